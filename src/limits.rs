@@ -1,0 +1,44 @@
+//! Every bound in one place, with the relations between them checked at compile time.
+
+use std::time::Duration;
+
+use crate::types::BLOCK_BYTES;
+
+/// The largest client request (NBD's advertised maximum block size).
+pub const REQUEST_BYTES_MAX: usize = 32 << 20;
+/// The largest payload of one log entry; larger requests are cut.
+pub const ENTRY_BYTES_MAX: usize = 1 << 20;
+/// The largest read that is one operation on a shard; larger requests are cut.
+pub const READ_BYTES_MAX: usize = 1 << 20;
+/// The largest payload of one peer frame.
+pub const FRAME_PAYLOAD_BYTES_MAX: usize = 8 << 20;
+/// The largest metadata (Raft messages without their payloads, manifests) of one peer frame.
+pub const FRAME_META_BYTES_MAX: usize = 4 << 20;
+/// Default length of a shard.
+pub const SHARD_BYTES: u64 = 4 << 30;
+/// The largest volume.
+pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
+/// Bytes of client payload under way per connection.
+pub const CONNECTION_BYTES_MAX: usize = 64 << 20;
+/// Requests under way per connection.
+pub const CONNECTION_REQUESTS_MAX: usize = 1024;
+/// Bytes of proposals under way per shard.
+pub const SHARD_PROPOSAL_BYTES_MAX: usize = 64 << 20;
+/// Bytes of queued frames per peer link before Raft messages to it are dropped (Raft resends).
+pub const LINK_QUEUE_BYTES_MAX: usize = 64 << 20;
+
+/// One Raft tick.
+pub const TICK: Duration = Duration::from_millis(100);
+/// Ticks without a leader before an election: the lower bound; the upper is twice minus one.
+pub const ELECTION_TICKS: usize = 8;
+/// Ticks between heartbeats.
+pub const HEARTBEAT_TICKS: usize = 2;
+/// What clocks may drift apart during one lease.
+pub const LEASE_DRIFT: Duration = Duration::from_millis(50);
+
+const _: () = assert!(ENTRY_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
+const _: () = assert!(READ_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
+const _: () = assert!(CONNECTION_BYTES_MAX >= REQUEST_BYTES_MAX);
+const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX >= 2 * ENTRY_BYTES_MAX);
+const _: () = assert!(SHARD_PROPOSAL_BYTES_MAX >= 8 * ENTRY_BYTES_MAX);
+const _: () = assert!(HEARTBEAT_TICKS * 3 < ELECTION_TICKS);

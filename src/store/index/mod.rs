@@ -1,0 +1,29 @@
+//! The index of a lane: which slot holds which extent, and its checksums.
+
+use crate::store::seam::{ExtentKey, ExtentRecord, IndexEdit, MemberRecord};
+use crate::types::{Extent, MemberId};
+
+/// Storage of the index. Commits are atomic and become durable in order, with the next flush at
+/// the latest; a crash loses a suffix of what was not flushed.
+pub trait IndexStore: Send {
+    fn get(&mut self, keys: &[ExtentKey]) -> Result<Vec<Option<ExtentRecord>>, IndexError>;
+    fn commit(&mut self, edits: &[IndexEdit], flush: bool) -> Result<(), IndexError>;
+    fn scan(
+        &mut self,
+        member: MemberId,
+        from: Extent,
+        limit: usize,
+    ) -> Result<Vec<(ExtentKey, ExtentRecord)>, IndexError>;
+    fn members(&mut self) -> Result<Vec<MemberRecord>, IndexError>;
+    /// Members that were destroyed here.
+    fn tombstones(&mut self) -> Result<Vec<MemberId>, IndexError>;
+}
+
+/// Why the index could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    #[error("the index store failed")]
+    Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the index holds a record that cannot be decoded: {what}")]
+    Corrupt { what: &'static str },
+}

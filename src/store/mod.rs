@@ -1,0 +1,23 @@
+//! One lane of a disk: write-ahead log, overlay, write-back, index, allocator, checkpoint,
+//! recovery, resync. All decisions are pure: a [`lane`] asks for I/O with [`seam::Effect`] and is
+//! told of its end; the worker and the simulator carry it out.
+//!
+//! Invariant: knows neither `replica` nor `net`; touches `io` only for aligned memory. The one
+//! place that calls RocksDB is `index/rocks.rs`.
+
+pub mod index;
+pub mod lane;
+pub mod seam;
+pub mod superblock;
+pub mod wal;
+
+/// Why a lane cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("could not read or write the disk")]
+    Io(#[from] std::io::Error),
+    #[error("could not read the index")]
+    Index(#[from] index::IndexError),
+    #[error("{0}")]
+    Unusable(&'static str),
+}

@@ -1,0 +1,243 @@
+//! The vocabulary between a lane and the world that drives it.
+
+use bytes::Bytes;
+
+use crate::types::{
+    BlockError, BlockRange, Extent, ExtentContent, ManifestChunk, MemberId, Segment, ShardId,
+    StatusRun, VolumeId,
+};
+
+/// Names an I/O of a lane until it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OpId(pub u64);
+
+/// The O_DIRECT files of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LaneFile {
+    Superblock,
+    Wal,
+    Data,
+}
+
+/// What a lane asks of the world. Offsets, lengths and memory are multiples of 4 KiB.
+#[derive(Debug)]
+pub enum Effect {
+    /// `durable`: ends only when the bytes are past the device's cache.
+    Write {
+        op: OpId,
+        file: LaneFile,
+        offset: u64,
+        bufs: Vec<Bytes>,
+        durable: bool,
+    },
+    Read {
+        op: OpId,
+        file: LaneFile,
+        offset: u64,
+        len: usize,
+    },
+    /// Every write to the file that has ended becomes durable.
+    Sync { op: OpId, file: LaneFile },
+    /// Runs on a helper thread, in order of submission.
+    Index { op: OpId, job: IndexJob },
+}
+
+/// How an effect ended.
+#[derive(Debug)]
+pub enum Done {
+    Written,
+    Read(Bytes),
+    Synced,
+    Index(IndexDone),
+    /// The device or the index said no. A failed write, sync or index job poisons the lane; a
+    /// failed read of data is a bad copy.
+    Failed(std::io::ErrorKind, String),
+}
+
+/// What can be asked of the index. `Commit`s are atomic and, without `flush`, durable only
+/// together with some later flush, in order.
+#[derive(Debug)]
+pub enum IndexJob {
+    Get {
+        keys: Vec<ExtentKey>,
+    },
+    Commit {
+        edits: Vec<IndexEdit>,
+        flush: bool,
+    },
+    /// The next at most `limit` extents of a member from `from` on, in order.
+    Scan {
+        member: MemberId,
+        from: Extent,
+        limit: usize,
+    },
+}
+
+#[derive(Debug)]
+pub enum IndexDone {
+    /// One per key, in order.
+    Got(Vec<Option<ExtentRecord>>),
+    /// With `flush`: this and every earlier commit is durable.
+    Committed,
+    Scanned(Vec<(ExtentKey, ExtentRecord)>),
+}
+
+/// One extent of one member in one layer. Layer 0 is the first; snapshots add more later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ExtentKey {
+    pub member: MemberId,
+    pub extent: Extent,
+    pub layer: u32,
+}
+
+/// Where 64 KiB of a data file are: slot N is at byte N x 64 KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub u32);
+
+/// What the index knows of an extent. A block that is neither *present* nor *zero* belongs to the
+/// layer below, and without one reads as zeroes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtentRecord {
+    pub slot: Slot,
+    /// Bit N: block N is in the slot.
+    pub present: u16,
+    /// Bit N: block N reads as zeroes whatever the layers below hold. Never also *present*.
+    pub zero: u16,
+    /// Raft index of the newest change that is included.
+    pub last_changed: u64,
+    /// The volume whose id seeds the checksums.
+    pub birth: VolumeId,
+    /// Valid where *present*.
+    pub crcs: [u32; 16],
+}
+
+/// One change of the index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IndexEdit {
+    Put(ExtentKey, ExtentRecord),
+    Delete(ExtentKey),
+    PutMember(MemberRecord),
+    /// Forgets the member and all its extents, and leaves a tombstone for ever (rule R12).
+    Destroy(MemberId),
+}
+
+/// What the index keeps of a member: written with every checkpoint of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberRecord {
+    pub member: MemberId,
+    pub shard: ShardId,
+    pub volume: VolumeId,
+    /// The shard's first block, counted in blocks of the volume (seeds the checksums).
+    pub first_block_in_volume: u64,
+    /// Length of the shard in blocks.
+    pub blocks: u32,
+    /// No change at or below this Raft index lives only in the WAL (rule R3).
+    pub flushed_index: u64,
+    pub flushed_term: u64,
+    /// Shard metadata (configuration, epochs, sessions, size) as of `flushed_index`; opaque here.
+    pub meta: Bytes,
+    /// The durable *resyncing* mark.
+    pub resyncing: bool,
+}
+
+/// Term, vote and commit of a member. `vote` 0 is nobody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HardState {
+    pub term: u64,
+    pub vote: u64,
+    pub commit: u64,
+}
+
+/// One Raft entry. `payload` is whole blocks in aligned memory, or empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogEntry {
+    pub index: u64,
+    pub term: u64,
+    /// The Raft entry type, opaque here.
+    pub kind: u8,
+    pub context: Bytes,
+    pub payload: Bytes,
+}
+
+/// An atomic append of one member.
+#[derive(Debug, Default)]
+pub struct AppendRequest {
+    pub member: MemberId,
+    /// Handed back with [`Event::Appended`]; grows by one per member.
+    pub number: u64,
+    pub hard: Option<HardState>,
+    /// The log is replaced: it now starts behind this point. The store must already hold
+    /// everything up to it, durably.
+    pub reset: Option<ResetPoint>,
+    pub entries: Vec<LogEntry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResetPoint {
+    pub index: u64,
+    pub term: u64,
+    pub meta: Bytes,
+}
+
+/// A committed entry's effect. The entry itself, with its payload, was appended before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApplyRequest {
+    pub index: u64,
+    pub term: u64,
+    pub change: Option<Change>,
+    /// The whole new metadata when this entry changed it.
+    pub meta: Option<Bytes>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// `payload` is what the entry carried, to be cached; empty: only in the WAL (replay).
+    Write {
+        range: BlockRange,
+        crcs: Vec<u32>,
+        payload: Bytes,
+    },
+    Zero {
+        range: BlockRange,
+        trim: bool,
+    },
+}
+
+/// Names a read of a lane until it is answered; chosen by the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ReadId(pub u64);
+
+/// What a lane tells the world.
+#[derive(Debug)]
+pub enum Event {
+    /// Durable. In order per member.
+    Appended { member: MemberId, number: u64 },
+    /// Verified against the checksums. `crcs`: one per block, 0 for blocks of zeroes.
+    Read {
+        read: ReadId,
+        result: Result<ReadBlocks, BlockError>,
+    },
+    Status {
+        read: ReadId,
+        result: Result<Vec<StatusRun>, BlockError>,
+    },
+    /// A member's record (created, destroyed, resync mark, resync end) is durable.
+    MemberDurable { member: MemberId },
+    /// Answer to `Lane::manifest`.
+    Manifest { read: ReadId, chunk: ManifestChunk },
+    /// Answer to `Lane::fetch_extent`: its state as of everything applied.
+    Extent {
+        read: ReadId,
+        result: Result<ExtentContent, BlockError>,
+    },
+    /// Answer to `Lane::install_extents`: durable data and index (not yet flushed).
+    Installed { read: ReadId },
+    /// The disk failed (a write or a flush): everything on this lane stops, for good.
+    Poisoned { reason: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadBlocks {
+    pub segments: Vec<Segment>,
+    pub crcs: Vec<u32>,
+}

@@ -1,0 +1,450 @@
+//! The vocabulary: ids, positions, requests and errors that every module shares. No logic.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+/// Bytes in a block: the unit of checksums, of atomicity and of the log.
+pub const BLOCK_BYTES: usize = 4096;
+/// Bytes in an extent: the unit of allocation, copy-on-write and resync.
+pub const EXTENT_BYTES: usize = 65536;
+/// Blocks in an extent.
+pub const BLOCKS_PER_EXTENT: u32 = (EXTENT_BYTES / BLOCK_BYTES) as u32;
+
+const _: () = assert!(
+    BLOCKS_PER_EXTENT == 16,
+    "the masks of the index are 16 bits wide"
+);
+
+macro_rules! id_u64 {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash,
+            serde::Serialize, serde::Deserialize,
+        )]
+        #[serde(transparent)]
+        pub struct $name(pub u64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}", self.0)
+            }
+        }
+    };
+}
+
+id_u64!(
+    /// A storage pod: one `holdfast serve` process.
+    PodId
+);
+id_u64!(
+    /// A volume; also the *birth volume* that seeds the checksums of its blocks.
+    VolumeId
+);
+id_u64!(
+    /// A shard of a volume: one Raft group.
+    ShardId
+);
+id_u64!(
+    /// One member of a shard. Given by the catalog, never reused.
+    MemberId
+);
+
+/// A random 128-bit identity (of a cluster or a disk), written as 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Uuid(pub [u8; 16]);
+
+impl fmt::Display for Uuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Uuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl std::str::FromStr for Uuid {
+    type Err = ParseUuidError;
+
+    fn from_str(text: &str) -> Result<Uuid, ParseUuidError> {
+        if text.len() != 32 || !text.is_ascii() {
+            return Err(ParseUuidError);
+        }
+        let mut bytes = [0u8; 16];
+        for (index, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[index * 2..index * 2 + 2], 16)
+                .map_err(|_| ParseUuidError)?;
+        }
+        Ok(Uuid(bytes))
+    }
+}
+
+/// The text was not 32 hexadecimal digits.
+#[derive(Debug, thiserror::Error)]
+#[error("an identity is 32 hexadecimal digits")]
+pub struct ParseUuidError;
+
+impl serde::Serialize for Uuid {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Uuid {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Uuid, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A block of a shard, counted from the shard's first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Block(pub u32);
+
+impl Block {
+    /// The extent that holds this block.
+    pub fn extent(self) -> Extent {
+        Extent(self.0 / BLOCKS_PER_EXTENT)
+    }
+
+    /// Position within its extent, 0 to 15.
+    pub fn in_extent(self) -> u32 {
+        self.0 % BLOCKS_PER_EXTENT
+    }
+}
+
+/// An extent of a shard, counted from the shard's first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Extent(pub u32);
+
+impl Extent {
+    /// The first block of this extent.
+    pub fn first_block(self) -> Block {
+        Block(self.0 * BLOCKS_PER_EXTENT)
+    }
+}
+
+/// A run of whole blocks of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BlockRange {
+    pub first: Block,
+    /// Number of blocks, at least 1.
+    pub count: u32,
+}
+
+impl BlockRange {
+    /// One past the last block.
+    pub fn end(self) -> u32 {
+        self.first.0 + self.count
+    }
+
+    /// True when both share a block.
+    pub fn overlaps(self, other: BlockRange) -> bool {
+        self.first.0 < other.end() && other.first.0 < self.end()
+    }
+
+    /// Every block of the range, in order.
+    pub fn blocks(self) -> impl Iterator<Item = Block> {
+        (self.first.0..self.end()).map(Block)
+    }
+
+    /// Length in bytes.
+    pub fn bytes(self) -> u64 {
+        u64::from(self.count) * BLOCK_BYTES as u64
+    }
+}
+
+/// A point of a pod's monotonic clock (BOOTTIME), in nanoseconds. Never compared across pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mono(pub u64);
+
+impl Mono {
+    /// Time from `earlier` to here; zero when `earlier` is later.
+    pub fn since(self, earlier: Mono) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl std::ops::Add<Duration> for Mono {
+    type Output = Mono;
+
+    fn add(self, duration: Duration) -> Mono {
+        Mono(
+            self.0
+                .saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+        )
+    }
+}
+
+/// Who sent a request: carried by every log entry and checked when it is applied (rule R15).
+///
+/// `attachment_epoch` 0 means no attachment. `front_end` names the front end that numbers its
+/// sessions (a pod); `session` only grows for one front end, across its restarts too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin {
+    pub attachment_epoch: u64,
+    pub front_end: PodId,
+    pub session: u64,
+}
+
+/// One operation on one shard, complete and validated. Offsets are the shard's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShardOp {
+    /// Answered with [`ShardReply::Data`] that covers exactly the range.
+    Read { range: BlockRange },
+    /// Whole blocks. `data` is `range.count` blocks in memory aligned to 4 KiB; `crcs` holds one
+    /// [`block_crc`] per block.
+    Write {
+        range: BlockRange,
+        data: Bytes,
+        crcs: Vec<u32>,
+    },
+    /// A part of one block: `offset_bytes + data.len() <= BLOCK_BYTES`, not the whole block.
+    WritePartial {
+        block: Block,
+        offset_bytes: u32,
+        data: Bytes,
+    },
+    /// Whole blocks that read as zeroes from now on; `trim` also gives their space back.
+    Zero { range: BlockRange, trim: bool },
+    /// Answered with [`ShardReply::Status`] that covers exactly the range.
+    Status { range: BlockRange },
+}
+
+impl ShardOp {
+    /// The blocks this operation touches.
+    pub fn range(&self) -> BlockRange {
+        match self {
+            ShardOp::Read { range }
+            | ShardOp::Write { range, .. }
+            | ShardOp::Zero { range, .. }
+            | ShardOp::Status { range } => *range,
+            ShardOp::WritePartial { block, .. } => BlockRange {
+                first: *block,
+                count: 1,
+            },
+        }
+    }
+
+    /// True when it changes bytes.
+    pub fn is_write(&self) -> bool {
+        !matches!(self, ShardOp::Read { .. } | ShardOp::Status { .. })
+    }
+
+    /// Bytes of payload it carries, for budgets.
+    pub fn payload_bytes(&self) -> usize {
+        match self {
+            ShardOp::Write { data, .. } | ShardOp::WritePartial { data, .. } => data.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// A stretch of bytes that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Segment {
+    Data(Bytes),
+    /// This many bytes of zeroes.
+    Zero(usize),
+}
+
+impl Segment {
+    /// Length in bytes.
+    pub fn len_bytes(&self) -> usize {
+        match self {
+            Segment::Data(data) => data.len(),
+            Segment::Zero(len) => *len,
+        }
+    }
+}
+
+/// A run of blocks that share an allocation state (`base:allocation` of NBD).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusRun {
+    /// Number of blocks.
+    pub count: u32,
+    /// No space is used for it; it reads as zeroes.
+    pub hole: bool,
+}
+
+/// What a shard answers when an operation succeeded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShardReply {
+    /// A change is durable on a majority and applied.
+    Done,
+    /// What was read, in order, with one checksum per block (0 for a block of zeroes that is
+    /// stored as such).
+    Data {
+        segments: Vec<Segment>,
+        crcs: Vec<u32>,
+    },
+    Status(Vec<StatusRun>),
+}
+
+/// One operation of a client on a volume, validated against its size. Offsets and lengths are in
+/// bytes and need not be multiples of anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BlockOp {
+    Read {
+        offset: u64,
+        len: u32,
+    },
+    /// `data` starts in memory `offset % BLOCK_BYTES` bytes after a 4 KiB boundary, so that its
+    /// whole blocks are aligned.
+    Write {
+        offset: u64,
+        data: Bytes,
+    },
+    /// Reads as zeroes from now on. With `trim` the space is given back, and parts of blocks at
+    /// the edges may keep their content.
+    Zero {
+        offset: u64,
+        len: u32,
+        trim: bool,
+    },
+    /// Every acknowledged write is durable already; answered at once.
+    Flush,
+    Status {
+        offset: u64,
+        len: u32,
+    },
+}
+
+/// What a volume answers when an operation succeeded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BlockReply {
+    Done,
+    /// Exactly the bytes asked for, in order.
+    Data(Vec<Segment>),
+    /// Runs of (length in bytes, hole), in order, at least one, covering the range asked for.
+    Status(Vec<(u64, bool)>),
+}
+
+/// Why a block operation did not succeed. Each front end maps it in one table.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BlockError {
+    /// This member does not lead; nothing was proposed. Retry at the hint.
+    #[error("this replica does not lead its shard")]
+    NotLeader { hint: Option<MemberId>, term: u64 },
+    /// A queue is full; nothing was proposed. Retry.
+    #[error("the shard is busy")]
+    Busy,
+    /// Whether the change happened is not known (leader lost, connection lost). Retry under a
+    /// higher session.
+    #[error("the outcome of the request is not known yet")]
+    Unknown,
+    /// A higher session of the same front end was seen; certainly not applied.
+    #[error("a newer session of this front end is in use")]
+    StaleSession,
+    /// A newer attachment was granted; certainly not applied, and never will be.
+    #[error("a newer attachment has fenced this client")]
+    Fenced,
+    #[error("the request reaches beyond the end of the volume")]
+    OutOfRange,
+    #[error("the volume is read-only")]
+    ReadOnly,
+    #[error("there is no space left on the disks of this shard")]
+    NoSpace,
+    /// No intact copy could be read here.
+    #[error("no intact copy of the data can be read")]
+    MediaFault,
+    /// The volume is being deleted, or unknown here.
+    #[error("the volume does not exist")]
+    NoSuchVolume,
+    #[error("the request is malformed")]
+    Invalid,
+}
+
+impl BlockError {
+    /// True when the router tries again by itself rather than tell the client.
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            BlockError::NotLeader { .. }
+                | BlockError::Busy
+                | BlockError::Unknown
+                | BlockError::StaleSession
+        )
+    }
+}
+
+/// A part of the list of every extent of a member, as of `applied_index`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestChunk {
+    /// Ordered, one per extent that exists.
+    pub extents: Vec<ManifestEntry>,
+    /// Where the next chunk starts; `None`: this was the last.
+    pub next: Option<Extent>,
+    pub applied_index: u64,
+    pub applied_term: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ManifestEntry {
+    pub extent: Extent,
+    pub layer: u32,
+    pub last_changed: u64,
+    pub present: u16,
+    pub zero: u16,
+}
+
+/// One whole extent on its way to another member. `data` holds the present blocks, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtentContent {
+    pub extent: Extent,
+    pub layer: u32,
+    pub last_changed: u64,
+    pub present: u16,
+    pub zero: u16,
+    pub crcs: Vec<u32>,
+    pub data: Bytes,
+}
+
+/// Checksum of one stored block: CRC-32 seeded with the birth volume and the block's number in
+/// that volume, so that bytes which belong elsewhere do not pass for this block's.
+pub fn block_crc(birth: VolumeId, block_in_volume: u64, data: &[u8]) -> u32 {
+    debug_assert_eq!(data.len(), BLOCK_BYTES);
+    let mut hasher = crc32fast::Hasher::new_with_initial(crc_seed(birth, block_in_volume));
+    hasher.update(data);
+    hasher.finalize()
+}
+
+fn crc_seed(birth: VolumeId, block_in_volume: u64) -> u32 {
+    let mixed = mix64(birth.0 ^ mix64(block_in_volume));
+    (mixed ^ (mixed >> 32)) as u32
+}
+
+/// A fixed bijective mixing of 64 bits (the finaliser of splitmix64). Part of the disk format.
+pub fn mix64(value: u64) -> u64 {
+    let mut mixed = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_bytes_elsewhere_have_another_checksum() {
+        let data = [7u8; BLOCK_BYTES];
+        let here = block_crc(VolumeId(1), 5, &data);
+        assert_ne!(here, block_crc(VolumeId(1), 6, &data));
+        assert_ne!(here, block_crc(VolumeId(2), 5, &data));
+        assert_eq!(here, block_crc(VolumeId(1), 5, &data));
+    }
+
+    #[test]
+    fn an_identity_survives_its_text() {
+        let uuid = Uuid(*b"0123456789abcdef");
+        assert_eq!(uuid.to_string().parse::<Uuid>().unwrap(), uuid);
+        assert!("xyz".parse::<Uuid>().is_err());
+        assert!("é".repeat(16).parse::<Uuid>().is_err());
+    }
+}
