@@ -1,0 +1,295 @@
+//! NBD connections of a worker: sockets and sessions on one side, routers on the other.
+
+use rustc_hash::FxHashMap;
+
+use crate::front::nbd::session::{
+    CloseReason, Export, Exports, Session, SessionHandle, SessionOutput,
+};
+use crate::io::buffer::Pool;
+use crate::io::driver::{Address, Buffers, Completion, Done, Op, SocketId};
+use crate::types::{BlockError, BlockReply, VolumeId};
+use crate::view::ClusterView;
+use crate::volume::{ConnId as VolumeConn, VolumeOutput};
+use crate::worker::Worker;
+use crate::worker::requests::Waiter;
+use crate::worker::start::StartError;
+use crate::worker::stream::Stream;
+use crate::worker::token::{ConnId, Target};
+
+/// Connections that a worker serves at once; more are closed at once.
+const CLIENTS_MAX: usize = 4096;
+
+/// What a listener takes connections for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Nbd,
+    Peer,
+}
+
+struct Client {
+    stream: Stream,
+    session: Session,
+    /// Close when everything was sent.
+    closing: bool,
+    dirty: bool,
+}
+
+/// The connections and listeners of a worker.
+pub struct Clients {
+    pool: Pool,
+    listeners: Vec<(SocketId, Purpose)>,
+    clients: FxHashMap<ConnId, Client>,
+    dirty: Vec<ConnId>,
+    next: ConnId,
+    outputs: Vec<SessionOutput>,
+}
+
+impl Clients {
+    pub fn new(pool: Pool) -> Clients {
+        Clients {
+            pool,
+            listeners: Vec::new(),
+            clients: FxHashMap::default(),
+            dirty: Vec::new(),
+            next: 0,
+            outputs: Vec::new(),
+        }
+    }
+
+    fn mark(&mut self, conn: ConnId) {
+        if let Some(client) = self.clients.get_mut(&conn)
+            && !client.dirty
+        {
+            client.dirty = true;
+            self.dirty.push(conn);
+        }
+    }
+}
+
+impl Exports for ClusterView {
+    fn list(&self) -> Vec<String> {
+        let exported = self.volumes.iter().filter(|volume| !volume.deleting);
+        exported.map(|volume| volume.name.clone()).collect()
+    }
+
+    fn open(&self, name: &str) -> Option<Export> {
+        let mut exported = self.volumes.iter().filter(|volume| !volume.deleting);
+        let volume = match name {
+            "" => exported.next().filter(|_| exported.next().is_none())?,
+            name => exported.find(|volume| volume.name == name)?,
+        };
+        Some(Export {
+            volume: volume.volume,
+            size_bytes: volume.size_bytes,
+            read_only: false,
+        })
+    }
+}
+
+impl Worker {
+    pub fn listen_nbd(&mut self, address: &Address) -> Result<Address, StartError> {
+        self.listen(address, Purpose::Nbd)
+    }
+
+    pub fn listen_peers(&mut self, address: &Address) -> Result<Address, StartError> {
+        self.listen(address, Purpose::Peer)
+    }
+
+    fn listen(&mut self, address: &Address, purpose: Purpose) -> Result<Address, StartError> {
+        let (socket, bound) = self
+            .driver
+            .listen(address)
+            .map_err(|source| StartError::Listen { address: address.clone(), source })?;
+        let number = self.clients.listeners.len() as u8;
+        self.clients.listeners.push((socket, purpose));
+        self.accept(number);
+        Ok(bound)
+    }
+
+    fn accept(&mut self, listener: u8) {
+        let (socket, _) = self.clients.listeners[usize::from(listener)];
+        self.driver.submit(Target::Accept { listener }.token(), Op::Accept { listener: socket });
+    }
+
+    /// A connection came in.
+    pub fn accepted(&mut self, listener: u8, completion: Completion) {
+        let (_, purpose) = self.clients.listeners[usize::from(listener)];
+        match completion.result {
+            Ok(Done::Accepted(socket)) if purpose == Purpose::Peer => self.peer_accepted(socket),
+            Ok(Done::Accepted(socket)) => self.client_accepted(socket),
+            Ok(done) => panic!("an accept ended with {done:?}"),
+            Err(error) => tracing::warn!(%error, "a connection could not be accepted"),
+        }
+        self.accept(listener);
+    }
+
+    fn client_accepted(&mut self, socket: SocketId) {
+        if self.clients.clients.len() >= CLIENTS_MAX {
+            tracing::warn!("too many connections: one more is closed at once");
+            self.driver.submit(Target::Closed.token(), Op::Close { socket });
+            return;
+        }
+        self.clients.next += 1;
+        let conn = self.clients.next;
+        let stream = Stream::new(socket, self.clients.pool.clone());
+        let client = Client { stream, session: Session::new(), closing: false, dirty: false };
+        self.clients.clients.insert(conn, client);
+        self.feed_client(conn);
+    }
+
+    pub fn client_received(&mut self, conn: ConnId, completion: Completion) {
+        let Some(client) = self.clients.clients.get_mut(&conn) else { return };
+        match (completion.result, completion.buffers) {
+            (Ok(Done::Bytes(count)), Buffers::Recv(bufs)) if count > 0 => {
+                client.stream.received(bufs, count);
+                self.feed_client(conn);
+            }
+            _ => self.close_client(conn, CloseReason::Disconnected),
+        }
+    }
+
+    pub fn client_sent(&mut self, conn: ConnId, completion: Completion) {
+        let Some(client) = self.clients.clients.get_mut(&conn) else { return };
+        client.stream.sent();
+        match completion.result {
+            Ok(Done::Bytes(count)) => {
+                client.session.sent(count);
+                self.feed_client(conn);
+            }
+            _ => self.close_client(conn, CloseReason::Disconnected),
+        }
+    }
+
+    /// Parses what has arrived; also after an answer or a send, which may have made room.
+    fn feed_client(&mut self, conn: ConnId) {
+        let mut outputs = std::mem::take(&mut self.clients.outputs);
+        if let Some(client) = self.clients.clients.get_mut(&conn)
+            && client.stream.wants_receive()
+        {
+            client.session.feed(&mut client.stream.reader, self.view.as_ref(), &mut outputs);
+        }
+        self.session_outputs(conn, &mut outputs);
+        self.clients.outputs = outputs;
+        self.clients.mark(conn);
+    }
+
+    fn session_outputs(&mut self, conn: ConnId, outputs: &mut Vec<SessionOutput>) {
+        for output in outputs.drain(..) {
+            let Some(client) = self.clients.clients.get_mut(&conn) else { continue };
+            match output {
+                SessionOutput::Send(bytes) => client.stream.queue([bytes]),
+                SessionOutput::Close { reason } => {
+                    tracing::debug!(conn, %reason, "an NBD connection ends");
+                    client.closing = true;
+                }
+                SessionOutput::Request { handle, op } => {
+                    let volume = client.session.export().expect("requests follow an export").volume;
+                    match self.volumes.get_mut(&volume) {
+                        Some(router) => {
+                            router.request(self.now, VolumeConn(u64::from(conn)), handle.0, op);
+                            self.touch_volume(volume);
+                        }
+                        None => self.orphans.push((conn, handle)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Answers requests for volumes that are gone.
+    fn answer_orphans(&mut self) {
+        while let Some((conn, handle)) = self.orphans.pop() {
+            self.reply_client(conn, handle.0, Err(BlockError::NoSuchVolume));
+        }
+    }
+
+    fn reply_client(&mut self, conn: ConnId, handle: u64, result: Result<BlockReply, BlockError>) {
+        let mut outputs = std::mem::take(&mut self.clients.outputs);
+        if let Some(client) = self.clients.clients.get_mut(&conn) {
+            client.session.reply(SessionHandle(handle), result, &mut outputs);
+        }
+        self.session_outputs(conn, &mut outputs);
+        self.clients.outputs = outputs;
+        self.feed_client(conn);
+    }
+
+    fn close_client(&mut self, conn: ConnId, reason: CloseReason) {
+        let Some(client) = self.clients.clients.remove(&conn) else { return };
+        tracing::debug!(conn, %reason, "an NBD connection is closed");
+        if let Some(export) = client.session.export()
+            && let Some(router) = self.volumes.get_mut(&export.volume)
+        {
+            let volume = export.volume;
+            router.close_connection(VolumeConn(u64::from(conn)));
+            self.touch_volume(volume);
+        }
+        self.driver.submit(Target::Closed.token(), Op::Close { socket: client.stream.socket });
+    }
+
+    /// Starts sends and receives of every connection that changed.
+    pub fn submit_clients(&mut self) {
+        self.answer_orphans();
+        let mut ended = Vec::new();
+        for conn in std::mem::take(&mut self.clients.dirty) {
+            let Some(client) = self.clients.clients.get_mut(&conn) else { continue };
+            client.dirty = false;
+            let driver = self.driver.as_mut();
+            client.stream.send(driver, Target::ClientSend(conn).token());
+            if client.closing && !client.stream.has_output() {
+                ended.push(conn);
+            } else if client.session.wants_input() {
+                client.stream.receive(driver, Target::ClientRecv(conn).token());
+            }
+        }
+        for conn in ended {
+            self.close_client(conn, CloseReason::Disconnected);
+        }
+    }
+
+    /// Polls a router and carries out what it wants.
+    pub fn poll_volume(&mut self, volume: VolumeId) {
+        let mut outputs = std::mem::take(&mut self.scratch.routes);
+        if let Some(router) = self.volumes.get_mut(&volume) {
+            router.poll(self.now, &mut outputs);
+        }
+        for output in outputs.drain(..) {
+            match output {
+                VolumeOutput::Reply { conn, handle, result } => {
+                    self.reply_client(conn.0 as ConnId, handle, result);
+                }
+                VolumeOutput::Send { ticket, shard, to, term, origin, op } => {
+                    let waiter = Waiter::Volume { volume, ticket };
+                    if self.members.contains_key(&to.member) {
+                        self.request(to.member, term, origin, op, waiter);
+                    } else {
+                        self.forward(volume, ticket, shard, to, term, origin, op);
+                    }
+                }
+            }
+        }
+        self.scratch.routes = outputs;
+    }
+
+    pub fn tick_volumes(&mut self, now: crate::types::Mono) {
+        let volumes: Vec<VolumeId> = self.volumes.keys().copied().collect();
+        for volume in volumes {
+            if let Some(router) = self.volumes.get_mut(&volume) {
+                router.tick(now);
+            }
+            self.touch_volume(volume);
+        }
+    }
+
+    /// The volume is deleted: its connections end.
+    pub fn close_volume(&mut self, volume: VolumeId) {
+        self.volumes.remove(&volume);
+        let of = |(conn, client): (&ConnId, &Client)| {
+            let export = client.session.export()?;
+            (export.volume == volume).then_some(*conn)
+        };
+        let conns: Vec<ConnId> = self.clients.clients.iter().filter_map(of).collect();
+        for conn in conns {
+            self.close_client(conn, CloseReason::UnknownExport);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Every interleaving of the mailbox, with loom's primitives in place of std's.
+
+mod sync {
+    pub use loom::sync::atomic::{AtomicBool, Ordering};
+    pub use loom::sync::{Arc, Mutex};
+}
+
+#[path = "mailbox.rs"]
+mod checked;
+
+use checked::{Full, mailbox};
+use loom::sync::atomic::{AtomicUsize, Ordering};
+use loom::sync::{Arc, Condvar, Mutex};
+
+/// An eventfd as loom sees it.
+#[derive(Clone)]
+struct Event(Arc<(Mutex<bool>, Condvar)>);
+
+impl Event {
+    fn new() -> Event {
+        Event(Arc::new((Mutex::new(false), Condvar::new())))
+    }
+
+    fn set(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_one();
+    }
+
+    fn wait(&self) {
+        let mut set = self.0.0.lock().unwrap();
+        while !*set {
+            set = self.0.1.wait(set).unwrap();
+        }
+        *set = false;
+    }
+}
+
+#[test]
+fn no_message_is_left_with_a_sleeping_receiver() {
+    loom::model(|| {
+        let event = Event::new();
+        let wake = event.clone();
+        let (sender, receiver) = mailbox(4, move || wake.set());
+        let sent = Arc::new(AtomicUsize::new(0));
+        let senders: Vec<_> = (0..2)
+            .map(|number| {
+                let (sender, sent) = (sender.clone(), Arc::clone(&sent));
+                loom::thread::spawn(move || {
+                    sender.send(number).unwrap();
+                    sent.fetch_add(1, Ordering::SeqCst);
+                })
+            })
+            .collect();
+        let mut got = Vec::new();
+        while got.len() < 2 {
+            got.extend(receiver.receive());
+            if got.len() < 2 && receiver.park() {
+                event.wait();
+                receiver.unpark();
+            }
+        }
+        got.sort_unstable();
+        assert_eq!(got, [0, 1]);
+        for sender in senders {
+            sender.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_full_mailbox_gives_the_message_back() {
+    loom::model(|| {
+        let (sender, receiver) = mailbox(1, || {});
+        sender.send(1).unwrap();
+        assert_eq!(sender.send(2), Err(Full(2)));
+        assert_eq!(receiver.receive(), Some(1));
+        sender.send(3).unwrap();
+    });
+}

@@ -1,0 +1,342 @@
+//! Members at work: carries out what they ask for, and routes what they answer.
+
+use raft::eraftpb::{EntryType, Message};
+
+use crate::net::message::PeerMessage;
+use crate::replica::member::Member;
+use crate::replica::message;
+use crate::replica::seam::{Append, Applied, Change, Input, Output, ReqId, Role};
+use crate::store::lane::Refusal;
+use crate::store::seam::{
+    AppendRequest, ApplyRequest, Change as StoreChange, HardState, LogEntry, ResetPoint,
+};
+use crate::types::{
+    BlockError, BlockRange, MemberId, Mono, Origin, ShardId, ShardOp, ShardReply, VolumeId,
+};
+use crate::view::{MemberState, MemberView};
+use crate::worker::Worker;
+use crate::worker::reads::ReadTarget;
+use crate::worker::requests::Waiter;
+use crate::worker::resync::Resync;
+
+/// One member of this worker.
+pub struct MemberRuntime {
+    pub member: Member,
+    pub lane: u8,
+    pub shard: ShardId,
+    pub volume: VolumeId,
+    pub role: Role,
+    /// The other voters and where they live; empty while the catalog has not told.
+    pub peers: Vec<MemberView>,
+    /// Has inputs that were not polled.
+    pub touched: bool,
+    pub faulted: Option<String>,
+    /// Being brought up to date from another member.
+    pub resync: Option<Resync>,
+    pub known: bool,
+}
+
+impl MemberRuntime {
+    /// For reports.
+    pub fn state(&self) -> MemberState {
+        if self.faulted.is_some() {
+            MemberState::Faulted
+        } else if !self.known {
+            MemberState::Unknown
+        } else if self.resync.is_some() {
+            MemberState::Resyncing
+        } else if self.role.serving {
+            MemberState::Leader
+        } else {
+            MemberState::Follower
+        }
+    }
+}
+
+impl Worker {
+    /// Gives a member an input; it is polled at the end of the round.
+    pub fn input(&mut self, member: MemberId, input: Input) {
+        let now = self.now;
+        let Some(runtime) = self.members.get_mut(&member) else { return };
+        if runtime.faulted.is_some() {
+            return;
+        }
+        runtime.member.handle(now, input);
+        if !runtime.touched {
+            runtime.touched = true;
+            self.touched.members.push(member);
+        }
+    }
+
+    /// A client's operation for a member of this worker. The answer goes to `waiter`.
+    pub fn request(
+        &mut self,
+        member: MemberId,
+        term: u64,
+        origin: Origin,
+        op: ShardOp,
+        waiter: Waiter,
+    ) {
+        let req = self.requests.add(member, waiter);
+        let refused = match self.members.get(&member) {
+            None => Some(BlockError::NotLeader { hint: None, term: 0 }),
+            Some(runtime) if runtime.faulted.is_some() => {
+                Some(BlockError::NotLeader { hint: None, term: 0 })
+            }
+            Some(runtime) if op.is_write() && runtime.role.serving => {
+                self.admit(runtime.lane, member, op.payload_bytes() as u64, &[op.range()])
+            }
+            Some(_) => None,
+        };
+        match refused {
+            Some(error) => self.answer(req, Err(error)),
+            None => self.input(member, Input::Client { req, term, origin, op }),
+        }
+    }
+
+    /// Rules R9 and R10 on the leader: the log has room, and a majority can take the change.
+    fn admit(
+        &self,
+        lane: u8,
+        member: MemberId,
+        payload_bytes: u64,
+        ranges: &[BlockRange],
+    ) -> Option<BlockError> {
+        let lane = &self.lanes[usize::from(lane)].lane;
+        match lane.admit(member, payload_bytes, ranges) {
+            Err(Refusal::LogFull) => Some(BlockError::Busy),
+            Err(Refusal::NoSpace) => Some(BlockError::NoSpace),
+            Ok(()) => None,
+        }
+    }
+
+    /// Polls a member and carries out its outputs, in order.
+    pub fn poll_member(&mut self, member: MemberId) {
+        let mut outputs = std::mem::take(&mut self.scratch.outputs);
+        if let Some(runtime) = self.members.get_mut(&member) {
+            runtime.touched = false;
+            runtime.member.poll(self.now, &mut outputs);
+        }
+        for output in outputs.drain(..) {
+            self.carry_out(member, output);
+        }
+        self.scratch.outputs = outputs;
+    }
+
+    fn carry_out(&mut self, member: MemberId, output: Output) {
+        match output {
+            Output::Send(message) => self.send_raft(*message),
+            Output::Append(append) => self.append(member, append),
+            Output::Apply(applied) => self.apply(member, applied),
+            Output::Read { req, range, status } => {
+                let target = match status {
+                    true => ReadTarget::Status(req),
+                    false => ReadTarget::Read(req),
+                };
+                self.start_read(member, range, target);
+            }
+            Output::ReadBase { ticket, block } => {
+                let range = BlockRange { first: block, count: 1 };
+                self.start_read(member, range, ReadTarget::Base { member, ticket });
+            }
+            Output::Reply { req, result } => self.answer(req, result),
+            Output::Barrier { .. } => {
+                unreachable!("only the catalog's member is asked for barriers")
+            }
+            Output::Role(role) => self.role_changed(member, role),
+            Output::NeedsResync { member: behind } => {
+                let offer = PeerMessage::ResyncOffer { to: behind, source: member };
+                self.send_to_member(behind, offer);
+            }
+            Output::Faulted { reason } => {
+                tracing::error!(%member, reason, "a replica is faulted: it takes no part any more");
+                if let Some(runtime) = self.members.get_mut(&member) {
+                    runtime.faulted = Some(reason);
+                }
+                self.report_due = true;
+            }
+        }
+    }
+
+    fn append(&mut self, member: MemberId, append: Append) {
+        let Some(runtime) = self.members.get(&member) else { return };
+        let request = AppendRequest {
+            member,
+            number: append.number,
+            hard: append.hard.map(|hard| HardState {
+                term: hard.term,
+                vote: hard.vote,
+                commit: hard.commit,
+            }),
+            reset: append.reset.map(|reset| ResetPoint {
+                index: reset.index,
+                term: reset.term,
+                meta: reset.meta,
+            }),
+            entries: append.entries.into_iter().map(log_entry).collect(),
+        };
+        let lane = runtime.lane;
+        self.lanes[usize::from(lane)].lane.append(request);
+        self.touch_lane(lane);
+    }
+
+    fn apply(&mut self, member: MemberId, applied: Applied) {
+        let Some(runtime) = self.members.get(&member) else { return };
+        let lane = runtime.lane;
+        self.lanes[usize::from(lane)].lane.apply(member, apply_request(applied));
+        self.touch_lane(lane);
+    }
+
+    fn role_changed(&mut self, member: MemberId, role: Role) {
+        let Some(runtime) = self.members.get_mut(&member) else { return };
+        runtime.role = role;
+        let (volume, shard) = (runtime.volume, runtime.shard);
+        tracing::info!(%member, %shard, term = role.term, leader = ?role.leader, serving = role.serving, "role");
+        if let (Some(leader), Some(router)) = (role.leader, self.volumes.get_mut(&volume))
+            && (leader != member || role.serving)
+        {
+            router.leader(self.now, shard, leader, role.term);
+            self.touch_volume(volume);
+        }
+        self.report_due = true;
+    }
+
+    fn send_raft(&mut self, message: Message) {
+        let to = MemberId(message.to);
+        let light = message::is_light(&message);
+        match message::encode(message) {
+            Ok((header, payloads)) if light && payloads.is_empty() => {
+                self.send_to_member(to, PeerMessage::RaftBatch { messages: vec![(to, header)] });
+            }
+            Ok((header, payloads)) => {
+                self.send_to_member(to, PeerMessage::Raft { to, header, payloads });
+            }
+            Err(error) => tracing::error!(%to, %error, "a Raft message cannot be encoded"),
+        }
+    }
+
+    /// A Raft message from a peer. Entries are taken only while the lane has room for them
+    /// (rule R9): Raft sends a refused append again.
+    pub fn raft_message(&mut self, to: MemberId, header: &[u8], payloads: Vec<bytes::Bytes>) {
+        let Some(runtime) = self.members.get(&to) else { return };
+        let message = match message::decode(header, payloads) {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::warn!(%to, %error, "a peer sent a Raft message that cannot be decoded");
+                return;
+            }
+        };
+        if message.to != to.0 {
+            tracing::warn!(%to, addressed = message.to, "a Raft message went to the wrong member");
+            return;
+        }
+        if !message.entries.is_empty() {
+            let payload_bytes = message.entries.iter().map(|entry| entry.data.len() as u64).sum();
+            let ranges = match message::ranges(&message) {
+                Ok(ranges) => ranges,
+                Err(error) => {
+                    tracing::warn!(%to, %error, "a peer sent an entry that cannot be decoded");
+                    return;
+                }
+            };
+            if self.admit(runtime.lane, to, payload_bytes, &ranges).is_some() {
+                return;
+            }
+        }
+        self.input(to, Input::Peer(Box::new(message)));
+    }
+
+    /// Answers a request once.
+    pub fn answer(&mut self, req: ReqId, result: Result<ShardReply, BlockError>) {
+        let Some((member, waiter)) = self.requests.take(req) else { return };
+        let term = self.members.get(&member).map_or(0, |runtime| runtime.role.term);
+        match waiter {
+            Waiter::Volume { volume, ticket } => {
+                if let Some(router) = self.volumes.get_mut(&volume) {
+                    router.shard_result(self.now, ticket, member, term, result);
+                    self.touch_volume(volume);
+                }
+            }
+            Waiter::Peer { conn, call } => {
+                self.send_on(conn, PeerMessage::Response { call, term, result });
+            }
+        }
+    }
+
+    /// One tick of every member.
+    pub fn tick_members(&mut self, now: Mono) {
+        let members: Vec<MemberId> = self.members.keys().copied().collect();
+        for member in members {
+            self.input(member, Input::Tick);
+        }
+        self.step_down_from_hung_lanes(now);
+    }
+
+    fn step_down_from_hung_lanes(&mut self, now: Mono) {
+        for number in 0..self.lanes.len() {
+            if !self.lanes[number].is_hung(now) {
+                continue;
+            }
+            tracing::warn!(disk = %self.lanes[number].place.disk, "a log write hangs: leaders step down");
+            self.transfer_leaders(|runtime| usize::from(runtime.lane) == number);
+        }
+    }
+
+    /// Asks every leading member that `of` picks to hand its leadership to another voter.
+    pub fn transfer_leaders(&mut self, of: impl Fn(&MemberRuntime) -> bool) {
+        let transfers: Vec<(MemberId, MemberId)> = self
+            .members
+            .iter()
+            .filter(|(_, runtime)| runtime.role.serving && of(runtime))
+            .filter_map(|(id, runtime)| {
+                let up = |peer: &&MemberView| self.peers.is_up(peer.pod);
+                runtime.peers.iter().find(up).map(|peer| (*id, peer.member))
+            })
+            .collect();
+        for (member, to) in transfers {
+            self.input(member, Input::TransferLeader(to));
+        }
+    }
+}
+
+fn log_entry(entry: raft::eraftpb::Entry) -> LogEntry {
+    let kind = match entry.entry_type {
+        EntryType::EntryNormal => 0,
+        EntryType::EntryConfChange => 1,
+        EntryType::EntryConfChangeV2 => 2,
+    };
+    LogEntry {
+        index: entry.index,
+        term: entry.term,
+        kind,
+        context: entry.context,
+        payload: entry.data,
+    }
+}
+
+/// The entry that [`log_entry`] stored; `None` when its type is not known.
+pub fn raft_entry(entry: LogEntry) -> Option<raft::eraftpb::Entry> {
+    let entry_type = match entry.kind {
+        0 => EntryType::EntryNormal,
+        1 => EntryType::EntryConfChange,
+        2 => EntryType::EntryConfChangeV2,
+        _ => return None,
+    };
+    Some(raft::eraftpb::Entry {
+        entry_type,
+        term: entry.term,
+        index: entry.index,
+        data: entry.payload,
+        context: entry.context,
+        ..Default::default()
+    })
+}
+
+/// What the store needs to know of a committed entry.
+pub fn apply_request(applied: Applied) -> ApplyRequest {
+    let change = applied.change.map(|change| match change {
+        Change::Write { range, crcs, payload } => StoreChange::Write { range, crcs, payload },
+        Change::Zero { range, trim } => StoreChange::Zero { range, trim },
+    });
+    ApplyRequest { index: applied.index, term: applied.term, change, meta: applied.meta }
+}

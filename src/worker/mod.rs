@@ -1,0 +1,32 @@
+//! The data path at work: one plain thread that loops reap -> handle -> poll -> submit over one
+//! [`Driver`]. The only place that knows all parts. Never blocks but in [`Driver::enter`].
+//!
+//! Invariant: everything that a worker does follows from its driver, its mailbox and its index
+//! runners; the simulator replaces those three and runs this very code.
+
+mod clients;
+mod disks;
+mod index_thread;
+mod lanes;
+mod mailbox;
+#[cfg(test)]
+mod mailbox_test;
+mod members;
+mod peers;
+mod reads;
+mod reconcile;
+mod requests;
+mod resync;
+mod round;
+mod start;
+mod stream;
+mod token;
+
+/// The primitives of the mailbox: std's here, loom's in its test.
+mod sync {
+    pub use std::sync::atomic::{AtomicBool, Ordering};
+    pub use std::sync::{Arc, Mutex};
+}
+
+pub use round::{Command, Worker, WorkerConfig};
+pub use start::{DataPath, StartError, start};

@@ -1,0 +1,479 @@
+//! Links to other pods: which ones ought to exist, dialing, and the messages on them.
+
+use std::net::SocketAddr;
+
+use rustc_hash::FxHashMap;
+
+use crate::io::buffer::Pool;
+use crate::io::driver::{Address, Buffers, Completion, Done, Op, SocketId};
+use crate::net::backoff::reconnect_pause;
+use crate::net::handshake::{Identity, Purpose};
+use crate::net::incarnations::Incarnations;
+use crate::net::link::{Link, LinkEvent, SendError, Target as LaneTarget};
+use crate::net::message::{CallId, PeerMessage};
+use crate::replica::seam::Input;
+use crate::types::{
+    BlockError, MemberId, Mono, Origin, PodId, ShardId, ShardOp, Uuid, VolumeId, mix64,
+};
+use crate::view::{ClusterView, MemberView};
+use crate::worker::Worker;
+use crate::worker::requests::Waiter;
+use crate::worker::round::WorkerConfig;
+use crate::worker::stream::Stream;
+use crate::worker::token::{ConnId, Target};
+
+/// A pair of lanes, ours first, and what the connection is for.
+type Pair = (Uuid, Uuid, Purpose);
+
+/// A connection that ought to exist.
+struct Wanted {
+    pod: PodId,
+    address: SocketAddr,
+    /// Of the two lanes, the one with the smaller identity makes the connection.
+    dials: bool,
+    attempt: u32,
+    next_attempt: Mono,
+    /// The connection, also while it is being made.
+    conn: Option<ConnId>,
+    up: bool,
+}
+
+struct Conn {
+    /// Absent while it is being made.
+    stream: Option<Stream>,
+    link: Link,
+    pair: Option<Pair>,
+    dirty: bool,
+}
+
+/// A request of a router here that another pod carries out.
+struct Forwarded {
+    conn: ConnId,
+    volume: VolumeId,
+    ticket: u64,
+    member: MemberId,
+}
+
+/// Every link of a worker.
+pub struct Peers {
+    pool: Pool,
+    seed: u64,
+    locals: Vec<Identity>,
+    seen: Incarnations,
+    wanted: FxHashMap<Pair, Wanted>,
+    conns: FxHashMap<ConnId, Conn>,
+    dirty: Vec<ConnId>,
+    /// Where members of other pods live: (our lane, their lane).
+    routes: FxHashMap<MemberId, (Uuid, Uuid)>,
+    forwarded: FxHashMap<CallId, Forwarded>,
+    next_conn: ConnId,
+    next_call: u64,
+}
+
+impl Peers {
+    pub fn new(config: &WorkerConfig, pool: Pool) -> Peers {
+        Peers {
+            pool,
+            seed: config.seed,
+            locals: Vec::new(),
+            seen: Incarnations::default(),
+            wanted: FxHashMap::default(),
+            conns: FxHashMap::default(),
+            dirty: Vec::new(),
+            routes: FxHashMap::default(),
+            forwarded: FxHashMap::default(),
+            next_conn: 0,
+            next_call: 0,
+        }
+    }
+
+    /// A lane of this worker can be called and calls.
+    pub fn add_local(&mut self, identity: Identity) {
+        self.seen.place(identity.disk, identity.pod);
+        self.locals.push(identity);
+    }
+
+    pub fn next_call(&mut self) -> CallId {
+        self.next_call += 1;
+        CallId(self.next_call)
+    }
+
+    /// True when a data connection to the pod is up.
+    pub fn is_up(&self, pod: PodId) -> bool {
+        self.wanted.iter().any(|((_, _, purpose), wanted)| {
+            wanted.up && wanted.pod == pod && *purpose == Purpose::Data
+        })
+    }
+
+    /// Which connections ought to exist: between lanes that share a shard, and from our first lane
+    /// to every other, for forwarded requests.
+    pub fn update_view(&mut self, view: &ClusterView) {
+        let Some(first) = self.locals.first().copied() else { return };
+        self.routes.clear();
+        let mut pairs: Vec<(Uuid, Uuid)> = Vec::new();
+        for disk in &view.disks {
+            self.seen.place(disk.disk, disk.pod);
+            if disk.pod != first.pod {
+                pairs.push((first.disk, disk.disk));
+            }
+        }
+        for shard in view.volumes.iter().flat_map(|volume| &volume.shards) {
+            let ours = shard.members.iter().find(|member| member.pod == first.pod);
+            let local = ours.map_or(first.disk, |member| member.disk);
+            for member in shard.members.iter().filter(|member| member.pod != first.pod) {
+                self.routes.insert(member.member, (local, member.disk));
+                pairs.push((local, member.disk));
+            }
+        }
+        for (local, remote) in pairs {
+            for purpose in [Purpose::Data, Purpose::Resync] {
+                self.want(view, local, remote, purpose);
+            }
+        }
+    }
+
+    fn want(&mut self, view: &ClusterView, local: Uuid, remote: Uuid, purpose: Purpose) {
+        let Some(disk) = view.disks.iter().find(|disk| disk.disk == remote) else { return };
+        let Some(pod) = view.pods.iter().find(|pod| pod.pod == disk.pod) else { return };
+        let wanted = self.wanted.entry((local, remote, purpose)).or_insert(Wanted {
+            pod: pod.pod,
+            address: pod.peer,
+            dials: local < remote,
+            attempt: 0,
+            next_attempt: Mono::default(),
+            conn: None,
+            up: false,
+        });
+        wanted.pod = pod.pod;
+        wanted.address = pod.peer;
+    }
+
+    fn nonce(&mut self, now: Mono) -> u64 {
+        self.next_call += 1;
+        mix64(now.0 ^ mix64(self.seed ^ self.next_call))
+    }
+
+    fn conn_to(&self, member: MemberId, purpose: Purpose) -> Option<ConnId> {
+        let (local, remote) = *self.routes.get(&member)?;
+        self.conn_of((local, remote, purpose))
+    }
+
+    fn conn_of(&self, pair: Pair) -> Option<ConnId> {
+        self.wanted.get(&pair).filter(|wanted| wanted.up)?.conn
+    }
+
+    fn mark(&mut self, conn: ConnId) {
+        if let Some(state) = self.conns.get_mut(&conn)
+            && !state.dirty
+        {
+            state.dirty = true;
+            self.dirty.push(conn);
+        }
+    }
+}
+
+/// Resync has connections of its own, so that it does not stand before client data.
+fn purpose_of(message: &PeerMessage) -> Purpose {
+    match message {
+        PeerMessage::ManifestRequest { .. }
+        | PeerMessage::Manifest { .. }
+        | PeerMessage::ExtentRequest { .. }
+        | PeerMessage::Extent { .. } => Purpose::Resync,
+        _ => Purpose::Data,
+    }
+}
+
+impl Worker {
+    /// Sends to the lane of a member of another pod. Without a connection the message is dropped:
+    /// Raft and resync ask again.
+    pub fn send_to_member(&mut self, member: MemberId, message: PeerMessage) {
+        if let Some(conn) = self.peers.conn_to(member, purpose_of(&message)) {
+            self.send_on(conn, message);
+        }
+    }
+
+    /// Sends on a connection, if it is still there.
+    pub fn send_on(&mut self, conn: ConnId, message: PeerMessage) {
+        let Some(state) = self.peers.conns.get_mut(&conn) else { return };
+        match state.link.send(message) {
+            Ok(()) | Err(SendError::Dropped) => self.peers.mark(conn),
+            Err(SendError::NotUp | SendError::Busy) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a link to another pod is closed");
+                self.close_peer(conn);
+            }
+        }
+    }
+
+    /// Sends a router's request to the pod of a member.
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward(
+        &mut self,
+        volume: VolumeId,
+        ticket: u64,
+        shard: ShardId,
+        to: MemberView,
+        term: u64,
+        origin: Origin,
+        op: ShardOp,
+    ) {
+        let call = self.peers.next_call();
+        let conn = self.peers.conn_to(to.member, Purpose::Data);
+        let request =
+            PeerMessage::Request { call, shard, to: to.member, term, origin, op };
+        let sent = conn.filter(|conn| {
+            let state = self.peers.conns.get_mut(conn);
+            state.is_some_and(|state| state.link.send(request).is_ok())
+        });
+        match sent {
+            Some(conn) => {
+                let forwarded = Forwarded { conn, volume, ticket, member: to.member };
+                self.peers.forwarded.insert(call, forwarded);
+                self.peers.mark(conn);
+            }
+            None => {
+                let refused = Err(BlockError::NotLeader { hint: None, term: 0 });
+                if let Some(router) = self.volumes.get_mut(&volume) {
+                    router.shard_result(self.now, ticket, to.member, 0, refused);
+                    self.touch_volume(volume);
+                }
+            }
+        }
+    }
+
+    /// Dials what ought to be up and is not.
+    pub fn tick_peers(&mut self, now: Mono) {
+        let due: Vec<(Pair, SocketAddr)> = self
+            .peers
+            .wanted
+            .iter()
+            .filter(|(_, wanted)| {
+                wanted.dials && wanted.conn.is_none() && now >= wanted.next_attempt
+            })
+            .map(|(pair, wanted)| (*pair, wanted.address))
+            .collect();
+        for (pair, address) in due {
+            self.dial(pair, address);
+        }
+    }
+
+    fn dial(&mut self, pair: Pair, address: SocketAddr) {
+        let (local, remote, purpose) = pair;
+        let nonce = self.peers.nonce(self.now);
+        let Some(identity) = self.peers.locals.iter().find(|own| own.disk == local) else { return };
+        let Some(wanted) = self.peers.wanted.get_mut(&pair) else { return };
+        self.peers.next_conn += 1;
+        let conn = self.peers.next_conn;
+        wanted.conn = Some(conn);
+        let target = LaneTarget { pod: wanted.pod, disk: remote, lane: 0 };
+        let link = Link::dial(*identity, target, purpose, nonce, self.peers.pool.clone());
+        let state = Conn { stream: None, link, pair: Some(pair), dirty: false };
+        self.peers.conns.insert(conn, state);
+        let connect = Op::Connect { address: Address::Tcp(address) };
+        self.driver.submit(Target::PeerConnect(conn).token(), connect);
+    }
+
+    pub fn peer_connected(&mut self, conn: ConnId, completion: Completion) {
+        let Some(state) = self.peers.conns.get_mut(&conn) else {
+            if let Ok(Done::Connected(socket)) = completion.result {
+                self.driver.submit(Target::Closed.token(), Op::Close { socket });
+            }
+            return;
+        };
+        match completion.result {
+            Ok(Done::Connected(socket)) => {
+                state.stream = Some(Stream::new(socket, self.peers.pool.clone()));
+                self.peers.mark(conn);
+            }
+            _ => self.close_peer(conn),
+        }
+    }
+
+    pub fn peer_accepted(&mut self, socket: SocketId) {
+        let nonce = self.peers.nonce(self.now);
+        self.peers.next_conn += 1;
+        let conn = self.peers.next_conn;
+        let pool = self.peers.pool.clone();
+        let link = Link::accept(self.peers.locals.clone(), nonce, pool.clone());
+        let stream = Some(Stream::new(socket, pool));
+        self.peers.conns.insert(conn, Conn { stream, link, pair: None, dirty: false });
+        self.peers.mark(conn);
+    }
+
+    pub fn peer_received(&mut self, conn: ConnId, completion: Completion) {
+        let Some(state) = self.peers.conns.get_mut(&conn) else { return };
+        let Some(stream) = &mut state.stream else { return };
+        let (Ok(Done::Bytes(count)), Buffers::Recv(bufs)) =
+            (completion.result, completion.buffers)
+        else {
+            return self.close_peer(conn);
+        };
+        if count == 0 {
+            return self.close_peer(conn);
+        }
+        stream.received(bufs, count);
+        let mut events = std::mem::take(&mut self.scratch.link_events);
+        let fed = state.link.feed(&mut stream.reader, &mut self.peers.seen, &mut events);
+        self.peers.mark(conn);
+        for event in events.drain(..) {
+            match event {
+                LinkEvent::Up(established) => {
+                    let pair =
+                        (established.local.disk, established.peer.disk, established.purpose);
+                    self.peer_up(conn, pair, established.peer.pod);
+                }
+                LinkEvent::Message(message) => self.peer_message(conn, message),
+            }
+        }
+        self.scratch.link_events = events;
+        if let Err(error) = fed {
+            tracing::warn!(%error, "a link to another pod is closed");
+            self.flush_peer(conn);
+            self.close_peer(conn);
+        }
+    }
+
+    fn peer_up(&mut self, conn: ConnId, pair: Pair, pod: PodId) {
+        tracing::info!(%pod, purpose = ?pair.2, "link up");
+        let Some(wanted) = self.peers.wanted.get_mut(&pair) else {
+            // The view that makes it wanted is still on its way; the dialer tries again.
+            return self.close_peer(conn);
+        };
+        wanted.attempt = 0;
+        wanted.up = true;
+        let older = wanted.conn.replace(conn).filter(|older| *older != conn);
+        if let Some(state) = self.peers.conns.get_mut(&conn) {
+            state.pair = Some(pair);
+        }
+        if let Some(older) = older {
+            self.close_peer(older);
+        }
+    }
+
+    pub fn peer_sent(&mut self, conn: ConnId, completion: Completion) {
+        let Some(state) = self.peers.conns.get_mut(&conn) else { return };
+        let Some(stream) = &mut state.stream else { return };
+        stream.sent();
+        match completion.result {
+            Ok(_) => self.peers.mark(conn),
+            Err(_) => self.close_peer(conn),
+        }
+    }
+
+    fn close_peer(&mut self, conn: ConnId) {
+        let Some(state) = self.peers.conns.remove(&conn) else { return };
+        if let Some(stream) = state.stream {
+            let close = Op::Close { socket: stream.socket };
+            self.driver.submit(Target::Closed.token(), close);
+        }
+        let now = self.now;
+        let mut lost = None;
+        if let Some(wanted) = state.pair.and_then(|pair| self.peers.wanted.get_mut(&pair))
+            && wanted.conn == Some(conn)
+        {
+            wanted.conn = None;
+            let seed = self.peers.seed ^ wanted.pod.0;
+            wanted.next_attempt = now + reconnect_pause(seed, wanted.attempt);
+            wanted.attempt = wanted.attempt.saturating_add(1);
+            if std::mem::take(&mut wanted.up) {
+                tracing::info!(pod = %wanted.pod, "link down");
+                lost = state.pair;
+            }
+        }
+        self.forget_forwarded(conn);
+        if let Some((_, remote, Purpose::Data)) = lost {
+            self.tell_unreachable(remote);
+        }
+    }
+
+    fn tell_unreachable(&mut self, disk: Uuid) {
+        let told: Vec<(MemberId, MemberId)> = self
+            .members
+            .iter()
+            .flat_map(|(member, runtime)| {
+                let there = runtime.peers.iter().filter(|peer| peer.disk == disk);
+                there.map(|peer| (*member, peer.member))
+            })
+            .collect();
+        for (member, peer) in told {
+            self.input(member, Input::Unreachable(peer));
+        }
+    }
+
+    /// What a lost connection carried out is not known.
+    fn forget_forwarded(&mut self, conn: ConnId) {
+        let lost: Vec<CallId> = self
+            .peers
+            .forwarded
+            .iter()
+            .filter(|(_, forwarded)| forwarded.conn == conn)
+            .map(|(call, _)| *call)
+            .collect();
+        for call in lost {
+            self.forwarded_result(call, 0, Err(BlockError::Unknown));
+        }
+    }
+
+    fn forwarded_result(
+        &mut self,
+        call: CallId,
+        term: u64,
+        result: Result<crate::types::ShardReply, BlockError>,
+    ) {
+        let Some(forwarded) = self.peers.forwarded.remove(&call) else { return };
+        let Forwarded { volume, ticket, member, .. } = forwarded;
+        if let Some(router) = self.volumes.get_mut(&volume) {
+            router.shard_result(self.now, ticket, member, term, result);
+            self.touch_volume(volume);
+        }
+    }
+
+    fn peer_message(&mut self, conn: ConnId, message: PeerMessage) {
+        match message {
+            PeerMessage::Raft { to, header, payloads } => self.raft_message(to, &header, payloads),
+            PeerMessage::RaftBatch { messages } => {
+                for (to, header) in messages {
+                    self.raft_message(to, &header, Vec::new());
+                }
+            }
+            PeerMessage::Request { call, to, term, origin, op, .. } => {
+                self.request(to, term, origin, op, Waiter::Peer { conn, call });
+            }
+            PeerMessage::Response { call, term, result } => {
+                self.forwarded_result(call, term, result);
+            }
+            PeerMessage::ResyncOffer { to, source } => self.resync_offered(to, source),
+            PeerMessage::ResyncDone { to, member, ok } => {
+                self.input(to, Input::ResyncEnded { member, ok });
+            }
+            PeerMessage::ManifestRequest { call, source, from } => {
+                self.manifest_asked(conn, call, source, from);
+            }
+            PeerMessage::Manifest { call, answer } => self.manifest_arrived(call, answer),
+            PeerMessage::ExtentRequest { call, source, extent, layer } => {
+                self.extent_asked(conn, call, source, extent, layer);
+            }
+            PeerMessage::Extent { call, result } => self.extent_arrived(call, result),
+            PeerMessage::Space { .. } => {}
+        }
+    }
+
+    fn flush_peer(&mut self, conn: ConnId) {
+        let Some(state) = self.peers.conns.get_mut(&conn) else { return };
+        state.dirty = false;
+        let Some(stream) = &mut state.stream else { return };
+        let driver = self.driver.as_mut();
+        if !stream.has_output() {
+            stream.queue(state.link.take_output());
+        }
+        stream.send(driver, Target::PeerSend(conn).token());
+        stream.receive(driver, Target::PeerRecv(conn).token());
+    }
+
+    /// Starts sends and receives of every link that changed.
+    pub fn submit_peers(&mut self) {
+        for conn in std::mem::take(&mut self.peers.dirty) {
+            self.flush_peer(conn);
+        }
+    }
+}

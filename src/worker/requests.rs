@@ -1,0 +1,46 @@
+//! Who waits for the answer of a member.
+
+use rustc_hash::FxHashMap;
+
+use crate::net::message::CallId;
+use crate::replica::seam::ReqId;
+use crate::types::{MemberId, VolumeId};
+use crate::worker::token::ConnId;
+
+/// Where an answer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiter {
+    /// A router of this worker.
+    Volume { volume: VolumeId, ticket: u64 },
+    /// A peer that forwarded the request over this connection.
+    Peer { conn: ConnId, call: CallId },
+}
+
+/// The requests that members of this worker have not answered.
+#[derive(Default)]
+pub struct Requests {
+    next: u64,
+    waiting: FxHashMap<ReqId, (MemberId, Waiter)>,
+}
+
+impl Requests {
+    pub fn add(&mut self, member: MemberId, waiter: Waiter) -> ReqId {
+        self.next += 1;
+        let req = ReqId(self.next);
+        self.waiting.insert(req, (member, waiter));
+        req
+    }
+
+    /// The waiter, once.
+    pub fn take(&mut self, req: ReqId) -> Option<(MemberId, Waiter)> {
+        self.waiting.remove(&req)
+    }
+
+    /// Every open request of a member.
+    pub fn of_member(&self, member: MemberId) -> Vec<ReqId> {
+        let of = |(req, (asked, _)): (&ReqId, &(MemberId, Waiter))| {
+            (*asked == member).then_some(*req)
+        };
+        self.waiting.iter().filter_map(of).collect()
+    }
+}

@@ -1,0 +1,416 @@
+//! Resync: brings a member that is behind the log up to date from its leader, extent by extent.
+//!
+//! Steps of the member that is behind: mark durably -> rounds of (own list, the source's list
+//! chunk by chunk; fetch what differs, delete what is not listed) -> make everything durable as
+//! of the start of the last round -> step the Raft snapshot -> apply the log until what was
+//! fetched last is covered -> clear the mark. Every round lists everything; a round that moved
+//! little is the last one, because the source's log must still reach back to its start.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::net::message::{CallId, PeerMessage};
+use crate::replica::seam::Input;
+use crate::types::{
+    BlockError, Extent, ExtentContent, ManifestChunk, ManifestEntry, MemberId, Mono,
+};
+use crate::worker::Worker;
+use crate::worker::reads::ReadTarget;
+use crate::worker::token::ConnId;
+
+/// Extents asked for and not yet arrived, at most.
+const FETCHES_MAX: usize = 32;
+/// Extents that are installed together.
+const INSTALL_EXTENTS: usize = 16;
+/// A round that fetched no more than this is the last one.
+const LAST_ROUND_EXTENTS: u64 = 64;
+/// A resync that hears nothing for this long is given up; the leader offers another.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// A resync into one member of this worker.
+pub struct Resync {
+    source: MemberId,
+    step: Step,
+    round: Round,
+    /// Newest applied index of the source that anything fetched may reflect.
+    reflects: u64,
+    heard: Mono,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The mark becomes durable.
+    Marking,
+    /// The own list is read.
+    ListingOwn,
+    /// Chunks are asked for and carried out.
+    Copying,
+    /// What was copied becomes durable.
+    Finishing,
+    /// The log catches up with what was copied last.
+    CatchingUp,
+    /// The mark goes.
+    Clearing,
+}
+
+/// One pass over the source's list.
+#[derive(Default)]
+struct Round {
+    /// Applied index, term and metadata of the source when this round began.
+    since: Option<(u64, u64, Bytes)>,
+    /// The own list from the next chunk on.
+    own: VecDeque<ManifestEntry>,
+    /// The chunk asked for; answers to other calls are late and ignored.
+    listing: Option<CallId>,
+    /// Where the chunk after this one starts.
+    next: Option<Extent>,
+    fetching: Vec<CallId>,
+    to_fetch: VecDeque<(Extent, u32)>,
+    to_delete: Vec<(Extent, u32)>,
+    arrived: Vec<ExtentContent>,
+    installing: bool,
+    fetched: u64,
+}
+
+impl Round {
+    /// Beside a chunk of the source's list: what to fetch and what to delete.
+    fn compare(&mut self, chunk: &ManifestChunk) {
+        let key = |entry: &ManifestEntry| (entry.extent, entry.layer);
+        for listed in &chunk.extents {
+            while self.own.front().is_some_and(|own| key(own) < key(listed)) {
+                self.to_delete.extend(self.own.pop_front().as_ref().map(key));
+            }
+            let same_place = self.own.front().is_some_and(|own| key(own) == key(listed));
+            let own = if same_place { self.own.pop_front() } else { None };
+            if own.as_ref() != Some(listed) {
+                self.to_fetch.push_back(key(listed));
+            }
+        }
+        let is_listed = |own: &ManifestEntry| chunk.next.is_none_or(|next| own.extent < next);
+        while self.own.front().is_some_and(is_listed) {
+            self.to_delete.extend(self.own.pop_front().as_ref().map(key));
+        }
+        self.next = chunk.next;
+    }
+
+    /// Everything of the chunk is in place.
+    fn chunk_is_done(&self) -> bool {
+        self.listing.is_none()
+            && self.fetching.is_empty()
+            && self.to_fetch.is_empty()
+            && self.to_delete.is_empty()
+            && self.arrived.is_empty()
+            && !self.installing
+    }
+}
+
+impl Worker {
+    /// The leader says that a member here is behind its log.
+    pub fn resync_offered(&mut self, member: MemberId, source: MemberId) {
+        let now = self.now;
+        let Some(runtime) = self.members.get_mut(&member) else { return };
+        let is_peer = runtime.peers.iter().any(|peer| peer.member == source);
+        if runtime.resync.is_some() || runtime.faulted.is_some() || !is_peer {
+            return;
+        }
+        tracing::info!(%member, %source, "resync begins");
+        let (step, round) = (Step::Marking, Round::default());
+        runtime.resync = Some(Resync { source, step, round, reflects: 0, heard: now });
+        let lane = runtime.lane;
+        self.lanes[usize::from(lane)].lane.begin_resync(member);
+        self.touch_lane(lane);
+        self.report_due = true;
+    }
+
+    /// A record of a member with a resync became durable.
+    pub fn resync_durable(&mut self, member: MemberId) {
+        let Some(resync) = self.resync(member) else { return };
+        match resync.step {
+            Step::Marking => self.begin_round(member),
+            Step::Finishing => {
+                resync.step = Step::CatchingUp;
+                let (index, term, meta) =
+                    resync.round.since.clone().expect("a round has a beginning");
+                self.input(member, Input::InstallSnapshot { index, term, meta });
+            }
+            Step::Clearing => self.resync_ended(member, true),
+            step => panic!("nothing of {member} was to become durable while {step:?}"),
+        }
+    }
+
+    fn resync(&mut self, member: MemberId) -> Option<&mut Resync> {
+        self.members.get_mut(&member)?.resync.as_mut()
+    }
+
+    fn begin_round(&mut self, member: MemberId) {
+        let Some(resync) = self.resync(member) else { return };
+        resync.step = Step::ListingOwn;
+        resync.round = Round::default();
+        self.list_own(member, Extent(0));
+    }
+
+    fn list_own(&mut self, member: MemberId, from: Extent) {
+        let Some(runtime) = self.members.get(&member) else { return };
+        let lane = runtime.lane;
+        let read = self.reads.add(ReadTarget::OwnManifest { member });
+        self.lanes[usize::from(lane)].lane.manifest(read, member, from);
+        self.touch_lane(lane);
+    }
+
+    /// A stretch of our own list.
+    pub fn own_manifest(&mut self, member: MemberId, chunk: ManifestChunk) {
+        let Some(resync) = self.resync(member) else { return };
+        if resync.step != Step::ListingOwn {
+            return;
+        }
+        resync.round.own.extend(chunk.extents);
+        match chunk.next {
+            Some(next) => self.list_own(member, next),
+            None => {
+                resync.step = Step::Copying;
+                self.list_source(member, Extent(0));
+            }
+        }
+    }
+
+    fn list_source(&mut self, member: MemberId, from: Extent) {
+        let call = self.peers.next_call();
+        let Some(resync) = self.resync(member) else { return };
+        resync.round.listing = Some(call);
+        let source = resync.source;
+        self.send_to_member(source, PeerMessage::ManifestRequest { call, source, from });
+    }
+
+    /// A chunk of the source's list arrived.
+    pub fn manifest_arrived(&mut self, call: CallId, answer: Option<(ManifestChunk, Bytes)>) {
+        let Some(member) = self.resyncing(|round| round.listing == Some(call)) else { return };
+        let now = self.now;
+        let Some(resync) = self.resync(member) else { return };
+        resync.round.listing = None;
+        resync.heard = now;
+        let Some((chunk, meta)) = answer else {
+            return self.resync_ended(member, false);
+        };
+        resync.reflects = resync.reflects.max(chunk.applied_index);
+        resync.round.since.get_or_insert((chunk.applied_index, chunk.applied_term, meta));
+        resync.round.compare(&chunk);
+        self.copy(member);
+    }
+
+    /// An extent arrived.
+    pub fn extent_arrived(&mut self, call: CallId, result: Result<ExtentContent, BlockError>) {
+        let Some(member) = self.resyncing(|round| round.fetching.contains(&call)) else { return };
+        let now = self.now;
+        let Some(resync) = self.resync(member) else { return };
+        resync.round.fetching.retain(|fetch| *fetch != call);
+        resync.heard = now;
+        match result {
+            Ok(content) => {
+                resync.reflects = resync.reflects.max(content.last_changed);
+                resync.round.fetched += 1;
+                resync.round.arrived.push(content);
+                self.copy(member);
+            }
+            Err(error) => {
+                tracing::warn!(%member, %error, "the source of a resync cannot read an extent");
+                self.resync_ended(member, false);
+            }
+        }
+    }
+
+    pub fn extents_installed(&mut self, member: MemberId) {
+        let now = self.now;
+        let Some(resync) = self.resync(member) else { return };
+        resync.round.installing = false;
+        resync.heard = now;
+        self.copy(member);
+    }
+
+    /// Goes on with the chunk: fetches, installs, then the next chunk or the end of the round.
+    fn copy(&mut self, member: MemberId) {
+        self.install_some(member);
+        self.fetch_some(member);
+        let Some(resync) = self.resync(member) else { return };
+        if resync.step != Step::Copying || !resync.round.chunk_is_done() {
+            return;
+        }
+        match resync.round.next {
+            Some(next) => self.list_source(member, next),
+            None => self.end_round(member),
+        }
+    }
+
+    fn install_some(&mut self, member: MemberId) {
+        let Some(resync) = self.resync(member) else { return };
+        let round = &mut resync.round;
+        let enough = round.arrived.len() >= INSTALL_EXTENTS
+            || (round.to_fetch.is_empty() && round.fetching.is_empty());
+        if round.installing || !enough || (round.arrived.is_empty() && round.to_delete.is_empty())
+        {
+            return;
+        }
+        round.installing = true;
+        let arrived = std::mem::take(&mut round.arrived);
+        let delete = std::mem::take(&mut round.to_delete);
+        let read = self.reads.add(ReadTarget::Installed { member });
+        let Some(runtime) = self.members.get(&member) else { return };
+        let lane = runtime.lane;
+        self.lanes[usize::from(lane)].lane.install_extents(read, member, arrived, delete);
+        self.touch_lane(lane);
+    }
+
+    fn fetch_some(&mut self, member: MemberId) {
+        loop {
+            let call = self.peers.next_call();
+            let Some(resync) = self.resync(member) else { return };
+            let round = &mut resync.round;
+            if round.fetching.len() + round.arrived.len() >= FETCHES_MAX {
+                return;
+            }
+            let Some((extent, layer)) = round.to_fetch.pop_front() else { return };
+            round.fetching.push(call);
+            let source = resync.source;
+            let ask = PeerMessage::ExtentRequest { call, source, extent, layer };
+            self.send_to_member(source, ask);
+        }
+    }
+
+    fn end_round(&mut self, member: MemberId) {
+        let Some(resync) = self.resync(member) else { return };
+        tracing::info!(%member, extents = resync.round.fetched, "a round of the resync ended");
+        if resync.round.fetched > LAST_ROUND_EXTENTS {
+            return self.begin_round(member);
+        }
+        resync.step = Step::Finishing;
+        let (index, term, meta) = resync.round.since.clone().expect("a chunk has arrived");
+        let Some(runtime) = self.members.get(&member) else { return };
+        let lane = runtime.lane;
+        self.lanes[usize::from(lane)].lane.finish_resync(member, index, term, meta);
+        self.touch_lane(lane);
+    }
+
+    /// Once per tick: ends what is silent, clears what has caught up.
+    pub fn tick_resyncs(&mut self) {
+        let now = self.now;
+        let members: Vec<MemberId> = self
+            .members
+            .iter()
+            .filter(|(_, runtime)| runtime.resync.is_some())
+            .map(|(member, _)| *member)
+            .collect();
+        for member in members {
+            let Some(runtime) = self.members.get_mut(&member) else { continue };
+            let (applied, lane) = (runtime.member.applied_index(), runtime.lane);
+            let Some(resync) = &mut runtime.resync else { continue };
+            match resync.step {
+                Step::CatchingUp if applied >= resync.reflects => {
+                    resync.step = Step::Clearing;
+                    self.lanes[usize::from(lane)].lane.clear_resync(member);
+                    self.touch_lane(lane);
+                }
+                Step::Copying if now.since(resync.heard) > SILENCE => {
+                    tracing::warn!(%member, "the source of a resync is silent");
+                    self.resync_ended(member, false);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn resync_ended(&mut self, member: MemberId, ok: bool) {
+        let Some(runtime) = self.members.get_mut(&member) else { return };
+        let Some(resync) = runtime.resync.take() else { return };
+        tracing::info!(%member, ok, "resync ended");
+        if ok {
+            self.input(member, Input::ResyncCleared);
+        }
+        let done = PeerMessage::ResyncDone { to: resync.source, member, ok };
+        self.send_to_member(resync.source, done);
+        self.report_due = true;
+    }
+
+    fn resyncing(&self, of: impl Fn(&Round) -> bool) -> Option<MemberId> {
+        let of = |(member, runtime): (&MemberId, &crate::worker::members::MemberRuntime)| {
+            runtime.resync.as_ref().filter(|resync| of(&resync.round)).map(|_| *member)
+        };
+        self.members.iter().find_map(of)
+    }
+
+    /// A peer asks for a chunk of our list.
+    pub fn manifest_asked(&mut self, conn: ConnId, call: CallId, source: MemberId, from: Extent) {
+        let serving = self.members.get(&source).filter(|runtime| runtime.role.serving);
+        let Some(lane) = serving.map(|runtime| runtime.lane) else {
+            return self.send_on(conn, PeerMessage::Manifest { call, answer: None });
+        };
+        let read = self.reads.add(ReadTarget::PeerManifest { conn, call, source });
+        self.lanes[usize::from(lane)].lane.manifest(read, source, from);
+        self.touch_lane(lane);
+    }
+
+    /// Our list was read. It goes out with the metadata as of the very same index, or not at all.
+    pub fn answer_manifest(
+        &mut self,
+        conn: ConnId,
+        call: CallId,
+        source: MemberId,
+        chunk: ManifestChunk,
+    ) {
+        let answer = self
+            .members
+            .get(&source)
+            .filter(|runtime| runtime.member.applied_index() == chunk.applied_index)
+            .map(|runtime| (chunk, runtime.member.meta()));
+        self.send_on(conn, PeerMessage::Manifest { call, answer });
+    }
+
+    /// A peer asks for an extent.
+    pub fn extent_asked(
+        &mut self,
+        conn: ConnId,
+        call: CallId,
+        source: MemberId,
+        extent: Extent,
+        layer: u32,
+    ) {
+        let serving = self.members.get(&source).filter(|runtime| runtime.role.serving);
+        let Some(lane) = serving.map(|runtime| runtime.lane) else {
+            let result = Err(BlockError::NotLeader { hint: None, term: 0 });
+            return self.send_on(conn, PeerMessage::Extent { call, result });
+        };
+        let read = self.reads.add(ReadTarget::PeerExtent { conn, call });
+        self.lanes[usize::from(lane)].lane.fetch_extent(read, source, extent, layer);
+        self.touch_lane(lane);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(extent: u32, last_changed: u64) -> ManifestEntry {
+        ManifestEntry { extent: Extent(extent), layer: 0, last_changed, present: 1, zero: 0 }
+    }
+
+    fn chunk(entries: &[ManifestEntry], next: Option<u32>) -> ManifestChunk {
+        ManifestChunk {
+            extents: entries.to_vec(),
+            next: next.map(Extent),
+            applied_index: 9,
+            applied_term: 1,
+        }
+    }
+
+    #[test]
+    fn what_differs_is_fetched_and_what_is_not_listed_is_deleted() {
+        let mut round = Round::default();
+        round.own = [entry(0, 1), entry(1, 5), entry(2, 5), entry(5, 5), entry(9, 5)].into();
+        round.compare(&chunk(&[entry(1, 5), entry(2, 6), entry(3, 6)], Some(6)));
+        assert_eq!(round.to_fetch, [(Extent(2), 0), (Extent(3), 0)]);
+        assert_eq!(round.to_delete, [(Extent(0), 0), (Extent(5), 0)]);
+        assert_eq!(round.own, [entry(9, 5)]);
+        round.compare(&chunk(&[], None));
+        assert_eq!(round.to_delete.last(), Some(&(Extent(9), 0)));
+    }
+}

@@ -1,0 +1,334 @@
+//! Brings a worker up: identity and files of its disks, recovery of their lanes, replay into
+//! their members, listeners, the thread.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
+
+use crate::io::buffer::Pool;
+use crate::io::driver::{Address, Driver, FileId, OpenFile};
+use crate::io::file::FileError;
+use crate::io::{DriverError, DriverKind};
+use crate::replica::apply::{Applier, ApplyError};
+use crate::replica::seam::Start;
+use crate::store::OpenError;
+use crate::store::index::IndexError;
+use crate::store::index::rocks::RocksIndex;
+use crate::store::lane::{Lane, LaneConfig, RecoveredMember};
+use crate::store::seam::MemberRecord;
+use crate::types::{PodId, Uuid};
+use crate::view::{ClusterView, PodReport};
+use crate::volume::SessionSource;
+use crate::worker::disks::{self, DiskFiles, LANE, file_error};
+use crate::worker::index_thread::IndexThread;
+use crate::worker::lanes::{DiskPlace, LaneFiles, LaneRuntime};
+use crate::worker::mailbox::{Sender, mailbox};
+use crate::worker::members::{apply_request, raft_entry};
+use crate::worker::round::{Command, Worker, WorkerConfig};
+
+/// Messages that wait for a worker; the index threads block when it is full.
+const MAILBOX_MESSAGES: usize = 4096;
+
+/// What a pod's data path is started with.
+#[derive(Clone, Debug)]
+pub struct StartOptions {
+    pub cluster: Uuid,
+    pub pod: PodId,
+    /// Raised by every start of the pod, whatever its disks: numbers its sessions (rule R15).
+    pub incarnation: u32,
+    pub driver: DriverKind,
+    pub disks: Vec<DiskOptions>,
+    /// Where peers connect.
+    pub peer: Address,
+    /// Where NBD clients connect.
+    pub nbd: Vec<Address>,
+    pub wal_bytes: u64,
+    pub overlay_cache_bytes: usize,
+    pub index_cache_bytes: usize,
+    pub log_tail_bytes: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct DiskOptions {
+    pub path: PathBuf,
+    pub data_bytes_max: u64,
+}
+
+/// Why the data path could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("could not {doing} {path}")]
+    File {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("could not prepare {path}")]
+    DiskFile {
+        path: PathBuf,
+        #[source]
+        source: FileError,
+    },
+    #[error(
+        "{path} is not empty and not a disk of Holdfast (it holds {name}): give an empty folder"
+    )]
+    NotEmpty { path: PathBuf, name: String },
+    #[error(
+        "the disk {path} is in use by another process: stop that one, or take the disk out of \
+         one of the two configurations"
+    )]
+    InUse { path: PathBuf },
+    #[error(
+        "the disk {path} belongs to cluster {theirs}, but this pod is of cluster {ours}: give \
+         the pod an empty folder, or start it in the cluster that the disk belongs to"
+    )]
+    OtherCluster { path: PathBuf, ours: Uuid, theirs: Uuid },
+    #[error("could not open the disk {path}")]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: OpenError,
+    },
+    #[error("could not open the index of the disk {path}")]
+    Index {
+        path: PathBuf,
+        #[source]
+        source: IndexError,
+    },
+    #[error("the log of the disk {path} holds an entry that cannot be applied")]
+    Replay {
+        path: PathBuf,
+        #[source]
+        source: ApplyError,
+    },
+    #[error("could not start the I/O driver")]
+    Driver(#[from] DriverError),
+    #[error("could not listen on {address:?}: is another process using it?")]
+    Listen {
+        address: Address,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("could not start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+type Wake = Arc<dyn Fn() + Send + Sync>;
+
+/// A running data path.
+pub struct DataPath {
+    inbox: Sender<Command, Wake>,
+    thread: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl DataPath {
+    /// Tells the worker of a newer view; blocks while its mailbox is full.
+    pub fn set_view(&self, view: Arc<ClusterView>) {
+        send(&self.inbox, Command::View(view));
+    }
+
+    /// Moves the leaderships away and ends the thread.
+    pub fn stop(mut self) -> std::io::Result<()> {
+        send(&self.inbox, Command::Stop);
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            Some(Err(_)) => Err(std::io::Error::other("the worker panicked")),
+            None => Ok(()),
+        }
+    }
+
+    /// True when the thread has ended by itself: the pod must end too.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+/// Sends, waiting while the mailbox is full: the sender is a helper thread that has nothing
+/// better to do, and a worker drains its mailbox in every round.
+fn send(inbox: &Sender<Command, Wake>, mut command: Command) {
+    while let Err(full) = inbox.send(command) {
+        command = full.0;
+        std::thread::yield_now();
+    }
+}
+
+/// Starts the data path of a pod. Returns when everything is recovered and listening.
+pub fn start(
+    options: StartOptions,
+    report: Box<dyn Fn(PodReport) + Send>,
+) -> Result<DataPath, StartError> {
+    let (ready, started) = sync_channel(1);
+    let thread = std::thread::Builder::new()
+        .name("worker".to_owned())
+        .spawn(move || match build(&options, report) {
+            Ok((mut worker, inbox)) => {
+                // The receiver waits for exactly this.
+                let _ = ready.send(Ok(inbox));
+                worker.run()
+            }
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                Ok(())
+            }
+        })
+        .map_err(StartError::Thread)?;
+    let inbox = started
+        .recv()
+        .map_err(|_| StartError::Thread(std::io::Error::other("the worker panicked")))??;
+    Ok(DataPath { inbox, thread: Some(thread) })
+}
+
+type Built = (Worker, Sender<Command, Wake>);
+
+/// Runs on the worker's own thread: an io_uring belongs to the thread that made it.
+fn build(
+    options: &StartOptions,
+    report: Box<dyn Fn(PodReport) + Send>,
+) -> Result<Built, StartError> {
+    let driver = crate::io::driver(options.driver)?;
+    let waker = driver.waker();
+    let wake: Wake = Arc::new(move || waker.wake());
+    let (inbox, receiver) = mailbox(MAILBOX_MESSAGES, wake);
+    let pool = Pool::default();
+    let mut driver = driver;
+    let mut opened = Vec::new();
+    for (number, disk) in options.disks.iter().enumerate() {
+        opened.push(open_disk(options, disk, number as u8, driver.as_mut(), &pool, &inbox)?);
+    }
+    let config = WorkerConfig {
+        cluster: options.cluster,
+        pod: options.pod,
+        seed: options.pod.0,
+        log_tail_bytes: options.log_tail_bytes,
+    };
+    let sessions = SessionSource::new(options.incarnation);
+    let mut worker = Worker::new(config, driver, pool, receiver, report, sessions);
+    for disk in opened {
+        worker.add_lane(disk.runtime);
+        for (record, start) in disk.members {
+            worker.start_member(disk.number, &record, start, Vec::new());
+        }
+    }
+    worker.listen_peers(&options.peer)?;
+    for address in &options.nbd {
+        worker.listen_nbd(address)?;
+    }
+    Ok((worker, inbox))
+}
+
+/// A disk whose lane is recovered.
+struct OpenedDisk {
+    number: u8,
+    runtime: LaneRuntime,
+    members: Vec<(MemberRecord, Start)>,
+}
+
+fn open_disk(
+    options: &StartOptions,
+    disk: &DiskOptions,
+    number: u8,
+    driver: &mut dyn Driver,
+    pool: &Pool,
+    inbox: &Sender<Command, Wake>,
+) -> Result<OpenedDisk, StartError> {
+    let path = &disk.path;
+    let lock = disks::lock(path)?;
+    if !path.join("superblock").exists() {
+        disks::format(options, disk, pool)?;
+    }
+    let mut files = DiskFiles::open(path, pool)?;
+    let index_path = path.join(LANE).join("index");
+    let index_error = |source| StartError::Index { path: path.clone(), source };
+    let mut index = RocksIndex::open(&index_path).map_err(index_error)?;
+    let config = LaneConfig {
+        data_bytes_max: disk.data_bytes_max,
+        overlay_cache_bytes: options.overlay_cache_bytes,
+        index_cache_bytes: options.index_cache_bytes,
+        log_tail_bytes: options.log_tail_bytes,
+    };
+    let (mut lane, recovered) = Lane::open(config, pool.clone(), &mut files, &mut index)
+        .map_err(|source| StartError::Open { path: path.clone(), source })?;
+    let theirs = lane.superblock().cluster;
+    if theirs != options.cluster {
+        let ours = options.cluster;
+        return Err(StartError::OtherCluster { path: path.clone(), ours, theirs });
+    }
+    let mut members = Vec::new();
+    for member in recovered {
+        let member = replay(&mut lane, member)
+            .map_err(|source| StartError::Replay { path: path.clone(), source })?;
+        members.push(member);
+    }
+    let lane_files = LaneFiles {
+        superblock: open_file(driver, &path.join("superblock"))?,
+        wal: open_file(driver, &path.join(LANE).join("wal"))?,
+        data: open_file(driver, &path.join(LANE).join("data"))?,
+    };
+    let inbox = inbox.clone();
+    let finish = Box::new(move |op, done| send(&inbox, Command::Index { lane: number, op, done }));
+    let index = IndexThread::start(Box::new(index), finish).map_err(StartError::Thread)?;
+    let uuid = lane.superblock().disk;
+    let shown = path.display().to_string();
+    let runtime = LaneRuntime::new(
+        number,
+        lane,
+        DiskPlace { disk: uuid, path: shown, lock: Some(lock) },
+        lane_files,
+        Box::new(index),
+        pool.clone(),
+    );
+    Ok(OpenedDisk { number, runtime, members })
+}
+
+/// Applies what the log holds of a member up to its commit point, and says how it starts.
+fn replay(
+    lane: &mut Lane,
+    recovered: RecoveredMember,
+) -> Result<(MemberRecord, Start), ApplyError> {
+    let RecoveredMember { record, hard, entries, faulted } = recovered;
+    let commit = hard.commit.max(record.flushed_index);
+    let mut start = Start {
+        hard: raft::eraftpb::HardState {
+            term: hard.term,
+            vote: hard.vote,
+            commit,
+            ..Default::default()
+        },
+        applied_index: record.flushed_index,
+        compacted_index: record.flushed_index,
+        compacted_term: record.flushed_term,
+        entries: Vec::new(),
+        meta: record.meta.clone(),
+        resyncing: record.resyncing,
+        faulted,
+    };
+    if faulted {
+        return Ok((record, start));
+    }
+    let mut applier = Applier::new(&record.meta)?;
+    for recovered in entries {
+        let (index, term) = (recovered.entry.index, recovered.entry.term);
+        let entry = raft_entry(recovered.entry).ok_or(ApplyError::UnknownEntryType)?;
+        if index <= commit {
+            lane.apply(record.member, apply_request(applier.apply(&entry)?));
+            start.applied_index = index;
+        }
+        if recovered.loaded {
+            start.entries.push(entry);
+        } else {
+            assert!(index <= commit, "an entry that is not applied is always loaded");
+            start.entries.clear();
+            (start.compacted_index, start.compacted_term) = (index, term);
+        }
+    }
+    start.meta = applier.meta().encode();
+    Ok((record, start))
+}
+
+fn open_file(driver: &mut dyn Driver, path: &Path) -> Result<FileId, StartError> {
+    driver
+        .open(&OpenFile { path: path.to_owned(), create: false })
+        .map_err(file_error("open", path))
+}
