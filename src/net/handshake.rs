@@ -239,7 +239,11 @@ pub fn format(greeting: &Greeting) -> Bytes {
 
 /// The longest prefix of whole characters that may be sent.
 fn clip(text: &str) -> usize {
-    text.floor_char_boundary(REASON_BYTES_MAX)
+    let longest = text.len().min(REASON_BYTES_MAX);
+    (0..=longest)
+        .rev()
+        .find(|end| text.is_char_boundary(*end))
+        .unwrap_or(0)
 }
 
 fn put_identity(body: &mut BytesMut, identity: &Identity) {
