@@ -1,0 +1,504 @@
+//! Messages as frames: which fields stand in the meta part and which bytes in the payload part.
+//! Payloads are neither copied on the way out nor, but for small slices of large buffers, on the
+//! way in.
+//!
+//! ```text
+//! kind                 meta                                            payload
+//!  1 raft              to, header, count, count x len u32, inline       whole-block payloads
+//!  2 raft batch        count, per message: to, header
+//!  3 request           call, shard, to, term, origin, op                of the op
+//!  4 response          call, term, ok u8, reply or error                of the reply
+//!  5 resync offer      to, source
+//!  6 resync done       to, member, ok u8
+//!  7 manifest request  call, source, from u32
+//!  8 manifest          call, some u8: applied index, applied term, next (some u8, u64),
+//!                      meta, count, per extent: extent u32, layer u32, last changed u64,
+//!                      present u16, zero u16
+//!  9 extent request    call, source, extent u32, layer u32
+//! 10 extent            call, ok u8: extent u32, layer u32, last changed  present blocks
+//!                      u64, present u16, zero u16, crcs; or error
+//! 11 space             free bytes
+//! ```
+//!
+//! Ids, terms and indexes are u64, counts u32, byte strings stand behind their u32 length; `op`,
+//! `reply` and `error` are described in `operation`. A Raft payload that is not whole blocks (only
+//! the catalog's group has such) stands inline in the meta part, so that every other one starts on
+//! a 4 KiB boundary of the payload part and, on arrival, of memory.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::io::buffer::Pool;
+use crate::limits::{FRAME_META_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
+use crate::net::frame::Frame;
+use crate::net::message::{CallId, PeerMessage};
+use crate::net::operation::{
+    check_op, check_reply, put_error, put_op, put_reply, take_error, take_op, take_reply,
+};
+use crate::net::wire::{
+    DecodeError, Fields, put_crcs, put_optional_u64, put_origin, put_string, value,
+};
+use crate::types::{
+    BLOCK_BYTES, BLOCKS_PER_EXTENT, BlockError, Extent, ExtentContent, ManifestChunk,
+    ManifestEntry, MemberId, ShardId,
+};
+
+/// A payload buffer above this size is not kept alive by a slice below a quarter of it.
+const SHARED_BUFFER_BYTES: usize = 64 << 10;
+/// Bytes of one extent in a manifest.
+const MANIFEST_ENTRY_BYTES: usize = 20;
+
+mod kind {
+    pub const RAFT: u8 = 1;
+    pub const RAFT_BATCH: u8 = 2;
+    pub const REQUEST: u8 = 3;
+    pub const RESPONSE: u8 = 4;
+    pub const RESYNC_OFFER: u8 = 5;
+    pub const RESYNC_DONE: u8 = 6;
+    pub const MANIFEST_REQUEST: u8 = 7;
+    pub const MANIFEST: u8 = 8;
+    pub const EXTENT_REQUEST: u8 = 9;
+    pub const EXTENT: u8 = 10;
+    pub const SPACE: u8 = 11;
+}
+
+/// Why a message cannot be sent: it is not what its type promises, or longer than a frame.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EncodeError {
+    #[error("a message is {meta_bytes} + {payload_bytes} bytes, more than fits a frame")]
+    TooLong {
+        meta_bytes: usize,
+        payload_bytes: usize,
+    },
+    #[error("a message contradicts itself")]
+    Malformed {
+        #[source]
+        source: DecodeError,
+    },
+}
+
+/// A message, ready for [`crate::net::frame::write_head`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct Encoded {
+    pub kind: u8,
+    pub meta: BytesMut,
+    pub payload: Vec<Bytes>,
+}
+
+impl Encoded {
+    /// Bytes on the wire without the frame's head.
+    pub fn bytes(&self) -> usize {
+        self.meta.len() + self.payload_bytes()
+    }
+
+    fn payload_bytes(&self) -> usize {
+        self.payload.iter().map(Bytes::len).sum()
+    }
+}
+
+/// Turns a message into the parts of its frame.
+pub fn encode(message: PeerMessage) -> Result<Encoded, EncodeError> {
+    check(&message).map_err(|source| EncodeError::Malformed { source })?;
+    let mut meta = BytesMut::with_capacity(128);
+    let mut payload = Vec::new();
+    let kind = put_message(&mut meta, &mut payload, message);
+    let encoded = Encoded {
+        kind,
+        meta,
+        payload,
+    };
+    let (meta_bytes, payload_bytes) = (encoded.meta.len(), encoded.payload_bytes());
+    if meta_bytes > FRAME_META_BYTES_MAX || payload_bytes > FRAME_PAYLOAD_BYTES_MAX {
+        return Err(EncodeError::TooLong {
+            meta_bytes,
+            payload_bytes,
+        });
+    }
+    Ok(encoded)
+}
+
+fn put_message(meta: &mut BytesMut, payload: &mut Vec<Bytes>, message: PeerMessage) -> u8 {
+    match message {
+        PeerMessage::Raft {
+            to,
+            header,
+            payloads,
+        } => {
+            put_raft(meta, payload, to, &header, payloads);
+            kind::RAFT
+        }
+        PeerMessage::RaftBatch { messages } => {
+            meta.put_u32_le(messages.len() as u32);
+            for (to, header) in messages {
+                meta.put_u64_le(to.0);
+                put_string(meta, &header);
+            }
+            kind::RAFT_BATCH
+        }
+        PeerMessage::Request {
+            call,
+            shard,
+            to,
+            term,
+            origin,
+            op,
+        } => {
+            put_numbers(meta, [call.0, shard.0, to.0, term]);
+            put_origin(meta, origin);
+            put_op(meta, payload, op);
+            kind::REQUEST
+        }
+        PeerMessage::Response { call, term, result } => {
+            put_numbers(meta, [call.0, term]);
+            meta.put_u8(u8::from(result.is_ok()));
+            match result {
+                Ok(reply) => put_reply(meta, payload, reply),
+                Err(error) => put_error(meta, &error),
+            }
+            kind::RESPONSE
+        }
+        other => put_resync(meta, payload, other),
+    }
+}
+
+fn put_raft(
+    meta: &mut BytesMut,
+    payload: &mut Vec<Bytes>,
+    to: MemberId,
+    header: &[u8],
+    payloads: Vec<Bytes>,
+) {
+    meta.put_u64_le(to.0);
+    put_string(meta, header);
+    meta.put_u32_le(payloads.len() as u32);
+    payloads
+        .iter()
+        .for_each(|data| meta.put_u32_le(data.len() as u32));
+    for data in payloads {
+        match is_inline(data.len()) {
+            true => meta.put_slice(&data),
+            false => payload.push(data),
+        }
+    }
+}
+
+/// What resync and the rest say. Called by [`put_message`] with what it does not know.
+fn put_resync(meta: &mut BytesMut, payload: &mut Vec<Bytes>, message: PeerMessage) -> u8 {
+    match message {
+        PeerMessage::ResyncOffer { to, source } => {
+            put_numbers(meta, [to.0, source.0]);
+            kind::RESYNC_OFFER
+        }
+        PeerMessage::ResyncDone { to, member, ok } => {
+            put_numbers(meta, [to.0, member.0]);
+            meta.put_u8(u8::from(ok));
+            kind::RESYNC_DONE
+        }
+        PeerMessage::ManifestRequest { call, source, from } => {
+            put_numbers(meta, [call.0, source.0]);
+            meta.put_u32_le(from.0);
+            kind::MANIFEST_REQUEST
+        }
+        PeerMessage::Manifest { call, answer } => {
+            put_manifest(meta, call, answer);
+            kind::MANIFEST
+        }
+        PeerMessage::ExtentRequest {
+            call,
+            source,
+            extent,
+            layer,
+        } => {
+            put_numbers(meta, [call.0, source.0]);
+            meta.put_u32_le(extent.0);
+            meta.put_u32_le(layer);
+            kind::EXTENT_REQUEST
+        }
+        PeerMessage::Extent { call, result } => {
+            put_extent(meta, payload, call, result);
+            kind::EXTENT
+        }
+        PeerMessage::Space { free_bytes } => {
+            meta.put_u64_le(free_bytes);
+            kind::SPACE
+        }
+        PeerMessage::Raft { .. }
+        | PeerMessage::RaftBatch { .. }
+        | PeerMessage::Request { .. }
+        | PeerMessage::Response { .. } => unreachable!("encoded by the caller"),
+    }
+}
+
+fn put_manifest(meta: &mut BytesMut, call: CallId, answer: Option<(ManifestChunk, Bytes)>) {
+    meta.put_u64_le(call.0);
+    meta.put_u8(u8::from(answer.is_some()));
+    let Some((chunk, shard_meta)) = answer else {
+        return;
+    };
+    put_numbers(meta, [chunk.applied_index, chunk.applied_term]);
+    put_optional_u64(meta, chunk.next.map(|extent| u64::from(extent.0)));
+    put_string(meta, &shard_meta);
+    meta.put_u32_le(chunk.extents.len() as u32);
+    meta.reserve(chunk.extents.len() * MANIFEST_ENTRY_BYTES);
+    for entry in &chunk.extents {
+        meta.put_u32_le(entry.extent.0);
+        meta.put_u32_le(entry.layer);
+        meta.put_u64_le(entry.last_changed);
+        meta.put_u16_le(entry.present);
+        meta.put_u16_le(entry.zero);
+    }
+}
+
+fn put_extent(
+    meta: &mut BytesMut,
+    payload: &mut Vec<Bytes>,
+    call: CallId,
+    result: Result<ExtentContent, BlockError>,
+) {
+    meta.put_u64_le(call.0);
+    meta.put_u8(u8::from(result.is_ok()));
+    match result {
+        Ok(content) => {
+            meta.put_u32_le(content.extent.0);
+            meta.put_u32_le(content.layer);
+            meta.put_u64_le(content.last_changed);
+            meta.put_u16_le(content.present);
+            meta.put_u16_le(content.zero);
+            put_crcs(meta, &content.crcs);
+            if !content.data.is_empty() {
+                payload.push(content.data);
+            }
+        }
+        Err(error) => put_error(meta, &error),
+    }
+}
+
+fn put_numbers<const N: usize>(meta: &mut BytesMut, numbers: [u64; N]) {
+    numbers.iter().for_each(|number| meta.put_u64_le(*number));
+}
+
+fn is_inline(payload_bytes: usize) -> bool {
+    payload_bytes == 0 || !payload_bytes.is_multiple_of(BLOCK_BYTES)
+}
+
+/// Understands a frame. Small payload slices of large frames get memory of their own from `pool`.
+pub fn decode(frame: Frame, pool: &Pool) -> Result<PeerMessage, DecodeError> {
+    let backing_bytes = frame.payload.len();
+    let mut meta = Fields::new(frame.meta);
+    let mut payload = Fields::new(frame.payload);
+    let message = match frame.kind {
+        kind::RAFT => take_raft(&mut meta, &mut payload, backing_bytes, pool)?,
+        kind::RAFT_BATCH => {
+            let count = meta.count(12)?;
+            let messages: Result<Vec<(MemberId, Bytes)>, DecodeError> = (0..count)
+                .map(|_| Ok((meta.member()?, meta.string()?)))
+                .collect();
+            PeerMessage::RaftBatch {
+                messages: messages?,
+            }
+        }
+        kind::REQUEST => PeerMessage::Request {
+            call: CallId(meta.u64()?),
+            shard: ShardId(meta.u64()?),
+            to: meta.member()?,
+            term: meta.u64()?,
+            origin: meta.origin()?,
+            op: take_op(&mut meta, &mut payload)?,
+        },
+        kind::RESPONSE => PeerMessage::Response {
+            call: CallId(meta.u64()?),
+            term: meta.u64()?,
+            result: match meta.flag("ok")? {
+                true => Ok(take_reply(&mut meta, &mut payload)?),
+                false => Err(take_error(&mut meta)?),
+            },
+        },
+        other => take_resync(other, &mut meta, &mut payload)?,
+    };
+    meta.end()?;
+    payload.end()?;
+    check(&message)?;
+    Ok(message)
+}
+
+fn take_raft(
+    meta: &mut Fields,
+    payload: &mut Fields,
+    backing_bytes: usize,
+    pool: &Pool,
+) -> Result<PeerMessage, DecodeError> {
+    let (to, header) = (meta.member()?, meta.string()?);
+    let count = meta.count(4)?;
+    let lengths: Result<Vec<usize>, DecodeError> =
+        (0..count).map(|_| Ok(meta.u32()? as usize)).collect();
+    let payloads: Result<Vec<Bytes>, DecodeError> = lengths?
+        .into_iter()
+        .map(|len| match is_inline(len) {
+            true => meta.bytes(len),
+            false => Ok(own_small_slice(payload.bytes(len)?, backing_bytes, pool)),
+        })
+        .collect();
+    Ok(PeerMessage::Raft {
+        to,
+        header,
+        payloads: payloads?,
+    })
+}
+
+/// Log entries live long; one of 4 KiB must not keep a megabyte alive.
+fn own_small_slice(slice: Bytes, backing_bytes: usize, pool: &Pool) -> Bytes {
+    match backing_bytes > SHARED_BUFFER_BYTES && slice.len() < backing_bytes / 4 {
+        true => pool.copy(&slice),
+        false => slice,
+    }
+}
+
+fn take_resync(
+    kind: u8,
+    meta: &mut Fields,
+    payload: &mut Fields,
+) -> Result<PeerMessage, DecodeError> {
+    Ok(match kind {
+        kind::RESYNC_OFFER => PeerMessage::ResyncOffer {
+            to: meta.member()?,
+            source: meta.member()?,
+        },
+        kind::RESYNC_DONE => PeerMessage::ResyncDone {
+            to: meta.member()?,
+            member: meta.member()?,
+            ok: meta.flag("ok")?,
+        },
+        kind::MANIFEST_REQUEST => PeerMessage::ManifestRequest {
+            call: CallId(meta.u64()?),
+            source: meta.member()?,
+            from: meta.extent()?,
+        },
+        kind::MANIFEST => PeerMessage::Manifest {
+            call: CallId(meta.u64()?),
+            answer: match meta.flag("answer")? {
+                true => Some(take_manifest(meta)?),
+                false => None,
+            },
+        },
+        kind::EXTENT_REQUEST => PeerMessage::ExtentRequest {
+            call: CallId(meta.u64()?),
+            source: meta.member()?,
+            extent: meta.extent()?,
+            layer: meta.u32()?,
+        },
+        kind::EXTENT => PeerMessage::Extent {
+            call: CallId(meta.u64()?),
+            result: match meta.flag("ok")? {
+                true => Ok(ExtentContent {
+                    extent: meta.extent()?,
+                    layer: meta.u32()?,
+                    last_changed: meta.u64()?,
+                    present: meta.u16()?,
+                    zero: meta.u16()?,
+                    crcs: meta.crcs()?,
+                    data: payload.bytes(payload.remaining_bytes())?,
+                }),
+                false => Err(take_error(meta)?),
+            },
+        },
+        kind::SPACE => PeerMessage::Space {
+            free_bytes: meta.u64()?,
+        },
+        unknown => return Err(DecodeError::Kind(unknown)),
+    })
+}
+
+fn take_manifest(meta: &mut Fields) -> Result<(ManifestChunk, Bytes), DecodeError> {
+    let (applied_index, applied_term) = (meta.u64()?, meta.u64()?);
+    let next = meta
+        .optional_u64("next")?
+        .map(|next| u32::try_from(next).map_err(|_| value("next extent", next)))
+        .transpose()?;
+    let shard_meta = meta.string()?;
+    let count = meta.count(MANIFEST_ENTRY_BYTES)?;
+    let extents: Result<Vec<ManifestEntry>, DecodeError> = (0..count)
+        .map(|_| {
+            Ok(ManifestEntry {
+                extent: meta.extent()?,
+                layer: meta.u32()?,
+                last_changed: meta.u64()?,
+                present: meta.u16()?,
+                zero: meta.u16()?,
+            })
+        })
+        .collect();
+    let chunk = ManifestChunk {
+        extents: extents?,
+        next: next.map(Extent),
+        applied_index,
+        applied_term,
+    };
+    Ok((chunk, shard_meta))
+}
+
+/// What a message promises of itself. Checked on both sides: a sender must not send what the
+/// receiver would close the connection for.
+fn check(message: &PeerMessage) -> Result<(), DecodeError> {
+    match message {
+        PeerMessage::Request { op, .. } => check_op(op),
+        PeerMessage::Response {
+            result: Ok(reply), ..
+        } => check_reply(reply),
+        PeerMessage::Manifest {
+            answer: Some((chunk, _)),
+            ..
+        } => check_manifest(chunk),
+        PeerMessage::Extent {
+            result: Ok(content),
+            ..
+        } => check_extent(content),
+        _ => Ok(()),
+    }
+}
+
+fn check_manifest(chunk: &ManifestChunk) -> Result<(), DecodeError> {
+    let place = |entry: &ManifestEntry| (entry.extent, entry.layer);
+    let out_of_order = chunk
+        .extents
+        .windows(2)
+        .find(|pair| place(&pair[0]) >= place(&pair[1]));
+    if let Some(pair) = out_of_order {
+        return Err(value("extent after its successor", pair[1].extent.0));
+    }
+    if let (Some(last), Some(next)) = (chunk.extents.last(), chunk.next)
+        && next <= last.extent
+    {
+        return Err(value("next extent", next.0));
+    }
+    match chunk
+        .extents
+        .iter()
+        .find(|entry| entry.present & entry.zero != 0)
+    {
+        Some(entry) => Err(value(
+            "block both present and zero in extent",
+            entry.extent.0,
+        )),
+        None => Ok(()),
+    }
+}
+
+fn check_extent(content: &ExtentContent) -> Result<(), DecodeError> {
+    let present_bytes = content.present.count_ones() as usize * BLOCK_BYTES;
+    if content.present & content.zero != 0 {
+        return Err(value(
+            "blocks both present and zero",
+            content.present & content.zero,
+        ));
+    }
+    if content.data.len() != present_bytes {
+        return Err(value("length of an extent", content.data.len() as u64));
+    }
+    match content.crcs.len() <= BLOCKS_PER_EXTENT as usize {
+        true => Ok(()),
+        false => Err(value("number of checksums", content.crcs.len() as u64)),
+    }
+}
+
+#[cfg(test)]
+#[path = "codec_test.rs"]
+mod tests;

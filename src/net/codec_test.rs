@@ -1,0 +1,126 @@
+//! Every message survives its encoding; no bytes make the decoder panic or take memory that the
+//! bytes do not account for.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::io::buffer::is_aligned;
+use crate::net::testing::message;
+
+/// As it would arrive: the payload part in one aligned buffer.
+fn arrive(encoded: Encoded, pool: &Pool) -> Frame {
+    let payload: Vec<u8> = encoded.payload.iter().flatten().copied().collect();
+    Frame {
+        kind: encoded.kind,
+        meta: encoded.meta.freeze(),
+        payload: pool.copy(&payload),
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_message_survives_its_encoding(sent in message()) {
+        let pool = Pool::default();
+        let frame = arrive(encode(sent.clone()).unwrap(), &pool);
+        let received = decode(frame, &pool).unwrap();
+        if let PeerMessage::Raft { payloads, .. } = &received {
+            let whole = payloads.iter().filter(|data| !is_inline(data.len()));
+            prop_assert!(whole.clone().all(|data| is_aligned(data)));
+        }
+        prop_assert_eq!(received, sent);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(kind in 0u8..13, meta in vec(any::<u8>(), 0..200),
+                                   payload in vec(any::<u8>(), 0..100)) {
+        let pool = Pool::default();
+        let frame = Frame { kind, meta: meta.into(), payload: payload.into() };
+        if let Ok(message) = decode(frame, &pool) {
+            prop_assert!(encode(message).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_message_cut_short_or_longer_is_refused(sent in message(), cut in any::<prop::sample::Index>()) {
+        let pool = Pool::default();
+        let whole = arrive(encode(sent).unwrap(), &pool);
+        let cut = cut.index(whole.meta.len());
+        let short = Frame { meta: whole.meta.slice(..cut), ..whole.clone() };
+        prop_assert!(decode(short, &pool).is_err());
+        let long = Frame { meta: [&whole.meta[..], &[0]].concat().into(), ..whole };
+        prop_assert!(decode(long, &pool).is_err());
+    }
+}
+
+#[test]
+fn payloads_leave_without_a_copy() {
+    let data = Pool::default().copy(&[1; 2 * BLOCK_BYTES]);
+    let encoded = encode(PeerMessage::Raft {
+        to: MemberId(1),
+        header: Bytes::from_static(b"header"),
+        payloads: vec![
+            data.clone(),
+            Bytes::from_static(b"catalog command"),
+            data.clone(),
+        ],
+    })
+    .unwrap();
+    assert_eq!(encoded.payload.len(), 2);
+    assert!(
+        encoded
+            .payload
+            .iter()
+            .all(|sent| sent.as_ptr() == data.as_ptr())
+    );
+}
+
+#[test]
+fn a_small_entry_does_not_keep_a_large_buffer_alive() {
+    let pool = Pool::default();
+    let small = pool.copy(&[1; BLOCK_BYTES]);
+    let large = pool.copy(&[2; 256 << 10]);
+    let sent = PeerMessage::Raft {
+        to: MemberId(1),
+        header: Bytes::new(),
+        payloads: vec![small.clone(), large.clone()],
+    };
+    let frame = arrive(encode(sent).unwrap(), &pool);
+    let backing = frame.payload.as_ptr_range();
+    let PeerMessage::Raft { payloads, .. } = decode(frame, &pool).unwrap() else {
+        panic!("another message");
+    };
+    assert!(!backing.contains(&payloads[0].as_ptr()), "copied");
+    assert!(backing.contains(&payloads[1].as_ptr()), "shared");
+    assert_eq!(payloads, vec![small, large]);
+}
+
+#[test]
+fn what_contradicts_itself_is_refused_before_it_is_sent() {
+    let range = crate::types::BlockRange {
+        first: crate::types::Block(u32::MAX),
+        count: 1,
+    };
+    let request = |op| PeerMessage::Request {
+        call: CallId(1),
+        shard: ShardId(1),
+        to: MemberId(1),
+        term: 1,
+        origin: crate::types::Origin::default(),
+        op,
+    };
+    let refused = [
+        request(crate::types::ShardOp::Read { range }),
+        request(crate::types::ShardOp::WritePartial {
+            block: crate::types::Block(0),
+            offset_bytes: 4095,
+            data: Bytes::from_static(b"ab"),
+        }),
+        PeerMessage::RaftBatch {
+            messages: vec![(MemberId(1), Bytes::from(vec![0; FRAME_META_BYTES_MAX]))],
+        },
+    ];
+    for message in refused {
+        assert!(encode(message).is_err());
+    }
+}

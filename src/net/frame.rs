@@ -1,0 +1,314 @@
+//! Frames: how one [`crate::net::message::PeerMessage`] looks on a connection between two lanes.
+//!
+//! All numbers are little endian. A frame is a head of 24 bytes, the meta part, the payload part:
+//!
+//! ```text
+//!  0  magic          u32   "HFF1"
+//!  4  kind           u8    which message (see `codec`)
+//!  5  flags          u8    0; any other bit is refused
+//!  6  reserved       u16   0
+//!  8  meta_bytes     u32   at most FRAME_META_BYTES_MAX
+//! 12  payload_bytes  u32   at most FRAME_PAYLOAD_BYTES_MAX
+//! 16  payload_crc    u32   CRC-32 of the payload part, seeded (0 bytes: the CRC of nothing)
+//! 20  head_crc       u32   CRC-32 of bytes 0 to 19 and of the meta part, seeded
+//! 24  meta           meta_bytes
+//!     payload        payload_bytes
+//! ```
+//!
+//! The seed is different for every connection and for each of its two directions (it is made in
+//! the handshake, see `link`), so that a frame of another connection, or one of the own that comes
+//! back, is never taken for a valid one. Both lengths are checked before anything is allocated.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::io::stream::StreamReader;
+use crate::limits::{FRAME_META_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
+
+/// "HFF1" on the wire.
+const MAGIC: u32 = u32::from_le_bytes(*b"HFF1");
+/// Bytes before the meta part.
+pub const HEAD_BYTES: usize = 24;
+/// A meta part up to here is parsed out of the staging buffer; a larger one is received apart.
+const META_STAGED_BYTES_MAX: usize = 16 << 10;
+
+const _: () = assert!(HEAD_BYTES + META_STAGED_BYTES_MAX < crate::io::stream::STAGING_BYTES);
+
+/// Why bytes are not a frame. The connection cannot be used any more.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    #[error("a frame starts with {found:#010x} instead of the magic number")]
+    Magic { found: u32 },
+    #[error("a frame has unknown flags {flags:#04x} or reserved bits {reserved:#06x}")]
+    Flags { flags: u8, reserved: u16 },
+    #[error("a frame announces {meta_bytes} + {payload_bytes} bytes, more than is allowed")]
+    TooLong {
+        meta_bytes: usize,
+        payload_bytes: usize,
+    },
+    #[error("the checksum of a frame's head is wrong")]
+    HeadChecksum,
+    #[error("the checksum of a frame's payload is wrong")]
+    PayloadChecksum,
+}
+
+/// One frame that has arrived whole and intact. `payload` starts on a 4 KiB boundary in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    pub kind: u8,
+    pub meta: Bytes,
+    pub payload: Bytes,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    kind: u8,
+    meta_bytes: usize,
+    payload_bytes: usize,
+    payload_crc: u32,
+    head_crc: u32,
+    /// The first 20 bytes, for the checksum.
+    raw: [u8; HEAD_BYTES - 4],
+}
+
+impl Head {
+    fn parse(bytes: &[u8; HEAD_BYTES]) -> Result<Head, FrameError> {
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        if word(0) != MAGIC {
+            return Err(FrameError::Magic { found: word(0) });
+        }
+        let (flags, reserved) = (bytes[5], u16::from_le_bytes([bytes[6], bytes[7]]));
+        if flags != 0 || reserved != 0 {
+            return Err(FrameError::Flags { flags, reserved });
+        }
+        let (meta_bytes, payload_bytes) = (word(8) as usize, word(12) as usize);
+        if meta_bytes > FRAME_META_BYTES_MAX || payload_bytes > FRAME_PAYLOAD_BYTES_MAX {
+            return Err(FrameError::TooLong {
+                meta_bytes,
+                payload_bytes,
+            });
+        }
+        let mut raw = [0; HEAD_BYTES - 4];
+        raw.copy_from_slice(&bytes[..HEAD_BYTES - 4]);
+        Ok(Head {
+            kind: bytes[4],
+            meta_bytes,
+            payload_bytes,
+            payload_crc: word(16),
+            head_crc: word(20),
+            raw,
+        })
+    }
+
+    fn check_meta(&self, seed: u32, meta: &[u8]) -> Result<(), FrameError> {
+        match head_crc(seed, &self.raw, meta) == self.head_crc {
+            true => Ok(()),
+            false => Err(FrameError::HeadChecksum),
+        }
+    }
+}
+
+fn head_crc(seed: u32, raw: &[u8], meta: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(seed);
+    hasher.update(raw);
+    hasher.update(meta);
+    hasher.finalize()
+}
+
+fn payload_crc<'a>(seed: u32, slices: impl Iterator<Item = &'a [u8]>) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(seed);
+    slices.for_each(|slice| hasher.update(slice));
+    hasher.finalize()
+}
+
+/// Appends the head and the meta part to `out`; the caller sends `payload` right behind them.
+///
+/// Panics when a part is longer than its limit: messages are checked before they come here.
+pub fn write_head(out: &mut BytesMut, seed: u32, kind: u8, meta: &[u8], payload: &[Bytes]) {
+    let payload_bytes: usize = payload.iter().map(Bytes::len).sum();
+    assert!(meta.len() <= FRAME_META_BYTES_MAX, "meta part too long");
+    assert!(
+        payload_bytes <= FRAME_PAYLOAD_BYTES_MAX,
+        "payload part too long"
+    );
+    let from = out.len();
+    out.reserve(HEAD_BYTES + meta.len());
+    out.put_u32_le(MAGIC);
+    out.put_u8(kind);
+    out.put_bytes(0, 3);
+    out.put_u32_le(meta.len() as u32);
+    out.put_u32_le(payload_bytes as u32);
+    out.put_u32_le(payload_crc(seed, payload.iter().map(|slice| &slice[..])));
+    let crc = head_crc(seed, &out[from..], meta);
+    out.put_u32_le(crc);
+    out.put_slice(meta);
+}
+
+/// Takes frames out of a byte stream; keeps its place while one is incomplete.
+#[derive(Debug, Default)]
+pub struct FrameReader {
+    state: State,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Head,
+    Meta(Head),
+    Payload(Head, Bytes),
+}
+
+impl FrameReader {
+    /// The next whole frame, `None` when more bytes are needed. After an error the connection has
+    /// to be closed.
+    pub fn next(
+        &mut self,
+        reader: &mut StreamReader,
+        seed: u32,
+    ) -> Result<Option<Frame>, FrameError> {
+        if let State::Head = self.state {
+            let Some(bytes) = reader.peek().first_chunk::<HEAD_BYTES>() else {
+                return Ok(None);
+            };
+            let head = Head::parse(bytes)?;
+            reader.consume(HEAD_BYTES);
+            self.state = State::Meta(head);
+        }
+        if let State::Meta(head) = self.state {
+            let Some(meta) = take_meta(reader, head.meta_bytes) else {
+                return Ok(None);
+            };
+            head.check_meta(seed, &meta)?;
+            self.state = State::Payload(head, meta);
+        }
+        let State::Payload(head, _) = &self.state else {
+            return Ok(None);
+        };
+        let payload = match head.payload_bytes {
+            0 => Some(Bytes::new()),
+            payload_bytes => reader.payload(payload_bytes, 0),
+        };
+        let Some(payload) = payload else {
+            return Ok(None);
+        };
+        let State::Payload(head, meta) = std::mem::take(&mut self.state) else {
+            unreachable!("matched above");
+        };
+        if payload_crc(seed, std::iter::once(&payload[..])) != head.payload_crc {
+            return Err(FrameError::PayloadChecksum);
+        }
+        Ok(Some(Frame {
+            kind: head.kind,
+            meta,
+            payload,
+        }))
+    }
+}
+
+/// A short meta part is copied out of the staging buffer; a long one gets memory of its own.
+fn take_meta(reader: &mut StreamReader, meta_bytes: usize) -> Option<Bytes> {
+    if meta_bytes > META_STAGED_BYTES_MAX {
+        return reader.payload(meta_bytes, 0);
+    }
+    let meta = Bytes::copy_from_slice(reader.peek().get(..meta_bytes)?);
+    reader.consume(meta_bytes);
+    Some(meta)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::buffer::{Pool, is_aligned};
+    use crate::net::testing::pour;
+
+    fn frame(seed: u32, kind: u8, meta: &[u8], payload: &[u8]) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        write_head(
+            &mut out,
+            seed,
+            kind,
+            meta,
+            &[Bytes::copy_from_slice(payload)],
+        );
+        out.extend_from_slice(payload);
+        out.to_vec()
+    }
+
+    fn read_all(stream: &[u8], step: usize, seed: u32) -> Result<Vec<Frame>, FrameError> {
+        let mut reader = StreamReader::new(Pool::default());
+        let (mut frames, mut out) = (FrameReader::default(), Vec::new());
+        pour(&mut reader, stream, step, |reader| {
+            while let Some(frame) = frames.next(reader, seed)? {
+                out.push(frame);
+            }
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    #[test]
+    fn frames_of_every_size_survive_every_cut_and_land_aligned() {
+        let sizes = [
+            (0, 0),
+            (1, 0),
+            (40, 4096),
+            (16 << 10, 1),
+            (20_000, 70_000),
+            (200_000, 0),
+            (0, 1 << 20),
+        ];
+        let mut stream = Vec::new();
+        for (number, (meta, payload)) in sizes.iter().enumerate() {
+            stream.extend(frame(
+                7,
+                number as u8,
+                &vec![3; *meta],
+                &vec![number as u8; *payload],
+            ));
+        }
+        for step in [1, 4097, 65_536, 1 << 20] {
+            let frames = read_all(&stream, step, 7).unwrap();
+            assert_eq!(frames.len(), sizes.len());
+            for (number, (frame, (meta, payload))) in frames.iter().zip(sizes).enumerate() {
+                assert_eq!(usize::from(frame.kind), number);
+                assert_eq!((frame.meta.len(), frame.payload.len()), (meta, payload));
+                assert!(
+                    frame
+                        .payload
+                        .iter()
+                        .all(|byte| usize::from(*byte) == number)
+                );
+                assert!(payload % 4096 != 0 || payload == 0 || is_aligned(&frame.payload));
+            }
+        }
+    }
+
+    #[test]
+    fn any_flipped_bit_is_found() {
+        let good = frame(99, 5, b"meta part", b"the payload part");
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            // A changed length may also leave the frame incomplete for ever.
+            let frames = read_all(&bad, bad.len(), 99);
+            assert!(frames.is_err() || frames == Ok(Vec::new()), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_frame_of_another_connection_is_refused() {
+        let bytes = frame(1, 5, b"", b"");
+        assert_eq!(read_all(&bytes, 100, 2), Err(FrameError::HeadChecksum));
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_is_refused_before_memory_is_taken() {
+        for at in [8, 12] {
+            let mut bytes = frame(1, 5, b"", b"");
+            bytes[at..at + 4].copy_from_slice(&(FRAME_PAYLOAD_BYTES_MAX as u32 + 1).to_le_bytes());
+            let refused = read_all(&bytes, 100, 1);
+            assert!(matches!(refused, Err(FrameError::TooLong { .. })));
+        }
+    }
+}

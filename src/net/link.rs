@@ -1,0 +1,568 @@
+//! One connection between two lanes, without its socket: the handshake, then messages both ways.
+//!
+//! States: `Calling` (hello sent, waiting for the welcome), `Called` (waiting for a hello),
+//! `Up`, `Ended`. Bytes come in through [`Link::feed`] and leave through [`Link::take_output`].
+//!
+//! Order: messages arrive in the order they were sent. Raft messages without payload that are sent
+//! one after the other leave as one [`PeerMessage::RaftBatch`].
+//!
+//! Bounds: what waits to leave is at most [`LINK_QUEUE_BYTES_MAX`], and clients cannot fill it:
+//! requests get half of it, Raft messages with entries three quarters. Raft messages that do not
+//! fit are dropped and counted; Raft sends them again.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::io::buffer::Pool;
+use crate::io::stream::StreamReader;
+use crate::limits::LINK_QUEUE_BYTES_MAX;
+use crate::net::codec::{EncodeError, decode, encode};
+use crate::net::frame::{FrameError, FrameReader, HEAD_BYTES, write_head};
+use crate::net::handshake::{
+    Greeting, GreetingError, Hello, Identity, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, Refusal,
+    RefusalCode, Welcome, choose_version, format, frame_seeds, parse,
+};
+use crate::net::incarnations::Incarnations;
+use crate::net::message::PeerMessage;
+use crate::net::wire::DecodeError;
+use crate::types::{MemberId, PodId, Uuid};
+
+/// Requests are refused when this much is waiting.
+const REQUESTS_UP_TO_BYTES: usize = LINK_QUEUE_BYTES_MAX / 2;
+/// Raft messages with entries are dropped when this much is waiting.
+const ENTRIES_UP_TO_BYTES: usize = LINK_QUEUE_BYTES_MAX / 4 * 3;
+/// Headers of one batch; a larger one leaves by itself.
+const BATCH_BYTES_MAX: usize = 256 << 10;
+/// The most one [`Link::take_output`] gives (but for one message that is larger): a send stays
+/// short, and what waits is counted where the bounds are checked.
+const OUTPUT_BYTES_MAX: usize = 4 << 20;
+/// As many slices as one system call takes.
+const OUTPUT_SLICES_MAX: usize = 1000;
+/// Frame heads and meta parts that follow each other share pieces of about this size.
+const HEADS_BYTES_MAX: usize = 64 << 10;
+
+/// The lane that a dialer wants to reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub pod: PodId,
+    pub disk: Uuid,
+    pub lane: u16,
+}
+
+/// What the other side did.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LinkEvent {
+    /// The handshake is done; comes once, first.
+    Up(Established),
+    Message(PeerMessage),
+}
+
+/// What the handshake agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Established {
+    /// The lane of ours that was called (or calls).
+    pub local: Identity,
+    pub peer: Identity,
+    pub purpose: Purpose,
+    pub version: u16,
+}
+
+/// Why a link ended. What [`Link::take_output`] still gives (a refusal) is sent, then the
+/// connection is closed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    #[error("the greeting cannot be understood")]
+    Greeting {
+        #[source]
+        source: GreetingError,
+    },
+    #[error("a {0} came where it does not belong")]
+    OutOfPlace(&'static str),
+    /// The other side refused us.
+    #[error("the other pod refused the connection: {refusal}")]
+    RefusedByPeer { refusal: Refusal },
+    /// We refused the other side.
+    #[error("refused the other pod's connection: {refusal}")]
+    RefusedByUs { refusal: Refusal },
+    #[error("the connection carries something that is not a frame")]
+    Frame {
+        #[source]
+        source: FrameError,
+    },
+    #[error("a message cannot be understood")]
+    Message {
+        #[source]
+        source: DecodeError,
+    },
+    #[error("the link has ended before")]
+    Ended,
+}
+
+/// Why a message was not taken.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    #[error("the link is not up")]
+    NotUp,
+    /// A Raft message that did not fit. Tell the member that its peer is unreachable.
+    #[error("the link's queue is full; a Raft message was dropped")]
+    Dropped,
+    /// A request that did not fit: the client's router tries again.
+    #[error("the link's queue is full")]
+    Busy,
+    /// An answer that did not fit: the other side asks and does not read. Close the connection.
+    #[error("the other pod does not read its answers")]
+    Overflow,
+    #[error("the message cannot be sent")]
+    Encode {
+        #[source]
+        source: EncodeError,
+    },
+}
+
+/// For metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkCounters {
+    pub frames_sent: u64,
+    pub frames_received: u64,
+    /// Raft messages that were dropped because the queue was full.
+    pub raft_dropped: u64,
+    pub requests_refused: u64,
+}
+
+enum State {
+    Calling {
+        local: Identity,
+        target: Target,
+        purpose: Purpose,
+        nonce: u64,
+    },
+    Called {
+        locals: Vec<Identity>,
+        nonce: u64,
+    },
+    Up {
+        established: Established,
+        receive_seed: u32,
+        send_seed: u32,
+    },
+    Ended,
+}
+
+/// See the module's description.
+pub struct Link {
+    state: State,
+    frames: FrameReader,
+    output: Output,
+    pool: Pool,
+    counters: LinkCounters,
+}
+
+impl Link {
+    /// A link over a connection that this side made; its hello is in [`Link::take_output`].
+    /// `nonce` is drawn anew for every connection.
+    pub fn dial(local: Identity, target: Target, purpose: Purpose, nonce: u64, pool: Pool) -> Link {
+        let mut link = Link::new(
+            State::Calling {
+                local,
+                target,
+                purpose,
+                nonce,
+            },
+            pool,
+        );
+        link.greet(&Greeting::Hello(Hello {
+            version_min: PROTOCOL_MIN,
+            version_max: PROTOCOL_MAX,
+            from: local,
+            to_disk: target.disk,
+            to_lane: target.lane,
+            purpose,
+            nonce,
+        }));
+        link
+    }
+
+    /// A link over a connection that was accepted. `locals` are the lanes that may be called.
+    pub fn accept(locals: Vec<Identity>, nonce: u64, pool: Pool) -> Link {
+        Link::new(State::Called { locals, nonce }, pool)
+    }
+
+    fn new(state: State, pool: Pool) -> Link {
+        Link {
+            state,
+            frames: FrameReader::default(),
+            output: Output::default(),
+            pool,
+            counters: LinkCounters::default(),
+        }
+    }
+
+    /// Takes what has arrived. After an error the link has ended: see [`LinkError`]. Events that
+    /// came before the error are in `out` all the same.
+    pub fn feed(
+        &mut self,
+        reader: &mut StreamReader,
+        seen: &mut Incarnations,
+        out: &mut Vec<LinkEvent>,
+    ) -> Result<(), LinkError> {
+        let result = self.advance(reader, seen, out);
+        if result.is_err() {
+            self.state = State::Ended;
+        }
+        result
+    }
+
+    fn advance(
+        &mut self,
+        reader: &mut StreamReader,
+        seen: &mut Incarnations,
+        out: &mut Vec<LinkEvent>,
+    ) -> Result<(), LinkError> {
+        if let State::Ended = self.state {
+            return Err(LinkError::Ended);
+        }
+        if !matches!(self.state, State::Up { .. }) {
+            let Some(greeting) = next_greeting(reader)? else {
+                return Ok(());
+            };
+            let established = self.on_greeting(greeting, seen)?;
+            out.push(LinkEvent::Up(established));
+        }
+        let State::Up { receive_seed, .. } = self.state else {
+            return Err(LinkError::Ended);
+        };
+        let frame_error = |source| LinkError::Frame { source };
+        while let Some(frame) = self
+            .frames
+            .next(reader, receive_seed)
+            .map_err(frame_error)?
+        {
+            self.counters.frames_received += 1;
+            let message =
+                decode(frame, &self.pool).map_err(|source| LinkError::Message { source })?;
+            out.push(LinkEvent::Message(message));
+        }
+        Ok(())
+    }
+
+    fn on_greeting(
+        &mut self,
+        greeting: Greeting,
+        seen: &mut Incarnations,
+    ) -> Result<Established, LinkError> {
+        let state = std::mem::replace(&mut self.state, State::Ended);
+        match (state, greeting) {
+            (State::Called { locals, nonce }, Greeting::Hello(hello)) => {
+                self.on_hello(&locals, nonce, &hello, seen)
+            }
+            (
+                State::Calling {
+                    local,
+                    target,
+                    purpose,
+                    nonce,
+                },
+                Greeting::Welcome(welcome),
+            ) => {
+                check_welcome(&local, &target, &welcome, seen)
+                    .map_err(|refusal| LinkError::RefusedByUs { refusal })?;
+                let established = Established {
+                    local,
+                    peer: welcome.from,
+                    purpose,
+                    version: welcome.version,
+                };
+                let (send_seed, receive_seed) = frame_seeds(nonce, welcome.nonce);
+                self.state = State::Up {
+                    established,
+                    receive_seed,
+                    send_seed,
+                };
+                Ok(established)
+            }
+            (State::Calling { .. }, Greeting::Refusal(refusal)) => {
+                Err(LinkError::RefusedByPeer { refusal })
+            }
+            (State::Ended | State::Up { .. }, _) => Err(LinkError::Ended),
+            (_, Greeting::Hello(_)) => Err(LinkError::OutOfPlace("hello")),
+            (_, Greeting::Welcome(_)) => Err(LinkError::OutOfPlace("welcome")),
+            (_, Greeting::Refusal(_)) => Err(LinkError::OutOfPlace("refusal")),
+        }
+    }
+
+    fn on_hello(
+        &mut self,
+        locals: &[Identity],
+        nonce: u64,
+        hello: &Hello,
+        seen: &mut Incarnations,
+    ) -> Result<Established, LinkError> {
+        let (local, version) = match check_hello(locals, hello, seen) {
+            Ok(agreed) => agreed,
+            Err(refusal) => {
+                self.greet(&Greeting::Refusal(refusal.clone()));
+                return Err(LinkError::RefusedByUs { refusal });
+            }
+        };
+        self.greet(&Greeting::Welcome(Welcome {
+            version,
+            from: local,
+            nonce,
+        }));
+        let established = Established {
+            local,
+            peer: hello.from,
+            purpose: hello.purpose,
+            version,
+        };
+        let (receive_seed, send_seed) = frame_seeds(hello.nonce, nonce);
+        self.state = State::Up {
+            established,
+            receive_seed,
+            send_seed,
+        };
+        Ok(established)
+    }
+
+    fn greet(&mut self, greeting: &Greeting) {
+        self.output.push(format(greeting));
+    }
+
+    /// Queues a message. What happens to one that is not taken: see [`SendError`].
+    pub fn send(&mut self, message: PeerMessage) -> Result<(), SendError> {
+        let State::Up { send_seed, .. } = self.state else {
+            return Err(SendError::NotUp);
+        };
+        let waiting_bytes = self.queue_bytes();
+        if let PeerMessage::Raft {
+            to,
+            header,
+            payloads,
+        } = &message
+            && payloads.is_empty()
+            && header.len() < BATCH_BYTES_MAX
+        {
+            if waiting_bytes + header.len() > LINK_QUEUE_BYTES_MAX {
+                self.counters.raft_dropped += 1;
+                return Err(SendError::Dropped);
+            }
+            if self.output.batch_bytes + header.len() > BATCH_BYTES_MAX {
+                self.flush_batch(send_seed);
+            }
+            self.output.batch_bytes += header.len() + BATCH_ITEM_BYTES;
+            self.output.batch.push((*to, header.clone()));
+            return Ok(());
+        }
+        let (up_to_bytes, error) = admission(&message);
+        let encoded = encode(message).map_err(|source| SendError::Encode { source })?;
+        if waiting_bytes + HEAD_BYTES + encoded.bytes() > up_to_bytes {
+            match error {
+                SendError::Dropped => self.counters.raft_dropped += 1,
+                SendError::Busy => self.counters.requests_refused += 1,
+                _ => {}
+            }
+            return Err(error);
+        }
+        self.flush_batch(send_seed);
+        self.counters.frames_sent += 1;
+        self.output
+            .push_frame(send_seed, encoded.kind, &encoded.meta, encoded.payload);
+        Ok(())
+    }
+
+    fn flush_batch(&mut self, send_seed: u32) {
+        if self.output.batch.is_empty() {
+            return;
+        }
+        let messages = std::mem::take(&mut self.output.batch);
+        self.output.batch_bytes = 0;
+        let batch = encode(PeerMessage::RaftBatch { messages }).expect("a batch is bounded");
+        self.counters.frames_sent += 1;
+        self.output
+            .push_frame(send_seed, batch.kind, &batch.meta, batch.payload);
+    }
+
+    /// What to send next, in order; empty when nothing waits. Call it when no send is under way,
+    /// once per round and again when a send has ended.
+    pub fn take_output(&mut self) -> Vec<Bytes> {
+        if let State::Up { send_seed, .. } = self.state {
+            self.flush_batch(send_seed);
+        }
+        self.output.take()
+    }
+
+    /// Bytes that wait for [`Link::take_output`].
+    pub fn queue_bytes(&self) -> usize {
+        self.output.bytes + self.output.batch_bytes
+    }
+
+    /// What the handshake agreed on, when the link is up.
+    pub fn established(&self) -> Option<&Established> {
+        match &self.state {
+            State::Up { established, .. } => Some(established),
+            _ => None,
+        }
+    }
+
+    pub fn counters(&self) -> LinkCounters {
+        self.counters
+    }
+}
+
+/// Member and length before each header of a batch.
+const BATCH_ITEM_BYTES: usize = 12;
+
+/// How full the queue may become with this message, and what to say beyond that.
+fn admission(message: &PeerMessage) -> (usize, SendError) {
+    match message {
+        PeerMessage::Raft { .. } => (ENTRIES_UP_TO_BYTES, SendError::Dropped),
+        PeerMessage::RaftBatch { .. } => (LINK_QUEUE_BYTES_MAX, SendError::Dropped),
+        PeerMessage::Request { .. }
+        | PeerMessage::ManifestRequest { .. }
+        | PeerMessage::ExtentRequest { .. } => (REQUESTS_UP_TO_BYTES, SendError::Busy),
+        PeerMessage::Response { .. }
+        | PeerMessage::ResyncOffer { .. }
+        | PeerMessage::ResyncDone { .. }
+        | PeerMessage::Manifest { .. }
+        | PeerMessage::Extent { .. }
+        | PeerMessage::Space { .. } => (LINK_QUEUE_BYTES_MAX, SendError::Overflow),
+    }
+}
+
+fn next_greeting(reader: &mut StreamReader) -> Result<Option<Greeting>, LinkError> {
+    match parse(reader.peek()).map_err(|source| LinkError::Greeting { source })? {
+        Some((greeting, bytes)) => {
+            reader.consume(bytes);
+            Ok(Some(greeting))
+        }
+        None => Ok(None),
+    }
+}
+
+/// The acceptor's judgement: which of its lanes was called, and the version to speak.
+fn check_hello(
+    locals: &[Identity],
+    hello: &Hello,
+    seen: &mut Incarnations,
+) -> Result<(Identity, u16), Refusal> {
+    let ours = (PROTOCOL_MIN, PROTOCOL_MAX);
+    let theirs = (hello.version_min, hello.version_max);
+    let version = choose_version(ours, theirs).ok_or_else(|| Refusal {
+        code: RefusalCode::NoCommonVersion,
+        text: format!(
+            "this pod speaks protocol {} to {}, the caller {} to {}: upgrade the older of the two",
+            ours.0, ours.1, theirs.0, theirs.1
+        ),
+    })?;
+    if let Some(local) = locals.first() {
+        check_cluster(local, &hello.from)?;
+    }
+    let local = locals
+        .iter()
+        .find(|local| (local.disk, local.lane) == (hello.to_disk, hello.to_lane))
+        .ok_or_else(|| Refusal {
+            code: RefusalCode::NoSuchLane,
+            text: format!(
+                "disk {} lane {} is not served by this pod",
+                hello.to_disk, hello.to_lane
+            ),
+        })?;
+    seen.admit(&hello.from)?;
+    Ok((*local, version))
+}
+
+/// The dialer's judgement.
+fn check_welcome(
+    local: &Identity,
+    target: &Target,
+    welcome: &Welcome,
+    seen: &mut Incarnations,
+) -> Result<(), Refusal> {
+    if !(PROTOCOL_MIN..=PROTOCOL_MAX).contains(&welcome.version) {
+        return Err(Refusal {
+            code: RefusalCode::NoCommonVersion,
+            text: format!("the other pod chose protocol {}", welcome.version),
+        });
+    }
+    check_cluster(local, &welcome.from)?;
+    let found = Target {
+        pod: welcome.from.pod,
+        disk: welcome.from.disk,
+        lane: welcome.from.lane,
+    };
+    if found != *target {
+        return Err(Refusal {
+            code: RefusalCode::NoSuchLane,
+            text: format!("called {target:?} and reached {found:?}"),
+        });
+    }
+    seen.admit(&welcome.from)
+}
+
+fn check_cluster(local: &Identity, peer: &Identity) -> Result<(), Refusal> {
+    match local.cluster == peer.cluster {
+        true => Ok(()),
+        false => Err(Refusal {
+            code: RefusalCode::OtherCluster,
+            text: format!(
+                "this pod belongs to cluster {}, the caller to {}: check the addresses of its \
+                 configuration",
+                local.cluster, peer.cluster
+            ),
+        }),
+    }
+}
+
+/// What waits to leave: pieces in order, then heads that the next payload closes, then light
+/// messages that become one frame.
+#[derive(Default)]
+struct Output {
+    pieces: VecDeque<Bytes>,
+    heads: BytesMut,
+    /// Of `pieces` and `heads`.
+    bytes: usize,
+    batch: Vec<(MemberId, Bytes)>,
+    batch_bytes: usize,
+}
+
+impl Output {
+    fn push(&mut self, piece: Bytes) {
+        self.close_heads();
+        self.bytes += piece.len();
+        self.pieces.push_back(piece);
+    }
+
+    fn push_frame(&mut self, seed: u32, kind: u8, meta: &[u8], payload: Vec<Bytes>) {
+        if self.heads.len() >= HEADS_BYTES_MAX {
+            self.close_heads();
+        }
+        write_head(&mut self.heads, seed, kind, meta, &payload);
+        self.bytes += HEAD_BYTES + meta.len();
+        payload.into_iter().for_each(|slice| self.push(slice));
+    }
+
+    fn close_heads(&mut self) {
+        if !self.heads.is_empty() {
+            self.pieces.push_back(self.heads.split().freeze());
+        }
+    }
+
+    fn take(&mut self) -> Vec<Bytes> {
+        self.close_heads();
+        let (mut count, mut taken_bytes) = (0, 0);
+        for piece in &self.pieces {
+            if count == OUTPUT_SLICES_MAX || (count > 0 && taken_bytes >= OUTPUT_BYTES_MAX) {
+                break;
+            }
+            count += 1;
+            taken_bytes += piece.len();
+        }
+        self.bytes -= taken_bytes;
+        self.pieces.drain(..count).collect()
+    }
+}
+
+#[cfg(test)]
+#[path = "link_test.rs"]
+mod tests;

@@ -1,0 +1,405 @@
+//! Two links joined by a pipe.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::io::buffer::is_aligned;
+use crate::net::codec::Encoded;
+use crate::net::message::CallId;
+use crate::net::testing::{message, pour};
+use crate::types::{BLOCK_BYTES, BlockRange, ShardId, ShardOp};
+
+fn identity(pod: u64) -> Identity {
+    Identity {
+        cluster: Uuid([9; 16]),
+        pod: PodId(pod),
+        disk: Uuid([pod as u8; 16]),
+        lane: 0,
+        incarnation: 10,
+    }
+}
+
+/// One end of the pipe, with what it learned.
+struct End {
+    link: Link,
+    reader: StreamReader,
+    seen: Incarnations,
+    events: Vec<LinkEvent>,
+}
+
+impl End {
+    fn new(link: Link) -> End {
+        End {
+            link,
+            reader: StreamReader::new(Pool::default()),
+            seen: Incarnations::default(),
+            events: Vec::new(),
+        }
+    }
+
+    fn dial(local: Identity, target: Identity) -> End {
+        let target = Target {
+            pod: target.pod,
+            disk: target.disk,
+            lane: target.lane,
+        };
+        End::new(Link::dial(
+            local,
+            target,
+            Purpose::Data,
+            1234,
+            Pool::default(),
+        ))
+    }
+
+    fn accept(local: Identity) -> End {
+        End::new(Link::accept(vec![local], 5678, Pool::default()))
+    }
+
+    fn receive(&mut self, bytes: &[u8], step: usize) -> Result<(), LinkError> {
+        pour(&mut self.reader, bytes, step, |reader| {
+            self.link.feed(reader, &mut self.seen, &mut self.events)
+        })
+    }
+
+    /// Everything that waits, in as many sends as it takes.
+    fn drain(&mut self) -> Vec<u8> {
+        let mut all = Vec::new();
+        loop {
+            let piece = self.link.take_output().concat();
+            if piece.is_empty() {
+                assert_eq!(self.link.queue_bytes(), 0);
+                return all;
+            }
+            all.extend(piece);
+        }
+    }
+
+    fn messages(&mut self) -> Vec<PeerMessage> {
+        self.events
+            .drain(..)
+            .map(|event| match event {
+                LinkEvent::Message(message) => message,
+                LinkEvent::Up(_) => panic!("up again"),
+            })
+            .collect()
+    }
+}
+
+fn join(dialer: &mut End, acceptor: &mut End, step: usize) -> Result<(), LinkError> {
+    let hello = dialer.drain();
+    let accepted = acceptor.receive(&hello, step);
+    let answer = acceptor.drain();
+    dialer.receive(&answer, step).and(accepted)
+}
+
+fn joined() -> (End, End) {
+    let (mut dialer, mut acceptor) = (
+        End::dial(identity(1), identity(2)),
+        End::accept(identity(2)),
+    );
+    join(&mut dialer, &mut acceptor, 1 << 20).unwrap();
+    let [LinkEvent::Up(here)] = dialer.events[..] else {
+        panic!("not up");
+    };
+    let [LinkEvent::Up(there)] = acceptor.events[..] else {
+        panic!("not up");
+    };
+    assert_eq!((here.local, here.peer), (identity(1), identity(2)));
+    assert_eq!((there.local, there.peer), (identity(2), identity(1)));
+    dialer.events.clear();
+    acceptor.events.clear();
+    (dialer, acceptor)
+}
+
+fn light(to: u64, header: &'static [u8]) -> PeerMessage {
+    PeerMessage::Raft {
+        to: MemberId(to),
+        header: Bytes::from_static(header),
+        payloads: Vec::new(),
+    }
+}
+
+fn heavy(bytes: usize) -> PeerMessage {
+    PeerMessage::Raft {
+        to: MemberId(1),
+        header: Bytes::from_static(b"append"),
+        payloads: vec![Pool::default().copy(&vec![7; bytes])],
+    }
+}
+
+fn read_request() -> PeerMessage {
+    PeerMessage::Request {
+        call: CallId(1),
+        shard: ShardId(1),
+        to: MemberId(1),
+        term: 1,
+        origin: Default::default(),
+        op: ShardOp::Read {
+            range: BlockRange {
+                first: crate::types::Block(0),
+                count: 1,
+            },
+        },
+    }
+}
+
+/// What arrives for what was sent: light Raft messages come in batches.
+fn flatten(messages: Vec<PeerMessage>) -> Vec<PeerMessage> {
+    messages
+        .into_iter()
+        .flat_map(|message| match message {
+            PeerMessage::RaftBatch { messages } => messages
+                .into_iter()
+                .map(|(to, header)| PeerMessage::Raft {
+                    to,
+                    header,
+                    payloads: Vec::new(),
+                })
+                .collect(),
+            other => vec![other],
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn messages_arrive_in_order_whatever_the_pieces(
+        sent in vec(message(), 1..12), step in 1usize..200_000, answers in vec(message(), 0..4),
+    ) {
+        let (mut here, mut there) = joined();
+        sent.iter().for_each(|message| here.link.send(message.clone()).unwrap());
+        answers.iter().for_each(|message| there.link.send(message.clone()).unwrap());
+        there.receive(&here.drain(), step).unwrap();
+        here.receive(&there.drain(), step).unwrap();
+        prop_assert_eq!(flatten(there.messages()), flatten(sent));
+        prop_assert_eq!(flatten(here.messages()), flatten(answers));
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(input in vec(any::<u8>(), 0..400)) {
+        crate::net::fuzz_one(&input);
+    }
+}
+
+#[test]
+fn light_messages_of_a_round_leave_as_one_frame_behind_what_was_sent_before() {
+    let (mut here, mut there) = joined();
+    here.link.send(heavy(BLOCK_BYTES)).unwrap();
+    here.link.send(light(1, b"heartbeat")).unwrap();
+    here.link.send(light(2, b"heartbeat")).unwrap();
+    there.receive(&here.drain(), 1 << 20).unwrap();
+    let received = there.messages();
+    let PeerMessage::Raft { payloads, .. } = &received[0] else {
+        panic!("the entries come first");
+    };
+    assert!(is_aligned(&payloads[0]));
+    let batch = PeerMessage::RaftBatch {
+        messages: vec![
+            (MemberId(1), Bytes::from_static(b"heartbeat")),
+            (MemberId(2), Bytes::from_static(b"heartbeat")),
+        ],
+    };
+    assert_eq!(received[1..], [batch]);
+    assert_eq!(here.link.counters().frames_sent, 2);
+}
+
+#[test]
+fn a_full_queue_drops_entries_refuses_requests_and_still_takes_heartbeats() {
+    let (mut here, _there) = joined();
+    while here.link.queue_bytes() < REQUESTS_UP_TO_BYTES {
+        here.link.send(heavy(1 << 20)).unwrap();
+    }
+    assert_eq!(here.link.send(read_request()), Err(SendError::Busy));
+    while here.link.send(heavy(1 << 20)).is_ok() {}
+    assert!(here.link.queue_bytes() <= ENTRIES_UP_TO_BYTES);
+    assert_eq!(here.link.send(heavy(1 << 20)), Err(SendError::Dropped));
+    assert_eq!(here.link.send(light(1, b"heartbeat")), Ok(()));
+    assert_eq!(
+        here.link.counters(),
+        LinkCounters {
+            raft_dropped: 2,
+            requests_refused: 1,
+            ..here.link.counters()
+        }
+    );
+    here.drain();
+    assert_eq!(here.link.send(read_request()), Ok(()));
+}
+
+#[test]
+fn one_send_is_short_and_the_queue_shrinks_by_it() {
+    let (mut here, _there) = joined();
+    (0..20).for_each(|_| here.link.send(heavy(1 << 20)).unwrap());
+    let before = here.link.queue_bytes();
+    let taken: usize = here.link.take_output().iter().map(Bytes::len).sum();
+    assert!(taken <= OUTPUT_BYTES_MAX + (1 << 20));
+    assert_eq!(here.link.queue_bytes(), before - taken);
+}
+
+#[test]
+fn nothing_is_taken_before_the_link_is_up() {
+    let mut dialer = End::dial(identity(1), identity(2));
+    assert_eq!(dialer.link.send(light(1, b"x")), Err(SendError::NotUp));
+}
+
+/// What the acceptor says to this dialer, and what the dialer makes of it.
+fn refusal(mut dialer: End, mut acceptor: End) -> RefusalCode {
+    let hello = dialer.drain();
+    let ours = match acceptor.receive(&hello, 7) {
+        Err(LinkError::RefusedByUs { refusal }) => refusal,
+        other => panic!("accepted: {other:?}"),
+    };
+    assert!(acceptor.events.is_empty());
+    match dialer.receive(&acceptor.drain(), 7) {
+        Err(LinkError::RefusedByPeer { refusal }) => assert_eq!(refusal, ours),
+        other => panic!("not told: {other:?}"),
+    }
+    assert_eq!(dialer.receive(b"more", 7), Err(LinkError::Ended));
+    ours.code
+}
+
+#[test]
+fn strangers_copies_and_leftovers_are_refused_and_told_why() {
+    let dial = |local| End::dial(local, identity(2));
+    let stranger = Identity {
+        cluster: Uuid([8; 16]),
+        ..identity(1)
+    };
+    assert_eq!(
+        refusal(dial(stranger), End::accept(identity(2))),
+        RefusalCode::OtherCluster
+    );
+    let elsewhere = End::dial(identity(1), identity(3));
+    assert_eq!(
+        refusal(elsewhere, End::accept(identity(2))),
+        RefusalCode::NoSuchLane
+    );
+    let mut acceptor = End::accept(identity(2));
+    acceptor.seen.admit(&identity(1)).unwrap();
+    let leftover = Identity {
+        incarnation: 9,
+        ..identity(1)
+    };
+    assert_eq!(
+        refusal(dial(leftover), acceptor),
+        RefusalCode::StaleIncarnation
+    );
+    let mut acceptor = End::accept(identity(2));
+    acceptor.seen.admit(&identity(1)).unwrap();
+    let copy = Identity {
+        pod: PodId(4),
+        incarnation: 11,
+        ..identity(1)
+    };
+    assert_eq!(refusal(dial(copy), acceptor), RefusalCode::DuplicateDisk);
+    let mut acceptor = End::accept(identity(2));
+    acceptor.seen.place(identity(2).disk, PodId(2));
+    let copy_of_ours = Identity {
+        disk: identity(2).disk,
+        ..identity(1)
+    };
+    assert_eq!(
+        refusal(dial(copy_of_ours), acceptor),
+        RefusalCode::DuplicateDisk
+    );
+}
+
+#[test]
+fn versions_that_do_not_meet_are_refused() {
+    let mut acceptor = End::accept(identity(2));
+    let hello = format(&Greeting::Hello(Hello {
+        version_min: PROTOCOL_MAX + 1,
+        version_max: PROTOCOL_MAX + 3,
+        from: identity(1),
+        to_disk: identity(2).disk,
+        to_lane: 0,
+        purpose: Purpose::Data,
+        nonce: 1,
+    }));
+    let result = acceptor.receive(&hello, 100);
+    let Err(LinkError::RefusedByUs { refusal }) = result else {
+        panic!("accepted: {result:?}");
+    };
+    assert_eq!(refusal.code, RefusalCode::NoCommonVersion);
+}
+
+#[test]
+fn a_dialer_refuses_the_wrong_answerer() {
+    for (answerer, code) in [
+        (identity(3), RefusalCode::NoSuchLane),
+        (
+            Identity {
+                cluster: Uuid([8; 16]),
+                ..identity(2)
+            },
+            RefusalCode::OtherCluster,
+        ),
+        (
+            Identity {
+                incarnation: 9,
+                ..identity(2)
+            },
+            RefusalCode::StaleIncarnation,
+        ),
+    ] {
+        let mut dialer = End::dial(identity(1), identity(2));
+        dialer.seen.admit(&identity(2)).unwrap();
+        let welcome = format(&Greeting::Welcome(Welcome {
+            version: PROTOCOL_MAX,
+            from: answerer,
+            nonce: 1,
+        }));
+        match dialer.receive(&welcome, 100) {
+            Err(LinkError::RefusedByUs { refusal }) => assert_eq!(refusal.code, code),
+            other => panic!("accepted: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_frame_of_another_connection_or_direction_ends_the_link() {
+    let (mut here, mut there) = joined();
+    here.link.send(read_request()).unwrap();
+    let bytes = here.drain();
+    // Back to where it came from.
+    assert!(matches!(
+        here.receive(&bytes, 100),
+        Err(LinkError::Frame { .. })
+    ));
+    // The same disks and pods, but another connection.
+    let mut other = End::new(Link::accept(vec![identity(2)], 1, Pool::default()));
+    join(&mut End::dial(identity(1), identity(2)), &mut other, 100).unwrap();
+    assert!(matches!(
+        other.receive(&bytes, 100),
+        Err(LinkError::Frame { .. })
+    ));
+    there.receive(&bytes, 100).unwrap();
+    assert_eq!(there.messages(), [read_request()]);
+    assert_eq!(here.link.send(read_request()), Err(SendError::NotUp));
+}
+
+#[test]
+fn a_message_that_cannot_be_understood_ends_the_link() {
+    let (mut here, mut there) = joined();
+    let State::Up { send_seed, .. } = here.link.state else {
+        panic!("up");
+    };
+    let nonsense = Encoded {
+        kind: 200,
+        meta: BytesMut::new(),
+        payload: Vec::new(),
+    };
+    here.link
+        .output
+        .push_frame(send_seed, nonsense.kind, &nonsense.meta, nonsense.payload);
+    let error = there.receive(&here.drain(), 100);
+    assert_eq!(
+        error,
+        Err(LinkError::Message {
+            source: DecodeError::Kind(200)
+        })
+    );
+}
