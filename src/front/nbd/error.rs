@@ -1,0 +1,31 @@
+//! The one table from [`BlockError`] to NBD's errors ("Error values").
+
+use crate::types::BlockError;
+
+/// An error value of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Errno {
+    Perm = 1,
+    Io = 5,
+    Inval = 22,
+    NoSpc = 28,
+    Shutdown = 108,
+}
+
+/// What a client is told. `writes`: the request would have changed bytes.
+pub fn errno(error: &BlockError, writes: bool) -> Errno {
+    match error {
+        // The router retries these; one that gets here all the same is a plain failure.
+        BlockError::NotLeader { .. }
+        | BlockError::Busy
+        | BlockError::Unknown
+        | BlockError::StaleSession => Errno::Io,
+        BlockError::Fenced | BlockError::ReadOnly => Errno::Perm,
+        BlockError::OutOfRange if writes => Errno::NoSpc,
+        BlockError::OutOfRange | BlockError::Invalid => Errno::Inval,
+        BlockError::NoSpace => Errno::NoSpc,
+        BlockError::MediaFault => Errno::Io,
+        BlockError::NoSuchVolume => Errno::Shutdown,
+    }
+}

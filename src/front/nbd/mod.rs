@@ -1,0 +1,14 @@
+//! NBD (Network Block Device), server side. See [`session`] for how it is driven.
+//!
+//! Source: the NBD protocol specification, `doc/proto.md` of the reference implementation; its
+//! sections are cited by their headings.
+
+pub mod error;
+mod fuzz;
+mod option;
+mod request;
+pub mod session;
+pub mod wire;
+
+pub use fuzz::fuzz_one;
+pub use session::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};

@@ -1,0 +1,229 @@
+//! The options of the handshake ("Option types"): what each one answers and changes.
+
+use bytes::{BufMut, BytesMut};
+
+use crate::front::nbd::session::{CloseReason, Export, Exports};
+use crate::front::nbd::wire::{self, Reader, export_flag, info, option, reply};
+use crate::limits::REQUEST_BYTES_MAX;
+use crate::types::BLOCK_BYTES;
+
+/// Queries that one option may carry.
+const QUERIES_MAX: u32 = 64;
+
+/// What the client has chosen so far.
+#[derive(Debug, Default)]
+pub(super) struct Negotiated {
+    /// The client knows the fixed newstyle handshake.
+    pub fixed_newstyle: bool,
+    /// The 124 zeroes after EXPORT_NAME's answer are left out.
+    pub no_zeroes: bool,
+    pub structured: bool,
+    /// The export for which `base:allocation` was selected.
+    pub base_allocation_of: Option<String>,
+    /// `base:allocation` was selected for the export that was then opened.
+    pub base_allocation: bool,
+}
+
+/// What follows an option.
+#[derive(Debug)]
+pub(super) enum Next {
+    Option,
+    Transmission(Export),
+    Close(CloseReason),
+}
+
+/// Answers one option whose data is complete.
+pub(super) fn answer(
+    code: u32,
+    data: &[u8],
+    negotiated: &mut Negotiated,
+    exports: &dyn Exports,
+    out: &mut BytesMut,
+) -> Next {
+    if code == option::EXPORT_NAME {
+        return export_name(data, negotiated, exports, out);
+    }
+    if !negotiated.fixed_newstyle {
+        return Next::Close(CloseReason::Malformed);
+    }
+    match code {
+        option::ABORT => {
+            wire::put_option_reply(out, code, reply::ACK, &[]);
+            return Next::Close(CloseReason::Aborted);
+        }
+        option::INFO | option::GO => return go(code, data, negotiated, exports, out),
+        option::LIST if data.is_empty() => list(exports, out),
+        option::STRUCTURED_REPLY if data.is_empty() => {
+            negotiated.structured = true;
+            wire::put_option_reply(out, code, reply::ACK, &[]);
+        }
+        option::LIST | option::STRUCTURED_REPLY => {
+            wire::put_option_reply(out, code, reply::ERR_INVALID, &[]);
+        }
+        option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+            meta_context(code, data, negotiated, exports, out);
+        }
+        _ => wire::put_option_reply(out, code, reply::ERR_UNSUP, &[]),
+    }
+    Next::Option
+}
+
+/// EXPORT_NAME has no error reply: what cannot be answered ends the connection.
+fn export_name(
+    data: &[u8],
+    negotiated: &mut Negotiated,
+    exports: &dyn Exports,
+    out: &mut BytesMut,
+) -> Next {
+    let name = match std::str::from_utf8(data) {
+        Ok(name) if name.len() <= wire::STRING_BYTES_MAX => name,
+        _ => return Next::Close(CloseReason::Malformed),
+    };
+    let Some(export) = exports.open(name) else {
+        return Next::Close(CloseReason::UnknownExport);
+    };
+    let flags = transmission_flags(&export, negotiated);
+    wire::put_export(out, export.size_bytes, flags, !negotiated.no_zeroes);
+    enter(negotiated, name);
+    Next::Transmission(export)
+}
+
+fn list(exports: &dyn Exports, out: &mut BytesMut) {
+    let mut data = Vec::new();
+    for name in exports.list() {
+        data.clear();
+        data.put_u32(u32::try_from(name.len()).expect("names are at most 4096 bytes"));
+        data.extend_from_slice(name.as_bytes());
+        wire::put_option_reply(out, option::LIST, reply::SERVER, &data);
+    }
+    wire::put_option_reply(out, option::LIST, reply::ACK, &[]);
+}
+
+/// INFO and GO: the name and which information is wanted.
+fn go(
+    code: u32,
+    data: &[u8],
+    negotiated: &mut Negotiated,
+    exports: &dyn Exports,
+    out: &mut BytesMut,
+) -> Next {
+    let Some((name, wanted)) = parse_go(data) else {
+        wire::put_option_reply(out, code, reply::ERR_INVALID, &[]);
+        return Next::Option;
+    };
+    let Some(export) = exports.open(name) else {
+        wire::put_option_reply(out, code, reply::ERR_UNKNOWN, &[]);
+        return Next::Option;
+    };
+    let mut data = Vec::with_capacity(16);
+    data.put_u16(info::EXPORT);
+    data.put_u64(export.size_bytes);
+    data.put_u16(transmission_flags(&export, negotiated));
+    wire::put_option_reply(out, code, reply::INFO, &data);
+
+    data.clear();
+    data.put_u16(info::BLOCK_SIZE);
+    data.put_u32(1);
+    data.put_u32(BLOCK_BYTES as u32);
+    data.put_u32(REQUEST_BYTES_MAX as u32);
+    wire::put_option_reply(out, code, reply::INFO, &data);
+
+    if wanted
+        .chunks_exact(2)
+        .any(|kind| kind == info::NAME.to_be_bytes())
+    {
+        data.clear();
+        data.put_u16(info::NAME);
+        data.extend_from_slice(name.as_bytes());
+        wire::put_option_reply(out, code, reply::INFO, &data);
+    }
+    wire::put_option_reply(out, code, reply::ACK, &[]);
+    if code == option::INFO {
+        return Next::Option;
+    }
+    enter(negotiated, name);
+    Next::Transmission(export)
+}
+
+/// Name, and the kinds of information as they came.
+fn parse_go(data: &[u8]) -> Option<(&str, &[u8])> {
+    let mut reader = Reader(data);
+    let name = reader.string()?;
+    let count = usize::from(reader.u16()?);
+    let wanted = reader.bytes(2 * count)?;
+    reader.0.is_empty().then_some((name, wanted))
+}
+
+/// Contexts that were selected for another export do not count.
+fn enter(negotiated: &mut Negotiated, name: &str) {
+    negotiated.base_allocation = negotiated.base_allocation_of.as_deref() == Some(name);
+}
+
+fn meta_context(
+    code: u32,
+    data: &[u8],
+    negotiated: &mut Negotiated,
+    exports: &dyn Exports,
+    out: &mut BytesMut,
+) {
+    let setting = code == option::SET_META_CONTEXT;
+    if setting {
+        // A new selection replaces the old one, even when it fails.
+        negotiated.base_allocation_of = None;
+    }
+    let parsed = parse_queries(data, setting).filter(|_| negotiated.structured);
+    let Some((name, wanted)) = parsed else {
+        wire::put_option_reply(out, code, reply::ERR_INVALID, &[]);
+        return;
+    };
+    if exports.open(name).is_none() {
+        wire::put_option_reply(out, code, reply::ERR_UNKNOWN, &[]);
+        return;
+    }
+    if wanted {
+        let id = if setting { wire::BASE_ALLOCATION_ID } else { 0 };
+        let mut data = Vec::with_capacity(4 + wire::BASE_ALLOCATION.len());
+        data.put_u32(id);
+        data.extend_from_slice(wire::BASE_ALLOCATION.as_bytes());
+        wire::put_option_reply(out, code, reply::META_CONTEXT, &data);
+    }
+    if wanted && setting {
+        negotiated.base_allocation_of = Some(name.to_owned());
+    }
+    wire::put_option_reply(out, code, reply::ACK, &[]);
+}
+
+/// Name, and whether `base:allocation` is among what is asked for. Listing knows two shorthands
+/// ("Metadata querying"): no query at all, and the bare namespace.
+fn parse_queries(data: &[u8], setting: bool) -> Option<(&str, bool)> {
+    let mut reader = Reader(data);
+    let name = reader.string()?;
+    let count = reader.u32()?;
+    if count > QUERIES_MAX {
+        return None;
+    }
+    let mut wanted = count == 0 && !setting;
+    for _ in 0..count {
+        let query = reader.string()?;
+        wanted |= query == wire::BASE_ALLOCATION || (!setting && query == "base:");
+    }
+    reader.0.is_empty().then_some((name, wanted))
+}
+
+fn transmission_flags(export: &Export, negotiated: &Negotiated) -> u16 {
+    let mut flags = export_flag::HAS_FLAGS
+        | export_flag::SEND_FLUSH
+        | export_flag::SEND_FUA
+        | export_flag::SEND_TRIM
+        | export_flag::SEND_WRITE_ZEROES
+        | export_flag::SEND_FAST_ZERO
+        | export_flag::SEND_CACHE
+        | export_flag::CAN_MULTI_CONN;
+    if export.read_only {
+        flags |= export_flag::READ_ONLY;
+    }
+    if negotiated.structured {
+        flags |= export_flag::SEND_DF;
+    }
+    flags
+}

@@ -1,0 +1,455 @@
+//! One NBD connection, from its first byte to its last. Pure: bytes in, replies and requests out.
+//!
+//! States: `Greeting` (nothing said yet) -> `ClientFlags` -> `Option` <-> `OptionSkip` (data of an
+//! option that is too long) -> `Request` <-> `Payload` (data of a write) | `PayloadSkip` (data of
+//! a refused write) -> `Closing` (the client has said goodbye; requests are still under way) ->
+//! `Closed`.
+//!
+//! Driving: [`Session::feed`] once after the connection was accepted (the server speaks first),
+//! after every receive, and whenever [`Session::wants_input`] has become true again;
+//! [`Session::reply`] with each result, in any order; [`Session::sent`] whenever bytes have left.
+//! Receive only while `wants_input`. Outputs are carried out in order; `Close` is the last one,
+//! and what was to be sent before it is sent first.
+//!
+//! Bounds: `CONNECTION_REQUESTS_MAX` requests and `CONNECTION_BYTES_MAX` bytes (data of writes,
+//! data of reads, replies not sent yet) per connection. Beyond them nothing is parsed.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::front::nbd::error::Errno;
+use crate::front::nbd::option::{self, Negotiated, Next};
+use crate::front::nbd::request::{self, Action, Sink, UnderWay};
+use crate::front::nbd::wire::{self, OptionHeader, RequestHeader, command, reply};
+use crate::io::stream::StreamReader;
+use crate::limits::{CONNECTION_BYTES_MAX, CONNECTION_REQUESTS_MAX, REQUEST_BYTES_MAX};
+use crate::slab::Slab;
+use crate::types::{BLOCK_BYTES, BlockError, BlockOp, BlockReply, VolumeId};
+
+/// Data of an option beyond this is dropped and the option refused. Less than the staging buffer
+/// of a [`StreamReader`] holds.
+pub const OPTION_BYTES_MAX: usize = 32 << 10;
+/// Data that is dropped to keep a connection after a refused request; beyond it, it is closed.
+const SKIP_BYTES_MAX: usize = 2 * REQUEST_BYTES_MAX;
+/// Replies to options that may wait to be sent before the next option is read.
+const HANDSHAKE_UNSENT_BYTES_MAX: usize = 256 << 10;
+
+/// Names a request of one session until it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionHandle(pub u64);
+
+/// A volume as a client sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    pub volume: VolumeId,
+    pub size_bytes: u64,
+    pub read_only: bool,
+}
+
+/// What can be exported.
+pub trait Exports {
+    /// Every name.
+    fn list(&self) -> Vec<String>;
+    /// "" is the only export, when there is exactly one.
+    fn open(&self, name: &str) -> Option<Export>;
+}
+
+/// What a session asks of the world.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionOutput {
+    /// Bytes for the client.
+    Send(Bytes),
+    /// Execute this on the volume of [`Session::export`].
+    Request { handle: SessionHandle, op: BlockOp },
+    /// Close the connection when everything before was sent.
+    Close { reason: CloseReason },
+}
+
+/// Why a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    #[error("the client has disconnected")]
+    Disconnected,
+    #[error("the client has ended the handshake")]
+    Aborted,
+    #[error("the client asked for an unknown export")]
+    UnknownExport,
+    #[error("the client does not speak the protocol")]
+    Malformed,
+}
+
+/// See the module.
+pub struct Session {
+    state: State,
+    negotiated: Negotiated,
+    export: Option<Export>,
+    load: Load,
+    /// Bytes that the next request needs but did not get.
+    refused_bytes: Option<usize>,
+    /// Small replies on their way out.
+    scratch: BytesMut,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Greeting,
+    ClientFlags,
+    Option,
+    OptionSkip {
+        option: u32,
+        left: usize,
+    },
+    Request,
+    Payload {
+        handle: u64,
+    },
+    PayloadSkip {
+        cookie: u64,
+        error: Errno,
+        left: usize,
+    },
+    Closing,
+    Closed,
+}
+
+/// What counts against the bounds.
+#[derive(Debug, Default)]
+struct Load {
+    requests: Slab<UnderWay>,
+    /// Sum of what the requests are charged.
+    charged_bytes: usize,
+    unsent_bytes: usize,
+}
+
+impl Load {
+    fn has_room(&self, bytes: usize) -> bool {
+        let used = self.charged_bytes + self.unsent_bytes;
+        self.requests.len() < CONNECTION_REQUESTS_MAX
+            && (used == 0 || used + bytes <= CONNECTION_BYTES_MAX)
+    }
+}
+
+impl Default for Session {
+    fn default() -> Session {
+        Session::new()
+    }
+}
+
+impl Session {
+    pub fn new() -> Session {
+        Session {
+            state: State::Greeting,
+            negotiated: Negotiated::default(),
+            export: None,
+            load: Load::default(),
+            refused_bytes: None,
+            scratch: BytesMut::new(),
+        }
+    }
+
+    /// What the client uses; `None` during the handshake.
+    pub fn export(&self) -> Option<&Export> {
+        self.export.as_ref()
+    }
+
+    /// False while a bound is reached and after the end: receive nothing.
+    pub fn wants_input(&self) -> bool {
+        match self.state {
+            State::Closing | State::Closed => false,
+            _ => self.refused_bytes.is_none_or(|bytes| self.has_room(bytes)),
+        }
+    }
+
+    /// Requests that were not answered yet.
+    pub fn requests_under_way(&self) -> usize {
+        self.load.requests.len()
+    }
+
+    /// `bytes` of what was to be sent have left.
+    pub fn sent(&mut self, bytes: usize) {
+        assert!(
+            bytes <= self.load.unsent_bytes,
+            "more was sent than there was"
+        );
+        self.load.unsent_bytes -= bytes;
+    }
+
+    /// Parses as much as has arrived.
+    pub fn feed(
+        &mut self,
+        reader: &mut StreamReader,
+        exports: &dyn Exports,
+        out: &mut Vec<SessionOutput>,
+    ) {
+        self.refused_bytes = None;
+        while self.step(reader, exports, out) {}
+        self.sink(out).flush();
+        if let (State::Closing, true) = (self.state, self.load.requests.is_empty()) {
+            self.close(CloseReason::Disconnected, out);
+        }
+    }
+
+    /// Answers one request. Every `Request` is answered once; after the end of the session the
+    /// result is dropped.
+    pub fn reply(
+        &mut self,
+        handle: SessionHandle,
+        result: Result<BlockReply, BlockError>,
+        out: &mut Vec<SessionOutput>,
+    ) {
+        let request = self.load.requests.remove(handle.0);
+        let request = request.expect("a request is answered once");
+        self.load.charged_bytes -= request.charged_bytes;
+        if let State::Closed = self.state {
+            return;
+        }
+        let mut sink = Sink {
+            scratch: &mut self.scratch,
+            unsent_bytes: &mut self.load.unsent_bytes,
+            out,
+        };
+        request::answer(&request, result, &self.negotiated, &mut sink);
+        if let (State::Closing, true) = (self.state, self.load.requests.is_empty()) {
+            self.close(CloseReason::Disconnected, out);
+        }
+    }
+
+    /// Takes one step; false when more must arrive, or be answered, or be sent first.
+    fn step(
+        &mut self,
+        reader: &mut StreamReader,
+        exports: &dyn Exports,
+        out: &mut Vec<SessionOutput>,
+    ) -> bool {
+        match self.state {
+            State::Greeting => {
+                wire::put_greeting(&mut self.scratch);
+                self.state = State::ClientFlags;
+                true
+            }
+            State::ClientFlags => self.on_client_flags(reader, out),
+            State::Option => self.on_option(reader, exports, out),
+            State::OptionSkip { option, left } => {
+                let left = left - skip(reader, left);
+                self.state = State::OptionSkip { option, left };
+                if left == 0 {
+                    wire::put_option_reply(&mut self.scratch, option, reply::ERR_TOO_BIG, &[]);
+                    self.state = State::Option;
+                }
+                left == 0
+            }
+            State::Request => self.on_request(reader, out),
+            State::Payload { handle } => self.on_payload(reader, handle, out),
+            State::PayloadSkip {
+                cookie,
+                error,
+                left,
+            } => {
+                let left = left - skip(reader, left);
+                self.state = State::PayloadSkip {
+                    cookie,
+                    error,
+                    left,
+                };
+                if left == 0 {
+                    wire::put_simple_reply(&mut self.scratch, cookie, error as u32);
+                    self.state = State::Request;
+                }
+                left == 0
+            }
+            State::Closing | State::Closed => false,
+        }
+    }
+
+    fn on_client_flags(&mut self, reader: &mut StreamReader, out: &mut Vec<SessionOutput>) -> bool {
+        let Some(flags) = wire::Reader(reader.peek()).u32() else {
+            return false;
+        };
+        reader.consume(wire::CLIENT_FLAGS_BYTES);
+        let known = wire::CLIENT_FLAG_FIXED_NEWSTYLE | wire::CLIENT_FLAG_NO_ZEROES;
+        if flags & !known != 0 {
+            return self.close(CloseReason::Malformed, out);
+        }
+        self.negotiated.fixed_newstyle = flags & wire::CLIENT_FLAG_FIXED_NEWSTYLE != 0;
+        self.negotiated.no_zeroes = flags & wire::CLIENT_FLAG_NO_ZEROES != 0;
+        self.state = State::Option;
+        true
+    }
+
+    fn on_option(
+        &mut self,
+        reader: &mut StreamReader,
+        exports: &dyn Exports,
+        out: &mut Vec<SessionOutput>,
+    ) -> bool {
+        let Some(header) = OptionHeader::decode(reader.peek()) else {
+            return false;
+        };
+        let data_bytes = header.data_bytes as usize;
+        let has_no_answer = header.option == wire::option::EXPORT_NAME;
+        if header.magic != wire::OPTION_MAGIC
+            || data_bytes > SKIP_BYTES_MAX
+            || (has_no_answer && data_bytes > OPTION_BYTES_MAX)
+        {
+            return self.close(CloseReason::Malformed, out);
+        }
+        if !self.has_room(0) {
+            self.refused_bytes = Some(0);
+            return false;
+        }
+        if data_bytes > OPTION_BYTES_MAX {
+            reader.consume(wire::OPTION_HEADER_BYTES);
+            self.state = State::OptionSkip {
+                option: header.option,
+                left: data_bytes,
+            };
+            return true;
+        }
+        let whole = wire::OPTION_HEADER_BYTES + data_bytes;
+        let Some(data) = reader.peek().get(wire::OPTION_HEADER_BYTES..whole) else {
+            return false;
+        };
+        let negotiated = &mut self.negotiated;
+        let next = option::answer(header.option, data, negotiated, exports, &mut self.scratch);
+        reader.consume(whole);
+        self.sink(out).flush();
+        match next {
+            Next::Option => true,
+            Next::Transmission(export) => {
+                self.export = Some(export);
+                self.state = State::Request;
+                true
+            }
+            Next::Close(reason) => self.close(reason, out),
+        }
+    }
+
+    fn on_request(&mut self, reader: &mut StreamReader, out: &mut Vec<SessionOutput>) -> bool {
+        let Some(header) = RequestHeader::decode(reader.peek()) else {
+            return false;
+        };
+        if header.magic != wire::REQUEST_MAGIC {
+            return self.close(CloseReason::Malformed, out);
+        }
+        let export = self.export.as_ref().expect("transmission has an export");
+        let valid = request::validate(&header, export, &self.negotiated);
+        let charged_bytes = match valid {
+            Ok(_) => request::charge_bytes(&header),
+            Err(_) => 0,
+        };
+        if !self.has_room(charged_bytes) {
+            self.refused_bytes = Some(charged_bytes);
+            return false;
+        }
+        reader.consume(wire::REQUEST_HEADER_BYTES);
+        match valid {
+            Ok(Action::Disconnect) => {
+                self.state = State::Closing;
+                return false;
+            }
+            Ok(Action::Done) => wire::put_simple_reply(&mut self.scratch, header.cookie, 0),
+            Ok(Action::Execute(op)) => {
+                let handle = SessionHandle(self.begin(&header, charged_bytes));
+                out.push(SessionOutput::Request { handle, op });
+            }
+            Ok(Action::Write) => {
+                let handle = self.begin(&header, charged_bytes);
+                self.state = State::Payload { handle };
+            }
+            Err(error) => return self.refuse(&header, error, out),
+        }
+        true
+    }
+
+    fn begin(&mut self, header: &RequestHeader, charged_bytes: usize) -> u64 {
+        self.load.charged_bytes += charged_bytes;
+        self.load.requests.insert(UnderWay {
+            cookie: header.cookie,
+            command: header.command,
+            flags: header.flags,
+            offset: header.offset,
+            length: header.length,
+            charged_bytes,
+        })
+    }
+
+    /// Answers a request that was not valid, once the data it brings is out of the way.
+    fn refuse(
+        &mut self,
+        header: &RequestHeader,
+        error: Errno,
+        out: &mut Vec<SessionOutput>,
+    ) -> bool {
+        let RequestHeader {
+            command, cookie, ..
+        } = *header;
+        if command != command::WRITE {
+            request::put_error(&mut self.scratch, command, cookie, error, &self.negotiated);
+            return true;
+        }
+        let left = header.length as usize;
+        if left > SKIP_BYTES_MAX {
+            return self.close(CloseReason::Malformed, out);
+        }
+        self.state = State::PayloadSkip {
+            cookie,
+            error,
+            left,
+        };
+        true
+    }
+
+    fn on_payload(
+        &mut self,
+        reader: &mut StreamReader,
+        handle: u64,
+        out: &mut Vec<SessionOutput>,
+    ) -> bool {
+        let request = self
+            .load
+            .requests
+            .get(handle)
+            .expect("counted with its header");
+        let offset = request.offset;
+        let skew = (offset % BLOCK_BYTES as u64) as usize;
+        let Some(data) = reader.payload(request.length as usize, skew) else {
+            return false;
+        };
+        let handle = SessionHandle(handle);
+        out.push(SessionOutput::Request {
+            handle,
+            op: BlockOp::Write { offset, data },
+        });
+        self.state = State::Request;
+        true
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        match self.export {
+            None => self.load.unsent_bytes <= HANDSHAKE_UNSENT_BYTES_MAX,
+            Some(_) => self.load.has_room(bytes),
+        }
+    }
+
+    fn sink<'a>(&'a mut self, out: &'a mut Vec<SessionOutput>) -> Sink<'a> {
+        Sink {
+            scratch: &mut self.scratch,
+            unsent_bytes: &mut self.load.unsent_bytes,
+            out,
+        }
+    }
+
+    /// Ends the session; false, because nothing more is parsed.
+    fn close(&mut self, reason: CloseReason, out: &mut Vec<SessionOutput>) -> bool {
+        self.sink(out).flush();
+        out.push(SessionOutput::Close { reason });
+        self.state = State::Closed;
+        false
+    }
+}
+
+/// Drops up to `left` bytes of what has arrived.
+fn skip(reader: &mut StreamReader, left: usize) -> usize {
+    let count = left.min(reader.peek().len());
+    reader.consume(count);
+    count
+}

@@ -1,0 +1,255 @@
+//! Structures and constants of the NBD protocol, with their codec. No I/O. Everything is
+//! big-endian.
+//!
+//! Handshake ("Fixed newstyle negotiation"):
+//! ```text
+//! server  "NBDMAGIC" u64 | "IHAVEOPT" u64 | handshake flags u16
+//! client  client flags u32
+//! client  "IHAVEOPT" u64 | option u32 | length u32 | data                      (repeated)
+//! server  0x0003e889045565a9 u64 | option u32 | reply type u32 | length u32 | data
+//! server  size u64 | transmission flags u16 | 124 zeroes                   (EXPORT_NAME only)
+//! ```
+//! Transmission ("Request message", "Simple reply message", "Structured reply chunk message"):
+//! ```text
+//! client  0x25609513 u32 | flags u16 | type u16 | cookie u64 | offset u64 | length u32 | data
+//! server  0x67446698 u32 | error u32 | cookie u64 | data
+//! server  0x668e33ef u32 | flags u16 | type u16 | cookie u64 | length u32 | payload
+//! ```
+
+use bytes::{BufMut, BytesMut};
+
+use crate::front::nbd::error::Errno;
+
+pub const MAGIC: u64 = 0x4e42_444d_4147_4943;
+pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
+pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+
+/// Handshake flags of the server, and client flags.
+pub const FLAG_FIXED_NEWSTYLE: u16 = 1 << 0;
+pub const FLAG_NO_ZEROES: u16 = 1 << 1;
+pub const CLIENT_FLAG_FIXED_NEWSTYLE: u32 = 1 << 0;
+pub const CLIENT_FLAG_NO_ZEROES: u32 = 1 << 1;
+
+/// Options ("Option types").
+pub mod option {
+    pub const EXPORT_NAME: u32 = 1;
+    pub const ABORT: u32 = 2;
+    pub const LIST: u32 = 3;
+    pub const STARTTLS: u32 = 5;
+    pub const INFO: u32 = 6;
+    pub const GO: u32 = 7;
+    pub const STRUCTURED_REPLY: u32 = 8;
+    pub const LIST_META_CONTEXT: u32 = 9;
+    pub const SET_META_CONTEXT: u32 = 10;
+}
+
+/// Option replies ("Option reply types").
+pub mod reply {
+    pub const ACK: u32 = 1;
+    pub const SERVER: u32 = 2;
+    pub const INFO: u32 = 3;
+    pub const META_CONTEXT: u32 = 4;
+    pub const ERR_UNSUP: u32 = (1 << 31) | 1;
+    pub const ERR_POLICY: u32 = (1 << 31) | 2;
+    pub const ERR_INVALID: u32 = (1 << 31) | 3;
+    pub const ERR_UNKNOWN: u32 = (1 << 31) | 6;
+    pub const ERR_TOO_BIG: u32 = (1 << 31) | 9;
+}
+
+/// Information of INFO and GO.
+pub mod info {
+    pub const EXPORT: u16 = 0;
+    pub const NAME: u16 = 1;
+    pub const BLOCK_SIZE: u16 = 3;
+}
+
+/// Transmission flags of an export ("Transmission flags").
+pub mod export_flag {
+    pub const HAS_FLAGS: u16 = 1 << 0;
+    pub const READ_ONLY: u16 = 1 << 1;
+    pub const SEND_FLUSH: u16 = 1 << 2;
+    pub const SEND_FUA: u16 = 1 << 3;
+    pub const SEND_TRIM: u16 = 1 << 5;
+    pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
+    pub const SEND_DF: u16 = 1 << 7;
+    pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    pub const SEND_CACHE: u16 = 1 << 10;
+    pub const SEND_FAST_ZERO: u16 = 1 << 11;
+}
+
+/// Commands ("Request types").
+pub mod command {
+    pub const READ: u16 = 0;
+    pub const WRITE: u16 = 1;
+    pub const DISC: u16 = 2;
+    pub const FLUSH: u16 = 3;
+    pub const TRIM: u16 = 4;
+    pub const CACHE: u16 = 5;
+    pub const WRITE_ZEROES: u16 = 6;
+    pub const BLOCK_STATUS: u16 = 7;
+}
+
+/// Command flags ("Command flags").
+pub mod command_flag {
+    pub const FUA: u16 = 1 << 0;
+    pub const NO_HOLE: u16 = 1 << 1;
+    pub const DF: u16 = 1 << 2;
+    pub const REQ_ONE: u16 = 1 << 3;
+    pub const FAST_ZERO: u16 = 1 << 4;
+}
+
+/// Chunks of structured replies ("Structured reply types").
+pub mod chunk {
+    pub const FLAG_DONE: u16 = 1 << 0;
+    pub const NONE: u16 = 0;
+    pub const OFFSET_DATA: u16 = 1;
+    pub const OFFSET_HOLE: u16 = 2;
+    pub const BLOCK_STATUS: u16 = 5;
+    pub const ERROR: u16 = (1 << 15) | 1;
+}
+
+/// States of `base:allocation`: a hole of ours always reads as zeroes.
+pub const STATE_HOLE_ZERO: u32 = 1 | 2;
+/// The one metadata context.
+pub const BASE_ALLOCATION: &str = "base:allocation";
+/// Its id in replies.
+pub const BASE_ALLOCATION_ID: u32 = 1;
+
+/// Longest name and longest query ("Values": strings are at most 4096 bytes).
+pub const STRING_BYTES_MAX: usize = 4096;
+
+pub const CLIENT_FLAGS_BYTES: usize = 4;
+pub const OPTION_HEADER_BYTES: usize = 16;
+pub const REQUEST_HEADER_BYTES: usize = 28;
+/// What an OFFSET_DATA chunk has beside the data, and the whole of an OFFSET_HOLE chunk.
+pub const DATA_CHUNK_BYTES: usize = 28;
+pub const HOLE_CHUNK_BYTES: usize = 32;
+
+/// The head of an option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptionHeader {
+    pub magic: u64,
+    pub option: u32,
+    pub data_bytes: u32,
+}
+
+impl OptionHeader {
+    /// `None` until all of it has arrived.
+    pub fn decode(bytes: &[u8]) -> Option<OptionHeader> {
+        let mut reader = Reader(bytes);
+        Some(OptionHeader {
+            magic: reader.u64()?,
+            option: reader.u32()?,
+            data_bytes: reader.u32()?,
+        })
+    }
+}
+
+/// The head of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestHeader {
+    pub magic: u32,
+    pub flags: u16,
+    pub command: u16,
+    pub cookie: u64,
+    pub offset: u64,
+    pub length: u32,
+}
+
+impl RequestHeader {
+    /// `None` until all of it has arrived.
+    pub fn decode(bytes: &[u8]) -> Option<RequestHeader> {
+        let mut reader = Reader(bytes);
+        Some(RequestHeader {
+            magic: reader.u32()?,
+            flags: reader.u16()?,
+            command: reader.u16()?,
+            cookie: reader.u64()?,
+            offset: reader.u64()?,
+            length: reader.u32()?,
+        })
+    }
+}
+
+/// Takes big-endian numbers off a slice; `None` where it ends too early.
+pub struct Reader<'a>(pub &'a [u8]);
+
+impl<'a> Reader<'a> {
+    pub fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (head, tail) = self.0.split_at_checked(count)?;
+        self.0 = tail;
+        Some(head)
+    }
+
+    pub fn u16(&mut self) -> Option<u16> {
+        self.bytes(2)?.try_into().ok().map(u16::from_be_bytes)
+    }
+
+    pub fn u32(&mut self) -> Option<u32> {
+        self.bytes(4)?.try_into().ok().map(u32::from_be_bytes)
+    }
+
+    pub fn u64(&mut self) -> Option<u64> {
+        self.bytes(8)?.try_into().ok().map(u64::from_be_bytes)
+    }
+
+    /// A length of 32 bits and that many bytes of UTF-8, at most [`STRING_BYTES_MAX`].
+    pub fn string(&mut self) -> Option<&'a str> {
+        let len = self.u32()? as usize;
+        if len > STRING_BYTES_MAX {
+            return None;
+        }
+        std::str::from_utf8(self.bytes(len)?).ok()
+    }
+}
+
+/// The first words of the server.
+pub fn put_greeting(out: &mut BytesMut) {
+    out.put_u64(MAGIC);
+    out.put_u64(OPTION_MAGIC);
+    out.put_u16(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
+}
+
+/// A reply to an option, whole.
+pub fn put_option_reply(out: &mut BytesMut, option: u32, kind: u32, data: &[u8]) {
+    out.put_u64(OPTION_REPLY_MAGIC);
+    out.put_u32(option);
+    out.put_u32(kind);
+    out.put_u32(u32::try_from(data.len()).expect("our own replies are short"));
+    out.put_slice(data);
+}
+
+/// The answer to EXPORT_NAME.
+pub fn put_export(out: &mut BytesMut, size_bytes: u64, flags: u16, zeroes: bool) {
+    out.put_u64(size_bytes);
+    out.put_u16(flags);
+    if zeroes {
+        out.put_bytes(0, 124);
+    }
+}
+
+/// A simple reply, or the head of one that carries data. 0: no error.
+pub fn put_simple_reply(out: &mut BytesMut, cookie: u64, error: u32) {
+    out.put_u32(SIMPLE_REPLY_MAGIC);
+    out.put_u32(error);
+    out.put_u64(cookie);
+}
+
+/// The head of a chunk with `payload_bytes` behind it.
+pub fn put_chunk(out: &mut BytesMut, cookie: u64, kind: u16, done: bool, payload_bytes: usize) {
+    out.put_u32(STRUCTURED_REPLY_MAGIC);
+    out.put_u16(if done { chunk::FLAG_DONE } else { 0 });
+    out.put_u16(kind);
+    out.put_u64(cookie);
+    out.put_u32(u32::try_from(payload_bytes).expect("a request is at most 32 MiB"));
+}
+
+/// A whole chunk that says a request failed, the last one of its reply.
+pub fn put_error_chunk(out: &mut BytesMut, cookie: u64, error: Errno) {
+    put_chunk(out, cookie, chunk::ERROR, true, 6);
+    out.put_u32(error as u32);
+    out.put_u16(0);
+}

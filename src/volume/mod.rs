@@ -1,0 +1,596 @@
+//! A volume as a front end of this pod uses it: cuts requests into operations on shards, keeps
+//! overlapping writes in order, finds leaders, retries, and checks what was read. Pure.
+//!
+//! There is one [`Volume`] for all connections of a volume at one pod: the order of overlapping
+//! writes holds across them (rule R15), so all of them live on the worker that owns it.
+//!
+//! Driving: inputs as they happen, [`Volume::tick`] every 100 ms or so, [`Volume::poll`] once a
+//! round after the inputs (and again at [`Volume::deadline`]). Each `Send` gets at most one
+//! [`Volume::shard_result`]; results nobody waits for any more are dropped. What could not be
+//! handed over at all (no link) is answered with `NotLeader { hint: None, term: 0 }`; what was
+//! handed over and whose outcome can no longer be learned, with `Unknown` (or for all of a pod:
+//! [`Volume::pod_down`]). A member that is not open (yet) on its pod answers `NotLeader`.
+//!
+//! Retries: no request is answered with an error because a leader is missing, however long that
+//! lasts; it waits. A write whose outcome is unknown is sent again under a higher session, which
+//! makes the shard refuse the first one should it turn up later. Until that second one is
+//! answered, later writes that overlap it wait. See [`route`] for terms and probes.
+//!
+//! Invariant: knows neither `replica` nor `net` nor `store`; no clock of its own.
+
+pub mod layout;
+pub mod order;
+pub mod read;
+mod request;
+mod route;
+pub mod session;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::slab::Slab;
+use crate::types::{
+    Block, BlockError, BlockOp, BlockRange, BlockReply, MemberId, Mono, Origin, PodId, ShardId,
+    ShardOp, ShardReply, VolumeId,
+};
+use crate::view::{MemberView, VolumeView};
+use crate::volume::layout::{Layout, Piece};
+use crate::volume::order::WriteOrder;
+use crate::volume::request::{Attempt, PieceUnderWay, Purpose, Request};
+use crate::volume::route::ShardRoute;
+use crate::volume::session::SessionSource;
+
+/// Bytes of requests under way for one volume; beyond it, connections get their minimum only.
+pub const VOLUME_UNDER_WAY_BYTES_MAX: usize = 256 << 20;
+/// What a connection may have under way however busy the others are.
+pub const CONNECTION_UNDER_WAY_BYTES_MIN: usize = 1 << 20;
+/// Bytes handed over to one shard and not answered; more waits here.
+const SHARD_IN_FLIGHT_BYTES_MAX: usize = 32 << 20;
+/// A probe that is not answered for so long is forgotten, and another member is asked.
+const PROBE_PATIENCE: Duration = Duration::from_millis(500);
+/// An answer that takes longer is not waited for. A lost one is noticed by the loss of its link;
+/// this is for the case that nobody noticed.
+const ATTEMPT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A connection of a client at this front end. Chosen by the caller, never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// Names something that was sent to a member until its result comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// What a volume asks of the world.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeOutput {
+    /// Hand this to a member, on this pod or another.
+    Send {
+        ticket: Ticket,
+        shard: ShardId,
+        to: MemberView,
+        /// The term under which `to` is known to lead; 0: not known (probes only).
+        term: u64,
+        origin: Origin,
+        op: ShardOp,
+    },
+    /// Answer a client.
+    Reply {
+        conn: ConnId,
+        handle: u64,
+        result: Result<BlockReply, BlockError>,
+    },
+}
+
+/// See the module.
+pub struct Volume {
+    me: PodId,
+    layout: Layout,
+    /// The volume is deleted or being deleted.
+    gone: bool,
+    sessions: SessionSource,
+    session: u64,
+    work: Work,
+    order: WriteOrder,
+    routes: Vec<ShardRoute>,
+    route_of: BTreeMap<ShardId, usize>,
+    /// Shards for which something may be ready to be sent.
+    active: Vec<usize>,
+    replies: Vec<VolumeOutput>,
+}
+
+/// Everything under way.
+#[derive(Debug, Default)]
+struct Work {
+    requests: Slab<Request>,
+    pieces: Slab<PieceUnderWay>,
+    attempts: Slab<Attempt>,
+    bytes: usize,
+    bytes_of: BTreeMap<ConnId, usize>,
+    /// Reused: the pieces of the request that is being cut.
+    cut: Vec<Piece>,
+}
+
+impl Volume {
+    /// `sessions` is shared by all volumes of the pod.
+    pub fn new(view: VolumeView, me: PodId, sessions: SessionSource) -> Volume {
+        let mut volume = Volume {
+            me,
+            layout: Layout::new(&view),
+            gone: false,
+            session: sessions.next(),
+            sessions,
+            work: Work::default(),
+            order: WriteOrder::default(),
+            routes: Vec::new(),
+            route_of: BTreeMap::new(),
+            active: Vec::new(),
+            replies: Vec::new(),
+        };
+        volume.update_view(&view);
+        volume
+    }
+
+    pub fn volume(&self) -> VolumeId {
+        self.layout.volume
+    }
+
+    /// The session that new requests carry.
+    pub fn session(&self) -> u64 {
+        self.session
+    }
+
+    /// Requests that were not answered, those of ended connections too.
+    pub fn requests_under_way(&self) -> usize {
+        self.work.requests.len()
+    }
+
+    /// False: take no new requests from this connection until something is answered.
+    pub fn wants_requests(&self, conn: ConnId) -> bool {
+        let own = self.work.bytes_of.get(&conn).copied().unwrap_or(0);
+        self.work.bytes < VOLUME_UNDER_WAY_BYTES_MAX || own < CONNECTION_UNDER_WAY_BYTES_MIN
+    }
+
+    /// A request of a client. `handle` comes back with the answer.
+    pub fn request(&mut self, conn: ConnId, handle: u64, op: BlockOp) {
+        if let Some(result) = self.answer_at_once(&op) {
+            self.replies.push(VolumeOutput::Reply {
+                conn,
+                handle,
+                result,
+            });
+            return;
+        }
+        let request = Request::new(conn, handle, op);
+        self.work.bytes += request.charged_bytes;
+        *self.work.bytes_of.entry(conn).or_default() += request.charged_bytes;
+        let changed = request.changed.clone();
+        let key = self.work.requests.insert(request);
+        if changed.is_none_or(|blocks| self.order.begin(key, blocks)) {
+            self.start(key);
+        }
+    }
+
+    /// The connection has ended: what was not handed over is dropped, results of the rest are.
+    pub fn close_connection(&mut self, conn: ConnId) {
+        let of_conn = |request: &Request| request.conn == conn;
+        let keys: Vec<u64> = (self.work.requests.iter())
+            .filter_map(|(key, request)| of_conn(request).then_some(key))
+            .collect();
+        for key in &keys {
+            let request = self.work.requests.get_mut(*key).expect("just listed");
+            request.abandoned = true;
+        }
+        let not_sent: Vec<u64> = (self.work.pieces.iter())
+            .filter(|(_, piece)| !piece.sent)
+            .filter_map(|(key, piece)| {
+                let request = self.work.requests.get(piece.request)?;
+                of_conn(request).then_some(key)
+            })
+            .collect();
+        for key in not_sent {
+            self.end_piece(key, Err(BlockError::Unknown));
+        }
+        for key in keys {
+            // Those that wait for earlier writes have no pieces that could end.
+            let waits = |request: &Request| request.op.is_some();
+            if self.work.requests.get(key).is_some_and(waits) {
+                self.start(key);
+            }
+        }
+        self.work.bytes_of.remove(&conn);
+    }
+
+    /// The result of something sent. `from` answered, in its `term`.
+    pub fn shard_result(
+        &mut self,
+        now: Mono,
+        ticket: Ticket,
+        from: MemberId,
+        term: u64,
+        result: Result<ShardReply, BlockError>,
+    ) {
+        let Some(attempt) = self.work.attempts.remove(ticket.0) else {
+            // Given up before: a lost link, a timeout.
+            return;
+        };
+        let route = &mut self.routes[attempt.shard];
+        match &result {
+            Err(BlockError::NotLeader { hint, term }) => route.refused(now, from, *hint, *term),
+            Err(BlockError::Unknown) => route.lost(now, from),
+            Err(BlockError::NoSuchVolume) => route.refused(now, from, None, term),
+            Err(BlockError::Busy) => {
+                route.confirmed(from, term);
+                route.pause(now);
+            }
+            _ => route.confirmed(from, term),
+        }
+        self.end_attempt(ticket, attempt, result);
+        self.activate(attempt.shard);
+    }
+
+    /// Every link to this pod is lost, or the pod has restarted: what it had is unknown.
+    pub fn pod_down(&mut self, now: Mono, pod: PodId) {
+        self.lose(now, |attempt| attempt.pod == pod);
+        for shard in 0..self.routes.len() {
+            self.routes[shard].pod_down(now, pod);
+        }
+    }
+
+    /// The link to one member is lost (its lane, not its whole pod).
+    pub fn link_down(&mut self, now: Mono, member: MemberId) {
+        self.lose(now, |attempt| attempt.member == member);
+        for shard in 0..self.routes.len() {
+            self.routes[shard].lost(now, member);
+        }
+    }
+
+    /// What a member of this pod knows of its shard's leader.
+    pub fn role(&mut self, shard: ShardId, leader: Option<MemberId>, term: u64) {
+        if let Some(index) = self.route_of.get(&shard).copied() {
+            self.routes[index].role(leader, term);
+            self.activate(index);
+        }
+    }
+
+    /// Size, shards or members have changed. The volume only grows.
+    pub fn update_view(&mut self, view: &VolumeView) {
+        assert_eq!(view.volume, self.layout.volume);
+        assert!(
+            view.shards.len() >= self.routes.len(),
+            "a volume does not lose shards"
+        );
+        self.layout = Layout::new(view);
+        for (index, shard) in view.shards.iter().enumerate() {
+            if let Some(route) = self.routes.get_mut(index) {
+                route.update(shard);
+                continue;
+            }
+            self.route_of.insert(shard.shard, index);
+            self.routes.push(ShardRoute::new(shard, self.me));
+        }
+        if view.deleting {
+            self.remove();
+        }
+    }
+
+    /// The volume is deleted: nothing waits for it any more.
+    pub fn remove(&mut self) {
+        self.gone = true;
+        let keys: Vec<u64> = (self.work.pieces.iter())
+            .filter_map(|(key, piece)| (!piece.sent).then_some(key))
+            .collect();
+        for key in keys {
+            self.end_piece(key, Err(BlockError::NoSuchVolume));
+        }
+    }
+
+    /// Time passes: gives up what was not answered for very long.
+    pub fn tick(&mut self, now: Mono) {
+        self.lose(now, |attempt| {
+            let patience = match attempt.purpose {
+                Purpose::Probe => PROBE_PATIENCE,
+                Purpose::Piece(_) => ATTEMPT_PATIENCE,
+            };
+            now.since(attempt.sent_at) >= patience
+        });
+    }
+
+    /// When `poll` has something to do although nothing happens.
+    pub fn deadline(&self) -> Option<Mono> {
+        let waits = |route: &&ShardRoute| !route.waiting.is_empty() && route.probe.is_none();
+        let routes = self.active.iter().map(|shard| &self.routes[*shard]);
+        routes
+            .filter(waits)
+            .filter_map(ShardRoute::resumes_at)
+            .min()
+    }
+
+    /// Everything to send and to answer now.
+    pub fn poll(&mut self, now: Mono, out: &mut Vec<VolumeOutput>) {
+        let mut active = std::mem::take(&mut self.active);
+        active.retain(|shard| {
+            self.send_waiting(now, *shard, out);
+            let more = !self.routes[*shard].waiting.is_empty();
+            self.routes[*shard].active = more;
+            more
+        });
+        assert!(self.active.is_empty(), "sending activates nothing");
+        self.active = active;
+        out.append(&mut self.replies);
+    }
+
+    fn answer_at_once(&self, op: &BlockOp) -> Option<Result<BlockReply, BlockError>> {
+        let (offset, len) = match op {
+            BlockOp::Flush => return Some(Ok(BlockReply::Done)),
+            BlockOp::Write { offset, data } => (*offset, data.len() as u64),
+            BlockOp::Read { offset, len }
+            | BlockOp::Status { offset, len }
+            | BlockOp::Zero { offset, len, .. } => (*offset, u64::from(*len)),
+        };
+        if self.gone {
+            return Some(Err(BlockError::NoSuchVolume));
+        }
+        if len == 0 {
+            return Some(Err(BlockError::Invalid));
+        }
+        (!self.layout.contains(offset, len)).then_some(Err(BlockError::OutOfRange))
+    }
+
+    /// Starts requests whose turn has come, and those whose turn comes by that.
+    fn start(&mut self, key: u64) {
+        let mut next = Some(key);
+        let mut ready = Vec::new();
+        while let Some(key) = next {
+            let request = self.work.requests.get_mut(key).expect("it has not ended");
+            if request.abandoned || self.gone {
+                request.fail(BlockError::NoSuchVolume);
+                self.end_request(key, &mut ready);
+            } else {
+                self.queue_pieces(key, &mut ready);
+            }
+            next = ready.pop();
+        }
+    }
+
+    fn queue_pieces(&mut self, key: u64, ready: &mut Vec<u64>) {
+        let request = self.work.requests.get_mut(key).expect("it has not ended");
+        let op = request.op.take().expect("a request starts once");
+        let mut cut = std::mem::take(&mut self.work.cut);
+        self.layout.cut(&op, &mut cut);
+        request.expect_pieces(cut.len());
+        if cut.is_empty() {
+            self.end_request(key, ready);
+        }
+        for (place, piece) in cut.drain(..).enumerate() {
+            let shard = piece.shard;
+            let piece = self.work.pieces.insert(PieceUnderWay {
+                request: key,
+                place,
+                piece,
+                sent: false,
+                was_bad: false,
+            });
+            self.routes[shard].waiting.push_back(piece);
+            self.activate(shard);
+        }
+        self.work.cut = cut;
+    }
+
+    fn activate(&mut self, shard: usize) {
+        let route = &mut self.routes[shard];
+        if !route.active && !route.waiting.is_empty() {
+            route.active = true;
+            self.active.push(shard);
+        }
+    }
+
+    fn send_waiting(&mut self, now: Mono, shard: usize, out: &mut Vec<VolumeOutput>) {
+        loop {
+            let route = &mut self.routes[shard];
+            if !route.may_send(now) {
+                return;
+            }
+            let Some(key) = route.waiting.front().copied() else {
+                return;
+            };
+            let Some(piece) = self.work.pieces.get_mut(key) else {
+                // Dropped together with its connection.
+                route.waiting.pop_front();
+                continue;
+            };
+            let Some((to, term)) = route.leader() else {
+                self.probe(now, shard, out);
+                return;
+            };
+            let bytes = piece.bytes();
+            let in_flight = route.in_flight_bytes;
+            if in_flight > 0 && in_flight + bytes > SHARD_IN_FLIGHT_BYTES_MAX {
+                return;
+            }
+            route.waiting.pop_front();
+            route.in_flight_bytes += bytes;
+            piece.sent = true;
+            let op = piece.piece.op.clone();
+            out.push(self.send(now, Purpose::Piece(key), shard, to, term, op));
+        }
+    }
+
+    /// Asks one member whether it leads, when none is being asked.
+    fn probe(&mut self, now: Mono, shard: usize, out: &mut Vec<VolumeOutput>) {
+        let route = &mut self.routes[shard];
+        if route.probe.is_some() {
+            return;
+        }
+        let Some(to) = route.next_candidate() else {
+            return;
+        };
+        let range = BlockRange {
+            first: Block(0),
+            count: 1,
+        };
+        let op = ShardOp::Status { range };
+        out.push(self.send(now, Purpose::Probe, shard, to, 0, op));
+    }
+
+    fn send(
+        &mut self,
+        now: Mono,
+        purpose: Purpose,
+        shard: usize,
+        to: MemberView,
+        term: u64,
+        op: ShardOp,
+    ) -> VolumeOutput {
+        let ticket = self.work.attempts.insert(Attempt {
+            purpose,
+            shard,
+            pod: to.pod,
+            member: to.member,
+            session: self.session,
+            sent_at: now,
+        });
+        let route = &mut self.routes[shard];
+        if purpose == Purpose::Probe {
+            route.probe = Some(ticket);
+        }
+        VolumeOutput::Send {
+            ticket: Ticket(ticket),
+            shard: route.shard,
+            to,
+            term,
+            origin: Origin {
+                attachment_epoch: 0,
+                front_end: self.me,
+                session: self.session,
+            },
+            op,
+        }
+    }
+
+    /// Gives up attempts: their outcome is unknown.
+    fn lose(&mut self, now: Mono, lost: impl Fn(&Attempt) -> bool) {
+        let tickets: Vec<u64> = (self.work.attempts.iter())
+            .filter_map(|(ticket, attempt)| lost(attempt).then_some(ticket))
+            .collect();
+        for ticket in tickets {
+            let attempt = self.work.attempts.remove(ticket).expect("just listed");
+            self.routes[attempt.shard].lost(now, attempt.member);
+            self.end_attempt(Ticket(ticket), attempt, Err(BlockError::Unknown));
+            self.activate(attempt.shard);
+        }
+    }
+
+    /// An attempt has ended: its piece ends too, or waits for the next attempt.
+    fn end_attempt(
+        &mut self,
+        ticket: Ticket,
+        attempt: Attempt,
+        result: Result<ShardReply, BlockError>,
+    ) {
+        let route = &mut self.routes[attempt.shard];
+        let Purpose::Piece(key) = attempt.purpose else {
+            if route.probe == Some(ticket.0) {
+                route.probe = None;
+            }
+            return;
+        };
+        let piece = self.work.pieces.get_mut(key).expect("sent pieces stay");
+        route.in_flight_bytes -= piece.bytes();
+        piece.sent = false;
+        let writes = piece.piece.op.is_write();
+        let result = self.judge(key, result);
+        let again = match &result {
+            Ok(_) => false,
+            Err(BlockError::NoSuchVolume) => !self.gone,
+            Err(error) => error.is_retryable(),
+        };
+        if !again {
+            return self.end_piece(key, result);
+        }
+        // What was sent under this session may still turn up (or was refused for it): everything
+        // from now on goes under a higher one.
+        let over = matches!(result, Err(BlockError::Unknown | BlockError::StaleSession));
+        if writes && over && attempt.session == self.session {
+            self.session = self.sessions.next();
+        }
+        let request = self.work.pieces.get(key).expect("just seen").request;
+        let request = self.work.requests.get(request).expect("it has pieces");
+        if request.abandoned || self.gone {
+            return self.end_piece(key, Err(BlockError::NoSuchVolume));
+        }
+        self.routes[attempt.shard].waiting.push_front(key);
+    }
+
+    /// Checks an answer against what was asked. A read that does not match its checksums is asked
+    /// for once more.
+    fn judge(
+        &mut self,
+        key: u64,
+        result: Result<ShardReply, BlockError>,
+    ) -> Result<ShardReply, BlockError> {
+        let under_way = self
+            .work
+            .pieces
+            .get_mut(key)
+            .expect("the caller has seen it");
+        let piece = &under_way.piece;
+        let count = piece.op.range().count;
+        let intact = match (&piece.op, &result) {
+            (_, Err(_)) => return result,
+            (ShardOp::Read { .. }, Ok(ShardReply::Data { segments, crcs })) => {
+                let first = self.layout.block_in_volume(piece);
+                read::is_intact(self.layout.volume, first, count, segments, crcs)
+            }
+            (ShardOp::Status { .. }, Ok(ShardReply::Status(runs))) => {
+                runs.iter().map(|run| u64::from(run.count)).sum::<u64>() == u64::from(count)
+            }
+            (op, Ok(ShardReply::Done)) => op.is_write(),
+            _ => false,
+        };
+        if intact {
+            return result;
+        }
+        if piece.op.is_write() {
+            // Not an answer to a write at all: nothing is known about it.
+            return Err(BlockError::Unknown);
+        }
+        if under_way.was_bad {
+            return Err(BlockError::MediaFault);
+        }
+        under_way.was_bad = true;
+        Err(BlockError::Busy)
+    }
+
+    fn end_piece(&mut self, key: u64, result: Result<ShardReply, BlockError>) {
+        let piece = self.work.pieces.remove(key).expect("it has not ended");
+        let request = self
+            .work
+            .requests
+            .get_mut(piece.request)
+            .expect("it has pieces");
+        if request.end_piece(piece.place, result) {
+            let mut ready = Vec::new();
+            self.end_request(piece.request, &mut ready);
+            ready.into_iter().for_each(|key| self.start(key));
+        }
+    }
+
+    /// Answers a request; `ready` gets the writes that have waited for it.
+    fn end_request(&mut self, key: u64, ready: &mut Vec<u64>) {
+        let request = self.work.requests.remove(key).expect("it has not ended");
+        self.work.bytes -= request.charged_bytes;
+        if let Some(bytes) = self.work.bytes_of.get_mut(&request.conn) {
+            *bytes -= request.charged_bytes;
+        }
+        if let Some(blocks) = request.changed.clone() {
+            self.order.finish(key, blocks, ready);
+        }
+        if !request.abandoned {
+            self.replies.push(VolumeOutput::Reply {
+                conn: request.conn,
+                handle: request.handle,
+                result: request.into_answer(),
+            });
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The order of overlapping writes: a write starts when every earlier write that shares a block
+//! with it has ended. Reads do not take part. (Rule R15.)
+
+use std::ops::Range;
+
+/// A write of at most this many blocks is kept in the sorted list.
+const SHORT_BLOCKS: u64 = 256;
+
+/// The writes of one volume that have not ended, in order of arrival.
+#[derive(Debug, Default)]
+pub struct WriteOrder {
+    /// Sorted by first block. An overlap with a short write is found by a binary search.
+    short: Vec<Entry>,
+    /// Few; searched from end to end.
+    long: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    start: u64,
+    end: u64,
+    id: u64,
+    /// Earlier writes that this one waits for.
+    waits_for: u32,
+    /// Later writes that wait for this one.
+    blocks: Vec<u64>,
+}
+
+impl Entry {
+    fn overlaps(&self, range: &Range<u64>) -> bool {
+        self.start < range.end && range.start < self.end
+    }
+}
+
+impl WriteOrder {
+    /// Takes a write in; true when it may start now, otherwise [`WriteOrder::finish`] of the
+    /// writes before it will name it. `id` is new; the range of blocks is not empty.
+    pub fn begin(&mut self, id: u64, range: Range<u64>) -> bool {
+        assert!(!range.is_empty());
+        let mut waits_for = 0;
+        for entry in self.candidates(&range) {
+            if entry.overlaps(&range) {
+                entry.blocks.push(id);
+                waits_for += 1;
+            }
+        }
+        let entry = Entry {
+            start: range.start,
+            end: range.end,
+            id,
+            waits_for,
+            blocks: Vec::new(),
+        };
+        if range.end - range.start > SHORT_BLOCKS {
+            self.long.push(entry);
+        } else {
+            let place = self
+                .short
+                .partition_point(|other| other.start < range.start);
+            self.short.insert(place, entry);
+        }
+        waits_for == 0
+    }
+
+    /// A write has ended, or is given up before it started; `ready` gets the ids of those that
+    /// may start now, in order of arrival.
+    pub fn finish(&mut self, id: u64, range: Range<u64>, ready: &mut Vec<u64>) {
+        let ended = self.take(id, &range);
+        for later in ended.blocks {
+            // A write that was given up is not here any more.
+            let Some(entry) = self.candidates(&range).find(|entry| entry.id == later) else {
+                continue;
+            };
+            entry.waits_for -= 1;
+            if entry.waits_for == 0 {
+                ready.push(later);
+            }
+        }
+    }
+
+    /// Writes that have not ended.
+    pub fn len(&self) -> usize {
+        self.short.len() + self.long.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Everything that may overlap the range.
+    fn candidates(&mut self, range: &Range<u64>) -> impl Iterator<Item = &mut Entry> {
+        let lowest = range.start.saturating_sub(SHORT_BLOCKS);
+        let from = self.short.partition_point(|entry| entry.start < lowest);
+        let end = range.end;
+        let short = self.short[from..]
+            .iter_mut()
+            .take_while(move |entry| entry.start < end);
+        short.chain(self.long.iter_mut())
+    }
+
+    fn take(&mut self, id: u64, range: &Range<u64>) -> Entry {
+        if range.end - range.start > SHORT_BLOCKS {
+            let place = self.long.iter().position(|entry| entry.id == id);
+            return self.long.swap_remove(place.expect("it was begun"));
+        }
+        let from = self
+            .short
+            .partition_point(|entry| entry.start < range.start);
+        let place = self.short[from..].iter().position(|entry| entry.id == id);
+        self.short
+            .remove(from + place.expect("it was begun with this range"))
+    }
+}

@@ -1,0 +1,178 @@
+//! Who leads one shard, as far as this front end knows, and what waits for it.
+//!
+//! A leader is known together with its term; every request names that term and is refused by
+//! anyone else. While no leader is known, one member at a time is asked (a *probe*: a status
+//! query of one block under term 0, which only a leader answers), the local one first. Hints are
+//! followed, but only a few in a row: after that, and after every answer that leads nowhere,
+//! nothing is sent for a short time that doubles up to a bound.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::types::{MemberId, Mono, PodId, ShardId};
+use crate::view::{MemberView, ShardView};
+
+const PAUSE_MIN: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// Hints that are followed without a pause in between.
+const HOPS_MAX: u8 = 3;
+
+/// The route to one shard.
+#[derive(Debug)]
+pub(super) struct ShardRoute {
+    pub shard: ShardId,
+    /// Pieces that wait to be sent, oldest first.
+    pub waiting: VecDeque<u64>,
+    /// Bytes of pieces that were sent and not answered.
+    pub in_flight_bytes: usize,
+    /// The probe under way.
+    pub probe: Option<u64>,
+    /// It is in the list of shards that have something to send.
+    pub active: bool,
+    members: Vec<MemberView>,
+    leader: Option<MemberView>,
+    /// The highest term heard of.
+    term: u64,
+    /// The member to probe next.
+    candidate: usize,
+    hops: u8,
+    pause: Duration,
+    /// Nothing is sent before.
+    resume_at: Mono,
+}
+
+impl ShardRoute {
+    pub fn new(view: &ShardView, me: PodId) -> ShardRoute {
+        let local = view.members.iter().position(|member| member.pod == me);
+        ShardRoute {
+            shard: view.shard,
+            waiting: VecDeque::new(),
+            in_flight_bytes: 0,
+            probe: None,
+            active: false,
+            members: view.members.clone(),
+            leader: None,
+            term: 0,
+            candidate: local.unwrap_or(0),
+            hops: 0,
+            pause: PAUSE_MIN,
+            resume_at: Mono(0),
+        }
+    }
+
+    /// The members have changed.
+    pub fn update(&mut self, view: &ShardView) {
+        assert_eq!(
+            self.shard, view.shard,
+            "a shard keeps its place in the volume"
+        );
+        self.members.clone_from(&view.members);
+        let leader = self.leader.map(|leader| leader.member);
+        self.leader = leader.and_then(|leader| self.member(leader));
+    }
+
+    /// Where to send, and the term to name.
+    pub fn leader(&self) -> Option<(MemberView, u64)> {
+        self.leader.map(|leader| (leader, self.term))
+    }
+
+    /// When something may be sent again, during a pause.
+    pub fn resumes_at(&self) -> Option<Mono> {
+        (self.resume_at > Mono(0)).then_some(self.resume_at)
+    }
+
+    /// False during a pause; ends a pause that is over.
+    pub fn may_send(&mut self, now: Mono) -> bool {
+        if self.resume_at > now {
+            return false;
+        }
+        self.resume_at = Mono(0);
+        true
+    }
+
+    /// The next member to probe.
+    pub fn next_candidate(&mut self) -> Option<MemberView> {
+        let count = self.members.len();
+        let member = *self.members.get(self.candidate % count.max(1))?;
+        self.candidate = (self.candidate + 1) % count;
+        Some(member)
+    }
+
+    /// This member has answered as leader of this term.
+    pub fn confirmed(&mut self, leader: MemberId, term: u64) {
+        if term < self.term || term == 0 {
+            return;
+        }
+        let Some(leader) = self.member(leader) else {
+            return;
+        };
+        self.term = term;
+        self.leader = Some(leader);
+        self.hops = 0;
+        self.pause = PAUSE_MIN;
+    }
+
+    /// This member does not lead; it may know who does, in `term`.
+    pub fn refused(&mut self, now: Mono, from: MemberId, hint: Option<MemberId>, term: u64) {
+        let current = self.leader.map(|leader| leader.member);
+        let news = term > self.term || current.is_none() || current == Some(from);
+        if !news {
+            // An answer to something sent before the present leader was known.
+            return;
+        }
+        let hint = hint.filter(|_| term >= self.term && term > 0);
+        self.term = self.term.max(term);
+        self.leader = hint.and_then(|hint| self.member(hint));
+        self.hops = self.hops.saturating_add(1);
+        if self.leader.is_none() || self.hops > HOPS_MAX {
+            self.pause(now);
+        }
+    }
+
+    /// This member cannot be reached, or has not said what became of a request.
+    pub fn lost(&mut self, now: Mono, from: MemberId) {
+        if self.leader.is_some_and(|leader| leader.member == from) {
+            self.leader = None;
+            self.pause(now);
+        }
+    }
+
+    /// The pod has gone: if the leader was there, another one will be found.
+    pub fn pod_down(&mut self, now: Mono, pod: PodId) {
+        if let Some(leader) = self.leader.filter(|leader| leader.pod == pod) {
+            self.lost(now, leader.member);
+        }
+    }
+
+    /// What a member of this pod knows of its shard.
+    pub fn role(&mut self, leader: Option<MemberId>, term: u64) {
+        let newer = term > self.term;
+        let completes = term == self.term && self.leader.is_none() && leader.is_some();
+        if newer || completes {
+            self.term = term;
+            self.leader = leader.and_then(|leader| self.member(leader));
+        }
+        if self.leader.is_some() && (newer || completes) {
+            self.hops = 0;
+            self.pause = PAUSE_MIN;
+            self.resume_at = Mono(0);
+        }
+    }
+
+    /// Sends nothing for a while. Answers that arrive during a pause do not make it longer.
+    pub fn pause(&mut self, now: Mono) {
+        if self.resume_at > now {
+            return;
+        }
+        self.resume_at = now + self.pause;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        self.hops = 0;
+    }
+
+    fn member(&self, member: MemberId) -> Option<MemberView> {
+        self.members
+            .iter()
+            .copied()
+            .find(|view| view.member == member)
+    }
+}
