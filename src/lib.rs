@@ -10,4 +10,5 @@ pub mod slab;
 pub mod store;
 pub mod types;
 pub mod view;
+pub mod worker;
 pub mod volume;

@@ -7,7 +7,7 @@ use crate::front::nbd::session::{
 };
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Buffers, Completion, Done, Op, SocketId};
-use crate::types::{BlockError, BlockReply, VolumeId};
+use crate::types::{BlockError, BlockReply, Mono, VolumeId};
 use crate::view::ClusterView;
 use crate::volume::{ConnId as VolumeConn, VolumeOutput};
 use crate::worker::Worker;
@@ -186,7 +186,7 @@ impl Worker {
                     let volume = client.session.export().expect("requests follow an export").volume;
                     match self.volumes.get_mut(&volume) {
                         Some(router) => {
-                            router.request(self.now, VolumeConn(u64::from(conn)), handle.0, op);
+                            router.request(VolumeConn(u64::from(conn)), handle.0, op);
                             self.touch_volume(volume);
                         }
                         None => self.orphans.push((conn, handle)),
@@ -251,6 +251,9 @@ impl Worker {
         let mut outputs = std::mem::take(&mut self.scratch.routes);
         if let Some(router) = self.volumes.get_mut(&volume) {
             router.poll(self.now, &mut outputs);
+            if router.deadline().is_some() && !self.waiting_volumes.contains(&volume) {
+                self.waiting_volumes.push(volume);
+            }
         }
         for output in outputs.drain(..) {
             match output {
@@ -270,7 +273,7 @@ impl Worker {
         self.scratch.routes = outputs;
     }
 
-    pub fn tick_volumes(&mut self, now: crate::types::Mono) {
+    pub fn tick_volumes(&mut self, now: Mono) {
         let volumes: Vec<VolumeId> = self.volumes.keys().copied().collect();
         for volume in volumes {
             if let Some(router) = self.volumes.get_mut(&volume) {
@@ -280,8 +283,24 @@ impl Worker {
         }
     }
 
+    /// Routers that wait for a moment that has come are polled.
+    pub fn wake_volumes(&mut self, now: Mono) {
+        for volume in std::mem::take(&mut self.waiting_volumes) {
+            let Some(router) = self.volumes.get(&volume) else { continue };
+            match router.deadline() {
+                Some(deadline) if deadline > now => self.waiting_volumes.push(volume),
+                Some(_) => self.touch_volume(volume),
+                None => {}
+            }
+        }
+    }
+
     /// The volume is deleted: its connections end.
     pub fn close_volume(&mut self, volume: VolumeId) {
+        if let Some(router) = self.volumes.get_mut(&volume) {
+            router.remove();
+        }
+        self.poll_volume(volume);
         self.volumes.remove(&volume);
         let of = |(conn, client): (&ConnId, &Client)| {
             let export = client.session.export()?;

@@ -192,10 +192,10 @@ impl Worker {
         runtime.role = role;
         let (volume, shard) = (runtime.volume, runtime.shard);
         tracing::info!(%member, %shard, term = role.term, leader = ?role.leader, serving = role.serving, "role");
-        if let (Some(leader), Some(router)) = (role.leader, self.volumes.get_mut(&volume))
-            && (leader != member || role.serving)
-        {
-            router.leader(self.now, shard, leader, role.term);
+        // A leader that does not serve yet would only refuse what the router sends.
+        let leader = role.leader.filter(|leader| *leader != member || role.serving);
+        if let Some(router) = self.volumes.get_mut(&volume) {
+            router.role(shard, leader, role.term);
             self.touch_volume(volume);
         }
         self.report_due = true;

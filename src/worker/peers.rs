@@ -16,6 +16,7 @@ use crate::types::{
     BlockError, MemberId, Mono, Origin, PodId, ShardId, ShardOp, Uuid, VolumeId, mix64,
 };
 use crate::view::{ClusterView, MemberView};
+use crate::volume::Ticket;
 use crate::worker::Worker;
 use crate::worker::requests::Waiter;
 use crate::worker::round::WorkerConfig;
@@ -50,7 +51,7 @@ struct Conn {
 struct Forwarded {
     conn: ConnId,
     volume: VolumeId,
-    ticket: u64,
+    ticket: Ticket,
     member: MemberId,
 }
 
@@ -210,7 +211,7 @@ impl Worker {
     pub fn forward(
         &mut self,
         volume: VolumeId,
-        ticket: u64,
+        ticket: Ticket,
         shard: ShardId,
         to: MemberView,
         term: u64,

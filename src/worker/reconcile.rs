@@ -177,7 +177,7 @@ impl Worker {
             return;
         }
         match self.volumes.get_mut(&volume.volume) {
-            Some(router) => router.update_view(volume.clone()),
+            Some(router) => router.update_view(volume),
             None => {
                 let router =
                     Volume::new(volume.clone(), self.config.pod, self.sessions.clone());

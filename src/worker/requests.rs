@@ -5,13 +5,14 @@ use rustc_hash::FxHashMap;
 use crate::net::message::CallId;
 use crate::replica::seam::ReqId;
 use crate::types::{MemberId, VolumeId};
+use crate::volume::Ticket;
 use crate::worker::token::ConnId;
 
 /// Where an answer goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiter {
     /// A router of this worker.
-    Volume { volume: VolumeId, ticket: u64 },
+    Volume { volume: VolumeId, ticket: Ticket },
     /// A peer that forwarded the request over this connection.
     Peer { conn: ConnId, call: CallId },
 }

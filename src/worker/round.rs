@@ -65,6 +65,8 @@ pub struct Worker {
     /// Members that are gone, for reports.
     pub(super) destroyed: Vec<(Uuid, MemberId)>,
     pub(super) volumes: FxHashMap<VolumeId, Volume>,
+    /// Routers with a deadline.
+    pub(super) waiting_volumes: Vec<VolumeId>,
     pub(super) sessions: SessionSource,
     pub(super) requests: Requests,
     pub(super) reads: Reads,
@@ -125,6 +127,7 @@ impl Worker {
             pending: FxHashMap::default(),
             destroyed: Vec::new(),
             volumes: FxHashMap::default(),
+            waiting_volumes: Vec::new(),
             sessions,
             orphans: Vec::new(),
             requests: Requests::default(),
@@ -185,6 +188,7 @@ impl Worker {
             self.command(command);
         }
         self.tick_when_due();
+        self.wake_volumes(self.now);
         self.settle();
         self.submit();
         Ok(())
@@ -195,7 +199,9 @@ impl Worker {
         if !self.inbox.park() {
             return Duration::ZERO;
         }
-        let deadlines = self.lanes.iter().filter_map(|lane| lane.lane.deadline());
+        let lanes = self.lanes.iter().filter_map(|lane| lane.lane.deadline());
+        let waiting = self.waiting_volumes.iter().filter_map(|volume| self.volumes.get(volume));
+        let deadlines = lanes.chain(waiting.filter_map(Volume::deadline));
         let until = deadlines.fold(self.next_tick, Mono::min);
         until.since(self.driver.now())
     }
