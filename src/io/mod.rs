@@ -6,4 +6,51 @@
 
 pub mod buffer;
 pub mod driver;
+pub mod file;
 pub mod stream;
+
+mod clock;
+mod gather;
+mod operation;
+mod socket;
+mod uring;
+mod wake;
+
+use crate::io::driver::Driver;
+
+/// Which driver a worker uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DriverKind {
+    /// io_uring where it is permitted, epoll elsewhere.
+    #[default]
+    Auto,
+    IoUring,
+    Epoll,
+}
+
+/// Why a driver cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    #[error(
+        "io_uring is forbidden here (sysctl kernel.io_uring_disabled, or a container's seccomp \
+         profile)"
+    )]
+    Forbidden(#[source] std::io::Error),
+    #[error("this kernel has no io_uring")]
+    Missing(#[source] std::io::Error),
+    #[error("this kernel's io_uring is too old: it lacks {missing}")]
+    TooOld { missing: &'static str },
+    #[error("could not set up {what}")]
+    Setup {
+        what: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A driver for the calling thread: io_uring serves only the thread that made it.
+pub fn driver(kind: DriverKind) -> Result<Box<dyn Driver>, DriverError> {
+    let _ = kind;
+    Ok(Box::new(uring::Uring::new()?))
+}

@@ -1,0 +1,265 @@
+//! Files for O_DIRECT: opening them, making them, and blocking access at start.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
+
+use crate::io::buffer::{Pool, is_aligned};
+use crate::io::driver::OpenFile;
+use crate::types::BLOCK_BYTES;
+
+/// `STATX_DIOALIGN` of statx(2), since Linux 6.1.
+const STATX_DIOALIGN: StatxFlags = StatxFlags::from_bits_retain(0x2000);
+/// Bytes that one system call zeroes or reads.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Why a file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    #[error("could not open {path}")]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the file system of {path} does not support direct I/O (O_DIRECT)")]
+    NoDirectIo { path: PathBuf },
+    #[error(
+        "direct I/O on {path} needs an alignment of {needed_bytes} bytes; 4096 is the most that \
+         is supported"
+    )]
+    Alignment { path: PathBuf, needed_bytes: u32 },
+    #[error("could not prepare {path}")]
+    Prepare {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl From<FileError> for io::Error {
+    fn from(error: FileError) -> io::Error {
+        let kind = match &error {
+            FileError::Open { source, .. } | FileError::Prepare { source, .. } => source.kind(),
+            FileError::NoDirectIo { .. } | FileError::Alignment { .. } => {
+                io::ErrorKind::Unsupported
+            }
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+/// Opens for O_DIRECT, after a check that transfers of 4 KiB are allowed. When it may create the
+/// file, the directory entry is durable on return.
+pub fn open_direct(file: &OpenFile) -> Result<OwnedFd, FileError> {
+    let path = &file.path;
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(file.create)
+        .truncate(false)
+        .mode(0o640)
+        .custom_flags(libc::O_DIRECT)
+        .open(path);
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(source) if source.kind() == io::ErrorKind::InvalidInput => {
+            return Err(FileError::NoDirectIo { path: path.clone() });
+        }
+        Err(source) => {
+            return Err(FileError::Open {
+                path: path.clone(),
+                source,
+            });
+        }
+    };
+    check_alignment(&opened, path)?;
+    if file.create {
+        sync_directory_of(path).map_err(|source| FileError::Prepare {
+            path: path.clone(),
+            source,
+        })?;
+    }
+    Ok(opened.into())
+}
+
+/// A kernel that does not tell (before 6.1) is believed, as O_DIRECT itself was accepted.
+fn check_alignment(file: &File, path: &Path) -> Result<(), FileError> {
+    let stat =
+        rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, STATX_DIOALIGN).map_err(|errno| {
+            FileError::Prepare {
+                path: path.to_owned(),
+                source: errno.into(),
+            }
+        })?;
+    if stat.stx_mask & STATX_DIOALIGN.bits() == 0 {
+        return Ok(());
+    }
+    let needed_bytes = stat.stx_dio_mem_align.max(stat.stx_dio_offset_align);
+    if stat.stx_dio_offset_align == 0 {
+        return Err(FileError::NoDirectIo {
+            path: path.to_owned(),
+        });
+    }
+    if !BLOCK_BYTES.is_multiple_of(needed_bytes as usize) {
+        return Err(FileError::Alignment {
+            path: path.to_owned(),
+            needed_bytes,
+        });
+    }
+    Ok(())
+}
+
+/// Makes a new entry of the directory that holds `path` durable.
+pub fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(directory)?.sync_all()
+}
+
+/// Bytes in a file, or of a block device.
+pub(super) fn size_bytes(fd: impl AsFd) -> io::Result<u64> {
+    let file = File::from(fd.as_fd().try_clone_to_owned()?);
+    let metadata = file.metadata()?;
+    if metadata.file_type().is_block_device() {
+        return Ok(rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))?);
+    }
+    Ok(metadata.len())
+}
+
+/// Blocking access to one file with O_DIRECT: for formatting, opening and recovery only. Offsets
+/// and lengths are multiples of 4 KiB.
+pub struct BlockingFile {
+    file: File,
+    path: PathBuf,
+    pool: Pool,
+}
+
+impl BlockingFile {
+    pub fn open(open: &OpenFile, pool: Pool) -> Result<BlockingFile, FileError> {
+        Ok(BlockingFile {
+            file: open_direct(open)?.into(),
+            path: open.path.clone(),
+            pool,
+        })
+    }
+
+    /// Exactly `len` bytes from `offset`, in aligned memory. An end of the file before that is
+    /// `UnexpectedEof`.
+    pub fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        check_offset(offset, len)?;
+        let mut buf = self.pool.take(len);
+        let mut done = 0;
+        while done < len {
+            let count =
+                ignore_interrupt(self.file.read_at(&mut buf[done..], offset + done as u64))?;
+            // Only the end of the file cuts a transfer within a block.
+            if count == Some(0) || count.is_some_and(|count| !count.is_multiple_of(BLOCK_BYTES)) {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            done += count.unwrap_or(0);
+        }
+        Ok(buf.freeze())
+    }
+
+    /// Writes all of `bytes` at `offset`; durable, past the device's cache, on return. Memory
+    /// that is not aligned is copied.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        check_offset(offset, bytes.len())?;
+        if is_aligned(bytes) {
+            self.write_aligned(offset, bytes)?;
+        } else {
+            let mut at = offset;
+            for chunk in bytes.chunks(CHUNK_BYTES) {
+                let copy = self.pool.copy(chunk);
+                self.write_aligned(at, &copy)?;
+                at += chunk.len() as u64;
+            }
+        }
+        self.file.sync_data()
+    }
+
+    pub fn size_bytes(&self) -> io::Result<u64> {
+        size_bytes(&self.file)
+    }
+
+    /// A transfer that was cut short is repeated from its last whole block, so that the reason
+    /// (no space, say) is what the caller gets.
+    fn write_aligned(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let Some(count) =
+                ignore_interrupt(self.file.write_at(&bytes[done..], offset + done as u64))?
+            else {
+                continue;
+            };
+            let whole = count - count % BLOCK_BYTES;
+            if whole == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            done += whole;
+        }
+        Ok(())
+    }
+
+    /// Writes zeroes from 0 to `len_bytes`, durably, so that later writes there neither allocate
+    /// nor convert extents (a third of a commit's latency). Destroys what was there.
+    pub fn fill_with_zeroes(&self, len_bytes: u64) -> Result<(), FileError> {
+        let fill = || -> io::Result<()> {
+            check_offset(len_bytes, 0)?;
+            self.reserve(len_bytes)?;
+            let mut zeroes = self.pool.take(CHUNK_BYTES);
+            zeroes.fill(0);
+            let mut at = 0;
+            while at < len_bytes {
+                let step = (len_bytes - at).min(CHUNK_BYTES as u64) as usize;
+                self.write_aligned(at, &zeroes[..step])?;
+                at += step as u64;
+            }
+            self.file.sync_all()?;
+            sync_directory_of(&self.path)
+        };
+        fill().map_err(|source| FileError::Prepare {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// Allocates space up to `len_bytes` without writing it, where the file system can; existing
+    /// bytes stay. Without space it fails with `StorageFull`.
+    pub fn reserve(&self, len_bytes: u64) -> io::Result<()> {
+        if len_bytes == 0 {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, len_bytes) {
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// `None`: a signal came first.
+fn ignore_interrupt(result: io::Result<usize>) -> io::Result<Option<usize>> {
+    match result {
+        Ok(count) => Ok(Some(count)),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn check_offset(offset: u64, len: usize) -> io::Result<()> {
+    if offset.is_multiple_of(BLOCK_BYTES as u64) && len.is_multiple_of(BLOCK_BYTES) {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "offset and length of direct I/O are multiples of 4096",
+    ))
+}

@@ -1,0 +1,76 @@
+//! What the drivers ask of an operation. Shared by them, so that they agree.
+
+use std::io;
+
+use crate::io::buffer::is_aligned;
+use crate::io::driver::{Buffers, FileId, Op};
+use crate::io::gather::Gather;
+use crate::types::BLOCK_BYTES;
+
+/// Lists the memory that an operation moves, and checks what its caller promised.
+pub(super) fn gather_op(gather: &mut Gather, op: &mut Op) {
+    match op {
+        Op::Read { buf, offset, .. } => {
+            assert_aligned(*offset, is_aligned(buf));
+            gather.push_target(buf);
+        }
+        Op::Write { bufs, offset, .. } => {
+            assert_aligned(*offset, bufs.iter().all(|part| is_aligned(part)));
+            bufs.iter().for_each(|part| gather.push_source(part));
+        }
+        Op::Send { bufs, .. } => bufs.iter().for_each(|part| gather.push_source(part)),
+        Op::Recv { bufs, .. } => {
+            if let Some(landing) = &mut bufs.landing {
+                gather.push_target(&mut landing[bufs.landing_from..]);
+            }
+            gather.push_target(&mut bufs.staging[bufs.staging_from..]);
+            assert!(
+                gather.remaining_bytes() > 0,
+                "a receive has room for at least a byte"
+            );
+        }
+        Op::Sync { .. } | Op::Accept { .. } | Op::Connect { .. } | Op::Close { .. } => {}
+    }
+}
+
+fn assert_aligned(offset: u64, memory: bool) {
+    assert!(
+        memory && offset.is_multiple_of(BLOCK_BYTES as u64),
+        "direct I/O is aligned to 4 KiB"
+    );
+}
+
+/// True for a write or send of nothing, which needs no kernel.
+pub(super) fn is_empty_transfer(op: &Op) -> bool {
+    match op {
+        Op::Write { bufs, .. } | Op::Send { bufs, .. } => bufs.iter().all(|part| part.is_empty()),
+        _ => false,
+    }
+}
+
+/// The buffers of an operation that are the caller's.
+pub(super) fn buffers_of(op: Op) -> Buffers {
+    match op {
+        Op::Read { buf, .. } => Buffers::Read(buf),
+        Op::Recv { bufs, .. } => Buffers::Recv(bufs),
+        _ => Buffers::None,
+    }
+}
+
+/// The file an operation is for.
+pub(super) fn file_of(op: &Op) -> Option<FileId> {
+    match op {
+        Op::Read { file, .. } | Op::Write { file, .. } | Op::Sync { file } => Some(*file),
+        _ => None,
+    }
+}
+
+/// The error of operations that a `Close` ends.
+pub(super) fn closed() -> io::Error {
+    io::ErrorKind::ConnectionAborted.into()
+}
+
+/// The error of operations on something that is not open (any more).
+pub(super) fn unknown() -> io::Error {
+    io::Error::from_raw_os_error(libc::EBADF)
+}

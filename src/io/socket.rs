@@ -1,0 +1,108 @@
+//! Making sockets: listening, connecting, and what is set on each. Shared by the drivers.
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::io::driver::Address;
+
+/// Connections that wait for their `Accept`.
+const BACKLOG: libc::c_int = 1024;
+/// Connection attempts are repeated after 1 and 3 seconds and given up after 7.
+const SYN_REPEATS: libc::c_int = 2;
+
+/// A listening socket, and the address it got.
+pub(super) fn listen(address: &Address) -> io::Result<(OwnedFd, Address)> {
+    let (socket, sockaddr) = socket_for(address)?;
+    match address {
+        Address::Tcp(_) => socket.set_reuse_address(true)?,
+        Address::Unix(path) => remove_stale(path)?,
+    }
+    socket.bind(&sockaddr)?;
+    socket.listen(BACKLOG)?;
+    let bound = match address {
+        Address::Tcp(_) => Address::Tcp(
+            socket
+                .local_addr()?
+                .as_socket()
+                .ok_or(io::ErrorKind::InvalidInput)?,
+        ),
+        Address::Unix(path) => Address::Unix(path.clone()),
+    };
+    Ok((socket.into(), bound))
+}
+
+/// A socket that is ready to connect, and where to.
+pub(super) fn prepare_connect(address: &Address) -> io::Result<(OwnedFd, SockAddr)> {
+    let (socket, sockaddr) = socket_for(address)?;
+    if let Address::Tcp(_) = address {
+        socket.set_tcp_nodelay(true)?;
+        set_syn_repeats(&socket)?;
+    }
+    Ok((socket.into(), sockaddr))
+}
+
+/// What every accepted connection of a listener gets.
+pub(super) fn prepare_accepted(fd: impl AsFd, is_tcp: bool) -> io::Result<()> {
+    if is_tcp {
+        rustix::net::sockopt::set_tcp_nodelay(fd, true)?;
+    }
+    Ok(())
+}
+
+/// Tells both sides that the connection is over, whoever else still holds the socket.
+pub(super) fn hang_up(fd: impl AsFd) {
+    // An error says that the socket is not connected (any more), which is what is wanted.
+    let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+}
+
+fn socket_for(address: &Address) -> io::Result<(Socket, SockAddr)> {
+    let (domain, sockaddr) = match address {
+        Address::Tcp(to) => (Domain::for_address(*to), SockAddr::from(*to)),
+        Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
+    };
+    Ok((Socket::new(domain, Type::STREAM, None)?, sockaddr))
+}
+
+/// Removes a socket file that a process left behind: one on which nobody answers.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => {}
+        // Something else is in the way: `bind` says so.
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // A full backlog must not block the start: it means that somebody listens.
+    probe.set_nonblocking(true)?;
+    match probe.connect(&SockAddr::unix(path)?) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn set_syn_repeats(socket: &Socket) -> io::Result<()> {
+    let count = SYN_REPEATS;
+    // SAFETY: the option's value is one int, alive during the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_SYNCNT,
+            (&raw const count).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

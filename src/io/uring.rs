@@ -1,0 +1,544 @@
+//! The io_uring driver: one ring per worker, used only by the thread that made it. A round is one
+//! system call that submits, runs the kernel's deferred work and waits.
+//!
+//! Every operation has one entry in the kernel at a time; what the kernel may touch meanwhile
+//! lives in a slot ([`slots`]). Entries go to the kernel in the order of their submission: those
+//! that find the submission queue full wait in `backlog`.
+//!
+//! Closing a socket: mark it, cancel what is under way, and close it when the last operation has
+//! been answered. Nothing is started again on a marked socket.
+
+mod handles;
+mod slots;
+
+use std::cell::UnsafeCell;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
+
+use self::handles::{Handle, Handles};
+use self::slots::{CANCEL, Ended, Slots, Verdict, WAKE, user_data};
+use crate::io::driver::{
+    Address, Completion, Done, Driver, FileId, Op, OpenFile, SocketId, Token, Wake, Waker,
+};
+use crate::io::operation::{buffers_of, closed, file_of, is_empty_transfer, unknown};
+use crate::io::wake::EventFd;
+use crate::io::{DriverError, clock, file, socket};
+use crate::types::Mono;
+
+/// Entries that one system call submits at most.
+const SUBMISSION_ENTRIES: u32 = 512;
+/// Completions the kernel keeps in shared memory; more of them it keeps in its own.
+const COMPLETION_ENTRIES: u32 = 4096;
+/// Files and sockets that are registered; further ones work, a little slower.
+const REGISTERED_MAX: u32 = 4096;
+/// How long a dropped driver waits for the kernel to let go of its memory.
+const DROP_WAIT: Duration = Duration::from_secs(10);
+
+/// See the module.
+pub(super) struct Uring {
+    ring: IoUring,
+    /// The kernel says in shared memory when deferred work waits.
+    has_taskrun_flag: bool,
+    backlog: VecDeque<squeue::Entry>,
+    slots: Slots,
+    handles: Handles,
+    /// Completions that needed no kernel.
+    ready: Vec<Completion>,
+    /// Room for what one look at the completion queue finds.
+    reaped: Vec<cqueue::Entry>,
+    wake: Arc<EventFd>,
+    /// Where the kernel puts the eventfd's count.
+    wake_count: Box<UnsafeCell<u64>>,
+    wake_armed: bool,
+    woken: bool,
+}
+
+/// How long a system call waits for a completion.
+#[derive(Clone, Copy, PartialEq)]
+enum Wait {
+    No,
+    AtMost(Duration),
+    Forever,
+}
+
+impl Uring {
+    /// A ring for the calling thread.
+    pub fn new() -> Result<Uring, DriverError> {
+        let (ring, has_taskrun_flag) = build_ring()?;
+        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
+            return Err(DriverError::TooOld {
+                missing: "timeouts of a wait (Linux 5.11)",
+            });
+        }
+        let fixed_count = register_table(&ring)?;
+        let wake = EventFd::new(false).map_err(|source| DriverError::Setup {
+            what: "an eventfd",
+            source,
+        })?;
+        Ok(Uring {
+            ring,
+            has_taskrun_flag,
+            backlog: VecDeque::new(),
+            slots: Slots::default(),
+            handles: Handles::new(fixed_count),
+            ready: Vec::new(),
+            reaped: Vec::with_capacity(COMPLETION_ENTRIES as usize),
+            wake: Arc::new(wake),
+            wake_count: Box::new(UnsafeCell::new(0)),
+            wake_armed: false,
+            woken: false,
+        })
+    }
+
+    /// Hands an entry to the submission queue, behind those that wait for room in it.
+    fn push(&mut self, entry: squeue::Entry) {
+        if self.backlog.is_empty() {
+            // SAFETY: what the entry points to lives in a slot or in `self.wake_count` until the
+            // kernel has answered; `Drop` waits for that too.
+            let pushed = unsafe { self.ring.submission().push(&entry) };
+            if pushed.is_ok() {
+                return;
+            }
+        }
+        self.backlog.push_back(entry);
+    }
+
+    /// Moves waiting entries to the submission queue, as far as there is room.
+    fn push_backlog(&mut self) {
+        if self.backlog.is_empty() {
+            return;
+        }
+        let mut submission = self.ring.submission();
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: as in `push`.
+            if unsafe { submission.push(entry) }.is_err() {
+                return;
+            }
+            self.backlog.pop_front();
+        }
+    }
+
+    /// Starts an operation on an open handle.
+    fn start(&mut self, token: Token, handle: u32, op: Op) -> u32 {
+        let target = self.handles.target(handle);
+        let index = self.slots.start(token, handle, target, op);
+        let open = self.handles.get_mut(handle).expect("an open handle");
+        if open.is_socket {
+            open.under_way.push(index);
+        }
+        index
+    }
+
+    /// Ends an operation that needs no kernel.
+    fn end_at_once(&mut self, token: Token, op: Op, result: io::Result<Done>) {
+        self.ready.push(Completion {
+            token,
+            result,
+            buffers: buffers_of(op),
+        });
+    }
+
+    fn submit_connect(&mut self, token: Token, op: Op, address: &Address) {
+        let is_tcp = matches!(address, Address::Tcp(_));
+        let prepared = socket::prepare_connect(address).and_then(|(fd, sockaddr)| {
+            let handle = self.handles.add(&self.ring, Handle::socket(fd, is_tcp))?;
+            Ok((handle, sockaddr))
+        });
+        match prepared {
+            Ok((handle, sockaddr)) => {
+                let index = self.start(token, handle, op);
+                let slot = self.slots.get(index);
+                slot.set_address(sockaddr);
+                let entry = slot.entry(index);
+                self.push(entry);
+            }
+            Err(error) => self.end_at_once(token, op, Err(error)),
+        }
+    }
+
+    fn submit_close(&mut self, token: Token, id: SocketId) {
+        let op = Op::Close { socket: id };
+        let Some(open) = self.handles.get_mut(id.0).filter(|open| is_open(open)) else {
+            return self.end_at_once(token, op, Err(unknown()));
+        };
+        open.closing = Some(token);
+        if open.under_way.is_empty() {
+            let completion = self.close(id.0);
+            self.ready.push(completion);
+            return;
+        }
+        for position in 0..self.under_way(id.0).len() {
+            let index = self.under_way(id.0)[position];
+            self.cancel(index, id.0);
+        }
+    }
+
+    fn under_way(&self, handle: u32) -> &[u32] {
+        let open = self.handles.get(handle);
+        open.map_or(&[], |open| &open.under_way)
+    }
+
+    fn cancel(&mut self, index: u32, handle: u32) {
+        let target = self.slots.get(index).user_data(index);
+        let entry = opcode::AsyncCancel::new(target).build();
+        self.push(entry.user_data(user_data(handle, CANCEL)));
+    }
+
+    /// Closes a socket that nothing is under way on.
+    fn close(&mut self, handle: u32) -> Completion {
+        let open = self.handles.get(handle).expect("an open handle");
+        let token = open.closing.expect("marked before");
+        // Old kernels let go of a registered file only when older operations have ended.
+        socket::hang_up(open);
+        let result = self.handles.remove(&self.ring, handle);
+        Completion {
+            token,
+            result: result.map(|()| Done::Bytes(0)),
+            buffers: buffers_of(Op::Close {
+                socket: SocketId(handle),
+            }),
+        }
+    }
+
+    /// One crossing into the kernel. True when it took all that was submitted.
+    fn cross(&mut self, wait: Wait) -> io::Result<bool> {
+        let (count, idle) = {
+            let submission = self.ring.submission();
+            let idle = self.has_taskrun_flag && !submission.taskrun() && !submission.cq_overflow();
+            (submission.len() as u32, idle)
+        };
+        if wait == Wait::No && count == 0 && idle {
+            return Ok(true);
+        }
+        let submitter = self.ring.submitter();
+        let flags = EnterFlags::GETEVENTS;
+        // SAFETY: every entry in the queue was pushed under the conditions of `push`, and the
+        // argument is what the flags announce.
+        let crossed = unsafe {
+            match wait {
+                Wait::No => submitter.enter::<libc::sigset_t>(count, 0, flags.bits(), None),
+                Wait::Forever => submitter.enter::<libc::sigset_t>(count, 1, flags.bits(), None),
+                Wait::AtMost(duration) => {
+                    let timespec = types::Timespec::from(duration);
+                    let args = types::SubmitArgs::new().timespec(&timespec);
+                    let flags = flags | EnterFlags::EXT_ARG;
+                    submitter.enter(count, 1, flags.bits(), Some(&args))
+                }
+            }
+        };
+        match crossed {
+            Ok(taken) => Ok(taken as u32 == count),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ETIME) => Ok(true),
+                // A signal: the caller gets to look around.
+                Some(libc::EINTR) => {
+                    self.woken = true;
+                    Ok(true)
+                }
+                // Short of memory, or completions wait to be taken first.
+                Some(libc::EAGAIN | libc::EBUSY) => Ok(false),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Takes every completion that is there. True when there was any.
+    fn reap(&mut self, out: &mut Vec<Completion>) -> bool {
+        let mut reaped = std::mem::take(&mut self.reaped);
+        reaped.extend(self.ring.completion());
+        let any = !reaped.is_empty();
+        for entry in reaped.drain(..) {
+            let (high, low) = ((entry.user_data() >> 32) as u32, entry.user_data() as u32);
+            match low {
+                WAKE => {
+                    self.wake_armed = false;
+                    self.woken = true;
+                }
+                CANCEL => self.cancelled(high, entry.result()),
+                index => self.answered(index, high, entry.result(), out),
+            }
+        }
+        self.reaped = reaped;
+        any
+    }
+
+    /// A cancellation that did not find its operation waiting: it has ended, or a kernel thread
+    /// runs it. The latter ends when the connection does.
+    fn cancelled(&mut self, handle: u32, result: i32) {
+        if result == 0 {
+            return;
+        }
+        if let Some(open) = self.handles.get(handle)
+            && open.closing.is_some()
+        {
+            socket::hang_up(open);
+        }
+    }
+
+    fn answered(&mut self, index: u32, generation: u32, result: i32, out: &mut Vec<Completion>) {
+        let slot = self.slots.answered(index, generation);
+        let (token, handle) = (slot.token, slot.handle);
+        let open = self.handles.get_mut(handle).expect("open while under way");
+        let closing = open.closing.is_some();
+        let ended = match slot.judge(result, closing) {
+            Verdict::Again => {
+                let entry = slot.entry(index);
+                return self.push(entry);
+            }
+            Verdict::Ended(ended) => ended,
+        };
+        if open.is_socket {
+            let position = open.under_way.iter().position(|other| *other == index);
+            open.under_way
+                .swap_remove(position.expect("under way until now"));
+        }
+        let failed_connect = slot.is_connect() && ended.is_err();
+        let close_now = closing && open.under_way.is_empty();
+        let is_tcp = open.is_tcp;
+        let buffers = self.slots.end(index);
+        let result = ended.and_then(|ended| match ended {
+            Ended::Done(done) => Ok(done),
+            Ended::Connected => Ok(Done::Connected(SocketId(handle))),
+            Ended::Accepted(fd) => self.adopt(fd, is_tcp, closing),
+        });
+        out.push(Completion {
+            token,
+            result,
+            buffers,
+        });
+        if failed_connect {
+            // The connect's own error is the one that matters.
+            let _ = self.handles.remove(&self.ring, handle);
+        } else if close_now {
+            let completion = self.close(handle);
+            out.push(completion);
+        }
+    }
+
+    /// Makes a socket of an accepted descriptor.
+    fn adopt(&mut self, fd: RawFd, is_tcp: bool, closing: bool) -> io::Result<Done> {
+        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        if closing {
+            return Err(closed());
+        }
+        socket::prepare_accepted(&fd, is_tcp)?;
+        let handle = self.handles.add(&self.ring, Handle::socket(fd, is_tcp))?;
+        Ok(Done::Accepted(SocketId(handle)))
+    }
+
+    /// Keeps a read of the eventfd in the kernel.
+    fn arm_wake(&mut self) {
+        if self.wake_armed {
+            return;
+        }
+        self.wake_armed = true;
+        let fd = types::Fd(self.wake.as_raw_fd());
+        let read = opcode::Read::new(fd, self.wake_count.get().cast(), size_of::<u64>() as u32);
+        self.push(read.build().user_data(user_data(0, WAKE)));
+    }
+
+    /// True while entries wait for the kernel to take them.
+    fn has_unsubmitted(&mut self) -> bool {
+        !self.backlog.is_empty() || !self.ring.submission().is_empty()
+    }
+}
+
+impl Driver for Uring {
+    fn now(&self) -> Mono {
+        clock::now()
+    }
+
+    fn open(&mut self, open: &OpenFile) -> io::Result<FileId> {
+        let fd = file::open_direct(open)?;
+        let handle = self.handles.add(&self.ring, Handle::file(fd))?;
+        Ok(FileId(handle))
+    }
+
+    fn size_bytes(&self, file: FileId) -> io::Result<u64> {
+        let handle = self.handles.get(file.0).ok_or_else(unknown)?;
+        file::size_bytes(handle)
+    }
+
+    fn listen(&mut self, address: &Address) -> io::Result<(SocketId, Address)> {
+        let (fd, bound) = socket::listen(address)?;
+        let is_tcp = matches!(address, Address::Tcp(_));
+        let handle = self.handles.add(&self.ring, Handle::socket(fd, is_tcp))?;
+        Ok((SocketId(handle), bound))
+    }
+
+    fn submit(&mut self, token: Token, op: Op) {
+        let (number, wants_socket) = match &op {
+            Op::Connect { address } => {
+                let address = address.clone();
+                return self.submit_connect(token, op, &address);
+            }
+            Op::Close { socket } => return self.submit_close(token, *socket),
+            Op::Recv { socket, .. } | Op::Send { socket, .. } => (socket.0, true),
+            Op::Accept { listener } => (listener.0, true),
+            file_op => {
+                let file = file_of(file_op).expect("all others are on files");
+                (file.0, false)
+            }
+        };
+        match self.handles.get(number) {
+            Some(open) if open.is_socket == wants_socket && open.closing.is_none() => {
+                if is_empty_transfer(&op) {
+                    return self.end_at_once(token, op, Ok(Done::Bytes(0)));
+                }
+                let index = self.start(token, number, op);
+                let entry = self.slots.get(index).entry(index);
+                self.push(entry);
+            }
+            _ => self.end_at_once(token, op, Err(unknown())),
+        }
+    }
+
+    fn enter(&mut self, timeout: Option<Duration>, out: &mut Vec<Completion>) -> io::Result<()> {
+        let before = out.len();
+        out.append(&mut self.ready);
+        let mut wait = match timeout {
+            _ if out.len() > before => Wait::No,
+            None => Wait::Forever,
+            Some(timeout) if timeout.is_zero() => Wait::No,
+            Some(timeout) => Wait::AtMost(timeout),
+        };
+        let deadline = match wait {
+            Wait::AtMost(timeout) => Some(self.now() + timeout),
+            _ => None,
+        };
+        self.arm_wake();
+        loop {
+            self.push_backlog();
+            let wait_now = if self.backlog.is_empty() {
+                wait
+            } else {
+                Wait::No
+            };
+            let took_all = self.cross(wait_now)?;
+            let any = self.reap(out);
+            if !took_all && !any {
+                return Err(io::ErrorKind::OutOfMemory.into());
+            }
+            let woken = std::mem::take(&mut self.woken);
+            if woken || out.len() > before {
+                wait = Wait::No;
+            }
+            if let (Some(deadline), Wait::AtMost(_)) = (deadline, wait) {
+                let left = deadline.since(self.now());
+                wait = if left.is_zero() {
+                    Wait::No
+                } else {
+                    Wait::AtMost(left)
+                };
+            }
+            if wait == Wait::No && !self.has_unsubmitted() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn waker(&self) -> Waker {
+        Arc::clone(&self.wake) as Waker
+    }
+
+    fn name(&self) -> &'static str {
+        "io_uring"
+    }
+}
+
+impl Drop for Uring {
+    /// Waits until the kernel has let go of every buffer, or leaks them.
+    fn drop(&mut self) {
+        let in_use: Vec<u32> = self.slots.in_use().collect();
+        for index in in_use {
+            let handle = self.slots.get(index).handle;
+            if let Some(open) = self.handles.get_mut(handle)
+                && open.is_socket
+            {
+                open.closing.get_or_insert(Token(u64::MAX));
+                self.cancel(index, handle);
+            }
+        }
+        self.wake.wake();
+        let deadline = self.now() + DROP_WAIT;
+        let mut out = Vec::new();
+        while self.slots.under_way() > 0 || self.wake_armed {
+            self.push_backlog();
+            let left = deadline.since(self.now());
+            let crossed = self.cross(Wait::AtMost(left));
+            self.reap(&mut out);
+            out.clear();
+            if left.is_zero() || crossed.is_err() {
+                tracing::warn!("the kernel still uses memory of a dropped driver; leaking it");
+                std::mem::forget(std::mem::take(&mut self.slots));
+                Box::leak(std::mem::replace(
+                    &mut self.wake_count,
+                    Box::new(UnsafeCell::new(0)),
+                ));
+                return;
+            }
+        }
+    }
+}
+
+/// A socket that takes operations.
+fn is_open(handle: &Handle) -> bool {
+    handle.is_socket && handle.closing.is_none()
+}
+
+/// The ring with the best flags that this kernel takes, and whether it has `TASKRUN_FLAG`.
+fn build_ring() -> Result<(IoUring, bool), DriverError> {
+    let mut refused = None;
+    // Newest first: Linux 6.1, 6.0, 5.19, anything.
+    for generation in 0..4 {
+        let mut builder = IoUring::builder();
+        builder.setup_cqsize(COMPLETION_ENTRIES);
+        if generation < 3 {
+            builder
+                .setup_coop_taskrun()
+                .setup_taskrun_flag()
+                .setup_submit_all();
+        }
+        if generation < 2 {
+            builder.setup_single_issuer();
+        }
+        if generation < 1 {
+            builder.setup_defer_taskrun();
+        }
+        match builder.build(SUBMISSION_ENTRIES) {
+            Ok(ring) => return Ok((ring, generation < 3)),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINVAL) => refused = Some(error),
+                Some(libc::EPERM | libc::EACCES) => return Err(DriverError::Forbidden(error)),
+                Some(libc::ENOSYS) => return Err(DriverError::Missing(error)),
+                _ => return Err(setup("io_uring")(error)),
+            },
+        }
+    }
+    Err(setup("io_uring")(refused.expect("tried at least once")))
+}
+
+/// Registers an empty table of files; its size.
+fn register_table(ring: &IoUring) -> Result<u32, DriverError> {
+    // The kernel refuses a table larger than the number of files a process may open.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let count = limit.map_or(REGISTERED_MAX, |limit| {
+        u32::try_from(limit).unwrap_or(u32::MAX).min(REGISTERED_MAX)
+    });
+    let submitter = ring.submitter();
+    submitter
+        .register_files_sparse(count)
+        .or_else(|_| submitter.register_files(&vec![-1; count as usize]))
+        .map_err(setup("io_uring's table of files"))?;
+    Ok(count)
+}
+
+fn setup(what: &'static str) -> impl FnOnce(io::Error) -> DriverError {
+    move |source| DriverError::Setup { what, source }
+}

@@ -1,0 +1,108 @@
+//! The open files and sockets of a ring, each with its place in the ring's registered table.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use io_uring::IoUring;
+
+use super::slots::Target;
+use crate::io::driver::Token;
+
+/// An open file or socket.
+pub(super) struct Handle {
+    fd: OwnedFd,
+    pub is_socket: bool,
+    /// Connections accepted from it are TCP.
+    pub is_tcp: bool,
+    /// Slots of the operations under way, of a socket.
+    pub under_way: Vec<u32>,
+    /// Set by `Close`: nothing is started any more.
+    pub closing: Option<Token>,
+}
+
+impl Handle {
+    pub fn file(fd: OwnedFd) -> Handle {
+        Handle::new(fd, false, false)
+    }
+
+    pub fn socket(fd: OwnedFd, is_tcp: bool) -> Handle {
+        Handle::new(fd, true, is_tcp)
+    }
+
+    fn new(fd: OwnedFd, is_socket: bool, is_tcp: bool) -> Handle {
+        Handle {
+            fd,
+            is_socket,
+            is_tcp,
+            under_way: Vec::new(),
+            closing: None,
+        }
+    }
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// See the module. File and socket ids are indexes into it.
+pub(super) struct Handles {
+    entries: Vec<Option<Handle>>,
+    free: Vec<u32>,
+    /// Places in the registered table; a handle beyond uses its descriptor.
+    fixed_count: u32,
+}
+
+impl Handles {
+    pub fn new(fixed_count: u32) -> Handles {
+        Handles {
+            entries: Vec::new(),
+            free: Vec::new(),
+            fixed_count,
+        }
+    }
+
+    pub fn add(&mut self, ring: &IoUring, handle: Handle) -> io::Result<u32> {
+        let index = match self.free.last() {
+            Some(index) => *index,
+            None => u32::try_from(self.entries.len()).expect("descriptors end first"),
+        };
+        if index < self.fixed_count {
+            let fds = [handle.fd.as_raw_fd()];
+            ring.submitter().register_files_update(index, &fds)?;
+        }
+        if self.free.pop().is_none() {
+            self.entries.push(None);
+        }
+        self.entries[index as usize] = Some(handle);
+        Ok(index)
+    }
+
+    pub fn remove(&mut self, ring: &IoUring, index: u32) -> io::Result<()> {
+        let handle = self.entries[index as usize].take().expect("removed once");
+        self.free.push(index);
+        if index < self.fixed_count {
+            ring.submitter().register_files_update(index, &[-1])?;
+        }
+        drop(handle);
+        Ok(())
+    }
+
+    pub fn get(&self, index: u32) -> Option<&Handle> {
+        self.entries.get(index as usize)?.as_ref()
+    }
+
+    pub fn get_mut(&mut self, index: u32) -> Option<&mut Handle> {
+        self.entries.get_mut(index as usize)?.as_mut()
+    }
+
+    pub fn target(&self, index: u32) -> Target {
+        let handle = self.get(index).expect("an open handle");
+        if index < self.fixed_count {
+            Target::Fixed(index)
+        } else {
+            Target::Fd(handle.fd.as_raw_fd())
+        }
+    }
+}
