@@ -1,0 +1,50 @@
+# Everything is built with one profile (--release), so that RocksDB, ten minutes of C++, is built
+# once. The target directory is outside the checkout for the same reason: clones share it.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast/target
+export HOLDFAST_DEMO_DIR ?= $(CURDIR)/holdfast-demo
+
+DEMO ?= run
+BIN := $(CARGO_TARGET_DIR)/release/holdfast
+DENY := $(CARGO_TARGET_DIR)/tools/bin/cargo-deny
+
+.PHONY: help build demo demo-clean test check fmt bench setup
+
+help:
+	@echo "make demo               a three-pod cluster here, with a volume to play with"
+	@echo "make demo DEMO=check    the same, then stop it and exit with a status"
+	@echo "make demo-clean         remove the data of the demo ($(HOLDFAST_DEMO_DIR))"
+	@echo "make test               everything that CI runs"
+	@echo "make check              formatting, lints, licences, rules of the code base"
+	@echo "make bench              measure, beside unreplicated servers"
+	@echo "make build              $(BIN)"
+
+setup:
+	@scripts/setup.sh run
+
+build: setup
+	cargo build --release --locked --bin holdfast
+
+demo: build
+	@HOLDFAST=$(BIN) scripts/demo.sh $(DEMO)
+
+demo-clean:
+	@scripts/demo.sh clean
+
+test:
+	@scripts/setup.sh test
+	@$(MAKE) --no-print-directory check
+	@HOLDFAST=$(BIN) scripts/test.sh
+
+check:
+	@scripts/setup.sh check
+	cargo fmt --all -- --check
+	cargo clippy --release --locked --all-targets -- -D warnings
+	cargo test --release --locked --test tidy
+	$(DENY) --locked check bans licenses sources
+
+fmt:
+	cargo fmt --all
+
+bench: build
+	@scripts/setup.sh test
+	HOLDFAST=$(BIN) benches/run.sh

@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Installs what is missing on a Debian machine, and nothing that is there.
+#
+#   scripts/setup.sh run     to build Holdfast and to run the demo
+#   scripts/setup.sh test    also what the tests and the benchmarks use
+#   scripts/setup.sh check   cargo-deny, into the target directory
+set -euo pipefail
+
+DENY_VERSION=0.20.2
+RUST_MIN=1.88
+
+has() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
+
+has_libclang() {
+    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null ||
+        compgen -G '/usr/lib/*/libclang*.so*' >/dev/null || [ -n "${LIBCLANG_PATH:-}" ]
+}
+
+# One line per package: what shows that it is there.
+missing_packages() {
+    has c++ || echo g++
+    has_libclang || echo libclang-dev
+    has pkg-config || echo pkg-config
+    has curl || echo curl
+    has nbdcopy && has nbdinfo && has nbdfuse || echo libnbd-bin
+    has qemu-img || echo qemu-utils
+    has mkfs.ext4 && has e2fsck || echo e2fsprogs
+    has python3 || echo python3
+    [ "$1" = test ] || return 0
+    has qemu-io || echo qemu-utils
+    has fio || echo fio
+    has nbdkit || echo nbdkit
+    has fusermount3 || echo fuse3
+    has losetup && has mount || echo mount
+    /usr/bin/python3 -c 'import nbd' 2>/dev/null || echo python3-libnbd
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+install_packages() {
+    local packages=("$@")
+    if ! has apt-get || { [ "$(id -u)" != 0 ] && ! has sudo; }; then
+        echo "These Debian packages are missing and cannot be installed from here:" >&2
+        echo "    ${packages[*]}" >&2
+        echo "Install them (as root: apt-get install ${packages[*]}) and start again." >&2
+        exit 1
+    fi
+    echo "Installing with apt: ${packages[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y
+        --no-install-recommends "${packages[@]}")
+    # The lists of a fresh machine are often empty or old: then fetch them, once.
+    if ! as_root "${install[@]}" >/dev/null 2>&1; then
+        as_root apt-get update -qq
+        as_root "${install[@]}" >/dev/null
+    fi
+}
+
+check_rust() {
+    if ! has cargo; then
+        echo "No Rust toolchain was found. Install one from https://rustup.rs ($RUST_MIN or newer)." >&2
+        exit 1
+    fi
+    local found
+    found=$(rustc --version | cut -d' ' -f2)
+    if [ "$(printf '%s\n' "$RUST_MIN" "$found" | sort -V | head -n1)" != "$RUST_MIN" ]; then
+        echo "Rust $found is too old: $RUST_MIN or newer is needed (rustup update)." >&2
+        exit 1
+    fi
+}
+
+install_cargo_deny() {
+    local root=${CARGO_TARGET_DIR:-$HOME/.cache/holdfast/target}/tools
+    if [ "$("$root/bin/cargo-deny" --version 2>/dev/null)" = "cargo-deny $DENY_VERSION" ]; then
+        return
+    fi
+    echo "Building cargo-deny $DENY_VERSION (about three minutes, once)"
+    CARGO_TARGET_DIR="$root/build" cargo install --quiet --locked --force \
+        --root "$root" --version "$DENY_VERSION" cargo-deny
+    rm -rf "$root/build"
+}
+
+goal=${1:-run}
+check_rust
+case "$goal" in
+run | test)
+    mapfile -t packages < <(missing_packages "$goal" | sort -u)
+    if [ ${#packages[@]} -gt 0 ]; then
+        install_packages "${packages[@]}"
+    fi
+    ;;
+check) install_cargo_deny ;;
+*)
+    echo "usage: $0 run|test|check" >&2
+    exit 2
+    ;;
+esac

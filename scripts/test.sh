@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Runs every test and the demo, and ends with the totals alone on a line.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+failed=0
+status=0
+
+cargo test --release --locked --no-fail-fast 2>&1 | tee "$log"
+[ "${PIPESTATUS[0]}" = 0 ] || status=1
+
+# cargo prints one line per test program: "test result: ok. 12 passed; 0 failed; ..."
+sum() { awk -v word="$1" '/^test result:/ { for (i = 2; i <= NF; i++)
+    if ($i == word ";") total += $(i - 1) } END { print total + 0 }' "$log"; }
+passed=$(sum passed)
+failed=$(sum failed)
+if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
+    failed=1 # something did not build, or a test program died
+fi
+
+# The demo counts as one test.
+if make --no-print-directory demo DEMO=check; then
+    passed=$((passed + 1))
+else
+    failed=$((failed + 1))
+    status=1
+fi
+
+echo
+echo "$passed passed, $failed failed"
+exit "$status"
