@@ -1,0 +1,302 @@
+//! A client of the simulated cluster: speaks NBD to one pod over a simulated connection, keeps
+//! several requests under way, and tells the history what it saw.
+//!
+//! Two registers per block, at byte 0 and at byte 2048, so that partial writes of one half and
+//! whole blocks meet (rule R5).
+
+use std::collections::BTreeMap;
+
+use bytes::{Buf, Bytes};
+
+use crate::io::buffer::Pool;
+use crate::io::driver::{Address, Buffers, Completion, Done, Driver, Op, SocketId, Token};
+use crate::io::stream::StreamReader;
+use crate::sim::history::{History, Value};
+use crate::sim::kernel::SimDriver;
+use crate::sim::rng::Rng;
+use crate::types::{BLOCK_BYTES, Mono};
+
+const HALF_BYTES: usize = BLOCK_BYTES / 2;
+/// Requests of one client under way.
+const DEPTH: usize = 6;
+/// Blocks of the longest request.
+const BLOCKS_MAX: u64 = 5;
+
+/// What a completion ends; the number of the connection stands above it in the token.
+const CONNECT: u64 = 1;
+const RECEIVE: u64 = 2;
+const SEND: u64 = 3;
+const CLOSE: u64 = 4;
+const KINDS: u64 = 8;
+
+enum State {
+    Idle,
+    Connecting,
+    /// Waits for the greeting (18 bytes).
+    Greeting,
+    /// Waits for the export's size and flags (10 bytes).
+    Exporting,
+    Ready,
+}
+
+struct UnderWay {
+    /// First register and what was written to each, or how many were read.
+    first: u64,
+    write: Option<Vec<Value>>,
+    registers: u64,
+    invoked: Mono,
+}
+
+/// What a client does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    Mixed,
+    /// Reads every register once, then is done.
+    ReadAll { next_block: u64 },
+    Done,
+}
+
+/// See the module.
+pub struct Client {
+    driver: SimDriver,
+    reader: StreamReader,
+    state: State,
+    socket: Option<SocketId>,
+    connection: u64,
+    sending: bool,
+    out: Vec<Bytes>,
+    requests: BTreeMap<u64, UnderWay>,
+    next_cookie: u64,
+    blocks: u64,
+    pub plan: Plan,
+    /// NBD errors that were answered.
+    pub errors: u64,
+}
+
+impl Client {
+    pub fn new(driver: SimDriver, blocks: u64) -> Client {
+        Client {
+            driver,
+            reader: StreamReader::new(Pool::default()),
+            state: State::Idle,
+            socket: None,
+            connection: 0,
+            sending: false,
+            out: Vec::new(),
+            requests: BTreeMap::new(),
+            next_cookie: 0,
+            blocks,
+            plan: Plan::Mixed,
+            errors: 0,
+        }
+    }
+
+    /// Runs until nothing is left to do now. `address`: where to connect when it is not connected.
+    pub fn run(&mut self, address: &Address, rng: &mut Rng, values: &mut Value, history: &mut History) {
+        let mut completions = Vec::new();
+        loop {
+            self.driver
+                .enter(Some(std::time::Duration::from_millis(50)), &mut completions)
+                .expect("the simulated kernel takes everything");
+            if completions.is_empty() {
+                break;
+            }
+            for completion in completions.drain(..) {
+                self.completed(completion, history);
+            }
+        }
+        match self.state {
+            State::Idle => {
+                self.state = State::Connecting;
+                self.driver.submit(self.token(CONNECT), Op::Connect { address: address.clone() });
+            }
+            State::Ready => self.invoke(rng, values, history),
+            _ => {}
+        }
+        self.flush();
+    }
+
+    /// True when a reading plan has read everything.
+    pub fn is_done(&self) -> bool {
+        self.plan == Plan::Done && self.requests.is_empty()
+    }
+
+    fn completed(&mut self, completion: Completion, history: &mut History) {
+        if completion.token.0 / KINDS != self.connection {
+            return;
+        }
+        match (completion.token.0 % KINDS, completion.result, completion.buffers) {
+            (CONNECT, Ok(Done::Connected(socket)), _) => {
+                self.socket = Some(socket);
+                self.state = State::Greeting;
+                self.receive();
+            }
+            (CONNECT, ..) => self.state = State::Idle,
+            (CLOSE, ..) => {}
+            (SEND, Ok(_), _) => self.sending = false,
+            (RECEIVE, Ok(Done::Bytes(count)), Buffers::Recv(bufs)) if count > 0 => {
+                self.reader.received(bufs, count);
+                self.parse(history);
+                self.receive();
+            }
+            _ => self.hang_up(),
+        }
+    }
+
+    /// The connection is gone: what was under way stays open in the history.
+    pub fn hang_up(&mut self) {
+        if let Some(socket) = self.socket.take() {
+            self.driver.submit(self.token(CLOSE), Op::Close { socket });
+        }
+        self.connection += 1;
+        self.reader = StreamReader::new(Pool::default());
+        self.requests.clear();
+        self.out.clear();
+        self.sending = false;
+        self.state = State::Idle;
+        if self.plan != Plan::Mixed {
+            // What was asked for and not answered is asked for again, with everything else.
+            self.plan = Plan::ReadAll { next_block: 0 };
+        }
+    }
+
+    fn token(&self, kind: u64) -> Token {
+        Token(self.connection * KINDS + kind)
+    }
+
+    fn receive(&mut self) {
+        if let Some(socket) = self.socket {
+            let bufs = self.reader.lend();
+            self.driver.submit(self.token(RECEIVE), Op::Recv { socket, bufs });
+        }
+    }
+
+    fn flush(&mut self) {
+        if let (Some(socket), false, false) = (self.socket, self.sending, self.out.is_empty()) {
+            self.sending = true;
+            let bufs = std::mem::take(&mut self.out);
+            self.driver.submit(self.token(SEND), Op::Send { socket, bufs });
+        }
+    }
+
+    fn parse(&mut self, history: &mut History) {
+        loop {
+            let arrived = self.reader.peek().len();
+            match self.state {
+                State::Greeting if arrived >= 18 => {
+                    self.reader.consume(18);
+                    // Fixed newstyle without zeroes; then EXPORT_NAME "sim".
+                    let mut bytes = 3u32.to_be_bytes().to_vec();
+                    bytes.extend(b"IHAVEOPT");
+                    bytes.extend(1u32.to_be_bytes());
+                    bytes.extend(3u32.to_be_bytes());
+                    bytes.extend(b"sim");
+                    self.out.push(bytes.into());
+                    self.state = State::Exporting;
+                }
+                State::Exporting if arrived >= 10 => {
+                    self.reader.consume(10);
+                    self.state = State::Ready;
+                }
+                State::Ready if arrived >= 16 => {
+                    if !self.reply(history) {
+                        return;
+                    }
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// One simple reply; false when its payload has not arrived.
+    fn reply(&mut self, history: &mut History) -> bool {
+        let mut head = &self.reader.peek()[..16];
+        assert_eq!(head.get_u32(), 0x6744_6698, "a simple reply");
+        let (error, cookie) = (head.get_u32(), head.get_u64());
+        let request = self.requests.get(&cookie).expect("an answer to a request under way");
+        let payload_bytes = match (&request.write, error) {
+            (None, 0) => request.registers as usize * HALF_BYTES,
+            _ => 0,
+        };
+        if self.reader.peek().len() < 16 + payload_bytes {
+            return false;
+        }
+        let payload = self.reader.peek()[16..16 + payload_bytes].to_vec();
+        self.reader.consume(16 + payload_bytes);
+        let request = self.requests.remove(&cookie).expect("just found");
+        let now = self.driver.now();
+        if error != 0 {
+            self.errors += 1;
+            return true;
+        }
+        match request.write {
+            Some(values) => {
+                for (register, value) in (request.first..).zip(values) {
+                    history.acknowledged(register, value, now);
+                }
+            }
+            None => {
+                for (register, half) in (request.first..).zip(payload.chunks(HALF_BYTES)) {
+                    let value = (&half[..8]).get_u64();
+                    history.read(register, value, request.invoked, now);
+                }
+            }
+        }
+        true
+    }
+
+    fn invoke(&mut self, rng: &mut Rng, values: &mut Value, history: &mut History) {
+        while self.requests.len() < DEPTH {
+            match self.plan {
+                Plan::Done => return,
+                Plan::ReadAll { next_block } => {
+                    self.request(next_block * 2, 2, None);
+                    self.plan = match next_block + 1 < self.blocks {
+                        true => Plan::ReadAll { next_block: next_block + 1 },
+                        false => Plan::Done,
+                    };
+                }
+                Plan::Mixed => self.invoke_random(rng, values, history),
+            }
+        }
+    }
+
+    fn invoke_random(&mut self, rng: &mut Rng, values: &mut Value, history: &mut History) {
+        let block = rng.below(self.blocks);
+        let (first, registers) = match rng.below(4) {
+            // One half of a block.
+            0 => (block * 2 + rng.below(2), 1),
+            _ => (block * 2, 2 * (1 + rng.below(BLOCKS_MAX.min(self.blocks - block)))),
+        };
+        if rng.one_in(2) {
+            return self.request(first, registers, None);
+        }
+        let written: Vec<Value> = (0..registers)
+            .map(|_| {
+                *values += 1;
+                *values
+            })
+            .collect();
+        for (register, value) in (first..).zip(&written) {
+            history.writing(register, *value, self.driver.now());
+        }
+        self.request(first, registers, Some(written));
+    }
+
+    fn request(&mut self, first: u64, registers: u64, write: Option<Vec<Value>>) {
+        self.next_cookie += 1;
+        let mut bytes = 0x2560_9513u32.to_be_bytes().to_vec();
+        bytes.extend(0u16.to_be_bytes());
+        bytes.extend(u16::from(write.is_some()).to_be_bytes());
+        bytes.extend(self.next_cookie.to_be_bytes());
+        bytes.extend((first * HALF_BYTES as u64).to_be_bytes());
+        bytes.extend((registers as u32 * HALF_BYTES as u32).to_be_bytes());
+        for value in write.iter().flatten() {
+            bytes.extend(value.to_be_bytes());
+            bytes.extend(std::iter::repeat_n(*value as u8, HALF_BYTES - 8));
+        }
+        self.out.push(bytes.into());
+        let invoked = self.driver.now();
+        self.requests.insert(self.next_cookie, UnderWay { first, write, registers, invoked });
+    }
+}

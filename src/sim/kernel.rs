@@ -1,0 +1,545 @@
+//! What stands below the workers: virtual time, files of pages that a crash tears, sockets that
+//! delay and break. One kernel serves every pod; [`SimDriver`] is a pod's window onto it.
+//!
+//! Disks: a write shows at once to reads when it ends; it is durable when it ended with `durable`
+//! or when a later sync ends. At a crash every page of a write that is not durable survives or
+//! not, page by page.
+
+use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::io::driver::{
+    Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
+    Waker,
+};
+use crate::sim::rng::Rng;
+use crate::types::{BLOCK_BYTES, Mono};
+
+/// Number of a pod in the world, or of a client behind the pods.
+pub type Host = usize;
+
+type Page = [u8; BLOCK_BYTES];
+
+/// One file of one host.
+#[derive(Default)]
+pub struct SimFile {
+    durable: BTreeMap<u64, Box<Page>>,
+    /// Written, shown to reads, not durable.
+    cached: BTreeMap<u64, Box<Page>>,
+    pub bytes: u64,
+}
+
+impl SimFile {
+    pub fn read(&self, offset: u64, into: &mut [u8]) {
+        for (number, chunk) in into.chunks_mut(BLOCK_BYTES).enumerate() {
+            let page = offset / BLOCK_BYTES as u64 + number as u64;
+            match self.cached.get(&page).or_else(|| self.durable.get(&page)) {
+                Some(bytes) => chunk.copy_from_slice(&bytes[..chunk.len()]),
+                None => chunk.fill(0),
+            }
+        }
+    }
+
+    pub fn write(&mut self, offset: u64, bytes: &[u8], durable: bool) {
+        assert!(offset.is_multiple_of(BLOCK_BYTES as u64) && bytes.len().is_multiple_of(BLOCK_BYTES));
+        for (number, chunk) in bytes.chunks(BLOCK_BYTES).enumerate() {
+            let page = offset / BLOCK_BYTES as u64 + number as u64;
+            let mut boxed = Box::new([0; BLOCK_BYTES]);
+            boxed.copy_from_slice(chunk);
+            if durable {
+                self.cached.remove(&page);
+                self.durable.insert(page, boxed);
+            } else {
+                self.cached.insert(page, boxed);
+            }
+        }
+        self.bytes = self.bytes.max(offset + bytes.len() as u64);
+    }
+
+    pub fn sync(&mut self) {
+        self.durable.append(&mut self.cached);
+    }
+
+    fn crash(&mut self, rng: &mut Rng) {
+        for (page, bytes) in std::mem::take(&mut self.cached) {
+            if rng.one_in(2) {
+                self.durable.insert(page, bytes);
+            }
+        }
+    }
+}
+
+/// One direction of a connection.
+#[derive(Default)]
+struct Pipe {
+    arrived: VecDeque<Bytes>,
+    /// The receive that waits.
+    waiting: Option<(Token, RecvBufs)>,
+    /// The last moment at which something arrives: bytes stay in order.
+    last_arrival: Mono,
+    ended: bool,
+}
+
+struct Socket {
+    host: Host,
+    /// The other end.
+    peer: SocketId,
+    inbound: Pipe,
+    closed: bool,
+}
+
+/// What happens at a moment of virtual time.
+enum Event {
+    /// An operation of a host ends. Dropped when the host has crashed since.
+    Complete { host: Host, life: u64, completion: Completion },
+    FileEnds { host: Host, life: u64, token: Token, op: Op },
+    Arrive { socket: SocketId, bytes: Bytes },
+    HangUp { socket: SocketId },
+    /// A host's own alarm; a later one replaces it.
+    Wake { host: Host, alarm: u64 },
+    /// Something the world scheduled.
+    World(u64),
+}
+
+/// What the world gets from the kernel.
+pub enum Due {
+    /// This host has completions or its alarm rang.
+    Host(Host),
+    World(u64),
+}
+
+/// See the module.
+pub struct Kernel {
+    pub now: Mono,
+    pub rng: Rng,
+    queue: BinaryHeap<Reverse<(Mono, u64)>>,
+    events: BTreeMap<u64, Event>,
+    next_event: u64,
+    pub files: BTreeMap<(Host, PathBuf), SimFile>,
+    open: BTreeMap<(Host, FileId), PathBuf>,
+    next_id: u32,
+    sockets: BTreeMap<SocketId, Socket>,
+    listeners: BTreeMap<SocketId, (Host, Address, VecDeque<SocketId>, Option<Token>)>,
+    /// Grows with every crash: what was started before ends nowhere.
+    lives: BTreeMap<Host, u64>,
+    ready: BTreeMap<Host, Vec<Completion>>,
+    /// The one alarm of each host that counts.
+    alarms: BTreeMap<Host, u64>,
+    /// Pairs of hosts that cannot hear each other.
+    pub cut: Vec<(Host, Host)>,
+}
+
+impl Kernel {
+    pub fn new(seed: u64) -> Kernel {
+        Kernel {
+            now: Mono(1_000_000_000),
+            rng: Rng::new(seed),
+            queue: BinaryHeap::new(),
+            events: BTreeMap::new(),
+            next_event: 0,
+            files: BTreeMap::new(),
+            open: BTreeMap::new(),
+            next_id: 0,
+            sockets: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            lives: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            alarms: BTreeMap::new(),
+            cut: Vec::new(),
+        }
+    }
+
+    fn schedule(&mut self, after: Duration, event: Event) {
+        self.schedule_at(self.now + after, event);
+    }
+
+    fn schedule_at(&mut self, at: Mono, event: Event) {
+        self.next_event += 1;
+        self.events.insert(self.next_event, event);
+        self.queue.push(Reverse((at, self.next_event)));
+    }
+
+    /// The world is told of `what` after this long.
+    pub fn alarm(&mut self, after: Duration, what: u64) {
+        self.schedule(after, Event::World(what));
+    }
+
+    /// Wakes the host after this long, and not at the moment it chose before.
+    pub fn wake(&mut self, host: Host, after: Duration) {
+        let alarm = self.next_event + 1;
+        self.alarms.insert(host, alarm);
+        self.schedule(after, Event::Wake { host, alarm });
+    }
+
+    fn life(&self, host: Host) -> u64 {
+        self.lives.get(&host).copied().unwrap_or(0)
+    }
+
+    /// Moves time to the next thing that concerns a host or the world.
+    pub fn step(&mut self) -> Option<Due> {
+        loop {
+            let Reverse((at, number)) = self.queue.pop()?;
+            self.now = self.now.max(at);
+            let event = self.events.remove(&number).expect("queued with its event");
+            if let Some(due) = self.happen(event) {
+                return Some(due);
+            }
+        }
+    }
+
+    fn happen(&mut self, event: Event) -> Option<Due> {
+        match event {
+            Event::World(what) => Some(Due::World(what)),
+            Event::Wake { host, alarm } => {
+                (self.alarms.get(&host) == Some(&alarm)).then_some(Due::Host(host))
+            }
+            Event::Complete { host, life, completion } => {
+                if life != self.life(host) {
+                    return None;
+                }
+                self.ready.entry(host).or_default().push(completion);
+                Some(Due::Host(host))
+            }
+            Event::FileEnds { host, life, token, op } => {
+                if life != self.life(host) {
+                    return None;
+                }
+                let completion = self.file_ends(host, token, op);
+                self.ready.entry(host).or_default().push(completion);
+                Some(Due::Host(host))
+            }
+            Event::Arrive { socket, bytes } => {
+                let pipe = &mut self.sockets.get_mut(&socket)?.inbound;
+                pipe.arrived.push_back(bytes);
+                self.deliver(socket)
+            }
+            Event::HangUp { socket } => {
+                self.sockets.get_mut(&socket)?.inbound.ended = true;
+                self.deliver(socket)
+            }
+        }
+    }
+
+    fn file_ends(&mut self, host: Host, token: Token, op: Op) -> Completion {
+        let file_of = |file: FileId| self.open.get(&(host, file)).expect("an open file").clone();
+        let (result, buffers) = match op {
+            Op::Read { file, offset, mut buf } => {
+                let path = file_of(file);
+                self.files.entry((host, path)).or_default().read(offset, &mut buf);
+                (buf.len(), Buffers::Read(buf))
+            }
+            Op::Write { file, offset, bufs, durable } => {
+                let path = file_of(file);
+                let bytes = bufs.concat();
+                self.files.entry((host, path)).or_default().write(offset, &bytes, durable);
+                (bytes.len(), Buffers::None)
+            }
+            Op::Sync { file } => {
+                let path = file_of(file);
+                self.files.entry((host, path)).or_default().sync();
+                (0, Buffers::None)
+            }
+            op => panic!("not an operation on a file: {op:?}"),
+        };
+        Completion { token, result: Ok(Done::Bytes(result)), buffers }
+    }
+
+    /// Hands what has arrived to the receive that waits.
+    fn deliver(&mut self, socket: SocketId) -> Option<Due> {
+        let state = self.sockets.get_mut(&socket)?;
+        let host = state.host;
+        let pipe = &mut state.inbound;
+        if pipe.arrived.is_empty() && !pipe.ended {
+            return None;
+        }
+        let (token, mut bufs) = pipe.waiting.take()?;
+        let mut count = 0;
+        while let Some(piece) = pipe.arrived.front_mut() {
+            let taken = fill(&mut bufs, count, piece);
+            count += taken;
+            bytes::Buf::advance(piece, taken);
+            if !piece.is_empty() {
+                break;
+            }
+            pipe.arrived.pop_front();
+        }
+        let buffers = Buffers::Recv(bufs);
+        let completion = Completion { token, result: Ok(Done::Bytes(count)), buffers };
+        self.ready.entry(host).or_default().push(completion);
+        Some(Due::Host(host))
+    }
+
+    fn network_delay(&mut self) -> Duration {
+        let micros = match self.rng.below(50) {
+            0 => self.rng.between(1_000, 40_000),
+            _ => self.rng.between(10, 300),
+        };
+        Duration::from_micros(micros)
+    }
+
+    fn disk_delay(&mut self) -> Duration {
+        let micros = match self.rng.below(100) {
+            0 => self.rng.between(1_000, 60_000),
+            _ => self.rng.between(20, 400),
+        };
+        Duration::from_micros(micros)
+    }
+
+    fn is_cut(&self, a: Host, b: Host) -> bool {
+        self.cut.iter().any(|cut| *cut == (a, b) || *cut == (b, a))
+    }
+
+    fn submit(&mut self, host: Host, token: Token, op: Op) {
+        let life = self.life(host);
+        match op {
+            Op::Read { .. } | Op::Write { .. } | Op::Sync { .. } => {
+                let delay = self.disk_delay();
+                self.schedule(delay, Event::FileEnds { host, life, token, op });
+            }
+            Op::Recv { socket, bufs } => match self.sockets.get_mut(&socket) {
+                Some(state) if !state.closed => {
+                    state.inbound.waiting = Some((token, bufs));
+                    if self.deliver(socket).is_some() {
+                        self.wake(host, Duration::ZERO);
+                    }
+                }
+                _ => self.fail(host, token, Buffers::Recv(bufs)),
+            },
+            Op::Send { socket, bufs } => self.send(host, token, socket, bufs),
+            Op::Accept { listener } => {
+                let (_, _, waiting, accept) =
+                    self.listeners.get_mut(&listener).expect("a listener of this host");
+                match waiting.pop_front() {
+                    Some(socket) => self.complete(host, token, Done::Accepted(socket)),
+                    None => *accept = Some(token),
+                }
+            }
+            Op::Connect { address } => self.connect(host, token, &address),
+            Op::Close { socket } => {
+                self.close(socket);
+                self.complete(host, token, Done::Bytes(0));
+            }
+        }
+    }
+
+    fn complete(&mut self, host: Host, token: Token, done: Done) {
+        let completion = Completion { token, result: Ok(done), buffers: Buffers::None };
+        let (life, delay) = (self.life(host), Duration::from_micros(5));
+        self.schedule(delay, Event::Complete { host, life, completion });
+    }
+
+    fn fail(&mut self, host: Host, token: Token, buffers: Buffers) {
+        let result = Err(std::io::ErrorKind::ConnectionReset.into());
+        let completion = Completion { token, result, buffers };
+        let (life, delay) = (self.life(host), Duration::from_micros(5));
+        self.schedule(delay, Event::Complete { host, life, completion });
+    }
+
+    fn send(&mut self, host: Host, token: Token, socket: SocketId, bufs: Vec<Bytes>) {
+        let bytes = Bytes::from(bufs.concat());
+        let count = bytes.len();
+        let delay = self.network_delay();
+        let Some(state) = self.sockets.get(&socket).filter(|state| !state.closed) else {
+            return self.fail(host, token, Buffers::None);
+        };
+        let peer = state.peer;
+        let to = self.sockets.get(&peer).map(|peer| peer.host);
+        // What is sent across a cut is lost with its connection, sooner or later.
+        if to.is_some_and(|to| self.is_cut(host, to)) {
+            let hang = Duration::from_millis(self.rng.between(50, 3_000));
+            self.schedule(hang, Event::HangUp { socket });
+        } else if let Some(other) = self.sockets.get_mut(&peer) {
+            let at = (self.now + delay).max(other.inbound.last_arrival);
+            other.inbound.last_arrival = at;
+            self.schedule_at(at, Event::Arrive { socket: peer, bytes });
+        }
+        self.complete(host, token, Done::Bytes(count));
+    }
+
+    fn connect(&mut self, host: Host, token: Token, address: &Address) {
+        let found = self.listeners.iter().find(|(_, (_, bound, _, _))| bound == address);
+        let listener = found.map(|(listener, state)| (*listener, state.0));
+        match listener {
+            Some((listener, to)) if !self.is_cut(host, to) => {
+                let (ours, theirs) = (self.new_id(), self.new_id());
+                self.add_socket(SocketId(ours), host, SocketId(theirs));
+                self.add_socket(SocketId(theirs), to, SocketId(ours));
+                self.complete(host, token, Done::Connected(SocketId(ours)));
+                let (_, _, waiting, accept) =
+                    self.listeners.get_mut(&listener).expect("just found");
+                match accept.take() {
+                    Some(accept) => {
+                        self.complete(to, accept, Done::Accepted(SocketId(theirs)));
+                    }
+                    None => waiting.push_back(SocketId(theirs)),
+                }
+            }
+            _ => self.fail(host, token, Buffers::None),
+        }
+    }
+
+    fn add_socket(&mut self, socket: SocketId, host: Host, peer: SocketId) {
+        let state = Socket { host, peer, inbound: Pipe::default(), closed: false };
+        self.sockets.insert(socket, state);
+    }
+
+    fn close(&mut self, socket: SocketId) {
+        let Some(mut state) = self.sockets.remove(&socket) else { return };
+        if let Some((token, bufs)) = state.inbound.waiting.take() {
+            self.fail(state.host, token, Buffers::Recv(bufs));
+        }
+        let delay = self.network_delay();
+        let at = self.sockets.get(&state.peer).map_or(self.now, |peer| peer.inbound.last_arrival);
+        self.schedule_at(at.max(self.now + delay), Event::HangUp { socket: state.peer });
+    }
+
+    fn new_id(&mut self) -> u32 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// The host loses its memory and its connections; its disks keep what was durable, and some of
+    /// what was not.
+    pub fn crash(&mut self, host: Host) {
+        // Writes under way: any of their pages may have reached the disk.
+        let life = self.life(host);
+        let started: Vec<u64> = self
+            .events
+            .iter()
+            .filter(|(_, event)| {
+                matches!(event, Event::FileEnds { host: of, life: then, op: Op::Write { .. }, .. }
+                    if *of == host && *then == life)
+            })
+            .map(|(number, _)| *number)
+            .collect();
+        for number in started {
+            self.tear(host, number);
+        }
+        *self.lives.entry(host).or_default() += 1;
+        self.alarms.remove(&host);
+        self.ready.remove(&host);
+        self.listeners.retain(|_, (of, ..)| *of != host);
+        let mine: Vec<SocketId> =
+            self.sockets.iter().filter(|(_, state)| state.host == host).map(|(id, _)| *id).collect();
+        mine.into_iter().for_each(|socket| self.close(socket));
+        self.open.retain(|(of, _), _| *of != host);
+        for ((of, _), file) in &mut self.files {
+            if *of == host {
+                file.crash(&mut self.rng);
+            }
+        }
+    }
+
+    fn tear(&mut self, host: Host, number: u64) {
+        let Some(Event::FileEnds { op: Op::Write { file, offset, bufs, .. }, .. }) =
+            self.events.get(&number)
+        else {
+            return;
+        };
+        let path = self.open.get(&(host, *file)).expect("an open file").clone();
+        let (offset, bytes) = (*offset, bufs.concat());
+        let all = self.rng.below(3);
+        let target = self.files.entry((host, path)).or_default();
+        for (page, chunk) in bytes.chunks(BLOCK_BYTES).enumerate() {
+            let survives = match all {
+                0 => true,
+                1 => false,
+                _ => self.rng.one_in(2),
+            };
+            if survives {
+                target.write(offset + (page * BLOCK_BYTES) as u64, chunk, true);
+            }
+        }
+    }
+}
+
+/// Puts what fits of `piece` behind the `count` bytes that `bufs` already got.
+fn fill(bufs: &mut RecvBufs, count: usize, piece: &[u8]) -> usize {
+    let landing_bytes = bufs.landing.as_ref().map_or(0, |buf| buf.len() - bufs.landing_from);
+    let (from, room) = match (&mut bufs.landing, count < landing_bytes) {
+        (Some(landing), true) => (bufs.landing_from + count, &mut landing[..]),
+        _ => (bufs.staging_from + count - landing_bytes, &mut bufs.staging[..]),
+    };
+    let taken = piece.len().min(room.len() - from);
+    room[from..from + taken].copy_from_slice(&piece[..taken]);
+    taken
+}
+
+/// A host's driver.
+pub struct SimDriver {
+    pub kernel: Rc<RefCell<Kernel>>,
+    pub host: Host,
+    /// The last `enter` found nothing: the host waits.
+    pub waits: Rc<Cell<bool>>,
+    /// Set by the waker, seen by the world after the round.
+    pub woken: Arc<Mutex<bool>>,
+}
+
+struct SimWaker(Arc<Mutex<bool>>);
+
+impl crate::io::driver::Wake for SimWaker {
+    fn wake(&self) {
+        if let Ok(mut woken) = self.0.lock() {
+            *woken = true;
+        }
+    }
+}
+
+impl Driver for SimDriver {
+    fn now(&self) -> Mono {
+        self.kernel.borrow().now
+    }
+
+    fn open(&mut self, file: &OpenFile) -> std::io::Result<FileId> {
+        let mut kernel = self.kernel.borrow_mut();
+        let id = FileId(kernel.new_id());
+        kernel.open.insert((self.host, id), file.path.clone());
+        Ok(id)
+    }
+
+    fn size_bytes(&self, file: FileId) -> std::io::Result<u64> {
+        let kernel = self.kernel.borrow();
+        let path = kernel.open.get(&(self.host, file)).expect("an open file").clone();
+        Ok(kernel.files.get(&(self.host, path)).map_or(0, |file| file.bytes))
+    }
+
+    fn listen(&mut self, address: &Address) -> std::io::Result<(SocketId, Address)> {
+        let mut kernel = self.kernel.borrow_mut();
+        let id = SocketId(kernel.new_id());
+        kernel.listeners.insert(id, (self.host, address.clone(), VecDeque::new(), None));
+        Ok((id, address.clone()))
+    }
+
+    fn submit(&mut self, token: Token, op: Op) {
+        self.kernel.borrow_mut().submit(self.host, token, op);
+    }
+
+    fn enter(
+        &mut self,
+        timeout: Option<Duration>,
+        out: &mut Vec<Completion>,
+    ) -> std::io::Result<()> {
+        let mut kernel = self.kernel.borrow_mut();
+        out.append(kernel.ready.entry(self.host).or_default());
+        self.waits.set(out.is_empty());
+        if let (true, Some(timeout)) = (out.is_empty(), timeout) {
+            kernel.wake(self.host, timeout);
+        }
+        Ok(())
+    }
+
+    fn waker(&self) -> Waker {
+        Arc::new(SimWaker(Arc::clone(&self.woken)))
+    }
+
+    fn name(&self) -> &'static str {
+        "simulated"
+    }
+}
