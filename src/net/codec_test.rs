@@ -42,7 +42,9 @@ proptest! {
     }
 
     #[test]
-    fn a_message_cut_short_or_longer_is_refused(sent in message(), cut in any::<prop::sample::Index>()) {
+    fn a_message_cut_short_or_longer_is_refused(
+        sent in message(), cut in any::<prop::sample::Index>(),
+    ) {
         let pool = Pool::default();
         let whole = arrive(encode(sent).unwrap(), &pool);
         let cut = cut.index(whole.meta.len());

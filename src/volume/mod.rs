@@ -594,3 +594,6 @@ impl Volume {
         }
     }
 }
+
+#[cfg(test)]
+mod volume_test;

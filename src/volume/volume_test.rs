@@ -1,0 +1,603 @@
+//! A volume against shards that reorder, fail, move their leaders, answer late, twice or never,
+//! and keep requests of lost links for later. Whatever they do: writes of a word are applied in
+//! the order in which they arrived, a read never misses what was acknowledged before it began,
+//! nor what an earlier read has seen, and when the faults end everything is answered.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::io::buffer::Pool;
+use crate::types::{BLOCK_BYTES, Segment, StatusRun, Uuid, block_crc, mix64};
+use crate::view::ShardView;
+
+const VOLUME: VolumeId = VolumeId(9);
+const SHARDS: usize = 2;
+const SHARD_BLOCKS: usize = 6;
+const SHARD_BYTES: usize = SHARD_BLOCKS * BLOCK_BYTES;
+/// Not whole blocks: the last one is used in part.
+const SIZE_BYTES: usize = SHARDS * SHARD_BYTES - 1000;
+const ME: PodId = PodId(1);
+const WORD: usize = 4;
+
+fn view(pods: &[u64]) -> VolumeView {
+    let member = |shard: u64, pod: u64| MemberView {
+        member: MemberId(shard * 10 + pod),
+        disk: Uuid::default(),
+        pod: PodId(pod),
+    };
+    let shard = |shard: u64| ShardView {
+        shard: ShardId(100 + shard),
+        members: pods.iter().map(|pod| member(shard, *pod)).collect(),
+    };
+    VolumeView {
+        volume: VOLUME,
+        name: "v".to_owned(),
+        size_bytes: SIZE_BYTES as u64,
+        stripe_width: 1,
+        stripe_bytes: SHARD_BYTES as u64,
+        shards: (0..SHARDS as u64).map(shard).collect(),
+        deleting: false,
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = mix64(self.0);
+        (self.0 % bound as u64) as usize
+    }
+
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// A request on its way to a member.
+struct Call {
+    ticket: Ticket,
+    shard: usize,
+    to: MemberView,
+    term: u64,
+    session: u64,
+    op: ShardOp,
+}
+
+struct Answer {
+    ticket: Ticket,
+    from: MemberView,
+    term: u64,
+    result: Result<ShardReply, BlockError>,
+}
+
+struct Proposal {
+    ticket: Ticket,
+    session: u64,
+    op: ShardOp,
+    /// Its proposer has said "unknown" already, and will not answer again.
+    silent: bool,
+}
+
+struct FakeShard {
+    bytes: Vec<u8>,
+    members: Vec<MemberView>,
+    leader: Option<usize>,
+    term: u64,
+    session: u64,
+    log: VecDeque<Proposal>,
+}
+
+/// What a client waits for.
+struct Waiting {
+    conn: ConnId,
+    kind: Kind,
+    offset: usize,
+    len: usize,
+}
+
+enum Kind {
+    /// A write: its number, and the words it changes.
+    Write(u32, Vec<usize>),
+    /// A read: per word the number of the oldest write that it may show.
+    Read(Vec<u32>),
+    Other,
+}
+
+struct World {
+    random: Random,
+    now: Mono,
+    volume: Volume,
+    shards: Vec<FakeShard>,
+    calls: Vec<Call>,
+    answers: Vec<Answer>,
+    waiting: BTreeMap<u64, Waiting>,
+    next_handle: u64,
+    conns: Vec<ConnId>,
+    next_conn: u64,
+    writes: u32,
+    /// Per word: the newest write applied, the oldest that a new read may show, and every write
+    /// of zeroes.
+    applied: Vec<u32>,
+    floor: Vec<u32>,
+    zeroes: Vec<Vec<u32>>,
+    healthy: bool,
+    pool: Pool,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let view = view(&[1, 2, 3]);
+        let shards = view.shards.iter().map(|shard| FakeShard {
+            bytes: vec![0; SHARD_BYTES],
+            members: shard.members.clone(),
+            leader: None,
+            term: 1,
+            session: 0,
+            log: VecDeque::new(),
+        });
+        let words = SHARDS * SHARD_BYTES / WORD;
+        World {
+            random: Random(seed),
+            now: Mono(1),
+            shards: shards.collect(),
+            volume: Volume::new(view, ME, SessionSource::new(1)),
+            calls: Vec::new(),
+            answers: Vec::new(),
+            waiting: BTreeMap::new(),
+            next_handle: 0,
+            conns: vec![ConnId(0), ConnId(1)],
+            next_conn: 2,
+            writes: 0,
+            applied: vec![0; words],
+            floor: vec![0; words],
+            zeroes: vec![vec![0]; words],
+            healthy: false,
+            pool: Pool::default(),
+        }
+    }
+
+    fn step(&mut self) {
+        match self.random.below(100) {
+            0..20 if !self.healthy && self.waiting.len() < 24 => self.issue(),
+            20..50 => self.deliver_call(),
+            50..70 => self.deliver_answer(),
+            70..88 => self.apply_one(),
+            88..94 => {
+                self.now = self.now + Duration::from_millis(self.random.below(60) as u64);
+                self.volume.tick(self.now);
+            }
+            94..100 if !self.healthy => self.fault(),
+            _ => {}
+        }
+        self.poll();
+    }
+
+    fn fault(&mut self) {
+        let shard = self.random.below(SHARDS);
+        match self.random.below(10) {
+            0..4 => self.move_leader(shard),
+            4..6 => {
+                let pod = PodId(2 + self.random.below(2) as u64);
+                // Some of what the link held turns up much later, or never.
+                let keep = self.random.chance(70);
+                self.calls.retain(|call| call.to.pod != pod || keep);
+                self.answers.retain(|answer| answer.from.pod != pod);
+                self.volume.pod_down(self.now, pod);
+            }
+            6 => {
+                let place = self.random.below(self.conns.len());
+                let conn = self.conns[place];
+                self.volume.close_connection(conn);
+                self.waiting.retain(|_, waiting| waiting.conn != conn);
+                self.conns[place] = ConnId(self.next_conn);
+                self.next_conn += 1;
+            }
+            7 => {
+                let known = &self.shards[shard];
+                let leader = known.leader.map(|leader| known.members[leader].member);
+                self.volume
+                    .role(ShardId(100 + shard as u64), leader, known.term);
+            }
+            8 if !self.answers.is_empty() => {
+                // Never answered at all, and nobody notices.
+                let place = self.random.below(self.answers.len());
+                self.answers.swap_remove(place);
+            }
+            _ => {
+                self.now = self.now + Duration::from_secs(31);
+                self.volume.tick(self.now);
+            }
+        }
+    }
+
+    /// Another leader, or none for now. Of what the old one has proposed, a prefix survives.
+    fn move_leader(&mut self, shard: usize) {
+        let leader = (!self.random.chance(20)).then(|| self.random.below(3));
+        let survive = self.random.below(self.shards[shard].log.len() + 1);
+        let fake = &mut self.shards[shard];
+        let from = fake.leader.map(|leader| fake.members[leader]);
+        for (place, proposal) in fake.log.iter_mut().enumerate() {
+            let Some(from) = from.filter(|_| !proposal.silent) else {
+                continue;
+            };
+            proposal.silent = place < survive;
+            self.answers.push(Answer {
+                ticket: proposal.ticket,
+                from,
+                term: fake.term + 1,
+                result: Err(BlockError::Unknown),
+            });
+        }
+        fake.log.truncate(survive);
+        fake.term += 1;
+        fake.leader = leader;
+    }
+
+    fn heal(&mut self) {
+        self.healthy = true;
+        for shard in 0..SHARDS {
+            if self.shards[shard].leader.is_none() {
+                self.shards[shard].leader = Some(self.random.below(3));
+                self.shards[shard].term += 1;
+            }
+        }
+        for pod in [2, 3] {
+            self.volume.pod_down(self.now, PodId(pod));
+        }
+    }
+
+    fn issue(&mut self) {
+        let words = SIZE_BYTES / WORD;
+        let start = self.random.below(words);
+        let most = [3, 300, 3000, 9000][self.random.below(4)];
+        let count = 1 + self.random.below(most.min(words - start));
+        let (offset, len) = (start * WORD, count * WORD);
+        let kind = self.random.below(10);
+        let (op, kind) = match kind {
+            0..5 => self.new_write(offset, len, kind),
+            5..9 => {
+                let op = BlockOp::Read {
+                    offset: offset as u64,
+                    len: len as u32,
+                };
+                (op, Kind::Read(self.floor[start..start + count].to_vec()))
+            }
+            _ if self.random.chance(50) => (BlockOp::Flush, Kind::Other),
+            _ => (
+                BlockOp::Status {
+                    offset: offset as u64,
+                    len: len as u32,
+                },
+                Kind::Other,
+            ),
+        };
+        let conn = self.conns[self.random.below(self.conns.len())];
+        let handle = self.next_handle;
+        self.next_handle += 1;
+        self.waiting.insert(
+            handle,
+            Waiting {
+                conn,
+                kind,
+                offset,
+                len,
+            },
+        );
+        self.volume.request(conn, handle, op);
+    }
+
+    fn new_write(&mut self, offset: usize, len: usize, kind: usize) -> (BlockOp, Kind) {
+        self.writes += 1;
+        let number = self.writes;
+        let (mut start, mut end) = (offset, offset + len);
+        let op = match kind {
+            0 | 1 => {
+                let trim = kind == 0;
+                if trim {
+                    start = start.next_multiple_of(BLOCK_BYTES);
+                    end = (end - end % BLOCK_BYTES).max(start);
+                }
+                BlockOp::Zero {
+                    offset: offset as u64,
+                    len: len as u32,
+                    trim,
+                }
+            }
+            _ => {
+                let skew = offset % BLOCK_BYTES;
+                let mut data = self.pool.take(skew + len);
+                for word in data[skew..].chunks_exact_mut(WORD) {
+                    word.copy_from_slice(&number.to_le_bytes());
+                }
+                let data = data.freeze_range(skew..skew + len);
+                BlockOp::Write {
+                    offset: offset as u64,
+                    data,
+                }
+            }
+        };
+        let words: Vec<usize> = (start / WORD..end / WORD).collect();
+        if matches!(op, BlockOp::Zero { .. }) {
+            words
+                .iter()
+                .for_each(|word| self.zeroes[*word].push(number));
+        }
+        (op, Kind::Write(number, words))
+    }
+
+    fn deliver_call(&mut self) {
+        if self.calls.is_empty() {
+            return;
+        }
+        let place = self.random.below(self.calls.len());
+        let call = self.calls.swap_remove(place);
+        let result = self.receive(call.shard, &call);
+        let shard = &mut self.shards[call.shard];
+        match result {
+            Some(result) => self.answers.push(Answer {
+                ticket: call.ticket,
+                from: call.to,
+                term: shard.term,
+                result,
+            }),
+            None => shard.log.push_back(Proposal {
+                ticket: call.ticket,
+                session: call.session,
+                op: call.op,
+                silent: false,
+            }),
+        }
+    }
+
+    /// What the member says at once; `None`: it has proposed.
+    fn receive(&mut self, shard: usize, call: &Call) -> Option<Result<ShardReply, BlockError>> {
+        let fake = &self.shards[shard];
+        let leader = fake.leader.map(|leader| fake.members[leader].member);
+        let other_term = call.term != 0 && call.term != fake.term;
+        if leader != Some(call.to.member) || other_term {
+            let wrong = MemberId(shard as u64 * 10 + 1 + self.random.below(4) as u64);
+            let hint = match self.random.below(10) {
+                0 if !self.healthy => Some(wrong),
+                1 if !self.healthy => None,
+                _ => leader,
+            };
+            return Some(Err(BlockError::NotLeader {
+                hint,
+                term: fake.term,
+            }));
+        }
+        assert!(
+            call.term != 0 || !call.op.is_write(),
+            "a write names its term"
+        );
+        if !self.healthy && self.random.chance(5) {
+            return Some(Err(BlockError::Busy));
+        }
+        match &call.op {
+            ShardOp::Read { range } => Some(Ok(self.read(shard, *range))),
+            ShardOp::Status { range } => {
+                let run = StatusRun {
+                    count: range.count,
+                    hole: false,
+                };
+                Some(Ok(ShardReply::Status(vec![run])))
+            }
+            _ => None,
+        }
+    }
+
+    fn read(&mut self, shard: usize, range: BlockRange) -> ShardReply {
+        let from = range.first.0 as usize * BLOCK_BYTES;
+        let bytes = &self.shards[shard].bytes[from..from + range.bytes() as usize];
+        let mut segments = Vec::new();
+        let mut crcs = Vec::new();
+        for (block, number) in bytes.chunks(BLOCK_BYTES).zip(u64::from(range.first.0)..) {
+            let number = number + (shard * SHARD_BLOCKS) as u64;
+            if block.iter().all(|byte| *byte == 0) && self.random.chance(50) {
+                segments.push(Segment::Zero(BLOCK_BYTES));
+                crcs.push(0);
+                continue;
+            }
+            crcs.push(block_crc(VOLUME, number, block));
+            let mut block = block.to_vec();
+            if !self.healthy && self.random.chance(1) {
+                block[17] ^= 1;
+            }
+            segments.push(Segment::Data(Bytes::from(block)));
+        }
+        ShardReply::Data { segments, crcs }
+    }
+
+    /// Applies the oldest entry of some shard: here R15 is checked.
+    fn apply_one(&mut self) {
+        let shard = self.random.below(SHARDS);
+        let Some(leader) = self.shards[shard].leader else {
+            return;
+        };
+        let Some(proposal) = self.shards[shard].log.pop_front() else {
+            return;
+        };
+        let stale = proposal.session < self.shards[shard].session;
+        if !stale {
+            self.shards[shard].session = proposal.session;
+            self.change(shard, &proposal.op);
+        }
+        if proposal.silent {
+            return;
+        }
+        let fake = &self.shards[shard];
+        self.answers.push(Answer {
+            ticket: proposal.ticket,
+            from: fake.members[leader],
+            term: fake.term,
+            result: if stale {
+                Err(BlockError::StaleSession)
+            } else {
+                Ok(ShardReply::Done)
+            },
+        });
+    }
+
+    fn change(&mut self, shard: usize, op: &ShardOp) {
+        let block = op.range().first.0 as usize;
+        let (at, data) = match op {
+            ShardOp::Write { data, crcs, .. } => {
+                for (index, part) in data.chunks(BLOCK_BYTES).enumerate() {
+                    let number = (shard * SHARD_BLOCKS + block + index) as u64;
+                    assert_eq!(crcs[index], block_crc(VOLUME, number, part));
+                }
+                (block * BLOCK_BYTES, data.clone())
+            }
+            ShardOp::WritePartial {
+                offset_bytes, data, ..
+            } => (block * BLOCK_BYTES + *offset_bytes as usize, data.clone()),
+            ShardOp::Zero { range, .. } => (
+                block * BLOCK_BYTES,
+                Bytes::from(vec![0; range.bytes() as usize]),
+            ),
+            ShardOp::Read { .. } | ShardOp::Status { .. } => unreachable!("not proposed"),
+        };
+        self.shards[shard].bytes[at..at + data.len()].copy_from_slice(&data);
+        let first = (shard * SHARD_BYTES + at) / WORD;
+        for (word, value) in (first..).zip(data.chunks(WORD)) {
+            let number = u32::from_le_bytes(value.try_into().unwrap());
+            if number != 0 {
+                assert!(
+                    self.applied[word] <= number,
+                    "an older write came after a newer one"
+                );
+                self.applied[word] = number;
+            }
+        }
+    }
+
+    fn deliver_answer(&mut self) {
+        if self.answers.is_empty() {
+            return;
+        }
+        let place = self.random.below(self.answers.len());
+        let times = if self.random.chance(10) { 2 } else { 1 };
+        let answer = self.answers.swap_remove(place);
+        for _ in 0..times {
+            let Answer {
+                ticket,
+                from,
+                term,
+                ref result,
+            } = answer;
+            self.volume
+                .shard_result(self.now, ticket, from.member, term, result.clone());
+        }
+    }
+
+    fn poll(&mut self) {
+        let mut out = Vec::new();
+        self.volume.poll(self.now, &mut out);
+        for output in out {
+            match output {
+                VolumeOutput::Send {
+                    ticket,
+                    shard,
+                    to,
+                    term,
+                    origin,
+                    op,
+                } => {
+                    let shard = (shard.0 - 100) as usize;
+                    let session = origin.session;
+                    self.calls.push(Call {
+                        ticket,
+                        shard,
+                        to,
+                        term,
+                        session,
+                        op,
+                    });
+                }
+                VolumeOutput::Reply {
+                    conn,
+                    handle,
+                    result,
+                } => self.reply(conn, handle, result),
+            }
+        }
+    }
+
+    fn reply(&mut self, conn: ConnId, handle: u64, result: Result<BlockReply, BlockError>) {
+        let waiting = self
+            .waiting
+            .remove(&handle)
+            .expect("answered once, while connected");
+        assert_eq!(waiting.conn, conn);
+        match (waiting.kind, result) {
+            (Kind::Write(number, words), Ok(BlockReply::Done)) => {
+                for word in words {
+                    self.floor[word] = self.floor[word].max(number);
+                }
+            }
+            (Kind::Read(floor), Ok(BlockReply::Data(segments))) => {
+                self.check_read(waiting.offset, waiting.len, &floor, &segments);
+            }
+            (Kind::Read(_), Err(BlockError::MediaFault)) => {}
+            (Kind::Other, Ok(BlockReply::Status(runs))) => {
+                let len: u64 = runs.iter().map(|run| run.0).sum();
+                assert_eq!(len, waiting.len as u64);
+            }
+            (Kind::Other, Ok(BlockReply::Done)) => {}
+            (_, result) => panic!("an unexpected answer: {result:?}"),
+        }
+    }
+
+    fn check_read(&mut self, offset: usize, len: usize, floor: &[u32], segments: &[Segment]) {
+        let mut bytes = Vec::new();
+        for segment in segments {
+            match segment {
+                Segment::Data(data) => bytes.extend_from_slice(data),
+                Segment::Zero(count) => bytes.resize(bytes.len() + count, 0),
+            }
+        }
+        assert_eq!(bytes.len(), len);
+        for (index, value) in bytes.chunks(WORD).enumerate() {
+            let word = offset / WORD + index;
+            let oldest = floor[index];
+            let mut number = u32::from_le_bytes(value.try_into().unwrap());
+            if number == 0 {
+                let zeroed = self.zeroes[word].iter().find(|number| **number >= oldest);
+                number = *zeroed.expect("zeroes, but a newer write was acknowledged");
+            }
+            assert!(
+                number >= oldest,
+                "word {word} shows {number}, {oldest} was acknowledged"
+            );
+            self.floor[word] = self.floor[word].max(number);
+        }
+    }
+}
+
+#[test]
+fn whatever_shards_do_writes_stay_in_order_and_reads_see_them() {
+    let mut retried = 0;
+    for seed in 0..150 {
+        let mut world = World::new(seed);
+        for _ in 0..4000 {
+            world.step();
+        }
+        world.heal();
+        let mut steps = 0;
+        while !world.waiting.is_empty() {
+            world.step();
+            steps += 1;
+            assert!(
+                steps < 200_000,
+                "seed {seed}: {} never answered",
+                world.waiting.len()
+            );
+        }
+        assert!(world.writes > 100, "seed {seed}: too little happened");
+        retried += (world.volume.session() as u32 > 5) as u32;
+    }
+    assert!(retried > 100, "outcomes were unknown in most runs");
+}
