@@ -6,6 +6,7 @@ pub mod io;
 pub mod limits;
 pub mod net;
 pub mod replica;
+pub mod sim;
 pub mod slab;
 pub mod store;
 pub mod types;

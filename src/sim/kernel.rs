@@ -171,6 +171,11 @@ impl Kernel {
         self.schedule(after, Event::World(what));
     }
 
+    /// A number for an index job.
+    pub fn next_job(&mut self) -> u64 {
+        self.next_event + 1
+    }
+
     /// Wakes the host after this long, and not at the moment it chose before.
     pub fn wake(&mut self, host: Host, after: Duration) {
         let alarm = self.next_event + 1;

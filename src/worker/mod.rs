@@ -28,5 +28,8 @@ mod sync {
     pub use std::sync::{Arc, Mutex};
 }
 
+pub use index_thread::{IndexRunner, execute};
+pub use lanes::{DiskPlace, LaneFiles as WorkerFiles, LaneRuntime};
+pub use mailbox::{Receiver, Sender, mailbox};
 pub use round::{Command, Worker, WorkerConfig};
-pub use start::{DataPath, StartError, start};
+pub use start::{DataPath, DiskOptions, StartError, StartOptions, open_lane, start};

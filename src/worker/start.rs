@@ -13,9 +13,9 @@ use crate::io::{DriverError, DriverKind};
 use crate::replica::apply::{Applier, ApplyError};
 use crate::replica::seam::Start;
 use crate::store::OpenError;
-use crate::store::index::IndexError;
+use crate::store::index::{IndexError, IndexStore};
 use crate::store::index::rocks::RocksIndex;
-use crate::store::lane::{Lane, LaneConfig, RecoveredMember};
+use crate::store::lane::{self, Lane, LaneConfig, RecoveredMember};
 use crate::store::seam::MemberRecord;
 use crate::types::{PodId, Uuid};
 use crate::view::{ClusterView, PodReport};
@@ -89,19 +89,13 @@ pub enum StartError {
     Open {
         path: PathBuf,
         #[source]
-        source: OpenError,
+        source: OpenLaneError,
     },
     #[error("could not open the index of the disk {path}")]
     Index {
         path: PathBuf,
         #[source]
         source: IndexError,
-    },
-    #[error("the log of the disk {path} holds an entry that cannot be applied")]
-    Replay {
-        path: PathBuf,
-        #[source]
-        source: ApplyError,
     },
     #[error("could not start the I/O driver")]
     Driver(#[from] DriverError),
@@ -113,6 +107,15 @@ pub enum StartError {
     },
     #[error("could not start a thread")]
     Thread(#[source] std::io::Error),
+}
+
+/// Why a lane could not be brought up.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenLaneError {
+    #[error("could not recover it")]
+    Recover(#[from] OpenError),
+    #[error("its log holds an entry that cannot be applied")]
+    Replay(#[from] ApplyError),
 }
 
 type Wake = Arc<dyn Fn() + Send + Sync>;
@@ -248,18 +251,12 @@ fn open_disk(
         index_cache_bytes: options.index_cache_bytes,
         log_tail_bytes: options.log_tail_bytes,
     };
-    let (mut lane, recovered) = Lane::open(config, pool.clone(), &mut files, &mut index)
+    let (lane, members) = open_lane(config, pool, &mut files, &mut index)
         .map_err(|source| StartError::Open { path: path.clone(), source })?;
     let theirs = lane.superblock().cluster;
     if theirs != options.cluster {
         let ours = options.cluster;
         return Err(StartError::OtherCluster { path: path.clone(), ours, theirs });
-    }
-    let mut members = Vec::new();
-    for member in recovered {
-        let member = replay(&mut lane, member)
-            .map_err(|source| StartError::Replay { path: path.clone(), source })?;
-        members.push(member);
     }
     let lane_files = LaneFiles {
         superblock: open_file(driver, &path.join("superblock"))?,
@@ -280,6 +277,19 @@ fn open_disk(
         pool.clone(),
     );
     Ok(OpenedDisk { number, runtime, members })
+}
+
+/// Opens a lane and replays its log into the store; says how every member starts.
+pub fn open_lane(
+    config: LaneConfig,
+    pool: &Pool,
+    files: &mut dyn lane::LaneFiles,
+    index: &mut dyn IndexStore,
+) -> Result<(Lane, Vec<(MemberRecord, Start)>), OpenLaneError> {
+    let (mut lane, recovered) = Lane::open(config, pool.clone(), files, index)?;
+    let members: Result<_, ApplyError> =
+        recovered.into_iter().map(|member| replay(&mut lane, member)).collect();
+    Ok((lane, members?))
 }
 
 /// Applies what the log holds of a member up to its commit point, and says how it starts.
