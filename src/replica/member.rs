@@ -1,35 +1,162 @@
 //! A member: what turns inputs into outputs. See [`crate::replica::seam`].
+//!
+//! [`Member`] is the shell around the running state machine of `running.rs`: a panic in there
+//! (raft-rs panics on its invariants, we assert ours) or an entry that cannot be applied makes
+//! this one member *faulted*. It then ignores everything, and the pod goes on.
 
-use crate::replica::seam::{Input, MemberConfig, Output, Role, Start};
-use crate::types::Mono;
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::replica::running::{Broken, Running};
+use crate::replica::seam::{Input, MemberConfig, Output, ReqId, Role, Start};
+use crate::types::{BlockError, MemberId, Mono};
 
 /// One member of one Raft group.
 pub struct Member {
-    _private: (),
+    member: MemberId,
+    state: State,
+    /// What a faulted member still has to say.
+    last_words: Vec<Output>,
+    /// Survives a fault.
+    applied_index: u64,
 }
 
-#[allow(unused_variables)]
+enum State {
+    Running(Box<Running>),
+    Faulted,
+}
+
 impl Member {
     /// Starts from what the store recovered. `now` begins the time without votes (rule R14).
     pub fn start(config: MemberConfig, start: Start, now: Mono) -> Member {
-        todo!()
+        let mut member = Member {
+            member: config.member,
+            state: State::Faulted,
+            last_words: Vec::new(),
+            applied_index: start.applied_index,
+        };
+        if start.faulted {
+            member.fault("its log lost what this member had promised".to_string());
+            return member;
+        }
+        match catch_unwind(AssertUnwindSafe(|| Running::start(config, start, now))) {
+            Ok(Ok(running)) => member.state = State::Running(Box::new(running)),
+            Ok(Err(broken)) => member.fault(reason_of(&broken)),
+            Err(panic) => member.fault(panic_text(panic)),
+        }
+        member
     }
 
-    /// Absorbs one event; its effects come out of [`Member::poll`].
+    /// Absorbs one event; its effects come out of [`Member::poll`]. For a client's request,
+    /// `now` is read after the request was taken from its queue.
     pub fn handle(&mut self, now: Mono, input: Input) {
-        todo!()
+        let State::Running(running) = &mut self.state else {
+            self.refuse(input);
+            return;
+        };
+        match catch_unwind(AssertUnwindSafe(|| running.handle(now, input))) {
+            Ok(Ok(())) => (),
+            Ok(Err(broken)) => self.fault(reason_of(&broken)),
+            Err(panic) => self.fault(panic_text(panic)),
+        }
     }
 
-    /// Once per round, after every input of the round.
+    /// Once per round, after every input of the round. `now` is not before that of any of them.
     pub fn poll(&mut self, now: Mono, out: &mut Vec<Output>) {
-        todo!()
+        if let State::Running(running) = &mut self.state {
+            let before = out.len();
+            let failed = match catch_unwind(AssertUnwindSafe(|| running.poll(now, out))) {
+                Ok(Ok(())) => None,
+                Ok(Err(broken)) => Some(reason_of(&broken)),
+                Err(panic) => Some(panic_text(panic)),
+            };
+            match failed {
+                None => self.applied_index = running.applied_index(),
+                Some(reason) => {
+                    // Nothing of a round that went wrong leaves, but the answers that it made.
+                    let made = out.drain(before..);
+                    let answers = made.filter(|made| matches!(made, Output::Reply { .. }));
+                    self.last_words.extend(answers);
+                    self.fault(reason);
+                }
+            }
+        }
+        out.append(&mut self.last_words);
     }
 
     pub fn role(&self) -> Role {
-        todo!()
+        match &self.state {
+            State::Running(running) => running.role(),
+            State::Faulted => Role::default(),
+        }
     }
 
     pub fn applied_index(&self) -> u64 {
-        todo!()
+        match &self.state {
+            State::Running(running) => running.applied_index(),
+            State::Faulted => self.applied_index,
+        }
     }
+
+    /// True when this member has stopped for good.
+    pub fn is_faulted(&self) -> bool {
+        matches!(self.state, State::Faulted)
+    }
+
+    fn fault(&mut self, reason: String) {
+        tracing::error!(
+            member = self.member.0,
+            reason,
+            "this replica is faulted and has stopped"
+        );
+        if let State::Running(mut running) = std::mem::replace(&mut self.state, State::Faulted) {
+            let unanswered = running.abandon();
+            let replies = unanswered
+                .into_iter()
+                .map(|(req, error)| refusal(req, error));
+            self.last_words.extend(replies);
+        }
+        self.last_words.push(Output::Faulted { reason });
+    }
+
+    /// A faulted member drops everything, but clients are sent elsewhere.
+    fn refuse(&mut self, input: Input) {
+        let (Input::Client { req, .. } | Input::Propose { req, .. } | Input::Barrier { req }) =
+            input
+        else {
+            return;
+        };
+        let error = BlockError::NotLeader {
+            hint: None,
+            term: 0,
+        };
+        self.last_words.push(refusal(req, error));
+    }
+}
+
+fn refusal(req: ReqId, error: BlockError) -> Output {
+    Output::Reply {
+        req,
+        result: Err(error),
+    }
+}
+
+/// The whole chain of causes.
+fn reason_of(broken: &Broken) -> String {
+    let mut reason = broken.to_string();
+    let mut cause = std::error::Error::source(broken);
+    while let Some(error) = cause {
+        reason.push_str(": ");
+        reason.push_str(&error.to_string());
+        cause = error.source();
+    }
+    reason
+}
+
+fn panic_text(panic: Box<dyn Any + Send>) -> String {
+    if let Some(text) = panic.downcast_ref::<String>() {
+        return text.clone();
+    }
+    let text = panic.downcast_ref::<&str>();
+    text.unwrap_or(&"a panic without a text").to_string()
 }

@@ -2,8 +2,20 @@
 //! thread, randomness or `async` in here; the worker and the simulator drive the same code
 //! through [`seam`].
 //!
-//! Invariant: knows neither `store` nor `net` nor `io`; what it wants from them leaves as
-//! [`seam::Output`] and comes back as [`seam::Input`].
+//! Invariant: knows neither `store` nor `net`, and `io` only for aligned memory; what it wants
+//! from them leaves as [`seam::Output`] and comes back as [`seam::Input`].
 
+pub mod apply;
+pub mod command;
+mod log_tail;
 pub mod member;
+pub mod message;
+pub mod meta;
+mod persist;
+mod raft_adapter;
+mod read;
+mod resync;
+mod running;
 pub mod seam;
+mod votes;
+mod write;

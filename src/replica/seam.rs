@@ -7,7 +7,9 @@
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState, Message};
 
-use crate::types::{Block, BlockError, BlockRange, MemberId, Origin, ShardId, ShardOp, ShardReply};
+use crate::types::{
+    Block, BlockError, BlockRange, MemberId, Origin, ShardId, ShardOp, ShardReply, VolumeId,
+};
 
 /// Names a client request at this worker until it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,6 +22,10 @@ pub struct MemberConfig {
     pub shard: ShardId,
     /// Seeds the election timeout: the only randomness.
     pub seed: u64,
+    /// Birth volume of the blocks and the shard's first block, counted in blocks of the volume:
+    /// both seed the checksums of blocks that are merged here (rule R5).
+    pub volume: VolumeId,
+    pub first_block_in_volume: u64,
     /// Blocks of the shard; anything beyond is refused with `OutOfRange`.
     pub blocks: u32,
     /// Bytes of applied entries that stay in memory for followers that are a little behind.
@@ -89,6 +95,9 @@ pub enum Input {
         member: MemberId,
         ok: bool,
     },
+    /// The durable *resyncing* mark of this member was set (`true`, before the first overwrite)
+    /// or cleared. A confirmed snapshot `Append` clears it here too.
+    Resyncing(bool),
     /// Configuration change proposed by control (the catalog's own group; shards later).
     ChangeMembers(raft::eraftpb::ConfChangeV2),
     /// An opaque command of the catalog's own group. Answered with `Reply`.
@@ -173,6 +182,8 @@ pub struct Applied {
     pub meta: Option<Bytes>,
     /// For the catalog's group: the opaque command.
     pub command: Option<Bytes>,
+    /// Why the entry changes nothing, when rule R15 refused it: what its client is told.
+    pub refused: Option<BlockError>,
 }
 
 /// A physical change of whole blocks.

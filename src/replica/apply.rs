@@ -1,0 +1,171 @@
+//! What a committed entry does: a pure function of the entry and the shard metadata. The same
+//! code runs in a live member and at recovery, so that both judge an entry alike (rule R15).
+
+use bytes::Bytes;
+use protobuf::Message;
+use raft::eraftpb::{ConfChange, ConfChangeV2, Entry, EntryType};
+use raft::prelude::ConfChangeSingle;
+
+use crate::replica::command::{self, Command, CommandError};
+use crate::replica::meta::{Meta, SessionVerdict, changed_conf};
+use crate::replica::seam::{Applied, Change};
+use crate::types::{BlockError, BlockRange, Origin};
+
+/// Applies committed entries, in order, to the metadata; their changes of blocks are returned.
+#[derive(Clone, Debug)]
+pub struct Applier {
+    pub meta: Meta,
+}
+
+/// Why a committed entry cannot be applied. The member is broken, or the entry was made by a
+/// newer version.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error("entry {index} carries a command that cannot be decoded")]
+    Command {
+        index: u64,
+        #[source]
+        source: CommandError,
+    },
+    #[error("entry {index} carries a configuration change that cannot be decoded")]
+    ConfChange {
+        index: u64,
+        #[source]
+        source: protobuf::ProtobufError,
+    },
+    #[error("entry {index} reaches beyond the end of the shard")]
+    Range { index: u64 },
+    #[error("entry {index} has a payload of {bytes} bytes, which does not fit its command")]
+    Payload { index: u64, bytes: usize },
+}
+
+impl Applier {
+    /// `meta` is as of the index before the first entry to be applied.
+    pub fn new(meta: Meta) -> Applier {
+        Applier { meta }
+    }
+
+    /// Applies the next entry. The payload of a write may be left out (replay of what is in the
+    /// log anyway); `Change::Write::payload` is then empty.
+    pub fn apply(&mut self, entry: &Entry) -> Result<Applied, ApplyError> {
+        let mut applied = Applied {
+            index: entry.index,
+            term: entry.term,
+            change: None,
+            meta: None,
+            command: None,
+            refused: None,
+        };
+        if let Some(change) = conf_change_of(entry)? {
+            applied.meta = self.change_members(&change);
+            return Ok(applied);
+        }
+        if entry.context.is_empty() && entry.data.is_empty() {
+            return Ok(applied);
+        }
+        let index = entry.index;
+        let (origin, command) = command::decode(&entry.context)
+            .map_err(|source| ApplyError::Command { index, source })?;
+        self.check_payload(entry, &command)?;
+        match self.admit(origin) {
+            Ok(raised) => applied.meta = raised.then(|| self.meta.encode()),
+            Err(refused) => {
+                applied.refused = Some(refused);
+                return Ok(applied);
+            }
+        }
+        match command {
+            Command::Write { range, crcs } => {
+                applied.change = Some(Change::Write {
+                    range,
+                    crcs,
+                    payload: entry.data.clone(),
+                });
+            }
+            Command::Zero { range, trim } => applied.change = Some(Change::Zero { range, trim }),
+            Command::Touch => (),
+            Command::Opaque => applied.command = Some(entry.data.clone()),
+        }
+        Ok(applied)
+    }
+
+    /// The blocks are inside the shard and the payload is what the command says.
+    fn check_payload(&self, entry: &Entry, command: &Command) -> Result<(), ApplyError> {
+        let index = entry.index;
+        let bytes = entry.data.len();
+        let inside = |range: &BlockRange| range.end() <= self.meta.blocks;
+        let (inside, fits) = match command {
+            Command::Write { range, .. } => {
+                (inside(range), bytes == 0 || bytes as u64 == range.bytes())
+            }
+            Command::Zero { range, .. } => (inside(range), bytes == 0),
+            Command::Touch => (true, bytes == 0),
+            Command::Opaque => (true, true),
+        };
+        if !inside {
+            return Err(ApplyError::Range { index });
+        }
+        if !fits {
+            return Err(ApplyError::Payload { index, bytes });
+        }
+        Ok(())
+    }
+
+    /// Checks epoch and session (rule R15); true when they raised what is recorded.
+    fn admit(&mut self, origin: Origin) -> Result<bool, BlockError> {
+        if origin.attachment_epoch < self.meta.attachment_epoch {
+            return Err(BlockError::Fenced);
+        }
+        let verdict = self.meta.judge_session(origin.front_end, origin.session);
+        match verdict {
+            SessionVerdict::Stale => return Err(BlockError::StaleSession),
+            SessionVerdict::TooMany => return Err(BlockError::Busy),
+            SessionVerdict::Current | SessionVerdict::Newer => (),
+        }
+        let mut raised = false;
+        if verdict == SessionVerdict::Newer {
+            self.meta.record_session(origin.front_end, origin.session);
+            raised = true;
+        }
+        if origin.attachment_epoch > self.meta.attachment_epoch {
+            self.meta.attachment_epoch = origin.attachment_epoch;
+            raised = true;
+        }
+        Ok(raised)
+    }
+
+    /// The new metadata, or `None` when the change does not fit: every member ignores it alike.
+    fn change_members(&mut self, change: &ConfChangeV2) -> Option<Bytes> {
+        match changed_conf(&self.meta.conf, change) {
+            Ok(conf) => {
+                self.meta.set_conf(conf);
+                Some(self.meta.encode())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a configuration change does not fit and is ignored");
+                None
+            }
+        }
+    }
+}
+
+/// The configuration change that an entry carries, if it is one.
+pub fn conf_change_of(entry: &Entry) -> Result<Option<ConfChangeV2>, ApplyError> {
+    let index = entry.index;
+    let failed = |source| ApplyError::ConfChange { index, source };
+    match entry.get_entry_type() {
+        EntryType::EntryNormal => Ok(None),
+        EntryType::EntryConfChange => {
+            let old = ConfChange::parse_from_bytes(&entry.data).map_err(failed)?;
+            let mut step = ConfChangeSingle::default();
+            step.node_id = old.node_id;
+            step.set_change_type(old.get_change_type());
+            let mut change = ConfChangeV2::default();
+            change.mut_changes().push(step);
+            Ok(Some(change))
+        }
+        EntryType::EntryConfChangeV2 => ConfChangeV2::parse_from_bytes(&entry.data)
+            .map(Some)
+            .map_err(failed),
+    }
+}

@@ -1,0 +1,232 @@
+//! Codec of `Entry.context`: what a log entry does. `Entry.data` holds the payload alone.
+//!
+//! Layout, little endian, version 1:
+//!
+//! | offset | size | field |
+//! |---|---|---|
+//! | 0 | 1 | version (1) |
+//! | 1 | 1 | kind: 1 write, 2 zero, 3 trim, 4 touch, 5 opaque |
+//! | 2 | 2 | zero |
+//! | 4 | 4 | first block of the shard |
+//! | 8 | 4 | number of blocks |
+//! | 12 | 4 | zero |
+//! | 16 | 8 | attachment epoch |
+//! | 24 | 8 | front end |
+//! | 32 | 8 | session |
+//! | 40 | 4 x blocks | write only: one checksum per block |
+//!
+//! Nothing follows. Kinds without blocks have zeroes there. An entry of type `EntryNormal` whose
+//! context and data are empty is raft-rs's own no-op. The payload of a write is exactly its
+//! blocks; of an opaque command, any bytes; of the others, nothing.
+
+use bytes::Bytes;
+
+use crate::limits::ENTRY_BYTES_MAX;
+use crate::types::{BLOCK_BYTES, Block, BlockRange, Origin, PodId};
+
+const VERSION: u8 = 1;
+const HEADER_BYTES: usize = 40;
+const KIND_WRITE: u8 = 1;
+const KIND_ZERO: u8 = 2;
+const KIND_TRIM: u8 = 3;
+const KIND_TOUCH: u8 = 4;
+const KIND_OPAQUE: u8 = 5;
+/// The most blocks that one write can carry.
+const WRITE_BLOCKS_MAX: u32 = (ENTRY_BYTES_MAX / BLOCK_BYTES) as u32;
+
+/// What an entry does when it is applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Whole blocks; one checksum per block.
+    Write { range: BlockRange, crcs: Vec<u32> },
+    /// The blocks read as zeroes from then on; with `trim` their space is given back.
+    Zero { range: BlockRange, trim: bool },
+    /// Changes no block: only raises the attachment epoch and the session of its origin.
+    Touch,
+    /// A command of the catalog's own group; the payload is handed on as it is.
+    Opaque,
+}
+
+/// Why the context of an entry cannot be understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    #[error("the command header has {0} bytes")]
+    Length(usize),
+    #[error("command version {0} is not known")]
+    Version(u8),
+    #[error("command kind {0} is not known")]
+    Kind(u8),
+    #[error("the command names a wrong run of {count} blocks from {first}")]
+    Range { first: u32, count: u32 },
+    #[error("reserved bytes of the command are in use")]
+    Reserved,
+}
+
+/// Encodes a write without building a [`Command`].
+pub fn encode_write(origin: Origin, range: BlockRange, crcs: &[u32]) -> Bytes {
+    assert_eq!(crcs.len(), range.count as usize, "one checksum per block");
+    let mut context = header(KIND_WRITE, origin, range.first.0, range.count, crcs.len());
+    for crc in crcs {
+        context.extend_from_slice(&crc.to_le_bytes());
+    }
+    Bytes::from(context)
+}
+
+/// Encodes any command.
+pub fn encode(origin: Origin, command: &Command) -> Bytes {
+    let context = match command {
+        Command::Write { range, crcs } => return encode_write(origin, *range, crcs),
+        Command::Zero { range, trim } => {
+            let kind = if *trim { KIND_TRIM } else { KIND_ZERO };
+            header(kind, origin, range.first.0, range.count, 0)
+        }
+        Command::Touch => header(KIND_TOUCH, origin, 0, 0, 0),
+        Command::Opaque => header(KIND_OPAQUE, origin, 0, 0, 0),
+    };
+    Bytes::from(context)
+}
+
+fn header(kind: u8, origin: Origin, first: u32, count: u32, crcs: usize) -> Vec<u8> {
+    let mut context = Vec::with_capacity(HEADER_BYTES + crcs * 4);
+    context.extend_from_slice(&[VERSION, kind, 0, 0]);
+    context.extend_from_slice(&first.to_le_bytes());
+    context.extend_from_slice(&count.to_le_bytes());
+    context.extend_from_slice(&0u32.to_le_bytes());
+    context.extend_from_slice(&origin.attachment_epoch.to_le_bytes());
+    context.extend_from_slice(&origin.front_end.0.to_le_bytes());
+    context.extend_from_slice(&origin.session.to_le_bytes());
+    context
+}
+
+/// Decodes what [`encode`] made. Any other bytes are an error, never a panic.
+pub fn decode(context: &[u8]) -> Result<(Origin, Command), CommandError> {
+    let Some((head, crcs)) = context.split_first_chunk::<HEADER_BYTES>() else {
+        return Err(CommandError::Length(context.len()));
+    };
+    let [version, kind, reserved_a, reserved_b, ..] = *head;
+    if version != VERSION {
+        return Err(CommandError::Version(version));
+    }
+    if reserved_a != 0 || reserved_b != 0 || u32_at(head, 12) != 0 {
+        return Err(CommandError::Reserved);
+    }
+    let (first, count) = (u32_at(head, 4), u32_at(head, 8));
+    let origin = Origin {
+        attachment_epoch: u64_at(head, 16),
+        front_end: PodId(u64_at(head, 24)),
+        session: u64_at(head, 32),
+    };
+    let wrong_range = CommandError::Range { first, count };
+    let with_blocks = matches!(kind, KIND_WRITE | KIND_ZERO | KIND_TRIM);
+    if with_blocks && (count == 0 || first.checked_add(count).is_none()) {
+        return Err(wrong_range);
+    }
+    if !with_blocks && (first != 0 || count != 0) {
+        return Err(wrong_range);
+    }
+    if kind != KIND_WRITE && !crcs.is_empty() {
+        return Err(CommandError::Length(context.len()));
+    }
+    let range = BlockRange {
+        first: Block(first),
+        count,
+    };
+    let command = match kind {
+        KIND_WRITE => Command::Write {
+            range,
+            crcs: decode_crcs(count, crcs).ok_or(wrong_range)?,
+        },
+        KIND_ZERO => Command::Zero { range, trim: false },
+        KIND_TRIM => Command::Zero { range, trim: true },
+        KIND_TOUCH => Command::Touch,
+        KIND_OPAQUE => Command::Opaque,
+        other => return Err(CommandError::Kind(other)),
+    };
+    Ok((origin, command))
+}
+
+fn decode_crcs(count: u32, bytes: &[u8]) -> Option<Vec<u32>> {
+    if count > WRITE_BLOCKS_MAX || bytes.len() != count as usize * 4 {
+        return None;
+    }
+    let (chunks, _) = bytes.as_chunks::<4>();
+    Some(chunks.iter().map(|crc| u32::from_le_bytes(*crc)).collect())
+}
+
+fn u32_at(head: &[u8; HEADER_BYTES], at: usize) -> u32 {
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&head[at..at + 4]);
+    u32::from_le_bytes(bytes)
+}
+
+fn u64_at(head: &[u8; HEADER_BYTES], at: usize) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&head[at..at + 8]);
+    u64::from_le_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_command() -> impl Strategy<Value = Command> {
+        let range =
+            (0u32..1 << 20, 1u32..=WRITE_BLOCKS_MAX).prop_map(|(first, count)| BlockRange {
+                first: Block(first),
+                count,
+            });
+        prop_oneof![
+            range.clone().prop_map(|range| Command::Write {
+                range,
+                crcs: (0..range.count)
+                    .map(|i| i.wrapping_mul(0x9e37_79b9))
+                    .collect(),
+            }),
+            (range, any::<bool>()).prop_map(|(range, trim)| Command::Zero { range, trim }),
+            Just(Command::Touch),
+            Just(Command::Opaque),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_command_survives_its_encoding(
+            command in any_command(),
+            epoch in any::<u64>(),
+            front_end in any::<u64>(),
+            session in any::<u64>(),
+        ) {
+            let origin = Origin { attachment_epoch: epoch, front_end: PodId(front_end), session };
+            let bytes = encode(origin, &command);
+            prop_assert_eq!(decode(&bytes).unwrap(), (origin, command));
+            for cut in [0, 1, 39, bytes.len() - 1] {
+                prop_assert!(decode(&bytes[..cut]).is_err());
+            }
+            let longer = [&bytes[..], &[0; 4]].concat();
+            prop_assert!(decode(&longer).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_judged_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..96)) {
+            // Whatever is accepted must encode to the very same bytes: one meaning, one form.
+            if let Ok((origin, command)) = decode(&bytes) {
+                prop_assert_eq!(&encode(origin, &command)[..], &bytes[..]);
+            }
+        }
+
+        #[test]
+        fn nearly_valid_bytes_are_judged_without_panic(
+            command in any_command(),
+            at in 0usize..40,
+            value in any::<u8>(),
+        ) {
+            let mut bytes = encode(Origin::default(), &command).to_vec();
+            bytes[at] = value;
+            if let Ok((origin, command)) = decode(&bytes) {
+                prop_assert_eq!(&encode(origin, &command)[..], &bytes[..]);
+            }
+        }
+    }
+}

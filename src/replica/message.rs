@@ -1,0 +1,160 @@
+//! A Raft message on the wire: one header, and the payload of each entry by itself so that it
+//! can be sent and received in place.
+//!
+//! Header, little endian: u8 version (1), 3 zero bytes, u32 number of entries, one u32 per entry
+//! with the length of its payload (0: it has none), then the protobuf encoding of the message
+//! with empty `data` in every entry.
+
+use bytes::Bytes;
+use protobuf::Message as _;
+use raft::eraftpb::{Message, MessageType};
+
+use crate::limits::{ENTRY_BYTES_MAX, FRAME_META_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
+
+const VERSION: u8 = 1;
+const PREFIX_BYTES: usize = 8;
+
+/// Why bytes are not a Raft message.
+#[derive(Debug, thiserror::Error)]
+pub enum MessageError {
+    #[error("a Raft message header of {0} bytes is too short or too long")]
+    Length(usize),
+    #[error("Raft message version {0} is not known")]
+    Version(u8),
+    #[error("a Raft message cannot be decoded")]
+    Protobuf(#[from] protobuf::ProtobufError),
+    #[error("a Raft message and its payloads do not fit together")]
+    Payloads,
+}
+
+/// Takes a message apart: the header, and the payloads of those entries that have one, in order.
+pub fn split(mut message: Message) -> (Bytes, Vec<Bytes>) {
+    let count = message.entries.len();
+    let mut payloads = Vec::with_capacity(count);
+    let mut header = Vec::with_capacity(PREFIX_BYTES + count * 72 + 64);
+    header.extend_from_slice(&[VERSION, 0, 0, 0]);
+    let count = u32::try_from(count).expect("a message has far fewer entries");
+    header.extend_from_slice(&count.to_le_bytes());
+    for entry in message.entries.iter_mut() {
+        let payload = std::mem::take(&mut entry.data);
+        let len = u32::try_from(payload.len()).expect("at most ENTRY_BYTES_MAX");
+        header.extend_from_slice(&len.to_le_bytes());
+        if !payload.is_empty() {
+            payloads.push(payload);
+        }
+    }
+    let written = message.write_to_vec(&mut header);
+    assert!(written.is_ok(), "writing to memory: {written:?}");
+    (Bytes::from(header), payloads)
+}
+
+/// Puts a message together again. The header is copied once, so that the small parts of the
+/// message do not keep a receive buffer alive; payloads are taken as they are.
+pub fn join(header: &[u8], payloads: Vec<Bytes>) -> Result<Message, MessageError> {
+    let wrong_length = MessageError::Length(header.len());
+    if header.len() > FRAME_META_BYTES_MAX {
+        return Err(wrong_length);
+    }
+    let Some((prefix, rest)) = header.split_first_chunk::<PREFIX_BYTES>() else {
+        return Err(wrong_length);
+    };
+    if prefix[0] != VERSION {
+        return Err(MessageError::Version(prefix[0]));
+    }
+    let count = u32::from_le_bytes([prefix[4], prefix[5], prefix[6], prefix[7]]) as usize;
+    let Some((lengths, body)) = rest.split_at_checked(count.saturating_mul(4)) else {
+        return Err(wrong_length);
+    };
+    let mut message = Message::parse_from_carllerche_bytes(&Bytes::copy_from_slice(body))?;
+    if message.entries.len() != count {
+        return Err(MessageError::Payloads);
+    }
+    let (lengths, _) = lengths.as_chunks::<4>();
+    let mut payloads = payloads.into_iter();
+    let mut total = 0;
+    for (entry, len) in message.entries.iter_mut().zip(lengths) {
+        let len = u32::from_le_bytes(*len) as usize;
+        total += len;
+        if !entry.data.is_empty() || len > ENTRY_BYTES_MAX || total > FRAME_PAYLOAD_BYTES_MAX {
+            return Err(MessageError::Payloads);
+        }
+        if len > 0 {
+            entry.data = payloads
+                .next()
+                .filter(|data| data.len() == len)
+                .ok_or(MessageError::Payloads)?;
+        }
+    }
+    if payloads.next().is_some() {
+        return Err(MessageError::Payloads);
+    }
+    Ok(message)
+}
+
+/// True for a message without entries: many groups' can share one frame.
+pub fn is_light(message: &Message) -> bool {
+    message.entries.is_empty() && message.get_msg_type() != MessageType::MsgSnapshot
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use raft::eraftpb::Entry;
+
+    use super::*;
+
+    fn message(lengths: &[usize]) -> Message {
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgAppend);
+        message.to = 7;
+        message.term = 9;
+        message.context = Bytes::from_static(b"round");
+        let entries = lengths.iter().enumerate().map(|(at, len)| Entry {
+            index: at as u64 + 1,
+            term: 3,
+            data: Bytes::from(vec![at as u8; *len]),
+            context: Bytes::from(vec![7; at % 5]),
+            ..Entry::default()
+        });
+        message.set_entries(entries.collect::<Vec<_>>().into());
+        message
+    }
+
+    proptest! {
+        #[test]
+        fn a_message_survives_its_encoding(
+            lengths in prop::collection::vec(prop_oneof![Just(0usize), 1usize..5000], 0..8),
+            cut in 0usize..64,
+        ) {
+            let whole = message(&lengths);
+            let (header, payloads) = split(whole.clone());
+            prop_assert_eq!(join(&header, payloads.clone()).unwrap(), whole);
+            let _ = join(&header[..cut.min(header.len())], payloads.clone());
+            if payloads.len() > 1 {
+                prop_assert!(join(&header, payloads[1..].to_vec()).is_err());
+            }
+            let more = [payloads, vec![Bytes::from_static(b"x")]].concat();
+            prop_assert!(join(&header, more).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_judged_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = join(&bytes, Vec::new());
+        }
+
+        #[test]
+        fn damaged_headers_are_judged_without_panic(at in 0usize..80, value in any::<u8>()) {
+            let (header, payloads) = split(message(&[10, 0, 20]));
+            let mut damaged = header.to_vec();
+            let at = at % damaged.len();
+            damaged[at] = value;
+            let _ = join(&damaged, payloads);
+        }
+    }
+
+    #[test]
+    fn only_messages_without_entries_are_light() {
+        assert!(is_light(&message(&[])));
+        assert!(!is_light(&message(&[0])));
+    }
+}

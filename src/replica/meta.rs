@@ -1,0 +1,345 @@
+//! Shard metadata: what every member knows besides its blocks. Carried as opaque bytes by the
+//! store, by checkpoints and by manifests (rule R16).
+//!
+//! Layout, little endian, version 1:
+//!
+//! | offset | size | field |
+//! |---|---|---|
+//! | 0 | 1 | version (1) |
+//! | 1 | 1 | 1 when a joint configuration is left by itself |
+//! | 2 | 2 | zero |
+//! | 4 | 4 | length of the shard in blocks |
+//! | 8 | 8 | attachment epoch |
+//! | 16 | 8 | four u16 counts: voters, outgoing voters, learners, next learners |
+//! | 24 | 4 | number of front ends |
+//! | 28 | 4 | zero |
+//! | 32 | 8 each | the members, in the order of the counts |
+//! | ... | 16 each | front end and its highest session, ordered by front end |
+
+use bytes::Bytes;
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
+use raft::{Changer, ProgressTracker};
+
+use crate::types::{MemberId, PodId};
+
+const VERSION: u8 = 1;
+const HEADER_BYTES: usize = 32;
+/// Front ends whose sessions are remembered; a further one is refused.
+pub const FRONT_ENDS_MAX: usize = 4096;
+/// Members of one configuration, each kind.
+const MEMBERS_MAX: usize = 64;
+
+/// The metadata of a shard as of some applied index.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Meta {
+    /// Length of the shard; entries beyond it are never applied.
+    pub blocks: u32,
+    /// Entries of a lower one are refused.
+    pub attachment_epoch: u64,
+    /// The Raft configuration.
+    pub conf: ConfState,
+    /// Highest session seen per front end, ordered by front end.
+    sessions: Vec<(PodId, u64)>,
+}
+
+/// Why bytes are not shard metadata.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MetaError {
+    #[error("shard metadata has {0} bytes")]
+    Length(usize),
+    #[error("shard metadata version {0} is not known")]
+    Version(u8),
+    #[error("shard metadata contains values that are out of bounds")]
+    Bounds,
+}
+
+/// What a session number means to a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionVerdict {
+    /// The one in use, or not checked.
+    Current,
+    /// Higher than any seen: to be recorded.
+    Newer,
+    /// Lower than one seen.
+    Stale,
+    /// Too many front ends are remembered already.
+    TooMany,
+}
+
+impl Meta {
+    /// Metadata of a new shard. All members of a shard start with the same voters, in the same
+    /// order; the first one campaigns first.
+    pub fn new(voters: &[MemberId], blocks: u32) -> Meta {
+        let mut conf = ConfState::default();
+        conf.voters = voters.iter().map(|member| member.0).collect();
+        Meta {
+            blocks,
+            conf,
+            ..Meta::default()
+        }
+    }
+
+    /// Judges a session without recording it. Front end 0 and session 0 are not checked.
+    pub fn judge_session(&self, front_end: PodId, session: u64) -> SessionVerdict {
+        if front_end.0 == 0 || session == 0 {
+            return SessionVerdict::Current;
+        }
+        match self
+            .sessions
+            .binary_search_by_key(&front_end, |(id, _)| *id)
+        {
+            Ok(at) if self.sessions[at].1 == session => SessionVerdict::Current,
+            Ok(at) if self.sessions[at].1 > session => SessionVerdict::Stale,
+            Ok(_) => SessionVerdict::Newer,
+            Err(_) if self.sessions.len() >= FRONT_ENDS_MAX => SessionVerdict::TooMany,
+            Err(_) => SessionVerdict::Newer,
+        }
+    }
+
+    /// Records a session that was judged [`SessionVerdict::Newer`].
+    pub fn record_session(&mut self, front_end: PodId, session: u64) {
+        match self
+            .sessions
+            .binary_search_by_key(&front_end, |(id, _)| *id)
+        {
+            Ok(at) => self.sessions[at].1 = self.sessions[at].1.max(session),
+            Err(at) => {
+                assert!(self.sessions.len() < FRONT_ENDS_MAX, "judged before");
+                self.sessions.insert(at, (front_end, session));
+            }
+        }
+    }
+
+    /// True when `member` alone decides.
+    pub fn is_sole_voter(&self, member: MemberId) -> bool {
+        self.conf.voters == [member.0] && self.conf.voters_outgoing.is_empty()
+    }
+
+    /// Between two configurations: both majorities are needed.
+    pub fn is_joint(&self) -> bool {
+        !self.conf.voters_outgoing.is_empty()
+    }
+
+    /// Takes over a configuration, in one fixed order.
+    pub fn set_conf(&mut self, mut conf: ConfState) {
+        conf.voters.sort_unstable();
+        conf.voters_outgoing.sort_unstable();
+        conf.learners.sort_unstable();
+        conf.learners_next.sort_unstable();
+        self.conf = conf;
+    }
+
+    pub fn encode(&self) -> Bytes {
+        let lists = self.member_lists();
+        let members: usize = lists.iter().map(|list| list.len()).sum();
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + members * 8 + self.sessions.len() * 16);
+        bytes.extend_from_slice(&[VERSION, u8::from(self.conf.auto_leave), 0, 0]);
+        bytes.extend_from_slice(&self.blocks.to_le_bytes());
+        bytes.extend_from_slice(&self.attachment_epoch.to_le_bytes());
+        for list in lists {
+            let count = u16::try_from(list.len()).expect("far fewer members than 65536");
+            bytes.extend_from_slice(&count.to_le_bytes());
+        }
+        let front_ends = u32::try_from(self.sessions.len()).expect("at most FRONT_ENDS_MAX");
+        bytes.extend_from_slice(&front_ends.to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        for member in lists.into_iter().flatten() {
+            bytes.extend_from_slice(&member.to_le_bytes());
+        }
+        for (front_end, session) in &self.sessions {
+            bytes.extend_from_slice(&front_end.0.to_le_bytes());
+            bytes.extend_from_slice(&session.to_le_bytes());
+        }
+        Bytes::from(bytes)
+    }
+
+    fn member_lists(&self) -> [&Vec<u64>; 4] {
+        let conf = &self.conf;
+        [
+            &conf.voters,
+            &conf.voters_outgoing,
+            &conf.learners,
+            &conf.learners_next,
+        ]
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Meta, MetaError> {
+        let Some((head, body)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+            return Err(MetaError::Length(bytes.len()));
+        };
+        if head[0] != VERSION {
+            return Err(MetaError::Version(head[0]));
+        }
+        let count = |at: usize| usize::from(u16::from_le_bytes([head[at], head[at + 1]]));
+        let counts = [count(16), count(18), count(20), count(22)];
+        let front_ends = u32::from_le_bytes([head[24], head[25], head[26], head[27]]) as usize;
+        if head[1] > 1 || counts.iter().any(|count| *count > MEMBERS_MAX) {
+            return Err(MetaError::Bounds);
+        }
+        if front_ends > FRONT_ENDS_MAX {
+            return Err(MetaError::Bounds);
+        }
+        let members: usize = counts.iter().sum();
+        if body.len() != (members + front_ends * 2) * 8 {
+            return Err(MetaError::Length(bytes.len()));
+        }
+        let (words, _) = body.as_chunks::<8>();
+        let mut words = words.iter().map(|word| u64::from_le_bytes(*word));
+        let mut list = |count: usize| words.by_ref().take(count).collect::<Vec<u64>>();
+        let mut conf = ConfState::default();
+        conf.voters = list(counts[0]);
+        conf.voters_outgoing = list(counts[1]);
+        conf.learners = list(counts[2]);
+        conf.learners_next = list(counts[3]);
+        conf.auto_leave = head[1] == 1;
+        let pairs = list(front_ends * 2);
+        let sessions = pairs
+            .chunks_exact(2)
+            .map(|pair| (PodId(pair[0]), pair[1]))
+            .collect::<Vec<_>>();
+        if !sessions.is_sorted_by(|left, right| left.0 < right.0) {
+            return Err(MetaError::Bounds);
+        }
+        let mut epoch = [0; 8];
+        epoch.copy_from_slice(&head[8..16]);
+        Ok(Meta {
+            blocks: u32::from_le_bytes([head[4], head[5], head[6], head[7]]),
+            attachment_epoch: u64::from_le_bytes(epoch),
+            conf,
+            sessions,
+        })
+    }
+}
+
+/// The configuration that `change` makes of `conf`, by the rules of raft-rs; an error when the
+/// change does not fit (every member then ignores it alike).
+pub fn changed_conf(conf: &ConfState, change: &ConfChangeV2) -> Result<ConfState, raft::Error> {
+    let mut tracker = tracker_of(conf)?;
+    let mut changer = Changer::new(&tracker);
+    let (next, changes) = if change.leave_joint() {
+        changer.leave_joint()?
+    } else if let Some(auto_leave) = change.enter_joint() {
+        changer.enter_joint(auto_leave, &change.changes)?
+    } else {
+        changer.simple(&change.changes)?
+    };
+    tracker.apply_conf(next, changes, 1);
+    Ok(tracker.conf().to_conf_state())
+}
+
+/// A tracker in the given configuration, built through the same steps that led to it.
+fn tracker_of(conf: &ConfState) -> Result<ProgressTracker, raft::Error> {
+    let mut tracker = ProgressTracker::new(1);
+    let base = if conf.voters_outgoing.is_empty() {
+        &conf.voters
+    } else {
+        &conf.voters_outgoing
+    };
+    for voter in base {
+        add(&mut tracker, single(*voter, ConfChangeType::AddNode))?;
+    }
+    let learners = conf.learners.iter().chain(&conf.learners_next);
+    let learners = learners.map(|id| single(*id, ConfChangeType::AddLearnerNode));
+    if conf.voters_outgoing.is_empty() {
+        for learner in learners {
+            add(&mut tracker, learner)?;
+        }
+        return Ok(tracker);
+    }
+    let removed = base
+        .iter()
+        .map(|id| single(*id, ConfChangeType::RemoveNode));
+    let added = conf
+        .voters
+        .iter()
+        .map(|id| single(*id, ConfChangeType::AddNode));
+    let steps: Vec<ConfChangeSingle> = removed.chain(added).chain(learners).collect();
+    let (next, changes) = Changer::new(&tracker).enter_joint(conf.auto_leave, &steps)?;
+    tracker.apply_conf(next, changes, 1);
+    Ok(tracker)
+}
+
+fn add(tracker: &mut ProgressTracker, step: ConfChangeSingle) -> Result<(), raft::Error> {
+    let (next, changes) = Changer::new(tracker).simple(&[step])?;
+    tracker.apply_conf(next, changes, 1);
+    Ok(())
+}
+
+fn single(id: u64, change: ConfChangeType) -> ConfChangeSingle {
+    let mut single = ConfChangeSingle::default();
+    single.node_id = id;
+    single.set_change_type(change);
+    single
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use raft::eraftpb::ConfChangeTransition;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn metadata_survives_its_encoding(
+            voters in prop::collection::vec(1u64..9, 0..5),
+            learners in prop::collection::vec(10u64..19, 0..3),
+            blocks in any::<u32>(),
+            epoch in any::<u64>(),
+            sessions in prop::collection::btree_map(1u64..50, 1u64..9, 0..8),
+        ) {
+            let ids: Vec<MemberId> = voters.into_iter().map(MemberId).collect();
+            let mut meta = Meta::new(&ids, blocks);
+            meta.attachment_epoch = epoch;
+            meta.conf.learners = learners;
+            for (front_end, session) in sessions {
+                meta.record_session(PodId(front_end), session);
+            }
+            let bytes = meta.encode();
+            prop_assert_eq!(Meta::decode(&bytes).unwrap(), meta);
+            prop_assert!(Meta::decode(&bytes[..bytes.len() - 1]).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_judged_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            let _ = Meta::decode(&bytes);
+        }
+    }
+
+    #[test]
+    fn sessions_are_bounded_and_only_grow() {
+        let mut meta = Meta::new(&[], 1);
+        for front_end in 1..=FRONT_ENDS_MAX as u64 {
+            meta.record_session(PodId(front_end), 5);
+        }
+        let verdict = |front_end, session| meta.judge_session(PodId(front_end), session);
+        assert_eq!(verdict(7, 4), SessionVerdict::Stale);
+        assert_eq!(verdict(7, 5), SessionVerdict::Current);
+        assert_eq!(verdict(7, 6), SessionVerdict::Newer);
+        assert_eq!(verdict(7, 0), SessionVerdict::Current);
+        assert_eq!(verdict(0, 9), SessionVerdict::Current);
+        assert_eq!(
+            verdict(FRONT_ENDS_MAX as u64 + 1, 1),
+            SessionVerdict::TooMany
+        );
+    }
+
+    #[test]
+    fn a_joint_change_and_its_end_give_the_expected_members() {
+        let start = Meta::new(&[MemberId(1), MemberId(2), MemberId(3)], 1).conf;
+        let mut enter = ConfChangeV2::default();
+        enter.set_transition(ConfChangeTransition::Explicit);
+        enter
+            .mut_changes()
+            .push(single(3, ConfChangeType::RemoveNode));
+        enter.mut_changes().push(single(4, ConfChangeType::AddNode));
+        let mut meta = Meta::default();
+        meta.set_conf(changed_conf(&start, &enter).unwrap());
+        assert_eq!(meta.conf.voters, [1, 2, 4]);
+        assert_eq!(meta.conf.voters_outgoing, [1, 2, 3]);
+        assert!(changed_conf(&meta.conf, &enter).is_err(), "joint already");
+        meta.set_conf(changed_conf(&meta.conf, &ConfChangeV2::default()).unwrap());
+        assert_eq!(meta.conf.voters, [1, 2, 4]);
+        assert!(!meta.is_joint());
+    }
+}

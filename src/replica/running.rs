@@ -1,0 +1,679 @@
+//! The state machine of a member that is not faulted: inputs in, Readies of raft-rs out.
+
+use bytes::Bytes;
+use raft::eraftpb::{
+    ConfChangeTransition, ConfChangeV2, Entry, HardState, Message, MessageType, Snapshot,
+};
+
+use crate::replica::apply::{Applier, ApplyError, conf_change_of};
+use crate::replica::log_tail::{LogError, LogTail};
+use crate::replica::meta::{Meta, MetaError};
+use crate::replica::persist::{APPENDS_IN_FLIGHT_MAX, Persist};
+use crate::replica::raft_adapter::RaftAdapter;
+use crate::replica::read::{ReadKind, ReadState, Reads};
+use crate::replica::resync::Resync;
+use crate::replica::seam::{
+    Append, Change, Input, MemberConfig, Output, ReqId, Reset, Role, Start,
+};
+use crate::replica::votes::{Situation, Votes};
+use crate::replica::write::{Geometry, Writes};
+use crate::types::{BlockError, MemberId, Mono, Origin, ShardOp};
+
+/// Why a member cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    #[error("read the shard metadata")]
+    Meta(#[from] MetaError),
+    #[error("use the recovered log")]
+    Log(#[from] LogError),
+    #[error("apply a committed entry")]
+    Apply(#[from] ApplyError),
+    #[error("start raft")]
+    Raft(#[source] raft::Error),
+}
+
+/// See the module.
+pub struct Running {
+    config: MemberConfig,
+    raft: RaftAdapter,
+    applier: Applier,
+    applied_index: u64,
+    /// Term of the newest applied entry.
+    applied_term: u64,
+    persist: Persist,
+    votes: Votes,
+    writes: Writes,
+    reads: Reads,
+    resync: Resync,
+    /// The term in which this member led at the last look.
+    led_term: Option<u64>,
+    /// Last reported.
+    role: Role,
+    /// A snapshot that waits for a known leader, or whose log write is under way.
+    install: Option<Reset>,
+    /// Number of the heartbeats that leave in this poll.
+    round: Option<u64>,
+    /// The commit index is to be written although nothing else is.
+    write_commit: bool,
+    /// What leaves at the next poll, before anything else.
+    outbox: Vec<Output>,
+}
+
+impl Running {
+    pub fn start(config: MemberConfig, start: Start, now: Mono) -> Result<Running, Broken> {
+        let meta = Meta::decode(&start.meta)?;
+        let fresh = start.hard == HardState::default()
+            && start.applied_index == 0
+            && start.compacted_index == 0
+            && start.entries.is_empty();
+        let compacted = (start.compacted_index, start.compacted_term);
+        let applied_index = start.applied_index;
+        let hard = start.hard.clone();
+        let conf = meta.conf.clone();
+        let log = LogTail::new(start.hard, conf, compacted, applied_index, start.entries)?;
+        let mut raft = RaftAdapter::new(config.member, config.seed, applied_index, log)
+            .map_err(Broken::Raft)?;
+        if fresh && meta.conf.voters.first() == Some(&config.member.0) {
+            raft.hasten_election();
+        }
+        let geometry = Geometry {
+            blocks: config.blocks.min(meta.blocks),
+            volume: config.volume,
+            first_block_in_volume: config.first_block_in_volume,
+        };
+        raft.raw.mut_store().compact_to(config.log_tail_bytes);
+        Ok(Running {
+            config,
+            raft,
+            applier: Applier::new(meta),
+            applied_index,
+            applied_term: 0,
+            persist: Persist::new(hard),
+            votes: Votes::new(now, fresh, start.resyncing),
+            writes: Writes::new(geometry),
+            reads: Reads::default(),
+            resync: Resync::default(),
+            led_term: None,
+            role: Role::default(),
+            install: None,
+            round: None,
+            write_commit: false,
+            outbox: Vec::new(),
+        })
+    }
+
+    pub fn applied_index(&self) -> u64 {
+        self.applied_index
+    }
+
+    pub fn role(&self) -> Role {
+        Role {
+            term: self.raft.term(),
+            leader: self.raft.leader(),
+            serving: self.is_serving(),
+        }
+    }
+
+    /// Leads and has applied an entry of its own term.
+    fn is_serving(&self) -> bool {
+        self.raft.is_leader() && self.applied_term == self.raft.term() && !self.votes.resyncing
+    }
+
+    fn is_sole_voter(&self) -> bool {
+        self.applier.meta.is_sole_voter(self.config.member)
+    }
+
+    fn situation(&self) -> Situation {
+        Situation {
+            term: self.raft.term(),
+            is_leader: self.raft.is_leader(),
+            initialised: !self.applier.meta.conf.voters.is_empty(),
+            resetting: self.install.is_some() || self.persist.is_resetting(),
+            sole_voter: self.is_sole_voter(),
+        }
+    }
+
+    pub fn handle(&mut self, now: Mono, input: Input) -> Result<(), Broken> {
+        match input {
+            Input::Tick => self.on_tick(now),
+            Input::Peer(message) => self.on_peer(now, *message),
+            Input::Client {
+                req,
+                term,
+                origin,
+                op,
+            } => self.on_client(req, term, origin, op),
+            Input::Appended { number } => self.on_appended(number),
+            Input::Base { ticket, result } => {
+                if let Some((req, error)) = self.writes.on_base(ticket, result) {
+                    self.refuse(req, error);
+                }
+            }
+            Input::Unreachable(member) => self.raft.raw.report_unreachable(member.0),
+            Input::TransferLeader(member) => self.on_transfer(member),
+            Input::InstallSnapshot { index, term, meta } => {
+                Meta::decode(&meta)?;
+                self.install = Some(Reset { index, term, meta });
+            }
+            Input::ResyncEnded { member, ok } => self.resync.ended(member, ok),
+            Input::Resyncing(resyncing) => self.votes.resyncing = resyncing,
+            Input::ChangeMembers(change) => self.on_change_members(change),
+            Input::Propose { req, data } => self.on_propose(req, data),
+            Input::Barrier { req } => self.on_read(req, ReadKind::Barrier),
+        }
+        self.after_raft();
+        Ok(())
+    }
+
+    /// After every event that raft-rs saw.
+    fn after_raft(&mut self) {
+        self.raft.pin();
+        let led_term = self.raft.is_leader().then_some(self.raft.term());
+        if led_term == self.led_term {
+            return;
+        }
+        self.led_term = led_term;
+        for (req, error) in self.abandon() {
+            self.refuse(req, error);
+        }
+        self.reads.reset();
+        self.resync.clear();
+        self.writes.recheck();
+    }
+
+    /// Every request that is not answered yet, with its answer now that this member does not
+    /// lead any more.
+    pub fn abandon(&mut self) -> Vec<(ReqId, BlockError)> {
+        let not_leader = self.not_leader();
+        let mut answers = Vec::new();
+        self.writes.lose(&not_leader, &mut answers);
+        let reads = self.reads.drain();
+        answers.extend(reads.map(|req| (req, not_leader.clone())));
+        answers
+    }
+
+    fn not_leader(&self) -> BlockError {
+        BlockError::NotLeader {
+            hint: self.raft.leader(),
+            term: self.raft.term(),
+        }
+    }
+
+    fn refuse(&mut self, req: ReqId, error: BlockError) {
+        self.outbox.push(Output::Reply {
+            req,
+            result: Err(error),
+        });
+    }
+
+    fn on_tick(&mut self, now: Mono) {
+        let at = self.situation();
+        let campaigns = self.raft.is_about_to_campaign();
+        // A sole voter is elected by `elect_sole_voter`, at a safe moment.
+        let held_back = !at.is_leader && at.sole_voter;
+        if !held_back && (!campaigns || self.votes.may_campaign(now, &at)) {
+            self.raft.raw.tick();
+        }
+        self.write_commit = self.persist.wants_commit(self.raft.committed());
+        if at.is_leader {
+            self.resync.tick(&mut self.outbox);
+        }
+    }
+
+    fn on_peer(&mut self, now: Mono, mut message: Message) {
+        let at = self.situation();
+        if message.to != self.config.member.0 || !self.votes.admits(now, &message, &at) {
+            return;
+        }
+        if at.is_leader && message.term == at.term {
+            match message.get_msg_type() {
+                MessageType::MsgHeartbeatResponse => self.on_heartbeat_answer(&mut message),
+                MessageType::MsgAppendResponse if !message.reject => {
+                    self.resync.caught_up(message.from);
+                }
+                _ => (),
+            }
+        }
+        // Errors mean that raft-rs dropped the message: from an unknown member, or too late.
+        if let Err(error) = self.raft.raw.step(message) {
+            tracing::debug!(member = self.config.member.0, %error, "dropped a message");
+        }
+    }
+
+    /// Takes the number of the round out, which means nothing to raft-rs.
+    fn on_heartbeat_answer(&mut self, message: &mut Message) {
+        let context = std::mem::take(&mut message.context);
+        if let Ok(round) = <[u8; 8]>::try_from(&context[..]) {
+            let conf = &self.applier.meta.conf;
+            let me = self.config.member.0;
+            self.reads
+                .answered(message.from, u64::from_le_bytes(round), me, conf);
+        }
+        let compacted = self.raft.raw.store().compacted();
+        let caught_up = message.commit >= compacted && message.commit <= self.raft.last_index();
+        if !self.resync.is_lagging(message.from) || !caught_up {
+            return;
+        }
+        // The follower's commit is durable there and part of this log: it is progress, even if
+        // the answer to the snapshot was lost.
+        self.resync.caught_up(message.from);
+        let mut progress = Message::default();
+        progress.set_msg_type(MessageType::MsgAppendResponse);
+        (progress.from, progress.to) = (message.from, message.to);
+        progress.term = message.term;
+        progress.index = message.commit;
+        progress.commit = message.commit;
+        if let Err(error) = self.raft.raw.step(progress) {
+            tracing::debug!(member = self.config.member.0, %error, "dropped a follower's progress");
+        }
+    }
+
+    fn on_client(&mut self, req: ReqId, term: u64, origin: Origin, op: ShardOp) {
+        if !self.raft.is_leader() || (term != 0 && term != self.raft.term()) {
+            let error = self.not_leader();
+            self.refuse(req, error);
+            return;
+        }
+        let status = matches!(op, ShardOp::Status { .. });
+        match op {
+            ShardOp::Read { range } | ShardOp::Status { range } => {
+                let end = range.first.0.checked_add(range.count);
+                if range.count == 0 || end.is_none_or(|end| end > self.config.blocks) {
+                    self.refuse(req, BlockError::OutOfRange);
+                    return;
+                }
+                self.on_read(req, ReadKind::Blocks { range, status });
+            }
+            write => {
+                if let Err(error) = self.writes.push(req, origin, write) {
+                    self.refuse(req, error);
+                }
+            }
+        }
+    }
+
+    fn on_read(&mut self, req: ReqId, kind: ReadKind) {
+        if !self.raft.is_leader() {
+            let error = self.not_leader();
+            self.refuse(req, error);
+        } else if !self.reads.push(req, kind, self.raft.committed()) {
+            self.refuse(req, BlockError::Busy);
+        }
+    }
+
+    fn on_propose(&mut self, req: ReqId, data: Bytes) {
+        let taken = if self.raft.is_leader() {
+            self.writes.push_opaque(req, data)
+        } else {
+            Err(self.not_leader())
+        };
+        if let Err(error) = taken {
+            self.refuse(req, error);
+        }
+    }
+
+    fn on_transfer(&mut self, member: MemberId) {
+        let known = self.applier.meta.conf.voters.contains(&member.0);
+        if self.raft.is_leader() && known && member != self.config.member {
+            self.raft.raw.transfer_leader(member.0);
+        }
+    }
+
+    /// Through a joint configuration, left by a change of its own. The leader never removes
+    /// itself: raft-rs would panic; control gives the leadership away first.
+    fn on_change_members(&mut self, mut change: ConfChangeV2) {
+        let me = self.config.member.0;
+        if !change.changes.is_empty() {
+            change.set_transition(ConfChangeTransition::Explicit);
+        }
+        let touches_me = change.changes.iter().any(|step| step.node_id == me);
+        if !self.raft.is_leader() || !self.raft.accepts(0) || touches_me {
+            tracing::info!(
+                member = me,
+                "a configuration change is not proposed here and now"
+            );
+            return;
+        }
+        if let Err(error) = self.raft.raw.propose_conf_change(Vec::new(), change) {
+            tracing::info!(member = me, %error, "a configuration change was refused");
+        }
+    }
+
+    fn on_appended(&mut self, number: u64) {
+        let freed = self.persist.confirm(number);
+        self.raft.raw.on_persist_ready(freed.ready);
+        if let Some(index) = freed.reset {
+            self.raft.raw.advance_apply_to(index);
+            self.votes.resyncing = false;
+        }
+        let sends = freed
+            .messages
+            .into_iter()
+            .map(|message| Output::Send(Box::new(message)));
+        self.outbox.extend(sends);
+    }
+
+    pub fn poll(&mut self, now: Mono, out: &mut Vec<Output>) -> Result<(), Broken> {
+        self.round = None;
+        out.append(&mut self.outbox);
+        self.step_install();
+        loop {
+            self.drain(now, out)?;
+            let moved = self.elect_sole_voter() || self.leave_joint() || self.begin_round(now);
+            if !moved {
+                break;
+            }
+            self.after_raft();
+        }
+        self.append_commit(out);
+        out.append(&mut self.outbox);
+        let state = self.read_state(now);
+        self.reads.serve(&state, out);
+        for member in self.raft.raw.mut_store().take_wanted() {
+            self.resync.wanted(member, out);
+        }
+        let role = self.role();
+        if role != self.role {
+            self.role = role;
+            out.push(Output::Role(role));
+        }
+        Ok(())
+    }
+
+    fn read_state(&self, now: Mono) -> ReadState {
+        ReadState {
+            now,
+            applied_index: self.applied_index,
+            serving: self.is_serving(),
+            sole_voter: self.is_sole_voter(),
+        }
+    }
+
+    /// Proposes, and turns Readies into outputs, until nothing is left to do.
+    fn drain(&mut self, now: Mono, out: &mut Vec<Output>) -> Result<(), Broken> {
+        loop {
+            if self.raft.is_leader() {
+                let serving = self.is_serving();
+                self.writes.unblock(serving, out);
+                let in_flight = self.persist.in_flight();
+                self.writes
+                    .propose(&mut self.raft, in_flight, APPENDS_IN_FLIGHT_MAX);
+                self.raft.pin();
+            }
+            let raft = &self.raft.raw.raft;
+            let must_wait = self.persist.is_full()
+                && !self.raft.is_leader()
+                && !raft.raft_log.unstable_entries().is_empty();
+            if must_wait || !self.raft.raw.has_ready() {
+                return Ok(());
+            }
+            self.take_ready(now, out)?;
+            self.after_raft();
+        }
+    }
+
+    fn take_ready(&mut self, now: Mono, out: &mut Vec<Output>) -> Result<(), Broken> {
+        let mut ready = self.raft.raw.ready();
+        let number = ready.number();
+        let hard = self.raft.raw.raft.hard_state();
+        let at_once = self.persist.is_durable(&hard);
+        let mut held = ready.take_persisted_messages();
+        let messages = ready.take_messages();
+        if at_once {
+            // A leader replicates while it writes itself (Raft thesis, 10.2.1).
+            for message in messages {
+                self.send(now, message, out);
+            }
+            self.send_heartbeat_answers(&mut held, out);
+        } else {
+            // A sole voter elects itself before its new term is durable; its learners must not
+            // hear of a term that a crash would let it use a second time.
+            held.extend(messages);
+        }
+        let reset = self.take_snapshot(ready.snapshot())?;
+        let entries = ready.take_entries();
+        let committed = ready.take_committed_entries();
+        if reset.is_some() || !entries.is_empty() || self.persist.must_write(&hard) {
+            let bytes = entries.iter().map(|entry| entry.data.len()).sum();
+            let reset_index = reset.as_ref().map(|reset| reset.index);
+            let (append, hard) =
+                self.persist
+                    .begin(number, hard, entries.len(), bytes, reset_index);
+            self.write_commit = false;
+            // raft-rs must be able to read them back before it is told of the hand-over.
+            self.raft.raw.mut_store().append(entries.clone());
+            out.push(Output::Append(Append {
+                number: append,
+                hard,
+                reset,
+                entries,
+            }));
+        }
+        self.raft.raw.advance_append_async(ready);
+        if let Some(free) = self.persist.hold(number, held) {
+            self.raft.raw.on_persist_ready(number);
+            for message in free {
+                self.send(now, message, out);
+            }
+        }
+        self.apply(committed, out)
+    }
+
+    /// An answer to a heartbeat promises nothing but a term that is durable already: it need not
+    /// wait for log writes. Its commit index is made to mean what is durable here.
+    fn send_heartbeat_answers(&mut self, held: &mut Vec<Message>, out: &mut Vec<Output>) {
+        let durable_commit = self
+            .raft
+            .raw
+            .raft
+            .raft_log
+            .persisted
+            .min(self.raft.committed());
+        held.retain_mut(|message| {
+            if message.get_msg_type() != MessageType::MsgHeartbeatResponse {
+                return true;
+            }
+            let mut answer = std::mem::take(message);
+            answer.commit = answer.commit.min(durable_commit);
+            out.push(Output::Send(Box::new(answer)));
+            false
+        });
+    }
+
+    fn send(&mut self, now: Mono, mut message: Message, out: &mut Vec<Output>) {
+        match message.get_msg_type() {
+            MessageType::MsgHeartbeat => {
+                let round = match self.round {
+                    Some(round) => round,
+                    None => self.reads.begin_round(now),
+                };
+                self.round = Some(round);
+                message.context = Bytes::copy_from_slice(&round.to_le_bytes());
+            }
+            MessageType::MsgTimeoutNow => self.reads.give_up_lease(),
+            _ => (),
+        }
+        out.push(Output::Send(Box::new(message)));
+    }
+
+    /// A snapshot in a Ready is the one of `install`: the log and the metadata are replaced.
+    fn take_snapshot(&mut self, snapshot: &Snapshot) -> Result<Option<Reset>, Broken> {
+        if snapshot.is_empty() {
+            return Ok(None);
+        }
+        let reset = self
+            .install
+            .take()
+            .expect("snapshots come from `install` alone");
+        assert_eq!(
+            snapshot.get_metadata().index,
+            reset.index,
+            "the one that was stepped"
+        );
+        let meta = Meta::decode(&reset.meta)?;
+        let conf = meta.conf.clone();
+        self.raft
+            .raw
+            .mut_store()
+            .reset(reset.index, reset.term, conf);
+        self.applier.meta = meta;
+        self.applied_index = reset.index;
+        self.applied_term = reset.term;
+        Ok(Some(reset))
+    }
+
+    /// Steps the snapshot that ends a resync as if the leader had sent it. raft-rs answers the
+    /// leader, also when it does not need the snapshot any more.
+    fn step_install(&mut self) {
+        let Some(reset) = &self.install else {
+            return;
+        };
+        let Some(leader) = self
+            .raft
+            .leader()
+            .filter(|leader| *leader != self.config.member)
+        else {
+            if self.raft.is_leader() {
+                self.install = None;
+            }
+            return;
+        };
+        let Ok(meta) = Meta::decode(&reset.meta) else {
+            unreachable!("decoded on arrival");
+        };
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgSnapshot);
+        (message.from, message.to) = (leader.0, self.config.member.0);
+        message.term = self.raft.term();
+        let metadata = message.mut_snapshot().mut_metadata();
+        (metadata.index, metadata.term) = (reset.index, reset.term);
+        metadata.set_conf_state(meta.conf);
+        if let Err(error) = self.raft.raw.step(message) {
+            tracing::warn!(member = self.config.member.0, %error, "a snapshot was refused");
+        }
+        if self.raft.raw.snap().is_none() {
+            self.install = None;
+        }
+        self.after_raft();
+    }
+
+    fn apply(&mut self, committed: Vec<Entry>, out: &mut Vec<Output>) -> Result<(), Broken> {
+        let Some(last) = committed.last() else {
+            return Ok(());
+        };
+        let (last_index, last_term) = (last.index, last.term);
+        for entry in &committed {
+            assert_eq!(
+                entry.index,
+                self.applied_index + 1,
+                "entries are applied in order"
+            );
+            let applied = self.applier.apply(entry)?;
+            if let Some(Change::Write { payload, .. }) = &applied.change {
+                assert!(
+                    !payload.is_empty(),
+                    "entry {} lost its payload",
+                    entry.index
+                );
+            }
+            if let Some(change) = conf_change_of(entry)? {
+                self.change_conf(&change, applied.meta.is_some());
+            }
+            self.applied_index = entry.index;
+            let answer = self.writes.applied(entry.index, applied.refused.clone());
+            out.push(Output::Apply(applied));
+            if let Some((req, result)) = answer {
+                out.push(Output::Reply { req, result });
+            }
+        }
+        if last_term != self.applied_term {
+            self.applied_term = last_term;
+            self.writes.recheck();
+        }
+        self.raft.raw.advance_apply_to(last_index);
+        let log = self.raft.raw.mut_store();
+        log.applied_to(last_index);
+        log.compact_to(self.config.log_tail_bytes);
+        Ok(())
+    }
+
+    /// Tells raft-rs of a configuration that the applier has computed, and compares.
+    fn change_conf(&mut self, change: &ConfChangeV2, fits: bool) {
+        match self.raft.raw.apply_conf_change(change) {
+            Ok(conf) => {
+                let mut meta = Meta::default();
+                meta.set_conf(conf);
+                assert_eq!(
+                    meta.conf, self.applier.meta.conf,
+                    "one configuration, not two"
+                );
+            }
+            Err(error) => assert!(!fits, "raft-rs refused a configuration: {error}"),
+        }
+        self.reads.forget_answers();
+    }
+
+    /// Elects the only voter, when no Ready is outstanding: raft-rs would panic otherwise.
+    fn elect_sole_voter(&mut self) -> bool {
+        let at = self.situation();
+        let waits = at.sole_voter && !at.is_leader && !at.resetting && !self.votes.resyncing;
+        if !waits || !self.persist.is_idle() || self.raft.raw.has_ready() {
+            return false;
+        }
+        let campaign = self.raft.raw.campaign();
+        campaign.is_ok() && self.raft.is_leader()
+    }
+
+    /// Leaves a joint configuration once it is applied; every leader tries again until it is
+    /// done. One that is to be removed hands the leadership over first.
+    fn leave_joint(&mut self) -> bool {
+        let meta = &self.applier.meta;
+        let raft = &self.raft.raw.raft;
+        if !self.raft.is_leader() || !meta.is_joint() || raft.has_pending_conf() {
+            return false;
+        }
+        if !self.raft.accepts(0) {
+            return false;
+        }
+        let me = self.config.member.0;
+        if !meta.conf.voters.contains(&me) {
+            let progress = |id: &&u64| raft.prs().get(**id).map(|progress| progress.matched);
+            if let Some(heir) = meta.conf.voters.iter().max_by_key(progress).copied() {
+                self.raft.raw.transfer_leader(heir);
+            }
+            return false;
+        }
+        let proposed = self
+            .raft
+            .raw
+            .propose_conf_change(Vec::new(), ConfChangeV2::default());
+        proposed.is_ok()
+    }
+
+    /// Asks the others for reads that no lease covers: one round for all of a poll.
+    fn begin_round(&mut self, now: Mono) -> bool {
+        if !self.reads.wants_round(&self.read_state(now)) {
+            return false;
+        }
+        self.round = Some(self.reads.begin_round(now));
+        self.raft.raw.ping();
+        true
+    }
+
+    /// An idle member writes its commit index by itself, so that write-back may go on (rule R7).
+    fn append_commit(&mut self, out: &mut Vec<Output>) {
+        if !std::mem::take(&mut self.write_commit) {
+            return;
+        }
+        let hard = self.raft.raw.raft.hard_state();
+        if self.persist.must_write(&hard) {
+            return;
+        }
+        let (number, hard) = self.persist.begin(0, hard, 0, 0, None);
+        out.push(Output::Append(Append {
+            number,
+            hard,
+            ..Append::default()
+        }));
+    }
+}

@@ -1,0 +1,435 @@
+//! Client writes on the leader: checks, partial blocks (rule R5), the gate that makes batches,
+//! and the answer once the entry is applied here.
+//!
+//! A request is *blocked* (waits for earlier ones that touch its blocks, or is a partial block
+//! that is being resolved), then *waiting* (an entry that the gate has not let through), then
+//! *proposed*. Entries are proposed in the order in which they began to wait.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use raft::eraftpb::Entry;
+
+use crate::io::buffer::Pool;
+use crate::limits::{ENTRY_BYTES_MAX, SHARD_PROPOSAL_BYTES_MAX};
+use crate::replica::command::{self, Command};
+use crate::replica::raft_adapter::{APPEND_BYTES_MAX, RaftAdapter};
+use crate::replica::seam::{Output, ReqId};
+use crate::types::{
+    BLOCK_BYTES, Block, BlockError, BlockRange, Origin, ShardOp, ShardReply, VolumeId, block_crc,
+};
+
+/// Bytes that wait before a second batch is started beside one in flight.
+const GATE_BYTES: usize = 64 << 10;
+/// Charged for a request besides its payload.
+const REQUEST_OVERHEAD_BYTES: usize = 512;
+/// Requests that may be blocked at one member.
+const BLOCKED_MAX: usize = 256;
+
+/// What a write is checked and merged against.
+#[derive(Debug, Clone, Copy)]
+pub struct Geometry {
+    /// Blocks of the shard.
+    pub blocks: u32,
+    pub volume: VolumeId,
+    pub first_block_in_volume: u64,
+}
+
+/// The newest log write that is not yet durable, for the gate.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct InFlight {
+    /// Log writes with entries that are under way.
+    pub count: usize,
+    /// Bytes of the newest one.
+    pub newest_bytes: usize,
+}
+
+/// Every write of one leader from its arrival to its answer.
+pub struct Writes {
+    geometry: Geometry,
+    blocked: Vec<Blocked>,
+    /// Something happened that may let a blocked request go on.
+    recheck: bool,
+    /// Entries that are not yet proposed: the last ones of `tracked`.
+    waiting: VecDeque<Entry>,
+    waiting_bytes: usize,
+    /// Waiting and proposed entries, in order.
+    tracked: VecDeque<Tracked>,
+    /// Entries that ever left `tracked` at its front.
+    passed: u64,
+    /// Payload and overhead of everything here.
+    charged_bytes: usize,
+    next_ticket: u64,
+}
+
+struct Tracked {
+    req: ReqId,
+    range: BlockRange,
+    charge: usize,
+    /// 0 until proposed.
+    index: u64,
+}
+
+struct Blocked {
+    req: ReqId,
+    origin: Origin,
+    op: ShardOp,
+    charge: usize,
+    stage: Stage,
+}
+
+/// How far a blocked request has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Behind an earlier blocked request, perhaps.
+    Queued,
+    /// A partial block: until this many tracked entries have passed.
+    Apply { passed: u64 },
+    /// A partial block whose stored content was asked for.
+    Base { ticket: u64 },
+}
+
+impl Writes {
+    pub fn new(geometry: Geometry) -> Writes {
+        Writes {
+            geometry,
+            blocked: Vec::new(),
+            recheck: false,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            tracked: VecDeque::new(),
+            passed: 0,
+            charged_bytes: 0,
+            next_ticket: 0,
+        }
+    }
+
+    /// Takes a write in, on the leader. An error is the answer: nothing was proposed.
+    pub fn push(&mut self, req: ReqId, origin: Origin, op: ShardOp) -> Result<(), BlockError> {
+        self.check(&op)?;
+        let charge = REQUEST_OVERHEAD_BYTES
+            + match op {
+                ShardOp::WritePartial { .. } => BLOCK_BYTES,
+                _ => op.payload_bytes(),
+            };
+        if self.charged_bytes + charge > SHARD_PROPOSAL_BYTES_MAX {
+            return Err(BlockError::Busy);
+        }
+        let range = op.range();
+        let partial = matches!(op, ShardOp::WritePartial { .. });
+        if !partial && !self.is_held(range) {
+            self.charged_bytes += charge;
+            self.wait(req, charge, range, whole_entry(origin, op));
+            return Ok(());
+        }
+        if self.blocked.len() >= BLOCKED_MAX {
+            return Err(BlockError::Busy);
+        }
+        self.charged_bytes += charge;
+        self.recheck = true;
+        self.blocked.push(Blocked {
+            req,
+            origin,
+            op,
+            charge,
+            stage: Stage::Queued,
+        });
+        Ok(())
+    }
+
+    /// Takes in a command of the catalog's own group.
+    pub fn push_opaque(&mut self, req: ReqId, data: Bytes) -> Result<(), BlockError> {
+        let charge = REQUEST_OVERHEAD_BYTES + data.len();
+        if data.len() > ENTRY_BYTES_MAX {
+            return Err(BlockError::Invalid);
+        }
+        if self.charged_bytes + charge > SHARD_PROPOSAL_BYTES_MAX {
+            return Err(BlockError::Busy);
+        }
+        self.charged_bytes += charge;
+        let context = command::encode(Origin::default(), &Command::Opaque);
+        let nowhere = BlockRange {
+            first: Block(0),
+            count: 0,
+        };
+        self.wait(req, charge, nowhere, entry(context, data));
+        Ok(())
+    }
+
+    fn check(&self, op: &ShardOp) -> Result<(), BlockError> {
+        let range = op.range();
+        let end = range.first.0.checked_add(range.count);
+        if range.count == 0 {
+            return Err(BlockError::Invalid);
+        }
+        if end.is_none_or(|end| end > self.geometry.blocks) {
+            return Err(BlockError::OutOfRange);
+        }
+        let valid = match op {
+            ShardOp::Write { range, data, crcs } => {
+                data.len() as u64 == range.bytes()
+                    && data.len() <= ENTRY_BYTES_MAX
+                    && crcs.len() == range.count as usize
+            }
+            ShardOp::WritePartial {
+                offset_bytes, data, ..
+            } => {
+                let end = (*offset_bytes as usize).checked_add(data.len());
+                !data.is_empty()
+                    && data.len() < BLOCK_BYTES
+                    && end.is_some_and(|end| end <= BLOCK_BYTES)
+            }
+            ShardOp::Zero { .. } => true,
+            ShardOp::Read { .. } | ShardOp::Status { .. } => false,
+        };
+        if valid {
+            Ok(())
+        } else {
+            Err(BlockError::Invalid)
+        }
+    }
+
+    fn is_held(&self, range: BlockRange) -> bool {
+        self.blocked
+            .iter()
+            .any(|held| held.op.range().overlaps(range))
+    }
+
+    fn wait(&mut self, req: ReqId, charge: usize, range: BlockRange, entry: Entry) {
+        self.waiting_bytes += entry.data.len() + REQUEST_OVERHEAD_BYTES;
+        self.waiting.push_back(entry);
+        self.tracked.push_back(Tracked {
+            req,
+            range,
+            charge,
+            index: 0,
+        });
+    }
+
+    /// Moves blocked requests on. `serving`: an entry of the own term is applied, so what is
+    /// stored can be a base. Asks for bases through `out`.
+    pub fn unblock(&mut self, serving: bool, out: &mut Vec<Output>) {
+        if self.blocked.is_empty() || !self.recheck {
+            return;
+        }
+        self.recheck = false;
+        let mut at = 0;
+        while at < self.blocked.len() {
+            let range = self.blocked[at].op.range();
+            let mut earlier = self.blocked[..at].iter();
+            if earlier.any(|held| held.op.range().overlaps(range)) {
+                at += 1;
+                continue;
+            }
+            let ShardOp::WritePartial { block, .. } = self.blocked[at].op else {
+                let freed = self.blocked.remove(at);
+                let range = freed.op.range();
+                self.wait(
+                    freed.req,
+                    freed.charge,
+                    range,
+                    whole_entry(freed.origin, freed.op),
+                );
+                continue;
+            };
+            if self.blocked[at].stage == Stage::Queued {
+                let passed = self.passed_when_applied(range);
+                self.blocked[at].stage = Stage::Apply { passed };
+            }
+            if let Stage::Apply { passed } = self.blocked[at].stage
+                && serving
+                && self.passed >= passed
+            {
+                self.next_ticket += 1;
+                let ticket = self.next_ticket;
+                self.blocked[at].stage = Stage::Base { ticket };
+                out.push(Output::ReadBase { ticket, block });
+            }
+            at += 1;
+        }
+    }
+
+    /// How many entries have left `tracked` once all that touch `range` are applied.
+    fn passed_when_applied(&self, range: BlockRange) -> u64 {
+        let last = self
+            .tracked
+            .iter()
+            .rposition(|entry| entry.range.overlaps(range));
+        self.passed + last.map_or(0, |at| at as u64 + 1)
+    }
+
+    /// The stored content of a block arrived: the partial write becomes a whole one.
+    pub fn on_base(
+        &mut self,
+        ticket: u64,
+        result: Result<Option<Bytes>, BlockError>,
+    ) -> Option<(ReqId, BlockError)> {
+        let wanted = Stage::Base { ticket };
+        let at = self.blocked.iter().position(|held| held.stage == wanted)?;
+        let held = self.blocked.remove(at);
+        self.recheck = true;
+        let merged = result.and_then(|base| merge(&self.geometry, held.origin, &held.op, base));
+        match merged {
+            Ok(entry) => {
+                self.wait(held.req, held.charge, held.op.range(), entry);
+                None
+            }
+            Err(error) => {
+                self.charged_bytes -= held.charge;
+                Some((held.req, error))
+            }
+        }
+    }
+
+    /// The gate: proposes what waits when nothing is in flight, or when enough waits.
+    pub fn propose(&mut self, raft: &mut RaftAdapter, in_flight: InFlight, in_flight_max: usize) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let enough = self.waiting_bytes >= GATE_BYTES.max(in_flight.newest_bytes);
+        let open = in_flight.count == 0 || (enough && in_flight.count < in_flight_max);
+        if !open || !raft.accepts(0) {
+            return;
+        }
+        let mut proposed = self.tracked.len() - self.waiting.len();
+        while let Some((entries, payload_bytes)) = self.next_chunk() {
+            if !raft.accepts(payload_bytes) {
+                self.put_back(entries);
+                return;
+            }
+            let count = entries.len();
+            let last = raft.last_index();
+            let stepped = raft.propose(entries);
+            assert!(stepped.is_ok(), "checked before: {stepped:?}");
+            for offset in 0..count {
+                self.tracked[proposed + offset].index = last + 1 + offset as u64;
+            }
+            proposed += count;
+        }
+    }
+
+    /// Waiting entries that fit into one `MsgAppend`, and their payload bytes.
+    fn next_chunk(&mut self) -> Option<(Vec<Entry>, usize)> {
+        let mut bytes = 0;
+        let mut payload_bytes = 0;
+        let mut count = 0;
+        for entry in &self.waiting {
+            bytes += entry.data.len() + entry.context.len() + 64;
+            if bytes > APPEND_BYTES_MAX && count > 0 {
+                break;
+            }
+            payload_bytes += entry.data.len();
+            count += 1;
+        }
+        if count == 0 {
+            return None;
+        }
+        self.waiting_bytes -= payload_bytes + count * REQUEST_OVERHEAD_BYTES;
+        Some((self.waiting.drain(..count).collect(), payload_bytes))
+    }
+
+    fn put_back(&mut self, entries: Vec<Entry>) {
+        for entry in entries.into_iter().rev() {
+            self.waiting_bytes += entry.data.len() + REQUEST_OVERHEAD_BYTES;
+            self.waiting.push_front(entry);
+        }
+    }
+
+    /// The entry at `index` was applied here: the answer to its request, if it had one.
+    pub fn applied(
+        &mut self,
+        index: u64,
+        refused: Option<BlockError>,
+    ) -> Option<(ReqId, Result<ShardReply, BlockError>)> {
+        if self.tracked.front()?.index != index {
+            return None;
+        }
+        let done = self.tracked.pop_front()?;
+        self.passed += 1;
+        self.charged_bytes -= done.charge;
+        self.recheck = true;
+        let result = match refused {
+            Some(error) => Err(error),
+            None => Ok(ShardReply::Done),
+        };
+        Some((done.req, result))
+    }
+
+    /// Serving began: bases may be read.
+    pub fn recheck(&mut self) {
+        self.recheck = true;
+    }
+
+    /// The leadership is lost: what was proposed may still happen, the rest certainly will not.
+    pub fn lose(&mut self, not_leader: &BlockError, answers: &mut Vec<(ReqId, BlockError)>) {
+        let proposed = self.tracked.len() - self.waiting.len();
+        for (at, entry) in self.tracked.drain(..).enumerate() {
+            let error = if at < proposed {
+                BlockError::Unknown
+            } else {
+                not_leader.clone()
+            };
+            answers.push((entry.req, error));
+            self.passed += 1;
+        }
+        let blocked = self.blocked.drain(..);
+        answers.extend(blocked.map(|held| (held.req, not_leader.clone())));
+        self.waiting.clear();
+        self.waiting_bytes = 0;
+        self.charged_bytes = 0;
+    }
+}
+
+fn entry(context: Bytes, data: Bytes) -> Entry {
+    Entry {
+        context,
+        data,
+        ..Entry::default()
+    }
+}
+
+fn whole_entry(origin: Origin, op: ShardOp) -> Entry {
+    match op {
+        ShardOp::Write { range, data, crcs } => {
+            entry(command::encode_write(origin, range, &crcs), data)
+        }
+        ShardOp::Zero { range, trim } => {
+            let context = command::encode(origin, &Command::Zero { range, trim });
+            entry(context, Bytes::new())
+        }
+        other => unreachable!("not a write of whole blocks: {other:?}"),
+    }
+}
+
+/// The whole block that a partial write makes of `base`, as an entry.
+fn merge(
+    geometry: &Geometry,
+    origin: Origin,
+    op: &ShardOp,
+    base: Option<Bytes>,
+) -> Result<Entry, BlockError> {
+    let ShardOp::WritePartial {
+        block,
+        offset_bytes,
+        data,
+    } = op
+    else {
+        unreachable!("only partial writes ask for a base");
+    };
+    let mut whole = Pool::default().take(BLOCK_BYTES);
+    match base {
+        Some(base) if base.len() == BLOCK_BYTES => whole.copy_from_slice(&base),
+        Some(_) => return Err(BlockError::MediaFault),
+        None => whole.fill(0),
+    }
+    let start = *offset_bytes as usize;
+    whole[start..start + data.len()].copy_from_slice(data);
+    let block_in_volume = geometry.first_block_in_volume + u64::from(block.0);
+    let crc = block_crc(geometry.volume, block_in_volume, &whole);
+    let range = BlockRange {
+        first: *block,
+        count: 1,
+    };
+    let context = command::encode_write(origin, range, &[crc]);
+    Ok(entry(context, whole.freeze()))
+}
