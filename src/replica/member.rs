@@ -98,6 +98,14 @@ impl Member {
         }
     }
 
+    /// Shard metadata as of [`Member::applied_index`]; `None` when faulted.
+    pub fn meta(&self) -> Option<bytes::Bytes> {
+        match &self.state {
+            State::Running(running) => Some(running.meta()),
+            State::Faulted => None,
+        }
+    }
+
     /// True when this member has stopped for good.
     pub fn is_faulted(&self) -> bool {
         matches!(self.state, State::Faulted)

@@ -102,6 +102,10 @@ impl Running {
         })
     }
 
+    pub fn meta(&self) -> bytes::Bytes {
+        self.applier.meta.encode()
+    }
+
     pub fn applied_index(&self) -> u64 {
         self.applied_index
     }

@@ -25,7 +25,7 @@ use crate::view::{ClusterView, DiskView, MemberView, PodView, ShardView, VolumeV
 use crate::volume::SessionSource;
 use crate::worker::{
     Command, DiskPlace, IndexRunner, LaneRuntime, Receiver, Sender, Worker, WorkerConfig,
-    WorkerFiles, execute, mailbox, open_lane,
+    Wake, WorkerFiles, execute, mailbox, open_lane,
 };
 
 const CLUSTER: Uuid = Uuid([7; 16]);
@@ -45,12 +45,10 @@ pub struct Shape {
     pub overlay_cache_bytes: usize,
 }
 
-type Wake = Arc<dyn Fn() + Send + Sync>;
-
 /// One pod: what survives a crash, and the worker while it runs.
 struct Pod {
     worker: Option<Worker>,
-    inbox: Option<Sender<Command, Wake>>,
+    inbox: Option<Sender<Command>>,
     waits: Rc<Cell<bool>>,
     woken: Arc<Mutex<bool>>,
     index: Rc<RefCell<MemoryIndex>>,
@@ -139,7 +137,7 @@ impl World {
         let mut driver = self.driver(host, waits, woken);
         let waker = driver.waker();
         let wake: Wake = Arc::new(move || waker.wake());
-        let (inbox, receiver): (Sender<Command, Wake>, Receiver<Command>) = mailbox(4096, wake);
+        let (inbox, receiver): (Sender<Command>, Receiver<Command>) = mailbox(4096, wake);
         let pod = &mut self.pods[host];
         pod.starts += 1;
         let pool = Pool::default();

@@ -38,7 +38,7 @@ use crate::volume::layout::{Layout, Piece};
 use crate::volume::order::WriteOrder;
 use crate::volume::request::{Attempt, PieceUnderWay, Purpose, Request};
 use crate::volume::route::ShardRoute;
-use crate::volume::session::SessionSource;
+pub use crate::volume::session::SessionSource;
 
 /// Bytes of requests under way for one volume; beyond it, connections get their minimum only.
 pub const VOLUME_UNDER_WAY_BYTES_MAX: usize = 256 << 20;

@@ -19,16 +19,18 @@ struct Shared<T> {
     capacity: usize,
 }
 
+/// Wakes the receiver's thread.
+pub type Wake = std::sync::Arc<dyn Fn() + Send + Sync>;
+
 /// The sending end. Clones share the queue.
-pub struct Sender<T, W> {
+pub struct Sender<T> {
     shared: Arc<Shared<T>>,
-    /// Wakes the receiver.
-    wake: W,
+    wake: Wake,
 }
 
-impl<T, W: Clone> Clone for Sender<T, W> {
+impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
-        Sender { shared: Arc::clone(&self.shared), wake: self.wake.clone() }
+        Sender { shared: Arc::clone(&self.shared), wake: Wake::clone(&self.wake) }
     }
 }
 
@@ -38,7 +40,7 @@ pub struct Receiver<T> {
 }
 
 /// A mailbox of at most `capacity` messages whose receiver is woken by `wake`.
-pub fn mailbox<T, W: Fn()>(capacity: usize, wake: W) -> (Sender<T, W>, Receiver<T>) {
+pub fn mailbox<T>(capacity: usize, wake: Wake) -> (Sender<T>, Receiver<T>) {
     let shared = Arc::new(Shared {
         queue: Mutex::new(VecDeque::new()),
         parked: AtomicBool::new(false),
@@ -47,7 +49,7 @@ pub fn mailbox<T, W: Fn()>(capacity: usize, wake: W) -> (Sender<T, W>, Receiver<
     (Sender { shared: Arc::clone(&shared), wake }, Receiver { shared })
 }
 
-impl<T, W: Fn()> Sender<T, W> {
+impl<T> Sender<T> {
     /// Queues a message and wakes the receiver if it sleeps.
     pub fn send(&self, message: T) -> Result<(), Full<T>> {
         {

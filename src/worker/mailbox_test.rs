@@ -40,7 +40,7 @@ fn no_message_is_left_with_a_sleeping_receiver() {
     loom::model(|| {
         let event = Event::new();
         let wake = event.clone();
-        let (sender, receiver) = mailbox(4, move || wake.set());
+        let (sender, receiver) = mailbox(4, std::sync::Arc::new(move || wake.set()));
         let sent = Arc::new(AtomicUsize::new(0));
         let senders: Vec<_> = (0..2)
             .map(|number| {
@@ -70,7 +70,7 @@ fn no_message_is_left_with_a_sleeping_receiver() {
 #[test]
 fn a_full_mailbox_gives_the_message_back() {
     loom::model(|| {
-        let (sender, receiver) = mailbox(1, || {});
+        let (sender, receiver) = mailbox(1, std::sync::Arc::new(|| {}));
         sender.send(1).unwrap();
         assert_eq!(sender.send(2), Err(Full(2)));
         assert_eq!(receiver.receive(), Some(1));

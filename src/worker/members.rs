@@ -3,6 +3,7 @@
 use raft::eraftpb::{EntryType, Message};
 
 use crate::net::message::PeerMessage;
+use crate::replica::command::{self, Command, CommandError};
 use crate::replica::member::Member;
 use crate::replica::message;
 use crate::replica::seam::{Append, Applied, Change, Input, Output, ReqId, Role};
@@ -203,23 +204,15 @@ impl Worker {
 
     fn send_raft(&mut self, message: Message) {
         let to = MemberId(message.to);
-        let light = message::is_light(&message);
-        match message::encode(message) {
-            Ok((header, payloads)) if light && payloads.is_empty() => {
-                self.send_to_member(to, PeerMessage::RaftBatch { messages: vec![(to, header)] });
-            }
-            Ok((header, payloads)) => {
-                self.send_to_member(to, PeerMessage::Raft { to, header, payloads });
-            }
-            Err(error) => tracing::error!(%to, %error, "a Raft message cannot be encoded"),
-        }
+        let (header, payloads) = message::split(message);
+        self.send_to_member(to, PeerMessage::Raft { to, header, payloads });
     }
 
     /// A Raft message from a peer. Entries are taken only while the lane has room for them
     /// (rule R9): Raft sends a refused append again.
     pub fn raft_message(&mut self, to: MemberId, header: &[u8], payloads: Vec<bytes::Bytes>) {
         let Some(runtime) = self.members.get(&to) else { return };
-        let message = match message::decode(header, payloads) {
+        let message = match message::join(header, payloads) {
             Ok(message) => message,
             Err(error) => {
                 tracing::warn!(%to, %error, "a peer sent a Raft message that cannot be decoded");
@@ -232,7 +225,7 @@ impl Worker {
         }
         if !message.entries.is_empty() {
             let payload_bytes = message.entries.iter().map(|entry| entry.data.len() as u64).sum();
-            let ranges = match message::ranges(&message) {
+            let ranges = match ranges(&message) {
                 Ok(ranges) => ranges,
                 Err(error) => {
                     tracing::warn!(%to, %error, "a peer sent an entry that cannot be decoded");
@@ -297,6 +290,21 @@ impl Worker {
             self.input(member, Input::TransferLeader(to));
         }
     }
+}
+
+/// The blocks that the entries of a message change.
+fn ranges(message: &Message) -> Result<Vec<BlockRange>, CommandError> {
+    let mut ranges = Vec::new();
+    for entry in message.entries.iter().filter(|entry| !entry.context.is_empty()) {
+        if entry.entry_type != EntryType::EntryNormal {
+            continue;
+        }
+        match command::decode(&entry.context)?.1 {
+            Command::Write { range, .. } | Command::Zero { range, .. } => ranges.push(range),
+            Command::Touch | Command::Opaque => {}
+        }
+    }
+    Ok(ranges)
 }
 
 fn log_entry(entry: raft::eraftpb::Entry) -> LogEntry {

@@ -30,6 +30,6 @@ mod sync {
 
 pub use index_thread::{IndexRunner, execute};
 pub use lanes::{DiskPlace, LaneFiles as WorkerFiles, LaneRuntime};
-pub use mailbox::{Receiver, Sender, mailbox};
+pub use mailbox::{Receiver, Sender, Wake, mailbox};
 pub use round::{Command, Worker, WorkerConfig};
 pub use start::{DataPath, DiskOptions, StartError, StartOptions, open_lane, start};

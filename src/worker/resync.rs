@@ -128,7 +128,10 @@ impl Worker {
     pub fn resync_durable(&mut self, member: MemberId) {
         let Some(resync) = self.resync(member) else { return };
         match resync.step {
-            Step::Marking => self.begin_round(member),
+            Step::Marking => {
+                self.input(member, Input::Resyncing(true));
+                self.begin_round(member);
+            }
             Step::Finishing => {
                 resync.step = Step::CatchingUp;
                 let (index, term, meta) =
@@ -324,7 +327,7 @@ impl Worker {
         let Some(resync) = runtime.resync.take() else { return };
         tracing::info!(%member, ok, "resync ended");
         if ok {
-            self.input(member, Input::ResyncCleared);
+            self.input(member, Input::Resyncing(false));
         }
         let done = PeerMessage::ResyncDone { to: resync.source, member, ok };
         self.send_to_member(resync.source, done);
@@ -361,7 +364,7 @@ impl Worker {
             .members
             .get(&source)
             .filter(|runtime| runtime.member.applied_index() == chunk.applied_index)
-            .map(|runtime| (chunk, runtime.member.meta()));
+            .and_then(|runtime| runtime.member.meta().map(|meta| (chunk, meta)));
         self.send_on(conn, PeerMessage::Manifest { call, answer });
     }
 

@@ -11,6 +11,7 @@ use crate::io::driver::{Address, Driver, FileId, OpenFile};
 use crate::io::file::FileError;
 use crate::io::{DriverError, DriverKind};
 use crate::replica::apply::{Applier, ApplyError};
+use crate::replica::meta::{Meta, MetaError};
 use crate::replica::seam::Start;
 use crate::store::OpenError;
 use crate::store::index::{IndexError, IndexStore};
@@ -23,7 +24,7 @@ use crate::volume::SessionSource;
 use crate::worker::disks::{self, DiskFiles, LANE, file_error};
 use crate::worker::index_thread::IndexThread;
 use crate::worker::lanes::{DiskPlace, LaneFiles, LaneRuntime};
-use crate::worker::mailbox::{Sender, mailbox};
+use crate::worker::mailbox::{Sender, Wake, mailbox};
 use crate::worker::members::{apply_request, raft_entry};
 use crate::worker::round::{Command, Worker, WorkerConfig};
 
@@ -116,13 +117,15 @@ pub enum OpenLaneError {
     Recover(#[from] OpenError),
     #[error("its log holds an entry that cannot be applied")]
     Replay(#[from] ApplyError),
+    #[error("the metadata of a replica cannot be decoded")]
+    Meta(#[from] MetaError),
+    #[error("entry {index} is of a type that this version does not know")]
+    EntryType { index: u64 },
 }
-
-type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// A running data path.
 pub struct DataPath {
-    inbox: Sender<Command, Wake>,
+    inbox: Sender<Command>,
     thread: Option<JoinHandle<std::io::Result<()>>>,
 }
 
@@ -150,7 +153,7 @@ impl DataPath {
 
 /// Sends, waiting while the mailbox is full: the sender is a helper thread that has nothing
 /// better to do, and a worker drains its mailbox in every round.
-fn send(inbox: &Sender<Command, Wake>, mut command: Command) {
+fn send(inbox: &Sender<Command>, mut command: Command) {
     while let Err(full) = inbox.send(command) {
         command = full.0;
         std::thread::yield_now();
@@ -183,7 +186,7 @@ pub fn start(
     Ok(DataPath { inbox, thread: Some(thread) })
 }
 
-type Built = (Worker, Sender<Command, Wake>);
+type Built = (Worker, Sender<Command>);
 
 /// Runs on the worker's own thread: an io_uring belongs to the thread that made it.
 fn build(
@@ -234,7 +237,7 @@ fn open_disk(
     number: u8,
     driver: &mut dyn Driver,
     pool: &Pool,
-    inbox: &Sender<Command, Wake>,
+    inbox: &Sender<Command>,
 ) -> Result<OpenedDisk, StartError> {
     let path = &disk.path;
     let lock = disks::lock(path)?;
@@ -287,7 +290,7 @@ pub fn open_lane(
     index: &mut dyn IndexStore,
 ) -> Result<(Lane, Vec<(MemberRecord, Start)>), OpenLaneError> {
     let (mut lane, recovered) = Lane::open(config, pool.clone(), files, index)?;
-    let members: Result<_, ApplyError> =
+    let members: Result<_, OpenLaneError> =
         recovered.into_iter().map(|member| replay(&mut lane, member)).collect();
     Ok((lane, members?))
 }
@@ -296,7 +299,7 @@ pub fn open_lane(
 fn replay(
     lane: &mut Lane,
     recovered: RecoveredMember,
-) -> Result<(MemberRecord, Start), ApplyError> {
+) -> Result<(MemberRecord, Start), OpenLaneError> {
     let RecoveredMember { record, hard, entries, faulted } = recovered;
     let commit = hard.commit.max(record.flushed_index);
     let mut start = Start {
@@ -317,10 +320,10 @@ fn replay(
     if faulted {
         return Ok((record, start));
     }
-    let mut applier = Applier::new(&record.meta)?;
+    let mut applier = Applier::new(Meta::decode(&record.meta)?);
     for recovered in entries {
         let (index, term) = (recovered.entry.index, recovered.entry.term);
-        let entry = raft_entry(recovered.entry).ok_or(ApplyError::UnknownEntryType)?;
+        let entry = raft_entry(recovered.entry).ok_or(OpenLaneError::EntryType { index })?;
         if index <= commit {
             lane.apply(record.member, apply_request(applier.apply(&entry)?));
             start.applied_index = index;
@@ -333,7 +336,7 @@ fn replay(
             (start.compacted_index, start.compacted_term) = (index, term);
         }
     }
-    start.meta = applier.meta().encode();
+    start.meta = applier.meta.encode();
     Ok((record, start))
 }
 
