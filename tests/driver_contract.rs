@@ -80,7 +80,8 @@ impl Rig {
         // A test that hangs takes the process down, so that no run waits for ever.
         let (alive, watchdog) = mpsc::channel::<()>();
         std::thread::spawn(move || {
-            if watchdog.recv_timeout(Duration::from_secs(60)) == Err(mpsc::RecvTimeoutError::Timeout)
+            if watchdog.recv_timeout(Duration::from_secs(60))
+                == Err(mpsc::RecvTimeoutError::Timeout)
             {
                 eprintln!("a test of the driver contract hangs");
                 std::process::abort();
@@ -234,7 +235,11 @@ fn what_was_written_is_read_back(mut rig: Rig) {
     let file = rig.open("file");
     for (round, durable) in [(0usize, true), (1, false)] {
         let offset = round as u64 * 4096;
-        let bufs = vec![rig.block(1 + round), rig.blocks(2 + round, 40), rig.block(3)];
+        let bufs = vec![
+            rig.block(1 + round),
+            rig.blocks(2 + round, 40),
+            rig.block(3),
+        ];
         let expected: Vec<u8> = bufs.concat();
         let written = rig.count(Op::Write {
             file,
@@ -508,7 +513,10 @@ fn a_peer_that_closes_is_zero_bytes(mut rig: Rig) {
 }
 
 fn a_refused_connection_is_an_error(mut rig: Rig) {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     for address in [
         Address::Tcp(nobody),
         Address::Unix(rig.directory.path().join("missing")),
@@ -573,7 +581,10 @@ fn a_close_ends_an_accept(mut rig: Rig) {
         assert!(rig.wait(accept).result.is_err());
         assert_eq!(count(&rig.wait(close)), 0);
     }
-    assert!(TcpStream::connect(bound).is_err(), "nobody listens any more");
+    assert!(
+        TcpStream::connect(bound).is_err(),
+        "nobody listens any more"
+    );
     // The port is free at once.
     rig.driver.listen(&Address::Tcp(bound)).unwrap();
 }
@@ -636,7 +647,9 @@ fn a_stale_socket_file_is_replaced_but_not_a_live_one(mut rig: Rig) {
 
 fn several_accepts_take_one_connection_each(mut rig: Rig) {
     let (listener, bound) = rig.listen_tcp();
-    let accepts: Vec<Token> = (0..3).map(|_| rig.submit(Op::Accept { listener })).collect();
+    let accepts: Vec<Token> = (0..3)
+        .map(|_| rig.submit(Op::Accept { listener }))
+        .collect();
     rig.enter(Some(Duration::ZERO));
     let peers: Vec<TcpStream> = (0..3).map(|_| TcpStream::connect(bound).unwrap()).collect();
     let mut seen = std::collections::HashSet::new();

@@ -10,9 +10,11 @@ pub mod file;
 pub mod stream;
 
 mod clock;
+mod epoll;
 mod gather;
 mod operation;
 mod socket;
+mod threads;
 mod uring;
 mod wake;
 
@@ -51,6 +53,16 @@ pub enum DriverError {
 
 /// A driver for the calling thread: io_uring serves only the thread that made it.
 pub fn driver(kind: DriverKind) -> Result<Box<dyn Driver>, DriverError> {
-    let _ = kind;
-    Ok(Box::new(uring::Uring::new()?))
+    match kind {
+        DriverKind::IoUring => Ok(Box::new(uring::Uring::new()?)),
+        DriverKind::Epoll => Ok(Box::new(epoll::Epoll::new()?)),
+        DriverKind::Auto => match uring::Uring::new() {
+            Ok(uring) => Ok(Box::new(uring)),
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::info!(%error, cause, "using epoll instead of io_uring");
+                Ok(Box::new(epoll::Epoll::new()?))
+            }
+        },
+    }
 }

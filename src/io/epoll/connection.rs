@@ -1,0 +1,230 @@
+//! One non-blocking socket, and the operations that wait for it. Every attempt is made until the
+//! kernel says "would block"; the edge that follows brings the next one.
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+
+use crate::io::driver::{Completion, Done, Op, SocketId, Token};
+use crate::io::gather::Gather;
+use crate::io::operation::{buffers_of, closed, gather_op};
+
+/// A connected, connecting or listening socket.
+pub(super) struct Connection {
+    fd: OwnedFd,
+    id: SocketId,
+    /// Connections accepted from it are TCP.
+    pub is_tcp: bool,
+    recv: Transfer,
+    send: Transfer,
+    accepts: VecDeque<Token>,
+    connect: Option<Token>,
+}
+
+/// The receiving or sending half of a socket. Keeps the capacity of its list.
+#[derive(Default)]
+struct Transfer {
+    under_way: Option<(Token, Op)>,
+    gather: Gather,
+    total_bytes: usize,
+}
+
+/// What an attempt came to.
+pub(super) enum Progress {
+    Ended(Completion),
+    /// A connection for the listener that asked.
+    Accepted(Token, OwnedFd),
+}
+
+impl Connection {
+    pub fn new(fd: OwnedFd, id: SocketId, is_tcp: bool) -> Connection {
+        Connection {
+            fd,
+            id,
+            is_tcp,
+            recv: Transfer::default(),
+            send: Transfer::default(),
+            accepts: VecDeque::new(),
+            connect: None,
+        }
+    }
+
+    /// Notes a `Recv`, `Send` or `Accept`; [`Connection::progress`] then makes the attempt.
+    pub fn begin(&mut self, token: Token, op: Op) {
+        match op {
+            Op::Recv { .. } => self.recv.begin(token, op),
+            Op::Send { .. } => self.send.begin(token, op),
+            Op::Accept { .. } => self.accepts.push_back(token),
+            _ => unreachable!("not an operation of an open socket"),
+        }
+    }
+
+    /// Notes that `connect` has been called and goes on.
+    pub fn begin_connect(&mut self, token: Token) {
+        self.connect = Some(token);
+    }
+
+    pub fn is_connecting(&self) -> bool {
+        self.connect.is_some()
+    }
+
+    /// Does what can be done without waiting.
+    pub fn progress(&mut self, ended: &mut Vec<Progress>) {
+        if let Some(token) = self.connect {
+            let Some(result) = self.connected() else {
+                return;
+            };
+            self.connect = None;
+            let result = result.map(|()| Done::Connected(self.id));
+            ended.push(Progress::Ended(completion(token, result)));
+            return;
+        }
+        let fd = self.fd.as_raw_fd();
+        ended.extend(self.recv.attempt(|gather| recv(fd, gather)));
+        ended.extend(self.send.attempt(|gather| send_all(fd, gather)));
+        while let Some(token) = self.accepts.front().copied() {
+            let Some(result) = self.accept() else {
+                return;
+            };
+            self.accepts.pop_front();
+            ended.push(match result {
+                Ok(fd) => Progress::Accepted(token, fd),
+                Err(error) => Progress::Ended(completion(token, Err(error))),
+            });
+        }
+    }
+
+    /// Ends everything that is under way; the buffers come back.
+    pub fn abort(&mut self, out: &mut Vec<Completion>) {
+        for transfer in [&mut self.recv, &mut self.send] {
+            if let Some((token, op)) = transfer.take() {
+                out.push(Completion {
+                    token,
+                    result: Err(closed()),
+                    buffers: buffers_of(op),
+                });
+            }
+        }
+        for token in self.accepts.drain(..) {
+            out.push(completion(token, Err(closed())));
+        }
+    }
+
+    /// How the connection attempt ended; `None` while it has not.
+    fn connected(&self) -> Option<io::Result<()>> {
+        match rustix::net::sockopt::socket_error(&self.fd) {
+            Ok(Ok(())) => {}
+            Ok(Err(errno)) | Err(errno) => return Some(Err(errno.into())),
+        }
+        match rustix::net::getpeername(&self.fd) {
+            Ok(_) => Some(Ok(())),
+            Err(Errno::NOTCONN) => None,
+            Err(errno) => Some(Err(errno.into())),
+        }
+    }
+
+    fn accept(&self) -> Option<io::Result<OwnedFd>> {
+        loop {
+            match rustix::net::accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return None,
+                result => return Some(result.map_err(io::Error::from)),
+            }
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Transfer {
+    fn begin(&mut self, token: Token, mut op: Op) {
+        assert!(
+            self.under_way.is_none(),
+            "one receive and one send at a time"
+        );
+        gather_op(&mut self.gather, &mut op);
+        self.total_bytes = self.gather.remaining_bytes();
+        self.under_way = Some((token, op));
+    }
+
+    fn take(&mut self) -> Option<(Token, Op)> {
+        self.gather.clear();
+        self.under_way.take()
+    }
+
+    /// `None` while there is nothing to do, or nothing that can be done without waiting.
+    fn attempt(
+        &mut self,
+        transfer: impl FnOnce(&mut Gather) -> Option<io::Result<()>>,
+    ) -> Option<Progress> {
+        self.under_way.as_ref()?;
+        let result = transfer(&mut self.gather)?;
+        let moved = self.total_bytes - self.gather.remaining_bytes();
+        let (token, op) = self.take().expect("under way");
+        Some(Progress::Ended(Completion {
+            token,
+            result: result.map(|()| Done::Bytes(moved)),
+            buffers: buffers_of(op),
+        }))
+    }
+}
+
+fn completion(token: Token, result: io::Result<Done>) -> Completion {
+    Completion {
+        token,
+        result,
+        buffers: crate::io::driver::Buffers::None,
+    }
+}
+
+fn recv(fd: libc::c_int, gather: &mut Gather) -> Option<io::Result<()>> {
+    let mut header = header(gather);
+    // SAFETY: the gathered memory belongs to the operation under way.
+    let count = call(|| unsafe { libc::recvmsg(fd, &mut header, libc::MSG_DONTWAIT) })?;
+    Some(count.map(|count| gather.advance(count)))
+}
+
+fn send_all(fd: libc::c_int, gather: &mut Gather) -> Option<io::Result<()>> {
+    while gather.remaining_bytes() > 0 {
+        let header = header(gather);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: as in `recv`.
+        match call(|| unsafe { libc::sendmsg(fd, &header, flags) })? {
+            Ok(count) => gather.advance(count),
+            Err(error) => return Some(Err(error)),
+        }
+    }
+    Some(Ok(()))
+}
+
+fn header(gather: &Gather) -> libc::msghdr {
+    let window = gather.window();
+    // SAFETY: a msghdr of zeroes is a valid, empty one.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = window.as_ptr().cast_mut();
+    header.msg_iovlen = window.len() as _;
+    header
+}
+
+/// Repeats a call that a signal interrupts; `None` when it would block.
+fn call(mut call: impl FnMut() -> isize) -> Option<io::Result<usize>> {
+    loop {
+        if let Ok(count) = usize::try_from(call()) {
+            return Some(Ok(count));
+        }
+        let error = io::Error::last_os_error();
+        match error.kind() {
+            io::ErrorKind::Interrupted => {}
+            io::ErrorKind::WouldBlock => return None,
+            _ => return Some(Err(error)),
+        }
+    }
+}
