@@ -7,8 +7,12 @@
 
 pub mod apply;
 pub mod command;
+#[cfg(test)]
+mod harness;
 mod log_tail;
 pub mod member;
+#[cfg(test)]
+mod member_test;
 pub mod message;
 pub mod meta;
 mod persist;

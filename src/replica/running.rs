@@ -253,6 +253,10 @@ impl Running {
             self.reads
                 .answered(message.from, u64::from_le_bytes(round), me, conf);
         }
+        if std::mem::take(&mut message.request_snapshot) != 0 {
+            self.resync.wanted(message.from, &mut self.outbox);
+            return;
+        }
         let compacted = self.raft.raw.store().compacted();
         let caught_up = message.commit >= compacted && message.commit <= self.raft.last_index();
         if !self.resync.is_lagging(message.from) || !caught_up {
@@ -423,6 +427,9 @@ impl Running {
         let at_once = self.persist.is_durable(&hard);
         let mut held = ready.take_persisted_messages();
         let messages = ready.take_messages();
+        if !self.situation().initialised {
+            mark_uninitialised(&mut held);
+        }
         if at_once {
             // A leader replicates while it writes itself (Raft thesis, 10.2.1).
             for message in messages {
@@ -666,10 +673,13 @@ impl Running {
 
     /// An idle member writes its commit index by itself, so that write-back may go on (rule R7).
     fn append_commit(&mut self, out: &mut Vec<Output>) {
-        if !std::mem::take(&mut self.write_commit) {
+        // A commit must not become durable before its entries: not while some wait in raft-rs.
+        let taken = self.raft.raw.raft.raft_log.unstable_entries().is_empty();
+        if !self.write_commit || !taken || self.persist.is_full() {
             return;
         }
         let hard = self.raft.raw.raft.hard_state();
+        self.write_commit = false;
         if self.persist.must_write(&hard) {
             return;
         }
@@ -679,5 +689,15 @@ impl Running {
             hard,
             ..Append::default()
         }));
+    }
+}
+
+/// A member without a configuration cannot start from the log, whose first entries assume one: it
+/// asks for a resync with every answer to a heartbeat.
+fn mark_uninitialised(messages: &mut [Message]) {
+    for message in messages {
+        if message.get_msg_type() == MessageType::MsgHeartbeatResponse {
+            message.request_snapshot = 1;
+        }
     }
 }
