@@ -232,3 +232,191 @@ fn within(offset: u64, len: u64) -> Range<u64> {
 fn block_at(offset: u64) -> Block {
     Block(u32::try_from(offset / BLOCK).expect("a shard has less than 2^32 blocks"))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::io::buffer::Pool;
+    use crate::types::{PodId, ShardId, Uuid};
+    use crate::view::{MemberView, ShardView};
+
+    fn layout(stripe_blocks: u64, size_bytes: u64) -> Layout {
+        let stripe_bytes = stripe_blocks * BLOCK;
+        let member = MemberView {
+            member: crate::types::MemberId(1),
+            disk: Uuid::default(),
+            pod: PodId(1),
+        };
+        let shards = 0..size_bytes.div_ceil(stripe_bytes);
+        Layout::new(&VolumeView {
+            volume: VolumeId(3),
+            name: String::new(),
+            size_bytes,
+            stripe_width: 1,
+            stripe_bytes,
+            shards: shards
+                .map(|shard| ShardView {
+                    shard: ShardId(shard),
+                    members: vec![member],
+                })
+                .collect(),
+            deleting: false,
+        })
+    }
+
+    fn write(pool: &Pool, offset: u64, len: usize, seed: u8) -> BlockOp {
+        let skew = (offset % BLOCK) as usize;
+        let mut data = pool.take(skew + len);
+        for (index, byte) in data[skew..].iter_mut().enumerate() {
+            *byte = (index as u8).wrapping_mul(31).wrapping_add(seed) | 1;
+        }
+        BlockOp::Write {
+            offset,
+            data: data.freeze_range(skew..skew + len),
+        }
+    }
+
+    /// Carries a piece out on the blocks of the volume, after checking its bounds.
+    fn carry_out(layout: &Layout, piece: &Piece, bytes: &mut [u8]) {
+        let range = piece.op.range();
+        assert!(range.count > 0 && u64::from(range.end()) * BLOCK <= layout.stripe_bytes);
+        let at = layout.block_in_volume(piece) as usize * BLOCK_BYTES;
+        match &piece.op {
+            ShardOp::Write { data, crcs, .. } => {
+                assert!(is_aligned(data) && data.len() <= ENTRY_BYTES_MAX);
+                assert_eq!(data.len() as u64, range.bytes());
+                for (index, block) in data.chunks(BLOCK_BYTES).enumerate() {
+                    let number = (at / BLOCK_BYTES + index) as u64;
+                    assert_eq!(crcs[index], block_crc(layout.volume, number, block));
+                }
+                bytes[at..at + data.len()].copy_from_slice(data);
+            }
+            ShardOp::WritePartial {
+                offset_bytes, data, ..
+            } => {
+                let from = *offset_bytes as usize;
+                assert!(!data.is_empty() && data.len() < BLOCK_BYTES);
+                assert!(from + data.len() <= BLOCK_BYTES);
+                bytes[at + from..at + from + data.len()].copy_from_slice(data);
+            }
+            ShardOp::Zero { .. } => bytes[at..at + range.bytes() as usize].fill(0),
+            ShardOp::Read { .. } => assert!(range.bytes() <= READ_BYTES_MAX as u64),
+            ShardOp::Status { .. } => {}
+        }
+    }
+
+    /// What a client expects of the operation.
+    fn expect(op: &BlockOp, bytes: &mut [u8]) {
+        match op {
+            BlockOp::Write { offset, data } => {
+                bytes[*offset as usize..][..data.len()].copy_from_slice(data);
+            }
+            BlockOp::Zero {
+                offset,
+                len,
+                trim: false,
+            } => {
+                bytes[*offset as usize..][..*len as usize].fill(0);
+            }
+            BlockOp::Zero {
+                offset,
+                len,
+                trim: true,
+            } => {
+                let blocks = within(*offset, u64::from(*len));
+                bytes[blocks.start as usize..blocks.end as usize].fill(0);
+            }
+            _ => {}
+        }
+    }
+
+    fn check(layout: &Layout, op: &BlockOp) {
+        let len = layout.size_bytes.next_multiple_of(BLOCK) as usize;
+        let mut found = vec![0xaa; len];
+        let mut expected = found.clone();
+        let mut pieces = Vec::new();
+        layout.cut(op, &mut pieces);
+        pieces
+            .iter()
+            .for_each(|piece| carry_out(layout, piece, &mut found));
+        expect(op, &mut expected);
+        assert!(found == expected, "{op:?}");
+
+        let changed = changed_blocks(op).unwrap_or(0..0);
+        for (number, (found, old)) in found
+            .chunks(BLOCK_BYTES)
+            .zip(0u64..)
+            .map(|(b, n)| (n, (b, 0xaa)))
+        {
+            assert!(changed.contains(&number) || found.iter().all(|byte| *byte == old));
+        }
+        if let BlockOp::Read { offset, len } | BlockOp::Status { offset, len } = op {
+            let covered = covering(*offset, u64::from(*len));
+            let mut at = covered.start;
+            for piece in &pieces {
+                assert_eq!(
+                    layout.block_in_volume(piece) * BLOCK,
+                    at,
+                    "in order, without gaps"
+                );
+                at += piece.op.range().bytes();
+            }
+            assert_eq!(at, covered.end);
+        }
+    }
+
+    #[test]
+    fn ten_kilobytes_in_the_middle_of_a_block() {
+        let layout = layout(1 << 20, 1 << 30);
+        let mut pieces = Vec::new();
+        layout.cut(&write(&Pool::default(), 100, 10 << 10, 0), &mut pieces);
+        let shapes: Vec<(u32, u32, usize)> = (pieces.iter())
+            .map(|piece| {
+                let range = piece.op.range();
+                (range.first.0, range.count, piece.op.payload_bytes())
+            })
+            .collect();
+        assert_eq!(shapes, [(0, 1, 3996), (2, 1, 2148), (1, 1, 4096)]);
+    }
+
+    #[test]
+    fn a_part_inside_one_block_is_one_piece() {
+        let layout = layout(4, 64 << 10);
+        let mut pieces = Vec::new();
+        layout.cut(&write(&Pool::default(), 4096 * 5 + 7, 9, 0), &mut pieces);
+        assert_eq!(pieces.len(), 1);
+        assert_eq!((pieces[0].shard, pieces[0].op.range().first), (1, Block(1)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn pieces_do_together_what_was_asked(
+            stripe_blocks in 1u64..600,
+            shards in 1u64..5,
+            short in 0u64..5000,
+            place in any::<(prop::sample::Index, prop::sample::Index)>(),
+            long in any::<bool>(),
+            kind in 0u8..5,
+        ) {
+            let capacity = stripe_blocks * BLOCK * shards;
+            let layout = layout(stripe_blocks, capacity.saturating_sub(short).max(1));
+            let size = layout.size_bytes as usize;
+            let offset = place.0.index(size);
+            let most = if long { size - offset } else { (size - offset).min(12_000) };
+            let len = 1 + place.1.index(most);
+            let (offset, len_bytes) = (offset as u64, len as u32);
+            let op = match kind {
+                0 => BlockOp::Read { offset, len: len_bytes },
+                1 => BlockOp::Status { offset, len: len_bytes },
+                2 => BlockOp::Zero { offset, len: len_bytes, trim: false },
+                3 => BlockOp::Zero { offset, len: len_bytes, trim: true },
+                _ => write(&Pool::default(), offset, len, 5),
+            };
+            check(&layout, &op);
+        }
+    }
+}

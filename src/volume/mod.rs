@@ -44,8 +44,6 @@ pub use crate::volume::session::SessionSource;
 pub const VOLUME_UNDER_WAY_BYTES_MAX: usize = 256 << 20;
 /// What a connection may have under way however busy the others are.
 pub const CONNECTION_UNDER_WAY_BYTES_MIN: usize = 1 << 20;
-/// Bytes handed over to one shard and not answered; more waits here.
-const SHARD_IN_FLIGHT_BYTES_MAX: usize = 32 << 20;
 /// A probe that is not answered for so long is forgotten, and another member is asked.
 const PROBE_PATIENCE: Duration = Duration::from_millis(500);
 /// An answer that takes longer is not waited for. A lost one is noticed by the loss of its link;
@@ -187,9 +185,7 @@ impl Volume {
                 of_conn(request).then_some(key)
             })
             .collect();
-        for key in not_sent {
-            self.end_piece(key, Err(BlockError::Unknown));
-        }
+        self.drop_pieces(not_sent, BlockError::Unknown);
         for key in keys {
             // Those that wait for earlier writes have no pieces that could end.
             let waits = |request: &Request| request.op.is_some();
@@ -218,10 +214,7 @@ impl Volume {
             Err(BlockError::NotLeader { hint, term }) => route.refused(now, from, *hint, *term),
             Err(BlockError::Unknown) => route.lost(now, from),
             Err(BlockError::NoSuchVolume) => route.refused(now, from, None, term),
-            Err(BlockError::Busy) => {
-                route.confirmed(from, term);
-                route.pause(now);
-            }
+            Err(BlockError::Busy) => route.busy(now),
             _ => route.confirmed(from, term),
         }
         self.end_attempt(ticket, attempt, result);
@@ -279,9 +272,7 @@ impl Volume {
         let keys: Vec<u64> = (self.work.pieces.iter())
             .filter_map(|(key, piece)| (!piece.sent).then_some(key))
             .collect();
-        for key in keys {
-            self.end_piece(key, Err(BlockError::NoSuchVolume));
-        }
+        self.drop_pieces(keys, BlockError::NoSuchVolume);
     }
 
     /// Time passes: gives up what was not answered for very long.
@@ -393,18 +384,13 @@ impl Volume {
             let Some(key) = route.waiting.front().copied() else {
                 return;
             };
-            let Some(piece) = self.work.pieces.get_mut(key) else {
-                // Dropped together with its connection.
-                route.waiting.pop_front();
-                continue;
-            };
+            let piece = self.work.pieces.get_mut(key).expect("what waits is there");
             let Some((to, term)) = route.leader() else {
                 self.probe(now, shard, out);
                 return;
             };
             let bytes = piece.bytes();
-            let in_flight = route.in_flight_bytes;
-            if in_flight > 0 && in_flight + bytes > SHARD_IN_FLIGHT_BYTES_MAX {
+            if !route.has_room(bytes) {
                 return;
             }
             route.waiting.pop_front();
@@ -509,8 +495,12 @@ impl Volume {
         }
         // What was sent under this session may still turn up (or was refused for it): everything
         // from now on goes under a higher one.
-        let over = matches!(result, Err(BlockError::Unknown | BlockError::StaleSession));
-        if writes && over && attempt.session == self.session {
+        let over = match &result {
+            Err(BlockError::Unknown) => writes,
+            Err(BlockError::StaleSession) => true,
+            _ => false,
+        };
+        if over && attempt.session == self.session {
             self.session = self.sessions.next();
         }
         let request = self.work.pieces.get(key).expect("just seen").request;
@@ -561,6 +551,26 @@ impl Volume {
         Err(BlockError::Busy)
     }
 
+    /// Ends pieces that wait to be sent.
+    fn drop_pieces(&mut self, keys: Vec<u64>, error: BlockError) {
+        let mut shards: Vec<usize> = Vec::new();
+        for key in keys {
+            let piece = self.work.pieces.get(key).expect("just listed");
+            if shards.last() != Some(&piece.piece.shard) {
+                shards.push(piece.piece.shard);
+            }
+            self.end_piece(key, Err(error.clone()));
+        }
+        shards.sort_unstable();
+        shards.dedup();
+        for shard in shards {
+            let pieces = &self.work.pieces;
+            self.routes[shard]
+                .waiting
+                .retain(|key| pieces.get(*key).is_some());
+        }
+    }
+
     fn end_piece(&mut self, key: u64, result: Result<ShardReply, BlockError>) {
         let piece = self.work.pieces.remove(key).expect("it has not ended");
         let request = self
@@ -595,5 +605,7 @@ impl Volume {
     }
 }
 
+#[cfg(test)]
+mod scenario_test;
 #[cfg(test)]
 mod volume_test;

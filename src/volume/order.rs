@@ -111,3 +111,63 @@ impl WriteOrder {
             .remove(from + place.expect("it was begun with this range"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The definition, without any cleverness: (id, range, started).
+    #[derive(Default)]
+    struct Model(Vec<(u64, Range<u64>, bool)>);
+
+    impl Model {
+        fn may_start(&self, place: usize) -> bool {
+            let range = &self.0[place].1;
+            let overlaps = |other: &Range<u64>| other.start < range.end && range.start < other.end;
+            !self.0[..place].iter().any(|(_, other, _)| overlaps(other))
+        }
+
+        /// Ids that may start and have not.
+        fn newly_ready(&mut self) -> Vec<u64> {
+            let mut ready = Vec::new();
+            for place in 0..self.0.len() {
+                if !self.0[place].2 && self.may_start(place) {
+                    self.0[place].2 = true;
+                    ready.push(self.0[place].0);
+                }
+            }
+            ready
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// Writes begin, end, and are given up before they started, in any order.
+        #[test]
+        fn a_write_starts_when_no_earlier_one_overlaps(
+            steps in prop::collection::vec((0u64..1500, 1u64..600, any::<bool>(), any::<prop::sample::Index>(), 0u8..10), 1..200),
+        ) {
+            let mut order = WriteOrder::default();
+            let mut model = Model::default();
+            for (id, (start, len, short, which, kind)) in steps.into_iter().enumerate() {
+                let id = id as u64;
+                if kind < 6 || model.0.is_empty() {
+                    let range = start..start + if short { 1 + len % 8 } else { len };
+                    model.0.push((id, range.clone(), false));
+                    let expected = model.newly_ready();
+                    prop_assert_eq!(order.begin(id, range), expected == [id]);
+                } else {
+                    let (ended, range, _) = model.0.remove(which.index(model.0.len()));
+                    let mut ready = Vec::new();
+                    order.finish(ended, range, &mut ready);
+                    ready.sort_unstable();
+                    prop_assert_eq!(ready, model.newly_ready());
+                }
+                prop_assert_eq!(order.len(), model.0.len());
+            }
+        }
+    }
+}

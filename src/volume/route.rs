@@ -14,6 +14,10 @@ use crate::view::{MemberView, ShardView};
 
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// Bytes handed over to one shard and not answered; more waits here.
+const WINDOW_BYTES_MAX: usize = 32 << 20;
+/// What is left of the window after the shard was busy.
+const WINDOW_BYTES_MIN: usize = 64 << 10;
 /// Hints that are followed without a pause in between.
 const HOPS_MAX: u8 = 3;
 
@@ -25,6 +29,9 @@ pub(super) struct ShardRoute {
     pub waiting: VecDeque<u64>,
     /// Bytes of pieces that were sent and not answered.
     pub in_flight_bytes: usize,
+    /// How many there may be: shrinks when the shard is busy, so that what it refuses is not
+    /// sent to it over and over, and doubles with every success.
+    window_bytes: usize,
     /// The probe under way.
     pub probe: Option<u64>,
     /// It is in the list of shards that have something to send.
@@ -48,6 +55,7 @@ impl ShardRoute {
             shard: view.shard,
             waiting: VecDeque::new(),
             in_flight_bytes: 0,
+            window_bytes: WINDOW_BYTES_MAX,
             probe: None,
             active: false,
             members: view.members.clone(),
@@ -110,6 +118,18 @@ impl ShardRoute {
         self.leader = Some(leader);
         self.hops = 0;
         self.pause = PAUSE_MIN;
+        self.window_bytes = (2 * self.window_bytes).min(WINDOW_BYTES_MAX);
+    }
+
+    /// The leader has too much to do.
+    pub fn busy(&mut self, now: Mono) {
+        self.window_bytes = WINDOW_BYTES_MIN;
+        self.pause(now);
+    }
+
+    /// True when this much may be sent now; one piece always may.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.in_flight_bytes == 0 || self.in_flight_bytes + bytes <= self.window_bytes
     }
 
     /// This member does not lead; it may know who does, in `term`.

@@ -12,3 +12,6 @@ pub mod wire;
 
 pub use fuzz::fuzz_one;
 pub use session::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
+
+#[cfg(test)]
+mod session_test;

@@ -1,0 +1,514 @@
+//! Named situations of one volume, step by step.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::io::buffer::Pool;
+use crate::types::{BLOCK_BYTES, Segment, StatusRun, Uuid, block_crc};
+use crate::view::ShardView;
+
+const ME: PodId = PodId(2);
+const CONN: ConnId = ConnId(1);
+const TERM: u64 = 7;
+
+fn member(number: u64) -> MemberView {
+    MemberView {
+        member: MemberId(number),
+        disk: Uuid::default(),
+        pod: PodId(number),
+    }
+}
+
+fn view() -> VolumeView {
+    VolumeView {
+        volume: VolumeId(5),
+        name: "v".to_owned(),
+        size_bytes: 1 << 30,
+        stripe_width: 1,
+        stripe_bytes: 1 << 30,
+        shards: vec![ShardView {
+            shard: ShardId(1),
+            members: [1, 2, 3].map(member).to_vec(),
+        }],
+        deleting: false,
+    }
+}
+
+fn volume() -> Volume {
+    Volume::new(view(), ME, SessionSource::new(3))
+}
+
+/// A volume that knows member 1 as the leader.
+fn led() -> Volume {
+    let mut volume = volume();
+    volume.role(ShardId(1), Some(MemberId(1)), TERM);
+    volume
+}
+
+fn block_write(block: u64, byte: u8) -> BlockOp {
+    let data = Pool::default().copy(&[byte; BLOCK_BYTES]);
+    BlockOp::Write {
+        offset: block * BLOCK_BYTES as u64,
+        data,
+    }
+}
+
+fn block_read(block: u64) -> BlockOp {
+    BlockOp::Read {
+        offset: block * BLOCK_BYTES as u64,
+        len: BLOCK_BYTES as u32,
+    }
+}
+
+#[derive(Debug)]
+struct Sent {
+    ticket: Ticket,
+    to: MemberId,
+    term: u64,
+    session: u64,
+    op: ShardOp,
+}
+
+type Reply = (ConnId, u64, Result<BlockReply, BlockError>);
+
+fn poll(volume: &mut Volume, now: Mono) -> (Vec<Sent>, Vec<Reply>) {
+    let (mut out, mut sent, mut replies) = (Vec::new(), Vec::new(), Vec::new());
+    volume.poll(now, &mut out);
+    for output in out {
+        match output {
+            VolumeOutput::Send {
+                ticket,
+                to,
+                term,
+                origin,
+                op,
+                ..
+            } => {
+                assert_eq!((origin.front_end, origin.attachment_epoch), (ME, 0));
+                let (to, session) = (to.member, origin.session);
+                sent.push(Sent {
+                    ticket,
+                    to,
+                    term,
+                    session,
+                    op,
+                });
+            }
+            VolumeOutput::Reply {
+                conn,
+                handle,
+                result,
+            } => replies.push((conn, handle, result)),
+        }
+    }
+    (sent, replies)
+}
+
+fn at(ms: u64) -> Mono {
+    Mono(1) + Duration::from_millis(ms)
+}
+
+fn done(volume: &mut Volume, sent: &Sent) {
+    volume.shard_result(at(0), sent.ticket, sent.to, TERM, Ok(ShardReply::Done));
+}
+
+#[test]
+fn the_local_member_is_asked_first_and_its_hint_is_followed() {
+    let mut volume = volume();
+    volume.request(CONN, 1, block_write(0, 1));
+    let (sent, _) = poll(&mut volume, at(0));
+    assert_eq!((sent.len(), sent[0].to, sent[0].term), (1, MemberId(2), 0));
+    assert!(
+        !sent[0].op.is_write(),
+        "a write is not sent before the term is known"
+    );
+    let hint = Err(BlockError::NotLeader {
+        hint: Some(MemberId(3)),
+        term: TERM,
+    });
+    volume.shard_result(at(0), sent[0].ticket, MemberId(2), TERM, hint);
+    let (sent, _) = poll(&mut volume, at(0));
+    assert_eq!(
+        (sent.len(), sent[0].to, sent[0].term),
+        (1, MemberId(3), TERM)
+    );
+    assert!(sent[0].op.is_write());
+    done(&mut volume, &sent[0]);
+    assert_eq!(
+        poll(&mut volume, at(0)).1,
+        [(CONN, 1, Ok(BlockReply::Done))]
+    );
+    assert_eq!(volume.requests_under_way(), 0);
+}
+
+#[test]
+fn a_probe_that_succeeds_finds_the_leader() {
+    let mut volume = volume();
+    volume.request(CONN, 1, block_write(0, 1));
+    let (sent, _) = poll(&mut volume, at(0));
+    let status = ShardReply::Status(vec![StatusRun {
+        count: 1,
+        hole: true,
+    }]);
+    volume.shard_result(at(0), sent[0].ticket, MemberId(2), TERM, Ok(status));
+    let (sent, _) = poll(&mut volume, at(0));
+    assert_eq!(
+        (sent.len(), sent[0].to, sent[0].term),
+        (1, MemberId(2), TERM)
+    );
+}
+
+#[test]
+fn without_a_leader_requests_wait_for_ever_and_ask_seldom() {
+    let mut volume = volume();
+    volume.request(CONN, 1, block_write(0, 1));
+    volume.request(CONN, 2, block_read(0));
+    let (mut probes, mut asked) = (0, [0; 4]);
+    for ms in 0..60_000 {
+        if ms % 100 == 0 {
+            volume.tick(at(ms));
+        }
+        let (sent, replies) = poll(&mut volume, at(ms));
+        assert!(replies.is_empty(), "a pause is not an error");
+        for sent in sent {
+            probes += 1;
+            asked[sent.to.0 as usize] += 1;
+            let refused = Err(BlockError::NotLeader {
+                hint: None,
+                term: TERM,
+            });
+            volume.shard_result(at(ms), sent.ticket, sent.to, TERM, refused);
+        }
+    }
+    assert!((500..700).contains(&probes), "{probes} probes in a minute");
+    assert!(
+        asked[1..].iter().all(|count| *count > 150),
+        "everyone is asked: {asked:?}"
+    );
+    volume.role(ShardId(1), Some(MemberId(1)), TERM + 1);
+    let (sent, _) = poll(&mut volume, at(60_000));
+    assert_eq!(sent.len(), 2, "a leader ends the pause at once");
+    assert!(sent.iter().all(|sent| sent.term == TERM + 1));
+}
+
+#[test]
+fn members_that_point_at_each_other_are_not_asked_in_a_loop() {
+    let mut volume = led();
+    volume.request(CONN, 1, block_read(0));
+    let mut sends = 0;
+    for _ in 0..1000 {
+        for sent in poll(&mut volume, at(0)).0 {
+            sends += 1;
+            let other = MemberId(sent.to.0 % 3 + 1);
+            let refused = Err(BlockError::NotLeader {
+                hint: Some(other),
+                term: TERM,
+            });
+            volume.shard_result(at(0), sent.ticket, sent.to, TERM, refused);
+        }
+    }
+    assert!(sends <= 5, "{sends} sends in no time");
+    assert!(volume.deadline().is_some_and(|deadline| deadline > at(0)));
+}
+
+#[test]
+fn a_busy_shard_is_asked_again_after_a_pause() {
+    let mut volume = led();
+    volume.request(CONN, 1, block_write(0, 1));
+    let (sent, _) = poll(&mut volume, at(0));
+    volume.shard_result(
+        at(0),
+        sent[0].ticket,
+        MemberId(1),
+        TERM,
+        Err(BlockError::Busy),
+    );
+    assert!(poll(&mut volume, at(0)).0.is_empty());
+    let deadline = volume.deadline().expect("a pause");
+    let (again, _) = poll(&mut volume, deadline);
+    assert_eq!((again.len(), again[0].session), (1, sent[0].session));
+    assert_eq!(volume.deadline(), None);
+}
+
+#[test]
+fn a_write_with_unknown_outcome_is_sent_under_a_higher_session() {
+    let mut volume = led();
+    volume.request(CONN, 1, block_write(0, 1));
+    volume.request(CONN, 2, block_write(0, 2));
+    let (first, _) = poll(&mut volume, at(0));
+    assert_eq!(first.len(), 1, "the second one waits for the first");
+    volume.pod_down(at(0), PodId(1));
+    volume.role(ShardId(1), Some(MemberId(3)), TERM + 1);
+    let (second, _) = poll(&mut volume, at(0));
+    assert_eq!((second.len(), &second[0].op), (1, &first[0].op));
+    assert!(second[0].session > first[0].session);
+    // The first attempt's answer comes after all: it means nothing now.
+    done(&mut volume, &first[0]);
+    assert_eq!(poll(&mut volume, at(0)).1, []);
+    volume.shard_result(
+        at(0),
+        second[0].ticket,
+        MemberId(3),
+        TERM + 1,
+        Ok(ShardReply::Done),
+    );
+    let (third, replies) = poll(&mut volume, at(0));
+    assert_eq!(replies, [(CONN, 1, Ok(BlockReply::Done))]);
+    assert_eq!((third.len(), third[0].session), (1, second[0].session));
+}
+
+#[test]
+fn a_refused_session_is_replaced_and_a_lost_read_is_not_a_new_one() {
+    let mut volume = led();
+    let before = volume.session();
+    volume.request(CONN, 1, block_read(0));
+    let (sent, _) = poll(&mut volume, at(0));
+    volume.shard_result(
+        at(0),
+        sent[0].ticket,
+        MemberId(1),
+        TERM,
+        Err(BlockError::Unknown),
+    );
+    assert_eq!(volume.session(), before);
+    volume.role(ShardId(1), Some(MemberId(1)), TERM + 1);
+    volume.request(CONN, 2, block_write(9, 1));
+    let (sent, _) = poll(&mut volume, at(0));
+    let write = sent
+        .iter()
+        .find(|sent| sent.op.is_write())
+        .expect("the write is sent");
+    let stale = Err(BlockError::StaleSession);
+    volume.shard_result(at(0), write.ticket, MemberId(1), TERM + 1, stale);
+    let (sent, _) = poll(&mut volume, at(0));
+    assert!(sent[0].op.is_write() && sent[0].session > before);
+}
+
+#[test]
+fn an_ended_connection_leaves_what_was_handed_over_and_nothing_else() {
+    let mut volume = led();
+    volume.request(CONN, 1, block_write(0, 1));
+    volume.request(CONN, 2, block_write(0, 2));
+    let (first, _) = poll(&mut volume, at(0));
+    volume.request(CONN, 3, block_write(1, 3));
+    volume.close_connection(CONN);
+    let other = ConnId(2);
+    volume.request(other, 4, block_write(0, 4));
+    volume.request(other, 5, block_write(1, 5));
+    let (sent, _) = poll(&mut volume, at(0));
+    assert_eq!(
+        sent.len(),
+        1,
+        "only block 1 is free: its earlier write was not handed over"
+    );
+    assert_eq!(sent[0].op.range().first, Block(1));
+    done(&mut volume, &first[0]);
+    let (last, replies) = poll(&mut volume, at(0));
+    assert_eq!((last.len(), replies), (1, vec![]));
+    done(&mut volume, &last[0]);
+    assert_eq!(
+        poll(&mut volume, at(0)).1,
+        [(other, 4, Ok(BlockReply::Done))]
+    );
+}
+
+#[test]
+fn a_read_that_does_not_match_its_checksum_is_asked_for_once_more() {
+    let good = Bytes::from(vec![3; BLOCK_BYTES]);
+    let bad = Bytes::from(vec![4; BLOCK_BYTES]);
+    let crc = block_crc(VolumeId(5), 6, &good);
+    let answer = |data: &Bytes| {
+        let segments = vec![Segment::Data(data.clone())];
+        Ok(ShardReply::Data {
+            segments,
+            crcs: vec![crc],
+        })
+    };
+    for (second, expected) in [
+        (
+            &good,
+            Ok(BlockReply::Data(vec![Segment::Data(good.clone())])),
+        ),
+        (&bad, Err(BlockError::MediaFault)),
+    ] {
+        let mut volume = led();
+        volume.request(CONN, 1, block_read(6));
+        let (sent, _) = poll(&mut volume, at(0));
+        volume.shard_result(at(0), sent[0].ticket, MemberId(1), TERM, answer(&bad));
+        let (sent, replies) = poll(&mut volume, at(0));
+        assert_eq!((sent.len(), replies.len()), (1, 0));
+        volume.shard_result(at(0), sent[0].ticket, MemberId(1), TERM, answer(second));
+        assert_eq!(poll(&mut volume, at(0)).1, [(CONN, 1, expected)]);
+    }
+}
+
+#[test]
+fn an_error_of_one_piece_waits_for_the_others() {
+    let mut volume = led();
+    let data = Pool::default().copy(&[1; 2 * BLOCK_BYTES]);
+    let data = data.slice(100..2 * BLOCK_BYTES);
+    volume.request(CONN, 1, BlockOp::Write { offset: 100, data });
+    let (sent, _) = poll(&mut volume, at(0));
+    assert_eq!(sent.len(), 2);
+    volume.shard_result(
+        at(0),
+        sent[0].ticket,
+        MemberId(1),
+        TERM,
+        Err(BlockError::NoSpace),
+    );
+    assert_eq!(poll(&mut volume, at(0)).1, []);
+    done(&mut volume, &sent[1]);
+    assert_eq!(
+        poll(&mut volume, at(0)).1,
+        [(CONN, 1, Err(BlockError::NoSpace))]
+    );
+}
+
+#[test]
+fn a_deleted_volume_answers_what_waits() {
+    let mut volume = volume();
+    volume.request(CONN, 1, block_write(0, 1));
+    volume.request(CONN, 2, block_write(0, 2));
+    poll(&mut volume, at(0));
+    volume.update_view(&VolumeView {
+        deleting: true,
+        ..view()
+    });
+    volume.request(CONN, 3, block_read(0));
+    let (_, replies) = poll(&mut volume, at(0));
+    let answered: Vec<(u64, bool)> = (replies.iter())
+        .map(|(_, handle, result)| (*handle, *result == Err(BlockError::NoSuchVolume)))
+        .collect();
+    assert_eq!(answered, [(1, true), (2, true), (3, true)]);
+}
+
+#[test]
+fn what_is_out_of_range_or_needs_nobody_is_answered_at_once() {
+    let mut volume = volume();
+    let table = [
+        (BlockOp::Flush, Ok(BlockReply::Done)),
+        (
+            BlockOp::Read {
+                offset: 1 << 30,
+                len: 1,
+            },
+            Err(BlockError::OutOfRange),
+        ),
+        (
+            BlockOp::Read {
+                offset: u64::MAX,
+                len: 2,
+            },
+            Err(BlockError::OutOfRange),
+        ),
+        (
+            BlockOp::Read { offset: 0, len: 0 },
+            Err(BlockError::Invalid),
+        ),
+        // A trim of less than a block has nothing to give back.
+        (
+            BlockOp::Zero {
+                offset: 1,
+                len: 4096,
+                trim: true,
+            },
+            Ok(BlockReply::Done),
+        ),
+    ];
+    for (op, expected) in table {
+        volume.request(CONN, 1, op);
+        let (sent, replies) = poll(&mut volume, at(0));
+        assert!(sent.is_empty());
+        assert_eq!(replies, [(CONN, 1, expected)]);
+    }
+}
+
+#[test]
+fn a_full_volume_leaves_every_connection_its_minimum() {
+    let mut volume = volume();
+    let len = VOLUME_UNDER_WAY_BYTES_MAX as u32;
+    volume.request(CONN, 1, BlockOp::Read { offset: 0, len });
+    assert!(!volume.wants_requests(CONN));
+    assert!(volume.wants_requests(ConnId(2)));
+    volume.close_connection(CONN);
+    assert!(volume.wants_requests(CONN));
+}
+
+#[test]
+fn bytes_in_flight_to_one_shard_are_bounded() {
+    let mut volume = led();
+    for handle in 0..4 {
+        volume.request(
+            CONN,
+            handle,
+            BlockOp::Read {
+                offset: 0,
+                len: 16 << 20,
+            },
+        );
+    }
+    let (sent, _) = poll(&mut volume, at(0));
+    assert_eq!(sent.len(), 32, "32 MiB in pieces of 1 MiB");
+    assert_eq!(
+        volume.deadline(),
+        None,
+        "it waits for answers, not for time"
+    );
+    volume.shard_result(
+        at(0),
+        sent[0].ticket,
+        MemberId(1),
+        TERM,
+        Err(BlockError::MediaFault),
+    );
+    assert_eq!(poll(&mut volume, at(0)).0.len(), 1);
+}
+
+#[test]
+fn a_shard_that_stays_busy_is_not_flooded() {
+    let mut volume = led();
+    for handle in 0..30 {
+        volume.request(
+            CONN,
+            handle,
+            BlockOp::Read {
+                offset: handle << 20,
+                len: 1 << 20,
+            },
+        );
+    }
+    let (mut sends, mut answered) = (0, 0);
+    for ms in 0..10_000 {
+        let (sent, replies) = poll(&mut volume, at(ms));
+        answered += replies.len();
+        for sent in sent {
+            sends += 1;
+            let busy = if ms < 5000 {
+                BlockError::Busy
+            } else {
+                BlockError::MediaFault
+            };
+            volume.shard_result(at(ms), sent.ticket, MemberId(1), TERM, Err(busy));
+        }
+    }
+    assert!(sends < 150, "{sends} sends");
+    assert_eq!(answered, 30);
+}
+
+#[test]
+fn connections_that_come_and_go_during_a_pause_leave_nothing_behind() {
+    let mut volume = volume();
+    for conn in 0..100 {
+        for handle in 0..20 {
+            volume.request(ConnId(conn), handle, block_write(handle % 3, 1));
+        }
+        poll(&mut volume, at(conn));
+        volume.close_connection(ConnId(conn));
+    }
+    assert_eq!(volume.requests_under_way(), 0);
+    assert!(volume.routes[0].waiting.is_empty() && volume.order.is_empty());
+    assert!(volume.work.pieces.is_empty() && volume.work.bytes == 0);
+}
