@@ -1,0 +1,169 @@
+//! A real file system on a volume, through nbdfuse and a loop device: it notices nothing when
+//! another pod dies, and after a crash of everything its journal finds what it was promised.
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use support::tools::{noise, run, run_as_root, text, try_run};
+use support::{Cluster, Setup, wait_until};
+
+/// A volume as a mounted file system. Taken apart when dropped, whatever state it is in.
+struct Mounted {
+    nbdfuse: Child,
+    fuse_dir: PathBuf,
+    device: String,
+    mount_point: PathBuf,
+    mounted: bool,
+}
+
+impl Mounted {
+    /// Attaches the volume to a loop device; not yet a file system.
+    fn attach(cluster: &Cluster, uri: &str) -> Mounted {
+        let fuse_dir = cluster.dir.join("fuse");
+        let mount_point = cluster.dir.join("mnt");
+        fs::create_dir_all(&fuse_dir).unwrap();
+        fs::create_dir_all(&mount_point).unwrap();
+        let file = fuse_dir.join("disk");
+        let nbdfuse = Command::new("nbdfuse")
+            .args([text(&file), uri])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("run nbdfuse");
+        wait_until("nbdfuse shows the volume", || file.exists());
+        let device = run_as_root("losetup", &["--find", "--show", text(&file)]);
+        Mounted {
+            nbdfuse,
+            fuse_dir,
+            device: device.trim().to_string(),
+            mount_point,
+            mounted: false,
+        }
+    }
+
+    fn mount(&mut self) {
+        run_as_root(
+            "mount",
+            &["-t", "ext4", &self.device, text(&self.mount_point)],
+        );
+        self.mounted = true;
+        // Or the test would write to the folder below.
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let is_ours = |line: &str| line.starts_with(&format!("{} ", self.device));
+        assert!(mounts.lines().any(is_ours), "mounted: {mounts}");
+    }
+
+    fn unmount(&mut self) {
+        run_as_root("umount", &[text(&self.mount_point)]);
+        self.mounted = false;
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let as_root = |arguments: &[&str]| match rustix::process::geteuid().is_root() {
+            true => try_run(arguments[0], &arguments[1..]),
+            false => try_run("sudo", &[&["-n"], arguments].concat()),
+        };
+        if self.mounted {
+            as_root(&["umount", "-l", text(&self.mount_point)]);
+        }
+        as_root(&["losetup", "-d", &self.device]);
+        try_run("fusermount3", &["-u", "-z", text(&self.fuse_dir)]);
+        let _ = self.nbdfuse.kill();
+        let _ = self.nbdfuse.wait();
+    }
+}
+
+/// Writes a file and makes it durable, as a database would.
+fn write_durably(path: &Path, seed: u64) -> std::io::Result<()> {
+    let mut file = fs::File::create(path)?;
+    file.write_all(&noise(seed, 100_000))?;
+    file.sync_all()?;
+    // The name, too.
+    fs::File::open(path.parent().expect("a file in a folder"))?.sync_all()
+}
+
+fn name(folder: &Path, number: u64) -> PathBuf {
+    folder.join(format!("file-{number}"))
+}
+
+fn check_files(folder: &Path, count: u64) {
+    for number in 0..count {
+        let content = fs::read(name(folder, number)).unwrap();
+        assert!(
+            content == noise(number, 100_000),
+            "file {number} of {count}"
+        );
+    }
+}
+
+fn start(test: &'static str) -> Cluster {
+    Setup::new(test).volume("demo", "256MiB").start()
+}
+
+#[test]
+fn a_file_system_does_not_notice_that_a_pod_dies() {
+    let cluster = start("ext4_one");
+    let mut disk = Mounted::attach(&cluster, &cluster.uri(1, "demo"));
+    run_as_root("mkfs.ext4", &["-q", &disk.device]);
+    disk.mount();
+    const FILES: u64 = 120;
+    for number in 0..FILES {
+        // One follower after the other, while files are being written.
+        match number {
+            20 => cluster.kill(2),
+            60 => {
+                cluster.wait_serving(2);
+                cluster.wait_healthy();
+                cluster.kill(3);
+            }
+            _ => {}
+        }
+        write_durably(&name(&disk.mount_point, number), number).unwrap();
+    }
+    disk.unmount();
+    run_as_root("e2fsck", &["-f", "-n", &disk.device]);
+    drop(disk);
+    cluster.wait_healthy();
+    // The other pods have the same.
+    let mut disk = Mounted::attach(&cluster, &cluster.uri(3, "demo"));
+    disk.mount();
+    check_files(&disk.mount_point, FILES);
+    disk.unmount();
+}
+
+#[test]
+fn a_file_system_survives_a_crash_of_everything() {
+    let mut cluster = start("ext4_all");
+    let mut disk = Mounted::attach(&cluster, &cluster.uri(1, "demo"));
+    run_as_root("mkfs.ext4", &["-q", &disk.device]);
+    disk.mount();
+    let folder = disk.mount_point.clone();
+    // Files are written until the volume is gone; what was made durable before is promised.
+    let writer = std::thread::spawn(move || {
+        let mut promised = 0;
+        while write_durably(&name(&folder, promised), promised).is_ok() {
+            promised += 1;
+        }
+        promised
+    });
+    let twentieth = name(&disk.mount_point, 20);
+    wait_until("some files are written", || twentieth.exists());
+    cluster.kill_everything();
+    let promised = writer.join().unwrap();
+    assert!(promised >= 20);
+    drop(disk);
+
+    cluster.restart();
+    let mut disk = Mounted::attach(&cluster, &cluster.uri(2, "demo"));
+    // Mounting replays the journal; a check afterwards finds nothing to repair.
+    disk.mount();
+    check_files(&disk.mount_point, promised);
+    disk.unmount();
+    run_as_root("e2fsck", &["-f", "-n", &disk.device]);
+    println!("{}", run("nbdinfo", &["--size", &cluster.uri(3, "demo")]));
+}

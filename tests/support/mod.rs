@@ -1,0 +1,315 @@
+//! A real cluster for tests: `holdfast dev` with its pods as processes, on ports and in a folder
+//! of its own. Whatever a test started is gone when it ends, also when it fails; then the ends of
+//! the logs are printed.
+//!
+//! `HOLDFAST_TEST_PROGRAM` tests another program than the one just built;
+//! `HOLDFAST_TEST_KEEP=1` keeps the folders.
+
+#![allow(dead_code, reason = "every test program uses another part of this")]
+
+pub mod nbd;
+pub mod ports;
+pub mod tools;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use self::ports::{API_PORT, NBD_PORT, port_of};
+
+/// Pods of every test cluster, numbered from 1.
+pub const PODS: usize = 3;
+/// Longest wait for a cluster to start or to heal. A limit against hanging, not a measure.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// One cluster at a time: the tests of a program run in threads, on a machine with few cores.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// What to start.
+pub struct Setup {
+    name: &'static str,
+    volumes: Vec<(&'static str, &'static str)>,
+    restart_after: &'static str,
+}
+
+impl Setup {
+    /// `name` names the folder; it must be unique among the tests of a program.
+    pub fn new(name: &'static str) -> Setup {
+        Setup {
+            name,
+            volumes: Vec::new(),
+            restart_after: "1s",
+        }
+    }
+
+    /// A volume to create, such as `("demo", "256MiB")`.
+    pub fn volume(mut self, name: &'static str, size: &'static str) -> Setup {
+        self.volumes.push((name, size));
+        self
+    }
+
+    /// When `dev` restarts a pod that died: such as `2s`, or `never`.
+    pub fn restart_after(mut self, pause: &'static str) -> Setup {
+        self.restart_after = pause;
+        self
+    }
+
+    /// Starts it and waits until every volume can be used.
+    pub fn start(self) -> Cluster {
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(self.name);
+        remove_dir(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        let offset = ports::free_offset();
+        let mut cluster = Cluster {
+            dev: spawn_dev(&dir, offset, &self),
+            lines: None,
+            setup: self,
+            dir,
+            offset,
+            _turn: turn,
+        };
+        cluster.wait_ready();
+        cluster
+    }
+}
+
+/// A running cluster; stopped and removed when dropped.
+pub struct Cluster {
+    dev: Child,
+    lines: Option<Receiver<String>>,
+    setup: Setup,
+    pub dir: PathBuf,
+    pub offset: u16,
+    _turn: MutexGuard<'static, ()>,
+}
+
+pub fn program() -> PathBuf {
+    std::env::var_os("HOLDFAST_TEST_PROGRAM").map_or_else(
+        || PathBuf::from(env!("CARGO_BIN_EXE_holdfast")),
+        PathBuf::from,
+    )
+}
+
+fn spawn_dev(dir: &Path, offset: u16, setup: &Setup) -> Child {
+    let mut command = Command::new(program());
+    command
+        .arg("dev")
+        .args(["--pods", &PODS.to_string()])
+        .args(["--port-offset", &offset.to_string()])
+        .args(["--restart-after", setup.restart_after])
+        .arg("--data")
+        .arg(dir.join("data"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(
+            fs::File::options()
+                .create(true)
+                .append(true)
+                .open(dir.join("dev.log"))
+                .unwrap(),
+        );
+    for (name, size) in &setup.volumes {
+        command.args(["--volume", &format!("{name}:{size}")]);
+    }
+    command.spawn().expect("start holdfast dev")
+}
+
+impl Cluster {
+    fn wait_ready(&mut self) {
+        let (sender, lines) = channel();
+        let stdout = self.dev.stdout.take().expect("stdout is a pipe");
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let until = Instant::now() + PATIENCE;
+        let mut waiting = self.setup.volumes.len();
+        while waiting > 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            match lines.recv_timeout(left) {
+                Ok(line) => waiting -= usize::from(line.starts_with("ready nbd://")),
+                Err(error) => panic!("holdfast dev did not become ready: {error}"),
+            }
+        }
+        // Keeps the pipe open and read.
+        self.lines = Some(lines);
+    }
+
+    /// Where pod `pod` serves NBD.
+    pub fn nbd_address(&self, pod: usize) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port_of(NBD_PORT, pod, self.offset)))
+    }
+
+    /// A volume as pod `pod` serves it.
+    pub fn uri(&self, pod: usize, volume: &str) -> String {
+        format!("nbd://{}/{volume}", self.nbd_address(pod))
+    }
+
+    /// A client of the harness's own.
+    pub fn connect(&self, pod: usize, volume: &str) -> nbd::Client {
+        nbd::Client::connect(self.nbd_address(pod), volume).expect("connect to a pod")
+    }
+
+    /// Address of a pod's API, for `--endpoint`.
+    pub fn endpoint(&self, pod: usize) -> String {
+        let port = port_of(API_PORT, pod, self.offset);
+        format!("http://{}:{port}", Ipv4Addr::LOCALHOST)
+    }
+
+    fn pod_dir(&self, pod: usize) -> PathBuf {
+        self.dir.join("data").join(format!("pod-{pod}"))
+    }
+
+    /// The process of a pod, if it is there and is ours.
+    pub fn pid(&self, pod: usize) -> Option<Pid> {
+        let text = fs::read_to_string(self.pod_dir(pod).join("pid")).ok()?;
+        let pid = text.trim().parse().ok()?;
+        let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        // A number may have been given to another process since: look whose it is.
+        let ours = String::from_utf8_lossy(&command_line).contains(self.dir.to_str()?);
+        Pid::from_raw(pid).filter(|_| ours)
+    }
+
+    fn signal(&self, pod: usize, signal: Signal) -> Pid {
+        let pid = self
+            .pid(pod)
+            .unwrap_or_else(|| panic!("pod {pod} does not run"));
+        kill_process(pid, signal).unwrap_or_else(|error| panic!("signal pod {pod}: {error}"));
+        pid
+    }
+
+    /// `kill -9`; returns when the process is gone.
+    pub fn kill(&self, pod: usize) {
+        let pid = self.signal(pod, Signal::KILL);
+        wait_until("a killed pod is gone", || !is_running(pid));
+    }
+
+    /// Stops a pod where it is (SIGSTOP): to the others it looks like a cut network.
+    pub fn freeze(&self, pod: usize) {
+        self.signal(pod, Signal::STOP);
+    }
+
+    /// Lets a frozen pod go on.
+    pub fn thaw(&self, pod: usize) {
+        self.signal(pod, Signal::CONT);
+    }
+
+    /// Waits until a pod runs and serves NBD (again).
+    pub fn wait_serving(&self, pod: usize) {
+        wait_until("a pod serves again", || {
+            self.pid(pod).is_some() && TcpStream::connect(self.nbd_address(pod)).is_ok()
+        });
+    }
+
+    /// Waits until every replica of every volume is there and has caught up.
+    pub fn wait_healthy(&self) {
+        wait_until("the cluster is healthy", || self.is_healthy());
+    }
+
+    /// What `holdfast status` says.
+    pub fn is_healthy(&self) -> bool {
+        (1..=PODS).all(|pod| self.pid(pod).is_some())
+            && (1..=PODS).any(|pod| {
+                let output = Command::new(program())
+                    .args(["status", "-o", "json", "--endpoint", &self.endpoint(pod)])
+                    .output()
+                    .expect("run holdfast status");
+                serde_json::from_slice(&output.stdout)
+                    .is_ok_and(|status: serde_json::Value| status["healthy"] == true)
+            })
+    }
+
+    /// Ends `dev` and with it every pod, in good order, then starts the cluster on its data.
+    pub fn restart(&mut self) {
+        self.stop_dev();
+        self.dev = spawn_dev(&self.dir, self.offset, &self.setup);
+        self.wait_ready();
+    }
+
+    /// Ends everything as a power cut does, but for the page cache: `kill -9` of `dev` and every
+    /// pod. [`Cluster::restart`] brings it back.
+    pub fn kill_everything(&mut self) {
+        self.dev.kill().expect("kill holdfast dev");
+        self.dev.wait().expect("wait for holdfast dev");
+        for pod in 1..=PODS {
+            if self.pid(pod).is_some() {
+                self.kill(pod);
+            }
+        }
+    }
+
+    fn stop_dev(&mut self) {
+        let pid = Pid::from_child(&self.dev);
+        if matches!(self.dev.try_wait(), Ok(None)) {
+            let _ = kill_process(pid, Signal::TERM);
+            let until = Instant::now() + Duration::from_secs(20);
+            while matches!(self.dev.try_wait(), Ok(None)) && Instant::now() < until {
+                thread::sleep(Duration::from_millis(20));
+            }
+            let _ = self.dev.kill();
+        }
+        let _ = self.dev.wait();
+        for pod in 1..=PODS {
+            if let Some(pid) = self.pid(pod) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+
+    fn print_logs(&self) {
+        let logs = (1..=PODS).map(|pod| self.pod_dir(pod).join("log"));
+        for log in std::iter::once(self.dir.join("dev.log")).chain(logs) {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            eprintln!("--- end of {}", log.display());
+            for line in &lines[lines.len().saturating_sub(40)..] {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop_dev();
+        if thread::panicking() {
+            self.print_logs();
+        }
+        if std::env::var_os("HOLDFAST_TEST_KEEP").is_none() {
+            remove_dir(&self.dir);
+        }
+    }
+}
+
+fn remove_dir(dir: &Path) {
+    if dir.exists() {
+        fs::remove_dir_all(dir).unwrap_or_else(|e| eprintln!("remove {}: {e}", dir.display()));
+    }
+}
+
+fn is_running(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    // The state stands behind the name in parentheses; a zombie has ended.
+    stat.is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or("Z").starts_with('Z'))
+}
+
+/// Polls a condition; panics when it does not come true in [`PATIENCE`].
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < until, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
