@@ -1,10 +1,32 @@
-//! A lane: what joins log, overlay, write-back, index and allocator.
+//! A lane: what joins log, overlay, write-back, index and allocator. This file has the parts that
+//! every round passes through: appends, applied entries, effects and their ends. The rest of
+//! `impl Lane` is in `read`, `writeback`, `checkpoint`, `resync` and `open`.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::io::buffer::Pool;
+use crate::store::alloc::Allocator;
+use crate::store::checkpoint::{AfterFlush, Checkpoint, FlushPoint};
+use crate::store::groups::{Group, GroupKind, Groups, Unplaced};
+use crate::store::index::cache::RecordCache;
+use crate::store::member::{Member, PendingAppend, Phase, Place, Retained};
+use crate::store::overlay::{CachedPayload, Content, OverlayBlock, PayloadCache};
+use crate::store::read::ReadState;
+use crate::store::resync::Scan;
 use crate::store::seam::*;
-use crate::types::*;
+use crate::store::superblock::Superblock;
+use crate::store::wal::{BatchSeq, Item, Wal};
+use crate::store::writeback::{PayloadRun, WriteBack};
+use crate::types::{
+    BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, EXTENT_BYTES, Extent, MemberId, Mono,
+};
+
+/// Without a new batch for this long, a batch that only says what is durable is written.
+const IDLE_MARK_AFTER: Duration = Duration::from_millis(2);
 
 /// Blocking access to a disk's files, for opening only.
 pub trait LaneFiles {
@@ -58,133 +80,670 @@ pub enum Refusal {
     NoSpace,
 }
 
-/// See the module.
+/// See the module. Every method but `poll` only queues; `poll` hands out what is to be done.
 pub struct Lane {
-    _private: (),
+    pub(super) config: LaneConfig,
+    pub(super) pool: Pool,
+    pub(super) superblock: Superblock,
+    pub(super) log: LaneLog,
+    pub(super) members: BTreeMap<MemberId, Member>,
+    pub(super) alloc: Allocator,
+    pub(super) records: RecordCache,
+    pub(super) payloads: PayloadCache,
+    pub(super) reads: HashMap<ReadId, ReadState>,
+    pub(super) scans: HashMap<OpId, Scan>,
+    pub(super) writeback: WriteBack,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) io: Io,
+    pub(super) clock: Clock,
 }
 
-#[allow(unused_variables)]
-impl Lane {
-    /// Opens a formatted disk's lane: reads superblock, log and index, raises the incarnation.
-    pub fn open(
-        config: LaneConfig,
-        pool: Pool,
-        files: &mut dyn LaneFiles,
-        index: &mut dyn crate::store::index::IndexStore,
-    ) -> Result<(Lane, Vec<RecoveredMember>), crate::store::OpenError> {
-        todo!()
+/// The ring, what is on its way into it, and what may not be released from it.
+pub(super) struct LaneLog {
+    pub wal: Wal,
+    /// Bytes of the ring file, and how many of them only HardStates and images may use.
+    pub ring_bytes: u64,
+    pub reserve_bytes: u64,
+    pub groups: Groups,
+    /// Reads of the ring under way, per batch.
+    pub pins: BTreeMap<BatchSeq, u32>,
+    /// Payload bytes of entries that are not applied yet, over all members.
+    pub unapplied_bytes: u64,
+}
+
+impl LaneLog {
+    pub(super) fn pin(&mut self, seq: BatchSeq) {
+        *self.pins.entry(seq).or_default() += 1;
     }
 
+    pub(super) fn unpin(&mut self, seq: BatchSeq) {
+        let pins = self.pins.get_mut(&seq).expect("unpinned once per pin");
+        *pins -= 1;
+        if *pins == 0 {
+            self.pins.remove(&seq);
+        }
+    }
+}
+
+/// Effects under way and what waits for the next `poll`.
+#[derive(Default)]
+pub(super) struct Io {
+    next_op: u64,
+    pending: HashMap<OpId, Pending>,
+    pub effects: Vec<Effect>,
+    pub events: Vec<Event>,
+    /// Reads that found no intact copy.
+    pub media_faults: u64,
+    poisoned: bool,
+}
+
+/// What an effect was for.
+pub(super) enum Pending {
+    Wal(BatchSeq),
+    ReadPiece { read: ReadId, piece: usize },
+    ReadRecords { read: ReadId, keys: Vec<ExtentKey> },
+    RoundRecords { keys: Vec<ExtentKey> },
+    RoundPayload(PayloadRun),
+    RoundWrite,
+    RoundSync,
+    RoundCommit,
+    Flush(FlushPoint),
+    SuperblockFirst,
+    SuperblockSecond,
+    Scan,
+}
+
+impl Pending {
+    /// A failed read is a bad copy; anything else that fails poisons the lane.
+    fn may_fail(&self) -> bool {
+        matches!(
+            self,
+            Pending::ReadPiece { .. } | Pending::RoundPayload(_)
+        )
+    }
+}
+
+impl Io {
+    fn issue(&mut self, pending: Pending, effect: impl FnOnce(OpId) -> Effect) -> OpId {
+        let op = OpId(self.next_op);
+        self.next_op += 1;
+        self.pending.insert(op, pending);
+        self.effects.push(effect(op));
+        op
+    }
+
+    pub(super) fn read(&mut self, pending: Pending, file: LaneFile, offset: u64, len: usize) {
+        self.issue(pending, |op| Effect::Read {
+            op,
+            file,
+            offset,
+            len,
+        });
+    }
+
+    pub(super) fn write(
+        &mut self,
+        pending: Pending,
+        file: LaneFile,
+        offset: u64,
+        bufs: Vec<Bytes>,
+        durable: bool,
+    ) {
+        self.issue(pending, |op| Effect::Write {
+            op,
+            file,
+            offset,
+            bufs,
+            durable,
+        });
+    }
+
+    pub(super) fn sync(&mut self, pending: Pending, file: LaneFile) {
+        self.issue(pending, |op| Effect::Sync { op, file });
+    }
+
+    pub(super) fn index(&mut self, pending: Pending, job: IndexJob) -> OpId {
+        self.issue(pending, |op| Effect::Index { op, job })
+    }
+
+    pub(super) fn poison(&mut self, reason: String) {
+        if !self.poisoned {
+            self.poisoned = true;
+            self.pending.clear();
+            self.effects.clear();
+            self.events.clear();
+            self.events.push(Event::Poisoned { reason });
+        }
+    }
+
+    pub(super) fn poisoned(&self) -> bool {
+        self.poisoned
+    }
+}
+
+/// What the lane knows of time.
+#[derive(Default)]
+pub(super) struct Clock {
+    pub now: Mono,
+    /// The round of the newest append or applied entry.
+    pub last_change: Mono,
+    pub changed: bool,
+    /// When the newest batch of the log ended.
+    pub last_batch: Mono,
+    pub batch_ended: bool,
+    /// Slots admitted since the last poll and not yet reserved by an append.
+    pub admitted: Cell<u64>,
+}
+
+impl Lane {
     /// This disk's identity and incarnation.
-    pub fn superblock(&self) -> &crate::store::superblock::Superblock {
-        todo!()
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
     }
 
     /// A new, empty member. `Event::MemberDurable` follows; nothing else may be asked before.
     pub fn create_member(&mut self, record: MemberRecord) {
-        todo!()
+        if self.io.poisoned() {
+            return;
+        }
+        let member = record.member;
+        let known = self.members.contains_key(&member);
+        assert!(!known, "a member id is never used twice");
+        let edits = vec![IndexEdit::PutMember(record.clone())];
+        self.members.insert(member, Member::new(record, Phase::Creating));
+        self.flush(edits, AfterFlush::Created(member));
     }
 
-    /// Forgets a member for ever. `Event::MemberDurable` follows; its space comes back.
-    pub fn destroy_member(&mut self, member: MemberId) {
-        todo!()
-    }
-
-    /// Queues an append. `Event::Appended` follows, in order.
+    /// Queues an append. `Event::Appended` follows, in order. An append of a member that is being
+    /// destroyed is dropped.
     pub fn append(&mut self, request: AppendRequest) {
-        todo!()
+        if self.io.poisoned() {
+            return;
+        }
+        let Some(member) = self.members.get_mut(&request.member) else {
+            return;
+        };
+        if member.phase == Phase::Destroying {
+            return;
+        }
+        assert_eq!(member.phase, Phase::Live, "appended before it was created");
+        self.clock.changed = true;
+        let id = request.member;
+        let number = request.number;
+        if let Some(last) = member.appends.back() {
+            assert!(number > last.number, "appends are numbered in order");
+        }
+        let empty =
+            request.hard.is_none() && request.reset.is_none() && request.entries.is_empty();
+        member.appends.push_back(PendingAppend {
+            number,
+            durable: empty,
+        });
+        if empty {
+            self.confirm_appends(id);
+            return;
+        }
+        self.push_append(request);
     }
 
-    /// Whether changes of these blocks may be appended (or proposed) now; keeps nothing.
+    fn push_append(&mut self, request: AppendRequest) {
+        let member = self.members.get_mut(&request.member).expect("just seen");
+        let mut items = Vec::with_capacity(2 + request.entries.len());
+        let group = self.log.groups.next_id();
+        if let Some(reset) = &request.reset {
+            assert!(
+                reset.index <= member.durable_flushed,
+                "the store holds everything up to a reset, durably"
+            );
+            assert!(member.overlay.is_empty(), "nothing up to a reset lives only in the log");
+            if let Some(seq) = member.log.oldest_batch_from(0) {
+                member.log.hold = Some((group, seq));
+            }
+            self.log.unapplied_bytes -= member.unapplied_bytes();
+            self.alloc.unreserve(member.log.reset(reset.index, reset.term));
+            member.applied_index = member.applied_index.max(reset.index);
+            member.applied_term = reset.term;
+            items.push(Item::Reset {
+                member: request.member,
+                index: reset.index,
+                term: reset.term,
+            });
+        }
+        if let Some(hard) = request.hard {
+            member.hard.newest = hard;
+            items.push(Item::Hard {
+                member: request.member,
+                hard,
+            });
+        }
+        let push = self.log.groups.next_push();
+        for entry in request.entries {
+            retain(member, &mut self.log, &mut self.alloc, entry.clone(), push);
+            self.log.groups.expect(Unplaced {
+                member: request.member,
+                index: entry.index,
+                push,
+                image: false,
+            });
+            items.push(Item::Entry {
+                member: request.member,
+                entry,
+            });
+        }
+        member.hard.groups_under_way += 1;
+        self.log.groups.push(Group {
+            id: group,
+            member: request.member,
+            kind: GroupKind::Append {
+                number: request.number,
+            },
+            commit: request.hard.map(|hard| hard.commit),
+            after: self.log.groups.newest_formed(),
+        });
+        self.log.wal.push(group, items);
+    }
+
+    /// Whether changes of these blocks may be appended (or proposed) now; keeps nothing beyond
+    /// the round. `payload_bytes` 0 and no ranges: an entry that needs no slot (trim, zero).
     pub fn admit(
         &self,
         member: MemberId,
         payload_bytes: u64,
         ranges: &[BlockRange],
     ) -> Result<(), Refusal> {
-        todo!()
+        let ring = self.log.ring_bytes;
+        let free = self.log.wal.free_bytes();
+        // What gives space back may still be logged when nothing else may.
+        let headroom = if payload_bytes > 0 { ring / 16 } else { ring / 64 };
+        if free < payload_bytes + BLOCK_BYTES as u64 + headroom {
+            return Err(Refusal::LogFull);
+        }
+        if payload_bytes > 0 && self.log.unapplied_bytes + payload_bytes > ring / 8 {
+            return Err(Refusal::LogFull);
+        }
+        let Some(found) = self.members.get(&member) else {
+            return Ok(());
+        };
+        if payload_bytes == 0 {
+            return Ok(());
+        }
+        let mut wanted = 0;
+        for range in ranges {
+            wanted += extents_of(*range)
+                .filter(|extent| found.needs_slot(*extent))
+                .count() as u64;
+        }
+        let admitted = self.clock.admitted.get();
+        if wanted > 0 && wanted + admitted > self.alloc.free_unreserved() {
+            return Err(Refusal::NoSpace);
+        }
+        self.clock.admitted.set(admitted + wanted);
+        Ok(())
     }
 
     /// A committed entry, in order. At replay the same call, with `payload` empty, skips what the
-    /// index already has (rule R3).
+    /// index already has (rule R3). An entry that a resync brought already is ignored.
     pub fn apply(&mut self, member: MemberId, request: ApplyRequest) {
-        todo!()
+        if self.io.poisoned() {
+            return;
+        }
+        let Some(found) = self.members.get_mut(&member) else {
+            return;
+        };
+        if found.phase != Phase::Live || request.index <= found.applied_index {
+            return;
+        }
+        assert_eq!(request.index, found.applied_index + 1, "applied in order");
+        self.clock.changed = true;
+        let entry = found.log.get_mut(request.index).expect("appended before it is applied");
+        assert_eq!(entry.term, request.term, "the entry that was appended");
+        self.alloc.unreserve(u64::from(std::mem::take(&mut entry.reserved)));
+        entry.unapplied = None;
+        self.log.unapplied_bytes -= u64::from(entry.payload_bytes);
+        found.applied_index = request.index;
+        found.applied_term = request.term;
+        if let Some(meta) = request.meta {
+            found.metas.push_back((request.index, meta));
+        }
+        match request.change {
+            Some(Change::Write {
+                range,
+                crcs,
+                payload,
+            }) => self.apply_write(member, request.index, range, &crcs, payload),
+            Some(Change::Zero { range, .. }) => self.apply_zero(member, request.index, range),
+            None => {}
+        }
+        let found = self.members.get_mut(&member).expect("just seen");
+        found.newer.applied(request.index);
+        while let Some(excess) = self.payloads.pop_excess() {
+            if let Some(found) = self.members.get_mut(&excess.member) {
+                found.overlay.evict(excess.range, excess.index);
+            }
+        }
     }
 
-    /// Reads whole blocks as of everything applied.
-    pub fn read(&mut self, read: ReadId, member: MemberId, range: BlockRange) {
-        todo!()
-    }
-
-    pub fn status(&mut self, read: ReadId, member: MemberId, range: BlockRange) {
-        todo!()
-    }
-
-    /// The list of extents from `from` on, as of everything applied.
-    pub fn manifest(&mut self, read: ReadId, member: MemberId, from: Extent) {
-        todo!()
-    }
-
-    pub fn fetch_extent(&mut self, read: ReadId, member: MemberId, extent: Extent, layer: u32) {
-        todo!()
-    }
-
-    /// Sets the durable *resyncing* mark and writes the member's overlay back;
-    /// `Event::MemberDurable` follows.
-    pub fn begin_resync(&mut self, member: MemberId) {
-        todo!()
-    }
-
-    /// Puts whole extents in place and deletes others; `Event::Installed` follows.
-    pub fn install_extents(
+    fn apply_write(
         &mut self,
-        read: ReadId,
         member: MemberId,
-        extents: Vec<ExtentContent>,
-        delete: Vec<(Extent, u32)>,
+        index: u64,
+        range: BlockRange,
+        crcs: &[u32],
+        payload: Bytes,
     ) {
-        todo!()
+        let found = self.members.get_mut(&member).expect("just seen");
+        assert_eq!(crcs.len(), range.count as usize, "one checksum per block");
+        assert!(range.end() <= found.record.blocks, "inside the shard");
+        let cached = !payload.is_empty();
+        assert!(!cached || payload.len() as u64 == range.bytes());
+        let entry = found.log.get(index).expect("just seen");
+        assert_eq!(u64::from(entry.payload_bytes), range.bytes(), "the entry's payload");
+        let commit = found.hard.durable_commit;
+        for (position, at) in range.blocks().enumerate() {
+            if found.newer.includes(at.extent(), index) {
+                continue;
+            }
+            let start = position * BLOCK_BYTES;
+            let block = OverlayBlock {
+                index,
+                crc: crcs[position],
+                content: Content::Log {
+                    position: position as u16,
+                },
+                cached: cached.then(|| payload.slice(start..start + BLOCK_BYTES)),
+            };
+            found.overlay.insert(at, block, commit);
+        }
+        for extent in extents_of(range) {
+            self.after_overlay_change(member, extent);
+        }
+        if cached {
+            self.payloads.push(CachedPayload {
+                member,
+                index,
+                range,
+            });
+        }
     }
 
-    /// Everything up to `index` is in place: makes that durable, with the metadata as of it;
-    /// `Event::MemberDurable` follows. The mark stays until `clear_resync`.
-    pub fn finish_resync(&mut self, member: MemberId, index: u64, term: u64, meta: Bytes) {
-        todo!()
+    fn apply_zero(&mut self, member: MemberId, index: u64, range: BlockRange) {
+        let found = self.members.get_mut(&member).expect("just seen");
+        assert!(range.end() <= found.record.blocks, "inside the shard");
+        let commit = found.hard.durable_commit;
+        for extent in extents_of(range) {
+            let found = self.members.get_mut(&member).expect("just seen");
+            let known = found.presence.get(extent) || found.overlay.get(extent).is_some();
+            if !known || found.newer.includes(extent, index) {
+                continue;
+            }
+            let first = extent.first_block().0.max(range.first.0);
+            let end = (extent.first_block().0 + BLOCKS_PER_EXTENT).min(range.end());
+            for at in (first..end).map(Block) {
+                let block = OverlayBlock {
+                    index,
+                    crc: 0,
+                    content: Content::Zero,
+                    cached: None,
+                };
+                found.overlay.insert(at, block, commit);
+            }
+            self.after_overlay_change(member, extent);
+        }
     }
 
-    /// Clears the *resyncing* mark; `Event::MemberDurable` follows.
-    pub fn clear_resync(&mut self, member: MemberId) {
-        todo!()
+    /// Keeps the write-back queue and the reservation of one extent in step with its overlay.
+    pub(super) fn after_overlay_change(&mut self, member: MemberId, extent: Extent) {
+        let Some(found) = self.members.get_mut(&member) else {
+            return;
+        };
+        if let Some(gone) = found.overlay.forget_empty(extent) {
+            self.alloc.unreserve(u64::from(gone.reserved));
+            return;
+        }
+        let has_slot = found.presence.get(extent);
+        let Some(overlay) = found.overlay.get_mut(extent) else {
+            return;
+        };
+        if !overlay.queued && !overlay.busy {
+            overlay.queued = true;
+            self.writeback.queue.push_back((member, extent));
+        }
+        let wants = !has_slot && overlay.has_data();
+        if wants && !overlay.reserved {
+            self.alloc.reserve(1);
+        }
+        if !wants && overlay.reserved {
+            self.alloc.unreserve(1);
+        }
+        overlay.reserved = wants;
     }
 
     /// An effect ended.
     pub fn complete(&mut self, op: OpId, done: Done) {
-        todo!()
+        if self.io.poisoned() {
+            return;
+        }
+        let pending = self.io.pending.remove(&op).expect("an effect ends once");
+        if let Done::Failed(kind, text) = &done
+            && !pending.may_fail()
+        {
+            self.io.poison(format!("{text} ({kind})"));
+            return;
+        }
+        match (pending, done) {
+            (Pending::Wal(seq), Done::Written) => self.batch_written(seq),
+            (Pending::ReadPiece { read, piece }, Done::Read(data)) => {
+                self.piece_read(read, piece, Some(data));
+            }
+            (Pending::ReadPiece { read, piece }, Done::Failed(..)) => {
+                self.piece_read(read, piece, None);
+            }
+            (Pending::ReadRecords { read, keys }, Done::Index(IndexDone::Got(got))) => {
+                self.read_records_got(read, keys, got);
+            }
+            (Pending::RoundRecords { keys }, Done::Index(IndexDone::Got(got))) => {
+                self.round_records_got(keys, got);
+            }
+            (Pending::RoundPayload(run), Done::Read(data)) => {
+                self.round_payload_read(run, Some(data));
+            }
+            (Pending::RoundPayload(run), Done::Failed(..)) => self.round_payload_read(run, None),
+            (Pending::RoundWrite, Done::Written) => self.round_written(),
+            (Pending::RoundSync, Done::Synced) => self.round_synced(),
+            (Pending::RoundCommit, Done::Index(IndexDone::Committed)) => self.round_committed(),
+            (Pending::Flush(point), Done::Index(IndexDone::Committed)) => self.flushed(point),
+            (Pending::SuperblockFirst, Done::Written) => self.superblock_half_written(),
+            (Pending::SuperblockSecond, Done::Written) => self.superblock_written(),
+            (Pending::Scan, Done::Index(IndexDone::Scanned(found))) => self.scanned(op, found),
+            _ => panic!("an effect ended as another kind"),
+        }
+    }
+
+    fn batch_written(&mut self, seq: BatchSeq) {
+        self.clock.batch_ended = true;
+        for id in self.log.wal.written(seq) {
+            let group = self.log.groups.pop(id);
+            let Some(member) = self.members.get_mut(&group.member) else {
+                continue;
+            };
+            member.hard.groups_under_way -= 1;
+            if let Some(commit) = group.commit {
+                let hard = &mut member.hard;
+                hard.durable_commit = commit.max(hard.durable_commit);
+                hard.durable_seq = Some(BatchSeq(group.after.0 + 1));
+                member.overlay.cover(hard.durable_commit);
+            }
+            if member.log.hold.is_some_and(|(hold, _)| hold == id) {
+                member.log.hold = None;
+            }
+            match group.kind {
+                GroupKind::Append { number } => {
+                    let mut appends = member.appends.iter_mut();
+                    let append = appends.find(|append| append.number == number);
+                    append.expect("confirmed once").durable = true;
+                    self.confirm_appends(group.member);
+                }
+                GroupKind::OwnHard => {
+                    member.hard.own_under_way = false;
+                    self.checkpoint.stale = true;
+                }
+                GroupKind::Image { places } => {
+                    member.hard.own_under_way = false;
+                    self.checkpoint.stale = true;
+                    for (index, push, place) in places {
+                        if let Some(entry) = member.log.get_mut(index)
+                            && entry.push == push
+                        {
+                            entry.place = Some(place);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn confirm_appends(&mut self, id: MemberId) {
+        let Some(member) = self.members.get_mut(&id) else {
+            return;
+        };
+        while member.appends.front().is_some_and(|append| append.durable) {
+            let append = member.appends.pop_front().expect("just seen");
+            self.io.events.push(Event::Appended {
+                member: id,
+                number: append.number,
+            });
+        }
     }
 
     /// Once per round, after every input: what to do and what happened.
     pub fn poll(&mut self, now: Mono, effects: &mut Vec<Effect>, events: &mut Vec<Event>) {
-        todo!()
+        self.clock.now = now;
+        self.clock.admitted.set(0);
+        if std::mem::take(&mut self.clock.changed) {
+            self.clock.last_change = now;
+        }
+        if std::mem::take(&mut self.clock.batch_ended) {
+            self.clock.last_batch = now;
+        }
+        if !self.io.poisoned() {
+            self.start_batches();
+            self.pace();
+            if self.log.wal.wants_idle_mark() && now >= self.clock.last_batch + IDLE_MARK_AFTER {
+                self.log.wal.push_idle_mark();
+            }
+            // The pacing may have pushed items of its own.
+            self.start_batches();
+        }
+        effects.append(&mut self.io.effects);
+        events.append(&mut self.io.events);
+    }
+
+    fn start_batches(&mut self) {
+        while let Some(batch) = self.log.wal.next_batch(&self.pool) {
+            self.log.groups.formed(batch.seq);
+            for placed in &batch.placed {
+                let place = Place {
+                    seq: placed.seq,
+                    payload_offset: placed.payload_offset,
+                };
+                let expected = self.log.groups.placed(placed, place);
+                let member = self.members.get_mut(&placed.member);
+                let entry = member.and_then(|member| member.log.get_mut(placed.index));
+                if let Some(entry) = entry
+                    && !expected.image
+                    && entry.push == expected.push
+                {
+                    entry.place = Some(place);
+                }
+            }
+            let (file, durable) = (LaneFile::Wal, true);
+            let pending = Pending::Wal(batch.seq);
+            self.io.write(pending, file, batch.offset, batch.bufs, durable);
+        }
     }
 
     /// When `poll` wants to be called again although nothing happens (idle mark, pacing).
     pub fn deadline(&self) -> Option<Mono> {
-        todo!()
+        if self.io.poisoned() {
+            return None;
+        }
+        let mark = self
+            .log
+            .wal
+            .wants_idle_mark()
+            .then(|| self.clock.last_batch + IDLE_MARK_AFTER);
+        [mark, self.pace_deadline()].into_iter().flatten().min()
     }
 
     pub fn space(&self) -> Space {
-        todo!()
+        let slot = EXTENT_BYTES as u64;
+        let blocks = self.members.values().map(|member| member.overlay.blocks());
+        Space {
+            capacity_bytes: u64::from(self.alloc.capacity()) * slot,
+            used_bytes: u64::from(self.alloc.used()) * slot,
+            free_bytes: self.alloc.free_unreserved() * slot,
+            log_bytes: self.log.ring_bytes,
+            log_used_bytes: self.log.ring_bytes.saturating_sub(self.log.wal.free_bytes()),
+            overlay_blocks: blocks.sum(),
+            media_faults: self.io.media_faults,
+        }
     }
 }
 
-/// For reports and admission.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Space {
-    pub capacity_bytes: u64,
-    pub used_bytes: u64,
-    /// Free and not reserved.
-    pub free_bytes: u64,
-    pub log_bytes: u64,
-    pub log_used_bytes: u64,
-    pub overlay_blocks: u64,
+impl Member {
+    /// True when a write to this extent would need a slot that was not reserved yet.
+    fn needs_slot(&self, extent: Extent) -> bool {
+        let reserved = self.overlay.get(extent).is_some_and(|overlay| overlay.reserved);
+        !self.presence.get(extent) && !reserved
+    }
+
+    /// Payload bytes of the retained entries that are not applied yet.
+    pub(super) fn unapplied_bytes(&self) -> u64 {
+        let entries = self.log.from(self.applied_index + 1);
+        entries.map(|(_, entry)| u64::from(entry.payload_bytes)).sum()
+    }
+}
+
+/// Adds an entry to the retained log, in place of what it replaces.
+pub(super) fn retain(
+    member: &mut Member,
+    log: &mut LaneLog,
+    alloc: &mut Allocator,
+    entry: LogEntry,
+    push: u64,
+) {
+    assert!(entry.index > member.applied_index, "an applied entry is never replaced");
+    assert!(entry.index <= member.log.last_index() + 1, "the log has no gap");
+    let replaced = member.log.from(entry.index);
+    let bytes: u64 = replaced.map(|(_, entry)| u64::from(entry.payload_bytes)).sum();
+    log.unapplied_bytes -= bytes;
+    alloc.unreserve(member.log.truncate(entry.index));
+    let payload_bytes = u32::try_from(entry.payload.len()).expect("bounded by ENTRY_BYTES_MAX");
+    let reserved = slots_at_most(payload_bytes);
+    alloc.reserve(u64::from(reserved));
+    log.unapplied_bytes += u64::from(payload_bytes);
+    member.log.push(Retained {
+        term: entry.term,
+        push,
+        place: None,
+        payload_bytes,
+        reserved,
+        unapplied: Some(Box::new(entry)),
+    });
+}
+
+/// The most extents that a payload can touch, wherever it starts.
+pub(super) fn slots_at_most(payload_bytes: u32) -> u16 {
+    let blocks = payload_bytes.div_ceil(BLOCK_BYTES as u32);
+    if blocks == 0 {
+        return 0;
+    }
+    let extents = (blocks + BLOCKS_PER_EXTENT - 2) / BLOCKS_PER_EXTENT + 1;
+    u16::try_from(extents).expect("bounded by ENTRY_BYTES_MAX")
+}
+
+/// The extents that a range touches.
+pub(super) fn extents_of(range: BlockRange) -> impl Iterator<Item = Extent> {
+    let last = Block(range.end().max(1) - 1).extent();
+    (range.first.extent().0..=last.0).map(Extent)
 }

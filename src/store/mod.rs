@@ -5,11 +5,19 @@
 //! Invariant: knows neither `replica` nor `net`; touches `io` only for aligned memory. The one
 //! place that calls RocksDB is `index/rocks.rs`.
 
+mod alloc;
+mod checkpoint;
+mod groups;
 pub mod index;
 pub mod lane;
+mod member;
+mod overlay;
+mod read;
+mod resync;
 pub mod seam;
 pub mod superblock;
 pub mod wal;
+mod writeback;
 
 /// Why a lane cannot be opened.
 #[derive(Debug, thiserror::Error)]

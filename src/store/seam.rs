@@ -38,7 +38,8 @@ pub enum Effect {
     },
     /// Every write to the file that has ended becomes durable.
     Sync { op: OpId, file: LaneFile },
-    /// Runs on a helper thread, in order of submission.
+    /// Runs on a helper thread, in order of submission; the ends of index jobs are told in that
+    /// order too.
     Index { op: OpId, job: IndexJob },
 }
 
@@ -117,6 +118,8 @@ pub enum IndexEdit {
     Put(ExtentKey, ExtentRecord),
     Delete(ExtentKey),
     PutMember(MemberRecord),
+    /// Marks a member whose log lost something it had promised, until it is destroyed.
+    Fault(MemberId),
     /// Forgets the member and all its extents, and leaves a tombstone for ever (rule R12).
     Destroy(MemberId),
 }
@@ -230,8 +233,9 @@ pub enum Event {
         read: ReadId,
         result: Result<ExtentContent, BlockError>,
     },
-    /// Answer to `Lane::install_extents`: durable data and index (not yet flushed).
-    Installed { read: ReadId },
+    /// Answer to `Lane::install_extents`: durable data and index (not yet flushed). The `refused`
+    /// extents are not in place: malformed, not matching their checksums, or without space.
+    Installed { read: ReadId, refused: Vec<Extent> },
     /// The disk failed (a write or a flush): everything on this lane stops, for good.
     Poisoned { reason: String },
 }

@@ -1,7 +1,14 @@
 //! The index of a lane: which slot holds which extent, and its checksums.
 
-use crate::store::seam::{ExtentKey, ExtentRecord, IndexEdit, MemberRecord};
+use crate::store::seam::{ExtentKey, ExtentRecord, IndexDone, IndexEdit, IndexJob, MemberRecord};
 use crate::types::{Extent, MemberId};
+
+pub(crate) mod cache;
+mod format;
+pub mod memory;
+pub mod rocks;
+#[cfg(test)]
+mod store_test;
 
 /// Storage of the index. Commits are atomic and become durable in order, with the next flush at
 /// the latest; a crash loses a suffix of what was not flushed.
@@ -17,6 +24,24 @@ pub trait IndexStore: Send {
     fn members(&mut self) -> Result<Vec<MemberRecord>, IndexError>;
     /// Members that were destroyed here.
     fn tombstones(&mut self) -> Result<Vec<MemberId>, IndexError>;
+    /// Members that were marked with [`IndexEdit::Fault`].
+    fn faulted(&mut self) -> Result<Vec<MemberId>, IndexError>;
+}
+
+/// Does one job; blocks. For the helper thread that serves a lane.
+pub fn run(store: &mut dyn IndexStore, job: IndexJob) -> Result<IndexDone, IndexError> {
+    match job {
+        IndexJob::Get { keys } => store.get(&keys).map(IndexDone::Got),
+        IndexJob::Commit { edits, flush } => {
+            store.commit(&edits, flush)?;
+            Ok(IndexDone::Committed)
+        }
+        IndexJob::Scan {
+            member,
+            from,
+            limit,
+        } => store.scan(member, from, limit).map(IndexDone::Scanned),
+    }
 }
 
 /// Why the index could not answer.

@@ -1,11 +1,15 @@
 //! The write-ahead log of a lane: a prewritten ring file of 4 KiB pages that holds one batch after
 //! another. Pure: bytes in, bytes out.
 
+pub mod format;
+pub mod ring;
+
 use bytes::Bytes;
 
-use crate::io::buffer::Pool;
 use crate::store::seam::{HardState, LogEntry};
 use crate::types::{MemberId, Uuid};
+
+pub use ring::Wal;
 
 /// What a batch can hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +37,9 @@ pub enum Item {
         compacted_term: u64,
         entries: Vec<LogEntry>,
     },
+    /// The member may have forgotten a vote or an acknowledgement: for ever, whatever follows. To
+    /// be written after a recovery that found it, before the tail passes what was lost.
+    Fault { member: MemberId },
 }
 
 /// Sequence number of a batch. Starts at 1, is never used twice on a lane.
@@ -83,78 +90,51 @@ pub struct WalConfig {
 pub struct WalPosition {
     /// The next batch gets this number.
     pub next_seq: BatchSeq,
-    /// The next batch starts here.
+    /// The next batch starts here, if it fits before the end of the file.
     pub head_offset: u64,
-    /// The oldest batch that is kept: its number and offset; equal to the head when none is.
+    /// What the superblock may name as its tail: never beyond a batch that was lost.
     pub tail_seq: BatchSeq,
+    /// Offset of the oldest batch that is kept, or the head when none is.
     pub tail_offset: u64,
-    /// CRC of the newest batch, which the next one chains to.
+    /// Number, incarnation and CRC of the batch that the next one follows, and the number of the
+    /// one before that. A batch that was lost has CRC 0.
+    pub chain_seq: BatchSeq,
+    pub chain_incarnation: u64,
     pub chain_crc: u32,
-    /// Encoded item index of the newest batch, which the next one copies.
+    pub chain_previous_seq: BatchSeq,
+    /// Encoded item index of the batch that the next one follows, which it copies.
     pub previous_items: Bytes,
+    /// Largest durable mark on the disk.
+    pub durable_mark: BatchSeq,
+    /// Every batch that is kept and its offset, oldest first.
+    pub kept: Vec<(BatchSeq, u64)>,
 }
 
-/// The writing side of the ring.
-pub struct Wal {
-    _private: (),
+impl WalPosition {
+    /// The start of a ring that was never written.
+    pub fn fresh() -> WalPosition {
+        WalPosition {
+            next_seq: BatchSeq(1),
+            head_offset: 0,
+            tail_seq: BatchSeq(1),
+            tail_offset: 0,
+            chain_seq: BatchSeq(0),
+            chain_incarnation: 0,
+            chain_crc: 0,
+            chain_previous_seq: BatchSeq(0),
+            previous_items: Bytes::new(),
+            durable_mark: BatchSeq(0),
+            kept: Vec::new(),
+        }
+    }
 }
 
-impl Wal {
-    pub fn new(_config: WalConfig, _at: WalPosition) -> Wal {
-        todo!()
-    }
-
-    /// Queues items that become durable together, in this order, in one batch.
-    pub fn push(&mut self, _group: GroupId, _items: Vec<Item>) {
-        todo!()
-    }
-
-    /// The next batch, when the gate is open: at once when nothing is in flight, otherwise when
-    /// the waiting bytes reach max(64 KiB, the newest batch in flight), and never more than a
-    /// bounded number in flight. `None` also while the ring has no room.
-    pub fn next_batch(&mut self, _pool: &Pool) -> Option<BatchWrite> {
-        todo!()
-    }
-
-    /// The write of a batch ended well. Groups that are durable *contiguously*, in order.
-    pub fn written(&mut self, _seq: BatchSeq) -> Vec<GroupId> {
-        todo!()
-    }
-
-    /// Largest contiguous durable batch.
-    pub fn durable_seq(&self) -> BatchSeq {
-        todo!()
-    }
-
-    /// Bytes that entries may still use, the reserve and what waits already taken off.
-    pub fn free_bytes(&self) -> u64 {
-        todo!()
-    }
-
-    /// True when a batch whose only news is the durable mark should be written because nothing
-    /// follows (the *idle mark*).
-    pub fn wants_idle_mark(&self) -> bool {
-        todo!()
-    }
-
-    /// Writes the idle mark with the next `next_batch`.
-    pub fn push_idle_mark(&mut self) {
-        todo!()
-    }
-
-    /// Oldest batch kept, and its offset.
-    pub fn tail(&self) -> (BatchSeq, u64) {
-        todo!()
-    }
-
-    /// Offset of a batch that is still kept.
-    pub fn offset_of(&self, _seq: BatchSeq) -> u64 {
-        todo!()
-    }
-
-    /// Batches below `seq` are no longer needed, and the superblock says so durably: their space
-    /// may be overwritten.
-    pub fn release_to(&mut self, _seq: BatchSeq) {
-        todo!()
+impl Item {
+    /// The member, of an item that can carry entries.
+    fn member_of_entries(&self) -> Option<MemberId> {
+        match self {
+            Item::Entry { member, .. } | Item::Image { member, .. } => Some(*member),
+            Item::Hard { .. } | Item::Reset { .. } | Item::Fault { .. } => None,
+        }
     }
 }

@@ -1,0 +1,223 @@
+//! Which slots of the data file are free. Pure.
+//!
+//! A slot is *free*, *in use* (an index record names it, or a write-back is filling it), or
+//! *waiting*: freed by a commit of the index that is not yet durable, or still pinned by a read
+//! that is under way. A waiting slot is never given out (rule R4): after a crash the old record
+//! would name it again.
+//!
+//! Reservations are counts, not slots (rule R10): what has been promised to appended entries.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::store::seam::Slot;
+
+/// See the module.
+pub(crate) struct Allocator {
+    /// Bit set: not free.
+    words: Vec<u64>,
+    slots: u32,
+    /// Not free: in use or waiting.
+    taken: u32,
+    /// In no word below this one is a slot free.
+    hint: usize,
+    /// Freed since the last `take_freed`.
+    freed: Vec<Slot>,
+    /// Reads under way per slot.
+    pins: HashMap<Slot, u32>,
+    /// Durably freed but pinned.
+    held: HashSet<Slot>,
+    reserved: u64,
+    waiting: u32,
+}
+
+/// The index names a slot that cannot be its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SlotConflict {
+    OutOfRange,
+    OwnedTwice,
+}
+
+impl Allocator {
+    pub(crate) fn new(slots: u32) -> Allocator {
+        Allocator {
+            words: vec![0; (slots as usize).div_ceil(64)],
+            slots,
+            taken: 0,
+            hint: 0,
+            freed: Vec::new(),
+            pins: HashMap::new(),
+            held: HashSet::new(),
+            reserved: 0,
+            waiting: 0,
+        }
+    }
+
+    /// A slot that the index names, when a lane is opened.
+    pub(crate) fn occupy(&mut self, slot: Slot) -> Result<(), SlotConflict> {
+        if slot.0 >= self.slots {
+            return Err(SlotConflict::OutOfRange);
+        }
+        let (word, bit) = place(slot);
+        if self.words[word] & bit != 0 {
+            return Err(SlotConflict::OwnedTwice);
+        }
+        self.words[word] |= bit;
+        self.taken += 1;
+        Ok(())
+    }
+
+    /// The lowest free slot.
+    pub(crate) fn allocate(&mut self) -> Option<Slot> {
+        while let Some(word) = self.words.get_mut(self.hint) {
+            let bit = word.trailing_ones();
+            let slot = self.hint as u64 * 64 + u64::from(bit);
+            if bit < 64 && slot < u64::from(self.slots) {
+                *word |= 1 << bit;
+                self.taken += 1;
+                return Some(Slot(slot as u32));
+            }
+            self.hint += 1;
+        }
+        None
+    }
+
+    /// Gives back a slot that was allocated but that no commit ever named.
+    pub(crate) fn unallocate(&mut self, slot: Slot) {
+        self.clear(slot);
+    }
+
+    /// A commit that frees this slot was submitted.
+    pub(crate) fn free(&mut self, slot: Slot) {
+        let (word, bit) = place(slot);
+        assert!(self.words[word] & bit != 0, "freed a slot that is free");
+        self.freed.push(slot);
+        self.waiting += 1;
+    }
+
+    /// What was freed since the last call: a flush that is submitted now makes it durable.
+    pub(crate) fn take_freed(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.freed)
+    }
+
+    pub(crate) fn has_freed(&self) -> bool {
+        !self.freed.is_empty()
+    }
+
+    /// The flush ended: these may be used again, as soon as nobody reads them any more.
+    pub(crate) fn reusable(&mut self, slots: Vec<Slot>) {
+        for slot in slots {
+            if self.pins.contains_key(&slot) {
+                self.held.insert(slot);
+            } else {
+                self.waiting -= 1;
+                self.clear(slot);
+            }
+        }
+    }
+
+    /// A read of this slot begins.
+    pub(crate) fn pin(&mut self, slot: Slot) {
+        *self.pins.entry(slot).or_default() += 1;
+    }
+
+    pub(crate) fn unpin(&mut self, slot: Slot) {
+        let pins = self.pins.get_mut(&slot).expect("unpinned once per pin");
+        *pins -= 1;
+        if *pins > 0 {
+            return;
+        }
+        self.pins.remove(&slot);
+        if self.held.remove(&slot) {
+            self.waiting -= 1;
+            self.clear(slot);
+        }
+    }
+
+    pub(crate) fn reserve(&mut self, count: u64) {
+        self.reserved += count;
+    }
+
+    pub(crate) fn unreserve(&mut self, count: u64) {
+        assert!(self.reserved >= count, "released more than was reserved");
+        self.reserved -= count;
+    }
+
+    pub(crate) fn capacity(&self) -> u32 {
+        self.slots
+    }
+
+    /// Slots in use; the waiting ones are not counted.
+    pub(crate) fn used(&self) -> u32 {
+        self.taken - self.waiting
+    }
+
+    /// Free slots that nobody was promised, and that write-back does not keep for itself.
+    pub(crate) fn free_unreserved(&self) -> u64 {
+        let free = u64::from(self.slots - self.taken);
+        free.saturating_sub(self.reserved + u64::from(self.margin()))
+    }
+
+    /// Slots that only write-back may use: what was admitted in one round may be a little more
+    /// than was counted.
+    fn margin(&self) -> u32 {
+        (self.slots / 64).min(256)
+    }
+
+    fn clear(&mut self, slot: Slot) {
+        let (word, bit) = place(slot);
+        assert!(self.words[word] & bit != 0, "freed a slot that is free");
+        self.words[word] &= !bit;
+        self.taken -= 1;
+        self.hint = self.hint.min(word);
+    }
+}
+
+fn place(slot: Slot) -> (usize, u64) {
+    (slot.0 as usize / 64, 1 << (slot.0 % 64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_waits_for_the_flush_and_for_its_readers() {
+        let mut alloc = Allocator::new(2);
+        let (first, second) = (alloc.allocate().unwrap(), alloc.allocate().unwrap());
+        assert_eq!((first, second), (Slot(0), Slot(1)));
+        assert_eq!(alloc.allocate(), None);
+        alloc.pin(first);
+        alloc.free(first);
+        assert_eq!((alloc.allocate(), alloc.used()), (None, 1));
+        let freed = alloc.take_freed();
+        assert_eq!(alloc.allocate(), None);
+        alloc.reusable(freed);
+        assert_eq!(alloc.allocate(), None, "a read is under way");
+        alloc.unpin(first);
+        assert_eq!(alloc.allocate(), Some(first));
+        assert_eq!(alloc.used(), 2);
+    }
+
+    #[test]
+    fn the_index_cannot_name_a_slot_twice_or_beyond_the_end() {
+        let mut alloc = Allocator::new(70);
+        assert_eq!(alloc.occupy(Slot(69)), Ok(()));
+        assert_eq!(alloc.occupy(Slot(69)), Err(SlotConflict::OwnedTwice));
+        assert_eq!(alloc.occupy(Slot(70)), Err(SlotConflict::OutOfRange));
+        let given: Vec<_> = std::iter::from_fn(|| alloc.allocate()).collect();
+        assert_eq!(given, (0..69).map(Slot).collect::<Vec<_>>());
+        assert_eq!((alloc.used(), alloc.free_unreserved()), (70, 0));
+    }
+
+    #[test]
+    fn reservations_and_the_margin_are_not_for_others() {
+        let mut alloc = Allocator::new(128);
+        assert_eq!(alloc.free_unreserved(), 126);
+        alloc.reserve(100);
+        assert_eq!(alloc.free_unreserved(), 26);
+        alloc.reserve(100);
+        assert_eq!(alloc.free_unreserved(), 0);
+        alloc.unreserve(200);
+        assert_eq!(alloc.free_unreserved(), 126);
+    }
+}

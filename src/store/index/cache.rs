@@ -1,0 +1,170 @@
+//! Extent records in memory, bounded. What was committed but whose commit has not ended is held:
+//! an older answer of the index that is still on its way can then never hide it.
+
+use std::collections::HashMap;
+
+use crate::store::seam::{ExtentKey, ExtentRecord};
+
+/// Memory that one record is charged.
+const RECORD_BYTES: usize = 192;
+
+/// See the module. Evicts by second chance.
+pub(crate) struct RecordCache {
+    places: HashMap<ExtentKey, usize>,
+    entries: Vec<Entry>,
+    hand: usize,
+    records_max: usize,
+}
+
+struct Entry {
+    key: ExtentKey,
+    /// `None`: known to be absent.
+    record: Option<ExtentRecord>,
+    used: bool,
+    /// Commits under way that wrote it.
+    held: u32,
+}
+
+impl RecordCache {
+    pub(crate) fn new(bytes_max: usize) -> RecordCache {
+        RecordCache {
+            places: HashMap::new(),
+            entries: Vec::new(),
+            hand: 0,
+            records_max: (bytes_max / RECORD_BYTES).max(1),
+        }
+    }
+
+    /// What is known of this extent; the outer `None`: nothing.
+    pub(crate) fn get(&mut self, key: &ExtentKey) -> Option<Option<&ExtentRecord>> {
+        let place = *self.places.get(key)?;
+        let entry = &mut self.entries[place];
+        entry.used = true;
+        Some(entry.record.as_ref())
+    }
+
+    /// An answer of the index. What is cached already is at least as new.
+    pub(crate) fn learn(&mut self, key: ExtentKey, record: Option<ExtentRecord>) {
+        if !self.places.contains_key(&key) {
+            self.insert(key, record, 0);
+        }
+    }
+
+    /// A commit that writes this record was submitted: it stays until `committed`.
+    pub(crate) fn commit(&mut self, key: ExtentKey, record: Option<ExtentRecord>) {
+        match self.places.get(&key) {
+            Some(place) => {
+                let entry = &mut self.entries[*place];
+                entry.record = record;
+                entry.used = true;
+                entry.held += 1;
+            }
+            None => self.insert(key, record, 1),
+        }
+    }
+
+    /// The commit ended.
+    pub(crate) fn committed(&mut self, key: &ExtentKey) {
+        if let Some(place) = self.places.get(key) {
+            let entry = &mut self.entries[*place];
+            assert!(entry.held > 0, "a commit ended twice");
+            entry.held -= 1;
+        }
+    }
+
+    /// Forgets whatever is not held and matches.
+    pub(crate) fn forget(&mut self, matches: impl Fn(&ExtentKey) -> bool) {
+        let mut place = 0;
+        while place < self.entries.len() {
+            if matches(&self.entries[place].key) && self.entries[place].held == 0 {
+                self.remove(place);
+            } else {
+                place += 1;
+            }
+        }
+    }
+
+    fn insert(&mut self, key: ExtentKey, record: Option<ExtentRecord>, held: u32) {
+        if self.entries.len() >= self.records_max {
+            self.evict();
+        }
+        self.places.insert(key, self.entries.len());
+        self.entries.push(Entry {
+            key,
+            record,
+            used: false,
+            held,
+        });
+    }
+
+    /// Makes room for one, unless everything is held.
+    fn evict(&mut self) {
+        for _ in 0..2 * self.entries.len() {
+            self.hand = (self.hand + 1) % self.entries.len();
+            let entry = &mut self.entries[self.hand];
+            if entry.held == 0 && !entry.used {
+                self.remove(self.hand);
+                return;
+            }
+            entry.used = false;
+        }
+    }
+
+    fn remove(&mut self, place: usize) {
+        let gone = self.entries.swap_remove(place);
+        self.places.remove(&gone.key);
+        if let Some(moved) = self.entries.get(place) {
+            self.places.insert(moved.key, place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::seam::Slot;
+    use crate::types::{Extent, MemberId, VolumeId};
+
+    fn key(extent: u32) -> ExtentKey {
+        ExtentKey {
+            member: MemberId(1),
+            extent: Extent(extent),
+            layer: 0,
+        }
+    }
+
+    fn record(slot: u32) -> Option<ExtentRecord> {
+        Some(ExtentRecord {
+            slot: Slot(slot),
+            present: 1,
+            zero: 0,
+            last_changed: 1,
+            birth: VolumeId(1),
+            crcs: [0; 16],
+        })
+    }
+
+    #[test]
+    fn an_older_answer_never_hides_a_commit_under_way() {
+        let mut cache = RecordCache::new(4 * RECORD_BYTES);
+        cache.commit(key(0), record(9));
+        for extent in 1..100 {
+            cache.learn(key(extent), record(extent));
+        }
+        cache.learn(key(0), record(1));
+        let slot = |cache: &mut RecordCache| {
+            let known = cache.get(&key(0))?;
+            Some(known.map(|record| record.slot))
+        };
+        assert_eq!(slot(&mut cache), Some(Some(Slot(9))));
+        cache.committed(&key(0));
+        for extent in 100..200 {
+            cache.learn(key(extent), record(extent));
+        }
+        assert_eq!(slot(&mut cache), None);
+        assert!(cache.entries.len() <= 4);
+        for (place, entry) in cache.entries.iter().enumerate() {
+            assert_eq!(cache.places[&entry.key], place);
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! What a lane knows of one member: where its retained log entries are, which HardState is
+//! durable, its metadata, its overlay, and which extents have a slot. Pure.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+
+use crate::store::overlay::Overlay;
+use crate::store::seam::{HardState, LogEntry, MemberRecord};
+use crate::store::wal::{BatchSeq, GroupId};
+use crate::types::{BLOCKS_PER_EXTENT, Block, Extent, MemberId, block_crc};
+
+/// See the module.
+pub(crate) struct Member {
+    /// As the newest submitted commit of the index has it.
+    pub record: MemberRecord,
+    /// `record.flushed_index` as of the newest flush of the index.
+    pub durable_flushed: u64,
+    pub applied_index: u64,
+    pub applied_term: u64,
+    pub log: RetainedLog,
+    pub hard: HardTrack,
+    /// (Raft index, metadata as of it), ascending, above `record.flushed_index`.
+    pub metas: VecDeque<(u64, Bytes)>,
+    pub overlay: Overlay,
+    pub presence: Presence,
+    pub newer: NewerExtents,
+    /// Appends that are not confirmed yet, in order.
+    pub appends: VecDeque<PendingAppend>,
+    pub phase: Phase,
+    /// What waits for the overlay to be empty.
+    pub task: Option<Task>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Creating,
+    Live,
+    Destroying,
+}
+
+/// A step of a resync that first wants everything applied to be written back.
+pub(crate) enum Task {
+    BeginResync,
+    FinishResync { index: u64, term: u64, meta: Bytes },
+}
+
+pub(crate) struct PendingAppend {
+    pub number: u64,
+    pub durable: bool,
+}
+
+impl Member {
+    /// A member whose index record says this, with an empty log.
+    pub(crate) fn new(record: MemberRecord, phase: Phase) -> Member {
+        let (index, term) = (record.flushed_index, record.flushed_term);
+        Member {
+            durable_flushed: index,
+            applied_index: index,
+            applied_term: term,
+            log: RetainedLog::new(index, term),
+            hard: HardTrack {
+                durable_commit: index,
+                ..HardTrack::default()
+            },
+            metas: VecDeque::new(),
+            overlay: Overlay::default(),
+            presence: Presence::new(record.blocks),
+            newer: NewerExtents::default(),
+            appends: VecDeque::new(),
+            phase,
+            task: None,
+            record,
+        }
+    }
+
+    pub(crate) fn id(&self) -> MemberId {
+        self.record.member
+    }
+
+    /// The largest N such that no change up to N lives only in the overlay, as far as a restart
+    /// would know (rule R3).
+    pub(crate) fn flushed(&self) -> u64 {
+        let settled = match self.overlay.low_water() {
+            Some(low_water) => low_water - 1,
+            None => self.applied_index,
+        };
+        settled
+            .min(self.hard.durable_commit)
+            .min(self.applied_index)
+            .max(self.record.flushed_index)
+    }
+
+    /// Moves the record up to [`Member::flushed`]. True when it changed.
+    pub(crate) fn advance_record(&mut self) -> bool {
+        let flushed = self.flushed();
+        if flushed == self.record.flushed_index {
+            return false;
+        }
+        self.record.flushed_term = self.log.term(flushed).expect("retained above the old mark");
+        self.record.flushed_index = flushed;
+        while self.metas.front().is_some_and(|(index, _)| *index <= flushed) {
+            let (_, meta) = self.metas.pop_front().expect("just seen");
+            self.record.meta = meta;
+        }
+        true
+    }
+
+    /// Oldest batch that recovery would need of this member if `flushed` were durable.
+    pub(crate) fn oldest_needed(&self, flushed: u64) -> Option<BatchSeq> {
+        let entry = self.log.oldest_batch_from(flushed + 1);
+        let hold = self.log.hold.map(|(_, seq)| seq);
+        [self.hard.durable_seq, entry, hold].into_iter().flatten().min()
+    }
+
+    /// The checksum that this block's content must have.
+    pub(crate) fn crc(&self, block: Block, data: &[u8]) -> u32 {
+        let in_volume = self.record.first_block_in_volume + u64::from(block.0);
+        block_crc(self.record.volume, in_volume, data)
+    }
+
+    /// Everything the lane can know to be committed.
+    pub(crate) fn known_commit(&self) -> u64 {
+        self.hard.newest.commit.max(self.applied_index)
+    }
+}
+
+/// HardStates of a member on their way to the disk.
+#[derive(Default)]
+pub(crate) struct HardTrack {
+    /// The newest that was pushed.
+    pub newest: HardState,
+    /// Commit of the newest durable one (rule R7).
+    pub durable_commit: u64,
+    /// Not after the batch of the newest durable one; `None`: there was never one.
+    pub durable_seq: Option<BatchSeq>,
+    /// Groups of this member that are not durable yet.
+    pub groups_under_way: u32,
+    /// A HardState or image of the lane's own is under way.
+    pub own_under_way: bool,
+}
+
+/// Where one entry of the log is.
+#[derive(Clone, Debug)]
+pub(crate) struct Retained {
+    pub term: u64,
+    /// Which push wrote it: an entry that replaced it has another one.
+    pub push: u64,
+    /// Known once its batch was formed.
+    pub place: Option<Place>,
+    pub payload_bytes: u32,
+    /// Slots reserved for it until it is applied.
+    pub reserved: u16,
+    /// The entry itself until it is applied, for an image. Raft holds the same memory.
+    pub unapplied: Option<Box<LogEntry>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub seq: BatchSeq,
+    pub payload_offset: u64,
+}
+
+/// The retained entries of a member: those that recovery would need, contiguous.
+pub(crate) struct RetainedLog {
+    /// The point before the first entry.
+    base_index: u64,
+    base_term: u64,
+    entries: VecDeque<Retained>,
+    /// After a reset: what was there before is kept until the reset itself is durable.
+    pub hold: Option<(GroupId, BatchSeq)>,
+}
+
+impl RetainedLog {
+    pub(crate) fn new(base_index: u64, base_term: u64) -> RetainedLog {
+        RetainedLog {
+            base_index,
+            base_term,
+            entries: VecDeque::new(),
+            hold: None,
+        }
+    }
+
+    pub(crate) fn last_index(&self) -> u64 {
+        self.base_index + self.entries.len() as u64
+    }
+
+    /// The point before the first entry: index and term.
+    pub(crate) fn base(&self) -> (u64, u64) {
+        (self.base_index, self.base_term)
+    }
+
+    pub(crate) fn get(&self, index: u64) -> Option<&Retained> {
+        let place = index.checked_sub(self.base_index + 1)?;
+        self.entries.get(place as usize)
+    }
+
+    pub(crate) fn get_mut(&mut self, index: u64) -> Option<&mut Retained> {
+        let place = index.checked_sub(self.base_index + 1)?;
+        self.entries.get_mut(place as usize)
+    }
+
+    pub(crate) fn term(&self, index: u64) -> Option<u64> {
+        if index == self.base_index {
+            return Some(self.base_term);
+        }
+        self.get(index).map(|entry| entry.term)
+    }
+
+    pub(crate) fn push(&mut self, entry: Retained) {
+        self.entries.push_back(entry);
+    }
+
+    /// Drops the entries from `index` on and returns the slots that were reserved for them.
+    pub(crate) fn truncate(&mut self, index: u64) -> u64 {
+        assert!(index > self.base_index, "a compacted entry is never replaced");
+        let keep = (index - self.base_index - 1) as usize;
+        if keep >= self.entries.len() {
+            return 0;
+        }
+        let gone = self.entries.drain(keep..);
+        gone.map(|entry| u64::from(entry.reserved)).sum()
+    }
+
+    /// Drops the entries up to `index`: recovery does not need them any more. Returns the slots
+    /// that were still reserved for them.
+    pub(crate) fn compact(&mut self, index: u64) -> u64 {
+        let mut reserved = 0;
+        while self.base_index < index {
+            let Some(entry) = self.entries.pop_front() else {
+                break;
+            };
+            reserved += u64::from(entry.reserved);
+            self.base_index += 1;
+            self.base_term = entry.term;
+        }
+        reserved
+    }
+
+    /// Drops the entries after `index` (or after the base) and returns the slots reserved.
+    pub(crate) fn drop_after(&mut self, index: u64) -> u64 {
+        self.truncate(index.max(self.base_index) + 1)
+    }
+
+    /// As `compact`, when the store may hold more than the log had, and of another history
+    /// (after a resync): entries that do not continue this point are dropped.
+    pub(crate) fn compact_to(&mut self, index: u64, term: u64) -> u64 {
+        if index <= self.base_index || self.term(index) == Some(term) {
+            return self.compact(index);
+        }
+        self.reset(index, term)
+    }
+
+    /// Replaces everything; the log now starts behind this point. Returns the slots that were
+    /// reserved.
+    pub(crate) fn reset(&mut self, index: u64, term: u64) -> u64 {
+        let reserved = self.entries.iter().map(|entry| u64::from(entry.reserved)).sum();
+        self.entries.clear();
+        self.base_index = index;
+        self.base_term = term;
+        reserved
+    }
+
+    /// Batch of the first entry from `index` on that has one. Entries without a batch will be in
+    /// newer ones.
+    pub(crate) fn oldest_batch_from(&self, index: u64) -> Option<BatchSeq> {
+        let skip = index.saturating_sub(self.base_index + 1) as usize;
+        // The entries are in the order in which they were pushed, so the first is the oldest.
+        let mut places = self.entries.iter().skip(skip).map(|entry| entry.place);
+        places.find_map(|place| place.map(|place| place.seq))
+    }
+
+    /// Entries from `index` on, with their indexes.
+    pub(crate) fn from(&self, index: u64) -> impl Iterator<Item = (u64, &Retained)> {
+        let skip = index.saturating_sub(self.base_index + 1);
+        let first = self.base_index + 1 + skip;
+        self.entries
+            .iter()
+            .skip(skip as usize)
+            .enumerate()
+            .map(move |(offset, entry)| (first + offset as u64, entry))
+    }
+}
+
+/// One bit per extent: does the index hold a record of it?
+pub(crate) struct Presence {
+    words: Vec<u64>,
+}
+
+impl Presence {
+    fn new(blocks: u32) -> Presence {
+        let extents = blocks.div_ceil(BLOCKS_PER_EXTENT) as usize;
+        Presence {
+            words: vec![0; extents.div_ceil(64)],
+        }
+    }
+
+    pub(crate) fn get(&self, extent: Extent) -> bool {
+        let word = self.words.get(extent.0 as usize / 64);
+        word.is_some_and(|word| word & (1 << (extent.0 % 64)) != 0)
+    }
+
+    pub(crate) fn set(&mut self, extent: Extent, present: bool) {
+        let place = extent.0 as usize / 64;
+        if place >= self.words.len() {
+            self.words.resize(place + 1, 0);
+        }
+        let bit = 1 << (extent.0 % 64);
+        if present {
+            self.words[place] |= bit;
+        } else {
+            self.words[place] &= !bit;
+        }
+    }
+}
+
+/// Extents whose record is newer than what was applied: after a restart or a resync. Entries up
+/// to that index are skipped for them (rule R3).
+#[derive(Default)]
+pub(crate) struct NewerExtents {
+    last_changed: HashMap<Extent, u64>,
+    newest: u64,
+}
+
+impl NewerExtents {
+    pub(crate) fn note(&mut self, extent: Extent, last_changed: u64) {
+        let known = self.last_changed.entry(extent).or_default();
+        *known = last_changed.max(*known);
+        self.newest = self.newest.max(last_changed);
+    }
+
+    /// True when the entry `index` is already in the record of this extent.
+    pub(crate) fn includes(&self, extent: Extent, index: u64) -> bool {
+        index <= self.newest
+            && self.last_changed.get(&extent).is_some_and(|last_changed| *last_changed >= index)
+    }
+
+    /// Entries up to here were applied.
+    pub(crate) fn applied(&mut self, index: u64) {
+        if index >= self.newest && self.newest > 0 {
+            *self = NewerExtents::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(term: u64, push: u64, seq: Option<u64>) -> Retained {
+        Retained {
+            term,
+            push,
+            place: seq.map(|seq| Place {
+                seq: BatchSeq(seq),
+                payload_offset: 0,
+            }),
+            payload_bytes: 0,
+            reserved: 0,
+            unapplied: None,
+        }
+    }
+
+    #[test]
+    fn the_retained_log_keeps_positions_by_index() {
+        let mut log = RetainedLog::new(10, 1);
+        for (push, seq) in [(1, Some(5)), (2, Some(6)), (3, None)] {
+            log.push(entry(2, push, seq));
+        }
+        assert_eq!((log.last_index(), log.term(10), log.term(13)), (13, Some(1), Some(2)));
+        assert_eq!((log.term(9), log.term(14)), (None, None));
+        assert_eq!(log.oldest_batch_from(11), Some(BatchSeq(5)));
+        assert_eq!(log.oldest_batch_from(12), Some(BatchSeq(6)));
+        assert_eq!(log.oldest_batch_from(13), None);
+        log.compact(11);
+        assert_eq!((log.base(), log.last_index()), ((11, 2), 13));
+        log.truncate(13);
+        assert_eq!(log.last_index(), 12);
+        assert_eq!(log.from(12).map(|(index, _)| index).collect::<Vec<_>>(), [12]);
+        log.reset(50, 9);
+        assert_eq!((log.base(), log.last_index()), ((50, 9), 50));
+    }
+
+    #[test]
+    fn what_is_newer_is_skipped_until_the_log_has_caught_up() {
+        let mut newer = NewerExtents::default();
+        newer.note(Extent(3), 8);
+        assert!(newer.includes(Extent(3), 8) && !newer.includes(Extent(3), 9));
+        assert!(!newer.includes(Extent(4), 1));
+        newer.applied(7);
+        assert!(newer.includes(Extent(3), 8));
+        newer.applied(8);
+        assert!(!newer.includes(Extent(3), 8));
+    }
+}

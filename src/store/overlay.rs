@@ -1,0 +1,366 @@
+//! What a member has applied but the data file does not hold yet: an index over the log, per
+//! block. Nothing in here is the only copy: payloads are cached slices of what the log holds.
+//!
+//! The low-water mark is the oldest Raft index that lives only here (rule R3). A block that was
+//! superseded by a newer entry keeps its old index alive until a durable HardState covers the
+//! newer one (R7): until then a restart could stop short of it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeBounds;
+
+use bytes::Bytes;
+
+use crate::types::{Block, BlockRange, Extent, MemberId};
+
+/// One block in the overlay.
+#[derive(Clone, Debug)]
+pub(crate) struct OverlayBlock {
+    /// The entry that wrote it.
+    pub index: u64,
+    pub crc: u32,
+    pub content: Content,
+    /// Its bytes, when they are in memory.
+    pub cached: Option<Bytes>,
+}
+
+/// Where the bytes of a block are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// This many blocks into the payload of the entry.
+    Log {
+        position: u16,
+    },
+    Zero,
+}
+
+/// The blocks of one extent that are in the overlay, never none.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OverlayExtent {
+    pub mask: u16,
+    /// One per bit of `mask`, in order.
+    blocks: Vec<OverlayBlock>,
+    /// Waits in the lane's write-back queue.
+    pub queued: bool,
+    /// Holds a reservation of a slot.
+    pub reserved: bool,
+    /// A write-back of it is under way.
+    pub busy: bool,
+}
+
+impl OverlayExtent {
+    /// Block `position` (0 to 15), when it is here.
+    pub(crate) fn get(&self, position: u32) -> Option<&OverlayBlock> {
+        if self.mask & (1 << position) == 0 {
+            return None;
+        }
+        Some(&self.blocks[self.rank(position)])
+    }
+
+    /// (position, block), in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &OverlayBlock)> {
+        (0..16)
+            .filter(|bit| self.mask & (1 << bit) != 0)
+            .zip(self.blocks.iter())
+    }
+
+    /// The newest entry that is in here.
+    pub(crate) fn newest(&self) -> u64 {
+        self.blocks.iter().map(|block| block.index).max().unwrap_or(0)
+    }
+
+    /// True when some block of it would need a slot.
+    pub(crate) fn has_data(&self) -> bool {
+        let is_data = |block: &OverlayBlock| matches!(block.content, Content::Log { .. });
+        self.blocks.iter().any(is_data)
+    }
+
+    fn rank(&self, position: u32) -> usize {
+        (self.mask & ((1 << position) - 1)).count_ones() as usize
+    }
+}
+
+/// The overlay of one member.
+#[derive(Default)]
+pub(crate) struct Overlay {
+    extents: BTreeMap<Extent, OverlayExtent>,
+    live: LiveCounts,
+    /// (newer, older): a block of `older` was superseded by `newer`, which no durable HardState
+    /// covers yet.
+    superseded: VecDeque<(u64, u64)>,
+    blocks: u64,
+}
+
+impl Overlay {
+    /// A block that an entry wrote, in the order of the log.
+    pub(crate) fn insert(&mut self, at: Block, block: OverlayBlock, durable_commit: u64) {
+        let newer = block.index;
+        self.live.add(newer);
+        let extent = self.extents.entry(at.extent()).or_default();
+        let (position, rank) = (at.in_extent(), extent.rank(at.in_extent()));
+        if extent.mask & (1 << position) == 0 {
+            extent.mask |= 1 << position;
+            extent.blocks.insert(rank, block);
+            self.blocks += 1;
+            return;
+        }
+        let older = std::mem::replace(&mut extent.blocks[rank], block).index;
+        if newer <= durable_commit || newer == older {
+            self.live.remove(older);
+        } else {
+            self.superseded.push_back((newer, older));
+        }
+    }
+
+    /// A HardState with this commit is durable.
+    pub(crate) fn cover(&mut self, durable_commit: u64) {
+        while let Some((newer, older)) = self.superseded.front().copied() {
+            if newer > durable_commit {
+                break;
+            }
+            self.superseded.pop_front();
+            self.live.remove(older);
+        }
+    }
+
+    /// Drops a block unless it was superseded since it was `index`'s.
+    pub(crate) fn settle(&mut self, at: Block, index: u64) {
+        self.drop_if(at, |block| block.index == index);
+    }
+
+    /// Drops the blocks of an extent that entries up to `index` wrote.
+    pub(crate) fn drop_up_to(&mut self, extent: Extent, index: u64) {
+        for position in 0..16 {
+            let at = Block(extent.first_block().0 + position);
+            self.drop_if(at, |block| block.index <= index);
+        }
+    }
+
+    fn drop_if(&mut self, at: Block, matches: impl Fn(&OverlayBlock) -> bool) {
+        let Some(extent) = self.extents.get_mut(&at.extent()) else {
+            return;
+        };
+        let position = at.in_extent();
+        if !extent.get(position).is_some_and(matches) {
+            return;
+        }
+        let rank = extent.rank(position);
+        let gone = extent.blocks.remove(rank);
+        extent.mask &= !(1 << position);
+        self.blocks -= 1;
+        self.live.remove(gone.index);
+    }
+
+    /// Forgets an extent that has no block left.
+    pub(crate) fn forget_empty(&mut self, extent: Extent) -> Option<OverlayExtent> {
+        if self.extents.get(&extent)?.mask != 0 {
+            return None;
+        }
+        self.extents.remove(&extent)
+    }
+
+    /// Drops the cached bytes of what `index` wrote.
+    pub(crate) fn evict(&mut self, range: BlockRange, index: u64) {
+        for at in range.blocks() {
+            let Some(extent) = self.extents.get_mut(&at.extent()) else {
+                continue;
+            };
+            if extent.mask & (1 << at.in_extent()) == 0 {
+                continue;
+            }
+            let rank = extent.rank(at.in_extent());
+            if extent.blocks[rank].index == index {
+                extent.blocks[rank].cached = None;
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, extent: Extent) -> Option<&OverlayExtent> {
+        self.extents.get(&extent)
+    }
+
+    pub(crate) fn get_mut(&mut self, extent: Extent) -> Option<&mut OverlayExtent> {
+        self.extents.get_mut(&extent)
+    }
+
+    pub(crate) fn range(
+        &self,
+        extents: impl RangeBounds<Extent>,
+    ) -> impl Iterator<Item = (&Extent, &OverlayExtent)> {
+        self.extents.range(extents)
+    }
+
+    /// The oldest Raft index that lives only here.
+    pub(crate) fn low_water(&self) -> Option<u64> {
+        self.live.lowest()
+    }
+
+    pub(crate) fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.extents.is_empty()
+    }
+}
+
+/// Live blocks per Raft index; the front is never zero.
+#[derive(Default)]
+struct LiveCounts {
+    first_index: u64,
+    counts: VecDeque<u32>,
+}
+
+impl LiveCounts {
+    fn add(&mut self, index: u64) {
+        if self.counts.is_empty() {
+            self.first_index = index;
+        }
+        let place = index
+            .checked_sub(self.first_index)
+            .expect("entries are applied in order") as usize;
+        assert!(place + 1 >= self.counts.len(), "entries are applied in order");
+        self.counts.resize(place + 1, 0);
+        self.counts[place] += 1;
+    }
+
+    fn remove(&mut self, index: u64) {
+        let count = &mut self.counts[(index - self.first_index) as usize];
+        assert!(*count > 0, "a block was dropped twice");
+        *count -= 1;
+        while self.counts.front() == Some(&0) {
+            self.counts.pop_front();
+            self.first_index += 1;
+        }
+    }
+
+    fn lowest(&self) -> Option<u64> {
+        (!self.counts.is_empty()).then_some(self.first_index)
+    }
+}
+
+/// Which payloads are cached, oldest first, over all members of a lane.
+pub(crate) struct PayloadCache {
+    payloads: VecDeque<CachedPayload>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+/// The cached payload of one entry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CachedPayload {
+    pub member: MemberId,
+    pub index: u64,
+    pub range: BlockRange,
+}
+
+impl PayloadCache {
+    pub(crate) fn new(bytes_max: usize) -> PayloadCache {
+        PayloadCache {
+            payloads: VecDeque::new(),
+            bytes: 0,
+            bytes_max,
+        }
+    }
+
+    pub(crate) fn push(&mut self, payload: CachedPayload) {
+        self.bytes += charge(payload.range);
+        self.payloads.push_back(payload);
+    }
+
+    /// The next payload to evict, when there are too many.
+    pub(crate) fn pop_excess(&mut self) -> Option<CachedPayload> {
+        if self.bytes <= self.bytes_max {
+            return None;
+        }
+        let payload = self.payloads.pop_front()?;
+        self.bytes -= charge(payload.range);
+        Some(payload)
+    }
+}
+
+/// The memory behind a payload: the pool's next larger buffer.
+fn charge(range: BlockRange) -> usize {
+    const CLASS_BYTES: [usize; 4] = [4 << 10, 16 << 10, 64 << 10, 256 << 10];
+    let bytes = range.bytes() as usize;
+    let class = CLASS_BYTES.into_iter().find(|class| *class >= bytes);
+    class.unwrap_or_else(|| bytes.max((1 << 20) + (64 << 10)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn block(index: u64) -> OverlayBlock {
+        OverlayBlock {
+            index,
+            crc: 0,
+            content: Content::Log { position: 0 },
+            cached: None,
+        }
+    }
+
+    #[test]
+    fn a_superseded_block_pins_its_index_until_the_newer_one_is_covered() {
+        let mut overlay = Overlay::default();
+        overlay.insert(Block(3), block(5), 5);
+        overlay.insert(Block(3), block(8), 7);
+        assert_eq!(overlay.low_water(), Some(5));
+        overlay.cover(7);
+        assert_eq!(overlay.low_water(), Some(5));
+        overlay.cover(8);
+        assert_eq!(overlay.low_water(), Some(8));
+        overlay.settle(Block(3), 5);
+        assert_eq!(overlay.low_water(), Some(8), "superseded meanwhile");
+        overlay.settle(Block(3), 8);
+        assert_eq!(overlay.low_water(), None);
+        assert!(overlay.forget_empty(Extent(0)).is_some());
+        assert!(overlay.is_empty());
+    }
+
+    proptest! {
+        /// Against the plain definition: the smallest index among the blocks, and among the
+        /// superseded ones whose successor is not covered.
+        #[test]
+        fn the_low_water_mark_is_the_smallest_live_index(
+            steps in prop::collection::vec((0..40u32, 0..4u8), 1..200),
+        ) {
+            let mut overlay = Overlay::default();
+            let mut model: BTreeMap<u32, u64> = BTreeMap::new();
+            let mut pinned: Vec<(u64, u64)> = Vec::new();
+            let (mut index, mut commit) = (0, 0);
+            for (at, what) in steps {
+                match what {
+                    0 | 1 => {
+                        index += 1;
+                        overlay.insert(Block(at), block(index), commit);
+                        if let Some(older) = model.insert(at, index) {
+                            pinned.push((index, older));
+                        }
+                    }
+                    2 => {
+                        commit = index.saturating_sub(u64::from(at) / 8).max(commit);
+                        overlay.cover(commit);
+                    }
+                    _ => {
+                        let covered = model.get(&at).copied().filter(|index| *index <= commit);
+                        if let Some(index) = covered {
+                            overlay.settle(Block(at), index);
+                            overlay.forget_empty(Block(at).extent());
+                            model.remove(&at);
+                        }
+                    }
+                }
+                pinned.retain(|(newer, _)| *newer > commit);
+                let lowest = model.values().chain(pinned.iter().map(|(_, older)| older)).min();
+                prop_assert_eq!(overlay.low_water(), lowest.copied());
+                prop_assert_eq!(overlay.blocks(), model.len() as u64);
+                for (at, index) in &model {
+                    let extent = overlay.get(Block(*at).extent()).unwrap();
+                    prop_assert_eq!(extent.get(*at % 16).unwrap().index, *index);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,795 @@
+//! The bytes of a batch: pure codec, nothing here knows where a batch goes or whether it is torn.
+//!
+//! A batch is *header pages*, then *payload pages*. A page is 4 KiB, all numbers are little
+//! endian. The header pages hold, without gaps:
+//!
+//! | what | bytes |
+//! |---|---|
+//! | fixed part | 128 |
+//! | item index: one record of 32 per run of items of one member | 32 x records |
+//! | copy of the predecessor's item index | 32 x records |
+//! | item bodies | as counted in the fixed part |
+//! | zeroes up to the page | |
+//!
+//! Fixed part (offset, type, meaning):
+//!
+//! ```text
+//!   0 [u8;8] magic "HOLDWAL\n"        64 u32 items
+//!   8 u16    version, 1               68 u32 records of the item index
+//!  10 u16    flags, 0                 72 u32 records of the predecessor's index
+//!  12 u32    CRC of bytes 0..124      76 u32 bytes of item bodies
+//!            without this field       80 u64 largest contiguous sequence known durable
+//!  16 u64    sequence                 88 u64 sequence of the tail
+//!  24 u64    incarnation              96 u64 base: last sequence that this incarnation kept
+//!  32 uuid   disk                    104 u64 sequence of the predecessor
+//!  48 u64    own offset in the ring  112 u64 sequence of the predecessor's predecessor
+//!  56 u32    pages in all            120 u32 batch CRC of the predecessor (the chain)
+//!  60 u32    header pages            124 u32 batch CRC: all header pages but this field
+//! ```
+//!
+//! Bytes 0 to 64 keep their place and the CRC at 12 its meaning in every later version, so that
+//! an old program can tell a newer batch from a damaged one.
+//!
+//! Index record: member u64, kinds u8 (bit set, see [`kinds`]), 7 zeroes, first index u64, last
+//! index u64 (both 0 without entries). A record of kind [`kinds::ANY`] stands for a lost
+//! predecessor of which nothing is known: any member may have been in it.
+//!
+//! Item bodies, by their first byte:
+//!
+//! ```text
+//! 1 HardState  kind u8, 0 x7, member u64, term u64, vote u64, commit u64
+//! 2 entry      kind u8, Raft entry type u8, 0 x2, context bytes u32, member u64, index u64,
+//!              term u64, payload bytes u32, payload CRC u32, first payload page u32 (counted
+//!              from the first payload page of the batch), 0 u32, context
+//! 3 reset      kind u8, 0 x7, member u64, index u64, term u64
+//! 4 image      kind u8, 0 x3, entries u32, member u64, term u64, vote u64, commit u64,
+//!              compacted index u64, compacted term u64, then as many bodies of kind 2
+//! 5 redirected kind u8, Raft entry type u8, slots u16, context bytes u32, member u64, index u64,
+//!              term u64, then per slot: slot u32, 16 x block CRC u32; then context (rule R6)
+//! 6 fault      kind u8, 0 x7, member u64
+//! ```
+//!
+//! Every CRC is CRC-32 that starts from a number derived from the disk's secret seed, the
+//! incarnation, the sequence and the place of what it covers: bytes that a client wrote, that
+//! another disk wrote or that were left by an earlier lap do not pass. Payloads start at a page
+//! each and are covered by the CRC in their entry's body, so the batch CRC vouches for them too.
+
+use bytes::Bytes;
+
+use crate::store::seam::{HardState, LogEntry};
+use crate::types::{BLOCK_BYTES, MemberId, Uuid, mix64};
+
+use super::{BatchSeq, Item};
+
+/// Bytes of the fixed part of a header.
+pub const FIXED_BYTES: usize = 128;
+/// Bytes of a record of the item index.
+pub const RECORD_BYTES: usize = 32;
+/// The largest header that is written or read: bounds what a decoder allocates.
+pub const HEADER_BYTES_MAX: usize = 64 << 20;
+
+const MAGIC: [u8; 8] = *b"HOLDWAL\n";
+const VERSION: u16 = 1;
+const FIXED_CRC_AT: usize = 12;
+const BATCH_CRC_AT: usize = 124;
+const ENTRY_BODY_BYTES: usize = 48;
+const REDIRECT_BODY_BYTES: usize = 32;
+const REDIRECT_SLOT_BYTES: usize = 68;
+
+/// Bits of an index record: what a batch holds of a member.
+pub mod kinds {
+    pub const HARD: u8 = 1;
+    pub const ENTRY: u8 = 2;
+    pub const RESET: u8 = 4;
+    pub const IMAGE: u8 = 8;
+    pub const FAULT: u8 = 16;
+    /// Nothing is known: any member, anything.
+    pub const ANY: u8 = 128;
+}
+
+mod body {
+    pub const HARD: u8 = 1;
+    pub const ENTRY: u8 = 2;
+    pub const RESET: u8 = 3;
+    pub const IMAGE: u8 = 4;
+    pub const REDIRECT: u8 = 5;
+    pub const FAULT: u8 = 6;
+}
+
+/// What every checksum of a disk's log depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Keys {
+    pub disk: Uuid,
+    pub seed: u64,
+}
+
+impl Keys {
+    fn crc_start(&self, incarnation: u64, seq: BatchSeq, place: u64) -> u32 {
+        let mixed = mix64(mix64(mix64(self.seed ^ mix64(incarnation)) ^ seq.0) ^ place);
+        (mixed ^ (mixed >> 32)) as u32
+    }
+
+    fn fixed_start(&self, incarnation: u64, seq: BatchSeq) -> u32 {
+        self.crc_start(incarnation, seq, 1 << 32)
+    }
+
+    fn batch_start(&self, incarnation: u64, seq: BatchSeq) -> u32 {
+        self.crc_start(incarnation, seq, 2 << 32)
+    }
+
+    /// What the CRC of a payload starts from: it depends on the page, so that payloads of one
+    /// batch cannot change places unseen.
+    pub fn payload_start(&self, incarnation: u64, seq: BatchSeq, payload_page: u32) -> u32 {
+        self.crc_start(incarnation, seq, u64::from(payload_page))
+    }
+}
+
+/// CRC of `parts` one after another, from `start` (see [`Keys`]).
+pub fn crc_from(start: u32, parts: &[&[u8]]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(start);
+    parts.iter().for_each(|part| hasher.update(part));
+    hasher.finalize()
+}
+
+/// Pages that `bytes` need.
+pub fn pages(bytes: usize) -> usize {
+    bytes.div_ceil(BLOCK_BYTES)
+}
+
+/// The fixed part of a batch's header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    pub seq: BatchSeq,
+    pub incarnation: u64,
+    pub offset: u64,
+    pub total_pages: u32,
+    pub header_pages: u32,
+    pub items: u32,
+    pub index_records: u32,
+    pub previous_records: u32,
+    pub body_bytes: u32,
+    pub durable_seq: BatchSeq,
+    pub tail_seq: BatchSeq,
+    pub base_seq: BatchSeq,
+    pub previous_seq: BatchSeq,
+    pub before_previous_seq: BatchSeq,
+    pub previous_crc: u32,
+    /// Filled in by [`encode`].
+    pub crc: u32,
+}
+
+impl Header {
+    pub fn header_bytes(&self) -> usize {
+        self.header_pages as usize * BLOCK_BYTES
+    }
+
+    pub fn total_bytes(&self) -> u64 {
+        u64::from(self.total_pages) * BLOCK_BYTES as u64
+    }
+
+    /// Bytes of the header pages that are not padding.
+    fn used_bytes(&self) -> usize {
+        FIXED_BYTES
+            + (self.index_records as usize + self.previous_records as usize) * RECORD_BYTES
+            + self.body_bytes as usize
+    }
+
+    fn write(&self, keys: &Keys, out: &mut [u8]) {
+        out[..8].copy_from_slice(&MAGIC);
+        out[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        out[10..16].fill(0);
+        put_u64s(out, 16, &[self.seq.0, self.incarnation]);
+        out[32..48].copy_from_slice(&keys.disk.0);
+        put_u64s(out, 48, &[self.offset]);
+        let counts = [
+            self.total_pages,
+            self.header_pages,
+            self.items,
+            self.index_records,
+            self.previous_records,
+            self.body_bytes,
+        ];
+        for (position, count) in counts.iter().enumerate() {
+            out[56 + position * 4..60 + position * 4].copy_from_slice(&count.to_le_bytes());
+        }
+        let seqs = [
+            self.durable_seq.0,
+            self.tail_seq.0,
+            self.base_seq.0,
+            self.previous_seq.0,
+            self.before_previous_seq.0,
+        ];
+        put_u64s(out, 80, &seqs);
+        out[120..124].copy_from_slice(&self.previous_crc.to_le_bytes());
+        let crc = fixed_crc(keys, self.incarnation, self.seq, out);
+        out[FIXED_CRC_AT..FIXED_CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
+fn fixed_crc(keys: &Keys, incarnation: u64, seq: BatchSeq, page: &[u8]) -> u32 {
+    let start = keys.fixed_start(incarnation, seq);
+    crc_from(
+        start,
+        &[&page[..FIXED_CRC_AT], &page[FIXED_CRC_AT + 4..BATCH_CRC_AT]],
+    )
+}
+
+fn batch_crc(keys: &Keys, incarnation: u64, seq: BatchSeq, header: &[u8]) -> u32 {
+    let start = keys.batch_start(incarnation, seq);
+    crc_from(start, &[&header[..BATCH_CRC_AT], &header[FIXED_BYTES..]])
+}
+
+fn put_u64s(out: &mut [u8], at: usize, values: &[u64]) {
+    for (position, value) in values.iter().enumerate() {
+        let at = at + position * 8;
+        out[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// Why bytes are not a batch of this disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FormatError {
+    /// Not a header of this disk, or a damaged one.
+    #[error("no batch header")]
+    NoHeader,
+    #[error("a batch of format version {0}, which this program does not know")]
+    Version(u16),
+    #[error("a batch header that fails its checksum")]
+    Checksum,
+    #[error("a batch header that contradicts itself: {0}")]
+    Malformed(&'static str),
+}
+
+/// Reads the fixed part of a header from the first page of what may be a batch. What it returns
+/// passed the CRC of the fixed part: its lengths can be used; the rest is [`decode`]'s.
+pub fn decode_fixed(keys: &Keys, page: &[u8]) -> Result<Header, FormatError> {
+    if page.len() < FIXED_BYTES || page[..8] != MAGIC || page[32..48] != keys.disk.0 {
+        return Err(FormatError::NoHeader);
+    }
+    let (seq, incarnation) = (BatchSeq(u64_at(page, 16)), u64_at(page, 24));
+    if u32_at(page, FIXED_CRC_AT) != fixed_crc(keys, incarnation, seq, page) {
+        return Err(FormatError::NoHeader);
+    }
+    let version = u16::from_le_bytes([page[8], page[9]]);
+    if version != VERSION {
+        return Err(FormatError::Version(version));
+    }
+    let header = Header {
+        seq,
+        incarnation,
+        offset: u64_at(page, 48),
+        total_pages: u32_at(page, 56),
+        header_pages: u32_at(page, 60),
+        items: u32_at(page, 64),
+        index_records: u32_at(page, 68),
+        previous_records: u32_at(page, 72),
+        body_bytes: u32_at(page, 76),
+        durable_seq: BatchSeq(u64_at(page, 80)),
+        tail_seq: BatchSeq(u64_at(page, 88)),
+        base_seq: BatchSeq(u64_at(page, 96)),
+        previous_seq: BatchSeq(u64_at(page, 104)),
+        before_previous_seq: BatchSeq(u64_at(page, 112)),
+        previous_crc: u32_at(page, 120),
+        crc: u32_at(page, BATCH_CRC_AT),
+    };
+    if page[10..12] != [0, 0] {
+        return Err(FormatError::Malformed("unknown flags"));
+    }
+    if header.header_pages == 0 || header.header_pages > header.total_pages {
+        return Err(FormatError::Malformed("lengths"));
+    }
+    if header.header_bytes() > HEADER_BYTES_MAX || header.used_bytes() > header.header_bytes() {
+        return Err(FormatError::Malformed("header length"));
+    }
+    Ok(header)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+/// A record of an item index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    pub member: MemberId,
+    /// See [`kinds`].
+    pub kinds: u8,
+    /// Smallest and largest Raft index of entries, reset points and compacted points.
+    pub first: u64,
+    pub last: u64,
+}
+
+impl Summary {
+    /// Stands for a batch of which nothing is known.
+    pub const ANY: Summary = Summary {
+        member: MemberId(0),
+        kinds: kinds::ANY,
+        first: 0,
+        last: 0,
+    };
+
+    fn of(item: &Item) -> Summary {
+        let (member, kinds, first, last) = match item {
+            Item::Hard { member, .. } => (*member, kinds::HARD, 0, 0),
+            Item::Entry { member, entry } => (*member, kinds::ENTRY, entry.index, entry.index),
+            Item::Reset { member, index, .. } => (*member, kinds::RESET, *index, *index),
+            Item::Image {
+                member,
+                compacted_index,
+                entries,
+                ..
+            } => {
+                let last = entries.last().map_or(*compacted_index, |entry| entry.index);
+                let kinds = kinds::IMAGE | kinds::HARD;
+                (*member, kinds, *compacted_index, last)
+            }
+            Item::Fault { member } => (*member, kinds::FAULT, 0, 0),
+        };
+        Summary {
+            member,
+            kinds,
+            first,
+            last,
+        }
+    }
+
+    /// One record for both, when they are of the same member.
+    fn merge(self, next: Summary) -> Option<Summary> {
+        const INDEXED: u8 = kinds::ENTRY | kinds::RESET | kinds::IMAGE;
+        if self.member != next.member || self.kinds & kinds::ANY != 0 {
+            return None;
+        }
+        let (first, last) = match (self.kinds & INDEXED != 0, next.kinds & INDEXED != 0) {
+            (true, true) => (self.first.min(next.first), self.last.max(next.last)),
+            (true, false) => (self.first, self.last),
+            (false, _) => (next.first, next.last),
+        };
+        Some(Summary {
+            member: self.member,
+            kinds: self.kinds | next.kinds,
+            first,
+            last,
+        })
+    }
+
+    pub fn encode(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.member.0.to_le_bytes());
+        out.extend_from_slice(&[self.kinds, 0, 0, 0, 0, 0, 0, 0]);
+        out.extend_from_slice(&self.first.to_le_bytes());
+        out.extend_from_slice(&self.last.to_le_bytes());
+    }
+
+    fn decode(record: &[u8]) -> Summary {
+        Summary {
+            member: MemberId(u64_at(record, 0)),
+            kinds: record[8],
+            first: u64_at(record, 16),
+            last: u64_at(record, 24),
+        }
+    }
+}
+
+/// The item index of a batch of these items.
+pub fn item_index<'a>(items: impl Iterator<Item = &'a Item>) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut run: Option<Summary> = None;
+    for summary in items.map(Summary::of) {
+        run = match run {
+            None => Some(summary),
+            Some(open) => Some(open.merge(summary).unwrap_or_else(|| {
+                open.encode(&mut out);
+                summary
+            })),
+        };
+    }
+    if let Some(open) = run {
+        open.encode(&mut out);
+    }
+    out
+}
+
+/// Decodes an item index; its length is a multiple of [`RECORD_BYTES`].
+pub fn decode_index(records: &[u8]) -> Vec<Summary> {
+    records
+        .chunks_exact(RECORD_BYTES)
+        .map(Summary::decode)
+        .collect()
+}
+
+/// Bytes of the body of an item.
+pub fn body_bytes(item: &Item) -> usize {
+    let entry_bytes = |entry: &LogEntry| ENTRY_BODY_BYTES + entry.context.len();
+    match item {
+        Item::Hard { .. } => 40,
+        Item::Entry { entry, .. } => entry_bytes(entry),
+        Item::Reset { .. } => 32,
+        Item::Image { entries, .. } => 56 + entries.iter().map(entry_bytes).sum::<usize>(),
+        Item::Fault { .. } => 16,
+    }
+}
+
+/// Every entry of an item that carries one or more.
+pub fn entries_of(item: &Item) -> &[LogEntry] {
+    match item {
+        Item::Entry { entry, .. } => std::slice::from_ref(entry),
+        Item::Image { entries, .. } => entries,
+        Item::Hard { .. } | Item::Reset { .. } | Item::Fault { .. } => &[],
+    }
+}
+
+/// Writes header pages into `out` (`header.header_bytes()` long; all of it is overwritten) and
+/// returns the batch CRC. `header` must agree with `index`, `previous` and `items`; payloads take
+/// whole pages in the order of their entries.
+pub fn encode<'a>(
+    keys: &Keys,
+    header: &Header,
+    index: &[u8],
+    previous: &[u8],
+    items: impl Iterator<Item = &'a Item>,
+    out: &mut [u8],
+) -> u32 {
+    assert_eq!(out.len(), header.header_bytes());
+    header.write(keys, out);
+    let mut writer = Writer {
+        keys,
+        header,
+        out,
+        at: FIXED_BYTES,
+        payload_page: 0,
+    };
+    writer.bytes(index);
+    writer.bytes(previous);
+    let bodies_at = writer.at;
+    let mut count = 0;
+    for item in items {
+        writer.item(item);
+        count += 1;
+    }
+    assert_eq!(count, header.items);
+    assert_eq!(writer.at - bodies_at, header.body_bytes as usize);
+    assert_eq!(
+        writer.payload_page,
+        header.total_pages - header.header_pages
+    );
+    let used = writer.at;
+    out[used..].fill(0);
+    let crc = batch_crc(keys, header.incarnation, header.seq, out);
+    out[BATCH_CRC_AT..FIXED_BYTES].copy_from_slice(&crc.to_le_bytes());
+    crc
+}
+
+struct Writer<'a> {
+    keys: &'a Keys,
+    header: &'a Header,
+    out: &'a mut [u8],
+    at: usize,
+    payload_page: u32,
+}
+
+impl Writer<'_> {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.out[self.at..self.at + bytes.len()].copy_from_slice(bytes);
+        self.at += bytes.len();
+    }
+
+    fn u64s(&mut self, values: &[u64]) {
+        put_u64s(self.out, self.at, values);
+        self.at += values.len() * 8;
+    }
+
+    fn item(&mut self, item: &Item) {
+        match item {
+            Item::Hard { member, hard } => {
+                self.bytes(&[body::HARD, 0, 0, 0, 0, 0, 0, 0]);
+                self.u64s(&[member.0, hard.term, hard.vote, hard.commit]);
+            }
+            Item::Entry { member, entry } => self.entry(*member, entry),
+            Item::Reset {
+                member,
+                index,
+                term,
+            } => {
+                self.bytes(&[body::RESET, 0, 0, 0, 0, 0, 0, 0]);
+                self.u64s(&[member.0, *index, *term]);
+            }
+            Item::Image {
+                member,
+                hard,
+                compacted_index,
+                compacted_term,
+                entries,
+            } => {
+                self.bytes(&[body::IMAGE, 0, 0, 0]);
+                let count = u32::try_from(entries.len()).expect("bounded by the header");
+                self.bytes(&count.to_le_bytes());
+                self.u64s(&[member.0, hard.term, hard.vote, hard.commit]);
+                self.u64s(&[*compacted_index, *compacted_term]);
+                entries.iter().for_each(|entry| self.entry(*member, entry));
+            }
+            Item::Fault { member } => {
+                self.bytes(&[body::FAULT, 0, 0, 0, 0, 0, 0, 0]);
+                self.u64s(&[member.0]);
+            }
+        }
+    }
+
+    fn entry(&mut self, member: MemberId, entry: &LogEntry) {
+        let (incarnation, seq) = (self.header.incarnation, self.header.seq);
+        let start = self
+            .keys
+            .payload_start(incarnation, seq, self.payload_page);
+        let length = |bytes: &Bytes| u32::try_from(bytes.len()).expect("bounded by the header");
+        self.bytes(&[body::ENTRY, entry.kind, 0, 0]);
+        self.bytes(&length(&entry.context).to_le_bytes());
+        self.u64s(&[member.0, entry.index, entry.term]);
+        self.bytes(&length(&entry.payload).to_le_bytes());
+        self.bytes(&crc_from(start, &[&entry.payload]).to_le_bytes());
+        self.bytes(&self.payload_page.to_le_bytes());
+        self.bytes(&[0; 4]);
+        self.bytes(&entry.context);
+        self.payload_page += pages(entry.payload.len()) as u32;
+    }
+}
+
+/// A batch's header pages, decoded. Small: it does not hold on to the pages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    pub header: Header,
+    pub items: Vec<FoundItem>,
+    /// Encoded item index.
+    pub index: Bytes,
+    /// Encoded item index of the predecessor.
+    pub previous: Bytes,
+}
+
+/// An item as it was found, without payloads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FoundItem {
+    Hard {
+        member: MemberId,
+        hard: HardState,
+    },
+    Entry {
+        member: MemberId,
+        entry: FoundEntry,
+    },
+    Reset {
+        member: MemberId,
+        index: u64,
+        term: u64,
+    },
+    Image {
+        member: MemberId,
+        hard: HardState,
+        compacted_index: u64,
+        compacted_term: u64,
+        entries: Vec<FoundEntry>,
+    },
+    Redirect(RedirectedWrite),
+    Fault {
+        member: MemberId,
+    },
+}
+
+/// An entry and where its payload is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundEntry {
+    pub index: u64,
+    pub term: u64,
+    pub kind: u8,
+    pub context: Bytes,
+    /// In the ring file; a multiple of 4 KiB.
+    pub payload_offset: u64,
+    pub payload_bytes: u32,
+    pub payload_crc: u32,
+    /// What that CRC starts from.
+    pub crc_start: u32,
+    /// False once the payload was read and failed its CRC.
+    pub payload_ok: bool,
+}
+
+/// An entry whose data went to slots of the data file instead (rule R6). Part of the format from
+/// its first day; this version neither writes nor replays it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedirectedWrite {
+    pub member: MemberId,
+    pub index: u64,
+    pub term: u64,
+    pub kind: u8,
+    pub context: Bytes,
+    pub slots: Vec<RedirectedSlot>,
+}
+
+/// One slot and the checksums of its sixteen blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RedirectedSlot {
+    pub slot: u32,
+    pub crcs: [u32; 16],
+}
+
+impl RedirectedWrite {
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let slots = u16::try_from(self.slots.len()).expect("at most 16 slots in an entry");
+        let context = u32::try_from(self.context.len()).expect("bounded by the header");
+        out.extend_from_slice(&[body::REDIRECT, self.kind]);
+        out.extend_from_slice(&slots.to_le_bytes());
+        out.extend_from_slice(&context.to_le_bytes());
+        for value in [self.member.0, self.index, self.term] {
+            out.extend_from_slice(&value.to_le_bytes());
+        }
+        for slot in &self.slots {
+            out.extend_from_slice(&slot.slot.to_le_bytes());
+            slot.crcs
+                .iter()
+                .for_each(|crc| out.extend_from_slice(&crc.to_le_bytes()));
+        }
+        out.extend_from_slice(&self.context);
+    }
+}
+
+/// Decodes the header pages whose fixed part was read by [`decode_fixed`] from the same bytes.
+pub fn decode(keys: &Keys, header: &Header, bytes: &[u8]) -> Result<Batch, FormatError> {
+    if bytes.len() != header.header_bytes() {
+        return Err(FormatError::Malformed("header length"));
+    }
+    if batch_crc(keys, header.incarnation, header.seq, bytes) != header.crc {
+        return Err(FormatError::Checksum);
+    }
+    // A copy without the padding: contexts are slices of it, for as long as anybody needs them.
+    let used = Bytes::copy_from_slice(&bytes[FIXED_BYTES..header.used_bytes()]);
+    let index_bytes = header.index_records as usize * RECORD_BYTES;
+    let records_bytes = index_bytes + header.previous_records as usize * RECORD_BYTES;
+    let mut reader = Reader {
+        keys,
+        header,
+        bytes: used.slice(records_bytes..),
+        at: 0,
+    };
+    let items = (0..header.items)
+        .map(|_| reader.item())
+        .collect::<Result<Vec<_>, _>>()?;
+    if reader.at != reader.bytes.len() {
+        return Err(FormatError::Malformed("bytes behind the last item"));
+    }
+    Ok(Batch {
+        header: *header,
+        items,
+        index: used.slice(..index_bytes),
+        previous: used.slice(index_bytes..records_bytes),
+    })
+}
+
+struct Reader<'a> {
+    keys: &'a Keys,
+    header: &'a Header,
+    bytes: Bytes,
+    at: usize,
+}
+
+impl Reader<'_> {
+    fn take(&mut self, len: usize) -> Result<Bytes, FormatError> {
+        if len > self.bytes.len() - self.at {
+            return Err(FormatError::Malformed("an item reaches beyond the header"));
+        }
+        self.at += len;
+        Ok(self.bytes.slice(self.at - len..self.at))
+    }
+
+    fn item(&mut self) -> Result<FoundItem, FormatError> {
+        match self.bytes.get(self.at) {
+            Some(&body::HARD) => {
+                let part = self.take(40)?;
+                Ok(FoundItem::Hard {
+                    member: MemberId(u64_at(&part, 8)),
+                    hard: hard_at(&part, 16),
+                })
+            }
+            Some(&body::ENTRY) => {
+                let (member, entry) = self.entry()?;
+                Ok(FoundItem::Entry { member, entry })
+            }
+            Some(&body::RESET) => {
+                let part = self.take(32)?;
+                Ok(FoundItem::Reset {
+                    member: MemberId(u64_at(&part, 8)),
+                    index: u64_at(&part, 16),
+                    term: u64_at(&part, 24),
+                })
+            }
+            Some(&body::IMAGE) => self.image(),
+            Some(&body::REDIRECT) => self.redirect(),
+            Some(&body::FAULT) => {
+                let part = self.take(16)?;
+                Ok(FoundItem::Fault {
+                    member: MemberId(u64_at(&part, 8)),
+                })
+            }
+            _ => Err(FormatError::Malformed("an item of unknown kind")),
+        }
+    }
+
+    fn entry(&mut self) -> Result<(MemberId, FoundEntry), FormatError> {
+        let part = self.take(ENTRY_BODY_BYTES)?;
+        let context = self.take(u32_at(&part, 4) as usize)?;
+        let (payload_bytes, payload_page) = (u32_at(&part, 32), u32_at(&part, 40));
+        let payload_pages = self.header.total_pages - self.header.header_pages;
+        let end = u64::from(payload_page) + pages(payload_bytes as usize) as u64;
+        if end > u64::from(payload_pages) {
+            return Err(FormatError::Malformed("a payload reaches beyond its batch"));
+        }
+        let page = u64::from(self.header.header_pages) + u64::from(payload_page);
+        let (incarnation, seq) = (self.header.incarnation, self.header.seq);
+        let entry = FoundEntry {
+            index: u64_at(&part, 16),
+            term: u64_at(&part, 24),
+            kind: part[1],
+            context,
+            payload_offset: self.header.offset + page * BLOCK_BYTES as u64,
+            payload_bytes,
+            payload_crc: u32_at(&part, 36),
+            crc_start: self.keys.payload_start(incarnation, seq, payload_page),
+            payload_ok: true,
+        };
+        Ok((MemberId(u64_at(&part, 8)), entry))
+    }
+
+    fn image(&mut self) -> Result<FoundItem, FormatError> {
+        let part = self.take(56)?;
+        let count = u32_at(&part, 4) as usize;
+        if count > (self.bytes.len() - self.at) / ENTRY_BODY_BYTES {
+            return Err(FormatError::Malformed("an image reaches beyond the header"));
+        }
+        let member = MemberId(u64_at(&part, 8));
+        let mut entries = Vec::with_capacity(count);
+        for _ in 0..count {
+            if self.bytes.get(self.at) != Some(&body::ENTRY) {
+                return Err(FormatError::Malformed("an image holds only entries"));
+            }
+            let (owner, entry) = self.entry()?;
+            if owner != member {
+                return Err(FormatError::Malformed("an image of two members"));
+            }
+            entries.push(entry);
+        }
+        Ok(FoundItem::Image {
+            member,
+            hard: hard_at(&part, 16),
+            compacted_index: u64_at(&part, 40),
+            compacted_term: u64_at(&part, 48),
+            entries,
+        })
+    }
+
+    fn redirect(&mut self) -> Result<FoundItem, FormatError> {
+        let part = self.take(REDIRECT_BODY_BYTES)?;
+        let count = u16::from_le_bytes([part[2], part[3]]);
+        let slots = self.take(usize::from(count) * REDIRECT_SLOT_BYTES)?;
+        let slots = slots
+            .chunks_exact(REDIRECT_SLOT_BYTES)
+            .map(|chunk| RedirectedSlot {
+                slot: u32_at(chunk, 0),
+                crcs: std::array::from_fn(|block| u32_at(chunk, 4 + block * 4)),
+            })
+            .collect();
+        Ok(FoundItem::Redirect(RedirectedWrite {
+            member: MemberId(u64_at(&part, 8)),
+            index: u64_at(&part, 16),
+            term: u64_at(&part, 24),
+            kind: part[1],
+            context: self.take(u32_at(&part, 4) as usize)?,
+            slots,
+        }))
+    }
+}
+
+fn hard_at(part: &[u8], at: usize) -> HardState {
+    HardState {
+        term: u64_at(part, at),
+        vote: u64_at(part, at + 8),
+        commit: u64_at(part, at + 16),
+    }
+}

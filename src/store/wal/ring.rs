@@ -1,0 +1,511 @@
+//! The writing side of the ring: groups into batches, batches into places, ends of writes into
+//! durable groups.
+//!
+//! **Placement.** A batch never wraps. One that does not fit before the end of the file starts at
+//! offset 0 and the pages it passed over keep whatever they held. Nothing on the disk says so:
+//! recovery looks at every page of the file and follows the chain, so it needs no offsets, and
+//! there is no pad marker that could itself be torn.
+//!
+//! **Space.** Everything from the oldest kept batch to the head is in use. [`Wal::free_bytes`] is
+//! what entries may still use; HardStates, resets and images are placed as long as there is room
+//! at all, so the reserve of rule R9 holds as long as entries are admitted by `free_bytes`.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::io::buffer::{Pool, is_aligned};
+use crate::types::BLOCK_BYTES;
+
+use super::format::{self, FIXED_BYTES, HEADER_BYTES_MAX, Header, Keys, RECORD_BYTES};
+use super::{BatchSeq, BatchWrite, GroupId, Item, Placed, WalConfig, WalPosition};
+
+/// Batches that are not yet contiguously durable. Recovery counts on it: numbers that a crash may
+/// have hidden are skipped.
+pub const IN_FLIGHT_MAX: usize = 4;
+
+const BATCH_BYTES_MAX: u64 = 4 << 20;
+const BATCH_BUFS_MAX: usize = 512;
+const BATCH_ITEMS_MAX: usize = 1024;
+/// Fewer bytes than this do not make another batch while one is in flight.
+const GATE_BYTES: u64 = 64 << 10;
+/// Payloads of a group with more than [`BATCH_BUFS_MAX`] of them are gathered into such pieces.
+const GATHER_BYTES: usize = 1 << 20;
+const PAGE: u64 = BLOCK_BYTES as u64;
+
+/// The writing side of the ring.
+pub struct Wal {
+    config: WalConfig,
+    keys: Keys,
+    waiting: Waiting,
+    space: Space,
+    chain: Chain,
+    /// Oldest first: every batch that is not contiguously durable.
+    in_flight: VecDeque<InFlight>,
+    durable_seq: BatchSeq,
+    /// The durable mark in the newest batch.
+    mark_written: BatchSeq,
+    /// The newest batch that was not an idle mark.
+    news_seq: BatchSeq,
+    idle_mark: bool,
+}
+
+#[derive(Default)]
+struct Waiting {
+    groups: VecDeque<Group>,
+    bytes: u64,
+    /// Bytes of the largest group since there was none waiting.
+    largest_bytes: u64,
+}
+
+struct Group {
+    id: GroupId,
+    items: Vec<Item>,
+    /// What it takes at most, as a batch of its own.
+    bytes: u64,
+    payloads: usize,
+}
+
+struct InFlight {
+    seq: BatchSeq,
+    bytes: u64,
+    groups: Vec<GroupId>,
+    done: bool,
+}
+
+/// What the next batch says about the ones before it.
+struct Chain {
+    next_seq: BatchSeq,
+    base_seq: BatchSeq,
+    seq: BatchSeq,
+    previous_seq: BatchSeq,
+    crc: u32,
+    index: Bytes,
+}
+
+impl Wal {
+    /// Goes on where recovery ended. Everything that recovery kept must be durable by now (see
+    /// `Recovered::unconfirmed`), and the incarnation newer than any in the ring.
+    pub fn new(config: WalConfig, at: WalPosition) -> Wal {
+        assert!(config.ring_bytes.is_multiple_of(PAGE) && config.ring_bytes > 0);
+        assert!(
+            config.incarnation > at.chain_incarnation,
+            "every open raises the incarnation before it writes"
+        );
+        assert!(at.next_seq > at.chain_seq);
+        let news = u64::from(!at.previous_items.is_empty());
+        Wal {
+            keys: Keys {
+                disk: config.disk,
+                seed: config.seed,
+            },
+            waiting: Waiting::default(),
+            space: Space {
+                ring_bytes: config.ring_bytes,
+                head: at.head_offset,
+                kept: at.kept.into(),
+                released_seq: at.tail_seq,
+            },
+            in_flight: VecDeque::with_capacity(IN_FLIGHT_MAX),
+            durable_seq: at.chain_seq,
+            mark_written: at.durable_mark,
+            news_seq: BatchSeq((at.chain_seq.0 + news).saturating_sub(1)),
+            idle_mark: false,
+            chain: Chain {
+                next_seq: at.next_seq,
+                base_seq: at.chain_seq,
+                seq: at.chain_seq,
+                previous_seq: at.chain_previous_seq,
+                crc: at.chain_crc,
+                index: at.previous_items,
+            },
+            config,
+        }
+    }
+
+    /// Queues items that become durable together, in this order, in one batch.
+    pub fn push(&mut self, group: GroupId, items: Vec<Item>) {
+        let bodies: usize = items.iter().map(format::body_bytes).sum();
+        // Its own index, and the copy of it in the next batch.
+        let header = FIXED_BYTES + 2 * RECORD_BYTES * items.len() + bodies;
+        assert!(
+            header + BATCH_ITEMS_MAX * RECORD_BYTES <= HEADER_BYTES_MAX,
+            "a group of more items than a header can hold"
+        );
+        let payloads = || items.iter().flat_map(format::entries_of);
+        let pages: usize = payloads().map(|e| format::pages(e.payload.len())).sum();
+        let group = Group {
+            id: group,
+            bytes: (format::pages(header) + pages) as u64 * PAGE,
+            payloads: payloads().filter(|e| !e.payload.is_empty()).count(),
+            items,
+        };
+        assert!(
+            group.bytes <= self.config.ring_bytes,
+            "a group larger than the ring"
+        );
+        self.waiting.bytes += group.bytes;
+        self.waiting.largest_bytes = self.waiting.largest_bytes.max(group.bytes);
+        self.waiting.groups.push_back(group);
+    }
+
+    /// The next batch, when the gate is open: at once when nothing is in flight, otherwise when
+    /// the waiting bytes reach max(64 KiB, the newest batch in flight), and never more than
+    /// [`IN_FLIGHT_MAX`] in flight. `None` also while the ring has no room.
+    pub fn next_batch(&mut self, pool: &Pool) -> Option<BatchWrite> {
+        if !self.gate_is_open() {
+            return None;
+        }
+        let count = self.cut();
+        let index: Bytes = format::item_index(self.items(count)).into();
+        let header = self.header(count, &index);
+        let offset = self.space.place(header.total_bytes())?;
+        let header = Header { offset, ..header };
+        let (bufs, crc) = self.encode(pool, count, &header, &index);
+        let placed = self.placed(count, &header);
+
+        let groups = self.waiting.take(count);
+        self.space.kept.push_back((header.seq, offset));
+        self.in_flight.push_back(InFlight {
+            seq: header.seq,
+            bytes: header.total_bytes(),
+            groups,
+            done: false,
+        });
+        self.chain = Chain {
+            next_seq: BatchSeq(header.seq.0 + 1),
+            base_seq: self.chain.base_seq,
+            seq: header.seq,
+            previous_seq: self.chain.seq,
+            crc,
+            index,
+        };
+        self.mark_written = header.durable_seq;
+        self.idle_mark = false;
+        if count > 0 {
+            self.news_seq = header.seq;
+        }
+        Some(BatchWrite {
+            seq: header.seq,
+            offset,
+            bufs,
+            placed,
+        })
+    }
+
+    fn gate_is_open(&self) -> bool {
+        match self.in_flight.back() {
+            None => self.idle_mark || !self.waiting.groups.is_empty(),
+            Some(newest) => {
+                self.in_flight.len() < IN_FLIGHT_MAX
+                    && self.waiting.bytes >= newest.bytes.max(GATE_BYTES)
+            }
+        }
+    }
+
+    /// How many of the waiting groups make the next batch. The first goes in whatever its size.
+    fn cut(&self) -> usize {
+        let limit = self.batch_bytes_max().min(self.space.room_bytes());
+        let mut bytes = format::pages(self.chain.index.len()) as u64 * PAGE;
+        let (mut payloads, mut items, mut count) = (0, 0, 0);
+        for group in &self.waiting.groups {
+            bytes += group.bytes;
+            payloads += group.payloads;
+            items += group.items.len();
+            let full = bytes > limit || payloads > BATCH_BUFS_MAX || items > BATCH_ITEMS_MAX;
+            if count > 0 && full {
+                break;
+            }
+            count += 1;
+        }
+        count
+    }
+
+    /// A batch of several groups is no longer than this; small rings have small batches.
+    fn batch_bytes_max(&self) -> u64 {
+        BATCH_BYTES_MAX.min(self.config.ring_bytes / 8)
+    }
+
+    fn items(&self, count: usize) -> impl Iterator<Item = &Item> {
+        let groups = self.waiting.groups.range(..count);
+        groups.flat_map(|group| group.items.iter())
+    }
+
+    /// The header of a batch of the first `count` groups; its place is not known yet.
+    fn header(&self, count: usize, index: &[u8]) -> Header {
+        let body_bytes: usize = self.items(count).map(format::body_bytes).sum();
+        let used = FIXED_BYTES + index.len() + self.chain.index.len() + body_bytes;
+        let header_pages = format::pages(used);
+        let entries = self.items(count).flat_map(format::entries_of);
+        let pages: usize = entries.map(|e| format::pages(e.payload.len())).sum();
+        let narrow = |value: usize| u32::try_from(value).expect("bounded by the ring");
+        Header {
+            seq: self.chain.next_seq,
+            incarnation: self.config.incarnation,
+            offset: 0,
+            total_pages: narrow(header_pages + pages),
+            header_pages: narrow(header_pages),
+            items: narrow(self.items(count).count()),
+            index_records: narrow(index.len() / RECORD_BYTES),
+            previous_records: narrow(self.chain.index.len() / RECORD_BYTES),
+            body_bytes: narrow(body_bytes),
+            durable_seq: self.durable_seq,
+            tail_seq: self.space.released_seq,
+            base_seq: self.chain.base_seq,
+            previous_seq: self.chain.seq,
+            before_previous_seq: self.chain.previous_seq,
+            previous_crc: self.chain.crc,
+            crc: 0,
+        }
+    }
+
+    fn encode(
+        &self,
+        pool: &Pool,
+        count: usize,
+        header: &Header,
+        index: &[u8],
+    ) -> (Vec<Bytes>, u32) {
+        let payloads = || {
+            let entries = self.items(count).flat_map(format::entries_of);
+            entries.map(|e| &e.payload).filter(|p| !p.is_empty())
+        };
+        let mut pages = pool.take(header.header_bytes());
+        let items = self.items(count);
+        let crc = format::encode(
+            &self.keys,
+            header,
+            index,
+            &self.chain.index,
+            items,
+            &mut pages,
+        );
+        let number = payloads().count();
+        let mut bufs = Vec::with_capacity(1 + number.min(BATCH_BUFS_MAX));
+        bufs.push(pages.freeze());
+        if number <= BATCH_BUFS_MAX {
+            bufs.extend(payloads().map(|payload| {
+                if is_aligned(payload) {
+                    payload.clone()
+                } else {
+                    padded(pool, payload)
+                }
+            }));
+        } else {
+            let pages = (header.total_pages - header.header_pages) as usize;
+            gather(pool, payloads(), pages * BLOCK_BYTES, &mut bufs);
+        }
+        (bufs, crc)
+    }
+
+    fn placed(&self, count: usize, header: &Header) -> Vec<Placed> {
+        let mut payload_offset = header.offset + header.header_bytes() as u64;
+        let mut placed = Vec::new();
+        for item in self.items(count) {
+            let Some(member) = item.member_of_entries() else {
+                continue;
+            };
+            for entry in format::entries_of(item) {
+                placed.push(Placed {
+                    member,
+                    index: entry.index,
+                    seq: header.seq,
+                    payload_offset,
+                });
+                payload_offset += format::pages(entry.payload.len()) as u64 * PAGE;
+            }
+        }
+        placed
+    }
+
+    /// The write of a batch ended well. Groups that are durable *contiguously*, in order.
+    pub fn written(&mut self, seq: BatchSeq) -> Vec<GroupId> {
+        let batch = self
+            .in_flight
+            .iter_mut()
+            .find(|batch| batch.seq == seq && !batch.done)
+            .expect("a batch in flight ends once");
+        batch.done = true;
+        let mut durable = Vec::new();
+        while self.in_flight.front().is_some_and(|batch| batch.done) {
+            let batch = self.in_flight.pop_front().expect("there is a front");
+            self.durable_seq = batch.seq;
+            durable.extend(batch.groups);
+        }
+        durable
+    }
+
+    /// Largest contiguous durable batch.
+    pub fn durable_seq(&self) -> BatchSeq {
+        self.durable_seq
+    }
+
+    /// Bytes that entries may still use, the reserve and what waits already taken off. An entry
+    /// takes its payload in whole pages and, at worst, a header page of its own.
+    pub fn free_bytes(&self) -> u64 {
+        let largest = self.batch_bytes_max().max(self.waiting.largest_bytes);
+        let taken = self.config.reserve_bytes + self.waiting.bytes;
+        self.space.usable_bytes(largest).saturating_sub(taken)
+    }
+
+    /// True when a batch whose only news is the durable mark should be written because nothing
+    /// follows (the *idle mark*).
+    pub fn wants_idle_mark(&self) -> bool {
+        let quiet = self.in_flight.is_empty() && self.waiting.groups.is_empty();
+        quiet && self.mark_written < self.news_seq && !self.idle_mark
+    }
+
+    /// Writes the idle mark with the next `next_batch`, unless something else goes first: any
+    /// batch carries the mark.
+    pub fn push_idle_mark(&mut self) {
+        self.idle_mark = true;
+    }
+
+    /// What the superblock names as the tail: the batch that `release_to` named last, and the
+    /// offset of the oldest one kept (of the head when there is none).
+    pub fn tail(&self) -> (BatchSeq, u64) {
+        let offset = self.space.kept.front().map_or(self.space.head, |kept| kept.1);
+        (self.space.released_seq, offset)
+    }
+
+    /// Where the next batch starts when it fits there.
+    pub fn head_offset(&self) -> u64 {
+        self.space.head
+    }
+
+    /// The number of the next batch: what is pushed now goes there or later.
+    pub fn next_seq(&self) -> BatchSeq {
+        self.chain.next_seq
+    }
+
+    /// Offset of a batch that is still kept.
+    pub fn offset_of(&self, seq: BatchSeq) -> u64 {
+        let kept = &self.space.kept;
+        let position = kept.binary_search_by_key(&seq, |batch| batch.0);
+        kept[position.expect("the batch is still kept")].1
+    }
+
+    /// Batches below `seq` are no longer needed, and the superblock says so durably: their space
+    /// may be overwritten.
+    pub fn release_to(&mut self, seq: BatchSeq) {
+        assert!(
+            seq <= self.chain.next_seq && self.in_flight.front().is_none_or(|b| seq <= b.seq),
+            "only what is durable can be released"
+        );
+        self.space.released_seq = self.space.released_seq.max(seq);
+        while self.space.kept.front().is_some_and(|batch| batch.0 < seq) {
+            self.space.kept.pop_front();
+        }
+    }
+}
+
+impl Waiting {
+    fn take(&mut self, count: usize) -> Vec<GroupId> {
+        let mut ids = Vec::with_capacity(count);
+        for group in self.groups.drain(..count) {
+            self.bytes -= group.bytes;
+            ids.push(group.id);
+        }
+        if self.groups.is_empty() {
+            self.largest_bytes = 0;
+        }
+        ids
+    }
+}
+
+/// A copy in aligned memory, with zeroes up to the page.
+fn padded(pool: &Pool, payload: &[u8]) -> Bytes {
+    let mut buf = pool.take(format::pages(payload.len()) * BLOCK_BYTES);
+    buf[..payload.len()].copy_from_slice(payload);
+    buf[payload.len()..].fill(0);
+    buf.freeze()
+}
+
+/// Copies payloads, each padded to pages, into few large pieces: a vectored write takes only so
+/// many.
+fn gather<'a>(
+    pool: &Pool,
+    payloads: impl Iterator<Item = &'a Bytes>,
+    mut left_bytes: usize,
+    out: &mut Vec<Bytes>,
+) {
+    let mut piece = pool.take(left_bytes.min(GATHER_BYTES));
+    let mut filled = 0;
+    for payload in payloads {
+        let mut rest: &[u8] = payload;
+        while !rest.is_empty() {
+            let len = rest.len().min(piece.len() - filled);
+            let padded_len = format::pages(len) * BLOCK_BYTES;
+            piece[filled..filled + len].copy_from_slice(&rest[..len]);
+            piece[filled + len..filled + padded_len].fill(0);
+            rest = &rest[len..];
+            filled += padded_len;
+            if filled == piece.len() {
+                left_bytes -= filled;
+                filled = 0;
+                let next = pool.take(left_bytes.min(GATHER_BYTES));
+                out.push(std::mem::replace(&mut piece, next).freeze());
+            }
+        }
+    }
+    assert_eq!((left_bytes, filled), (0, 0), "the pages were counted");
+}
+
+/// Which bytes of the ring are in use.
+struct Space {
+    ring_bytes: u64,
+    /// Below `ring_bytes`. Equal to the offset of the oldest kept batch: the ring is full.
+    head: u64,
+    /// Number and offset of every batch that is kept, oldest first.
+    kept: VecDeque<(BatchSeq, u64)>,
+    /// The durable tail.
+    released_seq: BatchSeq,
+}
+
+impl Space {
+    /// The free bytes at the head before the end of the file or the tail, and those from offset 0
+    /// to the tail when the head has not wrapped.
+    fn free(&self) -> (u64, u64) {
+        match self.kept.front() {
+            None => (self.ring_bytes - self.head, self.head),
+            Some((_, tail)) if *tail < self.head => (self.ring_bytes - self.head, *tail),
+            Some((_, tail)) => (*tail - self.head, 0),
+        }
+    }
+
+    /// Takes the place of a batch; `None` when there is no room.
+    fn place(&mut self, bytes: u64) -> Option<u64> {
+        let (here, at_start) = self.free();
+        let offset = if bytes <= here {
+            self.head
+        } else if bytes <= at_start || (self.kept.is_empty() && bytes <= self.ring_bytes) {
+            0
+        } else {
+            return None;
+        };
+        self.head = (offset + bytes) % self.ring_bytes;
+        Some(offset)
+    }
+
+    /// The largest batch that can be placed now.
+    fn room_bytes(&self) -> u64 {
+        if self.kept.is_empty() {
+            return self.ring_bytes;
+        }
+        let (here, at_start) = self.free();
+        here.max(at_start)
+    }
+
+    /// Free bytes, less what passing over the end of the file may cost when no batch is larger
+    /// than `largest`.
+    fn usable_bytes(&self, largest: u64) -> u64 {
+        let (here, at_start) = self.free();
+        let wasted = if at_start > 0 || here + self.head == self.ring_bytes {
+            here.min(largest)
+        } else {
+            0
+        };
+        here + at_start - wasted
+    }
+}
+

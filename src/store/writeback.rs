@@ -1,0 +1,604 @@
+//! Write-back: moves whole extents from the overlay into the data file, in rounds. A round takes
+//! all overlay blocks of each of its extents, reads back what was evicted, writes it, makes the
+//! data file durable, and only then commits the records (rule R2). What was superseded meanwhile
+//! stays in the overlay for a later round. Installing the extents of a resync is a round too.
+//!
+//! One round is under way at a time; an extent is in no two rounds.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::io::buffer::is_aligned;
+use crate::store::lane::{Lane, Pending};
+use crate::store::member::{Member, Phase};
+use crate::store::overlay::Content;
+use crate::store::read::first_bad;
+use crate::store::seam::{Event, ExtentKey, ExtentRecord, IndexEdit, IndexJob, LaneFile, ReadId, Slot};
+use crate::store::wal::BatchSeq;
+use crate::types::{BLOCK_BYTES, Block, EXTENT_BYTES, Extent, ExtentContent, MemberId};
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct WriteBack {
+    /// Extents with overlay blocks, oldest first; each once.
+    pub queue: VecDeque<(MemberId, Extent)>,
+    pub round: Option<Round>,
+    /// Extents of resyncs that wait for their round.
+    pub installs: VecDeque<Install>,
+    /// A round found no free slot.
+    pub starved: bool,
+    /// Members to be destroyed as soon as no round is under way.
+    pub doomed: Vec<MemberId>,
+}
+
+/// Extents that were brought by a resync.
+pub(super) struct Install {
+    pub read: ReadId,
+    pub member: MemberId,
+    pub extents: Vec<ExtentContent>,
+    pub delete: Vec<Extent>,
+    /// Malformed, not matching their checksums, or without a slot.
+    pub refused: Vec<Extent>,
+}
+
+/// One round.
+pub(super) struct Round {
+    updates: Vec<Update>,
+    /// Effects of the current stage under way.
+    outstanding: usize,
+    /// Data writes that were not started yet: offset and memory.
+    writes: VecDeque<(u64, Vec<Bytes>)>,
+    writes_max: usize,
+    /// The install that this round carries out.
+    install: Option<(ReadId, Vec<Extent>)>,
+}
+
+/// What happens to one extent.
+struct Update {
+    key: ExtentKey,
+    source: Source,
+    /// Newest change that is included.
+    newest: u64,
+    old: Option<ExtentRecord>,
+    /// Known once the slot is.
+    outcome: Outcome,
+}
+
+enum Source {
+    /// Blocks of the overlay.
+    Overlay(Vec<Snapshot>),
+    /// The whole extent; drops what the overlay had.
+    Replace(ExtentContent),
+    /// The extent is gone; so is what the overlay had.
+    Delete,
+}
+
+/// One overlay block as of the start of the round.
+struct Snapshot {
+    position: u32,
+    index: u64,
+    crc: u32,
+    content: Content,
+    data: Option<Bytes>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    Undecided,
+    Put(ExtentRecord),
+    /// The record, when there is one, is deleted.
+    Delete,
+    /// There was no slot.
+    Skipped,
+}
+
+/// Neighbouring payload blocks that are read back from the log with one effect.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PayloadRun {
+    update: usize,
+    first: usize,
+    count: usize,
+    seq: BatchSeq,
+}
+
+impl Lane {
+    /// Starts a round of at most `extents_max` extents, if there are any that may be written
+    /// back: those whose every change a durable HardState covers (rule R7).
+    pub(super) fn start_writeback(&mut self, extents_max: usize, writes_max: usize) {
+        assert!(self.writeback.round.is_none(), "one round at a time");
+        let mut updates = Vec::new();
+        let mut looks = self.writeback.queue.len().min(4 * extents_max);
+        while looks > 0 && updates.len() < extents_max {
+            looks -= 1;
+            let Some((id, extent)) = self.writeback.queue.pop_front() else {
+                break;
+            };
+            let Some(member) = self.members.get_mut(&id) else {
+                continue;
+            };
+            let covered = member.hard.durable_commit;
+            let Some(overlay) = member.overlay.get_mut(extent) else {
+                continue;
+            };
+            if member.phase != Phase::Live {
+                continue;
+            }
+            if overlay.newest() > covered {
+                self.writeback.queue.push_back((id, extent));
+                continue;
+            }
+            overlay.queued = false;
+            overlay.busy = true;
+            let snapshot = |(position, block): (u32, &crate::store::overlay::OverlayBlock)| {
+                Snapshot {
+                    position,
+                    index: block.index,
+                    crc: block.crc,
+                    content: block.content,
+                    data: block.cached.clone(),
+                }
+            };
+            updates.push(Update {
+                key: key(id, extent),
+                newest: overlay.newest(),
+                source: Source::Overlay(overlay.iter().map(snapshot).collect()),
+                old: None,
+                outcome: Outcome::Undecided,
+            });
+        }
+        self.start_round(updates, writes_max, None);
+    }
+
+    /// Starts the round of the next install.
+    pub(super) fn start_install(&mut self, install: Install, writes_max: usize) {
+        assert!(self.writeback.round.is_none(), "one round at a time");
+        let mut updates = Vec::new();
+        if let Some(member) = self.members.get_mut(&install.member) {
+            for content in install.extents {
+                updates.push(Update {
+                    key: key(install.member, content.extent),
+                    newest: content.last_changed,
+                    source: Source::Replace(content),
+                    old: None,
+                    outcome: Outcome::Undecided,
+                });
+            }
+            for extent in install.delete {
+                updates.push(Update {
+                    key: key(install.member, extent),
+                    newest: member.applied_index,
+                    source: Source::Delete,
+                    old: None,
+                    outcome: Outcome::Undecided,
+                });
+            }
+            for update in &updates {
+                if let Some(overlay) = member.overlay.get_mut(update.key.extent) {
+                    overlay.busy = true;
+                }
+            }
+        }
+        self.start_round(updates, writes_max, Some((install.read, install.refused)));
+    }
+
+    fn start_round(
+        &mut self,
+        mut updates: Vec<Update>,
+        writes_max: usize,
+        install: Option<(ReadId, Vec<Extent>)>,
+    ) {
+        if updates.is_empty() && install.is_none() {
+            return;
+        }
+        let mut keys = Vec::new();
+        for update in &mut updates {
+            let member = &self.members[&update.key.member];
+            if !member.presence.get(update.key.extent) {
+                continue;
+            }
+            match self.records.get(&update.key) {
+                Some(known) => update.old = known.cloned(),
+                None => keys.push(update.key),
+            }
+        }
+        let mut outstanding = 0;
+        if !keys.is_empty() {
+            outstanding += 1;
+            let pending = Pending::RoundRecords { keys: keys.clone() };
+            self.io.index(pending, IndexJob::Get { keys });
+        }
+        for (number, update) in updates.iter().enumerate() {
+            outstanding += self.read_back(number, update);
+        }
+        self.writeback.round = Some(Round {
+            updates,
+            outstanding,
+            writes: VecDeque::new(),
+            writes_max,
+            install,
+        });
+        if outstanding == 0 {
+            self.write_round();
+        }
+    }
+
+    /// Reads the evicted payloads of an update; returns the number of effects.
+    fn read_back(&mut self, number: usize, update: &Update) -> usize {
+        let Source::Overlay(snapshots) = &update.source else {
+            return 0;
+        };
+        let member = &self.members[&update.key.member];
+        let mut runs: Vec<(PayloadRun, u64)> = Vec::new();
+        for (at, snapshot) in snapshots.iter().enumerate() {
+            let Content::Log { position } = snapshot.content else {
+                continue;
+            };
+            if snapshot.data.is_some() {
+                continue;
+            }
+            let (seq, offset) = member.log_offset(snapshot.index, position);
+            if let Some((run, start)) = runs.last_mut()
+                && run.seq == seq
+                && run.first + run.count == at
+                && *start + (run.count * BLOCK_BYTES) as u64 == offset
+            {
+                run.count += 1;
+                continue;
+            }
+            let run = PayloadRun {
+                update: number,
+                first: at,
+                count: 1,
+                seq,
+            };
+            runs.push((run, offset));
+        }
+        for (run, offset) in &runs {
+            self.log.pin(run.seq);
+            let len = run.count * BLOCK_BYTES;
+            self.io
+                .read(Pending::RoundPayload(*run), LaneFile::Wal, *offset, len);
+        }
+        runs.len()
+    }
+
+    pub(super) fn round_records_got(
+        &mut self,
+        keys: Vec<ExtentKey>,
+        got: Vec<Option<ExtentRecord>>,
+    ) {
+        let round = self.writeback.round.as_mut().expect("under way");
+        let mut answers = keys.into_iter().zip(got).peekable();
+        for update in &mut round.updates {
+            if let Some((key, record)) = answers.next_if(|(key, _)| *key == update.key) {
+                if record.is_none() {
+                    self.io.poison(format!("the index lost {key:?}"));
+                    return;
+                }
+                self.records.learn(key, record.clone());
+                update.old = record;
+            }
+        }
+        self.round_step();
+    }
+
+    pub(super) fn round_payload_read(&mut self, run: PayloadRun, data: Option<Bytes>) {
+        self.log.unpin(run.seq);
+        let round = self.writeback.round.as_mut().expect("under way");
+        let update = &mut round.updates[run.update];
+        let Source::Overlay(snapshots) = &mut update.source else {
+            unreachable!("only overlay blocks are read back");
+        };
+        let snapshots = &mut snapshots[run.first..run.first + run.count];
+        let Some(data) = data.filter(|data| data.len() == run.count * BLOCK_BYTES) else {
+            self.io.poison("a payload in the log could not be read back".into());
+            return;
+        };
+        let member = self.members.get(&update.key.member);
+        for (number, snapshot) in snapshots.iter_mut().enumerate() {
+            let bytes = data.slice(number * BLOCK_BYTES..(number + 1) * BLOCK_BYTES);
+            let at = Block(update.key.extent.first_block().0 + snapshot.position);
+            let bad = |member| first_bad(member, at, &bytes, &[snapshot.crc]);
+            if member.and_then(bad).is_some() {
+                let text = format!("block {} of the log does not match its checksum", at.0);
+                self.io.poison(text);
+                return;
+            }
+            snapshot.data = Some(bytes);
+        }
+        self.round_step();
+    }
+
+    fn round_step(&mut self) {
+        let round = self.writeback.round.as_mut().expect("under way");
+        round.outstanding -= 1;
+        if round.outstanding == 0 {
+            self.write_round();
+        }
+    }
+
+    /// Everything is in memory: finds slots and writes.
+    fn write_round(&mut self) {
+        let mut round = self.writeback.round.take().expect("under way");
+        for update in &mut round.updates {
+            let Some(member) = self.members.get(&update.key.member) else {
+                update.outcome = Outcome::Skipped;
+                continue;
+            };
+            update.outcome = match update.record(member) {
+                None => Outcome::Delete,
+                Some(mut record) => {
+                    let slot = update.old.as_ref().map(|old| old.slot);
+                    match slot.or_else(|| self.alloc.allocate()) {
+                        Some(slot) => {
+                            record.slot = slot;
+                            Outcome::Put(record)
+                        }
+                        None => {
+                            self.writeback.starved = true;
+                            Outcome::Skipped
+                        }
+                    }
+                }
+            };
+            if let Outcome::Put(record) = &update.outcome {
+                update.writes(record.slot, &self.pool, &mut round.writes);
+            }
+        }
+        round.outstanding = 0;
+        let any = !round.writes.is_empty();
+        self.writeback.round = Some(round);
+        if any {
+            self.issue_writes();
+        } else {
+            self.commit_round();
+        }
+    }
+
+    fn issue_writes(&mut self) {
+        let round = self.writeback.round.as_mut().expect("under way");
+        while round.outstanding < round.writes_max.max(1) {
+            let Some((offset, bufs)) = round.writes.pop_front() else {
+                break;
+            };
+            round.outstanding += 1;
+            self.io
+                .write(Pending::RoundWrite, LaneFile::Data, offset, bufs, false);
+        }
+    }
+
+    pub(super) fn round_written(&mut self) {
+        let round = self.writeback.round.as_mut().expect("under way");
+        round.outstanding -= 1;
+        self.issue_writes();
+        let round = self.writeback.round.as_ref().expect("under way");
+        if round.outstanding == 0 {
+            self.io.sync(Pending::RoundSync, LaneFile::Data);
+        }
+    }
+
+    pub(super) fn round_synced(&mut self) {
+        self.commit_round();
+    }
+
+    /// The data is durable: now the records may say so.
+    fn commit_round(&mut self) {
+        let round = self.writeback.round.as_ref().expect("under way");
+        let mut edits = Vec::with_capacity(round.updates.len());
+        for update in &round.updates {
+            let Some(member) = self.members.get_mut(&update.key.member) else {
+                continue;
+            };
+            match &update.outcome {
+                Outcome::Put(record) => {
+                    edits.push(IndexEdit::Put(update.key, record.clone()));
+                    member.presence.set(update.key.extent, true);
+                    self.records.commit(update.key, Some(record.clone()));
+                }
+                Outcome::Delete if update.old.is_some() => {
+                    edits.push(IndexEdit::Delete(update.key));
+                    member.presence.set(update.key.extent, false);
+                    self.records.commit(update.key, None);
+                }
+                Outcome::Delete | Outcome::Skipped => {}
+                Outcome::Undecided => unreachable!("decided before the writes"),
+            }
+        }
+        if edits.is_empty() {
+            self.finish_round();
+            return;
+        }
+        let flush = false;
+        let job = IndexJob::Commit { edits, flush };
+        self.io.index(Pending::RoundCommit, job);
+    }
+
+    pub(super) fn round_committed(&mut self) {
+        let round = self.writeback.round.as_ref().expect("under way");
+        for update in &round.updates {
+            match &update.outcome {
+                Outcome::Put(_) => self.records.committed(&update.key),
+                Outcome::Delete => {
+                    if let Some(old) = &update.old {
+                        self.records.committed(&update.key);
+                        self.alloc.free(old.slot);
+                    }
+                }
+                Outcome::Skipped | Outcome::Undecided => {}
+            }
+        }
+        self.checkpoint.unflushed = true;
+        self.finish_round();
+    }
+
+    /// The records are committed: the overlay lets go of what was not superseded.
+    fn finish_round(&mut self) {
+        let round = self.writeback.round.take().expect("under way");
+        self.checkpoint.stale = true;
+        let mut install = round.install;
+        for update in round.updates {
+            let Some(member) = self.members.get_mut(&update.key.member) else {
+                continue;
+            };
+            let extent = update.key.extent;
+            let done = update.outcome != Outcome::Skipped;
+            match update.source {
+                Source::Overlay(snapshots) if done => {
+                    for snapshot in snapshots {
+                        let at = Block(extent.first_block().0 + snapshot.position);
+                        member.overlay.settle(at, snapshot.index);
+                    }
+                }
+                Source::Replace(_) if done => {
+                    member.overlay.drop_up_to(extent, update.newest);
+                    if update.newest > member.applied_index {
+                        member.newer.note(extent, update.newest);
+                    }
+                }
+                Source::Delete if done => member.overlay.drop_up_to(extent, update.newest),
+                Source::Replace(_) => {
+                    if let Some((_, refused)) = &mut install {
+                        refused.push(extent);
+                    }
+                }
+                Source::Overlay(_) | Source::Delete => {}
+            }
+            if let Some(overlay) = member.overlay.get_mut(extent) {
+                overlay.busy = false;
+            }
+            self.after_overlay_change(update.key.member, extent);
+        }
+        if let Some((read, refused)) = install {
+            self.io.events.push(Event::Installed { read, refused });
+        }
+    }
+}
+
+fn key(member: MemberId, extent: Extent) -> ExtentKey {
+    ExtentKey {
+        member,
+        extent,
+        layer: 0,
+    }
+}
+
+impl Update {
+    /// The record as it will be, but for its slot; `None`: nothing is left of the extent.
+    fn record(&self, member: &Member) -> Option<ExtentRecord> {
+        let fresh = || ExtentRecord {
+            slot: Slot(0),
+            present: 0,
+            zero: 0,
+            last_changed: 0,
+            birth: member.record.volume,
+            crcs: [0; 16],
+        };
+        let mut record = match &self.source {
+            Source::Overlay(_) => self.old.clone().unwrap_or_else(fresh),
+            Source::Replace(_) => fresh(),
+            Source::Delete => return None,
+        };
+        record.last_changed = record.last_changed.max(self.newest);
+        match &self.source {
+            Source::Overlay(snapshots) => {
+                for snapshot in snapshots {
+                    let bit = 1 << snapshot.position;
+                    match snapshot.content {
+                        Content::Log { .. } => {
+                            record.present |= bit;
+                            record.zero &= !bit;
+                            record.crcs[snapshot.position as usize] = snapshot.crc;
+                        }
+                        Content::Zero => clear_blocks(&mut record, bit, false),
+                    }
+                }
+            }
+            Source::Replace(content) => {
+                record.present = content.present;
+                let positions = (0..16).filter(|bit| content.present & (1 << bit) != 0);
+                for (position, crc) in positions.zip(&content.crcs) {
+                    record.crcs[position] = *crc;
+                }
+            }
+            Source::Delete => {}
+        }
+        (record.present != 0 || record.zero != 0).then_some(record)
+    }
+
+    /// The writes that fill its slot: one per run of neighbouring blocks.
+    fn writes(
+        &self,
+        slot: Slot,
+        pool: &crate::io::buffer::Pool,
+        out: &mut VecDeque<(u64, Vec<Bytes>)>,
+    ) {
+        let mut last = None;
+        let mut add = |position: u32, data: Bytes| {
+            let data = if is_aligned(&data) { data } else { pool.copy(&data) };
+            if last.is_some_and(|last| last + 1 == position)
+                && let Some((_, bufs)) = out.back_mut()
+            {
+                bufs.push(data);
+            } else {
+                let start = u64::from(slot.0) * EXTENT_BYTES as u64;
+                let offset = start + u64::from(position) * BLOCK_BYTES as u64;
+                out.push_back((offset, vec![data]));
+            }
+            last = Some(position);
+        };
+        match &self.source {
+            Source::Overlay(snapshots) => {
+                for snapshot in snapshots {
+                    if let Content::Log { .. } = snapshot.content {
+                        let data = snapshot.data.clone().expect("read back before the writes");
+                        add(snapshot.position, data);
+                    }
+                }
+            }
+            Source::Replace(content) => {
+                let positions = (0..16).filter(|bit| content.present & (1 << bit) != 0);
+                for (number, position) in positions.enumerate() {
+                    let start = number * BLOCK_BYTES;
+                    add(position, content.data.slice(start..start + BLOCK_BYTES));
+                }
+            }
+            Source::Delete => {}
+        }
+    }
+}
+
+/// Makes these blocks read as zeroes (rule R11). Above another layer, clearing *present* alone
+/// would bring that layer's content back, so they become *zero*.
+pub(super) fn clear_blocks(record: &mut ExtentRecord, mask: u16, has_lower_layer: bool) {
+    record.present &= !mask;
+    if has_lower_layer {
+        record.zero |= mask;
+    } else {
+        record.zero &= !mask;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::VolumeId;
+
+    #[test]
+    fn r11_blocks_above_a_layer_become_zero_and_others_become_absent() {
+        let record = ExtentRecord {
+            slot: Slot(1),
+            present: 0b1111,
+            zero: 0b10000,
+            last_changed: 1,
+            birth: VolumeId(1),
+            crcs: [7; 16],
+        };
+        let mut above = record.clone();
+        clear_blocks(&mut above, 0b0110, true);
+        assert_eq!((above.present, above.zero), (0b1001, 0b10110));
+        let mut lowest = record;
+        clear_blocks(&mut lowest, 0b10110, false);
+        assert_eq!((lowest.present, lowest.zero), (0b1001, 0));
+    }
+}
