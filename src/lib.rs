@@ -1,10 +1,13 @@
 //! Holdfast: replicated block storage. The module map, top down; imports point down only
 //! (`tests/tidy.rs` holds this, `ARCHITECTURE.md` explains it).
 
+pub mod config;
+pub mod control;
 pub mod io;
 pub mod limits;
 pub mod net;
 pub mod replica;
 pub mod store;
+pub mod telemetry;
 pub mod types;
 pub mod view;
