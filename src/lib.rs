@@ -1,6 +1,9 @@
 //! Holdfast: replicated block storage. The module map, top down; imports point down only
 //! (`tests/tidy.rs` holds this, `ARCHITECTURE.md` explains it).
 
+pub mod cli;
+pub mod config;
+pub mod control;
 pub mod front;
 pub mod io;
 pub mod limits;
@@ -9,7 +12,8 @@ pub mod replica;
 pub mod sim;
 pub mod slab;
 pub mod store;
+pub mod telemetry;
 pub mod types;
 pub mod view;
-pub mod worker;
 pub mod volume;
+pub mod worker;

@@ -1,0 +1,487 @@
+//! The configuration of one pod: a TOML file, read once at start. Unknown keys are refused, and
+//! [`Config::validate`] checks what one key alone cannot.
+//!
+//! ```toml
+//! data = "/var/lib/holdfast"          # identity and catalog of this pod
+//! init = true                         # first pod of a cluster; the others say
+//! # join = ["pod-1.example:7400"]     # where to find one that is there already
+//!
+//! [[disk]]
+//! path = "/mnt/nvme0"
+//! size = "3TiB"                       # default: what the file system has free, less a reserve
+//!
+//! [api]
+//! listen = "0.0.0.0:7400"
+//! advertise = "192.0.2.1:7400"        # needed when `listen` is not an address others can use
+//! ```
+
+pub mod size;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use size::ByteSize;
+
+/// Smallest log ring of a disk.
+const WAL_BYTES_MIN: u64 = 64 << 20;
+/// Smallest data file of a disk.
+const DATA_BYTES_MIN: u64 = 256 << 20;
+
+/// Everything that a pod is told at its start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Directory of this pod's identity and of its part of the catalog.
+    pub data: PathBuf,
+    /// Makes a new cluster when this pod does not belong to one yet.
+    #[serde(default)]
+    pub init: bool,
+    /// `host:port` of API servers of the cluster to join when this pod does not belong to one
+    /// yet, and where to ask first when its peers have moved.
+    #[serde(default)]
+    pub join: Vec<String>,
+    #[serde(default)]
+    pub io: IoMethod,
+    /// Written (with the process id) once the pod serves, removed when it stops.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid_file: Option<PathBuf>,
+    #[serde(default = "Listen::api")]
+    pub api: Listen,
+    #[serde(default = "Listen::peer")]
+    pub peer: Listen,
+    #[serde(default)]
+    pub nbd: Nbd,
+    #[serde(default = "Listen::http")]
+    pub http: Listen,
+    #[serde(default)]
+    pub budgets: Budgets,
+    #[serde(default)]
+    pub log: Log,
+    #[serde(default, rename = "disk")]
+    pub disks: Vec<Disk>,
+}
+
+/// A directory that holds one disk's files, on a file system of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    pub path: PathBuf,
+    /// Most that its data may take. Without it: what is free when the disk is first used, less a
+    /// reserve. Kept with the disk from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+    /// Length of its write-ahead log. Kept with the disk from then on.
+    #[serde(default = "default_wal_size")]
+    pub wal_size: ByteSize,
+}
+
+/// A TCP listener.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    pub listen: SocketAddr,
+    /// What others are told; `listen` when it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<SocketAddr>,
+}
+
+/// Where clients reach volumes over NBD.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nbd {
+    #[serde(default = "default_nbd_listen")]
+    pub listen: SocketAddr,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<SocketAddr>,
+    /// A unix socket as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+}
+
+/// How data-path I/O enters the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IoMethod {
+    /// io_uring where it is allowed, else epoll.
+    #[default]
+    Auto,
+    IoUring,
+    Epoll,
+}
+
+/// Memory of the data path, per disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Budgets {
+    /// Payloads that stay in memory until they are written back.
+    pub overlay_cache: ByteSize,
+    /// Cache of the index.
+    pub index_cache: ByteSize,
+    /// Applied log entries kept for followers that are a little behind, per replica.
+    pub log_tail: ByteSize,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// A level (`info`) or directives (`info,holdfast::control=debug`).
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// One JSON object per line.
+    #[default]
+    Json,
+    Text,
+}
+
+/// Why a configuration cannot be used. Each says which key is meant.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("could not read {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path} is not a valid configuration")]
+    Parse {
+        path: PathBuf,
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    #[error("`data` must name a directory")]
+    NoData,
+    #[error("`init` and `join` exclude each other: only the first pod of a cluster says init")]
+    InitAndJoin,
+    #[error("`join` must list host:port, not {0:?}")]
+    JoinAddress(String),
+    #[error("disk {0} is listed twice")]
+    DiskTwice(PathBuf),
+    #[error(
+        "the directory of disk {path} does not exist; mount its file system, or create the \
+         directory if the disk is new"
+    )]
+    DiskMissing { path: PathBuf },
+    #[error("the path of disk {path} is not a directory")]
+    DiskNotDirectory { path: PathBuf },
+    #[error("could not look at the directory of disk {path}")]
+    DiskStat {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("`{key}` of disk {path} is {size}; the least is {least}")]
+    DiskTooSmall { path: PathBuf, key: &'static str, size: ByteSize, least: ByteSize },
+    #[error(
+        "the file system of disk {path} has {free} free, not enough for a log of {wal} and data; \
+         free some space or set `wal_size`"
+    )]
+    DiskFull { path: PathBuf, free: ByteSize, wal: ByteSize },
+    #[error("`{key}.listen` needs a port")]
+    NoPort { key: &'static str },
+    #[error(
+        "`{key}.listen` is {listen}, which others cannot connect to: set `{key}.advertise` to \
+         the address of this machine"
+    )]
+    NeedsAdvertise { key: &'static str, listen: SocketAddr },
+    #[error("`{key}.advertise` is {advertise}, which is not an address others can connect to")]
+    BadAdvertise { key: &'static str, advertise: SocketAddr },
+    #[error("`{first}.listen` and `{second}.listen` are both {listen}")]
+    SameListen { first: &'static str, second: &'static str, listen: SocketAddr },
+    #[error("`budgets.{key}` must not be 0")]
+    NoBudget { key: &'static str },
+}
+
+impl Config {
+    /// Reads and validates a file. Relative paths in it are relative to its directory.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let mut config: Config = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        config.data = base.join(&config.data);
+        config.pid_file = config.pid_file.map(|file| base.join(file));
+        config.nbd.socket = config.nbd.socket.map(|socket| base.join(socket));
+        for disk in &mut config.disks {
+            disk.path = base.join(&disk.path);
+        }
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks everything that does not need the file system.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.data.as_os_str().is_empty() {
+            return Err(ConfigError::NoData);
+        }
+        if self.init && !self.join.is_empty() {
+            return Err(ConfigError::InitAndJoin);
+        }
+        for address in &self.join {
+            check_host_port(address)?;
+        }
+        self.validate_listeners()?;
+        self.validate_disks()?;
+        for (key, size) in [
+            ("overlay_cache", self.budgets.overlay_cache),
+            ("index_cache", self.budgets.index_cache),
+            ("log_tail", self.budgets.log_tail),
+        ] {
+            if size.0 == 0 {
+                return Err(ConfigError::NoBudget { key });
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_listeners(&self) -> Result<(), ConfigError> {
+        let all = [
+            ("api", self.api.listen, self.api.advertise),
+            ("peer", self.peer.listen, self.peer.advertise),
+            ("nbd", self.nbd.listen, self.nbd.advertise),
+            ("http", self.http.listen, self.http.advertise),
+        ];
+        for (index, (key, listen, advertise)) in all.into_iter().enumerate() {
+            if listen.port() == 0 {
+                return Err(ConfigError::NoPort { key });
+            }
+            // Nothing is told to others about HTTP.
+            if key != "http" && advertise.is_none() && listen.ip().is_unspecified() {
+                return Err(ConfigError::NeedsAdvertise { key, listen });
+            }
+            if let Some(advertise) = advertise
+                && (advertise.ip().is_unspecified() || advertise.port() == 0)
+            {
+                return Err(ConfigError::BadAdvertise { key, advertise });
+            }
+            if let Some((first, ..)) = all[..index].iter().find(|(_, other, _)| *other == listen) {
+                return Err(ConfigError::SameListen { first, second: key, listen });
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_disks(&self) -> Result<(), ConfigError> {
+        let mut seen = BTreeSet::new();
+        for disk in &self.disks {
+            if !seen.insert(&disk.path) {
+                return Err(ConfigError::DiskTwice(disk.path.clone()));
+            }
+            let sizes = [
+                ("size", disk.size, DATA_BYTES_MIN),
+                ("wal_size", Some(disk.wal_size), WAL_BYTES_MIN),
+            ];
+            for (key, size, least) in sizes {
+                if let Some(size) = size.filter(|size| size.0 < least) {
+                    let (path, least) = (disk.path.clone(), ByteSize(least));
+                    return Err(ConfigError::DiskTooSmall { path, key, size, least });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that every disk's directory is there, and that no two are the same one.
+    pub fn check_disks(&self) -> Result<(), ConfigError> {
+        let mut seen = BTreeSet::new();
+        for disk in &self.disks {
+            let path = disk.path.clone();
+            match std::fs::metadata(&path) {
+                Ok(meta) if meta.is_dir() => {}
+                Ok(_) => return Err(ConfigError::DiskNotDirectory { path }),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(ConfigError::DiskMissing { path });
+                }
+                Err(source) => return Err(ConfigError::DiskStat { path, source }),
+            }
+            let real = path
+                .canonicalize()
+                .map_err(|source| ConfigError::DiskStat { path: path.clone(), source })?;
+            if !seen.insert(real) {
+                return Err(ConfigError::DiskTwice(path));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where others reach this pod's API.
+    pub fn api_address(&self) -> SocketAddr {
+        self.api.advertise.unwrap_or(self.api.listen)
+    }
+
+    /// Where peers reach this pod's data path.
+    pub fn peer_address(&self) -> SocketAddr {
+        self.peer.advertise.unwrap_or(self.peer.listen)
+    }
+
+    /// Where clients reach volumes.
+    pub fn nbd_address(&self) -> SocketAddr {
+        self.nbd.advertise.unwrap_or(self.nbd.listen)
+    }
+}
+
+impl Disk {
+    /// Most that a new disk's data may take, in bytes: `size`, or what its file system has free
+    /// now, less the log and a reserve (a tenth, for the index and for its compaction).
+    pub fn data_bytes_max(&self) -> Result<u64, ConfigError> {
+        if let Some(size) = self.size {
+            return Ok(size.0);
+        }
+        let space = rustix::fs::statvfs(&self.path).map_err(|error| ConfigError::DiskStat {
+            path: self.path.clone(),
+            source: error.into(),
+        })?;
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        let usable = (free - free / 10).saturating_sub(self.wal_size.0);
+        if usable < DATA_BYTES_MIN {
+            let path = self.path.clone();
+            return Err(ConfigError::DiskFull { path, free: ByteSize(free), wal: self.wal_size });
+        }
+        Ok(usable >> 20 << 20)
+    }
+}
+
+impl Listen {
+    /// Listens there and advertises the same.
+    pub fn at(listen: SocketAddr) -> Listen {
+        Listen { listen, advertise: None }
+    }
+
+    fn api() -> Listen {
+        Listen::at(loopback(ports::API))
+    }
+
+    fn peer() -> Listen {
+        Listen::at(loopback(ports::PEER))
+    }
+
+    fn http() -> Listen {
+        Listen::at(loopback(ports::HTTP))
+    }
+}
+
+/// Default ports.
+pub mod ports {
+    pub const API: u16 = 7400;
+    pub const PEER: u16 = 7401;
+    pub const HTTP: u16 = 7480;
+    pub const NBD: u16 = 10809;
+}
+
+impl Default for Nbd {
+    fn default() -> Nbd {
+        Nbd { listen: default_nbd_listen(), advertise: None, socket: None }
+    }
+}
+
+impl Default for Budgets {
+    fn default() -> Budgets {
+        Budgets {
+            overlay_cache: ByteSize(256 << 20),
+            index_cache: ByteSize(256 << 20),
+            log_tail: ByteSize(1 << 20),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { level: "info".to_owned(), format: LogFormat::Json }
+    }
+}
+
+fn default_wal_size() -> ByteSize {
+    ByteSize(1 << 30)
+}
+
+fn default_nbd_listen() -> SocketAddr {
+    loopback(ports::NBD)
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn check_host_port(address: &str) -> Result<(), ConfigError> {
+    let valid = address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
+    match valid {
+        true => Ok(()),
+        false => Err(ConfigError::JoinAddress(address.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let config: Config = toml::from_str(text).map_err(|error| error.to_string())?;
+        config.validate().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn the_smallest_configuration_has_the_documented_defaults() {
+        let config = parse("data = '/d'\ninit = true\n[[disk]]\npath = '/d/1'").unwrap();
+        assert_eq!(config.api_address().to_string(), "127.0.0.1:7400");
+        assert_eq!(config.peer_address().to_string(), "127.0.0.1:7401");
+        assert_eq!(config.nbd_address().to_string(), "127.0.0.1:10809");
+        assert_eq!(config.disks[0].wal_size, ByteSize(1 << 30));
+        assert_eq!(config.io, IoMethod::Auto);
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let config = parse("data = '/d'\njoin = ['a:1']\n[[disk]]\npath = '/d/1'").unwrap();
+        assert_eq!(parse(&toml::to_string(&config).unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, says) in [
+            ("data = '/d'\nsize = 3", "unknown field"),
+            ("data = ''", "`data` must name"),
+            ("data = '/d'\ninit = true\njoin = ['a:1']", "exclude each other"),
+            ("data = '/d'\njoin = ['a']", "host:port"),
+            ("data = '/d'\njoin = ['a:0']", "host:port"),
+            ("data = '/d'\n[[disk]]\npath = 'a'\n[[disk]]\npath = 'a'", "listed twice"),
+            ("data = '/d'\n[[disk]]\npath = 'a'\nsize = '1MiB'", "the least is 256MiB"),
+            ("data = '/d'\n[[disk]]\npath = 'a'\nsize = '1GB'", "unknown unit"),
+            ("data = '/d'\n[api]\nlisten = '0.0.0.0:7400'", "api.advertise"),
+            ("data = '/d'\n[api]\nlisten = '127.0.0.1:7401'", "are both 127.0.0.1:7401"),
+            ("data = '/d'\n[nbd]\nlisten = '127.0.0.1:0'", "nbd.listen` needs a port"),
+            ("data = '/d'\n[budgets]\nlog_tail = 0", "log_tail"),
+        ] {
+            let error = parse(text).expect_err(text);
+            assert!(error.contains(says), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn directories_are_checked_before_anything_starts() {
+        let root = tempfile::tempdir().unwrap();
+        let mut config = parse("data = '/d'\n[[disk]]\npath = 'a'\n[[disk]]\npath = 'b'").unwrap();
+        config.disks[0].path = root.path().join("a");
+        config.disks[1].path = root.path().join("b");
+        assert!(matches!(config.check_disks(), Err(ConfigError::DiskMissing { .. })));
+        std::fs::create_dir(&config.disks[0].path).unwrap();
+        std::os::unix::fs::symlink(&config.disks[0].path, &config.disks[1].path).unwrap();
+        assert!(matches!(config.check_disks(), Err(ConfigError::DiskTwice(_))));
+        std::fs::remove_file(&config.disks[1].path).unwrap();
+        std::fs::create_dir(&config.disks[1].path).unwrap();
+        config.check_disks().unwrap();
+    }
+}

@@ -1,0 +1,205 @@
+//! Who this pod is: `<data>/pod.json`, written atomically and durable before it is relied on.
+//!
+//! A pod first chooses a `join_id`, writes it down, and only then joins: when it dies in between,
+//! it joins again under the same id and gets the same pod id.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{MemberId, PodId, Uuid};
+
+/// Version of the file that this software writes.
+const FORMAT: u32 = 1;
+
+/// The file's content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodFile {
+    pub format: u32,
+    pub join_id: Uuid,
+    /// Missing until the pod has joined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+    /// The member of the catalog whose log is in `<data>/catalog`. Written after the log was
+    /// made: when the log is missing later, its promises are lost and it must not vote again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalog_member: Option<MemberId>,
+}
+
+/// A pod's place in the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub cluster: Uuid,
+    pub pod: PodId,
+}
+
+/// Why the identity of a pod is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error("could not {action} {path}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path} is damaged; restore it from a copy, or remove it to join as a new pod")]
+    Damaged {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("{path} is of format {found}, written by a newer version; start that version")]
+    Newer { path: PathBuf, found: u32 },
+    #[error("another process uses {path}; stop it first")]
+    InUse { path: PathBuf },
+}
+
+/// The directory of a pod, locked against a second process.
+#[derive(Debug)]
+pub struct PodDirectory {
+    path: PathBuf,
+    file: PodFile,
+    _lock: File,
+}
+
+impl PodDirectory {
+    /// Opens the directory, makes it when it is not there, and locks it. A pod without a file
+    /// gets one with a fresh `join_id`.
+    pub fn open(path: &Path) -> Result<PodDirectory, IdentityError> {
+        fs::create_dir_all(path).map_err(|source| fail("create", path, source))?;
+        let lock = lock(&path.join("lock"))?;
+        let name = path.join("pod.json");
+        let file = match fs::read(&name) {
+            Ok(bytes) => parse(&name, &bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let join_id = random_uuid().map_err(|source| fail("read", random(), source))?;
+                let (identity, catalog_member) = (None, None);
+                let file = PodFile { format: FORMAT, join_id, identity, catalog_member };
+                write(path, &file)?;
+                file
+            }
+            Err(source) => return Err(fail("read", &name, source)),
+        };
+        Ok(PodDirectory { path: path.to_owned(), file, _lock: lock })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn file(&self) -> &PodFile {
+        &self.file
+    }
+
+    /// Durable when this returns.
+    pub fn set_identity(&mut self, identity: Identity) -> Result<(), IdentityError> {
+        self.file.identity = Some(identity);
+        write(&self.path, &self.file)
+    }
+
+    /// Durable when this returns.
+    pub fn set_catalog_member(&mut self, member: Option<MemberId>) -> Result<(), IdentityError> {
+        self.file.catalog_member = member;
+        write(&self.path, &self.file)
+    }
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<PodFile, IdentityError> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let damaged = |source| IdentityError::Damaged { path: path.to_owned(), source };
+    let Format { format } = serde_json::from_slice(bytes).map_err(damaged)?;
+    if format > FORMAT {
+        return Err(IdentityError::Newer { path: path.to_owned(), found: format });
+    }
+    serde_json::from_slice(bytes).map_err(damaged)
+}
+
+fn write(directory: &Path, file: &PodFile) -> Result<(), IdentityError> {
+    let bytes = serde_json::to_vec_pretty(file).expect("our own types have a JSON form");
+    let path = directory.join("pod.json");
+    write_atomically(&path, &bytes).map_err(|source| fail("write", &path, source))
+}
+
+/// Replaces a file as a whole; durable when this returns.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    let mut file = File::create(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn lock(path: &Path) -> Result<File, IdentityError> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(|source| fail("open", path, source))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(IdentityError::InUse { path: path.to_owned() }),
+        Err(error) => Err(fail("lock", path, error.into())),
+    }
+}
+
+fn random() -> &'static Path {
+    Path::new("/dev/urandom")
+}
+
+/// 128 random bits.
+pub fn random_uuid() -> io::Result<Uuid> {
+    let mut bytes = [0u8; 16];
+    File::open(random())?.read_exact(&mut bytes)?;
+    Ok(Uuid(bytes))
+}
+
+fn fail(action: &'static str, path: &Path, source: io::Error) -> IdentityError {
+    IdentityError::Io { action, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_survives_and_the_join_id_never_changes() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("data");
+        let identity = Identity { cluster: Uuid([3; 16]), pod: PodId(7) };
+        let join_id = {
+            let mut directory = PodDirectory::open(&path).unwrap();
+            assert_eq!(directory.file().identity, None);
+            assert!(matches!(PodDirectory::open(&path), Err(IdentityError::InUse { .. })));
+            directory.set_identity(identity).unwrap();
+            directory.set_catalog_member(Some(MemberId(9))).unwrap();
+            directory.file().join_id
+        };
+        let directory = PodDirectory::open(&path).unwrap();
+        assert_eq!(directory.file().identity, Some(identity));
+        assert_eq!(directory.file().catalog_member, Some(MemberId(9)));
+        assert_eq!(directory.file().join_id, join_id);
+    }
+
+    #[test]
+    fn a_damaged_or_newer_file_is_refused_not_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("pod.json");
+        fs::write(&file, b"{").unwrap();
+        assert!(matches!(PodDirectory::open(root.path()), Err(IdentityError::Damaged { .. })));
+        fs::write(&file, br#"{"format": 2, "soul": 1}"#).unwrap();
+        let error = PodDirectory::open(root.path()).unwrap_err();
+        assert!(matches!(error, IdentityError::Newer { found: 2, .. }));
+    }
+}

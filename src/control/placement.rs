@@ -1,0 +1,193 @@
+//! Where the replicas of a new volume go. Pure: from what is known of the disks to a placement.
+//!
+//! The replicas of a shard go to different pods. Of the disks, those with the fewest replicas
+//! per free byte are taken first.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use crate::control::command::Placement;
+use crate::limits::SHARD_BYTES;
+use crate::types::{PodId, Uuid};
+
+/// Most shards of one volume; shards of larger volumes are longer.
+pub const SHARDS_MAX: u64 = 4096;
+
+/// A disk that can take replicas.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub disk: Uuid,
+    pub pod: PodId,
+    pub free_bytes: u64,
+    /// Replicas it holds already.
+    pub members: u64,
+}
+
+/// Why the replicas could not be placed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlacementError {
+    #[error(
+        "volume {name} needs {replicas} replicas on different pods, but only {pods} \
+         {} a usable disk{away}", have(.pods)
+    )]
+    TooFewPods {
+        name: String,
+        replicas: u32,
+        pods: usize,
+        /// What else there is, in words.
+        away: String,
+    },
+    #[error("a volume has 1, 3 or 5 replicas, not {replicas}")]
+    BadReplicas { replicas: u32 },
+}
+
+fn have(pods: &usize) -> &'static str {
+    match pods {
+        1 => "pod has",
+        _ => "pods have",
+    }
+}
+
+/// Length of a shard and number of shards of a volume.
+pub fn layout(size_bytes: u64) -> (u64, u64) {
+    let mut stripe_bytes = SHARD_BYTES;
+    while size_bytes.div_ceil(stripe_bytes) > SHARDS_MAX {
+        stripe_bytes *= 2;
+    }
+    (stripe_bytes, size_bytes.div_ceil(stripe_bytes))
+}
+
+/// Places `shards` shards of volume `name` with `replicas` replicas each.
+pub fn place(
+    name: &str,
+    shards: u64,
+    replicas: u32,
+    candidates: &[Candidate],
+    away: &str,
+) -> Result<Placement, PlacementError> {
+    if !matches!(replicas, 1 | 3 | 5) {
+        return Err(PlacementError::BadReplicas { replicas });
+    }
+    let mut pods: BTreeMap<PodId, Vec<Candidate>> = BTreeMap::new();
+    for candidate in candidates.iter().filter(|candidate| candidate.free_bytes > 0) {
+        pods.entry(candidate.pod).or_default().push(candidate.clone());
+    }
+    if pods.len() < replicas as usize {
+        let (name, away) = (name.to_owned(), away.to_owned());
+        return Err(PlacementError::TooFewPods { name, replicas, pods: pods.len(), away });
+    }
+    let mut placement = Placement::default();
+    let mut positions: BTreeMap<Uuid, u16> = BTreeMap::new();
+    for _ in 0..shards {
+        let mut best: Vec<&mut Candidate> = pods
+            .values_mut()
+            .map(|disks| disks.iter_mut().min_by(|a, b| by_load(a, b)).expect("not empty"))
+            .collect();
+        best.sort_by(|a, b| by_load(a, b));
+        let mut shard = Vec::with_capacity(replicas as usize);
+        for disk in best.into_iter().take(replicas as usize) {
+            disk.members += 1;
+            let position = *positions.entry(disk.disk).or_insert_with(|| {
+                placement.disks.push(disk.disk);
+                u16::try_from(placement.disks.len() - 1).expect("at most 20480 replicas")
+            });
+            shard.push(position);
+        }
+        placement.shards.push(shard);
+    }
+    Ok(placement)
+}
+
+/// Fewer replicas per free byte first; more free space, then the identity, decide ties.
+fn by_load(a: &Candidate, b: &Candidate) -> Ordering {
+    let load_a = u128::from(a.members + 1) * u128::from(b.free_bytes);
+    let load_b = u128::from(b.members + 1) * u128::from(a.free_bytes);
+    load_a
+        .cmp(&load_b)
+        .then(b.free_bytes.cmp(&a.free_bytes))
+        .then(a.disk.cmp(&b.disk))
+}
+
+const _: () = assert!(SHARDS_MAX * 5 <= u16::MAX as u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn candidate(disk: u8, pod: u64, free_bytes: u64) -> Candidate {
+        Candidate { disk: Uuid([disk; 16]), pod: PodId(pod), free_bytes, members: 0 }
+    }
+
+    proptest! {
+        #[test]
+        fn replicas_are_always_on_different_pods(
+            disks in prop::collection::vec((1u64..8, 0u64..1 << 40), 1..30),
+            shards in 1u64..50,
+            replicas in prop::sample::select(vec![1u32, 3, 5]),
+        ) {
+            let candidates: Vec<Candidate> = disks
+                .iter()
+                .enumerate()
+                .map(|(index, (pod, free))| candidate(index as u8, *pod, *free))
+                .collect();
+            let pod_of: BTreeMap<Uuid, PodId> =
+                candidates.iter().map(|c| (c.disk, c.pod)).collect();
+            let usable: BTreeSet<PodId> =
+                candidates.iter().filter(|c| c.free_bytes > 0).map(|c| c.pod).collect();
+            match place("v", shards, replicas, &candidates, "") {
+                Err(_) => prop_assert!(usable.len() < replicas as usize),
+                Ok(placement) => {
+                    prop_assert_eq!(placement.shards.len() as u64, shards);
+                    for shard in &placement.shards {
+                        let pods: BTreeSet<PodId> = shard
+                            .iter()
+                            .map(|position| pod_of[&placement.disks[*position as usize]])
+                            .collect();
+                        prop_assert_eq!(pods.len(), replicas as usize);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn a_layout_covers_the_volume_with_few_shards(blocks in 1u64..=1 << 38) {
+            let size = blocks * 4096;
+            let (stripe, shards) = layout(size);
+            prop_assert!((1..=SHARDS_MAX).contains(&shards));
+            prop_assert!(stripe * (shards - 1) < size && size <= stripe * shards);
+            prop_assert!(stripe / 4096 <= u64::from(u32::MAX));
+        }
+    }
+
+    #[test]
+    fn disks_fill_in_proportion_to_their_free_space() {
+        let candidates: Vec<Candidate> =
+            (1..=4u8).map(|n| candidate(n, u64::from(n), u64::from(n) << 40)).collect();
+        let placement = place("v", 100, 1, &candidates, "").unwrap();
+        let mut counts = BTreeMap::new();
+        for shard in &placement.shards {
+            *counts.entry(placement.disks[shard[0] as usize]).or_insert(0) += 1;
+        }
+        let counts: Vec<i32> = counts.into_values().collect();
+        assert_eq!(counts, [10, 20, 30, 40]);
+    }
+
+    #[test]
+    fn refusals_say_what_is_missing() {
+        let two = [candidate(1, 1, 9), candidate(2, 2, 9), candidate(3, 2, 9), candidate(4, 3, 0)];
+        assert_eq!(
+            place("demo", 1, 3, &two, "").unwrap_err().to_string(),
+            "volume demo needs 3 replicas on different pods, but only 2 pods have a usable disk"
+        );
+        assert_eq!(
+            place("demo", 1, 3, &two[..1], " (2 pods are away)").unwrap_err().to_string(),
+            "volume demo needs 3 replicas on different pods, but only 1 pod has a usable disk \
+             (2 pods are away)"
+        );
+        let error = place("demo", 1, 2, &two, "").unwrap_err();
+        assert_eq!(error, PlacementError::BadReplicas { replicas: 2 });
+        assert!(place("demo", 1, 0, &two, "").is_err());
+    }
+}

@@ -1,0 +1,155 @@
+//! What the catalog's leader does next: pure decisions from the state, the configuration of the
+//! catalog's own group and what the pods report. Level-triggered and idempotent: it is asked
+//! again and again, and asks for nothing once everything is as it should be.
+//!
+//! The catalog has 1 voter on fewer than 3 pods, 3 on 3 or 4, 5 from 5 pods on. New members are
+//! learners until they have caught up; then as many as are due become voters in one joint
+//! change, so that the group never has an even number of voters (two are worse than one).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::control::command::Command;
+use crate::control::state::State;
+use crate::types::{MemberId, PodId, Uuid};
+use crate::view::PodReport;
+
+/// Members of the catalog's group, as its leader knows them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    pub voters: BTreeSet<MemberId>,
+    pub learners: BTreeSet<MemberId>,
+    /// In the middle of a joint change.
+    pub joint: bool,
+}
+
+/// What the leader knows beside the state.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    pub group: Group,
+    /// Pods heard of within the last seconds.
+    pub alive: BTreeSet<PodId>,
+    /// Pods not heard of for so long that they count as away. A new leader knows of none yet.
+    pub away: BTreeSet<PodId>,
+    /// Members of the catalog that have applied nearly everything.
+    pub caught_up: BTreeSet<MemberId>,
+    pub reports: BTreeMap<PodId, PodReport>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Propose(Command),
+    Change(MembershipChange),
+}
+
+/// A change of the catalog's group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MembershipChange {
+    AddLearner(MemberId),
+    /// Learners become voters, in one joint change.
+    Promote(Vec<MemberId>),
+    /// A learner leaves.
+    Remove(MemberId),
+    LeaveJoint,
+}
+
+/// Voters that a cluster of so many pods has.
+pub fn voters_due(pods: usize) -> usize {
+    match pods {
+        0..=2 => 1,
+        3..=4 => 3,
+        _ => 5,
+    }
+}
+
+/// Everything that is to be done now.
+pub fn decide(state: &State, facts: &Facts) -> Vec<Action> {
+    let mut actions = destroyed_members(state, &facts.reports);
+    actions.extend(catalog_membership(state, facts));
+    actions
+}
+
+/// Takes note of members that are gone from their disks.
+fn destroyed_members(state: &State, reports: &BTreeMap<PodId, PodReport>) -> Vec<Action> {
+    let mut gone: BTreeMap<Uuid, Vec<MemberId>> = BTreeMap::new();
+    for disk in reports.values().flat_map(|report| &report.disks) {
+        let Some(outstanding) = state.destroyed.get(&disk.disk) else { continue };
+        let members = disk.destroyed.iter().filter(|member| outstanding.contains(member));
+        gone.entry(disk.disk).or_default().extend(members);
+    }
+    gone.into_iter()
+        .filter(|(_, members)| !members.is_empty())
+        .map(|(disk, members)| Action::Propose(Command::Destroyed { disk, members }))
+        .collect()
+}
+
+/// At most one step: a change must be applied before the next is decided.
+fn catalog_membership(state: &State, facts: &Facts) -> Option<Action> {
+    let group = &facts.group;
+    if group.voters.is_empty() {
+        return None;
+    }
+    if group.joint {
+        return Some(Action::Change(MembershipChange::LeaveJoint));
+    }
+    let unknown = group.learners.iter().find(|member| !state.catalog.contains_key(member));
+    if let Some(member) = unknown {
+        return Some(Action::Change(MembershipChange::Remove(*member)));
+    }
+    let due = voters_due(state.pods.len());
+    if group.voters.len() >= due {
+        return remove_surplus(state, group);
+    }
+    if let Some(action) = assign(state, facts, due) {
+        return Some(action);
+    }
+    let joining = |member: &&MemberId| {
+        !group.voters.contains(member) && !group.learners.contains(member)
+    };
+    if let Some(member) = state.catalog.keys().find(joining) {
+        return Some(Action::Change(MembershipChange::AddLearner(*member)));
+    }
+    let wanted = due - group.voters.len();
+    let ready: Vec<MemberId> = group
+        .learners
+        .iter()
+        .filter(|member| facts.caught_up.contains(member))
+        .take(wanted)
+        .copied()
+        .collect();
+    (ready.len() == wanted).then_some(Action::Change(MembershipChange::Promote(ready)))
+}
+
+/// Gives pods that are there a member of the catalog, in place of those that went away before
+/// theirs became a voter.
+fn assign(state: &State, facts: &Facts, due: usize) -> Option<Action> {
+    let is_voter = |member: &MemberId| facts.group.voters.contains(member);
+    let assigned: BTreeSet<PodId> = state.catalog.values().copied().collect();
+    let free: Vec<PodId> =
+        state.pods.keys().filter(|p| !assigned.contains(p) && facts.alive.contains(p)).copied().collect();
+    let lost = state
+        .catalog
+        .iter()
+        .find(|(member, pod)| !is_voter(member) && facts.away.contains(pod));
+    let missing = due.saturating_sub(state.catalog.len());
+    if missing > 0 && free.len() >= missing {
+        let pods = free[..missing].to_vec();
+        return Some(Action::Propose(Command::AddCatalogMembers { pods }));
+    }
+    if let (0, Some((member, _)), false) = (missing, lost, free.is_empty()) {
+        return Some(Action::Propose(Command::RemoveCatalogMember { member: *member }));
+    }
+    None
+}
+
+/// All voters are there: what was still joining is not needed.
+fn remove_surplus(state: &State, group: &Group) -> Option<Action> {
+    state
+        .catalog
+        .keys()
+        .find(|member| !group.voters.contains(member))
+        .map(|member| Action::Propose(Command::RemoveCatalogMember { member: *member }))
+}
+
+#[cfg(test)]
+#[path = "reconcile_test.rs"]
+mod tests;

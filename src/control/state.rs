@@ -1,0 +1,450 @@
+//! The catalog's state: what the members of its Raft group agree on. Pure and deterministic:
+//! the same commands in the same order give the same state on every member, so nothing in here
+//! may depend on a clock, on reports or on the version of the software.
+//!
+//! Invariants ([`State::check_invariants`]):
+//! - ids are given in growing order and never twice;
+//! - no shard has two replicas on one disk, nor had two on one pod when it was made;
+//! - a deleted volume's members are listed as destroyed until each disk has said it is gone;
+//!   the volume is forgotten after the last.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::command::{Addresses, Command, NewDisk, Outcome, Placement};
+use crate::control::names::{NameError, check_volume_name};
+use crate::limits::VOLUME_BYTES_MAX;
+use crate::types::{BLOCK_BYTES, MemberId, PodId, ShardId, Uuid, VolumeId};
+use crate::view::{ClusterView, DiskView, MemberView, PodView, ShardView, VolumeView};
+
+/// Answers to named requests that are remembered, so that a request sent again is not carried
+/// out again.
+const REQUESTS_MAX: usize = 1024;
+/// Longest name of a request.
+const REQUEST_ID_BYTES_MAX: usize = 64;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    pub cluster: Uuid,
+    /// Grows with every change.
+    pub revision: u64,
+    next: Counters,
+    pub pods: BTreeMap<PodId, Pod>,
+    pub disks: BTreeMap<Uuid, Disk>,
+    pub volumes: BTreeMap<VolumeId, Volume>,
+    /// Members to destroy, by disk.
+    pub destroyed: BTreeMap<Uuid, BTreeSet<MemberId>>,
+    /// Pods that have, or are getting, a member of the catalog.
+    pub catalog: BTreeMap<MemberId, PodId>,
+    requests: VecDeque<(String, Outcome)>,
+}
+
+/// The next id of each kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Counters {
+    pod: u64,
+    volume: u64,
+    shard: u64,
+    member: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    pub join_id: Uuid,
+    pub addresses: Addresses,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    pub pod: PodId,
+    pub path: String,
+    pub capacity_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    pub name: String,
+    pub size_bytes: u64,
+    /// 1 for now.
+    pub stripe_width: u32,
+    pub stripe_bytes: u64,
+    pub replicas: u32,
+    /// Reserved: the key that encrypts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
+    /// Reserved: the class of disks it lives on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    pub deleting: bool,
+    pub shards: Vec<Shard>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    pub shard: ShardId,
+    pub members: Vec<Member>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub member: MemberId,
+    pub disk: Uuid,
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CatalogError {
+    #[error("a volume named {name:?} exists already")]
+    NameTaken { name: String },
+    #[error("there is no volume named {name:?}")]
+    NoSuchVolume { name: String },
+    #[error("{name:?} cannot be the name of a volume")]
+    BadName {
+        name: String,
+        #[source]
+        source: NameError,
+    },
+    #[error(
+        "a volume's size is a multiple of 4096 bytes, from 4KiB to 1PiB; {size_bytes} bytes is not"
+    )]
+    BadSize { size_bytes: u64 },
+    #[error("pod {pod} is not part of this cluster")]
+    NoSuchPod { pod: PodId },
+    #[error("the disks changed while the replicas were being placed")]
+    StalePlacement,
+    #[error("the name of a request has at most {REQUEST_ID_BYTES_MAX} bytes")]
+    BadRequestId,
+}
+
+impl State {
+    /// A new cluster of one pod, which holds the only member of the catalog.
+    pub fn new(cluster: Uuid, join_id: Uuid, addresses: Addresses) -> State {
+        let (pod, member) = (PodId(1), MemberId(1));
+        State {
+            cluster,
+            revision: 1,
+            next: Counters { pod: 2, volume: 1, shard: 1, member: 2 },
+            pods: BTreeMap::from([(pod, Pod { join_id, addresses })]),
+            disks: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            destroyed: BTreeMap::new(),
+            catalog: BTreeMap::from([(member, pod)]),
+            requests: VecDeque::new(),
+        }
+    }
+
+    /// Carries out a command. An error means that nothing changed.
+    pub fn apply(&mut self, command: Command) -> Result<Outcome, CatalogError> {
+        match command {
+            Command::Join { join_id, addresses } => Ok(self.join(join_id, addresses)),
+            Command::Register { pod, addresses, disks } => self.register(pod, addresses, disks),
+            Command::CreateVolume { request_id, name, size_bytes, stripe_bytes, placement } => {
+                self.once(request_id, |state| {
+                    state.create_volume(name, size_bytes, stripe_bytes, &placement)
+                })
+            }
+            Command::DeleteVolume { request_id, name } => {
+                self.once(request_id, |state| state.delete_volume(&name))
+            }
+            Command::Destroyed { disk, members } => Ok(self.confirm_destroyed(disk, &members)),
+            Command::AddCatalogMembers { pods } => self.add_catalog_members(&pods),
+            Command::RemoveCatalogMember { member } => {
+                if self.catalog.len() > 1 && self.catalog.remove(&member).is_some() {
+                    self.revision += 1;
+                }
+                Ok(Outcome::Done)
+            }
+        }
+    }
+
+    /// Carries out a named request once; later ones get the first one's answer.
+    fn once(
+        &mut self,
+        request_id: String,
+        carry_out: impl FnOnce(&mut State) -> Result<Outcome, CatalogError>,
+    ) -> Result<Outcome, CatalogError> {
+        if request_id.len() > REQUEST_ID_BYTES_MAX {
+            return Err(CatalogError::BadRequestId);
+        }
+        if let Some(outcome) = self.answered(&request_id) {
+            return Ok(outcome);
+        }
+        let outcome = carry_out(self)?;
+        if !request_id.is_empty() {
+            if self.requests.len() >= REQUESTS_MAX {
+                self.requests.pop_front();
+            }
+            self.requests.push_back((request_id, outcome));
+        }
+        Ok(outcome)
+    }
+
+    /// What a named request did, when it was carried out before.
+    pub fn answered(&self, request_id: &str) -> Option<Outcome> {
+        if request_id.is_empty() {
+            return None;
+        }
+        self.requests.iter().rev().find(|(id, _)| id == request_id).map(|(_, outcome)| *outcome)
+    }
+
+    fn join(&mut self, join_id: Uuid, addresses: Addresses) -> Outcome {
+        if let Some((pod, _)) = self.pods.iter().find(|(_, pod)| pod.join_id == join_id) {
+            return Outcome::Pod(*pod);
+        }
+        let pod = PodId(take(&mut self.next.pod));
+        self.pods.insert(pod, Pod { join_id, addresses });
+        self.revision += 1;
+        Outcome::Pod(pod)
+    }
+
+    fn register(
+        &mut self,
+        pod: PodId,
+        addresses: Addresses,
+        disks: Vec<NewDisk>,
+    ) -> Result<Outcome, CatalogError> {
+        let known = self.pods.get_mut(&pod).ok_or(CatalogError::NoSuchPod { pod })?;
+        let mut changed = known.addresses != addresses;
+        known.addresses = addresses;
+        for new in disks {
+            let disk = Disk { pod, path: new.path, capacity_bytes: new.capacity_bytes };
+            if self.disks.get(&new.disk) != Some(&disk) {
+                self.disks.insert(new.disk, disk);
+                changed = true;
+            }
+        }
+        self.revision += u64::from(changed);
+        Ok(Outcome::Done)
+    }
+
+    fn create_volume(
+        &mut self,
+        name: String,
+        size_bytes: u64,
+        stripe_bytes: u64,
+        placement: &Placement,
+    ) -> Result<Outcome, CatalogError> {
+        check_volume_name(&name)
+            .map_err(|source| CatalogError::BadName { name: name.clone(), source })?;
+        let block = BLOCK_BYTES as u64;
+        if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX || size_bytes % block != 0 {
+            return Err(CatalogError::BadSize { size_bytes });
+        }
+        if self.volume_by_name(&name).is_some() {
+            return Err(CatalogError::NameTaken { name });
+        }
+        let whole_blocks = stripe_bytes > 0 && stripe_bytes % block == 0;
+        if !whole_blocks || size_bytes.div_ceil(stripe_bytes) != placement.shards.len() as u64 {
+            return Err(CatalogError::StalePlacement);
+        }
+        let replicas = self.check_placement(placement)?;
+        let mut shards = Vec::with_capacity(placement.shards.len());
+        for positions in &placement.shards {
+            let shard = ShardId(take(&mut self.next.shard));
+            let mut members = Vec::with_capacity(positions.len());
+            for position in positions {
+                let member = MemberId(take(&mut self.next.member));
+                members.push(Member { member, disk: placement.disks[usize::from(*position)] });
+            }
+            shards.push(Shard { shard, members });
+        }
+        let volume = VolumeId(take(&mut self.next.volume));
+        self.volumes.insert(
+            volume,
+            Volume {
+                name,
+                size_bytes,
+                stripe_width: 1,
+                stripe_bytes,
+                replicas,
+                key_id: None,
+                class: None,
+                deleting: false,
+                shards,
+            },
+        );
+        self.revision += 1;
+        Ok(Outcome::Volume(volume))
+    }
+
+    /// Every shard has the same number of replicas, on different pods, on disks that exist.
+    fn check_placement(&self, placement: &Placement) -> Result<u32, CatalogError> {
+        let mut replicas = None;
+        for positions in &placement.shards {
+            if *replicas.get_or_insert(positions.len()) != positions.len() {
+                return Err(CatalogError::StalePlacement);
+            }
+            let mut pods = BTreeSet::new();
+            for position in positions {
+                let disk = placement
+                    .disks
+                    .get(usize::from(*position))
+                    .and_then(|disk| self.disks.get(disk))
+                    .ok_or(CatalogError::StalePlacement)?;
+                if !pods.insert(disk.pod) {
+                    return Err(CatalogError::StalePlacement);
+                }
+            }
+        }
+        match replicas {
+            Some(replicas @ (1 | 3 | 5)) => Ok(replicas as u32),
+            _ => Err(CatalogError::StalePlacement),
+        }
+    }
+
+    fn delete_volume(&mut self, name: &str) -> Result<Outcome, CatalogError> {
+        let (volume, _) = self
+            .volume_by_name(name)
+            .ok_or_else(|| CatalogError::NoSuchVolume { name: name.to_owned() })?;
+        let record = self.volumes.get_mut(&volume).expect("it was just found");
+        record.deleting = true;
+        for member in record.shards.iter().flat_map(|shard| &shard.members) {
+            self.destroyed.entry(member.disk).or_default().insert(member.member);
+        }
+        self.revision += 1;
+        Ok(Outcome::Volume(volume))
+    }
+
+    fn confirm_destroyed(&mut self, disk: Uuid, members: &[MemberId]) -> Outcome {
+        let Some(outstanding) = self.destroyed.get_mut(&disk) else { return Outcome::Done };
+        let before = outstanding.len();
+        outstanding.retain(|member| !members.contains(member));
+        if outstanding.len() == before {
+            return Outcome::Done;
+        }
+        if outstanding.is_empty() {
+            self.destroyed.remove(&disk);
+        }
+        let destroyed = &self.destroyed;
+        self.volumes.retain(|_, volume| {
+            !volume.deleting
+                || volume.shards.iter().flat_map(|shard| &shard.members).any(|member| {
+                    destroyed.get(&member.disk).is_some_and(|set| set.contains(&member.member))
+                })
+        });
+        self.revision += 1;
+        Outcome::Done
+    }
+
+    fn add_catalog_members(&mut self, pods: &[PodId]) -> Result<Outcome, CatalogError> {
+        if let Some(pod) = pods.iter().find(|pod| !self.pods.contains_key(pod)) {
+            return Err(CatalogError::NoSuchPod { pod: *pod });
+        }
+        for pod in pods {
+            if self.catalog.values().all(|other| other != pod) {
+                self.catalog.insert(MemberId(take(&mut self.next.member)), *pod);
+                self.revision += 1;
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// The volume that has this name now. One that is being deleted has given it up.
+    pub fn volume_by_name(&self, name: &str) -> Option<(VolumeId, &Volume)> {
+        self.volumes
+            .iter()
+            .find(|(_, volume)| volume.name == name && !volume.deleting)
+            .map(|(id, volume)| (*id, volume))
+    }
+
+    /// Replicas on each disk, those to be destroyed included: they still take space.
+    pub fn members_per_disk(&self) -> BTreeMap<Uuid, u64> {
+        let mut counts = BTreeMap::new();
+        let shards = self.volumes.values().flat_map(|volume| &volume.shards);
+        for member in shards.flat_map(|shard| &shard.members) {
+            *counts.entry(member.disk).or_default() += 1;
+        }
+        counts
+    }
+
+    /// The cluster as the data path sees it.
+    pub fn view(&self) -> ClusterView {
+        ClusterView {
+            revision: self.revision,
+            cluster: self.cluster,
+            pods: self.pods.iter().map(|(pod, record)| record.view(*pod)).collect(),
+            disks: self
+                .disks
+                .iter()
+                .map(|(disk, record)| DiskView { disk: *disk, pod: record.pod })
+                .collect(),
+            volumes: self.volumes.iter().map(|(id, volume)| self.view_volume(*id, volume)).collect(),
+            destroyed: self
+                .destroyed
+                .iter()
+                .flat_map(|(disk, members)| members.iter().map(|member| (*disk, *member)))
+                .collect(),
+        }
+    }
+
+    fn view_volume(&self, id: VolumeId, volume: &Volume) -> VolumeView {
+        let view_member = |member: &Member| MemberView {
+            member: member.member,
+            disk: member.disk,
+            pod: self.disks[&member.disk].pod,
+        };
+        VolumeView {
+            volume: id,
+            name: volume.name.clone(),
+            size_bytes: volume.size_bytes,
+            stripe_width: volume.stripe_width,
+            stripe_bytes: volume.stripe_bytes,
+            shards: volume
+                .shards
+                .iter()
+                .map(|shard| ShardView {
+                    shard: shard.shard,
+                    members: shard.members.iter().map(view_member).collect(),
+                })
+                .collect(),
+            deleting: volume.deleting,
+        }
+    }
+
+    /// Panics when something that must always hold does not.
+    pub fn check_invariants(&self) {
+        let mut members: BTreeSet<MemberId> = self.catalog.keys().copied().collect();
+        let mut shards = BTreeSet::new();
+        assert!(!members.is_empty(), "the catalog has a member");
+        assert!(self.catalog.values().all(|pod| self.pods.contains_key(pod)));
+        assert!(self.pods.keys().all(|pod| pod.0 < self.next.pod));
+        assert!(self.disks.values().all(|disk| self.pods.contains_key(&disk.pod)));
+        assert!(self.volumes.keys().all(|volume| volume.0 < self.next.volume));
+        for volume in self.volumes.values() {
+            let mut outstanding = 0;
+            for shard in &volume.shards {
+                assert!(shards.insert(shard.shard), "shard {} is there twice", shard.shard);
+                assert_eq!(shard.members.len(), volume.replicas as usize);
+                let disks: BTreeSet<Uuid> = shard.members.iter().map(|m| m.disk).collect();
+                assert_eq!(disks.len(), shard.members.len(), "two replicas share a disk");
+                for member in &shard.members {
+                    assert!(members.insert(member.member), "member {member:?} is there twice");
+                    let doomed = self.destroyed.get(&member.disk);
+                    outstanding += usize::from(doomed.is_some_and(|d| d.contains(&member.member)));
+                }
+            }
+            assert_eq!(volume.deleting, outstanding > 0, "deletion and destruction disagree");
+        }
+        assert!(members.iter().all(|member| member.0 < self.next.member));
+        assert!(shards.iter().all(|shard| shard.0 < self.next.shard));
+        assert!(self.destroyed.values().all(|set| set.is_subset(&members)));
+    }
+}
+
+impl Pod {
+    fn view(&self, pod: PodId) -> PodView {
+        let Addresses { api, peer, nbd } = self.addresses;
+        PodView { pod, peer, api, nbd }
+    }
+}
+
+fn take(next: &mut u64) -> u64 {
+    let id = *next;
+    *next += 1;
+    id
+}
+
+#[cfg(test)]
+#[path = "state_test.rs"]
+mod tests;

@@ -1,0 +1,32 @@
+//! Logs: lines on standard error, JSON for servers and text for people.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{Log, LogFormat};
+
+/// The level of the configuration could not be understood, or logs were set up before.
+#[derive(Debug, thiserror::Error)]
+pub enum LogsError {
+    #[error("`log.level` is {level:?}, which is neither a level nor a list of directives")]
+    Level {
+        level: String,
+        #[source]
+        source: tracing_subscriber::filter::ParseError,
+    },
+    #[error("could not set up logs")]
+    Install(#[source] tracing_subscriber::util::TryInitError),
+}
+
+/// Sets up the logs of this process, once.
+pub fn start(log: &Log) -> Result<(), LogsError> {
+    let filter = EnvFilter::builder()
+        .parse(&log.level)
+        .map_err(|source| LogsError::Level { level: log.level.clone(), source })?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
+        LogFormat::Text => builder.finish().try_init(),
+    }
+    .map_err(LogsError::Install)
+}

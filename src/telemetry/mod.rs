@@ -1,0 +1,3 @@
+//! What a pod says about itself.
+
+pub mod logs;
