@@ -1,7 +1,6 @@
 //! Holdfast: replicated block storage. The module map, top down; imports point down only
 //! (`tests/tidy.rs` holds this, `ARCHITECTURE.md` explains it).
 
-pub mod cli;
 pub mod config;
 pub mod control;
 pub mod front;

@@ -18,8 +18,8 @@ use crate::sim::history::{History, Value};
 use crate::sim::kernel::{Due, Host, Kernel, SimDriver};
 use crate::store::index::memory::MemoryIndex;
 use crate::store::lane::{self, LaneConfig};
+use crate::store::open::{LaneFormat, format_lane};
 use crate::store::seam::{Done, IndexJob, LaneFile, OpId};
-use crate::store::superblock::{self, Superblock};
 use crate::types::{BLOCK_BYTES, MemberId, PodId, ShardId, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskView, MemberView, PodView, ShardView, VolumeView};
 use crate::volume::SessionSource;
@@ -109,26 +109,20 @@ impl World {
     }
 
     fn format(&mut self, host: Host) {
-        let superblock = Superblock {
-            sequence: 1,
+        for (name, len) in [("wal", self.shape.wal_bytes), ("data", self.shape.data_bytes)] {
+            let mut kernel = self.kernel.borrow_mut();
+            kernel.files.entry((host, name.into())).or_default().bytes = len;
+        }
+        let format = LaneFormat {
             cluster: CLUSTER,
             disk: disk(host),
-            incarnation: 0,
-            lanes: 1,
-            features: 0,
             seed: 0x5eed ^ host as u64,
             wal_bytes: self.shape.wal_bytes,
             data_bytes_max: self.shape.data_bytes,
-            tail_seq: 1,
-            tail_offset: 0,
-            durable_seq: 0,
         };
-        let mut kernel = self.kernel.borrow_mut();
-        let bytes = superblock::encode(&superblock).concat();
-        kernel.files.entry((host, "superblock".into())).or_default().write(0, &bytes, true);
-        for (name, len) in [("wal", self.shape.wal_bytes), ("data", self.shape.data_bytes)] {
-            kernel.files.entry((host, name.into())).or_default().bytes = len;
-        }
+        let pool = Pool::default();
+        let mut files = SimFiles { kernel: Rc::clone(&self.kernel), host, pool };
+        format_lane(&mut files, &format).expect("the shape of a run makes a good disk");
     }
 
     /// Starts a pod on what its disk holds.

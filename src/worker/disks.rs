@@ -10,8 +10,8 @@ use crate::io::buffer::Pool;
 use crate::io::driver::OpenFile;
 use crate::io::file::{BlockingFile, sync_directory_of};
 use crate::store::lane;
+use crate::store::open::{LaneFormat, format_lane};
 use crate::store::seam::LaneFile;
-use crate::store::superblock::{self, Superblock};
 use crate::types::{BLOCK_BYTES, Uuid};
 use crate::worker::start::{DiskOptions, StartError, StartOptions};
 
@@ -66,13 +66,15 @@ pub fn format(options: &StartOptions, disk: &DiskOptions, pool: &Pool) -> Result
         })
         .map_err(file_error("set the length of", &data))?;
     sync_directory_of(&data).map_err(file_error("make durable", &data))?;
-    let superblock = new_superblock(options, disk)?;
     let (fresh, last) = (path.join("superblock.new"), path.join("superblock"));
-    let bytes = superblock::encode(&superblock).concat();
-    create(&fresh, pool)?.write_at(0, &bytes).map_err(file_error("write", &fresh))?;
+    create(&fresh, pool)?;
+    let format = new_identity(options, disk)?;
+    let mut files = DiskFiles::open_with(path, &fresh, pool)?;
+    format_lane(&mut files, &format)
+        .map_err(|source| StartError::Open { path: path.clone(), source: source.into() })?;
     std::fs::rename(&fresh, &last).map_err(file_error("rename", &fresh))?;
     sync_directory_of(&last).map_err(file_error("make durable", &last))?;
-    tracing::info!(path = %path.display(), disk = %superblock.disk, "a new disk was formatted");
+    tracing::info!(path = %path.display(), disk = %format.disk, "a new disk was formatted");
     Ok(())
 }
 
@@ -94,30 +96,21 @@ fn create(path: &Path, pool: &Pool) -> Result<BlockingFile, StartError> {
         .map_err(|source| StartError::DiskFile { path: path.to_owned(), source })
 }
 
-fn new_superblock(options: &StartOptions, disk: &DiskOptions) -> Result<Superblock, StartError> {
+fn new_identity(options: &StartOptions, disk: &DiskOptions) -> Result<LaneFormat, StartError> {
     let mut random = [0u8; 24];
     let urandom = Path::new("/dev/urandom");
     File::open(urandom)
         .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random))
         .map_err(file_error("read", urandom))?;
-    let (id, seed) = random.split_at(16);
-    let mut uuid = Uuid::default();
-    uuid.0.copy_from_slice(id);
-    let mut seed_bytes = [0u8; 8];
-    seed_bytes.copy_from_slice(seed);
-    Ok(Superblock {
-        sequence: 1,
+    let (mut id, mut seed) = ([0u8; 16], [0u8; 8]);
+    id.copy_from_slice(&random[..16]);
+    seed.copy_from_slice(&random[16..]);
+    Ok(LaneFormat {
         cluster: options.cluster,
-        disk: uuid,
-        incarnation: 0,
-        lanes: 1,
-        features: 0,
-        seed: u64::from_le_bytes(seed_bytes),
+        disk: Uuid(id),
+        seed: u64::from_le_bytes(seed),
         wal_bytes: options.wal_bytes,
         data_bytes_max: disk.data_bytes_max,
-        tail_seq: 1,
-        tail_offset: 0,
-        durable_seq: 0,
     })
 }
 
@@ -130,12 +123,16 @@ pub struct DiskFiles {
 
 impl DiskFiles {
     pub fn open(path: &Path, pool: &Pool) -> Result<DiskFiles, StartError> {
+        DiskFiles::open_with(path, &path.join("superblock"), pool)
+    }
+
+    fn open_with(path: &Path, superblock: &Path, pool: &Pool) -> Result<DiskFiles, StartError> {
         let open = |path: PathBuf| {
             BlockingFile::open(&OpenFile { path: path.clone(), create: false }, pool.clone())
                 .map_err(|source| StartError::DiskFile { path, source })
         };
         Ok(DiskFiles {
-            superblock: open(path.join("superblock"))?,
+            superblock: open(superblock.to_owned())?,
             wal: open(path.join(LANE).join("wal"))?,
             data: open(path.join(LANE).join("data"))?,
         })

@@ -67,6 +67,8 @@ pub struct Peers {
     /// Where members of other pods live: (our lane, their lane).
     routes: FxHashMap<MemberId, (Uuid, Uuid)>,
     forwarded: FxHashMap<CallId, Forwarded>,
+    /// What lanes of other pods can still allocate, as they last said.
+    free_bytes: FxHashMap<Uuid, u64>,
     next_conn: ConnId,
     next_call: u64,
 }
@@ -83,6 +85,7 @@ impl Peers {
             dirty: Vec::new(),
             routes: FxHashMap::default(),
             forwarded: FxHashMap::default(),
+            free_bytes: FxHashMap::default(),
             next_conn: 0,
             next_call: 0,
         }
@@ -152,6 +155,20 @@ impl Peers {
     fn nonce(&mut self, now: Mono) -> u64 {
         self.next_call += 1;
         mix64(now.0 ^ mix64(self.seed ^ self.next_call))
+    }
+
+    /// What this lane of another pod can still allocate; `None` when it never said.
+    pub fn free_bytes(&self, disk: Uuid) -> Option<u64> {
+        self.free_bytes.get(&disk).copied()
+    }
+
+    /// Every data connection of a lane of ours that is up.
+    fn data_conns(&self, local: Uuid) -> Vec<ConnId> {
+        let of = |((ours, _, purpose), wanted): (&Pair, &Wanted)| {
+            let up = wanted.up && *ours == local && *purpose == Purpose::Data;
+            wanted.conn.filter(|_| up)
+        };
+        self.wanted.iter().filter_map(of).collect()
     }
 
     fn conn_to(&self, member: MemberId, purpose: Purpose) -> Option<ConnId> {
@@ -258,6 +275,21 @@ impl Worker {
         }
     }
 
+    /// Tells the peers of every lane how much it can still allocate, when that changed.
+    pub fn announce_space(&mut self) {
+        for number in 0..self.lanes.len() {
+            let lane = &mut self.lanes[number];
+            let free_bytes = lane.lane.space().free_bytes;
+            if lane.announced_bytes == Some(free_bytes) {
+                continue;
+            }
+            lane.announced_bytes = Some(free_bytes);
+            for conn in self.peers.data_conns(self.lanes[number].place.disk) {
+                self.send_on(conn, PeerMessage::Space { free_bytes });
+            }
+        }
+    }
+
     fn dial(&mut self, pair: Pair, address: SocketAddr) {
         let (local, remote, purpose) = pair;
         let nonce = self.peers.nonce(self.now);
@@ -348,6 +380,10 @@ impl Worker {
         }
         if let Some(older) = older {
             self.close_peer(older);
+        }
+        if let Some(lane) = self.lanes.iter().find(|lane| lane.place.disk == pair.0) {
+            let free_bytes = lane.lane.space().free_bytes;
+            self.send_on(conn, PeerMessage::Space { free_bytes });
         }
     }
 
@@ -455,7 +491,12 @@ impl Worker {
                 self.extent_asked(conn, call, source, extent, layer);
             }
             PeerMessage::Extent { call, result } => self.extent_arrived(call, result),
-            PeerMessage::Space { .. } => {}
+            PeerMessage::Space { free_bytes } => {
+                let pair = self.peers.conns.get(&conn).and_then(|state| state.pair);
+                if let Some((_, remote, _)) = pair {
+                    self.peers.free_bytes.insert(remote, free_bytes);
+                }
+            }
         }
     }
 

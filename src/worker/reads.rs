@@ -83,11 +83,11 @@ impl Worker {
                 };
                 self.send_on(conn, PeerMessage::Extent { call, result });
             }
-            Event::Installed { read } => {
+            Event::Installed { read, refused } => {
                 let ReadTarget::Installed { member } = self.reads.take(read) else {
                     panic!("an installation answers something else")
                 };
-                self.extents_installed(member);
+                self.extents_installed(member, refused);
             }
             Event::Poisoned { reason } => self.lane_poisoned(lane, reason),
         }

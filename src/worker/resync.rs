@@ -223,9 +223,14 @@ impl Worker {
         }
     }
 
-    pub fn extents_installed(&mut self, member: MemberId) {
+    /// Extents are in place, but for the refused ones (damaged on the way, or no space here).
+    pub fn extents_installed(&mut self, member: MemberId, refused: Vec<Extent>) {
         let now = self.now;
         let Some(resync) = self.resync(member) else { return };
+        if !refused.is_empty() {
+            tracing::warn!(%member, ?refused, "extents of a resync cannot be put in place");
+            return self.resync_ended(member, false);
+        }
         resync.round.installing = false;
         resync.heard = now;
         self.copy(member);

@@ -250,6 +250,7 @@ impl Worker {
             self.tick_resyncs();
             self.tick_volumes(now);
             self.tick_peers(now);
+            self.announce_space();
             for lane in 0..self.lanes.len() {
                 self.touch_lane(lane as u8);
             }

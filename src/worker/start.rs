@@ -17,6 +17,7 @@ use crate::store::OpenError;
 use crate::store::index::{IndexError, IndexStore};
 use crate::store::index::rocks::RocksIndex;
 use crate::store::lane::{self, Lane, LaneConfig, RecoveredMember};
+use crate::store::open::read_superblock;
 use crate::store::seam::MemberRecord;
 use crate::types::{PodId, Uuid};
 use crate::view::{ClusterView, PodReport};
@@ -254,13 +255,14 @@ fn open_disk(
         index_cache_bytes: options.index_cache_bytes,
         log_tail_bytes: options.log_tail_bytes,
     };
-    let (lane, members) = open_lane(config, pool, &mut files, &mut index)
-        .map_err(|source| StartError::Open { path: path.clone(), source })?;
-    let theirs = lane.superblock().cluster;
+    let open_error = |source| StartError::Open { path: path.clone(), source };
+    let theirs = read_superblock(&mut files).map_err(|error| open_error(error.into()))?.cluster;
     if theirs != options.cluster {
         let ours = options.cluster;
         return Err(StartError::OtherCluster { path: path.clone(), ours, theirs });
     }
+    let (lane, members) =
+        open_lane(config, pool, &mut files, &mut index).map_err(open_error)?;
     let lane_files = LaneFiles {
         superblock: open_file(driver, &path.join("superblock"))?,
         wal: open_file(driver, &path.join(LANE).join("wal"))?,
