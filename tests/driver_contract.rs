@@ -1,4 +1,5 @@
-//! What every `io::driver::Driver` promises, run against the io_uring and the epoll driver. Where
+//! What every `io::driver::Driver` promises, run against the io_uring driver (with durable writes
+//! in the ring and on threads) and the epoll driver. Where
 //! a machine does not permit io_uring its half is skipped, with a line that says so.
 
 use std::collections::HashMap;
@@ -13,19 +14,28 @@ use holdfast::io::buffer::{AlignedBuf, Pool};
 use holdfast::io::driver::{
     Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
 };
-use holdfast::io::{DriverError, DriverKind, driver};
+use holdfast::io::{DriverError, DriverKind, DurableWrites, driver, driver_with};
 use tempfile::TempDir;
 
 macro_rules! contract {
     ($($name:ident,)*) => {
         mod io_uring {
             $(#[test] fn $name() {
-                super::Rig::run(super::DriverKind::IoUring, super::$name);
+                super::Rig::run(super::driver(super::DriverKind::IoUring), super::$name);
+            })*
+        }
+        mod io_uring_with_threads {
+            $(#[test] fn $name() {
+                let driver = super::driver_with(
+                    super::DriverKind::IoUring,
+                    super::DurableWrites::Threads,
+                );
+                super::Rig::run(driver, super::$name);
             })*
         }
         mod epoll {
             $(#[test] fn $name() {
-                super::Rig::run(super::DriverKind::Epoll, super::$name);
+                super::Rig::run(super::driver(super::DriverKind::Epoll), super::$name);
             })*
         }
     };
@@ -70,8 +80,8 @@ struct Rig {
 }
 
 impl Rig {
-    fn run(kind: DriverKind, test: fn(Rig)) {
-        let made = match driver(kind) {
+    fn run(made: Result<Box<dyn Driver>, DriverError>, test: fn(Rig)) {
+        let made = match made {
             Err(error @ (DriverError::Forbidden(_) | DriverError::Missing(_))) => {
                 eprintln!("skipped: {error}");
                 return;

@@ -26,12 +26,15 @@ use crate::io::driver::{
     Address, Completion, Done, Driver, FileId, Op, OpenFile, SocketId, Token, Wake, Waker,
 };
 use crate::io::operation::{buffers_of, closed, file_of, is_empty_transfer, unknown};
+use crate::io::threads::FileThreads;
 use crate::io::wake::EventFd;
-use crate::io::{DriverError, clock, file, socket};
+use crate::io::{DriverError, DurableWrites, clock, file, socket};
 use crate::types::Mono;
 
 /// Sets of flags to try, best first: Linux 6.1, 6.0, 5.19, anything.
 const FLAG_SETS: u32 = 4;
+/// Threads for durable writes: more than a log has in flight.
+const WRITE_THREADS: usize = 4;
 /// How long a dropped driver waits for the kernel to let go of its memory.
 const DROP_WAIT: Duration = Duration::from_secs(10);
 
@@ -47,6 +50,9 @@ pub(super) struct Uring {
     ready: Vec<Completion>,
     /// Room for what one look at the completion queue finds.
     reaped: Vec<cqueue::Entry>,
+    /// Durable writes, where threads carry them out; they start with the next round.
+    durable: VecDeque<(Token, Arc<OwnedFd>, Op)>,
+    threads: Option<FileThreads>,
     wake: Arc<EventFd>,
     /// Where the kernel puts the eventfd's count.
     wake_count: Box<UnsafeCell<u64>>,
@@ -84,8 +90,14 @@ enum Wait {
 
 impl Uring {
     /// A ring for the calling thread.
-    pub fn new() -> Result<Uring, DriverError> {
-        Uring::with(Sizes::default(), 0)
+    pub fn new(durable_writes: DurableWrites) -> Result<Uring, DriverError> {
+        let mut uring = Uring::with(Sizes::default(), 0)?;
+        if durable_writes == DurableWrites::Threads {
+            let wake = Arc::clone(&uring.wake);
+            let threads = FileThreads::start(WRITE_THREADS, wake);
+            uring.threads = Some(threads.map_err(setup("threads for durable writes"))?);
+        }
+        Ok(uring)
     }
 
     /// As [`Uring::new`], without the flag sets before `first_flag_set`.
@@ -109,6 +121,8 @@ impl Uring {
             handles: Handles::new(fixed_count),
             ready: Vec::new(),
             reaped: Vec::with_capacity(sizes.completion_entries as usize),
+            durable: VecDeque::new(),
+            threads: None,
             wake: Arc::new(wake),
             wake_count: Box::new(UnsafeCell::new(0)),
             wake_armed: false,
@@ -279,6 +293,9 @@ impl Uring {
                 WAKE => {
                     self.wake_armed = false;
                     self.woken = true;
+                    if let Some(threads) = &self.threads {
+                        threads.take_done(out);
+                    }
                 }
                 CANCEL => self.cancelled(high, entry.result()),
                 index => self.answered(index, high, entry.result(), out),
@@ -364,6 +381,17 @@ impl Uring {
         self.push(read.build().user_data(user_data(0, WAKE)));
     }
 
+    /// Hands durable writes to their threads, just before the kernel gets the rest: a thread
+    /// takes longer to wake up than the kernel takes to start a send.
+    fn start_durable(&mut self) {
+        let Some(threads) = &self.threads else {
+            return;
+        };
+        for (token, file, op) in self.durable.drain(..) {
+            threads.queue(token, file, op);
+        }
+    }
+
     /// True while entries wait for the kernel to take them.
     fn has_unsubmitted(&mut self) -> bool {
         !self.backlog.is_empty() || !self.ring.submission().is_empty()
@@ -412,6 +440,9 @@ impl Driver for Uring {
                 if is_empty_transfer(&op) {
                     return self.end_at_once(token, op, Ok(Done::Bytes(0)));
                 }
+                if self.threads.is_some() && matches!(op, Op::Write { durable: true, .. }) {
+                    return self.durable.push_back((token, open.shared_fd(), op));
+                }
                 let index = self.start(token, number, op);
                 let entry = self.slots.get(index).entry(index);
                 self.push(entry);
@@ -434,6 +465,7 @@ impl Driver for Uring {
             _ => None,
         };
         self.arm_wake();
+        self.start_durable();
         loop {
             self.push_backlog();
             let wait_now = if self.backlog.is_empty() {
