@@ -14,7 +14,7 @@
 //! Retries: no request is answered with an error because a leader is missing, however long that
 //! lasts; it waits. A write whose outcome is unknown is sent again under a higher session, which
 //! makes the shard refuse the first one should it turn up later. Until that second one is
-//! answered, later writes that overlap it wait. See [`route`] for terms and probes.
+//! answered, later writes that overlap it wait. See `route.rs` for terms and probes.
 //!
 //! Invariant: knows neither `replica` nor `net` nor `store`; no clock of its own.
 
