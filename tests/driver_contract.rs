@@ -1,4 +1,5 @@
-//! What every `io::driver::Driver` promises, run against the io_uring and the epoll driver. Where
+//! What every `io::driver::Driver` promises, run against the io_uring driver (with durable writes
+//! in the ring and on threads) and the epoll driver. Where
 //! a machine does not permit io_uring its half is skipped, with a line that says so.
 
 use std::collections::HashMap;
@@ -13,19 +14,28 @@ use holdfast::io::buffer::{AlignedBuf, Pool};
 use holdfast::io::driver::{
     Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
 };
-use holdfast::io::{DriverError, DriverKind, driver};
+use holdfast::io::{DriverError, DriverKind, DurableWrites, driver, driver_with};
 use tempfile::TempDir;
 
 macro_rules! contract {
     ($($name:ident,)*) => {
         mod io_uring {
             $(#[test] fn $name() {
-                super::Rig::run(super::DriverKind::IoUring, super::$name);
+                super::Rig::run(super::driver(super::DriverKind::IoUring), super::$name);
+            })*
+        }
+        mod io_uring_with_threads {
+            $(#[test] fn $name() {
+                let driver = super::driver_with(
+                    super::DriverKind::IoUring,
+                    super::DurableWrites::Threads,
+                );
+                super::Rig::run(driver, super::$name);
             })*
         }
         mod epoll {
             $(#[test] fn $name() {
-                super::Rig::run(super::DriverKind::Epoll, super::$name);
+                super::Rig::run(super::driver(super::DriverKind::Epoll), super::$name);
             })*
         }
     };
@@ -55,6 +65,7 @@ contract!(
     a_wake_ends_a_wait,
     a_wake_before_the_wait_is_not_lost,
     a_wait_ends_by_itself,
+    polling_without_waiting_sees_everything,
     a_driver_can_be_dropped_with_everything_under_way,
 );
 
@@ -69,8 +80,8 @@ struct Rig {
 }
 
 impl Rig {
-    fn run(kind: DriverKind, test: fn(Rig)) {
-        let made = match driver(kind) {
+    fn run(made: Result<Box<dyn Driver>, DriverError>, test: fn(Rig)) {
+        let made = match made {
             Err(error @ (DriverError::Forbidden(_) | DriverError::Missing(_))) => {
                 eprintln!("skipped: {error}");
                 return;
@@ -696,6 +707,77 @@ fn a_wait_ends_by_itself(mut rig: Rig) {
     rig.enter(Some(Duration::from_millis(20)));
     assert!(rig.driver.now().since(before) >= Duration::from_millis(19));
     assert!(rig.early.is_empty());
+}
+
+fn polling_without_waiting_sees_everything(mut rig: Rig) {
+    let file = rig.open("file");
+    let (socket, mut peer) = rig.connected_to_std();
+    let bufs = staging(&rig.pool, 4096);
+    let recv = rig.submit(Op::Recv { socket, bufs });
+    let bufs = vec![rig.block(1)];
+    let write = rig.submit(Op::Write {
+        file,
+        offset: 0,
+        bufs,
+        durable: true,
+    });
+    let sync = rig.submit(Op::Sync { file });
+    while !(rig.early.contains_key(&write) && rig.early.contains_key(&sync)) {
+        rig.enter(Some(Duration::ZERO));
+    }
+    peer.write_all(b"x").unwrap();
+    while !rig.early.contains_key(&recv) {
+        rig.enter(Some(Duration::ZERO));
+    }
+    assert_eq!(count(&rig.wait(recv)), 1);
+}
+
+/// What a container's seccomp profile does, for the thread that calls it: `io_uring_setup` fails.
+fn forbid_io_uring() {
+    let statement = |code: u32, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let mut compare = statement(
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        libc::SYS_io_uring_setup as u32,
+    );
+    compare.jf = 1;
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let mut filter = [
+        // The number of the system call is the first word of what a filter sees.
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+        compare,
+        statement(libc::BPF_RET | libc::BPF_K, refuse),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: the program is alive during the calls and as long as it says.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let mode = libc::SECCOMP_MODE_FILTER;
+        assert_eq!(
+            libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program),
+            0
+        );
+    }
+}
+
+#[test]
+fn without_permission_for_io_uring_it_is_epoll() {
+    std::thread::spawn(|| {
+        forbid_io_uring();
+        let refused = driver(DriverKind::IoUring).err().unwrap();
+        assert!(matches!(refused, DriverError::Forbidden(_)), "{refused:?}");
+        assert_eq!(driver(DriverKind::Auto).unwrap().name(), "epoll");
+    })
+    .join()
+    .unwrap();
 }
 
 fn a_driver_can_be_dropped_with_everything_under_way(mut rig: Rig) {

@@ -45,7 +45,7 @@ pub(super) struct Epoll {
 
 enum Handle {
     File(Arc<OwnedFd>),
-    Socket(Connection),
+    Socket(Box<Connection>),
 }
 
 impl Epoll {
@@ -171,7 +171,10 @@ impl Epoll {
         let data = epoll::EventData::new_u64(u64::from(index));
         epoll::add(&self.epoll, &fd, data, flags)?;
         let id = SocketId(index);
-        self.put(index, Handle::Socket(Connection::new(fd, id, is_tcp)));
+        self.put(
+            index,
+            Handle::Socket(Box::new(Connection::new(fd, id, is_tcp))),
+        );
         Ok(id)
     }
 

@@ -263,3 +263,75 @@ fn check_offset(offset: u64, len: usize) -> io::Result<()> {
         "offset and length of direct I/O are multiples of 4096",
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new_file(directory: &Path) -> BlockingFile {
+        let path = directory.join("file");
+        BlockingFile::open(&OpenFile { path, create: true }, Pool::default()).unwrap()
+    }
+
+    /// The default directory for temporary files may lie on a file system without O_DIRECT.
+    fn directory() -> tempfile::TempDir {
+        let binary = std::env::current_exe().unwrap();
+        tempfile::tempdir_in(binary.parent().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_from_any_memory() {
+        let directory = directory();
+        let file = new_file(directory.path());
+        let bytes: Vec<u8> = (0..3 * CHUNK_BYTES + 4096 + 1)
+            .map(|at| (at / 13) as u8)
+            .collect();
+        // Of these two at least one is not aligned.
+        for start in [0, 1] {
+            file.write_at(8192, &bytes[start..bytes.len() - 1 + start])
+                .unwrap();
+            let back = file.read_at(8192, bytes.len() - 1).unwrap();
+            assert!(back[..] == bytes[start..bytes.len() - 1 + start]);
+            assert!(is_aligned(&back));
+        }
+        assert_eq!(file.size_bytes().unwrap(), 8192 + bytes.len() as u64 - 1);
+        assert!(file.read_at(0, 8192).unwrap().iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn the_end_of_a_file_and_unaligned_requests_are_errors() {
+        let directory = directory();
+        let file = new_file(directory.path());
+        file.write_at(0, &[1; 4096]).unwrap();
+        let eof = file.read_at(0, 8192).unwrap_err();
+        assert_eq!(eof.kind(), io::ErrorKind::UnexpectedEof);
+        std::fs::write(&file.path, [1; 5000]).unwrap();
+        let cut = file.read_at(4096, 4096).unwrap_err();
+        assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);
+        for (offset, len) in [(1, 4096), (0, 100), (512, 4096)] {
+            assert!(file.read_at(offset, len).is_err());
+            assert!(file.write_at(offset, &vec![0; len]).is_err());
+        }
+        let path = directory.path().join("missing");
+        let missing = open_direct(&OpenFile {
+            path,
+            create: false,
+        })
+        .unwrap_err();
+        assert_eq!(io::Error::from(missing).kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_filled_file_holds_zeroes_and_no_holes() {
+        use std::os::unix::fs::MetadataExt;
+        let directory = directory();
+        let file = new_file(directory.path());
+        file.write_at(4096, &[7; 4096]).unwrap();
+        let len = 2 * CHUNK_BYTES + 4096;
+        file.fill_with_zeroes(len as u64).unwrap();
+        assert_eq!(file.size_bytes().unwrap(), len as u64);
+        assert!(file.read_at(0, len).unwrap().iter().all(|byte| *byte == 0));
+        let metadata = std::fs::metadata(&file.path).unwrap();
+        assert!(metadata.blocks() * 512 >= len as u64);
+    }
+}

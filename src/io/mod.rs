@@ -31,6 +31,17 @@ pub enum DriverKind {
     Epoll,
 }
 
+/// Who carries out durable writes for io_uring. (Epoll has threads for all of its file I/O.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DurableWrites {
+    /// The ring, with RWF_DSYNC: the least work. The flush waits for a worker of the kernel,
+    /// which takes milliseconds on a machine whose processors are all busy.
+    Ring,
+    /// A few threads, with `pwritev2`.
+    Threads,
+}
+
 /// Why a driver cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
@@ -53,10 +64,18 @@ pub enum DriverError {
 
 /// A driver for the calling thread: io_uring serves only the thread that made it.
 pub fn driver(kind: DriverKind) -> Result<Box<dyn Driver>, DriverError> {
+    driver_with(kind, DurableWrites::Ring)
+}
+
+/// As [`driver`], with the choice of who carries out durable writes.
+pub fn driver_with(
+    kind: DriverKind,
+    durable_writes: DurableWrites,
+) -> Result<Box<dyn Driver>, DriverError> {
     match kind {
-        DriverKind::IoUring => Ok(Box::new(uring::Uring::new()?)),
+        DriverKind::IoUring => Ok(Box::new(uring::Uring::new(durable_writes)?)),
         DriverKind::Epoll => Ok(Box::new(epoll::Epoll::new()?)),
-        DriverKind::Auto => match uring::Uring::new() {
+        DriverKind::Auto => match uring::Uring::new(durable_writes) {
             Ok(uring) => Ok(Box::new(uring)),
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);

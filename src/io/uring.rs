@@ -26,16 +26,15 @@ use crate::io::driver::{
     Address, Completion, Done, Driver, FileId, Op, OpenFile, SocketId, Token, Wake, Waker,
 };
 use crate::io::operation::{buffers_of, closed, file_of, is_empty_transfer, unknown};
+use crate::io::threads::FileThreads;
 use crate::io::wake::EventFd;
-use crate::io::{DriverError, clock, file, socket};
+use crate::io::{DriverError, DurableWrites, clock, file, socket};
 use crate::types::Mono;
 
-/// Entries that one system call submits at most.
-const SUBMISSION_ENTRIES: u32 = 512;
-/// Completions the kernel keeps in shared memory; more of them it keeps in its own.
-const COMPLETION_ENTRIES: u32 = 4096;
-/// Files and sockets that are registered; further ones work, a little slower.
-const REGISTERED_MAX: u32 = 4096;
+/// Sets of flags to try, best first: Linux 6.1, 6.0, 5.19, anything.
+const FLAG_SETS: u32 = 4;
+/// Threads for durable writes: more than a log has in flight.
+const WRITE_THREADS: usize = 4;
 /// How long a dropped driver waits for the kernel to let go of its memory.
 const DROP_WAIT: Duration = Duration::from_secs(10);
 
@@ -51,11 +50,34 @@ pub(super) struct Uring {
     ready: Vec<Completion>,
     /// Room for what one look at the completion queue finds.
     reaped: Vec<cqueue::Entry>,
+    /// Durable writes, where threads carry them out; they start with the next round.
+    durable: VecDeque<(Token, Arc<OwnedFd>, Op)>,
+    threads: Option<FileThreads>,
     wake: Arc<EventFd>,
     /// Where the kernel puts the eventfd's count.
     wake_count: Box<UnsafeCell<u64>>,
     wake_armed: bool,
     woken: bool,
+}
+
+/// How much of everything a ring has.
+struct Sizes {
+    /// Entries that one system call submits at most.
+    submission_entries: u32,
+    /// Completions the kernel keeps in shared memory; more of them it keeps in its own.
+    completion_entries: u32,
+    /// Files and sockets that are registered; further ones work, a little slower.
+    registered_max: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        Sizes {
+            submission_entries: 512,
+            completion_entries: 4096,
+            registered_max: 4096,
+        }
+    }
 }
 
 /// How long a system call waits for a completion.
@@ -68,14 +90,25 @@ enum Wait {
 
 impl Uring {
     /// A ring for the calling thread.
-    pub fn new() -> Result<Uring, DriverError> {
-        let (ring, has_taskrun_flag) = build_ring()?;
+    pub fn new(durable_writes: DurableWrites) -> Result<Uring, DriverError> {
+        let mut uring = Uring::with(Sizes::default(), 0)?;
+        if durable_writes == DurableWrites::Threads {
+            let wake = Arc::clone(&uring.wake);
+            let threads = FileThreads::start(WRITE_THREADS, wake);
+            uring.threads = Some(threads.map_err(setup("threads for durable writes"))?);
+        }
+        Ok(uring)
+    }
+
+    /// As [`Uring::new`], without the flag sets before `first_flag_set`.
+    fn with(sizes: Sizes, first_flag_set: u32) -> Result<Uring, DriverError> {
+        let (ring, has_taskrun_flag) = build_ring(&sizes, first_flag_set)?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(DriverError::TooOld {
                 missing: "timeouts of a wait (Linux 5.11)",
             });
         }
-        let fixed_count = register_table(&ring)?;
+        let fixed_count = register_table(&ring, sizes.registered_max)?;
         let wake = EventFd::new(false).map_err(|source| DriverError::Setup {
             what: "an eventfd",
             source,
@@ -87,7 +120,9 @@ impl Uring {
             slots: Slots::default(),
             handles: Handles::new(fixed_count),
             ready: Vec::new(),
-            reaped: Vec::with_capacity(COMPLETION_ENTRIES as usize),
+            reaped: Vec::with_capacity(sizes.completion_entries as usize),
+            durable: VecDeque::new(),
+            threads: None,
             wake: Arc::new(wake),
             wake_count: Box::new(UnsafeCell::new(0)),
             wake_armed: false,
@@ -258,6 +293,9 @@ impl Uring {
                 WAKE => {
                     self.wake_armed = false;
                     self.woken = true;
+                    if let Some(threads) = &self.threads {
+                        threads.take_done(out);
+                    }
                 }
                 CANCEL => self.cancelled(high, entry.result()),
                 index => self.answered(index, high, entry.result(), out),
@@ -343,6 +381,17 @@ impl Uring {
         self.push(read.build().user_data(user_data(0, WAKE)));
     }
 
+    /// Hands durable writes to their threads, just before the kernel gets the rest: a thread
+    /// takes longer to wake up than the kernel takes to start a send.
+    fn start_durable(&mut self) {
+        let Some(threads) = &self.threads else {
+            return;
+        };
+        for (token, file, op) in self.durable.drain(..) {
+            threads.queue(token, file, op);
+        }
+    }
+
     /// True while entries wait for the kernel to take them.
     fn has_unsubmitted(&mut self) -> bool {
         !self.backlog.is_empty() || !self.ring.submission().is_empty()
@@ -391,6 +440,9 @@ impl Driver for Uring {
                 if is_empty_transfer(&op) {
                     return self.end_at_once(token, op, Ok(Done::Bytes(0)));
                 }
+                if self.threads.is_some() && matches!(op, Op::Write { durable: true, .. }) {
+                    return self.durable.push_back((token, open.shared_fd(), op));
+                }
                 let index = self.start(token, number, op);
                 let entry = self.slots.get(index).entry(index);
                 self.push(entry);
@@ -413,6 +465,7 @@ impl Driver for Uring {
             _ => None,
         };
         self.arm_wake();
+        self.start_durable();
         loop {
             self.push_backlog();
             let wait_now = if self.backlog.is_empty() {
@@ -493,26 +546,25 @@ fn is_open(handle: &Handle) -> bool {
 }
 
 /// The ring with the best flags that this kernel takes, and whether it has `TASKRUN_FLAG`.
-fn build_ring() -> Result<(IoUring, bool), DriverError> {
+fn build_ring(sizes: &Sizes, first_flag_set: u32) -> Result<(IoUring, bool), DriverError> {
     let mut refused = None;
-    // Newest first: Linux 6.1, 6.0, 5.19, anything.
-    for generation in 0..4 {
+    for flag_set in first_flag_set..FLAG_SETS {
         let mut builder = IoUring::builder();
-        builder.setup_cqsize(COMPLETION_ENTRIES);
-        if generation < 3 {
+        builder.setup_cqsize(sizes.completion_entries);
+        if flag_set < 3 {
             builder
                 .setup_coop_taskrun()
                 .setup_taskrun_flag()
                 .setup_submit_all();
         }
-        if generation < 2 {
+        if flag_set < 2 {
             builder.setup_single_issuer();
         }
-        if generation < 1 {
+        if flag_set < 1 {
             builder.setup_defer_taskrun();
         }
-        match builder.build(SUBMISSION_ENTRIES) {
-            Ok(ring) => return Ok((ring, generation < 3)),
+        match builder.build(sizes.submission_entries) {
+            Ok(ring) => return Ok((ring, flag_set < 3)),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EINVAL) => refused = Some(error),
                 Some(libc::EPERM | libc::EACCES) => return Err(DriverError::Forbidden(error)),
@@ -525,11 +577,11 @@ fn build_ring() -> Result<(IoUring, bool), DriverError> {
 }
 
 /// Registers an empty table of files; its size.
-fn register_table(ring: &IoUring) -> Result<u32, DriverError> {
+fn register_table(ring: &IoUring, count_max: u32) -> Result<u32, DriverError> {
     // The kernel refuses a table larger than the number of files a process may open.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let count = limit.map_or(REGISTERED_MAX, |limit| {
-        u32::try_from(limit).unwrap_or(u32::MAX).min(REGISTERED_MAX)
+    let count = limit.map_or(count_max, |limit| {
+        u32::try_from(limit).unwrap_or(u32::MAX).min(count_max)
     });
     let submitter = ring.submitter();
     submitter
@@ -542,3 +594,7 @@ fn register_table(ring: &IoUring) -> Result<u32, DriverError> {
 fn setup(what: &'static str) -> impl FnOnce(io::Error) -> DriverError {
     move |source| DriverError::Setup { what, source }
 }
+
+#[cfg(test)]
+#[path = "uring_test.rs"]
+mod tests;

@@ -14,7 +14,7 @@
 //! Retries: no request is answered with an error because a leader is missing, however long that
 //! lasts; it waits. A write whose outcome is unknown is sent again under a higher session, which
 //! makes the shard refuse the first one should it turn up later. Until that second one is
-//! answered, later writes that overlap it wait. See [`route`] for terms and probes.
+//! answered, later writes that overlap it wait. See `route.rs` for terms and probes.
 //!
 //! Invariant: knows neither `replica` nor `net` nor `store`; no clock of its own.
 
@@ -148,7 +148,8 @@ impl Volume {
         self.work.bytes < VOLUME_UNDER_WAY_BYTES_MAX || own < CONNECTION_UNDER_WAY_BYTES_MIN
     }
 
-    /// A request of a client. `handle` comes back with the answer.
+    /// A request of a client. `handle` comes back with the answer. Nothing may come from a
+    /// connection that has ended: check for that before handing over what it had sent (rule R15).
     pub fn request(&mut self, conn: ConnId, handle: u64, op: BlockOp) {
         if let Some(result) = self.answer_at_once(&op) {
             self.replies.push(VolumeOutput::Reply {
@@ -196,7 +197,8 @@ impl Volume {
         self.work.bytes_of.remove(&conn);
     }
 
-    /// The result of something sent. `from` answered, in its `term`.
+    /// The result of something sent. `from` answered; `term` is the term it was in by then (0: no
+    /// member was asked).
     pub fn shard_result(
         &mut self,
         now: Mono,
@@ -214,7 +216,7 @@ impl Volume {
             Err(BlockError::NotLeader { hint, term }) => route.refused(now, from, *hint, *term),
             Err(BlockError::Unknown) => route.lost(now, from),
             Err(BlockError::NoSuchVolume) => route.refused(now, from, None, term),
-            Err(BlockError::Busy) => route.busy(now),
+            Err(BlockError::Busy) => route.busy(now, from, term),
             _ => route.confirmed(from, term),
         }
         self.end_attempt(ticket, attempt, result);

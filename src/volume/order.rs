@@ -142,13 +142,24 @@ mod tests {
         }
     }
 
+    /// First block, length, whether it is short, which write ends, and what happens.
+    fn step() -> impl Strategy<Value = (u64, u64, bool, prop::sample::Index, u8)> {
+        (
+            0u64..1500,
+            1u64..600,
+            any::<bool>(),
+            any::<prop::sample::Index>(),
+            0u8..10,
+        )
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
         /// Writes begin, end, and are given up before they started, in any order.
         #[test]
         fn a_write_starts_when_no_earlier_one_overlaps(
-            steps in prop::collection::vec((0u64..1500, 1u64..600, any::<bool>(), any::<prop::sample::Index>(), 0u8..10), 1..200),
+            steps in prop::collection::vec(step(), 1..200),
         ) {
             let mut order = WriteOrder::default();
             let mut model = Model::default();

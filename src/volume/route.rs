@@ -122,7 +122,11 @@ impl ShardRoute {
     }
 
     /// The leader has too much to do.
-    pub fn busy(&mut self, now: Mono) {
+    pub fn busy(&mut self, now: Mono, leader: MemberId, term: u64) {
+        if self.leader.is_none() && term >= self.term && term > 0 {
+            self.term = term;
+            self.leader = self.member(leader);
+        }
         self.window_bytes = WINDOW_BYTES_MIN;
         self.pause(now);
     }

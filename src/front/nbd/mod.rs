@@ -14,4 +14,8 @@ pub use fuzz::fuzz_one;
 pub use session::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
 
 #[cfg(test)]
+mod handshake_test;
+#[cfg(test)]
 mod session_test;
+#[cfg(test)]
+mod testing;

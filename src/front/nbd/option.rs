@@ -134,7 +134,12 @@ fn go(
     {
         data.clear();
         data.put_u16(info::NAME);
-        data.extend_from_slice(name.as_bytes());
+        let only = if name.is_empty() {
+            exports.list().pop()
+        } else {
+            None
+        };
+        data.extend_from_slice(only.as_deref().unwrap_or(name).as_bytes());
         wire::put_option_reply(out, code, reply::INFO, &data);
     }
     wire::put_option_reply(out, code, reply::ACK, &[]);

@@ -216,7 +216,7 @@ pub(super) fn answer(
             } else {
                 wire::put_simple_reply(sink.scratch, cookie, 0);
                 segments
-                    .into_iter()
+                    .iter()
                     .for_each(|segment| put_segment(segment, sink));
             }
         }
@@ -237,48 +237,36 @@ pub(super) fn answer(
     sink.flush();
 }
 
-fn put_segment(segment: Segment, sink: &mut Sink) {
+fn put_segment(segment: &Segment, sink: &mut Sink) {
     match segment {
-        Segment::Data(data) => sink.data(data),
-        Segment::Zero(len) => sink.zeroes(len),
+        Segment::Data(data) => sink.data(data.clone()),
+        Segment::Zero(len) => sink.zeroes(*len),
     }
 }
 
 /// One chunk for each stretch of data and each hole; with DF one chunk in all, which is a hole
 /// only when everything is zero.
-fn structured_read(request: &UnderWay, segments: Vec<Segment>, sink: &mut Sink) {
+fn structured_read(request: &UnderWay, mut segments: Vec<Segment>, sink: &mut Sink) {
+    segments.retain(|segment| segment.len_bytes() > 0);
     let is_hole = |segment: &Segment| matches!(segment, Segment::Zero(_));
     let whole = request.flags & command_flag::DF != 0 && !segments.iter().all(is_hole);
     let mut offset = request.offset;
-    let mut left = request.length as usize;
-    let mut segments = segments
-        .into_iter()
-        .filter(|segment| segment.len_bytes() > 0)
-        .peekable();
-    let mut group = Vec::new();
-    while let Some(first) = segments.next() {
-        let hole = is_hole(&first) && !whole;
-        let mut len = first.len_bytes();
-        group.push(first);
-        while let Some(next) = segments.next_if(|next| whole || is_hole(next) == hole) {
-            len += next.len_bytes();
-            group.push(next);
-        }
-        left -= len;
+    let end = offset + u64::from(request.length);
+    for group in segments.chunk_by(|a, b| whole || is_hole(a) == is_hole(b)) {
+        let hole = is_hole(&group[0]) && !whole;
+        let len: usize = group.iter().map(Segment::len_bytes).sum();
         let (kind, payload_bytes) = match hole {
             true => (chunk::OFFSET_HOLE, 12),
             false => (chunk::OFFSET_DATA, 8 + len),
         };
-        wire::put_chunk(sink.scratch, request.cookie, kind, left == 0, payload_bytes);
+        let last = offset + len as u64 == end;
+        wire::put_chunk(sink.scratch, request.cookie, kind, last, payload_bytes);
         sink.scratch.put_u64(offset);
         if hole {
-            sink.scratch
-                .put_u32(u32::try_from(len).expect("a request is at most 32 MiB"));
-            group.clear();
+            let len = u32::try_from(len).expect("a request is at most 32 MiB");
+            sink.scratch.put_u32(len);
         } else {
-            group
-                .drain(..)
-                .for_each(|segment| put_segment(segment, sink));
+            group.iter().for_each(|segment| put_segment(segment, sink));
         }
         offset += len as u64;
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use io_uring::IoUring;
 
@@ -10,7 +11,7 @@ use crate::io::driver::Token;
 
 /// An open file or socket.
 pub(super) struct Handle {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     pub is_socket: bool,
     /// Connections accepted from it are TCP.
     pub is_tcp: bool,
@@ -29,9 +30,14 @@ impl Handle {
         Handle::new(fd, true, is_tcp)
     }
 
+    /// The descriptor, for a thread that uses it.
+    pub fn shared_fd(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.fd)
+    }
+
     fn new(fd: OwnedFd, is_socket: bool, is_tcp: bool) -> Handle {
         Handle {
-            fd,
+            fd: Arc::new(fd),
             is_socket,
             is_tcp,
             under_way: Vec::new(),

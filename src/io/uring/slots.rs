@@ -65,6 +65,7 @@ pub(super) struct Slot {
 /// See the module. Slots are boxed: the kernel holds pointers into them.
 #[derive(Default)]
 pub(super) struct Slots {
+    #[allow(clippy::vec_box, reason = "slots must not move when the list grows")]
     slots: Vec<Box<Slot>>,
     free: Vec<u32>,
 }

@@ -190,7 +190,8 @@ impl Walk {
         }));
         self.last = Last {
             seq: up_to,
-            previous_seq: self.last.seq,
+            // So that the next recovery too sees that more than one may be missing.
+            previous_seq: BatchSeq(up_to.0 - 1),
             crc: 0,
             index: index.into(),
         };

@@ -791,3 +791,7 @@ fn hard_at(part: &[u8], at: usize) -> HardState {
         commit: u64_at(part, at + 16),
     }
 }
+
+#[cfg(test)]
+#[path = "format_test.rs"]
+mod tests;

@@ -100,8 +100,10 @@ pub fn recover(
 ) -> Result<Recovered, RecoverError> {
     let scanned = scan(config, marks.tail_seq, read)?;
     let headers = || scanned.found.iter().map(|found| &found.batch.header);
-    let newest_seq = headers().map(|h| h.seq).max().unwrap_or_default();
-    let newest_incarnation = headers().map(|h| h.incarnation).max().unwrap_or(0);
+    let newest = Newest {
+        seq: headers().map(|h| h.seq).max().unwrap_or_default(),
+        incarnation: headers().map(|h| h.incarnation).max().unwrap_or(0),
+    };
     let decision = decide(scanned.found, marks.tail_seq, marks.durable_seq);
 
     let batches = || {
@@ -123,12 +125,11 @@ pub fn recover(
         .map(|header| header.offset..header.offset + header.total_bytes())
         .collect();
     let kept = batches().map(|b| (b.header.seq, b.header.offset)).collect();
-    let newest = batches().last().map(|batch| &batch.header);
-    let head_offset = match newest {
+    let head_offset = match batches().last().map(|batch| &batch.header) {
         Some(header) => (header.offset + header.total_bytes()) % config.ring_bytes,
         None => first_offset(config, marks.tail_offset),
     };
-    let position = position(&decision, kept, head_offset, newest_seq, newest_incarnation);
+    let position = position(config, &decision, kept, head_offset, newest);
     Ok(Recovered {
         position,
         unconfirmed,
@@ -148,23 +149,32 @@ fn first_offset(config: &WalConfig, offset: u64) -> u64 {
     }
 }
 
+/// The largest that was seen in any batch, cut off or not.
+struct Newest {
+    seq: BatchSeq,
+    incarnation: u64,
+}
+
 fn position(
+    config: &WalConfig,
     decision: &Decision,
     kept: Vec<(BatchSeq, u64)>,
     head_offset: u64,
-    newest_seq: BatchSeq,
-    newest_incarnation: u64,
+    newest: Newest,
 ) -> WalPosition {
     let last = &decision.last;
-    // A crash may have hidden every trace of what was in flight: those numbers are skipped too.
-    let used = newest_seq.max(decision.mark).max(last.seq);
+    let used = newest.seq.max(decision.mark).max(last.seq);
+    // A crash may have hidden every trace of what was in flight, and so may every crash of the
+    // incarnations that left nothing: those numbers are skipped too.
+    let opens = config.incarnation.saturating_sub(newest.incarnation) + 1;
+    let hidden = opens.saturating_mul(IN_FLIGHT_MAX as u64);
     WalPosition {
-        next_seq: BatchSeq(used.0 + 1 + IN_FLIGHT_MAX as u64),
+        next_seq: BatchSeq((used.0 + 1).saturating_add(hidden)),
         head_offset,
         tail_seq: decision.start,
         tail_offset: kept.first().map_or(head_offset, |batch| batch.1),
         chain_seq: last.seq,
-        chain_incarnation: newest_incarnation,
+        chain_incarnation: newest.incarnation,
         chain_crc: last.crc,
         chain_previous_seq: last.previous_seq,
         previous_items: last.index.clone(),
@@ -204,3 +214,7 @@ pub fn load_payload(
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+#[path = "recover_test.rs"]
+mod tests;

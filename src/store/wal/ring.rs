@@ -512,3 +512,7 @@ impl Space {
         here + at_start - wasted
     }
 }
+
+#[cfg(test)]
+#[path = "ring_test.rs"]
+mod tests;
