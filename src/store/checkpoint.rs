@@ -9,9 +9,9 @@ use crate::store::groups::{Group, GroupKind, Unplaced};
 use crate::store::lane::{Lane, Pending};
 use crate::store::member::Phase;
 use crate::store::seam::{Event, HardState, IndexEdit, IndexJob, LaneFile, Slot};
-use crate::store::superblock::Superblock;
+use crate::store::superblock::{self, Superblock};
 use crate::store::wal::{BatchSeq, Item};
-use crate::types::{BLOCK_BYTES, MemberId, Mono};
+use crate::types::{MemberId, Mono};
 
 /// Without a change for this long, everything is written back.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
@@ -131,7 +131,11 @@ impl Lane {
         });
         let pinned = self.log.pins.keys().next().copied();
         let oldest = needed.chain(pinned).min();
-        let durable = self.log.wal.durable_seq();
+        // The newest durable batch is always kept.
+        let durable = match self.log.wal.durable_seq() > self.log.found_seq {
+            true => self.log.wal.durable_seq(),
+            false => self.log.found_seq,
+        };
         oldest.map_or(durable, |oldest| oldest.min(durable))
     }
 
@@ -153,19 +157,18 @@ impl Lane {
     }
 
     /// Two copies at a time: whatever becomes of one write, two copies agree.
-    fn write_superblock_half(&mut self, next: &Superblock, pending: Pending, first_copy: u8) {
-        let mut half = self.pool.take(2 * BLOCK_BYTES);
-        half[..BLOCK_BYTES].copy_from_slice(&next.encode(first_copy));
-        half[BLOCK_BYTES..].copy_from_slice(&next.encode(first_copy + 1));
-        let offset = u64::from(first_copy) * BLOCK_BYTES as u64;
-        let bufs = vec![half.freeze()];
+    fn write_superblock_half(&mut self, next: &Superblock, pending: Pending, half: usize) {
+        let copies = superblock::encode(next);
+        let bytes = copies[2 * half..2 * half + 2].concat();
+        let bufs = vec![self.pool.copy(&bytes)];
+        let offset = (half * bytes.len()) as u64;
         self.io
             .write(pending, LaneFile::Superblock, offset, bufs, true);
     }
 
     pub(super) fn superblock_half_written(&mut self) {
         let next = self.checkpoint.next.clone().expect("being written");
-        self.write_superblock_half(&next, Pending::SuperblockSecond, 2);
+        self.write_superblock_half(&next, Pending::SuperblockSecond, 1);
     }
 
     /// The new tail is durable: now the ring may overwrite what is before it.
@@ -306,7 +309,7 @@ impl Lane {
                 member: *id,
                 kind: GroupKind::OwnHard,
                 commit: Some(hard.newest.commit),
-                after: self.log.groups.newest_formed(),
+                not_before: self.log.wal.next_seq(),
             });
             self.log.wal.push(group, vec![item]);
         }
@@ -318,9 +321,8 @@ impl Lane {
         let tail = self.log.wal.tail().0;
         let holder = self.members.iter().find(|(_, member)| {
             let needed = member.oldest_needed(member.durable_flushed);
-            let newest = self.log.groups.newest_formed();
-            // A reset is already on its way, or nothing newer than the tail would be gained.
-            needed.is_some_and(|seq| seq <= tail && seq < newest)
+            let durable = self.log.wal.durable_seq();
+            needed.is_some_and(|seq| seq <= tail && seq < durable)
                 && member.phase == Phase::Live
                 && member.log.hold.is_none()
                 && member.hard.groups_under_way == 0
@@ -363,7 +365,7 @@ impl Lane {
             member: id,
             kind: GroupKind::Image { places: Vec::new() },
             commit: Some(hard.commit),
-            after: self.log.groups.newest_formed(),
+            not_before: self.log.wal.next_seq(),
         });
         let image = Item::Image {
             member: id,

@@ -9,7 +9,7 @@ use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Buffers, Completion, Done, Op, SocketId};
 use crate::types::{BlockError, BlockReply, Mono, VolumeId};
 use crate::view::ClusterView;
-use crate::volume::{ConnId as VolumeConn, VolumeOutput};
+use crate::volume::{ConnId as VolumeConn, Volume, VolumeOutput};
 use crate::worker::Worker;
 use crate::worker::requests::Waiter;
 use crate::worker::start::StartError;
@@ -32,6 +32,14 @@ struct Client {
     /// Close when everything was sent.
     closing: bool,
     dirty: bool,
+}
+
+impl Client {
+    /// False while the router has enough from this connection.
+    fn may_ask(&self, conn: ConnId, volumes: &FxHashMap<VolumeId, Volume>) -> bool {
+        let router = self.session.export().and_then(|export| volumes.get(&export.volume));
+        router.is_none_or(|router| router.wants_requests(VolumeConn(u64::from(conn))))
+    }
 }
 
 /// The connections and listeners of a worker.
@@ -165,6 +173,7 @@ impl Worker {
         let mut outputs = std::mem::take(&mut self.clients.outputs);
         if let Some(client) = self.clients.clients.get_mut(&conn)
             && client.stream.wants_receive()
+            && client.may_ask(conn, &self.volumes)
         {
             client.session.feed(&mut client.stream.reader, self.view.as_ref(), &mut outputs);
         }
@@ -237,7 +246,7 @@ impl Worker {
             client.stream.send(driver, Target::ClientSend(conn).token());
             if client.closing && !client.stream.has_output() {
                 ended.push(conn);
-            } else if client.session.wants_input() {
+            } else if client.session.wants_input() && client.may_ask(conn, &self.volumes) {
                 client.stream.receive(driver, Target::ClientRecv(conn).token());
             }
         }

@@ -39,8 +39,8 @@ pub struct LaneRuntime {
     pub index: Box<dyn IndexRunner>,
     /// Why the disk was given up.
     pub poisoned: Option<String>,
-    /// Free space that the peers were last told of.
-    pub announced_bytes: Option<u64>,
+    /// Free space that the peers were last told of, and when.
+    pub announced: Option<(u64, Mono)>,
     /// What the lane asked for and the driver has not got yet.
     pub pending: Vec<Effect>,
     /// Log writes under way and when they were started, oldest first.
@@ -58,9 +58,9 @@ impl LaneRuntime {
         index: Box<dyn IndexRunner>,
         pool: Pool,
     ) -> LaneRuntime {
-        let (poisoned, announced_bytes) = (None, None);
+        let (poisoned, announced) = (None, None);
         let (pending, log_writes) = (Vec::new(), Vec::new());
-        LaneRuntime { lane, place, files, index, poisoned, announced_bytes, pending, log_writes, number, pool }
+        LaneRuntime { lane, place, files, index, poisoned, announced, pending, log_writes, number, pool }
     }
 
     /// Hands everything that the lane asked for in this round to the driver.

@@ -190,12 +190,16 @@ impl Worker {
 
     fn role_changed(&mut self, member: MemberId, role: Role) {
         let Some(runtime) = self.members.get_mut(&member) else { return };
-        runtime.role = role;
+        let before = std::mem::replace(&mut runtime.role, role);
         let (volume, shard) = (runtime.volume, runtime.shard);
         tracing::info!(%member, %shard, term = role.term, leader = ?role.leader, serving = role.serving, "role");
         // A leader that does not serve yet would only refuse what the router sends.
         let leader = role.leader.filter(|leader| *leader != member || role.serving);
         if let Some(router) = self.volumes.get_mut(&volume) {
+            // A leader that was replaced may be silent on a connection that still stands.
+            if let Some(old) = before.leader.filter(|old| leader.is_some_and(|new| new != *old)) {
+                router.link_down(self.now, old);
+            }
             router.role(shard, leader, role.term);
             self.touch_volume(volume);
         }

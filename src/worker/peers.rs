@@ -1,6 +1,7 @@
 //! Links to other pods: which ones ought to exist, dialing, and the messages on them.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
@@ -22,6 +23,11 @@ use crate::worker::requests::Waiter;
 use crate::worker::round::WorkerConfig;
 use crate::worker::stream::Stream;
 use crate::worker::token::{ConnId, Target};
+
+/// A connection on which nothing came for this long is dead.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Signs of life are at most this far apart.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 
 /// A pair of lanes, ours first, and what the connection is for.
 type Pair = (Uuid, Uuid, Purpose);
@@ -45,6 +51,8 @@ struct Conn {
     link: Link,
     pair: Option<Pair>,
     dirty: bool,
+    /// When something last arrived.
+    heard: Mono,
 }
 
 /// A request of a router here that another pod carries out.
@@ -259,8 +267,18 @@ impl Worker {
         }
     }
 
-    /// Dials what ought to be up and is not.
+    /// Closes what is silent and dials what ought to be up and is not.
     pub fn tick_peers(&mut self, now: Mono) {
+        let silent = |(conn, state): (&ConnId, &Conn)| {
+            let purpose = state.pair.map(|(_, _, purpose)| purpose);
+            let may_be_silent = purpose == Some(Purpose::Resync);
+            (!may_be_silent && now.since(state.heard) > SILENCE).then_some(*conn)
+        };
+        let silent: Vec<ConnId> = self.peers.conns.iter().filter_map(silent).collect();
+        for conn in silent {
+            tracing::warn!("a link to another pod is silent and is closed");
+            self.close_peer(conn);
+        }
         let due: Vec<(Pair, SocketAddr)> = self
             .peers
             .wanted
@@ -275,15 +293,18 @@ impl Worker {
         }
     }
 
-    /// Tells the peers of every lane how much it can still allocate, when that changed.
+    /// Tells the peers of every lane how much it can still allocate: when that changed, and as a
+    /// sign of life.
     pub fn announce_space(&mut self) {
+        let now = self.now;
         for number in 0..self.lanes.len() {
             let lane = &mut self.lanes[number];
             let free_bytes = lane.lane.space().free_bytes;
-            if lane.announced_bytes == Some(free_bytes) {
+            let announced = lane.announced.filter(|(_, at)| now.since(*at) < ANNOUNCE_EVERY);
+            if announced.is_some_and(|(bytes, _)| bytes == free_bytes) {
                 continue;
             }
-            lane.announced_bytes = Some(free_bytes);
+            lane.announced = Some((free_bytes, now));
             for conn in self.peers.data_conns(self.lanes[number].place.disk) {
                 self.send_on(conn, PeerMessage::Space { free_bytes });
             }
@@ -300,7 +321,8 @@ impl Worker {
         wanted.conn = Some(conn);
         let target = LaneTarget { pod: wanted.pod, disk: remote, lane: 0 };
         let link = Link::dial(*identity, target, purpose, nonce, self.peers.pool.clone());
-        let state = Conn { stream: None, link, pair: Some(pair), dirty: false };
+        let heard = self.now;
+        let state = Conn { stream: None, link, pair: Some(pair), dirty: false, heard };
         self.peers.conns.insert(conn, state);
         let connect = Op::Connect { address: Address::Tcp(address) };
         self.driver.submit(Target::PeerConnect(conn).token(), connect);
@@ -329,7 +351,8 @@ impl Worker {
         let pool = self.peers.pool.clone();
         let link = Link::accept(self.peers.locals.clone(), nonce, pool.clone());
         let stream = Some(Stream::new(socket, pool));
-        self.peers.conns.insert(conn, Conn { stream, link, pair: None, dirty: false });
+        let heard = self.now;
+        self.peers.conns.insert(conn, Conn { stream, link, pair: None, dirty: false, heard });
         self.peers.mark(conn);
     }
 
@@ -345,6 +368,7 @@ impl Worker {
             return self.close_peer(conn);
         }
         stream.received(bufs, count);
+        state.heard = self.now;
         let mut events = std::mem::take(&mut self.scratch.link_events);
         let fed = state.link.feed(&mut stream.reader, &mut self.peers.seen, &mut events);
         self.peers.mark(conn);
