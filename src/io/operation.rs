@@ -7,18 +7,14 @@ use crate::io::driver::{Buffers, FileId, Op};
 use crate::io::gather::Gather;
 use crate::types::BLOCK_BYTES;
 
-/// Lists the memory that an operation moves, and checks what its caller promised.
+/// Lists the memory that an operation moves.
 pub(super) fn gather_op(gather: &mut Gather, op: &mut Op) {
+    assert_aligned(op);
     match op {
-        Op::Read { buf, offset, .. } => {
-            assert_aligned(*offset, is_aligned(buf));
-            gather.push_target(buf);
+        Op::Read { buf, .. } => gather.push_target(buf),
+        Op::Write { bufs, .. } | Op::Send { bufs, .. } => {
+            bufs.iter().for_each(|part| gather.push_source(part))
         }
-        Op::Write { bufs, offset, .. } => {
-            assert_aligned(*offset, bufs.iter().all(|part| is_aligned(part)));
-            bufs.iter().for_each(|part| gather.push_source(part));
-        }
-        Op::Send { bufs, .. } => bufs.iter().for_each(|part| gather.push_source(part)),
         Op::Recv { bufs, .. } => {
             if let Some(landing) = &mut bufs.landing {
                 gather.push_target(&mut landing[bufs.landing_from..]);
@@ -33,7 +29,13 @@ pub(super) fn gather_op(gather: &mut Gather, op: &mut Op) {
     }
 }
 
-fn assert_aligned(offset: u64, memory: bool) {
+/// Checks what the caller of a file operation has promised.
+pub(super) fn assert_aligned(op: &Op) {
+    let (offset, memory) = match op {
+        Op::Read { buf, offset, .. } => (*offset, is_aligned(buf)),
+        Op::Write { bufs, offset, .. } => (*offset, bufs.iter().all(|part| is_aligned(part))),
+        _ => return,
+    };
     assert!(
         memory && offset.is_multiple_of(BLOCK_BYTES as u64),
         "direct I/O is aligned to 4 KiB"

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use crate::io::driver::{Completion, Done, Op, Token, Wake};
 use crate::io::gather::Gather;
-use crate::io::operation::{buffers_of, gather_op};
+use crate::io::operation::{assert_aligned, buffers_of, gather_op};
 use crate::io::wake::EventFd;
 use crate::types::BLOCK_BYTES;
 
@@ -66,6 +66,8 @@ impl FileThreads {
 
     /// Queues a `Read`, `Write` or `Sync`.
     pub fn queue(&self, token: Token, file: Arc<OwnedFd>, op: Op) {
+        // Here, as a panic in a thread would leave the operation without a completion.
+        assert_aligned(&op);
         lock(&self.shared.queue)
             .jobs
             .push_back(Job { token, file, op });
