@@ -327,6 +327,42 @@ fn leadership_moves_on_request_and_takes_the_lease_away() {
     assert!(cluster.result(read).is_some(), "confirmed by a round");
     cluster.run(2_000);
     assert!(done(&cluster, waits), "{:?}", cluster.result(waits));
+    // The offer stands in a message that may still arrive: no lease for the rest of the term.
+    isolate(&mut cluster, heir);
+    let read = cluster.read(heir, 2, 1);
+    cluster.run(50);
+    assert!(cluster.result(read).is_none());
+    cluster.settle();
+}
+
+#[test]
+fn a_restarted_member_does_not_help_to_elect_within_the_lease_that_it_granted() {
+    let mut cluster = Cluster::new(17, 3);
+    let old = cluster.elect();
+    cluster.run(1_000);
+    let forgetful = follower_of(&cluster, old);
+    let read_until = |cluster: &mut Cluster, ms: u64| {
+        for _ in 0..ms / 10 {
+            let read = cluster.read(old, 0, 1);
+            cluster.run(10);
+            let other = cluster
+                .nodes
+                .iter()
+                .any(|(id, node)| *id != old && node.role.serving);
+            let served = matches!(cluster.result(read), Some(Ok(_)));
+            assert!(!(served && other), "a read beside another leader");
+        }
+    };
+    // The other follower has long stopped hearing from the leader and would campaign at once.
+    let other = MemberId(6 - old.0 - forgetful.0);
+    cluster.cut.insert((old, other));
+    cluster.cut.insert((other, old));
+    read_until(&mut cluster, 2_000);
+    isolate(&mut cluster, old);
+    cluster.crash(forgetful);
+    cluster.start(forgetful);
+    read_until(&mut cluster, 4_000);
+    assert!(cluster.leader().is_some_and(|leader| leader != old));
     cluster.settle();
 }
 
