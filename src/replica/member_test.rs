@@ -300,6 +300,19 @@ fn votes_are_refused_within_the_lease_and_after_a_restart() {
 }
 
 #[test]
+fn ticks_that_come_too_fast_start_no_election_within_the_lease() {
+    let mut cluster = Cluster::new(18, 3);
+    let leader = cluster.elect();
+    cluster.run(1_000);
+    let hasty = follower_of(&cluster, leader);
+    for _ in 0..40 {
+        cluster.handle(hasty, Input::Tick);
+        cluster.run(1);
+        assert_eq!(cluster.nodes[&hasty].role.leader, Some(leader));
+    }
+}
+
+#[test]
 fn leadership_moves_on_request_and_takes_the_lease_away() {
     let mut cluster = Cluster::new(10, 3);
     let old = cluster.elect();
