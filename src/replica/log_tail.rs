@@ -67,6 +67,10 @@ impl LogTail {
             }
             (before, term) = (entry.index, entry.term);
         }
+        if hard.term < term {
+            // A resync brought entries of a later term than was ever heard of here.
+            (hard.term, hard.vote) = (term, 0);
+        }
         hard.commit = hard.commit.max(applied_index);
         if compacted.0 > applied_index {
             let (compacted, applied) = (compacted.0, applied_index);

@@ -307,7 +307,9 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_are_judged_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+        fn arbitrary_bytes_are_judged_without_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
             let _ = Meta::decode(&bytes);
         }
     }

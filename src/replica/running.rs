@@ -45,6 +45,8 @@ pub struct Running {
     writes: Writes,
     reads: Reads,
     resync: Resync,
+    /// The newest time that was told: no request arrived later, so a lease is judged by it.
+    newest: Mono,
     /// The term in which this member led at the last look.
     led_term: Option<u64>,
     /// Last reported.
@@ -93,6 +95,7 @@ impl Running {
             writes: Writes::new(geometry),
             reads: Reads::default(),
             resync: Resync::default(),
+            newest: now,
             led_term: None,
             role: Role::default(),
             install: None,
@@ -138,6 +141,7 @@ impl Running {
     }
 
     pub fn handle(&mut self, now: Mono, input: Input) -> Result<(), Broken> {
+        self.newest = self.newest.max(now);
         match input {
             Input::Tick => self.on_tick(now),
             Input::Peer(message) => self.on_peer(now, *message),
@@ -156,8 +160,7 @@ impl Running {
             Input::Unreachable(member) => self.raft.raw.report_unreachable(member.0),
             Input::TransferLeader(member) => self.on_transfer(member),
             Input::InstallSnapshot { index, term, meta } => {
-                Meta::decode(&meta)?;
-                self.install = Some(Reset { index, term, meta });
+                self.on_install(Reset { index, term, meta });
             }
             Input::ResyncEnded { member, ok } => self.resync.ended(member, ok),
             Input::Resyncing(resyncing) => self.votes.resyncing = resyncing,
@@ -362,6 +365,7 @@ impl Running {
     }
 
     pub fn poll(&mut self, now: Mono, out: &mut Vec<Output>) -> Result<(), Broken> {
+        self.newest = self.newest.max(now);
         self.round = None;
         out.append(&mut self.outbox);
         self.step_install();
@@ -375,9 +379,10 @@ impl Running {
         }
         self.append_commit(out);
         out.append(&mut self.outbox);
-        let state = self.read_state(now);
+        let state = self.read_state();
         self.reads.serve(&state, out);
-        for member in self.raft.raw.mut_store().take_wanted() {
+        let wanted = self.raft.raw.mut_store().take_wanted();
+        for member in wanted.into_iter().filter(|_| self.raft.is_leader()) {
             self.resync.wanted(member, out);
         }
         let role = self.role();
@@ -388,9 +393,9 @@ impl Running {
         Ok(())
     }
 
-    fn read_state(&self, now: Mono) -> ReadState {
+    fn read_state(&self) -> ReadState {
         ReadState {
-            now,
+            now: self.newest,
             applied_index: self.applied_index,
             serving: self.is_serving(),
             sole_voter: self.is_sole_voter(),
@@ -533,6 +538,17 @@ impl Running {
         Ok(Some(reset))
     }
 
+    /// The metadata comes from another pod: it may be anything.
+    fn on_install(&mut self, reset: Reset) {
+        match Meta::decode(&reset.meta) {
+            Ok(_) => self.install = Some(reset),
+            Err(error) => {
+                let member = self.config.member.0;
+                tracing::warn!(member, %error, "the metadata of a snapshot is dropped");
+            }
+        }
+    }
+
     /// Steps the snapshot that ends a resync as if the leader had sent it. raft-rs answers the
     /// leader, also when it does not need the snapshot any more.
     fn step_install(&mut self) {
@@ -563,6 +579,10 @@ impl Running {
             tracing::warn!(member = self.config.member.0, %error, "a snapshot was refused");
         }
         if self.raft.raw.snap().is_none() {
+            // Not needed: the log reaches beyond it, and says so to the leader.
+            if self.raft.committed() >= reset.index {
+                self.votes.resyncing = false;
+            }
             self.install = None;
         }
         self.after_raft();
@@ -663,7 +683,7 @@ impl Running {
 
     /// Asks the others for reads that no lease covers: one round for all of a poll.
     fn begin_round(&mut self, now: Mono) -> bool {
-        if !self.reads.wants_round(&self.read_state(now)) {
+        if !self.reads.wants_round(&self.read_state()) {
             return false;
         }
         self.round = Some(self.reads.begin_round(now));
