@@ -440,9 +440,9 @@ fn every_rule_fires() {
         ),
         (
             "src/types.rs",
-            "use crate::{\n    limits::X,\n};",
+            "use crate::{\n    view::X,\n};",
             1,
-            "crate::limits",
+            "crate::view",
         ),
         (
             "src/front/nbd/a.rs",

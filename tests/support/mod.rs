@@ -165,7 +165,7 @@ impl Cluster {
     /// Address of a pod's API, for `--endpoint`.
     pub fn endpoint(&self, pod: usize) -> String {
         let port = port_of(API_PORT, pod, self.offset);
-        format!("http://{}:{port}", Ipv4Addr::LOCALHOST)
+        format!("{}:{port}", Ipv4Addr::LOCALHOST)
     }
 
     fn pod_dir(&self, pod: usize) -> PathBuf {
@@ -226,8 +226,10 @@ impl Cluster {
                     .args(["status", "-o", "json", "--endpoint", &self.endpoint(pod)])
                     .output()
                     .expect("run holdfast status");
-                serde_json::from_slice(&output.stdout)
-                    .is_ok_and(|status: serde_json::Value| status["healthy"] == true)
+                serde_json::from_slice(&output.stdout).is_ok_and(|status: serde_json::Value| {
+                    // Empty when nothing needs attention; missing when there is no answer.
+                    status["problems"].as_array().is_some_and(Vec::is_empty)
+                })
             })
     }
 
@@ -243,11 +245,15 @@ impl Cluster {
     pub fn kill_everything(&mut self) {
         self.dev.kill().expect("kill holdfast dev");
         self.dev.wait().expect("wait for holdfast dev");
+        // Pods die with their parent; should one not, it is helped.
         for pod in 1..=PODS {
-            if self.pid(pod).is_some() {
-                self.kill(pod);
+            if let Some(pid) = self.pid(pod) {
+                let _ = kill_process(pid, Signal::KILL);
             }
         }
+        wait_until("every pod is gone", || {
+            (1..=PODS).all(|pod| self.pid(pod).is_none())
+        });
     }
 
     fn stop_dev(&mut self) {
