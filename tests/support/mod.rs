@@ -168,7 +168,8 @@ impl Cluster {
         format!("{}:{port}", Ipv4Addr::LOCALHOST)
     }
 
-    fn pod_dir(&self, pod: usize) -> PathBuf {
+    /// Where a pod lives: its configuration, its log, its disk.
+    pub fn pod_dir(&self, pod: usize) -> PathBuf {
         self.dir.join("data").join(format!("pod-{pod}"))
     }
 
@@ -233,15 +234,14 @@ impl Cluster {
             })
     }
 
-    /// Ends `dev` and with it every pod, in good order, then starts the cluster on its data.
+    /// Stops the cluster in good order and starts it again.
     pub fn restart(&mut self) {
-        self.stop_dev();
-        self.dev = spawn_dev(&self.dir, self.offset, &self.setup);
-        self.wait_ready();
+        self.stop();
+        self.start_again();
     }
 
     /// Ends everything as a power cut does, but for the page cache: `kill -9` of `dev` and every
-    /// pod. [`Cluster::restart`] brings it back.
+    /// pod. [`Cluster::start_again`] brings it back.
     pub fn kill_everything(&mut self) {
         self.dev.kill().expect("kill holdfast dev");
         self.dev.wait().expect("wait for holdfast dev");
@@ -254,6 +254,20 @@ impl Cluster {
         wait_until("every pod is gone", || {
             (1..=PODS).all(|pod| self.pid(pod).is_none())
         });
+    }
+
+    /// Ends `dev` and with it every pod, in good order. [`Cluster::start_again`] brings it back.
+    pub fn stop(&mut self) {
+        self.stop_dev();
+        wait_until("every pod is gone", || {
+            (1..=PODS).all(|pod| self.pid(pod).is_none())
+        });
+    }
+
+    /// Starts a stopped cluster on its data, and waits until its volumes can be used.
+    pub fn start_again(&mut self) {
+        self.dev = spawn_dev(&self.dir, self.offset, &self.setup);
+        self.wait_ready();
     }
 
     fn stop_dev(&mut self) {
