@@ -68,10 +68,10 @@ wait_for() {
     done
 }
 
+# Nothing in the cluster needs attention: every pod is up and every replica in step.
 healthy() {
-    "$program" status --endpoint "http://127.0.0.1:$(api_port 1)" -o json 2>/dev/null |
-        python3 -c 'import json, sys; sys.exit(json.load(sys.stdin)["healthy"] is not True)' \
-            2>/dev/null
+    "$program" status --endpoint "127.0.0.1:$(api_port 1)" -o json 2>/dev/null |
+        python3 -c 'import json, sys; sys.exit(json.load(sys.stdin)["problems"] != [])' 2>/dev/null
 }
 
 stop_cluster() {
@@ -184,8 +184,8 @@ next_steps() {
 
 ${bold}The cluster is running. Things to try in another terminal:${plain}
 
-   $program status --endpoint http://127.0.0.1:$(api_port 1)
-   $program volume list --endpoint http://127.0.0.1:$(api_port 1)
+   $program status --endpoint 127.0.0.1:$(api_port 1)
+   $program volume list --endpoint 127.0.0.1:$(api_port 1)
    nbdinfo $(uri 1)
    qemu-io -f raw -c 'read 0 1M' $(uri 3)
    kill -9 \$(cat $dir/cluster/pod-3/pid)     # it comes back by itself

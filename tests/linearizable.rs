@@ -63,10 +63,14 @@ impl Worker {
     }
 
     fn run(mut self) -> History {
+        let mut client = None;
         while !self.shared.stop.load(Ordering::Relaxed) {
-            if let Ok(mut client) = Client::connect(self.address, "demo") {
-                while !self.shared.stop.load(Ordering::Relaxed) && self.step(&mut client) {}
-            } else {
+            client = match client.take() {
+                Some(mut connected) => self.step(&mut connected).then_some(connected),
+                None => Client::connect(self.address, "demo").ok(),
+            };
+            if client.is_none() {
+                // Its pod is away; others go on.
                 thread::sleep(Duration::from_millis(20));
             }
         }

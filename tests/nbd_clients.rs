@@ -254,7 +254,7 @@ fn a_volume_is_there_again_after_a_restart() {
     assert!(fs::read(&back).unwrap() == fs::read(&image).unwrap());
     // And when nothing was stopped in good order.
     cluster.kill_everything();
-    cluster.restart();
+    cluster.start_again();
     run("nbdcopy", &[&cluster.uri(3, "demo"), text(&back)]);
     assert!(fs::read(&back).unwrap() == fs::read(&image).unwrap());
 }

@@ -158,7 +158,7 @@ fn a_file_system_survives_a_crash_of_everything() {
     assert!(promised >= 20);
     drop(disk);
 
-    cluster.restart();
+    cluster.start_again();
     let mut disk = Mounted::attach(&cluster, &cluster.uri(2, "demo"));
     // Mounting replays the journal; a check afterwards finds nothing to repair.
     disk.mount();

@@ -92,6 +92,8 @@ pub enum RefusalCode {
     DuplicateDisk,
     /// The lane that was called is not here.
     NoSuchLane,
+    /// More different disks have called than a cluster has.
+    TooManyDisks,
     /// A code this version does not know.
     Other(u16),
 }
@@ -262,6 +264,7 @@ impl RefusalCode {
             RefusalCode::StaleIncarnation => 3,
             RefusalCode::DuplicateDisk => 4,
             RefusalCode::NoSuchLane => 5,
+            RefusalCode::TooManyDisks => 6,
             RefusalCode::Other(number) => number,
         }
     }
@@ -273,6 +276,7 @@ impl RefusalCode {
             3 => RefusalCode::StaleIncarnation,
             4 => RefusalCode::DuplicateDisk,
             5 => RefusalCode::NoSuchLane,
+            6 => RefusalCode::TooManyDisks,
             other => RefusalCode::Other(other),
         }
     }

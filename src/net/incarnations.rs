@@ -7,6 +7,9 @@ use std::collections::HashMap;
 use crate::net::handshake::{Identity, Refusal, RefusalCode};
 use crate::types::{PodId, Uuid};
 
+/// More disks than any cluster has; a caller with ever new ones takes no more memory than this.
+const DISKS_MAX: usize = 65_536;
+
 /// The newest sighting of every disk. One table per pod: every link of the pod uses the same.
 #[derive(Debug, Default)]
 pub struct Incarnations {
@@ -31,6 +34,12 @@ impl Incarnations {
     /// Takes note of an end of a connection, or says why it must not be spoken to: an older
     /// incarnation than was seen, or the same disk on another pod.
     pub fn admit(&mut self, peer: &Identity) -> Result<(), Refusal> {
+        if self.seen.len() >= DISKS_MAX && !self.seen.contains_key(&peer.disk) {
+            return Err(Refusal {
+                code: RefusalCode::TooManyDisks,
+                text: format!("this pod has met {DISKS_MAX} disks and takes no new ones"),
+            });
+        }
         let seen = self.seen.entry(peer.disk).or_insert(Seen {
             pod: peer.pod,
             incarnation: peer.incarnation,
@@ -93,6 +102,21 @@ mod tests {
         }
         // A refused copy with a higher incarnation leaves no trace.
         assert_eq!(code(table.admit(&identity(1, 6))), Ok(()));
+    }
+
+    #[test]
+    fn ever_new_disks_take_no_more_memory() {
+        let mut table = Incarnations::default();
+        let disk = |number: usize| Identity {
+            disk: Uuid((number as u128).to_le_bytes()),
+            ..identity(1, 1)
+        };
+        for number in 0..DISKS_MAX {
+            table.admit(&disk(number)).unwrap();
+        }
+        let refused = table.admit(&disk(DISKS_MAX)).unwrap_err();
+        assert_eq!(refused.code, RefusalCode::TooManyDisks);
+        assert!(table.admit(&disk(7)).is_ok(), "a known one");
     }
 
     #[test]

@@ -292,6 +292,7 @@ mod strategies {
             RefusalCode::StaleIncarnation,
             RefusalCode::DuplicateDisk,
             RefusalCode::NoSuchLane,
+            RefusalCode::TooManyDisks,
             RefusalCode::Other(77),
         ];
         let refusal = (prop::sample::select(codes), "[a-zé ]{0,80}")

@@ -165,10 +165,11 @@ impl Cluster {
     /// Address of a pod's API, for `--endpoint`.
     pub fn endpoint(&self, pod: usize) -> String {
         let port = port_of(API_PORT, pod, self.offset);
-        format!("http://{}:{port}", Ipv4Addr::LOCALHOST)
+        format!("{}:{port}", Ipv4Addr::LOCALHOST)
     }
 
-    fn pod_dir(&self, pod: usize) -> PathBuf {
+    /// Where a pod lives: its configuration, its log, its disk.
+    pub fn pod_dir(&self, pod: usize) -> PathBuf {
         self.dir.join("data").join(format!("pod-{pod}"))
     }
 
@@ -226,28 +227,47 @@ impl Cluster {
                     .args(["status", "-o", "json", "--endpoint", &self.endpoint(pod)])
                     .output()
                     .expect("run holdfast status");
-                serde_json::from_slice(&output.stdout)
-                    .is_ok_and(|status: serde_json::Value| status["healthy"] == true)
+                serde_json::from_slice(&output.stdout).is_ok_and(|status: serde_json::Value| {
+                    // Empty when nothing needs attention; missing when there is no answer.
+                    status["problems"].as_array().is_some_and(Vec::is_empty)
+                })
             })
     }
 
-    /// Ends `dev` and with it every pod, in good order, then starts the cluster on its data.
+    /// Stops the cluster in good order and starts it again.
     pub fn restart(&mut self) {
-        self.stop_dev();
-        self.dev = spawn_dev(&self.dir, self.offset, &self.setup);
-        self.wait_ready();
+        self.stop();
+        self.start_again();
     }
 
     /// Ends everything as a power cut does, but for the page cache: `kill -9` of `dev` and every
-    /// pod. [`Cluster::restart`] brings it back.
+    /// pod. [`Cluster::start_again`] brings it back.
     pub fn kill_everything(&mut self) {
         self.dev.kill().expect("kill holdfast dev");
         self.dev.wait().expect("wait for holdfast dev");
+        // Pods die with their parent; should one not, it is helped.
         for pod in 1..=PODS {
-            if self.pid(pod).is_some() {
-                self.kill(pod);
+            if let Some(pid) = self.pid(pod) {
+                let _ = kill_process(pid, Signal::KILL);
             }
         }
+        wait_until("every pod is gone", || {
+            (1..=PODS).all(|pod| self.pid(pod).is_none())
+        });
+    }
+
+    /// Ends `dev` and with it every pod, in good order. [`Cluster::start_again`] brings it back.
+    pub fn stop(&mut self) {
+        self.stop_dev();
+        wait_until("every pod is gone", || {
+            (1..=PODS).all(|pod| self.pid(pod).is_none())
+        });
+    }
+
+    /// Starts a stopped cluster on its data, and waits until its volumes can be used.
+    pub fn start_again(&mut self) {
+        self.dev = spawn_dev(&self.dir, self.offset, &self.setup);
+        self.wait_ready();
     }
 
     fn stop_dev(&mut self) {
