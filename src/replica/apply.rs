@@ -157,8 +157,10 @@ pub fn conf_change_of(entry: &Entry) -> Result<Option<ConfChangeV2>, ApplyError>
         EntryType::EntryNormal => Ok(None),
         EntryType::EntryConfChange => {
             let old = ConfChange::parse_from_bytes(&entry.data).map_err(failed)?;
-            let mut step = ConfChangeSingle::default();
-            step.node_id = old.node_id;
+            let mut step = ConfChangeSingle {
+                node_id: old.node_id,
+                ..ConfChangeSingle::default()
+            };
             step.set_change_type(old.get_change_type());
             let mut change = ConfChangeV2::default();
             change.mut_changes().push(step);

@@ -209,7 +209,9 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_are_judged_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..96)) {
+        fn arbitrary_bytes_are_judged_without_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..96),
+        ) {
             // Whatever is accepted must encode to the very same bytes: one meaning, one form.
             if let Ok((origin, command)) = decode(&bytes) {
                 prop_assert_eq!(&encode(origin, &command)[..], &bytes[..]);

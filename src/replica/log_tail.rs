@@ -29,6 +29,8 @@ pub struct LogTail {
 pub enum LogError {
     #[error("entry {found} follows entry {before}")]
     Gap { before: u64, found: u64 },
+    #[error("entry {index} is of term {term}, below its predecessor's")]
+    Term { index: u64, term: u64 },
     #[error("the log ends at {last}, below the commit {commit}: acknowledged entries are gone")]
     Short { last: u64, commit: u64 },
     #[error("the log starts behind {compacted}, above the applied index {applied}")]
@@ -43,15 +45,31 @@ impl LogTail {
         conf: ConfState,
         compacted: (u64, u64),
         applied_index: u64,
-        entries: Vec<Entry>,
+        mut entries: Vec<Entry>,
     ) -> Result<LogTail, LogError> {
-        let mut before = compacted.0;
+        if entries
+            .first()
+            .is_some_and(|first| first.term < compacted.1)
+        {
+            // Left over from before a resync that moved the starting point on: terms only grow
+            // within a log, so these never belonged to what is committed there.
+            entries.clear();
+        }
+        let (mut before, mut term) = compacted;
         for entry in &entries {
             if before.checked_add(1) != Some(entry.index) {
                 let found = entry.index;
                 return Err(LogError::Gap { before, found });
             }
-            before = entry.index;
+            if entry.term < term {
+                let (index, term) = (entry.index, entry.term);
+                return Err(LogError::Term { index, term });
+            }
+            (before, term) = (entry.index, entry.term);
+        }
+        if hard.term < term {
+            // A resync brought entries of a later term than was ever heard of here.
+            (hard.term, hard.vote) = (term, 0);
         }
         hard.commit = hard.commit.max(applied_index);
         if compacted.0 > applied_index {

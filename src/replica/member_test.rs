@@ -1,11 +1,37 @@
 //! Scenarios and random schedules over a small cluster of members.
 
-use crate::replica::harness::{CALM, Cluster, Faults, Rng};
+use std::cell::Cell;
+
+use bytes::Bytes;
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Message, MessageType};
+
+use crate::replica::harness::{BLOCKS, Call, Cluster, Faults};
+use crate::replica::meta::Meta;
 use crate::replica::seam::{Input, ReqId};
-use crate::types::{BlockError, MemberId, Mono, Origin, PodId, ShardOp, ShardReply};
+use crate::types::{Block, BlockError, BlockRange, MemberId, Origin, PodId, ShardOp, ShardReply};
 
 fn done(cluster: &Cluster, req: ReqId) -> bool {
     cluster.result(req) == Some(&Ok(ShardReply::Done))
+}
+
+fn origin(attachment_epoch: u64, session: u64) -> Origin {
+    Origin {
+        attachment_epoch,
+        front_end: PodId(9),
+        session,
+    }
+}
+
+/// Cuts a member off from everyone, both ways.
+fn isolate(cluster: &mut Cluster, id: MemberId) {
+    for other in cluster.nodes.keys().copied().collect::<Vec<_>>() {
+        cluster.cut.insert((id, other));
+        cluster.cut.insert((other, id));
+    }
+}
+
+fn follower_of(cluster: &Cluster, leader: MemberId) -> MemberId {
+    *cluster.nodes.keys().find(|id| **id != leader).unwrap()
 }
 
 #[test]
@@ -16,6 +42,9 @@ fn one_member_serves_at_once() {
     let write = cluster.write(leader, 3);
     cluster.run(5);
     assert!(done(&cluster, write));
+    cluster.crash(leader);
+    cluster.start(leader);
+    assert!(cluster.run_until(50, |cluster| cluster.leader().is_some()));
     let read = cluster.read(leader, 3, 1);
     cluster.run(5);
     assert_eq!(cluster.calls[&read].found[0].tags, [write.0; 8]);
@@ -24,7 +53,13 @@ fn one_member_serves_at_once() {
 #[test]
 fn three_members_elect_replicate_apply_and_read() {
     let mut cluster = Cluster::new(2, 3);
-    let leader = cluster.elect();
+    assert!(cluster.run_until(1_000, |cluster| cluster.leader().is_some()));
+    let leader = cluster.leader().unwrap();
+    assert_eq!(
+        leader,
+        MemberId(1),
+        "the first voter of a new shard goes first"
+    );
     let write = cluster.write(leader, 3);
     cluster.run(10);
     assert!(done(&cluster, write));
@@ -33,4 +68,561 @@ fn three_members_elect_replicate_apply_and_read() {
     assert_eq!(cluster.calls[&read].found[1].tags, [write.0; 8]);
     assert_eq!(cluster.calls[&read].found[0].tags, [0; 8]);
     cluster.settle();
+}
+
+#[test]
+fn an_idle_follower_applies_and_makes_its_commit_durable() {
+    let mut cluster = Cluster::new(3, 3);
+    let leader = cluster.elect();
+    let write = cluster.write(leader, 0);
+    cluster.run(1_000);
+    assert!(done(&cluster, write));
+    let ids: Vec<MemberId> = cluster.nodes.keys().copied().collect();
+    for id in &ids {
+        assert_eq!(
+            cluster.nodes[id].applied.0,
+            cluster.nodes[&leader].applied.0
+        );
+        cluster.crash(*id);
+        cluster.start(*id);
+        assert_eq!(
+            cluster.nodes[id].store[0].tags, [write.0; 8],
+            "replayed up to the commit"
+        );
+    }
+}
+
+#[test]
+fn a_partial_write_waits_for_earlier_entries_and_later_ones_wait_for_it() {
+    let mut cluster = Cluster::new(4, 3);
+    let leader = cluster.elect();
+    let whole = cluster.write(leader, 5);
+    let one = cluster.write_sector(leader, 5, 1);
+    let two = cluster.write_sector(leader, 5, 2);
+    let elsewhere = cluster.write(leader, 6);
+    cluster.run(20);
+    for req in [whole, one, two, elsewhere] {
+        assert!(done(&cluster, req));
+    }
+    let (w, o, t) = (whole.0, one.0, two.0);
+    assert_eq!(
+        cluster.nodes[&leader].store[5].tags,
+        [w, o, t, w, w, w, w, w]
+    );
+    let three = cluster.write_sector(leader, 5, 3);
+    let over = cluster.write_as(leader, Origin::default(), 4, 2);
+    cluster.run(20);
+    assert!(done(&cluster, three) && done(&cluster, over));
+    assert_eq!(cluster.nodes[&leader].store[5].tags, [over.0; 8]);
+    let store = &cluster.nodes[&leader].store;
+    assert!(store[6].index < store[5].index);
+    cluster.settle();
+}
+
+#[test]
+fn a_lower_session_and_a_lower_epoch_are_refused_at_apply() {
+    let mut cluster = Cluster::new(5, 3);
+    let leader = cluster.elect();
+    let first = cluster.write_as(leader, origin(0, 1), 0, 1);
+    let newer = cluster.write_as(leader, origin(0, 2), 0, 1);
+    let stale = cluster.write_as(leader, origin(0, 1), 0, 1);
+    let other = Origin {
+        front_end: PodId(8),
+        ..origin(0, 1)
+    };
+    let other = cluster.write_as(leader, other, 1, 1);
+    cluster.run(20);
+    assert!(done(&cluster, first) && done(&cluster, newer) && done(&cluster, other));
+    assert_eq!(cluster.result(stale), Some(&Err(BlockError::StaleSession)));
+    assert_eq!(cluster.nodes[&leader].store[0].tags, [newer.0; 8]);
+
+    let attached = cluster.write_as(leader, origin(3, 2), 2, 1);
+    let fenced = cluster.write_as(leader, origin(2, 2), 2, 1);
+    let unattached = cluster.write_as(leader, origin(0, 2), 2, 1);
+    cluster.run(20);
+    assert!(done(&cluster, attached));
+    assert_eq!(cluster.result(fenced), Some(&Err(BlockError::Fenced)));
+    assert_eq!(cluster.result(unattached), Some(&Err(BlockError::Fenced)));
+    cluster.settle();
+    let meta = Meta::decode(&cluster.nodes[&MemberId(3)].meta).unwrap();
+    assert_eq!(meta.attachment_epoch, 3);
+
+    // What a restarted member knows of sessions comes from the log.
+    cluster.crash(leader);
+    cluster.start(leader);
+    let leader = cluster.elect();
+    let late = cluster.write_as(leader, origin(3, 1), 0, 1);
+    cluster.run(20);
+    assert_eq!(cluster.result(late), Some(&Err(BlockError::StaleSession)));
+}
+
+#[test]
+fn requests_that_do_not_fit_are_refused_before_anything_is_proposed() {
+    let mut cluster = Cluster::new(6, 3);
+    let leader = cluster.elect();
+    let before = cluster.nodes[&leader].applied;
+    let term = cluster.nodes[&leader].role.term;
+    let block = |first, count| BlockRange {
+        first: Block(first),
+        count,
+    };
+    let read = |range| ShardOp::Read { range };
+    let write = |range, bytes: usize, crcs: usize| ShardOp::Write {
+        range,
+        data: Bytes::from(vec![0; bytes]),
+        crcs: vec![0; crcs],
+    };
+    let partial = |offset_bytes, bytes: usize| ShardOp::WritePartial {
+        block: Block(0),
+        offset_bytes,
+        data: Bytes::from(vec![0; bytes]),
+    };
+    let cases = [
+        (read(block(BLOCKS, 1)), BlockError::OutOfRange),
+        (read(block(u32::MAX, 1)), BlockError::OutOfRange),
+        (write(block(7, 2), 8192, 2), BlockError::OutOfRange),
+        (write(block(u32::MAX, 2), 8192, 2), BlockError::OutOfRange),
+        (write(block(0, 0), 0, 0), BlockError::Invalid),
+        (write(block(0, 2), 4096, 2), BlockError::Invalid),
+        (write(block(0, 1), 4096, 2), BlockError::Invalid),
+        (partial(4000, 97), BlockError::Invalid),
+        (partial(u32::MAX, 96), BlockError::Invalid),
+        (partial(0, 4096), BlockError::Invalid),
+        (partial(0, 0), BlockError::Invalid),
+    ];
+    for (op, error) in cases {
+        let req = cluster.call_as(leader, term, Origin::default(), op.clone());
+        cluster.run(5);
+        assert_eq!(cluster.result(req), Some(&Err(error)), "{op:?}");
+    }
+    let wrong_term = cluster.call_as(leader, term + 1, Origin::default(), read(block(0, 1)));
+    let follower = follower_of(&cluster, leader);
+    let elsewhere = cluster.write(follower, 0);
+    cluster.run(5);
+    let hint = Some(leader);
+    let not_leader = Err(BlockError::NotLeader { hint, term });
+    assert_eq!(cluster.result(wrong_term), Some(&not_leader));
+    assert_eq!(cluster.result(elsewhere), Some(&not_leader));
+    assert_eq!(cluster.nodes[&leader].applied, before);
+}
+
+#[test]
+fn a_deposed_leader_answers_unknown_for_what_it_proposed() {
+    let mut cluster = Cluster::new(7, 3);
+    let old = cluster.elect();
+    cluster.run(500);
+    isolate(&mut cluster, old);
+    let proposed = cluster.write(old, 0);
+    let partial = cluster.write_sector(old, 0, 1);
+    let read = cluster.read(old, 1, 1);
+    cluster.run(50);
+    assert!(cluster.result(proposed).is_none(), "it has no majority");
+    assert!(cluster.result(read).is_some(), "its lease still holds");
+    cluster.run(5_000);
+    assert_eq!(cluster.result(proposed), Some(&Err(BlockError::Unknown)));
+    let partial = cluster.result(partial).unwrap();
+    assert!(
+        matches!(partial, Err(BlockError::NotLeader { .. })),
+        "it was never proposed"
+    );
+    let new = cluster.leader().unwrap();
+    assert_ne!(new, old);
+    let write = cluster.write(new, 0);
+    cluster.run(20);
+    assert!(done(&cluster, write));
+    cluster.settle();
+    assert_eq!(cluster.nodes[&old].store[1].tags, [0; 8]);
+}
+
+#[test]
+fn an_isolated_leader_stops_reading_before_another_can_be_elected() {
+    let mut cluster = Cluster::new(8, 3);
+    let old = cluster.elect();
+    cluster.run(1_000);
+    isolate(&mut cluster, old);
+    let new_leader = Cell::new(false);
+    for _ in 0..400 {
+        let read = cluster.read(old, 0, 1);
+        cluster.run(10);
+        let up = cluster.leader().is_some_and(|leader| leader != old);
+        new_leader.set(new_leader.get() || up);
+        let served = matches!(cluster.result(read), Some(Ok(_)));
+        assert!(
+            !(served && new_leader.get()),
+            "a read after another leader could write"
+        );
+    }
+    assert!(new_leader.get());
+}
+
+#[test]
+fn votes_are_refused_within_the_lease_and_after_a_restart() {
+    let mut cluster = Cluster::new(9, 3);
+    let leader = cluster.elect();
+    cluster.run(1_000);
+    let follower = follower_of(&cluster, leader);
+    let term = cluster.nodes[&leader].role.term;
+    let ask = |kind, context: &'static [u8]| {
+        let mut message = Message::default();
+        message.set_msg_type(kind);
+        (message.from, message.to) = (6 - leader.0 - follower.0, follower.0);
+        (message.term, message.index, message.log_term) = (term + 5, 1 << 40, term + 4);
+        message.context = Bytes::from_static(context);
+        Box::new(message)
+    };
+    let term_of = |cluster: &Cluster| cluster.nodes[&follower].role.term;
+    cluster.handle(
+        follower,
+        Input::Peer(ask(MessageType::MsgRequestPreVote, b"")),
+    );
+    cluster.handle(follower, Input::Peer(ask(MessageType::MsgRequestVote, b"")));
+    cluster.run(5);
+    assert_eq!(term_of(&cluster), term, "it hears from a leader");
+
+    isolate(&mut cluster, follower);
+    cluster.crash(follower);
+    cluster.start(follower);
+    cluster.run(600);
+    cluster.handle(follower, Input::Peer(ask(MessageType::MsgRequestVote, b"")));
+    cluster.run(5);
+    assert_eq!(term_of(&cluster), term, "it forgot what it had promised");
+    cluster.run(300);
+    cluster.handle(follower, Input::Peer(ask(MessageType::MsgRequestVote, b"")));
+    cluster.run(5);
+    assert_eq!(term_of(&cluster), term + 5, "silent for long enough");
+
+    cluster.start(follower);
+    let transfer = ask(MessageType::MsgRequestVote, raft::CAMPAIGN_TRANSFER);
+    let later = cluster.nodes[&follower].applied;
+    cluster.handle(follower, Input::Peer(transfer));
+    cluster.run(5);
+    assert_eq!(cluster.nodes[&follower].applied, later);
+}
+
+#[test]
+fn ticks_that_come_too_fast_start_no_election_within_the_lease() {
+    let mut cluster = Cluster::new(18, 3);
+    let leader = cluster.elect();
+    cluster.run(1_000);
+    let hasty = follower_of(&cluster, leader);
+    for _ in 0..40 {
+        cluster.handle(hasty, Input::Tick);
+        cluster.run(1);
+        assert_eq!(cluster.nodes[&hasty].role.leader, Some(leader));
+    }
+}
+
+#[test]
+fn leadership_moves_on_request_and_takes_the_lease_away() {
+    let mut cluster = Cluster::new(10, 3);
+    let old = cluster.elect();
+    cluster.run(500);
+    let heir = follower_of(&cluster, old);
+    let before = cluster.write(old, 0);
+    cluster.handle(old, Input::TransferLeader(heir));
+    let meanwhile = cluster.write(old, 1);
+    cluster.run(20);
+    assert_eq!(cluster.leader(), Some(heir));
+    assert!(cluster.result(before).is_some() && cluster.result(meanwhile).is_some());
+    let write = cluster.write(heir, 0);
+    cluster.run(20);
+    assert!(done(&cluster, write));
+
+    // A transfer that comes to nothing: reads need a quorum from then on, writes go on.
+    let dead = follower_of(&cluster, heir);
+    isolate(&mut cluster, dead);
+    cluster.handle(heir, Input::TransferLeader(dead));
+    cluster.run(5);
+    let waits = cluster.write(heir, 2);
+    let read = cluster.read(heir, 2, 1);
+    cluster.run(5);
+    assert!(cluster.result(waits).is_none());
+    assert!(cluster.result(read).is_some(), "confirmed by a round");
+    cluster.run(2_000);
+    assert!(done(&cluster, waits), "{:?}", cluster.result(waits));
+    // The offer stands in a message that may still arrive: no lease for the rest of the term.
+    isolate(&mut cluster, heir);
+    let read = cluster.read(heir, 2, 1);
+    cluster.run(50);
+    assert!(cluster.result(read).is_none());
+    cluster.settle();
+}
+
+/// The other follower has long stopped hearing from the leader: it would be elected as soon as
+/// the restarted one votes.
+fn restart_beside_a_lease(seed: u64) {
+    let mut cluster = Cluster::new(seed, 3);
+    let old = cluster.elect();
+    cluster.run(1_000);
+    let forgetful = follower_of(&cluster, old);
+    let read_until = |cluster: &mut Cluster, ms: u64| {
+        for _ in 0..ms / 10 {
+            let read = cluster.read(old, 0, 1);
+            cluster.run(10);
+            let other = cluster
+                .nodes
+                .iter()
+                .any(|(id, node)| *id != old && node.role.serving);
+            let served = matches!(cluster.result(read), Some(Ok(_)));
+            assert!(!(served && other), "a read beside another leader");
+        }
+    };
+    let other = MemberId(6 - old.0 - forgetful.0);
+    cluster.cut.insert((old, other));
+    cluster.cut.insert((other, old));
+    read_until(&mut cluster, 2_000);
+    isolate(&mut cluster, old);
+    cluster.crash(forgetful);
+    cluster.start(forgetful);
+    read_until(&mut cluster, 4_000);
+    assert!(cluster.leader().is_some_and(|leader| leader != old));
+    cluster.settle();
+}
+
+#[test]
+fn a_restarted_member_does_not_help_to_elect_within_the_lease_that_it_granted() {
+    for seed in 100..130 {
+        restart_beside_a_lease(seed);
+    }
+}
+
+#[test]
+fn a_follower_far_behind_comes_back_through_a_snapshot() {
+    let mut cluster = Cluster::new(11, 3);
+    cluster.log_tail_bytes = 20_000;
+    for id in [1, 2, 3].map(MemberId) {
+        cluster.crash(id);
+        cluster.start(id);
+    }
+    let leader = cluster.elect();
+    let behind = follower_of(&cluster, leader);
+    cluster.crash(behind);
+    for at in 0..40 {
+        cluster.write(leader, at % BLOCKS);
+        cluster.run(3);
+    }
+    cluster.start(behind);
+    let target = cluster.nodes[&leader].applied.0;
+    let caught_up = cluster.run_until(20_000, |cluster| cluster.nodes[&behind].applied.0 >= target);
+    assert!(caught_up);
+    assert_eq!(cluster.resyncs, 1, "asked for once");
+    let write = cluster.write(leader, 0);
+    cluster.run(500);
+    assert!(done(&cluster, write));
+    assert_eq!(
+        cluster.nodes[&behind].applied,
+        cluster.nodes[&leader].applied
+    );
+
+    // It votes and leads again.
+    cluster.handle(leader, Input::TransferLeader(behind));
+    cluster.run(50);
+    assert_eq!(cluster.leader(), Some(behind));
+    cluster.settle();
+}
+
+#[test]
+fn a_resync_whose_last_message_is_lost_still_ends() {
+    let mut cluster = Cluster::new(12, 3);
+    cluster.log_tail_bytes = 20_000;
+    for id in [1, 2, 3].map(MemberId) {
+        cluster.crash(id);
+        cluster.start(id);
+    }
+    let leader = cluster.elect();
+    let behind = follower_of(&cluster, leader);
+    cluster.crash(behind);
+    for at in 0..40 {
+        cluster.write(leader, at % BLOCKS);
+        cluster.run(3);
+    }
+    cluster.start(behind);
+    assert!(cluster.run_until(20_000, |cluster| cluster.resyncs == 1));
+    // Everything that the follower says is lost until its snapshot is durable.
+    cluster.cut.insert((behind, leader));
+    let before = cluster.nodes[&behind].applied.0;
+    assert!(cluster.run_until(200, |cluster| cluster.nodes[&behind].applied.0 > before));
+    cluster.run(20);
+    cluster.cut.clear();
+    cluster.write(leader, 0);
+    cluster.run(600);
+    assert_eq!(
+        cluster.nodes[&behind].applied,
+        cluster.nodes[&leader].applied
+    );
+    assert_eq!(cluster.resyncs, 1);
+    cluster.settle();
+}
+
+#[test]
+fn a_panic_faults_one_member_only() {
+    let mut cluster = Cluster::new(13, 3);
+    let leader = cluster.elect();
+    let broken = follower_of(&cluster, leader);
+    let mut impossible = Message::default();
+    impossible.set_msg_type(MessageType::MsgHeartbeat);
+    (impossible.from, impossible.to) = (leader.0, broken.0);
+    (impossible.term, impossible.commit) = (cluster.nodes[&leader].role.term, 1 << 40);
+    cluster.handle(broken, Input::Peer(Box::new(impossible)));
+    cluster.run(5);
+    let reason = cluster.nodes[&broken].faulted.clone().unwrap();
+    assert!(reason.contains("out of range"), "{reason}");
+    let write = cluster.write(leader, 0);
+    let refused = cluster.read(broken, 0, 1);
+    cluster.run(20);
+    assert!(done(&cluster, write));
+    let refused = cluster.result(refused).unwrap();
+    assert!(matches!(
+        refused,
+        Err(BlockError::NotLeader { hint: None, .. })
+    ));
+    cluster.run(2_000);
+    assert_eq!(cluster.leader(), Some(leader));
+}
+
+#[test]
+fn a_resyncing_member_neither_votes_nor_campaigns() {
+    let mut cluster = Cluster::new(14, 3);
+    let leader = cluster.elect();
+    let marked = follower_of(&cluster, leader);
+    cluster.handle(marked, Input::Resyncing(true));
+    let other = MemberId(6 - leader.0 - marked.0);
+    let term = cluster.nodes[&leader].role.term;
+    cluster.crash(leader);
+    cluster.run(10_000);
+    let terms = [other, marked].map(|id| cluster.nodes[&id].role.term);
+    assert_eq!(
+        terms,
+        [term, term],
+        "one of three votes is missing, one is withheld"
+    );
+    cluster.handle(marked, Input::Resyncing(false));
+    cluster.elect();
+    cluster.settle();
+}
+
+fn step(id: u64, kind: ConfChangeType) -> ConfChangeSingle {
+    let mut step = ConfChangeSingle {
+        node_id: id,
+        ..ConfChangeSingle::default()
+    };
+    step.set_change_type(kind);
+    step
+}
+
+#[test]
+fn members_are_replaced_through_a_joint_configuration() {
+    let mut cluster = Cluster::new(15, 3);
+    let leader = cluster.elect();
+    let write = cluster.write(leader, 0);
+    let leaving = follower_of(&cluster, leader);
+    let meta = Meta::new(&[], BLOCKS).encode();
+    cluster.add(MemberId(4), meta);
+    let mut learner = ConfChangeV2::default();
+    learner
+        .mut_changes()
+        .push(step(4, ConfChangeType::AddLearnerNode));
+    cluster.handle(leader, Input::ChangeMembers(learner));
+    cluster.run(1_000);
+    assert!(done(&cluster, write));
+    assert_eq!(
+        cluster.nodes[&MemberId(4)].applied.0,
+        cluster.nodes[&leader].applied.0
+    );
+    let mut swap = ConfChangeV2::default();
+    swap.mut_changes().push(step(4, ConfChangeType::AddNode));
+    swap.mut_changes()
+        .push(step(leaving.0, ConfChangeType::RemoveNode));
+    cluster.handle(leader, Input::ChangeMembers(swap));
+    cluster.run(1_000);
+    let meta = Meta::decode(&cluster.nodes[&leader].meta).unwrap();
+    let mut expected: Vec<u64> = [1, 2, 3, 4]
+        .into_iter()
+        .filter(|id| *id != leaving.0)
+        .collect();
+    expected.sort();
+    assert_eq!(meta.conf.voters, expected);
+    assert!(!meta.is_joint(), "left by itself");
+    cluster.crash(leaving);
+    cluster.crash(leader);
+    assert_ne!(cluster.elect(), leader, "the new member's vote counts");
+}
+
+#[test]
+fn the_leader_does_not_remove_itself() {
+    let mut cluster = Cluster::new(16, 3);
+    let leader = cluster.elect();
+    let mut change = ConfChangeV2::default();
+    change
+        .mut_changes()
+        .push(step(leader.0, ConfChangeType::RemoveNode));
+    cluster.handle(leader, Input::ChangeMembers(change));
+    cluster.run(500);
+    let meta = Meta::decode(&cluster.nodes[&leader].meta).unwrap();
+    assert_eq!(meta.conf.voters, [1, 2, 3]);
+    cluster.settle();
+}
+
+/// Everything at once, for a few seconds of virtual time.
+/// Gives the hash of all outputs and the number of requests that succeeded.
+fn random_run(seed: u64) -> (u64, usize) {
+    let members = [1, 3, 3, 5][(seed % 4) as usize];
+    let mut cluster = Cluster::new(seed, members);
+    let ids: Vec<MemberId> = cluster.nodes.keys().copied().collect();
+    if seed.is_multiple_of(3) {
+        cluster.log_tail_bytes = 30_000;
+    }
+    cluster.faults = Faults {
+        drop: cluster.rng.below(6),
+        double: cluster.rng.below(6),
+        delay_us: 100 + cluster.rng.below(3_000),
+        disk_us: 100 + cluster.rng.below(2_000),
+    };
+    for _ in 0..400 {
+        let id = ids[cluster.rng.below(members) as usize];
+        let target = if cluster.rng.chance(80) {
+            cluster.leader().unwrap_or(id)
+        } else {
+            id
+        };
+        let block = cluster.rng.below(u64::from(BLOCKS)) as u32;
+        match cluster.rng.below(100) {
+            0..30 => drop(cluster.write(target, block)),
+            30..45 => {
+                let sector = cluster.rng.below(8) as usize;
+                cluster.write_sector(target, block, sector);
+            }
+            45..70 => drop(cluster.read(target, block, 1)),
+            70..73 => drop(cluster.zero(target, block, 1)),
+            73..76 => cluster.handle(target, Input::TransferLeader(id)),
+            76..79 if cluster.is_up(id) => cluster.crash(id),
+            79..88 if !cluster.is_up(id) => cluster.start(id),
+            88..90 => isolate(&mut cluster, id),
+            90..94 => cluster.cut.clear(),
+            94 => drop(cluster.stuck_disks.insert(id)),
+            95..98 => cluster.stuck_disks.clear(),
+            _ => (),
+        }
+        let pause = cluster.rng.below(100);
+        let ms = if pause < 80 { pause / 20 } else { pause * 4 };
+        cluster.run(ms);
+    }
+    cluster.settle();
+    let good = |call: &&Call| matches!(call.result, Some(Ok(_)));
+    let answered = cluster.calls.values().filter(good).count();
+    (cluster.trace, answered)
+}
+
+#[test]
+fn random_schedules_keep_every_promise() {
+    let answered: usize = (0..60).map(|seed| random_run(seed).1).sum();
+    assert!(answered > 60 * 80, "only {answered} requests succeeded");
+}
+
+#[test]
+fn one_seed_is_one_run() {
+    for seed in [3, 9, 22] {
+        assert_eq!(random_run(seed), random_run(seed));
+    }
+    assert_ne!(random_run(3), random_run(7));
 }

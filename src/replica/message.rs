@@ -138,7 +138,9 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_are_judged_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_are_judged_without_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
             let _ = join(&bytes, Vec::new());
         }
 

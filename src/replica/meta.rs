@@ -70,8 +70,10 @@ impl Meta {
     /// Metadata of a new shard. All members of a shard start with the same voters, in the same
     /// order; the first one campaigns first.
     pub fn new(voters: &[MemberId], blocks: u32) -> Meta {
-        let mut conf = ConfState::default();
-        conf.voters = voters.iter().map(|member| member.0).collect();
+        let conf = ConfState {
+            voters: voters.iter().map(|member| member.0).collect(),
+            ..ConfState::default()
+        };
         Meta {
             blocks,
             conf,
@@ -186,12 +188,14 @@ impl Meta {
         let (words, _) = body.as_chunks::<8>();
         let mut words = words.iter().map(|word| u64::from_le_bytes(*word));
         let mut list = |count: usize| words.by_ref().take(count).collect::<Vec<u64>>();
-        let mut conf = ConfState::default();
-        conf.voters = list(counts[0]);
-        conf.voters_outgoing = list(counts[1]);
-        conf.learners = list(counts[2]);
-        conf.learners_next = list(counts[3]);
-        conf.auto_leave = head[1] == 1;
+        let conf = ConfState {
+            voters: list(counts[0]),
+            voters_outgoing: list(counts[1]),
+            learners: list(counts[2]),
+            learners_next: list(counts[3]),
+            auto_leave: head[1] == 1,
+            ..ConfState::default()
+        };
         let pairs = list(front_ends * 2);
         let sessions = pairs
             .chunks_exact(2)
@@ -266,8 +270,10 @@ fn add(tracker: &mut ProgressTracker, step: ConfChangeSingle) -> Result<(), raft
 }
 
 fn single(id: u64, change: ConfChangeType) -> ConfChangeSingle {
-    let mut single = ConfChangeSingle::default();
-    single.node_id = id;
+    let mut single = ConfChangeSingle {
+        node_id: id,
+        ..ConfChangeSingle::default()
+    };
     single.set_change_type(change);
     single
 }
@@ -301,7 +307,9 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_are_judged_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+        fn arbitrary_bytes_are_judged_without_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
             let _ = Meta::decode(&bytes);
         }
     }

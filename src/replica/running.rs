@@ -45,6 +45,8 @@ pub struct Running {
     writes: Writes,
     reads: Reads,
     resync: Resync,
+    /// The newest time that was told: no request arrived later, so a lease is judged by it.
+    newest: Mono,
     /// The term in which this member led at the last look.
     led_term: Option<u64>,
     /// Last reported.
@@ -93,6 +95,7 @@ impl Running {
             writes: Writes::new(geometry),
             reads: Reads::default(),
             resync: Resync::default(),
+            newest: now,
             led_term: None,
             role: Role::default(),
             install: None,
@@ -134,6 +137,7 @@ impl Running {
     }
 
     pub fn handle(&mut self, now: Mono, input: Input) -> Result<(), Broken> {
+        self.newest = self.newest.max(now);
         match input {
             Input::Tick => self.on_tick(now),
             Input::Peer(message) => self.on_peer(now, *message),
@@ -152,8 +156,7 @@ impl Running {
             Input::Unreachable(member) => self.raft.raw.report_unreachable(member.0),
             Input::TransferLeader(member) => self.on_transfer(member),
             Input::InstallSnapshot { index, term, meta } => {
-                Meta::decode(&meta)?;
-                self.install = Some(Reset { index, term, meta });
+                self.on_install(Reset { index, term, meta });
             }
             Input::ResyncEnded { member, ok } => self.resync.ended(member, ok),
             Input::Resyncing(resyncing) => self.votes.resyncing = resyncing,
@@ -248,6 +251,10 @@ impl Running {
             let me = self.config.member.0;
             self.reads
                 .answered(message.from, u64::from_le_bytes(round), me, conf);
+        }
+        if std::mem::take(&mut message.request_snapshot) != 0 {
+            self.resync.wanted(message.from, &mut self.outbox);
+            return;
         }
         let compacted = self.raft.raw.store().compacted();
         let caught_up = message.commit >= compacted && message.commit <= self.raft.last_index();
@@ -354,6 +361,7 @@ impl Running {
     }
 
     pub fn poll(&mut self, now: Mono, out: &mut Vec<Output>) -> Result<(), Broken> {
+        self.newest = self.newest.max(now);
         self.round = None;
         out.append(&mut self.outbox);
         self.step_install();
@@ -367,9 +375,10 @@ impl Running {
         }
         self.append_commit(out);
         out.append(&mut self.outbox);
-        let state = self.read_state(now);
+        let state = self.read_state();
         self.reads.serve(&state, out);
-        for member in self.raft.raw.mut_store().take_wanted() {
+        let wanted = self.raft.raw.mut_store().take_wanted();
+        for member in wanted.into_iter().filter(|_| self.raft.is_leader()) {
             self.resync.wanted(member, out);
         }
         let role = self.role();
@@ -380,9 +389,9 @@ impl Running {
         Ok(())
     }
 
-    fn read_state(&self, now: Mono) -> ReadState {
+    fn read_state(&self) -> ReadState {
         ReadState {
-            now,
+            now: self.newest,
             applied_index: self.applied_index,
             serving: self.is_serving(),
             sole_voter: self.is_sole_voter(),
@@ -419,6 +428,9 @@ impl Running {
         let at_once = self.persist.is_durable(&hard);
         let mut held = ready.take_persisted_messages();
         let messages = ready.take_messages();
+        if !self.situation().initialised {
+            mark_uninitialised(&mut held);
+        }
         if at_once {
             // A leader replicates while it writes itself (Raft thesis, 10.2.1).
             for message in messages {
@@ -522,6 +534,17 @@ impl Running {
         Ok(Some(reset))
     }
 
+    /// The metadata comes from another pod: it may be anything.
+    fn on_install(&mut self, reset: Reset) {
+        match Meta::decode(&reset.meta) {
+            Ok(_) => self.install = Some(reset),
+            Err(error) => {
+                let member = self.config.member.0;
+                tracing::warn!(member, %error, "the metadata of a snapshot is dropped");
+            }
+        }
+    }
+
     /// Steps the snapshot that ends a resync as if the leader had sent it. raft-rs answers the
     /// leader, also when it does not need the snapshot any more.
     fn step_install(&mut self) {
@@ -552,6 +575,10 @@ impl Running {
             tracing::warn!(member = self.config.member.0, %error, "a snapshot was refused");
         }
         if self.raft.raw.snap().is_none() {
+            // Not needed: the log reaches beyond it, and says so to the leader.
+            if self.raft.committed() >= reset.index {
+                self.votes.resyncing = false;
+            }
             self.install = None;
         }
         self.after_raft();
@@ -652,7 +679,7 @@ impl Running {
 
     /// Asks the others for reads that no lease covers: one round for all of a poll.
     fn begin_round(&mut self, now: Mono) -> bool {
-        if !self.reads.wants_round(&self.read_state(now)) {
+        if !self.reads.wants_round(&self.read_state()) {
             return false;
         }
         self.round = Some(self.reads.begin_round(now));
@@ -662,10 +689,13 @@ impl Running {
 
     /// An idle member writes its commit index by itself, so that write-back may go on (rule R7).
     fn append_commit(&mut self, out: &mut Vec<Output>) {
-        if !std::mem::take(&mut self.write_commit) {
+        // A commit must not become durable before its entries: not while some wait in raft-rs.
+        let taken = self.raft.raw.raft.raft_log.unstable_entries().is_empty();
+        if !self.write_commit || !taken || self.persist.is_full() {
             return;
         }
         let hard = self.raft.raw.raft.hard_state();
+        self.write_commit = false;
         if self.persist.must_write(&hard) {
             return;
         }
@@ -675,5 +705,15 @@ impl Running {
             hard,
             ..Append::default()
         }));
+    }
+}
+
+/// A member without a configuration cannot start from the log, whose first entries assume one: it
+/// asks for a resync with every answer to a heartbeat.
+fn mark_uninitialised(messages: &mut [Message]) {
+    for message in messages {
+        if message.get_msg_type() == MessageType::MsgHeartbeatResponse {
+            message.request_snapshot = 1;
+        }
     }
 }

@@ -83,7 +83,9 @@ pub enum Input {
     /// Give the leadership to this member if it is up to date, when leading.
     TransferLeader(MemberId),
     /// The store has every extent as of at least `index`, durably: step the Raft snapshot that
-    /// ends a resync. `meta` is the source's metadata as of `index`.
+    /// ends a resync. `meta` is the source's metadata as of `index`. Waits for a known leader.
+    /// An `Append` with `reset` follows, unless the log already reaches that far; then only the
+    /// leader is answered. Either way the member is not *resyncing* any more.
     InstallSnapshot {
         index: u64,
         term: u64,

@@ -50,7 +50,8 @@ impl Votes {
                 if message.term >= at.term {
                     self.quiet_until = self.quiet_until.max(now + QUIET);
                 }
-                true
+                // Without a configuration the log means nothing: first a snapshot.
+                at.initialised || message.get_msg_type() == MessageType::MsgHeartbeat
             }
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
                 if self.resyncing || !at.initialised {
