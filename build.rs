@@ -10,11 +10,36 @@ const PROTOS: &[&str] = &[
     "proto/holdfast/v1/volumes.proto",
 ];
 
+/// Messages that `-o json` prints as they are.
+const PRINTED: &[&str] = &[
+    "Volume",
+    "Shard",
+    "Replica",
+    "Pod",
+    "Disk",
+    "StatusResponse",
+];
+
+/// Fields that are printed as the name of their state, not as its number.
+const STATES: &[(&str, &str)] = &[
+    ("Volume", "volume_state"),
+    ("Pod", "pod_state"),
+    ("Disk", "disk_state"),
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(PROTOS, ["proto"])?;
-    tonic_prost_build::configure()
-        .bytes(".")
-        .compile_fds(descriptors)?;
+    let mut builder = tonic_prost_build::configure().bytes(".");
+    for message in PRINTED {
+        let path = format!(".holdfast.v1.{message}");
+        builder = builder.type_attribute(path, "#[derive(serde::Serialize)]");
+    }
+    for (message, function) in STATES {
+        let path = format!(".holdfast.v1.{message}.state");
+        let attribute = format!("#[serde(serialize_with = \"{function}\")]");
+        builder = builder.field_attribute(path, attribute);
+    }
+    builder.compile_fds(descriptors)?;
     Ok(())
 }

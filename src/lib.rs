@@ -1,6 +1,7 @@
 //! Holdfast: replicated block storage. The module map, top down; imports point down only
 //! (`tests/tidy.rs` holds this, `ARCHITECTURE.md` explains it).
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod front;

@@ -9,8 +9,14 @@ use std::str::FromStr;
 pub struct ByteSize(pub u64);
 
 /// From the largest to the smallest.
-const UNITS: [(&str, u32); 6] =
-    [("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
+const UNITS: [(&str, u32); 6] = [
+    ("PiB", 50),
+    ("TiB", 40),
+    ("GiB", 30),
+    ("MiB", 20),
+    ("KiB", 10),
+    ("B", 0),
+];
 
 /// Why a text is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

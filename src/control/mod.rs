@@ -1,15 +1,27 @@
 //! The control plane: the catalog (a Raft group of its own), its API, and the decisions made from
 //! it. Never on the I/O path: the data path works with the last view it was given.
 //!
-//! Pure: [`command`], [`state`], [`placement`], [`reconcile`], [`names`]. The rest runs on tokio,
+//! Pure: [`command`], [`state`], [`placement`], [`reconcile`], [`describe`], [`names`]. The rest runs on tokio,
 //! but for the catalog's driver, which has a thread of its own.
 //!
 //! Invariant: the data path sees the cluster only through [`crate::view::ClusterView`].
 
+pub mod api;
+pub mod catalog;
 pub mod command;
+pub mod describe;
 pub mod identity;
+pub mod join;
+pub mod membership;
 pub mod names;
+pub mod node;
+pub mod outbound;
+pub mod peers;
 pub mod placement;
 pub mod proto;
 pub mod reconcile;
+pub mod reports;
+pub mod server;
 pub mod state;
+pub mod storage;
+pub mod tasks;

@@ -49,7 +49,6 @@ pub enum MembershipChange {
     Promote(Vec<MemberId>),
     /// A learner leaves.
     Remove(MemberId),
-    LeaveJoint,
 }
 
 /// Voters that a cluster of so many pods has.
@@ -72,8 +71,13 @@ pub fn decide(state: &State, facts: &Facts) -> Vec<Action> {
 fn destroyed_members(state: &State, reports: &BTreeMap<PodId, PodReport>) -> Vec<Action> {
     let mut gone: BTreeMap<Uuid, Vec<MemberId>> = BTreeMap::new();
     for disk in reports.values().flat_map(|report| &report.disks) {
-        let Some(outstanding) = state.destroyed.get(&disk.disk) else { continue };
-        let members = disk.destroyed.iter().filter(|member| outstanding.contains(member));
+        let Some(outstanding) = state.destroyed.get(&disk.disk) else {
+            continue;
+        };
+        let members = disk
+            .destroyed
+            .iter()
+            .filter(|member| outstanding.contains(member));
         gone.entry(disk.disk).or_default().extend(members);
     }
     gone.into_iter()
@@ -85,13 +89,14 @@ fn destroyed_members(state: &State, reports: &BTreeMap<PodId, PodReport>) -> Vec
 /// At most one step: a change must be applied before the next is decided.
 fn catalog_membership(state: &State, facts: &Facts) -> Option<Action> {
     let group = &facts.group;
-    if group.voters.is_empty() {
+    // A joint configuration is left by the leader's member by itself.
+    if group.voters.is_empty() || group.joint {
         return None;
     }
-    if group.joint {
-        return Some(Action::Change(MembershipChange::LeaveJoint));
-    }
-    let unknown = group.learners.iter().find(|member| !state.catalog.contains_key(member));
+    let unknown = group
+        .learners
+        .iter()
+        .find(|member| !state.catalog.contains_key(member));
     if let Some(member) = unknown {
         return Some(Action::Change(MembershipChange::Remove(*member)));
     }
@@ -102,9 +107,8 @@ fn catalog_membership(state: &State, facts: &Facts) -> Option<Action> {
     if let Some(action) = assign(state, facts, due) {
         return Some(action);
     }
-    let joining = |member: &&MemberId| {
-        !group.voters.contains(member) && !group.learners.contains(member)
-    };
+    let joining =
+        |member: &&MemberId| !group.voters.contains(member) && !group.learners.contains(member);
     if let Some(member) = state.catalog.keys().find(joining) {
         return Some(Action::Change(MembershipChange::AddLearner(*member)));
     }
@@ -124,8 +128,12 @@ fn catalog_membership(state: &State, facts: &Facts) -> Option<Action> {
 fn assign(state: &State, facts: &Facts, due: usize) -> Option<Action> {
     let is_voter = |member: &MemberId| facts.group.voters.contains(member);
     let assigned: BTreeSet<PodId> = state.catalog.values().copied().collect();
-    let free: Vec<PodId> =
-        state.pods.keys().filter(|p| !assigned.contains(p) && facts.alive.contains(p)).copied().collect();
+    let free: Vec<PodId> = state
+        .pods
+        .keys()
+        .filter(|p| !assigned.contains(p) && facts.alive.contains(p))
+        .copied()
+        .collect();
     let lost = state
         .catalog
         .iter()
@@ -136,7 +144,9 @@ fn assign(state: &State, facts: &Facts, due: usize) -> Option<Action> {
         return Some(Action::Propose(Command::AddCatalogMembers { pods }));
     }
     if let (0, Some((member, _)), false) = (missing, lost, free.is_empty()) {
-        return Some(Action::Propose(Command::RemoveCatalogMember { member: *member }));
+        return Some(Action::Propose(Command::RemoveCatalogMember {
+            member: *member,
+        }));
     }
     None
 }

@@ -127,9 +127,9 @@ impl Lane {
                 true => member.flushed(),
                 false => member.durable_flushed,
             };
-            member.oldest_needed(flushed)
+            member.oldest_needed(flushed + if crate::store::bug(9) { 1 } else { 0 })
         });
-        let pinned = self.log.pins.keys().next().copied();
+        let pinned = self.log.pins.keys().next().copied().filter(|_| !crate::store::bug(12));
         let oldest = needed.chain(pinned).min();
         // The newest durable batch is always kept.
         let durable = match self.log.wal.durable_seq() > self.log.found_seq {
@@ -152,6 +152,8 @@ impl Lane {
             durable_seq: self.log.wal.durable_seq().0,
             ..self.superblock.clone()
         };
+        crate::store::stat(0);
+        if crate::store::bug(4) { self.log.wal.release_to(target); }
         self.write_superblock_half(&next, Pending::SuperblockFirst, 0);
         self.checkpoint.next = Some(next);
     }
@@ -311,6 +313,7 @@ impl Lane {
                 commit: Some(hard.newest.commit),
                 not_before: self.log.wal.next_seq(),
             });
+            crate::store::stat(2);
             self.log.wal.push(group, vec![item]);
         }
     }
@@ -318,7 +321,7 @@ impl Lane {
     /// Moves everything that recovery needs of the member that holds the tail to the head of the
     /// ring (rule R8): a stuck member's unapplied entries, an idle one's HardState.
     fn push_image(&mut self) {
-        let tail = self.log.wal.tail().0;
+        let tail = self.tail_target(true);
         let holder = self.members.iter().find(|(_, member)| {
             let needed = member.oldest_needed(member.durable_flushed);
             let durable = self.log.wal.durable_seq();
@@ -367,6 +370,7 @@ impl Lane {
             commit: Some(hard.commit),
             not_before: self.log.wal.next_seq(),
         });
+        let image_len = entries.len();
         let image = Item::Image {
             member: id,
             hard,
@@ -374,6 +378,7 @@ impl Lane {
             compacted_term: term,
             entries,
         };
+        crate::store::stat(1);if image_len>0{crate::store::stat(9)}
         self.log.wal.push(group, vec![image]);
     }
 

@@ -363,10 +363,10 @@ impl Lane {
             ring / 64
         };
         if free < payload_bytes + BLOCK_BYTES as u64 + headroom {
-            return Err(Refusal::LogFull);
+            { crate::store::stat(3); return Err(Refusal::LogFull); }
         }
         if payload_bytes > 0 && self.log.unapplied_bytes + payload_bytes > ring / 8 {
-            return Err(Refusal::LogFull);
+            { crate::store::stat(3); return Err(Refusal::LogFull); }
         }
         let Some(found) = self.members.get(&member) else {
             return Ok(());
@@ -382,7 +382,7 @@ impl Lane {
         }
         let admitted = self.clock.admitted.get();
         if wanted > 0 && wanted + admitted > self.alloc.free_unreserved() {
-            return Err(Refusal::NoSpace);
+            crate::store::stat(4); return Err(Refusal::NoSpace);
         }
         self.clock.admitted.set(admitted + wanted);
         Ok(())

@@ -82,11 +82,12 @@ impl Member {
     /// would know (rule R3).
     pub(crate) fn flushed(&self) -> u64 {
         let settled = match self.overlay.low_water() {
+            Some(_) if crate::store::bug(5) => self.applied_index,
             Some(low_water) => low_water - 1,
             None => self.applied_index,
         };
         settled
-            .min(self.hard.durable_commit)
+            .min(if crate::store::bug(8) { u64::MAX } else { self.hard.durable_commit })
             .min(self.applied_index)
             .max(self.record.flushed_index)
     }
@@ -114,7 +115,7 @@ impl Member {
     pub(crate) fn oldest_needed(&self, flushed: u64) -> Option<BatchSeq> {
         let entry = self.log.oldest_batch_from(flushed + 1);
         let hold = self.log.hold.map(|(_, seq)| seq);
-        [self.hard.durable_seq, entry, hold]
+        [self.hard.durable_seq.filter(|_| !crate::store::bug(10)), entry, hold]
             .into_iter()
             .flatten()
             .min()
@@ -345,7 +346,7 @@ impl NewerExtents {
 
     /// True when the entry `index` is already in the record of this extent.
     pub(crate) fn includes(&self, extent: Extent, index: u64) -> bool {
-        index <= self.newest
+        !crate::store::bug(7) && index <= self.newest
             && self
                 .last_changed
                 .get(&extent)

@@ -10,11 +10,17 @@ mod checkpoint;
 mod groups;
 pub mod index;
 pub mod lane;
+#[cfg(test)]
+mod lane_lab;
+#[cfg(test)]
+mod lane_test;
 mod member;
 pub mod open;
 mod overlay;
 mod read;
 mod resync;
+#[cfg(test)]
+mod rules_test;
 pub mod seam;
 pub mod superblock;
 pub mod wal;
@@ -36,3 +42,10 @@ pub enum OpenError {
     #[error("{0}")]
     Unusable(&'static str),
 }
+
+pub(crate) fn bug(number: u32) -> bool {
+    static BUG: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *BUG.get_or_init(|| std::env::var("BUG").ok().and_then(|b| b.parse().ok()).unwrap_or(0)) == number
+}
+pub(crate) static STATS: [std::sync::atomic::AtomicU64; 12] = [const { std::sync::atomic::AtomicU64::new(0) }; 12];
+pub(crate) fn stat(n: usize) { STATS[n].fetch_add(1, std::sync::atomic::Ordering::Relaxed); }

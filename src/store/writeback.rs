@@ -126,7 +126,7 @@ impl Lane {
             if member.phase != Phase::Live {
                 continue;
             }
-            if overlay.newest() > covered {
+            if overlay.newest() > covered && !crate::store::bug(3) {
                 self.writeback.queue.push_back((id, extent));
                 continue;
             }
@@ -256,7 +256,7 @@ impl Lane {
             runs.push((run, offset));
         }
         for (run, offset) in &runs {
-            self.log.pin(run.seq);
+            crate::store::stat(5); self.log.pin(run.seq);
             let len = run.count * BLOCK_BYTES;
             self.io
                 .read(Pending::RoundPayload(*run), LaneFile::Wal, *offset, len);
@@ -338,7 +338,7 @@ impl Lane {
                             Outcome::Put(record)
                         }
                         None => {
-                            self.writeback.starved = true;
+                            crate::store::stat(6); self.writeback.starved = true;
                             Outcome::Skipped
                         }
                     }
@@ -376,6 +376,7 @@ impl Lane {
         self.issue_writes();
         let round = self.writeback.round.as_ref().expect("under way");
         if round.outstanding == 0 {
+            if crate::store::bug(2) { self.commit_round(); return; }
             self.io.sync(Pending::RoundSync, LaneFile::Data);
         }
     }
@@ -424,7 +425,7 @@ impl Lane {
                 Outcome::Delete => {
                     if let Some(old) = &update.old {
                         self.records.committed(&update.key);
-                        self.alloc.free(old.slot);
+                        crate::store::stat(8); self.alloc.free(old.slot);
                     }
                 }
                 Outcome::Skipped | Outcome::Undecided => {}

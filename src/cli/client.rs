@@ -1,0 +1,75 @@
+//! A connection to a pod's API.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status};
+
+use crate::cli::exit::CallError;
+use crate::control::identity::random_uuid;
+use crate::control::proto::cluster_client::ClusterClient;
+use crate::control::proto::disks_client::DisksClient;
+use crate::control::proto::pods_client::PodsClient;
+use crate::control::proto::volumes_client::VolumesClient;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longer than a pod looks for the catalog's leader before it gives up.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connects at the first call.
+#[derive(Debug, Clone)]
+pub struct Client {
+    endpoint: String,
+    channel: Channel,
+}
+
+impl Client {
+    pub fn new(endpoint: &str) -> anyhow::Result<Client> {
+        let uri = match endpoint.contains("://") {
+            true => endpoint.to_owned(),
+            false => format!("http://{endpoint}"),
+        };
+        let channel = Endpoint::from_shared(uri)
+            .with_context(|| format!("{endpoint:?} is not an endpoint, such as 127.0.0.1:7400"))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(CALL_TIMEOUT)
+            .connect_lazy();
+        Ok(Client {
+            endpoint: endpoint.to_owned(),
+            channel,
+        })
+    }
+
+    pub fn volumes(&self) -> VolumesClient<Channel> {
+        VolumesClient::new(self.channel.clone())
+    }
+
+    pub fn pods(&self) -> PodsClient<Channel> {
+        PodsClient::new(self.channel.clone())
+    }
+
+    pub fn disks(&self) -> DisksClient<Channel> {
+        DisksClient::new(self.channel.clone())
+    }
+
+    pub fn cluster(&self) -> ClusterClient<Channel> {
+        ClusterClient::new(self.channel.clone())
+    }
+
+    /// Takes a call's answer, or says what was being done when it failed.
+    pub fn check<T>(
+        &self,
+        doing: impl Into<String>,
+        answer: Result<Response<T>, Status>,
+    ) -> Result<T, CallError> {
+        answer
+            .map(Response::into_inner)
+            .map_err(|status| CallError::new(doing.into(), &self.endpoint, status))
+    }
+}
+
+/// A name for a request, the same over its retries.
+pub fn request_id() -> anyhow::Result<String> {
+    Ok(random_uuid().context("draw a request id")?.to_string())
+}

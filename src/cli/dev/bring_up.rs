@@ -1,0 +1,128 @@
+//! From started processes to volumes that can be used.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::cli::client::{Client, request_id};
+use crate::cli::dev::layout::Layout;
+use crate::config::size::ByteSize;
+use crate::control::proto::{
+    CreateVolumeRequest, DiskState, ListVolumesRequest, PodState, StatusRequest, Volume,
+    VolumeState,
+};
+
+/// How long each step may take.
+const STEP_WITHIN: Duration = Duration::from_secs(120);
+const ASK_EVERY: Duration = Duration::from_millis(100);
+
+/// Waits for the pods, makes the volumes, and prints a line for each once it can be used.
+pub async fn bring_up(layout: &Layout, volumes: &[(String, ByteSize)]) -> anyhow::Result<()> {
+    let first = &layout.pods[0].config;
+    let client = Client::new(&first.api.listen.to_string())?;
+    until("all pods serve", || all_serve(layout, &client)).await?;
+    let replicas = if layout.pods.len() >= 3 { 3 } else { 1 };
+    let there = list(&client).await?;
+    for (name, size) in volumes {
+        match there.iter().find(|volume| volume.name == *name) {
+            Some(volume) if volume.size_bytes != size.0 => eprintln!(
+                "volume {name} exists with {}; its size stays",
+                ByteSize(volume.size_bytes)
+            ),
+            Some(_) => {}
+            None => create(&client, name, *size, replicas).await?,
+        }
+    }
+    for volume in list(&client).await? {
+        let name = &volume.name;
+        let what = format!("volume {name} can be used");
+        until(&what, || usable(&client, name, first.nbd.listen)).await?;
+        println!("ready nbd://{}/{name}", first.nbd.listen);
+    }
+    Ok(())
+}
+
+/// Asks until the answer is `None`; else the last answer says what is missing.
+async fn until<F>(what: &str, ask: impl Fn() -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<Option<String>>>,
+{
+    let deadline = Instant::now() + STEP_WITHIN;
+    loop {
+        let missing = match ask().await {
+            Ok(None) => return Ok(()),
+            Ok(Some(missing)) => missing,
+            Err(error) => format!("{error:#}"),
+        };
+        if Instant::now() >= deadline {
+            bail!("waited {STEP_WITHIN:?} until {what}, but {missing}");
+        }
+        sleep(ASK_EVERY).await;
+    }
+}
+
+async fn all_serve(layout: &Layout, client: &Client) -> anyhow::Result<Option<String>> {
+    for pod in &layout.pods {
+        if !pod.pid_file().exists() {
+            return Ok(Some(format!("pod {} does not serve yet", pod.number)));
+        }
+    }
+    let answer = client.cluster().status(StatusRequest {}).await;
+    let status = client.check("get the status of the cluster", answer)?;
+    let up = status
+        .pods
+        .iter()
+        .filter(|pod| pod.state() == PodState::Up)
+        .count();
+    let disks = status
+        .disks
+        .iter()
+        .filter(|disk| disk.state() == DiskState::Up)
+        .count();
+    let pods = layout.pods.len();
+    match up >= pods && disks >= pods {
+        true => Ok(None),
+        false => Ok(Some(format!(
+            "of {pods} pods, {up} are up, with {disks} disks"
+        ))),
+    }
+}
+
+async fn list(client: &Client) -> anyhow::Result<Vec<Volume>> {
+    let answer = client.volumes().list(ListVolumesRequest {}).await;
+    let volumes = client.check("list the volumes", answer)?.volumes;
+    Ok(volumes
+        .into_iter()
+        .filter(|volume| volume.state() != VolumeState::Deleting)
+        .collect())
+}
+
+async fn create(client: &Client, name: &str, size: ByteSize, replicas: u32) -> anyhow::Result<()> {
+    let request = CreateVolumeRequest {
+        name: name.to_owned(),
+        size_bytes: size.0,
+        replicas,
+        request_id: request_id()?,
+    };
+    let answer = client.volumes().create(request).await;
+    client.check(format!("create volume {name}"), answer)?;
+    Ok(())
+}
+
+/// A leader serves every shard, and the front end takes connections.
+async fn usable(client: &Client, name: &str, nbd: SocketAddr) -> anyhow::Result<Option<String>> {
+    let volumes = list(client).await?;
+    let volume = volumes.iter().find(|volume| volume.name == name);
+    let volume = volume.context("it is gone")?;
+    if !matches!(volume.state(), VolumeState::Ready | VolumeState::Degraded) {
+        return Ok(Some(volume.reason.clone()));
+    }
+    match timeout(ASK_EVERY * 10, TcpStream::connect(nbd)).await {
+        Ok(Ok(_)) => Ok(None),
+        Ok(Err(error)) => Ok(Some(format!("{nbd} does not answer: {error}"))),
+        Err(_) => Ok(Some(format!("{nbd} does not answer in time"))),
+    }
+}

@@ -1,0 +1,244 @@
+//! The server processes of a development cluster: started, started again, stopped.
+
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::cli::dev::layout::PodLayout;
+
+/// How often a child is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long a child may take to stop by itself.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartAfter {
+    Time(Duration),
+    Never,
+}
+
+pub struct Children {
+    pods: Vec<Pod>,
+    restart_after: RestartAfter,
+}
+
+struct Pod {
+    number: u16,
+    config_file: PathBuf,
+    pid_file: PathBuf,
+    log_file: PathBuf,
+    /// It has served at least once: from then on, its end is not the end of all.
+    has_served: bool,
+    state: State,
+}
+
+enum State {
+    Running(Child),
+    /// Started at this time.
+    Waiting(Instant),
+    Left,
+}
+
+impl Children {
+    /// Starts nothing yet: [`Children::tend`] does.
+    pub fn new(pods: &[PodLayout], restart_after: RestartAfter) -> Children {
+        let now = Instant::now();
+        let pods = pods
+            .iter()
+            .map(|pod| Pod {
+                number: pod.number,
+                config_file: pod.config_file(),
+                pid_file: pod.pid_file(),
+                log_file: pod.log_file(),
+                has_served: false,
+                state: State::Waiting(now),
+            })
+            .collect();
+        Children {
+            pods,
+            restart_after,
+        }
+    }
+
+    /// Looks after the pods once: starts those that are due, notices those that ended. An error
+    /// when one ended that never served.
+    pub async fn tend(&mut self) -> anyhow::Result<()> {
+        for pod in &mut self.pods {
+            pod.tend(self.restart_after)?;
+        }
+        sleep(LOOK).await;
+        Ok(())
+    }
+
+    /// Asks all to stop, and makes those that do not.
+    pub async fn stop(mut self) {
+        for pod in &self.pods {
+            if let State::Running(child) = &pod.state {
+                pod.signal(child, Signal::TERM);
+            }
+        }
+        let deadline = Instant::now() + STOP_WITHIN;
+        for pod in &mut self.pods {
+            let number = pod.number;
+            if let State::Running(child) = &mut pod.state
+                && timeout(deadline - Instant::now(), ended(child))
+                    .await
+                    .is_err()
+            {
+                eprintln!("pod {number} does not stop by itself; it is killed");
+                if let Err(error) = child.kill().and_then(|()| child.wait().map(drop)) {
+                    eprintln!("could not kill pod {number}: {error}");
+                }
+            }
+        }
+    }
+}
+
+async fn ended(child: &mut Child) {
+    while matches!(child.try_wait(), Ok(None)) {
+        sleep_until(Instant::now() + LOOK).await;
+    }
+}
+
+impl Pod {
+    fn tend(&mut self, restart_after: RestartAfter) -> anyhow::Result<()> {
+        match &mut self.state {
+            State::Left => Ok(()),
+            State::Waiting(until) if *until > Instant::now() => Ok(()),
+            State::Waiting(_) => {
+                self.state = State::Running(self.start()?);
+                Ok(())
+            }
+            State::Running(child) => {
+                let ended = child
+                    .try_wait()
+                    .with_context(|| format!("could not look at pod {}", self.number))?;
+                let pid = child.id();
+                self.has_served = self.has_served || serves(&self.pid_file, pid);
+                match ended {
+                    Some(status) => self.ended(status, restart_after),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, status: ExitStatus, restart_after: RestartAfter) -> anyhow::Result<()> {
+        let number = self.number;
+        if !self.has_served {
+            let log = self.log_file.display();
+            let reason = last_error(&self.log_file).unwrap_or_else(|| status.to_string());
+            bail!("pod {number} did not start: {reason} (its log is {log})");
+        }
+        match restart_after {
+            RestartAfter::Never => {
+                eprintln!("pod {number} ended ({status}) and is left so");
+                self.state = State::Left;
+            }
+            RestartAfter::Time(time) => {
+                eprintln!("pod {number} ended ({status}); it is started again after {time:?}");
+                self.state = State::Waiting(Instant::now() + time);
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&self) -> anyhow::Result<Child> {
+        // One left behind by a kill must not pass for the new one's.
+        if let Err(error) = std::fs::remove_file(&self.pid_file)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(error).context(format!("could not remove {}", self.pid_file.display()));
+        }
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log_file)
+            .with_context(|| format!("could not open {}", self.log_file.display()))?;
+        let program = std::env::current_exe().context("find this program")?;
+        let parent = rustix::process::getpid();
+        let mut command = Command::new(program);
+        command
+            .arg("serve")
+            .arg("--config")
+            .arg(&self.config_file)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("share the log")?)
+            .stderr(log)
+            // Ctrl-C in a terminal is for this process, which then stops the pods in good order.
+            .process_group(0);
+        // SAFETY: between fork and exec only system calls are made, which allocate nothing.
+        unsafe {
+            command.pre_exec(move || end_with_parent(parent));
+        }
+        command
+            .spawn()
+            .with_context(|| format!("could not start pod {}", self.number))
+    }
+
+    fn signal(&self, child: &Child, signal: Signal) {
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let sent = pid.map(|pid| kill_process(pid, signal));
+        if let Some(Err(error)) = sent {
+            eprintln!("could not signal pod {}: {error}", self.number);
+        }
+    }
+}
+
+/// In the child: it is killed when its parent ends, however that ends.
+fn end_with_parent(parent: Pid) -> std::io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    if getppid() != Some(parent) {
+        return Err(std::io::ErrorKind::NotConnected.into());
+    }
+    Ok(())
+}
+
+/// True when the pod that runs as `pid` says that it serves.
+pub fn serves(pid_file: &Path, pid: u32) -> bool {
+    std::fs::read_to_string(pid_file)
+        .is_ok_and(|text| text.trim().parse::<u32>().is_ok_and(|found| found == pid))
+}
+
+/// The text of the last error in a log, or its last line when it is not a log line.
+fn last_error(log: &Path) -> Option<String> {
+    let file = std::fs::File::open(log).ok()?;
+    let mut last = None;
+    for line in BufReader::new(file).lines() {
+        let Ok(line) = line else { break };
+        match serde_json::from_str::<serde_json::Value>(&line) {
+            Ok(event) if event["level"] == "ERROR" => {
+                last = event["message"].as_str().map(str::to_owned);
+            }
+            Ok(_) => {}
+            Err(_) => last = Some(line),
+        }
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_comes_from_the_log() {
+        let root = tempfile::tempdir().unwrap();
+        let log = root.path().join("log");
+        assert_eq!(last_error(&log), None);
+        let lines = "{\"level\":\"ERROR\",\"message\":\"first\"}\n\
+                     {\"level\":\"ERROR\",\"message\":\"the disk is gone\"}\n\
+                     {\"level\":\"INFO\",\"message\":\"stopping\"}\n";
+        std::fs::write(&log, lines).unwrap();
+        assert_eq!(last_error(&log).as_deref(), Some("the disk is gone"));
+        std::fs::write(&log, "error: no such key\n").unwrap();
+        assert_eq!(last_error(&log).as_deref(), Some("error: no such key"));
+    }
+}

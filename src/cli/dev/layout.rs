@@ -1,0 +1,290 @@
+//! Where the pods of a development cluster live, and on which ports.
+//!
+//! Pod N, counted from 1, lives in `DIR/pod-N`: `holdfast.toml`, `pid`, `log`, `disk-1/`, and its
+//! identity in `data/`. Its ports are the defaults + 100 x (N - 1) + the offset.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use crate::config::size::ByteSize;
+use crate::config::{Config, Disk, IoMethod, Listen, Log, LogFormat, Nbd, ports};
+
+/// Log ring of a disk: small, because it is written in full when the disk is made.
+const WAL_BYTES: u64 = 256 << 20;
+/// Least space of a pod's disk.
+const DISK_BYTES_MIN: u64 = 1 << 30;
+
+#[derive(Debug)]
+pub struct Layout {
+    pub pods: Vec<PodLayout>,
+}
+
+#[derive(Debug)]
+pub struct PodLayout {
+    /// From 1.
+    pub number: u16,
+    pub directory: PathBuf,
+    pub config: Config,
+}
+
+impl PodLayout {
+    pub fn config_file(&self) -> PathBuf {
+        self.directory.join("holdfast.toml")
+    }
+
+    pub fn pid_file(&self) -> PathBuf {
+        self.directory.join("pid")
+    }
+
+    pub fn log_file(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    /// Every listener, and what it is for.
+    fn listeners(&self) -> [(&'static str, SocketAddr); 3] {
+        let config = &self.config;
+        [
+            ("API", config.api.listen),
+            ("peer", config.peer.listen),
+            ("NBD", config.nbd.listen),
+        ]
+    }
+}
+
+impl Layout {
+    /// Plans a cluster in `root`. Disks that are there keep their sizes.
+    pub fn new(
+        root: PathBuf,
+        pods: u16,
+        port_offset: u16,
+        addresses: &[IpAddr],
+    ) -> anyhow::Result<Layout> {
+        if !addresses.is_empty() && addresses.len() != usize::from(pods) {
+            bail!(
+                "--addresses lists {} addresses for {pods} pods",
+                addresses.len()
+            );
+        }
+        let surplus = root.join(format!("pod-{}", pods + 1));
+        if surplus.exists() {
+            bail!(
+                "{} exists, but --pods is {pods}: start all pods of the cluster, or name another \
+                 directory with --data",
+                surplus.display()
+            );
+        }
+        let disk_bytes = disk_bytes(&root, u64::from(pods))?;
+        let mut layout = Layout { pods: Vec::new() };
+        for number in 1..=pods {
+            let address = addresses.get(usize::from(number - 1)).copied();
+            let listen = Listeners::new(
+                address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+                u32::from(port_offset) + 100 * u32::from(number - 1),
+            )?;
+            let directory = root.join(format!("pod-{number}"));
+            let first = layout
+                .pods
+                .first()
+                .map(|pod: &PodLayout| pod.config.api.listen);
+            let config = config(&directory, &listen, first, disk_bytes);
+            config.validate()?;
+            layout.pods.push(PodLayout {
+                number,
+                directory,
+                config,
+            });
+        }
+        Ok(layout)
+    }
+
+    /// Says which port is in use, if one is, before anything starts.
+    pub fn check_ports(&self) -> anyhow::Result<()> {
+        for pod in &self.pods {
+            for (purpose, listen) in pod.listeners() {
+                TcpListener::bind(listen).with_context(|| {
+                    format!(
+                        "pod {} cannot listen on {listen} ({purpose}); stop what uses it, or \
+                         move all ports with --port-offset",
+                        pod.number
+                    )
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the directories and writes the configurations.
+    pub fn write(&self) -> anyhow::Result<()> {
+        for pod in &self.pods {
+            for disk in &pod.config.disks {
+                std::fs::create_dir_all(&disk.path)
+                    .with_context(|| format!("could not create {}", disk.path.display()))?;
+            }
+            let path = pod.config_file();
+            let text = format!(
+                "# Pod {} of a development cluster. Written anew by every `holdfast dev`.\n{}",
+                pod.number,
+                toml::to_string(&pod.config).context("write a configuration")?
+            );
+            std::fs::write(&path, text)
+                .with_context(|| format!("could not write {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+struct Listeners {
+    api: SocketAddr,
+    peer: SocketAddr,
+    http: SocketAddr,
+    nbd: SocketAddr,
+}
+
+impl Listeners {
+    fn new(address: IpAddr, offset: u32) -> anyhow::Result<Listeners> {
+        let at = |port: u16| {
+            let port = u16::try_from(u32::from(port) + offset)
+                .with_context(|| format!("port {port} + {offset} is larger than 65535"))?;
+            anyhow::Ok(SocketAddr::new(address, port))
+        };
+        Ok(Listeners {
+            api: at(ports::API)?,
+            peer: at(ports::PEER)?,
+            http: at(ports::HTTP)?,
+            nbd: at(ports::NBD)?,
+        })
+    }
+}
+
+fn config(
+    directory: &Path,
+    listen: &Listeners,
+    first: Option<SocketAddr>,
+    disk_bytes: u64,
+) -> Config {
+    let disk = Disk {
+        path: directory.join("disk-1"),
+        size: Some(ByteSize(disk_bytes)),
+        wal_size: ByteSize(WAL_BYTES),
+    };
+    let before = Config::load(&directory.join("holdfast.toml")).ok();
+    let disks = before
+        .map(|config| config.disks)
+        .filter(|disks| !disks.is_empty());
+    Config {
+        data: directory.join("data"),
+        init: first.is_none(),
+        join: first.iter().map(SocketAddr::to_string).collect(),
+        io: IoMethod::Auto,
+        pid_file: Some(directory.join("pid")),
+        api: Listen::at(listen.api),
+        peer: Listen::at(listen.peer),
+        nbd: Nbd {
+            listen: listen.nbd,
+            ..Nbd::default()
+        },
+        http: Listen::at(listen.http),
+        budgets: Default::default(),
+        log: Log {
+            level: "info".to_owned(),
+            format: LogFormat::Json,
+        },
+        disks: disks.unwrap_or_else(|| vec![disk]),
+    }
+}
+
+/// What each pod's disk may take, when all share one file system: four fifths of what is free.
+fn disk_bytes(root: &Path, pods: u64) -> anyhow::Result<u64> {
+    let space = rustix::fs::statvfs(root).context("could not look at the file system")?;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    let each = (free / 5 * 4 / pods).saturating_sub(WAL_BYTES);
+    Ok((each >> 30 << 30).max(DISK_BYTES_MIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_the_documented_ones() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path().to_owned(), 3, 0, &[]).unwrap();
+        let nbd: Vec<String> = layout
+            .pods
+            .iter()
+            .map(|pod| pod.config.nbd.listen.to_string())
+            .collect();
+        assert_eq!(
+            nbd,
+            ["127.0.0.1:10809", "127.0.0.1:10909", "127.0.0.1:11009"]
+        );
+        assert!(layout.pods[0].config.init);
+        assert_eq!(layout.pods[2].config.join, ["127.0.0.1:7400"]);
+
+        let addresses = ["127.0.0.2".parse().unwrap(), "127.0.0.3".parse().unwrap()];
+        let layout = Layout::new(root.path().to_owned(), 2, 1000, &addresses).unwrap();
+        assert_eq!(
+            layout.pods[1].config.api.listen.to_string(),
+            "127.0.0.3:8500"
+        );
+        assert_eq!(layout.pods[1].config.join, ["127.0.0.2:8400"]);
+    }
+
+    #[test]
+    fn what_is_written_is_a_normal_configuration_and_keeps_its_disks() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path().to_owned(), 2, 0, &[]).unwrap();
+        layout.write().unwrap();
+        for pod in &layout.pods {
+            assert_eq!(Config::load(&pod.config_file()).unwrap(), pod.config);
+            pod.config.check_disks().unwrap();
+        }
+        let mut moved = layout.pods[0].config.clone();
+        moved.disks[0].size = Some(ByteSize(5 << 30));
+        std::fs::write(
+            layout.pods[0].config_file(),
+            toml::to_string(&moved).unwrap(),
+        )
+        .unwrap();
+        let again = Layout::new(root.path().to_owned(), 2, 100, &[]).unwrap();
+        assert_eq!(again.pods[0].config.disks, moved.disks);
+        assert_eq!(again.pods[0].config.api.listen.port(), 7500);
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().to_owned();
+        let one = ["127.0.0.1".parse().unwrap()];
+        assert!(Layout::new(path.clone(), 2, 0, &one).is_err());
+        assert!(Layout::new(path.clone(), 1, 60000, &[]).is_err());
+        std::fs::create_dir(path.join("pod-2")).unwrap();
+        let error = Layout::new(path.clone(), 1, 0, &[])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("pod-2 exists"), "{error}");
+    }
+
+    #[test]
+    fn a_port_in_use_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let mut layout = Layout::new(root.path().to_owned(), 1, 0, &[]).unwrap();
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let config = &mut layout.pods[0].config;
+        config.nbd.listen = taken.local_addr().unwrap();
+        // Ports that the system picks are free.
+        config.api.listen.set_port(0);
+        config.peer.listen.set_port(0);
+        let error = layout.check_ports().unwrap_err().to_string();
+        assert!(
+            error.contains(&config_port(&layout)) && error.contains("NBD"),
+            "{error}"
+        );
+    }
+
+    fn config_port(layout: &Layout) -> String {
+        layout.pods[0].config.nbd.listen.port().to_string()
+    }
+}

@@ -1,0 +1,115 @@
+//! The command line: `holdfast <noun> <verb>`. Each noun has a file: its arguments, and the few
+//! lines that carry them out. Work is done elsewhere.
+//!
+//! Exit codes: 0 done; 1 it failed; 2 the command line is wrong; 3 there is no such object;
+//! 4 the cluster cannot be reached or has no majority; 5 the request conflicts with what is
+//! there (a name is taken, there are too few pods).
+
+pub mod client;
+pub mod dev;
+pub mod disk;
+pub mod exit;
+pub mod pod;
+pub mod render;
+pub mod serve;
+pub mod status;
+pub mod volume;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::cli::client::Client;
+use crate::cli::serve::StartDataPath;
+
+/// Replicated block storage.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, \
+                        4 cluster unavailable, 5 conflict"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command that talks to a cluster.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// API address of any pod
+    #[arg(
+        long,
+        global = true,
+        env = "HOLDFAST_ENDPOINT",
+        default_value = "127.0.0.1:7400"
+    )]
+    pub endpoint: String,
+    /// How to print results
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one pod
+    Serve(serve::Args),
+    /// Run a whole cluster on this machine, for development and tests
+    Dev(dev::Args),
+    /// Show the cluster, and what needs attention
+    Status,
+    /// Block volumes
+    #[command(subcommand)]
+    Volume(volume::Command),
+    /// Storage pods
+    #[command(subcommand)]
+    Pod(pod::Command),
+    /// Disks of the pods
+    #[command(subcommand)]
+    Disk(disk::Command),
+}
+
+/// Parses the command line and carries it out. `start_data_path` is what `serve` starts beside
+/// the control plane.
+pub fn run(start_data_path: StartDataPath) -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Serve(args) => return serve::run(&args, start_data_path),
+        Command::Dev(args) => dev::run(&args),
+        other => run_client(&cli.global, other),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            exit::code_of(&error)
+        }
+    }
+}
+
+/// Everything that is one or a few calls to a pod.
+fn run_client(global: &Global, command: Command) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let client = Client::new(&global.endpoint)?;
+        let text = match command {
+            Command::Serve(_) | Command::Dev(_) => unreachable!("handled by the caller"),
+            Command::Status => status::run(&client, global.output).await?,
+            Command::Volume(command) => volume::run(&client, command, global.output).await?,
+            Command::Pod(command) => pod::run(&client, command, global.output).await?,
+            Command::Disk(command) => disk::run(&client, command, global.output).await?,
+        };
+        print!("{text}");
+        Ok(())
+    })
+}

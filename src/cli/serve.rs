@@ -1,0 +1,116 @@
+//! `holdfast serve`: one pod, until it is told to stop.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::Config;
+use crate::control::identity::{Identity, PodDirectory, write_atomically};
+use crate::control::server::{DataPath, ReportSink, Server};
+use crate::telemetry::logs;
+
+/// Opens this pod's disks and starts its workers and front ends. May block.
+pub type StartDataPath = fn(&Config, Identity, ReportSink) -> anyhow::Result<Arc<dyn DataPath>>;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Configuration of this pod
+    #[arg(long)]
+    config: PathBuf,
+}
+
+pub fn run(args: &Args, start_data_path: StartDataPath) -> ExitCode {
+    let config = match read(&args.config) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match serve(config, start_data_path) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("could not serve: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The configuration; logs are set up as it says.
+fn read(path: &Path) -> anyhow::Result<Config> {
+    let config = Config::load(path)?;
+    logs::start(&config.log)?;
+    Ok(config)
+}
+
+fn serve(config: Config, start_data_path: StartDataPath) -> anyhow::Result<()> {
+    config.check_disks()?;
+    let directory = PodDirectory::open(&config.data)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("start the threads of the control plane")?;
+    let result = runtime.block_on(serve_until_told(&config, directory, start_data_path));
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve_until_told(
+    config: &Config,
+    directory: PodDirectory,
+    start_data_path: StartDataPath,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut told = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let server = tokio::select! {
+        server = Server::start(config, directory) => server?,
+        () = told() => return Ok(()),
+    };
+    let data_path = {
+        let (config, identity) = (config.clone(), server.identity());
+        let reports = server.report_sink();
+        let start = move || start_data_path(&config, identity, reports);
+        tokio::task::spawn_blocking(start)
+            .await
+            .context("start the data path")?
+    };
+    let data_path = match data_path {
+        Ok(data_path) => data_path,
+        Err(error) => {
+            server.stop().await;
+            return Err(error);
+        }
+    };
+    server.attach(data_path.clone());
+    if let Some(file) = &config.pid_file {
+        write_atomically(file, format!("{}\n", std::process::id()).as_bytes())
+            .with_context(|| format!("write {}", file.display()))?;
+    }
+    tracing::info!(pod = server.identity().pod.0, "serving");
+    let ended = tokio::select! {
+        () = told() => Ok(()),
+        failure = server.failed() => Err(failure),
+    };
+    tracing::info!("stopping");
+    if let Some(file) = &config.pid_file
+        && let Err(error) = std::fs::remove_file(file)
+    {
+        tracing::warn!("could not remove {}: {error}", file.display());
+    }
+    tokio::task::spawn_blocking(move || data_path.stop())
+        .await
+        .context("stop the data path")?;
+    server.stop().await;
+    Ok(ended?)
+}

@@ -1,0 +1,49 @@
+//! The cluster as a whole.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use crate::control::api::route::{Failure, on_leader, read};
+use crate::control::catalog::Catalog;
+use crate::control::describe::Describe;
+use crate::control::node::Node;
+use crate::control::proto::cluster_client::ClusterClient;
+use crate::control::proto::cluster_server::Cluster;
+use crate::control::proto::{StatusRequest, StatusResponse};
+
+pub struct ClusterService {
+    pub node: Arc<Node>,
+}
+
+#[tonic::async_trait]
+impl Cluster for ClusterService {
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        on_leader(
+            &self.node,
+            request,
+            |catalog, _| describe(&self.node, catalog, |describe| describe.status()),
+            |channel, call| async move { ClusterClient::new(channel).status(call).await },
+        )
+        .await
+    }
+}
+
+/// Reads what the leader knows, and describes it.
+pub async fn describe<T>(
+    node: &Node,
+    catalog: Arc<Catalog>,
+    with: impl FnOnce(Describe<'_>) -> T,
+) -> Result<T, Failure> {
+    let (state, published) = read(&catalog).await?;
+    let pods = node.reports.pods();
+    Ok(with(Describe::new(
+        &state,
+        &published.group,
+        &pods,
+        node.identity.pod,
+    )))
+}

@@ -1,0 +1,37 @@
+//! The gRPC services, one file per noun. Every pod answers; what needs the leader is carried out
+//! there (see [`route`]).
+
+pub mod catalog;
+pub mod cluster;
+pub mod disks;
+pub mod pods;
+pub mod route;
+pub mod volumes;
+
+use tonic::Status;
+
+use crate::control::catalog::chain;
+use crate::control::command::Addresses;
+
+/// Addresses as they come in requests.
+fn parse_addresses(api: &str, peer: &str, nbd: &str) -> Result<Addresses, Status> {
+    let parse = |what: &str, text: &str| {
+        text.parse().map_err(|_| {
+            Status::invalid_argument(format!("the {what} address {text:?} is not ip:port"))
+        })
+    };
+    Ok(Addresses {
+        api: parse("API", api)?,
+        peer: parse("peer", peer)?,
+        nbd: if nbd.is_empty() {
+            None
+        } else {
+            Some(parse("NBD", nbd)?)
+        },
+    })
+}
+
+/// A request that makes no sense.
+fn invalid(error: &dyn std::error::Error) -> Status {
+    Status::invalid_argument(chain(error))
+}

@@ -1,0 +1,152 @@
+//! Calls that the catalog's leader carries out: here when this pod leads, else there. While there
+//! is no leader, they wait a bounded time. Every such call may be carried out twice without harm.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+
+use crate::control::catalog::{AskError, Catalog, Published, chain};
+use crate::control::node::Node;
+use crate::control::state::{CatalogError, State};
+
+/// How long a call looks for a leader.
+const LEADER_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Marks a call that another pod passed on: it is not passed on again.
+const PASSED_ON: &str = "holdfast-passed-on";
+
+/// Why a call was not carried out here.
+#[derive(Debug)]
+pub enum Failure {
+    /// Look for the leader again.
+    NotLeader,
+    Final(Status),
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Failure {
+        Failure::Final(status)
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Failure {
+        match error {
+            AskError::Refused(error) => Failure::Final(status_of(&error)),
+            AskError::NotLeader | AskError::Busy | AskError::Stopped => Failure::NotLeader,
+        }
+    }
+}
+
+/// The one table from the catalog's refusals to gRPC.
+fn status_of(error: &CatalogError) -> Status {
+    let text = chain(error);
+    match error {
+        CatalogError::NameTaken { .. } => {
+            Status::already_exists(format!("{text}; choose another name, or delete it first"))
+        }
+        CatalogError::NoSuchVolume { .. } => Status::not_found(format!(
+            "{text}; `holdfast volume list` shows what there is"
+        )),
+        CatalogError::BadName { .. }
+        | CatalogError::BadSize { .. }
+        | CatalogError::BadRequestId => Status::invalid_argument(text),
+        CatalogError::NoSuchPod { .. } => Status::not_found(text),
+        CatalogError::StalePlacement => Status::aborted(format!("{text}; try again")),
+    }
+}
+
+/// Carries `request` out with `local` on the leader. `remote` makes the same call of another pod.
+pub async fn on_leader<Req, Res, L, LocalFuture, R, RemoteFuture>(
+    node: &Arc<Node>,
+    request: Request<Req>,
+    local: L,
+    remote: R,
+) -> Result<Response<Res>, Status>
+where
+    Req: Clone,
+    L: Fn(Arc<Catalog>, Req) -> LocalFuture,
+    LocalFuture: Future<Output = Result<Res, Failure>>,
+    R: Fn(Channel, Request<Req>) -> RemoteFuture,
+    RemoteFuture: Future<Output = Result<Response<Res>, Status>>,
+{
+    let passed_on = request.metadata().contains_key(PASSED_ON);
+    let request = request.into_inner();
+    let deadline = Instant::now() + LEADER_WITHIN;
+    loop {
+        let mut last = None;
+        if let Some(catalog) = node.leading() {
+            match local(catalog, request.clone()).await {
+                Ok(answer) => return Ok(Response::new(answer)),
+                Err(Failure::Final(status)) => return Err(status),
+                Err(Failure::NotLeader) => {}
+            }
+        } else if passed_on {
+            return Err(Status::unavailable("this pod does not lead the catalog"));
+        } else if let Some((_, api)) = node.leader() {
+            let mut call = Request::new(request.clone());
+            call.metadata_mut()
+                .insert(PASSED_ON, "1".parse().expect("a plain value"));
+            call.set_timeout(deadline.saturating_duration_since(Instant::now()));
+            match remote(node.peers.channel(api), call).await {
+                Ok(answer) => return Ok(answer),
+                Err(status) if is_passing(&status) => last = Some(status),
+                Err(status) => return Err(status),
+            }
+            node.set_leader(None);
+        }
+        if Instant::now() >= deadline {
+            return Err(no_leader(node, last.as_ref()));
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Another try may go better.
+fn is_passing(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
+    ) || (status.code() == Code::Unknown && std::error::Error::source(status).is_some())
+}
+
+/// Says what is missing.
+fn no_leader(node: &Node, last: Option<&Status>) -> Status {
+    let published = node
+        .catalog()
+        .map(|catalog| catalog.published.borrow().clone());
+    let mut text = "the catalog has no leader that this pod can reach".to_owned();
+    if let Some(Published {
+        group,
+        state: Some(state),
+        ..
+    }) = &published
+    {
+        let voters: Vec<String> = group
+            .voters
+            .iter()
+            .filter_map(|member| state.catalog.get(member))
+            .map(|pod| pod.to_string())
+            .collect();
+        let needed = voters.len() / 2 + 1;
+        text += &format!("; {needed} of pods {} have to be up", voters.join(", "));
+    }
+    if let Some(reason) = published.and_then(|published| published.failed) {
+        text += &format!("; the catalog of this pod has stopped: {reason}");
+    }
+    if let Some(last) = last {
+        text += &format!(" ({})", last.message());
+    }
+    Status::unavailable(text)
+}
+
+/// What the leader knows, as of now.
+pub async fn read(catalog: &Catalog) -> Result<(Arc<State>, Published), Failure> {
+    catalog.barrier().await?;
+    let published = catalog.published.borrow().clone();
+    let state = published.state.clone().ok_or(Failure::NotLeader)?;
+    Ok((state, published))
+}

@@ -1,0 +1,221 @@
+//! Block volumes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tonic::{Request, Response, Status};
+
+use crate::control::api::cluster::describe;
+use crate::control::api::route::{Failure, on_leader, read};
+use crate::control::catalog::{AskError, Catalog};
+use crate::control::command::{Command, Outcome};
+use crate::control::describe::Describe;
+use crate::control::identity::random_uuid;
+use crate::control::node::Node;
+use crate::control::placement::{Candidate, PlacementError, layout, place};
+use crate::control::proto;
+use crate::control::proto::volumes_client::VolumesClient;
+use crate::control::proto::volumes_server::Volumes;
+use crate::control::reports::Pods;
+use crate::control::state::{CatalogError, State};
+
+/// Replicas of a volume when the request does not say.
+const REPLICAS: u32 = 3;
+/// How often a placement is made anew when the disks change under it.
+const PLACEMENTS_MAX: usize = 5;
+/// While a new leader has not heard from all pods.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+pub struct VolumesService {
+    pub node: Arc<Node>,
+}
+
+#[tonic::async_trait]
+impl Volumes for VolumesService {
+    async fn create(
+        &self,
+        mut request: Request<proto::CreateVolumeRequest>,
+    ) -> Result<Response<proto::Volume>, Status> {
+        name_request(&mut request.get_mut().request_id)?;
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| create(&self.node, catalog, request),
+            |channel, call| async move { VolumesClient::new(channel).create(call).await },
+        )
+        .await
+    }
+
+    async fn list(
+        &self,
+        request: Request<proto::ListVolumesRequest>,
+    ) -> Result<Response<proto::ListVolumesResponse>, Status> {
+        let list = |all: Describe<'_>| proto::ListVolumesResponse {
+            volumes: all.volumes(),
+        };
+        on_leader(
+            &self.node,
+            request,
+            |catalog, _| describe(&self.node, catalog, list),
+            |channel, call| async move { VolumesClient::new(channel).list(call).await },
+        )
+        .await
+    }
+
+    async fn get(
+        &self,
+        request: Request<proto::GetVolumeRequest>,
+    ) -> Result<Response<proto::Volume>, Status> {
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| get(&self.node, catalog, request.name),
+            |channel, call| async move { VolumesClient::new(channel).get(call).await },
+        )
+        .await
+    }
+
+    async fn delete(
+        &self,
+        mut request: Request<proto::DeleteVolumeRequest>,
+    ) -> Result<Response<proto::DeleteVolumeResponse>, Status> {
+        name_request(&mut request.get_mut().request_id)?;
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move {
+                let proto::DeleteVolumeRequest { name, request_id } = request;
+                catalog
+                    .propose(Command::DeleteVolume { request_id, name })
+                    .await?;
+                Ok(proto::DeleteVolumeResponse {})
+            },
+            |channel, call| async move { VolumesClient::new(channel).delete(call).await },
+        )
+        .await
+    }
+}
+
+/// A request without a name gets one before it may be sent on, and again.
+fn name_request(request_id: &mut String) -> Result<(), Status> {
+    if request_id.is_empty() {
+        let name = random_uuid()
+            .map_err(|error| Status::internal(format!("could not name the request: {error}")))?;
+        *request_id = name.to_string();
+    }
+    Ok(())
+}
+
+async fn get(node: &Node, catalog: Arc<Catalog>, name: String) -> Result<proto::Volume, Failure> {
+    let (state, published) = read(&catalog).await?;
+    let Some((id, volume)) = state.volume_by_name(&name) else {
+        return Err(AskError::Refused(CatalogError::NoSuchVolume { name }).into());
+    };
+    let pods = node.reports.pods();
+    Ok(Describe::new(&state, &published.group, &pods, node.identity.pod).volume(id, volume))
+}
+
+async fn create(
+    node: &Node,
+    catalog: Arc<Catalog>,
+    request: proto::CreateVolumeRequest,
+) -> Result<proto::Volume, Failure> {
+    let outcome = place_and_propose(node, &catalog, &request).await?;
+    let Outcome::Volume(id) = outcome else {
+        return Err(Failure::Final(Status::internal("creating made no volume")));
+    };
+    let (state, published) = read(&catalog).await?;
+    let Some(volume) = state.volumes.get(&id) else {
+        let name = request.name;
+        return Err(AskError::Refused(CatalogError::NoSuchVolume { name }).into());
+    };
+    let pods = node.reports.pods();
+    Ok(Describe::new(&state, &published.group, &pods, node.identity.pod).volume(id, volume))
+}
+
+async fn place_and_propose(
+    node: &Node,
+    catalog: &Catalog,
+    request: &proto::CreateVolumeRequest,
+) -> Result<Outcome, Failure> {
+    let proto::CreateVolumeRequest {
+        name,
+        size_bytes,
+        replicas,
+        request_id,
+    } = request;
+    let replicas = if *replicas == 0 { REPLICAS } else { *replicas };
+    let (stripe_bytes, shards) = layout(*size_bytes);
+    let mut placements = 0;
+    loop {
+        let (state, _) = read(catalog).await?;
+        if let Some(outcome) = state.answered(request_id) {
+            return Ok(outcome);
+        }
+        if state.volume_by_name(name).is_some() {
+            let name = name.clone();
+            return Err(AskError::Refused(CatalogError::NameTaken { name }).into());
+        }
+        let pods = node.reports.pods();
+        let (candidates, away) = candidates(&state, &pods);
+        let placement = match place(name, shards, replicas, &candidates, &away) {
+            Ok(placement) => placement,
+            Err(PlacementError::TooFewPods { .. }) if !pods.is_complete => {
+                sleep(LOOK_EVERY).await;
+                continue;
+            }
+            Err(error @ PlacementError::BadReplicas { .. }) => {
+                return Err(Failure::Final(Status::invalid_argument(error.to_string())));
+            }
+            Err(error) => {
+                return Err(Failure::Final(Status::failed_precondition(format!(
+                    "{error}; add pods, or ask for fewer replicas"
+                ))));
+            }
+        };
+        placements += 1;
+        let command = Command::CreateVolume {
+            request_id: request_id.clone(),
+            name: name.clone(),
+            size_bytes: *size_bytes,
+            stripe_bytes,
+            placement,
+        };
+        match catalog.propose(command).await {
+            Err(AskError::Refused(CatalogError::StalePlacement)) if placements < PLACEMENTS_MAX => {
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// The disks that can take replicas, and in words what cannot.
+fn candidates(state: &State, pods: &Pods) -> (Vec<Candidate>, String) {
+    let members = state.members_per_disk();
+    let reports = pods.up.values().flat_map(|heard| &heard.report.disks);
+    let candidates = reports
+        .filter(|report| report.failed.is_none())
+        .filter_map(|report| {
+            let disk = state.disks.get(&report.disk)?;
+            Some(Candidate {
+                disk: report.disk,
+                pod: disk.pod,
+                free_bytes: report.capacity_bytes.saturating_sub(report.used_bytes),
+                members: members.get(&report.disk).copied().unwrap_or(0),
+            })
+        })
+        .collect();
+    let away: Vec<String> = state
+        .pods
+        .keys()
+        .filter(|pod| !pods.up.contains_key(pod))
+        .map(|pod| pod.to_string())
+        .collect();
+    let away = match away.as_slice() {
+        [] => String::new(),
+        [pod] => format!(" (pod {pod} is away)"),
+        pods => format!(" (pods {} are away)", pods.join(", ")),
+    };
+    (candidates, away)
+}

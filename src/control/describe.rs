@@ -1,0 +1,262 @@
+//! The state and the reports as the API shows them. Pure.
+
+use std::collections::BTreeMap;
+
+use crate::control::proto;
+use crate::control::reconcile::Group;
+use crate::control::reports::Pods;
+use crate::control::state::{Shard, State, Volume};
+use crate::types::{MemberId, PodId, Uuid, VolumeId};
+use crate::view::{DiskReport, MemberReport, MemberState};
+
+/// Everything that a description is made from.
+pub struct Describe<'a> {
+    state: &'a State,
+    group: &'a Group,
+    pods: &'a Pods,
+    leader: PodId,
+    disks: BTreeMap<Uuid, &'a DiskReport>,
+    members: BTreeMap<MemberId, &'a MemberReport>,
+}
+
+impl<'a> Describe<'a> {
+    pub fn new(state: &'a State, group: &'a Group, pods: &'a Pods, leader: PodId) -> Describe<'a> {
+        let reports = || pods.up.values().flat_map(|heard| &heard.report.disks);
+        Describe {
+            state,
+            group,
+            pods,
+            leader,
+            disks: reports().map(|disk| (disk.disk, disk)).collect(),
+            members: reports()
+                .flat_map(|disk| &disk.members)
+                .map(|member| (member.member, member))
+                .collect(),
+        }
+    }
+
+    pub fn status(&self) -> proto::StatusResponse {
+        let (pods, disks, volumes) = (self.pods(), self.disks(), self.volumes());
+        let mut problems = Vec::new();
+        for pod in pods
+            .iter()
+            .filter(|pod| pod.state() == proto::PodState::Away)
+        {
+            problems.push(format!("pod {} is away", pod.id));
+        }
+        for disk in disks
+            .iter()
+            .filter(|disk| disk.state() == proto::DiskState::Failed)
+        {
+            problems.push(format!(
+                "disk {} of pod {} failed: {}",
+                disk.id, disk.pod, disk.reason
+            ));
+        }
+        for volume in &volumes {
+            if matches!(
+                volume.state(),
+                proto::VolumeState::Degraded | proto::VolumeState::Paused
+            ) {
+                let state = volume.state_name();
+                problems.push(format!(
+                    "volume {} is {state}: {}",
+                    volume.name, volume.reason
+                ));
+            }
+        }
+        proto::StatusResponse {
+            cluster: self.state.cluster.to_string(),
+            revision: self.state.revision,
+            leader_pod: self.leader.0,
+            pods,
+            disks,
+            volumes,
+            problems,
+        }
+    }
+
+    pub fn pods(&self) -> Vec<proto::Pod> {
+        let replicas = self.state.members_per_disk();
+        self.state
+            .pods
+            .iter()
+            .map(|(pod, record)| {
+                let disks = self.state.disks.iter().filter(|(_, disk)| disk.pod == *pod);
+                let heard = self.pods.up.get(pod);
+                let state = match heard {
+                    Some(_) => proto::PodState::Up,
+                    None => proto::PodState::Away,
+                };
+                proto::Pod {
+                    id: pod.0,
+                    api: record.addresses.api.to_string(),
+                    peer: record.addresses.peer.to_string(),
+                    nbd: record
+                        .addresses
+                        .nbd
+                        .map(|nbd| nbd.to_string())
+                        .unwrap_or_default(),
+                    state: state.into(),
+                    catalog: self.catalog_part(*pod).to_owned(),
+                    disks: count(disks.clone().count()),
+                    replicas: disks
+                        .map(|(disk, _)| count(replicas.get(disk).copied().unwrap_or(0) as usize))
+                        .sum(),
+                    version: heard.map(|heard| heard.version.clone()).unwrap_or_default(),
+                }
+            })
+            .collect()
+    }
+
+    fn catalog_part(&self, pod: PodId) -> &'static str {
+        let member = self.state.catalog.iter().find(|(_, other)| **other == pod);
+        match member {
+            None => "",
+            Some((member, _)) if self.group.voters.contains(member) => match pod == self.leader {
+                true => "leader",
+                false => "voter",
+            },
+            Some((member, _)) if self.group.learners.contains(member) => "learner",
+            Some(_) => "joining",
+        }
+    }
+
+    pub fn disks(&self) -> Vec<proto::Disk> {
+        let replicas = self.state.members_per_disk();
+        let mut disks: Vec<proto::Disk> = self
+            .state
+            .disks
+            .iter()
+            .map(|(id, disk)| {
+                let report = self.disks.get(id);
+                let failed = report.and_then(|report| report.failed.clone());
+                let state = match (report, &failed) {
+                    (None, _) => proto::DiskState::Away,
+                    (Some(_), None) => proto::DiskState::Up,
+                    (Some(_), Some(_)) => proto::DiskState::Failed,
+                };
+                proto::Disk {
+                    id: id.to_string(),
+                    pod: disk.pod.0,
+                    path: disk.path.clone(),
+                    capacity_bytes: report.map_or(disk.capacity_bytes, |r| r.capacity_bytes),
+                    used_bytes: report.map_or(0, |report| report.used_bytes),
+                    replicas: count(replicas.get(id).copied().unwrap_or(0) as usize),
+                    state: state.into(),
+                    reason: failed.unwrap_or_default(),
+                }
+            })
+            .collect();
+        disks.sort_by(|a, b| (a.pod, &a.path).cmp(&(b.pod, &b.path)));
+        disks
+    }
+
+    /// Ordered by name.
+    pub fn volumes(&self) -> Vec<proto::Volume> {
+        let all = self.state.volumes.iter();
+        let mut volumes: Vec<_> = all.map(|(id, volume)| self.volume(*id, volume)).collect();
+        volumes.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        volumes
+    }
+
+    pub fn volume(&self, id: VolumeId, volume: &Volume) -> proto::Volume {
+        let shards: Vec<proto::Shard> = volume
+            .shards
+            .iter()
+            .map(|shard| self.shard(shard))
+            .collect();
+        let (state, reason) = judge(volume, &shards);
+        let pods = self.state.pods.values();
+        proto::Volume {
+            id: id.0,
+            name: volume.name.clone(),
+            size_bytes: volume.size_bytes,
+            replicas: volume.replicas,
+            state: state.into(),
+            reason,
+            shards,
+            nbd: pods
+                .filter_map(|pod| pod.addresses.nbd)
+                .map(|nbd| nbd.to_string())
+                .collect(),
+        }
+    }
+
+    fn shard(&self, shard: &Shard) -> proto::Shard {
+        let mut leader: Option<(u64, PodId)> = None;
+        let mut replicas = Vec::with_capacity(shard.members.len());
+        for member in &shard.members {
+            let pod = self.state.disks[&member.disk].pod;
+            let failed = self
+                .disks
+                .get(&member.disk)
+                .is_some_and(|disk| disk.failed.is_some());
+            let report = self.members.get(&member.member).filter(|_| !failed);
+            if let Some(report) = report.filter(|report| report.state == MemberState::Leader)
+                && leader.is_none_or(|(term, _)| report.term > term)
+            {
+                leader = Some((report.term, pod));
+            }
+            replicas.push(proto::Replica {
+                member: member.member.0,
+                pod: pod.0,
+                disk: member.disk.to_string(),
+                state: report
+                    .map_or("unreported", |report| state_name(report.state))
+                    .to_owned(),
+            });
+        }
+        let leader_pod = leader.map_or(0, |(_, pod)| pod.0);
+        proto::Shard {
+            id: shard.shard.0,
+            replicas,
+            leader_pod,
+        }
+    }
+}
+
+/// The state of a volume, and why.
+fn judge(volume: &Volume, shards: &[proto::Shard]) -> (proto::VolumeState, String) {
+    if volume.deleting {
+        let reason = "its disks have not all given its space back";
+        return (proto::VolumeState::Deleting, reason.to_owned());
+    }
+    let without = shards.iter().filter(|shard| shard.leader_pod == 0).count();
+    if without > 0 {
+        let of = shards.len();
+        let reason = format!("{without} of {of} shards have no leader; their I/O waits");
+        return (proto::VolumeState::Paused, reason);
+    }
+    let bad = |replica: &&proto::Replica| !matches!(replica.state.as_str(), "leader" | "follower");
+    let missing = shards
+        .iter()
+        .flat_map(|shard| &shard.replicas)
+        .filter(bad)
+        .count();
+    match missing {
+        0 => (proto::VolumeState::Ready, String::new()),
+        1 => (
+            proto::VolumeState::Degraded,
+            "1 replica is missing".to_owned(),
+        ),
+        _ => (
+            proto::VolumeState::Degraded,
+            format!("{missing} replicas are missing"),
+        ),
+    }
+}
+
+fn state_name(state: MemberState) -> &'static str {
+    match state {
+        MemberState::Follower => "follower",
+        MemberState::Leader => "leader",
+        MemberState::Resyncing => "resyncing",
+        MemberState::Faulted => "faulted",
+        MemberState::Unknown => "unknown",
+    }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

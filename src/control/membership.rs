@@ -1,0 +1,257 @@
+//! This pod's member of the catalog: made when the catalog says so, taken away when it says so.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+
+use crate::control::catalog::Catalog;
+use crate::control::command::Addresses;
+use crate::control::identity::{Identity, IdentityError, PodDirectory, random_uuid};
+use crate::control::node::Node;
+use crate::control::outbound::Queues;
+use crate::control::state::State;
+use crate::control::storage::{MemberRow, Recovered, Snapshot, Storage, StorageError};
+use crate::replica::meta::{Meta, MetaError};
+use crate::types::{MemberId, PodId};
+
+#[derive(Debug, thiserror::Error)]
+pub enum MembershipError {
+    #[error("could not open the catalog's database in {path}")]
+    Storage {
+        path: PathBuf,
+        #[source]
+        source: StorageError,
+    },
+    #[error("could not read or write the identity of this pod")]
+    Identity(#[from] IdentityError),
+    #[error("the configuration of the catalog's group cannot be read")]
+    Meta(#[from] MetaError),
+    #[error("could not remove {path}")]
+    Remove {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(
+        "the log of member {member} of the catalog is missing from {path}, and with it what it \
+         has promised; restore the directory from this machine's disk"
+    )]
+    Lost { member: MemberId, path: PathBuf },
+    #[error("could not read random bytes")]
+    Random(#[source] std::io::Error),
+    #[error("{path} holds the catalog of another pod")]
+    Foreign { path: PathBuf },
+    #[error("opening the catalog was interrupted")]
+    Interrupted,
+}
+
+fn database(data: &Path) -> PathBuf {
+    data.join("catalog")
+}
+
+fn open(path: &Path) -> Result<(Storage, Option<Recovered>), MembershipError> {
+    let fail = |source| MembershipError::Storage {
+        path: path.to_owned(),
+        source,
+    };
+    let storage = Storage::open(path).map_err(fail)?;
+    let recovered = storage.recover().map_err(fail)?;
+    Ok((storage, recovered))
+}
+
+/// Makes a new cluster with this pod as its first, and the only member of the catalog. Can be
+/// called again when it did not come to its end.
+pub fn initialise(
+    directory: &mut PodDirectory,
+    addresses: Addresses,
+) -> Result<Identity, MembershipError> {
+    let path = database(directory.path());
+    let (storage, recovered) = open(&path)?;
+    let state = match recovered {
+        Some(recovered) => recovered.snapshot.state.filter(|state| {
+            state
+                .pods
+                .values()
+                .any(|pod| pod.join_id == directory.file().join_id)
+        }),
+        None => {
+            let cluster = random_uuid().map_err(MembershipError::Random)?;
+            let state = State::new(cluster, directory.file().join_id, addresses);
+            let row = MemberRow {
+                member: MemberId(1),
+                since_revision: state.revision,
+            };
+            let meta = Meta::new(&[row.member], 1).encode();
+            let snapshot = Snapshot {
+                index: 1,
+                term: 1,
+                meta,
+                state: Some(state.clone()),
+            };
+            storage
+                .create(row, &snapshot)
+                .map_err(|source| MembershipError::Storage {
+                    path: path.clone(),
+                    source,
+                })?;
+            Some(state)
+        }
+    };
+    let state = state.ok_or(MembershipError::Foreign { path })?;
+    let identity = Identity {
+        cluster: state.cluster,
+        pod: PodId(1),
+    };
+    directory.set_catalog_member(Some(MemberId(1)))?;
+    directory.set_identity(identity)?;
+    Ok(identity)
+}
+
+/// Starts this pod's member, if it has one.
+pub async fn resume(node: &Arc<Node>) -> Result<(), MembershipError> {
+    blocking(node, resume_now).await
+}
+
+fn resume_now(node: &Arc<Node>) -> Result<(), MembershipError> {
+    let mut directory = node
+        .directory
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let path = database(directory.path());
+    let promised = directory.file().catalog_member;
+    if !path.exists() {
+        return match promised {
+            Some(member) => Err(MembershipError::Lost { member, path }),
+            None => Ok(()),
+        };
+    }
+    match (open(&path)?, promised) {
+        ((storage, Some(recovered)), promised) => {
+            if promised != Some(recovered.row.member) {
+                directory.set_catalog_member(Some(recovered.row.member))?;
+            }
+            drop(directory);
+            start(node, storage, recovered)
+        }
+        ((_, None), Some(member)) => Err(MembershipError::Lost { member, path }),
+        // A removal that did not come to its end.
+        ((_, None), None) => Ok(()),
+    }
+}
+
+fn start(node: &Arc<Node>, storage: Storage, recovered: Recovered) -> Result<(), MembershipError> {
+    if let Some(state) = &recovered.snapshot.state {
+        node.peers.learn_state(state);
+    }
+    tracing::info!(
+        member = recovered.row.member.0,
+        "this pod is a member of the catalog"
+    );
+    let catalog = Catalog::start(storage, recovered, node.run, Box::new(Queues::new(node)))?;
+    node.set_catalog(Some(Arc::new(catalog)));
+    Ok(())
+}
+
+/// Follows a list of the catalog's members, as of `revision`.
+pub async fn follow(
+    node: &Arc<Node>,
+    revision: u64,
+    members: &[(MemberId, PodId)],
+) -> Result<(), MembershipError> {
+    let mine = members
+        .iter()
+        .find(|(_, pod)| *pod == node.identity.pod)
+        .map(|(it, _)| *it);
+    let there = node.catalog().map(|catalog| catalog.row);
+    match (there, mine) {
+        (None, None) => Ok(()),
+        (Some(row), Some(member)) if row.member == member => Ok(()),
+        // An old list.
+        (Some(row), _) if row.since_revision >= revision => Ok(()),
+        (Some(row), _) => {
+            tracing::info!(member = row.member.0, "this pod's member left the catalog");
+            blocking(node, remove).await
+        }
+        (None, Some(member)) => {
+            let row = MemberRow {
+                member,
+                since_revision: revision,
+            };
+            blocking(node, move |node| create(node, row)).await
+        }
+    }
+}
+
+/// A member without a configuration: it waits for the leader to send it the state.
+fn create(node: &Arc<Node>, row: MemberRow) -> Result<(), MembershipError> {
+    let mut directory = node
+        .directory
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let path = database(directory.path());
+    if directory.file().catalog_member == Some(row.member) {
+        return Err(MembershipError::Lost {
+            member: row.member,
+            path,
+        });
+    }
+    let (storage, recovered) = open(&path)?;
+    assert!(recovered.is_none(), "a member that was there was started");
+    let meta = Meta::new(&[], 1).encode();
+    let snapshot = Snapshot {
+        index: 0,
+        term: 0,
+        meta,
+        state: None,
+    };
+    let fail = |source| MembershipError::Storage {
+        path: path.clone(),
+        source,
+    };
+    storage.create(row, &snapshot).map_err(fail)?;
+    let recovered = storage.recover().map_err(fail)?.expect("it was just made");
+    directory.set_catalog_member(Some(row.member))?;
+    drop(directory);
+    start(node, storage, recovered)
+}
+
+/// Its id is never used again, so nothing in its log matters any more.
+fn remove(node: &Arc<Node>) -> Result<(), MembershipError> {
+    if let Some(catalog) = node.set_catalog(None) {
+        catalog.stop();
+    }
+    let mut directory = node
+        .directory
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let path = database(directory.path());
+    directory.set_catalog_member(None)?;
+    match std::fs::remove_dir_all(&path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(MembershipError::Remove { path, source }),
+    }
+}
+
+/// Ends this pod's member for this run; its log is closed when this returns.
+pub async fn stop(node: &Arc<Node>) {
+    let stopped = blocking(node, |node| {
+        if let Some(catalog) = node.set_catalog(None) {
+            catalog.stop();
+        }
+        Ok(())
+    });
+    if let Err(error) = stopped.await {
+        tracing::error!("could not stop the catalog: {error}");
+    }
+}
+
+/// RocksDB and files block: not on the threads of the runtime.
+async fn blocking(
+    node: &Arc<Node>,
+    work: impl FnOnce(&Arc<Node>) -> Result<(), MembershipError> + Send + 'static,
+) -> Result<(), MembershipError> {
+    let node = node.clone();
+    tokio::task::spawn_blocking(move || work(&node))
+        .await
+        .unwrap_or(Err(MembershipError::Interrupted))
+}

@@ -1,0 +1,136 @@
+//! What a member of the catalog sends: one bounded queue per receiver, emptied by a task of its
+//! own. A queue that is full, or whose receiver does not answer, drops; Raft sends again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
+
+use bytes::Bytes;
+use protobuf::Message as _;
+use raft::eraftpb::Message;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use crate::control::catalog::Outbound;
+use crate::control::command::encode;
+use crate::control::node::Node;
+use crate::control::proto::{InstallRequest, RaftBatch};
+use crate::control::storage::Snapshot;
+use crate::types::MemberId;
+
+/// Messages that wait for one receiver.
+const QUEUE_MAX: usize = 256;
+/// Messages sent at once.
+const BATCH_MAX: usize = 64;
+
+/// See the module.
+pub struct Queues {
+    node: Weak<Node>,
+    runtime: Handle,
+    queues: Mutex<HashMap<MemberId, mpsc::Sender<Message>>>,
+}
+
+impl Queues {
+    /// Needs to be called on the runtime that is to send.
+    pub fn new(node: &Arc<Node>) -> Queues {
+        Queues {
+            node: Arc::downgrade(node),
+            runtime: Handle::current(),
+            queues: Mutex::default(),
+        }
+    }
+}
+
+impl Outbound for Queues {
+    fn send(&self, message: Message) {
+        let to = MemberId(message.to);
+        let mut queues = self
+            .queues
+            .lock()
+            .expect("nothing panics while it holds this");
+        let queue = queues.entry(to).or_insert_with(|| {
+            let (queue, waiting) = mpsc::channel(QUEUE_MAX);
+            self.runtime.spawn(send_all(self.node.clone(), to, waiting));
+            queue
+        });
+        if queue.try_send(message).is_err() {
+            tracing::debug!(
+                member = to.0,
+                "dropped a message: its receiver is slow or away"
+            );
+        }
+    }
+
+    fn install(&self, member: MemberId, snapshot: Snapshot) {
+        let node = self.node.clone();
+        self.runtime.spawn(async move {
+            let Some(node) = node.upgrade() else { return };
+            let done = install(&node, member, snapshot).await;
+            if let Err(error) = &done {
+                tracing::warn!(
+                    member = member.0,
+                    "could not send the catalog's state: {error}"
+                );
+            }
+            if let Some(catalog) = node.catalog() {
+                catalog.resync_ended(member, done.is_ok());
+            }
+        });
+    }
+}
+
+/// Ends with the queue, or with the node.
+async fn send_all(node: Weak<Node>, to: MemberId, mut waiting: mpsc::Receiver<Message>) {
+    let mut messages = Vec::with_capacity(BATCH_MAX);
+    while waiting.recv_many(&mut messages, BATCH_MAX).await > 0 {
+        let Some(node) = node.upgrade() else { return };
+        let encoded = messages.drain(..).map(|message| {
+            let bytes = message
+                .write_to_bytes()
+                .expect("our own messages can be encoded");
+            Bytes::from(bytes)
+        });
+        let batch = RaftBatch {
+            cluster: node.identity.cluster.to_string(),
+            from_pod: node.identity.pod.0,
+            from_api: node.addresses.api.to_string(),
+            to_member: to.0,
+            messages: encoded.collect(),
+        };
+        if let Err(error) = send(&node, to, batch).await {
+            tracing::debug!(
+                member = to.0,
+                "could not send to a member of the catalog: {error}"
+            );
+            if let Some(catalog) = node.catalog() {
+                catalog.unreachable(to);
+            }
+        }
+    }
+}
+
+async fn send(node: &Node, to: MemberId, batch: RaftBatch) -> Result<(), tonic::Status> {
+    let api = node.peers.pod_of(to).and_then(|pod| node.peers.api_of(pod));
+    let api = api.ok_or_else(|| tonic::Status::unavailable("its address is not known"))?;
+    let mut request = tonic::Request::new(batch);
+    request.set_timeout(SEND_WITHIN);
+    node.peers.catalog(api).raft(request).await?;
+    Ok(())
+}
+
+/// Longer, and the messages are of no use any more.
+const SEND_WITHIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+async fn install(node: &Node, to: MemberId, snapshot: Snapshot) -> Result<(), tonic::Status> {
+    let api = node.peers.pod_of(to).and_then(|pod| node.peers.api_of(pod));
+    let api = api.ok_or_else(|| tonic::Status::unavailable("its address is not known"))?;
+    let request = InstallRequest {
+        cluster: node.identity.cluster.to_string(),
+        to_member: to.0,
+        index: snapshot.index,
+        term: snapshot.term,
+        meta: snapshot.meta.clone(),
+        state: Bytes::from(encode(&snapshot.state)),
+    };
+    node.peers.catalog(api).install(request).await?;
+    Ok(())
+}

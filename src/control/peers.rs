@@ -1,0 +1,121 @@
+//! Other pods: where they answer, and connections to them.
+//!
+//! Addresses come from the state, and from every message: pods may have new ones after a
+//! restart, and the catalog can only be told of them once its members find each other.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint};
+
+use crate::control::proto::catalog_client::CatalogClient;
+use crate::control::state::State;
+use crate::types::{MemberId, PodId};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longer than any wait that the other end may make of a call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// The largest message between pods: a whole view or state.
+pub const MESSAGE_BYTES_MAX: usize = 256 << 20;
+
+#[derive(Debug, Default)]
+pub struct Peers {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    pods: HashMap<PodId, SocketAddr>,
+    members: HashMap<MemberId, PodId>,
+    /// What the state said last: only what changes there overrides what messages said.
+    recorded: HashMap<PodId, SocketAddr>,
+    channels: HashMap<SocketAddr, Channel>,
+}
+
+impl Peers {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Nothing in here can be half done.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over what the catalog says.
+    pub fn learn_state(&self, state: &State) {
+        let mut inner = self.inner();
+        for (pod, record) in &state.pods {
+            inner.record(*pod, record.addresses.api);
+        }
+        inner
+            .members
+            .extend(state.catalog.iter().map(|(member, pod)| (*member, *pod)));
+    }
+
+    /// Takes over what the catalog says of one pod.
+    pub fn learn_recorded(&self, pod: PodId, api: SocketAddr) {
+        self.inner().record(pod, api);
+    }
+
+    /// A message from this pod said where it answers now.
+    pub fn learn(&self, pod: PodId, api: SocketAddr) {
+        self.inner().pods.insert(pod, api);
+    }
+
+    /// This member of the catalog lives on this pod.
+    pub fn learn_member(&self, member: MemberId, pod: PodId) {
+        self.inner().members.insert(member, pod);
+    }
+
+    pub fn pod_of(&self, member: MemberId) -> Option<PodId> {
+        self.inner().members.get(&member).copied()
+    }
+
+    pub fn api_of(&self, pod: PodId) -> Option<SocketAddr> {
+        self.inner().pods.get(&pod).copied()
+    }
+
+    /// Every address that is known.
+    pub fn all(&self) -> Vec<(PodId, SocketAddr)> {
+        let mut all: Vec<_> = self
+            .inner()
+            .pods
+            .iter()
+            .map(|(pod, api)| (*pod, *api))
+            .collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// A connection, made at its first use and kept.
+    pub fn channel(&self, api: SocketAddr) -> Channel {
+        self.inner()
+            .channels
+            .entry(api)
+            .or_insert_with(|| connect(api))
+            .clone()
+    }
+
+    /// A client of another pod's internal service.
+    pub fn catalog(&self, api: SocketAddr) -> CatalogClient<Channel> {
+        CatalogClient::new(self.channel(api))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+}
+
+impl Inner {
+    fn record(&mut self, pod: PodId, api: SocketAddr) {
+        if self.recorded.insert(pod, api) != Some(api) {
+            self.pods.insert(pod, api);
+        }
+    }
+}
+
+fn connect(api: SocketAddr) -> Channel {
+    Endpoint::from_shared(format!("http://{api}"))
+        .expect("an address makes a URI")
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(CALL_TIMEOUT)
+        .tcp_nodelay(true)
+        .connect_lazy()
+}

@@ -1,0 +1,231 @@
+//! One pod's control plane: starts everything, and is the seam to the data path.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic::transport::server::TcpIncoming;
+
+use crate::config::Config;
+use crate::control::api::catalog::CatalogService;
+use crate::control::api::cluster::ClusterService;
+use crate::control::api::disks::DisksService;
+use crate::control::api::pods::PodsService;
+use crate::control::api::volumes::VolumesService;
+use crate::control::catalog::chain;
+use crate::control::command::{Addresses, NewDisk};
+use crate::control::identity::{Identity, PodDirectory, random_uuid};
+use crate::control::join::{JoinError, identity};
+use crate::control::membership;
+use crate::control::node::Node;
+use crate::control::peers::MESSAGE_BYTES_MAX;
+use crate::control::proto::catalog_server::CatalogServer;
+use crate::control::proto::cluster_server::ClusterServer;
+use crate::control::proto::disks_server::DisksServer;
+use crate::control::proto::pods_server::PodsServer;
+use crate::control::proto::volumes_server::VolumesServer;
+use crate::control::tasks;
+use crate::view::{ClusterView, PodReport};
+
+/// What serves blocks on this pod, as the control plane sees it. Runs on threads of its own.
+pub trait DataPath: Send + Sync {
+    /// The disks it has opened.
+    fn disks(&self) -> Vec<NewDisk>;
+
+    /// The cluster as of a newer revision. Whole; must not block for long.
+    fn set_view(&self, view: Arc<ClusterView>);
+
+    /// Ends it; returns when everything is at rest. Called once.
+    fn stop(&self);
+}
+
+/// Takes the data path's reports. Never blocks; only the newest is kept.
+#[derive(Clone)]
+pub struct ReportSink {
+    report: watch::Sender<Option<PodReport>>,
+}
+
+impl ReportSink {
+    /// Replaces the report before, whether it was sent or not.
+    pub fn send(&self, report: PodReport) {
+        self.report.send_replace(Some(report));
+    }
+}
+
+/// Why the control plane did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("could not listen on {listen} for the API; stop what uses it, or change `api.listen`")]
+    Listen {
+        listen: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error("could not read random bytes")]
+    Random(#[source] std::io::Error),
+}
+
+/// The API server ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerFailure {
+    #[error("the API server failed")]
+    Api(#[from] tonic::transport::Error),
+    #[error("the API server ended")]
+    Ended,
+}
+
+/// One pod's control plane.
+pub struct Server {
+    node: Arc<Node>,
+    stop: watch::Sender<bool>,
+    api: tokio::sync::Mutex<Option<JoinHandle<Result<(), tonic::transport::Error>>>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Server {
+    /// Starts the API, this pod's part of the catalog, and what follows it. Waits for as long as
+    /// it takes to join a cluster when the pod does not belong to one yet.
+    pub async fn start(config: &Config, mut directory: PodDirectory) -> Result<Server, StartError> {
+        let listen = config.api.listen;
+        let fail = |source| StartError::Listen { listen, source };
+        let listener = TcpListener::bind(listen).await.map_err(fail)?;
+        let local = listener.local_addr().map_err(fail)?;
+        let addresses = Addresses {
+            api: config.api.advertise.unwrap_or(local),
+            peer: config.peer_address(),
+            nbd: Some(config.nbd_address()),
+        };
+        let (identity, others) = identity(config, &mut directory, addresses).await?;
+        let run = random_uuid().map_err(StartError::Random)?;
+        let run = u64::from_le_bytes(run.0[..8].try_into().expect("8 of 16 bytes"));
+        let seeds = config.join.iter().cloned().chain(others).collect();
+        let node = Arc::new(Node::new(identity, addresses, seeds, directory, run));
+        load_view(&node);
+        if let Err(error) = membership::resume(&node).await {
+            // The data path does not need it; the other members may do without this one.
+            tracing::error!("this pod takes no part in the catalog: {}", chain(&error));
+        }
+        let (stop, stopped) = watch::channel(false);
+        let api = tokio::spawn(serve_api(node.clone(), listener, stopped));
+        let server = Server {
+            node: node.clone(),
+            stop,
+            api: tokio::sync::Mutex::new(Some(api)),
+            tasks: Mutex::default(),
+        };
+        server.spawn(tasks::follow_own_member(node.clone()));
+        server.spawn(tasks::follow_others(node.clone()));
+        server.spawn(tasks::register(node.clone()));
+        server.spawn(tasks::report(node.clone()));
+        server.spawn(tasks::reconcile(node));
+        Ok(server)
+    }
+
+    pub fn identity(&self) -> Identity {
+        self.node.identity
+    }
+
+    /// Where this pod's API answers.
+    pub fn addresses(&self) -> Addresses {
+        self.node.addresses
+    }
+
+    /// Where the data path's reports go.
+    pub fn report_sink(&self) -> ReportSink {
+        ReportSink {
+            report: self.node.report.clone(),
+        }
+    }
+
+    /// The newest view, and every later one.
+    pub fn views(&self) -> watch::Receiver<Arc<ClusterView>> {
+        self.node.view.subscribe()
+    }
+
+    /// Registers the data path's disks and gives it every new view from now on.
+    pub fn attach(&self, data_path: Arc<dyn DataPath>) {
+        self.node.disks.send_replace(Some(data_path.disks()));
+        self.spawn(tasks::hand_over_views(self.node.clone(), data_path));
+    }
+
+    /// Returns when the API server has failed.
+    pub async fn failed(&self) -> ServerFailure {
+        let mut api = self.api.lock().await;
+        match api.as_mut() {
+            Some(running) => {
+                let ended = running.await;
+                *api = None;
+                match ended {
+                    Ok(Err(error)) => error.into(),
+                    Ok(Ok(())) | Err(_) => ServerFailure::Ended,
+                }
+            }
+            None => ServerFailure::Ended,
+        }
+    }
+
+    /// Ends everything, in order; the catalog's log is closed when this returns.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        for task in self
+            .tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drain(..)
+        {
+            task.abort();
+        }
+        if let Some(api) = self.api.lock().await.take() {
+            api.abort();
+        }
+        membership::stop(&self.node).await;
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let task = tokio::spawn(task);
+        self.tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(task);
+    }
+}
+
+async fn serve_api(
+    node: Arc<Node>,
+    listener: TcpListener,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<(), tonic::transport::Error> {
+    let catalog = CatalogServer::new(CatalogService { node: node.clone() })
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    tonic::transport::Server::builder()
+        .add_service(catalog)
+        .add_service(ClusterServer::new(ClusterService { node: node.clone() }))
+        .add_service(DisksServer::new(DisksService { node: node.clone() }))
+        .add_service(PodsServer::new(PodsService { node: node.clone() }))
+        .add_service(VolumesServer::new(VolumesService { node }))
+        .serve_with_incoming_shutdown(incoming, async move {
+            // An error means that the server is gone, which also ends this.
+            let _stopped = stopped.wait_for(|stopped| *stopped).await;
+        })
+        .await
+}
+
+/// The view as of the last run: what this pod served then it may serve now.
+fn load_view(node: &Node) {
+    let path: PathBuf = node.view_file();
+    let Ok(bytes) = std::fs::read(&path) else {
+        return;
+    };
+    match serde_json::from_slice::<ClusterView>(&bytes) {
+        Ok(view) if view.cluster == node.identity.cluster => node.offer_view(view),
+        Ok(_) => tracing::warn!("{} is of another cluster; ignored", path.display()),
+        Err(error) => tracing::warn!("{} cannot be read; ignored: {error}", path.display()),
+    }
+}

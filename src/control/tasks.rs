@@ -1,0 +1,282 @@
+//! What a pod's control plane does all the time: it follows the catalog, registers and reports to
+//! its leader, and, when it leads, reconciles.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+use tonic::{Request, Status};
+
+use crate::control::api::catalog::CatalogService;
+use crate::control::catalog::chain;
+use crate::control::identity::write_atomically;
+use crate::control::membership;
+use crate::control::node::Node;
+use crate::control::proto;
+use crate::control::proto::catalog_server::Catalog as _;
+use crate::control::reconcile::{Action, Facts, decide};
+use crate::control::server::DataPath;
+use crate::types::{MemberId, PodId};
+use crate::view::PodReport;
+
+/// How long a view may be waited for.
+const WATCH_MS: u32 = 3_000;
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// How often everything is looked at, when nothing wakes it before.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A report is repeated so often, and not sent more often than ten times as much.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+const REPORT_EVERY_LEAST: Duration = Duration::from_millis(100);
+/// Entries that a member may be behind to become a voter.
+const CAUGHT_UP_WITHIN: u64 = 64;
+
+/// Takes views from this pod's own member of the catalog.
+pub async fn follow_own_member(node: Arc<Node>) {
+    loop {
+        let Some(catalog) = node.catalog() else {
+            sleep(LOOK_EVERY).await;
+            continue;
+        };
+        let mut published = catalog.published.clone();
+        drop(catalog);
+        let now = published.borrow_and_update().clone();
+        if let Some(state) = now.state
+            && state.revision > node.view.borrow().revision
+        {
+            node.peers.learn_state(&state);
+            node.offer_view(state.view());
+            node.wake.notify_one();
+        }
+        // The member may be replaced by another.
+        if let Ok(Err(_)) = timeout(LOOK_EVERY, published.changed()).await {
+            sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// Takes views from other pods while there is no own member that knows a leader.
+pub async fn follow_others(node: Arc<Node>) {
+    let mut next = 0;
+    loop {
+        let knows_leader = node.catalog().is_some_and(|catalog| {
+            let published = catalog.published.borrow();
+            published.state.is_some() && published.role.leader.is_some()
+        });
+        if knows_leader {
+            sleep(LOOK_EVERY).await;
+            continue;
+        }
+        let targets = targets(&node).await;
+        if targets.is_empty() {
+            sleep(LOOK_EVERY).await;
+            continue;
+        }
+        let target = targets[next % targets.len()];
+        match watch(&node, target).await {
+            Ok(()) => {}
+            Err(status) => {
+                tracing::debug!(%target, "no view from there: {}", status.message());
+                next += 1;
+                sleep(RETRY_AFTER).await;
+            }
+        }
+    }
+}
+
+/// Other pods that may have a view, likely ones first.
+async fn targets(node: &Node) -> Vec<SocketAddr> {
+    let leader = node.leader().map(|(_, api)| api);
+    let known = node
+        .peers
+        .all()
+        .into_iter()
+        .filter(|(pod, _)| *pod != node.identity.pod);
+    let mut targets: Vec<SocketAddr> = leader.into_iter().chain(known.map(|it| it.1)).collect();
+    for seed in &node.seeds {
+        match tokio::net::lookup_host(seed).await {
+            Ok(found) => targets.extend(found),
+            Err(error) => tracing::debug!("could not look up {seed}: {error}"),
+        }
+    }
+    targets.retain(|target| *target != node.addresses.api);
+    targets
+}
+
+async fn watch(node: &Arc<Node>, target: SocketAddr) -> Result<(), Status> {
+    let request = proto::WatchRequest {
+        cluster: node.identity.cluster.to_string(),
+        pod: node.identity.pod.0,
+        api: node.addresses.api.to_string(),
+        known_revision: node.view.borrow().revision,
+        wait_ms: WATCH_MS,
+    };
+    let answer = node
+        .peers
+        .catalog(target)
+        .watch(request)
+        .await?
+        .into_inner();
+    let mut members = Vec::with_capacity(answer.members.len());
+    for member in &answer.members {
+        let (id, pod) = (MemberId(member.member), PodId(member.pod));
+        node.peers.learn_member(id, pod);
+        members.push((id, pod));
+    }
+    if let Ok(api) = answer.leader_api.parse() {
+        node.set_leader(Some((PodId(answer.leader_pod), api)));
+    }
+    if !answer.view.is_empty() {
+        let view = serde_json::from_slice(&answer.view)
+            .map_err(|error| Status::internal(format!("a view cannot be read: {error}")))?;
+        node.offer_view(view);
+    }
+    if let Err(error) = membership::follow(node, answer.revision, &members).await {
+        tracing::error!("{}", chain(&error));
+        sleep(REPORT_EVERY).await;
+    }
+    Ok(())
+}
+
+/// Gives the data path every new view, newest first, and keeps it for the next start.
+pub async fn hand_over_views(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
+    let mut views = node.view.subscribe();
+    loop {
+        let view = views.borrow_and_update().clone();
+        if view.revision > 0 {
+            data_path.set_view(view.clone());
+            keep(&node, &view).await;
+        }
+        if views.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A pod that starts while the catalog has no majority serves what it served before.
+async fn keep(node: &Node, view: &crate::view::ClusterView) {
+    let path = node.view_file();
+    let bytes = serde_json::to_vec(view).expect("our own types have a JSON form");
+    let kept = tokio::task::spawn_blocking(move || write_atomically(&path, &bytes)).await;
+    if let Ok(Err(error)) = kept {
+        tracing::warn!("could not keep the view of the cluster: {error}");
+    }
+}
+
+/// Tells the catalog this pod's addresses and disks, once they are known, until it knows them.
+pub async fn register(node: Arc<Node>) {
+    let service = CatalogService { node: node.clone() };
+    let mut disks = node.disks.subscribe();
+    let Ok(disks) = disks
+        .wait_for(Option::is_some)
+        .await
+        .map(|disks| disks.clone())
+    else {
+        return;
+    };
+    let request = proto::RegisterRequest {
+        cluster: node.identity.cluster.to_string(),
+        pod: node.identity.pod.0,
+        api: node.addresses.api.to_string(),
+        peer: node.addresses.peer.to_string(),
+        nbd: node
+            .addresses
+            .nbd
+            .map(|nbd| nbd.to_string())
+            .unwrap_or_default(),
+        disks: disks
+            .unwrap_or_default()
+            .into_iter()
+            .map(|disk| proto::RegisterDisk {
+                disk: disk.disk.to_string(),
+                path: disk.path,
+                capacity_bytes: disk.capacity_bytes,
+            })
+            .collect(),
+    };
+    while let Err(status) = service.register(Request::new(request.clone())).await {
+        tracing::warn!("could not register with the catalog: {}", status.message());
+        sleep(REPORT_EVERY).await;
+    }
+    tracing::info!("registered with the catalog");
+}
+
+/// Sends what the data path reports to the leader, when it changed and every second.
+pub async fn report(node: Arc<Node>) {
+    let service = CatalogService { node: node.clone() };
+    let mut reports = node.report.subscribe();
+    loop {
+        let report = reports.borrow_and_update().clone();
+        let report = report.unwrap_or(PodReport {
+            pod: node.identity.pod,
+            disks: Vec::new(),
+        });
+        let member = node
+            .catalog()
+            .map(|catalog| (catalog.row.member, catalog.published.borrow().applied_index));
+        let request = proto::ReportRequest {
+            cluster: node.identity.cluster.to_string(),
+            pod: node.identity.pod.0,
+            report: serde_json::to_vec(&report)
+                .expect("our own types have a JSON form")
+                .into(),
+            catalog_member: member.map_or(0, |(member, _)| member.0),
+            catalog_applied: member.map_or(0, |(_, applied)| applied),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        if let Err(status) = service.report(Request::new(request)).await {
+            tracing::debug!("could not report to the catalog: {}", status.message());
+        }
+        sleep(REPORT_EVERY_LEAST).await;
+        // Either way it is time to say it again.
+        let _changed = timeout(REPORT_EVERY - REPORT_EVERY_LEAST, reports.changed()).await;
+    }
+}
+
+/// On the leader: does what the state and the reports ask for.
+pub async fn reconcile(node: Arc<Node>) {
+    loop {
+        // Either way it is time to look again.
+        let _woken = timeout(LOOK_EVERY, node.wake.notified()).await;
+        let leading = node.leading();
+        node.reports.set_leading(leading.is_some());
+        let Some(catalog) = leading else { continue };
+        let published = catalog.published.borrow().clone();
+        let Some(state) = &published.state else {
+            continue;
+        };
+        let pods = node.reports.pods();
+        let alive = pods.up.keys().copied().collect();
+        let away = match pods.is_complete {
+            true => state
+                .pods
+                .keys()
+                .filter(|pod| !pods.up.contains_key(pod))
+                .copied()
+                .collect(),
+            false => Default::default(),
+        };
+        let facts = Facts {
+            group: published.group.clone(),
+            alive,
+            away,
+            caught_up: pods.caught_up(published.applied_index, CAUGHT_UP_WITHIN),
+            reports: pods
+                .up
+                .into_iter()
+                .map(|(pod, heard)| (pod, heard.report))
+                .collect(),
+        };
+        for action in decide(state, &facts) {
+            tracing::info!(?action, "reconciling");
+            match action {
+                Action::Change(change) => catalog.change(change),
+                Action::Propose(command) => {
+                    if let Err(error) = catalog.propose(command).await {
+                        tracing::info!("a decision was not carried out: {}", chain(&error));
+                    }
+                }
+            }
+        }
+    }
+}
