@@ -188,6 +188,7 @@ impl Worker {
             self.command(command);
         }
         self.tick_when_due();
+        self.wake_lanes();
         self.wake_volumes(self.now);
         self.settle();
         self.submit();
@@ -262,6 +263,16 @@ impl Worker {
             self.report_due = false;
             self.next_report = now + REPORT_EVERY;
             (self.report)(self.report());
+        }
+    }
+
+    /// Lanes whose moment has come are polled.
+    fn wake_lanes(&mut self) {
+        for number in 0..self.lanes.len() {
+            let deadline = self.lanes[number].lane.deadline();
+            if deadline.is_some_and(|deadline| deadline <= self.now) {
+                self.touch_lane(number as u8);
+            }
         }
     }
 
