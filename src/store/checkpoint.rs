@@ -131,7 +131,11 @@ impl Lane {
         });
         let pinned = self.log.pins.keys().next().copied();
         let oldest = needed.chain(pinned).min();
-        let durable = self.log.wal.durable_seq();
+        // The newest durable batch is always kept.
+        let durable = match self.log.wal.durable_seq() > self.log.found_seq {
+            true => self.log.wal.durable_seq(),
+            false => self.log.found_seq,
+        };
         oldest.map_or(durable, |oldest| oldest.min(durable))
     }
 
@@ -306,7 +310,7 @@ impl Lane {
                 member: *id,
                 kind: GroupKind::OwnHard,
                 commit: Some(hard.newest.commit),
-                after: self.log.groups.newest_formed(),
+                not_before: self.log.wal.next_seq(),
             });
             self.log.wal.push(group, vec![item]);
         }
@@ -318,9 +322,8 @@ impl Lane {
         let tail = self.log.wal.tail().0;
         let holder = self.members.iter().find(|(_, member)| {
             let needed = member.oldest_needed(member.durable_flushed);
-            let newest = self.log.groups.newest_formed();
-            // A reset is already on its way, or nothing newer than the tail would be gained.
-            needed.is_some_and(|seq| seq <= tail && seq < newest)
+            let durable = self.log.wal.durable_seq();
+            needed.is_some_and(|seq| seq <= tail && seq < durable)
                 && member.phase == Phase::Live
                 && member.log.hold.is_none()
                 && member.hard.groups_under_way == 0
@@ -363,7 +366,7 @@ impl Lane {
             member: id,
             kind: GroupKind::Image { places: Vec::new() },
             commit: Some(hard.commit),
-            after: self.log.groups.newest_formed(),
+            not_before: self.log.wal.next_seq(),
         });
         let image = Item::Image {
             member: id,

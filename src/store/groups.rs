@@ -7,14 +7,13 @@ use crate::store::wal::{BatchSeq, GroupId, Placed};
 use crate::types::MemberId;
 
 /// See the module.
+#[derive(Default)]
 pub(crate) struct Groups {
     waiting: VecDeque<Group>,
     /// Entries of groups whose batch was not formed yet, in the order they were pushed.
     unplaced: VecDeque<Unplaced>,
     next_group: u64,
     next_push: u64,
-    /// The newest batch that was formed.
-    formed: BatchSeq,
 }
 
 /// One push.
@@ -24,8 +23,8 @@ pub(crate) struct Group {
     pub kind: GroupKind,
     /// Commit of the HardState in it.
     pub commit: Option<u64>,
-    /// It is in a batch after this one.
-    pub after: BatchSeq,
+    /// It is in this batch or a later one.
+    pub not_before: BatchSeq,
 }
 
 pub(crate) enum GroupKind {
@@ -40,6 +39,7 @@ pub(crate) enum GroupKind {
     },
 }
 
+/// An entry that was pushed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unplaced {
     pub member: MemberId,
@@ -49,17 +49,6 @@ pub(crate) struct Unplaced {
 }
 
 impl Groups {
-    /// After recovery found `newest` to be the newest batch.
-    pub(crate) fn new(newest: BatchSeq) -> Groups {
-        Groups {
-            waiting: VecDeque::new(),
-            unplaced: VecDeque::new(),
-            next_group: 0,
-            next_push: 1,
-            formed: newest,
-        }
-    }
-
     pub(crate) fn next_id(&mut self) -> GroupId {
         self.next_group += 1;
         GroupId(self.next_group)
@@ -77,14 +66,6 @@ impl Groups {
     /// This entry was pushed: its place will be known when its batch is formed.
     pub(crate) fn expect(&mut self, entry: Unplaced) {
         self.unplaced.push_back(entry);
-    }
-
-    pub(crate) fn newest_formed(&self) -> BatchSeq {
-        self.formed
-    }
-
-    pub(crate) fn formed(&mut self, seq: BatchSeq) {
-        self.formed = seq;
     }
 
     /// An entry got its place: entries are placed in the order they were pushed.

@@ -105,6 +105,8 @@ pub(super) struct LaneLog {
     pub ring_bytes: u64,
     pub reserve_bytes: u64,
     pub groups: Groups,
+    /// The newest batch that was found when the lane was opened (or where the log starts).
+    pub found_seq: BatchSeq,
     /// Reads of the ring under way, per batch.
     pub pins: BTreeMap<BatchSeq, u32>,
     /// Payload bytes of entries that are not applied yet, over all members.
@@ -338,7 +340,7 @@ impl Lane {
                 number: request.number,
             },
             commit: request.hard.map(|hard| hard.commit),
-            after: self.log.groups.newest_formed(),
+            not_before: self.log.wal.next_seq(),
         });
         self.log.wal.push(group, items);
     }
@@ -570,7 +572,7 @@ impl Lane {
             if let Some(commit) = group.commit {
                 let hard = &mut member.hard;
                 hard.durable_commit = commit.max(hard.durable_commit);
-                hard.durable_seq = Some(BatchSeq(group.after.0 + 1));
+                hard.durable_seq = Some(group.not_before);
                 member.overlay.cover(hard.durable_commit);
             }
             if member.log.hold.is_some_and(|(hold, _)| hold == id) {
@@ -640,7 +642,6 @@ impl Lane {
 
     fn start_batches(&mut self) {
         while let Some(batch) = self.log.wal.next_batch(&self.pool) {
-            self.log.groups.formed(batch.seq);
             for placed in &batch.placed {
                 let place = Place {
                     seq: placed.seq,
@@ -688,6 +689,20 @@ impl Lane {
             media_faults: self.io.media_faults,
         }
     }
+}
+
+/// For reports and admission.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    pub capacity_bytes: u64,
+    pub used_bytes: u64,
+    /// Free and not reserved.
+    pub free_bytes: u64,
+    pub log_bytes: u64,
+    pub log_used_bytes: u64,
+    pub overlay_blocks: u64,
+    /// Reads since the start that found no intact copy here.
+    pub media_faults: u64,
 }
 
 impl Member {
