@@ -1,7 +1,42 @@
 //! The superblock: what identifies a disk, and where its log starts. Four copies of 4 KiB, three
 //! are needed to write, two to open. Pure codec.
+//!
+//! Copy N lies at byte N x 4096 of its file; numbers are little endian (offset, type, meaning):
+//!
+//! ```text
+//!  0 [u8;8] magic "HOLDDISK"          64 u64 incarnation
+//!  8 u32    CRC-32 of bytes 12..4096  72 u64 secret seed of the log
+//! 12 u16    format version, 1         80 u64 bytes of the log's ring
+//! 14 u16    copy number, 0 to 3       88 u64 largest size of the data file in bytes
+//! 16 u64    feature bits             96 u64 sequence of the log's tail
+//! 24 u64    sequence                 104 u64 offset of the log's tail
+//! 32 uuid   cluster                  112 u64 largest sequence of the log known durable
+//! 48 uuid   disk                     120 u16 lanes; zeroes from 122 on
+//! ```
+//!
+//! Bytes 0 to 32 keep their place and meaning in every later version.
 
-use crate::types::Uuid;
+use crate::types::{BLOCK_BYTES, Uuid};
+
+/// Copies of a superblock.
+pub const COPIES: usize = 4;
+/// Copies that must be durable before an update counts.
+pub const WRITE_QUORUM: usize = 3;
+/// Copies that must agree to open a disk.
+pub const OPEN_QUORUM: usize = 2;
+/// Bytes of all copies together: the superblock file.
+pub const FILE_BYTES: usize = COPIES * BLOCK_BYTES;
+
+/// Feature bits that this program knows.
+pub const FEATURES_KNOWN: u64 = 0;
+
+const MAGIC: [u8; 8] = *b"HOLDDISK";
+const VERSION: u16 = 1;
+
+const _: () = assert!(
+    WRITE_QUORUM + OPEN_QUORUM > COPIES,
+    "every open sees the newest update that counted"
+);
 
 /// One superblock. The copies differ in their copy number only.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,3 +60,137 @@ pub struct Superblock {
     /// Largest batch known durable when this was written.
     pub durable_seq: u64,
 }
+
+/// Why a disk cannot be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SuperblockError {
+    #[error("this is not a Holdfast disk: format it first, or check the path")]
+    NotHoldfast,
+    #[error(
+        "this disk has format version {found}, this program knows version {known}: \
+         start the newer program that wrote it"
+    )]
+    NewerVersion { found: u16, known: u16 },
+    #[error(
+        "this disk uses features ({bits:#x}) that this program does not know: \
+         start the newer program that wrote it"
+    )]
+    UnknownFeatures { bits: u64 },
+    #[error(
+        "the superblock is damaged: only {intact} of 4 copies can be read and no two agree; \
+         replace the disk and let its replicas be rebuilt"
+    )]
+    Damaged { intact: usize },
+}
+
+/// The four copies, in order of their place in the file.
+pub fn encode(superblock: &Superblock) -> [[u8; BLOCK_BYTES]; COPIES] {
+    std::array::from_fn(|copy| encode_copy(superblock, copy as u16))
+}
+
+fn encode_copy(superblock: &Superblock, copy: u16) -> [u8; BLOCK_BYTES] {
+    let mut page = [0; BLOCK_BYTES];
+    page[..8].copy_from_slice(&MAGIC);
+    page[12..14].copy_from_slice(&VERSION.to_le_bytes());
+    page[14..16].copy_from_slice(&copy.to_le_bytes());
+    page[16..24].copy_from_slice(&superblock.features.to_le_bytes());
+    page[24..32].copy_from_slice(&superblock.sequence.to_le_bytes());
+    page[32..48].copy_from_slice(&superblock.cluster.0);
+    page[48..64].copy_from_slice(&superblock.disk.0);
+    let numbers = [
+        superblock.incarnation,
+        superblock.seed,
+        superblock.wal_bytes,
+        superblock.data_bytes_max,
+        superblock.tail_seq,
+        superblock.tail_offset,
+        superblock.durable_seq,
+    ];
+    for (position, number) in numbers.iter().enumerate() {
+        let at = 64 + position * 8;
+        page[at..at + 8].copy_from_slice(&number.to_le_bytes());
+    }
+    page[120..122].copy_from_slice(&superblock.lanes.to_le_bytes());
+    let crc = crc32fast::hash(&page[12..]);
+    page[8..12].copy_from_slice(&crc.to_le_bytes());
+    page
+}
+
+/// The superblock that at least two copies agree on, the newest if there are several. `copies`
+/// are the four pages of the file, in order; one that could not be read may be empty.
+pub fn choose(copies: &[&[u8]; COPIES]) -> Result<Superblock, SuperblockError> {
+    if !copies.iter().any(|copy| copy.starts_with(&MAGIC)) {
+        return Err(SuperblockError::NotHoldfast);
+    }
+    let read: Vec<Copy> = copies
+        .iter()
+        .enumerate()
+        .filter_map(|(place, page)| read_copy(page, place))
+        .collect();
+    let agreeing = |copy: &Copy| read.iter().filter(|other| *other == copy).count();
+    let newest = read
+        .iter()
+        .filter(|copy| agreeing(copy) >= OPEN_QUORUM)
+        .max_by_key(|copy| copy.sequence);
+    match newest.map(|copy| &copy.content) {
+        None => Err(SuperblockError::Damaged { intact: read.len() }),
+        Some(Err(error)) => Err(*error),
+        Some(Ok(superblock)) => Ok(superblock.clone()),
+    }
+}
+
+/// A copy that passed its CRC, of whatever version.
+#[derive(PartialEq, Eq)]
+struct Copy {
+    sequence: u64,
+    content: Result<Superblock, SuperblockError>,
+}
+
+fn read_copy(page: &[u8], place: usize) -> Option<Copy> {
+    let page: &[u8; BLOCK_BYTES] = page.try_into().ok()?;
+    let u16_at = |at: usize| u16::from_le_bytes([page[at], page[at + 1]]);
+    let u64_at = |at: usize| {
+        let low = (u64::from(u16_at(at + 2)) << 16) | u64::from(u16_at(at));
+        let high = (u64::from(u16_at(at + 6)) << 16) | u64::from(u16_at(at + 4));
+        (high << 32) | low
+    };
+    let uuid_at = |at: usize| Uuid(std::array::from_fn(|byte| page[at + byte]));
+    let crc = crc32fast::hash(&page[12..]).to_le_bytes();
+    if page[..8] != MAGIC || page[8..12] != crc || usize::from(u16_at(14)) != place {
+        return None;
+    }
+    let (version, features) = (u16_at(12), u64_at(16));
+    let content = if version != VERSION {
+        Err(SuperblockError::NewerVersion {
+            found: version,
+            known: VERSION,
+        })
+    } else if features & !FEATURES_KNOWN != 0 {
+        Err(SuperblockError::UnknownFeatures {
+            bits: features & !FEATURES_KNOWN,
+        })
+    } else {
+        Ok(Superblock {
+            sequence: u64_at(24),
+            cluster: uuid_at(32),
+            disk: uuid_at(48),
+            incarnation: u64_at(64),
+            lanes: u16_at(120),
+            features,
+            seed: u64_at(72),
+            wal_bytes: u64_at(80),
+            data_bytes_max: u64_at(88),
+            tail_seq: u64_at(96),
+            tail_offset: u64_at(104),
+            durable_seq: u64_at(112),
+        })
+    };
+    Some(Copy {
+        sequence: u64_at(24),
+        content,
+    })
+}
+
+#[cfg(test)]
+#[path = "superblock_test.rs"]
+mod tests;

@@ -232,8 +232,8 @@ pub enum FormatError {
     /// Not a header of this disk, or a damaged one.
     #[error("no batch header")]
     NoHeader,
-    #[error("a batch of format version {0}, which this program does not know")]
-    Version(u16),
+    #[error("a batch of format version {version}, which this program does not know")]
+    Version { version: u16, seq: BatchSeq },
     #[error("a batch header that fails its checksum")]
     Checksum,
     #[error("a batch header that contradicts itself: {0}")]
@@ -252,7 +252,7 @@ pub fn decode_fixed(keys: &Keys, page: &[u8]) -> Result<Header, FormatError> {
     }
     let version = u16::from_le_bytes([page[8], page[9]]);
     if version != VERSION {
-        return Err(FormatError::Version(version));
+        return Err(FormatError::Version { version, seq });
     }
     let header = Header {
         seq,
@@ -519,9 +519,7 @@ impl Writer<'_> {
 
     fn entry(&mut self, member: MemberId, entry: &LogEntry) {
         let (incarnation, seq) = (self.header.incarnation, self.header.seq);
-        let start = self
-            .keys
-            .payload_start(incarnation, seq, self.payload_page);
+        let start = self.keys.payload_start(incarnation, seq, self.payload_page);
         let length = |bytes: &Bytes| u32::try_from(bytes.len()).expect("bounded by the header");
         self.bytes(&[body::ENTRY, entry.kind, 0, 0]);
         self.bytes(&length(&entry.context).to_le_bytes());
@@ -793,3 +791,7 @@ fn hard_at(part: &[u8], at: usize) -> HardState {
         commit: u64_at(part, at + 16),
     }
 }
+
+#[cfg(test)]
+#[path = "format_test.rs"]
+mod tests;

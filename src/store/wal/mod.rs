@@ -1,8 +1,14 @@
 //! The write-ahead log of a lane: a prewritten ring file of 4 KiB pages that holds one batch after
 //! another. Pure: bytes in, bytes out.
 
+mod decide;
+pub mod fold;
 pub mod format;
+pub mod recover;
 pub mod ring;
+mod scan;
+#[cfg(test)]
+mod test_lab;
 
 use bytes::Bytes;
 
@@ -39,7 +45,9 @@ pub enum Item {
     },
     /// The member may have forgotten a vote or an acknowledgement: for ever, whatever follows. To
     /// be written after a recovery that found it, before the tail passes what was lost.
-    Fault { member: MemberId },
+    Fault {
+        member: MemberId,
+    },
 }
 
 /// Sequence number of a batch. Starts at 1, is never used twice on a lane.

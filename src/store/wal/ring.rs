@@ -364,7 +364,11 @@ impl Wal {
     /// What the superblock names as the tail: the batch that `release_to` named last, and the
     /// offset of the oldest one kept (of the head when there is none).
     pub fn tail(&self) -> (BatchSeq, u64) {
-        let offset = self.space.kept.front().map_or(self.space.head, |kept| kept.1);
+        let offset = self
+            .space
+            .kept
+            .front()
+            .map_or(self.space.head, |kept| kept.1);
         (self.space.released_seq, offset)
     }
 
@@ -509,3 +513,6 @@ impl Space {
     }
 }
 
+#[cfg(test)]
+#[path = "ring_test.rs"]
+mod tests;

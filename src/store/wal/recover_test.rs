@@ -1,0 +1,536 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::super::Item;
+use super::super::fold::{FaultReason, MemberLog};
+use super::super::test_lab::{Lab, entry, hard, kept, log_entry};
+use super::*;
+use crate::types::{BLOCK_BYTES, MemberId};
+
+/// One situation and what recovery must make of it.
+struct Case {
+    name: &'static str,
+    /// Starts from [`four_batches`].
+    damage: fn(&mut Lab),
+    kept: &'static [u64],
+    /// First, last, and whether it is known what they held.
+    lost: &'static [(u64, u64, bool)],
+    cut: Option<u64>,
+    /// Members 1 and 2, with nothing flushed.
+    faulted: &'static [u64],
+}
+
+/// Four durable batches; the fourth is not marked durable. Odd ones are member 1's, even ones
+/// member 2's: a HardState and an entry with a payload page.
+fn four_batches() -> Lab {
+    let mut lab = Lab::new(512, 0);
+    for (member, index) in [(1, 1), (2, 1), (1, 2), (2, 2)] {
+        lab.write(vec![hard(member, 1, 0), entry(member, index, 1, 1)]);
+    }
+    lab
+}
+
+/// Batches 5, 6 and 7 in flight, nothing of them on the disk; member 1's.
+fn three_in_flight(lab: &mut Lab) -> Vec<super::super::BatchWrite> {
+    (0..3)
+        .map(|n| lab.fly(vec![entry(1, 3 + n, 1, 16 + n as usize)]))
+        .collect()
+}
+
+const HEADER: usize = 0;
+const PAYLOAD: usize = 1;
+
+const CASES: &[Case] = &[
+    Case {
+        name: "intact",
+        damage: |_| (),
+        kept: &[1, 2, 3, 4],
+        lost: &[],
+        cut: None,
+        faulted: &[],
+    },
+    Case {
+        name: "last batch torn in its header",
+        damage: |lab| lab.damage(4, HEADER),
+        kept: &[1, 2, 3],
+        lost: &[],
+        cut: None,
+        faulted: &[],
+    },
+    Case {
+        name: "last batch torn in its payload",
+        damage: |lab| lab.damage(4, PAYLOAD),
+        kept: &[1, 2, 3],
+        lost: &[],
+        cut: Some(4),
+        faulted: &[],
+    },
+    Case {
+        name: "three in flight, the oldest did not arrive, the others are valid",
+        damage: |lab| {
+            let writes = three_in_flight(lab);
+            lab.put(&writes[1], |_| true);
+            lab.put(&writes[2], |_| true);
+        },
+        kept: &[1, 2, 3, 4],
+        lost: &[],
+        cut: Some(5),
+        faulted: &[],
+    },
+    Case {
+        name: "three in flight, the oldest torn in its payload",
+        damage: |lab| {
+            let writes = three_in_flight(lab);
+            lab.put(&writes[0], |page| page != 7);
+            lab.put(&writes[1], |_| true);
+        },
+        kept: &[1, 2, 3, 4],
+        lost: &[],
+        cut: Some(5),
+        faulted: &[],
+    },
+    Case {
+        name: "three in flight, only the newest arrived",
+        damage: |lab| {
+            let writes = three_in_flight(lab);
+            lab.put(&writes[2], |_| true);
+        },
+        kept: &[1, 2, 3, 4],
+        lost: &[],
+        cut: Some(5),
+        faulted: &[],
+    },
+    Case {
+        name: "corrupt below a mark, the copy in the successor intact",
+        damage: |lab| lab.damage(2, HEADER),
+        kept: &[1, 3, 4],
+        lost: &[(2, 2, true)],
+        cut: None,
+        faulted: &[2],
+    },
+    Case {
+        name: "corrupt below a mark, the copy in the successor gone too",
+        damage: |lab| {
+            lab.damage(2, HEADER);
+            lab.damage(3, HEADER);
+            lab.idle_mark();
+        },
+        kept: &[1, 4, 5],
+        lost: &[(2, 3, false)],
+        cut: None,
+        faulted: &[1, 2],
+    },
+    Case {
+        name: "the first batch of the log corrupt",
+        damage: |lab| lab.damage(1, HEADER),
+        kept: &[2, 3, 4],
+        lost: &[(1, 1, true)],
+        cut: None,
+        faulted: &[1],
+    },
+    Case {
+        name: "only the superblock marks the last batch, which is corrupt",
+        damage: |lab| {
+            lab.marks.durable_seq = BatchSeq(4);
+            lab.damage(4, HEADER);
+        },
+        kept: &[1, 2, 3],
+        lost: &[(4, 4, false)],
+        cut: None,
+        faulted: &[1, 2],
+    },
+    Case {
+        name: "an idle mark marks the last batch, which is corrupt",
+        damage: |lab| {
+            lab.idle_mark();
+            lab.damage(4, HEADER);
+        },
+        kept: &[1, 2, 3, 5],
+        lost: &[(4, 4, true)],
+        cut: None,
+        faulted: &[2],
+    },
+    Case {
+        name: "an acknowledged payload corrupt",
+        damage: |lab| lab.damage(3, PAYLOAD),
+        kept: &[1, 2, 3, 4],
+        lost: &[],
+        cut: None,
+        faulted: &[1],
+    },
+    Case {
+        name: "corrupt and torn in one gap: only what is marked counts as lost",
+        damage: |lab| {
+            // 5, 6, 7 are built while 4 is the mark.
+            let writes = three_in_flight(lab);
+            lab.put(&writes[1], |_| true);
+            lab.damage(4, HEADER);
+        },
+        kept: &[1, 2, 3],
+        lost: &[(4, 4, false)],
+        cut: Some(5),
+        faulted: &[1, 2],
+    },
+    Case {
+        name: "a corrupt member whose newer HardState and image follow",
+        damage: |lab| {
+            lab.write(vec![Item::Image {
+                member: MemberId(2),
+                hard: Default::default(),
+                compacted_index: 0,
+                compacted_term: 0,
+                entries: vec![log_entry(1, 1, 1), log_entry(2, 1, 1)],
+            }]);
+            lab.damage(2, HEADER);
+        },
+        kept: &[1, 3, 4, 5],
+        lost: &[(2, 2, true)],
+        cut: None,
+        faulted: &[],
+    },
+    Case {
+        name: "a write that went to the wrong place",
+        damage: |lab| {
+            let (from, len) = lab.written[&BatchSeq(3)];
+            let (to, _) = lab.written[&BatchSeq(2)];
+            let (from, to) = (from as usize, to as usize);
+            lab.disk.copy_within(from..from + len, to);
+        },
+        kept: &[1, 3, 4],
+        lost: &[(2, 2, true)],
+        cut: None,
+        faulted: &[2],
+    },
+    Case {
+        name: "zeroes everywhere, the superblock knows better",
+        damage: |lab| {
+            lab.disk.fill(0);
+            lab.marks.durable_seq = BatchSeq(3);
+        },
+        kept: &[],
+        lost: &[(1, 3, false)],
+        cut: None,
+        faulted: &[1, 2],
+    },
+    Case {
+        name: "an empty ring, and a tail that points beyond it",
+        damage: |lab| {
+            lab.disk.fill(0);
+            lab.marks.tail_offset = u64::MAX;
+        },
+        kept: &[],
+        lost: &[],
+        cut: None,
+        faulted: &[],
+    },
+    Case {
+        name: "a released batch is damaged",
+        damage: |lab| {
+            lab.release_to(BatchSeq(2));
+            lab.damage(1, HEADER);
+        },
+        kept: &[2, 3, 4],
+        lost: &[],
+        cut: None,
+        // Its first entry is not flushed: the tail was moved too far.
+        faulted: &[1],
+    },
+    Case {
+        name: "the superblock's tail and mark went back; the batches know the newer tail",
+        damage: |lab| {
+            let old = lab.marks;
+            lab.release_to(BatchSeq(3));
+            lab.write(vec![hard(2, 1, 0)]);
+            lab.marks = old;
+            lab.damage(1, HEADER);
+            lab.damage(2, HEADER);
+        },
+        kept: &[3, 4, 5],
+        lost: &[],
+        cut: None,
+        faulted: &[1, 2],
+    },
+    Case {
+        name: "a page that cannot be read is a damaged one",
+        damage: |lab| lab.unreadable = vec![lab.written[&BatchSeq(2)].0],
+        kept: &[1, 3, 4],
+        lost: &[(2, 2, true)],
+        cut: None,
+        faulted: &[2],
+    },
+];
+
+#[test]
+fn every_case_of_the_table() {
+    for case in CASES {
+        let mut lab = four_batches();
+        (case.damage)(&mut lab);
+        for round in ["at first", "again", "after more was written"] {
+            check(case, &lab, round);
+            if round == "again" {
+                // The verdict stays the same under the next incarnation, which goes on writing.
+                let seen = lab.recover().unwrap().position.next_seq;
+                lab.reopen();
+                let seq = lab.write(vec![]);
+                assert!(seq >= seen, "{}: numbers are never used again", case.name);
+            }
+        }
+    }
+}
+
+fn check(case: &Case, lab: &Lab, round: &str) {
+    let name = case.name;
+    let recovered = lab.recover().unwrap();
+    let mut batches = kept(&recovered);
+    if round == "after more was written" {
+        batches.pop();
+    } else {
+        assert_eq!(recovered.cut.map(|seq| seq.0), case.cut, "{name}, {round}");
+    }
+    assert_eq!(batches, case.kept, "{name}, {round}");
+    let lost: Vec<_> = recovered
+        .log
+        .iter()
+        .filter_map(|part| match part {
+            LogPart::Batch(_) => None,
+            LogPart::Lost(lost) => Some((
+                lost.first.0,
+                lost.last.0,
+                matches!(lost.members, LostMembers::Known(_)),
+            )),
+        })
+        .collect();
+    assert_eq!(lost, case.lost, "{name}, {round}");
+    let faulted: Vec<u64> = lab
+        .fold(&[(1, 0), (2, 0)])
+        .iter()
+        .filter(|(_, log)| log.faulted.is_some())
+        .map(|(member, _)| member.0)
+        .collect();
+    assert_eq!(faulted, case.faulted, "{name}, {round}");
+}
+
+#[test]
+fn what_is_flushed_counts_as_compacted_when_a_newer_hard_state_follows() {
+    let mut lab = four_batches();
+    lab.damage(2, HEADER);
+    lab.damage(3, PAYLOAD);
+    // Member 2's first entry and HardState were in batch 2; both its second are in batch 4.
+    let logs = lab.fold(&[(1, 2), (2, 1)]);
+    let (one, two) = (&logs[&MemberId(1)], &logs[&MemberId(2)]);
+    assert_eq!((one.faulted, two.faulted), (None, None));
+    assert_eq!(one.entries, []);
+    assert_eq!((two.compacted_index, two.entries.len()), (1, 1));
+    assert_eq!(two.hard.commit, 1, "rule R7");
+    // The newest HardState is not replaceable by anything that was flushed.
+    lab.idle_mark();
+    lab.damage(4, HEADER);
+    let reason = lab.fold(&[(1, 2), (2, 2)])[&MemberId(2)].faulted;
+    assert_eq!(reason, Some(FaultReason::HardStateLost(4)));
+}
+
+#[test]
+fn what_was_cut_never_comes_back() {
+    let mut lab = four_batches();
+    let writes = three_in_flight(&mut lab);
+    lab.put(&writes[0], |page| page != 7);
+    lab.put(&writes[1], |_| true);
+    lab.put(&writes[2], |_| true);
+    assert_eq!(lab.reopen().cut, Some(BatchSeq(5)));
+    // The batch at the cut is overwritten, the valid ones behind it are not.
+    let first = lab.write(vec![entry(2, 3, 2, 1)]);
+    assert!(first > BatchSeq(7));
+    let second = lab.write(vec![entry(2, 4, 2, 1)]);
+    assert_eq!(
+        kept(&lab.recover().unwrap()),
+        [1, 2, 3, 4, first.0, second.0]
+    );
+    // Not even when the first batch of the new incarnation is lost and leaves a gap for them.
+    lab.damage(first.0, HEADER);
+    let recovered = lab.recover().unwrap();
+    assert_eq!(kept(&recovered), [1, 2, 3, 4, second.0]);
+    let faulted = |lab: &Lab| -> Vec<u64> {
+        let logs = lab.fold(&[(1, 0), (2, 0)]);
+        let faulted = logs.iter().filter(|(_, log)| log.faulted.is_some());
+        faulted.map(|(member, _)| member.0).collect()
+    };
+    assert_eq!(faulted(&lab), [2]);
+    // And when the torn batch turns out to be readable after all.
+    let at = (writes[0].offset + 8 * BLOCK_BYTES as u64) as usize;
+    lab.put(&writes[0], |page| page > 4);
+    assert!(lab.disk[at] != 0);
+    assert_eq!(kept(&lab.recover().unwrap()), [1, 2, 3, 4, second.0]);
+}
+
+#[test]
+fn an_old_lap_in_the_place_of_a_lost_write_is_noticed() {
+    let mut lab = Lab::new(32, 0);
+    let mut tails = std::collections::VecDeque::new();
+    let mut wraps = 0;
+    for index in 1..60 {
+        let before = lab.disk.clone();
+        let seq = lab.write(vec![hard(1, 1, 0), entry(1, index, 1, 2)]);
+        let (offset, len) = lab.written[&seq];
+        lab.idle_mark();
+        wraps += u32::from(offset == 0);
+        tails.push_back(seq);
+        if tails.len() > 3 {
+            tails.pop_front();
+        }
+        lab.release_to(tails[0]);
+        let intact = kept(&lab.recover().unwrap());
+        assert_eq!(intact.first(), Some(&tails[0].0));
+        assert_eq!(intact.last(), Some(&(seq.0 + 1)));
+        // The device said that it wrote, and did not.
+        let place = offset as usize..offset as usize + len;
+        let arrived = lab.disk[place.clone()].to_vec();
+        lab.disk[place.clone()].copy_from_slice(&before[place.clone()]);
+        let fault = lab.fold(&[(1, index - 1)])[&MemberId(1)].faulted;
+        assert_eq!(fault, Some(FaultReason::HardStateLost(seq.0)));
+        lab.disk[place].copy_from_slice(&arrived);
+    }
+    assert!(wraps > 3, "the ring has wrapped: {wraps}");
+}
+
+#[test]
+fn a_ring_that_must_not_be_judged_is_refused() {
+    let mut lab = four_batches();
+    lab.config.incarnation = 0;
+    let error = lab.recover().unwrap_err();
+    let newer = matches!(error, RecoverError::NewerIncarnation { found: 1, ours: 0 });
+    assert!(newer, "{error}");
+
+    let mut lab = four_batches();
+    lab.unreadable = (0..512).map(|page| page * BLOCK_BYTES as u64).collect();
+    let error = lab.recover().unwrap_err();
+    assert!(matches!(error, RecoverError::Read { .. }), "{error}");
+}
+
+/// A change of a member's log, as a replica makes them.
+#[derive(Clone, Debug)]
+enum Change {
+    Hard,
+    Append(u64),
+    /// Replaces the newest entries, at most this many.
+    Conflict(u64),
+    Reset,
+    Image,
+}
+
+fn changes() -> impl Strategy<Value = Vec<(u64, Change)>> {
+    let change = prop_oneof![
+        3 => Just(Change::Hard),
+        6 => (1u64..4).prop_map(Change::Append),
+        2 => (1u64..4).prop_map(Change::Conflict),
+        1 => Just(Change::Reset),
+        1 => Just(Change::Image),
+    ];
+    proptest::collection::vec((1u64..4, change), 1..60)
+}
+
+/// Next index, compacted index, entries of a member while a log is written.
+#[derive(Clone, Default)]
+struct Written {
+    compacted: u64,
+    entries: Vec<crate::store::seam::LogEntry>,
+    term: u64,
+}
+
+impl Written {
+    fn items(&mut self, member: u64, change: &Change) -> Vec<Item> {
+        self.term += 1;
+        let keep = match change {
+            Change::Conflict(count) => self.entries.len().saturating_sub(*count as usize),
+            _ => self.entries.len(),
+        };
+        match change {
+            Change::Hard => vec![hard(member, self.term, 0)],
+            Change::Append(_) | Change::Conflict(_) => {
+                self.entries.truncate(keep);
+                let next = self.compacted + keep as u64 + 1;
+                let count = match change {
+                    Change::Append(count) => *count,
+                    _ => 1,
+                };
+                let new = (next..next + count).map(|index| log_entry(index, self.term, 1));
+                self.entries.extend(new);
+                let new = self.entries[keep..].iter().map(|entry| Item::Entry {
+                    member: MemberId(member),
+                    entry: entry.clone(),
+                });
+                // A replica writes both, but a HardState only when it changed.
+                let hard = (self.term % 3 == 0).then(|| hard(member, self.term, 0));
+                hard.into_iter().chain(new).collect()
+            }
+            Change::Reset => {
+                self.compacted += self.entries.len() as u64 + 5;
+                self.entries.clear();
+                let reset = Item::Reset {
+                    member: MemberId(member),
+                    index: self.compacted,
+                    term: self.term,
+                };
+                vec![hard(member, self.term, self.compacted), reset]
+            }
+            Change::Image => vec![Item::Image {
+                member: MemberId(member),
+                hard: crate::store::seam::HardState {
+                    term: self.term,
+                    vote: 0,
+                    commit: self.compacted,
+                },
+                compacted_index: self.compacted,
+                compacted_term: self.term,
+                entries: self.entries.clone(),
+            }],
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Whatever rots at or below a durable mark: each member is either found as it was, or
+    /// faulted.
+    #[test]
+    fn rot_is_never_taken_for_the_truth(
+        changes in changes(),
+        flushed in proptest::collection::vec(0u64..8, 3),
+        rotten in proptest::collection::vec(any::<prop::sample::Index>(), 0..4),
+    ) {
+        let mut lab = Lab::new(1024, 0);
+        let mut members = vec![Written::default(); 4];
+        for (member, change) in &changes {
+            let items = members[*member as usize].items(*member, change);
+            lab.write(items);
+        }
+        lab.marks.durable_seq = lab.wal.durable_seq();
+        // What was flushed is part of the log, and not before a reset.
+        let flushed: Vec<(u64, u64)> = (1..4)
+            .map(|id| {
+                let member = &members[id as usize];
+                let most = member.entries.len() as u64;
+                (id, member.compacted + flushed[id as usize - 1].min(most))
+            })
+            .collect();
+        let truth = lab.fold(&flushed);
+        for (member, log) in &truth {
+            prop_assert_eq!(log.faulted, None);
+            let written = &members[member.0 as usize];
+            let end = written.compacted + written.entries.len() as u64;
+            prop_assert_eq!(log.compacted_index + log.entries.len() as u64, end);
+        }
+        let pages = lab.wal.head_offset() / BLOCK_BYTES as u64;
+        let rotten: BTreeSet<usize> = rotten.iter().map(|at| at.index(pages as usize)).collect();
+        for page in &rotten {
+            lab.disk[page * BLOCK_BYTES + 11] ^= 1;
+        }
+        let found = lab.fold(&flushed);
+        prop_assert_eq!(found.len(), 3);
+        for (member, log) in &found {
+            let same = |log: &MemberLog| MemberLog { faulted: None, ..log.clone() };
+            prop_assert!(log.faulted.is_some() || same(log) == truth[member], "{:?}", log);
+        }
+    }
+}
