@@ -9,9 +9,9 @@ use crate::store::groups::{Group, GroupKind, Unplaced};
 use crate::store::lane::{Lane, Pending};
 use crate::store::member::Phase;
 use crate::store::seam::{Event, HardState, IndexEdit, IndexJob, LaneFile, Slot};
-use crate::store::superblock::Superblock;
+use crate::store::superblock::{self, Superblock};
 use crate::store::wal::{BatchSeq, Item};
-use crate::types::{BLOCK_BYTES, MemberId, Mono};
+use crate::types::{MemberId, Mono};
 
 /// Without a change for this long, everything is written back.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
@@ -157,19 +157,18 @@ impl Lane {
     }
 
     /// Two copies at a time: whatever becomes of one write, two copies agree.
-    fn write_superblock_half(&mut self, next: &Superblock, pending: Pending, first_copy: u8) {
-        let mut half = self.pool.take(2 * BLOCK_BYTES);
-        half[..BLOCK_BYTES].copy_from_slice(&next.encode(first_copy));
-        half[BLOCK_BYTES..].copy_from_slice(&next.encode(first_copy + 1));
-        let offset = u64::from(first_copy) * BLOCK_BYTES as u64;
-        let bufs = vec![half.freeze()];
+    fn write_superblock_half(&mut self, next: &Superblock, pending: Pending, half: usize) {
+        let copies = superblock::encode(next);
+        let bytes = copies[2 * half..2 * half + 2].concat();
+        let bufs = vec![self.pool.copy(&bytes)];
+        let offset = (half * bytes.len()) as u64;
         self.io
             .write(pending, LaneFile::Superblock, offset, bufs, true);
     }
 
     pub(super) fn superblock_half_written(&mut self) {
         let next = self.checkpoint.next.clone().expect("being written");
-        self.write_superblock_half(&next, Pending::SuperblockSecond, 2);
+        self.write_superblock_half(&next, Pending::SuperblockSecond, 1);
     }
 
     /// The new tail is durable: now the ring may overwrite what is before it.

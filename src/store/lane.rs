@@ -158,10 +158,7 @@ pub(super) enum Pending {
 impl Pending {
     /// A failed read is a bad copy; anything else that fails poisons the lane.
     fn may_fail(&self) -> bool {
-        matches!(
-            self,
-            Pending::ReadPiece { .. } | Pending::RoundPayload(_)
-        )
+        matches!(self, Pending::ReadPiece { .. } | Pending::RoundPayload(_))
     }
 }
 
@@ -252,7 +249,8 @@ impl Lane {
         let known = self.members.contains_key(&member);
         assert!(!known, "a member id is never used twice");
         let edits = vec![IndexEdit::PutMember(record.clone())];
-        self.members.insert(member, Member::new(record, Phase::Creating));
+        self.members
+            .insert(member, Member::new(record, Phase::Creating));
         self.flush(edits, AfterFlush::Created(member));
     }
 
@@ -275,8 +273,7 @@ impl Lane {
         if let Some(last) = member.appends.back() {
             assert!(number > last.number, "appends are numbered in order");
         }
-        let empty =
-            request.hard.is_none() && request.reset.is_none() && request.entries.is_empty();
+        let empty = request.hard.is_none() && request.reset.is_none() && request.entries.is_empty();
         member.appends.push_back(PendingAppend {
             number,
             durable: empty,
@@ -297,12 +294,16 @@ impl Lane {
                 reset.index <= member.durable_flushed,
                 "the store holds everything up to a reset, durably"
             );
-            assert!(member.overlay.is_empty(), "nothing up to a reset lives only in the log");
+            assert!(
+                member.overlay.is_empty(),
+                "nothing up to a reset lives only in the log"
+            );
             if let Some(seq) = member.log.oldest_batch_from(0) {
                 member.log.hold = Some((group, seq));
             }
             self.log.unapplied_bytes -= member.unapplied_bytes();
-            self.alloc.unreserve(member.log.reset(reset.index, reset.term));
+            self.alloc
+                .unreserve(member.log.reset(reset.index, reset.term));
             member.applied_index = member.applied_index.max(reset.index);
             member.applied_term = reset.term;
             items.push(Item::Reset {
@@ -356,7 +357,11 @@ impl Lane {
         let ring = self.log.ring_bytes;
         let free = self.log.wal.free_bytes();
         // What gives space back may still be logged when nothing else may.
-        let headroom = if payload_bytes > 0 { ring / 16 } else { ring / 64 };
+        let headroom = if payload_bytes > 0 {
+            ring / 16
+        } else {
+            ring / 64
+        };
         if free < payload_bytes + BLOCK_BYTES as u64 + headroom {
             return Err(Refusal::LogFull);
         }
@@ -397,9 +402,13 @@ impl Lane {
         }
         assert_eq!(request.index, found.applied_index + 1, "applied in order");
         self.clock.changed = true;
-        let entry = found.log.get_mut(request.index).expect("appended before it is applied");
+        let entry = found
+            .log
+            .get_mut(request.index)
+            .expect("appended before it is applied");
         assert_eq!(entry.term, request.term, "the entry that was appended");
-        self.alloc.unreserve(u64::from(std::mem::take(&mut entry.reserved)));
+        self.alloc
+            .unreserve(u64::from(std::mem::take(&mut entry.reserved)));
         entry.unapplied = None;
         self.log.unapplied_bytes -= u64::from(entry.payload_bytes);
         found.applied_index = request.index;
@@ -439,7 +448,11 @@ impl Lane {
         let cached = !payload.is_empty();
         assert!(!cached || payload.len() as u64 == range.bytes());
         let entry = found.log.get(index).expect("just seen");
-        assert_eq!(u64::from(entry.payload_bytes), range.bytes(), "the entry's payload");
+        assert_eq!(
+            u64::from(entry.payload_bytes),
+            range.bytes(),
+            "the entry's payload"
+        );
         let commit = found.hard.durable_commit;
         for (position, at) in range.blocks().enumerate() {
             if found.newer.includes(at.extent(), index) {
@@ -659,7 +672,8 @@ impl Lane {
             }
             let (file, durable) = (LaneFile::Wal, true);
             let pending = Pending::Wal(batch.seq);
-            self.io.write(pending, file, batch.offset, batch.bufs, durable);
+            self.io
+                .write(pending, file, batch.offset, batch.bufs, durable);
         }
     }
 
@@ -684,7 +698,10 @@ impl Lane {
             used_bytes: u64::from(self.alloc.used()) * slot,
             free_bytes: self.alloc.free_unreserved() * slot,
             log_bytes: self.log.ring_bytes,
-            log_used_bytes: self.log.ring_bytes.saturating_sub(self.log.wal.free_bytes()),
+            log_used_bytes: self
+                .log
+                .ring_bytes
+                .saturating_sub(self.log.wal.free_bytes()),
             overlay_blocks: blocks.sum(),
             media_faults: self.io.media_faults,
         }
@@ -708,14 +725,19 @@ pub struct Space {
 impl Member {
     /// True when a write to this extent would need a slot that was not reserved yet.
     fn needs_slot(&self, extent: Extent) -> bool {
-        let reserved = self.overlay.get(extent).is_some_and(|overlay| overlay.reserved);
+        let reserved = self
+            .overlay
+            .get(extent)
+            .is_some_and(|overlay| overlay.reserved);
         !self.presence.get(extent) && !reserved
     }
 
     /// Payload bytes of the retained entries that are not applied yet.
     pub(super) fn unapplied_bytes(&self) -> u64 {
         let entries = self.log.from(self.applied_index + 1);
-        entries.map(|(_, entry)| u64::from(entry.payload_bytes)).sum()
+        entries
+            .map(|(_, entry)| u64::from(entry.payload_bytes))
+            .sum()
     }
 }
 
@@ -727,10 +749,18 @@ pub(super) fn retain(
     entry: LogEntry,
     push: u64,
 ) {
-    assert!(entry.index > member.applied_index, "an applied entry is never replaced");
-    assert!(entry.index <= member.log.last_index() + 1, "the log has no gap");
+    assert!(
+        entry.index > member.applied_index,
+        "an applied entry is never replaced"
+    );
+    assert!(
+        entry.index <= member.log.last_index() + 1,
+        "the log has no gap"
+    );
     let replaced = member.log.from(entry.index);
-    let bytes: u64 = replaced.map(|(_, entry)| u64::from(entry.payload_bytes)).sum();
+    let bytes: u64 = replaced
+        .map(|(_, entry)| u64::from(entry.payload_bytes))
+        .sum();
     log.unapplied_bytes -= bytes;
     alloc.unreserve(member.log.truncate(entry.index));
     let payload_bytes = u32::try_from(entry.payload.len()).expect("bounded by ENTRY_BYTES_MAX");

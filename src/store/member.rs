@@ -99,7 +99,11 @@ impl Member {
         }
         self.record.flushed_term = self.log.term(flushed).expect("retained above the old mark");
         self.record.flushed_index = flushed;
-        while self.metas.front().is_some_and(|(index, _)| *index <= flushed) {
+        while self
+            .metas
+            .front()
+            .is_some_and(|(index, _)| *index <= flushed)
+        {
             let (_, meta) = self.metas.pop_front().expect("just seen");
             self.record.meta = meta;
         }
@@ -110,7 +114,10 @@ impl Member {
     pub(crate) fn oldest_needed(&self, flushed: u64) -> Option<BatchSeq> {
         let entry = self.log.oldest_batch_from(flushed + 1);
         let hold = self.log.hold.map(|(_, seq)| seq);
-        [self.hard.durable_seq, entry, hold].into_iter().flatten().min()
+        [self.hard.durable_seq, entry, hold]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The checksum that this block's content must have.
@@ -213,7 +220,10 @@ impl RetainedLog {
 
     /// Drops the entries from `index` on and returns the slots that were reserved for them.
     pub(crate) fn truncate(&mut self, index: u64) -> u64 {
-        assert!(index > self.base_index, "a compacted entry is never replaced");
+        assert!(
+            index > self.base_index,
+            "a compacted entry is never replaced"
+        );
         let keep = (index - self.base_index - 1) as usize;
         if keep >= self.entries.len() {
             return 0;
@@ -254,7 +264,11 @@ impl RetainedLog {
     /// Replaces everything; the log now starts behind this point. Returns the slots that were
     /// reserved.
     pub(crate) fn reset(&mut self, index: u64, term: u64) -> u64 {
-        let reserved = self.entries.iter().map(|entry| u64::from(entry.reserved)).sum();
+        let reserved = self
+            .entries
+            .iter()
+            .map(|entry| u64::from(entry.reserved))
+            .sum();
         self.entries.clear();
         self.base_index = index;
         self.base_term = term;
@@ -332,7 +346,10 @@ impl NewerExtents {
     /// True when the entry `index` is already in the record of this extent.
     pub(crate) fn includes(&self, extent: Extent, index: u64) -> bool {
         index <= self.newest
-            && self.last_changed.get(&extent).is_some_and(|last_changed| *last_changed >= index)
+            && self
+                .last_changed
+                .get(&extent)
+                .is_some_and(|last_changed| *last_changed >= index)
     }
 
     /// Entries up to here were applied.
@@ -367,7 +384,10 @@ mod tests {
         for (push, seq) in [(1, Some(5)), (2, Some(6)), (3, None)] {
             log.push(entry(2, push, seq));
         }
-        assert_eq!((log.last_index(), log.term(10), log.term(13)), (13, Some(1), Some(2)));
+        assert_eq!(
+            (log.last_index(), log.term(10), log.term(13)),
+            (13, Some(1), Some(2))
+        );
         assert_eq!((log.term(9), log.term(14)), (None, None));
         assert_eq!(log.oldest_batch_from(11), Some(BatchSeq(5)));
         assert_eq!(log.oldest_batch_from(12), Some(BatchSeq(6)));
@@ -376,7 +396,10 @@ mod tests {
         assert_eq!((log.base(), log.last_index()), ((11, 2), 13));
         log.truncate(13);
         assert_eq!(log.last_index(), 12);
-        assert_eq!(log.from(12).map(|(index, _)| index).collect::<Vec<_>>(), [12]);
+        assert_eq!(
+            log.from(12).map(|(index, _)| index).collect::<Vec<_>>(),
+            [12]
+        );
         log.reset(50, 9);
         assert_eq!((log.base(), log.last_index()), ((50, 9), 50));
     }

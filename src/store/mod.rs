@@ -11,6 +11,7 @@ mod groups;
 pub mod index;
 pub mod lane;
 mod member;
+pub mod open;
 mod overlay;
 mod read;
 mod resync;
@@ -26,6 +27,12 @@ pub enum OpenError {
     Io(#[from] std::io::Error),
     #[error("could not read the index")]
     Index(#[from] index::IndexError),
+    #[error("could not open the disk by its superblock")]
+    Superblock(#[from] superblock::SuperblockError),
+    #[error("could not recover the log")]
+    Recover(#[from] wal::recover::RecoverError),
+    #[error("could not load an entry of the log")]
+    Load(#[from] wal::recover::LoadError),
     #[error("{0}")]
     Unusable(&'static str),
 }

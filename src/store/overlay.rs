@@ -65,7 +65,11 @@ impl OverlayExtent {
 
     /// The newest entry that is in here.
     pub(crate) fn newest(&self) -> u64 {
-        self.blocks.iter().map(|block| block.index).max().unwrap_or(0)
+        self.blocks
+            .iter()
+            .map(|block| block.index)
+            .max()
+            .unwrap_or(0)
     }
 
     /// True when some block of it would need a slot.
@@ -218,7 +222,10 @@ impl LiveCounts {
         let place = index
             .checked_sub(self.first_index)
             .expect("entries are applied in order") as usize;
-        assert!(place + 1 >= self.counts.len(), "entries are applied in order");
+        assert!(
+            place + 1 >= self.counts.len(),
+            "entries are applied in order"
+        );
         self.counts.resize(place + 1, 0);
         self.counts[place] += 1;
     }

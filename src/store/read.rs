@@ -47,7 +47,9 @@ enum Purpose {
     Read,
     Status,
     /// One whole extent, for another member.
-    Extent { layer: u32 },
+    Extent {
+        layer: u32,
+    },
 }
 
 /// Where the blocks of a range are, as of one moment.
@@ -84,13 +86,21 @@ impl Place {
         let bytes = u64::from(count) * BLOCK_BYTES as u64;
         match (self, next) {
             (Place::Hole, Place::Hole) => true,
-            (Place::Log { seq, offset }, Place::Log { seq: other, offset: at }) => {
-                seq == other && offset + bytes == at
-            }
+            (
+                Place::Log { seq, offset },
+                Place::Log {
+                    seq: other,
+                    offset: at,
+                },
+            ) => seq == other && offset + bytes == at,
             // One pin per piece: pieces do not reach into the next slot.
-            (Place::Slot { slot, block }, Place::Slot { slot: other, block: at }) => {
-                slot == other && block + count == at
-            }
+            (
+                Place::Slot { slot, block },
+                Place::Slot {
+                    slot: other,
+                    block: at,
+                },
+            ) => slot == other && block + count == at,
             _ => false,
         }
     }
@@ -164,7 +174,10 @@ fn log_place(member: &Member, index: u64, position: u16) -> Place {
 impl Member {
     /// Where in the ring this block of an entry's payload is.
     pub(super) fn log_offset(&self, index: u64, position: u16) -> (BatchSeq, u64) {
-        let entry = self.log.get(index).expect("retained while the overlay needs it");
+        let entry = self
+            .log
+            .get(index)
+            .expect("retained while the overlay needs it");
         let place = entry.place.expect("durable before it is applied");
         let offset = place.payload_offset + u64::from(position) * BLOCK_BYTES as u64;
         (place.seq, offset)

@@ -12,9 +12,7 @@ use crate::store::lane::{Lane, Pending};
 use crate::store::member::{Member, Phase, Task};
 use crate::store::overlay::{Content, OverlayExtent};
 use crate::store::read::first_bad;
-use crate::store::seam::{
-    Event, ExtentKey, ExtentRecord, IndexEdit, IndexJob, OpId, ReadId, Slot,
-};
+use crate::store::seam::{Event, ExtentKey, ExtentRecord, IndexEdit, IndexJob, OpId, ReadId, Slot};
 use crate::store::writeback::Install;
 use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, Extent, ExtentContent, ManifestChunk, ManifestEntry,
@@ -31,9 +29,14 @@ pub(super) struct Scan {
 }
 
 enum ScanPurpose {
-    Manifest { read: ReadId, from: Extent },
+    Manifest {
+        read: ReadId,
+        from: Extent,
+    },
     /// The slots found so far: they come back.
-    Destroy { slots: Vec<Slot> },
+    Destroy {
+        slots: Vec<Slot>,
+    },
 }
 
 impl Lane {
@@ -70,7 +73,9 @@ impl Lane {
     pub(super) fn scanned(&mut self, op: OpId, found: Vec<(ExtentKey, ExtentRecord)>) {
         let scan = self.scans.remove(&op).expect("under way");
         let last = found.last().map(|(key, _)| key.extent);
-        let next = last.filter(|_| found.len() >= SCAN_EXTENTS).map(|last| Extent(last.0 + 1));
+        let next = last
+            .filter(|_| found.len() >= SCAN_EXTENTS)
+            .map(|last| Extent(last.0 + 1));
         match scan.purpose {
             ScanPurpose::Manifest { read, from } => {
                 let chunk = self.manifest_chunk(scan.member, from, next, found);
@@ -117,7 +122,11 @@ impl Lane {
                 extents.extend(entry(*extent, None, Some(blocks)));
             }
             let blocks = overlay.next_if(|(other, _)| **other == key.extent);
-            extents.extend(entry(key.extent, Some(record), blocks.map(|(_, blocks)| blocks)));
+            extents.extend(entry(
+                key.extent,
+                Some(record),
+                blocks.map(|(_, blocks)| blocks),
+            ));
         }
         for (extent, blocks) in overlay {
             extents.extend(entry(*extent, None, Some(blocks)));
@@ -220,7 +229,11 @@ impl Lane {
     pub(super) fn destroyed(&mut self, member: MemberId) {
         let mut gone = self.members.remove(&member).expect("destroyed once");
         self.log.unapplied_bytes -= gone.unapplied_bytes();
-        let overlay = gone.overlay.range(..).filter(|(_, extent)| extent.reserved).count();
+        let overlay = gone
+            .overlay
+            .range(..)
+            .filter(|(_, extent)| extent.reserved)
+            .count();
         self.alloc.unreserve(gone.log.reset(0, 0) + overlay as u64);
         self.records.forget(|key| key.member == member);
         self.io.events.push(Event::MemberDurable { member });
@@ -241,7 +254,11 @@ impl Lane {
             self.scan(member, Extent(0), ScanPurpose::Destroy { slots });
         }
         let ready = self.members.iter().filter(|(id, member)| {
-            let installing = self.writeback.installs.iter().any(|install| install.member == **id);
+            let installing = self
+                .writeback
+                .installs
+                .iter()
+                .any(|install| install.member == **id);
             member.task.is_some() && member.overlay.is_empty() && !installing
         });
         let ready: Vec<MemberId> = ready.map(|(id, _)| *id).collect();
@@ -269,7 +286,8 @@ impl Lane {
         self.log.unapplied_bytes -= member.unapplied_bytes();
         if member.log.term(index) != Some(term) {
             // Another history: none of it will ever be applied.
-            self.alloc.unreserve(member.log.drop_after(member.applied_index));
+            self.alloc
+                .unreserve(member.log.drop_after(member.applied_index));
         }
         member.applied_index = index;
         member.applied_term = term;

@@ -14,7 +14,9 @@ use crate::store::lane::{Lane, Pending};
 use crate::store::member::{Member, Phase};
 use crate::store::overlay::Content;
 use crate::store::read::first_bad;
-use crate::store::seam::{Event, ExtentKey, ExtentRecord, IndexEdit, IndexJob, LaneFile, ReadId, Slot};
+use crate::store::seam::{
+    Event, ExtentKey, ExtentRecord, IndexEdit, IndexJob, LaneFile, ReadId, Slot,
+};
 use crate::store::wal::BatchSeq;
 use crate::types::{BLOCK_BYTES, Block, EXTENT_BYTES, Extent, ExtentContent, MemberId};
 
@@ -130,15 +132,14 @@ impl Lane {
             }
             overlay.queued = false;
             overlay.busy = true;
-            let snapshot = |(position, block): (u32, &crate::store::overlay::OverlayBlock)| {
-                Snapshot {
+            let snapshot =
+                |(position, block): (u32, &crate::store::overlay::OverlayBlock)| Snapshot {
                     position,
                     index: block.index,
                     crc: block.crc,
                     content: block.content,
                     data: block.cached.clone(),
-                }
-            };
+                };
             updates.push(Update {
                 key: key(id, extent),
                 newest: overlay.newest(),
@@ -292,7 +293,8 @@ impl Lane {
         };
         let snapshots = &mut snapshots[run.first..run.first + run.count];
         let Some(data) = data.filter(|data| data.len() == run.count * BLOCK_BYTES) else {
-            self.io.poison("a payload in the log could not be read back".into());
+            self.io
+                .poison("a payload in the log could not be read back".into());
             return;
         };
         let member = self.members.get(&update.key.member);
@@ -535,7 +537,11 @@ impl Update {
     ) {
         let mut last = None;
         let mut add = |position: u32, data: Bytes| {
-            let data = if is_aligned(&data) { data } else { pool.copy(&data) };
+            let data = if is_aligned(&data) {
+                data
+            } else {
+                pool.copy(&data)
+            };
             if last.is_some_and(|last| last + 1 == position)
                 && let Some((_, bufs)) = out.back_mut()
             {

@@ -39,7 +39,10 @@ pub(super) fn changes(edit: &IndexEdit, out: &mut Vec<Change>) {
         }
         IndexEdit::Delete(key) => out.push(Change::Delete(extent_key(*key))),
         IndexEdit::PutMember(record) => {
-            out.push(Change::Put(member_key(record.member), encode_member(record)));
+            out.push(Change::Put(
+                member_key(record.member),
+                encode_member(record),
+            ));
         }
         IndexEdit::Fault(member) => {
             out.push(Change::Put(short_key(FAULT, *member), Vec::new()));
