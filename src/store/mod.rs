@@ -10,6 +10,10 @@ mod checkpoint;
 mod groups;
 pub mod index;
 pub mod lane;
+#[cfg(test)]
+mod lane_lab;
+#[cfg(test)]
+mod lane_test;
 mod member;
 pub mod open;
 mod overlay;

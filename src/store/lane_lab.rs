@@ -1,0 +1,616 @@
+//! A world for a lane in tests: a disk that forgets what was not made durable, an index that
+//! forgets what was not flushed, and members whose every append, commit and applied entry is
+//! remembered, so that what a lane says after a crash can be judged.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use bytes::Bytes;
+
+use crate::io::buffer::Pool;
+use crate::store::index::memory::MemoryIndex;
+use crate::store::index::run;
+use crate::store::lane::{Lane, LaneConfig, LaneFiles, RecoveredMember};
+use crate::store::open::{LaneFormat, format_lane};
+use crate::store::seam::*;
+use crate::types::*;
+
+/// Random numbers of a test: the same from the same seed.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(1);
+        mix64(self.0)
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    pub fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+}
+
+/// A file in sectors of 4 KiB.
+#[derive(Clone, Default)]
+pub struct SimFile {
+    pub now: Vec<u8>,
+    durable: Vec<u8>,
+    /// What was written to a sector since it was last durable.
+    unsynced: BTreeMap<usize, Vec<Vec<u8>>>,
+}
+
+impl SimFile {
+    fn new(bytes: usize) -> SimFile {
+        SimFile {
+            now: vec![0; bytes],
+            durable: vec![0; bytes],
+            unsynced: BTreeMap::new(),
+        }
+    }
+
+    fn put(&mut self, sector: usize, bytes: &[u8], durable: bool) {
+        let range = sector * BLOCK_BYTES..(sector + 1) * BLOCK_BYTES;
+        self.now[range.clone()].copy_from_slice(bytes);
+        if durable {
+            self.durable[range].copy_from_slice(bytes);
+            self.unsynced.remove(&sector);
+        } else {
+            self.unsynced.entry(sector).or_default().push(bytes.to_vec());
+        }
+    }
+
+    fn sync(&mut self) {
+        for (sector, mut versions) in std::mem::take(&mut self.unsynced) {
+            let last = versions.pop().unwrap();
+            self.durable[sector * BLOCK_BYTES..][..BLOCK_BYTES].copy_from_slice(&last);
+        }
+    }
+
+    /// Of every sector any version since the last durable one may survive.
+    fn crash(&mut self, random: &mut Random) {
+        for (sector, versions) in std::mem::take(&mut self.unsynced) {
+            if let Some(kept) = versions.get(random.below(versions.len() as u64 + 1) as usize) {
+                self.durable[sector * BLOCK_BYTES..][..BLOCK_BYTES].copy_from_slice(kept);
+            }
+        }
+        self.now = self.durable.clone();
+    }
+}
+
+pub struct Disk {
+    pub files: HashMap<LaneFile, SimFile>,
+    pool: Pool,
+}
+
+impl LaneFiles for Disk {
+    fn read(&mut self, file: LaneFile, offset: u64, len: usize) -> std::io::Result<Bytes> {
+        let bytes = &self.files[&file].now[offset as usize..offset as usize + len];
+        Ok(self.pool.copy(bytes))
+    }
+
+    fn write(&mut self, file: LaneFile, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        let file = self.files.get_mut(&file).unwrap();
+        for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
+            file.put(offset as usize / BLOCK_BYTES + number, sector, true);
+        }
+        Ok(())
+    }
+
+    fn size_bytes(&mut self, file: LaneFile) -> std::io::Result<u64> {
+        Ok(self.files[&file].now.len() as u64)
+    }
+}
+
+/// What an entry does. `seed` makes the bytes of its blocks.
+#[derive(Clone, Copy, Debug)]
+pub enum LabOp {
+    Write { range: BlockRange, seed: u64 },
+    Zero { range: BlockRange },
+    Noop,
+}
+
+/// What a member was told and what it answered.
+pub struct Model {
+    pub record: MemberRecord,
+    /// Terms of the entries from index 1 on, as of the newest append and the newest confirmed.
+    pub log: Vec<u64>,
+    acked_log: Vec<u64>,
+    acked_hard: HardState,
+    pending: VecDeque<AppendRequest>,
+    pub ops: HashMap<(u64, u64), LabOp>,
+    pub hard: HardState,
+    pub commit: u64,
+    pub applied: u64,
+    number: u64,
+    /// Per block: (index, seed of the content or none), ascending.
+    pub blocks: Vec<Vec<(u64, Option<u64>)>>,
+}
+
+pub struct Lab {
+    pub random: Random,
+    pub disk: Disk,
+    pub index: MemoryIndex,
+    pub lane: Lane,
+    pub queue: Vec<Effect>,
+    pub now: Mono,
+    pub models: BTreeMap<MemberId, Model>,
+    /// Member, range, and what was applied when it was asked.
+    reads: HashMap<ReadId, (MemberId, BlockRange, u64)>,
+    next_read: u64,
+    /// Events that nobody waits for here.
+    pub events: Vec<Event>,
+    pub poisoned: bool,
+    config: LaneConfig,
+}
+
+pub const FORMAT: LaneFormat = LaneFormat {
+    cluster: Uuid([1; 16]),
+    disk: Uuid([2; 16]),
+    seed: 77,
+    wal_bytes: 1 << 20,
+    data_bytes_max: 12 * EXTENT_BYTES as u64,
+};
+
+/// Blocks of every shard: 6 extents and a bit.
+pub const BLOCKS: u32 = 6 * BLOCKS_PER_EXTENT + 5;
+
+/// The bytes that a seed stands for.
+pub fn content(seed: u64, position: u32) -> Vec<u8> {
+    let word = mix64(seed ^ mix64(u64::from(position))).to_le_bytes();
+    word.repeat(BLOCK_BYTES / 8)
+}
+
+pub fn record(member: u64) -> MemberRecord {
+    MemberRecord {
+        member: MemberId(member),
+        shard: ShardId(member),
+        volume: VolumeId(9),
+        first_block_in_volume: member * 1000,
+        blocks: BLOCKS,
+        flushed_index: 0,
+        flushed_term: 0,
+        meta: Bytes::from_static(b"0"),
+        resyncing: false,
+    }
+}
+
+impl Model {
+    fn new(record: MemberRecord) -> Model {
+        Model {
+            log: Vec::new(),
+            acked_log: Vec::new(),
+            acked_hard: HardState::default(),
+            pending: VecDeque::new(),
+            ops: HashMap::new(),
+            hard: HardState {
+                term: 1,
+                vote: 1,
+                commit: 0,
+            },
+            commit: 0,
+            applied: 0,
+            number: 0,
+            blocks: vec![vec![(0, None)]; record.blocks as usize],
+            record,
+        }
+    }
+
+    /// The newest entry that may be called committed: confirmed, and not about to be replaced.
+    pub fn committable(&self) -> u64 {
+        let replaced = self.pending.iter().filter_map(|request| request.entries.first());
+        let first = replaced.map(|entry| entry.index - 1).min();
+        (self.acked_log.len() as u64).min(first.unwrap_or(u64::MAX))
+    }
+
+    fn note_applied(&mut self, index: u64) {
+        let term = self.log[index as usize - 1];
+        match self.ops[&(index, term)] {
+            LabOp::Write { range, seed } => {
+                for (position, at) in range.blocks().enumerate() {
+                    let seed = seed.wrapping_add(position as u64);
+                    self.blocks[at.0 as usize].push((index, Some(seed)));
+                }
+            }
+            LabOp::Zero { range } => {
+                range.blocks().for_each(|at| self.blocks[at.0 as usize].push((index, None)));
+            }
+            LabOp::Noop => {}
+        }
+        self.applied = index;
+    }
+
+    /// Forgets what was applied: a restart.
+    fn rewind(&mut self, to: u64) {
+        for versions in &mut self.blocks {
+            versions.retain(|(index, _)| *index <= to);
+        }
+        self.applied = to;
+    }
+
+    fn acknowledge(log: &mut Vec<u64>, hard: &mut HardState, request: &AppendRequest) {
+        for entry in &request.entries {
+            log.truncate(entry.index as usize - 1);
+            log.push(entry.term);
+        }
+        *hard = request.hard.unwrap_or(*hard);
+    }
+
+    /// After a crash: the log must be as of the newest confirmed append, or a later one.
+    fn judge(&mut self, found: &RecoveredMember) {
+        let flushed = found.record.flushed_index;
+        let (mut log, mut hard) = (self.acked_log.clone(), self.acked_hard);
+        let terms: Vec<_> = found.entries.iter().map(|e| (e.entry.index, e.entry.term)).collect();
+        let fits = |log: &Vec<u64>, hard: &HardState| {
+            let end = log.len() as u64;
+            let expected: Vec<_> = (flushed + 1..=end).map(|i| (i, log[i as usize - 1])).collect();
+            let same_vote = (hard.term, hard.vote) == (found.hard.term, found.hard.vote);
+            terms == expected && same_vote && found.hard.commit >= hard.commit
+        };
+        let mut pending = std::mem::take(&mut self.pending).into_iter();
+        while !fits(&log, &hard) {
+            let Some(request) = pending.next() else {
+                panic!(
+                    "member {}: flushed {flushed}, found {:?} {terms:?}, confirmed {:?} {:?}",
+                    found.record.member, found.hard, self.acked_hard, self.acked_log
+                );
+            };
+            Model::acknowledge(&mut log, &mut hard, &request);
+        }
+        assert!(found.hard.commit <= self.commit, "nothing else was committed");
+        assert!(!found.faulted);
+        self.acked_log = log.clone();
+        self.log = log;
+        self.acked_hard = found.hard;
+        self.hard = found.hard;
+        self.rewind(flushed);
+        for recovered in &found.entries {
+            let key = (recovered.entry.index, recovered.entry.term);
+            if let (LabOp::Write { range, seed }, true) = (self.ops[&key], recovered.loaded) {
+                assert_eq!(recovered.entry.payload, payload(range, seed));
+            }
+        }
+    }
+}
+
+fn payload(range: BlockRange, seed: u64) -> Vec<u8> {
+    let blocks = (0..range.count).map(|position| (seed.wrapping_add(u64::from(position)), 0));
+    blocks.flat_map(|(seed, at)| content(seed, at)).collect()
+}
+
+impl Lab {
+    pub fn new(seed: u64, members: u64) -> Lab {
+        Lab::with(seed, members, FORMAT.wal_bytes, FORMAT.data_bytes_max)
+    }
+
+    pub fn with(seed: u64, members: u64, wal_bytes: u64, data_bytes_max: u64) -> Lab {
+        let config = LaneConfig {
+            data_bytes_max,
+            overlay_cache_bytes: 64 << 10,
+            index_cache_bytes: 4 * 192,
+            log_tail_bytes: 32 << 10,
+        };
+        let files = [
+            (LaneFile::Superblock, SimFile::new(4 * BLOCK_BYTES)),
+            (LaneFile::Wal, SimFile::new(wal_bytes as usize)),
+            (LaneFile::Data, SimFile::new(data_bytes_max as usize)),
+        ];
+        let mut disk = Disk {
+            files: files.into_iter().collect(),
+            pool: Pool::default(),
+        };
+        let format = LaneFormat {
+            wal_bytes,
+            data_bytes_max,
+            ..FORMAT
+        };
+        format_lane(&mut disk, &format).unwrap();
+        let mut index = MemoryIndex::default();
+        let opened = Lane::open(config.clone(), disk.pool.clone(), &mut disk, &mut index);
+        let (lane, found) = opened.unwrap();
+        assert!(found.is_empty());
+        let mut lab = Lab {
+            random: Random(seed << 32),
+            disk,
+            index,
+            lane,
+            queue: Vec::new(),
+            now: Mono(1),
+            models: BTreeMap::new(),
+            reads: HashMap::new(),
+            next_read: 0,
+            events: Vec::new(),
+            poisoned: false,
+            config,
+        };
+        for member in 1..=members {
+            lab.lane.create_member(record(member));
+            lab.settle();
+            lab.models.insert(MemberId(member), Model::new(record(member)));
+        }
+        lab.events.clear();
+        lab
+    }
+
+    /// One round of the worker.
+    pub fn poll(&mut self) {
+        let (mut effects, mut events) = (Vec::new(), Vec::new());
+        self.lane.poll(self.now, &mut effects, &mut events);
+        for effect in effects {
+            self.scribble(&effect);
+            self.queue.push(effect);
+        }
+        for event in events {
+            self.event(event);
+        }
+    }
+
+    /// A write under way may have reached any of its sectors already.
+    fn scribble(&mut self, effect: &Effect) {
+        if let Effect::Write { file, offset, bufs, .. } = effect
+            && self.random.one_in(3)
+        {
+            let bytes = bufs.concat();
+            for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
+                if self.random.one_in(2) {
+                    let at = *offset as usize / BLOCK_BYTES + number;
+                    self.disk.files.get_mut(file).unwrap().put(at, sector, false);
+                }
+            }
+        }
+    }
+
+    /// Ends one effect under way, any of them but for the order of index jobs.
+    pub fn complete_one(&mut self) -> bool {
+        if self.queue.is_empty() {
+            return false;
+        }
+        let mut pick = self.random.below(self.queue.len() as u64) as usize;
+        if let Effect::Index { .. } = self.queue[pick] {
+            let is_index = |effect: &Effect| matches!(effect, Effect::Index { .. });
+            pick = self.queue.iter().position(is_index).unwrap();
+        }
+        let effect = self.queue.remove(pick);
+        self.carry_out(effect);
+        true
+    }
+
+    pub fn carry_out(&mut self, effect: Effect) {
+        let (op, done) = match effect {
+            Effect::Write { op, file, offset, bufs, durable } => {
+                let bytes = bufs.concat();
+                assert!(bytes.len().is_multiple_of(BLOCK_BYTES));
+                for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
+                    let at = offset as usize / BLOCK_BYTES + number;
+                    self.disk.files.get_mut(&file).unwrap().put(at, sector, durable);
+                }
+                (op, Done::Written)
+            }
+            Effect::Read { op, file, offset, len } => {
+                (op, Done::Read(self.disk.read(file, offset, len).unwrap()))
+            }
+            Effect::Sync { op, file } => {
+                self.disk.files.get_mut(&file).unwrap().sync();
+                (op, Done::Synced)
+            }
+            Effect::Index { op, job } => (op, Done::Index(run(&mut self.index, job).unwrap())),
+        };
+        self.lane.complete(op, done);
+    }
+
+    /// Lets everything that is under way end, without the clock.
+    pub fn settle(&mut self) {
+        self.poll();
+        while self.complete_one() {
+            self.poll();
+        }
+    }
+
+    /// Lets the lane come to rest.
+    pub fn rest(&mut self) {
+        for _ in 0..4 {
+            self.now = Mono(self.now.0 + 2_000_000_000);
+            self.settle();
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Appended { member, number } => {
+                let model = self.models.get_mut(&member).unwrap();
+                let request = model.pending.pop_front().unwrap();
+                assert_eq!(request.number, number, "confirmed in order");
+                Model::acknowledge(&mut model.acked_log, &mut model.acked_hard, &request);
+            }
+            Event::Read { read, result } if self.reads.contains_key(&read) => {
+                let (member, range, from) = self.reads.remove(&read).unwrap();
+                self.check_read(member, range, from, result.unwrap());
+            }
+            Event::Poisoned { .. } => self.poisoned = true,
+            other => self.events.push(other),
+        }
+    }
+
+    /// Every block is as of some moment between the question and the answer.
+    fn check_read(&self, member: MemberId, range: BlockRange, from: u64, got: ReadBlocks) {
+        let model = &self.models[&member];
+        let mut bytes = Vec::new();
+        for segment in got.segments {
+            match segment {
+                Segment::Data(data) => bytes.extend_from_slice(&data),
+                Segment::Zero(len) => bytes.resize(bytes.len() + len, 0),
+            }
+        }
+        assert_eq!(bytes.len() as u64, range.bytes());
+        let blocks = range.blocks().zip(bytes.chunks(BLOCK_BYTES)).zip(&got.crcs);
+        for ((at, bytes), crc) in blocks {
+            let versions = &model.blocks[at.0 as usize];
+            let first = versions.partition_point(|(index, _)| *index <= from) - 1;
+            let fits = |seed: &Option<u64>| match seed {
+                None => *crc == 0 && bytes.iter().all(|byte| *byte == 0),
+                Some(seed) => {
+                    let at = model.record.first_block_in_volume + u64::from(at.0);
+                    bytes == content(*seed, 0)
+                        && *crc == block_crc(model.record.volume, at, bytes)
+                }
+            };
+            assert!(
+                versions[first..].iter().any(|(_, seed)| fits(seed)),
+                "member {member} block {} applied {from}..{}: {:?}",
+                at.0,
+                model.applied,
+                &versions[first..]
+            );
+        }
+    }
+
+    pub fn read(&mut self, member: MemberId, range: BlockRange) {
+        self.next_read += 1;
+        let read = ReadId(self.next_read);
+        let applied = self.models[&member].applied;
+        self.reads.insert(read, (member, range, applied));
+        self.lane.read(read, member, range);
+    }
+
+    pub fn reads_under_way(&self) -> usize {
+        self.reads.len()
+    }
+
+    /// Reads and judges every block of every member.
+    pub fn check_all(&mut self) {
+        let members: Vec<_> = self.models.keys().copied().collect();
+        for member in members {
+            let (first, count) = (Block(0), BLOCKS);
+            self.read(member, BlockRange { first, count });
+            while self.reads_under_way() > 0 {
+                self.poll();
+                assert!(self.complete_one() || self.reads_under_way() == 0, "a read got stuck");
+            }
+        }
+    }
+
+    /// Appends these operations from `from` on (the end of the log, or an uncommitted entry).
+    pub fn append(&mut self, member: MemberId, from: u64, ops: &[LabOp]) {
+        let model = self.models.get_mut(&member).unwrap();
+        if from <= model.log.len() as u64 {
+            model.hard.term += 1;
+        }
+        model.log.truncate(from as usize - 1);
+        model.hard.commit = model.hard.commit.max(model.commit);
+        model.number += 1;
+        let request = |model: &Model, with_payload: bool| {
+            let entries = ops.iter().zip(from..).map(|(op, index)| LogEntry {
+                index,
+                term: model.hard.term,
+                kind: 0,
+                context: Bytes::from_static(b"context"),
+                payload: match op {
+                    LabOp::Write { range, seed } if with_payload => {
+                        self.disk.pool.copy(&payload(*range, *seed))
+                    }
+                    _ => Bytes::new(),
+                },
+            });
+            AppendRequest {
+                member,
+                number: model.number,
+                hard: Some(model.hard),
+                reset: None,
+                entries: entries.collect(),
+            }
+        };
+        let (sent, noted) = (request(model, true), request(model, false));
+        model.pending.push_back(noted);
+        for (op, index) in ops.iter().zip(from..) {
+            model.log.push(model.hard.term);
+            model.ops.insert((index, model.hard.term), *op);
+        }
+        self.lane.append(sent);
+    }
+
+    /// Applies the next committed entry, with its payload or as in a replay.
+    pub fn apply_next(&mut self, member: MemberId, with_payload: bool) {
+        let model = self.models.get_mut(&member).unwrap();
+        let index = model.applied + 1;
+        let term = model.log[index as usize - 1];
+        let change = match model.ops[&(index, term)] {
+            LabOp::Write { range, seed } => {
+                let bytes = payload(range, seed);
+                let crcs = range.blocks().zip(bytes.chunks(BLOCK_BYTES)).map(|(at, bytes)| {
+                    let at = model.record.first_block_in_volume + u64::from(at.0);
+                    block_crc(model.record.volume, at, bytes)
+                });
+                Some(Change::Write {
+                    range,
+                    crcs: crcs.collect(),
+                    payload: match with_payload {
+                        true => self.disk.pool.copy(&bytes),
+                        false => Bytes::new(),
+                    },
+                })
+            }
+            LabOp::Zero { range } => Some(Change::Zero { range, trim: true }),
+            LabOp::Noop => None,
+        };
+        model.note_applied(index);
+        self.lane.apply(
+            member,
+            ApplyRequest {
+                index,
+                term,
+                change,
+                meta: index.is_multiple_of(5).then(|| Bytes::from(index.to_string())),
+            },
+        );
+    }
+
+    /// Power fails and comes back: the lane is opened again, its members replayed and judged.
+    pub fn crash(&mut self) {
+        for effect in std::mem::take(&mut self.queue) {
+            if let Effect::Write { file, offset, bufs, .. } = &effect {
+                let bytes = bufs.concat();
+                for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
+                    let at = *offset as usize / BLOCK_BYTES + number;
+                    self.disk.files.get_mut(file).unwrap().put(at, sector, false);
+                }
+            } else if let Effect::Index { job, .. } = effect
+                && self.random.one_in(2)
+                && let IndexJob::Commit { edits, .. } = job
+            {
+                run(&mut self.index, IndexJob::Commit { edits, flush: false }).unwrap();
+            }
+        }
+        let mut files: Vec<_> = self.disk.files.iter_mut().collect();
+        files.sort_by_key(|(file, _)| **file as u8);
+        for (_, file) in files {
+            file.crash(&mut self.random);
+        }
+        let commits = self.index.unflushed_commits() as u64;
+        let kept = self.random.below(commits + 1) as usize;
+        self.index.crash(kept);
+        self.reads.clear();
+        self.reopen();
+    }
+
+    /// Opens the lane again from what the disk holds.
+    pub fn reopen(&mut self) {
+        self.queue.clear();
+        let pool = self.disk.pool.clone();
+        let opened = Lane::open(self.config.clone(), pool, &mut self.disk, &mut self.index);
+        let (lane, found) = opened.unwrap();
+        self.lane = lane;
+        assert_eq!(found.len(), self.models.len());
+        for found in found {
+            let member = found.record.member;
+            let model = self.models.get_mut(&member).unwrap();
+            model.judge(&found);
+            let last = (0..=found.record.flushed_index).rev().find(|i| i.is_multiple_of(5));
+            assert_eq!(found.record.meta, last.unwrap().to_string());
+            while self.models[&member].applied < found.hard.commit {
+                self.apply_next(member, false);
+            }
+        }
+        self.check_all();
+    }
+}
