@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
+use crate::store::effects::Pending;
 use crate::store::groups::{Group, GroupKind, Unplaced};
-use crate::store::lane::{Lane, Pending};
+use crate::store::lane::Lane;
 use crate::store::member::Phase;
 use crate::store::seam::{Event, HardState, IndexEdit, IndexJob, LaneFile, Slot};
 use crate::store::superblock::{self, Superblock};
@@ -318,7 +319,7 @@ impl Lane {
     /// Moves everything that recovery needs of the member that holds the tail to the head of the
     /// ring (rule R8): a stuck member's unapplied entries, an idle one's HardState.
     fn push_image(&mut self) {
-        let tail = self.log.wal.tail().0;
+        let tail = self.tail_target(true);
         let holder = self.members.iter().find(|(_, member)| {
             let needed = member.oldest_needed(member.durable_flushed);
             let durable = self.log.wal.durable_seq();

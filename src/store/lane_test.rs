@@ -2,13 +2,14 @@
 
 use super::lane_lab::*;
 use crate::store::lane::Refusal;
+use crate::store::seam::LaneFile;
 use crate::types::*;
 
 fn random_range(lab: &mut Lab) -> BlockRange {
     let count = match lab.random.below(8) {
         0..5 => 1,
         5 | 6 => 1 + lab.random.below(8) as u32,
-        _ => 16 + lab.random.below(20) as u32,
+        _ => 8 + lab.random.below(16) as u32,
     };
     let first = lab.random.below(u64::from(BLOCKS - count + 1)) as u32;
     BlockRange {
@@ -44,10 +45,10 @@ fn random_append(lab: &mut Lab, member: MemberId) {
     }
 }
 
-/// One random thing happens. `stuck` never commits.
-fn random_step(lab: &mut Lab, stuck: Option<MemberId>) {
+/// One random thing happens. `stuck` never commits, the last `idle` members do nothing.
+fn random_step(lab: &mut Lab, stuck: Option<MemberId>, idle: u64) {
     let members = lab.models.len() as u64;
-    let member = MemberId(1 + lab.random.below(members));
+    let member = MemberId(1 + lab.random.below(members - idle));
     match lab.random.below(20) {
         0..4 => random_append(lab, member),
         4..7 if Some(member) != stuck => {
@@ -71,7 +72,7 @@ fn random_step(lab: &mut Lab, stuck: Option<MemberId>) {
         12 => lab.now = Mono(lab.now.0 + 1_000_000),
         _ => {
             lab.poll();
-            lab.complete_one();
+            lab.complete_some();
         }
     }
 }
@@ -80,8 +81,16 @@ fn run_seed(seed: u64, members: u64) {
     let mut lab = Lab::new(seed, members);
     for _ in 0..4 {
         let stuck = lab.random.one_in(2).then_some(MemberId(1));
-        for _ in 0..100 + lab.random.below(900) {
-            random_step(&mut lab, stuck);
+        let idle = lab.random.below(members);
+        lab.slow = match lab.random.below(8) {
+            0 => Some(Some(LaneFile::Superblock)),
+            1 => Some(Some(LaneFile::Wal)),
+            2 => Some(Some(LaneFile::Data)),
+            3 => Some(None),
+            _ => None,
+        };
+        for _ in 0..100 + lab.random.below(1500) {
+            random_step(&mut lab, stuck, idle);
         }
         assert!(!lab.poisoned);
         lab.crash();
@@ -117,6 +126,12 @@ fn a_lane_comes_to_rest_with_everything_written_back() {
     lab.check_all();
     lab.crash();
     let space = lab.lane.space();
-    assert_eq!((space.overlay_blocks, space.used_bytes), (0, 2 * EXTENT_BYTES as u64));
-    assert_eq!(lab.lane.admit(member, 4096, &[range]), Ok::<(), Refusal>(()));
+    assert_eq!(
+        (space.overlay_blocks, space.used_bytes),
+        (0, 2 * EXTENT_BYTES as u64)
+    );
+    assert_eq!(
+        lab.lane.admit(member, 4096, &[range]),
+        Ok::<(), Refusal>(())
+    );
 }

@@ -192,11 +192,6 @@ impl RetainedLog {
         self.base_index + self.entries.len() as u64
     }
 
-    /// The point before the first entry: index and term.
-    pub(crate) fn base(&self) -> (u64, u64) {
-        (self.base_index, self.base_term)
-    }
-
     pub(crate) fn get(&self, index: u64) -> Option<&Retained> {
         let place = index.checked_sub(self.base_index + 1)?;
         self.entries.get(place as usize)
@@ -393,7 +388,10 @@ mod tests {
         assert_eq!(log.oldest_batch_from(12), Some(BatchSeq(6)));
         assert_eq!(log.oldest_batch_from(13), None);
         log.compact(11);
-        assert_eq!((log.base(), log.last_index()), ((11, 2), 13));
+        assert_eq!(
+            (log.term(11), log.term(10), log.last_index()),
+            (Some(2), None, 13)
+        );
         log.truncate(13);
         assert_eq!(log.last_index(), 12);
         assert_eq!(
@@ -401,7 +399,7 @@ mod tests {
             [12]
         );
         log.reset(50, 9);
-        assert_eq!((log.base(), log.last_index()), ((50, 9), 50));
+        assert_eq!((log.term(50), log.last_index()), (Some(9), 50));
     }
 
     #[test]

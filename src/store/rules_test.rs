@@ -1,0 +1,432 @@
+//! The rules of the store that one lane can show, one scenario each.
+
+use super::lane_lab::*;
+use crate::store::lane::Refusal;
+use crate::store::seam::*;
+use crate::types::*;
+
+const ONE: MemberId = MemberId(1);
+const TWO: MemberId = MemberId(2);
+
+fn range(first: u32, count: u32) -> BlockRange {
+    BlockRange {
+        first: Block(first),
+        count,
+    }
+}
+
+fn write(first: u32, count: u32, seed: u64) -> LabOp {
+    let range = range(first, count);
+    LabOp::Write { range, seed }
+}
+
+fn zero(first: u32, count: u32) -> LabOp {
+    let range = range(first, count);
+    LabOp::Zero { range }
+}
+
+fn is_data_write(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Write {
+            file: LaneFile::Data,
+            ..
+        }
+    )
+}
+
+fn puts(effect: &Effect) -> bool {
+    let Effect::Index {
+        job: IndexJob::Commit { edits, .. },
+        ..
+    } = effect
+    else {
+        return false;
+    };
+    edits.iter().any(|edit| matches!(edit, IndexEdit::Put(..)))
+}
+
+fn is_flush(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Index {
+            job: IndexJob::Commit { flush: true, .. },
+            ..
+        }
+    )
+}
+
+fn is_superblock(effect: &Effect) -> bool {
+    file_of(effect) == Some(LaneFile::Superblock)
+}
+
+/// Time passes until the lane thinks that it is idle.
+fn idle(lab: &mut Lab) {
+    lab.poll();
+    lab.now = Mono(lab.now.0 + 2_000_000_000);
+}
+
+#[test]
+fn r1_nothing_is_confirmed_before_its_batch_is_durable() {
+    let mut lab = Lab::new(1, 1);
+    lab.append(ONE, 1, &[write(0, 1, 1)]);
+    lab.append(ONE, 2, &[write(1, 1, 2)]);
+    lab.settle_but(|effect| file_of(effect) == Some(LaneFile::Wal));
+    assert_eq!(lab.models[&ONE].committable(), 0);
+    let durable = |effect: &Effect| matches!(effect, Effect::Write { durable: true, .. });
+    assert!(!lab.queue.is_empty() && lab.queue.iter().all(durable));
+    lab.settle();
+    assert_eq!(lab.models[&ONE].committable(), 2);
+}
+
+#[test]
+fn r2_data_is_durable_before_the_index_says_so() {
+    let mut lab = Lab::new(1, 1);
+    lab.write(ONE, write(0, 20, 1));
+    idle(&mut lab);
+    lab.settle_but(is_data_write);
+    assert!(lab.queue.iter().any(is_data_write));
+    let mut synced = false;
+    while !lab.queue.iter().any(puts) {
+        let effect = lab.queue.remove(0);
+        synced |= matches!(
+            effect,
+            Effect::Sync {
+                file: LaneFile::Data,
+                ..
+            }
+        );
+        assert!(!is_data_write(&effect) || !synced, "written after the sync");
+        lab.carry_out(effect);
+        lab.poll();
+    }
+    assert!(synced && !lab.queue.iter().any(is_data_write));
+}
+
+#[test]
+fn r4_a_freed_slot_is_not_reused_before_the_free_is_durable() {
+    let slot = EXTENT_BYTES as u64;
+    let mut lab = Lab::with(1, 1, FORMAT.wal_bytes, 2 * slot);
+    lab.write(ONE, write(0, 32, 1));
+    lab.rest();
+    assert_eq!(lab.lane.space().used_bytes, 2 * slot);
+    lab.write(ONE, zero(0, 16));
+    idle(&mut lab);
+    lab.settle_but(is_flush);
+    assert_eq!(
+        lab.lane.space().used_bytes,
+        slot,
+        "freed, but not yet durably"
+    );
+    lab.write(ONE, write(40, 1, 2));
+    idle(&mut lab);
+    lab.settle_but(is_flush);
+    assert!(!lab.queue.iter().any(is_data_write));
+    assert_eq!(lab.lane.space().used_bytes, slot);
+    lab.rest();
+    assert_eq!(lab.lane.space().used_bytes, 2 * slot);
+    lab.check_all();
+}
+
+#[test]
+fn r4_a_freed_slot_is_not_reused_while_it_is_being_read() {
+    let slot = EXTENT_BYTES as u64;
+    let mut lab = Lab::with(1, 1, FORMAT.wal_bytes, slot);
+    lab.write(ONE, write(0, 16, 1));
+    lab.rest();
+    lab.read(ONE, range(0, 16));
+    let is_data_read = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Read {
+                file: LaneFile::Data,
+                ..
+            }
+        )
+    };
+    lab.settle_but(is_data_read);
+    lab.write(ONE, zero(0, 16));
+    for _ in 0..3 {
+        idle(&mut lab);
+        lab.settle_but(is_data_read);
+    }
+    lab.write(ONE, write(40, 1, 2));
+    for _ in 0..3 {
+        idle(&mut lab);
+        lab.settle_but(is_data_read);
+    }
+    assert_eq!(
+        lab.lane.space().overlay_blocks,
+        1,
+        "its slot is still being read"
+    );
+    lab.rest();
+    assert_eq!(lab.reads_under_way(), 0);
+    lab.rest();
+    assert_eq!(lab.lane.space().overlay_blocks, 0);
+    lab.check_all();
+}
+
+#[test]
+fn r7_nothing_is_written_back_before_its_commit_is_durable() {
+    let mut lab = Lab::new(1, 1);
+    lab.write(ONE, write(0, 3, 1));
+    idle(&mut lab);
+    let is_log = |effect: &Effect| file_of(effect) == Some(LaneFile::Wal);
+    lab.settle_but(is_log);
+    assert!(
+        lab.queue.iter().all(is_log) && !lab.queue.is_empty(),
+        "a HardState of its own"
+    );
+    assert_eq!(lab.lane.space().overlay_blocks, 3);
+    lab.crash();
+    assert_eq!(lab.models[&ONE].log.len(), 1);
+    lab.models.get_mut(&ONE).unwrap().commit = 1;
+    lab.commit_all(ONE);
+    lab.rest();
+    assert_eq!(lab.lane.space().overlay_blocks, 0);
+    lab.crash();
+    assert_eq!(lab.models[&ONE].applied, 1);
+}
+
+#[test]
+fn r8_the_ring_is_not_overwritten_before_the_superblock_has_the_new_tail() {
+    let mut lab = Lab::new(1, 2);
+    let mut full = false;
+    let page = |lab: &Lab| {
+        let tail = lab.lane.superblock().tail_offset as usize;
+        lab.disk.files[&LaneFile::Wal].now[tail..tail + BLOCK_BYTES].to_vec()
+    };
+    for number in 0..45 {
+        lab.write(ONE, write(number % 5 * 4, 4, u64::from(number)));
+        lab.settle();
+    }
+    let first_page = page(&lab);
+    for number in 0..400 {
+        let at = (number * 7) % 60;
+        match lab.lane.admit(ONE, 4 * 4096, &[range(at, 4)]) {
+            Ok(()) => lab.write(ONE, write(at, 4, u64::from(number) * 10)),
+            Err(refusal) => {
+                assert_eq!(refusal, Refusal::LogFull);
+                full = true;
+            }
+        }
+        lab.settle_but(is_superblock);
+    }
+    assert!(full && lab.queue.iter().any(is_superblock));
+    assert_eq!(lab.lane.log.wal.tail().0.0, lab.lane.superblock().tail_seq);
+    assert!(
+        page(&lab) == first_page,
+        "the superblock still names this batch as the tail"
+    );
+    lab.crash();
+    lab.models.get_mut(&ONE).unwrap().commit = lab.models[&ONE].log.len() as u64;
+    lab.commit_all(ONE);
+    lab.rest();
+    assert_eq!(lab.lane.admit(ONE, 4 * 4096, &[range(0, 4)]), Ok(()));
+    lab.check_all();
+}
+
+#[test]
+fn r8_a_payload_that_is_being_read_back_is_not_overwritten() {
+    let mut lab = Lab::new(1, 1);
+    for number in 0..10 {
+        lab.write(ONE, write(number % 5 * 4, 4, u64::from(number) * 10));
+    }
+    idle(&mut lab);
+    let is_log_read = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Read {
+                file: LaneFile::Wal,
+                ..
+            }
+        )
+    };
+    lab.settle_but(is_log_read);
+    assert!(
+        lab.queue.iter().any(is_log_read),
+        "a round reads evicted payloads"
+    );
+    for number in 0..300 {
+        let at = number % 5 * 4;
+        if lab.lane.admit(ONE, 4 * 4096, &[range(at, 4)]).is_ok() {
+            lab.append(
+                ONE,
+                lab.models[&ONE].log.len() as u64 + 1,
+                &[write(at, 4, number.into())],
+            );
+            lab.settle_but(is_log_read);
+            lab.commit_all(ONE);
+        }
+        idle(&mut lab);
+        lab.settle_but(is_log_read);
+    }
+    lab.settle();
+    assert!(!lab.poisoned);
+    lab.rest();
+    lab.crash();
+}
+
+#[test]
+fn r8_stuck_and_idle_members_do_not_hold_the_ring() {
+    let mut lab = Lab::new(1, 3);
+    // Two is stuck with uncommitted entries, three has nothing but a HardState.
+    lab.append(TWO, 1, &[write(0, 4, 1), write(9, 1, 7)]);
+    lab.append(MemberId(3), 1, &[]);
+    for number in 0..1000 {
+        let at = (number * 7) % 60;
+        let mut patience = 0;
+        while lab.lane.admit(ONE, 4 * 4096, &[range(at, 4)]) == Err(Refusal::LogFull) {
+            lab.settle();
+            patience += 1;
+            assert!(patience < 10, "the ring is stuck at write {number}");
+        }
+        lab.write(ONE, write(at, 4, u64::from(number) * 10));
+        lab.settle();
+    }
+    lab.crash();
+    assert_eq!(
+        lab.models[&TWO].log,
+        [1, 1],
+        "its entries moved with the tail"
+    );
+    assert_eq!(lab.models[&MemberId(3)].hard.vote, 1);
+    lab.commit_all(TWO);
+    lab.rest();
+    lab.crash();
+    assert_eq!(lab.models[&TWO].applied, 2);
+}
+
+#[test]
+fn r9_hard_states_have_room_when_entries_have_none() {
+    let mut lab = Lab::new(1, 1);
+    let mut last = 0;
+    while lab.lane.admit(ONE, 4096, &[range(0, 1)]).is_ok() {
+        last += 1;
+        lab.append(ONE, last, &[write(0, 1, last)]);
+        lab.settle();
+        assert!(last < 1000, "unapplied entries are bounded");
+    }
+    for _ in 0..20 {
+        lab.append(ONE, last + 1, &[]);
+        lab.settle();
+    }
+    assert_eq!(lab.models[&ONE].committable(), last);
+    lab.commit_all(ONE);
+    lab.rest();
+    assert_eq!(lab.lane.admit(ONE, 4096, &[range(0, 1)]), Ok(()));
+    lab.crash();
+}
+
+#[test]
+fn r10_without_space_overwrites_reads_and_trims_go_on() {
+    let mut lab = Lab::with(1, 1, FORMAT.wal_bytes, 2 * EXTENT_BYTES as u64);
+    lab.write(ONE, write(0, 17, 1));
+    lab.rest();
+    let elsewhere = [range(64, 1)];
+    assert_eq!(lab.lane.admit(ONE, 4096, &elsewhere), Err(Refusal::NoSpace));
+    assert_eq!(lab.lane.admit(ONE, 4096, &[range(20, 1)]), Ok(()));
+    lab.write(ONE, write(20, 1, 2));
+    assert_eq!(lab.lane.admit(ONE, 0, &[]), Ok(()));
+    lab.write(ONE, zero(0, 16));
+    lab.rest();
+    assert_eq!(lab.lane.admit(ONE, 4096, &elsewhere), Ok(()));
+    // Promised to this entry, not yet written back: nobody else gets it.
+    lab.append(ONE, 4, &[write(64, 1, 3)]);
+    lab.poll();
+    assert_eq!(
+        lab.lane.admit(ONE, 4096, &[range(80, 1)]),
+        Err(Refusal::NoSpace)
+    );
+    lab.settle();
+    lab.commit_all(ONE);
+    lab.rest();
+    assert_eq!(lab.lane.space().used_bytes, 2 * EXTENT_BYTES as u64);
+    lab.crash();
+}
+
+#[test]
+fn r12_a_destroyed_member_stays_away_and_its_space_comes_back() {
+    let mut lab = Lab::new(1, 2);
+    lab.write(ONE, write(0, 32, 1));
+    lab.write(TWO, write(0, 16, 2));
+    lab.rest();
+    lab.write(ONE, write(0, 8, 3));
+    let incarnation = lab.lane.superblock().incarnation;
+    lab.lane.destroy_member(ONE);
+    lab.settle();
+    assert!(matches!(
+        lab.events[..],
+        [Event::MemberDurable { member: ONE }]
+    ));
+    lab.models.remove(&ONE);
+    lab.rest();
+    assert_eq!(lab.lane.space().used_bytes, EXTENT_BYTES as u64);
+    lab.lane.read(ReadId(900), ONE, range(0, 1));
+    lab.poll();
+    let gone = Err(BlockError::NoSuchVolume);
+    assert!(matches!(lab.events.last(), Some(Event::Read { result, .. }) if *result == gone));
+    lab.crash();
+    assert_eq!(lab.lane.superblock().incarnation, incarnation + 1);
+    assert_eq!(lab.lane.space().free_bytes, 11 * EXTENT_BYTES as u64);
+}
+
+#[test]
+fn r13_a_block_that_moved_is_looked_up_again_and_a_rotten_one_is_told() {
+    let mut lab = Lab::new(1, 1);
+    lab.write(ONE, write(0, 2, 1));
+    lab.rest();
+    lab.read(ONE, range(0, 2));
+    let is_data_read = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Read {
+                file: LaneFile::Data,
+                ..
+            }
+        )
+    };
+    lab.settle_but(is_data_read);
+    lab.write(ONE, write(0, 1, 50));
+    for _ in 0..3 {
+        idle(&mut lab);
+        lab.settle_but(is_data_read);
+    }
+    assert_eq!(
+        (lab.lane.space().overlay_blocks, lab.reads_under_way()),
+        (0, 1)
+    );
+    lab.settle();
+    assert_eq!(lab.reads_under_way(), 0);
+
+    lab.disk.files.get_mut(&LaneFile::Data).unwrap().now[5000] ^= 1;
+    lab.lane.read(ReadId(900), ONE, range(0, 2));
+    lab.settle();
+    let rotten = Err(BlockError::MediaFault);
+    assert!(matches!(lab.events.last(), Some(Event::Read { result, .. }) if *result == rotten));
+    assert_eq!(lab.lane.space().media_faults, 1);
+    lab.read(ONE, range(0, 1));
+    lab.settle();
+}
+
+#[test]
+fn a_failed_write_poisons_the_lane_once() {
+    let mut lab = Lab::new(1, 1);
+    lab.append(ONE, 1, &[write(0, 1, 1)]);
+    lab.poll();
+    let Effect::Write { op, .. } = lab.queue.remove(0) else {
+        panic!("the batch");
+    };
+    let failed = Done::Failed(std::io::ErrorKind::Other, "broken".into());
+    lab.lane.complete(op, failed);
+    lab.settle();
+    assert!(lab.poisoned);
+    lab.poisoned = false;
+    lab.append(ONE, 2, &[write(0, 1, 1)]);
+    lab.read(ONE, range(0, 1));
+    idle(&mut lab);
+    lab.settle();
+    assert!(!lab.poisoned && lab.queue.is_empty() && lab.events.is_empty());
+    assert_eq!(lab.models[&ONE].committable(), 0);
+}
