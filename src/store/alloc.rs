@@ -81,11 +81,6 @@ impl Allocator {
         None
     }
 
-    /// Gives back a slot that was allocated but that no commit ever named.
-    pub(crate) fn unallocate(&mut self, slot: Slot) {
-        self.clear(slot);
-    }
-
     /// A commit that frees this slot was submitted.
     pub(crate) fn free(&mut self, slot: Slot) {
         let (word, bit) = place(slot);

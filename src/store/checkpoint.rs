@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
+use crate::store::effects::Pending;
 use crate::store::groups::{Group, GroupKind, Unplaced};
-use crate::store::lane::{Lane, Pending};
+use crate::store::lane::Lane;
 use crate::store::member::Phase;
 use crate::store::seam::{Event, HardState, IndexEdit, IndexJob, LaneFile, Slot};
 use crate::store::superblock::{self, Superblock};

@@ -10,7 +10,8 @@ use bytes::Bytes;
 
 use crate::io::buffer::Pool;
 use crate::store::alloc::Allocator;
-use crate::store::checkpoint::{AfterFlush, Checkpoint, FlushPoint};
+use crate::store::checkpoint::{AfterFlush, Checkpoint};
+use crate::store::effects::{Io, Pending};
 use crate::store::groups::{Group, GroupKind, Groups, Unplaced};
 use crate::store::index::cache::RecordCache;
 use crate::store::member::{Member, PendingAppend, Phase, Place, Retained};
@@ -20,7 +21,7 @@ use crate::store::resync::Scan;
 use crate::store::seam::*;
 use crate::store::superblock::Superblock;
 use crate::store::wal::{BatchSeq, Item, Wal};
-use crate::store::writeback::{PayloadRun, WriteBack};
+use crate::store::writeback::WriteBack;
 use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, EXTENT_BYTES, Extent, MemberId, Mono,
 };
@@ -124,99 +125,6 @@ impl LaneLog {
         if *pins == 0 {
             self.pins.remove(&seq);
         }
-    }
-}
-
-/// Effects under way and what waits for the next `poll`.
-#[derive(Default)]
-pub(super) struct Io {
-    next_op: u64,
-    pending: HashMap<OpId, Pending>,
-    pub effects: Vec<Effect>,
-    pub events: Vec<Event>,
-    /// Reads that found no intact copy.
-    pub media_faults: u64,
-    poisoned: bool,
-}
-
-/// What an effect was for.
-pub(super) enum Pending {
-    Wal(BatchSeq),
-    ReadPiece { read: ReadId, piece: usize },
-    ReadRecords { read: ReadId, keys: Vec<ExtentKey> },
-    RoundRecords { keys: Vec<ExtentKey> },
-    RoundPayload(PayloadRun),
-    RoundWrite,
-    RoundSync,
-    RoundCommit,
-    Flush(FlushPoint),
-    SuperblockFirst,
-    SuperblockSecond,
-    Scan,
-}
-
-impl Pending {
-    /// A failed read is a bad copy; anything else that fails poisons the lane.
-    fn may_fail(&self) -> bool {
-        matches!(self, Pending::ReadPiece { .. } | Pending::RoundPayload(_))
-    }
-}
-
-impl Io {
-    fn issue(&mut self, pending: Pending, effect: impl FnOnce(OpId) -> Effect) -> OpId {
-        let op = OpId(self.next_op);
-        self.next_op += 1;
-        self.pending.insert(op, pending);
-        self.effects.push(effect(op));
-        op
-    }
-
-    pub(super) fn read(&mut self, pending: Pending, file: LaneFile, offset: u64, len: usize) {
-        self.issue(pending, |op| Effect::Read {
-            op,
-            file,
-            offset,
-            len,
-        });
-    }
-
-    pub(super) fn write(
-        &mut self,
-        pending: Pending,
-        file: LaneFile,
-        offset: u64,
-        bufs: Vec<Bytes>,
-        durable: bool,
-    ) {
-        self.issue(pending, |op| Effect::Write {
-            op,
-            file,
-            offset,
-            bufs,
-            durable,
-        });
-    }
-
-    pub(super) fn sync(&mut self, pending: Pending, file: LaneFile) {
-        self.issue(pending, |op| Effect::Sync { op, file });
-    }
-
-    pub(super) fn index(&mut self, pending: Pending, job: IndexJob) -> OpId {
-        self.issue(pending, |op| Effect::Index { op, job })
-    }
-
-    pub(super) fn poison(&mut self, reason: String) {
-        if !self.poisoned {
-            self.poisoned = true;
-            self.pending.clear();
-            self.effects.clear();
-            self.events.clear();
-            self.events.push(Event::Poisoned { reason });
-        }
-    }
-
-    pub(super) fn poisoned(&self) -> bool {
-        self.poisoned
     }
 }
 
@@ -538,7 +446,7 @@ impl Lane {
         if self.io.poisoned() {
             return;
         }
-        let pending = self.io.pending.remove(&op).expect("an effect ends once");
+        let pending = self.io.end(op);
         if let Done::Failed(kind, text) = &done
             && !pending.may_fail()
         {

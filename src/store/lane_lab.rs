@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
 
+use super::lab_disk::{Disk, Random, SimFile};
 use crate::io::buffer::Pool;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::index::run;
@@ -13,95 +14,6 @@ use crate::store::lane::{Lane, LaneConfig, LaneFiles, RecoveredMember};
 use crate::store::open::{LaneFormat, format_lane};
 use crate::store::seam::*;
 use crate::types::*;
-
-/// Random numbers of a test: the same from the same seed.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(1);
-        mix64(self.0)
-    }
-
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    pub fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-}
-
-/// A file in sectors of 4 KiB.
-#[derive(Clone, Default)]
-pub struct SimFile {
-    pub now: Vec<u8>,
-    durable: Vec<u8>,
-    /// What was written to a sector since it was last durable.
-    unsynced: BTreeMap<usize, Vec<Vec<u8>>>,
-}
-
-impl SimFile {
-    fn new(bytes: usize) -> SimFile {
-        SimFile {
-            now: vec![0; bytes],
-            durable: vec![0; bytes],
-            unsynced: BTreeMap::new(),
-        }
-    }
-
-    fn put(&mut self, sector: usize, bytes: &[u8], durable: bool) {
-        let range = sector * BLOCK_BYTES..(sector + 1) * BLOCK_BYTES;
-        self.now[range.clone()].copy_from_slice(bytes);
-        if durable {
-            self.durable[range].copy_from_slice(bytes);
-            self.unsynced.remove(&sector);
-        } else {
-            self.unsynced.entry(sector).or_default().push(bytes.to_vec());
-        }
-    }
-
-    fn sync(&mut self) {
-        for (sector, mut versions) in std::mem::take(&mut self.unsynced) {
-            let last = versions.pop().unwrap();
-            self.durable[sector * BLOCK_BYTES..][..BLOCK_BYTES].copy_from_slice(&last);
-        }
-    }
-
-    /// Of every sector any version since the last durable one may survive.
-    fn crash(&mut self, random: &mut Random) {
-        for (sector, versions) in std::mem::take(&mut self.unsynced) {
-            if let Some(kept) = versions.get(random.below(versions.len() as u64 + 1) as usize) {
-                self.durable[sector * BLOCK_BYTES..][..BLOCK_BYTES].copy_from_slice(kept);
-            }
-        }
-        self.now = self.durable.clone();
-    }
-}
-
-pub struct Disk {
-    pub files: HashMap<LaneFile, SimFile>,
-    pool: Pool,
-}
-
-impl LaneFiles for Disk {
-    fn read(&mut self, file: LaneFile, offset: u64, len: usize) -> std::io::Result<Bytes> {
-        let bytes = &self.files[&file].now[offset as usize..offset as usize + len];
-        Ok(self.pool.copy(bytes))
-    }
-
-    fn write(&mut self, file: LaneFile, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
-        let file = self.files.get_mut(&file).unwrap();
-        for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
-            file.put(offset as usize / BLOCK_BYTES + number, sector, true);
-        }
-        Ok(())
-    }
-
-    fn size_bytes(&mut self, file: LaneFile) -> std::io::Result<u64> {
-        Ok(self.files[&file].now.len() as u64)
-    }
-}
 
 /// What an entry does. `seed` makes the bytes of its blocks.
 #[derive(Clone, Copy, Debug)]
@@ -201,7 +113,10 @@ impl Model {
 
     /// The newest entry that may be called committed: confirmed, and not about to be replaced.
     pub fn committable(&self) -> u64 {
-        let replaced = self.pending.iter().filter_map(|request| request.entries.first());
+        let replaced = self
+            .pending
+            .iter()
+            .filter_map(|request| request.entries.first());
         let first = replaced.map(|entry| entry.index - 1).min();
         (self.acked_log.len() as u64).min(first.unwrap_or(u64::MAX))
     }
@@ -216,7 +131,9 @@ impl Model {
                 }
             }
             LabOp::Zero { range } => {
-                range.blocks().for_each(|at| self.blocks[at.0 as usize].push((index, None)));
+                range
+                    .blocks()
+                    .for_each(|at| self.blocks[at.0 as usize].push((index, None)));
             }
             LabOp::Noop => {}
         }
@@ -243,10 +160,16 @@ impl Model {
     fn judge(&mut self, found: &RecoveredMember) {
         let flushed = found.record.flushed_index;
         let (mut log, mut hard) = (self.acked_log.clone(), self.acked_hard);
-        let terms: Vec<_> = found.entries.iter().map(|e| (e.entry.index, e.entry.term)).collect();
+        let terms: Vec<_> = found
+            .entries
+            .iter()
+            .map(|e| (e.entry.index, e.entry.term))
+            .collect();
         let fits = |log: &Vec<u64>, hard: &HardState| {
             let end = log.len() as u64;
-            let expected: Vec<_> = (flushed + 1..=end).map(|i| (i, log[i as usize - 1])).collect();
+            let expected: Vec<_> = (flushed + 1..=end)
+                .map(|i| (i, log[i as usize - 1]))
+                .collect();
             let same_vote = (hard.term, hard.vote) == (found.hard.term, found.hard.vote);
             terms == expected && same_vote && found.hard.commit >= hard.commit
         };
@@ -260,7 +183,10 @@ impl Model {
             };
             Model::acknowledge(&mut log, &mut hard, &request);
         }
-        assert!(found.hard.commit <= self.commit, "nothing else was committed");
+        assert!(
+            found.hard.commit <= self.commit,
+            "nothing else was committed"
+        );
         assert!(!found.faulted);
         self.acked_log = log.clone();
         self.log = log;
@@ -349,6 +275,51 @@ impl Lab {
         self.events.clear();
     }
 
+    /// Lets everything end and returns what happened.
+    pub fn events(&mut self) -> Vec<Event> {
+        self.settle();
+        std::mem::take(&mut self.events)
+    }
+
+    /// The log of `to` becomes as `from`'s is up to `index`, by a snapshot; its store holds that.
+    pub fn reset(&mut self, to: MemberId, from: MemberId, index: u64) {
+        let (log, ops, blocks) = {
+            let source = &self.models[&from];
+            (
+                source.log.clone(),
+                source.ops.clone(),
+                source.blocks.clone(),
+            )
+        };
+        let model = self.models.get_mut(&to).unwrap();
+        model.log = log[..index as usize].to_vec();
+        model.ops.extend(ops);
+        model.blocks = blocks;
+        model.rewind(index);
+        model.commit = index;
+        model.number += 1;
+        model.hard = HardState {
+            term: *log.last().unwrap(),
+            vote: 0,
+            commit: index,
+        };
+        let request = |model: &Model| AppendRequest {
+            member: to,
+            number: model.number,
+            hard: Some(model.hard),
+            reset: Some(ResetPoint {
+                index,
+                term: model.log[index as usize - 1],
+                meta: Bytes::new(),
+            }),
+            entries: Vec::new(),
+        };
+        let (sent, noted) = (request(model), request(model));
+        model.acked_log = model.log.clone();
+        model.pending.push_back(noted);
+        self.lane.append(sent);
+    }
+
     /// Ends everything under way, and what follows from it, but for what `held` names.
     pub fn settle_but(&mut self, held: impl Fn(&Effect) -> bool) {
         self.poll();
@@ -391,14 +362,20 @@ impl Lab {
 
     /// A write under way may have reached any of its sectors already.
     fn scribble(&mut self, effect: &Effect) {
-        if let Effect::Write { file, offset, bufs, .. } = effect
+        if let Effect::Write {
+            file, offset, bufs, ..
+        } = effect
             && self.random.one_in(3)
         {
             let bytes = bufs.concat();
             for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
                 if self.random.one_in(2) {
                     let at = *offset as usize / BLOCK_BYTES + number;
-                    self.disk.files.get_mut(file).unwrap().put(at, sector, false);
+                    self.disk
+                        .files
+                        .get_mut(file)
+                        .unwrap()
+                        .put(at, sector, false);
                 }
             }
         }
@@ -427,7 +404,9 @@ impl Lab {
             if all_slow && !self.random.one_in(50) {
                 return;
             }
-            let (held, rest) = std::mem::take(&mut self.queue).into_iter().partition(is_slow);
+            let (held, rest) = std::mem::take(&mut self.queue)
+                .into_iter()
+                .partition(is_slow);
             self.queue = rest;
             let held: Vec<Effect> = held;
             if all_slow {
@@ -444,18 +423,31 @@ impl Lab {
 
     pub fn carry_out(&mut self, effect: Effect) {
         let (op, done) = match effect {
-            Effect::Write { op, file, offset, bufs, durable } => {
+            Effect::Write {
+                op,
+                file,
+                offset,
+                bufs,
+                durable,
+            } => {
                 let bytes = bufs.concat();
                 assert!(bytes.len().is_multiple_of(BLOCK_BYTES));
                 for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
                     let at = offset as usize / BLOCK_BYTES + number;
-                    self.disk.files.get_mut(&file).unwrap().put(at, sector, durable);
+                    self.disk
+                        .files
+                        .get_mut(&file)
+                        .unwrap()
+                        .put(at, sector, durable);
                 }
                 (op, Done::Written)
             }
-            Effect::Read { op, file, offset, len } => {
-                (op, Done::Read(self.disk.read(file, offset, len).unwrap()))
-            }
+            Effect::Read {
+                op,
+                file,
+                offset,
+                len,
+            } => (op, Done::Read(self.disk.read(file, offset, len).unwrap())),
             Effect::Sync { op, file } => {
                 self.disk.files.get_mut(&file).unwrap().sync();
                 (op, Done::Synced)
@@ -518,8 +510,7 @@ impl Lab {
                 None => *crc == 0 && bytes.iter().all(|byte| *byte == 0),
                 Some(seed) => {
                     let at = model.record.first_block_in_volume + u64::from(at.0);
-                    bytes == content(*seed, 0)
-                        && *crc == block_crc(model.record.volume, at, bytes)
+                    bytes == content(*seed, 0) && *crc == block_crc(model.record.volume, at, bytes)
                 }
             };
             assert!(
@@ -552,7 +543,10 @@ impl Lab {
             self.read(member, BlockRange { first, count });
             while self.reads_under_way() > 0 {
                 self.poll();
-                assert!(self.complete_one() || self.reads_under_way() == 0, "a read got stuck");
+                assert!(
+                    self.complete_one() || self.reads_under_way() == 0,
+                    "a read got stuck"
+                );
             }
         }
     }
@@ -604,10 +598,13 @@ impl Lab {
         let change = match model.ops[&(index, term)] {
             LabOp::Write { range, seed } => {
                 let bytes = payload(range, seed);
-                let crcs = range.blocks().zip(bytes.chunks(BLOCK_BYTES)).map(|(at, bytes)| {
-                    let at = model.record.first_block_in_volume + u64::from(at.0);
-                    block_crc(model.record.volume, at, bytes)
-                });
+                let crcs = range
+                    .blocks()
+                    .zip(bytes.chunks(BLOCK_BYTES))
+                    .map(|(at, bytes)| {
+                        let at = model.record.first_block_in_volume + u64::from(at.0);
+                        block_crc(model.record.volume, at, bytes)
+                    });
                 Some(Change::Write {
                     range,
                     crcs: crcs.collect(),
@@ -627,7 +624,9 @@ impl Lab {
                 index,
                 term,
                 change,
-                meta: index.is_multiple_of(5).then(|| Bytes::from(index.to_string())),
+                meta: index
+                    .is_multiple_of(5)
+                    .then(|| Bytes::from(index.to_string())),
             },
         );
     }
@@ -635,17 +634,31 @@ impl Lab {
     /// Power fails and comes back: the lane is opened again, its members replayed and judged.
     pub fn crash(&mut self) {
         for effect in std::mem::take(&mut self.queue) {
-            if let Effect::Write { file, offset, bufs, .. } = &effect {
+            if let Effect::Write {
+                file, offset, bufs, ..
+            } = &effect
+            {
                 let bytes = bufs.concat();
                 for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
                     let at = *offset as usize / BLOCK_BYTES + number;
-                    self.disk.files.get_mut(file).unwrap().put(at, sector, false);
+                    self.disk
+                        .files
+                        .get_mut(file)
+                        .unwrap()
+                        .put(at, sector, false);
                 }
             } else if let Effect::Index { job, .. } = effect
                 && self.random.one_in(2)
                 && let IndexJob::Commit { edits, .. } = job
             {
-                run(&mut self.index, IndexJob::Commit { edits, flush: false }).unwrap();
+                run(
+                    &mut self.index,
+                    IndexJob::Commit {
+                        edits,
+                        flush: false,
+                    },
+                )
+                .unwrap();
             }
         }
         let mut files: Vec<_> = self.disk.files.iter_mut().collect();
@@ -661,18 +674,25 @@ impl Lab {
     }
 
     /// Opens the lane again from what the disk holds.
-    pub fn reopen(&mut self) {
+    pub fn reopen_unchecked(&mut self) -> Vec<RecoveredMember> {
         self.queue.clear();
         let pool = self.disk.pool.clone();
         let opened = Lane::open(self.config.clone(), pool, &mut self.disk, &mut self.index);
         let (lane, found) = opened.unwrap();
         self.lane = lane;
+        found
+    }
+
+    fn reopen(&mut self) {
+        let found = self.reopen_unchecked();
         assert_eq!(found.len(), self.models.len());
         for found in found {
             let member = found.record.member;
             let model = self.models.get_mut(&member).unwrap();
             model.judge(&found);
-            let last = (0..=found.record.flushed_index).rev().find(|i| i.is_multiple_of(5));
+            let last = (0..=found.record.flushed_index)
+                .rev()
+                .find(|i| i.is_multiple_of(5));
             assert_eq!(found.record.meta, last.unwrap().to_string());
             while self.models[&member].applied < found.hard.commit {
                 self.apply_next(member, false);

@@ -104,7 +104,6 @@ fn nothing_confirmed_is_lost_whenever_the_power_fails() {
     for seed in 0..120 {
         run_seed(seed, 1 + seed % 3);
     }
-    println!("ckpt,image,ownhard,logfull,nospace,readback,starved,relook,freed,imgentries {:?}", crate::store::STATS);
 }
 
 #[test]
@@ -127,6 +126,12 @@ fn a_lane_comes_to_rest_with_everything_written_back() {
     lab.check_all();
     lab.crash();
     let space = lab.lane.space();
-    assert_eq!((space.overlay_blocks, space.used_bytes), (0, 2 * EXTENT_BYTES as u64));
-    assert_eq!(lab.lane.admit(member, 4096, &[range]), Ok::<(), Refusal>(()));
+    assert_eq!(
+        (space.overlay_blocks, space.used_bytes),
+        (0, 2 * EXTENT_BYTES as u64)
+    );
+    assert_eq!(
+        lab.lane.admit(member, 4096, &[range]),
+        Ok::<(), Refusal>(())
+    );
 }

@@ -115,7 +115,7 @@ impl Member {
     pub(crate) fn oldest_needed(&self, flushed: u64) -> Option<BatchSeq> {
         let entry = self.log.oldest_batch_from(flushed + 1);
         let hold = self.log.hold.map(|(_, seq)| seq);
-        [self.hard.durable_seq.filter(|_| !crate::store::bug(10)), entry, hold]
+        [self.hard.durable_seq, entry, hold]
             .into_iter()
             .flatten()
             .min()
@@ -191,11 +191,6 @@ impl RetainedLog {
 
     pub(crate) fn last_index(&self) -> u64 {
         self.base_index + self.entries.len() as u64
-    }
-
-    /// The point before the first entry: index and term.
-    pub(crate) fn base(&self) -> (u64, u64) {
-        (self.base_index, self.base_term)
     }
 
     pub(crate) fn get(&self, index: u64) -> Option<&Retained> {
@@ -346,7 +341,7 @@ impl NewerExtents {
 
     /// True when the entry `index` is already in the record of this extent.
     pub(crate) fn includes(&self, extent: Extent, index: u64) -> bool {
-        !crate::store::bug(7) && index <= self.newest
+        index <= self.newest
             && self
                 .last_changed
                 .get(&extent)
@@ -394,7 +389,10 @@ mod tests {
         assert_eq!(log.oldest_batch_from(12), Some(BatchSeq(6)));
         assert_eq!(log.oldest_batch_from(13), None);
         log.compact(11);
-        assert_eq!((log.base(), log.last_index()), ((11, 2), 13));
+        assert_eq!(
+            (log.term(11), log.term(10), log.last_index()),
+            (Some(2), None, 13)
+        );
         log.truncate(13);
         assert_eq!(log.last_index(), 12);
         assert_eq!(
@@ -402,7 +400,7 @@ mod tests {
             [12]
         );
         log.reset(50, 9);
-        assert_eq!((log.base(), log.last_index()), ((50, 9), 50));
+        assert_eq!((log.term(50), log.last_index()), (Some(9), 50));
     }
 
     #[test]

@@ -7,8 +7,11 @@
 
 mod alloc;
 mod checkpoint;
+mod effects;
 mod groups;
 pub mod index;
+#[cfg(test)]
+mod lab_disk;
 pub mod lane;
 #[cfg(test)]
 mod lane_lab;
@@ -19,6 +22,8 @@ pub mod open;
 mod overlay;
 mod read;
 mod resync;
+#[cfg(test)]
+mod resync_test;
 #[cfg(test)]
 mod rules_test;
 pub mod seam;

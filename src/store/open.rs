@@ -10,11 +10,12 @@ use crate::io::buffer::Pool;
 use crate::store::OpenError;
 use crate::store::alloc::{Allocator, SlotConflict};
 use crate::store::checkpoint::Checkpoint;
+use crate::store::effects::Io;
 use crate::store::groups::Groups;
 use crate::store::index::IndexStore;
 use crate::store::index::cache::RecordCache;
 use crate::store::lane::{
-    Clock, Io, Lane, LaneConfig, LaneFiles, LaneLog, RecoveredEntry, RecoveredMember, slots_at_most,
+    Clock, Lane, LaneConfig, LaneFiles, LaneLog, RecoveredEntry, RecoveredMember, slots_at_most,
 };
 use crate::store::member::{Member, Phase, Place, Retained};
 use crate::store::overlay::PayloadCache;

@@ -4,7 +4,8 @@
 
 use bytes::Bytes;
 
-use crate::store::lane::{Io, Lane, Pending, extents_of};
+use crate::store::effects::{Io, Pending};
+use crate::store::lane::{Lane, extents_of};
 use crate::store::member::{Member, Phase};
 use crate::store::overlay::{Content, OverlayExtent};
 use crate::store::seam::{

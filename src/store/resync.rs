@@ -8,7 +8,8 @@
 use bytes::Bytes;
 
 use crate::store::checkpoint::AfterFlush;
-use crate::store::lane::{Lane, Pending};
+use crate::store::effects::Pending;
+use crate::store::lane::Lane;
 use crate::store::member::{Member, Phase, Task};
 use crate::store::overlay::{Content, OverlayExtent};
 use crate::store::read::first_bad;

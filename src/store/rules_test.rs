@@ -26,18 +26,34 @@ fn zero(first: u32, count: u32) -> LabOp {
 }
 
 fn is_data_write(effect: &Effect) -> bool {
-    matches!(effect, Effect::Write { file: LaneFile::Data, .. })
+    matches!(
+        effect,
+        Effect::Write {
+            file: LaneFile::Data,
+            ..
+        }
+    )
 }
 
 fn puts(effect: &Effect) -> bool {
-    let Effect::Index { job: IndexJob::Commit { edits, .. }, .. } = effect else {
+    let Effect::Index {
+        job: IndexJob::Commit { edits, .. },
+        ..
+    } = effect
+    else {
         return false;
     };
     edits.iter().any(|edit| matches!(edit, IndexEdit::Put(..)))
 }
 
 fn is_flush(effect: &Effect) -> bool {
-    matches!(effect, Effect::Index { job: IndexJob::Commit { flush: true, .. }, .. })
+    matches!(
+        effect,
+        Effect::Index {
+            job: IndexJob::Commit { flush: true, .. },
+            ..
+        }
+    )
 }
 
 fn is_superblock(effect: &Effect) -> bool {
@@ -73,7 +89,13 @@ fn r2_data_is_durable_before_the_index_says_so() {
     let mut synced = false;
     while !lab.queue.iter().any(puts) {
         let effect = lab.queue.remove(0);
-        synced |= matches!(effect, Effect::Sync { file: LaneFile::Data, .. });
+        synced |= matches!(
+            effect,
+            Effect::Sync {
+                file: LaneFile::Data,
+                ..
+            }
+        );
         assert!(!is_data_write(&effect) || !synced, "written after the sync");
         lab.carry_out(effect);
         lab.poll();
@@ -91,7 +113,11 @@ fn r4_a_freed_slot_is_not_reused_before_the_free_is_durable() {
     lab.write(ONE, zero(0, 16));
     idle(&mut lab);
     lab.settle_but(is_flush);
-    assert_eq!(lab.lane.space().used_bytes, slot, "freed, but not yet durably");
+    assert_eq!(
+        lab.lane.space().used_bytes,
+        slot,
+        "freed, but not yet durably"
+    );
     lab.write(ONE, write(40, 1, 2));
     idle(&mut lab);
     lab.settle_but(is_flush);
@@ -109,7 +135,15 @@ fn r4_a_freed_slot_is_not_reused_while_it_is_being_read() {
     lab.write(ONE, write(0, 16, 1));
     lab.rest();
     lab.read(ONE, range(0, 16));
-    let is_data_read = |effect: &Effect| matches!(effect, Effect::Read { file: LaneFile::Data, .. });
+    let is_data_read = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Read {
+                file: LaneFile::Data,
+                ..
+            }
+        )
+    };
     lab.settle_but(is_data_read);
     lab.write(ONE, zero(0, 16));
     for _ in 0..3 {
@@ -121,7 +155,11 @@ fn r4_a_freed_slot_is_not_reused_while_it_is_being_read() {
         idle(&mut lab);
         lab.settle_but(is_data_read);
     }
-    assert_eq!(lab.lane.space().overlay_blocks, 1, "its slot is still being read");
+    assert_eq!(
+        lab.lane.space().overlay_blocks,
+        1,
+        "its slot is still being read"
+    );
     lab.rest();
     assert_eq!(lab.reads_under_way(), 0);
     lab.rest();
@@ -136,7 +174,10 @@ fn r7_nothing_is_written_back_before_its_commit_is_durable() {
     idle(&mut lab);
     let is_log = |effect: &Effect| file_of(effect) == Some(LaneFile::Wal);
     lab.settle_but(is_log);
-    assert!(lab.queue.iter().all(is_log) && !lab.queue.is_empty(), "a HardState of its own");
+    assert!(
+        lab.queue.iter().all(is_log) && !lab.queue.is_empty(),
+        "a HardState of its own"
+    );
     assert_eq!(lab.lane.space().overlay_blocks, 3);
     lab.crash();
     assert_eq!(lab.models[&ONE].log.len(), 1);
@@ -152,6 +193,15 @@ fn r7_nothing_is_written_back_before_its_commit_is_durable() {
 fn r8_the_ring_is_not_overwritten_before_the_superblock_has_the_new_tail() {
     let mut lab = Lab::new(1, 2);
     let mut full = false;
+    let page = |lab: &Lab| {
+        let tail = lab.lane.superblock().tail_offset as usize;
+        lab.disk.files[&LaneFile::Wal].now[tail..tail + BLOCK_BYTES].to_vec()
+    };
+    for number in 0..45 {
+        lab.write(ONE, write(number % 5 * 4, 4, u64::from(number)));
+        lab.settle();
+    }
+    let first_page = page(&lab);
     for number in 0..400 {
         let at = (number * 7) % 60;
         match lab.lane.admit(ONE, 4 * 4096, &[range(at, 4)]) {
@@ -164,12 +214,58 @@ fn r8_the_ring_is_not_overwritten_before_the_superblock_has_the_new_tail() {
         lab.settle_but(is_superblock);
     }
     assert!(full && lab.queue.iter().any(is_superblock));
+    assert_eq!(lab.lane.log.wal.tail().0.0, lab.lane.superblock().tail_seq);
+    assert!(
+        page(&lab) == first_page,
+        "the superblock still names this batch as the tail"
+    );
     lab.crash();
     lab.models.get_mut(&ONE).unwrap().commit = lab.models[&ONE].log.len() as u64;
     lab.commit_all(ONE);
     lab.rest();
     assert_eq!(lab.lane.admit(ONE, 4 * 4096, &[range(0, 4)]), Ok(()));
     lab.check_all();
+}
+
+#[test]
+fn r8_a_payload_that_is_being_read_back_is_not_overwritten() {
+    let mut lab = Lab::new(1, 1);
+    for number in 0..10 {
+        lab.write(ONE, write(number % 5 * 4, 4, u64::from(number) * 10));
+    }
+    idle(&mut lab);
+    let is_log_read = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Read {
+                file: LaneFile::Wal,
+                ..
+            }
+        )
+    };
+    lab.settle_but(is_log_read);
+    assert!(
+        lab.queue.iter().any(is_log_read),
+        "a round reads evicted payloads"
+    );
+    for number in 0..300 {
+        let at = number % 5 * 4;
+        if lab.lane.admit(ONE, 4 * 4096, &[range(at, 4)]).is_ok() {
+            lab.append(
+                ONE,
+                lab.models[&ONE].log.len() as u64 + 1,
+                &[write(at, 4, number.into())],
+            );
+            lab.settle_but(is_log_read);
+            lab.commit_all(ONE);
+        }
+        idle(&mut lab);
+        lab.settle_but(is_log_read);
+    }
+    lab.settle();
+    assert!(!lab.poisoned);
+    lab.rest();
+    lab.crash();
 }
 
 #[test]
@@ -190,7 +286,11 @@ fn r8_stuck_and_idle_members_do_not_hold_the_ring() {
         lab.settle();
     }
     lab.crash();
-    assert_eq!(lab.models[&TWO].log, [1, 1], "its entries moved with the tail");
+    assert_eq!(
+        lab.models[&TWO].log,
+        [1, 1],
+        "its entries moved with the tail"
+    );
     assert_eq!(lab.models[&MemberId(3)].hard.vote, 1);
     lab.commit_all(TWO);
     lab.rest();
@@ -235,7 +335,10 @@ fn r10_without_space_overwrites_reads_and_trims_go_on() {
     // Promised to this entry, not yet written back: nobody else gets it.
     lab.append(ONE, 4, &[write(64, 1, 3)]);
     lab.poll();
-    assert_eq!(lab.lane.admit(ONE, 4096, &[range(80, 1)]), Err(Refusal::NoSpace));
+    assert_eq!(
+        lab.lane.admit(ONE, 4096, &[range(80, 1)]),
+        Err(Refusal::NoSpace)
+    );
     lab.settle();
     lab.commit_all(ONE);
     lab.rest();
@@ -253,7 +356,10 @@ fn r12_a_destroyed_member_stays_away_and_its_space_comes_back() {
     let incarnation = lab.lane.superblock().incarnation;
     lab.lane.destroy_member(ONE);
     lab.settle();
-    assert!(matches!(lab.events[..], [Event::MemberDurable { member: ONE }]));
+    assert!(matches!(
+        lab.events[..],
+        [Event::MemberDurable { member: ONE }]
+    ));
     lab.models.remove(&ONE);
     lab.rest();
     assert_eq!(lab.lane.space().used_bytes, EXTENT_BYTES as u64);
@@ -272,14 +378,25 @@ fn r13_a_block_that_moved_is_looked_up_again_and_a_rotten_one_is_told() {
     lab.write(ONE, write(0, 2, 1));
     lab.rest();
     lab.read(ONE, range(0, 2));
-    let is_data_read = |effect: &Effect| matches!(effect, Effect::Read { file: LaneFile::Data, .. });
+    let is_data_read = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Read {
+                file: LaneFile::Data,
+                ..
+            }
+        )
+    };
     lab.settle_but(is_data_read);
     lab.write(ONE, write(0, 1, 50));
     for _ in 0..3 {
         idle(&mut lab);
         lab.settle_but(is_data_read);
     }
-    assert_eq!((lab.lane.space().overlay_blocks, lab.reads_under_way()), (0, 1));
+    assert_eq!(
+        (lab.lane.space().overlay_blocks, lab.reads_under_way()),
+        (0, 1)
+    );
     lab.settle();
     assert_eq!(lab.reads_under_way(), 0);
 

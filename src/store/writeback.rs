@@ -10,7 +10,8 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::io::buffer::is_aligned;
-use crate::store::lane::{Lane, Pending};
+use crate::store::effects::Pending;
+use crate::store::lane::Lane;
 use crate::store::member::{Member, Phase};
 use crate::store::overlay::Content;
 use crate::store::read::first_bad;

@@ -18,6 +18,9 @@ const WRITE_BUFFER_BYTES: usize = 8 << 20;
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
 const OPEN_FILES_MAX: i32 = 64;
 
+/// A key and its value.
+type Pair = (Box<[u8]>, Box<[u8]>);
+
 /// See the module.
 pub struct RocksIndex {
     db: DB,
@@ -58,7 +61,7 @@ impl RocksIndex {
         &self,
         (from, to): (Vec<u8>, Vec<u8>),
         limit: usize,
-    ) -> impl Iterator<Item = Result<(Box<[u8]>, Box<[u8]>), IndexError>> {
+    ) -> impl Iterator<Item = Result<Pair, IndexError>> {
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(to);
         let mode = IteratorMode::From(&from, Direction::Forward);

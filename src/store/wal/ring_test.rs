@@ -127,6 +127,7 @@ fn the_reserve_is_left_to_hard_states_and_the_tail_is_never_overwritten() {
     assert!(lab.wal.free_bytes() < full, "what waits is taken off");
     let mut hard_states = 0;
     while let Some(write) = lab.wal.next_batch(&lab.pool) {
+        assert!(hard_states < 64, "the ring has only so many pages");
         lab.put(&write, |_| true);
         lab.wal.written(write.seq);
         lab.push(vec![hard(1, 1, hard_states)]);
@@ -143,6 +144,39 @@ fn the_reserve_is_left_to_hard_states_and_the_tail_is_never_overwritten() {
     lab.release_to(tail);
     assert_eq!(lab.wal.tail(), (tail, lab.wal.offset_of(tail)));
     assert!(lab.wal.next_batch(&lab.pool).is_some());
+}
+
+#[test]
+fn a_ring_that_is_filled_to_the_brim_keeps_every_batch() {
+    let mut lab = Lab::new(64, 0);
+    let mut index = 0;
+    for round in 0..300 {
+        let mut count = 0;
+        loop {
+            index += 1;
+            let blocks = (index * 5 + round) as usize % 4;
+            lab.push(vec![entry(1, index, 1, blocks)]);
+            let Some(write) = lab.wal.next_batch(&lab.pool) else {
+                break;
+            };
+            count += 1;
+            assert!(count <= 64, "the ring has only so many pages");
+            lab.put(&write, |_| true);
+            lab.wal.written(write.seq);
+        }
+        let recovered = lab.recover().unwrap();
+        let all: Vec<u64> = (lab.wal.tail().0.0..lab.wal.next_seq().0).collect();
+        assert_eq!(kept(&recovered), all, "round {round}");
+        // Mostly one batch at a time: the head follows the tail closely, over the end too.
+        let released = if round % 8 == 0 { all.len() / 2 } else { 1 };
+        let tail = BatchSeq(all[released]);
+        // What did not fit goes first when there is room.
+        lab.release_to(tail);
+        while let Some(write) = lab.wal.next_batch(&lab.pool) {
+            lab.put(&write, |_| true);
+            lab.wal.written(write.seq);
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -1,0 +1,231 @@
+//! A member that fell behind gets everything from another one, while that one goes on.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::lane_lab::*;
+use crate::store::seam::*;
+use crate::types::*;
+
+const SOURCE: MemberId = MemberId(1);
+const TARGET: MemberId = MemberId(2);
+
+fn random_write(lab: &mut Lab, member: MemberId) -> LabOp {
+    let count = 1 + lab.random.below(6) as u32;
+    let first = Block(lab.random.below(u64::from(BLOCKS - count)) as u32);
+    let range = BlockRange { first, count };
+    let op = match lab.random.one_in(4) {
+        true => LabOp::Zero { range },
+        false => LabOp::Write {
+            range,
+            seed: lab.random.next(),
+        },
+    };
+    let last = lab.models[&member].log.len() as u64;
+    lab.append(member, last + 1, &[op]);
+    lab.settle();
+    lab.models.get_mut(&member).unwrap().commit = last + 1;
+    lab.apply_next(member, true);
+    op
+}
+
+/// Two members of one shard; the target has the first few entries of the source.
+fn behind(seed: u64) -> Lab {
+    let mut lab = Lab::with(seed, 1, FORMAT.wal_bytes, 40 * EXTENT_BYTES as u64);
+    let record = MemberRecord {
+        member: TARGET,
+        ..record(1)
+    };
+    lab.create(record);
+    for _ in 0..lab.random.below(12) {
+        let op = random_write(&mut lab, SOURCE);
+        let last = lab.models[&TARGET].log.len() as u64;
+        lab.append(TARGET, last + 1, &[op]);
+        lab.settle();
+        lab.commit_all(TARGET);
+        if lab.random.one_in(4) {
+            lab.rest();
+        }
+    }
+    for _ in 0..10 + lab.random.below(20) {
+        random_write(&mut lab, SOURCE);
+        if lab.random.one_in(6) {
+            lab.rest();
+        }
+    }
+    lab
+}
+
+fn manifest(lab: &mut Lab, member: MemberId) -> (u64, BTreeMap<Extent, ManifestEntry>) {
+    lab.lane.manifest(ReadId(1 << 40), member, Extent(0));
+    let events = lab.events();
+    let [Event::Manifest { chunk, .. }] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!(chunk.next, None);
+    let extents = chunk.extents.iter().map(|entry| (entry.extent, *entry));
+    (chunk.applied_index, extents.collect())
+}
+
+fn fetch(lab: &mut Lab, extent: Extent) -> ExtentContent {
+    lab.lane.fetch_extent(ReadId(1 << 41), SOURCE, extent, 0);
+    let events = lab.events();
+    let [Event::Extent { result, .. }] = &events[..] else {
+        panic!("{events:?}");
+    };
+    result.clone().unwrap()
+}
+
+fn durable(lab: &mut Lab) {
+    for _ in 0..3 {
+        lab.poll();
+        lab.settle();
+    }
+    let events = lab.events();
+    assert!(
+        matches!(events[..], [Event::MemberDurable { member: TARGET }]),
+        "{events:?}"
+    );
+}
+
+/// One round: returns the index as of which the target is complete.
+fn round(lab: &mut Lab) -> u64 {
+    let (index, theirs) = manifest(lab, SOURCE);
+    let (_, ours) = manifest(lab, TARGET);
+    let gone = ours.keys().filter(|extent| !theirs.contains_key(extent));
+    let delete: Vec<_> = gone.map(|extent| (*extent, 0)).collect();
+    let differs = theirs.values().filter(|entry| {
+        let same = |other: &ManifestEntry| other.last_changed == entry.last_changed;
+        !ours.get(&entry.extent).is_some_and(same)
+    });
+    let wanted: Vec<_> = differs.map(|entry| entry.extent).collect();
+    let mut extents = Vec::new();
+    for extent in wanted {
+        // The source goes on: some extents are newer than the list.
+        if lab.random.one_in(3) {
+            random_write(lab, SOURCE);
+        }
+        extents.push(fetch(lab, extent));
+    }
+    lab.lane
+        .install_extents(ReadId(1 << 42), TARGET, extents, delete);
+    let events = lab.events();
+    let [Event::Installed { refused, .. }] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert!(refused.is_empty());
+    index
+}
+
+#[test]
+fn r3_a_resynced_member_skips_what_its_extents_already_include() {
+    for seed in 0..60 {
+        let mut lab = behind(seed);
+        lab.lane.begin_resync(TARGET);
+        durable(&mut lab);
+        if lab.random.one_in(2) {
+            round(&mut lab);
+        }
+        let index = round(&mut lab);
+        let term = lab.models[&SOURCE].log[index as usize - 1];
+        lab.lane
+            .finish_resync(TARGET, index, term, Bytes::from_static(b"meta"));
+        durable(&mut lab);
+        lab.reset(TARGET, SOURCE, index);
+        lab.settle();
+        lab.lane.clear_resync(TARGET);
+        durable(&mut lab);
+        // The rest comes through the log.
+        for next in index + 1..=lab.models[&SOURCE].applied {
+            let source = &lab.models[&SOURCE];
+            let op = source.ops[&(next, source.log[next as usize - 1])];
+            lab.append(TARGET, next, &[op]);
+        }
+        lab.settle();
+        lab.commit_all(TARGET);
+        lab.check_all();
+        let (_, theirs) = manifest(&mut lab, SOURCE);
+        let (_, ours) = manifest(&mut lab, TARGET);
+        assert_eq!(theirs, ours);
+        lab.rest();
+        lab.check_all();
+        assert_eq!(lab.lane.space().overlay_blocks, 0);
+    }
+}
+
+#[test]
+fn r3_an_entry_that_an_extent_already_includes_is_skipped() {
+    let mut lab = behind(1);
+    lab.lane.begin_resync(TARGET);
+    durable(&mut lab);
+    round(&mut lab);
+    let (index, theirs) = manifest(&mut lab, SOURCE);
+    let range = BlockRange {
+        first: Block(1),
+        count: 1,
+    };
+    let op = LabOp::Write { range, seed: 42 };
+    lab.append(SOURCE, index + 1, &[op]);
+    lab.settle();
+    lab.commit_all(SOURCE);
+    let extents = theirs
+        .keys()
+        .chain([&Extent(0)])
+        .map(|extent| fetch(&mut lab, *extent));
+    let extents = extents.collect();
+    lab.lane
+        .install_extents(ReadId(1 << 42), TARGET, extents, Vec::new());
+    lab.events();
+    let term = lab.models[&SOURCE].log[index as usize - 1];
+    lab.lane.finish_resync(TARGET, index, term, Bytes::new());
+    durable(&mut lab);
+    lab.reset(TARGET, SOURCE, index);
+    lab.rest();
+    assert_eq!(lab.lane.space().overlay_blocks, 0);
+    lab.append(TARGET, index + 1, &[op]);
+    lab.settle();
+    lab.commit_all(TARGET);
+    assert_eq!(
+        lab.lane.space().overlay_blocks,
+        0,
+        "the extent has it already"
+    );
+    lab.append(TARGET, index + 2, &[op]);
+    lab.settle();
+    lab.commit_all(TARGET);
+    assert_eq!(lab.lane.space().overlay_blocks, 1);
+    lab.check_all();
+}
+
+#[test]
+fn a_damaged_extent_is_refused_and_a_crash_keeps_the_mark() {
+    let mut lab = behind(3);
+    lab.lane.begin_resync(TARGET);
+    durable(&mut lab);
+    let (_, theirs) = manifest(&mut lab, SOURCE);
+    let extent = *theirs.keys().next().unwrap();
+    let good = fetch(&mut lab, extent);
+    let mut bytes = good.data.to_vec();
+    bytes[7] ^= 1;
+    let bad = ExtentContent {
+        data: bytes.into(),
+        ..good.clone()
+    };
+    let short = ExtentContent {
+        data: good.data.slice(4096..),
+        ..good.clone()
+    };
+    lab.lane
+        .install_extents(ReadId(5), TARGET, vec![bad, short, good], Vec::new());
+    let events = lab.events();
+    let [Event::Installed { refused, .. }] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!(refused[..], [extent, extent]);
+    lab.lane.destroy_member(SOURCE);
+    lab.events();
+    lab.models.remove(&SOURCE);
+    let found = lab.reopen_unchecked();
+    assert!(found[0].record.resyncing);
+}
