@@ -8,6 +8,8 @@
 
 pub mod api;
 pub mod catalog;
+#[cfg(test)]
+mod cluster_test;
 pub mod command;
 pub mod describe;
 pub mod identity;
@@ -15,6 +17,8 @@ pub mod join;
 pub mod membership;
 pub mod names;
 pub mod node;
+#[cfg(test)]
+pub mod null_data_path;
 pub mod outbound;
 pub mod peers;
 pub mod placement;

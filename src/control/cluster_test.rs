@@ -1,0 +1,207 @@
+//! A few whole control planes in one process, over loopback: real gRPC, real logs.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tonic::Code;
+
+use crate::config::Config;
+use crate::control::identity::PodDirectory;
+use crate::control::null_data_path::NullDataPath;
+use crate::control::proto::cluster_client::ClusterClient;
+use crate::control::proto::volumes_client::VolumesClient;
+use crate::control::proto::{
+    CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, StatusRequest, StatusResponse,
+    VolumeState,
+};
+use crate::control::server::Server;
+use crate::types::Uuid;
+
+/// Far more than anything takes; only a test that fails waits so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct TestPod {
+    number: u8,
+    data: PathBuf,
+    seeds: Vec<String>,
+    server: Option<Server>,
+    data_path: Option<Arc<NullDataPath>>,
+}
+
+impl TestPod {
+    async fn new(root: &Path, number: u8, seed: Option<SocketAddr>) -> TestPod {
+        let mut pod = TestPod {
+            number,
+            data: root.join(format!("pod-{number}")),
+            seeds: seed.iter().map(SocketAddr::to_string).collect(),
+            server: None,
+            data_path: None,
+        };
+        pod.start().await;
+        pod
+    }
+
+    /// On a port that the system picks: another one after every start.
+    async fn start(&mut self) {
+        let mut config: Config = toml::from_str("data = 'set below'").unwrap();
+        config.data = self.data.clone();
+        config.init = self.seeds.is_empty();
+        config.join = self.seeds.clone();
+        config.api.listen = "127.0.0.1:0".parse().unwrap();
+        let directory = PodDirectory::open(&config.data).unwrap();
+        let server = Server::start(&config, directory).await.unwrap();
+        let disk = Uuid([self.number; 16]);
+        let data_path = NullDataPath::new(server.identity(), vec![disk], server.report_sink());
+        let data_path = Arc::new(data_path);
+        server.attach(data_path.clone());
+        (self.server, self.data_path) = (Some(server), Some(data_path));
+    }
+
+    async fn stop(&mut self) {
+        self.data_path = None;
+        self.server.take().unwrap().stop().await;
+    }
+
+    fn api(&self) -> SocketAddr {
+        self.server.as_ref().unwrap().addresses().api
+    }
+
+    fn endpoint(&self) -> String {
+        format!("http://{}", self.api())
+    }
+
+    fn id(&self) -> u64 {
+        self.server.as_ref().unwrap().identity().pod.0
+    }
+
+    async fn status(&self) -> Result<StatusResponse, tonic::Status> {
+        let client = ClusterClient::connect(self.endpoint()).await;
+        let mut client = client.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+        Ok(client.status(StatusRequest {}).await?.into_inner())
+    }
+
+    /// Waits until the status is as it should be.
+    async fn until(&self, what: &str, holds: impl Fn(&StatusResponse) -> bool) -> StatusResponse {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status().await;
+            match status {
+                Ok(status) if holds(&status) => return status,
+                last if Instant::now() > deadline => panic!("waited until {what}: {last:#?}"),
+                _ => sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    async fn volumes(&self) -> VolumesClient<tonic::transport::Channel> {
+        VolumesClient::connect(self.endpoint()).await.unwrap()
+    }
+
+    async fn create(&self, name: &str, request_id: &str) -> Result<u64, tonic::Status> {
+        let request = CreateVolumeRequest {
+            name: name.to_owned(),
+            size_bytes: 10 << 30,
+            replicas: 3,
+            request_id: request_id.to_owned(),
+        };
+        Ok(self.volumes().await.create(request).await?.into_inner().id)
+    }
+}
+
+fn voters(status: &StatusResponse) -> usize {
+    let parts = status.pods.iter().map(|pod| pod.catalog.as_str());
+    parts.filter(|part| matches!(*part, "voter" | "leader")).count()
+}
+
+fn all_up(status: &StatusResponse, count: usize) -> bool {
+    let up = status.disks.iter().filter(|disk| disk.state_name() == "up").count();
+    status.pods.len() == count && up == count && status.problems.is_empty()
+}
+
+async fn three_pods(root: &Path) -> Vec<TestPod> {
+    let mut pods = vec![TestPod::new(root, 1, None).await];
+    let first = pods[0].api();
+    for number in 2..=3 {
+        pods.push(TestPod::new(root, number, Some(first)).await);
+    }
+    let whole = |status: &StatusResponse| voters(status) == 3 && all_up(status, 3);
+    for pod in &pods {
+        pod.until("there are three voters", whole).await;
+    }
+    pods
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_of_three_survives_the_loss_of_its_leader_and_of_all() {
+    let root = tempfile::tempdir().unwrap();
+    let mut pods = three_pods(root.path()).await;
+    let ids: BTreeSet<u64> = pods.iter().map(TestPod::id).collect();
+    assert_eq!(ids, BTreeSet::from([1, 2, 3]));
+
+    // A request that is sent again, to another pod, is carried out once.
+    let demo = pods[2].create("demo", "request-1").await.unwrap();
+    assert_eq!(pods[1].create("demo", "request-1").await.unwrap(), demo);
+    let taken = pods[0].create("demo", "request-2").await.unwrap_err();
+    assert_eq!(taken.code(), Code::AlreadyExists, "{taken}");
+    let usable = |status: &StatusResponse| {
+        status.volumes.iter().all(|volume| volume.state() == VolumeState::Ready)
+    };
+    let status = pods[1].until("the volume is ready", usable).await;
+    let replicas = &status.volumes[0].shards[0].replicas;
+    assert_eq!(replicas.iter().map(|replica| replica.pod).collect::<BTreeSet<_>>(), ids);
+
+    // The leader goes; the others answer.
+    let leader = pods.iter().position(|pod| pod.id() == status.leader_pod).unwrap();
+    pods[leader].stop().await;
+    let others: Vec<usize> = (0..3).filter(|index| *index != leader).collect();
+    let second = pods[others[0]].create("second", "").await;
+    let second = second.expect_err("two pods cannot hold three replicas");
+    assert_eq!(second.code(), Code::FailedPrecondition, "{second}");
+    let text = "volume second needs 3 replicas on different pods, but only 2 pods have a usable";
+    assert!(second.message().contains(text), "{second}");
+    let mut volumes = pods[others[1]].volumes().await;
+    let get = GetVolumeRequest { name: "demo".to_owned() };
+    assert_eq!(volumes.get(get).await.unwrap().into_inner().id, demo);
+    let delete = DeleteVolumeRequest { name: "demo".to_owned(), request_id: String::new() };
+    volumes.delete(delete.clone()).await.unwrap();
+    assert_eq!(volumes.delete(delete).await.unwrap_err().code(), Code::NotFound);
+    let deleting = |status: &StatusResponse| status.volumes.len() == 1;
+    pods[others[0]].until("the deleted volume waits for the pod", deleting).await;
+
+    // It comes back, on another port, and gives the space back.
+    pods[leader].start().await;
+    let clean =
+        |status: &StatusResponse| status.volumes.is_empty() && all_up(status, 3);
+    for pod in &pods {
+        pod.until("everything is gone and everybody is back", clean).await;
+    }
+
+    // All go, and all come back, on other ports.
+    let third = pods[0].create("third", "").await.unwrap();
+    assert!(third > demo, "ids are never used again");
+    for pod in &mut pods {
+        pod.stop().await;
+    }
+    let mut first: Option<SocketAddr> = None;
+    for pod in &mut pods {
+        pod.seeds = first.iter().map(SocketAddr::to_string).collect();
+        pod.start().await;
+        first.get_or_insert(pod.api());
+    }
+    let back = |status: &StatusResponse| {
+        all_up(status, 3) && usable(status) && status.volumes.iter().any(|it| it.id == third)
+    };
+    for pod in &pods {
+        pod.until("everybody is back", back).await;
+    }
+    for pod in &mut pods {
+        let views = pod.data_path.as_ref().unwrap().views.lock().unwrap().clone();
+        assert!(views.is_sorted_by_key(|view| view.revision), "views only get newer");
+        assert!(views.last().unwrap().volumes.iter().any(|volume| volume.name == "third"));
+        pod.stop().await;
+    }
+}

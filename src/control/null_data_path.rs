@@ -1,0 +1,94 @@
+//! For tests: a data path that holds no data, and reports that everything went well.
+
+use std::sync::{Arc, Mutex};
+
+use crate::control::command::NewDisk;
+use crate::control::identity::Identity;
+use crate::control::server::{DataPath, ReportSink};
+use crate::types::{MemberId, Uuid};
+use crate::view::{ClusterView, DiskReport, MemberReport, MemberState, PodReport};
+
+pub struct NullDataPath {
+    identity: Identity,
+    disks: Vec<NewDisk>,
+    reports: ReportSink,
+    pub views: Mutex<Vec<Arc<ClusterView>>>,
+}
+
+impl NullDataPath {
+    pub fn new(identity: Identity, disks: Vec<Uuid>, reports: ReportSink) -> NullDataPath {
+        let disks = disks
+            .into_iter()
+            .map(|disk| NewDisk {
+                disk,
+                path: format!("/disks/{disk}"),
+                capacity_bytes: 1 << 40,
+            })
+            .collect();
+        NullDataPath {
+            identity,
+            disks,
+            reports,
+            views: Mutex::default(),
+        }
+    }
+
+    fn report(&self, view: &ClusterView) -> PodReport {
+        PodReport {
+            pod: self.identity.pod,
+            disks: self
+                .disks
+                .iter()
+                .map(|disk| DiskReport {
+                    disk: disk.disk,
+                    path: disk.path.clone(),
+                    capacity_bytes: disk.capacity_bytes,
+                    members: members(view, disk.disk),
+                    destroyed: destroyed(view, disk.disk),
+                    ..DiskReport::default()
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The first member of every shard leads it.
+fn members(view: &ClusterView, disk: Uuid) -> Vec<MemberReport> {
+    let shards = view.volumes.iter().flat_map(|volume| &volume.shards);
+    let members = shards.flat_map(|shard| {
+        let first = shard.members[0].member;
+        shard.members.iter().map(move |member| (shard.shard, first, member))
+    });
+    members
+        .filter(|(_, _, member)| member.disk == disk)
+        .map(|(shard, first, member)| MemberReport {
+            member: member.member,
+            shard,
+            term: 1,
+            leader: Some(first),
+            applied_index: 1,
+            state: match member.member == first {
+                true => MemberState::Leader,
+                false => MemberState::Follower,
+            },
+        })
+        .collect()
+}
+
+fn destroyed(view: &ClusterView, disk: Uuid) -> Vec<MemberId> {
+    let here = view.destroyed.iter().filter(|(other, _)| *other == disk);
+    here.map(|(_, member)| *member).collect()
+}
+
+impl DataPath for NullDataPath {
+    fn disks(&self) -> Vec<NewDisk> {
+        self.disks.clone()
+    }
+
+    fn set_view(&self, view: Arc<ClusterView>) {
+        self.reports.send(self.report(&view));
+        self.views.lock().unwrap().push(view);
+    }
+
+    fn stop(&self) {}
+}
