@@ -85,7 +85,6 @@ impl Allocator {
     pub(crate) fn free(&mut self, slot: Slot) {
         let (word, bit) = place(slot);
         assert!(self.words[word] & bit != 0, "freed a slot that is free");
-        if crate::store::bug(1) { self.clear(slot); return; }
         self.freed.push(slot);
         self.waiting += 1;
     }
@@ -102,7 +101,7 @@ impl Allocator {
     /// The flush ended: these may be used again, as soon as nobody reads them any more.
     pub(crate) fn reusable(&mut self, slots: Vec<Slot>) {
         for slot in slots {
-            if self.pins.contains_key(&slot) && !crate::store::bug(13) {
+            if self.pins.contains_key(&slot) {
                 self.held.insert(slot);
             } else {
                 self.waiting -= 1;

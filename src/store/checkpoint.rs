@@ -128,9 +128,9 @@ impl Lane {
                 true => member.flushed(),
                 false => member.durable_flushed,
             };
-            member.oldest_needed(flushed + if crate::store::bug(9) { 1 } else { 0 })
+            member.oldest_needed(flushed)
         });
-        let pinned = self.log.pins.keys().next().copied().filter(|_| !crate::store::bug(12));
+        let pinned = self.log.pins.keys().next().copied();
         let oldest = needed.chain(pinned).min();
         // The newest durable batch is always kept.
         let durable = match self.log.wal.durable_seq() > self.log.found_seq {
@@ -153,8 +153,6 @@ impl Lane {
             durable_seq: self.log.wal.durable_seq().0,
             ..self.superblock.clone()
         };
-        crate::store::stat(0);
-        if crate::store::bug(4) { self.log.wal.release_to(target); }
         self.write_superblock_half(&next, Pending::SuperblockFirst, 0);
         self.checkpoint.next = Some(next);
     }
@@ -314,7 +312,6 @@ impl Lane {
                 commit: Some(hard.newest.commit),
                 not_before: self.log.wal.next_seq(),
             });
-            crate::store::stat(2);
             self.log.wal.push(group, vec![item]);
         }
     }
@@ -371,7 +368,6 @@ impl Lane {
             commit: Some(hard.commit),
             not_before: self.log.wal.next_seq(),
         });
-        let image_len = entries.len();
         let image = Item::Image {
             member: id,
             hard,
@@ -379,7 +375,6 @@ impl Lane {
             compacted_term: term,
             entries,
         };
-        crate::store::stat(1);if image_len>0{crate::store::stat(9)}
         self.log.wal.push(group, vec![image]);
     }
 

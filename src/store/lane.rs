@@ -271,10 +271,10 @@ impl Lane {
             ring / 64
         };
         if free < payload_bytes + BLOCK_BYTES as u64 + headroom {
-            { crate::store::stat(3); return Err(Refusal::LogFull); }
+            return Err(Refusal::LogFull);
         }
         if payload_bytes > 0 && self.log.unapplied_bytes + payload_bytes > ring / 8 {
-            { crate::store::stat(3); return Err(Refusal::LogFull); }
+            return Err(Refusal::LogFull);
         }
         let Some(found) = self.members.get(&member) else {
             return Ok(());
@@ -290,7 +290,7 @@ impl Lane {
         }
         let admitted = self.clock.admitted.get();
         if wanted > 0 && wanted + admitted > self.alloc.free_unreserved() {
-            crate::store::stat(4); return Err(Refusal::NoSpace);
+            return Err(Refusal::NoSpace);
         }
         self.clock.admitted.set(admitted + wanted);
         Ok(())

@@ -82,12 +82,11 @@ impl Member {
     /// would know (rule R3).
     pub(crate) fn flushed(&self) -> u64 {
         let settled = match self.overlay.low_water() {
-            Some(_) if crate::store::bug(5) => self.applied_index,
             Some(low_water) => low_water - 1,
             None => self.applied_index,
         };
         settled
-            .min(if crate::store::bug(8) { u64::MAX } else { self.hard.durable_commit })
+            .min(self.hard.durable_commit)
             .min(self.applied_index)
             .max(self.record.flushed_index)
     }

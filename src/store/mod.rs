@@ -47,10 +47,3 @@ pub enum OpenError {
     #[error("{0}")]
     Unusable(&'static str),
 }
-
-pub(crate) fn bug(number: u32) -> bool {
-    static BUG: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
-    *BUG.get_or_init(|| std::env::var("BUG").ok().and_then(|b| b.parse().ok()).unwrap_or(0)) == number
-}
-pub(crate) static STATS: [std::sync::atomic::AtomicU64; 12] = [const { std::sync::atomic::AtomicU64::new(0) }; 12];
-pub(crate) fn stat(n: usize) { STATS[n].fetch_add(1, std::sync::atomic::Ordering::Relaxed); }

@@ -108,7 +108,7 @@ impl Overlay {
             return;
         }
         let older = std::mem::replace(&mut extent.blocks[rank], block).index;
-        if newer <= durable_commit || newer == older || crate::store::bug(6) {
+        if newer <= durable_commit || newer == older {
             self.live.remove(older);
         } else {
             self.superseded.push_back((newer, older));
@@ -128,7 +128,7 @@ impl Overlay {
 
     /// Drops a block unless it was superseded since it was `index`'s.
     pub(crate) fn settle(&mut self, at: Block, index: u64) {
-        self.drop_if(at, |block| block.index == index || crate::store::bug(11));
+        self.drop_if(at, |block| block.index == index);
     }
 
     /// Drops the blocks of an extent that entries up to `index` wrote.

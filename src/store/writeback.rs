@@ -127,7 +127,7 @@ impl Lane {
             if member.phase != Phase::Live {
                 continue;
             }
-            if overlay.newest() > covered && !crate::store::bug(3) {
+            if overlay.newest() > covered {
                 self.writeback.queue.push_back((id, extent));
                 continue;
             }
@@ -257,7 +257,7 @@ impl Lane {
             runs.push((run, offset));
         }
         for (run, offset) in &runs {
-            crate::store::stat(5); self.log.pin(run.seq);
+            self.log.pin(run.seq);
             let len = run.count * BLOCK_BYTES;
             self.io
                 .read(Pending::RoundPayload(*run), LaneFile::Wal, *offset, len);
@@ -339,7 +339,7 @@ impl Lane {
                             Outcome::Put(record)
                         }
                         None => {
-                            crate::store::stat(6); self.writeback.starved = true;
+                            self.writeback.starved = true;
                             Outcome::Skipped
                         }
                     }
@@ -377,7 +377,6 @@ impl Lane {
         self.issue_writes();
         let round = self.writeback.round.as_ref().expect("under way");
         if round.outstanding == 0 {
-            if crate::store::bug(2) { self.commit_round(); return; }
             self.io.sync(Pending::RoundSync, LaneFile::Data);
         }
     }
@@ -426,7 +425,7 @@ impl Lane {
                 Outcome::Delete => {
                     if let Some(old) = &update.old {
                         self.records.committed(&update.key);
-                        crate::store::stat(8); self.alloc.free(old.slot);
+                        self.alloc.free(old.slot);
                     }
                 }
                 Outcome::Skipped | Outcome::Undecided => {}

@@ -102,7 +102,7 @@ impl RecordCache {
         for _ in 0..2 * self.entries.len() {
             self.hand = (self.hand + 1) % self.entries.len();
             let entry = &mut self.entries[self.hand];
-            if (entry.held == 0 || crate::store::bug(14)) && !entry.used {
+            if entry.held == 0 && !entry.used {
                 self.remove(self.hand);
                 return;
             }

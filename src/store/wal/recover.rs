@@ -163,13 +163,8 @@ fn position(
     newest: Newest,
 ) -> WalPosition {
     let last = &decision.last;
-    let used = newest.seq.max(decision.mark).max(last.seq);
-    // A crash may have hidden every trace of what was in flight, and so may every crash of the
-    // incarnations that left nothing: those numbers are skipped too.
-    let opens = config.incarnation.saturating_sub(newest.incarnation) + 1;
-    let hidden = opens.saturating_mul(IN_FLIGHT_MAX as u64);
     WalPosition {
-        next_seq: BatchSeq((used.0 + 1).saturating_add(hidden)),
+        next_seq: next_seq(config, decision, &newest),
         head_offset,
         tail_seq: decision.start,
         tail_offset: kept.first().map_or(head_offset, |batch| batch.1),
@@ -181,6 +176,23 @@ fn position(
         durable_mark: decision.mark,
         kept,
     }
+}
+
+/// A number that was never used. A crash may have hidden every trace of what was in flight, so as
+/// many numbers are skipped. And what was cut may have been seen by one open and be overwritten,
+/// without a trace of its own, by the next: so every open since the newest batch that was kept
+/// starts higher than anything the opens before it can have used.
+fn next_seq(config: &WalConfig, decision: &Decision, newest: &Newest) -> BatchSeq {
+    let kept_in = match decision.log.last() {
+        Some(LogPart::Batch(batch)) => batch.header.incarnation,
+        Some(LogPart::Lost(_)) | None => 0,
+    };
+    let in_flight = IN_FLIGHT_MAX as u64;
+    let opens = config.incarnation.saturating_sub(kept_in).saturating_add(1);
+    let kept = decision.last.seq.max(decision.mark).0;
+    let above_kept = kept.saturating_add(opens.saturating_mul(2 * in_flight));
+    let above_seen = newest.seq.0.saturating_add(in_flight);
+    BatchSeq(above_kept.max(above_seen).saturating_add(1))
 }
 
 /// Why a payload cannot be had.

@@ -364,6 +364,19 @@ fn what_was_cut_never_comes_back() {
 }
 
 #[test]
+fn a_number_of_which_every_trace_is_gone_is_not_used_again() {
+    let mut lab = Lab::new(512, 0);
+    let _torn = lab.fly(vec![entry(1, 1, 1, 2)]);
+    let seen = lab.fly(vec![entry(1, 2, 1, 16)]);
+    lab.put(&seen, |_| true);
+    assert!(lab.reopen().position.next_seq > seen.seq);
+    // Overwrites what was seen, and leaves no header of its own.
+    let unseen = lab.fly(vec![entry(1, 1, 2, 8)]);
+    lab.put(&unseen, |page| page != HEADER);
+    assert!(lab.reopen().position.next_seq > unseen.seq);
+}
+
+#[test]
 fn an_old_lap_in_the_place_of_a_lost_write_is_noticed() {
     let mut lab = Lab::new(32, 0);
     let mut tails = std::collections::VecDeque::new();
@@ -460,7 +473,10 @@ impl Written {
                     entry: entry.clone(),
                 });
                 // A replica writes both, but a HardState only when it changed.
-                let hard = (self.term % 3 == 0).then(|| hard(member, self.term, 0));
+                let hard = self
+                    .term
+                    .is_multiple_of(3)
+                    .then(|| hard(member, self.term, 0));
                 hard.into_iter().chain(new).collect()
             }
             Change::Reset => {
