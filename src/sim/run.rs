@@ -97,7 +97,7 @@ fn draw_shape(seed: u64) -> Shape {
         clients: rng.between(1, 4) as usize,
         shards: rng.between(1, 4) as usize,
         blocks_per_shard: rng.between(20, 200),
-        wal_bytes: [1 << 20, 2 << 20, 8 << 20][rng.below(3) as usize],
+        wal_bytes: [3 << 20, 4 << 20, 16 << 20][rng.below(3) as usize],
         data_bytes: 64 << 20,
         log_tail_bytes: [16 << 10, 256 << 10, 1 << 20][rng.below(3) as usize],
         overlay_cache_bytes: [0, 64 << 10, 1 << 20][rng.below(3) as usize],

@@ -346,10 +346,17 @@ impl Worker {
         self.members.iter().find_map(of)
     }
 
+    /// Where a member is that others may be resynced from. It need not serve: what it has applied
+    /// is committed, and a leader that waits for its followers must be able to bring them along.
+    fn source_lane(&self, source: MemberId) -> Option<u8> {
+        let runtime = self.members.get(&source)?;
+        let whole = runtime.faulted.is_none() && runtime.resync.is_none();
+        whole.then_some(runtime.lane)
+    }
+
     /// A peer asks for a chunk of our list.
     pub fn manifest_asked(&mut self, conn: ConnId, call: CallId, source: MemberId, from: Extent) {
-        let serving = self.members.get(&source).filter(|runtime| runtime.role.serving);
-        let Some(lane) = serving.map(|runtime| runtime.lane) else {
+        let Some(lane) = self.source_lane(source) else {
             return self.send_on(conn, PeerMessage::Manifest { call, answer: None });
         };
         let read = self.reads.add(ReadTarget::PeerManifest { conn, call, source });
@@ -382,8 +389,7 @@ impl Worker {
         extent: Extent,
         layer: u32,
     ) {
-        let serving = self.members.get(&source).filter(|runtime| runtime.role.serving);
-        let Some(lane) = serving.map(|runtime| runtime.lane) else {
+        let Some(lane) = self.source_lane(source) else {
             let result = Err(BlockError::NotLeader { hint: None, term: 0 });
             return self.send_on(conn, PeerMessage::Extent { call, result });
         };
