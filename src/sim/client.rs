@@ -1,10 +1,15 @@
 //! A client of the simulated cluster: speaks NBD to one pod over a simulated connection, keeps
 //! several requests under way, and tells the history what it saw.
 //!
+//! Every client has a front end of its own choice and stays with it; clients of different front
+//! ends work on different blocks. That is what is promised without an attachment: a front end
+//! sends a write again whose outcome it does not know, and orders only what passes through it.
+//!
 //! Two registers per block, at byte 0 and at byte 2048, so that partial writes of one half and
 //! whole blocks meet (rule R5).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bytes::{Buf, Bytes};
 
@@ -67,14 +72,15 @@ pub struct Client {
     out: Vec<Bytes>,
     requests: BTreeMap<u64, UnderWay>,
     next_cookie: u64,
-    blocks: u64,
+    /// The blocks it works on.
+    region: Range<u64>,
     pub plan: Plan,
     /// NBD errors that were answered.
     pub errors: u64,
 }
 
 impl Client {
-    pub fn new(driver: SimDriver, blocks: u64) -> Client {
+    pub fn new(driver: SimDriver, region: Range<u64>) -> Client {
         Client {
             driver,
             reader: StreamReader::new(Pool::default()),
@@ -85,7 +91,7 @@ impl Client {
             out: Vec::new(),
             requests: BTreeMap::new(),
             next_cookie: 0,
-            blocks,
+            region,
             plan: Plan::Mixed,
             errors: 0,
         }
@@ -114,6 +120,11 @@ impl Client {
             _ => {}
         }
         self.flush();
+    }
+
+    /// Reads everything once from now on.
+    pub fn read_all(&mut self) {
+        self.plan = Plan::ReadAll { next_block: self.region.start };
     }
 
     /// True when a reading plan has read everything.
@@ -156,7 +167,7 @@ impl Client {
         self.state = State::Idle;
         if self.plan != Plan::Mixed {
             // What was asked for and not answered is asked for again, with everything else.
-            self.plan = Plan::ReadAll { next_block: 0 };
+            self.read_all();
         }
     }
 
@@ -251,7 +262,7 @@ impl Client {
                 Plan::Done => return,
                 Plan::ReadAll { next_block } => {
                     self.request(next_block * 2, 2, None);
-                    self.plan = match next_block + 1 < self.blocks {
+                    self.plan = match next_block + 1 < self.region.end {
                         true => Plan::ReadAll { next_block: next_block + 1 },
                         false => Plan::Done,
                     };
@@ -262,11 +273,11 @@ impl Client {
     }
 
     fn invoke_random(&mut self, rng: &mut Rng, values: &mut Value, history: &mut History) {
-        let block = rng.below(self.blocks);
+        let block = rng.between(self.region.start, self.region.end);
         let (first, registers) = match rng.below(4) {
             // One half of a block.
             0 => (block * 2 + rng.below(2), 1),
-            _ => (block * 2, 2 * (1 + rng.below(BLOCKS_MAX.min(self.blocks - block)))),
+            _ => (block * 2, 2 * (1 + rng.below(BLOCKS_MAX.min(self.region.end - block)))),
         };
         if rng.one_in(2) {
             return self.request(first, registers, None);

@@ -56,6 +56,7 @@ impl History {
 
     /// A client is about to write; the outcome is open until [`History::acknowledged`].
     pub fn writing(&mut self, block: u64, value: Value, at: Mono) {
+        tracing::trace!(block, value, at = at.0, "writing");
         let cluster = self.cluster(block, value);
         cluster.written = Some(at);
         cluster.last_invocation = cluster.last_invocation.max(at);
@@ -63,6 +64,7 @@ impl History {
 
     /// The write was acknowledged.
     pub fn acknowledged(&mut self, block: u64, value: Value, at: Mono) {
+        tracing::trace!(block, value, at = at.0, "acknowledged");
         let cluster = self.cluster(block, value);
         cluster.first_response = cluster.first_response.min(at);
         cluster.happened = true;
@@ -70,6 +72,7 @@ impl History {
 
     /// A read returned this value.
     pub fn read(&mut self, block: u64, value: Value, invoked: Mono, responded: Mono) {
+        tracing::trace!(block, value, invoked = invoked.0, at = responded.0, "read");
         let cluster = self.cluster(block, value);
         cluster.first_response = cluster.first_response.min(responded);
         cluster.last_invocation = cluster.last_invocation.max(invoked);

@@ -95,6 +95,7 @@ fn draw_shape(seed: u64) -> Shape {
     Shape {
         pods: [3, 3, 3, 4, 5][rng.below(5) as usize],
         clients: rng.between(1, 4) as usize,
+        fronts: rng.between(1, 4) as usize,
         shards: rng.between(1, 4) as usize,
         blocks_per_shard: rng.between(20, 200),
         wal_bytes: [3 << 20, 4 << 20, 16 << 20][rng.below(3) as usize],

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, OpenFile};
-use crate::sim::client::{Client, Plan};
+use crate::sim::client::Client;
 use crate::sim::history::{History, Value};
 use crate::sim::kernel::{Due, Host, Kernel, SimDriver};
 use crate::store::index::memory::MemoryIndex;
@@ -37,6 +37,8 @@ const INDEX_ALARMS: u64 = 1 << 32;
 pub struct Shape {
     pub pods: usize,
     pub clients: usize,
+    /// Pods that clients connect to.
+    pub fronts: usize,
     pub shards: usize,
     pub blocks_per_shard: u64,
     pub wal_bytes: u64,
@@ -98,7 +100,9 @@ impl World {
         let blocks = world.shape.blocks_per_shard * world.shape.shards as u64;
         for client in 0..world.shape.clients {
             let driver = world.driver(world.shape.pods + client, Rc::default(), Arc::default());
-            world.clients.push(Client::new(driver, blocks));
+            let (front, fronts) = (world.front(client) as u64, world.shape.fronts as u64);
+            let region = blocks * front / fronts..blocks * (front + 1) / fronts;
+            world.clients.push(Client::new(driver, region));
             world.kernel.borrow_mut().wake(world.shape.pods + client, Duration::from_millis(1));
         }
         world
@@ -211,7 +215,7 @@ impl World {
     pub fn read_all(&mut self) {
         for client in &mut self.clients {
             client.hang_up();
-            client.plan = Plan::ReadAll { next_block: 0 };
+            client.read_all();
         }
     }
 
@@ -273,8 +277,13 @@ impl World {
         }
     }
 
+    /// The pod that a client connects to.
+    fn front(&self, client: usize) -> Host {
+        client % self.shape.fronts
+    }
+
     fn run_client(&mut self, number: usize) {
-        let to = self.kernel.borrow_mut().rng.below(self.shape.pods as u64) as usize;
+        let to = self.front(number);
         let mut rng = self.kernel.borrow_mut().rng.clone();
         self.clients[number].run(&nbd_address(to), &mut rng, &mut self.values, &mut self.history);
         self.kernel.borrow_mut().rng.next();
