@@ -300,7 +300,7 @@ fn r8_stuck_and_idle_members_do_not_hold_the_ring() {
 
 #[test]
 fn r9_hard_states_have_room_when_entries_have_none() {
-    let mut lab = Lab::new(1, 1);
+    let mut lab = Lab::with(1, 2, FORMAT.wal_bytes, 60 * EXTENT_BYTES as u64);
     let mut last = 0;
     while lab.lane.admit(ONE, 4096, &[range(0, 1)]).is_ok() {
         last += 1;
@@ -308,6 +308,11 @@ fn r9_hard_states_have_room_when_entries_have_none() {
         lab.settle();
         assert!(last < 1000, "unapplied entries are bounded");
     }
+    assert_eq!(
+        lab.lane.admit(TWO, 4096, &[range(0, 1)]),
+        Ok(()),
+        "one that is stuck stops nobody else"
+    );
     for _ in 0..20 {
         lab.append(ONE, last + 1, &[]);
         lab.settle();
@@ -354,6 +359,7 @@ fn r12_a_destroyed_member_stays_away_and_its_space_comes_back() {
     lab.rest();
     lab.write(ONE, write(0, 8, 3));
     let incarnation = lab.lane.superblock().incarnation;
+    lab.lane.destroy_member(ONE);
     lab.lane.destroy_member(ONE);
     lab.settle();
     assert!(matches!(
