@@ -269,6 +269,30 @@ fn r8_a_payload_that_is_being_read_back_is_not_overwritten() {
 }
 
 #[test]
+fn r8_what_is_replaced_stays_until_the_replacement_is_durable() {
+    let mut lab = Lab::new(1, 2);
+    for index in 1..=3 {
+        lab.append(ONE, index, &[write(0, 1, index)]);
+        lab.settle();
+    }
+    lab.write(TWO, write(0, 4, 9));
+    lab.append(TWO, 2, &[]);
+    lab.settle();
+    lab.append(ONE, 1, &[write(0, 1, 7)]);
+    idle(&mut lab);
+    let is_log = |effect: &Effect| file_of(effect) == Some(LaneFile::Wal);
+    lab.settle_but(is_log);
+    assert_eq!(
+        lab.lane.space().overlay_blocks,
+        0,
+        "the other one was written back"
+    );
+    lab.queue.clear();
+    lab.crash();
+    assert_eq!(lab.models[&ONE].log, [1, 1, 1]);
+}
+
+#[test]
 fn r8_stuck_and_idle_members_do_not_hold_the_ring() {
     let mut lab = Lab::new(1, 3);
     // Two is stuck with uncommitted entries, three has nothing but a HardState.
