@@ -332,7 +332,7 @@ impl Lane {
         let Some((id, _)) = holder else { return };
         let id = *id;
         let member = self.members.get_mut(&id).expect("just found");
-        let bytes: u64 = member.unapplied_bytes();
+        let bytes = member.log.unapplied_bytes();
         if bytes > self.log.ring_bytes / 8 {
             return;
         }

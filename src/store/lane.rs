@@ -110,7 +110,8 @@ pub(super) struct LaneLog {
     pub found_seq: BatchSeq,
     /// Reads of the ring under way, per batch.
     pub pins: BTreeMap<BatchSeq, u32>,
-    /// Payload bytes of entries that are not applied yet, over all members.
+    /// Payload bytes of entries that are not applied yet, over all members, as of the newest
+    /// round or append.
     pub unapplied_bytes: u64,
 }
 
@@ -206,10 +207,7 @@ impl Lane {
                 member.overlay.is_empty(),
                 "nothing up to a reset lives only in the log"
             );
-            if let Some(seq) = member.log.oldest_batch_from(0) {
-                member.log.hold = Some((group, seq));
-            }
-            self.log.unapplied_bytes -= member.unapplied_bytes();
+            member.log.hold_from(0, group, self.log.wal.next_seq());
             self.alloc
                 .unreserve(member.log.reset(reset.index, reset.term));
             member.applied_index = member.applied_index.max(reset.index);
@@ -229,6 +227,9 @@ impl Lane {
         }
         let push = self.log.groups.next_push();
         for entry in request.entries {
+            // What it replaces may be all that a crash leaves.
+            let next = self.log.wal.next_seq();
+            member.log.hold_from(entry.index, group, next);
             retain(member, &mut self.log, &mut self.alloc, entry.clone(), push);
             self.log.groups.expect(Unplaced {
                 member: request.member,
@@ -273,14 +274,17 @@ impl Lane {
         if free < payload_bytes + BLOCK_BYTES as u64 + headroom {
             return Err(Refusal::LogFull);
         }
-        if payload_bytes > 0 && self.log.unapplied_bytes + payload_bytes > ring / 8 {
-            return Err(Refusal::LogFull);
-        }
         let Some(found) = self.members.get(&member) else {
             return Ok(());
         };
         if payload_bytes == 0 {
             return Ok(());
+        }
+        // What is not applied cannot be reclaimed. A member that is stuck may have as much of it
+        // as it leaves to all others, so that it stops nobody.
+        let left = (ring / 8).saturating_sub(self.log.unapplied_bytes);
+        if found.log.unapplied_bytes() + payload_bytes > left {
+            return Err(Refusal::LogFull);
         }
         let mut wanted = 0;
         for range in ranges {
@@ -310,15 +314,9 @@ impl Lane {
         }
         assert_eq!(request.index, found.applied_index + 1, "applied in order");
         self.clock.changed = true;
-        let entry = found
-            .log
-            .get_mut(request.index)
-            .expect("appended before it is applied");
-        assert_eq!(entry.term, request.term, "the entry that was appended");
-        self.alloc
-            .unreserve(u64::from(std::mem::take(&mut entry.reserved)));
-        entry.unapplied = None;
-        self.log.unapplied_bytes -= u64::from(entry.payload_bytes);
+        let term = found.log.term(request.index);
+        assert_eq!(term, Some(request.term), "the entry that was appended");
+        self.alloc.unreserve(found.log.applied(request.index));
         found.applied_index = request.index;
         found.applied_term = request.term;
         if let Some(meta) = request.meta {
@@ -549,6 +547,11 @@ impl Lane {
             self.clock.last_batch = now;
         }
         if !self.io.poisoned() {
+            let unapplied = self
+                .members
+                .values()
+                .map(|member| member.log.unapplied_bytes());
+            self.log.unapplied_bytes = unapplied.sum();
             self.start_batches();
             self.pace();
             if self.log.wal.wants_idle_mark() && now >= self.clock.last_batch + IDLE_MARK_AFTER {
@@ -639,14 +642,6 @@ impl Member {
             .is_some_and(|overlay| overlay.reserved);
         !self.presence.get(extent) && !reserved
     }
-
-    /// Payload bytes of the retained entries that are not applied yet.
-    pub(super) fn unapplied_bytes(&self) -> u64 {
-        let entries = self.log.from(self.applied_index + 1);
-        entries
-            .map(|(_, entry)| u64::from(entry.payload_bytes))
-            .sum()
-    }
 }
 
 /// Adds an entry to the retained log, in place of what it replaces.
@@ -665,11 +660,6 @@ pub(super) fn retain(
         entry.index <= member.log.last_index() + 1,
         "the log has no gap"
     );
-    let replaced = member.log.from(entry.index);
-    let bytes: u64 = replaced
-        .map(|(_, entry)| u64::from(entry.payload_bytes))
-        .sum();
-    log.unapplied_bytes -= bytes;
     alloc.unreserve(member.log.truncate(entry.index));
     let payload_bytes = u32::try_from(entry.payload.len()).expect("bounded by ENTRY_BYTES_MAX");
     let reserved = slots_at_most(payload_bytes);
@@ -680,6 +670,7 @@ pub(super) fn retain(
         push,
         place: None,
         payload_bytes,
+        unapplied_bytes: payload_bytes,
         reserved,
         unapplied: Some(Box::new(entry)),
     });

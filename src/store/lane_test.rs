@@ -101,7 +101,7 @@ fn run_seed(seed: u64, members: u64) {
 
 #[test]
 fn nothing_confirmed_is_lost_whenever_the_power_fails() {
-    for seed in 0..120 {
+    for seed in 0..160 {
         run_seed(seed, 1 + seed % 3);
     }
 }

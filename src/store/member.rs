@@ -156,6 +156,8 @@ pub(crate) struct Retained {
     /// Known once its batch was formed.
     pub place: Option<Place>,
     pub payload_bytes: u32,
+    /// Of these, what counts against the bound of unapplied entries.
+    pub unapplied_bytes: u32,
     /// Slots reserved for it until it is applied.
     pub reserved: u16,
     /// The entry itself until it is applied, for an image. Raft holds the same memory.
@@ -174,7 +176,9 @@ pub(crate) struct RetainedLog {
     base_index: u64,
     base_term: u64,
     entries: VecDeque<Retained>,
-    /// After a reset: what was there before is kept until the reset itself is durable.
+    /// Payload bytes of the entries that are not applied yet.
+    unapplied_bytes: u64,
+    /// What was replaced is kept until what replaced it is durable.
     pub hold: Option<(GroupId, BatchSeq)>,
 }
 
@@ -184,6 +188,7 @@ impl RetainedLog {
             base_index,
             base_term,
             entries: VecDeque::new(),
+            unapplied_bytes: 0,
             hold: None,
         }
     }
@@ -210,7 +215,23 @@ impl RetainedLog {
     }
 
     pub(crate) fn push(&mut self, entry: Retained) {
+        self.unapplied_bytes += u64::from(entry.unapplied_bytes);
         self.entries.push_back(entry);
+    }
+
+    /// Payload bytes of the entries that are not applied yet.
+    pub(crate) fn unapplied_bytes(&self) -> u64 {
+        self.unapplied_bytes
+    }
+
+    /// An entry is applied: returns the slots that were reserved for it.
+    pub(crate) fn applied(&mut self, index: u64) -> u64 {
+        let entry = self.get_mut(index).expect("appended before it is applied");
+        entry.unapplied = None;
+        let bytes = std::mem::take(&mut entry.unapplied_bytes);
+        let reserved = std::mem::take(&mut entry.reserved);
+        self.unapplied_bytes -= u64::from(bytes);
+        u64::from(reserved)
     }
 
     /// Drops the entries from `index` on and returns the slots that were reserved for them.
@@ -220,11 +241,12 @@ impl RetainedLog {
             "a compacted entry is never replaced"
         );
         let keep = (index - self.base_index - 1) as usize;
-        if keep >= self.entries.len() {
-            return 0;
+        let mut reserved = 0;
+        while self.entries.len() > keep {
+            let gone = self.entries.pop_back().expect("longer than `keep`");
+            reserved += self.drop_one(&gone);
         }
-        let gone = self.entries.drain(keep..);
-        gone.map(|entry| u64::from(entry.reserved)).sum()
+        reserved
     }
 
     /// Drops the entries up to `index`: recovery does not need them any more. Returns the slots
@@ -232,14 +254,19 @@ impl RetainedLog {
     pub(crate) fn compact(&mut self, index: u64) -> u64 {
         let mut reserved = 0;
         while self.base_index < index {
-            let Some(entry) = self.entries.pop_front() else {
+            let Some(gone) = self.entries.pop_front() else {
                 break;
             };
-            reserved += u64::from(entry.reserved);
+            reserved += self.drop_one(&gone);
             self.base_index += 1;
-            self.base_term = entry.term;
+            self.base_term = gone.term;
         }
         reserved
+    }
+
+    fn drop_one(&mut self, gone: &Retained) -> u64 {
+        self.unapplied_bytes -= u64::from(gone.unapplied_bytes);
+        u64::from(gone.reserved)
     }
 
     /// Drops the entries after `index` (or after the base) and returns the slots reserved.
@@ -256,15 +283,22 @@ impl RetainedLog {
         self.reset(index, term)
     }
 
+    /// The entries from `index` on are about to be replaced by a group: until that is durable,
+    /// what was there stays in the ring. A crash would otherwise leave a log with a hole.
+    pub(crate) fn hold_from(&mut self, index: u64, group: GroupId, next: BatchSeq) {
+        if index > self.last_index() {
+            return;
+        }
+        // What has no place yet will get one in the next batch or later.
+        let oldest = self.oldest_batch_from(index).unwrap_or(next);
+        let held = self.hold.map_or(oldest, |(_, held)| held.min(oldest));
+        self.hold = Some((group, held));
+    }
+
     /// Replaces everything; the log now starts behind this point. Returns the slots that were
     /// reserved.
     pub(crate) fn reset(&mut self, index: u64, term: u64) -> u64 {
-        let reserved = self
-            .entries
-            .iter()
-            .map(|entry| u64::from(entry.reserved))
-            .sum();
-        self.entries.clear();
+        let reserved = self.truncate(self.base_index + 1);
         self.base_index = index;
         self.base_term = term;
         reserved
@@ -368,6 +402,7 @@ mod tests {
                 payload_offset: 0,
             }),
             payload_bytes: 0,
+            unapplied_bytes: 0,
             reserved: 0,
             unapplied: None,
         }

@@ -264,6 +264,7 @@ impl Lane {
                         payload_offset: found.payload_offset,
                     }),
                     payload_bytes: found.payload_bytes,
+                    unapplied_bytes: found.payload_bytes,
                     reserved,
                     unapplied: loaded.then(|| Box::new(entry.clone())),
                 });

@@ -5,6 +5,8 @@
 //! index says is all there is: extents that the source has as well are not fetched, and must not
 //! live only in a log that the resync replaces.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 
 use crate::store::checkpoint::AfterFlush;
@@ -156,8 +158,8 @@ impl Lane {
         if self.io.poisoned() {
             return;
         }
-        if let Some(found) = self.members.get_mut(&member) {
-            assert_eq!(found.phase, Phase::Live, "resynced before it was created");
+        let live = |found: &&mut Member| found.phase == Phase::Live;
+        if let Some(found) = self.members.get_mut(&member).filter(live) {
             found.task = Some(task);
         }
     }
@@ -167,7 +169,8 @@ impl Lane {
         if self.io.poisoned() {
             return;
         }
-        if let Some(found) = self.members.get_mut(&member) {
+        let live = |found: &&mut Member| found.phase == Phase::Live;
+        if let Some(found) = self.members.get_mut(&member).filter(live) {
             found.record.resyncing = false;
             let edits = vec![IndexEdit::PutMember(found.record.clone())];
             self.flush(edits, AfterFlush::Recorded(member));
@@ -186,7 +189,8 @@ impl Lane {
         if self.io.poisoned() {
             return;
         }
-        let Some(found) = self.members.get(&member) else {
+        let live = |found: &&Member| found.phase == Phase::Live;
+        let Some(found) = self.members.get(&member).filter(live) else {
             let refused = extents.iter().map(|content| content.extent).collect();
             self.io.events.push(Event::Installed { read, refused });
             return;
@@ -216,9 +220,12 @@ impl Lane {
             return;
         }
         match self.members.get_mut(&member) {
+            Some(found) if found.phase == Phase::Destroying => {}
             Some(found) => {
                 found.phase = Phase::Destroying;
+                found.task = None;
                 self.writeback.doomed.push(member);
+                self.refuse_installs(member);
             }
             None => {
                 let edits = vec![IndexEdit::Destroy(member)];
@@ -227,9 +234,25 @@ impl Lane {
         }
     }
 
+    /// What waits to be installed into a member that goes away never will be.
+    fn refuse_installs(&mut self, member: MemberId) {
+        let installs = std::mem::take(&mut self.writeback.installs);
+        let (gone, rest) = installs
+            .into_iter()
+            .partition(|install| install.member == member);
+        self.writeback.installs = rest;
+        let gone: VecDeque<Install> = gone;
+        for install in gone {
+            let extents = install.extents.iter().map(|content| content.extent);
+            self.io.events.push(Event::Installed {
+                read: install.read,
+                refused: install.refused.into_iter().chain(extents).collect(),
+            });
+        }
+    }
+
     pub(super) fn destroyed(&mut self, member: MemberId) {
         let mut gone = self.members.remove(&member).expect("destroyed once");
-        self.log.unapplied_bytes -= gone.unapplied_bytes();
         let overlay = gone
             .overlay
             .range(..)
@@ -284,11 +307,13 @@ impl Lane {
         if index <= member.applied_index {
             return;
         }
-        self.log.unapplied_bytes -= member.unapplied_bytes();
         if member.log.term(index) != Some(term) {
             // Another history: none of it will ever be applied.
             self.alloc
                 .unreserve(member.log.drop_after(member.applied_index));
+        }
+        for jumped in member.applied_index + 1..=index.min(member.log.last_index()) {
+            self.alloc.unreserve(member.log.applied(jumped));
         }
         member.applied_index = index;
         member.applied_term = term;
@@ -296,7 +321,6 @@ impl Lane {
         member.record.flushed_index = index;
         member.record.flushed_term = term;
         member.record.meta = meta;
-        self.log.unapplied_bytes += member.unapplied_bytes();
     }
 }
 

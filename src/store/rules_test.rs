@@ -269,6 +269,30 @@ fn r8_a_payload_that_is_being_read_back_is_not_overwritten() {
 }
 
 #[test]
+fn r8_what_is_replaced_stays_until_the_replacement_is_durable() {
+    let mut lab = Lab::new(1, 2);
+    for index in 1..=3 {
+        lab.append(ONE, index, &[write(0, 1, index)]);
+        lab.settle();
+    }
+    lab.write(TWO, write(0, 4, 9));
+    lab.append(TWO, 2, &[]);
+    lab.settle();
+    lab.append(ONE, 1, &[write(0, 1, 7)]);
+    idle(&mut lab);
+    let is_log = |effect: &Effect| file_of(effect) == Some(LaneFile::Wal);
+    lab.settle_but(is_log);
+    assert_eq!(
+        lab.lane.space().overlay_blocks,
+        0,
+        "the other one was written back"
+    );
+    lab.queue.clear();
+    lab.crash();
+    assert_eq!(lab.models[&ONE].log, [1, 1, 1]);
+}
+
+#[test]
 fn r8_stuck_and_idle_members_do_not_hold_the_ring() {
     let mut lab = Lab::new(1, 3);
     // Two is stuck with uncommitted entries, three has nothing but a HardState.
@@ -300,7 +324,7 @@ fn r8_stuck_and_idle_members_do_not_hold_the_ring() {
 
 #[test]
 fn r9_hard_states_have_room_when_entries_have_none() {
-    let mut lab = Lab::new(1, 1);
+    let mut lab = Lab::with(1, 2, FORMAT.wal_bytes, 60 * EXTENT_BYTES as u64);
     let mut last = 0;
     while lab.lane.admit(ONE, 4096, &[range(0, 1)]).is_ok() {
         last += 1;
@@ -308,6 +332,11 @@ fn r9_hard_states_have_room_when_entries_have_none() {
         lab.settle();
         assert!(last < 1000, "unapplied entries are bounded");
     }
+    assert_eq!(
+        lab.lane.admit(TWO, 4096, &[range(0, 1)]),
+        Ok(()),
+        "one that is stuck stops nobody else"
+    );
     for _ in 0..20 {
         lab.append(ONE, last + 1, &[]);
         lab.settle();
@@ -354,6 +383,7 @@ fn r12_a_destroyed_member_stays_away_and_its_space_comes_back() {
     lab.rest();
     lab.write(ONE, write(0, 8, 3));
     let incarnation = lab.lane.superblock().incarnation;
+    lab.lane.destroy_member(ONE);
     lab.lane.destroy_member(ONE);
     lab.settle();
     assert!(matches!(

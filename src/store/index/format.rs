@@ -1,12 +1,17 @@
 //! Keys and values of the index. Integers of keys are big-endian, so that keys sort by
 //! (member, extent, layer); those of values are little-endian.
 //!
-//! | key | value |
-//! |---|---|
-//! | `e` member u64, extent u32, layer u32 | version u8 = 1, slot u32, present u16, zero u16, last-changed u64, birth volume u64, one CRC u32 per *present* block in order |
-//! | `f` member u64 | empty: the member's log lost something it had promised |
-//! | `m` member u64 | version u8 = 1, shard u64, volume u64, first block u64, blocks u32, flushed index u64, flushed term u64, resyncing u8, then the metadata |
-//! | `t` member u64 | empty: the tombstone of a destroyed member |
+//! ```text
+//! key                                    value
+//! 'e' member u64, extent u32, layer u32  version u8 = 1, slot u32, present u16, zero u16,
+//!                                        last-changed u64, birth volume u64, then one CRC u32
+//!                                        per *present* block, in order
+//! 'f' member u64                         empty: its log lost something it had promised
+//! 'm' member u64                         version u8 = 1, shard u64, volume u64, first block u64,
+//!                                        blocks u32, flushed index u64, flushed term u64,
+//!                                        resyncing u8, then the metadata
+//! 't' member u64                         empty: the tombstone of a destroyed member
+//! ```
 //!
 //! A value that is shorter or longer than its fields say is corrupt.
 
