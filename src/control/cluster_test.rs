@@ -250,3 +250,56 @@ async fn a_cluster_of_three_survives_the_loss_of_its_leader_and_of_all() {
         pod.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_was_away_for_long_gets_the_whole_state() {
+    let root = tempfile::tempdir().unwrap();
+    let mut pods = three_pods(root.path()).await;
+    pods[2].stop().await;
+    pods[0]
+        .until("the others lead", |status| status.leader_pod < 3)
+        .await;
+    // More entries than two snapshots apart, and nothing but their log on disk after a restart.
+    let mut volumes = pods[0].volumes().await;
+    for _ in 0..600 {
+        let name = "nothing".to_owned();
+        let delete = DeleteVolumeRequest {
+            name,
+            request_id: String::new(),
+        };
+        assert_eq!(
+            volumes.delete(delete).await.unwrap_err().code(),
+            Code::NotFound
+        );
+    }
+    for pod in &mut pods[..2] {
+        pod.stop().await;
+    }
+    pods[0].start().await;
+    pods[1].seeds = vec![pods[0].api().to_string()];
+    pods[1].start().await;
+    let two = |status: &StatusResponse| status.disks.len() == 3 && status.leader_pod > 0;
+    pods[0].until("two of three lead", two).await;
+
+    pods[2].seeds = vec![pods[0].api().to_string()];
+    pods[2].start().await;
+    pods[2]
+        .until("everybody is back", |status| all_up(status, 3))
+        .await;
+    // It holds the state itself: it can lead together with either of the others.
+    let caught_up = async |pods: &[TestPod]| {
+        let applied = |pod: &TestPod| pod.server.as_ref().unwrap().catalog_applied();
+        let deadline = Instant::now() + PATIENCE;
+        while applied(&pods[2]) < applied(&pods[0]) {
+            assert!(Instant::now() < deadline, "the state never arrived");
+            sleep(Duration::from_millis(50)).await;
+        }
+        applied(&pods[2])
+    };
+    assert!(caught_up(&pods).await > 600);
+    pods[0].stop().await;
+    let leads = |status: &StatusResponse| status.leader_pod == 2 || status.leader_pod == 3;
+    pods[2].until("the others lead", leads).await;
+    pods[1].stop().await;
+    pods[2].stop().await;
+}
