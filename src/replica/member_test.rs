@@ -6,9 +6,13 @@ use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Message, MessageType};
 
 use crate::replica::harness::{BLOCKS, Call, Cluster, Faults};
+use crate::replica::member::Member;
 use crate::replica::meta::Meta;
-use crate::replica::seam::{Input, ReqId};
-use crate::types::{Block, BlockError, BlockRange, MemberId, Origin, PodId, ShardOp, ShardReply};
+use crate::replica::seam::{Input, MemberConfig, Output, ReqId, Start};
+use crate::types::{
+    Block, BlockError, BlockRange, MemberId, Mono, Origin, PodId, ShardId, ShardOp, ShardReply,
+    VolumeId,
+};
 
 fn done(cluster: &Cluster, req: ReqId) -> bool {
     cluster.result(req) == Some(&Ok(ShardReply::Done))
@@ -478,6 +482,44 @@ fn a_panic_faults_one_member_only() {
     ));
     cluster.run(2_000);
     assert_eq!(cluster.leader(), Some(leader));
+}
+
+#[test]
+fn what_cannot_be_trusted_at_the_start_is_reported_and_does_nothing() {
+    let good = Start {
+        meta: Meta::new(&[MemberId(1)], BLOCKS).encode(),
+        ..Start::default()
+    };
+    let mut lost = good.clone();
+    lost.hard.commit = 9;
+    let promised = Start {
+        faulted: true,
+        ..good.clone()
+    };
+    let cases = [
+        (promised, "had promised"),
+        (Start::default(), "metadata"),
+        (lost, "acknowledged entries are gone"),
+    ];
+    for (start, expected) in cases {
+        let config = MemberConfig {
+            member: MemberId(1),
+            shard: ShardId(1),
+            seed: 1,
+            volume: VolumeId(1),
+            first_block_in_volume: 0,
+            blocks: BLOCKS,
+            log_tail_bytes: 0,
+        };
+        let mut member = Member::start(config, start, Mono(5));
+        let mut out = Vec::new();
+        member.handle(Mono(5), Input::Tick);
+        member.poll(Mono(5), &mut out);
+        let [Output::Faulted { reason }] = &out[..] else {
+            panic!("{out:?}");
+        };
+        assert!(reason.contains(expected), "{reason}");
+    }
 }
 
 #[test]
