@@ -402,7 +402,14 @@ impl Driver {
                 }
             }
             Output::Role(role) => {
-                tracing::info!(?role, "the catalog's leader or term changed");
+                let leader = role.leader.map_or(0, |leader| leader.0);
+                let (term, serving) = (role.term, role.serving);
+                tracing::info!(
+                    term,
+                    leader,
+                    serving,
+                    "the catalog's leader or term changed"
+                );
                 self.now.role = role;
             }
             Output::NeedsResync { member } => self.send_state(member),

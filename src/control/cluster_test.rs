@@ -114,11 +114,17 @@ impl TestPod {
 
 fn voters(status: &StatusResponse) -> usize {
     let parts = status.pods.iter().map(|pod| pod.catalog.as_str());
-    parts.filter(|part| matches!(*part, "voter" | "leader")).count()
+    parts
+        .filter(|part| matches!(*part, "voter" | "leader"))
+        .count()
 }
 
 fn all_up(status: &StatusResponse, count: usize) -> bool {
-    let up = status.disks.iter().filter(|disk| disk.state_name() == "up").count();
+    let up = status
+        .disks
+        .iter()
+        .filter(|disk| disk.state_name() == "up")
+        .count();
     status.pods.len() == count && up == count && status.problems.is_empty()
 }
 
@@ -148,14 +154,26 @@ async fn a_cluster_of_three_survives_the_loss_of_its_leader_and_of_all() {
     let taken = pods[0].create("demo", "request-2").await.unwrap_err();
     assert_eq!(taken.code(), Code::AlreadyExists, "{taken}");
     let usable = |status: &StatusResponse| {
-        status.volumes.iter().all(|volume| volume.state() == VolumeState::Ready)
+        status
+            .volumes
+            .iter()
+            .all(|volume| volume.state() == VolumeState::Ready)
     };
     let status = pods[1].until("the volume is ready", usable).await;
     let replicas = &status.volumes[0].shards[0].replicas;
-    assert_eq!(replicas.iter().map(|replica| replica.pod).collect::<BTreeSet<_>>(), ids);
+    assert_eq!(
+        replicas
+            .iter()
+            .map(|replica| replica.pod)
+            .collect::<BTreeSet<_>>(),
+        ids
+    );
 
     // The leader goes; the others answer.
-    let leader = pods.iter().position(|pod| pod.id() == status.leader_pod).unwrap();
+    let leader = pods
+        .iter()
+        .position(|pod| pod.id() == status.leader_pod)
+        .unwrap();
     pods[leader].stop().await;
     let others: Vec<usize> = (0..3).filter(|index| *index != leader).collect();
     let second = pods[others[0]].create("second", "").await;
@@ -164,20 +182,30 @@ async fn a_cluster_of_three_survives_the_loss_of_its_leader_and_of_all() {
     let text = "volume second needs 3 replicas on different pods, but only 2 pods have a usable";
     assert!(second.message().contains(text), "{second}");
     let mut volumes = pods[others[1]].volumes().await;
-    let get = GetVolumeRequest { name: "demo".to_owned() };
+    let get = GetVolumeRequest {
+        name: "demo".to_owned(),
+    };
     assert_eq!(volumes.get(get).await.unwrap().into_inner().id, demo);
-    let delete = DeleteVolumeRequest { name: "demo".to_owned(), request_id: String::new() };
+    let delete = DeleteVolumeRequest {
+        name: "demo".to_owned(),
+        request_id: String::new(),
+    };
     volumes.delete(delete.clone()).await.unwrap();
-    assert_eq!(volumes.delete(delete).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(
+        volumes.delete(delete).await.unwrap_err().code(),
+        Code::NotFound
+    );
     let deleting = |status: &StatusResponse| status.volumes.len() == 1;
-    pods[others[0]].until("the deleted volume waits for the pod", deleting).await;
+    pods[others[0]]
+        .until("the deleted volume waits for the pod", deleting)
+        .await;
 
     // It comes back, on another port, and gives the space back.
     pods[leader].start().await;
-    let clean =
-        |status: &StatusResponse| status.volumes.is_empty() && all_up(status, 3);
+    let clean = |status: &StatusResponse| status.volumes.is_empty() && all_up(status, 3);
     for pod in &pods {
-        pod.until("everything is gone and everybody is back", clean).await;
+        pod.until("everything is gone and everybody is back", clean)
+            .await;
     }
 
     // All go, and all come back, on other ports.
@@ -199,9 +227,79 @@ async fn a_cluster_of_three_survives_the_loss_of_its_leader_and_of_all() {
         pod.until("everybody is back", back).await;
     }
     for pod in &mut pods {
-        let views = pod.data_path.as_ref().unwrap().views.lock().unwrap().clone();
-        assert!(views.is_sorted_by_key(|view| view.revision), "views only get newer");
-        assert!(views.last().unwrap().volumes.iter().any(|volume| volume.name == "third"));
+        let views = pod
+            .data_path
+            .as_ref()
+            .unwrap()
+            .views
+            .lock()
+            .unwrap()
+            .clone();
+        assert!(
+            views.is_sorted_by_key(|view| view.revision),
+            "views only get newer"
+        );
+        assert!(
+            views
+                .last()
+                .unwrap()
+                .volumes
+                .iter()
+                .any(|volume| volume.name == "third")
+        );
         pod.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_was_away_for_long_gets_the_whole_state() {
+    let root = tempfile::tempdir().unwrap();
+    let mut pods = three_pods(root.path()).await;
+    pods[2].stop().await;
+    pods[0]
+        .until("the others lead", |status| status.leader_pod < 3)
+        .await;
+    // More entries than two snapshots apart, and nothing but their log on disk after a restart.
+    let mut volumes = pods[0].volumes().await;
+    for _ in 0..600 {
+        let name = "nothing".to_owned();
+        let delete = DeleteVolumeRequest {
+            name,
+            request_id: String::new(),
+        };
+        assert_eq!(
+            volumes.delete(delete).await.unwrap_err().code(),
+            Code::NotFound
+        );
+    }
+    for pod in &mut pods[..2] {
+        pod.stop().await;
+    }
+    pods[0].start().await;
+    pods[1].seeds = vec![pods[0].api().to_string()];
+    pods[1].start().await;
+    let two = |status: &StatusResponse| status.disks.len() == 3 && status.leader_pod > 0;
+    pods[0].until("two of three lead", two).await;
+
+    pods[2].seeds = vec![pods[0].api().to_string()];
+    pods[2].start().await;
+    pods[2]
+        .until("everybody is back", |status| all_up(status, 3))
+        .await;
+    // It holds the state itself: it can lead together with either of the others.
+    let caught_up = async |pods: &[TestPod]| {
+        let applied = |pod: &TestPod| pod.server.as_ref().unwrap().catalog_applied();
+        let deadline = Instant::now() + PATIENCE;
+        while applied(&pods[2]) < applied(&pods[0]) {
+            assert!(Instant::now() < deadline, "the state never arrived");
+            sleep(Duration::from_millis(50)).await;
+        }
+        applied(&pods[2])
+    };
+    assert!(caught_up(&pods).await > 600);
+    pods[0].stop().await;
+    let leads = |status: &StatusResponse| status.leader_pod == 2 || status.leader_pod == 3;
+    pods[2].until("the others lead", leads).await;
+    pods[1].stop().await;
+    pods[2].stop().await;
 }

@@ -160,7 +160,17 @@ impl<'a> Describe<'a> {
         volumes
     }
 
-    pub fn volume(&self, id: VolumeId, volume: &Volume) -> proto::Volume {
+    /// The volume that has this name now.
+    pub fn volume_by_name(&self, name: &str) -> Option<proto::Volume> {
+        let (id, volume) = self.state.volume_by_name(name)?;
+        Some(self.volume(id, volume))
+    }
+
+    pub fn volume_by_id(&self, id: VolumeId) -> Option<proto::Volume> {
+        Some(self.volume(id, self.state.volumes.get(&id)?))
+    }
+
+    fn volume(&self, id: VolumeId, volume: &Volume) -> proto::Volume {
         let shards: Vec<proto::Shard> = volume
             .shards
             .iter()

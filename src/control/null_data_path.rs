@@ -57,7 +57,10 @@ fn members(view: &ClusterView, disk: Uuid) -> Vec<MemberReport> {
     let shards = view.volumes.iter().flat_map(|volume| &volume.shards);
     let members = shards.flat_map(|shard| {
         let first = shard.members[0].member;
-        shard.members.iter().map(move |member| (shard.shard, first, member))
+        shard
+            .members
+            .iter()
+            .map(move |member| (shard.shard, first, member))
     });
     members
         .filter(|(_, _, member)| member.disk == disk)

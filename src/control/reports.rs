@@ -11,6 +11,9 @@ use crate::view::PodReport;
 /// A pod that was silent for so long is away.
 pub const AWAY_AFTER: Duration = Duration::from_secs(5);
 
+/// A leader for so long has heard from every pod that is up.
+const COMPLETE_AFTER: Duration = Duration::from_secs(3);
+
 /// What a pod said.
 #[derive(Clone, Debug, Default)]
 pub struct Heard {
@@ -70,7 +73,7 @@ impl Reports {
             .collect();
         Pods {
             up,
-            is_complete: since.is_some_and(|since| since.elapsed() >= AWAY_AFTER),
+            is_complete: since.is_some_and(|since| since.elapsed() >= COMPLETE_AFTER),
         }
     }
 }

@@ -147,6 +147,12 @@ impl Server {
         self.node.view.subscribe()
     }
 
+    /// How far this pod's member of the catalog has applied; 0: it has none.
+    pub fn catalog_applied(&self) -> u64 {
+        let catalog = self.node.catalog();
+        catalog.map_or(0, |catalog| catalog.published.borrow().applied_index)
+    }
+
     /// Registers the data path's disks and gives it every new view from now on.
     pub fn attach(&self, data_path: Arc<dyn DataPath>) {
         self.node.disks.send_replace(Some(data_path.disks()));

@@ -254,13 +254,13 @@ impl State {
             source,
         })?;
         let block = BLOCK_BYTES as u64;
-        if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX || size_bytes % block != 0 {
+        if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX || !size_bytes.is_multiple_of(block) {
             return Err(CatalogError::BadSize { size_bytes });
         }
         if self.volume_by_name(&name).is_some() {
             return Err(CatalogError::NameTaken { name });
         }
-        let whole_blocks = stripe_bytes > 0 && stripe_bytes % block == 0;
+        let whole_blocks = stripe_bytes > 0 && stripe_bytes.is_multiple_of(block);
         if !whole_blocks || size_bytes.div_ceil(stripe_bytes) != placement.shards.len() as u64 {
             return Err(CatalogError::StalePlacement);
         }

@@ -14,7 +14,7 @@ use std::path::Path;
 use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, HardState};
-use rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
+use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::control::command::{CodecError, decode, encode};
@@ -76,6 +76,9 @@ impl Storage {
     pub fn open(path: &Path) -> Result<Storage, StorageError> {
         let mut options = Options::default();
         options.create_if_missing(true);
+        // A write that a crash cut short may be missing; anything else is an error, not a
+        // shorter log: this member has promised what was in it.
+        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         options.set_keep_log_file_num(2);
         options.set_max_total_wal_size(16 << 20);
         Ok(Storage {
@@ -86,9 +89,11 @@ impl Storage {
     /// Makes this the log of a member that starts from `snapshot`, which is the point before its
     /// first entry.
     pub fn create(&self, row: MemberRow, snapshot: &Snapshot) -> Result<(), StorageError> {
-        let mut hard = HardState::default();
-        hard.term = snapshot.term;
-        hard.commit = snapshot.index;
+        let hard = HardState {
+            term: snapshot.term,
+            commit: snapshot.index,
+            ..HardState::default()
+        };
         let mut batch = WriteBatch::default();
         batch.put(MEMBER, encode(&row));
         batch.put(HARD, hard.write_to_bytes()?);

@@ -14,6 +14,7 @@ use crate::control::proto::{
     CreateVolumeRequest, DiskState, ListVolumesRequest, PodState, StatusRequest, Volume,
     VolumeState,
 };
+use crate::control::reconcile::voters_due;
 
 /// How long each step may take.
 const STEP_WITHIN: Duration = Duration::from_secs(120);
@@ -82,11 +83,16 @@ async fn all_serve(layout: &Layout, client: &Client) -> anyhow::Result<Option<St
         .iter()
         .filter(|disk| disk.state() == DiskState::Up)
         .count();
+    let parts = status.pods.iter().map(|pod| pod.catalog.as_str());
+    let voters = parts
+        .filter(|part| matches!(*part, "leader" | "voter"))
+        .count();
     let pods = layout.pods.len();
-    match up >= pods && disks >= pods {
+    // From here on the cluster survives the loss of a pod, if it is large enough to.
+    match up >= pods && disks >= pods && voters >= voters_due(pods) {
         true => Ok(None),
         false => Ok(Some(format!(
-            "of {pods} pods, {up} are up, with {disks} disks"
+            "of {pods} pods, {up} are up, with {disks} disks, and {voters} hold the catalog"
         ))),
     }
 }

@@ -1,7 +1,9 @@
 //! The cluster as a whole.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::sleep;
 use tonic::{Request, Response, Status};
 
 use crate::control::api::route::{Failure, on_leader, read};
@@ -32,18 +34,23 @@ impl Cluster for ClusterService {
     }
 }
 
-/// Reads what the leader knows, and describes it.
+/// While a new leader has not heard from all pods.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Reads what the leader knows, and describes it. A new leader first listens to the pods.
 pub async fn describe<T>(
     node: &Node,
     catalog: Arc<Catalog>,
     with: impl FnOnce(Describe<'_>) -> T,
 ) -> Result<T, Failure> {
-    let (state, published) = read(&catalog).await?;
-    let pods = node.reports.pods();
-    Ok(with(Describe::new(
-        &state,
-        &published.group,
-        &pods,
-        node.identity.pod,
-    )))
+    let mut pods = node.reports.pods();
+    loop {
+        let (state, published) = read(&catalog).await?;
+        if pods.is_complete || state.pods.keys().all(|pod| pods.up.contains_key(pod)) {
+            let me = node.identity.pod;
+            return Ok(with(Describe::new(&state, &published.group, &pods, me)));
+        }
+        sleep(LOOK_EVERY).await;
+        pods = node.reports.pods();
+    }
 }

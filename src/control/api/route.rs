@@ -14,6 +14,8 @@ use crate::control::state::{CatalogError, State};
 
 /// How long a call looks for a leader.
 const LEADER_WITHIN: Duration = Duration::from_secs(10);
+/// How long one pod may take; then another may lead.
+const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Marks a call that another pod passed on: it is not passed on again.
 const PASSED_ON: &str = "holdfast-passed-on";
@@ -90,7 +92,8 @@ where
             let mut call = Request::new(request.clone());
             call.metadata_mut()
                 .insert(PASSED_ON, "1".parse().expect("a plain value"));
-            call.set_timeout(deadline.saturating_duration_since(Instant::now()));
+            let left = deadline.saturating_duration_since(Instant::now());
+            call.set_timeout(left.min(ATTEMPT_WITHIN));
             match remote(node.peers.channel(api), call).await {
                 Ok(answer) => return Ok(answer),
                 Err(status) if is_passing(&status) => last = Some(status),

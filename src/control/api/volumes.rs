@@ -108,12 +108,12 @@ fn name_request(request_id: &mut String) -> Result<(), Status> {
 }
 
 async fn get(node: &Node, catalog: Arc<Catalog>, name: String) -> Result<proto::Volume, Failure> {
-    let (state, published) = read(&catalog).await?;
-    let Some((id, volume)) = state.volume_by_name(&name) else {
-        return Err(AskError::Refused(CatalogError::NoSuchVolume { name }).into());
-    };
-    let pods = node.reports.pods();
-    Ok(Describe::new(&state, &published.group, &pods, node.identity.pod).volume(id, volume))
+    let found = describe(node, catalog, |all| all.volume_by_name(&name)).await?;
+    found.ok_or_else(|| no_such_volume(name))
+}
+
+fn no_such_volume(name: String) -> Failure {
+    AskError::Refused(CatalogError::NoSuchVolume { name }).into()
 }
 
 async fn create(
@@ -125,13 +125,8 @@ async fn create(
     let Outcome::Volume(id) = outcome else {
         return Err(Failure::Final(Status::internal("creating made no volume")));
     };
-    let (state, published) = read(&catalog).await?;
-    let Some(volume) = state.volumes.get(&id) else {
-        let name = request.name;
-        return Err(AskError::Refused(CatalogError::NoSuchVolume { name }).into());
-    };
-    let pods = node.reports.pods();
-    Ok(Describe::new(&state, &published.group, &pods, node.identity.pod).volume(id, volume))
+    let found = describe(node, catalog, |all| all.volume_by_id(id)).await?;
+    found.ok_or_else(|| no_such_volume(request.name))
 }
 
 async fn place_and_propose(
