@@ -6,6 +6,7 @@
 //! there (a name is taken, there are too few pods).
 
 pub mod client;
+mod data_path;
 pub mod dev;
 pub mod disk;
 pub mod exit;
@@ -20,7 +21,6 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::client::Client;
-use crate::cli::serve::StartDataPath;
 
 /// Replicated block storage.
 #[derive(Debug, Parser)]
@@ -79,10 +79,10 @@ enum Command {
 
 /// Parses the command line and carries it out. `start_data_path` is what `serve` starts beside
 /// the control plane.
-pub fn run(start_data_path: StartDataPath) -> ExitCode {
+pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        Command::Serve(args) => return serve::run(&args, start_data_path),
+        Command::Serve(args) => return serve::run(&args),
         Command::Dev(args) => dev::run(&args),
         other => run_client(&cli.global, other),
     };

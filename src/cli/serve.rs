@@ -2,18 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
-use crate::control::identity::{Identity, PodDirectory, write_atomically};
-use crate::control::server::{DataPath, ReportSink, Server};
+use crate::cli::data_path;
+use crate::control::identity::{PodDirectory, write_atomically};
+use crate::control::server::Server;
 use crate::telemetry::logs;
-
-/// Opens this pod's disks and starts its workers and front ends. May block.
-pub type StartDataPath = fn(&Config, Identity, ReportSink) -> anyhow::Result<Arc<dyn DataPath>>;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -22,7 +19,7 @@ pub struct Args {
     config: PathBuf,
 }
 
-pub fn run(args: &Args, start_data_path: StartDataPath) -> ExitCode {
+pub fn run(args: &Args) -> ExitCode {
     let config = match read(&args.config) {
         Ok(config) => config,
         Err(error) => {
@@ -30,7 +27,7 @@ pub fn run(args: &Args, start_data_path: StartDataPath) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match serve(config, start_data_path) {
+    match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("could not serve: {error:#}");
@@ -46,7 +43,7 @@ fn read(path: &Path) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-fn serve(config: Config, start_data_path: StartDataPath) -> anyhow::Result<()> {
+fn serve(config: Config) -> anyhow::Result<()> {
     config.check_disks()?;
     let directory = PodDirectory::open(&config.data)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -55,7 +52,7 @@ fn serve(config: Config, start_data_path: StartDataPath) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the threads of the control plane")?;
-    let result = runtime.block_on(serve_until_told(&config, directory, start_data_path));
+    let result = runtime.block_on(serve_until_told(&config, directory));
     runtime.shutdown_background();
     result
 }
@@ -63,7 +60,6 @@ fn serve(config: Config, start_data_path: StartDataPath) -> anyhow::Result<()> {
 async fn serve_until_told(
     config: &Config,
     directory: PodDirectory,
-    start_data_path: StartDataPath,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -80,7 +76,7 @@ async fn serve_until_told(
     let data_path = {
         let (config, identity) = (config.clone(), server.identity());
         let reports = server.report_sink();
-        let start = move || start_data_path(&config, identity, reports);
+        let start = move || data_path::start(&config, identity, reports);
         tokio::task::spawn_blocking(start)
             .await
             .context("start the data path")?

@@ -141,6 +141,8 @@ pub(super) struct Clock {
     pub batch_ended: bool,
     /// Slots admitted since the last poll and not yet reserved by an append.
     pub admitted: Cell<u64>,
+    /// Payload bytes admitted since the last poll, appended or not.
+    pub admitted_bytes: Cell<u64>,
 }
 
 impl Lane {
@@ -271,7 +273,8 @@ impl Lane {
         } else {
             ring / 64
         };
-        if free < payload_bytes + BLOCK_BYTES as u64 + headroom {
+        let admitted_bytes = self.clock.admitted_bytes.get() + payload_bytes;
+        if free < admitted_bytes + BLOCK_BYTES as u64 + headroom {
             return Err(Refusal::LogFull);
         }
         let Some(found) = self.members.get(&member) else {
@@ -283,7 +286,7 @@ impl Lane {
         // What is not applied cannot be reclaimed. A member that is stuck may have as much of it
         // as it leaves to all others, so that it stops nobody.
         let left = (ring / 8).saturating_sub(self.log.unapplied_bytes);
-        if found.log.unapplied_bytes() + payload_bytes > left {
+        if found.log.unapplied_bytes() + admitted_bytes > left {
             return Err(Refusal::LogFull);
         }
         let mut wanted = 0;
@@ -297,6 +300,7 @@ impl Lane {
             return Err(Refusal::NoSpace);
         }
         self.clock.admitted.set(admitted + wanted);
+        self.clock.admitted_bytes.set(admitted_bytes);
         Ok(())
     }
 
@@ -540,6 +544,7 @@ impl Lane {
     pub fn poll(&mut self, now: Mono, effects: &mut Vec<Effect>, events: &mut Vec<Event>) {
         self.clock.now = now;
         self.clock.admitted.set(0);
+        self.clock.admitted_bytes.set(0);
         if std::mem::take(&mut self.clock.changed) {
             self.clock.last_change = now;
         }

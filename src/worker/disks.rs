@@ -53,7 +53,7 @@ pub fn format(options: &StartOptions, disk: &DiskOptions, pool: &Pool) -> Result
     std::fs::create_dir(&lane).map_err(file_error("create", &lane))?;
     let wal = lane.join("wal");
     create(&wal, pool)?
-        .fill_with_zeroes(options.wal_bytes)
+        .fill_with_zeroes(disk.wal_bytes)
         .map_err(|source| StartError::DiskFile { path: wal.clone(), source })?;
     let data = lane.join("data");
     create(&data, pool)?;
@@ -109,7 +109,7 @@ fn new_identity(options: &StartOptions, disk: &DiskOptions) -> Result<LaneFormat
         cluster: options.cluster,
         disk: Uuid(id),
         seed: u64::from_le_bytes(seed),
-        wal_bytes: options.wal_bytes,
+        wal_bytes: disk.wal_bytes,
         data_bytes_max: disk.data_bytes_max,
     })
 }

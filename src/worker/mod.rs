@@ -32,4 +32,4 @@ pub use index_thread::{IndexRunner, execute};
 pub use lanes::{DiskPlace, LaneFiles as WorkerFiles, LaneRuntime};
 pub use mailbox::{Receiver, Sender, Wake, mailbox};
 pub use round::{Command, Worker, WorkerConfig};
-pub use start::{DataPath, DiskOptions, StartError, StartOptions, open_lane, start};
+pub use start::{DataPath, DiskOptions, OpenDisk, StartError, StartOptions, open_lane, start};

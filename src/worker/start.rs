@@ -45,7 +45,6 @@ pub struct StartOptions {
     pub peer: Address,
     /// Where NBD clients connect.
     pub nbd: Vec<Address>,
-    pub wal_bytes: u64,
     pub overlay_cache_bytes: usize,
     pub index_cache_bytes: usize,
     pub log_tail_bytes: usize,
@@ -54,7 +53,20 @@ pub struct StartOptions {
 #[derive(Clone, Debug)]
 pub struct DiskOptions {
     pub path: PathBuf,
+    /// The disk that this pod had here before: nothing else is accepted.
+    pub known: Option<Uuid>,
+    /// For a new disk; kept with it from then on.
     pub data_bytes_max: u64,
+    /// For a new disk; kept with it from then on.
+    pub wal_bytes: u64,
+}
+
+/// A disk that is in use.
+#[derive(Clone, Debug)]
+pub struct OpenDisk {
+    pub disk: Uuid,
+    pub path: PathBuf,
+    pub capacity_bytes: u64,
 }
 
 /// Why the data path could not be started.
@@ -87,6 +99,11 @@ pub enum StartError {
          the pod an empty folder, or start it in the cluster that the disk belongs to"
     )]
     OtherCluster { path: PathBuf, ours: Uuid, theirs: Uuid },
+    #[error(
+        "{path} held disk {disk} and does not now: mount its file system; if the disk is lost for \
+         good, remove it from data-path.json in the pod's directory"
+    )]
+    Missing { path: PathBuf, disk: Uuid },
     #[error("could not open the disk {path}")]
     Open {
         path: PathBuf,
@@ -127,10 +144,16 @@ pub enum OpenLaneError {
 /// A running data path.
 pub struct DataPath {
     inbox: Sender<Command>,
+    disks: Vec<OpenDisk>,
     thread: Option<JoinHandle<std::io::Result<()>>>,
 }
 
 impl DataPath {
+    /// The disks it has opened.
+    pub fn disks(&self) -> &[OpenDisk] {
+        &self.disks
+    }
+
     /// Tells the worker of a newer view; blocks while its mailbox is full.
     pub fn set_view(&self, view: Arc<ClusterView>) {
         send(&self.inbox, Command::View(view));
@@ -167,27 +190,46 @@ pub fn start(
     report: Box<dyn Fn(PodReport) + Send>,
 ) -> Result<DataPath, StartError> {
     let (ready, started) = sync_channel(1);
+    let run = move || match build(&options, report) {
+        Ok((mut worker, inbox, disks)) => {
+            if ready.send(Ok((inbox, disks))).is_err() {
+                return Ok(());
+            }
+            worker.run()
+        }
+        Err(error) => {
+            if let Err(unheard) = ready.send(Err(error)) {
+                tracing::error!(error = ?unheard.0.err(), "the data path did not start");
+            }
+            Ok(())
+        }
+    };
     let thread = std::thread::Builder::new()
         .name("worker".to_owned())
-        .spawn(move || match build(&options, report) {
-            Ok((mut worker, inbox)) => {
-                // The receiver waits for exactly this.
-                let _ = ready.send(Ok(inbox));
-                worker.run()
-            }
-            Err(error) => {
-                let _ = ready.send(Err(error));
-                Ok(())
-            }
-        })
+        .spawn(move || or_die(run))
         .map_err(StartError::Thread)?;
-    let inbox = started
+    let (inbox, disks) = started
         .recv()
         .map_err(|_| StartError::Thread(std::io::Error::other("the worker panicked")))??;
-    Ok(DataPath { inbox, thread: Some(thread) })
+    Ok(DataPath { inbox, disks, thread: Some(thread) })
 }
 
-type Built = (Worker, Sender<Command>);
+/// A worker that fails takes its process with it: a pod without a data path must not look alive.
+fn or_die(run: impl FnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the data path failed; this pod ends");
+            std::process::abort();
+        }
+        Err(_) => {
+            tracing::error!("the data path panicked; this pod ends");
+            std::process::abort();
+        }
+    }
+}
+
+type Built = (Worker, Sender<Command>, Vec<OpenDisk>);
 
 /// Runs on the worker's own thread: an io_uring belongs to the thread that made it.
 fn build(
@@ -212,7 +254,9 @@ fn build(
     };
     let sessions = SessionSource::new(options.incarnation);
     let mut worker = Worker::new(config, driver, pool, receiver, report, sessions);
+    let mut disks = Vec::new();
     for disk in opened {
+        disks.push(disk.open);
         worker.add_lane(disk.runtime);
         for (record, start) in disk.members {
             worker.start_member(disk.number, &record, start, Vec::new());
@@ -222,12 +266,13 @@ fn build(
     for address in &options.nbd {
         worker.listen_nbd(address)?;
     }
-    Ok((worker, inbox))
+    Ok((worker, inbox, disks))
 }
 
 /// A disk whose lane is recovered.
 struct OpenedDisk {
     number: u8,
+    open: OpenDisk,
     runtime: LaneRuntime,
     members: Vec<(MemberRecord, Start)>,
 }
@@ -243,24 +288,31 @@ fn open_disk(
     let path = &disk.path;
     let lock = disks::lock(path)?;
     if !path.join("superblock").exists() {
+        if let Some(disk) = disk.known {
+            return Err(StartError::Missing { path: path.clone(), disk });
+        }
         disks::format(options, disk, pool)?;
     }
     let mut files = DiskFiles::open(path, pool)?;
     let index_path = path.join(LANE).join("index");
     let index_error = |source| StartError::Index { path: path.clone(), source };
     let mut index = RocksIndex::open(&index_path).map_err(index_error)?;
-    let config = LaneConfig {
-        data_bytes_max: disk.data_bytes_max,
-        overlay_cache_bytes: options.overlay_cache_bytes,
-        index_cache_bytes: options.index_cache_bytes,
-        log_tail_bytes: options.log_tail_bytes,
-    };
     let open_error = |source| StartError::Open { path: path.clone(), source };
-    let theirs = read_superblock(&mut files).map_err(|error| open_error(error.into()))?.cluster;
+    let superblock = read_superblock(&mut files).map_err(|error| open_error(error.into()))?;
+    if let Some(known) = disk.known.filter(|known| *known != superblock.disk) {
+        return Err(StartError::Missing { path: path.clone(), disk: known });
+    }
+    let theirs = superblock.cluster;
     if theirs != options.cluster {
         let ours = options.cluster;
         return Err(StartError::OtherCluster { path: path.clone(), ours, theirs });
     }
+    let config = LaneConfig {
+        data_bytes_max: superblock.data_bytes_max,
+        overlay_cache_bytes: options.overlay_cache_bytes,
+        index_cache_bytes: options.index_cache_bytes,
+        log_tail_bytes: options.log_tail_bytes,
+    };
     let (lane, members) =
         open_lane(config, pool, &mut files, &mut index).map_err(open_error)?;
     let lane_files = LaneFiles {
@@ -281,7 +333,12 @@ fn open_disk(
         Box::new(index),
         pool.clone(),
     );
-    Ok(OpenedDisk { number, runtime, members })
+    let open = OpenDisk {
+        disk: uuid,
+        path: path.clone(),
+        capacity_bytes: runtime.lane.space().capacity_bytes,
+    };
+    Ok(OpenedDisk { number, open, runtime, members })
 }
 
 /// Opens a lane and replays its log into the store; says how every member starts.

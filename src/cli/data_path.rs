@@ -1,0 +1,134 @@
+//! The pod's data path as the control plane sees it: starts the worker as the configuration says,
+//! and remembers which disks this pod has, so that an empty mount point is not taken for a new one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context;
+
+use crate::config::{Config, IoMethod};
+use crate::control::command::NewDisk;
+use crate::control::identity::{Identity, write_atomically};
+use crate::control::server::{DataPath, ReportSink};
+use crate::io::DriverKind;
+use crate::io::driver::Address;
+use crate::types::Uuid;
+use crate::view::ClusterView;
+use crate::worker::{self, DiskOptions, StartOptions};
+
+/// What a pod remembers of its data path, in `data-path.json` of its directory.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Memory {
+    /// Starts of this pod: numbers its sessions (rule R15).
+    starts: u32,
+    /// The disks that were opened, by their folder.
+    disks: BTreeMap<PathBuf, Uuid>,
+}
+
+impl Memory {
+    fn load(file: &Path) -> anyhow::Result<Memory> {
+        match std::fs::read(file) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .with_context(|| format!("read {} (it is damaged)", file.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Memory::default()),
+            Err(error) => Err(error).with_context(|| format!("read {}", file.display())),
+        }
+    }
+
+    fn store(&self, file: &Path) -> anyhow::Result<()> {
+        write_atomically(file, &serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("write {}", file.display()))
+    }
+}
+
+/// A worker behind the control plane's trait.
+struct Running {
+    worker: Mutex<Option<worker::DataPath>>,
+    disks: Vec<NewDisk>,
+}
+
+impl DataPath for Running {
+    fn disks(&self) -> Vec<NewDisk> {
+        self.disks.clone()
+    }
+
+    fn set_view(&self, view: Arc<ClusterView>) {
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(worker) = worker.as_ref() {
+            worker.set_view(view);
+        }
+    }
+
+    fn stop(&self) {
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Err(error)) = worker.map(worker::DataPath::stop) {
+            tracing::error!(%error, "the data path did not stop cleanly");
+        }
+    }
+}
+
+/// Opens this pod's disks and starts its worker and front ends.
+pub fn start(
+    config: &Config,
+    identity: Identity,
+    reports: ReportSink,
+) -> anyhow::Result<Arc<dyn DataPath>> {
+    let file = config.data.join("data-path.json");
+    let mut memory = Memory::load(&file)?;
+    memory.starts += 1;
+    memory.store(&file)?;
+    let options = options(config, identity, &memory)?;
+    let worker = worker::start(options, Box::new(move |report| reports.send(report)))?;
+    let opened = worker.disks().to_vec();
+    for disk in &opened {
+        memory.disks.insert(disk.path.clone(), disk.disk);
+    }
+    memory.store(&file)?;
+    let disks = opened
+        .into_iter()
+        .map(|disk| NewDisk {
+            disk: disk.disk,
+            path: disk.path.display().to_string(),
+            capacity_bytes: disk.capacity_bytes,
+        })
+        .collect();
+    Ok(Arc::new(Running { worker: Mutex::new(Some(worker)), disks }))
+}
+
+fn options(config: &Config, identity: Identity, memory: &Memory) -> anyhow::Result<StartOptions> {
+    let mut disks = Vec::new();
+    for disk in &config.disks {
+        let is_new = !disk.path.join("superblock").exists();
+        disks.push(DiskOptions {
+            path: disk.path.clone(),
+            known: memory.disks.get(&disk.path).copied(),
+            // Kept with the disk once it is formatted.
+            data_bytes_max: if is_new { disk.data_bytes_max()? } else { 0 },
+            wal_bytes: disk.wal_size.0,
+        });
+    }
+    let mut nbd = vec![Address::Tcp(config.nbd.listen)];
+    nbd.extend(config.nbd.socket.clone().map(Address::Unix));
+    Ok(StartOptions {
+        cluster: identity.cluster,
+        pod: identity.pod,
+        incarnation: memory.starts,
+        driver: match config.io {
+            IoMethod::Auto => DriverKind::Auto,
+            IoMethod::IoUring => DriverKind::IoUring,
+            IoMethod::Epoll => DriverKind::Epoll,
+        },
+        disks,
+        peer: Address::Tcp(config.peer.listen),
+        nbd,
+        overlay_cache_bytes: size(config.budgets.overlay_cache.0),
+        index_cache_bytes: size(config.budgets.index_cache.0),
+        log_tail_bytes: size(config.budgets.log_tail.0),
+    })
+}
+
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
