@@ -141,6 +141,11 @@ async fn three_pods(root: &Path) -> Vec<TestPod> {
     pods
 }
 
+fn usable(status: &StatusResponse) -> bool {
+    let mut states = status.volumes.iter().map(|volume| volume.state());
+    states.all(|state| state == VolumeState::Ready)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_of_three_survives_the_loss_of_its_leader_and_of_all() {
     let root = tempfile::tempdir().unwrap();
@@ -153,100 +158,76 @@ async fn a_cluster_of_three_survives_the_loss_of_its_leader_and_of_all() {
     assert_eq!(pods[1].create("demo", "request-1").await.unwrap(), demo);
     let taken = pods[0].create("demo", "request-2").await.unwrap_err();
     assert_eq!(taken.code(), Code::AlreadyExists, "{taken}");
-    let usable = |status: &StatusResponse| {
-        status
-            .volumes
-            .iter()
-            .all(|volume| volume.state() == VolumeState::Ready)
-    };
     let status = pods[1].until("the volume is ready", usable).await;
-    let replicas = &status.volumes[0].shards[0].replicas;
-    assert_eq!(
-        replicas
-            .iter()
-            .map(|replica| replica.pod)
-            .collect::<BTreeSet<_>>(),
-        ids
-    );
+    let replicas = status.volumes[0].shards[0].replicas.iter();
+    assert_eq!(replicas.map(|it| it.pod).collect::<BTreeSet<_>>(), ids);
 
-    // The leader goes; the others answer.
-    let leader = pods
-        .iter()
-        .position(|pod| pod.id() == status.leader_pod)
-        .unwrap();
+    let leads = |pod: &TestPod| pod.id() == status.leader_pod;
+    let leader = pods.iter().position(leads).unwrap();
     pods[leader].stop().await;
-    let others: Vec<usize> = (0..3).filter(|index| *index != leader).collect();
-    let second = pods[others[0]].create("second", "").await;
-    let second = second.expect_err("two pods cannot hold three replicas");
-    assert_eq!(second.code(), Code::FailedPrecondition, "{second}");
-    let text = "volume second needs 3 replicas on different pods, but only 2 pods have a usable";
-    assert!(second.message().contains(text), "{second}");
-    let mut volumes = pods[others[1]].volumes().await;
-    let get = GetVolumeRequest {
-        name: "demo".to_owned(),
-    };
-    assert_eq!(volumes.get(get).await.unwrap().into_inner().id, demo);
-    let delete = DeleteVolumeRequest {
-        name: "demo".to_owned(),
-        request_id: String::new(),
-    };
-    volumes.delete(delete.clone()).await.unwrap();
-    assert_eq!(
-        volumes.delete(delete).await.unwrap_err().code(),
-        Code::NotFound
-    );
-    let deleting = |status: &StatusResponse| status.volumes.len() == 1;
-    pods[others[0]]
-        .until("the deleted volume waits for the pod", deleting)
-        .await;
+    let others: Vec<&TestPod> = pods.iter().filter(|pod| pod.server.is_some()).collect();
+    two_of_three_answer(others[0], others[1], demo).await;
 
-    // It comes back, on another port, and gives the space back.
+    // It comes back, on another port, and gives the space of the deleted volume back.
     pods[leader].start().await;
     let clean = |status: &StatusResponse| status.volumes.is_empty() && all_up(status, 3);
     for pod in &pods {
         pod.until("everything is gone and everybody is back", clean)
             .await;
     }
-
-    // All go, and all come back, on other ports.
     let third = pods[0].create("third", "").await.unwrap();
     assert!(third > demo, "ids are never used again");
-    for pod in &mut pods {
+    all_restart(&mut pods, third).await;
+}
+
+/// Deletes the volume `demo`.
+async fn two_of_three_answer(one: &TestPod, other: &TestPod, demo: u64) {
+    let second = one.create("second", "").await;
+    let second = second.expect_err("two pods cannot hold three replicas");
+    assert_eq!(second.code(), Code::FailedPrecondition, "{second}");
+    let text = "volume second needs 3 replicas on different pods, but only 2 pods have a usable";
+    assert!(second.message().contains(text), "{second}");
+
+    let mut volumes = other.volumes().await;
+    let name = "demo".to_owned();
+    let get = GetVolumeRequest { name: name.clone() };
+    assert_eq!(volumes.get(get).await.unwrap().into_inner().id, demo);
+    let request_id = String::new();
+    let delete = DeleteVolumeRequest { name, request_id };
+    volumes.delete(delete.clone()).await.unwrap();
+    let again = volumes.delete(delete).await.unwrap_err();
+    assert_eq!(again.code(), Code::NotFound);
+    let deleting = |status: &StatusResponse| status.volumes.len() == 1;
+    one.until("the deleted volume waits for the pod", deleting)
+        .await;
+}
+
+/// All go, and all come back, on other ports.
+async fn all_restart(pods: &mut [TestPod], volume: u64) {
+    for pod in pods.iter_mut() {
         pod.stop().await;
     }
     let mut first: Option<SocketAddr> = None;
-    for pod in &mut pods {
+    for pod in pods.iter_mut() {
         pod.seeds = first.iter().map(SocketAddr::to_string).collect();
         pod.start().await;
         first.get_or_insert(pod.api());
     }
     let back = |status: &StatusResponse| {
-        all_up(status, 3) && usable(status) && status.volumes.iter().any(|it| it.id == third)
+        all_up(status, 3) && usable(status) && status.volumes.iter().any(|it| it.id == volume)
     };
-    for pod in &pods {
+    for pod in pods.iter() {
         pod.until("everybody is back", back).await;
     }
-    for pod in &mut pods {
-        let views = pod
-            .data_path
-            .as_ref()
-            .unwrap()
-            .views
-            .lock()
-            .unwrap()
-            .clone();
+    for pod in pods {
+        let data_path = pod.data_path.clone().unwrap();
+        let views = data_path.views.lock().unwrap().clone();
         assert!(
             views.is_sorted_by_key(|view| view.revision),
             "views only get newer"
         );
-        assert!(
-            views
-                .last()
-                .unwrap()
-                .volumes
-                .iter()
-                .any(|volume| volume.name == "third")
-        );
+        let mut volumes = views.last().unwrap().volumes.iter();
+        assert!(volumes.any(|it| it.volume.0 == volume));
         pod.stop().await;
     }
 }

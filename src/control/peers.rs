@@ -112,6 +112,8 @@ impl Inner {
 }
 
 fn connect(api: SocketAddr) -> Channel {
+    // A URI has no place for the scope of an IPv6 address.
+    let api = SocketAddr::new(api.ip(), api.port());
     Endpoint::from_shared(format!("http://{api}"))
         .expect("an address makes a URI")
         .connect_timeout(CONNECT_TIMEOUT)

@@ -18,7 +18,7 @@ pub enum LogsError {
     Install(#[source] tracing_subscriber::util::TryInitError),
 }
 
-/// Sets up the logs of this process, once.
+/// Sets up the logs of this process, once. Panics become log lines too.
 pub fn start(log: &Log) -> Result<(), LogsError> {
     let filter = EnvFilter::builder()
         .parse(&log.level)
@@ -33,5 +33,10 @@ pub fn start(log: &Log) -> Result<(), LogsError> {
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
         LogFormat::Text => builder.finish().try_init(),
     }
-    .map_err(LogsError::Install)
+    .map_err(LogsError::Install)?;
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        tracing::error!(thread = thread.name(), "a thread panicked: {panic}");
+    }));
+    Ok(())
 }

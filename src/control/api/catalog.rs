@@ -19,6 +19,7 @@ use crate::control::proto::catalog_server::Catalog as CatalogApi;
 use crate::control::reports::Heard;
 use crate::control::state::State;
 use crate::control::storage::Snapshot;
+use crate::replica::meta::Meta;
 use crate::types::{MemberId, PodId};
 use crate::view::PodReport;
 
@@ -75,8 +76,12 @@ impl CatalogApi for CatalogService {
         } = request.into_inner();
         check_cluster(&self.node, &cluster)?;
         let state: Option<State> = decode(&state).map_err(|error| invalid(&error))?;
-        if state.is_none() {
-            return Err(Status::invalid_argument("there is no state to install"));
+        Meta::decode(&meta).map_err(|error| invalid(&error))?;
+        let cluster = self.node.identity.cluster;
+        if state.as_ref().is_none_or(|state| state.cluster != cluster) {
+            return Err(Status::invalid_argument(
+                "this is not the state of this cluster",
+            ));
         }
         let catalog = self
             .node
