@@ -11,21 +11,11 @@ const PROTOS: &[&str] = &[
 ];
 
 /// Messages that `-o json` prints as they are.
-const PRINTED: &[&str] = &[
-    "Volume",
-    "Shard",
-    "Replica",
-    "Pod",
-    "Disk",
-    "StatusResponse",
-];
+const PRINTED: &[&str] = &["Volume", "Shard", "Replica", "Pod", "Disk", "StatusResponse"];
 
 /// Fields that are printed as the name of their state, not as its number.
-const STATES: &[(&str, &str)] = &[
-    ("Volume", "volume_state"),
-    ("Pod", "pod_state"),
-    ("Disk", "disk_state"),
-];
+const STATES: &[(&str, &str)] =
+    &[("Volume", "volume_state"), ("Pod", "pod_state"), ("Disk", "disk_state")];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -179,42 +179,23 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     #[error("`{key}` of disk {path} is {size}; the least is {least}")]
-    DiskTooSmall {
-        path: PathBuf,
-        key: &'static str,
-        size: ByteSize,
-        least: ByteSize,
-    },
+    DiskTooSmall { path: PathBuf, key: &'static str, size: ByteSize, least: ByteSize },
     #[error(
         "the file system of disk {path} has {free} free, not enough for a log of {wal} and data; \
          free some space or set `wal_size`"
     )]
-    DiskFull {
-        path: PathBuf,
-        free: ByteSize,
-        wal: ByteSize,
-    },
+    DiskFull { path: PathBuf, free: ByteSize, wal: ByteSize },
     #[error("`{key}.listen` needs a port")]
     NoPort { key: &'static str },
     #[error(
         "`{key}.listen` is {listen}, which others cannot connect to: set `{key}.advertise` to \
          the address of this machine"
     )]
-    NeedsAdvertise {
-        key: &'static str,
-        listen: SocketAddr,
-    },
+    NeedsAdvertise { key: &'static str, listen: SocketAddr },
     #[error("`{key}.advertise` is {advertise}, which is not an address others can connect to")]
-    BadAdvertise {
-        key: &'static str,
-        advertise: SocketAddr,
-    },
+    BadAdvertise { key: &'static str, advertise: SocketAddr },
     #[error("`{first}.listen` and `{second}.listen` are both {listen}")]
-    SameListen {
-        first: &'static str,
-        second: &'static str,
-        listen: SocketAddr,
-    },
+    SameListen { first: &'static str, second: &'static str, listen: SocketAddr },
     #[error("`budgets.{key}` must not be 0")]
     NoBudget { key: &'static str },
 }
@@ -222,10 +203,8 @@ pub enum ConfigError {
 impl Config {
     /// Reads and validates a file. Relative paths in it are relative to its directory.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let mut config: Config = toml::from_str(&text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
             source: Box::new(source),
@@ -287,11 +266,7 @@ impl Config {
                 return Err(ConfigError::BadAdvertise { key, advertise });
             }
             if let Some((first, ..)) = all[..index].iter().find(|(_, other, _)| *other == listen) {
-                return Err(ConfigError::SameListen {
-                    first,
-                    second: key,
-                    listen,
-                });
+                return Err(ConfigError::SameListen { first, second: key, listen });
             }
         }
         Ok(())
@@ -310,12 +285,7 @@ impl Config {
             for (key, size, least) in sizes {
                 if let Some(size) = size.filter(|size| size.0 < least) {
                     let (path, least) = (disk.path.clone(), ByteSize(least));
-                    return Err(ConfigError::DiskTooSmall {
-                        path,
-                        key,
-                        size,
-                        least,
-                    });
+                    return Err(ConfigError::DiskTooSmall { path, key, size, least });
                 }
             }
         }
@@ -337,10 +307,7 @@ impl Config {
             }
             let real = path
                 .canonicalize()
-                .map_err(|source| ConfigError::DiskStat {
-                    path: path.clone(),
-                    source,
-                })?;
+                .map_err(|source| ConfigError::DiskStat { path: path.clone(), source })?;
             if !seen.insert(real) {
                 return Err(ConfigError::DiskTwice(path));
             }
@@ -379,11 +346,7 @@ impl Disk {
         let usable = (free - free / 10).saturating_sub(self.wal_size.0);
         if usable < DATA_BYTES_MIN {
             let path = self.path.clone();
-            return Err(ConfigError::DiskFull {
-                path,
-                free: ByteSize(free),
-                wal: self.wal_size,
-            });
+            return Err(ConfigError::DiskFull { path, free: ByteSize(free), wal: self.wal_size });
         }
         Ok(usable >> 20 << 20)
     }
@@ -392,10 +355,7 @@ impl Disk {
 impl Listen {
     /// Listens there and advertises the same.
     pub fn at(listen: SocketAddr) -> Listen {
-        Listen {
-            listen,
-            advertise: None,
-        }
+        Listen { listen, advertise: None }
     }
 
     fn api() -> Listen {
@@ -421,11 +381,7 @@ pub mod ports {
 
 impl Default for Nbd {
     fn default() -> Nbd {
-        Nbd {
-            listen: default_nbd_listen(),
-            advertise: None,
-            socket: None,
-        }
+        Nbd { listen: default_nbd_listen(), advertise: None, socket: None }
     }
 }
 
@@ -441,10 +397,7 @@ impl Default for Budgets {
 
 impl Default for Log {
     fn default() -> Log {
-        Log {
-            level: "info".to_owned(),
-            format: LogFormat::Json,
-        }
+        Log { level: "info".to_owned(), format: LogFormat::Json }
     }
 }
 
@@ -501,36 +454,15 @@ mod tests {
         for (text, says) in [
             ("data = '/d'\nsize = 3", "unknown field"),
             ("data = ''", "`data` must name"),
-            (
-                "data = '/d'\ninit = true\njoin = ['a:1']",
-                "exclude each other",
-            ),
+            ("data = '/d'\ninit = true\njoin = ['a:1']", "exclude each other"),
             ("data = '/d'\njoin = ['a']", "host:port"),
             ("data = '/d'\njoin = ['a:0']", "host:port"),
-            (
-                "data = '/d'\n[[disk]]\npath = 'a'\n[[disk]]\npath = 'a'",
-                "listed twice",
-            ),
-            (
-                "data = '/d'\n[[disk]]\npath = 'a'\nsize = '1MiB'",
-                "the least is 256MiB",
-            ),
-            (
-                "data = '/d'\n[[disk]]\npath = 'a'\nsize = '1GB'",
-                "unknown unit",
-            ),
-            (
-                "data = '/d'\n[api]\nlisten = '0.0.0.0:7400'",
-                "api.advertise",
-            ),
-            (
-                "data = '/d'\n[api]\nlisten = '127.0.0.1:7401'",
-                "are both 127.0.0.1:7401",
-            ),
-            (
-                "data = '/d'\n[nbd]\nlisten = '127.0.0.1:0'",
-                "nbd.listen` needs a port",
-            ),
+            ("data = '/d'\n[[disk]]\npath = 'a'\n[[disk]]\npath = 'a'", "listed twice"),
+            ("data = '/d'\n[[disk]]\npath = 'a'\nsize = '1MiB'", "the least is 256MiB"),
+            ("data = '/d'\n[[disk]]\npath = 'a'\nsize = '1GB'", "unknown unit"),
+            ("data = '/d'\n[api]\nlisten = '0.0.0.0:7400'", "api.advertise"),
+            ("data = '/d'\n[api]\nlisten = '127.0.0.1:7401'", "are both 127.0.0.1:7401"),
+            ("data = '/d'\n[nbd]\nlisten = '127.0.0.1:0'", "nbd.listen` needs a port"),
             ("data = '/d'\n[budgets]\nlog_tail = 0", "log_tail"),
         ] {
             let error = parse(text).expect_err(text);
@@ -544,16 +476,10 @@ mod tests {
         let mut config = parse("data = '/d'\n[[disk]]\npath = 'a'\n[[disk]]\npath = 'b'").unwrap();
         config.disks[0].path = root.path().join("a");
         config.disks[1].path = root.path().join("b");
-        assert!(matches!(
-            config.check_disks(),
-            Err(ConfigError::DiskMissing { .. })
-        ));
+        assert!(matches!(config.check_disks(), Err(ConfigError::DiskMissing { .. })));
         std::fs::create_dir(&config.disks[0].path).unwrap();
         std::os::unix::fs::symlink(&config.disks[0].path, &config.disks[1].path).unwrap();
-        assert!(matches!(
-            config.check_disks(),
-            Err(ConfigError::DiskTwice(_))
-        ));
+        assert!(matches!(config.check_disks(), Err(ConfigError::DiskTwice(_))));
         std::fs::remove_file(&config.disks[1].path).unwrap();
         std::fs::create_dir(&config.disks[1].path).unwrap();
         config.check_disks().unwrap();

@@ -17,10 +17,7 @@ struct Slot<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Slab<T> {
-        Slab {
-            slots: Vec::new(),
-            free: Vec::new(),
-        }
+        Slab { slots: Vec::new(), free: Vec::new() }
     }
 }
 
@@ -28,10 +25,7 @@ impl<T> Slab<T> {
     /// Keeps a value; the key is never 0.
     pub fn insert(&mut self, value: T) -> u64 {
         let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot {
-                generation: 1,
-                value: None,
-            });
+            self.slots.push(Slot { generation: 1, value: None });
             u32::try_from(self.slots.len() - 1).expect("bounded far below 2^32")
         });
         let slot = &mut self.slots[index as usize];

@@ -12,10 +12,7 @@ pub const EXTENT_BYTES: usize = 65536;
 /// Blocks in an extent.
 pub const BLOCKS_PER_EXTENT: u32 = (EXTENT_BYTES / BLOCK_BYTES) as u32;
 
-const _: () = assert!(
-    BLOCKS_PER_EXTENT == 16,
-    "the masks of the index are 16 bits wide"
-);
+const _: () = assert!(BLOCKS_PER_EXTENT == 16, "the masks of the index are 16 bits wide");
 
 macro_rules! id_u64 {
     ($(#[$doc:meta])* $name:ident) => {
@@ -174,10 +171,7 @@ impl std::ops::Add<Duration> for Mono {
     type Output = Mono;
 
     fn add(self, duration: Duration) -> Mono {
-        Mono(
-            self.0
-                .saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
-        )
+        Mono(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
     }
 }
 
@@ -199,17 +193,9 @@ pub enum ShardOp {
     Read { range: BlockRange },
     /// Whole blocks. `data` is `range.count` blocks in memory aligned to 4 KiB; `crcs` holds one
     /// [`block_crc`] per block.
-    Write {
-        range: BlockRange,
-        data: Bytes,
-        crcs: Vec<u32>,
-    },
+    Write { range: BlockRange, data: Bytes, crcs: Vec<u32> },
     /// A part of one block: `offset_bytes + data.len() <= BLOCK_BYTES`, not the whole block.
-    WritePartial {
-        block: Block,
-        offset_bytes: u32,
-        data: Bytes,
-    },
+    WritePartial { block: Block, offset_bytes: u32, data: Bytes },
     /// Whole blocks that read as zeroes from now on; `trim` also gives their space back.
     Zero { range: BlockRange, trim: bool },
     /// Answered with [`ShardReply::Status`] that covers exactly the range.
@@ -224,10 +210,7 @@ impl ShardOp {
             | ShardOp::Write { range, .. }
             | ShardOp::Zero { range, .. }
             | ShardOp::Status { range } => *range,
-            ShardOp::WritePartial { block, .. } => BlockRange {
-                first: *block,
-                count: 1,
-            },
+            ShardOp::WritePartial { block, .. } => BlockRange { first: *block, count: 1 },
         }
     }
 

@@ -19,11 +19,7 @@ fn pods() -> Vec<Pod> {
         catalog: catalog.to_owned(),
         disks: 1,
         replicas: 12,
-        version: if state == PodState::Up {
-            "0.1.0".to_owned()
-        } else {
-            String::new()
-        },
+        version: if state == PodState::Up { "0.1.0".to_owned() } else { String::new() },
     };
     vec![
         pod(1, PodState::Up, "leader"),
@@ -46,13 +42,7 @@ fn disks() -> Vec<Disk> {
     };
     vec![
         disk('a', 1, 1536 << 30, DiskState::Up, ""),
-        disk(
-            'b',
-            2,
-            0,
-            DiskState::Failed,
-            "a flush failed: input/output error",
-        ),
+        disk('b', 2, 0, DiskState::Failed, "a flush failed: input/output error"),
         disk('c', 3, 4096, DiskState::Away, ""),
     ]
 }
@@ -61,12 +51,7 @@ fn volumes() -> Vec<Volume> {
     let replica = |member: u64, pod: u64, state: &str| Replica {
         member,
         pod,
-        disk: "abc"
-            .chars()
-            .nth(pod as usize - 1)
-            .unwrap()
-            .to_string()
-            .repeat(32),
+        disk: "abc".chars().nth(pod as usize - 1).unwrap().to_string().repeat(32),
         state: state.to_owned(),
     };
     let shard = |id: u64, leader_pod: u64| Shard {
@@ -90,18 +75,8 @@ fn volumes() -> Vec<Volume> {
     };
     let waits = "1 of 2 shards have no leader; their I/O waits";
     vec![
-        volume(
-            "demo",
-            8 << 30,
-            VolumeState::Degraded,
-            "2 replicas are missing",
-        ),
-        volume(
-            "a-volume-with-a-long-name",
-            5000 << 20,
-            VolumeState::Ready,
-            "",
-        ),
+        volume("demo", 8 << 30, VolumeState::Degraded, "2 replicas are missing"),
+        volume("a-volume-with-a-long-name", 5000 << 20, VolumeState::Ready, ""),
         volume("stuck", 8 << 30, VolumeState::Paused, waits),
     ]
 }
@@ -114,10 +89,7 @@ fn status() -> StatusResponse {
         pods: pods(),
         disks: disks(),
         volumes: volumes(),
-        problems: vec![
-            "pod 3 is away".to_owned(),
-            "volume stuck is paused".to_owned(),
-        ],
+        problems: vec!["pod 3 is away".to_owned(), "volume stuck is paused".to_owned()],
     }
 }
 
@@ -137,10 +109,7 @@ fn tables_look_as_they_did() {
     check("pod_list.txt", &render::pods(&pods()));
     check("disk_list.txt", &render::disks(&disks()));
     check("status.txt", &render::status(&status()));
-    check(
-        "status_empty.txt",
-        &render::status(&StatusResponse::default()),
-    );
+    check("status_empty.txt", &render::status(&StatusResponse::default()));
 }
 
 #[test]

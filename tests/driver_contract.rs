@@ -227,37 +227,21 @@ fn accepted(completion: Completion) -> SocketId {
 }
 
 fn staging(pool: &Pool, len: usize) -> RecvBufs {
-    RecvBufs {
-        landing: None,
-        landing_from: 0,
-        staging: pool.take(len),
-        staging_from: 0,
-    }
+    RecvBufs { landing: None, landing_from: 0, staging: pool.take(len), staging_from: 0 }
 }
 
 /// Bytes that differ by seed and position.
 fn pattern(seed: usize, len: usize) -> Vec<u8> {
-    (0..len)
-        .map(|at| ((at / 4096 + seed) * 31 + at * 7) as u8)
-        .collect()
+    (0..len).map(|at| ((at / 4096 + seed) * 31 + at * 7) as u8).collect()
 }
 
 fn what_was_written_is_read_back(mut rig: Rig) {
     let file = rig.open("file");
     for (round, durable) in [(0usize, true), (1, false)] {
         let offset = round as u64 * 4096;
-        let bufs = vec![
-            rig.block(1 + round),
-            rig.blocks(2 + round, 40),
-            rig.block(3),
-        ];
+        let bufs = vec![rig.block(1 + round), rig.blocks(2 + round, 40), rig.block(3)];
         let expected: Vec<u8> = bufs.concat();
-        let written = rig.count(Op::Write {
-            file,
-            offset,
-            bufs,
-            durable,
-        });
+        let written = rig.count(Op::Write { file, offset, bufs, durable });
         assert_eq!(written, expected.len());
         assert!(rig.read(file, offset, expected.len()) == expected);
     }
@@ -274,12 +258,7 @@ fn a_write_of_more_parts_than_a_call_takes_is_whole(mut rig: Rig) {
     // Every second one, so that neighbours in memory are not neighbours in the file.
     let bufs: Vec<Bytes> = all.iter().step_by(2).cloned().collect();
     let expected = bufs.concat();
-    let written = rig.count(Op::Write {
-        file,
-        offset: 8192,
-        bufs,
-        durable: true,
-    });
+    let written = rig.count(Op::Write { file, offset: 8192, bufs, durable: true });
     assert_eq!(written, expected.len());
     assert!(rig.read(file, 8192, expected.len()) == expected);
 }
@@ -287,12 +266,7 @@ fn a_write_of_more_parts_than_a_call_takes_is_whole(mut rig: Rig) {
 fn a_read_beyond_the_end_is_short(mut rig: Rig) {
     let file = rig.open("file");
     let bufs = vec![rig.blocks(5, 2)];
-    rig.count(Op::Write {
-        file,
-        offset: 0,
-        bufs,
-        durable: true,
-    });
+    rig.count(Op::Write { file, offset: 0, bufs, durable: true });
     assert!(rig.read(file, 4096, 4 * 4096) == pattern(5, 8192)[4096..]);
     assert!(rig.read(file, 8192, 4096).is_empty());
     assert!(rig.read(file, 1 << 20, 4096).is_empty());
@@ -304,12 +278,7 @@ fn a_write_that_fails_says_so(mut rig: Rig) {
     let offset = i64::MAX as u64 / 4096 * 4096 - 4096;
     for durable in [false, true] {
         let bufs = vec![rig.block(1)];
-        let completion = rig.run_op(Op::Write {
-            file,
-            offset,
-            bufs,
-            durable,
-        });
+        let completion = rig.run_op(Op::Write { file, offset, bufs, durable });
         assert!(completion.result.is_err(), "{completion:?}");
     }
     assert!(rig.read(file, 0, 4096).is_empty());
@@ -320,30 +289,18 @@ fn unknown_ids_are_errors_and_buffers_come_back(mut rig: Rig) {
     let file = rig.open("file");
     for wrong in [FileId(listener.0), FileId(7777), FileId(u32::MAX)] {
         let buf = rig.pool.take(4096);
-        let completion = rig.run_op(Op::Read {
-            file: wrong,
-            offset: 0,
-            buf,
-        });
+        let completion = rig.run_op(Op::Read { file: wrong, offset: 0, buf });
         assert!(completion.result.is_err());
         assert!(matches!(completion.buffers, Buffers::Read(_)));
         let bufs = vec![rig.block(1)];
-        let write = Op::Write {
-            file: wrong,
-            offset: 0,
-            bufs,
-            durable: true,
-        };
+        let write = Op::Write { file: wrong, offset: 0, bufs, durable: true };
         assert!(rig.run_op(write).result.is_err());
         assert!(rig.run_op(Op::Sync { file: wrong }).result.is_err());
         assert!(rig.driver.size_bytes(wrong).is_err() || wrong == FileId(listener.0));
     }
     for wrong in [SocketId(file.0), SocketId(7777), SocketId(u32::MAX)] {
         let bufs = staging(&rig.pool, 4096);
-        let completion = rig.run_op(Op::Recv {
-            socket: wrong,
-            bufs,
-        });
+        let completion = rig.run_op(Op::Recv { socket: wrong, bufs });
         assert!(completion.result.is_err());
         assert!(matches!(completion.buffers, Buffers::Recv(_)));
         assert!(rig.run_op(Op::Close { socket: wrong }).result.is_err());
@@ -358,12 +315,7 @@ fn more_operations_than_any_queue_holds_all_complete(mut rig: Rig) {
     let writes: Vec<Token> = (0..COUNT)
         .map(|seed| {
             let bufs = vec![rig.block(seed)];
-            rig.submit(Op::Write {
-                file,
-                offset: seed as u64 * 4096,
-                bufs,
-                durable: false,
-            })
+            rig.submit(Op::Write { file, offset: seed as u64 * 4096, bufs, durable: false })
         })
         .collect();
     for token in writes {
@@ -372,11 +324,7 @@ fn more_operations_than_any_queue_holds_all_complete(mut rig: Rig) {
     let reads: Vec<Token> = (0..COUNT)
         .map(|seed| {
             let buf = rig.pool.take(4096);
-            rig.submit(Op::Read {
-                file,
-                offset: seed as u64 * 4096,
-                buf,
-            })
+            rig.submit(Op::Read { file, offset: seed as u64 * 4096, buf })
         })
         .collect();
     for (seed, token) in reads.into_iter().enumerate() {
@@ -393,12 +341,7 @@ fn an_empty_write_completes(mut rig: Rig) {
     let file = rig.open("file");
     let (socket, _peer) = rig.connected_to_std();
     for bufs in [Vec::new(), vec![Bytes::new()]] {
-        let write = Op::Write {
-            file,
-            offset: 0,
-            bufs: bufs.clone(),
-            durable: true,
-        };
+        let write = Op::Write { file, offset: 0, bufs: bufs.clone(), durable: true };
         assert_eq!(rig.count(write), 0);
         assert_eq!(rig.count(Op::Send { socket, bufs }), 0);
     }
@@ -430,10 +373,7 @@ fn a_large_send_survives_a_slow_reader(mut rig: Rig) {
     const LEN: usize = 32 << 20;
     let (socket, mut peer) = rig.connected_to_std();
     let data = Bytes::from(pattern(9, LEN));
-    let send = rig.submit(Op::Send {
-        socket,
-        bufs: vec![data.slice(..100), data.slice(100..)],
-    });
+    let send = rig.submit(Op::Send { socket, bufs: vec![data.slice(..100), data.slice(100..)] });
     // Long before anybody reads, the socket's buffer is full.
     for _ in 0..10 {
         rig.enter(Some(Duration::from_millis(1)));
@@ -458,9 +398,7 @@ fn a_send_of_many_parts_arrives_in_order(mut rig: Rig) {
     let (socket, mut peer) = rig.connected_to_std();
     let data = Bytes::from(pattern(3, 3000 * 200));
     // 3000 parts with gaps between them.
-    let bufs: Vec<Bytes> = (0..3000)
-        .map(|part| data.slice(part * 200..part * 200 + 199))
-        .collect();
+    let bufs: Vec<Bytes> = (0..3000).map(|part| data.slice(part * 200..part * 200 + 199)).collect();
     let expected = bufs.concat();
     let send = rig.submit(Op::Send { socket, bufs });
     let len = expected.len();
@@ -524,10 +462,7 @@ fn a_peer_that_closes_is_zero_bytes(mut rig: Rig) {
 }
 
 fn a_refused_connection_is_an_error(mut rig: Rig) {
-    let nobody = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for address in [
         Address::Tcp(nobody),
         Address::Unix(rig.directory.path().join("missing")),
@@ -592,10 +527,7 @@ fn a_close_ends_an_accept(mut rig: Rig) {
         assert!(rig.wait(accept).result.is_err());
         assert_eq!(count(&rig.wait(close)), 0);
     }
-    assert!(
-        TcpStream::connect(bound).is_err(),
-        "nobody listens any more"
-    );
+    assert!(TcpStream::connect(bound).is_err(), "nobody listens any more");
     // The port is free at once.
     rig.driver.listen(&Address::Tcp(bound)).unwrap();
 }
@@ -611,9 +543,7 @@ fn a_socket_id_is_used_again_only_after_its_close(mut rig: Rig) {
         // The close and the next connection in one round.
         let close = rig.submit(Op::Close { socket: here });
         let accept = rig.submit(Op::Accept { listener });
-        let connect = rig.submit(Op::Connect {
-            address: Address::Tcp(bound),
-        });
+        let connect = rig.submit(Op::Connect { address: Address::Tcp(bound) });
         let mut order = Vec::new();
         while order.len() < 3 {
             let mut out = Vec::new();
@@ -658,9 +588,7 @@ fn a_stale_socket_file_is_replaced_but_not_a_live_one(mut rig: Rig) {
 
 fn several_accepts_take_one_connection_each(mut rig: Rig) {
     let (listener, bound) = rig.listen_tcp();
-    let accepts: Vec<Token> = (0..3)
-        .map(|_| rig.submit(Op::Accept { listener }))
-        .collect();
+    let accepts: Vec<Token> = (0..3).map(|_| rig.submit(Op::Accept { listener })).collect();
     rig.enter(Some(Duration::ZERO));
     let peers: Vec<TcpStream> = (0..3).map(|_| TcpStream::connect(bound).unwrap()).collect();
     let mut seen = std::collections::HashSet::new();
@@ -715,12 +643,7 @@ fn polling_without_waiting_sees_everything(mut rig: Rig) {
     let bufs = staging(&rig.pool, 4096);
     let recv = rig.submit(Op::Recv { socket, bufs });
     let bufs = vec![rig.block(1)];
-    let write = rig.submit(Op::Write {
-        file,
-        offset: 0,
-        bufs,
-        durable: true,
-    });
+    let write = rig.submit(Op::Write { file, offset: 0, bufs, durable: true });
     let sync = rig.submit(Op::Sync { file });
     while !(rig.early.contains_key(&write) && rig.early.contains_key(&sync)) {
         rig.enter(Some(Duration::ZERO));
@@ -745,12 +668,7 @@ fn a_driver_can_be_dropped_with_everything_under_way(mut rig: Rig) {
     rig.enter(Some(Duration::ZERO));
     for seed in 0..700 {
         let bufs = vec![rig.block(seed)];
-        rig.submit(Op::Write {
-            file,
-            offset: seed as u64 * 4096,
-            bufs,
-            durable: true,
-        });
+        rig.submit(Op::Write { file, offset: seed as u64 * 4096, bufs, durable: true });
         let buf = rig.pool.take(4096);
         let offset = 0;
         rig.submit(Op::Read { file, offset, buf });

@@ -97,18 +97,8 @@ impl Worker {
             Err(NbdError::Connection(_)) => NEVER,
             Err(NbdError::Server(error)) => panic!("the server answered with error {error}"),
         };
-        self.history.push((
-            block,
-            Operation {
-                is_write,
-                value,
-                start,
-                end,
-            },
-        ));
-        self.shared
-            .acknowledged
-            .fetch_add(u64::from(end != NEVER), Ordering::Relaxed);
+        self.history.push((block, Operation { is_write, value, start, end }));
+        self.shared.acknowledged.fetch_add(u64::from(end != NEVER), Ordering::Relaxed);
         result.is_ok()
     }
 }
@@ -170,11 +160,8 @@ fn every_block_is_linearizable_through_kills_and_stops() {
         .collect();
     println!("{} operations", all.len());
     for block in 0..BLOCKS {
-        let operations: Vec<Operation> = all
-            .iter()
-            .filter(|(at, _)| *at == block)
-            .map(|(_, operation)| *operation)
-            .collect();
+        let operations: Vec<Operation> =
+            all.iter().filter(|(at, _)| *at == block).map(|(_, operation)| *operation).collect();
         assert!(operations.len() > 50, "block {block} was used");
         if let Err(reason) = check(&operations) {
             panic!("block {block}: {reason}");
@@ -183,21 +170,11 @@ fn every_block_is_linearizable_through_kills_and_stops() {
 }
 
 fn write(value: u64, start: u64, end: u64) -> Operation {
-    Operation {
-        is_write: true,
-        value,
-        start,
-        end,
-    }
+    Operation { is_write: true, value, start, end }
 }
 
 fn read(value: u64, start: u64, end: u64) -> Operation {
-    Operation {
-        is_write: false,
-        value,
-        start,
-        end,
-    }
+    Operation { is_write: false, value, start, end }
 }
 
 #[test]
@@ -207,25 +184,10 @@ fn the_checker_accepts_what_some_order_explains() {
         &[read(0, 1, 2), write(1, 3, 4), read(1, 5, 6)],
         // Concurrent: either value may be read.
         &[write(1, 1, 10), read(0, 2, 3), read(1, 4, 5)],
-        &[
-            write(1, 1, 10),
-            write(2, 1, 10),
-            read(2, 11, 12),
-            read(2, 13, 14),
-        ],
+        &[write(1, 1, 10), write(2, 1, 10), read(2, 11, 12), read(2, 13, 14)],
         // Unknown outcome: it may happen late, or never.
-        &[
-            write(1, 1, NEVER),
-            write(2, 3, 4),
-            read(2, 5, 6),
-            read(1, 7, 8),
-        ],
-        &[
-            write(1, 1, NEVER),
-            write(2, 3, 4),
-            read(2, 5, 6),
-            read(2, 7, 8),
-        ],
+        &[write(1, 1, NEVER), write(2, 3, 4), read(2, 5, 6), read(1, 7, 8)],
+        &[write(1, 1, NEVER), write(2, 3, 4), read(2, 5, 6), read(2, 7, 8)],
         &[write(1, 1, 2), read(9, 3, NEVER)],
     ];
     for history in fine {
@@ -237,34 +199,17 @@ fn the_checker_accepts_what_some_order_explains() {
 fn the_checker_rejects_what_no_order_explains() {
     let wrong: &[(&str, &[Operation])] = &[
         ("a lost write", &[write(1, 1, 2), read(0, 3, 4)]),
-        (
-            "a stale read",
-            &[write(1, 1, 2), write(2, 3, 4), read(1, 5, 6)],
-        ),
+        ("a stale read", &[write(1, 1, 2), write(2, 3, 4), read(1, 5, 6)]),
         ("out of thin air", &[read(7, 1, 2)]),
         ("from the future", &[read(1, 1, 2), write(1, 3, 4)]),
-        (
-            "a ghost write",
-            &[write(1, 1, 2), write(2, 3, 4), read(2, 5, 6), read(1, 7, 8)],
-        ),
+        ("a ghost write", &[write(1, 1, 2), write(2, 3, 4), read(2, 5, 6), read(1, 7, 8)]),
         (
             "two readers disagree on the order",
-            &[
-                write(1, 1, 20),
-                write(2, 1, 20),
-                read(1, 2, 3),
-                read(2, 4, 5),
-                read(1, 6, 7),
-            ],
+            &[write(1, 1, 20), write(2, 1, 20), read(1, 2, 3), read(2, 4, 5), read(1, 6, 7)],
         ),
         (
             "a write of unknown outcome that is seen and then undone",
-            &[
-                write(1, 1, 2),
-                write(2, 3, NEVER),
-                read(2, 4, 5),
-                read(1, 6, 7),
-            ],
+            &[write(1, 1, 2), write(2, 3, NEVER), read(2, 4, 5), read(1, 6, 7)],
         ),
         (
             "a write that is never seen between two reads of the old value",

@@ -13,10 +13,7 @@ use support::{Cluster, Setup};
 const MIB: usize = 1 << 20;
 
 fn cluster(name: &'static str) -> Cluster {
-    Setup::new(name)
-        .volume("demo", "64MiB")
-        .volume("other", "8MiB")
-        .start()
+    Setup::new(name).volume("demo", "64MiB").volume("other", "8MiB").start()
 }
 
 #[test]
@@ -29,14 +26,7 @@ fn nbdinfo_shows_what_is_exported() {
         assert_eq!(info["protocol"], "newstyle-fixed");
         assert_eq!(info["structured"], true);
         assert_eq!(export["export-size"], 64 * MIB);
-        for able in [
-            "can_flush",
-            "can_fua",
-            "can_multi_conn",
-            "can_trim",
-            "can_zero",
-            "can_df",
-        ] {
+        for able in ["can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero", "can_df"] {
             assert_eq!(export[able], true, "{able}: {json}");
         }
         assert_eq!(export["is_read_only"], false);
@@ -46,16 +36,9 @@ fn nbdinfo_shows_what_is_exported() {
     }
     let list = run("nbdinfo", &["--list", "--json", &cluster.uri(1, "")]);
     for name in ["demo", "other"] {
-        assert!(
-            list.contains(&format!("\"export-name\": \"{name}\"")),
-            "{list}"
-        );
+        assert!(list.contains(&format!("\"export-name\": \"{name}\"")), "{list}");
     }
-    assert!(
-        !try_run("nbdinfo", &[&cluster.uri(1, "missing")])
-            .status
-            .success()
-    );
+    assert!(!try_run("nbdinfo", &[&cluster.uri(1, "missing")]).status.success());
 }
 
 #[test]
@@ -69,14 +52,8 @@ fn nbdcopy_brings_every_byte_there_and_back() {
     for pod in 1..=support::PODS {
         run("nbdcopy", &[&cluster.uri(pod, "demo"), text(&back)]);
         let back = fs::read(&back).unwrap();
-        assert!(
-            back[..len] == fs::read(&image).unwrap(),
-            "read through pod {pod}"
-        );
-        assert!(
-            back[len..].iter().all(|byte| *byte == 0),
-            "behind the image"
-        );
+        assert!(back[..len] == fs::read(&image).unwrap(), "read through pod {pod}");
+        assert!(back[len..].iter().all(|byte| *byte == 0), "behind the image");
         assert_eq!(back.len(), 64 * MIB);
     }
 }
@@ -86,43 +63,21 @@ fn nbdinfo_map_shows_what_is_allocated() {
     let cluster = cluster("map");
     let image = cluster.dir.join("image");
     fs::write(&image, noise(2, 2 * MIB)).unwrap();
-    run(
-        "nbdcopy",
-        &[
-            "--destination-is-zero",
-            text(&image),
-            &cluster.uri(2, "demo"),
-        ],
-    );
+    run("nbdcopy", &["--destination-is-zero", text(&image), &cluster.uri(2, "demo")]);
     let map = || -> Vec<(u64, u64, bool)> {
         let json = run("nbdinfo", &["--map", "--json", &cluster.uri(3, "demo")]);
         let runs: Vec<Value> = serde_json::from_str(&json).unwrap();
         let number = |run: &Value, field: &str| run[field].as_u64().unwrap();
         // Bit 0 of the type: a hole.
         let run = |run: &Value| {
-            (
-                number(run, "offset"),
-                number(run, "length"),
-                number(run, "type") & 1 == 1,
-            )
+            (number(run, "offset"), number(run, "length"), number(run, "type") & 1 == 1)
         };
         runs.iter().map(run).collect()
     };
     let (data, all) = (2 * MIB as u64, 64 * MIB as u64);
     assert_eq!(map(), [(0, data, false), (data, all - data, true)]);
     let trim = format!("discard 0 {data}");
-    run(
-        "qemu-io",
-        &[
-            "-f",
-            "raw",
-            "-d",
-            "unmap",
-            "-c",
-            &trim,
-            &cluster.uri(1, "demo"),
-        ],
-    );
+    run("qemu-io", &["-f", "raw", "-d", "unmap", "-c", &trim, &cluster.uri(1, "demo")]);
     assert_eq!(map(), [(0, all, true)]);
 }
 
@@ -132,45 +87,26 @@ fn qemu_img_converts_and_compares() {
     let (raw, qcow2) = (cluster.dir.join("raw"), cluster.dir.join("qcow2"));
     write_image(&raw, 3, 64 * MIB);
     let (raw, qcow2) = (text(&raw), text(&qcow2));
-    run(
-        "qemu-img",
-        &["convert", "-f", "raw", "-O", "qcow2", raw, qcow2],
-    );
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", raw, qcow2]);
     let to = cluster.uri(1, "demo");
-    run(
-        "qemu-img",
-        &[
-            "convert", "-n", "-W", "-m", "8", "-f", "qcow2", "-O", "raw", qcow2, &to,
-        ],
-    );
+    run("qemu-img", &["convert", "-n", "-W", "-m", "8", "-f", "qcow2", "-O", "raw", qcow2, &to]);
     for pod in 1..=support::PODS {
         let from = cluster.uri(pod, "demo");
-        run(
-            "qemu-img",
-            &["compare", "-f", "raw", "-F", "qcow2", &from, qcow2],
-        );
+        run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &from, qcow2]);
     }
     // The comparison can fail.
     run("qemu-io", &["-f", "raw", "-c", "write -P 1 1000 1", &to]);
-    let compared = try_run(
-        "qemu-img",
-        &["compare", "-f", "raw", "-F", "qcow2", &to, qcow2],
-    );
+    let compared = try_run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &to, qcow2]);
     assert_eq!(compared.status.code(), Some(1));
 }
 
 /// Commands for one run of qemu-io; a pattern that is not found fails the test.
 fn qemu_io(uri: &str, commands: &[&str]) {
     let mut arguments = vec!["-f", "raw", "-d", "unmap"];
-    commands
-        .iter()
-        .for_each(|command| arguments.extend(["-c", *command]));
+    commands.iter().for_each(|command| arguments.extend(["-c", *command]));
     arguments.push(uri);
     let output = run("qemu-io", &arguments).to_lowercase();
-    assert!(
-        !output.contains("fail") && !output.contains("error"),
-        "{output}"
-    );
+    assert!(!output.contains("fail") && !output.contains("error"), "{output}");
 }
 
 #[test]
@@ -233,9 +169,7 @@ fn qemu_io_finds_its_patterns_at_any_alignment() {
 fn libnbd_speaks_structured_replies_over_several_connections() {
     let cluster = cluster("libnbd");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/libnbd.py");
-    let uris: Vec<String> = (1..=support::PODS)
-        .map(|pod| cluster.uri(pod, "demo"))
-        .collect();
+    let uris: Vec<String> = (1..=support::PODS).map(|pod| cluster.uri(pod, "demo")).collect();
     let mut arguments = vec![script];
     arguments.extend(uris.iter().map(String::as_str));
     // Debian's Python has the libnbd module; another one in PATH may not.

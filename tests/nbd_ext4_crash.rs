@@ -45,10 +45,7 @@ impl Mounted {
     }
 
     fn mount(&mut self) {
-        run_as_root(
-            "mount",
-            &["-t", "ext4", &self.device, text(&self.mount_point)],
-        );
+        run_as_root("mount", &["-t", "ext4", &self.device, text(&self.mount_point)]);
         self.mounted = true;
         // Or the test would write to the folder below.
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
@@ -94,10 +91,7 @@ fn name(folder: &Path, number: u64) -> PathBuf {
 fn check_files(folder: &Path, count: u64) {
     for number in 0..count {
         let content = fs::read(name(folder, number)).unwrap();
-        assert!(
-            content == noise(number, 100_000),
-            "file {number} of {count}"
-        );
+        assert!(content == noise(number, 100_000), "file {number} of {count}");
     }
 }
 

@@ -29,10 +29,7 @@ struct Bystander {
 
 impl Bystander {
     fn new(cluster: &Cluster) -> Bystander {
-        Bystander {
-            client: cluster.connect(1, "demo"),
-            rounds: 0,
-        }
+        Bystander { client: cluster.connect(1, "demo"), rounds: 0 }
     }
 
     fn goes_on(&mut self) {
@@ -57,37 +54,21 @@ fn nonsense_while_negotiating_ends_that_connection_only() {
     let address = cluster.nbd_address(1);
     let mut bystander = Bystander::new(&cluster);
     let after_greeting: Vec<(&str, Vec<u8>)> = vec![
-        (
-            "HTTP",
-            b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
-        ),
+        ("HTTP", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec()),
         ("zeroes", vec![0; 4096]),
         ("ones", vec![0xff; 100_000]),
         ("noise", noise(1, 100_000)),
-        (
-            "unknown client flags",
-            0xffff_fffcu32.to_be_bytes().to_vec(),
-        ),
-        (
-            "no option magic",
-            [&3u32.to_be_bytes()[..], &[b'x'; 64]].concat(),
-        ),
+        ("unknown client flags", 0xffff_fffcu32.to_be_bytes().to_vec()),
+        ("no option magic", [&3u32.to_be_bytes()[..], &[b'x'; 64]].concat()),
         (
             "an export that does not exist",
-            [
-                &3u32.to_be_bytes()[..],
-                &raw_option(OPTION_EXPORT_NAME, 7),
-                b"missing",
-            ]
-            .concat(),
+            [&3u32.to_be_bytes()[..], &raw_option(OPTION_EXPORT_NAME, 7), b"missing"].concat(),
         ),
     ];
     for (what, bytes) in after_greeting {
         eprintln!("{what}");
         let mut stream = TcpStream::connect(address).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         // The server may have closed before all of it was sent.
         let _ = stream.write_all(&bytes);
         assert!(closes(&mut stream), "{what}: still open");
@@ -142,10 +123,7 @@ fn a_length_that_cannot_be_true_takes_no_memory() {
         // Announces 4 GiB and sends a little of it. Whether the server waits, refuses or closes
         // is its choice.
         let mut negotiation = negotiate(address);
-        negotiation
-            .stream
-            .write_all(&raw_option(OPTION_GO, u32::MAX))
-            .unwrap();
+        negotiation.stream.write_all(&raw_option(OPTION_GO, u32::MAX)).unwrap();
         let _ = negotiation.stream.write_all(&[0; 1000]);
         held.push(negotiation.stream);
         let mut client = cluster.connect(1, "demo");
@@ -197,9 +175,7 @@ fn requests_that_make_no_sense_get_the_prescribed_error_and_change_nothing() {
     ];
     for (command, flags, offset, len, payload, errors) in requests {
         let what = format!("command {command} flags {flags:#x} offset {offset} length {len}");
-        let cookie = client
-            .send(*command, *flags, *offset, *len, payload)
-            .unwrap();
+        let cookie = client.send(*command, *flags, *offset, *len, payload).unwrap();
         let (answered, error) = client.receive().unwrap();
         assert_eq!(answered, cookie, "{what}");
         assert!(errors.contains(&error), "{what}: error {error}");
@@ -218,10 +194,7 @@ fn a_request_of_no_length_is_answered() {
         let (answered, error) = client.receive().unwrap();
         assert_eq!(answered, cookie);
         // The protocol leaves open whether it succeeds.
-        assert!(
-            [0, EINVAL, ENOSPC].contains(&error),
-            "command {command}: error {error}"
-        );
+        assert!([0, EINVAL, ENOSPC].contains(&error), "command {command}: error {error}");
     }
     client.write(0, b"goes on").unwrap();
 }
@@ -250,10 +223,7 @@ fn a_write_whose_client_went_away_half_way_changes_nothing() {
         gone.send(WRITE, 0, 0, 1 << 20, &vec![0xdd; sent]).unwrap();
         gone.stream.shutdown(Shutdown::Write).unwrap();
         assert!(gone.is_closed(), "after {sent} bytes");
-        assert!(
-            client.read(0, 1 << 20).unwrap() == before,
-            "after {sent} bytes"
-        );
+        assert!(client.read(0, 1 << 20).unwrap() == before, "after {sent} bytes");
         bystander.goes_on();
     }
 }

@@ -47,10 +47,7 @@ fn io_waits_while_two_pods_are_frozen_and_then_goes_on() {
     cluster.thaw(3);
     cluster.wait_healthy();
     for pod in 1..=support::PODS {
-        assert_eq!(
-            cluster.connect(pod, "demo").read(0, 4096).unwrap(),
-            [2; 4096]
-        );
+        assert_eq!(cluster.connect(pod, "demo").read(0, 4096).unwrap(), [2; 4096]);
     }
 }
 
@@ -64,10 +61,7 @@ fn what_waited_for_two_killed_pods_is_answered_when_they_are_back() {
     // `dev` starts them again.
     client.write(4096, &[2; 4096]).unwrap();
     let read = client.read(0, 8192).unwrap();
-    assert_eq!(
-        (&read[..4096], &read[4096..]),
-        (&[1; 4096][..], &[2; 4096][..])
-    );
+    assert_eq!((&read[..4096], &read[4096..]), (&[1; 4096][..], &[2; 4096][..]));
     cluster.wait_serving(2);
     cluster.wait_serving(3);
     cluster.wait_healthy();

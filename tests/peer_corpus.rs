@@ -32,9 +32,6 @@ fn the_format_has_not_changed() {
             fs::write(&path, &bytes).unwrap();
         }
         let kept = fs::read(&path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
-        assert!(
-            kept == bytes,
-            "{name} is encoded in another way than it was"
-        );
+        assert!(kept == bytes, "{name} is encoded in another way than it was");
     }
 }

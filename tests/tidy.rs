@@ -43,10 +43,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
 const IMPURE: &[(&str, &str)] = &[
     ("async", "return outputs from `poll` instead"),
     ("tokio", "only control and cli have a runtime"),
-    (
-        "std::fs",
-        "ask for an effect; files belong to io and worker",
-    ),
+    ("std::fs", "ask for an effect; files belong to io and worker"),
     ("std::thread", "threads belong to worker"),
     ("std::env", "take it as an argument"),
     ("Instant", "take `now: Mono` as an argument"),
@@ -97,12 +94,7 @@ impl<'a> Source<'a> {
             true => 0,
             false => first_test_module(&lines).unwrap_or(lines.len()),
         };
-        Source {
-            path,
-            lines,
-            code,
-            tests_from,
-        }
+        Source { path, lines, code, tests_from }
     }
 
     /// The first folder or file below `src/`: `net` for `src/net/link.rs`.
@@ -114,17 +106,11 @@ impl<'a> Source<'a> {
 
     /// Code outside tests, with line numbers from 1.
     fn production(&self) -> impl Iterator<Item = (usize, &str)> {
-        (1..)
-            .zip(self.code.iter().map(String::as_str))
-            .take(self.tests_from)
+        (1..).zip(self.code.iter().map(String::as_str)).take(self.tests_from)
     }
 
     fn violation(&self, line: usize, what: String) -> Violation {
-        Violation {
-            file: self.path.to_string(),
-            line,
-            what,
-        }
+        Violation { file: self.path.to_string(), line, what }
     }
 }
 
@@ -192,9 +178,7 @@ fn crate_paths<'a>(code: impl Iterator<Item = (usize, &'a str)>) -> Vec<(usize, 
 }
 
 fn path_at(text: &str) -> String {
-    text.chars()
-        .take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':')
-        .collect()
+    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':').collect()
 }
 
 /// The items of a `{...}` group whose opening brace was taken off, at its own level only.
@@ -248,13 +232,10 @@ fn is_pure(path: &str) -> bool {
     let Some(inside) = path.strip_prefix("src/") else {
         return false;
     };
-    let pure_folder = ["replica/", "net/", "volume/", "store/"]
-        .iter()
-        .any(|folder| inside.starts_with(folder));
+    let pure_folder =
+        ["replica/", "net/", "volume/", "store/"].iter().any(|folder| inside.starts_with(folder));
     let protocol = inside.starts_with("front/")
-        && ["wire.rs", "session.rs", "format.rs"]
-            .iter()
-            .any(|name| inside.ends_with(name));
+        && ["wire.rs", "session.rs", "format.rs"].iter().any(|name| inside.ends_with(name));
     (pure_folder && inside != "store/index/rocks.rs") || protocol
 }
 
@@ -362,18 +343,10 @@ fn stringly_errors(source: &Source<'_>) -> Vec<Violation> {
 
 fn check(path: &str, text: &str) -> Vec<Violation> {
     let source = Source::new(path, text);
-    [
-        import_directions,
-        purity,
-        sizes,
-        unfinished,
-        ignored_tests,
-        glob_imports,
-        stringly_errors,
-    ]
-    .iter()
-    .flat_map(|rule| rule(&source))
-    .collect()
+    [import_directions, purity, sizes, unfinished, ignored_tests, glob_imports, stringly_errors]
+        .iter()
+        .flat_map(|rule| rule(&source))
+        .collect()
 }
 
 fn rust_files(folder: &Path, out: &mut Vec<PathBuf>) {
@@ -417,85 +390,25 @@ fn every_rule_fires() {
     let unfinished = format!("fn f() {{\n    {}\n}}\n", UNFINISHED[3].to_string() + ")");
     let remark = format!("// {}: later\n", UNFINISHED[0]);
     let samples: &[(&str, &str, usize, &str)] = &[
-        (
-            "src/net/a.rs",
-            "use crate::store::lane::Lane;",
-            1,
-            "`net` must not import",
-        ),
-        (
-            "src/net/a.rs",
-            "use crate::io::uring::Ring;",
-            1,
-            "`net` must not import",
-        ),
+        ("src/net/a.rs", "use crate::store::lane::Lane;", 1, "`net` must not import"),
+        ("src/net/a.rs", "use crate::io::uring::Ring;", 1, "`net` must not import"),
         ("src/net/a.rs", "use crate::io::buffer::Pool;", 0, ""),
-        (
-            "src/store/a.rs",
-            "fn f(x: crate::replica::seam::ReqId) {}",
-            1,
-            "must not import",
-        ),
-        (
-            "src/types.rs",
-            "use crate::{\n    view::X,\n};",
-            1,
-            "crate::view",
-        ),
-        (
-            "src/front/nbd/a.rs",
-            "use crate::{types::A, replica::{B, C}};",
-            1,
-            "crate::replica",
-        ),
+        ("src/store/a.rs", "fn f(x: crate::replica::seam::ReqId) {}", 1, "must not import"),
+        ("src/types.rs", "use crate::{\n    view::X,\n};", 1, "crate::view"),
+        ("src/front/nbd/a.rs", "use crate::{types::A, replica::{B, C}};", 1, "crate::replica"),
         ("src/replica/a.rs", "use crate::types::{A, B};", 0, ""),
-        (
-            "src/worker/a.rs",
-            "use crate::control::Catalog;",
-            1,
-            "`worker` must not import",
-        ),
+        ("src/worker/a.rs", "use crate::control::Catalog;", 1, "`worker` must not import"),
         ("src/worker/a.rs", "use crate::store::lane::Lane;", 0, ""),
-        (
-            "src/replica/a.rs",
-            "async fn f() {}",
-            1,
-            "`async` in a pure module",
-        ),
-        (
-            "src/replica/a.rs",
-            "// async is banned\nlet asynchronous = \"async\";",
-            0,
-            "",
-        ),
+        ("src/replica/a.rs", "async fn f() {}", 1, "`async` in a pure module"),
+        ("src/replica/a.rs", "// async is banned\nlet asynchronous = \"async\";", 0, ""),
         ("src/store/wal/a.rs", "use std::fs::File;", 1, "`std::fs`"),
         ("src/store/index/rocks.rs", "use std::fs::File;", 0, ""),
-        (
-            "src/volume/a.rs",
-            "let t = std::time::Instant::now();",
-            1,
-            "`Instant`",
-        ),
-        (
-            "src/front/nbd/wire.rs",
-            "let t = SystemTime::now();",
-            1,
-            "`SystemTime`",
-        ),
-        (
-            "src/front/nbd/server.rs",
-            "let t = SystemTime::now();",
-            0,
-            "",
-        ),
+        ("src/volume/a.rs", "let t = std::time::Instant::now();", 1, "`Instant`"),
+        ("src/front/nbd/wire.rs", "let t = SystemTime::now();", 1, "`SystemTime`"),
+        ("src/front/nbd/server.rs", "let t = SystemTime::now();", 0, ""),
         ("src/net/a.rs", "let n = rand::random();", 1, "`rand::`"),
         ("src/net/a.rs", "let n = operand::random();", 0, ""),
-        (
-            "src/net/a.rs",
-            "#[cfg(test)]\nmod tests {\n    use std::fs;\n}",
-            0,
-            "",
-        ),
+        ("src/net/a.rs", "#[cfg(test)]\nmod tests {\n    use std::fs;\n}", 0, ""),
         ("src/io/a.rs", &long_line, 1, "columns"),
         ("src/io/a.rs", &long_file, LINES_MAX + 1, "lines"),
         ("tests/a.rs", &long_file, 0, ""),
@@ -504,18 +417,8 @@ fn every_rule_fires() {
         ("tests/a.rs", "#[ignore = \"slow\"]\n", 1, "ignored test"),
         ("src/io/a.rs", "use crate::types::*;", 1, "glob import"),
         ("src/store/a.rs", "use crate::store::seam::*;", 0, ""),
-        (
-            "src/io/a.rs",
-            "#[cfg(test)]\nmod tests {\n    use super::*;\n}",
-            0,
-            "",
-        ),
-        (
-            "src/io/a.rs",
-            "enum FooError {\n    Generic(String),\n}",
-            2,
-            "catch-all",
-        ),
+        ("src/io/a.rs", "#[cfg(test)]\nmod tests {\n    use super::*;\n}", 0, ""),
+        ("src/io/a.rs", "enum FooError {\n    Generic(String),\n}", 2, "catch-all"),
         ("src/io/a.rs", "enum Name {\n    Text(String),\n}", 0, ""),
     ];
     for (path, text, line, what) in samples {

@@ -35,10 +35,7 @@ impl Client {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT)
             .connect_lazy();
-        Ok(Client {
-            endpoint: endpoint.to_owned(),
-            channel,
-        })
+        Ok(Client { endpoint: endpoint.to_owned(), channel })
     }
 
     pub fn volumes(&self) -> VolumesClient<Channel> {

@@ -15,11 +15,7 @@ pub struct CallError {
 
 impl CallError {
     pub fn new(doing: String, endpoint: &str, status: Status) -> CallError {
-        CallError {
-            doing,
-            endpoint: endpoint.to_owned(),
-            status,
-        }
+        CallError { doing, endpoint: endpoint.to_owned(), status }
     }
 
     pub fn code(&self) -> Code {
@@ -34,11 +30,7 @@ impl CallError {
 
 impl std::fmt::Display for CallError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let CallError {
-            doing,
-            endpoint,
-            status,
-        } = self;
+        let CallError { doing, endpoint, status } = self;
         if self.is_unreached() {
             return write!(
                 f,
@@ -54,9 +46,7 @@ impl std::error::Error for CallError {}
 
 /// The exit code that an error leads to.
 pub fn code_of(error: &anyhow::Error) -> ExitCode {
-    let call = error
-        .chain()
-        .find_map(|cause| cause.downcast_ref::<CallError>());
+    let call = error.chain().find_map(|cause| cause.downcast_ref::<CallError>());
     ExitCode::from(call.map_or(1, |call| code_of_status(call.code())))
 }
 

@@ -13,6 +13,7 @@ pub mod exit;
 pub mod pod;
 pub mod render;
 pub mod serve;
+pub mod sim;
 pub mod status;
 pub mod volume;
 
@@ -25,10 +26,8 @@ use crate::cli::client::Client;
 /// Replicated block storage.
 #[derive(Debug, Parser)]
 #[command(name = "holdfast", version, arg_required_else_help = true)]
-#[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, \
-                        4 cluster unavailable, 5 conflict"
-)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, \
+                        4 cluster unavailable, 5 conflict")]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -40,12 +39,7 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// API address of any pod
-    #[arg(
-        long,
-        global = true,
-        env = "HOLDFAST_ENDPOINT",
-        default_value = "127.0.0.1:7400"
-    )]
+    #[arg(long, global = true, env = "HOLDFAST_ENDPOINT", default_value = "127.0.0.1:7400")]
     pub endpoint: String,
     /// How to print results
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
@@ -64,6 +58,8 @@ enum Command {
     Serve(serve::Args),
     /// Run a whole cluster on this machine, for development and tests
     Dev(dev::Args),
+    /// Simulate whole clusters, from seeds, in virtual time
+    Sim(sim::Args),
     /// Show the cluster, and what needs attention
     Status,
     /// Block volumes
@@ -77,13 +73,13 @@ enum Command {
     Disk(disk::Command),
 }
 
-/// Parses the command line and carries it out. `start_data_path` is what `serve` starts beside
-/// the control plane.
+/// Parses the command line and carries it out.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Serve(args) => return serve::run(&args),
         Command::Dev(args) => dev::run(&args),
+        Command::Sim(args) => sim::run(&args),
         other => run_client(&cli.global, other),
     };
     match result {
@@ -97,13 +93,13 @@ pub fn run() -> ExitCode {
 
 /// Everything that is one or a few calls to a pod.
 fn run_client(global: &Global, command: Command) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let client = Client::new(&global.endpoint)?;
         let text = match command {
-            Command::Serve(_) | Command::Dev(_) => unreachable!("handled by the caller"),
+            Command::Serve(_) | Command::Dev(_) | Command::Sim(_) => {
+                unreachable!("handled by the caller")
+            }
             Command::Status => status::run(&client, global.output).await?,
             Command::Volume(command) => volume::run(&client, command, global.output).await?,
             Command::Pod(command) => pod::run(&client, command, global.output).await?,

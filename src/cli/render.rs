@@ -57,12 +57,7 @@ pub fn volume(volume: &Volume) -> String {
         })
     });
     text.push('\n');
-    text + &table(
-        &["SHARD", "REPLICA", "POD", "DISK", "STATE"],
-        &[0, 1, 2],
-        rows,
-        "no shards",
-    )
+    text + &table(&["SHARD", "REPLICA", "POD", "DISK", "STATE"], &[0, 1, 2], rows, "no shards")
 }
 
 pub fn pods(pods: &[Pod]) -> String {
@@ -78,9 +73,7 @@ pub fn pods(pods: &[Pod]) -> String {
             pod.version.clone(),
         ]
     });
-    let head = [
-        "POD", "STATE", "API", "NBD", "CATALOG", "DISKS", "REPLICAS", "VERSION",
-    ];
+    let head = ["POD", "STATE", "API", "NBD", "CATALOG", "DISKS", "REPLICAS", "VERSION"];
     table(&head, &[0, 5, 6], rows, "no pods")
 }
 
@@ -97,9 +90,7 @@ pub fn disks(disks: &[Disk]) -> String {
             disk.reason.clone(),
         ]
     });
-    let head = [
-        "DISK", "POD", "PATH", "USED", "CAPACITY", "REPLICAS", "STATE", "",
-    ];
+    let head = ["DISK", "POD", "PATH", "USED", "CAPACITY", "REPLICAS", "STATE", ""];
     table(&head, &[1, 3, 4, 5], rows, "no disks")
 }
 
@@ -111,16 +102,9 @@ pub fn status(status: &StatusResponse) -> String {
     };
     let mut text = fields(&[
         ("cluster", status.cluster.clone()),
-        (
-            "catalog",
-            format!("revision {}, led by {leader}", status.revision),
-        ),
+        ("catalog", format!("revision {}, led by {leader}", status.revision)),
     ]);
-    for part in [
-        pods(&status.pods),
-        disks(&status.disks),
-        volumes(&status.volumes),
-    ] {
+    for part in [pods(&status.pods), disks(&status.disks), volumes(&status.volumes)] {
         text.push('\n');
         text.push_str(&part);
     }
@@ -175,8 +159,5 @@ fn table(
     if let Some(first) = table.column_mut(0) {
         first.set_padding((0, 1));
     }
-    table
-        .lines()
-        .map(|line| line.trim_end().to_owned() + "\n")
-        .collect()
+    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }

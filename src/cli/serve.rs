@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::Config;
 use crate::cli::data_path;
+use crate::config::Config;
 use crate::control::identity::{PodDirectory, write_atomically};
 use crate::control::server::Server;
 use crate::telemetry::logs;
@@ -57,10 +57,7 @@ fn serve(config: Config) -> anyhow::Result<()> {
     result
 }
 
-async fn serve_until_told(
-    config: &Config,
-    directory: PodDirectory,
-) -> anyhow::Result<()> {
+async fn serve_until_told(config: &Config, directory: PodDirectory) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut told = async || {
@@ -77,9 +74,7 @@ async fn serve_until_told(
         let (config, identity) = (config.clone(), server.identity());
         let reports = server.report_sink();
         let start = move || data_path::start(&config, identity, reports);
-        tokio::task::spawn_blocking(start)
-            .await
-            .context("start the data path")?
+        tokio::task::spawn_blocking(start).await.context("start the data path")?
     };
     let data_path = match data_path {
         Ok(data_path) => data_path,
@@ -104,9 +99,7 @@ async fn serve_until_told(
     {
         tracing::warn!("could not remove {}: {error}", file.display());
     }
-    tokio::task::spawn_blocking(move || data_path.stop())
-        .await
-        .context("stop the data path")?;
+    tokio::task::spawn_blocking(move || data_path.stop()).await.context("stop the data path")?;
     server.stop().await;
     Ok(ended?)
 }

@@ -36,20 +36,11 @@ pub enum Command {
 pub async fn run(client: &Client, command: Command, output: Output) -> anyhow::Result<String> {
     let mut volumes = client.volumes();
     match command {
-        Command::Create {
-            name,
-            size,
-            replicas,
-        } => {
+        Command::Create { name, size, replicas } => {
             let doing = format!("create volume {name}");
             let request_id = request_id()?;
             let size_bytes = size.0;
-            let request = CreateVolumeRequest {
-                name,
-                size_bytes,
-                replicas,
-                request_id,
-            };
+            let request = CreateVolumeRequest { name, size_bytes, replicas, request_id };
             let volume = client.check(doing, volumes.create(request).await)?;
             match output {
                 Output::Table => Ok(render::volumes(&[volume])),
@@ -75,10 +66,7 @@ pub async fn run(client: &Client, command: Command, output: Output) -> anyhow::R
         Command::Delete { name } => {
             let doing = format!("delete volume {name}");
             let request_id = request_id()?;
-            let request = DeleteVolumeRequest {
-                name: name.clone(),
-                request_id,
-            };
+            let request = DeleteVolumeRequest { name: name.clone(), request_id };
             client.check(doing, volumes.delete(request).await)?;
             match output {
                 Output::Table => Ok(format!("volume {name} is deleted\n")),

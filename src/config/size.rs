@@ -9,14 +9,8 @@ use std::str::FromStr;
 pub struct ByteSize(pub u64);
 
 /// From the largest to the smallest.
-const UNITS: [(&str, u32); 6] = [
-    ("PiB", 50),
-    ("TiB", 40),
-    ("GiB", 30),
-    ("MiB", 20),
-    ("KiB", 10),
-    ("B", 0),
-];
+const UNITS: [(&str, u32); 6] =
+    [("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
 
 /// Why a text is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,10 +49,7 @@ impl FromStr for ByteSize {
                 .ok_or_else(|| ParseSizeError::Unit(unit.to_owned()))?
                 .1
         };
-        number
-            .checked_mul(1 << shift)
-            .map(ByteSize)
-            .ok_or(ParseSizeError::TooLarge)
+        number.checked_mul(1 << shift).map(ByteSize).ok_or(ParseSizeError::TooLarge)
     }
 }
 
@@ -79,10 +70,8 @@ impl fmt::Display for ByteSize {
 impl ByteSize {
     /// For people: at most one decimal, rounded down, as in `1.4TiB`.
     pub fn rounded(self) -> String {
-        let (unit, shift) = UNITS
-            .iter()
-            .find(|(_, shift)| self.0 >> shift > 0)
-            .unwrap_or(&("B", 0));
+        let (unit, shift) =
+            UNITS.iter().find(|(_, shift)| self.0 >> shift > 0).unwrap_or(&("B", 0));
         let whole = self.0 >> shift;
         let tenths = ((u128::from(self.0) * 10) >> shift) % 10;
         match tenths {

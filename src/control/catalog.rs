@@ -103,12 +103,7 @@ impl Catalog {
             .name("catalog".to_owned())
             .spawn(move || driver.run(&inbox))
             .expect("the system has room for a thread");
-        Ok(Catalog {
-            row,
-            events,
-            published,
-            thread: Mutex::new(Some(thread)),
-        })
+        Ok(Catalog { row, events, published, thread: Mutex::new(Some(thread)) })
     }
 
     /// A message from another member; dropped when too much waits.
@@ -153,11 +148,7 @@ impl Catalog {
     pub fn stop(&self) {
         // An error means that it has ended already.
         let _ended = self.events.send(Event::Stop);
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the catalog's thread panicked");
         }
@@ -226,10 +217,7 @@ struct Asked {
 }
 
 enum Answer {
-    Proposal(
-        oneshot::Sender<Result<Outcome, AskError>>,
-        Result<Outcome, AskError>,
-    ),
+    Proposal(oneshot::Sender<Result<Outcome, AskError>>, Result<Outcome, AskError>),
     Barrier(oneshot::Sender<Result<(), AskError>>, Result<(), AskError>),
 }
 
@@ -240,11 +228,7 @@ impl Driver {
         run: u64,
         outbound: Box<dyn Outbound>,
     ) -> Result<(Driver, watch::Receiver<Published>), MetaError> {
-        let Recovered {
-            row,
-            start,
-            snapshot,
-        } = recovered;
+        let Recovered { row, start, snapshot } = recovered;
         let config = MemberConfig {
             member: row.member,
             shard: ShardId(0),
@@ -330,16 +314,10 @@ impl Driver {
             Event::Peer(message) => self.input(Input::Peer(message)),
             Event::Propose(command, reply) => {
                 let number = self.asked.next_number();
-                let ticket = Ticket {
-                    run: self.asked.run,
-                    number,
-                };
+                let ticket = Ticket { run: self.asked.run, number };
                 let data = encode(&Envelope { ticket, command }).into();
                 self.asked.proposals.insert(number, reply);
-                self.input(Input::Propose {
-                    req: ReqId(number),
-                    data,
-                });
+                self.input(Input::Propose { req: ReqId(number), data });
             }
             Event::Barrier(reply) => {
                 let number = self.asked.next_number();
@@ -390,10 +368,7 @@ impl Driver {
             Output::Append(append) => self.append(append)?,
             Output::Send(message) => self.outbound.send(*message),
             Output::Apply(applied) => self.apply(applied)?,
-            Output::Reply {
-                req,
-                result: Err(error),
-            } => self.asked.refuse(req.0, &error),
+            Output::Reply { req, result: Err(error) } => self.asked.refuse(req.0, &error),
             // Answered when it was applied.
             Output::Reply { result: Ok(_), .. } => {}
             Output::Barrier { req } => {
@@ -404,12 +379,7 @@ impl Driver {
             Output::Role(role) => {
                 let leader = role.leader.map_or(0, |leader| leader.0);
                 let (term, serving) = (role.term, role.serving);
-                tracing::info!(
-                    term,
-                    leader,
-                    serving,
-                    "the catalog's leader or term changed"
-                );
+                tracing::info!(term, leader, serving, "the catalog's leader or term changed");
                 self.now.role = role;
             }
             Output::NeedsResync { member } => self.send_state(member),
@@ -440,9 +410,7 @@ impl Driver {
             self.meta = snapshot.meta;
             self.snapshot_at = (snapshot.index, snapshot.term);
         }
-        self.input(Input::Appended {
-            number: append.number,
-        });
+        self.input(Input::Appended { number: append.number });
         Ok(())
     }
 
@@ -462,9 +430,7 @@ impl Driver {
         if ticket.run == self.asked.run
             && let Some(reply) = self.asked.proposals.remove(&ticket.number)
         {
-            self.asked
-                .answers
-                .push(Answer::Proposal(reply, outcome.map_err(AskError::from)));
+            self.asked.answers.push(Answer::Proposal(reply, outcome.map_err(AskError::from)));
         }
         Ok(())
     }

@@ -114,17 +114,11 @@ impl TestPod {
 
 fn voters(status: &StatusResponse) -> usize {
     let parts = status.pods.iter().map(|pod| pod.catalog.as_str());
-    parts
-        .filter(|part| matches!(*part, "voter" | "leader"))
-        .count()
+    parts.filter(|part| matches!(*part, "voter" | "leader")).count()
 }
 
 fn all_up(status: &StatusResponse, count: usize) -> bool {
-    let up = status
-        .disks
-        .iter()
-        .filter(|disk| disk.state_name() == "up")
-        .count();
+    let up = status.disks.iter().filter(|disk| disk.state_name() == "up").count();
     status.pods.len() == count && up == count && status.problems.is_empty()
 }
 
@@ -172,8 +166,7 @@ async fn a_cluster_of_three_survives_the_loss_of_its_leader_and_of_all() {
     pods[leader].start().await;
     let clean = |status: &StatusResponse| status.volumes.is_empty() && all_up(status, 3);
     for pod in &pods {
-        pod.until("everything is gone and everybody is back", clean)
-            .await;
+        pod.until("everything is gone and everybody is back", clean).await;
     }
     let third = pods[0].create("third", "").await.unwrap();
     assert!(third > demo, "ids are never used again");
@@ -198,8 +191,7 @@ async fn two_of_three_answer(one: &TestPod, other: &TestPod, demo: u64) {
     let again = volumes.delete(delete).await.unwrap_err();
     assert_eq!(again.code(), Code::NotFound);
     let deleting = |status: &StatusResponse| status.volumes.len() == 1;
-    one.until("the deleted volume waits for the pod", deleting)
-        .await;
+    one.until("the deleted volume waits for the pod", deleting).await;
 }
 
 /// All go, and all come back, on other ports.
@@ -222,10 +214,7 @@ async fn all_restart(pods: &mut [TestPod], volume: u64) {
     for pod in pods {
         let data_path = pod.data_path.clone().unwrap();
         let views = data_path.views.lock().unwrap().clone();
-        assert!(
-            views.is_sorted_by_key(|view| view.revision),
-            "views only get newer"
-        );
+        assert!(views.is_sorted_by_key(|view| view.revision), "views only get newer");
         let mut volumes = views.last().unwrap().volumes.iter();
         assert!(volumes.any(|it| it.volume.0 == volume));
         pod.stop().await;
@@ -237,21 +226,13 @@ async fn a_pod_that_was_away_for_long_gets_the_whole_state() {
     let root = tempfile::tempdir().unwrap();
     let mut pods = three_pods(root.path()).await;
     pods[2].stop().await;
-    pods[0]
-        .until("the others lead", |status| status.leader_pod < 3)
-        .await;
+    pods[0].until("the others lead", |status| status.leader_pod < 3).await;
     // More entries than two snapshots apart, and nothing but their log on disk after a restart.
     let mut volumes = pods[0].volumes().await;
     for _ in 0..600 {
         let name = "nothing".to_owned();
-        let delete = DeleteVolumeRequest {
-            name,
-            request_id: String::new(),
-        };
-        assert_eq!(
-            volumes.delete(delete).await.unwrap_err().code(),
-            Code::NotFound
-        );
+        let delete = DeleteVolumeRequest { name, request_id: String::new() };
+        assert_eq!(volumes.delete(delete).await.unwrap_err().code(), Code::NotFound);
     }
     for pod in &mut pods[..2] {
         pod.stop().await;
@@ -264,9 +245,7 @@ async fn a_pod_that_was_away_for_long_gets_the_whole_state() {
 
     pods[2].seeds = vec![pods[0].api().to_string()];
     pods[2].start().await;
-    pods[2]
-        .until("everybody is back", |status| all_up(status, 3))
-        .await;
+    pods[2].until("everybody is back", |status| all_up(status, 3)).await;
     // It holds the state itself: it can lead together with either of the others.
     let caught_up = async |pods: &[TestPod]| {
         let applied = |pod: &TestPod| pod.server.as_ref().unwrap().catalog_applied();

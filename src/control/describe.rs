@@ -38,31 +38,16 @@ impl<'a> Describe<'a> {
     pub fn status(&self) -> proto::StatusResponse {
         let (pods, disks, volumes) = (self.pods(), self.disks(), self.volumes());
         let mut problems = Vec::new();
-        for pod in pods
-            .iter()
-            .filter(|pod| pod.state() == proto::PodState::Away)
-        {
+        for pod in pods.iter().filter(|pod| pod.state() == proto::PodState::Away) {
             problems.push(format!("pod {} is away", pod.id));
         }
-        for disk in disks
-            .iter()
-            .filter(|disk| disk.state() == proto::DiskState::Failed)
-        {
-            problems.push(format!(
-                "disk {} of pod {} failed: {}",
-                disk.id, disk.pod, disk.reason
-            ));
+        for disk in disks.iter().filter(|disk| disk.state() == proto::DiskState::Failed) {
+            problems.push(format!("disk {} of pod {} failed: {}", disk.id, disk.pod, disk.reason));
         }
         for volume in &volumes {
-            if matches!(
-                volume.state(),
-                proto::VolumeState::Degraded | proto::VolumeState::Paused
-            ) {
+            if matches!(volume.state(), proto::VolumeState::Degraded | proto::VolumeState::Paused) {
                 let state = volume.state_name();
-                problems.push(format!(
-                    "volume {} is {state}: {}",
-                    volume.name, volume.reason
-                ));
+                problems.push(format!("volume {} is {state}: {}", volume.name, volume.reason));
             }
         }
         proto::StatusResponse {
@@ -92,11 +77,7 @@ impl<'a> Describe<'a> {
                     id: pod.0,
                     api: record.addresses.api.to_string(),
                     peer: record.addresses.peer.to_string(),
-                    nbd: record
-                        .addresses
-                        .nbd
-                        .map(|nbd| nbd.to_string())
-                        .unwrap_or_default(),
+                    nbd: record.addresses.nbd.map(|nbd| nbd.to_string()).unwrap_or_default(),
                     state: state.into(),
                     catalog: self.catalog_part(*pod).to_owned(),
                     disks: count(disks.clone().count()),
@@ -171,11 +152,8 @@ impl<'a> Describe<'a> {
     }
 
     fn volume(&self, id: VolumeId, volume: &Volume) -> proto::Volume {
-        let shards: Vec<proto::Shard> = volume
-            .shards
-            .iter()
-            .map(|shard| self.shard(shard))
-            .collect();
+        let shards: Vec<proto::Shard> =
+            volume.shards.iter().map(|shard| self.shard(shard)).collect();
         let (state, reason) = judge(volume, &shards);
         let pods = self.state.pods.values();
         proto::Volume {
@@ -186,10 +164,7 @@ impl<'a> Describe<'a> {
             state: state.into(),
             reason,
             shards,
-            nbd: pods
-                .filter_map(|pod| pod.addresses.nbd)
-                .map(|nbd| nbd.to_string())
-                .collect(),
+            nbd: pods.filter_map(|pod| pod.addresses.nbd).map(|nbd| nbd.to_string()).collect(),
         }
     }
 
@@ -198,10 +173,7 @@ impl<'a> Describe<'a> {
         let mut replicas = Vec::with_capacity(shard.members.len());
         for member in &shard.members {
             let pod = self.state.disks[&member.disk].pod;
-            let failed = self
-                .disks
-                .get(&member.disk)
-                .is_some_and(|disk| disk.failed.is_some());
+            let failed = self.disks.get(&member.disk).is_some_and(|disk| disk.failed.is_some());
             let report = self.members.get(&member.member).filter(|_| !failed);
             if let Some(report) = report.filter(|report| report.state == MemberState::Leader)
                 && leader.is_none_or(|(term, _)| report.term > term)
@@ -212,17 +184,11 @@ impl<'a> Describe<'a> {
                 member: member.member.0,
                 pod: pod.0,
                 disk: member.disk.to_string(),
-                state: report
-                    .map_or("unreported", |report| state_name(report.state))
-                    .to_owned(),
+                state: report.map_or("unreported", |report| state_name(report.state)).to_owned(),
             });
         }
         let leader_pod = leader.map_or(0, |(_, pod)| pod.0);
-        proto::Shard {
-            id: shard.shard.0,
-            replicas,
-            leader_pod,
-        }
+        proto::Shard { id: shard.shard.0, replicas, leader_pod }
     }
 }
 
@@ -239,21 +205,11 @@ fn judge(volume: &Volume, shards: &[proto::Shard]) -> (proto::VolumeState, Strin
         return (proto::VolumeState::Paused, reason);
     }
     let bad = |replica: &&proto::Replica| !matches!(replica.state.as_str(), "leader" | "follower");
-    let missing = shards
-        .iter()
-        .flat_map(|shard| &shard.replicas)
-        .filter(bad)
-        .count();
+    let missing = shards.iter().flat_map(|shard| &shard.replicas).filter(bad).count();
     match missing {
         0 => (proto::VolumeState::Ready, String::new()),
-        1 => (
-            proto::VolumeState::Degraded,
-            "1 replica is missing".to_owned(),
-        ),
-        _ => (
-            proto::VolumeState::Degraded,
-            format!("{missing} replicas are missing"),
-        ),
+        1 => (proto::VolumeState::Degraded, "1 replica is missing".to_owned()),
+        _ => (proto::VolumeState::Degraded, format!("{missing} replicas are missing")),
     }
 }
 

@@ -78,22 +78,13 @@ impl PodDirectory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let join_id = random_uuid().map_err(|source| fail("read", random(), source))?;
                 let (identity, catalog_member) = (None, None);
-                let file = PodFile {
-                    format: FORMAT,
-                    join_id,
-                    identity,
-                    catalog_member,
-                };
+                let file = PodFile { format: FORMAT, join_id, identity, catalog_member };
                 write(path, &file)?;
                 file
             }
             Err(source) => return Err(fail("read", &name, source)),
         };
-        Ok(PodDirectory {
-            path: path.to_owned(),
-            file,
-            _lock: lock,
-        })
+        Ok(PodDirectory { path: path.to_owned(), file, _lock: lock })
     }
 
     pub fn path(&self) -> &Path {
@@ -122,16 +113,10 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<PodFile, IdentityError> {
     struct Format {
         format: u32,
     }
-    let damaged = |source| IdentityError::Damaged {
-        path: path.to_owned(),
-        source,
-    };
+    let damaged = |source| IdentityError::Damaged { path: path.to_owned(), source };
     let Format { format } = serde_json::from_slice(bytes).map_err(damaged)?;
     if format > FORMAT {
-        return Err(IdentityError::Newer {
-            path: path.to_owned(),
-            found: format,
-        });
+        return Err(IdentityError::Newer { path: path.to_owned(), found: format });
     }
     serde_json::from_slice(bytes).map_err(damaged)
 }
@@ -151,9 +136,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
-    let directory = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }
 
@@ -166,9 +149,7 @@ fn lock(path: &Path) -> Result<File, IdentityError> {
         .map_err(|source| fail("open", path, source))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(IdentityError::InUse {
-            path: path.to_owned(),
-        }),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(IdentityError::InUse { path: path.to_owned() }),
         Err(error) => Err(fail("lock", path, error.into())),
     }
 }
@@ -185,11 +166,7 @@ pub fn random_uuid() -> io::Result<Uuid> {
 }
 
 fn fail(action: &'static str, path: &Path, source: io::Error) -> IdentityError {
-    IdentityError::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    IdentityError::Io { action, path: path.to_owned(), source }
 }
 
 #[cfg(test)]
@@ -200,17 +177,11 @@ mod tests {
     fn an_identity_survives_and_the_join_id_never_changes() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("data");
-        let identity = Identity {
-            cluster: Uuid([3; 16]),
-            pod: PodId(7),
-        };
+        let identity = Identity { cluster: Uuid([3; 16]), pod: PodId(7) };
         let join_id = {
             let mut directory = PodDirectory::open(&path).unwrap();
             assert_eq!(directory.file().identity, None);
-            assert!(matches!(
-                PodDirectory::open(&path),
-                Err(IdentityError::InUse { .. })
-            ));
+            assert!(matches!(PodDirectory::open(&path), Err(IdentityError::InUse { .. })));
             directory.set_identity(identity).unwrap();
             directory.set_catalog_member(Some(MemberId(9))).unwrap();
             directory.file().join_id
@@ -226,10 +197,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("pod.json");
         fs::write(&file, b"{").unwrap();
-        assert!(matches!(
-            PodDirectory::open(root.path()),
-            Err(IdentityError::Damaged { .. })
-        ));
+        assert!(matches!(PodDirectory::open(root.path()), Err(IdentityError::Damaged { .. })));
         fs::write(&file, br#"{"format": 2, "soul": 1}"#).unwrap();
         let error = PodDirectory::open(root.path()).unwrap_err();
         assert!(matches!(error, IdentityError::Newer { found: 2, .. }));

@@ -91,25 +91,14 @@ pub async fn identity(
 async fn ask(seed: &str, request: &JoinRequest) -> Result<(Identity, Vec<String>), JoinError> {
     let endpoint = Endpoint::from_shared(format!("http://{seed}"))
         .map_err(|error| JoinError::Refused(Status::invalid_argument(error.to_string())))?;
-    let channel = endpoint
-        .connect_timeout(CALL_WITHIN)
-        .timeout(CALL_WITHIN)
-        .connect_lazy();
-    let answer = PodsClient::new(channel)
-        .join(Request::new(request.clone()))
-        .await;
+    let channel = endpoint.connect_timeout(CALL_WITHIN).timeout(CALL_WITHIN).connect_lazy();
+    let answer = PodsClient::new(channel).join(Request::new(request.clone())).await;
     let answer = answer.map_err(JoinError::Refused)?.into_inner();
-    let identity = Identity {
-        cluster: answer.cluster.parse()?,
-        pod: PodId(answer.pod),
-    };
+    let identity = Identity { cluster: answer.cluster.parse()?, pod: PodId(answer.pod) };
     Ok((identity, answer.api))
 }
 
 /// Nobody answers, or nobody who can decide.
 fn is_passing(status: &Status) -> bool {
-    !matches!(
-        status.code(),
-        Code::FailedPrecondition | Code::InvalidArgument
-    )
+    !matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument)
 }

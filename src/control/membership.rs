@@ -49,10 +49,7 @@ fn database(data: &Path) -> PathBuf {
 }
 
 fn open(path: &Path) -> Result<(Storage, Option<Recovered>), MembershipError> {
-    let fail = |source| MembershipError::Storage {
-        path: path.to_owned(),
-        source,
-    };
+    let fail = |source| MembershipError::Storage { path: path.to_owned(), source };
     let storage = Storage::open(path).map_err(fail)?;
     let recovered = storage.recover().map_err(fail)?;
     Ok((storage, recovered))
@@ -67,40 +64,24 @@ pub fn initialise(
     let path = database(directory.path());
     let (storage, recovered) = open(&path)?;
     let state = match recovered {
-        Some(recovered) => recovered.snapshot.state.filter(|state| {
-            state
-                .pods
-                .values()
-                .any(|pod| pod.join_id == directory.file().join_id)
-        }),
+        Some(recovered) => recovered
+            .snapshot
+            .state
+            .filter(|state| state.pods.values().any(|pod| pod.join_id == directory.file().join_id)),
         None => {
             let cluster = random_uuid().map_err(MembershipError::Random)?;
             let state = State::new(cluster, directory.file().join_id, addresses);
-            let row = MemberRow {
-                member: MemberId(1),
-                since_revision: state.revision,
-            };
+            let row = MemberRow { member: MemberId(1), since_revision: state.revision };
             let meta = Meta::new(&[row.member], 1).encode();
-            let snapshot = Snapshot {
-                index: 1,
-                term: 1,
-                meta,
-                state: Some(state.clone()),
-            };
+            let snapshot = Snapshot { index: 1, term: 1, meta, state: Some(state.clone()) };
             storage
                 .create(row, &snapshot)
-                .map_err(|source| MembershipError::Storage {
-                    path: path.clone(),
-                    source,
-                })?;
+                .map_err(|source| MembershipError::Storage { path: path.clone(), source })?;
             Some(state)
         }
     };
     let state = state.ok_or(MembershipError::Foreign { path })?;
-    let identity = Identity {
-        cluster: state.cluster,
-        pod: PodId(1),
-    };
+    let identity = Identity { cluster: state.cluster, pod: PodId(1) };
     directory.set_catalog_member(Some(MemberId(1)))?;
     directory.set_identity(identity)?;
     Ok(identity)
@@ -112,10 +93,7 @@ pub async fn resume(node: &Arc<Node>) -> Result<(), MembershipError> {
 }
 
 fn resume_now(node: &Arc<Node>) -> Result<(), MembershipError> {
-    let mut directory = node
-        .directory
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut directory = node.directory.lock().unwrap_or_else(PoisonError::into_inner);
     let path = database(directory.path());
     let promised = directory.file().catalog_member;
     if !path.exists() {
@@ -142,10 +120,7 @@ fn start(node: &Arc<Node>, storage: Storage, recovered: Recovered) -> Result<(),
     if let Some(state) = &recovered.snapshot.state {
         node.peers.learn_state(state);
     }
-    tracing::info!(
-        member = recovered.row.member.0,
-        "this pod is a member of the catalog"
-    );
+    tracing::info!(member = recovered.row.member.0, "this pod is a member of the catalog");
     let catalog = Catalog::start(storage, recovered, node.run, Box::new(Queues::new(node)))?;
     node.set_catalog(Some(Arc::new(catalog)));
     Ok(())
@@ -157,10 +132,7 @@ pub async fn follow(
     revision: u64,
     members: &[(MemberId, PodId)],
 ) -> Result<(), MembershipError> {
-    let mine = members
-        .iter()
-        .find(|(_, pod)| *pod == node.identity.pod)
-        .map(|(it, _)| *it);
+    let mine = members.iter().find(|(_, pod)| *pod == node.identity.pod).map(|(it, _)| *it);
     let there = node.catalog().map(|catalog| catalog.row);
     match (there, mine) {
         (None, None) => Ok(()),
@@ -172,10 +144,7 @@ pub async fn follow(
             blocking(node, remove).await
         }
         (None, Some(member)) => {
-            let row = MemberRow {
-                member,
-                since_revision: revision,
-            };
+            let row = MemberRow { member, since_revision: revision };
             blocking(node, move |node| create(node, row)).await
         }
     }
@@ -183,30 +152,16 @@ pub async fn follow(
 
 /// A member without a configuration: it waits for the leader to send it the state.
 fn create(node: &Arc<Node>, row: MemberRow) -> Result<(), MembershipError> {
-    let mut directory = node
-        .directory
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut directory = node.directory.lock().unwrap_or_else(PoisonError::into_inner);
     let path = database(directory.path());
     if directory.file().catalog_member == Some(row.member) {
-        return Err(MembershipError::Lost {
-            member: row.member,
-            path,
-        });
+        return Err(MembershipError::Lost { member: row.member, path });
     }
     let (storage, recovered) = open(&path)?;
     assert!(recovered.is_none(), "a member that was there was started");
     let meta = Meta::new(&[], 1).encode();
-    let snapshot = Snapshot {
-        index: 0,
-        term: 0,
-        meta,
-        state: None,
-    };
-    let fail = |source| MembershipError::Storage {
-        path: path.clone(),
-        source,
-    };
+    let snapshot = Snapshot { index: 0, term: 0, meta, state: None };
+    let fail = |source| MembershipError::Storage { path: path.clone(), source };
     storage.create(row, &snapshot).map_err(fail)?;
     let recovered = storage.recover().map_err(fail)?.expect("it was just made");
     directory.set_catalog_member(Some(row.member))?;
@@ -219,10 +174,7 @@ fn remove(node: &Arc<Node>) -> Result<(), MembershipError> {
     if let Some(catalog) = node.set_catalog(None) {
         catalog.stop();
     }
-    let mut directory = node
-        .directory
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut directory = node.directory.lock().unwrap_or_else(PoisonError::into_inner);
     let path = database(directory.path());
     directory.set_catalog_member(None)?;
     match std::fs::remove_dir_all(&path) {

@@ -65,10 +65,7 @@ impl Node {
 
     /// This pod's member of the catalog, if it has one.
     pub fn catalog(&self) -> Option<Arc<Catalog>> {
-        self.catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes the old one out.
@@ -86,17 +83,12 @@ impl Node {
     pub fn leader(&self) -> Option<(PodId, SocketAddr)> {
         let known = self.catalog().and_then(|catalog| {
             let published = catalog.published.borrow();
-            let leader = published
-                .role
-                .leader
-                .filter(|leader| *leader != catalog.row.member)?;
+            let leader = published.role.leader.filter(|leader| *leader != catalog.row.member)?;
             let pod = self.peers.pod_of(leader)?;
             Some((pod, self.peers.api_of(pod)?))
         });
         let hint = || *self.leader.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .or_else(hint)
-            .filter(|(pod, _)| *pod != self.identity.pod)
+        known.or_else(hint).filter(|(pod, _)| *pod != self.identity.pod)
     }
 
     /// What another pod said of the leader; `None` when it turned out wrong.
@@ -120,10 +112,7 @@ impl Node {
 
     /// Where the newest view is kept for the next start.
     pub fn view_file(&self) -> PathBuf {
-        let directory = self
-            .directory
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
         directory.path().join("view.json")
     }
 

@@ -19,18 +19,9 @@ impl NullDataPath {
     pub fn new(identity: Identity, disks: Vec<Uuid>, reports: ReportSink) -> NullDataPath {
         let disks = disks
             .into_iter()
-            .map(|disk| NewDisk {
-                disk,
-                path: format!("/disks/{disk}"),
-                capacity_bytes: 1 << 40,
-            })
+            .map(|disk| NewDisk { disk, path: format!("/disks/{disk}"), capacity_bytes: 1 << 40 })
             .collect();
-        NullDataPath {
-            identity,
-            disks,
-            reports,
-            views: Mutex::default(),
-        }
+        NullDataPath { identity, disks, reports, views: Mutex::default() }
     }
 
     fn report(&self, view: &ClusterView) -> PodReport {
@@ -57,10 +48,7 @@ fn members(view: &ClusterView, disk: Uuid) -> Vec<MemberReport> {
     let shards = view.volumes.iter().flat_map(|volume| &volume.shards);
     let members = shards.flat_map(|shard| {
         let first = shard.members[0].member;
-        shard
-            .members
-            .iter()
-            .map(move |member| (shard.shard, first, member))
+        shard.members.iter().map(move |member| (shard.shard, first, member))
     });
     members
         .filter(|(_, _, member)| member.disk == disk)

@@ -32,31 +32,21 @@ pub struct Queues {
 impl Queues {
     /// Needs to be called on the runtime that is to send.
     pub fn new(node: &Arc<Node>) -> Queues {
-        Queues {
-            node: Arc::downgrade(node),
-            runtime: Handle::current(),
-            queues: Mutex::default(),
-        }
+        Queues { node: Arc::downgrade(node), runtime: Handle::current(), queues: Mutex::default() }
     }
 }
 
 impl Outbound for Queues {
     fn send(&self, message: Message) {
         let to = MemberId(message.to);
-        let mut queues = self
-            .queues
-            .lock()
-            .expect("nothing panics while it holds this");
+        let mut queues = self.queues.lock().expect("nothing panics while it holds this");
         let queue = queues.entry(to).or_insert_with(|| {
             let (queue, waiting) = mpsc::channel(QUEUE_MAX);
             self.runtime.spawn(send_all(self.node.clone(), to, waiting));
             queue
         });
         if queue.try_send(message).is_err() {
-            tracing::debug!(
-                member = to.0,
-                "dropped a message: its receiver is slow or away"
-            );
+            tracing::debug!(member = to.0, "dropped a message: its receiver is slow or away");
         }
     }
 
@@ -66,10 +56,7 @@ impl Outbound for Queues {
             let Some(node) = node.upgrade() else { return };
             let done = install(&node, member, snapshot).await;
             if let Err(error) = &done {
-                tracing::warn!(
-                    member = member.0,
-                    "could not send the catalog's state: {error}"
-                );
+                tracing::warn!(member = member.0, "could not send the catalog's state: {error}");
             }
             if let Some(catalog) = node.catalog() {
                 catalog.resync_ended(member, done.is_ok());
@@ -84,9 +71,7 @@ async fn send_all(node: Weak<Node>, to: MemberId, mut waiting: mpsc::Receiver<Me
     while waiting.recv_many(&mut messages, BATCH_MAX).await > 0 {
         let Some(node) = node.upgrade() else { return };
         let encoded = messages.drain(..).map(|message| {
-            let bytes = message
-                .write_to_bytes()
-                .expect("our own messages can be encoded");
+            let bytes = message.write_to_bytes().expect("our own messages can be encoded");
             Bytes::from(bytes)
         });
         let batch = RaftBatch {
@@ -97,10 +82,7 @@ async fn send_all(node: Weak<Node>, to: MemberId, mut waiting: mpsc::Receiver<Me
             messages: encoded.collect(),
         };
         if let Err(error) = send(&node, to, batch).await {
-            tracing::debug!(
-                member = to.0,
-                "could not send to a member of the catalog: {error}"
-            );
+            tracing::debug!(member = to.0, "could not send to a member of the catalog: {error}");
             if let Some(catalog) = node.catalog() {
                 catalog.unreachable(to);
             }

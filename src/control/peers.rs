@@ -46,9 +46,7 @@ impl Peers {
         for (pod, record) in &state.pods {
             inner.record(*pod, record.addresses.api);
         }
-        inner
-            .members
-            .extend(state.catalog.iter().map(|(member, pod)| (*member, *pod)));
+        inner.members.extend(state.catalog.iter().map(|(member, pod)| (*member, *pod)));
     }
 
     /// Takes over what the catalog says of one pod.
@@ -76,23 +74,14 @@ impl Peers {
 
     /// Every address that is known.
     pub fn all(&self) -> Vec<(PodId, SocketAddr)> {
-        let mut all: Vec<_> = self
-            .inner()
-            .pods
-            .iter()
-            .map(|(pod, api)| (*pod, *api))
-            .collect();
+        let mut all: Vec<_> = self.inner().pods.iter().map(|(pod, api)| (*pod, *api)).collect();
         all.sort_unstable();
         all
     }
 
     /// A connection, made at its first use and kept.
     pub fn channel(&self, api: SocketAddr) -> Channel {
-        self.inner()
-            .channels
-            .entry(api)
-            .or_insert_with(|| connect(api))
-            .clone()
+        self.inner().channels.entry(api).or_insert_with(|| connect(api)).clone()
     }
 
     /// A client of another pod's internal service.

@@ -69,34 +69,19 @@ pub fn place(
         return Err(PlacementError::BadReplicas { replicas });
     }
     let mut pods: BTreeMap<PodId, Vec<Candidate>> = BTreeMap::new();
-    for candidate in candidates
-        .iter()
-        .filter(|candidate| candidate.free_bytes > 0)
-    {
-        pods.entry(candidate.pod)
-            .or_default()
-            .push(candidate.clone());
+    for candidate in candidates.iter().filter(|candidate| candidate.free_bytes > 0) {
+        pods.entry(candidate.pod).or_default().push(candidate.clone());
     }
     if pods.len() < replicas as usize {
         let (name, away) = (name.to_owned(), away.to_owned());
-        return Err(PlacementError::TooFewPods {
-            name,
-            replicas,
-            pods: pods.len(),
-            away,
-        });
+        return Err(PlacementError::TooFewPods { name, replicas, pods: pods.len(), away });
     }
     let mut placement = Placement::default();
     let mut positions: BTreeMap<Uuid, u16> = BTreeMap::new();
     for _ in 0..shards {
         let mut best: Vec<&mut Candidate> = pods
             .values_mut()
-            .map(|disks| {
-                disks
-                    .iter_mut()
-                    .min_by(|a, b| by_load(a, b))
-                    .expect("not empty")
-            })
+            .map(|disks| disks.iter_mut().min_by(|a, b| by_load(a, b)).expect("not empty"))
             .collect();
         best.sort_by(|a, b| by_load(a, b));
         let mut shard = Vec::with_capacity(replicas as usize);
@@ -117,10 +102,7 @@ pub fn place(
 fn by_load(a: &Candidate, b: &Candidate) -> Ordering {
     let load_a = u128::from(a.members + 1) * u128::from(b.free_bytes);
     let load_b = u128::from(b.members + 1) * u128::from(a.free_bytes);
-    load_a
-        .cmp(&load_b)
-        .then(b.free_bytes.cmp(&a.free_bytes))
-        .then(a.disk.cmp(&b.disk))
+    load_a.cmp(&load_b).then(b.free_bytes.cmp(&a.free_bytes)).then(a.disk.cmp(&b.disk))
 }
 
 const _: () = assert!(SHARDS_MAX * 5 <= u16::MAX as u64);
@@ -132,12 +114,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn candidate(disk: u8, pod: u64, free_bytes: u64) -> Candidate {
-        Candidate {
-            disk: Uuid([disk; 16]),
-            pod: PodId(pod),
-            free_bytes,
-            members: 0,
-        }
+        Candidate { disk: Uuid([disk; 16]), pod: PodId(pod), free_bytes, members: 0 }
     }
 
     proptest! {
@@ -183,15 +160,12 @@ mod tests {
 
     #[test]
     fn disks_fill_in_proportion_to_their_free_space() {
-        let candidates: Vec<Candidate> = (1..=4u8)
-            .map(|n| candidate(n, u64::from(n), u64::from(n) << 40))
-            .collect();
+        let candidates: Vec<Candidate> =
+            (1..=4u8).map(|n| candidate(n, u64::from(n), u64::from(n) << 40)).collect();
         let placement = place("v", 100, 1, &candidates, "").unwrap();
         let mut counts = BTreeMap::new();
         for shard in &placement.shards {
-            *counts
-                .entry(placement.disks[shard[0] as usize])
-                .or_insert(0) += 1;
+            *counts.entry(placement.disks[shard[0] as usize]).or_insert(0) += 1;
         }
         let counts: Vec<i32> = counts.into_values().collect();
         assert_eq!(counts, [10, 20, 30, 40]);
@@ -199,20 +173,13 @@ mod tests {
 
     #[test]
     fn refusals_say_what_is_missing() {
-        let two = [
-            candidate(1, 1, 9),
-            candidate(2, 2, 9),
-            candidate(3, 2, 9),
-            candidate(4, 3, 0),
-        ];
+        let two = [candidate(1, 1, 9), candidate(2, 2, 9), candidate(3, 2, 9), candidate(4, 3, 0)];
         assert_eq!(
             place("demo", 1, 3, &two, "").unwrap_err().to_string(),
             "volume demo needs 3 replicas on different pods, but only 2 pods have a usable disk"
         );
         assert_eq!(
-            place("demo", 1, 3, &two[..1], " (2 pods are away)")
-                .unwrap_err()
-                .to_string(),
+            place("demo", 1, 3, &two[..1], " (2 pods are away)").unwrap_err().to_string(),
             "volume demo needs 3 replicas on different pods, but only 1 pod has a usable disk \
              (2 pods are away)"
         );

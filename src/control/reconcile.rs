@@ -74,10 +74,7 @@ fn destroyed_members(state: &State, reports: &BTreeMap<PodId, PodReport>) -> Vec
         let Some(outstanding) = state.destroyed.get(&disk.disk) else {
             continue;
         };
-        let members = disk
-            .destroyed
-            .iter()
-            .filter(|member| outstanding.contains(member));
+        let members = disk.destroyed.iter().filter(|member| outstanding.contains(member));
         gone.entry(disk.disk).or_default().extend(members);
     }
     gone.into_iter()
@@ -93,10 +90,7 @@ fn catalog_membership(state: &State, facts: &Facts) -> Option<Action> {
     if group.voters.is_empty() || group.joint {
         return None;
     }
-    let unknown = group
-        .learners
-        .iter()
-        .find(|member| !state.catalog.contains_key(member));
+    let unknown = group.learners.iter().find(|member| !state.catalog.contains_key(member));
     if let Some(member) = unknown {
         return Some(Action::Change(MembershipChange::Remove(*member)));
     }
@@ -134,19 +128,15 @@ fn assign(state: &State, facts: &Facts, due: usize) -> Option<Action> {
         .filter(|p| !assigned.contains(p) && facts.alive.contains(p))
         .copied()
         .collect();
-    let lost = state
-        .catalog
-        .iter()
-        .find(|(member, pod)| !is_voter(member) && facts.away.contains(pod));
+    let lost =
+        state.catalog.iter().find(|(member, pod)| !is_voter(member) && facts.away.contains(pod));
     let missing = due.saturating_sub(state.catalog.len());
     if missing > 0 && free.len() >= missing {
         let pods = free[..missing].to_vec();
         return Some(Action::Propose(Command::AddCatalogMembers { pods }));
     }
     if let (0, Some((member, _)), false) = (missing, lost, free.is_empty()) {
-        return Some(Action::Propose(Command::RemoveCatalogMember {
-            member: *member,
-        }));
+        return Some(Action::Propose(Command::RemoveCatalogMember { member: *member }));
     }
     None
 }

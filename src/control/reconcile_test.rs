@@ -6,11 +6,7 @@ use crate::view::DiskReport;
 
 fn state(pods: u8) -> State {
     let at = "127.0.0.1:1".parse().unwrap();
-    let addresses = Addresses {
-        api: at,
-        peer: at,
-        nbd: None,
-    };
+    let addresses = Addresses { api: at, peer: at, nbd: None };
     let mut state = State::new(Uuid([9; 16]), Uuid([1; 16]), addresses);
     for number in 2..=pods {
         let join_id = Uuid([number; 16]);
@@ -25,10 +21,7 @@ fn members(ids: &[u64]) -> BTreeSet<MemberId> {
 
 fn facts(voters: &[u64], alive: &[u64]) -> Facts {
     Facts {
-        group: Group {
-            voters: members(voters),
-            ..Group::default()
-        },
+        group: Group { voters: members(voters), ..Group::default() },
         alive: alive.iter().copied().map(PodId).collect(),
         ..Facts::default()
     }
@@ -38,61 +31,32 @@ fn facts(voters: &[u64], alive: &[u64]) -> Facts {
 fn steps_from_one_voter_to_three() {
     let mut state = state(3);
     let mut facts = facts(&[1], &[1, 2, 3]);
-    let add = Command::AddCatalogMembers {
-        pods: vec![PodId(2), PodId(3)],
-    };
+    let add = Command::AddCatalogMembers { pods: vec![PodId(2), PodId(3)] };
     assert_eq!(decide(&state, &facts), [Action::Propose(add.clone())]);
     state.apply(add).unwrap();
-    let learner = |member| {
-        [Action::Change(MembershipChange::AddLearner(MemberId(
-            member,
-        )))]
-    };
+    let learner = |member| [Action::Change(MembershipChange::AddLearner(MemberId(member)))];
     assert_eq!(decide(&state, &facts), learner(2));
     facts.group.learners = members(&[2]);
     facts.caught_up = members(&[1, 2]);
-    assert_eq!(
-        decide(&state, &facts),
-        learner(3),
-        "two voters are worse than one"
-    );
+    assert_eq!(decide(&state, &facts), learner(3), "two voters are worse than one");
     facts.group.learners = members(&[2, 3]);
     assert_eq!(decide(&state, &facts), [], "the third has not caught up");
     facts.caught_up = members(&[1, 2, 3]);
     let promote = MembershipChange::Promote(vec![MemberId(2), MemberId(3)]);
     assert_eq!(decide(&state, &facts), [Action::Change(promote)]);
     facts.group.joint = true;
-    assert_eq!(
-        decide(&state, &facts),
-        [],
-        "the member leaves the joint configuration by itself"
-    );
-    facts.group = Group {
-        voters: members(&[1, 2, 3]),
-        ..Group::default()
-    };
+    assert_eq!(decide(&state, &facts), [], "the member leaves the joint configuration by itself");
+    facts.group = Group { voters: members(&[1, 2, 3]), ..Group::default() };
     assert_eq!(decide(&state, &facts), []);
 }
 
 #[test]
 fn nothing_is_done_for_pods_that_are_not_there() {
     let state = state(3);
-    assert_eq!(
-        decide(&state, &facts(&[1], &[1, 2])),
-        [],
-        "two of three would not do"
-    );
+    assert_eq!(decide(&state, &facts(&[1], &[1, 2])), [], "two of three would not do");
     let two = self::state(2);
-    assert_eq!(
-        decide(&two, &facts(&[1], &[1, 2])),
-        [],
-        "one voter is right for two pods"
-    );
-    assert_eq!(
-        decide(&state, &facts(&[], &[1, 2, 3])),
-        [],
-        "nothing is known yet"
-    );
+    assert_eq!(decide(&two, &facts(&[1], &[1, 2])), [], "one voter is right for two pods");
+    assert_eq!(decide(&state, &facts(&[], &[1, 2, 3])), [], "nothing is known yet");
 }
 
 #[test]
@@ -103,23 +67,15 @@ fn a_pod_that_goes_away_while_it_joins_is_replaced() {
     let mut facts = facts(&[1], &[1, 2, 4]);
     facts.group.learners = members(&[2, 3]);
     facts.caught_up = members(&[1, 2]);
-    assert_eq!(
-        decide(&state, &facts),
-        [],
-        "a new leader has not heard from everybody yet"
-    );
+    assert_eq!(decide(&state, &facts), [], "a new leader has not heard from everybody yet");
     facts.away = BTreeSet::from([PodId(3)]);
-    let remove = Command::RemoveCatalogMember {
-        member: MemberId(3),
-    };
+    let remove = Command::RemoveCatalogMember { member: MemberId(3) };
     assert_eq!(decide(&state, &facts), [Action::Propose(remove.clone())]);
     state.apply(remove).unwrap();
     let leave = MembershipChange::Remove(MemberId(3));
     assert_eq!(decide(&state, &facts), [Action::Change(leave)]);
     facts.group.learners = members(&[2]);
-    let add = Command::AddCatalogMembers {
-        pods: vec![PodId(4)],
-    };
+    let add = Command::AddCatalogMembers { pods: vec![PodId(4)] };
     assert_eq!(decide(&state, &facts), [Action::Propose(add)]);
 }
 
@@ -129,20 +85,11 @@ fn what_disks_have_destroyed_is_noted_once() {
     let disk = Uuid([5; 16]);
     state.destroyed.insert(disk, members(&[7, 8]));
     let mut facts = facts(&[1], &[1]);
-    let report = DiskReport {
-        disk,
-        destroyed: vec![MemberId(6), MemberId(8)],
-        ..DiskReport::default()
-    };
-    let report = PodReport {
-        pod: PodId(1),
-        disks: vec![report],
-    };
+    let report =
+        DiskReport { disk, destroyed: vec![MemberId(6), MemberId(8)], ..DiskReport::default() };
+    let report = PodReport { pod: PodId(1), disks: vec![report] };
     facts.reports = BTreeMap::from([(PodId(1), report)]);
-    let noted = Command::Destroyed {
-        disk,
-        members: vec![MemberId(8)],
-    };
+    let noted = Command::Destroyed { disk, members: vec![MemberId(8)] };
     assert_eq!(decide(&state, &facts), [Action::Propose(noted)]);
     state.destroyed.insert(disk, members(&[7]));
     assert_eq!(decide(&state, &facts), []);

@@ -49,10 +49,7 @@ impl Reports {
     /// Told again and again whether this pod leads: what was heard in earlier times is not
     /// what holds now.
     pub fn set_leading(&self, leading: bool) {
-        let mut since = self
-            .leading_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut since = self.leading_since.lock().unwrap_or_else(PoisonError::into_inner);
         if !leading {
             *since = None;
         } else if since.is_none() {
@@ -61,20 +58,14 @@ impl Reports {
     }
 
     pub fn pods(&self) -> Pods {
-        let since = *self
-            .leading_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let since = *self.leading_since.lock().unwrap_or_else(PoisonError::into_inner);
         let all = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let up = all
             .iter()
             .filter(|(_, (at, _))| at.elapsed() < AWAY_AFTER)
             .map(|(pod, (_, heard))| (*pod, heard.clone()))
             .collect();
-        Pods {
-            up,
-            is_complete: since.is_some_and(|since| since.elapsed() >= COMPLETE_AFTER),
-        }
+        Pods { up, is_complete: since.is_some_and(|since| since.elapsed() >= COMPLETE_AFTER) }
     }
 }
 

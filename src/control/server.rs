@@ -137,9 +137,7 @@ impl Server {
 
     /// Where the data path's reports go.
     pub fn report_sink(&self) -> ReportSink {
-        ReportSink {
-            report: self.node.report.clone(),
-        }
+        ReportSink { report: self.node.report.clone() }
     }
 
     /// The newest view, and every later one.
@@ -178,12 +176,7 @@ impl Server {
     /// Ends everything, in order; the catalog's log is closed when this returns.
     pub async fn stop(self) {
         self.stop.send_replace(true);
-        for task in self
-            .tasks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .drain(..)
-        {
+        for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             task.abort();
         }
         if let Some(api) = self.api.lock().await.take() {
@@ -194,10 +187,7 @@ impl Server {
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let task = tokio::spawn(task);
-        self.tasks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(task);
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
     }
 }
 

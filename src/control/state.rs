@@ -124,12 +124,7 @@ impl State {
         State {
             cluster,
             revision: 1,
-            next: Counters {
-                pod: 2,
-                volume: 1,
-                shard: 1,
-                member: 2,
-            },
+            next: Counters { pod: 2, volume: 1, shard: 1, member: 2 },
             pods: BTreeMap::from([(pod, Pod { join_id, addresses })]),
             disks: BTreeMap::new(),
             volumes: BTreeMap::new(),
@@ -143,20 +138,11 @@ impl State {
     pub fn apply(&mut self, command: Command) -> Result<Outcome, CatalogError> {
         match command {
             Command::Join { join_id, addresses } => Ok(self.join(join_id, addresses)),
-            Command::Register {
-                pod,
-                addresses,
-                disks,
-            } => self.register(pod, addresses, disks),
-            Command::CreateVolume {
-                request_id,
-                name,
-                size_bytes,
-                stripe_bytes,
-                placement,
-            } => self.once(request_id, |state| {
-                state.create_volume(name, size_bytes, stripe_bytes, &placement)
-            }),
+            Command::Register { pod, addresses, disks } => self.register(pod, addresses, disks),
+            Command::CreateVolume { request_id, name, size_bytes, stripe_bytes, placement } => self
+                .once(request_id, |state| {
+                    state.create_volume(name, size_bytes, stripe_bytes, &placement)
+                }),
             Command::DeleteVolume { request_id, name } => {
                 self.once(request_id, |state| state.delete_volume(&name))
             }
@@ -198,11 +184,7 @@ impl State {
         if request_id.is_empty() {
             return None;
         }
-        self.requests
-            .iter()
-            .rev()
-            .find(|(id, _)| id == request_id)
-            .map(|(_, outcome)| *outcome)
+        self.requests.iter().rev().find(|(id, _)| id == request_id).map(|(_, outcome)| *outcome)
     }
 
     fn join(&mut self, join_id: Uuid, addresses: Addresses) -> Outcome {
@@ -221,18 +203,11 @@ impl State {
         addresses: Addresses,
         disks: Vec<NewDisk>,
     ) -> Result<Outcome, CatalogError> {
-        let known = self
-            .pods
-            .get_mut(&pod)
-            .ok_or(CatalogError::NoSuchPod { pod })?;
+        let known = self.pods.get_mut(&pod).ok_or(CatalogError::NoSuchPod { pod })?;
         let mut changed = known.addresses != addresses;
         known.addresses = addresses;
         for new in disks {
-            let disk = Disk {
-                pod,
-                path: new.path,
-                capacity_bytes: new.capacity_bytes,
-            };
+            let disk = Disk { pod, path: new.path, capacity_bytes: new.capacity_bytes };
             if self.disks.get(&new.disk) != Some(&disk) {
                 self.disks.insert(new.disk, disk);
                 changed = true;
@@ -249,10 +224,8 @@ impl State {
         stripe_bytes: u64,
         placement: &Placement,
     ) -> Result<Outcome, CatalogError> {
-        check_volume_name(&name).map_err(|source| CatalogError::BadName {
-            name: name.clone(),
-            source,
-        })?;
+        check_volume_name(&name)
+            .map_err(|source| CatalogError::BadName { name: name.clone(), source })?;
         let block = BLOCK_BYTES as u64;
         if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX || !size_bytes.is_multiple_of(block) {
             return Err(CatalogError::BadSize { size_bytes });
@@ -271,10 +244,7 @@ impl State {
             let mut members = Vec::with_capacity(positions.len());
             for position in positions {
                 let member = MemberId(take(&mut self.next.member));
-                members.push(Member {
-                    member,
-                    disk: placement.disks[usize::from(*position)],
-                });
+                members.push(Member { member, disk: placement.disks[usize::from(*position)] });
             }
             shards.push(Shard { shard, members });
         }
@@ -325,16 +295,11 @@ impl State {
     fn delete_volume(&mut self, name: &str) -> Result<Outcome, CatalogError> {
         let (volume, _) = self
             .volume_by_name(name)
-            .ok_or_else(|| CatalogError::NoSuchVolume {
-                name: name.to_owned(),
-            })?;
+            .ok_or_else(|| CatalogError::NoSuchVolume { name: name.to_owned() })?;
         let record = self.volumes.get_mut(&volume).expect("it was just found");
         record.deleting = true;
         for member in record.shards.iter().flat_map(|shard| &shard.members) {
-            self.destroyed
-                .entry(member.disk)
-                .or_default()
-                .insert(member.member);
+            self.destroyed.entry(member.disk).or_default().insert(member.member);
         }
         self.revision += 1;
         Ok(Outcome::Volume(volume))
@@ -355,15 +320,9 @@ impl State {
         let destroyed = &self.destroyed;
         self.volumes.retain(|_, volume| {
             !volume.deleting
-                || volume
-                    .shards
-                    .iter()
-                    .flat_map(|shard| &shard.members)
-                    .any(|member| {
-                        destroyed
-                            .get(&member.disk)
-                            .is_some_and(|set| set.contains(&member.member))
-                    })
+                || volume.shards.iter().flat_map(|shard| &shard.members).any(|member| {
+                    destroyed.get(&member.disk).is_some_and(|set| set.contains(&member.member))
+                })
         });
         self.revision += 1;
         Outcome::Done
@@ -375,8 +334,7 @@ impl State {
         }
         for pod in pods {
             if self.catalog.values().all(|other| other != pod) {
-                self.catalog
-                    .insert(MemberId(take(&mut self.next.member)), *pod);
+                self.catalog.insert(MemberId(take(&mut self.next.member)), *pod);
                 self.revision += 1;
             }
         }
@@ -406,18 +364,11 @@ impl State {
         ClusterView {
             revision: self.revision,
             cluster: self.cluster,
-            pods: self
-                .pods
-                .iter()
-                .map(|(pod, record)| record.view(*pod))
-                .collect(),
+            pods: self.pods.iter().map(|(pod, record)| record.view(*pod)).collect(),
             disks: self
                 .disks
                 .iter()
-                .map(|(disk, record)| DiskView {
-                    disk: *disk,
-                    pod: record.pod,
-                })
+                .map(|(disk, record)| DiskView { disk: *disk, pod: record.pod })
                 .collect(),
             volumes: self
                 .volumes
@@ -463,45 +414,22 @@ impl State {
         assert!(!members.is_empty(), "the catalog has a member");
         assert!(self.catalog.values().all(|pod| self.pods.contains_key(pod)));
         assert!(self.pods.keys().all(|pod| pod.0 < self.next.pod));
-        assert!(
-            self.disks
-                .values()
-                .all(|disk| self.pods.contains_key(&disk.pod))
-        );
-        assert!(
-            self.volumes
-                .keys()
-                .all(|volume| volume.0 < self.next.volume)
-        );
+        assert!(self.disks.values().all(|disk| self.pods.contains_key(&disk.pod)));
+        assert!(self.volumes.keys().all(|volume| volume.0 < self.next.volume));
         for volume in self.volumes.values() {
             let mut outstanding = 0;
             for shard in &volume.shards {
-                assert!(
-                    shards.insert(shard.shard),
-                    "shard {} is there twice",
-                    shard.shard
-                );
+                assert!(shards.insert(shard.shard), "shard {} is there twice", shard.shard);
                 assert_eq!(shard.members.len(), volume.replicas as usize);
                 let disks: BTreeSet<Uuid> = shard.members.iter().map(|m| m.disk).collect();
-                assert_eq!(
-                    disks.len(),
-                    shard.members.len(),
-                    "two replicas share a disk"
-                );
+                assert_eq!(disks.len(), shard.members.len(), "two replicas share a disk");
                 for member in &shard.members {
-                    assert!(
-                        members.insert(member.member),
-                        "member {member:?} is there twice"
-                    );
+                    assert!(members.insert(member.member), "member {member:?} is there twice");
                     let doomed = self.destroyed.get(&member.disk);
                     outstanding += usize::from(doomed.is_some_and(|d| d.contains(&member.member)));
                 }
             }
-            assert_eq!(
-                volume.deleting,
-                outstanding > 0,
-                "deletion and destruction disagree"
-            );
+            assert_eq!(volume.deleting, outstanding > 0, "deletion and destruction disagree");
         }
         assert!(members.iter().all(|member| member.0 < self.next.member));
         assert!(shards.iter().all(|shard| shard.0 < self.next.shard));
@@ -512,12 +440,7 @@ impl State {
 impl Pod {
     fn view(&self, pod: PodId) -> PodView {
         let Addresses { api, peer, nbd } = self.addresses;
-        PodView {
-            pod,
-            peer,
-            api,
-            nbd,
-        }
+        PodView { pod, peer, api, nbd }
     }
 }
 

@@ -10,20 +10,12 @@ const GIB: u64 = 1 << 30;
 
 fn addresses(port: u16) -> Addresses {
     let at = |port| std::net::SocketAddr::from(([127, 0, 0, 1], port));
-    Addresses {
-        api: at(port),
-        peer: at(port + 1),
-        nbd: Some(at(port + 2)),
-    }
+    Addresses { api: at(port), peer: at(port + 1), nbd: Some(at(port + 2)) }
 }
 
 fn new_disk(number: u8) -> NewDisk {
     let disk = Uuid([number; 16]);
-    NewDisk {
-        disk,
-        path: format!("/disk-{number}"),
-        capacity_bytes: 1 << 40,
-    }
+    NewDisk { disk, path: format!("/disk-{number}"), capacity_bytes: 1 << 40 }
 }
 
 /// `count` pods with one disk each.
@@ -35,13 +27,7 @@ fn cluster(count: u8) -> State {
         let joined = state.apply(Command::Join { join_id, addresses }).unwrap();
         assert_eq!(joined, Outcome::Pod(PodId(number.into())));
         let (pod, disks) = (PodId(number.into()), vec![new_disk(number)]);
-        state
-            .apply(Command::Register {
-                pod,
-                addresses,
-                disks,
-            })
-            .unwrap();
+        state.apply(Command::Register { pod, addresses, disks }).unwrap();
     }
     state
 }
@@ -69,10 +55,7 @@ fn create(state: &State, name: &str, size_bytes: u64, replicas: u32) -> Command 
 }
 
 fn delete(name: &str, request_id: &str) -> Command {
-    Command::DeleteVolume {
-        request_id: request_id.to_owned(),
-        name: name.to_owned(),
-    }
+    Command::DeleteVolume { request_id: request_id.to_owned(), name: name.to_owned() }
 }
 
 #[test]
@@ -87,20 +70,11 @@ fn a_request_that_is_sent_again_is_carried_out_once() {
 
     let deleted = state.apply(delete("demo", "d"));
     assert_eq!(state.apply(delete("demo", "d")), deleted);
-    let gone = CatalogError::NoSuchVolume {
-        name: "demo".to_owned(),
-    };
+    let gone = CatalogError::NoSuchVolume { name: "demo".to_owned() };
     assert_eq!(state.apply(delete("demo", "another")), Err(gone));
 
-    let join = Command::Join {
-        join_id: Uuid([2; 16]),
-        addresses: addresses(7),
-    };
-    assert_eq!(
-        state.apply(join),
-        Ok(Outcome::Pod(PodId(2))),
-        "a pod that joins again"
-    );
+    let join = Command::Join { join_id: Uuid([2; 16]), addresses: addresses(7) };
+    assert_eq!(state.apply(join), Ok(Outcome::Pod(PodId(2))), "a pod that joins again");
 }
 
 #[test]
@@ -117,11 +91,7 @@ fn a_deleted_volume_is_forgotten_when_every_disk_gave_it_up() {
     state.apply(again).unwrap();
 
     let destroyed = state.destroyed.clone();
-    assert_eq!(
-        destroyed.values().map(BTreeSet::len).sum::<usize>(),
-        9,
-        "3 shards, 3 replicas"
-    );
+    assert_eq!(destroyed.values().map(BTreeSet::len).sum::<usize>(), 9, "3 shards, 3 replicas");
     for (index, (disk, members)) in destroyed.into_iter().enumerate() {
         assert_eq!(state.volumes.len(), 3, "after {index} disks");
         assert!(state.view().volumes.iter().any(|volume| volume.deleting));
@@ -141,13 +111,8 @@ fn nonsense_changes_nothing() {
     let good = create(&state, "x", GIB, 3);
     let with = |change: &dyn Fn(&mut String, &mut u64, &mut u64, &mut Placement)| {
         let mut command = good.clone();
-        if let Command::CreateVolume {
-            name,
-            size_bytes,
-            stripe_bytes,
-            placement,
-            ..
-        } = &mut command
+        if let Command::CreateVolume { name, size_bytes, stripe_bytes, placement, .. } =
+            &mut command
         {
             change(name, size_bytes, stripe_bytes, placement);
         }
@@ -169,14 +134,8 @@ fn nonsense_changes_nothing() {
         with(&|_, _, _, placement| placement.disks[0] = Uuid([77; 16])),
         with(&|_, _, _, placement| placement.shards.clear()),
         delete("nothing", ""),
-        Command::Register {
-            pod: PodId(9),
-            addresses: addresses(1),
-            disks: vec![],
-        },
-        Command::AddCatalogMembers {
-            pods: vec![PodId(9)],
-        },
+        Command::Register { pod: PodId(9), addresses: addresses(1), disks: vec![] },
+        Command::AddCatalogMembers { pods: vec![PodId(9)] },
     ] {
         assert!(state.apply(command.clone()).is_err(), "{command:?}");
         assert_eq!(state, before, "{command:?}");
@@ -198,13 +157,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (1u8..9).prop_map(Step::Join),
         (1u8..9, 1u8..12).prop_map(|(pod, disk)| Step::Register { pod, disk }),
-        (1u8..6, 1u64..20, prop::sample::select(vec![1u32, 3, 5])).prop_map(
-            |(name, gib, replicas)| Step::Create {
-                name,
-                gib,
-                replicas
-            }
-        ),
+        (1u8..6, 1u64..20, prop::sample::select(vec![1u32, 3, 5]))
+            .prop_map(|(name, gib, replicas)| Step::Create { name, gib, replicas }),
         (1u8..6).prop_map(Step::Delete),
         (1u8..12, 1usize..4).prop_map(|(disk, share)| Step::Confirm { disk, share }),
         (1u8..9).prop_map(Step::AddMembers),
@@ -214,20 +168,15 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn command_of(state: &State, step: &Step, at: usize) -> Command {
     match step {
-        Step::Join(pod) => Command::Join {
-            join_id: Uuid([*pod; 16]),
-            addresses: addresses(u16::from(*pod)),
-        },
+        Step::Join(pod) => {
+            Command::Join { join_id: Uuid([*pod; 16]), addresses: addresses(u16::from(*pod)) }
+        }
         Step::Register { pod, disk } => Command::Register {
             pod: PodId(u64::from(*pod)),
             addresses: addresses(u16::from(*pod)),
             disks: vec![new_disk(*disk)],
         },
-        Step::Create {
-            name,
-            gib,
-            replicas,
-        } => {
+        Step::Create { name, gib, replicas } => {
             let mut command = create(state, &format!("v{name}"), gib * GIB, *replicas);
             if let Command::CreateVolume { request_id, .. } = &mut command {
                 *request_id = at.to_string();
@@ -238,17 +187,10 @@ fn command_of(state: &State, step: &Step, at: usize) -> Command {
         Step::Confirm { disk, share } => {
             let disk = Uuid([*disk; 16]);
             let members = state.destroyed.get(&disk).into_iter().flatten();
-            Command::Destroyed {
-                disk,
-                members: members.step_by(*share).copied().collect(),
-            }
+            Command::Destroyed { disk, members: members.step_by(*share).copied().collect() }
         }
-        Step::AddMembers(pod) => Command::AddCatalogMembers {
-            pods: vec![PodId((*pod).into())],
-        },
-        Step::RemoveMember(member) => Command::RemoveCatalogMember {
-            member: MemberId(*member),
-        },
+        Step::AddMembers(pod) => Command::AddCatalogMembers { pods: vec![PodId((*pod).into())] },
+        Step::RemoveMember(member) => Command::RemoveCatalogMember { member: MemberId(*member) },
     }
 }
 

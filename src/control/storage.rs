@@ -81,19 +81,14 @@ impl Storage {
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         options.set_keep_log_file_num(2);
         options.set_max_total_wal_size(16 << 20);
-        Ok(Storage {
-            db: DB::open(&options, path)?,
-        })
+        Ok(Storage { db: DB::open(&options, path)? })
     }
 
     /// Makes this the log of a member that starts from `snapshot`, which is the point before its
     /// first entry.
     pub fn create(&self, row: MemberRow, snapshot: &Snapshot) -> Result<(), StorageError> {
-        let hard = HardState {
-            term: snapshot.term,
-            commit: snapshot.index,
-            ..HardState::default()
-        };
+        let hard =
+            HardState { term: snapshot.term, commit: snapshot.index, ..HardState::default() };
         let mut batch = WriteBatch::default();
         batch.put(MEMBER, encode(&row));
         batch.put(HARD, hard.write_to_bytes()?);
@@ -108,26 +103,18 @@ impl Storage {
             return Ok(None);
         };
         let row: MemberRow = decode(&row)?;
-        let hard = self.db.get(HARD)?.ok_or(StorageError::Damaged {
-            what: "the hard state",
-        })?;
+        let hard = self.db.get(HARD)?.ok_or(StorageError::Damaged { what: "the hard state" })?;
         let hard = HardState::parse_from_bytes(&hard)?;
         let point = self.db.get(COMPACTED)?;
-        let (compacted_index, compacted_term) =
-            point
-                .as_deref()
-                .and_then(decode_point)
-                .ok_or(StorageError::Damaged {
-                    what: "the start of the log",
-                })?;
+        let (compacted_index, compacted_term) = point
+            .as_deref()
+            .and_then(decode_point)
+            .ok_or(StorageError::Damaged { what: "the start of the log" })?;
         let snapshot = self.db.get(SNAPSHOT)?.unwrap_or_default();
         let snapshot = decode_snapshot(Bytes::from(snapshot))?;
         let mut entries = Vec::new();
         let first = entry_key(0);
-        for row in self
-            .db
-            .iterator(IteratorMode::From(&first, Direction::Forward))
-        {
+        for row in self.db.iterator(IteratorMode::From(&first, Direction::Forward)) {
             let (key, value) = row?;
             if key.first() != Some(&b'e') || key.len() != first.len() {
                 break;
@@ -144,11 +131,7 @@ impl Storage {
             resyncing: false,
             faulted: false,
         };
-        Ok(Some(Recovered {
-            row,
-            start,
-            snapshot,
-        }))
+        Ok(Some(Recovered { row, start, snapshot }))
     }
 
     /// Carries out one log write. `installed` is the state that comes with a reset.
@@ -186,10 +169,7 @@ impl Storage {
         snapshot: &Snapshot,
         compacted: (u64, u64),
     ) -> Result<(), StorageError> {
-        assert!(
-            compacted.0 <= snapshot.index,
-            "what is forgotten is in the snapshot"
-        );
+        assert!(compacted.0 <= snapshot.index, "what is forgotten is in the snapshot");
         let mut batch = WriteBatch::default();
         batch.put(SNAPSHOT, encode_snapshot(snapshot));
         batch.put(COMPACTED, encode_point(compacted.0, compacted.1));
@@ -233,21 +213,12 @@ fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
 }
 
 fn decode_snapshot(bytes: Bytes) -> Result<Snapshot, StorageError> {
-    const DAMAGED: StorageError = StorageError::Damaged {
-        what: "the snapshot",
-    };
+    const DAMAGED: StorageError = StorageError::Damaged { what: "the snapshot" };
     let (point, rest) = bytes.split_first_chunk::<16>().ok_or(DAMAGED)?;
     let (index, term) = decode_point(point).ok_or(DAMAGED)?;
     let (len, rest) = rest.split_first_chunk::<4>().ok_or(DAMAGED)?;
-    let (meta, state) = rest
-        .split_at_checked(u32::from_be_bytes(*len) as usize)
-        .ok_or(DAMAGED)?;
-    Ok(Snapshot {
-        index,
-        term,
-        meta: bytes.slice_ref(meta),
-        state: decode(state)?,
-    })
+    let (meta, state) = rest.split_at_checked(u32::from_be_bytes(*len) as usize).ok_or(DAMAGED)?;
+    Ok(Snapshot { index, term, meta: bytes.slice_ref(meta), state: decode(state)? })
 }
 
 #[cfg(test)]
@@ -258,44 +229,21 @@ mod tests {
 
     fn state() -> State {
         let at = "127.0.0.1:1".parse().unwrap();
-        State::new(
-            Uuid([1; 16]),
-            Uuid([2; 16]),
-            Addresses {
-                api: at,
-                peer: at,
-                nbd: None,
-            },
-        )
+        State::new(Uuid([1; 16]), Uuid([2; 16]), Addresses { api: at, peer: at, nbd: None })
     }
 
     fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
-        let entry = |index| Entry {
-            index,
-            term,
-            data: vec![7].into(),
-            ..Entry::default()
-        };
+        let entry = |index| Entry { index, term, data: vec![7].into(), ..Entry::default() };
         range.map(entry).collect()
     }
 
     fn snapshot(index: u64, state: Option<State>) -> Snapshot {
-        Snapshot {
-            index,
-            term: 1,
-            meta: Bytes::from_static(b"meta"),
-            state,
-        }
+        Snapshot { index, term: 1, meta: Bytes::from_static(b"meta"), state }
     }
 
     fn indexes(storage: &Storage) -> Vec<u64> {
         let recovered = storage.recover().unwrap().unwrap();
-        recovered
-            .start
-            .entries
-            .iter()
-            .map(|entry| entry.index)
-            .collect()
+        recovered.start.entries.iter().map(|entry| entry.index).collect()
     }
 
     #[test]
@@ -303,62 +251,27 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let storage = Storage::open(root.path()).unwrap();
         assert!(storage.recover().unwrap().is_none());
-        let row = MemberRow {
-            member: MemberId(3),
-            since_revision: 9,
-        };
+        let row = MemberRow { member: MemberId(3), since_revision: 9 };
         storage.create(row, &snapshot(1, Some(state()))).unwrap();
 
-        let append = |entries| Append {
-            number: 1,
-            entries,
-            ..Append::default()
-        };
+        let append = |entries| Append { number: 1, entries, ..Append::default() };
         storage.append(&append(entries(2..=6, 1)), None).unwrap();
         storage.append(&append(entries(5..=5, 2)), None).unwrap();
-        assert_eq!(
-            indexes(&storage),
-            [2, 3, 4, 5],
-            "a replaced entry takes its successors along"
-        );
+        assert_eq!(indexes(&storage), [2, 3, 4, 5], "a replaced entry takes its successors along");
 
-        storage
-            .checkpoint(&snapshot(4, Some(state())), (3, 1))
-            .unwrap();
+        storage.checkpoint(&snapshot(4, Some(state())), (3, 1)).unwrap();
         let recovered = storage.recover().unwrap().unwrap();
         assert_eq!(recovered.row, row);
-        assert_eq!(
-            (
-                recovered.start.compacted_index,
-                recovered.start.applied_index
-            ),
-            (3, 4)
-        );
+        assert_eq!((recovered.start.compacted_index, recovered.start.applied_index), (3, 4));
         assert_eq!(recovered.snapshot.state, Some(state()));
         assert_eq!(&recovered.start.meta[..], b"meta");
         assert_eq!(indexes(&storage), [4, 5]);
 
-        let reset = crate::replica::seam::Reset {
-            index: 9,
-            term: 1,
-            meta: Bytes::new(),
-        };
-        let append = Append {
-            number: 2,
-            reset: Some(reset),
-            ..Append::default()
-        };
-        storage
-            .append(&append, Some(&snapshot(9, Some(state()))))
-            .unwrap();
+        let reset = crate::replica::seam::Reset { index: 9, term: 1, meta: Bytes::new() };
+        let append = Append { number: 2, reset: Some(reset), ..Append::default() };
+        storage.append(&append, Some(&snapshot(9, Some(state())))).unwrap();
         let recovered = storage.recover().unwrap().unwrap();
-        assert_eq!(
-            (
-                recovered.start.compacted_index,
-                recovered.start.applied_index
-            ),
-            (9, 9)
-        );
+        assert_eq!((recovered.start.compacted_index, recovered.start.applied_index), (9, 9));
         assert!(recovered.start.entries.is_empty());
     }
 }

@@ -87,11 +87,7 @@ pub async fn follow_others(node: Arc<Node>) {
 /// Other pods that may have a view, likely ones first.
 async fn targets(node: &Node) -> Vec<SocketAddr> {
     let leader = node.leader().map(|(_, api)| api);
-    let known = node
-        .peers
-        .all()
-        .into_iter()
-        .filter(|(pod, _)| *pod != node.identity.pod);
+    let known = node.peers.all().into_iter().filter(|(pod, _)| *pod != node.identity.pod);
     let mut targets: Vec<SocketAddr> = leader.into_iter().chain(known.map(|it| it.1)).collect();
     for seed in &node.seeds {
         match tokio::net::lookup_host(seed).await {
@@ -111,12 +107,7 @@ async fn watch(node: &Arc<Node>, target: SocketAddr) -> Result<(), Status> {
         known_revision: node.view.borrow().revision,
         wait_ms: WATCH_MS,
     };
-    let answer = node
-        .peers
-        .catalog(target)
-        .watch(request)
-        .await?
-        .into_inner();
+    let answer = node.peers.catalog(target).watch(request).await?.into_inner();
     let mut members = Vec::with_capacity(answer.members.len());
     for member in &answer.members {
         let (id, pod) = (MemberId(member.member), PodId(member.pod));
@@ -167,11 +158,7 @@ async fn keep(node: &Node, view: &crate::view::ClusterView) {
 pub async fn register(node: Arc<Node>) {
     let service = CatalogService { node: node.clone() };
     let mut disks = node.disks.subscribe();
-    let Ok(disks) = disks
-        .wait_for(Option::is_some)
-        .await
-        .map(|disks| disks.clone())
-    else {
+    let Ok(disks) = disks.wait_for(Option::is_some).await.map(|disks| disks.clone()) else {
         return;
     };
     let request = proto::RegisterRequest {
@@ -179,11 +166,7 @@ pub async fn register(node: Arc<Node>) {
         pod: node.identity.pod.0,
         api: node.addresses.api.to_string(),
         peer: node.addresses.peer.to_string(),
-        nbd: node
-            .addresses
-            .nbd
-            .map(|nbd| nbd.to_string())
-            .unwrap_or_default(),
+        nbd: node.addresses.nbd.map(|nbd| nbd.to_string()).unwrap_or_default(),
         disks: disks
             .unwrap_or_default()
             .into_iter()
@@ -207,19 +190,14 @@ pub async fn report(node: Arc<Node>) {
     let mut reports = node.report.subscribe();
     loop {
         let report = reports.borrow_and_update().clone();
-        let report = report.unwrap_or(PodReport {
-            pod: node.identity.pod,
-            disks: Vec::new(),
-        });
+        let report = report.unwrap_or(PodReport { pod: node.identity.pod, disks: Vec::new() });
         let member = node
             .catalog()
             .map(|catalog| (catalog.row.member, catalog.published.borrow().applied_index));
         let request = proto::ReportRequest {
             cluster: node.identity.cluster.to_string(),
             pod: node.identity.pod.0,
-            report: serde_json::to_vec(&report)
-                .expect("our own types have a JSON form")
-                .into(),
+            report: serde_json::to_vec(&report).expect("our own types have a JSON form").into(),
             catalog_member: member.map_or(0, |(member, _)| member.0),
             catalog_applied: member.map_or(0, |(_, applied)| applied),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -248,12 +226,7 @@ pub async fn reconcile(node: Arc<Node>) {
         let pods = node.reports.pods();
         let alive = pods.up.keys().copied().collect();
         let away = match pods.is_complete {
-            true => state
-                .pods
-                .keys()
-                .filter(|pod| !pods.up.contains_key(pod))
-                .copied()
-                .collect(),
+            true => state.pods.keys().filter(|pod| !pods.up.contains_key(pod)).copied().collect(),
             false => Default::default(),
         };
         let facts = Facts {
@@ -261,11 +234,7 @@ pub async fn reconcile(node: Arc<Node>) {
             alive,
             away,
             caught_up: pods.caught_up(published.applied_index, CAUGHT_UP_WITHIN),
-            reports: pods
-                .up
-                .into_iter()
-                .map(|(pod, heard)| (pod, heard.report))
-                .collect(),
+            reports: pods.up.into_iter().map(|(pod, heard)| (pod, heard.report)).collect(),
         };
         for action in decide(state, &facts) {
             tracing::info!(?action, "reconciling");

@@ -13,13 +13,7 @@ use bytes::Bytes;
 use crate::types::BLOCK_BYTES;
 
 /// Capacities that are kept for reuse; a larger buffer is rounded up to 4 KiB and not kept.
-const CLASS_BYTES: [usize; 5] = [
-    4 << 10,
-    16 << 10,
-    64 << 10,
-    256 << 10,
-    (1 << 20) + (64 << 10),
-];
+const CLASS_BYTES: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, (1 << 20) + (64 << 10)];
 /// At most this many bytes are kept for reuse in each class.
 const KEPT_PER_CLASS_BYTES: usize = 4 << 20;
 
@@ -74,10 +68,7 @@ impl Pool {
     pub fn take(&self, len: usize) -> AlignedBuf {
         let class = CLASS_BYTES.iter().position(|capacity| *capacity >= len);
         let recycled = class.and_then(|class| {
-            self.shared.free[class]
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pop()
+            self.shared.free[class].lock().unwrap_or_else(PoisonError::into_inner).pop()
         });
         let block = recycled.unwrap_or_else(|| {
             Block::new(match class {
@@ -85,14 +76,8 @@ impl Pool {
                 None => len.next_multiple_of(BLOCK_BYTES),
             })
         });
-        self.shared
-            .in_use_bytes
-            .fetch_add(block.capacity, Ordering::Relaxed);
-        AlignedBuf {
-            block: Some(block),
-            len,
-            shared: Arc::clone(&self.shared),
-        }
+        self.shared.in_use_bytes.fetch_add(block.capacity, Ordering::Relaxed);
+        AlignedBuf { block: Some(block), len, shared: Arc::clone(&self.shared) }
     }
 
     /// A frozen copy of `data` in aligned memory.
@@ -168,18 +153,12 @@ impl std::fmt::Debug for AlignedBuf {
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
         let block = self.block.take().expect("dropped once");
-        self.shared
-            .in_use_bytes
-            .fetch_sub(block.capacity, Ordering::Relaxed);
-        let Some(class) = CLASS_BYTES
-            .iter()
-            .position(|capacity| *capacity == block.capacity)
+        self.shared.in_use_bytes.fetch_sub(block.capacity, Ordering::Relaxed);
+        let Some(class) = CLASS_BYTES.iter().position(|capacity| *capacity == block.capacity)
         else {
             return;
         };
-        let mut free = self.shared.free[class]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.shared.free[class].lock().unwrap_or_else(PoisonError::into_inner);
         if free.len() * block.capacity < KEPT_PER_CLASS_BYTES {
             free.push(block);
         }

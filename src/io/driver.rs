@@ -47,19 +47,10 @@ pub struct OpenFile {
 #[derive(Debug)]
 pub enum Op {
     /// Fills `buf` from `offset`; a short read at the end of the file is the caller's to judge.
-    Read {
-        file: FileId,
-        offset: u64,
-        buf: AlignedBuf,
-    },
+    Read { file: FileId, offset: u64, buf: AlignedBuf },
     /// Writes all of `bufs`, in order, from `offset`. With `durable` it completes only when the
     /// bytes are past the device's cache (DSYNC); short writes are finished by the driver.
-    Write {
-        file: FileId,
-        offset: u64,
-        bufs: Vec<Bytes>,
-        durable: bool,
-    },
+    Write { file: FileId, offset: u64, bufs: Vec<Bytes>, durable: bool },
     /// Makes every completed write to the file durable (fdatasync).
     Sync { file: FileId },
     /// Takes what has arrived, at least 1 byte: first into `landing` from `landing_from` on, when

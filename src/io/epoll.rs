@@ -66,10 +66,7 @@ impl Epoll {
                 progress: Vec::new(),
             })
         };
-        make().map_err(|source| DriverError::Setup {
-            what: "epoll",
-            source,
-        })
+        make().map_err(|source| DriverError::Setup { what: "epoll", source })
     }
 
     fn begin(&mut self, token: Token, op: Op, out: &mut Vec<Completion>) {
@@ -89,11 +86,7 @@ impl Epoll {
                 None => Err(unknown()),
             },
         };
-        out.push(Completion {
-            token,
-            result: ended,
-            buffers: buffers_of(op),
-        });
+        out.push(Completion { token, result: ended, buffers: buffers_of(op) });
     }
 
     fn begin_on_socket(&mut self, token: Token, id: SocketId, op: Op, out: &mut Vec<Completion>) {
@@ -102,11 +95,7 @@ impl Epoll {
                 connection.begin(token, op);
                 self.progress(id, out);
             }
-            _ => out.push(Completion {
-                token,
-                result: Err(unknown()),
-                buffers: buffers_of(op),
-            }),
+            _ => out.push(Completion { token, result: Err(unknown()), buffers: buffers_of(op) }),
         }
     }
 
@@ -171,10 +160,7 @@ impl Epoll {
         let data = epoll::EventData::new_u64(u64::from(index));
         epoll::add(&self.epoll, &fd, data, flags)?;
         let id = SocketId(index);
-        self.put(
-            index,
-            Handle::Socket(Box::new(Connection::new(fd, id, is_tcp))),
-        );
+        self.put(index, Handle::Socket(Box::new(Connection::new(fd, id, is_tcp))));
         Ok(id)
     }
 
@@ -311,10 +297,7 @@ impl Driver for Epoll {
 fn whole_milliseconds(timeout: Duration) -> Timespec {
     let milliseconds = timeout.as_nanos().div_ceil(1_000_000);
     let milliseconds = i64::try_from(milliseconds).unwrap_or(i64::MAX);
-    Timespec {
-        tv_sec: milliseconds / 1000,
-        tv_nsec: milliseconds % 1000 * 1_000_000,
-    }
+    Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 }
 }
 
 /// Ends well when the connection is made or under way.

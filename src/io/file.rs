@@ -72,45 +72,30 @@ pub fn open_direct(file: &OpenFile) -> Result<OwnedFd, FileError> {
             return Err(FileError::NoDirectIo { path: path.clone() });
         }
         Err(source) => {
-            return Err(FileError::Open {
-                path: path.clone(),
-                source,
-            });
+            return Err(FileError::Open { path: path.clone(), source });
         }
     };
     check_alignment(&opened, path)?;
     if file.create {
-        sync_directory_of(path).map_err(|source| FileError::Prepare {
-            path: path.clone(),
-            source,
-        })?;
+        sync_directory_of(path)
+            .map_err(|source| FileError::Prepare { path: path.clone(), source })?;
     }
     Ok(opened.into())
 }
 
 /// A kernel that does not tell (before 6.1) is believed, as O_DIRECT itself was accepted.
 fn check_alignment(file: &File, path: &Path) -> Result<(), FileError> {
-    let stat =
-        rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, STATX_DIOALIGN).map_err(|errno| {
-            FileError::Prepare {
-                path: path.to_owned(),
-                source: errno.into(),
-            }
-        })?;
+    let stat = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, STATX_DIOALIGN)
+        .map_err(|errno| FileError::Prepare { path: path.to_owned(), source: errno.into() })?;
     if stat.stx_mask & STATX_DIOALIGN.bits() == 0 {
         return Ok(());
     }
     let needed_bytes = stat.stx_dio_mem_align.max(stat.stx_dio_offset_align);
     if stat.stx_dio_offset_align == 0 {
-        return Err(FileError::NoDirectIo {
-            path: path.to_owned(),
-        });
+        return Err(FileError::NoDirectIo { path: path.to_owned() });
     }
     if !BLOCK_BYTES.is_multiple_of(needed_bytes as usize) {
-        return Err(FileError::Alignment {
-            path: path.to_owned(),
-            needed_bytes,
-        });
+        return Err(FileError::Alignment { path: path.to_owned(), needed_bytes });
     }
     Ok(())
 }
@@ -144,11 +129,7 @@ pub struct BlockingFile {
 
 impl BlockingFile {
     pub fn open(open: &OpenFile, pool: Pool) -> Result<BlockingFile, FileError> {
-        Ok(BlockingFile {
-            file: open_direct(open)?.into(),
-            path: open.path.clone(),
-            pool,
-        })
+        Ok(BlockingFile { file: open_direct(open)?.into(), path: open.path.clone(), pool })
     }
 
     /// Exactly `len` bytes from `offset`, in aligned memory. An end of the file before that is
@@ -226,10 +207,7 @@ impl BlockingFile {
             self.file.sync_all()?;
             sync_directory_of(&self.path)
         };
-        fill().map_err(|source| FileError::Prepare {
-            path: self.path.clone(),
-            source,
-        })
+        fill().map_err(|source| FileError::Prepare { path: self.path.clone(), source })
     }
 
     /// Allocates space up to `len_bytes` without writing it, where the file system can; existing
@@ -283,13 +261,10 @@ mod tests {
     fn what_was_written_is_read_back_from_any_memory() {
         let directory = directory();
         let file = new_file(directory.path());
-        let bytes: Vec<u8> = (0..3 * CHUNK_BYTES + 4096 + 1)
-            .map(|at| (at / 13) as u8)
-            .collect();
+        let bytes: Vec<u8> = (0..3 * CHUNK_BYTES + 4096 + 1).map(|at| (at / 13) as u8).collect();
         // Of these two at least one is not aligned.
         for start in [0, 1] {
-            file.write_at(8192, &bytes[start..bytes.len() - 1 + start])
-                .unwrap();
+            file.write_at(8192, &bytes[start..bytes.len() - 1 + start]).unwrap();
             let back = file.read_at(8192, bytes.len() - 1).unwrap();
             assert!(back[..] == bytes[start..bytes.len() - 1 + start]);
             assert!(is_aligned(&back));
@@ -313,11 +288,7 @@ mod tests {
             assert!(file.write_at(offset, &vec![0; len]).is_err());
         }
         let path = directory.path().join("missing");
-        let missing = open_direct(&OpenFile {
-            path,
-            create: false,
-        })
-        .unwrap_err();
+        let missing = open_direct(&OpenFile { path, create: false }).unwrap_err();
         assert_eq!(io::Error::from(missing).kind(), io::ErrorKind::NotFound);
     }
 

@@ -47,10 +47,7 @@ impl Gather {
             last.iov_len += len;
             return;
         }
-        self.iovecs.push(libc::iovec {
-            iov_base: start.cast(),
-            iov_len: len,
-        });
+        self.iovecs.push(libc::iovec { iov_base: start.cast(), iov_len: len });
     }
 
     /// What the next system call takes: at most [`IOVECS_MAX`] iovecs.
@@ -71,10 +68,7 @@ impl Gather {
 
     /// Drops the first `count` bytes: they have been moved.
     pub fn advance(&mut self, mut count: usize) {
-        assert!(
-            count <= self.remaining_bytes,
-            "the kernel moved more than was asked for"
-        );
+        assert!(count <= self.remaining_bytes, "the kernel moved more than was asked for");
         self.remaining_bytes -= count;
         while count > 0 {
             let part = &mut self.iovecs[self.next];
@@ -98,18 +92,13 @@ mod tests {
         let memory = vec![0u8; 3 * 2500];
         let mut gather = Gather::default();
         // Every part is apart from its neighbour, so that none are joined.
-        memory
-            .chunks(3)
-            .for_each(|part| gather.push_source(&part[..2]));
+        memory.chunks(3).for_each(|part| gather.push_source(&part[..2]));
         assert_eq!(gather.remaining_bytes(), 5000);
         let (mut moved, mut calls) = (0, 0);
         while gather.remaining_bytes() > 0 {
             assert!(gather.window().len() <= IOVECS_MAX);
             let position = moved / 2 * 3 + moved % 2;
-            assert_eq!(
-                gather.window()[0].iov_base.addr(),
-                memory.as_ptr().addr() + position
-            );
+            assert_eq!(gather.window()[0].iov_base.addr(), memory.as_ptr().addr() + position);
             let step = gather.window_bytes().min(1023);
             gather.advance(step);
             moved += step;

@@ -20,10 +20,7 @@ pub(super) fn gather_op(gather: &mut Gather, op: &mut Op) {
                 gather.push_target(&mut landing[bufs.landing_from..]);
             }
             gather.push_target(&mut bufs.staging[bufs.staging_from..]);
-            assert!(
-                gather.remaining_bytes() > 0,
-                "a receive has room for at least a byte"
-            );
+            assert!(gather.remaining_bytes() > 0, "a receive has room for at least a byte");
         }
         Op::Sync { .. } | Op::Accept { .. } | Op::Connect { .. } | Op::Close { .. } => {}
     }
@@ -36,10 +33,7 @@ pub(super) fn assert_aligned(op: &Op) {
         Op::Write { bufs, offset, .. } => (*offset, bufs.iter().all(|part| is_aligned(part))),
         _ => return,
     };
-    assert!(
-        memory && offset.is_multiple_of(BLOCK_BYTES as u64),
-        "direct I/O is aligned to 4 KiB"
-    );
+    assert!(memory && offset.is_multiple_of(BLOCK_BYTES as u64), "direct I/O is aligned to 4 KiB");
 }
 
 /// True for a write or send of nothing, which needs no kernel.

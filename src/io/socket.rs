@@ -25,12 +25,9 @@ pub(super) fn listen(address: &Address) -> io::Result<(OwnedFd, Address)> {
     socket.bind(&sockaddr)?;
     socket.listen(BACKLOG)?;
     let bound = match address {
-        Address::Tcp(_) => Address::Tcp(
-            socket
-                .local_addr()?
-                .as_socket()
-                .ok_or(io::ErrorKind::InvalidInput)?,
-        ),
+        Address::Tcp(_) => {
+            Address::Tcp(socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?)
+        }
         Address::Unix(path) => Address::Unix(path.clone()),
     };
     Ok((socket.into(), bound))
@@ -100,9 +97,5 @@ fn set_syn_repeats(socket: &Socket) -> io::Result<()> {
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -44,13 +44,7 @@ enum Landing {
 impl StreamReader {
     pub fn new(pool: Pool) -> StreamReader {
         let staging = Some(pool.take(STAGING_BYTES));
-        StreamReader {
-            pool,
-            staging,
-            start: 0,
-            end: 0,
-            landing: Landing::None,
-        }
+        StreamReader { pool, staging, start: 0, end: 0, landing: Landing::None }
     }
 
     /// What has arrived and was not consumed. Empty while a payload is incomplete.
@@ -63,10 +57,7 @@ impl StreamReader {
 
     /// Drops `count` bytes of what [`StreamReader::peek`] shows.
     pub fn consume(&mut self, count: usize) {
-        assert!(
-            count <= self.end - self.start,
-            "consumed more than has arrived"
-        );
+        assert!(count <= self.end - self.start, "consumed more than has arrived");
         self.start += count;
     }
 
@@ -85,34 +76,15 @@ impl StreamReader {
             let staging = self.staging.as_ref().expect("no receive is under way");
             buf[skew..skew + filled].copy_from_slice(&staging[self.start..self.start + filled]);
             self.start += filled;
-            self.landing = Landing::Here {
-                buf,
-                from: skew,
-                filled,
-                len,
-            };
+            self.landing = Landing::Here { buf, from: skew, filled, len };
         }
         match std::mem::replace(&mut self.landing, Landing::None) {
-            Landing::Here {
-                buf,
-                from,
-                filled,
-                len: expected,
-            } => {
-                assert_eq!(
-                    (from, expected),
-                    (skew, len),
-                    "asked for another payload in between"
-                );
+            Landing::Here { buf, from, filled, len: expected } => {
+                assert_eq!((from, expected), (skew, len), "asked for another payload in between");
                 if filled == len {
                     return Some(buf.freeze_range(from..from + len));
                 }
-                self.landing = Landing::Here {
-                    buf,
-                    from,
-                    filled,
-                    len,
-                };
+                self.landing = Landing::Here { buf, from, filled, len };
                 None
             }
             lent => {
@@ -130,12 +102,7 @@ impl StreamReader {
         self.end -= self.start;
         self.start = 0;
         let (landing, landing_from) = match std::mem::replace(&mut self.landing, Landing::None) {
-            Landing::Here {
-                buf,
-                from,
-                filled,
-                len,
-            } => {
+            Landing::Here { buf, from, filled, len } => {
                 assert_eq!(self.end, 0, "a payload takes everything that has arrived");
                 self.landing = Landing::Lent { from, filled, len };
                 (Some(buf), from + filled)
@@ -145,16 +112,8 @@ impl StreamReader {
                 (None, 0)
             }
         };
-        assert!(
-            landing.is_some() || self.end < staging.len(),
-            "parse before receiving more"
-        );
-        RecvBufs {
-            landing,
-            landing_from,
-            staging,
-            staging_from: self.end,
-        }
+        assert!(landing.is_some() || self.end < staging.len(), "parse before receiving more");
+        RecvBufs { landing, landing_from, staging, staging_from: self.end }
     }
 
     /// Takes back the buffers of a `Recv` that brought `count` bytes.
@@ -166,12 +125,7 @@ impl StreamReader {
             };
             let landed = count.min(len - filled);
             staged -= landed;
-            self.landing = Landing::Here {
-                buf,
-                from,
-                filled: filled + landed,
-                len,
-            };
+            self.landing = Landing::Here { buf, from, filled: filled + landed, len };
         }
         assert!(bufs.staging_from + staged <= bufs.staging.len());
         self.end = bufs.staging_from + staged;
@@ -206,10 +160,7 @@ mod tests {
                 return out;
             }
             let mut bufs = reader.lend();
-            let landing_room = bufs
-                .landing
-                .as_ref()
-                .map_or(0, |b| b.len() - bufs.landing_from);
+            let landing_room = bufs.landing.as_ref().map_or(0, |b| b.len() - bufs.landing_from);
             let staging_room = bufs.staging.len() - bufs.staging_from;
             let count = step.min(stream.len() - at).min(landing_room + staging_room);
             let landed = count.min(landing_room);
@@ -238,12 +189,7 @@ mod tests {
                 assert_eq!(payloads.len(), sizes.len());
                 for (number, (payload, size)) in payloads.iter().zip(sizes).enumerate() {
                     assert_eq!(payload.len(), size);
-                    assert!(
-                        payload
-                            .iter()
-                            .enumerate()
-                            .all(|(i, b)| *b == (i * 7 + number) as u8)
-                    );
+                    assert!(payload.iter().enumerate().all(|(i, b)| *b == (i * 7 + number) as u8));
                     assert!(size == 0 || payload.as_ptr().addr() % BLOCK_BYTES == skew);
                 }
             }

@@ -68,9 +68,7 @@ impl FileThreads {
     pub fn queue(&self, token: Token, file: Arc<OwnedFd>, op: Op) {
         // Here, as a panic in a thread would leave the operation without a completion.
         assert_aligned(&op);
-        lock(&self.shared.queue)
-            .jobs
-            .push_back(Job { token, file, op });
+        lock(&self.shared.queue).jobs.push_back(Job { token, file, op });
         self.shared.changed.notify_one();
     }
 
@@ -120,10 +118,7 @@ impl Shared {
             if let Some(job) = queue.jobs.pop_front() {
                 return Some(job);
             }
-            queue = self
-                .changed
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -134,25 +129,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn run(job: Job, gather: &mut Gather) -> Completion {
-    let Job {
-        token,
-        file,
-        mut op,
-    } = job;
+    let Job { token, file, mut op } = job;
     gather_op(gather, &mut op);
     let result = match &mut op {
         Op::Read { offset, buf, .. } => repeat(|| rustix::io::pread(&file, &mut buf[..], *offset)),
-        Op::Write {
-            offset, durable, ..
-        } => write(&file, *offset, *durable, gather),
+        Op::Write { offset, durable, .. } => write(&file, *offset, *durable, gather),
         Op::Sync { .. } => repeat(|| rustix::fs::fdatasync(&file)).map(|()| 0),
         _ => unreachable!("only file operations are queued here"),
     };
-    Completion {
-        token,
-        result: result.map(Done::Bytes),
-        buffers: buffers_of(op),
-    }
+    Completion { token, result: result.map(Done::Bytes), buffers: buffers_of(op) }
 }
 
 /// Writes all that is gathered. A write that was cut within a block is repeated from the block's

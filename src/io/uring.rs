@@ -72,11 +72,7 @@ struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Sizes {
-        Sizes {
-            submission_entries: 512,
-            completion_entries: 4096,
-            registered_max: 4096,
-        }
+        Sizes { submission_entries: 512, completion_entries: 4096, registered_max: 4096 }
     }
 }
 
@@ -104,15 +100,11 @@ impl Uring {
     fn with(sizes: Sizes, first_flag_set: u32) -> Result<Uring, DriverError> {
         let (ring, has_taskrun_flag) = build_ring(&sizes, first_flag_set)?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
-            return Err(DriverError::TooOld {
-                missing: "timeouts of a wait (Linux 5.11)",
-            });
+            return Err(DriverError::TooOld { missing: "timeouts of a wait (Linux 5.11)" });
         }
         let fixed_count = register_table(&ring, sizes.registered_max)?;
-        let wake = EventFd::new(false).map_err(|source| DriverError::Setup {
-            what: "an eventfd",
-            source,
-        })?;
+        let wake = EventFd::new(false)
+            .map_err(|source| DriverError::Setup { what: "an eventfd", source })?;
         Ok(Uring {
             ring,
             has_taskrun_flag,
@@ -171,11 +163,7 @@ impl Uring {
 
     /// Ends an operation that needs no kernel.
     fn end_at_once(&mut self, token: Token, op: Op, result: io::Result<Done>) {
-        self.ready.push(Completion {
-            token,
-            result,
-            buffers: buffers_of(op),
-        });
+        self.ready.push(Completion { token, result, buffers: buffers_of(op) });
     }
 
     fn submit_connect(&mut self, token: Token, op: Op, address: &Address) {
@@ -234,9 +222,7 @@ impl Uring {
         Completion {
             token,
             result: result.map(|()| Done::Bytes(0)),
-            buffers: buffers_of(Op::Close {
-                socket: SocketId(handle),
-            }),
+            buffers: buffers_of(Op::Close { socket: SocketId(handle) }),
         }
     }
 
@@ -332,8 +318,7 @@ impl Uring {
         };
         if open.is_socket {
             let position = open.under_way.iter().position(|other| *other == index);
-            open.under_way
-                .swap_remove(position.expect("under way until now"));
+            open.under_way.swap_remove(position.expect("under way until now"));
         }
         let failed_connect = slot.is_connect() && ended.is_err();
         let close_now = closing && open.under_way.is_empty();
@@ -344,11 +329,7 @@ impl Uring {
             Ended::Connected => Ok(Done::Connected(SocketId(handle))),
             Ended::Accepted(fd) => self.adopt(fd, is_tcp, closing),
         });
-        out.push(Completion {
-            token,
-            result,
-            buffers,
-        });
+        out.push(Completion { token, result, buffers });
         if failed_connect {
             // The connect's own error is the one that matters.
             let _ = self.handles.remove(&self.ring, handle);
@@ -468,11 +449,7 @@ impl Driver for Uring {
         self.start_durable();
         loop {
             self.push_backlog();
-            let wait_now = if self.backlog.is_empty() {
-                wait
-            } else {
-                Wait::No
-            };
+            let wait_now = if self.backlog.is_empty() { wait } else { Wait::No };
             let took_all = self.cross(wait_now)?;
             let any = self.reap(out);
             if !took_all && !any {
@@ -484,11 +461,7 @@ impl Driver for Uring {
             }
             if let (Some(deadline), Wait::AtMost(_)) = (deadline, wait) {
                 let left = deadline.since(self.now());
-                wait = if left.is_zero() {
-                    Wait::No
-                } else {
-                    Wait::AtMost(left)
-                };
+                wait = if left.is_zero() { Wait::No } else { Wait::AtMost(left) };
             }
             if wait == Wait::No && !self.has_unsubmitted() {
                 return Ok(());
@@ -529,11 +502,8 @@ impl Drop for Uring {
             out.clear();
             if left.is_zero() || crossed.is_err() {
                 tracing::warn!("the kernel still uses memory of a dropped driver; leaking it");
-                std::mem::forget(std::mem::take(&mut self.slots));
-                Box::leak(std::mem::replace(
-                    &mut self.wake_count,
-                    Box::new(UnsafeCell::new(0)),
-                ));
+                Box::leak(Box::new(std::mem::take(&mut self.slots)));
+                Box::leak(std::mem::replace(&mut self.wake_count, Box::new(UnsafeCell::new(0))));
                 return;
             }
         }
@@ -552,10 +522,7 @@ fn build_ring(sizes: &Sizes, first_flag_set: u32) -> Result<(IoUring, bool), Dri
         let mut builder = IoUring::builder();
         builder.setup_cqsize(sizes.completion_entries);
         if flag_set < 3 {
-            builder
-                .setup_coop_taskrun()
-                .setup_taskrun_flag()
-                .setup_submit_all();
+            builder.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
         }
         if flag_set < 2 {
             builder.setup_single_issuer();
@@ -580,9 +547,8 @@ fn build_ring(sizes: &Sizes, first_flag_set: u32) -> Result<(IoUring, bool), Dri
 fn register_table(ring: &IoUring, count_max: u32) -> Result<u32, DriverError> {
     // The kernel refuses a table larger than the number of files a process may open.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let count = limit.map_or(count_max, |limit| {
-        u32::try_from(limit).unwrap_or(u32::MAX).min(count_max)
-    });
+    let count =
+        limit.map_or(count_max, |limit| u32::try_from(limit).unwrap_or(u32::MAX).min(count_max));
     let submitter = ring.submitter();
     submitter
         .register_files_sparse(count)

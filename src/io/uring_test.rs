@@ -22,11 +22,7 @@ fn ring(sizes: Sizes, first_flag_set: u32) -> Option<Uring> {
 }
 
 fn small() -> Sizes {
-    Sizes {
-        submission_entries: 4,
-        completion_entries: 8,
-        registered_max: 3,
-    }
+    Sizes { submission_entries: 4, completion_entries: 8, registered_max: 3 }
 }
 
 /// Connections of the driver, and their other ends.
@@ -50,12 +46,8 @@ fn connections(uring: &mut Uring, count: usize) -> Vec<(SocketId, TcpStream)> {
 }
 
 fn recv(pool: &Pool, socket: SocketId) -> Op {
-    let bufs = RecvBufs {
-        landing: None,
-        landing_from: 0,
-        staging: pool.take(4096),
-        staging_from: 0,
-    };
+    let bufs =
+        RecvBufs { landing: None, landing_from: 0, staging: pool.take(4096), staging_from: 0 };
     Op::Recv { socket, bufs }
 }
 
@@ -85,10 +77,7 @@ fn a_completion_queue_that_overflows_loses_nothing() {
                 panic!("a receive gives its buffers back");
             };
             assert_eq!(u64::from(bufs.staging[0]), completion.token.0);
-            assert!(!std::mem::replace(
-                &mut seen[completion.token.0 as usize],
-                true
-            ));
+            assert!(!std::mem::replace(&mut seen[completion.token.0 as usize], true));
         }
     }
     assert_eq!(uring.slots.under_way(), 0);
@@ -112,9 +101,7 @@ fn every_set_of_flags_works() {
         uring.submit(Token(2), recv(&pool, *socket));
         let mut out = Vec::new();
         uring.enter(Some(Duration::ZERO), &mut out).unwrap();
-        uring
-            .enter(Some(Duration::from_millis(1)), &mut out)
-            .unwrap();
+        uring.enter(Some(Duration::from_millis(1)), &mut out).unwrap();
         assert!(out.is_empty());
         uring.submit(Token(3), Op::Close { socket: closed });
         let bufs = vec![Bytes::from_static(b"x")];

@@ -19,9 +19,7 @@ impl EventFd {
         if nonblocking {
             flags |= EventfdFlags::NONBLOCK;
         }
-        Ok(EventFd {
-            fd: eventfd(0, flags)?,
-        })
+        Ok(EventFd { fd: eventfd(0, flags)? })
     }
 
     /// Takes everything that was added. Only for a non-blocking one.

@@ -65,10 +65,7 @@ mod kind {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     #[error("a message is {meta_bytes} + {payload_bytes} bytes, more than fits a frame")]
-    TooLong {
-        meta_bytes: usize,
-        payload_bytes: usize,
-    },
+    TooLong { meta_bytes: usize, payload_bytes: usize },
     #[error("a message contradicts itself")]
     Malformed {
         #[source]
@@ -101,28 +98,17 @@ pub fn encode(message: PeerMessage) -> Result<Encoded, EncodeError> {
     let mut meta = BytesMut::with_capacity(128);
     let mut payload = Vec::new();
     let kind = put_message(&mut meta, &mut payload, message);
-    let encoded = Encoded {
-        kind,
-        meta,
-        payload,
-    };
+    let encoded = Encoded { kind, meta, payload };
     let (meta_bytes, payload_bytes) = (encoded.meta.len(), encoded.payload_bytes());
     if meta_bytes > FRAME_META_BYTES_MAX || payload_bytes > FRAME_PAYLOAD_BYTES_MAX {
-        return Err(EncodeError::TooLong {
-            meta_bytes,
-            payload_bytes,
-        });
+        return Err(EncodeError::TooLong { meta_bytes, payload_bytes });
     }
     Ok(encoded)
 }
 
 fn put_message(meta: &mut BytesMut, payload: &mut Vec<Bytes>, message: PeerMessage) -> u8 {
     match message {
-        PeerMessage::Raft {
-            to,
-            header,
-            payloads,
-        } => {
+        PeerMessage::Raft { to, header, payloads } => {
             put_raft(meta, payload, to, &header, payloads);
             kind::RAFT
         }
@@ -134,14 +120,7 @@ fn put_message(meta: &mut BytesMut, payload: &mut Vec<Bytes>, message: PeerMessa
             }
             kind::RAFT_BATCH
         }
-        PeerMessage::Request {
-            call,
-            shard,
-            to,
-            term,
-            origin,
-            op,
-        } => {
+        PeerMessage::Request { call, shard, to, term, origin, op } => {
             put_numbers(meta, [call.0, shard.0, to.0, term]);
             put_origin(meta, origin);
             put_op(meta, payload, op);
@@ -170,9 +149,7 @@ fn put_raft(
     meta.put_u64_le(to.0);
     put_string(meta, header);
     meta.put_u32_le(payloads.len() as u32);
-    payloads
-        .iter()
-        .for_each(|data| meta.put_u32_le(data.len() as u32));
+    payloads.iter().for_each(|data| meta.put_u32_le(data.len() as u32));
     for data in payloads {
         match is_inline(data.len()) {
             true => meta.put_slice(&data),
@@ -202,12 +179,7 @@ fn put_resync(meta: &mut BytesMut, payload: &mut Vec<Bytes>, message: PeerMessag
             put_manifest(meta, call, answer);
             kind::MANIFEST
         }
-        PeerMessage::ExtentRequest {
-            call,
-            source,
-            extent,
-            layer,
-        } => {
+        PeerMessage::ExtentRequest { call, source, extent, layer } => {
             put_numbers(meta, [call.0, source.0]);
             meta.put_u32_le(extent.0);
             meta.put_u32_le(layer);
@@ -289,12 +261,9 @@ pub fn decode(frame: Frame, pool: &Pool) -> Result<PeerMessage, DecodeError> {
         kind::RAFT => take_raft(&mut meta, &mut payload, backing_bytes, pool)?,
         kind::RAFT_BATCH => {
             let count = meta.count(12)?;
-            let messages: Result<Vec<(MemberId, Bytes)>, DecodeError> = (0..count)
-                .map(|_| Ok((meta.member()?, meta.string()?)))
-                .collect();
-            PeerMessage::RaftBatch {
-                messages: messages?,
-            }
+            let messages: Result<Vec<(MemberId, Bytes)>, DecodeError> =
+                (0..count).map(|_| Ok((meta.member()?, meta.string()?))).collect();
+            PeerMessage::RaftBatch { messages: messages? }
         }
         kind::REQUEST => PeerMessage::Request {
             call: CallId(meta.u64()?),
@@ -337,11 +306,7 @@ fn take_raft(
             false => Ok(own_small_slice(payload.bytes(len)?, backing_bytes, pool)),
         })
         .collect();
-    Ok(PeerMessage::Raft {
-        to,
-        header,
-        payloads: payloads?,
-    })
+    Ok(PeerMessage::Raft { to, header, payloads: payloads? })
 }
 
 /// Log entries live long; one of 4 KiB must not keep a megabyte alive.
@@ -358,10 +323,9 @@ fn take_resync(
     payload: &mut Fields,
 ) -> Result<PeerMessage, DecodeError> {
     Ok(match kind {
-        kind::RESYNC_OFFER => PeerMessage::ResyncOffer {
-            to: meta.member()?,
-            source: meta.member()?,
-        },
+        kind::RESYNC_OFFER => {
+            PeerMessage::ResyncOffer { to: meta.member()?, source: meta.member()? }
+        }
         kind::RESYNC_DONE => PeerMessage::ResyncDone {
             to: meta.member()?,
             member: meta.member()?,
@@ -400,9 +364,7 @@ fn take_resync(
                 false => Err(take_error(meta)?),
             },
         },
-        kind::SPACE => PeerMessage::Space {
-            free_bytes: meta.u64()?,
-        },
+        kind::SPACE => PeerMessage::Space { free_bytes: meta.u64()? },
         unknown => return Err(DecodeError::Kind(unknown)),
     })
 }
@@ -426,12 +388,8 @@ fn take_manifest(meta: &mut Fields) -> Result<(ManifestChunk, Bytes), DecodeErro
             })
         })
         .collect();
-    let chunk = ManifestChunk {
-        extents: extents?,
-        next: next.map(Extent),
-        applied_index,
-        applied_term,
-    };
+    let chunk =
+        ManifestChunk { extents: extents?, next: next.map(Extent), applied_index, applied_term };
     Ok((chunk, shard_meta))
 }
 
@@ -440,27 +398,16 @@ fn take_manifest(meta: &mut Fields) -> Result<(ManifestChunk, Bytes), DecodeErro
 fn check(message: &PeerMessage) -> Result<(), DecodeError> {
     match message {
         PeerMessage::Request { op, .. } => check_op(op),
-        PeerMessage::Response {
-            result: Ok(reply), ..
-        } => check_reply(reply),
-        PeerMessage::Manifest {
-            answer: Some((chunk, _)),
-            ..
-        } => check_manifest(chunk),
-        PeerMessage::Extent {
-            result: Ok(content),
-            ..
-        } => check_extent(content),
+        PeerMessage::Response { result: Ok(reply), .. } => check_reply(reply),
+        PeerMessage::Manifest { answer: Some((chunk, _)), .. } => check_manifest(chunk),
+        PeerMessage::Extent { result: Ok(content), .. } => check_extent(content),
         _ => Ok(()),
     }
 }
 
 fn check_manifest(chunk: &ManifestChunk) -> Result<(), DecodeError> {
     let place = |entry: &ManifestEntry| (entry.extent, entry.layer);
-    let out_of_order = chunk
-        .extents
-        .windows(2)
-        .find(|pair| place(&pair[0]) >= place(&pair[1]));
+    let out_of_order = chunk.extents.windows(2).find(|pair| place(&pair[0]) >= place(&pair[1]));
     if let Some(pair) = out_of_order {
         return Err(value("extent after its successor", pair[1].extent.0));
     }
@@ -469,15 +416,8 @@ fn check_manifest(chunk: &ManifestChunk) -> Result<(), DecodeError> {
     {
         return Err(value("next extent", next.0));
     }
-    match chunk
-        .extents
-        .iter()
-        .find(|entry| entry.present & entry.zero != 0)
-    {
-        Some(entry) => Err(value(
-            "block both present and zero in extent",
-            entry.extent.0,
-        )),
+    match chunk.extents.iter().find(|entry| entry.present & entry.zero != 0) {
+        Some(entry) => Err(value("block both present and zero in extent", entry.extent.0)),
         None => Ok(()),
     }
 }
@@ -485,10 +425,7 @@ fn check_manifest(chunk: &ManifestChunk) -> Result<(), DecodeError> {
 fn check_extent(content: &ExtentContent) -> Result<(), DecodeError> {
     let present_bytes = content.present.count_ones() as usize * BLOCK_BYTES;
     if content.present & content.zero != 0 {
-        return Err(value(
-            "blocks both present and zero",
-            content.present & content.zero,
-        ));
+        return Err(value("blocks both present and zero", content.present & content.zero));
     }
     if content.data.len() != present_bytes {
         return Err(value("length of an extent", content.data.len() as u64));

@@ -11,11 +11,7 @@ use crate::net::testing::message;
 /// As it would arrive: the payload part in one aligned buffer.
 fn arrive(encoded: Encoded, pool: &Pool) -> Frame {
     let payload: Vec<u8> = encoded.payload.iter().flatten().copied().collect();
-    Frame {
-        kind: encoded.kind,
-        meta: encoded.meta.freeze(),
-        payload: pool.copy(&payload),
-    }
+    Frame { kind: encoded.kind, meta: encoded.meta.freeze(), payload: pool.copy(&payload) }
 }
 
 proptest! {
@@ -61,20 +57,11 @@ fn payloads_leave_without_a_copy() {
     let encoded = encode(PeerMessage::Raft {
         to: MemberId(1),
         header: Bytes::from_static(b"header"),
-        payloads: vec![
-            data.clone(),
-            Bytes::from_static(b"catalog command"),
-            data.clone(),
-        ],
+        payloads: vec![data.clone(), Bytes::from_static(b"catalog command"), data.clone()],
     })
     .unwrap();
     assert_eq!(encoded.payload.len(), 2);
-    assert!(
-        encoded
-            .payload
-            .iter()
-            .all(|sent| sent.as_ptr() == data.as_ptr())
-    );
+    assert!(encoded.payload.iter().all(|sent| sent.as_ptr() == data.as_ptr()));
 }
 
 #[test]
@@ -99,10 +86,7 @@ fn a_small_entry_does_not_keep_a_large_buffer_alive() {
 
 #[test]
 fn what_contradicts_itself_is_refused_before_it_is_sent() {
-    let range = crate::types::BlockRange {
-        first: crate::types::Block(u32::MAX),
-        count: 1,
-    };
+    let range = crate::types::BlockRange { first: crate::types::Block(u32::MAX), count: 1 };
     let request = |op| PeerMessage::Request {
         call: CallId(1),
         shard: ShardId(1),

@@ -41,10 +41,7 @@ pub enum FrameError {
     #[error("a frame has unknown flags {flags:#04x} or reserved bits {reserved:#06x}")]
     Flags { flags: u8, reserved: u16 },
     #[error("a frame announces {meta_bytes} + {payload_bytes} bytes, more than is allowed")]
-    TooLong {
-        meta_bytes: usize,
-        payload_bytes: usize,
-    },
+    TooLong { meta_bytes: usize, payload_bytes: usize },
     #[error("the checksum of a frame's head is wrong")]
     HeadChecksum,
     #[error("the checksum of a frame's payload is wrong")]
@@ -84,10 +81,7 @@ impl Head {
         }
         let (meta_bytes, payload_bytes) = (word(8) as usize, word(12) as usize);
         if meta_bytes > FRAME_META_BYTES_MAX || payload_bytes > FRAME_PAYLOAD_BYTES_MAX {
-            return Err(FrameError::TooLong {
-                meta_bytes,
-                payload_bytes,
-            });
+            return Err(FrameError::TooLong { meta_bytes, payload_bytes });
         }
         let mut raw = [0; HEAD_BYTES - 4];
         raw.copy_from_slice(&bytes[..HEAD_BYTES - 4]);
@@ -128,10 +122,7 @@ fn payload_crc<'a>(seed: u32, slices: impl Iterator<Item = &'a [u8]>) -> u32 {
 pub fn write_head(out: &mut BytesMut, seed: u32, kind: u8, meta: &[u8], payload: &[Bytes]) {
     let payload_bytes: usize = payload.iter().map(Bytes::len).sum();
     assert!(meta.len() <= FRAME_META_BYTES_MAX, "meta part too long");
-    assert!(
-        payload_bytes <= FRAME_PAYLOAD_BYTES_MAX,
-        "payload part too long"
-    );
+    assert!(payload_bytes <= FRAME_PAYLOAD_BYTES_MAX, "payload part too long");
     let from = out.len();
     out.reserve(HEAD_BYTES + meta.len());
     out.put_u32_le(MAGIC);
@@ -198,11 +189,7 @@ impl FrameReader {
         if payload_crc(seed, std::iter::once(&payload[..])) != head.payload_crc {
             return Err(FrameError::PayloadChecksum);
         }
-        Ok(Some(Frame {
-            kind: head.kind,
-            meta,
-            payload,
-        }))
+        Ok(Some(Frame { kind: head.kind, meta, payload }))
     }
 }
 
@@ -224,13 +211,7 @@ mod tests {
 
     fn frame(seed: u32, kind: u8, meta: &[u8], payload: &[u8]) -> Vec<u8> {
         let mut out = BytesMut::new();
-        write_head(
-            &mut out,
-            seed,
-            kind,
-            meta,
-            &[Bytes::copy_from_slice(payload)],
-        );
+        write_head(&mut out, seed, kind, meta, &[Bytes::copy_from_slice(payload)]);
         out.extend_from_slice(payload);
         out.to_vec()
     }
@@ -260,12 +241,7 @@ mod tests {
         ];
         let mut stream = Vec::new();
         for (number, (meta, payload)) in sizes.iter().enumerate() {
-            stream.extend(frame(
-                7,
-                number as u8,
-                &vec![3; *meta],
-                &vec![number as u8; *payload],
-            ));
+            stream.extend(frame(7, number as u8, &vec![3; *meta], &vec![number as u8; *payload]));
         }
         for step in [1, 4097, 65_536, 1 << 20] {
             let frames = read_all(&stream, step, 7).unwrap();
@@ -273,12 +249,7 @@ mod tests {
             for (number, (frame, (meta, payload))) in frames.iter().zip(sizes).enumerate() {
                 assert_eq!(usize::from(frame.kind), number);
                 assert_eq!((frame.meta.len(), frame.payload.len()), (meta, payload));
-                assert!(
-                    frame
-                        .payload
-                        .iter()
-                        .all(|byte| usize::from(*byte) == number)
-                );
+                assert!(frame.payload.iter().all(|byte| usize::from(*byte) == number));
                 assert!(payload % 4096 != 0 || payload == 0 || is_aligned(&frame.payload));
             }
         }

@@ -44,11 +44,8 @@ fn fuzz_message(input: &[u8], step: usize) {
     let meta_bytes = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
     let (meta, payload) = rest.split_at(meta_bytes);
     let pool = Pool::default();
-    let frame = Frame {
-        kind: *kind,
-        meta: Bytes::copy_from_slice(meta),
-        payload: pool.copy(payload),
-    };
+    let frame =
+        Frame { kind: *kind, meta: Bytes::copy_from_slice(meta), payload: pool.copy(payload) };
     if let Ok(message) = decode(frame, &pool) {
         let again = encode(message).expect("what was understood can be sent");
         assert_eq!((again.kind, &again.meta[..]), (*kind, meta));
@@ -56,13 +53,7 @@ fn fuzz_message(input: &[u8], step: usize) {
     }
     let (seed, _) = frame_seeds(DIALER_NONCE, ACCEPTOR_NONCE);
     let mut bytes = BytesMut::new();
-    write_head(
-        &mut bytes,
-        seed,
-        *kind,
-        meta,
-        &[Bytes::copy_from_slice(payload)],
-    );
+    write_head(&mut bytes, seed, *kind, meta, &[Bytes::copy_from_slice(payload)]);
     bytes.extend_from_slice(payload);
     feed(acceptor(), &hello(), &bytes, step);
 }
@@ -78,9 +69,7 @@ fn feed(mut link: Link, before: &[u8], input: &[u8], step: usize) {
     });
     assert_eq!(result.is_err(), ended);
     assert_eq!(link.established().is_some(), !ended && !events.is_empty());
-    let ups = events
-        .iter()
-        .filter(|event| matches!(event, LinkEvent::Up(_)));
+    let ups = events.iter().filter(|event| matches!(event, LinkEvent::Up(_)));
     assert!(ups.count() <= 1, "up twice");
 }
 
@@ -99,18 +88,8 @@ fn acceptor() -> Link {
 }
 
 fn dialer() -> Link {
-    let target = Target {
-        pod: PodId(2),
-        disk: identity(2).disk,
-        lane: 0,
-    };
-    Link::dial(
-        identity(1),
-        target,
-        Purpose::Data,
-        DIALER_NONCE,
-        Pool::default(),
-    )
+    let target = Target { pod: PodId(2), disk: identity(2).disk, lane: 0 };
+    Link::dial(identity(1), target, Purpose::Data, DIALER_NONCE, Pool::default())
 }
 
 fn hello() -> Bytes {
@@ -149,15 +128,8 @@ pub fn fuzz_seeds() -> Vec<(&'static str, Vec<u8>)> {
 
 fn seed_messages() -> Vec<(&'static str, PeerMessage)> {
     let block = Bytes::from(vec![0xa5; BLOCK_BYTES]);
-    let range = BlockRange {
-        first: Block(3),
-        count: 1,
-    };
-    let write = ShardOp::Write {
-        range,
-        data: block.clone(),
-        crcs: vec![0x1234_5678],
-    };
+    let range = BlockRange { first: Block(3), count: 1 };
+    let write = ShardOp::Write { range, data: block.clone(), crcs: vec![0x1234_5678] };
     let read = ShardReply::Data {
         segments: vec![Segment::Zero(BLOCK_BYTES), Segment::Data(block.clone())],
         crcs: vec![0, 7],
@@ -167,9 +139,8 @@ fn seed_messages() -> Vec<(&'static str, PeerMessage)> {
         header: Bytes::from_static(b"append"),
         payloads: vec![block, Bytes::from_static(b"a command")],
     };
-    let batch = PeerMessage::RaftBatch {
-        messages: vec![(MemberId(1), Bytes::from_static(b"heartbeat"))],
-    };
+    let batch =
+        PeerMessage::RaftBatch { messages: vec![(MemberId(1), Bytes::from_static(b"heartbeat"))] };
     let request = PeerMessage::Request {
         call: CallId(1),
         shard: ShardId(2),
@@ -178,20 +149,13 @@ fn seed_messages() -> Vec<(&'static str, PeerMessage)> {
         origin: Origin::default(),
         op: write,
     };
-    let response = |result| PeerMessage::Response {
-        call: CallId(1),
-        term: 4,
-        result,
-    };
+    let response = |result| PeerMessage::Response { call: CallId(1), term: 4, result };
     let hint = Some(MemberId(2));
     vec![
         ("raft", raft),
         ("raft-batch", batch),
         ("request-write", request),
         ("response-data", response(Ok(read))),
-        (
-            "response-error",
-            response(Err(BlockError::NotLeader { hint, term: 5 })),
-        ),
+        ("response-error", response(Err(BlockError::NotLeader { hint, term: 5 }))),
     ]
 }

@@ -181,10 +181,7 @@ fn parse_body(kind: u16, body: Bytes) -> Result<Greeting, DecodeError> {
         3 => {
             let code = RefusalCode::from_number(fields.u16()?);
             let text = fields.bytes(fields.remaining_bytes())?;
-            Greeting::Refusal(Refusal {
-                code,
-                text: String::from_utf8_lossy(&text).into_owned(),
-            })
+            Greeting::Refusal(Refusal { code, text: String::from_utf8_lossy(&text).into_owned() })
         }
         other => return Err(value("kind of greeting", other)),
     })
@@ -242,10 +239,7 @@ pub fn format(greeting: &Greeting) -> Bytes {
 /// The longest prefix of whole characters that may be sent.
 fn clip(text: &str) -> usize {
     let longest = text.len().min(REASON_BYTES_MAX);
-    (0..=longest)
-        .rev()
-        .find(|end| text.is_char_boundary(*end))
-        .unwrap_or(0)
+    (0..=longest).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0)
 }
 
 fn put_identity(body: &mut BytesMut, identity: &Identity) {
@@ -358,10 +352,7 @@ mod tests {
     #[test]
     fn a_long_reason_is_cut_between_characters() {
         let text = "é".repeat(REASON_BYTES_MAX);
-        let refusal = Greeting::Refusal(Refusal {
-            code: RefusalCode::OtherCluster,
-            text,
-        });
+        let refusal = Greeting::Refusal(Refusal { code: RefusalCode::OtherCluster, text });
         let Ok(Some((Greeting::Refusal(read), _))) = parse(&format(&refusal)) else {
             panic!("a refusal is readable");
         };

@@ -40,10 +40,10 @@ impl Incarnations {
                 text: format!("this pod has met {DISKS_MAX} disks and takes no new ones"),
             });
         }
-        let seen = self.seen.entry(peer.disk).or_insert(Seen {
-            pod: peer.pod,
-            incarnation: peer.incarnation,
-        });
+        let seen = self
+            .seen
+            .entry(peer.disk)
+            .or_insert(Seen { pod: peer.pod, incarnation: peer.incarnation });
         if seen.pod != peer.pod {
             return Err(Refusal {
                 code: RefusalCode::DuplicateDisk,
@@ -88,11 +88,7 @@ mod tests {
         let mut table = Incarnations::default();
         let code = |result: Result<(), Refusal>| result.map_err(|refusal| refusal.code);
         assert_eq!(code(table.admit(&identity(1, 5))), Ok(()));
-        assert_eq!(
-            code(table.admit(&identity(1, 5))),
-            Ok(()),
-            "a second connection"
-        );
+        assert_eq!(code(table.admit(&identity(1, 5))), Ok(()), "a second connection");
         assert_eq!(code(table.admit(&identity(1, 6))), Ok(()), "restarted");
         let stale = code(table.admit(&identity(1, 5)));
         assert_eq!(stale, Err(RefusalCode::StaleIncarnation));

@@ -131,21 +131,9 @@ pub struct LinkCounters {
 }
 
 enum State {
-    Calling {
-        local: Identity,
-        target: Target,
-        purpose: Purpose,
-        nonce: u64,
-    },
-    Called {
-        locals: Vec<Identity>,
-        nonce: u64,
-    },
-    Up {
-        established: Established,
-        receive_seed: u32,
-        send_seed: u32,
-    },
+    Calling { local: Identity, target: Target, purpose: Purpose, nonce: u64 },
+    Called { locals: Vec<Identity>, nonce: u64 },
+    Up { established: Established, receive_seed: u32, send_seed: u32 },
     Ended,
 }
 
@@ -162,15 +150,7 @@ impl Link {
     /// A link over a connection that this side made; its hello is in [`Link::take_output`].
     /// `nonce` is drawn anew for every connection.
     pub fn dial(local: Identity, target: Target, purpose: Purpose, nonce: u64, pool: Pool) -> Link {
-        let mut link = Link::new(
-            State::Calling {
-                local,
-                target,
-                purpose,
-                nonce,
-            },
-            pool,
-        );
+        let mut link = Link::new(State::Calling { local, target, purpose, nonce }, pool);
         link.greet(&Greeting::Hello(Hello {
             version_min: PROTOCOL_MIN,
             version_max: PROTOCOL_MAX,
@@ -233,11 +213,7 @@ impl Link {
             return Err(LinkError::Ended);
         };
         let frame_error = |source| LinkError::Frame { source };
-        while let Some(frame) = self
-            .frames
-            .next(reader, receive_seed)
-            .map_err(frame_error)?
-        {
+        while let Some(frame) = self.frames.next(reader, receive_seed).map_err(frame_error)? {
             self.counters.frames_received += 1;
             let message =
                 decode(frame, &self.pool).map_err(|source| LinkError::Message { source })?;
@@ -256,29 +232,13 @@ impl Link {
             (State::Called { locals, nonce }, Greeting::Hello(hello)) => {
                 self.on_hello(&locals, nonce, &hello, seen)
             }
-            (
-                State::Calling {
-                    local,
-                    target,
-                    purpose,
-                    nonce,
-                },
-                Greeting::Welcome(welcome),
-            ) => {
+            (State::Calling { local, target, purpose, nonce }, Greeting::Welcome(welcome)) => {
                 check_welcome(&local, &target, &welcome, seen)
                     .map_err(|refusal| LinkError::RefusedByUs { refusal })?;
-                let established = Established {
-                    local,
-                    peer: welcome.from,
-                    purpose,
-                    version: welcome.version,
-                };
+                let established =
+                    Established { local, peer: welcome.from, purpose, version: welcome.version };
                 let (send_seed, receive_seed) = frame_seeds(nonce, welcome.nonce);
-                self.state = State::Up {
-                    established,
-                    receive_seed,
-                    send_seed,
-                };
+                self.state = State::Up { established, receive_seed, send_seed };
                 Ok(established)
             }
             (State::Calling { .. }, Greeting::Refusal(refusal)) => {
@@ -305,23 +265,10 @@ impl Link {
                 return Err(LinkError::RefusedByUs { refusal });
             }
         };
-        self.greet(&Greeting::Welcome(Welcome {
-            version,
-            from: local,
-            nonce,
-        }));
-        let established = Established {
-            local,
-            peer: hello.from,
-            purpose: hello.purpose,
-            version,
-        };
+        self.greet(&Greeting::Welcome(Welcome { version, from: local, nonce }));
+        let established = Established { local, peer: hello.from, purpose: hello.purpose, version };
         let (receive_seed, send_seed) = frame_seeds(hello.nonce, nonce);
-        self.state = State::Up {
-            established,
-            receive_seed,
-            send_seed,
-        };
+        self.state = State::Up { established, receive_seed, send_seed };
         Ok(established)
     }
 
@@ -335,11 +282,7 @@ impl Link {
             return Err(SendError::NotUp);
         };
         let waiting_bytes = self.queue_bytes();
-        if let PeerMessage::Raft {
-            to,
-            header,
-            payloads,
-        } = &message
+        if let PeerMessage::Raft { to, header, payloads } = &message
             && payloads.is_empty()
             && header.len() < BATCH_BYTES_MAX
         {
@@ -366,8 +309,7 @@ impl Link {
         }
         self.flush_batch(send_seed);
         self.counters.frames_sent += 1;
-        self.output
-            .push_frame(send_seed, encoded.kind, &encoded.meta, encoded.payload);
+        self.output.push_frame(send_seed, encoded.kind, &encoded.meta, encoded.payload);
         Ok(())
     }
 
@@ -379,8 +321,7 @@ impl Link {
         self.output.batch_bytes = 0;
         let batch = encode(PeerMessage::RaftBatch { messages }).expect("a batch is bounded");
         self.counters.frames_sent += 1;
-        self.output
-            .push_frame(send_seed, batch.kind, &batch.meta, batch.payload);
+        self.output.push_frame(send_seed, batch.kind, &batch.meta, batch.payload);
     }
 
     /// What to send next, in order; empty when nothing waits. Call it when no send is under way,
@@ -486,11 +427,7 @@ fn check_welcome(
         });
     }
     check_cluster(local, &welcome.from)?;
-    let found = Target {
-        pod: welcome.from.pod,
-        disk: welcome.from.disk,
-        lane: welcome.from.lane,
-    };
+    let found = Target { pod: welcome.from.pod, disk: welcome.from.disk, lane: welcome.from.lane };
     if found != *target {
         return Err(Refusal {
             code: RefusalCode::NoSuchLane,

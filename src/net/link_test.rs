@@ -39,18 +39,8 @@ impl End {
     }
 
     fn dial(local: Identity, target: Identity) -> End {
-        let target = Target {
-            pod: target.pod,
-            disk: target.disk,
-            lane: target.lane,
-        };
-        End::new(Link::dial(
-            local,
-            target,
-            Purpose::Data,
-            1234,
-            Pool::default(),
-        ))
+        let target = Target { pod: target.pod, disk: target.disk, lane: target.lane };
+        End::new(Link::dial(local, target, Purpose::Data, 1234, Pool::default()))
     }
 
     fn accept(local: Identity) -> End {
@@ -95,10 +85,8 @@ fn join(dialer: &mut End, acceptor: &mut End, step: usize) -> Result<(), LinkErr
 }
 
 fn joined() -> (End, End) {
-    let (mut dialer, mut acceptor) = (
-        End::dial(identity(1), identity(2)),
-        End::accept(identity(2)),
-    );
+    let (mut dialer, mut acceptor) =
+        (End::dial(identity(1), identity(2)), End::accept(identity(2)));
     join(&mut dialer, &mut acceptor, 1 << 20).unwrap();
     let [LinkEvent::Up(here)] = dialer.events[..] else {
         panic!("not up");
@@ -114,11 +102,7 @@ fn joined() -> (End, End) {
 }
 
 fn light(to: u64, header: &'static [u8]) -> PeerMessage {
-    PeerMessage::Raft {
-        to: MemberId(to),
-        header: Bytes::from_static(header),
-        payloads: Vec::new(),
-    }
+    PeerMessage::Raft { to: MemberId(to), header: Bytes::from_static(header), payloads: Vec::new() }
 }
 
 fn heavy(bytes: usize) -> PeerMessage {
@@ -136,12 +120,7 @@ fn read_request() -> PeerMessage {
         to: MemberId(1),
         term: 1,
         origin: Default::default(),
-        op: ShardOp::Read {
-            range: BlockRange {
-                first: crate::types::Block(0),
-                count: 1,
-            },
-        },
+        op: ShardOp::Read { range: BlockRange { first: crate::types::Block(0), count: 1 } },
     }
 }
 
@@ -152,11 +131,7 @@ fn flatten(messages: Vec<PeerMessage>) -> Vec<PeerMessage> {
         .flat_map(|message| match message {
             PeerMessage::RaftBatch { messages } => messages
                 .into_iter()
-                .map(|(to, header)| PeerMessage::Raft {
-                    to,
-                    header,
-                    payloads: Vec::new(),
-                })
+                .map(|(to, header)| PeerMessage::Raft { to, header, payloads: Vec::new() })
                 .collect(),
             other => vec![other],
         })
@@ -219,11 +194,7 @@ fn a_full_queue_drops_entries_refuses_requests_and_still_takes_heartbeats() {
     assert_eq!(here.link.send(light(1, b"heartbeat")), Ok(()));
     assert_eq!(
         here.link.counters(),
-        LinkCounters {
-            raft_dropped: 2,
-            requests_refused: 1,
-            ..here.link.counters()
-        }
+        LinkCounters { raft_dropped: 2, requests_refused: 1, ..here.link.counters() }
     );
     here.drain();
     assert_eq!(here.link.send(read_request()), Ok(()));
@@ -264,47 +235,22 @@ fn refusal(mut dialer: End, mut acceptor: End) -> RefusalCode {
 #[test]
 fn strangers_copies_and_leftovers_are_refused_and_told_why() {
     let dial = |local| End::dial(local, identity(2));
-    let stranger = Identity {
-        cluster: Uuid([8; 16]),
-        ..identity(1)
-    };
-    assert_eq!(
-        refusal(dial(stranger), End::accept(identity(2))),
-        RefusalCode::OtherCluster
-    );
+    let stranger = Identity { cluster: Uuid([8; 16]), ..identity(1) };
+    assert_eq!(refusal(dial(stranger), End::accept(identity(2))), RefusalCode::OtherCluster);
     let elsewhere = End::dial(identity(1), identity(3));
-    assert_eq!(
-        refusal(elsewhere, End::accept(identity(2))),
-        RefusalCode::NoSuchLane
-    );
+    assert_eq!(refusal(elsewhere, End::accept(identity(2))), RefusalCode::NoSuchLane);
     let mut acceptor = End::accept(identity(2));
     acceptor.seen.admit(&identity(1)).unwrap();
-    let leftover = Identity {
-        incarnation: 9,
-        ..identity(1)
-    };
-    assert_eq!(
-        refusal(dial(leftover), acceptor),
-        RefusalCode::StaleIncarnation
-    );
+    let leftover = Identity { incarnation: 9, ..identity(1) };
+    assert_eq!(refusal(dial(leftover), acceptor), RefusalCode::StaleIncarnation);
     let mut acceptor = End::accept(identity(2));
     acceptor.seen.admit(&identity(1)).unwrap();
-    let copy = Identity {
-        pod: PodId(4),
-        incarnation: 11,
-        ..identity(1)
-    };
+    let copy = Identity { pod: PodId(4), incarnation: 11, ..identity(1) };
     assert_eq!(refusal(dial(copy), acceptor), RefusalCode::DuplicateDisk);
     let mut acceptor = End::accept(identity(2));
     acceptor.seen.place(identity(2).disk, PodId(2));
-    let copy_of_ours = Identity {
-        disk: identity(2).disk,
-        ..identity(1)
-    };
-    assert_eq!(
-        refusal(dial(copy_of_ours), acceptor),
-        RefusalCode::DuplicateDisk
-    );
+    let copy_of_ours = Identity { disk: identity(2).disk, ..identity(1) };
+    assert_eq!(refusal(dial(copy_of_ours), acceptor), RefusalCode::DuplicateDisk);
 }
 
 #[test]
@@ -330,28 +276,13 @@ fn versions_that_do_not_meet_are_refused() {
 fn a_dialer_refuses_the_wrong_answerer() {
     for (answerer, code) in [
         (identity(3), RefusalCode::NoSuchLane),
-        (
-            Identity {
-                cluster: Uuid([8; 16]),
-                ..identity(2)
-            },
-            RefusalCode::OtherCluster,
-        ),
-        (
-            Identity {
-                incarnation: 9,
-                ..identity(2)
-            },
-            RefusalCode::StaleIncarnation,
-        ),
+        (Identity { cluster: Uuid([8; 16]), ..identity(2) }, RefusalCode::OtherCluster),
+        (Identity { incarnation: 9, ..identity(2) }, RefusalCode::StaleIncarnation),
     ] {
         let mut dialer = End::dial(identity(1), identity(2));
         dialer.seen.admit(&identity(2)).unwrap();
-        let welcome = format(&Greeting::Welcome(Welcome {
-            version: PROTOCOL_MAX,
-            from: answerer,
-            nonce: 1,
-        }));
+        let welcome =
+            format(&Greeting::Welcome(Welcome { version: PROTOCOL_MAX, from: answerer, nonce: 1 }));
         match dialer.receive(&welcome, 100) {
             Err(LinkError::RefusedByUs { refusal }) => assert_eq!(refusal.code, code),
             other => panic!("accepted: {other:?}"),
@@ -365,17 +296,11 @@ fn a_frame_of_another_connection_or_direction_ends_the_link() {
     here.link.send(read_request()).unwrap();
     let bytes = here.drain();
     // Back to where it came from.
-    assert!(matches!(
-        here.receive(&bytes, 100),
-        Err(LinkError::Frame { .. })
-    ));
+    assert!(matches!(here.receive(&bytes, 100), Err(LinkError::Frame { .. })));
     // The same disks and pods, but another connection.
     let mut other = End::new(Link::accept(vec![identity(2)], 1, Pool::default()));
     join(&mut End::dial(identity(1), identity(2)), &mut other, 100).unwrap();
-    assert!(matches!(
-        other.receive(&bytes, 100),
-        Err(LinkError::Frame { .. })
-    ));
+    assert!(matches!(other.receive(&bytes, 100), Err(LinkError::Frame { .. })));
     there.receive(&bytes, 100).unwrap();
     assert_eq!(there.messages(), [read_request()]);
     assert_eq!(here.link.send(read_request()), Err(SendError::NotUp));
@@ -387,19 +312,8 @@ fn a_message_that_cannot_be_understood_ends_the_link() {
     let State::Up { send_seed, .. } = here.link.state else {
         panic!("up");
     };
-    let nonsense = Encoded {
-        kind: 200,
-        meta: BytesMut::new(),
-        payload: Vec::new(),
-    };
-    here.link
-        .output
-        .push_frame(send_seed, nonsense.kind, &nonsense.meta, nonsense.payload);
+    let nonsense = Encoded { kind: 200, meta: BytesMut::new(), payload: Vec::new() };
+    here.link.output.push_frame(send_seed, nonsense.kind, &nonsense.meta, nonsense.payload);
     let error = there.receive(&here.drain(), 100);
-    assert_eq!(
-        error,
-        Err(LinkError::Message {
-            source: DecodeError::Kind(200)
-        })
-    );
+    assert_eq!(error, Err(LinkError::Message { source: DecodeError::Kind(200) }));
 }

@@ -22,7 +22,9 @@ pub enum PeerMessage {
         payloads: Vec<Bytes>,
     },
     /// Heartbeats, their answers and other Raft messages without payload, of many groups at once.
-    RaftBatch { messages: Vec<(MemberId, Bytes)> },
+    RaftBatch {
+        messages: Vec<(MemberId, Bytes)>,
+    },
     /// An operation for the leader of a shard, which `to` is believed to be.
     Request {
         call: CallId,
@@ -38,7 +40,10 @@ pub enum PeerMessage {
         result: Result<ShardReply, BlockError>,
     },
     /// The leader's offer to a follower that is behind the log: resync from `source`.
-    ResyncOffer { to: MemberId, source: MemberId },
+    ResyncOffer {
+        to: MemberId,
+        source: MemberId,
+    },
     /// The end of a resync, from the follower to its leader.
     ResyncDone {
         to: MemberId,
@@ -67,5 +72,7 @@ pub enum PeerMessage {
     },
     /// Bytes that the sender's lane can still allocate (rule R10); sent when it changed, with the
     /// heartbeats at most.
-    Space { free_bytes: u64 },
+    Space {
+        free_bytes: u64,
+    },
 }

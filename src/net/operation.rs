@@ -34,11 +34,7 @@ pub(super) fn put_op(meta: &mut BytesMut, payload: &mut Vec<Bytes>, op: ShardOp)
             put_crcs(meta, &crcs);
             payload.push(data);
         }
-        ShardOp::WritePartial {
-            block,
-            offset_bytes,
-            data,
-        } => {
+        ShardOp::WritePartial { block, offset_bytes, data } => {
             meta.put_u8(3);
             meta.put_u32_le(block.0);
             meta.put_u32_le(offset_bytes);
@@ -58,9 +54,7 @@ pub(super) fn put_op(meta: &mut BytesMut, payload: &mut Vec<Bytes>, op: ShardOp)
 
 pub(super) fn take_op(meta: &mut Fields, payload: &mut Fields) -> Result<ShardOp, DecodeError> {
     let op = match meta.u8()? {
-        1 => ShardOp::Read {
-            range: meta.range()?,
-        },
+        1 => ShardOp::Read { range: meta.range()? },
         2 => {
             let (range, crcs) = (meta.range()?, meta.crcs()?);
             let data = payload.bytes(payload.remaining_bytes())?;
@@ -71,13 +65,8 @@ pub(super) fn take_op(meta: &mut Fields, payload: &mut Fields) -> Result<ShardOp
             offset_bytes: meta.u32()?,
             data: payload.bytes(payload.remaining_bytes())?,
         },
-        4 => ShardOp::Zero {
-            range: meta.range()?,
-            trim: meta.flag("trim")?,
-        },
-        5 => ShardOp::Status {
-            range: meta.range()?,
-        },
+        4 => ShardOp::Zero { range: meta.range()?, trim: meta.flag("trim")? },
+        5 => ShardOp::Status { range: meta.range()? },
         other => return Err(value("kind of operation", other)),
     };
     check_op(&op)?;
@@ -98,9 +87,7 @@ pub(super) fn check_op(op: &ShardOp) -> Result<(), DecodeError> {
                 && data.len() as u64 == range.bytes()
                 && crcs.len() == range.count as usize
         }
-        ShardOp::WritePartial {
-            offset_bytes, data, ..
-        } => {
+        ShardOp::WritePartial { offset_bytes, data, .. } => {
             let end = u64::from(*offset_bytes) + data.len() as u64;
             !data.is_empty() && data.len() < BLOCK_BYTES && end <= BLOCK_BYTES as u64
         }
@@ -157,20 +144,12 @@ pub(super) fn take_reply(
                     })
                 })
                 .collect();
-            ShardReply::Data {
-                segments: segments?,
-                crcs,
-            }
+            ShardReply::Data { segments: segments?, crcs }
         }
         3 => {
             let count = meta.count(5)?;
             let runs: Result<Vec<StatusRun>, DecodeError> = (0..count)
-                .map(|_| {
-                    Ok(StatusRun {
-                        count: meta.u32()?,
-                        hole: meta.flag("hole")?,
-                    })
-                })
+                .map(|_| Ok(StatusRun { count: meta.u32()?, hole: meta.flag("hole")? }))
                 .collect();
             ShardReply::Status(runs?)
         }
@@ -200,9 +179,9 @@ pub(super) fn check_reply(reply: &ShardReply) -> Result<(), DecodeError> {
             }
         }
         ShardReply::Status(runs) => {
-            let end = runs.iter().try_fold(0u32, |end, run| {
-                end.checked_add(run.count).filter(|_| run.count > 0)
-            });
+            let end = runs
+                .iter()
+                .try_fold(0u32, |end, run| end.checked_add(run.count).filter(|_| run.count > 0));
             match end {
                 Some(end) if end > 0 => Ok(()),
                 _ => Err(value("number of blocks in a status", 0u8)),

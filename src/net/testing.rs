@@ -70,19 +70,14 @@ mod strategies {
     }
 
     fn range(count_max: u32) -> impl Strategy<Value = BlockRange> {
-        (0..u32::MAX - 256, 1..=count_max).prop_map(|(first, count)| BlockRange {
-            first: Block(first),
-            count,
-        })
+        (0..u32::MAX - 256, 1..=count_max)
+            .prop_map(|(first, count)| BlockRange { first: Block(first), count })
     }
 
     fn op() -> impl Strategy<Value = ShardOp> {
         let write = (any::<u32>(), vec(any::<u32>(), 1..8)).prop_flat_map(|(first, crcs)| {
             blocks(crcs.len()).prop_map(move |data| ShardOp::Write {
-                range: BlockRange {
-                    first: Block(first / 2),
-                    count: crcs.len() as u32,
-                },
+                range: BlockRange { first: Block(first / 2), count: crcs.len() as u32 },
                 data,
                 crcs: crcs.clone(),
             })
@@ -114,11 +109,7 @@ mod strategies {
             ShardReply::Data { segments, crcs }
         });
         let run = (1u32..1000, any::<bool>()).prop_map(|(count, hole)| StatusRun { count, hole });
-        prop_oneof![
-            Just(ShardReply::Done),
-            data,
-            vec(run, 1..20).prop_map(ShardReply::Status),
-        ]
+        prop_oneof![Just(ShardReply::Done), data, vec(run, 1..20).prop_map(ShardReply::Status),]
     }
 
     fn error() -> impl Strategy<Value = BlockError> {
@@ -153,22 +144,16 @@ mod strategies {
             |(extents, next, [applied_index, applied_term], meta)| {
                 let extents = extents
                     .into_iter()
-                    .map(
-                        |(extent, (layer, last_changed, present, zero))| ManifestEntry {
-                            extent: Extent(extent),
-                            layer,
-                            last_changed,
-                            present,
-                            zero: zero & !present,
-                        },
-                    )
+                    .map(|(extent, (layer, last_changed, present, zero))| ManifestEntry {
+                        extent: Extent(extent),
+                        layer,
+                        last_changed,
+                        present,
+                        zero: zero & !present,
+                    })
                     .collect();
-                let chunk = ManifestChunk {
-                    extents,
-                    next: next.map(Extent),
-                    applied_index,
-                    applied_term,
-                };
+                let chunk =
+                    ManifestChunk { extents, next: next.map(Extent), applied_index, applied_term };
                 (chunk, meta)
             },
         )
@@ -192,13 +177,8 @@ mod strategies {
 
     fn raft() -> impl Strategy<Value = PeerMessage> {
         let payload = prop_oneof![3 => blocks(1..20), 1 => string()];
-        (member(), string(), vec(payload, 0..5)).prop_map(|(to, header, payloads)| {
-            PeerMessage::Raft {
-                to,
-                header,
-                payloads,
-            }
-        })
+        (member(), string(), vec(payload, 0..5))
+            .prop_map(|(to, header, payloads)| PeerMessage::Raft { to, header, payloads })
     }
 
     fn request() -> impl Strategy<Value = PeerMessage> {
@@ -228,11 +208,7 @@ mod strategies {
             (member(), member(), any::<bool>())
                 .prop_map(|(to, member, ok)| PeerMessage::ResyncDone { to, member, ok }),
             (call(), member(), any::<u32>()).prop_map(|(call, source, from)| {
-                PeerMessage::ManifestRequest {
-                    call,
-                    source,
-                    from: Extent(from),
-                }
+                PeerMessage::ManifestRequest { call, source, from: Extent(from) }
             }),
             (call(), option::of(manifest()))
                 .prop_map(|(call, answer)| PeerMessage::Manifest { call, answer }),
@@ -278,14 +254,8 @@ mod strategies {
                 })
             },
         );
-        let welcome =
-            (identity(), any::<u16>(), any::<u64>()).prop_map(|(from, version, nonce)| {
-                Greeting::Welcome(Welcome {
-                    version,
-                    from,
-                    nonce,
-                })
-            });
+        let welcome = (identity(), any::<u16>(), any::<u64>())
+            .prop_map(|(from, version, nonce)| Greeting::Welcome(Welcome { version, from, nonce }));
         let codes = vec![
             RefusalCode::OtherCluster,
             RefusalCode::NoCommonVersion,

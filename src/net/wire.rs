@@ -83,10 +83,7 @@ impl Fields {
 
     /// A range of at least one block, whose end does not overflow.
     pub fn range(&mut self) -> Result<BlockRange, DecodeError> {
-        let range = BlockRange {
-            first: Block(self.u32()?),
-            count: self.u32()?,
-        };
+        let range = BlockRange { first: Block(self.u32()?), count: self.u32()? };
         if range.count == 0 || range.first.0.checked_add(range.count).is_none() {
             return Err(value("number of blocks", range.count));
         }
@@ -138,10 +135,7 @@ impl Fields {
 
 /// A field has a value that is not allowed.
 pub fn value(field: &'static str, value: impl Into<u64>) -> DecodeError {
-    DecodeError::Value {
-        field,
-        value: value.into(),
-    }
+    DecodeError::Value { field, value: value.into() }
 }
 
 pub fn put_range(out: &mut BytesMut, range: BlockRange) {

@@ -76,11 +76,7 @@ impl Applier {
         }
         match command {
             Command::Write { range, crcs } => {
-                applied.change = Some(Change::Write {
-                    range,
-                    crcs,
-                    payload: entry.data.clone(),
-                });
+                applied.change = Some(Change::Write { range, crcs, payload: entry.data.clone() });
             }
             Command::Zero { range, trim } => applied.change = Some(Change::Zero { range, trim }),
             Command::Touch => (),
@@ -157,17 +153,14 @@ pub fn conf_change_of(entry: &Entry) -> Result<Option<ConfChangeV2>, ApplyError>
         EntryType::EntryNormal => Ok(None),
         EntryType::EntryConfChange => {
             let old = ConfChange::parse_from_bytes(&entry.data).map_err(failed)?;
-            let mut step = ConfChangeSingle {
-                node_id: old.node_id,
-                ..ConfChangeSingle::default()
-            };
+            let mut step = ConfChangeSingle { node_id: old.node_id, ..ConfChangeSingle::default() };
             step.set_change_type(old.get_change_type());
             let mut change = ConfChangeV2::default();
             change.mut_changes().push(step);
             Ok(Some(change))
         }
-        EntryType::EntryConfChangeV2 => ConfChangeV2::parse_from_bytes(&entry.data)
-            .map(Some)
-            .map_err(failed),
+        EntryType::EntryConfChangeV2 => {
+            ConfChangeV2::parse_from_bytes(&entry.data).map(Some).map_err(failed)
+        }
     }
 }

@@ -127,15 +127,9 @@ pub fn decode(context: &[u8]) -> Result<(Origin, Command), CommandError> {
     if kind != KIND_WRITE && !crcs.is_empty() {
         return Err(CommandError::Length(context.len()));
     }
-    let range = BlockRange {
-        first: Block(first),
-        count,
-    };
+    let range = BlockRange { first: Block(first), count };
     let command = match kind {
-        KIND_WRITE => Command::Write {
-            range,
-            crcs: decode_crcs(count, crcs).ok_or(wrong_range)?,
-        },
+        KIND_WRITE => Command::Write { range, crcs: decode_crcs(count, crcs).ok_or(wrong_range)? },
         KIND_ZERO => Command::Zero { range, trim: false },
         KIND_TRIM => Command::Zero { range, trim: true },
         KIND_TOUCH => Command::Touch,
@@ -172,17 +166,12 @@ mod tests {
     use super::*;
 
     fn any_command() -> impl Strategy<Value = Command> {
-        let range =
-            (0u32..1 << 20, 1u32..=WRITE_BLOCKS_MAX).prop_map(|(first, count)| BlockRange {
-                first: Block(first),
-                count,
-            });
+        let range = (0u32..1 << 20, 1u32..=WRITE_BLOCKS_MAX)
+            .prop_map(|(first, count)| BlockRange { first: Block(first), count });
         prop_oneof![
             range.clone().prop_map(|range| Command::Write {
                 range,
-                crcs: (0..range.count)
-                    .map(|i| i.wrapping_mul(0x9e37_79b9))
-                    .collect(),
+                crcs: (0..range.count).map(|i| i.wrapping_mul(0x9e37_79b9)).collect(),
             }),
             (range, any::<bool>()).prop_map(|(range, trim)| Command::Zero { range, trim }),
             Just(Command::Touch),

@@ -112,12 +112,7 @@ pub struct Faults {
     pub disk_us: u64,
 }
 
-pub const CALM: Faults = Faults {
-    drop: 0,
-    double: 0,
-    delay_us: 300,
-    disk_us: 200,
-};
+pub const CALM: Faults = Faults { drop: 0, double: 0, delay_us: 300, disk_us: 200 };
 
 pub struct Cluster {
     pub rng: Rng,
@@ -212,8 +207,7 @@ impl Cluster {
 
     fn at(&mut self, delay_us: u64, event: Event) {
         self.seq += 1;
-        self.events
-            .insert((self.now_us + delay_us, self.seq), event);
+        self.events.insert((self.now_us + delay_us, self.seq), event);
     }
 
     /// Starts a member from what was durable: replays what is committed, as recovery does.
@@ -228,11 +222,7 @@ impl Cluster {
         let mut applier = Applier::new(Meta::decode(&disk.meta).unwrap());
         let mut store = disk.store;
         let mut applied = disk.base;
-        for entry in disk
-            .entries
-            .iter()
-            .take_while(|entry| entry.index <= disk.hard.commit)
-        {
+        for entry in disk.entries.iter().take_while(|entry| entry.index <= disk.hard.commit) {
             let done = applier.apply(entry).unwrap();
             change_store(&mut store, &done);
             applied = (entry.index, entry.term);
@@ -320,24 +310,11 @@ impl Cluster {
         origin: Origin,
         op: ShardOp,
     ) -> ReqId {
-        let call = Call {
-            op: op.clone(),
-            node: id,
-            seen: self.known,
-            result: None,
-            found: Vec::new(),
-        };
+        let call =
+            Call { op: op.clone(), node: id, seen: self.known, result: None, found: Vec::new() };
         self.calls.insert(req, call);
         if self.is_up(id) {
-            self.handle(
-                id,
-                Input::Client {
-                    req,
-                    term,
-                    origin,
-                    op,
-                },
-            );
+            self.handle(id, Input::Client { req, term, origin, op });
         } else {
             self.answer(req, Err(BlockError::Unknown));
         }
@@ -345,10 +322,7 @@ impl Cluster {
     }
 
     pub fn read(&mut self, id: MemberId, first: u32, count: u32) -> ReqId {
-        let range = BlockRange {
-            first: Block(first),
-            count,
-        };
+        let range = BlockRange { first: Block(first), count };
         self.call_as(id, 0, Origin::default(), ShardOp::Read { range })
     }
 
@@ -356,15 +330,9 @@ impl Cluster {
     pub fn write_as(&mut self, id: MemberId, origin: Origin, first: u32, count: u32) -> ReqId {
         self.next_req += 1;
         let tag = self.next_req;
-        let range = BlockRange {
-            first: Block(first),
-            count,
-        };
+        let range = BlockRange { first: Block(first), count };
         let block = sectors(&[tag; SECTORS]);
-        let crcs = range
-            .blocks()
-            .map(|at| block_crc(VOLUME, u64::from(at.0), &block))
-            .collect();
+        let crcs = range.blocks().map(|at| block_crc(VOLUME, u64::from(at.0), &block)).collect();
         let data = Bytes::from(block.repeat(count as usize));
         let op = ShardOp::Write { range, data, crcs };
         self.call_tagged(ReqId(tag), id, 0, origin, op)
@@ -388,10 +356,7 @@ impl Cluster {
     }
 
     pub fn zero(&mut self, id: MemberId, first: u32, count: u32) -> ReqId {
-        let range = BlockRange {
-            first: Block(first),
-            count,
-        };
+        let range = BlockRange { first: Block(first), count };
         let op = ShardOp::Zero { range, trim: true };
         self.call_as(id, 0, Origin::default(), op)
     }
@@ -404,9 +369,7 @@ impl Cluster {
     pub fn leader(&self) -> Option<MemberId> {
         let up = self.nodes.iter().filter(|(_, node)| node.member.is_some());
         let serving = up.filter(|(_, node)| node.role.serving);
-        serving
-            .max_by_key(|(_, node)| node.role.term)
-            .map(|(id, _)| *id)
+        serving.max_by_key(|(_, node)| node.role.term).map(|(id, _)| *id)
     }
 
     /// Runs until there is a leader that serves; panics when there is none for a minute.
@@ -561,11 +524,7 @@ impl Cluster {
     /// write changes nothing but its sector.
     fn applied(&mut self, id: MemberId, applied: Applied) {
         let node = self.nodes.get_mut(&id).unwrap();
-        assert_eq!(
-            applied.index,
-            node.applied.0 + 1,
-            "entries are applied in order"
-        );
+        assert_eq!(applied.index, node.applied.0 + 1, "entries are applied in order");
         change_store(&mut node.store, &applied);
         node.applied = (applied.index, applied.term);
         if let Some(meta) = &applied.meta {
@@ -587,21 +546,12 @@ impl Cluster {
         }
         let node = &self.nodes[&id];
         if node.applied.0 == self.model_index {
-            assert!(
-                node.store == self.model,
-                "member {id} differs at {}",
-                applied.index
-            );
+            assert!(node.store == self.model, "member {id} differs at {}", applied.index);
         }
     }
 
     fn check_change(&self, before: &Store, change: &Change) {
-        let Change::Write {
-            range,
-            crcs,
-            payload,
-        } = change
-        else {
+        let Change::Write { range, crcs, payload } = change else {
             return;
         };
         for (at, block) in range.blocks().enumerate() {
@@ -615,10 +565,7 @@ impl Cluster {
             }
             let call = &self.calls[&ReqId(tags[0])];
             let whole = matches!(call.op, ShardOp::Write { .. });
-            assert!(
-                whole && tags == [tags[0]; SECTORS],
-                "a merge lost a write: {old:?} {tags:?}"
-            );
+            assert!(whole && tags == [tags[0]; SECTORS], "a merge lost a write: {old:?} {tags:?}");
         }
     }
 
@@ -653,10 +600,7 @@ impl Cluster {
         for (block, content) in range.blocks().zip(now) {
             let at = block.0 as usize;
             let seen = call.seen[at].index;
-            assert!(
-                content.index >= seen,
-                "request {req:?} of block {at} is behind {seen}"
-            );
+            assert!(content.index >= seen, "request {req:?} of block {at} is behind {seen}");
             if content.index > self.known[at].index {
                 self.known[at] = content;
             }
@@ -679,11 +623,7 @@ impl Cluster {
             return;
         }
         node.disk.resyncing = true;
-        let matches = node
-            .disk
-            .entries
-            .iter()
-            .any(|e| (e.index, e.term) == applied);
+        let matches = node.disk.entries.iter().any(|e| (e.index, e.term) == applied);
         if !matches {
             // The store has everything up to there; the log still is the old one.
             node.disk.store = store;
@@ -715,11 +655,7 @@ impl Cluster {
             let caught_up = |node: &Node| node.applied.0 == cluster.model_index;
             cluster.result(last).is_some() && cluster.nodes.values().all(caught_up)
         });
-        let states: Vec<_> = self
-            .nodes
-            .iter()
-            .map(|(id, n)| (id, n.applied, n.role))
-            .collect();
+        let states: Vec<_> = self.nodes.iter().map(|(id, n)| (id, n.applied, n.role)).collect();
         assert!(settled, "not settled: {states:?} of {}", self.model_index);
         for node in self.nodes.values() {
             assert!(node.faulted.is_none(), "{:?}", node.faulted);
@@ -781,9 +717,7 @@ fn persist(disk: &mut Disk, append: &Append) {
 }
 
 fn sectors(tags: &[u64; SECTORS]) -> Vec<u8> {
-    tags.iter()
-        .flat_map(|tag| tag.to_le_bytes().repeat(SECTOR_BYTES / 8))
-        .collect()
+    tags.iter().flat_map(|tag| tag.to_le_bytes().repeat(SECTOR_BYTES / 8)).collect()
 }
 
 fn tag_of(bytes: &[u8]) -> u64 {

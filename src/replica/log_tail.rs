@@ -47,10 +47,7 @@ impl LogTail {
         applied_index: u64,
         mut entries: Vec<Entry>,
     ) -> Result<LogTail, LogError> {
-        if entries
-            .first()
-            .is_some_and(|first| first.term < compacted.1)
-        {
+        if entries.first().is_some_and(|first| first.term < compacted.1) {
             // Left over from before a resync that moved the starting point on: terms only grow
             // within a log, so these never belonged to what is committed there.
             entries.clear();
@@ -109,23 +106,16 @@ impl LogTail {
         let Some(first) = entries.first() else {
             return;
         };
-        assert!(
-            first.index > self.applied_index,
-            "applied entries never change"
-        );
+        assert!(first.index > self.applied_index, "applied entries never change");
         assert!(first.index <= self.last() + 1, "the log has no gaps");
         let kept = first.index - self.compacted_index - 1;
-        self.entries
-            .truncate(usize::try_from(kept).expect("fewer entries than memory"));
+        self.entries.truncate(usize::try_from(kept).expect("fewer entries than memory"));
         self.entries.extend(entries);
     }
 
     /// The log is replaced by a snapshot: it is empty and starts behind `index`.
     pub fn reset(&mut self, index: u64, term: u64, conf: ConfState) {
-        assert!(
-            index >= self.applied_index,
-            "a snapshot never takes back what is applied"
-        );
+        assert!(index >= self.applied_index, "a snapshot never takes back what is applied");
         self.entries.clear();
         self.conf = conf;
         self.compacted_index = index;
@@ -146,10 +136,7 @@ impl LogTail {
     /// Drops the oldest applied entries until at most `keep_bytes` of them are left.
     pub fn compact_to(&mut self, keep_bytes: usize) {
         while self.applied_bytes > keep_bytes && self.compacted_index < self.applied_index {
-            let entry = self
-                .entries
-                .pop_front()
-                .expect("up to applied, all are here");
+            let entry = self.entries.pop_front().expect("up to applied, all are here");
             self.applied_bytes -= entry_bytes(&entry);
             self.compacted_index = entry.index;
             self.compacted_term = entry.term;
@@ -187,10 +174,7 @@ impl Storage for LogTail {
         if low <= self.compacted_index {
             return Err(Error::Store(StorageError::Compacted));
         }
-        assert!(
-            high <= self.last() + 1,
-            "raft-rs asks only for what it appended"
-        );
+        assert!(high <= self.last() + 1, "raft-rs asks only for what it appended");
         let max_bytes = max_size.into().unwrap_or(u64::MAX);
         let start = usize::try_from(low - self.compacted_index - 1).expect("fits in memory");
         let count = usize::try_from(high.saturating_sub(low)).expect("fits in memory");

@@ -112,16 +112,10 @@ impl Member {
     }
 
     fn fault(&mut self, reason: String) {
-        tracing::error!(
-            member = self.member.0,
-            reason,
-            "this replica is faulted and has stopped"
-        );
+        tracing::error!(member = self.member.0, reason, "this replica is faulted and has stopped");
         if let State::Running(mut running) = std::mem::replace(&mut self.state, State::Faulted) {
             let unanswered = running.abandon();
-            let replies = unanswered
-                .into_iter()
-                .map(|(req, error)| refusal(req, error));
+            let replies = unanswered.into_iter().map(|(req, error)| refusal(req, error));
             self.last_words.extend(replies);
         }
         self.last_words.push(Output::Faulted { reason });
@@ -134,19 +128,13 @@ impl Member {
         else {
             return;
         };
-        let error = BlockError::NotLeader {
-            hint: None,
-            term: 0,
-        };
+        let error = BlockError::NotLeader { hint: None, term: 0 };
         self.last_words.push(refusal(req, error));
     }
 }
 
 fn refusal(req: ReqId, error: BlockError) -> Output {
-    Output::Reply {
-        req,
-        result: Err(error),
-    }
+    Output::Reply { req, result: Err(error) }
 }
 
 /// The whole chain of causes.

@@ -19,11 +19,7 @@ fn done(cluster: &Cluster, req: ReqId) -> bool {
 }
 
 fn origin(attachment_epoch: u64, session: u64) -> Origin {
-    Origin {
-        attachment_epoch,
-        front_end: PodId(9),
-        session,
-    }
+    Origin { attachment_epoch, front_end: PodId(9), session }
 }
 
 /// Cuts a member off from everyone, both ways.
@@ -59,11 +55,7 @@ fn three_members_elect_replicate_apply_and_read() {
     let mut cluster = Cluster::new(2, 3);
     assert!(cluster.run_until(1_000, |cluster| cluster.leader().is_some()));
     let leader = cluster.leader().unwrap();
-    assert_eq!(
-        leader,
-        MemberId(1),
-        "the first voter of a new shard goes first"
-    );
+    assert_eq!(leader, MemberId(1), "the first voter of a new shard goes first");
     let write = cluster.write(leader, 3);
     cluster.run(10);
     assert!(done(&cluster, write));
@@ -83,16 +75,10 @@ fn an_idle_follower_applies_and_makes_its_commit_durable() {
     assert!(done(&cluster, write));
     let ids: Vec<MemberId> = cluster.nodes.keys().copied().collect();
     for id in &ids {
-        assert_eq!(
-            cluster.nodes[id].applied.0,
-            cluster.nodes[&leader].applied.0
-        );
+        assert_eq!(cluster.nodes[id].applied.0, cluster.nodes[&leader].applied.0);
         cluster.crash(*id);
         cluster.start(*id);
-        assert_eq!(
-            cluster.nodes[id].store[0].tags, [write.0; 8],
-            "replayed up to the commit"
-        );
+        assert_eq!(cluster.nodes[id].store[0].tags, [write.0; 8], "replayed up to the commit");
     }
 }
 
@@ -109,10 +95,7 @@ fn a_partial_write_waits_for_earlier_entries_and_later_ones_wait_for_it() {
         assert!(done(&cluster, req));
     }
     let (w, o, t) = (whole.0, one.0, two.0);
-    assert_eq!(
-        cluster.nodes[&leader].store[5].tags,
-        [w, o, t, w, w, w, w, w]
-    );
+    assert_eq!(cluster.nodes[&leader].store[5].tags, [w, o, t, w, w, w, w, w]);
     let three = cluster.write_sector(leader, 5, 3);
     let over = cluster.write_as(leader, Origin::default(), 4, 2);
     cluster.run(20);
@@ -130,10 +113,7 @@ fn a_lower_session_and_a_lower_epoch_are_refused_at_apply() {
     let first = cluster.write_as(leader, origin(0, 1), 0, 1);
     let newer = cluster.write_as(leader, origin(0, 2), 0, 1);
     let stale = cluster.write_as(leader, origin(0, 1), 0, 1);
-    let other = Origin {
-        front_end: PodId(8),
-        ..origin(0, 1)
-    };
+    let other = Origin { front_end: PodId(8), ..origin(0, 1) };
     let other = cluster.write_as(leader, other, 1, 1);
     cluster.run(20);
     assert!(done(&cluster, first) && done(&cluster, newer) && done(&cluster, other));
@@ -166,10 +146,7 @@ fn requests_that_do_not_fit_are_refused_before_anything_is_proposed() {
     let leader = cluster.elect();
     let before = cluster.nodes[&leader].applied;
     let term = cluster.nodes[&leader].role.term;
-    let block = |first, count| BlockRange {
-        first: Block(first),
-        count,
-    };
+    let block = |first, count| BlockRange { first: Block(first), count };
     let read = |range| ShardOp::Read { range };
     let write = |range, bytes: usize, crcs: usize| ShardOp::Write {
         range,
@@ -225,10 +202,7 @@ fn a_deposed_leader_answers_unknown_for_what_it_proposed() {
     cluster.run(5_000);
     assert_eq!(cluster.result(proposed), Some(&Err(BlockError::Unknown)));
     let partial = cluster.result(partial).unwrap();
-    assert!(
-        matches!(partial, Err(BlockError::NotLeader { .. })),
-        "it was never proposed"
-    );
+    assert!(matches!(partial, Err(BlockError::NotLeader { .. })), "it was never proposed");
     let new = cluster.leader().unwrap();
     assert_ne!(new, old);
     let write = cluster.write(new, 0);
@@ -251,10 +225,7 @@ fn an_isolated_leader_stops_reading_before_another_can_be_elected() {
         let up = cluster.leader().is_some_and(|leader| leader != old);
         new_leader.set(new_leader.get() || up);
         let served = matches!(cluster.result(read), Some(Ok(_)));
-        assert!(
-            !(served && new_leader.get()),
-            "a read after another leader could write"
-        );
+        assert!(!(served && new_leader.get()), "a read after another leader could write");
     }
     assert!(new_leader.get());
 }
@@ -275,10 +246,7 @@ fn votes_are_refused_within_the_lease_and_after_a_restart() {
         Box::new(message)
     };
     let term_of = |cluster: &Cluster| cluster.nodes[&follower].role.term;
-    cluster.handle(
-        follower,
-        Input::Peer(ask(MessageType::MsgRequestPreVote, b"")),
-    );
+    cluster.handle(follower, Input::Peer(ask(MessageType::MsgRequestPreVote, b"")));
     cluster.handle(follower, Input::Peer(ask(MessageType::MsgRequestVote, b"")));
     cluster.run(5);
     assert_eq!(term_of(&cluster), term, "it hears from a leader");
@@ -363,10 +331,7 @@ fn restart_beside_a_lease(seed: u64) {
         for _ in 0..ms / 10 {
             let read = cluster.read(old, 0, 1);
             cluster.run(10);
-            let other = cluster
-                .nodes
-                .iter()
-                .any(|(id, node)| *id != old && node.role.serving);
+            let other = cluster.nodes.iter().any(|(id, node)| *id != old && node.role.serving);
             let served = matches!(cluster.result(read), Some(Ok(_)));
             assert!(!(served && other), "a read beside another leader");
         }
@@ -413,10 +378,7 @@ fn a_follower_far_behind_comes_back_through_a_snapshot() {
     let write = cluster.write(leader, 0);
     cluster.run(500);
     assert!(done(&cluster, write));
-    assert_eq!(
-        cluster.nodes[&behind].applied,
-        cluster.nodes[&leader].applied
-    );
+    assert_eq!(cluster.nodes[&behind].applied, cluster.nodes[&leader].applied);
 
     // It votes and leads again.
     cluster.handle(leader, Input::TransferLeader(behind));
@@ -450,10 +412,7 @@ fn a_resync_whose_last_message_is_lost_still_ends() {
     cluster.cut.clear();
     cluster.write(leader, 0);
     cluster.run(600);
-    assert_eq!(
-        cluster.nodes[&behind].applied,
-        cluster.nodes[&leader].applied
-    );
+    assert_eq!(cluster.nodes[&behind].applied, cluster.nodes[&leader].applied);
     assert_eq!(cluster.resyncs, 1);
     cluster.settle();
 }
@@ -476,26 +435,17 @@ fn a_panic_faults_one_member_only() {
     cluster.run(20);
     assert!(done(&cluster, write));
     let refused = cluster.result(refused).unwrap();
-    assert!(matches!(
-        refused,
-        Err(BlockError::NotLeader { hint: None, .. })
-    ));
+    assert!(matches!(refused, Err(BlockError::NotLeader { hint: None, .. })));
     cluster.run(2_000);
     assert_eq!(cluster.leader(), Some(leader));
 }
 
 #[test]
 fn what_cannot_be_trusted_at_the_start_is_reported_and_does_nothing() {
-    let good = Start {
-        meta: Meta::new(&[MemberId(1)], BLOCKS).encode(),
-        ..Start::default()
-    };
+    let good = Start { meta: Meta::new(&[MemberId(1)], BLOCKS).encode(), ..Start::default() };
     let mut lost = good.clone();
     lost.hard.commit = 9;
-    let promised = Start {
-        faulted: true,
-        ..good.clone()
-    };
+    let promised = Start { faulted: true, ..good.clone() };
     let cases = [
         (promised, "had promised"),
         (Start::default(), "metadata"),
@@ -533,21 +483,14 @@ fn a_resyncing_member_neither_votes_nor_campaigns() {
     cluster.crash(leader);
     cluster.run(10_000);
     let terms = [other, marked].map(|id| cluster.nodes[&id].role.term);
-    assert_eq!(
-        terms,
-        [term, term],
-        "one of three votes is missing, one is withheld"
-    );
+    assert_eq!(terms, [term, term], "one of three votes is missing, one is withheld");
     cluster.handle(marked, Input::Resyncing(false));
     cluster.elect();
     cluster.settle();
 }
 
 fn step(id: u64, kind: ConfChangeType) -> ConfChangeSingle {
-    let mut step = ConfChangeSingle {
-        node_id: id,
-        ..ConfChangeSingle::default()
-    };
+    let mut step = ConfChangeSingle { node_id: id, ..ConfChangeSingle::default() };
     step.set_change_type(kind);
     step
 }
@@ -561,27 +504,18 @@ fn members_are_replaced_through_a_joint_configuration() {
     let meta = Meta::new(&[], BLOCKS).encode();
     cluster.add(MemberId(4), meta);
     let mut learner = ConfChangeV2::default();
-    learner
-        .mut_changes()
-        .push(step(4, ConfChangeType::AddLearnerNode));
+    learner.mut_changes().push(step(4, ConfChangeType::AddLearnerNode));
     cluster.handle(leader, Input::ChangeMembers(learner));
     cluster.run(1_000);
     assert!(done(&cluster, write));
-    assert_eq!(
-        cluster.nodes[&MemberId(4)].applied.0,
-        cluster.nodes[&leader].applied.0
-    );
+    assert_eq!(cluster.nodes[&MemberId(4)].applied.0, cluster.nodes[&leader].applied.0);
     let mut swap = ConfChangeV2::default();
     swap.mut_changes().push(step(4, ConfChangeType::AddNode));
-    swap.mut_changes()
-        .push(step(leaving.0, ConfChangeType::RemoveNode));
+    swap.mut_changes().push(step(leaving.0, ConfChangeType::RemoveNode));
     cluster.handle(leader, Input::ChangeMembers(swap));
     cluster.run(1_000);
     let meta = Meta::decode(&cluster.nodes[&leader].meta).unwrap();
-    let mut expected: Vec<u64> = [1, 2, 3, 4]
-        .into_iter()
-        .filter(|id| *id != leaving.0)
-        .collect();
+    let mut expected: Vec<u64> = [1, 2, 3, 4].into_iter().filter(|id| *id != leaving.0).collect();
     expected.sort();
     assert_eq!(meta.conf.voters, expected);
     assert!(!meta.is_joint(), "left by itself");
@@ -595,9 +529,7 @@ fn the_leader_does_not_remove_itself() {
     let mut cluster = Cluster::new(16, 3);
     let leader = cluster.elect();
     let mut change = ConfChangeV2::default();
-    change
-        .mut_changes()
-        .push(step(leader.0, ConfChangeType::RemoveNode));
+    change.mut_changes().push(step(leader.0, ConfChangeType::RemoveNode));
     cluster.handle(leader, Input::ChangeMembers(change));
     cluster.run(500);
     let meta = Meta::decode(&cluster.nodes[&leader].meta).unwrap();
@@ -622,11 +554,7 @@ fn random_run(seed: u64) -> (u64, usize) {
     };
     for _ in 0..400 {
         let id = ids[cluster.rng.below(members) as usize];
-        let target = if cluster.rng.chance(80) {
-            cluster.leader().unwrap_or(id)
-        } else {
-            id
-        };
+        let target = if cluster.rng.chance(80) { cluster.leader().unwrap_or(id) } else { id };
         let block = cluster.rng.below(u64::from(BLOCKS)) as u32;
         match cluster.rng.below(100) {
             0..30 => drop(cluster.write(target, block)),

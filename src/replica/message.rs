@@ -79,10 +79,8 @@ pub fn join(header: &[u8], payloads: Vec<Bytes>) -> Result<Message, MessageError
             return Err(MessageError::Payloads);
         }
         if len > 0 {
-            entry.data = payloads
-                .next()
-                .filter(|data| data.len() == len)
-                .ok_or(MessageError::Payloads)?;
+            entry.data =
+                payloads.next().filter(|data| data.len() == len).ok_or(MessageError::Payloads)?;
         }
     }
     if payloads.next().is_some() {

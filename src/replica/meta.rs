@@ -74,11 +74,7 @@ impl Meta {
             voters: voters.iter().map(|member| member.0).collect(),
             ..ConfState::default()
         };
-        Meta {
-            blocks,
-            conf,
-            ..Meta::default()
-        }
+        Meta { blocks, conf, ..Meta::default() }
     }
 
     /// Judges a session without recording it. Front end 0 and session 0 are not checked.
@@ -86,10 +82,7 @@ impl Meta {
         if front_end.0 == 0 || session == 0 {
             return SessionVerdict::Current;
         }
-        match self
-            .sessions
-            .binary_search_by_key(&front_end, |(id, _)| *id)
-        {
+        match self.sessions.binary_search_by_key(&front_end, |(id, _)| *id) {
             Ok(at) if self.sessions[at].1 == session => SessionVerdict::Current,
             Ok(at) if self.sessions[at].1 > session => SessionVerdict::Stale,
             Ok(_) => SessionVerdict::Newer,
@@ -100,10 +93,7 @@ impl Meta {
 
     /// Records a session that was judged [`SessionVerdict::Newer`].
     pub fn record_session(&mut self, front_end: PodId, session: u64) {
-        match self
-            .sessions
-            .binary_search_by_key(&front_end, |(id, _)| *id)
-        {
+        match self.sessions.binary_search_by_key(&front_end, |(id, _)| *id) {
             Ok(at) => self.sessions[at].1 = self.sessions[at].1.max(session),
             Err(at) => {
                 assert!(self.sessions.len() < FRONT_ENDS_MAX, "judged before");
@@ -157,12 +147,7 @@ impl Meta {
 
     fn member_lists(&self) -> [&Vec<u64>; 4] {
         let conf = &self.conf;
-        [
-            &conf.voters,
-            &conf.voters_outgoing,
-            &conf.learners,
-            &conf.learners_next,
-        ]
+        [&conf.voters, &conf.voters_outgoing, &conf.learners, &conf.learners_next]
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Meta, MetaError> {
@@ -197,10 +182,8 @@ impl Meta {
             ..ConfState::default()
         };
         let pairs = list(front_ends * 2);
-        let sessions = pairs
-            .chunks_exact(2)
-            .map(|pair| (PodId(pair[0]), pair[1]))
-            .collect::<Vec<_>>();
+        let sessions =
+            pairs.chunks_exact(2).map(|pair| (PodId(pair[0]), pair[1])).collect::<Vec<_>>();
         if !sessions.is_sorted_by(|left, right| left.0 < right.0) {
             return Err(MetaError::Bounds);
         }
@@ -234,11 +217,7 @@ pub fn changed_conf(conf: &ConfState, change: &ConfChangeV2) -> Result<ConfState
 /// A tracker in the given configuration, built through the same steps that led to it.
 fn tracker_of(conf: &ConfState) -> Result<ProgressTracker, raft::Error> {
     let mut tracker = ProgressTracker::new(1);
-    let base = if conf.voters_outgoing.is_empty() {
-        &conf.voters
-    } else {
-        &conf.voters_outgoing
-    };
+    let base = if conf.voters_outgoing.is_empty() { &conf.voters } else { &conf.voters_outgoing };
     for voter in base {
         add(&mut tracker, single(*voter, ConfChangeType::AddNode))?;
     }
@@ -250,13 +229,8 @@ fn tracker_of(conf: &ConfState) -> Result<ProgressTracker, raft::Error> {
         }
         return Ok(tracker);
     }
-    let removed = base
-        .iter()
-        .map(|id| single(*id, ConfChangeType::RemoveNode));
-    let added = conf
-        .voters
-        .iter()
-        .map(|id| single(*id, ConfChangeType::AddNode));
+    let removed = base.iter().map(|id| single(*id, ConfChangeType::RemoveNode));
+    let added = conf.voters.iter().map(|id| single(*id, ConfChangeType::AddNode));
     let steps: Vec<ConfChangeSingle> = removed.chain(added).chain(learners).collect();
     let (next, changes) = Changer::new(&tracker).enter_joint(conf.auto_leave, &steps)?;
     tracker.apply_conf(next, changes, 1);
@@ -270,10 +244,7 @@ fn add(tracker: &mut ProgressTracker, step: ConfChangeSingle) -> Result<(), raft
 }
 
 fn single(id: u64, change: ConfChangeType) -> ConfChangeSingle {
-    let mut single = ConfChangeSingle {
-        node_id: id,
-        ..ConfChangeSingle::default()
-    };
+    let mut single = ConfChangeSingle { node_id: id, ..ConfChangeSingle::default() };
     single.set_change_type(change);
     single
 }
@@ -326,10 +297,7 @@ mod tests {
         assert_eq!(verdict(7, 6), SessionVerdict::Newer);
         assert_eq!(verdict(7, 0), SessionVerdict::Current);
         assert_eq!(verdict(0, 9), SessionVerdict::Current);
-        assert_eq!(
-            verdict(FRONT_ENDS_MAX as u64 + 1, 1),
-            SessionVerdict::TooMany
-        );
+        assert_eq!(verdict(FRONT_ENDS_MAX as u64 + 1, 1), SessionVerdict::TooMany);
     }
 
     #[test]
@@ -337,9 +305,7 @@ mod tests {
         let start = Meta::new(&[MemberId(1), MemberId(2), MemberId(3)], 1).conf;
         let mut enter = ConfChangeV2::default();
         enter.set_transition(ConfChangeTransition::Explicit);
-        enter
-            .mut_changes()
-            .push(single(3, ConfChangeType::RemoveNode));
+        enter.mut_changes().push(single(3, ConfChangeType::RemoveNode));
         enter.mut_changes().push(single(4, ConfChangeType::AddNode));
         let mut meta = Meta::default();
         meta.set_conf(changed_conf(&start, &enter).unwrap());

@@ -95,19 +95,12 @@ impl Persist {
 
     /// A log write is durable. They are confirmed in order.
     pub fn confirm(&mut self, number: u64) -> Freed {
-        let held = self
-            .held
-            .pop_front()
-            .expect("confirmed what was not under way");
+        let held = self.held.pop_front().expect("confirmed what was not under way");
         assert_eq!(held.number, number, "log writes are confirmed in order");
         if let Some(hard) = held.hard {
             self.durable = (hard.term, hard.vote);
         }
-        Freed {
-            ready: held.ready,
-            reset: held.reset,
-            messages: held.messages,
-        }
+        Freed { ready: held.ready, reset: held.reset, messages: held.messages }
     }
 
     /// True when term and vote of `hard` are to be written before anything else leaves.

@@ -49,10 +49,7 @@ impl RaftAdapter {
             ..Config::default()
         };
         let logger = slog::Logger::root(TracingDrain { member }, slog::o!());
-        let mut adapter = RaftAdapter {
-            raw: RawNode::new(&config, log, &logger)?,
-            seed,
-        };
+        let mut adapter = RaftAdapter { raw: RawNode::new(&config, log, &logger)?, seed };
         adapter.pin();
         Ok(adapter)
     }

@@ -75,12 +75,7 @@ impl Reads {
         if self.waiting.len() >= READS_WAITING_MAX {
             return false;
         }
-        self.waiting.push_back(Waiting {
-            req,
-            kind,
-            index: commit_index,
-            round: None,
-        });
+        self.waiting.push_back(Waiting { req, kind, index: commit_index, round: None });
         true
     }
 
@@ -158,10 +153,7 @@ impl Reads {
 
     /// The newest round that a majority of `voters` answered; this member answers at once.
     fn quorum_round(&self, voters: &[u64], me: u64) -> u64 {
-        let mut rounds: Vec<u64> = voters
-            .iter()
-            .map(|voter| self.answer_of(*voter, me))
-            .collect();
+        let mut rounds: Vec<u64> = voters.iter().map(|voter| self.answer_of(*voter, me)).collect();
         rounds.sort_unstable_by(|left, right| right.cmp(left));
         rounds.get(voters.len() / 2).copied().unwrap_or(0)
     }

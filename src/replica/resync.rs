@@ -28,22 +28,12 @@ struct Episode {
 impl Resync {
     /// raft-rs wanted a snapshot for `member`: reported once per episode.
     pub fn wanted(&mut self, member: u64, out: &mut Vec<Output>) {
-        if let Some(episode) = self
-            .episodes
-            .iter_mut()
-            .find(|known| known.member == member)
-        {
+        if let Some(episode) = self.episodes.iter_mut().find(|known| known.member == member) {
             episode.asked = true;
             return;
         }
-        self.episodes.push(Episode {
-            member,
-            ticks: 0,
-            asked: false,
-        });
-        out.push(Output::NeedsResync {
-            member: MemberId(member),
-        });
+        self.episodes.push(Episode { member, ticks: 0, asked: false });
+        out.push(Output::NeedsResync { member: MemberId(member) });
     }
 
     /// Reports again what still lags after a while, and forgets what does not.
@@ -56,9 +46,7 @@ impl Resync {
             let lags = std::mem::take(&mut episode.asked);
             episode.ticks = 0;
             if lags {
-                out.push(Output::NeedsResync {
-                    member: MemberId(episode.member),
-                });
+                out.push(Output::NeedsResync { member: MemberId(episode.member) });
             }
             lags
         });
@@ -71,10 +59,7 @@ impl Resync {
             self.episodes.retain(|episode| episode.member != member.0);
             return;
         }
-        let found = self
-            .episodes
-            .iter_mut()
-            .find(|known| known.member == member.0);
+        let found = self.episodes.iter_mut().find(|known| known.member == member.0);
         if let Some(episode) = found {
             episode.ticks = 0;
             episode.asked = false;

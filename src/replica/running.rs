@@ -114,11 +114,7 @@ impl Running {
     }
 
     pub fn role(&self) -> Role {
-        Role {
-            term: self.raft.term(),
-            leader: self.raft.leader(),
-            serving: self.is_serving(),
-        }
+        Role { term: self.raft.term(), leader: self.raft.leader(), serving: self.is_serving() }
     }
 
     /// Leads and has applied an entry of its own term.
@@ -145,12 +141,7 @@ impl Running {
         match input {
             Input::Tick => self.on_tick(now),
             Input::Peer(message) => self.on_peer(now, *message),
-            Input::Client {
-                req,
-                term,
-                origin,
-                op,
-            } => self.on_client(req, term, origin, op),
+            Input::Client { req, term, origin, op } => self.on_client(req, term, origin, op),
             Input::Appended { number } => self.on_appended(number),
             Input::Base { ticket, result } => {
                 if let Some((req, error)) = self.writes.on_base(ticket, result) {
@@ -200,17 +191,11 @@ impl Running {
     }
 
     fn not_leader(&self) -> BlockError {
-        BlockError::NotLeader {
-            hint: self.raft.leader(),
-            term: self.raft.term(),
-        }
+        BlockError::NotLeader { hint: self.raft.leader(), term: self.raft.term() }
     }
 
     fn refuse(&mut self, req: ReqId, error: BlockError) {
-        self.outbox.push(Output::Reply {
-            req,
-            result: Err(error),
-        });
+        self.outbox.push(Output::Reply { req, result: Err(error) });
     }
 
     fn on_tick(&mut self, now: Mono) {
@@ -253,8 +238,7 @@ impl Running {
         if let Ok(round) = <[u8; 8]>::try_from(&context[..]) {
             let conf = &self.applier.meta.conf;
             let me = self.config.member.0;
-            self.reads
-                .answered(message.from, u64::from_le_bytes(round), me, conf);
+            self.reads.answered(message.from, u64::from_le_bytes(round), me, conf);
         }
         if std::mem::take(&mut message.request_snapshot) != 0 {
             self.resync.wanted(message.from, &mut self.outbox);
@@ -339,10 +323,7 @@ impl Running {
         }
         let touches_me = change.changes.iter().any(|step| step.node_id == me);
         if !self.raft.is_leader() || !self.raft.accepts(0) || touches_me {
-            tracing::info!(
-                member = me,
-                "a configuration change is not proposed here and now"
-            );
+            tracing::info!(member = me, "a configuration change is not proposed here and now");
             return;
         }
         if let Err(error) = self.raft.raw.propose_conf_change(Vec::new(), change) {
@@ -357,10 +338,7 @@ impl Running {
             self.raft.raw.advance_apply_to(index);
             self.votes.resyncing = false;
         }
-        let sends = freed
-            .messages
-            .into_iter()
-            .map(|message| Output::Send(Box::new(message)));
+        let sends = freed.messages.into_iter().map(|message| Output::Send(Box::new(message)));
         self.outbox.extend(sends);
     }
 
@@ -409,8 +387,7 @@ impl Running {
                 let serving = self.is_serving();
                 self.writes.unblock(serving, out);
                 let in_flight = self.persist.in_flight();
-                self.writes
-                    .propose(&mut self.raft, in_flight, APPENDS_IN_FLIGHT_MAX);
+                self.writes.propose(&mut self.raft, in_flight, APPENDS_IN_FLIGHT_MAX);
                 self.raft.pin();
             }
             let raft = &self.raft.raw.raft;
@@ -453,17 +430,11 @@ impl Running {
             let bytes = entries.iter().map(|entry| entry.data.len()).sum();
             let reset_index = reset.as_ref().map(|reset| reset.index);
             let (append, hard) =
-                self.persist
-                    .begin(number, hard, entries.len(), bytes, reset_index);
+                self.persist.begin(number, hard, entries.len(), bytes, reset_index);
             self.write_commit = false;
             // raft-rs must be able to read them back before it is told of the hand-over.
             self.raft.raw.mut_store().append(entries.clone());
-            out.push(Output::Append(Append {
-                number: append,
-                hard,
-                reset,
-                entries,
-            }));
+            out.push(Output::Append(Append { number: append, hard, reset, entries }));
         }
         self.raft.raw.advance_append_async(ready);
         if let Some(free) = self.persist.hold(number, held) {
@@ -478,13 +449,7 @@ impl Running {
     /// An answer to a heartbeat promises nothing but a term that is durable already: it need not
     /// wait for log writes. Its commit index is made to mean what is durable here.
     fn send_heartbeat_answers(&mut self, held: &mut Vec<Message>, out: &mut Vec<Output>) {
-        let durable_commit = self
-            .raft
-            .raw
-            .raft
-            .raft_log
-            .persisted
-            .min(self.raft.committed());
+        let durable_commit = self.raft.raw.raft.raft_log.persisted.min(self.raft.committed());
         held.retain_mut(|message| {
             if message.get_msg_type() != MessageType::MsgHeartbeatResponse {
                 return true;
@@ -517,21 +482,11 @@ impl Running {
         if snapshot.is_empty() {
             return Ok(None);
         }
-        let reset = self
-            .install
-            .take()
-            .expect("snapshots come from `install` alone");
-        assert_eq!(
-            snapshot.get_metadata().index,
-            reset.index,
-            "the one that was stepped"
-        );
+        let reset = self.install.take().expect("snapshots come from `install` alone");
+        assert_eq!(snapshot.get_metadata().index, reset.index, "the one that was stepped");
         let meta = Meta::decode(&reset.meta)?;
         let conf = meta.conf.clone();
-        self.raft
-            .raw
-            .mut_store()
-            .reset(reset.index, reset.term, conf);
+        self.raft.raw.mut_store().reset(reset.index, reset.term, conf);
         self.applier.meta = meta;
         self.applied_index = reset.index;
         self.applied_term = reset.term;
@@ -555,11 +510,7 @@ impl Running {
         let Some(reset) = &self.install else {
             return;
         };
-        let Some(leader) = self
-            .raft
-            .leader()
-            .filter(|leader| *leader != self.config.member)
-        else {
+        let Some(leader) = self.raft.leader().filter(|leader| *leader != self.config.member) else {
             if self.raft.is_leader() {
                 self.install = None;
             }
@@ -594,18 +545,10 @@ impl Running {
         };
         let (last_index, last_term) = (last.index, last.term);
         for entry in &committed {
-            assert_eq!(
-                entry.index,
-                self.applied_index + 1,
-                "entries are applied in order"
-            );
+            assert_eq!(entry.index, self.applied_index + 1, "entries are applied in order");
             let applied = self.applier.apply(entry)?;
             if let Some(Change::Write { payload, .. }) = &applied.change {
-                assert!(
-                    !payload.is_empty(),
-                    "entry {} lost its payload",
-                    entry.index
-                );
+                assert!(!payload.is_empty(), "entry {} lost its payload", entry.index);
             }
             if let Some(change) = conf_change_of(entry)? {
                 self.change_conf(&change, applied.meta.is_some());
@@ -634,10 +577,7 @@ impl Running {
             Ok(conf) => {
                 let mut meta = Meta::default();
                 meta.set_conf(conf);
-                assert_eq!(
-                    meta.conf, self.applier.meta.conf,
-                    "one configuration, not two"
-                );
+                assert_eq!(meta.conf, self.applier.meta.conf, "one configuration, not two");
             }
             Err(error) => assert!(!fits, "raft-rs refused a configuration: {error}"),
         }
@@ -674,10 +614,7 @@ impl Running {
             }
             return false;
         }
-        let proposed = self
-            .raft
-            .raw
-            .propose_conf_change(Vec::new(), ConfChangeV2::default());
+        let proposed = self.raft.raw.propose_conf_change(Vec::new(), ConfChangeV2::default());
         proposed.is_ok()
     }
 
@@ -704,11 +641,7 @@ impl Running {
             return;
         }
         let (number, hard) = self.persist.begin(0, hard, 0, 0, None);
-        out.push(Output::Append(Append {
-            number,
-            hard,
-            ..Append::default()
-        }));
+        out.push(Output::Append(Append { number, hard, ..Append::default() }));
     }
 }
 

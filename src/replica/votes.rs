@@ -37,10 +37,7 @@ impl Votes {
     /// `fresh`: a new member, which cannot have granted anything before.
     pub fn new(now: Mono, fresh: bool, resyncing: bool) -> Votes {
         let quiet_until = if fresh { now } else { now + QUIET };
-        Votes {
-            quiet_until,
-            resyncing,
-        }
+        Votes { quiet_until, resyncing }
     }
 
     /// Whether raft-rs may see a message that came from a peer.

@@ -127,13 +127,7 @@ impl Writes {
         }
         self.charged_bytes += charge;
         self.recheck = true;
-        self.blocked.push(Blocked {
-            req,
-            origin,
-            op,
-            charge,
-            stage: Stage::Queued,
-        });
+        self.blocked.push(Blocked { req, origin, op, charge, stage: Stage::Queued });
         Ok(())
     }
 
@@ -148,10 +142,7 @@ impl Writes {
         }
         self.charged_bytes += charge;
         let context = command::encode(Origin::default(), &Command::Opaque);
-        let nowhere = BlockRange {
-            first: Block(0),
-            count: 0,
-        };
+        let nowhere = BlockRange { first: Block(0), count: 0 };
         self.wait(req, charge, nowhere, entry(context, data));
         Ok(())
     }
@@ -171,9 +162,7 @@ impl Writes {
                     && data.len() <= ENTRY_BYTES_MAX
                     && crcs.len() == range.count as usize
             }
-            ShardOp::WritePartial {
-                offset_bytes, data, ..
-            } => {
+            ShardOp::WritePartial { offset_bytes, data, .. } => {
                 let end = (*offset_bytes as usize).checked_add(data.len());
                 !data.is_empty()
                     && data.len() < BLOCK_BYTES
@@ -182,28 +171,17 @@ impl Writes {
             ShardOp::Zero { .. } => true,
             ShardOp::Read { .. } | ShardOp::Status { .. } => false,
         };
-        if valid {
-            Ok(())
-        } else {
-            Err(BlockError::Invalid)
-        }
+        if valid { Ok(()) } else { Err(BlockError::Invalid) }
     }
 
     fn is_held(&self, range: BlockRange) -> bool {
-        self.blocked
-            .iter()
-            .any(|held| held.op.range().overlaps(range))
+        self.blocked.iter().any(|held| held.op.range().overlaps(range))
     }
 
     fn wait(&mut self, req: ReqId, charge: usize, range: BlockRange, entry: Entry) {
         self.waiting_bytes += entry.data.len() + REQUEST_OVERHEAD_BYTES;
         self.waiting.push_back(entry);
-        self.tracked.push_back(Tracked {
-            req,
-            range,
-            charge,
-            index: 0,
-        });
+        self.tracked.push_back(Tracked { req, range, charge, index: 0 });
     }
 
     /// Moves blocked requests on. `serving`: an entry of the own term is applied, so what is
@@ -224,12 +202,7 @@ impl Writes {
             let ShardOp::WritePartial { block, .. } = self.blocked[at].op else {
                 let freed = self.blocked.remove(at);
                 let range = freed.op.range();
-                self.wait(
-                    freed.req,
-                    freed.charge,
-                    range,
-                    whole_entry(freed.origin, freed.op),
-                );
+                self.wait(freed.req, freed.charge, range, whole_entry(freed.origin, freed.op));
                 continue;
             };
             if self.blocked[at].stage == Stage::Queued {
@@ -251,10 +224,7 @@ impl Writes {
 
     /// How many entries have left `tracked` once all that touch `range` are applied.
     fn passed_when_applied(&self, range: BlockRange) -> u64 {
-        let last = self
-            .tracked
-            .iter()
-            .rposition(|entry| entry.range.overlaps(range));
+        let last = self.tracked.iter().rposition(|entry| entry.range.overlaps(range));
         self.passed + last.map_or(0, |at| at as u64 + 1)
     }
 
@@ -364,11 +334,7 @@ impl Writes {
     pub fn lose(&mut self, not_leader: &BlockError, answers: &mut Vec<(ReqId, BlockError)>) {
         let proposed = self.tracked.len() - self.waiting.len();
         for (at, entry) in self.tracked.drain(..).enumerate() {
-            let error = if at < proposed {
-                BlockError::Unknown
-            } else {
-                not_leader.clone()
-            };
+            let error = if at < proposed { BlockError::Unknown } else { not_leader.clone() };
             answers.push((entry.req, error));
             self.passed += 1;
         }
@@ -381,11 +347,7 @@ impl Writes {
 }
 
 fn entry(context: Bytes, data: Bytes) -> Entry {
-    Entry {
-        context,
-        data,
-        ..Entry::default()
-    }
+    Entry { context, data, ..Entry::default() }
 }
 
 fn whole_entry(origin: Origin, op: ShardOp) -> Entry {
@@ -408,12 +370,7 @@ fn merge(
     op: &ShardOp,
     base: Option<Bytes>,
 ) -> Result<Entry, BlockError> {
-    let ShardOp::WritePartial {
-        block,
-        offset_bytes,
-        data,
-    } = op
-    else {
+    let ShardOp::WritePartial { block, offset_bytes, data } = op else {
         unreachable!("only partial writes ask for a base");
     };
     let mut whole = Pool::default().take(BLOCK_BYTES);
@@ -426,10 +383,7 @@ fn merge(
     whole[start..start + data.len()].copy_from_slice(data);
     let block_in_volume = geometry.first_block_in_volume + u64::from(block.0);
     let crc = block_crc(geometry.volume, block_in_volume, &whole);
-    let range = BlockRange {
-        first: *block,
-        count: 1,
-    };
+    let range = BlockRange { first: *block, count: 1 };
     let context = command::encode_write(origin, range, &[crc]);
     Ok(entry(context, whole.freeze()))
 }

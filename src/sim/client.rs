@@ -57,7 +57,9 @@ struct UnderWay {
 pub enum Plan {
     Mixed,
     /// Reads every register once, then is done.
-    ReadAll { next_block: u64 },
+    ReadAll {
+        next_block: u64,
+    },
     Done,
 }
 
@@ -98,7 +100,13 @@ impl Client {
     }
 
     /// Runs until nothing is left to do now. `address`: where to connect when it is not connected.
-    pub fn run(&mut self, address: &Address, rng: &mut Rng, values: &mut Value, history: &mut History) {
+    pub fn run(
+        &mut self,
+        address: &Address,
+        rng: &mut Rng,
+        values: &mut Value,
+        history: &mut History,
+    ) {
         let mut completions = Vec::new();
         loop {
             self.driver

@@ -36,12 +36,7 @@ const NEVER: Mono = Mono(u64::MAX);
 
 impl Cluster {
     fn new() -> Cluster {
-        Cluster {
-            written: None,
-            first_response: NEVER,
-            last_invocation: Mono(0),
-            happened: false,
-        }
+        Cluster { written: None, first_response: NEVER, last_invocation: Mono(0), happened: false }
     }
 }
 
@@ -178,8 +173,7 @@ mod tests {
     fn a_ghost_is_found() {
         // 1 has no answer, 2 is acknowledged and read, then 1 appears: possible only if 1 was
         // ordered after 2, and then 2 must not be read again.
-        let mut ops =
-            vec![(1, 10, None, false), (2, 20, Some(30), false), (1, 40, Some(50), true)];
+        let mut ops = vec![(1, 10, None, false), (2, 20, Some(30), false), (1, 40, Some(50), true)];
         assert!(check(&ops));
         ops.push((2, 60, Some(70), true));
         assert!(!check(&ops));

@@ -48,7 +48,9 @@ impl SimFile {
     }
 
     pub fn write(&mut self, offset: u64, bytes: &[u8], durable: bool) {
-        assert!(offset.is_multiple_of(BLOCK_BYTES as u64) && bytes.len().is_multiple_of(BLOCK_BYTES));
+        assert!(
+            offset.is_multiple_of(BLOCK_BYTES as u64) && bytes.len().is_multiple_of(BLOCK_BYTES)
+        );
         for (number, chunk) in bytes.chunks(BLOCK_BYTES).enumerate() {
             let page = offset / BLOCK_BYTES as u64 + number as u64;
             let mut boxed = Box::new([0; BLOCK_BYTES]);
@@ -98,12 +100,29 @@ struct Socket {
 /// What happens at a moment of virtual time.
 enum Event {
     /// An operation of a host ends. Dropped when the host has crashed since.
-    Complete { host: Host, life: u64, completion: Completion },
-    FileEnds { host: Host, life: u64, token: Token, op: Op },
-    Arrive { socket: SocketId, bytes: Bytes },
-    HangUp { socket: SocketId },
+    Complete {
+        host: Host,
+        life: u64,
+        completion: Completion,
+    },
+    FileEnds {
+        host: Host,
+        life: u64,
+        token: Token,
+        op: Op,
+    },
+    Arrive {
+        socket: SocketId,
+        bytes: Bytes,
+    },
+    HangUp {
+        socket: SocketId,
+    },
     /// A host's own alarm; a later one replaces it.
-    Wake { host: Host, alarm: u64 },
+    Wake {
+        host: Host,
+        alarm: u64,
+    },
     /// Something the world scheduled.
     World(u64),
 }
@@ -431,8 +450,12 @@ impl Kernel {
         self.alarms.remove(&host);
         self.ready.remove(&host);
         self.listeners.retain(|_, (of, ..)| *of != host);
-        let mine: Vec<SocketId> =
-            self.sockets.iter().filter(|(_, state)| state.host == host).map(|(id, _)| *id).collect();
+        let mine: Vec<SocketId> = self
+            .sockets
+            .iter()
+            .filter(|(_, state)| state.host == host)
+            .map(|(id, _)| *id)
+            .collect();
         mine.into_iter().for_each(|socket| self.close(socket));
         self.open.retain(|(of, _), _| *of != host);
         for ((of, _), file) in &mut self.files {

@@ -24,8 +24,8 @@ use crate::types::{BLOCK_BYTES, MemberId, PodId, ShardId, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskView, MemberView, PodView, ShardView, VolumeView};
 use crate::volume::SessionSource;
 use crate::worker::{
-    Command, DiskPlace, IndexRunner, LaneRuntime, Receiver, Sender, Worker, WorkerConfig,
-    Wake, WorkerFiles, execute, mailbox, open_lane,
+    Command, DiskPlace, IndexRunner, LaneRuntime, Receiver, Sender, Wake, Worker, WorkerConfig,
+    WorkerFiles, execute, mailbox, open_lane,
 };
 
 const CLUSTER: Uuid = Uuid([7; 16]);
@@ -131,7 +131,8 @@ impl World {
 
     /// Starts a pod on what its disk holds.
     pub fn start(&mut self, host: Host) {
-        let (waits, woken) = (Rc::clone(&self.pods[host].waits), Arc::clone(&self.pods[host].woken));
+        let (waits, woken) =
+            (Rc::clone(&self.pods[host].waits), Arc::clone(&self.pods[host].woken));
         let mut driver = self.driver(host, waits, woken);
         let waker = driver.waker();
         let wake: Wake = Arc::new(move || waker.wake());
@@ -172,8 +173,7 @@ impl World {
         };
         let sessions = SessionSource::new(pod.starts);
         let report = Box::new(|_| {});
-        let mut worker =
-            Worker::new(config, Box::new(driver), pool, receiver, report, sessions);
+        let mut worker = Worker::new(config, Box::new(driver), pool, receiver, report, sessions);
         worker.add_lane(runtime);
         for (record, start) in members {
             worker.start_member(0, &record, start, Vec::new());

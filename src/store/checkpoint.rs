@@ -81,11 +81,7 @@ impl Lane {
             }
         }
         self.checkpoint.unflushed = false;
-        let point = FlushPoint {
-            freed: self.alloc.take_freed(),
-            flushed,
-            after,
-        };
+        let point = FlushPoint { freed: self.alloc.take_freed(), flushed, after };
         let flush = true;
         let job = IndexJob::Commit { edits, flush };
         self.io.index(Pending::Flush(point), job);
@@ -163,8 +159,7 @@ impl Lane {
         let bytes = copies[2 * half..2 * half + 2].concat();
         let bufs = vec![self.pool.copy(&bytes)];
         let offset = (half * bytes.len()) as u64;
-        self.io
-            .write(pending, LaneFile::Superblock, offset, bufs, true);
+        self.io.write(pending, LaneFile::Superblock, offset, bufs, true);
     }
 
     pub(super) fn superblock_half_written(&mut self) {
@@ -277,11 +272,7 @@ impl Lane {
             true => (self.log.wal.offset_of(target) + ring - tail_offset) % ring,
             false => 0,
         };
-        Fill {
-            ring,
-            used,
-            reclaimable,
-        }
+        Fill { ring, used, reclaimable }
     }
 
     /// Where entries are applied that no durable HardState covers yet, writes one: Raft does not
@@ -301,10 +292,7 @@ impl Lane {
             hard.own_under_way = true;
             hard.groups_under_way += 1;
             let group = self.log.groups.next_id();
-            let item = Item::Hard {
-                member: *id,
-                hard: hard.newest,
-            };
+            let item = Item::Hard { member: *id, hard: hard.newest };
             self.log.groups.push(Group {
                 id: group,
                 member: *id,
@@ -353,10 +341,7 @@ impl Lane {
             });
         }
         let term = member.log.term(compacted).expect("the base of the log");
-        let hard = HardState {
-            commit: member.known_commit(),
-            ..member.hard.newest
-        };
+        let hard = HardState { commit: member.known_commit(), ..member.hard.newest };
         member.hard.newest = hard;
         member.hard.own_under_way = true;
         member.hard.groups_under_way += 1;

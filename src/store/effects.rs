@@ -54,12 +54,7 @@ impl Io {
     }
 
     pub(super) fn read(&mut self, pending: Pending, file: LaneFile, offset: u64, len: usize) {
-        self.issue(pending, |op| Effect::Read {
-            op,
-            file,
-            offset,
-            len,
-        });
+        self.issue(pending, |op| Effect::Read { op, file, offset, len });
     }
 
     pub(super) fn write(
@@ -70,13 +65,7 @@ impl Io {
         bufs: Vec<Bytes>,
         durable: bool,
     ) {
-        self.issue(pending, |op| Effect::Write {
-            op,
-            file,
-            offset,
-            bufs,
-            durable,
-        });
+        self.issue(pending, |op| Effect::Write { op, file, offset, bufs, durable });
     }
 
     pub(super) fn sync(&mut self, pending: Pending, file: LaneFile) {

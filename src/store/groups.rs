@@ -77,13 +77,10 @@ impl Groups {
             "entries are placed in order"
         );
         if expected.image {
-            let image = self
-                .waiting
-                .iter_mut()
-                .find_map(|group| match &mut group.kind {
-                    GroupKind::Image { places } if group.member == placed.member => Some(places),
-                    _ => None,
-                });
+            let image = self.waiting.iter_mut().find_map(|group| match &mut group.kind {
+                GroupKind::Image { places } if group.member == placed.member => Some(places),
+                _ => None,
+            });
             let places = image.expect("one image of a member at a time");
             places.push((placed.index, expected.push, place));
         }

@@ -38,11 +38,7 @@ pub struct SimFile {
 
 impl SimFile {
     pub fn new(bytes: usize) -> SimFile {
-        SimFile {
-            now: vec![0; bytes],
-            durable: vec![0; bytes],
-            unsynced: BTreeMap::new(),
-        }
+        SimFile { now: vec![0; bytes], durable: vec![0; bytes], unsynced: BTreeMap::new() }
     }
 
     pub fn put(&mut self, sector: usize, bytes: &[u8], durable: bool) {
@@ -52,10 +48,7 @@ impl SimFile {
             self.durable[range].copy_from_slice(bytes);
             self.unsynced.remove(&sector);
         } else {
-            self.unsynced
-                .entry(sector)
-                .or_default()
-                .push(bytes.to_vec());
+            self.unsynced.entry(sector).or_default().push(bytes.to_vec());
         }
     }
 

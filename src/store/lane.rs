@@ -160,8 +160,7 @@ impl Lane {
         let known = self.members.contains_key(&member);
         assert!(!known, "a member id is never used twice");
         let edits = vec![IndexEdit::PutMember(record.clone())];
-        self.members
-            .insert(member, Member::new(record, Phase::Creating));
+        self.members.insert(member, Member::new(record, Phase::Creating));
         self.flush(edits, AfterFlush::Created(member));
     }
 
@@ -185,10 +184,7 @@ impl Lane {
             assert!(number > last.number, "appends are numbered in order");
         }
         let empty = request.hard.is_none() && request.reset.is_none() && request.entries.is_empty();
-        member.appends.push_back(PendingAppend {
-            number,
-            durable: empty,
-        });
+        member.appends.push_back(PendingAppend { number, durable: empty });
         if empty {
             self.confirm_appends(id);
             return;
@@ -205,13 +201,9 @@ impl Lane {
                 reset.index <= member.durable_flushed,
                 "the store holds everything up to a reset, durably"
             );
-            assert!(
-                member.overlay.is_empty(),
-                "nothing up to a reset lives only in the log"
-            );
+            assert!(member.overlay.is_empty(), "nothing up to a reset lives only in the log");
             member.log.hold_from(0, group, self.log.wal.next_seq());
-            self.alloc
-                .unreserve(member.log.reset(reset.index, reset.term));
+            self.alloc.unreserve(member.log.reset(reset.index, reset.term));
             member.applied_index = member.applied_index.max(reset.index);
             member.applied_term = reset.term;
             items.push(Item::Reset {
@@ -222,10 +214,7 @@ impl Lane {
         }
         if let Some(hard) = request.hard {
             member.hard.newest = hard;
-            items.push(Item::Hard {
-                member: request.member,
-                hard,
-            });
+            items.push(Item::Hard { member: request.member, hard });
         }
         let push = self.log.groups.next_push();
         for entry in request.entries {
@@ -239,18 +228,13 @@ impl Lane {
                 push,
                 image: false,
             });
-            items.push(Item::Entry {
-                member: request.member,
-                entry,
-            });
+            items.push(Item::Entry { member: request.member, entry });
         }
         member.hard.groups_under_way += 1;
         self.log.groups.push(Group {
             id: group,
             member: request.member,
-            kind: GroupKind::Append {
-                number: request.number,
-            },
+            kind: GroupKind::Append { number: request.number },
             commit: request.hard.map(|hard| hard.commit),
             not_before: self.log.wal.next_seq(),
         });
@@ -268,11 +252,7 @@ impl Lane {
         let ring = self.log.ring_bytes;
         let free = self.log.wal.free_bytes();
         // What gives space back may still be logged when nothing else may.
-        let headroom = if payload_bytes > 0 {
-            ring / 16
-        } else {
-            ring / 64
-        };
+        let headroom = if payload_bytes > 0 { ring / 16 } else { ring / 64 };
         let admitted_bytes = self.clock.admitted_bytes.get() + payload_bytes;
         if free < admitted_bytes + BLOCK_BYTES as u64 + headroom {
             return Err(Refusal::LogFull);
@@ -291,9 +271,7 @@ impl Lane {
         }
         let mut wanted = 0;
         for range in ranges {
-            wanted += extents_of(*range)
-                .filter(|extent| found.needs_slot(*extent))
-                .count() as u64;
+            wanted += extents_of(*range).filter(|extent| found.needs_slot(*extent)).count() as u64;
         }
         let admitted = self.clock.admitted.get();
         if wanted > 0 && wanted + admitted > self.alloc.free_unreserved() {
@@ -302,6 +280,12 @@ impl Lane {
         self.clock.admitted.set(admitted + wanted);
         self.clock.admitted_bytes.set(admitted_bytes);
         Ok(())
+    }
+
+    /// True when a write of these blocks would need space that the member does not have yet.
+    pub fn allocates(&self, member: MemberId, ranges: &[BlockRange]) -> bool {
+        let Some(found) = self.members.get(&member) else { return false };
+        ranges.iter().any(|range| extents_of(*range).any(|extent| found.needs_slot(extent)))
     }
 
     /// A committed entry, in order. At replay the same call, with `payload` empty, skips what the
@@ -327,11 +311,9 @@ impl Lane {
             found.metas.push_back((request.index, meta));
         }
         match request.change {
-            Some(Change::Write {
-                range,
-                crcs,
-                payload,
-            }) => self.apply_write(member, request.index, range, &crcs, payload),
+            Some(Change::Write { range, crcs, payload }) => {
+                self.apply_write(member, request.index, range, &crcs, payload)
+            }
             Some(Change::Zero { range, .. }) => self.apply_zero(member, request.index, range),
             None => {}
         }
@@ -358,11 +340,7 @@ impl Lane {
         let cached = !payload.is_empty();
         assert!(!cached || payload.len() as u64 == range.bytes());
         let entry = found.log.get(index).expect("just seen");
-        assert_eq!(
-            u64::from(entry.payload_bytes),
-            range.bytes(),
-            "the entry's payload"
-        );
+        assert_eq!(u64::from(entry.payload_bytes), range.bytes(), "the entry's payload");
         let commit = found.hard.durable_commit;
         for (position, at) in range.blocks().enumerate() {
             if found.newer.includes(at.extent(), index) {
@@ -372,9 +350,7 @@ impl Lane {
             let block = OverlayBlock {
                 index,
                 crc: crcs[position],
-                content: Content::Log {
-                    position: position as u16,
-                },
+                content: Content::Log { position: position as u16 },
                 cached: cached.then(|| payload.slice(start..start + BLOCK_BYTES)),
             };
             found.overlay.insert(at, block, commit);
@@ -383,11 +359,7 @@ impl Lane {
             self.after_overlay_change(member, extent);
         }
         if cached {
-            self.payloads.push(CachedPayload {
-                member,
-                index,
-                range,
-            });
+            self.payloads.push(CachedPayload { member, index, range });
         }
     }
 
@@ -404,12 +376,7 @@ impl Lane {
             let first = extent.first_block().0.max(range.first.0);
             let end = (extent.first_block().0 + BLOCKS_PER_EXTENT).min(range.end());
             for at in (first..end).map(Block) {
-                let block = OverlayBlock {
-                    index,
-                    crc: 0,
-                    content: Content::Zero,
-                    cached: None,
-                };
+                let block = OverlayBlock { index, crc: 0, content: Content::Zero, cached: None };
                 found.overlay.insert(at, block, commit);
             }
             self.after_overlay_change(member, extent);
@@ -533,10 +500,7 @@ impl Lane {
         };
         while member.appends.front().is_some_and(|append| append.durable) {
             let append = member.appends.pop_front().expect("just seen");
-            self.io.events.push(Event::Appended {
-                member: id,
-                number: append.number,
-            });
+            self.io.events.push(Event::Appended { member: id, number: append.number });
         }
     }
 
@@ -552,10 +516,7 @@ impl Lane {
             self.clock.last_batch = now;
         }
         if !self.io.poisoned() {
-            let unapplied = self
-                .members
-                .values()
-                .map(|member| member.log.unapplied_bytes());
+            let unapplied = self.members.values().map(|member| member.log.unapplied_bytes());
             self.log.unapplied_bytes = unapplied.sum();
             self.start_batches();
             self.pace();
@@ -572,10 +533,7 @@ impl Lane {
     fn start_batches(&mut self) {
         while let Some(batch) = self.log.wal.next_batch(&self.pool) {
             for placed in &batch.placed {
-                let place = Place {
-                    seq: placed.seq,
-                    payload_offset: placed.payload_offset,
-                };
+                let place = Place { seq: placed.seq, payload_offset: placed.payload_offset };
                 let expected = self.log.groups.placed(placed, place);
                 let member = self.members.get_mut(&placed.member);
                 let entry = member.and_then(|member| member.log.get_mut(placed.index));
@@ -588,8 +546,7 @@ impl Lane {
             }
             let (file, durable) = (LaneFile::Wal, true);
             let pending = Pending::Wal(batch.seq);
-            self.io
-                .write(pending, file, batch.offset, batch.bufs, durable);
+            self.io.write(pending, file, batch.offset, batch.bufs, durable);
         }
     }
 
@@ -598,11 +555,7 @@ impl Lane {
         if self.io.poisoned() {
             return None;
         }
-        let mark = self
-            .log
-            .wal
-            .wants_idle_mark()
-            .then(|| self.clock.last_batch + IDLE_MARK_AFTER);
+        let mark = self.log.wal.wants_idle_mark().then(|| self.clock.last_batch + IDLE_MARK_AFTER);
         [mark, self.pace_deadline()].into_iter().flatten().min()
     }
 
@@ -614,10 +567,7 @@ impl Lane {
             used_bytes: u64::from(self.alloc.used()) * slot,
             free_bytes: self.alloc.free_unreserved() * slot,
             log_bytes: self.log.ring_bytes,
-            log_used_bytes: self
-                .log
-                .ring_bytes
-                .saturating_sub(self.log.wal.free_bytes()),
+            log_used_bytes: self.log.ring_bytes.saturating_sub(self.log.wal.free_bytes()),
             overlay_blocks: blocks.sum(),
             media_faults: self.io.media_faults,
         }
@@ -641,10 +591,7 @@ pub struct Space {
 impl Member {
     /// True when a write to this extent would need a slot that was not reserved yet.
     fn needs_slot(&self, extent: Extent) -> bool {
-        let reserved = self
-            .overlay
-            .get(extent)
-            .is_some_and(|overlay| overlay.reserved);
+        let reserved = self.overlay.get(extent).is_some_and(|overlay| overlay.reserved);
         !self.presence.get(extent) && !reserved
     }
 }
@@ -657,14 +604,8 @@ pub(super) fn retain(
     entry: LogEntry,
     push: u64,
 ) {
-    assert!(
-        entry.index > member.applied_index,
-        "an applied entry is never replaced"
-    );
-    assert!(
-        entry.index <= member.log.last_index() + 1,
-        "the log has no gap"
-    );
+    assert!(entry.index > member.applied_index, "an applied entry is never replaced");
+    assert!(entry.index <= member.log.last_index() + 1, "the log has no gap");
     alloc.unreserve(member.log.truncate(entry.index));
     let payload_bytes = u32::try_from(entry.payload.len()).expect("bounded by ENTRY_BYTES_MAX");
     let reserved = slots_at_most(payload_bytes);

@@ -13,7 +13,10 @@ use crate::store::index::run;
 use crate::store::lane::{Lane, LaneConfig, LaneFiles, RecoveredMember};
 use crate::store::open::{LaneFormat, format_lane};
 use crate::store::seam::*;
-use crate::types::*;
+use crate::types::{
+    BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, EXTENT_BYTES, MemberId, Mono, Segment,
+    ShardId, Uuid, VolumeId, block_crc, mix64,
+};
 
 /// What an entry does. `seed` makes the bytes of its blocks.
 #[derive(Clone, Copy, Debug)]
@@ -98,11 +101,7 @@ impl Model {
             acked_hard: HardState::default(),
             pending: VecDeque::new(),
             ops: HashMap::new(),
-            hard: HardState {
-                term: 1,
-                vote: 1,
-                commit: 0,
-            },
+            hard: HardState { term: 1, vote: 1, commit: 0 },
             commit: 0,
             applied: 0,
             number: 0,
@@ -113,10 +112,7 @@ impl Model {
 
     /// The newest entry that may be called committed: confirmed, and not about to be replaced.
     pub fn committable(&self) -> u64 {
-        let replaced = self
-            .pending
-            .iter()
-            .filter_map(|request| request.entries.first());
+        let replaced = self.pending.iter().filter_map(|request| request.entries.first());
         let first = replaced.map(|entry| entry.index - 1).min();
         (self.acked_log.len() as u64).min(first.unwrap_or(u64::MAX))
     }
@@ -131,9 +127,7 @@ impl Model {
                 }
             }
             LabOp::Zero { range } => {
-                range
-                    .blocks()
-                    .for_each(|at| self.blocks[at.0 as usize].push((index, None)));
+                range.blocks().for_each(|at| self.blocks[at.0 as usize].push((index, None)));
             }
             LabOp::Noop => {}
         }
@@ -160,16 +154,10 @@ impl Model {
     fn judge(&mut self, found: &RecoveredMember) {
         let flushed = found.record.flushed_index;
         let (mut log, mut hard) = (self.acked_log.clone(), self.acked_hard);
-        let terms: Vec<_> = found
-            .entries
-            .iter()
-            .map(|e| (e.entry.index, e.entry.term))
-            .collect();
+        let terms: Vec<_> = found.entries.iter().map(|e| (e.entry.index, e.entry.term)).collect();
         let fits = |log: &Vec<u64>, hard: &HardState| {
             let end = log.len() as u64;
-            let expected: Vec<_> = (flushed + 1..=end)
-                .map(|i| (i, log[i as usize - 1]))
-                .collect();
+            let expected: Vec<_> = (flushed + 1..=end).map(|i| (i, log[i as usize - 1])).collect();
             let same_vote = (hard.term, hard.vote) == (found.hard.term, found.hard.vote);
             terms == expected && same_vote && found.hard.commit >= hard.commit
         };
@@ -183,10 +171,7 @@ impl Model {
             };
             Model::acknowledge(&mut log, &mut hard, &request);
         }
-        assert!(
-            found.hard.commit <= self.commit,
-            "nothing else was committed"
-        );
+        assert!(found.hard.commit <= self.commit, "nothing else was committed");
         assert!(!found.faulted);
         self.acked_log = log.clone();
         self.log = log;
@@ -233,15 +218,8 @@ impl Lab {
             (LaneFile::Wal, SimFile::new(wal_bytes as usize)),
             (LaneFile::Data, SimFile::new(data_bytes_max as usize)),
         ];
-        let mut disk = Disk {
-            files: files.into_iter().collect(),
-            pool: Pool::default(),
-        };
-        let format = LaneFormat {
-            wal_bytes,
-            data_bytes_max,
-            ..FORMAT
-        };
+        let mut disk = Disk { files: files.into_iter().collect(), pool: Pool::default() };
+        let format = LaneFormat { wal_bytes, data_bytes_max, ..FORMAT };
         format_lane(&mut disk, &format).unwrap();
         let mut index = MemoryIndex::default();
         let opened = Lane::open(config.clone(), disk.pool.clone(), &mut disk, &mut index);
@@ -285,11 +263,7 @@ impl Lab {
     pub fn reset(&mut self, to: MemberId, from: MemberId, index: u64) {
         let (log, ops, blocks) = {
             let source = &self.models[&from];
-            (
-                source.log.clone(),
-                source.ops.clone(),
-                source.blocks.clone(),
-            )
+            (source.log.clone(), source.ops.clone(), source.blocks.clone())
         };
         let model = self.models.get_mut(&to).unwrap();
         model.log = log[..index as usize].to_vec();
@@ -298,11 +272,7 @@ impl Lab {
         model.rewind(index);
         model.commit = index;
         model.number += 1;
-        model.hard = HardState {
-            term: *log.last().unwrap(),
-            vote: 0,
-            commit: index,
-        };
+        model.hard = HardState { term: *log.last().unwrap(), vote: 0, commit: index };
         let request = |model: &Model| AppendRequest {
             member: to,
             number: model.number,
@@ -362,20 +332,14 @@ impl Lab {
 
     /// A write under way may have reached any of its sectors already.
     fn scribble(&mut self, effect: &Effect) {
-        if let Effect::Write {
-            file, offset, bufs, ..
-        } = effect
+        if let Effect::Write { file, offset, bufs, .. } = effect
             && self.random.one_in(3)
         {
             let bytes = bufs.concat();
             for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
                 if self.random.one_in(2) {
                     let at = *offset as usize / BLOCK_BYTES + number;
-                    self.disk
-                        .files
-                        .get_mut(file)
-                        .unwrap()
-                        .put(at, sector, false);
+                    self.disk.files.get_mut(file).unwrap().put(at, sector, false);
                 }
             }
         }
@@ -404,9 +368,7 @@ impl Lab {
             if all_slow && !self.random.one_in(50) {
                 return;
             }
-            let (held, rest) = std::mem::take(&mut self.queue)
-                .into_iter()
-                .partition(is_slow);
+            let (held, rest) = std::mem::take(&mut self.queue).into_iter().partition(is_slow);
             self.queue = rest;
             let held: Vec<Effect> = held;
             if all_slow {
@@ -423,31 +385,18 @@ impl Lab {
 
     pub fn carry_out(&mut self, effect: Effect) {
         let (op, done) = match effect {
-            Effect::Write {
-                op,
-                file,
-                offset,
-                bufs,
-                durable,
-            } => {
+            Effect::Write { op, file, offset, bufs, durable } => {
                 let bytes = bufs.concat();
                 assert!(bytes.len().is_multiple_of(BLOCK_BYTES));
                 for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
                     let at = offset as usize / BLOCK_BYTES + number;
-                    self.disk
-                        .files
-                        .get_mut(&file)
-                        .unwrap()
-                        .put(at, sector, durable);
+                    self.disk.files.get_mut(&file).unwrap().put(at, sector, durable);
                 }
                 (op, Done::Written)
             }
-            Effect::Read {
-                op,
-                file,
-                offset,
-                len,
-            } => (op, Done::Read(self.disk.read(file, offset, len).unwrap())),
+            Effect::Read { op, file, offset, len } => {
+                (op, Done::Read(self.disk.read(file, offset, len).unwrap()))
+            }
             Effect::Sync { op, file } => {
                 self.disk.files.get_mut(&file).unwrap().sync();
                 (op, Done::Synced)
@@ -543,10 +492,7 @@ impl Lab {
             self.read(member, BlockRange { first, count });
             while self.reads_under_way() > 0 {
                 self.poll();
-                assert!(
-                    self.complete_one() || self.reads_under_way() == 0,
-                    "a read got stuck"
-                );
+                assert!(self.complete_one() || self.reads_under_way() == 0, "a read got stuck");
             }
         }
     }
@@ -598,13 +544,10 @@ impl Lab {
         let change = match model.ops[&(index, term)] {
             LabOp::Write { range, seed } => {
                 let bytes = payload(range, seed);
-                let crcs = range
-                    .blocks()
-                    .zip(bytes.chunks(BLOCK_BYTES))
-                    .map(|(at, bytes)| {
-                        let at = model.record.first_block_in_volume + u64::from(at.0);
-                        block_crc(model.record.volume, at, bytes)
-                    });
+                let crcs = range.blocks().zip(bytes.chunks(BLOCK_BYTES)).map(|(at, bytes)| {
+                    let at = model.record.first_block_in_volume + u64::from(at.0);
+                    block_crc(model.record.volume, at, bytes)
+                });
                 Some(Change::Write {
                     range,
                     crcs: crcs.collect(),
@@ -624,9 +567,7 @@ impl Lab {
                 index,
                 term,
                 change,
-                meta: index
-                    .is_multiple_of(5)
-                    .then(|| Bytes::from(index.to_string())),
+                meta: index.is_multiple_of(5).then(|| Bytes::from(index.to_string())),
             },
         );
     }
@@ -634,31 +575,17 @@ impl Lab {
     /// Power fails and comes back: the lane is opened again, its members replayed and judged.
     pub fn crash(&mut self) {
         for effect in std::mem::take(&mut self.queue) {
-            if let Effect::Write {
-                file, offset, bufs, ..
-            } = &effect
-            {
+            if let Effect::Write { file, offset, bufs, .. } = &effect {
                 let bytes = bufs.concat();
                 for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
                     let at = *offset as usize / BLOCK_BYTES + number;
-                    self.disk
-                        .files
-                        .get_mut(file)
-                        .unwrap()
-                        .put(at, sector, false);
+                    self.disk.files.get_mut(file).unwrap().put(at, sector, false);
                 }
             } else if let Effect::Index { job, .. } = effect
                 && self.random.one_in(2)
                 && let IndexJob::Commit { edits, .. } = job
             {
-                run(
-                    &mut self.index,
-                    IndexJob::Commit {
-                        edits,
-                        flush: false,
-                    },
-                )
-                .unwrap();
+                run(&mut self.index, IndexJob::Commit { edits, flush: false }).unwrap();
             }
         }
         let mut files: Vec<_> = self.disk.files.iter_mut().collect();
@@ -690,9 +617,7 @@ impl Lab {
             let member = found.record.member;
             let model = self.models.get_mut(&member).unwrap();
             model.judge(&found);
-            let last = (0..=found.record.flushed_index)
-                .rev()
-                .find(|i| i.is_multiple_of(5));
+            let last = (0..=found.record.flushed_index).rev().find(|i| i.is_multiple_of(5));
             assert_eq!(found.record.meta, last.unwrap().to_string());
             while self.models[&member].applied < found.hard.commit {
                 self.apply_next(member, false);

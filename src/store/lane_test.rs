@@ -12,10 +12,7 @@ fn random_range(lab: &mut Lab) -> BlockRange {
         _ => 8 + lab.random.below(16) as u32,
     };
     let first = lab.random.below(u64::from(BLOCKS - count + 1)) as u32;
-    BlockRange {
-        first: Block(first),
-        count,
-    }
+    BlockRange { first: Block(first), count }
 }
 
 /// An operation that the lane admits, if there is one.
@@ -110,10 +107,7 @@ fn nothing_confirmed_is_lost_whenever_the_power_fails() {
 fn a_lane_comes_to_rest_with_everything_written_back() {
     let mut lab = Lab::new(1, 2);
     let member = MemberId(1);
-    let range = BlockRange {
-        first: Block(3),
-        count: 20,
-    };
+    let range = BlockRange { first: Block(3), count: 20 };
     lab.append(member, 1, &[LabOp::Write { range, seed: 5 }]);
     lab.settle();
     lab.models.get_mut(&member).unwrap().commit = 1;
@@ -126,12 +120,6 @@ fn a_lane_comes_to_rest_with_everything_written_back() {
     lab.check_all();
     lab.crash();
     let space = lab.lane.space();
-    assert_eq!(
-        (space.overlay_blocks, space.used_bytes),
-        (0, 2 * EXTENT_BYTES as u64)
-    );
-    assert_eq!(
-        lab.lane.admit(member, 4096, &[range]),
-        Ok::<(), Refusal>(())
-    );
+    assert_eq!((space.overlay_blocks, space.used_bytes), (0, 2 * EXTENT_BYTES as u64));
+    assert_eq!(lab.lane.admit(member, 4096, &[range]), Ok::<(), Refusal>(()));
 }

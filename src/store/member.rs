@@ -59,10 +59,7 @@ impl Member {
             applied_index: index,
             applied_term: term,
             log: RetainedLog::new(index, term),
-            hard: HardTrack {
-                durable_commit: index,
-                ..HardTrack::default()
-            },
+            hard: HardTrack { durable_commit: index, ..HardTrack::default() },
             metas: VecDeque::new(),
             overlay: Overlay::default(),
             presence: Presence::new(record.blocks),
@@ -85,10 +82,7 @@ impl Member {
             Some(low_water) => low_water - 1,
             None => self.applied_index,
         };
-        settled
-            .min(self.hard.durable_commit)
-            .min(self.applied_index)
-            .max(self.record.flushed_index)
+        settled.min(self.hard.durable_commit).min(self.applied_index).max(self.record.flushed_index)
     }
 
     /// Moves the record up to [`Member::flushed`]. True when it changed.
@@ -99,11 +93,7 @@ impl Member {
         }
         self.record.flushed_term = self.log.term(flushed).expect("retained above the old mark");
         self.record.flushed_index = flushed;
-        while self
-            .metas
-            .front()
-            .is_some_and(|(index, _)| *index <= flushed)
-        {
+        while self.metas.front().is_some_and(|(index, _)| *index <= flushed) {
             let (_, meta) = self.metas.pop_front().expect("just seen");
             self.record.meta = meta;
         }
@@ -114,10 +104,7 @@ impl Member {
     pub(crate) fn oldest_needed(&self, flushed: u64) -> Option<BatchSeq> {
         let entry = self.log.oldest_batch_from(flushed + 1);
         let hold = self.log.hold.map(|(_, seq)| seq);
-        [self.hard.durable_seq, entry, hold]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.hard.durable_seq, entry, hold].into_iter().flatten().min()
     }
 
     /// The checksum that this block's content must have.
@@ -236,10 +223,7 @@ impl RetainedLog {
 
     /// Drops the entries from `index` on and returns the slots that were reserved for them.
     pub(crate) fn truncate(&mut self, index: u64) -> u64 {
-        assert!(
-            index > self.base_index,
-            "a compacted entry is never replaced"
-        );
+        assert!(index > self.base_index, "a compacted entry is never replaced");
         let keep = (index - self.base_index - 1) as usize;
         let mut reserved = 0;
         while self.entries.len() > keep {
@@ -333,9 +317,7 @@ pub(crate) struct Presence {
 impl Presence {
     fn new(blocks: u32) -> Presence {
         let extents = blocks.div_ceil(BLOCKS_PER_EXTENT) as usize;
-        Presence {
-            words: vec![0; extents.div_ceil(64)],
-        }
+        Presence { words: vec![0; extents.div_ceil(64)] }
     }
 
     pub(crate) fn get(&self, extent: Extent) -> bool {
@@ -375,10 +357,7 @@ impl NewerExtents {
     /// True when the entry `index` is already in the record of this extent.
     pub(crate) fn includes(&self, extent: Extent, index: u64) -> bool {
         index <= self.newest
-            && self
-                .last_changed
-                .get(&extent)
-                .is_some_and(|last_changed| *last_changed >= index)
+            && self.last_changed.get(&extent).is_some_and(|last_changed| *last_changed >= index)
     }
 
     /// Entries up to here were applied.
@@ -397,10 +376,7 @@ mod tests {
         Retained {
             term,
             push,
-            place: seq.map(|seq| Place {
-                seq: BatchSeq(seq),
-                payload_offset: 0,
-            }),
+            place: seq.map(|seq| Place { seq: BatchSeq(seq), payload_offset: 0 }),
             payload_bytes: 0,
             unapplied_bytes: 0,
             reserved: 0,
@@ -414,25 +390,16 @@ mod tests {
         for (push, seq) in [(1, Some(5)), (2, Some(6)), (3, None)] {
             log.push(entry(2, push, seq));
         }
-        assert_eq!(
-            (log.last_index(), log.term(10), log.term(13)),
-            (13, Some(1), Some(2))
-        );
+        assert_eq!((log.last_index(), log.term(10), log.term(13)), (13, Some(1), Some(2)));
         assert_eq!((log.term(9), log.term(14)), (None, None));
         assert_eq!(log.oldest_batch_from(11), Some(BatchSeq(5)));
         assert_eq!(log.oldest_batch_from(12), Some(BatchSeq(6)));
         assert_eq!(log.oldest_batch_from(13), None);
         log.compact(11);
-        assert_eq!(
-            (log.term(11), log.term(10), log.last_index()),
-            (Some(2), None, 13)
-        );
+        assert_eq!((log.term(11), log.term(10), log.last_index()), (Some(2), None, 13));
         log.truncate(13);
         assert_eq!(log.last_index(), 12);
-        assert_eq!(
-            log.from(12).map(|(index, _)| index).collect::<Vec<_>>(),
-            [12]
-        );
+        assert_eq!(log.from(12).map(|(index, _)| index).collect::<Vec<_>>(), [12]);
         log.reset(50, 9);
         assert_eq!((log.term(50), log.last_index()), (Some(9), 50));
     }

@@ -124,9 +124,7 @@ impl Lane {
         let mut superblock = read_superblock(files)?;
         check_ring(superblock.wal_bytes)?;
         if files.size_bytes(LaneFile::Wal)? < superblock.wal_bytes {
-            return Err(OpenError::Unusable(
-                "the log's file is shorter than the superblock says",
-            ));
+            return Err(OpenError::Unusable("the log's file is shorter than the superblock says"));
         }
         let mut found = read_index(&config, &superblock, index)?;
         superblock.incarnation += 1;
@@ -139,10 +137,7 @@ impl Lane {
         let read = &mut |offset, len| files.read(LaneFile::Wal, offset, len);
         let recovered = recover(&wal_config, &marks, read)?;
         let position = recovered.position;
-        let flushed = found
-            .members
-            .iter()
-            .map(|(id, member)| (*id, flushed_of(member)));
+        let flushed = found.members.iter().map(|(id, member)| (*id, flushed_of(member)));
         let logs = fold(recovered.log, &flushed.collect(), &found.tombstones);
         if logs.keys().any(|id| !found.members.contains_key(id)) {
             return Err(OpenError::Unusable(
@@ -167,10 +162,7 @@ impl Lane {
         }
         mark_faults(index, &logs, &mut found.faulted)?;
 
-        let found_seq = position
-            .kept
-            .last()
-            .map_or(position.tail_seq, |kept| kept.0);
+        let found_seq = position.kept.last().map_or(position.tail_seq, |kept| kept.0);
         let log = LaneLog {
             ring_bytes: wal_config.ring_bytes,
             reserve_bytes: wal_config.reserve_bytes,
@@ -214,10 +206,7 @@ impl Lane {
             let is_faulted = faulted.contains(id);
             let base_term = member.record.flushed_term;
             // A resync may have gone beyond a log of another history, whose terms are older.
-            let stale = log
-                .entries
-                .first()
-                .is_some_and(|first| first.entry.term < base_term);
+            let stale = log.entries.first().is_some_and(|first| first.entry.term < base_term);
             if is_faulted || stale {
                 log.entries.clear();
             }
@@ -259,10 +248,7 @@ impl Lane {
                 member.log.push(Retained {
                     term: entry.term,
                     push: 0,
-                    place: Some(Place {
-                        seq: logged.seq,
-                        payload_offset: found.payload_offset,
-                    }),
+                    place: Some(Place { seq: logged.seq, payload_offset: found.payload_offset }),
                     payload_bytes: found.payload_bytes,
                     unapplied_bytes: found.payload_bytes,
                     reserved,
@@ -286,10 +272,7 @@ impl Lane {
 }
 
 fn flushed_of(member: &Member) -> Flushed {
-    Flushed {
-        index: member.record.flushed_index,
-        term: member.record.flushed_term,
-    }
+    Flushed { index: member.record.flushed_index, term: member.record.flushed_term }
 }
 
 fn wal_config(superblock: &Superblock) -> WalConfig {
@@ -309,9 +292,7 @@ fn mark_faults(
     logs: &BTreeMap<MemberId, MemberLog>,
     faulted: &mut Vec<MemberId>,
 ) -> Result<(), OpenError> {
-    let new = logs
-        .iter()
-        .filter(|(id, log)| log.faulted.is_some() && !faulted.contains(id));
+    let new = logs.iter().filter(|(id, log)| log.faulted.is_some() && !faulted.contains(id));
     let new: Vec<MemberId> = new.map(|(id, _)| *id).collect();
     if !new.is_empty() {
         let edits: Vec<IndexEdit> = new.iter().map(|id| IndexEdit::Fault(*id)).collect();
@@ -356,14 +337,10 @@ fn read_member(
         let found = index.scan(member.id(), from, SCAN_EXTENTS)?;
         for (key, extent) in &found {
             if key.layer != 0 {
-                return Err(OpenError::Unusable(
-                    "the index has layers: start a newer program",
-                ));
+                return Err(OpenError::Unusable("the index has layers: start a newer program"));
             }
             if key.extent.0 >= extents {
-                return Err(OpenError::Unusable(
-                    "the index has an extent beyond its shard's end",
-                ));
+                return Err(OpenError::Unusable("the index has an extent beyond its shard's end"));
             }
             occupy(alloc, extent.slot)?;
             member.presence.set(key.extent, true);

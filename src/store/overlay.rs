@@ -58,18 +58,12 @@ impl OverlayExtent {
 
     /// (position, block), in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &OverlayBlock)> {
-        (0..16)
-            .filter(|bit| self.mask & (1 << bit) != 0)
-            .zip(self.blocks.iter())
+        (0..16).filter(|bit| self.mask & (1 << bit) != 0).zip(self.blocks.iter())
     }
 
     /// The newest entry that is in here.
     pub(crate) fn newest(&self) -> u64 {
-        self.blocks
-            .iter()
-            .map(|block| block.index)
-            .max()
-            .unwrap_or(0)
+        self.blocks.iter().map(|block| block.index).max().unwrap_or(0)
     }
 
     /// True when some block of it would need a slot.
@@ -219,13 +213,9 @@ impl LiveCounts {
         if self.counts.is_empty() {
             self.first_index = index;
         }
-        let place = index
-            .checked_sub(self.first_index)
-            .expect("entries are applied in order") as usize;
-        assert!(
-            place + 1 >= self.counts.len(),
-            "entries are applied in order"
-        );
+        let place =
+            index.checked_sub(self.first_index).expect("entries are applied in order") as usize;
+        assert!(place + 1 >= self.counts.len(), "entries are applied in order");
         self.counts.resize(place + 1, 0);
         self.counts[place] += 1;
     }
@@ -262,11 +252,7 @@ pub(crate) struct CachedPayload {
 
 impl PayloadCache {
     pub(crate) fn new(bytes_max: usize) -> PayloadCache {
-        PayloadCache {
-            payloads: VecDeque::new(),
-            bytes: 0,
-            bytes_max,
-        }
+        PayloadCache { payloads: VecDeque::new(), bytes: 0, bytes_max }
     }
 
     pub(crate) fn push(&mut self, payload: CachedPayload) {
@@ -300,12 +286,7 @@ mod tests {
     use super::*;
 
     fn block(index: u64) -> OverlayBlock {
-        OverlayBlock {
-            index,
-            crc: 0,
-            content: Content::Log { position: 0 },
-            cached: None,
-        }
+        OverlayBlock { index, crc: 0, content: Content::Log { position: 0 }, cached: None }
     }
 
     #[test]

@@ -87,21 +87,13 @@ impl Place {
         let bytes = u64::from(count) * BLOCK_BYTES as u64;
         match (self, next) {
             (Place::Hole, Place::Hole) => true,
-            (
-                Place::Log { seq, offset },
-                Place::Log {
-                    seq: other,
-                    offset: at,
-                },
-            ) => seq == other && offset + bytes == at,
+            (Place::Log { seq, offset }, Place::Log { seq: other, offset: at }) => {
+                seq == other && offset + bytes == at
+            }
             // One pin per piece: pieces do not reach into the next slot.
-            (
-                Place::Slot { slot, block },
-                Place::Slot {
-                    slot: other,
-                    block: at,
-                },
-            ) => slot == other && block + count == at,
+            (Place::Slot { slot, block }, Place::Slot { slot: other, block: at }) => {
+                slot == other && block + count == at
+            }
             _ => false,
         }
     }
@@ -116,12 +108,7 @@ impl Plan {
             last.count += 1;
             return;
         }
-        self.pieces.push(Piece {
-            first: at,
-            count: 1,
-            place,
-            data,
-        });
+        self.pieces.push(Piece { first: at, count: 1, place, data });
     }
 
     /// Adds the blocks of `range` that lie in this extent.
@@ -152,10 +139,7 @@ impl Plan {
             }
             match record {
                 Some(record) if record.present & (1 << at.in_extent()) != 0 => {
-                    let place = Place::Slot {
-                        slot: record.slot,
-                        block: at.in_extent(),
-                    };
+                    let place = Place::Slot { slot: record.slot, block: at.in_extent() };
                     self.push(at, place, record.crcs[at.in_extent() as usize], None);
                 }
                 _ => self.push(at, Place::Hole, 0, None),
@@ -175,10 +159,7 @@ fn log_place(member: &Member, index: u64, position: u16) -> Place {
 impl Member {
     /// Where in the ring this block of an entry's payload is.
     pub(super) fn log_offset(&self, index: u64, position: u16) -> (BatchSeq, u64) {
-        let entry = self
-            .log
-            .get(index)
-            .expect("retained while the overlay needs it");
+        let entry = self.log.get(index).expect("retained while the overlay needs it");
         let place = entry.place.expect("durable before it is applied");
         let offset = place.payload_offset + u64::from(position) * BLOCK_BYTES as u64;
         (place.seq, offset)
@@ -196,10 +177,7 @@ impl Lane {
     }
 
     pub fn fetch_extent(&mut self, read: ReadId, member: MemberId, extent: Extent, layer: u32) {
-        let range = BlockRange {
-            first: extent.first_block(),
-            count: BLOCKS_PER_EXTENT,
-        };
+        let range = BlockRange { first: extent.first_block(), count: BLOCKS_PER_EXTENT };
         self.start_read(read, member, range, Purpose::Extent { layer });
     }
 
@@ -246,10 +224,7 @@ impl Lane {
         let plan = match self.plan(state.member, state.range, fetched) {
             Err(BlockError::Unknown) => {
                 let keys = self.missing_keys(state.member, state.range);
-                let pending = Pending::ReadRecords {
-                    read,
-                    keys: keys.clone(),
-                };
+                let pending = Pending::ReadRecords { read, keys: keys.clone() };
                 self.io.index(pending, IndexJob::Get { keys });
                 self.reads.insert(read, state);
                 return;
@@ -278,11 +253,7 @@ impl Lane {
         let mut plan = Plan::default();
         plan.crcs.reserve(range.count as usize);
         for extent in extents_of(range) {
-            let key = ExtentKey {
-                member: id,
-                extent,
-                layer: 0,
-            };
+            let key = ExtentKey { member: id, extent, layer: 0 };
             let overlay = member.overlay.get(extent);
             let record = if !member.presence.get(extent) {
                 None
@@ -303,11 +274,7 @@ impl Lane {
         let Some(member) = self.members.get(&id) else {
             return Vec::new();
         };
-        let keys = extents_of(range).map(|extent| ExtentKey {
-            member: id,
-            extent,
-            layer: 0,
-        });
+        let keys = extents_of(range).map(|extent| ExtentKey { member: id, extent, layer: 0 });
         keys.filter(|key| member.presence.get(key.extent)).collect()
     }
 
@@ -322,17 +289,11 @@ impl Lane {
                 Place::Slot { slot, block } => {
                     self.alloc.pin(slot);
                     let start = u64::from(slot.0) * EXTENT_BYTES as u64;
-                    (
-                        LaneFile::Data,
-                        start + u64::from(block) * BLOCK_BYTES as u64,
-                    )
+                    (LaneFile::Data, start + u64::from(block) * BLOCK_BYTES as u64)
                 }
             };
             state.outstanding += 1;
-            let pending = Pending::ReadPiece {
-                read,
-                piece: number,
-            };
+            let pending = Pending::ReadPiece { read, piece: number };
             let len = piece.count as usize * BLOCK_BYTES;
             self.io.read(pending, file, offset, len);
         }
@@ -445,18 +406,9 @@ impl Lane {
 impl Io {
     fn answer(&mut self, read: ReadId, purpose: Purpose, error: BlockError) {
         self.events.push(match purpose {
-            Purpose::Read => Event::Read {
-                read,
-                result: Err(error),
-            },
-            Purpose::Status => Event::Status {
-                read,
-                result: Err(error),
-            },
-            Purpose::Extent { .. } => Event::Extent {
-                read,
-                result: Err(error),
-            },
+            Purpose::Read => Event::Read { read, result: Err(error) },
+            Purpose::Status => Event::Status { read, result: Err(error) },
+            Purpose::Extent { .. } => Event::Extent { read, result: Err(error) },
         });
     }
 }
@@ -475,10 +427,7 @@ fn read_blocks(plan: Plan) -> ReadBlocks {
         Place::Hole => Segment::Zero(piece.count as usize * BLOCK_BYTES),
         _ => Segment::Data(piece.data.expect("read")),
     };
-    ReadBlocks {
-        segments: plan.pieces.into_iter().map(segment).collect(),
-        crcs: plan.crcs,
-    }
+    ReadBlocks { segments: plan.pieces.into_iter().map(segment).collect(), crcs: plan.crcs }
 }
 
 fn status_runs(plan: &Plan) -> Vec<StatusRun> {
@@ -487,10 +436,7 @@ fn status_runs(plan: &Plan) -> Vec<StatusRun> {
         let hole = piece.place == Place::Hole;
         match runs.last_mut() {
             Some(last) if last.hole == hole => last.count += piece.count,
-            _ => runs.push(StatusRun {
-                count: piece.count,
-                hole,
-            }),
+            _ => runs.push(StatusRun { count: piece.count, hole }),
         }
     }
     runs

@@ -64,11 +64,7 @@ impl Lane {
     }
 
     fn scan(&mut self, member: MemberId, from: Extent, purpose: ScanPurpose) {
-        let job = IndexJob::Scan {
-            member,
-            from,
-            limit: SCAN_EXTENTS,
-        };
+        let job = IndexJob::Scan { member, from, limit: SCAN_EXTENTS };
         let op = self.io.index(Pending::Scan, job);
         self.scans.insert(op, Scan { member, purpose });
     }
@@ -76,9 +72,7 @@ impl Lane {
     pub(super) fn scanned(&mut self, op: OpId, found: Vec<(ExtentKey, ExtentRecord)>) {
         let scan = self.scans.remove(&op).expect("under way");
         let last = found.last().map(|(key, _)| key.extent);
-        let next = last
-            .filter(|_| found.len() >= SCAN_EXTENTS)
-            .map(|last| Extent(last.0 + 1));
+        let next = last.filter(|_| found.len() >= SCAN_EXTENTS).map(|last| Extent(last.0 + 1));
         match scan.purpose {
             ScanPurpose::Manifest { read, from } => {
                 let chunk = self.manifest_chunk(scan.member, from, next, found);
@@ -125,11 +119,7 @@ impl Lane {
                 extents.extend(entry(*extent, None, Some(blocks)));
             }
             let blocks = overlay.next_if(|(other, _)| **other == key.extent);
-            extents.extend(entry(
-                key.extent,
-                Some(record),
-                blocks.map(|(_, blocks)| blocks),
-            ));
+            extents.extend(entry(key.extent, Some(record), blocks.map(|(_, blocks)| blocks)));
         }
         for (extent, blocks) in overlay {
             extents.extend(entry(*extent, None, Some(blocks)));
@@ -237,9 +227,7 @@ impl Lane {
     /// What waits to be installed into a member that goes away never will be.
     fn refuse_installs(&mut self, member: MemberId) {
         let installs = std::mem::take(&mut self.writeback.installs);
-        let (gone, rest) = installs
-            .into_iter()
-            .partition(|install| install.member == member);
+        let (gone, rest) = installs.into_iter().partition(|install| install.member == member);
         self.writeback.installs = rest;
         let gone: VecDeque<Install> = gone;
         for install in gone {
@@ -253,11 +241,7 @@ impl Lane {
 
     pub(super) fn destroyed(&mut self, member: MemberId) {
         let mut gone = self.members.remove(&member).expect("destroyed once");
-        let overlay = gone
-            .overlay
-            .range(..)
-            .filter(|(_, extent)| extent.reserved)
-            .count();
+        let overlay = gone.overlay.range(..).filter(|(_, extent)| extent.reserved).count();
         self.alloc.unreserve(gone.log.reset(0, 0) + overlay as u64);
         self.records.forget(|key| key.member == member);
         self.io.events.push(Event::MemberDurable { member });
@@ -278,11 +262,7 @@ impl Lane {
             self.scan(member, Extent(0), ScanPurpose::Destroy { slots });
         }
         let ready = self.members.iter().filter(|(id, member)| {
-            let installing = self
-                .writeback
-                .installs
-                .iter()
-                .any(|install| install.member == **id);
+            let installing = self.writeback.installs.iter().any(|install| install.member == **id);
             member.task.is_some() && member.overlay.is_empty() && !installing
         });
         let ready: Vec<MemberId> = ready.map(|(id, _)| *id).collect();
@@ -309,8 +289,7 @@ impl Lane {
         }
         if member.log.term(index) != Some(term) {
             // Another history: none of it will ever be applied.
-            self.alloc
-                .unreserve(member.log.drop_after(member.applied_index));
+            self.alloc.unreserve(member.log.drop_after(member.applied_index));
         }
         for jumped in member.applied_index + 1..=index.min(member.log.last_index()) {
             self.alloc.unreserve(member.log.applied(jumped));

@@ -17,10 +17,7 @@ fn random_write(lab: &mut Lab, member: MemberId) -> LabOp {
     let range = BlockRange { first, count };
     let op = match lab.random.one_in(4) {
         true => LabOp::Zero { range },
-        false => LabOp::Write {
-            range,
-            seed: lab.random.next(),
-        },
+        false => LabOp::Write { range, seed: lab.random.next() },
     };
     let last = lab.models[&member].log.len() as u64;
     lab.append(member, last + 1, &[op]);
@@ -33,10 +30,7 @@ fn random_write(lab: &mut Lab, member: MemberId) -> LabOp {
 /// Two members of one shard; the target has the first few entries of the source.
 fn behind(seed: u64) -> Lab {
     let mut lab = Lab::with(seed, 1, FORMAT.wal_bytes, 40 * EXTENT_BYTES as u64);
-    let record = MemberRecord {
-        member: TARGET,
-        ..record(1)
-    };
+    let record = MemberRecord { member: TARGET, ..record(1) };
     lab.create(record);
     for _ in 0..lab.random.below(12) {
         let op = random_write(&mut lab, SOURCE);
@@ -83,10 +77,7 @@ fn durable(lab: &mut Lab) {
         lab.settle();
     }
     let events = lab.events();
-    assert!(
-        matches!(events[..], [Event::MemberDurable { member: TARGET }]),
-        "{events:?}"
-    );
+    assert!(matches!(events[..], [Event::MemberDurable { member: TARGET }]), "{events:?}");
 }
 
 /// One round: returns the index as of which the target is complete.
@@ -108,8 +99,7 @@ fn round(lab: &mut Lab) -> u64 {
         }
         extents.push(fetch(lab, extent));
     }
-    lab.lane
-        .install_extents(ReadId(1 << 42), TARGET, extents, delete);
+    lab.lane.install_extents(ReadId(1 << 42), TARGET, extents, delete);
     let events = lab.events();
     let [Event::Installed { refused, .. }] = &events[..] else {
         panic!("{events:?}");
@@ -129,8 +119,7 @@ fn r3_a_resynced_member_skips_what_its_extents_already_include() {
         }
         let index = round(&mut lab);
         let term = lab.models[&SOURCE].log[index as usize - 1];
-        lab.lane
-            .finish_resync(TARGET, index, term, Bytes::from_static(b"meta"));
+        lab.lane.finish_resync(TARGET, index, term, Bytes::from_static(b"meta"));
         durable(&mut lab);
         lab.reset(TARGET, SOURCE, index);
         lab.settle();
@@ -161,21 +150,14 @@ fn r3_an_entry_that_an_extent_already_includes_is_skipped() {
     durable(&mut lab);
     round(&mut lab);
     let (index, theirs) = manifest(&mut lab, SOURCE);
-    let range = BlockRange {
-        first: Block(1),
-        count: 1,
-    };
+    let range = BlockRange { first: Block(1), count: 1 };
     let op = LabOp::Write { range, seed: 42 };
     lab.append(SOURCE, index + 1, &[op]);
     lab.settle();
     lab.commit_all(SOURCE);
-    let extents = theirs
-        .keys()
-        .chain([&Extent(0)])
-        .map(|extent| fetch(&mut lab, *extent));
+    let extents = theirs.keys().chain([&Extent(0)]).map(|extent| fetch(&mut lab, *extent));
     let extents = extents.collect();
-    lab.lane
-        .install_extents(ReadId(1 << 42), TARGET, extents, Vec::new());
+    lab.lane.install_extents(ReadId(1 << 42), TARGET, extents, Vec::new());
     lab.events();
     let term = lab.models[&SOURCE].log[index as usize - 1];
     lab.lane.finish_resync(TARGET, index, term, Bytes::new());
@@ -186,11 +168,7 @@ fn r3_an_entry_that_an_extent_already_includes_is_skipped() {
     lab.append(TARGET, index + 1, &[op]);
     lab.settle();
     lab.commit_all(TARGET);
-    assert_eq!(
-        lab.lane.space().overlay_blocks,
-        0,
-        "the extent has it already"
-    );
+    assert_eq!(lab.lane.space().overlay_blocks, 0, "the extent has it already");
     lab.append(TARGET, index + 2, &[op]);
     lab.settle();
     lab.commit_all(TARGET);
@@ -208,16 +186,9 @@ fn a_damaged_extent_is_refused_and_a_crash_keeps_the_mark() {
     let good = fetch(&mut lab, extent);
     let mut bytes = good.data.to_vec();
     bytes[7] ^= 1;
-    let bad = ExtentContent {
-        data: bytes.into(),
-        ..good.clone()
-    };
-    let short = ExtentContent {
-        data: good.data.slice(4096..),
-        ..good.clone()
-    };
-    lab.lane
-        .install_extents(ReadId(5), TARGET, vec![bad, short, good], Vec::new());
+    let bad = ExtentContent { data: bytes.into(), ..good.clone() };
+    let short = ExtentContent { data: good.data.slice(4096..), ..good.clone() };
+    lab.lane.install_extents(ReadId(5), TARGET, vec![bad, short, good], Vec::new());
     let events = lab.events();
     let [Event::Installed { refused, .. }] = &events[..] else {
         panic!("{events:?}");

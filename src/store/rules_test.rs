@@ -9,10 +9,7 @@ const ONE: MemberId = MemberId(1);
 const TWO: MemberId = MemberId(2);
 
 fn range(first: u32, count: u32) -> BlockRange {
-    BlockRange {
-        first: Block(first),
-        count,
-    }
+    BlockRange { first: Block(first), count }
 }
 
 fn write(first: u32, count: u32, seed: u64) -> LabOp {
@@ -26,34 +23,18 @@ fn zero(first: u32, count: u32) -> LabOp {
 }
 
 fn is_data_write(effect: &Effect) -> bool {
-    matches!(
-        effect,
-        Effect::Write {
-            file: LaneFile::Data,
-            ..
-        }
-    )
+    matches!(effect, Effect::Write { file: LaneFile::Data, .. })
 }
 
 fn puts(effect: &Effect) -> bool {
-    let Effect::Index {
-        job: IndexJob::Commit { edits, .. },
-        ..
-    } = effect
-    else {
+    let Effect::Index { job: IndexJob::Commit { edits, .. }, .. } = effect else {
         return false;
     };
     edits.iter().any(|edit| matches!(edit, IndexEdit::Put(..)))
 }
 
 fn is_flush(effect: &Effect) -> bool {
-    matches!(
-        effect,
-        Effect::Index {
-            job: IndexJob::Commit { flush: true, .. },
-            ..
-        }
-    )
+    matches!(effect, Effect::Index { job: IndexJob::Commit { flush: true, .. }, .. })
 }
 
 fn is_superblock(effect: &Effect) -> bool {
@@ -89,13 +70,7 @@ fn r2_data_is_durable_before_the_index_says_so() {
     let mut synced = false;
     while !lab.queue.iter().any(puts) {
         let effect = lab.queue.remove(0);
-        synced |= matches!(
-            effect,
-            Effect::Sync {
-                file: LaneFile::Data,
-                ..
-            }
-        );
+        synced |= matches!(effect, Effect::Sync { file: LaneFile::Data, .. });
         assert!(!is_data_write(&effect) || !synced, "written after the sync");
         lab.carry_out(effect);
         lab.poll();
@@ -113,11 +88,7 @@ fn r4_a_freed_slot_is_not_reused_before_the_free_is_durable() {
     lab.write(ONE, zero(0, 16));
     idle(&mut lab);
     lab.settle_but(is_flush);
-    assert_eq!(
-        lab.lane.space().used_bytes,
-        slot,
-        "freed, but not yet durably"
-    );
+    assert_eq!(lab.lane.space().used_bytes, slot, "freed, but not yet durably");
     lab.write(ONE, write(40, 1, 2));
     idle(&mut lab);
     lab.settle_but(is_flush);
@@ -135,15 +106,8 @@ fn r4_a_freed_slot_is_not_reused_while_it_is_being_read() {
     lab.write(ONE, write(0, 16, 1));
     lab.rest();
     lab.read(ONE, range(0, 16));
-    let is_data_read = |effect: &Effect| {
-        matches!(
-            effect,
-            Effect::Read {
-                file: LaneFile::Data,
-                ..
-            }
-        )
-    };
+    let is_data_read =
+        |effect: &Effect| matches!(effect, Effect::Read { file: LaneFile::Data, .. });
     lab.settle_but(is_data_read);
     lab.write(ONE, zero(0, 16));
     for _ in 0..3 {
@@ -155,11 +119,7 @@ fn r4_a_freed_slot_is_not_reused_while_it_is_being_read() {
         idle(&mut lab);
         lab.settle_but(is_data_read);
     }
-    assert_eq!(
-        lab.lane.space().overlay_blocks,
-        1,
-        "its slot is still being read"
-    );
+    assert_eq!(lab.lane.space().overlay_blocks, 1, "its slot is still being read");
     lab.rest();
     assert_eq!(lab.reads_under_way(), 0);
     lab.rest();
@@ -174,10 +134,7 @@ fn r7_nothing_is_written_back_before_its_commit_is_durable() {
     idle(&mut lab);
     let is_log = |effect: &Effect| file_of(effect) == Some(LaneFile::Wal);
     lab.settle_but(is_log);
-    assert!(
-        lab.queue.iter().all(is_log) && !lab.queue.is_empty(),
-        "a HardState of its own"
-    );
+    assert!(lab.queue.iter().all(is_log) && !lab.queue.is_empty(), "a HardState of its own");
     assert_eq!(lab.lane.space().overlay_blocks, 3);
     lab.crash();
     assert_eq!(lab.models[&ONE].log.len(), 1);
@@ -215,10 +172,7 @@ fn r8_the_ring_is_not_overwritten_before_the_superblock_has_the_new_tail() {
     }
     assert!(full && lab.queue.iter().any(is_superblock));
     assert_eq!(lab.lane.log.wal.tail().0.0, lab.lane.superblock().tail_seq);
-    assert!(
-        page(&lab) == first_page,
-        "the superblock still names this batch as the tail"
-    );
+    assert!(page(&lab) == first_page, "the superblock still names this batch as the tail");
     lab.crash();
     lab.models.get_mut(&ONE).unwrap().commit = lab.models[&ONE].log.len() as u64;
     lab.commit_all(ONE);
@@ -234,28 +188,13 @@ fn r8_a_payload_that_is_being_read_back_is_not_overwritten() {
         lab.write(ONE, write(number % 5 * 4, 4, u64::from(number) * 10));
     }
     idle(&mut lab);
-    let is_log_read = |effect: &Effect| {
-        matches!(
-            effect,
-            Effect::Read {
-                file: LaneFile::Wal,
-                ..
-            }
-        )
-    };
+    let is_log_read = |effect: &Effect| matches!(effect, Effect::Read { file: LaneFile::Wal, .. });
     lab.settle_but(is_log_read);
-    assert!(
-        lab.queue.iter().any(is_log_read),
-        "a round reads evicted payloads"
-    );
+    assert!(lab.queue.iter().any(is_log_read), "a round reads evicted payloads");
     for number in 0..300 {
         let at = number % 5 * 4;
         if lab.lane.admit(ONE, 4 * 4096, &[range(at, 4)]).is_ok() {
-            lab.append(
-                ONE,
-                lab.models[&ONE].log.len() as u64 + 1,
-                &[write(at, 4, number.into())],
-            );
+            lab.append(ONE, lab.models[&ONE].log.len() as u64 + 1, &[write(at, 4, number.into())]);
             lab.settle_but(is_log_read);
             lab.commit_all(ONE);
         }
@@ -282,11 +221,7 @@ fn r8_what_is_replaced_stays_until_the_replacement_is_durable() {
     idle(&mut lab);
     let is_log = |effect: &Effect| file_of(effect) == Some(LaneFile::Wal);
     lab.settle_but(is_log);
-    assert_eq!(
-        lab.lane.space().overlay_blocks,
-        0,
-        "the other one was written back"
-    );
+    assert_eq!(lab.lane.space().overlay_blocks, 0, "the other one was written back");
     lab.queue.clear();
     lab.crash();
     assert_eq!(lab.models[&ONE].log, [1, 1, 1]);
@@ -310,11 +245,7 @@ fn r8_stuck_and_idle_members_do_not_hold_the_ring() {
         lab.settle();
     }
     lab.crash();
-    assert_eq!(
-        lab.models[&TWO].log,
-        [1, 1],
-        "its entries moved with the tail"
-    );
+    assert_eq!(lab.models[&TWO].log, [1, 1], "its entries moved with the tail");
     assert_eq!(lab.models[&MemberId(3)].hard.vote, 1);
     lab.commit_all(TWO);
     lab.rest();
@@ -364,10 +295,7 @@ fn r10_without_space_overwrites_reads_and_trims_go_on() {
     // Promised to this entry, not yet written back: nobody else gets it.
     lab.append(ONE, 4, &[write(64, 1, 3)]);
     lab.poll();
-    assert_eq!(
-        lab.lane.admit(ONE, 4096, &[range(80, 1)]),
-        Err(Refusal::NoSpace)
-    );
+    assert_eq!(lab.lane.admit(ONE, 4096, &[range(80, 1)]), Err(Refusal::NoSpace));
     lab.settle();
     lab.commit_all(ONE);
     lab.rest();
@@ -386,10 +314,7 @@ fn r12_a_destroyed_member_stays_away_and_its_space_comes_back() {
     lab.lane.destroy_member(ONE);
     lab.lane.destroy_member(ONE);
     lab.settle();
-    assert!(matches!(
-        lab.events[..],
-        [Event::MemberDurable { member: ONE }]
-    ));
+    assert!(matches!(lab.events[..], [Event::MemberDurable { member: ONE }]));
     lab.models.remove(&ONE);
     lab.rest();
     assert_eq!(lab.lane.space().used_bytes, EXTENT_BYTES as u64);
@@ -408,25 +333,15 @@ fn r13_a_block_that_moved_is_looked_up_again_and_a_rotten_one_is_told() {
     lab.write(ONE, write(0, 2, 1));
     lab.rest();
     lab.read(ONE, range(0, 2));
-    let is_data_read = |effect: &Effect| {
-        matches!(
-            effect,
-            Effect::Read {
-                file: LaneFile::Data,
-                ..
-            }
-        )
-    };
+    let is_data_read =
+        |effect: &Effect| matches!(effect, Effect::Read { file: LaneFile::Data, .. });
     lab.settle_but(is_data_read);
     lab.write(ONE, write(0, 1, 50));
     for _ in 0..3 {
         idle(&mut lab);
         lab.settle_but(is_data_read);
     }
-    assert_eq!(
-        (lab.lane.space().overlay_blocks, lab.reads_under_way()),
-        (0, 1)
-    );
+    assert_eq!((lab.lane.space().overlay_blocks, lab.reads_under_way()), (0, 1));
     lab.settle();
     assert_eq!(lab.reads_under_way(), 0);
 

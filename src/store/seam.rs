@@ -37,10 +37,16 @@ pub enum Effect {
         len: usize,
     },
     /// Every write to the file that has ended becomes durable.
-    Sync { op: OpId, file: LaneFile },
+    Sync {
+        op: OpId,
+        file: LaneFile,
+    },
     /// Runs on a helper thread, in order of submission; the ends of index jobs are told in that
     /// order too.
-    Index { op: OpId, job: IndexJob },
+    Index {
+        op: OpId,
+        job: IndexJob,
+    },
 }
 
 /// How an effect ended.
@@ -214,7 +220,10 @@ pub struct ReadId(pub u64);
 #[derive(Debug)]
 pub enum Event {
     /// Durable. In order per member.
-    Appended { member: MemberId, number: u64 },
+    Appended {
+        member: MemberId,
+        number: u64,
+    },
     /// Verified against the checksums. `crcs`: one per block, 0 for blocks of zeroes.
     Read {
         read: ReadId,
@@ -225,9 +234,14 @@ pub enum Event {
         result: Result<Vec<StatusRun>, BlockError>,
     },
     /// A member's record (created, destroyed, resync mark, resync end) is durable.
-    MemberDurable { member: MemberId },
+    MemberDurable {
+        member: MemberId,
+    },
     /// Answer to `Lane::manifest`.
-    Manifest { read: ReadId, chunk: ManifestChunk },
+    Manifest {
+        read: ReadId,
+        chunk: ManifestChunk,
+    },
     /// Answer to `Lane::fetch_extent`: its state as of everything applied.
     Extent {
         read: ReadId,
@@ -235,9 +249,14 @@ pub enum Event {
     },
     /// Answer to `Lane::install_extents`: durable data and index (not yet flushed). The `refused`
     /// extents are not in place: malformed, not matching their checksums, or without space.
-    Installed { read: ReadId, refused: Vec<Extent> },
+    Installed {
+        read: ReadId,
+        refused: Vec<Extent>,
+    },
     /// The disk failed (a write or a flush): everything on this lane stops, for good.
-    Poisoned { reason: String },
+    Poisoned {
+        reason: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -33,10 +33,8 @@ pub const FEATURES_KNOWN: u64 = 0;
 const MAGIC: [u8; 8] = *b"HOLDDISK";
 const VERSION: u16 = 1;
 
-const _: () = assert!(
-    WRITE_QUORUM + OPEN_QUORUM > COPIES,
-    "every open sees the newest update that counted"
-);
+const _: () =
+    assert!(WRITE_QUORUM + OPEN_QUORUM > COPIES, "every open sees the newest update that counted");
 
 /// One superblock. The copies differ in their copy number only.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,16 +120,11 @@ pub fn choose(copies: &[&[u8]; COPIES]) -> Result<Superblock, SuperblockError> {
     if !copies.iter().any(|copy| copy.starts_with(&MAGIC)) {
         return Err(SuperblockError::NotHoldfast);
     }
-    let read: Vec<Copy> = copies
-        .iter()
-        .enumerate()
-        .filter_map(|(place, page)| read_copy(page, place))
-        .collect();
+    let read: Vec<Copy> =
+        copies.iter().enumerate().filter_map(|(place, page)| read_copy(page, place)).collect();
     let agreeing = |copy: &Copy| read.iter().filter(|other| *other == copy).count();
-    let newest = read
-        .iter()
-        .filter(|copy| agreeing(copy) >= OPEN_QUORUM)
-        .max_by_key(|copy| copy.sequence);
+    let newest =
+        read.iter().filter(|copy| agreeing(copy) >= OPEN_QUORUM).max_by_key(|copy| copy.sequence);
     match newest.map(|copy| &copy.content) {
         None => Err(SuperblockError::Damaged { intact: read.len() }),
         Some(Err(error)) => Err(*error),
@@ -161,14 +154,9 @@ fn read_copy(page: &[u8], place: usize) -> Option<Copy> {
     }
     let (version, features) = (u16_at(12), u64_at(16));
     let content = if version != VERSION {
-        Err(SuperblockError::NewerVersion {
-            found: version,
-            known: VERSION,
-        })
+        Err(SuperblockError::NewerVersion { found: version, known: VERSION })
     } else if features & !FEATURES_KNOWN != 0 {
-        Err(SuperblockError::UnknownFeatures {
-            bits: features & !FEATURES_KNOWN,
-        })
+        Err(SuperblockError::UnknownFeatures { bits: features & !FEATURES_KNOWN })
     } else {
         Ok(Superblock {
             sequence: u64_at(24),
@@ -185,10 +173,7 @@ fn read_copy(page: &[u8], place: usize) -> Option<Copy> {
             durable_seq: u64_at(112),
         })
     };
-    Some(Copy {
-        sequence: u64_at(24),
-        content,
-    })
+    Some(Copy { sequence: u64_at(24), content })
 }
 
 #[cfg(test)]

@@ -48,11 +48,7 @@ fn an_update_that_counted_survives_the_loss_of_any_copy() {
             let mut copies = new;
             copies[missed] = old[missed];
             copies[lost][2000] ^= 1;
-            assert_eq!(
-                chosen(&copies),
-                Ok(sample(2)),
-                "missed {missed}, lost {lost}"
-            );
+            assert_eq!(chosen(&copies), Ok(sample(2)), "missed {missed}, lost {lost}");
         }
     }
 }
@@ -67,10 +63,7 @@ fn copies_that_differ_are_no_superblock() {
     copies[2][100] ^= 1;
     assert_eq!(chosen(&copies), Err(SuperblockError::Damaged { intact: 1 }));
     let unreadable: [&[u8]; COPIES] = [&[], &[], &copies[2], &copies[3]];
-    assert_eq!(
-        choose(&unreadable),
-        Err(SuperblockError::Damaged { intact: 1 })
-    );
+    assert_eq!(choose(&unreadable), Err(SuperblockError::Damaged { intact: 1 }));
 }
 
 #[test]

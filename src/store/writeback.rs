@@ -213,13 +213,8 @@ impl Lane {
         for (number, update) in updates.iter().enumerate() {
             outstanding += self.read_back(number, update);
         }
-        self.writeback.round = Some(Round {
-            updates,
-            outstanding,
-            writes: VecDeque::new(),
-            writes_max,
-            install,
-        });
+        self.writeback.round =
+            Some(Round { updates, outstanding, writes: VecDeque::new(), writes_max, install });
         if outstanding == 0 {
             self.write_round();
         }
@@ -248,19 +243,13 @@ impl Lane {
                 run.count += 1;
                 continue;
             }
-            let run = PayloadRun {
-                update: number,
-                first: at,
-                count: 1,
-                seq,
-            };
+            let run = PayloadRun { update: number, first: at, count: 1, seq };
             runs.push((run, offset));
         }
         for (run, offset) in &runs {
             self.log.pin(run.seq);
             let len = run.count * BLOCK_BYTES;
-            self.io
-                .read(Pending::RoundPayload(*run), LaneFile::Wal, *offset, len);
+            self.io.read(Pending::RoundPayload(*run), LaneFile::Wal, *offset, len);
         }
         runs.len()
     }
@@ -294,8 +283,7 @@ impl Lane {
         };
         let snapshots = &mut snapshots[run.first..run.first + run.count];
         let Some(data) = data.filter(|data| data.len() == run.count * BLOCK_BYTES) else {
-            self.io
-                .poison("a payload in the log could not be read back".into());
+            self.io.poison("a payload in the log could not be read back".into());
             return;
         };
         let member = self.members.get(&update.key.member);
@@ -366,8 +354,7 @@ impl Lane {
                 break;
             };
             round.outstanding += 1;
-            self.io
-                .write(Pending::RoundWrite, LaneFile::Data, offset, bufs, false);
+            self.io.write(Pending::RoundWrite, LaneFile::Data, offset, bufs, false);
         }
     }
 
@@ -479,11 +466,7 @@ impl Lane {
 }
 
 fn key(member: MemberId, extent: Extent) -> ExtentKey {
-    ExtentKey {
-        member,
-        extent,
-        layer: 0,
-    }
+    ExtentKey { member, extent, layer: 0 }
 }
 
 impl Update {
@@ -538,11 +521,7 @@ impl Update {
     ) {
         let mut last = None;
         let mut add = |position: u32, data: Bytes| {
-            let data = if is_aligned(&data) {
-                data
-            } else {
-                pool.copy(&data)
-            };
+            let data = if is_aligned(&data) { data } else { pool.copy(&data) };
             if last.is_some_and(|last| last + 1 == position)
                 && let Some((_, bufs)) = out.back_mut()
             {

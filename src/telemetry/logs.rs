@@ -22,13 +22,8 @@ pub enum LogsError {
 pub fn start(log: &Log) -> Result<(), LogsError> {
     let filter = EnvFilter::builder()
         .parse(&log.level)
-        .map_err(|source| LogsError::Level {
-            level: log.level.clone(),
-            source,
-        })?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .map_err(|source| LogsError::Level { level: log.level.clone(), source })?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.format {
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
         LogFormat::Text => builder.finish().try_init(),

@@ -59,21 +59,13 @@ impl Layout {
     /// The shard of an offset, and the offset in it.
     pub fn locate(&self, offset: u64) -> Place {
         let shard = (offset / self.stripe_bytes) as usize;
-        assert!(
-            shard < self.shard_count,
-            "offsets are checked against the size"
-        );
-        Place {
-            shard,
-            offset: offset % self.stripe_bytes,
-        }
+        assert!(shard < self.shard_count, "offsets are checked against the size");
+        Place { shard, offset: offset % self.stripe_bytes }
     }
 
     /// True when all of the range is in the volume.
     pub fn contains(&self, offset: u64, len: u64) -> bool {
-        offset
-            .checked_add(len)
-            .is_some_and(|end| end <= self.size_bytes)
+        offset.checked_add(len).is_some_and(|end| end <= self.size_bytes)
     }
 
     /// Cuts an operation that lies within the volume: pieces of whole blocks, parts of blocks at
@@ -83,8 +75,8 @@ impl Layout {
         match op {
             BlockOp::Read { offset, len } => {
                 let blocks = covering(*offset, u64::from(*len));
-                self.cut_blocks(blocks, READ_BYTES_MAX as u64, pieces, |_, range| {
-                    ShardOp::Read { range }
+                self.cut_blocks(blocks, READ_BYTES_MAX as u64, pieces, |_, range| ShardOp::Read {
+                    range,
                 });
             }
             BlockOp::Status { offset, len } => {
@@ -101,11 +93,7 @@ impl Layout {
                 let blocks = within(*offset, data.len() as u64);
                 self.cut_blocks(blocks, ENTRY_BYTES_MAX as u64, pieces, |start, range| {
                     let from = (start - offset) as usize;
-                    self.whole_blocks(
-                        start,
-                        range,
-                        data.slice(from..from + range.bytes() as usize),
-                    )
+                    self.whole_blocks(start, range, data.slice(from..from + range.bytes() as usize))
                 });
             }
             BlockOp::Zero { offset, len, trim } => {
@@ -138,14 +126,8 @@ impl Layout {
             let place = self.locate(at);
             let to_bound = (max - place.offset % max).min(self.stripe_bytes - place.offset);
             let len = to_bound.min(bytes.end - at);
-            let range = BlockRange {
-                first: block_at(place.offset),
-                count: (len / BLOCK) as u32,
-            };
-            pieces.push(Piece {
-                shard: place.shard,
-                op: op(at, range),
-            });
+            let range = BlockRange { first: block_at(place.offset), count: (len / BLOCK) as u32 };
+            pieces.push(Piece { shard: place.shard, op: op(at, range) });
             at += len;
         }
     }
@@ -178,10 +160,7 @@ impl Layout {
     }
 
     fn whole_blocks(&self, start: u64, range: BlockRange, data: Bytes) -> ShardOp {
-        assert!(
-            is_aligned(&data),
-            "whole blocks of a write lie in aligned memory"
-        );
+        assert!(is_aligned(&data), "whole blocks of a write lie in aligned memory");
         let first = start / BLOCK;
         let crcs = data
             .chunks_exact(BLOCK_BYTES)
@@ -201,16 +180,8 @@ impl Layout {
 pub fn changed_blocks(op: &BlockOp) -> Option<Range<u64>> {
     let bytes = match op {
         BlockOp::Write { offset, data } => covering(*offset, data.len() as u64),
-        BlockOp::Zero {
-            offset,
-            len,
-            trim: true,
-        } => within(*offset, u64::from(*len)),
-        BlockOp::Zero {
-            offset,
-            len,
-            trim: false,
-        } => covering(*offset, u64::from(*len)),
+        BlockOp::Zero { offset, len, trim: true } => within(*offset, u64::from(*len)),
+        BlockOp::Zero { offset, len, trim: false } => covering(*offset, u64::from(*len)),
         BlockOp::Read { .. } | BlockOp::Flush | BlockOp::Status { .. } => return None,
     };
     let blocks = bytes.start / BLOCK..bytes.end / BLOCK;
@@ -244,11 +215,8 @@ mod tests {
 
     fn layout(stripe_blocks: u64, size_bytes: u64) -> Layout {
         let stripe_bytes = stripe_blocks * BLOCK;
-        let member = MemberView {
-            member: crate::types::MemberId(1),
-            disk: Uuid::default(),
-            pod: PodId(1),
-        };
+        let member =
+            MemberView { member: crate::types::MemberId(1), disk: Uuid::default(), pod: PodId(1) };
         let shards = 0..size_bytes.div_ceil(stripe_bytes);
         Layout::new(&VolumeView {
             volume: VolumeId(3),
@@ -257,10 +225,7 @@ mod tests {
             stripe_width: 1,
             stripe_bytes,
             shards: shards
-                .map(|shard| ShardView {
-                    shard: ShardId(shard),
-                    members: vec![member],
-                })
+                .map(|shard| ShardView { shard: ShardId(shard), members: vec![member] })
                 .collect(),
             deleting: false,
         })
@@ -272,10 +237,7 @@ mod tests {
         for (index, byte) in data[skew..].iter_mut().enumerate() {
             *byte = (index as u8).wrapping_mul(31).wrapping_add(seed) | 1;
         }
-        BlockOp::Write {
-            offset,
-            data: data.freeze_range(skew..skew + len),
-        }
+        BlockOp::Write { offset, data: data.freeze_range(skew..skew + len) }
     }
 
     /// Carries a piece out on the blocks of the volume, after checking its bounds.
@@ -293,9 +255,7 @@ mod tests {
                 }
                 bytes[at..at + data.len()].copy_from_slice(data);
             }
-            ShardOp::WritePartial {
-                offset_bytes, data, ..
-            } => {
+            ShardOp::WritePartial { offset_bytes, data, .. } => {
                 let from = *offset_bytes as usize;
                 assert!(!data.is_empty() && data.len() < BLOCK_BYTES);
                 assert!(from + data.len() <= BLOCK_BYTES);
@@ -313,18 +273,10 @@ mod tests {
             BlockOp::Write { offset, data } => {
                 bytes[*offset as usize..][..data.len()].copy_from_slice(data);
             }
-            BlockOp::Zero {
-                offset,
-                len,
-                trim: false,
-            } => {
+            BlockOp::Zero { offset, len, trim: false } => {
                 bytes[*offset as usize..][..*len as usize].fill(0);
             }
-            BlockOp::Zero {
-                offset,
-                len,
-                trim: true,
-            } => {
+            BlockOp::Zero { offset, len, trim: true } => {
                 let blocks = within(*offset, u64::from(*len));
                 bytes[blocks.start as usize..blocks.end as usize].fill(0);
             }
@@ -338,17 +290,13 @@ mod tests {
         let mut expected = found.clone();
         let mut pieces = Vec::new();
         layout.cut(op, &mut pieces);
-        pieces
-            .iter()
-            .for_each(|piece| carry_out(layout, piece, &mut found));
+        pieces.iter().for_each(|piece| carry_out(layout, piece, &mut found));
         expect(op, &mut expected);
         assert!(found == expected, "{op:?}");
 
         let changed = changed_blocks(op).unwrap_or(0..0);
-        for (number, (found, old)) in found
-            .chunks(BLOCK_BYTES)
-            .zip(0u64..)
-            .map(|(b, n)| (n, (b, 0xaa)))
+        for (number, (found, old)) in
+            found.chunks(BLOCK_BYTES).zip(0u64..).map(|(b, n)| (n, (b, 0xaa)))
         {
             assert!(changed.contains(&number) || found.iter().all(|byte| *byte == old));
         }
@@ -356,11 +304,7 @@ mod tests {
             let covered = covering(*offset, u64::from(*len));
             let mut at = covered.start;
             for piece in &pieces {
-                assert_eq!(
-                    layout.block_in_volume(piece) * BLOCK,
-                    at,
-                    "in order, without gaps"
-                );
+                assert_eq!(layout.block_in_volume(piece) * BLOCK, at, "in order, without gaps");
                 at += piece.op.range().bytes();
             }
             assert_eq!(at, covered.end);

@@ -72,11 +72,7 @@ pub enum VolumeOutput {
         op: ShardOp,
     },
     /// Answer a client.
-    Reply {
-        conn: ConnId,
-        handle: u64,
-        result: Result<BlockReply, BlockError>,
-    },
+    Reply { conn: ConnId, handle: u64, result: Result<BlockReply, BlockError> },
 }
 
 /// See the module.
@@ -152,11 +148,7 @@ impl Volume {
     /// connection that has ended: check for that before handing over what it had sent (rule R15).
     pub fn request(&mut self, conn: ConnId, handle: u64, op: BlockOp) {
         if let Some(result) = self.answer_at_once(&op) {
-            self.replies.push(VolumeOutput::Reply {
-                conn,
-                handle,
-                result,
-            });
+            self.replies.push(VolumeOutput::Reply { conn, handle, result });
             return;
         }
         let request = Request::new(conn, handle, op);
@@ -250,10 +242,7 @@ impl Volume {
     /// Size, shards or members have changed. The volume only grows.
     pub fn update_view(&mut self, view: &VolumeView) {
         assert_eq!(view.volume, self.layout.volume);
-        assert!(
-            view.shards.len() >= self.routes.len(),
-            "a volume does not lose shards"
-        );
+        assert!(view.shards.len() >= self.routes.len(), "a volume does not lose shards");
         self.layout = Layout::new(view);
         for (index, shard) in view.shards.iter().enumerate() {
             if let Some(route) = self.routes.get_mut(index) {
@@ -292,10 +281,7 @@ impl Volume {
     pub fn deadline(&self) -> Option<Mono> {
         let waits = |route: &&ShardRoute| !route.waiting.is_empty() && route.probe.is_none();
         let routes = self.active.iter().map(|shard| &self.routes[*shard]);
-        routes
-            .filter(waits)
-            .filter_map(ShardRoute::resumes_at)
-            .min()
+        routes.filter(waits).filter_map(ShardRoute::resumes_at).min()
     }
 
     /// Everything to send and to answer now.
@@ -412,10 +398,7 @@ impl Volume {
         let Some(to) = route.next_candidate() else {
             return;
         };
-        let range = BlockRange {
-            first: Block(0),
-            count: 1,
-        };
+        let range = BlockRange { first: Block(0), count: 1 };
         let op = ShardOp::Status { range };
         out.push(self.send(now, Purpose::Probe, shard, to, 0, op));
     }
@@ -446,11 +429,7 @@ impl Volume {
             shard: route.shard,
             to,
             term,
-            origin: Origin {
-                attachment_epoch: 0,
-                front_end: self.me,
-                session: self.session,
-            },
+            origin: Origin { attachment_epoch: 0, front_end: self.me, session: self.session },
             op,
         }
     }
@@ -520,11 +499,7 @@ impl Volume {
         key: u64,
         result: Result<ShardReply, BlockError>,
     ) -> Result<ShardReply, BlockError> {
-        let under_way = self
-            .work
-            .pieces
-            .get_mut(key)
-            .expect("the caller has seen it");
+        let under_way = self.work.pieces.get_mut(key).expect("the caller has seen it");
         let piece = &under_way.piece;
         let count = piece.op.range().count;
         let intact = match (&piece.op, &result) {
@@ -567,19 +542,13 @@ impl Volume {
         shards.dedup();
         for shard in shards {
             let pieces = &self.work.pieces;
-            self.routes[shard]
-                .waiting
-                .retain(|key| pieces.get(*key).is_some());
+            self.routes[shard].waiting.retain(|key| pieces.get(*key).is_some());
         }
     }
 
     fn end_piece(&mut self, key: u64, result: Result<ShardReply, BlockError>) {
         let piece = self.work.pieces.remove(key).expect("it has not ended");
-        let request = self
-            .work
-            .requests
-            .get_mut(piece.request)
-            .expect("it has pieces");
+        let request = self.work.requests.get_mut(piece.request).expect("it has pieces");
         if request.end_piece(piece.place, result) {
             let mut ready = Vec::new();
             self.end_request(piece.request, &mut ready);

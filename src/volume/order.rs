@@ -44,19 +44,11 @@ impl WriteOrder {
                 waits_for += 1;
             }
         }
-        let entry = Entry {
-            start: range.start,
-            end: range.end,
-            id,
-            waits_for,
-            blocks: Vec::new(),
-        };
+        let entry = Entry { start: range.start, end: range.end, id, waits_for, blocks: Vec::new() };
         if range.end - range.start > SHORT_BLOCKS {
             self.long.push(entry);
         } else {
-            let place = self
-                .short
-                .partition_point(|other| other.start < range.start);
+            let place = self.short.partition_point(|other| other.start < range.start);
             self.short.insert(place, entry);
         }
         waits_for == 0
@@ -92,9 +84,7 @@ impl WriteOrder {
         let lowest = range.start.saturating_sub(SHORT_BLOCKS);
         let from = self.short.partition_point(|entry| entry.start < lowest);
         let end = range.end;
-        let short = self.short[from..]
-            .iter_mut()
-            .take_while(move |entry| entry.start < end);
+        let short = self.short[from..].iter_mut().take_while(move |entry| entry.start < end);
         short.chain(self.long.iter_mut())
     }
 
@@ -103,12 +93,9 @@ impl WriteOrder {
             let place = self.long.iter().position(|entry| entry.id == id);
             return self.long.swap_remove(place.expect("it was begun"));
         }
-        let from = self
-            .short
-            .partition_point(|entry| entry.start < range.start);
+        let from = self.short.partition_point(|entry| entry.start < range.start);
         let place = self.short[from..].iter().position(|entry| entry.id == id);
-        self.short
-            .remove(from + place.expect("it was begun with this range"))
+        self.short.remove(from + place.expect("it was begun with this range"))
     }
 }
 
@@ -144,13 +131,7 @@ mod tests {
 
     /// First block, length, whether it is short, which write ends, and what happens.
     fn step() -> impl Strategy<Value = (u64, u64, bool, prop::sample::Index, u8)> {
-        (
-            0u64..1500,
-            1u64..600,
-            any::<bool>(),
-            any::<prop::sample::Index>(),
-            0u8..10,
-        )
+        (0u64..1500, 1u64..600, any::<bool>(), any::<prop::sample::Index>(), 0u8..10)
     }
 
     proptest! {

@@ -17,9 +17,7 @@ pub fn is_intact(
     crcs: &[u32],
 ) -> bool {
     let len: usize = segments.iter().map(Segment::len_bytes).sum();
-    let whole = segments
-        .iter()
-        .all(|part| part.len_bytes().is_multiple_of(BLOCK_BYTES));
+    let whole = segments.iter().all(|part| part.len_bytes().is_multiple_of(BLOCK_BYTES));
     if !whole || len != count as usize * BLOCK_BYTES || crcs.len() != count as usize {
         return false;
     }

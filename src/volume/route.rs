@@ -70,10 +70,7 @@ impl ShardRoute {
 
     /// The members have changed.
     pub fn update(&mut self, view: &ShardView) {
-        assert_eq!(
-            self.shard, view.shard,
-            "a shard keeps its place in the volume"
-        );
+        assert_eq!(self.shard, view.shard, "a shard keeps its place in the volume");
         self.members.clone_from(&view.members);
         let leader = self.leader.map(|leader| leader.member);
         self.leader = leader.and_then(|leader| self.member(leader));
@@ -194,9 +191,6 @@ impl ShardRoute {
     }
 
     fn member(&self, member: MemberId) -> Option<MemberView> {
-        self.members
-            .iter()
-            .copied()
-            .find(|view| view.member == member)
+        self.members.iter().copied().find(|view| view.member == member)
     }
 }

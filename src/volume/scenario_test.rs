@@ -14,11 +14,7 @@ const CONN: ConnId = ConnId(1);
 const TERM: u64 = 7;
 
 fn member(number: u64) -> MemberView {
-    MemberView {
-        member: MemberId(number),
-        disk: Uuid::default(),
-        pod: PodId(number),
-    }
+    MemberView { member: MemberId(number), disk: Uuid::default(), pod: PodId(number) }
 }
 
 fn view() -> VolumeView {
@@ -28,10 +24,7 @@ fn view() -> VolumeView {
         size_bytes: 1 << 30,
         stripe_width: 1,
         stripe_bytes: 1 << 30,
-        shards: vec![ShardView {
-            shard: ShardId(1),
-            members: [1, 2, 3].map(member).to_vec(),
-        }],
+        shards: vec![ShardView { shard: ShardId(1), members: [1, 2, 3].map(member).to_vec() }],
         deleting: false,
     }
 }
@@ -49,17 +42,11 @@ fn led() -> Volume {
 
 fn block_write(block: u64, byte: u8) -> BlockOp {
     let data = Pool::default().copy(&[byte; BLOCK_BYTES]);
-    BlockOp::Write {
-        offset: block * BLOCK_BYTES as u64,
-        data,
-    }
+    BlockOp::Write { offset: block * BLOCK_BYTES as u64, data }
 }
 
 fn block_read(block: u64) -> BlockOp {
-    BlockOp::Read {
-        offset: block * BLOCK_BYTES as u64,
-        len: BLOCK_BYTES as u32,
-    }
+    BlockOp::Read { offset: block * BLOCK_BYTES as u64, len: BLOCK_BYTES as u32 }
 }
 
 #[derive(Debug)]
@@ -78,29 +65,12 @@ fn poll(volume: &mut Volume, now: Mono) -> (Vec<Sent>, Vec<Reply>) {
     volume.poll(now, &mut out);
     for output in out {
         match output {
-            VolumeOutput::Send {
-                ticket,
-                to,
-                term,
-                origin,
-                op,
-                ..
-            } => {
+            VolumeOutput::Send { ticket, to, term, origin, op, .. } => {
                 assert_eq!((origin.front_end, origin.attachment_epoch), (ME, 0));
                 let (to, session) = (to.member, origin.session);
-                sent.push(Sent {
-                    ticket,
-                    to,
-                    term,
-                    session,
-                    op,
-                });
+                sent.push(Sent { ticket, to, term, session, op });
             }
-            VolumeOutput::Reply {
-                conn,
-                handle,
-                result,
-            } => replies.push((conn, handle, result)),
+            VolumeOutput::Reply { conn, handle, result } => replies.push((conn, handle, result)),
         }
     }
     (sent, replies)
@@ -120,26 +90,14 @@ fn the_local_member_is_asked_first_and_its_hint_is_followed() {
     volume.request(CONN, 1, block_write(0, 1));
     let (sent, _) = poll(&mut volume, at(0));
     assert_eq!((sent.len(), sent[0].to, sent[0].term), (1, MemberId(2), 0));
-    assert!(
-        !sent[0].op.is_write(),
-        "a write is not sent before the term is known"
-    );
-    let hint = Err(BlockError::NotLeader {
-        hint: Some(MemberId(3)),
-        term: TERM,
-    });
+    assert!(!sent[0].op.is_write(), "a write is not sent before the term is known");
+    let hint = Err(BlockError::NotLeader { hint: Some(MemberId(3)), term: TERM });
     volume.shard_result(at(0), sent[0].ticket, MemberId(2), TERM, hint);
     let (sent, _) = poll(&mut volume, at(0));
-    assert_eq!(
-        (sent.len(), sent[0].to, sent[0].term),
-        (1, MemberId(3), TERM)
-    );
+    assert_eq!((sent.len(), sent[0].to, sent[0].term), (1, MemberId(3), TERM));
     assert!(sent[0].op.is_write());
     done(&mut volume, &sent[0]);
-    assert_eq!(
-        poll(&mut volume, at(0)).1,
-        [(CONN, 1, Ok(BlockReply::Done))]
-    );
+    assert_eq!(poll(&mut volume, at(0)).1, [(CONN, 1, Ok(BlockReply::Done))]);
     assert_eq!(volume.requests_under_way(), 0);
 }
 
@@ -148,16 +106,10 @@ fn a_probe_that_succeeds_finds_the_leader() {
     let mut volume = volume();
     volume.request(CONN, 1, block_write(0, 1));
     let (sent, _) = poll(&mut volume, at(0));
-    let status = ShardReply::Status(vec![StatusRun {
-        count: 1,
-        hole: true,
-    }]);
+    let status = ShardReply::Status(vec![StatusRun { count: 1, hole: true }]);
     volume.shard_result(at(0), sent[0].ticket, MemberId(2), TERM, Ok(status));
     let (sent, _) = poll(&mut volume, at(0));
-    assert_eq!(
-        (sent.len(), sent[0].to, sent[0].term),
-        (1, MemberId(2), TERM)
-    );
+    assert_eq!((sent.len(), sent[0].to, sent[0].term), (1, MemberId(2), TERM));
 }
 
 #[test]
@@ -175,18 +127,12 @@ fn without_a_leader_requests_wait_for_ever_and_ask_seldom() {
         for sent in sent {
             probes += 1;
             asked[sent.to.0 as usize] += 1;
-            let refused = Err(BlockError::NotLeader {
-                hint: None,
-                term: TERM,
-            });
+            let refused = Err(BlockError::NotLeader { hint: None, term: TERM });
             volume.shard_result(at(ms), sent.ticket, sent.to, TERM, refused);
         }
     }
     assert!((500..700).contains(&probes), "{probes} probes in a minute");
-    assert!(
-        asked[1..].iter().all(|count| *count > 150),
-        "everyone is asked: {asked:?}"
-    );
+    assert!(asked[1..].iter().all(|count| *count > 150), "everyone is asked: {asked:?}");
     volume.role(ShardId(1), Some(MemberId(1)), TERM + 1);
     let (sent, _) = poll(&mut volume, at(60_000));
     assert_eq!(sent.len(), 2, "a leader ends the pause at once");
@@ -202,10 +148,7 @@ fn members_that_point_at_each_other_are_not_asked_in_a_loop() {
         for sent in poll(&mut volume, at(0)).0 {
             sends += 1;
             let other = MemberId(sent.to.0 % 3 + 1);
-            let refused = Err(BlockError::NotLeader {
-                hint: Some(other),
-                term: TERM,
-            });
+            let refused = Err(BlockError::NotLeader { hint: Some(other), term: TERM });
             volume.shard_result(at(0), sent.ticket, sent.to, TERM, refused);
         }
     }
@@ -218,13 +161,7 @@ fn a_busy_shard_is_asked_again_after_a_pause() {
     let mut volume = led();
     volume.request(CONN, 1, block_write(0, 1));
     let (sent, _) = poll(&mut volume, at(0));
-    volume.shard_result(
-        at(0),
-        sent[0].ticket,
-        MemberId(1),
-        TERM,
-        Err(BlockError::Busy),
-    );
+    volume.shard_result(at(0), sent[0].ticket, MemberId(1), TERM, Err(BlockError::Busy));
     assert!(poll(&mut volume, at(0)).0.is_empty());
     let deadline = volume.deadline().expect("a pause");
     let (again, _) = poll(&mut volume, deadline);
@@ -247,13 +184,7 @@ fn a_write_with_unknown_outcome_is_sent_under_a_higher_session() {
     // The first attempt's answer comes after all: it means nothing now.
     done(&mut volume, &first[0]);
     assert_eq!(poll(&mut volume, at(0)).1, []);
-    volume.shard_result(
-        at(0),
-        second[0].ticket,
-        MemberId(3),
-        TERM + 1,
-        Ok(ShardReply::Done),
-    );
+    volume.shard_result(at(0), second[0].ticket, MemberId(3), TERM + 1, Ok(ShardReply::Done));
     let (third, replies) = poll(&mut volume, at(0));
     assert_eq!(replies, [(CONN, 1, Ok(BlockReply::Done))]);
     assert_eq!((third.len(), third[0].session), (1, second[0].session));
@@ -265,21 +196,12 @@ fn a_refused_session_is_replaced_and_a_lost_read_is_not_a_new_one() {
     let before = volume.session();
     volume.request(CONN, 1, block_read(0));
     let (sent, _) = poll(&mut volume, at(0));
-    volume.shard_result(
-        at(0),
-        sent[0].ticket,
-        MemberId(1),
-        TERM,
-        Err(BlockError::Unknown),
-    );
+    volume.shard_result(at(0), sent[0].ticket, MemberId(1), TERM, Err(BlockError::Unknown));
     assert_eq!(volume.session(), before);
     volume.role(ShardId(1), Some(MemberId(1)), TERM + 1);
     volume.request(CONN, 2, block_write(9, 1));
     let (sent, _) = poll(&mut volume, at(0));
-    let write = sent
-        .iter()
-        .find(|sent| sent.op.is_write())
-        .expect("the write is sent");
+    let write = sent.iter().find(|sent| sent.op.is_write()).expect("the write is sent");
     let stale = Err(BlockError::StaleSession);
     volume.shard_result(at(0), write.ticket, MemberId(1), TERM + 1, stale);
     let (sent, _) = poll(&mut volume, at(0));
@@ -298,20 +220,13 @@ fn an_ended_connection_leaves_what_was_handed_over_and_nothing_else() {
     volume.request(other, 4, block_write(0, 4));
     volume.request(other, 5, block_write(1, 5));
     let (sent, _) = poll(&mut volume, at(0));
-    assert_eq!(
-        sent.len(),
-        1,
-        "only block 1 is free: its earlier write was not handed over"
-    );
+    assert_eq!(sent.len(), 1, "only block 1 is free: its earlier write was not handed over");
     assert_eq!(sent[0].op.range().first, Block(1));
     done(&mut volume, &first[0]);
     let (last, replies) = poll(&mut volume, at(0));
     assert_eq!((last.len(), replies), (1, vec![]));
     done(&mut volume, &last[0]);
-    assert_eq!(
-        poll(&mut volume, at(0)).1,
-        [(other, 4, Ok(BlockReply::Done))]
-    );
+    assert_eq!(poll(&mut volume, at(0)).1, [(other, 4, Ok(BlockReply::Done))]);
 }
 
 #[test]
@@ -321,16 +236,10 @@ fn a_read_that_does_not_match_its_checksum_is_asked_for_once_more() {
     let crc = block_crc(VolumeId(5), 6, &good);
     let answer = |data: &Bytes| {
         let segments = vec![Segment::Data(data.clone())];
-        Ok(ShardReply::Data {
-            segments,
-            crcs: vec![crc],
-        })
+        Ok(ShardReply::Data { segments, crcs: vec![crc] })
     };
     for (second, expected) in [
-        (
-            &good,
-            Ok(BlockReply::Data(vec![Segment::Data(good.clone())])),
-        ),
+        (&good, Ok(BlockReply::Data(vec![Segment::Data(good.clone())]))),
         (&bad, Err(BlockError::MediaFault)),
     ] {
         let mut volume = led();
@@ -352,19 +261,10 @@ fn an_error_of_one_piece_waits_for_the_others() {
     volume.request(CONN, 1, BlockOp::Write { offset: 100, data });
     let (sent, _) = poll(&mut volume, at(0));
     assert_eq!(sent.len(), 2);
-    volume.shard_result(
-        at(0),
-        sent[0].ticket,
-        MemberId(1),
-        TERM,
-        Err(BlockError::NoSpace),
-    );
+    volume.shard_result(at(0), sent[0].ticket, MemberId(1), TERM, Err(BlockError::NoSpace));
     assert_eq!(poll(&mut volume, at(0)).1, []);
     done(&mut volume, &sent[1]);
-    assert_eq!(
-        poll(&mut volume, at(0)).1,
-        [(CONN, 1, Err(BlockError::NoSpace))]
-    );
+    assert_eq!(poll(&mut volume, at(0)).1, [(CONN, 1, Err(BlockError::NoSpace))]);
 }
 
 #[test]
@@ -373,10 +273,7 @@ fn a_deleted_volume_answers_what_waits() {
     volume.request(CONN, 1, block_write(0, 1));
     volume.request(CONN, 2, block_write(0, 2));
     poll(&mut volume, at(0));
-    volume.update_view(&VolumeView {
-        deleting: true,
-        ..view()
-    });
+    volume.update_view(&VolumeView { deleting: true, ..view() });
     volume.request(CONN, 3, block_read(0));
     let (_, replies) = poll(&mut volume, at(0));
     let answered: Vec<(u64, bool)> = (replies.iter())
@@ -390,33 +287,11 @@ fn what_is_out_of_range_or_needs_nobody_is_answered_at_once() {
     let mut volume = volume();
     let table = [
         (BlockOp::Flush, Ok(BlockReply::Done)),
-        (
-            BlockOp::Read {
-                offset: 1 << 30,
-                len: 1,
-            },
-            Err(BlockError::OutOfRange),
-        ),
-        (
-            BlockOp::Read {
-                offset: u64::MAX,
-                len: 2,
-            },
-            Err(BlockError::OutOfRange),
-        ),
-        (
-            BlockOp::Read { offset: 0, len: 0 },
-            Err(BlockError::Invalid),
-        ),
+        (BlockOp::Read { offset: 1 << 30, len: 1 }, Err(BlockError::OutOfRange)),
+        (BlockOp::Read { offset: u64::MAX, len: 2 }, Err(BlockError::OutOfRange)),
+        (BlockOp::Read { offset: 0, len: 0 }, Err(BlockError::Invalid)),
         // A trim of less than a block has nothing to give back.
-        (
-            BlockOp::Zero {
-                offset: 1,
-                len: 4096,
-                trim: true,
-            },
-            Ok(BlockReply::Done),
-        ),
+        (BlockOp::Zero { offset: 1, len: 4096, trim: true }, Ok(BlockReply::Done)),
     ];
     for (op, expected) in table {
         volume.request(CONN, 1, op);
@@ -441,29 +316,12 @@ fn a_full_volume_leaves_every_connection_its_minimum() {
 fn bytes_in_flight_to_one_shard_are_bounded() {
     let mut volume = led();
     for handle in 0..4 {
-        volume.request(
-            CONN,
-            handle,
-            BlockOp::Read {
-                offset: 0,
-                len: 16 << 20,
-            },
-        );
+        volume.request(CONN, handle, BlockOp::Read { offset: 0, len: 16 << 20 });
     }
     let (sent, _) = poll(&mut volume, at(0));
     assert_eq!(sent.len(), 32, "32 MiB in pieces of 1 MiB");
-    assert_eq!(
-        volume.deadline(),
-        None,
-        "it waits for answers, not for time"
-    );
-    volume.shard_result(
-        at(0),
-        sent[0].ticket,
-        MemberId(1),
-        TERM,
-        Err(BlockError::MediaFault),
-    );
+    assert_eq!(volume.deadline(), None, "it waits for answers, not for time");
+    volume.shard_result(at(0), sent[0].ticket, MemberId(1), TERM, Err(BlockError::MediaFault));
     assert_eq!(poll(&mut volume, at(0)).0.len(), 1);
 }
 
@@ -471,14 +329,7 @@ fn bytes_in_flight_to_one_shard_are_bounded() {
 fn a_shard_that_stays_busy_is_not_flooded() {
     let mut volume = led();
     for handle in 0..30 {
-        volume.request(
-            CONN,
-            handle,
-            BlockOp::Read {
-                offset: handle << 20,
-                len: 1 << 20,
-            },
-        );
+        volume.request(CONN, handle, BlockOp::Read { offset: handle << 20, len: 1 << 20 });
     }
     let (mut sends, mut answered) = (0, 0);
     for ms in 0..10_000 {
@@ -486,11 +337,7 @@ fn a_shard_that_stays_busy_is_not_flooded() {
         answered += replies.len();
         for sent in sent {
             sends += 1;
-            let busy = if ms < 5000 {
-                BlockError::Busy
-            } else {
-                BlockError::MediaFault
-            };
+            let busy = if ms < 5000 { BlockError::Busy } else { BlockError::MediaFault };
             volume.shard_result(at(ms), sent.ticket, MemberId(1), TERM, Err(busy));
         }
     }

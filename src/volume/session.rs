@@ -14,18 +14,13 @@ impl SessionSource {
     /// `incarnation`: higher at every start of the pod, and never 0.
     pub fn new(incarnation: u32) -> SessionSource {
         let first = u64::from(incarnation) << 32;
-        SessionSource {
-            last: Arc::new(AtomicU64::new(first)),
-        }
+        SessionSource { last: Arc::new(AtomicU64::new(first)) }
     }
 
     /// A session higher than every one before.
     pub fn next(&self) -> u64 {
         let session = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        assert!(
-            session as u32 != 0,
-            "2^32 sessions of one incarnation were used up"
-        );
+        assert!(session as u32 != 0, "2^32 sessions of one incarnation were used up");
         session
     }
 }

@@ -198,8 +198,7 @@ impl World {
             7 => {
                 let known = &self.shards[shard];
                 let leader = known.leader.map(|leader| known.members[leader].member);
-                self.volume
-                    .role(ShardId(100 + shard as u64), leader, known.term);
+                self.volume.role(ShardId(100 + shard as u64), leader, known.term);
             }
             8 if !self.answers.is_empty() => {
                 // Never answered at all, and nobody notices.
@@ -259,33 +258,16 @@ impl World {
         let (op, kind) = match kind {
             0..5 => self.new_write(offset, len, kind),
             5..9 => {
-                let op = BlockOp::Read {
-                    offset: offset as u64,
-                    len: len as u32,
-                };
+                let op = BlockOp::Read { offset: offset as u64, len: len as u32 };
                 (op, Kind::Read(self.floor[start..start + count].to_vec()))
             }
             _ if self.random.chance(50) => (BlockOp::Flush, Kind::Other),
-            _ => (
-                BlockOp::Status {
-                    offset: offset as u64,
-                    len: len as u32,
-                },
-                Kind::Other,
-            ),
+            _ => (BlockOp::Status { offset: offset as u64, len: len as u32 }, Kind::Other),
         };
         let conn = self.conns[self.random.below(self.conns.len())];
         let handle = self.next_handle;
         self.next_handle += 1;
-        self.waiting.insert(
-            handle,
-            Waiting {
-                conn,
-                kind,
-                offset,
-                len,
-            },
-        );
+        self.waiting.insert(handle, Waiting { conn, kind, offset, len });
         self.volume.request(conn, handle, op);
     }
 
@@ -300,11 +282,7 @@ impl World {
                     start = start.next_multiple_of(BLOCK_BYTES);
                     end = (end - end % BLOCK_BYTES).max(start);
                 }
-                BlockOp::Zero {
-                    offset: offset as u64,
-                    len: len as u32,
-                    trim,
-                }
+                BlockOp::Zero { offset: offset as u64, len: len as u32, trim }
             }
             _ => {
                 let skew = offset % BLOCK_BYTES;
@@ -313,17 +291,12 @@ impl World {
                     word.copy_from_slice(&number.to_le_bytes());
                 }
                 let data = data.freeze_range(skew..skew + len);
-                BlockOp::Write {
-                    offset: offset as u64,
-                    data,
-                }
+                BlockOp::Write { offset: offset as u64, data }
             }
         };
         let words: Vec<usize> = (start / WORD..end / WORD).collect();
         if matches!(op, BlockOp::Zero { .. }) {
-            words
-                .iter()
-                .for_each(|word| self.zeroes[*word].push(number));
+            words.iter().for_each(|word| self.zeroes[*word].push(number));
         }
         (op, Kind::Write(number, words))
     }
@@ -364,25 +337,16 @@ impl World {
                 1 if !self.healthy => None,
                 _ => leader,
             };
-            return Some(Err(BlockError::NotLeader {
-                hint,
-                term: fake.term,
-            }));
+            return Some(Err(BlockError::NotLeader { hint, term: fake.term }));
         }
-        assert!(
-            call.term != 0 || !call.op.is_write(),
-            "a write names its term"
-        );
+        assert!(call.term != 0 || !call.op.is_write(), "a write names its term");
         if !self.healthy && self.random.chance(5) {
             return Some(Err(BlockError::Busy));
         }
         match &call.op {
             ShardOp::Read { range } => Some(Ok(self.read(shard, *range))),
             ShardOp::Status { range } => {
-                let run = StatusRun {
-                    count: range.count,
-                    hole: false,
-                };
+                let run = StatusRun { count: range.count, hole: false };
                 Some(Ok(ShardReply::Status(vec![run])))
             }
             _ => None,
@@ -433,11 +397,7 @@ impl World {
             ticket: proposal.ticket,
             from: fake.members[leader],
             term: fake.term,
-            result: if stale {
-                Err(BlockError::StaleSession)
-            } else {
-                Ok(ShardReply::Done)
-            },
+            result: if stale { Err(BlockError::StaleSession) } else { Ok(ShardReply::Done) },
         });
     }
 
@@ -451,13 +411,12 @@ impl World {
                 }
                 (block * BLOCK_BYTES, data.clone())
             }
-            ShardOp::WritePartial {
-                offset_bytes, data, ..
-            } => (block * BLOCK_BYTES + *offset_bytes as usize, data.clone()),
-            ShardOp::Zero { range, .. } => (
-                block * BLOCK_BYTES,
-                Bytes::from(vec![0; range.bytes() as usize]),
-            ),
+            ShardOp::WritePartial { offset_bytes, data, .. } => {
+                (block * BLOCK_BYTES + *offset_bytes as usize, data.clone())
+            }
+            ShardOp::Zero { range, .. } => {
+                (block * BLOCK_BYTES, Bytes::from(vec![0; range.bytes() as usize]))
+            }
             ShardOp::Read { .. } | ShardOp::Status { .. } => unreachable!("not proposed"),
         };
         self.shards[shard].bytes[at..at + data.len()].copy_from_slice(&data);
@@ -465,10 +424,7 @@ impl World {
         for (word, value) in (first..).zip(data.chunks(WORD)) {
             let number = u32::from_le_bytes(value.try_into().unwrap());
             if number != 0 {
-                assert!(
-                    self.applied[word] <= number,
-                    "an older write came after a newer one"
-                );
+                assert!(self.applied[word] <= number, "an older write came after a newer one");
                 self.applied[word] = number;
             }
         }
@@ -482,14 +438,8 @@ impl World {
         let times = if self.random.chance(10) { 2 } else { 1 };
         let answer = self.answers.swap_remove(place);
         for _ in 0..times {
-            let Answer {
-                ticket,
-                from,
-                term,
-                ref result,
-            } = answer;
-            self.volume
-                .shard_result(self.now, ticket, from.member, term, result.clone());
+            let Answer { ticket, from, term, ref result } = answer;
+            self.volume.shard_result(self.now, ticket, from.member, term, result.clone());
         }
     }
 
@@ -498,39 +448,18 @@ impl World {
         self.volume.poll(self.now, &mut out);
         for output in out {
             match output {
-                VolumeOutput::Send {
-                    ticket,
-                    shard,
-                    to,
-                    term,
-                    origin,
-                    op,
-                } => {
+                VolumeOutput::Send { ticket, shard, to, term, origin, op } => {
                     let shard = (shard.0 - 100) as usize;
                     let session = origin.session;
-                    self.calls.push(Call {
-                        ticket,
-                        shard,
-                        to,
-                        term,
-                        session,
-                        op,
-                    });
+                    self.calls.push(Call { ticket, shard, to, term, session, op });
                 }
-                VolumeOutput::Reply {
-                    conn,
-                    handle,
-                    result,
-                } => self.reply(conn, handle, result),
+                VolumeOutput::Reply { conn, handle, result } => self.reply(conn, handle, result),
             }
         }
     }
 
     fn reply(&mut self, conn: ConnId, handle: u64, result: Result<BlockReply, BlockError>) {
-        let waiting = self
-            .waiting
-            .remove(&handle)
-            .expect("answered once, while connected");
+        let waiting = self.waiting.remove(&handle).expect("answered once, while connected");
         assert_eq!(waiting.conn, conn);
         match (waiting.kind, result) {
             (Kind::Write(number, words), Ok(BlockReply::Done)) => {
@@ -568,10 +497,7 @@ impl World {
                 let zeroed = self.zeroes[word].iter().find(|number| **number >= oldest);
                 number = *zeroed.expect("zeroes, but a newer write was acknowledged");
             }
-            assert!(
-                number >= oldest,
-                "word {word} shows {number}, {oldest} was acknowledged"
-            );
+            assert!(number >= oldest, "word {word} shows {number}, {oldest} was acknowledged");
             self.floor[word] = self.floor[word].max(number);
         }
     }
@@ -590,11 +516,7 @@ fn whatever_shards_do_writes_stay_in_order_and_reads_see_them() {
         while !world.waiting.is_empty() {
             world.step();
             steps += 1;
-            assert!(
-                steps < 200_000,
-                "seed {seed}: {} never answered",
-                world.waiting.len()
-            );
+            assert!(steps < 200_000, "seed {seed}: {} never answered", world.waiting.len());
         }
         assert!(world.writes > 100, "seed {seed}: too little happened");
         retried += (world.volume.session() as u32 > 5) as u32;

@@ -86,11 +86,7 @@ impl Exports for ClusterView {
             "" => exported.next().filter(|_| exported.next().is_none())?,
             name => exported.find(|volume| volume.name == name)?,
         };
-        Some(Export {
-            volume: volume.volume,
-            size_bytes: volume.size_bytes,
-            read_only: false,
-        })
+        Some(Export { volume: volume.volume, size_bytes: volume.size_bytes, read_only: false })
     }
 }
 

@@ -60,7 +60,18 @@ impl LaneRuntime {
     ) -> LaneRuntime {
         let (poisoned, announced) = (None, None);
         let (pending, log_writes) = (Vec::new(), Vec::new());
-        LaneRuntime { lane, place, files, index, poisoned, announced, pending, log_writes, number, pool }
+        LaneRuntime {
+            lane,
+            place,
+            files,
+            index,
+            poisoned,
+            announced,
+            pending,
+            log_writes,
+            number,
+            pool,
+        }
     }
 
     /// Hands everything that the lane asked for in this round to the driver.

@@ -35,9 +35,16 @@ impl Event {
     }
 }
 
+/// Every interleaving with at most three forced switches: what loom's authors found enough.
+fn bounded(test: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(test);
+}
+
 #[test]
 fn no_message_is_left_with_a_sleeping_receiver() {
-    loom::model(|| {
+    bounded(|| {
         let event = Event::new();
         let wake = event.clone();
         let (sender, receiver) = mailbox(4, std::sync::Arc::new(move || wake.set()));
@@ -69,7 +76,7 @@ fn no_message_is_left_with_a_sleeping_receiver() {
 
 #[test]
 fn a_full_mailbox_gives_the_message_back() {
-    loom::model(|| {
+    bounded(|| {
         let (sender, receiver) = mailbox(1, std::sync::Arc::new(|| {}));
         sender.send(1).unwrap();
         assert_eq!(sender.send(2), Err(Full(2)));

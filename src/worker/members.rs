@@ -20,6 +20,10 @@ use crate::worker::reads::ReadTarget;
 use crate::worker::requests::Waiter;
 use crate::worker::resync::Resync;
 
+/// A peer with less free space takes no change that needs new space: what is under way to it and
+/// not yet announced fits in here.
+const PEER_SPACE_BYTES_MIN: u64 = 16 << 20;
+
 /// One member of this worker.
 pub struct MemberRuntime {
     pub member: Member,
@@ -85,7 +89,9 @@ impl Worker {
                 Some(BlockError::NotLeader { hint: None, term: 0 })
             }
             Some(runtime) if op.is_write() && runtime.role.serving => {
-                self.admit(runtime.lane, member, op.payload_bytes() as u64, &[op.range()])
+                let (ranges, payload_bytes) = ([op.range()], op.payload_bytes() as u64);
+                self.admit(runtime.lane, member, payload_bytes, &ranges)
+                    .or_else(|| self.refuse_without_space(runtime, member, payload_bytes, &ranges))
             }
             Some(_) => None,
         };
@@ -109,6 +115,26 @@ impl Worker {
             Err(Refusal::NoSpace) => Some(BlockError::NoSpace),
             Ok(()) => None,
         }
+    }
+
+    /// Rule R10: ENOSPC before proposing when a majority could not take what needs new space.
+    fn refuse_without_space(
+        &self,
+        runtime: &MemberRuntime,
+        member: MemberId,
+        payload_bytes: u64,
+        ranges: &[BlockRange],
+    ) -> Option<BlockError> {
+        let lane = &self.lanes[usize::from(runtime.lane)].lane;
+        if payload_bytes == 0 || !lane.allocates(member, ranges) {
+            return None;
+        }
+        let has_space = |peer: &&MemberView| {
+            self.peers.free_bytes(peer.disk).is_none_or(|free| free > PEER_SPACE_BYTES_MIN)
+        };
+        let able = 1 + runtime.peers.iter().filter(has_space).count();
+        let voters = 1 + runtime.peers.len();
+        (able * 2 <= voters).then_some(BlockError::NoSpace)
     }
 
     /// Polls a member and carries out its outputs, in order.
@@ -192,7 +218,8 @@ impl Worker {
         let Some(runtime) = self.members.get_mut(&member) else { return };
         let before = std::mem::replace(&mut runtime.role, role);
         let (volume, shard) = (runtime.volume, runtime.shard);
-        tracing::info!(%member, %shard, term = role.term, leader = ?role.leader, serving = role.serving, "role");
+        let Role { term, leader, serving } = role;
+        tracing::info!(%member, %shard, term, ?leader, serving, "role");
         // A leader that does not serve yet would only refuse what the router sends.
         let leader = role.leader.filter(|leader| *leader != member || role.serving);
         if let Some(router) = self.volumes.get_mut(&volume) {
@@ -274,7 +301,8 @@ impl Worker {
             if !self.lanes[number].is_hung(now) {
                 continue;
             }
-            tracing::warn!(disk = %self.lanes[number].place.disk, "a log write hangs: leaders step down");
+            let disk = self.lanes[number].place.disk;
+            tracing::warn!(%disk, "a log write hangs: leaders step down");
             self.transfer_leaders(|runtime| usize::from(runtime.lane) == number);
         }
     }

@@ -9,7 +9,9 @@ mod disks;
 mod index_thread;
 mod lanes;
 mod mailbox;
+// Its test loads the same file once more, over loom's primitives.
 #[cfg(test)]
+#[expect(clippy::duplicate_mod)]
 mod mailbox_test;
 mod members;
 mod peers;

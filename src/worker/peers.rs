@@ -245,8 +245,7 @@ impl Worker {
     ) {
         let call = self.peers.next_call();
         let conn = self.peers.conn_to(to.member, Purpose::Data);
-        let request =
-            PeerMessage::Request { call, shard, to: to.member, term, origin, op };
+        let request = PeerMessage::Request { call, shard, to: to.member, term, origin, op };
         let sent = conn.filter(|conn| {
             let state = self.peers.conns.get_mut(conn);
             state.is_some_and(|state| state.link.send(request).is_ok())
@@ -359,8 +358,7 @@ impl Worker {
     pub fn peer_received(&mut self, conn: ConnId, completion: Completion) {
         let Some(state) = self.peers.conns.get_mut(&conn) else { return };
         let Some(stream) = &mut state.stream else { return };
-        let (Ok(Done::Bytes(count)), Buffers::Recv(bufs)) =
-            (completion.result, completion.buffers)
+        let (Ok(Done::Bytes(count)), Buffers::Recv(bufs)) = (completion.result, completion.buffers)
         else {
             return self.close_peer(conn);
         };
@@ -375,8 +373,7 @@ impl Worker {
         for event in events.drain(..) {
             match event {
                 LinkEvent::Up(established) => {
-                    let pair =
-                        (established.local.disk, established.peer.disk, established.purpose);
+                    let pair = (established.local.disk, established.peer.disk, established.purpose);
                     self.peer_up(conn, pair, established.peer.pod);
                 }
                 LinkEvent::Message(message) => self.peer_message(conn, message),

@@ -15,13 +15,27 @@ pub enum ReadTarget {
     Read(ReqId),
     Status(ReqId),
     /// The rest of a block that a client overwrites in part.
-    Base { member: MemberId, ticket: u64 },
+    Base {
+        member: MemberId,
+        ticket: u64,
+    },
     /// A peer that resyncs from a member here.
-    PeerManifest { conn: ConnId, call: CallId, source: MemberId },
-    PeerExtent { conn: ConnId, call: CallId },
+    PeerManifest {
+        conn: ConnId,
+        call: CallId,
+        source: MemberId,
+    },
+    PeerExtent {
+        conn: ConnId,
+        call: CallId,
+    },
     /// Steps of a resync into this member.
-    OwnManifest { member: MemberId },
-    Installed { member: MemberId },
+    OwnManifest {
+        member: MemberId,
+    },
+    Installed {
+        member: MemberId,
+    },
 }
 
 /// The reads under way.

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
+use crate::replica::member::Member;
 use crate::replica::meta::Meta;
 use crate::replica::seam::{MemberConfig, Start};
-use crate::replica::member::Member;
 use crate::store::seam::MemberRecord;
 use crate::types::{BLOCK_BYTES, MemberId};
 use crate::view::{
@@ -56,7 +56,8 @@ impl Worker {
 
     fn reconcile_shard(&mut self, volume: &VolumeView, shard: &ShardView) {
         for member in &shard.members {
-            let Some(lane) = self.lanes.iter().position(|lane| lane.place.disk == member.disk) else {
+            let Some(lane) = self.lanes.iter().position(|lane| lane.place.disk == member.disk)
+            else {
                 continue;
             };
             let others: Vec<MemberView> =
@@ -179,8 +180,7 @@ impl Worker {
         match self.volumes.get_mut(&volume.volume) {
             Some(router) => router.update_view(volume),
             None => {
-                let router =
-                    Volume::new(volume.clone(), self.config.pod, self.sessions.clone());
+                let router = Volume::new(volume.clone(), self.config.pod, self.sessions.clone());
                 self.volumes.insert(volume.volume, router);
             }
         }

@@ -39,9 +39,8 @@ impl Requests {
 
     /// Every open request of a member.
     pub fn of_member(&self, member: MemberId) -> Vec<ReqId> {
-        let of = |(req, (asked, _)): (&ReqId, &(MemberId, Waiter))| {
-            (*asked == member).then_some(*req)
-        };
+        let of =
+            |(req, (asked, _)): (&ReqId, &(MemberId, Waiter))| (*asked == member).then_some(*req);
         self.waiting.iter().filter_map(of).collect()
     }
 }

@@ -255,8 +255,7 @@ impl Worker {
         let round = &mut resync.round;
         let enough = round.arrived.len() >= INSTALL_EXTENTS
             || (round.to_fetch.is_empty() && round.fetching.is_empty());
-        if round.installing || !enough || (round.arrived.is_empty() && round.to_delete.is_empty())
-        {
+        if round.installing || !enough || (round.arrived.is_empty() && round.to_delete.is_empty()) {
             return;
         }
         round.installing = true;
@@ -418,8 +417,8 @@ mod tests {
 
     #[test]
     fn what_differs_is_fetched_and_what_is_not_listed_is_deleted() {
-        let mut round = Round::default();
-        round.own = [entry(0, 1), entry(1, 5), entry(2, 5), entry(5, 5), entry(9, 5)].into();
+        let own = [entry(0, 1), entry(1, 5), entry(2, 5), entry(5, 5), entry(9, 5)].into();
+        let mut round = Round { own, ..Round::default() };
         round.compare(&chunk(&[entry(1, 5), entry(2, 6), entry(3, 6)], Some(6)));
         assert_eq!(round.to_fetch, [(Extent(2), 0), (Extent(3), 0)]);
         assert_eq!(round.to_delete, [(Extent(0), 0), (Extent(5), 0)]);

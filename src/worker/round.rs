@@ -47,7 +47,11 @@ pub struct WorkerConfig {
 pub enum Command {
     View(Arc<ClusterView>),
     /// A job of a lane's index ended.
-    Index { lane: u8, op: OpId, done: Done },
+    Index {
+        lane: u8,
+        op: OpId,
+        done: Done,
+    },
     /// Hand the leaderships away, then stop.
     Stop,
 }
@@ -56,7 +60,6 @@ pub enum Command {
 pub struct Worker {
     pub(super) config: WorkerConfig,
     pub(super) driver: Box<dyn Driver>,
-    pub(super) pool: Pool,
     pub(super) now: Mono,
     pub(super) lanes: Vec<LaneRuntime>,
     pub(super) members: FxHashMap<MemberId, MemberRuntime>,
@@ -120,7 +123,6 @@ impl Worker {
             clients: Clients::new(pool.clone()),
             config,
             driver,
-            pool,
             now,
             lanes: Vec::new(),
             members: FxHashMap::default(),

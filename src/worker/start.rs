@@ -14,8 +14,8 @@ use crate::replica::apply::{Applier, ApplyError};
 use crate::replica::meta::{Meta, MetaError};
 use crate::replica::seam::Start;
 use crate::store::OpenError;
-use crate::store::index::{IndexError, IndexStore};
 use crate::store::index::rocks::RocksIndex;
+use crate::store::index::{IndexError, IndexStore};
 use crate::store::lane::{self, Lane, LaneConfig, RecoveredMember};
 use crate::store::open::read_superblock;
 use crate::store::seam::MemberRecord;
@@ -313,8 +313,7 @@ fn open_disk(
         index_cache_bytes: options.index_cache_bytes,
         log_tail_bytes: options.log_tail_bytes,
     };
-    let (lane, members) =
-        open_lane(config, pool, &mut files, &mut index).map_err(open_error)?;
+    let (lane, members) = open_lane(config, pool, &mut files, &mut index).map_err(open_error)?;
     let lane_files = LaneFiles {
         superblock: open_file(driver, &path.join("superblock"))?,
         wal: open_file(driver, &path.join(LANE).join("wal"))?,

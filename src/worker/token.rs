@@ -10,10 +10,18 @@ pub type ConnId = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// An I/O of a lane, by the lane's place in the worker.
-    Lane { lane: u8, op: OpId },
+    Lane {
+        lane: u8,
+        op: OpId,
+    },
     /// As `Lane`, for a sync.
-    LaneSync { lane: u8, op: OpId },
-    Accept { listener: u8 },
+    LaneSync {
+        lane: u8,
+        op: OpId,
+    },
+    Accept {
+        listener: u8,
+    },
     ClientRecv(ConnId),
     ClientSend(ConnId),
     PeerConnect(ConnId),

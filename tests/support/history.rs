@@ -39,9 +39,8 @@ pub fn check(operations: &[Operation]) -> Result<(), String> {
     let clusters = clusters(operations)?;
     let mut zones: Vec<(u64, u64, u64, bool)> = Vec::new();
     for (value, cluster) in &clusters {
-        let (write_start, write_end) = cluster
-            .write
-            .ok_or_else(|| format!("value {value} was read and never written"))?;
+        let (write_start, write_end) =
+            cluster.write.ok_or_else(|| format!("value {value} was read and never written"))?;
         if cluster.first_read_end.is_some_and(|end| end < write_start) {
             return Err(format!("value {value} was read before it was written"));
         }
@@ -57,14 +56,10 @@ pub fn check(operations: &[Operation]) -> Result<(), String> {
     for (from, to, value, is_forward) in zones.iter().copied() {
         if let Some((forward_to, other)) = forward {
             if is_forward && from < forward_to {
-                return Err(format!(
-                    "{other} and {value} were both the block's at {from}"
-                ));
+                return Err(format!("{other} and {value} were both the block's at {from}"));
             }
             if !is_forward && to < forward_to {
-                return Err(format!(
-                    "{value} was lost while {other} was the block's at {from}"
-                ));
+                return Err(format!("{value} was lost while {other} was the block's at {from}"));
             }
         }
         if is_forward {
@@ -76,21 +71,15 @@ pub fn check(operations: &[Operation]) -> Result<(), String> {
 
 fn clusters(operations: &[Operation]) -> Result<HashMap<u64, Cluster>, String> {
     let mut clusters: HashMap<u64, Cluster> = HashMap::new();
-    let initial = Operation {
-        is_write: true,
-        value: INITIAL,
-        start: 0,
-        end: 0,
-    };
+    let initial = Operation { is_write: true, value: INITIAL, start: 0, end: 0 };
     for operation in std::iter::once(&initial).chain(operations) {
         // A read that never ended says nothing.
         if !operation.is_write && operation.end == NEVER {
             continue;
         }
-        let cluster = clusters.entry(operation.value).or_insert(Cluster {
-            earliest_end: NEVER,
-            ..Cluster::default()
-        });
+        let cluster = clusters
+            .entry(operation.value)
+            .or_insert(Cluster { earliest_end: NEVER, ..Cluster::default() });
         cluster.earliest_end = cluster.earliest_end.min(operation.end);
         cluster.latest_start = cluster.latest_start.max(operation.start);
         if operation.is_write {

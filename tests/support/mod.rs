@@ -43,11 +43,7 @@ pub struct Setup {
 impl Setup {
     /// `name` names the folder; it must be unique among the tests of a program.
     pub fn new(name: &'static str) -> Setup {
-        Setup {
-            name,
-            volumes: Vec::new(),
-            restart_after: "1s",
-        }
+        Setup { name, volumes: Vec::new(), restart_after: "1s" }
     }
 
     /// A volume to create, such as `("demo", "256MiB")`.
@@ -93,10 +89,8 @@ pub struct Cluster {
 }
 
 pub fn program() -> PathBuf {
-    std::env::var_os("HOLDFAST_TEST_PROGRAM").map_or_else(
-        || PathBuf::from(env!("CARGO_BIN_EXE_holdfast")),
-        PathBuf::from,
-    )
+    std::env::var_os("HOLDFAST_TEST_PROGRAM")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_holdfast")), PathBuf::from)
 }
 
 fn spawn_dev(dir: &Path, offset: u16, setup: &Setup) -> Child {
@@ -110,13 +104,7 @@ fn spawn_dev(dir: &Path, offset: u16, setup: &Setup) -> Child {
         .arg(dir.join("data"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(
-            fs::File::options()
-                .create(true)
-                .append(true)
-                .open(dir.join("dev.log"))
-                .unwrap(),
-        );
+        .stderr(fs::File::options().create(true).append(true).open(dir.join("dev.log")).unwrap());
     for (name, size) in &setup.volumes {
         command.args(["--volume", &format!("{name}:{size}")]);
     }
@@ -184,9 +172,7 @@ impl Cluster {
     }
 
     fn signal(&self, pod: usize, signal: Signal) -> Pid {
-        let pid = self
-            .pid(pod)
-            .unwrap_or_else(|| panic!("pod {pod} does not run"));
+        let pid = self.pid(pod).unwrap_or_else(|| panic!("pod {pod} does not run"));
         kill_process(pid, signal).unwrap_or_else(|error| panic!("signal pod {pod}: {error}"));
         pid
     }
@@ -251,17 +237,13 @@ impl Cluster {
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
-        wait_until("every pod is gone", || {
-            (1..=PODS).all(|pod| self.pid(pod).is_none())
-        });
+        wait_until("every pod is gone", || (1..=PODS).all(|pod| self.pid(pod).is_none()));
     }
 
     /// Ends `dev` and with it every pod, in good order. [`Cluster::start_again`] brings it back.
     pub fn stop(&mut self) {
         self.stop_dev();
-        wait_until("every pod is gone", || {
-            (1..=PODS).all(|pod| self.pid(pod).is_none())
-        });
+        wait_until("every pod is gone", || (1..=PODS).all(|pod| self.pid(pod).is_none()));
     }
 
     /// Starts a stopped cluster on its data, and waits until its volumes can be used.

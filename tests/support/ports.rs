@@ -36,8 +36,7 @@ fn is_free(offset: u16) -> bool {
         [API_PORT, PEER_PORT, HTTP_PORT, NBD_PORT].map(|base| port_of(base, pod, offset))
     });
     // All held at the same time, so that none counts twice.
-    let bound: Result<Vec<TcpListener>, _> = ports
-        .map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)))
-        .collect();
+    let bound: Result<Vec<TcpListener>, _> =
+        ports.map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port))).collect();
     bound.is_ok()
 }

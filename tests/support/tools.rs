@@ -20,12 +20,9 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
 
 /// Runs a program to its end, whatever it is.
 pub fn try_run(program: &str, arguments: &[&str]) -> Output {
-    Command::new(program)
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| {
-            panic!("run {program} (scripts/setup.sh test installs it): {error}")
-        })
+    Command::new(program).args(arguments).output().unwrap_or_else(|error| {
+        panic!("run {program} (scripts/setup.sh test installs it): {error}")
+    })
 }
 
 /// As [`run`], with the rights of root, which mounting takes.

@@ -73,20 +73,10 @@ async fn all_serve(layout: &Layout, client: &Client) -> anyhow::Result<Option<St
     }
     let answer = client.cluster().status(StatusRequest {}).await;
     let status = client.check("get the status of the cluster", answer)?;
-    let up = status
-        .pods
-        .iter()
-        .filter(|pod| pod.state() == PodState::Up)
-        .count();
-    let disks = status
-        .disks
-        .iter()
-        .filter(|disk| disk.state() == DiskState::Up)
-        .count();
+    let up = status.pods.iter().filter(|pod| pod.state() == PodState::Up).count();
+    let disks = status.disks.iter().filter(|disk| disk.state() == DiskState::Up).count();
     let parts = status.pods.iter().map(|pod| pod.catalog.as_str());
-    let voters = parts
-        .filter(|part| matches!(*part, "leader" | "voter"))
-        .count();
+    let voters = parts.filter(|part| matches!(*part, "leader" | "voter")).count();
     let pods = layout.pods.len();
     // From here on the cluster survives the loss of a pod, if it is large enough to.
     match up >= pods && disks >= pods && voters >= voters_due(pods) {
@@ -100,10 +90,7 @@ async fn all_serve(layout: &Layout, client: &Client) -> anyhow::Result<Option<St
 async fn list(client: &Client) -> anyhow::Result<Vec<Volume>> {
     let answer = client.volumes().list(ListVolumesRequest {}).await;
     let volumes = client.check("list the volumes", answer)?.volumes;
-    Ok(volumes
-        .into_iter()
-        .filter(|volume| volume.state() != VolumeState::Deleting)
-        .collect())
+    Ok(volumes.into_iter().filter(|volume| volume.state() != VolumeState::Deleting).collect())
 }
 
 async fn create(client: &Client, name: &str, size: ByteSize, replicas: u32) -> anyhow::Result<()> {

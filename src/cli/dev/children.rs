@@ -61,10 +61,7 @@ impl Children {
                 state: State::Waiting(now),
             })
             .collect();
-        Children {
-            pods,
-            restart_after,
-        }
+        Children { pods, restart_after }
     }
 
     /// Looks after the pods once: starts those that are due, notices those that ended. An error
@@ -88,9 +85,7 @@ impl Children {
         for pod in &mut self.pods {
             let number = pod.number;
             if let State::Running(child) = &mut pod.state
-                && timeout(deadline - Instant::now(), ended(child))
-                    .await
-                    .is_err()
+                && timeout(deadline - Instant::now(), ended(child)).await.is_err()
             {
                 eprintln!("pod {number} does not stop by itself; it is killed");
                 if let Err(error) = child.kill().and_then(|()| child.wait().map(drop)) {
@@ -178,9 +173,7 @@ impl Pod {
         unsafe {
             command.pre_exec(move || end_with_parent(parent));
         }
-        command
-            .spawn()
-            .with_context(|| format!("could not start pod {}", self.number))
+        command.spawn().with_context(|| format!("could not start pod {}", self.number))
     }
 
     fn signal(&self, child: &Child, signal: Signal) {

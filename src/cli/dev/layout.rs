@@ -45,11 +45,7 @@ impl PodLayout {
     /// Every listener, and what it is for.
     fn listeners(&self) -> [(&'static str, SocketAddr); 3] {
         let config = &self.config;
-        [
-            ("API", config.api.listen),
-            ("peer", config.peer.listen),
-            ("NBD", config.nbd.listen),
-        ]
+        [("API", config.api.listen), ("peer", config.peer.listen), ("NBD", config.nbd.listen)]
     }
 }
 
@@ -62,10 +58,7 @@ impl Layout {
         addresses: &[IpAddr],
     ) -> anyhow::Result<Layout> {
         if !addresses.is_empty() && addresses.len() != usize::from(pods) {
-            bail!(
-                "--addresses lists {} addresses for {pods} pods",
-                addresses.len()
-            );
+            bail!("--addresses lists {} addresses for {pods} pods", addresses.len());
         }
         let surplus = root.join(format!("pod-{}", pods + 1));
         if surplus.exists() {
@@ -84,17 +77,10 @@ impl Layout {
                 u32::from(port_offset) + 100 * u32::from(number - 1),
             )?;
             let directory = root.join(format!("pod-{number}"));
-            let first = layout
-                .pods
-                .first()
-                .map(|pod: &PodLayout| pod.config.api.listen);
+            let first = layout.pods.first().map(|pod: &PodLayout| pod.config.api.listen);
             let config = config(&directory, &listen, first, disk_bytes);
             config.validate()?;
-            layout.pods.push(PodLayout {
-                number,
-                directory,
-                config,
-            });
+            layout.pods.push(PodLayout { number, directory, config });
         }
         Ok(layout)
     }
@@ -170,9 +156,7 @@ fn config(
         wal_size: ByteSize(WAL_BYTES),
     };
     let before = Config::load(&directory.join("holdfast.toml")).ok();
-    let disks = before
-        .map(|config| config.disks)
-        .filter(|disks| !disks.is_empty());
+    let disks = before.map(|config| config.disks).filter(|disks| !disks.is_empty());
     Config {
         data: directory.join("data"),
         init: first.is_none(),
@@ -181,16 +165,10 @@ fn config(
         pid_file: Some(directory.join("pid")),
         api: Listen::at(listen.api),
         peer: Listen::at(listen.peer),
-        nbd: Nbd {
-            listen: listen.nbd,
-            ..Nbd::default()
-        },
+        nbd: Nbd { listen: listen.nbd, ..Nbd::default() },
         http: Listen::at(listen.http),
         budgets: Default::default(),
-        log: Log {
-            level: "info".to_owned(),
-            format: LogFormat::Json,
-        },
+        log: Log { level: "info".to_owned(), format: LogFormat::Json },
         disks: disks.unwrap_or_else(|| vec![disk]),
     }
 }
@@ -211,24 +189,15 @@ mod tests {
     fn ports_are_the_documented_ones() {
         let root = tempfile::tempdir().unwrap();
         let layout = Layout::new(root.path().to_owned(), 3, 0, &[]).unwrap();
-        let nbd: Vec<String> = layout
-            .pods
-            .iter()
-            .map(|pod| pod.config.nbd.listen.to_string())
-            .collect();
-        assert_eq!(
-            nbd,
-            ["127.0.0.1:10809", "127.0.0.1:10909", "127.0.0.1:11009"]
-        );
+        let nbd: Vec<String> =
+            layout.pods.iter().map(|pod| pod.config.nbd.listen.to_string()).collect();
+        assert_eq!(nbd, ["127.0.0.1:10809", "127.0.0.1:10909", "127.0.0.1:11009"]);
         assert!(layout.pods[0].config.init);
         assert_eq!(layout.pods[2].config.join, ["127.0.0.1:7400"]);
 
         let addresses = ["127.0.0.2".parse().unwrap(), "127.0.0.3".parse().unwrap()];
         let layout = Layout::new(root.path().to_owned(), 2, 1000, &addresses).unwrap();
-        assert_eq!(
-            layout.pods[1].config.api.listen.to_string(),
-            "127.0.0.3:8500"
-        );
+        assert_eq!(layout.pods[1].config.api.listen.to_string(), "127.0.0.3:8500");
         assert_eq!(layout.pods[1].config.join, ["127.0.0.2:8400"]);
     }
 
@@ -243,11 +212,7 @@ mod tests {
         }
         let mut moved = layout.pods[0].config.clone();
         moved.disks[0].size = Some(ByteSize(5 << 30));
-        std::fs::write(
-            layout.pods[0].config_file(),
-            toml::to_string(&moved).unwrap(),
-        )
-        .unwrap();
+        std::fs::write(layout.pods[0].config_file(), toml::to_string(&moved).unwrap()).unwrap();
         let again = Layout::new(root.path().to_owned(), 2, 100, &[]).unwrap();
         assert_eq!(again.pods[0].config.disks, moved.disks);
         assert_eq!(again.pods[0].config.api.listen.port(), 7500);
@@ -261,9 +226,7 @@ mod tests {
         assert!(Layout::new(path.clone(), 2, 0, &one).is_err());
         assert!(Layout::new(path.clone(), 1, 60000, &[]).is_err());
         std::fs::create_dir(path.join("pod-2")).unwrap();
-        let error = Layout::new(path.clone(), 1, 0, &[])
-            .unwrap_err()
-            .to_string();
+        let error = Layout::new(path.clone(), 1, 0, &[]).unwrap_err().to_string();
         assert!(error.contains("pod-2 exists"), "{error}");
     }
 
@@ -278,10 +241,7 @@ mod tests {
         config.api.listen.set_port(0);
         config.peer.listen.set_port(0);
         let error = layout.check_ports().unwrap_err().to_string();
-        assert!(
-            error.contains(&config_port(&layout)) && error.contains("NBD"),
-            "{error}"
-        );
+        assert!(error.contains(&config_port(&layout)) && error.contains("NBD"), "{error}");
     }
 
     fn config_port(layout: &Layout) -> String {

@@ -44,9 +44,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     // One thread: the children end with the thread that started them.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run_cluster(args))
 }
 
@@ -55,10 +53,7 @@ async fn run_cluster(args: &Args) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     std::fs::create_dir_all(&args.data)
         .with_context(|| format!("could not create {}", args.data.display()))?;
-    let data = args
-        .data
-        .canonicalize()
-        .context("could not look at the directory")?;
+    let data = args.data.canonicalize().context("could not look at the directory")?;
     let _lock = lock(&data.join("lock"))?;
     let layout = Layout::new(data, args.pods, args.port_offset, &args.addresses)?;
     layout.check_ports()?;
@@ -100,13 +95,8 @@ fn lock(path: &std::path::Path) -> anyhow::Result<File> {
 }
 
 fn volume_and_size(text: &str) -> Result<(String, ByteSize), String> {
-    let (name, size) = text
-        .split_once(':')
-        .ok_or("write NAME:SIZE, as in demo:10GiB")?;
-    Ok((
-        volume_name(name)?,
-        size.parse().map_err(|error| format!("{error}"))?,
-    ))
+    let (name, size) = text.split_once(':').ok_or("write NAME:SIZE, as in demo:10GiB")?;
+    Ok((volume_name(name)?, size.parse().map_err(|error| format!("{error}"))?))
 }
 
 /// `never`, or a time such as `2s` or `500ms`.
@@ -131,22 +121,13 @@ mod tests {
 
     #[test]
     fn arguments_are_understood_or_explained() {
-        assert_eq!(
-            restart_after("2s"),
-            Ok(RestartAfter::Time(Duration::from_secs(2)))
-        );
-        assert_eq!(
-            restart_after("500ms"),
-            Ok(RestartAfter::Time(Duration::from_millis(500)))
-        );
+        assert_eq!(restart_after("2s"), Ok(RestartAfter::Time(Duration::from_secs(2))));
+        assert_eq!(restart_after("500ms"), Ok(RestartAfter::Time(Duration::from_millis(500))));
         assert_eq!(restart_after("never"), Ok(RestartAfter::Never));
         for text in ["", "2", "s", "2m", "-1s"] {
             assert!(restart_after(text).is_err(), "{text}");
         }
-        assert_eq!(
-            volume_and_size("demo:1GiB"),
-            Ok(("demo".into(), ByteSize(1 << 30)))
-        );
+        assert_eq!(volume_and_size("demo:1GiB"), Ok(("demo".into(), ByteSize(1 << 30))));
         for text in ["demo", "demo:", "Demo:1GiB", ":1GiB"] {
             assert!(volume_and_size(text).is_err(), "{text}");
         }

@@ -46,10 +46,7 @@ impl CatalogApi for CatalogService {
         }
         let from = PodId(batch.from_pod);
         learn_address(node, from, &batch.from_api)?;
-        let Some(catalog) = node
-            .catalog()
-            .filter(|it| it.row.member.0 == batch.to_member)
-        else {
+        let Some(catalog) = node.catalog().filter(|it| it.row.member.0 == batch.to_member) else {
             // It may be on its way here, or gone.
             return Ok(Response::new(proto::RaftAck {}));
         };
@@ -66,35 +63,19 @@ impl CatalogApi for CatalogService {
         &self,
         request: Request<proto::InstallRequest>,
     ) -> Result<Response<proto::InstallResponse>, Status> {
-        let proto::InstallRequest {
-            cluster,
-            to_member,
-            index,
-            term,
-            meta,
-            state,
-        } = request.into_inner();
+        let proto::InstallRequest { cluster, to_member, index, term, meta, state } =
+            request.into_inner();
         check_cluster(&self.node, &cluster)?;
         let state: Option<State> = decode(&state).map_err(|error| invalid(&error))?;
         Meta::decode(&meta).map_err(|error| invalid(&error))?;
         let cluster = self.node.identity.cluster;
         if state.as_ref().is_none_or(|state| state.cluster != cluster) {
-            return Err(Status::invalid_argument(
-                "this is not the state of this cluster",
-            ));
+            return Err(Status::invalid_argument("this is not the state of this cluster"));
         }
-        let catalog = self
-            .node
-            .catalog()
-            .filter(|it| it.row.member.0 == to_member);
+        let catalog = self.node.catalog().filter(|it| it.row.member.0 == to_member);
         let catalog = catalog
             .ok_or_else(|| Status::unavailable("this pod has no such member of the catalog yet"))?;
-        catalog.install(Snapshot {
-            index,
-            term,
-            meta,
-            state,
-        });
+        catalog.install(Snapshot { index, term, meta, state });
         Ok(Response::new(proto::InstallResponse {}))
     }
 
@@ -148,9 +129,7 @@ fn check_cluster(node: &Node, cluster: &str) -> Result<(), Status> {
 }
 
 fn learn_address(node: &Node, pod: PodId, api: &str) -> Result<(), Status> {
-    let api = api
-        .parse()
-        .map_err(|_| Status::invalid_argument("an address is not ip:port"))?;
+    let api = api.parse().map_err(|_| Status::invalid_argument("an address is not ip:port"))?;
     node.peers.learn(pod, api);
     Ok(())
 }
@@ -158,24 +137,18 @@ fn learn_address(node: &Node, pod: PodId, api: &str) -> Result<(), Status> {
 async fn watch(node: &Node, request: &proto::WatchRequest) -> Result<proto::WatchResponse, Status> {
     let deadline = Instant::now() + Duration::from_millis(request.wait_ms.min(WATCH_MS_MAX).into());
     let Some(catalog) = node.catalog() else {
-        return Err(Status::unavailable(
-            "this pod is not a member of the catalog",
-        ));
+        return Err(Status::unavailable("this pod is not a member of the catalog"));
     };
     let mut published = catalog.published.clone();
     let newer = |state: &Option<Arc<State>>| {
-        state
-            .as_ref()
-            .is_some_and(|state| state.revision > request.known_revision)
+        state.as_ref().is_some_and(|state| state.revision > request.known_revision)
     };
     loop {
         let now = published.borrow_and_update().clone();
         let leader = now.role.leader.and_then(|leader| node.peers.pod_of(leader));
         let (Some(state), Some(leader)) = (&now.state, leader) else {
             // What this pod knows may be old.
-            return Err(Status::unavailable(
-                "this pod knows no leader of the catalog",
-            ));
+            return Err(Status::unavailable("this pod knows no leader of the catalog"));
         };
         let waited = !newer(&now.state)
             && matches!(timeout_at(deadline, published.changed()).await, Ok(Ok(())));
@@ -185,14 +158,11 @@ async fn watch(node: &Node, request: &proto::WatchRequest) -> Result<proto::Watc
                 false => Vec::new(),
             };
             let api = |pod: PodId| node.peers.api_of(pod).map(|api| api.to_string());
-            let members = state
-                .catalog
-                .iter()
-                .map(|(member, pod)| proto::CatalogMember {
-                    member: member.0,
-                    pod: pod.0,
-                    api: api(*pod).unwrap_or_default(),
-                });
+            let members = state.catalog.iter().map(|(member, pod)| proto::CatalogMember {
+                member: member.0,
+                pod: pod.0,
+                api: api(*pod).unwrap_or_default(),
+            });
             return Ok(proto::WatchResponse {
                 revision: state.revision,
                 view: view.into(),
@@ -213,17 +183,9 @@ async fn register(
     let pod = PodId(request.pod);
     let mut disks = Vec::with_capacity(request.disks.len());
     for disk in request.disks {
-        let proto::RegisterDisk {
-            disk,
-            path,
-            capacity_bytes,
-        } = disk;
+        let proto::RegisterDisk { disk, path, capacity_bytes } = disk;
         let disk = disk.parse().map_err(|error| invalid(&error))?;
-        disks.push(NewDisk {
-            disk,
-            path,
-            capacity_bytes,
-        });
+        disks.push(NewDisk { disk, path, capacity_bytes });
     }
     let (state, _) = read(&catalog).await?;
     let pods = node.reports.pods();
@@ -239,13 +201,7 @@ async fn register(
             ))));
         }
     }
-    catalog
-        .propose(Command::Register {
-            pod,
-            addresses,
-            disks,
-        })
-        .await?;
+    catalog.propose(Command::Register { pod, addresses, disks }).await?;
     Ok(proto::RegisterResponse {})
 }
 
@@ -258,11 +214,7 @@ fn report(
         serde_json::from_slice(&request.report).map_err(|error| invalid(&error))?;
     let member = (request.catalog_member > 0)
         .then_some((MemberId(request.catalog_member), request.catalog_applied));
-    let heard = Heard {
-        report,
-        catalog: member,
-        version: request.version.clone(),
-    };
+    let heard = Heard { report, catalog: member, version: request.version.clone() };
     if node.reports.hear(PodId(request.pod), heard) {
         node.wake.notify_one();
     }

@@ -25,9 +25,7 @@ impl Disks for DisksService {
             &self.node,
             request,
             |catalog, _| {
-                describe(&self.node, catalog, |all| ListDisksResponse {
-                    disks: all.disks(),
-                })
+                describe(&self.node, catalog, |all| ListDisksResponse { disks: all.disks() })
             },
             |channel, call| async move { DisksClient::new(channel).list(call).await },
         )

@@ -23,11 +23,7 @@ fn parse_addresses(api: &str, peer: &str, nbd: &str) -> Result<Addresses, Status
     Ok(Addresses {
         api: parse("API", api)?,
         peer: parse("peer", peer)?,
-        nbd: if nbd.is_empty() {
-            None
-        } else {
-            Some(parse("NBD", nbd)?)
-        },
+        nbd: if nbd.is_empty() { None } else { Some(parse("NBD", nbd)?) },
     })
 }
 

@@ -27,11 +27,7 @@ impl Pods for PodsService {
         on_leader(
             &self.node,
             request,
-            |catalog, _| {
-                describe(&self.node, catalog, |all| ListPodsResponse {
-                    pods: all.pods(),
-                })
-            },
+            |catalog, _| describe(&self.node, catalog, |all| ListPodsResponse { pods: all.pods() }),
             |channel, call| async move { PodsClient::new(channel).list(call).await },
         )
         .await
@@ -55,9 +51,7 @@ async fn join(catalog: Arc<Catalog>, request: JoinRequest) -> Result<JoinRespons
     }
     let join_id = request.join_id.parse().map_err(|error| invalid(&error))?;
     let addresses = parse_addresses(&request.api, &request.peer, &request.nbd)?;
-    let outcome = catalog
-        .propose(Command::Join { join_id, addresses })
-        .await?;
+    let outcome = catalog.propose(Command::Join { join_id, addresses }).await?;
     let Outcome::Pod(pod) = outcome else {
         return Err(Failure::Final(Status::internal("joining made no pod")));
     };
@@ -66,8 +60,6 @@ async fn join(catalog: Arc<Catalog>, request: JoinRequest) -> Result<JoinRespons
     Ok(JoinResponse {
         cluster: state.cluster.to_string(),
         pod: pod.0,
-        api: others
-            .map(|(_, record)| record.addresses.api.to_string())
-            .collect(),
+        api: others.map(|(_, record)| record.addresses.api.to_string()).collect(),
     })
 }

@@ -50,9 +50,9 @@ fn status_of(error: &CatalogError) -> Status {
         CatalogError::NameTaken { .. } => {
             Status::already_exists(format!("{text}; choose another name, or delete it first"))
         }
-        CatalogError::NoSuchVolume { .. } => Status::not_found(format!(
-            "{text}; `holdfast volume list` shows what there is"
-        )),
+        CatalogError::NoSuchVolume { .. } => {
+            Status::not_found(format!("{text}; `holdfast volume list` shows what there is"))
+        }
         CatalogError::BadName { .. }
         | CatalogError::BadSize { .. }
         | CatalogError::BadRequestId => Status::invalid_argument(text),
@@ -90,8 +90,7 @@ where
             return Err(Status::unavailable("this pod does not lead the catalog"));
         } else if let Some((_, api)) = node.leader() {
             let mut call = Request::new(request.clone());
-            call.metadata_mut()
-                .insert(PASSED_ON, "1".parse().expect("a plain value"));
+            call.metadata_mut().insert(PASSED_ON, "1".parse().expect("a plain value"));
             let left = deadline.saturating_duration_since(Instant::now());
             call.set_timeout(left.min(ATTEMPT_WITHIN));
             match remote(node.peers.channel(api), call).await {
@@ -110,24 +109,15 @@ where
 
 /// Another try may go better.
 fn is_passing(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
-    ) || (status.code() == Code::Unknown && std::error::Error::source(status).is_some())
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+        || (status.code() == Code::Unknown && std::error::Error::source(status).is_some())
 }
 
 /// Says what is missing.
 fn no_leader(node: &Node, last: Option<&Status>) -> Status {
-    let published = node
-        .catalog()
-        .map(|catalog| catalog.published.borrow().clone());
+    let published = node.catalog().map(|catalog| catalog.published.borrow().clone());
     let mut text = "the catalog has no leader that this pod can reach".to_owned();
-    if let Some(Published {
-        group,
-        state: Some(state),
-        ..
-    }) = &published
-    {
+    if let Some(Published { group, state: Some(state), .. }) = &published {
         let voters: Vec<String> = group
             .voters
             .iter()

@@ -51,9 +51,7 @@ impl Volumes for VolumesService {
         &self,
         request: Request<proto::ListVolumesRequest>,
     ) -> Result<Response<proto::ListVolumesResponse>, Status> {
-        let list = |all: Describe<'_>| proto::ListVolumesResponse {
-            volumes: all.volumes(),
-        };
+        let list = |all: Describe<'_>| proto::ListVolumesResponse { volumes: all.volumes() };
         on_leader(
             &self.node,
             request,
@@ -86,9 +84,7 @@ impl Volumes for VolumesService {
             request,
             |catalog, request| async move {
                 let proto::DeleteVolumeRequest { name, request_id } = request;
-                catalog
-                    .propose(Command::DeleteVolume { request_id, name })
-                    .await?;
+                catalog.propose(Command::DeleteVolume { request_id, name }).await?;
                 Ok(proto::DeleteVolumeResponse {})
             },
             |channel, call| async move { VolumesClient::new(channel).delete(call).await },
@@ -134,12 +130,7 @@ async fn place_and_propose(
     catalog: &Catalog,
     request: &proto::CreateVolumeRequest,
 ) -> Result<Outcome, Failure> {
-    let proto::CreateVolumeRequest {
-        name,
-        size_bytes,
-        replicas,
-        request_id,
-    } = request;
+    let proto::CreateVolumeRequest { name, size_bytes, replicas, request_id } = request;
     let replicas = if *replicas == 0 { REPLICAS } else { *replicas };
     let (stripe_bytes, shards) = layout(*size_bytes);
     let mut placements = 0;

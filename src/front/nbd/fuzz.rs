@@ -20,11 +20,7 @@ impl Exports for TwoExports {
             "frozen" => true,
             _ => return None,
         };
-        Some(Export {
-            volume: VolumeId(1),
-            size_bytes: (8 << 30) + 100,
-            read_only,
-        })
+        Some(Export { volume: VolumeId(1), size_bytes: (8 << 30) + 100, read_only })
     }
 }
 
@@ -78,14 +74,9 @@ pub fn fuzz_one(input: &[u8]) {
 fn arrive<'a>(reader: &mut StreamReader, stream: &'a [u8], piece_bytes: usize) -> &'a [u8] {
     let mut bufs = reader.lend();
     let from = bufs.landing_from;
-    let landing_room = bufs
-        .landing
-        .as_ref()
-        .map_or(0, |landing| landing.len() - from);
+    let landing_room = bufs.landing.as_ref().map_or(0, |landing| landing.len() - from);
     let staging_room = bufs.staging.len() - bufs.staging_from;
-    let count = piece_bytes
-        .min(stream.len())
-        .min(landing_room + staging_room);
+    let count = piece_bytes.min(stream.len()).min(landing_room + staging_room);
     let (arrived, rest) = stream.split_at(count);
     let (landed, staged) = arrived.split_at(count.min(landing_room));
     if let Some(landing) = &mut bufs.landing {

@@ -25,10 +25,7 @@ fn case(name: &'static str, flags: u32, says: &[Vec<u8>], hears: &[Vec<u8>]) -> 
 /// A case that ends the connection without a word.
 fn closes(name: &'static str, flags: u32, says: Vec<u8>, reason: CloseReason) -> Case {
     let ends = Some(reason);
-    Case {
-        ends,
-        ..case(name, flags, &[says], &[])
-    }
+    Case { ends, ..case(name, flags, &[says], &[]) }
 }
 
 fn ack(code: u32) -> Vec<u8> {
@@ -94,12 +91,7 @@ fn go_cases() -> Vec<Case> {
     vec![
         case("go", 3, &[go("a", &[])], &[opened(FLAGS)]),
         case("go-with-infos", 3, &[go("a", &[0, 1, 3])], &with_name),
-        case(
-            "go-read-only",
-            3,
-            &[go("frozen", &[])],
-            &[opened(FLAGS | 2)],
-        ),
+        case("go-read-only", 3, &[go("frozen", &[])], &[opened(FLAGS | 2)]),
         case("go-structured", 3, &[structured(), go("a", &[])], &with_df),
         case(
             "info-then-unknown-then-go",
@@ -133,34 +125,17 @@ fn meta_context_cases() -> Vec<Case> {
         query(list, "b", &[]),
     ];
     let all = context(list, 0);
-    let listed = [
-        start.clone(),
-        all.clone(),
-        all.clone(),
-        all,
-        ack(list),
-        unknown,
-    ];
+    let listed = [start.clone(), all.clone(), all.clone(), all, ack(list), unknown];
     let sets = [
         structured(),
         query(set, "a", &[base, "x:y"]),
         query(set, "a", &[]),
         query(set, "a", &["base:"]),
     ];
-    let chosen = [
-        start.clone(),
-        context(set, wire::BASE_ALLOCATION_ID),
-        ack(set),
-        ack(set),
-    ];
+    let chosen = [start.clone(), context(set, wire::BASE_ALLOCATION_ID), ack(set), ack(set)];
     let too_many = [structured(), query(set, "a", &many)];
     vec![
-        case(
-            "meta-before-structured",
-            3,
-            &early,
-            &[invalid(list), invalid(set)],
-        ),
+        case("meta-before-structured", 3, &early, &[invalid(list), invalid(set)]),
         case("list-meta", 3, &lists, &listed),
         case("set-meta", 3, &sets, &chosen),
         case("set-meta-too-many", 3, &too_many, &[start, invalid(set)]),
@@ -181,50 +156,27 @@ fn other_option_cases() -> Vec<Case> {
     wrong_magic[3] ^= 1;
     let mut endless = go("a", &[]);
     endless[12..16].copy_from_slice(&u32::MAX.to_be_bytes());
-    let aborted = case(
-        "abort",
-        3,
-        &[client_option(option::ABORT, &[])],
-        &[ack(option::ABORT)],
-    );
+    let aborted = case("abort", 3, &[client_option(option::ABORT, &[])], &[ack(option::ABORT)]);
     let (malformed, starttls, extended_headers) = (CloseReason::Malformed, 5, 11);
     vec![
         case("list", 3, &[list(&[])], &listed),
         case("list-with-data", 3, &[list(b"x")], &[invalid(option::LIST)]),
-        case(
-            "starttls",
-            3,
-            &[client_option(starttls, &[])],
-            &[unsupported(starttls)],
-        ),
+        case("starttls", 3, &[client_option(starttls, &[])], &[unsupported(starttls)]),
         case(
             "extended-headers",
             3,
             &[client_option(extended_headers, &[])],
             &[unsupported(extended_headers)],
         ),
-        case(
-            "unknown-option",
-            3,
-            &[client_option(77, b"data")],
-            &[unsupported(77)],
-        ),
+        case("unknown-option", 3, &[client_option(77, b"data")], &[unsupported(77)]),
         case(
             "structured-with-data",
             3,
             &[structured_with_data],
             &[invalid(option::STRUCTURED_REPLY)],
         ),
-        case(
-            "option-too-long",
-            3,
-            &[too_long, list(&[])],
-            &[too_big, listed.concat()],
-        ),
-        Case {
-            ends: Some(CloseReason::Aborted),
-            ..aborted
-        },
+        case("option-too-long", 3, &[too_long, list(&[])], &[too_big, listed.concat()]),
+        Case { ends: Some(CloseReason::Aborted), ..aborted },
         closes("option-endless", 3, endless, malformed),
         closes("option-magic", 3, wrong_magic, malformed),
         closes("unknown-client-flags", 4, Vec::new(), malformed),
@@ -261,10 +213,7 @@ fn the_handshake_answers_as_the_specification_says() {
 fn the_corpus_holds_the_cases() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/nbd");
     let mut seeds: Vec<(String, Vec<u8>)> = Vec::new();
-    for case in handshake_cases()
-        .into_iter()
-        .filter(|case| case.says.len() < 1000)
-    {
+    for case in handshake_cases().into_iter().filter(|case| case.says.len() < 1000) {
         seeds.push((case.name.to_owned(), join(&[&[3], &case.says])));
     }
     for structured in [false, true] {
@@ -272,11 +221,7 @@ fn the_corpus_holds_the_cases() {
         stream.extend(handshake(structured, "a"));
         for command in 0..9u16 {
             let command = [0, 1, 3, 4, 5, 6, 7, 8, 2][usize::from(command)];
-            let (offset, length) = if command == command::FLUSH {
-                (0, 0)
-            } else {
-                (4000, 200)
-            };
+            let (offset, length) = if command == command::FLUSH { (0, 0) } else { (4000, 200) };
             stream.extend(request(0, command, 1, offset, length));
             if command == command::WRITE {
                 stream.extend([7; 200]);
@@ -291,10 +236,7 @@ fn the_corpus_holds_the_cases() {
             std::fs::write(&path, &bytes).expect("write a seed");
         }
         let found = std::fs::read(&path).expect("read a seed; HOLDFAST_BLESS=1 writes them");
-        assert!(
-            found == bytes,
-            "{name} is out of date; HOLDFAST_BLESS=1 writes it anew"
-        );
+        assert!(found == bytes, "{name} is out of date; HOLDFAST_BLESS=1 writes it anew");
         assert!(bytes.len() < STAGING_BYTES);
     }
 }

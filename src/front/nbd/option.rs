@@ -128,17 +128,10 @@ fn go(
     data.put_u32(REQUEST_BYTES_MAX as u32);
     wire::put_option_reply(out, code, reply::INFO, &data);
 
-    if wanted
-        .chunks_exact(2)
-        .any(|kind| kind == info::NAME.to_be_bytes())
-    {
+    if wanted.chunks_exact(2).any(|kind| kind == info::NAME.to_be_bytes()) {
         data.clear();
         data.put_u16(info::NAME);
-        let only = if name.is_empty() {
-            exports.list().pop()
-        } else {
-            None
-        };
+        let only = if name.is_empty() { exports.list().pop() } else { None };
         data.extend_from_slice(only.as_deref().unwrap_or(name).as_bytes());
         wire::put_option_reply(out, code, reply::INFO, &data);
     }

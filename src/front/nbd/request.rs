@@ -45,13 +45,7 @@ pub(super) fn validate(
     export: &Export,
     negotiated: &Negotiated,
 ) -> Result<Action, Errno> {
-    let RequestHeader {
-        flags,
-        command,
-        offset,
-        length,
-        ..
-    } = *header;
+    let RequestHeader { flags, command, offset, length, .. } = *header;
     if flags & !allowed_flags(command, negotiated)? != 0 {
         return Err(Errno::Inval);
     }
@@ -78,25 +72,15 @@ pub(super) fn validate(
         });
     }
     Ok(match command {
-        command::READ => Action::Execute(BlockOp::Read {
-            offset,
-            len: length,
-        }),
+        command::READ => Action::Execute(BlockOp::Read { offset, len: length }),
         command::WRITE => Action::Write,
-        command::TRIM => Action::Execute(BlockOp::Zero {
-            offset,
-            len: length,
-            trim: true,
-        }),
-        command::WRITE_ZEROES => Action::Execute(BlockOp::Zero {
-            offset,
-            len: length,
-            trim: false,
-        }),
-        command::BLOCK_STATUS if negotiated.base_allocation => Action::Execute(BlockOp::Status {
-            offset,
-            len: length.min(STATUS_BYTES_MAX),
-        }),
+        command::TRIM => Action::Execute(BlockOp::Zero { offset, len: length, trim: true }),
+        command::WRITE_ZEROES => {
+            Action::Execute(BlockOp::Zero { offset, len: length, trim: false })
+        }
+        command::BLOCK_STATUS if negotiated.base_allocation => {
+            Action::Execute(BlockOp::Status { offset, len: length.min(STATUS_BYTES_MAX) })
+        }
         command::CACHE => Action::Done,
         _ => return Err(Errno::Inval),
     })
@@ -120,10 +104,7 @@ fn allowed_flags(command: u16, negotiated: &Negotiated) -> Result<u16, Errno> {
 }
 
 fn writes(command: u16) -> bool {
-    matches!(
-        command,
-        command::WRITE | command::TRIM | command::WRITE_ZEROES
-    )
+    matches!(command, command::WRITE | command::TRIM | command::WRITE_ZEROES)
 }
 
 /// Bytes that a request holds until its reply was sent: its own data or its answer's.
@@ -204,28 +185,18 @@ pub(super) fn answer(
             put_error(sink.scratch, request.command, cookie, error, negotiated);
         }
         Ok(BlockReply::Data(segments)) => {
-            assert_eq!(
-                request.command,
-                command::READ,
-                "only reads are answered with data"
-            );
+            assert_eq!(request.command, command::READ, "only reads are answered with data");
             let len: usize = segments.iter().map(Segment::len_bytes).sum();
             assert_eq!(len, request.length as usize, "exactly what was asked for");
             if negotiated.structured {
                 structured_read(request, segments, sink);
             } else {
                 wire::put_simple_reply(sink.scratch, cookie, 0);
-                segments
-                    .iter()
-                    .for_each(|segment| put_segment(segment, sink));
+                segments.iter().for_each(|segment| put_segment(segment, sink));
             }
         }
         Ok(BlockReply::Status(runs)) => {
-            assert_eq!(
-                request.command,
-                command::BLOCK_STATUS,
-                "only status queries"
-            );
+            assert_eq!(request.command, command::BLOCK_STATUS, "only status queries");
             put_status(request, &runs, sink.scratch);
         }
         Ok(BlockReply::Done) => {
@@ -294,13 +265,7 @@ fn put_status(request: &UnderWay, runs: &[(u64, bool)], scratch: &mut BytesMut) 
     }
     assert!(!merged.is_empty(), "a status query has an answer");
     let payload_bytes = 4 + 8 * merged.len();
-    wire::put_chunk(
-        scratch,
-        request.cookie,
-        chunk::BLOCK_STATUS,
-        true,
-        payload_bytes,
-    );
+    wire::put_chunk(scratch, request.cookie, chunk::BLOCK_STATUS, true, payload_bytes);
     scratch.put_u32(wire::BASE_ALLOCATION_ID);
     for (len, hole) in merged {
         scratch.put_u32(u32::try_from(len).expect("no longer than the request"));

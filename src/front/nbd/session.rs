@@ -94,19 +94,10 @@ enum State {
     Greeting,
     ClientFlags,
     Option,
-    OptionSkip {
-        option: u32,
-        left: usize,
-    },
+    OptionSkip { option: u32, left: usize },
     Request,
-    Payload {
-        handle: u64,
-    },
-    PayloadSkip {
-        cookie: u64,
-        error: Errno,
-        left: usize,
-    },
+    Payload { handle: u64 },
+    PayloadSkip { cookie: u64, error: Errno, left: usize },
     Closing,
     Closed,
 }
@@ -166,10 +157,7 @@ impl Session {
 
     /// `bytes` of what was to be sent have left.
     pub fn sent(&mut self, bytes: usize) {
-        assert!(
-            bytes <= self.load.unsent_bytes,
-            "more was sent than there was"
-        );
+        assert!(bytes <= self.load.unsent_bytes, "more was sent than there was");
         self.load.unsent_bytes -= bytes;
     }
 
@@ -202,11 +190,8 @@ impl Session {
         if let State::Closed = self.state {
             return;
         }
-        let mut sink = Sink {
-            scratch: &mut self.scratch,
-            unsent_bytes: &mut self.load.unsent_bytes,
-            out,
-        };
+        let mut sink =
+            Sink { scratch: &mut self.scratch, unsent_bytes: &mut self.load.unsent_bytes, out };
         request::answer(&request, result, &self.negotiated, &mut sink);
         if let (State::Closing, true) = (self.state, self.load.requests.is_empty()) {
             self.close(CloseReason::Disconnected, out);
@@ -239,17 +224,9 @@ impl Session {
             }
             State::Request => self.on_request(reader, out),
             State::Payload { handle } => self.on_payload(reader, handle, out),
-            State::PayloadSkip {
-                cookie,
-                error,
-                left,
-            } => {
+            State::PayloadSkip { cookie, error, left } => {
                 let left = left - skip(reader, left);
-                self.state = State::PayloadSkip {
-                    cookie,
-                    error,
-                    left,
-                };
+                self.state = State::PayloadSkip { cookie, error, left };
                 if left == 0 {
                     wire::put_simple_reply(&mut self.scratch, cookie, error as u32);
                     self.state = State::Request;
@@ -298,10 +275,7 @@ impl Session {
         }
         if data_bytes > OPTION_BYTES_MAX {
             reader.consume(wire::OPTION_HEADER_BYTES);
-            self.state = State::OptionSkip {
-                option: header.option,
-                left: data_bytes,
-            };
+            self.state = State::OptionSkip { option: header.option, left: data_bytes };
             return true;
         }
         let whole = wire::OPTION_HEADER_BYTES + data_bytes;
@@ -379,9 +353,7 @@ impl Session {
         error: Errno,
         out: &mut Vec<SessionOutput>,
     ) -> bool {
-        let RequestHeader {
-            command, cookie, ..
-        } = *header;
+        let RequestHeader { command, cookie, .. } = *header;
         if command != command::WRITE {
             request::put_error(&mut self.scratch, command, cookie, error, &self.negotiated);
             return true;
@@ -390,11 +362,7 @@ impl Session {
         if left > SKIP_BYTES_MAX {
             return self.close(CloseReason::Malformed, out);
         }
-        self.state = State::PayloadSkip {
-            cookie,
-            error,
-            left,
-        };
+        self.state = State::PayloadSkip { cookie, error, left };
         true
     }
 
@@ -404,21 +372,14 @@ impl Session {
         handle: u64,
         out: &mut Vec<SessionOutput>,
     ) -> bool {
-        let request = self
-            .load
-            .requests
-            .get(handle)
-            .expect("counted with its header");
+        let request = self.load.requests.get(handle).expect("counted with its header");
         let offset = request.offset;
         let skew = (offset % BLOCK_BYTES as u64) as usize;
         let Some(data) = reader.payload(request.length as usize, skew) else {
             return false;
         };
         let handle = SessionHandle(handle);
-        out.push(SessionOutput::Request {
-            handle,
-            op: BlockOp::Write { offset, data },
-        });
+        out.push(SessionOutput::Request { handle, op: BlockOp::Write { offset, data } });
         self.state = State::Request;
         true
     }
@@ -431,11 +392,7 @@ impl Session {
     }
 
     fn sink<'a>(&'a mut self, out: &'a mut Vec<SessionOutput>) -> Sink<'a> {
-        Sink {
-            scratch: &mut self.scratch,
-            unsent_bytes: &mut self.load.unsent_bytes,
-            out,
-        }
+        Sink { scratch: &mut self.scratch, unsent_bytes: &mut self.load.unsent_bytes, out }
     }
 
     /// Ends the session; false, because nothing more is parsed.

@@ -69,11 +69,7 @@ fn every_invalid_request_is_refused_before_it_is_executed() {
             };
             assert_eq!(client.sent, expected, "row {row}, structured {structured}");
             assert_eq!(client.only_request().1, BlockOp::Flush, "row {row}");
-            assert_eq!(
-                client.pool.in_use_bytes(),
-                in_use,
-                "refused data is not kept"
-            );
+            assert_eq!(client.pool.in_use_bytes(), in_use, "refused data is not kept");
         }
     }
 }
@@ -82,10 +78,7 @@ fn every_invalid_request_is_refused_before_it_is_executed() {
 fn status_and_df_need_their_negotiation() {
     let mut client = Client::open(false);
     client.receive(&request(0, command::BLOCK_STATUS, 1, 0, 4096), usize::MAX);
-    client.receive(
-        &request(command_flag::DF, command::READ, 2, 0, 4096),
-        usize::MAX,
-    );
+    client.receive(&request(command_flag::DF, command::READ, 2, 0, 4096), usize::MAX);
     assert_eq!(client.sent, join(&[&simple(22, 1), &simple(22, 2)]));
     // Contexts of another export do not count.
     let mut client = Client::new();
@@ -102,34 +95,14 @@ fn status_and_df_need_their_negotiation() {
 #[test]
 fn valid_requests_become_operations() {
     use command::*;
-    let zero = |len, trim| BlockOp::Zero {
-        offset: 4096,
-        len,
-        trim,
-    };
+    let zero = |len, trim| BlockOp::Zero { offset: 4096, len, trim };
     let all = command_flag::FUA;
     let table: &[(u16, u16, u32, BlockOp)] = &[
-        (
-            all | command_flag::DF,
-            READ,
-            10,
-            BlockOp::Read {
-                offset: 4096,
-                len: 10,
-            },
-        ),
+        (all | command_flag::DF, READ, 10, BlockOp::Read { offset: 4096, len: 10 }),
         (all, TRIM, 1 << 31, zero(1 << 31, true)),
         (all | command_flag::NO_HOLE, WRITE_ZEROES, 5, zero(5, false)),
         (command_flag::FAST_ZERO, WRITE_ZEROES, 5, zero(5, false)),
-        (
-            all | command_flag::REQ_ONE,
-            BLOCK_STATUS,
-            5,
-            BlockOp::Status {
-                offset: 4096,
-                len: 5,
-            },
-        ),
+        (all | command_flag::REQ_ONE, BLOCK_STATUS, 5, BlockOp::Status { offset: 4096, len: 5 }),
     ];
     for (flags, command, length, op) in table {
         let mut client = Client::open(true);
@@ -139,29 +112,17 @@ fn valid_requests_become_operations() {
     let mut client = Client::open(true);
     client.receive(&request(0, CACHE, 5, 0, 4096), usize::MAX);
     assert_eq!(client.take_sent(), simple(0, 5));
-    for (offset, len) in [
-        (4096u64, 4096usize),
-        (100, 10_000),
-        (SIZE_BYTES - 70_000, 70_000),
-    ] {
+    for (offset, len) in [(4096u64, 4096usize), (100, 10_000), (SIZE_BYTES - 70_000, 70_000)] {
         let data: Vec<u8> = (0..len).map(|index| index as u8).collect();
         let stream = join(&[&request(all, WRITE, 6, offset, len as u32), &data]);
         assert!(client.receive(&stream, usize::MAX).is_empty());
         let (handle, op) = client.only_request();
-        let BlockOp::Write {
-            offset: at,
-            data: arrived,
-        } = op
-        else {
+        let BlockOp::Write { offset: at, data: arrived } = op else {
             panic!("a write");
         };
         assert_eq!((at, &arrived[..]), (offset, &data[..]));
         let skew = arrived.as_ptr().addr() % BLOCK_BYTES;
-        assert_eq!(
-            skew as u64,
-            offset % BLOCK_BYTES as u64,
-            "whole blocks are aligned"
-        );
+        assert_eq!(skew as u64, offset % BLOCK_BYTES as u64, "whole blocks are aligned");
         client.reply(handle, Ok(BlockReply::Done));
         assert_eq!(client.take_sent(), simple(0, 6));
     }
@@ -171,13 +132,7 @@ fn valid_requests_become_operations() {
 fn reads_are_answered_in_the_form_that_was_negotiated() {
     let segments = || {
         let data = |byte| Segment::Data(Bytes::from(vec![byte; 10]));
-        vec![
-            Segment::Zero(5),
-            Segment::Zero(1),
-            data(1),
-            data(2),
-            Segment::Zero(70_000),
-        ]
+        vec![Segment::Zero(5), Segment::Zero(1), data(1), data(2), Segment::Zero(70_000)]
     };
     let length = 70_026u32;
     let content = join(&[&[0; 6], &[1; 10], &[2; 10], &[0; 70_000]]);
@@ -189,10 +144,7 @@ fn reads_are_answered_in_the_form_that_was_negotiated() {
         client.take_sent()
     };
     let mut client = Client::open(false);
-    assert_eq!(
-        ask(&mut client, 0, segments()),
-        join(&[&simple(0, 3), &content])
-    );
+    assert_eq!(ask(&mut client, 0, segments()), join(&[&simple(0, 3), &content]));
 
     let mut client = Client::open(true);
     let hole = |at: u64, len: u32| join(&[&at.to_be_bytes(), &len.to_be_bytes()]);
@@ -203,12 +155,7 @@ fn reads_are_answered_in_the_form_that_was_negotiated() {
         &chunk_of(chunk::FLAG_DONE, chunk::OFFSET_HOLE, 3, &hole(1026, 70_000)),
     ]);
     assert_eq!(ask(&mut client, 0, segments()), chunks);
-    let whole = chunk_of(
-        chunk::FLAG_DONE,
-        chunk::OFFSET_DATA,
-        3,
-        &join(&[&offset, &content]),
-    );
+    let whole = chunk_of(chunk::FLAG_DONE, chunk::OFFSET_DATA, 3, &join(&[&offset, &content]));
     assert_eq!(ask(&mut client, command_flag::DF, segments()), whole);
     let zeroes = vec![Segment::Zero(length as usize)];
     let only_hole = chunk_of(chunk::FLAG_DONE, chunk::OFFSET_HOLE, 3, &hole(1000, length));
@@ -219,24 +166,14 @@ fn reads_are_answered_in_the_form_that_was_negotiated() {
 fn status_is_merged_cut_and_limited() {
     let runs = vec![(4096, true), (4096, true), (100, false), (900_000, true)];
     let payload = |runs: &[(u32, u32)]| {
-        let runs = runs
-            .iter()
-            .flat_map(|(len, state)| [len.to_be_bytes(), state.to_be_bytes()]);
-        join(&[
-            &wire::BASE_ALLOCATION_ID.to_be_bytes(),
-            &runs.flatten().collect::<Vec<u8>>(),
-        ])
+        let runs = runs.iter().flat_map(|(len, state)| [len.to_be_bytes(), state.to_be_bytes()]);
+        join(&[&wire::BASE_ALLOCATION_ID.to_be_bytes(), &runs.flatten().collect::<Vec<u8>>()])
     };
-    let table: &[(u16, &[(u32, u32)])] = &[
-        (0, &[(8192, 3), (100, 0), (1708, 3)]),
-        (command_flag::REQ_ONE, &[(8192, 3)]),
-    ];
+    let table: &[(u16, &[(u32, u32)])] =
+        &[(0, &[(8192, 3), (100, 0), (1708, 3)]), (command_flag::REQ_ONE, &[(8192, 3)])];
     for (flags, expected) in table {
         let mut client = Client::open(true);
-        client.receive(
-            &request(*flags, command::BLOCK_STATUS, 4, 0, 10_000),
-            usize::MAX,
-        );
+        client.receive(&request(*flags, command::BLOCK_STATUS, 4, 0, 10_000), usize::MAX);
         let (handle, _) = client.only_request();
         client.reply(handle, Ok(BlockReply::Status(runs.clone())));
         let chunk = chunk_of(chunk::FLAG_DONE, chunk::BLOCK_STATUS, 4, &payload(expected));
@@ -257,10 +194,7 @@ fn requests_are_answered_as_they_complete_and_disconnect_waits_for_them() {
     client.reply(handles[0], Ok(BlockReply::Done));
     assert_eq!(client.closed, None);
     client.reply(handles[1], Ok(BlockReply::Done));
-    assert_eq!(
-        client.sent,
-        join(&[&simple(28, 3), &simple(0, 1), &simple(0, 2)])
-    );
+    assert_eq!(client.sent, join(&[&simple(28, 3), &simple(0, 1), &simple(0, 2)]));
     assert_eq!(client.closed, Some(CloseReason::Disconnected));
 }
 
@@ -291,9 +225,7 @@ fn requests_under_way_are_bounded_in_number() {
     let (handle, _) = client.requests.remove(0);
     client.reply(handle, Ok(BlockReply::Done));
     assert!(client.session.wants_input());
-    client
-        .session
-        .feed(&mut client.reader, &EXPORTS, &mut client.out);
+    client.session.feed(&mut client.reader, &EXPORTS, &mut client.out);
     client.collect(true);
     assert_eq!(client.requests.len(), CONNECTION_REQUESTS_MAX);
 }
@@ -312,26 +244,17 @@ fn bytes_under_way_are_bounded_until_they_are_sent() {
         client.session.reply(handle, Ok(zeroes), &mut client.out);
     }
     client.collect(false);
-    assert!(
-        !client.session.wants_input(),
-        "answered, but nothing has left"
-    );
+    assert!(!client.session.wants_input(), "answered, but nothing has left");
     client.session.sent(half as usize + 32);
     assert!(client.session.wants_input());
-    client
-        .session
-        .feed(&mut client.reader, &EXPORTS, &mut client.out);
+    client.session.feed(&mut client.reader, &EXPORTS, &mut client.out);
     client.collect(false);
     assert_eq!(client.requests.len(), 1);
 }
 
 /// A stream that opens an export and then asks for all sorts of things.
 fn any_stream() -> impl Strategy<Value = Vec<u8>> {
-    let one = (
-        0u16..9,
-        0u16..32,
-        prop_oneof![0u64..20_000, SIZE_BYTES - 9000..SIZE_BYTES + 10],
-    );
+    let one = (0u16..9, 0u16..32, prop_oneof![0u64..20_000, SIZE_BYTES - 9000..SIZE_BYTES + 10]);
     let requests = prop::collection::vec((one, 0u32..40_000), 0..20);
     (any::<bool>(), requests).prop_map(|(structured, requests)| {
         let mut stream = handshake(structured, "a");

@@ -1,6 +1,6 @@
 //! What the tests of the session share: a client, and the messages of both sides.
 
-use super::session::*;
+use super::session::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
 use super::wire::{self, info, option, reply};
 use crate::io::buffer::Pool;
 use crate::io::stream::StreamReader;
@@ -57,9 +57,7 @@ impl Client {
             requests: Vec::new(),
             closed: None,
         };
-        client
-            .session
-            .feed(&mut client.reader, &EXPORTS, &mut client.out);
+        client.session.feed(&mut client.reader, &EXPORTS, &mut client.out);
         client.collect(true);
         client
     }
@@ -80,9 +78,7 @@ impl Client {
             let from = bufs.landing_from;
             let landing_room = bufs.landing.as_ref().map_or(0, |buf| buf.len() - from);
             let staging_room = bufs.staging.len() - bufs.staging_from;
-            let count = piece_bytes
-                .min(stream.len())
-                .min(landing_room + staging_room);
+            let count = piece_bytes.min(stream.len()).min(landing_room + staging_room);
             let landed = count.min(landing_room);
             if let Some(landing) = &mut bufs.landing {
                 landing[from..from + landed].copy_from_slice(&stream[..landed]);
@@ -142,13 +138,7 @@ pub(super) fn client_option(code: u32, data: &[u8]) -> Vec<u8> {
 pub(super) fn answer(code: u32, kind: u32, data: &[u8]) -> Vec<u8> {
     let len = data.len() as u32;
     let magic = wire::OPTION_REPLY_MAGIC.to_be_bytes();
-    join(&[
-        &magic,
-        &code.to_be_bytes(),
-        &kind.to_be_bytes(),
-        &len.to_be_bytes(),
-        data,
-    ])
+    join(&[&magic, &code.to_be_bytes(), &kind.to_be_bytes(), &len.to_be_bytes(), data])
 }
 
 pub(super) fn string(text: &str) -> Vec<u8> {
@@ -157,20 +147,12 @@ pub(super) fn string(text: &str) -> Vec<u8> {
 
 pub(super) fn go_data(name: &str, infos: &[u16]) -> Vec<u8> {
     let infos: Vec<u8> = infos.iter().flat_map(|kind| kind.to_be_bytes()).collect();
-    join(&[
-        &string(name),
-        &(infos.len() as u16 / 2).to_be_bytes(),
-        &infos,
-    ])
+    join(&[&string(name), &(infos.len() as u16 / 2).to_be_bytes(), &infos])
 }
 
 pub(super) fn query_data(name: &str, queries: &[&str]) -> Vec<u8> {
     let strings: Vec<u8> = queries.iter().flat_map(|query| string(query)).collect();
-    join(&[
-        &string(name),
-        &(queries.len() as u32).to_be_bytes(),
-        &strings,
-    ])
+    join(&[&string(name), &(queries.len() as u32).to_be_bytes(), &strings])
 }
 
 pub(super) fn go_answer(code: u32, flags: u16) -> Vec<u8> {
@@ -179,10 +161,7 @@ pub(super) fn go_answer(code: u32, flags: u16) -> Vec<u8> {
     let sizes = [1, BLOCK_BYTES as u32, REQUEST_BYTES_MAX as u32];
     let sizes: Vec<u8> = sizes.iter().flat_map(|size| size.to_be_bytes()).collect();
     let block_size = join(&[&info::BLOCK_SIZE.to_be_bytes(), &sizes]);
-    join(&[
-        &answer(code, reply::INFO, &export),
-        &answer(code, reply::INFO, &block_size),
-    ])
+    join(&[&answer(code, reply::INFO, &export), &answer(code, reply::INFO, &block_size)])
 }
 
 pub(super) fn handshake(structured: bool, name: &str) -> Vec<u8> {
@@ -200,14 +179,7 @@ pub(super) fn request(flags: u16, command: u16, cookie: u64, offset: u64, length
     let (flags, command) = (flags.to_be_bytes(), command.to_be_bytes());
     let (cookie, offset) = (cookie.to_be_bytes(), offset.to_be_bytes());
     let magic = wire::REQUEST_MAGIC.to_be_bytes();
-    join(&[
-        &magic,
-        &flags,
-        &command,
-        &cookie,
-        &offset,
-        &length.to_be_bytes(),
-    ])
+    join(&[&magic, &flags, &command, &cookie, &offset, &length.to_be_bytes()])
 }
 
 pub(super) fn simple(error: u32, cookie: u64) -> Vec<u8> {
@@ -217,17 +189,6 @@ pub(super) fn simple(error: u32, cookie: u64) -> Vec<u8> {
 
 pub(super) fn chunk_of(flags: u16, kind: u16, cookie: u64, payload: &[u8]) -> Vec<u8> {
     let magic = wire::STRUCTURED_REPLY_MAGIC.to_be_bytes();
-    let (flags, kind, cookie) = (
-        flags.to_be_bytes(),
-        kind.to_be_bytes(),
-        cookie.to_be_bytes(),
-    );
-    join(&[
-        &magic,
-        &flags,
-        &kind,
-        &cookie,
-        &(payload.len() as u32).to_be_bytes(),
-        payload,
-    ])
+    let (flags, kind, cookie) = (flags.to_be_bytes(), kind.to_be_bytes(), cookie.to_be_bytes());
+    join(&[&magic, &flags, &kind, &cookie, &(payload.len() as u32).to_be_bytes(), payload])
 }

@@ -102,11 +102,7 @@ impl Connection {
     pub fn abort(&mut self, out: &mut Vec<Completion>) {
         for transfer in [&mut self.recv, &mut self.send] {
             if let Some((token, op)) = transfer.take() {
-                out.push(Completion {
-                    token,
-                    result: Err(closed()),
-                    buffers: buffers_of(op),
-                });
+                out.push(Completion { token, result: Err(closed()), buffers: buffers_of(op) });
             }
         }
         for token in self.accepts.drain(..) {
@@ -146,10 +142,7 @@ impl AsFd for Connection {
 
 impl Transfer {
     fn begin(&mut self, token: Token, mut op: Op) {
-        assert!(
-            self.under_way.is_none(),
-            "one receive and one send at a time"
-        );
+        assert!(self.under_way.is_none(), "one receive and one send at a time");
         gather_op(&mut self.gather, &mut op);
         self.total_bytes = self.gather.remaining_bytes();
         self.under_way = Some((token, op));
@@ -178,11 +171,7 @@ impl Transfer {
 }
 
 fn completion(token: Token, result: io::Result<Done>) -> Completion {
-    Completion {
-        token,
-        result,
-        buffers: crate::io::driver::Buffers::None,
-    }
+    Completion { token, result, buffers: crate::io::driver::Buffers::None }
 }
 
 fn recv(fd: libc::c_int, gather: &mut Gather) -> Option<io::Result<()>> {

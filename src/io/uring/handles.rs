@@ -36,13 +36,7 @@ impl Handle {
     }
 
     fn new(fd: OwnedFd, is_socket: bool, is_tcp: bool) -> Handle {
-        Handle {
-            fd: Arc::new(fd),
-            is_socket,
-            is_tcp,
-            under_way: Vec::new(),
-            closing: None,
-        }
+        Handle { fd: Arc::new(fd), is_socket, is_tcp, under_way: Vec::new(), closing: None }
     }
 }
 
@@ -62,11 +56,7 @@ pub(super) struct Handles {
 
 impl Handles {
     pub fn new(fixed_count: u32) -> Handles {
-        Handles {
-            entries: Vec::new(),
-            free: Vec::new(),
-            fixed_count,
-        }
+        Handles { entries: Vec::new(), free: Vec::new(), fixed_count }
     }
 
     pub fn add(&mut self, ring: &IoUring, handle: Handle) -> io::Result<u32> {

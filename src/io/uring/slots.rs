@@ -181,9 +181,7 @@ impl Slot {
                 let len = u32::try_from(len).expect("a read is far below 4 GiB");
                 opcode::Read::new(fd, start, len).offset(*offset).build()
             }
-            Op::Write {
-                offset, durable, ..
-            } => {
+            Op::Write { offset, durable, .. } => {
                 let moved = self.total_bytes - self.gather.remaining_bytes();
                 let flags = if *durable { libc::RWF_DSYNC } else { 0 };
                 opcode::Writev::new(fd, window.as_ptr(), window.len() as u32)
@@ -191,9 +189,7 @@ impl Slot {
                     .rw_flags(flags)
                     .build()
             }
-            Op::Sync { .. } => opcode::Fsync::new(fd)
-                .flags(types::FsyncFlags::DATASYNC)
-                .build(),
+            Op::Sync { .. } => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
             Op::Recv { .. } => {
                 self.header.msg_iov = window.as_ptr().cast_mut();
                 self.header.msg_iovlen = window.len() as _;

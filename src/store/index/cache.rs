@@ -89,12 +89,7 @@ impl RecordCache {
             self.evict();
         }
         self.places.insert(key, self.entries.len());
-        self.entries.push(Entry {
-            key,
-            record,
-            used: false,
-            held,
-        });
+        self.entries.push(Entry { key, record, used: false, held });
     }
 
     /// Makes room for one, unless everything is held.
@@ -126,11 +121,7 @@ mod tests {
     use crate::types::{Extent, MemberId, VolumeId};
 
     fn key(extent: u32) -> ExtentKey {
-        ExtentKey {
-            member: MemberId(1),
-            extent: Extent(extent),
-            layer: 0,
-        }
+        ExtentKey { member: MemberId(1), extent: Extent(extent), layer: 0 }
     }
 
     fn record(slot: u32) -> Option<ExtentRecord> {

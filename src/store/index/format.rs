@@ -44,10 +44,7 @@ pub(super) fn changes(edit: &IndexEdit, out: &mut Vec<Change>) {
         }
         IndexEdit::Delete(key) => out.push(Change::Delete(extent_key(*key))),
         IndexEdit::PutMember(record) => {
-            out.push(Change::Put(
-                member_key(record.member),
-                encode_member(record),
-            ));
+            out.push(Change::Put(member_key(record.member), encode_member(record)));
         }
         IndexEdit::Fault(member) => {
             out.push(Change::Put(short_key(FAULT, *member), Vec::new()));
@@ -80,11 +77,7 @@ pub(super) fn decode_extent_key(bytes: &[u8]) -> Result<ExtentKey, IndexError> {
     let extent = Extent(u32::from_be_bytes(reader.array()?));
     let layer = u32::from_be_bytes(reader.array()?);
     reader.end()?;
-    Ok(ExtentKey {
-        member,
-        extent,
-        layer,
-    })
+    Ok(ExtentKey { member, extent, layer })
 }
 
 fn member_key(member: MemberId) -> Vec<u8> {
@@ -271,19 +264,9 @@ mod tests {
     #[test]
     fn keys_sort_by_member_extent_and_layer() {
         let key = |member, extent, layer| {
-            extent_key(ExtentKey {
-                member: MemberId(member),
-                extent: Extent(extent),
-                layer,
-            })
+            extent_key(ExtentKey { member: MemberId(member), extent: Extent(extent), layer })
         };
-        let sorted = [
-            key(1, 2, 0),
-            key(1, 2, 1),
-            key(1, 300, 0),
-            key(2, 0, 0),
-            key(300, 0, 0),
-        ];
+        let sorted = [key(1, 2, 0), key(1, 2, 1), key(1, 300, 0), key(2, 0, 0), key(300, 0, 0)];
         assert!(sorted.is_sorted());
         let (from, to) = extents_of(MemberId(1));
         assert!(sorted[..3].iter().all(|key| from <= *key && *key < to));

@@ -86,18 +86,11 @@ impl IndexStore for MemoryIndex {
         limit: usize,
     ) -> Result<Vec<(ExtentKey, ExtentRecord)>, IndexError> {
         let (_, end) = format::extents_of(member);
-        let start = format::extent_key(ExtentKey {
-            member,
-            extent: from,
-            layer: 0,
-        });
+        let start = format::extent_key(ExtentKey { member, extent: from, layer: 0 });
         self.keys((start, end))
             .take(limit)
             .map(|(key, value)| {
-                Ok((
-                    format::decode_extent_key(key)?,
-                    format::decode_extent(value)?,
-                ))
+                Ok((format::decode_extent_key(key)?, format::decode_extent(value)?))
             })
             .collect()
     }
@@ -115,8 +108,6 @@ impl IndexStore for MemoryIndex {
     }
 
     fn faulted(&mut self) -> Result<Vec<MemberId>, IndexError> {
-        self.keys(format::faults_range())
-            .map(|(key, _)| format::decode_short_key(key))
-            .collect()
+        self.keys(format::faults_range()).map(|(key, _)| format::decode_short_key(key)).collect()
     }
 }

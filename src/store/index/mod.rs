@@ -36,11 +36,9 @@ pub fn run(store: &mut dyn IndexStore, job: IndexJob) -> Result<IndexDone, Index
             store.commit(&edits, flush)?;
             Ok(IndexDone::Committed)
         }
-        IndexJob::Scan {
-            member,
-            from,
-            limit,
-        } => store.scan(member, from, limit).map(IndexDone::Scanned),
+        IndexJob::Scan { member, from, limit } => {
+            store.scan(member, from, limit).map(IndexDone::Scanned)
+        }
     }
 }
 

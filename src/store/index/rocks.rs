@@ -49,11 +49,7 @@ impl RocksIndex {
         let db = DB::open(&options, path).map_err(store_error)?;
         let mut without_log = WriteOptions::default();
         without_log.disable_wal(true);
-        Ok(RocksIndex {
-            db,
-            without_log,
-            changes: Vec::new(),
-        })
+        Ok(RocksIndex { db, without_log, changes: Vec::new() })
     }
 
     /// Key-value pairs from `from` to below `to`, at most `limit`.
@@ -77,10 +73,7 @@ fn store_error(error: rocksdb::Error) -> IndexError {
 impl IndexStore for RocksIndex {
     fn get(&mut self, keys: &[ExtentKey]) -> Result<Vec<Option<ExtentRecord>>, IndexError> {
         let get = |key: &ExtentKey| {
-            let value = self
-                .db
-                .get_pinned(format::extent_key(*key))
-                .map_err(store_error)?;
+            let value = self.db.get_pinned(format::extent_key(*key)).map_err(store_error)?;
             value.map(|value| format::decode_extent(&value)).transpose()
         };
         keys.iter().map(get).collect()
@@ -100,9 +93,7 @@ impl IndexStore for RocksIndex {
             }
         }
         if !self.changes.is_empty() {
-            self.db
-                .write_opt(batch, &self.without_log)
-                .map_err(store_error)?;
+            self.db.write_opt(batch, &self.without_log).map_err(store_error)?;
         }
         if flush {
             let mut options = FlushOptions::default();
@@ -119,18 +110,11 @@ impl IndexStore for RocksIndex {
         limit: usize,
     ) -> Result<Vec<(ExtentKey, ExtentRecord)>, IndexError> {
         let (_, end) = format::extents_of(member);
-        let start = format::extent_key(ExtentKey {
-            member,
-            extent: from,
-            layer: 0,
-        });
+        let start = format::extent_key(ExtentKey { member, extent: from, layer: 0 });
         self.range((start, end), limit)
             .map(|pair| {
                 let (key, value) = pair?;
-                Ok((
-                    format::decode_extent_key(&key)?,
-                    format::decode_extent(&value)?,
-                ))
+                Ok((format::decode_extent_key(&key)?, format::decode_extent(&value)?))
             })
             .collect()
     }

@@ -9,11 +9,7 @@ use crate::store::seam::Slot;
 use crate::types::{ShardId, VolumeId};
 
 fn key(member: u64, extent: u32) -> ExtentKey {
-    ExtentKey {
-        member: MemberId(member),
-        extent: Extent(extent),
-        layer: 0,
-    }
+    ExtentKey { member: MemberId(member), extent: Extent(extent), layer: 0 }
 }
 
 fn extent(slot: u32) -> ExtentRecord {
@@ -51,9 +47,7 @@ fn contract(store: &mut dyn IndexStore) {
         IndexEdit::Put(key(2, 5), extent(13)),
     ];
     store.commit(&edits, false).unwrap();
-    store
-        .commit(&[IndexEdit::PutMember(member(1, 8))], true)
-        .unwrap();
+    store.commit(&[IndexEdit::PutMember(member(1, 8))], true).unwrap();
     assert_eq!(store.members().unwrap(), [member(1, 8), member(2, 7)]);
     let got = store.get(&[key(1, 5), key(1, 6), key(2, 5)]).unwrap();
     assert_eq!(got, [Some(extent(12)), None, Some(extent(13))]);

@@ -75,13 +75,7 @@ pub(super) fn decide(mut found: Vec<Found>, start: BatchSeq, mark: BatchSeq) -> 
     if mark > walk.last.seq {
         walk.lose_unknown(mark);
     }
-    Decision {
-        log: walk.log,
-        last: walk.last,
-        cut,
-        mark,
-        start,
-    }
+    Decision { log: walk.log, last: walk.last, cut, mark, start }
 }
 
 /// Rule 1.
@@ -143,10 +137,7 @@ impl Walk {
 
     /// The predecessor of `header`, and perhaps more before it, is not there.
     fn missing(&mut self, header: &Header, copy: &Bytes) -> Result<(), BatchSeq> {
-        let (seq, only_one) = (
-            header.previous_seq,
-            header.before_previous_seq <= self.last.seq,
-        );
+        let (seq, only_one) = (header.previous_seq, header.before_previous_seq <= self.last.seq);
         if only_one && seq > self.mark {
             return Err(seq);
         }
@@ -156,18 +147,10 @@ impl Walk {
             self.log.push(LogPart::Lost(Lost {
                 first: seq,
                 last: seq,
-                members: if any {
-                    LostMembers::Any
-                } else {
-                    LostMembers::Known(summaries)
-                },
+                members: if any { LostMembers::Any } else { LostMembers::Known(summaries) },
             }));
-            self.last = Last {
-                seq,
-                previous_seq: header.before_previous_seq,
-                crc: 0,
-                index: copy.clone(),
-            };
+            self.last =
+                Last { seq, previous_seq: header.before_previous_seq, crc: 0, index: copy.clone() };
             return Ok(());
         }
         if self.mark > self.last.seq {

@@ -116,9 +116,7 @@ pub fn fold(
         }
     }
     let alive = states.into_iter().filter(|(member, _)| !dead(member));
-    alive
-        .map(|(member, state)| (member, state.finish(members.get(&member).copied())))
-        .collect()
+    alive.map(|(member, state)| (member, state.finish(members.get(&member).copied()))).collect()
 }
 
 fn member_of(item: &FoundItem) -> MemberId {
@@ -155,13 +153,7 @@ impl State {
             FoundItem::Hard { hard, .. } => self.set_hard(seq, hard),
             FoundItem::Entry { entry, .. } => self.append(LoggedEntry { seq, entry }),
             FoundItem::Reset { index, term, .. } => self.restart(index, term),
-            FoundItem::Image {
-                hard,
-                compacted_index,
-                compacted_term,
-                entries,
-                ..
-            } => {
+            FoundItem::Image { hard, compacted_index, compacted_term, entries, .. } => {
                 self.set_hard(seq, hard);
                 self.restart(compacted_index, compacted_term);
                 let entries = entries.into_iter();
@@ -238,9 +230,7 @@ impl State {
             Some(known) if known.0 >= compacted.0 => known,
             _ => compacted,
         };
-        let covered = self
-            .entries
-            .partition_point(|e| e.entry.index <= base_index);
+        let covered = self.entries.partition_point(|e| e.entry.index <= base_index);
         let faulted = self.fault(flushed, base_index, &self.entries[covered..]);
         let mut entries = self.entries;
         entries.drain(..covered);

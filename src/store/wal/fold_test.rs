@@ -8,10 +8,7 @@ const MEMBER: MemberId = MemberId(1);
 
 fn batch(seq: u64, items: Vec<FoundItem>) -> LogPart {
     LogPart::Batch(Batch {
-        header: Header {
-            seq: BatchSeq(seq),
-            ..Header::default()
-        },
+        header: Header { seq: BatchSeq(seq), ..Header::default() },
         items,
         index: Bytes::new(),
         previous: Bytes::new(),
@@ -33,31 +30,15 @@ fn found(index: u64, term: u64) -> FoundEntry {
 }
 
 fn entries(range: std::ops::Range<u64>, term: u64) -> Vec<FoundItem> {
-    range
-        .map(|index| FoundItem::Entry {
-            member: MEMBER,
-            entry: found(index, term),
-        })
-        .collect()
+    range.map(|index| FoundItem::Entry { member: MEMBER, entry: found(index, term) }).collect()
 }
 
 fn hard(term: u64, commit: u64) -> FoundItem {
-    FoundItem::Hard {
-        member: MEMBER,
-        hard: HardState {
-            term,
-            vote: 0,
-            commit,
-        },
-    }
+    FoundItem::Hard { member: MEMBER, hard: HardState { term, vote: 0, commit } }
 }
 
 fn reset(index: u64) -> FoundItem {
-    FoundItem::Reset {
-        member: MEMBER,
-        index,
-        term: 1,
-    }
+    FoundItem::Reset { member: MEMBER, index, term: 1 }
 }
 
 fn image(compacted_index: u64, range: std::ops::Range<u64>) -> FoundItem {
@@ -74,12 +55,7 @@ fn lost(seq: u64, kinds: u8, first: u64, last: u64) -> LogPart {
     LogPart::Lost(Lost {
         first: BatchSeq(seq),
         last: BatchSeq(seq),
-        members: LostMembers::Known(vec![Summary {
-            member: MEMBER,
-            kinds,
-            first,
-            last,
-        }]),
+        members: LostMembers::Known(vec![Summary { member: MEMBER, kinds, first, last }]),
     })
 }
 
@@ -87,10 +63,7 @@ fn lost(seq: u64, kinds: u8, first: u64, last: u64) -> LogPart {
 type Outcome = (Vec<(u64, u64)>, Option<FaultReason>);
 
 fn outcome(log: Vec<LogPart>, flushed: u64) -> Outcome {
-    let flushed = Flushed {
-        index: flushed,
-        term: 1,
-    };
+    let flushed = Flushed { index: flushed, term: 1 };
     let logs = fold(log, &BTreeMap::from([(MEMBER, flushed)]), &[]);
     let log = &logs[&MEMBER];
     let entries = log.entries.iter();
@@ -107,29 +80,13 @@ fn logs_are_folded_as_they_were_written() {
             0,
             (vec![(1, 1), (2, 1), (3, 2)], None),
         ),
-        (
-            "flushed entries are dropped",
-            vec![batch(1, entries(1..5, 1))],
-            3,
-            (vec![(4, 1)], None),
-        ),
-        (
-            "everything is flushed, and more",
-            vec![batch(1, entries(1..5, 1))],
-            9,
-            (vec![], None),
-        ),
+        ("flushed entries are dropped", vec![batch(1, entries(1..5, 1))], 3, (vec![(4, 1)], None)),
+        ("everything is flushed, and more", vec![batch(1, entries(1..5, 1))], 9, (vec![], None)),
         (
             "a gap",
             vec![batch(1, entries(1..3, 1)), batch(2, entries(4..6, 1))],
             1,
-            (
-                vec![(4, 1), (5, 1)],
-                Some(FaultReason::Gap {
-                    after: 1,
-                    before: 4,
-                }),
-            ),
+            (vec![(4, 1), (5, 1)], Some(FaultReason::Gap { after: 1, before: 4 })),
         ),
         (
             "a gap that is flushed",
@@ -151,13 +108,7 @@ fn logs_are_folded_as_they_were_written() {
             "a reset that the store does not know of",
             vec![batch(1, vec![reset(10)])],
             4,
-            (
-                vec![],
-                Some(FaultReason::StoreBehind {
-                    compacted: 10,
-                    flushed: 4,
-                }),
-            ),
+            (vec![], Some(FaultReason::StoreBehind { compacted: 10, flushed: 4 })),
         ),
         (
             "an image replaces, it never appends",
@@ -169,10 +120,7 @@ fn logs_are_folded_as_they_were_written() {
             "a commit beyond the log",
             vec![batch(1, entries(1..3, 1)), batch(2, vec![hard(1, 3)])],
             0,
-            (
-                vec![(1, 1), (2, 1)],
-                Some(FaultReason::CommitBeyondLog { commit: 3, last: 2 }),
-            ),
+            (vec![(1, 1), (2, 1)], Some(FaultReason::CommitBeyondLog { commit: 3, last: 2 })),
         ),
         (
             "a mark of an earlier start stays",
@@ -223,13 +171,7 @@ fn losses_count_until_something_newer_covers_them() {
                 batch(3, entries(4..5, 2)),
             ],
             0,
-            (
-                vec![(4, 2)],
-                Some(FaultReason::Gap {
-                    after: 0,
-                    before: 4,
-                }),
-            ),
+            (vec![(4, 2)], Some(FaultReason::Gap { after: 0, before: 4 })),
         ),
         (
             "a reset: the log before it is gone for good",
@@ -246,13 +188,7 @@ fn losses_count_until_something_newer_covers_them() {
                 batch(4, entries(9..10, 1)),
             ],
             4,
-            (
-                vec![(9, 1)],
-                Some(FaultReason::Gap {
-                    after: 4,
-                    before: 9,
-                }),
-            ),
+            (vec![(9, 1)], Some(FaultReason::Gap { after: 4, before: 9 })),
         ),
         (
             "the newest HardState",
@@ -274,24 +210,15 @@ fn losses_count_until_something_newer_covers_them() {
 
 #[test]
 fn when_nobody_knows_what_was_lost_only_a_whole_new_log_helps() {
-    let anything = || {
-        LogPart::Lost(Lost {
-            first: BatchSeq(4),
-            last: BatchSeq(5),
-            members: LostMembers::Any,
-        })
-    };
+    let anything =
+        || LogPart::Lost(Lost { first: BatchSeq(4), last: BatchSeq(5), members: LostMembers::Any });
     let after = |items| outcome(vec![anything(), batch(6, items)], 0).1;
     let faulted = Some(FaultReason::AnythingLost(5));
     assert_eq!(outcome(vec![anything()], 0).1, faulted);
     assert_eq!(after(vec![hard(1, 0)]), faulted);
     assert_eq!(after(vec![image(0, 1..3)]), None);
     // Members that nobody has heard of before, too.
-    let unknown = fold(
-        vec![anything(), batch(6, vec![hard(1, 0)])],
-        &BTreeMap::new(),
-        &[],
-    );
+    let unknown = fold(vec![anything(), batch(6, vec![hard(1, 0)])], &BTreeMap::new(), &[]);
     assert_eq!(unknown[&MEMBER].faulted, faulted);
 }
 

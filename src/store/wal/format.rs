@@ -208,10 +208,7 @@ impl Header {
 
 fn fixed_crc(keys: &Keys, incarnation: u64, seq: BatchSeq, page: &[u8]) -> u32 {
     let start = keys.fixed_start(incarnation, seq);
-    crc_from(
-        start,
-        &[&page[..FIXED_CRC_AT], &page[FIXED_CRC_AT + 4..BATCH_CRC_AT]],
-    )
+    crc_from(start, &[&page[..FIXED_CRC_AT], &page[FIXED_CRC_AT + 4..BATCH_CRC_AT]])
 }
 
 fn batch_crc(keys: &Keys, incarnation: u64, seq: BatchSeq, header: &[u8]) -> u32 {
@@ -305,36 +302,21 @@ pub struct Summary {
 
 impl Summary {
     /// Stands for a batch of which nothing is known.
-    pub const ANY: Summary = Summary {
-        member: MemberId(0),
-        kinds: kinds::ANY,
-        first: 0,
-        last: 0,
-    };
+    pub const ANY: Summary = Summary { member: MemberId(0), kinds: kinds::ANY, first: 0, last: 0 };
 
     fn of(item: &Item) -> Summary {
         let (member, kinds, first, last) = match item {
             Item::Hard { member, .. } => (*member, kinds::HARD, 0, 0),
             Item::Entry { member, entry } => (*member, kinds::ENTRY, entry.index, entry.index),
             Item::Reset { member, index, .. } => (*member, kinds::RESET, *index, *index),
-            Item::Image {
-                member,
-                compacted_index,
-                entries,
-                ..
-            } => {
+            Item::Image { member, compacted_index, entries, .. } => {
                 let last = entries.last().map_or(*compacted_index, |entry| entry.index);
                 let kinds = kinds::IMAGE | kinds::HARD;
                 (*member, kinds, *compacted_index, last)
             }
             Item::Fault { member } => (*member, kinds::FAULT, 0, 0),
         };
-        Summary {
-            member,
-            kinds,
-            first,
-            last,
-        }
+        Summary { member, kinds, first, last }
     }
 
     /// One record for both, when they are of the same member.
@@ -348,12 +330,7 @@ impl Summary {
             (true, false) => (self.first, self.last),
             (false, _) => (next.first, next.last),
         };
-        Some(Summary {
-            member: self.member,
-            kinds: self.kinds | next.kinds,
-            first,
-            last,
-        })
+        Some(Summary { member: self.member, kinds: self.kinds | next.kinds, first, last })
     }
 
     pub fn encode(self, out: &mut Vec<u8>) {
@@ -394,10 +371,7 @@ pub fn item_index<'a>(items: impl Iterator<Item = &'a Item>) -> Vec<u8> {
 
 /// Decodes an item index; its length is a multiple of [`RECORD_BYTES`].
 pub fn decode_index(records: &[u8]) -> Vec<Summary> {
-    records
-        .chunks_exact(RECORD_BYTES)
-        .map(Summary::decode)
-        .collect()
+    records.chunks_exact(RECORD_BYTES).map(Summary::decode).collect()
 }
 
 /// Bytes of the body of an item.
@@ -434,13 +408,7 @@ pub fn encode<'a>(
 ) -> u32 {
     assert_eq!(out.len(), header.header_bytes());
     header.write(keys, out);
-    let mut writer = Writer {
-        keys,
-        header,
-        out,
-        at: FIXED_BYTES,
-        payload_page: 0,
-    };
+    let mut writer = Writer { keys, header, out, at: FIXED_BYTES, payload_page: 0 };
     writer.bytes(index);
     writer.bytes(previous);
     let bodies_at = writer.at;
@@ -451,10 +419,7 @@ pub fn encode<'a>(
     }
     assert_eq!(count, header.items);
     assert_eq!(writer.at - bodies_at, header.body_bytes as usize);
-    assert_eq!(
-        writer.payload_page,
-        header.total_pages - header.header_pages
-    );
+    assert_eq!(writer.payload_page, header.total_pages - header.header_pages);
     let used = writer.at;
     out[used..].fill(0);
     let crc = batch_crc(keys, header.incarnation, header.seq, out);
@@ -488,21 +453,11 @@ impl Writer<'_> {
                 self.u64s(&[member.0, hard.term, hard.vote, hard.commit]);
             }
             Item::Entry { member, entry } => self.entry(*member, entry),
-            Item::Reset {
-                member,
-                index,
-                term,
-            } => {
+            Item::Reset { member, index, term } => {
                 self.bytes(&[body::RESET, 0, 0, 0, 0, 0, 0, 0]);
                 self.u64s(&[member.0, *index, *term]);
             }
-            Item::Image {
-                member,
-                hard,
-                compacted_index,
-                compacted_term,
-                entries,
-            } => {
+            Item::Image { member, hard, compacted_index, compacted_term, entries } => {
                 self.bytes(&[body::IMAGE, 0, 0, 0]);
                 let count = u32::try_from(entries.len()).expect("bounded by the header");
                 self.bytes(&count.to_le_bytes());
@@ -621,9 +576,7 @@ impl RedirectedWrite {
         }
         for slot in &self.slots {
             out.extend_from_slice(&slot.slot.to_le_bytes());
-            slot.crcs
-                .iter()
-                .for_each(|crc| out.extend_from_slice(&crc.to_le_bytes()));
+            slot.crcs.iter().for_each(|crc| out.extend_from_slice(&crc.to_le_bytes()));
         }
         out.extend_from_slice(&self.context);
     }
@@ -641,15 +594,8 @@ pub fn decode(keys: &Keys, header: &Header, bytes: &[u8]) -> Result<Batch, Forma
     let used = Bytes::copy_from_slice(&bytes[FIXED_BYTES..header.used_bytes()]);
     let index_bytes = header.index_records as usize * RECORD_BYTES;
     let records_bytes = index_bytes + header.previous_records as usize * RECORD_BYTES;
-    let mut reader = Reader {
-        keys,
-        header,
-        bytes: used.slice(records_bytes..),
-        at: 0,
-    };
-    let items = (0..header.items)
-        .map(|_| reader.item())
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut reader = Reader { keys, header, bytes: used.slice(records_bytes..), at: 0 };
+    let items = (0..header.items).map(|_| reader.item()).collect::<Result<Vec<_>, _>>()?;
     if reader.at != reader.bytes.len() {
         return Err(FormatError::Malformed("bytes behind the last item"));
     }
@@ -681,10 +627,7 @@ impl Reader<'_> {
         match self.bytes.get(self.at) {
             Some(&body::HARD) => {
                 let part = self.take(40)?;
-                Ok(FoundItem::Hard {
-                    member: MemberId(u64_at(&part, 8)),
-                    hard: hard_at(&part, 16),
-                })
+                Ok(FoundItem::Hard { member: MemberId(u64_at(&part, 8)), hard: hard_at(&part, 16) })
             }
             Some(&body::ENTRY) => {
                 let (member, entry) = self.entry()?;
@@ -702,9 +645,7 @@ impl Reader<'_> {
             Some(&body::REDIRECT) => self.redirect(),
             Some(&body::FAULT) => {
                 let part = self.take(16)?;
-                Ok(FoundItem::Fault {
-                    member: MemberId(u64_at(&part, 8)),
-                })
+                Ok(FoundItem::Fault { member: MemberId(u64_at(&part, 8)) })
             }
             _ => Err(FormatError::Malformed("an item of unknown kind")),
         }
@@ -785,11 +726,7 @@ impl Reader<'_> {
 }
 
 fn hard_at(part: &[u8], at: usize) -> HardState {
-    HardState {
-        term: u64_at(part, at),
-        vote: u64_at(part, at + 8),
-        commit: u64_at(part, at + 16),
-    }
+    HardState { term: u64_at(part, at), vote: u64_at(part, at + 8), commit: u64_at(part, at + 16) }
 }
 
 #[cfg(test)]

@@ -2,10 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const KEYS: Keys = Keys {
-    disk: Uuid(*b"disk-for-testing"),
-    seed: 0x5eed,
-};
+const KEYS: Keys = Keys { disk: Uuid(*b"disk-for-testing"), seed: 0x5eed };
 
 fn entry(index: u64, context: &'static [u8], payload: Vec<u8>) -> LogEntry {
     LogEntry {
@@ -20,35 +17,18 @@ fn entry(index: u64, context: &'static [u8], payload: Vec<u8>) -> LogEntry {
 /// One of every kind, with payloads of none, one, two and one and a half pages.
 fn sample() -> Vec<Item> {
     let (one, two) = (MemberId(1), MemberId(2));
-    let hard = HardState {
-        term: 7,
-        vote: 3,
-        commit: 41,
-    };
+    let hard = HardState { term: 7, vote: 3, commit: 41 };
     vec![
         Item::Hard { member: one, hard },
-        Item::Entry {
-            member: one,
-            entry: entry(42, b"context", vec![1; 4096]),
-        },
-        Item::Entry {
-            member: one,
-            entry: entry(43, b"", vec![]),
-        },
-        Item::Reset {
-            member: two,
-            index: 9,
-            term: 6,
-        },
+        Item::Entry { member: one, entry: entry(42, b"context", vec![1; 4096]) },
+        Item::Entry { member: one, entry: entry(43, b"", vec![]) },
+        Item::Reset { member: two, index: 9, term: 6 },
         Item::Image {
             member: MemberId(3),
             hard,
             compacted_index: 40,
             compacted_term: 5,
-            entries: vec![
-                entry(41, b"a", vec![2; 8192]),
-                entry(42, b"bc", vec![3; 6144]),
-            ],
+            entries: vec![entry(41, b"a", vec![2; 8192]), entry(42, b"bc", vec![3; 6144])],
         },
         Item::Fault { member: two },
     ]
@@ -98,36 +78,22 @@ fn as_item(found: &FoundItem, payload: &mut impl FnMut(&FoundEntry) -> Bytes) ->
         payload: payload(found),
     };
     match found {
-        FoundItem::Hard { member, hard } => Item::Hard {
-            member: *member,
-            hard: *hard,
-        },
-        FoundItem::Entry { member, entry } => Item::Entry {
-            member: *member,
-            entry: entry_of(entry),
-        },
-        FoundItem::Reset {
-            member,
-            index,
-            term,
-        } => Item::Reset {
-            member: *member,
-            index: *index,
-            term: *term,
-        },
-        FoundItem::Image {
-            member,
-            hard,
-            compacted_index,
-            compacted_term,
-            entries,
-        } => Item::Image {
-            member: *member,
-            hard: *hard,
-            compacted_index: *compacted_index,
-            compacted_term: *compacted_term,
-            entries: entries.iter().map(entry_of).collect(),
-        },
+        FoundItem::Hard { member, hard } => Item::Hard { member: *member, hard: *hard },
+        FoundItem::Entry { member, entry } => {
+            Item::Entry { member: *member, entry: entry_of(entry) }
+        }
+        FoundItem::Reset { member, index, term } => {
+            Item::Reset { member: *member, index: *index, term: *term }
+        }
+        FoundItem::Image { member, hard, compacted_index, compacted_term, entries } => {
+            Item::Image {
+                member: *member,
+                hard: *hard,
+                compacted_index: *compacted_index,
+                compacted_term: *compacted_term,
+                entries: entries.iter().map(entry_of).collect(),
+            }
+        }
         FoundItem::Fault { member } => Item::Fault { member: *member },
         FoundItem::Redirect(_) => panic!("items hold no redirected write"),
     }
@@ -143,11 +109,8 @@ fn every_item_survives_and_says_where_its_payload_is() {
     assert_eq!(batch.previous, previous);
     assert_eq!(batch.index, item_index(items.iter()));
 
-    let mut payloads: Vec<Bytes> = items
-        .iter()
-        .flat_map(entries_of)
-        .map(|e| e.payload.clone())
-        .collect();
+    let mut payloads: Vec<Bytes> =
+        items.iter().flat_map(entries_of).map(|e| e.payload.clone()).collect();
     payloads.reverse();
     let mut offset = 8192 + 4096;
     let back: Vec<Item> = batch
@@ -168,12 +131,8 @@ fn every_item_survives_and_says_where_its_payload_is() {
 
 #[test]
 fn the_index_has_a_record_for_each_run_of_a_member() {
-    let summary = |member, kinds, first, last| Summary {
-        member: MemberId(member),
-        kinds,
-        first,
-        last,
-    };
+    let summary =
+        |member, kinds, first, last| Summary { member: MemberId(member), kinds, first, last };
     assert_eq!(
         decode_index(&item_index(sample().iter())),
         [
@@ -210,10 +169,7 @@ fn a_redirected_write_survives() {
             at: 0,
         };
         match reader.item() {
-            Ok(found) => assert_eq!(
-                (len, found),
-                (body.len(), FoundItem::Redirect(write.clone()))
-            ),
+            Ok(found) => assert_eq!((len, found), (body.len(), FoundItem::Redirect(write.clone()))),
             Err(error) => assert!(len < body.len(), "{error}"),
         }
     }
@@ -222,10 +178,7 @@ fn a_redirected_write_survives() {
 #[test]
 fn nobody_else_s_batch_passes() {
     let (header, bytes) = encoded(&sample(), &[]);
-    let other_disk = Keys {
-        disk: Uuid(*b"another-disk-id!"),
-        ..KEYS
-    };
+    let other_disk = Keys { disk: Uuid(*b"another-disk-id!"), ..KEYS };
     let other_seed = Keys { seed: 1, ..KEYS };
     for keys in [other_disk, other_seed] {
         assert_eq!(decode_fixed(&keys, &bytes), Err(FormatError::NoHeader));
@@ -240,10 +193,7 @@ fn a_newer_version_is_told_from_damage() {
     bytes[8] = 2;
     assert_eq!(decode_fixed(&KEYS, &bytes), Err(FormatError::NoHeader));
     seal(&header, &mut bytes);
-    let newer = FormatError::Version {
-        version: 2,
-        seq: header.seq,
-    };
+    let newer = FormatError::Version { version: 2, seq: header.seq };
     assert_eq!(decode_fixed(&KEYS, &bytes), Err(newer));
 }
 
@@ -265,7 +215,10 @@ proptest! {
     /// Behind valid checksums too: a decoder answers, it never panics.
     #[test]
     fn nothing_makes_the_decoder_panic(
-        changes in proptest::collection::vec((prop_oneof![56usize..80, 128usize..700], any::<u8>()), 1..6),
+        changes in proptest::collection::vec(
+            (prop_oneof![56usize..80, 128usize..700], any::<u8>()),
+            1..6,
+        ),
     ) {
         let (header, mut bytes) = encoded(&sample(), &[]);
         for (at, value) in changes {

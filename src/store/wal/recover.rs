@@ -84,10 +84,7 @@ pub enum RecoverError {
 
 impl WalConfig {
     pub(super) fn keys(&self) -> Keys {
-        Keys {
-            disk: self.disk,
-            seed: self.seed,
-        }
+        Keys { disk: self.disk, seed: self.seed }
     }
 }
 
@@ -142,11 +139,7 @@ pub fn recover(
 /// Where an empty log starts: the superblock's word, if it can be true.
 fn first_offset(config: &WalConfig, offset: u64) -> u64 {
     let whole_pages = offset.is_multiple_of(crate::types::BLOCK_BYTES as u64);
-    if whole_pages && offset < config.ring_bytes {
-        offset
-    } else {
-        0
-    }
+    if whole_pages && offset < config.ring_bytes { offset } else { 0 }
 }
 
 /// The largest that was seen in any batch, cut off or not.

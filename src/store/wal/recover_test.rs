@@ -33,9 +33,7 @@ fn four_batches() -> Lab {
 
 /// Batches 5, 6 and 7 in flight, nothing of them on the disk; member 1's.
 fn three_in_flight(lab: &mut Lab) -> Vec<super::super::BatchWrite> {
-    (0..3)
-        .map(|n| lab.fly(vec![entry(1, 3 + n, 1, 16 + n as usize)]))
-        .collect()
+    (0..3).map(|n| lab.fly(vec![entry(1, 3 + n, 1, 16 + n as usize)])).collect()
 }
 
 const HEADER: usize = 0;
@@ -294,11 +292,9 @@ fn check(case: &Case, lab: &Lab, round: &str) {
         .iter()
         .filter_map(|part| match part {
             LogPart::Batch(_) => None,
-            LogPart::Lost(lost) => Some((
-                lost.first.0,
-                lost.last.0,
-                matches!(lost.members, LostMembers::Known(_)),
-            )),
+            LogPart::Lost(lost) => {
+                Some((lost.first.0, lost.last.0, matches!(lost.members, LostMembers::Known(_))))
+            }
         })
         .collect();
     assert_eq!(lost, case.lost, "{name}, {round}");
@@ -342,10 +338,7 @@ fn what_was_cut_never_comes_back() {
     let first = lab.write(vec![entry(2, 3, 2, 1)]);
     assert!(first > BatchSeq(7));
     let second = lab.write(vec![entry(2, 4, 2, 1)]);
-    assert_eq!(
-        kept(&lab.recover().unwrap()),
-        [1, 2, 3, 4, first.0, second.0]
-    );
+    assert_eq!(kept(&lab.recover().unwrap()), [1, 2, 3, 4, first.0, second.0]);
     // Not even when the first batch of the new incarnation is lost and leaves a gap for them.
     lab.damage(first.0, HEADER);
     let recovered = lab.recover().unwrap();
@@ -468,15 +461,11 @@ impl Written {
                 };
                 let new = (next..next + count).map(|index| log_entry(index, self.term, 1));
                 self.entries.extend(new);
-                let new = self.entries[keep..].iter().map(|entry| Item::Entry {
-                    member: MemberId(member),
-                    entry: entry.clone(),
-                });
+                let new = self.entries[keep..]
+                    .iter()
+                    .map(|entry| Item::Entry { member: MemberId(member), entry: entry.clone() });
                 // A replica writes both, but a HardState only when it changed.
-                let hard = self
-                    .term
-                    .is_multiple_of(3)
-                    .then(|| hard(member, self.term, 0));
+                let hard = self.term.is_multiple_of(3).then(|| hard(member, self.term, 0));
                 hard.into_iter().chain(new).collect()
             }
             Change::Reset => {

@@ -95,10 +95,7 @@ impl Wal {
         assert!(at.next_seq > at.chain_seq);
         let news = u64::from(!at.previous_items.is_empty());
         Wal {
-            keys: Keys {
-                disk: config.disk,
-                seed: config.seed,
-            },
+            keys: Keys { disk: config.disk, seed: config.seed },
             waiting: Waiting::default(),
             space: Space {
                 ring_bytes: config.ring_bytes,
@@ -140,10 +137,7 @@ impl Wal {
             payloads: payloads().filter(|e| !e.payload.is_empty()).count(),
             items,
         };
-        assert!(
-            group.bytes <= self.config.ring_bytes,
-            "a group larger than the ring"
-        );
+        assert!(group.bytes <= self.config.ring_bytes, "a group larger than the ring");
         self.waiting.bytes += group.bytes;
         self.waiting.largest_bytes = self.waiting.largest_bytes.max(group.bytes);
         self.waiting.groups.push_back(group);
@@ -185,12 +179,7 @@ impl Wal {
         if count > 0 {
             self.news_seq = header.seq;
         }
-        Some(BatchWrite {
-            seq: header.seq,
-            offset,
-            bufs,
-            placed,
-        })
+        Some(BatchWrite { seq: header.seq, offset, bufs, placed })
     }
 
     fn gate_is_open(&self) -> bool {
@@ -272,24 +261,13 @@ impl Wal {
         };
         let mut pages = pool.take(header.header_bytes());
         let items = self.items(count);
-        let crc = format::encode(
-            &self.keys,
-            header,
-            index,
-            &self.chain.index,
-            items,
-            &mut pages,
-        );
+        let crc = format::encode(&self.keys, header, index, &self.chain.index, items, &mut pages);
         let number = payloads().count();
         let mut bufs = Vec::with_capacity(1 + number.min(BATCH_BUFS_MAX));
         bufs.push(pages.freeze());
         if number <= BATCH_BUFS_MAX {
             bufs.extend(payloads().map(|payload| {
-                if is_aligned(payload) {
-                    payload.clone()
-                } else {
-                    padded(pool, payload)
-                }
+                if is_aligned(payload) { payload.clone() } else { padded(pool, payload) }
             }));
         } else {
             let pages = (header.total_pages - header.header_pages) as usize;
@@ -306,12 +284,7 @@ impl Wal {
                 continue;
             };
             for entry in format::entries_of(item) {
-                placed.push(Placed {
-                    member,
-                    index: entry.index,
-                    seq: header.seq,
-                    payload_offset,
-                });
+                placed.push(Placed { member, index: entry.index, seq: header.seq, payload_offset });
                 payload_offset += format::pages(entry.payload.len()) as u64 * PAGE;
             }
         }
@@ -364,11 +337,7 @@ impl Wal {
     /// What the superblock names as the tail: the batch that `release_to` named last, and the
     /// offset of the oldest one kept (of the head when there is none).
     pub fn tail(&self) -> (BatchSeq, u64) {
-        let offset = self
-            .space
-            .kept
-            .front()
-            .map_or(self.space.head, |kept| kept.1);
+        let offset = self.space.kept.front().map_or(self.space.head, |kept| kept.1);
         (self.space.released_seq, offset)
     }
 
@@ -504,11 +473,8 @@ impl Space {
     /// than `largest`.
     fn usable_bytes(&self, largest: u64) -> u64 {
         let (here, at_start) = self.free();
-        let wasted = if at_start > 0 || here + self.head == self.ring_bytes {
-            here.min(largest)
-        } else {
-            0
-        };
+        let wasted =
+            if at_start > 0 || here + self.head == self.ring_bytes { here.min(largest) } else { 0 };
         here + at_start - wasted
     }
 }

@@ -14,17 +14,11 @@ fn the_gate_waits_for_64_kib_or_the_newest_batch_in_flight() {
     lab.push(vec![entry(1, 2, 1, 8)]);
     assert!(lab.wal.next_batch(&lab.pool).is_none());
     lab.push(vec![entry(1, 3, 1, 30)]);
-    let second = lab
-        .wal
-        .next_batch(&lab.pool)
-        .expect("more than 64 KiB wait");
+    let second = lab.wal.next_batch(&lab.pool).expect("more than 64 KiB wait");
     assert_eq!(second.placed.len(), 2);
     assert_eq!(second.offset, first.offset + 2 * PAGE);
     lab.push(vec![entry(1, 4, 1, 16)]);
-    assert!(
-        lab.wal.next_batch(&lab.pool).is_none(),
-        "smaller than the second"
-    );
+    assert!(lab.wal.next_batch(&lab.pool).is_none(), "smaller than the second");
     lab.push(vec![entry(1, 5, 1, 24)]);
     assert!(lab.wal.next_batch(&lab.pool).is_some());
     lab.fly(vec![entry(1, 6, 1, 60)]);
@@ -63,20 +57,14 @@ fn aligned_payloads_are_not_copied() {
     assert_eq!(write.bufs[1].as_ptr(), aligned.as_ptr());
     assert_eq!(write.bufs[2][..5000], skewed);
     assert_eq!(write.bufs[2][5000..], [0; 2 * BLOCK_BYTES - 5000]);
-    let offsets: Vec<u64> = write
-        .placed
-        .iter()
-        .map(|p| p.payload_offset / PAGE)
-        .collect();
+    let offsets: Vec<u64> = write.placed.iter().map(|p| p.payload_offset / PAGE).collect();
     assert_eq!(offsets, [1, 3, 5]);
 }
 
 #[test]
 fn a_group_of_many_payloads_is_gathered_and_read_back() {
     let mut lab = Lab::new(2048, 0);
-    let entries: Vec<Item> = (1..=700)
-        .map(|n| entry(1, n, 1, 1 + (n % 2) as usize))
-        .collect();
+    let entries: Vec<Item> = (1..=700).map(|n| entry(1, n, 1, 1 + (n % 2) as usize)).collect();
     let write = lab.fly(entries.clone());
     assert!(write.bufs.len() < 8, "{} pieces", write.bufs.len());
     lab.put(&write, |_| true);
@@ -84,11 +72,7 @@ fn a_group_of_many_payloads_is_gathered_and_read_back() {
     let LogPart::Batch(batch) = &recovered.log[0] else {
         panic!("nothing was lost");
     };
-    let back: Vec<Item> = batch
-        .items
-        .iter()
-        .map(|found| loaded(&lab, found))
-        .collect();
+    let back: Vec<Item> = batch.items.iter().map(|found| loaded(&lab, found)).collect();
     assert!(back == entries);
 }
 
@@ -106,10 +90,7 @@ fn only_one_idle_mark_follows_the_last_news() {
     assert!(!lab.wal.wants_idle_mark(), "also after a start");
     lab.write(vec![hard(1, 1, 0)]);
     lab.reopen();
-    assert!(
-        lab.wal.wants_idle_mark(),
-        "the last batch is not marked yet"
-    );
+    assert!(lab.wal.wants_idle_mark(), "the last batch is not marked yet");
 }
 
 #[test]
@@ -133,10 +114,7 @@ fn the_reserve_is_left_to_hard_states_and_the_tail_is_never_overwritten() {
         lab.push(vec![hard(1, 1, hard_states)]);
         hard_states += 1;
     }
-    assert!(
-        hard_states >= 16,
-        "the whole reserve can be used: {hard_states}"
-    );
+    assert!(hard_states >= 16, "the whole reserve can be used: {hard_states}");
     let all = kept(&lab.recover().unwrap());
     assert_eq!(all.len() as u64, index + hard_states);
     // Room again, exactly what is released.
@@ -181,11 +159,7 @@ fn a_ring_that_is_filled_to_the_brim_keeps_every_batch() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Push {
-        member: u64,
-        blocks: usize,
-        count: u64,
-    },
+    Push { member: u64, blocks: usize, count: u64 },
     Hard(u64),
     Batch,
     Finish(usize),
@@ -235,10 +209,7 @@ impl Model {
         assert!(end <= self.lab.config.ring_bytes);
         for (seq, ..) in &self.batches {
             let other = self.lab.wal.offset_of(*seq);
-            assert!(
-                !(write.offset..end).contains(&other),
-                "{seq:?} is overwritten"
-            );
+            assert!(!(write.offset..end).contains(&other), "{seq:?} is overwritten");
         }
         let header = format::decode_fixed(&self.lab.config.keys(), &write.bufs[0]).unwrap();
         let items = self.waiting.drain(..header.items as usize).collect();
@@ -278,9 +249,7 @@ impl Model {
             match chance % 4 {
                 0 => self.lab.put(&write, |_| true),
                 1 => (),
-                _ => self
-                    .lab
-                    .put(&write, |page| chance >> (page % 32 + 8) & 1 == 1),
+                _ => self.lab.put(&write, |page| chance >> (page % 32 + 8) & 1 == 1),
             }
         }
         let recovered = self.lab.reopen();
@@ -310,11 +279,7 @@ impl Model {
 
     fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
         match step {
-            Step::Push {
-                member,
-                blocks,
-                count,
-            } => {
+            Step::Push { member, blocks, count } => {
                 let pages = (count * (blocks as u64 + 1) + 1) * PAGE;
                 if self.lab.wal.free_bytes() < pages {
                     self.release(100);

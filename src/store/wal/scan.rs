@@ -56,10 +56,7 @@ pub(super) fn scan(
             None => BLOCK_BYTES as u64,
         };
     }
-    Ok(Scan {
-        found,
-        unreadable_pages: window.unreadable_pages,
-    })
+    Ok(Scan { found, unreadable_pages: window.unreadable_pages })
 }
 
 fn batch_at(

@@ -41,11 +41,7 @@ impl Lab {
             wal: Wal::new(config.clone(), WalPosition::fresh()),
             config,
             pool: Pool::default(),
-            marks: Marks {
-                tail_seq: BatchSeq(1),
-                tail_offset: 0,
-                durable_seq: BatchSeq(0),
-            },
+            marks: Marks { tail_seq: BatchSeq(1), tail_offset: 0, durable_seq: BatchSeq(0) },
             written: BTreeMap::new(),
             groups: 0,
         }
@@ -60,12 +56,7 @@ impl Lab {
     /// Puts the pages of a write on the disk for which `survives` says so.
     pub fn put(&mut self, write: &BatchWrite, survives: impl Fn(usize) -> bool) {
         let bytes: Vec<u8> = write.bufs.concat();
-        assert!(
-            write
-                .bufs
-                .iter()
-                .all(|buf| crate::io::buffer::is_aligned(buf))
-        );
+        assert!(write.bufs.iter().all(|buf| crate::io::buffer::is_aligned(buf)));
         for (page, content) in bytes.chunks(BLOCK_BYTES).enumerate() {
             if survives(page) {
                 let at = write.offset as usize + page * BLOCK_BYTES;
@@ -117,9 +108,7 @@ impl Lab {
     }
 
     pub fn recover(&self) -> Result<Recovered, RecoverError> {
-        recover(&self.config, &self.marks, &mut |offset, len| {
-            self.read(offset, len)
-        })
+        recover(&self.config, &self.marks, &mut |offset, len| self.read(offset, len))
     }
 
     pub fn read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
@@ -127,9 +116,7 @@ impl Lab {
         if self.unreadable.iter().any(|at| (offset..end).contains(at)) {
             return Err(io::Error::other("unreadable"));
         }
-        Ok(Bytes::copy_from_slice(
-            &self.disk[offset as usize..end as usize],
-        ))
+        Ok(Bytes::copy_from_slice(&self.disk[offset as usize..end as usize]))
     }
 
     /// What an open does: raises the incarnation, recovers, goes on.
@@ -144,10 +131,7 @@ impl Lab {
         let members = flushed
             .iter()
             .map(|(member, index)| {
-                let flushed = Flushed {
-                    index: *index,
-                    term: 1,
-                };
+                let flushed = Flushed { index: *index, term: 1 };
                 (MemberId(*member), flushed)
             })
             .collect();
@@ -156,14 +140,7 @@ impl Lab {
 }
 
 pub(super) fn hard(member: u64, term: u64, commit: u64) -> Item {
-    Item::Hard {
-        member: MemberId(member),
-        hard: HardState {
-            term,
-            vote: 1,
-            commit,
-        },
-    }
+    Item::Hard { member: MemberId(member), hard: HardState { term, vote: 1, commit } }
 }
 
 pub(super) fn log_entry(index: u64, term: u64, blocks: usize) -> LogEntry {
@@ -177,10 +154,7 @@ pub(super) fn log_entry(index: u64, term: u64, blocks: usize) -> LogEntry {
 }
 
 pub(super) fn entry(member: u64, index: u64, term: u64, blocks: usize) -> Item {
-    Item::Entry {
-        member: MemberId(member),
-        entry: log_entry(index, term, blocks),
-    }
+    Item::Entry { member: MemberId(member), entry: log_entry(index, term, blocks) }
 }
 
 /// What was found, with its payloads, as it was pushed.
@@ -194,36 +168,20 @@ pub(super) fn loaded(lab: &Lab, found: &FoundItem) -> Item {
             .expect("intact"),
     };
     match found {
-        FoundItem::Hard { member, hard } => Item::Hard {
-            member: *member,
-            hard: *hard,
-        },
-        FoundItem::Entry { member, entry } => Item::Entry {
-            member: *member,
-            entry: load(entry),
-        },
-        FoundItem::Reset {
-            member,
-            index,
-            term,
-        } => Item::Reset {
-            member: *member,
-            index: *index,
-            term: *term,
-        },
-        FoundItem::Image {
-            member,
-            hard,
-            compacted_index,
-            compacted_term,
-            entries,
-        } => Item::Image {
-            member: *member,
-            hard: *hard,
-            compacted_index: *compacted_index,
-            compacted_term: *compacted_term,
-            entries: entries.iter().map(load).collect(),
-        },
+        FoundItem::Hard { member, hard } => Item::Hard { member: *member, hard: *hard },
+        FoundItem::Entry { member, entry } => Item::Entry { member: *member, entry: load(entry) },
+        FoundItem::Reset { member, index, term } => {
+            Item::Reset { member: *member, index: *index, term: *term }
+        }
+        FoundItem::Image { member, hard, compacted_index, compacted_term, entries } => {
+            Item::Image {
+                member: *member,
+                hard: *hard,
+                compacted_index: *compacted_index,
+                compacted_term: *compacted_term,
+                entries: entries.iter().map(load).collect(),
+            }
+        }
         FoundItem::Fault { member } => Item::Fault { member: *member },
         FoundItem::Redirect(_) => panic!("nothing writes these"),
     }
