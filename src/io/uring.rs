@@ -18,6 +18,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
 use self::handles::{Handle, Handles};
@@ -38,6 +39,9 @@ const WRITE_THREADS: usize = 4;
 /// How long a dropped driver waits for the kernel to let go of its memory.
 const DROP_WAIT: Duration = Duration::from_secs(10);
 
+/// See [`is_small_send`].
+const SMALL_SEND_BYTES: usize = 16 << 10;
+
 /// See the module.
 pub(super) struct Uring {
     ring: IoUring,
@@ -53,6 +57,10 @@ pub(super) struct Uring {
     /// Durable writes, where threads carry them out; they start with the next round.
     durable: VecDeque<(Token, Arc<OwnedFd>, Op)>,
     threads: Option<FileThreads>,
+    /// Small sends among what the next crossing starts. They end at once, into the socket's
+    /// buffer, and are not what the caller waits for: waiting goes on past them, which saves a
+    /// wake-up per round. One that does end late holds others up for the timeout at most, once.
+    small_sends: u32,
     wake: Arc<EventFd>,
     /// Where the kernel puts the eventfd's count.
     wake_count: Box<UnsafeCell<u64>>,
@@ -113,6 +121,7 @@ impl Uring {
             handles: Handles::new(fixed_count),
             ready: Vec::new(),
             reaped: Vec::with_capacity(sizes.completion_entries as usize),
+            small_sends: 0,
             durable: VecDeque::new(),
             threads: None,
             wake: Arc::new(wake),
@@ -236,6 +245,7 @@ impl Uring {
         if wait == Wait::No && count == 0 && idle {
             return Ok(true);
         }
+        let small_sends = std::mem::take(&mut self.small_sends);
         let submitter = self.ring.submitter();
         let flags = EnterFlags::GETEVENTS;
         // SAFETY: every entry in the queue was pushed under the conditions of `push`, and the
@@ -248,7 +258,7 @@ impl Uring {
                     let timespec = types::Timespec::from(duration);
                     let args = types::SubmitArgs::new().timespec(&timespec);
                     let flags = flags | EnterFlags::EXT_ARG;
-                    submitter.enter(count, 1, flags.bits(), Some(&args))
+                    submitter.enter(count, 1 + small_sends, flags.bits(), Some(&args))
                 }
             }
         };
@@ -379,6 +389,12 @@ impl Uring {
     }
 }
 
+/// True for a send that a socket's buffer takes at once, as a rule.
+fn is_small_send(op: &Op) -> bool {
+    let Op::Send { bufs, .. } = op else { return false };
+    bufs.iter().map(Bytes::len).sum::<usize>() <= SMALL_SEND_BYTES
+}
+
 impl Driver for Uring {
     fn now(&self) -> Mono {
         clock::now()
@@ -424,6 +440,7 @@ impl Driver for Uring {
                 if self.threads.is_some() && matches!(op, Op::Write { durable: true, .. }) {
                     return self.durable.push_back((token, open.shared_fd(), op));
                 }
+                self.small_sends += u32::from(is_small_send(&op));
                 let index = self.start(token, number, op);
                 let entry = self.slots.get(index).entry(index);
                 self.push(entry);

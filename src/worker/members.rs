@@ -16,6 +16,7 @@ use crate::types::{
 };
 use crate::view::{MemberState, MemberView};
 use crate::worker::Worker;
+use crate::worker::follow::Demand;
 use crate::worker::reads::ReadTarget;
 use crate::worker::requests::Waiter;
 use crate::worker::resync::Resync;
@@ -38,7 +39,10 @@ pub struct MemberRuntime {
     pub faulted: Option<String>,
     /// Being brought up to date from another member.
     pub resync: Option<Resync>,
+    /// The catalog knows it.
     pub known: bool,
+    /// Where its requests come from.
+    pub demand: Demand,
 }
 
 impl MemberRuntime {
@@ -83,6 +87,13 @@ impl Worker {
         waiter: Waiter,
     ) {
         let req = self.requests.add(member, waiter);
+        let through = match waiter {
+            Waiter::Volume { .. } => Some(self.config.pod),
+            Waiter::Peer { conn, .. } => self.peers.pod_of(conn),
+        };
+        if let (Some(runtime), Some(pod)) = (self.members.get_mut(&member), through) {
+            runtime.demand.note(pod);
+        }
         let refused = match self.members.get(&member) {
             None => Some(BlockError::NotLeader { hint: None, term: 0 }),
             Some(runtime) if runtime.faulted.is_some() => {

@@ -6,6 +6,7 @@
 
 mod clients;
 mod disks;
+mod follow;
 mod index_thread;
 mod lanes;
 mod mailbox;

@@ -170,6 +170,12 @@ impl Peers {
         self.free_bytes.get(&disk).copied()
     }
 
+    /// The pod at the other end of a connection.
+    pub fn pod_of(&self, conn: ConnId) -> Option<PodId> {
+        let pair = self.conns.get(&conn)?.pair?;
+        self.wanted.get(&pair).map(|wanted| wanted.pod)
+    }
+
     /// Every data connection of a lane of ours that is up.
     fn data_conns(&self, local: Uuid) -> Vec<ConnId> {
         let of = |((ours, _, purpose), wanted): (&Pair, &Wanted)| {

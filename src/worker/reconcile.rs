@@ -168,6 +168,7 @@ impl Worker {
             touched: true,
             faulted,
             resync: None,
+            demand: Default::default(),
         };
         self.members.insert(record.member, runtime);
         self.touched.members.push(record.member);

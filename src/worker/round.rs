@@ -17,6 +17,7 @@ use crate::types::{MemberId, Mono, PodId, Uuid, VolumeId};
 use crate::view::{ClusterView, PodReport};
 use crate::volume::{SessionSource, Volume, VolumeOutput};
 use crate::worker::clients::Clients;
+use crate::worker::follow::WINDOW;
 use crate::worker::lanes::LaneRuntime;
 use crate::worker::mailbox::Receiver;
 use crate::worker::members::MemberRuntime;
@@ -85,6 +86,7 @@ pub struct Worker {
     inbox: Receiver<Command>,
     next_tick: Mono,
     next_report: Mono,
+    next_window: Mono,
     stopping: Option<Mono>,
 }
 
@@ -142,6 +144,7 @@ impl Worker {
             inbox,
             next_tick: now + TICK,
             next_report: now,
+            next_window: now + WINDOW,
             stopping: None,
         }
     }
@@ -259,6 +262,10 @@ impl Worker {
             }
             if now >= self.next_report {
                 self.report_due = true;
+            }
+            if now >= self.next_window {
+                self.next_window = now + WINDOW;
+                self.follow_clients();
             }
         }
         if self.report_due {

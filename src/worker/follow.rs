@@ -1,0 +1,93 @@
+//! Leaders follow their client: when most requests of a shard come through one other pod for a
+//! while, the leadership moves there, so that a read stays on one machine and a write crosses the
+//! network once. Hysteresis: three windows in a row, each with enough requests to tell.
+
+use std::time::Duration;
+
+use crate::replica::seam::Input;
+use crate::types::{MemberId, PodId};
+use crate::worker::Worker;
+
+/// How long requests are counted before they are weighed.
+pub const WINDOW: Duration = Duration::from_secs(1);
+/// Fewer requests in a window say nothing.
+const REQUESTS_MIN: u32 = 50;
+/// Windows in a row that must agree.
+const WINDOWS: u32 = 3;
+
+/// Where the requests of one member come from.
+#[derive(Debug, Default)]
+pub struct Demand {
+    /// Requests of this window by the pod they came through.
+    counts: Vec<(PodId, u32)>,
+    /// The pod that most came through, and for how many windows.
+    leaning: Option<(PodId, u32)>,
+}
+
+impl Demand {
+    pub fn note(&mut self, through: PodId) {
+        match self.counts.iter_mut().find(|(pod, _)| *pod == through) {
+            Some((_, count)) => *count = count.saturating_add(1),
+            None => self.counts.push((through, 1)),
+        }
+    }
+
+    /// Ends a window; the pod to move to when it was the same for long enough.
+    pub fn end_of_window(&mut self) -> Option<PodId> {
+        let counts = std::mem::take(&mut self.counts);
+        let total = counts.iter().fold(0u32, |sum, (_, count)| sum.saturating_add(*count));
+        let most = |(_, count): &(PodId, u32)| u64::from(*count) * 4 > u64::from(total) * 3;
+        let pod = counts.iter().find(|entry| most(entry)).map(|(pod, _)| *pod);
+        self.leaning = match (pod.filter(|_| total >= REQUESTS_MIN), self.leaning) {
+            (Some(pod), Some((before, windows))) if pod == before => Some((pod, windows + 1)),
+            (Some(pod), _) => Some((pod, 1)),
+            (None, _) => None,
+        };
+        self.leaning.filter(|(_, windows)| *windows >= WINDOWS).map(|(pod, _)| pod)
+    }
+}
+
+impl Worker {
+    /// Ends a window of every leading member, and moves leaderships to where the clients are.
+    pub fn follow_clients(&mut self) {
+        let here = self.config.pod;
+        let mut moves: Vec<(MemberId, MemberId)> = Vec::new();
+        for (member, runtime) in &mut self.members {
+            let Some(pod) = runtime.demand.end_of_window() else { continue };
+            let there = runtime.peers.iter().find(|peer| peer.pod == pod);
+            if let Some(there) = there.filter(|_| pod != here && runtime.role.serving) {
+                moves.push((*member, there.member));
+            }
+        }
+        for (member, to) in moves {
+            tracing::info!(%member, %to, "the leadership follows its client");
+            self.input(member, Input::TransferLeader(to));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(demand: &mut Demand, counts: &[(u64, u32)]) -> Option<PodId> {
+        for (pod, count) in counts {
+            (0..*count).for_each(|_| demand.note(PodId(*pod)));
+        }
+        demand.end_of_window()
+    }
+
+    #[test]
+    fn a_leader_moves_only_to_a_steady_majority() {
+        let mut demand = Demand::default();
+        assert_eq!(window(&mut demand, &[(2, 90), (1, 10)]), None);
+        assert_eq!(window(&mut demand, &[(2, 90), (1, 10)]), None);
+        assert_eq!(window(&mut demand, &[(2, 90), (1, 10)]), Some(PodId(2)));
+        assert_eq!(window(&mut demand, &[(2, 50), (1, 50)]), None, "no majority");
+        assert_eq!(window(&mut demand, &[(2, 90)]), None, "begins again");
+        assert_eq!(window(&mut demand, &[(2, 20)]), None, "too few to tell");
+        assert_eq!(window(&mut demand, &[(2, 90)]), None);
+        assert_eq!(window(&mut demand, &[(3, 90)]), None);
+        assert_eq!(window(&mut demand, &[(2, 90)]), None, "clients that wander are not followed");
+    }
+}
