@@ -47,4 +47,4 @@ fmt:
 
 bench: build
 	@scripts/setup.sh test
-	HOLDFAST=$(BIN) benches/run.sh
+	HOLDFAST=$(BIN) benches/compare.py $(BENCH)

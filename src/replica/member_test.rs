@@ -473,20 +473,20 @@ fn what_cannot_be_trusted_at_the_start_is_reported_and_does_nothing() {
 }
 
 #[test]
-fn a_resyncing_member_neither_votes_nor_campaigns() {
+fn a_resyncing_member_votes_but_does_not_campaign() {
     let mut cluster = Cluster::new(14, 3);
     let leader = cluster.elect();
     let marked = follower_of(&cluster, leader);
-    cluster.handle(marked, Input::Resyncing(true));
     let other = MemberId(6 - leader.0 - marked.0);
+    cluster.handle(marked, Input::Resyncing(true));
+    cluster.handle(other, Input::Resyncing(true));
     let term = cluster.nodes[&leader].role.term;
     cluster.crash(leader);
     cluster.run(10_000);
     let terms = [other, marked].map(|id| cluster.nodes[&id].role.term);
-    assert_eq!(terms, [term, term], "one of three votes is missing, one is withheld");
-    cluster.handle(marked, Input::Resyncing(false));
-    cluster.elect();
-    cluster.settle();
+    assert_eq!(terms, [term, term], "nobody campaigns");
+    cluster.handle(other, Input::Resyncing(false));
+    assert_eq!(cluster.elect(), other, "elected by a member that is resyncing");
 }
 
 fn step(id: u64, kind: ConfChangeType) -> ConfChangeSingle {

@@ -17,7 +17,7 @@ const QUIET: Duration = Duration::from_millis(TICK.as_millis() as u64 * ELECTION
 #[derive(Debug)]
 pub struct Votes {
     quiet_until: Mono,
-    /// Its store is being replaced: it follows, and nothing else.
+    /// Its store is being replaced: it follows and votes, and nothing else.
     pub resyncing: bool,
 }
 
@@ -51,7 +51,9 @@ impl Votes {
                 at.initialised || message.get_msg_type() == MessageType::MsgHeartbeat
             }
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
-                if self.resyncing || !at.initialised {
+                // A store that is being replaced is no reason not to vote: the log and the
+                // HardState are whole, and they are what a vote is about.
+                if at.resetting || !at.initialised {
                     return false;
                 }
                 let transfer = message.context == CAMPAIGN_TRANSFER;

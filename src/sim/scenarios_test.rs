@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Options, run};
 
 fn must_pass(seed: u64) {
-    let outcome = run(Options { seed, faults_for: Duration::from_secs(20) });
+    let outcome = run(Options { seed, faults_for: Duration::from_secs(8) });
     match outcome {
         Ok(outcome) => assert!(outcome.operations > 0, "seed {seed}: the clients did nothing"),
         Err(violation) => panic!("{violation}"),

@@ -1,22 +1,37 @@
 //! A bounded queue into a worker from any thread. The receiver is woken by a system call only
 //! when it is parked; otherwise it finds the message at the end of its round.
 //!
-//! The dance that loses no wake-up: the sender pushes, then looks at `parked`; the receiver sets
-//! `parked`, then looks at the queue. One of them sees the other. `tests` checks every
-//! interleaving with loom, over this very file (`sync` is std's or loom's).
+//! Whether the receiver is parked stands under the same lock as the queue, so a sender either
+//! comes before the receiver looks, or sees it parked. `mailbox_test` checks every interleaving
+//! with loom, over this very file (`sync` is std's or loom's).
 
 use std::collections::VecDeque;
 
-use super::sync::{Arc, AtomicBool, Mutex, Ordering};
+use super::sync::{Arc, Mutex, MutexGuard};
 
 /// The queue was full; the message comes back.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full<T>(pub T);
 
 struct Shared<T> {
-    queue: Mutex<VecDeque<T>>,
-    parked: AtomicBool,
+    state: Mutex<State<T>>,
     capacity: usize,
+}
+
+struct State<T> {
+    queue: VecDeque<T>,
+    /// The receiver waits, or is about to.
+    parked: bool,
+}
+
+impl<T> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        // A panic while the lock was held leaves a whole queue behind: go on.
+        match self.state.lock() {
+            Ok(state) => state,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
 }
 
 /// Wakes the receiver's thread.
@@ -41,29 +56,23 @@ pub struct Receiver<T> {
 
 /// A mailbox of at most `capacity` messages whose receiver is woken by `wake`.
 pub fn mailbox<T>(capacity: usize, wake: Wake) -> (Sender<T>, Receiver<T>) {
-    let shared = Arc::new(Shared {
-        queue: Mutex::new(VecDeque::new()),
-        parked: AtomicBool::new(false),
-        capacity,
-    });
+    let state = Mutex::new(State { queue: VecDeque::new(), parked: false });
+    let shared = Arc::new(Shared { state, capacity });
     (Sender { shared: Arc::clone(&shared), wake }, Receiver { shared })
 }
 
 impl<T> Sender<T> {
     /// Queues a message and wakes the receiver if it sleeps.
     pub fn send(&self, message: T) -> Result<(), Full<T>> {
-        {
-            // A panic while the lock was held leaves a whole queue behind: go on.
-            let mut queue = match self.shared.queue.lock() {
-                Ok(queue) => queue,
-                Err(poisoned) => poisoned.into_inner(),
-            };
-            if queue.len() >= self.shared.capacity {
+        let was_parked = {
+            let mut state = self.shared.lock();
+            if state.queue.len() >= self.shared.capacity {
                 return Err(Full(message));
             }
-            queue.push_back(message);
-        }
-        if self.shared.parked.swap(false, Ordering::SeqCst) {
+            state.queue.push_back(message);
+            std::mem::take(&mut state.parked)
+        };
+        if was_parked {
             (self.wake)();
         }
         Ok(())
@@ -73,27 +82,18 @@ impl<T> Sender<T> {
 impl<T> Receiver<T> {
     /// The oldest message.
     pub fn receive(&self) -> Option<T> {
-        match self.shared.queue.lock() {
-            Ok(mut queue) => queue.pop_front(),
-            Err(poisoned) => poisoned.into_inner().pop_front(),
-        }
+        self.shared.lock().queue.pop_front()
     }
 
     /// Announces that the receiver is about to wait. False: a message has come, do not wait.
     pub fn park(&self) -> bool {
-        self.shared.parked.store(true, Ordering::SeqCst);
-        let empty = match self.shared.queue.lock() {
-            Ok(queue) => queue.is_empty(),
-            Err(poisoned) => poisoned.into_inner().is_empty(),
-        };
-        if !empty {
-            self.shared.parked.store(false, Ordering::SeqCst);
-        }
-        empty
+        let mut state = self.shared.lock();
+        state.parked = state.queue.is_empty();
+        state.parked
     }
 
     /// The receiver is awake: senders need not wake it.
     pub fn unpark(&self) {
-        self.shared.parked.store(false, Ordering::SeqCst);
+        self.shared.lock().parked = false;
     }
 }

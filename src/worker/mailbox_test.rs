@@ -1,8 +1,7 @@
 //! Every interleaving of the mailbox, with loom's primitives in place of std's.
 
 mod sync {
-    pub use loom::sync::atomic::{AtomicBool, Ordering};
-    pub use loom::sync::{Arc, Mutex};
+    pub use loom::sync::{Arc, Mutex, MutexGuard};
 }
 
 #[path = "mailbox.rs"]
@@ -10,30 +9,7 @@ mod checked;
 
 use checked::{Full, mailbox};
 use loom::sync::atomic::{AtomicUsize, Ordering};
-use loom::sync::{Arc, Condvar, Mutex};
-
-/// An eventfd as loom sees it.
-#[derive(Clone)]
-struct Event(Arc<(Mutex<bool>, Condvar)>);
-
-impl Event {
-    fn new() -> Event {
-        Event(Arc::new((Mutex::new(false), Condvar::new())))
-    }
-
-    fn set(&self) {
-        *self.0.0.lock().unwrap() = true;
-        self.0.1.notify_one();
-    }
-
-    fn wait(&self) {
-        let mut set = self.0.0.lock().unwrap();
-        while !*set {
-            set = self.0.1.wait(set).unwrap();
-        }
-        *set = false;
-    }
-}
+use loom::sync::{Arc, Notify};
 
 /// Every interleaving with at most three forced switches: what loom's authors found enough.
 fn bounded(test: impl Fn() + Sync + Send + 'static) {
@@ -45,9 +21,9 @@ fn bounded(test: impl Fn() + Sync + Send + 'static) {
 #[test]
 fn no_message_is_left_with_a_sleeping_receiver() {
     bounded(|| {
-        let event = Event::new();
-        let wake = event.clone();
-        let (sender, receiver) = mailbox(4, std::sync::Arc::new(move || wake.set()));
+        let event = Arc::new(Notify::new());
+        let wake = Arc::clone(&event);
+        let (sender, receiver) = mailbox(4, std::sync::Arc::new(move || wake.notify()));
         let sent = Arc::new(AtomicUsize::new(0));
         let senders: Vec<_> = (0..2)
             .map(|number| {

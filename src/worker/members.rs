@@ -39,6 +39,9 @@ pub struct MemberRuntime {
     pub faulted: Option<String>,
     /// Being brought up to date from another member.
     pub resync: Option<Resync>,
+    /// It has the durable *resyncing* mark and no resync under way: from this moment on it asks by
+    /// itself, because its log may already reach far enough for the leader not to offer one.
+    pub resume_at: Option<Mono>,
     /// The catalog knows it.
     pub known: bool,
     /// Where its requests come from.

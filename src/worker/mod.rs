@@ -27,8 +27,7 @@ mod token;
 
 /// The primitives of the mailbox: std's here, loom's in its test.
 mod sync {
-    pub use std::sync::atomic::{AtomicBool, Ordering};
-    pub use std::sync::{Arc, Mutex};
+    pub use std::sync::{Arc, Mutex, MutexGuard};
 }
 
 pub use index_thread::{IndexRunner, execute};

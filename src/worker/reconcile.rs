@@ -157,6 +157,7 @@ impl Worker {
             log_tail_bytes: self.config.log_tail_bytes,
         };
         let faulted = start.faulted.then(|| "a part of its log is corrupt".to_owned());
+        let resume_at = start.resyncing.then_some(self.now);
         let runtime = MemberRuntime {
             member: Member::start(config, start, self.now),
             lane,
@@ -168,6 +169,7 @@ impl Worker {
             touched: true,
             faulted,
             resync: None,
+            resume_at,
             demand: Default::default(),
         };
         self.members.insert(record.member, runtime);

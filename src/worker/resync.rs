@@ -17,6 +17,7 @@ use crate::types::{
     BlockError, Extent, ExtentContent, ManifestChunk, ManifestEntry, MemberId, Mono,
 };
 use crate::worker::Worker;
+use crate::worker::members::MemberRuntime;
 use crate::worker::reads::ReadTarget;
 use crate::worker::token::ConnId;
 
@@ -28,6 +29,9 @@ const INSTALL_EXTENTS: usize = 16;
 const LAST_ROUND_EXTENTS: u64 = 64;
 /// A resync that hears nothing for this long is given up; the leader offers another.
 const SILENCE: Duration = Duration::from_secs(10);
+
+/// After a resync that failed, before the member asks for another.
+const RESUME_AFTER: Duration = Duration::from_secs(1);
 
 /// A resync into one member of this worker.
 pub struct Resync {
@@ -301,6 +305,7 @@ impl Worker {
     /// Once per tick: ends what is silent, clears what has caught up.
     pub fn tick_resyncs(&mut self) {
         let now = self.now;
+        self.resume_resyncs();
         let members: Vec<MemberId> = self
             .members
             .iter()
@@ -326,10 +331,30 @@ impl Worker {
         }
     }
 
+    /// Members that a crash left with the mark begin again, as soon as they know a leader.
+    fn resume_resyncs(&mut self) {
+        let now = self.now;
+        let leader_of = |runtime: &MemberRuntime| {
+            let due = runtime.resume_at.is_some_and(|at| now >= at);
+            let wanted = due && runtime.resync.is_none();
+            runtime.role.leader.filter(|_| wanted)
+        };
+        let marked: Vec<(MemberId, MemberId)> = self
+            .members
+            .iter()
+            .filter_map(|(member, runtime)| leader_of(runtime).map(|leader| (*member, leader)))
+            .collect();
+        for (member, leader) in marked {
+            self.resync_offered(member, leader);
+        }
+    }
+
     fn resync_ended(&mut self, member: MemberId, ok: bool) {
+        let now = self.now;
         let Some(runtime) = self.members.get_mut(&member) else { return };
         let Some(resync) = runtime.resync.take() else { return };
         tracing::info!(%member, ok, "resync ended");
+        runtime.resume_at = (!ok).then_some(now + RESUME_AFTER);
         if ok {
             self.input(member, Input::Resyncing(false));
         }
@@ -339,7 +364,7 @@ impl Worker {
     }
 
     fn resyncing(&self, of: impl Fn(&Round) -> bool) -> Option<MemberId> {
-        let of = |(member, runtime): (&MemberId, &crate::worker::members::MemberRuntime)| {
+        let of = |(member, runtime): (&MemberId, &MemberRuntime)| {
             runtime.resync.as_ref().filter(|resync| of(&resync.round)).map(|_| *member)
         };
         self.members.iter().find_map(of)
