@@ -1,5 +1,8 @@
 //! Many clients read and write the same few blocks through different pods, while pods are killed
 //! and frozen. Every block's history must be linearizable, and no block may ever be seen torn.
+//!
+//! Reads go anywhere; a block is written through one pod only, by several clients. That is what is
+//! promised without attachments (docs/adr/0002).
 
 #[path = "support/history.rs"]
 mod history;
@@ -52,6 +55,8 @@ fn value_of(block: &[u8]) -> u64 {
 struct Worker {
     shared: Arc<Shared>,
     address: std::net::SocketAddr,
+    /// Counted from 0.
+    pod: u64,
     random: u64,
     history: History,
 }
@@ -79,9 +84,12 @@ impl Worker {
 
     /// One operation; false when the connection broke.
     fn step(&mut self, client: &mut Client) -> bool {
-        let block = self.draw(BLOCKS);
-        let offset = block * STRIDE_BYTES;
         let is_write = self.draw(2) == 0;
+        let block = match is_write {
+            true => self.pod + PODS as u64 * self.draw(BLOCKS / PODS as u64),
+            false => self.draw(BLOCKS),
+        };
+        let offset = block * STRIDE_BYTES;
         let start = self.shared.now();
         let (value, result) = if is_write {
             let value = self.shared.next_value.fetch_add(1, Ordering::Relaxed);
@@ -109,6 +117,7 @@ fn start_workers(cluster: &Cluster, shared: &Arc<Shared>) -> Vec<JoinHandle<Hist
             let worker = Worker {
                 shared: Arc::clone(shared),
                 address: cluster.nbd_address(1 + number as usize % PODS),
+                pod: number % PODS as u64,
                 random: 0xfeed + number,
                 history: Vec::new(),
             };

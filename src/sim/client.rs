@@ -1,9 +1,9 @@
 //! A client of the simulated cluster: speaks NBD to one pod over a simulated connection, keeps
 //! several requests under way, and tells the history what it saw.
 //!
-//! Every client has a front end of its own choice and stays with it; clients of different front
-//! ends work on different blocks. That is what is promised without an attachment: a front end
-//! sends a write again whose outcome it does not know, and orders only what passes through it.
+//! Every client has one front end and stays with it; clients of different front ends write
+//! different blocks, and read all of them. That is what is promised without an attachment: a front
+//! end sends a write again whose outcome it does not know, and orders only what passes through it.
 //!
 //! Two registers per block, at byte 0 and at byte 2048, so that partial writes of one half and
 //! whole blocks meet (rule R5).
@@ -74,15 +74,16 @@ pub struct Client {
     out: Vec<Bytes>,
     requests: BTreeMap<u64, UnderWay>,
     next_cookie: u64,
-    /// The blocks it works on.
+    /// The blocks it writes; it reads all of them.
     region: Range<u64>,
+    blocks: u64,
     pub plan: Plan,
     /// NBD errors that were answered.
     pub errors: u64,
 }
 
 impl Client {
-    pub fn new(driver: SimDriver, region: Range<u64>) -> Client {
+    pub fn new(driver: SimDriver, region: Range<u64>, blocks: u64) -> Client {
         Client {
             driver,
             reader: StreamReader::new(Pool::default()),
@@ -94,6 +95,7 @@ impl Client {
             requests: BTreeMap::new(),
             next_cookie: 0,
             region,
+            blocks,
             plan: Plan::Mixed,
             errors: 0,
         }
@@ -281,13 +283,15 @@ impl Client {
     }
 
     fn invoke_random(&mut self, rng: &mut Rng, values: &mut Value, history: &mut History) {
-        let block = rng.between(self.region.start, self.region.end);
+        let is_read = rng.one_in(2);
+        let region = if is_read { 0..self.blocks } else { self.region.clone() };
+        let block = rng.between(region.start, region.end);
         let (first, registers) = match rng.below(4) {
             // One half of a block.
             0 => (block * 2 + rng.below(2), 1),
-            _ => (block * 2, 2 * (1 + rng.below(BLOCKS_MAX.min(self.region.end - block)))),
+            _ => (block * 2, 2 * (1 + rng.below(BLOCKS_MAX.min(region.end - block)))),
         };
-        if rng.one_in(2) {
+        if is_read {
             return self.request(first, registers, None);
         }
         let written: Vec<Value> = (0..registers)

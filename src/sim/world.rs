@@ -102,7 +102,7 @@ impl World {
             let driver = world.driver(world.shape.pods + client, Rc::default(), Arc::default());
             let (front, fronts) = (world.front(client) as u64, world.shape.fronts as u64);
             let region = blocks * front / fronts..blocks * (front + 1) / fronts;
-            world.clients.push(Client::new(driver, region));
+            world.clients.push(Client::new(driver, region, blocks));
             world.kernel.borrow_mut().wake(world.shape.pods + client, Duration::from_millis(1));
         }
         world

@@ -48,6 +48,8 @@ impl Worker {
         for volume in gone {
             self.close_volume(volume);
         }
+        // The catalog forgets a member when it has heard that it is gone; so do the reports.
+        self.destroyed.retain(|gone| view.destroyed.contains(gone));
         for (disk, member) in &view.destroyed {
             self.destroy(*disk, *member);
         }
