@@ -181,7 +181,11 @@ impl Worker {
     pub fn round(&mut self) -> std::io::Result<()> {
         let timeout = self.timeout();
         let mut completions = std::mem::take(&mut self.scratch.completions);
-        self.driver.enter(Some(timeout), &mut completions)?;
+        match self.driver.enter(Some(timeout), &mut completions) {
+            // The kernel took nothing this time, and keeps what was submitted for the next.
+            Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => {}
+            result => result?,
+        }
         self.inbox.unpark();
         self.now = self.driver.now();
         for completion in completions.drain(..) {
