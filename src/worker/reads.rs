@@ -88,7 +88,7 @@ impl Worker {
                 ReadTarget::PeerManifest { conn, call, source } => {
                     self.answer_manifest(conn, call, source, chunk);
                 }
-                ReadTarget::OwnManifest { member } => self.own_manifest(member, chunk),
+                ReadTarget::OwnManifest { member } => self.own_manifest(member, read, chunk),
                 target => panic!("a manifest answers {target:?}"),
             },
             Event::Extent { read, result } => {
@@ -101,7 +101,7 @@ impl Worker {
                 let ReadTarget::Installed { member } = self.reads.take(read) else {
                     panic!("an installation answers something else")
                 };
-                self.extents_installed(member, refused);
+                self.extents_installed(member, read, refused);
             }
             Event::Poisoned { reason } => self.lane_poisoned(lane, reason),
         }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use crate::net::message::{CallId, PeerMessage};
 use crate::replica::seam::Input;
+use crate::store::seam::ReadId;
 use crate::types::{
     BlockError, Extent, ExtentContent, ManifestChunk, ManifestEntry, MemberId, Mono,
 };
@@ -74,7 +75,10 @@ struct Round {
     to_fetch: VecDeque<(Extent, u32)>,
     to_delete: Vec<(Extent, u32)>,
     arrived: Vec<ExtentContent>,
-    installing: bool,
+    /// The installation under way; ends of others belong to a resync that was given up.
+    installing: Option<ReadId>,
+    /// The read of our own list that is under way; as above.
+    listing_own: Option<ReadId>,
     fetched: u64,
 }
 
@@ -106,7 +110,7 @@ impl Round {
             && self.to_fetch.is_empty()
             && self.to_delete.is_empty()
             && self.arrived.is_empty()
-            && !self.installing
+            && self.installing.is_none()
     }
 }
 
@@ -159,17 +163,20 @@ impl Worker {
     }
 
     fn list_own(&mut self, member: MemberId, from: Extent) {
-        let Some(runtime) = self.members.get(&member) else { return };
+        let Some(runtime) = self.members.get_mut(&member) else { return };
         let lane = runtime.lane;
         let read = self.reads.add(ReadTarget::OwnManifest { member });
+        if let Some(resync) = &mut runtime.resync {
+            resync.round.listing_own = Some(read);
+        }
         self.lanes[usize::from(lane)].lane.manifest(read, member, from);
         self.touch_lane(lane);
     }
 
     /// A stretch of our own list.
-    pub fn own_manifest(&mut self, member: MemberId, chunk: ManifestChunk) {
+    pub fn own_manifest(&mut self, member: MemberId, read: ReadId, chunk: ManifestChunk) {
         let Some(resync) = self.resync(member) else { return };
-        if resync.step != Step::ListingOwn {
+        if resync.round.listing_own != Some(read) {
             return;
         }
         resync.round.own.extend(chunk.extents);
@@ -228,14 +235,17 @@ impl Worker {
     }
 
     /// Extents are in place, but for the refused ones (damaged on the way, or no space here).
-    pub fn extents_installed(&mut self, member: MemberId, refused: Vec<Extent>) {
+    pub fn extents_installed(&mut self, member: MemberId, read: ReadId, refused: Vec<Extent>) {
         let now = self.now;
         let Some(resync) = self.resync(member) else { return };
+        if resync.round.installing != Some(read) {
+            return;
+        }
         if !refused.is_empty() {
             tracing::warn!(%member, ?refused, "extents of a resync cannot be put in place");
             return self.resync_ended(member, false);
         }
-        resync.round.installing = false;
+        resync.round.installing = None;
         resync.heard = now;
         self.copy(member);
     }
@@ -255,19 +265,21 @@ impl Worker {
     }
 
     fn install_some(&mut self, member: MemberId) {
-        let Some(resync) = self.resync(member) else { return };
+        let Some(runtime) = self.members.get_mut(&member) else { return };
+        let (lane, Some(resync)) = (runtime.lane, &mut runtime.resync) else { return };
         let round = &mut resync.round;
         let enough = round.arrived.len() >= INSTALL_EXTENTS
             || (round.to_fetch.is_empty() && round.fetching.is_empty());
-        if round.installing || !enough || (round.arrived.is_empty() && round.to_delete.is_empty()) {
+        if round.installing.is_some()
+            || !enough
+            || (round.arrived.is_empty() && round.to_delete.is_empty())
+        {
             return;
         }
-        round.installing = true;
         let arrived = std::mem::take(&mut round.arrived);
         let delete = std::mem::take(&mut round.to_delete);
         let read = self.reads.add(ReadTarget::Installed { member });
-        let Some(runtime) = self.members.get(&member) else { return };
-        let lane = runtime.lane;
+        round.installing = Some(read);
         self.lanes[usize::from(lane)].lane.install_extents(read, member, arrived, delete);
         self.touch_lane(lane);
     }
