@@ -78,6 +78,20 @@ pub struct DiskReport {
     pub path: String,
     pub capacity_bytes: u64,
     pub used_bytes: u64,
+    /// Length of the write-ahead log, and how much of it may not be overwritten yet.
+    #[serde(default)]
+    pub log_bytes: u64,
+    #[serde(default)]
+    pub log_used_bytes: u64,
+    /// Blocks that were not written back yet, in bytes.
+    #[serde(default)]
+    pub overlay_bytes: u64,
+    /// What clients read from here since the pod started, holes left out, and how much of it was
+    /// not written back yet.
+    #[serde(default)]
+    pub read_bytes: u64,
+    #[serde(default)]
+    pub read_overlay_bytes: u64,
     /// Why the disk was given up, if it was.
     pub failed: Option<String>,
     pub members: Vec<MemberReport>,

@@ -39,6 +39,11 @@ fn disks() -> Vec<Disk> {
         replicas: 12,
         state: state.into(),
         reason: reason.to_owned(),
+        log_bytes: 1 << 30,
+        log_used_bytes: used_bytes >> 12,
+        overlay_bytes: used_bytes >> 13,
+        read_bytes: 8 << 20,
+        read_overlay_bytes: 2 << 20,
     };
     vec![
         disk('a', 1, 1536 << 30, DiskState::Up, ""),

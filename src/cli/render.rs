@@ -85,13 +85,16 @@ pub fn disks(disks: &[Disk]) -> String {
             disk.path.clone(),
             ByteSize(disk.used_bytes).rounded(),
             ByteSize(disk.capacity_bytes).rounded(),
+            ByteSize(disk.log_used_bytes).rounded(),
+            ByteSize(disk.overlay_bytes).rounded(),
             disk.replicas.to_string(),
             disk.state_name(),
             disk.reason.clone(),
         ]
     });
-    let head = ["DISK", "POD", "PATH", "USED", "CAPACITY", "REPLICAS", "STATE", ""];
-    table(&head, &[1, 3, 4, 5], rows, "no disks")
+    let head =
+        ["DISK", "POD", "PATH", "USED", "CAPACITY", "LOG", "OVERLAY", "REPLICAS", "STATE", ""];
+    table(&head, &[1, 3, 4, 5, 6, 7], rows, "no disks")
 }
 
 /// The whole cluster.

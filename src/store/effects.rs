@@ -18,6 +18,9 @@ pub(super) struct Io {
     pub events: Vec<Event>,
     /// Reads that found no intact copy.
     pub media_faults: u64,
+    /// Blocks that reads found a payload of since the start, and how many of them the overlay had.
+    pub read_blocks: u64,
+    pub read_overlay_blocks: u64,
     poisoned: bool,
 }
 

@@ -570,6 +570,8 @@ impl Lane {
             log_used_bytes: self.log.ring_bytes.saturating_sub(self.log.wal.free_bytes()),
             overlay_blocks: blocks.sum(),
             media_faults: self.io.media_faults,
+            read_blocks: self.io.read_blocks,
+            read_overlay_blocks: self.io.read_overlay_blocks,
         }
     }
 }
@@ -586,6 +588,10 @@ pub struct Space {
     pub overlay_blocks: u64,
     /// Reads since the start that found no intact copy here.
     pub media_faults: u64,
+    /// Blocks that reads asked for since the start and that are not holes.
+    pub read_blocks: u64,
+    /// Those of `read_blocks` that came from the overlay: from memory or from the log.
+    pub read_overlay_blocks: u64,
 }
 
 impl Member {

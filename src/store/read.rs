@@ -236,6 +236,9 @@ impl Lane {
         if state.purpose != Purpose::Status {
             self.issue_pieces(read, &mut state);
         }
+        if state.purpose == Purpose::Read {
+            self.count_read(&state.plan);
+        }
         if state.outstanding == 0 {
             return self.finish_read(read, state);
         }
@@ -268,6 +271,21 @@ impl Lane {
             plan.add_extent(member, extent, range, overlay, record);
         }
         Ok(plan)
+    }
+
+    /// For reports: how much of what is read was not written back yet.
+    fn count_read(&mut self, plan: &Plan) {
+        for piece in &plan.pieces {
+            let count = u64::from(piece.count);
+            match piece.place {
+                Place::Hole => {}
+                Place::Slot { .. } => self.io.read_blocks += count,
+                Place::Memory | Place::Log { .. } => {
+                    self.io.read_blocks += count;
+                    self.io.read_overlay_blocks += count;
+                }
+            }
+        }
     }
 
     fn missing_keys(&mut self, id: MemberId, range: BlockRange) -> Vec<ExtentKey> {

@@ -356,6 +356,27 @@ fn r13_a_block_that_moved_is_looked_up_again_and_a_rotten_one_is_told() {
 }
 
 #[test]
+fn reads_are_counted_by_where_their_blocks_were() {
+    let mut lab = Lab::new(1, 1);
+    let served = |lab: &Lab| {
+        let space = lab.lane.space();
+        (space.read_blocks, space.read_overlay_blocks)
+    };
+    lab.write(ONE, write(0, 8, 1));
+    lab.read(ONE, range(0, 10));
+    lab.settle();
+    assert_eq!(served(&lab), (8, 8), "all of it from the overlay; holes count for nothing");
+    lab.rest();
+    lab.read(ONE, range(0, 4));
+    lab.settle();
+    assert_eq!(served(&lab), (12, 8), "written back: from the slot");
+    lab.write(ONE, write(2, 1, 7));
+    lab.read(ONE, range(0, 4));
+    lab.settle();
+    assert_eq!(served(&lab), (16, 9), "one of them from the overlay again");
+}
+
+#[test]
 fn a_failed_write_poisons_the_lane_once() {
     let mut lab = Lab::new(1, 1);
     lab.append(ONE, 1, &[write(0, 1, 1)]);

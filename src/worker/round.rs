@@ -29,8 +29,8 @@ use crate::worker::token::{ConnId, Target};
 
 /// Messages taken from the mailbox in one round.
 const MESSAGES_PER_ROUND: usize = 256;
-/// Between reports when nothing changed.
-const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// Between reports when nothing changed but space: as often as control passes them on.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// What never changes about a worker.
 #[derive(Clone, Debug)]
