@@ -6,20 +6,32 @@ O_DIRECT (reads) on prewritten files of the same file system, and runs the same 
 engine) against both: A B A B, means compared with means. Prints the table and the conditions.
 
     benches/compare.py [--binary PATH] [--dir DIR] [--rounds 5] [--seconds 5] [--only NAME ...]
+                       [--connections 1 4] [--clients leader other] [--sustained] [--rest]
+                       [--markdown FILE]
+
+Before every run it waits until nothing of Holdfast is left to be written back and the machine is
+idle. Bursts of writes fit in the log; `--sustained` writes five logs full and counts the last half.
 """
 
 import argparse
+import bisect
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 
+import rest
+from machine import (children_seconds, conditions, cpu_ticks, process_seconds, wait_for_idle,
+                     TICKS_PER_SECOND)
+from servers import Cluster, Floor
+
+MIB = 1 << 20
 GIB = 1 << 30
 VOLUME_BYTES = 4 * GIB
+STALL_MS = 20
+NAMES = {"nbdkit": "nbdkit, FUA", "qemu": "qemu-nbd, O_DIRECT", "holdfast": "Holdfast"}
 
 
 class Job:
@@ -28,6 +40,12 @@ class Job:
     def __init__(self, name, rw, block, depth, floor, aim, extra=()):
         self.name, self.rw, self.block, self.depth = name, rw, block, depth
         self.floor, self.aim, self.extra = floor, aim, list(extra)
+
+    def reads(self):
+        return "read" in self.rw or self.rw == "randrw"
+
+    def writes(self):
+        return "write" in self.rw or self.rw == "randrw"
 
 
 JOBS = [
@@ -39,58 +57,42 @@ JOBS = [
     Job("read-1m-qd8", "read", "1m", 8, "qemu", 1.0),
     Job("mixed-4k-qd32", "randrw", "4k", 32, "qemu", 0.8, ["--rwmixread=70"]),
 ]
+SUSTAINED = Job("sustained-4k-qd32", "randwrite", "4k", 32, "nbdkit", 1.0)
 
 
-def cpu_ticks():
-    """(busy, total, steal) ticks of the whole machine since boot."""
-    with open("/proc/stat") as stat:
-        fields = [int(field) for field in stat.readline().split()[1:]]
-    idle = fields[3] + fields[4]
-    total = sum(fields[:8])
-    return total - idle, total, fields[7]
-
-
-def process_seconds(pids):
-    seconds = 0.0
-    for pid in pids:
-        try:
-            with open(f"/proc/{pid}/stat") as stat:
-                fields = stat.read().rsplit(")", 1)[1].split()
-            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        except FileNotFoundError:
-            pass
-    return seconds
-
-
-def wait_for_idle(limit_s=20.0):
-    """Waits until at most 15 % of the machine is busy; returns the busy share that was seen."""
-    deadline = time.monotonic() + limit_s
-    while True:
-        busy_before, total_before, _ = cpu_ticks()
-        time.sleep(0.5)
-        busy, total, _ = cpu_ticks()
-        share = (busy - busy_before) / max(total - total_before, 1)
-        if share < 0.15 or time.monotonic() > deadline:
-            return share
-
-
-def fio(uri, job, seconds, pids):
-    """Runs one job; returns a dictionary of what was measured."""
+def fio(uri, job, connections, pids, seconds, bytes_max=None, log=None):
+    """Runs one job; returns a dictionary of what was measured. Ends after `seconds` or, when that
+    comes first, after `bytes_max` bytes."""
     busy_share = wait_for_idle()
     command = [
         "fio", "--name=job", "--ioengine=nbd", f"--uri={uri}", f"--rw={job.rw}",
-        f"--bs={job.block}", f"--iodepth={job.depth}", f"--size={VOLUME_BYTES}",
-        "--time_based", f"--runtime={seconds}", "--randrepeat=0", "--norandommap",
+        f"--bs={job.block}", f"--iodepth={job.depth // connections}", f"--runtime={seconds}",
+        f"--numjobs={connections}", "--group_reporting", "--randrepeat=0", "--norandommap",
         "--refill_buffers", "--output-format=json", *job.extra,
     ]
-    busy_before, _, steal_before = cpu_ticks()
-    process_before = process_seconds(pids)
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    busy, _, steal = cpu_ticks()
+    if job.rw in ("read", "write"):
+        # Each connection has a part of the volume to itself.
+        part = VOLUME_BYTES // connections
+        command += [f"--size={part}", f"--offset_increment={part}"]
+    else:
+        command += [f"--size={VOLUME_BYTES}"]
+    if bytes_max is None:
+        command += ["--time_based"]
+    else:
+        command += [f"--io_size={bytes_max // connections}"]
+    if log is not None:
+        command += [f"--write_iops_log={log}"]
+    busy_before, total_before, steal_before = cpu_ticks()
+    server_before, client_before = process_seconds(pids), children_seconds()
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode != 0:
+        raise SystemExit(f"fio failed on {uri}: {run.stderr.strip() or run.stdout.strip()}")
+    output = run.stdout
+    busy, total, steal = cpu_ticks()
+    server, client = process_seconds(pids), children_seconds()
     result = json.loads(output[output.index("{"):])["jobs"][0]
     sides = [result[side] for side in ("read", "write") if result[side]["total_ios"]]
     ios = sum(side["total_ios"] for side in sides)
-    tick = 1e6 / os.sysconf("SC_CLK_TCK")
     main = max(sides, key=lambda side: side["total_ios"])
     return {
         "iops": sum(side["iops"] for side in sides),
@@ -99,10 +101,11 @@ def fio(uri, job, seconds, pids):
         "p50_us": main["clat_ns"]["percentile"]["50.000000"] / 1e3,
         "p99_us": main["clat_ns"]["percentile"]["99.000000"] / 1e3,
         "max_us": main["clat_ns"]["max"] / 1e3,
-        "cpu_us": (busy - busy_before) * tick / max(ios, 1),
-        "server_cpu_us": (process_seconds(pids) - process_before) * 1e6 / max(ios, 1),
-        "steal_ticks": steal - steal_before,
-        "busy_before": busy_share,
+        "cpu_us": (busy - busy_before) * 1e6 / TICKS_PER_SECOND / ios,
+        "server_us": (server - server_before) * 1e6 / ios,
+        "client_us": (client - client_before) * 1e6 / ios,
+        "steal": 100 * (steal - steal_before) / max(total - total_before, 1),
+        "idle_before": 100 * (1 - busy_share),
     }
 
 
@@ -110,145 +113,198 @@ def mean(rows):
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
 
-def wait_for(condition, what, limit_s=60):
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"gave up waiting for {what}")
-        time.sleep(0.1)
+COLUMNS = [
+    ("IOPS", "iops", 0), ("MB/s", "mb_s", 1), ("mean us", "mean_us", 0), ("p50", "p50_us", 0),
+    ("p99", "p99_us", 0), ("max", "max_us", 0), ("CPU us/IO", "cpu_us", 1),
+    ("server", "server_us", 1), ("client", "client_us", 1), ("idle before %", "idle_before", 1),
+    ("steal %", "steal", 1),
+]
 
 
-def answers(uri):
-    return subprocess.run(["nbdinfo", "--size", uri], capture_output=True).returncode == 0
+class Table:
+    """Rows that are printed as they come, and again as markdown."""
+
+    def __init__(self, head, widths):
+        self.rows, self.head, self.widths = [], head, widths
+
+    def begin(self):
+        self.line(self.head)
+
+    def add(self, cells):
+        self.rows.append(cells)
+        self.line(cells)
+
+    def line(self, cells):
+        padded = [str(cell).ljust(width) if width > 0 else str(cell).rjust(-width)
+                  for cell, width in zip(cells, self.widths)]
+        print("  ".join(padded).rstrip(), flush=True)
+
+    def markdown(self):
+        if not self.rows:
+            return ""
+        marks = ["---" if width > 0 else "---:" for width in self.widths]
+        lines = [self.head, marks] + self.rows
+        return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n\n"
 
 
-class Floor:
-    """An unreplicated server on one prewritten file."""
+class Bench:
+    """The servers and the tables of one run of this program."""
 
-    def __init__(self, kind, folder, port):
-        self.uri = f"nbd://127.0.0.1:{port}/"
-        path = os.path.join(folder, f"{kind}.raw")
-        zeroes = ["dd", "if=/dev/urandom", f"of={path}", "bs=4M",
-                  f"count={VOLUME_BYTES >> 22}", "oflag=direct", "status=none"]
-        subprocess.run(zeroes, check=True)
-        if kind == "nbdkit":
-            command = ["nbdkit", "--foreground", f"--port={port}", "--ipaddr=127.0.0.1",
-                       "--filter=fua", "file", path, "fuamode=force"]
-        else:
-            command = ["qemu-nbd", "--cache=none" if kind == "qemu" else "--cache=directsync",
-                       "--aio=io_uring", "--format=raw", "--persistent", "--shared=16",
-                       f"--port={port}", "--bind=127.0.0.1", path]
-        self.process = subprocess.Popen(command)
-        self.pids = [self.process.pid]
-        wait_for(lambda: answers(self.uri), kind)
+    def __init__(self, options, folder, wal_bytes):
+        self.options, self.folder, self.wal_bytes = options, folder, wal_bytes
+        self.running = []
+        self.table = Table(
+            ["workload", "conns", "client on", "server", *(name for name, _, _ in COLUMNS),
+             "ratio, aim"],
+            [17, -5, 9, 18, -8, -8, -8, -8, -8, -9, -9, -7, -7, -13, -7, 30])
+        self.rest = Table(["", "value", "aim", "", "conditions"], [38, -18, -18, 6, 60])
+        self.notes = []
 
-    def stop(self):
-        self.process.terminate()
-        self.process.wait()
-
-
-class Cluster:
-    """Three pods of Holdfast with a volume that was written through once."""
-
-    def __init__(self, binary, folder, offset):
-        self.data = os.path.join(folder, "cluster")
-        self.binary, self.offset = binary, offset
-        self.log = open(os.path.join(folder, "dev.log"), "w")
-        self.process = subprocess.Popen(
-            [binary, "dev", "--data", self.data, "--port-offset", str(offset),
-             "--volume", "bench:4GiB"],
-            stdout=self.log, stderr=subprocess.STDOUT)
-        self.uris = [f"nbd://127.0.0.1:{10809 + offset + 100 * pod}/bench" for pod in range(3)]
-        wait_for(lambda: answers(self.uris[0]), "the cluster", 120)
-        self.pids = [self.pid(pod) for pod in (1, 2, 3)]
-        self.uri = self.uris[0]
-
-    def pid(self, pod):
-        with open(os.path.join(self.data, f"pod-{pod}", "pid")) as file:
-            return int(file.read())
-
-    def prewrite(self):
-        run = ["fio", "--name=prewrite", "--ioengine=nbd", f"--uri={self.uri}", "--rw=write",
-               "--bs=1m", "--iodepth=8", f"--size={VOLUME_BYTES}", "--refill_buffers"]
-        subprocess.run(run, check=True, capture_output=True)
+    def start(self, floors):
+        # The leader stays where it is, so that a client on another pod is a case of its own.
+        self.cluster = Cluster(self.options.binary, self.folder, self.wal_bytes,
+                               [("bench", "4GiB")], ["leaders_follow_clients=false"])
+        self.running.append(self.cluster)
+        self.cluster.write_through("bench", VOLUME_BYTES)
+        self.floors = {}
+        for kind in floors:
+            self.floors[kind] = Floor(kind, self.folder, VOLUME_BYTES)
+            self.running.append(self.floors[kind])
 
     def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=60)
-        self.log.close()
+        for server in reversed(self.running):
+            server.stop()
+
+    def note(self, text):
+        self.notes.append(text)
+        print(f"    {text}", flush=True)
+
+    def row(self, job, connections, where, server, result, ratio=""):
+        figures = [f"{result[key]:.{digits}f}" for _, key, digits in COLUMNS]
+        self.table.add([job.name, connections, where, NAMES[server], *figures, ratio])
+
+    def compare(self, job, ours, theirs, connections, where):
+        ours, theirs = mean(ours), mean(theirs)
+        self.row(job, connections, where, job.floor, theirs)
+        ratio = ours["iops"] / theirs["iops"]
+        p99 = ours["p99_us"] / theirs["p99_us"]
+        verdict = "met" if ratio >= job.aim else "missed"
+        self.row(job, connections, where, "holdfast", ours,
+                 f"{ratio:.2f}x (aim {job.aim}x: {verdict}), p99 {p99:.2f}x")
+
+    def burst_bytes(self, job):
+        """What a burst may write so that it fits in the log beside its headers."""
+        if not job.writes():
+            return None
+        share = 0.3 if job.rw == "randrw" else 1.0
+        return int(self.wal_bytes * 0.5 / share)
+
+    def burst(self, job, connections, where):
+        cluster, floor = self.cluster, self.floors[job.floor]
+        ours, theirs = [], []
+        read_before = cluster.read_counts() if job.reads() else None
+        for _ in range(self.options.rounds):
+            cluster.wait_written_back()
+            uri = cluster.uri(cluster.place(where, "bench"), "bench")
+            arguments = (self.options.seconds, self.burst_bytes(job))
+            ours.append(fio(uri, job, connections, cluster.pids(), *arguments))
+            cluster.written = job.writes()
+            cluster.wait_written_back()
+            theirs.append(fio(floor.uri, job, connections, floor.pids(), *arguments))
+        self.compare(job, ours, theirs, connections, where)
+        if read_before is not None:
+            read, overlay = (after - before for after, before
+                             in zip(cluster.read_counts(), read_before))
+            self.note(f"{job.name}: {100 * overlay / max(read, 1):.2f} % of {read >> 20} MiB "
+                      "were served from the overlay")
+
+    def sustained(self):
+        """Five logs full on each side; the last half is what counts."""
+        job, half = SUSTAINED, self.wal_bytes * 5 // 2
+        cluster, floor = self.cluster, self.floors[job.floor]
+        ours, theirs = [], []
+        for number in range(self.options.sustained_rounds):
+            for name, server, into in (("Holdfast", cluster, ours), ("floor", floor, theirs)):
+                cluster.wait_written_back()
+                uri = cluster.uri(cluster.leader("bench"), "bench")
+                uri = uri if server is cluster else floor.uri
+                fio(uri, job, 1, server.pids(), 3600, half)
+                log = os.path.join(self.folder, "stalls")
+                into.append(fio(uri, job, 1, server.pids(), 3600, half, log))
+                cluster.written = True
+                self.note(f"sustained, round {number + 1}, {name}: {stalls(log)}")
+                used, length = cluster.log_used()
+                if server is cluster:
+                    self.note(f"log in use at the end: {used / MIB:.0f} of {length / MIB:.0f} MiB")
+        self.compare(job, ours, theirs, 1, "leader")
 
 
-def conditions(binary):
-    def text(command):
-        run = subprocess.run(command, shell=True, capture_output=True, text=True)
-        return run.stdout.strip().split("\n")[0]
-
-    print("conditions:")
-    print("  kernel       ", text("uname -r"))
-    print("  cpu          ", text("grep -m1 'model name' /proc/cpuinfo"), "x", os.cpu_count())
-    print("  governor     ",
-          text("cat /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor 2>/dev/null") or "none")
-    print("  write cache  ", text("cat /sys/block/*/queue/write_cache | sort | uniq -c"))
-    print("  fua          ", text("cat /sys/block/*/queue/fua 2>/dev/null | sort | uniq -c"))
-    print("  versions     ", text("fio --version"), "/", text("nbdkit --version"), "/",
-          text("qemu-nbd --version"), "/", text(f"{binary} --version"))
+def stalls(log):
+    """What a log of completions (time in ms first) says of times without any."""
+    with open(f"{log}_iops.1.log") as file:
+        times = sorted(int(line.split(",", 1)[0]) for line in file)
+    gaps = sorted(after - before for before, after in zip(times, times[1:]))
+    long = len(gaps) - bisect.bisect_right(gaps, STALL_MS)
+    longest = f", the longest {gaps[-1]} ms" if long else f" (the longest: {gaps[-1]} ms)"
+    return f"{long} stalls of more than {STALL_MS} ms{longest}"
 
 
-def row(name, who, result, ratio=""):
-    print(f"{name:15} {who:9} {result['iops']:9.0f} {result['mb_s']:8.1f} "
-          f"{result['mean_us']:9.1f} {result['p50_us']:8.1f} {result['p99_us']:9.1f} "
-          f"{result['max_us']:9.0f} {result['cpu_us']:7.1f} {result['server_cpu_us']:7.1f} "
-          f"{100 * result['busy_before']:5.1f} {ratio}", flush=True)
-
-
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--binary", default=os.environ.get("HOLDFAST", "holdfast"))
     parser.add_argument("--dir", default=None, help="where the data goes (default: a new folder)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=5)
-    parser.add_argument("--only", nargs="*", default=None, help="names of jobs")
-    parser.add_argument("--pod", type=int, default=1, help="the pod that the client talks to")
+    parser.add_argument("--seconds", type=int, default=5, help="at most, for each run")
+    parser.add_argument("--only", nargs="*", default=None, metavar="JOB",
+                        help="names of jobs; without a name: none")
+    parser.add_argument("--connections", nargs="*", type=int, default=[1, 4])
+    parser.add_argument("--clients", nargs="*", choices=["leader", "other"],
+                        default=["leader", "other"], help="the pod that the client talks to")
+    parser.add_argument("--wal-mib", type=int, default=1024, help="length of each pod's log")
     parser.add_argument("--sustained", action="store_true",
                         help="write at depth 32 until five logs are full; count the last half")
-    options = parser.parse_args()
-    folder = tempfile.mkdtemp(prefix="holdfast-bench-", dir=options.dir)
+    parser.add_argument("--sustained-rounds", type=int, default=2)
+    parser.add_argument("--rest", action="store_true",
+                        help="memory and CPU at rest, start with a full log, fail-over")
+    parser.add_argument("--rest-rounds", type=int, default=3)
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables there, too")
+    return parser.parse_args()
+
+
+def main():
+    options = arguments()
     jobs = [job for job in JOBS if options.only is None or job.name in options.only]
-    running = []
+    folder = tempfile.mkdtemp(prefix="holdfast-bench-", dir=options.dir)
+    bench = Bench(options, folder, options.wal_mib * MIB)
     try:
-        conditions(options.binary)
-        cluster = Cluster(options.binary, folder, 5000)
-        running.append(cluster)
-        cluster.uri = cluster.uris[options.pod - 1]
-        cluster.prewrite()
-        floors = {}
-        for number, kind in enumerate(sorted({job.floor for job in jobs})):
-            floors[kind] = Floor(kind, folder, 17809 + number)
-            running.append(floors[kind])
-        print(f"{'workload':15} {'server':9} {'IOPS':>9} {'MB/s':>8} {'mean us':>9} {'p50':>8} "
-              f"{'p99':>9} {'max':>9} {'cpu us':>7} {'srv us':>7} {'busy%':>5}")
-        for job in jobs:
-            ours, theirs = [], []
-            for _ in range(options.rounds):
-                # Write-back of what was written before is over when the machine is quiet.
-                wait_for_idle(120.0)
-                ours.append(fio(cluster.uri, job, options.seconds, cluster.pids))
-                theirs.append(fio(floors[job.floor].uri, job, options.seconds,
-                                  floors[job.floor].pids))
-            ours, theirs = mean(ours), mean(theirs)
-            row(job.name, job.floor, theirs)
-            ratio = ours["iops"] / theirs["iops"]
-            p99 = ours["p99_us"] / theirs["p99_us"]
-            verdict = "met" if ratio >= job.aim else "missed"
-            row(job.name, "holdfast", ours,
-                f"{ratio:.2f}x (aim {job.aim}x: {verdict}) p99 {p99:.2f}x")
+        found = conditions(options.binary, folder)
+        print("conditions:")
+        for name, text in found:
+            print(f"  {name:13} {text}")
+        if jobs or options.sustained:
+            floors = {job.floor for job in jobs} | ({"nbdkit"} if options.sustained else set())
+            bench.start(sorted(floors))
+            bench.table.begin()
+        for where in options.clients:
+            for connections in options.connections:
+                # One request at a time is one connection.
+                for job in (job for job in jobs if job.depth % connections == 0):
+                    bench.burst(job, connections, where)
         if options.sustained:
-            sustained = Job("sustained-4k", "randwrite", "4k", 32, "nbdkit", 1.0)
-            fio(cluster.uri, sustained, 60, cluster.pids)
-            row(sustained.name, "holdfast", fio(cluster.uri, sustained, 60, cluster.pids))
+            bench.sustained()
+        bench.stop()
+        bench.running = []
+        if options.rest:
+            rest.measure(options.binary, os.path.join(folder, "rest"), bench.wal_bytes,
+                         options.rest_rounds, lambda result: bench.rest.add(result.cells()))
+        if options.markdown:
+            with open(options.markdown, "w") as file:
+                file.write(bench.table.markdown())
+                file.write("".join(f"- {note}\n" for note in bench.notes) + "\n")
+                file.write(bench.rest.markdown())
+                file.write("".join(f"- {name}: {text}\n" for name, text in found))
     finally:
-        for server in reversed(running):
-            server.stop()
+        bench.stop()
         shutil.rmtree(folder)
     return 0
 

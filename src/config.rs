@@ -45,6 +45,9 @@ pub struct Config {
     pub join: Vec<String>,
     #[serde(default)]
     pub io: IoMethod,
+    /// Moves the leadership of a shard to the pod that its requests come through.
+    #[serde(default = "yes")]
+    pub leaders_follow_clients: bool,
     /// Written (with the process id) once the pod serves, removed when it stops.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid_file: Option<PathBuf>,
@@ -399,6 +402,10 @@ impl Default for Log {
     fn default() -> Log {
         Log { level: "info".to_owned(), format: LogFormat::Json }
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn default_wal_size() -> ByteSize {

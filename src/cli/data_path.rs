@@ -125,6 +125,7 @@ fn options(config: &Config, identity: Identity, memory: &Memory) -> anyhow::Resu
         nbd,
         overlay_cache_bytes: size(config.budgets.overlay_cache.0),
         index_cache_bytes: size(config.budgets.index_cache.0),
+        leaders_follow_clients: config.leaders_follow_clients,
         log_tail_bytes: size(config.budgets.log_tail.0),
     })
 }

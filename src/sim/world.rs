@@ -170,6 +170,7 @@ impl World {
             pod: PodId(host as u64 + 1),
             seed: host as u64 + 1,
             log_tail_bytes: self.shape.log_tail_bytes,
+            leaders_follow_clients: true,
         };
         let sessions = SessionSource::new(pod.starts);
         let report = Box::new(|_| {});

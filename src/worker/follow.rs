@@ -54,6 +54,9 @@ impl Worker {
         let mut moves: Vec<(MemberId, MemberId)> = Vec::new();
         for (member, runtime) in &mut self.members {
             let Some(pod) = runtime.demand.end_of_window() else { continue };
+            if !self.config.leaders_follow_clients {
+                continue;
+            }
             let there = runtime.peers.iter().find(|peer| peer.pod == pod);
             if let Some(there) = there.filter(|_| pod != here && runtime.role.serving) {
                 moves.push((*member, there.member));

@@ -41,6 +41,8 @@ pub struct WorkerConfig {
     pub seed: u64,
     /// Payloads of applied entries that a member keeps for followers.
     pub log_tail_bytes: usize,
+    /// Leaderships move to the pods that their requests come through.
+    pub leaders_follow_clients: bool,
 }
 
 /// What other threads tell a worker.

@@ -48,6 +48,8 @@ pub struct StartOptions {
     pub overlay_cache_bytes: usize,
     pub index_cache_bytes: usize,
     pub log_tail_bytes: usize,
+    /// Leaderships move to the pods that their requests come through.
+    pub leaders_follow_clients: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -251,6 +253,7 @@ fn build(
         pod: options.pod,
         seed: options.pod.0,
         log_tail_bytes: options.log_tail_bytes,
+        leaders_follow_clients: options.leaders_follow_clients,
     };
     let sessions = SessionSource::new(options.incarnation);
     let mut worker = Worker::new(config, driver, pool, receiver, report, sessions);

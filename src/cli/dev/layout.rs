@@ -11,8 +11,6 @@ use anyhow::{Context, bail};
 use crate::config::size::ByteSize;
 use crate::config::{Config, Disk, IoMethod, Listen, Log, LogFormat, Nbd, ports};
 
-/// Log ring of a disk: small, because it is written in full when the disk is made.
-const WAL_BYTES: u64 = 256 << 20;
 /// Least space of a pod's disk.
 const DISK_BYTES_MIN: u64 = 1 << 30;
 
@@ -56,6 +54,7 @@ impl Layout {
         pods: u16,
         port_offset: u16,
         addresses: &[IpAddr],
+        wal_size: ByteSize,
     ) -> anyhow::Result<Layout> {
         if !addresses.is_empty() && addresses.len() != usize::from(pods) {
             bail!("--addresses lists {} addresses for {pods} pods", addresses.len());
@@ -68,7 +67,7 @@ impl Layout {
                 surplus.display()
             );
         }
-        let disk_bytes = disk_bytes(&root, u64::from(pods))?;
+        let size = Some(ByteSize(disk_bytes(&root, u64::from(pods), wal_size)?));
         let mut layout = Layout { pods: Vec::new() };
         for number in 1..=pods {
             let address = addresses.get(usize::from(number - 1)).copied();
@@ -78,11 +77,25 @@ impl Layout {
             )?;
             let directory = root.join(format!("pod-{number}"));
             let first = layout.pods.first().map(|pod: &PodLayout| pod.config.api.listen);
-            let config = config(&directory, &listen, first, disk_bytes);
+            let disk = Disk { path: directory.join("disk-1"), size, wal_size };
+            let config = config(&directory, &listen, first, disk);
             config.validate()?;
             layout.pods.push(PodLayout { number, directory, config });
         }
         Ok(layout)
+    }
+
+    /// Sets keys of every pod's configuration. A table's other keys stay.
+    pub fn set(&mut self, settings: &[toml::Table]) -> anyhow::Result<()> {
+        for pod in &mut self.pods {
+            let mut table = toml::Table::try_from(&pod.config).context("write a configuration")?;
+            for setting in settings {
+                merge(&mut table, setting);
+            }
+            pod.config = table.try_into().context("a key given with --set cannot be used")?;
+            pod.config.validate()?;
+        }
+        Ok(())
     }
 
     /// Says which port is in use, if one is, before anything starts.
@@ -144,17 +157,7 @@ impl Listeners {
     }
 }
 
-fn config(
-    directory: &Path,
-    listen: &Listeners,
-    first: Option<SocketAddr>,
-    disk_bytes: u64,
-) -> Config {
-    let disk = Disk {
-        path: directory.join("disk-1"),
-        size: Some(ByteSize(disk_bytes)),
-        wal_size: ByteSize(WAL_BYTES),
-    };
+fn config(directory: &Path, listen: &Listeners, first: Option<SocketAddr>, disk: Disk) -> Config {
     let before = Config::load(&directory.join("holdfast.toml")).ok();
     let disks = before.map(|config| config.disks).filter(|disks| !disks.is_empty());
     Config {
@@ -162,6 +165,7 @@ fn config(
         init: first.is_none(),
         join: first.iter().map(SocketAddr::to_string).collect(),
         io: IoMethod::Auto,
+        leaders_follow_clients: true,
         pid_file: Some(directory.join("pid")),
         api: Listen::at(listen.api),
         peer: Listen::at(listen.peer),
@@ -173,11 +177,20 @@ fn config(
     }
 }
 
+fn merge(table: &mut toml::Table, setting: &toml::Table) {
+    for (key, value) in setting {
+        match (table.get_mut(key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(value)) => merge(inner, value),
+            _ => drop(table.insert(key.clone(), value.clone())),
+        }
+    }
+}
+
 /// What each pod's disk may take, when all share one file system: four fifths of what is free.
-fn disk_bytes(root: &Path, pods: u64) -> anyhow::Result<u64> {
+fn disk_bytes(root: &Path, pods: u64, wal_size: ByteSize) -> anyhow::Result<u64> {
     let space = rustix::fs::statvfs(root).context("could not look at the file system")?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
-    let each = (free / 5 * 4 / pods).saturating_sub(WAL_BYTES);
+    let each = (free / 5 * 4 / pods).saturating_sub(wal_size.0);
     Ok((each >> 30 << 30).max(DISK_BYTES_MIN))
 }
 
@@ -185,10 +198,28 @@ fn disk_bytes(root: &Path, pods: u64) -> anyhow::Result<u64> {
 mod tests {
     use super::*;
 
+    const WAL: ByteSize = ByteSize(256 << 20);
+
+    #[test]
+    fn keys_of_the_configuration_can_be_set() {
+        let root = tempfile::tempdir().unwrap();
+        let mut layout = Layout::new(root.path().to_owned(), 2, 0, &[], WAL).unwrap();
+        let before = layout.pods[1].config.clone();
+        let text = "io = 'epoll'\nbudgets.log_tail = '2MiB'";
+        layout.set(&[text.parse().unwrap()]).unwrap();
+        let config = &layout.pods[1].config;
+        assert_eq!((config.io, config.budgets.log_tail), (IoMethod::Epoll, ByteSize(2 << 20)));
+        assert_eq!(config.budgets.index_cache, before.budgets.index_cache);
+        assert_eq!(config.nbd, before.nbd);
+        let unknown = layout.set(&["colour = 'blue'".parse().unwrap()]).unwrap_err();
+        assert!(format!("{unknown:#}").contains("colour"), "{unknown:#}");
+        assert!(layout.set(&["budgets.log_tail = 0".parse().unwrap()]).is_err());
+    }
+
     #[test]
     fn ports_are_the_documented_ones() {
         let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path().to_owned(), 3, 0, &[]).unwrap();
+        let layout = Layout::new(root.path().to_owned(), 3, 0, &[], WAL).unwrap();
         let nbd: Vec<String> =
             layout.pods.iter().map(|pod| pod.config.nbd.listen.to_string()).collect();
         assert_eq!(nbd, ["127.0.0.1:10809", "127.0.0.1:10909", "127.0.0.1:11009"]);
@@ -196,7 +227,7 @@ mod tests {
         assert_eq!(layout.pods[2].config.join, ["127.0.0.1:7400"]);
 
         let addresses = ["127.0.0.2".parse().unwrap(), "127.0.0.3".parse().unwrap()];
-        let layout = Layout::new(root.path().to_owned(), 2, 1000, &addresses).unwrap();
+        let layout = Layout::new(root.path().to_owned(), 2, 1000, &addresses, WAL).unwrap();
         assert_eq!(layout.pods[1].config.api.listen.to_string(), "127.0.0.3:8500");
         assert_eq!(layout.pods[1].config.join, ["127.0.0.2:8400"]);
     }
@@ -204,7 +235,7 @@ mod tests {
     #[test]
     fn what_is_written_is_a_normal_configuration_and_keeps_its_disks() {
         let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path().to_owned(), 2, 0, &[]).unwrap();
+        let layout = Layout::new(root.path().to_owned(), 2, 0, &[], WAL).unwrap();
         layout.write().unwrap();
         for pod in &layout.pods {
             assert_eq!(Config::load(&pod.config_file()).unwrap(), pod.config);
@@ -213,7 +244,7 @@ mod tests {
         let mut moved = layout.pods[0].config.clone();
         moved.disks[0].size = Some(ByteSize(5 << 30));
         std::fs::write(layout.pods[0].config_file(), toml::to_string(&moved).unwrap()).unwrap();
-        let again = Layout::new(root.path().to_owned(), 2, 100, &[]).unwrap();
+        let again = Layout::new(root.path().to_owned(), 2, 100, &[], WAL).unwrap();
         assert_eq!(again.pods[0].config.disks, moved.disks);
         assert_eq!(again.pods[0].config.api.listen.port(), 7500);
     }
@@ -223,17 +254,17 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().to_owned();
         let one = ["127.0.0.1".parse().unwrap()];
-        assert!(Layout::new(path.clone(), 2, 0, &one).is_err());
-        assert!(Layout::new(path.clone(), 1, 60000, &[]).is_err());
+        assert!(Layout::new(path.clone(), 2, 0, &one, WAL).is_err());
+        assert!(Layout::new(path.clone(), 1, 60000, &[], WAL).is_err());
         std::fs::create_dir(path.join("pod-2")).unwrap();
-        let error = Layout::new(path.clone(), 1, 0, &[]).unwrap_err().to_string();
+        let error = Layout::new(path.clone(), 1, 0, &[], WAL).unwrap_err().to_string();
         assert!(error.contains("pod-2 exists"), "{error}");
     }
 
     #[test]
     fn a_port_in_use_is_named() {
         let root = tempfile::tempdir().unwrap();
-        let mut layout = Layout::new(root.path().to_owned(), 1, 0, &[]).unwrap();
+        let mut layout = Layout::new(root.path().to_owned(), 1, 0, &[], WAL).unwrap();
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let config = &mut layout.pods[0].config;
         config.nbd.listen = taken.local_addr().unwrap();

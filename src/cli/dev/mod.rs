@@ -34,6 +34,12 @@ pub struct Args {
     /// Added to every port
     #[arg(long, default_value_t = 0)]
     port_offset: u16,
+    /// Length of the write-ahead log of a disk that is made now
+    #[arg(long, default_value = "256MiB", value_name = "SIZE")]
+    wal_size: ByteSize,
+    /// A key of every pod's configuration, as in io=\"epoll\"; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
+    settings: Vec<toml::Table>,
     /// One address per pod
     #[arg(long, value_delimiter = ',', value_name = "A,B,C")]
     addresses: Vec<IpAddr>,
@@ -55,7 +61,9 @@ async fn run_cluster(args: &Args) -> anyhow::Result<()> {
         .with_context(|| format!("could not create {}", args.data.display()))?;
     let data = args.data.canonicalize().context("could not look at the directory")?;
     let _lock = lock(&data.join("lock"))?;
-    let layout = Layout::new(data, args.pods, args.port_offset, &args.addresses)?;
+    let mut layout =
+        Layout::new(data, args.pods, args.port_offset, &args.addresses, args.wal_size)?;
+    layout.set(&args.settings)?;
     layout.check_ports()?;
     layout.write()?;
     let mut children = Children::new(&layout.pods, args.restart_after);
@@ -99,6 +107,14 @@ fn volume_and_size(text: &str) -> Result<(String, ByteSize), String> {
     Ok((volume_name(name)?, size.parse().map_err(|error| format!("{error}"))?))
 }
 
+/// One line of a configuration; a value that is not TOML is taken as text.
+fn setting(text: &str) -> Result<toml::Table, String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, as in io=epoll")?;
+    text.parse()
+        .or_else(|_| format!("{key} = {value:?}").parse())
+        .map_err(|error: toml::de::Error| error.message().to_owned())
+}
+
 /// `never`, or a time such as `2s` or `500ms`.
 fn restart_after(text: &str) -> Result<RestartAfter, String> {
     let unknown = || format!("{text:?} is not a time such as 2s or 500ms, nor `never`");
@@ -127,6 +143,16 @@ mod tests {
         for text in ["", "2", "s", "2m", "-1s"] {
             assert!(restart_after(text).is_err(), "{text}");
         }
+        for text in ["io=epoll", "io = \"epoll\""] {
+            let table = setting(text).unwrap();
+            assert_eq!(table["io"].as_str(), Some("epoll"), "{text}");
+        }
+        assert_eq!(setting("init=true").unwrap()["init"].as_bool(), Some(true));
+        assert_eq!(
+            setting("budgets.log_tail=2MiB").unwrap()["budgets"]["log_tail"].as_str(),
+            Some("2MiB")
+        );
+        assert!(setting("io").is_err() && setting("=3").is_err());
         assert_eq!(volume_and_size("demo:1GiB"), Ok(("demo".into(), ByteSize(1 << 30))));
         for text in ["demo", "demo:", "Demo:1GiB", ":1GiB"] {
             assert!(volume_and_size(text).is_err(), "{text}");

@@ -1,0 +1,212 @@
+"""What is measured: a Holdfast cluster and the unreplicated servers. Each ends what it started."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+from machine import wait_for
+
+API_PORT, PEER_PORT, HTTP_PORT, NBD_PORT = 7400, 7401, 7480, 10809
+PODS = 3
+# What pods report may be as old as two of their periods, and a little.
+REPORT_AGE_S = 3.0
+
+
+def answers(uri):
+    return subprocess.run(["nbdinfo", "--size", uri], capture_output=True).returncode == 0
+
+
+def is_free(port):
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def free_offset():
+    """An offset at which every port of a cluster is free now."""
+    bases = (API_PORT, PEER_PORT, HTTP_PORT, NBD_PORT)
+    for offset in range(5000, 18000, 500):
+        if all(is_free(base + 100 * pod + offset) for base in bases for pod in range(PODS)):
+            return offset
+    raise SystemExit("there is no offset at which all ports are free")
+
+
+def free_port(first):
+    return next(port for port in range(first, first + 1000) if is_free(port))
+
+
+class Floor:
+    """An unreplicated server on one prewritten file."""
+
+    def __init__(self, kind, folder, size_bytes):
+        port = free_port(17809)
+        self.uri = f"nbd://127.0.0.1:{port}/"
+        path = os.path.join(folder, f"{kind}.raw")
+        subprocess.run(["dd", "if=/dev/urandom", f"of={path}", "bs=4M",
+                        f"count={size_bytes >> 22}", "oflag=direct", "status=none"], check=True)
+        if kind == "nbdkit":
+            command = ["nbdkit", "--foreground", f"--port={port}", "--ipaddr=127.0.0.1",
+                       "--filter=fua", "file", path, "fuamode=force"]
+        else:
+            command = ["qemu-nbd", "--cache=none", "--aio=io_uring", "--format=raw",
+                       "--persistent", "--shared=16", f"--port={port}", "--bind=127.0.0.1", path]
+        self.process = subprocess.Popen(command)
+        wait_for(lambda: answers(self.uri), kind)
+
+    def pids(self):
+        return [self.process.pid]
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+class Cluster:
+    """Three pods of Holdfast on this machine, started and restarted by `holdfast dev`."""
+
+    def __init__(self, binary, folder, wal_bytes, volumes, settings=(), restart_after="2s"):
+        self.data = os.path.join(folder, "cluster")
+        self.binary, self.offset = binary, free_offset()
+        self.log = open(os.path.join(folder, "dev.log"), "w")
+        self.written = True
+        command = [binary, "dev", "--data", self.data, "--port-offset", str(self.offset),
+                   "--wal-size", str(wal_bytes), "--restart-after", restart_after]
+        for setting in settings:
+            command += ["--set", setting]
+        for name, size in volumes:
+            command += ["--volume", f"{name}:{size}"]
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
+        self.volumes = [name for name, _ in volumes]
+        try:
+            wait_for(self.is_ready, "the cluster to start", 240)
+        except BaseException:
+            self.stop()
+            raise
+
+    def is_ready(self):
+        if self.process.poll() is not None:
+            with open(self.log.name) as log:
+                raise SystemExit(f"holdfast dev ended: {log.read().strip()}")
+        with open(self.log.name) as log:
+            return log.read().count("ready nbd://") >= len(self.volumes)
+
+    def pid(self, pod):
+        """The process of a pod (from 1); None while it has none."""
+        try:
+            with open(os.path.join(self.data, f"pod-{pod}", "pid")) as file:
+                pid = int(file.read())
+            with open(f"/proc/{pid}/cmdline") as file:
+                # A number may have been given to another process since.
+                return pid if self.data in file.read() else None
+        except (OSError, ValueError):
+            return None
+
+    def pids(self):
+        return [pid for pid in map(self.pid, range(1, PODS + 1)) if pid]
+
+    def kill(self, pod):
+        pid = self.pid(pod)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def command(self, *arguments):
+        """What a command prints; the first pod that answers is asked."""
+        for pod in range(PODS):
+            endpoint = f"127.0.0.1:{API_PORT + 100 * pod + self.offset}"
+            run = subprocess.run([self.binary, *arguments, "--endpoint", endpoint],
+                                 capture_output=True, text=True)
+            if run.returncode == 0:
+                return run.stdout
+        raise SystemExit(f"holdfast {' '.join(arguments)} failed: {run.stderr.strip()}")
+
+    def status(self):
+        return json.loads(self.command("status", "-o", "json"))
+
+    def nbd_port(self, pod):
+        return NBD_PORT + 100 * (pod - 1) + self.offset
+
+    def uri(self, pod, volume):
+        return f"nbd://127.0.0.1:{self.nbd_port(pod)}/{volume}"
+
+    def leader(self, volume):
+        """The pod that leads the first shard of a volume, by its place (from 1)."""
+        found = []
+
+        def look():
+            status = self.status()
+            pods = {pod["id"]: pod["nbd"] for pod in status["pods"]}
+            shards = [each for each in status["volumes"] if each["name"] == volume][0]["shards"]
+            nbd = pods.get(shards[0]["leader_pod"])
+            if nbd is not None:
+                found.append((int(nbd.rsplit(":", 1)[1]) - self.offset - NBD_PORT) // 100 + 1)
+            return bool(found)
+
+        wait_for(look, f"a leader of {volume}")
+        return found[0]
+
+    def place(self, where, volume):
+        """The pod that a client is to use: `leader`, or one that is not."""
+        leader = self.leader(volume)
+        return leader if where == "leader" else leader % PODS + 1
+
+    def wait_written_back(self):
+        """Waits until no disk has anything that lives only in its log. Nothing to wait for when
+        nothing was written since the last time."""
+        if not self.written:
+            return
+        since = None
+        deadline = time.monotonic() + 600
+        while since is None or time.monotonic() - since < REPORT_AGE_S:
+            disks = self.status()["disks"]
+            if sum(disk["overlay_bytes"] for disk in disks) > 0 or len(disks) < PODS:
+                since = None
+            elif since is None:
+                since = time.monotonic()
+            if time.monotonic() > deadline:
+                raise SystemExit("gave up waiting for write-back")
+            time.sleep(0.25)
+        self.written = False
+
+    def wait_healthy(self):
+        """Waits until nothing needs attention, for longer than reports may be old."""
+        since = None
+        deadline = time.monotonic() + 240
+        while since is None or time.monotonic() - since < 2 * REPORT_AGE_S:
+            healthy = len(self.pids()) == PODS and not self.status()["problems"]
+            since = (since or time.monotonic()) if healthy else None
+            if time.monotonic() > deadline:
+                raise SystemExit(f"gave up waiting: {self.status()['problems']}")
+            time.sleep(0.25)
+
+    def log_used(self):
+        """(used, length) of the fullest log, as last reported."""
+        disks = self.status()["disks"]
+        fullest = max(disks, key=lambda disk: disk["log_used_bytes"])
+        return fullest["log_used_bytes"], fullest["log_bytes"]
+
+    def read_counts(self):
+        """(bytes read, those of them that came from the overlay) since the pods started."""
+        time.sleep(REPORT_AGE_S)
+        disks = self.status()["disks"]
+        return (sum(disk["read_bytes"] for disk in disks),
+                sum(disk["read_overlay_bytes"] for disk in disks))
+
+    def write_through(self, volume, size_bytes):
+        """Writes every block of a volume once."""
+        subprocess.run(["fio", "--name=through", "--ioengine=nbd",
+                        f"--uri={self.uri(self.leader(volume), volume)}", "--rw=write", "--bs=1m",
+                        "--iodepth=8", f"--size={size_bytes}", "--refill_buffers"],
+                       check=True, capture_output=True)
+        self.written = True
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=60)
+        self.log.close()
