@@ -375,8 +375,8 @@ impl Fill {
     /// comes in no bursts.
     fn pressure(&self) -> f64 {
         let pinned = self.used.saturating_sub(self.reclaimable) as f64 / self.ring as f64;
-        const REST_BELOW: f64 = 0.2;
-        const ALL_ABOVE: f64 = 0.7;
+        const REST_BELOW: f64 = 0.5;
+        const ALL_ABOVE: f64 = 0.85;
         ((pinned - REST_BELOW) / (ALL_ABOVE - REST_BELOW)).max(0.0)
     }
 }
