@@ -15,6 +15,7 @@ use crate::store::effects::{Io, Pending};
 use crate::store::groups::{Group, GroupKind, Groups, Unplaced};
 use crate::store::index::cache::RecordCache;
 use crate::store::member::{Member, PendingAppend, Phase, Place, Retained};
+use crate::store::mend::Mends;
 use crate::store::overlay::{CachedPayload, Content, OverlayBlock, PayloadCache};
 use crate::store::read::ReadState;
 use crate::store::resync::Scan;
@@ -95,6 +96,7 @@ pub struct Lane {
     pub(super) scans: HashMap<OpId, Scan>,
     pub(super) writeback: WriteBack,
     pub(super) checkpoint: Checkpoint,
+    pub(super) mends: Mends,
     pub(super) io: Io,
     pub(super) clock: Clock,
 }
@@ -165,7 +167,7 @@ impl Lane {
     }
 
     /// Queues an append. `Event::Appended` follows, in order. An append of a member that is being
-    /// destroyed is dropped.
+    /// destroyed, or has been given up, is dropped.
     pub fn append(&mut self, request: AppendRequest) {
         if self.io.poisoned() {
             return;
@@ -173,7 +175,7 @@ impl Lane {
         let Some(member) = self.members.get_mut(&request.member) else {
             return;
         };
-        if member.phase == Phase::Destroying {
+        if matches!(member.phase, Phase::Destroying | Phase::Faulted) {
             return;
         }
         assert_eq!(member.phase, Phase::Live, "appended before it was created");
@@ -462,7 +464,9 @@ impl Lane {
             if let Some(commit) = group.commit {
                 let hard = &mut member.hard;
                 hard.durable_commit = commit.max(hard.durable_commit);
-                hard.durable_seq = Some(group.not_before);
+                if member.phase != Phase::Faulted {
+                    hard.durable_seq = Some(group.not_before);
+                }
                 member.overlay.cover(hard.durable_commit);
             }
             if member.log.hold.is_some_and(|(hold, _)| hold == id) {
