@@ -316,7 +316,9 @@ impl Lane {
             Some(Change::Write { range, crcs, payload }) => {
                 self.apply_write(member, request.index, range, &crcs, payload)
             }
-            Some(Change::Zero { range, .. }) => self.apply_zero(member, request.index, range),
+            Some(Change::Zero { range, trim }) => {
+                self.apply_zero(member, request.index, range, !trim)
+            }
             None => {}
         }
         let found = self.members.get_mut(&member).expect("just seen");
@@ -365,20 +367,25 @@ impl Lane {
         }
     }
 
-    fn apply_zero(&mut self, member: MemberId, index: u64, range: BlockRange) {
+    fn apply_zero(&mut self, member: MemberId, index: u64, range: BlockRange, keep: bool) {
         let found = self.members.get_mut(&member).expect("just seen");
         assert!(range.end() <= found.record.blocks, "inside the shard");
         let commit = found.hard.durable_commit;
         for extent in extents_of(range) {
             let found = self.members.get_mut(&member).expect("just seen");
-            let known = found.presence.get(extent) || found.overlay.get(extent).is_some();
+            let overlay = found.overlay.get(extent);
+            let known = found.presence.get(extent) || overlay.is_some();
+            // Only what there is can be kept: an entry without payload has reserved nothing.
+            let has_space =
+                found.presence.get(extent) || overlay.is_some_and(|overlay| overlay.reserved);
             if !known || found.newer.includes(extent, index) {
                 continue;
             }
             let first = extent.first_block().0.max(range.first.0);
             let end = (extent.first_block().0 + BLOCKS_PER_EXTENT).min(range.end());
             for at in (first..end).map(Block) {
-                let block = OverlayBlock { index, crc: 0, content: Content::Zero, cached: None };
+                let content = Content::Zero { keep: keep && has_space };
+                let block = OverlayBlock { index, crc: 0, content, cached: None };
                 found.overlay.insert(at, block, commit);
             }
             self.after_overlay_change(member, extent);

@@ -128,7 +128,7 @@ impl Plan {
         for at in (first..end).map(Block) {
             if let Some(block) = overlay.and_then(|overlay| overlay.get(at.in_extent())) {
                 match (block.content, &block.cached) {
-                    (Content::Zero, _) => self.push(at, Place::Hole, 0, None),
+                    (Content::Zero { .. }, _) => self.push(at, Place::Hole, 0, None),
                     (Content::Log { .. }, Some(data)) => {
                         self.push(at, Place::Memory, block.crc, Some(data.clone()));
                     }

@@ -322,7 +322,7 @@ fn entry(
         for (position, block) in overlay.iter() {
             match block.content {
                 Content::Log { .. } => entry.present |= 1 << position,
-                Content::Zero => entry.present &= !(1 << position),
+                Content::Zero { .. } => entry.present &= !(1 << position),
             }
         }
     }

@@ -128,6 +128,30 @@ fn r4_a_freed_slot_is_not_reused_while_it_is_being_read() {
 }
 
 #[test]
+fn zeroes_give_space_back_unless_it_is_to_be_kept() {
+    let slot = EXTENT_BYTES as u64;
+    let mut lab = Lab::with(1, 1, FORMAT.wal_bytes, 2 * slot);
+    lab.write(ONE, write(0, 32, 1));
+    lab.rest();
+    lab.write(ONE, LabOp::Clear { range: range(0, 32) });
+    lab.rest();
+    assert_eq!(lab.lane.space().used_bytes, 2 * slot, "kept");
+    lab.check_all();
+    lab.crash();
+    assert_eq!(lab.lane.space().used_bytes, 2 * slot, "kept over a crash");
+    // What was kept is there for those that come back, and for nobody else.
+    assert_eq!(lab.lane.admit(ONE, 4096, &[range(40, 1)]), Err(Refusal::NoSpace));
+    assert_eq!(lab.lane.admit(ONE, 4096, &[range(3, 1)]), Ok(()));
+    lab.write(ONE, write(3, 1, 9));
+    lab.rest();
+    lab.check_all();
+    lab.write(ONE, zero(0, 32));
+    lab.rest();
+    assert_eq!(lab.lane.space().used_bytes, 0);
+    lab.check_all();
+}
+
+#[test]
 fn r7_nothing_is_written_back_before_its_commit_is_durable() {
     let mut lab = Lab::new(1, 1);
     lab.write(ONE, write(0, 3, 1));

@@ -543,7 +543,7 @@ impl Update {
                             record.zero &= !bit;
                             record.crcs[snapshot.position as usize] = snapshot.crc;
                         }
-                        Content::Zero => clear_blocks(&mut record, bit, false),
+                        Content::Zero { keep } => clear_blocks(&mut record, bit, keep),
                     }
                 }
             }
@@ -603,9 +603,9 @@ impl Update {
 
 /// Makes these blocks read as zeroes (rule R11). Above another layer, clearing *present* alone
 /// would bring that layer's content back, so they become *zero*.
-pub(super) fn clear_blocks(record: &mut ExtentRecord, mask: u16, has_lower_layer: bool) {
+pub(super) fn clear_blocks(record: &mut ExtentRecord, mask: u16, stays: bool) {
     record.present &= !mask;
-    if has_lower_layer {
+    if stays {
         record.zero |= mask;
     } else {
         record.zero &= !mask;
