@@ -196,7 +196,8 @@ pub enum ShardOp {
     Write { range: BlockRange, data: Bytes, crcs: Vec<u32> },
     /// A part of one block: `offset_bytes + data.len() <= BLOCK_BYTES`, not the whole block.
     WritePartial { block: Block, offset_bytes: u32, data: Bytes },
-    /// Whole blocks that read as zeroes from now on; `trim` also gives their space back.
+    /// Whole blocks that read as zeroes from now on; `trim` also gives their space back, without
+    /// it whole extents keep theirs.
     Zero { range: BlockRange, trim: bool },
     /// Answered with [`ShardReply::Status`] that covers exactly the range.
     Status { range: BlockRange },
@@ -269,6 +270,17 @@ pub enum ShardReply {
     Status(Vec<StatusRun>),
 }
 
+/// What becomes of the space of blocks that are to read as zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZeroHow {
+    /// It is given back, and parts of blocks at the edges may keep their content.
+    Trim,
+    /// It is given back, but every byte reads as zero.
+    Free,
+    /// It is kept where there is some, so that a later write needs none.
+    Keep,
+}
+
 /// One operation of a client on a volume, validated against its size. Offsets and lengths are in
 /// bytes and need not be multiples of anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -283,12 +295,11 @@ pub enum BlockOp {
         offset: u64,
         data: Bytes,
     },
-    /// Reads as zeroes from now on. With `trim` the space is given back, and parts of blocks at
-    /// the edges may keep their content.
+    /// Reads as zeroes from now on.
     Zero {
         offset: u64,
         len: u32,
-        trim: bool,
+        how: ZeroHow,
     },
     /// Every acknowledged write is durable already; answered at once.
     Flush,

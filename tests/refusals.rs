@@ -110,6 +110,32 @@ fn a_disk_that_is_given_twice_is_refused() {
     works_again(cluster);
 }
 
+/// Every copy of the superblock with these changes, and a checksum that fits.
+fn patch_superblock(path: &Path, at: usize, bytes: &[u8]) {
+    let mut all = fs::read(path).unwrap();
+    for copy in all.chunks_exact_mut(4096) {
+        copy[at..at + bytes.len()].copy_from_slice(bytes);
+        let crc = crc32fast::hash(&copy[12..]);
+        copy[8..12].copy_from_slice(&crc.to_le_bytes());
+    }
+    fs::write(path, all).unwrap();
+}
+
+#[test]
+fn a_disk_of_a_newer_version_is_refused_and_says_what_to_do() {
+    let cluster = stopped("refusals_version");
+    let superblock = cluster.pod_dir(2).join("disk-1/superblock");
+    let before = fs::read(&superblock).unwrap();
+    patch_superblock(&superblock, 12, &2u16.to_le_bytes());
+    let said = refuses(&cluster, 2);
+    assert_says(&said, &["version 2", "knows version 1", "start the newer program"]);
+    fs::write(&superblock, &before).unwrap();
+    patch_superblock(&superblock, 16, &(1u64 << 40).to_le_bytes());
+    assert_says(&refuses(&cluster, 2), &["features", "start the newer program"]);
+    fs::write(&superblock, &before).unwrap();
+    works_again(cluster);
+}
+
 #[test]
 fn a_configuration_with_an_unknown_key_is_refused_with_its_name() {
     let cluster = stopped("refusals_config");

@@ -69,6 +69,17 @@ impl SimFile {
         self.durable.append(&mut self.cached);
     }
 
+    /// Flips a bit of some page that is durable and was not written since.
+    pub fn rot(&mut self, rng: &mut Rng) {
+        if self.durable.is_empty() {
+            return;
+        }
+        let number = rng.below(self.durable.len() as u64) as usize;
+        if let Some(page) = self.durable.values_mut().nth(number) {
+            page[rng.below(BLOCK_BYTES as u64) as usize] ^= 1 << rng.below(8);
+        }
+    }
+
     fn crash(&mut self, rng: &mut Rng) {
         for (page, bytes) in std::mem::take(&mut self.cached) {
             if rng.one_in(2) {

@@ -13,4 +13,4 @@ mod run;
 mod scenarios_test;
 mod world;
 
-pub use run::{Options, Outcome, Violation, run};
+pub use run::{Options, Outcome, Plan, Violation, run, run_plan};

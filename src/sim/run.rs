@@ -44,6 +44,8 @@ const MEND: u64 = 300;
 const HEAL_S: u64 = 120;
 
 struct Run {
+    seed: u64,
+    plan: Plan,
     world: World,
     crashes: u64,
     /// Hosts with a fault that will be undone.
@@ -51,10 +53,26 @@ struct Run {
     faults_on: bool,
 }
 
+/// Which faults there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// All kinds.
+    Mixed,
+    /// Bits flip in the slots of one pod, again and again, and nothing else happens.
+    Rot,
+}
+
 /// Runs one seed.
 pub fn run(options: Options) -> Result<Outcome, Violation> {
+    run_plan(options, Plan::Mixed)
+}
+
+/// Runs one seed with these faults.
+pub fn run_plan(options: Options, plan: Plan) -> Result<Outcome, Violation> {
     let Options { seed, faults_for } = options;
     let mut run = Run {
+        seed,
+        plan,
         world: World::new(seed, draw_shape(seed)),
         crashes: 0,
         down: Vec::new(),
@@ -117,7 +135,10 @@ impl Run {
     fn rang(&mut self, alarm: u64) {
         match alarm {
             FAULT if self.faults_on => {
-                self.fault();
+                match self.plan {
+                    Plan::Mixed => self.fault(),
+                    Plan::Rot => self.rot(),
+                }
                 let pause = self.draw(100, 4_000);
                 self.alarm(Duration::from_millis(pause), FAULT);
             }
@@ -137,7 +158,7 @@ impl Run {
         }
         let millis = self.draw(10, 8_000);
         let for_a_while = Duration::from_millis(millis);
-        match self.draw(0, 8) {
+        match self.draw(0, 10) {
             0..4 => {
                 self.down.push(host);
                 self.crashes += 1;
@@ -152,7 +173,8 @@ impl Run {
                     self.alarm(for_a_while, RESTART + host as u64);
                 }
             }
-            5 => {
+            5 => self.rot(),
+            6 => {
                 self.down.push(host);
                 self.world.set_stopped(host, true);
                 self.alarm(for_a_while, CONTINUE + host as u64);
@@ -163,6 +185,19 @@ impl Run {
                 self.world.kernel.borrow_mut().cut.extend(cuts);
                 self.alarm(for_a_while, MEND + host as u64);
             }
+        }
+    }
+
+    /// Bits flip in the data file of one pod, the same in all of a run: there is another copy of
+    /// everything then.
+    fn rot(&mut self) {
+        let pods = self.world.shape.pods;
+        let host = (self.seed % pods as u64) as Host;
+        let mut kernel = self.world.kernel.borrow_mut();
+        let kernel = &mut *kernel;
+        let Some(data) = kernel.files.get_mut(&(host, "data".into())) else { return };
+        for _ in 0..kernel.rng.between(1, 20) {
+            data.rot(&mut kernel.rng);
         }
     }
 

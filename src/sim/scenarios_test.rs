@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Options, run};
+use super::{Options, Plan, run, run_plan};
 
 fn must_pass(seed: u64) {
     let outcome = run(Options { seed, faults_for: Duration::from_secs(8) });
@@ -16,6 +16,17 @@ fn must_pass(seed: u64) {
 #[test]
 fn fixed_seeds_pass() {
     (1..=40).for_each(must_pass);
+}
+
+/// Every read is answered with what was written, by a leader whose slots rot, too.
+#[test]
+fn bits_that_flip_in_one_replica_are_read_around() {
+    for seed in 1..=8 {
+        let options = Options { seed, faults_for: Duration::from_secs(30) };
+        if let Err(violation) = run_plan(options, Plan::Rot) {
+            panic!("{violation}");
+        }
+    }
 }
 
 #[test]

@@ -55,6 +55,14 @@ pub(super) enum AfterFlush {
     /// Another change of a member's record.
     Recorded(MemberId),
     Destroyed(MemberId),
+    Faulted(MemberId),
+}
+
+impl Checkpoint {
+    /// Something changed although nothing was applied: it is to become durable, too.
+    pub(super) fn unsettle(&mut self) {
+        self.settled = Mono::default();
+    }
 }
 
 /// How full the ring is.
@@ -113,6 +121,7 @@ impl Lane {
             }
             AfterFlush::Recorded(member) => self.io.events.push(Event::MemberDurable { member }),
             AfterFlush::Destroyed(member) => self.destroyed(member),
+            AfterFlush::Faulted(member) => self.faulted(member),
         }
     }
 
@@ -183,6 +192,11 @@ impl Lane {
         {
             self.start_install(install, WRITES_MAX);
         }
+        if self.writeback.round.is_none()
+            && let Some((key, content)) = self.next_move()
+        {
+            self.start_move(key, content);
+        }
         let idle = self.clock.now >= self.clock.last_change + IDLE_AFTER
             && self.checkpoint.settled < self.clock.last_change;
         let draining = self.is_draining();
@@ -232,7 +246,8 @@ impl Lane {
             && (self.writeback.starved
                 || self.alloc.free_unreserved() < u64::from(self.alloc.capacity() / 16));
         let nothing_left = self.writeback.round.is_none() && self.writeback.queue.is_empty();
-        let at_rest = idle && nothing_left && !self.is_settled();
+        // What waits to be mended would keep a checkpoint from ever being the last one.
+        let at_rest = idle && nothing_left && !self.is_settled() && !self.mends.has_parked();
         let worth = match fill.used > fill.ring / 2 {
             true => fill.ring / 32,
             false => fill.ring / 8,
@@ -246,10 +261,11 @@ impl Lane {
     /// True when a checkpoint would change nothing that is durable.
     fn is_settled(&self) -> bool {
         let settled = |member: &crate::store::member::Member| {
-            member.overlay.is_empty()
+            let at_rest = member.overlay.is_empty()
                 && member.flushed() == member.durable_flushed
                 && member.hard.durable_commit >= member.applied_index
-                && !member.hard.own_under_way
+                && !member.hard.own_under_way;
+            at_rest || member.phase == Phase::Faulted
         };
         !self.checkpoint.unflushed
             && !self.checkpoint.running

@@ -15,6 +15,7 @@ use crate::store::effects::{Io, Pending};
 use crate::store::groups::{Group, GroupKind, Groups, Unplaced};
 use crate::store::index::cache::RecordCache;
 use crate::store::member::{Member, PendingAppend, Phase, Place, Retained};
+use crate::store::mend::Mends;
 use crate::store::overlay::{CachedPayload, Content, OverlayBlock, PayloadCache};
 use crate::store::read::ReadState;
 use crate::store::resync::Scan;
@@ -95,6 +96,7 @@ pub struct Lane {
     pub(super) scans: HashMap<OpId, Scan>,
     pub(super) writeback: WriteBack,
     pub(super) checkpoint: Checkpoint,
+    pub(super) mends: Mends,
     pub(super) io: Io,
     pub(super) clock: Clock,
 }
@@ -165,7 +167,7 @@ impl Lane {
     }
 
     /// Queues an append. `Event::Appended` follows, in order. An append of a member that is being
-    /// destroyed is dropped.
+    /// destroyed, or has been given up, is dropped.
     pub fn append(&mut self, request: AppendRequest) {
         if self.io.poisoned() {
             return;
@@ -173,7 +175,7 @@ impl Lane {
         let Some(member) = self.members.get_mut(&request.member) else {
             return;
         };
-        if member.phase == Phase::Destroying {
+        if matches!(member.phase, Phase::Destroying | Phase::Faulted) {
             return;
         }
         assert_eq!(member.phase, Phase::Live, "appended before it was created");
@@ -314,7 +316,9 @@ impl Lane {
             Some(Change::Write { range, crcs, payload }) => {
                 self.apply_write(member, request.index, range, &crcs, payload)
             }
-            Some(Change::Zero { range, .. }) => self.apply_zero(member, request.index, range),
+            Some(Change::Zero { range, trim }) => {
+                self.apply_zero(member, request.index, range, !trim)
+            }
             None => {}
         }
         let found = self.members.get_mut(&member).expect("just seen");
@@ -363,20 +367,25 @@ impl Lane {
         }
     }
 
-    fn apply_zero(&mut self, member: MemberId, index: u64, range: BlockRange) {
+    fn apply_zero(&mut self, member: MemberId, index: u64, range: BlockRange, keep: bool) {
         let found = self.members.get_mut(&member).expect("just seen");
         assert!(range.end() <= found.record.blocks, "inside the shard");
         let commit = found.hard.durable_commit;
         for extent in extents_of(range) {
             let found = self.members.get_mut(&member).expect("just seen");
-            let known = found.presence.get(extent) || found.overlay.get(extent).is_some();
+            let overlay = found.overlay.get(extent);
+            let known = found.presence.get(extent) || overlay.is_some();
+            // Only what there is can be kept: an entry without payload has reserved nothing.
+            let has_space =
+                found.presence.get(extent) || overlay.is_some_and(|overlay| overlay.reserved);
             if !known || found.newer.includes(extent, index) {
                 continue;
             }
             let first = extent.first_block().0.max(range.first.0);
             let end = (extent.first_block().0 + BLOCKS_PER_EXTENT).min(range.end());
             for at in (first..end).map(Block) {
-                let block = OverlayBlock { index, crc: 0, content: Content::Zero, cached: None };
+                let content = Content::Zero { keep: keep && has_space };
+                let block = OverlayBlock { index, crc: 0, content, cached: None };
                 found.overlay.insert(at, block, commit);
             }
             self.after_overlay_change(member, extent);
@@ -462,7 +471,9 @@ impl Lane {
             if let Some(commit) = group.commit {
                 let hard = &mut member.hard;
                 hard.durable_commit = commit.max(hard.durable_commit);
-                hard.durable_seq = Some(group.not_before);
+                if member.phase != Phase::Faulted {
+                    hard.durable_seq = Some(group.not_before);
+                }
                 member.overlay.cover(hard.durable_commit);
             }
             if member.log.hold.is_some_and(|(hold, _)| hold == id) {

@@ -21,8 +21,17 @@ use crate::types::{
 /// What an entry does. `seed` makes the bytes of its blocks.
 #[derive(Clone, Copy, Debug)]
 pub enum LabOp {
-    Write { range: BlockRange, seed: u64 },
-    Zero { range: BlockRange },
+    Write {
+        range: BlockRange,
+        seed: u64,
+    },
+    Zero {
+        range: BlockRange,
+    },
+    /// As [`LabOp::Zero`], without giving space back.
+    Clear {
+        range: BlockRange,
+    },
     Noop,
 }
 
@@ -126,7 +135,7 @@ impl Model {
                     self.blocks[at.0 as usize].push((index, Some(seed)));
                 }
             }
-            LabOp::Zero { range } => {
+            LabOp::Zero { range } | LabOp::Clear { range } => {
                 range.blocks().for_each(|at| self.blocks[at.0 as usize].push((index, None)));
             }
             LabOp::Noop => {}
@@ -558,6 +567,7 @@ impl Lab {
                 })
             }
             LabOp::Zero { range } => Some(Change::Zero { range, trim: true }),
+            LabOp::Clear { range } => Some(Change::Zero { range, trim: false }),
             LabOp::Noop => None,
         };
         model.note_applied(index);

@@ -21,7 +21,8 @@ fn random_op(lab: &mut Lab, member: MemberId) -> Option<LabOp> {
     let seed = lab.random.next();
     let (op, bytes) = match lab.random.below(10) {
         0 => (LabOp::Noop, 0),
-        1 | 2 => (LabOp::Zero { range }, 0),
+        1 => (LabOp::Zero { range }, 0),
+        2 => (LabOp::Clear { range }, 0),
         _ => (LabOp::Write { range, seed }, range.bytes()),
     };
     lab.lane.admit(member, bytes, &[range]).ok().map(|()| op)

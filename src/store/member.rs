@@ -36,6 +36,8 @@ pub(crate) struct Member {
 pub(crate) enum Phase {
     Creating,
     Live,
+    /// It lost something for good and takes no part any more.
+    Faulted,
     Destroying,
 }
 

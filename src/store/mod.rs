@@ -18,6 +18,9 @@ mod lane_lab;
 #[cfg(test)]
 mod lane_test;
 mod member;
+mod mend;
+#[cfg(test)]
+mod mend_test;
 pub mod open;
 mod overlay;
 mod read;

@@ -18,6 +18,7 @@ use crate::store::lane::{
     Clock, Lane, LaneConfig, LaneFiles, LaneLog, RecoveredEntry, RecoveredMember, slots_at_most,
 };
 use crate::store::member::{Member, Phase, Place, Retained};
+use crate::store::mend::Mends;
 use crate::store::overlay::PayloadCache;
 use crate::store::seam::{IndexEdit, LaneFile, LogEntry, MemberRecord, Slot};
 use crate::store::superblock::{self, Superblock};
@@ -185,6 +186,7 @@ impl Lane {
             scans: HashMap::new(),
             writeback: WriteBack::default(),
             checkpoint: Checkpoint::default(),
+            mends: Mends::default(),
             io: Io::default(),
             clock: Clock::default(),
         };

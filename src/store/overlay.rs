@@ -27,10 +27,9 @@ pub(crate) struct OverlayBlock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     /// This many blocks into the payload of the entry.
-    Log {
-        position: u16,
-    },
-    Zero,
+    Log { position: u16 },
+    /// `keep`: its extent keeps the slot that it has or was promised.
+    Zero { keep: bool },
 }
 
 /// The blocks of one extent that are in the overlay, never none.
@@ -68,8 +67,8 @@ impl OverlayExtent {
 
     /// True when some block of it would need a slot.
     pub(crate) fn has_data(&self) -> bool {
-        let is_data = |block: &OverlayBlock| matches!(block.content, Content::Log { .. });
-        self.blocks.iter().any(is_data)
+        let has_none = |block: &OverlayBlock| block.content == Content::Zero { keep: false };
+        !self.blocks.iter().all(has_none)
     }
 
     fn rank(&self, position: u32) -> usize {

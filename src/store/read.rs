@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::store::effects::{Io, Pending};
 use crate::store::lane::{Lane, extents_of};
 use crate::store::member::{Member, Phase};
+use crate::store::mend::{key_of, patched};
 use crate::store::overlay::{Content, OverlayExtent};
 use crate::store::seam::{
     Event, ExtentKey, ExtentRecord, IndexJob, LaneFile, ReadBlocks, ReadId, Slot,
@@ -119,6 +120,7 @@ impl Plan {
         range: BlockRange,
         overlay: Option<&OverlayExtent>,
         record: Option<&ExtentRecord>,
+        patch: Option<&ExtentContent>,
     ) {
         let start = extent.first_block().0;
         let first = range.first.0.max(start);
@@ -126,21 +128,30 @@ impl Plan {
         for at in (first..end).map(Block) {
             if let Some(block) = overlay.and_then(|overlay| overlay.get(at.in_extent())) {
                 match (block.content, &block.cached) {
-                    (Content::Zero, _) => self.push(at, Place::Hole, 0, None),
+                    (Content::Zero { .. }, _) => self.push(at, Place::Hole, 0, None),
                     (Content::Log { .. }, Some(data)) => {
                         self.push(at, Place::Memory, block.crc, Some(data.clone()));
                     }
                     (Content::Log { position }, None) => {
-                        let place = log_place(member, block.index, position);
-                        self.push(at, place, block.crc, None);
+                        let mended = patched(patch, at.in_extent(), block.crc, block.index);
+                        let place = match mended {
+                            Some(_) => Place::Memory,
+                            None => log_place(member, block.index, position),
+                        };
+                        self.push(at, place, block.crc, mended);
                     }
                 }
                 continue;
             }
             match record {
                 Some(record) if record.present & (1 << at.in_extent()) != 0 => {
-                    let place = Place::Slot { slot: record.slot, block: at.in_extent() };
-                    self.push(at, place, record.crcs[at.in_extent() as usize], None);
+                    let crc = record.crcs[at.in_extent() as usize];
+                    let mended = patched(patch, at.in_extent(), crc, record.last_changed);
+                    let place = match mended {
+                        Some(_) => Place::Memory,
+                        None => Place::Slot { slot: record.slot, block: at.in_extent() },
+                    };
+                    self.push(at, place, crc, mended);
                 }
                 _ => self.push(at, Place::Hole, 0, None),
             }
@@ -197,7 +208,9 @@ impl Lane {
         };
         let refusal = match self.members.get(&id) {
             None => Some(BlockError::NoSuchVolume),
-            Some(member) if member.phase == Phase::Destroying => Some(BlockError::NoSuchVolume),
+            Some(member) if matches!(member.phase, Phase::Destroying | Phase::Faulted) => {
+                Some(BlockError::NoSuchVolume)
+            }
             Some(member) => {
                 // The last extent may reach beyond the shard.
                 let end = match purpose {
@@ -256,7 +269,7 @@ impl Lane {
         let mut plan = Plan::default();
         plan.crcs.reserve(range.count as usize);
         for extent in extents_of(range) {
-            let key = ExtentKey { member: id, extent, layer: 0 };
+            let key = key_of(id, extent);
             let overlay = member.overlay.get(extent);
             let record = if !member.presence.get(extent) {
                 None
@@ -268,7 +281,7 @@ impl Lane {
                 // The presence map says that there is one.
                 Some(record.as_ref().ok_or(BlockError::MediaFault)?)
             };
-            plan.add_extent(member, extent, range, overlay, record);
+            plan.add_extent(member, extent, range, overlay, record, self.mends.patch(&key));
         }
         Ok(plan)
     }
@@ -368,7 +381,11 @@ impl Lane {
             None => self.finish_read(read, state),
             Some(found) if state.suspect == Some(found) || state.attempts >= ATTEMPTS_MAX => {
                 self.io.media_faults += 1;
-                self.io.answer(read, state.purpose, BlockError::MediaFault);
+                let extent = found.block.extent();
+                if let Place::Slot { .. } = found.place {
+                    self.mends.slot_is_bad(key_of(state.member, extent));
+                }
+                self.io.events.push(Event::Damaged { read, extent });
             }
             Some(found) => {
                 state.suspect = Some(found);

@@ -244,6 +244,7 @@ impl Lane {
         let overlay = gone.overlay.range(..).filter(|(_, extent)| extent.reserved).count();
         self.alloc.unreserve(gone.log.reset(0, 0) + overlay as u64);
         self.records.forget(|key| key.member == member);
+        self.mends.forget(member);
         self.io.events.push(Event::MemberDurable { member });
     }
 
@@ -321,7 +322,7 @@ fn entry(
         for (position, block) in overlay.iter() {
             match block.content {
                 Content::Log { .. } => entry.present |= 1 << position,
-                Content::Zero => entry.present &= !(1 << position),
+                Content::Zero { .. } => entry.present &= !(1 << position),
             }
         }
     }
@@ -329,7 +330,7 @@ fn entry(
 }
 
 /// True when this is a well-formed extent of this member whose bytes match their checksums.
-fn is_intact(member: &Member, content: &ExtentContent) -> bool {
+pub(super) fn is_intact(member: &Member, content: &ExtentContent) -> bool {
     let blocks = content.present.count_ones() as usize;
     let extents = member.record.blocks.div_ceil(BLOCKS_PER_EXTENT);
     if content.layer != 0

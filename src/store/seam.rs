@@ -233,6 +233,18 @@ pub enum Event {
         read: ReadId,
         result: Result<Vec<StatusRun>, BlockError>,
     },
+    /// Ends a read of blocks or of an extent: no intact copy of a block of this extent is here.
+    /// With [`crate::store::lane::Lane::mend`] another replica's can be brought.
+    Damaged {
+        read: ReadId,
+        extent: Extent,
+    },
+    /// Write-back of this extent waits for `mend` and `resume_writeback`: the log lost what it held
+    /// of it.
+    Rotten {
+        member: MemberId,
+        extent: Extent,
+    },
     /// A member's record (created, destroyed, resync mark, resync end) is durable.
     MemberDurable {
         member: MemberId,

@@ -13,6 +13,7 @@ use crate::io::buffer::is_aligned;
 use crate::store::effects::Pending;
 use crate::store::lane::Lane;
 use crate::store::member::{Member, Phase};
+use crate::store::mend::{key_of as key, moved_record, patched};
 use crate::store::overlay::Content;
 use crate::store::read::first_bad;
 use crate::store::seam::{
@@ -75,6 +76,8 @@ enum Source {
     Replace(ExtentContent),
     /// The extent is gone; so is what the overlay had.
     Delete,
+    /// The same blocks, as another replica has them, in another slot.
+    Move(ExtentContent),
 }
 
 /// One overlay block as of the start of the round.
@@ -92,7 +95,7 @@ enum Outcome {
     Put(ExtentRecord),
     /// The record, when there is one, is deleted.
     Delete,
-    /// There was no slot.
+    /// There was no slot, or its bytes are not to be had.
     Skipped,
 }
 
@@ -133,13 +136,17 @@ impl Lane {
             }
             overlay.queued = false;
             overlay.busy = true;
+            let patch = self.mends.patch(&key(id, extent));
+            let mended = |position: u32, block: &crate::store::overlay::OverlayBlock| {
+                patched(patch, position, block.crc, block.index)
+            };
             let snapshot =
                 |(position, block): (u32, &crate::store::overlay::OverlayBlock)| Snapshot {
                     position,
                     index: block.index,
                     crc: block.crc,
                     content: block.content,
-                    data: block.cached.clone(),
+                    data: block.cached.clone().or_else(|| mended(position, block)),
                 };
             updates.push(Update {
                 key: key(id, extent),
@@ -182,6 +189,18 @@ impl Lane {
             }
         }
         self.start_round(updates, writes_max, Some((install.read, install.refused)));
+    }
+
+    /// Starts the round that writes an extent anew, into another slot.
+    pub(super) fn start_move(&mut self, key: ExtentKey, content: ExtentContent) {
+        assert!(self.writeback.round.is_none(), "one round at a time");
+        if !self.members.get(&key.member).is_some_and(|member| member.phase == Phase::Live) {
+            return;
+        }
+        let newest = content.last_changed;
+        let (source, outcome) = (Source::Move(content), Outcome::Undecided);
+        let update = Update { key, source, newest, old: None, outcome };
+        self.start_round(vec![update], 1, None);
     }
 
     fn start_round(
@@ -283,8 +302,7 @@ impl Lane {
         };
         let snapshots = &mut snapshots[run.first..run.first + run.count];
         let Some(data) = data.filter(|data| data.len() == run.count * BLOCK_BYTES) else {
-            self.io.poison("a payload in the log could not be read back".into());
-            return;
+            return self.payload_is_rotten(run.update);
         };
         let member = self.members.get(&update.key.member);
         for (number, snapshot) in snapshots.iter_mut().enumerate() {
@@ -292,12 +310,19 @@ impl Lane {
             let at = Block(update.key.extent.first_block().0 + snapshot.position);
             let bad = |member| first_bad(member, at, &bytes, &[snapshot.crc]);
             if member.and_then(bad).is_some() {
-                let text = format!("block {} of the log does not match its checksum", at.0);
-                self.io.poison(text);
-                return;
+                return self.payload_is_rotten(run.update);
             }
             snapshot.data = Some(bytes);
         }
+        self.round_step();
+    }
+
+    /// The log does not give back what it held of an extent. The rest of the round goes on.
+    fn payload_is_rotten(&mut self, number: usize) {
+        let round = self.writeback.round.as_mut().expect("under way");
+        round.updates[number].outcome = Outcome::Skipped;
+        let key = round.updates[number].key;
+        self.park(key);
         self.round_step();
     }
 
@@ -317,6 +342,17 @@ impl Lane {
                 update.outcome = Outcome::Skipped;
                 continue;
             };
+            if update.outcome == Outcome::Skipped {
+                continue;
+            }
+            if let Source::Move(content) = &update.source {
+                let record = moved_record(update.old.as_ref(), content, &mut self.alloc);
+                update.outcome = record.map_or(Outcome::Skipped, Outcome::Put);
+                if let Outcome::Put(record) = &update.outcome {
+                    update.writes(record.slot, &self.pool, &mut round.writes);
+                }
+                continue;
+            }
             update.outcome = match update.record(member) {
                 None => Outcome::Delete,
                 Some(mut record) => {
@@ -408,7 +444,12 @@ impl Lane {
         let round = self.writeback.round.as_ref().expect("under way");
         for update in &round.updates {
             match &update.outcome {
-                Outcome::Put(_) => self.records.committed(&update.key),
+                Outcome::Put(_) => {
+                    self.records.committed(&update.key);
+                    if let (Source::Move(_), Some(old)) = (&update.source, &update.old) {
+                        self.alloc.free(old.slot);
+                    }
+                }
                 Outcome::Delete => {
                     if let Some(old) = &update.old {
                         self.records.committed(&update.key);
@@ -439,23 +480,33 @@ impl Lane {
                         let at = Block(extent.first_block().0 + snapshot.position);
                         member.overlay.settle(at, snapshot.index);
                     }
+                    self.mends.written_back(&update.key);
                 }
                 Source::Replace(_) if done => {
                     member.overlay.drop_up_to(extent, update.newest);
                     if update.newest > member.applied_index {
                         member.newer.note(extent, update.newest);
                     }
+                    self.mends.replaced(&update.key);
                 }
-                Source::Delete if done => member.overlay.drop_up_to(extent, update.newest),
+                Source::Delete if done => {
+                    member.overlay.drop_up_to(extent, update.newest);
+                    self.mends.replaced(&update.key);
+                }
                 Source::Replace(_) => {
                     if let Some((_, refused)) = &mut install {
                         refused.push(extent);
                     }
                 }
-                Source::Overlay(_) | Source::Delete => {}
+                Source::Move(_) if done => {
+                    self.mends.moved(&update.key);
+                    self.checkpoint.unsettle();
+                }
+                Source::Overlay(_) | Source::Delete | Source::Move(_) => {}
             }
             if let Some(overlay) = member.overlay.get_mut(extent) {
                 overlay.busy = false;
+                overlay.queued |= self.mends.is_parked(&update.key);
             }
             self.after_overlay_change(update.key.member, extent);
         }
@@ -463,10 +514,6 @@ impl Lane {
             self.io.events.push(Event::Installed { read, refused });
         }
     }
-}
-
-fn key(member: MemberId, extent: Extent) -> ExtentKey {
-    ExtentKey { member, extent, layer: 0 }
 }
 
 impl Update {
@@ -483,7 +530,7 @@ impl Update {
         let mut record = match &self.source {
             Source::Overlay(_) => self.old.clone().unwrap_or_else(fresh),
             Source::Replace(_) => fresh(),
-            Source::Delete => return None,
+            Source::Delete | Source::Move(_) => return None,
         };
         record.last_changed = record.last_changed.max(self.newest);
         match &self.source {
@@ -496,7 +543,7 @@ impl Update {
                             record.zero &= !bit;
                             record.crcs[snapshot.position as usize] = snapshot.crc;
                         }
-                        Content::Zero => clear_blocks(&mut record, bit, false),
+                        Content::Zero { keep } => clear_blocks(&mut record, bit, keep),
                     }
                 }
             }
@@ -507,7 +554,7 @@ impl Update {
                     record.crcs[position] = *crc;
                 }
             }
-            Source::Delete => {}
+            Source::Delete | Source::Move(_) => {}
         }
         (record.present != 0 || record.zero != 0).then_some(record)
     }
@@ -542,7 +589,7 @@ impl Update {
                     }
                 }
             }
-            Source::Replace(content) => {
+            Source::Replace(content) | Source::Move(content) => {
                 let positions = (0..16).filter(|bit| content.present & (1 << bit) != 0);
                 for (number, position) in positions.enumerate() {
                     let start = number * BLOCK_BYTES;
@@ -556,9 +603,9 @@ impl Update {
 
 /// Makes these blocks read as zeroes (rule R11). Above another layer, clearing *present* alone
 /// would bring that layer's content back, so they become *zero*.
-pub(super) fn clear_blocks(record: &mut ExtentRecord, mask: u16, has_lower_layer: bool) {
+pub(super) fn clear_blocks(record: &mut ExtentRecord, mask: u16, stays: bool) {
     record.present &= !mask;
-    if has_lower_layer {
+    if stays {
         record.zero |= mask;
     } else {
         record.zero &= !mask;

@@ -7,7 +7,9 @@ use bytes::Bytes;
 
 use crate::io::buffer::is_aligned;
 use crate::limits::{ENTRY_BYTES_MAX, READ_BYTES_MAX};
-use crate::types::{BLOCK_BYTES, Block, BlockOp, BlockRange, ShardOp, VolumeId, block_crc};
+use crate::types::{
+    BLOCK_BYTES, Block, BlockOp, BlockRange, ShardOp, VolumeId, ZeroHow, block_crc,
+};
 use crate::view::VolumeView;
 
 /// The longest range that one Zero or Status of a shard covers: it has no payload, but each of
@@ -96,8 +98,8 @@ impl Layout {
                     self.whole_blocks(start, range, data.slice(from..from + range.bytes() as usize))
                 });
             }
-            BlockOp::Zero { offset, len, trim } => {
-                if !trim {
+            BlockOp::Zero { offset, len, how } => {
+                if *how != ZeroHow::Trim {
                     self.cut_edges(*offset, u64::from(*len), pieces, &|part| {
                         static ZEROES: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
                         Bytes::from_static(&ZEROES[..(part.end - part.start) as usize])
@@ -106,7 +108,7 @@ impl Layout {
                 let blocks = within(*offset, u64::from(*len));
                 self.cut_blocks(blocks, ZERO_BYTES_MAX, pieces, |_, range| ShardOp::Zero {
                     range,
-                    trim: *trim,
+                    trim: *how != ZeroHow::Keep,
                 });
             }
             BlockOp::Flush => {}
@@ -180,8 +182,8 @@ impl Layout {
 pub fn changed_blocks(op: &BlockOp) -> Option<Range<u64>> {
     let bytes = match op {
         BlockOp::Write { offset, data } => covering(*offset, data.len() as u64),
-        BlockOp::Zero { offset, len, trim: true } => within(*offset, u64::from(*len)),
-        BlockOp::Zero { offset, len, trim: false } => covering(*offset, u64::from(*len)),
+        BlockOp::Zero { offset, len, how: ZeroHow::Trim } => within(*offset, u64::from(*len)),
+        BlockOp::Zero { offset, len, .. } => covering(*offset, u64::from(*len)),
         BlockOp::Read { .. } | BlockOp::Flush | BlockOp::Status { .. } => return None,
     };
     let blocks = bytes.start / BLOCK..bytes.end / BLOCK;
@@ -273,10 +275,10 @@ mod tests {
             BlockOp::Write { offset, data } => {
                 bytes[*offset as usize..][..data.len()].copy_from_slice(data);
             }
-            BlockOp::Zero { offset, len, trim: false } => {
+            BlockOp::Zero { offset, len, how: ZeroHow::Free | ZeroHow::Keep } => {
                 bytes[*offset as usize..][..*len as usize].fill(0);
             }
-            BlockOp::Zero { offset, len, trim: true } => {
+            BlockOp::Zero { offset, len, how: ZeroHow::Trim } => {
                 let blocks = within(*offset, u64::from(*len));
                 bytes[blocks.start as usize..blocks.end as usize].fill(0);
             }
@@ -356,8 +358,8 @@ mod tests {
             let op = match kind {
                 0 => BlockOp::Read { offset, len: len_bytes },
                 1 => BlockOp::Status { offset, len: len_bytes },
-                2 => BlockOp::Zero { offset, len: len_bytes, trim: false },
-                3 => BlockOp::Zero { offset, len: len_bytes, trim: true },
+                2 => BlockOp::Zero { offset, len: len_bytes, how: ZeroHow::Free },
+                3 => BlockOp::Zero { offset, len: len_bytes, how: ZeroHow::Trim },
                 _ => write(&Pool::default(), offset, len, 5),
             };
             check(&layout, &op);

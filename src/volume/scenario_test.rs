@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::io::buffer::Pool;
-use crate::types::{BLOCK_BYTES, Segment, StatusRun, Uuid, block_crc};
+use crate::types::{BLOCK_BYTES, Segment, StatusRun, Uuid, ZeroHow, block_crc};
 use crate::view::ShardView;
 
 const ME: PodId = PodId(2);
@@ -291,7 +291,7 @@ fn what_is_out_of_range_or_needs_nobody_is_answered_at_once() {
         (BlockOp::Read { offset: u64::MAX, len: 2 }, Err(BlockError::OutOfRange)),
         (BlockOp::Read { offset: 0, len: 0 }, Err(BlockError::Invalid)),
         // A trim of less than a block has nothing to give back.
-        (BlockOp::Zero { offset: 1, len: 4096, trim: true }, Ok(BlockReply::Done)),
+        (BlockOp::Zero { offset: 1, len: 4096, how: ZeroHow::Trim }, Ok(BlockReply::Done)),
     ];
     for (op, expected) in table {
         volume.request(CONN, 1, op);

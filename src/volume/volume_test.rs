@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::io::buffer::Pool;
-use crate::types::{BLOCK_BYTES, Segment, StatusRun, Uuid, block_crc, mix64};
+use crate::types::{BLOCK_BYTES, Segment, StatusRun, Uuid, ZeroHow, block_crc, mix64};
 use crate::view::ShardView;
 
 const VOLUME: VolumeId = VolumeId(9);
@@ -282,7 +282,8 @@ impl World {
                     start = start.next_multiple_of(BLOCK_BYTES);
                     end = (end - end % BLOCK_BYTES).max(start);
                 }
-                BlockOp::Zero { offset: offset as u64, len: len as u32, trim }
+                let how = if trim { ZeroHow::Trim } else { ZeroHow::Free };
+                BlockOp::Zero { offset: offset as u64, len: len as u32, how }
             }
             _ => {
                 let skew = offset % BLOCK_BYTES;

@@ -17,7 +17,7 @@ use crate::types::{
 use crate::view::{MemberState, MemberView};
 use crate::worker::Worker;
 use crate::worker::follow::Demand;
-use crate::worker::reads::ReadTarget;
+use crate::worker::reads::{BlockRead, ReadTarget};
 use crate::worker::requests::Waiter;
 use crate::worker::resync::Resync;
 
@@ -172,13 +172,14 @@ impl Worker {
             Output::Read { req, range, status } => {
                 let target = match status {
                     true => ReadTarget::Status(req),
-                    false => ReadTarget::Read(req),
+                    false => ReadTarget::Read(BlockRead::new(member, range, req.0)),
                 };
                 self.start_read(member, range, target);
             }
             Output::ReadBase { ticket, block } => {
                 let range = BlockRange { first: block, count: 1 };
-                self.start_read(member, range, ReadTarget::Base { member, ticket });
+                let read = BlockRead::new(member, range, ticket);
+                self.start_read(member, range, ReadTarget::Base(read));
             }
             Output::Reply { req, result } => self.answer(req, result),
             Output::Barrier { .. } => {

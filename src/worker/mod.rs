@@ -19,6 +19,7 @@ mod peers;
 mod reads;
 mod reconcile;
 mod requests;
+mod rescue;
 mod resync;
 mod round;
 mod start;

@@ -217,11 +217,13 @@ fn purpose_of(message: &PeerMessage) -> Purpose {
 
 impl Worker {
     /// Sends to the lane of a member of another pod. Without a connection the message is dropped:
-    /// Raft and resync ask again.
-    pub fn send_to_member(&mut self, member: MemberId, message: PeerMessage) {
-        if let Some(conn) = self.peers.conn_to(member, purpose_of(&message)) {
+    /// Raft and resync ask again. False when there is none.
+    pub fn send_to_member(&mut self, member: MemberId, message: PeerMessage) -> bool {
+        let conn = self.peers.conn_to(member, purpose_of(&message));
+        if let Some(conn) = conn {
             self.send_on(conn, message);
         }
+        conn.is_some()
     }
 
     /// Sends on a connection, if it is still there.
@@ -516,6 +518,9 @@ impl Worker {
             PeerMessage::Manifest { call, answer } => self.manifest_arrived(call, answer),
             PeerMessage::ExtentRequest { call, source, extent, layer } => {
                 self.extent_asked(conn, call, source, extent, layer);
+            }
+            PeerMessage::Extent { call, result } if self.is_rescue(call) => {
+                self.rescue_arrived(call, result);
             }
             PeerMessage::Extent { call, result } => self.extent_arrived(call, result),
             PeerMessage::Space { free_bytes } => {

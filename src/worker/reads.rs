@@ -5,20 +5,17 @@ use rustc_hash::FxHashMap;
 use crate::net::message::{CallId, PeerMessage};
 use crate::replica::seam::{Input, ReqId};
 use crate::store::seam::{Event, ReadBlocks, ReadId};
-use crate::types::{BlockError, BlockRange, MemberId, Segment, ShardReply};
+use crate::types::{BlockError, BlockRange, Extent, MemberId, Segment, ShardReply};
 use crate::worker::Worker;
 use crate::worker::token::ConnId;
 
 /// What a read of the store is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadTarget {
-    Read(ReqId),
+    Read(BlockRead),
     Status(ReqId),
     /// The rest of a block that a client overwrites in part.
-    Base {
-        member: MemberId,
-        ticket: u64,
-    },
+    Base(BlockRead),
     /// A peer that resyncs from a member here.
     PeerManifest {
         conn: ConnId,
@@ -28,6 +25,7 @@ pub enum ReadTarget {
     PeerExtent {
         conn: ConnId,
         call: CallId,
+        source: MemberId,
     },
     /// Steps of a resync into this member.
     OwnManifest {
@@ -36,6 +34,28 @@ pub enum ReadTarget {
     Installed {
         member: MemberId,
     },
+    /// Is an extent whole again?
+    Check {
+        member: MemberId,
+        extent: Extent,
+    },
+}
+
+/// A read of blocks: what it takes to start it again when a bad block was mended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockRead {
+    pub member: MemberId,
+    pub range: BlockRange,
+    /// The client's request, or the ticket of the member.
+    pub id: u64,
+    /// How often a bad block was met so far.
+    pub mended: u32,
+}
+
+impl BlockRead {
+    pub fn new(member: MemberId, range: BlockRange, id: u64) -> BlockRead {
+        BlockRead { member, range, id, mended: 0 }
+    }
 }
 
 /// The reads under way.
@@ -53,7 +73,7 @@ impl Reads {
         read
     }
 
-    fn take(&mut self, read: ReadId) -> ReadTarget {
+    pub fn take(&mut self, read: ReadId) -> ReadTarget {
         self.targets.remove(&read).expect("a lane answers only reads that were started")
     }
 }
@@ -91,12 +111,17 @@ impl Worker {
                 ReadTarget::OwnManifest { member } => self.own_manifest(member, read, chunk),
                 target => panic!("a manifest answers {target:?}"),
             },
-            Event::Extent { read, result } => {
-                let ReadTarget::PeerExtent { conn, call } = self.reads.take(read) else {
-                    panic!("an extent answers something else")
-                };
-                self.send_on(conn, PeerMessage::Extent { call, result });
-            }
+            Event::Extent { read, result } => match self.reads.take(read) {
+                ReadTarget::PeerExtent { conn, call, .. } => {
+                    self.send_on(conn, PeerMessage::Extent { call, result });
+                }
+                ReadTarget::Check { member, extent } => {
+                    self.rescue_checked(member, extent, result.map(|_| ()));
+                }
+                target => panic!("an extent answers {target:?}"),
+            },
+            Event::Damaged { read, extent } => self.read_damaged(read, extent),
+            Event::Rotten { member, extent } => self.rescue_for_writeback(member, extent),
             Event::Installed { read, refused } => {
                 let ReadTarget::Installed { member } = self.reads.take(read) else {
                     panic!("an installation answers something else")
@@ -109,14 +134,14 @@ impl Worker {
 
     fn blocks_read(&mut self, read: ReadId, result: Result<ReadBlocks, BlockError>) {
         match self.reads.take(read) {
-            ReadTarget::Read(req) => {
+            ReadTarget::Read(BlockRead { id, .. }) => {
                 let reply = result.map(|blocks| ShardReply::Data {
                     segments: blocks.segments,
                     crcs: blocks.crcs,
                 });
-                self.answer(req, reply);
+                self.answer(ReqId(id), reply);
             }
-            ReadTarget::Base { member, ticket } => {
+            ReadTarget::Base(BlockRead { member, id: ticket, .. }) => {
                 let result = result.map(|blocks| match blocks.segments.into_iter().next() {
                     Some(Segment::Data(block)) => Some(block),
                     Some(Segment::Zero(_)) | None => None,

@@ -103,6 +103,20 @@ impl Round {
         self.next = chunk.next;
     }
 
+    /// True when this read of our own list is the one under way, and not a late one.
+    fn awaits_list(&self, read: ReadId) -> bool {
+        self.listing_own == Some(read)
+    }
+
+    /// The end of an installation; false when it is a late one's.
+    fn installed(&mut self, read: ReadId) -> bool {
+        let awaited = self.installing == Some(read);
+        if awaited {
+            self.installing = None;
+        }
+        awaited
+    }
+
     /// Everything of the chunk is in place.
     fn chunk_is_done(&self) -> bool {
         self.listing.is_none()
@@ -176,7 +190,7 @@ impl Worker {
     /// A stretch of our own list.
     pub fn own_manifest(&mut self, member: MemberId, read: ReadId, chunk: ManifestChunk) {
         let Some(resync) = self.resync(member) else { return };
-        if resync.round.listing_own != Some(read) {
+        if !resync.round.awaits_list(read) {
             return;
         }
         resync.round.own.extend(chunk.extents);
@@ -238,14 +252,13 @@ impl Worker {
     pub fn extents_installed(&mut self, member: MemberId, read: ReadId, refused: Vec<Extent>) {
         let now = self.now;
         let Some(resync) = self.resync(member) else { return };
-        if resync.round.installing != Some(read) {
+        if !resync.round.installed(read) {
             return;
         }
         if !refused.is_empty() {
             tracing::warn!(%member, ?refused, "extents of a resync cannot be put in place");
             return self.resync_ended(member, false);
         }
-        resync.round.installing = None;
         resync.heard = now;
         self.copy(member);
     }
@@ -429,7 +442,7 @@ impl Worker {
             let result = Err(BlockError::NotLeader { hint: None, term: 0 });
             return self.send_on(conn, PeerMessage::Extent { call, result });
         };
-        let read = self.reads.add(ReadTarget::PeerExtent { conn, call });
+        let read = self.reads.add(ReadTarget::PeerExtent { conn, call, source });
         self.lanes[usize::from(lane)].lane.fetch_extent(read, source, extent, layer);
         self.touch_lane(lane);
     }
@@ -462,5 +475,18 @@ mod tests {
         assert_eq!(round.own, [entry(9, 5)]);
         round.compare(&chunk(&[], None));
         assert_eq!(round.to_delete.last(), Some(&(Extent(9), 0)));
+    }
+
+    #[test]
+    fn late_answers_of_a_resync_that_was_given_up_do_not_count() {
+        // The one before asked as 1; this one asks as 2.
+        let mut round =
+            Round { installing: Some(ReadId(2)), listing_own: Some(ReadId(2)), ..Round::default() };
+        assert!(!round.awaits_list(ReadId(1)) && round.awaits_list(ReadId(2)));
+        assert!(!round.installed(ReadId(1)));
+        assert!(!round.chunk_is_done(), "its own installation is still under way");
+        assert!(round.installed(ReadId(2)) && round.chunk_is_done());
+        assert!(!round.installed(ReadId(2)), "an end counts once");
+        assert!(!Round::default().awaits_list(ReadId(2)));
     }
 }

@@ -25,6 +25,7 @@ use crate::worker::peers::Peers;
 use crate::worker::reads::Reads;
 use crate::worker::reconcile::Pending;
 use crate::worker::requests::Requests;
+use crate::worker::rescue::Rescues;
 use crate::worker::token::{ConnId, Target};
 
 /// Messages taken from the mailbox in one round.
@@ -76,6 +77,7 @@ pub struct Worker {
     pub(super) sessions: SessionSource,
     pub(super) requests: Requests,
     pub(super) reads: Reads,
+    pub(super) rescues: Rescues,
     pub(super) peers: Peers,
     pub(super) clients: Clients,
     /// Requests for volumes that are gone.
@@ -138,6 +140,7 @@ impl Worker {
             orphans: Vec::new(),
             requests: Requests::default(),
             reads: Reads::default(),
+            rescues: Rescues::default(),
             view: Arc::default(),
             touched: Touched::default(),
             scratch: Scratch::default(),
@@ -260,6 +263,7 @@ impl Worker {
             self.next_tick = now + TICK;
             self.tick_members(now);
             self.tick_resyncs();
+            self.tick_rescues();
             self.tick_volumes(now);
             self.tick_peers(now);
             self.announce_space();

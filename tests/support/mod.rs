@@ -7,6 +7,7 @@
 
 #![allow(dead_code, reason = "every test program uses another part of this")]
 
+pub mod disk;
 pub mod nbd;
 pub mod ports;
 pub mod tools;
@@ -40,12 +41,20 @@ pub struct Setup {
     name: &'static str,
     volumes: Vec<(&'static str, &'static str)>,
     restart_after: &'static str,
+    disk_sizes: Option<(&'static str, &'static str)>,
+    disk_paths: Vec<(usize, PathBuf)>,
 }
 
 impl Setup {
     /// `name` names the folder; it must be unique among the tests of a program.
     pub fn new(name: &'static str) -> Setup {
-        Setup { name, volumes: Vec::new(), restart_after: "1s" }
+        Setup {
+            name,
+            volumes: Vec::new(),
+            restart_after: "1s",
+            disk_sizes: None,
+            disk_paths: Vec::new(),
+        }
     }
 
     /// A volume to create, such as `("demo", "256MiB")`.
@@ -60,12 +69,44 @@ impl Setup {
         self
     }
 
+    /// How much data every disk takes, and how long its log is.
+    pub fn disk_sizes(mut self, data: &'static str, log: &'static str) -> Setup {
+        self.disk_sizes = Some((data, log));
+        self
+    }
+
+    /// Where the disk of a pod is, instead of in its folder.
+    pub fn disk_path(mut self, pod: usize, path: PathBuf) -> Setup {
+        self.disk_paths.push((pod, path));
+        self
+    }
+
+    /// `dev` keeps the disks that it finds in a configuration.
+    fn write_disks(&self, dir: &Path) {
+        for pod in 1..=PODS {
+            let moved = self.disk_paths.iter().find(|(of, _)| *of == pod);
+            if self.disk_sizes.is_none() && moved.is_none() {
+                continue;
+            }
+            let pod_dir = dir.join("data").join(format!("pod-{pod}"));
+            let path = moved.map_or_else(|| pod_dir.join("disk-1"), |(_, path)| path.clone());
+            let (data, log) = self.disk_sizes.unwrap_or(("256MiB", "64MiB"));
+            let text = format!(
+                "data = {:?}\n[[disk]]\npath = {path:?}\nsize = {data:?}\nwal_size = {log:?}\n",
+                pod_dir.join("data")
+            );
+            fs::create_dir_all(&pod_dir).unwrap();
+            fs::write(pod_dir.join("holdfast.toml"), text).unwrap();
+        }
+    }
+
     /// Starts it and waits until every volume can be used.
     pub fn start(self) -> Cluster {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(self.name);
         remove_dir(&dir);
         fs::create_dir_all(&dir).unwrap();
+        self.write_disks(&dir);
         let offset = ports::free_offset();
         let mut cluster = Cluster {
             dev: spawn_dev(&dir, offset, &self),
@@ -173,6 +214,41 @@ impl Cluster {
         Pid::from_raw(pid).filter(|_| ours)
     }
 
+    /// Runs a command of the program against this cluster and returns what it printed as JSON.
+    pub fn ask(&self, arguments: &[&str]) -> Option<serde_json::Value> {
+        (1..=PODS).find_map(|pod| {
+            let output = Command::new(program())
+                .args(arguments)
+                .args(["-o", "json", "--endpoint", &self.endpoint(pod)])
+                .output()
+                .expect("run the program");
+            serde_json::from_slice(&output.stdout).ok().filter(|_| output.status.success())
+        })
+    }
+
+    /// The pod that leads the first shard of a volume, as the cluster reports it.
+    pub fn leader(&self, volume: &str) -> Option<usize> {
+        let shown = self.ask(&["volume", "show", volume])?;
+        let leader = number_in(&shown["shards"][0]["leader_pod"])?;
+        let pods = self.ask(&["pod", "list"])?;
+        let pods = pods.as_array().or_else(|| pods["pods"].as_array())?;
+        let led = pods.iter().find(|pod| number_in(&pod["id"]) == Some(leader))?.to_string();
+        // Pods are known by their addresses here.
+        (1..=PODS).find(|pod| led.contains(&self.endpoint(*pod)))
+    }
+
+    /// Leaders follow their client: reads through a pod until it leads the volume, of one shard.
+    pub fn lead_from(&self, pod: usize, volume: &str) {
+        let mut client = self.connect(pod, volume);
+        wait_until("the leader follows its client", || {
+            for _ in 0..200 {
+                // Beyond what the tests damage.
+                client.read(client.size_bytes - 4096, 4096).expect("read while leaders move");
+            }
+            self.leader(volume) == Some(pod)
+        });
+    }
+
     fn signal(&self, pod: usize, signal: Signal) -> Pid {
         let pid = self.pid(pod).unwrap_or_else(|| panic!("pod {pod} does not run"));
         kill_process(pid, signal).unwrap_or_else(|error| panic!("signal pod {pod}: {error}"));
@@ -257,6 +333,8 @@ impl Cluster {
 
     /// Starts a stopped cluster on its data, and waits until its volumes can be used.
     pub fn start_again(&mut self) {
+        // A process that was killed is without a command line before it is without its sockets.
+        wait_until("every port is free", || ports::is_free(self.offset));
         self.dev = spawn_dev(&self.dir, self.offset, &self.setup);
         self.wait_ready();
     }
@@ -302,6 +380,11 @@ impl Drop for Cluster {
             remove_dir(&self.dir);
         }
     }
+}
+
+/// A number that JSON may show as text.
+fn number_in(value: &serde_json::Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_str()?.parse().ok())
 }
 
 fn remove_dir(dir: &Path) {

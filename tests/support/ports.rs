@@ -31,7 +31,8 @@ pub fn free_offset() -> u16 {
         .expect("some offset at which every port is free")
 }
 
-fn is_free(offset: u16) -> bool {
+/// True when every port of a cluster could be bound now.
+pub fn is_free(offset: u16) -> bool {
     let ports = (1..=PODS).flat_map(|pod| {
         [API_PORT, PEER_PORT, HTTP_PORT, NBD_PORT].map(|base| port_of(base, pod, offset))
     });

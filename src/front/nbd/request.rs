@@ -8,7 +8,7 @@ use crate::front::nbd::option::Negotiated;
 use crate::front::nbd::session::{Export, SessionOutput};
 use crate::front::nbd::wire::{self, RequestHeader, chunk, command, command_flag};
 use crate::limits::REQUEST_BYTES_MAX;
-use crate::types::{BlockError, BlockOp, BlockReply, Segment};
+use crate::types::{BlockError, BlockOp, BlockReply, Segment, ZeroHow};
 
 /// A status query is cut to this length: the answer may cover less than was asked.
 const STATUS_BYTES_MAX: u32 = 256 << 20;
@@ -74,9 +74,13 @@ pub(super) fn validate(
     Ok(match command {
         command::READ => Action::Execute(BlockOp::Read { offset, len: length }),
         command::WRITE => Action::Write,
-        command::TRIM => Action::Execute(BlockOp::Zero { offset, len: length, trim: true }),
+        command::TRIM => Action::Execute(BlockOp::Zero { offset, len: length, how: ZeroHow::Trim }),
         command::WRITE_ZEROES => {
-            Action::Execute(BlockOp::Zero { offset, len: length, trim: false })
+            let how = match flags & command_flag::NO_HOLE != 0 {
+                true => ZeroHow::Keep,
+                false => ZeroHow::Free,
+            };
+            Action::Execute(BlockOp::Zero { offset, len: length, how })
         }
         command::BLOCK_STATUS if negotiated.base_allocation => {
             Action::Execute(BlockOp::Status { offset, len: length.min(STATUS_BYTES_MAX) })

@@ -8,7 +8,7 @@ use super::testing::*;
 use super::wire::{self, chunk, command, command_flag, option};
 use crate::front::nbd::fuzz_one;
 use crate::limits::{CONNECTION_BYTES_MAX, CONNECTION_REQUESTS_MAX, REQUEST_BYTES_MAX};
-use crate::types::{BLOCK_BYTES, BlockError, BlockOp, BlockReply, Segment};
+use crate::types::{BLOCK_BYTES, BlockError, BlockOp, BlockReply, Segment, ZeroHow};
 
 #[test]
 fn every_invalid_request_is_refused_before_it_is_executed() {
@@ -95,13 +95,13 @@ fn status_and_df_need_their_negotiation() {
 #[test]
 fn valid_requests_become_operations() {
     use command::*;
-    let zero = |len, trim| BlockOp::Zero { offset: 4096, len, trim };
+    let zero = |len, how| BlockOp::Zero { offset: 4096, len, how };
     let all = command_flag::FUA;
     let table: &[(u16, u16, u32, BlockOp)] = &[
         (all | command_flag::DF, READ, 10, BlockOp::Read { offset: 4096, len: 10 }),
-        (all, TRIM, 1 << 31, zero(1 << 31, true)),
-        (all | command_flag::NO_HOLE, WRITE_ZEROES, 5, zero(5, false)),
-        (command_flag::FAST_ZERO, WRITE_ZEROES, 5, zero(5, false)),
+        (all, TRIM, 1 << 31, zero(1 << 31, ZeroHow::Trim)),
+        (all | command_flag::NO_HOLE, WRITE_ZEROES, 5, zero(5, ZeroHow::Keep)),
+        (command_flag::FAST_ZERO, WRITE_ZEROES, 5, zero(5, ZeroHow::Free)),
         (all | command_flag::REQ_ONE, BLOCK_STATUS, 5, BlockOp::Status { offset: 4096, len: 5 }),
     ];
     for (flags, command, length, op) in table {

@@ -1,0 +1,103 @@
+//! Bits flip in the data file of one replica: every read still returns what was written, through
+//! every pod, and the replica is whole again afterwards. Only what rots in all replicas is lost,
+//! and that is an error, not a wrong byte.
+
+mod support;
+
+use support::disk::{BLOCK, data_file, find_blocks, rot, wait_written_back};
+use support::nbd::NbdError;
+use support::tools::noise;
+use support::{Cluster, PODS, Setup, wait_until};
+
+const BYTES: usize = 8 << 20;
+const PIECE: usize = 1 << 20;
+const EIO: u32 = 5;
+
+fn written(name: &'static str, seed: u64) -> (Cluster, Vec<u8>) {
+    let cluster = Setup::new(name).volume("demo", "64MiB").start();
+    let content = noise(seed, BYTES);
+    let mut client = cluster.connect(1, "demo");
+    for (number, piece) in content.chunks(PIECE).enumerate() {
+        client.write((number * PIECE) as u64, piece).unwrap();
+    }
+    for pod in 1..=PODS {
+        wait_written_back(&cluster, pod, &content);
+    }
+    (cluster, content)
+}
+
+fn read_through_every_pod(cluster: &Cluster, content: &[u8]) {
+    for pod in 1..=PODS {
+        let mut client = cluster.connect(pod, "demo");
+        for (number, piece) in content.chunks(PIECE).enumerate() {
+            let read = client.read((number * PIECE) as u64, PIECE).unwrap();
+            assert!(read == piece, "MiB {number} is wrong through pod {pod}");
+        }
+    }
+}
+
+#[test]
+fn a_replica_with_flipped_bits_is_read_around_and_repaired() {
+    let (mut cluster, content) = written("bit_rot_stopped", 1);
+    let victim = 2;
+    cluster.stop();
+    let places = wait_written_back(&cluster, victim, &content);
+    let bad: Vec<u64> = places.iter().copied().step_by(3).collect();
+    rot(&data_file(&cluster, victim), &bad);
+    assert_eq!(find_blocks(&data_file(&cluster, victim), 3 * BYTES, &content), None);
+    cluster.start_again();
+    read_through_every_pod(&cluster, &content);
+    cluster.lead_from(victim, "demo");
+    read_through_every_pod(&cluster, &content);
+    // All is in its data file again, and survives that nobody else is asked.
+    wait_written_back(&cluster, victim, &content);
+    cluster.kill_everything();
+    wait_written_back(&cluster, victim, &content);
+    cluster.start_again();
+    cluster.lead_from(victim, "demo");
+    read_through_every_pod(&cluster, &content);
+}
+
+#[test]
+fn bits_that_flip_under_a_leader_at_work_are_noticed_and_repaired() {
+    let (cluster, content) = written("bit_rot_live", 2);
+    for victim in 1..=PODS {
+        cluster.lead_from(victim, "demo");
+        let places = wait_written_back(&cluster, victim, &content);
+        rot(&data_file(&cluster, victim), &places[..64]);
+        let mut client = cluster.connect(victim, "demo");
+        assert!(client.read(0, PIECE).unwrap() == content[..PIECE]);
+        // A part of a block: the rest of it is rotten.
+        client.write(65 * BLOCK as u64 + 7, b"x").unwrap();
+        let mut expected = content[65 * BLOCK..66 * BLOCK].to_vec();
+        expected[7] = b'x';
+        assert_eq!(client.read(65 * BLOCK as u64, BLOCK).unwrap(), expected);
+        client.write(65 * BLOCK as u64, &content[65 * BLOCK..66 * BLOCK]).unwrap();
+        wait_written_back(&cluster, victim, &content);
+    }
+    read_through_every_pod(&cluster, &content);
+}
+
+#[test]
+fn a_block_that_is_bad_everywhere_is_an_error_until_it_is_written_again() {
+    let (mut cluster, content) = written("bit_rot_everywhere", 3);
+    cluster.stop();
+    for pod in 1..=PODS {
+        let places = wait_written_back(&cluster, pod, &content);
+        rot(&data_file(&cluster, pod), &places[5..6]);
+    }
+    cluster.start_again();
+    for pod in 1..=PODS {
+        let mut client = cluster.connect(pod, "demo");
+        let lost = client.read(5 * BLOCK as u64, BLOCK);
+        assert!(matches!(lost, Err(NbdError::Server(EIO))), "{lost:?}");
+        for other in [4, 6] {
+            let read = client.read((other * BLOCK) as u64, BLOCK).unwrap();
+            assert!(read == content[other * BLOCK..(other + 1) * BLOCK]);
+        }
+    }
+    let mut client = cluster.connect(1, "demo");
+    client.write(5 * BLOCK as u64, &content[5 * BLOCK..6 * BLOCK]).unwrap();
+    read_through_every_pod(&cluster, &content);
+    wait_until("nothing needs attention", || cluster.is_healthy());
+}
