@@ -102,6 +102,7 @@ fn draw_shape(seed: u64) -> Shape {
         data_bytes: 64 << 20,
         log_tail_bytes: [16 << 10, 256 << 10, 1 << 20][rng.below(3) as usize],
         overlay_cache_bytes: [0, 64 << 10, 1 << 20][rng.below(3) as usize],
+        redirect_bytes_min: [64 << 10, 128 << 10, usize::MAX][rng.below(3) as usize],
     }
 }
 

@@ -45,6 +45,7 @@ pub struct Shape {
     pub data_bytes: u64,
     pub log_tail_bytes: usize,
     pub overlay_cache_bytes: usize,
+    pub redirect_bytes_min: usize,
 }
 
 /// One pod: what survives a crash, and the worker while it runs.
@@ -145,6 +146,7 @@ impl World {
             overlay_cache_bytes: self.shape.overlay_cache_bytes,
             index_cache_bytes: 1 << 16,
             log_tail_bytes: self.shape.log_tail_bytes,
+            redirect_bytes_min: self.shape.redirect_bytes_min,
         };
         let mut files = SimFiles { kernel: Rc::clone(&self.kernel), host, pool: pool.clone() };
         let mut index = pod.index.borrow_mut();

@@ -8,6 +8,7 @@ use crate::store::checkpoint::FlushPoint;
 use crate::store::seam::{Effect, Event, ExtentKey, IndexJob, LaneFile, OpId, ReadId};
 use crate::store::wal::BatchSeq;
 use crate::store::writeback::PayloadRun;
+use crate::types::MemberId;
 
 /// Effects under way and what waits for the next `poll`.
 #[derive(Default)]
@@ -31,6 +32,8 @@ pub(super) enum Pending {
     RoundWrite,
     RoundSync,
     RoundCommit,
+    /// A slot of a redirected entry in this append of the member.
+    RedirectWrite { member: MemberId, number: u64 },
     Flush(FlushPoint),
     SuperblockFirst,
     SuperblockSecond,

@@ -21,6 +21,9 @@ mod member;
 pub mod open;
 mod overlay;
 mod read;
+mod redirect;
+#[cfg(test)]
+mod redirect_test;
 mod resync;
 #[cfg(test)]
 mod resync_test;

@@ -10,6 +10,7 @@ use std::ops::RangeBounds;
 
 use bytes::Bytes;
 
+use crate::store::seam::Slot;
 use crate::types::{Block, BlockRange, Extent, MemberId};
 
 /// One block in the overlay.
@@ -30,6 +31,8 @@ pub(crate) enum Content {
     Log {
         position: u16,
     },
+    /// In the slot of a redirected entry, at its own place in the extent.
+    Slot(Slot),
     Zero,
 }
 
@@ -68,8 +71,16 @@ impl OverlayExtent {
 
     /// True when some block of it would need a slot.
     pub(crate) fn has_data(&self) -> bool {
-        let is_data = |block: &OverlayBlock| matches!(block.content, Content::Log { .. });
-        self.blocks.iter().any(is_data)
+        self.blocks.iter().any(|block| block.content != Content::Zero)
+    }
+
+    /// The redirected entry that some block of it is of, and its slot. Such an entry wrote the
+    /// whole extent, so there is one at most, and every other block is newer.
+    pub(crate) fn redirected(&self) -> Option<(u64, Slot)> {
+        self.blocks.iter().find_map(|block| match block.content {
+            Content::Slot(slot) => Some((block.index, slot)),
+            Content::Log { .. } | Content::Zero => None,
+        })
     }
 
     fn rank(&self, position: u32) -> usize {

@@ -130,6 +130,13 @@ impl Plan {
                     (Content::Log { .. }, Some(data)) => {
                         self.push(at, Place::Memory, block.crc, Some(data.clone()));
                     }
+                    (Content::Slot(_), Some(data)) => {
+                        self.push(at, Place::Memory, block.crc, Some(data.clone()));
+                    }
+                    (Content::Slot(slot), None) => {
+                        let place = Place::Slot { slot, block: at.in_extent() };
+                        self.push(at, place, block.crc, None);
+                    }
                     (Content::Log { position }, None) => {
                         let place = log_place(member, block.index, position);
                         self.push(at, place, block.crc, None);

@@ -10,9 +10,11 @@ use crate::replica::seam::{Append, Applied, Change, Input, Output, ReqId, Role};
 use crate::store::lane::Refusal;
 use crate::store::seam::{
     AppendRequest, ApplyRequest, Change as StoreChange, HardState, LogEntry, ResetPoint,
+    WholeExtents,
 };
 use crate::types::{
-    BlockError, BlockRange, MemberId, Mono, Origin, ShardId, ShardOp, ShardReply, VolumeId,
+    BLOCKS_PER_EXTENT, BlockError, BlockRange, EXTENT_BYTES, MemberId, Mono, Origin, ShardId,
+    ShardOp, ShardReply, VolumeId,
 };
 use crate::view::{MemberState, MemberView};
 use crate::worker::Worker;
@@ -214,6 +216,7 @@ impl Worker {
                 term: reset.term,
                 meta: reset.meta,
             }),
+            whole_extents: append.entries.iter().filter_map(whole_extents).collect(),
             entries: append.entries.into_iter().map(log_entry).collect(),
         };
         let lane = runtime.lane;
@@ -353,6 +356,20 @@ fn ranges(message: &Message) -> Result<Vec<BlockRange>, CommandError> {
     Ok(ranges)
 }
 
+/// What the lane has to know of an entry that writes whole extents and nothing else.
+fn whole_extents(entry: &raft::eraftpb::Entry) -> Option<WholeExtents> {
+    if entry.entry_type != EntryType::EntryNormal || entry.data.len() < EXTENT_BYTES {
+        return None;
+    }
+    // One that cannot be decoded is found when it is applied.
+    let Ok((_, Command::Write { range, crcs })) = command::decode(&entry.context) else {
+        return None;
+    };
+    let whole = range.first.in_extent() == 0 && range.count.is_multiple_of(BLOCKS_PER_EXTENT);
+    let first = range.first.extent();
+    whole.then_some(WholeExtents { index: entry.index, first, crcs })
+}
+
 fn log_entry(entry: raft::eraftpb::Entry) -> LogEntry {
     let kind = match entry.entry_type {
         EntryType::EntryNormal => 0,
@@ -360,6 +377,7 @@ fn log_entry(entry: raft::eraftpb::Entry) -> LogEntry {
         EntryType::EntryConfChangeV2 => 2,
     };
     LogEntry {
+        redirect: None,
         index: entry.index,
         term: entry.term,
         kind,

@@ -102,7 +102,6 @@ fn entries_of(item: &mut FoundItem) -> &mut [FoundEntry] {
         FoundItem::Image { entries, .. } => entries,
         FoundItem::Hard { .. }
         | FoundItem::Reset { .. }
-        | FoundItem::Redirect(_)
         | FoundItem::Fault { .. } => &mut [],
     }
 }
