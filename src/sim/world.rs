@@ -98,12 +98,13 @@ impl World {
             });
             world.start(host);
         }
-        let blocks = world.shape.blocks_per_shard * world.shape.shards as u64;
+        let per_shard = world.shape.blocks_per_shard;
+        let blocks = per_shard * world.shape.shards as u64;
         for client in 0..world.shape.clients {
             let driver = world.driver(world.shape.pods + client, Rc::default(), Arc::default());
             let (front, fronts) = (world.front(client) as u64, world.shape.fronts as u64);
             let region = blocks * front / fronts..blocks * (front + 1) / fronts;
-            world.clients.push(Client::new(driver, region, blocks));
+            world.clients.push(Client::new(driver, region, blocks, per_shard));
             world.kernel.borrow_mut().wake(world.shape.pods + client, Duration::from_millis(1));
         }
         world

@@ -25,15 +25,26 @@ pub(super) struct Io {
 /// What an effect was for.
 pub(super) enum Pending {
     Wal(BatchSeq),
-    ReadPiece { read: ReadId, piece: usize },
-    ReadRecords { read: ReadId, keys: Vec<ExtentKey> },
-    RoundRecords { keys: Vec<ExtentKey> },
+    ReadPiece {
+        read: ReadId,
+        piece: usize,
+    },
+    ReadRecords {
+        read: ReadId,
+        keys: Vec<ExtentKey>,
+    },
+    RoundRecords {
+        keys: Vec<ExtentKey>,
+    },
     RoundPayload(PayloadRun),
     RoundWrite,
     RoundSync,
     RoundCommit,
     /// A slot of a redirected entry in this append of the member.
-    RedirectWrite { member: MemberId, number: u64 },
+    RedirectWrite {
+        member: MemberId,
+        number: u64,
+    },
     Flush(FlushPoint),
     SuperblockFirst,
     SuperblockSecond,

@@ -226,8 +226,8 @@ impl Lab {
     }
 
     /// Every write of whole extents is redirected, as long as there is space.
-    pub fn redirecting(seed: u64, members: u64, data_bytes_max: u64) -> Lab {
-        let mut lab = Lab::with(seed, 0, FORMAT.wal_bytes, data_bytes_max);
+    pub fn redirecting(seed: u64, members: u64, wal_bytes: u64, data_bytes_max: u64) -> Lab {
+        let mut lab = Lab::with(seed, 0, wal_bytes, data_bytes_max);
         lab.config.redirect_bytes_min = EXTENT_BYTES;
         lab.reopen();
         for member in 1..=members {
@@ -336,7 +336,10 @@ impl Lab {
     pub fn write(&mut self, member: MemberId, op: LabOp) {
         let last = self.models[&member].log.len() as u64;
         self.append(member, last + 1, &[op]);
-        self.settle_but(|effect| file_of(effect) != Some(LaneFile::Wal));
+        self.settle_but(|effect| match effect {
+            Effect::Write { file: LaneFile::Data, durable, .. } => !durable,
+            other => file_of(other) != Some(LaneFile::Wal),
+        });
         self.commit_all(member);
     }
 

@@ -84,8 +84,8 @@ fn run_seed(seed: u64, members: u64) {
     // With little space, some large writes go to the log after all.
     let mut lab = match seed % 4 {
         0 => Lab::new(seed, members),
-        1 => Lab::redirecting(seed, members, FORMAT.data_bytes_max),
-        _ => Lab::redirecting(seed, members, 40 * EXTENT_BYTES as u64),
+        1 => Lab::redirecting(seed, members, FORMAT.wal_bytes, FORMAT.data_bytes_max),
+        _ => Lab::redirecting(seed, members, FORMAT.wal_bytes, 40 * EXTENT_BYTES as u64),
     };
     for _ in 0..4 {
         let stuck = lab.random.one_in(2).then_some(MemberId(1));

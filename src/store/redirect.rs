@@ -26,9 +26,7 @@ use crate::store::seam::{
     AppendRequest, ExtentKey, LaneFile, LogEntry, Redirect, RedirectedSlot, Slot, WholeExtents,
 };
 use crate::store::wal::fold::{FaultReason, MemberLog};
-use crate::types::{
-    BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId,
-};
+use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId};
 
 /// What an entry takes in the log besides its payload, at most nearly.
 const ENTRY_LOG_BYTES: u64 = 2 * BLOCK_BYTES as u64;
