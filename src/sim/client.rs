@@ -19,6 +19,7 @@ use crate::io::stream::StreamReader;
 use crate::sim::history::{History, Value};
 use crate::sim::kernel::SimDriver;
 use crate::sim::rng::Rng;
+use crate::sim::world::Shape;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Mono};
 
 const HALF_BYTES: usize = BLOCK_BYTES / 2;
@@ -78,18 +79,14 @@ pub struct Client {
     region: Range<u64>,
     blocks: u64,
     blocks_per_shard: u64,
+    large_extents: u64,
     pub plan: Plan,
     /// NBD errors that were answered.
     pub errors: u64,
 }
 
 impl Client {
-    pub fn new(
-        driver: SimDriver,
-        region: Range<u64>,
-        blocks: u64,
-        blocks_per_shard: u64,
-    ) -> Client {
+    pub fn new(driver: SimDriver, region: Range<u64>, blocks: u64, shape: &Shape) -> Client {
         Client {
             driver,
             reader: StreamReader::new(Pool::default()),
@@ -102,7 +99,8 @@ impl Client {
             next_cookie: 0,
             region,
             blocks,
-            blocks_per_shard,
+            blocks_per_shard: shape.blocks_per_shard,
+            large_extents: shape.large_extents,
             plan: Plan::Mixed,
             errors: 0,
         }
@@ -297,7 +295,10 @@ impl Client {
             // One half of a block.
             0 | 1 => (block * 2 + rng.below(2), 1),
             // Whole extents, where there are any: written once, to slots of their own.
-            2 if !is_read && let Some(whole) = self.whole_extents(block, 1 + rng.below(3)) => {
+            2 if !is_read
+                && let Some(whole) =
+                    self.whole_extents(block, 1 + rng.below(self.large_extents)) =>
+            {
                 (whole.start * 2, (whole.end - whole.start) * 2)
             }
             _ => (block * 2, 2 * (1 + rng.below(BLOCKS_MAX.min(region.end - block)))),

@@ -46,6 +46,8 @@ pub struct Shape {
     pub log_tail_bytes: usize,
     pub overlay_cache_bytes: usize,
     pub redirect_bytes_min: usize,
+    /// The most whole extents that a client writes with one request.
+    pub large_extents: u64,
 }
 
 /// One pod: what survives a crash, and the worker while it runs.
@@ -98,13 +100,12 @@ impl World {
             });
             world.start(host);
         }
-        let per_shard = world.shape.blocks_per_shard;
-        let blocks = per_shard * world.shape.shards as u64;
+        let blocks = world.shape.blocks_per_shard * world.shape.shards as u64;
         for client in 0..world.shape.clients {
             let driver = world.driver(world.shape.pods + client, Rc::default(), Arc::default());
             let (front, fronts) = (world.front(client) as u64, world.shape.fronts as u64);
             let region = blocks * front / fronts..blocks * (front + 1) / fronts;
-            world.clients.push(Client::new(driver, region, blocks, per_shard));
+            world.clients.push(Client::new(driver, region, blocks, &world.shape));
             world.kernel.borrow_mut().wake(world.shape.pods + client, Duration::from_millis(1));
         }
         world

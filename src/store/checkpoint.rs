@@ -252,7 +252,7 @@ impl Lane {
             true => fill.ring / 32,
             false => fill.ring / 8,
         };
-        let named_many = fill.named_since >= fill.ring / 8 && progress();
+        let named_many = fill.named_since >= fill.ring / 4 && progress();
         let wanted = !self.writeback.parked.is_empty() && progress();
         if fill.reclaimable >= worth || slots_short || named_many || wanted || at_rest {
             self.checkpoint.running = true;

@@ -260,7 +260,7 @@ impl Worker {
     /// (rule R9): Raft sends a refused append again.
     pub fn raft_message(&mut self, to: MemberId, header: &[u8], payloads: Vec<bytes::Bytes>) {
         let Some(runtime) = self.members.get(&to) else { return };
-        let message = match message::join(header, payloads) {
+        let mut message = match message::join(header, payloads) {
             Ok(message) => message,
             Err(error) => {
                 tracing::warn!(%to, %error, "a peer sent a Raft message that cannot be decoded");
@@ -272,19 +272,38 @@ impl Worker {
             return;
         }
         if !message.entries.is_empty() {
-            let payload_bytes = message.entries.iter().map(|entry| entry.data.len() as u64).sum();
-            let ranges = match ranges(&message) {
-                Ok(ranges) => ranges,
+            match self.admit_entries(runtime.lane, to, &message) {
+                Ok(0) => return,
+                // Raft acknowledges what it took, and the leader sends the rest again.
+                Ok(count) => message.entries.truncate(count),
                 Err(error) => {
                     tracing::warn!(%to, %error, "a peer sent an entry that cannot be decoded");
                     return;
                 }
-            };
-            if self.admit(runtime.lane, to, payload_bytes, &ranges).is_some() {
-                return;
             }
         }
         self.input(to, Input::Peer(Box::new(message)));
+    }
+
+    /// How many entries of a message, from the first on, the lane has room for: all, or a half as
+    /// many times as it takes. A message may be larger than what a small log takes at a time.
+    fn admit_entries(
+        &self,
+        lane: u8,
+        to: MemberId,
+        message: &Message,
+    ) -> Result<usize, CommandError> {
+        let mut count = message.entries.len();
+        while count > 0 {
+            let entries: &[raft::eraftpb::Entry] = &message.entries;
+            let entries = &entries[..count];
+            let payload_bytes = entries.iter().map(|entry| entry.data.len() as u64).sum();
+            if self.admit(lane, to, payload_bytes, &ranges(entries)?).is_none() {
+                break;
+            }
+            count /= 2;
+        }
+        Ok(count)
     }
 
     /// Answers a request once.
@@ -341,10 +360,10 @@ impl Worker {
     }
 }
 
-/// The blocks that the entries of a message change.
-fn ranges(message: &Message) -> Result<Vec<BlockRange>, CommandError> {
+/// The blocks that entries change.
+fn ranges(entries: &[raft::eraftpb::Entry]) -> Result<Vec<BlockRange>, CommandError> {
     let mut ranges = Vec::new();
-    for entry in message.entries.iter().filter(|entry| !entry.context.is_empty()) {
+    for entry in entries.iter().filter(|entry| !entry.context.is_empty()) {
         if entry.entry_type != EntryType::EntryNormal {
             continue;
         }
