@@ -243,7 +243,7 @@ impl Lane {
         }
         // A flush would let go of entries of the log, and of the slots that they name.
         let progress = || self.members.values().any(|m| m.flushed() > m.durable_flushed);
-        let slots_short = (self.alloc.has_freed() || (fill.named > 0 && progress()))
+        let slots_short = self.alloc.has_freed()
             && (self.writeback.starved
                 || self.alloc.free_unreserved() < u64::from(self.alloc.capacity() / 16));
         let nothing_left = self.writeback.round.is_none() && self.writeback.queue.is_empty();
@@ -252,7 +252,11 @@ impl Lane {
             true => fill.ring / 32,
             false => fill.ring / 8,
         };
-        let named_many = fill.named_since >= fill.ring / 4 && progress();
+        // Not for every slot: only when there are many, or when somebody waits for one.
+        let many_of_few = u64::from(self.alloc.capacity() / 32).max(8) * EXTENT_BYTES as u64;
+        let named_many = (fill.named_since >= (fill.ring / 4).min(many_of_few)
+            || (fill.named > 0 && self.writeback.starved))
+            && progress();
         let wanted = !self.writeback.parked.is_empty() && progress();
         if fill.reclaimable >= worth || slots_short || named_many || wanted || at_rest {
             self.checkpoint.running = true;
