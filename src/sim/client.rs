@@ -19,7 +19,8 @@ use crate::io::stream::StreamReader;
 use crate::sim::history::{History, Value};
 use crate::sim::kernel::SimDriver;
 use crate::sim::rng::Rng;
-use crate::types::{BLOCK_BYTES, Mono};
+use crate::sim::world::Shape;
+use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Mono};
 
 const HALF_BYTES: usize = BLOCK_BYTES / 2;
 /// Requests of one client under way.
@@ -77,13 +78,15 @@ pub struct Client {
     /// The blocks it writes; it reads all of them.
     region: Range<u64>,
     blocks: u64,
+    blocks_per_shard: u64,
+    large_extents: u64,
     pub plan: Plan,
     /// NBD errors that were answered.
     pub errors: u64,
 }
 
 impl Client {
-    pub fn new(driver: SimDriver, region: Range<u64>, blocks: u64) -> Client {
+    pub fn new(driver: SimDriver, region: Range<u64>, blocks: u64, shape: &Shape) -> Client {
         Client {
             driver,
             reader: StreamReader::new(Pool::default()),
@@ -96,6 +99,8 @@ impl Client {
             next_cookie: 0,
             region,
             blocks,
+            blocks_per_shard: shape.blocks_per_shard,
+            large_extents: shape.large_extents,
             plan: Plan::Mixed,
             errors: 0,
         }
@@ -286,9 +291,16 @@ impl Client {
         let is_read = rng.one_in(2);
         let region = if is_read { 0..self.blocks } else { self.region.clone() };
         let block = rng.between(region.start, region.end);
-        let (first, registers) = match rng.below(4) {
+        let (first, registers) = match rng.below(8) {
             // One half of a block.
-            0 => (block * 2 + rng.below(2), 1),
+            0 | 1 => (block * 2 + rng.below(2), 1),
+            // Whole extents, where there are any: written once, to slots of their own.
+            2 if !is_read
+                && let Some(whole) =
+                    self.whole_extents(block, 1 + rng.below(self.large_extents)) =>
+            {
+                (whole.start * 2, (whole.end - whole.start) * 2)
+            }
             _ => (block * 2, 2 * (1 + rng.below(BLOCKS_MAX.min(region.end - block)))),
         };
         if is_read {
@@ -304,6 +316,17 @@ impl Client {
             history.writing(register, *value, self.driver.now());
         }
         self.request(first, registers, Some(written));
+    }
+
+    /// At most this many whole extents around or before a block that it may write.
+    fn whole_extents(&self, block: u64, extents: u64) -> Option<Range<u64>> {
+        let extent = u64::from(BLOCKS_PER_EXTENT);
+        let in_shard = block % self.blocks_per_shard;
+        let first = block - in_shard % extent;
+        let shard_end = block - in_shard + self.blocks_per_shard;
+        let most = shard_end.min(self.region.end).saturating_sub(first) / extent;
+        let end = first + extents.min(most) * extent;
+        (first >= self.region.start && end > first).then_some(first..end)
     }
 
     fn request(&mut self, first: u64, registers: u64, write: Option<Vec<Value>>) {

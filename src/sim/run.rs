@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::sim::kernel::Host;
 use crate::sim::world::{Shape, World};
+use crate::types::EXTENT_BYTES;
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +111,7 @@ pub fn run_plan(options: Options, plan: Plan) -> Result<Outcome, Violation> {
 
 fn draw_shape(seed: u64) -> Shape {
     let mut rng = crate::sim::rng::Rng::new(seed ^ 0x5a5a);
-    Shape {
+    let mut shape = Shape {
         pods: [3, 3, 3, 4, 5][rng.below(5) as usize],
         clients: rng.between(1, 4) as usize,
         fronts: rng.between(1, 4) as usize,
@@ -120,7 +121,18 @@ fn draw_shape(seed: u64) -> Shape {
         data_bytes: 64 << 20,
         log_tail_bytes: [16 << 10, 256 << 10, 1 << 20][rng.below(3) as usize],
         overlay_cache_bytes: [0, 64 << 10, 1 << 20][rng.below(3) as usize],
+        redirect_bytes_min: [64 << 10, 128 << 10, usize::MAX][rng.below(3) as usize],
+        large_extents: 3,
+    };
+    // A log takes an eighth of itself in entries that are not applied: several large ones of each
+    // member must fit, or members wait for each other.
+    if shape.wal_bytes < 16 << 20 {
+        shape.large_extents = 1;
+        if shape.redirect_bytes_min != usize::MAX {
+            shape.redirect_bytes_min = EXTENT_BYTES;
+        }
     }
+    shape
 }
 
 impl Run {

@@ -45,6 +45,9 @@ pub struct Shape {
     pub data_bytes: u64,
     pub log_tail_bytes: usize,
     pub overlay_cache_bytes: usize,
+    pub redirect_bytes_min: usize,
+    /// The most whole extents that a client writes with one request.
+    pub large_extents: u64,
 }
 
 /// One pod: what survives a crash, and the worker while it runs.
@@ -102,7 +105,7 @@ impl World {
             let driver = world.driver(world.shape.pods + client, Rc::default(), Arc::default());
             let (front, fronts) = (world.front(client) as u64, world.shape.fronts as u64);
             let region = blocks * front / fronts..blocks * (front + 1) / fronts;
-            world.clients.push(Client::new(driver, region, blocks));
+            world.clients.push(Client::new(driver, region, blocks, &world.shape));
             world.kernel.borrow_mut().wake(world.shape.pods + client, Duration::from_millis(1));
         }
         world
@@ -145,6 +148,7 @@ impl World {
             overlay_cache_bytes: self.shape.overlay_cache_bytes,
             index_cache_bytes: 1 << 16,
             log_tail_bytes: self.shape.log_tail_bytes,
+            redirect_bytes_min: self.shape.redirect_bytes_min,
         };
         let mut files = SimFiles { kernel: Rc::clone(&self.kernel), host, pool: pool.clone() };
         let mut index = pod.index.borrow_mut();

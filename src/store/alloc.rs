@@ -5,6 +5,10 @@
 //! that is under way. A waiting slot is never given out (rule R4): after a crash the old record
 //! would name it again.
 //!
+//! A slot of a redirected write is *named* by its entry from before the write until nothing that
+//! recovery reads names it any more (rule R6). It is free when neither an entry nor a record
+//! names it: the index may take it over, and give it up, while it is named.
+//!
 //! Reservations are counts, not slots (rule R10): what has been promised to appended entries.
 
 use std::collections::{HashMap, HashSet};
@@ -28,6 +32,10 @@ pub(crate) struct Allocator {
     held: HashSet<Slot>,
     reserved: u64,
     waiting: u32,
+    /// Slots that entries of the log name; true when the index has taken one over.
+    named: HashMap<Slot, bool>,
+    /// How many slots were ever named.
+    named_ever: u64,
 }
 
 /// The index names a slot that cannot be its own.
@@ -49,6 +57,8 @@ impl Allocator {
             held: HashSet::new(),
             reserved: 0,
             waiting: 0,
+            named: HashMap::new(),
+            named_ever: 0,
         }
     }
 
@@ -81,6 +91,76 @@ impl Allocator {
         None
     }
 
+    /// The lowest free slot, for a redirected write.
+    pub(crate) fn allocate_named(&mut self) -> Option<Slot> {
+        let slot = self.allocate()?;
+        self.named.insert(slot, false);
+        self.named_ever += 1;
+        Some(slot)
+    }
+
+    /// A slot that an entry of the log names, when a lane is opened.
+    pub(crate) fn occupy_named(&mut self, slot: Slot) -> Result<(), SlotConflict> {
+        self.occupy(slot)?;
+        self.named.insert(slot, false);
+        self.named_ever += 1;
+        Ok(())
+    }
+
+    /// An occupied slot that an entry of the log names as well, when a lane is opened.
+    pub(crate) fn name_adopted(&mut self, slot: Slot) -> Result<(), SlotConflict> {
+        match self.named.insert(slot, true) {
+            None => Ok(()),
+            Some(_) => Err(SlotConflict::OwnedTwice),
+        }
+    }
+
+    /// A record of the index is about to take over a named slot.
+    pub(crate) fn adopt(&mut self, slot: Slot) {
+        let adopted = self.named.insert(slot, true);
+        assert_eq!(adopted, Some(false), "a slot belongs to one entry and to one record");
+    }
+
+    /// No record took it over after all.
+    pub(crate) fn disown(&mut self, slot: Slot) {
+        match self.named.get_mut(&slot) {
+            Some(adopted) => *adopted = false,
+            None => self.clear(slot),
+        }
+    }
+
+    /// True when an entry of the log names this slot: what is in it must not change.
+    pub(crate) fn is_named(&self, slot: Slot) -> bool {
+        self.named.contains_key(&slot)
+    }
+
+    /// Slots that are named, and how many ever were.
+    pub(crate) fn named(&self) -> (u64, u64) {
+        (self.named.len() as u64, self.named_ever)
+    }
+
+    /// No entry that recovery could find names this slot any more.
+    pub(crate) fn release_named(&mut self, slot: Slot) {
+        let adopted = self.named.remove(&slot).expect("named once");
+        if adopted {
+            return;
+        }
+        if self.pins.contains_key(&slot) {
+            self.waiting += 1;
+            self.held.insert(slot);
+        } else {
+            self.clear(slot);
+        }
+    }
+
+    /// The next flush makes durable that no entry names this slot any more.
+    pub(crate) fn drop_named(&mut self, slot: Slot) {
+        let adopted = self.named.remove(&slot).expect("named once");
+        if !adopted {
+            self.free(slot);
+        }
+    }
+
     /// A commit that frees this slot was submitted.
     pub(crate) fn free(&mut self, slot: Slot) {
         let (word, bit) = place(slot);
@@ -101,7 +181,10 @@ impl Allocator {
     /// The flush ended: these may be used again, as soon as nobody reads them any more.
     pub(crate) fn reusable(&mut self, slots: Vec<Slot>) {
         for slot in slots {
-            if self.pins.contains_key(&slot) {
+            if let Some(adopted) = self.named.get_mut(&slot) {
+                *adopted = false;
+                self.waiting -= 1;
+            } else if self.pins.contains_key(&slot) {
                 self.held.insert(slot);
             } else {
                 self.waiting -= 1;
@@ -191,6 +274,44 @@ mod tests {
         alloc.unpin(first);
         assert_eq!(alloc.allocate(), Some(first));
         assert_eq!(alloc.used(), 2);
+    }
+
+    #[test]
+    fn a_named_slot_is_free_when_neither_log_nor_index_names_it() {
+        let mut alloc = Allocator::new(1);
+        // Never adopted: free with its entry.
+        let slot = alloc.allocate_named().unwrap();
+        assert!(alloc.is_named(slot));
+        alloc.release_named(slot);
+        assert_eq!(alloc.allocate_named(), Some(slot));
+        // Adopted, freed by the index, and only then left by the log.
+        alloc.adopt(slot);
+        alloc.free(slot);
+        let freed = alloc.take_freed();
+        alloc.reusable(freed);
+        assert_eq!((alloc.allocate(), alloc.used()), (None, 1));
+        alloc.pin(slot);
+        alloc.release_named(slot);
+        assert_eq!(alloc.allocate(), None, "a read is under way");
+        alloc.unpin(slot);
+        assert_eq!(alloc.allocate_named(), Some(slot));
+        // Adopted, left by the log, and then freed by the index.
+        alloc.adopt(slot);
+        alloc.release_named(slot);
+        assert!(alloc.allocate().is_none() && !alloc.is_named(slot));
+        alloc.free(slot);
+        let freed = alloc.take_freed();
+        assert_eq!(alloc.allocate(), None);
+        alloc.reusable(freed);
+        // Left by the log while the free is on its way to the disk.
+        assert_eq!(alloc.allocate_named(), Some(slot));
+        alloc.adopt(slot);
+        alloc.free(slot);
+        let freed = alloc.take_freed();
+        alloc.release_named(slot);
+        assert_eq!(alloc.allocate(), None);
+        alloc.reusable(freed);
+        assert_eq!((alloc.allocate(), alloc.used()), (Some(slot), 1));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::store::member::Phase;
 use crate::store::seam::{Event, HardState, IndexEdit, IndexJob, LaneFile, Slot};
 use crate::store::superblock::{self, Superblock};
 use crate::store::wal::{BatchSeq, Item};
-use crate::types::{MemberId, Mono};
+use crate::types::{EXTENT_BYTES, MemberId, Mono};
 
 /// Without a change for this long, everything is written back.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
@@ -34,8 +34,10 @@ pub(super) struct Checkpoint {
     pub unflushed: bool,
     /// The last look at the ring is out of date for another reason than its fill.
     pub stale: bool,
-    /// Bytes of the ring in use at the last look.
+    /// Bytes of the ring in use, and in slots that it names, at the last look.
     looked_at_bytes: u64,
+    /// Slots that were ever named, at the newest flush.
+    named_ever: u64,
     /// The newest change before which everything is written back and durable.
     settled: Mono,
 }
@@ -71,6 +73,10 @@ struct Fill {
     used: u64,
     /// Of `used`, what a checkpoint now would give back.
     reclaimable: u64,
+    /// Bytes of slots that entries of the log name.
+    named: u64,
+    /// Of those, what was named since the newest flush.
+    named_since: u64,
 }
 
 impl Lane {
@@ -89,6 +95,7 @@ impl Lane {
             }
         }
         self.checkpoint.unflushed = false;
+        self.checkpoint.named_ever = self.alloc.named().1;
         let point = FlushPoint { freed: self.alloc.take_freed(), flushed, after };
         let flush = true;
         let job = IndexJob::Commit { edits, flush };
@@ -108,8 +115,12 @@ impl Lane {
                     false => member.log.compact(flushed),
                 };
                 self.alloc.unreserve(reserved);
+                for slot in member.log.take_left() {
+                    self.alloc.release_named(slot);
+                }
             }
         }
+        self.unpark();
         match point.after {
             AfterFlush::Checkpoint => self.write_superblock(),
             AfterFlush::Created(member) => {
@@ -201,11 +212,13 @@ impl Lane {
             && self.checkpoint.settled < self.clock.last_change;
         let draining = self.is_draining();
         let used = self.log_used_bytes();
-        let moved = used.abs_diff(self.checkpoint.looked_at_bytes) >= self.log.ring_bytes / 256;
+        let named = self.alloc.named().0 * EXTENT_BYTES as u64;
+        let looked_at = self.checkpoint.looked_at_bytes;
+        let moved = (used + named).abs_diff(looked_at) >= self.log.ring_bytes / 256;
         if !(idle || draining || moved || self.checkpoint.stale) {
             return;
         }
-        self.checkpoint.looked_at_bytes = used;
+        self.checkpoint.looked_at_bytes = used + named;
         self.checkpoint.stale = false;
         let fill = self.fill(used);
         if idle || draining || fill.pressure() > 0.0 {
@@ -242,6 +255,8 @@ impl Lane {
         if self.checkpoint.running {
             return;
         }
+        // A flush would let go of entries of the log, and of the slots that they name.
+        let progress = || self.members.values().any(|m| m.flushed() > m.durable_flushed);
         let slots_short = self.alloc.has_freed()
             && (self.writeback.starved
                 || self.alloc.free_unreserved() < u64::from(self.alloc.capacity() / 16));
@@ -252,7 +267,13 @@ impl Lane {
             true => fill.ring / 32,
             false => fill.ring / 8,
         };
-        if fill.reclaimable >= worth || slots_short || at_rest {
+        // Not for every slot: only when there are many, or when somebody waits for one.
+        let many_of_few = u64::from(self.alloc.capacity() / 32).max(8) * EXTENT_BYTES as u64;
+        let named_many = (fill.named_since >= (fill.ring / 4).min(many_of_few)
+            || (fill.named > 0 && self.writeback.starved))
+            && progress();
+        let wanted = !self.writeback.parked.is_empty() && progress();
+        if fill.reclaimable >= worth || slots_short || named_many || wanted || at_rest {
             self.checkpoint.running = true;
             self.flush(Vec::new(), AfterFlush::Checkpoint);
         }
@@ -288,7 +309,14 @@ impl Lane {
             true => (self.log.wal.offset_of(target) + ring - tail_offset) % ring,
             false => 0,
         };
-        Fill { ring, used, reclaimable }
+        let (named, ever) = self.alloc.named();
+        Fill {
+            ring,
+            used,
+            reclaimable,
+            named: named * EXTENT_BYTES as u64,
+            named_since: (ever - self.checkpoint.named_ever) * EXTENT_BYTES as u64,
+        }
     }
 
     /// Where entries are applied that no durable HardState covers yet, writes one: Raft does not
@@ -315,6 +343,7 @@ impl Lane {
                 kind: GroupKind::OwnHard,
                 commit: Some(hard.newest.commit),
                 not_before: self.log.wal.next_seq(),
+                left: Vec::new(),
             });
             self.log.wal.push(group, vec![item]);
         }
@@ -368,6 +397,7 @@ impl Lane {
             kind: GroupKind::Image { places: Vec::new() },
             commit: Some(hard.commit),
             not_before: self.log.wal.next_seq(),
+            left: Vec::new(),
         });
         let image = Item::Image {
             member: id,
@@ -390,7 +420,10 @@ impl Fill {
     /// 0: write-back may rest; 1: it should do all it can. Proportional in between, so that it
     /// comes in no bursts.
     fn pressure(&self) -> f64 {
-        let pinned = self.used.saturating_sub(self.reclaimable) as f64 / self.ring as f64;
+        // What went to slots instead of the log is written back as if it were in there: it is
+        // memory of the overlay, and work for the next start.
+        let pinned = self.used.saturating_sub(self.reclaimable).max(self.named);
+        let pinned = pinned as f64 / self.ring as f64;
         const REST_BELOW: f64 = 0.5;
         const ALL_ABOVE: f64 = 0.85;
         ((pinned - REST_BELOW) / (ALL_ABOVE - REST_BELOW)).max(0.0)

@@ -8,6 +8,7 @@ use crate::store::checkpoint::FlushPoint;
 use crate::store::seam::{Effect, Event, ExtentKey, IndexJob, LaneFile, OpId, ReadId};
 use crate::store::wal::BatchSeq;
 use crate::store::writeback::PayloadRun;
+use crate::types::MemberId;
 
 /// Effects under way and what waits for the next `poll`.
 #[derive(Default)]
@@ -27,13 +28,26 @@ pub(super) struct Io {
 /// What an effect was for.
 pub(super) enum Pending {
     Wal(BatchSeq),
-    ReadPiece { read: ReadId, piece: usize },
-    ReadRecords { read: ReadId, keys: Vec<ExtentKey> },
-    RoundRecords { keys: Vec<ExtentKey> },
+    ReadPiece {
+        read: ReadId,
+        piece: usize,
+    },
+    ReadRecords {
+        read: ReadId,
+        keys: Vec<ExtentKey>,
+    },
+    RoundRecords {
+        keys: Vec<ExtentKey>,
+    },
     RoundPayload(PayloadRun),
     RoundWrite,
     RoundSync,
     RoundCommit,
+    /// A slot of a redirected entry in this append of the member.
+    RedirectWrite {
+        member: MemberId,
+        number: u64,
+    },
     Flush(FlushPoint),
     SuperblockFirst,
     SuperblockSecond,

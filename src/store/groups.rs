@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::store::member::Place;
+use crate::store::seam::Slot;
 use crate::store::wal::{BatchSeq, GroupId, Placed};
 use crate::types::MemberId;
 
@@ -25,6 +26,8 @@ pub(crate) struct Group {
     pub commit: Option<u64>,
     /// It is in this batch or a later one.
     pub not_before: BatchSeq,
+    /// Slots that entries named which it replaces: free once it is durable (rule R4).
+    pub left: Vec<Slot>,
 }
 
 pub(crate) enum GroupKind {

@@ -18,6 +18,7 @@ use crate::store::member::{Member, PendingAppend, Phase, Place, Retained};
 use crate::store::mend::Mends;
 use crate::store::overlay::{CachedPayload, Content, OverlayBlock, PayloadCache};
 use crate::store::read::ReadState;
+use crate::store::redirect::Redirects;
 use crate::store::resync::Scan;
 use crate::store::seam::*;
 use crate::store::superblock::Superblock;
@@ -50,6 +51,9 @@ pub struct LaneConfig {
     pub index_cache_bytes: usize,
     /// Payloads of applied entries that are handed out at start, for followers, in all.
     pub log_tail_bytes: usize,
+    /// Writes of whole extents with at least this much payload go to slots of their own instead of
+    /// the log (rule R6); `usize::MAX`: none does.
+    pub redirect_bytes_min: usize,
 }
 
 /// A member as it was found.
@@ -94,6 +98,7 @@ pub struct Lane {
     pub(super) payloads: PayloadCache,
     pub(super) reads: HashMap<ReadId, ReadState>,
     pub(super) scans: HashMap<OpId, Scan>,
+    pub(super) redirects: Redirects,
     pub(super) writeback: WriteBack,
     pub(super) checkpoint: Checkpoint,
     pub(super) mends: Mends,
@@ -168,7 +173,7 @@ impl Lane {
 
     /// Queues an append. `Event::Appended` follows, in order. An append of a member that is being
     /// destroyed, or has been given up, is dropped.
-    pub fn append(&mut self, request: AppendRequest) {
+    pub fn append(&mut self, mut request: AppendRequest) {
         if self.io.poisoned() {
             return;
         }
@@ -191,10 +196,15 @@ impl Lane {
             self.confirm_appends(id);
             return;
         }
-        self.push_append(request);
+        let writes = self.redirect(&mut request);
+        if writes > 0 || self.redirects.holds_back(id) {
+            self.stage(request, writes);
+        } else {
+            self.push_append(request);
+        }
     }
 
-    fn push_append(&mut self, request: AppendRequest) {
+    pub(super) fn push_append(&mut self, request: AppendRequest) {
         let member = self.members.get_mut(&request.member).expect("just seen");
         let mut items = Vec::with_capacity(2 + request.entries.len());
         let group = self.log.groups.next_id();
@@ -232,6 +242,7 @@ impl Lane {
             });
             items.push(Item::Entry { member: request.member, entry });
         }
+        let left = member.log.take_left();
         member.hard.groups_under_way += 1;
         self.log.groups.push(Group {
             id: group,
@@ -239,6 +250,7 @@ impl Lane {
             kind: GroupKind::Append { number: request.number },
             commit: request.hard.map(|hard| hard.commit),
             not_before: self.log.wal.next_seq(),
+            left,
         });
         self.log.wal.push(group, items);
     }
@@ -255,7 +267,9 @@ impl Lane {
         let free = self.log.wal.free_bytes();
         // What gives space back may still be logged when nothing else may.
         let headroom = if payload_bytes > 0 { ring / 16 } else { ring / 64 };
-        let admitted_bytes = self.clock.admitted_bytes.get() + payload_bytes;
+        // What waits for its slots to be written is appended, too.
+        let staged_bytes = self.redirects.staged_bytes();
+        let admitted_bytes = self.clock.admitted_bytes.get() + payload_bytes + staged_bytes;
         if free < admitted_bytes + BLOCK_BYTES as u64 + headroom {
             return Err(Refusal::LogFull);
         }
@@ -280,7 +294,7 @@ impl Lane {
             return Err(Refusal::NoSpace);
         }
         self.clock.admitted.set(admitted + wanted);
-        self.clock.admitted_bytes.set(admitted_bytes);
+        self.clock.admitted_bytes.set(admitted_bytes - staged_bytes);
         Ok(())
     }
 
@@ -345,6 +359,8 @@ impl Lane {
         assert!(!cached || payload.len() as u64 == range.bytes());
         let entry = found.log.get(index).expect("just seen");
         assert_eq!(u64::from(entry.payload_bytes), range.bytes(), "the entry's payload");
+        let slots = entry.slots.as_ref();
+        assert!(slots.is_none() || range.first.in_extent() == 0, "redirected: whole extents");
         let commit = found.hard.durable_commit;
         for (position, at) in range.blocks().enumerate() {
             if found.newer.includes(at.extent(), index) {
@@ -354,7 +370,10 @@ impl Lane {
             let block = OverlayBlock {
                 index,
                 crc: crcs[position],
-                content: Content::Log { position: position as u16 },
+                content: match slots {
+                    None => Content::Log { position: position as u16 },
+                    Some(slots) => Content::Slot(slots[position / BLOCKS_PER_EXTENT as usize]),
+                },
                 cached: cached.then(|| payload.slice(start..start + BLOCK_BYTES)),
             };
             found.overlay.insert(at, block, commit);
@@ -409,7 +428,8 @@ impl Lane {
             overlay.queued = true;
             self.writeback.queue.push_back((member, extent));
         }
-        let wants = !has_slot && overlay.has_data();
+        // One that a redirected entry wrote has its slot already.
+        let wants = !has_slot && overlay.has_data() && overlay.redirected().is_none();
         if wants && !overlay.reserved {
             self.alloc.reserve(1);
         }
@@ -450,6 +470,9 @@ impl Lane {
             }
             (Pending::RoundPayload(run), Done::Failed(..)) => self.round_payload_read(run, None),
             (Pending::RoundWrite, Done::Written) => self.round_written(),
+            (Pending::RedirectWrite { member, number }, Done::Written) => {
+                self.redirect_written(member, number);
+            }
             (Pending::RoundSync, Done::Synced) => self.round_synced(),
             (Pending::RoundCommit, Done::Index(IndexDone::Committed)) => self.round_committed(),
             (Pending::Flush(point), Done::Index(IndexDone::Committed)) => self.flushed(point),
@@ -463,7 +486,10 @@ impl Lane {
     fn batch_written(&mut self, seq: BatchSeq) {
         self.clock.batch_ended = true;
         for id in self.log.wal.written(seq) {
-            let group = self.log.groups.pop(id);
+            let mut group = self.log.groups.pop(id);
+            for slot in std::mem::take(&mut group.left) {
+                self.alloc.release_named(slot);
+            }
             let Some(member) = self.members.get_mut(&group.member) else {
                 continue;
             };
@@ -624,17 +650,20 @@ pub(super) fn retain(
     assert!(entry.index > member.applied_index, "an applied entry is never replaced");
     assert!(entry.index <= member.log.last_index() + 1, "the log has no gap");
     alloc.unreserve(member.log.truncate(entry.index));
-    let payload_bytes = u32::try_from(entry.payload.len()).expect("bounded by ENTRY_BYTES_MAX");
-    let reserved = slots_at_most(payload_bytes);
+    let in_log = u32::try_from(entry.payload.len()).expect("bounded by ENTRY_BYTES_MAX");
+    let reserved = slots_at_most(in_log);
     alloc.reserve(u64::from(reserved));
-    log.unapplied_bytes += u64::from(payload_bytes);
+    log.unapplied_bytes += u64::from(in_log);
+    let slots = entry.redirect.as_ref().map(|redirect| redirect.slots());
+    let in_slots = slots.as_ref().map_or(0, |slots| (slots.len() * EXTENT_BYTES) as u32);
     member.log.push(Retained {
         term: entry.term,
         push,
         place: None,
-        payload_bytes,
-        unapplied_bytes: payload_bytes,
+        payload_bytes: in_log + in_slots,
+        unapplied_bytes: in_log,
         reserved,
+        slots,
         unapplied: Some(Box::new(entry)),
     });
 }

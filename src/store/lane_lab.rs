@@ -201,6 +201,24 @@ fn payload(range: BlockRange, seed: u64) -> Vec<u8> {
     blocks.flat_map(|(seed, at)| content(seed, at)).collect()
 }
 
+fn crcs_of(record: &MemberRecord, range: BlockRange, bytes: &[u8]) -> Vec<u32> {
+    let crc = |(at, bytes): (Block, &[u8])| {
+        block_crc(record.volume, record.first_block_in_volume + u64::from(at.0), bytes)
+    };
+    range.blocks().zip(bytes.chunks(BLOCK_BYTES)).map(crc).collect()
+}
+
+fn whole_extents(
+    record: &MemberRecord,
+    index: u64,
+    range: BlockRange,
+    seed: u64,
+) -> Option<WholeExtents> {
+    let whole = range.first.in_extent() == 0 && range.count.is_multiple_of(BLOCKS_PER_EXTENT);
+    let crcs = || crcs_of(record, range, &payload(range, seed));
+    whole.then(|| WholeExtents { index, first: range.first.extent(), crcs: crcs() })
+}
+
 pub fn file_of(effect: &Effect) -> Option<LaneFile> {
     match effect {
         Effect::Write { file, .. } | Effect::Read { file, .. } | Effect::Sync { file, .. } => {
@@ -211,8 +229,20 @@ pub fn file_of(effect: &Effect) -> Option<LaneFile> {
 }
 
 impl Lab {
+    /// Nothing is redirected.
     pub fn new(seed: u64, members: u64) -> Lab {
         Lab::with(seed, members, FORMAT.wal_bytes, FORMAT.data_bytes_max)
+    }
+
+    /// Every write of whole extents is redirected, as long as there is space.
+    pub fn redirecting(seed: u64, members: u64, wal_bytes: u64, data_bytes_max: u64) -> Lab {
+        let mut lab = Lab::with(seed, 0, wal_bytes, data_bytes_max);
+        lab.config.redirect_bytes_min = EXTENT_BYTES;
+        lab.reopen();
+        for member in 1..=members {
+            lab.create(record(member));
+        }
+        lab
     }
 
     pub fn with(seed: u64, members: u64, wal_bytes: u64, data_bytes_max: u64) -> Lab {
@@ -220,7 +250,8 @@ impl Lab {
             data_bytes_max,
             overlay_cache_bytes: 64 << 10,
             index_cache_bytes: 4 * 192,
-            log_tail_bytes: 32 << 10,
+            log_tail_bytes: 96 << 10,
+            redirect_bytes_min: usize::MAX,
         };
         let files = [
             (LaneFile::Superblock, SimFile::new(4 * BLOCK_BYTES)),
@@ -292,6 +323,7 @@ impl Lab {
                 meta: Bytes::new(),
             }),
             entries: Vec::new(),
+            whole_extents: Vec::new(),
         };
         let (sent, noted) = (request(model), request(model));
         model.acked_log = model.log.clone();
@@ -313,7 +345,10 @@ impl Lab {
     pub fn write(&mut self, member: MemberId, op: LabOp) {
         let last = self.models[&member].log.len() as u64;
         self.append(member, last + 1, &[op]);
-        self.settle_but(|effect| file_of(effect) != Some(LaneFile::Wal));
+        self.settle_but(|effect| match effect {
+            Effect::Write { file: LaneFile::Data, durable, .. } => !durable,
+            other => file_of(other) != Some(LaneFile::Wal),
+        });
         self.commit_all(member);
     }
 
@@ -516,7 +551,12 @@ impl Lab {
         model.hard.commit = model.hard.commit.max(model.commit);
         model.number += 1;
         let request = |model: &Model, with_payload: bool| {
+            let whole = |(op, index): (&LabOp, u64)| match op {
+                LabOp::Write { range, seed } => whole_extents(&model.record, index, *range, *seed),
+                LabOp::Zero { .. } | LabOp::Clear { .. } | LabOp::Noop => None,
+            };
             let entries = ops.iter().zip(from..).map(|(op, index)| LogEntry {
+                redirect: None,
                 index,
                 term: model.hard.term,
                 kind: 0,
@@ -534,6 +574,7 @@ impl Lab {
                 hard: Some(model.hard),
                 reset: None,
                 entries: entries.collect(),
+                whole_extents: ops.iter().zip(from..).filter_map(whole).collect(),
             }
         };
         let (sent, noted) = (request(model, true), request(model, false));
@@ -553,13 +594,9 @@ impl Lab {
         let change = match model.ops[&(index, term)] {
             LabOp::Write { range, seed } => {
                 let bytes = payload(range, seed);
-                let crcs = range.blocks().zip(bytes.chunks(BLOCK_BYTES)).map(|(at, bytes)| {
-                    let at = model.record.first_block_in_volume + u64::from(at.0);
-                    block_crc(model.record.volume, at, bytes)
-                });
                 Some(Change::Write {
                     range,
-                    crcs: crcs.collect(),
+                    crcs: crcs_of(&model.record, range, &bytes),
                     payload: match with_payload {
                         true => self.disk.pool.copy(&bytes),
                         false => Bytes::new(),

@@ -6,6 +6,12 @@ use crate::store::seam::LaneFile;
 use crate::types::*;
 
 fn random_range(lab: &mut Lab) -> BlockRange {
+    if lab.random.one_in(4) {
+        let extents = 1 + lab.random.below(2) as u32;
+        let first = lab.random.below(u64::from(BLOCKS / BLOCKS_PER_EXTENT - extents + 1)) as u32;
+        let first = Extent(first).first_block();
+        return BlockRange { first, count: extents * BLOCKS_PER_EXTENT };
+    }
     let count = match lab.random.below(8) {
         0..5 => 1,
         5 | 6 => 1 + lab.random.below(8) as u32,
@@ -76,7 +82,12 @@ fn random_step(lab: &mut Lab, stuck: Option<MemberId>, idle: u64) {
 }
 
 fn run_seed(seed: u64, members: u64) {
-    let mut lab = Lab::new(seed, members);
+    // With little space, some large writes go to the log after all.
+    let mut lab = match seed % 4 {
+        0 => Lab::new(seed, members),
+        1 => Lab::redirecting(seed, members, FORMAT.wal_bytes, FORMAT.data_bytes_max),
+        _ => Lab::redirecting(seed, members, FORMAT.wal_bytes, 40 * EXTENT_BYTES as u64),
+    };
     for _ in 0..4 {
         let stuck = lab.random.one_in(2).then_some(MemberId(1));
         let idle = lab.random.below(members);

@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use bytes::Bytes;
 
 use crate::store::overlay::Overlay;
-use crate::store::seam::{HardState, LogEntry, MemberRecord};
+use crate::store::seam::{HardState, LogEntry, MemberRecord, Slot};
 use crate::store::wal::{BatchSeq, GroupId};
 use crate::types::{BLOCKS_PER_EXTENT, Block, Extent, MemberId, block_crc};
 
@@ -149,6 +149,8 @@ pub(crate) struct Retained {
     pub unapplied_bytes: u32,
     /// Slots reserved for it until it is applied.
     pub reserved: u16,
+    /// Where its payload is when it is not in the log, one per extent.
+    pub slots: Option<Box<[Slot]>>,
     /// The entry itself until it is applied, for an image. Raft holds the same memory.
     pub unapplied: Option<Box<LogEntry>>,
 }
@@ -169,6 +171,8 @@ pub(crate) struct RetainedLog {
     unapplied_bytes: u64,
     /// What was replaced is kept until what replaced it is durable.
     pub hold: Option<(GroupId, BatchSeq)>,
+    /// Slots of entries that were dropped.
+    left: Vec<Slot>,
 }
 
 impl RetainedLog {
@@ -179,7 +183,14 @@ impl RetainedLog {
             entries: VecDeque::new(),
             unapplied_bytes: 0,
             hold: None,
+            left: Vec::new(),
         }
+    }
+
+    /// The slots of entries that were dropped since the last call. They are free once a restart
+    /// would know that, too (rule R4).
+    pub(crate) fn take_left(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.left)
     }
 
     pub(crate) fn last_index(&self) -> u64 {
@@ -252,6 +263,7 @@ impl RetainedLog {
 
     fn drop_one(&mut self, gone: &Retained) -> u64 {
         self.unapplied_bytes -= u64::from(gone.unapplied_bytes);
+        self.left.extend(gone.slots.iter().flatten());
         u64::from(gone.reserved)
     }
 
@@ -382,6 +394,7 @@ mod tests {
             payload_bytes: 0,
             unapplied_bytes: 0,
             reserved: 0,
+            slots: None,
             unapplied: None,
         }
     }

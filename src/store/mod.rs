@@ -24,6 +24,9 @@ mod mend_test;
 pub mod open;
 mod overlay;
 mod read;
+mod redirect;
+#[cfg(test)]
+mod redirect_test;
 mod resync;
 #[cfg(test)]
 mod resync_test;

@@ -20,9 +20,10 @@ use crate::store::lane::{
 use crate::store::member::{Member, Phase, Place, Retained};
 use crate::store::mend::Mends;
 use crate::store::overlay::PayloadCache;
+use crate::store::redirect::{Redirects, load_redirected};
 use crate::store::seam::{IndexEdit, LaneFile, LogEntry, MemberRecord, Slot};
 use crate::store::superblock::{self, Superblock};
-use crate::store::wal::fold::{Flushed, MemberLog, fold};
+use crate::store::wal::fold::{FaultReason, Flushed, MemberLog, fold};
 use crate::store::wal::recover::{Marks, load_payload, recover};
 use crate::store::wal::{BatchSeq, Wal, WalConfig};
 use crate::store::writeback::WriteBack;
@@ -139,7 +140,7 @@ impl Lane {
         let recovered = recover(&wal_config, &marks, read)?;
         let position = recovered.position;
         let flushed = found.members.iter().map(|(id, member)| (*id, flushed_of(member)));
-        let logs = fold(recovered.log, &flushed.collect(), &found.tombstones);
+        let mut logs = fold(recovered.log, &flushed.collect(), &found.tombstones);
         if logs.keys().any(|id| !found.members.contains_key(id)) {
             return Err(OpenError::Unusable(
                 "the log holds a member that the index does not know: the index was lost",
@@ -150,6 +151,9 @@ impl Lane {
         superblock.tail_seq = position.tail_seq.0;
         superblock.tail_offset = position.tail_offset;
         superblock.durable_seq = superblock.durable_seq.max(position.durable_mark.0);
+        if config.redirect_bytes_min != usize::MAX {
+            superblock.features |= superblock::FEATURE_REDIRECT;
+        }
         write_superblock(files, &superblock)?;
         // What no mark calls durable may be in the device's cache only.
         for range in recovered.unconfirmed {
@@ -161,7 +165,7 @@ impl Lane {
                 offset += len;
             }
         }
-        mark_faults(index, &logs, &mut found.faulted)?;
+        found.check_redirects(&mut logs, &pool, files);
 
         let found_seq = position.kept.last().map_or(position.tail_seq, |kept| kept.0);
         let log = LaneLog {
@@ -184,12 +188,23 @@ impl Lane {
             alloc: found.alloc,
             reads: HashMap::new(),
             scans: HashMap::new(),
+            redirects: Redirects::default(),
             writeback: WriteBack::default(),
             checkpoint: Checkpoint::default(),
             mends: Mends::default(),
             io: Io::default(),
             clock: Clock::default(),
         };
+        for (id, log) in &mut logs {
+            // Nothing is kept of the log of a member that cannot be trusted.
+            if log.faulted.is_none()
+                && !found.faulted.contains(id)
+                && let Err(reason) = lane.take_named(*id, log, index)?
+            {
+                log.faulted = Some(reason);
+            }
+        }
+        mark_faults(index, &logs, &mut found.faulted)?;
         let members = lane.take_logs(logs, &found.faulted, files)?;
         Ok((lane, members))
     }
@@ -206,10 +221,7 @@ impl Lane {
         for (id, member) in &mut self.members {
             let mut log = logs.remove(id).unwrap_or_default();
             let is_faulted = faulted.contains(id);
-            let base_term = member.record.flushed_term;
-            // A resync may have gone beyond a log of another history, whose terms are older.
-            let stale = log.entries.first().is_some_and(|first| first.entry.term < base_term);
-            if is_faulted || stale {
+            if is_faulted {
                 log.entries.clear();
             }
             let hard = &mut member.hard;
@@ -221,10 +233,18 @@ impl Lane {
             let commit = hard.newest.commit;
             let mut entries = Vec::with_capacity(log.entries.len());
             for logged in log.entries.into_iter().rev() {
-                let bytes = u64::from(logged.entry.payload_bytes);
-                let loaded = logged.entry.index > commit || bytes <= tail_bytes;
+                let bytes = u64::from(logged.entry.data_bytes());
+                let mut loaded = logged.entry.index > commit || bytes <= tail_bytes;
                 let mut payload = Bytes::new();
-                if loaded {
+                if loaded && let Some(redirect) = &logged.entry.redirect {
+                    // What is rotten and applied is for a read to find.
+                    let found = load_redirected(member, redirect, &self.pool, files);
+                    loaded = found.is_some();
+                    if !loaded && logged.entry.index > commit {
+                        return Err(OpenError::Unusable("a slot was intact, and then it was not"));
+                    }
+                    payload = found.unwrap_or_default();
+                } else if loaded {
                     let read = &mut |offset, len| files.read(LaneFile::Wal, offset, len);
                     payload = load_payload(&logged.entry, read)?;
                 }
@@ -237,30 +257,38 @@ impl Lane {
             let mut recovered = Vec::with_capacity(entries.len());
             for (logged, payload, loaded) in entries {
                 let found = logged.entry;
+                let (data_bytes, in_log) = (found.data_bytes(), found.payload_bytes);
+                let slots = found.redirect.as_ref().map(|redirect| redirect.slots());
+                // In an image the payload of a redirected entry stays where it is.
+                let in_image = |entry: &LogEntry| {
+                    let mut entry = entry.clone();
+                    if found.redirect.is_some() {
+                        (entry.payload, entry.redirect) = (Bytes::new(), found.redirect.clone());
+                    }
+                    Box::new(entry)
+                };
                 let entry = LogEntry {
+                    redirect: None,
                     index: found.index,
                     term: found.term,
                     kind: found.kind,
-                    context: found.context,
+                    context: found.context.clone(),
                     payload,
                 };
-                let reserved = slots_at_most(found.payload_bytes);
+                let reserved = slots_at_most(in_log);
                 self.alloc.reserve(u64::from(reserved));
-                self.log.unapplied_bytes += u64::from(found.payload_bytes);
+                self.log.unapplied_bytes += u64::from(in_log);
                 member.log.push(Retained {
                     term: entry.term,
                     push: 0,
                     place: Some(Place { seq: logged.seq, payload_offset: found.payload_offset }),
-                    payload_bytes: found.payload_bytes,
-                    unapplied_bytes: found.payload_bytes,
+                    payload_bytes: data_bytes,
+                    unapplied_bytes: in_log,
                     reserved,
-                    unapplied: loaded.then(|| Box::new(entry.clone())),
+                    slots,
+                    unapplied: loaded.then(|| in_image(&entry)),
                 });
-                recovered.push(RecoveredEntry {
-                    entry,
-                    payload_bytes: found.payload_bytes,
-                    loaded,
-                });
+                recovered.push(RecoveredEntry { entry, payload_bytes: data_bytes, loaded });
             }
             out.push(RecoveredMember {
                 record: member.record.clone(),
@@ -270,6 +298,36 @@ impl Lane {
             });
         }
         Ok(out)
+    }
+}
+
+impl Found {
+    /// Drops logs that are no longer those of their members, and finds the members that lost a
+    /// payload which they had promised: one in a slot that nobody has applied.
+    fn check_redirects(
+        &self,
+        logs: &mut BTreeMap<MemberId, MemberLog>,
+        pool: &Pool,
+        files: &mut dyn LaneFiles,
+    ) {
+        for (id, log) in logs {
+            let Some(member) = self.members.get(id) else { continue };
+            let base_term = member.record.flushed_term;
+            // A resync may have gone beyond a log of another history, whose terms are older.
+            if log.entries.first().is_some_and(|first| first.entry.term < base_term) {
+                log.entries.clear();
+            }
+            let commit = log.hard.commit.max(member.record.flushed_index);
+            let unapplied = log.entries.iter().filter(|logged| logged.entry.index > commit);
+            let damaged = unapplied.filter_map(|logged| {
+                let redirect = logged.entry.redirect.as_ref()?;
+                let found = load_redirected(member, redirect, pool, files);
+                found.is_none().then_some(logged.entry.index)
+            });
+            if let (None, Some(index)) = (log.faulted, { damaged }.next()) {
+                log.faulted = Some(FaultReason::PayloadDamaged(index));
+            }
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::ops::RangeBounds;
 
 use bytes::Bytes;
 
+use crate::store::seam::Slot;
 use crate::types::{Block, BlockRange, Extent, MemberId};
 
 /// One block in the overlay.
@@ -28,6 +29,8 @@ pub(crate) struct OverlayBlock {
 pub(crate) enum Content {
     /// This many blocks into the payload of the entry.
     Log { position: u16 },
+    /// In the slot of a redirected entry, at its own place in the extent.
+    Slot(Slot),
     /// `keep`: its extent keeps the slot that it has or was promised.
     Zero { keep: bool },
 }
@@ -69,6 +72,15 @@ impl OverlayExtent {
     pub(crate) fn has_data(&self) -> bool {
         let has_none = |block: &OverlayBlock| block.content == Content::Zero { keep: false };
         !self.blocks.iter().all(has_none)
+    }
+
+    /// The redirected entry that some block of it is of, and its slot. Such an entry wrote the
+    /// whole extent, so there is one at most, and every other block is newer.
+    pub(crate) fn redirected(&self) -> Option<(u64, Slot)> {
+        self.blocks.iter().find_map(|block| match block.content {
+            Content::Slot(slot) => Some((block.index, slot)),
+            Content::Log { .. } | Content::Zero { .. } => None,
+        })
     }
 
     fn rank(&self, position: u32) -> usize {

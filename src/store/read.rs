@@ -129,14 +129,16 @@ impl Plan {
             if let Some(block) = overlay.and_then(|overlay| overlay.get(at.in_extent())) {
                 match (block.content, &block.cached) {
                     (Content::Zero { .. }, _) => self.push(at, Place::Hole, 0, None),
-                    (Content::Log { .. }, Some(data)) => {
+                    (Content::Log { .. } | Content::Slot(_), Some(data)) => {
                         self.push(at, Place::Memory, block.crc, Some(data.clone()));
                     }
-                    (Content::Log { position }, None) => {
+                    (content, None) => {
                         let mended = patched(patch, at.in_extent(), block.crc, block.index);
-                        let place = match mended {
-                            Some(_) => Place::Memory,
-                            None => log_place(member, block.index, position),
+                        let place = match content {
+                            _ if mended.is_some() => Place::Memory,
+                            Content::Log { position } => log_place(member, block.index, position),
+                            Content::Slot(slot) => Place::Slot { slot, block: at.in_extent() },
+                            Content::Zero { .. } => Place::Hole,
                         };
                         self.push(at, place, block.crc, mended);
                     }

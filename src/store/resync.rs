@@ -243,6 +243,10 @@ impl Lane {
         let mut gone = self.members.remove(&member).expect("destroyed once");
         let overlay = gone.overlay.range(..).filter(|(_, extent)| extent.reserved).count();
         self.alloc.unreserve(gone.log.reset(0, 0) + overlay as u64);
+        // The tombstone is durable: whatever the log says of the member is skipped.
+        for slot in gone.log.take_left() {
+            self.alloc.release_named(slot);
+        }
         self.records.forget(|key| key.member == member);
         self.mends.forget(member);
         self.io.events.push(Event::MemberDurable { member });
@@ -264,7 +268,9 @@ impl Lane {
         }
         let ready = self.members.iter().filter(|(id, member)| {
             let installing = self.writeback.installs.iter().any(|install| install.member == **id);
-            member.task.is_some() && member.overlay.is_empty() && !installing
+            // What is on its way into the log was appended before.
+            let staged = self.redirects.holds_back(**id);
+            member.task.is_some() && member.overlay.is_empty() && !installing && !staged
         });
         let ready: Vec<MemberId> = ready.map(|(id, _)| *id).collect();
         for id in ready {
@@ -291,6 +297,10 @@ impl Lane {
         if member.log.term(index) != Some(term) {
             // Another history: none of it will ever be applied.
             self.alloc.unreserve(member.log.drop_after(member.applied_index));
+            // Free with the flush of the record that follows.
+            for slot in member.log.take_left() {
+                self.alloc.drop_named(slot);
+            }
         }
         for jumped in member.applied_index + 1..=index.min(member.log.last_index()) {
             self.alloc.unreserve(member.log.applied(jumped));
@@ -321,7 +331,7 @@ fn entry(
         entry.last_changed = entry.last_changed.max(overlay.newest());
         for (position, block) in overlay.iter() {
             match block.content {
-                Content::Log { .. } => entry.present |= 1 << position,
+                Content::Log { .. } | Content::Slot(_) => entry.present |= 1 << position,
                 Content::Zero { .. } => entry.present &= !(1 << position),
             }
         }

@@ -160,12 +160,46 @@ pub struct HardState {
 /// One Raft entry. `payload` is whole blocks in aligned memory, or empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogEntry {
+    /// Set by the lane when the payload went to slots instead of the log; `payload` is then empty.
+    pub redirect: Option<Box<Redirect>>,
     pub index: u64,
     pub term: u64,
     /// The Raft entry type, opaque here.
     pub kind: u8,
     pub context: Bytes,
     pub payload: Bytes,
+}
+
+/// Where the payload of an entry is that writes whole extents, one slot for each, in order
+/// (rule R6).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    pub first: Extent,
+    pub slots: Vec<RedirectedSlot>,
+}
+
+impl Redirect {
+    /// The slots, without their checksums.
+    pub fn slots(&self) -> Box<[Slot]> {
+        self.slots.iter().map(|slot| slot.slot).collect()
+    }
+}
+
+/// One slot and the checksums of its sixteen blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RedirectedSlot {
+    pub slot: Slot,
+    pub crcs: [u32; 16],
+}
+
+/// Says of an entry of an append that it writes whole extents and nothing else: the lane may
+/// write its payload to slots instead of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WholeExtents {
+    pub index: u64,
+    pub first: Extent,
+    /// One per block.
+    pub crcs: Vec<u32>,
 }
 
 /// An atomic append of one member.
@@ -179,6 +213,8 @@ pub struct AppendRequest {
     /// everything up to it, durably.
     pub reset: Option<ResetPoint>,
     pub entries: Vec<LogEntry>,
+    /// What is known of some of the entries, in their order.
+    pub whole_extents: Vec<WholeExtents>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

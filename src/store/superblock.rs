@@ -27,8 +27,10 @@ pub const OPEN_QUORUM: usize = 2;
 /// Bytes of all copies together: the superblock file.
 pub const FILE_BYTES: usize = COPIES * BLOCK_BYTES;
 
+/// The log may hold redirected writes, whose payload is in slots of the data file.
+pub const FEATURE_REDIRECT: u64 = 1;
 /// Feature bits that this program knows.
-pub const FEATURES_KNOWN: u64 = 0;
+pub const FEATURES_KNOWN: u64 = FEATURE_REDIRECT;
 
 const MAGIC: [u8; 8] = *b"HOLDDISK";
 const VERSION: u16 = 1;

@@ -34,6 +34,9 @@ pub(super) struct WriteBack {
     pub starved: bool,
     /// Members to be destroyed as soon as no round is under way.
     pub doomed: Vec<MemberId>,
+    /// Extents whose slot is still named by an entry of the log (rule R6): they wait for a flush
+    /// to let go of it. Off the queue, and marked as if they were on it.
+    pub parked: Vec<(MemberId, Extent)>,
 }
 
 /// Extents that were brought by a resync.
@@ -62,6 +65,8 @@ pub(super) struct Round {
 struct Update {
     key: ExtentKey,
     source: Source,
+    /// The slot that a redirected entry wrote: the record takes it over as it is.
+    adopted: Option<Slot>,
     /// Newest change that is included.
     newest: u64,
     old: Option<ExtentRecord>,
@@ -97,6 +102,8 @@ enum Outcome {
     Delete,
     /// There was no slot, or its bytes are not to be had.
     Skipped,
+    /// An entry of the log names its slot.
+    Parked,
 }
 
 /// Neighbouring payload blocks that are read back from the log with one effect.
@@ -130,6 +137,11 @@ impl Lane {
             if member.phase != Phase::Live {
                 continue;
             }
+            if overlay.busy {
+                // It is in this round already, and is queued again at its end.
+                overlay.queued = false;
+                continue;
+            }
             if overlay.newest() > covered {
                 self.writeback.queue.push_back((id, extent));
                 continue;
@@ -148,13 +160,23 @@ impl Lane {
                     content: block.content,
                     data: block.cached.clone().or_else(|| mended(position, block)),
                 };
+            // What is newer than a redirected entry waits for the next round.
+            let redirected = overlay.redirected();
+            let blocks = overlay.iter().filter(|(_, block)| match redirected {
+                Some((index, _)) => block.index == index,
+                None => true,
+            });
             updates.push(Update {
                 key: key(id, extent),
-                newest: overlay.newest(),
-                source: Source::Overlay(overlay.iter().map(snapshot).collect()),
+                newest: redirected.map_or(overlay.newest(), |(index, _)| index),
+                source: Source::Overlay(blocks.map(snapshot).collect()),
+                adopted: redirected.map(|(_, slot)| slot),
                 old: None,
                 outcome: Outcome::Undecided,
             });
+            if let Some((_, slot)) = redirected {
+                self.alloc.adopt(slot);
+            }
         }
         self.start_round(updates, writes_max, None);
     }
@@ -169,6 +191,7 @@ impl Lane {
                     key: key(install.member, content.extent),
                     newest: content.last_changed,
                     source: Source::Replace(content),
+                    adopted: None,
                     old: None,
                     outcome: Outcome::Undecided,
                 });
@@ -178,6 +201,7 @@ impl Lane {
                     key: key(install.member, extent),
                     newest: member.applied_index,
                     source: Source::Delete,
+                    adopted: None,
                     old: None,
                     outcome: Outcome::Undecided,
                 });
@@ -199,7 +223,7 @@ impl Lane {
         }
         let newest = content.last_changed;
         let (source, outcome) = (Source::Move(content), Outcome::Undecided);
-        let update = Update { key, source, newest, old: None, outcome };
+        let update = Update { key, source, newest, adopted: None, old: None, outcome };
         self.start_round(vec![update], 1, None);
     }
 
@@ -355,19 +379,13 @@ impl Lane {
             }
             update.outcome = match update.record(member) {
                 None => Outcome::Delete,
-                Some(mut record) => {
-                    let slot = update.old.as_ref().map(|old| old.slot);
-                    match slot.or_else(|| self.alloc.allocate()) {
-                        Some(slot) => {
-                            record.slot = slot;
-                            Outcome::Put(record)
-                        }
-                        None => {
-                            self.writeback.starved = true;
-                            Outcome::Skipped
-                        }
+                Some(mut record) => match self.slot_for(update) {
+                    Ok(slot) => {
+                        record.slot = slot;
+                        Outcome::Put(record)
                     }
-                }
+                    Err(outcome) => outcome,
+                },
             };
             if let Outcome::Put(record) = &update.outcome {
                 update.writes(record.slot, &self.pool, &mut round.writes);
@@ -381,6 +399,36 @@ impl Lane {
         } else {
             self.commit_round();
         }
+    }
+
+    /// Where an update goes: never into a slot that an entry of the log names (rule R6), unless it
+    /// changes nothing in there.
+    fn slot_for(&mut self, update: &Update) -> Result<Slot, Outcome> {
+        if let Some(adopted) = update.adopted {
+            return Ok(adopted);
+        }
+        let old = update.old.as_ref().map(|old| old.slot);
+        match (old.filter(|old| self.alloc.is_named(*old)), &update.source) {
+            (Some(named), _) if !update.has_data() => return Ok(named),
+            (Some(_), Source::Overlay(_)) => return Err(Outcome::Parked),
+            // The whole extent is here, so it may as well move.
+            (Some(_), Source::Replace(_) | Source::Delete | Source::Move(_)) => {}
+            (None, _) => {
+                if let Some(old) = old {
+                    return Ok(old);
+                }
+            }
+        }
+        self.alloc.allocate().ok_or_else(|| {
+            self.writeback.starved = true;
+            Outcome::Skipped
+        })
+    }
+
+    /// A flush may have let go of slots that extents wait for.
+    pub(super) fn unpark(&mut self) {
+        let parked = std::mem::take(&mut self.writeback.parked);
+        self.writeback.queue.extend(parked);
     }
 
     fn issue_writes(&mut self) {
@@ -427,7 +475,7 @@ impl Lane {
                     member.presence.set(update.key.extent, false);
                     self.records.commit(update.key, None);
                 }
-                Outcome::Delete | Outcome::Skipped => {}
+                Outcome::Delete | Outcome::Skipped | Outcome::Parked => {}
                 Outcome::Undecided => unreachable!("decided before the writes"),
             }
         }
@@ -444,10 +492,11 @@ impl Lane {
         let round = self.writeback.round.as_ref().expect("under way");
         for update in &round.updates {
             match &update.outcome {
-                Outcome::Put(_) => {
+                Outcome::Put(record) => {
                     self.records.committed(&update.key);
-                    if let (Source::Move(_), Some(old)) = (&update.source, &update.old) {
-                        self.alloc.free(old.slot);
+                    let old = update.old.as_ref().map(|old| old.slot);
+                    if let Some(old) = old.filter(|old| *old != record.slot) {
+                        self.alloc.free(old);
                     }
                 }
                 Outcome::Delete => {
@@ -456,7 +505,7 @@ impl Lane {
                         self.alloc.free(old.slot);
                     }
                 }
-                Outcome::Skipped | Outcome::Undecided => {}
+                Outcome::Skipped | Outcome::Parked | Outcome::Undecided => {}
             }
         }
         self.checkpoint.unflushed = true;
@@ -469,11 +518,14 @@ impl Lane {
         self.checkpoint.stale = true;
         let mut install = round.install;
         for update in round.updates {
+            let done = !matches!(update.outcome, Outcome::Skipped | Outcome::Parked);
+            if let Some(adopted) = update.adopted.filter(|_| !done) {
+                self.alloc.disown(adopted);
+            }
             let Some(member) = self.members.get_mut(&update.key.member) else {
                 continue;
             };
             let extent = update.key.extent;
-            let done = update.outcome != Outcome::Skipped;
             match update.source {
                 Source::Overlay(snapshots) if done => {
                     for snapshot in snapshots {
@@ -507,6 +559,10 @@ impl Lane {
             if let Some(overlay) = member.overlay.get_mut(extent) {
                 overlay.busy = false;
                 overlay.queued |= self.mends.is_parked(&update.key);
+                if update.outcome == Outcome::Parked {
+                    overlay.queued = true;
+                    self.writeback.parked.push((update.key.member, extent));
+                }
             }
             self.after_overlay_change(update.key.member, extent);
         }
@@ -528,6 +584,8 @@ impl Update {
             crcs: [0; 16],
         };
         let mut record = match &self.source {
+            // Whatever the old slot has is not in this one.
+            Source::Overlay(_) if self.adopted.is_some() => fresh(),
             Source::Overlay(_) => self.old.clone().unwrap_or_else(fresh),
             Source::Replace(_) => fresh(),
             Source::Delete | Source::Move(_) => return None,
@@ -538,7 +596,7 @@ impl Update {
                 for snapshot in snapshots {
                     let bit = 1 << snapshot.position;
                     match snapshot.content {
-                        Content::Log { .. } => {
+                        Content::Log { .. } | Content::Slot(_) => {
                             record.present |= bit;
                             record.zero &= !bit;
                             record.crcs[snapshot.position as usize] = snapshot.crc;
@@ -557,6 +615,17 @@ impl Update {
             Source::Delete | Source::Move(_) => {}
         }
         (record.present != 0 || record.zero != 0).then_some(record)
+    }
+
+    /// True when it puts bytes into its slot.
+    fn has_data(&self) -> bool {
+        match &self.source {
+            Source::Overlay(snapshots) => {
+                snapshots.iter().any(|snapshot| matches!(snapshot.content, Content::Log { .. }))
+            }
+            Source::Replace(content) | Source::Move(content) => content.present != 0,
+            Source::Delete => false,
+        }
     }
 
     /// The writes that fill its slot: one per run of neighbouring blocks.

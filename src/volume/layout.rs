@@ -6,9 +6,9 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::io::buffer::is_aligned;
-use crate::limits::{ENTRY_BYTES_MAX, READ_BYTES_MAX};
+use crate::limits::{ENTRY_BYTES_MAX, READ_BYTES_MAX, REDIRECT_BYTES_MIN};
 use crate::types::{
-    BLOCK_BYTES, Block, BlockOp, BlockRange, ShardOp, VolumeId, ZeroHow, block_crc,
+    BLOCK_BYTES, Block, BlockOp, BlockRange, EXTENT_BYTES, ShardOp, VolumeId, ZeroHow, block_crc,
 };
 use crate::view::VolumeView;
 
@@ -93,7 +93,8 @@ impl Layout {
                     data.slice(from..from + (part.end - part.start) as usize)
                 });
                 let blocks = within(*offset, data.len() as u64);
-                self.cut_blocks(blocks, ENTRY_BYTES_MAX as u64, pieces, |start, range| {
+                let max = ENTRY_BYTES_MAX as u64;
+                self.cut_blocks_at(blocks, max, extents_apart, pieces, |start, range| {
                     let from = (start - offset) as usize;
                     self.whole_blocks(start, range, data.slice(from..from + range.bytes() as usize))
                 });
@@ -123,11 +124,24 @@ impl Layout {
         pieces: &mut Vec<Piece>,
         op: impl Fn(u64, BlockRange) -> ShardOp,
     ) {
+        self.cut_blocks_at(bytes, max, |_, len| len, pieces, op);
+    }
+
+    /// As before; of what is left of a piece, `pick` takes so many bytes from its start: given the
+    /// offset in the shard and the length.
+    fn cut_blocks_at(
+        &self,
+        bytes: Range<u64>,
+        max: u64,
+        pick: impl Fn(u64, u64) -> u64,
+        pieces: &mut Vec<Piece>,
+        op: impl Fn(u64, BlockRange) -> ShardOp,
+    ) {
         let mut at = bytes.start;
         while at < bytes.end {
             let place = self.locate(at);
             let to_bound = (max - place.offset % max).min(self.stripe_bytes - place.offset);
-            let len = to_bound.min(bytes.end - at);
+            let len = pick(place.offset, to_bound.min(bytes.end - at));
             let range = BlockRange { first: block_at(place.offset), count: (len / BLOCK) as u32 };
             pieces.push(Piece { shard: place.shard, op: op(at, range) });
             at += len;
@@ -200,6 +214,21 @@ fn within(offset: u64, len: u64) -> Range<u64> {
     let start = offset.next_multiple_of(BLOCK);
     let end = offset + len;
     start..(end - end % BLOCK).max(start)
+}
+
+/// Bytes from the start of a piece of a write: up to where whole extents begin, or end, when there
+/// are so many of them that they are written once, to slots of their own.
+fn extents_apart(offset: u64, len: u64) -> u64 {
+    const EXTENT: u64 = EXTENT_BYTES as u64;
+    let (first, end) = (offset.next_multiple_of(EXTENT), offset + len);
+    let last = end - end % EXTENT;
+    if last < first + REDIRECT_BYTES_MIN as u64 {
+        len
+    } else if first > offset {
+        first - offset
+    } else {
+        last - offset
+    }
 }
 
 fn block_at(offset: u64) -> Block {
@@ -334,6 +363,22 @@ mod tests {
         layout.cut(&write(&Pool::default(), 4096 * 5 + 7, 9, 0), &mut pieces);
         assert_eq!(pieces.len(), 1);
         assert_eq!((pieces[0].shard, pieces[0].op.range().first), (1, Block(1)));
+    }
+
+    #[test]
+    fn the_whole_extents_of_a_large_write_stand_apart() {
+        let shapes = |offset: u64, len: usize| {
+            let mut pieces = Vec::new();
+            let layout = layout(1 << 20, 1 << 30);
+            layout.cut(&write(&Pool::default(), offset, len, 0), &mut pieces);
+            let shape = |piece: &Piece| (piece.op.range().first.0, piece.op.range().count);
+            pieces.iter().map(shape).collect::<Vec<_>>()
+        };
+        assert_eq!(shapes(1 << 20, 1 << 20), [(256, 256)]);
+        let eight = 8 << 10;
+        assert_eq!(shapes(eight, 1 << 20), [(2, 14), (16, 240), (256, 2)]);
+        assert_eq!(shapes(0, (320 << 10) + 4096), [(0, 80), (80, 1)]);
+        assert_eq!(shapes(eight, 256 << 10), [(2, 64)], "too few to be worth it");
     }
 
     proptest! {

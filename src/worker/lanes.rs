@@ -43,7 +43,7 @@ pub struct LaneRuntime {
     pub announced: Option<(u64, Mono)>,
     /// What the lane asked for and the driver has not got yet.
     pub pending: Vec<Effect>,
-    /// Log writes under way and when they were started, oldest first.
+    /// Writes that appends wait for under way and when they were started, oldest first.
     pub log_writes: Vec<(OpId, Mono)>,
     number: u8,
     pool: Pool,
@@ -86,7 +86,8 @@ impl LaneRuntime {
         let target = |op| Target::Lane { lane: self.number, op }.token();
         match effect {
             Effect::Write { op, file, offset, bufs, durable } => {
-                if file == LaneFile::Wal {
+                // An append waits for it: a write of the log, or of a slot that the log will name.
+                if durable && file != LaneFile::Superblock {
                     self.log_writes.push((op, now));
                 }
                 let file = self.file(file);

@@ -10,9 +10,11 @@ use crate::replica::seam::{Append, Applied, Change, Input, Output, ReqId, Role};
 use crate::store::lane::Refusal;
 use crate::store::seam::{
     AppendRequest, ApplyRequest, Change as StoreChange, HardState, LogEntry, ResetPoint,
+    WholeExtents,
 };
 use crate::types::{
-    BlockError, BlockRange, MemberId, Mono, Origin, ShardId, ShardOp, ShardReply, VolumeId,
+    BLOCKS_PER_EXTENT, BlockError, BlockRange, EXTENT_BYTES, MemberId, Mono, Origin, ShardId,
+    ShardOp, ShardReply, VolumeId,
 };
 use crate::view::{MemberState, MemberView};
 use crate::worker::Worker;
@@ -215,6 +217,7 @@ impl Worker {
                 term: reset.term,
                 meta: reset.meta,
             }),
+            whole_extents: append.entries.iter().filter_map(whole_extents).collect(),
             entries: append.entries.into_iter().map(log_entry).collect(),
         };
         let lane = runtime.lane;
@@ -258,7 +261,7 @@ impl Worker {
     /// (rule R9): Raft sends a refused append again.
     pub fn raft_message(&mut self, to: MemberId, header: &[u8], payloads: Vec<bytes::Bytes>) {
         let Some(runtime) = self.members.get(&to) else { return };
-        let message = match message::join(header, payloads) {
+        let mut message = match message::join(header, payloads) {
             Ok(message) => message,
             Err(error) => {
                 tracing::warn!(%to, %error, "a peer sent a Raft message that cannot be decoded");
@@ -270,19 +273,38 @@ impl Worker {
             return;
         }
         if !message.entries.is_empty() {
-            let payload_bytes = message.entries.iter().map(|entry| entry.data.len() as u64).sum();
-            let ranges = match ranges(&message) {
-                Ok(ranges) => ranges,
+            match self.admit_entries(runtime.lane, to, &message) {
+                Ok(0) => return,
+                // Raft acknowledges what it took, and the leader sends the rest again.
+                Ok(count) => message.entries.truncate(count),
                 Err(error) => {
                     tracing::warn!(%to, %error, "a peer sent an entry that cannot be decoded");
                     return;
                 }
-            };
-            if self.admit(runtime.lane, to, payload_bytes, &ranges).is_some() {
-                return;
             }
         }
         self.input(to, Input::Peer(Box::new(message)));
+    }
+
+    /// How many entries of a message, from the first on, the lane has room for: all, or a half as
+    /// many times as it takes. A message may be larger than what a small log takes at a time.
+    fn admit_entries(
+        &self,
+        lane: u8,
+        to: MemberId,
+        message: &Message,
+    ) -> Result<usize, CommandError> {
+        let mut count = message.entries.len();
+        while count > 0 {
+            let entries: &[raft::eraftpb::Entry] = &message.entries;
+            let entries = &entries[..count];
+            let payload_bytes = entries.iter().map(|entry| entry.data.len() as u64).sum();
+            if self.admit(lane, to, payload_bytes, &ranges(entries)?).is_none() {
+                break;
+            }
+            count /= 2;
+        }
+        Ok(count)
     }
 
     /// Answers a request once.
@@ -339,10 +361,10 @@ impl Worker {
     }
 }
 
-/// The blocks that the entries of a message change.
-fn ranges(message: &Message) -> Result<Vec<BlockRange>, CommandError> {
+/// The blocks that entries change.
+fn ranges(entries: &[raft::eraftpb::Entry]) -> Result<Vec<BlockRange>, CommandError> {
     let mut ranges = Vec::new();
-    for entry in message.entries.iter().filter(|entry| !entry.context.is_empty()) {
+    for entry in entries.iter().filter(|entry| !entry.context.is_empty()) {
         if entry.entry_type != EntryType::EntryNormal {
             continue;
         }
@@ -354,6 +376,20 @@ fn ranges(message: &Message) -> Result<Vec<BlockRange>, CommandError> {
     Ok(ranges)
 }
 
+/// What the lane has to know of an entry that writes whole extents and nothing else.
+fn whole_extents(entry: &raft::eraftpb::Entry) -> Option<WholeExtents> {
+    if entry.entry_type != EntryType::EntryNormal || entry.data.len() < EXTENT_BYTES {
+        return None;
+    }
+    // One that cannot be decoded is found when it is applied.
+    let Ok((_, Command::Write { range, crcs })) = command::decode(&entry.context) else {
+        return None;
+    };
+    let whole = range.first.in_extent() == 0 && range.count.is_multiple_of(BLOCKS_PER_EXTENT);
+    let first = range.first.extent();
+    whole.then_some(WholeExtents { index: entry.index, first, crcs })
+}
+
 fn log_entry(entry: raft::eraftpb::Entry) -> LogEntry {
     let kind = match entry.entry_type {
         EntryType::EntryNormal => 0,
@@ -361,6 +397,7 @@ fn log_entry(entry: raft::eraftpb::Entry) -> LogEntry {
         EntryType::EntryConfChangeV2 => 2,
     };
     LogEntry {
+        redirect: None,
         index: entry.index,
         term: entry.term,
         kind,

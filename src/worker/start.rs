@@ -10,6 +10,7 @@ use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, FileId, OpenFile};
 use crate::io::file::FileError;
 use crate::io::{DriverError, DriverKind};
+use crate::limits::{REDIRECT_BYTES_MIN, REDIRECT_LARGE_WRITES};
 use crate::replica::apply::{Applier, ApplyError};
 use crate::replica::meta::{Meta, MetaError};
 use crate::replica::seam::Start;
@@ -315,6 +316,7 @@ fn open_disk(
         overlay_cache_bytes: options.overlay_cache_bytes,
         index_cache_bytes: options.index_cache_bytes,
         log_tail_bytes: options.log_tail_bytes,
+        redirect_bytes_min: if REDIRECT_LARGE_WRITES { REDIRECT_BYTES_MIN } else { usize::MAX },
     };
     let (lane, members) = open_lane(config, pool, &mut files, &mut index).map_err(open_error)?;
     let lane_files = LaneFiles {

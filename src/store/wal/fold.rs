@@ -65,6 +65,8 @@ pub enum FaultReason {
     EntriesLost(u64),
     #[error("the payload of entry {0} is damaged")]
     PayloadDamaged(u64),
+    #[error("entry {0} names a slot that belongs to something else")]
+    SlotConflict(u64),
     #[error("entries are missing between {after} and {before}")]
     Gap { after: u64, before: u64 },
     #[error("its log starts behind entry {compacted}, the store holds everything up to {flushed}")]
@@ -126,7 +128,6 @@ fn member_of(item: &FoundItem) -> MemberId {
         | FoundItem::Reset { member, .. }
         | FoundItem::Image { member, .. }
         | FoundItem::Fault { member } => *member,
-        FoundItem::Redirect(write) => write.member,
     }
 }
 
@@ -162,9 +163,6 @@ impl State {
             FoundItem::Fault { .. } => {
                 self.marked = true;
                 self.fault_seq = Some(seq);
-            }
-            FoundItem::Redirect(_) => {
-                unreachable!("recovery refuses a log with redirected writes")
             }
         }
     }

@@ -26,6 +26,7 @@ fn found(index: u64, term: u64) -> FoundEntry {
         payload_crc: 0,
         crc_start: 0,
         payload_ok: true,
+        redirect: None,
     }
 }
 

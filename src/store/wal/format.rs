@@ -43,9 +43,10 @@
 //!              from the first payload page of the batch), 0 u32, context
 //! 3 reset      kind u8, 0 x7, member u64, index u64, term u64
 //! 4 image      kind u8, 0 x3, entries u32, member u64, term u64, vote u64, commit u64,
-//!              compacted index u64, compacted term u64, then as many bodies of kind 2
+//!              compacted index u64, compacted term u64, then as many bodies of kind 2 or 5
 //! 5 redirected kind u8, Raft entry type u8, slots u16, context bytes u32, member u64, index u64,
-//!              term u64, then per slot: slot u32, 16 x block CRC u32; then context (rule R6)
+//!              term u64, first extent u32, 0 u32, then per slot: slot u32, 16 x block CRC u32;
+//!              then context
 //! 6 fault      kind u8, 0 x7, member u64
 //! ```
 //!
@@ -53,11 +54,17 @@
 //! incarnation, the sequence and the place of what it covers: bytes that a client wrote, that
 //! another disk wrote or that were left by an earlier lap do not pass. Payloads start at a page
 //! each and are covered by the CRC in their entry's body, so the batch CRC vouches for them too.
+//!
+//! A redirected entry is an entry that writes whole extents and whose payload lies in slots of the
+//! data file, one per extent from the first on. The slots were durable before the batch was
+//! written (rule R6), so whether the batch is intact says all that recovery has to know; the block
+//! CRCs are those of the index. A log may hold such entries only when the superblock has the
+//! feature [`crate::store::superblock::FEATURE_REDIRECT`].
 
 use bytes::Bytes;
 
-use crate::store::seam::{HardState, LogEntry};
-use crate::types::{BLOCK_BYTES, MemberId, Uuid, mix64};
+use crate::store::seam::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
+use crate::types::{BLOCK_BYTES, EXTENT_BYTES, Extent, MemberId, Uuid, mix64};
 
 use super::{BatchSeq, Item};
 
@@ -73,7 +80,7 @@ const VERSION: u16 = 1;
 const FIXED_CRC_AT: usize = 12;
 const BATCH_CRC_AT: usize = 124;
 const ENTRY_BODY_BYTES: usize = 48;
-const REDIRECT_BODY_BYTES: usize = 32;
+const REDIRECT_BODY_BYTES: usize = 40;
 const REDIRECT_SLOT_BYTES: usize = 68;
 
 /// Bits of an index record: what a batch holds of a member.
@@ -376,7 +383,11 @@ pub fn decode_index(records: &[u8]) -> Vec<Summary> {
 
 /// Bytes of the body of an item.
 pub fn body_bytes(item: &Item) -> usize {
-    let entry_bytes = |entry: &LogEntry| ENTRY_BODY_BYTES + entry.context.len();
+    let fixed_bytes = |entry: &LogEntry| match &entry.redirect {
+        None => ENTRY_BODY_BYTES,
+        Some(redirect) => REDIRECT_BODY_BYTES + redirect.slots.len() * REDIRECT_SLOT_BYTES,
+    };
+    let entry_bytes = |entry: &LogEntry| fixed_bytes(entry) + entry.context.len();
     match item {
         Item::Hard { .. } => 40,
         Item::Entry { entry, .. } => entry_bytes(entry),
@@ -473,6 +484,9 @@ impl Writer<'_> {
     }
 
     fn entry(&mut self, member: MemberId, entry: &LogEntry) {
+        if let Some(redirect) = &entry.redirect {
+            return self.redirected(member, entry, redirect);
+        }
         let (incarnation, seq) = (self.header.incarnation, self.header.seq);
         let start = self.keys.payload_start(incarnation, seq, self.payload_page);
         let length = |bytes: &Bytes| u32::try_from(bytes.len()).expect("bounded by the header");
@@ -485,6 +499,21 @@ impl Writer<'_> {
         self.bytes(&[0; 4]);
         self.bytes(&entry.context);
         self.payload_page += pages(entry.payload.len()) as u32;
+    }
+
+    fn redirected(&mut self, member: MemberId, entry: &LogEntry, redirect: &Redirect) {
+        assert!(entry.payload.is_empty(), "a payload is in one place");
+        let slots = u16::try_from(redirect.slots.len()).expect("bounded by ENTRY_BYTES_MAX");
+        let context = u32::try_from(entry.context.len()).expect("bounded by the header");
+        self.bytes(&[body::REDIRECT, entry.kind]);
+        self.bytes(&slots.to_le_bytes());
+        self.bytes(&context.to_le_bytes());
+        self.u64s(&[member.0, entry.index, entry.term, u64::from(redirect.first.0)]);
+        for slot in &redirect.slots {
+            self.bytes(&slot.slot.0.to_le_bytes());
+            slot.crcs.iter().for_each(|crc| self.bytes(&crc.to_le_bytes()));
+        }
+        self.bytes(&entry.context);
     }
 }
 
@@ -522,7 +551,6 @@ pub enum FoundItem {
         compacted_term: u64,
         entries: Vec<FoundEntry>,
     },
-    Redirect(RedirectedWrite),
     Fault {
         member: MemberId,
     },
@@ -537,48 +565,22 @@ pub struct FoundEntry {
     pub context: Bytes,
     /// In the ring file; a multiple of 4 KiB.
     pub payload_offset: u64,
+    /// In the ring file: none of a redirected entry.
     pub payload_bytes: u32,
     pub payload_crc: u32,
     /// What that CRC starts from.
     pub crc_start: u32,
     /// False once the payload was read and failed its CRC.
     pub payload_ok: bool,
+    /// Where the payload is when it is not in the ring.
+    pub redirect: Option<Box<Redirect>>,
 }
 
-/// An entry whose data went to slots of the data file instead (rule R6). Part of the format from
-/// its first day; this version neither writes nor replays it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RedirectedWrite {
-    pub member: MemberId,
-    pub index: u64,
-    pub term: u64,
-    pub kind: u8,
-    pub context: Bytes,
-    pub slots: Vec<RedirectedSlot>,
-}
-
-/// One slot and the checksums of its sixteen blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RedirectedSlot {
-    pub slot: u32,
-    pub crcs: [u32; 16],
-}
-
-impl RedirectedWrite {
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        let slots = u16::try_from(self.slots.len()).expect("at most 16 slots in an entry");
-        let context = u32::try_from(self.context.len()).expect("bounded by the header");
-        out.extend_from_slice(&[body::REDIRECT, self.kind]);
-        out.extend_from_slice(&slots.to_le_bytes());
-        out.extend_from_slice(&context.to_le_bytes());
-        for value in [self.member.0, self.index, self.term] {
-            out.extend_from_slice(&value.to_le_bytes());
-        }
-        for slot in &self.slots {
-            out.extend_from_slice(&slot.slot.to_le_bytes());
-            slot.crcs.iter().for_each(|crc| out.extend_from_slice(&crc.to_le_bytes()));
-        }
-        out.extend_from_slice(&self.context);
+impl FoundEntry {
+    /// Bytes of the payload, wherever it is.
+    pub fn data_bytes(&self) -> u32 {
+        let slots = self.redirect.as_ref().map_or(0, |redirect| redirect.slots.len());
+        self.payload_bytes + (slots * EXTENT_BYTES) as u32
     }
 }
 
@@ -629,7 +631,7 @@ impl Reader<'_> {
                 let part = self.take(40)?;
                 Ok(FoundItem::Hard { member: MemberId(u64_at(&part, 8)), hard: hard_at(&part, 16) })
             }
-            Some(&body::ENTRY) => {
+            Some(&(body::ENTRY | body::REDIRECT)) => {
                 let (member, entry) = self.entry()?;
                 Ok(FoundItem::Entry { member, entry })
             }
@@ -642,7 +644,6 @@ impl Reader<'_> {
                 })
             }
             Some(&body::IMAGE) => self.image(),
-            Some(&body::REDIRECT) => self.redirect(),
             Some(&body::FAULT) => {
                 let part = self.take(16)?;
                 Ok(FoundItem::Fault { member: MemberId(u64_at(&part, 8)) })
@@ -651,7 +652,11 @@ impl Reader<'_> {
         }
     }
 
+    /// A body of kind 2 or 5.
     fn entry(&mut self) -> Result<(MemberId, FoundEntry), FormatError> {
+        if self.bytes.get(self.at) == Some(&body::REDIRECT) {
+            return self.redirected();
+        }
         let part = self.take(ENTRY_BODY_BYTES)?;
         let context = self.take(u32_at(&part, 4) as usize)?;
         let (payload_bytes, payload_page) = (u32_at(&part, 32), u32_at(&part, 40));
@@ -672,6 +677,7 @@ impl Reader<'_> {
             payload_crc: u32_at(&part, 36),
             crc_start: self.keys.payload_start(incarnation, seq, payload_page),
             payload_ok: true,
+            redirect: None,
         };
         Ok((MemberId(u64_at(&part, 8)), entry))
     }
@@ -685,7 +691,7 @@ impl Reader<'_> {
         let member = MemberId(u64_at(&part, 8));
         let mut entries = Vec::with_capacity(count);
         for _ in 0..count {
-            if self.bytes.get(self.at) != Some(&body::ENTRY) {
+            if !matches!(self.bytes.get(self.at), Some(&(body::ENTRY | body::REDIRECT))) {
                 return Err(FormatError::Malformed("an image holds only entries"));
             }
             let (owner, entry) = self.entry()?;
@@ -703,25 +709,34 @@ impl Reader<'_> {
         })
     }
 
-    fn redirect(&mut self) -> Result<FoundItem, FormatError> {
+    fn redirected(&mut self) -> Result<(MemberId, FoundEntry), FormatError> {
         let part = self.take(REDIRECT_BODY_BYTES)?;
         let count = u16::from_le_bytes([part[2], part[3]]);
+        let first = u32_at(&part, 32);
+        if count == 0 || first.checked_add(u32::from(count)).is_none() {
+            return Err(FormatError::Malformed("a redirected write of no extents"));
+        }
         let slots = self.take(usize::from(count) * REDIRECT_SLOT_BYTES)?;
         let slots = slots
             .chunks_exact(REDIRECT_SLOT_BYTES)
             .map(|chunk| RedirectedSlot {
-                slot: u32_at(chunk, 0),
+                slot: Slot(u32_at(chunk, 0)),
                 crcs: std::array::from_fn(|block| u32_at(chunk, 4 + block * 4)),
             })
             .collect();
-        Ok(FoundItem::Redirect(RedirectedWrite {
-            member: MemberId(u64_at(&part, 8)),
+        let entry = FoundEntry {
             index: u64_at(&part, 16),
             term: u64_at(&part, 24),
             kind: part[1],
             context: self.take(u32_at(&part, 4) as usize)?,
-            slots,
-        }))
+            payload_offset: 0,
+            payload_bytes: 0,
+            payload_crc: 0,
+            crc_start: 0,
+            payload_ok: true,
+            redirect: Some(Box::new(Redirect { first: Extent(first), slots })),
+        };
+        Ok((MemberId(u64_at(&part, 8)), entry))
     }
 }
 

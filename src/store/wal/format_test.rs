@@ -6,6 +6,7 @@ const KEYS: Keys = Keys { disk: Uuid(*b"disk-for-testing"), seed: 0x5eed };
 
 fn entry(index: u64, context: &'static [u8], payload: Vec<u8>) -> LogEntry {
     LogEntry {
+        redirect: None,
         index,
         term: 7,
         kind: 2,
@@ -71,6 +72,7 @@ fn decoded(bytes: &[u8]) -> Result<Batch, FormatError> {
 /// Puts the payloads, which `payload` knows, back into what was found.
 fn as_item(found: &FoundItem, payload: &mut impl FnMut(&FoundEntry) -> Bytes) -> Item {
     let mut entry_of = |found: &FoundEntry| LogEntry {
+        redirect: found.redirect.clone(),
         index: found.index,
         term: found.term,
         kind: found.kind,
@@ -95,7 +97,6 @@ fn as_item(found: &FoundItem, payload: &mut impl FnMut(&FoundEntry) -> Bytes) ->
             }
         }
         FoundItem::Fault { member } => Item::Fault { member: *member },
-        FoundItem::Redirect(_) => panic!("items hold no redirected write"),
     }
 }
 
@@ -144,35 +145,70 @@ fn the_index_has_a_record_for_each_run_of_a_member() {
     );
 }
 
+fn redirected(index: u64, slots: u32) -> LogEntry {
+    let slots = (0..slots).map(|n| RedirectedSlot {
+        slot: Slot(n * 100 + 1),
+        crcs: std::array::from_fn(|block| n + block as u32),
+    });
+    let redirect = Redirect { first: Extent(17), slots: slots.collect() };
+    LogEntry { redirect: Some(Box::new(redirect)), ..entry(index, b"header", vec![]) }
+}
+
 #[test]
-fn a_redirected_write_survives() {
-    let write = RedirectedWrite {
-        member: MemberId(5),
-        index: 8,
-        term: 2,
-        kind: 1,
-        context: Bytes::from_static(b"header"),
-        slots: (0..3)
-            .map(|n| RedirectedSlot {
-                slot: n * 100,
-                crcs: std::array::from_fn(|block| n + block as u32),
-            })
-            .collect(),
-    };
-    let mut body = Vec::new();
-    write.encode(&mut body);
-    for len in 0..=body.len() {
-        let mut reader = Reader {
-            keys: &KEYS,
-            header: &Header::default(),
-            bytes: Bytes::copy_from_slice(&body[..len]),
-            at: 0,
-        };
-        match reader.item() {
-            Ok(found) => assert_eq!((len, found), (body.len(), FoundItem::Redirect(write.clone()))),
-            Err(error) => assert!(len < body.len(), "{error}"),
+fn redirected_entries_survive_alone_and_in_images() {
+    let items = [
+        Item::Entry { member: MemberId(5), entry: redirected(8, 3) },
+        Item::Entry { member: MemberId(5), entry: entry(9, b"", vec![4; 4096]) },
+        Item::Image {
+            member: MemberId(6),
+            hard: HardState::default(),
+            compacted_index: 3,
+            compacted_term: 1,
+            entries: vec![entry(4, b"a", vec![5; 4096]), redirected(5, 16), entry(6, b"", vec![])],
+        },
+    ];
+    let (_, bytes) = encoded(&items, &[]);
+    let batch = decoded(&bytes).unwrap();
+    let mut payload = |found: &FoundEntry| match (found.index, &found.redirect) {
+        (4, None) => vec![5; 4096].into(),
+        (9, None) => vec![4; 4096].into(),
+        (_, redirect) => {
+            let slots = redirect.as_ref().map_or(0, |redirect| redirect.slots.len());
+            assert_eq!(found.payload_bytes, 0);
+            assert_eq!(found.data_bytes() as usize, slots * EXTENT_BYTES);
+            Bytes::new()
         }
+    };
+    let back: Vec<_> = batch.items.iter().map(|found| as_item(found, &mut payload)).collect();
+    assert_eq!(back, items);
+    assert_eq!(batch.index, item_index(items.iter()));
+}
+
+/// A redirected entry that is cut short or names no slot or extents beyond all is refused.
+#[test]
+fn a_redirected_entry_that_cannot_be_is_refused() {
+    let items = [Item::Entry { member: MemberId(5), entry: redirected(8, 3) }];
+    let (header, bytes) = encoded(&items, &[]);
+    let body = FIXED_BYTES + RECORD_BYTES;
+    let read = |body: &[u8]| {
+        let bytes = Bytes::copy_from_slice(body);
+        Reader { keys: &KEYS, header: &header, bytes, at: 0 }.item()
+    };
+    let whole = &bytes[body..body + body_bytes(&items[0])];
+    assert!(read(whole).is_ok());
+    for len in 0..whole.len() {
+        assert!(read(&whole[..len]).is_err());
     }
+    let changed = |at: usize, value: u8| {
+        let mut changed = whole.to_vec();
+        changed[at..at + 2].fill(value);
+        read(&changed)
+    };
+    assert!(changed(2, 0).is_err(), "no slots");
+    assert!(changed(2, 255).is_err(), "more slots than there are bytes");
+    let mut beyond = whole.to_vec();
+    beyond[32..36].fill(255);
+    assert!(read(&beyond).is_err());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::decide::{Decision, decide};
-use super::format::{self, Batch, FoundItem, Keys, Summary};
+use super::format::{self, Batch, Keys, Summary};
 use super::ring::IN_FLIGHT_MAX;
 use super::scan::scan;
 use super::{BatchSeq, WalConfig, WalPosition};
@@ -78,8 +78,6 @@ pub enum RecoverError {
          the superblock is an old copy, or the disk was cloned; do not use it"
     )]
     NewerIncarnation { found: u64, ours: u64 },
-    #[error("batch {seq} holds a redirected write: start the newer program that wrote it")]
-    Redirected { seq: u64 },
 }
 
 impl WalConfig {
@@ -109,13 +107,6 @@ pub fn recover(
             LogPart::Lost(_) => None,
         })
     };
-    for batch in batches() {
-        let redirected = |item: &FoundItem| matches!(item, FoundItem::Redirect(_));
-        if batch.items.iter().any(redirected) {
-            let seq = batch.header.seq.0;
-            return Err(RecoverError::Redirected { seq });
-        }
-    }
     let unconfirmed = batches()
         .map(|batch| &batch.header)
         .filter(|header| header.seq > decision.mark)
@@ -201,7 +192,8 @@ pub enum LoadError {
     Checksum { offset: u64 },
 }
 
-/// Reads the payload of an entry, in the memory that `read` returns (aligned, when that is).
+/// Reads the payload of an entry that is in the ring, in the memory that `read` returns (aligned,
+/// when that is).
 pub fn load_payload(
     entry: &format::FoundEntry,
     read: &mut ReadRing<'_>,

@@ -100,10 +100,7 @@ fn entries_of(item: &mut FoundItem) -> &mut [FoundEntry] {
     match item {
         FoundItem::Entry { entry, .. } => std::slice::from_mut(entry),
         FoundItem::Image { entries, .. } => entries,
-        FoundItem::Hard { .. }
-        | FoundItem::Reset { .. }
-        | FoundItem::Redirect(_)
-        | FoundItem::Fault { .. } => &mut [],
+        FoundItem::Hard { .. } | FoundItem::Reset { .. } | FoundItem::Fault { .. } => &mut [],
     }
 }
 

@@ -145,6 +145,7 @@ pub(super) fn hard(member: u64, term: u64, commit: u64) -> Item {
 
 pub(super) fn log_entry(index: u64, term: u64, blocks: usize) -> LogEntry {
     LogEntry {
+        redirect: None,
         index,
         term,
         kind: 0,
@@ -160,6 +161,7 @@ pub(super) fn entry(member: u64, index: u64, term: u64, blocks: usize) -> Item {
 /// What was found, with its payloads, as it was pushed.
 pub(super) fn loaded(lab: &Lab, found: &FoundItem) -> Item {
     let load = |found: &FoundEntry| LogEntry {
+        redirect: found.redirect.clone(),
         index: found.index,
         term: found.term,
         kind: found.kind,
@@ -183,7 +185,6 @@ pub(super) fn loaded(lab: &Lab, found: &FoundItem) -> Item {
             }
         }
         FoundItem::Fault { member } => Item::Fault { member: *member },
-        FoundItem::Redirect(_) => panic!("nothing writes these"),
     }
 }
 

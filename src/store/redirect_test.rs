@@ -1,0 +1,532 @@
+//! Redirected writes, rule by rule: R4, R6, R8, R10 and what a restart makes of them.
+
+use super::lane_lab::*;
+use crate::store::index::IndexStore;
+use crate::store::seam::*;
+use crate::types::*;
+
+const ONE: MemberId = MemberId(1);
+const TWO: MemberId = MemberId(2);
+const SLOT: u64 = EXTENT_BYTES as u64;
+
+fn range(first: u32, count: u32) -> BlockRange {
+    BlockRange { first: Block(first), count }
+}
+
+fn write(first: u32, count: u32, seed: u64) -> LabOp {
+    let range = range(first, count);
+    LabOp::Write { range, seed }
+}
+
+/// With a log so large that nothing is written back before its time.
+fn lab(slots: u64) -> Lab {
+    Lab::redirecting(1, 2, 8 << 20, slots * SLOT)
+}
+
+/// The write of a slot on behalf of an entry.
+fn is_redirect(effect: &Effect) -> bool {
+    matches!(effect, Effect::Write { file: LaneFile::Data, durable: true, .. })
+}
+
+fn is_write_back(effect: &Effect) -> bool {
+    matches!(effect, Effect::Write { file: LaneFile::Data, durable: false, .. })
+}
+
+fn is_log(effect: &Effect) -> bool {
+    file_of(effect) == Some(LaneFile::Wal)
+}
+
+fn is_flush(effect: &Effect) -> bool {
+    matches!(effect, Effect::Index { job: IndexJob::Commit { flush: true, .. }, .. })
+}
+
+/// Time passes until the lane thinks that it is idle.
+fn idle(lab: &mut Lab) {
+    lab.poll();
+    lab.now = Mono(lab.now.0 + 2_000_000_000);
+}
+
+/// What is in this slot of the data file.
+fn slot(lab: &Lab, slot: u64) -> Vec<u8> {
+    let start = (slot * SLOT) as usize;
+    lab.disk.files[&LaneFile::Data].now[start..start + EXTENT_BYTES].to_vec()
+}
+
+fn flip_bit(lab: &mut Lab, at: usize) {
+    lab.disk.files.get_mut(&LaneFile::Data).unwrap().now[at] ^= 1;
+}
+
+fn used_slots(lab: &Lab) -> u64 {
+    lab.lane.space().used_bytes / SLOT
+}
+
+#[test]
+fn r6_no_batch_names_a_slot_before_it_is_durable() {
+    let mut lab = lab(12);
+    lab.append(ONE, 1, &[write(3, 1, 1), write(16, 32, 2)]);
+    lab.append(ONE, 2 + 1, &[write(4, 1, 3)]);
+    lab.append(ONE, 4, &[]);
+    lab.append(TWO, 1, &[write(0, 1, 4)]);
+    lab.settle_but(is_redirect);
+    assert_eq!(lab.queue.iter().filter(|effect| is_redirect(effect)).count(), 1, "one run");
+    assert_eq!(lab.models[&ONE].committable(), 0, "nor anything that comes after");
+    assert_eq!(lab.models[&TWO].committable(), 1, "others go on");
+    lab.crash();
+    assert_eq!((lab.models[&ONE].log.len(), used_slots(&lab)), (0, 0));
+    lab.append(ONE, 1, &[write(3, 1, 1), write(16, 32, 2)]);
+    lab.settle_but(is_log);
+    assert!(lab.queue.iter().any(is_log) && used_slots(&lab) == 2);
+    lab.settle();
+    assert_eq!(lab.models[&ONE].committable(), 2);
+    lab.crash();
+    assert_eq!((lab.models[&ONE].log.len(), used_slots(&lab)), (2, 2));
+    lab.commit_all(ONE);
+    lab.check_all();
+}
+
+#[test]
+fn r6_slots_of_a_batch_that_did_not_become_durable_are_free() {
+    let (mut with, mut without) = (0, 0);
+    for seed in 0..40 {
+        let mut lab = Lab::redirecting(seed, 1, 1 << 20, 12 * SLOT);
+        lab.append(ONE, 1, &[write(0, 32, 7)]);
+        lab.settle_but(is_log);
+        lab.crash();
+        let last = lab.models[&ONE].log.len() as u64;
+        assert_eq!(used_slots(&lab), 2 * last);
+        if last == 0 {
+            without += 1
+        } else {
+            with += 1
+        }
+        // Whoever gets the slots now, nobody is confused.
+        lab.append(ONE, last + 1, &[write(16, 64, 9)]);
+        lab.settle();
+        lab.commit_all(ONE);
+        lab.rest();
+        lab.crash();
+    }
+    assert!(with > 0 && without > 0);
+}
+
+#[test]
+fn a_redirected_write_is_written_once() {
+    let mut lab = lab(12);
+    lab.write(ONE, write(0, 48, 1));
+    idle(&mut lab);
+    lab.settle_but(|effect| is_flush(effect) || is_write_back(effect));
+    assert!(lab.queue.iter().all(is_flush) && !lab.queue.is_empty());
+    lab.rest();
+    assert_eq!((lab.lane.space().overlay_blocks, used_slots(&lab)), (0, 3));
+    lab.check_all();
+    lab.crash();
+    assert_eq!((lab.models[&ONE].applied, used_slots(&lab)), (1, 3));
+}
+
+#[test]
+fn it_is_read_from_its_slot_before_it_is_written_back() {
+    let mut lab = lab(12);
+    // More than the overlay keeps in memory.
+    for (index, first) in [(1, 0), (2, 32), (3, 64)] {
+        lab.write(ONE, write(first, 32, index * 100));
+    }
+    lab.write(ONE, write(7, 2, 900));
+    assert!(lab.lane.space().overlay_blocks > 64);
+    lab.check_all();
+    lab.crash();
+    lab.commit_all(ONE);
+    lab.check_all();
+}
+
+/// The slot that the log names keeps its content, whatever is written to the extent, and the
+/// extent is written back in the end.
+#[test]
+fn r6_a_slot_that_the_log_names_is_never_written() {
+    let mut lab = lab(12);
+    lab.write(ONE, write(0, 16, 1));
+    idle(&mut lab);
+    lab.settle_but(is_flush);
+    assert_eq!(lab.lane.space().overlay_blocks, 0, "the index has it, and the log still names it");
+    let before = slot(&lab, 0);
+    lab.write(ONE, write(5, 3, 50));
+    for _ in 0..5 {
+        idle(&mut lab);
+        lab.settle_but(is_flush);
+        assert!(slot(&lab, 0) == before);
+    }
+    assert_eq!(lab.lane.space().overlay_blocks, 3, "it waits");
+    lab.rest();
+    assert_eq!(lab.lane.space().overlay_blocks, 0, "and not for ever");
+    assert!(slot(&lab, 0) != before);
+    lab.check_all();
+    lab.crash();
+}
+
+/// As before, with the small write there before the large one is written back, and a crash.
+#[test]
+fn r6_a_small_write_on_top_leaves_the_slot_alone() {
+    let mut lab = lab(12);
+    lab.write(ONE, write(0, 16, 1));
+    lab.write(ONE, write(5, 3, 50));
+    let before = slot(&lab, 0);
+    for _ in 0..3 {
+        idle(&mut lab);
+        lab.settle_but(is_flush);
+        assert!(slot(&lab, 0) == before);
+    }
+    assert_eq!(lab.lane.space().overlay_blocks, 3);
+    lab.check_all();
+    lab.crash();
+    lab.commit_all(ONE);
+    lab.rest();
+    assert_eq!((lab.lane.space().overlay_blocks, used_slots(&lab)), (0, 1));
+    lab.check_all();
+    lab.crash();
+}
+
+#[test]
+fn what_was_overwritten_gives_its_slot_back() {
+    let mut lab = lab(12);
+    for seed in 1..=3 {
+        lab.write(ONE, write(0, 32, seed * 100));
+    }
+    assert_eq!(used_slots(&lab), 6);
+    lab.write(ONE, LabOp::Zero { range: range(16, 16) });
+    lab.rest();
+    lab.rest();
+    assert_eq!(used_slots(&lab), 1);
+    lab.write(ONE, write(0, 16, 900));
+    lab.rest();
+    lab.rest();
+    assert_eq!(used_slots(&lab), 1);
+    lab.check_all();
+    lab.crash();
+    assert_eq!(lab.lane.space().free_bytes, 11 * SLOT);
+}
+
+/// The index's free is durable, and yet the slot is taken while the log names it: a restart would
+/// look for it.
+#[test]
+fn r4_a_slot_that_the_index_gave_up_is_kept_while_the_log_names_it() {
+    let mut lab = lab(3);
+    lab.write(ONE, write(80, 1, 3));
+    lab.write(ONE, write(0, 16, 1));
+    lab.write(ONE, write(0, 16, 100));
+    idle(&mut lab);
+    lab.settle_but(is_flush);
+    let named = |lab: &Lab| lab.lane.alloc.named().0;
+    assert_eq!((named(&lab), used_slots(&lab)), (2, 3));
+    lab.crash();
+    assert_eq!(named(&lab), 2);
+    lab.commit_all(ONE);
+    lab.rest();
+    lab.rest();
+    assert_eq!((named(&lab), used_slots(&lab)), (0, 2));
+    lab.check_all();
+}
+
+#[test]
+fn r4_slots_of_replaced_entries_are_free_once_the_replacement_is_durable() {
+    let mut lab = lab(4);
+    lab.append(ONE, 1, &[write(0, 16, 1), write(16, 32, 2)]);
+    lab.settle();
+    assert_eq!(used_slots(&lab), 3);
+    lab.append(ONE, 2, &[LabOp::Noop]);
+    lab.settle_but(is_log);
+    assert_eq!(used_slots(&lab), 3, "a crash may bring the old ones back");
+    lab.settle();
+    assert_eq!(used_slots(&lab), 1);
+    lab.append(ONE, 3, &[write(32, 48, 5)]);
+    lab.settle();
+    assert_eq!(used_slots(&lab), 4, "they are used again");
+    lab.crash();
+    lab.commit_all(ONE);
+    lab.rest();
+    lab.check_all();
+}
+
+#[test]
+fn replaced_before_its_slots_were_written() {
+    let mut lab = lab(12);
+    lab.append(ONE, 1, &[write(0, 32, 1)]);
+    lab.append(ONE, 1, &[write(64, 16, 2)]);
+    lab.append(ONE, 1, &[write(1, 1, 3)]);
+    lab.settle_but(is_redirect);
+    assert_eq!(lab.models[&ONE].committable(), 0);
+    lab.settle();
+    assert_eq!((lab.models[&ONE].committable(), used_slots(&lab)), (1, 0));
+    lab.commit_all(ONE);
+    lab.rest();
+    assert_eq!(used_slots(&lab), 1);
+    lab.crash();
+}
+
+#[test]
+fn a_snapshot_gives_the_slots_of_the_log_back() {
+    for term in [1, 9] {
+        let mut lab = lab(12);
+        lab.write(TWO, write(0, 1, 1));
+        lab.append(ONE, 1, &[LabOp::Noop, write(0, 32, 2)]);
+        lab.settle();
+        lab.lane.begin_resync(ONE);
+        lab.rest();
+        assert_eq!(used_slots(&lab), 3);
+        lab.lane.finish_resync(ONE, 1, term, bytes::Bytes::new());
+        lab.poll();
+        lab.settle_but(is_flush);
+        assert_eq!(used_slots(&lab), if term == 1 { 3 } else { 1 }, "of another history");
+        assert_eq!(lab.lane.space().free_bytes, 9 * SLOT, "but not yet for others");
+        lab.rest();
+        assert_eq!(used_slots(&lab), if term == 1 { 3 } else { 1 });
+        if term == 1 {
+            lab.models.get_mut(&ONE).unwrap().applied = 1;
+            lab.reset(ONE, TWO, 1);
+            lab.settle();
+        }
+        assert_eq!(lab.lane.space().free_bytes, 11 * SLOT, "all but the other one's");
+    }
+}
+
+#[test]
+fn r8_an_image_names_the_slots_again() {
+    let mut lab = Lab::redirecting(1, 2, 1 << 20, 40 * SLOT);
+    lab.append(TWO, 1, &[write(0, 32, 1), write(9, 1, 7)]);
+    for number in 0..600u32 {
+        let at = (number * 7) % 60;
+        let mut patience = 0;
+        while lab.lane.admit(ONE, 4 * 4096, &[range(at, 4)]).is_err() {
+            lab.settle();
+            patience += 1;
+            assert!(patience < 10, "the ring is stuck at write {number}");
+        }
+        lab.write(ONE, write(at, 4, u64::from(number) * 10));
+        lab.settle();
+    }
+    for _ in 0..2 {
+        lab.crash();
+        assert_eq!(lab.models[&TWO].log, [1, 1], "its entries moved with the tail");
+    }
+    lab.commit_all(TWO);
+    lab.check_all();
+    lab.rest();
+    lab.crash();
+}
+
+#[test]
+fn r10_without_space_large_writes_go_to_the_log() {
+    let mut lab = lab(2);
+    lab.write(ONE, write(0, 32, 1));
+    lab.rest();
+    lab.append(ONE, 2, &[write(0, 32, 100)]);
+    lab.poll();
+    assert!(lab.queue.iter().all(is_log) && !lab.queue.is_empty());
+    lab.settle();
+    lab.commit_all(ONE);
+    lab.rest();
+    assert_eq!(used_slots(&lab), 2);
+    lab.check_all();
+    lab.crash();
+}
+
+#[test]
+fn r10_what_is_promised_to_others_is_not_taken() {
+    let mut lab = lab(3);
+    lab.append(TWO, 1, &[write(0, 17, 1)]);
+    lab.settle();
+    lab.append(ONE, 1, &[write(0, 32, 2)]);
+    lab.poll();
+    assert!(!lab.queue.iter().any(is_redirect), "two of three slots are promised");
+    // Behind one that waits for its slot, the promise holds, too.
+    let mut lab = self::lab(3);
+    lab.append(ONE, 1, &[write(0, 16, 1), write(40, 17, 2)]);
+    lab.settle_but(is_redirect);
+    assert_eq!(lab.lane.space().free_bytes, 0);
+    lab.settle();
+    lab.commit_all(ONE);
+    lab.rest();
+    lab.check_all();
+}
+
+#[test]
+fn a_payload_that_does_not_match_its_checksums_is_not_redirected() {
+    let mut lab = lab(12);
+    let crcs = vec![7; 16];
+    let payload = lab.disk.pool.copy(&content(1, 0).repeat(16));
+    lab.lane.append(AppendRequest {
+        member: ONE,
+        number: 1,
+        entries: vec![LogEntry { index: 1, term: 1, payload, ..LogEntry::default() }],
+        whole_extents: vec![WholeExtents { index: 1, first: Extent(0), crcs }],
+        ..AppendRequest::default()
+    });
+    lab.poll();
+    assert!(lab.queue.iter().all(is_log) && !lab.queue.is_empty());
+}
+
+#[test]
+fn r12_a_destroyed_member_gives_its_slots_back() {
+    let mut lab = lab(12);
+    lab.write(ONE, write(0, 32, 1));
+    lab.append(ONE, 2, &[write(32, 16, 2)]);
+    lab.settle();
+    lab.append(ONE, 3, &[write(48, 16, 3)]);
+    lab.settle_but(is_redirect);
+    lab.lane.destroy_member(ONE);
+    lab.settle_but(is_redirect);
+    assert_eq!(used_slots(&lab), 1, "its write is still under way");
+    lab.models.remove(&ONE);
+    lab.rest();
+    assert_eq!(used_slots(&lab), 0);
+    lab.write(TWO, write(0, 64, 4));
+    lab.rest();
+    lab.check_all();
+    lab.crash();
+}
+
+/// Nobody has applied it, others count on this copy: a rotten slot faults the member.
+#[test]
+fn a_rotten_slot_of_an_entry_that_was_promised_faults_the_member() {
+    let mut lab = lab(12);
+    lab.append(ONE, 1, &[write(0, 32, 1)]);
+    lab.write(TWO, write(0, 16, 1));
+    lab.settle();
+    flip_bit(&mut lab, EXTENT_BYTES + 5000);
+    let found = lab.reopen_unchecked();
+    assert!(found[0].faulted && found[0].entries.is_empty());
+    assert!(!found[1].faulted && found[1].entries.len() == 1);
+    assert_eq!(used_slots(&lab), 1, "nothing is kept for a log that is not believed");
+    let again = lab.reopen_unchecked();
+    assert!(again[0].faulted, "for good");
+}
+
+/// Everything is applied elsewhere, too: it is not handed to followers, and reads say so.
+#[test]
+fn a_rotten_slot_of_an_applied_entry_is_told_by_reads() {
+    let mut lab = lab(12);
+    lab.write(ONE, write(0, 16, 1));
+    lab.append(ONE, 2, &[]);
+    lab.settle();
+    let whole = lab.reopen_unchecked();
+    assert!(whole[0].entries[0].loaded && whole[0].entries[0].entry.payload.len() == EXTENT_BYTES);
+    flip_bit(&mut lab, 5000);
+    let found = lab.reopen_unchecked();
+    let entry = &found[0].entries[0];
+    assert!(!found[0].faulted && !entry.loaded && entry.entry.payload.is_empty());
+    lab.models.get_mut(&ONE).unwrap().applied = 0;
+    lab.apply_next(ONE, false);
+    lab.lane.read(ReadId(900), ONE, range(0, 4));
+    lab.settle();
+    assert!(matches!(lab.events.last(), Some(Event::Damaged { extent: Extent(0), .. })));
+    lab.lane.read(ReadId(901), ONE, range(2, 14));
+    lab.settle();
+    assert!(matches!(lab.events.last(), Some(Event::Read { result: Ok(_), .. })));
+}
+
+#[test]
+fn an_entry_whose_slot_is_another_s_faults_its_member() {
+    let mut lab = lab(12);
+    lab.append(ONE, 1, &[write(0, 16, 1)]);
+    lab.settle();
+    let record = ExtentRecord {
+        slot: Slot(0),
+        present: 1,
+        zero: 0,
+        last_changed: 0,
+        birth: VolumeId(9),
+        crcs: [0; 16],
+    };
+    let key = ExtentKey { member: TWO, extent: Extent(3), layer: 0 };
+    lab.index.commit(&[IndexEdit::Put(key, record)], true).unwrap();
+    let found = lab.reopen_unchecked();
+    assert!(found[0].faulted && !found[1].faulted);
+    assert_eq!(used_slots(&lab), 1);
+}
+
+#[test]
+fn the_disk_says_that_its_log_may_name_slots() {
+    let lab = Lab::new(1, 1);
+    assert_eq!(lab.lane.superblock().features, 0);
+    let mut lab = self::lab(12);
+    let feature = crate::store::superblock::FEATURE_REDIRECT;
+    assert_eq!(lab.lane.superblock().features, feature);
+    lab.write(ONE, write(0, 16, 1));
+    lab.rest();
+    lab.crash();
+    assert_eq!(lab.lane.superblock().features, feature, "checkpoints keep it");
+}
+
+/// A story with everything in it, cut off after each of its effects.
+#[test]
+fn a_crash_at_every_boundary_loses_nothing() {
+    let mut slots_written = 0;
+    for seed in 0..6u64 {
+        let mut boundary = 0;
+        loop {
+            let mut lab = Lab::redirecting(seed, 2, 1 << 20, 14 * SLOT);
+            let ended = story(&mut lab, boundary, &mut slots_written);
+            lab.crash();
+            let commits = |lab: &Lab, id: MemberId| lab.models[&id].commit;
+            // What was acknowledged is found (the lab judges); go on from there, and once more.
+            for member in [ONE, TWO] {
+                assert!(lab.models[&member].log.len() as u64 >= commits(&lab, member));
+                lab.commit_all(member);
+                let last = lab.models[&member].log.len() as u64;
+                lab.append(member, last + 1, &[write(16, 32, 7000 + boundary)]);
+            }
+            lab.settle();
+            lab.commit_all(ONE);
+            lab.rest();
+            lab.crash();
+            if ended {
+                break;
+            }
+            boundary += 1;
+        }
+        assert!(boundary > 40, "{boundary} boundaries");
+    }
+    assert!(slots_written > 500);
+}
+
+/// Plays until `boundary` effects have ended; true when there were no more.
+fn story(lab: &mut Lab, boundary: u64, slots_written: &mut u64) -> bool {
+    let acts: [(MemberId, u64, &[LabOp]); 13] = [
+        (ONE, 1, &[write(0, 32, 100), write(3, 2, 200)]),
+        (TWO, 1, &[write(16, 16, 300)]),
+        (ONE, 3, &[write(0, 16, 400)]),
+        (TWO, 2, &[write(32, 16, 500), write(48, 16, 600)]),
+        // Replaces two entries that nobody committed.
+        (TWO, 2, &[write(48, 32, 700)]),
+        (ONE, 4, &[LabOp::Zero { range: BlockRange { first: Block(16), count: 16 } }]),
+        (ONE, 5, &[write(2, 1, 800), write(64, 16, 900)]),
+        (TWO, 3, &[write(16, 16, 1000)]),
+        (ONE, 7, &[write(64, 32, 1100)]),
+        (TWO, 4, &[write(20, 1, 1200)]),
+        (TWO, 5, &[write(48, 16, 1300)]),
+        (ONE, 8, &[write(70, 2, 1400)]),
+        (ONE, 9, &[write(0, 32, 1500)]),
+    ];
+    let mut left = boundary;
+    for (act, (member, from, ops)) in acts.into_iter().enumerate() {
+        lab.append(member, from, ops);
+        lab.poll();
+        while !lab.queue.is_empty() {
+            if left == 0 {
+                return false;
+            }
+            left -= 1;
+            let effect = lab.queue.remove(0);
+            *slots_written += u64::from(is_redirect(&effect));
+            lab.carry_out(effect);
+            lab.poll();
+        }
+        // The fourth act is replaced by the fifth.
+        if act != 3 {
+            lab.commit_all(member);
+        }
+        if act % 3 == 2 {
+            idle(lab);
+            lab.poll();
+        }
+    }
+    true
+}
