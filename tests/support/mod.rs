@@ -40,12 +40,13 @@ pub struct Setup {
     name: &'static str,
     volumes: Vec<(&'static str, &'static str)>,
     restart_after: &'static str,
+    settings: Vec<&'static str>,
 }
 
 impl Setup {
     /// `name` names the folder; it must be unique among the tests of a program.
     pub fn new(name: &'static str) -> Setup {
-        Setup { name, volumes: Vec::new(), restart_after: "1s" }
+        Setup { name, volumes: Vec::new(), restart_after: "1s", settings: Vec::new() }
     }
 
     /// A volume to create, such as `("demo", "256MiB")`.
@@ -57,6 +58,12 @@ impl Setup {
     /// When `dev` restarts a pod that died: such as `2s`, or `never`.
     pub fn restart_after(mut self, pause: &'static str) -> Setup {
         self.restart_after = pause;
+        self
+    }
+
+    /// A key of every pod's configuration, such as `io=epoll`.
+    pub fn set(mut self, setting: &'static str) -> Setup {
+        self.settings.push(setting);
         self
     }
 
@@ -107,6 +114,9 @@ fn spawn_dev(dir: &Path, offset: u16, setup: &Setup) -> Child {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(fs::File::options().create(true).append(true).open(dir.join("dev.log")).unwrap());
+    for setting in &setup.settings {
+        command.args(["--set", setting]);
+    }
     for (name, size) in &setup.volumes {
         command.args(["--volume", &format!("{name}:{size}")]);
     }
