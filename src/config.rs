@@ -27,6 +27,9 @@ use size::ByteSize;
 
 /// Smallest log ring of a disk.
 const WAL_BYTES_MIN: u64 = 64 << 20;
+/// Shorter, and a machine that is busy looks hung; longer, and nobody waits for it.
+const HANG_LIMIT_SECONDS_MIN: u32 = 2;
+const HANG_LIMIT_SECONDS_MAX: u32 = 3600;
 /// Smallest data file of a disk.
 const DATA_BYTES_MIN: u64 = 256 << 20;
 
@@ -48,6 +51,10 @@ pub struct Config {
     /// Moves the leadership of a shard to the pod that its requests come through.
     #[serde(default = "yes")]
     pub leaders_follow_clients: bool,
+    /// The process ends, to be started again, when its data path makes no progress for so long.
+    /// 0: never.
+    #[serde(default = "default_hang_limit_seconds")]
+    pub hang_limit_seconds: u32,
     /// Written (with the process id) once the pod serves, removed when it stops.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid_file: Option<PathBuf>,
@@ -199,6 +206,11 @@ pub enum ConfigError {
     BadAdvertise { key: &'static str, advertise: SocketAddr },
     #[error("`{first}.listen` and `{second}.listen` are both {listen}")]
     SameListen { first: &'static str, second: &'static str, listen: SocketAddr },
+    #[error(
+        "`hang_limit_seconds` is {0}; it must be 0 (never) or from {HANG_LIMIT_SECONDS_MIN} to \
+         {HANG_LIMIT_SECONDS_MAX}"
+    )]
+    HangLimit(u32),
     #[error("`budgets.{key}` must not be 0")]
     NoBudget { key: &'static str },
 }
@@ -233,6 +245,12 @@ impl Config {
         }
         for address in &self.join {
             check_host_port(address)?;
+        }
+        let hang_limit = self.hang_limit_seconds;
+        if hang_limit != 0
+            && !(HANG_LIMIT_SECONDS_MIN..=HANG_LIMIT_SECONDS_MAX).contains(&hang_limit)
+        {
+            return Err(ConfigError::HangLimit(hang_limit));
         }
         self.validate_listeners()?;
         self.validate_disks()?;
@@ -408,6 +426,10 @@ fn yes() -> bool {
     true
 }
 
+fn default_hang_limit_seconds() -> u32 {
+    10
+}
+
 fn default_wal_size() -> ByteSize {
     ByteSize(1 << 30)
 }
@@ -448,6 +470,8 @@ mod tests {
         assert_eq!(config.nbd_address().to_string(), "127.0.0.1:10809");
         assert_eq!(config.disks[0].wal_size, ByteSize(1 << 30));
         assert_eq!(config.io, IoMethod::Auto);
+        assert_eq!(config.hang_limit_seconds, 10);
+        parse("data = '/d'\nhang_limit_seconds = 0").unwrap();
     }
 
     #[test]
@@ -470,6 +494,9 @@ mod tests {
             ("data = '/d'\n[api]\nlisten = '0.0.0.0:7400'", "api.advertise"),
             ("data = '/d'\n[api]\nlisten = '127.0.0.1:7401'", "are both 127.0.0.1:7401"),
             ("data = '/d'\n[nbd]\nlisten = '127.0.0.1:0'", "nbd.listen` needs a port"),
+            ("data = '/d'\nhang_limit_seconds = 1", "hang_limit_seconds"),
+            ("data = '/d'\nhang_limit_seconds = 3601", "hang_limit_seconds"),
+            ("data = '/d'\nhang_limit_seconds = -1", "hang_limit_seconds"),
             ("data = '/d'\n[budgets]\nlog_tail = 0", "log_tail"),
         ] {
             let error = parse(text).expect_err(text);

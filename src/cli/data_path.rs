@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -126,6 +127,8 @@ fn options(config: &Config, identity: Identity, memory: &Memory) -> anyhow::Resu
         overlay_cache_bytes: size(config.budgets.overlay_cache.0),
         index_cache_bytes: size(config.budgets.index_cache.0),
         leaders_follow_clients: config.leaders_follow_clients,
+        hang_limit: (config.hang_limit_seconds > 0)
+            .then(|| Duration::from_secs(config.hang_limit_seconds.into())),
         log_tail_bytes: size(config.budgets.log_tail.0),
     })
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, FileId, OpenFile};
@@ -28,6 +29,7 @@ use crate::worker::lanes::{DiskPlace, LaneFiles, LaneRuntime};
 use crate::worker::mailbox::{Sender, Wake, mailbox};
 use crate::worker::members::{apply_request, raft_entry};
 use crate::worker::round::{Command, Worker, WorkerConfig};
+use crate::worker::watchdog::Watchdog;
 
 /// Messages that wait for a worker; the index threads block when it is full.
 const MAILBOX_MESSAGES: usize = 4096;
@@ -50,6 +52,8 @@ pub struct StartOptions {
     pub log_tail_bytes: usize,
     /// Leaderships move to the pods that their requests come through.
     pub leaders_follow_clients: bool,
+    /// The process ends when the worker makes no round for so long; `None`: never.
+    pub hang_limit: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
@@ -194,6 +198,15 @@ pub fn start(
     let (ready, started) = sync_channel(1);
     let run = move || match build(&options, report) {
         Ok((mut worker, inbox, disks)) => {
+            let watchdog =
+                options.hang_limit.map(|limit| Watchdog::start(limit, worker.rounds())).transpose();
+            let _watchdog = match watchdog {
+                Ok(watchdog) => watchdog,
+                Err(error) => {
+                    let _unheard = ready.send(Err(StartError::Thread(error)));
+                    return Ok(());
+                }
+            };
             if ready.send(Ok((inbox, disks))).is_err() {
                 return Ok(());
             }

@@ -166,6 +166,7 @@ fn config(directory: &Path, listen: &Listeners, first: Option<SocketAddr>, disk:
         join: first.iter().map(SocketAddr::to_string).collect(),
         io: IoMethod::Auto,
         leaders_follow_clients: true,
+        hang_limit_seconds: 10,
         pid_file: Some(directory.join("pid")),
         api: Listen::at(listen.api),
         peer: Listen::at(listen.peer),
