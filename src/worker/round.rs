@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 use crate::front::nbd::session::SessionHandle;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Completion, Driver};
-use crate::limits::TICK;
+use crate::limits::{Budgets, TICK};
 use crate::net::handshake::Identity;
 use crate::net::link::LinkEvent;
 use crate::replica::seam::Output;
@@ -44,6 +44,8 @@ pub struct WorkerConfig {
     pub log_tail_bytes: usize,
     /// Leaderships move to the pods that their requests come through.
     pub leaders_follow_clients: bool,
+    /// Bounds on memory under way.
+    pub budgets: Budgets,
 }
 
 /// What other threads tell a worker.

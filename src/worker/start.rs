@@ -10,7 +10,8 @@ use std::time::Duration;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, FileId, OpenFile};
 use crate::io::file::FileError;
-use crate::io::{DriverError, DriverKind};
+use crate::io::{DriverError, DriverKind, DurableWrites};
+use crate::limits::Budgets;
 use crate::replica::apply::{Applier, ApplyError};
 use crate::replica::meta::{Meta, MetaError};
 use crate::replica::seam::Start;
@@ -42,6 +43,8 @@ pub struct StartOptions {
     /// Raised by every start of the pod, whatever its disks: numbers its sessions (rule R15).
     pub incarnation: u32,
     pub driver: DriverKind,
+    /// Who carries out durable writes for io_uring.
+    pub durable_writes: DurableWrites,
     pub disks: Vec<DiskOptions>,
     /// Where peers connect.
     pub peer: Address,
@@ -52,6 +55,8 @@ pub struct StartOptions {
     pub log_tail_bytes: usize,
     /// Leaderships move to the pods that their requests come through.
     pub leaders_follow_clients: bool,
+    /// Bounds on memory under way.
+    pub budgets: Budgets,
     /// The process ends when the worker makes no round for so long; `None`: never.
     pub hang_limit: Option<Duration>,
 }
@@ -251,7 +256,7 @@ fn build(
     options: &StartOptions,
     report: Box<dyn Fn(PodReport) + Send>,
 ) -> Result<Built, StartError> {
-    let driver = crate::io::driver(options.driver)?;
+    let driver = crate::io::driver_with(options.driver, options.durable_writes)?;
     let waker = driver.waker();
     let wake: Wake = Arc::new(move || waker.wake());
     let (inbox, receiver) = mailbox(MAILBOX_MESSAGES, wake);
@@ -267,6 +272,7 @@ fn build(
         seed: options.pod.0,
         log_tail_bytes: options.log_tail_bytes,
         leaders_follow_clients: options.leaders_follow_clients,
+        budgets: options.budgets,
     };
     let sessions = SessionSource::new(options.incarnation);
     let mut worker = Worker::new(config, driver, pool, receiver, report, sessions);

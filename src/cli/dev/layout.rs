@@ -165,6 +165,7 @@ fn config(directory: &Path, listen: &Listeners, first: Option<SocketAddr>, disk:
         init: first.is_none(),
         join: first.iter().map(SocketAddr::to_string).collect(),
         io: IoMethod::Auto,
+        durable_writes: Default::default(),
         leaders_follow_clients: true,
         hang_limit_seconds: 10,
         pid_file: Some(directory.join("pid")),
