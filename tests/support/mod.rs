@@ -15,7 +15,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -263,6 +263,17 @@ impl Cluster {
     pub fn stop(&mut self) {
         self.stop_dev();
         wait_until("every pod is gone", || (1..=PODS).all(|pod| self.pid(pod).is_none()));
+    }
+
+    /// Asks `dev` to end, and says how it did.
+    pub fn terminate(&mut self) -> ExitStatus {
+        kill_process(Pid::from_child(&self.dev), Signal::TERM).expect("signal holdfast dev");
+        let mut ended = None;
+        wait_until("dev ends", || {
+            ended = self.dev.try_wait().expect("wait for holdfast dev");
+            ended.is_some()
+        });
+        ended.expect("it has ended")
     }
 
     /// Starts a stopped cluster on its data, and waits until its volumes can be used.
