@@ -25,8 +25,13 @@ use serde::{Deserialize, Serialize};
 
 use size::ByteSize;
 
+use crate::limits;
+
 /// Smallest log ring of a disk.
 const WAL_BYTES_MIN: u64 = 64 << 20;
+/// Shorter, and a machine that is busy looks hung; longer, and nobody waits for it.
+const HANG_LIMIT_SECONDS_MIN: u32 = 2;
+const HANG_LIMIT_SECONDS_MAX: u32 = 3600;
 /// Smallest data file of a disk.
 const DATA_BYTES_MIN: u64 = 256 << 20;
 
@@ -45,9 +50,15 @@ pub struct Config {
     pub join: Vec<String>,
     #[serde(default)]
     pub io: IoMethod,
+    #[serde(default)]
+    pub durable_writes: DurableWriteMethod,
     /// Moves the leadership of a shard to the pod that its requests come through.
     #[serde(default = "yes")]
     pub leaders_follow_clients: bool,
+    /// The process ends, to be started again, when its data path makes no progress for so long.
+    /// 0: never.
+    #[serde(default = "default_hang_limit_seconds")]
+    pub hang_limit_seconds: u32,
     /// Written (with the process id) once the pod serves, removed when it stops.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid_file: Option<PathBuf>,
@@ -115,16 +126,39 @@ pub enum IoMethod {
     Epoll,
 }
 
-/// Memory of the data path, per disk.
+/// How writes of the log reach the disk durably, with io_uring. (Epoll has threads for all of its
+/// file I/O.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DurableWriteMethod {
+    /// By the ring itself: the least work.
+    #[default]
+    Ring,
+    /// By a few threads: for machines on which the kernel's own workers come late.
+    Threads,
+}
+
+/// Memory of the data path. Each has bounds ([`ConfigError::BudgetRange`] says them); a pod may
+/// use the sum of all that applies to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Budgets {
-    /// Payloads that stay in memory until they are written back.
+    /// Payloads that stay in memory until they are written back, per disk. 256 MiB.
     pub overlay_cache: ByteSize,
-    /// Cache of the index.
+    /// Cache of the index, per disk. 256 MiB.
     pub index_cache: ByteSize,
-    /// Applied log entries kept for followers that are a little behind, per replica.
+    /// Applied log entries kept for followers that are a little behind, per replica. 1 MiB.
     pub log_tail: ByteSize,
+    /// Requests under way of one connection of a client; one request is always taken, however
+    /// large. 64 MiB.
+    pub connection: ByteSize,
+    /// Requests under way of one volume through this pod; beyond it every connection still has
+    /// 1 MiB. 256 MiB.
+    pub volume: ByteSize,
+    /// Writes under way of one shard that this pod leads. 64 MiB.
+    pub shard: ByteSize,
+    /// What waits to be sent to one disk of another pod. 64 MiB.
+    pub link: ByteSize,
 }
 
 /// What is logged, and how.
@@ -199,8 +233,13 @@ pub enum ConfigError {
     BadAdvertise { key: &'static str, advertise: SocketAddr },
     #[error("`{first}.listen` and `{second}.listen` are both {listen}")]
     SameListen { first: &'static str, second: &'static str, listen: SocketAddr },
-    #[error("`budgets.{key}` must not be 0")]
-    NoBudget { key: &'static str },
+    #[error(
+        "`hang_limit_seconds` is {0}; it must be 0 (never) or from {HANG_LIMIT_SECONDS_MIN} to \
+         {HANG_LIMIT_SECONDS_MAX}"
+    )]
+    HangLimit(u32),
+    #[error("`budgets.{key}` is {size}; it must be from {least} to {most}")]
+    BudgetRange { key: &'static str, size: ByteSize, least: ByteSize, most: ByteSize },
 }
 
 impl Config {
@@ -234,18 +273,15 @@ impl Config {
         for address in &self.join {
             check_host_port(address)?;
         }
+        let hang_limit = self.hang_limit_seconds;
+        if hang_limit != 0
+            && !(HANG_LIMIT_SECONDS_MIN..=HANG_LIMIT_SECONDS_MAX).contains(&hang_limit)
+        {
+            return Err(ConfigError::HangLimit(hang_limit));
+        }
         self.validate_listeners()?;
         self.validate_disks()?;
-        for (key, size) in [
-            ("overlay_cache", self.budgets.overlay_cache),
-            ("index_cache", self.budgets.index_cache),
-            ("log_tail", self.budgets.log_tail),
-        ] {
-            if size.0 == 0 {
-                return Err(ConfigError::NoBudget { key });
-            }
-        }
-        Ok(())
+        self.budgets.validate()
     }
 
     fn validate_listeners(&self) -> Result<(), ConfigError> {
@@ -390,12 +426,42 @@ impl Default for Nbd {
 
 impl Default for Budgets {
     fn default() -> Budgets {
+        let bounds = limits::Budgets::default();
         Budgets {
             overlay_cache: ByteSize(256 << 20),
             index_cache: ByteSize(256 << 20),
             log_tail: ByteSize(1 << 20),
+            connection: bytes(bounds.connection_bytes),
+            volume: bytes(bounds.volume_bytes),
+            shard: bytes(bounds.shard_bytes),
+            link: bytes(bounds.link_bytes),
         }
     }
+}
+
+impl Budgets {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let least = limits::Budgets::LEAST;
+        let (gib, tib) = (ByteSize(1 << 30), ByteSize(1 << 40));
+        for (key, size, least, most) in [
+            ("overlay_cache", self.overlay_cache, ByteSize(1 << 20), tib),
+            ("index_cache", self.index_cache, ByteSize(1 << 20), tib),
+            ("log_tail", self.log_tail, ByteSize(4 << 10), gib),
+            ("connection", self.connection, bytes(least.connection_bytes), tib),
+            ("volume", self.volume, bytes(least.volume_bytes), tib),
+            ("shard", self.shard, bytes(least.shard_bytes), gib),
+            ("link", self.link, bytes(least.link_bytes), gib),
+        ] {
+            if size.0 < least.0 || size.0 > most.0 {
+                return Err(ConfigError::BudgetRange { key, size, least, most });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn bytes(count: usize) -> ByteSize {
+    ByteSize(count as u64)
 }
 
 impl Default for Log {
@@ -406,6 +472,10 @@ impl Default for Log {
 
 fn yes() -> bool {
     true
+}
+
+fn default_hang_limit_seconds() -> u32 {
+    10
 }
 
 fn default_wal_size() -> ByteSize {
@@ -448,6 +518,14 @@ mod tests {
         assert_eq!(config.nbd_address().to_string(), "127.0.0.1:10809");
         assert_eq!(config.disks[0].wal_size, ByteSize(1 << 30));
         assert_eq!(config.io, IoMethod::Auto);
+        assert_eq!(config.hang_limit_seconds, 10);
+        assert_eq!(config.durable_writes, DurableWriteMethod::Ring);
+        let budgets = &config.budgets;
+        assert_eq!([budgets.connection, budgets.shard, budgets.link], [ByteSize(64 << 20); 3]);
+        let caches = [budgets.overlay_cache, budgets.index_cache, budgets.volume];
+        assert_eq!(caches, [ByteSize(256 << 20); 3]);
+        assert_eq!(budgets.log_tail, ByteSize(1 << 20));
+        parse("data = '/d'\nhang_limit_seconds = 0").unwrap();
     }
 
     #[test]
@@ -470,7 +548,22 @@ mod tests {
             ("data = '/d'\n[api]\nlisten = '0.0.0.0:7400'", "api.advertise"),
             ("data = '/d'\n[api]\nlisten = '127.0.0.1:7401'", "are both 127.0.0.1:7401"),
             ("data = '/d'\n[nbd]\nlisten = '127.0.0.1:0'", "nbd.listen` needs a port"),
-            ("data = '/d'\n[budgets]\nlog_tail = 0", "log_tail"),
+            ("data = '/d'\nhang_limit_seconds = 1", "hang_limit_seconds"),
+            ("data = '/d'\nhang_limit_seconds = 3601", "hang_limit_seconds"),
+            ("data = '/d'\nhang_limit_seconds = -1", "hang_limit_seconds"),
+            (
+                "data = '/d'\n[budgets]\nlog_tail = 0",
+                "budgets.log_tail` is 0B; it must be from 4KiB",
+            ),
+            ("data = '/d'\n[budgets]\nlog_tail = '2GiB'", "to 1GiB"),
+            ("data = '/d'\n[budgets]\noverlay_cache = 0", "overlay_cache"),
+            ("data = '/d'\n[budgets]\nindex_cache = '1KiB'", "index_cache"),
+            ("data = '/d'\n[budgets]\nconnection = '512KiB'", "from 1MiB to"),
+            ("data = '/d'\n[budgets]\nvolume = '2TiB'", "budgets.volume"),
+            ("data = '/d'\n[budgets]\nshard = '7MiB'", "from 8MiB to"),
+            ("data = '/d'\n[budgets]\nlink = '15MiB'", "from 16MiB to"),
+            ("data = '/d'\n[budgets]\nmemory = '1GiB'", "unknown field"),
+            ("data = '/d'\ndurable_writes = 'never'", "never"),
         ] {
             let error = parse(text).expect_err(text);
             assert!(error.contains(says), "{text:?}: {error}");

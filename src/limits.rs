@@ -24,14 +24,54 @@ pub const FRAME_META_BYTES_MAX: usize = 4 << 20;
 pub const SHARD_BYTES: u64 = 4 << 30;
 /// The largest volume.
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
-/// Bytes of client payload under way per connection.
+/// Bytes of client payload under way per connection, unless [`Budgets`] says otherwise.
 pub const CONNECTION_BYTES_MAX: usize = 64 << 20;
 /// Requests under way per connection.
 pub const CONNECTION_REQUESTS_MAX: usize = 1024;
-/// Bytes of proposals under way per shard.
+/// Bytes of requests under way per volume at one pod; beyond it, connections get their minimum
+/// only. Unless [`Budgets`] says otherwise.
+pub const VOLUME_UNDER_WAY_BYTES_MAX: usize = 256 << 20;
+/// What a connection may have under way however busy the others of its volume are.
+pub const CONNECTION_UNDER_WAY_BYTES_MIN: usize = 1 << 20;
+/// Bytes of proposals under way per shard, unless [`Budgets`] says otherwise.
 pub const SHARD_PROPOSAL_BYTES_MAX: usize = 64 << 20;
-/// Bytes of queued frames per peer link before Raft messages to it are dropped (Raft resends).
+/// Bytes of queued frames per peer link before Raft messages to it are dropped (Raft resends),
+/// unless [`Budgets`] says otherwise.
 pub const LINK_QUEUE_BYTES_MAX: usize = 64 << 20;
+
+/// The bounds on memory under way that a pod's configuration may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// Client payload under way per connection; one larger request is taken all the same.
+    pub connection_bytes: usize,
+    /// Requests under way per volume at one pod.
+    pub volume_bytes: usize,
+    /// Proposals under way per shard.
+    pub shard_bytes: usize,
+    /// Frames that wait to leave, per link to a peer.
+    pub link_bytes: usize,
+}
+
+impl Budgets {
+    /// What each may be at least, so that the largest piece of work still fits.
+    pub const LEAST: Budgets = Budgets {
+        connection_bytes: CONNECTION_UNDER_WAY_BYTES_MIN,
+        volume_bytes: CONNECTION_UNDER_WAY_BYTES_MIN,
+        shard_bytes: 8 * ENTRY_BYTES_MAX,
+        link_bytes: 2 * FRAME_PAYLOAD_BYTES_MAX,
+    };
+}
+
+impl Default for Budgets {
+    fn default() -> Budgets {
+        Budgets {
+            connection_bytes: CONNECTION_BYTES_MAX,
+            volume_bytes: VOLUME_UNDER_WAY_BYTES_MAX,
+            shard_bytes: SHARD_PROPOSAL_BYTES_MAX,
+            link_bytes: LINK_QUEUE_BYTES_MAX,
+        }
+    }
+}
 
 /// One Raft tick.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -49,5 +89,6 @@ const _: () = assert!(REDIRECT_BYTES_MIN <= ENTRY_BYTES_MAX);
 const _: () = assert!(READ_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(CONNECTION_BYTES_MAX >= REQUEST_BYTES_MAX);
 const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX >= 2 * ENTRY_BYTES_MAX);
-const _: () = assert!(SHARD_PROPOSAL_BYTES_MAX >= 8 * ENTRY_BYTES_MAX);
+const _: () = assert!(SHARD_PROPOSAL_BYTES_MAX >= Budgets::LEAST.shard_bytes);
+const _: () = assert!(LINK_QUEUE_BYTES_MAX >= Budgets::LEAST.link_bytes);
 const _: () = assert!(HEARTBEAT_TICKS * 3 < ELECTION_TICKS);

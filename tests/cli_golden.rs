@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use holdfast::cli::bench::report::{self, Report, Side};
 use holdfast::cli::render;
 use holdfast::control::proto::{
     Disk, DiskState, Pod, PodState, Replica, Shard, StatusResponse, Volume, VolumeState,
@@ -98,6 +99,35 @@ fn status() -> StatusResponse {
     }
 }
 
+fn bench() -> Report {
+    let side = |operations: u64| Side {
+        operations,
+        iops: operations as f64 / 10.0,
+        mb_s: operations as f64 * 4096.0 / 10e6,
+        mean_us: 402.5,
+        p50_us: 375.25,
+        p90_us: 512.0,
+        p99_us: 1234.5,
+        p999_us: 9876.5,
+        max_us: 31_843.25,
+    };
+    Report {
+        volume: "demo".to_owned(),
+        nbd: "192.0.2.1:10809".to_owned(),
+        pattern: "randrw".to_owned(),
+        block_bytes: 4096,
+        depth: 32,
+        connections: 4,
+        seconds: 10.0,
+        interrupted: true,
+        read: Some(side(315_200)),
+        write: Some(side(135_010)),
+        errors: 1,
+        unanswered: 32,
+        reconnects: 2,
+    }
+}
+
 fn check(name: &str, text: &str) {
     let path = Path::new("tests/golden/cli").join(name);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
@@ -114,10 +144,12 @@ fn tables_look_as_they_did() {
     check("pod_list.txt", &render::pods(&pods()));
     check("disk_list.txt", &render::disks(&disks()));
     check("status.txt", &render::status(&status()));
+    check("bench.txt", &report::text(&bench()));
     check("status_empty.txt", &render::status(&StatusResponse::default()));
 }
 
 #[test]
 fn json_looks_as_it_did() {
+    check("bench.json", &render::json(&bench()).unwrap());
     check("status.json", &render::json(&status()).unwrap());
 }

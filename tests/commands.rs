@@ -2,8 +2,9 @@
 
 mod support;
 
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use support::{Cluster, PODS, Setup, program, wait_until};
@@ -56,4 +57,106 @@ fn status_shows_what_is_not_written_back_and_where_reads_come_from() {
         let [log, used] = ["log_bytes", "log_used_bytes"].map(|key| disk[key].as_u64().unwrap());
         assert!(used > 0 && used < log, "{used} of a log of {log} bytes are in use");
     }
+}
+
+/// `holdfast bench` as JSON; panics when it fails.
+fn bench(cluster: &Cluster, arguments: &[&str]) -> Value {
+    let whole = [&["bench", "demo", "--seconds", "1", "--json"], arguments].concat();
+    serde_json::from_str(&holdfast(cluster, 2, &whole)).unwrap()
+}
+
+fn number(report: &Value, path: &str) -> f64 {
+    report.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path}: {report}"))
+}
+
+#[test]
+fn bench_measures_every_pattern_over_tcp_and_unix_sockets() {
+    let cluster =
+        Setup::new("commands_bench").volume("demo", "64MiB").set("nbd.socket=nbd.sock").start();
+    for pattern in ["write", "randwrite", "read", "randread", "randrw"] {
+        let report = bench(
+            &cluster,
+            &["--pattern", pattern, "--destroy-data", "--connections", "2", "--depth", "5"],
+        );
+        for (side, expected) in [
+            ("read", pattern.contains("read") || pattern == "randrw"),
+            ("write", pattern.contains("write") || pattern == "randrw"),
+        ] {
+            assert_eq!(!report[side].is_null(), expected, "{pattern}: {report}");
+            if expected {
+                let at = |key: &str| number(&report, &format!("/{side}/{key}"));
+                assert!(at("operations") > 0.0 && at("iops") > 0.0, "{report}");
+                assert!(at("p50_us") <= at("p99_us") && at("p99_us") <= at("max_us"), "{report}");
+            }
+        }
+        assert_eq!(number(&report, "/errors") + number(&report, "/unanswered"), 0.0, "{report}");
+    }
+    let socket = cluster.pod_dir(3).join("nbd.sock");
+    let report = bench(
+        &cluster,
+        &["--pattern", "write", "--block-size", "1MiB", "--destroy-data", "--depth", "4"],
+    );
+    assert!(number(&report, "/write/mb_s") > number(&report, "/write/iops"), "{report}");
+    let report = bench(&cluster, &["--block-size", "64KiB", "--nbd", socket.to_str().unwrap()]);
+    assert!(number(&report, "/read/operations") > 0.0, "{report}");
+    let written = cluster.connect(1, "demo").read(0, 4096).unwrap();
+    assert!(written.iter().any(|byte| *byte != 0), "it has written what it said");
+}
+
+#[test]
+fn bench_writes_to_nothing_without_permission_and_names_what_is_missing() {
+    let run = |arguments: &[&str]| {
+        let output = Command::new(program())
+            .args(["bench", "demo", "--endpoint", "127.0.0.1:1"])
+            .args(arguments)
+            .output()
+            .expect("run holdfast");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = run(&["--pattern", "randwrite"]);
+    assert!(code == Some(2) && said.contains("--destroy-data"), "{code:?}: {said}");
+    let (code, said) = run(&["--pattern", "randread"]);
+    assert!(code == Some(4) && said.contains("127.0.0.1:1"), "{code:?}: {said}");
+    let (code, said) = run(&["--nbd", "/nowhere/at/all"]);
+    assert!(code == Some(1) && said.contains("/nowhere/at/all"), "{code:?}: {said}");
+}
+
+/// A program that a test started; killed when the test fails before it has ended.
+struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn bench_goes_on_after_its_pod_was_killed_and_ends_with_ctrl_c() {
+    let cluster = Setup::new("commands_bench_kill").volume("demo", "64MiB").start();
+    bench(&cluster, &["--pattern", "write", "--destroy-data", "--block-size", "1MiB"]);
+    let nbd = cluster.nbd_address(1).to_string();
+    let child = Command::new(program())
+        .args(["bench", "demo", "--seconds", "100000", "--json", "--nbd", &nbd])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("run holdfast bench");
+    let mut started = Started(child);
+    let before = sum(&cluster, "read_bytes");
+    wait_until("it reads", || sum(&cluster, "read_bytes") > before);
+    cluster.kill(1);
+    cluster.wait_serving(1);
+    cluster.wait_healthy();
+    let before = sum(&cluster, "read_bytes");
+    wait_until("it reads again", || sum(&cluster, "read_bytes") > before);
+    kill_process(Pid::from_child(&started.0), Signal::INT).unwrap();
+    let mut said = String::new();
+    let mut stdout = started.0.stdout.take().unwrap();
+    std::io::Read::read_to_string(&mut stdout, &mut said).unwrap();
+    assert!(started.0.wait().unwrap().success());
+    let report: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(report["interrupted"], true);
+    assert!(number(&report, "/reconnects") >= 1.0, "{report}");
+    assert!(number(&report, "/read/operations") > 0.0, "{report}");
 }

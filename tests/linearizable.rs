@@ -4,8 +4,6 @@
 //! Reads go anywhere; a block is written through one pod only, by several clients. That is what is
 //! promised without attachments (docs/adr/0002).
 
-#[path = "support/history.rs"]
-mod history;
 mod support;
 
 use std::sync::Arc;
@@ -13,7 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use history::{NEVER, Operation, check};
+use holdfast::sim::history;
+use holdfast::types::Mono;
 use support::nbd::{Client, NbdError};
 use support::{Cluster, PODS, Setup, wait_until};
 
@@ -22,6 +21,39 @@ const BLOCKS: u64 = 6;
 const CLIENTS: u64 = 9;
 const FAULTS: usize = 5;
 const STRIDE_BYTES: u64 = 3 << 20;
+
+/// The end of an operation whose outcome is not known: it may take effect at any time later.
+const NEVER: u64 = u64::MAX;
+
+/// One operation of one client on one block. Times are of one clock, in any unit, above 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Operation {
+    is_write: bool,
+    /// What was written, or what was read; 0 is what a block holds at first.
+    value: u64,
+    start: u64,
+    end: u64,
+}
+
+/// The simulator's own checker, on what clients of processes saw of one block.
+fn check(operations: &[Operation]) -> Result<(), history::Contradiction> {
+    let mut history = history::History::default();
+    for operation in operations {
+        let (start, end) = (Mono(operation.start), Mono(operation.end));
+        match operation.is_write {
+            true => {
+                history.writing(0, operation.value, start);
+                if operation.end != NEVER {
+                    history.acknowledged(0, operation.value, end);
+                }
+            }
+            // A read that never ended says nothing.
+            false if operation.end == NEVER => {}
+            false => history.read(0, operation.value, start, end),
+        }
+    }
+    history.check()
+}
 
 /// Block and operation.
 type History = Vec<(u64, Operation)>;

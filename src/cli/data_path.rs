@@ -4,15 +4,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::config::{Config, IoMethod};
+use crate::config::{Config, DurableWriteMethod, IoMethod};
 use crate::control::command::NewDisk;
 use crate::control::identity::{Identity, write_atomically};
 use crate::control::server::{DataPath, ReportSink};
-use crate::io::DriverKind;
 use crate::io::driver::Address;
+use crate::io::{DriverKind, DurableWrites};
+use crate::limits::Budgets;
 use crate::types::Uuid;
 use crate::view::ClusterView;
 use crate::worker::{self, DiskOptions, StartOptions};
@@ -120,12 +122,24 @@ fn options(config: &Config, identity: Identity, memory: &Memory) -> anyhow::Resu
             IoMethod::IoUring => DriverKind::IoUring,
             IoMethod::Epoll => DriverKind::Epoll,
         },
+        durable_writes: match config.durable_writes {
+            DurableWriteMethod::Ring => DurableWrites::Ring,
+            DurableWriteMethod::Threads => DurableWrites::Threads,
+        },
         disks,
         peer: Address::Tcp(config.peer.listen),
         nbd,
         overlay_cache_bytes: size(config.budgets.overlay_cache.0),
         index_cache_bytes: size(config.budgets.index_cache.0),
         leaders_follow_clients: config.leaders_follow_clients,
+        budgets: Budgets {
+            connection_bytes: size(config.budgets.connection.0),
+            volume_bytes: size(config.budgets.volume.0),
+            shard_bytes: size(config.budgets.shard.0),
+            link_bytes: size(config.budgets.link.0),
+        },
+        hang_limit: (config.hang_limit_seconds > 0)
+            .then(|| Duration::from_secs(config.hang_limit_seconds.into())),
         log_tail_bytes: size(config.budgets.log_tail.0),
     })
 }

@@ -44,8 +44,16 @@ impl std::fmt::Display for CallError {
 
 impl std::error::Error for CallError {}
 
+/// The command line asks for something that is not done, whatever the cluster is.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
 /// The exit code that an error leads to.
 pub fn code_of(error: &anyhow::Error) -> ExitCode {
+    if error.chain().any(|cause| cause.is::<UsageError>()) {
+        return ExitCode::from(2);
+    }
     let call = error.chain().find_map(|cause| cause.downcast_ref::<CallError>());
     ExitCode::from(call.map_or(1, |call| code_of_status(call.code())))
 }

@@ -5,6 +5,7 @@
 //! 4 the cluster cannot be reached or has no majority; 5 the request conflicts with what is
 //! there (a name is taken, there are too few pods).
 
+pub mod bench;
 pub mod client;
 mod data_path;
 pub mod dev;
@@ -43,7 +44,17 @@ pub struct Global {
     pub endpoint: String,
     /// How to print results
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
-    pub output: Output,
+    output: Output,
+    /// The same as --output json
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+impl Global {
+    /// How results are printed.
+    pub fn output(&self) -> Output {
+        if self.json { Output::Json } else { self.output }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -62,6 +73,8 @@ enum Command {
     Sim(sim::Args),
     /// Show the cluster, and what needs attention
     Status,
+    /// Put load on a volume, and measure how it answers
+    Bench(bench::Args),
     /// Block volumes
     #[command(subcommand)]
     Volume(volume::Command),
@@ -96,14 +109,16 @@ fn run_client(global: &Global, command: Command) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let client = Client::new(&global.endpoint)?;
+        let output = global.output();
         let text = match command {
             Command::Serve(_) | Command::Dev(_) | Command::Sim(_) => {
                 unreachable!("handled by the caller")
             }
-            Command::Status => status::run(&client, global.output).await?,
-            Command::Volume(command) => volume::run(&client, command, global.output).await?,
-            Command::Pod(command) => pod::run(&client, command, global.output).await?,
-            Command::Disk(command) => disk::run(&client, command, global.output).await?,
+            Command::Status => status::run(&client, output).await?,
+            Command::Bench(args) => bench::run(&client, args, output).await?,
+            Command::Volume(command) => volume::run(&client, command, output).await?,
+            Command::Pod(command) => pod::run(&client, command, output).await?,
+            Command::Disk(command) => disk::run(&client, command, output).await?,
         };
         print!("{text}");
         Ok(())

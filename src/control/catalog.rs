@@ -18,7 +18,7 @@ use crate::control::command::{Command, Envelope, Outcome, Ticket, decode, encode
 use crate::control::reconcile::{Group, MembershipChange};
 use crate::control::state::{CatalogError, State};
 use crate::control::storage::{MemberRow, Recovered, Snapshot, Storage, StorageError};
-use crate::limits::TICK;
+use crate::limits::{SHARD_PROPOSAL_BYTES_MAX, TICK};
 use crate::replica::member::Member;
 use crate::replica::meta::{Meta, MetaError};
 use crate::replica::seam::{Append, Applied, Input, MemberConfig, Output, ReqId, Role};
@@ -237,6 +237,7 @@ impl Driver {
             first_block_in_volume: 0,
             blocks: 1,
             log_tail_bytes: LOG_TAIL_BYTES,
+            proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
         };
         let now = Published {
             state: snapshot.state.map(Arc::new),

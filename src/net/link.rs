@@ -28,10 +28,6 @@ use crate::net::message::PeerMessage;
 use crate::net::wire::DecodeError;
 use crate::types::{MemberId, PodId, Uuid};
 
-/// Requests are refused when this much is waiting.
-const REQUESTS_UP_TO_BYTES: usize = LINK_QUEUE_BYTES_MAX / 2;
-/// Raft messages with entries are dropped when this much is waiting.
-const ENTRIES_UP_TO_BYTES: usize = LINK_QUEUE_BYTES_MAX / 4 * 3;
 /// Headers of one batch; a larger one leaves by itself.
 const BATCH_BYTES_MAX: usize = 256 << 10;
 /// The most one [`Link::take_output`] gives (but for one message that is larger): a send stays
@@ -142,6 +138,8 @@ pub struct Link {
     state: State,
     frames: FrameReader,
     output: Output,
+    /// Bytes that may wait to leave.
+    queue_bytes_max: usize,
     pool: Pool,
     counters: LinkCounters,
 }
@@ -173,9 +171,16 @@ impl Link {
             state,
             frames: FrameReader::default(),
             output: Output::default(),
+            queue_bytes_max: LINK_QUEUE_BYTES_MAX,
             pool,
             counters: LinkCounters::default(),
         }
+    }
+
+    /// With another bound on what waits to leave.
+    pub fn with_queue_bytes_max(mut self, queue_bytes_max: usize) -> Link {
+        self.queue_bytes_max = queue_bytes_max;
+        self
     }
 
     /// Takes what has arrived. After an error the link has ended: see [`LinkError`]. Events that
@@ -286,7 +291,7 @@ impl Link {
             && payloads.is_empty()
             && header.len() < BATCH_BYTES_MAX
         {
-            if waiting_bytes + header.len() > LINK_QUEUE_BYTES_MAX {
+            if waiting_bytes + header.len() > self.queue_bytes_max {
                 self.counters.raft_dropped += 1;
                 return Err(SendError::Dropped);
             }
@@ -297,7 +302,7 @@ impl Link {
             self.output.batch.push((*to, header.clone()));
             return Ok(());
         }
-        let (up_to_bytes, error) = admission(&message);
+        let (up_to_bytes, error) = admission(&message, self.queue_bytes_max);
         let encoded = encode(message).map_err(|source| SendError::Encode { source })?;
         if waiting_bytes + HEAD_BYTES + encoded.bytes() > up_to_bytes {
             match error {
@@ -354,20 +359,32 @@ impl Link {
 /// Member and length before each header of a batch.
 const BATCH_ITEM_BYTES: usize = 12;
 
+/// Requests are refused when this much is waiting.
+fn requests_up_to_bytes(queue_bytes_max: usize) -> usize {
+    queue_bytes_max / 2
+}
+
+/// Raft messages with entries are dropped when this much is waiting.
+fn entries_up_to_bytes(queue_bytes_max: usize) -> usize {
+    queue_bytes_max / 4 * 3
+}
+
 /// How full the queue may become with this message, and what to say beyond that.
-fn admission(message: &PeerMessage) -> (usize, SendError) {
+fn admission(message: &PeerMessage, queue_bytes_max: usize) -> (usize, SendError) {
     match message {
-        PeerMessage::Raft { .. } => (ENTRIES_UP_TO_BYTES, SendError::Dropped),
-        PeerMessage::RaftBatch { .. } => (LINK_QUEUE_BYTES_MAX, SendError::Dropped),
+        PeerMessage::Raft { .. } => (entries_up_to_bytes(queue_bytes_max), SendError::Dropped),
+        PeerMessage::RaftBatch { .. } => (queue_bytes_max, SendError::Dropped),
         PeerMessage::Request { .. }
         | PeerMessage::ManifestRequest { .. }
-        | PeerMessage::ExtentRequest { .. } => (REQUESTS_UP_TO_BYTES, SendError::Busy),
+        | PeerMessage::ExtentRequest { .. } => {
+            (requests_up_to_bytes(queue_bytes_max), SendError::Busy)
+        }
         PeerMessage::Response { .. }
         | PeerMessage::ResyncOffer { .. }
         | PeerMessage::ResyncDone { .. }
         | PeerMessage::Manifest { .. }
         | PeerMessage::Extent { .. }
-        | PeerMessage::Space { .. } => (LINK_QUEUE_BYTES_MAX, SendError::Overflow),
+        | PeerMessage::Space { .. } => (queue_bytes_max, SendError::Overflow),
     }
 }
 

@@ -183,13 +183,22 @@ fn light_messages_of_a_round_leave_as_one_frame_behind_what_was_sent_before() {
 
 #[test]
 fn a_full_queue_drops_entries_refuses_requests_and_still_takes_heartbeats() {
+    for queue_bytes_max in [LINK_QUEUE_BYTES_MAX, 16 << 20] {
+        fill_up(queue_bytes_max);
+    }
+}
+
+fn fill_up(queue_bytes_max: usize) {
     let (mut here, _there) = joined();
-    while here.link.queue_bytes() < REQUESTS_UP_TO_BYTES {
+    here.link = here.link.with_queue_bytes_max(queue_bytes_max);
+    while here.link.queue_bytes() < requests_up_to_bytes(queue_bytes_max) {
         here.link.send(heavy(1 << 20)).unwrap();
     }
     assert_eq!(here.link.send(read_request()), Err(SendError::Busy));
     while here.link.send(heavy(1 << 20)).is_ok() {}
-    assert!(here.link.queue_bytes() <= ENTRIES_UP_TO_BYTES);
+    let entries_up_to = entries_up_to_bytes(queue_bytes_max);
+    assert!(here.link.queue_bytes() <= entries_up_to);
+    assert!(here.link.queue_bytes() + (2 << 20) > entries_up_to, "all of it was used");
     assert_eq!(here.link.send(heavy(1 << 20)), Err(SendError::Dropped));
     assert_eq!(here.link.send(light(1, b"heartbeat")), Ok(()));
     assert_eq!(

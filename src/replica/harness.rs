@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState, Message};
 
+use crate::limits::SHARD_PROPOSAL_BYTES_MAX;
 use crate::replica::apply::Applier;
 use crate::replica::member::Member;
 use crate::replica::message;
@@ -246,6 +247,7 @@ impl Cluster {
             first_block_in_volume: 0,
             blocks: BLOCKS,
             log_tail_bytes,
+            proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
         };
         node.member = Some(Member::start(config, start, now));
         (node.store, node.meta, node.applied) = (store, meta, applied);

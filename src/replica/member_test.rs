@@ -5,6 +5,7 @@ use std::cell::Cell;
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Message, MessageType};
 
+use crate::limits::SHARD_PROPOSAL_BYTES_MAX;
 use crate::replica::harness::{BLOCKS, Call, Cluster, Faults};
 use crate::replica::member::Member;
 use crate::replica::meta::Meta;
@@ -460,6 +461,7 @@ fn what_cannot_be_trusted_at_the_start_is_reported_and_does_nothing() {
             first_block_in_volume: 0,
             blocks: BLOCKS,
             log_tail_bytes: 0,
+            proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
         };
         let mut member = Member::start(config, start, Mono(5));
         let mut out = Vec::new();

@@ -7,6 +7,7 @@
 
 pub mod apply;
 pub mod command;
+mod fuzz;
 #[cfg(test)]
 mod harness;
 mod log_tail;
@@ -23,3 +24,5 @@ mod running;
 pub mod seam;
 mod votes;
 mod write;
+
+pub use fuzz::{fuzz_one, fuzz_seeds};

@@ -84,6 +84,7 @@ impl Running {
             first_block_in_volume: config.first_block_in_volume,
         };
         raft.raw.mut_store().compact_to(config.log_tail_bytes);
+        let writes = Writes::new(geometry, config.proposal_bytes_max);
         Ok(Running {
             config,
             raft,
@@ -92,7 +93,7 @@ impl Running {
             applied_term: 0,
             persist: Persist::new(hard),
             votes: Votes::new(now, fresh, start.resyncing),
-            writes: Writes::new(geometry),
+            writes,
             reads: Reads::default(),
             resync: Resync::default(),
             newest: now,

@@ -30,6 +30,8 @@ pub struct MemberConfig {
     pub blocks: u32,
     /// Bytes of applied entries that stay in memory for followers that are a little behind.
     pub log_tail_bytes: usize,
+    /// Bytes of proposals under way.
+    pub proposal_bytes_max: usize,
 }
 
 /// What a member's log and metadata were found to be when its lane was opened; also how a new

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use raft::eraftpb::Entry;
 
 use crate::io::buffer::Pool;
-use crate::limits::{ENTRY_BYTES_MAX, SHARD_PROPOSAL_BYTES_MAX};
+use crate::limits::ENTRY_BYTES_MAX;
 use crate::replica::command::{self, Command};
 use crate::replica::raft_adapter::{APPEND_BYTES_MAX, RaftAdapter};
 use crate::replica::seam::{Output, ReqId};
@@ -57,8 +57,9 @@ pub struct Writes {
     tracked: VecDeque<Tracked>,
     /// Entries that ever left `tracked` at its front.
     passed: u64,
-    /// Payload and overhead of everything here.
+    /// Payload and overhead of everything here, and its bound.
     charged_bytes: usize,
+    bytes_max: usize,
     next_ticket: u64,
 }
 
@@ -90,7 +91,7 @@ enum Stage {
 }
 
 impl Writes {
-    pub fn new(geometry: Geometry) -> Writes {
+    pub fn new(geometry: Geometry, bytes_max: usize) -> Writes {
         Writes {
             geometry,
             blocked: Vec::new(),
@@ -100,6 +101,7 @@ impl Writes {
             tracked: VecDeque::new(),
             passed: 0,
             charged_bytes: 0,
+            bytes_max,
             next_ticket: 0,
         }
     }
@@ -112,7 +114,7 @@ impl Writes {
                 ShardOp::WritePartial { .. } => BLOCK_BYTES,
                 _ => op.payload_bytes(),
             };
-        if self.charged_bytes + charge > SHARD_PROPOSAL_BYTES_MAX {
+        if self.charged_bytes + charge > self.bytes_max {
             return Err(BlockError::Busy);
         }
         let range = op.range();
@@ -137,7 +139,7 @@ impl Writes {
         if data.len() > ENTRY_BYTES_MAX {
             return Err(BlockError::Invalid);
         }
-        if self.charged_bytes + charge > SHARD_PROPOSAL_BYTES_MAX {
+        if self.charged_bytes + charge > self.bytes_max {
             return Err(BlockError::Busy);
         }
         self.charged_bytes += charge;
@@ -386,4 +388,29 @@ fn merge(
     let range = BlockRange { first: *block, count: 1 };
     let context = command::encode_write(origin, range, &[crc]);
     Ok(entry(context, whole.freeze()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_under_way_is_bounded_as_it_was_said() {
+        const LEN: usize = 1 << 20;
+        let volume = VolumeId(1);
+        for mib in [8, 20] {
+            let geometry = Geometry { blocks: 1 << 18, volume, first_block_in_volume: 0 };
+            let mut writes = Writes::new(geometry, mib * LEN);
+            let mut push = |number: usize| {
+                let count = (LEN / BLOCK_BYTES) as u32;
+                let range = BlockRange { first: Block(number as u32 * count), count };
+                let crcs = vec![0; count as usize];
+                let op = ShardOp::Write { range, data: Bytes::from(vec![0; LEN]), crcs };
+                writes.push(ReqId(number as u64), Origin::default(), op)
+            };
+            // Each is charged a little more than its payload.
+            assert!((0..mib - 1).all(|number| push(number).is_ok()));
+            assert_eq!(push(mib), Err(BlockError::Busy));
+        }
+    }
 }

@@ -19,6 +19,8 @@ pub type Value = u64;
 pub struct History {
     blocks: BTreeMap<u64, BTreeMap<Value, Cluster>>,
     pub operations: u64,
+    /// A value that two writes of a block carried: nothing can be said of that history.
+    twice: Option<(u64, Value)>,
 }
 
 /// All operations on one block that wrote or returned one value.
@@ -53,8 +55,11 @@ impl History {
     pub fn writing(&mut self, block: u64, value: Value, at: Mono) {
         tracing::trace!(block, value, at = at.0, "writing");
         let cluster = self.cluster(block, value);
-        cluster.written = Some(at);
+        let before = cluster.written.replace(at);
         cluster.last_invocation = cluster.last_invocation.max(at);
+        if before.is_some() || value == 0 {
+            self.twice.get_or_insert((block, value));
+        }
     }
 
     /// The write was acknowledged.
@@ -76,6 +81,9 @@ impl History {
 
     /// Checks every block; says what is wrong with the first that is not linearizable.
     pub fn check(&self) -> Result<(), Contradiction> {
+        if let Some((block, value)) = self.twice {
+            return Err(format!("block {block}: {value} was written twice"));
+        }
         self.blocks.iter().try_for_each(|(block, clusters)| {
             check_block(clusters).map_err(|what| format!("block {block}: {what}"))
         })
@@ -189,6 +197,8 @@ mod tests {
         ];
         assert!(!check(&stale));
         assert!(!check(&[(9, 10, Some(20), true)]));
+        assert!(!check(&[(1, 10, Some(20), false), (1, 30, Some(40), false)]), "one value twice");
+        assert!(!check(&[(0, 10, Some(20), false)]), "the first content is written by nobody");
         assert!(!check(&[(1, 10, Some(20), false), (1, 2, Some(5), true)]));
     }
 }

@@ -5,7 +5,7 @@
 //! Invariant: the same seed gives the same run, in every process.
 
 mod client;
-mod history;
+pub mod history;
 mod kernel;
 mod rng;
 mod run;

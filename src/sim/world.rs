@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, OpenFile};
+use crate::limits::Budgets;
 use crate::sim::client::Client;
 use crate::sim::history::{History, Value};
 use crate::sim::kernel::{Due, Host, Kernel, SimDriver};
@@ -175,6 +176,7 @@ impl World {
             seed: host as u64 + 1,
             log_tail_bytes: self.shape.log_tail_bytes,
             leaders_follow_clients: true,
+            budgets: Budgets::default(),
         };
         let sessions = SessionSource::new(pod.starts);
         let report = Box::new(|_| {});

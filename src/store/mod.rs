@@ -8,6 +8,7 @@
 mod alloc;
 mod checkpoint;
 mod effects;
+mod fuzz;
 mod groups;
 pub mod index;
 #[cfg(test)]
@@ -36,6 +37,8 @@ pub mod seam;
 pub mod superblock;
 pub mod wal;
 mod writeback;
+
+pub use fuzz::{fuzz_one, fuzz_seeds};
 
 /// Why a lane cannot be opened.
 #[derive(Debug, thiserror::Error)]

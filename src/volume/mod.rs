@@ -28,6 +28,7 @@ pub mod session;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::limits::{CONNECTION_UNDER_WAY_BYTES_MIN, VOLUME_UNDER_WAY_BYTES_MAX};
 use crate::slab::Slab;
 use crate::types::{
     Block, BlockError, BlockOp, BlockRange, BlockReply, MemberId, Mono, Origin, PodId, ShardId,
@@ -40,10 +41,6 @@ use crate::volume::request::{Attempt, PieceUnderWay, Purpose, Request};
 use crate::volume::route::ShardRoute;
 pub use crate::volume::session::SessionSource;
 
-/// Bytes of requests under way for one volume; beyond it, connections get their minimum only.
-pub const VOLUME_UNDER_WAY_BYTES_MAX: usize = 256 << 20;
-/// What a connection may have under way however busy the others are.
-pub const CONNECTION_UNDER_WAY_BYTES_MIN: usize = 1 << 20;
 /// A probe that is not answered for so long is forgotten, and another member is asked.
 const PROBE_PATIENCE: Duration = Duration::from_millis(500);
 /// An answer that takes longer is not waited for. A lost one is noticed by the loss of its link;
@@ -83,6 +80,8 @@ pub struct Volume {
     gone: bool,
     sessions: SessionSource,
     session: u64,
+    /// Bytes of requests under way, beyond which connections get their minimum only.
+    bytes_max: usize,
     work: Work,
     order: WriteOrder,
     routes: Vec<ShardRoute>,
@@ -113,6 +112,7 @@ impl Volume {
             gone: false,
             session: sessions.next(),
             sessions,
+            bytes_max: VOLUME_UNDER_WAY_BYTES_MAX,
             work: Work::default(),
             order: WriteOrder::default(),
             routes: Vec::new(),
@@ -122,6 +122,12 @@ impl Volume {
         };
         volume.update_view(&view);
         volume
+    }
+
+    /// With another bound on the bytes of requests under way.
+    pub fn with_bytes_max(mut self, bytes_max: usize) -> Volume {
+        self.bytes_max = bytes_max;
+        self
     }
 
     pub fn volume(&self) -> VolumeId {
@@ -141,7 +147,7 @@ impl Volume {
     /// False: take no new requests from this connection until something is answered.
     pub fn wants_requests(&self, conn: ConnId) -> bool {
         let own = self.work.bytes_of.get(&conn).copied().unwrap_or(0);
-        self.work.bytes < VOLUME_UNDER_WAY_BYTES_MAX || own < CONNECTION_UNDER_WAY_BYTES_MIN
+        self.work.bytes < self.bytes_max || own < CONNECTION_UNDER_WAY_BYTES_MIN
     }
 
     /// A request of a client. `handle` comes back with the answer. Nothing may come from a

@@ -303,8 +303,16 @@ fn what_is_out_of_range_or_needs_nobody_is_answered_at_once() {
 
 #[test]
 fn a_full_volume_leaves_every_connection_its_minimum() {
-    let mut volume = volume();
-    let len = VOLUME_UNDER_WAY_BYTES_MAX as u32;
+    for bytes_max in [VOLUME_UNDER_WAY_BYTES_MAX, 2 << 20] {
+        fill_up(volume().with_bytes_max(bytes_max), bytes_max as u32);
+    }
+}
+
+fn fill_up(mut volume: Volume, len: u32) {
+    let half = len / 2;
+    volume.request(ConnId(3), 1, BlockOp::Read { offset: 0, len: half });
+    assert!(volume.wants_requests(ConnId(3)));
+    volume.close_connection(ConnId(3));
     volume.request(CONN, 1, BlockOp::Read { offset: 0, len });
     assert!(!volume.wants_requests(CONN));
     assert!(volume.wants_requests(ConnId(2)));

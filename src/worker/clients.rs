@@ -136,7 +136,8 @@ impl Worker {
         self.clients.next += 1;
         let conn = self.clients.next;
         let stream = Stream::new(socket, self.clients.pool.clone());
-        let client = Client { stream, session: Session::new(), closing: false, dirty: false };
+        let session = Session::with_bytes_max(self.config.budgets.connection_bytes);
+        let client = Client { stream, session, closing: false, dirty: false };
         self.clients.clients.insert(conn, client);
         self.feed_client(conn);
     }

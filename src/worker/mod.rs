@@ -25,6 +25,7 @@ mod round;
 mod start;
 mod stream;
 mod token;
+mod watchdog;
 
 /// The primitives of the mailbox: std's here, loom's in its test.
 mod sync {

@@ -327,7 +327,8 @@ impl Worker {
         let conn = self.peers.next_conn;
         wanted.conn = Some(conn);
         let target = LaneTarget { pod: wanted.pod, disk: remote, lane: 0 };
-        let link = Link::dial(*identity, target, purpose, nonce, self.peers.pool.clone());
+        let link = Link::dial(*identity, target, purpose, nonce, self.peers.pool.clone())
+            .with_queue_bytes_max(self.config.budgets.link_bytes);
         let heard = self.now;
         let state = Conn { stream: None, link, pair: Some(pair), dirty: false, heard };
         self.peers.conns.insert(conn, state);
@@ -356,7 +357,8 @@ impl Worker {
         self.peers.next_conn += 1;
         let conn = self.peers.next_conn;
         let pool = self.peers.pool.clone();
-        let link = Link::accept(self.peers.locals.clone(), nonce, pool.clone());
+        let link = Link::accept(self.peers.locals.clone(), nonce, pool.clone())
+            .with_queue_bytes_max(self.config.budgets.link_bytes);
         let stream = Some(Stream::new(socket, pool));
         let heard = self.now;
         self.peers.conns.insert(conn, Conn { stream, link, pair: None, dirty: false, heard });

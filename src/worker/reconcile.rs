@@ -157,6 +157,7 @@ impl Worker {
             seed: self.config.seed ^ record.member.0,
             blocks: record.blocks,
             log_tail_bytes: self.config.log_tail_bytes,
+            proposal_bytes_max: self.config.budgets.shard_bytes,
         };
         let faulted = start.faulted.then(|| "a part of its log is corrupt".to_owned());
         let resume_at = start.resyncing.then_some(self.now);
@@ -185,7 +186,8 @@ impl Worker {
         match self.volumes.get_mut(&volume.volume) {
             Some(router) => router.update_view(volume),
             None => {
-                let router = Volume::new(volume.clone(), self.config.pod, self.sessions.clone());
+                let router = Volume::new(volume.clone(), self.config.pod, self.sessions.clone())
+                    .with_bytes_max(self.config.budgets.volume_bytes);
                 self.volumes.insert(volume.volume, router);
             }
         }

@@ -1,6 +1,7 @@
 //! The round: reap -> handle -> poll -> submit.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
@@ -8,7 +9,7 @@ use rustc_hash::FxHashMap;
 use crate::front::nbd::session::SessionHandle;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Completion, Driver};
-use crate::limits::TICK;
+use crate::limits::{Budgets, TICK};
 use crate::net::handshake::Identity;
 use crate::net::link::LinkEvent;
 use crate::replica::seam::Output;
@@ -44,6 +45,8 @@ pub struct WorkerConfig {
     pub log_tail_bytes: usize,
     /// Leaderships move to the pods that their requests come through.
     pub leaders_follow_clients: bool,
+    /// Bounds on memory under way.
+    pub budgets: Budgets,
 }
 
 /// What other threads tell a worker.
@@ -88,6 +91,8 @@ pub struct Worker {
     pub(super) report_due: bool,
     report: Box<dyn Fn(PodReport) + Send>,
     inbox: Receiver<Command>,
+    /// Rounds made, for the watchdog.
+    rounds: Arc<AtomicU64>,
     next_tick: Mono,
     next_report: Mono,
     next_window: Mono,
@@ -147,6 +152,7 @@ impl Worker {
             report_due: true,
             report,
             inbox,
+            rounds: Arc::default(),
             next_tick: now + TICK,
             next_report: now,
             next_window: now + WINDOW,
@@ -167,6 +173,11 @@ impl Worker {
         self.lanes.push(runtime);
     }
 
+    /// Counts the rounds: while the worker is well, at least one for every tick.
+    pub fn rounds(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.rounds)
+    }
+
     /// Runs rounds until it is told to stop.
     pub fn run(&mut self) -> std::io::Result<()> {
         while !self.is_finished() {
@@ -184,6 +195,7 @@ impl Worker {
 
     /// One round.
     pub fn round(&mut self) -> std::io::Result<()> {
+        self.rounds.fetch_add(1, Ordering::Relaxed);
         let timeout = self.timeout();
         let mut completions = std::mem::take(&mut self.scratch.completions);
         match self.driver.enter(Some(timeout), &mut completions) {

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, FileId, OpenFile};
 use crate::io::file::FileError;
-use crate::io::{DriverError, DriverKind};
-use crate::limits::{REDIRECT_BYTES_MIN, REDIRECT_LARGE_WRITES};
+use crate::io::{DriverError, DriverKind, DurableWrites};
+use crate::limits::{Budgets, REDIRECT_BYTES_MIN, REDIRECT_LARGE_WRITES};
 use crate::replica::apply::{Applier, ApplyError};
 use crate::replica::meta::{Meta, MetaError};
 use crate::replica::seam::Start;
@@ -29,6 +30,7 @@ use crate::worker::lanes::{DiskPlace, LaneFiles, LaneRuntime};
 use crate::worker::mailbox::{Sender, Wake, mailbox};
 use crate::worker::members::{apply_request, raft_entry};
 use crate::worker::round::{Command, Worker, WorkerConfig};
+use crate::worker::watchdog::Watchdog;
 
 /// Messages that wait for a worker; the index threads block when it is full.
 const MAILBOX_MESSAGES: usize = 4096;
@@ -41,6 +43,8 @@ pub struct StartOptions {
     /// Raised by every start of the pod, whatever its disks: numbers its sessions (rule R15).
     pub incarnation: u32,
     pub driver: DriverKind,
+    /// Who carries out durable writes for io_uring.
+    pub durable_writes: DurableWrites,
     pub disks: Vec<DiskOptions>,
     /// Where peers connect.
     pub peer: Address,
@@ -51,6 +55,10 @@ pub struct StartOptions {
     pub log_tail_bytes: usize,
     /// Leaderships move to the pods that their requests come through.
     pub leaders_follow_clients: bool,
+    /// Bounds on memory under way.
+    pub budgets: Budgets,
+    /// The process ends when the worker makes no round for so long; `None`: never.
+    pub hang_limit: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
@@ -195,6 +203,15 @@ pub fn start(
     let (ready, started) = sync_channel(1);
     let run = move || match build(&options, report) {
         Ok((mut worker, inbox, disks)) => {
+            let watchdog =
+                options.hang_limit.map(|limit| Watchdog::start(limit, worker.rounds())).transpose();
+            let _watchdog = match watchdog {
+                Ok(watchdog) => watchdog,
+                Err(error) => {
+                    let _unheard = ready.send(Err(StartError::Thread(error)));
+                    return Ok(());
+                }
+            };
             if ready.send(Ok((inbox, disks))).is_err() {
                 return Ok(());
             }
@@ -239,7 +256,7 @@ fn build(
     options: &StartOptions,
     report: Box<dyn Fn(PodReport) + Send>,
 ) -> Result<Built, StartError> {
-    let driver = crate::io::driver(options.driver)?;
+    let driver = crate::io::driver_with(options.driver, options.durable_writes)?;
     let waker = driver.waker();
     let wake: Wake = Arc::new(move || waker.wake());
     let (inbox, receiver) = mailbox(MAILBOX_MESSAGES, wake);
@@ -255,6 +272,7 @@ fn build(
         seed: options.pod.0,
         log_tail_bytes: options.log_tail_bytes,
         leaders_follow_clients: options.leaders_follow_clients,
+        budgets: options.budgets,
     };
     let sessions = SessionSource::new(options.incarnation);
     let mut worker = Worker::new(config, driver, pool, receiver, report, sessions);

@@ -16,7 +16,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -43,6 +43,7 @@ pub struct Setup {
     restart_after: &'static str,
     disk_sizes: Option<(&'static str, &'static str)>,
     disk_paths: Vec<(usize, PathBuf)>,
+    settings: Vec<&'static str>,
 }
 
 impl Setup {
@@ -54,6 +55,7 @@ impl Setup {
             restart_after: "1s",
             disk_sizes: None,
             disk_paths: Vec::new(),
+            settings: Vec::new(),
         }
     }
 
@@ -98,6 +100,12 @@ impl Setup {
             fs::create_dir_all(&pod_dir).unwrap();
             fs::write(pod_dir.join("holdfast.toml"), text).unwrap();
         }
+    }
+
+    /// A key of every pod's configuration, such as `io=epoll`.
+    pub fn set(mut self, setting: &'static str) -> Setup {
+        self.settings.push(setting);
+        self
     }
 
     /// Starts it and waits until every volume can be used.
@@ -148,6 +156,9 @@ fn spawn_dev(dir: &Path, offset: u16, setup: &Setup) -> Child {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(fs::File::options().create(true).append(true).open(dir.join("dev.log")).unwrap());
+    for setting in &setup.settings {
+        command.args(["--set", setting]);
+    }
     for (name, size) in &setup.volumes {
         command.args(["--volume", &format!("{name}:{size}")]);
     }
@@ -329,6 +340,17 @@ impl Cluster {
     pub fn stop(&mut self) {
         self.stop_dev();
         wait_until("every pod is gone", || (1..=PODS).all(|pod| self.pid(pod).is_none()));
+    }
+
+    /// Asks `dev` to end, and says how it did.
+    pub fn terminate(&mut self) -> ExitStatus {
+        kill_process(Pid::from_child(&self.dev), Signal::TERM).expect("signal holdfast dev");
+        let mut ended = None;
+        wait_until("dev ends", || {
+            ended = self.dev.try_wait().expect("wait for holdfast dev");
+            ended.is_some()
+        });
+        ended.expect("it has ended")
     }
 
     /// Starts a stopped cluster on its data, and waits until its volumes can be used.

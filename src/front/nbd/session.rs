@@ -103,8 +103,10 @@ enum State {
 }
 
 /// What counts against the bounds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Load {
+    /// The bound on what the requests are charged and what is not sent, together.
+    bytes_max: usize,
     requests: Slab<UnderWay>,
     /// Sum of what the requests are charged.
     charged_bytes: usize,
@@ -112,10 +114,14 @@ struct Load {
 }
 
 impl Load {
+    fn new(bytes_max: usize) -> Load {
+        Load { bytes_max, requests: Slab::default(), charged_bytes: 0, unsent_bytes: 0 }
+    }
+
     fn has_room(&self, bytes: usize) -> bool {
         let used = self.charged_bytes + self.unsent_bytes;
         self.requests.len() < CONNECTION_REQUESTS_MAX
-            && (used == 0 || used + bytes <= CONNECTION_BYTES_MAX)
+            && (used == 0 || used + bytes <= self.bytes_max)
     }
 }
 
@@ -127,11 +133,16 @@ impl Default for Session {
 
 impl Session {
     pub fn new() -> Session {
+        Session::with_bytes_max(CONNECTION_BYTES_MAX)
+    }
+
+    /// With another bound on the bytes under way. One request is taken however large it is.
+    pub fn with_bytes_max(bytes_max: usize) -> Session {
         Session {
             state: State::Greeting,
             negotiated: Negotiated::default(),
             export: None,
-            load: Load::default(),
+            load: Load::new(bytes_max),
             refused_bytes: None,
             scratch: BytesMut::new(),
         }

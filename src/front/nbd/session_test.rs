@@ -232,8 +232,12 @@ fn requests_under_way_are_bounded_in_number() {
 
 #[test]
 fn bytes_under_way_are_bounded_until_they_are_sent() {
-    let mut client = Client::open(false);
-    let half = (CONNECTION_BYTES_MAX / 2) as u32;
+    bytes_are_bounded(Client::open(false), CONNECTION_BYTES_MAX);
+    bytes_are_bounded(Client::open_with(false, 1 << 20), 1 << 20);
+}
+
+fn bytes_are_bounded(mut client: Client, bytes_max: usize) {
+    let half = (bytes_max / 2) as u32;
     for cookie in 0..3 {
         client.receive(&request(0, command::READ, cookie, 0, half), usize::MAX);
     }

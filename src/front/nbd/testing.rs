@@ -47,11 +47,15 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new() -> Client {
+        Client::with_session(Session::new())
+    }
+
+    fn with_session(session: Session) -> Client {
         let pool = Pool::default();
         let mut client = Client {
             reader: StreamReader::new(pool.clone()),
             pool,
-            session: Session::new(),
+            session,
             out: Vec::new(),
             sent: Vec::new(),
             requests: Vec::new(),
@@ -64,11 +68,19 @@ impl Client {
 
     /// A client that has opened "a" and has read all replies to that.
     pub(super) fn open(structured: bool) -> Client {
-        let mut client = Client::new();
-        client.receive(&handshake(structured, "a"), usize::MAX);
-        assert!(client.session.export().is_some());
-        client.sent.clear();
-        client
+        Client::new().opened(structured)
+    }
+
+    /// The same, with another bound on the bytes under way.
+    pub(super) fn open_with(structured: bool, bytes_max: usize) -> Client {
+        Client::with_session(Session::with_bytes_max(bytes_max)).opened(structured)
+    }
+
+    fn opened(mut self, structured: bool) -> Client {
+        self.receive(&handshake(structured, "a"), usize::MAX);
+        assert!(self.session.export().is_some());
+        self.sent.clear();
+        self
     }
 
     /// Sends `stream` in pieces; stops when the session wants no more. What is left of it.

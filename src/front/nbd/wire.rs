@@ -124,6 +124,9 @@ pub const STRING_BYTES_MAX: usize = 4096;
 pub const CLIENT_FLAGS_BYTES: usize = 4;
 pub const OPTION_HEADER_BYTES: usize = 16;
 pub const REQUEST_HEADER_BYTES: usize = 28;
+pub const GREETING_BYTES: usize = 18;
+pub const OPTION_REPLY_HEADER_BYTES: usize = 20;
+pub const SIMPLE_REPLY_BYTES: usize = 16;
 /// What an OFFSET_DATA chunk has beside the data, and the whole of an OFFSET_HOLE chunk.
 pub const DATA_CHUNK_BYTES: usize = 28;
 pub const HOLE_CHUNK_BYTES: usize = 32;
@@ -171,6 +174,44 @@ impl RequestHeader {
             offset: reader.u64()?,
             length: reader.u32()?,
         })
+    }
+}
+
+/// The head of a reply to an option, as a client reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptionReplyHeader {
+    pub magic: u64,
+    pub option: u32,
+    pub kind: u32,
+    pub data_bytes: u32,
+}
+
+impl OptionReplyHeader {
+    /// `None` until all of it has arrived.
+    pub fn decode(bytes: &[u8]) -> Option<OptionReplyHeader> {
+        let mut reader = Reader(bytes);
+        Some(OptionReplyHeader {
+            magic: reader.u64()?,
+            option: reader.u32()?,
+            kind: reader.u32()?,
+            data_bytes: reader.u32()?,
+        })
+    }
+}
+
+/// A simple reply, as a client reads it; data of a read that succeeded follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SimpleReply {
+    pub magic: u32,
+    pub error: u32,
+    pub cookie: u64,
+}
+
+impl SimpleReply {
+    /// `None` until all of it has arrived.
+    pub fn decode(bytes: &[u8]) -> Option<SimpleReply> {
+        let mut reader = Reader(bytes);
+        Some(SimpleReply { magic: reader.u32()?, error: reader.u32()?, cookie: reader.u64()? })
     }
 }
 
@@ -252,4 +293,74 @@ pub fn put_error_chunk(out: &mut BytesMut, cookie: u64, error: Errno) {
     put_chunk(out, cookie, chunk::ERROR, true, 6);
     out.put_u32(error as u32);
     out.put_u16(0);
+}
+
+/// A client's option, whole.
+pub fn put_option(out: &mut Vec<u8>, option: u32, data: &[u8]) {
+    out.put_u64(OPTION_MAGIC);
+    out.put_u32(option);
+    out.put_u32(u32::try_from(data.len()).expect("options are short"));
+    out.put_slice(data);
+}
+
+/// The data of GO and INFO: a name, and no requests for information.
+pub fn export_query(name: &str) -> Vec<u8> {
+    let mut data = Vec::with_capacity(name.len() + 6);
+    data.put_u32(u32::try_from(name.len()).expect("names are short"));
+    data.put_slice(name.as_bytes());
+    data.put_u16(0);
+    data
+}
+
+/// The head of a client's request; the data of a write follows.
+pub fn put_request(out: &mut Vec<u8>, request: &RequestHeader) {
+    out.put_u32(request.magic);
+    out.put_u16(request.flags);
+    out.put_u16(request.command);
+    out.put_u64(request.cookie);
+    out.put_u64(request.offset);
+    out.put_u32(request.length);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_writes_the_server_reads_and_the_other_way_round() {
+        let request = RequestHeader {
+            magic: REQUEST_MAGIC,
+            flags: command_flag::FUA,
+            command: command::WRITE,
+            cookie: 0x0102_0304_0506_0708,
+            offset: 1 << 40,
+            length: 4096,
+        };
+        let mut bytes = Vec::new();
+        put_request(&mut bytes, &request);
+        assert_eq!(bytes.len(), REQUEST_HEADER_BYTES);
+        assert_eq!(RequestHeader::decode(&bytes), Some(request));
+        assert_eq!(RequestHeader::decode(&bytes[1..]), None);
+
+        let mut bytes = Vec::new();
+        put_option(&mut bytes, option::GO, &export_query("demo"));
+        let header = OptionHeader::decode(&bytes).unwrap();
+        assert_eq!((header.magic, header.option, header.data_bytes), (OPTION_MAGIC, 7, 10));
+        assert_eq!(Reader(&bytes[OPTION_HEADER_BYTES..]).string(), Some("demo"));
+
+        let mut out = BytesMut::new();
+        put_option_reply(&mut out, option::GO, reply::ACK, b"abc");
+        let header = OptionReplyHeader::decode(&out).unwrap();
+        assert_eq!(header.magic, OPTION_REPLY_MAGIC);
+        assert_eq!((header.option, header.kind, header.data_bytes), (7, reply::ACK, 3));
+        assert_eq!(out.len(), OPTION_REPLY_HEADER_BYTES + 3);
+
+        let mut out = BytesMut::new();
+        put_simple_reply(&mut out, 9, 28);
+        let (magic, error, cookie) = (SIMPLE_REPLY_MAGIC, 28, 9);
+        assert_eq!(SimpleReply::decode(&out), Some(SimpleReply { magic, error, cookie }));
+        let mut out = BytesMut::new();
+        put_greeting(&mut out);
+        assert_eq!(out.len(), GREETING_BYTES);
+    }
 }

@@ -584,6 +584,17 @@ impl FoundEntry {
     }
 }
 
+/// Header pages with right checksums, whatever they hold, and the batch CRC: for the fuzzer.
+pub(in crate::store) fn forge(keys: &Keys, header: &Header, body: &[u8]) -> (Vec<u8>, u32) {
+    let mut pages = vec![0; header.header_bytes().max(BLOCK_BYTES)];
+    let len = body.len().min(pages.len() - FIXED_BYTES);
+    pages[FIXED_BYTES..FIXED_BYTES + len].copy_from_slice(&body[..len]);
+    header.write(keys, &mut pages);
+    let crc = batch_crc(keys, header.incarnation, header.seq, &pages);
+    pages[BATCH_CRC_AT..FIXED_BYTES].copy_from_slice(&crc.to_le_bytes());
+    (pages, crc)
+}
+
 /// Decodes the header pages whose fixed part was read by [`decode_fixed`] from the same bytes.
 pub fn decode(keys: &Keys, header: &Header, bytes: &[u8]) -> Result<Batch, FormatError> {
     if bytes.len() != header.header_bytes() {

@@ -73,6 +73,8 @@ pub enum RecoverError {
         "the log holds batches of format version {version}: start the newer program that wrote them"
     )]
     NewerVersion { version: u16 },
+    #[error("the log holds batch {seq} twice, which no open of this disk writes: do not use it")]
+    Twice { seq: u64 },
     #[error(
         "the log was written by opening {found} of this disk, the superblock knows of {ours} only: \
          the superblock is an old copy, or the disk was cloned; do not use it"
@@ -107,6 +109,12 @@ pub fn recover(
             LogPart::Lost(_) => None,
         })
     };
+    let mut last = None;
+    for seq in batches().map(|batch| batch.header.seq) {
+        if last.replace(seq).is_some_and(|before| before >= seq) {
+            return Err(RecoverError::Twice { seq: seq.0 });
+        }
+    }
     let unconfirmed = batches()
         .map(|batch| &batch.header)
         .filter(|header| header.seq > decision.mark)

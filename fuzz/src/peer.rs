@@ -1,0 +1,5 @@
+//! What another pod sends: greetings, frames, messages.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| holdfast_fuzz::net::fuzz_one(input));

@@ -1,0 +1,65 @@
+//! One run of a fuzzer over what is inside a log entry or a Raft message: bytes from a peer or a
+//! disk, behind checksums.
+
+use bytes::Bytes;
+use raft::eraftpb::{Entry, Message, MessageType};
+
+use crate::replica::command::{self, Command};
+use crate::replica::message;
+use crate::replica::meta::Meta;
+use crate::types::{BLOCK_BYTES, Block, BlockRange, MemberId, Origin, PodId};
+
+/// Reads `input`: its first byte chooses what the rest is: 0 the command of an entry, 1 a group's
+/// metadata, 2 the header of a Raft message. Panics when something is wrong with the reader.
+pub fn fuzz_one(input: &[u8]) {
+    let Some((mode, rest)) = input.split_first() else {
+        return;
+    };
+    match mode % 3 {
+        0 => {
+            if let Ok((origin, found)) = command::decode(rest) {
+                assert_eq!(&command::encode(origin, &found)[..], rest, "one encoding each");
+            }
+        }
+        1 => {
+            if let Ok(meta) = Meta::decode(rest) {
+                let again = Meta::decode(&meta.encode());
+                assert!(again.is_ok_and(|again| again == meta));
+            }
+        }
+        _ => {
+            // Payloads of one block: what a header may say of them is up to the input.
+            let payloads = vec![Bytes::from(vec![0; BLOCK_BYTES])];
+            for payloads in [Vec::new(), payloads] {
+                if let Ok(found) = message::join(rest, payloads) {
+                    let (header, payloads) = message::split(found.clone());
+                    let again = message::join(&header, payloads);
+                    assert!(again.is_ok_and(|again| again == found));
+                }
+            }
+        }
+    }
+}
+
+/// Good inputs by name, for a fuzzer to start from.
+pub fn fuzz_seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let origin = Origin { attachment_epoch: 1, front_end: PodId(2), session: 3 };
+    let range = BlockRange { first: Block(7), count: 2 };
+    let entry = |command: &Command| [&[0], &command::encode(origin, command)[..]].concat();
+    let meta = Meta::new(&[MemberId(1), MemberId(2), MemberId(3)], 1 << 20);
+    let mut append = Message::default();
+    append.set_msg_type(MessageType::MsgAppend);
+    append.term = 9;
+    append.entries = vec![
+        Entry { index: 1, data: Bytes::from(vec![0; BLOCK_BYTES]), ..Entry::default() },
+        Entry { index: 2, context: Bytes::from_static(b"x"), ..Entry::default() },
+    ]
+    .into();
+    vec![
+        ("write", entry(&Command::Write { range, crcs: vec![1, 2] })),
+        ("trim", entry(&Command::Zero { range, trim: true })),
+        ("touch", entry(&Command::Touch)),
+        ("meta", [&[1], &meta.encode()[..]].concat()),
+        ("append", [&[2], &message::split(append).0[..]].concat()),
+    ]
+}

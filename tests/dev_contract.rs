@@ -1,0 +1,89 @@
+//! `holdfast dev` is a contract for tests and scripts: where things are, what it prints, how it
+//! ends, what it keeps.
+
+mod support;
+
+use std::fs;
+use std::process::{Command, Output};
+
+use rustix::process::test_kill_process;
+
+use support::{Cluster, PODS, Setup, program, wait_until};
+
+/// Another `dev`, which must end by itself.
+fn dev(cluster: &Cluster, data: &str, offset: u16) -> Output {
+    Command::new(program())
+        .args(["dev", "--port-offset", &offset.to_string(), "--data"])
+        .arg(cluster.dir.join(data))
+        .output()
+        .expect("run holdfast dev")
+}
+
+fn refused(output: &Output, word: &str) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains(word), "does not say {word:?}: {said}");
+    assert!(output.stdout.is_empty(), "nothing is ready");
+}
+
+#[test]
+fn a_cluster_is_where_it_should_be_ends_when_told_and_keeps_its_data() {
+    // `start` waits for the line that says that the volume is ready.
+    let mut cluster = Setup::new("dev_contract").volume("demo", "64MiB").start();
+    let pids: Vec<_> = (1..=PODS).map(|pod| cluster.pid(pod).expect("it runs")).collect();
+    for pod in 1..=PODS {
+        let directory = cluster.pod_dir(pod);
+        assert!(directory.join("disk-1").join("superblock").is_file());
+        let config = fs::read_to_string(directory.join("holdfast.toml")).unwrap();
+        assert!(config.contains(&cluster.nbd_address(pod).to_string()), "{config}");
+        let log = fs::read_to_string(directory.join("log")).unwrap();
+        for line in log.lines() {
+            serde_json::from_str::<serde_json::Value>(line).expect("each line is JSON");
+        }
+        cluster.connect(pod, "demo").write(4096 * pod as u64, &[pod as u8; 4096]).unwrap();
+    }
+
+    refused(&dev(&cluster, "data", cluster.offset), "--data");
+    refused(&dev(&cluster, "elsewhere", cluster.offset), "--port-offset");
+
+    let status = cluster.terminate();
+    assert!(status.success(), "{status}");
+    for (pod, pid) in (1..).zip(&pids) {
+        // Ended, not only asked to: their processes are gone when `dev` is.
+        assert!(test_kill_process(*pid).is_err(), "pod {pod} still runs");
+        assert!(!cluster.pod_dir(pod).join("pid").exists(), "pod {pod} took its pid file away");
+    }
+
+    cluster.start_again();
+    for pod in 1..=PODS {
+        let read = cluster.connect(PODS, "demo").read(4096 * pod as u64, 4096).unwrap();
+        assert_eq!(read, [pod as u8; 4096]);
+    }
+}
+
+#[test]
+fn a_pod_that_died_is_started_again_or_left_as_it_was_told() {
+    let cluster = Setup::new("dev_contract_restart").volume("demo", "64MiB").start();
+    let before = cluster.pid(2);
+    cluster.kill(2);
+    wait_until("it is started again", || cluster.pid(2).is_some_and(|pid| Some(pid) != before));
+    drop(cluster);
+
+    let mut cluster =
+        Setup::new("dev_contract_never").volume("demo", "64MiB").restart_after("never").start();
+    cluster.kill(2);
+    let says = |words: &str| {
+        fs::read_to_string(cluster.dir.join("dev.log")).is_ok_and(|log| log.contains(words))
+    };
+    wait_until("dev has noticed", || says("is left so"));
+    // That takes longer than a restart would by default. (The catalog numbers pods as they join, so
+    // this one need not be pod 2 there.)
+    wait_until("the others miss it", || {
+        let output = Command::new(program())
+            .args(["status", "--endpoint", &cluster.endpoint(1)])
+            .output()
+            .expect("run holdfast status");
+        String::from_utf8_lossy(&output.stdout).contains("is away")
+    });
+    assert_eq!(cluster.pid(2), None);
+    assert!(cluster.terminate().success());
+}
