@@ -20,6 +20,8 @@ pub mod io {
     pub mod buffer;
     #[path = "../../src/io/driver.rs"]
     pub mod driver;
+    #[path = "../../src/io/slabs.rs"]
+    mod slabs;
     #[path = "../../src/io/stream.rs"]
     pub mod stream;
 }

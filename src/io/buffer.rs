@@ -2,20 +2,22 @@
 //! O_DIRECT without a copy. Frozen buffers are [`Bytes`] and go back to the pool when the last
 //! clone is dropped.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
+use crate::io::slabs::{Memory, Place, Slabs};
 use crate::types::BLOCK_BYTES;
 
+/// Capacities of buffers that share slabs.
+const SMALL_BYTES: [usize; 3] = [4 << 10, 16 << 10, 64 << 10];
 /// Capacities that are kept for reuse; a larger buffer is rounded up to 4 KiB and not kept.
-const CLASS_BYTES: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, (1 << 20) + (64 << 10)];
-/// At most this many bytes are kept for reuse in each class.
-const KEPT_PER_CLASS_BYTES: usize = 4 << 20;
+const LARGE_BYTES: [usize; 2] = [256 << 10, (1 << 20) + (64 << 10)];
+/// At most this many bytes are kept for reuse of each capacity.
+const KEPT_BYTES: usize = 4 << 20;
 
 /// A pool of aligned buffers. Cheap to clone; clones share the pool.
 #[derive(Clone, Default)]
@@ -23,59 +25,81 @@ pub struct Pool {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
-    free: [Mutex<Vec<Block>>; CLASS_BYTES.len()],
+    small: [Mutex<Slabs>; SMALL_BYTES.len()],
+    large: [Mutex<Vec<Memory>>; LARGE_BYTES.len()],
     in_use_bytes: AtomicUsize,
 }
 
-/// One aligned allocation, owned.
+impl Default for Shared {
+    fn default() -> Shared {
+        Shared {
+            small: SMALL_BYTES.map(|bytes| Mutex::new(Slabs::new(bytes))),
+            large: Default::default(),
+            in_use_bytes: AtomicUsize::new(0),
+        }
+    }
+}
+
+/// Where the memory of a buffer comes from.
+enum Home {
+    Slab { class: usize, place: Place },
+    Own(Memory),
+}
+
+/// Memory that one buffer owns.
 struct Block {
     start: NonNull<u8>,
     capacity: usize,
+    home: Home,
 }
 
-// SAFETY: a Block is the only owner of plain memory.
+// SAFETY: a Block is the only owner of plain memory; slabs are behind a mutex.
 unsafe impl Send for Block {}
 // SAFETY: shared access to a Block gives shared access to plain bytes only.
 unsafe impl Sync for Block {}
 
-impl Block {
-    fn new(capacity: usize) -> Block {
-        let layout = Block::layout(capacity);
-        // SAFETY: the layout's size is not zero: `take` rounds up to at least one block.
-        let start = unsafe { alloc_zeroed(layout) };
-        match NonNull::new(start) {
-            Some(start) => Block { start, capacity },
-            None => handle_alloc_error(layout),
+impl Shared {
+    fn take(&self, len: usize) -> Block {
+        if let Some(class) = SMALL_BYTES.iter().position(|capacity| *capacity >= len) {
+            let (place, start) = lock(&self.small[class]).take();
+            return Block {
+                start,
+                capacity: SMALL_BYTES[class],
+                home: Home::Slab { class, place },
+            };
         }
+        let class = LARGE_BYTES.iter().position(|capacity| *capacity >= len);
+        let capacity =
+            class.map_or_else(|| len.next_multiple_of(BLOCK_BYTES), |class| LARGE_BYTES[class]);
+        let recycled = class.and_then(|class| lock(&self.large[class]).pop());
+        let memory = recycled.unwrap_or_else(|| Memory::new(capacity));
+        Block { start: memory.start(), capacity, home: Home::Own(memory) }
     }
 
-    fn layout(capacity: usize) -> Layout {
-        Layout::from_size_align(capacity, BLOCK_BYTES).expect("a capacity far below isize::MAX")
+    fn give_back(&self, block: Block) {
+        match block.home {
+            Home::Slab { class, place } => lock(&self.small[class]).give_back(place, KEPT_BYTES),
+            Home::Own(memory) => {
+                let class = LARGE_BYTES.iter().position(|capacity| *capacity == block.capacity);
+                let Some(class) = class else { return };
+                let mut free = lock(&self.large[class]);
+                if free.len() * block.capacity < KEPT_BYTES {
+                    free.push(memory);
+                }
+            }
+        }
     }
 }
 
-impl Drop for Block {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this very layout.
-        unsafe { dealloc(self.start.as_ptr(), Block::layout(self.capacity)) }
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Pool {
     /// A buffer of `len` bytes (its contents are unspecified), aligned to 4 KiB.
     pub fn take(&self, len: usize) -> AlignedBuf {
-        let class = CLASS_BYTES.iter().position(|capacity| *capacity >= len);
-        let recycled = class.and_then(|class| {
-            self.shared.free[class].lock().unwrap_or_else(PoisonError::into_inner).pop()
-        });
-        let block = recycled.unwrap_or_else(|| {
-            Block::new(match class {
-                Some(class) => CLASS_BYTES[class],
-                None => len.next_multiple_of(BLOCK_BYTES),
-            })
-        });
+        let block = self.shared.take(len);
         self.shared.in_use_bytes.fetch_add(block.capacity, Ordering::Relaxed);
         AlignedBuf { block: Some(block), len, shared: Arc::clone(&self.shared) }
     }
@@ -154,14 +178,7 @@ impl Drop for AlignedBuf {
     fn drop(&mut self) {
         let block = self.block.take().expect("dropped once");
         self.shared.in_use_bytes.fetch_sub(block.capacity, Ordering::Relaxed);
-        let Some(class) = CLASS_BYTES.iter().position(|capacity| *capacity == block.capacity)
-        else {
-            return;
-        };
-        let mut free = self.shared.free[class].lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() * block.capacity < KEPT_PER_CLASS_BYTES {
-            free.push(block);
-        }
+        self.shared.give_back(block);
     }
 }
 

@@ -13,6 +13,7 @@ mod clock;
 mod epoll;
 mod gather;
 mod operation;
+mod slabs;
 mod socket;
 mod threads;
 mod uring;

@@ -224,6 +224,10 @@ impl Lane {
         let slots = overlay.range(..).filter(|(_, extent)| extent.reserved).count() as u64;
         let reserved = member.log.drop_after(0);
         self.alloc.unreserve(reserved + slots);
+        // Nothing is kept for a log that no restart believes.
+        for slot in member.log.take_left() {
+            self.alloc.release_named(slot);
+        }
         member.log.hold = None;
         member.hard.durable_seq = None;
         self.checkpoint.stale = true;

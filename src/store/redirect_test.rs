@@ -383,6 +383,24 @@ fn r12_a_destroyed_member_gives_its_slots_back() {
     lab.crash();
 }
 
+#[test]
+fn a_member_that_is_given_up_gives_its_slots_back() {
+    let mut lab = lab(12);
+    lab.append(ONE, 1, &[write(0, 16, 1)]);
+    lab.settle();
+    lab.append(ONE, 2, &[write(16, 16, 2)]);
+    lab.settle_but(is_redirect);
+    lab.lane.fault_member(ONE);
+    lab.settle_but(is_redirect);
+    assert_eq!(used_slots(&lab), 1, "its write is still under way");
+    lab.models.remove(&ONE);
+    lab.settle();
+    assert_eq!(used_slots(&lab), 0);
+    lab.write(TWO, write(0, 64, 4));
+    lab.rest();
+    lab.check_all();
+}
+
 /// Nobody has applied it, others count on this copy: a rotten slot faults the member.
 #[test]
 fn a_rotten_slot_of_an_entry_that_was_promised_faults_the_member() {

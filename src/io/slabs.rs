@@ -1,0 +1,219 @@
+//! Aligned buffers of one small size, many to an allocation. An aligned allocation of its own for
+//! every 4 KiB would cost the allocator twice that, and leave holes behind it that it cannot give
+//! back after a load has ended.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
+
+use crate::types::BLOCK_BYTES;
+
+/// The largest slab. The first has one buffer, each further one twice those of the one before.
+const SLAB_BYTES_MAX: usize = 256 << 10;
+
+/// Memory aligned to 4 KiB, zeroed, owned.
+pub(super) struct Memory {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: it is the only owner of plain memory.
+unsafe impl Send for Memory {}
+// SAFETY: shared access to it gives shared access to plain bytes only.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// `bytes` is not zero.
+    pub fn new(bytes: usize) -> Memory {
+        assert!(bytes > 0, "memory of some size");
+        let layout =
+            Layout::from_size_align(bytes, BLOCK_BYTES).expect("a size far below isize::MAX");
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        match NonNull::new(start) {
+            Some(start) => Memory { start, layout },
+            None => handle_alloc_error(layout),
+        }
+    }
+
+    pub fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this very layout.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+    }
+}
+
+/// Which buffer of which slab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    slab: u32,
+    position: u32,
+}
+
+struct Slab {
+    memory: Memory,
+    buffers: u32,
+    /// One bit for each buffer that is free.
+    free: u64,
+}
+
+impl Slab {
+    fn new(buffers: u32, buffer_bytes: usize) -> Slab {
+        let memory = Memory::new(buffers as usize * buffer_bytes);
+        Slab { memory, buffers, free: all(buffers) }
+    }
+
+    fn is_unused(&self) -> bool {
+        self.free == all(self.buffers)
+    }
+}
+
+/// The slabs of one size of buffer.
+pub(super) struct Slabs {
+    buffer_bytes: usize,
+    /// `None`: given back.
+    slabs: Vec<Option<Slab>>,
+    vacant: Vec<u32>,
+    /// Slabs with a free buffer; the last one is used first.
+    open: Vec<u32>,
+    /// Free buffers of all slabs.
+    free: usize,
+    /// Buffers of the newest slab.
+    newest: u32,
+}
+
+impl Slabs {
+    pub fn new(buffer_bytes: usize) -> Slabs {
+        assert!(buffer_bytes.is_multiple_of(BLOCK_BYTES) && buffer_bytes <= SLAB_BYTES_MAX);
+        let (slabs, vacant, open) = (Vec::new(), Vec::new(), Vec::new());
+        Slabs { buffer_bytes, slabs, vacant, open, free: 0, newest: 0 }
+    }
+
+    /// A free buffer; nobody else gets it until it is given back.
+    pub fn take(&mut self) -> (Place, NonNull<u8>) {
+        let number = match self.open.last() {
+            Some(number) => *number,
+            None => self.grow(),
+        };
+        let slab = self.slabs[number as usize].as_mut().expect("an open slab is there");
+        let position = slab.free.trailing_zeros();
+        assert!(position < slab.buffers, "an open slab has a free buffer");
+        slab.free &= !(1 << position);
+        self.free -= 1;
+        // SAFETY: the buffer of this number lies inside the slab's memory.
+        let start = unsafe { slab.memory.start().add(position as usize * self.buffer_bytes) };
+        if slab.free == 0 {
+            self.open.pop();
+        }
+        (Place { slab: number, position }, start)
+    }
+
+    /// Takes a buffer back. A slab without any in use goes back to the allocator while more than
+    /// `kept_bytes` would be free without it.
+    pub fn give_back(&mut self, place: Place, kept_bytes: usize) {
+        let slab = self.slabs[place.slab as usize].as_mut().expect("in use");
+        let bit = 1 << place.position;
+        assert!(slab.free & bit == 0, "given back once");
+        if slab.free == 0 {
+            self.open.push(place.slab);
+        }
+        slab.free |= bit;
+        self.free += 1;
+        if !slab.is_unused() {
+            return;
+        }
+        let without = self.free - slab.buffers as usize;
+        if without * self.buffer_bytes >= kept_bytes {
+            self.free = without;
+            self.slabs[place.slab as usize] = None;
+            self.vacant.push(place.slab);
+            self.open.retain(|number| *number != place.slab);
+        }
+    }
+
+    fn grow(&mut self) -> u32 {
+        let buffers_max = (SLAB_BYTES_MAX / self.buffer_bytes).min(64) as u32;
+        self.newest = (2 * self.newest).clamp(1, buffers_max);
+        let slab = Slab::new(self.newest, self.buffer_bytes);
+        self.free += slab.buffers as usize;
+        let number = match self.vacant.pop() {
+            Some(number) => number,
+            None => {
+                self.slabs.push(None);
+                u32::try_from(self.slabs.len() - 1).expect("fewer slabs than memory has pages")
+            }
+        };
+        self.slabs[number as usize] = Some(slab);
+        self.open.push(number);
+        number
+    }
+}
+
+/// One bit for each of so many buffers.
+fn all(buffers: u32) -> u64 {
+    u64::MAX >> (64 - buffers)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    impl Slabs {
+        fn bytes(&self) -> usize {
+            self.slabs.iter().flatten().map(|slab| slab.buffers as usize * self.buffer_bytes).sum()
+        }
+    }
+
+    #[test]
+    fn memory_goes_back_when_what_was_in_use_is_free() {
+        let mut slabs = Slabs::new(BLOCK_BYTES);
+        let taken: Vec<Place> = (0..10_000).map(|_| slabs.take().0).collect();
+        assert!(slabs.bytes() < 10_000 * BLOCK_BYTES + SLAB_BYTES_MAX);
+        for place in taken {
+            slabs.give_back(place, 1 << 20);
+        }
+        assert!(slabs.bytes() <= (1 << 20) + SLAB_BYTES_MAX, "{}", slabs.bytes());
+        assert_eq!(slabs.free * BLOCK_BYTES, slabs.bytes());
+    }
+
+    #[test]
+    fn a_pool_for_one_buffer_is_no_larger_than_that() {
+        let mut slabs = Slabs::new(BLOCK_BYTES);
+        slabs.take();
+        assert_eq!(slabs.bytes(), BLOCK_BYTES);
+    }
+
+    proptest! {
+        /// No two buffers in use overlap, all are aligned, and what was written stays.
+        #[test]
+        fn nobody_shares_a_buffer(steps in prop::collection::vec((any::<bool>(), any::<u16>()), 1..600)) {
+            let mut slabs = Slabs::new(4 * BLOCK_BYTES);
+            let mut used: Vec<(Place, NonNull<u8>, u64)> = Vec::new();
+            for (number, (take, pick)) in steps.into_iter().enumerate() {
+                if take || used.is_empty() {
+                    let (place, start) = slabs.take();
+                    prop_assert_eq!(start.addr().get() % BLOCK_BYTES, 0);
+                    // SAFETY: a buffer of four blocks that nobody else has.
+                    unsafe { start.cast::<u64>().write(number as u64) };
+                    used.push((place, start, number as u64));
+                } else {
+                    let (place, start, mark) = used.swap_remove(pick as usize % used.len());
+                    // SAFETY: still ours.
+                    prop_assert_eq!(unsafe { start.cast::<u64>().read() }, mark);
+                    slabs.give_back(place, 64 << 10);
+                }
+                let starts: HashMap<usize, u64> =
+                    used.iter().map(|(_, start, mark)| (start.addr().get(), *mark)).collect();
+                prop_assert_eq!(starts.len(), used.len());
+            }
+        }
+    }
+}
