@@ -194,7 +194,9 @@ mod tests {
     proptest! {
         /// No two buffers in use overlap, all are aligned, and what was written stays.
         #[test]
-        fn nobody_shares_a_buffer(steps in prop::collection::vec((any::<bool>(), any::<u16>()), 1..600)) {
+        fn nobody_shares_a_buffer(
+            steps in prop::collection::vec((any::<bool>(), any::<u16>()), 1..600),
+        ) {
             let mut slabs = Slabs::new(4 * BLOCK_BYTES);
             let mut used: Vec<(Place, NonNull<u8>, u64)> = Vec::new();
             for (number, (take, pick)) in steps.into_iter().enumerate() {
