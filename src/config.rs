@@ -52,6 +52,9 @@ pub struct Config {
     pub io: IoMethod,
     #[serde(default)]
     pub durable_writes: DurableWriteMethod,
+    /// Writes large writes once, to their place, and not to the log first.
+    #[serde(default = "yes")]
+    pub redirect_large_writes: bool,
     /// Moves the leadership of a shard to the pod that its requests come through.
     #[serde(default = "yes")]
     pub leaders_follow_clients: bool,
@@ -520,6 +523,7 @@ mod tests {
         assert_eq!(config.io, IoMethod::Auto);
         assert_eq!(config.hang_limit_seconds, 10);
         assert_eq!(config.durable_writes, DurableWriteMethod::Ring);
+        assert!(config.redirect_large_writes);
         let budgets = &config.budgets;
         assert_eq!([budgets.connection, budgets.shard, budgets.link], [ByteSize(64 << 20); 3]);
         let caches = [budgets.overlay_cache, budgets.index_cache, budgets.volume];

@@ -8,9 +8,6 @@ use crate::types::{BLOCK_BYTES, EXTENT_BYTES};
 pub const REQUEST_BYTES_MAX: usize = 32 << 20;
 /// The largest payload of one log entry; larger requests are cut.
 pub const ENTRY_BYTES_MAX: usize = 1 << 20;
-/// Whether a pod writes large writes once, to slots. Off until a restart after all pods were killed
-/// at once under large writes, which failed once in process tests, is explained.
-pub const REDIRECT_LARGE_WRITES: bool = false;
 /// Writes of whole extents with at least this much payload are written once, to slots of the data
 /// file; smaller ones to the log first.
 pub const REDIRECT_BYTES_MIN: usize = 256 << 10;

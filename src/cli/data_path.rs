@@ -126,6 +126,7 @@ fn options(config: &Config, identity: Identity, memory: &Memory) -> anyhow::Resu
             DurableWriteMethod::Ring => DurableWrites::Ring,
             DurableWriteMethod::Threads => DurableWrites::Threads,
         },
+        redirect_large_writes: config.redirect_large_writes,
         disks,
         peer: Address::Tcp(config.peer.listen),
         nbd,

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::store::seam::{HardState, LogEntry};
+use crate::store::seam::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
 use crate::store::superblock::{self, COPIES};
 use crate::store::wal::fold::{Flushed, LoggedEntry, fold};
 use crate::store::wal::format::{self, FIXED_BYTES, Header, Keys, RECORD_BYTES};
 use crate::store::wal::recover::{LogPart, Marks, load_payload, recover};
 use crate::store::wal::{BatchSeq, Item, WalConfig};
-use crate::types::{BLOCK_BYTES, MemberId, Uuid};
+use crate::types::{BLOCK_BYTES, Extent, MemberId, Uuid};
 
 const RING_PAGES: usize = 16;
 const RING_BYTES: usize = RING_PAGES * BLOCK_BYTES;
@@ -185,7 +185,8 @@ pub fn fuzz_seeds() -> Vec<(&'static str, Vec<u8>)> {
 /// Of the seeds: the superblock's marks and the incarnation.
 const MARKS: [u8; 4] = [1, 0, 1, 2];
 
-/// One batch with every kind of item but an image, one with an image, and one that follows.
+/// One batch with every kind of item but an image, one with an image, and one that follows, with
+/// a redirected entry.
 fn seed_batches() -> Vec<Vec<u8>> {
     let (hard, member) = (HardState { term: 1, vote: 1, commit: 2 }, MemberId(1));
     let entry = |index| LogEntry {
@@ -206,7 +207,10 @@ fn seed_batches() -> Vec<Vec<u8>> {
     let (compacted_index, compacted_term) = (2, 1);
     let entries = vec![entry(3), entry(4)];
     let image = vec![Item::Image { member, hard, compacted_index, compacted_term, entries }];
-    let last = vec![Item::Entry { member, entry: entry(5) }];
+    let slots = [3, 4].map(|slot| RedirectedSlot { slot: Slot(slot), crcs: [7; _] }).to_vec();
+    let redirect = Some(Box::new(Redirect { first: Extent(1), slots }));
+    let redirected = LogEntry { redirect, ..entry(6) };
+    let last = [entry(5), redirected].map(|entry| Item::Entry { member, entry }).to_vec();
     (0u8..).zip([first, image, last]).map(|(page, items)| seed_batch(page, &items)).collect()
 }
 

@@ -11,7 +11,7 @@ use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, FileId, OpenFile};
 use crate::io::file::FileError;
 use crate::io::{DriverError, DriverKind, DurableWrites};
-use crate::limits::{Budgets, REDIRECT_BYTES_MIN, REDIRECT_LARGE_WRITES};
+use crate::limits::{Budgets, REDIRECT_BYTES_MIN};
 use crate::replica::apply::{Applier, ApplyError};
 use crate::replica::meta::{Meta, MetaError};
 use crate::replica::seam::Start;
@@ -45,6 +45,8 @@ pub struct StartOptions {
     pub driver: DriverKind,
     /// Who carries out durable writes for io_uring.
     pub durable_writes: DurableWrites,
+    /// Large writes of whole extents go to slots at once, and not to the log first (rule R6).
+    pub redirect_large_writes: bool,
     pub disks: Vec<DiskOptions>,
     /// Where peers connect.
     pub peer: Address,
@@ -334,7 +336,11 @@ fn open_disk(
         overlay_cache_bytes: options.overlay_cache_bytes,
         index_cache_bytes: options.index_cache_bytes,
         log_tail_bytes: options.log_tail_bytes,
-        redirect_bytes_min: if REDIRECT_LARGE_WRITES { REDIRECT_BYTES_MIN } else { usize::MAX },
+        redirect_bytes_min: if options.redirect_large_writes {
+            REDIRECT_BYTES_MIN
+        } else {
+            usize::MAX
+        },
     };
     let (lane, members) = open_lane(config, pool, &mut files, &mut index).map_err(open_error)?;
     let lane_files = LaneFiles {

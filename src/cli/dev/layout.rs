@@ -5,12 +5,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use tokio::time::{Instant, sleep};
 
 use crate::config::size::ByteSize;
 use crate::config::{Config, Disk, IoMethod, Listen, Log, LogFormat, Nbd, ports};
 
+/// How long pods that were killed may take to let go of their ports.
+const PORTS_WITHIN: Duration = Duration::from_secs(3);
+const PORTS_LOOK: Duration = Duration::from_millis(50);
 /// Least space of a pod's disk.
 const DISK_BYTES_MIN: u64 = 1 << 30;
 
@@ -98,8 +103,19 @@ impl Layout {
         Ok(())
     }
 
-    /// Says which port is in use, if one is, before anything starts.
-    pub fn check_ports(&self) -> anyhow::Result<()> {
+    /// Waits until the ports are free: pods that were killed a moment ago may still hold theirs.
+    /// Says which one is in use, if one stays so, before anything starts.
+    pub async fn wait_for_ports(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PORTS_WITHIN;
+        loop {
+            match self.check_ports() {
+                Err(_) if Instant::now() < deadline => sleep(PORTS_LOOK).await,
+                result => return result,
+            }
+        }
+    }
+
+    fn check_ports(&self) -> anyhow::Result<()> {
         for pod in &self.pods {
             for (purpose, listen) in pod.listeners() {
                 TcpListener::bind(listen).with_context(|| {
@@ -166,6 +182,7 @@ fn config(directory: &Path, listen: &Listeners, first: Option<SocketAddr>, disk:
         join: first.iter().map(SocketAddr::to_string).collect(),
         io: IoMethod::Auto,
         durable_writes: Default::default(),
+        redirect_large_writes: true,
         leaders_follow_clients: true,
         hang_limit_seconds: 10,
         pid_file: Some(directory.join("pid")),

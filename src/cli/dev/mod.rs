@@ -64,7 +64,7 @@ async fn run_cluster(args: &Args) -> anyhow::Result<()> {
     let mut layout =
         Layout::new(data, args.pods, args.port_offset, &args.addresses, args.wal_size)?;
     layout.set(&args.settings)?;
-    layout.check_ports()?;
+    layout.wait_for_ports().await?;
     layout.write()?;
     let mut children = Children::new(&layout.pods, args.restart_after);
     let mut is_up = false;

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::super::Item;
 use super::super::fold::{FaultReason, MemberLog};
-use super::super::test_lab::{Lab, entry, hard, kept, log_entry};
+use super::super::test_lab::{Lab, entry, hard, kept, log_entry, redirected};
 use super::*;
 use crate::types::{BLOCK_BYTES, MemberId};
 
@@ -248,6 +248,39 @@ const CASES: &[Case] = &[
         lost: &[],
         cut: None,
         faulted: &[1, 2],
+    },
+    Case {
+        name: "the last batch names slots and is intact",
+        damage: |lab| {
+            lab.write(vec![redirected(1, 3, 1)]);
+        },
+        kept: &[1, 2, 3, 4, 5],
+        lost: &[],
+        cut: None,
+        faulted: &[],
+    },
+    Case {
+        name: "the last batch names slots and is torn",
+        damage: |lab| {
+            lab.write(vec![redirected(1, 3, 1)]);
+            lab.damage(5, HEADER);
+        },
+        kept: &[1, 2, 3, 4],
+        lost: &[],
+        cut: None,
+        faulted: &[],
+    },
+    Case {
+        name: "a batch that names slots is corrupt below a mark",
+        damage: |lab| {
+            lab.write(vec![redirected(1, 3, 1)]);
+            lab.idle_mark();
+            lab.damage(5, HEADER);
+        },
+        kept: &[1, 2, 3, 4, 6],
+        lost: &[(5, 5, true)],
+        cut: None,
+        faulted: &[1],
     },
     Case {
         name: "a page that cannot be read is a damaged one",

@@ -6,8 +6,8 @@ use std::io;
 use bytes::Bytes;
 
 use crate::io::buffer::Pool;
-use crate::store::seam::{HardState, LogEntry};
-use crate::types::{BLOCK_BYTES, MemberId, Uuid};
+use crate::store::seam::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
+use crate::types::{BLOCK_BYTES, Extent, MemberId, Uuid};
 
 use super::fold::{Flushed, MemberLog, fold};
 use super::format::{FoundEntry, FoundItem};
@@ -156,6 +156,14 @@ pub(super) fn log_entry(index: u64, term: u64, blocks: usize) -> LogEntry {
 
 pub(super) fn entry(member: u64, index: u64, term: u64, blocks: usize) -> Item {
     Item::Entry { member: MemberId(member), entry: log_entry(index, term, blocks) }
+}
+
+/// An entry whose payload lies in two slots.
+pub(super) fn redirected(member: u64, index: u64, term: u64) -> Item {
+    let slots = [5, 6].map(|slot| RedirectedSlot { slot: Slot(slot), crcs: [9; _] }).to_vec();
+    let redirect = Some(Box::new(Redirect { first: Extent(0), slots }));
+    let entry = LogEntry { redirect, ..log_entry(index, term, 0) };
+    Item::Entry { member: MemberId(member), entry }
 }
 
 /// What was found, with its payloads, as it was pushed.
