@@ -355,8 +355,6 @@ impl Cluster {
 
     /// Starts a stopped cluster on its data, and waits until its volumes can be used.
     pub fn start_again(&mut self) {
-        // A process that was killed is without a command line before it is without its sockets.
-        wait_until("every port is free", || ports::is_free(self.offset));
         self.dev = spawn_dev(&self.dir, self.offset, &self.setup);
         self.wait_ready();
     }
