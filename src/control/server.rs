@@ -51,7 +51,11 @@ pub struct ReportSink {
 impl ReportSink {
     /// Replaces the report before, whether it was sent or not.
     pub fn send(&self, report: PodReport) {
-        self.report.send_replace(Some(report));
+        self.report.send_if_modified(|last| {
+            let is_new = last.as_ref() != Some(&report);
+            *last = Some(report);
+            is_new
+        });
     }
 }
 

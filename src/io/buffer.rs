@@ -9,17 +9,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::io::slabs::{Memory, Place, Slabs};
+use crate::io::slabs::{Memory, Place, Slabs, part_to_trim};
 use crate::types::BLOCK_BYTES;
 
 /// Capacities of buffers that share slabs.
 const SMALL_BYTES: [usize; 3] = [4 << 10, 16 << 10, 64 << 10];
-/// Capacities that are kept for reuse; a larger buffer is rounded up to 4 KiB and not kept.
+/// Capacities that are kept for reuse as they are; a larger buffer is rounded up to 4 KiB and not
+/// kept.
 const LARGE_BYTES: [usize; 2] = [256 << 10, (1 << 20) + (64 << 10)];
-/// At most this many bytes are kept for reuse of each capacity.
-const KEPT_BYTES: usize = 4 << 20;
 
-/// A pool of aligned buffers. Cheap to clone; clones share the pool.
+/// A pool of aligned buffers. Cheap to clone; clones share the pool. Free ones stay for reuse until
+/// [`Pool::trim`] finds that they were not needed for a while.
 #[derive(Clone, Default)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -27,7 +27,7 @@ pub struct Pool {
 
 struct Shared {
     small: [Mutex<Slabs>; SMALL_BYTES.len()],
-    large: [Mutex<Vec<Memory>>; LARGE_BYTES.len()],
+    large: [Mutex<Large>; LARGE_BYTES.len()],
     in_use_bytes: AtomicUsize,
 }
 
@@ -39,6 +39,14 @@ impl Default for Shared {
             in_use_bytes: AtomicUsize::new(0),
         }
     }
+}
+
+/// Free buffers of one large capacity.
+#[derive(Default)]
+struct Large {
+    free: Vec<Memory>,
+    /// The least that were free since the last trim.
+    free_min: usize,
 }
 
 /// Where the memory of a buffer comes from.
@@ -72,23 +80,34 @@ impl Shared {
         let class = LARGE_BYTES.iter().position(|capacity| *capacity >= len);
         let capacity =
             class.map_or_else(|| len.next_multiple_of(BLOCK_BYTES), |class| LARGE_BYTES[class]);
-        let recycled = class.and_then(|class| lock(&self.large[class]).pop());
+        let recycled = class.and_then(|class| lock(&self.large[class]).take());
         let memory = recycled.unwrap_or_else(|| Memory::new(capacity));
         Block { start: memory.start(), capacity, home: Home::Own(memory) }
     }
 
     fn give_back(&self, block: Block) {
         match block.home {
-            Home::Slab { class, place } => lock(&self.small[class]).give_back(place, KEPT_BYTES),
+            Home::Slab { class, place } => lock(&self.small[class]).give_back(place),
             Home::Own(memory) => {
                 let class = LARGE_BYTES.iter().position(|capacity| *capacity == block.capacity);
-                let Some(class) = class else { return };
-                let mut free = lock(&self.large[class]);
-                if free.len() * block.capacity < KEPT_BYTES {
-                    free.push(memory);
+                if let Some(class) = class {
+                    lock(&self.large[class]).free.push(memory);
                 }
             }
         }
+    }
+}
+
+impl Large {
+    fn take(&mut self) -> Option<Memory> {
+        let taken = self.free.pop();
+        self.free_min = self.free_min.min(self.free.len());
+        taken
+    }
+
+    fn trim(&mut self) {
+        self.free.truncate(self.free.len() - part_to_trim(self.free_min));
+        self.free_min = self.free.len();
     }
 }
 
@@ -109,6 +128,12 @@ impl Pool {
         let mut buf = self.take(data.len());
         buf.copy_from_slice(data);
         buf.freeze()
+    }
+
+    /// Gives the system a part of the memory that was free all the time since the last call.
+    pub fn trim(&self) {
+        self.shared.small.iter().for_each(|slabs| lock(slabs).trim());
+        self.shared.large.iter().for_each(|large| lock(large).trim());
     }
 
     /// Bytes of backing memory that are handed out, by capacity.
@@ -213,6 +238,20 @@ mod tests {
         assert_eq!(&tail[..], [9]);
         drop(tail);
         assert_eq!(pool.in_use_bytes(), 0);
+    }
+
+    #[test]
+    fn large_buffers_stay_while_they_are_needed() {
+        let pool = Pool::default();
+        let free = || lock(&pool.shared.large[0]).free.len();
+        drop([pool.take(100 << 10), pool.take(100 << 10)]);
+        pool.trim();
+        assert_eq!(free(), 2);
+        drop(pool.take(100 << 10));
+        pool.trim();
+        assert_eq!(free(), 1, "one was not needed");
+        pool.trim();
+        assert_eq!(free(), 0);
     }
 
     #[test]

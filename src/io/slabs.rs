@@ -1,19 +1,21 @@
-//! Aligned buffers of one small size, many to an allocation. An aligned allocation of its own for
-//! every 4 KiB would cost the allocator twice that, and leave holes behind it that it cannot give
-//! back after a load has ended.
+//! Aligned buffers of one small size, many to a mapping. They bypass the allocator of the program:
+//! an aligned allocation of its own for every 4 KiB would cost it twice that, and whatever small
+//! lies between large ones would keep their memory from going back after a load has ended.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::ptr::NonNull;
+use std::alloc::{Layout, handle_alloc_error};
+use std::ptr::{NonNull, null_mut};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::types::BLOCK_BYTES;
 
 /// The largest slab. The first has one buffer, each further one twice those of the one before.
 const SLAB_BYTES_MAX: usize = 256 << 10;
 
-/// Memory aligned to 4 KiB, zeroed, owned.
+/// Pages of the process, zeroed, owned.
 pub(super) struct Memory {
     start: NonNull<u8>,
-    layout: Layout,
+    bytes: usize,
 }
 
 // SAFETY: it is the only owner of plain memory.
@@ -22,15 +24,16 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// `bytes` is not zero.
+    /// `bytes` is a multiple of [`BLOCK_BYTES`] and not zero.
     pub fn new(bytes: usize) -> Memory {
-        assert!(bytes > 0, "memory of some size");
         let layout =
             Layout::from_size_align(bytes, BLOCK_BYTES).expect("a size far below isize::MAX");
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        match NonNull::new(start) {
-            Some(start) => Memory { start, layout },
+        assert!(bytes > 0 && bytes.is_multiple_of(BLOCK_BYTES), "whole blocks");
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at a place that the kernel chooses touches no other.
+        let mapped = unsafe { mmap_anonymous(null_mut(), bytes, access, MapFlags::PRIVATE) };
+        match mapped.ok().and_then(|start| NonNull::new(start.cast())) {
+            Some(start) => Memory { start, bytes },
             None => handle_alloc_error(layout),
         }
     }
@@ -42,8 +45,9 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this very layout.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        // SAFETY: mapped in `new` with this very size, and nobody else knows it.
+        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
+        assert!(unmapped.is_ok(), "a mapping of our own is given back: {unmapped:?}");
     }
 }
 
@@ -75,13 +79,15 @@ impl Slab {
 /// The slabs of one size of buffer.
 pub(super) struct Slabs {
     buffer_bytes: usize,
-    /// `None`: given back.
+    /// `None`: given back to the system.
     slabs: Vec<Option<Slab>>,
     vacant: Vec<u32>,
     /// Slabs with a free buffer; the last one is used first.
     open: Vec<u32>,
     /// Free buffers of all slabs.
     free: usize,
+    /// The least of `free` since [`Slabs::trim`] was called.
+    free_min: usize,
     /// Buffers of the newest slab.
     newest: u32,
 }
@@ -90,7 +96,7 @@ impl Slabs {
     pub fn new(buffer_bytes: usize) -> Slabs {
         assert!(buffer_bytes.is_multiple_of(BLOCK_BYTES) && buffer_bytes <= SLAB_BYTES_MAX);
         let (slabs, vacant, open) = (Vec::new(), Vec::new(), Vec::new());
-        Slabs { buffer_bytes, slabs, vacant, open, free: 0, newest: 0 }
+        Slabs { buffer_bytes, slabs, vacant, open, free: 0, free_min: 0, newest: 0 }
     }
 
     /// A free buffer; nobody else gets it until it is given back.
@@ -104,6 +110,7 @@ impl Slabs {
         assert!(position < slab.buffers, "an open slab has a free buffer");
         slab.free &= !(1 << position);
         self.free -= 1;
+        self.free_min = self.free_min.min(self.free);
         // SAFETY: the buffer of this number lies inside the slab's memory.
         let start = unsafe { slab.memory.start().add(position as usize * self.buffer_bytes) };
         if slab.free == 0 {
@@ -112,9 +119,7 @@ impl Slabs {
         (Place { slab: number, position }, start)
     }
 
-    /// Takes a buffer back. A slab without any in use goes back to the allocator while more than
-    /// `kept_bytes` would be free without it.
-    pub fn give_back(&mut self, place: Place, kept_bytes: usize) {
+    pub fn give_back(&mut self, place: Place) {
         let slab = self.slabs[place.slab as usize].as_mut().expect("in use");
         let bit = 1 << place.position;
         assert!(slab.free & bit == 0, "given back once");
@@ -123,21 +128,32 @@ impl Slabs {
         }
         slab.free |= bit;
         self.free += 1;
-        if !slab.is_unused() {
-            return;
-        }
-        let without = self.free - slab.buffers as usize;
-        if without * self.buffer_bytes >= kept_bytes {
-            self.free = without;
-            self.slabs[place.slab as usize] = None;
-            self.vacant.push(place.slab);
-            self.open.retain(|number| *number != place.slab);
-        }
+    }
+
+    /// Gives the system a part of what nobody needed since the last call, in whole slabs.
+    pub fn trim(&mut self) {
+        let slab = self.buffers_max();
+        let mut surplus = part_to_trim(self.free_min).max(self.free_min.min(slab));
+        let (slabs, vacant) = (&mut self.slabs, &mut self.vacant);
+        self.open.retain(|number| {
+            let slab = &mut slabs[*number as usize];
+            let unused = slab.take_if(|slab| slab.is_unused() && slab.buffers as usize <= surplus);
+            let Some(unused) = unused else { return true };
+            surplus -= unused.buffers as usize;
+            self.free -= unused.buffers as usize;
+            vacant.push(*number);
+            false
+        });
+        self.free_min = self.free;
+    }
+
+    /// Buffers of the largest slab: as many as there are bits.
+    fn buffers_max(&self) -> usize {
+        (SLAB_BYTES_MAX / self.buffer_bytes).min(64)
     }
 
     fn grow(&mut self) -> u32 {
-        let buffers_max = (SLAB_BYTES_MAX / self.buffer_bytes).min(64) as u32;
-        self.newest = (2 * self.newest).clamp(1, buffers_max);
+        self.newest = (2 * self.newest).clamp(1, self.buffers_max() as u32);
         let slab = Slab::new(self.newest, self.buffer_bytes);
         self.free += slab.buffers as usize;
         let number = match self.vacant.pop() {
@@ -151,6 +167,12 @@ impl Slabs {
         self.open.push(number);
         number
     }
+}
+
+/// How much of a surplus goes back at a time. Loads come in waves, and memory that went back has to
+/// be made, page by page, when it is needed again.
+pub(super) fn part_to_trim(surplus: usize) -> usize {
+    surplus.div_ceil(2)
 }
 
 /// One bit for each of so many buffers.
@@ -177,11 +199,32 @@ mod tests {
         let mut slabs = Slabs::new(BLOCK_BYTES);
         let taken: Vec<Place> = (0..10_000).map(|_| slabs.take().0).collect();
         assert!(slabs.bytes() < 10_000 * BLOCK_BYTES + SLAB_BYTES_MAX);
-        for place in taken {
-            slabs.give_back(place, 1 << 20);
+        let (still_used, unused) = taken.split_at(100);
+        unused.iter().for_each(|place| slabs.give_back(*place));
+        let all = slabs.bytes();
+        slabs.trim();
+        assert_eq!(slabs.bytes(), all, "all were in use a moment ago");
+        slabs.trim();
+        assert!(slabs.bytes() < all && slabs.bytes() > all / 3);
+        (0..20).for_each(|_| slabs.trim());
+        // The first slabs are the small ones.
+        assert!(slabs.bytes() <= 100 * BLOCK_BYTES + SLAB_BYTES_MAX, "{}", slabs.bytes());
+        assert_eq!(slabs.bytes(), (slabs.free + 100) * BLOCK_BYTES);
+        still_used.iter().for_each(|place| slabs.give_back(*place));
+        (0..5).for_each(|_| slabs.trim());
+        assert_eq!((slabs.bytes(), slabs.free), (0, 0));
+    }
+
+    #[test]
+    fn what_is_needed_again_and_again_stays() {
+        let mut slabs = Slabs::new(BLOCK_BYTES);
+        for _ in 0..3 {
+            let taken: Vec<Place> = (0..1000).map(|_| slabs.take().0).collect();
+            let bytes = slabs.bytes();
+            taken.into_iter().for_each(|place| slabs.give_back(place));
+            slabs.trim();
+            assert!(slabs.bytes() + SLAB_BYTES_MAX > bytes);
         }
-        assert!(slabs.bytes() <= (1 << 20) + SLAB_BYTES_MAX, "{}", slabs.bytes());
-        assert_eq!(slabs.free * BLOCK_BYTES, slabs.bytes());
     }
 
     #[test]
@@ -210,7 +253,8 @@ mod tests {
                     let (place, start, mark) = used.swap_remove(pick as usize % used.len());
                     // SAFETY: still ours.
                     prop_assert_eq!(unsafe { start.cast::<u64>().read() }, mark);
-                    slabs.give_back(place, 64 << 10);
+                    slabs.give_back(place);
+                    slabs.trim();
                 }
                 let starts: HashMap<usize, u64> =
                     used.iter().map(|(_, start, mark)| (start.addr().get(), *mark)).collect();

@@ -33,6 +33,8 @@ use crate::worker::token::{ConnId, Target};
 const MESSAGES_PER_ROUND: usize = 256;
 /// Between reports when nothing changed but space: as often as control passes them on.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Memory that was not needed for so long begins to go back: longer than write-back's waves.
+const TRIM_EVERY: Duration = Duration::from_secs(10);
 
 /// What never changes about a worker.
 #[derive(Clone, Debug)]
@@ -91,11 +93,13 @@ pub struct Worker {
     pub(super) report_due: bool,
     report: Box<dyn Fn(PodReport) + Send>,
     inbox: Receiver<Command>,
+    pool: Pool,
     /// Rounds made, for the watchdog.
     rounds: Arc<AtomicU64>,
     next_tick: Mono,
     next_report: Mono,
     next_window: Mono,
+    next_trim: Mono,
     stopping: Option<Mono>,
 }
 
@@ -132,6 +136,7 @@ impl Worker {
         Worker {
             peers: Peers::new(&config, pool.clone()),
             clients: Clients::new(pool.clone()),
+            pool,
             config,
             driver,
             now,
@@ -156,6 +161,7 @@ impl Worker {
             next_tick: now + TICK,
             next_report: now,
             next_window: now + WINDOW,
+            next_trim: now + TRIM_EVERY,
             stopping: None,
         }
     }
@@ -284,6 +290,10 @@ impl Worker {
             }
             if now >= self.next_report {
                 self.report_due = true;
+            }
+            if now >= self.next_trim {
+                self.next_trim = now + TRIM_EVERY;
+                self.pool.trim();
             }
             if now >= self.next_window {
                 self.next_window = now + WINDOW;
