@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
 use tonic::transport::server::TcpIncoming;
 
 use crate::config::Config;
@@ -82,6 +84,10 @@ pub enum ServerFailure {
     #[error("the API server ended")]
     Ended,
 }
+
+/// How long what was interrupted may take to end.
+const UNLOCK_WITHIN: Duration = Duration::from_secs(5);
+const UNLOCK_LOOK: Duration = Duration::from_millis(5);
 
 /// One pod's control plane.
 pub struct Server {
@@ -177,7 +183,8 @@ impl Server {
         }
     }
 
-    /// Ends everything, in order; the catalog's log is closed when this returns.
+    /// Ends everything, in order; the catalog's log is closed and the directory unlocked when this
+    /// returns.
     pub async fn stop(self) {
         self.stop.send_replace(true);
         for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
@@ -187,6 +194,12 @@ impl Server {
             api.abort();
         }
         membership::stop(&self.node).await;
+        // Tasks and requests that were interrupted let go of the node a moment later.
+        let (node, deadline) = (Arc::downgrade(&self.node), Instant::now() + UNLOCK_WITHIN);
+        drop(self);
+        while node.strong_count() > 0 && Instant::now() < deadline {
+            sleep(UNLOCK_LOOK).await;
+        }
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {

@@ -355,12 +355,13 @@ impl Lane {
         let found = self.members.get_mut(&member).expect("just seen");
         assert_eq!(crcs.len(), range.count as usize, "one checksum per block");
         assert!(range.end() <= found.record.blocks, "inside the shard");
-        let cached = !payload.is_empty();
-        assert!(!cached || payload.len() as u64 == range.bytes());
+        assert!(payload.is_empty() || payload.len() as u64 == range.bytes());
         let entry = found.log.get(index).expect("just seen");
         assert_eq!(u64::from(entry.payload_bytes), range.bytes(), "the entry's payload");
         let slots = entry.slots.as_ref();
         assert!(slots.is_none() || range.first.in_extent() == 0, "redirected: whole extents");
+        // Write-back has nothing to do with what lies in slots: its memory is of use elsewhere.
+        let cached = !payload.is_empty() && slots.is_none();
         let commit = found.hard.durable_commit;
         for (position, at) in range.blocks().enumerate() {
             if found.newer.includes(at.extent(), index) {

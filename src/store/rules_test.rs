@@ -170,6 +170,24 @@ fn r7_nothing_is_written_back_before_its_commit_is_durable() {
     assert_eq!(lab.models[&ONE].applied, 1);
 }
 
+/// At the end of the queue it would hold the log's tail until all others are written back.
+#[test]
+fn what_waits_for_its_commit_keeps_its_place_in_the_queue() {
+    let mut lab = Lab::new(1, 1);
+    for extent in 0..4 {
+        lab.write(ONE, write(extent * BLOCKS_PER_EXTENT, 1, u64::from(extent)));
+    }
+    // This append's HardState covers those before it, and not itself.
+    lab.write(ONE, write(0, 1, 9));
+    lab.lane.start_writeback(2, 4);
+    let waiting: Vec<_> = lab.lane.writeback.queue.iter().copied().collect();
+    assert_eq!(waiting, [(ONE, Extent(0)), (ONE, Extent(3))]);
+    lab.settle();
+    lab.rest();
+    assert_eq!(lab.lane.space().overlay_blocks, 0);
+    lab.check_all();
+}
+
 #[test]
 fn r8_the_ring_is_not_overwritten_before_the_superblock_has_the_new_tail() {
     let mut lab = Lab::new(1, 2);

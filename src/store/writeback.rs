@@ -121,6 +121,7 @@ impl Lane {
     pub(super) fn start_writeback(&mut self, extents_max: usize, writes_max: usize) {
         assert!(self.writeback.round.is_none(), "one round at a time");
         let mut updates = Vec::new();
+        let mut uncovered = Vec::new();
         let mut looks = self.writeback.queue.len().min(4 * extents_max);
         while looks > 0 && updates.len() < extents_max {
             looks -= 1;
@@ -143,7 +144,7 @@ impl Lane {
                 continue;
             }
             if overlay.newest() > covered {
-                self.writeback.queue.push_back((id, extent));
+                uncovered.push((id, extent));
                 continue;
             }
             overlay.queued = false;
@@ -177,6 +178,11 @@ impl Lane {
             if let Some((_, slot)) = redirected {
                 self.alloc.adopt(slot);
             }
+        }
+        // They keep their place: at the end of the queue, one of them would hold the log's tail
+        // until all others are written back.
+        for extent in uncovered.into_iter().rev() {
+            self.writeback.queue.push_front(extent);
         }
         self.start_round(updates, writes_max, None);
     }
