@@ -160,8 +160,12 @@ impl Lane {
             return;
         }
         let key = key_of(member, content.extent);
+        // The slot of a redirected entry is not the record's yet: to move that one helps nobody.
+        let overlay = found.overlay.get(content.extent);
+        let redirected = overlay.is_some_and(|overlay| overlay.redirected().is_some());
         self.mends.keep(key, content);
-        if self.mends.bad_slots.contains(&key) && !self.mends.moves.contains(&key) {
+        let is_bad = self.mends.bad_slots.contains(&key);
+        if is_bad && !redirected && !self.mends.moves.contains(&key) {
             self.mends.moves.push_back(key);
         }
         self.checkpoint.stale = true;

@@ -108,6 +108,32 @@ fn r13_a_bad_block_is_mended_by_another_replica_and_moves_to_a_fresh_slot() {
     assert_eq!(lab.lane.space().media_faults, 0);
 }
 
+/// What the index has of it may be the very same bytes, in another slot: that one is not bad.
+#[test]
+fn r13_a_slot_that_the_log_names_stays_mended() {
+    let mut lab = Lab::redirecting(1, 1, 8 << 20, 40 * EXTENT_BYTES as u64);
+    lab.create(MemberRecord { member: TARGET, ..record(1) });
+    write_both(&mut lab, write(0, BLOCKS_PER_EXTENT, 7));
+    lab.rest();
+    write_both(&mut lab, write(0, BLOCKS_PER_EXTENT, 7));
+    let overlay = lab.lane.members[&TARGET].overlay.get(Extent(0)).expect("written again");
+    let (_, slot) = overlay.redirected().expect("to a slot");
+    rot(&mut lab, LaneFile::Data, (slot.0 * BLOCKS_PER_EXTENT + 3) as usize);
+    assert_eq!(damaged(&mut lab, TARGET, 3), Some(Extent(0)));
+    let content = fetch(&mut lab, SOURCE, 0);
+    lab.lane.mend(TARGET, content);
+    lab.settle();
+    assert_eq!(damaged(&mut lab, TARGET, 3), None);
+    // The index takes the slot over as it is: the next read has it moved.
+    lab.rest();
+    assert_eq!(damaged(&mut lab, TARGET, 3), Some(Extent(0)));
+    let content = fetch(&mut lab, SOURCE, 0);
+    lab.lane.mend(TARGET, content);
+    lab.rest();
+    assert_ne!(extent_record(&mut lab, TARGET, 0).slot, slot);
+    lab.check_all();
+}
+
 #[test]
 fn r13_what_lags_or_does_not_match_our_checksum_mends_nothing() {
     let mut lab = replicas();
