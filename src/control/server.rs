@@ -51,7 +51,7 @@ pub struct ReportSink {
 }
 
 impl ReportSink {
-    /// Replaces the report before, whether it was sent or not.
+    /// Replaces the report before, whether it was sent or not. One that says the same wakes nobody.
     pub fn send(&self, report: PodReport) {
         self.report.send_if_modified(|last| {
             let is_new = last.as_ref() != Some(&report);
@@ -199,6 +199,9 @@ impl Server {
         drop(self);
         while node.strong_count() > 0 && Instant::now() < deadline {
             sleep(UNLOCK_LOOK).await;
+        }
+        if node.strong_count() > 0 {
+            tracing::warn!("stopped, but something still holds the directory of this pod");
         }
     }
 
