@@ -431,7 +431,7 @@ impl Default for Budgets {
     fn default() -> Budgets {
         let bounds = limits::Budgets::default();
         Budgets {
-            overlay_cache: ByteSize(256 << 20),
+            overlay_cache: ByteSize(512 << 20),
             index_cache: ByteSize(256 << 20),
             log_tail: ByteSize(1 << 20),
             connection: bytes(bounds.connection_bytes),
@@ -526,8 +526,8 @@ mod tests {
         assert!(config.redirect_large_writes);
         let budgets = &config.budgets;
         assert_eq!([budgets.connection, budgets.shard, budgets.link], [ByteSize(64 << 20); 3]);
-        let caches = [budgets.overlay_cache, budgets.index_cache, budgets.volume];
-        assert_eq!(caches, [ByteSize(256 << 20); 3]);
+        assert_eq!(budgets.overlay_cache, ByteSize(512 << 20));
+        assert_eq!([budgets.index_cache, budgets.volume], [ByteSize(256 << 20); 2]);
         assert_eq!(budgets.log_tail, ByteSize(1 << 20));
         parse("data = '/d'\nhang_limit_seconds = 0").unwrap();
     }

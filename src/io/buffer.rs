@@ -18,6 +18,12 @@ const SMALL_BYTES: [usize; 3] = [4 << 10, 16 << 10, 64 << 10];
 /// kept.
 const LARGE_BYTES: [usize; 2] = [256 << 10, (1 << 20) + (64 << 10)];
 
+/// The memory that a buffer of so many bytes takes.
+pub fn backing_bytes(bytes: usize) -> usize {
+    let class = SMALL_BYTES.iter().chain(&LARGE_BYTES).find(|capacity| **capacity >= bytes);
+    class.copied().unwrap_or_else(|| bytes.next_multiple_of(BLOCK_BYTES))
+}
+
 /// A pool of aligned buffers. Cheap to clone; clones share the pool. Free ones stay for reuse until
 /// [`Pool::trim`] finds that they were not needed for a while.
 #[derive(Clone, Default)]
@@ -77,9 +83,8 @@ impl Shared {
                 home: Home::Slab { class, place },
             };
         }
-        let class = LARGE_BYTES.iter().position(|capacity| *capacity >= len);
-        let capacity =
-            class.map_or_else(|| len.next_multiple_of(BLOCK_BYTES), |class| LARGE_BYTES[class]);
+        let capacity = backing_bytes(len);
+        let class = LARGE_BYTES.iter().position(|large| *large == capacity);
         let recycled = class.and_then(|class| lock(&self.large[class]).take());
         let memory = recycled.unwrap_or_else(|| Memory::new(capacity));
         Block { start: memory.start(), capacity, home: Home::Own(memory) }

@@ -1,6 +1,5 @@
 //! Messages as frames: which fields stand in the meta part and which bytes in the payload part.
-//! Payloads are neither copied on the way out nor, but for small slices of large buffers, on the
-//! way in.
+//! Payloads are not copied on the way out; on the way in they land where they stay.
 //!
 //! ```text
 //! kind                 meta                                            payload
@@ -27,7 +26,6 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::io::buffer::Pool;
 use crate::limits::{FRAME_META_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
 use crate::net::frame::Frame;
 use crate::net::message::{CallId, PeerMessage};
@@ -42,8 +40,6 @@ use crate::types::{
     ManifestEntry, MemberId, ShardId,
 };
 
-/// A payload buffer above this size is not kept alive by a slice below a quarter of it.
-const SHARED_BUFFER_BYTES: usize = 64 << 10;
 /// Bytes of one extent in a manifest.
 const MANIFEST_ENTRY_BYTES: usize = 20;
 
@@ -252,13 +248,68 @@ fn is_inline(payload_bytes: usize) -> bool {
     payload_bytes == 0 || !payload_bytes.is_multiple_of(BLOCK_BYTES)
 }
 
-/// Understands a frame. Small payload slices of large frames get memory of their own from `pool`.
-pub fn decode(frame: Frame, pool: &Pool) -> Result<PeerMessage, DecodeError> {
-    let backing_bytes = frame.payload.len();
+/// In which pieces a frame's payload part is to arrive. Log entries live long, and one of 4 KiB
+/// must not keep a megabyte alive: each has memory of its own.
+pub fn pieces(kind: u8, meta: &Bytes, payload_bytes: usize) -> Vec<usize> {
+    let mut lengths = match kind {
+        kind::RAFT => take_raft_head(&mut Fields::new(meta.clone())).map(|(_, _, lengths)| lengths),
+        _ => Ok(Vec::new()),
+    }
+    .unwrap_or_default();
+    lengths.retain(|len| !is_inline(*len));
+    match lengths.iter().sum::<usize>() == payload_bytes {
+        true => lengths,
+        // Of one piece, or not to be understood.
+        false => vec![payload_bytes],
+    }
+}
+
+/// Understands a frame whose payload part was cut as [`pieces`] says.
+pub fn decode(frame: Frame) -> Result<PeerMessage, DecodeError> {
     let mut meta = Fields::new(frame.meta);
-    let mut payload = Fields::new(frame.payload);
     let message = match frame.kind {
-        kind::RAFT => take_raft(&mut meta, &mut payload, backing_bytes, pool)?,
+        kind::RAFT => take_raft(&mut meta, frame.payload)?,
+        kind => take_message(kind, &mut meta, frame.payload)?,
+    };
+    meta.end()?;
+    check(&message)?;
+    Ok(message)
+}
+
+/// To, header, and the lengths of all payloads.
+fn take_raft_head(meta: &mut Fields) -> Result<(MemberId, Bytes, Vec<usize>), DecodeError> {
+    let (to, header) = (meta.member()?, meta.string()?);
+    let count = meta.count(4)?;
+    let lengths: Result<Vec<usize>, DecodeError> =
+        (0..count).map(|_| Ok(meta.u32()? as usize)).collect();
+    Ok((to, header, lengths?))
+}
+
+fn take_raft(meta: &mut Fields, pieces: Vec<Bytes>) -> Result<PeerMessage, DecodeError> {
+    let (to, header, lengths) = take_raft_head(meta)?;
+    let mut pieces = pieces.into_iter();
+    let mut take = |len: usize| match is_inline(len) {
+        true => meta.bytes(len),
+        false => pieces.next().filter(|piece| piece.len() == len).ok_or(DecodeError::Short),
+    };
+    let payloads: Result<Vec<Bytes>, DecodeError> = lengths.into_iter().map(&mut take).collect();
+    let payloads = payloads?;
+    match pieces.next() {
+        None => Ok(PeerMessage::Raft { to, header, payloads }),
+        Some(_) => Err(DecodeError::Long),
+    }
+}
+
+fn take_message(
+    kind: u8,
+    meta: &mut Fields,
+    mut pieces: Vec<Bytes>,
+) -> Result<PeerMessage, DecodeError> {
+    let mut payload = Fields::new(pieces.pop().unwrap_or_default());
+    if !pieces.is_empty() {
+        return Err(DecodeError::Long);
+    }
+    let message = match kind {
         kind::RAFT_BATCH => {
             let count = meta.count(12)?;
             let messages: Result<Vec<(MemberId, Bytes)>, DecodeError> =
@@ -271,50 +322,20 @@ pub fn decode(frame: Frame, pool: &Pool) -> Result<PeerMessage, DecodeError> {
             to: meta.member()?,
             term: meta.u64()?,
             origin: meta.origin()?,
-            op: take_op(&mut meta, &mut payload)?,
+            op: take_op(meta, &mut payload)?,
         },
         kind::RESPONSE => PeerMessage::Response {
             call: CallId(meta.u64()?),
             term: meta.u64()?,
             result: match meta.flag("ok")? {
-                true => Ok(take_reply(&mut meta, &mut payload)?),
-                false => Err(take_error(&mut meta)?),
+                true => Ok(take_reply(meta, &mut payload)?),
+                false => Err(take_error(meta)?),
             },
         },
-        other => take_resync(other, &mut meta, &mut payload)?,
+        other => take_resync(other, meta, &mut payload)?,
     };
-    meta.end()?;
     payload.end()?;
-    check(&message)?;
     Ok(message)
-}
-
-fn take_raft(
-    meta: &mut Fields,
-    payload: &mut Fields,
-    backing_bytes: usize,
-    pool: &Pool,
-) -> Result<PeerMessage, DecodeError> {
-    let (to, header) = (meta.member()?, meta.string()?);
-    let count = meta.count(4)?;
-    let lengths: Result<Vec<usize>, DecodeError> =
-        (0..count).map(|_| Ok(meta.u32()? as usize)).collect();
-    let payloads: Result<Vec<Bytes>, DecodeError> = lengths?
-        .into_iter()
-        .map(|len| match is_inline(len) {
-            true => meta.bytes(len),
-            false => Ok(own_small_slice(payload.bytes(len)?, backing_bytes, pool)),
-        })
-        .collect();
-    Ok(PeerMessage::Raft { to, header, payloads: payloads? })
-}
-
-/// Log entries live long; one of 4 KiB must not keep a megabyte alive.
-fn own_small_slice(slice: Bytes, backing_bytes: usize, pool: &Pool) -> Bytes {
-    match backing_bytes > SHARED_BUFFER_BYTES && slice.len() < backing_bytes / 4 {
-        true => pool.copy(&slice),
-        false => slice,
-    }
 }
 
 fn take_resync(

@@ -48,12 +48,14 @@ pub enum FrameError {
     PayloadChecksum,
 }
 
-/// One frame that has arrived whole and intact. `payload` starts on a 4 KiB boundary in memory.
+/// One frame that has arrived whole and intact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     pub kind: u8,
     pub meta: Bytes,
-    pub payload: Bytes,
+    /// The payload part, cut as [`FrameReader::next`] was told. Each piece has memory of its own,
+    /// from a 4 KiB boundary on.
+    pub payload: Vec<Bytes>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -147,16 +149,19 @@ enum State {
     #[default]
     Head,
     Meta(Head),
-    Payload(Head, Bytes),
+    /// Pieces of the payload part are still to come, of these sizes.
+    Payload(Head, Frame, std::vec::IntoIter<usize>),
 }
 
 impl FrameReader {
-    /// The next whole frame, `None` when more bytes are needed. After an error the connection has
-    /// to be closed.
+    /// The next whole frame, `None` when more bytes are needed. `cut` says in which pieces the
+    /// payload part of a frame arrives, by its kind, its meta part and its length, which is their
+    /// sum. After an error the connection has to be closed.
     pub fn next(
         &mut self,
         reader: &mut StreamReader,
         seed: u32,
+        cut: impl Fn(u8, &Bytes, usize) -> Vec<usize>,
     ) -> Result<Option<Frame>, FrameError> {
         if let State::Head = self.state {
             let Some(bytes) = reader.peek().first_chunk::<HEAD_BYTES>() else {
@@ -171,25 +176,27 @@ impl FrameReader {
                 return Ok(None);
             };
             head.check_meta(seed, &meta)?;
-            self.state = State::Payload(head, meta);
+            let sizes = cut(head.kind, &meta, head.payload_bytes);
+            assert_eq!(sizes.iter().sum::<usize>(), head.payload_bytes, "all of it, once");
+            let frame = Frame { kind: head.kind, meta, payload: Vec::with_capacity(sizes.len()) };
+            self.state = State::Payload(head, frame, sizes.into_iter());
         }
-        let State::Payload(head, _) = &self.state else {
+        if let State::Payload(_, frame, sizes) = &mut self.state {
+            while let Some(size) = sizes.as_slice().first() {
+                let Some(piece) = reader.payload(*size, 0) else {
+                    return Ok(None);
+                };
+                frame.payload.push(piece);
+                sizes.next();
+            }
+        }
+        let State::Payload(head, frame, _) = std::mem::take(&mut self.state) else {
             return Ok(None);
         };
-        let payload = match head.payload_bytes {
-            0 => Some(Bytes::new()),
-            payload_bytes => reader.payload(payload_bytes, 0),
-        };
-        let Some(payload) = payload else {
-            return Ok(None);
-        };
-        let State::Payload(head, meta) = std::mem::take(&mut self.state) else {
-            unreachable!("matched above");
-        };
-        if payload_crc(seed, std::iter::once(&payload[..])) != head.payload_crc {
+        if payload_crc(seed, frame.payload.iter().map(|piece| &piece[..])) != head.payload_crc {
             return Err(FrameError::PayloadChecksum);
         }
-        Ok(Some(Frame { kind: head.kind, meta, payload }))
+        Ok(Some(frame))
     }
 }
 
@@ -206,7 +213,7 @@ fn take_meta(reader: &mut StreamReader, meta_bytes: usize) -> Option<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::buffer::{Pool, is_aligned};
+    use crate::io::buffer::Pool;
     use crate::net::testing::pour;
 
     fn frame(seed: u32, kind: u8, meta: &[u8], payload: &[u8]) -> Vec<u8> {
@@ -216,11 +223,16 @@ mod tests {
         out.to_vec()
     }
 
+    fn halves(_: u8, _: &Bytes, bytes: usize) -> Vec<usize> {
+        let (first, rest) = (bytes / 2, bytes - bytes / 2);
+        [first, rest].into_iter().filter(|size| *size > 0).collect()
+    }
+
     fn read_all(stream: &[u8], step: usize, seed: u32) -> Result<Vec<Frame>, FrameError> {
         let mut reader = StreamReader::new(Pool::default());
         let (mut frames, mut out) = (FrameReader::default(), Vec::new());
         pour(&mut reader, stream, step, |reader| {
-            while let Some(frame) = frames.next(reader, seed)? {
+            while let Some(frame) = frames.next(reader, seed, halves)? {
                 out.push(frame);
             }
             Ok(())
@@ -248,9 +260,10 @@ mod tests {
             assert_eq!(frames.len(), sizes.len());
             for (number, (frame, (meta, payload))) in frames.iter().zip(sizes).enumerate() {
                 assert_eq!(usize::from(frame.kind), number);
-                assert_eq!((frame.meta.len(), frame.payload.len()), (meta, payload));
-                assert!(frame.payload.iter().all(|byte| usize::from(*byte) == number));
-                assert!(payload % 4096 != 0 || payload == 0 || is_aligned(&frame.payload));
+                assert_eq!((frame.meta.len(), frame.payload.concat().len()), (meta, payload));
+                assert!(frame.payload.iter().flatten().all(|byte| usize::from(*byte) == number));
+                let mut starts = frame.payload.iter().map(|piece| piece.as_ptr().addr());
+                assert!(starts.all(|start| start.is_multiple_of(4096)));
             }
         }
     }

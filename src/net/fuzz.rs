@@ -5,12 +5,12 @@ use bytes::{Bytes, BytesMut};
 use crate::io::buffer::Pool;
 use crate::io::stream::StreamReader;
 use crate::net::codec::{decode, encode};
-use crate::net::frame::{Frame, write_head};
+use crate::net::frame::write_head;
 use crate::net::handshake::{Greeting, Hello, Identity, Purpose, Welcome, format, frame_seeds};
 use crate::net::incarnations::Incarnations;
 use crate::net::link::{Link, LinkEvent, Target};
 use crate::net::message::{CallId, PeerMessage};
-use crate::net::testing::pour;
+use crate::net::testing::{cut, pour};
 use crate::types::{
     BLOCK_BYTES, Block, BlockError, BlockRange, MemberId, Origin, PodId, Segment, ShardId, ShardOp,
     ShardReply, Uuid,
@@ -43,10 +43,8 @@ fn fuzz_message(input: &[u8], step: usize) {
     };
     let meta_bytes = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
     let (meta, payload) = rest.split_at(meta_bytes);
-    let pool = Pool::default();
-    let frame =
-        Frame { kind: *kind, meta: Bytes::copy_from_slice(meta), payload: pool.copy(payload) };
-    if let Ok(message) = decode(frame, &pool) {
+    let frame = cut(*kind, Bytes::copy_from_slice(meta), payload);
+    if let Ok(message) = decode(frame) {
         let again = encode(message).expect("what was understood can be sent");
         assert_eq!((again.kind, &again.meta[..]), (*kind, meta));
         assert_eq!(again.payload.concat(), payload);
@@ -84,12 +82,12 @@ fn identity(pod: u64) -> Identity {
 }
 
 fn acceptor() -> Link {
-    Link::accept(vec![identity(2)], ACCEPTOR_NONCE, Pool::default())
+    Link::accept(vec![identity(2)], ACCEPTOR_NONCE)
 }
 
 fn dialer() -> Link {
     let target = Target { pod: PodId(2), disk: identity(2).disk, lane: 0 };
-    Link::dial(identity(1), target, Purpose::Data, DIALER_NONCE, Pool::default())
+    Link::dial(identity(1), target, Purpose::Data, DIALER_NONCE)
 }
 
 fn hello() -> Bytes {

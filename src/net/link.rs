@@ -14,10 +14,9 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::io::buffer::Pool;
 use crate::io::stream::StreamReader;
 use crate::limits::LINK_QUEUE_BYTES_MAX;
-use crate::net::codec::{EncodeError, decode, encode};
+use crate::net::codec::{EncodeError, decode, encode, pieces};
 use crate::net::frame::{FrameError, FrameReader, HEAD_BYTES, write_head};
 use crate::net::handshake::{
     Greeting, GreetingError, Hello, Identity, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, Refusal,
@@ -140,15 +139,14 @@ pub struct Link {
     output: Output,
     /// Bytes that may wait to leave.
     queue_bytes_max: usize,
-    pool: Pool,
     counters: LinkCounters,
 }
 
 impl Link {
     /// A link over a connection that this side made; its hello is in [`Link::take_output`].
     /// `nonce` is drawn anew for every connection.
-    pub fn dial(local: Identity, target: Target, purpose: Purpose, nonce: u64, pool: Pool) -> Link {
-        let mut link = Link::new(State::Calling { local, target, purpose, nonce }, pool);
+    pub fn dial(local: Identity, target: Target, purpose: Purpose, nonce: u64) -> Link {
+        let mut link = Link::new(State::Calling { local, target, purpose, nonce });
         link.greet(&Greeting::Hello(Hello {
             version_min: PROTOCOL_MIN,
             version_max: PROTOCOL_MAX,
@@ -162,17 +160,16 @@ impl Link {
     }
 
     /// A link over a connection that was accepted. `locals` are the lanes that may be called.
-    pub fn accept(locals: Vec<Identity>, nonce: u64, pool: Pool) -> Link {
-        Link::new(State::Called { locals, nonce }, pool)
+    pub fn accept(locals: Vec<Identity>, nonce: u64) -> Link {
+        Link::new(State::Called { locals, nonce })
     }
 
-    fn new(state: State, pool: Pool) -> Link {
+    fn new(state: State) -> Link {
         Link {
             state,
             frames: FrameReader::default(),
             output: Output::default(),
             queue_bytes_max: LINK_QUEUE_BYTES_MAX,
-            pool,
             counters: LinkCounters::default(),
         }
     }
@@ -218,10 +215,11 @@ impl Link {
             return Err(LinkError::Ended);
         };
         let frame_error = |source| LinkError::Frame { source };
-        while let Some(frame) = self.frames.next(reader, receive_seed).map_err(frame_error)? {
+        while let Some(frame) =
+            self.frames.next(reader, receive_seed, pieces).map_err(frame_error)?
+        {
             self.counters.frames_received += 1;
-            let message =
-                decode(frame, &self.pool).map_err(|source| LinkError::Message { source })?;
+            let message = decode(frame).map_err(|source| LinkError::Message { source })?;
             out.push(LinkEvent::Message(message));
         }
         Ok(())

@@ -4,6 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::io::buffer::Pool;
 use crate::io::buffer::is_aligned;
 use crate::net::codec::Encoded;
 use crate::net::message::CallId;
@@ -40,11 +41,11 @@ impl End {
 
     fn dial(local: Identity, target: Identity) -> End {
         let target = Target { pod: target.pod, disk: target.disk, lane: target.lane };
-        End::new(Link::dial(local, target, Purpose::Data, 1234, Pool::default()))
+        End::new(Link::dial(local, target, Purpose::Data, 1234))
     }
 
     fn accept(local: Identity) -> End {
-        End::new(Link::accept(vec![local], 5678, Pool::default()))
+        End::new(Link::accept(vec![local], 5678))
     }
 
     fn receive(&mut self, bytes: &[u8], step: usize) -> Result<(), LinkError> {
@@ -307,7 +308,7 @@ fn a_frame_of_another_connection_or_direction_ends_the_link() {
     // Back to where it came from.
     assert!(matches!(here.receive(&bytes, 100), Err(LinkError::Frame { .. })));
     // The same disks and pods, but another connection.
-    let mut other = End::new(Link::accept(vec![identity(2)], 1, Pool::default()));
+    let mut other = End::new(Link::accept(vec![identity(2)], 1));
     join(&mut End::dial(identity(1), identity(2)), &mut other, 100).unwrap();
     assert!(matches!(other.receive(&bytes, 100), Err(LinkError::Frame { .. })));
     there.receive(&bytes, 100).unwrap();

@@ -1,6 +1,19 @@
 //! Feeds bytes to a reader as a socket would. For tests and for [`crate::net::fuzz_one`].
 
+use bytes::Bytes;
+
+use crate::io::buffer::Pool;
 use crate::io::stream::StreamReader;
+use crate::net::codec::pieces;
+use crate::net::frame::Frame;
+
+/// A frame as it arrives: the payload part in aligned pieces.
+pub fn cut(kind: u8, meta: Bytes, mut payload: &[u8]) -> Frame {
+    let sizes = pieces(kind, &meta, payload.len());
+    let mut take = |size| payload.split_off(..size).expect("the sum of the pieces");
+    let payload = sizes.into_iter().map(|size| Pool::default().copy(take(size))).collect();
+    Frame { kind, meta, payload }
+}
 
 /// Hands `stream` to `reader` in pieces of at most `step` bytes (at least 1) and calls `parse`
 /// before the first and after every piece, until it fails.

@@ -16,7 +16,7 @@ use crate::store::groups::{Group, GroupKind, Groups, Unplaced};
 use crate::store::index::cache::RecordCache;
 use crate::store::member::{Member, PendingAppend, Phase, Place, Retained};
 use crate::store::mend::Mends;
-use crate::store::overlay::{CachedPayload, Content, OverlayBlock, PayloadCache};
+use crate::store::overlay::{Content, OverlayBlock, PayloadCache};
 use crate::store::read::ReadState;
 use crate::store::redirect::Redirects;
 use crate::store::resync::Scan;
@@ -337,11 +337,6 @@ impl Lane {
         }
         let found = self.members.get_mut(&member).expect("just seen");
         found.newer.applied(request.index);
-        while let Some(excess) = self.payloads.pop_excess() {
-            if let Some(found) = self.members.get_mut(&excess.member) {
-                found.overlay.evict(excess.range, excess.index);
-            }
-        }
     }
 
     fn apply_write(
@@ -361,7 +356,7 @@ impl Lane {
         let slots = entry.slots.as_ref();
         assert!(slots.is_none() || range.first.in_extent() == 0, "redirected: whole extents");
         // Write-back has nothing to do with what lies in slots: its memory is of use elsewhere.
-        let cached = !payload.is_empty() && slots.is_none();
+        let cached = if slots.is_none() { self.payloads.keep(payload) } else { None };
         let commit = found.hard.durable_commit;
         for (position, at) in range.blocks().enumerate() {
             if found.newer.includes(at.extent(), index) {
@@ -375,15 +370,12 @@ impl Lane {
                     None => Content::Log { position: position as u16 },
                     Some(slots) => Content::Slot(slots[position / BLOCKS_PER_EXTENT as usize]),
                 },
-                cached: cached.then(|| payload.slice(start..start + BLOCK_BYTES)),
+                cached: cached.as_ref().map(|bytes| bytes.slice(start..start + BLOCK_BYTES)),
             };
             found.overlay.insert(at, block, commit);
         }
         for extent in extents_of(range) {
             self.after_overlay_change(member, extent);
-        }
-        if cached {
-            self.payloads.push(CachedPayload { member, index, range });
         }
     }
 

@@ -189,9 +189,9 @@ fn r13_an_extent_with_newer_blocks_is_mended_too() {
 /// A lane whose write-back has met a rotten payload of `TARGET`.
 fn rotten() -> Lab {
     let mut lab = replicas();
-    // More than the memory for payloads holds: the first ones live in the log alone.
-    write_both(&mut lab, write(0, 4, 1000));
+    // These take all the memory for payloads: the others live in the log alone.
     lab.write(OTHER, write(0, 12, 2000));
+    write_both(&mut lab, write(0, 4, 1000));
     assert_eq!(damaged(&mut lab, TARGET, 2), None);
     rot_log(&mut lab, 1002);
     lab.rest();

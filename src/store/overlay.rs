@@ -7,11 +7,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeBounds;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
+use crate::io::buffer::backing_bytes;
 use crate::store::seam::Slot;
-use crate::types::{Block, BlockRange, Extent, MemberId};
+use crate::types::{Block, Extent};
 
 /// One block in the overlay.
 #[derive(Clone, Debug)]
@@ -167,22 +170,6 @@ impl Overlay {
         self.extents.remove(&extent)
     }
 
-    /// Drops the cached bytes of what `index` wrote.
-    pub(crate) fn evict(&mut self, range: BlockRange, index: u64) {
-        for at in range.blocks() {
-            let Some(extent) = self.extents.get_mut(&at.extent()) else {
-                continue;
-            };
-            if extent.mask & (1 << at.in_extent()) == 0 {
-                continue;
-            }
-            let rank = extent.rank(at.in_extent());
-            if extent.blocks[rank].index == index {
-                extent.blocks[rank].cached = None;
-            }
-        }
-    }
-
     pub(crate) fn get(&self, extent: Extent) -> Option<&OverlayExtent> {
         self.extents.get(&extent)
     }
@@ -246,48 +233,49 @@ impl LiveCounts {
     }
 }
 
-/// Which payloads are cached, oldest first, over all members of a lane.
+/// Room for payloads of the overlay, over all members of a lane. Write-back begins with the oldest
+/// changes, so what is here stays until it is written back or superseded, and what finds no room
+/// is read back from the log.
 pub(crate) struct PayloadCache {
-    payloads: VecDeque<CachedPayload>,
-    bytes: usize,
+    used_bytes: Arc<AtomicUsize>,
     bytes_max: usize,
 }
 
-/// The cached payload of one entry.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CachedPayload {
-    pub member: MemberId,
-    pub index: u64,
-    pub range: BlockRange,
+/// A payload that takes room until the last slice of it is dropped.
+struct Cached {
+    payload: Bytes,
+    bytes: usize,
+    used_bytes: Arc<AtomicUsize>,
 }
 
 impl PayloadCache {
     pub(crate) fn new(bytes_max: usize) -> PayloadCache {
-        PayloadCache { payloads: VecDeque::new(), bytes: 0, bytes_max }
+        PayloadCache { used_bytes: Arc::default(), bytes_max }
     }
 
-    pub(crate) fn push(&mut self, payload: CachedPayload) {
-        self.bytes += charge(payload.range);
-        self.payloads.push_back(payload);
-    }
-
-    /// The next payload to evict, when there are too many.
-    pub(crate) fn pop_excess(&mut self) -> Option<CachedPayload> {
-        if self.bytes <= self.bytes_max {
+    /// The same bytes, counted; `None` when there is no room for them.
+    pub(crate) fn keep(&self, payload: Bytes) -> Option<Bytes> {
+        let bytes = backing_bytes(payload.len());
+        let used_bytes = self.used_bytes.load(Ordering::Relaxed);
+        if payload.is_empty() || used_bytes + bytes > self.bytes_max {
             return None;
         }
-        let payload = self.payloads.pop_front()?;
-        self.bytes -= charge(payload.range);
-        Some(payload)
+        self.used_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let used_bytes = Arc::clone(&self.used_bytes);
+        Some(Bytes::from_owner(Cached { payload, bytes, used_bytes }))
     }
 }
 
-/// The memory behind a payload: the pool's next larger buffer.
-fn charge(range: BlockRange) -> usize {
-    const CLASS_BYTES: [usize; 4] = [4 << 10, 16 << 10, 64 << 10, 256 << 10];
-    let bytes = range.bytes() as usize;
-    let class = CLASS_BYTES.into_iter().find(|class| *class >= bytes);
-    class.unwrap_or_else(|| bytes.max((1 << 20) + (64 << 10)))
+impl AsRef<[u8]> for Cached {
+    fn as_ref(&self) -> &[u8] {
+        &self.payload
+    }
+}
+
+impl Drop for Cached {
+    fn drop(&mut self) {
+        self.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]
@@ -316,6 +304,24 @@ mod tests {
         assert_eq!(overlay.low_water(), None);
         assert!(overlay.forget_empty(Extent(0)).is_some());
         assert!(overlay.is_empty());
+    }
+
+    #[test]
+    fn a_payload_takes_room_until_its_last_slice_is_gone() {
+        let cache = PayloadCache::new(40 << 10);
+        let keep = |bytes: usize| cache.keep(Bytes::from(vec![7; bytes]));
+        let first = keep(8 << 10).unwrap();
+        assert_eq!(first, vec![7; 8 << 10]);
+        let second = keep(16 << 10).unwrap();
+        assert_eq!(keep(12 << 10), None, "each takes a buffer of 16 KiB");
+        assert!(keep(4 << 10).is_some());
+        let slice = first.slice(4096..);
+        drop(first);
+        assert_eq!(keep(12 << 10), None);
+        drop(slice);
+        assert!(keep(12 << 10).is_some());
+        drop(second);
+        assert_eq!(cache.used_bytes.load(Ordering::Relaxed), 0);
     }
 
     proptest! {

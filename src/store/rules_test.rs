@@ -232,7 +232,7 @@ fn r8_a_payload_that_is_being_read_back_is_not_overwritten() {
     idle(&mut lab);
     let is_log_read = |effect: &Effect| matches!(effect, Effect::Read { file: LaneFile::Wal, .. });
     lab.settle_but(is_log_read);
-    assert!(lab.queue.iter().any(is_log_read), "a round reads evicted payloads");
+    assert!(lab.queue.iter().any(is_log_read), "a round reads payloads back");
     for number in 0..300 {
         let at = number % 5 * 4;
         if lab.lane.admit(ONE, 4 * 4096, &[range(at, 4)]).is_ok() {

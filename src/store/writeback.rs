@@ -1,7 +1,8 @@
 //! Write-back: moves whole extents from the overlay into the data file, in rounds. A round takes
-//! all overlay blocks of each of its extents, reads back what was evicted, writes it, makes the
-//! data file durable, and only then commits the records (rule R2). What was superseded meanwhile
-//! stays in the overlay for a later round. Installing the extents of a resync is a round too.
+//! all overlay blocks of each of its extents, reads back what is not in memory, writes it, makes
+//! the data file durable, and only then commits the records (rule R2). What was superseded
+//! meanwhile stays in the overlay for a later round. Installing the extents of a resync is a round
+//! too.
 //!
 //! One round is under way at a time; an extent is in no two rounds.
 
@@ -269,7 +270,7 @@ impl Lane {
         }
     }
 
-    /// Reads the evicted payloads of an update; returns the number of effects.
+    /// Reads the payloads of an update that are not in memory; returns the number of effects.
     fn read_back(&mut self, number: usize, update: &Update) -> usize {
         let Source::Overlay(snapshots) = &update.source else {
             return 0;

@@ -327,7 +327,7 @@ impl Worker {
         let conn = self.peers.next_conn;
         wanted.conn = Some(conn);
         let target = LaneTarget { pod: wanted.pod, disk: remote, lane: 0 };
-        let link = Link::dial(*identity, target, purpose, nonce, self.peers.pool.clone())
+        let link = Link::dial(*identity, target, purpose, nonce)
             .with_queue_bytes_max(self.config.budgets.link_bytes);
         let heard = self.now;
         let state = Conn { stream: None, link, pair: Some(pair), dirty: false, heard };
@@ -356,10 +356,9 @@ impl Worker {
         let nonce = self.peers.nonce(self.now);
         self.peers.next_conn += 1;
         let conn = self.peers.next_conn;
-        let pool = self.peers.pool.clone();
-        let link = Link::accept(self.peers.locals.clone(), nonce, pool.clone())
+        let link = Link::accept(self.peers.locals.clone(), nonce)
             .with_queue_bytes_max(self.config.budgets.link_bytes);
-        let stream = Some(Stream::new(socket, pool));
+        let stream = Some(Stream::new(socket, self.peers.pool.clone()));
         let heard = self.now;
         self.peers.conns.insert(conn, Conn { stream, link, pair: None, dirty: false, heard });
         self.peers.mark(conn);
