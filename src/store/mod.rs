@@ -8,6 +8,7 @@
 mod alloc;
 mod checkpoint;
 mod effects;
+mod extent_map;
 mod fuzz;
 mod groups;
 pub mod index;

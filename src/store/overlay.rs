@@ -5,7 +5,7 @@
 //! superseded by a newer entry keeps its old index alive until a durable HardState covers the
 //! newer one (R7): until then a restart could stop short of it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::RangeBounds;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 
 use crate::io::buffer::backing_bytes;
+use crate::store::extent_map::ExtentMap;
 use crate::store::seam::Slot;
 use crate::types::{Block, Extent};
 
@@ -94,7 +95,7 @@ impl OverlayExtent {
 /// The overlay of one member.
 #[derive(Default)]
 pub(crate) struct Overlay {
-    extents: BTreeMap<Extent, OverlayExtent>,
+    extents: ExtentMap<OverlayExtent>,
     live: LiveCounts,
     /// (newer, older): a block of `older` was superseded by `newer`, which no durable HardState
     /// covers yet.
@@ -107,7 +108,7 @@ impl Overlay {
     pub(crate) fn insert(&mut self, at: Block, block: OverlayBlock, durable_commit: u64) {
         let newer = block.index;
         self.live.add(newer);
-        let extent = self.extents.entry(at.extent()).or_default();
+        let extent = self.extents.get_or_default(at.extent());
         let (position, rank) = (at.in_extent(), extent.rank(at.in_extent()));
         if extent.mask & (1 << position) == 0 {
             extent.mask |= 1 << position;
@@ -148,7 +149,7 @@ impl Overlay {
     }
 
     fn drop_if(&mut self, at: Block, matches: impl Fn(&OverlayBlock) -> bool) {
-        let Some(extent) = self.extents.get_mut(&at.extent()) else {
+        let Some(extent) = self.extents.get_mut(at.extent()) else {
             return;
         };
         let position = at.in_extent();
@@ -164,24 +165,24 @@ impl Overlay {
 
     /// Forgets an extent that has no block left.
     pub(crate) fn forget_empty(&mut self, extent: Extent) -> Option<OverlayExtent> {
-        if self.extents.get(&extent)?.mask != 0 {
+        if self.extents.get(extent)?.mask != 0 {
             return None;
         }
-        self.extents.remove(&extent)
+        self.extents.remove(extent)
     }
 
     pub(crate) fn get(&self, extent: Extent) -> Option<&OverlayExtent> {
-        self.extents.get(&extent)
+        self.extents.get(extent)
     }
 
     pub(crate) fn get_mut(&mut self, extent: Extent) -> Option<&mut OverlayExtent> {
-        self.extents.get_mut(&extent)
+        self.extents.get_mut(extent)
     }
 
     pub(crate) fn range(
         &self,
         extents: impl RangeBounds<Extent>,
-    ) -> impl Iterator<Item = (&Extent, &OverlayExtent)> {
+    ) -> impl Iterator<Item = (Extent, &OverlayExtent)> {
         self.extents.range(extents)
     }
 
@@ -280,6 +281,8 @@ impl Drop for Cached {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;

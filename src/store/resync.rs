@@ -115,14 +115,14 @@ impl Lane {
         let mut overlay = member.overlay.range(from..end).peekable();
         let mut extents = Vec::with_capacity(found.len());
         for (key, record) in &found {
-            while let Some((extent, blocks)) = overlay.next_if(|(other, _)| **other < key.extent) {
-                extents.extend(entry(*extent, None, Some(blocks)));
+            while let Some((extent, blocks)) = overlay.next_if(|(other, _)| *other < key.extent) {
+                extents.extend(entry(extent, None, Some(blocks)));
             }
-            let blocks = overlay.next_if(|(other, _)| **other == key.extent);
+            let blocks = overlay.next_if(|(other, _)| *other == key.extent);
             extents.extend(entry(key.extent, Some(record), blocks.map(|(_, blocks)| blocks)));
         }
         for (extent, blocks) in overlay {
-            extents.extend(entry(*extent, None, Some(blocks)));
+            extents.extend(entry(extent, None, Some(blocks)));
         }
         ManifestChunk {
             extents,

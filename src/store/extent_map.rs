@@ -1,0 +1,162 @@
+//! A map from extents to what a shard knows of them. Every write looks its extents up several
+//! times, at places that no cache remembers: a table of tables finds one in two steps, where a
+//! tree takes many.
+
+use std::ops::{Bound, RangeBounds};
+
+use crate::types::Extent;
+
+/// Extents of one inner table: as many as there are bits.
+const CHUNK: u32 = 64;
+
+/// See the module.
+pub(crate) struct ExtentMap<T> {
+    /// The inner table of the extents from `CHUNK` times its place on, while it has any.
+    chunks: Vec<Option<Box<Chunk<T>>>>,
+    len: usize,
+}
+
+struct Chunk<T> {
+    /// One bit for each place that is taken.
+    taken: u64,
+    places: [Option<T>; CHUNK as usize],
+}
+
+/// Which inner table, and the place in there.
+fn place_of(extent: Extent) -> (usize, usize) {
+    ((extent.0 / CHUNK) as usize, (extent.0 % CHUNK) as usize)
+}
+
+impl<T> Default for ExtentMap<T> {
+    fn default() -> ExtentMap<T> {
+        ExtentMap { chunks: Vec::new(), len: 0 }
+    }
+}
+
+impl<T> ExtentMap<T> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn get(&self, extent: Extent) -> Option<&T> {
+        let (chunk, place) = place_of(extent);
+        self.chunks.get(chunk)?.as_ref()?.places[place].as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, extent: Extent) -> Option<&mut T> {
+        let (chunk, place) = place_of(extent);
+        self.chunks.get_mut(chunk)?.as_mut()?.places[place].as_mut()
+    }
+
+    /// What is there, or what was put there now.
+    pub(crate) fn get_or_default(&mut self, extent: Extent) -> &mut T
+    where
+        T: Default,
+    {
+        let (chunk, place) = place_of(extent);
+        if chunk >= self.chunks.len() {
+            self.chunks.resize_with(chunk + 1, || None);
+        }
+        let chunk = self.chunks[chunk]
+            .get_or_insert_with(|| Box::new(Chunk { taken: 0, places: [const { None }; 64] }));
+        let bit = 1 << place;
+        if chunk.taken & bit == 0 {
+            chunk.taken |= bit;
+            self.len += 1;
+        }
+        chunk.places[place].get_or_insert_default()
+    }
+
+    pub(crate) fn remove(&mut self, extent: Extent) -> Option<T> {
+        let (number, place) = place_of(extent);
+        let chunk = self.chunks.get_mut(number)?.as_mut()?;
+        let gone = chunk.places[place].take()?;
+        chunk.taken &= !(1 << place);
+        self.len -= 1;
+        if chunk.taken == 0 {
+            self.chunks[number] = None;
+        }
+        Some(gone)
+    }
+
+    /// In order.
+    pub(crate) fn range(
+        &self,
+        extents: impl RangeBounds<Extent>,
+    ) -> impl Iterator<Item = (Extent, &T)> {
+        let first = match extents.start_bound() {
+            Bound::Included(extent) => extent.0 / CHUNK,
+            Bound::Excluded(extent) => extent.0 / CHUNK,
+            Bound::Unbounded => 0,
+        };
+        let chunks = self.chunks.iter().enumerate().skip(first as usize);
+        chunks
+            .filter_map(|(number, chunk)| Some((number as u32, chunk.as_ref()?)))
+            .flat_map(|(number, chunk)| {
+                let places = (0..CHUNK).zip(&chunk.places);
+                places.filter_map(move |(place, found)| {
+                    Some((Extent(number * CHUNK + place), found.as_ref()?))
+                })
+            })
+            .skip_while({
+                let start = extents.start_bound().cloned();
+                move |(extent, _)| !(start, Bound::Unbounded).contains(extent)
+            })
+            .take_while(move |(extent, _)| (Bound::Unbounded, extents.end_bound()).contains(extent))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn it_is_a_sorted_map(
+            steps in prop::collection::vec((0..300u32, any::<bool>()), 0..200),
+            (from, to) in (0..320u32, 0..320u32),
+        ) {
+            let (mut map, mut model) = (ExtentMap::<u64>::default(), BTreeMap::new());
+            for (number, (at, put)) in steps.into_iter().enumerate() {
+                let extent = Extent(at);
+                if put {
+                    *map.get_or_default(extent) += number as u64 + 1;
+                    *model.entry(extent).or_insert(0) += number as u64 + 1;
+                } else {
+                    prop_assert_eq!(map.remove(extent), model.remove(&extent));
+                }
+                prop_assert_eq!(map.get(extent), model.get(&extent));
+                prop_assert_eq!(map.get_mut(extent), model.get_mut(&extent));
+                prop_assert_eq!(map.is_empty(), model.is_empty());
+            }
+            let pairs = |bounds: (Bound<Extent>, Bound<Extent>)| {
+                let ours: Vec<(Extent, u64)> = map.range(bounds).map(|(at, it)| (at, *it)).collect();
+                let theirs = model.range(bounds).map(|(at, it)| (*at, *it)).collect();
+                (ours, theirs)
+            };
+            let (from, to) = (Extent(from.min(to)), Extent(from.max(to)));
+            for bounds in [
+                (Bound::Unbounded, Bound::Unbounded),
+                (Bound::Included(from), Bound::Excluded(to)),
+                (Bound::Included(from), Bound::Included(to)),
+                (Bound::Excluded(from), Bound::Unbounded),
+            ] {
+                let (ours, theirs): (Vec<_>, Vec<_>) = pairs(bounds);
+                prop_assert_eq!(ours, theirs);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_empty_takes_no_memory() {
+        let mut map = ExtentMap::<u64>::default();
+        *map.get_or_default(Extent(1000)) = 1;
+        assert!(map.chunks.iter().flatten().count() == 1);
+        map.remove(Extent(1000));
+        assert!(map.chunks.iter().flatten().count() == 0);
+    }
+}
