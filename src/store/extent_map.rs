@@ -134,7 +134,7 @@ mod tests {
                 prop_assert_eq!(map.is_empty(), model.is_empty());
             }
             let pairs = |bounds: (Bound<Extent>, Bound<Extent>)| {
-                let ours: Vec<(Extent, u64)> = map.range(bounds).map(|(at, it)| (at, *it)).collect();
+                let ours = map.range(bounds).map(|(at, it)| (at, *it)).collect();
                 let theirs = model.range(bounds).map(|(at, it)| (*at, *it)).collect();
                 (ours, theirs)
             };
