@@ -7,6 +7,8 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use support::tools::{noise, run_as_root, text, try_run};
 use support::{Setup, wait_until};
@@ -66,6 +68,17 @@ impl FailingDisk {
     }
 }
 
+fn has_ended(process: &mut Child) -> bool {
+    let until = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < until {
+        if !matches!(process.try_wait(), Ok(None)) {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
 impl Drop for FailingDisk {
     fn drop(&mut self) {
         let as_root = |arguments: &[&str]| match rustix::process::geteuid().is_root() {
@@ -79,9 +92,11 @@ impl Drop for FailingDisk {
             as_root(&["losetup", "-d", device]);
         }
         try_run("fusermount3", &["-u", "-z", text(&self.folder.join("fuse"))]);
-        // It ends with what it runs.
-        let _ = self.server.kill();
-        let _ = self.server.wait();
+        // It ends with what it runs, and ends its own server: killed, it would leave that behind.
+        if !has_ended(&mut self.server) {
+            let _ = self.server.kill();
+            let _ = self.server.wait();
+        }
         let _ = fs::remove_dir_all(&self.folder);
     }
 }

@@ -11,15 +11,23 @@ use support::{Cluster, PODS, Setup, wait_until};
 
 const PIECE: usize = 64 << 10;
 const BYTES: usize = 4 << 20;
+/// As far as the log is looked at.
+const LOG_BYTES_MAX: usize = 64 << 20;
 
-/// Everything was acknowledged, and nothing of the cluster runs any more.
+/// Everything was acknowledged and has arrived at pod 2, and nothing of the cluster runs any more.
 fn killed(name: &'static str, seed: u64) -> (Cluster, Vec<u8>) {
     let mut cluster = Setup::new(name).volume("demo", "64MiB").start();
+    cluster.wait_healthy();
     let content = noise(seed, BYTES);
     let mut client = cluster.connect(1, "demo");
     for (number, piece) in content.chunks(PIECE).enumerate() {
         client.write((number * PIECE) as u64, piece).unwrap();
     }
+    // A majority acknowledges: the others may have it a moment later.
+    let log = log_file(&cluster, 2);
+    wait_until("all of it is in the log of pod 2", || {
+        find_blocks(&log, LOG_BYTES_MAX, &content).is_some()
+    });
     cluster.kill_everything();
     (cluster, content)
 }
@@ -36,7 +44,7 @@ fn everything_is_there(cluster: &Cluster, content: &[u8]) {
 fn survives(name: &'static str, block: usize, beside: i64) {
     let (mut cluster, content) = killed(name, block as u64 + 77);
     let log = log_file(&cluster, 2);
-    let places = find_blocks(&log, 64 << 20, &content).expect("the log holds all of it");
+    let places = find_blocks(&log, LOG_BYTES_MAX, &content).expect("the log holds all of it");
     let at = places[block].saturating_add_signed(beside);
     rot(&log, &[at]);
     cluster.start_again();
@@ -90,7 +98,7 @@ fn a_payload_that_rots_before_it_is_written_back_is_brought_by_another_replica()
         client.write(content.len() as u64, &piece).unwrap();
         content.extend_from_slice(&piece);
         cluster.freeze(2);
-        if let Some(places) = find_blocks(&log_file(&cluster, 2), 64 << 20, &piece) {
+        if let Some(places) = find_blocks(&log_file(&cluster, 2), LOG_BYTES_MAX, &piece) {
             rot(&log_file(&cluster, 2), &places[100..110]);
         }
         cluster.thaw(2);
