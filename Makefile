@@ -4,10 +4,11 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast/target
 export HOLDFAST_DEMO_DIR ?= $(CURDIR)/holdfast-demo
 
 DEMO ?= run
+MINUTES ?= 10
 BIN := $(CARGO_TARGET_DIR)/release/holdfast
 DENY := $(CARGO_TARGET_DIR)/tools/bin/cargo-deny
 
-.PHONY: help build demo demo-clean test check fmt bench setup
+.PHONY: help build demo demo-clean test check fmt bench sim setup
 
 help:
 	@echo "make demo               a three-pod cluster here, with a volume to play with"
@@ -16,6 +17,7 @@ help:
 	@echo "make test               everything that CI runs"
 	@echo "make check              formatting, lints, licences, rules of the code base"
 	@echo "make bench              measure, beside unreplicated servers"
+	@echo "make sim MINUTES=30     simulated clusters with faults, from seeds that are new"
 	@echo "make build              $(BIN)"
 
 setup:
@@ -48,3 +50,6 @@ fmt:
 bench: build
 	@scripts/setup.sh test
 	HOLDFAST=$(BIN) benches/compare.py $(BENCH)
+
+sim: build
+	$(BIN) sim --minutes $(MINUTES) --threads $$(nproc) --seed $$(date +%s)000 --shrink

@@ -8,6 +8,7 @@ pub mod front;
 pub mod io;
 pub mod limits;
 pub mod net;
+pub mod planted;
 pub mod replica;
 pub mod sim;
 pub mod slab;

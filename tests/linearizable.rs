@@ -42,7 +42,8 @@ fn check(operations: &[Operation]) -> Result<(), history::Contradiction> {
         let (start, end) = (Mono(operation.start), Mono(operation.end));
         match operation.is_write {
             true => {
-                history.writing(0, operation.value, start);
+                // Connections are not told apart: each write has one of its own.
+                history.writing(0, operation.value, operation.value, start);
                 if operation.end != NEVER {
                     history.acknowledged(0, operation.value, end);
                 }

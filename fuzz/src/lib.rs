@@ -8,6 +8,8 @@ pub mod front;
 pub mod limits;
 #[path = "../../src/net/mod.rs"]
 pub mod net;
+#[path = "../../src/planted.rs"]
+pub mod planted;
 #[path = "../../src/slab.rs"]
 pub mod slab;
 #[path = "../../src/types.rs"]

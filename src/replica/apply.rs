@@ -6,6 +6,7 @@ use protobuf::Message;
 use raft::eraftpb::{ConfChange, ConfChangeV2, Entry, EntryType};
 use raft::prelude::ConfChangeSingle;
 
+use crate::planted::{Mistake, planted};
 use crate::replica::command::{self, Command, CommandError};
 use crate::replica::meta::{Meta, SessionVerdict, changed_conf};
 use crate::replica::seam::{Applied, Change};
@@ -109,6 +110,9 @@ impl Applier {
 
     /// Checks epoch and session (rule R15); true when they raised what is recorded.
     fn admit(&mut self, origin: Origin) -> Result<bool, BlockError> {
+        if planted(Mistake::SessionNotChecked) {
+            return Ok(false);
+        }
         if origin.attachment_epoch < self.meta.attachment_epoch {
             return Err(BlockError::Fenced);
         }

@@ -24,6 +24,15 @@ pub struct LogTail {
     wanted: RefCell<Vec<u64>>,
 }
 
+/// What is not dropped although it is applied.
+#[derive(Debug, Clone, Copy)]
+pub struct Kept {
+    /// Entries after this index,
+    pub above: u64,
+    /// as long as all that is applied and here takes no more than this.
+    pub bytes_max: usize,
+}
+
 /// Why recovered entries are not a log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
@@ -133,9 +142,16 @@ impl LogTail {
         self.applied_index = self.applied_index.max(index);
     }
 
-    /// Drops the oldest applied entries until at most `keep_bytes` of them are left.
-    pub fn compact_to(&mut self, keep_bytes: usize) {
+    /// Drops the oldest applied entries until at most `keep_bytes` of them are left, or as many
+    /// as are kept for a follower.
+    pub fn compact_to(&mut self, keep_bytes: usize, kept: Option<Kept>) {
         while self.applied_bytes > keep_bytes && self.compacted_index < self.applied_index {
+            let is_kept = |kept: Kept| {
+                self.compacted_index >= kept.above && self.applied_bytes <= kept.bytes_max
+            };
+            if kept.is_some_and(is_kept) {
+                break;
+            }
             let entry = self.entries.pop_front().expect("up to applied, all are here");
             self.applied_bytes -= entry_bytes(&entry);
             self.compacted_index = entry.index;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Message, MessageType};
 
 use crate::limits::SHARD_PROPOSAL_BYTES_MAX;
+use crate::planted::{Mistake, assert_found};
 use crate::replica::harness::{BLOCKS, Call, Cluster, Faults};
 use crate::replica::member::Member;
 use crate::replica::meta::Meta;
@@ -389,6 +390,38 @@ fn a_follower_far_behind_comes_back_through_a_snapshot() {
 }
 
 #[test]
+fn the_log_is_kept_for_a_follower_that_copies() {
+    let mut cluster = Cluster::new(12, 3);
+    cluster.log_tail_bytes = 0;
+    for id in [1, 2, 3].map(MemberId) {
+        cluster.crash(id);
+        cluster.start(id);
+    }
+    let leader = cluster.elect();
+    cluster.run(500);
+    let behind = follower_of(&cluster, leader);
+    for kept in [true, false] {
+        let before = cluster.resyncs;
+        if kept {
+            cluster.handle(leader, Input::KeepLog);
+        }
+        isolate(&mut cluster, behind);
+        for at in 0..40 {
+            cluster.write(leader, at % BLOCKS);
+            cluster.run(3);
+        }
+        cluster.cut.clear();
+        let target = cluster.nodes[&leader].applied.0;
+        let caught_up =
+            cluster.run_until(20_000, |cluster| cluster.nodes[&behind].applied.0 >= target);
+        assert!(caught_up);
+        assert_eq!(cluster.resyncs == before, kept);
+        // For longer than it is kept.
+        cluster.run(20_000);
+    }
+}
+
+#[test]
 fn a_resync_whose_last_message_is_lost_still_ends() {
     let mut cluster = Cluster::new(12, 3);
     cluster.log_tail_bytes = 20_000;
@@ -441,6 +474,19 @@ fn a_panic_faults_one_member_only() {
     assert_eq!(cluster.leader(), Some(leader));
 }
 
+fn config() -> MemberConfig {
+    MemberConfig {
+        member: MemberId(1),
+        shard: ShardId(1),
+        seed: 1,
+        volume: VolumeId(1),
+        first_block_in_volume: 0,
+        blocks: BLOCKS,
+        log_tail_bytes: 0,
+        proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
+    }
+}
+
 #[test]
 fn what_cannot_be_trusted_at_the_start_is_reported_and_does_nothing() {
     let good = Start { meta: Meta::new(&[MemberId(1)], BLOCKS).encode(), ..Start::default() };
@@ -453,17 +499,7 @@ fn what_cannot_be_trusted_at_the_start_is_reported_and_does_nothing() {
         (lost, "acknowledged entries are gone"),
     ];
     for (start, expected) in cases {
-        let config = MemberConfig {
-            member: MemberId(1),
-            shard: ShardId(1),
-            seed: 1,
-            volume: VolumeId(1),
-            first_block_in_volume: 0,
-            blocks: BLOCKS,
-            log_tail_bytes: 0,
-            proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
-        };
-        let mut member = Member::start(config, start, Mono(5));
+        let mut member = Member::start(config(), start, Mono(5));
         let mut out = Vec::new();
         member.handle(Mono(5), Input::Tick);
         member.poll(Mono(5), &mut out);
@@ -489,6 +525,24 @@ fn a_resyncing_member_votes_but_does_not_campaign() {
     assert_eq!(terms, [term, term], "nobody campaigns");
     cluster.handle(other, Input::Resyncing(false));
     assert_eq!(cluster.elect(), other, "elected by a member that is resyncing");
+}
+
+/// It may be the successor of one that was destroyed, and has forgotten what that one promised.
+#[test]
+fn a_member_without_a_configuration_does_not_vote() {
+    let meta = Meta::new(&[], BLOCKS).encode();
+    let mut member = Member::start(config(), Start { meta, ..Start::default() }, Mono(5));
+    let mut out = Vec::new();
+    for kind in [MessageType::MsgRequestPreVote, MessageType::MsgRequestVote] {
+        let mut message = Message::default();
+        message.set_msg_type(kind);
+        (message.from, message.to, message.term) = (2, 1, 7);
+        (message.index, message.log_term) = (1 << 40, 6);
+        member.handle(Mono(5), Input::Peer(Box::new(message)));
+        member.poll(Mono(5), &mut out);
+    }
+    let quiet = |output: &Output| !matches!(output, Output::Send(_) | Output::Append(_));
+    assert!(out.iter().all(quiet), "{out:?}");
 }
 
 fn step(id: u64, kind: ConfChangeType) -> ConfChangeSingle {
@@ -597,4 +651,32 @@ fn one_seed_is_one_run() {
         assert_eq!(random_run(seed), random_run(seed));
     }
     assert_ne!(random_run(3), random_run(7));
+}
+
+#[test]
+fn broken_rules_are_noticed() {
+    let expected: [(Mistake, fn()); 10] = [
+        (
+            Mistake::PartialFromOldBase,
+            a_partial_write_waits_for_earlier_entries_and_later_ones_wait_for_it,
+        ),
+        (Mistake::UninitialisedVotes, a_member_without_a_configuration_does_not_vote),
+        (Mistake::LeaseWithoutEnd, an_isolated_leader_stops_reading_before_another_can_be_elected),
+        (Mistake::LeaseAfterTransfer, leadership_moves_on_request_and_takes_the_lease_away),
+        (Mistake::ReadBeforeOwnTerm, random_schedules_keep_every_promise),
+        (
+            Mistake::VotesAfterRestart,
+            a_restarted_member_does_not_help_to_elect_within_the_lease_that_it_granted,
+        ),
+        (Mistake::VotesWithinLease, votes_are_refused_within_the_lease_and_after_a_restart),
+        (Mistake::SessionNotChecked, a_lower_session_and_a_lower_epoch_are_refused_at_apply),
+        (
+            Mistake::TermNotCompared,
+            requests_that_do_not_fit_are_refused_before_anything_is_proposed,
+        ),
+        (Mistake::AnsweredBeforeDurable, random_schedules_keep_every_promise),
+    ];
+    for (mistake, scenario) in expected {
+        assert_found(mistake, scenario);
+    }
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 use raft::eraftpb::ConfState;
 
 use crate::limits::{ELECTION_TICKS, LEASE_DRIFT, TICK};
+use crate::planted::{Mistake, planted};
 use crate::replica::seam::{Output, ReqId};
 use crate::types::{BlockRange, Mono};
 
@@ -98,6 +99,9 @@ impl Reads {
 
     /// The leadership is being offered to another member.
     pub fn give_up_lease(&mut self) {
+        if planted(Mistake::LeaseAfterTransfer) {
+            return;
+        }
         self.lease_given_up = true;
         self.lease_until = Mono(0);
     }
@@ -167,7 +171,8 @@ impl Reads {
     }
 
     fn has_lease(&self, now: Mono) -> bool {
-        !self.lease_given_up && now < self.lease_until
+        let forever = self.lease_until > Mono(0) && planted(Mistake::LeaseWithoutEnd);
+        !self.lease_given_up && (now < self.lease_until || forever)
     }
 
     /// True when a read waits for a round that was not yet begun.

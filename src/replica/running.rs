@@ -5,8 +5,9 @@ use raft::eraftpb::{
     ConfChangeTransition, ConfChangeV2, Entry, HardState, Message, MessageType, Snapshot,
 };
 
+use crate::planted::{Mistake, planted};
 use crate::replica::apply::{Applier, ApplyError, conf_change_of};
-use crate::replica::log_tail::{LogError, LogTail};
+use crate::replica::log_tail::{Kept, LogError, LogTail};
 use crate::replica::meta::{Meta, MetaError};
 use crate::replica::persist::{APPENDS_IN_FLIGHT_MAX, Persist};
 use crate::replica::raft_adapter::RaftAdapter;
@@ -57,9 +58,22 @@ pub struct Running {
     round: Option<u64>,
     /// The commit index is to be written although nothing else is.
     write_commit: bool,
+    /// The log that is kept for a follower.
+    keep: Option<Keep>,
     /// What leaves at the next poll, before anything else.
     outbox: Vec<Output>,
 }
+
+/// Entries after an index, for some more ticks.
+#[derive(Clone, Copy, Debug)]
+struct Keep {
+    above: u64,
+    ticks: u32,
+}
+
+/// For how long the log is kept for a follower that copies: a little longer than one waits that
+/// hears nothing.
+const KEEP_TICKS: u32 = 150;
 
 impl Running {
     pub fn start(config: MemberConfig, start: Start, now: Mono) -> Result<Running, Broken> {
@@ -83,7 +97,7 @@ impl Running {
             volume: config.volume,
             first_block_in_volume: config.first_block_in_volume,
         };
-        raft.raw.mut_store().compact_to(config.log_tail_bytes);
+        raft.raw.mut_store().compact_to(config.log_tail_bytes, None);
         let writes = Writes::new(geometry, config.proposal_bytes_max);
         Ok(Running {
             config,
@@ -102,6 +116,7 @@ impl Running {
             install: None,
             round: None,
             write_commit: false,
+            keep: None,
             outbox: Vec::new(),
         })
     }
@@ -120,7 +135,8 @@ impl Running {
 
     /// Leads and has applied an entry of its own term.
     fn is_serving(&self) -> bool {
-        self.raft.is_leader() && self.applied_term == self.raft.term() && !self.votes.resyncing
+        let own_term = self.applied_term == self.raft.term() || planted(Mistake::ReadBeforeOwnTerm);
+        self.raft.is_leader() && own_term && !self.votes.resyncing
     }
 
     fn is_sole_voter(&self) -> bool {
@@ -154,7 +170,13 @@ impl Running {
             Input::InstallSnapshot { index, term, meta } => {
                 self.on_install(Reset { index, term, meta });
             }
-            Input::ResyncEnded { member, ok } => self.resync.ended(member, ok),
+            Input::ResyncEnded { member, ok } => {
+                self.keep = None;
+                self.resync.ended(member, ok);
+            }
+            Input::KeepLog => {
+                self.keep = Some(Keep { above: self.applied_index, ticks: KEEP_TICKS });
+            }
             Input::Resyncing(resyncing) => self.votes.resyncing = resyncing,
             Input::ChangeMembers(change) => self.on_change_members(change),
             Input::Propose { req, data } => self.on_propose(req, data),
@@ -208,6 +230,8 @@ impl Running {
             self.raft.raw.tick();
         }
         self.write_commit = self.persist.wants_commit(self.raft.committed());
+        let left = |keep: Keep| Some(Keep { ticks: keep.ticks.checked_sub(1)?, ..keep });
+        self.keep = self.keep.and_then(left);
         if at.is_leader {
             self.resync.tick(&mut self.outbox);
         }
@@ -265,7 +289,8 @@ impl Running {
     }
 
     fn on_client(&mut self, req: ReqId, term: u64, origin: Origin, op: ShardOp) {
-        if !self.raft.is_leader() || (term != 0 && term != self.raft.term()) {
+        let meant = term == 0 || term == self.raft.term() || planted(Mistake::TermNotCompared);
+        if !self.raft.is_leader() || !meant {
             let error = self.not_leader();
             self.refuse(req, error);
             return;
@@ -438,6 +463,11 @@ impl Running {
             out.push(Output::Append(Append { number: append, hard, reset, entries }));
         }
         self.raft.raw.advance_append_async(ready);
+        if planted(Mistake::AnsweredBeforeDurable) {
+            for message in std::mem::take(&mut held) {
+                self.send(now, message, out);
+            }
+        }
         if let Some(free) = self.persist.hold(number, held) {
             self.raft.raw.on_persist_ready(number);
             for message in free {
@@ -568,7 +598,9 @@ impl Running {
         self.raft.raw.advance_apply_to(last_index);
         let log = self.raft.raw.mut_store();
         log.applied_to(last_index);
-        log.compact_to(self.config.log_tail_bytes);
+        let bytes_max = self.config.proposal_bytes_max;
+        let kept = self.keep.map(|keep| Kept { above: keep.above, bytes_max });
+        log.compact_to(self.config.log_tail_bytes, kept);
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use raft::CAMPAIGN_TRANSFER;
 use raft::eraftpb::{Message, MessageType};
 
 use crate::limits::{ELECTION_TICKS, TICK};
+use crate::planted::{Mistake, planted};
 use crate::types::Mono;
 
 /// After it last heard from a leader, and after its start, a member neither votes nor campaigns
@@ -36,7 +37,8 @@ pub struct Situation {
 impl Votes {
     /// `fresh`: a new member, which cannot have granted anything before.
     pub fn new(now: Mono, fresh: bool, resyncing: bool) -> Votes {
-        let quiet_until = if fresh { now } else { now + QUIET };
+        let at_once = fresh || planted(Mistake::VotesAfterRestart);
+        let quiet_until = if at_once { now } else { now + QUIET };
         Votes { quiet_until, resyncing }
     }
 
@@ -53,11 +55,13 @@ impl Votes {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
                 // A store that is being replaced is no reason not to vote: the log and the
                 // HardState are whole, and they are what a vote is about.
-                if at.resetting || !at.initialised {
+                let unborn = !at.initialised && !planted(Mistake::UninitialisedVotes);
+                if at.resetting || unborn {
                     return false;
                 }
                 let transfer = message.context == CAMPAIGN_TRANSFER;
-                transfer || (!at.is_leader && now >= self.quiet_until)
+                let quiet = now < self.quiet_until && !planted(Mistake::VotesWithinLease);
+                transfer || (!at.is_leader && !quiet)
             }
             MessageType::MsgTimeoutNow => {
                 !self.resyncing && !at.resetting && at.initialised && !at.sole_voter

@@ -46,11 +46,33 @@ enum State {
 }
 
 struct UnderWay {
-    /// First register and what was written to each, or how many were read.
     first: u64,
-    write: Option<Vec<Value>>,
     registers: u64,
+    what: What,
     invoked: Mono,
+}
+
+/// What is asked for, for every register.
+enum What {
+    Read,
+    Write(Vec<Value>),
+    /// The history's numbers.
+    Zero(Vec<usize>),
+    Trim(Vec<usize>),
+    Flush,
+}
+
+impl What {
+    /// The command of the protocol.
+    fn command(&self) -> u16 {
+        match self {
+            What::Read => 0,
+            What::Write(_) => 1,
+            What::Flush => 3,
+            What::Trim(_) => 4,
+            What::Zero(_) => 6,
+        }
+    }
 }
 
 /// What a client does next.
@@ -240,8 +262,8 @@ impl Client {
         assert_eq!(head.get_u32(), 0x6744_6698, "a simple reply");
         let (error, cookie) = (head.get_u32(), head.get_u64());
         let request = self.requests.get(&cookie).expect("an answer to a request under way");
-        let payload_bytes = match (&request.write, error) {
-            (None, 0) => request.registers as usize * HALF_BYTES,
+        let payload_bytes = match (&request.what, error) {
+            (What::Read, 0) => request.registers as usize * HALF_BYTES,
             _ => 0,
         };
         if self.reader.peek().len() < 16 + payload_bytes {
@@ -255,13 +277,19 @@ impl Client {
             self.errors += 1;
             return true;
         }
-        match request.write {
-            Some(values) => {
+        match request.what {
+            What::Write(values) => {
                 for (register, value) in (request.first..).zip(values) {
                     history.acknowledged(register, value, now);
                 }
             }
-            None => {
+            What::Zero(numbers) | What::Trim(numbers) => {
+                for (register, number) in (request.first..).zip(numbers) {
+                    history.zeroed(register, number, now);
+                }
+            }
+            What::Flush => {}
+            What::Read => {
                 for (register, half) in (request.first..).zip(payload.chunks(HALF_BYTES)) {
                     let value = (&half[..8]).get_u64();
                     history.read(register, value, request.invoked, now);
@@ -276,7 +304,7 @@ impl Client {
             match self.plan {
                 Plan::Done => return,
                 Plan::ReadAll { next_block } => {
-                    self.request(next_block * 2, 2, None);
+                    self.request(next_block * 2, 2, What::Read);
                     self.plan = match next_block + 1 < self.region.end {
                         true => Plan::ReadAll { next_block: next_block + 1 },
                         false => Plan::Done,
@@ -304,7 +332,12 @@ impl Client {
             _ => (block * 2, 2 * (1 + rng.below(BLOCKS_MAX.min(region.end - block)))),
         };
         if is_read {
-            return self.request(first, registers, None);
+            return self.request(first, registers, What::Read);
+        }
+        match rng.below(16) {
+            0 => return self.request(0, 0, What::Flush),
+            1 | 2 => return self.zero(rng, first, registers, history),
+            _ => {}
         }
         let written: Vec<Value> = (0..registers)
             .map(|_| {
@@ -313,9 +346,27 @@ impl Client {
             })
             .collect();
         for (register, value) in (first..).zip(&written) {
-            history.writing(register, *value, self.driver.now());
+            history.writing(register, *value, self.connection_id(), self.driver.now());
         }
-        self.request(first, registers, Some(written));
+        self.request(first, registers, What::Write(written));
+    }
+
+    fn zero(&mut self, rng: &mut Rng, first: u64, registers: u64, history: &mut History) {
+        let now = self.driver.now();
+        let zeroed = first..first + registers;
+        let numbers = zeroed.map(|register| history.zeroing(register, now)).collect();
+        // What is not whole blocks may be left alone by a trim.
+        let whole = first.is_multiple_of(2) && registers.is_multiple_of(2);
+        let what = match whole && rng.one_in(2) {
+            true => What::Trim(numbers),
+            false => What::Zero(numbers),
+        };
+        self.request(first, registers, what);
+    }
+
+    /// No other connection of the run has it.
+    fn connection_id(&self) -> u64 {
+        ((self.driver.host as u64) << 32) | self.connection
     }
 
     /// At most this many whole extents around or before a block that it may write.
@@ -329,20 +380,22 @@ impl Client {
         (first >= self.region.start && end > first).then_some(first..end)
     }
 
-    fn request(&mut self, first: u64, registers: u64, write: Option<Vec<Value>>) {
+    fn request(&mut self, first: u64, registers: u64, what: What) {
         self.next_cookie += 1;
         let mut bytes = 0x2560_9513u32.to_be_bytes().to_vec();
         bytes.extend(0u16.to_be_bytes());
-        bytes.extend(u16::from(write.is_some()).to_be_bytes());
+        bytes.extend(what.command().to_be_bytes());
         bytes.extend(self.next_cookie.to_be_bytes());
         bytes.extend((first * HALF_BYTES as u64).to_be_bytes());
         bytes.extend((registers as u32 * HALF_BYTES as u32).to_be_bytes());
-        for value in write.iter().flatten() {
-            bytes.extend(value.to_be_bytes());
-            bytes.extend(std::iter::repeat_n(*value as u8, HALF_BYTES - 8));
+        if let What::Write(values) = &what {
+            for value in values {
+                bytes.extend(value.to_be_bytes());
+                bytes.extend(std::iter::repeat_n(*value as u8, HALF_BYTES - 8));
+            }
         }
         self.out.push(bytes.into());
         let invoked = self.driver.now();
-        self.requests.insert(self.next_cookie, UnderWay { first, write, registers, invoked });
+        self.requests.insert(self.next_cookie, UnderWay { first, registers, what, invoked });
     }
 }

@@ -6,6 +6,12 @@
 //! between them (a *forward* zone), any other can be fitted into its overlap (a *backward* zone).
 //! The history is linearizable if and only if no two forward zones overlap and no backward zone
 //! lies within a forward one, and no read responds before its write was invoked.
+//!
+//! Zeroes that were written look all alike, so they have no zones: for a read of them it is checked
+//! that one of them, or the first content, can be what it saw, and for a value that none of them
+//! lies between two looks at it. That finds less, and never accuses wrongly.
+//!
+//! One connection's writes of a block take place in the order in which it sent them (rule R15).
 
 use std::collections::BTreeMap;
 
@@ -17,15 +23,34 @@ pub type Value = u64;
 /// Everything that clients saw.
 #[derive(Default)]
 pub struct History {
-    blocks: BTreeMap<u64, BTreeMap<Value, Cluster>>,
+    blocks: BTreeMap<u64, Register>,
     pub operations: u64,
     /// A value that two writes of a block carried: nothing can be said of that history.
     twice: Option<(u64, Value)>,
 }
 
+/// All that was seen of one block.
+#[derive(Default)]
+struct Register {
+    clusters: BTreeMap<Value, Cluster>,
+    zeroings: Vec<Zeroing>,
+    /// Invocation and response of reads that returned zeroes.
+    zero_reads: Vec<(Mono, Mono)>,
+}
+
+/// A write of zeroes.
+#[derive(Clone, Copy, Debug)]
+struct Zeroing {
+    invoked: Mono,
+    /// [`NEVER`]: the outcome is open.
+    responded: Mono,
+}
+
 /// All operations on one block that wrote or returned one value.
 #[derive(Clone, Copy, Debug)]
 struct Cluster {
+    /// Which connection it was written through.
+    connection: u64,
     /// The write was invoked here.
     written: Option<Mono>,
     first_response: Mono,
@@ -38,7 +63,13 @@ const NEVER: Mono = Mono(u64::MAX);
 
 impl Cluster {
     fn new() -> Cluster {
-        Cluster { written: None, first_response: NEVER, last_invocation: Mono(0), happened: false }
+        Cluster {
+            connection: 0,
+            written: None,
+            first_response: NEVER,
+            last_invocation: Mono(0),
+            happened: false,
+        }
     }
 }
 
@@ -48,13 +79,16 @@ pub type Contradiction = String;
 impl History {
     fn cluster(&mut self, block: u64, value: Value) -> &mut Cluster {
         self.operations += 1;
-        self.blocks.entry(block).or_default().entry(value).or_insert_with(Cluster::new)
+        let register = self.blocks.entry(block).or_default();
+        register.clusters.entry(value).or_insert_with(Cluster::new)
     }
 
-    /// A client is about to write; the outcome is open until [`History::acknowledged`].
-    pub fn writing(&mut self, block: u64, value: Value, at: Mono) {
-        tracing::trace!(block, value, at = at.0, "writing");
+    /// A client is about to write; the outcome is open until [`History::acknowledged`]. Values of
+    /// one connection grow in the order in which it writes them.
+    pub fn writing(&mut self, block: u64, value: Value, connection: u64, at: Mono) {
+        tracing::trace!(block, value, connection, at = at.0, "writing");
         let cluster = self.cluster(block, value);
+        cluster.connection = connection;
         let before = cluster.written.replace(at);
         cluster.last_invocation = cluster.last_invocation.max(at);
         if before.is_some() || value == 0 {
@@ -70,9 +104,30 @@ impl History {
         cluster.happened = true;
     }
 
+    /// A client is about to write zeroes; returns the number for [`History::zeroed`].
+    pub fn zeroing(&mut self, block: u64, at: Mono) -> usize {
+        tracing::trace!(block, at = at.0, "zeroing");
+        self.operations += 1;
+        let zeroings = &mut self.blocks.entry(block).or_default().zeroings;
+        zeroings.push(Zeroing { invoked: at, responded: NEVER });
+        zeroings.len() - 1
+    }
+
+    /// The write of zeroes was acknowledged.
+    pub fn zeroed(&mut self, block: u64, number: usize, at: Mono) {
+        tracing::trace!(block, at = at.0, "zeroed");
+        let register = self.blocks.get_mut(&block).expect("it was begun");
+        register.zeroings[number].responded = at;
+    }
+
     /// A read returned this value.
     pub fn read(&mut self, block: u64, value: Value, invoked: Mono, responded: Mono) {
         tracing::trace!(block, value, invoked = invoked.0, at = responded.0, "read");
+        if value == 0 {
+            self.operations += 1;
+            let register = self.blocks.entry(block).or_default();
+            return register.zero_reads.push((invoked, responded));
+        }
         let cluster = self.cluster(block, value);
         cluster.first_response = cluster.first_response.min(responded);
         cluster.last_invocation = cluster.last_invocation.max(invoked);
@@ -84,13 +139,71 @@ impl History {
         if let Some((block, value)) = self.twice {
             return Err(format!("block {block}: {value} was written twice"));
         }
-        self.blocks.iter().try_for_each(|(block, clusters)| {
-            check_block(clusters).map_err(|what| format!("block {block}: {what}"))
+        self.blocks.iter().try_for_each(|(block, register)| {
+            register.check().map_err(|what| format!("block {block}: {what}"))
         })
     }
 }
 
-fn check_block(clusters: &BTreeMap<Value, Cluster>) -> Result<(), Contradiction> {
+impl Register {
+    fn check(&self) -> Result<(), Contradiction> {
+        check_order(&self.clusters)?;
+        if !self.zeroings.is_empty() {
+            self.check_zeroes()?;
+            return check_zones(&self.clusters);
+        }
+        let mut clusters = self.clusters.clone();
+        for (invoked, responded) in &self.zero_reads {
+            let first = clusters.entry(0).or_insert_with(Cluster::new);
+            first.happened = true;
+            first.first_response = first.first_response.min(*responded);
+            first.last_invocation = first.last_invocation.max(*invoked);
+        }
+        check_zones(&clusters)
+    }
+
+    fn check_zeroes(&self) -> Result<(), Contradiction> {
+        let happened = || self.clusters.iter().filter(|(_, cluster)| cluster.happened);
+        let first = Zeroing { invoked: Mono(0), responded: Mono(0) };
+        for (invoked, responded) in &self.zero_reads {
+            let overwritten = |zeroing: &Zeroing| {
+                happened().any(|(_, cluster)| {
+                    let after = cluster.written.is_some_and(|written| written > zeroing.responded);
+                    after && cluster.first_response < *invoked
+                })
+            };
+            let mut zeroings = std::iter::once(&first).chain(&self.zeroings);
+            if !zeroings.any(|zeroing| zeroing.invoked <= *responded && !overwritten(zeroing)) {
+                return Err(format!("zeroes were read at {} after something newer", invoked.0));
+            }
+        }
+        for (value, cluster) in happened() {
+            let between = |zeroing: &&Zeroing| {
+                cluster.first_response < zeroing.invoked
+                    && zeroing.responded < cluster.last_invocation
+            };
+            if let Some(zeroing) = self.zeroings.iter().find(between) {
+                return Err(format!("{value} came back after the zeroes of {}", zeroing.invoked.0));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Once a write was acknowledged, none that its connection sent before can take place any more.
+fn check_order(clusters: &BTreeMap<Value, Cluster>) -> Result<(), Contradiction> {
+    let mut later: BTreeMap<u64, (Mono, Value)> = BTreeMap::new();
+    for (value, cluster) in clusters.iter().rev().filter(|(_, cluster)| cluster.happened) {
+        let next = later.entry(cluster.connection).or_insert((NEVER, 0));
+        if next.0 < cluster.last_invocation {
+            return Err(format!("{value} was seen after {}, which was sent later", next.1));
+        }
+        *next = (*next).min((cluster.first_response, *value));
+    }
+    Ok(())
+}
+
+fn check_zones(clusters: &BTreeMap<Value, Cluster>) -> Result<(), Contradiction> {
     // (start, end, value) of forward zones.
     let mut forward: Vec<(Mono, Mono, Value)> = Vec::new();
     let mut backward: Vec<(Mono, Mono, Value)> = Vec::new();
@@ -151,7 +264,7 @@ mod tests {
                 history.read(7, *value, invoked, responded.unwrap());
                 continue;
             }
-            history.writing(7, *value, invoked);
+            history.writing(7, *value, *value, invoked);
             if let Some(responded) = responded {
                 history.acknowledged(7, *value, responded);
             }
@@ -185,6 +298,43 @@ mod tests {
         assert!(check(&ops));
         ops.push((2, 60, Some(70), true));
         assert!(!check(&ops));
+    }
+
+    #[test]
+    fn zeroes_are_told_from_what_was_lost() {
+        let written = |zeroed: Option<(u64, Option<u64>)>, reads: &[(Value, u64)]| {
+            let mut history = History::default();
+            history.writing(7, 1, 1, Mono(10));
+            history.acknowledged(7, 1, Mono(20));
+            if let Some((invoked, responded)) = zeroed {
+                let number = history.zeroing(7, Mono(invoked));
+                responded.into_iter().for_each(|at| history.zeroed(7, number, Mono(at)));
+            }
+            for (value, at) in reads {
+                history.read(7, *value, Mono(*at), Mono(at + 5));
+            }
+            history.check().is_ok()
+        };
+        assert!(written(Some((30, Some(40))), &[(1, 25), (0, 50)]));
+        assert!(written(Some((30, None)), &[(1, 50), (0, 60)]), "it may have happened late");
+        assert!(!written(None, &[(0, 50)]), "lost");
+        assert!(!written(Some((60, Some(70))), &[(0, 50)]), "lost, whatever comes later");
+        assert!(!written(Some((2, Some(5))), &[(0, 50)]), "the zeroes of before are back");
+        assert!(!written(Some((30, Some(40))), &[(1, 50)]), "the zeroes are lost");
+    }
+
+    #[test]
+    fn a_late_write_of_one_connection_is_found() {
+        let check = |connection_of_second: u64| {
+            let mut history = History::default();
+            history.writing(7, 1, 1, Mono(10));
+            history.writing(7, 2, connection_of_second, Mono(20));
+            history.acknowledged(7, 2, Mono(30));
+            history.read(7, 1, Mono(40), Mono(50));
+            history.check().is_ok()
+        };
+        assert!(check(2), "its outcome was open");
+        assert!(!check(1), "it was sent before");
     }
 
     #[test]

@@ -1,9 +1,5 @@
 //! What stands below the workers: virtual time, files of pages that a crash tears, sockets that
 //! delay and break. One kernel serves every pod; [`SimDriver`] is a pod's window onto it.
-//!
-//! Disks: a write shows at once to reads when it ends; it is durable when it ended with `durable`
-//! or when a later sync ends. At a crash every page of a write that is not durable survives or
-//! not, page by page.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -19,75 +15,13 @@ use crate::io::driver::{
     Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
     Waker,
 };
+use crate::sim::disk::{Sick, SimFile, take};
 use crate::sim::rng::Rng;
+use crate::sim::trace::Trace;
 use crate::types::{BLOCK_BYTES, Mono};
 
 /// Number of a pod in the world, or of a client behind the pods.
 pub type Host = usize;
-
-type Page = [u8; BLOCK_BYTES];
-
-/// One file of one host.
-#[derive(Default)]
-pub struct SimFile {
-    durable: BTreeMap<u64, Box<Page>>,
-    /// Written, shown to reads, not durable.
-    cached: BTreeMap<u64, Box<Page>>,
-    pub bytes: u64,
-}
-
-impl SimFile {
-    pub fn read(&self, offset: u64, into: &mut [u8]) {
-        for (number, chunk) in into.chunks_mut(BLOCK_BYTES).enumerate() {
-            let page = offset / BLOCK_BYTES as u64 + number as u64;
-            match self.cached.get(&page).or_else(|| self.durable.get(&page)) {
-                Some(bytes) => chunk.copy_from_slice(&bytes[..chunk.len()]),
-                None => chunk.fill(0),
-            }
-        }
-    }
-
-    pub fn write(&mut self, offset: u64, bytes: &[u8], durable: bool) {
-        assert!(
-            offset.is_multiple_of(BLOCK_BYTES as u64) && bytes.len().is_multiple_of(BLOCK_BYTES)
-        );
-        for (number, chunk) in bytes.chunks(BLOCK_BYTES).enumerate() {
-            let page = offset / BLOCK_BYTES as u64 + number as u64;
-            let mut boxed = Box::new([0; BLOCK_BYTES]);
-            boxed.copy_from_slice(chunk);
-            if durable {
-                self.cached.remove(&page);
-                self.durable.insert(page, boxed);
-            } else {
-                self.cached.insert(page, boxed);
-            }
-        }
-        self.bytes = self.bytes.max(offset + bytes.len() as u64);
-    }
-
-    pub fn sync(&mut self) {
-        self.durable.append(&mut self.cached);
-    }
-
-    /// Flips a bit of some page that is durable and was not written since.
-    pub fn rot(&mut self, rng: &mut Rng) {
-        if self.durable.is_empty() {
-            return;
-        }
-        let number = rng.below(self.durable.len() as u64) as usize;
-        if let Some(page) = self.durable.values_mut().nth(number) {
-            page[rng.below(BLOCK_BYTES as u64) as usize] ^= 1 << rng.below(8);
-        }
-    }
-
-    fn crash(&mut self, rng: &mut Rng) {
-        for (page, bytes) in std::mem::take(&mut self.cached) {
-            if rng.one_in(2) {
-                self.durable.insert(page, bytes);
-            }
-        }
-    }
-}
 
 /// One direction of a connection.
 #[derive(Default)]
@@ -98,6 +32,8 @@ struct Pipe {
     /// The last moment at which something arrives: bytes stay in order.
     last_arrival: Mono,
     ended: bool,
+    /// The other end is gone: of what is still on its way, only a part of the first piece arrives.
+    broken: bool,
 }
 
 struct Socket {
@@ -162,14 +98,24 @@ pub struct Kernel {
     ready: BTreeMap<Host, Vec<Completion>>,
     /// The one alarm of each host that counts.
     alarms: BTreeMap<Host, u64>,
-    /// Pairs of hosts that cannot hear each other.
+    /// From and to: what is sent there does not arrive.
     pub cut: Vec<(Host, Host)>,
+    pub sick: BTreeMap<Host, Sick>,
+    /// Until when connections of a host break, and its links are slow.
+    pub resets_until: BTreeMap<Host, Mono>,
+    pub slow_until: BTreeMap<Host, Mono>,
+    /// By how many parts in a million a host's clock is fast.
+    pub drift_ppm: BTreeMap<Host, i64>,
+    pub trace: Trace,
 }
+
+/// When every world begins.
+const START: Mono = Mono(1_000_000_000);
 
 impl Kernel {
     pub fn new(seed: u64) -> Kernel {
         Kernel {
-            now: Mono(1_000_000_000),
+            now: START,
             rng: Rng::new(seed),
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
@@ -183,7 +129,19 @@ impl Kernel {
             ready: BTreeMap::new(),
             alarms: BTreeMap::new(),
             cut: Vec::new(),
+            sick: BTreeMap::new(),
+            resets_until: BTreeMap::new(),
+            slow_until: BTreeMap::new(),
+            drift_ppm: BTreeMap::new(),
+            trace: Trace::default(),
         }
+    }
+
+    /// The time as a host's clock shows it.
+    pub fn local_time(&self, host: Host) -> Mono {
+        let ppm = self.drift_ppm.get(&host).copied().unwrap_or(0);
+        let passed = i128::from(self.now.0 - START.0);
+        Mono(START.0 + (passed + passed * i128::from(ppm) / 1_000_000) as u64)
     }
 
     fn schedule(&mut self, after: Duration, event: Event) {
@@ -251,8 +209,16 @@ impl Kernel {
                 Some(Due::Host(host))
             }
             Event::Arrive { socket, bytes } => {
+                let half = self.rng.below(bytes.len() as u64 + 1) as usize;
                 let pipe = &mut self.sockets.get_mut(&socket)?.inbound;
-                pipe.arrived.push_back(bytes);
+                match (pipe.broken, pipe.ended) {
+                    (_, true) => return None,
+                    (true, false) => {
+                        pipe.ended = true;
+                        pipe.arrived.push_back(bytes.slice(..half));
+                    }
+                    (false, false) => pipe.arrived.push_back(bytes),
+                }
                 self.deliver(socket)
             }
             Event::HangUp { socket } => {
@@ -263,27 +229,45 @@ impl Kernel {
     }
 
     fn file_ends(&mut self, host: Host, token: Token, op: Op) -> Completion {
-        let file_of = |file: FileId| self.open.get(&(host, file)).expect("an open file").clone();
-        let (result, buffers) = match op {
-            Op::Read { file, offset, mut buf } => {
-                let path = file_of(file);
-                self.files.entry((host, path)).or_default().read(offset, &mut buf);
+        let (Op::Read { file, .. } | Op::Write { file, .. } | Op::Sync { file }) = &op else {
+            panic!("not an operation on a file: {op:?}");
+        };
+        let path = self.open.get(&(host, *file)).expect("an open file").clone();
+        let name = path.to_str().expect("a name of ours").to_owned();
+        let sick = self.sick.entry(host).or_default();
+        let fails = take(&mut sick.fails, &name);
+        let (now, target) = (self.now, self.files.entry((host, path)).or_default());
+        let (count, buffers) = match op {
+            Op::Read { offset, mut buf, .. } => {
+                target.read(offset, &mut buf);
                 (buf.len(), Buffers::Read(buf))
             }
-            Op::Write { file, offset, bufs, durable } => {
-                let path = file_of(file);
+            Op::Write { mut offset, bufs, durable, .. } => {
                 let bytes = bufs.concat();
-                self.files.entry((host, path)).or_default().write(offset, &bytes, durable);
+                if take(&mut sick.misdirects, &name) {
+                    let pages = (target.bytes / BLOCK_BYTES as u64).max(1);
+                    offset = self.rng.below(pages) * BLOCK_BYTES as u64;
+                }
+                if !fails && !take(&mut sick.loses, &name) {
+                    target.write(now, offset, &bytes, durable);
+                }
+                self.trace.note(now, &[1, host as u64, offset, bytes.len() as u64], || {
+                    format!("pod {host} wrote {name} {offset}+{}", bytes.len())
+                });
                 (bytes.len(), Buffers::None)
             }
-            Op::Sync { file } => {
-                let path = file_of(file);
-                self.files.entry((host, path)).or_default().sync();
+            _ => {
+                if !fails {
+                    target.sync();
+                }
                 (0, Buffers::None)
             }
-            op => panic!("not an operation on a file: {op:?}"),
         };
-        Completion { token, result: Ok(Done::Bytes(result)), buffers }
+        let result = match fails {
+            true => Err(std::io::Error::from_raw_os_error(5)),
+            false => Ok(Done::Bytes(count)),
+        };
+        Completion { token, result, buffers }
     }
 
     /// Hands what has arrived to the receive that waits.
@@ -311,31 +295,39 @@ impl Kernel {
         Some(Due::Host(host))
     }
 
-    fn network_delay(&mut self) -> Duration {
+    /// True while the moment that stands there for this host is to come.
+    fn lasts(&self, until: &BTreeMap<Host, Mono>, host: Host) -> bool {
+        until.get(&host).is_some_and(|until| *until > self.now)
+    }
+
+    fn network_delay(&mut self, from: Host) -> Duration {
         let micros = match self.rng.below(50) {
             0 => self.rng.between(1_000, 40_000),
             _ => self.rng.between(10, 300),
         };
-        Duration::from_micros(micros)
+        let times = if self.lasts(&self.slow_until, from) { 100 } else { 1 };
+        Duration::from_micros(micros * times)
     }
 
-    fn disk_delay(&mut self) -> Duration {
+    fn disk_delay(&mut self, host: Host) -> Duration {
         let micros = match self.rng.below(100) {
             0 => self.rng.between(1_000, 60_000),
             _ => self.rng.between(20, 400),
         };
-        Duration::from_micros(micros)
+        let Some(sick) = self.sick.get(&host) else { return Duration::from_micros(micros) };
+        let times = if sick.slow_until > self.now { 100 } else { 1 };
+        Duration::from_micros(micros * times).max(sick.stuck_until.since(self.now))
     }
 
-    fn is_cut(&self, a: Host, b: Host) -> bool {
-        self.cut.iter().any(|cut| *cut == (a, b) || *cut == (b, a))
+    fn is_cut(&self, from: Host, to: Host) -> bool {
+        self.cut.contains(&(from, to))
     }
 
     fn submit(&mut self, host: Host, token: Token, op: Op) {
         let life = self.life(host);
         match op {
             Op::Read { .. } | Op::Write { .. } | Op::Sync { .. } => {
-                let delay = self.disk_delay();
+                let delay = self.disk_delay(host);
                 self.schedule(delay, Event::FileEnds { host, life, token, op });
             }
             Op::Recv { socket, bufs } => match self.sockets.get_mut(&socket) {
@@ -380,12 +372,18 @@ impl Kernel {
     fn send(&mut self, host: Host, token: Token, socket: SocketId, bufs: Vec<Bytes>) {
         let bytes = Bytes::from(bufs.concat());
         let count = bytes.len();
-        let delay = self.network_delay();
+        let delay = self.network_delay(host);
         let Some(state) = self.sockets.get(&socket).filter(|state| !state.closed) else {
             return self.fail(host, token, Buffers::None);
         };
         let peer = state.peer;
         let to = self.sockets.get(&peer).map(|peer| peer.host);
+        let crc = u64::from(crc32fast::hash(&bytes));
+        self.trace.note(self.now, &[2, host as u64, count as u64, crc], || match to {
+            Some(to) => format!("host {host} sends {count} bytes to {to}"),
+            None => format!("host {host} sends {count} bytes to nobody"),
+        });
+        let resets = self.lasts(&self.resets_until, host) && self.rng.one_in(20);
         // What is sent across a cut is lost with its connection, sooner or later.
         if to.is_some_and(|to| self.is_cut(host, to)) {
             let hang = Duration::from_millis(self.rng.between(50, 3_000));
@@ -393,7 +391,11 @@ impl Kernel {
         } else if let Some(other) = self.sockets.get_mut(&peer) {
             let at = (self.now + delay).max(other.inbound.last_arrival);
             other.inbound.last_arrival = at;
+            other.inbound.broken |= resets;
             self.schedule_at(at, Event::Arrive { socket: peer, bytes });
+            if resets {
+                self.schedule_at(at, Event::HangUp { socket });
+            }
         }
         self.complete(host, token, Done::Bytes(count));
     }
@@ -402,7 +404,7 @@ impl Kernel {
         let found = self.listeners.iter().find(|(_, (_, bound, _, _))| bound == address);
         let listener = found.map(|(listener, state)| (*listener, state.0));
         match listener {
-            Some((listener, to)) if !self.is_cut(host, to) => {
+            Some((listener, to)) if !self.is_cut(host, to) && !self.is_cut(to, host) => {
                 let (ours, theirs) = (self.new_id(), self.new_id());
                 self.add_socket(SocketId(ours), host, SocketId(theirs));
                 self.add_socket(SocketId(theirs), to, SocketId(ours));
@@ -430,7 +432,7 @@ impl Kernel {
         if let Some((token, bufs)) = state.inbound.waiting.take() {
             self.fail(state.host, token, Buffers::Recv(bufs));
         }
-        let delay = self.network_delay();
+        let delay = self.network_delay(state.host);
         let at = self.sockets.get(&state.peer).map_or(self.now, |peer| peer.inbound.last_arrival);
         self.schedule_at(at.max(self.now + delay), Event::HangUp { socket: state.peer });
     }
@@ -467,7 +469,13 @@ impl Kernel {
             .filter(|(_, state)| state.host == host)
             .map(|(id, _)| *id)
             .collect();
-        mine.into_iter().for_each(|socket| self.close(socket));
+        for socket in mine {
+            let peer = self.sockets.get(&socket).map(|state| state.peer);
+            if let Some(peer) = peer.and_then(|peer| self.sockets.get_mut(&peer)) {
+                peer.inbound.broken = true;
+            }
+            self.close(socket);
+        }
         self.open.retain(|(of, _), _| *of != host);
         for ((of, _), file) in &mut self.files {
             if *of == host {
@@ -493,7 +501,7 @@ impl Kernel {
                 _ => self.rng.one_in(2),
             };
             if survives {
-                target.write(offset + (page * BLOCK_BYTES) as u64, chunk, true);
+                target.write(self.now, offset + (page * BLOCK_BYTES) as u64, chunk, true);
             }
         }
     }
@@ -533,7 +541,7 @@ impl crate::io::driver::Wake for SimWaker {
 
 impl Driver for SimDriver {
     fn now(&self) -> Mono {
-        self.kernel.borrow().now
+        self.kernel.borrow().local_time(self.host)
     }
 
     fn open(&mut self, file: &OpenFile) -> std::io::Result<FileId> {

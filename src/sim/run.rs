@@ -1,26 +1,51 @@
-//! One run: a shape and a fault plan drawn from the seed, faults for a while, then a cluster that
-//! is whole again must answer everything, and everything that was seen must fit together.
+//! One run: a shape and faults drawn from the seed, faults for a while, then a cluster that is
+//! whole again must answer everything, and everything that was seen must fit together.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use crate::sim::faults::{Fault, Plan, Planned, bad_disk, draw};
 use crate::sim::kernel::Host;
+use crate::sim::rng::Rng;
 use crate::sim::world::{Shape, World};
 use crate::types::EXTENT_BYTES;
 
 /// What to run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     pub seed: u64,
     /// Virtual time with faults.
     pub faults_for: Duration,
+    pub plan: Plan,
+    /// Of the faults that the seed draws, only these (by their numbers) happen.
+    pub only: Option<Vec<usize>>,
+    /// A line for everything that happens.
+    pub prints: bool,
+}
+
+impl Options {
+    /// A seed with all faults that it draws.
+    pub fn new(seed: u64, faults_for: Duration) -> Options {
+        Options { seed, faults_for, plan: Plan::Mixed, only: None, prints: false }
+    }
+
+    /// The faults of this run, with their numbers.
+    pub fn faults(&self) -> Vec<(usize, Planned)> {
+        let shape = draw_shape(self.seed);
+        let all = draw(self.plan, self.seed, shape.pods, shape.clients, self.faults_for);
+        let wanted = |number: &usize| self.only.as_ref().is_none_or(|only| only.contains(number));
+        all.into_iter().enumerate().filter(|(number, _)| wanted(number)).collect()
+    }
 }
 
 /// What a run came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub operations: u64,
-    pub crashes: u64,
+    pub faults: usize,
     pub virtual_ms: u64,
+    /// Of everything that happened.
+    pub trace: u64,
 }
 
 /// What a run must never show.
@@ -32,85 +57,87 @@ pub enum Violation {
     Stuck { seed: u64, virtual_s: u64 },
     #[error("seed {seed}: {count} requests were answered with an error")]
     Errors { seed: u64, count: u64 },
+    #[error("seed {seed}: the replicas did not come to rest within {virtual_s} seconds: {what}")]
+    NotSettled { seed: u64, virtual_s: u64, what: String },
+    #[error("seed {seed}: {what}, although nothing happened to its disk")]
+    Faulted { seed: u64, what: String },
+    #[error("seed {seed}: panicked: {what}")]
+    Panicked { seed: u64, what: String },
+    #[error("seed {seed}: the replicas differ: {what}")]
+    Differs { seed: u64, what: String },
 }
 
-const FAULT: u64 = 1;
-const END_OF_FAULTS: u64 = 2;
-/// Alarms that undo a fault on a host: base plus the host.
-const RESTART: u64 = 100;
-const CONTINUE: u64 = 200;
-const MEND: u64 = 300;
+const END_OF_FAULTS: u64 = 1;
+/// Somebody looks after the cluster.
+const ROUND: u64 = 2;
+const ROUND_EVERY: Duration = Duration::from_secs(2);
+/// Alarms that begin and end a fault: base plus its number.
+const BEGIN: u64 = 1 << 16;
+const END: u64 = 1 << 17;
 
 /// How long a whole cluster may take to answer everything.
 const HEAL_S: u64 = 120;
+/// How long the replicas may take to come to rest after that.
+const SETTLE_S: u64 = 60;
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Clocks drift apart by no more than leases allow: 50 of 700 ms.
+const DRIFT_PPM_MAX: u64 = 30_000;
 
 struct Run {
     seed: u64,
-    plan: Plan,
     world: World,
-    crashes: u64,
-    /// Hosts with a fault that will be undone.
-    down: Vec<Host>,
+    faults: Vec<(usize, Planned)>,
     faults_on: bool,
 }
 
-/// Which faults there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plan {
-    /// All kinds.
-    Mixed,
-    /// Bits flip in the slots of one pod, again and again, and nothing else happens.
-    Rot,
+/// Runs one seed. A panic is a violation, too.
+pub fn run(options: &Options) -> Result<Outcome, Violation> {
+    let ran = catch_unwind(AssertUnwindSafe(|| run_and_check(options)));
+    ran.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(Violation::Panicked { seed: options.seed, what: text.unwrap_or_default() })
+    })
 }
 
-/// Runs one seed.
-pub fn run(options: Options) -> Result<Outcome, Violation> {
-    run_plan(options, Plan::Mixed)
-}
-
-/// Runs one seed with these faults.
-pub fn run_plan(options: Options, plan: Plan) -> Result<Outcome, Violation> {
-    let Options { seed, faults_for } = options;
-    let mut run = Run {
-        seed,
-        plan,
-        world: World::new(seed, draw_shape(seed)),
-        crashes: 0,
-        down: Vec::new(),
-        faults_on: true,
-    };
-    run.alarm(Duration::from_secs(3), FAULT);
-    run.alarm(faults_for, END_OF_FAULTS);
+fn run_and_check(options: &Options) -> Result<Outcome, Violation> {
+    let seed = options.seed;
+    let mut run = Run::new(options);
     while run.faults_on {
-        if let Some(alarm) = run.world.step() {
-            run.rang(alarm);
-        }
+        run.step();
     }
     run.heal();
     let deadline = run.world.kernel.borrow().now + Duration::from_secs(HEAL_S);
     run.world.read_all();
     while !run.world.all_read() {
-        if let Some(alarm) = run.world.step() {
-            run.rang(alarm);
-        }
+        run.step();
         if run.world.kernel.borrow().now > deadline {
             return Err(Violation::Stuck { seed, virtual_s: HEAL_S });
         }
     }
     let history = &run.world.history;
     history.check().map_err(|what| Violation::NotLinearizable { seed, what })?;
-    match run.world.errors() {
-        0 => Ok(Outcome {
-            operations: history.operations,
-            crashes: run.crashes,
-            virtual_ms: run.world.kernel.borrow().now.0 / 1_000_000,
-        }),
-        count => Err(Violation::Errors { seed, count }),
+    if run.world.errors() > 0 {
+        return Err(Violation::Errors { seed, count: run.world.errors() });
     }
+    run.settle()?;
+    if let Some(what) = run.world.faulted_elsewhere(bad_disk(seed, run.world.shape.pods)) {
+        return Err(Violation::Faulted { seed, what });
+    }
+    let kernel = run.world.kernel.borrow();
+    let outcome = Outcome {
+        operations: run.world.history.operations,
+        faults: run.faults.len(),
+        virtual_ms: kernel.now.0 / 1_000_000,
+        trace: kernel.trace.hash,
+    };
+    drop(kernel);
+    run.world.compare_replicas().map_err(|what| Violation::Differs { seed, what })?;
+    Ok(outcome)
 }
 
 fn draw_shape(seed: u64) -> Shape {
-    let mut rng = crate::sim::rng::Rng::new(seed ^ 0x5a5a);
+    let mut rng = Rng::new(seed ^ 0x5a5a);
     let mut shape = Shape {
         pods: [3, 3, 3, 4, 5][rng.below(5) as usize],
         clients: rng.between(1, 4) as usize,
@@ -136,80 +163,123 @@ fn draw_shape(seed: u64) -> Shape {
 }
 
 impl Run {
+    fn new(options: &Options) -> Run {
+        let shape = draw_shape(options.seed);
+        let pods = shape.pods;
+        let run = Run {
+            seed: options.seed,
+            world: World::new(options.seed, shape),
+            faults: options.faults(),
+            faults_on: true,
+        };
+        let mut kernel = run.world.kernel.borrow_mut();
+        kernel.trace.prints = options.prints;
+        let mut rng = Rng::new(options.seed ^ 0xd41f7);
+        if rng.one_in(2) {
+            let drift = |host| (host, rng.below(2 * DRIFT_PPM_MAX) as i64 - DRIFT_PPM_MAX as i64);
+            kernel.drift_ppm = (0..pods).map(drift).collect();
+        }
+        for (number, planned) in &run.faults {
+            kernel.alarm(planned.at, BEGIN + *number as u64);
+        }
+        kernel.alarm(ROUND_EVERY, ROUND);
+        kernel.alarm(options.faults_for, END_OF_FAULTS);
+        drop(kernel);
+        run
+    }
+
+    fn step(&mut self) {
+        match self.world.step() {
+            None => {}
+            Some(END_OF_FAULTS) => self.faults_on = false,
+            Some(ROUND) => {
+                self.world.restart_poisoned();
+                self.alarm(ROUND_EVERY, ROUND);
+            }
+            Some(begin @ BEGIN..END) if self.faults_on => {
+                let planned = self.planned(begin - BEGIN);
+                self.begin(planned);
+                self.alarm(planned.lasts, begin - BEGIN + END);
+            }
+            Some(BEGIN..END) => {}
+            Some(end) => self.end(self.planned(end - END).fault),
+        }
+    }
+
     fn alarm(&mut self, after: Duration, what: u64) {
         self.world.kernel.borrow_mut().alarm(after, what);
     }
 
-    fn draw(&mut self, low: u64, high: u64) -> u64 {
-        self.world.kernel.borrow_mut().rng.between(low, high)
+    fn planned(&self, number: u64) -> Planned {
+        let mut found = self.faults.iter();
+        found.find(|(of, _)| *of as u64 == number).expect("only these were scheduled").1
     }
 
-    fn rang(&mut self, alarm: u64) {
-        match alarm {
-            FAULT if self.faults_on => {
-                match self.plan {
-                    Plan::Mixed => self.fault(),
-                    Plan::Rot => self.rot(),
-                }
-                let pause = self.draw(100, 4_000);
-                self.alarm(Duration::from_millis(pause), FAULT);
-            }
-            FAULT => {}
-            END_OF_FAULTS => self.faults_on = false,
-            RESTART..CONTINUE => self.restart((alarm - RESTART) as Host),
-            CONTINUE..MEND => self.go_on((alarm - CONTINUE) as Host),
-            host => self.mend((host - MEND) as Host),
-        }
-    }
-
-    fn fault(&mut self) {
+    fn begin(&mut self, planned: Planned) {
         let pods = self.world.shape.pods;
-        let host = self.draw(0, pods as u64) as Host;
-        if self.down.contains(&host) {
-            return;
-        }
-        let millis = self.draw(10, 8_000);
-        let for_a_while = Duration::from_millis(millis);
-        match self.draw(0, 10) {
-            0..4 => {
-                self.down.push(host);
-                self.crashes += 1;
-                self.world.crash(host);
-                self.alarm(for_a_while, RESTART + host as u64);
-            }
-            4 => {
-                for host in (0..pods).filter(|host| !self.down.contains(host)).collect::<Vec<_>>() {
-                    self.down.push(host);
-                    self.crashes += 1;
-                    self.world.crash(host);
-                    self.alarm(for_a_while, RESTART + host as u64);
-                }
-            }
-            5 => self.rot(),
-            6 => {
-                self.down.push(host);
-                self.world.set_stopped(host, true);
-                self.alarm(for_a_while, CONTINUE + host as u64);
-            }
-            _ => {
-                self.down.push(host);
-                let cuts = (0..pods).filter(|other| *other != host).map(|other| (host, other));
-                self.world.kernel.borrow_mut().cut.extend(cuts);
-                self.alarm(for_a_while, MEND + host as u64);
-            }
-        }
-    }
-
-    /// Bits flip in the data file of one pod, the same in all of a run: there is another copy of
-    /// everything then.
-    fn rot(&mut self) {
-        let pods = self.world.shape.pods;
-        let host = (self.seed % pods as u64) as Host;
         let mut kernel = self.world.kernel.borrow_mut();
-        let kernel = &mut *kernel;
-        let Some(data) = kernel.files.get_mut(&(host, "data".into())) else { return };
-        for _ in 0..kernel.rng.between(1, 20) {
-            data.rot(&mut kernel.rng);
+        let kernel_now = kernel.now;
+        let until = kernel_now + planned.lasts;
+        kernel.trace.note(kernel_now, &[3], || planned.to_string());
+        match planned.fault {
+            Fault::Crash(host) => {
+                drop(kernel);
+                self.world.crash(host);
+            }
+            Fault::CrashAll => {
+                drop(kernel);
+                (0..pods).for_each(|host| self.world.crash(host));
+            }
+            Fault::Stop(host) => {
+                drop(kernel);
+                self.world.set_stopped(host, true);
+            }
+            Fault::Cut(host) => kernel.cut.extend(cuts(host, pods)),
+            Fault::CutOneWay(from, to) => kernel.cut.push((from, to)),
+            Fault::Resets(host) => drop(kernel.resets_until.insert(host, until)),
+            Fault::SlowLinks(host) => drop(kernel.slow_until.insert(host, until)),
+            Fault::SlowDisk(host) => kernel.sick.entry(host).or_default().slow_until = until,
+            Fault::StuckDisk(host) => kernel.sick.entry(host).or_default().stuck_until = until,
+            Fault::Fails(host, file) => kernel.sick.entry(host).or_default().fails = Some(file),
+            Fault::LosesWrite(host) => kernel.sick.entry(host).or_default().loses = Some("data"),
+            Fault::MisdirectsWrite(host) => {
+                kernel.sick.entry(host).or_default().misdirects = Some("data");
+            }
+            Fault::Rot(host, file, pages) => {
+                let kernel = &mut *kernel;
+                if let Some(rotting) = kernel.files.get_mut(&(host, file.into())) {
+                    (0..pages).for_each(|_| rotting.rot(kernel_now, &mut kernel.rng));
+                }
+            }
+            Fault::HangUp(client) => {
+                drop(kernel);
+                self.world.hang_up(client);
+            }
+        }
+    }
+
+    fn end(&mut self, fault: Fault) {
+        let pods = self.world.shape.pods;
+        match fault {
+            Fault::Crash(host) => self.restart(host),
+            Fault::CrashAll => (0..pods).for_each(|host| self.restart(host)),
+            Fault::Stop(host) => self.world.set_stopped(host, false),
+            Fault::Cut(host) => {
+                let mended: Vec<_> = cuts(host, pods).collect();
+                self.world.kernel.borrow_mut().cut.retain(|cut| !mended.contains(cut));
+            }
+            Fault::CutOneWay(from, to) => {
+                self.world.kernel.borrow_mut().cut.retain(|cut| *cut != (from, to));
+            }
+            Fault::Resets(_)
+            | Fault::SlowLinks(_)
+            | Fault::SlowDisk(_)
+            | Fault::StuckDisk(_)
+            | Fault::Fails(..)
+            | Fault::Rot(..)
+            | Fault::LosesWrite(_)
+            | Fault::MisdirectsWrite(_)
+            | Fault::HangUp(_) => {}
         }
     }
 
@@ -217,25 +287,44 @@ impl Run {
         if !self.world.is_up(host) {
             self.world.start(host);
         }
-        self.down.retain(|down| *down != host);
     }
 
-    fn go_on(&mut self, host: Host) {
-        self.world.set_stopped(host, false);
-        self.down.retain(|down| *down != host);
-    }
-
-    fn mend(&mut self, host: Host) {
-        self.world.kernel.borrow_mut().cut.retain(|(a, b)| *a != host && *b != host);
-        self.down.retain(|down| *down != host);
+    /// Nobody asks for anything any more: all replicas come to rest.
+    fn settle(&mut self) -> Result<(), Violation> {
+        let now = |run: &Run| run.world.kernel.borrow().now;
+        let until = now(self) + Duration::from_secs(SETTLE_S);
+        let mut look = now(self) + LOOK_EVERY;
+        loop {
+            self.step();
+            if now(self) < look {
+                continue;
+            }
+            look = now(self) + LOOK_EVERY;
+            let Some(what) = self.world.unsettled() else { return Ok(()) };
+            if now(self) > until {
+                let seed = self.seed;
+                return Err(Violation::NotSettled { seed, virtual_s: SETTLE_S, what });
+            }
+        }
     }
 
     /// Everything is well from now on.
     fn heal(&mut self) {
+        let mut kernel = self.world.kernel.borrow_mut();
+        kernel.cut.clear();
+        kernel.sick.clear();
+        kernel.resets_until.clear();
+        kernel.slow_until.clear();
+        drop(kernel);
         for host in 0..self.world.shape.pods {
             self.restart(host);
-            self.go_on(host);
-            self.mend(host);
+            self.world.set_stopped(host, false);
         }
     }
+}
+
+/// Between this host and all others, both ways.
+fn cuts(host: Host, pods: usize) -> impl Iterator<Item = (Host, Host)> {
+    let others = (0..pods).filter(move |other| *other != host);
+    others.flat_map(move |other| [(host, other), (other, host)])
 }

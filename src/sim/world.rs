@@ -52,12 +52,12 @@ pub struct Shape {
 }
 
 /// One pod: what survives a crash, and the worker while it runs.
-struct Pod {
-    worker: Option<Worker>,
+pub(super) struct Pod {
+    pub worker: Option<Worker>,
     inbox: Option<Sender<Command>>,
     waits: Rc<Cell<bool>>,
     woken: Arc<Mutex<bool>>,
-    index: Rc<RefCell<MemoryIndex>>,
+    pub index: Rc<RefCell<MemoryIndex>>,
     starts: u32,
     pub stopped: bool,
 }
@@ -70,7 +70,7 @@ pub struct World {
     pub kernel: Rc<RefCell<Kernel>>,
     pub history: History,
     pub shape: Shape,
-    pods: Vec<Pod>,
+    pub(super) pods: Vec<Pod>,
     clients: Vec<Client>,
     values: Value,
     jobs: Jobs,
@@ -116,6 +116,11 @@ impl World {
         SimDriver { kernel: Rc::clone(&self.kernel), host, waits, woken }
     }
 
+    /// Blocking access to a host's disk.
+    pub(super) fn files(&self, host: Host, pool: Pool) -> SimFiles {
+        SimFiles { kernel: Rc::clone(&self.kernel), host, pool }
+    }
+
     fn format(&mut self, host: Host) {
         for (name, len) in [("wal", self.shape.wal_bytes), ("data", self.shape.data_bytes)] {
             let mut kernel = self.kernel.borrow_mut();
@@ -129,7 +134,7 @@ impl World {
             data_bytes_max: self.shape.data_bytes,
         };
         let pool = Pool::default();
-        let mut files = SimFiles { kernel: Rc::clone(&self.kernel), host, pool };
+        let mut files = self.files(host, pool);
         format_lane(&mut files, &format).expect("the shape of a run makes a good disk");
     }
 
@@ -218,6 +223,24 @@ impl World {
         }
     }
 
+    /// Restarts the pods whose disks were given up, as somebody who looks after them would.
+    pub fn restart_poisoned(&mut self) {
+        for host in 0..self.shape.pods {
+            let report = self.pods[host].worker.as_ref().map(Worker::report);
+            let mut disks = report.into_iter().flat_map(|report| report.disks);
+            if disks.any(|disk| disk.failed.is_some()) {
+                self.crash(host);
+                self.start(host);
+            }
+        }
+    }
+
+    /// A client vanishes.
+    pub fn hang_up(&mut self, client: usize) {
+        self.clients[client].hang_up();
+        self.kernel.borrow_mut().wake(self.shape.pods + client, Duration::from_millis(1));
+    }
+
     /// Every client reads everything once.
     pub fn read_all(&mut self) {
         for client in &mut self.clients {
@@ -298,7 +321,7 @@ impl World {
 }
 
 /// Blocking access to a simulated disk.
-struct SimFiles {
+pub(super) struct SimFiles {
     kernel: Rc<RefCell<Kernel>>,
     host: Host,
     pool: Pool,
@@ -325,7 +348,8 @@ impl lane::LaneFiles for SimFiles {
 
     fn write(&mut self, file: LaneFile, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
         let mut kernel = self.kernel.borrow_mut();
-        kernel.files.entry(self.path(file)).or_default().write(offset, bytes, true);
+        let now = kernel.now;
+        kernel.files.entry(self.path(file)).or_default().write(now, offset, bytes, true);
         Ok(())
     }
 

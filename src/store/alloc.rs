@@ -13,6 +13,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::planted::{Mistake, planted};
 use crate::store::seam::Slot;
 
 /// See the module.
@@ -165,6 +166,9 @@ impl Allocator {
     pub(crate) fn free(&mut self, slot: Slot) {
         let (word, bit) = place(slot);
         assert!(self.words[word] & bit != 0, "freed a slot that is free");
+        if planted(Mistake::SlotReusedBeforeFlush) {
+            return self.clear(slot);
+        }
         self.freed.push(slot);
         self.waiting += 1;
     }
@@ -184,7 +188,7 @@ impl Allocator {
             if let Some(adopted) = self.named.get_mut(&slot) {
                 *adopted = false;
                 self.waiting -= 1;
-            } else if self.pins.contains_key(&slot) {
+            } else if self.pins.contains_key(&slot) && !planted(Mistake::SlotReusedWhileRead) {
                 self.held.insert(slot);
             } else {
                 self.waiting -= 1;

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use crate::planted::{Mistake, planted};
 use crate::store::effects::Pending;
 use crate::store::groups::{Group, GroupKind, Unplaced};
 use crate::store::lane::Lane;
@@ -169,6 +170,9 @@ impl Lane {
             durable_seq: self.log.wal.durable_seq().0,
             ..self.superblock.clone()
         };
+        if planted(Mistake::TailBeforeSuperblock) {
+            self.log.wal.release_to(target);
+        }
         self.write_superblock_half(&next, Pending::SuperblockFirst, 0);
         self.checkpoint.next = Some(next);
     }
@@ -261,8 +265,9 @@ impl Lane {
             && (self.writeback.starved
                 || self.alloc.free_unreserved() < u64::from(self.alloc.capacity() / 16));
         let nothing_left = self.writeback.round.is_none() && self.writeback.queue.is_empty();
-        // What waits to be mended would keep a checkpoint from ever being the last one.
-        let at_rest = idle && nothing_left && !self.is_settled() && !self.mends.has_parked();
+        // What waits to be mended, or for a read, would keep a checkpoint from being the last one.
+        let waits = self.mends.has_parked() || self.is_log_read();
+        let at_rest = idle && nothing_left && !self.is_settled() && !waits;
         let worth = match fill.used > fill.ring / 2 {
             true => fill.ring / 32,
             false => fill.ring / 8,
@@ -292,8 +297,15 @@ impl Lane {
             && !self.checkpoint.running
             && self.writeback.round.is_none()
             && !self.alloc.has_freed()
+            && !self.is_log_read()
             && self.members.values().all(settled)
             && self.tail_target(false) <= self.log.wal.tail().0
+    }
+
+    /// A read of the log holds the tail, and nothing happens when it ends: until then there is
+    /// something to wait for.
+    fn is_log_read(&self) -> bool {
+        !self.log.pins.is_empty() && !planted(Mistake::SettledWhileRead)
     }
 
     fn log_used_bytes(&self) -> u64 {

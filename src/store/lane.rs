@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::io::buffer::Pool;
+use crate::planted::{Mistake, planted};
 use crate::store::alloc::Allocator;
 use crate::store::checkpoint::{AfterFlush, Checkpoint};
 use crate::store::effects::{Io, Pending};
@@ -224,7 +225,7 @@ impl Lane {
                 term: reset.term,
             });
         }
-        if let Some(hard) = request.hard {
+        if let Some(hard) = request.hard.filter(|_| !planted(Mistake::HardStateNotLogged)) {
             member.hard.newest = hard;
             items.push(Item::Hard { member: request.member, hard });
         }
@@ -242,7 +243,10 @@ impl Lane {
             });
             items.push(Item::Entry { member: request.member, entry });
         }
-        let left = member.log.take_left();
+        let mut left = member.log.take_left();
+        if planted(Mistake::ReplacedSlotsReused) {
+            left.drain(..).for_each(|slot| self.alloc.release_named(slot));
+        }
         member.hard.groups_under_way += 1;
         self.log.groups.push(Group {
             id: group,
@@ -290,7 +294,8 @@ impl Lane {
             wanted += extents_of(*range).filter(|extent| found.needs_slot(*extent)).count() as u64;
         }
         let admitted = self.clock.admitted.get();
-        if wanted > 0 && wanted + admitted > self.alloc.free_unreserved() {
+        let enough = wanted == 0 || wanted + admitted <= self.alloc.free_unreserved();
+        if !enough && !planted(Mistake::AdmittedWithoutSpace) {
             return Err(Refusal::NoSpace);
         }
         self.clock.admitted.set(admitted + wanted);
@@ -574,7 +579,7 @@ impl Lane {
                     entry.place = Some(place);
                 }
             }
-            let (file, durable) = (LaneFile::Wal, true);
+            let (file, durable) = (LaneFile::Wal, !planted(Mistake::LogWriteNotDurable));
             let pending = Pending::Wal(batch.seq);
             self.io.write(pending, file, batch.offset, batch.bufs, durable);
         }

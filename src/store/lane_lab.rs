@@ -18,6 +18,14 @@ use crate::types::{
     ShardId, Uuid, VolumeId, block_crc, mix64,
 };
 
+/// Effects until a lane has nothing to do, at most.
+const STEPS_MAX: u32 = 100_000;
+
+fn count(steps: u32) -> u32 {
+    assert!(steps < STEPS_MAX, "the lane never comes to rest");
+    steps + 1
+}
+
 /// What an entry does. `seed` makes the bytes of its blocks.
 #[derive(Clone, Copy, Debug)]
 pub enum LabOp {
@@ -120,6 +128,11 @@ impl Model {
     }
 
     /// The newest entry that may be called committed: confirmed, and not about to be replaced.
+    /// Appends that were not confirmed yet.
+    pub fn unconfirmed(&self) -> usize {
+        self.pending.len()
+    }
+
     pub fn committable(&self) -> u64 {
         let replaced = self.pending.iter().filter_map(|request| request.entries.first());
         let first = replaced.map(|entry| entry.index - 1).min();
@@ -334,7 +347,9 @@ impl Lab {
     /// Ends everything under way, and what follows from it, but for what `held` names.
     pub fn settle_but(&mut self, held: impl Fn(&Effect) -> bool) {
         self.poll();
+        let mut steps = 0;
         while let Some(pick) = self.queue.iter().position(|effect| !held(effect)) {
+            steps = count(steps);
             let effect = self.queue.remove(pick);
             self.carry_out(effect);
             self.poll();
@@ -453,7 +468,9 @@ impl Lab {
     /// Lets everything that is under way end, without the clock.
     pub fn settle(&mut self) {
         self.poll();
+        let mut steps = 0;
         while self.complete_one() {
+            steps = count(steps);
             self.poll();
         }
     }

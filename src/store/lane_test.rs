@@ -1,6 +1,7 @@
 //! A lane against crashes: random work in a tiny log, power cuts at random moments.
 
 use super::lane_lab::*;
+use crate::planted::{Mistake, is_found};
 use crate::store::lane::Refusal;
 use crate::store::seam::LaneFile;
 use crate::types::*;
@@ -134,4 +135,25 @@ fn a_lane_comes_to_rest_with_everything_written_back() {
     let space = lab.lane.space();
     assert_eq!((space.overlay_blocks, space.used_bytes), (0, 2 * EXTENT_BYTES as u64));
     assert_eq!(lab.lane.admit(member, 4096, &[range]), Ok::<(), Refusal>(()));
+}
+
+/// What no scenario has in mind shows up as well, within so many seeds.
+#[test]
+fn broken_rules_are_noticed_by_random_crashes() {
+    let mistakes = [
+        (Mistake::LogWriteNotDurable, 6),
+        (Mistake::IndexBeforeData, 1),
+        (Mistake::FlushedIsNewestApplied, 1),
+        (Mistake::ReplayOverNewer, 3),
+        (Mistake::RedirectNotDurable, 3),
+        (Mistake::AdmittedWithoutSpace, 6),
+        (Mistake::WrittenBackUncovered, 22),
+        (Mistake::CutComesBack, 41),
+        (Mistake::MetaNotStored, 1),
+        (Mistake::SuffixNotTruncated, 1),
+    ];
+    for (mistake, seeds) in mistakes {
+        let fails = |seed| is_found(mistake, || run_seed(seed, 1 + seed % 3));
+        assert!((0..seeds).any(fails), "{mistake:?} was not noticed");
+    }
 }

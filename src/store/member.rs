@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 
+use crate::planted::{Mistake, planted};
 use crate::store::overlay::Overlay;
 use crate::store::seam::{HardState, LogEntry, MemberRecord, Slot};
 use crate::store::wal::{BatchSeq, GroupId};
@@ -81,8 +82,8 @@ impl Member {
     /// would know (rule R3).
     pub(crate) fn flushed(&self) -> u64 {
         let settled = match self.overlay.low_water() {
-            Some(low_water) => low_water - 1,
-            None => self.applied_index,
+            Some(low_water) if !planted(Mistake::FlushedIsNewestApplied) => low_water - 1,
+            Some(_) | None => self.applied_index,
         };
         settled.min(self.hard.durable_commit).min(self.applied_index).max(self.record.flushed_index)
     }
@@ -97,7 +98,9 @@ impl Member {
         self.record.flushed_index = flushed;
         while self.metas.front().is_some_and(|(index, _)| *index <= flushed) {
             let (_, meta) = self.metas.pop_front().expect("just seen");
-            self.record.meta = meta;
+            if !planted(Mistake::MetaNotStored) {
+                self.record.meta = meta;
+            }
         }
         true
     }
@@ -284,7 +287,7 @@ impl RetainedLog {
     /// The entries from `index` on are about to be replaced by a group: until that is durable,
     /// what was there stays in the ring. A crash would otherwise leave a log with a hole.
     pub(crate) fn hold_from(&mut self, index: u64, group: GroupId, next: BatchSeq) {
-        if index > self.last_index() {
+        if index > self.last_index() || planted(Mistake::ReplacedLetGo) {
             return;
         }
         // What has no place yet will get one in the next batch or later.
@@ -371,6 +374,7 @@ impl NewerExtents {
     /// True when the entry `index` is already in the record of this extent.
     pub(crate) fn includes(&self, extent: Extent, index: u64) -> bool {
         index <= self.newest
+            && !planted(Mistake::ReplayOverNewer)
             && self.last_changed.get(&extent).is_some_and(|last_changed| *last_changed >= index)
     }
 

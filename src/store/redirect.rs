@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use crate::io::buffer::is_aligned;
+use crate::planted::{Mistake, planted};
 use crate::store::OpenError;
 use crate::store::alloc::SlotConflict;
 use crate::store::effects::Pending;
@@ -85,7 +86,8 @@ impl Lane {
                 let offset = offset_of(slots[first]);
                 let bytes = payload.slice(first * EXTENT_BYTES..(first + run) * EXTENT_BYTES);
                 let pending = Pending::RedirectWrite { member, number };
-                self.io.write(pending, LaneFile::Data, offset, vec![bytes], true);
+                let durable = !planted(Mistake::RedirectNotDurable);
+                self.io.write(pending, LaneFile::Data, offset, vec![bytes], durable);
                 writes += 1;
             }
             let (crcs, _) = known.crcs.as_chunks::<{ BLOCKS_PER_EXTENT as usize }>();

@@ -1,6 +1,7 @@
 //! Redirected writes, rule by rule: R4, R6, R8, R10 and what a restart makes of them.
 
 use super::lane_lab::*;
+use crate::planted::{Mistake, assert_found};
 use crate::store::index::IndexStore;
 use crate::store::seam::*;
 use crate::types::*;
@@ -547,4 +548,14 @@ fn story(lab: &mut Lab, boundary: u64, slots_written: &mut u64) -> bool {
         }
     }
     true
+}
+
+#[test]
+fn broken_rules_are_noticed() {
+    assert_found(Mistake::RedirectNotDurable, r6_no_batch_names_a_slot_before_it_is_durable);
+    assert_found(Mistake::NamedSlotWritten, r6_a_slot_that_the_log_names_is_never_written);
+    assert_found(
+        Mistake::ReplacedSlotsReused,
+        r4_slots_of_replaced_entries_are_free_once_the_replacement_is_durable,
+    );
 }

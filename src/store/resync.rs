@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use crate::planted::{Mistake, planted};
 use crate::store::checkpoint::AfterFlush;
 use crate::store::effects::Pending;
 use crate::store::lane::Lane;
@@ -194,11 +195,12 @@ impl Lane {
                 refused.push(content.extent);
             }
         }
+        let deleted = |_: &Extent| !planted(Mistake::ResyncKeepsExtents);
         self.writeback.installs.push_back(Install {
             read,
             member,
             extents: good,
-            delete: delete.into_iter().map(|(extent, _)| extent).collect(),
+            delete: delete.into_iter().map(|(extent, _)| extent).filter(deleted).collect(),
             refused,
         });
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::lane_lab::*;
+use crate::planted::{Mistake, assert_found};
 use crate::store::seam::*;
 use crate::types::*;
 
@@ -199,4 +200,9 @@ fn a_damaged_extent_is_refused_and_a_crash_keeps_the_mark() {
     lab.models.remove(&SOURCE);
     let found = lab.reopen_unchecked();
     assert!(found[0].record.resyncing);
+}
+
+#[test]
+fn broken_rules_are_noticed() {
+    assert_found(Mistake::ReplayOverNewer, r3_an_entry_that_an_extent_already_includes_is_skipped);
 }

@@ -1,6 +1,7 @@
 //! The rules of the store that one lane can show, one scenario each.
 
 use super::lane_lab::*;
+use crate::planted::{Mistake, assert_found};
 use crate::store::lane::Refusal;
 use crate::store::seam::*;
 use crate::types::*;
@@ -249,6 +250,32 @@ fn r8_a_payload_that_is_being_read_back_is_not_overwritten() {
     lab.crash();
 }
 
+/// Found by the simulator: the log stayed full, and nothing could be written any more.
+#[test]
+fn r8_a_read_of_the_log_that_takes_long_does_not_keep_the_tail_for_ever() {
+    let mut lab = Lab::new(1, 1);
+    for number in 0..10 {
+        lab.write(ONE, write(number % 5 * 4, 4, u64::from(number) * 10));
+    }
+    lab.read(ONE, range(0, 4));
+    let is_log_read = |effect: &Effect| matches!(effect, Effect::Read { file: LaneFile::Wal, .. });
+    lab.settle_but(is_log_read);
+    assert!(lab.queue.iter().any(is_log_read), "the payload is not in memory");
+    let tail = |lab: &Lab| lab.lane.log.wal.tail().0;
+    let before = tail(&lab);
+    for _ in 0..5 {
+        // A round of write-back reads the log as well: only the client's read is slow.
+        idle(&mut lab);
+        let slow = lab.queue.iter().position(is_log_read).map(|at| lab.queue.remove(at));
+        lab.settle();
+        lab.queue.extend(slow);
+    }
+    assert_eq!((lab.lane.space().overlay_blocks, tail(&lab)), (0, before), "it is being read");
+    lab.settle();
+    lab.rest();
+    assert!(tail(&lab) > before);
+}
+
 #[test]
 fn r8_what_is_replaced_stays_until_the_replacement_is_durable() {
     let mut lab = Lab::new(1, 2);
@@ -318,6 +345,31 @@ fn r9_hard_states_have_room_when_entries_have_none() {
     lab.commit_all(ONE);
     lab.rest();
     assert_eq!(lab.lane.admit(ONE, 4096, &[range(0, 1)]), Ok(()));
+    lab.crash();
+}
+
+#[test]
+fn r9_hard_states_have_room_when_the_log_is_full_and_nothing_is_written_back() {
+    let mut lab = Lab::new(1, 2);
+    let is_index = |effect: &Effect| matches!(effect, Effect::Index { .. });
+    let fill = |lab: &mut Lab, payload_bytes: u64, op: fn(u32) -> LabOp| {
+        let mut number = 0;
+        while lab.lane.admit(ONE, payload_bytes, &[range(number % 60, 1)]).is_ok() {
+            number += 1;
+            assert!(number < 1000, "the log is never full");
+            lab.append(ONE, lab.models[&ONE].log.len() as u64 + 1, &[op(number % 60)]);
+            lab.settle_but(is_index);
+            lab.commit_all(ONE);
+        }
+    };
+    fill(&mut lab, 4096, |at| write(at, 1, u64::from(at)));
+    fill(&mut lab, 0, |at| zero(at, 1));
+    for _ in 0..60 {
+        lab.append(TWO, 1, &[]);
+        lab.settle_but(is_index);
+    }
+    assert_eq!(lab.models[&TWO].unconfirmed(), 0, "it could not elect a leader");
+    lab.rest();
     lab.crash();
 }
 
@@ -437,4 +489,47 @@ fn a_failed_write_poisons_the_lane_once() {
     lab.settle();
     assert!(!lab.poisoned && lab.queue.is_empty() && lab.events.is_empty());
     assert_eq!(lab.models[&ONE].committable(), 0);
+}
+
+#[test]
+fn broken_rules_are_noticed() {
+    assert_found(Mistake::LogWriteNotDurable, r1_nothing_is_confirmed_before_its_batch_is_durable);
+    assert_found(Mistake::IndexBeforeData, r2_data_is_durable_before_the_index_says_so);
+    assert_found(
+        Mistake::SlotReusedBeforeFlush,
+        r4_a_freed_slot_is_not_reused_before_the_free_is_durable,
+    );
+    assert_found(
+        Mistake::SlotReusedWhileRead,
+        r4_a_freed_slot_is_not_reused_while_it_is_being_read,
+    );
+    assert_found(
+        Mistake::WrittenBackUncovered,
+        r7_nothing_is_written_back_before_its_commit_is_durable,
+    );
+    assert_found(
+        Mistake::TailBeforeSuperblock,
+        r8_the_ring_is_not_overwritten_before_the_superblock_has_the_new_tail,
+    );
+    assert_found(
+        Mistake::SettledWhileRead,
+        r8_a_read_of_the_log_that_takes_long_does_not_keep_the_tail_for_ever,
+    );
+    assert_found(
+        Mistake::ReplacedLetGo,
+        r8_what_is_replaced_stays_until_the_replacement_is_durable,
+    );
+    assert_found(
+        Mistake::NoReserve,
+        r9_hard_states_have_room_when_the_log_is_full_and_nothing_is_written_back,
+    );
+    assert_found(Mistake::AdmittedWithoutSpace, r10_without_space_overwrites_reads_and_trims_go_on);
+    assert_found(
+        Mistake::TombstonesForgotten,
+        r12_a_destroyed_member_stays_away_and_its_space_comes_back,
+    );
+    assert_found(
+        Mistake::ChecksumsIgnored,
+        r13_a_block_that_moved_is_looked_up_again_and_a_rotten_one_is_told,
+    );
 }

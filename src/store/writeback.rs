@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::io::buffer::is_aligned;
+use crate::planted::{Mistake, planted};
 use crate::store::effects::Pending;
 use crate::store::lane::Lane;
 use crate::store::member::{Member, Phase};
@@ -144,7 +145,7 @@ impl Lane {
                 overlay.queued = false;
                 continue;
             }
-            if overlay.newest() > covered {
+            if overlay.newest() > covered && !planted(Mistake::WrittenBackUncovered) {
                 uncovered.push((id, extent));
                 continue;
             }
@@ -415,7 +416,9 @@ impl Lane {
             return Ok(adopted);
         }
         let old = update.old.as_ref().map(|old| old.slot);
-        match (old.filter(|old| self.alloc.is_named(*old)), &update.source) {
+        let is_named =
+            |old: &Slot| self.alloc.is_named(*old) && !planted(Mistake::NamedSlotWritten);
+        match (old.filter(is_named), &update.source) {
             (Some(named), _) if !update.has_data() => return Ok(named),
             (Some(_), Source::Overlay(_)) => return Err(Outcome::Parked),
             // The whole extent is here, so it may as well move.
@@ -454,8 +457,12 @@ impl Lane {
         round.outstanding -= 1;
         self.issue_writes();
         let round = self.writeback.round.as_ref().expect("under way");
-        if round.outstanding == 0 {
-            self.io.sync(Pending::RoundSync, LaneFile::Data);
+        if round.outstanding > 0 {
+            return;
+        }
+        match planted(Mistake::IndexBeforeData) {
+            true => self.commit_round(),
+            false => self.io.sync(Pending::RoundSync, LaneFile::Data),
         }
     }
 
@@ -681,7 +688,7 @@ impl Update {
 /// would bring that layer's content back, so they become *zero*.
 pub(super) fn clear_blocks(record: &mut ExtentRecord, mask: u16, stays: bool) {
     record.present &= !mask;
-    if stays {
+    if stays && !planted(Mistake::TrimClearsPresent) {
         record.zero |= mask;
     } else {
         record.zero &= !mask;
@@ -709,5 +716,11 @@ mod tests {
         let mut lowest = record;
         clear_blocks(&mut lowest, 0b10110, false);
         assert_eq!((lowest.present, lowest.zero), (0b1001, 0));
+    }
+
+    #[test]
+    fn broken_rules_are_noticed() {
+        let scenario = r11_blocks_above_a_layer_become_zero_and_others_become_absent;
+        crate::planted::assert_found(Mistake::TrimClearsPresent, scenario);
     }
 }

@@ -29,6 +29,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::limits::{CONNECTION_UNDER_WAY_BYTES_MIN, VOLUME_UNDER_WAY_BYTES_MAX};
+use crate::planted::{Mistake, planted};
 use crate::slab::Slab;
 use crate::types::{
     Block, BlockError, BlockOp, BlockRange, BlockReply, MemberId, Mono, Origin, PodId, ShardId,
@@ -487,6 +488,7 @@ impl Volume {
             Err(BlockError::StaleSession) => true,
             _ => false,
         };
+        let over = over && !planted(Mistake::RetryUnderOldSession);
         if over && attempt.session == self.session {
             self.session = self.sessions.next();
         }

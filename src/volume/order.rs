@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use crate::planted::{Mistake, planted};
+
 /// A write of at most this many blocks is kept in the sorted list.
 const SHORT_BLOCKS: u64 = 256;
 
@@ -39,7 +41,7 @@ impl WriteOrder {
         assert!(!range.is_empty());
         let mut waits_for = 0;
         for entry in self.candidates(&range) {
-            if entry.overlaps(&range) {
+            if entry.overlaps(&range) && !planted(Mistake::OverlapNotOrdered) {
                 entry.blocks.push(id);
                 waits_for += 1;
             }
@@ -104,6 +106,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::planted::assert_found;
 
     /// The definition, without any cleverness: (id, range, started).
     #[derive(Default)]
@@ -127,6 +130,23 @@ mod tests {
             }
             ready
         }
+    }
+
+    #[test]
+    fn a_write_that_overlaps_waits_for_the_one_before() {
+        let mut order = WriteOrder::default();
+        assert!(order.begin(1, 0..4) && order.begin(2, 4..8));
+        assert!(!order.begin(3, 3..5));
+        let mut ready = Vec::new();
+        order.finish(1, 0..4, &mut ready);
+        assert!(ready.is_empty());
+        order.finish(2, 4..8, &mut ready);
+        assert_eq!(ready, [3]);
+    }
+
+    #[test]
+    fn broken_rules_are_noticed() {
+        assert_found(Mistake::OverlapNotOrdered, a_write_that_overlaps_waits_for_the_one_before);
     }
 
     /// First block, length, whether it is short, which write ends, and what happens.

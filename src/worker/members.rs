@@ -299,9 +299,10 @@ impl Worker {
             let entries: &[raft::eraftpb::Entry] = &message.entries;
             let entries = &entries[..count];
             let payload_bytes = entries.iter().map(|entry| entry.data.len() as u64).sum();
-            if self.admit(lane, to, payload_bytes, &ranges(entries)?).is_none() {
-                break;
-            }
+            let refused = self.admit(lane, to, payload_bytes, &ranges(entries)?);
+            let Some(error) = refused else { break };
+            let space = self.lanes[usize::from(lane)].lane.space();
+            tracing::debug!(member = %to, count, payload_bytes, ?space, %error, "entries are refused");
             count /= 2;
         }
         Ok(count)

@@ -4,7 +4,8 @@
 //! chunk by chunk; fetch what differs, delete what is not listed) -> make everything durable as
 //! of the start of the last round -> step the Raft snapshot -> apply the log until what was
 //! fetched last is covered -> clear the mark. Every round lists everything; a round that moved
-//! little is the last one, because the source's log must still reach back to its start.
+//! little is the last one, because the source's log must still reach back to its start: the source
+//! keeps it for that long, within bounds. When it does not reach, all of it begins again.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -134,12 +135,21 @@ impl Worker {
         let now = self.now;
         let Some(runtime) = self.members.get_mut(&member) else { return };
         let is_peer = runtime.peers.iter().any(|peer| peer.member == source);
-        if runtime.resync.is_some() || runtime.faulted.is_some() || !is_peer {
+        if runtime.faulted.is_some() || !is_peer {
             return;
         }
+        let applied = runtime.member.applied_index();
+        let reflects = match &runtime.resync {
+            None => 0,
+            // The leader's log does not reach back to what was copied any more: once more.
+            Some(resync) if resync.step == Step::CatchingUp && applied < resync.reflects => {
+                resync.reflects
+            }
+            Some(_) => return,
+        };
         tracing::info!(%member, %source, "resync begins");
         let (step, round) = (Step::Marking, Round::default());
-        runtime.resync = Some(Resync { source, step, round, reflects: 0, heard: now });
+        runtime.resync = Some(Resync { source, step, round, reflects, heard: now });
         let lane = runtime.lane;
         self.lanes[usize::from(lane)].lane.begin_resync(member);
         self.touch_lane(lane);
@@ -408,6 +418,9 @@ impl Worker {
         let Some(lane) = self.source_lane(source) else {
             return self.send_on(conn, PeerMessage::Manifest { call, answer: None });
         };
+        if from == Extent(0) {
+            self.input(source, Input::KeepLog);
+        }
         let read = self.reads.add(ReadTarget::PeerManifest { conn, call, source });
         self.lanes[usize::from(lane)].lane.manifest(read, source, from);
         self.touch_lane(lane);

@@ -13,6 +13,7 @@ use crate::limits::{Budgets, TICK};
 use crate::net::handshake::Identity;
 use crate::net::link::LinkEvent;
 use crate::replica::seam::Output;
+use crate::store::lane::Lane;
 use crate::store::seam::{Done, Effect, Event, OpId};
 use crate::types::{MemberId, Mono, PodId, Uuid, VolumeId};
 use crate::view::{ClusterView, PodReport};
@@ -177,6 +178,11 @@ impl Worker {
             incarnation: superblock.incarnation,
         });
         self.lanes.push(runtime);
+    }
+
+    /// The lanes, for a simulation that looks into them.
+    pub fn lanes(&mut self) -> impl Iterator<Item = &mut Lane> {
+        self.lanes.iter_mut().map(|runtime| &mut runtime.lane)
     }
 
     /// Counts the rounds: while the worker is well, at least one for every tick.

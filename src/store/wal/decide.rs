@@ -21,6 +21,8 @@
 
 use bytes::Bytes;
 
+use crate::planted::{Mistake, planted};
+
 use super::BatchSeq;
 use super::format::{self, Header, Summary, kinds};
 use super::recover::{LogPart, Lost, LostMembers};
@@ -90,7 +92,7 @@ fn drop_void(found: &mut Vec<Found>) {
             newer_kept_up_to = kept_up_to;
         }
         kept_up_to = kept_up_to.min(header.base_seq);
-        header.seq <= newer_kept_up_to
+        header.seq <= newer_kept_up_to || planted(Mistake::CutComesBack)
     });
 }
 
@@ -122,7 +124,8 @@ impl Walk {
         if header.previous_seq > self.last.seq {
             self.missing(&header, &found.batch.previous)?;
         }
-        if !found.payload_ok && header.seq > self.mark {
+        let torn = header.seq > self.mark || planted(Mistake::CutAtFirstBad);
+        if !found.payload_ok && torn {
             return Err(header.seq);
         }
         self.last = Last {
@@ -138,7 +141,7 @@ impl Walk {
     /// The predecessor of `header`, and perhaps more before it, is not there.
     fn missing(&mut self, header: &Header, copy: &Bytes) -> Result<(), BatchSeq> {
         let (seq, only_one) = (header.previous_seq, header.before_previous_seq <= self.last.seq);
-        if only_one && seq > self.mark {
+        if only_one && (seq > self.mark || planted(Mistake::CutAtFirstBad)) {
             return Err(seq);
         }
         if only_one {

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::planted::{Mistake, planted};
 use crate::store::seam::HardState;
 use crate::types::MemberId;
 
@@ -89,7 +90,9 @@ pub fn fold(
         members.keys().map(|id| (*id, State::default())).collect();
     // What a member starts with that is seen for the first time.
     let mut unseen = State::default();
-    let dead = |member: &MemberId| tombstones.binary_search(member).is_ok();
+    let dead = |member: &MemberId| {
+        tombstones.binary_search(member).is_ok() && !planted(Mistake::TombstonesForgotten)
+    };
     for part in log {
         match part {
             LogPart::Batch(batch) => {
@@ -156,7 +159,9 @@ impl State {
             FoundItem::Reset { index, term, .. } => self.restart(index, term),
             FoundItem::Image { hard, compacted_index, compacted_term, entries, .. } => {
                 self.set_hard(seq, hard);
-                self.restart(compacted_index, compacted_term);
+                if !planted(Mistake::ImageAppends) {
+                    self.restart(compacted_index, compacted_term);
+                }
                 let entries = entries.into_iter();
                 entries.for_each(|entry| self.append(LoggedEntry { seq, entry }));
             }
@@ -181,7 +186,9 @@ impl State {
     }
 
     fn append(&mut self, entry: LoggedEntry) {
-        self.truncate(entry.entry.index);
+        if !planted(Mistake::SuffixNotTruncated) {
+            self.truncate(entry.entry.index);
+        }
         let previous = self.entries.last().map(|last| last.entry.index);
         if previous.is_some_and(|previous| previous + 1 != entry.entry.index) {
             self.entries.clear();

@@ -1,6 +1,7 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::planted::{Mistake, assert_found};
 use crate::store::wal::format::{Batch, Header};
 use crate::store::wal::recover::Lost;
 
@@ -227,4 +228,12 @@ fn when_nobody_knows_what_was_lost_only_a_whole_new_log_helps() {
 fn members_that_were_destroyed_are_skipped() {
     let log = vec![batch(1, entries(1..3, 1)), lost(2, kinds::ENTRY, 3, 3)];
     assert_eq!(fold(log, &BTreeMap::new(), &[MEMBER]), BTreeMap::new());
+}
+
+#[test]
+fn broken_rules_are_noticed() {
+    let whole_logs = when_nobody_knows_what_was_lost_only_a_whole_new_log_helps;
+    assert_found(Mistake::ImageAppends, whole_logs);
+    assert_found(Mistake::SuffixNotTruncated, logs_are_folded_as_they_were_written);
+    assert_found(Mistake::TombstonesForgotten, members_that_were_destroyed_are_skipped);
 }

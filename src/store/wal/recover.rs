@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::planted::{Mistake, planted};
+
 use super::decide::{Decision, decide};
 use super::format::{self, Batch, Keys, Summary};
 use super::ring::IN_FLIGHT_MAX;
@@ -182,6 +184,9 @@ fn next_seq(config: &WalConfig, decision: &Decision, newest: &Newest) -> BatchSe
     let in_flight = IN_FLIGHT_MAX as u64;
     let opens = config.incarnation.saturating_sub(kept_in).saturating_add(1);
     let kept = decision.last.seq.max(decision.mark).0;
+    if planted(Mistake::SequenceReused) {
+        return BatchSeq(kept + 1);
+    }
     let above_kept = kept.saturating_add(opens.saturating_mul(2 * in_flight));
     let above_seen = newest.seq.0.saturating_add(in_flight);
     BatchSeq(above_kept.max(above_seen).saturating_add(1))

@@ -6,6 +6,7 @@ use super::super::Item;
 use super::super::fold::{FaultReason, MemberLog};
 use super::super::test_lab::{Lab, entry, hard, kept, log_entry, redirected};
 use super::*;
+use crate::planted::{Mistake, assert_found};
 use crate::types::{BLOCK_BYTES, MemberId};
 
 /// One situation and what recovery must make of it.
@@ -571,4 +572,11 @@ proptest! {
             prop_assert!(log.faulted.is_some() || same(log) == truth[member], "{:?}", log);
         }
     }
+}
+
+#[test]
+fn broken_rules_are_noticed() {
+    assert_found(Mistake::CutAtFirstBad, every_case_of_the_table);
+    assert_found(Mistake::CutComesBack, what_was_cut_never_comes_back);
+    assert_found(Mistake::SequenceReused, a_number_of_which_every_trace_is_gone_is_not_used_again);
 }

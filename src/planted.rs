@@ -1,0 +1,133 @@
+//! Mistakes that tests plant into the real code, to prove that they would be found: a rule whose
+//! breach no test notices is not held by anything.
+//!
+//! Each is one that storage systems have made, or that a reader of the design feared. Where it
+//! would be made, the code asks [`planted`]; outside of tests that is a constant, and nothing of
+//! it is left in the program.
+
+/// A mistake, named for what goes wrong. The rule that it breaks stands beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mistake {
+    /// R1: a batch of the log is written without being made durable.
+    LogWriteNotDurable,
+    /// R2: the records of a round are committed without a sync of the data file before.
+    IndexBeforeData,
+    /// R3: the index says that everything applied is in it.
+    FlushedIsNewestApplied,
+    /// R3: replay applies entries to extents that already have something newer.
+    ReplayOverNewer,
+    /// R4: a freed slot is free before the free is durable.
+    SlotReusedBeforeFlush,
+    /// R4: a freed slot is free while a read of it is under way.
+    SlotReusedWhileRead,
+    /// R4: the slots of entries that are replaced are free before the replacement is durable.
+    ReplacedSlotsReused,
+    /// R5: a partial block is merged with what is stored, whatever is on its way there.
+    PartialFromOldBase,
+    /// R6: a redirected write is not made durable before the log names it.
+    RedirectNotDurable,
+    /// R6: write-back changes a slot that an entry of the log names.
+    NamedSlotWritten,
+    /// R7: what no durable HardState covers is written back.
+    WrittenBackUncovered,
+    /// R8: the ring is given free before the superblock says so.
+    TailBeforeSuperblock,
+    /// R8: the lane comes to rest while a read of the log holds the tail, and stays there.
+    SettledWhileRead,
+    /// R8: replay of an image appends its entries to what was there.
+    ImageAppends,
+    /// R8: an append lets go of what it replaces before it is durable itself.
+    ReplacedLetGo,
+    /// The log is cut at the first bad batch, durable or not.
+    CutAtFirstBad,
+    /// What was cut off comes back with a later batch.
+    CutComesBack,
+    /// Numbers of batches that were cut off are used again.
+    SequenceReused,
+    /// R9: ordinary entries may fill the log to its last byte.
+    NoReserve,
+    /// R10: entries are admitted without a slot for each.
+    AdmittedWithoutSpace,
+    /// R11: a trim clears *present* above another layer.
+    TrimClearsPresent,
+    /// R12: what the log has of a destroyed member is replayed.
+    TombstonesForgotten,
+    /// R12: a member without a configuration votes.
+    UninitialisedVotes,
+    /// R13: blocks are served without a look at their checksums.
+    ChecksumsIgnored,
+    /// R14: a lease has no end.
+    LeaseWithoutEnd,
+    /// R14: reads go on under the lease while another member is told to lead.
+    LeaseAfterTransfer,
+    /// R14: a leader reads before it has applied an entry of its own term.
+    ReadBeforeOwnTerm,
+    /// R14: a member that restarts votes at once.
+    VotesAfterRestart,
+    /// R14: a vote is granted while a leader is heard.
+    VotesWithinLease,
+    /// R15: sessions and epochs are not checked when an entry is applied.
+    SessionNotChecked,
+    /// R15: the term that a request is meant for is not compared.
+    TermNotCompared,
+    /// R15: a write whose outcome is not known is sent again as if it had never been sent.
+    RetryUnderOldSession,
+    /// R15: writes that overlap are sent at the same time.
+    OverlapNotOrdered,
+    /// R16: what a checkpoint stores of the shard's metadata is what it was at the start.
+    MetaNotStored,
+    /// Term and vote are not written with what depends on them.
+    HardStateNotLogged,
+    /// A resync leaves what its source does not have any more.
+    ResyncKeepsExtents,
+    /// Answers to appends and votes leave before what they promise is durable.
+    AnsweredBeforeDurable,
+    /// An entry that conflicts with what is logged is added to it.
+    SuffixNotTruncated,
+}
+
+#[cfg(test)]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Mistake>> = const { std::cell::Cell::new(None) };
+}
+
+/// True when this mistake is to be made, on this thread.
+#[cfg(test)]
+pub fn planted(mistake: Mistake) -> bool {
+    PLANTED.get() == Some(mistake)
+}
+
+/// Runs `what` with the mistake made on this thread.
+#[cfg(test)]
+pub fn with<T>(mistake: Mistake, what: impl FnOnce() -> T) -> T {
+    struct Pull;
+    impl Drop for Pull {
+        fn drop(&mut self) {
+            PLANTED.set(None);
+        }
+    }
+    PLANTED.set(Some(mistake));
+    let _pull = Pull;
+    what()
+}
+
+/// See the module: never, outside of tests.
+#[cfg(not(test))]
+#[inline(always)]
+pub const fn planted(_: Mistake) -> bool {
+    false
+}
+
+/// True when `scenario` panics with the mistake made.
+#[cfg(test)]
+pub fn is_found(mistake: Mistake, scenario: impl FnOnce()) -> bool {
+    let ran = std::panic::AssertUnwindSafe(|| with(mistake, scenario));
+    std::panic::catch_unwind(ran).is_err()
+}
+
+/// Fails unless `scenario` fails with the mistake made. That it passes without is a test of its
+/// own.
+#[cfg(test)]
+pub fn assert_found(mistake: Mistake, scenario: fn()) {
+    assert!(is_found(mistake, scenario), "{mistake:?} was not noticed");
+}
