@@ -32,6 +32,10 @@ struct Client {
     /// Close when everything was sent.
     closing: bool,
     dirty: bool,
+    /// What has arrived was not looked at when it ought to have been, because the router had
+    /// enough, also from this connection: the next answer to it is the moment to go on. Until
+    /// then nothing is received; whole requests would wait behind a receive that brings nothing.
+    unparsed: bool,
 }
 
 impl Client {
@@ -137,7 +141,7 @@ impl Worker {
         let conn = self.clients.next;
         let stream = Stream::new(socket, self.clients.pool.clone());
         let session = Session::with_bytes_max(self.config.budgets.connection_bytes);
-        let client = Client { stream, session, closing: false, dirty: false };
+        let client = Client { stream, session, closing: false, dirty: false, unparsed: false };
         self.clients.clients.insert(conn, client);
         self.feed_client(conn);
     }
@@ -170,9 +174,11 @@ impl Worker {
         let mut outputs = std::mem::take(&mut self.clients.outputs);
         if let Some(client) = self.clients.clients.get_mut(&conn)
             && client.stream.wants_receive()
-            && client.may_ask(conn, &self.volumes)
         {
-            client.session.feed(&mut client.stream.reader, self.view.as_ref(), &mut outputs);
+            client.unparsed = !client.may_ask(conn, &self.volumes);
+            if !client.unparsed {
+                client.session.feed(&mut client.stream.reader, self.view.as_ref(), &mut outputs);
+            }
         }
         self.session_outputs(conn, &mut outputs);
         self.clients.outputs = outputs;
@@ -241,9 +247,10 @@ impl Worker {
             client.dirty = false;
             let driver = self.driver.as_mut();
             client.stream.send(driver, Target::ClientSend(conn).token());
+            let wants_input = client.session.wants_input() && !client.unparsed;
             if client.closing && !client.stream.has_output() {
                 ended.push(conn);
-            } else if client.session.wants_input() && client.may_ask(conn, &self.volumes) {
+            } else if wants_input && client.may_ask(conn, &self.volumes) {
                 client.stream.receive(driver, Target::ClientRecv(conn).token());
             }
         }
