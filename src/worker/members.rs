@@ -302,7 +302,7 @@ impl Worker {
             let refused = self.admit(lane, to, payload_bytes, &ranges(entries)?);
             let Some(error) = refused else { break };
             let space = self.lanes[usize::from(lane)].lane.space();
-            tracing::debug!(member = %to, count, payload_bytes, ?space, %error, "entries are refused");
+            tracing::debug!(member = %to, payload_bytes, ?space, %error, "entries are refused");
             count /= 2;
         }
         Ok(count)
