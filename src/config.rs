@@ -58,6 +58,9 @@ pub struct Config {
     /// Moves the leadership of a shard to the pod that its requests come through.
     #[serde(default = "yes")]
     pub leaders_follow_clients: bool,
+    /// How leaders know that they still lead when they serve a read.
+    #[serde(default)]
+    pub reads: ReadMethod,
     /// The process ends, to be started again, when its data path makes no progress for so long.
     /// 0: never.
     #[serde(default = "default_hang_limit_seconds")]
@@ -139,6 +142,17 @@ pub enum DurableWriteMethod {
     Ring,
     /// By a few threads: for machines on which the kernel's own workers come late.
     Threads,
+}
+
+/// How leaders know that they still lead when they serve a read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadMethod {
+    /// By a lease, which takes clocks that run.
+    #[default]
+    Lease,
+    /// By asking a majority.
+    Quorum,
 }
 
 /// Memory of the data path. Each has bounds ([`ConfigError::BudgetRange`] says them); a pod may

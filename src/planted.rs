@@ -80,6 +80,11 @@ pub enum Mistake {
     HardStateNotLogged,
     /// A resync leaves what its source does not have any more.
     ResyncKeepsExtents,
+    /// A resync says that it reflects everything up to its end: what was written meanwhile to what
+    /// it had copied before is missed.
+    ResyncMissesWrites,
+    /// A resync ends before the log covers what was copied last.
+    ResyncEndsEarly,
     /// Answers to appends and votes leave before what they promise is durable.
     AnsweredBeforeDurable,
     /// An entry that conflicts with what is logged is added to it.

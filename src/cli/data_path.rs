@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::config::{Config, DurableWriteMethod, IoMethod};
+use crate::config::{Config, DurableWriteMethod, IoMethod, ReadMethod};
 use crate::control::command::NewDisk;
 use crate::control::identity::{Identity, write_atomically};
 use crate::control::server::{DataPath, ReportSink};
 use crate::io::driver::Address;
 use crate::io::{DriverKind, DurableWrites};
 use crate::limits::Budgets;
+use crate::replica::seam::ReadMode;
 use crate::types::Uuid;
 use crate::view::ClusterView;
 use crate::worker::{self, DiskOptions, StartOptions};
@@ -133,6 +134,10 @@ fn options(config: &Config, identity: Identity, memory: &Memory) -> anyhow::Resu
         overlay_cache_bytes: size(config.budgets.overlay_cache.0),
         index_cache_bytes: size(config.budgets.index_cache.0),
         leaders_follow_clients: config.leaders_follow_clients,
+        reads: match config.reads {
+            ReadMethod::Lease => ReadMode::Lease,
+            ReadMethod::Quorum => ReadMode::Quorum,
+        },
         budgets: Budgets {
             connection_bytes: size(config.budgets.connection.0),
             volume_bytes: size(config.budgets.volume.0),

@@ -21,7 +21,7 @@ use crate::control::storage::{MemberRow, Recovered, Snapshot, Storage, StorageEr
 use crate::limits::{SHARD_PROPOSAL_BYTES_MAX, TICK};
 use crate::replica::member::Member;
 use crate::replica::meta::{Meta, MetaError};
-use crate::replica::seam::{Append, Applied, Input, MemberConfig, Output, ReqId, Role};
+use crate::replica::seam::{Append, Applied, Input, MemberConfig, Output, ReadMode, ReqId, Role};
 use crate::types::{BlockError, MemberId, Mono, ShardId};
 
 /// Events that wait for the thread; more are refused.
@@ -241,6 +241,7 @@ impl Driver {
             blocks: 1,
             log_tail_bytes: LOG_TAIL_BYTES,
             proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
+            reads: ReadMode::Lease,
         };
         let now = Published {
             state: snapshot.state.map(Arc::new),

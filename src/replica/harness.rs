@@ -13,7 +13,7 @@ use crate::replica::member::Member;
 use crate::replica::message;
 use crate::replica::meta::Meta;
 use crate::replica::seam::{
-    Append, Applied, Change, Input, MemberConfig, Output, ReqId, Role, Start,
+    Append, Applied, Change, Input, MemberConfig, Output, ReadMode, ReqId, Role, Start,
 };
 use crate::types::{
     BLOCK_BYTES, Block, BlockError, BlockRange, MemberId, Mono, Origin, ShardId, ShardOp,
@@ -248,6 +248,7 @@ impl Cluster {
             blocks: BLOCKS,
             log_tail_bytes,
             proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
+            reads: ReadMode::Lease,
         };
         node.member = Some(Member::start(config, start, now));
         (node.store, node.meta, node.applied) = (store, meta, applied);

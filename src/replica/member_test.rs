@@ -10,7 +10,7 @@ use crate::planted::{Mistake, assert_found};
 use crate::replica::harness::{BLOCKS, Call, Cluster, Faults};
 use crate::replica::member::Member;
 use crate::replica::meta::Meta;
-use crate::replica::seam::{Input, MemberConfig, Output, ReqId, Start};
+use crate::replica::seam::{Input, MemberConfig, Output, ReadMode, ReqId, Start};
 use crate::types::{
     Block, BlockError, BlockRange, MemberId, Mono, Origin, PodId, ShardId, ShardOp, ShardReply,
     VolumeId,
@@ -484,6 +484,7 @@ fn config() -> MemberConfig {
         blocks: BLOCKS,
         log_tail_bytes: 0,
         proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
+        reads: ReadMode::Lease,
     }
 }
 

@@ -19,7 +19,7 @@ use raft::eraftpb::ConfState;
 
 use crate::limits::{ELECTION_TICKS, LEASE_DRIFT, TICK};
 use crate::planted::{Mistake, planted};
-use crate::replica::seam::{Output, ReqId};
+use crate::replica::seam::{Output, ReadMode, ReqId};
 use crate::types::{BlockRange, Mono};
 
 /// Reads that may wait at one member.
@@ -40,6 +40,7 @@ pub struct Reads {
     /// Newest round that a quorum answered.
     confirmed: u64,
     lease_until: Mono,
+    mode: ReadMode,
     /// The leadership was offered to another member in this term: no lease any more.
     lease_given_up: bool,
 }
@@ -71,6 +72,10 @@ pub struct ReadState {
 }
 
 impl Reads {
+    pub fn new(mode: ReadMode) -> Reads {
+        Reads { mode, ..Reads::default() }
+    }
+
     /// Queues a read; `false` when too many wait.
     pub fn push(&mut self, req: ReqId, kind: ReadKind, commit_index: u64) -> bool {
         if self.waiting.len() >= READS_WAITING_MAX {
@@ -172,7 +177,7 @@ impl Reads {
 
     fn has_lease(&self, now: Mono) -> bool {
         let forever = self.lease_until > Mono(0) && planted(Mistake::LeaseWithoutEnd);
-        !self.lease_given_up && (now < self.lease_until || forever)
+        self.mode == ReadMode::Lease && !self.lease_given_up && (now < self.lease_until || forever)
     }
 
     /// True when a read waits for a round that was not yet begun.

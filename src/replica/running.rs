@@ -99,6 +99,7 @@ impl Running {
         };
         raft.raw.mut_store().compact_to(config.log_tail_bytes, None);
         let writes = Writes::new(geometry, config.proposal_bytes_max);
+        let reads = Reads::new(config.reads);
         Ok(Running {
             config,
             raft,
@@ -108,7 +109,7 @@ impl Running {
             persist: Persist::new(hard),
             votes: Votes::new(now, fresh, start.resyncing),
             writes,
-            reads: Reads::default(),
+            reads,
             resync: Resync::default(),
             newest: now,
             led_term: None,

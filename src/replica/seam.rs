@@ -32,6 +32,17 @@ pub struct MemberConfig {
     pub log_tail_bytes: usize,
     /// Bytes of proposals under way.
     pub proposal_bytes_max: usize,
+    pub reads: ReadMode,
+}
+
+/// How a leader knows that nobody else leads when it serves a read (rule R14).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadMode {
+    /// By a lease: as long as clocks do not stop and drift within the bound.
+    #[default]
+    Lease,
+    /// By asking a majority, once for all reads that wait. Needs no clock.
+    Quorum,
 }
 
 /// What a member's log and metadata were found to be when its lane was opened; also how a new

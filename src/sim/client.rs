@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
@@ -19,10 +20,13 @@ use crate::io::stream::StreamReader;
 use crate::sim::history::{History, Value};
 use crate::sim::kernel::SimDriver;
 use crate::sim::rng::Rng;
-use crate::sim::world::Shape;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Mono};
 
 const HALF_BYTES: usize = BLOCK_BYTES / 2;
+/// A client that waits for something looks again after this long.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// ENOSPC, as the protocol has it.
+const NO_SPACE: u32 = 28;
 /// Requests of one client under way.
 const DEPTH: usize = 6;
 /// Blocks of the longest request.
@@ -86,9 +90,29 @@ pub enum Plan {
     Done,
 }
 
+/// What a client uses, and how.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Name of the volume.
+    pub export: String,
+    /// The history's number of its first register.
+    pub first_register: u64,
+    /// The blocks it writes; it reads all of them.
+    pub region: Range<u64>,
+    pub blocks: u64,
+    pub blocks_per_shard: u64,
+    /// The most whole extents that it writes with one request.
+    pub large_extents: u64,
+    /// How long it rests between bursts of requests, on average.
+    pub rest: Duration,
+    /// Writes may be answered with ENOSPC.
+    pub may_be_full: bool,
+}
+
 /// See the module.
 pub struct Client {
     driver: SimDriver,
+    target: Target,
     reader: StreamReader,
     state: State,
     socket: Option<SocketId>,
@@ -97,20 +121,18 @@ pub struct Client {
     out: Vec<Bytes>,
     requests: BTreeMap<u64, UnderWay>,
     next_cookie: u64,
-    /// The blocks it writes; it reads all of them.
-    region: Range<u64>,
-    blocks: u64,
-    blocks_per_shard: u64,
-    large_extents: u64,
+    /// It rests until then.
+    rests_until: Mono,
     pub plan: Plan,
-    /// NBD errors that were answered.
+    /// NBD errors that nothing explains.
     pub errors: u64,
 }
 
 impl Client {
-    pub fn new(driver: SimDriver, region: Range<u64>, blocks: u64, shape: &Shape) -> Client {
+    pub fn new(driver: SimDriver, target: Target) -> Client {
         Client {
             driver,
+            target,
             reader: StreamReader::new(Pool::default()),
             state: State::Idle,
             socket: None,
@@ -119,10 +141,7 @@ impl Client {
             out: Vec::new(),
             requests: BTreeMap::new(),
             next_cookie: 0,
-            region,
-            blocks,
-            blocks_per_shard: shape.blocks_per_shard,
-            large_extents: shape.large_extents,
+            rests_until: Mono(0),
             plan: Plan::Mixed,
             errors: 0,
         }
@@ -138,8 +157,15 @@ impl Client {
     ) {
         let mut completions = Vec::new();
         loop {
+            let timeout = match (self.plan, &self.state, self.requests.is_empty()) {
+                (Plan::Done, ..) => None,
+                (Plan::Mixed, State::Ready, true) => {
+                    Some(self.rests_until.since(self.driver.now()))
+                }
+                _ => Some(LOOK_EVERY),
+            };
             self.driver
-                .enter(Some(std::time::Duration::from_millis(50)), &mut completions)
+                .enter(timeout, &mut completions)
                 .expect("the simulated kernel takes everything");
             if completions.is_empty() {
                 break;
@@ -149,6 +175,7 @@ impl Client {
             }
         }
         match self.state {
+            State::Idle if self.plan == Plan::Done => {}
             State::Idle => {
                 self.state = State::Connecting;
                 self.driver.submit(self.token(CONNECT), Op::Connect { address: address.clone() });
@@ -161,7 +188,16 @@ impl Client {
 
     /// Reads everything once from now on.
     pub fn read_all(&mut self) {
-        self.plan = Plan::ReadAll { next_block: self.region.start };
+        if self.plan != Plan::Done || self.target.blocks > 0 {
+            self.plan = Plan::ReadAll { next_block: self.target.region.start };
+        }
+    }
+
+    /// Its volume is gone: it never asks for anything again.
+    pub fn retire(&mut self) {
+        self.target.blocks = 0;
+        self.plan = Plan::Done;
+        self.hang_up();
     }
 
     /// True when a reading plan has read everything.
@@ -202,7 +238,7 @@ impl Client {
         self.out.clear();
         self.sending = false;
         self.state = State::Idle;
-        if self.plan != Plan::Mixed {
+        if let Plan::ReadAll { .. } = self.plan {
             // What was asked for and not answered is asked for again, with everything else.
             self.read_all();
         }
@@ -233,12 +269,12 @@ impl Client {
             match self.state {
                 State::Greeting if arrived >= 18 => {
                     self.reader.consume(18);
-                    // Fixed newstyle without zeroes; then EXPORT_NAME "sim".
+                    // Fixed newstyle without zeroes; then EXPORT_NAME.
                     let mut bytes = 3u32.to_be_bytes().to_vec();
                     bytes.extend(b"IHAVEOPT");
                     bytes.extend(1u32.to_be_bytes());
-                    bytes.extend(3u32.to_be_bytes());
-                    bytes.extend(b"sim");
+                    bytes.extend((self.target.export.len() as u32).to_be_bytes());
+                    bytes.extend(self.target.export.as_bytes());
                     self.out.push(bytes.into());
                     self.state = State::Exporting;
                 }
@@ -274,23 +310,26 @@ impl Client {
         let request = self.requests.remove(&cookie).expect("just found");
         let now = self.driver.now();
         if error != 0 {
-            self.errors += 1;
+            let full = self.target.may_be_full && error == NO_SPACE;
+            let explained = full && !matches!(request.what, What::Read | What::Flush);
+            self.errors += u64::from(!explained);
             return true;
         }
+        let first = self.target.first_register + request.first;
         match request.what {
             What::Write(values) => {
-                for (register, value) in (request.first..).zip(values) {
+                for (register, value) in (first..).zip(values) {
                     history.acknowledged(register, value, now);
                 }
             }
             What::Zero(numbers) | What::Trim(numbers) => {
-                for (register, number) in (request.first..).zip(numbers) {
+                for (register, number) in (first..).zip(numbers) {
                     history.zeroed(register, number, now);
                 }
             }
             What::Flush => {}
             What::Read => {
-                for (register, half) in (request.first..).zip(payload.chunks(HALF_BYTES)) {
+                for (register, half) in (first..).zip(payload.chunks(HALF_BYTES)) {
                     let value = (&half[..8]).get_u64();
                     history.read(register, value, request.invoked, now);
                 }
@@ -300,12 +339,20 @@ impl Client {
     }
 
     fn invoke(&mut self, rng: &mut Rng, values: &mut Value, history: &mut History) {
+        let rest_ns = self.target.rest.as_nanos() as u64;
+        if self.plan == Plan::Mixed && rest_ns > 0 {
+            let now = self.driver.now();
+            if now < self.rests_until {
+                return;
+            }
+            self.rests_until = now + Duration::from_nanos(rng.below(2 * rest_ns));
+        }
         while self.requests.len() < DEPTH {
             match self.plan {
                 Plan::Done => return,
                 Plan::ReadAll { next_block } => {
                     self.request(next_block * 2, 2, What::Read);
-                    self.plan = match next_block + 1 < self.region.end {
+                    self.plan = match next_block + 1 < self.target.region.end {
                         true => Plan::ReadAll { next_block: next_block + 1 },
                         false => Plan::Done,
                     };
@@ -317,15 +364,15 @@ impl Client {
 
     fn invoke_random(&mut self, rng: &mut Rng, values: &mut Value, history: &mut History) {
         let is_read = rng.one_in(2);
-        let region = if is_read { 0..self.blocks } else { self.region.clone() };
+        let Target { region, blocks, large_extents, .. } = &self.target;
+        let region = if is_read { 0..*blocks } else { region.clone() };
         let block = rng.between(region.start, region.end);
         let (first, registers) = match rng.below(8) {
             // One half of a block.
             0 | 1 => (block * 2 + rng.below(2), 1),
             // Whole extents, where there are any: written once, to slots of their own.
             2 if !is_read
-                && let Some(whole) =
-                    self.whole_extents(block, 1 + rng.below(self.large_extents)) =>
+                && let Some(whole) = self.whole_extents(block, 1 + rng.below(*large_extents)) =>
             {
                 (whole.start * 2, (whole.end - whole.start) * 2)
             }
@@ -345,7 +392,7 @@ impl Client {
                 *values
             })
             .collect();
-        for (register, value) in (first..).zip(&written) {
+        for (register, value) in (self.target.first_register + first..).zip(&written) {
             history.writing(register, *value, self.connection_id(), self.driver.now());
         }
         self.request(first, registers, What::Write(written));
@@ -353,7 +400,8 @@ impl Client {
 
     fn zero(&mut self, rng: &mut Rng, first: u64, registers: u64, history: &mut History) {
         let now = self.driver.now();
-        let zeroed = first..first + registers;
+        let from = self.target.first_register + first;
+        let zeroed = from..from + registers;
         let numbers = zeroed.map(|register| history.zeroing(register, now)).collect();
         // What is not whole blocks may be left alone by a trim.
         let whole = first.is_multiple_of(2) && registers.is_multiple_of(2);
@@ -372,12 +420,13 @@ impl Client {
     /// At most this many whole extents around or before a block that it may write.
     fn whole_extents(&self, block: u64, extents: u64) -> Option<Range<u64>> {
         let extent = u64::from(BLOCKS_PER_EXTENT);
-        let in_shard = block % self.blocks_per_shard;
+        let Target { region, blocks_per_shard, .. } = &self.target;
+        let in_shard = block % blocks_per_shard;
         let first = block - in_shard % extent;
-        let shard_end = block - in_shard + self.blocks_per_shard;
-        let most = shard_end.min(self.region.end).saturating_sub(first) / extent;
+        let shard_end = block - in_shard + blocks_per_shard;
+        let most = shard_end.min(region.end).saturating_sub(first) / extent;
         let end = first + extents.min(most) * extent;
-        (first >= self.region.start && end > first).then_some(first..end)
+        (first >= region.start && end > first).then_some(first..end)
     }
 
     fn request(&mut self, first: u64, registers: u64, what: What) {

@@ -1,9 +1,12 @@
 //! What must be true of a cluster that was left in peace: every replica has applied the same
 //! entries, holds the same bytes, and owns exactly the slots that its index names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use crate::io::buffer::Pool;
+use crate::sim::catalog::disk_id;
+use crate::sim::disk::DiskNumber;
 use crate::sim::kernel::Host;
 use crate::sim::world::World;
 use crate::store::index::IndexStore;
@@ -11,7 +14,7 @@ use crate::store::lane::{Lane, LaneFiles};
 use crate::store::seam::{Done, Effect, Event, ReadId};
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, EXTENT_BYTES, Extent};
 use crate::types::{MemberId, Segment, ShardId};
-use crate::view::{MemberReport, MemberState};
+use crate::view::{MemberReport, MemberState, VolumeView};
 use crate::worker::execute;
 
 /// The first of the reads that are asked for here.
@@ -21,8 +24,16 @@ const READ: u64 = 1 << 60;
 pub type Difference = String;
 
 impl World {
-    /// Why the replicas have not come to rest yet: not all of the same index, not all written back.
+    /// Why the replicas have not come to rest yet: something is still to be destroyed, a member is
+    /// missing, not all have the same index, or not all is written back.
     pub fn unsettled(&self) -> Option<Difference> {
+        let view = self.catalog.view();
+        if let Some((_, member)) = view.destroyed.first() {
+            return Some(format!("{member:?} is not destroyed"));
+        }
+        let shards = || view.volumes.iter().flat_map(|volume| &volume.shards);
+        let mut missing: BTreeSet<MemberId> =
+            shards().flat_map(|shard| &shard.members).map(|member| member.member).collect();
         let mut applied: BTreeMap<ShardId, MemberReport> = BTreeMap::new();
         for pod in &self.pods {
             let Some(worker) = &pod.worker else { return Some("a pod is down".to_owned()) };
@@ -32,6 +43,9 @@ impl World {
                     return Some(format!("{:?} has not written everything back", report.pod));
                 }
                 for member in disk.members {
+                    if !missing.remove(&member.member) {
+                        return Some(format!("{member:?} is there, and should not"));
+                    }
                     if member.state == MemberState::Faulted {
                         continue;
                     }
@@ -43,14 +57,15 @@ impl World {
                 }
             }
         }
-        None
+        missing.first().map(|member| format!("{member:?} is missing"))
     }
 
-    /// A member of another host than this one that takes no part any more.
-    pub fn faulted_elsewhere(&self, bad: Host) -> Option<Difference> {
-        let others = self.pods.iter().enumerate().filter(|(host, _)| *host != bad);
-        let reports = others.filter_map(|(_, pod)| Some(pod.worker.as_ref()?.report()));
-        let mut members = reports.flat_map(|pod| pod.disks).flat_map(|disk| disk.members);
+    /// A member on another disk than this one that takes no part any more.
+    pub fn faulted_elsewhere(&self, bad: DiskNumber) -> Option<Difference> {
+        let reports = self.pods.iter().filter_map(|pod| Some(pod.worker.as_ref()?.report()));
+        let disks = reports.flat_map(|report| report.disks);
+        let mut members =
+            disks.filter(|disk| disk.disk != disk_id(bad)).flat_map(|disk| disk.members);
         let faulted = members.find(|member| member.state == MemberState::Faulted)?;
         Some(format!("{:?} is faulted", faulted.member))
     }
@@ -61,23 +76,25 @@ impl World {
     pub fn compare_replicas(&mut self) -> Result<(), Difference> {
         let mut contents: BTreeMap<(ShardId, u32), (MemberId, Vec<u8>)> = BTreeMap::new();
         for host in 0..self.pods.len() {
-            self.check_space(host)?;
-            for (member, shard) in self.members_of(host) {
-                for extent in 0..(self.shape.blocks_per_shard as u32).div_ceil(BLOCKS_PER_EXTENT) {
-                    let Some(bytes) = self.read_extent(host, member, Extent(extent)) else {
-                        continue;
-                    };
-                    let first = contents.entry((shard, extent));
-                    let first = first.or_insert_with(|| (member, bytes.clone()));
-                    if first.1 != bytes {
-                        let blocks = first.1.chunks(BLOCK_BYTES).zip(bytes.chunks(BLOCK_BYTES));
-                        let differs = { blocks }.position(|(one, other)| one != other);
-                        return Err(format!(
-                            "block {} of extent {extent} of {shard:?} is not the same in {:?} and \
-                             {member:?}",
-                            differs.unwrap_or(0),
-                            first.0
-                        ));
+            for (lane, disk) in self.disks_of(host).into_iter().enumerate() {
+                self.check_space(host, lane, disk)?;
+                for (member, shard, blocks) in self.members_on(host, lane) {
+                    for extent in 0..blocks.div_ceil(BLOCKS_PER_EXTENT) {
+                        let first = extent * BLOCKS_PER_EXTENT;
+                        let count = BLOCKS_PER_EXTENT.min(blocks - first);
+                        let range = BlockRange { first: Block(first), count };
+                        let Some(bytes) = self.read_range(host, lane, disk, member, range) else {
+                            continue;
+                        };
+                        let seen = contents.entry((shard, extent));
+                        let seen = seen.or_insert_with(|| (member, bytes.clone()));
+                        if let Some(block) = differing_block(&seen.1, &bytes) {
+                            return Err(format!(
+                                "block {} of {shard:?} is not the same in {:?} and {member:?}",
+                                first + block,
+                                seen.0
+                            ));
+                        }
                     }
                 }
             }
@@ -85,47 +102,62 @@ impl World {
         Ok(())
     }
 
-    /// Members that are not faulted.
-    fn members_of(&self, host: Host) -> Vec<(MemberId, ShardId)> {
-        let report = self.pods[host].worker.as_ref().map(|worker| worker.report());
-        let disks = report.into_iter().flat_map(|report| report.disks);
-        disks
-            .flat_map(|disk| disk.members)
+    /// Members of a disk that are not faulted, and their lengths.
+    fn members_on(&self, host: Host, lane: usize) -> Vec<(MemberId, ShardId, u32)> {
+        let view = self.catalog.view();
+        let blocks_of = |shard: ShardId| {
+            let mut volumes = view.volumes.iter();
+            let has = |volume: &&VolumeView| volume.shards.iter().any(|has| has.shard == shard);
+            volumes.find(has).map(|volume| (volume.stripe_bytes / BLOCK_BYTES as u64) as u32)
+        };
+        let worker = self.pods[host].worker.as_ref().expect("all pods are up");
+        let members = worker.report().disks.swap_remove(lane).members;
+        members
+            .into_iter()
             .filter(|member| member.state != MemberState::Faulted)
-            .map(|member| (member.member, member.shard))
+            .map(|member| {
+                let blocks = blocks_of(member.shard).expect("only what the view has is there");
+                (member.member, member.shard, blocks)
+            })
             .collect()
     }
 
-    fn check_space(&mut self, host: Host) -> Result<(), Difference> {
-        let pod = &mut self.pods[host];
-        let mut index = pod.index.borrow_mut();
+    fn check_space(&mut self, host: Host, lane: usize, disk: DiskNumber) -> Result<(), Difference> {
+        let index = Rc::clone(&self.kernel.borrow().disks[disk].index);
+        let mut index = index.borrow_mut();
         let mut named = 0;
         for record in index.members().expect("a simulated index answers") {
             let found = index.scan(record.member, Extent(0), usize::MAX);
             named += found.expect("a simulated index answers").len() as u64;
         }
-        let worker = pod.worker.as_mut().expect("all pods are up");
-        for lane in worker.lanes() {
-            let used = lane.space().used_bytes / EXTENT_BYTES as u64;
-            if used != named {
-                return Err(format!("pod {host} uses {used} slots, its index names {named}"));
-            }
+        let used = self.lane(host, lane).space().used_bytes / EXTENT_BYTES as u64;
+        match used == named {
+            true => Ok(()),
+            false => Err(format!("disk {disk} uses {used} slots, its index names {named}")),
         }
-        Ok(())
     }
 
-    /// One extent as a replica has it; `None` when it knows that it has lost it.
-    fn read_extent(&mut self, host: Host, member: MemberId, extent: Extent) -> Option<Vec<u8>> {
-        let first = extent.first_block().0;
-        let end = (first + BLOCKS_PER_EXTENT).min(self.shape.blocks_per_shard as u32);
-        let range = BlockRange { first: Block(first), count: end - first };
+    fn lane(&mut self, host: Host, lane: usize) -> &mut Lane {
+        let worker = self.pods[host].worker.as_mut().expect("all pods are up");
+        worker.lanes().nth(lane).expect("every disk has a lane")
+    }
+
+    /// Blocks of one extent as a replica has them; `None` when it knows that it has lost them.
+    fn read_range(
+        &mut self,
+        host: Host,
+        lane: usize,
+        disk: DiskNumber,
+        member: MemberId,
+        range: BlockRange,
+    ) -> Option<Vec<u8>> {
+        let extent = range.first.extent();
         let now = self.kernel.borrow().local_time(host);
-        let mut files = self.files(host, Pool::default());
-        let pod = &mut self.pods[host];
-        let mut index = pod.index.borrow_mut();
-        let worker = pod.worker.as_mut().expect("all pods are up");
-        let lane: &mut Lane = worker.lanes().next().expect("every pod has a disk");
-        let read = ReadId(READ + u64::from(first));
+        let mut files = self.files(disk, Pool::default());
+        let index = Rc::clone(&self.kernel.borrow().disks[disk].index);
+        let mut index = index.borrow_mut();
+        let lane = self.lane(host, lane);
+        let read = ReadId(READ + u64::from(range.first.0));
         lane.read(read, member, range);
         let (mut effects, mut events) = (Vec::new(), Vec::new());
         loop {
@@ -156,6 +188,11 @@ impl World {
             }
         }
     }
+}
+
+fn differing_block(one: &[u8], other: &[u8]) -> Option<u32> {
+    let mut blocks = (0u32..).zip(one.chunks(BLOCK_BYTES).zip(other.chunks(BLOCK_BYTES)));
+    Some(blocks.find(|(_, (one, other))| one != other)?.0)
 }
 
 fn bytes_of(segments: &[Segment]) -> Vec<u8> {

@@ -1,13 +1,14 @@
 //! What goes wrong in a run: drawn from the seed before the run starts, so that a run can be
 //! repeated with some of it left out.
 //!
-//! The budget: what destroys data (rot, writes that are lost or land elsewhere) happens to one pod
-//! only, the same in all of a run, so that everything has a copy that is whole, and every loss
-//! that is seen is a bug.
+//! The budget: what destroys data (rot, writes that are lost or land elsewhere, flushes that lie)
+//! happens to one disk only, the same in all of a run, so that everything has a copy that is whole,
+//! and every loss that is seen is a bug.
 
 use std::fmt;
 use std::time::Duration;
 
+use crate::sim::disk::{DiskNumber, FileName};
 use crate::sim::kernel::Host;
 use crate::sim::rng::Rng;
 
@@ -26,17 +27,27 @@ pub enum Fault {
     /// Connections of the host break, in the middle of what is being sent.
     Resets(Host),
     SlowLinks(Host),
-    SlowDisk(Host),
-    /// Nothing that its disk was asked for ends.
-    StuckDisk(Host),
-    /// One operation of its disk fails: on the log, on the data, on the superblock.
-    Fails(Host, &'static str),
+    SlowDisk(DiskNumber),
+    /// Nothing that the disk was asked for ends.
+    StuckDisk(DiskNumber),
+    /// One operation of the disk fails.
+    Fails(DiskNumber, FileName),
     /// Bits flip in so many pages of a file.
-    Rot(Host, &'static str, u64),
+    Rot(DiskNumber, FileName, u64),
     /// A write of data says that it was done, and was not.
-    LosesWrite(Host),
+    LosesWrite(DiskNumber),
     /// A write of data lands in another place.
-    MisdirectsWrite(Host),
+    MisdirectsWrite(DiskNumber),
+    /// Flushes of data say that they were done, and were not.
+    LyingFlushes(DiskNumber),
+    /// A disk is pulled and plugged into this pod; both are without power meanwhile.
+    MoveDisk(DiskNumber, Host),
+    /// Not a fault: a volume is made, with a client of its own, and deleted when this ends.
+    Volume {
+        number: u64,
+        shards: u64,
+        blocks_per_shard: u64,
+    },
     /// A client vanishes, and comes back at once.
     HangUp(usize),
 }
@@ -65,55 +76,82 @@ pub enum Plan {
     Rot,
 }
 
-/// The one host whose disk loses what it has.
-pub fn bad_disk(seed: u64, pods: usize) -> Host {
-    (seed % pods as u64) as Host
+/// What faults can happen to.
+#[derive(Clone, Copy, Debug)]
+pub struct Targets {
+    pub pods: usize,
+    pub disks: usize,
+    pub clients: usize,
+}
+
+/// The one disk that loses what it has.
+pub fn bad_disk(seed: u64, disks: usize) -> DiskNumber {
+    (seed % disks as u64) as DiskNumber
 }
 
 /// Of how many kinds [`draw`] knows.
-const KINDS: u64 = 14;
+const KINDS: u64 = 17;
 
 /// The faults of a run, in order.
-pub fn draw(plan: Plan, seed: u64, pods: usize, clients: usize, until: Duration) -> Vec<Planned> {
+pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
     let mut rng = Rng::new(seed ^ 0xfa17);
     // Swarm testing: a run in which some kinds never happen gets further with the others.
     let mut weights: Vec<u64> = (0..KINDS).map(|_| rng.below(3)).collect();
     weights[0] += 1;
-    let bad_disk = bad_disk(seed, pods);
+    let bad_disk = bad_disk(seed, targets.disks);
     let mut at = Duration::from_secs(3);
     let mut planned = Vec::new();
     while at < until {
-        let host = rng.below(pods as u64) as Host;
-        let other = (host + 1 + rng.below(pods as u64 - 1) as usize) % pods;
-        let file = ["wal", "data", "superblock"][rng.below(3) as usize];
-        let pages = rng.between(1, 20);
-        let client = rng.below(clients as u64) as usize;
         let fault = match plan {
-            Plan::Rot => Fault::Rot(bad_disk, "data", pages),
-            Plan::Mixed => match pick(&weights, &mut rng) {
-                0 => Fault::Crash(host),
-                1 => Fault::CrashAll,
-                2 => Fault::Stop(host),
-                3 => Fault::Cut(host),
-                4 => Fault::CutOneWay(host, other),
-                5 => Fault::Resets(host),
-                6 => Fault::SlowLinks(host),
-                7 => Fault::SlowDisk(host),
-                // What its log says is not known to be durable for as long: see `Rot`.
-                8 if host != bad_disk => Fault::StuckDisk(host),
-                9 => Fault::Fails(host, file),
-                10 => Fault::Rot(bad_disk, "data", pages),
-                11 => Fault::Rot(bad_disk, "wal", 1),
-                12 if pages.is_multiple_of(2) => Fault::LosesWrite(bad_disk),
-                12 => Fault::MisdirectsWrite(bad_disk),
-                _ => Fault::HangUp(client),
-            },
+            Plan::Rot => Fault::Rot(bad_disk, FileName::Data, rng.between(1, 20)),
+            Plan::Mixed => {
+                let kind = pick(&weights, &mut rng);
+                draw_one(kind, bad_disk, targets, planned.len() as u64, &mut rng)
+            }
         };
         let lasts = Duration::from_millis(rng.between(10, 8_000));
         planned.push(Planned { at, lasts, fault });
         at += Duration::from_millis(rng.between(100, 4_000));
     }
     planned
+}
+
+fn draw_one(
+    kind: usize,
+    bad_disk: DiskNumber,
+    targets: Targets,
+    number: u64,
+    rng: &mut Rng,
+) -> Fault {
+    let Targets { pods, disks, clients } = targets;
+    let host = rng.below(pods as u64) as Host;
+    let other = (host + 1 + rng.below(pods as u64 - 1) as usize) % pods;
+    let disk = rng.below(disks as u64) as DiskNumber;
+    let file = [FileName::Wal, FileName::Data, FileName::Superblock][rng.below(3) as usize];
+    match kind {
+        0 => Fault::Crash(host),
+        1 => Fault::CrashAll,
+        2 => Fault::Stop(host),
+        3 => Fault::Cut(host),
+        4 => Fault::CutOneWay(host, other),
+        5 => Fault::Resets(host),
+        6 => Fault::SlowLinks(host),
+        7 => Fault::SlowDisk(disk),
+        // What its log says is not known to be durable for as long: see `FRESH_NS`.
+        8 if disk != bad_disk => Fault::StuckDisk(disk),
+        9 => Fault::Fails(disk, file),
+        10 => Fault::Rot(bad_disk, FileName::Data, rng.between(1, 20)),
+        11 => Fault::Rot(bad_disk, FileName::Wal, 1),
+        12 if rng.one_in(2) => Fault::LosesWrite(bad_disk),
+        12 => Fault::MisdirectsWrite(bad_disk),
+        13 => Fault::LyingFlushes(bad_disk),
+        14 => Fault::MoveDisk(disk, host),
+        15 => {
+            let (shards, blocks_per_shard) = (rng.between(1, 3), rng.between(16, 80));
+            Fault::Volume { number, shards, blocks_per_shard }
+        }
+        _ => Fault::HangUp(rng.below(clients as u64) as usize),
+    }
 }
 
 /// An index, as often as its weight says.

@@ -1,10 +1,9 @@
-//! What stands below the workers: virtual time, files of pages that a crash tears, sockets that
-//! delay and break. One kernel serves every pod; [`SimDriver`] is a pod's window onto it.
+//! What stands below the workers: virtual time, disks that a crash tears, sockets that delay and
+//! break. One kernel serves every pod; [`SimDriver`] is a pod's window onto it.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,7 +14,7 @@ use crate::io::driver::{
     Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
     Waker,
 };
-use crate::sim::disk::{Sick, SimFile, take};
+use crate::sim::disk::{DiskNumber, FileName, SimDisk};
 use crate::sim::rng::Rng;
 use crate::sim::trace::Trace;
 use crate::types::{BLOCK_BYTES, Mono};
@@ -65,11 +64,6 @@ enum Event {
     HangUp {
         socket: SocketId,
     },
-    /// A host's own alarm; a later one replaces it.
-    Wake {
-        host: Host,
-        alarm: u64,
-    },
     /// Something the world scheduled.
     World(u64),
 }
@@ -81,36 +75,72 @@ pub enum Due {
     World(u64),
 }
 
+/// An event and its place in time; of one moment, the one that was scheduled first comes first.
+struct Queued {
+    at: Mono,
+    number: u64,
+    event: Event,
+}
+
+impl Ord for Queued {
+    fn cmp(&self, other: &Queued) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
+impl PartialOrd for Queued {
+    fn partial_cmp(&self, other: &Queued) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Queued {
+    fn eq(&self, other: &Queued) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Queued {}
+
 /// See the module.
 pub struct Kernel {
     pub now: Mono,
     pub rng: Rng,
-    queue: BinaryHeap<Reverse<(Mono, u64)>>,
-    events: BTreeMap<u64, Event>,
+    queue: BinaryHeap<Reverse<Queued>>,
     next_event: u64,
-    pub files: BTreeMap<(Host, PathBuf), SimFile>,
-    open: BTreeMap<(Host, FileId), PathBuf>,
+    pub disks: Vec<SimDisk>,
+    open: BTreeMap<(Host, FileId), (DiskNumber, FileName)>,
     next_id: u32,
     sockets: BTreeMap<SocketId, Socket>,
     listeners: BTreeMap<SocketId, (Host, Address, VecDeque<SocketId>, Option<Token>)>,
     /// Grows with every crash: what was started before ends nowhere.
     lives: BTreeMap<Host, u64>,
     ready: BTreeMap<Host, Vec<Completion>>,
-    /// The one alarm of each host that counts.
-    alarms: BTreeMap<Host, u64>,
+    /// When each host wants to be woken at the latest, and the number of that wish.
+    alarms: BTreeMap<Host, (Mono, u64)>,
     /// From and to: what is sent there does not arrive.
     pub cut: Vec<(Host, Host)>,
-    pub sick: BTreeMap<Host, Sick>,
     /// Until when connections of a host break, and its links are slow.
     pub resets_until: BTreeMap<Host, Mono>,
     pub slow_until: BTreeMap<Host, Mono>,
-    /// By how many parts in a million a host's clock is fast.
-    pub drift_ppm: BTreeMap<Host, i64>,
+    clocks: BTreeMap<Host, Clock>,
     pub trace: Trace,
 }
 
 /// When every world begins.
 const START: Mono = Mono(1_000_000_000);
+
+/// The clock of a host: what it showed at some moment, and how fast it is since.
+#[derive(Clone, Copy)]
+struct Clock {
+    ppm: i64,
+    since: Mono,
+    showed: Mono,
+}
+
+impl Clock {
+    const GOOD: Clock = Clock { ppm: 0, since: START, showed: START };
+}
 
 impl Kernel {
     pub fn new(seed: u64) -> Kernel {
@@ -118,9 +148,8 @@ impl Kernel {
             now: START,
             rng: Rng::new(seed),
             queue: BinaryHeap::new(),
-            events: BTreeMap::new(),
             next_event: 0,
-            files: BTreeMap::new(),
+            disks: Vec::new(),
             open: BTreeMap::new(),
             next_id: 0,
             sockets: BTreeMap::new(),
@@ -129,19 +158,24 @@ impl Kernel {
             ready: BTreeMap::new(),
             alarms: BTreeMap::new(),
             cut: Vec::new(),
-            sick: BTreeMap::new(),
             resets_until: BTreeMap::new(),
             slow_until: BTreeMap::new(),
-            drift_ppm: BTreeMap::new(),
+            clocks: BTreeMap::new(),
             trace: Trace::default(),
         }
     }
 
     /// The time as a host's clock shows it.
     pub fn local_time(&self, host: Host) -> Mono {
-        let ppm = self.drift_ppm.get(&host).copied().unwrap_or(0);
-        let passed = i128::from(self.now.0 - START.0);
-        Mono(START.0 + (passed + passed * i128::from(ppm) / 1_000_000) as u64)
+        let clock = self.clocks.get(&host).copied().unwrap_or(Clock::GOOD);
+        let passed = i128::from(self.now.0 - clock.since.0);
+        Mono(clock.showed.0 + (passed + passed * i128::from(clock.ppm) / 1_000_000) as u64)
+    }
+
+    /// From now on a host's clock is fast by so many parts in a million.
+    pub fn drift(&mut self, host: Host, ppm: i64) {
+        let clock = Clock { ppm, since: self.now, showed: self.local_time(host) };
+        self.clocks.insert(host, clock);
     }
 
     fn schedule(&mut self, after: Duration, event: Event) {
@@ -150,8 +184,7 @@ impl Kernel {
 
     fn schedule_at(&mut self, at: Mono, event: Event) {
         self.next_event += 1;
-        self.events.insert(self.next_event, event);
-        self.queue.push(Reverse((at, self.next_event)));
+        self.queue.push(Reverse(Queued { at, number: self.next_event, event }));
     }
 
     /// The world is told of `what` after this long.
@@ -166,9 +199,8 @@ impl Kernel {
 
     /// Wakes the host after this long, and not at the moment it chose before.
     pub fn wake(&mut self, host: Host, after: Duration) {
-        let alarm = self.next_event + 1;
-        self.alarms.insert(host, alarm);
-        self.schedule(after, Event::Wake { host, alarm });
+        self.next_event += 1;
+        self.alarms.insert(host, (self.now + after, self.next_event));
     }
 
     fn life(&self, host: Host) -> u64 {
@@ -178,9 +210,18 @@ impl Kernel {
     /// Moves time to the next thing that concerns a host or the world.
     pub fn step(&mut self) -> Option<Due> {
         loop {
-            let Reverse((at, number)) = self.queue.pop()?;
+            let alarm = self.alarms.iter().map(|(host, (at, number))| (*at, *number, *host)).min();
+            let event = self.queue.peek().map(|Reverse(next)| (next.at, next.number));
+            match alarm {
+                Some((at, number, host)) if event.is_none_or(|event| (at, number) < event) => {
+                    self.alarms.remove(&host);
+                    self.now = self.now.max(at);
+                    return Some(Due::Host(host));
+                }
+                _ => {}
+            }
+            let Reverse(Queued { at, event, .. }) = self.queue.pop()?;
             self.now = self.now.max(at);
-            let event = self.events.remove(&number).expect("queued with its event");
             if let Some(due) = self.happen(event) {
                 return Some(due);
             }
@@ -190,9 +231,6 @@ impl Kernel {
     fn happen(&mut self, event: Event) -> Option<Due> {
         match event {
             Event::World(what) => Some(Due::World(what)),
-            Event::Wake { host, alarm } => {
-                (self.alarms.get(&host) == Some(&alarm)).then_some(Due::Host(host))
-            }
             Event::Complete { host, life, completion } => {
                 if life != self.life(host) {
                     return None;
@@ -232,33 +270,33 @@ impl Kernel {
         let (Op::Read { file, .. } | Op::Write { file, .. } | Op::Sync { file }) = &op else {
             panic!("not an operation on a file: {op:?}");
         };
-        let path = self.open.get(&(host, *file)).expect("an open file").clone();
-        let name = path.to_str().expect("a name of ours").to_owned();
-        let sick = self.sick.entry(host).or_default();
-        let fails = take(&mut sick.fails, &name);
-        let (now, target) = (self.now, self.files.entry((host, path)).or_default());
+        let (number, name) = *self.open.get(&(host, *file)).expect("an open file");
+        let (now, disk) = (self.now, &mut self.disks[number]);
+        let fails = disk.sick.fails.take_if(|file| *file == name).is_some();
+        let lies = name == FileName::Data && disk.sick.lies_until > now;
         let (count, buffers) = match op {
             Op::Read { offset, mut buf, .. } => {
-                target.read(offset, &mut buf);
+                disk.file(name).read(offset, &mut buf);
                 (buf.len(), Buffers::Read(buf))
             }
             Op::Write { mut offset, bufs, durable, .. } => {
                 let bytes = bufs.concat();
-                if take(&mut sick.misdirects, &name) {
-                    let pages = (target.bytes / BLOCK_BYTES as u64).max(1);
+                let is_data = name == FileName::Data;
+                if is_data && std::mem::take(&mut disk.sick.misdirects) {
+                    let pages = (disk.data.bytes / BLOCK_BYTES as u64).max(1);
                     offset = self.rng.below(pages) * BLOCK_BYTES as u64;
                 }
-                if !fails && !take(&mut sick.loses, &name) {
-                    target.write(now, offset, &bytes, durable);
+                if !fails && !(is_data && std::mem::take(&mut disk.sick.loses)) {
+                    disk.file(name).write(now, offset, &bytes, durable && !lies);
                 }
-                self.trace.note(now, &[1, host as u64, offset, bytes.len() as u64], || {
-                    format!("pod {host} wrote {name} {offset}+{}", bytes.len())
+                self.trace.note(now, &[1, number as u64, offset, bytes.len() as u64], || {
+                    format!("pod {host} wrote disk {number} {name:?} {offset}+{}", bytes.len())
                 });
                 (bytes.len(), Buffers::None)
             }
             _ => {
-                if !fails {
-                    target.sync();
+                if !fails && !lies {
+                    disk.file(name).sync();
                 }
                 (0, Buffers::None)
             }
@@ -309,12 +347,12 @@ impl Kernel {
         Duration::from_micros(micros * times)
     }
 
-    fn disk_delay(&mut self, host: Host) -> Duration {
+    fn disk_delay(&mut self, disk: DiskNumber) -> Duration {
         let micros = match self.rng.below(100) {
             0 => self.rng.between(1_000, 60_000),
             _ => self.rng.between(20, 400),
         };
-        let Some(sick) = self.sick.get(&host) else { return Duration::from_micros(micros) };
+        let sick = &self.disks[disk].sick;
         let times = if sick.slow_until > self.now { 100 } else { 1 };
         Duration::from_micros(micros * times).max(sick.stuck_until.since(self.now))
     }
@@ -326,8 +364,9 @@ impl Kernel {
     fn submit(&mut self, host: Host, token: Token, op: Op) {
         let life = self.life(host);
         match op {
-            Op::Read { .. } | Op::Write { .. } | Op::Sync { .. } => {
-                let delay = self.disk_delay(host);
+            Op::Read { file, .. } | Op::Write { file, .. } | Op::Sync { file } => {
+                let disk = self.open.get(&(host, file)).expect("an open file").0;
+                let delay = self.disk_delay(disk);
                 self.schedule(delay, Event::FileEnds { host, life, token, op });
             }
             Op::Recv { socket, bufs } => match self.sockets.get_mut(&socket) {
@@ -445,21 +484,19 @@ impl Kernel {
     /// The host loses its memory and its connections; its disks keep what was durable, and some of
     /// what was not.
     pub fn crash(&mut self, host: Host) {
-        // Writes under way: any of their pages may have reached the disk.
         let life = self.life(host);
-        let started: Vec<u64> = self
-            .events
-            .iter()
-            .filter(|(_, event)| {
-                matches!(event, Event::FileEnds { host: of, life: then, op: Op::Write { .. }, .. }
-                    if *of == host && *then == life)
-            })
-            .map(|(number, _)| *number)
-            .collect();
-        for number in started {
-            self.tear(host, number);
+        let queue = std::mem::take(&mut self.queue).into_sorted_vec();
+        for Reverse(Queued { event, .. }) in queue.iter().rev() {
+            match event {
+                Event::FileEnds { host: of, life: then, op, .. }
+                    if (*of, *then) == (host, life) =>
+                {
+                    self.tear(host, op);
+                }
+                _ => {}
+            }
         }
-        *self.lives.entry(host).or_default() += 1;
+        self.queue = queue.into();
         self.alarms.remove(&host);
         self.ready.remove(&host);
         self.listeners.retain(|_, (of, ..)| *of != host);
@@ -476,24 +513,19 @@ impl Kernel {
             }
             self.close(socket);
         }
+        *self.lives.entry(host).or_default() += 1;
         self.open.retain(|(of, _), _| *of != host);
-        for ((of, _), file) in &mut self.files {
-            if *of == host {
-                file.crash(&mut self.rng);
-            }
+        for disk in self.disks.iter_mut().filter(|disk| disk.host == host) {
+            disk.crash(&mut self.rng);
         }
     }
 
-    fn tear(&mut self, host: Host, number: u64) {
-        let Some(Event::FileEnds { op: Op::Write { file, offset, bufs, .. }, .. }) =
-            self.events.get(&number)
-        else {
-            return;
-        };
-        let path = self.open.get(&(host, *file)).expect("an open file").clone();
+    fn tear(&mut self, host: Host, op: &Op) {
+        let Op::Write { file, offset, bufs, .. } = op else { return };
+        let (disk, name) = *self.open.get(&(host, *file)).expect("an open file");
         let (offset, bytes) = (*offset, bufs.concat());
         let all = self.rng.below(3);
-        let target = self.files.entry((host, path)).or_default();
+        let target = self.disks[disk].file(name);
         for (page, chunk) in bytes.chunks(BLOCK_BYTES).enumerate() {
             let survives = match all {
                 0 => true,
@@ -546,15 +578,16 @@ impl Driver for SimDriver {
 
     fn open(&mut self, file: &OpenFile) -> std::io::Result<FileId> {
         let mut kernel = self.kernel.borrow_mut();
+        let found = FileName::parse(&file.path).ok_or(std::io::ErrorKind::NotFound)?;
         let id = FileId(kernel.new_id());
-        kernel.open.insert((self.host, id), file.path.clone());
+        kernel.open.insert((self.host, id), found);
         Ok(id)
     }
 
     fn size_bytes(&self, file: FileId) -> std::io::Result<u64> {
-        let kernel = self.kernel.borrow();
-        let path = kernel.open.get(&(self.host, file)).expect("an open file").clone();
-        Ok(kernel.files.get(&(self.host, path)).map_or(0, |file| file.bytes))
+        let mut kernel = self.kernel.borrow_mut();
+        let (disk, name) = *kernel.open.get(&(self.host, file)).expect("an open file");
+        Ok(kernel.disks[disk].file(name).bytes)
     }
 
     fn listen(&mut self, address: &Address) -> std::io::Result<(SocketId, Address)> {

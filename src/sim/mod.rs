@@ -5,6 +5,7 @@
 //!
 //! Invariant: the same seed gives the same run, in every process.
 
+mod catalog;
 mod client;
 mod converge;
 mod disk;

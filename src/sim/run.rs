@@ -4,7 +4,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use crate::sim::faults::{Fault, Plan, Planned, bad_disk, draw};
+use crate::replica::seam::ReadMode;
+use crate::sim::disk::Sick;
+use crate::sim::faults::{Fault, Plan, Planned, Targets, bad_disk, draw};
 use crate::sim::kernel::Host;
 use crate::sim::rng::Rng;
 use crate::sim::world::{Shape, World};
@@ -32,7 +34,9 @@ impl Options {
     /// The faults of this run, with their numbers.
     pub fn faults(&self) -> Vec<(usize, Planned)> {
         let shape = draw_shape(self.seed);
-        let all = draw(self.plan, self.seed, shape.pods, shape.clients, self.faults_for);
+        let (pods, clients) = (shape.pods, shape.clients);
+        let targets = Targets { pods, disks: pods * shape.disks_per_pod, clients };
+        let all = draw(self.plan, self.seed, targets, self.faults_for);
         let wanted = |number: &usize| self.only.as_ref().is_none_or(|only| only.contains(number));
         all.into_iter().enumerate().filter(|(number, _)| wanted(number)).collect()
     }
@@ -71,6 +75,9 @@ const END_OF_FAULTS: u64 = 1;
 /// Somebody looks after the cluster.
 const ROUND: u64 = 2;
 const ROUND_EVERY: Duration = Duration::from_secs(2);
+/// The control plane does what is to be done.
+const GOVERN: u64 = 3;
+const GOVERN_EVERY: Duration = Duration::from_millis(100);
 /// Alarms that begin and end a fault: base plus its number.
 const BEGIN: u64 = 1 << 16;
 const END: u64 = 1 << 17;
@@ -82,6 +89,10 @@ const SETTLE_S: u64 = 60;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Clocks drift apart by no more than leases allow: 50 of 700 ms.
 const DRIFT_PPM_MAX: u64 = 30_000;
+
+/// Of a disk that gets full: beside what a replica keeps back for what is under way, slots for a
+/// part of what the volumes of a run can hold.
+const TIGHT_BYTES: u64 = (16 << 20) + 20 * EXTENT_BYTES as u64;
 
 struct Run {
     seed: u64,
@@ -121,7 +132,8 @@ fn run_and_check(options: &Options) -> Result<Outcome, Violation> {
         return Err(Violation::Errors { seed, count: run.world.errors() });
     }
     run.settle()?;
-    if let Some(what) = run.world.faulted_elsewhere(bad_disk(seed, run.world.shape.pods)) {
+    let disks = run.world.kernel.borrow().disks.len();
+    if let Some(what) = run.world.faulted_elsewhere(bad_disk(seed, disks)) {
         return Err(Violation::Faulted { seed, what });
     }
     let kernel = run.world.kernel.borrow();
@@ -142,15 +154,22 @@ fn draw_shape(seed: u64) -> Shape {
         pods: [3, 3, 3, 4, 5][rng.below(5) as usize],
         clients: rng.between(1, 4) as usize,
         fronts: rng.between(1, 4) as usize,
+        disks_per_pod: [1, 1, 2][rng.below(3) as usize],
         shards: rng.between(1, 4) as usize,
         blocks_per_shard: rng.between(20, 200),
         wal_bytes: [3 << 20, 4 << 20, 16 << 20][rng.below(3) as usize],
         data_bytes: 64 << 20,
+        is_tight: rng.one_in(6),
         log_tail_bytes: [16 << 10, 256 << 10, 1 << 20][rng.below(3) as usize],
         overlay_cache_bytes: [0, 64 << 10, 1 << 20][rng.below(3) as usize],
         redirect_bytes_min: [64 << 10, 128 << 10, usize::MAX][rng.below(3) as usize],
+        reads: [ReadMode::Lease, ReadMode::Lease, ReadMode::Quorum][rng.below(3) as usize],
         large_extents: 3,
+        rest: Duration::from_millis([0, 0, 1, 10, 100][rng.below(5) as usize]),
     };
+    if shape.is_tight {
+        shape.data_bytes = TIGHT_BYTES;
+    }
     // A log takes an eighth of itself in entries that are not applied: several large ones of each
     // member must fit, or members wait for each other.
     if shape.wal_bytes < 16 << 20 {
@@ -176,13 +195,21 @@ impl Run {
         kernel.trace.prints = options.prints;
         let mut rng = Rng::new(options.seed ^ 0xd41f7);
         if rng.one_in(2) {
-            let drift = |host| (host, rng.below(2 * DRIFT_PPM_MAX) as i64 - DRIFT_PPM_MAX as i64);
-            kernel.drift_ppm = (0..pods).map(drift).collect();
+            for host in 0..pods {
+                let ppm = rng.below(2 * DRIFT_PPM_MAX) as i64 - DRIFT_PPM_MAX as i64;
+                kernel.drift(host, ppm);
+            }
+            if run.world.shape.reads == ReadMode::Quorum && rng.one_in(2) {
+                // No clock is needed then: one runs at twice the speed, or hardly at all.
+                let host = rng.below(pods as u64) as Host;
+                kernel.drift(host, [1_000_000, -950_000][rng.below(2) as usize]);
+            }
         }
         for (number, planned) in &run.faults {
             kernel.alarm(planned.at, BEGIN + *number as u64);
         }
         kernel.alarm(ROUND_EVERY, ROUND);
+        kernel.alarm(GOVERN_EVERY, GOVERN);
         kernel.alarm(options.faults_for, END_OF_FAULTS);
         drop(kernel);
         run
@@ -195,6 +222,10 @@ impl Run {
             Some(ROUND) => {
                 self.world.restart_poisoned();
                 self.alarm(ROUND_EVERY, ROUND);
+            }
+            Some(GOVERN) => {
+                self.world.govern(!self.faults_on);
+                self.alarm(GOVERN_EVERY, GOVERN);
             }
             Some(begin @ BEGIN..END) if self.faults_on => {
                 let planned = self.planned(begin - BEGIN);
@@ -238,18 +269,24 @@ impl Run {
             Fault::CutOneWay(from, to) => kernel.cut.push((from, to)),
             Fault::Resets(host) => drop(kernel.resets_until.insert(host, until)),
             Fault::SlowLinks(host) => drop(kernel.slow_until.insert(host, until)),
-            Fault::SlowDisk(host) => kernel.sick.entry(host).or_default().slow_until = until,
-            Fault::StuckDisk(host) => kernel.sick.entry(host).or_default().stuck_until = until,
-            Fault::Fails(host, file) => kernel.sick.entry(host).or_default().fails = Some(file),
-            Fault::LosesWrite(host) => kernel.sick.entry(host).or_default().loses = Some("data"),
-            Fault::MisdirectsWrite(host) => {
-                kernel.sick.entry(host).or_default().misdirects = Some("data");
-            }
-            Fault::Rot(host, file, pages) => {
+            Fault::SlowDisk(disk) => kernel.disks[disk].sick.slow_until = until,
+            Fault::StuckDisk(disk) => kernel.disks[disk].sick.stuck_until = until,
+            Fault::Fails(disk, file) => kernel.disks[disk].sick.fails = Some(file),
+            Fault::LosesWrite(disk) => kernel.disks[disk].sick.loses = true,
+            Fault::MisdirectsWrite(disk) => kernel.disks[disk].sick.misdirects = true,
+            Fault::LyingFlushes(disk) => kernel.disks[disk].sick.lies_until = until,
+            Fault::Rot(disk, file, pages) => {
                 let kernel = &mut *kernel;
-                if let Some(rotting) = kernel.files.get_mut(&(host, file.into())) {
-                    (0..pages).for_each(|_| rotting.rot(kernel_now, &mut kernel.rng));
-                }
+                let rotting = kernel.disks[disk].file(file);
+                (0..pages).for_each(|_| rotting.rot(kernel_now, &mut kernel.rng));
+            }
+            Fault::MoveDisk(disk, to) => {
+                drop(kernel);
+                self.world.move_disk(disk, to);
+            }
+            Fault::Volume { number, shards, blocks_per_shard } => {
+                drop(kernel);
+                self.world.create_volume(number, shards, blocks_per_shard);
             }
             Fault::HangUp(client) => {
                 drop(kernel);
@@ -262,7 +299,10 @@ impl Run {
         let pods = self.world.shape.pods;
         match fault {
             Fault::Crash(host) => self.restart(host),
-            Fault::CrashAll => (0..pods).for_each(|host| self.restart(host)),
+            Fault::CrashAll | Fault::MoveDisk(..) => {
+                (0..pods).for_each(|host| self.restart(host));
+            }
+            Fault::Volume { number, .. } => self.world.delete_volume(number),
             Fault::Stop(host) => self.world.set_stopped(host, false),
             Fault::Cut(host) => {
                 let mended: Vec<_> = cuts(host, pods).collect();
@@ -279,6 +319,7 @@ impl Run {
             | Fault::Rot(..)
             | Fault::LosesWrite(_)
             | Fault::MisdirectsWrite(_)
+            | Fault::LyingFlushes(_)
             | Fault::HangUp(_) => {}
         }
     }
@@ -311,8 +352,9 @@ impl Run {
     /// Everything is well from now on.
     fn heal(&mut self) {
         let mut kernel = self.world.kernel.borrow_mut();
+        (0..self.world.shape.pods).for_each(|host| kernel.drift(host, 0));
         kernel.cut.clear();
-        kernel.sick.clear();
+        kernel.disks.iter_mut().for_each(|disk| disk.sick = Sick::default());
         kernel.resets_until.clear();
         kernel.slow_until.clear();
         drop(kernel);

@@ -4,25 +4,27 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::control::command::Addresses;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, OpenFile};
 use crate::limits::Budgets;
-use crate::sim::client::Client;
+use crate::replica::seam::{ReadMode, Start};
+use crate::sim::catalog::{Catalog, NewVolume, disk_id, pod_id};
+use crate::sim::client::{Client, Target};
+use crate::sim::disk::{DiskNumber, FileName, SimDisk};
 use crate::sim::history::{History, Value};
 use crate::sim::kernel::{Due, Host, Kernel, SimDriver};
 use crate::store::index::memory::MemoryIndex;
 use crate::store::lane::{self, LaneConfig};
 use crate::store::open::{LaneFormat, format_lane};
-use crate::store::seam::{Done, IndexJob, LaneFile, OpId};
-use crate::types::{BLOCK_BYTES, MemberId, PodId, ShardId, Uuid, VolumeId};
-use crate::view::{ClusterView, DiskView, MemberView, PodView, ShardView, VolumeView};
+use crate::store::seam::{Done, IndexJob, LaneFile, MemberRecord, OpId};
+use crate::types::Uuid;
 use crate::volume::SessionSource;
 use crate::worker::{
     Command, DiskPlace, IndexRunner, LaneRuntime, Receiver, Sender, Wake, Worker, WorkerConfig,
@@ -32,11 +34,16 @@ use crate::worker::{
 const CLUSTER: Uuid = Uuid([7; 16]);
 /// Alarms above this number belong to index jobs.
 const INDEX_ALARMS: u64 = 1 << 32;
+/// The volume that all of the run's clients use; other volumes have one client each.
+const MAIN: &str = "main";
+/// Registers of different volumes differ above this bit.
+const VOLUME_SHIFT: u32 = 32;
 
 /// Sizes of a run.
 #[derive(Clone, Debug)]
 pub struct Shape {
     pub pods: usize,
+    pub disks_per_pod: usize,
     pub clients: usize,
     /// Pods that clients connect to.
     pub fronts: usize,
@@ -44,26 +51,50 @@ pub struct Shape {
     pub blocks_per_shard: u64,
     pub wal_bytes: u64,
     pub data_bytes: u64,
+    /// The disks cannot take all blocks of the volumes.
+    pub is_tight: bool,
     pub log_tail_bytes: usize,
     pub overlay_cache_bytes: usize,
     pub redirect_bytes_min: usize,
+    pub reads: ReadMode,
     /// The most whole extents that a client writes with one request.
     pub large_extents: u64,
+    /// How long a client rests between bursts of requests, on average.
+    pub rest: Duration,
 }
 
-/// One pod: what survives a crash, and the worker while it runs.
+/// One pod: the worker while it runs, and what the world needs to run it.
 pub(super) struct Pod {
     pub worker: Option<Worker>,
     inbox: Option<Sender<Command>>,
     waits: Rc<Cell<bool>>,
     woken: Arc<Mutex<bool>>,
-    pub index: Rc<RefCell<MemoryIndex>>,
     starts: u32,
     pub stopped: bool,
+    /// The revision that it was told of.
+    told: u64,
 }
 
-/// Index jobs under way: host and life, lane, and how each ends.
-type Jobs = Rc<RefCell<BTreeMap<u64, (Host, u32, OpId, Done)>>>;
+/// A client, the volume that it uses, and the pod that it connects to.
+struct Attached {
+    client: Client,
+    volume: String,
+    front: Host,
+}
+
+/// An index job under way: whose it is, and how it ends.
+struct Job {
+    host: Host,
+    starts: u32,
+    lane: u8,
+    op: OpId,
+    done: Done,
+}
+
+/// A member as the store found it, and how it starts.
+type Recovered = (MemberRecord, Start);
+
+type Jobs = Rc<RefCell<BTreeMap<u64, Job>>>;
 
 /// See the module.
 pub struct World {
@@ -71,7 +102,8 @@ pub struct World {
     pub history: History,
     pub shape: Shape,
     pub(super) pods: Vec<Pod>,
-    clients: Vec<Client>,
+    pub(super) catalog: Catalog,
+    attached: Vec<Attached>,
     values: Value,
     jobs: Jobs,
 }
@@ -79,76 +111,202 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, shape: Shape) -> World {
         let kernel = Rc::new(RefCell::new(Kernel::new(seed)));
+        let addresses = (0..shape.pods).map(|host| Addresses {
+            api: peer_address(host),
+            peer: peer_address(host),
+            nbd: None,
+        });
         let mut world = World {
             kernel,
             history: History::default(),
             pods: Vec::new(),
-            clients: Vec::new(),
+            catalog: Catalog::new(CLUSTER, addresses),
+            attached: Vec::new(),
             values: 0,
             jobs: Jobs::default(),
             shape,
         };
         for host in 0..world.shape.pods {
-            world.format(host);
+            for _ in 0..world.shape.disks_per_pod {
+                world.format(host);
+            }
             world.pods.push(Pod {
                 worker: None,
                 inbox: None,
                 waits: Rc::new(Cell::new(true)),
                 woken: Arc::default(),
-                index: Rc::default(),
                 starts: 0,
                 stopped: false,
+                told: 0,
             });
             world.start(host);
         }
-        let blocks = world.shape.blocks_per_shard * world.shape.shards as u64;
-        for client in 0..world.shape.clients {
-            let driver = world.driver(world.shape.pods + client, Rc::default(), Arc::default());
-            let (front, fronts) = (world.front(client) as u64, world.shape.fronts as u64);
+        let shape = &world.shape;
+        let (shards, blocks_per_shard) = (shape.shards as u64, shape.blocks_per_shard);
+        let (clients, fronts) = (shape.clients, shape.fronts as u64);
+        world.catalog.create(&NewVolume { name: MAIN.to_owned(), shards, blocks_per_shard });
+        let blocks = blocks_per_shard * shards;
+        for client in 0..clients {
+            // Clients of different front ends write different blocks.
+            let front = client as u64 % fronts;
             let region = blocks * front / fronts..blocks * (front + 1) / fronts;
-            world.clients.push(Client::new(driver, region, blocks, &world.shape));
-            world.kernel.borrow_mut().wake(world.shape.pods + client, Duration::from_millis(1));
+            world.attach(MAIN, 0, front as Host, region, blocks, blocks_per_shard);
         }
         world
+    }
+
+    fn attach(
+        &mut self,
+        volume: &str,
+        number: u64,
+        front: Host,
+        region: std::ops::Range<u64>,
+        blocks: u64,
+        blocks_per_shard: u64,
+    ) {
+        let host = self.shape.pods + self.attached.len();
+        let driver = self.driver(host, Rc::default(), Arc::default());
+        let target = Target {
+            export: volume.to_owned(),
+            first_register: number << VOLUME_SHIFT,
+            region,
+            blocks,
+            blocks_per_shard,
+            large_extents: self.shape.large_extents,
+            rest: self.shape.rest,
+            may_be_full: self.shape.is_tight,
+        };
+        let client = Client::new(driver, target);
+        self.attached.push(Attached { client, volume: volume.to_owned(), front });
+        self.kernel.borrow_mut().wake(host, Duration::from_millis(1));
+    }
+
+    /// Makes a volume with a client of its own. `number`: no other volume of the run has it.
+    pub fn create_volume(&mut self, number: u64, shards: u64, blocks_per_shard: u64) {
+        let name = volume_name(number);
+        self.catalog.create(&NewVolume { name: name.clone(), shards, blocks_per_shard });
+        if self.catalog.has(&name) {
+            let (front, blocks) = (number as Host % self.shape.pods, shards * blocks_per_shard);
+            self.attach(&name, number + 1, front, 0..blocks, blocks, blocks_per_shard);
+        }
+    }
+
+    pub fn delete_volume(&mut self, number: u64) {
+        let name = volume_name(number);
+        if self.catalog.has(&name) {
+            self.catalog.delete(&name);
+            let mut all = self.attached.iter_mut();
+            let attached = all.find(|attached| attached.volume == name);
+            attached.expect("every volume has a client").client.retire();
+        }
+    }
+
+    /// Pods report, and pods that do not know it yet hear of the newest view: each with a chance of
+    /// one half, or all of them.
+    pub fn govern(&mut self, all: bool) {
+        let mut rng = self.kernel.borrow().rng.clone();
+        if self.catalog.listens() {
+            let pods = self.pods.iter().filter(|pod| !pod.stopped && (all || rng.one_in(2)));
+            let reports = pods.filter_map(|pod| Some(pod.worker.as_ref()?.report()));
+            self.catalog.heard(reports);
+        }
+        let view = self.catalog.view();
+        for (host, pod) in self.pods.iter_mut().enumerate() {
+            let Some(inbox) = &pod.inbox else { continue };
+            if pod.told < view.revision && (all || rng.one_in(2)) {
+                pod.told = view.revision;
+                assert!(inbox.send(Command::View(Arc::clone(view))).is_ok(), "it has room");
+                self.kernel.borrow_mut().wake(host, Duration::ZERO);
+            }
+        }
+        self.kernel.borrow_mut().rng = rng;
     }
 
     fn driver(&self, host: Host, waits: Rc<Cell<bool>>, woken: Arc<Mutex<bool>>) -> SimDriver {
         SimDriver { kernel: Rc::clone(&self.kernel), host, waits, woken }
     }
 
-    /// Blocking access to a host's disk.
-    pub(super) fn files(&self, host: Host, pool: Pool) -> SimFiles {
-        SimFiles { kernel: Rc::clone(&self.kernel), host, pool }
+    /// Blocking access to a disk.
+    pub(super) fn files(&self, disk: DiskNumber, pool: Pool) -> SimFiles {
+        SimFiles { kernel: Rc::clone(&self.kernel), disk, pool }
     }
 
+    /// The disks that a pod has, in the order of its lanes.
+    pub(super) fn disks_of(&self, host: Host) -> Vec<DiskNumber> {
+        let kernel = self.kernel.borrow();
+        (0..kernel.disks.len()).filter(|disk| kernel.disks[*disk].host == host).collect()
+    }
+
+    /// A new disk.
     fn format(&mut self, host: Host) {
-        for (name, len) in [("wal", self.shape.wal_bytes), ("data", self.shape.data_bytes)] {
-            let mut kernel = self.kernel.borrow_mut();
-            kernel.files.entry((host, name.into())).or_default().bytes = len;
-        }
+        let mut disk = SimDisk { host, ..SimDisk::default() };
+        (disk.wal.bytes, disk.data.bytes) = (self.shape.wal_bytes, self.shape.data_bytes);
+        let number = self.kernel.borrow().disks.len();
+        self.kernel.borrow_mut().disks.push(disk);
         let format = LaneFormat {
             cluster: CLUSTER,
-            disk: disk(host),
-            seed: 0x5eed ^ host as u64,
+            disk: disk_id(number),
+            seed: 0x5eed ^ number as u64,
             wal_bytes: self.shape.wal_bytes,
             data_bytes_max: self.shape.data_bytes,
         };
-        let pool = Pool::default();
-        let mut files = self.files(host, pool);
+        let mut files = self.files(number, Pool::default());
         format_lane(&mut files, &format).expect("the shape of a run makes a good disk");
     }
 
-    /// Starts a pod on what its disk holds.
+    /// Starts a pod on what its disks hold.
     pub fn start(&mut self, host: Host) {
-        let (waits, woken) =
-            (Rc::clone(&self.pods[host].waits), Arc::clone(&self.pods[host].woken));
+        let disks = self.disks_of(host);
+        self.catalog.register(host, &disks, self.shape.data_bytes);
+        let pod = &mut self.pods[host];
+        pod.starts += 1;
+        let starts = pod.starts;
+        let (waits, woken) = (Rc::clone(&pod.waits), Arc::clone(&pod.woken));
         let mut driver = self.driver(host, waits, woken);
         let waker = driver.waker();
         let wake: Wake = Arc::new(move || waker.wake());
         let (inbox, receiver): (Sender<Command>, Receiver<Command>) = mailbox(4096, wake);
-        let pod = &mut self.pods[host];
-        pod.starts += 1;
         let pool = Pool::default();
+        let lanes = disks.into_iter().zip(0u8..);
+        let lanes: Vec<_> = lanes
+            .map(|(disk, lane)| self.open_lane(&mut driver, &pool, host, disk, lane))
+            .collect();
+        let config = WorkerConfig {
+            cluster: CLUSTER,
+            pod: pod_id(host),
+            seed: host as u64 + 1,
+            log_tail_bytes: self.shape.log_tail_bytes,
+            leaders_follow_clients: true,
+            reads: self.shape.reads,
+            budgets: Budgets::default(),
+        };
+        let sessions = SessionSource::new(starts);
+        let report = Box::new(|_| {});
+        let mut worker = Worker::new(config, Box::new(driver), pool, receiver, report, sessions);
+        for (lane, (runtime, members)) in (0u8..).zip(lanes) {
+            worker.add_lane(runtime);
+            for (record, start) in members {
+                worker.start_member(lane, &record, start, Vec::new());
+            }
+        }
+        worker.listen_peers(&Address::Tcp(peer_address(host))).expect("it always listens");
+        worker.listen_nbd(&nbd_address(host)).expect("it always listens");
+        let pod = &mut self.pods[host];
+        pod.worker = Some(worker);
+        pod.inbox = Some(inbox);
+        pod.stopped = false;
+        pod.told = 0;
+        self.kernel.borrow_mut().wake(host, Duration::ZERO);
+    }
+
+    fn open_lane(
+        &self,
+        driver: &mut SimDriver,
+        pool: &Pool,
+        host: Host,
+        disk: DiskNumber,
+        lane: u8,
+    ) -> (LaneRuntime, Vec<Recovered>) {
         let config = LaneConfig {
             data_bytes_max: self.shape.data_bytes,
             overlay_cache_bytes: self.shape.overlay_cache_bytes,
@@ -156,59 +314,50 @@ impl World {
             log_tail_bytes: self.shape.log_tail_bytes,
             redirect_bytes_min: self.shape.redirect_bytes_min,
         };
-        let mut files = SimFiles { kernel: Rc::clone(&self.kernel), host, pool: pool.clone() };
-        let mut index = pod.index.borrow_mut();
-        let opened = open_lane(config, &pool, &mut files, &mut *index);
-        drop(index);
-        let (lane, members) = opened.expect("what a pod wrote can be opened again");
-        let mut open = |name: &str| {
-            driver.open(&OpenFile { path: name.into(), create: false }).expect("it always opens")
+        let index = Rc::clone(&self.kernel.borrow().disks[disk].index);
+        let mut files = self.files(disk, pool.clone());
+        let opened = open_lane(config, pool, &mut files, &mut *index.borrow_mut());
+        let (opened, members) = opened.expect("what a pod wrote can be opened again");
+        let mut open = |name: FileName| {
+            let file = OpenFile { path: name.path(disk), create: false };
+            driver.open(&file).expect("every disk has it")
         };
-        let files =
-            WorkerFiles { superblock: open("superblock"), wal: open("wal"), data: open("data") };
+        let files = WorkerFiles {
+            superblock: open(FileName::Superblock),
+            wal: open(FileName::Wal),
+            data: open(FileName::Data),
+        };
         let runner = SimIndex {
             host,
-            starts: pod.starts,
-            index: Rc::clone(&pod.index),
+            starts: self.pods[host].starts,
+            lane,
+            index,
             kernel: Rc::clone(&self.kernel),
             jobs: Rc::clone(&self.jobs),
         };
-        let place = DiskPlace { disk: disk(host), path: format!("sim-{host}"), lock: None };
-        let runtime = LaneRuntime::new(0, lane, place, files, Box::new(runner), pool.clone());
-        let config = WorkerConfig {
-            cluster: CLUSTER,
-            pod: PodId(host as u64 + 1),
-            seed: host as u64 + 1,
-            log_tail_bytes: self.shape.log_tail_bytes,
-            leaders_follow_clients: true,
-            budgets: Budgets::default(),
-        };
-        let sessions = SessionSource::new(pod.starts);
-        let report = Box::new(|_| {});
-        let mut worker = Worker::new(config, Box::new(driver), pool, receiver, report, sessions);
-        worker.add_lane(runtime);
-        for (record, start) in members {
-            worker.start_member(0, &record, start, Vec::new());
-        }
-        worker.listen_peers(&Address::Tcp(peer_address(host))).expect("it always listens");
-        worker.listen_nbd(&nbd_address(host)).expect("it always listens");
-        let view = Arc::new(view(&self.shape));
-        assert!(inbox.send(Command::View(view)).is_ok(), "the mailbox is empty");
-        pod.worker = Some(worker);
-        pod.inbox = Some(inbox);
-        pod.stopped = false;
-        self.kernel.borrow_mut().wake(host, Duration::ZERO);
+        let path = format!("disk-{disk}");
+        let place = DiskPlace { disk: disk_id(disk), path, lock: None };
+        let runner = Box::new(runner);
+        (LaneRuntime::new(lane, opened, place, files, runner, pool.clone()), members)
     }
 
     /// Pulls the plug of a pod.
     pub fn crash(&mut self, host: Host) {
         let pod = &mut self.pods[host];
         (pod.worker, pod.inbox) = (None, None);
-        let mut kernel = self.kernel.borrow_mut();
-        kernel.crash(host);
-        let unflushed = pod.index.borrow().unflushed_commits() as u64;
-        let kept = kernel.rng.below(unflushed + 1) as usize;
-        pod.index.borrow_mut().crash(kept);
+        self.kernel.borrow_mut().crash(host);
+    }
+
+    /// Somebody pulls the plug of two pods and puts a disk of one into the other. A pod keeps its
+    /// last disk: without one it has no links.
+    pub fn move_disk(&mut self, disk: DiskNumber, to: Host) {
+        let from = self.kernel.borrow().disks[disk].host;
+        if self.disks_of(from).len() == 1 {
+            return;
+        }
+        self.crash(from);
+        self.crash(to);
+        self.kernel.borrow_mut().disks[disk].host = to;
     }
 
     pub fn is_up(&self, host: Host) -> bool {
@@ -235,26 +384,26 @@ impl World {
         }
     }
 
-    /// A client vanishes.
+    /// A client of the main volume vanishes.
     pub fn hang_up(&mut self, client: usize) {
-        self.clients[client].hang_up();
+        self.attached[client].client.hang_up();
         self.kernel.borrow_mut().wake(self.shape.pods + client, Duration::from_millis(1));
     }
 
     /// Every client reads everything once.
     pub fn read_all(&mut self) {
-        for client in &mut self.clients {
-            client.hang_up();
-            client.read_all();
+        for attached in &mut self.attached {
+            attached.client.hang_up();
+            attached.client.read_all();
         }
     }
 
     pub fn all_read(&self) -> bool {
-        self.clients.iter().all(Client::is_done)
+        self.attached.iter().all(|attached| attached.client.is_done())
     }
 
     pub fn errors(&self) -> u64 {
-        self.clients.iter().map(|client| client.errors).sum()
+        self.attached.iter().map(|attached| attached.client.errors).sum()
     }
 
     /// One thing happens. `Some`: an alarm of the caller rang.
@@ -279,13 +428,13 @@ impl World {
 
     fn index_job_ends(&mut self, alarm: u64) {
         let job = self.jobs.borrow_mut().remove(&alarm);
-        let (host, starts, op, done) = job.expect("every alarm has its job");
+        let Job { host, starts, lane, op, done } = job.expect("every alarm has its job");
         let pod = &self.pods[host];
         if pod.starts != starts {
             return;
         }
         if let Some(inbox) = &pod.inbox {
-            let sent = inbox.send(Command::Index { lane: 0, op, done });
+            let sent = inbox.send(Command::Index { lane, op, done });
             assert!(sent.is_ok(), "a mailbox in virtual time is never full");
             self.run_pod(host);
         }
@@ -307,15 +456,10 @@ impl World {
         }
     }
 
-    /// The pod that a client connects to.
-    fn front(&self, client: usize) -> Host {
-        client % self.shape.fronts
-    }
-
     fn run_client(&mut self, number: usize) {
-        let to = self.front(number);
+        let Attached { client, front, .. } = &mut self.attached[number];
         let mut rng = self.kernel.borrow_mut().rng.clone();
-        self.clients[number].run(&nbd_address(to), &mut rng, &mut self.values, &mut self.history);
+        client.run(&nbd_address(*front), &mut rng, &mut self.values, &mut self.history);
         self.kernel.borrow_mut().rng.next();
     }
 }
@@ -323,39 +467,36 @@ impl World {
 /// Blocking access to a simulated disk.
 pub(super) struct SimFiles {
     kernel: Rc<RefCell<Kernel>>,
-    host: Host,
+    disk: DiskNumber,
     pool: Pool,
 }
 
-impl SimFiles {
-    fn path(&self, file: LaneFile) -> (Host, PathBuf) {
-        let name = match file {
-            LaneFile::Superblock => "superblock",
-            LaneFile::Wal => "wal",
-            LaneFile::Data => "data",
-        };
-        (self.host, name.into())
+impl From<LaneFile> for FileName {
+    fn from(file: LaneFile) -> FileName {
+        match file {
+            LaneFile::Superblock => FileName::Superblock,
+            LaneFile::Wal => FileName::Wal,
+            LaneFile::Data => FileName::Data,
+        }
     }
 }
 
 impl lane::LaneFiles for SimFiles {
     fn read(&mut self, file: LaneFile, offset: u64, len: usize) -> std::io::Result<Bytes> {
         let mut buf = self.pool.take(len);
-        let mut kernel = self.kernel.borrow_mut();
-        kernel.files.entry(self.path(file)).or_default().read(offset, &mut buf);
+        self.kernel.borrow_mut().disks[self.disk].file(file.into()).read(offset, &mut buf);
         Ok(buf.freeze())
     }
 
     fn write(&mut self, file: LaneFile, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
         let mut kernel = self.kernel.borrow_mut();
         let now = kernel.now;
-        kernel.files.entry(self.path(file)).or_default().write(now, offset, bytes, true);
+        kernel.disks[self.disk].file(file.into()).write(now, offset, bytes, true);
         Ok(())
     }
 
     fn size_bytes(&mut self, file: LaneFile) -> std::io::Result<u64> {
-        let kernel = self.kernel.borrow();
-        Ok(kernel.files.get(&self.path(file)).map_or(0, |file| file.bytes))
+        Ok(self.kernel.borrow_mut().disks[self.disk].file(file.into()).bytes)
     }
 }
 
@@ -363,6 +504,7 @@ impl lane::LaneFiles for SimFiles {
 struct SimIndex {
     host: Host,
     starts: u32,
+    lane: u8,
     index: Rc<RefCell<MemoryIndex>>,
     kernel: Rc<RefCell<Kernel>>,
     jobs: Jobs,
@@ -374,7 +516,8 @@ impl IndexRunner for SimIndex {
         let mut jobs = self.jobs.borrow_mut();
         let mut kernel = self.kernel.borrow_mut();
         let alarm = INDEX_ALARMS + kernel.next_job();
-        jobs.insert(alarm, (self.host, self.starts, op, done));
+        let SimIndex { host, starts, lane, .. } = *self;
+        jobs.insert(alarm, Job { host, starts, lane, op, done });
         // In order: every job of the world takes equally long.
         kernel.alarm(Duration::from_micros(200), alarm);
     }
@@ -382,8 +525,8 @@ impl IndexRunner for SimIndex {
     fn pump(&mut self) {}
 }
 
-fn disk(host: Host) -> Uuid {
-    Uuid([host as u8 + 1; 16])
+fn volume_name(number: u64) -> String {
+    format!("volume-{number}")
 }
 
 fn peer_address(host: Host) -> SocketAddr {
@@ -392,48 +535,4 @@ fn peer_address(host: Host) -> SocketAddr {
 
 fn nbd_address(host: Host) -> Address {
     Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 10_809 + host as u16)))
-}
-
-/// The catalog's view: one volume, every shard with a replica on three pods.
-fn view(shape: &Shape) -> ClusterView {
-    let pods = (0..shape.pods).map(|host| PodView {
-        pod: PodId(host as u64 + 1),
-        peer: peer_address(host),
-        api: peer_address(host),
-        nbd: None,
-    });
-    let disks = (0..shape.pods)
-        .map(|host| DiskView { disk: disk(host), pod: PodId(host as u64 + 1) })
-        .collect();
-    let member = |shard: usize, replica: usize| {
-        let host = (shard + replica) % shape.pods;
-        MemberView {
-            member: MemberId(1 + (shard * 3 + replica) as u64),
-            disk: disk(host),
-            pod: PodId(host as u64 + 1),
-        }
-    };
-    let shards = (0..shape.shards)
-        .map(|shard| ShardView {
-            shard: ShardId(shard as u64 + 1),
-            members: (0..3.min(shape.pods)).map(|replica| member(shard, replica)).collect(),
-        })
-        .collect();
-    let stripe_bytes = shape.blocks_per_shard * BLOCK_BYTES as u64;
-    ClusterView {
-        revision: 1,
-        cluster: CLUSTER,
-        pods: pods.collect(),
-        disks,
-        volumes: vec![VolumeView {
-            volume: VolumeId(1),
-            name: "sim".to_owned(),
-            size_bytes: stripe_bytes * shape.shards as u64,
-            stripe_width: 1,
-            stripe_bytes,
-            shards,
-            deleting: false,
-        }],
-        destroyed: Vec::new(),
-    }
 }

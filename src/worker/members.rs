@@ -352,7 +352,8 @@ impl Worker {
             .iter()
             .filter(|(_, runtime)| runtime.role.serving && of(runtime))
             .filter_map(|(id, runtime)| {
-                let up = |peer: &&MemberView| self.peers.is_up(peer.pod);
+                let own = self.config.pod;
+                let up = |peer: &&MemberView| peer.pod != own && self.peers.is_up(peer.pod);
                 runtime.peers.iter().find(up).map(|peer| (*id, peer.member))
             })
             .collect();

@@ -67,12 +67,13 @@ struct Forwarded {
 pub struct Peers {
     pool: Pool,
     seed: u64,
+    own: PodId,
     locals: Vec<Identity>,
     seen: Incarnations,
     wanted: FxHashMap<Pair, Wanted>,
     conns: FxHashMap<ConnId, Conn>,
     dirty: Vec<ConnId>,
-    /// Where members of other pods live: (our lane, their lane).
+    /// Where members live that are reached by a link: (our lane, their lane).
     routes: FxHashMap<MemberId, (Uuid, Uuid)>,
     forwarded: FxHashMap<CallId, Forwarded>,
     /// What lanes of other pods can still allocate, as they last said.
@@ -86,6 +87,7 @@ impl Peers {
         Peers {
             pool,
             seed: config.seed,
+            own: config.pod,
             locals: Vec::new(),
             seen: Incarnations::default(),
             wanted: FxHashMap::default(),
@@ -117,24 +119,35 @@ impl Peers {
         })
     }
 
-    /// Which connections ought to exist: between lanes that share a shard, and from our first lane
-    /// to every other, for forwarded requests.
+    /// Which connections ought to exist: between lanes that share a shard, and from the first disk
+    /// of a pod (by its id: both ends must agree) to every disk of another, for forwarded requests.
+    /// A disk that was moved can bring a pod a second replica of a shard: their lanes are connected
+    /// like those of different pods.
     pub fn update_view(&mut self, view: &ClusterView) {
-        let Some(first) = self.locals.first().copied() else { return };
-        self.routes.clear();
-        let mut pairs: Vec<(Uuid, Uuid)> = Vec::new();
         for disk in &view.disks {
             self.seen.place(disk.disk, disk.pod);
-            if disk.pod != first.pod {
-                pairs.push((first.disk, disk.disk));
+        }
+        let disks_of = |pod| view.disks.iter().filter(move |disk| disk.pod == pod);
+        let first_of = |pod| disks_of(pod).map(|disk| disk.disk).min();
+        let own = self.own;
+        let Some(first) = first_of(own) else { return };
+        self.routes.clear();
+        let mut pairs: Vec<(Uuid, Uuid)> = Vec::new();
+        for theirs in view.disks.iter().filter(|disk| disk.pod != own) {
+            pairs.push((first, theirs.disk));
+            if first_of(theirs.pod) == Some(theirs.disk) {
+                pairs.extend(disks_of(own).map(|ours| (ours.disk, theirs.disk)));
             }
         }
         for shard in view.volumes.iter().flat_map(|volume| &volume.shards) {
-            let ours = shard.members.iter().find(|member| member.pod == first.pod);
-            let local = ours.map_or(first.disk, |member| member.disk);
-            for member in shard.members.iter().filter(|member| member.pod != first.pod) {
-                self.routes.insert(member.member, (local, member.disk));
-                pairs.push((local, member.disk));
+            let ours = || shard.members.iter().filter(|member| member.pod == own);
+            for member in &shard.members {
+                let ours = || ours().map(|ours| ours.disk).filter(|disk| *disk != member.disk);
+                pairs.extend(ours().map(|local| (local, member.disk)));
+                let far = (member.pod != own).then_some(first);
+                if let Some(local) = ours().next().or(far) {
+                    self.routes.insert(member.member, (local, member.disk));
+                }
             }
         }
         for (local, remote) in pairs {
@@ -397,11 +410,11 @@ impl Worker {
     }
 
     fn peer_up(&mut self, conn: ConnId, pair: Pair, pod: PodId) {
-        tracing::info!(%pod, purpose = ?pair.2, "link up");
         let Some(wanted) = self.peers.wanted.get_mut(&pair) else {
             // The view that makes it wanted is still on its way; the dialer tries again.
             return self.close_peer(conn);
         };
+        tracing::info!(%pod, purpose = ?pair.2, "link up");
         wanted.attempt = 0;
         wanted.up = true;
         let older = wanted.conn.replace(conn).filter(|older| *older != conn);

@@ -158,6 +158,7 @@ impl Worker {
             blocks: record.blocks,
             log_tail_bytes: self.config.log_tail_bytes,
             proposal_bytes_max: self.config.budgets.shard_bytes,
+            reads: self.config.reads,
         };
         let faulted = start.faulted.then(|| "a part of its log is corrupt".to_owned());
         let resume_at = start.resyncing.then_some(self.now);

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::net::message::{CallId, PeerMessage};
+use crate::planted::{Mistake, planted};
 use crate::replica::seam::Input;
 use crate::store::seam::ReadId;
 use crate::types::{
@@ -232,6 +233,9 @@ impl Worker {
             return self.resync_ended(member, false);
         };
         resync.reflects = resync.reflects.max(chunk.applied_index);
+        if planted(Mistake::ResyncMissesWrites) {
+            resync.round.since = None;
+        }
         resync.round.since.get_or_insert((chunk.applied_index, chunk.applied_term, meta));
         resync.round.compare(&chunk);
         self.copy(member);
@@ -352,7 +356,9 @@ impl Worker {
             let (applied, lane) = (runtime.member.applied_index(), runtime.lane);
             let Some(resync) = &mut runtime.resync else { continue };
             match resync.step {
-                Step::CatchingUp if applied >= resync.reflects => {
+                Step::CatchingUp
+                    if applied >= resync.reflects || planted(Mistake::ResyncEndsEarly) =>
+                {
                     resync.step = Step::Clearing;
                     self.lanes[usize::from(lane)].lane.clear_resync(member);
                     self.touch_lane(lane);

@@ -13,6 +13,7 @@ use crate::limits::{Budgets, TICK};
 use crate::net::handshake::Identity;
 use crate::net::link::LinkEvent;
 use crate::replica::seam::Output;
+use crate::replica::seam::ReadMode;
 use crate::store::lane::Lane;
 use crate::store::seam::{Done, Effect, Event, OpId};
 use crate::types::{MemberId, Mono, PodId, Uuid, VolumeId};
@@ -48,6 +49,7 @@ pub struct WorkerConfig {
     pub log_tail_bytes: usize,
     /// Leaderships move to the pods that their requests come through.
     pub leaders_follow_clients: bool,
+    pub reads: ReadMode,
     /// Bounds on memory under way.
     pub budgets: Budgets,
 }

@@ -14,6 +14,7 @@ use crate::io::{DriverError, DriverKind, DurableWrites};
 use crate::limits::{Budgets, REDIRECT_BYTES_MIN};
 use crate::replica::apply::{Applier, ApplyError};
 use crate::replica::meta::{Meta, MetaError};
+use crate::replica::seam::ReadMode;
 use crate::replica::seam::Start;
 use crate::store::OpenError;
 use crate::store::index::rocks::RocksIndex;
@@ -57,6 +58,7 @@ pub struct StartOptions {
     pub log_tail_bytes: usize,
     /// Leaderships move to the pods that their requests come through.
     pub leaders_follow_clients: bool,
+    pub reads: ReadMode,
     /// Bounds on memory under way.
     pub budgets: Budgets,
     /// The process ends when the worker makes no round for so long; `None`: never.
@@ -274,6 +276,7 @@ fn build(
         seed: options.pod.0,
         log_tail_bytes: options.log_tail_bytes,
         leaders_follow_clients: options.leaders_follow_clients,
+        reads: options.reads,
         budgets: options.budgets,
     };
     let sessions = SessionSource::new(options.incarnation);

@@ -184,6 +184,7 @@ fn config(directory: &Path, listen: &Listeners, first: Option<SocketAddr>, disk:
         durable_writes: Default::default(),
         redirect_large_writes: true,
         leaders_follow_clients: true,
+        reads: Default::default(),
         hang_limit_seconds: 10,
         pid_file: Some(directory.join("pid")),
         api: Listen::at(listen.api),
