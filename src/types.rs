@@ -421,6 +421,25 @@ pub fn mix64(value: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
+/// Writes that a member took and has not handed to its log yet: rules R9 and R10 count them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unappended {
+    pub payload_bytes: u64,
+    /// Extents that they touch, at most.
+    pub extents: u64,
+}
+
+impl Unappended {
+    /// One more write of whole blocks, or of a part of one.
+    pub fn add(&mut self, payload_bytes: usize) {
+        self.payload_bytes += payload_bytes as u64;
+        if payload_bytes > 0 {
+            let others = payload_bytes.saturating_sub(BLOCK_BYTES).div_ceil(EXTENT_BYTES);
+            self.extents += 1 + others as u64;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

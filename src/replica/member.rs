@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::replica::running::{Broken, Running};
 use crate::replica::seam::{Input, MemberConfig, Output, ReqId, Role, Start};
-use crate::types::{BlockError, MemberId, Mono};
+use crate::types::{BlockError, MemberId, Mono, Unappended};
 
 /// One member of one Raft group.
 pub struct Member {
@@ -95,6 +95,14 @@ impl Member {
         match &self.state {
             State::Running(running) => running.applied_index(),
             State::Faulted => self.applied_index,
+        }
+    }
+
+    /// Writes that were taken and not handed out to be appended yet.
+    pub fn unappended(&self) -> Unappended {
+        match &self.state {
+            State::Running(running) => running.unappended(),
+            State::Faulted => Unappended::default(),
         }
     }
 

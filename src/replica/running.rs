@@ -18,7 +18,7 @@ use crate::replica::seam::{
 };
 use crate::replica::votes::{Situation, Votes};
 use crate::replica::write::{Geometry, Writes};
-use crate::types::{BlockError, MemberId, Mono, Origin, ShardOp};
+use crate::types::{BlockError, MemberId, Mono, Origin, ShardOp, Unappended};
 
 /// Why a member cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -396,6 +396,15 @@ impl Running {
             out.push(Output::Role(role));
         }
         Ok(())
+    }
+
+    /// What was taken and is in no [`Output::Append`] yet: requests that the gate holds back, and
+    /// entries from the leader that wait until fewer appends are under way.
+    pub fn unappended(&self) -> Unappended {
+        let mut found = self.writes.unappended();
+        let entries = self.raft.raw.raft.raft_log.unstable_entries();
+        entries.iter().for_each(|entry| found.add(entry.data.len()));
+        found
     }
 
     fn read_state(&self) -> ReadState {

@@ -17,7 +17,8 @@ use crate::replica::command::{self, Command};
 use crate::replica::raft_adapter::{APPEND_BYTES_MAX, RaftAdapter};
 use crate::replica::seam::{Output, ReqId};
 use crate::types::{
-    BLOCK_BYTES, Block, BlockError, BlockRange, Origin, ShardOp, ShardReply, VolumeId, block_crc,
+    BLOCK_BYTES, Block, BlockError, BlockRange, Origin, ShardOp, ShardReply, Unappended, VolumeId,
+    block_crc,
 };
 
 /// Bytes that wait before a second batch is started beside one in flight.
@@ -255,6 +256,14 @@ impl Writes {
                 Some((held.req, error))
             }
         }
+    }
+
+    /// Requests that are not in the log of Raft yet.
+    pub fn unappended(&self) -> Unappended {
+        let mut found = Unappended::default();
+        self.waiting.iter().for_each(|entry| found.add(entry.data.len()));
+        self.blocked.iter().for_each(|held| found.add(held.op.payload_bytes()));
+        found
     }
 
     /// The gate: proposes what waits when nothing is in flight, or when enough waits.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::io::buffer::Pool;
 use crate::sim::catalog::disk_id;
@@ -25,9 +26,10 @@ pub type Difference = String;
 
 impl World {
     /// Why the replicas have not come to rest yet: something is still to be destroyed, a member is
-    /// missing, not all have the same index, or not all is written back.
-    pub fn unsettled(&self) -> Option<Difference> {
-        let view = self.catalog.view();
+    /// missing, not all have the same index, not all is written back, or slots are taken that no
+    /// index names (the log may still name them).
+    pub fn unsettled(&mut self) -> Option<Difference> {
+        let view = Arc::clone(self.catalog.view());
         if let Some((_, member)) = view.destroyed.first() {
             return Some(format!("{member:?} is not destroyed"));
         }
@@ -57,7 +59,13 @@ impl World {
                 }
             }
         }
-        missing.first().map(|member| format!("{member:?} is missing"))
+        if let Some(member) = missing.first() {
+            return Some(format!("{member:?} is missing"));
+        }
+        (0..self.pods.len()).find_map(|host| {
+            let disks = self.disks_of(host);
+            disks.into_iter().enumerate().find_map(|(lane, disk)| self.leak(host, lane, disk))
+        })
     }
 
     /// A member on another disk than this one that takes no part any more.
@@ -70,14 +78,12 @@ impl World {
         Some(format!("{:?} is faulted", faulted.member))
     }
 
-    /// Compares all replicas, and the space they take with what their index names. What one disk
-    /// has lost for itself (it says so) is not compared. Ends the run: lanes get inputs that their
-    /// workers do not know of.
+    /// Compares all replicas. What one disk has lost for itself (it says so) is not compared. Ends
+    /// the run: lanes get inputs that their workers do not know of.
     pub fn compare_replicas(&mut self) -> Result<(), Difference> {
         let mut contents: BTreeMap<(ShardId, u32), (MemberId, Vec<u8>)> = BTreeMap::new();
         for host in 0..self.pods.len() {
             for (lane, disk) in self.disks_of(host).into_iter().enumerate() {
-                self.check_space(host, lane, disk)?;
                 for (member, shard, blocks) in self.members_on(host, lane) {
                     for extent in 0..blocks.div_ceil(BLOCKS_PER_EXTENT) {
                         let first = extent * BLOCKS_PER_EXTENT;
@@ -122,7 +128,8 @@ impl World {
             .collect()
     }
 
-    fn check_space(&mut self, host: Host, lane: usize, disk: DiskNumber) -> Result<(), Difference> {
+    /// The slots of a disk that are in use are not those that its index names.
+    fn leak(&mut self, host: Host, lane: usize, disk: DiskNumber) -> Option<Difference> {
         let index = Rc::clone(&self.kernel.borrow().disks[disk].index);
         let mut index = index.borrow_mut();
         let mut named = 0;
@@ -131,10 +138,8 @@ impl World {
             named += found.expect("a simulated index answers").len() as u64;
         }
         let used = self.lane(host, lane).space().used_bytes / EXTENT_BYTES as u64;
-        match used == named {
-            true => Ok(()),
-            false => Err(format!("disk {disk} uses {used} slots, its index names {named}")),
-        }
+        let text = || format!("disk {disk} uses {used} slots, its index names {named}");
+        (used != named).then(text)
     }
 
     fn lane(&mut self, host: Host, lane: usize) -> &mut Lane {

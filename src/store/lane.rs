@@ -27,6 +27,7 @@ use crate::store::wal::{BatchSeq, Item, Wal};
 use crate::store::writeback::WriteBack;
 use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, EXTENT_BYTES, Extent, MemberId, Mono,
+    Unappended,
 };
 
 /// Without a new batch for this long, a batch that only says what is durable is written.
@@ -118,8 +119,8 @@ pub(super) struct LaneLog {
     pub found_seq: BatchSeq,
     /// Reads of the ring under way, per batch.
     pub pins: BTreeMap<BatchSeq, u32>,
-    /// Payload bytes of entries that are not applied yet, over all members, as of the newest
-    /// round or append.
+    /// Payload bytes of entries that are not applied yet or not even appended, over all members, as
+    /// of the newest round or append.
     pub unapplied_bytes: u64,
 }
 
@@ -147,9 +148,11 @@ pub(super) struct Clock {
     /// When the newest batch of the log ended.
     pub last_batch: Mono,
     pub batch_ended: bool,
-    /// Slots admitted since the last poll and not yet reserved by an append.
+    /// What all members were to append at the last poll.
+    pub unappended: Unappended,
+    /// Slots admitted and not yet reserved by an append, as of the last poll and since.
     pub admitted: Cell<u64>,
-    /// Payload bytes admitted since the last poll, appended or not.
+    /// Payload bytes admitted and not appended, as of the last poll; appended or not since.
     pub admitted_bytes: Cell<u64>,
 }
 
@@ -286,7 +289,9 @@ impl Lane {
         // What is not applied cannot be reclaimed. A member that is stuck may have as much of it
         // as it leaves to all others, so that it stops nobody.
         let left = (ring / 8).saturating_sub(self.log.unapplied_bytes);
-        if found.log.unapplied_bytes() + admitted_bytes > left {
+        let since_poll = admitted_bytes - staged_bytes - self.clock.unappended.payload_bytes;
+        let own = found.log.unapplied_bytes() + found.unappended.payload_bytes;
+        if own + since_poll + staged_bytes > left {
             return Err(Refusal::LogFull);
         }
         let mut wanted = 0;
@@ -294,13 +299,36 @@ impl Lane {
             wanted += extents_of(*range).filter(|extent| found.needs_slot(*extent)).count() as u64;
         }
         let admitted = self.clock.admitted.get();
-        let enough = wanted == 0 || wanted + admitted <= self.alloc.free_unreserved();
+        let free = self.alloc.free_unreserved();
+        let enough = wanted == 0 || wanted + admitted <= free;
         if !enough && !planted(Mistake::AdmittedWithoutSpace) {
-            return Err(Refusal::NoSpace);
+            // What is to be appended may take less than it could.
+            let perhaps = wanted + admitted - self.clock.unappended.extents <= free;
+            return Err(if perhaps { Refusal::LogFull } else { Refusal::NoSpace });
         }
         self.clock.admitted.set(admitted + wanted);
         self.clock.admitted_bytes.set(admitted_bytes - staged_bytes);
         Ok(())
+    }
+
+    /// What a member will append, without having been asked again.
+    pub fn set_unappended(&mut self, member: MemberId, unappended: Unappended) {
+        if let Some(member) = self.members.get_mut(&member) {
+            member.unappended = unappended;
+        }
+    }
+
+    fn count_unapplied(&mut self) {
+        let (mut unappended, mut unapplied_bytes) = (Unappended::default(), 0);
+        for member in self.members.values() {
+            unapplied_bytes += member.log.unapplied_bytes();
+            unappended.payload_bytes += member.unappended.payload_bytes;
+            unappended.extents += member.unappended.extents;
+        }
+        self.log.unapplied_bytes = unapplied_bytes + unappended.payload_bytes;
+        self.clock.admitted.set(unappended.extents);
+        self.clock.admitted_bytes.set(unappended.payload_bytes);
+        self.clock.unappended = unappended;
     }
 
     /// True when a write of these blocks would need space that the member does not have yet.
@@ -542,8 +570,6 @@ impl Lane {
     /// Once per round, after every input: what to do and what happened.
     pub fn poll(&mut self, now: Mono, effects: &mut Vec<Effect>, events: &mut Vec<Event>) {
         self.clock.now = now;
-        self.clock.admitted.set(0);
-        self.clock.admitted_bytes.set(0);
         if std::mem::take(&mut self.clock.changed) {
             self.clock.last_change = now;
         }
@@ -551,8 +577,7 @@ impl Lane {
             self.clock.last_batch = now;
         }
         if !self.io.poisoned() {
-            let unapplied = self.members.values().map(|member| member.log.unapplied_bytes());
-            self.log.unapplied_bytes = unapplied.sum();
+            self.count_unapplied();
             self.start_batches();
             self.pace();
             if self.log.wal.wants_idle_mark() && now >= self.clock.last_batch + IDLE_MARK_AFTER {

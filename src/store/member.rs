@@ -9,7 +9,7 @@ use crate::planted::{Mistake, planted};
 use crate::store::overlay::Overlay;
 use crate::store::seam::{HardState, LogEntry, MemberRecord, Slot};
 use crate::store::wal::{BatchSeq, GroupId};
-use crate::types::{BLOCKS_PER_EXTENT, Block, Extent, MemberId, block_crc};
+use crate::types::{BLOCKS_PER_EXTENT, Block, Extent, MemberId, Unappended, block_crc};
 
 /// See the module.
 pub(crate) struct Member {
@@ -20,6 +20,8 @@ pub(crate) struct Member {
     pub applied_index: u64,
     pub applied_term: u64,
     pub log: RetainedLog,
+    /// What the replica will append.
+    pub unappended: Unappended,
     pub hard: HardTrack,
     /// (Raft index, metadata as of it), ascending, above `record.flushed_index`.
     pub metas: VecDeque<(u64, Bytes)>,
@@ -62,6 +64,7 @@ impl Member {
             applied_index: index,
             applied_term: term,
             log: RetainedLog::new(index, term),
+            unappended: Unappended::default(),
             hard: HardTrack { durable_commit: index, ..HardTrack::default() },
             metas: VecDeque::new(),
             overlay: Overlay::default(),

@@ -164,6 +164,10 @@ impl Worker {
             self.carry_out(member, output);
         }
         self.scratch.outputs = outputs;
+        if let Some(runtime) = self.members.get(&member) {
+            let unappended = runtime.member.unappended();
+            self.lanes[usize::from(runtime.lane)].lane.set_unappended(member, unappended);
+        }
     }
 
     fn carry_out(&mut self, member: MemberId, output: Output) {
