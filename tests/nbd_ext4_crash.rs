@@ -6,74 +6,10 @@ mod support;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
-use support::tools::{noise, run, run_as_root, text, try_run};
+use support::mounted::Mounted;
+use support::tools::{noise, run, run_as_root};
 use support::{Cluster, Setup, wait_until};
-
-/// A volume as a mounted file system. Taken apart when dropped, whatever state it is in.
-struct Mounted {
-    nbdfuse: Child,
-    fuse_dir: PathBuf,
-    device: String,
-    mount_point: PathBuf,
-    mounted: bool,
-}
-
-impl Mounted {
-    /// Attaches the volume to a loop device; not yet a file system.
-    fn attach(cluster: &Cluster, uri: &str) -> Mounted {
-        let fuse_dir = cluster.dir.join("fuse");
-        let mount_point = cluster.dir.join("mnt");
-        fs::create_dir_all(&fuse_dir).unwrap();
-        fs::create_dir_all(&mount_point).unwrap();
-        let file = fuse_dir.join("disk");
-        let nbdfuse = Command::new("nbdfuse")
-            .args([text(&file), uri])
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("run nbdfuse");
-        wait_until("nbdfuse shows the volume", || file.exists());
-        let device = run_as_root("losetup", &["--find", "--show", text(&file)]);
-        Mounted {
-            nbdfuse,
-            fuse_dir,
-            device: device.trim().to_string(),
-            mount_point,
-            mounted: false,
-        }
-    }
-
-    fn mount(&mut self) {
-        run_as_root("mount", &["-t", "ext4", &self.device, text(&self.mount_point)]);
-        self.mounted = true;
-        // Or the test would write to the folder below.
-        let mounts = fs::read_to_string("/proc/mounts").unwrap();
-        let is_ours = |line: &str| line.starts_with(&format!("{} ", self.device));
-        assert!(mounts.lines().any(is_ours), "mounted: {mounts}");
-    }
-
-    fn unmount(&mut self) {
-        run_as_root("umount", &[text(&self.mount_point)]);
-        self.mounted = false;
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let as_root = |arguments: &[&str]| match rustix::process::geteuid().is_root() {
-            true => try_run(arguments[0], &arguments[1..]),
-            false => try_run("sudo", &[&["-n"], arguments].concat()),
-        };
-        if self.mounted {
-            as_root(&["umount", "-l", text(&self.mount_point)]);
-        }
-        as_root(&["losetup", "-d", &self.device]);
-        try_run("fusermount3", &["-u", "-z", text(&self.fuse_dir)]);
-        let _ = self.nbdfuse.kill();
-        let _ = self.nbdfuse.wait();
-    }
-}
 
 /// Writes a file and makes it durable, as a database would.
 fn write_durably(path: &Path, seed: u64) -> std::io::Result<()> {
@@ -102,7 +38,7 @@ fn start(test: &'static str) -> Cluster {
 #[test]
 fn a_file_system_does_not_notice_that_a_pod_dies() {
     let cluster = start("ext4_one");
-    let mut disk = Mounted::attach(&cluster, &cluster.uri(1, "demo"));
+    let mut disk = Mounted::attach(&cluster.dir, &cluster.uri(1, "demo"));
     run_as_root("mkfs.ext4", &["-q", &disk.device]);
     disk.mount();
     const FILES: u64 = 120;
@@ -124,7 +60,7 @@ fn a_file_system_does_not_notice_that_a_pod_dies() {
     drop(disk);
     cluster.wait_healthy();
     // The other pods have the same.
-    let mut disk = Mounted::attach(&cluster, &cluster.uri(3, "demo"));
+    let mut disk = Mounted::attach(&cluster.dir, &cluster.uri(3, "demo"));
     disk.mount();
     check_files(&disk.mount_point, FILES);
     disk.unmount();
@@ -133,7 +69,7 @@ fn a_file_system_does_not_notice_that_a_pod_dies() {
 #[test]
 fn a_file_system_survives_a_crash_of_everything() {
     let mut cluster = start("ext4_all");
-    let mut disk = Mounted::attach(&cluster, &cluster.uri(1, "demo"));
+    let mut disk = Mounted::attach(&cluster.dir, &cluster.uri(1, "demo"));
     run_as_root("mkfs.ext4", &["-q", &disk.device]);
     disk.mount();
     let folder = disk.mount_point.clone();
@@ -153,7 +89,7 @@ fn a_file_system_survives_a_crash_of_everything() {
     drop(disk);
 
     cluster.start_again();
-    let mut disk = Mounted::attach(&cluster, &cluster.uri(2, "demo"));
+    let mut disk = Mounted::attach(&cluster.dir, &cluster.uri(2, "demo"));
     // Mounting replays the journal; a check afterwards finds nothing to repair.
     disk.mount();
     check_files(&disk.mount_point, promised);

@@ -150,10 +150,7 @@ impl Lane {
         let pinned = self.log.pins.keys().next().copied();
         let oldest = needed.chain(pinned).min();
         // The newest durable batch is always kept.
-        let durable = match self.log.wal.durable_seq() > self.log.found_seq {
-            true => self.log.wal.durable_seq(),
-            false => self.log.found_seq,
-        };
+        let durable = self.log.wal.newest_durable_kept();
         oldest.map_or(durable, |oldest| oldest.min(durable))
     }
 

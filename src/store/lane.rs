@@ -115,8 +115,6 @@ pub(super) struct LaneLog {
     pub ring_bytes: u64,
     pub reserve_bytes: u64,
     pub groups: Groups,
-    /// The newest batch that was found when the lane was opened (or where the log starts).
-    pub found_seq: BatchSeq,
     /// Reads of the ring under way, per batch.
     pub pins: BTreeMap<BatchSeq, u32>,
     /// Payload bytes of entries that are not applied yet or not even appended, over all members, as

@@ -167,13 +167,11 @@ impl Lane {
         }
         found.check_redirects(&mut logs, &pool, files);
 
-        let found_seq = position.kept.last().map_or(position.tail_seq, |kept| kept.0);
         let log = LaneLog {
             ring_bytes: wal_config.ring_bytes,
             reserve_bytes: wal_config.reserve_bytes,
             wal: Wal::new(wal_config, position),
             groups: Groups::default(),
-            found_seq,
             pins: BTreeMap::new(),
             unapplied_bytes: 0,
         };

@@ -2,7 +2,7 @@
 
 use super::lane_lab::*;
 use crate::planted::{Mistake, assert_found};
-use crate::store::lane::Refusal;
+use crate::store::lane::{RecoveredMember, Refusal};
 use crate::store::seam::*;
 use crate::types::*;
 
@@ -468,6 +468,39 @@ fn reads_are_counted_by_where_their_blocks_were() {
     lab.read(ONE, range(0, 4));
     lab.settle();
     assert_eq!(served(&lab), (16, 9), "one of them from the overlay again");
+}
+
+/// A device that forgot what it had called durable costs its own replicas, and no more.
+#[test]
+fn a_log_that_ends_before_what_was_durable_can_still_be_used() {
+    let is_faulted = |found: &[RecoveredMember]| found.iter().any(|found| found.faulted);
+    for kept_sectors in [0, 8] {
+        let mut lab = Lab::new(1, 1);
+        for seed in 0..8 {
+            lab.write(ONE, write(0, 1, seed));
+        }
+        lab.settle();
+        // Now the superblock says so.
+        assert!(!is_faulted(&lab.reopen_unchecked()));
+        let log = lab.disk.files.get_mut(&LaneFile::Wal).unwrap();
+        for sector in kept_sectors..log.now.len() / BLOCK_BYTES {
+            log.put(sector, &[0; BLOCK_BYTES], true);
+        }
+        assert!(is_faulted(&lab.reopen_unchecked()));
+        lab.rest();
+        // Another replica takes its place.
+        lab.create(record(2));
+        for seed in 0..100 {
+            lab.write(TWO, write(1, 8, seed * 8));
+            lab.rest();
+        }
+        assert!(!lab.poisoned);
+        lab.read(TWO, range(0, BLOCKS));
+        lab.settle();
+        assert_eq!(lab.reads_under_way(), 0);
+        assert!(is_faulted(&lab.reopen_unchecked()));
+        lab.rest();
+    }
 }
 
 #[test]

@@ -8,8 +8,11 @@
 #![allow(dead_code, reason = "every test program uses another part of this")]
 
 pub mod disk;
+pub mod mounted;
 pub mod nbd;
 pub mod ports;
+pub mod power;
+pub mod random;
 pub mod tools;
 
 use std::fs;
@@ -43,6 +46,7 @@ pub struct Setup {
     restart_after: &'static str,
     disk_sizes: Option<(&'static str, &'static str)>,
     disk_paths: Vec<(usize, PathBuf)>,
+    data_paths: Vec<(usize, PathBuf)>,
     settings: Vec<&'static str>,
 }
 
@@ -55,6 +59,7 @@ impl Setup {
             restart_after: "1s",
             disk_sizes: None,
             disk_paths: Vec::new(),
+            data_paths: Vec::new(),
             settings: Vec::new(),
         }
     }
@@ -81,6 +86,21 @@ impl Setup {
     pub fn disk_path(mut self, pod: usize, path: PathBuf) -> Setup {
         self.disk_paths.push((pod, path));
         self
+    }
+
+    /// Where the identity and the catalog of a pod are, instead of in its folder.
+    pub fn data_path(mut self, pod: usize, path: PathBuf) -> Setup {
+        self.data_paths.push((pod, path));
+        self
+    }
+
+    fn link_data(&self, dir: &Path) {
+        for (pod, path) in &self.data_paths {
+            let pod_dir = dir.join("data").join(format!("pod-{pod}"));
+            fs::create_dir_all(path).unwrap();
+            fs::create_dir_all(&pod_dir).unwrap();
+            std::os::unix::fs::symlink(path, pod_dir.join("data")).unwrap();
+        }
     }
 
     /// `dev` keeps the disks that it finds in a configuration.
@@ -115,6 +135,7 @@ impl Setup {
         remove_dir(&dir);
         fs::create_dir_all(&dir).unwrap();
         self.write_disks(&dir);
+        self.link_data(&dir);
         let offset = ports::free_offset();
         let mut cluster = Cluster {
             dev: spawn_dev(&dir, offset, &self),

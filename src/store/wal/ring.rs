@@ -314,6 +314,14 @@ impl Wal {
         self.durable_seq
     }
 
+    /// The newest durable batch that is kept, or where the log starts. That is not always
+    /// `durable_seq`: a recovery may have found that the last ones which were durable are lost.
+    pub fn newest_durable_kept(&self) -> BatchSeq {
+        let kept = &self.space.kept;
+        let durable = kept.partition_point(|batch| batch.0 <= self.durable_seq);
+        durable.checked_sub(1).map_or(self.space.released_seq, |newest| kept[newest].0)
+    }
+
     /// Bytes that entries may still use, the reserve and what waits already taken off. An entry
     /// takes its payload in whole pages and, at worst, a header page of its own.
     pub fn free_bytes(&self) -> u64 {
