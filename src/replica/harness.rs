@@ -129,6 +129,8 @@ pub struct Cluster {
     pub trace: u64,
     pub resyncs: usize,
     pub log_tail_bytes: usize,
+    /// Of members that start from now on: decides their election timeouts.
+    pub member_seed: u64,
     events: BTreeMap<(u64, u64), Event>,
     seq: u64,
     generation: BTreeMap<MemberId, u64>,
@@ -156,6 +158,7 @@ impl Cluster {
             trace: 0,
             resyncs: 0,
             log_tail_bytes: 1 << 20,
+            member_seed: 42,
             events: BTreeMap::new(),
             seq: 0,
             generation: BTreeMap::new(),
@@ -242,7 +245,7 @@ impl Cluster {
         let config = MemberConfig {
             member: id,
             shard: ShardId(1),
-            seed: 42,
+            seed: self.member_seed,
             volume: VOLUME,
             first_block_in_volume: 0,
             blocks: BLOCKS,

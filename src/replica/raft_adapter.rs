@@ -59,7 +59,9 @@ impl RaftAdapter {
     pub fn pin(&mut self) {
         let raft = &mut self.raw.raft;
         let mixed = mix64(self.seed ^ mix64(raft.id ^ mix64(raft.term)));
-        let spread = (mixed % ELECTION_TICKS as u64) as usize;
+        // Never 0: a member that may not campaign stops one tick before its timeout, and raft-rs
+        // refuses to vote for others during the first `ELECTION_TICKS` after it heard a leader.
+        let spread = 1 + (mixed % (ELECTION_TICKS as u64 - 1)) as usize;
         raft.set_randomized_election_timeout(ELECTION_TICKS + spread);
     }
 
