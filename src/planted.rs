@@ -83,6 +83,8 @@ pub enum Mistake {
     /// A resync says that it reflects everything up to its end: what was written meanwhile to what
     /// it had copied before is missed.
     ResyncMissesWrites,
+    /// A resync puts older extents in the place of newer ones, when the log was faster.
+    ResyncGoesBack,
     /// A resync ends before the log covers what was copied last.
     ResyncEndsEarly,
     /// Answers to appends and votes leave before what they promise is durable.

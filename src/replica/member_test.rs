@@ -511,6 +511,28 @@ fn what_cannot_be_trusted_at_the_start_is_reported_and_does_nothing() {
     }
 }
 
+/// While the disk stands still, requests wait for their turn to be appended; they are told of.
+#[test]
+fn what_a_leader_holds_back_is_counted() {
+    let mut cluster = Cluster::new(15, 3);
+    let leader = cluster.elect();
+    let held = |cluster: &Cluster| {
+        let member = cluster.nodes[&leader].member.as_ref().expect("it is up");
+        member.unappended().payload_bytes
+    };
+    assert_eq!(held(&cluster), 0);
+    cluster.stuck_disks.insert(leader);
+    let writes = [0, 1, 2, 3].map(|block| {
+        let write = cluster.write(leader, block);
+        cluster.run(20);
+        write
+    });
+    assert!(held(&cluster) >= 4096, "{}", held(&cluster));
+    cluster.stuck_disks.clear();
+    assert!(cluster.run_until(60_000, |cluster| writes.iter().all(|req| done(cluster, *req))));
+    assert_eq!(held(&cluster), 0);
+}
+
 /// Whatever its election timeout: raft-rs itself refuses votes for some time, which must end while
 /// the member is kept from campaigning.
 #[test]

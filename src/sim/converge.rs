@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::io::buffer::Pool;
 use crate::sim::catalog::disk_id;
 use crate::sim::disk::DiskNumber;
+use crate::sim::history::Value;
 use crate::sim::kernel::Host;
 use crate::sim::world::World;
 use crate::store::index::IndexStore;
@@ -95,10 +96,13 @@ impl World {
                         let seen = contents.entry((shard, extent));
                         let seen = seen.or_insert_with(|| (member, bytes.clone()));
                         if let Some(block) = differing_block(&seen.1, &bytes) {
+                            let at = block as usize * BLOCK_BYTES;
                             return Err(format!(
-                                "block {} of {shard:?} is not the same in {:?} and {member:?}",
+                                "block {} of {shard:?} is {:?} in {:?} and {:?} in {member:?}",
                                 first + block,
-                                seen.0
+                                values(&seen.1[at..]),
+                                seen.0,
+                                values(&bytes[at..]),
                             ));
                         }
                     }
@@ -193,6 +197,12 @@ impl World {
             }
         }
     }
+}
+
+/// What clients put into the two halves of a block.
+fn values(block: &[u8]) -> [Value; 2] {
+    [0, BLOCK_BYTES / 2]
+        .map(|at| u64::from_be_bytes(block[at..at + 8].try_into().expect("8 bytes")))
 }
 
 fn differing_block(one: &[u8], other: &[u8]) -> Option<u32> {

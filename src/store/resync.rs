@@ -170,10 +170,13 @@ impl Lane {
 
     /// Puts whole extents in place and deletes others; `Event::Installed` follows. Only behind
     /// the durable *resyncing* mark: what is overwritten in place cannot be served after a crash.
+    /// All of it is refused when more is applied here than `as_of`, the index that the source had
+    /// applied: what it has is older than what is here.
     pub fn install_extents(
         &mut self,
         read: ReadId,
         member: MemberId,
+        as_of: u64,
         extents: Vec<ExtentContent>,
         delete: Vec<(Extent, u32)>,
     ) {
@@ -199,6 +202,7 @@ impl Lane {
         self.writeback.installs.push_back(Install {
             read,
             member,
+            as_of,
             extents: good,
             delete: delete.into_iter().map(|(extent, _)| extent).filter(deleted).collect(),
             refused,

@@ -100,7 +100,7 @@ fn round(lab: &mut Lab) -> u64 {
         }
         extents.push(fetch(lab, extent));
     }
-    lab.lane.install_extents(ReadId(1 << 42), TARGET, extents, delete);
+    lab.lane.install_extents(ReadId(1 << 42), TARGET, index, extents, delete);
     let events = lab.events();
     let [Event::Installed { refused, .. }] = &events[..] else {
         panic!("{events:?}");
@@ -158,7 +158,7 @@ fn r3_an_entry_that_an_extent_already_includes_is_skipped() {
     lab.commit_all(SOURCE);
     let extents = theirs.keys().chain([&Extent(0)]).map(|extent| fetch(&mut lab, *extent));
     let extents = extents.collect();
-    lab.lane.install_extents(ReadId(1 << 42), TARGET, extents, Vec::new());
+    lab.lane.install_extents(ReadId(1 << 42), TARGET, index, extents, Vec::new());
     lab.events();
     let term = lab.models[&SOURCE].log[index as usize - 1];
     lab.lane.finish_resync(TARGET, index, term, Bytes::new());
@@ -189,7 +189,7 @@ fn a_damaged_extent_is_refused_and_a_crash_keeps_the_mark() {
     bytes[7] ^= 1;
     let bad = ExtentContent { data: bytes.into(), ..good.clone() };
     let short = ExtentContent { data: good.data.slice(4096..), ..good.clone() };
-    lab.lane.install_extents(ReadId(5), TARGET, vec![bad, short, good], Vec::new());
+    lab.lane.install_extents(ReadId(5), TARGET, u64::MAX, vec![bad, short, good], Vec::new());
     let events = lab.events();
     let [Event::Installed { refused, .. }] = &events[..] else {
         panic!("{events:?}");
@@ -202,7 +202,31 @@ fn a_damaged_extent_is_refused_and_a_crash_keeps_the_mark() {
     assert!(found[0].record.resyncing);
 }
 
+/// What the log brought meanwhile stays: a source that is behind, such as a leader that was deposed
+/// and does not know it, has nothing for this member.
+#[test]
+fn a_resync_never_goes_back() {
+    let mut lab = behind(4);
+    lab.write(SOURCE, LabOp::Write { range: BlockRange { first: Block(0), count: 1 }, seed: 1 });
+    let (as_of, _) = manifest(&mut lab, SOURCE);
+    let old = fetch(&mut lab, Extent(0));
+    for seed in 0..=as_of {
+        let range = BlockRange { first: Block((seed % 2) as u32 * BLOCKS_PER_EXTENT), count: 1 };
+        lab.write(TARGET, LabOp::Write { range, seed: 100 + seed });
+    }
+    lab.lane.begin_resync(TARGET);
+    durable(&mut lab);
+    lab.lane.install_extents(ReadId(5), TARGET, as_of, vec![old], vec![(Extent(1), 0)]);
+    let events = lab.events();
+    let [Event::Installed { refused, .. }] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!(refused[..], [Extent(0), Extent(1)]);
+    lab.check_all();
+}
+
 #[test]
 fn broken_rules_are_noticed() {
     assert_found(Mistake::ReplayOverNewer, r3_an_entry_that_an_extent_already_includes_is_skipped);
+    assert_found(Mistake::ResyncGoesBack, a_resync_never_goes_back);
 }

@@ -397,6 +397,23 @@ fn r10_without_space_overwrites_reads_and_trims_go_on() {
     lab.crash();
 }
 
+/// What replicas took and hold back is promised, too: slots, and room in the log.
+#[test]
+fn r10_what_is_not_appended_yet_counts() {
+    let mut lab = Lab::with(1, 2, FORMAT.wal_bytes, 3 * EXTENT_BYTES as u64);
+    let mut holds = |payload_bytes, extents| {
+        lab.lane.set_unappended(ONE, Unappended { payload_bytes, extents });
+        lab.poll();
+        [ONE, TWO].map(|member| lab.lane.admit(member, 4096, &[range(0, 1)]))
+    };
+    assert_eq!(holds(2 * 4096, 1), [Ok(()), Ok(())]);
+    // It may take less than it could: that will be known soon.
+    assert_eq!(holds(4 * 4096, 3), [Err(Refusal::LogFull), Err(Refusal::LogFull)]);
+    // A member that is stuck stops nobody else.
+    assert_eq!(holds(FORMAT.wal_bytes / 16, 0), [Err(Refusal::LogFull), Ok(())]);
+    assert_eq!(holds(0, 0), [Ok(()), Ok(())]);
+}
+
 #[test]
 fn r12_a_destroyed_member_stays_away_and_its_space_comes_back() {
     let mut lab = Lab::new(1, 2);

@@ -45,6 +45,8 @@ pub(super) struct WriteBack {
 pub(super) struct Install {
     pub read: ReadId,
     pub member: MemberId,
+    /// What the source had applied, at least.
+    pub as_of: u64,
     pub extents: Vec<ExtentContent>,
     pub delete: Vec<Extent>,
     /// Malformed, not matching their checksums, or without a slot.
@@ -193,34 +195,44 @@ impl Lane {
     pub(super) fn start_install(&mut self, install: Install, writes_max: usize) {
         assert!(self.writeback.round.is_none(), "one round at a time");
         let mut updates = Vec::new();
-        if let Some(member) = self.members.get_mut(&install.member) {
-            for content in install.extents {
-                updates.push(Update {
-                    key: key(install.member, content.extent),
-                    newest: content.last_changed,
-                    source: Source::Replace(content),
-                    adopted: None,
-                    old: None,
-                    outcome: Outcome::Undecided,
-                });
-            }
-            for extent in install.delete {
-                updates.push(Update {
-                    key: key(install.member, extent),
-                    newest: member.applied_index,
-                    source: Source::Delete,
-                    adopted: None,
-                    old: None,
-                    outcome: Outcome::Undecided,
-                });
-            }
-            for update in &updates {
-                if let Some(overlay) = member.overlay.get_mut(update.key.extent) {
-                    overlay.busy = true;
-                }
+        let mut refused = install.refused;
+        // The log was faster: what the source had is older than what is here. Entries that are
+        // applied from now on stay in the overlay.
+        let applied = |member: &&mut Member| {
+            member.applied_index <= install.as_of || planted(Mistake::ResyncGoesBack)
+        };
+        let Some(member) = self.members.get_mut(&install.member).filter(applied) else {
+            refused.extend(install.extents.iter().map(|content| content.extent));
+            refused.extend(install.delete);
+            self.io.events.push(Event::Installed { read: install.read, refused });
+            return;
+        };
+        for content in install.extents {
+            updates.push(Update {
+                key: key(install.member, content.extent),
+                newest: content.last_changed,
+                source: Source::Replace(content),
+                adopted: None,
+                old: None,
+                outcome: Outcome::Undecided,
+            });
+        }
+        for extent in install.delete {
+            updates.push(Update {
+                key: key(install.member, extent),
+                newest: member.applied_index,
+                source: Source::Delete,
+                adopted: None,
+                old: None,
+                outcome: Outcome::Undecided,
+            });
+        }
+        for update in &updates {
+            if let Some(overlay) = member.overlay.get_mut(update.key.extent) {
+                overlay.busy = true;
             }
         }
-        self.start_round(updates, writes_max, Some((install.read, install.refused)));
+        self.start_round(updates, writes_max, Some((install.read, refused)));
     }
 
     /// Starts the round that writes an extent anew, into another slot.

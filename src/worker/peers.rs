@@ -565,3 +565,93 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Budgets;
+    use crate::replica::seam::ReadMode;
+    use crate::view::{DiskView, PodView, ShardView, VolumeView};
+
+    fn peers_of(pod: u64, view: &ClusterView) -> Peers {
+        let config = WorkerConfig {
+            cluster: view.cluster,
+            pod: PodId(pod),
+            seed: pod,
+            log_tail_bytes: 0,
+            leaders_follow_clients: false,
+            reads: ReadMode::Lease,
+            budgets: Budgets::default(),
+        };
+        let mut peers = Peers::new(&config, Pool::default());
+        peers.update_view(view);
+        peers
+    }
+
+    /// Disks are given by the pod they are in; every three of them in a row have a shard.
+    fn view(pods_of_disks: &[u64]) -> ClusterView {
+        let address: SocketAddr = "127.0.0.1:1".parse().expect("an address");
+        let disk = |number: usize| Uuid([number as u8 + 1; 16]);
+        let member = |shard: usize, replica: usize| {
+            let at = (shard + replica) % pods_of_disks.len();
+            let member = MemberId((shard * 3 + replica) as u64 + 1);
+            MemberView { member, disk: disk(at), pod: PodId(pods_of_disks[at]) }
+        };
+        let shards = (0..pods_of_disks.len()).map(|shard| ShardView {
+            shard: ShardId(shard as u64 + 1),
+            members: (0..3).map(|replica| member(shard, replica)).collect(),
+        });
+        let volume = VolumeView {
+            volume: VolumeId(1),
+            name: "v".to_owned(),
+            size_bytes: 0,
+            stripe_width: 1,
+            stripe_bytes: 0,
+            shards: shards.collect(),
+            deleting: false,
+        };
+        let pod = |pod| PodView { pod: PodId(pod), peer: address, api: address, nbd: None };
+        let disks = pods_of_disks.iter().enumerate();
+        ClusterView {
+            revision: 1,
+            cluster: Uuid([7; 16]),
+            pods: (1..=4).map(pod).collect(),
+            disks: disks
+                .map(|(number, pod)| DiskView { disk: disk(number), pod: PodId(*pod) })
+                .collect(),
+            volumes: vec![volume],
+            destroyed: Vec::new(),
+        }
+    }
+
+    /// A connection that only one end wants is closed by the other, again and again.
+    #[test]
+    fn both_ends_want_the_same_connections_and_every_member_can_be_reached() {
+        // One disk each; two each; moved together in every way, also two replicas of a shard.
+        let layouts: [&[u64]; 5] =
+            [&[1, 2, 3], &[1, 2, 3, 1, 2, 3], &[1, 1, 2, 2, 3, 4], &[1, 1, 1, 2, 3], &[4, 1, 1, 2]];
+        for layout in layouts {
+            let view = view(layout);
+            let ends: Vec<Peers> = (1..=4).map(|pod| peers_of(pod, &view)).collect();
+            let pod_of = |disk: &Uuid| {
+                view.disks.iter().find(|known| known.disk == *disk).expect("it is known").pod
+            };
+            for peers in &ends {
+                for (local, remote, purpose) in peers.wanted.keys() {
+                    let other = &ends[pod_of(remote).0 as usize - 1];
+                    let back = (*remote, *local, *purpose);
+                    assert!(other.wanted.contains_key(&back), "{layout:?}: {local} {remote}");
+                }
+                if !layout.contains(&peers.own.0) {
+                    continue;
+                }
+                for member in view.volumes[0].shards.iter().flat_map(|shard| &shard.members) {
+                    let route = peers.routes.get(&member.member);
+                    let there = route.map(|(local, remote)| (*local, *remote, Purpose::Data));
+                    let wanted = there.is_some_and(|pair| peers.wanted.contains_key(&pair));
+                    assert!(wanted || member.pod == peers.own, "{layout:?}: {member:?}");
+                }
+            }
+        }
+    }
+}

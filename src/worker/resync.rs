@@ -69,6 +69,8 @@ struct Round {
     since: Option<(u64, u64, Bytes)>,
     /// The own list from the next chunk on.
     own: VecDeque<ManifestEntry>,
+    /// What the source had applied when it listed the newest chunk.
+    as_of: u64,
     /// The chunk asked for; answers to other calls are late and ignored.
     listing: Option<CallId>,
     /// Where the chunk after this one starts.
@@ -131,12 +133,12 @@ impl Round {
 }
 
 impl Worker {
-    /// The leader says that a member here is behind its log.
+    /// The leader says that a member here is behind its log. Anybody else may have been one.
     pub fn resync_offered(&mut self, member: MemberId, source: MemberId) {
         let now = self.now;
         let Some(runtime) = self.members.get_mut(&member) else { return };
         let is_peer = runtime.peers.iter().any(|peer| peer.member == source);
-        if runtime.faulted.is_some() || !is_peer {
+        if runtime.faulted.is_some() || !is_peer || runtime.role.leader != Some(source) {
             return;
         }
         let applied = runtime.member.applied_index();
@@ -233,6 +235,7 @@ impl Worker {
             return self.resync_ended(member, false);
         };
         resync.reflects = resync.reflects.max(chunk.applied_index);
+        resync.round.as_of = chunk.applied_index;
         if planted(Mistake::ResyncMissesWrites) {
             resync.round.since = None;
         }
@@ -262,7 +265,8 @@ impl Worker {
         }
     }
 
-    /// Extents are in place, but for the refused ones (damaged on the way, or no space here).
+    /// Extents are in place, but for the refused ones (damaged on the way, no space here, or the log
+    /// was faster).
     pub fn extents_installed(&mut self, member: MemberId, read: ReadId, refused: Vec<Extent>) {
         let now = self.now;
         let Some(resync) = self.resync(member) else { return };
@@ -305,9 +309,9 @@ impl Worker {
         }
         let arrived = std::mem::take(&mut round.arrived);
         let delete = std::mem::take(&mut round.to_delete);
-        let read = self.reads.add(ReadTarget::Installed { member });
+        let (read, as_of) = (self.reads.add(ReadTarget::Installed { member }), round.as_of);
         round.installing = Some(read);
-        self.lanes[usize::from(lane)].lane.install_extents(read, member, arrived, delete);
+        self.lanes[usize::from(lane)].lane.install_extents(read, member, as_of, arrived, delete);
         self.touch_lane(lane);
     }
 
