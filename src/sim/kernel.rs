@@ -286,7 +286,8 @@ impl Kernel {
                     let pages = (disk.data.bytes / BLOCK_BYTES as u64).max(1);
                     offset = self.rng.below(pages) * BLOCK_BYTES as u64;
                 }
-                if !fails && !(is_data && std::mem::take(&mut disk.sick.loses)) {
+                let lost = is_data && std::mem::take(&mut disk.sick.loses);
+                if !fails && !lost {
                     disk.file(name).write(now, offset, &bytes, durable && !lies);
                 }
                 self.trace.note(now, &[1, number as u64, offset, bytes.len() as u64], || {

@@ -189,6 +189,13 @@ impl Lane {
         self.clock.changed = true;
         let id = request.member;
         let number = request.number;
+        // A resync has brought everything up to its index, and Raft hears of that a little later:
+        // entries that the leader's log still reached are committed, and in here.
+        if member.record.resyncing {
+            let applied = member.applied_index;
+            request.entries.retain(|entry| entry.index > applied);
+            request.whole_extents.retain(|whole| whole.index > applied);
+        }
         if let Some(last) = member.appends.back() {
             assert!(number > last.number, "appends are numbered in order");
         }

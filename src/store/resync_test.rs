@@ -126,15 +126,7 @@ fn r3_a_resynced_member_skips_what_its_extents_already_include() {
         lab.settle();
         lab.lane.clear_resync(TARGET);
         durable(&mut lab);
-        // The rest comes through the log.
-        for next in index + 1..=lab.models[&SOURCE].applied {
-            let source = &lab.models[&SOURCE];
-            let op = source.ops[&(next, source.log[next as usize - 1])];
-            lab.append(TARGET, next, &[op]);
-        }
-        lab.settle();
-        lab.commit_all(TARGET);
-        lab.check_all();
+        follow(&mut lab, index);
         let (_, theirs) = manifest(&mut lab, SOURCE);
         let (_, ours) = manifest(&mut lab, TARGET);
         assert_eq!(theirs, ours);
@@ -142,6 +134,18 @@ fn r3_a_resynced_member_skips_what_its_extents_already_include() {
         lab.check_all();
         assert_eq!(lab.lane.space().overlay_blocks, 0);
     }
+}
+
+/// What comes after `index` comes through the log.
+fn follow(lab: &mut Lab, index: u64) {
+    for next in index + 1..=lab.models[&SOURCE].applied {
+        let source = &lab.models[&SOURCE];
+        let op = source.ops[&(next, source.log[next as usize - 1])];
+        lab.append(TARGET, next, &[op]);
+    }
+    lab.settle();
+    lab.commit_all(TARGET);
+    lab.check_all();
 }
 
 #[test]
@@ -200,6 +204,37 @@ fn a_damaged_extent_is_refused_and_a_crash_keeps_the_mark() {
     lab.models.remove(&SOURCE);
     let found = lab.reopen_unchecked();
     assert!(found[0].record.resyncing);
+}
+
+/// Raft does not know yet that the store went ahead: the log goes on where it was.
+#[test]
+fn entries_that_a_resync_brought_already_can_still_be_appended() {
+    let mut lab = behind(4);
+    while lab.models[&SOURCE].applied < lab.models[&TARGET].applied + 4 {
+        random_write(&mut lab, SOURCE);
+    }
+    lab.lane.begin_resync(TARGET);
+    durable(&mut lab);
+    let index = round(&mut lab);
+    let term = lab.models[&SOURCE].log[index as usize - 1];
+    lab.lane.finish_resync(TARGET, index, term, Bytes::from_static(b"meta"));
+    durable(&mut lab);
+    let last = lab.models[&TARGET].log.len() as u64;
+    assert!(last + 2 <= index);
+    for next in last + 1..=last + 2 {
+        let source = &lab.models[&SOURCE];
+        let op = source.ops[&(next, source.log[next as usize - 1])];
+        lab.append(TARGET, next, &[op]);
+        lab.settle();
+        assert_eq!(lab.models[&TARGET].unconfirmed(), 0);
+    }
+    lab.reset(TARGET, SOURCE, index);
+    lab.settle();
+    lab.lane.clear_resync(TARGET);
+    durable(&mut lab);
+    follow(&mut lab, index);
+    lab.rest();
+    lab.check_all();
 }
 
 /// What the log brought meanwhile stays: a source that is behind, such as a leader that was deposed

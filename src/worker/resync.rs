@@ -265,8 +265,8 @@ impl Worker {
         }
     }
 
-    /// Extents are in place, but for the refused ones (damaged on the way, no space here, or the log
-    /// was faster).
+    /// Extents are in place, but for the refused ones: damaged on the way, no space here, or the
+    /// log was faster.
     pub fn extents_installed(&mut self, member: MemberId, read: ReadId, refused: Vec<Extent>) {
         let now = self.now;
         let Some(resync) = self.resync(member) else { return };
