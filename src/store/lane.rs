@@ -189,12 +189,13 @@ impl Lane {
         self.clock.changed = true;
         let id = request.member;
         let number = request.number;
-        // A resync has brought everything up to its index, and Raft hears of that a little later:
-        // entries that the leader's log still reached are committed, and in here.
+        // A resync has brought everything up to its index, durably, and Raft hears of that a little
+        // later: entries that the leader's log still reached are committed, and in here. Before it
+        // is durable nothing is appended: a crash would leave a gap in the log.
         if member.record.resyncing {
-            let applied = member.applied_index;
-            request.entries.retain(|entry| entry.index > applied);
-            request.whole_extents.retain(|whole| whole.index > applied);
+            let flushed = member.durable_flushed;
+            request.entries.retain(|entry| entry.index > flushed);
+            request.whole_extents.retain(|whole| whole.index > flushed);
         }
         if let Some(last) = member.appends.back() {
             assert!(number > last.number, "appends are numbered in order");

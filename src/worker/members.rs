@@ -277,6 +277,10 @@ impl Worker {
             return;
         }
         if !message.entries.is_empty() {
+            if self.goes_ahead(to) {
+                // The leader sends them again.
+                return;
+            }
             match self.admit_entries(runtime.lane, to, &message) {
                 Ok(0) => return,
                 // Raft acknowledges what it took, and the leader sends the rest again.

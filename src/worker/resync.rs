@@ -17,7 +17,7 @@ use crate::planted::{Mistake, planted};
 use crate::replica::seam::Input;
 use crate::store::seam::ReadId;
 use crate::types::{
-    BlockError, Extent, ExtentContent, ManifestChunk, ManifestEntry, MemberId, Mono,
+    BlockError, Extent, ExtentContent, ManifestChunk, ManifestEntry, MemberId, Mono, Unappended,
 };
 use crate::worker::Worker;
 use crate::worker::members::MemberRuntime;
@@ -178,6 +178,13 @@ impl Worker {
         }
     }
 
+    /// The store of this member goes ahead of its log, and that is not durable yet: nothing may be
+    /// appended.
+    pub fn goes_ahead(&self, member: MemberId) -> bool {
+        let resync = self.members.get(&member).and_then(|runtime| runtime.resync.as_ref());
+        resync.is_some_and(|resync| resync.step == Step::Finishing)
+    }
+
     fn resync(&mut self, member: MemberId) -> Option<&mut Resync> {
         self.members.get_mut(&member)?.resync.as_mut()
     }
@@ -334,9 +341,14 @@ impl Worker {
     fn end_round(&mut self, member: MemberId) {
         let Some(resync) = self.resync(member) else { return };
         tracing::info!(%member, extents = resync.round.fetched, "a round of the resync ended");
-        if resync.round.fetched > LAST_ROUND_EXTENTS {
+        let fetched = resync.round.fetched;
+        let Some(runtime) = self.members.get(&member) else { return };
+        // Nothing must be on its way into the log that the store is about to go ahead of.
+        let appends = runtime.member.unappended() != Unappended::default();
+        if fetched > LAST_ROUND_EXTENTS || appends {
             return self.begin_round(member);
         }
+        let Some(resync) = self.resync(member) else { return };
         resync.step = Step::Finishing;
         let (index, term, meta) = resync.round.since.clone().expect("a chunk has arrived");
         let Some(runtime) = self.members.get(&member) else { return };
