@@ -11,9 +11,10 @@ RUST_MIN=1.88
 
 has() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
 
+# The library that bindgen loads, not its C++ interface (libclang-cpp), which has a similar name.
 has_libclang() {
-    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null ||
-        compgen -G '/usr/lib/*/libclang*.so*' >/dev/null || [ -n "${LIBCLANG_PATH:-}" ]
+    compgen -G '/usr/lib/llvm-*/lib/libclang[.-][0-9s]*' >/dev/null ||
+        compgen -G '/usr/lib/*/libclang[.-][0-9s]*' >/dev/null || [ -n "${LIBCLANG_PATH:-}" ]
 }
 
 # One line per package: what shows that it is there.
