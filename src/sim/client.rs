@@ -17,7 +17,7 @@ use bytes::{Buf, Bytes};
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Buffers, Completion, Done, Driver, Op, SocketId, Token};
 use crate::io::stream::StreamReader;
-use crate::sim::history::{History, Value};
+use crate::sim::checks::history::{History, Value};
 use crate::sim::kernel::SimDriver;
 use crate::sim::rng::Rng;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Mono};
@@ -113,6 +113,7 @@ pub struct Target {
 pub struct Client {
     driver: SimDriver,
     target: Target,
+    pool: Pool,
     reader: StreamReader,
     state: State,
     socket: Option<SocketId>,
@@ -129,11 +130,12 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(driver: SimDriver, target: Target) -> Client {
+    pub fn new(driver: SimDriver, target: Target, pool: Pool) -> Client {
         Client {
             driver,
             target,
-            reader: StreamReader::new(Pool::default()),
+            reader: StreamReader::new(pool.clone()),
+            pool,
             state: State::Idle,
             socket: None,
             connection: 0,
@@ -233,7 +235,7 @@ impl Client {
             self.driver.submit(self.token(CLOSE), Op::Close { socket });
         }
         self.connection += 1;
-        self.reader = StreamReader::new(Pool::default());
+        self.reader = StreamReader::new(self.pool.clone());
         self.requests.clear();
         self.out.clear();
         self.sending = false;

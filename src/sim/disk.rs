@@ -2,18 +2,22 @@
 //! with it.
 //!
 //! A write shows at once to reads when it ends; it is durable when it ended with `durable` or when
-//! a later sync ends. At a crash every page of a write that is not durable survives or not, page
-//! by page.
+//! a later sync ends. At a crash every page of a write that is not durable survives, is lost, or is
+//! torn: some of its sectors are new and the others old.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use bytes::Bytes;
+
 use crate::sim::kernel::Host;
 use crate::sim::rng::Rng;
 use crate::store::index::memory::MemoryIndex;
 use crate::types::{BLOCK_BYTES, Mono};
+
+const SECTOR_BYTES: usize = 512;
 
 type Page = Box<[u8]>;
 
@@ -41,20 +45,26 @@ pub enum FileName {
 }
 
 impl FileName {
-    const ALL: [(FileName, &'static str); 3] =
-        [(FileName::Superblock, "superblock"), (FileName::Wal, "wal"), (FileName::Data, "data")];
+    pub const ALL: [FileName; 3] = [FileName::Superblock, FileName::Wal, FileName::Data];
+
+    fn name(self) -> &'static str {
+        match self {
+            FileName::Superblock => "superblock",
+            FileName::Wal => "wal",
+            FileName::Data => "data",
+        }
+    }
 
     /// Where a disk's file is found: the number of the disk, and the name.
     pub fn path(self, disk: DiskNumber) -> PathBuf {
-        let found = FileName::ALL.iter().find(|(name, _)| *name == self);
-        Path::new(&disk.to_string()).join(found.expect("all have one").1)
+        Path::new(&disk.to_string()).join(self.name())
     }
 
     /// The reverse of [`FileName::path`].
     pub fn parse(path: &Path) -> Option<(DiskNumber, FileName)> {
         let (disk, name) = path.to_str()?.split_once('/')?;
-        let found = FileName::ALL.iter().find(|(_, text)| *text == name)?;
-        Some((disk.parse().ok()?, found.0))
+        let found = FileName::ALL.into_iter().find(|file| file.name() == name)?;
+        Some((disk.parse().ok()?, found))
     }
 }
 
@@ -69,7 +79,7 @@ impl SimDisk {
 
     /// Power fails: of what was not durable some survives, and of the index a prefix.
     pub fn crash(&mut self, rng: &mut Rng) {
-        for (name, _) in FileName::ALL {
+        for name in FileName::ALL {
             self.file(name).crash(rng);
         }
         let mut index = self.index.borrow_mut();
@@ -86,22 +96,56 @@ const FRESH_NS: u64 = 1_000_000_000;
 /// One file of a disk.
 #[derive(Default)]
 pub struct SimFile {
-    durable: BTreeMap<u64, Page>,
+    durable: Vec<u8>,
     /// Written, shown to reads, not durable.
     cached: BTreeMap<u64, Page>,
-    /// When pages were written last.
-    written: BTreeMap<u64, Mono>,
+    /// When every page was written last; 0 for never.
+    written: Vec<Mono>,
     pub bytes: u64,
 }
 
 impl SimFile {
+    /// Room for the page that ends here, in a file that may still grow.
+    fn reach(&mut self, end: u64) {
+        self.bytes = self.bytes.max(end);
+        if self.durable.len() < end as usize {
+            // All of it at once: memory that was never written costs nothing.
+            let mut grown = vec![0; self.bytes as usize];
+            grown[..self.durable.len()].copy_from_slice(&self.durable);
+            self.durable = grown;
+            self.written.resize(self.bytes.div_ceil(BLOCK_BYTES as u64) as usize, Mono(0));
+        }
+    }
+
     pub fn read(&self, offset: u64, into: &mut [u8]) {
-        for (number, chunk) in into.chunks_mut(BLOCK_BYTES).enumerate() {
-            let page = offset / BLOCK_BYTES as u64 + number as u64;
-            match self.cached.get(&page).or_else(|| self.durable.get(&page)) {
-                Some(bytes) => chunk.copy_from_slice(&bytes[..chunk.len()]),
-                None => chunk.fill(0),
-            }
+        self.read_durable(offset, into);
+        let first = offset / BLOCK_BYTES as u64;
+        let end = first + into.len().div_ceil(BLOCK_BYTES) as u64;
+        for (page, bytes) in self.cached.range(first..end) {
+            let at = (page - first) as usize * BLOCK_BYTES;
+            let len = BLOCK_BYTES.min(into.len() - at);
+            into[at..at + len].copy_from_slice(&bytes[..len]);
+        }
+    }
+
+    /// What a crash would certainly leave, or write over.
+    pub fn read_durable(&self, offset: u64, into: &mut [u8]) {
+        let start = self.durable.len().min(offset as usize);
+        let found = &self.durable[start..self.durable.len().min(start + into.len())];
+        into[..found.len()].copy_from_slice(found);
+        into[found.len()..].fill(0);
+    }
+
+    /// What this page shows now would survive a crash.
+    pub fn is_durable(&self, page: u64) -> bool {
+        !self.cached.contains_key(&page)
+    }
+
+    /// Writes `bufs` one after the other.
+    pub fn write_all(&mut self, now: Mono, mut offset: u64, bufs: &[Bytes], durable: bool) {
+        for buf in bufs {
+            self.write(now, offset, buf, durable);
+            offset += buf.len() as u64;
         }
     }
 
@@ -109,46 +153,83 @@ impl SimFile {
         assert!(
             offset.is_multiple_of(BLOCK_BYTES as u64) && bytes.len().is_multiple_of(BLOCK_BYTES)
         );
-        for (number, chunk) in bytes.chunks(BLOCK_BYTES).enumerate() {
-            let page = offset / BLOCK_BYTES as u64 + number as u64;
-            self.written.insert(page, now);
-            if durable {
-                self.cached.remove(&page);
-                self.durable.insert(page, chunk.into());
-            } else {
-                self.cached.insert(page, chunk.into());
+        self.reach(offset + bytes.len() as u64);
+        let first = offset / BLOCK_BYTES as u64;
+        let pages = first..first + (bytes.len() / BLOCK_BYTES) as u64;
+        self.written[pages.start as usize..pages.end as usize].fill(now);
+        if durable {
+            self.durable[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
+            if !self.cached.is_empty() {
+                pages.for_each(|page| drop(self.cached.remove(&page)));
             }
+        } else {
+            self.cached.extend(pages.zip(bytes.chunks(BLOCK_BYTES).map(Page::from)));
         }
-        self.bytes = self.bytes.max(offset + bytes.len() as u64);
     }
 
     pub fn sync(&mut self) {
-        self.durable.append(&mut self.cached);
+        for (page, bytes) in std::mem::take(&mut self.cached) {
+            let at = page as usize * BLOCK_BYTES;
+            self.durable[at..at + BLOCK_BYTES].copy_from_slice(&bytes);
+        }
     }
 
     /// Flips a bit of some page that is durable and was not written for a while.
     pub fn rot(&mut self, now: Mono, rng: &mut Rng) {
-        let written = &self.written;
-        let is_old = |page: &u64| written.get(page).is_none_or(|at| at.0 + FRESH_NS < now.0);
-        let mut old: Vec<&mut Page> = self
-            .durable
-            .iter_mut()
-            .filter(|(page, _)| is_old(page))
-            .map(|(_, bytes)| bytes)
-            .collect();
+        let is_old = |at: Mono| at != Mono(0) && at.0 + FRESH_NS < now.0;
+        let pages = self.written.iter().enumerate();
+        let old: Vec<usize> = pages.filter(|(_, at)| is_old(**at)).map(|(page, _)| page).collect();
         if !old.is_empty() {
-            let number = rng.below(old.len() as u64) as usize;
-            old[number][rng.below(BLOCK_BYTES as u64) as usize] ^= 1 << rng.below(8);
+            let page = old[rng.below(old.len() as u64) as usize];
+            let byte = page * BLOCK_BYTES + rng.below(BLOCK_BYTES as u64) as usize;
+            self.durable[byte] ^= 1 << rng.below(8);
+        }
+    }
+
+    /// Of a write that was under way when power failed, `bytes` at `offset`: all, nothing, or
+    /// whatever of its pages and sectors.
+    pub fn tear(&mut self, now: Mono, offset: u64, bytes: &[u8], rng: &mut Rng) {
+        let survives = match rng.below(3) {
+            0 => return,
+            1 => Survives::All,
+            _ => Survives::Some,
+        };
+        self.reach(offset + bytes.len() as u64);
+        for (number, page) in bytes.chunks(BLOCK_BYTES).enumerate() {
+            let page_number = offset / BLOCK_BYTES as u64 + number as u64;
+            self.cached.remove(&page_number);
+            self.written[page_number as usize] = now;
+            self.land(page_number, page, survives, rng);
         }
     }
 
     pub fn crash(&mut self, rng: &mut Rng) {
         for (page, bytes) in std::mem::take(&mut self.cached) {
-            if rng.one_in(2) {
-                self.durable.insert(page, bytes);
+            self.land(page, &bytes, Survives::Some, rng);
+        }
+    }
+
+    fn land(&mut self, page: u64, bytes: &[u8], survives: Survives, rng: &mut Rng) {
+        let at = page as usize * BLOCK_BYTES;
+        let old = &mut self.durable[at..at + BLOCK_BYTES];
+        match (survives, rng.below(5)) {
+            (Survives::All, _) | (Survives::Some, 0 | 1) => old.copy_from_slice(bytes),
+            (Survives::Some, 2 | 3) => {}
+            (Survives::Some, _) => {
+                let sectors = old.chunks_mut(SECTOR_BYTES).zip(bytes.chunks(SECTOR_BYTES));
+                for (old, new) in sectors.filter(|_| rng.one_in(2)) {
+                    old.copy_from_slice(new);
+                }
             }
         }
     }
+}
+
+/// How much of a write is there after a crash.
+#[derive(Clone, Copy)]
+enum Survives {
+    All,
+    Some,
 }
 
 /// What is wrong with a disk.
@@ -156,12 +237,16 @@ impl SimFile {
 pub struct Sick {
     /// The next operation on this file fails.
     pub fails: Option<FileName>,
-    /// The next write of data says that it was done, and was not.
-    pub loses: bool,
-    /// The next write of data lands elsewhere.
-    pub misdirects: bool,
-    /// Until then flushes of data say that they were done, and were not.
-    pub lies_until: Mono,
+    /// Until then every operation fails.
+    pub dead_until: Mono,
+    /// The next write of this file says that it was done, and was not.
+    pub loses: Option<FileName>,
+    /// The next write of this file lands elsewhere in it.
+    pub misdirects: Option<FileName>,
+    /// The next read of this file comes from elsewhere in it.
+    pub misreads: Option<FileName>,
+    /// Until then flushes of this file say that they were done, and were not.
+    pub lies: Option<(FileName, Mono)>,
     /// Until then every operation takes about a hundred times as long.
     pub slow_until: Mono,
     /// Nothing ends before.

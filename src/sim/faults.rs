@@ -3,7 +3,7 @@
 //!
 //! The budget: what destroys data (rot, writes that are lost or land elsewhere, flushes that lie)
 //! happens to one disk only, the same in all of a run, so that everything has a copy that is whole,
-//! and every loss that is seen is a bug.
+//! and every loss that is seen is a bug. [`Plan::Unbounded`] has no budget.
 
 use std::fmt;
 use std::time::Duration;
@@ -34,12 +34,16 @@ pub enum Fault {
     Fails(DiskNumber, FileName),
     /// Bits flip in so many pages of a file.
     Rot(DiskNumber, FileName, u64),
-    /// A write of data says that it was done, and was not.
-    LosesWrite(DiskNumber),
-    /// A write of data lands in another place.
-    MisdirectsWrite(DiskNumber),
-    /// Flushes of data say that they were done, and were not.
-    LyingFlushes(DiskNumber),
+    /// All operations of the disk fail.
+    DeadDisk(DiskNumber),
+    /// A write says that it was done, and was not.
+    LosesWrite(DiskNumber, FileName),
+    /// A write lands in another place.
+    MisdirectsWrite(DiskNumber, FileName),
+    /// A read brings what is in another place.
+    MisdirectsRead(DiskNumber, FileName),
+    /// Flushes say that they were done, and were not.
+    LyingFlushes(DiskNumber, FileName),
     /// A disk is pulled and plugged into this pod; both are without power meanwhile.
     MoveDisk(DiskNumber, Host),
     /// Not a fault: a volume is made, with a client of its own, and deleted when this ends.
@@ -74,6 +78,8 @@ pub enum Plan {
     Mixed,
     /// Bits flip in the slots of one pod, again and again, and nothing else happens.
     Rot,
+    /// Those that the seed picks, and any disk may lose what it has: nothing is sure to survive.
+    Unbounded,
 }
 
 /// What faults can happen to.
@@ -90,7 +96,7 @@ pub fn bad_disk(seed: u64, disks: usize) -> DiskNumber {
 }
 
 /// Of how many kinds [`draw`] knows.
-const KINDS: u64 = 17;
+const KINDS: u64 = 18;
 
 /// The faults of a run, in order.
 pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
@@ -107,6 +113,12 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
             Plan::Mixed => {
                 let kind = pick(&weights, &mut rng);
                 draw_one(kind, bad_disk, targets, planned.len() as u64, &mut rng)
+            }
+            Plan::Unbounded => {
+                let kind = pick(&weights, &mut rng);
+                let any_disk = rng.below(targets.disks as u64) as DiskNumber;
+                let drawn = draw_one(kind, any_disk, targets, planned.len() as u64, &mut rng);
+                in_any_file(drawn, &mut rng)
             }
         };
         let lasts = Duration::from_millis(rng.between(10, 8_000));
@@ -142,15 +154,29 @@ fn draw_one(
         9 => Fault::Fails(disk, file),
         10 => Fault::Rot(bad_disk, FileName::Data, rng.between(1, 20)),
         11 => Fault::Rot(bad_disk, FileName::Wal, 1),
-        12 if rng.one_in(2) => Fault::LosesWrite(bad_disk),
-        12 => Fault::MisdirectsWrite(bad_disk),
-        13 => Fault::LyingFlushes(bad_disk),
+        12 => [Fault::LosesWrite, Fault::MisdirectsWrite, Fault::MisdirectsRead]
+            [rng.below(3) as usize](bad_disk, FileName::Data),
+        13 => Fault::LyingFlushes(bad_disk, FileName::Data),
         14 => Fault::MoveDisk(disk, host),
         15 => {
             let (shards, blocks_per_shard) = (rng.between(1, 3), rng.between(16, 80));
             Fault::Volume { number, shards, blocks_per_shard }
         }
+        16 => Fault::DeadDisk(disk),
         _ => Fault::HangUp(rng.below(clients as u64) as usize),
+    }
+}
+
+/// A disk that loses what it has does so in any of its files.
+fn in_any_file(fault: Fault, rng: &mut Rng) -> Fault {
+    let file = FileName::ALL[rng.below(3) as usize];
+    match fault {
+        Fault::Rot(disk, _, pages) => Fault::Rot(disk, file, pages),
+        Fault::LosesWrite(disk, _) => Fault::LosesWrite(disk, file),
+        Fault::MisdirectsWrite(disk, _) => Fault::MisdirectsWrite(disk, file),
+        Fault::MisdirectsRead(disk, _) => Fault::MisdirectsRead(disk, file),
+        Fault::LyingFlushes(disk, _) => Fault::LyingFlushes(disk, file),
+        other => other,
     }
 }
 

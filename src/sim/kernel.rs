@@ -14,9 +14,11 @@ use crate::io::driver::{
     Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
     Waker,
 };
-use crate::sim::disk::{DiskNumber, FileName, SimDisk};
+use crate::sim::checks::Checks;
+use crate::sim::disk::{DiskNumber, FileName, SimDisk, SimFile};
 use crate::sim::rng::Rng;
 use crate::sim::trace::Trace;
+use crate::slab::Slab;
 use crate::types::{BLOCK_BYTES, Mono};
 
 /// Number of a pod in the world, or of a client behind the pods.
@@ -57,9 +59,11 @@ enum Event {
         token: Token,
         op: Op,
     },
+    /// As many bytes in all.
     Arrive {
         socket: SocketId,
-        bytes: Bytes,
+        pieces: Vec<Bytes>,
+        count: usize,
     },
     HangUp {
         socket: SocketId,
@@ -75,38 +79,16 @@ pub enum Due {
     World(u64),
 }
 
-/// An event and its place in time; of one moment, the one that was scheduled first comes first.
-struct Queued {
-    at: Mono,
-    number: u64,
-    event: Event,
-}
-
-impl Ord for Queued {
-    fn cmp(&self, other: &Queued) -> std::cmp::Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
-}
-
-impl PartialOrd for Queued {
-    fn partial_cmp(&self, other: &Queued) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Queued {
-    fn eq(&self, other: &Queued) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Queued {}
+/// When an event happens, its number (of one moment, the one that was scheduled first comes first)
+/// and its key in [`Kernel::events`].
+type Queued = Reverse<(Mono, u64, u64)>;
 
 /// See the module.
 pub struct Kernel {
     pub now: Mono,
     pub rng: Rng,
-    queue: BinaryHeap<Reverse<Queued>>,
+    queue: BinaryHeap<Queued>,
+    events: Slab<Event>,
     next_event: u64,
     pub disks: Vec<SimDisk>,
     open: BTreeMap<(Host, FileId), (DiskNumber, FileName)>,
@@ -125,6 +107,7 @@ pub struct Kernel {
     pub slow_until: BTreeMap<Host, Mono>,
     clocks: BTreeMap<Host, Clock>,
     pub trace: Trace,
+    pub checks: Checks,
 }
 
 /// When every world begins.
@@ -148,6 +131,7 @@ impl Kernel {
             now: START,
             rng: Rng::new(seed),
             queue: BinaryHeap::new(),
+            events: Slab::default(),
             next_event: 0,
             disks: Vec::new(),
             open: BTreeMap::new(),
@@ -162,6 +146,7 @@ impl Kernel {
             slow_until: BTreeMap::new(),
             clocks: BTreeMap::new(),
             trace: Trace::default(),
+            checks: Checks::default(),
         }
     }
 
@@ -184,7 +169,8 @@ impl Kernel {
 
     fn schedule_at(&mut self, at: Mono, event: Event) {
         self.next_event += 1;
-        self.queue.push(Reverse(Queued { at, number: self.next_event, event }));
+        let key = self.events.insert(event);
+        self.queue.push(Reverse((at, self.next_event, key)));
     }
 
     /// The world is told of `what` after this long.
@@ -211,7 +197,7 @@ impl Kernel {
     pub fn step(&mut self) -> Option<Due> {
         loop {
             let alarm = self.alarms.iter().map(|(host, (at, number))| (*at, *number, *host)).min();
-            let event = self.queue.peek().map(|Reverse(next)| (next.at, next.number));
+            let event = self.queue.peek().map(|Reverse((at, number, _))| (*at, *number));
             match alarm {
                 Some((at, number, host)) if event.is_none_or(|event| (at, number) < event) => {
                     self.alarms.remove(&host);
@@ -220,7 +206,8 @@ impl Kernel {
                 }
                 _ => {}
             }
-            let Reverse(Queued { at, event, .. }) = self.queue.pop()?;
+            let Reverse((at, _, key)) = self.queue.pop()?;
+            let event = self.events.remove(key).expect("queued once");
             self.now = self.now.max(at);
             if let Some(due) = self.happen(event) {
                 return Some(due);
@@ -246,16 +233,21 @@ impl Kernel {
                 self.ready.entry(host).or_default().push(completion);
                 Some(Due::Host(host))
             }
-            Event::Arrive { socket, bytes } => {
-                let half = self.rng.below(bytes.len() as u64 + 1) as usize;
+            Event::Arrive { socket, pieces, count } => {
+                let part = self.rng.below(count as u64 + 1) as usize;
                 let pipe = &mut self.sockets.get_mut(&socket)?.inbound;
                 match (pipe.broken, pipe.ended) {
                     (_, true) => return None,
                     (true, false) => {
                         pipe.ended = true;
-                        pipe.arrived.push_back(bytes.slice(..half));
+                        let mut left = part;
+                        for piece in pieces {
+                            let taken = left.min(piece.len());
+                            left -= taken;
+                            pipe.arrived.push_back(piece.slice(..taken));
+                        }
                     }
-                    (false, false) => pipe.arrived.push_back(bytes),
+                    (false, false) => pipe.arrived.extend(pieces),
                 }
                 self.deliver(socket)
             }
@@ -272,32 +264,48 @@ impl Kernel {
         };
         let (number, name) = *self.open.get(&(host, *file)).expect("an open file");
         let (now, disk) = (self.now, &mut self.disks[number]);
-        let fails = disk.sick.fails.take_if(|file| *file == name).is_some();
-        let lies = name == FileName::Data && disk.sick.lies_until > now;
+        let happens = |fault: &mut Option<FileName>| fault.take_if(|of| *of == name).is_some();
+        let fails = happens(&mut disk.sick.fails) || disk.sick.dead_until > now;
+        let lies = disk.sick.lies.is_some_and(|(of, until)| of == name && until > now);
         let (count, buffers) = match op {
-            Op::Read { offset, mut buf, .. } => {
+            Op::Read { mut offset, mut buf, .. } => {
+                if happens(&mut disk.sick.misreads) {
+                    offset = some_page(disk.file(name), &mut self.rng);
+                }
                 disk.file(name).read(offset, &mut buf);
                 (buf.len(), Buffers::Read(buf))
             }
             Op::Write { mut offset, bufs, durable, .. } => {
-                let bytes = bufs.concat();
-                let is_data = name == FileName::Data;
-                if is_data && std::mem::take(&mut disk.sick.misdirects) {
-                    let pages = (disk.data.bytes / BLOCK_BYTES as u64).max(1);
-                    offset = self.rng.below(pages) * BLOCK_BYTES as u64;
+                let count = bufs.iter().map(Bytes::len).sum();
+                if happens(&mut disk.sick.misdirects) {
+                    offset = some_page(disk.file(name), &mut self.rng);
                 }
-                let lost = is_data && std::mem::take(&mut disk.sick.loses);
-                if !fails && !lost {
-                    disk.file(name).write(now, offset, &bytes, durable && !lies);
+                let lost = happens(&mut disk.sick.loses);
+                if fails {
+                    disk.file(name).tear(now, offset, &bufs.concat(), &mut self.rng);
+                } else if !lost {
+                    disk.file(name).write_all(now, offset, &bufs, durable && !lies);
                 }
-                self.trace.note(now, &[1, number as u64, offset, bytes.len() as u64], || {
-                    format!("pod {host} wrote disk {number} {name:?} {offset}+{}", bytes.len())
+                match name {
+                    FileName::Wal if durable && !fails => {
+                        self.checks.log_write_ends(number, token);
+                    }
+                    FileName::Superblock => {
+                        self.checks.superblock_written(number, &disk.superblock);
+                    }
+                    _ => {}
+                }
+                self.trace.note(now, &[1, number as u64, offset, count as u64], || {
+                    format!("pod {host} wrote disk {number} {name:?} {offset}+{count}")
                 });
-                (bytes.len(), Buffers::None)
+                (count, Buffers::None)
             }
             _ => {
                 if !fails && !lies {
                     disk.file(name).sync();
+                }
+                if name == FileName::Superblock {
+                    self.checks.superblock_written(number, &disk.superblock);
                 }
                 (0, Buffers::None)
             }
@@ -366,7 +374,10 @@ impl Kernel {
         let life = self.life(host);
         match op {
             Op::Read { file, .. } | Op::Write { file, .. } | Op::Sync { file } => {
-                let disk = self.open.get(&(host, file)).expect("an open file").0;
+                let (disk, name) = *self.open.get(&(host, file)).expect("an open file");
+                if let (FileName::Wal, Op::Write { bufs, .. }) = (name, &op) {
+                    self.checks.log_write_begins(disk, &self.disks[disk], token, bufs);
+                }
                 let delay = self.disk_delay(disk);
                 self.schedule(delay, Event::FileEnds { host, life, token, op });
             }
@@ -410,15 +421,16 @@ impl Kernel {
     }
 
     fn send(&mut self, host: Host, token: Token, socket: SocketId, bufs: Vec<Bytes>) {
-        let bytes = Bytes::from(bufs.concat());
-        let count = bytes.len();
+        let count = bufs.iter().map(Bytes::len).sum();
         let delay = self.network_delay(host);
         let Some(state) = self.sockets.get(&socket).filter(|state| !state.closed) else {
             return self.fail(host, token, Buffers::None);
         };
         let peer = state.peer;
         let to = self.sockets.get(&peer).map(|peer| peer.host);
-        let crc = u64::from(crc32fast::hash(&bytes));
+        // The heads of frames, which hold the checksums of the rest, and whole small messages.
+        let head = bufs.first().map_or(&[][..], |first| &first[..first.len().min(128)]);
+        let crc = u64::from(crc32fast::hash(head));
         self.trace.note(self.now, &[2, host as u64, count as u64, crc], || match to {
             Some(to) => format!("host {host} sends {count} bytes to {to}"),
             None => format!("host {host} sends {count} bytes to nobody"),
@@ -432,7 +444,7 @@ impl Kernel {
             let at = (self.now + delay).max(other.inbound.last_arrival);
             other.inbound.last_arrival = at;
             other.inbound.broken |= resets;
-            self.schedule_at(at, Event::Arrive { socket: peer, bytes });
+            self.schedule_at(at, Event::Arrive { socket: peer, pieces: bufs, count });
             if resets {
                 self.schedule_at(at, Event::HangUp { socket });
             }
@@ -458,7 +470,14 @@ impl Kernel {
                     None => waiting.push_back(SocketId(theirs)),
                 }
             }
-            _ => self.fail(host, token, Buffers::None),
+            // Nobody is there: that takes a moment, too.
+            _ => {
+                let result = Err(std::io::ErrorKind::ConnectionRefused.into());
+                let completion = Completion { token, result, buffers: Buffers::None };
+                let delay = Duration::from_micros(self.rng.between(1_000, 30_000));
+                let life = self.life(host);
+                self.schedule(delay, Event::Complete { host, life, completion });
+            }
         }
     }
 
@@ -486,18 +505,20 @@ impl Kernel {
     /// what was not.
     pub fn crash(&mut self, host: Host) {
         let life = self.life(host);
-        let queue = std::mem::take(&mut self.queue).into_sorted_vec();
-        for Reverse(Queued { event, .. }) in queue.iter().rev() {
-            match event {
-                Event::FileEnds { host: of, life: then, op, .. }
-                    if (*of, *then) == (host, life) =>
-                {
-                    self.tear(host, op);
-                }
-                _ => {}
+        let mut under_way: Vec<Queued> = self.queue.iter().copied().collect();
+        under_way.sort_unstable_by(|one, other| other.cmp(one));
+        for Reverse((_, _, key)) in under_way {
+            let Some(Event::FileEnds { host: of, life: then, op, .. }) = self.events.get(key)
+            else {
+                continue;
+            };
+            if let (true, Op::Write { file, offset, bufs, .. }) = ((*of, *then) == (host, life), op)
+            {
+                let (disk, name) = *self.open.get(&(host, *file)).expect("an open file");
+                let target = self.disks[disk].file(name);
+                target.tear(self.now, *offset, &bufs.concat(), &mut self.rng);
             }
         }
-        self.queue = queue.into();
         self.alarms.remove(&host);
         self.ready.remove(&host);
         self.listeners.retain(|_, (of, ..)| *of != host);
@@ -521,23 +542,11 @@ impl Kernel {
         }
     }
 
-    fn tear(&mut self, host: Host, op: &Op) {
-        let Op::Write { file, offset, bufs, .. } = op else { return };
-        let (disk, name) = *self.open.get(&(host, *file)).expect("an open file");
-        let (offset, bytes) = (*offset, bufs.concat());
-        let all = self.rng.below(3);
-        let target = self.disks[disk].file(name);
-        for (page, chunk) in bytes.chunks(BLOCK_BYTES).enumerate() {
-            let survives = match all {
-                0 => true,
-                1 => false,
-                _ => self.rng.one_in(2),
-            };
-            if survives {
-                target.write(self.now, offset + (page * BLOCK_BYTES) as u64, chunk, true);
-            }
-        }
-    }
+}
+
+/// Where a page of a file is that is not empty.
+fn some_page(file: &SimFile, rng: &mut Rng) -> u64 {
+    rng.below((file.bytes / BLOCK_BYTES as u64).max(1)) * BLOCK_BYTES as u64
 }
 
 /// Puts what fits of `piece` behind the `count` bytes that `bufs` already got.

@@ -6,11 +6,10 @@
 //! Invariant: the same seed gives the same run, in every process.
 
 mod catalog;
+mod checks;
 mod client;
-mod converge;
 mod disk;
 mod faults;
-pub mod history;
 mod kernel;
 #[cfg(test)]
 mod planted_test;
@@ -22,6 +21,7 @@ mod shrink;
 mod trace;
 mod world;
 
+pub use checks::history;
 pub use faults::{Plan, Planned};
 pub use run::{Options, Outcome, Violation, run};
 pub use shrink::shrink;

@@ -69,6 +69,8 @@ pub enum Violation {
     Panicked { seed: u64, what: String },
     #[error("seed {seed}: the replicas differ: {what}")]
     Differs { seed: u64, what: String },
+    #[error("seed {seed}: {what}")]
+    Broken { seed: u64, what: String },
 }
 
 const END_OF_FAULTS: u64 = 1;
@@ -115,13 +117,13 @@ fn run_and_check(options: &Options) -> Result<Outcome, Violation> {
     let seed = options.seed;
     let mut run = Run::new(options);
     while run.faults_on {
-        run.step();
+        run.step()?;
     }
     run.heal();
     let deadline = run.world.kernel.borrow().now + Duration::from_secs(HEAL_S);
     run.world.read_all();
     while !run.world.all_read() {
-        run.step();
+        run.step()?;
         if run.world.kernel.borrow().now > deadline {
             return Err(Violation::Stuck { seed, virtual_s: HEAL_S });
         }
@@ -165,7 +167,7 @@ fn draw_shape(seed: u64) -> Shape {
         redirect_bytes_min: [64 << 10, 128 << 10, usize::MAX][rng.below(3) as usize],
         reads: [ReadMode::Lease, ReadMode::Lease, ReadMode::Quorum][rng.below(3) as usize],
         large_extents: 3,
-        rest: Duration::from_millis([0, 0, 1, 10, 100][rng.below(5) as usize]),
+        rest: Duration::from_millis([0, 2, 10, 30, 100, 300][rng.below(6) as usize]),
     };
     if shape.is_tight {
         shape.data_bytes = TIGHT_BYTES;
@@ -193,6 +195,8 @@ impl Run {
         };
         let mut kernel = run.world.kernel.borrow_mut();
         kernel.trace.prints = options.prints;
+        let disks = kernel.disks.len();
+        kernel.checks.distrust(bad_disk(options.seed, disks));
         let mut rng = Rng::new(options.seed ^ 0xd41f7);
         if rng.one_in(2) {
             for host in 0..pods {
@@ -215,8 +219,18 @@ impl Run {
         run
     }
 
-    fn step(&mut self) {
-        match self.world.step() {
+    /// One thing happens.
+    fn step(&mut self) -> Result<(), Violation> {
+        let alarm = self.world.step();
+        if let Some(what) = self.world.kernel.borrow().checks.wrong() {
+            return Err(Violation::Broken { seed: self.seed, what: what.clone() });
+        }
+        self.rings(alarm);
+        Ok(())
+    }
+
+    fn rings(&mut self, alarm: Option<u64>) {
+        match alarm {
             None => {}
             Some(END_OF_FAULTS) => self.faults_on = false,
             Some(ROUND) => {
@@ -272,9 +286,11 @@ impl Run {
             Fault::SlowDisk(disk) => kernel.disks[disk].sick.slow_until = until,
             Fault::StuckDisk(disk) => kernel.disks[disk].sick.stuck_until = until,
             Fault::Fails(disk, file) => kernel.disks[disk].sick.fails = Some(file),
-            Fault::LosesWrite(disk) => kernel.disks[disk].sick.loses = true,
-            Fault::MisdirectsWrite(disk) => kernel.disks[disk].sick.misdirects = true,
-            Fault::LyingFlushes(disk) => kernel.disks[disk].sick.lies_until = until,
+            Fault::DeadDisk(disk) => kernel.disks[disk].sick.dead_until = until,
+            Fault::LosesWrite(disk, file) => kernel.disks[disk].sick.loses = Some(file),
+            Fault::MisdirectsWrite(disk, file) => kernel.disks[disk].sick.misdirects = Some(file),
+            Fault::MisdirectsRead(disk, file) => kernel.disks[disk].sick.misreads = Some(file),
+            Fault::LyingFlushes(disk, file) => kernel.disks[disk].sick.lies = Some((file, until)),
             Fault::Rot(disk, file, pages) => {
                 let kernel = &mut *kernel;
                 let rotting = kernel.disks[disk].file(file);
@@ -317,9 +333,11 @@ impl Run {
             | Fault::StuckDisk(_)
             | Fault::Fails(..)
             | Fault::Rot(..)
-            | Fault::LosesWrite(_)
-            | Fault::MisdirectsWrite(_)
-            | Fault::LyingFlushes(_)
+            | Fault::DeadDisk(_)
+            | Fault::LosesWrite(..)
+            | Fault::MisdirectsWrite(..)
+            | Fault::MisdirectsRead(..)
+            | Fault::LyingFlushes(..)
             | Fault::HangUp(_) => {}
         }
     }
@@ -336,7 +354,7 @@ impl Run {
         let until = now(self) + Duration::from_secs(SETTLE_S);
         let mut look = now(self) + LOOK_EVERY;
         loop {
-            self.step();
+            self.step()?;
             if now(self) < look {
                 continue;
             }

@@ -14,21 +14,21 @@ use crate::control::command::Addresses;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, OpenFile};
 use crate::limits::Budgets;
-use crate::replica::seam::{ReadMode, Start};
+use crate::replica::seam::{Output, ReadMode, Start};
 use crate::sim::catalog::{Catalog, NewVolume, disk_id, pod_id};
+use crate::sim::checks::history::{History, Value};
 use crate::sim::client::{Client, Target};
 use crate::sim::disk::{DiskNumber, FileName, SimDisk};
-use crate::sim::history::{History, Value};
 use crate::sim::kernel::{Due, Host, Kernel, SimDriver};
 use crate::store::index::memory::MemoryIndex;
 use crate::store::lane::{self, LaneConfig};
 use crate::store::open::{LaneFormat, format_lane};
 use crate::store::seam::{Done, IndexJob, LaneFile, MemberRecord, OpId};
-use crate::types::Uuid;
+use crate::types::{MemberId, Uuid};
 use crate::volume::SessionSource;
 use crate::worker::{
-    Command, DiskPlace, IndexRunner, LaneRuntime, Receiver, Sender, Wake, Worker, WorkerConfig,
-    WorkerFiles, execute, mailbox, open_lane,
+    Command, DiskPlace, IndexRunner, LaneRuntime, Probe, Receiver, Sender, Wake, Worker,
+    WorkerConfig, WorkerFiles, execute, mailbox, open_lane,
 };
 
 const CLUSTER: Uuid = Uuid([7; 16]);
@@ -104,6 +104,8 @@ pub struct World {
     pub(super) pods: Vec<Pod>,
     pub(super) catalog: Catalog,
     attached: Vec<Attached>,
+    clients_pool: Pool,
+    pools: Vec<Pool>,
     values: Value,
     jobs: Jobs,
 }
@@ -122,6 +124,8 @@ impl World {
             pods: Vec::new(),
             catalog: Catalog::new(CLUSTER, addresses),
             attached: Vec::new(),
+            clients_pool: Pool::default(),
+            pools: (0..shape.pods).map(|_| Pool::default()).collect(),
             values: 0,
             jobs: Jobs::default(),
             shape,
@@ -176,7 +180,7 @@ impl World {
             rest: self.shape.rest,
             may_be_full: self.shape.is_tight,
         };
-        let client = Client::new(driver, target);
+        let client = Client::new(driver, target, self.clients_pool.clone());
         self.attached.push(Attached { client, volume: volume.to_owned(), front });
         self.kernel.borrow_mut().wake(host, Duration::from_millis(1));
     }
@@ -204,6 +208,7 @@ impl World {
     /// Pods report, and pods that do not know it yet hear of the newest view: each with a chance of
     /// one half, or all of them.
     pub fn govern(&mut self, all: bool) {
+        self.kernel.borrow_mut().checks.learn(self.catalog.view());
         let mut rng = self.kernel.borrow().rng.clone();
         if self.catalog.listens() {
             let pods = self.pods.iter().filter(|pod| !pod.stopped && (all || rng.one_in(2)));
@@ -266,7 +271,8 @@ impl World {
         let waker = driver.waker();
         let wake: Wake = Arc::new(move || waker.wake());
         let (inbox, receiver): (Sender<Command>, Receiver<Command>) = mailbox(4096, wake);
-        let pool = Pool::default();
+        // The memory of the process before this one is used again: mapping it takes time.
+        let pool = self.pools[host].clone();
         let lanes = disks.into_iter().zip(0u8..);
         let lanes: Vec<_> = lanes
             .map(|(disk, lane)| self.open_lane(&mut driver, &pool, host, disk, lane))
@@ -283,6 +289,7 @@ impl World {
         let sessions = SessionSource::new(starts);
         let report = Box::new(|_| {});
         let mut worker = Worker::new(config, Box::new(driver), pool, receiver, report, sessions);
+        worker.watch(Box::new(Watch(Rc::clone(&self.kernel))));
         for (lane, (runtime, members)) in (0u8..).zip(lanes) {
             worker.add_lane(runtime);
             for (record, start) in members {
@@ -318,6 +325,12 @@ impl World {
         let mut files = self.files(disk, pool.clone());
         let opened = open_lane(config, pool, &mut files, &mut *index.borrow_mut());
         let (opened, members) = opened.expect("what a pod wrote can be opened again");
+        self.kernel.borrow_mut().checks.opened(
+            disk,
+            opened.superblock(),
+            &mut index.borrow_mut(),
+            &members,
+        );
         let mut open = |name: FileName| {
             let file = OpenFile { path: name.path(disk), create: false };
             driver.open(&file).expect("every disk has it")
@@ -329,6 +342,7 @@ impl World {
         };
         let runner = SimIndex {
             host,
+            disk,
             starts: self.pods[host].starts,
             lane,
             index,
@@ -464,6 +478,15 @@ impl World {
     }
 }
 
+/// What members ask for is checked.
+struct Watch(Rc<RefCell<Kernel>>);
+
+impl Probe for Watch {
+    fn output(&mut self, member: MemberId, output: &Output) {
+        self.0.borrow_mut().checks.output(member, output);
+    }
+}
+
 /// Blocking access to a simulated disk.
 pub(super) struct SimFiles {
     kernel: Rc<RefCell<Kernel>>,
@@ -503,6 +526,7 @@ impl lane::LaneFiles for SimFiles {
 /// The index of a simulated lane: jobs take effect at once and end a little later.
 struct SimIndex {
     host: Host,
+    disk: DiskNumber,
     starts: u32,
     lane: u8,
     index: Rc<RefCell<MemoryIndex>>,
@@ -512,9 +536,11 @@ struct SimIndex {
 
 impl IndexRunner for SimIndex {
     fn submit(&mut self, op: OpId, job: IndexJob) {
+        let mut kernel = self.kernel.borrow_mut();
+        let Kernel { checks, disks, .. } = &mut *kernel;
+        checks.index_job(self.disk, &job, &disks[self.disk].data);
         let done = execute(&mut *self.index.borrow_mut(), job);
         let mut jobs = self.jobs.borrow_mut();
-        let mut kernel = self.kernel.borrow_mut();
         let alarm = INDEX_ALARMS + kernel.next_job();
         let SimIndex { host, starts, lane, .. } = *self;
         jobs.insert(alarm, Job { host, starts, lane, op, done });

@@ -171,6 +171,9 @@ impl Worker {
     }
 
     fn carry_out(&mut self, member: MemberId, output: Output) {
+        if let Some(probe) = &mut self.probe {
+            probe.output(member, &output);
+        }
         match output {
             Output::Send(message) => self.send_raft(*message),
             Output::Append(append) => self.append(member, append),

@@ -16,6 +16,7 @@ mod mailbox;
 mod mailbox_test;
 mod members;
 mod peers;
+mod probe;
 mod reads;
 mod reconcile;
 mod requests;
@@ -35,5 +36,6 @@ mod sync {
 pub use index_thread::{IndexRunner, execute};
 pub use lanes::{DiskPlace, LaneFiles as WorkerFiles, LaneRuntime};
 pub use mailbox::{Receiver, Sender, Wake, mailbox};
+pub use probe::Probe;
 pub use round::{Command, Worker, WorkerConfig};
 pub use start::{DataPath, DiskOptions, OpenDisk, StartError, StartOptions, open_lane, start};

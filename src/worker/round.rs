@@ -25,6 +25,7 @@ use crate::worker::lanes::LaneRuntime;
 use crate::worker::mailbox::Receiver;
 use crate::worker::members::MemberRuntime;
 use crate::worker::peers::Peers;
+use crate::worker::probe::Probe;
 use crate::worker::reads::Reads;
 use crate::worker::reconcile::Pending;
 use crate::worker::requests::Requests;
@@ -94,6 +95,7 @@ pub struct Worker {
     pub(super) touched: Touched,
     pub(super) scratch: Scratch,
     pub(super) report_due: bool,
+    pub(super) probe: Option<Box<dyn Probe>>,
     report: Box<dyn Fn(PodReport) + Send>,
     inbox: Receiver<Command>,
     pool: Pool,
@@ -158,6 +160,7 @@ impl Worker {
             touched: Touched::default(),
             scratch: Scratch::default(),
             report_due: true,
+            probe: None,
             report,
             inbox,
             rounds: Arc::default(),
@@ -180,6 +183,11 @@ impl Worker {
             incarnation: superblock.incarnation,
         });
         self.lanes.push(runtime);
+    }
+
+    /// From now on `probe` sees what members ask for.
+    pub fn watch(&mut self, probe: Box<dyn Probe>) {
+        self.probe = Some(probe);
     }
 
     /// The lanes, for a simulation that looks into them.

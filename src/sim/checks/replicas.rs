@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use crate::io::buffer::Pool;
 use crate::sim::catalog::disk_id;
+use crate::sim::checks::history::Value;
+use crate::sim::checks::slots;
 use crate::sim::disk::DiskNumber;
-use crate::sim::history::Value;
 use crate::sim::kernel::Host;
 use crate::sim::world::World;
-use crate::store::index::IndexStore;
 use crate::store::lane::{Lane, LaneFiles};
 use crate::store::seam::{Done, Effect, Event, ReadId};
-use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, EXTENT_BYTES, Extent};
+use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, EXTENT_BYTES};
 use crate::types::{MemberId, Segment, ShardId};
 use crate::view::{MemberReport, MemberState, VolumeView};
 use crate::worker::execute;
@@ -135,12 +135,10 @@ impl World {
     /// The slots of a disk that are in use are not those that its index names.
     fn leak(&mut self, host: Host, lane: usize, disk: DiskNumber) -> Option<Difference> {
         let index = Rc::clone(&self.kernel.borrow().disks[disk].index);
-        let mut index = index.borrow_mut();
-        let mut named = 0;
-        for record in index.members().expect("a simulated index answers") {
-            let found = index.scan(record.member, Extent(0), usize::MAX);
-            named += found.expect("a simulated index answers").len() as u64;
-        }
+        let named = match slots::owned(&mut index.borrow_mut()) {
+            Ok(named) => named,
+            Err(wrong) => return Some(wrong),
+        };
         let used = self.lane(host, lane).space().used_bytes / EXTENT_BYTES as u64;
         let text = || format!("disk {disk} uses {used} slots, its index names {named}");
         (used != named).then(text)

@@ -1,0 +1,160 @@
+//! What must be true at every moment of a run, whatever fails, and what must be true at its end.
+//!
+//! | file | what it checks |
+//! |---|---|
+//! | `history` | linearizability of what clients saw; nothing acknowledged is lost (R15) |
+//! | `raft` | one leader per term, one vote per term, one history of entries, nothing answered or applied before it is durable (R1, R12) |
+//! | `ledger` | what the logs hold durably; recovery finds all of it (R1, R3, R8) |
+//! | `slots` | data is durable before the log or the index names it (R2, R6), no slot has two owners (R4) |
+//! | `ring` | the log is not overwritten before the superblock lets go of it (R8) |
+//! | `bounds` | memory and queues |
+//! | `replicas` | at the end: equal replicas, exact space, everything written back |
+//!
+//! The kernel and the pods tell [`Checks`] what they do; the first thing that is wrong is kept, and
+//! ends the run.
+
+pub mod history;
+mod ledger;
+mod raft;
+mod replicas;
+mod ring;
+mod slots;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::io::driver::Token;
+use crate::replica::seam::{Output, Start};
+use crate::sim::checks::ledger::Ledger;
+use crate::sim::checks::raft::RaftChecks;
+use crate::sim::checks::ring::RingChecks;
+use crate::sim::disk::{DiskNumber, SimDisk, SimFile};
+use crate::store::index::memory::MemoryIndex;
+use crate::store::seam::{IndexJob, MemberRecord};
+use crate::store::superblock::{self, Superblock};
+use crate::store::wal::BatchSeq;
+use crate::store::wal::format::{Keys, decode, decode_fixed};
+use crate::types::{BLOCK_BYTES, MemberId};
+use crate::view::ClusterView;
+
+/// What is wrong, in words.
+pub type Wrong = String;
+
+/// See the module.
+#[derive(Default)]
+pub struct Checks {
+    ledger: Ledger,
+    raft: RaftChecks,
+    rings: RingChecks,
+    keys: BTreeMap<DiskNumber, Keys>,
+    /// Whose data may get lost by a fault of its own: nothing is expected of it.
+    bad_disk: Option<DiskNumber>,
+    wrong: Option<Wrong>,
+}
+
+impl Checks {
+    /// The disk that does not keep what it is given.
+    pub fn distrust(&mut self, disk: DiskNumber) {
+        self.bad_disk = Some(disk);
+    }
+
+    /// The first thing that was wrong.
+    pub fn wrong(&self) -> Option<&Wrong> {
+        self.wrong.as_ref()
+    }
+
+    fn note(&mut self, checked: Result<(), Wrong>) {
+        if let (Err(wrong), None) = (checked, &self.wrong) {
+            self.wrong = Some(wrong);
+        }
+    }
+
+    /// The cluster as it is from now on.
+    pub fn learn(&mut self, view: &ClusterView) {
+        self.raft.learn(view);
+    }
+
+    /// A member asks for something.
+    pub fn output(&mut self, member: MemberId, output: &Output) {
+        let checked = self.raft.output(&self.ledger, member, output);
+        self.note(checked);
+    }
+
+    /// A pod opened a disk and found these members.
+    pub fn opened(
+        &mut self,
+        disk: DiskNumber,
+        superblock: &Superblock,
+        index: &mut MemoryIndex,
+        members: &[(MemberRecord, Start)],
+    ) {
+        self.keys.insert(disk, Keys { disk: superblock.disk, seed: superblock.seed });
+        self.ledger.opened(disk);
+        self.rings.opened(disk);
+        self.rings.tail(disk, BatchSeq(superblock.tail_seq));
+        for (record, start) in members {
+            let found = self.ledger.recovered(record.member, start);
+            self.note(found);
+        }
+        self.note(slots::owned(index).map(drop));
+    }
+
+    /// A pod hands a write of its log to the disk.
+    pub fn log_write_begins(
+        &mut self,
+        number: DiskNumber,
+        disk: &SimDisk,
+        token: Token,
+        bufs: &[Bytes],
+    ) {
+        let Some(keys) = self.keys.get(&number) else { return };
+        let header = bufs.first().ok_or("nothing is written".to_owned()).and_then(|first| {
+            decode_fixed(keys, first).map_err(|error| format!("disk {number} logs: {error}"))
+        });
+        let batch = header.and_then(|header| {
+            let pages = match &bufs[0] {
+                first if first.len() >= header.header_bytes() => first.clone(),
+                _ => Bytes::from(bufs.concat()),
+            };
+            decode(keys, &header, &pages[..header.header_bytes()])
+                .map_err(|error| format!("disk {number} logs: {error}"))
+        });
+        let batch = match batch {
+            Ok(batch) => batch,
+            Err(wrong) => return self.note(Err(wrong)),
+        };
+        if self.bad_disk != Some(number) {
+            self.note(slots::named_by_log(&batch, &disk.data));
+        }
+        let overwrites = self.rings.begins(number, &batch.header);
+        self.note(overwrites);
+        self.ledger.begins(number, token, batch);
+    }
+
+    /// A write of a log is durable.
+    pub fn log_write_ends(&mut self, disk: DiskNumber, token: Token) {
+        for batch in self.ledger.ends(disk, token) {
+            let checked = self.raft.logged(&batch);
+            self.note(checked);
+        }
+    }
+
+    /// What is durable of a superblock has changed.
+    pub fn superblock_written(&mut self, disk: DiskNumber, file: &SimFile) {
+        let mut pages = vec![0; superblock::FILE_BYTES];
+        file.read_durable(0, &mut pages);
+        let mut copies = pages.chunks(BLOCK_BYTES);
+        let copies = std::array::from_fn(|_| copies.next().expect("as many as there are copies"));
+        if let Ok(superblock) = superblock::choose(&copies) {
+            self.rings.tail(disk, BatchSeq(superblock.tail_seq));
+        }
+    }
+
+    /// A pod hands a job to the index of a disk.
+    pub fn index_job(&mut self, disk: DiskNumber, job: &IndexJob, data: &SimFile) {
+        if let (IndexJob::Commit { edits, .. }, false) = (job, self.bad_disk == Some(disk)) {
+            self.note(slots::named_by_index(edits, data));
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What Raft promises, seen from outside: at most one leader per term and shard, at most one vote
+//! per member and term, logs that agree wherever index and term do, and one history of applied
+//! entries. Nothing is answered before it is durable, and nothing applied before it is durable on
+//! a majority (rule R1). What was destroyed says nothing any more (rule R12).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use raft::eraftpb::{Message, MessageType};
+
+use crate::replica::seam::{Applied, Change, Output, Role};
+use crate::sim::checks::Wrong;
+use crate::sim::checks::ledger::Ledger;
+use crate::store::wal::format::{Batch, FoundEntry, FoundItem};
+use crate::types::{MemberId, ShardId, mix64};
+use crate::view::ClusterView;
+
+/// See the module.
+#[derive(Default)]
+pub struct RaftChecks {
+    revision: u64,
+    shard_of: BTreeMap<MemberId, ShardId>,
+    shards: BTreeMap<ShardId, Shard>,
+    /// Whom a member voted for in a term.
+    votes: BTreeMap<(MemberId, u64), u64>,
+    /// To be destroyed, and destroyed.
+    dying: BTreeSet<MemberId>,
+    dead: BTreeSet<MemberId>,
+}
+
+/// What was seen of one Raft group.
+#[derive(Default)]
+struct Shard {
+    voters: Vec<MemberId>,
+    leaders: BTreeMap<u64, MemberId>,
+    /// By index and term: what the entry says.
+    logged: BTreeMap<(u64, u64), u64>,
+    /// By index: term, and what it changed.
+    applied: BTreeMap<u64, (u64, u64)>,
+}
+
+impl RaftChecks {
+    /// The members as they are from now on.
+    pub fn learn(&mut self, view: &ClusterView) {
+        if view.revision <= self.revision {
+            return;
+        }
+        self.revision = view.revision;
+        for shard in view.volumes.iter().flat_map(|volume| &volume.shards) {
+            let voters = shard.members.iter().map(|member| member.member);
+            let seen = self.shards.entry(shard.shard).or_default();
+            seen.voters = voters.collect();
+            self.shard_of.extend(seen.voters.iter().map(|member| (*member, shard.shard)));
+        }
+        let dying: BTreeSet<MemberId> = view.destroyed.iter().map(|(_, member)| *member).collect();
+        self.dead.extend(self.dying.difference(&dying));
+        self.dying = dying;
+    }
+
+    /// A batch of a log is durable.
+    pub fn logged(&mut self, batch: &Batch) -> Result<(), Wrong> {
+        batch.items.iter().try_for_each(|item| match item {
+            FoundItem::Entry { member, entry } => self.entry(*member, entry),
+            FoundItem::Image { member, entries, .. } => {
+                entries.iter().try_for_each(|entry| self.entry(*member, entry))
+            }
+            _ => Ok(()),
+        })
+    }
+
+    fn entry(&mut self, member: MemberId, entry: &FoundEntry) -> Result<(), Wrong> {
+        let Some(shard) = self.shard_of.get(&member) else { return Ok(()) };
+        let says = mix64(u64::from(crc32fast::hash(&entry.context)) << 8 | u64::from(entry.kind));
+        let logged = &mut self.shards.get_mut(shard).expect("it has members").logged;
+        let first = *logged.entry((entry.index, entry.term)).or_insert(says);
+        check(first == says, || {
+            let (index, term) = (entry.index, entry.term);
+            format!("{member:?} of {shard:?} logged another entry {index} of term {term}")
+        })
+    }
+
+    /// A member asks for something.
+    pub fn output(
+        &mut self,
+        ledger: &Ledger,
+        member: MemberId,
+        output: &Output,
+    ) -> Result<(), Wrong> {
+        let Some(shard) = self.shard_of.get(&member).copied() else { return Ok(()) };
+        match output {
+            Output::Send(message) => self.sends(ledger, member, message),
+            Output::Apply(applied) => self.applies(ledger, shard, member, applied),
+            Output::Role(role) => self.role(shard, *role),
+            _ => Ok(()),
+        }
+    }
+
+    fn role(&mut self, shard: ShardId, role: Role) -> Result<(), Wrong> {
+        let Some(leader) = role.leader else { return Ok(()) };
+        let leaders = &mut self.shards.get_mut(&shard).expect("it has members").leaders;
+        let first = *leaders.entry(role.term).or_insert(leader);
+        let text = || format!("{first:?} and {leader:?} lead {shard:?} in term {}", role.term);
+        check(first == leader, text)
+    }
+
+    fn sends(&mut self, ledger: &Ledger, member: MemberId, message: &Message) -> Result<(), Wrong> {
+        check(!self.dead.contains(&member), || format!("{member:?} was destroyed and speaks"))?;
+        let (term, to) = (message.term, message.to);
+        match message.get_msg_type() {
+            MessageType::MsgAppendResponse if !message.reject => {
+                let index = message.index;
+                let text = || format!("{member:?} answers for {index}, which it can still forget");
+                check(ledger.reaches(member, index), text)
+            }
+            MessageType::MsgRequestVoteResponse if !message.reject => {
+                let first = *self.votes.entry((member, term)).or_insert(to);
+                let text = || format!("{member:?} votes for {first} and {to} in term {term}");
+                check(first == to, text)?;
+                let text = || format!("{member:?} can still forget its vote of term {term}");
+                check(ledger.has_voted(member, term, to), text)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn applies(
+        &mut self,
+        ledger: &Ledger,
+        shard: ShardId,
+        member: MemberId,
+        applied: &Applied,
+    ) -> Result<(), Wrong> {
+        let (index, term) = (applied.index, applied.term);
+        let seen = self.shards.get_mut(&shard).expect("it has members");
+        let change = (term, digest(applied));
+        if let Some(first) = seen.applied.get(&index) {
+            let text = || format!("{member:?} of {shard:?} applies another entry {index}");
+            return check(*first == change, text);
+        }
+        let holds = seen.voters.iter().filter(|voter| ledger.holds(**voter, index, term)).count();
+        check(2 * holds > seen.voters.len(), || {
+            format!("{member:?} of {shard:?} applies {index}, which {holds} members have durably")
+        })?;
+        seen.applied.insert(index, change);
+        Ok(())
+    }
+}
+
+fn check(holds: bool, otherwise: impl FnOnce() -> Wrong) -> Result<(), Wrong> {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+/// What an entry changes, as a number.
+fn digest(applied: &Applied) -> u64 {
+    let mut digest = u64::from(applied.refused.is_some());
+    let mut add = |number: u64| digest = mix64(digest ^ number);
+    match &applied.change {
+        None => add(1),
+        Some(Change::Write { range, crcs, .. }) => {
+            add(2 + (u64::from(range.first.0) << 8));
+            crcs.iter().for_each(|crc| add(u64::from(*crc)));
+        }
+        Some(Change::Zero { range, trim }) => {
+            add(3 + (u64::from(range.first.0) << 8));
+            add(u64::from(range.count) << 1 | u64::from(*trim));
+        }
+    }
+    if let Some(meta) = &applied.meta {
+        add(u64::from(crc32fast::hash(meta)));
+    }
+    digest
+}

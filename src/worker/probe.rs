@@ -1,0 +1,10 @@
+//! A window for a simulation: it sees what every member asks for, at the moment at which the
+//! worker carries it out.
+
+use crate::replica::seam::Output;
+use crate::types::MemberId;
+
+/// See the module. A worker outside of a simulation has none.
+pub trait Probe {
+    fn output(&mut self, member: MemberId, output: &Output);
+}
