@@ -375,8 +375,14 @@ impl Kernel {
         match op {
             Op::Read { file, .. } | Op::Write { file, .. } | Op::Sync { file } => {
                 let (disk, name) = *self.open.get(&(host, file)).expect("an open file");
-                if let (FileName::Wal, Op::Write { bufs, .. }) = (name, &op) {
-                    self.checks.log_write_begins(disk, &self.disks[disk], token, bufs);
+                match (name, &op) {
+                    (FileName::Wal, Op::Write { bufs, .. }) => {
+                        self.checks.log_write_begins(disk, &self.disks[disk], token, bufs);
+                    }
+                    (FileName::Data, Op::Write { offset, .. }) => {
+                        self.checks.data_write_begins(disk, *offset);
+                    }
+                    _ => {}
                 }
                 let delay = self.disk_delay(disk);
                 self.schedule(delay, Event::FileEnds { host, life, token, op });

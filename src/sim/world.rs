@@ -20,6 +20,7 @@ use crate::sim::checks::history::{History, Value};
 use crate::sim::client::{Client, Target};
 use crate::sim::disk::{DiskNumber, FileName, SimDisk};
 use crate::sim::kernel::{Due, Host, Kernel, SimDriver};
+use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::lane::{self, LaneConfig};
 use crate::store::open::{LaneFormat, format_lane};
@@ -539,7 +540,12 @@ impl IndexRunner for SimIndex {
         let mut kernel = self.kernel.borrow_mut();
         let Kernel { checks, disks, .. } = &mut *kernel;
         checks.index_job(self.disk, &job, &disks[self.disk].data);
-        let done = execute(&mut *self.index.borrow_mut(), job);
+        let flushes = matches!(job, IndexJob::Commit { flush: true, .. });
+        let mut index = self.index.borrow_mut();
+        let done = execute(&mut *index, job);
+        if flushes {
+            checks.index_flushed(&index.members().expect("a simulated index answers"));
+        }
         let mut jobs = self.jobs.borrow_mut();
         let alarm = INDEX_ALARMS + kernel.next_job();
         let SimIndex { host, starts, lane, .. } = *self;

@@ -2,12 +2,13 @@
 //! when its write and those of all before it have ended. Whatever a crash leaves, recovery must find
 //! this and may find more, or call the member faulted.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::io::driver::Token;
 use crate::replica::seam::Start;
 use crate::sim::checks::Wrong;
 use crate::sim::disk::DiskNumber;
+use crate::store::seam::Slot;
 use crate::store::wal::format::{Batch, FoundEntry, FoundItem};
 use crate::types::MemberId;
 
@@ -30,10 +31,26 @@ struct Write {
 struct Promised {
     term: u64,
     vote: u64,
+    commit: u64,
     /// Everything up to here is in the store for good.
     floor: u64,
-    /// Index and term of what is logged above.
-    entries: BTreeMap<u64, u64>,
+    /// What is logged above, by index.
+    entries: BTreeMap<u64, Logged>,
+}
+
+/// An entry of a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Logged {
+    term: u64,
+    /// Where its payload is, if that is not in the log.
+    slots: Vec<Slot>,
+}
+
+impl Logged {
+    fn of(entry: &FoundEntry) -> Logged {
+        let slots = entry.redirect.iter().flat_map(|redirect| &redirect.slots);
+        Logged { term: entry.term, slots: slots.map(|slot| slot.slot).collect() }
+    }
 }
 
 impl Ledger {
@@ -66,6 +83,7 @@ impl Ledger {
             FoundItem::Hard { member, hard } => {
                 let promised = self.members.entry(*member).or_default();
                 (promised.term, promised.vote) = (hard.term, hard.vote);
+                promised.commit = promised.commit.max(hard.commit);
             }
             FoundItem::Entry { member, entry } => {
                 self.members.entry(*member).or_default().append(entry);
@@ -76,9 +94,15 @@ impl Ledger {
                 promised.entries.clear();
             }
             FoundItem::Image { member, hard, compacted_index, entries, .. } => {
-                let (term, vote, floor) = (hard.term, hard.vote, *compacted_index);
-                let entries = entries.iter().map(|entry| (entry.index, entry.term)).collect();
-                self.members.insert(*member, Promised { term, vote, floor, entries });
+                let entries = entries.iter().map(|entry| (entry.index, Logged::of(entry)));
+                let promised = self.members.entry(*member).or_default();
+                *promised = Promised {
+                    term: hard.term,
+                    vote: hard.vote,
+                    commit: hard.commit,
+                    floor: promised.floor.max(*compacted_index),
+                    entries: entries.collect(),
+                };
             }
             FoundItem::Fault { member } => drop(self.members.remove(member)),
         }
@@ -94,12 +118,44 @@ impl Ledger {
         let found = Promised {
             term: start.hard.term,
             vote: start.hard.vote,
+            commit: start.hard.commit,
             floor: start.compacted_index,
-            entries: start.entries.iter().map(|entry| (entry.index, entry.term)).collect(),
+            entries: start
+                .entries
+                .iter()
+                .map(|entry| (entry.index, Logged { term: entry.term, slots: Vec::new() }))
+                .collect(),
         };
         let checked = self.members.get(&member).map_or(Ok(()), |promised| promised.is_in(&found));
         self.members.insert(member, found);
         checked.map_err(|what| format!("recovery of {member:?}: {what}"))
+    }
+
+    /// The index of a member's disk says, durably, that it holds everything up to here.
+    pub fn flushed(&mut self, member: MemberId, index: u64) {
+        if let Some(promised) = self.members.get_mut(&member) {
+            promised.floor = promised.floor.max(index);
+            promised.entries = promised.entries.split_off(&(promised.floor + 1));
+        }
+    }
+
+    /// The index of a member's disk says that it is gone: nothing in the log matters any more.
+    pub fn destroyed(&mut self, member: MemberId) {
+        self.members.remove(&member);
+    }
+
+    /// The index up to which a member would still know what is committed after a crash.
+    pub fn committed(&self, member: MemberId) -> u64 {
+        self.members.get(&member).map_or(0, |promised| promised.commit.max(promised.floor))
+    }
+
+    /// The entry of one of these members whose payload is in this slot, and is needed.
+    pub fn names(&self, members: &BTreeSet<MemberId>, slot: Slot) -> Option<(MemberId, u64)> {
+        members.iter().find_map(|member| {
+            let mut entries = self.members.get(member)?.entries.iter();
+            let (index, _) = entries.find(|(_, logged)| logged.slots.contains(&slot))?;
+            Some((*member, *index))
+        })
     }
 
     /// True when everything up to this index would survive a crash.
@@ -111,7 +167,8 @@ impl Ledger {
     /// True when this very entry would survive a crash.
     pub fn holds(&self, member: MemberId, index: u64, term: u64) -> bool {
         self.members.get(&member).is_some_and(|promised| {
-            promised.floor >= index || promised.entries.get(&index) == Some(&term)
+            let logged = promised.entries.get(&index);
+            promised.floor >= index || logged.is_some_and(|logged| logged.term == term)
         })
     }
 
@@ -126,7 +183,7 @@ impl Ledger {
 impl Promised {
     fn append(&mut self, entry: &FoundEntry) {
         self.entries.split_off(&entry.index);
-        self.entries.insert(entry.index, entry.term);
+        self.entries.insert(entry.index, Logged::of(entry));
     }
 
     fn last(&self) -> u64 {
@@ -146,10 +203,10 @@ impl Promised {
         if found.last() < self.floor {
             return Err(format!("it had all up to {} and ends at {}", self.floor, found.last()));
         }
-        for (index, term) in self.entries.range(found.floor + 1..) {
-            match found.entries.get(index) {
-                Some(same) if same == term => {}
-                Some(later) if later > term => return Ok(()),
+        for (index, Logged { term, .. }) in self.entries.range(found.floor + 1..) {
+            match found.entries.get(index).map(|logged| logged.term) {
+                Some(same) if same == *term => {}
+                Some(later) if later > *term => return Ok(()),
                 other => {
                     return Err(format!("entry {index} of term {term} became {other:?}"));
                 }

@@ -20,7 +20,7 @@ mod replicas;
 mod ring;
 mod slots;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -31,11 +31,11 @@ use crate::sim::checks::raft::RaftChecks;
 use crate::sim::checks::ring::RingChecks;
 use crate::sim::disk::{DiskNumber, SimDisk, SimFile};
 use crate::store::index::memory::MemoryIndex;
-use crate::store::seam::{IndexJob, MemberRecord};
+use crate::store::seam::{IndexEdit, IndexJob, MemberRecord, Slot};
 use crate::store::superblock::{self, Superblock};
 use crate::store::wal::BatchSeq;
 use crate::store::wal::format::{Keys, decode, decode_fixed};
-use crate::types::{BLOCK_BYTES, MemberId};
+use crate::types::{BLOCK_BYTES, EXTENT_BYTES, MemberId, Uuid};
 use crate::view::ClusterView;
 
 /// What is wrong, in words.
@@ -48,6 +48,9 @@ pub struct Checks {
     raft: RaftChecks,
     rings: RingChecks,
     keys: BTreeMap<DiskNumber, Keys>,
+    /// All that were ever on a disk.
+    members: BTreeMap<Uuid, BTreeSet<MemberId>>,
+    resyncing: BTreeSet<MemberId>,
     /// Whose data may get lost by a fault of its own: nothing is expected of it.
     bad_disk: Option<DiskNumber>,
     wrong: Option<Wrong>,
@@ -72,7 +75,20 @@ impl Checks {
 
     /// The cluster as it is from now on.
     pub fn learn(&mut self, view: &ClusterView) {
-        self.raft.learn(view);
+        if self.raft.learn(view) {
+            let shards = view.volumes.iter().flat_map(|volume| &volume.shards);
+            for member in shards.flat_map(|shard| &shard.members) {
+                self.members.entry(member.disk).or_default().insert(member.member);
+            }
+        }
+    }
+
+    /// A member's record is in the index.
+    fn mark(&mut self, record: &MemberRecord) {
+        match record.resyncing {
+            true => self.resyncing.insert(record.member),
+            false => self.resyncing.remove(&record.member),
+        };
     }
 
     /// A member asks for something.
@@ -94,6 +110,7 @@ impl Checks {
         self.rings.opened(disk);
         self.rings.tail(disk, BatchSeq(superblock.tail_seq));
         for (record, start) in members {
+            self.mark(record);
             let found = self.ledger.recovered(record.member, start);
             self.note(found);
         }
@@ -153,8 +170,39 @@ impl Checks {
 
     /// A pod hands a job to the index of a disk.
     pub fn index_job(&mut self, disk: DiskNumber, job: &IndexJob, data: &SimFile) {
-        if let (IndexJob::Commit { edits, .. }, false) = (job, self.bad_disk == Some(disk)) {
+        let IndexJob::Commit { edits, .. } = job else { return };
+        if self.bad_disk != Some(disk) {
             self.note(slots::named_by_index(edits, data));
+        }
+        // What a resync brings was committed elsewhere.
+        let committed = |member: MemberId| match self.resyncing.contains(&member) {
+            true => u64::MAX,
+            false => self.ledger.committed(member),
+        };
+        let covered = slots::covered(edits, committed);
+        self.note(covered);
+        for edit in edits {
+            match edit {
+                IndexEdit::PutMember(record) => self.mark(record),
+                IndexEdit::Destroy(member) => self.ledger.destroyed(*member),
+                _ => {}
+            }
+        }
+    }
+
+    /// What the index of a disk names is durable as it is now.
+    pub fn index_flushed(&mut self, records: &[MemberRecord]) {
+        records.iter().for_each(|record| self.ledger.flushed(record.member, record.flushed_index));
+    }
+
+    /// A pod hands a write of data to the disk.
+    pub fn data_write_begins(&mut self, disk: DiskNumber, offset: u64) {
+        let slot = Slot((offset / EXTENT_BYTES as u64) as u32);
+        let members = self.keys.get(&disk).and_then(|keys| self.members.get(&keys.disk));
+        let named = members.and_then(|members| self.ledger.names(members, slot));
+        if let Some((member, index)) = named {
+            let text = "is written, and the log still names it";
+            self.note(Err(format!("disk {disk}: {slot:?} {text}: {member:?}, entry {index}")));
         }
     }
 }

@@ -39,10 +39,10 @@ struct Shard {
 }
 
 impl RaftChecks {
-    /// The members as they are from now on.
-    pub fn learn(&mut self, view: &ClusterView) {
+    /// The members as they are from now on. False: that was known.
+    pub fn learn(&mut self, view: &ClusterView) -> bool {
         if view.revision <= self.revision {
-            return;
+            return false;
         }
         self.revision = view.revision;
         for shard in view.volumes.iter().flat_map(|volume| &volume.shards) {
@@ -54,6 +54,7 @@ impl RaftChecks {
         let dying: BTreeSet<MemberId> = view.destroyed.iter().map(|(_, member)| *member).collect();
         self.dead.extend(self.dying.difference(&dying));
         self.dying = dying;
+        true
     }
 
     /// A batch of a log is durable.

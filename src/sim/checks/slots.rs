@@ -8,7 +8,7 @@ use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::seam::{ExtentKey, IndexEdit, Slot};
 use crate::store::wal::format::{Batch, FoundEntry, FoundItem};
-use crate::types::{BLOCKS_PER_EXTENT, Extent};
+use crate::types::{BLOCKS_PER_EXTENT, Extent, MemberId};
 
 /// Rule R6: the slots that a batch names are durable before it is written.
 pub fn named_by_log(batch: &Batch, data: &SimFile) -> Result<(), Wrong> {
@@ -34,6 +34,19 @@ pub fn named_by_index(edits: &[IndexEdit], data: &SimFile) -> Result<(), Wrong> 
     edits.iter().try_for_each(|edit| match edit {
         IndexEdit::Put(key, record) => durable(record.slot, record.present, data)
             .map_err(|what| format!("the index has {key:?} in {what}")),
+        _ => Ok(()),
+    })
+}
+
+/// Rule R7: nothing is in the index whose commit would be forgotten by a crash. `committed`: what a
+/// member would still know.
+pub fn covered(edits: &[IndexEdit], committed: impl Fn(MemberId) -> u64) -> Result<(), Wrong> {
+    edits.iter().try_for_each(|edit| match edit {
+        IndexEdit::Put(key, record) if record.last_changed > committed(key.member) => Err(format!(
+            "the index has entry {} of {key:?}, and only {} is durably committed",
+            record.last_changed,
+            committed(key.member)
+        )),
         _ => Ok(()),
     })
 }
