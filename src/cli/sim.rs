@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::{Log, LogFormat};
-use crate::sim::{Options, Outcome, Violation, run as run_seed, shrink};
+use crate::sim::{Options, Outcome, Plan, Seen, Violation, run as run_seed, shrink};
 use crate::telemetry::logs;
 
 #[derive(Debug, clap::Args)]
@@ -28,12 +28,38 @@ pub struct Args {
     /// Only these of the faults that the seed draws, by their numbers
     #[arg(long, value_delimiter = ',', num_args = 0..)]
     only: Option<Vec<usize>>,
+    /// Clients ask for so many things while there are faults, and then for nothing more
+    #[arg(long)]
+    requests: Option<u64>,
+    /// Which faults there are
+    #[arg(long, value_enum, default_value_t = PlanName::Mixed)]
+    plan: PlanName,
     /// A line for everything that happens; what the pods log, on standard error
     #[arg(long)]
     trace: bool,
     /// When a seed fails, look for fewer faults that make it fail
     #[arg(long)]
     shrink: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum PlanName {
+    /// Those that the seed picks; one disk may lose what it has
+    Mixed,
+    /// Bits that flip in the slots of one disk, again and again, and nothing else
+    Rot,
+    /// Those that the seed picks; any disk may lose what it has
+    Unbounded,
+}
+
+impl From<PlanName> for Plan {
+    fn from(name: PlanName) -> Plan {
+        match name {
+            PlanName::Mixed => Plan::Mixed,
+            PlanName::Rot => Plan::Rot,
+            PlanName::Unbounded => Plan::Unbounded,
+        }
+    }
 }
 
 /// Runs the seeds; the first violation ends it, with the command that shows it again.
@@ -43,7 +69,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let start = Instant::now();
     let until = args.minutes.map(|minutes| start + Duration::from_secs(60 * minutes));
-    let (next, virtual_ms) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (next, total) = (AtomicU64::new(0), Mutex::new(Total::default()));
     let (stop, failed) = (AtomicBool::new(false), Mutex::new(None));
     let work = || {
         while !stop.load(Ordering::Relaxed) && until.is_none_or(|until| Instant::now() < until) {
@@ -52,7 +78,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 return;
             }
             match one(args, args.seed.saturating_add(number)) {
-                Ok(outcome) => drop(virtual_ms.fetch_add(outcome.virtual_ms, Ordering::Relaxed)),
+                Ok(outcome) => {
+                    total.lock().unwrap_or_else(|error| error.into_inner()).add(&outcome);
+                }
                 Err(error) => {
                     stop.store(true, Ordering::Relaxed);
                     let mut failed = failed.lock().unwrap_or_else(|error| error.into_inner());
@@ -65,22 +93,58 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(error) = failed.into_inner().unwrap_or_else(|error| error.into_inner()) {
         return Err(error);
     }
-    let virtual_s = virtual_ms.into_inner() as f64 / 1e3;
-    let took = start.elapsed().as_secs_f64();
-    println!("{:.2} virtual hours, {:.0} times real time", virtual_s / 3600.0, virtual_s / took);
+    let total = total.into_inner().unwrap_or_else(|error| error.into_inner());
+    total.print(start.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// What all seeds came to.
+#[derive(Default)]
+struct Total {
+    seeds: u64,
+    requests: u64,
+    virtual_ms: u64,
+    /// Runs in which a majority had to answer without one pod.
+    spared: u64,
+    seen: Seen,
+}
+
+impl Total {
+    fn add(&mut self, outcome: &Outcome) {
+        self.seeds += 1;
+        self.requests += outcome.requests;
+        self.virtual_ms += outcome.virtual_ms;
+        self.spared += u64::from(outcome.spared);
+        self.seen += outcome.seen;
+    }
+
+    fn print(&self, took_s: f64) {
+        let virtual_s = self.virtual_ms as f64 / 1e3;
+        println!("seen: {}; {} of {} ended without a pod", self.seen, self.spared, self.seeds);
+        println!(
+            "{} seeds, {} requests, {:.2} virtual hours, {:.0} seeds a minute, \
+             {:.0} times real time",
+            self.seeds,
+            self.requests,
+            virtual_s / 3600.0,
+            self.seeds as f64 * 60.0 / took_s,
+            virtual_s / took_s
+        );
+    }
 }
 
 fn one(args: &Args, seed: u64) -> anyhow::Result<Outcome> {
     let options = Options {
         only: args.only.clone(),
+        requests: args.requests,
+        plan: args.plan.into(),
         prints: args.trace,
         ..Options::new(seed, Duration::from_secs(args.seconds))
     };
     let outcome = run_seed(&options).map_err(|violation| failure(args, options, violation))?;
     println!(
-        "seed {seed}: {} operations, {} faults, {} virtual ms, trace {:016x}",
-        outcome.operations, outcome.faults, outcome.virtual_ms, outcome.trace
+        "seed {seed}: {} requests, {} faults, {} virtual ms, trace {:016x}",
+        outcome.requests, outcome.faults, outcome.virtual_ms, outcome.trace
     );
     Ok(outcome)
 }
@@ -96,6 +160,12 @@ fn failure(args: &Args, options: Options, violation: Violation) -> anyhow::Error
     if let Some(only) = &smallest.only {
         let only: Vec<String> = only.iter().map(usize::to_string).collect();
         again += &format!(" --only {}", only.join(","));
+    }
+    if let Some(requests) = smallest.requests {
+        again += &format!(" --requests {requests}");
+    }
+    if let Some(plan) = clap::ValueEnum::to_possible_value(&args.plan) {
+        again += &format!(" --plan {}", plan.get_name());
     }
     anyhow::anyhow!("{violation}; again with: {again}")
 }

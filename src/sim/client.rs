@@ -20,6 +20,7 @@ use crate::io::stream::StreamReader;
 use crate::sim::checks::history::{History, Value};
 use crate::sim::kernel::SimDriver;
 use crate::sim::rng::Rng;
+use crate::sim::shape::Load;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Mono};
 
 const HALF_BYTES: usize = BLOCK_BYTES / 2;
@@ -27,8 +28,13 @@ const HALF_BYTES: usize = BLOCK_BYTES / 2;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// ENOSPC, as the protocol has it.
 const NO_SPACE: u32 = 28;
-/// Requests of one client under way.
-const DEPTH: usize = 6;
+/// EIO.
+const IO_ERROR: u32 = 5;
+/// Of so many requests one does not go to the hot blocks, or moves them.
+const COLD_ONE_IN: u64 = 16;
+const HOT_MOVES_ONE_IN: u64 = 600;
+/// The hot blocks are this part of all.
+const HOT_PART: u64 = 8;
 /// Blocks of the longest request.
 const BLOCKS_MAX: u64 = 5;
 
@@ -101,12 +107,26 @@ pub struct Target {
     pub region: Range<u64>,
     pub blocks: u64,
     pub blocks_per_shard: u64,
-    /// The most whole extents that it writes with one request.
-    pub large_extents: u64,
-    /// How long it rests between bursts of requests, on average.
-    pub rest: Duration,
+    pub load: Load,
+    /// The half of every block that it writes, when others write the other.
+    pub half: Option<u64>,
     /// Writes may be answered with ENOSPC.
     pub may_be_full: bool,
+    /// Anything may be answered with EIO.
+    pub may_be_lost: bool,
+}
+
+/// What all clients of a run share.
+#[derive(Default)]
+pub struct Shared {
+    pub history: History,
+    /// The last value that was written.
+    pub values: Value,
+    /// Requests that clients may still invent.
+    pub requests_left: Option<u64>,
+    pub requests: u64,
+    /// Writes that were refused for want of space.
+    pub full: u64,
 }
 
 /// See the module.
@@ -124,6 +144,8 @@ pub struct Client {
     next_cookie: u64,
     /// It rests until then.
     rests_until: Mono,
+    /// Where its hot blocks begin.
+    hot: u64,
     pub plan: Plan,
     /// NBD errors that nothing explains.
     pub errors: u64,
@@ -144,23 +166,19 @@ impl Client {
             requests: BTreeMap::new(),
             next_cookie: 0,
             rests_until: Mono(0),
+            hot: 0,
             plan: Plan::Mixed,
             errors: 0,
         }
     }
 
     /// Runs until nothing is left to do now. `address`: where to connect when it is not connected.
-    pub fn run(
-        &mut self,
-        address: &Address,
-        rng: &mut Rng,
-        values: &mut Value,
-        history: &mut History,
-    ) {
+    pub fn run(&mut self, address: &Address, rng: &mut Rng, shared: &mut Shared) {
         let mut completions = Vec::new();
         loop {
             let timeout = match (self.plan, &self.state, self.requests.is_empty()) {
                 (Plan::Done, ..) => None,
+                (Plan::Mixed, ..) if shared.requests_left == Some(0) => Some(LOOK_EVERY),
                 (Plan::Mixed, State::Ready, true) => {
                     Some(self.rests_until.since(self.driver.now()))
                 }
@@ -173,7 +191,7 @@ impl Client {
                 break;
             }
             for completion in completions.drain(..) {
-                self.completed(completion, history);
+                self.completed(completion, shared);
             }
         }
         match self.state {
@@ -182,7 +200,7 @@ impl Client {
                 self.state = State::Connecting;
                 self.driver.submit(self.token(CONNECT), Op::Connect { address: address.clone() });
             }
-            State::Ready => self.invoke(rng, values, history),
+            State::Ready => self.invoke(rng, shared),
             _ => {}
         }
         self.flush();
@@ -207,7 +225,7 @@ impl Client {
         self.plan == Plan::Done && self.requests.is_empty()
     }
 
-    fn completed(&mut self, completion: Completion, history: &mut History) {
+    fn completed(&mut self, completion: Completion, shared: &mut Shared) {
         if completion.token.0 / KINDS != self.connection {
             return;
         }
@@ -222,7 +240,7 @@ impl Client {
             (SEND, Ok(_), _) => self.sending = false,
             (RECEIVE, Ok(Done::Bytes(count)), Buffers::Recv(bufs)) if count > 0 => {
                 self.reader.received(bufs, count);
-                self.parse(history);
+                self.parse(shared);
                 self.receive();
             }
             _ => self.hang_up(),
@@ -265,7 +283,7 @@ impl Client {
         }
     }
 
-    fn parse(&mut self, history: &mut History) {
+    fn parse(&mut self, shared: &mut Shared) {
         loop {
             let arrived = self.reader.peek().len();
             match self.state {
@@ -285,7 +303,7 @@ impl Client {
                     self.state = State::Ready;
                 }
                 State::Ready if arrived >= 16 => {
-                    if !self.reply(history) {
+                    if !self.reply(shared) {
                         return;
                     }
                 }
@@ -295,7 +313,7 @@ impl Client {
     }
 
     /// One simple reply; false when its payload has not arrived.
-    fn reply(&mut self, history: &mut History) -> bool {
+    fn reply(&mut self, shared: &mut Shared) -> bool {
         let mut head = &self.reader.peek()[..16];
         assert_eq!(head.get_u32(), 0x6744_6698, "a simple reply");
         let (error, cookie) = (head.get_u32(), head.get_u64());
@@ -313,11 +331,14 @@ impl Client {
         let now = self.driver.now();
         if error != 0 {
             let full = self.target.may_be_full && error == NO_SPACE;
-            let explained = full && !matches!(request.what, What::Read | What::Flush);
-            self.errors += u64::from(!explained);
+            let full = full && !matches!(request.what, What::Read | What::Flush);
+            shared.full += u64::from(full);
+            let lost = self.target.may_be_lost && error == IO_ERROR;
+            self.errors += u64::from(!full && !lost);
             return true;
         }
         let first = self.target.first_register + request.first;
+        let history = &mut shared.history;
         match request.what {
             What::Write(values) => {
                 for (register, value) in (first..).zip(values) {
@@ -340,8 +361,8 @@ impl Client {
         true
     }
 
-    fn invoke(&mut self, rng: &mut Rng, values: &mut Value, history: &mut History) {
-        let rest_ns = self.target.rest.as_nanos() as u64;
+    fn invoke(&mut self, rng: &mut Rng, shared: &mut Shared) {
+        let rest_ns = self.target.load.rest.as_nanos() as u64;
         if self.plan == Plan::Mixed && rest_ns > 0 {
             let now = self.driver.now();
             if now < self.rests_until {
@@ -349,7 +370,7 @@ impl Client {
             }
             self.rests_until = now + Duration::from_nanos(rng.below(2 * rest_ns));
         }
-        while self.requests.len() < DEPTH {
+        while self.requests.len() < self.target.load.depth {
             match self.plan {
                 Plan::Done => return,
                 Plan::ReadAll { next_block } => {
@@ -359,22 +380,31 @@ impl Client {
                         false => Plan::Done,
                     };
                 }
-                Plan::Mixed => self.invoke_random(rng, values, history),
+                Plan::Mixed if shared.requests_left == Some(0) => return,
+                Plan::Mixed => {
+                    shared.requests += 1;
+                    shared.requests_left = shared.requests_left.map(|left| left - 1);
+                    self.invoke_random(rng, shared);
+                }
             }
         }
     }
 
-    fn invoke_random(&mut self, rng: &mut Rng, values: &mut Value, history: &mut History) {
+    fn invoke_random(&mut self, rng: &mut Rng, shared: &mut Shared) {
         let is_read = rng.one_in(2);
-        let Target { region, blocks, large_extents, .. } = &self.target;
-        let region = if is_read { 0..*blocks } else { region.clone() };
-        let block = rng.between(region.start, region.end);
+        let Target { region, blocks, load, half, .. } = self.target.clone();
+        let region = if is_read { 0..blocks } else { region };
+        let block = self.some_block(rng, region.clone());
+        if let (false, Some(half)) = (is_read, half) {
+            return self.write(block * 2 + half, 1, shared);
+        }
         let (first, registers) = match rng.below(8) {
             // One half of a block.
             0 | 1 => (block * 2 + rng.below(2), 1),
             // Whole extents, where there are any: written once, to slots of their own.
             2 if !is_read
-                && let Some(whole) = self.whole_extents(block, 1 + rng.below(*large_extents)) =>
+                && let Some(whole) =
+                    self.whole_extents(block, 1 + rng.below(load.large_extents)) =>
             {
                 (whole.start * 2, (whole.end - whole.start) * 2)
             }
@@ -384,20 +414,34 @@ impl Client {
             return self.request(first, registers, What::Read);
         }
         match rng.below(16) {
-            0 => return self.request(0, 0, What::Flush),
-            1 | 2 => return self.zero(rng, first, registers, history),
-            _ => {}
+            0 => self.request(0, 0, What::Flush),
+            1 | 2 => self.zero(rng, first, registers, &mut shared.history),
+            _ => self.write(first, registers, shared),
         }
-        let written: Vec<Value> = (0..registers)
-            .map(|_| {
-                *values += 1;
-                *values
-            })
-            .collect();
-        for (register, value) in (self.target.first_register + first..).zip(&written) {
-            history.writing(register, *value, self.connection_id(), self.driver.now());
+    }
+
+    fn some_block(&mut self, rng: &mut Rng, region: Range<u64>) -> u64 {
+        if rng.one_in(HOT_MOVES_ONE_IN) {
+            self.hot = rng.below(self.target.blocks);
         }
-        self.request(first, registers, What::Write(written));
+        let hot_len = (self.target.blocks / HOT_PART).max(1);
+        let hot = self.hot.max(region.start)..(self.hot + hot_len).min(region.end);
+        match self.target.load.is_hot && !hot.is_empty() && !rng.one_in(COLD_ONE_IN) {
+            true => rng.between(hot.start, hot.end),
+            false => rng.between(region.start, region.end),
+        }
+    }
+
+    fn write(&mut self, first: u64, registers: u64, shared: &mut Shared) {
+        let (connection, now) = (self.connection_id(), self.driver.now());
+        let registers_written = self.target.first_register + first..;
+        let written = registers_written.take(registers as usize).map(|register| {
+            shared.values += 1;
+            shared.history.writing(register, shared.values, connection, now);
+            shared.values
+        });
+        let what = What::Write(written.collect());
+        self.request(first, registers, what);
     }
 
     fn zero(&mut self, rng: &mut Rng, first: u64, registers: u64, history: &mut History) {

@@ -174,16 +174,22 @@ impl SimFile {
         }
     }
 
-    /// Flips a bit of some page that is durable and was not written for a while.
+    /// Flips a bit of some page that is durable and was not written for a while; half of the time
+    /// one that was written later than most, which the log may still need.
     pub fn rot(&mut self, now: Mono, rng: &mut Rng) {
         let is_old = |at: Mono| at != Mono(0) && at.0 + FRESH_NS < now.0;
-        let pages = self.written.iter().enumerate();
-        let old: Vec<usize> = pages.filter(|(_, at)| is_old(**at)).map(|(page, _)| page).collect();
-        if !old.is_empty() {
-            let page = old[rng.below(old.len() as u64) as usize];
-            let byte = page * BLOCK_BYTES + rng.below(BLOCK_BYTES as u64) as usize;
-            self.durable[byte] ^= 1 << rng.below(8);
+        let pages = self.written.iter().zip(0usize..);
+        let mut old: Vec<_> = pages.filter(|(at, _)| is_old(**at)).collect();
+        if old.is_empty() {
+            return;
         }
+        if rng.one_in(2) {
+            old.sort_unstable_by(|one, other| other.cmp(one));
+            old.truncate(1 + old.len() / 16);
+        }
+        let (_, page) = old[rng.below(old.len() as u64) as usize];
+        let byte = page * BLOCK_BYTES + rng.below(BLOCK_BYTES as u64) as usize;
+        self.durable[byte] ^= 1 << rng.below(8);
     }
 
     /// Of a write that was under way when power failed, `bytes` at `offset`: all, nothing, or
@@ -249,6 +255,8 @@ pub struct Sick {
     pub lies: Option<(FileName, Mono)>,
     /// Until then every operation takes about a hundred times as long.
     pub slow_until: Mono,
+    /// The same for one file.
+    pub slow_file: Option<(FileName, Mono)>,
     /// Nothing ends before.
     pub stuck_until: Mono,
 }

@@ -28,6 +28,7 @@ pub enum Fault {
     Resets(Host),
     SlowLinks(Host),
     SlowDisk(DiskNumber),
+    SlowFile(DiskNumber, FileName),
     /// Nothing that the disk was asked for ends.
     StuckDisk(DiskNumber),
     /// One operation of the disk fails.
@@ -54,6 +55,19 @@ pub enum Fault {
     },
     /// A client vanishes, and comes back at once.
     HangUp(usize),
+}
+
+impl Fault {
+    /// A disk loses something that it has, by itself.
+    pub fn destroys(&self) -> bool {
+        matches!(
+            self,
+            Fault::Rot(..)
+                | Fault::LosesWrite(..)
+                | Fault::MisdirectsWrite(..)
+                | Fault::LyingFlushes(..)
+        )
+    }
 }
 
 /// When, for how long, and what.
@@ -122,7 +136,18 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
             }
         };
         let lasts = Duration::from_millis(rng.between(10, 8_000));
-        planned.push(Planned { at, lasts, fault });
+        match fault {
+            // A machine that does not come to rest: what is cut off at one start must not come
+            // back at the next.
+            Fault::Crash(_) | Fault::CrashAll if rng.one_in(3) => {
+                for _ in 0..rng.between(2, 8) {
+                    let lasts = Duration::from_millis(rng.between(1, 100));
+                    planned.push(Planned { at, lasts, fault });
+                    at += lasts + Duration::from_millis(rng.between(1, 1_500));
+                }
+            }
+            _ => planned.push(Planned { at, lasts, fault }),
+        }
         at += Duration::from_millis(rng.between(100, 4_000));
     }
     planned
@@ -148,6 +173,7 @@ fn draw_one(
         4 => Fault::CutOneWay(host, other),
         5 => Fault::Resets(host),
         6 => Fault::SlowLinks(host),
+        7 if rng.one_in(2) => Fault::SlowFile(disk, file),
         7 => Fault::SlowDisk(disk),
         // What its log says is not known to be durable for as long: see `FRESH_NS`.
         8 if disk != bad_disk => Fault::StuckDisk(disk),

@@ -356,13 +356,15 @@ impl Kernel {
         Duration::from_micros(micros * times)
     }
 
-    fn disk_delay(&mut self, disk: DiskNumber) -> Duration {
+    fn disk_delay(&mut self, disk: DiskNumber, file: FileName) -> Duration {
         let micros = match self.rng.below(100) {
             0 => self.rng.between(1_000, 60_000),
             _ => self.rng.between(20, 400),
         };
         let sick = &self.disks[disk].sick;
-        let times = if sick.slow_until > self.now { 100 } else { 1 };
+        let is_slow = |(of, until): (FileName, Mono)| of == file && until > self.now;
+        let slow = sick.slow_until > self.now || sick.slow_file.is_some_and(is_slow);
+        let times = if slow { 100 } else { 1 };
         Duration::from_micros(micros * times).max(sick.stuck_until.since(self.now))
     }
 
@@ -384,7 +386,7 @@ impl Kernel {
                     }
                     _ => {}
                 }
-                let delay = self.disk_delay(disk);
+                let delay = self.disk_delay(disk, name);
                 self.schedule(delay, Event::FileEnds { host, life, token, op });
             }
             Op::Recv { socket, bufs } => match self.sockets.get_mut(&socket) {
@@ -547,7 +549,6 @@ impl Kernel {
             disk.crash(&mut self.rng);
         }
     }
-
 }
 
 /// Where a page of a file is that is not empty.

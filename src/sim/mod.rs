@@ -17,11 +17,12 @@ mod rng;
 mod run;
 #[cfg(test)]
 mod scenarios_test;
+mod shape;
 mod shrink;
 mod trace;
 mod world;
 
-pub use checks::history;
+pub use checks::{Seen, history};
 pub use faults::{Plan, Planned};
 pub use run::{Options, Outcome, Violation, run};
 pub use shrink::shrink;

@@ -20,18 +20,55 @@ fn found_by(mistake: Mistake, seeds: u64) -> Option<(u64, String)> {
 fn measure() {
     use Mistake::*;
     let all = [
-        LogWriteNotDurable, IndexBeforeData, FlushedIsNewestApplied, ReplayOverNewer, SlotReusedBeforeFlush,
-        SlotReusedWhileRead, ReplacedSlotsReused, PartialFromOldBase, RedirectNotDurable, NamedSlotWritten,
-        WrittenBackUncovered, TailBeforeSuperblock, SettledWhileRead, ImageAppends, ReplacedLetGo, CutAtFirstBad,
-        CutComesBack, SequenceReused, NoReserve, AdmittedWithoutSpace, TrimClearsPresent, TombstonesForgotten,
-        UninitialisedVotes, ChecksumsIgnored, LeaseWithoutEnd, LeaseAfterTransfer, ReadBeforeOwnTerm,
-        VotesAfterRestart, VotesWithinLease, SessionNotChecked, TermNotCompared, RetryUnderOldSession,
-        OverlapNotOrdered, MetaNotStored, HardStateNotLogged, ResyncKeepsExtents, ResyncMissesWrites,
-        ResyncGoesBack, ResyncEndsEarly, AnsweredBeforeDurable, SuffixNotTruncated,
+        LogWriteNotDurable,
+        IndexBeforeData,
+        FlushedIsNewestApplied,
+        ReplayOverNewer,
+        SlotReusedBeforeFlush,
+        SlotReusedWhileRead,
+        ReplacedSlotsReused,
+        PartialFromOldBase,
+        RedirectNotDurable,
+        NamedSlotWritten,
+        WrittenBackUncovered,
+        TailBeforeSuperblock,
+        SettledWhileRead,
+        ImageAppends,
+        ReplacedLetGo,
+        CutAtFirstBad,
+        CutComesBack,
+        SequenceReused,
+        NoReserve,
+        AdmittedWithoutSpace,
+        TrimClearsPresent,
+        TombstonesForgotten,
+        UninitialisedVotes,
+        ChecksumsIgnored,
+        LeaseWithoutEnd,
+        LeaseAfterTransfer,
+        ReadBeforeOwnTerm,
+        VotesAfterRestart,
+        VotesWithinLease,
+        SessionNotChecked,
+        TermNotCompared,
+        RetryUnderOldSession,
+        OverlapNotOrdered,
+        MetaNotStored,
+        HardStateNotLogged,
+        ResyncKeepsExtents,
+        ResyncMissesWrites,
+        ResyncGoesBack,
+        ResyncEndsEarly,
+        AnsweredBeforeDurable,
+        SuffixNotTruncated,
     ];
     for mistake in all {
         let start = std::time::Instant::now();
         let found = found_by(mistake, 60);
-        eprintln!("PLANTED {mistake:?}: {:?} {:.1?}", found.map(|(seed, how)| (seed, how.chars().take(110).collect::<String>())), start.elapsed());
+        eprintln!(
+            "PLANTED {mistake:?}: {:?} {:.1?}",
+            found.map(|(seed, how)| (seed, how.chars().take(110).collect::<String>())),
+            start.elapsed()
+        );
     }
 }

@@ -5,12 +5,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crate::replica::seam::ReadMode;
-use crate::sim::disk::Sick;
+use crate::sim::checks::Seen;
+use crate::sim::disk::{DiskNumber, Sick};
 use crate::sim::faults::{Fault, Plan, Planned, Targets, bad_disk, draw};
 use crate::sim::kernel::Host;
 use crate::sim::rng::Rng;
-use crate::sim::world::{Shape, World};
-use crate::types::EXTENT_BYTES;
+use crate::sim::shape::Shape;
+use crate::sim::world::World;
+use crate::types::Mono;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -21,6 +23,8 @@ pub struct Options {
     pub plan: Plan,
     /// Of the faults that the seed draws, only these (by their numbers) happen.
     pub only: Option<Vec<usize>>,
+    /// Clients ask for so many things while there are faults, and then for nothing more.
+    pub requests: Option<u64>,
     /// A line for everything that happens.
     pub prints: bool,
 }
@@ -28,12 +32,13 @@ pub struct Options {
 impl Options {
     /// A seed with all faults that it draws.
     pub fn new(seed: u64, faults_for: Duration) -> Options {
-        Options { seed, faults_for, plan: Plan::Mixed, only: None, prints: false }
+        let (plan, only, requests) = (Plan::Mixed, None, None);
+        Options { seed, faults_for, plan, only, requests, prints: false }
     }
 
     /// The faults of this run, with their numbers.
     pub fn faults(&self) -> Vec<(usize, Planned)> {
-        let shape = draw_shape(self.seed);
+        let shape = Shape::draw(self.seed);
         let (pods, clients) = (shape.pods, shape.clients);
         let targets = Targets { pods, disks: pods * shape.disks_per_pod, clients };
         let all = draw(self.plan, self.seed, targets, self.faults_for);
@@ -45,11 +50,14 @@ impl Options {
 /// What a run came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    pub operations: u64,
+    pub requests: u64,
     pub faults: usize,
     pub virtual_ms: u64,
     /// Of everything that happened.
     pub trace: u64,
+    /// A majority had to answer without one pod.
+    pub spared: bool,
+    pub seen: Seen,
 }
 
 /// What a run must never show.
@@ -57,8 +65,10 @@ pub struct Outcome {
 pub enum Violation {
     #[error("seed {seed}: the history cannot be explained: {what}")]
     NotLinearizable { seed: u64, what: String },
-    #[error("seed {seed}: a whole cluster did not answer within {virtual_s} virtual seconds")]
-    Stuck { seed: u64, virtual_s: u64 },
+    #[error(
+        "seed {seed}: a whole cluster{without} did not answer within {virtual_s} virtual seconds"
+    )]
+    Stuck { seed: u64, without: String, virtual_s: u64 },
     #[error("seed {seed}: {count} requests were answered with an error")]
     Errors { seed: u64, count: u64 },
     #[error("seed {seed}: the replicas did not come to rest within {virtual_s} seconds: {what}")]
@@ -89,18 +99,20 @@ const HEAL_S: u64 = 120;
 /// How long the replicas may take to come to rest after that.
 const SETTLE_S: u64 = 60;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// After this long, a majority that is well knows which of its replicas are whole.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
+/// How long what was lost for good is asked for.
+const LAST_LOOK: Duration = Duration::from_secs(10);
 /// Clocks drift apart by no more than leases allow: 50 of 700 ms.
 const DRIFT_PPM_MAX: u64 = 30_000;
-
-/// Of a disk that gets full: beside what a replica keeps back for what is under way, slots for a
-/// part of what the volumes of a run can hold.
-const TIGHT_BYTES: u64 = (16 << 20) + 20 * EXTENT_BYTES as u64;
 
 struct Run {
     seed: u64,
     world: World,
     faults: Vec<(usize, Planned)>,
     faults_on: bool,
+    /// One pod was left out at the end.
+    spared: bool,
 }
 
 /// Runs one seed. A panic is a violation, too.
@@ -114,87 +126,57 @@ pub fn run(options: &Options) -> Result<Outcome, Violation> {
 }
 
 fn run_and_check(options: &Options) -> Result<Outcome, Violation> {
-    let seed = options.seed;
     let mut run = Run::new(options);
     while run.faults_on {
         run.step()?;
     }
-    run.heal();
-    let deadline = run.world.kernel.borrow().now + Duration::from_secs(HEAL_S);
-    run.world.read_all();
-    while !run.world.all_read() {
-        run.step()?;
-        if run.world.kernel.borrow().now > deadline {
-            return Err(Violation::Stuck { seed, virtual_s: HEAL_S });
+    match options.plan {
+        Plan::Unbounded => run.end_without_promises()?,
+        Plan::Mixed | Plan::Rot => {
+            run.majority_answers()?;
+            run.heal();
+            run.all_answer(None)?;
+            run.check_history()?;
+            run.settle()?;
         }
     }
-    let history = &run.world.history;
-    history.check().map_err(|what| Violation::NotLinearizable { seed, what })?;
-    if run.world.errors() > 0 {
-        return Err(Violation::Errors { seed, count: run.world.errors() });
-    }
-    run.settle()?;
-    let disks = run.world.kernel.borrow().disks.len();
-    if let Some(what) = run.world.faulted_elsewhere(bad_disk(seed, disks)) {
-        return Err(Violation::Faulted { seed, what });
-    }
     let kernel = run.world.kernel.borrow();
+    let mut seen = kernel.checks.seen;
+    seen.full = run.world.shared.full;
     let outcome = Outcome {
-        operations: run.world.history.operations,
+        requests: run.world.shared.requests,
         faults: run.faults.len(),
         virtual_ms: kernel.now.0 / 1_000_000,
         trace: kernel.trace.hash,
+        spared: run.spared,
+        seen,
     };
     drop(kernel);
-    run.world.compare_replicas().map_err(|what| Violation::Differs { seed, what })?;
+    if options.plan != Plan::Unbounded && run.world.shape.tiny.is_none() {
+        let seed = options.seed;
+        run.world.compare_replicas().map_err(|what| Violation::Differs { seed, what })?;
+    }
     Ok(outcome)
-}
-
-fn draw_shape(seed: u64) -> Shape {
-    let mut rng = Rng::new(seed ^ 0x5a5a);
-    let mut shape = Shape {
-        pods: [3, 3, 3, 4, 5][rng.below(5) as usize],
-        clients: rng.between(1, 4) as usize,
-        fronts: rng.between(1, 4) as usize,
-        disks_per_pod: [1, 1, 2][rng.below(3) as usize],
-        shards: rng.between(1, 4) as usize,
-        blocks_per_shard: rng.between(20, 200),
-        wal_bytes: [3 << 20, 4 << 20, 16 << 20][rng.below(3) as usize],
-        data_bytes: 64 << 20,
-        is_tight: rng.one_in(6),
-        log_tail_bytes: [16 << 10, 256 << 10, 1 << 20][rng.below(3) as usize],
-        overlay_cache_bytes: [0, 64 << 10, 1 << 20][rng.below(3) as usize],
-        redirect_bytes_min: [64 << 10, 128 << 10, usize::MAX][rng.below(3) as usize],
-        reads: [ReadMode::Lease, ReadMode::Lease, ReadMode::Quorum][rng.below(3) as usize],
-        large_extents: 3,
-        rest: Duration::from_millis([0, 2, 10, 30, 100, 300][rng.below(6) as usize]),
-    };
-    if shape.is_tight {
-        shape.data_bytes = TIGHT_BYTES;
-    }
-    // A log takes an eighth of itself in entries that are not applied: several large ones of each
-    // member must fit, or members wait for each other.
-    if shape.wal_bytes < 16 << 20 {
-        shape.large_extents = 1;
-        if shape.redirect_bytes_min != usize::MAX {
-            shape.redirect_bytes_min = EXTENT_BYTES;
-        }
-    }
-    shape
 }
 
 impl Run {
     fn new(options: &Options) -> Run {
-        let shape = draw_shape(options.seed);
+        let shape = Shape::draw(options.seed);
         let pods = shape.pods;
-        let run = Run {
+        let unbounded = options.plan == Plan::Unbounded;
+        let mut run = Run {
             seed: options.seed,
-            world: World::new(options.seed, shape),
+            world: World::new(options.seed, shape, unbounded),
             faults: options.faults(),
             faults_on: true,
+            spared: false,
         };
+        run.world.shared.requests_left = options.requests;
         let mut kernel = run.world.kernel.borrow_mut();
         kernel.trace.prints = options.prints;
+        if unbounded {
+            kernel.checks.expect_nothing();
+        }
         let disks = kernel.disks.len();
         kernel.checks.distrust(bad_disk(options.seed, disks));
         let mut rng = Rng::new(options.seed ^ 0xd41f7);
@@ -284,6 +266,7 @@ impl Run {
             Fault::Resets(host) => drop(kernel.resets_until.insert(host, until)),
             Fault::SlowLinks(host) => drop(kernel.slow_until.insert(host, until)),
             Fault::SlowDisk(disk) => kernel.disks[disk].sick.slow_until = until,
+            Fault::SlowFile(disk, file) => kernel.disks[disk].sick.slow_file = Some((file, until)),
             Fault::StuckDisk(disk) => kernel.disks[disk].sick.stuck_until = until,
             Fault::Fails(disk, file) => kernel.disks[disk].sick.fails = Some(file),
             Fault::DeadDisk(disk) => kernel.disks[disk].sick.dead_until = until,
@@ -330,6 +313,7 @@ impl Run {
             Fault::Resets(_)
             | Fault::SlowLinks(_)
             | Fault::SlowDisk(_)
+            | Fault::SlowFile(..)
             | Fault::StuckDisk(_)
             | Fault::Fails(..)
             | Fault::Rot(..)
@@ -348,35 +332,115 @@ impl Run {
         }
     }
 
-    /// Nobody asks for anything any more: all replicas come to rest.
-    fn settle(&mut self) -> Result<(), Violation> {
-        let now = |run: &Run| run.world.kernel.borrow().now;
-        let until = now(self) + Duration::from_secs(SETTLE_S);
-        let mut look = now(self) + LOOK_EVERY;
-        loop {
+    /// Everything but one pod is well, and nobody needs that one: all must be answered. It is the
+    /// one whose disk has lost something; the others have a copy more than that.
+    fn majority_answers(&mut self) -> Result<(), Violation> {
+        let pods = self.world.shape.pods;
+        let lost = self.faults.iter().any(|(_, planned)| planned.fault.destroys());
+        let left_out = match lost {
+            true => self.world.host_of(self.bad_disk()),
+            false => Rng::new(self.seed ^ 0x0a11).below(pods as u64) as Host,
+        };
+        self.heal_but(Some(left_out));
+        self.step_for(SETTLED_AFTER)?;
+        self.spared = self.world.can_spare(left_out);
+        match self.spared {
+            true => self.all_answer(Some(left_out)),
+            false => Ok(()),
+        }
+    }
+
+    /// Every client reads everything, through other pods than `left_out`.
+    fn all_answer(&mut self, left_out: Option<Host>) -> Result<(), Violation> {
+        let deadline = self.now() + Duration::from_secs(HEAL_S);
+        self.world.read_all(left_out);
+        while !self.world.all_read() {
             self.step()?;
-            if now(self) < look {
-                continue;
-            }
-            look = now(self) + LOOK_EVERY;
-            let Some(what) = self.world.unsettled() else { return Ok(()) };
-            if now(self) > until {
+            if self.now() > deadline {
                 let seed = self.seed;
-                return Err(Violation::NotSettled { seed, virtual_s: SETTLE_S, what });
+                let without = left_out.map_or(String::new(), |host| format!(" without pod {host}"));
+                return Err(Violation::Stuck { seed, without, virtual_s: HEAL_S });
             }
         }
+        Ok(())
+    }
+
+    fn check_history(&mut self) -> Result<(), Violation> {
+        let seed = self.seed;
+        let history = &self.world.shared.history;
+        history.check().map_err(|what| Violation::NotLinearizable { seed, what })?;
+        let count = self.world.errors();
+        if count > 0 {
+            return Err(Violation::Errors { seed, count });
+        }
+        Ok(())
+    }
+
+    /// Disks may have lost anything. What can be read had been written; what cannot is an error,
+    /// or is waited for.
+    fn end_without_promises(&mut self) -> Result<(), Violation> {
+        self.heal();
+        self.world.read_all(None);
+        self.step_for(LAST_LOOK)?;
+        let seed = self.seed;
+        let checked = self.world.shared.history.check_origins();
+        checked.map_err(|what| Violation::NotLinearizable { seed, what })?;
+        match self.world.errors() {
+            0 => Ok(()),
+            count => Err(Violation::Errors { seed, count }),
+        }
+    }
+
+    fn bad_disk(&self) -> DiskNumber {
+        bad_disk(self.seed, self.world.kernel.borrow().disks.len())
+    }
+
+    fn now(&self) -> Mono {
+        self.world.kernel.borrow().now
+    }
+
+    fn step_for(&mut self, time: Duration) -> Result<(), Violation> {
+        let until = self.now() + time;
+        while self.now() < until {
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    /// Nobody asks for anything any more: all replicas come to rest. One that has no space for what
+    /// the others have never does.
+    fn settle(&mut self) -> Result<(), Violation> {
+        let seed = self.seed;
+        let until = self.now() + Duration::from_secs(SETTLE_S);
+        while let Some(what) = self.world.unsettled() {
+            if self.world.shape.tiny.is_some() {
+                break;
+            }
+            if self.now() > until {
+                return Err(Violation::NotSettled { seed, virtual_s: SETTLE_S, what });
+            }
+            self.step_for(LOOK_EVERY)?;
+        }
+        let faulted = self.world.faulted_elsewhere(self.bad_disk());
+        faulted.map_or(Ok(()), |what| Err(Violation::Faulted { seed, what }))
     }
 
     /// Everything is well from now on.
     fn heal(&mut self) {
+        self.heal_but(None);
+    }
+
+    /// Everything is well, but for one pod, which stays as it is, and is cut off.
+    fn heal_but(&mut self, left_out: Option<Host>) {
+        let pods = self.world.shape.pods;
         let mut kernel = self.world.kernel.borrow_mut();
-        (0..self.world.shape.pods).for_each(|host| kernel.drift(host, 0));
-        kernel.cut.clear();
+        (0..pods).for_each(|host| kernel.drift(host, 0));
+        kernel.cut = left_out.into_iter().flat_map(|host| cuts(host, pods)).collect();
         kernel.disks.iter_mut().for_each(|disk| disk.sick = Sick::default());
         kernel.resets_until.clear();
         kernel.slow_until.clear();
         drop(kernel);
-        for host in 0..self.world.shape.pods {
+        for host in (0..pods).filter(|host| Some(*host) != left_out) {
             self.restart(host);
             self.world.set_stopped(host, false);
         }

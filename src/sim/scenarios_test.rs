@@ -7,7 +7,7 @@ use super::{Options, Plan, run};
 
 fn must_pass(options: &Options) {
     match run(options) {
-        Ok(outcome) => assert!(outcome.operations > 0, "{options:?}: the clients did nothing"),
+        Ok(outcome) => assert!(outcome.requests > 0, "{options:?}: the clients did nothing"),
         Err(violation) => panic!("{violation}"),
     }
 }

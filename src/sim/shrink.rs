@@ -1,12 +1,18 @@
-//! From a run that fails to one that fails with fewer faults.
+//! From a run that fails to one that fails with fewer faults and fewer requests.
 
 use crate::sim::run::{Options, Violation, run};
 
 /// Leaves out faults for as long as the run fails without them, halves first, then smaller parts
-/// (delta debugging: Zeller and Hildebrandt, 2002). Returns the smallest that was found and how it
-/// fails; `None` when the run does not fail at all. Any failure counts, not only the first one.
+/// (delta debugging: Zeller and Hildebrandt, 2002), and then requests from the end. Returns the
+/// smallest that was found and how it fails; `None` when the run does not fail at all. Any failure
+/// counts, not only the first one.
 pub fn shrink(options: &Options) -> Option<(Options, Violation)> {
-    let mut violation = run(options).err()?;
+    let violation = run(options).err()?;
+    let (fewer_faults, violation) = leave_out_faults(options, violation);
+    Some(leave_out_requests(fewer_faults, violation))
+}
+
+fn leave_out_faults(options: &Options, mut violation: Violation) -> (Options, Violation) {
     let mut kept: Vec<usize> = options.faults().into_iter().map(|(number, _)| number).collect();
     let mut parts = 2;
     while !kept.is_empty() {
@@ -26,5 +32,22 @@ pub fn shrink(options: &Options) -> Option<(Options, Violation)> {
             None => parts = (2 * parts).min(kept.len()),
         }
     }
-    Some((Options { only: Some(kept), ..options.clone() }, violation))
+    (Options { only: Some(kept), ..options.clone() }, violation)
+}
+
+/// The fewest requests that are enough, as far as halving finds them.
+fn leave_out_requests(mut options: Options, mut violation: Violation) -> (Options, Violation) {
+    let (mut too_few, mut enough) = (0, 1 << 24);
+    while too_few + 1 < enough {
+        let between = too_few + (enough - too_few) / 2;
+        let fewer = Options { requests: Some(between), ..options.clone() };
+        match run(&fewer) {
+            Ok(_) => too_few = between,
+            Err(failed) => {
+                enough = between;
+                (options, violation) = (fewer, failed);
+            }
+        }
+    }
+    (options, violation)
 }

@@ -13,13 +13,12 @@ use bytes::Bytes;
 use crate::control::command::Addresses;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, OpenFile};
-use crate::limits::Budgets;
-use crate::replica::seam::{Output, ReadMode, Start};
+use crate::replica::seam::{Output, Start};
 use crate::sim::catalog::{Catalog, NewVolume, disk_id, pod_id};
-use crate::sim::checks::history::{History, Value};
-use crate::sim::client::{Client, Target};
+use crate::sim::client::{Client, Shared, Target};
 use crate::sim::disk::{DiskNumber, FileName, SimDisk};
 use crate::sim::kernel::{Due, Host, Kernel, SimDriver};
+use crate::sim::shape::Shape;
 use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::lane::{self, LaneConfig};
@@ -40,30 +39,6 @@ const MAIN: &str = "main";
 /// Registers of different volumes differ above this bit.
 const VOLUME_SHIFT: u32 = 32;
 
-/// Sizes of a run.
-#[derive(Clone, Debug)]
-pub struct Shape {
-    pub pods: usize,
-    pub disks_per_pod: usize,
-    pub clients: usize,
-    /// Pods that clients connect to.
-    pub fronts: usize,
-    pub shards: usize,
-    pub blocks_per_shard: u64,
-    pub wal_bytes: u64,
-    pub data_bytes: u64,
-    /// The disks cannot take all blocks of the volumes.
-    pub is_tight: bool,
-    pub log_tail_bytes: usize,
-    pub overlay_cache_bytes: usize,
-    pub redirect_bytes_min: usize,
-    pub reads: ReadMode,
-    /// The most whole extents that a client writes with one request.
-    pub large_extents: u64,
-    /// How long a client rests between bursts of requests, on average.
-    pub rest: Duration,
-}
-
 /// One pod: the worker while it runs, and what the world needs to run it.
 pub(super) struct Pod {
     pub worker: Option<Worker>,
@@ -72,6 +47,8 @@ pub(super) struct Pod {
     woken: Arc<Mutex<bool>>,
     starts: u32,
     pub stopped: bool,
+    /// It is down until a disk of it works again.
+    waits_for_disk: bool,
     /// The revision that it was told of.
     told: u64,
 }
@@ -100,19 +77,22 @@ type Jobs = Rc<RefCell<BTreeMap<u64, Job>>>;
 /// See the module.
 pub struct World {
     pub kernel: Rc<RefCell<Kernel>>,
-    pub history: History,
+    pub shared: Shared,
     pub shape: Shape,
     pub(super) pods: Vec<Pod>,
     pub(super) catalog: Catalog,
     attached: Vec<Attached>,
     clients_pool: Pool,
     pools: Vec<Pool>,
-    values: Value,
+    /// A pod that nobody connects to.
+    avoided: Option<Host>,
+    /// Any disk may lose what it has.
+    unbounded: bool,
     jobs: Jobs,
 }
 
 impl World {
-    pub fn new(seed: u64, shape: Shape) -> World {
+    pub fn new(seed: u64, shape: Shape, unbounded: bool) -> World {
         let kernel = Rc::new(RefCell::new(Kernel::new(seed)));
         let addresses = (0..shape.pods).map(|host| Addresses {
             api: peer_address(host),
@@ -121,13 +101,14 @@ impl World {
         });
         let mut world = World {
             kernel,
-            history: History::default(),
+            shared: Shared::default(),
             pods: Vec::new(),
             catalog: Catalog::new(CLUSTER, addresses),
             attached: Vec::new(),
             clients_pool: Pool::default(),
             pools: (0..shape.pods).map(|_| Pool::default()).collect(),
-            values: 0,
+            avoided: None,
+            unbounded,
             jobs: Jobs::default(),
             shape,
         };
@@ -142,6 +123,7 @@ impl World {
                 woken: Arc::default(),
                 starts: 0,
                 stopped: false,
+                waits_for_disk: false,
                 told: 0,
             });
             world.start(host);
@@ -154,7 +136,10 @@ impl World {
         for client in 0..clients {
             // Clients of different front ends write different blocks.
             let front = client as u64 % fronts;
-            let region = blocks * front / fronts..blocks * (front + 1) / fronts;
+            let region = match world.shape.load.halves {
+                true => 0..blocks,
+                false => blocks * front / fronts..blocks * (front + 1) / fronts,
+            };
             world.attach(MAIN, 0, front as Host, region, blocks, blocks_per_shard);
         }
         world
@@ -177,9 +162,10 @@ impl World {
             region,
             blocks,
             blocks_per_shard,
-            large_extents: self.shape.large_extents,
-            rest: self.shape.rest,
+            load: self.shape.load,
+            half: (self.shape.load.halves && volume == MAIN).then_some(front as u64),
             may_be_full: self.shape.is_tight,
+            may_be_lost: self.unbounded,
         };
         let client = Client::new(driver, target, self.clients_pool.clone());
         self.attached.push(Attached { client, volume: volume.to_owned(), front });
@@ -237,6 +223,11 @@ impl World {
         SimFiles { kernel: Rc::clone(&self.kernel), disk, pool }
     }
 
+    /// The pod that has this disk.
+    pub fn host_of(&self, disk: DiskNumber) -> Host {
+        self.kernel.borrow().disks[disk].host
+    }
+
     /// The disks that a pod has, in the order of its lanes.
     pub(super) fn disks_of(&self, host: Host) -> Vec<DiskNumber> {
         let kernel = self.kernel.borrow();
@@ -246,23 +237,32 @@ impl World {
     /// A new disk.
     fn format(&mut self, host: Host) {
         let mut disk = SimDisk { host, ..SimDisk::default() };
-        (disk.wal.bytes, disk.data.bytes) = (self.shape.wal_bytes, self.shape.data_bytes);
         let number = self.kernel.borrow().disks.len();
+        let data_bytes_max = self.shape.data_bytes_of(number);
+        (disk.wal.bytes, disk.data.bytes) = (self.shape.wal_bytes, data_bytes_max);
         self.kernel.borrow_mut().disks.push(disk);
         let format = LaneFormat {
             cluster: CLUSTER,
             disk: disk_id(number),
             seed: 0x5eed ^ number as u64,
             wal_bytes: self.shape.wal_bytes,
-            data_bytes_max: self.shape.data_bytes,
+            data_bytes_max,
         };
         let mut files = self.files(number, Pool::default());
         format_lane(&mut files, &format).expect("the shape of a run makes a good disk");
     }
 
-    /// Starts a pod on what its disks hold.
+    /// Starts a pod on what its disks hold; it stays down when one of them cannot be opened.
     pub fn start(&mut self, host: Host) {
         let disks = self.disks_of(host);
+        let is_dead = |disk: &DiskNumber| {
+            let kernel = self.kernel.borrow();
+            kernel.disks[*disk].sick.dead_until > kernel.now
+        };
+        self.pods[host].waits_for_disk = disks.iter().any(is_dead);
+        if self.pods[host].waits_for_disk {
+            return;
+        }
         self.catalog.register(host, &disks, self.shape.data_bytes);
         let pod = &mut self.pods[host];
         pod.starts += 1;
@@ -275,9 +275,10 @@ impl World {
         // The memory of the process before this one is used again: mapping it takes time.
         let pool = self.pools[host].clone();
         let lanes = disks.into_iter().zip(0u8..);
-        let lanes: Vec<_> = lanes
+        let lanes: Option<Vec<_>> = lanes
             .map(|(disk, lane)| self.open_lane(&mut driver, &pool, host, disk, lane))
             .collect();
+        let Some(lanes) = lanes else { return };
         let config = WorkerConfig {
             cluster: CLUSTER,
             pod: pod_id(host),
@@ -285,7 +286,7 @@ impl World {
             log_tail_bytes: self.shape.log_tail_bytes,
             leaders_follow_clients: true,
             reads: self.shape.reads,
-            budgets: Budgets::default(),
+            budgets: self.shape.budgets,
         };
         let sessions = SessionSource::new(starts);
         let report = Box::new(|_| {});
@@ -314,9 +315,9 @@ impl World {
         host: Host,
         disk: DiskNumber,
         lane: u8,
-    ) -> (LaneRuntime, Vec<Recovered>) {
+    ) -> Option<(LaneRuntime, Vec<Recovered>)> {
         let config = LaneConfig {
-            data_bytes_max: self.shape.data_bytes,
+            data_bytes_max: self.shape.data_bytes_of(disk),
             overlay_cache_bytes: self.shape.overlay_cache_bytes,
             index_cache_bytes: 1 << 16,
             log_tail_bytes: self.shape.log_tail_bytes,
@@ -325,7 +326,13 @@ impl World {
         let index = Rc::clone(&self.kernel.borrow().disks[disk].index);
         let mut files = self.files(disk, pool.clone());
         let opened = open_lane(config, pool, &mut files, &mut *index.borrow_mut());
-        let (opened, members) = opened.expect("what a pod wrote can be opened again");
+        let (opened, members) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.kernel.borrow_mut().checks.unusable(disk, &error);
+                return None;
+            }
+        };
         self.kernel.borrow_mut().checks.opened(
             disk,
             opened.superblock(),
@@ -353,7 +360,7 @@ impl World {
         let path = format!("disk-{disk}");
         let place = DiskPlace { disk: disk_id(disk), path, lock: None };
         let runner = Box::new(runner);
-        (LaneRuntime::new(lane, opened, place, files, runner, pool.clone()), members)
+        Some((LaneRuntime::new(lane, opened, place, files, runner, pool.clone()), members))
     }
 
     /// Pulls the plug of a pod.
@@ -392,7 +399,7 @@ impl World {
         for host in 0..self.shape.pods {
             let report = self.pods[host].worker.as_ref().map(Worker::report);
             let mut disks = report.into_iter().flat_map(|report| report.disks);
-            if disks.any(|disk| disk.failed.is_some()) {
+            if disks.any(|disk| disk.failed.is_some()) || self.pods[host].waits_for_disk {
                 self.crash(host);
                 self.start(host);
             }
@@ -405,8 +412,9 @@ impl World {
         self.kernel.borrow_mut().wake(self.shape.pods + client, Duration::from_millis(1));
     }
 
-    /// Every client reads everything once.
-    pub fn read_all(&mut self) {
+    /// Every client reads everything once, through other pods than this one.
+    pub fn read_all(&mut self, avoided: Option<Host>) {
+        self.avoided = avoided;
         for attached in &mut self.attached {
             attached.client.hang_up();
             attached.client.read_all();
@@ -474,7 +482,11 @@ impl World {
     fn run_client(&mut self, number: usize) {
         let Attached { client, front, .. } = &mut self.attached[number];
         let mut rng = self.kernel.borrow_mut().rng.clone();
-        client.run(&nbd_address(*front), &mut rng, &mut self.values, &mut self.history);
+        let front = match self.avoided == Some(*front) {
+            true => (*front + 1) % self.shape.pods,
+            false => *front,
+        };
+        client.run(&nbd_address(front), &mut rng, &mut self.shared);
         self.kernel.borrow_mut().rng.next();
     }
 }

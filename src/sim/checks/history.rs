@@ -134,6 +134,18 @@ impl History {
         cluster.happened = true;
     }
 
+    /// For disks that may lose anything: whatever was read had been written there.
+    pub fn check_origins(&self) -> Result<(), Contradiction> {
+        self.blocks.iter().try_for_each(|(block, register)| {
+            let seen = register.clusters.iter().filter(|(_, cluster)| cluster.happened);
+            seen.map(|(value, cluster)| match cluster.written {
+                Some(written) if written <= cluster.first_response => Ok(()),
+                _ => Err(format!("block {block}: {value} was read and not written before")),
+            })
+            .collect()
+        })
+    }
+
     /// Checks every block; says what is wrong with the first that is not linearizable.
     pub fn check(&self) -> Result<(), Contradiction> {
         if let Some((block, value)) = self.twice {

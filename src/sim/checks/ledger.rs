@@ -17,6 +17,8 @@ use crate::types::MemberId;
 pub struct Ledger {
     under_way: BTreeMap<DiskNumber, VecDeque<Write>>,
     members: BTreeMap<MemberId, Promised>,
+    /// Entries that took the place of others.
+    pub replaced: u64,
 }
 
 /// A batch on its way to a disk.
@@ -86,7 +88,8 @@ impl Ledger {
                 promised.commit = promised.commit.max(hard.commit);
             }
             FoundItem::Entry { member, entry } => {
-                self.members.entry(*member).or_default().append(entry);
+                let promised = self.members.entry(*member).or_default();
+                self.replaced += promised.append(entry) as u64;
             }
             FoundItem::Reset { member, index, .. } => {
                 let promised = self.members.entry(*member).or_default();
@@ -181,9 +184,11 @@ impl Ledger {
 }
 
 impl Promised {
-    fn append(&mut self, entry: &FoundEntry) {
-        self.entries.split_off(&entry.index);
+    /// Adds an entry; returns how many it replaced.
+    fn append(&mut self, entry: &FoundEntry) -> usize {
+        let replaced = self.entries.split_off(&entry.index).len();
         self.entries.insert(entry.index, Logged::of(entry));
+        replaced
     }
 
     fn last(&self) -> u64 {

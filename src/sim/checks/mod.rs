@@ -18,6 +18,7 @@ mod ledger;
 mod raft;
 mod replicas;
 mod ring;
+mod seen;
 mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,7 @@ use crate::replica::seam::{Output, Start};
 use crate::sim::checks::ledger::Ledger;
 use crate::sim::checks::raft::RaftChecks;
 use crate::sim::checks::ring::RingChecks;
+pub use crate::sim::checks::seen::Seen;
 use crate::sim::disk::{DiskNumber, SimDisk, SimFile};
 use crate::store::index::memory::MemoryIndex;
 use crate::store::seam::{IndexEdit, IndexJob, MemberRecord, Slot};
@@ -53,7 +55,9 @@ pub struct Checks {
     resyncing: BTreeSet<MemberId>,
     /// Whose data may get lost by a fault of its own: nothing is expected of it.
     bad_disk: Option<DiskNumber>,
+    expects_nothing: bool,
     wrong: Option<Wrong>,
+    pub seen: Seen,
 }
 
 impl Checks {
@@ -62,9 +66,25 @@ impl Checks {
         self.bad_disk = Some(disk);
     }
 
+    /// Nothing is expected of anything any more.
+    pub fn expect_nothing(&mut self) {
+        self.expects_nothing = true;
+    }
+
+    /// A disk cannot be opened.
+    pub fn unusable(&mut self, disk: DiskNumber, error: &dyn std::error::Error) {
+        let mut what = format!("disk {disk} cannot be opened: {error}");
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            what += &format!(": {error}");
+            cause = error.source();
+        }
+        self.note(Err(what));
+    }
+
     /// The first thing that was wrong.
     pub fn wrong(&self) -> Option<&Wrong> {
-        self.wrong.as_ref()
+        self.wrong.as_ref().filter(|_| !self.expects_nothing)
     }
 
     fn note(&mut self, checked: Result<(), Wrong>) {
@@ -94,6 +114,8 @@ impl Checks {
     /// A member asks for something.
     pub fn output(&mut self, member: MemberId, output: &Output) {
         let checked = self.raft.output(&self.ledger, member, output);
+        self.seen.terms = self.raft.terms();
+        self.seen.replaced = self.ledger.replaced;
         self.note(checked);
     }
 
@@ -109,7 +131,9 @@ impl Checks {
         self.ledger.opened(disk);
         self.rings.opened(disk);
         self.rings.tail(disk, BatchSeq(superblock.tail_seq));
+        self.seen.recoveries += u64::from(!members.is_empty());
         for (record, start) in members {
+            self.seen.faulted += u64::from(start.faulted);
             self.mark(record);
             let found = self.ledger.recovered(record.member, start);
             self.note(found);
@@ -152,6 +176,8 @@ impl Checks {
     /// A write of a log is durable.
     pub fn log_write_ends(&mut self, disk: DiskNumber, token: Token) {
         for batch in self.ledger.ends(disk, token) {
+            self.seen.batch(&batch);
+            self.seen.laps += u64::from(batch.header.offset == 0);
             let checked = self.raft.logged(&batch);
             self.note(checked);
         }
@@ -192,6 +218,7 @@ impl Checks {
 
     /// What the index of a disk names is durable as it is now.
     pub fn index_flushed(&mut self, records: &[MemberRecord]) {
+        self.seen.flushes += 1;
         records.iter().for_each(|record| self.ledger.flushed(record.member, record.flushed_index));
     }
 

@@ -25,6 +25,7 @@ pub struct RaftChecks {
     /// To be destroyed, and destroyed.
     dying: BTreeSet<MemberId>,
     dead: BTreeSet<MemberId>,
+    terms: u64,
 }
 
 /// What was seen of one Raft group.
@@ -55,6 +56,11 @@ impl RaftChecks {
         self.dead.extend(self.dying.difference(&dying));
         self.dying = dying;
         true
+    }
+
+    /// Terms in which somebody led, in all shards.
+    pub fn terms(&self) -> u64 {
+        self.terms
     }
 
     /// A batch of a log is durable.
@@ -98,7 +104,9 @@ impl RaftChecks {
     fn role(&mut self, shard: ShardId, role: Role) -> Result<(), Wrong> {
         let Some(leader) = role.leader else { return Ok(()) };
         let leaders = &mut self.shards.get_mut(&shard).expect("it has members").leaders;
+        let before = leaders.len();
         let first = *leaders.entry(role.term).or_insert(leader);
+        self.terms += (leaders.len() - before) as u64;
         let text = || format!("{first:?} and {leader:?} lead {shard:?} in term {}", role.term);
         check(first == leader, text)
     }

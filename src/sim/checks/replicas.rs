@@ -69,6 +69,28 @@ impl World {
         })
     }
 
+    /// True when every shard has a majority of whole replicas in other pods than this one: then
+    /// clients need nothing of it.
+    pub fn can_spare(&self, host: Host) -> bool {
+        let view = self.catalog.view();
+        let mut whole: BTreeMap<ShardId, usize> = BTreeMap::new();
+        for (number, pod) in self.pods.iter().enumerate() {
+            let Some(worker) = pod.worker.as_ref().filter(|_| number != host) else { continue };
+            let disks = worker.report().disks.into_iter().filter(|disk| disk.failed.is_none());
+            for member in disks.flat_map(|disk| disk.members) {
+                let is_whole = !matches!(
+                    member.state,
+                    MemberState::Faulted | MemberState::Resyncing | MemberState::Unknown
+                );
+                *whole.entry(member.shard).or_default() += usize::from(is_whole);
+            }
+        }
+        let shards = view.volumes.iter().flat_map(|volume| &volume.shards);
+        shards
+            .into_iter()
+            .all(|shard| 2 * whole.get(&shard.shard).copied().unwrap_or(0) > shard.members.len())
+    }
+
     /// A member on another disk than this one that takes no part any more.
     pub fn faulted_elsewhere(&self, bad: DiskNumber) -> Option<Difference> {
         let reports = self.pods.iter().filter_map(|pod| Some(pod.worker.as_ref()?.report()));

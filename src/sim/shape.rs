@@ -1,0 +1,120 @@
+//! What a run looks like, drawn from its seed: small enough that everything that is rare in a
+//! cluster (the log wraps around, checkpoints, resyncs, full disks) happens within seconds.
+
+use std::time::Duration;
+
+use crate::limits::Budgets;
+use crate::replica::seam::ReadMode;
+use crate::sim::disk::DiskNumber;
+use crate::sim::rng::Rng;
+use crate::types::EXTENT_BYTES;
+
+/// Sizes of a run.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub pods: usize,
+    pub disks_per_pod: usize,
+    pub clients: usize,
+    /// Pods that clients connect to.
+    pub fronts: usize,
+    pub shards: usize,
+    pub blocks_per_shard: u64,
+    pub wal_bytes: u64,
+    pub data_bytes: u64,
+    /// The disks cannot take all blocks of the volumes.
+    pub is_tight: bool,
+    /// A disk that has room for so many bytes only.
+    pub tiny: Option<(DiskNumber, u64)>,
+    pub log_tail_bytes: usize,
+    pub overlay_cache_bytes: usize,
+    pub redirect_bytes_min: usize,
+    pub reads: ReadMode,
+    pub budgets: Budgets,
+    pub load: Load,
+}
+
+/// What clients do.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// The most whole extents that a client writes with one request.
+    pub large_extents: u64,
+    /// How long a client rests between bursts of requests, on average.
+    pub rest: Duration,
+    /// Requests of one client under way.
+    pub depth: usize,
+    /// Most requests go to a few blocks, other ones each time: shards get idle, and busy again.
+    pub is_hot: bool,
+    /// Clients of two front ends write the same blocks, each its own half of them.
+    pub halves: bool,
+}
+
+/// Of a disk that gets full: beside what a replica keeps back for what is under way, slots for a
+/// part of what the volumes of a run can hold.
+const TIGHT_BYTES: u64 = (16 << 20) + 20 * EXTENT_BYTES as u64;
+
+impl Shape {
+    pub fn draw(seed: u64) -> Shape {
+        let mut rng = Rng::new(seed ^ 0x5a5a);
+        let rng = &mut rng;
+        let mut shape = Shape {
+            pods: one_of(rng, [3, 3, 3, 4, 5]),
+            clients: rng.between(1, 4) as usize,
+            fronts: rng.between(1, 4) as usize,
+            disks_per_pod: one_of(rng, [1, 1, 2]),
+            shards: rng.between(1, 4) as usize,
+            blocks_per_shard: rng.between(20, 200),
+            wal_bytes: one_of(rng, [3 << 20, 4 << 20, 16 << 20]),
+            data_bytes: 64 << 20,
+            is_tight: false,
+            tiny: None,
+            log_tail_bytes: one_of(rng, [16 << 10, 256 << 10, 1 << 20]),
+            overlay_cache_bytes: one_of(rng, [0, 64 << 10, 1 << 20]),
+            redirect_bytes_min: one_of(rng, [64 << 10, 128 << 10, usize::MAX]),
+            reads: one_of(rng, [ReadMode::Lease, ReadMode::Lease, ReadMode::Quorum]),
+            budgets: one_of(rng, [Budgets::default(), Budgets::LEAST]),
+            load: Load::draw(rng),
+        };
+        match rng.below(10) {
+            0 => (shape.is_tight, shape.data_bytes) = (true, TIGHT_BYTES),
+            1 => {
+                let disk = rng.below((shape.pods * shape.disks_per_pod) as u64) as DiskNumber;
+                let tiny = rng.between(8, 24) * EXTENT_BYTES as u64;
+                (shape.is_tight, shape.tiny) = (true, Some((disk, tiny)));
+            }
+            _ => {}
+        }
+        if shape.load.halves {
+            (shape.fronts, shape.clients) = (2, 2 + shape.clients % 2);
+        }
+        // A log takes an eighth of itself in entries that are not applied: several large ones of
+        // each member must fit, or members wait for each other.
+        if shape.wal_bytes < 16 << 20 {
+            shape.load.large_extents = 1;
+            if shape.redirect_bytes_min != usize::MAX {
+                shape.redirect_bytes_min = EXTENT_BYTES;
+            }
+        }
+        shape
+    }
+
+    /// Bytes of slots that a disk has.
+    pub fn data_bytes_of(&self, disk: DiskNumber) -> u64 {
+        self.tiny.filter(|tiny| tiny.0 == disk).map_or(self.data_bytes, |tiny| tiny.1)
+    }
+}
+
+impl Load {
+    fn draw(rng: &mut Rng) -> Load {
+        Load {
+            large_extents: 3,
+            rest: Duration::from_millis(one_of(rng, [0, 3, 10, 30, 100, 300])),
+            depth: one_of(rng, [1, 6, 6, 16]),
+            is_hot: rng.one_in(3),
+            halves: rng.one_in(6),
+        }
+    }
+}
+
+fn one_of<T: Copy, const N: usize>(rng: &mut Rng, choices: [T; N]) -> T {
+    choices[rng.below(N as u64) as usize]
+}
