@@ -183,6 +183,7 @@ impl Lane {
             superblock,
             log,
             members: found.members,
+            tombstones: found.tombstones.into_iter().collect(),
             alloc: found.alloc,
             reads: HashMap::new(),
             scans: HashMap::new(),

@@ -174,6 +174,9 @@ impl Volume {
         let keys: Vec<u64> = (self.work.requests.iter())
             .filter_map(|(key, request)| of_conn(request).then_some(key))
             .collect();
+        if planted(Mistake::ResentThroughSecondConnection) {
+            return self.forget_order(keys);
+        }
         for key in &keys {
             let request = self.work.requests.get_mut(*key).expect("just listed");
             request.abandoned = true;
@@ -194,6 +197,18 @@ impl Volume {
             }
         }
         self.work.bytes_of.remove(&conn);
+    }
+
+    /// The mistake of this name: the requests stay, and others need not wait for them any more.
+    fn forget_order(&mut self, keys: Vec<u64>) {
+        let mut ready = Vec::new();
+        for key in keys {
+            let request = self.work.requests.get_mut(key).expect("just listed");
+            if let Some(blocks) = request.changed.take() {
+                self.order.finish(key, blocks, &mut ready);
+            }
+        }
+        ready.into_iter().for_each(|key| self.start(key));
     }
 
     /// The result of something sent. `from` answered; `term` is the term it was in by then (0: no
