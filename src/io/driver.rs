@@ -136,6 +136,12 @@ pub trait Driver {
         out: &mut Vec<Completion>,
     ) -> std::io::Result<()>;
 
+    /// True when the other end of a connection has closed it, or is known to be gone, whatever
+    /// still waits to be received. Does not wait. A driver that cannot tell says no.
+    fn has_hung_up(&self, _socket: SocketId) -> bool {
+        false
+    }
+
     /// A handle that wakes this driver.
     fn waker(&self) -> Waker;
 

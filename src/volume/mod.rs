@@ -148,7 +148,12 @@ impl Volume {
     /// False: take no new requests from this connection until something is answered.
     pub fn wants_requests(&self, conn: ConnId) -> bool {
         let own = self.work.bytes_of.get(&conn).copied().unwrap_or(0);
-        self.work.bytes < self.bytes_max || own < CONNECTION_UNDER_WAY_BYTES_MIN
+        self.has_room() || own < CONNECTION_UNDER_WAY_BYTES_MIN
+    }
+
+    /// False: connections get their minimum only.
+    pub fn has_room(&self) -> bool {
+        self.work.bytes < self.bytes_max
     }
 
     /// A request of a client. `handle` comes back with the answer. Nothing may come from a

@@ -16,11 +16,17 @@ mod mailbox;
 mod mailbox_test;
 mod members;
 mod peers;
+#[cfg(test)]
+mod pod_lab;
+#[cfg(test)]
+mod pod_test;
 mod reads;
 mod reconcile;
 mod requests;
 mod rescue;
 mod resync;
+#[cfg(test)]
+mod resync_test;
 mod round;
 mod start;
 mod stream;
