@@ -30,6 +30,8 @@ pub enum Mistake {
     NamedSlotWritten,
     /// R7: what no durable HardState covers is written back.
     WrittenBackUncovered,
+    /// R7: recovery believes the commit of the HardState, although more is written back.
+    CommitBelowFlushed,
     /// R8: the ring is given free before the superblock says so.
     TailBeforeSuperblock,
     /// R8: the lane comes to rest while a read of the log holds the tail, and stays there.
@@ -62,6 +64,8 @@ pub enum Mistake {
     LeaseWithoutEnd,
     /// R14: reads go on under the lease while another member is told to lead.
     LeaseAfterTransfer,
+    /// R14: reads are served under a lease although clocks are not to be trusted.
+    LeaseDespiteQuorum,
     /// R14: a leader reads before it has applied an entry of its own term.
     ReadBeforeOwnTerm,
     /// R14: a member that restarts votes at once.
@@ -80,6 +84,8 @@ pub enum Mistake {
     ProcessedAfterHangUp,
     /// R15: writes of a connection that ended stay in the router, and hold back no later ones.
     ResentThroughSecondConnection,
+    /// R16: a resync brings the blocks, and neither the epoch nor the sessions.
+    SessionsNotInstalled,
     /// R16: what a checkpoint stores of the shard's metadata is what it was at the start.
     MetaNotStored,
     /// Term and vote are not written with what depends on them.
@@ -95,6 +101,8 @@ pub enum Mistake {
     ResyncGoesBack,
     /// A resync ends before the log covers what was copied last.
     ResyncEndsEarly,
+    /// A member that a crash left with half of a resync is a source for others.
+    SourceWithMark,
     /// A resync is acknowledged to the leader before what it copied is durable.
     ResyncAcksBeforeData,
     /// Volumes share the bound on what is under way, and one without a quorum uses it up.

@@ -320,11 +320,32 @@ fn a_lane_takes_no_snapshot_before_what_it_stands_for_is_durable() {
     lab.reset(TARGET, SOURCE, index);
 }
 
+/// The store went ahead of the log, and the power fails before Raft hears of it.
+#[test]
+fn r7_what_is_flushed_is_committed_whatever_the_hard_state_says() {
+    let mut lab = behind(7);
+    lab.lane.begin_resync(TARGET);
+    durable(&mut lab);
+    let index = round(&mut lab);
+    let term = lab.models[&SOURCE].log[index as usize - 1];
+    lab.lane.finish_resync(TARGET, index, term, Bytes::new());
+    durable(&mut lab);
+    let found = lab.reopen_unchecked();
+    let target = found.iter().find(|found| found.record.member == TARGET).expect("it is here");
+    assert_eq!(target.record.flushed_index, index);
+    assert!(target.hard.commit >= index, "commit {} of {index}", target.hard.commit);
+    assert!(target.record.resyncing && !target.faulted);
+}
+
 #[test]
 fn broken_rules_are_noticed() {
     assert_found(Mistake::ResyncKeepsExtents, what_the_source_does_not_have_any_more_is_deleted);
     assert_found(Mistake::ReplayOverNewer, r3_an_entry_that_an_extent_already_includes_is_skipped);
     assert_found(Mistake::ResyncGoesBack, a_resync_never_goes_back);
+    assert_found(
+        Mistake::CommitBelowFlushed,
+        r7_what_is_flushed_is_committed_whatever_the_hard_state_says,
+    );
     assert_found(
         Mistake::ResyncAcksBeforeData,
         a_resync_is_not_acknowledged_before_what_it_copied_is_durable,

@@ -88,7 +88,7 @@ fn entries_and_the_hard_state_of_their_ready_share_a_batch() {
     for log_writes in 0..4 {
         let mut lab = Lab::new(1, 1);
         lab.write(ONE, write(0, 1, 1));
-        // The first entry of another term replaces nothing, and brings the commit of the one before.
+        // An entry of another term; it brings the commit of the one before.
         lab.models.get_mut(&ONE).unwrap().hard.term = 2;
         lab.append(ONE, 2, &[write(1, 1, 2)]);
         lab.poll();
@@ -125,6 +125,39 @@ fn r2_data_is_durable_before_the_index_says_so() {
         lab.poll();
     }
     assert!(synced && !lab.queue.iter().any(is_data_write));
+}
+
+/// One extent is written back while an entry for another is applied: a restart must replay that.
+#[test]
+fn r3_flushed_stays_below_what_lives_only_in_the_log() {
+    let mut lab = Lab::new(1, 1);
+    lab.write(ONE, write(0, 1, 1));
+    idle(&mut lab);
+    lab.settle_but(is_data_write);
+    assert!(lab.queue.iter().any(is_data_write), "the first extent is on its way");
+    lab.write(ONE, write(BLOCKS_PER_EXTENT, 1, 2));
+    // The commit of both is durable.
+    lab.append(ONE, 3, &[]);
+    lab.settle();
+    assert_eq!(lab.lane.space().overlay_blocks, 1);
+    // The index is flushed, because of something else.
+    lab.create(record(2));
+    let found = lab.reopen_unchecked().remove(0);
+    assert_eq!((found.hard.commit, found.record.flushed_index), (2, 1));
+    let entries: Vec<u64> = found.entries.iter().map(|found| found.entry.index).collect();
+    assert_eq!(entries, [2]);
+}
+
+#[test]
+fn r16_a_checkpoint_has_the_metadata_as_of_what_it_has_of_the_blocks() {
+    let mut lab = Lab::new(1, 1);
+    for index in 1..=7 {
+        lab.write(ONE, write(0, 1, index));
+    }
+    lab.rest();
+    let found = lab.reopen_unchecked().remove(0);
+    assert_eq!(found.record.flushed_index, 7);
+    assert_eq!(&found.record.meta[..], b"5", "every fifth entry of the lab changes it");
 }
 
 #[test]
@@ -598,6 +631,14 @@ fn broken_rules_are_noticed() {
         entries_and_the_hard_state_of_their_ready_share_a_batch,
     );
     assert_found(Mistake::IndexBeforeData, r2_data_is_durable_before_the_index_says_so);
+    assert_found(
+        Mistake::FlushedIsNewestApplied,
+        r3_flushed_stays_below_what_lives_only_in_the_log,
+    );
+    assert_found(
+        Mistake::MetaNotStored,
+        r16_a_checkpoint_has_the_metadata_as_of_what_it_has_of_the_blocks,
+    );
     assert_found(
         Mistake::SlotReusedBeforeFlush,
         r4_a_freed_slot_is_not_reused_before_the_free_is_durable,

@@ -306,6 +306,17 @@ impl Pod {
         members.iter().find(|found| found.member == member).map(|found| found.state)
     }
 
+    /// True when others may be resynced from this member.
+    pub fn is_source(&self, member: MemberId) -> bool {
+        self.worker.source_lane(member).is_some()
+    }
+
+    /// Sets the durable mark that a resync begins with.
+    pub fn mark_resyncing(&mut self, member: MemberId) {
+        self.worker.lanes[0].lane.begin_resync(member);
+        self.worker.touch_lane(0);
+    }
+
     pub fn has_destroyed(&self, member: MemberId) -> bool {
         self.worker.report().disks[0].destroyed.contains(&member)
     }

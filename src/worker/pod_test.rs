@@ -133,9 +133,47 @@ fn r12_a_member_that_was_destroyed_is_never_created_again() {
     pod.run_until("the catalog is told", |pod| pod.has_destroyed(member));
 }
 
+/// The pod restarts and the catalog does not name its replica, for whatever reason: nothing is
+/// deleted but by a positive record.
+#[test]
+fn r12_a_member_that_the_catalog_does_not_know_is_kept_and_shown() {
+    let mut pod = serving(Budgets::default());
+    let client = pod.connect("v");
+    client.write(&mut pod, 0, BLOCK_BYTES, b'x');
+    pod.run_until("a write is answered", |pod| client.written(pod) == [0]);
+    pod.restart();
+    pod.view(view(1, Vec::new()));
+    pod.run(Duration::from_millis(2000));
+    assert_eq!(pod.state_of(MemberId(11)), Some(MemberState::Unknown));
+    pod.view(view(2, vec![volume(1, "v", &[1])]));
+    pod.run_until("it is used again", |pod| leads(pod, 11));
+    let client = pod.connect("v");
+    assert_eq!(client.read_byte(&mut pod, 0), b'x');
+}
+
+/// The power fails in the middle of a resync: half of the replica is as of one moment, half of
+/// another. Until it is whole nobody may copy from it.
+#[test]
+fn a_member_with_the_mark_of_a_resync_is_no_source() {
+    let mut pod = Pod::new(Budgets::default());
+    let view = view(1, vec![volume(2, "v", &[1, 2, 3])]);
+    pod.view(view.clone());
+    let member = MemberId(21);
+    pod.run_until("the replica is here", |pod| pod.state_of(member).is_some());
+    assert!(pod.is_source(member));
+    pod.mark_resyncing(member);
+    pod.run(Duration::from_millis(200));
+    pod.restart();
+    pod.view(view);
+    pod.run(Duration::from_millis(200));
+    assert_eq!(pod.state_of(member), Some(MemberState::Follower));
+    assert!(!pod.is_source(member));
+}
+
 #[test]
 fn broken_rules_are_noticed() {
-    let expected: [(Mistake, fn()); 4] = [
+    let expected: [(Mistake, fn()); 5] = [
+        (Mistake::SourceWithMark, a_member_with_the_mark_of_a_resync_is_no_source),
         (Mistake::ProcessedAfterHangUp, r15_nothing_of_a_client_is_executed_after_it_hung_up),
         (
             Mistake::ProcessedAfterHangUp,

@@ -450,9 +450,11 @@ impl Worker {
 
     /// Where a member is that others may be resynced from. It need not serve: what it has applied
     /// is committed, and a leader that waits for its followers must be able to bring them along.
-    fn source_lane(&self, source: MemberId) -> Option<u8> {
+    pub(super) fn source_lane(&self, source: MemberId) -> Option<u8> {
         let runtime = self.members.get(&source)?;
-        let whole = runtime.faulted.is_none() && runtime.resync.is_none();
+        // The mark is there from the start of a resync to its end, with pauses after failures.
+        let pauses = runtime.resume_at.is_some() && !planted(Mistake::SourceWithMark);
+        let whole = runtime.faulted.is_none() && runtime.resync.is_none() && !pauses;
         whole.then_some(runtime.lane)
     }
 

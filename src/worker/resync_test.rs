@@ -1,5 +1,5 @@
-//! What a resync copies while its source goes on, in lanes as they are: chunks of two extents, and a
-//! log that brings what came after the start of the round.
+//! What a resync copies while its source goes on, in lanes as they are: chunks of two extents, and
+//! a log that brings what came after the start of the round.
 
 use bytes::Bytes;
 
