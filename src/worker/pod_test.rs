@@ -166,7 +166,7 @@ fn a_member_with_the_mark_of_a_resync_is_no_source() {
     pod.restart();
     pod.view(view);
     pod.run(Duration::from_millis(200));
-    assert_eq!(pod.state_of(member), Some(MemberState::Follower));
+    assert_eq!(pod.state_of(member), Some(MemberState::Resyncing), "nor is it called whole");
     assert!(!pod.is_source(member));
 }
 
