@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Runs a coverage-guided fuzzer (libFuzzer, on the stable toolchain) over one of the readers.
 #
-#   scripts/fuzz.sh nbd|peer|disk [SECONDS]
+#   scripts/fuzz.sh nbd|peer|disk|index|catalog [SECONDS]
 #
 # What it finds interesting is kept in the target directory and taken up by the next run. An input
 # that breaks a reader is left in fuzz/ and named; put it into tests/corpus/TARGET once it is fixed.
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 
-target=${1:?usage: scripts/fuzz.sh nbd|peer|disk [SECONDS]}
+target=${1:?usage: scripts/fuzz.sh nbd|peer|disk|index|catalog [SECONDS]}
 seconds=${2:-60}
 build=${CARGO_TARGET_DIR:-$HOME/.cache/holdfast/target}/fuzz
 corpus=$build/corpus/$target

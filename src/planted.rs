@@ -30,6 +30,8 @@ pub enum Mistake {
     NamedSlotWritten,
     /// R7: what no durable HardState covers is written back.
     WrittenBackUncovered,
+    /// R7: recovery believes the commit of the HardState, although more is written back.
+    CommitBelowFlushed,
     /// R8: the ring is given free before the superblock says so.
     TailBeforeSuperblock,
     /// R8: the lane comes to rest while a read of the log holds the tail, and stays there.
@@ -54,12 +56,16 @@ pub enum Mistake {
     TombstonesForgotten,
     /// R12: a member without a configuration votes.
     UninitialisedVotes,
+    /// R12: a member that was destroyed is created once more under its id, and votes again.
+    EmptyMemberVotes,
     /// R13: blocks are served without a look at their checksums.
     ChecksumsIgnored,
     /// R14: a lease has no end.
     LeaseWithoutEnd,
     /// R14: reads go on under the lease while another member is told to lead.
     LeaseAfterTransfer,
+    /// R14: reads are served under a lease although clocks are not to be trusted.
+    LeaseDespiteQuorum,
     /// R14: a leader reads before it has applied an entry of its own term.
     ReadBeforeOwnTerm,
     /// R14: a member that restarts votes at once.
@@ -74,10 +80,18 @@ pub enum Mistake {
     RetryUnderOldSession,
     /// R15: writes that overlap are sent at the same time.
     OverlapNotOrdered,
+    /// R15: what a client sent is executed after it has hung up.
+    ProcessedAfterHangUp,
+    /// R15: writes of a connection that ended stay in the router, and hold back no later ones.
+    ResentThroughSecondConnection,
+    /// R16: a resync brings the blocks, and neither the epoch nor the sessions.
+    SessionsNotInstalled,
     /// R16: what a checkpoint stores of the shard's metadata is what it was at the start.
     MetaNotStored,
     /// Term and vote are not written with what depends on them.
     HardStateNotLogged,
+    /// The HardState of a Ready is written with a later batch than its entries.
+    HardStateAfterEntries,
     /// A resync leaves what its source does not have any more.
     ResyncKeepsExtents,
     /// A resync says that it reflects everything up to its end: what was written meanwhile to what
@@ -87,6 +101,12 @@ pub enum Mistake {
     ResyncGoesBack,
     /// A resync ends before the log covers what was copied last.
     ResyncEndsEarly,
+    /// A member that a crash left with half of a resync is a source for others.
+    SourceWithMark,
+    /// A resync is acknowledged to the leader before what it copied is durable.
+    ResyncAcksBeforeData,
+    /// Volumes share the bound on what is under way, and one without a quorum uses it up.
+    VolumesShareBudget,
     /// Answers to appends and votes leave before what they promise is durable.
     AnsweredBeforeDurable,
     /// An entry that conflicts with what is logged is added to it.

@@ -54,6 +54,7 @@ contract!(
     a_send_of_many_parts_arrives_in_order,
     a_receive_fills_landing_then_staging,
     a_peer_that_closes_is_zero_bytes,
+    a_hang_up_shows_before_the_last_words_are_received,
     a_refused_connection_is_an_error,
     what_was_sent_before_a_close_arrives,
     a_close_ends_a_receive_and_gives_its_buffers_back,
@@ -459,6 +460,20 @@ fn a_peer_that_closes_is_zero_bytes(mut rig: Rig) {
     rig.enter(Some(Duration::ZERO));
     drop(peer);
     assert_eq!(count(&rig.wait(recv)), 0);
+}
+
+fn a_hang_up_shows_before_the_last_words_are_received(mut rig: Rig) {
+    let (socket, mut peer) = rig.connected_to_std();
+    peer.write_all(b"last words").unwrap();
+    assert!(!rig.driver.has_hung_up(socket));
+    // It has closed its half only: enough, because nothing more will come.
+    peer.shutdown(std::net::Shutdown::Write).unwrap();
+    while !rig.driver.has_hung_up(socket) {
+        std::thread::yield_now();
+    }
+    assert_eq!(rig.recv_all(socket, 10), b"last words");
+    rig.run_op(Op::Close { socket });
+    assert!(!rig.driver.has_hung_up(socket), "nobody is there to hang up");
 }
 
 fn a_refused_connection_is_an_error(mut rig: Rig) {

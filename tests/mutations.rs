@@ -119,6 +119,18 @@ fn the_commands_and_the_metadata_of_entries_survive_damaged_input() {
 }
 
 #[test]
+fn the_records_of_the_index_survive_damaged_input() {
+    let seeds = corpus_and(holdfast::store::index::fuzz_seeds(), "index");
+    survive("index", &seeds, holdfast::store::index::fuzz_one);
+}
+
+#[test]
+fn the_commands_and_the_state_of_the_catalog_survive_damaged_input() {
+    let seeds = corpus_and(holdfast::control::fuzz_seeds(), "catalog");
+    survive("catalog", &seeds, holdfast::control::fuzz_one);
+}
+
+#[test]
 #[should_panic(expected = "does not survive input")]
 fn a_reader_that_panics_is_found() {
     let reader = |input: &[u8]| assert!(!input.contains(&0xff), "it cannot stand 0xff");

@@ -14,6 +14,23 @@ pub mod planted;
 pub mod slab;
 #[path = "../../src/types.rs"]
 pub mod types;
+#[path = "../../src/view.rs"]
+pub mod view;
+
+/// What the catalog agrees on, without its storage and its API.
+#[path = "."]
+pub mod control {
+    #[path = "../../src/control/command.rs"]
+    pub mod command;
+    #[path = "../../src/control/fuzz.rs"]
+    mod fuzz;
+    #[path = "../../src/control/names.rs"]
+    pub mod names;
+    #[path = "../../src/control/state.rs"]
+    pub mod state;
+
+    pub use fuzz::{fuzz_one, fuzz_seeds};
+}
 
 /// Aligned memory and reassembly, without the drivers.
 #[path = "."]
@@ -28,11 +45,23 @@ pub mod io {
     pub mod stream;
 }
 
-/// What reads a disk at its start, without the index.
+/// What reads a disk at its start; of the index its records only, not the key-value store.
 #[path = "."]
 pub mod store {
     #[path = "../../src/store/fuzz.rs"]
     mod fuzz;
+    #[path = "."]
+    pub mod index {
+        #[path = "../../src/store/index/error.rs"]
+        mod error;
+        #[path = "../../src/store/index/format.rs"]
+        mod format;
+        #[path = "../../src/store/index/fuzz.rs"]
+        mod fuzz;
+
+        pub use error::IndexError;
+        pub use fuzz::{fuzz_one, fuzz_seeds};
+    }
     #[path = "../../src/store/seam.rs"]
     pub mod seam;
     #[path = "../../src/store/superblock.rs"]

@@ -10,6 +10,8 @@ fn main() {
     let seeds = match target.as_str() {
         "peer" => holdfast_fuzz::net::fuzz_seeds(),
         "disk" => holdfast_fuzz::store::fuzz_seeds(),
+        "index" => holdfast_fuzz::store::index::fuzz_seeds(),
+        "catalog" => holdfast_fuzz::control::fuzz_seeds(),
         _ => Vec::new(),
     };
     for (name, bytes) in seeds {

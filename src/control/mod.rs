@@ -12,6 +12,7 @@ pub mod catalog;
 mod cluster_test;
 pub mod command;
 pub mod describe;
+mod fuzz;
 pub mod identity;
 pub mod join;
 pub mod membership;
@@ -29,3 +30,5 @@ pub mod server;
 pub mod state;
 pub mod storage;
 pub mod tasks;
+
+pub use fuzz::{fuzz_one, fuzz_seeds};

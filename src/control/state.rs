@@ -21,6 +21,8 @@ use crate::view::{ClusterView, DiskView, MemberView, PodView, ShardView, VolumeV
 /// Answers to named requests that are remembered, so that a request sent again is not carried
 /// out again.
 const REQUESTS_MAX: usize = 1024;
+/// Beyond it, ids and revisions would come to an end.
+const COUNT_MAX: u64 = 1 << 62;
 /// Longest name of a request.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
@@ -116,6 +118,11 @@ pub enum CatalogError {
     #[error("the name of a request has at most {REQUEST_ID_BYTES_MAX} bytes")]
     BadRequestId,
 }
+
+/// A state that cannot have come about: it was damaged, or made by something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the catalog contradicts itself: {0}")]
+pub struct Contradiction(&'static str);
 
 impl State {
     /// A new cluster of one pod, which holds the only member of the catalog.
@@ -409,31 +416,46 @@ impl State {
 
     /// Panics when something that must always hold does not.
     pub fn check_invariants(&self) {
+        if let Err(broken) = self.check() {
+            panic!("{broken}");
+        }
+    }
+
+    /// What must always hold, for a state that comes from elsewhere.
+    pub fn check(&self) -> Result<(), Contradiction> {
+        let holds = |holds: bool, what| if holds { Ok(()) } else { Err(Contradiction(what)) };
+        let Counters { pod, volume, shard, member } = self.next;
+        let counts = [self.revision, pod, volume, shard, member];
+        holds(counts.iter().all(|count| *count < COUNT_MAX), "a number was used up")?;
+        holds(!self.catalog.is_empty(), "the catalog has no member")?;
+        let is_pod = |pod: &PodId| self.pods.contains_key(pod);
+        holds(self.catalog.values().all(is_pod), "the catalog is on a pod that is not there")?;
+        holds(self.disks.values().all(|disk| is_pod(&disk.pod)), "a disk's pod is not there")?;
+        holds(self.pods.keys().all(|id| id.0 < pod), "a pod's id was never given")?;
+        holds(self.volumes.keys().all(|id| id.0 < volume), "a volume's id was never given")?;
         let mut members: BTreeSet<MemberId> = self.catalog.keys().copied().collect();
         let mut shards = BTreeSet::new();
-        assert!(!members.is_empty(), "the catalog has a member");
-        assert!(self.catalog.values().all(|pod| self.pods.contains_key(pod)));
-        assert!(self.pods.keys().all(|pod| pod.0 < self.next.pod));
-        assert!(self.disks.values().all(|disk| self.pods.contains_key(&disk.pod)));
-        assert!(self.volumes.keys().all(|volume| volume.0 < self.next.volume));
         for volume in self.volumes.values() {
             let mut outstanding = 0;
             for shard in &volume.shards {
-                assert!(shards.insert(shard.shard), "shard {} is there twice", shard.shard);
-                assert_eq!(shard.members.len(), volume.replicas as usize);
+                holds(shards.insert(shard.shard), "a shard is there twice")?;
+                let count = shard.members.len();
+                holds(count == volume.replicas as usize, "a shard has too many or few replicas")?;
                 let disks: BTreeSet<Uuid> = shard.members.iter().map(|m| m.disk).collect();
-                assert_eq!(disks.len(), shard.members.len(), "two replicas share a disk");
+                holds(disks.len() == count, "two replicas share a disk")?;
+                holds(disks.iter().all(|disk| self.disks.contains_key(disk)), "a disk is missing")?;
                 for member in &shard.members {
-                    assert!(members.insert(member.member), "member {member:?} is there twice");
+                    holds(members.insert(member.member), "a member is there twice")?;
                     let doomed = self.destroyed.get(&member.disk);
                     outstanding += usize::from(doomed.is_some_and(|d| d.contains(&member.member)));
                 }
             }
-            assert_eq!(volume.deleting, outstanding > 0, "deletion and destruction disagree");
+            holds(volume.deleting == (outstanding > 0), "deletion and destruction disagree")?;
         }
-        assert!(members.iter().all(|member| member.0 < self.next.member));
-        assert!(shards.iter().all(|shard| shard.0 < self.next.shard));
-        assert!(self.destroyed.values().all(|set| set.is_subset(&members)));
+        holds(members.iter().all(|id| id.0 < member), "a member's id was never given")?;
+        holds(shards.iter().all(|id| id.0 < shard), "a shard's id was never given")?;
+        let known = self.destroyed.values().all(|set| set.is_subset(&members));
+        holds(known, "a member is to be destroyed that is nowhere")
     }
 }
 

@@ -136,6 +136,10 @@ pub trait Driver {
         out: &mut Vec<Completion>,
     ) -> std::io::Result<()>;
 
+    /// True when the other end of a connection has closed it, or is known to be gone, whatever
+    /// still waits to be received. Does not wait.
+    fn has_hung_up(&self, socket: SocketId) -> bool;
+
     /// A handle that wakes this driver.
     fn waker(&self) -> Waker;
 

@@ -284,6 +284,13 @@ impl Driver for Epoll {
         }
     }
 
+    fn has_hung_up(&self, socket: SocketId) -> bool {
+        match self.handles.get(socket.0 as usize) {
+            Some(Some(Handle::Socket(connection))) => connection.has_hung_up(),
+            _ => false,
+        }
+    }
+
     fn waker(&self) -> Waker {
         Arc::clone(&self.wake) as Waker
     }

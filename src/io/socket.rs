@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags};
+use rustix::time::Timespec;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::io::driver::Address;
@@ -55,6 +57,15 @@ pub(super) fn prepare_accepted(fd: impl AsFd, is_tcp: bool) -> io::Result<()> {
 pub(super) fn hang_up(fd: impl AsFd) {
     // An error says that the socket is not connected (any more), which is what is wanted.
     let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+}
+
+/// True when the other side has closed the connection or is known to be gone.
+pub(super) fn has_hung_up(fd: impl AsFd) -> bool {
+    let ends = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    let mut polled = [PollFd::new(&fd, PollFlags::RDHUP)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // An error says nothing about the other side; a receive will tell.
+    rustix::event::poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().intersects(ends)
 }
 
 fn socket_for(address: &Address) -> io::Result<(Socket, SockAddr)> {

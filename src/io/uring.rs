@@ -486,6 +486,10 @@ impl Driver for Uring {
         }
     }
 
+    fn has_hung_up(&self, socket: SocketId) -> bool {
+        self.handles.get(socket.0).is_some_and(|open| open.is_socket && socket::has_hung_up(open))
+    }
+
     fn waker(&self) -> Waker {
         Arc::clone(&self.wake) as Waker
     }

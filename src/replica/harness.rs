@@ -131,6 +131,8 @@ pub struct Cluster {
     pub log_tail_bytes: usize,
     /// Of members that start from now on: decides their election timeouts.
     pub member_seed: u64,
+    /// How members that start from now on read.
+    pub reads: ReadMode,
     events: BTreeMap<(u64, u64), Event>,
     seq: u64,
     generation: BTreeMap<MemberId, u64>,
@@ -159,6 +161,7 @@ impl Cluster {
             resyncs: 0,
             log_tail_bytes: 1 << 20,
             member_seed: 42,
+            reads: ReadMode::Lease,
             events: BTreeMap::new(),
             seq: 0,
             generation: BTreeMap::new(),
@@ -251,7 +254,7 @@ impl Cluster {
             blocks: BLOCKS,
             log_tail_bytes,
             proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
-            reads: ReadMode::Lease,
+            reads: self.reads,
         };
         node.member = Some(Member::start(config, start, now));
         (node.store, node.meta, node.applied) = (store, meta, applied);

@@ -20,6 +20,8 @@ mod persist;
 mod raft_adapter;
 mod read;
 mod resync;
+#[cfg(test)]
+mod rules_test;
 mod running;
 pub mod seam;
 mod votes;

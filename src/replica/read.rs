@@ -177,7 +177,8 @@ impl Reads {
 
     fn has_lease(&self, now: Mono) -> bool {
         let forever = self.lease_until > Mono(0) && planted(Mistake::LeaseWithoutEnd);
-        self.mode == ReadMode::Lease && !self.lease_given_up && (now < self.lease_until || forever)
+        let trusted = self.mode == ReadMode::Lease || planted(Mistake::LeaseDespiteQuorum);
+        trusted && !self.lease_given_up && (now < self.lease_until || forever)
     }
 
     /// True when a read waits for a round that was not yet begun.

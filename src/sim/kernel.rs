@@ -632,6 +632,11 @@ impl Driver for SimDriver {
         Ok(())
     }
 
+    fn has_hung_up(&self, socket: SocketId) -> bool {
+        let kernel = self.kernel.borrow();
+        kernel.sockets.get(&socket).is_none_or(|state| state.inbound.ended)
+    }
+
     fn waker(&self) -> Waker {
         Arc::new(SimWaker(Arc::clone(&self.woken)))
     }

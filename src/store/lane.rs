@@ -3,7 +3,7 @@
 //! `impl Lane` is in `read`, `writeback`, `checkpoint`, `resync` and `open`.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -95,6 +95,8 @@ pub struct Lane {
     pub(super) superblock: Superblock,
     pub(super) log: LaneLog,
     pub(super) members: BTreeMap<MemberId, Member>,
+    /// Members that were destroyed here, or are about to be.
+    pub(super) tombstones: BTreeSet<MemberId>,
     pub(super) alloc: Allocator,
     pub(super) records: RecordCache,
     pub(super) payloads: PayloadCache,
@@ -160,13 +162,19 @@ impl Lane {
         &self.superblock
     }
 
+    /// True when this member was destroyed here, ever: it is not to be created again, because it
+    /// would have forgotten what it had promised (rule R12).
+    pub fn is_destroyed(&self, member: MemberId) -> bool {
+        self.tombstones.contains(&member) && !planted(Mistake::EmptyMemberVotes)
+    }
+
     /// A new, empty member. `Event::MemberDurable` follows; nothing else may be asked before.
     pub fn create_member(&mut self, record: MemberRecord) {
         if self.io.poisoned() {
             return;
         }
         let member = record.member;
-        let known = self.members.contains_key(&member);
+        let known = self.members.contains_key(&member) || self.is_destroyed(member);
         assert!(!known, "a member id is never used twice");
         let edits = vec![IndexEdit::PutMember(record.clone())];
         self.members.insert(member, Member::new(record, Phase::Creating));
@@ -234,9 +242,12 @@ impl Lane {
                 term: reset.term,
             });
         }
+        let later = planted(Mistake::HardStateAfterEntries) && !request.entries.is_empty();
         if let Some(hard) = request.hard.filter(|_| !planted(Mistake::HardStateNotLogged)) {
             member.hard.newest = hard;
-            items.push(Item::Hard { member: request.member, hard });
+            if !later {
+                items.push(Item::Hard { member: request.member, hard });
+            }
         }
         let push = self.log.groups.next_push();
         for entry in request.entries {
@@ -261,7 +272,7 @@ impl Lane {
             id: group,
             member: request.member,
             kind: GroupKind::Append { number: request.number },
-            commit: request.hard.map(|hard| hard.commit),
+            commit: request.hard.filter(|_| !later).map(|hard| hard.commit),
             not_before: self.log.wal.next_seq(),
             left,
         });

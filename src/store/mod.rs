@@ -16,7 +16,7 @@ pub mod index;
 mod lab_disk;
 pub mod lane;
 #[cfg(test)]
-mod lane_lab;
+pub(crate) mod lane_lab;
 #[cfg(test)]
 mod lane_test;
 mod member;

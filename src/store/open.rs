@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 
 use crate::io::buffer::Pool;
+use crate::planted::{Mistake, planted};
 use crate::store::OpenError;
 use crate::store::alloc::{Allocator, SlotConflict};
 use crate::store::checkpoint::Checkpoint;
@@ -183,6 +184,7 @@ impl Lane {
             superblock,
             log,
             members: found.members,
+            tombstones: found.tombstones.into_iter().collect(),
             alloc: found.alloc,
             reads: HashMap::new(),
             scans: HashMap::new(),
@@ -224,7 +226,9 @@ impl Lane {
             }
             let hard = &mut member.hard;
             hard.newest = log.hard;
-            hard.newest.commit = log.hard.commit.max(member.record.flushed_index);
+            if !planted(Mistake::CommitBelowFlushed) {
+                hard.newest.commit = log.hard.commit.max(member.record.flushed_index);
+            }
             hard.durable_commit = hard.newest.commit;
             // Nothing that a faulted member left in the log may hold the tail.
             hard.durable_seq = log.hard_seq.filter(|_| !is_faulted);

@@ -215,6 +215,7 @@ impl Lane {
         if self.io.poisoned() {
             return;
         }
+        self.tombstones.insert(member);
         match self.members.get_mut(&member) {
             Some(found) if found.phase == Phase::Destroying => {}
             Some(found) => {
@@ -290,6 +291,9 @@ impl Lane {
             }
             let record = self.members[&id].record.clone();
             let edits = vec![IndexEdit::PutMember(record)];
+            if planted(Mistake::ResyncAcksBeforeData) {
+                self.io.events.push(Event::MemberDurable { member: id });
+            }
             self.flush(edits, AfterFlush::Recorded(id));
         }
     }

@@ -260,8 +260,94 @@ fn a_resync_never_goes_back() {
     lab.check_all();
 }
 
+/// A trim gave an extent of the source back while the target was away: no tombstone says so, only
+/// the list on which it does not stand.
+#[test]
+fn what_the_source_does_not_have_any_more_is_deleted() {
+    let mut lab = Lab::new(5, 1);
+    lab.create(MemberRecord { member: TARGET, ..record(1) });
+    let range = BlockRange { first: Extent(2).first_block(), count: BLOCKS_PER_EXTENT };
+    for member in [SOURCE, TARGET] {
+        lab.write(member, LabOp::Write { range, seed: 5 });
+    }
+    lab.write(SOURCE, LabOp::Zero { range });
+    lab.rest();
+    let used_bytes = lab.lane.space().used_bytes;
+    lab.lane.begin_resync(TARGET);
+    durable(&mut lab);
+    let index = round(&mut lab);
+    let term = lab.models[&SOURCE].log[index as usize - 1];
+    lab.lane.finish_resync(TARGET, index, term, Bytes::new());
+    durable(&mut lab);
+    lab.reset(TARGET, SOURCE, index);
+    lab.settle();
+    lab.lane.clear_resync(TARGET);
+    durable(&mut lab);
+    // It reads as zeroes, as the source does, and its slot came back.
+    lab.check_all();
+    lab.rest();
+    assert_eq!(lab.lane.space().used_bytes, used_bytes - EXTENT_BYTES as u64);
+}
+
+/// The answer to the snapshot that ends a resync counts towards the leader's quorum.
+#[test]
+fn a_resync_is_not_acknowledged_before_what_it_copied_is_durable() {
+    let mut lab = behind(6);
+    lab.lane.begin_resync(TARGET);
+    durable(&mut lab);
+    let index = round(&mut lab);
+    let term = lab.models[&SOURCE].log[index as usize - 1];
+    lab.lane.finish_resync(TARGET, index, term, Bytes::new());
+    let is_flush = |effect: &Effect| {
+        matches!(effect, Effect::Index { job: IndexJob::Commit { flush: true, .. }, .. })
+    };
+    lab.settle_but(is_flush);
+    assert!(lab.queue.iter().any(is_flush) && lab.events.is_empty(), "it is on its way");
+    durable(&mut lab);
+    lab.reset(TARGET, SOURCE, index);
+    lab.settle();
+    assert_eq!(lab.models[&TARGET].unconfirmed(), 0);
+}
+
+/// The same, should the worker not wait.
+#[test]
+#[should_panic(expected = "the store holds everything up to a reset, durably")]
+fn a_lane_takes_no_snapshot_before_what_it_stands_for_is_durable() {
+    let mut lab = behind(6);
+    lab.lane.begin_resync(TARGET);
+    durable(&mut lab);
+    let index = round(&mut lab);
+    lab.reset(TARGET, SOURCE, index);
+}
+
+/// The store went ahead of the log, and the power fails before Raft hears of it.
+#[test]
+fn r7_what_is_flushed_is_committed_whatever_the_hard_state_says() {
+    let mut lab = behind(7);
+    lab.lane.begin_resync(TARGET);
+    durable(&mut lab);
+    let index = round(&mut lab);
+    let term = lab.models[&SOURCE].log[index as usize - 1];
+    lab.lane.finish_resync(TARGET, index, term, Bytes::new());
+    durable(&mut lab);
+    let found = lab.reopen_unchecked();
+    let target = found.iter().find(|found| found.record.member == TARGET).expect("it is here");
+    assert_eq!(target.record.flushed_index, index);
+    assert!(target.hard.commit >= index, "commit {} of {index}", target.hard.commit);
+    assert!(target.record.resyncing && !target.faulted);
+}
+
 #[test]
 fn broken_rules_are_noticed() {
+    assert_found(Mistake::ResyncKeepsExtents, what_the_source_does_not_have_any_more_is_deleted);
     assert_found(Mistake::ReplayOverNewer, r3_an_entry_that_an_extent_already_includes_is_skipped);
     assert_found(Mistake::ResyncGoesBack, a_resync_never_goes_back);
+    assert_found(
+        Mistake::CommitBelowFlushed,
+        r7_what_is_flushed_is_committed_whatever_the_hard_state_says,
+    );
+    assert_found(
+        Mistake::ResyncAcksBeforeData,
+        a_resync_is_not_acknowledged_before_what_it_copied_is_durable,
+    );
 }

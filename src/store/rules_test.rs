@@ -61,6 +61,54 @@ fn r1_nothing_is_confirmed_before_its_batch_is_durable() {
     assert_eq!(lab.models[&ONE].committable(), 2);
 }
 
+/// A member that forgets its term or its vote may vote a second time.
+#[test]
+fn term_and_vote_are_as_durable_as_what_depends_on_them() {
+    let mut lab = Lab::new(1, 2);
+    // One has voted, two has taken an entry.
+    lab.append(ONE, 1, &[]);
+    lab.append(TWO, 1, &[write(0, 1, 1)]);
+    lab.settle();
+    for member in [ONE, TWO] {
+        assert_eq!(lab.models[&member].unconfirmed(), 0, "so its answer has left");
+    }
+    for found in lab.reopen_unchecked() {
+        let member = found.record.member;
+        assert_eq!((found.hard.term, found.hard.vote), (1, 1), "member {member} forgot");
+    }
+}
+
+/// The power fails after any number of log writes: whatever entries are there then, the term and
+/// the commit index that came with them are there, too.
+#[test]
+fn entries_and_the_hard_state_of_their_ready_share_a_batch() {
+    let first_log_write =
+        |lab: &Lab| lab.queue.iter().position(|effect| file_of(effect) == Some(LaneFile::Wal));
+    let mut seen = Vec::new();
+    for log_writes in 0..4 {
+        let mut lab = Lab::new(1, 1);
+        lab.write(ONE, write(0, 1, 1));
+        // An entry of another term; it brings the commit of the one before.
+        lab.models.get_mut(&ONE).unwrap().hard.term = 2;
+        lab.append(ONE, 2, &[write(1, 1, 2)]);
+        lab.poll();
+        for _ in 0..log_writes {
+            if let Some(first) = first_log_write(&lab) {
+                let effect = lab.queue.remove(first);
+                lab.carry_out(effect);
+            }
+            lab.poll();
+        }
+        let found = lab.reopen_unchecked().remove(0);
+        let newest = found.entries.last().expect("the first one is there at any time");
+        let newest = (newest.entry.index, newest.entry.term);
+        assert_eq!((found.hard.term, found.hard.commit), (newest.1, newest.0 - 1));
+        seen.push(newest);
+    }
+    assert_eq!(seen.first(), Some(&(1, 1)));
+    assert_eq!(seen.last(), Some(&(2, 2)));
+}
+
 #[test]
 fn r2_data_is_durable_before_the_index_says_so() {
     let mut lab = Lab::new(1, 1);
@@ -77,6 +125,39 @@ fn r2_data_is_durable_before_the_index_says_so() {
         lab.poll();
     }
     assert!(synced && !lab.queue.iter().any(is_data_write));
+}
+
+/// One extent is written back while an entry for another is applied: a restart must replay that.
+#[test]
+fn r3_flushed_stays_below_what_lives_only_in_the_log() {
+    let mut lab = Lab::new(1, 1);
+    lab.write(ONE, write(0, 1, 1));
+    idle(&mut lab);
+    lab.settle_but(is_data_write);
+    assert!(lab.queue.iter().any(is_data_write), "the first extent is on its way");
+    lab.write(ONE, write(BLOCKS_PER_EXTENT, 1, 2));
+    // The commit of both is durable.
+    lab.append(ONE, 3, &[]);
+    lab.settle();
+    assert_eq!(lab.lane.space().overlay_blocks, 1);
+    // The index is flushed, because of something else.
+    lab.create(record(2));
+    let found = lab.reopen_unchecked().remove(0);
+    assert_eq!((found.hard.commit, found.record.flushed_index), (2, 1));
+    let entries: Vec<u64> = found.entries.iter().map(|found| found.entry.index).collect();
+    assert_eq!(entries, [2]);
+}
+
+#[test]
+fn r16_a_checkpoint_has_the_metadata_as_of_what_it_has_of_the_blocks() {
+    let mut lab = Lab::new(1, 1);
+    for index in 1..=7 {
+        lab.write(ONE, write(0, 1, index));
+    }
+    lab.rest();
+    let found = lab.reopen_unchecked().remove(0);
+    assert_eq!(found.record.flushed_index, 7);
+    assert_eq!(&found.record.meta[..], b"5", "every fifth entry of the lab changes it");
 }
 
 #[test]
@@ -544,7 +625,20 @@ fn a_failed_write_poisons_the_lane_once() {
 #[test]
 fn broken_rules_are_noticed() {
     assert_found(Mistake::LogWriteNotDurable, r1_nothing_is_confirmed_before_its_batch_is_durable);
+    assert_found(Mistake::HardStateNotLogged, term_and_vote_are_as_durable_as_what_depends_on_them);
+    assert_found(
+        Mistake::HardStateAfterEntries,
+        entries_and_the_hard_state_of_their_ready_share_a_batch,
+    );
     assert_found(Mistake::IndexBeforeData, r2_data_is_durable_before_the_index_says_so);
+    assert_found(
+        Mistake::FlushedIsNewestApplied,
+        r3_flushed_stays_below_what_lives_only_in_the_log,
+    );
+    assert_found(
+        Mistake::MetaNotStored,
+        r16_a_checkpoint_has_the_metadata_as_of_what_it_has_of_the_blocks,
+    );
     assert_found(
         Mistake::SlotReusedBeforeFlush,
         r4_a_freed_slot_is_not_reused_before_the_free_is_durable,

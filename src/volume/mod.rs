@@ -148,7 +148,12 @@ impl Volume {
     /// False: take no new requests from this connection until something is answered.
     pub fn wants_requests(&self, conn: ConnId) -> bool {
         let own = self.work.bytes_of.get(&conn).copied().unwrap_or(0);
-        self.work.bytes < self.bytes_max || own < CONNECTION_UNDER_WAY_BYTES_MIN
+        self.has_room() || own < CONNECTION_UNDER_WAY_BYTES_MIN
+    }
+
+    /// False: connections get their minimum only.
+    pub fn has_room(&self) -> bool {
+        self.work.bytes < self.bytes_max
     }
 
     /// A request of a client. `handle` comes back with the answer. Nothing may come from a
@@ -174,6 +179,9 @@ impl Volume {
         let keys: Vec<u64> = (self.work.requests.iter())
             .filter_map(|(key, request)| of_conn(request).then_some(key))
             .collect();
+        if planted(Mistake::ResentThroughSecondConnection) {
+            return self.forget_order(keys);
+        }
         for key in &keys {
             let request = self.work.requests.get_mut(*key).expect("just listed");
             request.abandoned = true;
@@ -194,6 +202,18 @@ impl Volume {
             }
         }
         self.work.bytes_of.remove(&conn);
+    }
+
+    /// The mistake of this name: the requests stay, and others need not wait for them any more.
+    fn forget_order(&mut self, keys: Vec<u64>) {
+        let mut ready = Vec::new();
+        for key in keys {
+            let request = self.work.requests.get_mut(key).expect("just listed");
+            if let Some(blocks) = request.changed.take() {
+                self.order.finish(key, blocks, &mut ready);
+            }
+        }
+        ready.into_iter().for_each(|key| self.start(key));
     }
 
     /// The result of something sent. `from` answered; `term` is the term it was in by then (0: no

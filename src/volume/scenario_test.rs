@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::io::buffer::Pool;
+use crate::planted::assert_found;
 use crate::types::{BLOCK_BYTES, Segment, StatusRun, Uuid, ZeroHow, block_crc};
 use crate::view::ShardView;
 
@@ -229,6 +230,35 @@ fn an_ended_connection_leaves_what_was_handed_over_and_nothing_else() {
     assert_eq!(poll(&mut volume, at(0)).1, [(other, 4, Ok(BlockReply::Done))]);
 }
 
+/// A client reconnects while there is no leader, and writes something newer. Nothing of its old
+/// connection may come after that.
+#[test]
+fn r15_what_waits_of_an_ended_connection_never_comes_after_a_newer_write() {
+    let mut volume = volume();
+    volume.request(CONN, 1, block_write(0, b'o'));
+    poll(&mut volume, at(0));
+    volume.close_connection(CONN);
+    let again = ConnId(2);
+    volume.request(again, 2, block_write(0, b'n'));
+    volume.role(ShardId(1), Some(MemberId(1)), TERM);
+    // The leader has too much to do: of what comes together it takes only the last.
+    let (mut stored, mut acknowledged) = (0, false);
+    for ms in [0, 200, 400] {
+        let (sent, replies) = poll(&mut volume, at(ms));
+        acknowledged |= replies == [(again, 2, Ok(BlockReply::Done))];
+        let mut writes = sent.iter().filter(|sent| sent.op.is_write()).rev();
+        if let Some(Sent { op: ShardOp::Write { data, .. }, .. }) = writes.clone().next() {
+            stored = data[0];
+            done(&mut volume, writes.next().expect("just seen"));
+        }
+        for busy in writes {
+            volume.shard_result(at(ms), busy.ticket, busy.to, TERM, Err(BlockError::Busy));
+        }
+    }
+    assert!(acknowledged);
+    assert_eq!(stored, b'n', "what was acknowledged was overwritten by what is older");
+}
+
 #[test]
 fn a_read_that_does_not_match_its_checksum_is_asked_for_once_more() {
     let good = Bytes::from(vec![3; BLOCK_BYTES]);
@@ -366,4 +396,16 @@ fn connections_that_come_and_go_during_a_pause_leave_nothing_behind() {
     assert_eq!(volume.requests_under_way(), 0);
     assert!(volume.routes[0].waiting.is_empty() && volume.order.is_empty());
     assert!(volume.work.pieces.is_empty() && volume.work.bytes == 0);
+}
+
+#[test]
+fn broken_rules_are_noticed() {
+    assert_found(
+        Mistake::RetryUnderOldSession,
+        a_write_with_unknown_outcome_is_sent_under_a_higher_session,
+    );
+    assert_found(
+        Mistake::ResentThroughSecondConnection,
+        r15_what_waits_of_an_ended_connection_never_comes_after_a_newer_write,
+    );
 }

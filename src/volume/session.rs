@@ -24,3 +24,22 @@ impl SessionSource {
         session
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a pod sent before it restarted is refused once it has sent something new.
+    #[test]
+    fn r15_sessions_only_grow_over_restarts_too() {
+        let mut last = 0;
+        for incarnation in [1, 2, 3, 9] {
+            let source = SessionSource::new(incarnation);
+            for volume in 0..3 {
+                let session = source.clone().next();
+                assert!(session > last, "volume {volume} of start {incarnation}");
+                last = session;
+            }
+        }
+    }
+}

@@ -7,6 +7,7 @@ use crate::front::nbd::session::{
 };
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Buffers, Completion, Done, Op, SocketId};
+use crate::planted::{Mistake, planted};
 use crate::types::{BlockError, BlockReply, Mono, VolumeId};
 use crate::view::ClusterView;
 use crate::volume::{ConnId as VolumeConn, Volume, VolumeOutput};
@@ -36,11 +37,17 @@ struct Client {
     /// enough, also from this connection: the next answer to it is the moment to go on. Until
     /// then nothing is received; whole requests would wait behind a receive that brings nothing.
     unparsed: bool,
+    /// Nothing is received although there may be more: what comes next may have been sent long
+    /// before it is looked at, by a client that has hung up since.
+    held_back: bool,
 }
 
 impl Client {
     /// False while the router has enough from this connection.
     fn may_ask(&self, conn: ConnId, volumes: &FxHashMap<VolumeId, Volume>) -> bool {
+        if planted(Mistake::VolumesShareBudget) && !volumes.values().all(Volume::has_room) {
+            return false;
+        }
         let router = self.session.export().and_then(|export| volumes.get(&export.volume));
         router.is_none_or(|router| router.wants_requests(VolumeConn(u64::from(conn))))
     }
@@ -141,7 +148,8 @@ impl Worker {
         let conn = self.clients.next;
         let stream = Stream::new(socket, self.clients.pool.clone());
         let session = Session::with_bytes_max(self.config.budgets.connection_bytes);
-        let client = Client { stream, session, closing: false, dirty: false, unparsed: false };
+        let (closing, dirty, unparsed, held_back) = (false, false, false, false);
+        let client = Client { stream, session, closing, dirty, unparsed, held_back };
         self.clients.clients.insert(conn, client);
         self.feed_client(conn);
     }
@@ -171,6 +179,9 @@ impl Worker {
 
     /// Parses what has arrived; also after an answer or a send, which may have made room.
     fn feed_client(&mut self, conn: ConnId) {
+        if self.has_hung_up(conn) {
+            return self.close_client(conn, CloseReason::Disconnected);
+        }
         let mut outputs = std::mem::take(&mut self.clients.outputs);
         if let Some(client) = self.clients.clients.get_mut(&conn)
             && client.stream.wants_receive()
@@ -183,6 +194,31 @@ impl Worker {
         self.session_outputs(conn, &mut outputs);
         self.clients.outputs = outputs;
         self.clients.mark(conn);
+    }
+
+    /// Rule R15: what a client sent while nothing was taken from it is executed only if it is still
+    /// there. It may long have sent the same again over another connection, and then something
+    /// newer, which must not be overwritten.
+    fn has_hung_up(&mut self, conn: ConnId) -> bool {
+        let Some(client) = self.clients.clients.get_mut(&conn) else { return false };
+        if !client.held_back || !client.session.wants_input() {
+            return false;
+        }
+        client.held_back = false;
+        self.driver.has_hung_up(client.stream.socket) && !planted(Mistake::ProcessedAfterHangUp)
+    }
+
+    /// Connections from which nothing is received now and that have ended meanwhile: what they
+    /// left behind in the routers is dropped.
+    pub fn tick_clients(&mut self) {
+        let ended = |(conn, client): (&ConnId, &Client)| {
+            let ended = client.held_back && self.driver.has_hung_up(client.stream.socket);
+            (ended && !planted(Mistake::ProcessedAfterHangUp)).then_some(*conn)
+        };
+        let ended: Vec<ConnId> = self.clients.clients.iter().filter_map(ended).collect();
+        for conn in ended {
+            self.close_client(conn, CloseReason::Disconnected);
+        }
     }
 
     fn session_outputs(&mut self, conn: ConnId, outputs: &mut Vec<SessionOutput>) {
@@ -252,6 +288,8 @@ impl Worker {
                 ended.push(conn);
             } else if wants_input && client.may_ask(conn, &self.volumes) {
                 client.stream.receive(driver, Target::ClientRecv(conn).token());
+            } else {
+                client.held_back = client.stream.wants_receive() && client.session.expects_input();
             }
         }
         for conn in ended {

@@ -57,7 +57,8 @@ impl MemberRuntime {
             MemberState::Faulted
         } else if !self.known {
             MemberState::Unknown
-        } else if self.resync.is_some() {
+        } else if self.resync.is_some() || self.resume_at.is_some() {
+            // Also between two attempts: it is not whole.
             MemberState::Resyncing
         } else if self.role.serving {
             MemberState::Leader

@@ -16,12 +16,18 @@ mod mailbox;
 mod mailbox_test;
 mod members;
 mod peers;
+#[cfg(test)]
+mod pod_lab;
+#[cfg(test)]
+mod pod_test;
 mod probe;
 mod reads;
 mod reconcile;
 mod requests;
 mod rescue;
 mod resync;
+#[cfg(test)]
+mod resync_test;
 mod round;
 mod start;
 mod stream;

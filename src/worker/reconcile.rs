@@ -69,6 +69,8 @@ impl Worker {
                 runtime.known = true;
             } else if !self.pending.contains_key(&member.member)
                 && self.lanes[lane].poisoned.is_none()
+                // A view from before it was destroyed: a pod that restarted may get one.
+                && !self.lanes[lane].lane.is_destroyed(member.member)
                 && !volume.deleting
             {
                 self.create(volume, shard, member.member, lane as u8, others);

@@ -40,7 +40,7 @@ const RESUME_AFTER: Duration = Duration::from_secs(1);
 pub struct Resync {
     source: MemberId,
     step: Step,
-    round: Round,
+    pub(super) round: Round,
     /// Newest applied index of the source that anything fetched may reflect.
     reflects: u64,
     heard: Mono,
@@ -62,23 +62,55 @@ enum Step {
     Clearing,
 }
 
+impl Resync {
+    /// `reflects` is what an earlier attempt has left behind.
+    pub(super) fn new(source: MemberId, reflects: u64, now: Mono) -> Resync {
+        let (step, round) = (Step::Marking, Round::default());
+        Resync { source, step, round, reflects, heard: now }
+    }
+
+    /// A chunk of the source's list came, with the metadata as of it.
+    pub(super) fn listed(&mut self, chunk: &ManifestChunk, meta: Bytes) {
+        self.reflects = self.reflects.max(chunk.applied_index);
+        self.round.as_of = chunk.applied_index;
+        if planted(Mistake::ResyncMissesWrites) {
+            self.round.since = None;
+        }
+        self.round.since.get_or_insert((chunk.applied_index, chunk.applied_term, meta));
+        self.round.compare(chunk);
+    }
+
+    /// An extent came. It may be newer than the list.
+    pub(super) fn fetched(&mut self, content: ExtentContent) {
+        self.reflects = self.reflects.max(content.last_changed);
+        self.round.fetched += 1;
+        self.round.arrived.push(content);
+    }
+
+    /// True when the member has applied all that anything copied may reflect: only then is it as of
+    /// one moment, and may be served, elected, or used as a source.
+    pub(super) fn is_covered(&self, applied: u64) -> bool {
+        applied >= self.reflects || planted(Mistake::ResyncEndsEarly)
+    }
+}
+
 /// One pass over the source's list.
 #[derive(Default)]
-struct Round {
+pub(super) struct Round {
     /// Applied index, term and metadata of the source when this round began.
-    since: Option<(u64, u64, Bytes)>,
+    pub(super) since: Option<(u64, u64, Bytes)>,
     /// The own list from the next chunk on.
-    own: VecDeque<ManifestEntry>,
+    pub(super) own: VecDeque<ManifestEntry>,
     /// What the source had applied when it listed the newest chunk.
-    as_of: u64,
+    pub(super) as_of: u64,
     /// The chunk asked for; answers to other calls are late and ignored.
     listing: Option<CallId>,
     /// Where the chunk after this one starts.
-    next: Option<Extent>,
+    pub(super) next: Option<Extent>,
     fetching: Vec<CallId>,
-    to_fetch: VecDeque<(Extent, u32)>,
-    to_delete: Vec<(Extent, u32)>,
-    arrived: Vec<ExtentContent>,
+    pub(super) to_fetch: VecDeque<(Extent, u32)>,
+    pub(super) to_delete: Vec<(Extent, u32)>,
+    pub(super) arrived: Vec<ExtentContent>,
     /// The installation under way; ends of others belong to a resync that was given up.
     installing: Option<ReadId>,
     /// The read of our own list that is under way; as above.
@@ -145,14 +177,13 @@ impl Worker {
         let reflects = match &runtime.resync {
             None => 0,
             // The leader's log does not reach back to what was copied any more: once more.
-            Some(resync) if resync.step == Step::CatchingUp && applied < resync.reflects => {
+            Some(resync) if resync.step == Step::CatchingUp && !resync.is_covered(applied) => {
                 resync.reflects
             }
             Some(_) => return,
         };
         tracing::info!(%member, %source, "resync begins");
-        let (step, round) = (Step::Marking, Round::default());
-        runtime.resync = Some(Resync { source, step, round, reflects, heard: now });
+        runtime.resync = Some(Resync::new(source, reflects, now));
         let lane = runtime.lane;
         self.lanes[usize::from(lane)].lane.begin_resync(member);
         self.touch_lane(lane);
@@ -241,13 +272,7 @@ impl Worker {
         let Some((chunk, meta)) = answer else {
             return self.resync_ended(member, false);
         };
-        resync.reflects = resync.reflects.max(chunk.applied_index);
-        resync.round.as_of = chunk.applied_index;
-        if planted(Mistake::ResyncMissesWrites) {
-            resync.round.since = None;
-        }
-        resync.round.since.get_or_insert((chunk.applied_index, chunk.applied_term, meta));
-        resync.round.compare(&chunk);
+        resync.listed(&chunk, meta);
         self.copy(member);
     }
 
@@ -260,9 +285,7 @@ impl Worker {
         resync.heard = now;
         match result {
             Ok(content) => {
-                resync.reflects = resync.reflects.max(content.last_changed);
-                resync.round.fetched += 1;
-                resync.round.arrived.push(content);
+                resync.fetched(content);
                 self.copy(member);
             }
             Err(error) => {
@@ -372,9 +395,7 @@ impl Worker {
             let (applied, lane) = (runtime.member.applied_index(), runtime.lane);
             let Some(resync) = &mut runtime.resync else { continue };
             match resync.step {
-                Step::CatchingUp
-                    if applied >= resync.reflects || planted(Mistake::ResyncEndsEarly) =>
-                {
+                Step::CatchingUp if resync.is_covered(applied) => {
                     resync.step = Step::Clearing;
                     self.lanes[usize::from(lane)].lane.clear_resync(member);
                     self.touch_lane(lane);
@@ -429,9 +450,11 @@ impl Worker {
 
     /// Where a member is that others may be resynced from. It need not serve: what it has applied
     /// is committed, and a leader that waits for its followers must be able to bring them along.
-    fn source_lane(&self, source: MemberId) -> Option<u8> {
+    pub(super) fn source_lane(&self, source: MemberId) -> Option<u8> {
         let runtime = self.members.get(&source)?;
-        let whole = runtime.faulted.is_none() && runtime.resync.is_none();
+        // The mark is there from the start of a resync to its end, with pauses after failures.
+        let pauses = runtime.resume_at.is_some() && !planted(Mistake::SourceWithMark);
+        let whole = runtime.faulted.is_none() && runtime.resync.is_none() && !pauses;
         whole.then_some(runtime.lane)
     }
 

@@ -195,6 +195,12 @@ impl Worker {
         self.lanes.iter_mut().map(|runtime| &mut runtime.lane)
     }
 
+    /// How far away the next tick is.
+    #[cfg(test)]
+    pub(super) fn until_tick(&self) -> Duration {
+        self.next_tick.since(self.now)
+    }
+
     /// Counts the rounds: while the worker is well, at least one for every tick.
     pub fn rounds(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.rounds)
@@ -299,6 +305,7 @@ impl Worker {
             self.tick_resyncs();
             self.tick_rescues();
             self.tick_volumes(now);
+            self.tick_clients();
             self.tick_peers(now);
             self.announce_space();
             for lane in 0..self.lanes.len() {

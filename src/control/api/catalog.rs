@@ -72,6 +72,7 @@ impl CatalogApi for CatalogService {
         if state.as_ref().is_none_or(|state| state.cluster != cluster) {
             return Err(Status::invalid_argument("this is not the state of this cluster"));
         }
+        state.iter().try_for_each(State::check).map_err(|error| invalid(&error))?;
         let catalog = self.node.catalog().filter(|it| it.row.member.0 == to_member);
         let catalog = catalog
             .ok_or_else(|| Status::unavailable("this pod has no such member of the catalog yet"))?;

@@ -155,10 +155,13 @@ impl Session {
 
     /// False while a bound is reached and after the end: receive nothing.
     pub fn wants_input(&self) -> bool {
-        match self.state {
-            State::Closing | State::Closed => false,
-            _ => self.refused_bytes.is_none_or(|bytes| self.has_room(bytes)),
-        }
+        self.expects_input() && self.refused_bytes.is_none_or(|bytes| self.has_room(bytes))
+    }
+
+    /// False when nothing that the client may still send means anything: it has said goodbye, or
+    /// the session is over.
+    pub fn expects_input(&self) -> bool {
+        !matches!(self.state, State::Closing | State::Closed)
     }
 
     /// Requests that were not answered yet.

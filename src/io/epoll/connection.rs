@@ -12,6 +12,7 @@ use rustix::net::SocketFlags;
 use crate::io::driver::{Completion, Done, Op, SocketId, Token};
 use crate::io::gather::Gather;
 use crate::io::operation::{buffers_of, closed, gather_op};
+use crate::io::socket;
 
 /// A connected, connecting or listening socket.
 pub(super) struct Connection {
@@ -66,6 +67,10 @@ impl Connection {
     /// Notes that `connect` has been called and goes on.
     pub fn begin_connect(&mut self, token: Token) {
         self.connect = Some(token);
+    }
+
+    pub fn has_hung_up(&self) -> bool {
+        socket::has_hung_up(&self.fd)
     }
 
     pub fn is_connecting(&self) -> bool {

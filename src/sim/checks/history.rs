@@ -137,12 +137,11 @@ impl History {
     /// For disks that may lose anything: whatever was read had been written there.
     pub fn check_origins(&self) -> Result<(), Contradiction> {
         self.blocks.iter().try_for_each(|(block, register)| {
-            let seen = register.clusters.iter().filter(|(_, cluster)| cluster.happened);
-            seen.map(|(value, cluster)| match cluster.written {
+            let mut seen = register.clusters.iter().filter(|(_, cluster)| cluster.happened);
+            seen.try_for_each(|(value, cluster)| match cluster.written {
                 Some(written) if written <= cluster.first_response => Ok(()),
                 _ => Err(format!("block {block}: {value} was read and not written before")),
             })
-            .collect()
         })
     }
 

@@ -4,11 +4,16 @@ use crate::store::seam::{ExtentKey, ExtentRecord, IndexDone, IndexEdit, IndexJob
 use crate::types::{Extent, MemberId};
 
 pub(crate) mod cache;
+mod error;
 mod format;
+mod fuzz;
 pub mod memory;
 pub mod rocks;
 #[cfg(test)]
 mod store_test;
+
+pub use error::IndexError;
+pub use fuzz::{fuzz_one, fuzz_seeds};
 
 /// Storage of the index. Commits are atomic and become durable in order, with the next flush at
 /// the latest; a crash loses a suffix of what was not flushed.
@@ -40,13 +45,4 @@ pub fn run(store: &mut dyn IndexStore, job: IndexJob) -> Result<IndexDone, Index
             store.scan(member, from, limit).map(IndexDone::Scanned)
         }
     }
-}
-
-/// Why the index could not answer.
-#[derive(Debug, thiserror::Error)]
-pub enum IndexError {
-    #[error("the index store failed")]
-    Store(#[source] Box<dyn std::error::Error + Send + Sync>),
-    #[error("the index holds a record that cannot be decoded: {what}")]
-    Corrupt { what: &'static str },
 }

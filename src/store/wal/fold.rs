@@ -239,11 +239,12 @@ impl State {
         let faulted = self.fault(flushed, base_index, &self.entries[covered..]);
         let mut entries = self.entries;
         entries.drain(..covered);
+        let committed = match flushed {
+            Some(flushed) if !planted(Mistake::CommitBelowFlushed) => flushed.index,
+            _ => 0,
+        };
         MemberLog {
-            hard: HardState {
-                commit: self.hard.commit.max(flushed.map_or(0, |f| f.index)),
-                ..self.hard
-            },
+            hard: HardState { commit: self.hard.commit.max(committed), ..self.hard },
             compacted_index: base_index,
             compacted_term: base_term,
             entries,

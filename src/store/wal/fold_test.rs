@@ -119,6 +119,26 @@ fn logs_are_folded_as_they_were_written() {
             (vec![(3, 9), (4, 9)], None),
         ),
         (
+            "two images: the newer one is the whole log",
+            vec![
+                batch(1, vec![image(0, 1..6)]),
+                batch(2, entries(6..8, 9)),
+                batch(3, vec![image(4, 5..7)]),
+            ],
+            4,
+            (vec![(5, 9), (6, 9)], None),
+        ),
+        (
+            "entries follow the newer one of two images",
+            vec![
+                batch(1, vec![image(0, 1..3)]),
+                batch(2, vec![image(1, 2..4)]),
+                batch(3, entries(4..5, 9)),
+            ],
+            1,
+            (vec![(2, 9), (3, 9), (4, 9)], None),
+        ),
+        (
             "a commit beyond the log",
             vec![batch(1, entries(1..3, 1)), batch(2, vec![hard(1, 3)])],
             0,

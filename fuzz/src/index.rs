@@ -1,0 +1,5 @@
+//! What the index of a disk holds: its keys and records.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| holdfast_fuzz::store::index::fuzz_one(input));

@@ -1,0 +1,77 @@
+//! Rules of the design that one group can show, one scenario each; more are in `member_test`.
+
+use crate::planted::{Mistake, assert_found};
+use crate::replica::harness::{BLOCKS, Cluster};
+use crate::replica::seam::{Input, ReadMode};
+use crate::types::{BlockError, MemberId, Origin, PodId};
+
+fn session(session: u64) -> Origin {
+    Origin { attachment_epoch: 0, front_end: PodId(9), session }
+}
+
+/// A group of three that was set up by `with`.
+fn cluster(seed: u64, with: fn(&mut Cluster)) -> Cluster {
+    let mut cluster = Cluster::new(seed, 3);
+    with(&mut cluster);
+    for id in [1, 2, 3].map(MemberId) {
+        cluster.crash(id);
+        cluster.start(id);
+    }
+    cluster
+}
+
+/// A follower was away for so long that it is resynced, and then it leads. What it never heard of
+/// through the log it must know all the same: a client's old session is over.
+#[test]
+fn r16_a_member_that_was_resynced_knows_the_sessions() {
+    let mut cluster = cluster(19, |cluster| cluster.log_tail_bytes = 0);
+    let leader = cluster.elect();
+    let away = MemberId(leader.0 % 3 + 1);
+    cluster.crash(away);
+    let newer = cluster.write_as(leader, session(2), 0, 1);
+    for at in 0..40 {
+        cluster.write(leader, 1 + at % (BLOCKS - 1));
+        cluster.run(3);
+    }
+    assert!(matches!(cluster.result(newer), Some(Ok(_))));
+    cluster.start(away);
+    let target = cluster.nodes[&leader].applied.0;
+    assert!(cluster.run_until(20_000, |cluster| cluster.nodes[&away].applied.0 >= target));
+    assert_eq!(cluster.resyncs, 1);
+    cluster.run(500);
+    cluster.handle(leader, Input::TransferLeader(away));
+    cluster.run(50);
+    assert_eq!(cluster.leader(), Some(away));
+    let late = cluster.write_as(away, session(1), 0, 1);
+    cluster.run(20);
+    assert_eq!(cluster.result(late), Some(&Err(BlockError::StaleSession)));
+    assert_eq!(cluster.nodes[&away].store[0].tags, [newer.0; 8]);
+    cluster.settle();
+}
+
+/// A virtual machine stands still while it is moved, and its clock with it: a lease would go on
+/// when others have elected a new leader already. Whoever chose reads by quorum gets no answer from
+/// a leader that is alone, however short a time ago it heard from the others.
+#[test]
+fn r14_reads_by_quorum_trust_no_clock() {
+    let mut cluster = cluster(20, |cluster| cluster.reads = ReadMode::Quorum);
+    let leader = cluster.elect();
+    cluster.run(1_000);
+    let read = cluster.read(leader, 0, 1);
+    cluster.run(20);
+    assert!(matches!(cluster.result(read), Some(Ok(_))), "the others confirm that it leads");
+    for other in [1, 2, 3].map(MemberId) {
+        cluster.cut.insert((leader, other));
+        cluster.cut.insert((other, leader));
+    }
+    let read = cluster.read(leader, 0, 1);
+    cluster.run(20);
+    assert_eq!(cluster.result(read), None, "nobody has confirmed it");
+    cluster.settle();
+}
+
+#[test]
+fn broken_rules_are_noticed() {
+    assert_found(Mistake::SessionsNotInstalled, r16_a_member_that_was_resynced_knows_the_sessions);
+    assert_found(Mistake::LeaseDespiteQuorum, r14_reads_by_quorum_trust_no_clock);
+}

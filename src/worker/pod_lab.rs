@@ -1,0 +1,514 @@
+//! A world for one worker in tests: a kernel, a disk and an index in memory, and NBD clients.
+//! Everything ends at once and in order, but for log writes, which a test may hold back. A second
+//! has a thousand rounds.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::front::nbd::wire;
+use crate::io::buffer::Pool;
+use crate::io::driver::{
+    Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
+    Wake, Waker,
+};
+use crate::limits::{Budgets, TICK};
+use crate::replica::seam::ReadMode;
+use crate::store::index::memory::MemoryIndex;
+use crate::store::lane::{LaneConfig, LaneFiles};
+use crate::store::open::{LaneFormat, format_lane};
+use crate::store::seam::{IndexJob, LaneFile, OpId};
+use crate::types::{BLOCK_BYTES, EXTENT_BYTES, MemberId, Mono, PodId, ShardId, Uuid, VolumeId};
+use crate::view::{ClusterView, DiskView, MemberState, MemberView, PodView, ShardView, VolumeView};
+use crate::volume::SessionSource;
+use crate::worker::{
+    Command, DiskPlace, IndexRunner, LaneRuntime, Sender, Worker, WorkerConfig, WorkerFiles,
+    execute, mailbox, open_lane,
+};
+
+const CLUSTER: Uuid = Uuid([7; 16]);
+const POD: PodId = PodId(1);
+pub const DISK: Uuid = Uuid([1; 16]);
+pub const VOLUME_BYTES: u64 = 16 << 20;
+const WAL_BYTES: u64 = 16 << 20;
+const DATA_BYTES: u64 = 1024 * EXTENT_BYTES as u64;
+/// Rounds until a test gives up waiting.
+const ROUNDS_MAX: u32 = 20_000;
+
+/// A connection as the kernel sees it.
+#[derive(Default)]
+struct Socket {
+    to_pod: VecDeque<u8>,
+    to_client: Vec<u8>,
+    recv: Option<(Token, RecvBufs)>,
+    hung_up: bool,
+}
+
+/// What is outside of the worker.
+#[derive(Default)]
+struct Kernel {
+    now: Mono,
+    files: [Vec<u8>; 3],
+    sockets: BTreeMap<SocketId, Socket>,
+    next_socket: u32,
+    to_accept: VecDeque<SocketId>,
+    accept: Option<Token>,
+    submitted: VecDeque<(Token, Op)>,
+    /// Writes of the log do not end.
+    holds_log: bool,
+    held: Vec<(Token, Op)>,
+}
+
+const LOG: FileId = FileId(LaneFile::Wal as u32);
+
+impl Kernel {
+    fn carry_out(&mut self, token: Token, op: Op, out: &mut Vec<Completion>) {
+        let mut buffers = Buffers::None;
+        let result = match op {
+            Op::Write { file: LOG, .. } if self.holds_log => {
+                self.held.push((token, op));
+                return;
+            }
+            Op::Write { file, offset, bufs, .. } => {
+                let bytes = bufs.concat();
+                let at = offset as usize;
+                self.files[file.0 as usize][at..at + bytes.len()].copy_from_slice(&bytes);
+                Ok(Done::Bytes(bytes.len()))
+            }
+            Op::Read { file, offset, mut buf } => {
+                let at = offset as usize;
+                let len = buf.len();
+                buf.copy_from_slice(&self.files[file.0 as usize][at..at + len]);
+                buffers = Buffers::Read(buf);
+                Ok(Done::Bytes(len))
+            }
+            Op::Sync { .. } => Ok(Done::Bytes(0)),
+            Op::Send { socket, bufs } => {
+                let bytes = bufs.concat();
+                if let Some(socket) = self.sockets.get_mut(&socket) {
+                    socket.to_client.extend_from_slice(&bytes);
+                }
+                Ok(Done::Bytes(bytes.len()))
+            }
+            Op::Recv { socket, bufs } => {
+                let socket = self.sockets.get_mut(&socket).expect("an open socket");
+                socket.recv = Some((token, bufs));
+                return;
+            }
+            Op::Accept { .. } => {
+                // The other listener is for peers, of whom there are none.
+                self.accept = Some(token);
+                return;
+            }
+            Op::Connect { .. } => Err(std::io::ErrorKind::ConnectionRefused.into()),
+            Op::Close { socket } => {
+                self.sockets.remove(&socket);
+                Ok(Done::Bytes(0))
+            }
+        };
+        out.push(Completion { token, result, buffers });
+    }
+
+    /// Ends what waited for a client.
+    fn arrive(&mut self, out: &mut Vec<Completion>) {
+        if let Some(token) = self.accept
+            && let Some(socket) = self.to_accept.pop_front()
+        {
+            self.accept = None;
+            let result = Ok(Done::Accepted(socket));
+            out.push(Completion { token, result, buffers: Buffers::None });
+        }
+        for socket in self.sockets.values_mut() {
+            if socket.to_pod.is_empty() && !socket.hung_up {
+                continue;
+            }
+            let Some((token, mut bufs)) = socket.recv.take() else { continue };
+            let from = bufs.landing_from;
+            let landing = bufs.landing.as_mut().map_or(&mut [][..], |buf| &mut buf[from..]);
+            let room = landing.iter_mut().chain(&mut bufs.staging[bufs.staging_from..]);
+            let mut count = 0;
+            for place in room {
+                let Some(byte) = socket.to_pod.pop_front() else { break };
+                *place = byte;
+                count += 1;
+            }
+            let (result, buffers) = (Ok(Done::Bytes(count)), Buffers::Recv(bufs));
+            out.push(Completion { token, result, buffers });
+        }
+    }
+}
+
+/// The kernel, as the worker's driver.
+#[derive(Clone)]
+struct Lab(Rc<RefCell<Kernel>>);
+
+impl Wake for () {
+    fn wake(&self) {}
+}
+
+impl Driver for Lab {
+    fn now(&self) -> Mono {
+        self.0.borrow().now
+    }
+
+    fn open(&mut self, file: &OpenFile) -> std::io::Result<FileId> {
+        panic!("{file:?}: the lab opens the files itself")
+    }
+
+    fn size_bytes(&self, file: FileId) -> std::io::Result<u64> {
+        Ok(self.0.borrow().files[file.0 as usize].len() as u64)
+    }
+
+    fn listen(&mut self, address: &Address) -> std::io::Result<(SocketId, Address)> {
+        Ok((SocketId(u32::MAX), address.clone()))
+    }
+
+    fn submit(&mut self, token: Token, op: Op) {
+        self.0.borrow_mut().submitted.push_back((token, op));
+    }
+
+    fn enter(&mut self, _: Option<Duration>, out: &mut Vec<Completion>) -> std::io::Result<()> {
+        let mut kernel = self.0.borrow_mut();
+        kernel.now = kernel.now + Duration::from_millis(1);
+        while let Some((token, op)) = kernel.submitted.pop_front() {
+            kernel.carry_out(token, op, out);
+        }
+        kernel.arrive(out);
+        Ok(())
+    }
+
+    fn has_hung_up(&self, socket: SocketId) -> bool {
+        self.0.borrow().sockets.get(&socket).is_some_and(|socket| socket.hung_up)
+    }
+
+    fn waker(&self) -> Waker {
+        Arc::new(())
+    }
+
+    fn name(&self) -> &'static str {
+        "lab"
+    }
+}
+
+impl LaneFiles for Lab {
+    fn read(&mut self, file: LaneFile, offset: u64, len: usize) -> std::io::Result<Bytes> {
+        let at = offset as usize;
+        Ok(Pool::default().copy(&self.0.borrow().files[file as usize][at..at + len]))
+    }
+
+    fn write(&mut self, file: LaneFile, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        let at = offset as usize;
+        self.0.borrow_mut().files[file as usize][at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn size_bytes(&mut self, file: LaneFile) -> std::io::Result<u64> {
+        Ok(self.0.borrow().files[file as usize].len() as u64)
+    }
+}
+
+struct Index {
+    store: Rc<RefCell<MemoryIndex>>,
+    inbox: Sender<Command>,
+}
+
+impl IndexRunner for Index {
+    fn submit(&mut self, op: OpId, job: IndexJob) {
+        let done = execute(&mut *self.store.borrow_mut(), job);
+        assert!(self.inbox.send(Command::Index { lane: 0, op, done }).is_ok(), "there is room");
+    }
+
+    fn pump(&mut self) {}
+}
+
+/// One pod with one disk.
+pub struct Pod {
+    worker: Worker,
+    lab: Lab,
+    index: Rc<RefCell<MemoryIndex>>,
+    budgets: Budgets,
+    starts: u32,
+}
+
+impl Pod {
+    /// A new pod in a cluster without volumes.
+    pub fn new(budgets: Budgets) -> Pod {
+        let kernel = Kernel { now: Mono(1), ..Kernel::default() };
+        let mut lab = Lab(Rc::new(RefCell::new(kernel)));
+        let sizes = [4 * BLOCK_BYTES as u64, WAL_BYTES, DATA_BYTES];
+        lab.0.borrow_mut().files = sizes.map(|bytes| vec![0; bytes as usize]);
+        let format = LaneFormat {
+            cluster: CLUSTER,
+            disk: DISK,
+            seed: 9,
+            wal_bytes: WAL_BYTES,
+            data_bytes_max: DATA_BYTES,
+        };
+        format_lane(&mut lab, &format).expect("a new disk");
+        let index = Rc::default();
+        let worker = start(&mut lab, &index, budgets, 1);
+        Pod { worker, lab, index, budgets, starts: 1 }
+    }
+
+    /// The process ends and another one starts on the same disk. Nothing was on its way.
+    pub fn restart(&mut self) {
+        let mut kernel = self.lab.0.borrow_mut();
+        assert!(kernel.held.is_empty());
+        kernel.sockets.clear();
+        kernel.submitted.clear();
+        drop(kernel);
+        self.starts += 1;
+        self.worker = start(&mut self.lab, &self.index, self.budgets, self.starts);
+    }
+
+    /// The catalog has this to say.
+    pub fn view(&mut self, view: ClusterView) {
+        self.worker.view_changed(Arc::new(view));
+    }
+
+    pub fn round(&mut self) {
+        self.worker.round().expect("the lab's kernel does not fail");
+    }
+
+    /// Rounds until something is true.
+    pub fn run_until(&mut self, what: &str, mut done: impl FnMut(&mut Pod) -> bool) {
+        let mut rounds = 0;
+        while !done(self) {
+            self.round();
+            rounds += 1;
+            assert!(rounds < ROUNDS_MAX, "in vain: {what}");
+        }
+    }
+
+    /// True when the next tick is nearly a whole one away.
+    pub fn is_after_tick(&self) -> bool {
+        self.worker.until_tick() > TICK * 9 / 10
+    }
+
+    /// Requests that the router of a volume has.
+    pub fn requests_under_way(&self, volume: u64) -> usize {
+        self.worker.volumes[&VolumeId(volume)].requests_under_way()
+    }
+
+    /// Some time passes.
+    pub fn run(&mut self, time: Duration) {
+        (0..time.as_millis()).for_each(|_| self.round());
+    }
+
+    /// What the pod tells of a member; `None` when it has none.
+    pub fn state_of(&self, member: MemberId) -> Option<MemberState> {
+        let report = self.worker.report();
+        let members = &report.disks[0].members;
+        members.iter().find(|found| found.member == member).map(|found| found.state)
+    }
+
+    /// True when others may be resynced from this member.
+    pub fn is_source(&self, member: MemberId) -> bool {
+        self.worker.source_lane(member).is_some()
+    }
+
+    /// Sets the durable mark that a resync begins with.
+    pub fn mark_resyncing(&mut self, member: MemberId) {
+        self.worker.lanes[0].lane.begin_resync(member);
+        self.worker.touch_lane(0);
+    }
+
+    pub fn has_destroyed(&self, member: MemberId) -> bool {
+        self.worker.report().disks[0].destroyed.contains(&member)
+    }
+
+    /// From now on writes of the log do not end.
+    pub fn hold_log(&mut self) {
+        self.lab.0.borrow_mut().holds_log = true;
+    }
+
+    /// They end, those that were held back, too.
+    pub fn release_log(&mut self) {
+        let mut kernel = self.lab.0.borrow_mut();
+        kernel.holds_log = false;
+        let held = std::mem::take(&mut kernel.held);
+        kernel.submitted.extend(held);
+    }
+
+    /// A client that has opened a volume.
+    pub fn connect(&mut self, volume: &str) -> Client {
+        let socket = {
+            let mut kernel = self.lab.0.borrow_mut();
+            kernel.next_socket += 1;
+            let socket = SocketId(kernel.next_socket);
+            kernel.sockets.insert(socket, Socket::default());
+            kernel.to_accept.push_back(socket);
+            socket
+        };
+        let client = Client { socket };
+        let flags = wire::CLIENT_FLAG_FIXED_NEWSTYLE | wire::CLIENT_FLAG_NO_ZEROES;
+        let name = [&(volume.len() as u32).to_be_bytes(), volume.as_bytes(), &[0, 0]].concat();
+        client.send(self, &flags.to_be_bytes());
+        client.send(self, &wire::OPTION_MAGIC.to_be_bytes());
+        client.send(self, &wire::option::GO.to_be_bytes());
+        client.send(self, &(name.len() as u32).to_be_bytes());
+        client.send(self, &name);
+        let end = [&wire::option::GO.to_be_bytes()[..], &wire::reply::ACK.to_be_bytes(), &[0; 4]];
+        let end = end.concat();
+        self.run_until("an export is opened", |pod| client.received(pod).ends_with(&end));
+        client.take(self);
+        client
+    }
+}
+
+fn start(
+    lab: &mut Lab,
+    index: &Rc<RefCell<MemoryIndex>>,
+    budgets: Budgets,
+    incarnation: u32,
+) -> Worker {
+    let config = LaneConfig {
+        data_bytes_max: DATA_BYTES,
+        overlay_cache_bytes: 1 << 20,
+        index_cache_bytes: 1 << 16,
+        log_tail_bytes: 1 << 20,
+        redirect_bytes_min: usize::MAX,
+    };
+    let pool = Pool::default();
+    let (inbox, receiver) = mailbox(4096, Arc::new(|| ()));
+    let opened = open_lane(config, &pool, &mut lab.clone(), &mut *index.borrow_mut());
+    let (lane, members) = opened.expect("what a pod wrote can be opened again");
+    let file = |file: LaneFile| FileId(file as u32);
+    let files = WorkerFiles {
+        superblock: file(LaneFile::Superblock),
+        wal: file(LaneFile::Wal),
+        data: file(LaneFile::Data),
+    };
+    let place = DiskPlace { disk: DISK, path: "lab".to_owned(), lock: None };
+    let runner = Box::new(Index { store: Rc::clone(index), inbox });
+    let runtime = LaneRuntime::new(0, lane, place, files, runner, pool.clone());
+    let config = WorkerConfig {
+        cluster: CLUSTER,
+        pod: POD,
+        seed: 1,
+        log_tail_bytes: 1 << 20,
+        leaders_follow_clients: false,
+        reads: ReadMode::Lease,
+        budgets,
+    };
+    let (driver, sessions) = (Box::new(lab.clone()), SessionSource::new(incarnation));
+    let mut worker = Worker::new(config, driver, pool, receiver, Box::new(|_| {}), sessions);
+    worker.add_lane(runtime);
+    for (record, start) in members {
+        worker.start_member(0, &record, start, Vec::new());
+    }
+    worker.listen_nbd(&Address::Unix("lab".into())).expect("it always listens");
+    worker
+}
+
+/// One connection of an NBD client; answers are simple replies.
+pub struct Client {
+    socket: SocketId,
+}
+
+impl Client {
+    fn send(&self, pod: &mut Pod, bytes: &[u8]) {
+        let mut kernel = pod.lab.0.borrow_mut();
+        kernel.sockets.get_mut(&self.socket).expect("it is connected").to_pod.extend(bytes);
+    }
+
+    fn received(&self, pod: &Pod) -> Vec<u8> {
+        let kernel = pod.lab.0.borrow();
+        kernel.sockets.get(&self.socket).map_or(Vec::new(), |socket| socket.to_client.clone())
+    }
+
+    fn take(&self, pod: &mut Pod) {
+        pod.lab.0.borrow_mut().sockets.get_mut(&self.socket).expect("it is here").to_client.clear();
+    }
+
+    /// Sends the header of a request. Its cookie is where it begins.
+    fn ask(&self, pod: &mut Pod, command: u16, offset: u64, bytes: usize) {
+        self.send(pod, &wire::REQUEST_MAGIC.to_be_bytes());
+        self.send(pod, &0u16.to_be_bytes());
+        self.send(pod, &command.to_be_bytes());
+        self.send(pod, &offset.to_be_bytes());
+        self.send(pod, &offset.to_be_bytes());
+        self.send(pod, &(bytes as u32).to_be_bytes());
+    }
+
+    /// Writes one byte over and over.
+    pub fn write(&self, pod: &mut Pod, offset: u64, bytes: usize, byte: u8) {
+        self.ask(pod, wire::command::WRITE, offset, bytes);
+        self.send(pod, &vec![byte; bytes]);
+    }
+
+    /// The offsets of the writes that were answered well, in order; forgets them.
+    pub fn written(&self, pod: &mut Pod) -> Vec<u64> {
+        let received = self.received(pod);
+        self.take(pod);
+        let good = [&wire::SIMPLE_REPLY_MAGIC.to_be_bytes()[..], &[0; 4]].concat();
+        let replies = received.chunks(16).map(|reply| match reply.strip_prefix(&good[..]) {
+            Some(cookie) => u64::from_be_bytes(cookie.try_into().expect("a whole reply")),
+            None => panic!("not the answer to a write: {reply:?}"),
+        });
+        replies.collect()
+    }
+
+    /// The first byte that is stored there.
+    pub fn read_byte(&self, pod: &mut Pod, offset: u64) -> u8 {
+        self.ask(pod, wire::command::READ, offset, 1);
+        let reply_bytes = 17;
+        pod.run_until("a read is answered", |pod| self.received(pod).len() >= reply_bytes);
+        let received = self.received(pod);
+        self.take(pod);
+        assert_eq!(received.len(), reply_bytes);
+        received[16]
+    }
+
+    /// The client's end of the connection goes away; what it has sent still arrives.
+    pub fn hang_up(&self, pod: &mut Pod) {
+        let mut kernel = pod.lab.0.borrow_mut();
+        kernel.sockets.get_mut(&self.socket).expect("it is connected").hung_up = true;
+    }
+
+    /// True when the pod has let go of the connection.
+    pub fn is_closed(&self, pod: &Pod) -> bool {
+        !pod.lab.0.borrow().sockets.contains_key(&self.socket)
+    }
+}
+
+/// A cluster of three pods, of which the lab has the first; the others never answer.
+pub fn view(revision: u64, volumes: Vec<VolumeView>) -> ClusterView {
+    let address = "127.0.0.1:1".parse().expect("an address");
+    let pod = |pod| PodView { pod: PodId(pod), peer: address, api: address, nbd: None };
+    let disk = |pod: u64| DiskView { disk: Uuid([pod as u8; 16]), pod: PodId(pod) };
+    ClusterView {
+        revision,
+        cluster: CLUSTER,
+        pods: (1..=3).map(pod).collect(),
+        disks: (1..=3).map(disk).collect(),
+        volumes,
+        destroyed: Vec::new(),
+    }
+}
+
+/// A volume of one shard, with a replica on each of these pods. The member on pod P is `number` *
+/// 10 + P.
+pub fn volume(number: u64, name: &str, pods: &[u64]) -> VolumeView {
+    let member = |pod: &u64| MemberView {
+        member: MemberId(number * 10 + pod),
+        disk: Uuid([*pod as u8; 16]),
+        pod: PodId(*pod),
+    };
+    VolumeView {
+        volume: VolumeId(number),
+        name: name.to_owned(),
+        size_bytes: VOLUME_BYTES,
+        stripe_width: 1,
+        stripe_bytes: VOLUME_BYTES,
+        shards: vec![ShardView {
+            shard: ShardId(number),
+            members: pods.iter().map(member).collect(),
+        }],
+        deleting: false,
+    }
+}

@@ -1,0 +1,188 @@
+//! Named situations of one pod as its clients and the catalog see it.
+
+use std::time::Duration;
+
+use super::pod_lab::{DISK, Pod, view, volume};
+use crate::limits::Budgets;
+use crate::planted::{Mistake, assert_found};
+use crate::types::{BLOCK_BYTES, MemberId};
+use crate::view::{MemberState, VolumeView};
+
+const MIB: usize = 1 << 20;
+/// Long enough for what is sent to arrive, and less than a tick.
+const SOON: Duration = Duration::from_millis(20);
+
+/// A volume may have 1 MiB under way; so may each connection, at least.
+fn tight() -> Budgets {
+    Budgets { volume_bytes: MIB, ..Budgets::default() }
+}
+
+fn leads(pod: &Pod, member: u64) -> bool {
+    pod.state_of(MemberId(member)) == Some(MemberState::Leader)
+}
+
+/// A pod that leads its one volume, which nobody else has a replica of.
+fn serving(budgets: Budgets) -> Pod {
+    let mut pod = Pod::new(budgets);
+    pod.view(view(1, vec![volume(1, "v", &[1])]));
+    pod.run_until("the only replica leads", |pod| leads(pod, 11));
+    pod
+}
+
+#[test]
+fn what_is_written_is_there_after_a_restart() {
+    let mut pod = serving(Budgets::default());
+    let client = pod.connect("v");
+    client.write(&mut pod, 0, BLOCK_BYTES, b'x');
+    pod.run_until("a write is answered", |pod| client.written(pod) == [0]);
+    pod.restart();
+    pod.view(view(1, vec![volume(1, "v", &[1])]));
+    let client = pod.connect("v");
+    assert_eq!(client.read_byte(&mut pod, 0), b'x');
+}
+
+/// The disk takes its time, and a client gives up waiting: it hangs up, and sends what was not
+/// answered over another connection, and then something newer. What the pod had not even received
+/// from the old connection by then must not come after that.
+#[test]
+fn r15_nothing_of_a_client_is_executed_after_it_hung_up() {
+    let mut pod = serving(tight());
+    let far = 4 * MIB as u64;
+    let (old, new) = (pod.connect("v"), pod.connect("v"));
+    // All of it happens between two ticks: there is nothing else to notice that a client has gone.
+    pod.run_until("a tick has just been", |pod| pod.is_after_tick());
+    pod.hold_log();
+    old.write(&mut pod, 0, MIB, b'a');
+    pod.run(SOON);
+    // This one has to wait: there is as much under way as there may be.
+    old.write(&mut pod, far, BLOCK_BYTES, b'o');
+    pod.run(SOON);
+    old.hang_up(&mut pod);
+    new.write(&mut pod, far, BLOCK_BYTES, b'n');
+    pod.run(SOON);
+    pod.release_log();
+    pod.run(SOON);
+    assert!(old.is_closed(&pod));
+    assert_eq!(new.written(&mut pod), [far]);
+    assert_eq!(new.read_byte(&mut pod, far), b'n', "what was acknowledged was overwritten");
+}
+
+/// A client that is gone for good while nothing is answered holds nothing in the pod.
+#[test]
+fn a_hang_up_is_noticed_while_nothing_is_taken_from_the_client() {
+    let mut pod = Pod::new(tight());
+    pod.view(view(1, vec![volume(2, "stuck", &[1, 2, 3])]));
+    let gone = pod.connect("stuck");
+    gone.write(&mut pod, 0, MIB, b'a');
+    pod.run(SOON);
+    gone.write(&mut pod, 0, MIB, b'b');
+    pod.run(SOON);
+    assert_eq!(pod.requests_under_way(2), 1);
+    gone.hang_up(&mut pod);
+    pod.run_until("the connection is closed", |pod| gone.is_closed(pod));
+    assert_eq!(pod.requests_under_way(2), 0);
+}
+
+/// Two of the three replicas of one volume are gone: its clients wait, and go on sending until
+/// nothing more is taken from them. Those of another volume notice nothing.
+#[test]
+fn a_volume_without_a_quorum_starves_no_other() {
+    let mut pod = Pod::new(tight());
+    pod.view(view(1, vec![volume(1, "v", &[1]), volume(2, "stuck", &[1, 2, 3])]));
+    pod.run_until("the only replica leads", |pod| leads(pod, 11));
+    let stuck = pod.connect("stuck");
+    let served = pod.connect("v");
+    for at in 0..4 {
+        stuck.write(&mut pod, at * MIB as u64, MIB, b's');
+    }
+    pod.run(Duration::from_millis(3000));
+    assert!(stuck.written(&mut pod).is_empty() && !leads(&pod, 21));
+    for at in 0..4 {
+        served.write(&mut pod, at * MIB as u64, MIB, b'v');
+    }
+    let mut answered = Vec::new();
+    pod.run_until("all are answered", |pod| {
+        answered.extend(served.written(pod));
+        answered.len() == 4
+    });
+}
+
+/// A volume is deleted, and its replica here with it. Then the pod restarts, and the first that it
+/// hears of the catalog is from before. A replica that came back now would be empty, and would not
+/// remember what it had voted for and acknowledged.
+#[test]
+fn r12_a_member_that_was_destroyed_is_never_created_again() {
+    let mut pod = Pod::new(Budgets::default());
+    let before = view(3, vec![volume(1, "v", &[1])]);
+    pod.view(before.clone());
+    pod.run_until("the only replica leads", |pod| leads(pod, 11));
+    let member = MemberId(11);
+    let deleting = VolumeView { deleting: true, ..volume(1, "v", &[1]) };
+    let mut after = view(4, vec![deleting]);
+    after.destroyed = vec![(DISK, member)];
+    pod.view(after.clone());
+    pod.run_until("the replica is destroyed", |pod| pod.has_destroyed(member));
+    for _ in 0..2 {
+        pod.restart();
+        pod.view(before.clone());
+        pod.run(Duration::from_millis(2000));
+        assert_eq!(pod.state_of(member), None, "it is here again");
+    }
+    // The present view arrives: there is nothing left to destroy, and the catalog is told so.
+    pod.view(after);
+    pod.run_until("the catalog is told", |pod| pod.has_destroyed(member));
+}
+
+/// The pod restarts and the catalog does not name its replica, for whatever reason: nothing is
+/// deleted but by a positive record.
+#[test]
+fn r12_a_member_that_the_catalog_does_not_know_is_kept_and_shown() {
+    let mut pod = serving(Budgets::default());
+    let client = pod.connect("v");
+    client.write(&mut pod, 0, BLOCK_BYTES, b'x');
+    pod.run_until("a write is answered", |pod| client.written(pod) == [0]);
+    pod.restart();
+    pod.view(view(1, Vec::new()));
+    pod.run(Duration::from_millis(2000));
+    assert_eq!(pod.state_of(MemberId(11)), Some(MemberState::Unknown));
+    pod.view(view(2, vec![volume(1, "v", &[1])]));
+    pod.run_until("it is used again", |pod| leads(pod, 11));
+    let client = pod.connect("v");
+    assert_eq!(client.read_byte(&mut pod, 0), b'x');
+}
+
+/// The power fails in the middle of a resync: half of the replica is as of one moment, half of
+/// another. Until it is whole nobody may copy from it.
+#[test]
+fn a_member_with_the_mark_of_a_resync_is_no_source() {
+    let mut pod = Pod::new(Budgets::default());
+    let view = view(1, vec![volume(2, "v", &[1, 2, 3])]);
+    pod.view(view.clone());
+    let member = MemberId(21);
+    pod.run_until("the replica is here", |pod| pod.state_of(member).is_some());
+    assert!(pod.is_source(member));
+    pod.mark_resyncing(member);
+    pod.run(Duration::from_millis(200));
+    pod.restart();
+    pod.view(view);
+    pod.run(Duration::from_millis(200));
+    assert_eq!(pod.state_of(member), Some(MemberState::Resyncing), "nor is it called whole");
+    assert!(!pod.is_source(member));
+}
+
+#[test]
+fn broken_rules_are_noticed() {
+    let expected: [(Mistake, fn()); 5] = [
+        (Mistake::SourceWithMark, a_member_with_the_mark_of_a_resync_is_no_source),
+        (Mistake::ProcessedAfterHangUp, r15_nothing_of_a_client_is_executed_after_it_hung_up),
+        (
+            Mistake::ProcessedAfterHangUp,
+            a_hang_up_is_noticed_while_nothing_is_taken_from_the_client,
+        ),
+        (Mistake::VolumesShareBudget, a_volume_without_a_quorum_starves_no_other),
+        (Mistake::EmptyMemberVotes, r12_a_member_that_was_destroyed_is_never_created_again),
+    ];
+    for (mistake, scenario) in expected {
+        assert_found(mistake, scenario);
+    }
+}
