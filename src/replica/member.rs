@@ -106,6 +106,14 @@ impl Member {
         }
     }
 
+    /// Payload and overhead of proposals under way.
+    pub fn proposed_bytes(&self) -> usize {
+        match &self.state {
+            State::Running(running) => running.proposed_bytes(),
+            State::Faulted => 0,
+        }
+    }
+
     /// Shard metadata as of [`Member::applied_index`]; `None` when faulted.
     pub fn meta(&self) -> Option<bytes::Bytes> {
         match &self.state {

@@ -398,6 +398,11 @@ impl Running {
         Ok(())
     }
 
+    /// Payload and overhead of proposals under way.
+    pub fn proposed_bytes(&self) -> usize {
+        self.writes.bytes()
+    }
+
     /// What was taken and is in no [`Output::Append`] yet: requests that the gate holds back, and
     /// entries from the leader that wait until fewer appends are under way.
     pub fn unappended(&self) -> Unappended {

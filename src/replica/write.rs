@@ -108,6 +108,11 @@ impl Writes {
         }
     }
 
+    /// Payload and overhead of all proposals under way.
+    pub fn bytes(&self) -> usize {
+        self.charged_bytes
+    }
+
     /// Takes a write in, on the leader. An error is the answer: nothing was proposed.
     pub fn push(&mut self, req: ReqId, origin: Origin, op: ShardOp) -> Result<(), BlockError> {
         self.check(&op)?;

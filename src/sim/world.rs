@@ -196,6 +196,11 @@ impl World {
     /// one half, or all of them.
     pub fn govern(&mut self, all: bool) {
         self.kernel.borrow_mut().checks.learn(self.catalog.view());
+        for worker in self.pods.iter().filter_map(|pod| pod.worker.as_ref()) {
+            let (load, connections) = (worker.load(), self.attached.len());
+            let checks = &mut self.kernel.borrow_mut().checks;
+            checks.load(&load, &self.shape.budgets, connections);
+        }
         let mut rng = self.kernel.borrow().rng.clone();
         if self.catalog.listens() {
             let pods = self.pods.iter().filter(|pod| !pod.stopped && (all || rng.one_in(2)));

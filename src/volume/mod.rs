@@ -145,6 +145,11 @@ impl Volume {
         self.work.requests.len()
     }
 
+    /// Bytes of those requests.
+    pub fn bytes(&self) -> usize {
+        self.work.bytes
+    }
+
     /// False: take no new requests from this connection until something is answered.
     pub fn wants_requests(&self, conn: ConnId) -> bool {
         let own = self.work.bytes_of.get(&conn).copied().unwrap_or(0);

@@ -9,6 +9,7 @@ mod disks;
 mod follow;
 mod index_thread;
 mod lanes;
+mod load;
 mod mailbox;
 // Its test loads the same file once more, over loom's primitives.
 #[cfg(test)]
@@ -41,6 +42,7 @@ mod sync {
 
 pub use index_thread::{IndexRunner, execute};
 pub use lanes::{DiskPlace, LaneFiles as WorkerFiles, LaneRuntime};
+pub use load::Load;
 pub use mailbox::{Receiver, Sender, Wake, mailbox};
 pub use probe::Probe;
 pub use round::{Command, Worker, WorkerConfig};

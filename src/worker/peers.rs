@@ -178,6 +178,16 @@ impl Peers {
         mix64(now.0 ^ mix64(self.seed ^ self.next_call))
     }
 
+    /// Requests that other pods carry out.
+    pub fn forwarded(&self) -> usize {
+        self.forwarded.len()
+    }
+
+    /// What waits to leave on the link that has most of it.
+    pub fn queue_bytes_max(&self) -> usize {
+        self.conns.values().map(|conn| conn.link.queue_bytes()).max().unwrap_or(0)
+    }
+
     /// What this lane of another pod can still allocate; `None` when it never said.
     pub fn free_bytes(&self, disk: Uuid) -> Option<u64> {
         self.free_bytes.get(&disk).copied()

@@ -73,6 +73,10 @@ impl Reads {
         read
     }
 
+    pub fn len(&self) -> usize {
+        self.targets.len()
+    }
+
     pub fn take(&mut self, read: ReadId) -> ReadTarget {
         self.targets.remove(&read).expect("a lane answers only reads that were started")
     }

@@ -37,6 +37,10 @@ impl Requests {
         self.waiting.remove(&req)
     }
 
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Every open request of a member.
     pub fn of_member(&self, member: MemberId) -> Vec<ReqId> {
         let of =

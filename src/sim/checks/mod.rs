@@ -13,6 +13,7 @@
 //! The kernel and the pods tell [`Checks`] what they do; the first thing that is wrong is kept, and
 //! ends the run.
 
+mod bounds;
 pub mod history;
 mod ledger;
 mod raft;
@@ -26,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use crate::io::driver::Token;
+use crate::limits::Budgets;
 use crate::replica::seam::{Output, Start};
 use crate::sim::checks::ledger::Ledger;
 use crate::sim::checks::raft::RaftChecks;
@@ -39,6 +41,7 @@ use crate::store::wal::BatchSeq;
 use crate::store::wal::format::{Keys, decode, decode_fixed};
 use crate::types::{BLOCK_BYTES, EXTENT_BYTES, MemberId, Uuid};
 use crate::view::ClusterView;
+use crate::worker::Load;
 
 /// What is wrong, in words.
 pub type Wrong = String;
@@ -181,6 +184,11 @@ impl Checks {
             let checked = self.raft.logged(&batch);
             self.note(checked);
         }
+    }
+
+    /// What a pod has under way.
+    pub fn load(&mut self, load: &Load, budgets: &Budgets, connections: usize) {
+        self.note(bounds::within(load, budgets, connections));
     }
 
     /// What is durable of a superblock has changed.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::io::buffer::Pool;
 use crate::sim::catalog::disk_id;
 use crate::sim::checks::history::Value;
-use crate::sim::checks::slots;
+use crate::sim::checks::{bounds, slots};
 use crate::sim::disk::DiskNumber;
 use crate::sim::kernel::Host;
 use crate::sim::world::World;
@@ -40,6 +40,9 @@ impl World {
         let mut applied: BTreeMap<ShardId, MemberReport> = BTreeMap::new();
         for pod in &self.pods {
             let Some(worker) = &pod.worker else { return Some("a pod is down".to_owned()) };
+            if let Err(wrong) = bounds::at_rest(&worker.load()) {
+                return Some(wrong);
+            }
             let report = worker.report();
             for disk in report.disks {
                 if disk.overlay_bytes > 0 {

@@ -1,0 +1,35 @@
+//! What a worker holds at a moment for clients and peers: every queue that they can fill.
+
+use crate::volume::Volume;
+use crate::worker::Worker;
+
+/// See the module. At rest everything is 0, but for a heartbeat or two on the links.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests of clients that were not answered, at routers and at members.
+    pub client_requests: usize,
+    pub member_requests: usize,
+    /// Requests that other pods carry out.
+    pub forwarded: usize,
+    /// Reads of lanes.
+    pub reads: usize,
+    /// Bytes under way of the volume that has most of them, and of the shard, and of the link.
+    pub volume_bytes_max: usize,
+    pub shard_bytes_max: usize,
+    pub link_bytes_max: usize,
+}
+
+impl Worker {
+    pub fn load(&self) -> Load {
+        let shard_bytes = self.members.values().map(|runtime| runtime.member.proposed_bytes());
+        Load {
+            client_requests: self.volumes.values().map(Volume::requests_under_way).sum(),
+            member_requests: self.requests.len(),
+            forwarded: self.peers.forwarded(),
+            reads: self.reads.len(),
+            volume_bytes_max: self.volumes.values().map(Volume::bytes).max().unwrap_or(0),
+            shard_bytes_max: shard_bytes.max().unwrap_or(0),
+            link_bytes_max: self.peers.queue_bytes_max(),
+        }
+    }
+}
