@@ -8,6 +8,7 @@
 
 pub mod api;
 pub mod catalog;
+pub mod catalog_member;
 #[cfg(test)]
 mod cluster_test;
 pub mod command;

@@ -193,8 +193,7 @@ async fn register(
         let Some(known) = state.disks.get(&new.disk).filter(|known| known.pod != pod) else {
             continue;
         };
-        let holder = pods.up.get(&known.pod);
-        if holder.is_some_and(|it| it.report.disks.iter().any(|disk| disk.disk == new.disk)) {
+        if pods.uses(known.pod, new.disk) {
             return Err(Failure::Final(Status::failed_precondition(format!(
                 "disk {} ({}) is in use by pod {}; a copy of a disk must not be used beside it",
                 new.disk, new.path, known.pod
