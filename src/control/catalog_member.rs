@@ -202,7 +202,7 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
     /// Proposes a command; answered when it is applied here.
     pub fn propose(&mut self, now: Mono, command: Command) -> AskId {
         let ask = self.asked.next_ask();
-        let ticket = Ticket { run: self.asked.run, number: ask.0 };
+        let ticket = self.ticket(ask);
         let data = encode(&Envelope { ticket, command }).into();
         self.asked.proposals.insert(ask);
         self.member.handle(now, Input::Propose { req: ReqId(ask.0), data });
@@ -256,6 +256,11 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
     /// What can be answered now.
     pub fn take_answers(&mut self) -> Vec<Answer> {
         std::mem::take(&mut self.asked.answers)
+    }
+
+    /// The name under which a proposal is in the log.
+    pub fn ticket(&self, ask: AskId) -> Ticket {
+        Ticket { run: self.asked.run, number: ask.0 }
     }
 
     fn carry_out(&mut self, now: Mono, output: Output) -> Result<(), MemberError> {

@@ -6,6 +6,7 @@
 //! Invariant: the same seed gives the same run, in every process.
 
 mod catalog;
+mod checks;
 mod client;
 mod converge;
 mod disk;
