@@ -40,6 +40,8 @@ pub enum What {
     Delete {
         name: String,
     },
+    /// Changes nothing, and is in the log all the same.
+    DeleteNothing,
 }
 
 pub struct Ask {
@@ -143,13 +145,14 @@ impl Catalog {
         }
         let floor = self.check.acknowledged_index();
         let what = &self.asks[call.ask].what;
-        let is_delete = match what {
+        let deletes = match what {
             What::Delete { name } => Some(name.clone()),
-            _ => None,
+            What::DeleteNothing => Some("nothing".to_owned()),
+            What::Register { .. } | What::Create(_) => None,
         };
         let pod = &mut self.pods[host];
         let member = pod.member.as_mut().expect("it leads");
-        let (id, waiting) = match is_delete {
+        let (id, waiting) = match deletes {
             Some(name) => {
                 let command = Command::DeleteVolume { request_id: call.request_id(), name };
                 (member.propose(now, command), Waiting::Command(call))
@@ -220,7 +223,7 @@ impl Catalog {
                 Some(outcome) => Err(Verdict::Done(outcome)),
                 None => placed(volume, call.request_id(), state, &reports),
             },
-            What::Delete { .. } => unreachable!("proposed at once"),
+            What::Delete { .. } | What::DeleteNothing => unreachable!("proposed at once"),
         };
         match decided {
             Err(verdict) => self.reply(host, call, verdict),
@@ -250,6 +253,10 @@ impl Catalog {
                 LOOK_EVERY
             }
             (Verdict::Later, _) => AGAIN_AFTER,
+            (Verdict::Refused(CatalogError::NoSuchVolume { .. }), What::DeleteNothing) => {
+                ask.is_done = true;
+                return;
+            }
             (Verdict::Refused(error), what) => panic!("{what:?} was refused: {error}"),
             (Verdict::Done(outcome), what) => {
                 match what {
@@ -259,6 +266,7 @@ impl Catalog {
                     }
                     What::Delete { name } => self.check.deleted(name),
                     What::Register { .. } => {}
+                    What::DeleteNothing => panic!("nothing was deleted"),
                 }
                 ask.is_done = true;
                 return;

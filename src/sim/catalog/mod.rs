@@ -7,6 +7,8 @@ mod asks;
 mod hooks;
 mod network;
 mod pod;
+#[cfg(test)]
+mod scenarios_test;
 mod store;
 
 use std::cell::RefCell;
@@ -60,6 +62,8 @@ enum Event {
     },
     /// Another attempt, unless there was one since.
     Ask(usize, u64),
+    /// Somebody asks for something that changes little, and again after as long.
+    Chatter(Duration),
 }
 
 /// What the catalog sees of the pods around it.
@@ -118,7 +122,8 @@ impl Catalog {
             snapshot_every: [4, 32, 256][rng.below(3) as usize],
             log_tail_bytes: [1 << 10, 16 << 10, 1 << 20][rng.below(3) as usize],
         };
-        Catalog {
+        let every = [0, 0, 50, 500][rng.below(4) as usize];
+        let mut catalog = Catalog {
             kernel,
             rng,
             kept,
@@ -130,7 +135,12 @@ impl Catalog {
             ended: Vec::new(),
             is_closing: false,
             check,
+        };
+        if every > 0 {
+            let every = Duration::from_millis(every);
+            catalog.schedule(every, Event::Chatter(every));
         }
+        catalog
     }
 
     /// A pod starts, with these disks.
@@ -145,7 +155,8 @@ impl Catalog {
             path: format!("disk-{disk}"),
             capacity_bytes,
         };
-        let disks = disks.iter().map(new).collect();
+        let disks: Vec<NewDisk> = disks.iter().map(new).collect();
+        self.pods[host].disks.clone_from(&disks);
         self.ask(What::Register { host, life, disks });
         self.settle(host);
     }
@@ -187,6 +198,7 @@ impl Catalog {
         // A packet that a dying pod took is gone.
         let Some(event) = self.events.remove(&alarm) else { return };
         match event {
+            Event::Chatter(every) => self.chatter(every),
             Event::Ask(number, attempt) => self.attempt(number, attempt, pods),
             Event::Tick(host, life) if self.pods[host].life == life && self.pods[host].is_up => {
                 let mut next = TICK_EVERY;
@@ -214,6 +226,29 @@ impl Catalog {
                 }
             }
         }
+    }
+
+    /// The log grows: a request that changes nothing, or a pod that registers once more, with
+    /// disks that are found in another place now.
+    fn chatter(&mut self, every: Duration) {
+        if self.is_closing {
+            return;
+        }
+        let host = self.rng.below(self.pods.len() as u64) as Host;
+        let pod = &self.pods[host];
+        let what = match self.rng.one_in(2) && pod.is_up {
+            true => {
+                let disks = pod
+                    .disks
+                    .iter()
+                    .cloned()
+                    .map(|disk| NewDisk { path: format!("disk-{}", self.asks.len()), ..disk });
+                What::Register { host, life: pod.life, disks: disks.collect() }
+            }
+            false => What::DeleteNothing,
+        };
+        self.ask(what);
+        self.schedule(every, Event::Chatter(every));
     }
 
     /// The tasks of a pod look around.

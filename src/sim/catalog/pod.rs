@@ -9,6 +9,7 @@ use std::sync::Arc;
 use raft::eraftpb::Message;
 
 use crate::control::catalog_member::{AskId, CatalogMember, Kept, Outbound, Published};
+use crate::control::command::NewDisk;
 use crate::control::membership::{Step, step, unborn};
 use crate::control::reconcile::Action;
 use crate::control::reports::Table;
@@ -57,6 +58,8 @@ pub struct ControlPod {
     /// Grows with every start.
     pub life: u64,
     pub is_up: bool,
+    /// As this life of it registers them.
+    pub disks: Vec<NewDisk>,
     pub member: Option<Member>,
     pub outbox: Outbox,
     pub waiting: BTreeMap<AskId, Waiting>,
@@ -162,7 +165,8 @@ impl ControlPod {
     pub fn follow(&mut self, me: PodId, state: &State) -> bool {
         self.places.extend(state.catalog.iter().map(|(member, pod)| (*member, *pod)));
         let members: Vec<_> = state.catalog.iter().map(|(member, pod)| (*member, *pod)).collect();
-        match step(self.member.as_ref().map(Member::row), me, state.revision, &members) {
+        let row = self.database.as_ref().map(|database| database.borrow().row);
+        match step(row, me, state.revision, &members) {
             Step::Nothing => false,
             Step::Remove(_) => {
                 (self.member, self.database) = (None, None);

@@ -35,7 +35,7 @@ impl Encoded {
 
 /// See the module.
 pub struct Database {
-    row: MemberRow,
+    pub row: MemberRow,
     hard: HardState,
     compacted: (u64, u64),
     snapshot: Encoded,
