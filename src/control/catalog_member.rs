@@ -245,6 +245,7 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
         self.member.poll(now, &mut outputs);
         if outputs.is_empty() {
             self.checkpoint()?;
+            self.known.group.changing = self.member.is_changing();
             return Ok(false);
         }
         for output in outputs {
@@ -395,6 +396,7 @@ fn group_of(meta: &[u8]) -> Result<Group, MetaError> {
         voters: set(&conf.voters),
         learners: set(&conf.learners),
         joint: !conf.voters_outgoing.is_empty(),
+        changing: false,
     })
 }
 

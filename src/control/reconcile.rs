@@ -22,6 +22,9 @@ pub struct Group {
     pub learners: BTreeSet<MemberId>,
     /// In the middle of a joint change.
     pub joint: bool,
+    /// The next change is in the leader's log already, and not decided: what is known here may be
+    /// over by the time that something else is carried out.
+    pub changing: bool,
 }
 
 /// What the leader knows beside the state.
@@ -109,7 +112,7 @@ fn destroyed_members(state: &State, reports: &BTreeMap<PodId, PodReport>) -> Vec
 fn catalog_membership(state: &State, facts: &Facts) -> Option<Action> {
     let group = &facts.group;
     // A joint configuration is left by the leader's member by itself.
-    if group.voters.is_empty() || group.joint {
+    if group.voters.is_empty() || group.joint || group.changing {
         return None;
     }
     let unknown = group.learners.iter().find(|member| !state.catalog.contains_key(member));

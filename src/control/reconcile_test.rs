@@ -44,6 +44,9 @@ fn steps_from_one_voter_to_three() {
     facts.caught_up = members(&[1, 2, 3]);
     let promote = MembershipChange::Promote(vec![MemberId(2), MemberId(3)]);
     assert_eq!(decide(&state, &facts), [Action::Change(promote)]);
+    facts.group.changing = true;
+    assert_eq!(decide(&state, &facts), [], "the change before is not decided");
+    facts.group.changing = false;
     facts.group.joint = true;
     assert_eq!(decide(&state, &facts), [], "the member leaves the joint configuration by itself");
     facts.group = Group { voters: members(&[1, 2, 3]), ..Group::default() };

@@ -8,7 +8,7 @@ use crate::control::command::{Command, NewDisk, Outcome};
 use crate::control::placement::{PlacementError, candidates, place};
 use crate::control::state::{CatalogError, State};
 use crate::sim::catalog::pod::Waiting;
-use crate::sim::catalog::{Catalog, Event, Pods, pod_id};
+use crate::sim::catalog::{Catalog, Event, Pods, join_id, pod_id};
 use crate::sim::kernel::Host;
 use crate::types::BLOCK_BYTES;
 
@@ -30,6 +30,11 @@ pub struct NewVolume {
 
 #[derive(Clone, Debug)]
 pub enum What {
+    /// A pod becomes part of the cluster.
+    Join {
+        host: Host,
+        life: u64,
+    },
     /// A pod started, for the time `life` that it lives.
     Register {
         host: Host,
@@ -111,7 +116,7 @@ impl Catalog {
         ask.attempt += 1;
         let attempt = ask.attempt;
         let via = match &ask.what {
-            What::Register { host, life, .. } => {
+            What::Register { host, life, .. } | What::Join { host, life } => {
                 let pod = &self.pods[*host];
                 if !pod.is_up || pod.life != *life {
                     ask.is_done = true;
@@ -120,6 +125,13 @@ impl Catalog {
                 *host
             }
             _ => self.rng.below(self.pods.len() as u64) as Host,
+        };
+        let via = match ask.what {
+            What::Join { host, .. } => match self.seed_of(host) {
+                Some(seed) => seed,
+                None => return self.schedule(LOOK_EVERY, Event::Ask(number, attempt)),
+            },
+            _ => via,
         };
         let pod = &self.pods[via];
         let call = Call { ask: number, attempt, from: via, life: pod.life };
@@ -137,6 +149,14 @@ impl Catalog {
         self.schedule(patience, Event::Ask(number, attempt));
     }
 
+    /// The pod that another one asks to be taken in; `None` while it does not want to be. One after
+    /// the other, so that pods have their ids in the order of their numbers.
+    fn seed_of(&mut self, host: Host) -> Option<Host> {
+        let now = self.kernel.borrow().now;
+        let is_due = self.pods[host - 1].has_joined && now >= self.pods[host].joins_at;
+        is_due.then(|| self.rng.below(host as u64) as Host)
+    }
+
     /// Carries a call out on the leader, or says that this is not it.
     pub(super) fn serve(&mut self, host: Host, call: Call) {
         let now = self.local_time(host);
@@ -145,18 +165,22 @@ impl Catalog {
         }
         let floor = self.check.acknowledged_index();
         let what = &self.asks[call.ask].what;
-        let deletes = match what {
-            What::Delete { name } => Some(name.clone()),
-            What::DeleteNothing => Some("nothing".to_owned()),
+        let request_id = call.request_id();
+        let at_once = match what {
+            What::Delete { name } => Some(Command::DeleteVolume { request_id, name: name.clone() }),
+            What::DeleteNothing => {
+                Some(Command::DeleteVolume { request_id, name: "nothing".to_owned() })
+            }
+            What::Join { host: of, .. } => {
+                let addresses = self.pods[*of].addresses.expect("every pod has an address");
+                Some(Command::Join { join_id: join_id(*of), addresses })
+            }
             What::Register { .. } | What::Create(_) => None,
         };
         let pod = &mut self.pods[host];
         let member = pod.member.as_mut().expect("it leads");
-        let (id, waiting) = match deletes {
-            Some(name) => {
-                let command = Command::DeleteVolume { request_id: call.request_id(), name };
-                (member.propose(now, command), Waiting::Command(call))
-            }
+        let (id, waiting) = match at_once {
+            Some(command) => (member.propose(now, command), Waiting::Command(call)),
             None => (member.barrier(now), Waiting::Read(call, floor)),
         };
         pod.waiting.insert(id, waiting);
@@ -223,7 +247,9 @@ impl Catalog {
                 Some(outcome) => Err(Verdict::Done(outcome)),
                 None => placed(volume, call.request_id(), state, &reports),
             },
-            What::Delete { .. } | What::DeleteNothing => unreachable!("proposed at once"),
+            What::Delete { .. } | What::DeleteNothing | What::Join { .. } => {
+                unreachable!("proposed at once")
+            }
         };
         match decided {
             Err(verdict) => self.reply(host, call, verdict),
@@ -266,6 +292,12 @@ impl Catalog {
                     }
                     What::Delete { name } => self.check.deleted(name),
                     What::Register { .. } => {}
+                    What::Join { host, life } => {
+                        assert_eq!(*outcome, Outcome::Pod(pod_id(*host)), "one id for each pod");
+                        let (host, life) = (*host, *life);
+                        ask.is_done = true;
+                        return self.joined(host, life);
+                    }
                     What::DeleteNothing => panic!("nothing was deleted"),
                 }
                 ask.is_done = true;
@@ -274,6 +306,18 @@ impl Catalog {
         };
         let attempt = ask.attempt;
         self.schedule(again, Event::Ask(call.ask, attempt));
+    }
+}
+
+impl Catalog {
+    /// A pod is part of the cluster now: it registers, unless it died meanwhile.
+    fn joined(&mut self, host: Host, life: u64) {
+        let pod = &mut self.pods[host];
+        if pod.life == life {
+            pod.has_joined = true;
+            let disks = pod.disks.clone();
+            self.ask(What::Register { host, life, disks });
+        }
     }
 }
 

@@ -68,7 +68,7 @@ impl World {
     /// them.
     pub fn govern(&mut self, all: bool) {
         for host in 0..self.pods.len() {
-            if !all && self.catalog.rng.one_in(2) {
+            if !self.catalog.pods[host].has_joined || (!all && self.catalog.rng.one_in(2)) {
                 continue;
             }
             let stopped: Vec<bool> = self.pods.iter().map(|pod| pod.stopped).collect();

@@ -105,19 +105,26 @@ impl Catalog {
         addresses: impl Iterator<Item = Addresses>,
         clocks_are_good: bool,
     ) -> Catalog {
-        let mut addresses = addresses.zip(0u8..).map(|(at, pod)| (Uuid([0xf0 + pod; 16]), at));
-        let (join_id, at) = addresses.next().expect("a cluster has a pod");
-        let mut state = State::new(cluster, join_id, at);
-        for (join_id, addresses) in addresses {
+        let mut rng = Rng::new(seed ^ 0xca7a);
+        let addresses: Vec<Addresses> = addresses.collect();
+        let mut state = State::new(cluster, join_id(0), addresses[0]);
+        // Volumes need three pods; others may come later.
+        let at_once = if rng.one_in(2) { addresses.len() } else { 1 };
+        for host in 1..at_once {
+            let (join_id, addresses) = (join_id(host), addresses[host]);
             let joined = state.apply(Command::Join { join_id, addresses });
             assert!(joined.is_ok(), "everybody may join");
         }
         let mut pods: Vec<ControlPod> = Vec::new();
-        pods.resize_with(state.pods.len(), ControlPod::default);
+        for (host, addresses) in addresses.into_iter().enumerate() {
+            let late = Duration::from_millis(if host < 3 { 0 } else { rng.below(10_000) });
+            let (has_joined, joins_at) = (host < at_once, kernel.borrow().now + late);
+            let addresses = Some(addresses);
+            pods.push(ControlPod { has_joined, joins_at, addresses, ..ControlPod::default() });
+        }
         let check = CatalogCheck::new(state.clone());
         let (row, snapshot) = first(state);
         pods[0].database = Some(Rc::new(RefCell::new(Database::create(row, &snapshot))));
-        let mut rng = Rng::new(seed ^ 0xca7a);
         let kept = Kept {
             snapshot_every: [4, 32, 256][rng.below(3) as usize],
             log_tail_bytes: [1 << 10, 16 << 10, 1 << 20][rng.below(3) as usize],
@@ -157,7 +164,10 @@ impl Catalog {
         };
         let disks: Vec<NewDisk> = disks.iter().map(new).collect();
         self.pods[host].disks.clone_from(&disks);
-        self.ask(What::Register { host, life, disks });
+        self.ask(match self.pods[host].has_joined {
+            true => What::Register { host, life, disks },
+            false => What::Join { host, life },
+        });
         self.settle(host);
     }
 
@@ -236,7 +246,7 @@ impl Catalog {
         }
         let host = self.rng.below(self.pods.len() as u64) as Host;
         let pod = &self.pods[host];
-        let what = match self.rng.one_in(2) && pod.is_up {
+        let what = match self.rng.one_in(2) && pod.is_up && pod.has_joined {
             true => {
                 let disks = pod
                     .disks
@@ -455,6 +465,11 @@ impl Catalog {
 
 pub fn pod_id(host: Host) -> PodId {
     PodId(host as u64 + 1)
+}
+
+/// What a pod chose for itself before it joined.
+fn join_id(host: Host) -> Uuid {
+    Uuid([0xf0 + host as u8; 16])
 }
 
 fn host_of(pod: PodId) -> Host {

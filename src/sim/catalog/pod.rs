@@ -9,7 +9,7 @@ use std::sync::Arc;
 use raft::eraftpb::Message;
 
 use crate::control::catalog_member::{AskId, CatalogMember, Kept, Outbound, Published};
-use crate::control::command::NewDisk;
+use crate::control::command::{Addresses, NewDisk};
 use crate::control::membership::{Step, step, unborn};
 use crate::control::reconcile::Action;
 use crate::control::reports::Table;
@@ -55,6 +55,11 @@ pub struct ControlPod {
     /// before: a pod may die before the last is durable.
     pub database: Option<Rc<RefCell<Database>>>,
     pub views: [Arc<ClusterView>; 2],
+    /// Durable as well: it is part of the cluster.
+    pub has_joined: bool,
+    /// Before this moment it does not want to be.
+    pub joins_at: Mono,
+    pub addresses: Option<Addresses>,
     /// Grows with every start.
     pub life: u64,
     pub is_up: bool,
@@ -64,7 +69,7 @@ pub struct ControlPod {
     pub outbox: Outbox,
     pub waiting: BTreeMap<AskId, Waiting>,
     /// Where members of the catalog live, as far as anybody said.
-    places: BTreeMap<MemberId, PodId>,
+    pub places: BTreeMap<MemberId, PodId>,
     /// What another pod said of the leader.
     pub leader_hint: Option<PodId>,
     pub reports: Table,
@@ -87,6 +92,9 @@ impl ControlPod {
         let durable = ControlPod {
             database: self.database.take(),
             views: self.views.clone(),
+            has_joined: self.has_joined,
+            joins_at: self.joins_at,
+            addresses: self.addresses,
             life: self.life + 1,
             is_up: true,
             ..ControlPod::default()
