@@ -6,7 +6,9 @@ use std::time::Duration;
 use crate::control::catalog_member::{Answer, AskError};
 use crate::control::command::{Command, NewDisk, Outcome};
 use crate::control::placement::{PlacementError, candidates, place};
+use crate::control::reports::Pods as Reported;
 use crate::control::state::{CatalogError, State};
+use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::pod::Waiting;
 use crate::sim::catalog::{Catalog, Event, Pods, join_id, pod_id};
 use crate::sim::kernel::Host;
@@ -143,7 +145,7 @@ impl Catalog {
             } else if let Some(leader) = pod.leader(pod_id(via)) {
                 patience = ATTEMPT_WITHIN;
                 let to = leader.0 as Host - 1;
-                self.send(via, to, crate::sim::catalog::network::Packet::Call(call));
+                self.send(via, to, Packet::Call(call));
             }
         }
         self.schedule(patience, Event::Ask(number, attempt));
@@ -263,7 +265,7 @@ impl Catalog {
     }
 
     fn reply(&mut self, host: Host, call: Call, verdict: Verdict) {
-        self.send(host, call.from, crate::sim::catalog::network::Packet::Reply(call, verdict));
+        self.send(host, call.from, Packet::Reply(call, verdict));
     }
 
     /// The pod through which a call went has its answer, or knows that there is none.
@@ -333,7 +335,7 @@ fn placed(
     volume: &NewVolume,
     request_id: String,
     state: &State,
-    reports: &crate::control::reports::Pods,
+    reports: &Reported,
 ) -> Result<Command, Verdict> {
     let NewVolume { name, shards, blocks_per_shard, .. } = volume;
     if state.volume_by_name(name).is_some() {
