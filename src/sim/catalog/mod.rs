@@ -176,9 +176,11 @@ impl Catalog {
     }
 
     fn die_writing(&mut self, host: Host) {
-        let for_host = |event: &Event| {
-            matches!(event, Event::Arrive { to, packet: Packet::Raft(_) | Packet::Install { .. }, .. }
-                if *to == host)
+        let for_host = |event: &Event| match event {
+            Event::Arrive { to, packet, .. } => {
+                *to == host && matches!(packet, Packet::Raft(_) | Packet::Install { .. })
+            }
+            _ => false,
         };
         let found = self.events.iter().find(|(_, event)| for_host(event)).map(|(at, _)| *at);
         let now = self.local_time(host);

@@ -6,9 +6,11 @@ use std::time::Duration;
 use super::asks::What;
 use super::pod::{ControlPod, Waiting};
 use super::{Event, Host, NewVolume, Packet};
+use crate::control::reconcile::MembershipChange;
 use crate::planted::{Mistake, assert_found};
 use crate::replica::seam::ReadMode;
 use crate::sim::world::{Shape, World};
+use crate::types::MemberId;
 
 /// Far more than anything takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -226,6 +228,26 @@ fn a_leader_that_hears_nobody_is_replaced() {
         scenario.world.kernel.borrow_mut().cut.clear();
         scenario.end();
     }
+}
+
+/// A change of the group is in the log of a leader that reaches nobody: it decides nothing else
+/// until it knows what becomes of it.
+#[test]
+fn a_change_that_is_not_decided_is_known_to_be_under_way() {
+    let mut scenario = Scenario::new(2, 5);
+    let leader = scenario.leader().expect("a whole group has a leader");
+    let others = (0..5).filter(|host| *host != leader);
+    scenario.world.kernel.borrow_mut().cut.extend(others.map(|other| (other, leader)));
+    let stranger = MembershipChange::AddLearner(MemberId(99));
+    let now = scenario.world.catalog.local_time(leader);
+    let pod = &mut scenario.world.catalog.pods[leader];
+    pod.member.as_mut().unwrap().change(now, &stranger);
+    scenario.world.catalog.settle(leader);
+    assert!(scenario.pod(leader).known().unwrap().group.changing);
+    scenario.world.kernel.borrow_mut().cut.clear();
+    // Either it was never decided, or the stranger is sent away again.
+    scenario.run_for(Duration::from_secs(10));
+    scenario.end();
 }
 
 #[test]
