@@ -17,7 +17,7 @@ fn found_by(mistake: Mistake, seeds: u64, seconds: u64) -> Option<u64> {
 fn mistakes_are_found_within_so_many_seeds() {
     let mistakes = [
         (Mistake::LogWriteNotDurable, 3),
-        (Mistake::IndexBeforeData, 4),
+        (Mistake::IndexBeforeData, 8),
         (Mistake::FlushedIsNewestApplied, 2),
         (Mistake::SlotReusedBeforeFlush, 4),
     ];
