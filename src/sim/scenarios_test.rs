@@ -33,8 +33,8 @@ fn a_log_that_was_read_at_the_wrong_moment_has_room_again() {
     must_pass(&Options::new(27, Duration::from_secs(8)));
 }
 
-/// The log of a resyncing replica went on between the two lists: it wrote an extent that neither had,
-/// and the trim of it was jumped over.
+/// The log of a resyncing replica went on between the two lists: it wrote an extent that neither
+/// had, and the trim of it was jumped over.
 #[test]
 fn what_is_written_and_trimmed_during_a_resync_is_gone() {
     must_pass(&Options::new(5234, Duration::from_secs(12)));
