@@ -54,6 +54,14 @@ pub struct Published {
     pub failed: Option<String>,
 }
 
+impl Published {
+    /// The leader, as `me` knows it. A learner has no say: nothing tells it when it hears of none
+    /// any more, or was taken out of the group meanwhile.
+    pub fn leader(&self, me: MemberId) -> Option<MemberId> {
+        self.role.leader.filter(|_| self.group.voters.contains(&me))
+    }
+}
+
 /// What leaves a member for other pods. Must not block.
 pub trait Outbound {
     /// May drop the message.

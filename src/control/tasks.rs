@@ -59,7 +59,7 @@ pub async fn follow_others(node: Arc<Node>) {
     loop {
         let knows_leader = node.catalog().is_some_and(|catalog| {
             let published = catalog.published.borrow();
-            published.state.is_some() && published.role.leader.is_some()
+            published.state.is_some() && published.leader(catalog.row.member).is_some()
         });
         if knows_leader {
             sleep(LOOK_EVERY).await;

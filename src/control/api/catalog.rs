@@ -145,7 +145,7 @@ async fn watch(node: &Node, request: &proto::WatchRequest) -> Result<proto::Watc
     };
     loop {
         let now = published.borrow_and_update().clone();
-        let leader = now.role.leader.and_then(|leader| node.peers.pod_of(leader));
+        let leader = now.leader(catalog.row.member).and_then(|leader| node.peers.pod_of(leader));
         let (Some(state), Some(leader)) = (&now.state, leader) else {
             // What this pod knows may be old.
             return Err(Status::unavailable("this pod knows no leader of the catalog"));

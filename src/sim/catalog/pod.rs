@@ -138,7 +138,7 @@ impl ControlPod {
 
     /// Its member knows the state and a leader: others may follow it.
     pub fn can_be_followed(&self) -> bool {
-        self.known().is_some_and(|known| known.state.is_some() && known.role.leader.is_some())
+        self.state().is_some() && self.known_leader().is_some()
     }
 
     pub fn learn(&mut self, member: MemberId, pod: PodId) {
@@ -150,9 +150,14 @@ impl ControlPod {
         recorded.or_else(|| self.places.get(&member)).copied()
     }
 
+    fn known_leader(&self) -> Option<MemberId> {
+        let member = self.member.as_ref()?;
+        member.known().leader(member.row().member)
+    }
+
     /// The pod that leads, as far as this one (`me`) knows; never itself.
     pub fn leader(&self, me: PodId) -> Option<PodId> {
-        let known = self.known().and_then(|known| self.pod_of(known.role.leader?));
+        let known = self.known_leader().and_then(|leader| self.pod_of(leader));
         known.filter(|pod| *pod != me).or(self.leader_hint).filter(|pod| *pod != me)
     }
 
