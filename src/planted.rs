@@ -111,6 +111,14 @@ pub enum Mistake {
     AnsweredBeforeDurable,
     /// An entry that conflicts with what is logged is added to it.
     SuffixNotTruncated,
+    /// The catalog answers when a command is in the leader's own log.
+    CatalogAnswersEarly,
+    /// Members of the catalog get an id that the next one gets, too.
+    CatalogMemberReused,
+    /// A learner of the catalog becomes a voter before it has the state.
+    CatalogLearnerEarly,
+    /// A request of the catalog that is sent again is carried out again.
+    CatalogRequestTwice,
 }
 
 #[cfg(test)]

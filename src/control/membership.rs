@@ -71,9 +71,7 @@ pub fn initialise(
         None => {
             let cluster = random_uuid().map_err(MembershipError::Random)?;
             let state = State::new(cluster, directory.file().join_id, addresses);
-            let row = MemberRow { member: MemberId(1), since_revision: state.revision };
-            let meta = Meta::new(&[row.member], 1).encode();
-            let snapshot = Snapshot { index: 1, term: 1, meta, state: Some(state.clone()) };
+            let (row, snapshot) = first(state.clone());
             storage
                 .create(row, &snapshot)
                 .map_err(|source| MembershipError::Storage { path: path.clone(), source })?;
@@ -121,7 +119,7 @@ fn start(node: &Arc<Node>, storage: Storage, recovered: Recovered) -> Result<(),
         node.peers.learn_state(state);
     }
     tracing::info!(member = recovered.row.member.0, "this pod is a member of the catalog");
-    let catalog = Catalog::start(storage, recovered, node.run, Box::new(Queues::new(node)))?;
+    let catalog = Catalog::start(storage, recovered, node.run, Queues::new(node))?;
     node.set_catalog(Some(Arc::new(catalog)));
     Ok(())
 }
@@ -132,25 +130,56 @@ pub async fn follow(
     revision: u64,
     members: &[(MemberId, PodId)],
 ) -> Result<(), MembershipError> {
-    let mine = members.iter().find(|(_, pod)| *pod == node.identity.pod).map(|(it, _)| *it);
-    let there = node.catalog().map(|catalog| catalog.row);
-    match (there, mine) {
-        (None, None) => Ok(()),
-        (Some(row), Some(member)) if row.member == member => Ok(()),
-        // An old list.
-        (Some(row), _) if row.since_revision >= revision => Ok(()),
-        (Some(row), _) => {
+    let row = node.catalog().map(|catalog| catalog.row);
+    match step(row, node.identity.pod, revision, members) {
+        Step::Nothing => Ok(()),
+        Step::Remove(row) => {
             tracing::info!(member = row.member.0, "this pod's member left the catalog");
             blocking(node, remove).await
         }
-        (None, Some(member)) => {
-            let row = MemberRow { member, since_revision: revision };
-            blocking(node, move |node| create(node, row)).await
-        }
+        Step::Create(row) => blocking(node, move |node| create(node, row)).await,
     }
 }
 
-/// A member without a configuration: it waits for the leader to send it the state.
+/// What a pod does about its member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Nothing,
+    Create(MemberRow),
+    Remove(MemberRow),
+}
+
+/// Decides from a list of the catalog's members, as of `revision`. `row`: the member that is here.
+pub fn step(
+    row: Option<MemberRow>,
+    pod: PodId,
+    revision: u64,
+    members: &[(MemberId, PodId)],
+) -> Step {
+    let mine = members.iter().find(|(_, other)| *other == pod).map(|(member, _)| *member);
+    match (row, mine) {
+        (None, None) => Step::Nothing,
+        (Some(row), Some(member)) if row.member == member => Step::Nothing,
+        // An old list.
+        (Some(row), _) if row.since_revision >= revision => Step::Nothing,
+        (Some(row), _) => Step::Remove(row),
+        (None, Some(member)) => Step::Create(MemberRow { member, since_revision: revision }),
+    }
+}
+
+/// A new member: it has no configuration, and waits for the leader to send it the state.
+pub fn unborn() -> Snapshot {
+    Snapshot { index: 0, term: 0, meta: Meta::new(&[], 1).encode(), state: None }
+}
+
+/// The first and only member of a new cluster.
+pub fn first(state: State) -> (MemberRow, Snapshot) {
+    let row = MemberRow { member: MemberId(1), since_revision: state.revision };
+    let meta = Meta::new(&[row.member], 1).encode();
+    (row, Snapshot { index: 1, term: 1, meta, state: Some(state) })
+}
+
+/// Makes a new member of this pod, and starts it.
 fn create(node: &Arc<Node>, row: MemberRow) -> Result<(), MembershipError> {
     let mut directory = node.directory.lock().unwrap_or_else(PoisonError::into_inner);
     let path = database(directory.path());
@@ -159,10 +188,8 @@ fn create(node: &Arc<Node>, row: MemberRow) -> Result<(), MembershipError> {
     }
     let (storage, recovered) = open(&path)?;
     assert!(recovered.is_none(), "a member that was there was started");
-    let meta = Meta::new(&[], 1).encode();
-    let snapshot = Snapshot { index: 0, term: 0, meta, state: None };
     let fail = |source| MembershipError::Storage { path: path.clone(), source };
-    storage.create(row, &snapshot).map_err(fail)?;
+    storage.create(row, &unborn()).map_err(fail)?;
     let recovered = storage.recover().map_err(fail)?.expect("it was just made");
     directory.set_catalog_member(Some(row.member))?;
     drop(directory);

@@ -1,13 +1,15 @@
 //! The control plane: the catalog (a Raft group of its own), its API, and the decisions made from
 //! it. Never on the I/O path: the data path works with the last view it was given.
 //!
-//! Pure: [`command`], [`state`], [`placement`], [`reconcile`], [`describe`], [`names`]. The
-//! rest runs on tokio, but for the catalog's driver, which has a thread of its own.
+//! Pure: [`command`], [`state`], [`placement`], [`reconcile`], [`describe`], [`names`], and
+//! [`catalog_member`], which the simulator runs, too. The rest runs on tokio, but for the catalog's
+//! thread.
 //!
 //! Invariant: the data path sees the cluster only through [`crate::view::ClusterView`].
 
 pub mod api;
 pub mod catalog;
+pub mod catalog_member;
 #[cfg(test)]
 mod cluster_test;
 pub mod command;

@@ -83,7 +83,8 @@ impl Node {
     pub fn leader(&self) -> Option<(PodId, SocketAddr)> {
         let known = self.catalog().and_then(|catalog| {
             let published = catalog.published.borrow();
-            let leader = published.role.leader.filter(|leader| *leader != catalog.row.member)?;
+            let me = catalog.row.member;
+            let leader = published.leader(me).filter(|leader| *leader != me)?;
             let pod = self.peers.pod_of(leader)?;
             Some((pod, self.peers.api_of(pod)?))
         });

@@ -10,7 +10,7 @@ use raft::eraftpb::Message;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use crate::control::catalog::Outbound;
+use crate::control::catalog_member::Outbound;
 use crate::control::command::encode;
 use crate::control::node::Node;
 use crate::control::proto::{InstallRequest, RaftBatch};

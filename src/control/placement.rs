@@ -7,6 +7,8 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use crate::control::command::Placement;
+use crate::control::reports::Pods;
+use crate::control::state::State;
 use crate::limits::SHARD_BYTES;
 use crate::types::{PodId, Uuid};
 
@@ -55,6 +57,36 @@ pub fn layout(size_bytes: u64) -> (u64, u64) {
         stripe_bytes *= 2;
     }
     (stripe_bytes, size_bytes.div_ceil(stripe_bytes))
+}
+
+/// The disks that can take replicas, and in words what cannot.
+pub fn candidates(state: &State, pods: &Pods) -> (Vec<Candidate>, String) {
+    let members = state.members_per_disk();
+    let reports = pods.up.values().flat_map(|heard| &heard.report.disks);
+    let candidates = reports
+        .filter(|report| report.failed.is_none())
+        .filter_map(|report| {
+            let disk = state.disks.get(&report.disk)?;
+            Some(Candidate {
+                disk: report.disk,
+                pod: disk.pod,
+                free_bytes: report.capacity_bytes.saturating_sub(report.used_bytes),
+                members: members.get(&report.disk).copied().unwrap_or(0),
+            })
+        })
+        .collect();
+    let away: Vec<String> = state
+        .pods
+        .keys()
+        .filter(|pod| !pods.up.contains_key(pod))
+        .map(|pod| pod.to_string())
+        .collect();
+    let away = match away.as_slice() {
+        [] => String::new(),
+        [pod] => format!(" (pod {pod} is away)"),
+        pods => format!(" (pods {} are away)", pods.join(", ")),
+    };
+    (candidates, away)
 }
 
 /// Places `shards` shards of volume `name` with `replicas` replicas each.

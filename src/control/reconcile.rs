@@ -9,7 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::control::command::Command;
+use crate::control::reports::Pods;
 use crate::control::state::State;
+use crate::planted::{Mistake, planted};
 use crate::types::{MemberId, PodId, Uuid};
 use crate::view::PodReport;
 
@@ -20,6 +22,9 @@ pub struct Group {
     pub learners: BTreeSet<MemberId>,
     /// In the middle of a joint change.
     pub joint: bool,
+    /// The next change is in the leader's log already, and not decided: what is known here may be
+    /// over by the time that something else is carried out.
+    pub changing: bool,
 }
 
 /// What the leader knows beside the state.
@@ -33,6 +38,26 @@ pub struct Facts {
     /// Members of the catalog that have applied nearly everything.
     pub caught_up: BTreeSet<MemberId>,
     pub reports: BTreeMap<PodId, PodReport>,
+}
+
+/// Entries that a member may be behind to become a voter.
+const CAUGHT_UP_WITHIN: u64 = 64;
+
+impl Facts {
+    /// What a leader knows that has applied so much.
+    pub fn new(state: &State, group: &Group, applied_index: u64, pods: Pods) -> Facts {
+        let away = match pods.is_complete {
+            true => state.pods.keys().filter(|pod| !pods.up.contains_key(pod)).copied().collect(),
+            false => BTreeSet::new(),
+        };
+        Facts {
+            group: group.clone(),
+            alive: pods.up.keys().copied().collect(),
+            away,
+            caught_up: pods.caught_up(applied_index, CAUGHT_UP_WITHIN),
+            reports: pods.up.into_iter().map(|(pod, heard)| (pod, heard.report)).collect(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +112,7 @@ fn destroyed_members(state: &State, reports: &BTreeMap<PodId, PodReport>) -> Vec
 fn catalog_membership(state: &State, facts: &Facts) -> Option<Action> {
     let group = &facts.group;
     // A joint configuration is left by the leader's member by itself.
-    if group.voters.is_empty() || group.joint {
+    if group.voters.is_empty() || group.joint || group.changing {
         return None;
     }
     let unknown = group.learners.iter().find(|member| !state.catalog.contains_key(member));
@@ -110,7 +135,7 @@ fn catalog_membership(state: &State, facts: &Facts) -> Option<Action> {
     let ready: Vec<MemberId> = group
         .learners
         .iter()
-        .filter(|member| facts.caught_up.contains(member))
+        .filter(|member| facts.caught_up.contains(member) || planted(Mistake::CatalogLearnerEarly))
         .take(wanted)
         .copied()
         .collect();

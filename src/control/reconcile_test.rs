@@ -50,6 +50,26 @@ fn steps_from_one_voter_to_three() {
     assert_eq!(decide(&state, &facts), []);
 }
 
+/// The pod of a learner goes silent when its promotion is in the leader's log and not decided: it
+/// may be a voter by the time that anything else is carried out.
+#[test]
+fn nobody_is_struck_off_while_a_promotion_is_under_way() {
+    let mut state = state(6);
+    let pods = [2, 3, 4, 5].map(PodId).to_vec();
+    state.apply(Command::AddCatalogMembers { pods }).unwrap();
+    let mut facts = facts(&[1, 2, 3], &[1, 2, 3, 4, 5, 6]);
+    facts.group.learners = members(&[4, 5]);
+    facts.caught_up = members(&[1, 2, 3, 4, 5]);
+    let promote = MembershipChange::Promote(vec![MemberId(4), MemberId(5)]);
+    assert_eq!(decide(&state, &facts), [Action::Change(promote)]);
+    facts.alive.remove(&PodId(5));
+    facts.away.insert(PodId(5));
+    let strike = Command::RemoveCatalogMember { member: MemberId(5) };
+    assert_eq!(decide(&state, &facts), [Action::Propose(strike)]);
+    facts.group.changing = true;
+    assert_eq!(decide(&state, &facts), []);
+}
+
 #[test]
 fn nothing_is_done_for_pods_that_are_not_there() {
     let state = state(3);

@@ -2,10 +2,11 @@
 //! from everybody within seconds.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use crate::types::{MemberId, PodId};
+use crate::io::clock;
+use crate::types::{MemberId, Mono, PodId, Uuid};
 use crate::view::PodReport;
 
 /// A pod that was silent for so long is away.
@@ -23,10 +24,17 @@ pub struct Heard {
     pub version: String,
 }
 
+/// The table itself: its moments are the leader's own.
+#[derive(Debug, Default)]
+pub struct Table {
+    heard: BTreeMap<PodId, (Mono, Heard)>,
+    leading_since: Option<Mono>,
+}
+
+/// The table of this pod.
 #[derive(Debug, Default)]
 pub struct Reports {
-    heard: Mutex<BTreeMap<PodId, (Instant, Heard)>>,
-    leading_since: Mutex<Option<Instant>>,
+    table: Mutex<Table>,
 }
 
 /// All of it, at one moment.
@@ -38,38 +46,59 @@ pub struct Pods {
     pub is_complete: bool,
 }
 
-impl Reports {
+impl Table {
     /// True when it says something else than before.
-    pub fn hear(&self, pod: PodId, heard: Heard) -> bool {
-        let mut all = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = all.insert(pod, (Instant::now(), heard.clone()));
-        before.is_none_or(|(_, before)| before.report != heard.report)
+    pub fn hear(&mut self, now: Mono, pod: PodId, heard: Heard) -> bool {
+        let before = self.heard.get(&pod).map(|(_, before)| &before.report);
+        let is_new = before != Some(&heard.report);
+        self.heard.insert(pod, (now, heard));
+        is_new
     }
 
     /// Told again and again whether this pod leads: what was heard in earlier times is not
     /// what holds now.
-    pub fn set_leading(&self, leading: bool) {
-        let mut since = self.leading_since.lock().unwrap_or_else(PoisonError::into_inner);
-        if !leading {
-            *since = None;
-        } else if since.is_none() {
-            *since = Some(Instant::now());
+    pub fn set_leading(&mut self, now: Mono, leading: bool) {
+        self.leading_since = leading.then_some(self.leading_since.unwrap_or(now));
+    }
+
+    pub fn pods(&self, now: Mono) -> Pods {
+        let is_up = |(_, (at, _)): &(_, &(Mono, _))| now.since(*at) < AWAY_AFTER;
+        let up = self.heard.iter().filter(is_up);
+        Pods {
+            up: up.map(|(pod, (_, heard))| (*pod, heard.clone())).collect(),
+            is_complete: self.leading_since.is_some_and(|at| now.since(at) >= COMPLETE_AFTER),
         }
+    }
+}
+
+impl Reports {
+    /// See [`Table::hear`].
+    pub fn hear(&self, pod: PodId, heard: Heard) -> bool {
+        self.table().hear(clock::now(), pod, heard)
+    }
+
+    /// See [`Table::set_leading`].
+    pub fn set_leading(&self, leading: bool) {
+        self.table().set_leading(clock::now(), leading);
     }
 
     pub fn pods(&self) -> Pods {
-        let since = *self.leading_since.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let up = all
-            .iter()
-            .filter(|(_, (at, _))| at.elapsed() < AWAY_AFTER)
-            .map(|(pod, (_, heard))| (*pod, heard.clone()))
-            .collect();
-        Pods { up, is_complete: since.is_some_and(|since| since.elapsed() >= COMPLETE_AFTER) }
+        self.table().pods(clock::now())
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Nothing in there can be half done.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Pods {
+    /// True when this pod is up and says that it has this disk.
+    pub fn uses(&self, pod: PodId, disk: Uuid) -> bool {
+        let disks = self.up.get(&pod).into_iter().flat_map(|heard| &heard.report.disks);
+        disks.into_iter().any(|report| report.disk == disk)
+    }
+
     /// Members of the catalog that are at most so many entries behind `applied`.
     pub fn caught_up(&self, applied: u64, behind: u64) -> BTreeSet<MemberId> {
         self.up

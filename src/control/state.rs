@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::command::{Addresses, Command, NewDisk, Outcome, Placement};
 use crate::control::names::{NameError, check_volume_name};
 use crate::limits::VOLUME_BYTES_MAX;
+use crate::planted::{Mistake, planted};
 use crate::types::{BLOCK_BYTES, MemberId, PodId, ShardId, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskView, MemberView, PodView, ShardView, VolumeView};
 
@@ -188,7 +189,7 @@ impl State {
 
     /// What a named request did, when it was carried out before.
     pub fn answered(&self, request_id: &str) -> Option<Outcome> {
-        if request_id.is_empty() {
+        if request_id.is_empty() || planted(Mistake::CatalogRequestTwice) {
             return None;
         }
         self.requests.iter().rev().find(|(id, _)| id == request_id).map(|(_, outcome)| *outcome)
@@ -341,7 +342,11 @@ impl State {
         }
         for pod in pods {
             if self.catalog.values().all(|other| other != pod) {
-                self.catalog.insert(MemberId(take(&mut self.next.member)), *pod);
+                let member = match planted(Mistake::CatalogMemberReused) {
+                    true => self.next.member,
+                    false => take(&mut self.next.member),
+                };
+                self.catalog.insert(MemberId(member), *pod);
                 self.revision += 1;
             }
         }

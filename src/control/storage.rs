@@ -66,6 +66,20 @@ pub enum StorageError {
     State(#[from] CodecError),
 }
 
+/// Where a member of the catalog keeps its log and its state. What was written is durable when a
+/// call returns, all of it or, after a crash before that, none.
+pub trait MemberStorage {
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Carries out one log write. `installed` is the state that comes with a reset.
+    fn append(&mut self, append: &Append, installed: Option<&Snapshot>) -> Result<(), Self::Error>;
+
+    /// Replaces the snapshot, and forgets the entries up to `compacted` (index and term), which it
+    /// covers.
+    fn checkpoint(&mut self, snapshot: &Snapshot, compacted: (u64, u64))
+    -> Result<(), Self::Error>;
+}
+
 /// Used by one thread.
 pub struct Storage {
     db: DB,
@@ -134,9 +148,18 @@ impl Storage {
         Ok(Some(Recovered { row, start, snapshot }))
     }
 
-    /// Carries out one log write. `installed` is the state that comes with a reset.
-    pub fn append(
-        &self,
+    fn write(&self, batch: WriteBatch) -> Result<(), StorageError> {
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        Ok(self.db.write_opt(batch, &options)?)
+    }
+}
+
+impl MemberStorage for Storage {
+    type Error = StorageError;
+
+    fn append(
+        &mut self,
         append: &Append,
         installed: Option<&Snapshot>,
     ) -> Result<(), StorageError> {
@@ -163,9 +186,8 @@ impl Storage {
         }
     }
 
-    /// Replaces the snapshot, and forgets the entries up to `compacted`, which it covers.
-    pub fn checkpoint(
-        &self,
+    fn checkpoint(
+        &mut self,
         snapshot: &Snapshot,
         compacted: (u64, u64),
     ) -> Result<(), StorageError> {
@@ -175,12 +197,6 @@ impl Storage {
         batch.put(COMPACTED, encode_point(compacted.0, compacted.1));
         batch.delete_range(entry_key(0), entry_key(compacted.0 + 1));
         self.write(batch)
-    }
-
-    fn write(&self, batch: WriteBatch) -> Result<(), StorageError> {
-        let mut options = WriteOptions::default();
-        options.set_sync(true);
-        Ok(self.db.write_opt(batch, &options)?)
     }
 }
 
@@ -249,7 +265,7 @@ mod tests {
     #[test]
     fn a_log_is_appended_to_cut_compacted_and_reset() {
         let root = tempfile::tempdir().unwrap();
-        let storage = Storage::open(root.path()).unwrap();
+        let mut storage = Storage::open(root.path()).unwrap();
         assert!(storage.recover().unwrap().is_none());
         let row = MemberRow { member: MemberId(3), since_revision: 9 };
         storage.create(row, &snapshot(1, Some(state()))).unwrap();

@@ -28,8 +28,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A report is repeated so often, and not sent more often than ten times as much.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 const REPORT_EVERY_LEAST: Duration = Duration::from_millis(100);
-/// Entries that a member may be behind to become a voter.
-const CAUGHT_UP_WITHIN: u64 = 64;
 
 /// Takes views from this pod's own member of the catalog.
 pub async fn follow_own_member(node: Arc<Node>) {
@@ -61,7 +59,7 @@ pub async fn follow_others(node: Arc<Node>) {
     loop {
         let knows_leader = node.catalog().is_some_and(|catalog| {
             let published = catalog.published.borrow();
-            published.state.is_some() && published.role.leader.is_some()
+            published.state.is_some() && published.leader(catalog.row.member).is_some()
         });
         if knows_leader {
             sleep(LOOK_EVERY).await;
@@ -224,18 +222,7 @@ pub async fn reconcile(node: Arc<Node>) {
             continue;
         };
         let pods = node.reports.pods();
-        let alive = pods.up.keys().copied().collect();
-        let away = match pods.is_complete {
-            true => state.pods.keys().filter(|pod| !pods.up.contains_key(pod)).copied().collect(),
-            false => Default::default(),
-        };
-        let facts = Facts {
-            group: published.group.clone(),
-            alive,
-            away,
-            caught_up: pods.caught_up(published.applied_index, CAUGHT_UP_WITHIN),
-            reports: pods.up.into_iter().map(|(pod, heard)| (pod, heard.report)).collect(),
-        };
+        let facts = Facts::new(state, &published.group, published.applied_index, pods);
         for action in decide(state, &facts) {
             tracing::info!(?action, "reconciling");
             match action {

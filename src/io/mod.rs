@@ -5,11 +5,11 @@
 //! Invariant: nothing in here knows what the bytes mean.
 
 pub mod buffer;
+pub mod clock;
 pub mod driver;
 pub mod file;
 pub mod stream;
 
-mod clock;
 mod epoll;
 mod gather;
 mod operation;

@@ -91,6 +91,14 @@ impl Member {
         }
     }
 
+    /// On the leader: a change of the configuration is in the log and not applied yet.
+    pub fn is_changing(&self) -> bool {
+        match &self.state {
+            State::Running(running) => running.is_changing(),
+            State::Faulted => false,
+        }
+    }
+
     pub fn applied_index(&self) -> u64 {
         match &self.state {
             State::Running(running) => running.applied_index(),

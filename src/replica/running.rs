@@ -134,6 +134,11 @@ impl Running {
         Role { term: self.raft.term(), leader: self.raft.leader(), serving: self.is_serving() }
     }
 
+    /// A change of the configuration is in the log and not applied yet.
+    pub fn is_changing(&self) -> bool {
+        self.raft.raw.raft.has_pending_conf()
+    }
+
     /// Leads and has applied an entry of its own term.
     fn is_serving(&self) -> bool {
         let own_term = self.applied_term == self.raft.term() || planted(Mistake::ReadBeforeOwnTerm);

@@ -33,6 +33,19 @@ fn a_log_that_was_read_at_the_wrong_moment_has_room_again() {
     must_pass(&Options::new(27, Duration::from_secs(8)));
 }
 
+/// The log of a resyncing replica went on between the two lists: it wrote an extent that neither
+/// had, and the trim of it was jumped over.
+#[test]
+fn what_is_written_and_trimmed_during_a_resync_is_gone() {
+    must_pass(&Options::new(5234, Duration::from_secs(12)));
+}
+
+/// A learner of the catalog was replaced while its pod was away, which never heard of it.
+#[test]
+fn a_learner_that_was_replaced_does_not_keep_its_pod_from_newer_views() {
+    must_pass(&Options::new(9117, Duration::from_secs(12)));
+}
+
 /// Every read is answered with what was written, by a leader whose slots rot, too.
 #[test]
 fn bits_that_flip_in_one_replica_are_read_around() {

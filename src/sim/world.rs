@@ -13,8 +13,8 @@ use bytes::Bytes;
 use crate::control::command::Addresses;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, OpenFile};
-use crate::replica::seam::{Output, Start};
-use crate::sim::catalog::{Catalog, NewVolume, disk_id, pod_id};
+use crate::replica::seam::{Output, ReadMode, Start};
+use crate::sim::catalog::{CATALOG_ALARMS, Catalog, NewVolume, What, disk_id, pod_id};
 use crate::sim::client::{Client, Shared, Target};
 use crate::sim::disk::{DiskNumber, FileName, SimDisk};
 use crate::sim::kernel::{Due, Host, Kernel, SimDriver};
@@ -35,14 +35,14 @@ const CLUSTER: Uuid = Uuid([7; 16]);
 /// Alarms above this number belong to index jobs.
 const INDEX_ALARMS: u64 = 1 << 32;
 /// The volume that all of the run's clients use; other volumes have one client each.
-const MAIN: &str = "main";
+pub(super) const MAIN: &str = "main";
 /// Registers of different volumes differ above this bit.
 const VOLUME_SHIFT: u32 = 32;
 
 /// One pod: the worker while it runs, and what the world needs to run it.
 pub(super) struct Pod {
     pub worker: Option<Worker>,
-    inbox: Option<Sender<Command>>,
+    pub inbox: Option<Sender<Command>>,
     waits: Rc<Cell<bool>>,
     woken: Arc<Mutex<bool>>,
     starts: u32,
@@ -50,11 +50,11 @@ pub(super) struct Pod {
     /// It is down until a disk of it works again.
     waits_for_disk: bool,
     /// The revision that it was told of.
-    told: u64,
+    pub told: u64,
 }
 
 /// A client, the volume that it uses, and the pod that it connects to.
-struct Attached {
+pub(super) struct Attached {
     client: Client,
     volume: String,
     front: Host,
@@ -81,7 +81,7 @@ pub struct World {
     pub shape: Shape,
     pub(super) pods: Vec<Pod>,
     pub(super) catalog: Catalog,
-    attached: Vec<Attached>,
+    pub(super) attached: Vec<Attached>,
     clients_pool: Pool,
     pools: Vec<Pool>,
     /// A pod that nobody connects to.
@@ -99,11 +99,13 @@ impl World {
             peer: peer_address(host),
             nbd: None,
         });
+        let clocks_are_good = shape.reads == ReadMode::Lease;
+        let catalog = Catalog::new(Rc::clone(&kernel), seed, CLUSTER, addresses, clocks_are_good);
         let mut world = World {
             kernel,
             shared: Shared::default(),
             pods: Vec::new(),
-            catalog: Catalog::new(CLUSTER, addresses),
+            catalog,
             attached: Vec::new(),
             clients_pool: Pool::default(),
             pools: (0..shape.pods).map(|_| Pool::default()).collect(),
@@ -128,24 +130,11 @@ impl World {
             });
             world.start(host);
         }
-        let shape = &world.shape;
-        let (shards, blocks_per_shard) = (shape.shards as u64, shape.blocks_per_shard);
-        let (clients, fronts) = (shape.clients, shape.fronts as u64);
-        world.catalog.create(&NewVolume { name: MAIN.to_owned(), shards, blocks_per_shard });
-        let blocks = blocks_per_shard * shards;
-        for client in 0..clients {
-            // Clients of different front ends write different blocks.
-            let front = client as u64 % fronts;
-            let region = match world.shape.load.halves {
-                true => 0..blocks,
-                false => blocks * front / fronts..blocks * (front + 1) / fronts,
-            };
-            world.attach(MAIN, 0, front as Host, region, blocks, blocks_per_shard);
-        }
+        world.begin();
         world
     }
 
-    fn attach(
+    pub(super) fn attach(
         &mut self,
         volume: &str,
         number: u64,
@@ -174,49 +163,18 @@ impl World {
 
     /// Makes a volume with a client of its own. `number`: no other volume of the run has it.
     pub fn create_volume(&mut self, number: u64, shards: u64, blocks_per_shard: u64) {
-        let name = volume_name(number);
-        self.catalog.create(&NewVolume { name: name.clone(), shards, blocks_per_shard });
-        if self.catalog.has(&name) {
-            let (front, blocks) = (number as Host % self.shape.pods, shards * blocks_per_shard);
-            self.attach(&name, number + 1, front, 0..blocks, blocks, blocks_per_shard);
-        }
+        let (name, number) = (volume_name(number), Some(number));
+        self.catalog.ask(What::Create(NewVolume { name, number, shards, blocks_per_shard }));
     }
 
     pub fn delete_volume(&mut self, number: u64) {
         let name = volume_name(number);
-        if self.catalog.has(&name) {
-            self.catalog.delete(&name);
+        if self.catalog.delete(&name) {
             let mut all = self.attached.iter_mut();
-            let attached = all.find(|attached| attached.volume == name);
-            attached.expect("every volume has a client").client.retire();
-        }
-    }
-
-    /// Pods report, and pods that do not know it yet hear of the newest view: each with a chance of
-    /// one half, or all of them.
-    pub fn govern(&mut self, all: bool) {
-        self.kernel.borrow_mut().checks.learn(self.catalog.view());
-        for worker in self.pods.iter().filter_map(|pod| pod.worker.as_ref()) {
-            let (load, connections) = (worker.load(), self.attached.len());
-            let checks = &mut self.kernel.borrow_mut().checks;
-            checks.load(&load, &self.shape.budgets, connections);
-        }
-        let mut rng = self.kernel.borrow().rng.clone();
-        if self.catalog.listens() {
-            let pods = self.pods.iter().filter(|pod| !pod.stopped && (all || rng.one_in(2)));
-            let reports = pods.filter_map(|pod| Some(pod.worker.as_ref()?.report()));
-            self.catalog.heard(reports);
-        }
-        let view = self.catalog.view();
-        for (host, pod) in self.pods.iter_mut().enumerate() {
-            let Some(inbox) = &pod.inbox else { continue };
-            if pod.told < view.revision && (all || rng.one_in(2)) {
-                pod.told = view.revision;
-                assert!(inbox.send(Command::View(Arc::clone(view))).is_ok(), "it has room");
-                self.kernel.borrow_mut().wake(host, Duration::ZERO);
+            if let Some(attached) = all.find(|attached| attached.volume == name) {
+                attached.client.retire();
             }
         }
-        self.kernel.borrow_mut().rng = rng;
     }
 
     fn driver(&self, host: Host, waits: Rc<Cell<bool>>, woken: Arc<Mutex<bool>>) -> SimDriver {
@@ -268,7 +226,7 @@ impl World {
         if self.pods[host].waits_for_disk {
             return;
         }
-        self.catalog.register(host, &disks, self.shape.data_bytes);
+        self.catalog.start(host, &disks, self.shape.data_bytes);
         let pod = &mut self.pods[host];
         pod.starts += 1;
         let starts = pod.starts;
@@ -283,7 +241,7 @@ impl World {
         let lanes: Option<Vec<_>> = lanes
             .map(|(disk, lane)| self.open_lane(&mut driver, &pool, host, disk, lane))
             .collect();
-        let Some(lanes) = lanes else { return };
+        let Some(lanes) = lanes else { return self.catalog.crash(host) };
         let config = WorkerConfig {
             cluster: CLUSTER,
             pod: pod_id(host),
@@ -372,6 +330,7 @@ impl World {
     pub fn crash(&mut self, host: Host) {
         let pod = &mut self.pods[host];
         (pod.worker, pod.inbox) = (None, None);
+        self.catalog.crash(host);
         self.kernel.borrow_mut().crash(host);
     }
 
@@ -420,6 +379,7 @@ impl World {
     /// Every client reads everything once, through other pods than this one.
     pub fn read_all(&mut self, avoided: Option<Host>) {
         self.avoided = avoided;
+        self.catalog.is_closing = true;
         for attached in &mut self.attached {
             attached.client.hang_up();
             attached.client.read_all();
@@ -438,6 +398,10 @@ impl World {
     pub fn step(&mut self) -> Option<u64> {
         let due = self.kernel.borrow_mut().step().expect("something always happens");
         match due {
+            Due::World(alarm) if alarm >= CATALOG_ALARMS => {
+                self.catalog_happens(alarm);
+                None
+            }
             Due::World(alarm) if alarm >= INDEX_ALARMS => {
                 self.index_job_ends(alarm);
                 None

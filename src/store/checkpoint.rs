@@ -373,9 +373,9 @@ impl Lane {
         });
         let Some((id, _)) = holder else { return };
         let id = *id;
+        let image_bytes_max = self.image_bytes_max();
         let member = self.members.get_mut(&id).expect("just found");
-        let bytes = member.log.unapplied_bytes();
-        if bytes > self.log.ring_bytes / 8 {
+        if member.log.unapplied_bytes() > image_bytes_max {
             return;
         }
         let compacted = member.durable_flushed;

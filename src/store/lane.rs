@@ -281,8 +281,40 @@ impl Lane {
 
     /// Whether changes of these blocks may be appended (or proposed) now; keeps nothing beyond
     /// the round. `payload_bytes` 0 and no ranges: an entry that needs no slot (trim, zero).
+    ///
+    /// What is not applied cannot be reclaimed. A member that is stuck may have as much of it as it
+    /// leaves to all others, so that it stops nobody.
     pub fn admit(
         &self,
+        member: MemberId,
+        payload_bytes: u64,
+        ranges: &[BlockRange],
+    ) -> Result<(), Refusal> {
+        let share = (self.log.ring_bytes / 16).saturating_sub(self.log.unapplied_bytes);
+        self.admit_up_to(share, member, payload_bytes, ranges)
+    }
+
+    /// The same for entries of an earlier term than the leader's, which nobody can refuse for long:
+    /// until a majority has them, nothing of this term is committed, and so nothing is applied.
+    /// After a restart there may be more of them than were ever admitted, because the newest commit
+    /// index is forgotten. As many as an image holds (rule R8) are taken, whatever others have.
+    pub fn admit_earlier_term(
+        &self,
+        member: MemberId,
+        payload_bytes: u64,
+        ranges: &[BlockRange],
+    ) -> Result<(), Refusal> {
+        self.admit_up_to(self.image_bytes_max(), member, payload_bytes, ranges)
+    }
+
+    /// The most payload of unapplied entries that an image may carry.
+    pub(super) fn image_bytes_max(&self) -> u64 {
+        self.log.ring_bytes / 8
+    }
+
+    fn admit_up_to(
+        &self,
+        share: u64,
         member: MemberId,
         payload_bytes: u64,
         ranges: &[BlockRange],
@@ -303,12 +335,12 @@ impl Lane {
         if payload_bytes == 0 {
             return Ok(());
         }
-        // What is not applied cannot be reclaimed. A member that is stuck may have as much of it
-        // as it leaves to all others, so that it stops nobody.
-        let left = (ring / 8).saturating_sub(self.log.unapplied_bytes);
         let since_poll = admitted_bytes - staged_bytes - self.clock.unappended.payload_bytes;
         let own = found.log.unapplied_bytes() + found.unappended.payload_bytes;
-        if own + since_poll + staged_bytes > left {
+        // Whatever others have, a member gets on: one that has nothing may have one entry.
+        let is_first = own == 0 && since_poll == payload_bytes;
+        let is_first = is_first && payload_bytes <= self.image_bytes_max();
+        if own + since_poll + staged_bytes > share && !is_first {
             return Err(Refusal::LogFull);
         }
         let mut wanted = 0;

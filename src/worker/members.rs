@@ -126,12 +126,7 @@ impl Worker {
         payload_bytes: u64,
         ranges: &[BlockRange],
     ) -> Option<BlockError> {
-        let lane = &self.lanes[usize::from(lane)].lane;
-        match lane.admit(member, payload_bytes, ranges) {
-            Err(Refusal::LogFull) => Some(BlockError::Busy),
-            Err(Refusal::NoSpace) => Some(BlockError::NoSpace),
-            Ok(()) => None,
-        }
+        refusal(self.lanes[usize::from(lane)].lane.admit(member, payload_bytes, ranges))
     }
 
     /// Rule R10: ENOSPC before proposing when a majority could not take what needs new space.
@@ -298,24 +293,31 @@ impl Worker {
         self.input(to, Input::Peer(Box::new(message)));
     }
 
-    /// How many entries of a message, from the first on, the lane has room for: all, or a half as
-    /// many times as it takes. A message may be larger than what a small log takes at a time.
+    /// How many entries of a message, from the first on, the lane has room for: all, or those of
+    /// earlier terms, or a half as many times as it takes. A message may be larger than what a small
+    /// log takes at a time.
     fn admit_entries(
         &self,
         lane: u8,
         to: MemberId,
         message: &Message,
     ) -> Result<usize, CommandError> {
-        let mut count = message.entries.len();
+        let entries: &[raft::eraftpb::Entry] = &message.entries;
+        let earlier = entries.iter().take_while(|entry| entry.term < message.term).count();
+        let lane = &self.lanes[usize::from(lane)].lane;
+        let mut count = entries.len();
         while count > 0 {
-            let entries: &[raft::eraftpb::Entry] = &message.entries;
-            let entries = &entries[..count];
-            let payload_bytes = entries.iter().map(|entry| entry.data.len() as u64).sum();
-            let refused = self.admit(lane, to, payload_bytes, &ranges(entries)?);
-            let Some(error) = refused else { break };
-            let space = self.lanes[usize::from(lane)].lane.space();
+            let taken = &entries[..count];
+            let payload_bytes = taken.iter().map(|entry| entry.data.len() as u64).sum();
+            let ranges = ranges(taken)?;
+            let admitted = match count <= earlier {
+                true => lane.admit_earlier_term(to, payload_bytes, &ranges),
+                false => lane.admit(to, payload_bytes, &ranges),
+            };
+            let Some(error) = refusal(admitted) else { break };
+            let space = lane.space();
             tracing::debug!(member = %to, payload_bytes, ?space, %error, "entries are refused");
-            count /= 2;
+            count = if count > earlier && earlier > 0 { earlier } else { count / 2 };
         }
         Ok(count)
     }
@@ -372,6 +374,15 @@ impl Worker {
         for (member, to) in transfers {
             self.input(member, Input::TransferLeader(to));
         }
+    }
+}
+
+/// What a refusal of the lane is called.
+fn refusal(admitted: Result<(), Refusal>) -> Option<BlockError> {
+    match admitted {
+        Ok(()) => None,
+        Err(Refusal::LogFull) => Some(BlockError::Busy),
+        Err(Refusal::NoSpace) => Some(BlockError::NoSpace),
     }
 }
 

@@ -99,8 +99,9 @@ impl Resync {
 pub(super) struct Round {
     /// Applied index, term and metadata of the source when this round began.
     pub(super) since: Option<(u64, u64, Bytes)>,
-    /// The own list from the next chunk on.
+    /// The own list from the next chunk on, and what was applied here when its first was made.
     pub(super) own: VecDeque<ManifestEntry>,
+    own_as_of: Option<u64>,
     /// What the source had applied when it listed the newest chunk.
     pub(super) as_of: u64,
     /// The chunk asked for; answers to other calls are late and ignored.
@@ -244,6 +245,7 @@ impl Worker {
         if !resync.round.awaits_list(read) {
             return;
         }
+        resync.round.own_as_of.get_or_insert(chunk.applied_index);
         resync.round.own.extend(chunk.extents);
         match chunk.next {
             Some(next) => self.list_own(member, next),
@@ -371,11 +373,16 @@ impl Worker {
         if fetched > LAST_ROUND_EXTENTS || appends {
             return self.begin_round(member);
         }
+        let (lane, applied) = (runtime.lane, runtime.member.applied_index());
         let Some(resync) = self.resync(member) else { return };
-        resync.step = Step::Finishing;
         let (index, term, meta) = resync.round.since.clone().expect("a chunk has arrived");
-        let Some(runtime) = self.members.get(&member) else { return };
-        let lane = runtime.lane;
+        // What the log wrote here behind our list, and removed again before the source's, is in
+        // neither; the removal is in what the store would jump over.
+        if index > applied && resync.round.own_as_of != Some(applied) {
+            tracing::info!(%member, applied, index, "the log went on meanwhile: another round");
+            return self.begin_round(member);
+        }
+        resync.step = Step::Finishing;
         self.lanes[usize::from(lane)].lane.finish_resync(member, index, term, meta);
         self.touch_lane(lane);
     }

@@ -146,7 +146,7 @@ async fn watch(node: &Node, request: &proto::WatchRequest) -> Result<proto::Watc
     };
     loop {
         let now = published.borrow_and_update().clone();
-        let leader = now.role.leader.and_then(|leader| node.peers.pod_of(leader));
+        let leader = now.leader(catalog.row.member).and_then(|leader| node.peers.pod_of(leader));
         let (Some(state), Some(leader)) = (&now.state, leader) else {
             // What this pod knows may be old.
             return Err(Status::unavailable("this pod knows no leader of the catalog"));
@@ -194,8 +194,7 @@ async fn register(
         let Some(known) = state.disks.get(&new.disk).filter(|known| known.pod != pod) else {
             continue;
         };
-        let holder = pods.up.get(&known.pod);
-        if holder.is_some_and(|it| it.report.disks.iter().any(|disk| disk.disk == new.disk)) {
+        if pods.uses(known.pod, new.disk) {
             return Err(Failure::Final(Status::failed_precondition(format!(
                 "disk {} ({}) is in use by pod {}; a copy of a disk must not be used beside it",
                 new.disk, new.path, known.pod

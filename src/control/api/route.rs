@@ -8,7 +8,8 @@ use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
-use crate::control::catalog::{AskError, Catalog, Published, chain};
+use crate::control::catalog::{Catalog, chain};
+use crate::control::catalog_member::{AskError, Published};
 use crate::control::node::Node;
 use crate::control::state::{CatalogError, State};
 

@@ -8,17 +8,17 @@ use tonic::{Request, Response, Status};
 
 use crate::control::api::cluster::describe;
 use crate::control::api::route::{Failure, on_leader, read};
-use crate::control::catalog::{AskError, Catalog};
+use crate::control::catalog::Catalog;
+use crate::control::catalog_member::AskError;
 use crate::control::command::{Command, Outcome};
 use crate::control::describe::Describe;
 use crate::control::identity::random_uuid;
 use crate::control::node::Node;
-use crate::control::placement::{Candidate, PlacementError, layout, place};
+use crate::control::placement::{PlacementError, candidates, layout, place};
 use crate::control::proto;
 use crate::control::proto::volumes_client::VolumesClient;
 use crate::control::proto::volumes_server::Volumes;
-use crate::control::reports::Pods;
-use crate::control::state::{CatalogError, State};
+use crate::control::state::CatalogError;
 
 /// Replicas of a volume when the request does not say.
 const REPLICAS: u32 = 3;
@@ -174,34 +174,4 @@ async fn place_and_propose(
             result => return Ok(result?),
         }
     }
-}
-
-/// The disks that can take replicas, and in words what cannot.
-fn candidates(state: &State, pods: &Pods) -> (Vec<Candidate>, String) {
-    let members = state.members_per_disk();
-    let reports = pods.up.values().flat_map(|heard| &heard.report.disks);
-    let candidates = reports
-        .filter(|report| report.failed.is_none())
-        .filter_map(|report| {
-            let disk = state.disks.get(&report.disk)?;
-            Some(Candidate {
-                disk: report.disk,
-                pod: disk.pod,
-                free_bytes: report.capacity_bytes.saturating_sub(report.used_bytes),
-                members: members.get(&report.disk).copied().unwrap_or(0),
-            })
-        })
-        .collect();
-    let away: Vec<String> = state
-        .pods
-        .keys()
-        .filter(|pod| !pods.up.contains_key(pod))
-        .map(|pod| pod.to_string())
-        .collect();
-    let away = match away.as_slice() {
-        [] => String::new(),
-        [pod] => format!(" (pod {pod} is away)"),
-        pods => format!(" (pods {} are away)", pods.join(", ")),
-    };
-    (candidates, away)
 }

@@ -142,9 +142,11 @@ impl Ledger {
         }
     }
 
-    /// The index of a member's disk says that it is gone: nothing in the log matters any more.
+    /// The index of a member's disk says that it is gone: nothing in the log matters any more, and
+    /// what others do because of what it had is right.
     pub fn destroyed(&mut self, member: MemberId) {
-        self.members.remove(&member);
+        let promised = Promised { term: u64::MAX, floor: u64::MAX, ..Promised::default() };
+        self.members.insert(member, promised);
     }
 
     /// The index up to which a member would still know what is committed after a crash.

@@ -2,6 +2,7 @@
 //!
 //! | file | what it checks |
 //! |---|---|
+//! | `catalog` | one history of the cluster's state, answers that keep, ids given once |
 //! | `history` | linearizability of what clients saw; nothing acknowledged is lost (R15) |
 //! | `raft` | one leader per term, one vote per term, one history of entries, nothing answered or applied before it is durable (R1, R12) |
 //! | `ledger` | what the logs hold durably; recovery finds all of it (R1, R3, R8) |
@@ -14,6 +15,7 @@
 //! ends the run.
 
 mod bounds;
+pub mod catalog;
 pub mod history;
 mod ledger;
 mod raft;

@@ -31,6 +31,9 @@ impl World {
     /// index names (the log may still name them).
     pub fn unsettled(&mut self) -> Option<Difference> {
         let view = Arc::clone(self.catalog.view());
+        if let Some(what) = self.catalog.unsettled() {
+            return Some(what);
+        }
         if let Some((_, member)) = view.destroyed.first() {
             return Some(format!("{member:?} is not destroyed"));
         }

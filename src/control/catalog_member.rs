@@ -1,0 +1,425 @@
+//! One member of the catalog as a state machine: a [`Member`] of its Raft group, the state that
+//! its entries make, and who waits for what. It has no thread and no clock: the thread of
+//! [`crate::control::catalog`] drives it, and so does the simulator.
+//!
+//! Driving: any number of inputs, then [`CatalogMember::poll`] until it says that nothing is left;
+//! then what it knows may be published, and after that its answers may leave.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Message};
+
+use crate::control::command::{Command, Envelope, Outcome, Ticket, decode, encode};
+use crate::control::reconcile::{Group, MembershipChange};
+use crate::control::state::{CatalogError, State};
+use crate::control::storage::{MemberRow, MemberStorage, Recovered, Snapshot};
+use crate::limits::{SHARD_PROPOSAL_BYTES_MAX, TICK};
+use crate::planted::{Mistake, planted};
+use crate::replica::member::Member;
+use crate::replica::meta::{Meta, MetaError};
+use crate::replica::seam::{Append, Applied, Input, MemberConfig, Output, ReadMode, ReqId, Role};
+use crate::types::{BlockError, MemberId, Mono, ShardId, VolumeId};
+
+/// Its ticks are rarer than those of the data path, where nobody's I/O waits for an election.
+/// (Leases and the quiet time before votes are as long as there, which is less than it could be.)
+pub const TICK_EVERY: Duration = TICK.saturating_mul(2);
+
+/// How much of its log a member keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// Entries applied between two snapshots.
+    pub snapshot_every: u64,
+    /// Applied entries kept in memory.
+    pub log_tail_bytes: usize,
+}
+
+impl Default for Kept {
+    fn default() -> Kept {
+        Kept { snapshot_every: 256, log_tail_bytes: 1 << 20 }
+    }
+}
+
+/// What a member of the catalog knows.
+#[derive(Clone, Debug, Default)]
+pub struct Published {
+    /// `None` until the member has got its first snapshot.
+    pub state: Option<Arc<State>>,
+    pub group: Group,
+    pub role: Role,
+    pub applied_index: u64,
+    /// It stopped for good, and why.
+    pub failed: Option<String>,
+}
+
+impl Published {
+    /// The leader, as `me` knows it. A learner has no say: nothing tells it when it hears of none
+    /// any more, or was taken out of the group meanwhile.
+    pub fn leader(&self, me: MemberId) -> Option<MemberId> {
+        self.role.leader.filter(|_| self.group.voters.contains(&me))
+    }
+}
+
+/// What leaves a member for other pods. Must not block.
+pub trait Outbound {
+    /// May drop the message.
+    fn send(&self, message: Message);
+    /// This member needs the state; answered with [`CatalogMember::resync_ended`].
+    fn install(&self, member: MemberId, snapshot: Snapshot);
+}
+
+/// Why a proposal or a barrier did not get its answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// The command changed nothing.
+    #[error(transparent)]
+    Refused(#[from] CatalogError),
+    /// Ask the leader. What was asked may have happened.
+    #[error("this pod does not lead the catalog")]
+    NotLeader,
+    /// Too much waits.
+    #[error("the catalog is busy")]
+    Busy,
+    #[error("the catalog of this pod has stopped")]
+    Stopped,
+}
+
+/// Names what was asked of a member, until it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AskId(u64);
+
+/// The end of a proposal or a barrier.
+#[derive(Debug)]
+pub enum Answer {
+    Proposal(AskId, Result<Outcome, AskError>),
+    Barrier(AskId, Result<(), AskError>),
+}
+
+/// Why a member cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum MemberError {
+    #[error(transparent)]
+    Storage(Box<dyn std::error::Error + Send + Sync>),
+    #[error("a committed entry cannot be carried out")]
+    Entry(#[from] crate::control::command::CodecError),
+    #[error("the configuration of the catalog's group cannot be read")]
+    Meta(#[from] MetaError),
+    #[error("a committed entry arrived before the state that it changes")]
+    NoState,
+    #[error("the member faulted: {0}")]
+    Faulted(String),
+}
+
+/// See the module.
+pub struct CatalogMember<S, O> {
+    row: MemberRow,
+    kept: Kept,
+    storage: S,
+    outbound: O,
+    member: Member,
+    known: Published,
+    /// Of the newest applied entry, beside `known.applied_index`.
+    applied_term: u64,
+    meta: Bytes,
+    /// Index and term of the last snapshot: the log is compacted up to here at the next.
+    snapshot_at: (u64, u64),
+    /// Received, and used when the member resets its log to it.
+    pending_install: Option<Snapshot>,
+    asked: Asked,
+}
+
+/// What waits for an answer.
+struct Asked {
+    run: u64,
+    next: u64,
+    proposals: BTreeSet<AskId>,
+    barriers: BTreeSet<AskId>,
+    answers: Vec<Answer>,
+}
+
+impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
+    /// Starts from what was recovered. `run` is drawn at random for each process.
+    pub fn new(
+        storage: S,
+        recovered: Recovered,
+        kept: Kept,
+        run: u64,
+        outbound: O,
+        now: Mono,
+    ) -> Result<CatalogMember<S, O>, MetaError> {
+        let Recovered { row, start, snapshot } = recovered;
+        let config = MemberConfig {
+            member: row.member,
+            shard: ShardId(0),
+            seed: run,
+            volume: VolumeId(0),
+            first_block_in_volume: 0,
+            blocks: 1,
+            log_tail_bytes: kept.log_tail_bytes,
+            proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
+            reads: ReadMode::Lease,
+        };
+        let known = Published {
+            state: snapshot.state.map(Arc::new),
+            group: group_of(&snapshot.meta)?,
+            applied_index: snapshot.index,
+            ..Published::default()
+        };
+        Ok(CatalogMember {
+            row,
+            kept,
+            storage,
+            outbound,
+            member: Member::start(config, start, now),
+            known,
+            applied_term: snapshot.term,
+            meta: snapshot.meta,
+            snapshot_at: (snapshot.index, snapshot.term),
+            pending_install: None,
+            asked: Asked {
+                run,
+                next: 0,
+                proposals: BTreeSet::new(),
+                barriers: BTreeSet::new(),
+                answers: Vec::new(),
+            },
+        })
+    }
+
+    pub fn row(&self) -> MemberRow {
+        self.row
+    }
+
+    /// What it knows. Only to be shown to others when [`CatalogMember::poll`] has nothing left.
+    pub fn known(&self) -> &Published {
+        &self.known
+    }
+
+    /// [`TICK_EVERY`] has passed since the last tick. Overdue ticks coalesce into one.
+    pub fn tick(&mut self, now: Mono) {
+        self.member.handle(now, Input::Tick);
+    }
+
+    /// A message from another member.
+    pub fn step(&mut self, now: Mono, message: Box<Message>) {
+        self.member.handle(now, Input::Peer(message));
+    }
+
+    /// Proposes a command; answered when it is applied here.
+    pub fn propose(&mut self, now: Mono, command: Command) -> AskId {
+        let ask = self.asked.next_ask();
+        let ticket = self.ticket(ask);
+        let data = encode(&Envelope { ticket, command }).into();
+        self.asked.proposals.insert(ask);
+        self.member.handle(now, Input::Propose { req: ReqId(ask.0), data });
+        ask
+    }
+
+    /// Answered when everything that was acknowledged before is applied here, on the leader.
+    pub fn barrier(&mut self, now: Mono) -> AskId {
+        let ask = self.asked.next_ask();
+        self.asked.barriers.insert(ask);
+        self.member.handle(now, Input::Barrier { req: ReqId(ask.0) });
+        ask
+    }
+
+    pub fn change(&mut self, now: Mono, change: &MembershipChange) {
+        self.member.handle(now, Input::ChangeMembers(conf_change(change)));
+    }
+
+    /// The whole state, from the leader, for a member that is behind the log.
+    pub fn install(&mut self, now: Mono, snapshot: Snapshot) {
+        let (index, term, meta) = (snapshot.index, snapshot.term, snapshot.meta.clone());
+        if index > self.known.applied_index {
+            self.pending_install = Some(snapshot);
+            self.member.handle(now, Input::InstallSnapshot { index, term, meta });
+        }
+    }
+
+    pub fn resync_ended(&mut self, now: Mono, member: MemberId, ok: bool) {
+        self.member.handle(now, Input::ResyncEnded { member, ok });
+    }
+
+    pub fn unreachable(&mut self, now: Mono, member: MemberId) {
+        self.member.handle(now, Input::Unreachable(member));
+    }
+
+    /// Carries out what is to be done; false when nothing was left. After an error it must not be
+    /// used any more.
+    pub fn poll(&mut self, now: Mono) -> Result<bool, MemberError> {
+        let mut outputs = Vec::new();
+        self.member.poll(now, &mut outputs);
+        if outputs.is_empty() {
+            self.checkpoint()?;
+            self.known.group.changing = self.member.is_changing();
+            return Ok(false);
+        }
+        for output in outputs {
+            self.carry_out(now, output)?;
+        }
+        Ok(true)
+    }
+
+    /// What can be answered now.
+    pub fn take_answers(&mut self) -> Vec<Answer> {
+        std::mem::take(&mut self.asked.answers)
+    }
+
+    /// The name under which a proposal is in the log.
+    pub fn ticket(&self, ask: AskId) -> Ticket {
+        Ticket { run: self.asked.run, number: ask.0 }
+    }
+
+    fn carry_out(&mut self, now: Mono, output: Output) -> Result<(), MemberError> {
+        match output {
+            Output::Append(append) => self.append(now, append)?,
+            Output::Send(message) => self.outbound.send(*message),
+            Output::Apply(applied) => self.apply(applied)?,
+            Output::Reply { req, result: Err(error) } => self.asked.refuse(AskId(req.0), &error),
+            // Answered when it was applied.
+            Output::Reply { result: Ok(_), .. } => {}
+            Output::Barrier { req } => {
+                let ask = AskId(req.0);
+                if self.asked.barriers.remove(&ask) {
+                    self.asked.answers.push(Answer::Barrier(ask, Ok(())));
+                }
+            }
+            Output::Role(role) => {
+                let leader = role.leader.map_or(0, |leader| leader.0);
+                let (term, serving) = (role.term, role.serving);
+                tracing::info!(term, leader, serving, "the catalog's leader or term changed");
+                self.known.role = role;
+            }
+            Output::NeedsResync { member } => self.send_state(member),
+            Output::Faulted { reason } => return Err(MemberError::Faulted(reason)),
+            Output::Read { .. } | Output::ReadBase { .. } => {
+                unreachable!("nobody reads blocks of the catalog")
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, now: Mono, append: Append) -> Result<(), MemberError> {
+        let mut installed = None;
+        if let Some(reset) = &append.reset {
+            let pending = self.pending_install.take();
+            installed = pending.filter(|pending| pending.index == reset.index);
+            if installed.is_none() {
+                return Err(MemberError::NoState);
+            }
+        }
+        let stored = self.storage.append(&append, installed.as_ref());
+        stored.map_err(|error| MemberError::Storage(error.into()))?;
+        if let Some(snapshot) = installed {
+            tracing::info!(index = snapshot.index, "took over the catalog's state");
+            self.known.group = group_of(&snapshot.meta)?;
+            self.known.applied_index = snapshot.index;
+            self.known.state = snapshot.state.map(Arc::new);
+            self.applied_term = snapshot.term;
+            self.meta = snapshot.meta;
+            self.snapshot_at = (snapshot.index, snapshot.term);
+        }
+        if planted(Mistake::CatalogAnswersEarly) {
+            let asks = std::mem::take(&mut self.asked.proposals).into_iter();
+            let early = asks.map(|ask| Answer::Proposal(ask, Ok(Outcome::Done)));
+            self.asked.answers.extend(early);
+        }
+        self.member.handle(now, Input::Appended { number: append.number });
+        Ok(())
+    }
+
+    fn apply(&mut self, applied: Applied) -> Result<(), MemberError> {
+        if let Some(meta) = applied.meta {
+            self.known.group = group_of(&meta)?;
+            self.meta = meta;
+        }
+        self.known.applied_index = applied.index;
+        self.applied_term = applied.term;
+        let Some(command) = applied.command else {
+            return Ok(());
+        };
+        let Envelope { ticket, command } = decode(&command)?;
+        let state = self.known.state.as_mut().ok_or(MemberError::NoState)?;
+        let outcome = Arc::make_mut(state).apply(command);
+        let ask = AskId(ticket.number);
+        if ticket.run == self.asked.run && self.asked.proposals.remove(&ask) {
+            self.asked.answers.push(Answer::Proposal(ask, outcome.map_err(AskError::from)));
+        }
+        Ok(())
+    }
+
+    /// Writes a snapshot now and then, and compacts the log up to the one before it.
+    fn checkpoint(&mut self) -> Result<(), MemberError> {
+        if self.known.applied_index < self.snapshot_at.0 + self.kept.snapshot_every {
+            return Ok(());
+        }
+        let snapshot = self.snapshot();
+        let stored = self.storage.checkpoint(&snapshot, self.snapshot_at);
+        stored.map_err(|error| MemberError::Storage(error.into()))?;
+        self.snapshot_at = (snapshot.index, snapshot.term);
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            index: self.known.applied_index,
+            term: self.applied_term,
+            meta: self.meta.clone(),
+            state: self.known.state.as_deref().cloned(),
+        }
+    }
+
+    fn send_state(&self, member: MemberId) {
+        tracing::info!(member = member.0, "a member of the catalog needs its state");
+        self.outbound.install(member, self.snapshot());
+    }
+}
+
+impl Asked {
+    fn next_ask(&mut self) -> AskId {
+        self.next += 1;
+        AskId(self.next)
+    }
+
+    fn refuse(&mut self, ask: AskId, error: &BlockError) {
+        let error = || match error {
+            BlockError::Busy => AskError::Busy,
+            _ => AskError::NotLeader,
+        };
+        if self.proposals.remove(&ask) {
+            self.answers.push(Answer::Proposal(ask, Err(error())));
+        }
+        if self.barriers.remove(&ask) {
+            self.answers.push(Answer::Barrier(ask, Err(error())));
+        }
+    }
+}
+
+fn group_of(meta: &[u8]) -> Result<Group, MetaError> {
+    let conf = Meta::decode(meta)?.conf;
+    let set = |ids: &[u64]| ids.iter().copied().map(MemberId).collect();
+    Ok(Group {
+        voters: set(&conf.voters),
+        learners: set(&conf.learners),
+        joint: !conf.voters_outgoing.is_empty(),
+        changing: false,
+    })
+}
+
+fn conf_change(change: &MembershipChange) -> ConfChangeV2 {
+    let (kind, members) = match change {
+        MembershipChange::AddLearner(member) => (ConfChangeType::AddLearnerNode, vec![*member]),
+        MembershipChange::Promote(members) => (ConfChangeType::AddNode, members.clone()),
+        MembershipChange::Remove(member) => (ConfChangeType::RemoveNode, vec![*member]),
+    };
+    let mut change = ConfChangeV2::default();
+    for member in members {
+        let mut single = ConfChangeSingle::default();
+        single.set_change_type(kind);
+        single.node_id = member.0;
+        change.mut_changes().push(single);
+    }
+    change
+}

@@ -1,0 +1,358 @@
+//! What the world asks of the catalog: through some pod, which passes it on to the leader, again
+//! and again until the outcome is known. A leader carries it out as the API does.
+
+use std::time::Duration;
+
+use crate::control::catalog_member::{Answer, AskError};
+use crate::control::command::{Command, NewDisk, Outcome};
+use crate::control::placement::{PlacementError, candidates, place};
+use crate::control::reports::Pods as Reported;
+use crate::control::state::{CatalogError, State};
+use crate::sim::catalog::network::Packet;
+use crate::sim::catalog::pod::Waiting;
+use crate::sim::catalog::{Catalog, Event, Pods, join_id, pod_id};
+use crate::sim::kernel::Host;
+use crate::types::BLOCK_BYTES;
+
+/// How long a call waits for its answer.
+const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
+/// Between two looks for a leader, and before a pod that refused is asked again.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// What a volume is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewVolume {
+    pub name: String,
+    /// No other volume of the run has it; the one that all clients use has none.
+    pub number: Option<u64>,
+    pub shards: u64,
+    pub blocks_per_shard: u64,
+}
+
+#[derive(Clone, Debug)]
+pub enum What {
+    /// A pod becomes part of the cluster.
+    Join {
+        host: Host,
+        life: u64,
+    },
+    /// A pod started, for the time `life` that it lives.
+    Register {
+        host: Host,
+        life: u64,
+        disks: Vec<NewDisk>,
+    },
+    Create(NewVolume),
+    Delete {
+        name: String,
+    },
+    /// Changes nothing, and is in the log all the same.
+    DeleteNothing,
+}
+
+pub struct Ask {
+    pub what: What,
+    pub attempt: u64,
+    pub is_done: bool,
+}
+
+/// One attempt, by the pod through which it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    ask: usize,
+    attempt: u64,
+    from: Host,
+    /// Of that pod: its callers are gone when it dies.
+    pub life: u64,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    Done(Outcome),
+    Refused(CatalogError),
+    /// Not here, or not now.
+    Again,
+    /// A disk is in use elsewhere, or there are too few pods that have one.
+    Later,
+}
+
+/// What the world is told.
+#[derive(Debug)]
+pub enum Ended {
+    Created(NewVolume),
+}
+
+impl Catalog {
+    pub fn ask(&mut self, what: What) {
+        let number = self.asks.len();
+        self.asks.push(Ask { what, attempt: 0, is_done: false });
+        self.schedule(Duration::ZERO, Event::Ask(number, 0));
+    }
+
+    /// Everything that was asked for is done.
+    pub fn all_answered(&self) -> bool {
+        self.asks.iter().all(|ask| ask.is_done)
+    }
+
+    /// A volume that is acknowledged is to be deleted; of one that is not, it stays open whether
+    /// it exists. True when it is acknowledged.
+    pub fn delete(&mut self, name: &str) -> bool {
+        let creates = |ask: &&mut Ask| matches!(&ask.what, What::Create(new) if new.name == name);
+        let create = self.asks.iter_mut().find(creates).expect("every volume was asked for");
+        let is_there = create.is_done;
+        create.is_done = true;
+        if is_there {
+            self.ask(What::Delete { name: name.to_owned() });
+        }
+        is_there
+    }
+
+    /// Tries again, through some pod.
+    pub(super) fn attempt(&mut self, number: usize, attempt: u64, pods: &Pods<'_>) {
+        let ask = &mut self.asks[number];
+        if ask.is_done || ask.attempt != attempt {
+            return;
+        }
+        ask.attempt += 1;
+        let attempt = ask.attempt;
+        let via = match &ask.what {
+            What::Register { host, life, .. } | What::Join { host, life } => {
+                let pod = &self.pods[*host];
+                if !pod.is_up || pod.life != *life {
+                    ask.is_done = true;
+                    return;
+                }
+                *host
+            }
+            _ => self.rng.below(self.pods.len() as u64) as Host,
+        };
+        let via = match ask.what {
+            What::Join { host, .. } => match self.seed_of(host) {
+                Some(seed) => seed,
+                None => return self.schedule(LOOK_EVERY, Event::Ask(number, attempt)),
+            },
+            _ => via,
+        };
+        let pod = &self.pods[via];
+        let call = Call { ask: number, attempt, from: via, life: pod.life };
+        let mut patience = LOOK_EVERY;
+        if pod.is_up && !pods.is_stopped(via) {
+            if pod.leads() {
+                patience = ATTEMPT_WITHIN;
+                self.serve(via, call);
+            } else if let Some(leader) = pod.leader(pod_id(via)) {
+                patience = ATTEMPT_WITHIN;
+                let to = leader.0 as Host - 1;
+                self.send(via, to, Packet::Call(call));
+            }
+        }
+        self.schedule(patience, Event::Ask(number, attempt));
+    }
+
+    /// The pod that another one asks to be taken in; `None` while it does not want to be. One after
+    /// the other, so that pods have their ids in the order of their numbers.
+    fn seed_of(&mut self, host: Host) -> Option<Host> {
+        let now = self.kernel.borrow().now;
+        let is_due = self.pods[host - 1].has_joined && now >= self.pods[host].joins_at;
+        is_due.then(|| self.rng.below(host as u64) as Host)
+    }
+
+    /// Carries a call out on the leader, or says that this is not it.
+    pub(super) fn serve(&mut self, host: Host, call: Call) {
+        let now = self.local_time(host);
+        if !self.pods[host].leads() {
+            return self.reply(host, call, Verdict::Again);
+        }
+        let floor = self.check.acknowledged_index();
+        let what = &self.asks[call.ask].what;
+        let request_id = call.request_id();
+        let at_once = match what {
+            What::Delete { name } => Some(Command::DeleteVolume { request_id, name: name.clone() }),
+            What::DeleteNothing => {
+                Some(Command::DeleteVolume { request_id, name: "nothing".to_owned() })
+            }
+            What::Join { host: of, .. } => {
+                let addresses = self.pods[*of].addresses.expect("every pod has an address");
+                Some(Command::Join { join_id: join_id(*of), addresses })
+            }
+            What::Register { .. } | What::Create(_) => None,
+        };
+        let pod = &mut self.pods[host];
+        let member = pod.member.as_mut().expect("it leads");
+        let (id, waiting) = match at_once {
+            Some(command) => (member.propose(now, command), Waiting::Command(call)),
+            None => (member.barrier(now), Waiting::Read(call, floor)),
+        };
+        pod.waiting.insert(id, waiting);
+        self.settle(host);
+    }
+
+    /// The member of this pod has answered.
+    pub(super) fn answered(&mut self, host: Host, answer: Answer) {
+        let (id, refused) = match &answer {
+            Answer::Proposal(id, result) => (*id, result.is_err()),
+            Answer::Barrier(id, result) => (*id, result.is_err()),
+        };
+        let Some(waiting) = self.pods[host].waiting.remove(&id) else { return };
+        if let (Answer::Proposal(id, Ok(_) | Err(AskError::Refused(_))), Some(member)) =
+            (&answer, &self.pods[host].member)
+        {
+            self.check.answered(member.ticket(*id));
+        }
+        match (waiting, answer) {
+            (Waiting::Reconciler, _) => self.continue_reconciling(host),
+            (Waiting::Read(call, _), _) if refused => self.reply(host, call, Verdict::Again),
+            (Waiting::Read(call, floor), _) => {
+                let known = self.pods[host].known().expect("it has just answered");
+                if self.clocks_are_good {
+                    assert!(known.applied_index >= floor, "pod {host} read what was old");
+                }
+                self.decide(host, call);
+            }
+            (Waiting::Command(call), Answer::Proposal(_, result)) => {
+                let verdict = match result {
+                    Ok(outcome) => Verdict::Done(outcome),
+                    Err(AskError::Refused(CatalogError::StalePlacement)) => Verdict::Again,
+                    Err(AskError::Refused(error)) => Verdict::Refused(error),
+                    Err(_) => Verdict::Again,
+                };
+                self.reply(host, call, verdict);
+            }
+            (Waiting::Command(_), Answer::Barrier(..)) => unreachable!("commands are proposed"),
+        }
+    }
+
+    /// What the leader makes of a call, with all that it knows.
+    fn decide(&mut self, host: Host, call: Call) {
+        let now = self.local_time(host);
+        let pod = &self.pods[host];
+        let Some(state) = pod.state() else { return self.reply(host, call, Verdict::Again) };
+        let reports = pod.reports.pods(now);
+        let decided = match &self.asks[call.ask].what {
+            What::Register { host: of, disks, .. } => {
+                let of = pod_id(*of);
+                let holder = |new: &NewDisk| {
+                    let known = state.disks.get(&new.disk).filter(|known| known.pod != of);
+                    known.is_some_and(|known| reports.uses(known.pod, new.disk))
+                };
+                match disks.iter().any(holder) {
+                    true => Err(Verdict::Later),
+                    false => {
+                        let (addresses, disks) = (state.pods[&of].addresses, disks.clone());
+                        Ok(Command::Register { pod: of, addresses, disks })
+                    }
+                }
+            }
+            What::Create(volume) => match state.answered(&call.request_id()) {
+                Some(outcome) => Err(Verdict::Done(outcome)),
+                None => placed(volume, call.request_id(), state, &reports),
+            },
+            What::Delete { .. } | What::DeleteNothing | What::Join { .. } => {
+                unreachable!("proposed at once")
+            }
+        };
+        match decided {
+            Err(verdict) => self.reply(host, call, verdict),
+            Ok(command) => {
+                let pod = &mut self.pods[host];
+                let member = pod.member.as_mut().expect("it has just answered");
+                let id = member.propose(now, command);
+                pod.waiting.insert(id, Waiting::Command(call));
+            }
+        }
+    }
+
+    fn reply(&mut self, host: Host, call: Call, verdict: Verdict) {
+        self.send(host, call.from, Packet::Reply(call, verdict));
+    }
+
+    /// The pod through which a call went has its answer, or knows that there is none.
+    pub(super) fn call_ended(&mut self, call: Call, verdict: &Verdict) {
+        let ask = &mut self.asks[call.ask];
+        let pod = &mut self.pods[call.from];
+        if pod.life != call.life || !pod.is_up || ask.attempt != call.attempt || ask.is_done {
+            return;
+        }
+        let again = match (verdict, &ask.what) {
+            (Verdict::Again, _) => {
+                pod.leader_hint = None;
+                LOOK_EVERY
+            }
+            (Verdict::Later, _) => AGAIN_AFTER,
+            (Verdict::Refused(CatalogError::NoSuchVolume { .. }), What::DeleteNothing) => {
+                ask.is_done = true;
+                return;
+            }
+            (Verdict::Refused(error), what) => panic!("{what:?} was refused: {error}"),
+            (Verdict::Done(outcome), what) => {
+                match what {
+                    What::Create(new) => {
+                        self.check.created(&new.name, *outcome);
+                        self.ended.push(Ended::Created(new.clone()));
+                    }
+                    What::Delete { name } => self.check.deleted(name),
+                    What::Register { .. } => {}
+                    What::Join { host, life } => {
+                        assert_eq!(*outcome, Outcome::Pod(pod_id(*host)), "one id for each pod");
+                        let (host, life) = (*host, *life);
+                        ask.is_done = true;
+                        return self.joined(host, life);
+                    }
+                    What::DeleteNothing => panic!("nothing was deleted"),
+                }
+                ask.is_done = true;
+                return;
+            }
+        };
+        let attempt = ask.attempt;
+        self.schedule(again, Event::Ask(call.ask, attempt));
+    }
+}
+
+impl Catalog {
+    /// A pod is part of the cluster now: it registers, unless it died meanwhile.
+    fn joined(&mut self, host: Host, life: u64) {
+        let pod = &mut self.pods[host];
+        if pod.life == life {
+            pod.has_joined = true;
+            let disks = pod.disks.clone();
+            self.ask(What::Register { host, life, disks });
+        }
+    }
+}
+
+impl Call {
+    /// Names the request, the same in all attempts.
+    fn request_id(&self) -> String {
+        format!("request-{}", self.ask)
+    }
+}
+
+/// The command that makes a volume with three replicas of every shard.
+fn placed(
+    volume: &NewVolume,
+    request_id: String,
+    state: &State,
+    reports: &Reported,
+) -> Result<Command, Verdict> {
+    let NewVolume { name, shards, blocks_per_shard, .. } = volume;
+    if state.volume_by_name(name).is_some() {
+        return Err(Verdict::Refused(CatalogError::NameTaken { name: name.clone() }));
+    }
+    let (candidates, away) = candidates(state, reports);
+    let stripe_bytes = blocks_per_shard * BLOCK_BYTES as u64;
+    match place(name, *shards, 3, &candidates, &away) {
+        Ok(placement) => Ok(Command::CreateVolume {
+            request_id,
+            name: name.clone(),
+            size_bytes: stripe_bytes * shards,
+            stripe_bytes,
+            placement,
+        }),
+        Err(PlacementError::TooFewPods { .. }) if !reports.is_complete => Err(Verdict::Again),
+        Err(PlacementError::TooFewPods { .. }) => Err(Verdict::Later),
+        Err(error @ PlacementError::BadReplicas { .. }) => panic!("{error}"),
+    }
+}

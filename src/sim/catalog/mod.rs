@@ -1,0 +1,323 @@
+//! The control plane of the simulated cluster: every pod runs the production member of the catalog
+//! when the catalog says so, over a network that loses, repeats and reorders and databases that
+//! outlive their pods. What [`crate::control::tasks`] and the API do with a runtime is done here
+//! in virtual time, with the same decisions.
+
+mod asks;
+mod hooks;
+mod network;
+mod pod;
+#[cfg(test)]
+mod scenarios_test;
+mod store;
+mod tasks;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::control::catalog_member::{Kept, TICK_EVERY};
+use crate::control::command::{Addresses, Command, NewDisk};
+use crate::control::membership::first;
+use crate::control::state::State;
+use crate::sim::catalog::asks::Ask;
+pub use crate::sim::catalog::asks::{Ended, NewVolume, What};
+use crate::sim::catalog::network::{Packet, fate};
+use crate::sim::catalog::pod::ControlPod;
+pub use crate::sim::catalog::store::Database;
+use crate::sim::checks::catalog::CatalogCheck;
+use crate::sim::disk::DiskNumber;
+use crate::sim::kernel::{Host, Kernel};
+use crate::sim::rng::Rng;
+use crate::types::{Mono, PodId, Uuid};
+use crate::view::{ClusterView, PodReport};
+
+/// Alarms above this number belong to the catalog.
+pub const CATALOG_ALARMS: u64 = 1 << 48;
+/// Packets that wait for a process that stands still.
+const HELD_MAX: usize = 256;
+
+/// What happens at a moment of virtual time.
+enum Event {
+    /// A pod's member ticks, and its tasks look around. Of one life of the pod.
+    Tick(Host, u64),
+    Arrive {
+        from: Host,
+        to: Host,
+        packet: Packet,
+    },
+    /// The sender gives up.
+    Fail {
+        from: Host,
+        to: Host,
+        packet: Packet,
+    },
+    /// Another attempt, unless there was one since.
+    Ask(usize, u64),
+    /// Somebody asks for something that changes little, and again after as long.
+    Chatter(Duration),
+}
+
+/// What the catalog sees of the pods around it.
+pub struct Pods<'a> {
+    pub is_stopped: &'a dyn Fn(Host) -> bool,
+    pub report: &'a dyn Fn(Host) -> Option<PodReport>,
+}
+
+impl Pods<'_> {
+    fn is_stopped(&self, host: Host) -> bool {
+        (self.is_stopped)(host)
+    }
+}
+
+/// See the module.
+pub struct Catalog {
+    kernel: Rc<RefCell<Kernel>>,
+    rng: Rng,
+    kept: Kept,
+    /// Clocks stay within what leases allow.
+    clocks_are_good: bool,
+    pods: Vec<ControlPod>,
+    events: BTreeMap<u64, Event>,
+    next_event: u64,
+    asks: Vec<Ask>,
+    /// What the world has not been told yet.
+    ended: Vec<Ended>,
+    /// The run comes to its end: new volumes get no clients.
+    pub is_closing: bool,
+    check: CatalogCheck,
+}
+
+impl Catalog {
+    /// A cluster of so many pods, without disks; the first pod has the only member of the catalog.
+    pub fn new(
+        kernel: Rc<RefCell<Kernel>>,
+        seed: u64,
+        cluster: Uuid,
+        addresses: impl Iterator<Item = Addresses>,
+        clocks_are_good: bool,
+    ) -> Catalog {
+        let mut rng = Rng::new(seed ^ 0xca7a);
+        let addresses: Vec<Addresses> = addresses.collect();
+        let mut state = State::new(cluster, join_id(0), addresses[0]);
+        // Volumes need three pods; others may come later.
+        let at_once = if rng.one_in(2) { addresses.len() } else { 1 };
+        for host in 1..at_once {
+            let (join_id, addresses) = (join_id(host), addresses[host]);
+            let joined = state.apply(Command::Join { join_id, addresses });
+            assert!(joined.is_ok(), "everybody may join");
+        }
+        let mut pods: Vec<ControlPod> = Vec::new();
+        for (host, addresses) in addresses.into_iter().enumerate() {
+            let late = Duration::from_millis(if host < 3 { 0 } else { rng.below(10_000) });
+            let (has_joined, joins_at) = (host < at_once, kernel.borrow().now + late);
+            let addresses = Some(addresses);
+            pods.push(ControlPod { has_joined, joins_at, addresses, ..ControlPod::default() });
+        }
+        let check = CatalogCheck::new(state.clone());
+        let (row, snapshot) = first(state);
+        pods[0].database = Some(Rc::new(RefCell::new(Database::create(row, &snapshot))));
+        let kept = Kept {
+            snapshot_every: [4, 32, 256][rng.below(3) as usize],
+            log_tail_bytes: [1 << 10, 16 << 10, 1 << 20][rng.below(3) as usize],
+        };
+        let every = [0, 0, 50, 500][rng.below(4) as usize];
+        let mut catalog = Catalog {
+            kernel,
+            rng,
+            kept,
+            clocks_are_good,
+            pods,
+            events: BTreeMap::new(),
+            next_event: 0,
+            asks: Vec::new(),
+            ended: Vec::new(),
+            is_closing: false,
+            check,
+        };
+        if every > 0 {
+            let every = Duration::from_millis(every);
+            catalog.schedule(every, Event::Chatter(every));
+        }
+        catalog
+    }
+
+    /// A pod starts, with these disks.
+    pub fn start(&mut self, host: Host, disks: &[DiskNumber], capacity_bytes: u64) {
+        let (now, run) = (self.local_time(host), self.rng.next());
+        self.pods[host].start(now, self.kept, run);
+        let life = self.pods[host].life;
+        let first_tick = Duration::from_micros(self.rng.below(100_000));
+        self.schedule(first_tick, Event::Tick(host, life));
+        let new = |disk: &DiskNumber| NewDisk {
+            disk: disk_id(*disk),
+            path: format!("disk-{disk}"),
+            capacity_bytes,
+        };
+        let disks: Vec<NewDisk> = disks.iter().map(new).collect();
+        self.pods[host].disks.clone_from(&disks);
+        self.ask(match self.pods[host].has_joined {
+            true => What::Register { host, life, disks },
+            false => What::Join { host, life },
+        });
+        self.settle(host);
+    }
+
+    /// The pod loses its power. A packet may have been on its way into its member at that moment:
+    /// what that wrote is durable, some of it or all, and nothing that depended on it left.
+    pub fn crash(&mut self, host: Host) {
+        if self.rng.one_in(2) {
+            self.die_writing(host);
+        }
+        let keeps_view = !self.rng.one_in(4);
+        self.pods[host].crash(keeps_view);
+    }
+
+    fn die_writing(&mut self, host: Host) {
+        let for_host = |event: &Event| match event {
+            Event::Arrive { to, packet, .. } => {
+                *to == host && matches!(packet, Packet::Raft(_) | Packet::Install { .. })
+            }
+            _ => false,
+        };
+        let found = self.events.iter().find(|(_, event)| for_host(event)).map(|(at, _)| *at);
+        let now = self.local_time(host);
+        let writes_left = self.rng.below(4);
+        let pod = &mut self.pods[host];
+        let (Some(member), Some(database)) = (&mut pod.member, &pod.database) else { return };
+        database.borrow_mut().writes_left = Some(writes_left);
+        match found.and_then(|at| self.events.remove(&at)) {
+            Some(Event::Arrive { packet: Packet::Raft(message), .. }) => member.step(now, message),
+            Some(Event::Arrive { packet: Packet::Install { snapshot, .. }, .. }) => {
+                member.install(now, snapshot.decode());
+            }
+            _ => member.tick(now),
+        }
+        // It ends when nothing is left, or with a write that the dying disk refuses.
+        while let Ok(true) = member.poll(now) {}
+    }
+
+    /// An alarm of the catalog rang.
+    pub fn happens(&mut self, alarm: u64, pods: &Pods<'_>) {
+        // A packet that a dying pod took is gone.
+        let Some(event) = self.events.remove(&alarm) else { return };
+        match event {
+            Event::Chatter(every) => self.chatter(every),
+            Event::Ask(number, attempt) => self.attempt(number, attempt, pods),
+            Event::Tick(host, life) if self.pods[host].life == life && self.pods[host].is_up => {
+                let mut next = TICK_EVERY;
+                if !pods.is_stopped(host) {
+                    self.tick(host, pods);
+                    // The pod's clock may be slower than the alarms.
+                    let left = self.pods[host].tick_at.since(self.local_time(host));
+                    next = left.max(Duration::from_millis(1));
+                }
+                self.schedule(next, Event::Tick(host, life));
+            }
+            Event::Tick(..) => {}
+            Event::Fail { from, to, packet } => self.failed(from, to, packet),
+            Event::Arrive { from, to, packet } => {
+                if !self.pods[to].is_up {
+                    let after = Duration::from_millis(self.rng.between(1, 1_000));
+                    self.schedule(after, Event::Fail { from, to, packet });
+                } else if pods.is_stopped(to) {
+                    let held = &mut self.pods[to].held;
+                    if held.len() < HELD_MAX {
+                        held.push((from, packet));
+                    }
+                } else {
+                    self.arrived(from, to, packet);
+                }
+            }
+        }
+    }
+
+    /// Lets the member of a pod do everything that it can do now, and looks at it.
+    fn settle(&mut self, host: Host) {
+        let now = self.local_time(host);
+        loop {
+            let pod = &mut self.pods[host];
+            let (Some(member), Some(database)) = (&mut pod.member, &pod.database) else { return };
+            loop {
+                match member.poll(now) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => panic!("the catalog of pod {host} has stopped: {error}"),
+                }
+            }
+            let known = member.known();
+            let at = (known.applied_index, known.role.term);
+            self.check.observe(member.row().member, known, &database.borrow());
+            if at != pod.noted {
+                pod.noted = at;
+                let mut kernel = self.kernel.borrow_mut();
+                let (now, leads) = (kernel.now, u64::from(known.role.serving));
+                kernel.trace.note(now, &[4, host as u64, at.0, at.1, leads], || {
+                    format!("the catalog of pod {host}: entry {} of term {}, {leads}", at.0, at.1)
+                });
+            }
+            let answers = member.take_answers();
+            if answers.is_empty() {
+                break;
+            }
+            for answer in answers {
+                self.answered(host, answer);
+            }
+        }
+        let sent = std::mem::take(&mut *self.pods[host].outbox.0.borrow_mut());
+        for (member, packet) in sent {
+            match self.pods[host].pod_of(member) {
+                Some(to) => self.send(host, host_of(to), packet),
+                None => self.schedule(
+                    Duration::from_millis(1),
+                    Event::Fail { from: host, to: host, packet },
+                ),
+            }
+        }
+    }
+
+    fn send(&mut self, from: Host, to: Host, packet: Packet) {
+        let fate = fate(&self.kernel.borrow(), &mut self.rng, from, to);
+        if let Some(after) = fate.fails {
+            self.schedule(after, Event::Fail { from, to, packet: packet.clone() });
+        }
+        for after in fate.arrives.into_iter().flatten() {
+            self.schedule(after, Event::Arrive { from, to, packet: packet.clone() });
+        }
+    }
+
+    fn schedule(&mut self, after: Duration, event: Event) {
+        self.next_event += 1;
+        let alarm = CATALOG_ALARMS + self.next_event;
+        self.events.insert(alarm, event);
+        self.kernel.borrow_mut().alarm(after, alarm);
+    }
+
+    fn local_time(&self, host: Host) -> Mono {
+        self.kernel.borrow().local_time(host)
+    }
+
+    /// The cluster as of the newest command that was carried out anywhere.
+    pub fn view(&self) -> &Arc<ClusterView> {
+        self.check.view()
+    }
+}
+
+pub fn pod_id(host: Host) -> PodId {
+    PodId(host as u64 + 1)
+}
+
+/// What a pod chose for itself before it joined.
+fn join_id(host: Host) -> Uuid {
+    Uuid([0xf0 + host as u8; 16])
+}
+
+fn host_of(pod: PodId) -> Host {
+    pod.0 as Host - 1
+}
+
+pub fn disk_id(disk: DiskNumber) -> Uuid {
+    Uuid([disk as u8 + 1; 16])
+}

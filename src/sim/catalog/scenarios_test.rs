@@ -1,0 +1,301 @@
+//! Scenarios of the catalog: what happens to its members is chosen here, and the rest is as a seed
+//! draws it. Every check of a run holds all the time.
+
+use std::time::Duration;
+
+use super::asks::What;
+use super::pod::{ControlPod, Waiting};
+use super::{Event, Host, NewVolume, Packet};
+use crate::control::reconcile::MembershipChange;
+use crate::limits::Budgets;
+use crate::planted::{Mistake, assert_found};
+use crate::replica::seam::ReadMode;
+use crate::sim::shape::{Load, Shape};
+use crate::sim::world::World;
+use crate::types::MemberId;
+
+/// Far more than anything takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+const GOVERN_EVERY: Duration = Duration::from_millis(100);
+const GOVERN: u64 = 1;
+
+struct Scenario {
+    world: World,
+}
+
+impl Scenario {
+    /// A cluster whose catalog has as many voters as are due.
+    fn new(seed: u64, pods: usize) -> Scenario {
+        let shape = Shape {
+            pods,
+            disks_per_pod: 1,
+            clients: 1,
+            fronts: 1,
+            shards: 1,
+            blocks_per_shard: 20,
+            wal_bytes: 4 << 20,
+            data_bytes: 64 << 20,
+            is_tight: false,
+            tiny: None,
+            log_tail_bytes: 1 << 20,
+            overlay_cache_bytes: 0,
+            redirect_bytes_min: usize::MAX,
+            reads: ReadMode::Lease,
+            budgets: Budgets::default(),
+            load: Load {
+                large_extents: 1,
+                rest: Duration::from_millis(100),
+                depth: 6,
+                is_hot: false,
+                halves: false,
+            },
+        };
+        let world = World::new(seed, shape, false);
+        world.kernel.borrow_mut().alarm(GOVERN_EVERY, GOVERN);
+        let mut scenario = Scenario { world };
+        scenario.until("the group is whole", |world| {
+            let voters = crate::control::reconcile::voters_due(world.shape.pods);
+            // A joint group still needs the one that was alone before.
+            let is_whole = |pod: &ControlPod| {
+                let group = pod.known().map(|known| &known.group);
+                group.is_some_and(|group| group.voters.len() == voters && !group.joint)
+            };
+            world.catalog.pods.iter().filter(|pod| is_whole(pod)).count() >= voters
+        });
+        scenario
+    }
+
+    fn step(&mut self) {
+        if self.world.step() == Some(GOVERN) {
+            self.world.govern(true);
+            self.world.kernel.borrow_mut().alarm(GOVERN_EVERY, GOVERN);
+        }
+    }
+
+    fn until(&mut self, what: &str, holds: impl Fn(&World) -> bool) {
+        let deadline = self.world.kernel.borrow().now + PATIENCE;
+        while !holds(&self.world) {
+            self.step();
+            let is_late = self.world.kernel.borrow().now >= deadline;
+            assert!(!is_late, "waited until {what}: {}", self.describe());
+        }
+    }
+
+    /// Where everybody is.
+    fn describe(&self) -> String {
+        let pod = |(host, pod): (Host, &ControlPod)| {
+            let (up, joined) = (pod.is_up, pod.has_joined);
+            format!(
+                "\npod {host}: up {up}, joined {joined}, {:?}",
+                pod.known().map(|known| { (known.role, known.applied_index, &known.group) })
+            )
+        };
+        let pods: String = self.world.catalog.pods.iter().enumerate().map(pod).collect();
+        let open = self.world.catalog.asks.iter().filter(|ask| !ask.is_done);
+        let open: Vec<_> = open.map(|ask| (&ask.what, ask.attempt)).collect();
+        format!("{pods}\n{open:?}")
+    }
+
+    fn run_for(&mut self, time: Duration) {
+        let until = self.world.kernel.borrow().now + time;
+        while self.world.kernel.borrow().now < until {
+            self.step();
+        }
+    }
+
+    fn pod(&self, host: Host) -> &ControlPod {
+        &self.world.catalog.pods[host]
+    }
+
+    fn leader(&self) -> Option<Host> {
+        self.world.catalog.pods.iter().position(ControlPod::leads)
+    }
+
+    /// Asks for a volume; the number of the request.
+    fn create(&mut self) -> usize {
+        let (name, number) = ("new".to_owned(), Some(0));
+        let new = NewVolume { name, number, shards: 2, blocks_per_shard: 16 };
+        self.world.catalog.ask(What::Create(new));
+        self.world.catalog.asks.len() - 1
+    }
+
+    fn until_done(&mut self, ask: usize) {
+        self.until("the request is done", |world| world.catalog.asks[ask].is_done);
+    }
+
+    fn restart(&mut self, host: Host) {
+        self.world.crash(host);
+        self.world.start(host);
+    }
+
+    /// Everything comes to rest, with all members at the same entry.
+    fn end(mut self) {
+        for host in 0..self.world.shape.pods {
+            if !self.world.is_up(host) {
+                self.world.start(host);
+            }
+        }
+        self.world.catalog.is_closing = true;
+        let deadline = self.world.kernel.borrow().now + PATIENCE;
+        while let Some(what) = self.world.catalog.unsettled() {
+            self.step();
+            assert!(self.world.kernel.borrow().now < deadline, "did not come to rest: {what}");
+        }
+    }
+}
+
+/// The leader has a volume in its log, or has it carried out, and dies before anybody is told.
+fn leader_dies_with_a_request() {
+    for seed in 1..=12 {
+        // Three are left to hold the replicas.
+        let mut scenario = Scenario::new(seed, 4);
+        let ask = scenario.create();
+        let proposes = |pod: &ControlPod| {
+            pod.waiting.values().any(|waiting| matches!(waiting, Waiting::Command(_)))
+        };
+        scenario.until("it is proposed", |world| world.catalog.pods.iter().any(proposes));
+        let leader = scenario.world.catalog.pods.iter().position(proposes).unwrap();
+        // Half of the time the others have it already.
+        scenario.run_for(Duration::from_micros(seed % 4 * 400));
+        scenario.world.crash(leader);
+        scenario.until_done(ask);
+        let view = scenario.world.catalog.view();
+        let made = view.volumes.iter().filter(|volume| volume.name == "new").count();
+        assert_eq!((made, view.volumes.last().unwrap().volume.0), (1, 2), "it is made once");
+        scenario.end();
+    }
+}
+
+#[test]
+fn a_volume_is_made_once_when_the_leader_is_lost_meanwhile() {
+    leader_dies_with_a_request();
+}
+
+/// The leader did what was asked, and its answer is lost.
+fn answers_are_lost() {
+    for seed in 1..=4 {
+        let mut scenario = Scenario::new(seed, 3);
+        let ask = scenario.create();
+        scenario.until("it is carried out", |world| world.catalog.view().volumes.len() == 2);
+        let is_answer =
+            |event: &Event| matches!(event, Event::Arrive { packet: Packet::Reply(..), .. });
+        scenario.world.catalog.events.retain(|_, event| !is_answer(event));
+        scenario.until_done(ask);
+        scenario.end();
+    }
+}
+
+#[test]
+fn a_request_whose_answer_was_lost_is_not_carried_out_again() {
+    answers_are_lost();
+}
+
+#[test]
+fn a_member_that_was_away_for_long_gets_the_state() {
+    let mut scenario = Scenario::new(3, 3);
+    let leader = scenario.leader().expect("a whole group has a leader");
+    let away = (leader + 1) % 3;
+    scenario.world.crash(away);
+    let last = |pod: &ControlPod| pod.known().map_or(0, |known| known.applied_index);
+    let before = last(scenario.pod(leader));
+    // More than two snapshots apart, and nothing but their logs on disk after a restart.
+    let enough = before + 2 * scenario.world.catalog.kept.snapshot_every + 1;
+    while last(scenario.pod(leader)) < enough {
+        scenario.world.catalog.ask(What::DeleteNothing);
+        let ask = scenario.world.catalog.asks.len() - 1;
+        scenario.until_done(ask);
+    }
+    let others: Vec<Host> = (0..3).filter(|host| *host != away).collect();
+    others.iter().for_each(|host| scenario.restart(*host));
+    scenario.world.start(away);
+    scenario.until("it has the state", |world| last(&world.catalog.pods[away]) >= enough);
+    let database = scenario.pod(away).database.clone().unwrap();
+    assert!(database.borrow().entry(before + 1).is_none(), "it did not come through the log");
+    scenario.world.crash(others[0]);
+    let ask = scenario.create();
+    scenario.run_for(Duration::from_secs(6));
+    assert!(!scenario.world.catalog.asks[ask].is_done, "two pods cannot hold three replicas");
+    assert!(scenario.leader().is_some(), "it can lead together with another");
+    scenario.world.start(others[0]);
+    scenario.until_done(ask);
+    scenario.end();
+}
+
+#[test]
+fn without_a_majority_nothing_is_decided_and_io_goes_on() {
+    let mut scenario = Scenario::new(5, 3);
+    // Their databases fail: the members have stopped, and the pods serve blocks.
+    for host in [0, 1] {
+        scenario.world.catalog.pods[host].member = None;
+    }
+    scenario.run_for(Duration::from_secs(3));
+    let (ask, revision) = (scenario.create(), scenario.world.catalog.view().revision);
+    let before = scenario.world.shared.history.operations;
+    scenario.run_for(Duration::from_secs(20));
+    assert!(!scenario.world.catalog.asks[ask].is_done, "nobody may decide");
+    assert_eq!(scenario.world.catalog.view().revision, revision);
+    assert!(scenario.world.shared.history.operations > before + 20, "I/O waits for the catalog");
+    assert_eq!(scenario.leader(), None);
+    scenario.restart(0);
+    scenario.until_done(ask);
+    scenario.restart(1);
+    scenario.end();
+}
+
+#[test]
+fn a_leader_that_hears_nobody_is_replaced() {
+    for seed in 1..=4 {
+        let mut scenario = Scenario::new(seed, 5);
+        let leader = scenario.leader().expect("a whole group has a leader");
+        let cut = (0..5).filter(|host| *host != leader).map(|other| (other, leader));
+        scenario.world.kernel.borrow_mut().cut.extend(cut);
+        scenario.until("another leads", |world| {
+            let mut all = world.catalog.pods.iter().enumerate();
+            all.any(|(host, pod)| host != leader && pod.leads())
+        });
+        let ask = scenario.create();
+        scenario.until_done(ask);
+        scenario.world.kernel.borrow_mut().cut.clear();
+        scenario.end();
+    }
+}
+
+/// A change of the group is in the log of a leader that reaches nobody: it decides nothing else
+/// until it knows what becomes of it.
+#[test]
+fn a_change_that_is_not_decided_is_known_to_be_under_way() {
+    let mut scenario = Scenario::new(2, 5);
+    let leader = scenario.leader().expect("a whole group has a leader");
+    let others = (0..5).filter(|host| *host != leader);
+    scenario.world.kernel.borrow_mut().cut.extend(others.map(|other| (other, leader)));
+    let stranger = MembershipChange::AddLearner(MemberId(99));
+    let now = scenario.world.catalog.local_time(leader);
+    let pod = &mut scenario.world.catalog.pods[leader];
+    pod.member.as_mut().unwrap().change(now, &stranger);
+    scenario.world.catalog.settle(leader);
+    assert!(scenario.pod(leader).known().unwrap().group.changing);
+    scenario.world.kernel.borrow_mut().cut.clear();
+    // Either it was never decided, or the stranger is sent away again.
+    scenario.run_for(Duration::from_secs(10));
+    scenario.end();
+}
+
+#[test]
+fn all_pods_may_lose_their_power_while_the_group_is_made() {
+    for seed in 1..=6 {
+        let mut scenario = Scenario::new(seed, 4);
+        for _ in 0..3 {
+            (0..4).for_each(|host| scenario.restart(host));
+            scenario.run_for(Duration::from_millis(seed * 700));
+        }
+        scenario.end();
+    }
+}
+
+#[test]
+fn mistakes_in_the_catalog_are_found() {
+    assert_found(Mistake::CatalogMemberReused, leader_dies_with_a_request);
+    assert_found(Mistake::CatalogLearnerEarly, leader_dies_with_a_request);
+    assert_found(Mistake::CatalogAnswersEarly, leader_dies_with_a_request);
+    assert_found(Mistake::CatalogRequestTwice, answers_are_lost);
+}

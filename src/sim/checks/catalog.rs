@@ -1,0 +1,226 @@
+//! What must be true of the catalog, whatever happens to its members.
+//!
+//! A second state beside theirs applies every entry that any member calls applied, once and in
+//! order. Each member must then have applied the same entries, and hold the same state at the same
+//! index, before and after restarts.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use raft::eraftpb::{Entry, EntryType};
+
+use crate::control::catalog_member::Published;
+use crate::control::command::{Envelope, Outcome, Ticket, decode, encode};
+use crate::control::reconcile::{Group, voters_due};
+use crate::control::state::State;
+use crate::sim::catalog::Database;
+use crate::types::MemberId;
+use crate::view::ClusterView;
+
+/// See the module.
+pub struct CatalogCheck {
+    state: State,
+    view: Arc<ClusterView>,
+    /// Of each entry from the first on: what it is, and the state that it made.
+    entries: Vec<(u64, u64)>,
+    /// Commands that were carried out, and where they are in the log.
+    applied: HashMap<Ticket, u64>,
+    /// The newest entry whose command was acknowledged.
+    acknowledged_index: u64,
+    leaders: BTreeMap<u64, MemberId>,
+    /// How far each member has ever been.
+    reached: BTreeMap<MemberId, u64>,
+    /// Of pods, volumes, shards and members.
+    ids: [Ids; 4],
+    created: BTreeSet<String>,
+    deleted: BTreeSet<String>,
+}
+
+/// Ids of one kind.
+#[derive(Default)]
+struct Ids {
+    there: BTreeSet<u64>,
+    highest: u64,
+}
+
+impl Ids {
+    /// These are there now: what was not is higher than all that ever were.
+    fn see(&mut self, now: BTreeSet<u64>) {
+        for id in now.difference(&self.there) {
+            assert!(*id > self.highest, "id {id} was used before");
+        }
+        self.highest = self.highest.max(now.last().copied().unwrap_or(0));
+        self.there = now;
+    }
+}
+
+/// The entry that the state of a new cluster stands for.
+const FIRST: u64 = 1;
+
+impl CatalogCheck {
+    pub fn new(state: State) -> CatalogCheck {
+        let mut check = CatalogCheck {
+            view: Arc::new(state.view()),
+            entries: vec![(0, hash_of(&state))],
+            applied: HashMap::new(),
+            acknowledged_index: FIRST,
+            leaders: BTreeMap::new(),
+            reached: BTreeMap::new(),
+            ids: Default::default(),
+            created: BTreeSet::new(),
+            deleted: BTreeSet::new(),
+            state,
+        };
+        check.state_changed();
+        check
+    }
+
+    /// A member has done what it could do for now.
+    pub fn observe(&mut self, member: MemberId, known: &Published, database: &Database) {
+        if let Some(leader) = known.role.leader {
+            let first = *self.leaders.entry(known.role.term).or_insert(leader);
+            assert_eq!(first, leader, "two leaders of the catalog in term {}", known.role.term);
+        }
+        let index = known.applied_index;
+        let reached = self.reached.get(&member).copied().unwrap_or(0);
+        if index <= reached {
+            // After a restart it applies again what it had applied before.
+            return self.compare(member, known);
+        }
+        // What came with a snapshot is not in the log.
+        for index in reached + 1..=index {
+            match database.entry(index) {
+                Some(entry) => self.take(member, entry),
+                None => assert!(index <= self.index(), "{member:?} jumped over entry {index}"),
+            }
+        }
+        self.reached.insert(member, index);
+        self.compare(member, known);
+        for voter in &known.group.voters {
+            let has_state = self.reached.contains_key(voter);
+            assert!(has_state, "{voter:?} votes in the catalog before it has its state");
+        }
+    }
+
+    /// The newest entry that was applied anywhere.
+    fn index(&self) -> u64 {
+        FIRST + self.entries.len() as u64 - 1
+    }
+
+    fn compare(&self, member: MemberId, known: &Published) {
+        let Some(state) = &known.state else { return };
+        let at = known.applied_index.checked_sub(FIRST).expect("a state has an index");
+        let (_, expected) = self.entries[at as usize];
+        assert_eq!(hash_of(state), expected, "the state of {member:?} differs at {at}");
+    }
+
+    /// A member has applied this entry.
+    fn take(&mut self, member: MemberId, entry: &Entry) {
+        let what = hash_entry(entry);
+        if entry.index <= self.index() {
+            let (expected, _) = self.entries[(entry.index - FIRST) as usize];
+            assert_eq!(what, expected, "{member:?} applied another entry {}", entry.index);
+            return;
+        }
+        assert_eq!(entry.index, self.index() + 1, "entries are applied in order");
+        let is_command = entry.get_entry_type() == EntryType::EntryNormal && !entry.data.is_empty();
+        if is_command {
+            let Envelope { ticket, command } = decode(&entry.data).expect("our own commands");
+            let before = self.state.revision;
+            let outcome = self.state.apply(command);
+            let after = self.state.revision;
+            assert!(after >= before, "the revision went back");
+            assert!(outcome.is_ok() || after == before, "an error means that nothing changed");
+            self.state_changed();
+            let first = self.applied.insert(ticket, entry.index);
+            assert_eq!(first, None, "one proposal is in the log twice");
+        }
+        self.entries.push((what, hash_of(&self.state)));
+    }
+
+    fn state_changed(&mut self) {
+        let state = &self.state;
+        state.check_invariants();
+        let shards = || state.volumes.values().flat_map(|volume| &volume.shards);
+        let members = shards().flat_map(|shard| &shard.members).map(|member| member.member.0);
+        let [pods, volumes, shard_ids, member_ids] = &mut self.ids;
+        pods.see(state.pods.keys().map(|pod| pod.0).collect());
+        volumes.see(state.volumes.keys().map(|volume| volume.0).collect());
+        shard_ids.see(shards().map(|shard| shard.shard.0).collect());
+        member_ids.see(members.chain(state.catalog.keys().map(|member| member.0)).collect());
+        if state.revision != self.view.revision {
+            self.view = Arc::new(state.view());
+        }
+    }
+
+    /// The cluster as of the newest command that was carried out anywhere.
+    pub fn view(&self) -> &Arc<ClusterView> {
+        &self.view
+    }
+
+    /// The newest entry whose command was acknowledged.
+    pub fn acknowledged_index(&self) -> u64 {
+        self.acknowledged_index
+    }
+
+    /// A leader says what became of a command.
+    pub fn answered(&mut self, ticket: Ticket) {
+        let found = self.applied.get(&ticket);
+        let index = *found.expect("a command was answered before it was carried out");
+        self.acknowledged_index = self.acknowledged_index.max(index);
+    }
+
+    /// Whoever asked for a volume has been told that it is there.
+    pub fn created(&mut self, name: &str, outcome: Outcome) {
+        let found = self.state.volume_by_name(name).map(|(volume, _)| Outcome::Volume(volume));
+        assert_eq!(found, Some(outcome), "{name} was acknowledged");
+        self.created.insert(name.to_owned());
+    }
+
+    /// Whoever wanted a volume gone has been told so.
+    pub fn deleted(&mut self, name: &str) {
+        assert!(self.state.volume_by_name(name).is_none(), "{name} was deleted, and is there");
+        self.deleted.insert(name.to_owned());
+    }
+
+    /// Why the catalog has not come to rest, with nothing left to be asked: `members` are all that
+    /// there are.
+    pub fn unsettled<'a>(
+        &self,
+        members: impl Iterator<Item = (MemberId, &'a Published)>,
+    ) -> Option<String> {
+        for name in &self.created {
+            let is_there = self.state.volume_by_name(name).is_some();
+            assert_eq!(is_there, !self.deleted.contains(name), "whether there is {name}");
+        }
+        let voters: BTreeSet<MemberId> = self.state.catalog.keys().copied().collect();
+        let due = voters_due(self.state.pods.len());
+        if voters.len() != due {
+            return Some(format!("the catalog has the members {voters:?}, and {due} are due"));
+        }
+        let group = Group { voters, ..Group::default() };
+        let mut missing = group.voters.clone();
+        for (member, known) in members {
+            missing.remove(&member);
+            // At the same index they have the same state, or it would have been noticed.
+            if known.applied_index != self.index() || known.group != group {
+                let (at, is) = (known.applied_index, &known.group);
+                return Some(format!("{member:?} is at {at} of {}, in {is:?}", self.index()));
+            }
+        }
+        (!missing.is_empty()).then(|| format!("the catalog's members {missing:?} are missing"))
+    }
+}
+
+fn hash_of(state: &State) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    encode(state).hash(&mut hasher);
+    hasher.finish()
+}
+
+fn hash_entry(entry: &Entry) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (entry.term, entry.entry_type as i32, &entry.data, &entry.context).hash(&mut hasher);
+    hasher.finish()
+}
