@@ -70,6 +70,27 @@ fn r14_reads_by_quorum_trust_no_clock() {
     cluster.settle();
 }
 
+/// The leader and a follower that is being resynced have an entry that the third member does not
+/// have; then the leader is gone for good. The third cannot be elected, because its log is shorter,
+/// and the other must not serve: it is elected all the same, after a while, and gives the third its
+/// log and the leadership.
+#[test]
+fn a_longer_log_is_not_kept_from_a_group_by_a_resync() {
+    let mut cluster = cluster(21, |_| {});
+    let leader = cluster.elect();
+    let marked = MemberId(leader.0 % 3 + 1);
+    let other = MemberId(6 - leader.0 - marked.0);
+    cluster.handle(marked, Input::Resyncing(true));
+    cluster.cut.insert((leader, other));
+    let write = cluster.write(leader, 0);
+    cluster.run(20);
+    assert!(matches!(cluster.result(write), Some(Ok(_))), "two of three have it");
+    cluster.crash(leader);
+    let leads = |cluster: &Cluster| cluster.nodes[&other].role.serving;
+    assert!(cluster.run_until(30_000, leads), "the third leads in the end");
+    assert_eq!(cluster.nodes[&other].store[0].tags, [write.0; 8]);
+}
+
 #[test]
 fn broken_rules_are_noticed() {
     assert_found(Mistake::SessionsNotInstalled, r16_a_member_that_was_resynced_knows_the_sessions);

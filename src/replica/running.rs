@@ -241,6 +241,9 @@ impl Running {
         if at.is_leader {
             self.resync.tick(&mut self.outbox);
         }
+        if at.is_leader && self.votes.resyncing {
+            self.raft.hand_over(&self.applier.meta.conf.voters);
+        }
     }
 
     fn on_peer(&mut self, now: Mono, mut message: Message) {
