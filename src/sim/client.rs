@@ -9,6 +9,7 @@
 //! whole blocks meet (rule R5).
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -492,5 +493,16 @@ impl Client {
         self.out.push(bytes.into());
         let invoked = self.driver.now();
         self.requests.insert(self.next_cookie, UnderWay { first, registers, what, invoked });
+    }
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let connected = if matches!(self.state, State::Ready) { "" } else { "not " };
+        write!(f, "{connected}connected, {} requests under way", self.requests.len())?;
+        match self.requests.values().next() {
+            None => Ok(()),
+            Some(first) => write!(f, ", one of them of block {}", first.first / 2),
+        }
     }
 }

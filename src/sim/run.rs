@@ -66,9 +66,10 @@ pub enum Violation {
     #[error("seed {seed}: the history cannot be explained: {what}")]
     NotLinearizable { seed: u64, what: String },
     #[error(
-        "seed {seed}: a whole cluster{without} did not answer within {virtual_s} virtual seconds"
+        "seed {seed}: a whole cluster{without} did not answer within {virtual_s} virtual seconds: \
+         {waiting}"
     )]
-    Stuck { seed: u64, without: String, virtual_s: u64 },
+    Stuck { seed: u64, without: String, virtual_s: u64, waiting: String },
     #[error("seed {seed}: {count} requests were answered with an error")]
     Errors { seed: u64, count: u64 },
     #[error("seed {seed}: the replicas did not come to rest within {virtual_s} seconds: {what}")]
@@ -303,6 +304,8 @@ impl Run {
             }
             Fault::Volume { number, .. } => self.world.delete_volume(number),
             Fault::Stop(host) => self.world.set_stopped(host, false),
+            // What is cut off for the end of a run stays so.
+            Fault::Cut(_) | Fault::CutOneWay(..) if !self.faults_on => {}
             Fault::Cut(host) => {
                 let mended: Vec<_> = cuts(host, pods).collect();
                 self.world.kernel.borrow_mut().cut.retain(|cut| !mended.contains(cut));
@@ -359,7 +362,8 @@ impl Run {
             if self.now() > deadline {
                 let seed = self.seed;
                 let without = left_out.map_or(String::new(), |host| format!(" without pod {host}"));
-                return Err(Violation::Stuck { seed, without, virtual_s: HEAL_S });
+                let waiting = self.world.waiting();
+                return Err(Violation::Stuck { seed, without, virtual_s: HEAL_S, waiting });
             }
         }
         Ok(())

@@ -390,6 +390,15 @@ impl World {
         self.attached.iter().all(|attached| attached.client.is_done())
     }
 
+    /// The clients that have not read everything.
+    pub fn waiting(&self) -> String {
+        let waits = self.attached.iter().filter(|attached| !attached.client.is_done());
+        let texts = waits.map(|Attached { client, volume, front }| {
+            format!("a client of {volume} through pod {front}: {client}")
+        });
+        texts.collect::<Vec<String>>().join(", ")
+    }
+
     pub fn errors(&self) -> u64 {
         self.attached.iter().map(|attached| attached.client.errors).sum()
     }

@@ -75,14 +75,16 @@ impl World {
         })
     }
 
-    /// True when every shard has a majority of whole replicas in other pods than this one: then
-    /// clients need nothing of it.
+    /// True when every shard has a majority of whole replicas in other pods than this one, on disks
+    /// with space: then clients need nothing of it.
     pub fn can_spare(&self, host: Host) -> bool {
         let view = self.catalog.view();
         let mut whole: BTreeMap<ShardId, usize> = BTreeMap::new();
         for (number, pod) in self.pods.iter().enumerate() {
             let Some(worker) = pod.worker.as_ref().filter(|_| number != host) else { continue };
-            let disks = worker.report().disks.into_iter().filter(|disk| disk.failed.is_none());
+            let is_tiny = |disk| self.shape.tiny.is_some_and(|tiny| disk_id(tiny.0) == disk);
+            let disks = worker.report().disks.into_iter();
+            let disks = disks.filter(|disk| disk.failed.is_none() && !is_tiny(disk.disk));
             for member in disks.flat_map(|disk| disk.members) {
                 let is_whole = !matches!(
                     member.state,
