@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -88,9 +89,7 @@ impl SimDisk {
     }
 }
 
-/// What was written more recently than this is not yet named durable by anything else in the log:
-/// rot in there looks like a write that was torn (see `store/wal/decide.rs`), and one replica that
-/// forgets what it answered is more than replication promises to survive.
+/// What was written more recently than this does not rot.
 const FRESH_NS: u64 = 1_000_000_000;
 
 /// One file of a disk.
@@ -176,10 +175,15 @@ impl SimFile {
 
     /// Flips a bit of some page that is durable and was not written for a while; half of the time
     /// one that was written later than most, which the log may still need.
-    pub fn rot(&mut self, now: Mono, rng: &mut Rng) {
+    pub fn rot(&mut self, now: Mono, rng: &mut Rng, spared: &[Range<u64>]) {
         let is_old = |at: Mono| at != Mono(0) && at.0 + FRESH_NS < now.0;
+        let is_spared = |page: usize| {
+            let offset = (page * BLOCK_BYTES) as u64;
+            spared.iter().any(|spared| spared.contains(&offset))
+        };
         let pages = self.written.iter().zip(0usize..);
-        let mut old: Vec<_> = pages.filter(|(at, _)| is_old(**at)).collect();
+        let old = pages.filter(|(at, page)| is_old(**at) && !is_spared(*page));
+        let mut old: Vec<_> = old.collect();
         if old.is_empty() {
             return;
         }

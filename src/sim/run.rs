@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::replica::seam::ReadMode;
 use crate::sim::checks::Seen;
-use crate::sim::disk::{DiskNumber, Sick};
+use crate::sim::disk::{DiskNumber, FileName, Sick};
 use crate::sim::faults::{Fault, Plan, Planned, Targets, bad_disk, draw};
 use crate::sim::kernel::Host;
 use crate::sim::rng::Rng;
@@ -277,8 +277,12 @@ impl Run {
             Fault::LyingFlushes(disk, file) => kernel.disks[disk].sick.lies = Some((file, until)),
             Fault::Rot(disk, file, pages) => {
                 let kernel = &mut *kernel;
+                let spared = match file {
+                    FileName::Wal => kernel.checks.unmarked(disk),
+                    FileName::Data | FileName::Superblock => Vec::new(),
+                };
                 let rotting = kernel.disks[disk].file(file);
-                (0..pages).for_each(|_| rotting.rot(kernel_now, &mut kernel.rng));
+                (0..pages).for_each(|_| rotting.rot(kernel_now, &mut kernel.rng, &spared));
             }
             Fault::MoveDisk(disk, to) => {
                 drop(kernel);

@@ -25,6 +25,7 @@ mod seen;
 mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -39,7 +40,6 @@ use crate::sim::disk::{DiskNumber, SimDisk, SimFile};
 use crate::store::index::memory::MemoryIndex;
 use crate::store::seam::{IndexEdit, IndexJob, MemberRecord, Slot};
 use crate::store::superblock::{self, Superblock};
-use crate::store::wal::BatchSeq;
 use crate::store::wal::format::{Keys, decode, decode_fixed};
 use crate::types::{BLOCK_BYTES, EXTENT_BYTES, MemberId, Uuid};
 use crate::view::ClusterView;
@@ -135,7 +135,7 @@ impl Checks {
         self.keys.insert(disk, Keys { disk: superblock.disk, seed: superblock.seed });
         self.ledger.opened(disk);
         self.rings.opened(disk);
-        self.rings.tail(disk, BatchSeq(superblock.tail_seq));
+        self.rings.superblock(disk, superblock);
         self.seen.recoveries += u64::from(!members.is_empty());
         for (record, start) in members {
             self.seen.faulted += u64::from(start.faulted);
@@ -181,6 +181,7 @@ impl Checks {
     /// A write of a log is durable.
     pub fn log_write_ends(&mut self, disk: DiskNumber, token: Token) {
         for batch in self.ledger.ends(disk, token) {
+            self.rings.marked(disk, batch.header.durable_seq);
             self.seen.batch(&batch);
             self.seen.laps += u64::from(batch.header.offset == 0);
             let checked = self.raft.logged(&batch);
@@ -193,6 +194,11 @@ impl Checks {
         self.note(bounds::within(load, budgets, connections));
     }
 
+    /// Where the log of a disk must not rot: see [`RingChecks::unmarked`].
+    pub fn unmarked(&self, disk: DiskNumber) -> Vec<Range<u64>> {
+        self.rings.unmarked(disk)
+    }
+
     /// What is durable of a superblock has changed.
     pub fn superblock_written(&mut self, disk: DiskNumber, file: &SimFile) {
         let mut pages = vec![0; superblock::FILE_BYTES];
@@ -200,7 +206,7 @@ impl Checks {
         let mut copies = pages.chunks(BLOCK_BYTES);
         let copies = std::array::from_fn(|_| copies.next().expect("as many as there are copies"));
         if let Ok(superblock) = superblock::choose(&copies) {
-            self.rings.tail(disk, BatchSeq(superblock.tail_seq));
+            self.rings.superblock(disk, &superblock);
         }
     }
 

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use crate::sim::checks::Wrong;
 use crate::sim::disk::DiskNumber;
+use crate::store::superblock::Superblock;
 use crate::store::wal::BatchSeq;
 use crate::store::wal::format::Header;
 
@@ -20,19 +21,36 @@ struct Ring {
     tail: BatchSeq,
     /// Where batches were written since the disk was opened, from the tail on.
     batches: BTreeMap<BatchSeq, Range<u64>>,
+    /// Those that nothing durable names as durable, from before the disk was opened, too.
+    unmarked: BTreeMap<BatchSeq, Range<u64>>,
 }
 
 impl RingChecks {
     /// What was cut off at the start is not known here: earlier batches are not looked at.
     pub fn opened(&mut self, disk: DiskNumber) {
-        self.disks.remove(&disk);
+        self.disks.entry(disk).or_default().batches.clear();
     }
 
-    /// What is durable of the superblock names this batch as the tail.
-    pub fn tail(&mut self, disk: DiskNumber, tail: BatchSeq) {
+    /// What is durable of the superblock.
+    pub fn superblock(&mut self, disk: DiskNumber, superblock: &Superblock) {
         let ring = self.disks.entry(disk).or_default();
-        ring.tail = tail;
-        ring.batches = ring.batches.split_off(&tail);
+        ring.tail = BatchSeq(superblock.tail_seq);
+        ring.batches = ring.batches.split_off(&ring.tail);
+        self.marked(disk, BatchSeq(superblock.durable_seq));
+    }
+
+    /// Something durable says that everything up to this batch is.
+    pub fn marked(&mut self, disk: DiskNumber, mark: BatchSeq) {
+        let ring = self.disks.entry(disk).or_default();
+        ring.unmarked = ring.unmarked.split_off(&BatchSeq(mark.0 + 1));
+    }
+
+    /// Where damage would look like a write that power failed in, because nothing durable says
+    /// otherwise yet: what a replica answered for in there it would forget, and not notice. That is
+    /// more than replication promises to survive.
+    pub fn unmarked(&self, disk: DiskNumber) -> Vec<Range<u64>> {
+        let ring = self.disks.get(&disk);
+        ring.map_or(Vec::new(), |ring| ring.unmarked.values().cloned().collect())
     }
 
     /// A batch is written.
@@ -48,7 +66,8 @@ impl RingChecks {
                 "disk {disk}: batch {seq} overwrites {lost}, and the superblock's tail is {tail}"
             ));
         }
-        ring.batches.insert(header.seq, written);
+        ring.batches.insert(header.seq, written.clone());
+        ring.unmarked.insert(header.seq, written);
         Ok(())
     }
 }
