@@ -106,6 +106,22 @@ impl Member {
         }
     }
 
+    /// True when this very entry is in the log, or was and is applied.
+    pub fn has_entry(&self, index: u64, term: u64) -> bool {
+        match &self.state {
+            State::Running(running) => running.has_entry(index, term),
+            State::Faulted => false,
+        }
+    }
+
+    /// What it knows to be committed.
+    pub fn committed(&self) -> u64 {
+        match &self.state {
+            State::Running(running) => running.committed(),
+            State::Faulted => 0,
+        }
+    }
+
     /// Writes that were taken and not handed out to be appended yet.
     pub fn unappended(&self) -> Unappended {
         match &self.state {

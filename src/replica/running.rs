@@ -406,6 +406,14 @@ impl Running {
         Ok(())
     }
 
+    pub fn has_entry(&self, index: u64, term: u64) -> bool {
+        index <= self.applied_index || self.raft.raw.raft.raft_log.match_term(index, term)
+    }
+
+    pub fn committed(&self) -> u64 {
+        self.raft.committed()
+    }
+
     /// Payload and overhead of proposals under way.
     pub fn proposed_bytes(&self) -> usize {
         self.writes.bytes()

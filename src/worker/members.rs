@@ -3,11 +3,10 @@
 use raft::eraftpb::{EntryType, Message};
 
 use crate::net::message::PeerMessage;
-use crate::replica::command::{self, Command, CommandError};
+use crate::replica::command::{self, Command};
 use crate::replica::member::Member;
 use crate::replica::message;
 use crate::replica::seam::{Append, Applied, Change, Input, Output, ReqId, Role};
-use crate::store::lane::Refusal;
 use crate::store::seam::{
     AppendRequest, ApplyRequest, Change as StoreChange, HardState, LogEntry, ResetPoint,
     WholeExtents,
@@ -22,10 +21,6 @@ use crate::worker::follow::Demand;
 use crate::worker::reads::{BlockRead, ReadTarget};
 use crate::worker::requests::Waiter;
 use crate::worker::resync::Resync;
-
-/// A peer with less free space takes no change that needs new space: what is under way to it and
-/// not yet announced fits in here.
-const PEER_SPACE_BYTES_MIN: u64 = 16 << 20;
 
 /// One member of this worker.
 pub struct MemberRuntime {
@@ -116,37 +111,6 @@ impl Worker {
             Some(error) => self.answer(req, Err(error)),
             None => self.input(member, Input::Client { req, term, origin, op }),
         }
-    }
-
-    /// Rules R9 and R10 on the leader: the log has room, and a majority can take the change.
-    fn admit(
-        &self,
-        lane: u8,
-        member: MemberId,
-        payload_bytes: u64,
-        ranges: &[BlockRange],
-    ) -> Option<BlockError> {
-        refusal(self.lanes[usize::from(lane)].lane.admit(member, payload_bytes, ranges))
-    }
-
-    /// Rule R10: ENOSPC before proposing when a majority could not take what needs new space.
-    fn refuse_without_space(
-        &self,
-        runtime: &MemberRuntime,
-        member: MemberId,
-        payload_bytes: u64,
-        ranges: &[BlockRange],
-    ) -> Option<BlockError> {
-        let lane = &self.lanes[usize::from(runtime.lane)].lane;
-        if payload_bytes == 0 || !lane.allocates(member, ranges) {
-            return None;
-        }
-        let has_space = |peer: &&MemberView| {
-            self.peers.free_bytes(peer.disk).is_none_or(|free| free > PEER_SPACE_BYTES_MIN)
-        };
-        let able = 1 + runtime.peers.iter().filter(has_space).count();
-        let voters = 1 + runtime.peers.len();
-        (able * 2 <= voters).then_some(BlockError::NoSpace)
     }
 
     /// Polls a member and carries out its outputs, in order.
@@ -263,7 +227,9 @@ impl Worker {
     /// A Raft message from a peer. Entries are taken only while the lane has room for them
     /// (rule R9): Raft sends a refused append again.
     pub fn raft_message(&mut self, to: MemberId, header: &[u8], payloads: Vec<bytes::Bytes>) {
-        let Some(runtime) = self.members.get(&to) else { return };
+        if !self.members.contains_key(&to) {
+            return;
+        }
         let mut message = match message::join(header, payloads) {
             Ok(message) => message,
             Err(error) => {
@@ -280,8 +246,8 @@ impl Worker {
                 // The leader sends them again.
                 return;
             }
-            match self.admit_entries(runtime.lane, to, &message) {
-                Ok(0) => return,
+            match self.admit_entries(to, &message) {
+                Ok(0) if !self.tells_of_commits(to, &message) => return,
                 // Raft acknowledges what it took, and the leader sends the rest again.
                 Ok(count) => message.entries.truncate(count),
                 Err(error) => {
@@ -291,35 +257,6 @@ impl Worker {
             }
         }
         self.input(to, Input::Peer(Box::new(message)));
-    }
-
-    /// How many entries of a message, from the first on, the lane has room for: all, or those of
-    /// earlier terms, or a half as many times as it takes. A message may be larger than what a small
-    /// log takes at a time.
-    fn admit_entries(
-        &self,
-        lane: u8,
-        to: MemberId,
-        message: &Message,
-    ) -> Result<usize, CommandError> {
-        let entries: &[raft::eraftpb::Entry] = &message.entries;
-        let earlier = entries.iter().take_while(|entry| entry.term < message.term).count();
-        let lane = &self.lanes[usize::from(lane)].lane;
-        let mut count = entries.len();
-        while count > 0 {
-            let taken = &entries[..count];
-            let payload_bytes = taken.iter().map(|entry| entry.data.len() as u64).sum();
-            let ranges = ranges(taken)?;
-            let admitted = match count <= earlier {
-                true => lane.admit_earlier_term(to, payload_bytes, &ranges),
-                false => lane.admit(to, payload_bytes, &ranges),
-            };
-            let Some(error) = refusal(admitted) else { break };
-            let space = lane.space();
-            tracing::debug!(member = %to, payload_bytes, ?space, %error, "entries are refused");
-            count = if count > earlier && earlier > 0 { earlier } else { count / 2 };
-        }
-        Ok(count)
     }
 
     /// Answers a request once.
@@ -375,30 +312,6 @@ impl Worker {
             self.input(member, Input::TransferLeader(to));
         }
     }
-}
-
-/// What a refusal of the lane is called.
-fn refusal(admitted: Result<(), Refusal>) -> Option<BlockError> {
-    match admitted {
-        Ok(()) => None,
-        Err(Refusal::LogFull) => Some(BlockError::Busy),
-        Err(Refusal::NoSpace) => Some(BlockError::NoSpace),
-    }
-}
-
-/// The blocks that entries change.
-fn ranges(entries: &[raft::eraftpb::Entry]) -> Result<Vec<BlockRange>, CommandError> {
-    let mut ranges = Vec::new();
-    for entry in entries.iter().filter(|entry| !entry.context.is_empty()) {
-        if entry.entry_type != EntryType::EntryNormal {
-            continue;
-        }
-        match command::decode(&entry.context)?.1 {
-            Command::Write { range, .. } | Command::Zero { range, .. } => ranges.push(range),
-            Command::Touch | Command::Opaque => {}
-        }
-    }
-    Ok(ranges)
 }
 
 /// What the lane has to know of an entry that writes whole extents and nothing else.

@@ -4,6 +4,7 @@
 //! Invariant: everything that a worker does follows from its driver, its mailbox and its index
 //! runners; the simulator replaces those three and runs this very code.
 
+mod admission;
 mod clients;
 mod disks;
 mod follow;
