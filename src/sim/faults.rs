@@ -101,12 +101,9 @@ pub enum Plan {
 pub struct Targets {
     pub pods: usize,
     pub disks: usize,
+    /// The one that loses what it has.
+    pub bad_disk: DiskNumber,
     pub clients: usize,
-}
-
-/// The one disk that loses what it has.
-pub fn bad_disk(seed: u64, disks: usize) -> DiskNumber {
-    (seed % disks as u64) as DiskNumber
 }
 
 /// Of how many kinds [`draw`] knows.
@@ -118,7 +115,7 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
     // Swarm testing: a run in which some kinds never happen gets further with the others.
     let mut weights: Vec<u64> = (0..KINDS).map(|_| rng.below(3)).collect();
     weights[0] += 1;
-    let bad_disk = bad_disk(seed, targets.disks);
+    let bad_disk = targets.bad_disk;
     let mut at = Duration::from_secs(3);
     let mut planned = Vec::new();
     while at < until {
@@ -160,7 +157,7 @@ fn draw_one(
     number: u64,
     rng: &mut Rng,
 ) -> Fault {
-    let Targets { pods, disks, clients } = targets;
+    let Targets { pods, disks, clients, .. } = targets;
     let host = rng.below(pods as u64) as Host;
     let other = (host + 1 + rng.below(pods as u64 - 1) as usize) % pods;
     let disk = rng.below(disks as u64) as DiskNumber;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::replica::seam::ReadMode;
 use crate::sim::checks::Seen;
-use crate::sim::disk::{DiskNumber, FileName, Sick};
-use crate::sim::faults::{Fault, Plan, Planned, Targets, bad_disk, draw};
+use crate::sim::disk::{FileName, Sick};
+use crate::sim::faults::{Fault, Plan, Planned, Targets, draw};
 use crate::sim::kernel::Host;
 use crate::sim::rng::Rng;
 use crate::sim::shape::Shape;
@@ -39,8 +39,8 @@ impl Options {
     /// The faults of this run, with their numbers.
     pub fn faults(&self) -> Vec<(usize, Planned)> {
         let shape = Shape::draw(self.seed);
-        let (pods, clients) = (shape.pods, shape.clients);
-        let targets = Targets { pods, disks: pods * shape.disks_per_pod, clients };
+        let Shape { pods, clients, bad_disk, .. } = shape;
+        let targets = Targets { pods, disks: pods * shape.disks_per_pod, bad_disk, clients };
         let all = draw(self.plan, self.seed, targets, self.faults_for);
         let wanted = |number: &usize| self.only.as_ref().is_none_or(|only| only.contains(number));
         all.into_iter().enumerate().filter(|(number, _)| wanted(number)).collect()
@@ -178,8 +178,7 @@ impl Run {
         if unbounded {
             kernel.checks.expect_nothing();
         }
-        let disks = kernel.disks.len();
-        kernel.checks.distrust(bad_disk(options.seed, disks));
+        kernel.checks.distrust(run.world.shape.bad_disk);
         let mut rng = Rng::new(options.seed ^ 0xd41f7);
         if rng.one_in(2) {
             for host in 0..pods {
@@ -345,7 +344,7 @@ impl Run {
         let pods = self.world.shape.pods;
         let lost = self.faults.iter().any(|(_, planned)| planned.fault.destroys());
         let left_out = match lost {
-            true => self.world.host_of(self.bad_disk()),
+            true => self.world.host_of(self.world.shape.bad_disk),
             false => Rng::new(self.seed ^ 0x0a11).below(pods as u64) as Host,
         };
         self.heal_but(Some(left_out));
@@ -399,10 +398,6 @@ impl Run {
         }
     }
 
-    fn bad_disk(&self) -> DiskNumber {
-        bad_disk(self.seed, self.world.kernel.borrow().disks.len())
-    }
-
     fn now(&self) -> Mono {
         self.world.kernel.borrow().now
     }
@@ -429,7 +424,7 @@ impl Run {
             }
             self.step_for(LOOK_EVERY)?;
         }
-        let faulted = self.world.faulted_elsewhere(self.bad_disk());
+        let faulted = self.world.faulted_elsewhere(self.world.shape.bad_disk);
         faulted.map_or(Ok(()), |what| Err(Violation::Faulted { seed, what }))
     }
 

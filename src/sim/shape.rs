@@ -25,6 +25,9 @@ pub struct Shape {
     pub is_tight: bool,
     /// A disk that has room for so many bytes only.
     pub tiny: Option<(DiskNumber, u64)>,
+    /// The one that may lose what it has; where one is tiny, that: replication promises to survive
+    /// one disk that does not do its part.
+    pub bad_disk: DiskNumber,
     pub log_tail_bytes: usize,
     pub overlay_cache_bytes: usize,
     pub redirect_bytes_min: usize,
@@ -67,6 +70,7 @@ impl Shape {
             data_bytes: 64 << 20,
             is_tight: false,
             tiny: None,
+            bad_disk: 0,
             log_tail_bytes: one_of(rng, [16 << 10, 256 << 10, 1 << 20]),
             overlay_cache_bytes: one_of(rng, [0, 64 << 10, 1 << 20]),
             redirect_bytes_min: one_of(rng, [64 << 10, 128 << 10, usize::MAX]),
@@ -83,6 +87,8 @@ impl Shape {
             }
             _ => {}
         }
+        let disks = (shape.pods * shape.disks_per_pod) as u64;
+        shape.bad_disk = shape.tiny.map_or((seed % disks) as DiskNumber, |tiny| tiny.0);
         if shape.load.halves {
             (shape.fronts, shape.clients) = (2, 2 + shape.clients % 2);
         }

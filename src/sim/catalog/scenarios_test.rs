@@ -37,6 +37,7 @@ impl Scenario {
             data_bytes: 64 << 20,
             is_tight: false,
             tiny: None,
+            bad_disk: 0,
             log_tail_bytes: 1 << 20,
             overlay_cache_bytes: 0,
             redirect_bytes_min: usize::MAX,
