@@ -48,6 +48,8 @@ enum PlanName {
     Mixed,
     /// Bits that flip in the slots of one disk, again and again, and nothing else
     Rot,
+    /// Clocks that stop, again and again, and nothing else
+    Clocks,
     /// Those that the seed picks; any disk may lose what it has
     Unbounded,
 }
@@ -57,6 +59,7 @@ impl From<PlanName> for Plan {
         match name {
             PlanName::Mixed => Plan::Mixed,
             PlanName::Rot => Plan::Rot,
+            PlanName::Clocks => Plan::Clocks,
             PlanName::Unbounded => Plan::Unbounded,
         }
     }

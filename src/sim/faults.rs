@@ -47,6 +47,9 @@ pub enum Fault {
     LyingFlushes(DiskNumber, FileName),
     /// A disk is pulled and plugged into this pod; both are without power meanwhile.
     MoveDisk(DiskNumber, Host),
+    /// The clock of a pod stands still, and it is cut off from the others: a virtual machine that is
+    /// moved. No lease stands that.
+    ClockStops(Host),
     /// Not a fault: a volume is made, with a client of its own, and deleted when this ends.
     Volume {
         number: u64,
@@ -92,6 +95,8 @@ pub enum Plan {
     Mixed,
     /// Bits flip in the slots of one pod, again and again, and nothing else happens.
     Rot,
+    /// Clocks that stop, again and again, and nothing else happens.
+    Clocks,
     /// Those that the seed picks, and any disk may lose what it has: nothing is sure to survive.
     Unbounded,
 }
@@ -120,6 +125,7 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
     let mut planned = Vec::new();
     while at < until {
         let fault = match plan {
+            Plan::Clocks => Fault::ClockStops(rng.below(targets.pods as u64) as Host),
             Plan::Rot => Fault::Rot(bad_disk, FileName::Data, rng.between(1, 20)),
             Plan::Mixed => {
                 let kind = pick(&weights, &mut rng);

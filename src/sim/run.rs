@@ -25,6 +25,8 @@ pub struct Options {
     pub only: Option<Vec<usize>>,
     /// Clients ask for so many things while there are faults, and then for nothing more.
     pub requests: Option<u64>,
+    /// Instead of what the seed draws.
+    pub reads: Option<ReadMode>,
     /// A line for everything that happens.
     pub prints: bool,
 }
@@ -32,8 +34,8 @@ pub struct Options {
 impl Options {
     /// A seed with all faults that it draws.
     pub fn new(seed: u64, faults_for: Duration) -> Options {
-        let (plan, only, requests) = (Plan::Mixed, None, None);
-        Options { seed, faults_for, plan, only, requests, prints: false }
+        let (plan, only, requests, reads) = (Plan::Mixed, None, None, None);
+        Options { seed, faults_for, plan, only, requests, reads, prints: false }
     }
 
     /// The faults of this run, with their numbers.
@@ -95,6 +97,9 @@ const GOVERN_EVERY: Duration = Duration::from_millis(100);
 const BEGIN: u64 = 1 << 16;
 const END: u64 = 1 << 17;
 
+/// As good as not at all; more would make the time of a pod go back.
+const CLOCK_STOPS_PPM: i64 = -999_999;
+
 /// How long a whole cluster may take to answer everything.
 const HEAL_S: u64 = 120;
 /// How long the replicas may take to come to rest after that.
@@ -133,7 +138,7 @@ fn run_and_check(options: &Options) -> Result<Outcome, Violation> {
     }
     match options.plan {
         Plan::Unbounded => run.end_without_promises()?,
-        Plan::Mixed | Plan::Rot => {
+        Plan::Mixed | Plan::Rot | Plan::Clocks => {
             run.majority_answers()?;
             run.heal();
             run.all_answer(None)?;
@@ -162,7 +167,8 @@ fn run_and_check(options: &Options) -> Result<Outcome, Violation> {
 
 impl Run {
     fn new(options: &Options) -> Run {
-        let shape = Shape::draw(options.seed);
+        let mut shape = Shape::draw(options.seed);
+        shape.reads = options.reads.unwrap_or(shape.reads);
         let pods = shape.pods;
         let unbounded = options.plan == Plan::Unbounded;
         let mut run = Run {
@@ -180,7 +186,7 @@ impl Run {
         }
         kernel.checks.distrust(run.world.shape.bad_disk);
         let mut rng = Rng::new(options.seed ^ 0xd41f7);
-        if rng.one_in(2) {
+        if options.plan != Plan::Clocks && rng.one_in(2) {
             for host in 0..pods {
                 let ppm = rng.below(2 * DRIFT_PPM_MAX) as i64 - DRIFT_PPM_MAX as i64;
                 kernel.drift(host, ppm);
@@ -262,6 +268,10 @@ impl Run {
                 self.world.set_stopped(host, true);
             }
             Fault::Cut(host) => kernel.cut.extend(cuts(host, pods)),
+            Fault::ClockStops(host) => {
+                kernel.cut.extend(cuts(host, pods));
+                kernel.drift(host, CLOCK_STOPS_PPM);
+            }
             Fault::CutOneWay(from, to) => kernel.cut.push((from, to)),
             Fault::Resets(host) => drop(kernel.resets_until.insert(host, until)),
             Fault::SlowLinks(host) => drop(kernel.slow_until.insert(host, until)),
@@ -308,8 +318,11 @@ impl Run {
             Fault::Volume { number, .. } => self.world.delete_volume(number),
             Fault::Stop(host) => self.world.set_stopped(host, false),
             // What is cut off for the end of a run stays so.
-            Fault::Cut(_) | Fault::CutOneWay(..) if !self.faults_on => {}
-            Fault::Cut(host) => {
+            Fault::Cut(_) | Fault::CutOneWay(..) | Fault::ClockStops(_) if !self.faults_on => {}
+            Fault::Cut(host) | Fault::ClockStops(host) => {
+                if let Fault::ClockStops(host) = fault {
+                    self.world.kernel.borrow_mut().drift(host, 0);
+                }
                 let mended: Vec<_> = cuts(host, pods).collect();
                 self.world.kernel.borrow_mut().cut.retain(|cut| !mended.contains(cut));
             }
