@@ -48,6 +48,12 @@ pub enum Mistake {
     SequenceReused,
     /// R9: ordinary entries may fill the log to its last byte.
     NoReserve,
+    /// R9: entries that are here already take room again, and are refused for want of it.
+    EntriesCountedTwice,
+    /// R9: a message whose entries find no room is dropped, and with it the news of commits.
+    FullLogIsDeaf,
+    /// R9: entries of earlier terms get no more room than new ones.
+    EarlierTermsRefused,
     /// R10: entries are admitted without a slot for each.
     AdmittedWithoutSpace,
     /// R11: a trim clears *present* above another layer.
@@ -92,6 +98,8 @@ pub enum Mistake {
     HardStateNotLogged,
     /// The HardState of a Ready is written with a later batch than its entries.
     HardStateAfterEntries,
+    /// A member that is being resynced is never elected, whoever else could be.
+    ResyncNeverElected,
     /// A resync leaves what its source does not have any more.
     ResyncKeepsExtents,
     /// A resync says that it reflects everything up to its end: what was written meanwhile to what

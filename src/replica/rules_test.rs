@@ -95,4 +95,5 @@ fn a_longer_log_is_not_kept_from_a_group_by_a_resync() {
 fn broken_rules_are_noticed() {
     assert_found(Mistake::SessionsNotInstalled, r16_a_member_that_was_resynced_knows_the_sessions);
     assert_found(Mistake::LeaseDespiteQuorum, r14_reads_by_quorum_trust_no_clock);
+    assert_found(Mistake::ResyncNeverElected, a_longer_log_is_not_kept_from_a_group_by_a_resync);
 }

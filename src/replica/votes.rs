@@ -83,6 +83,9 @@ impl Votes {
 
     /// Whether an election may start at the next tick.
     pub fn may_campaign(&self, now: Mono, at: &Situation) -> bool {
+        if self.resyncing && planted(Mistake::ResyncNeverElected) {
+            return false;
+        }
         let patience = if self.resyncing { RESYNCING_PATIENCE } else { Duration::ZERO };
         !at.resetting && at.initialised && now >= self.quiet_until + patience
     }

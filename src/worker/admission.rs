@@ -2,6 +2,7 @@
 
 use raft::eraftpb::{Entry, EntryType, Message};
 
+use crate::planted::{Mistake, planted};
 use crate::replica::command::{self, Command, CommandError};
 use crate::store::lane::Refusal;
 use crate::types::{BlockError, BlockRange, MemberId};
@@ -58,7 +59,10 @@ impl Worker {
         let entries: &[Entry] = &message.entries;
         // They take no room again, and the leader must hear that they are here: what it does not
         // know of is not committed, and stays where it is.
-        let is_here = |entry: &&Entry| runtime.member.has_entry(entry.index, entry.term);
+        let is_here = |entry: &&Entry| {
+            let has_it = runtime.member.has_entry(entry.index, entry.term);
+            has_it && !planted(Mistake::EntriesCountedTwice)
+        };
         let here = entries.iter().take_while(is_here).count();
         let earlier = entries.iter().take_while(|entry| entry.term < message.term).count();
         let lane = &self.lanes[usize::from(runtime.lane)].lane;
@@ -67,7 +71,7 @@ impl Worker {
             let taken = &entries[here..count];
             let payload_bytes = taken.iter().map(|entry| entry.data.len() as u64).sum();
             let ranges = ranges(taken)?;
-            let admitted = match count <= earlier {
+            let admitted = match count <= earlier && !planted(Mistake::EarlierTermsRefused) {
                 true => lane.admit_earlier_term(to, payload_bytes, &ranges),
                 false => lane.admit(to, payload_bytes, &ranges),
             };
@@ -86,7 +90,7 @@ impl Worker {
     /// what is committed can be applied, and makes room.
     pub(super) fn tells_of_commits(&self, to: MemberId, message: &Message) -> bool {
         let known = self.members.get(&to).map_or(0, |runtime| runtime.member.committed());
-        message.commit.min(message.index) > known
+        message.commit.min(message.index) > known && !planted(Mistake::FullLogIsDeaf)
     }
 }
 

@@ -5,6 +5,8 @@
 //! runners; the simulator replaces those three and runs this very code.
 
 mod admission;
+#[cfg(test)]
+mod admission_test;
 mod clients;
 mod disks;
 mod follow;

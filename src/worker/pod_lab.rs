@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use raft::eraftpb::Message;
 
 use crate::front::nbd::wire;
 use crate::io::buffer::Pool;
@@ -17,6 +18,7 @@ use crate::io::driver::{
     Wake, Waker,
 };
 use crate::limits::{Budgets, TICK};
+use crate::replica::message;
 use crate::replica::seam::ReadMode;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::lane::{LaneConfig, LaneFiles};
@@ -304,6 +306,21 @@ impl Pod {
         let report = self.worker.report();
         let members = &report.disks[0].members;
         members.iter().find(|found| found.member == member).map(|found| found.state)
+    }
+
+    /// A Raft message from another pod.
+    pub fn raft(&mut self, message: Message) {
+        let to = MemberId(message.to);
+        let (header, payloads) = message::split(message);
+        self.worker.raft_message(to, &header, payloads);
+    }
+
+    pub fn has_entry(&self, member: MemberId, index: u64, term: u64) -> bool {
+        self.worker.members[&member].member.has_entry(index, term)
+    }
+
+    pub fn applied(&self, member: MemberId) -> u64 {
+        self.worker.members[&member].member.applied_index()
     }
 
     /// True when others may be resynced from this member.

@@ -1,0 +1,99 @@
+//! What a follower with a full log takes in (rule R9): a log that is full of what is not committed
+//! has room again only when the leader's next messages can say what is.
+
+use bytes::Bytes;
+use raft::eraftpb::{Entry, Message, MessageType};
+
+use super::pod_lab::{Pod, view, volume};
+use crate::io::buffer::Pool;
+use crate::limits::Budgets;
+use crate::planted::{Mistake, assert_found};
+use crate::replica::command::encode_write;
+use crate::types::{BLOCK_BYTES, Block, BlockRange, MemberId, Origin, PodId};
+
+const FOLLOWER: MemberId = MemberId(11);
+const LEADER: MemberId = MemberId(12);
+/// Of a write that goes to the log whatever its size: no whole extent.
+const BLOCKS: u32 = 15;
+const TERM: u64 = 2;
+
+/// A pod with a follower of a group of three; the test plays the leader.
+fn follower() -> Pod {
+    let mut pod = Pod::new(Budgets::default());
+    pod.view(view(1, vec![volume(1, "v", &[1, 2, 3])]));
+    pod.run_until("the replica is there", |pod| pod.state_of(FOLLOWER).is_some());
+    pod
+}
+
+/// Entries of these indexes, after one of the same term, as the leader sends them.
+fn append(indexes: std::ops::Range<u64>, entries_term: u64, commit: u64) -> Message {
+    let mut message = Message::default();
+    message.set_msg_type(MessageType::MsgAppend);
+    (message.from, message.to, message.term) = (LEADER.0, FOLLOWER.0, TERM);
+    message.index = indexes.start - 1;
+    message.log_term = if message.index == 0 { 0 } else { entries_term };
+    message.commit = commit;
+    let pool = Pool::default();
+    let entry = |index: u64| Entry {
+        index,
+        term: entries_term,
+        data: pool.copy(&[7; BLOCKS as usize * BLOCK_BYTES]),
+        context: context(index),
+        ..Entry::default()
+    };
+    message.set_entries(indexes.map(entry).collect::<Vec<Entry>>().into());
+    message
+}
+
+fn context(index: u64) -> Bytes {
+    let origin = Origin { attachment_epoch: 0, front_end: PodId(2), session: 1 };
+    let range = BlockRange { first: Block(index as u32 % 100 * 16), count: BLOCKS };
+    encode_write(origin, range, &[0; BLOCKS as usize])
+}
+
+/// Sends one entry after the other until one is refused; returns how many were taken.
+fn fill(pod: &mut Pod, entries_term: u64) -> u64 {
+    for index in 1.. {
+        pod.raft(append(index..index + 1, entries_term, 0));
+        pod.round();
+        if !pod.has_entry(FOLLOWER, index, entries_term) {
+            return index - 1;
+        }
+    }
+    unreachable!("a log is not endless")
+}
+
+#[test]
+fn r9_entries_of_an_earlier_term_may_take_more_than_new_ones() {
+    let (new, earlier) = (fill(&mut follower(), TERM), fill(&mut follower(), TERM - 1));
+    assert!(new > 4, "{new}");
+    assert!(earlier >= 2 * new - 1, "{earlier} of an earlier term, {new} of this one");
+}
+
+/// The answer to some entries was lost, so the leader sends them again, and more behind them.
+#[test]
+fn r9_entries_that_are_here_take_no_room_again() {
+    let mut pod = follower();
+    let taken = fill(&mut pod, TERM);
+    pod.raft(append(1..taken + 9, TERM, taken));
+    pod.run_until("what is committed is applied", |pod| pod.applied(FOLLOWER) == taken);
+}
+
+/// The leader knows of all that is here, and sends only what finds no room.
+#[test]
+fn r9_a_follower_whose_log_is_full_hears_of_commits() {
+    let mut pod = follower();
+    let taken = fill(&mut pod, TERM);
+    pod.raft(append(taken + 1..taken + 9, TERM, taken));
+    pod.run_until("what is committed is applied", |pod| pod.applied(FOLLOWER) == taken);
+}
+
+#[test]
+fn broken_rules_are_noticed() {
+    assert_found(Mistake::EntriesCountedTwice, r9_entries_that_are_here_take_no_room_again);
+    assert_found(Mistake::FullLogIsDeaf, r9_a_follower_whose_log_is_full_hears_of_commits);
+    assert_found(
+        Mistake::EarlierTermsRefused,
+        r9_entries_of_an_earlier_term_may_take_more_than_new_ones,
+    );
+}
