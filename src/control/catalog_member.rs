@@ -16,6 +16,7 @@ use crate::control::command::{Command, Envelope, Outcome, Ticket, decode, encode
 use crate::control::reconcile::{Group, MembershipChange};
 use crate::control::state::{CatalogError, State};
 use crate::control::storage::{MemberRow, MemberStorage, Recovered, Snapshot};
+use crate::io::buffer::Pool;
 use crate::limits::{SHARD_PROPOSAL_BYTES_MAX, TICK};
 use crate::planted::{Mistake, planted};
 use crate::replica::member::Member;
@@ -160,6 +161,7 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
             log_tail_bytes: kept.log_tail_bytes,
             proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
             reads: ReadMode::Lease,
+            pool: Pool::default(),
         };
         let known = Published {
             state: snapshot.state.map(Arc::new),

@@ -120,6 +120,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({} bytes in use)", self.in_use_bytes())
+    }
+}
+
 impl Pool {
     /// A buffer of `len` bytes (its contents are unspecified), aligned to 4 KiB.
     pub fn take(&self, len: usize) -> AlignedBuf {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState, Message};
 
+use crate::io::buffer::Pool;
 use crate::limits::SHARD_PROPOSAL_BYTES_MAX;
 use crate::replica::apply::Applier;
 use crate::replica::member::Member;
@@ -255,6 +256,7 @@ impl Cluster {
             log_tail_bytes,
             proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
             reads: self.reads,
+            pool: Pool::default(),
         };
         node.member = Some(Member::start(config, start, now));
         (node.store, node.meta, node.applied) = (store, meta, applied);

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Message, MessageType};
 
+use crate::io::buffer::Pool;
 use crate::limits::{ELECTION_TICKS, SHARD_PROPOSAL_BYTES_MAX};
 use crate::planted::{Mistake, assert_found};
 use crate::replica::harness::{BLOCKS, Call, Cluster, Faults};
@@ -485,6 +486,7 @@ fn config() -> MemberConfig {
         log_tail_bytes: 0,
         proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
         reads: ReadMode::Lease,
+        pool: Pool::default(),
     }
 }
 

@@ -98,7 +98,7 @@ impl Running {
             first_block_in_volume: config.first_block_in_volume,
         };
         raft.raw.mut_store().compact_to(config.log_tail_bytes, None);
-        let writes = Writes::new(geometry, config.proposal_bytes_max);
+        let writes = Writes::new(geometry, config.proposal_bytes_max, config.pool.clone());
         let reads = Reads::new(config.reads);
         Ok(Running {
             config,

@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState, Message};
 
+use crate::io::buffer::Pool;
 use crate::types::{
     Block, BlockError, BlockRange, MemberId, Origin, ShardId, ShardOp, ShardReply, VolumeId,
 };
@@ -33,6 +34,8 @@ pub struct MemberConfig {
     /// Bytes of proposals under way.
     pub proposal_bytes_max: usize,
     pub reads: ReadMode,
+    /// Where blocks come from that are merged here.
+    pub pool: Pool,
 }
 
 /// How a leader knows that nobody else leads when it serves a read (rule R14).

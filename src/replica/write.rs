@@ -62,6 +62,8 @@ pub struct Writes {
     /// Payload and overhead of everything here, and its bound.
     charged_bytes: usize,
     bytes_max: usize,
+    /// For blocks that are put together here.
+    pool: Pool,
     next_ticket: u64,
 }
 
@@ -93,7 +95,7 @@ enum Stage {
 }
 
 impl Writes {
-    pub fn new(geometry: Geometry, bytes_max: usize) -> Writes {
+    pub fn new(geometry: Geometry, bytes_max: usize, pool: Pool) -> Writes {
         Writes {
             geometry,
             blocked: Vec::new(),
@@ -104,6 +106,7 @@ impl Writes {
             passed: 0,
             charged_bytes: 0,
             bytes_max,
+            pool,
             next_ticket: 0,
         }
     }
@@ -250,7 +253,8 @@ impl Writes {
         let at = self.blocked.iter().position(|held| held.stage == wanted)?;
         let held = self.blocked.remove(at);
         self.recheck = true;
-        let merged = result.and_then(|base| merge(&self.geometry, held.origin, &held.op, base));
+        let merged =
+            result.and_then(|base| merge(&self.pool, &self.geometry, held.origin, &held.op, base));
         match merged {
             Ok(entry) => {
                 self.wait(held.req, held.charge, held.op.range(), entry);
@@ -385,6 +389,7 @@ fn whole_entry(origin: Origin, op: ShardOp) -> Entry {
 
 /// The whole block that a partial write makes of `base`, as an entry.
 fn merge(
+    pool: &Pool,
     geometry: &Geometry,
     origin: Origin,
     op: &ShardOp,
@@ -393,7 +398,7 @@ fn merge(
     let ShardOp::WritePartial { block, offset_bytes, data } = op else {
         unreachable!("only partial writes ask for a base");
     };
-    let mut whole = Pool::default().take(BLOCK_BYTES);
+    let mut whole = pool.take(BLOCK_BYTES);
     match base {
         Some(base) if base.len() == BLOCK_BYTES => whole.copy_from_slice(&base),
         Some(_) => return Err(BlockError::MediaFault),
@@ -418,7 +423,7 @@ mod tests {
         let volume = VolumeId(1);
         for mib in [8, 20] {
             let geometry = Geometry { blocks: 1 << 18, volume, first_block_in_volume: 0 };
-            let mut writes = Writes::new(geometry, mib * LEN);
+            let mut writes = Writes::new(geometry, mib * LEN, Pool::default());
             let mut push = |number: usize| {
                 let count = (LEN / BLOCK_BYTES) as u32;
                 let range = BlockRange { first: Block(number as u32 * count), count };

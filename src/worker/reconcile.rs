@@ -161,6 +161,7 @@ impl Worker {
             log_tail_bytes: self.config.log_tail_bytes,
             proposal_bytes_max: self.config.budgets.shard_bytes,
             reads: self.config.reads,
+            pool: self.pool.clone(),
         };
         let faulted = start.faulted.then(|| "a part of its log is corrupt".to_owned());
         let resume_at = start.resyncing.then_some(self.now);

@@ -98,7 +98,7 @@ pub struct Worker {
     pub(super) probe: Option<Box<dyn Probe>>,
     report: Box<dyn Fn(PodReport) + Send>,
     inbox: Receiver<Command>,
-    pool: Pool,
+    pub(super) pool: Pool,
     /// Rounds made, for the watchdog.
     rounds: Arc<AtomicU64>,
     next_tick: Mono,

@@ -186,10 +186,13 @@ impl Ledger {
 }
 
 impl Promised {
-    /// Adds an entry; returns how many it replaced.
+    /// Adds an entry; returns how many it replaced. One that the store has already is not looked at
+    /// by any recovery.
     fn append(&mut self, entry: &FoundEntry) -> usize {
         let replaced = self.entries.split_off(&entry.index).len();
-        self.entries.insert(entry.index, Logged::of(entry));
+        if entry.index > self.floor {
+            self.entries.insert(entry.index, Logged::of(entry));
+        }
         replaced
     }
 
