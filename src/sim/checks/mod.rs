@@ -4,9 +4,12 @@
 //! |---|---|
 //! | `catalog` | one history of the cluster's state, answers that keep, ids given once |
 //! | `history` | linearizability of what clients saw; nothing acknowledged is lost (R15) |
-//! | `raft` | one leader and one vote per term, one history of entries, nothing answered or applied before it is durable (R1, R12), reads that see what was applied before (R14) |
+//! | `raft` | one leader and one vote per term, one history of entries |
+//! | | nothing is answered or applied before it is durable (R1, R12) |
+//! | | reads see what was applied before (R14) |
 //! | `ledger` | what the logs hold durably; recovery finds all of it (R1, R3, R8) |
-//! | `slots` | data is durable before the log or the index names it (R2, R6), no slot has two owners (R4) |
+//! | `slots` | data is durable before the log or the index names it (R2, R6) |
+//! | | no slot has two owners (R4) |
 //! | `ring` | the log is not overwritten before the superblock lets go of it (R8) |
 //! | `bounds` | memory and queues |
 //! | `replicas` | at the end: equal replicas, exact space, everything written back |
