@@ -5,9 +5,23 @@
 //! would be made, the code asks [`planted`]; outside of tests that is a constant, and nothing of
 //! it is left in the program.
 
-/// A mistake, named for what goes wrong. The rule that it breaks stands beside it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mistake {
+/// Makes the enum, and a list of all that is in it.
+macro_rules! mistakes {
+    ($($(#[$text:meta])* $name:ident,)*) => {
+        /// A mistake, named for what goes wrong. The rule that it breaks stands beside it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mistake {
+            $($(#[$text])* $name,)*
+        }
+
+        #[cfg(test)]
+        impl Mistake {
+            pub const ALL: &[Mistake] = &[$(Mistake::$name,)*];
+        }
+    };
+}
+
+mistakes! {
     /// R1: a batch of the log is written without being made durable.
     LogWriteNotDurable,
     /// R2: the records of a round are committed without a sync of the data file before.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::control::command::Addresses;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, OpenFile};
-use crate::replica::seam::{Output, ReadMode, Start};
+use crate::replica::seam::{Input, Output, ReadMode, Start};
 use crate::sim::catalog::{CATALOG_ALARMS, Catalog, NewVolume, What, disk_id, pod_id};
 use crate::sim::client::{Client, Shared, Target};
 use crate::sim::disk::{DiskNumber, FileName, SimDisk};
@@ -469,10 +469,14 @@ impl World {
     }
 }
 
-/// What members ask for is checked.
+/// What members are given and ask for is checked.
 struct Watch(Rc<RefCell<Kernel>>);
 
 impl Probe for Watch {
+    fn input(&mut self, member: MemberId, input: &Input) {
+        self.0.borrow_mut().checks.input(member, input);
+    }
+
     fn output(&mut self, member: MemberId, output: &Output) {
         self.0.borrow_mut().checks.output(member, output);
     }

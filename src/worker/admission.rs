@@ -47,9 +47,9 @@ impl Worker {
     }
 
     /// How many entries of a message, from the first on, the member may have: those that it has
-    /// already, and of the rest as many as its lane has room for: all, or those of earlier terms, or
-    /// a half as many times as it takes. A message may be larger than what a small log takes at a
-    /// time.
+    /// already, and of the rest as many as its lane has room for: all, or those of earlier terms,
+    /// or a half as many times as it takes. A message may be larger than what a small log takes at
+    /// a time.
     pub(super) fn admit_entries(
         &self,
         to: MemberId,

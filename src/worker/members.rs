@@ -71,6 +71,9 @@ impl Worker {
         if runtime.faulted.is_some() {
             return;
         }
+        if let Some(probe) = &mut self.probe {
+            probe.input(member, &input);
+        }
         runtime.member.handle(now, input);
         if !runtime.touched {
             runtime.touched = true;

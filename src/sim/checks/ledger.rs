@@ -1,6 +1,6 @@
 //! What every member's log holds durably, told from the writes of the logs alone: a batch counts
-//! when its write and those of all before it have ended. Whatever a crash leaves, recovery must find
-//! this and may find more, or call the member faulted.
+//! when its write and those of all before it have ended. Whatever a crash leaves, recovery must
+//! find this and may find more, or call the member faulted.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

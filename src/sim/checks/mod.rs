@@ -4,9 +4,12 @@
 //! |---|---|
 //! | `catalog` | one history of the cluster's state, answers that keep, ids given once |
 //! | `history` | linearizability of what clients saw; nothing acknowledged is lost (R15) |
-//! | `raft` | one leader per term, one vote per term, one history of entries, nothing answered or applied before it is durable (R1, R12) |
+//! | `raft` | one leader and one vote per term, one history of entries |
+//! | | nothing is answered or applied before it is durable (R1, R12) |
+//! | | reads see what was applied before (R14) |
 //! | `ledger` | what the logs hold durably; recovery finds all of it (R1, R3, R8) |
-//! | `slots` | data is durable before the log or the index names it (R2, R6), no slot has two owners (R4) |
+//! | `slots` | data is durable before the log or the index names it (R2, R6) |
+//! | | no slot has two owners (R4) |
 //! | `ring` | the log is not overwritten before the superblock lets go of it (R8) |
 //! | `bounds` | memory and queues |
 //! | `replicas` | at the end: equal replicas, exact space, everything written back |
@@ -31,7 +34,7 @@ use bytes::Bytes;
 
 use crate::io::driver::Token;
 use crate::limits::Budgets;
-use crate::replica::seam::{Output, Start};
+use crate::replica::seam::{Input, Output, Start};
 use crate::sim::checks::ledger::Ledger;
 use crate::sim::checks::raft::RaftChecks;
 use crate::sim::checks::ring::RingChecks;
@@ -114,6 +117,11 @@ impl Checks {
             true => self.resyncing.insert(record.member),
             false => self.resyncing.remove(&record.member),
         };
+    }
+
+    /// A member is given something.
+    pub fn input(&mut self, member: MemberId, input: &Input) {
+        self.raft.input(member, input);
     }
 
     /// A member asks for something.

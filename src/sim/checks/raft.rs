@@ -1,17 +1,18 @@
 //! What Raft promises, seen from outside: at most one leader per term and shard, at most one vote
 //! per member and term, logs that agree wherever index and term do, and one history of applied
 //! entries. Nothing is answered before it is durable, and nothing applied before it is durable on
-//! a majority (rule R1). What was destroyed says nothing any more (rule R12).
+//! a majority (rule R1). What was destroyed says nothing any more (rule R12). A read sees all that
+//! was applied anywhere before it was asked for (rule R14).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::{Message, MessageType};
 
-use crate::replica::seam::{Applied, Change, Output, Role};
+use crate::replica::seam::{Applied, Change, Input, Output, ReqId, Role};
 use crate::sim::checks::Wrong;
 use crate::sim::checks::ledger::Ledger;
 use crate::store::wal::format::{Batch, FoundEntry, FoundItem};
-use crate::types::{MemberId, ShardId, mix64};
+use crate::types::{MemberId, ShardId, ShardOp, mix64};
 use crate::view::ClusterView;
 
 /// See the module.
@@ -25,6 +26,10 @@ pub struct RaftChecks {
     /// To be destroyed, and destroyed.
     dying: BTreeSet<MemberId>,
     dead: BTreeSet<MemberId>,
+    /// How far a member has applied entries.
+    applied: BTreeMap<MemberId, u64>,
+    /// How far anybody had when a member was asked for a read.
+    asked: BTreeMap<(MemberId, ReqId), u64>,
     terms: u64,
 }
 
@@ -85,6 +90,18 @@ impl RaftChecks {
         })
     }
 
+    /// A member is given something.
+    pub fn input(&mut self, member: MemberId, input: &Input) {
+        let read = match input {
+            Input::Client { req, op: ShardOp::Read { .. } | ShardOp::Status { .. }, .. } => *req,
+            Input::Barrier { req } => *req,
+            _ => return,
+        };
+        let shard = self.shard_of.get(&member).and_then(|shard| self.shards.get(shard));
+        let newest = shard.and_then(|shard| shard.applied.last_key_value());
+        self.asked.insert((member, read), newest.map_or(0, |(index, _)| *index));
+    }
+
     /// A member asks for something.
     pub fn output(
         &mut self,
@@ -95,7 +112,11 @@ impl RaftChecks {
         let Some(shard) = self.shard_of.get(&member).copied() else { return Ok(()) };
         match output {
             Output::Send(message) => self.sends(ledger, member, message),
-            Output::Apply(applied) => self.applies(ledger, shard, member, applied),
+            Output::Apply(applied) => {
+                self.applied.insert(member, applied.index);
+                self.applies(ledger, shard, member, applied)
+            }
+            Output::Read { req, .. } | Output::Barrier { req } => self.reads(member, *req),
             Output::Role(role) => self.role(shard, *role),
             _ => Ok(()),
         }
@@ -129,6 +150,14 @@ impl RaftChecks {
             }
             _ => Ok(()),
         }
+    }
+
+    fn reads(&mut self, member: MemberId, req: ReqId) -> Result<(), Wrong> {
+        let due = self.asked.remove(&(member, req)).unwrap_or(0);
+        let applied = self.applied.get(&member).copied().unwrap_or(0);
+        check(applied >= due, || {
+            format!("{member:?} reads as of {applied}, and {due} was applied before it was asked")
+        })
     }
 
     fn applies(
