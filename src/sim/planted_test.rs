@@ -45,6 +45,10 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
 
 /// Those that the simulator did not find within 40 seeds, and the scenario that does.
 const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
+    (Mistake::EntriesCountedTwice, "r9_entries_that_are_here_take_no_room_again"),
+    (Mistake::FullLogIsDeaf, "r9_a_follower_whose_log_is_full_hears_of_commits"),
+    (Mistake::EarlierTermsRefused, "r9_entries_of_an_earlier_term_may_take_more_than_new_ones"),
+    (Mistake::ResyncNeverElected, "a_longer_log_is_not_kept_from_a_group_by_a_resync"),
     (Mistake::SlotReusedWhileRead, "r4_a_freed_slot_is_not_reused_while_it_is_being_read"),
     (
         Mistake::ReplacedSlotsReused,
