@@ -47,8 +47,8 @@ pub enum Fault {
     LyingFlushes(DiskNumber, FileName),
     /// A disk is pulled and plugged into this pod; both are without power meanwhile.
     MoveDisk(DiskNumber, Host),
-    /// The clock of a pod stands still, and it is cut off from the others: a virtual machine that is
-    /// moved. No lease stands that.
+    /// The clock of a pod stands still, and it is cut off from the others: a virtual machine that
+    /// is moved. No lease stands that.
     ClockStops(Host),
     /// Not a fault: a volume is made, with a client of its own, and deleted when this ends.
     Volume {
