@@ -29,7 +29,9 @@ fn fixed_seeds_pass_and_see_everything() {
     let mut seen = Seen::default();
     let mut spared = 0;
     let first = (1..=60).map(|seed| (seed, 10));
-    for (seed, seconds) in first.chain(FOUND_BUGS.map(|(seed, _)| (seed, 20))) {
+    // In the last two, rot in a log costs a replica.
+    let longer = FOUND_BUGS.map(|(seed, _)| seed).into_iter().chain([56, 77]);
+    for (seed, seconds) in first.chain(longer.map(|seed| (seed, 20))) {
         let outcome = must_pass(&Options::new(seed, Duration::from_secs(seconds)));
         seen += outcome.seen;
         spared += u64::from(outcome.spared);
@@ -87,7 +89,12 @@ fn clocks_that_stop_make_reads_stale_under_leases_and_not_with_quorums() {
         })
     };
     let found = stale(ReadMode::Lease);
-    assert!(matches!(found, Some(Violation::NotLinearizable { .. })), "{found:?}");
+    let shows = match &found {
+        Some(Violation::NotLinearizable { .. }) => true,
+        Some(Violation::Broken { what, .. }) => what.contains("reads as of"),
+        _ => false,
+    };
+    assert!(shows, "{found:?}");
     assert_eq!(stale(ReadMode::Quorum), None);
 }
 
