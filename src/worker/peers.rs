@@ -213,6 +213,17 @@ impl Peers {
         self.conn_of((local, remote, purpose))
     }
 
+    /// A data connection to a pod, whichever of its lanes and of ours it joins: the first, in an
+    /// order that every run has.
+    fn conn_to_pod(&self, pod: PodId) -> Option<ConnId> {
+        let leads_there = |((_, _, purpose), wanted): &(&Pair, &Wanted)| {
+            wanted.up && wanted.pod == pod && *purpose == Purpose::Data
+        };
+        let mut there: Vec<_> = self.wanted.iter().filter(leads_there).collect();
+        there.sort_unstable_by_key(|((local, remote, _), _)| (*local, *remote));
+        there.first()?.1.conn
+    }
+
     fn conn_of(&self, pair: Pair) -> Option<ConnId> {
         self.wanted.get(&pair).filter(|wanted| wanted.up)?.conn
     }
@@ -275,7 +286,10 @@ impl Worker {
         op: ShardOp,
     ) {
         let call = self.peers.next_call();
-        let conn = self.peers.conn_to(to.member, Purpose::Data);
+        // The lane that the way begins at may be gone, and the catalog not know of it yet; whoever
+        // is at the other end finds the member.
+        let usual = self.peers.conn_to(to.member, Purpose::Data);
+        let conn = usual.or_else(|| self.peers.conn_to_pod(to.pod));
         let request = PeerMessage::Request { call, shard, to: to.member, term, origin, op };
         let sent = conn.filter(|conn| {
             let state = self.peers.conns.get_mut(conn);

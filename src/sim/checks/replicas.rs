@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::io::buffer::Pool;
-use crate::sim::catalog::{disk_id, pod_id};
+use crate::sim::catalog::disk_id;
 use crate::sim::checks::history::Value;
 use crate::sim::checks::{bounds, slots};
 use crate::sim::disk::DiskNumber;
@@ -79,15 +79,6 @@ impl World {
     /// with space: then clients need nothing of it.
     pub fn can_spare(&self, host: Host) -> bool {
         let view = self.catalog.view();
-        // A pod whose first disk is elsewhere, and the catalog does not know: a known gap.
-        let is_elsewhere = |number: DiskNumber| {
-            let known = view.disks.iter().find(|known| known.disk == disk_id(number));
-            known.is_none_or(|known| known.pod != pod_id(self.host_of(number)))
-        };
-        let disks = self.kernel.borrow().disks.len();
-        if (0..disks).any(is_elsewhere) {
-            return false;
-        }
         let mut whole: BTreeMap<ShardId, usize> = BTreeMap::new();
         for (number, pod) in self.pods.iter().enumerate() {
             let Some(worker) = pod.worker.as_ref().filter(|_| number != host) else { continue };
