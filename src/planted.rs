@@ -123,6 +123,8 @@ mistakes! {
     ResyncGoesBack,
     /// A resync ends before the log covers what was copied last.
     ResyncEndsEarly,
+    /// Links of resyncs are kept, although nothing comes over them any more.
+    DeadResyncLinkKept,
     /// A member that a crash left with half of a resync is a source for others.
     SourceWithMark,
     /// A resync is acknowledged to the leader before what it copied is durable.

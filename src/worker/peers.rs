@@ -12,6 +12,7 @@ use crate::net::handshake::{Identity, Purpose};
 use crate::net::incarnations::Incarnations;
 use crate::net::link::{Link, LinkEvent, SendError, Target as LaneTarget};
 use crate::net::message::{CallId, PeerMessage};
+use crate::planted::{Mistake, planted};
 use crate::replica::seam::Input;
 use crate::types::{
     BlockError, MemberId, Mono, Origin, PodId, ShardId, ShardOp, Uuid, VolumeId, mix64,
@@ -258,6 +259,21 @@ impl Worker {
             self.send_on(conn, message);
         }
         conn.is_some()
+    }
+
+    /// A question about a member's extents was not answered, and nothing else has come since then
+    /// over the connection that it took: a new one may take a better path. These connections may
+    /// be silent otherwise, so nobody else would notice.
+    pub fn doubt_resync_link(&mut self, member: MemberId, asked: Mono) {
+        if planted(Mistake::DeadResyncLinkKept) {
+            return;
+        }
+        let conn = self.peers.conn_to(member, Purpose::Resync);
+        let heard = |conn: &ConnId| self.peers.conns.get(conn).map(|state| state.heard);
+        if let Some(conn) = conn.filter(|conn| heard(conn).is_some_and(|heard| heard <= asked)) {
+            tracing::warn!(%member, "a link to another pod does not answer and is closed");
+            self.close_peer(conn);
+        }
     }
 
     /// Sends on a connection, if it is still there.

@@ -409,6 +409,8 @@ impl Worker {
                 }
                 Step::Copying if now.since(resync.heard) > SILENCE => {
                     tracing::warn!(%member, "the source of a resync is silent");
+                    let (source, heard) = (resync.source, resync.heard);
+                    self.doubt_resync_link(source, heard);
                     self.resync_ended(member, false);
                 }
                 _ => {}
