@@ -11,6 +11,8 @@ pub const ENTRY_BYTES_MAX: usize = 1 << 20;
 /// Writes of whole extents with at least this much payload are written once, to slots of the data
 /// file; smaller ones to the log first.
 pub const REDIRECT_BYTES_MIN: usize = 256 << 10;
+/// Extents that one listing of the index, and one message with what it found, may have.
+pub const LISTING_EXTENTS_MAX: usize = 4096;
 /// The largest read that is one operation on a shard; larger requests are cut.
 pub const READ_BYTES_MAX: usize = 1 << 20;
 /// The largest payload of one peer frame.
@@ -78,6 +80,11 @@ pub const ELECTION_TICKS: usize = 8;
 pub const HEARTBEAT_TICKS: usize = 2;
 /// What clocks may drift apart during one lease.
 pub const LEASE_DRIFT: Duration = Duration::from_millis(50);
+/// How long after the sending of a round of heartbeats its answers protect a leader's reads (rule
+/// R14): less than anybody who has heard from it waits before an election.
+pub const LEASE: Duration = Duration::from_millis(
+    TICK.as_millis() as u64 * (ELECTION_TICKS as u64 - 1) - LEASE_DRIFT.as_millis() as u64,
+);
 
 const _: () = assert!(ENTRY_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(ENTRY_BYTES_MAX.is_multiple_of(EXTENT_BYTES));

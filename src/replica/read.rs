@@ -13,11 +13,10 @@
 //! leader lies below this leader's first entry, which is applied before anything is read.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use raft::eraftpb::ConfState;
 
-use crate::limits::{ELECTION_TICKS, LEASE_DRIFT, TICK};
+use crate::limits::LEASE;
 use crate::planted::{Mistake, planted};
 use crate::replica::seam::{Output, ReadMode, ReqId};
 use crate::types::{BlockRange, Mono};
@@ -154,7 +153,7 @@ impl Reads {
                 break;
             }
             if !self.lease_given_up {
-                self.lease_until = self.lease_until.max(sent + lease_duration());
+                self.lease_until = self.lease_until.max(sent + LEASE);
             }
             self.sent.pop_front();
         }
@@ -208,10 +207,4 @@ impl Reads {
             self.waiting.pop_front();
         }
     }
-}
-
-/// How long after the sending of a round its answers protect local reads.
-fn lease_duration() -> Duration {
-    let ticks = u32::try_from(ELECTION_TICKS - 1).expect("a small constant");
-    TICK * ticks - LEASE_DRIFT
 }

@@ -56,6 +56,8 @@ pub struct LaneConfig {
     /// Writes of whole extents with at least this much payload go to slots of their own instead of
     /// the log (rule R6); `usize::MAX`: none does.
     pub redirect_bytes_min: usize,
+    /// Extents that one job of the index lists, for a resync or the end of a member.
+    pub listing_extents: usize,
 }
 
 /// A member as it was found.
@@ -682,6 +684,14 @@ impl Lane {
             read_blocks: self.io.read_blocks,
             read_overlay_blocks: self.io.read_overlay_blocks,
         }
+    }
+
+    /// Space that applied changes wait for, beyond what is free or about to be: rule R10 wants none.
+    pub fn overdrawn_bytes(&self) -> u64 {
+        let overlays = self.members.values().flat_map(|member| member.overlay.range(..));
+        let waiting = overlays.filter(|(_, extent)| extent.reserved && !extent.busy).count();
+        let obtainable = self.alloc.capacity() - self.alloc.used();
+        (waiting as u64).saturating_sub(u64::from(obtainable)) * EXTENT_BYTES as u64
     }
 }
 

@@ -265,6 +265,7 @@ impl Lab {
             index_cache_bytes: 4 * 192,
             log_tail_bytes: 96 << 10,
             redirect_bytes_min: usize::MAX,
+            listing_extents: 4,
         };
         let files = [
             (LaneFile::Superblock, SimFile::new(4 * BLOCK_BYTES)),

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 
 use crate::io::buffer::Pool;
+use crate::limits::LISTING_EXTENTS_MAX;
 use crate::planted::{Mistake, planted};
 use crate::store::OpenError;
 use crate::store::alloc::{Allocator, SlotConflict};
@@ -33,7 +34,6 @@ use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberI
 /// The smallest ring that leaves room for the reserve beside ordinary batches.
 pub const WAL_BYTES_MIN: u64 = 1 << 20;
 /// Extents that are listed at a time.
-const SCAN_EXTENTS: usize = 4096;
 /// What is rewritten at a time.
 const REWRITE_BYTES: u64 = 1 << 20;
 
@@ -396,7 +396,7 @@ fn read_member(
     let mut member = Member::new(record, Phase::Live);
     let mut from = Extent(0);
     loop {
-        let found = index.scan(member.id(), from, SCAN_EXTENTS)?;
+        let found = index.scan(member.id(), from, LISTING_EXTENTS_MAX)?;
         for (key, extent) in &found {
             if key.layer != 0 {
                 return Err(OpenError::Unusable("the index has layers: start a newer program"));
@@ -411,7 +411,7 @@ fn read_member(
             }
         }
         match found.last() {
-            Some((key, _)) if found.len() >= SCAN_EXTENTS => from = Extent(key.extent.0 + 1),
+            Some((key, _)) if found.len() >= LISTING_EXTENTS_MAX => from = Extent(key.extent.0 + 1),
             _ => return Ok(member),
         }
     }

@@ -23,9 +23,6 @@ use crate::types::{
     MemberId,
 };
 
-/// Extents that one job of the index lists.
-const SCAN_EXTENTS: usize = 4096;
-
 /// A listing of the index under way.
 pub(super) struct Scan {
     member: MemberId,
@@ -65,7 +62,7 @@ impl Lane {
     }
 
     fn scan(&mut self, member: MemberId, from: Extent, purpose: ScanPurpose) {
-        let job = IndexJob::Scan { member, from, limit: SCAN_EXTENTS };
+        let job = IndexJob::Scan { member, from, limit: self.config.listing_extents };
         let op = self.io.index(Pending::Scan, job);
         self.scans.insert(op, Scan { member, purpose });
     }
@@ -73,7 +70,9 @@ impl Lane {
     pub(super) fn scanned(&mut self, op: OpId, found: Vec<(ExtentKey, ExtentRecord)>) {
         let scan = self.scans.remove(&op).expect("under way");
         let last = found.last().map(|(key, _)| key.extent);
-        let next = last.filter(|_| found.len() >= SCAN_EXTENTS).map(|last| Extent(last.0 + 1));
+        let next = last
+            .filter(|_| found.len() >= self.config.listing_extents)
+            .map(|last| Extent(last.0 + 1));
         match scan.purpose {
             ScanPurpose::Manifest { read, from } => {
                 let chunk = self.manifest_chunk(scan.member, from, next, found);

@@ -17,6 +17,8 @@ pub struct Load {
     pub volume_bytes_max: usize,
     pub shard_bytes_max: usize,
     pub link_bytes_max: usize,
+    /// Space that applied changes wait for in vain, on all disks.
+    pub overdrawn_bytes: u64,
 }
 
 impl Worker {
@@ -30,6 +32,7 @@ impl Worker {
             volume_bytes_max: self.volumes.values().map(Volume::bytes).max().unwrap_or(0),
             shard_bytes_max: shard_bytes.max().unwrap_or(0),
             link_bytes_max: self.peers.queue_bytes_max(),
+            overdrawn_bytes: self.lanes.iter().map(|lane| lane.lane.overdrawn_bytes()).sum(),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::io::driver::{
     Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
     Wake, Waker,
 };
-use crate::limits::{Budgets, TICK};
+use crate::limits::{Budgets, LISTING_EXTENTS_MAX, TICK};
 use crate::replica::message;
 use crate::replica::seam::ReadMode;
 use crate::store::index::memory::MemoryIndex;
@@ -389,6 +389,7 @@ fn start(
         index_cache_bytes: 1 << 16,
         log_tail_bytes: 1 << 20,
         redirect_bytes_min: usize::MAX,
+        listing_extents: LISTING_EXTENTS_MAX,
     };
     let pool = Pool::default();
     let (inbox, receiver) = mailbox(4096, Arc::new(|| ()));

@@ -11,7 +11,7 @@ use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, FileId, OpenFile};
 use crate::io::file::FileError;
 use crate::io::{DriverError, DriverKind, DurableWrites};
-use crate::limits::{Budgets, REDIRECT_BYTES_MIN};
+use crate::limits::{Budgets, LISTING_EXTENTS_MAX, REDIRECT_BYTES_MIN};
 use crate::replica::apply::{Applier, ApplyError};
 use crate::replica::meta::{Meta, MetaError};
 use crate::replica::seam::ReadMode;
@@ -344,6 +344,7 @@ fn open_disk(
         } else {
             usize::MAX
         },
+        listing_extents: LISTING_EXTENTS_MAX,
     };
     let (lane, members) = open_lane(config, pool, &mut files, &mut index).map_err(open_error)?;
     let lane_files = LaneFiles {

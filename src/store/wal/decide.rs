@@ -74,7 +74,7 @@ pub(super) fn decide(mut found: Vec<Found>, start: BatchSeq, mark: BatchSeq) -> 
         },
     };
     let cut = found.into_iter().find_map(|batch| walk.step(batch).err());
-    if mark > walk.last.seq {
+    if mark > walk.last.seq && !planted(Mistake::CutAtFirstBad) {
         walk.lose_unknown(mark);
     }
     Decision { log: walk.log, last: walk.last, cut, mark, start }
