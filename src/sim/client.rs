@@ -392,8 +392,8 @@ impl Client {
     }
 
     fn invoke_random(&mut self, rng: &mut Rng, shared: &mut Shared) {
-        let is_read = rng.one_in(2);
         let Target { region, blocks, load, half, .. } = self.target.clone();
+        let is_read = !rng.one_in(load.writes_one_in);
         let region = if is_read { 0..blocks } else { region };
         let block = self.some_block(rng, region.clone());
         if let (false, Some(half)) = (is_read, half) {

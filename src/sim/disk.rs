@@ -35,6 +35,8 @@ pub struct SimDisk {
     pub data: SimFile,
     pub index: Rc<RefCell<MemoryIndex>>,
     pub sick: Sick,
+    /// Operations that failed since a pod opened it.
+    pub failures: u64,
 }
 
 /// The files of a disk.
@@ -89,8 +91,9 @@ impl SimDisk {
     }
 }
 
-/// What was written more recently than this does not rot.
-const FRESH_NS: u64 = 1_000_000_000;
+/// Slots that were written more recently than this do not rot: what they are for may not be known
+/// durably yet. Of the log it is known exactly which part that is.
+pub const FRESH_NS: u64 = 1_000_000_000;
 
 /// One file of a disk.
 #[derive(Default)]
@@ -173,10 +176,10 @@ impl SimFile {
         }
     }
 
-    /// Flips a bit of some page that is durable and was not written for a while; half of the time
-    /// one that was written later than most, which the log may still need.
-    pub fn rot(&mut self, now: Mono, rng: &mut Rng, spared: &[Range<u64>]) {
-        let is_old = |at: Mono| at != Mono(0) && at.0 + FRESH_NS < now.0;
+    /// Flips a bit of some page that was written before this moment; half of the time one that was
+    /// written later than most, which the log may still need.
+    pub fn rot(&mut self, before: Mono, rng: &mut Rng, spared: &[Range<u64>]) {
+        let is_old = |at: Mono| at != Mono(0) && at < before;
         let is_spared = |page: usize| {
             let offset = (page * BLOCK_BYTES) as u64;
             spared.iter().any(|spared| spared.contains(&offset))
@@ -263,4 +266,6 @@ pub struct Sick {
     pub slow_file: Option<(FileName, Mono)>,
     /// Nothing ends before.
     pub stuck_until: Mono,
+    /// The same for each file, in the order of [`FileName::ALL`].
+    pub stuck_files_until: [Mono; 3],
 }

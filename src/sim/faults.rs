@@ -27,10 +27,15 @@ pub enum Fault {
     /// Connections of the host break, in the middle of what is being sent.
     Resets(Host),
     SlowLinks(Host),
+    /// Connections that stand take a bad path from one host to another: what is sent there comes
+    /// late, and nothing comes back. New ones are well: what was sent over them overtakes.
+    Lag(Host, Host),
     SlowDisk(DiskNumber),
     SlowFile(DiskNumber, FileName),
     /// Nothing that the disk was asked for ends.
     StuckDisk(DiskNumber),
+    /// The same for one file.
+    StuckFile(DiskNumber, FileName),
     /// One operation of the disk fails.
     Fails(DiskNumber, FileName),
     /// Bits flip in so many pages of a file.
@@ -112,7 +117,7 @@ pub struct Targets {
 }
 
 /// Of how many kinds [`draw`] knows.
-const KINDS: u64 = 18;
+const KINDS: u64 = 19;
 
 /// The faults of a run, in order.
 pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
@@ -139,6 +144,7 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
             }
         };
         let lasts = Duration::from_millis(rng.between(10, 8_000));
+        planned.extend(worse(plan, Planned { at, lasts, fault }, targets, &mut rng));
         match fault {
             // A machine that does not come to rest: what is cut off at one start must not come
             // back at the next.
@@ -154,6 +160,55 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
         at += Duration::from_millis(rng.between(100, 4_000));
     }
     planned
+}
+
+/// What makes a fault worse, some of the time.
+fn worse(plan: Plan, planned: Planned, targets: Targets, rng: &mut Rng) -> Vec<Planned> {
+    let Planned { at, lasts, fault } = planned;
+    let ms = Duration::from_millis;
+    let (soon, short) = (ms(rng.between(1, 300)), ms(rng.between(1, 100)));
+    if plan == Plan::Clocks || plan == Plan::Rot || !rng.one_in(2) {
+        return Vec::new();
+    }
+    let Targets { pods, disks, .. } = targets;
+    let disks_per_pod = disks / pods;
+    let before = |lasts: Duration, fault| Planned { at: at.saturating_sub(lasts), lasts, fault };
+    let crash = |at, host| Planned { at, lasts: short, fault: Fault::Crash(host) };
+    match fault {
+        // Much of a log is under way when power fails.
+        Fault::Crash(host) => {
+            let disk = host * disks_per_pod + rng.below(disks_per_pod as u64) as usize;
+            vec![before(soon, Fault::SlowFile(disk, FileName::Wal))]
+        }
+        Fault::CrashAll => {
+            let disk = rng.below(disks as u64) as DiskNumber;
+            vec![before(soon, Fault::SlowFile(disk, FileName::Wal))]
+        }
+        // Who may vote for the one that hears no leader starts again and again.
+        Fault::CutOneWay(from, to) if pods > 2 && rng.one_in(2) => {
+            let voter = (0..pods).find(|host| *host != from && *host != to);
+            let times = (1..=6).map(|number| at + ms(900) * number);
+            times.map(|at| crash(at, voter.expect("there are more"))).collect()
+        }
+        // What others have done meanwhile has just arrived.
+        Fault::Cut(host) | Fault::Stop(host) | Fault::CutOneWay(_, host) => {
+            vec![crash(at + lasts + soon, host)]
+        }
+        // What was destroyed is just gone.
+        Fault::Volume { .. } => {
+            vec![crash(at + lasts + 2 * soon, rng.below(pods as u64) as Host)]
+        }
+        // It is found while it matters.
+        Fault::Rot(disk, FileName::Wal, _) => {
+            vec![crash(at + Duration::from_micros(short.as_millis() as u64), disk / disks_per_pod)]
+        }
+        // The log is full by then, lets go of all at once, and cannot say so.
+        Fault::StuckFile(_, FileName::Superblock) => {
+            let again = Planned { at: at + lasts + soon / 300, lasts: 5 * soon, fault };
+            vec![again]
+        }
+        _ => Vec::new(),
+    }
 }
 
 fn draw_one(
@@ -176,13 +231,17 @@ fn draw_one(
         4 => Fault::CutOneWay(host, other),
         5 => Fault::Resets(host),
         6 => Fault::SlowLinks(host),
-        7 if rng.one_in(2) => Fault::SlowFile(disk, file),
-        7 => Fault::SlowDisk(disk),
+        7 => match rng.below(3) {
+            0 => Fault::SlowFile(disk, file),
+            1 => Fault::SlowDisk(disk),
+            _ if disk != bad_disk && rng.one_in(2) => Fault::StuckFile(disk, FileName::Data),
+            _ => Fault::StuckFile(disk, FileName::Superblock),
+        },
         // What its log says is not known to be durable for as long: see `FRESH_NS`.
         8 if disk != bad_disk => Fault::StuckDisk(disk),
         9 => Fault::Fails(disk, file),
         10 => Fault::Rot(bad_disk, FileName::Data, rng.between(1, 20)),
-        11 => Fault::Rot(bad_disk, FileName::Wal, 1),
+        11 => Fault::Rot(bad_disk, FileName::Wal, rng.between(1, 20)),
         12 => [Fault::LosesWrite, Fault::MisdirectsWrite, Fault::MisdirectsRead]
             [rng.below(3) as usize](bad_disk, FileName::Data),
         13 => Fault::LyingFlushes(bad_disk, FileName::Data),
@@ -192,6 +251,7 @@ fn draw_one(
             Fault::Volume { number, shards, blocks_per_shard }
         }
         16 => Fault::DeadDisk(disk),
+        17 => Fault::Lag(host, other),
         _ => Fault::HangUp(rng.below(clients as u64) as usize),
     }
 }

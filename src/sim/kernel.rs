@@ -33,6 +33,9 @@ struct Pipe {
     /// The last moment at which something arrives: bytes stay in order.
     last_arrival: Mono,
     ended: bool,
+    /// A bad path: everything comes so much later, or not at all.
+    lag: Duration,
+    mute: bool,
     /// The other end is gone: of what is still on its way, only a part of the first piece arrives.
     broken: bool,
 }
@@ -266,6 +269,7 @@ impl Kernel {
         let (now, disk) = (self.now, &mut self.disks[number]);
         let happens = |fault: &mut Option<FileName>| fault.take_if(|of| *of == name).is_some();
         let fails = happens(&mut disk.sick.fails) || disk.sick.dead_until > now;
+        disk.failures += u64::from(fails);
         let lies = disk.sick.lies.is_some_and(|(of, until)| of == name && until > now);
         let (count, buffers) = match op {
             Op::Read { mut offset, mut buf, .. } => {
@@ -365,7 +369,22 @@ impl Kernel {
         let is_slow = |(of, until): (FileName, Mono)| of == file && until > self.now;
         let slow = sick.slow_until > self.now || sick.slow_file.is_some_and(is_slow);
         let times = if slow { 100 } else { 1 };
-        Duration::from_micros(micros * times).max(sick.stuck_until.since(self.now))
+        let stuck_until = sick.stuck_files_until[file as usize].max(sick.stuck_until);
+        Duration::from_micros(micros * times).max(stuck_until.since(self.now))
+    }
+
+    /// What is sent over connections that stand now comes later from `from` to `to`, and does not
+    /// come the other way. Their ends will notice, sooner or later, and close them.
+    pub fn lag(&mut self, from: Host, to: Host, lag: Duration) {
+        let hosts: BTreeMap<SocketId, Host> =
+            self.sockets.iter().map(|(socket, state)| (*socket, state.host)).collect();
+        for state in self.sockets.values_mut() {
+            match (hosts.get(&state.peer), state.host) {
+                (Some(peer), host) if (*peer, host) == (from, to) => state.inbound.lag = lag,
+                (Some(peer), host) if (*peer, host) == (to, from) => state.inbound.mute = true,
+                _ => {}
+            }
+        }
     }
 
     fn is_cut(&self, from: Host, to: Host) -> bool {
@@ -448,8 +467,8 @@ impl Kernel {
         if to.is_some_and(|to| self.is_cut(host, to)) {
             let hang = Duration::from_millis(self.rng.between(50, 3_000));
             self.schedule(hang, Event::HangUp { socket });
-        } else if let Some(other) = self.sockets.get_mut(&peer) {
-            let at = (self.now + delay).max(other.inbound.last_arrival);
+        } else if let Some(other) = self.sockets.get_mut(&peer).filter(|peer| !peer.inbound.mute) {
+            let at = (self.now + delay + other.inbound.lag).max(other.inbound.last_arrival);
             other.inbound.last_arrival = at;
             other.inbound.broken |= resets;
             self.schedule_at(at, Event::Arrive { socket: peer, pieces: bufs, count });

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::replica::seam::ReadMode;
 use crate::sim::checks::Seen;
-use crate::sim::disk::{FileName, Sick};
+use crate::sim::disk::{FRESH_NS, FileName, Sick};
 use crate::sim::faults::{Fault, Plan, Planned, Targets, draw};
 use crate::sim::kernel::Host;
 use crate::sim::rng::Rng;
@@ -105,6 +105,8 @@ const HEAL_S: u64 = 120;
 /// How long the replicas may take to come to rest after that.
 const SETTLE_S: u64 = 60;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How late what is sent over a bad path comes: others must hear something within five seconds.
+const LAG_MAX: Duration = Duration::from_secs(4);
 /// After this long, a majority that is well knows which of its replicas are whole.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// How long what was lost for good is asked for.
@@ -178,6 +180,9 @@ impl Run {
             faults_on: true,
             spared: false,
         };
+        if options.prints {
+            eprintln!("{:?}", run.world.shape);
+        }
         run.world.shared.requests_left = options.requests;
         let mut kernel = run.world.kernel.borrow_mut();
         kernel.trace.prints = options.prints;
@@ -185,6 +190,7 @@ impl Run {
             kernel.checks.expect_nothing();
         }
         kernel.checks.distrust(run.world.shape.bad_disk);
+        kernel.checks.expect(run.world.shape.reads, options.plan != Plan::Clocks);
         let mut rng = Rng::new(options.seed ^ 0xd41f7);
         if options.plan != Plan::Clocks && rng.one_in(2) {
             for host in 0..pods {
@@ -278,6 +284,10 @@ impl Run {
             Fault::SlowDisk(disk) => kernel.disks[disk].sick.slow_until = until,
             Fault::SlowFile(disk, file) => kernel.disks[disk].sick.slow_file = Some((file, until)),
             Fault::StuckDisk(disk) => kernel.disks[disk].sick.stuck_until = until,
+            Fault::StuckFile(disk, file) => {
+                kernel.disks[disk].sick.stuck_files_until[file as usize] = until;
+            }
+            Fault::Lag(from, to) => kernel.lag(from, to, planned.lasts.min(LAG_MAX)),
             Fault::Fails(disk, file) => kernel.disks[disk].sick.fails = Some(file),
             Fault::DeadDisk(disk) => kernel.disks[disk].sick.dead_until = until,
             Fault::LosesWrite(disk, file) => kernel.disks[disk].sick.loses = Some(file),
@@ -286,12 +296,14 @@ impl Run {
             Fault::LyingFlushes(disk, file) => kernel.disks[disk].sick.lies = Some((file, until)),
             Fault::Rot(disk, file, pages) => {
                 let kernel = &mut *kernel;
-                let spared = match file {
-                    FileName::Wal => kernel.checks.unmarked(disk),
-                    FileName::Data | FileName::Superblock => Vec::new(),
+                let (spared, before) = match file {
+                    FileName::Wal => (kernel.checks.unmarked(disk), kernel_now),
+                    FileName::Data | FileName::Superblock => {
+                        (Vec::new(), Mono(kernel_now.0.saturating_sub(FRESH_NS)))
+                    }
                 };
                 let rotting = kernel.disks[disk].file(file);
-                (0..pages).for_each(|_| rotting.rot(kernel_now, &mut kernel.rng, &spared));
+                (0..pages).for_each(|_| rotting.rot(before, &mut kernel.rng, &spared));
             }
             Fault::MoveDisk(disk, to) => {
                 drop(kernel);
@@ -334,6 +346,8 @@ impl Run {
             | Fault::SlowDisk(_)
             | Fault::SlowFile(..)
             | Fault::StuckDisk(_)
+            | Fault::StuckFile(..)
+            | Fault::Lag(..)
             | Fault::Fails(..)
             | Fault::Rot(..)
             | Fault::DeadDisk(_)

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::limits::Budgets;
+use crate::limits::{Budgets, LISTING_EXTENTS_MAX};
 use crate::replica::seam::ReadMode;
 use crate::sim::disk::DiskNumber;
 use crate::sim::rng::Rng;
@@ -31,7 +31,9 @@ pub struct Shape {
     pub log_tail_bytes: usize,
     pub overlay_cache_bytes: usize,
     pub redirect_bytes_min: usize,
+    pub listing_extents: usize,
     pub reads: ReadMode,
+    pub leaders_follow_clients: bool,
     pub budgets: Budgets,
     pub load: Load,
 }
@@ -45,6 +47,8 @@ pub struct Load {
     pub rest: Duration,
     /// Requests of one client under way.
     pub depth: usize,
+    /// One request of so many is not a read.
+    pub writes_one_in: u64,
     /// Most requests go to a few blocks, other ones each time: shards get idle, and busy again.
     pub is_hot: bool,
     /// Clients of two front ends write the same blocks, each its own half of them.
@@ -74,7 +78,9 @@ impl Shape {
             log_tail_bytes: one_of(rng, [16 << 10, 256 << 10, 1 << 20]),
             overlay_cache_bytes: one_of(rng, [0, 64 << 10, 1 << 20]),
             redirect_bytes_min: one_of(rng, [64 << 10, 128 << 10, usize::MAX]),
+            listing_extents: one_of(rng, [1, 4, LISTING_EXTENTS_MAX]),
             reads: one_of(rng, [ReadMode::Lease, ReadMode::Lease, ReadMode::Quorum]),
+            leaders_follow_clients: !rng.one_in(3),
             budgets: one_of(rng, [Budgets::default(), Budgets::LEAST]),
             load: Load::draw(rng),
         };
@@ -115,6 +121,7 @@ impl Load {
             large_extents: 3,
             rest: Duration::from_millis(one_of(rng, [0, 3, 10, 30, 100, 300])),
             depth: one_of(rng, [1, 6, 6, 16]),
+            writes_one_in: one_of(rng, [2, 2, 2, 20]),
             is_hot: rng.one_in(3),
             halves: rng.one_in(6),
         }

@@ -19,7 +19,6 @@ use crate::sim::client::{Client, Shared, Target};
 use crate::sim::disk::{DiskNumber, FileName, SimDisk};
 use crate::sim::kernel::{Due, Host, Kernel, SimDriver};
 use crate::sim::shape::Shape;
-use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::lane::{self, LaneConfig};
 use crate::store::open::{LaneFormat, format_lane};
@@ -247,7 +246,7 @@ impl World {
             pod: pod_id(host),
             seed: host as u64 + 1,
             log_tail_bytes: self.shape.log_tail_bytes,
-            leaders_follow_clients: true,
+            leaders_follow_clients: self.shape.leaders_follow_clients,
             reads: self.shape.reads,
             budgets: self.shape.budgets,
         };
@@ -285,6 +284,7 @@ impl World {
             index_cache_bytes: 1 << 16,
             log_tail_bytes: self.shape.log_tail_bytes,
             redirect_bytes_min: self.shape.redirect_bytes_min,
+            listing_extents: self.shape.listing_extents,
         };
         let index = Rc::clone(&self.kernel.borrow().disks[disk].index);
         let mut files = self.files(disk, pool.clone());
@@ -296,6 +296,7 @@ impl World {
                 return None;
             }
         };
+        self.kernel.borrow_mut().disks[disk].failures = 0;
         self.kernel.borrow_mut().checks.opened(
             disk,
             opened.superblock(),
@@ -362,8 +363,18 @@ impl World {
     pub fn restart_poisoned(&mut self) {
         for host in 0..self.shape.pods {
             let report = self.pods[host].worker.as_ref().map(Worker::report);
-            let mut disks = report.into_iter().flat_map(|report| report.disks);
-            if disks.any(|disk| disk.failed.is_some()) || self.pods[host].waits_for_disk {
+            let reports = report.into_iter().flat_map(|report| report.disks);
+            let given_up: Vec<_> = self
+                .disks_of(host)
+                .into_iter()
+                .zip(reports)
+                .filter_map(|(disk, report)| Some((disk, report.failed?)))
+                .collect();
+            for (disk, why) in &given_up {
+                let kernel = &mut *self.kernel.borrow_mut();
+                kernel.checks.given_up(*disk, kernel.disks[*disk].failures, why);
+            }
+            if !given_up.is_empty() || self.pods[host].waits_for_disk {
                 self.crash(host);
                 self.start(host);
             }
@@ -474,11 +485,15 @@ struct Watch(Rc<RefCell<Kernel>>);
 
 impl Probe for Watch {
     fn input(&mut self, member: MemberId, input: &Input) {
-        self.0.borrow_mut().checks.input(member, input);
+        let mut kernel = self.0.borrow_mut();
+        let now = kernel.now;
+        kernel.checks.input(member, input, now);
     }
 
     fn output(&mut self, member: MemberId, output: &Output) {
-        self.0.borrow_mut().checks.output(member, output);
+        let mut kernel = self.0.borrow_mut();
+        let now = kernel.now;
+        kernel.checks.output(member, output, now);
     }
 }
 
@@ -533,12 +548,12 @@ impl IndexRunner for SimIndex {
     fn submit(&mut self, op: OpId, job: IndexJob) {
         let mut kernel = self.kernel.borrow_mut();
         let Kernel { checks, disks, .. } = &mut *kernel;
-        checks.index_job(self.disk, &job, &disks[self.disk].data);
         let flushes = matches!(job, IndexJob::Commit { flush: true, .. });
         let mut index = self.index.borrow_mut();
+        checks.index_job(self.disk, &job, &disks[self.disk].data, &mut index);
         let done = execute(&mut *index, job);
         if flushes {
-            checks.index_flushed(&index.members().expect("a simulated index answers"));
+            checks.index_flushed(&mut index);
         }
         let mut jobs = self.jobs.borrow_mut();
         let alarm = INDEX_ALARMS + kernel.next_job();

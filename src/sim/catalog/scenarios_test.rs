@@ -7,7 +7,7 @@ use super::asks::What;
 use super::pod::{ControlPod, Waiting};
 use super::{Event, Host, NewVolume, Packet};
 use crate::control::reconcile::MembershipChange;
-use crate::limits::Budgets;
+use crate::limits::{Budgets, LISTING_EXTENTS_MAX};
 use crate::planted::{Mistake, assert_found};
 use crate::replica::seam::ReadMode;
 use crate::sim::shape::{Load, Shape};
@@ -41,12 +41,15 @@ impl Scenario {
             log_tail_bytes: 1 << 20,
             overlay_cache_bytes: 0,
             redirect_bytes_min: usize::MAX,
+            listing_extents: LISTING_EXTENTS_MAX,
             reads: ReadMode::Lease,
+            leaders_follow_clients: true,
             budgets: Budgets::default(),
             load: Load {
                 large_extents: 1,
                 rest: Duration::from_millis(100),
                 depth: 6,
+                writes_one_in: 2,
                 is_hot: false,
                 halves: false,
             },

@@ -1,7 +1,8 @@
-//! Queues: within the budgets at every moment, and empty when nobody asks for anything.
+//! Queues: within the budgets at every moment, and empty when nobody asks for anything; and space:
+//! whatever is applied finds some (rule R10).
 
 use crate::limits::{Budgets, CONNECTION_UNDER_WAY_BYTES_MIN, ENTRY_BYTES_MAX};
-use crate::sim::checks::Wrong;
+use crate::sim::checks::{Wrong, check};
 use crate::worker::Load;
 
 /// Frames of heartbeats that may wait to leave at any moment.
@@ -17,6 +18,8 @@ pub fn within(load: &Load, budgets: &Budgets, connections: usize) -> Result<(), 
         ("a shard", load.shard_bytes_max, budgets.shard_bytes),
         ("a link", load.link_bytes_max, budgets.link_bytes),
     ];
+    let overdrawn = load.overdrawn_bytes;
+    check(overdrawn == 0, || format!("what was applied wants {overdrawn} bytes that no disk has"))?;
     match bounds.into_iter().find(|(_, bytes, bound)| bytes > bound) {
         None => Ok(()),
         Some((what, bytes, bound)) => Err(format!("{what} has {bytes} bytes under way of {bound}")),

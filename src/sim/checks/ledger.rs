@@ -1,12 +1,13 @@
 //! What every member's log holds durably, told from the writes of the logs alone: a batch counts
 //! when its write and those of all before it have ended. Whatever a crash leaves, recovery must
-//! find this and may find more, or call the member faulted.
+//! find this and may find more of what was written since, or call the member faulted; what a
+//! recovery did not find never comes back.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::io::driver::Token;
 use crate::replica::seam::Start;
-use crate::sim::checks::Wrong;
+use crate::sim::checks::{Wrong, check};
 use crate::sim::disk::DiskNumber;
 use crate::store::seam::Slot;
 use crate::store::wal::format::{Batch, FoundEntry, FoundItem};
@@ -17,6 +18,11 @@ use crate::types::MemberId;
 pub struct Ledger {
     under_way: BTreeMap<DiskNumber, VecDeque<Write>>,
     members: BTreeMap<MemberId, Promised>,
+    /// What members had promised that lost something: others may have counted on it.
+    faulted: BTreeMap<MemberId, Promised>,
+    /// What a recovery may find: entries, by index and term, that the last one found, and those
+    /// that were handed to the disk since.
+    offered: BTreeMap<MemberId, BTreeSet<(u64, u64)>>,
     /// Entries that took the place of others.
     pub replaced: u64,
 }
@@ -55,6 +61,17 @@ impl Logged {
     }
 }
 
+/// The entries that an item of a batch holds, and whose they are.
+pub fn entries_of(item: &FoundItem) -> Vec<(MemberId, &FoundEntry)> {
+    match item {
+        FoundItem::Entry { member, entry } => vec![(*member, entry)],
+        FoundItem::Image { member, entries, .. } => {
+            entries.iter().map(|entry| (*member, entry)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 impl Ledger {
     /// A pod opened this disk: what was on its way there has ended, one way or the other.
     pub fn opened(&mut self, disk: DiskNumber) {
@@ -62,12 +79,15 @@ impl Ledger {
     }
 
     pub fn begins(&mut self, disk: DiskNumber, token: Token, batch: Batch) {
+        for (member, entry) in batch.items.iter().flat_map(entries_of) {
+            self.offered.entry(member).or_default().insert((entry.index, entry.term));
+        }
         let write = Write { token, batch, ended: false };
         self.under_way.entry(disk).or_default().push_back(write);
     }
 
     /// The write is durable; returns the batches that count from now on.
-    pub fn ends(&mut self, disk: DiskNumber, token: Token) -> Vec<Batch> {
+    pub fn ends(&mut self, disk: DiskNumber, token: Token) -> (Vec<Batch>, Result<(), Wrong>) {
         let under_way = self.under_way.entry(disk).or_default();
         if let Some(write) = under_way.iter_mut().find(|write| write.token == token) {
             write.ended = true;
@@ -77,7 +97,20 @@ impl Ledger {
             counted.extend(under_way.pop_front().map(|write| write.batch));
         }
         counted.iter().flat_map(|batch| &batch.items).for_each(|item| self.count(item));
-        counted
+        let mut entries = counted.iter().flat_map(|batch| &batch.items).flat_map(entries_of);
+        let checked = entries.try_for_each(|(member, entry)| self.knows_term(member, entry));
+        (counted, checked)
+    }
+
+    /// Whoever has an entry of a term durably must not forget that term.
+    fn knows_term(&self, member: MemberId, entry: &FoundEntry) -> Result<(), Wrong> {
+        let known = self.members.get(&member).map_or(0, |promised| promised.term);
+        let (index, term) = (entry.index, entry.term);
+        check(known >= term, || {
+            format!(
+                "{member:?} has entry {index} of term {term} durably, and could start in {known}"
+            )
+        })
     }
 
     fn count(&mut self, item: &FoundItem) {
@@ -107,7 +140,7 @@ impl Ledger {
                     entries: entries.collect(),
                 };
             }
-            FoundItem::Fault { member } => drop(self.members.remove(member)),
+            FoundItem::Fault { member } => self.lost(*member),
         }
     }
 
@@ -115,7 +148,7 @@ impl Ledger {
     /// now on.
     pub fn recovered(&mut self, member: MemberId, start: &Start) -> Result<(), Wrong> {
         if start.faulted {
-            self.members.remove(&member);
+            self.lost(member);
             return Ok(());
         }
         let found = Promised {
@@ -130,8 +163,16 @@ impl Ledger {
                 .collect(),
         };
         let checked = self.members.get(&member).map_or(Ok(()), |promised| promised.is_in(&found));
+        let checked = checked.and_then(|()| found.covers(start.applied_index));
+        let logged = found.entries.iter().map(|(index, logged)| (*index, logged.term)).collect();
+        let offered = self.offered.insert(member, logged).unwrap_or_default();
+        let checked = checked.and_then(|()| found.is_among(&offered, start.applied_index));
         self.members.insert(member, found);
         checked.map_err(|what| format!("recovery of {member:?}: {what}"))
+    }
+
+    fn lost(&mut self, member: MemberId) {
+        self.faulted.extend(self.members.remove(&member).map(|promised| (member, promised)));
     }
 
     /// The index of a member's disk says, durably, that it holds everything up to here.
@@ -147,6 +188,10 @@ impl Ledger {
     pub fn destroyed(&mut self, member: MemberId) {
         let promised = Promised { term: u64::MAX, floor: u64::MAX, ..Promised::default() };
         self.members.insert(member, promised);
+    }
+
+    pub fn is_destroyed(&self, member: MemberId) -> bool {
+        self.members.get(&member).is_some_and(|promised| promised.floor == u64::MAX)
     }
 
     /// The index up to which a member would still know what is committed after a crash.
@@ -169,9 +214,10 @@ impl Ledger {
         index == 0 || promised.is_some_and(|promised| promised.last() >= index)
     }
 
-    /// True when this very entry would survive a crash.
+    /// True when this very entry would survive a crash, or would have until it was lost.
     pub fn holds(&self, member: MemberId, index: u64, term: u64) -> bool {
-        self.members.get(&member).is_some_and(|promised| {
+        let promised = self.members.get(&member).or_else(|| self.faulted.get(&member));
+        promised.is_some_and(|promised| {
             let logged = promised.entries.get(&index);
             promised.floor >= index || logged.is_some_and(|logged| logged.term == term)
         })
@@ -194,6 +240,25 @@ impl Promised {
             self.entries.insert(entry.index, Logged::of(entry));
         }
         replaced
+    }
+
+    /// Rule R7: what the store has is committed.
+    fn covers(&self, applied_index: u64) -> Result<(), Wrong> {
+        let commit = self.commit;
+        check(commit >= applied_index, || {
+            format!("the store has entry {applied_index}, and only {commit} is committed")
+        })
+    }
+
+    /// Everything that is not in the store was written since a recovery last looked, or was found
+    /// by that.
+    fn is_among(&self, offered: &BTreeSet<(u64, u64)>, applied: u64) -> Result<(), Wrong> {
+        let entries = self.entries.range(applied + 1..);
+        let mut entries = entries.map(|(index, logged)| (*index, logged.term));
+        let found = entries.find(|entry| !offered.contains(entry));
+        found.map_or(Ok(()), |(index, term)| {
+            Err(format!("entry {index} of term {term}, which was cut off, is back"))
+        })
     }
 
     fn last(&self) -> u64 {

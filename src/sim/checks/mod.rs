@@ -7,10 +7,14 @@
 //! | `raft` | one leader and one vote per term, one history of entries |
 //! | | nothing is answered or applied before it is durable (R1, R12) |
 //! | | reads see what was applied before (R14) |
+//! | `leases` | who may vote and who may read (R14) |
+//! | `sessions` | what was outdone changes nothing (R15) |
+//! | `content` | indexes say what was applied, and miss nothing (R3), after resyncs, too |
 //! | `ledger` | what the logs hold durably; recovery finds all of it (R1, R3, R8) |
 //! | `slots` | data is durable before the log or the index names it (R2, R6) |
 //! | | no slot has two owners (R4) |
 //! | `ring` | the log is not overwritten before the superblock lets go of it (R8) |
+//! | | entries leave room for elections (R9) |
 //! | `bounds` | memory and queues |
 //! | `replicas` | at the end: equal replicas, exact space, everything written back |
 //!
@@ -19,12 +23,15 @@
 
 mod bounds;
 pub mod catalog;
+mod content;
 pub mod history;
+mod leases;
 mod ledger;
 mod raft;
 mod replicas;
 mod ring;
 mod seen;
+mod sessions;
 mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,33 +41,46 @@ use bytes::Bytes;
 
 use crate::io::driver::Token;
 use crate::limits::Budgets;
-use crate::replica::seam::{Input, Output, Start};
-use crate::sim::checks::ledger::Ledger;
+use crate::replica::seam::{Append, Input, Output, ReadMode, Start};
+use crate::sim::checks::content::Content;
+use crate::sim::checks::leases::LeaseChecks;
+use crate::sim::checks::ledger::{Ledger, entries_of};
 use crate::sim::checks::raft::RaftChecks;
 use crate::sim::checks::ring::RingChecks;
 pub use crate::sim::checks::seen::Seen;
+use crate::sim::checks::sessions::SessionChecks;
 use crate::sim::disk::{DiskNumber, SimDisk, SimFile};
+use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::seam::{IndexEdit, IndexJob, MemberRecord, Slot};
 use crate::store::superblock::{self, Superblock};
-use crate::store::wal::format::{Keys, decode, decode_fixed};
-use crate::types::{BLOCK_BYTES, EXTENT_BYTES, MemberId, Uuid};
+use crate::store::wal::format::{Batch, Keys, decode, decode_fixed};
+use crate::types::{BLOCK_BYTES, EXTENT_BYTES, MemberId, Mono, ShardOp, Uuid};
 use crate::view::ClusterView;
 use crate::worker::Load;
 
 /// What is wrong, in words.
 pub type Wrong = String;
 
+fn check(holds: bool, otherwise: impl FnOnce() -> Wrong) -> Result<(), Wrong> {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Checks {
     ledger: Ledger,
     raft: RaftChecks,
+    leases: LeaseChecks,
+    sessions: SessionChecks,
+    content: Content,
     rings: RingChecks,
     keys: BTreeMap<DiskNumber, Keys>,
     /// All that were ever on a disk.
     members: BTreeMap<Uuid, BTreeSet<MemberId>>,
     resyncing: BTreeSet<MemberId>,
+    /// Their resyncs end with what is made durable now.
+    resynced: Vec<MemberRecord>,
     /// Whose data may get lost by a fault of its own: nothing is expected of it.
     bad_disk: Option<DiskNumber>,
     expects_nothing: bool,
@@ -72,6 +92,11 @@ impl Checks {
     /// The disk that does not keep what it is given.
     pub fn distrust(&mut self, disk: DiskNumber) {
         self.bad_disk = Some(disk);
+    }
+
+    /// How members read, and whether clocks keep to their bound.
+    pub fn expect(&mut self, reads: ReadMode, clocks_are_good: bool) {
+        self.leases.expect(reads, clocks_are_good);
     }
 
     /// Nothing is expected of anything any more.
@@ -88,6 +113,14 @@ impl Checks {
             cause = error.source();
         }
         self.note(Err(what));
+    }
+
+    /// A pod has given up a disk, of whose operations so many had failed.
+    pub fn given_up(&mut self, disk: DiskNumber, failures: u64, why: &str) {
+        if self.bad_disk != Some(disk) {
+            let text = || format!("disk {disk} is given up, and nothing had failed: {why}");
+            self.note(check(failures > 0, text));
+        }
     }
 
     /// The first thing that was wrong.
@@ -111,25 +144,73 @@ impl Checks {
         }
     }
 
-    /// A member's record is in the index.
-    fn mark(&mut self, record: &MemberRecord) {
+    /// A member's record is in the index. True: it was being resynced before, and is not now.
+    fn mark(&mut self, record: &MemberRecord) -> bool {
         match record.resyncing {
-            true => self.resyncing.insert(record.member),
+            true => {
+                self.resyncing.insert(record.member);
+                false
+            }
             false => self.resyncing.remove(&record.member),
-        };
+        }
     }
 
     /// A member is given something.
-    pub fn input(&mut self, member: MemberId, input: &Input) {
-        self.raft.input(member, input);
+    pub fn input(&mut self, member: MemberId, input: &Input, now: Mono) {
+        self.leases.input(member, input, now);
+        let Some(shard) = self.raft.shard_of(member) else { return };
+        let fits = self.sessions.input(shard, member, input);
+        self.note(fits);
+        let read = match input {
+            Input::Client { req, op: ShardOp::Read { .. } | ShardOp::Status { .. }, .. } => *req,
+            Input::Barrier { req } => *req,
+            _ => return,
+        };
+        self.raft.asked(shard, member, read);
+        self.leases.asked(member, read, self.raft.newest_led(shard));
     }
 
     /// A member asks for something.
-    pub fn output(&mut self, member: MemberId, output: &Output) {
-        let checked = self.raft.output(&self.ledger, member, output);
+    pub fn output(&mut self, member: MemberId, output: &Output, now: Mono) {
+        let checked = self.asks(member, output, now);
         self.seen.terms = self.raft.terms();
         self.seen.replaced = self.ledger.replaced;
         self.note(checked);
+    }
+
+    fn asks(&mut self, member: MemberId, output: &Output, now: Mono) -> Result<(), Wrong> {
+        let Some(shard) = self.raft.shard_of(member) else { return Ok(()) };
+        match output {
+            Output::Send(message) => {
+                self.raft.sends(&self.ledger, member, message)?;
+                self.leases.sends(member, message, now)
+            }
+            Output::Apply(applied) => {
+                if self.raft.applies(&self.ledger, shard, member, applied)? {
+                    self.content.applies(shard, applied);
+                    self.sessions.applies(shard, applied)?;
+                }
+                Ok(())
+            }
+            Output::Append(Append { reset: Some(reset), .. }) => {
+                self.raft.is_at(member, reset.index);
+                Ok(())
+            }
+            Output::Read { req, .. } | Output::Barrier { req } => {
+                self.raft.reads(member, *req)?;
+                self.leases.reads(member, *req, self.raft.voters(shard))?;
+                self.sessions.answers(member, *req, Ok(()))
+            }
+            Output::Reply { req, result } => {
+                self.sessions.answers(member, *req, result.as_ref().map(drop))
+            }
+            Output::Role(role) => {
+                self.leases.role(member, *role);
+                self.sessions.role(member, *role);
+                self.raft.role(shard, *role)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A pod opened a disk and found these members.
@@ -148,8 +229,14 @@ impl Checks {
         for (record, start) in members {
             self.seen.faulted += u64::from(start.faulted);
             self.mark(record);
+            self.leases.started(record.member);
             let found = self.ledger.recovered(record.member, start);
             self.note(found);
+            if !record.resyncing {
+                let applied = self.raft.reached(record.member);
+                self.note(self.content.holds(index, record, applied));
+            }
+            self.raft.is_at(record.member, start.applied_index);
         }
         self.note(slots::owned(index).map(drop));
     }
@@ -181,20 +268,33 @@ impl Checks {
         if self.bad_disk != Some(number) {
             self.note(slots::named_by_log(&batch, &disk.data));
         }
-        let overwrites = self.rings.begins(number, &batch.header);
-        self.note(overwrites);
+        let trusted = self.bad_disk != Some(number);
+        let fits = self.rings.begins(number, &batch, trusted);
+        self.note(fits);
         self.ledger.begins(number, token, batch);
     }
 
     /// A write of a log is durable.
     pub fn log_write_ends(&mut self, disk: DiskNumber, token: Token) {
-        for batch in self.ledger.ends(disk, token) {
+        let (batches, checked) = self.ledger.ends(disk, token);
+        self.note(checked);
+        for batch in batches {
             self.rings.marked(disk, batch.header.durable_seq);
             self.seen.batch(&batch);
             self.seen.laps += u64::from(batch.header.offset == 0);
-            let checked = self.raft.logged(&batch);
+            let checked = self.logged(&batch);
             self.note(checked);
         }
+    }
+
+    fn logged(&mut self, batch: &Batch) -> Result<(), Wrong> {
+        for (member, entry) in batch.items.iter().flat_map(entries_of) {
+            let Some(shard) = self.raft.shard_of(member) else { continue };
+            if self.raft.logged(shard, member, entry)? {
+                self.sessions.logged(shard, entry);
+            }
+        }
+        Ok(())
     }
 
     /// What a pod has under way.
@@ -219,7 +319,13 @@ impl Checks {
     }
 
     /// A pod hands a job to the index of a disk.
-    pub fn index_job(&mut self, disk: DiskNumber, job: &IndexJob, data: &SimFile) {
+    pub fn index_job(
+        &mut self,
+        disk: DiskNumber,
+        job: &IndexJob,
+        data: &SimFile,
+        index: &mut MemoryIndex,
+    ) {
         let IndexJob::Commit { edits, .. } = job else { return };
         if self.bad_disk != Some(disk) {
             self.note(slots::named_by_index(edits, data));
@@ -231,9 +337,23 @@ impl Checks {
         };
         let covered = slots::covered(edits, committed);
         self.note(covered);
+        self.note(slots::never_older(edits, index));
         for edit in edits {
             match edit {
-                IndexEdit::PutMember(record) => self.mark(record),
+                IndexEdit::Put(key, record) => {
+                    let shard = self.raft.shard_of(key.member);
+                    let reached = self.raft.reached(key.member);
+                    let says = |shard| self.content.says(shard, *key, record, reached);
+                    self.note(shard.map_or(Ok(()), says));
+                }
+                IndexEdit::PutMember(record) => {
+                    let text =
+                        || format!("{:?}, which was destroyed, is there again", record.member);
+                    self.note(check(!self.ledger.is_destroyed(record.member), text));
+                    if self.mark(record) {
+                        self.resynced.push(record.clone());
+                    }
+                }
                 IndexEdit::Destroy(member) => self.ledger.destroyed(*member),
                 _ => {}
             }
@@ -241,9 +361,26 @@ impl Checks {
     }
 
     /// What the index of a disk names is durable as it is now.
-    pub fn index_flushed(&mut self, records: &[MemberRecord]) {
+    pub fn index_flushed(&mut self, index: &mut MemoryIndex) {
         self.seen.flushes += 1;
-        records.iter().for_each(|record| self.ledger.flushed(record.member, record.flushed_index));
+        for record in index.members().expect("a simulated index answers") {
+            self.ledger.flushed(record.member, record.flushed_index);
+        }
+        for record in std::mem::take(&mut self.resynced) {
+            let checked = self.is_resynced(index, &record);
+            self.note(checked);
+        }
+    }
+
+    /// A resync has brought everything, and the member's log has got to where all of it is as of
+    /// one moment.
+    fn is_resynced(&self, index: &mut MemoryIndex, record: &MemberRecord) -> Result<(), Wrong> {
+        let member = record.member;
+        let (reflects, applied) = (Content::reflects(index, record), self.raft.applied(member));
+        self.content.holds(index, record, self.raft.reached(member))?;
+        check(applied >= reflects, || {
+            format!("the resync of {member:?} ends at {applied}, and something is as of {reflects}")
+        })
     }
 
     /// A pod hands a write of data to the disk.

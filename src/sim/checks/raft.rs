@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::{Message, MessageType};
 
-use crate::replica::seam::{Applied, Change, Input, Output, ReqId, Role};
-use crate::sim::checks::Wrong;
+use crate::replica::seam::{Applied, Change, ReqId, Role};
 use crate::sim::checks::ledger::Ledger;
-use crate::store::wal::format::{Batch, FoundEntry, FoundItem};
-use crate::types::{MemberId, ShardId, ShardOp, mix64};
+use crate::sim::checks::{Wrong, check};
+use crate::store::wal::format::FoundEntry;
+use crate::types::{MemberId, ShardId, mix64};
 use crate::view::ClusterView;
 
 /// See the module.
@@ -26,8 +26,9 @@ pub struct RaftChecks {
     /// To be destroyed, and destroyed.
     dying: BTreeSet<MemberId>,
     dead: BTreeSet<MemberId>,
-    /// How far a member has applied entries.
+    /// How far a member has applied entries, since it started and ever.
     applied: BTreeMap<MemberId, u64>,
+    reached: BTreeMap<MemberId, u64>,
     /// How far anybody had when a member was asked for a read.
     asked: BTreeMap<(MemberId, ReqId), u64>,
     terms: u64,
@@ -68,61 +69,66 @@ impl RaftChecks {
         self.terms
     }
 
-    /// A batch of a log is durable.
-    pub fn logged(&mut self, batch: &Batch) -> Result<(), Wrong> {
-        batch.items.iter().try_for_each(|item| match item {
-            FoundItem::Entry { member, entry } => self.entry(*member, entry),
-            FoundItem::Image { member, entries, .. } => {
-                entries.iter().try_for_each(|entry| self.entry(*member, entry))
-            }
-            _ => Ok(()),
-        })
+    /// The shard of a member, once the catalog has told of it.
+    pub fn shard_of(&self, member: MemberId) -> Option<ShardId> {
+        self.shard_of.get(&member).copied()
     }
 
-    fn entry(&mut self, member: MemberId, entry: &FoundEntry) -> Result<(), Wrong> {
-        let Some(shard) = self.shard_of.get(&member) else { return Ok(()) };
+    /// How many vote in a shard.
+    pub fn voters(&self, shard: ShardId) -> usize {
+        self.shards.get(&shard).map_or(0, |shard| shard.voters.len())
+    }
+
+    /// The newest term of a shard in which somebody leads.
+    pub fn newest_led(&self, shard: ShardId) -> u64 {
+        let newest = self.shards.get(&shard).and_then(|shard| shard.leaders.last_key_value());
+        newest.map_or(0, |(term, _)| *term)
+    }
+
+    /// How far a member has applied entries since it started.
+    pub fn applied(&self, member: MemberId) -> u64 {
+        self.applied.get(&member).copied().unwrap_or(0)
+    }
+
+    /// How far it ever had.
+    pub fn reached(&self, member: MemberId) -> u64 {
+        self.reached.get(&member).copied().unwrap_or(0)
+    }
+
+    /// What a member has is as of this entry now.
+    pub fn is_at(&mut self, member: MemberId, index: u64) {
+        self.applied.insert(member, index);
+        let reached = self.reached.entry(member).or_default();
+        *reached = index.max(*reached);
+    }
+
+    /// An entry is durable in the log of a member. True: it was in no other before.
+    pub fn logged(
+        &mut self,
+        shard: ShardId,
+        member: MemberId,
+        entry: &FoundEntry,
+    ) -> Result<bool, Wrong> {
         let says = mix64(u64::from(crc32fast::hash(&entry.context)) << 8 | u64::from(entry.kind));
-        let logged = &mut self.shards.get_mut(shard).expect("it has members").logged;
+        let logged = &mut self.shards.get_mut(&shard).expect("it has members").logged;
+        let before = logged.len();
         let first = *logged.entry((entry.index, entry.term)).or_insert(says);
+        let is_new = logged.len() > before;
         check(first == says, || {
             let (index, term) = (entry.index, entry.term);
             format!("{member:?} of {shard:?} logged another entry {index} of term {term}")
-        })
+        })?;
+        Ok(is_new)
     }
 
-    /// A member is given something.
-    pub fn input(&mut self, member: MemberId, input: &Input) {
-        let read = match input {
-            Input::Client { req, op: ShardOp::Read { .. } | ShardOp::Status { .. }, .. } => *req,
-            Input::Barrier { req } => *req,
-            _ => return,
-        };
-        let shard = self.shard_of.get(&member).and_then(|shard| self.shards.get(shard));
+    /// A member is asked for a read.
+    pub fn asked(&mut self, shard: ShardId, member: MemberId, req: ReqId) {
+        let shard = self.shards.get(&shard);
         let newest = shard.and_then(|shard| shard.applied.last_key_value());
-        self.asked.insert((member, read), newest.map_or(0, |(index, _)| *index));
+        self.asked.insert((member, req), newest.map_or(0, |(index, _)| *index));
     }
 
-    /// A member asks for something.
-    pub fn output(
-        &mut self,
-        ledger: &Ledger,
-        member: MemberId,
-        output: &Output,
-    ) -> Result<(), Wrong> {
-        let Some(shard) = self.shard_of.get(&member).copied() else { return Ok(()) };
-        match output {
-            Output::Send(message) => self.sends(ledger, member, message),
-            Output::Apply(applied) => {
-                self.applied.insert(member, applied.index);
-                self.applies(ledger, shard, member, applied)
-            }
-            Output::Read { req, .. } | Output::Barrier { req } => self.reads(member, *req),
-            Output::Role(role) => self.role(shard, *role),
-            _ => Ok(()),
-        }
-    }
-
-    fn role(&mut self, shard: ShardId, role: Role) -> Result<(), Wrong> {
+    pub fn role(&mut self, shard: ShardId, role: Role) -> Result<(), Wrong> {
         let Some(leader) = role.leader else { return Ok(()) };
         let leaders = &mut self.shards.get_mut(&shard).expect("it has members").leaders;
         let before = leaders.len();
@@ -132,7 +138,12 @@ impl RaftChecks {
         check(first == leader, text)
     }
 
-    fn sends(&mut self, ledger: &Ledger, member: MemberId, message: &Message) -> Result<(), Wrong> {
+    pub fn sends(
+        &mut self,
+        ledger: &Ledger,
+        member: MemberId,
+        message: &Message,
+    ) -> Result<(), Wrong> {
         check(!self.dead.contains(&member), || format!("{member:?} was destroyed and speaks"))?;
         let (term, to) = (message.term, message.to);
         match message.get_msg_type() {
@@ -152,39 +163,38 @@ impl RaftChecks {
         }
     }
 
-    fn reads(&mut self, member: MemberId, req: ReqId) -> Result<(), Wrong> {
+    pub fn reads(&mut self, member: MemberId, req: ReqId) -> Result<(), Wrong> {
         let due = self.asked.remove(&(member, req)).unwrap_or(0);
-        let applied = self.applied.get(&member).copied().unwrap_or(0);
+        let applied = self.applied(member);
         check(applied >= due, || {
             format!("{member:?} reads as of {applied}, and {due} was applied before it was asked")
         })
     }
 
-    fn applies(
+    /// A member applies an entry. True: nobody has before.
+    pub fn applies(
         &mut self,
         ledger: &Ledger,
         shard: ShardId,
         member: MemberId,
         applied: &Applied,
-    ) -> Result<(), Wrong> {
+    ) -> Result<bool, Wrong> {
         let (index, term) = (applied.index, applied.term);
+        self.is_at(member, index);
         let seen = self.shards.get_mut(&shard).expect("it has members");
         let change = (term, digest(applied));
         if let Some(first) = seen.applied.get(&index) {
             let text = || format!("{member:?} of {shard:?} applies another entry {index}");
-            return check(*first == change, text);
+            check(*first == change, text)?;
+            return Ok(false);
         }
         let holds = seen.voters.iter().filter(|voter| ledger.holds(**voter, index, term)).count();
         check(2 * holds > seen.voters.len(), || {
             format!("{member:?} of {shard:?} applies {index}, which {holds} members have durably")
         })?;
         seen.applied.insert(index, change);
-        Ok(())
+        Ok(true)
     }
-}
-
-fn check(holds: bool, otherwise: impl FnOnce() -> Wrong) -> Result<(), Wrong> {
-    if holds { Ok(()) } else { Err(otherwise()) }
 }
 
 /// What an entry changes, as a number.

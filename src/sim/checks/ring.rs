@@ -1,14 +1,19 @@
 //! Rule R8: what the log of a disk writes does not overwrite a batch that recovery would start
-//! from, after a crash at this moment.
+//! from, after a crash at this moment; entries leave room for what elections need (rule R9); and no
+//! batch ever gets the number of another.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::sim::checks::Wrong;
+use crate::sim::checks::{Wrong, check};
 use crate::sim::disk::DiskNumber;
 use crate::store::superblock::Superblock;
 use crate::store::wal::BatchSeq;
-use crate::store::wal::format::Header;
+use crate::store::wal::format::{Batch, FoundItem};
+
+/// Entries leave at least this part of a log free. A quarter is kept back from them; what is not
+/// theirs (votes, images) may take a part of that before the ones do that had been let in.
+const RESERVE_PART: u64 = 8;
 
 /// See the module.
 #[derive(Default)]
@@ -18,7 +23,11 @@ pub struct RingChecks {
 
 #[derive(Default)]
 struct Ring {
+    bytes: u64,
     tail: BatchSeq,
+    tail_offset: u64,
+    /// The newest batch that was ever handed to the disk.
+    newest: BatchSeq,
     /// Where batches were written since the disk was opened, from the tail on.
     batches: BTreeMap<BatchSeq, Range<u64>>,
     /// Those that nothing durable names as durable, from before the disk was opened, too.
@@ -34,7 +43,8 @@ impl RingChecks {
     /// What is durable of the superblock.
     pub fn superblock(&mut self, disk: DiskNumber, superblock: &Superblock) {
         let ring = self.disks.entry(disk).or_default();
-        ring.tail = BatchSeq(superblock.tail_seq);
+        ring.bytes = superblock.wal_bytes;
+        (ring.tail, ring.tail_offset) = (BatchSeq(superblock.tail_seq), superblock.tail_offset);
         ring.batches = ring.batches.split_off(&ring.tail);
         self.marked(disk, BatchSeq(superblock.durable_seq));
     }
@@ -53,15 +63,26 @@ impl RingChecks {
         ring.map_or(Vec::new(), |ring| ring.unmarked.values().cloned().collect())
     }
 
-    /// A batch is written.
-    pub fn begins(&mut self, disk: DiskNumber, header: &Header) -> Result<(), Wrong> {
+    /// A batch is written. The disk may have lost something: `trusted` is false.
+    pub fn begins(&mut self, disk: DiskNumber, batch: &Batch, trusted: bool) -> Result<(), Wrong> {
+        let header = &batch.header;
         let ring = self.disks.entry(disk).or_default();
         let written = header.offset..header.offset + header.total_bytes();
+        let (seq, newest) = (header.seq.0, ring.newest.0);
+        check(seq > newest || !trusted, || {
+            format!("disk {disk}: a batch has number {seq}, and {newest} was there before")
+        })?;
+        ring.newest = header.seq;
+        let used = (written.end + ring.bytes - ring.tail_offset) % ring.bytes;
+        let has_entries = batch.items.iter().any(|item| matches!(item, FoundItem::Entry { .. }));
+        let left = ring.bytes - used;
+        check(!has_entries || left >= ring.bytes / RESERVE_PART, || {
+            format!("disk {disk}: batch {seq} has entries, and leaves {left} bytes of the log")
+        })?;
         let overlaps = |batch: &Range<u64>| batch.start < written.end && written.start < batch.end;
         let lost = ring.batches.iter().find(|(_, batch)| overlaps(batch));
         if let Some((lost, _)) = lost {
-            let (seq, tail) = (header.seq.0, ring.tail.0);
-            let lost = lost.0;
+            let (lost, tail) = (lost.0, ring.tail.0);
             return Err(format!(
                 "disk {disk}: batch {seq} overwrites {lost}, and the superblock's tail is {tail}"
             ));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::sim::checks::Wrong;
+use crate::sim::checks::{Wrong, check};
 use crate::sim::disk::SimFile;
 use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;
@@ -48,6 +48,16 @@ pub fn covered(edits: &[IndexEdit], committed: impl Fn(MemberId) -> u64) -> Resu
             committed(key.member)
         )),
         _ => Ok(()),
+    })
+}
+
+/// What is in the index is never replaced by something older.
+pub fn never_older(edits: &[IndexEdit], index: &mut MemoryIndex) -> Result<(), Wrong> {
+    edits.iter().try_for_each(|edit| {
+        let IndexEdit::Put(key, record) = edit else { return Ok(()) };
+        let found = index.get(&[*key]).expect("a simulated index answers").remove(0);
+        let (has, gets) = (found.map_or(0, |found| found.last_changed), record.last_changed);
+        check(has <= gets, || format!("{key:?} is as of entry {has}, and goes back to {gets}"))
     })
 }
 

@@ -1,0 +1,140 @@
+//! Rule R14, seen from the members: who has answered a leader elects nobody else while its lease
+//! may last; who reads was not outdone by another leader when it was asked; and a read by quorum
+//! is one that a majority has confirmed since.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use raft::CAMPAIGN_TRANSFER;
+use raft::eraftpb::{Message, MessageType};
+
+use crate::limits::LEASE;
+use crate::replica::seam::{Input, ReadMode, ReqId, Role};
+use crate::sim::checks::{Wrong, check};
+use crate::types::{MemberId, Mono};
+
+/// See the module.
+#[derive(Default)]
+pub struct LeaseChecks {
+    mode: ReadMode,
+    /// Clocks keep to the bound that leases assume.
+    clocks_are_good: bool,
+    /// The newest leader that a member has heard of, and answered.
+    leaders: BTreeMap<MemberId, Heard>,
+    answered: BTreeMap<MemberId, Heard>,
+    /// Members that may campaign in a term whatever others have promised: their leader told them.
+    transfers: BTreeSet<(MemberId, u64, u64)>,
+    /// The term that a member leads, by its own account.
+    leads: BTreeMap<MemberId, u64>,
+    /// Counts what members are given.
+    moment: u64,
+    /// When a leader last heard from another, by moments.
+    heard: BTreeMap<MemberId, BTreeMap<u64, u64>>,
+    asked: BTreeMap<(MemberId, ReqId), Asked>,
+}
+
+/// A heartbeat.
+#[derive(Clone, Copy)]
+struct Heard {
+    from: u64,
+    term: u64,
+    at: Mono,
+}
+
+/// What was so when a read was asked for.
+#[derive(Clone, Copy)]
+struct Asked {
+    moment: u64,
+    /// The newest term of the shard that has a leader.
+    newest_led: u64,
+}
+
+impl LeaseChecks {
+    pub fn expect(&mut self, mode: ReadMode, clocks_are_good: bool) {
+        (self.mode, self.clocks_are_good) = (mode, clocks_are_good);
+    }
+
+    /// The member starts again.
+    pub fn started(&mut self, member: MemberId) {
+        self.leads.remove(&member);
+    }
+
+    pub fn role(&mut self, member: MemberId, role: Role) {
+        match role.leader == Some(member) {
+            true => self.leads.insert(member, role.term),
+            false => self.leads.remove(&member),
+        };
+    }
+
+    /// A member is given something.
+    pub fn input(&mut self, member: MemberId, input: &Input, now: Mono) {
+        self.moment += 1;
+        let Input::Peer(message) = input else { return };
+        match message.get_msg_type() {
+            MessageType::MsgRequestVote if message.context == CAMPAIGN_TRANSFER => {
+                self.transfers.insert((member, message.from, message.term));
+            }
+            MessageType::MsgHeartbeat => {
+                let heard = Heard { from: message.from, term: message.term, at: now };
+                let newest = self.leaders.entry(member).or_insert(heard);
+                if heard.term >= newest.term {
+                    *newest = heard;
+                }
+            }
+            MessageType::MsgHeartbeatResponse => {
+                self.heard.entry(member).or_default().insert(message.from, self.moment);
+            }
+            _ => {}
+        }
+    }
+
+    /// A member is asked for a read. `newest_led`: the newest term of its shard in which somebody
+    /// leads.
+    pub fn asked(&mut self, member: MemberId, req: ReqId, newest_led: u64) {
+        let asked = Asked { moment: self.moment, newest_led };
+        self.asked.insert((member, req), asked);
+    }
+
+    /// A member of a group of so many reads now.
+    pub fn reads(&mut self, member: MemberId, req: ReqId, voters: usize) -> Result<(), Wrong> {
+        let Some(asked) = self.asked.remove(&(member, req)) else { return Ok(()) };
+        if self.mode == ReadMode::Lease && !self.clocks_are_good {
+            return Ok(());
+        }
+        let Some(term) = self.leads.get(&member) else {
+            return Err(format!("{member:?} reads and does not lead"));
+        };
+        let newest = asked.newest_led;
+        check(newest <= *term, || {
+            format!("{member:?} reads as the leader of term {term}, and {newest} had a leader")
+        })?;
+        let heard = self.heard.get(&member).into_iter().flat_map(BTreeMap::values);
+        let confirmed = 1 + heard.filter(|moment| **moment > asked.moment).count();
+        check(self.mode == ReadMode::Lease || 2 * confirmed > voters, || {
+            format!("{member:?} reads, and {confirmed} of {voters} have confirmed that it leads")
+        })
+    }
+
+    /// A member sends something.
+    pub fn sends(&mut self, member: MemberId, message: &Message, now: Mono) -> Result<(), Wrong> {
+        match message.get_msg_type() {
+            MessageType::MsgHeartbeatResponse => {
+                self.answered.extend(self.leaders.get(&member).map(|heard| (member, *heard)));
+                Ok(())
+            }
+            MessageType::MsgRequestVoteResponse if !message.reject => {
+                let told = self.transfers.contains(&(member, message.to, message.term));
+                // Whoever has the lease may be elected anew, and a vote of an earlier term is late.
+                let another =
+                    |heard: &&Heard| heard.from != message.to && heard.term < message.term;
+                let other = self.answered.get(&member).filter(another);
+                let lasts = other.is_some_and(|heard| now < heard.at + LEASE);
+                let lasts = lasts && self.mode == ReadMode::Lease && self.clocks_are_good;
+                check(told || !lasts, || {
+                    let (to, term) = (message.to, message.term);
+                    format!("{member:?} elects {to} in term {term} within the lease of another")
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
