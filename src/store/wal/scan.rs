@@ -1,5 +1,5 @@
-//! Finds every batch in the ring: looks at each page of the file once, a few MiB at a time, and
-//! keeps no payload in memory.
+//! Finds every batch in the ring: looks at each page of the file once, a MiB at a time, and keeps
+//! no payload in memory.
 
 use std::io;
 
@@ -11,8 +11,8 @@ use super::format::{self, Batch, FormatError, FoundEntry, FoundItem, Keys};
 use super::recover::{ReadRing, RecoverError};
 use super::{BatchSeq, WalConfig};
 
-/// Bytes that are read at a time.
-const CHUNK_BYTES: usize = 4 << 20;
+/// Bytes that are read at a time: what the pool keeps buffers for.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// A batch whose header pages are intact.
 #[derive(Clone, Debug)]
