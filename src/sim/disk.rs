@@ -98,7 +98,9 @@ pub const FRESH_NS: u64 = 1_000_000_000;
 /// One file of a disk.
 #[derive(Default)]
 pub struct SimFile {
-    durable: Vec<u8>,
+    /// `None`: zeroes. Pages of their own, because a run ends with most of a file never written,
+    /// and what the allocator has kept from the run before is faster than new memory.
+    durable: Vec<Option<Page>>,
     /// Written, shown to reads, not durable.
     cached: BTreeMap<u64, Page>,
     /// When every page was written last; 0 for never.
@@ -110,12 +112,10 @@ impl SimFile {
     /// Room for the page that ends here, in a file that may still grow.
     fn reach(&mut self, end: u64) {
         self.bytes = self.bytes.max(end);
-        if self.durable.len() < end as usize {
-            // All of it at once: memory that was never written costs nothing.
-            let mut grown = vec![0; self.bytes as usize];
-            grown[..self.durable.len()].copy_from_slice(&self.durable);
-            self.durable = grown;
-            self.written.resize(self.bytes.div_ceil(BLOCK_BYTES as u64) as usize, Mono(0));
+        let pages = end.div_ceil(BLOCK_BYTES as u64) as usize;
+        if self.durable.len() < pages {
+            self.durable.resize(pages, None);
+            self.written.resize(pages, Mono(0));
         }
     }
 
@@ -132,10 +132,14 @@ impl SimFile {
 
     /// What a crash would certainly leave, or write over.
     pub fn read_durable(&self, offset: u64, into: &mut [u8]) {
-        let start = self.durable.len().min(offset as usize);
-        let found = &self.durable[start..self.durable.len().min(start + into.len())];
-        into[..found.len()].copy_from_slice(found);
-        into[found.len()..].fill(0);
+        assert!(offset.is_multiple_of(BLOCK_BYTES as u64));
+        let first = offset as usize / BLOCK_BYTES;
+        for (page, out) in (first..).zip(into.chunks_mut(BLOCK_BYTES)) {
+            match self.durable.get(page) {
+                Some(Some(bytes)) => out.copy_from_slice(&bytes[..out.len()]),
+                _ => out.fill(0),
+            }
+        }
     }
 
     /// What this page shows now would survive a crash.
@@ -159,20 +163,21 @@ impl SimFile {
         let first = offset / BLOCK_BYTES as u64;
         let pages = first..first + (bytes.len() / BLOCK_BYTES) as u64;
         self.written[pages.start as usize..pages.end as usize].fill(now);
-        if durable {
-            self.durable[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
-            if !self.cached.is_empty() {
-                pages.for_each(|page| drop(self.cached.remove(&page)));
-            }
-        } else {
+        if !durable {
             self.cached.extend(pages.zip(bytes.chunks(BLOCK_BYTES).map(Page::from)));
+            return;
+        }
+        if !self.cached.is_empty() {
+            pages.clone().for_each(|page| drop(self.cached.remove(&page)));
+        }
+        for (page, bytes) in pages.zip(bytes.chunks(BLOCK_BYTES)) {
+            self.page_mut(page).copy_from_slice(bytes);
         }
     }
 
     pub fn sync(&mut self) {
         for (page, bytes) in std::mem::take(&mut self.cached) {
-            let at = page as usize * BLOCK_BYTES;
-            self.durable[at..at + BLOCK_BYTES].copy_from_slice(&bytes);
+            self.durable[page as usize] = Some(bytes);
         }
     }
 
@@ -195,8 +200,8 @@ impl SimFile {
             old.truncate(1 + old.len() / 16);
         }
         let (_, page) = old[rng.below(old.len() as u64) as usize];
-        let byte = page * BLOCK_BYTES + rng.below(BLOCK_BYTES as u64) as usize;
-        self.durable[byte] ^= 1 << rng.below(8);
+        let byte = rng.below(BLOCK_BYTES as u64) as usize;
+        self.page_mut(page as u64)[byte] ^= 1 << rng.below(8);
     }
 
     /// Of a write that was under way when power failed, `bytes` at `offset`: all, nothing, or
@@ -223,8 +228,7 @@ impl SimFile {
     }
 
     fn land(&mut self, page: u64, bytes: &[u8], survives: Survives, rng: &mut Rng) {
-        let at = page as usize * BLOCK_BYTES;
-        let old = &mut self.durable[at..at + BLOCK_BYTES];
+        let old = self.page_mut(page);
         match (survives, rng.below(5)) {
             (Survives::All, _) | (Survives::Some, 0 | 1) => old.copy_from_slice(bytes),
             (Survives::Some, 2 | 3) => {}
@@ -235,6 +239,12 @@ impl SimFile {
                 }
             }
         }
+    }
+
+    /// What is durable of a page, to be changed.
+    fn page_mut(&mut self, page: u64) -> &mut [u8] {
+        let page = &mut self.durable[page as usize];
+        page.get_or_insert_with(|| vec![0; BLOCK_BYTES].into())
     }
 }
 
