@@ -5,10 +5,12 @@ use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 
 use crate::io::driver::{
     Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
@@ -94,24 +96,33 @@ pub struct Kernel {
     events: Slab<Event>,
     next_event: u64,
     pub disks: Vec<SimDisk>,
-    open: BTreeMap<(Host, FileId), (DiskNumber, FileName)>,
+    open: FxHashMap<(Host, FileId), (DiskNumber, FileName)>,
     next_id: u32,
-    sockets: BTreeMap<SocketId, Socket>,
+    sockets: FxHashMap<SocketId, Socket>,
     listeners: BTreeMap<SocketId, (Host, Address, VecDeque<SocketId>, Option<Token>)>,
-    /// Grows with every crash: what was started before ends nowhere.
-    lives: BTreeMap<Host, u64>,
-    ready: BTreeMap<Host, Vec<Completion>>,
+    hosts: Vec<HostState>,
     /// When each host wants to be woken at the latest, and the number of that wish.
-    alarms: BTreeMap<Host, (Mono, u64)>,
+    alarms: Vec<(Mono, u64)>,
     /// From and to: what is sent there does not arrive.
     pub cut: Vec<(Host, Host)>,
     /// Until when connections of a host break, and its links are slow.
     pub resets_until: BTreeMap<Host, Mono>,
     pub slow_until: BTreeMap<Host, Mono>,
-    clocks: BTreeMap<Host, Clock>,
     pub trace: Trace,
     pub checks: Checks,
 }
+
+/// What there is of every host.
+#[derive(Default)]
+struct HostState {
+    /// Grows with every crash: what was started before ends nowhere.
+    life: u64,
+    clock: Clock,
+    ready: Vec<Completion>,
+}
+
+/// A host that does not want to be woken.
+const NO_ALARM: (Mono, u64) = (Mono(u64::MAX), u64::MAX);
 
 /// When every world begins.
 const START: Mono = Mono(1_000_000_000);
@@ -124,8 +135,10 @@ struct Clock {
     showed: Mono,
 }
 
-impl Clock {
-    const GOOD: Clock = Clock { ppm: 0, since: START, showed: START };
+impl Default for Clock {
+    fn default() -> Clock {
+        Clock { ppm: 0, since: START, showed: START }
+    }
 }
 
 impl Kernel {
@@ -137,33 +150,40 @@ impl Kernel {
             events: Slab::default(),
             next_event: 0,
             disks: Vec::new(),
-            open: BTreeMap::new(),
+            open: FxHashMap::default(),
             next_id: 0,
-            sockets: BTreeMap::new(),
+            sockets: FxHashMap::default(),
             listeners: BTreeMap::new(),
-            lives: BTreeMap::new(),
-            ready: BTreeMap::new(),
-            alarms: BTreeMap::new(),
+            hosts: Vec::new(),
+            alarms: Vec::new(),
             cut: Vec::new(),
             resets_until: BTreeMap::new(),
             slow_until: BTreeMap::new(),
-            clocks: BTreeMap::new(),
             trace: Trace::default(),
             checks: Checks::default(),
         }
     }
 
+    /// There is a host with this number, if there was not.
+    pub fn add_host(&mut self, host: Host) {
+        let hosts = self.hosts.len().max(host + 1);
+        self.hosts.resize_with(hosts, HostState::default);
+        self.alarms.resize(hosts, NO_ALARM);
+    }
+
     /// The time as a host's clock shows it.
     pub fn local_time(&self, host: Host) -> Mono {
-        let clock = self.clocks.get(&host).copied().unwrap_or(Clock::GOOD);
+        let clock = self.hosts.get(host).map_or(Clock::default(), |state| state.clock);
+        if clock.ppm == 0 {
+            return clock.showed + Duration::from_nanos(self.now.0 - clock.since.0);
+        }
         let passed = i128::from(self.now.0 - clock.since.0);
         Mono(clock.showed.0 + (passed + passed * i128::from(clock.ppm) / 1_000_000) as u64)
     }
 
     /// From now on a host's clock is fast by so many parts in a million.
     pub fn drift(&mut self, host: Host, ppm: i64) {
-        let clock = Clock { ppm, since: self.now, showed: self.local_time(host) };
-        self.clocks.insert(host, clock);
+        self.hosts[host].clock = Clock { ppm, since: self.now, showed: self.local_time(host) };
     }
 
     fn schedule(&mut self, after: Duration, event: Event) {
@@ -189,25 +209,20 @@ impl Kernel {
     /// Wakes the host after this long, and not at the moment it chose before.
     pub fn wake(&mut self, host: Host, after: Duration) {
         self.next_event += 1;
-        self.alarms.insert(host, (self.now + after, self.next_event));
-    }
-
-    fn life(&self, host: Host) -> u64 {
-        self.lives.get(&host).copied().unwrap_or(0)
+        self.alarms[host] = (self.now + after, self.next_event);
     }
 
     /// Moves time to the next thing that concerns a host or the world.
     pub fn step(&mut self) -> Option<Due> {
         loop {
-            let alarm = self.alarms.iter().map(|(host, (at, number))| (*at, *number, *host)).min();
+            let alarm = self.alarms.iter().zip(0..).min();
             let event = self.queue.peek().map(|Reverse((at, number, _))| (*at, *number));
-            match alarm {
-                Some((at, number, host)) if event.is_none_or(|event| (at, number) < event) => {
-                    self.alarms.remove(&host);
-                    self.now = self.now.max(at);
-                    return Some(Due::Host(host));
-                }
-                _ => {}
+            if let Some((alarm, host)) = alarm
+                && *alarm < event.unwrap_or(NO_ALARM)
+            {
+                self.now = self.now.max(alarm.0);
+                self.alarms[host] = NO_ALARM;
+                return Some(Due::Host(host));
             }
             let Reverse((at, _, key)) = self.queue.pop()?;
             let event = self.events.remove(key).expect("queued once");
@@ -222,18 +237,18 @@ impl Kernel {
         match event {
             Event::World(what) => Some(Due::World(what)),
             Event::Complete { host, life, completion } => {
-                if life != self.life(host) {
+                if life != self.hosts[host].life {
                     return None;
                 }
-                self.ready.entry(host).or_default().push(completion);
+                self.hosts[host].ready.push(completion);
                 Some(Due::Host(host))
             }
             Event::FileEnds { host, life, token, op } => {
-                if life != self.life(host) {
+                if life != self.hosts[host].life {
                     return None;
                 }
                 let completion = self.file_ends(host, token, op);
-                self.ready.entry(host).or_default().push(completion);
+                self.hosts[host].ready.push(completion);
                 Some(Due::Host(host))
             }
             Event::Arrive { socket, pieces, count } => {
@@ -342,7 +357,7 @@ impl Kernel {
         }
         let buffers = Buffers::Recv(bufs);
         let completion = Completion { token, result: Ok(Done::Bytes(count)), buffers };
-        self.ready.entry(host).or_default().push(completion);
+        self.hosts[host].ready.push(completion);
         Some(Due::Host(host))
     }
 
@@ -392,7 +407,7 @@ impl Kernel {
     }
 
     fn submit(&mut self, host: Host, token: Token, op: Op) {
-        let life = self.life(host);
+        let life = self.hosts[host].life;
         match op {
             Op::Read { file, .. } | Op::Write { file, .. } | Op::Sync { file } => {
                 let (disk, name) = *self.open.get(&(host, file)).expect("an open file");
@@ -436,14 +451,14 @@ impl Kernel {
 
     fn complete(&mut self, host: Host, token: Token, done: Done) {
         let completion = Completion { token, result: Ok(done), buffers: Buffers::None };
-        let (life, delay) = (self.life(host), Duration::from_micros(5));
+        let (life, delay) = (self.hosts[host].life, Duration::from_micros(5));
         self.schedule(delay, Event::Complete { host, life, completion });
     }
 
     fn fail(&mut self, host: Host, token: Token, buffers: Buffers) {
         let result = Err(std::io::ErrorKind::ConnectionReset.into());
         let completion = Completion { token, result, buffers };
-        let (life, delay) = (self.life(host), Duration::from_micros(5));
+        let (life, delay) = (self.hosts[host].life, Duration::from_micros(5));
         self.schedule(delay, Event::Complete { host, life, completion });
     }
 
@@ -502,7 +517,7 @@ impl Kernel {
                 let result = Err(std::io::ErrorKind::ConnectionRefused.into());
                 let completion = Completion { token, result, buffers: Buffers::None };
                 let delay = Duration::from_micros(self.rng.between(1_000, 30_000));
-                let life = self.life(host);
+                let life = self.hosts[host].life;
                 self.schedule(delay, Event::Complete { host, life, completion });
             }
         }
@@ -531,7 +546,7 @@ impl Kernel {
     /// The host loses its memory and its connections; its disks keep what was durable, and some of
     /// what was not.
     pub fn crash(&mut self, host: Host) {
-        let life = self.life(host);
+        let life = self.hosts[host].life;
         let mut under_way: Vec<Queued> = self.queue.iter().copied().collect();
         under_way.sort_unstable_by(|one, other| other.cmp(one));
         for Reverse((_, _, key)) in under_way {
@@ -546,15 +561,12 @@ impl Kernel {
                 target.tear(self.now, *offset, &bufs.concat(), &mut self.rng);
             }
         }
-        self.alarms.remove(&host);
-        self.ready.remove(&host);
+        self.alarms[host] = NO_ALARM;
+        self.hosts[host].ready.clear();
         self.listeners.retain(|_, (of, ..)| *of != host);
-        let mine: Vec<SocketId> = self
-            .sockets
-            .iter()
-            .filter(|(_, state)| state.host == host)
-            .map(|(id, _)| *id)
-            .collect();
+        let mine = self.sockets.iter().filter(|(_, state)| state.host == host);
+        let mut mine: Vec<SocketId> = mine.map(|(id, _)| *id).collect();
+        mine.sort_unstable();
         for socket in mine {
             let peer = self.sockets.get(&socket).map(|state| state.peer);
             if let Some(peer) = peer.and_then(|peer| self.sockets.get_mut(&peer)) {
@@ -562,7 +574,7 @@ impl Kernel {
             }
             self.close(socket);
         }
-        *self.lives.entry(host).or_default() += 1;
+        self.hosts[host].life += 1;
         self.open.retain(|(of, _), _| *of != host);
         for disk in self.disks.iter_mut().filter(|disk| disk.host == host) {
             disk.crash(&mut self.rng);
@@ -594,16 +606,14 @@ pub struct SimDriver {
     /// The last `enter` found nothing: the host waits.
     pub waits: Rc<Cell<bool>>,
     /// Set by the waker, seen by the world after the round.
-    pub woken: Arc<Mutex<bool>>,
+    pub woken: Arc<AtomicBool>,
 }
 
-struct SimWaker(Arc<Mutex<bool>>);
+struct SimWaker(Arc<AtomicBool>);
 
 impl crate::io::driver::Wake for SimWaker {
     fn wake(&self) {
-        if let Ok(mut woken) = self.0.lock() {
-            *woken = true;
-        }
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -643,7 +653,7 @@ impl Driver for SimDriver {
         out: &mut Vec<Completion>,
     ) -> std::io::Result<()> {
         let mut kernel = self.kernel.borrow_mut();
-        out.append(kernel.ready.entry(self.host).or_default());
+        out.append(&mut kernel.hosts[self.host].ready);
         self.waits.set(out.is_empty());
         if let (true, Some(timeout)) = (out.is_empty(), timeout) {
             kernel.wake(self.host, timeout);

@@ -5,7 +5,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,7 +44,7 @@ pub(super) struct Pod {
     pub worker: Option<Worker>,
     pub inbox: Option<Sender<Command>>,
     waits: Rc<Cell<bool>>,
-    woken: Arc<Mutex<bool>>,
+    woken: Arc<AtomicBool>,
     starts: u32,
     pub stopped: bool,
     /// It is down until a disk of it works again.
@@ -176,7 +177,8 @@ impl World {
         }
     }
 
-    fn driver(&self, host: Host, waits: Rc<Cell<bool>>, woken: Arc<Mutex<bool>>) -> SimDriver {
+    fn driver(&self, host: Host, waits: Rc<Cell<bool>>, woken: Arc<AtomicBool>) -> SimDriver {
+        self.kernel.borrow_mut().add_host(host);
         SimDriver { kernel: Rc::clone(&self.kernel), host, waits, woken }
     }
 
@@ -461,8 +463,8 @@ impl World {
         }
         loop {
             worker.round().expect("the simulated kernel takes everything");
-            let woken = pod.woken.lock().map(|mut woken| std::mem::take(&mut *woken));
-            if pod.waits.get() && !woken.unwrap_or(false) {
+            let woken = pod.woken.swap(false, Ordering::Relaxed);
+            if pod.waits.get() && !woken {
                 return;
             }
         }
