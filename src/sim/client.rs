@@ -25,6 +25,8 @@ use crate::sim::shape::Load;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Mono};
 
 const HALF_BYTES: usize = BLOCK_BYTES / 2;
+/// What stands before the payload of a request.
+const HEAD_BYTES: usize = 28;
 /// A client that waits for something looks again after this long.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// ENOSPC, as the protocol has it.
@@ -326,17 +328,22 @@ impl Client {
         if self.reader.peek().len() < 16 + payload_bytes {
             return false;
         }
-        let payload = self.reader.peek()[16..16 + payload_bytes].to_vec();
-        self.reader.consume(16 + payload_bytes);
         let request = self.requests.remove(&cookie).expect("just found");
         let now = self.driver.now();
+        self.ended(request, error, now, shared);
+        self.reader.consume(16 + payload_bytes);
+        true
+    }
+
+    /// A request was answered; what was read stands behind the head of the reply.
+    fn ended(&mut self, request: UnderWay, error: u32, now: Mono, shared: &mut Shared) {
         if error != 0 {
             let full = self.target.may_be_full && error == NO_SPACE;
             let full = full && !matches!(request.what, What::Read | What::Flush);
             shared.full += u64::from(full);
             let lost = self.target.may_be_lost && error == IO_ERROR;
             self.errors += u64::from(!full && !lost);
-            return true;
+            return;
         }
         let first = self.target.first_register + request.first;
         let history = &mut shared.history;
@@ -353,13 +360,13 @@ impl Client {
             }
             What::Flush => {}
             What::Read => {
-                for (register, half) in (first..).zip(payload.chunks(HALF_BYTES)) {
-                    let value = (&half[..8]).get_u64();
-                    history.read(register, value, request.invoked, now);
+                let halves = self.reader.peek()[16..].chunks(HALF_BYTES);
+                let registers = first..first + request.registers;
+                for (register, mut half) in registers.zip(halves) {
+                    history.read(register, half.get_u64(), request.invoked, now);
                 }
             }
         }
-        true
     }
 
     fn invoke(&mut self, rng: &mut Rng, shared: &mut Shared) {
@@ -392,8 +399,9 @@ impl Client {
     }
 
     fn invoke_random(&mut self, rng: &mut Rng, shared: &mut Shared) {
-        let Target { region, blocks, load, half, .. } = self.target.clone();
+        let Target { blocks, load, half, .. } = self.target;
         let is_read = !rng.one_in(load.writes_one_in);
+        let region = self.target.region.clone();
         let region = if is_read { 0..blocks } else { region };
         let block = self.some_block(rng, region.clone());
         if let (false, Some(half)) = (is_read, half) {
@@ -478,7 +486,12 @@ impl Client {
 
     fn request(&mut self, first: u64, registers: u64, what: What) {
         self.next_cookie += 1;
-        let mut bytes = 0x2560_9513u32.to_be_bytes().to_vec();
+        let payload_bytes = match &what {
+            What::Write(values) => values.len() * HALF_BYTES,
+            _ => 0,
+        };
+        let mut bytes = Vec::with_capacity(HEAD_BYTES + payload_bytes);
+        bytes.extend(0x2560_9513u32.to_be_bytes());
         bytes.extend(0u16.to_be_bytes());
         bytes.extend(what.command().to_be_bytes());
         bytes.extend(self.next_cookie.to_be_bytes());
@@ -487,7 +500,7 @@ impl Client {
         if let What::Write(values) = &what {
             for value in values {
                 bytes.extend(value.to_be_bytes());
-                bytes.extend(std::iter::repeat_n(*value as u8, HALF_BYTES - 8));
+                bytes.resize(bytes.len() + HALF_BYTES - 8, *value as u8);
             }
         }
         self.out.push(bytes.into());
