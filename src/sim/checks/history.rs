@@ -15,6 +15,8 @@
 
 use std::collections::BTreeMap;
 
+use rustc_hash::FxHashMap;
+
 use crate::types::Mono;
 
 /// The value that a write puts into a block; unique in a run.
@@ -23,7 +25,7 @@ pub type Value = u64;
 /// Everything that clients saw.
 #[derive(Default)]
 pub struct History {
-    blocks: BTreeMap<u64, Register>,
+    blocks: FxHashMap<u64, Register>,
     pub operations: u64,
     /// A value that two writes of a block carried: nothing can be said of that history.
     twice: Option<(u64, Value)>,
@@ -134,9 +136,16 @@ impl History {
         cluster.happened = true;
     }
 
+    /// All of them, in order.
+    fn blocks(&self) -> impl Iterator<Item = (u64, &Register)> {
+        let mut blocks: Vec<_> = self.blocks.iter().map(|(block, seen)| (*block, seen)).collect();
+        blocks.sort_unstable_by_key(|(block, _)| *block);
+        blocks.into_iter()
+    }
+
     /// For disks that may lose anything: whatever was read had been written there.
     pub fn check_origins(&self) -> Result<(), Contradiction> {
-        self.blocks.iter().try_for_each(|(block, register)| {
+        self.blocks().try_for_each(|(block, register)| {
             let mut seen = register.clusters.iter().filter(|(_, cluster)| cluster.happened);
             seen.try_for_each(|(value, cluster)| match cluster.written {
                 Some(written) if written <= cluster.first_response => Ok(()),
@@ -150,7 +159,7 @@ impl History {
         if let Some((block, value)) = self.twice {
             return Err(format!("block {block}: {value} was written twice"));
         }
-        self.blocks.iter().try_for_each(|(block, register)| {
+        self.blocks().try_for_each(|(block, register)| {
             register.check().map_err(|what| format!("block {block}: {what}"))
         })
     }
@@ -176,15 +185,20 @@ impl Register {
     fn check_zeroes(&self) -> Result<(), Contradiction> {
         let happened = || self.clusters.iter().filter(|(_, cluster)| cluster.happened);
         let first = Zeroing { invoked: Mono(0), responded: Mono(0) };
+        // When each was invoked, and from when on something newer stood for certain.
+        let stood = |zeroing: &Zeroing| {
+            let newer = happened().filter(|(_, cluster)| {
+                cluster.written.is_some_and(|written| written > zeroing.responded)
+            });
+            let overwritten = newer.map(|(_, cluster)| cluster.first_response).min();
+            (zeroing.invoked, overwritten.unwrap_or(NEVER))
+        };
+        let zeroings: Vec<_> = std::iter::once(&first).chain(&self.zeroings).map(stood).collect();
         for (invoked, responded) in &self.zero_reads {
-            let overwritten = |zeroing: &Zeroing| {
-                happened().any(|(_, cluster)| {
-                    let after = cluster.written.is_some_and(|written| written > zeroing.responded);
-                    after && cluster.first_response < *invoked
-                })
+            let explains = |(zeroed, overwritten): &(Mono, Mono)| {
+                zeroed <= responded && overwritten >= invoked
             };
-            let mut zeroings = std::iter::once(&first).chain(&self.zeroings);
-            if !zeroings.any(|zeroing| zeroing.invoked <= *responded && !overwritten(zeroing)) {
+            if !zeroings.iter().any(explains) {
                 return Err(format!("zeroes were read at {} after something newer", invoked.0));
             }
         }
