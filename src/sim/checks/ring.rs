@@ -28,8 +28,9 @@ struct Ring {
     tail_offset: u64,
     /// The newest batch that was ever handed to the disk.
     newest: BatchSeq,
-    /// Where batches were written since the disk was opened, from the tail on.
-    batches: BTreeMap<BatchSeq, Range<u64>>,
+    /// Where batches were written since the disk was opened, from the tail on: by where each
+    /// begins, where it ends. No two overlap.
+    batches: BTreeMap<u64, (u64, BatchSeq)>,
     /// Those that nothing durable names as durable, from before the disk was opened, too.
     unmarked: BTreeMap<BatchSeq, Range<u64>>,
 }
@@ -45,7 +46,7 @@ impl RingChecks {
         let ring = self.disks.entry(disk).or_default();
         ring.bytes = superblock.wal_bytes;
         (ring.tail, ring.tail_offset) = (BatchSeq(superblock.tail_seq), superblock.tail_offset);
-        ring.batches = ring.batches.split_off(&ring.tail);
+        ring.batches.retain(|_, (_, seq)| *seq >= ring.tail);
         self.marked(disk, BatchSeq(superblock.durable_seq));
     }
 
@@ -79,15 +80,16 @@ impl RingChecks {
         check(!has_entries || left >= ring.bytes / RESERVE_PART, || {
             format!("disk {disk}: batch {seq} has entries, and leaves {left} bytes of the log")
         })?;
-        let overlaps = |batch: &Range<u64>| batch.start < written.end && written.start < batch.end;
-        let lost = ring.batches.iter().find(|(_, batch)| overlaps(batch));
-        if let Some((lost, _)) = lost {
+        let before_its_end = ring.batches.range(..written.end).next_back();
+        if let Some((_, (end, lost))) = before_its_end
+            && *end > written.start
+        {
             let (lost, tail) = (lost.0, ring.tail.0);
             return Err(format!(
                 "disk {disk}: batch {seq} overwrites {lost}, and the superblock's tail is {tail}"
             ));
         }
-        ring.batches.insert(header.seq, written.clone());
+        ring.batches.insert(written.start, (written.end, header.seq));
         ring.unmarked.insert(header.seq, written);
         Ok(())
     }
