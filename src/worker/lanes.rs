@@ -76,9 +76,11 @@ impl LaneRuntime {
 
     /// Hands everything that the lane asked for in this round to the driver.
     pub fn submit(&mut self, now: Mono, driver: &mut dyn Driver) {
-        for effect in std::mem::take(&mut self.pending) {
+        let mut pending = std::mem::take(&mut self.pending);
+        for effect in pending.drain(..) {
             self.start(now, driver, effect);
         }
+        self.pending = pending;
         self.index.pump();
     }
 

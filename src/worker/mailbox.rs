@@ -92,8 +92,10 @@ impl<T> Receiver<T> {
         state.parked
     }
 
-    /// The receiver is awake: senders need not wake it.
-    pub fn unpark(&self) {
-        self.shared.lock().parked = false;
+    /// The receiver is awake: senders need not wake it. Returns how many messages there are.
+    pub fn unpark(&self) -> usize {
+        let mut state = self.shared.lock();
+        state.parked = false;
+        state.queue.len()
     }
 }

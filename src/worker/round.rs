@@ -231,13 +231,13 @@ impl Worker {
             Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => {}
             result => result?,
         }
-        self.inbox.unpark();
+        let messages = self.inbox.unpark().min(MESSAGES_PER_ROUND);
         self.now = self.driver.now();
         for completion in completions.drain(..) {
             self.completed(completion);
         }
         self.scratch.completions = completions;
-        for _ in 0..MESSAGES_PER_ROUND {
+        for _ in 0..messages {
             let Some(command) = self.inbox.receive() else { break };
             self.command(command);
         }
