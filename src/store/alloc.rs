@@ -11,7 +11,7 @@
 //!
 //! Reservations are counts, not slots (rule R10): what has been promised to appended entries.
 
-use std::collections::{HashMap, HashSet};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::planted::{Mistake, planted};
 use crate::store::seam::Slot;
@@ -28,13 +28,13 @@ pub(crate) struct Allocator {
     /// Freed since the last `take_freed`.
     freed: Vec<Slot>,
     /// Reads under way per slot.
-    pins: HashMap<Slot, u32>,
+    pins: FxHashMap<Slot, u32>,
     /// Durably freed but pinned.
-    held: HashSet<Slot>,
+    held: FxHashSet<Slot>,
     reserved: u64,
     waiting: u32,
     /// Slots that entries of the log name; true when the index has taken one over.
-    named: HashMap<Slot, bool>,
+    named: FxHashMap<Slot, bool>,
     /// How many slots were ever named.
     named_ever: u64,
 }
@@ -54,11 +54,11 @@ impl Allocator {
             taken: 0,
             hint: 0,
             freed: Vec::new(),
-            pins: HashMap::new(),
-            held: HashSet::new(),
+            pins: FxHashMap::default(),
+            held: FxHashSet::default(),
             reserved: 0,
             waiting: 0,
-            named: HashMap::new(),
+            named: FxHashMap::default(),
             named_ever: 0,
         }
     }

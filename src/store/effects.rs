@@ -1,8 +1,7 @@
 //! What a lane has asked of the world, and for what.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 
 use crate::store::checkpoint::FlushPoint;
 use crate::store::seam::{Effect, Event, ExtentKey, IndexJob, LaneFile, OpId, ReadId};
@@ -14,7 +13,7 @@ use crate::types::MemberId;
 #[derive(Default)]
 pub(super) struct Io {
     next_op: u64,
-    pending: HashMap<OpId, Pending>,
+    pending: FxHashMap<OpId, Pending>,
     pub effects: Vec<Effect>,
     pub events: Vec<Event>,
     /// Reads that found no intact copy.

@@ -3,10 +3,11 @@
 //! `impl Lane` is in `read`, `writeback`, `checkpoint`, `resync` and `open`.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 
 use crate::io::buffer::Pool;
 use crate::planted::{Mistake, planted};
@@ -102,8 +103,8 @@ pub struct Lane {
     pub(super) alloc: Allocator,
     pub(super) records: RecordCache,
     pub(super) payloads: PayloadCache,
-    pub(super) reads: HashMap<ReadId, ReadState>,
-    pub(super) scans: HashMap<OpId, Scan>,
+    pub(super) reads: FxHashMap<ReadId, ReadState>,
+    pub(super) scans: FxHashMap<OpId, Scan>,
     pub(super) redirects: Redirects,
     pub(super) writeback: WriteBack,
     pub(super) checkpoint: Checkpoint,

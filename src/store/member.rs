@@ -1,9 +1,10 @@
 //! What a lane knows of one member: where its retained log entries are, which HardState is
 //! durable, its metadata, its overlay, and which extents have a slot. Pure.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 
 use crate::planted::{Mistake, planted};
 use crate::store::overlay::Overlay;
@@ -363,7 +364,7 @@ impl Presence {
 /// to that index are skipped for them (rule R3).
 #[derive(Default)]
 pub(crate) struct NewerExtents {
-    last_changed: HashMap<Extent, u64>,
+    last_changed: FxHashMap<Extent, u64>,
     newest: u64,
 }
 

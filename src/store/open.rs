@@ -2,7 +2,7 @@
 //! is rebuilt from the index, and the incarnation is raised before anything else is written
 //! (rule R12). Recovery itself is in [`crate::store::wal`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
@@ -186,8 +186,8 @@ impl Lane {
             members: found.members,
             tombstones: found.tombstones.into_iter().collect(),
             alloc: found.alloc,
-            reads: HashMap::new(),
-            scans: HashMap::new(),
+            reads: Default::default(),
+            scans: Default::default(),
             redirects: Redirects::default(),
             writeback: WriteBack::default(),
             checkpoint: Checkpoint::default(),

@@ -1,7 +1,7 @@
 //! Extent records in memory, bounded. What was committed but whose commit has not ended is held:
 //! an older answer of the index that is still on its way can then never hide it.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 use crate::store::seam::{ExtentKey, ExtentRecord};
 
@@ -10,7 +10,7 @@ const RECORD_BYTES: usize = 192;
 
 /// See the module. Evicts by second chance.
 pub(crate) struct RecordCache {
-    places: HashMap<ExtentKey, usize>,
+    places: FxHashMap<ExtentKey, usize>,
     entries: Vec<Entry>,
     hand: usize,
     records_max: usize,
@@ -28,7 +28,7 @@ struct Entry {
 impl RecordCache {
     pub(crate) fn new(bytes_max: usize) -> RecordCache {
         RecordCache {
-            places: HashMap::new(),
+            places: FxHashMap::default(),
             entries: Vec::new(),
             hand: 0,
             records_max: (bytes_max / RECORD_BYTES).max(1),
