@@ -70,6 +70,8 @@ mistakes! {
     EarlierTermsRefused,
     /// R10: entries are admitted without a slot for each.
     AdmittedWithoutSpace,
+    /// R10: the copy of a resync takes slots that applied entries were promised.
+    CopyTakesPromised,
     /// R11: a trim clears *present* above another layer.
     TrimClearsPresent,
     /// R12: what the log has of a destroyed member is replayed.

@@ -117,7 +117,7 @@ pub struct Targets {
 }
 
 /// Of how many kinds [`draw`] knows.
-const KINDS: u64 = 19;
+const KINDS: u64 = 20;
 
 /// The faults of a run, in order.
 pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
@@ -231,12 +231,8 @@ fn draw_one(
         4 => Fault::CutOneWay(host, other),
         5 => Fault::Resets(host),
         6 => Fault::SlowLinks(host),
-        7 => match rng.below(3) {
-            0 => Fault::SlowFile(disk, file),
-            1 => Fault::SlowDisk(disk),
-            _ if disk != bad_disk && rng.one_in(2) => Fault::StuckFile(disk, FileName::Data),
-            _ => Fault::StuckFile(disk, FileName::Superblock),
-        },
+        7 if rng.one_in(2) => Fault::SlowFile(disk, file),
+        7 => Fault::SlowDisk(disk),
         // What its log says is not known to be durable for as long: see `FRESH_NS`.
         8 if disk != bad_disk => Fault::StuckDisk(disk),
         9 => Fault::Fails(disk, file),
@@ -252,6 +248,8 @@ fn draw_one(
         }
         16 => Fault::DeadDisk(disk),
         17 => Fault::Lag(host, other),
+        18 if disk != bad_disk && rng.one_in(4) => Fault::StuckFile(disk, FileName::Data),
+        18 => Fault::StuckFile(disk, FileName::Superblock),
         _ => Fault::HangUp(rng.below(clients as u64) as usize),
     }
 }

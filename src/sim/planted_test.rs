@@ -92,6 +92,7 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::ResyncMissesWrites, "what_changes_behind_the_copy_comes_through_the_log"),
     (Mistake::ResyncGoesBack, "a_resync_never_goes_back"),
     (Mistake::ResyncEndsEarly, "a_resync_ends_when_the_log_covers_what_was_copied_last"),
+    (Mistake::CopyTakesPromised, "TODO"),
     (Mistake::DeadResyncLinkKept, "TODO"),
     (Mistake::SourceWithMark, "a_member_with_the_mark_of_a_resync_is_no_source"),
     (Mistake::VolumesShareBudget, "a_volume_without_a_quorum_starves_no_other"),

@@ -441,10 +441,21 @@ impl Lane {
                 }
             }
         }
-        self.alloc.allocate().ok_or_else(|| {
+        // What was applied has been promised a slot; a copy takes none of those (rule R10).
+        let is_promised = matches!(update.source, Source::Overlay(_)) || self.has_reserved(update);
+        let may_take =
+            is_promised || self.alloc.free_unreserved() > 0 || planted(Mistake::CopyTakesPromised);
+        may_take.then(|| self.alloc.allocate()).flatten().ok_or_else(|| {
             self.writeback.starved = true;
             Outcome::Skipped
         })
+    }
+
+    /// True when entries that were applied to the extent have a slot reserved for it.
+    fn has_reserved(&self, update: &Update) -> bool {
+        let member = self.members.get(&update.key.member);
+        let overlay = member.and_then(|member| member.overlay.get(update.key.extent));
+        overlay.is_some_and(|overlay| overlay.reserved)
     }
 
     /// A flush may have let go of slots that extents wait for.

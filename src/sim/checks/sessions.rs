@@ -1,5 +1,6 @@
 //! Rule R15, seen from the members: an entry of a session or an epoch that others have outdone
-//! changes nothing; a write whose outcome may be open is never sent again in its session; and a request that is meant for another term than its leader's is refused.
+//! changes nothing; a write whose outcome may be open is never sent again in its session; and a
+//! request that is meant for another term than its leader's is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
