@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::lab_disk::{Disk, Random, SimFile};
 use crate::io::buffer::Pool;
+use crate::limits::LISTING_EXTENTS_MAX;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::index::run;
 use crate::store::lane::{Lane, LaneConfig, LaneFiles, RecoveredMember};
@@ -265,7 +266,7 @@ impl Lab {
             index_cache_bytes: 4 * 192,
             log_tail_bytes: 96 << 10,
             redirect_bytes_min: usize::MAX,
-            listing_extents: 4,
+            listing_extents: LISTING_EXTENTS_MAX,
         };
         let files = [
             (LaneFile::Superblock, SimFile::new(4 * BLOCK_BYTES)),

@@ -337,8 +337,36 @@ fn r7_what_is_flushed_is_committed_whatever_the_hard_state_says() {
     assert!(target.record.resyncing && !target.faulted);
 }
 
+/// The last free slot was promised to what another member has applied.
+#[test]
+fn r10_a_copy_takes_no_space_that_was_promised() {
+    let other = MemberId(3);
+    let mut lab = Lab::with(1, 1, FORMAT.wal_bytes, 2 * EXTENT_BYTES as u64);
+    for member in [TARGET, other] {
+        lab.create(MemberRecord { member, ..record(1) });
+    }
+    let all = LabOp::Write { range: BlockRange { first: Block(0), count: 16 }, seed: 1 };
+    lab.write(SOURCE, all);
+    lab.rest();
+    lab.lane.begin_resync(TARGET);
+    durable(&mut lab);
+    let (index, _) = manifest(&mut lab, SOURCE);
+    let copied = fetch(&mut lab, Extent(0));
+    lab.write(other, all);
+    lab.lane.install_extents(ReadId(1 << 42), TARGET, index, vec![copied], Vec::new());
+    let events = lab.events();
+    let [Event::Installed { refused, .. }] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!(refused[..], [Extent(0)]);
+    assert_eq!(lab.lane.overdrawn_bytes(), 0);
+    lab.rest();
+    assert_eq!(lab.lane.space().used_bytes, 2 * EXTENT_BYTES as u64);
+}
+
 #[test]
 fn broken_rules_are_noticed() {
+    assert_found(Mistake::CopyTakesPromised, r10_a_copy_takes_no_space_that_was_promised);
     assert_found(Mistake::ResyncKeepsExtents, what_the_source_does_not_have_any_more_is_deleted);
     assert_found(Mistake::ReplayOverNewer, r3_an_entry_that_an_extent_already_includes_is_skipped);
     assert_found(Mistake::ResyncGoesBack, a_resync_never_goes_back);
