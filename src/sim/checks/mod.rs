@@ -337,10 +337,13 @@ impl Checks {
         };
         let covered = slots::covered(edits, committed);
         self.note(covered);
-        self.note(slots::never_older(edits, index));
+        let resyncs = |member: MemberId| self.resyncing.contains(&member);
+        let older = slots::never_older(edits, resyncs, index);
+        self.note(older);
         for edit in edits {
             match edit {
-                IndexEdit::Put(key, record) => {
+                // What a resync has brought may be ahead of the log; its end is looked at.
+                IndexEdit::Put(key, record) if !self.resyncing.contains(&key.member) => {
                     let shard = self.raft.shard_of(key.member);
                     let reached = self.raft.reached(key.member);
                     let says = |shard| self.content.says(shard, *key, record, reached);
