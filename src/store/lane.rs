@@ -687,7 +687,7 @@ impl Lane {
         }
     }
 
-    /// Space that applied changes wait for, beyond what is free or about to be: rule R10 wants none.
+    /// Space that applied changes wait for, beyond what is free or about to be (rule R10: none).
     pub fn overdrawn_bytes(&self) -> u64 {
         let overlays = self.members.values().flat_map(|member| member.overlay.range(..));
         let waiting = overlays.filter(|(_, extent)| extent.reserved && !extent.busy).count();

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use raft::CAMPAIGN_TRANSFER;
 use raft::eraftpb::{Message, MessageType};
 
@@ -18,8 +19,9 @@ pub struct LeaseChecks {
     mode: ReadMode,
     /// Clocks keep to the bound that leases assume.
     clocks_are_good: bool,
-    /// The newest leader that a member has heard of, and answered.
-    leaders: BTreeMap<MemberId, Heard>,
+    /// When a member was given the heartbeat of a round, by leader, term and round.
+    heartbeats: BTreeMap<MemberId, BTreeMap<(u64, u64, Bytes), Mono>>,
+    /// The newest of those that it has answered: what a disk holds back may leave late.
     answered: BTreeMap<MemberId, Heard>,
     /// Members that may campaign in a term whatever others have promised: their leader told them.
     transfers: BTreeSet<(MemberId, u64, u64)>,
@@ -33,11 +35,11 @@ pub struct LeaseChecks {
 }
 
 /// A heartbeat.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Heard {
+    at: Mono,
     from: u64,
     term: u64,
-    at: Mono,
 }
 
 /// What was so when a read was asked for.
@@ -56,6 +58,7 @@ impl LeaseChecks {
     /// The member starts again.
     pub fn started(&mut self, member: MemberId) {
         self.leads.remove(&member);
+        self.heartbeats.remove(&member);
     }
 
     pub fn role(&mut self, member: MemberId, role: Role) {
@@ -74,11 +77,8 @@ impl LeaseChecks {
                 self.transfers.insert((member, message.from, message.term));
             }
             MessageType::MsgHeartbeat => {
-                let heard = Heard { from: message.from, term: message.term, at: now };
-                let newest = self.leaders.entry(member).or_insert(heard);
-                if heard.term >= newest.term {
-                    *newest = heard;
-                }
+                let round = (message.from, message.term, message.context.clone());
+                self.heartbeats.entry(member).or_default().insert(round, now);
             }
             MessageType::MsgHeartbeatResponse => {
                 self.heard.entry(member).or_default().insert(message.from, self.moment);
@@ -118,7 +118,14 @@ impl LeaseChecks {
     pub fn sends(&mut self, member: MemberId, message: &Message, now: Mono) -> Result<(), Wrong> {
         match message.get_msg_type() {
             MessageType::MsgHeartbeatResponse => {
-                self.answered.extend(self.leaders.get(&member).map(|heard| (member, *heard)));
+                let (from, term) = (message.to, message.term);
+                let round = (from, term, message.context.clone());
+                let given = self.heartbeats.get_mut(&member).and_then(|all| all.remove(&round));
+                if let Some(at) = given {
+                    let heard = Heard { at, from, term };
+                    let newest = self.answered.entry(member).or_insert(heard);
+                    *newest = heard.max(*newest);
+                }
                 Ok(())
             }
             MessageType::MsgRequestVoteResponse if !message.reject => {
