@@ -125,6 +125,9 @@ mistakes! {
     ResyncGoesBack,
     /// A resync ends before the log covers what was copied last.
     ResyncEndsEarly,
+    /// A copy that is older than the one before is put in place, and what that had brought of later
+    /// entries is believed to be there still.
+    OlderCopyOverlooked,
     /// Links of resyncs are kept, although nothing comes over them any more.
     DeadResyncLinkKept,
     /// A member that a crash left with half of a resync is a source for others.

@@ -85,6 +85,10 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::LeaseAfterTransfer, "leadership_moves_on_request_and_takes_the_lease_away"),
     (Mistake::TermNotCompared, "requests_that_do_not_fit_are_refused_before_anything_is_proposed"),
     (Mistake::ProcessedAfterHangUp, "r15_nothing_of_a_client_is_executed_after_it_hung_up"),
+    (
+        Mistake::OlderCopyOverlooked,
+        "r3_what_an_older_copy_does_not_have_any_more_comes_through_the_log",
+    ),
     (Mistake::ResyncGoesBack, "a_resync_never_goes_back"),
     (Mistake::SourceWithMark, "a_member_with_the_mark_of_a_resync_is_no_source"),
     (Mistake::VolumesShareBudget, "a_volume_without_a_quorum_starves_no_other"),

@@ -375,6 +375,16 @@ impl NewerExtents {
         self.newest = self.newest.max(last_changed);
     }
 
+    /// The record is about to be replaced by one that may be older, or (0) deleted: entries after
+    /// that are needed again. Returns what the record includes now.
+    pub(crate) fn lower(&mut self, extent: Extent, last_changed: u64) -> Option<u64> {
+        let known = self.last_changed.get(&extent).copied()?;
+        if known > last_changed && !planted(Mistake::OlderCopyOverlooked) {
+            self.last_changed.insert(extent, last_changed);
+        }
+        Some(known)
+    }
+
     /// True when the entry `index` is already in the record of this extent.
     pub(crate) fn includes(&self, extent: Extent, index: u64) -> bool {
         index <= self.newest

@@ -337,6 +337,41 @@ fn r7_what_is_flushed_is_committed_whatever_the_hard_state_says() {
     assert!(target.record.resyncing && !target.faulted);
 }
 
+/// A resync begins again, with a source that knows of fewer commits than the one before: what that
+/// had brought in advance has to come through the log, and so has what it had deleted.
+#[test]
+fn r3_what_an_older_copy_does_not_have_any_more_comes_through_the_log() {
+    let mut lab = Lab::with(1, 1, FORMAT.wal_bytes, 40 * EXTENT_BYTES as u64);
+    lab.create(MemberRecord { member: TARGET, ..record(1) });
+    let write =
+        |first, seed| LabOp::Write { range: BlockRange { first: Block(first), count: 2 }, seed };
+    lab.write(SOURCE, write(0, 1));
+    let (index, _) = manifest(&mut lab, SOURCE);
+    let old = fetch(&mut lab, Extent(0));
+    lab.write(SOURCE, write(0, 2));
+    lab.write(SOURCE, write(BLOCKS_PER_EXTENT, 3));
+    let newer = [0, 1].map(|extent| fetch(&mut lab, Extent(extent))).to_vec();
+    lab.lane.begin_resync(TARGET);
+    durable(&mut lab);
+    for (as_of, extents, delete) in
+        [(index + 2, newer, vec![]), (index, vec![old], vec![(Extent(1), 0)])]
+    {
+        lab.lane.install_extents(ReadId(1 << 42), TARGET, as_of, extents, delete);
+        let events = lab.events();
+        assert!(matches!(&events[..], [Event::Installed { refused, .. }] if refused.is_empty()));
+    }
+    let term = lab.models[&SOURCE].log[index as usize - 1];
+    lab.lane.finish_resync(TARGET, index, term, Bytes::from_static(b"meta"));
+    durable(&mut lab);
+    lab.reset(TARGET, SOURCE, index);
+    lab.settle();
+    lab.lane.clear_resync(TARGET);
+    durable(&mut lab);
+    follow(&mut lab, index);
+    lab.rest();
+    lab.check_all();
+}
+
 /// The last free slot was promised to what another member has applied.
 #[test]
 fn r10_a_copy_takes_no_space_that_was_promised() {
@@ -366,6 +401,10 @@ fn r10_a_copy_takes_no_space_that_was_promised() {
 
 #[test]
 fn broken_rules_are_noticed() {
+    assert_found(
+        Mistake::OlderCopyOverlooked,
+        r3_what_an_older_copy_does_not_have_any_more_comes_through_the_log,
+    );
     assert_found(Mistake::CopyTakesPromised, r10_a_copy_takes_no_space_that_was_promised);
     assert_found(Mistake::ResyncKeepsExtents, what_the_source_does_not_have_any_more_is_deleted);
     assert_found(Mistake::ReplayOverNewer, r3_an_entry_that_an_extent_already_includes_is_skipped);

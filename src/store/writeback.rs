@@ -74,6 +74,8 @@ struct Update {
     /// Newest change that is included.
     newest: u64,
     old: Option<ExtentRecord>,
+    /// What the record that an install replaces included of entries to come.
+    included: Option<u64>,
     /// Known once the slot is.
     outcome: Outcome,
 }
@@ -177,6 +179,7 @@ impl Lane {
                 source: Source::Overlay(blocks.map(snapshot).collect()),
                 adopted: redirected.map(|(_, slot)| slot),
                 old: None,
+                included: None,
                 outcome: Outcome::Undecided,
             });
             if let Some((_, slot)) = redirected {
@@ -214,6 +217,7 @@ impl Lane {
                 source: Source::Replace(content),
                 adopted: None,
                 old: None,
+                included: None,
                 outcome: Outcome::Undecided,
             });
         }
@@ -224,10 +228,16 @@ impl Lane {
                 source: Source::Delete,
                 adopted: None,
                 old: None,
+                included: None,
                 outcome: Outcome::Undecided,
             });
         }
-        for update in &updates {
+        for update in &mut updates {
+            let reflects = match &update.source {
+                Source::Replace(content) => content.last_changed,
+                _ => 0,
+            };
+            update.included = member.newer.lower(update.key.extent, reflects);
             if let Some(overlay) = member.overlay.get_mut(update.key.extent) {
                 overlay.busy = true;
             }
@@ -243,7 +253,8 @@ impl Lane {
         }
         let newest = content.last_changed;
         let (source, outcome) = (Source::Move(content), Outcome::Undecided);
-        let update = Update { key, source, newest, adopted: None, old: None, outcome };
+        let update =
+            Update { key, source, newest, adopted: None, old: None, included: None, outcome };
         self.start_round(vec![update], 1, None);
     }
 
@@ -583,6 +594,11 @@ impl Lane {
                     self.mends.replaced(&update.key);
                 }
                 Source::Replace(_) => {
+                    // It is as it was: entries that it has already are not wanted a second time.
+                    if let Some(included) = update.included {
+                        member.newer.note(extent, included);
+                        member.overlay.drop_up_to(extent, included);
+                    }
                     if let Some((_, refused)) = &mut install {
                         refused.push(extent);
                     }
