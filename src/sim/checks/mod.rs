@@ -79,7 +79,8 @@ pub struct Checks {
     /// All that were ever on a disk.
     members: BTreeMap<Uuid, BTreeSet<MemberId>>,
     resyncing: BTreeSet<MemberId>,
-    /// Their resyncs end with what is made durable now.
+    /// Records that are made durable now, and those with which a resync ends.
+    moved: Vec<MemberRecord>,
     resynced: Vec<MemberRecord>,
     /// Whose data may get lost by a fault of its own: nothing is expected of it.
     bad_disk: Option<DiskNumber>,
@@ -326,7 +327,7 @@ impl Checks {
         data: &SimFile,
         index: &mut MemoryIndex,
     ) {
-        let IndexJob::Commit { edits, .. } = job else { return };
+        let IndexJob::Commit { edits, flush } = job else { return };
         if self.bad_disk != Some(disk) {
             self.note(slots::named_by_index(edits, data));
         }
@@ -353,8 +354,11 @@ impl Checks {
                     let text =
                         || format!("{:?}, which was destroyed, is there again", record.member);
                     self.note(check(!self.ledger.is_destroyed(record.member), text));
-                    if self.mark(record) {
+                    let is_resynced = self.mark(record);
+                    if *flush && is_resynced {
                         self.resynced.push(record.clone());
+                    } else if *flush && !record.resyncing {
+                        self.moved.push(record.clone());
                     }
                 }
                 IndexEdit::Destroy(member) => self.ledger.destroyed(*member),
@@ -368,6 +372,11 @@ impl Checks {
         self.seen.flushes += 1;
         for record in index.members().expect("a simulated index answers") {
             self.ledger.flushed(record.member, record.flushed_index);
+        }
+        for record in std::mem::take(&mut self.moved) {
+            let reached = self.raft.reached(record.member);
+            let checked = self.content.holds(index, &record, reached);
+            self.note(checked);
         }
         for record in std::mem::take(&mut self.resynced) {
             let checked = self.is_resynced(index, &record);
