@@ -18,7 +18,6 @@ const THREADS: usize = 2;
 /// come first.
 const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::SessionNotChecked, 140),
-    (Mistake::CopyTakesPromised, 120),
     (Mistake::ResyncEndsEarly, 90),
     (Mistake::VotesAfterRestart, 80),
     (Mistake::VotesWithinLease, 80),
@@ -79,6 +78,7 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::ImageAppends, "when_nobody_knows_what_was_lost_only_a_whole_new_log_helps"),
     (Mistake::ReplacedLetGo, "r8_what_is_replaced_stays_until_the_replacement_is_durable"),
     (Mistake::CutComesBack, "what_was_cut_never_comes_back"),
+    (Mistake::CopyTakesPromised, "r10_a_copy_takes_no_space_that_was_promised"),
     (Mistake::TrimClearsPresent, "r11_blocks_above_a_layer_become_zero_and_others_become_absent"),
     (Mistake::UninitialisedVotes, "a_member_without_a_configuration_does_not_vote"),
     (Mistake::EmptyMemberVotes, "r12_a_member_that_was_destroyed_is_never_created_again"),

@@ -239,6 +239,12 @@ impl Allocator {
         free.saturating_sub(self.reserved + u64::from(self.margin()))
     }
 
+    /// Slots that nothing but entries of the log name: they are free when the log lets go of those,
+    /// unless a record takes them over before.
+    pub(crate) fn named_only(&self) -> u64 {
+        self.named.values().filter(|adopted| !**adopted).count() as u64
+    }
+
     /// Slots that only write-back may use: what was admitted in one round may be a little more
     /// than was counted.
     fn margin(&self) -> u32 {

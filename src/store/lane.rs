@@ -690,9 +690,14 @@ impl Lane {
     /// Space that applied changes wait for, beyond what is free or about to be (rule R10: none).
     pub fn overdrawn_bytes(&self) -> u64 {
         let overlays = self.members.values().flat_map(|member| member.overlay.range(..));
-        let waiting = overlays.filter(|(_, extent)| extent.reserved && !extent.busy).count();
-        let obtainable = self.alloc.capacity() - self.alloc.used();
-        (waiting as u64).saturating_sub(u64::from(obtainable)) * EXTENT_BYTES as u64
+        let (mut waiting, mut taken_over) = (0, 0);
+        for (_, extent) in overlays {
+            waiting += u64::from(extent.reserved && !extent.busy);
+            taken_over += u64::from(extent.redirected().is_some());
+        }
+        let free = u64::from(self.alloc.capacity() - self.alloc.used());
+        let obtainable = free + self.alloc.named_only().saturating_sub(taken_over);
+        waiting.saturating_sub(obtainable) * EXTENT_BYTES as u64
     }
 }
 
