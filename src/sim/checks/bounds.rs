@@ -9,8 +9,8 @@ use crate::worker::Load;
 /// Frames of heartbeats that may wait to leave at any moment.
 const HEARTBEATS_BYTES_MAX: usize = 64 << 10;
 
-/// What was admitted in one round may be a little more than was counted. A disk keeps one slot of 64
-/// for that; one of a run that is smaller has none to keep.
+/// What was admitted in one round may be a little more than was counted. A disk keeps one slot of
+/// 64 for that; one of a run that is smaller has none to keep.
 const OVERDRAWN_BYTES_MAX: u64 = EXTENT_BYTES as u64;
 
 /// Whether a pod keeps to its budgets, with so many connections to it.
