@@ -180,9 +180,6 @@ impl Run {
             faults_on: true,
             spared: false,
         };
-        if options.prints {
-            eprintln!("{:?}", run.world.shape);
-        }
         run.world.shared.requests_left = options.requests;
         let mut kernel = run.world.kernel.borrow_mut();
         kernel.trace.prints = options.prints;

@@ -33,7 +33,6 @@ use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberI
 
 /// The smallest ring that leaves room for the reserve beside ordinary batches.
 pub const WAL_BYTES_MIN: u64 = 1 << 20;
-/// Extents that are listed at a time.
 /// What is rewritten at a time.
 const REWRITE_BYTES: u64 = 1 << 20;
 

@@ -122,11 +122,7 @@ fn r3_a_resynced_member_skips_what_its_extents_already_include() {
         let term = lab.models[&SOURCE].log[index as usize - 1];
         lab.lane.finish_resync(TARGET, index, term, Bytes::from_static(b"meta"));
         durable(&mut lab);
-        lab.reset(TARGET, SOURCE, index);
-        lab.settle();
-        lab.lane.clear_resync(TARGET);
-        durable(&mut lab);
-        follow(&mut lab, index);
+        take_over(&mut lab, index);
         let (_, theirs) = manifest(&mut lab, SOURCE);
         let (_, ours) = manifest(&mut lab, TARGET);
         assert_eq!(theirs, ours);
@@ -134,6 +130,15 @@ fn r3_a_resynced_member_skips_what_its_extents_already_include() {
         lab.check_all();
         assert_eq!(lab.lane.space().overlay_blocks, 0);
     }
+}
+
+/// Raft hears that the store has everything up to `index`, and the resync ends.
+fn take_over(lab: &mut Lab, index: u64) {
+    lab.reset(TARGET, SOURCE, index);
+    lab.settle();
+    lab.lane.clear_resync(TARGET);
+    durable(lab);
+    follow(lab, index);
 }
 
 /// What comes after `index` comes through the log.
@@ -228,11 +233,7 @@ fn entries_that_a_resync_brought_already_can_still_be_appended() {
         lab.settle();
         assert_eq!(lab.models[&TARGET].unconfirmed(), 0);
     }
-    lab.reset(TARGET, SOURCE, index);
-    lab.settle();
-    lab.lane.clear_resync(TARGET);
-    durable(&mut lab);
-    follow(&mut lab, index);
+    take_over(&mut lab, index);
     lab.rest();
     lab.check_all();
 }
@@ -363,11 +364,7 @@ fn r3_what_an_older_copy_does_not_have_any_more_comes_through_the_log() {
     let term = lab.models[&SOURCE].log[index as usize - 1];
     lab.lane.finish_resync(TARGET, index, term, Bytes::from_static(b"meta"));
     durable(&mut lab);
-    lab.reset(TARGET, SOURCE, index);
-    lab.settle();
-    lab.lane.clear_resync(TARGET);
-    durable(&mut lab);
-    follow(&mut lab, index);
+    take_over(&mut lab, index);
     lab.rest();
     lab.check_all();
 }
