@@ -123,7 +123,8 @@ impl Peers {
     /// Which connections ought to exist: between lanes that share a shard, and from the first disk
     /// of a pod (by its id: both ends must agree) to every disk of another, for forwarded requests.
     /// A disk that was moved can bring a pod a second replica of a shard: their lanes are connected
-    /// like those of different pods.
+    /// like those of different pods. The view may have a disk here that is elsewhere by now: no way
+    /// to others begins at it while one of ours can take its place.
     pub fn update_view(&mut self, view: &ClusterView) {
         for disk in &view.disks {
             self.seen.place(disk.disk, disk.pod);
@@ -132,6 +133,7 @@ impl Peers {
         let first_of = |pod| disks_of(pod).map(|disk| disk.disk).min();
         let own = self.own;
         let Some(first) = first_of(own) else { return };
+        let is_here = |disk| self.locals.iter().any(|local| local.disk == disk);
         self.routes.clear();
         let mut pairs: Vec<(Uuid, Uuid)> = Vec::new();
         for theirs in view.disks.iter().filter(|disk| disk.pod != own) {
@@ -146,7 +148,7 @@ impl Peers {
                 let ours = || ours().map(|ours| ours.disk).filter(|disk| *disk != member.disk);
                 pairs.extend(ours().map(|local| (local, member.disk)));
                 let far = (member.pod != own).then_some(first);
-                if let Some(local) = ours().next().or(far) {
+                if let Some(local) = ours().find(|disk| is_here(*disk)).or(far) {
                     self.routes.insert(member.member, (local, member.disk));
                 }
             }
@@ -613,7 +615,8 @@ mod tests {
     use crate::replica::seam::ReadMode;
     use crate::view::{DiskView, PodView, ShardView, VolumeView};
 
-    fn peers_of(pod: u64, view: &ClusterView) -> Peers {
+    /// A pod that has the disks that the view says, but for one.
+    fn peers_of(pod: u64, view: &ClusterView, gone: Option<Uuid>) -> Peers {
         let config = WorkerConfig {
             cluster: view.cluster,
             pod: PodId(pod),
@@ -624,6 +627,11 @@ mod tests {
             budgets: Budgets::default(),
         };
         let mut peers = Peers::new(&config, Pool::default());
+        let here = view.disks.iter().filter(|disk| disk.pod.0 == pod && Some(disk.disk) != gone);
+        for disk in here {
+            let DiskView { disk, pod } = *disk;
+            peers.add_local(Identity { cluster: view.cluster, pod, disk, lane: 0, incarnation: 1 });
+        }
         peers.update_view(view);
         peers
     }
@@ -672,7 +680,7 @@ mod tests {
             [&[1, 2, 3], &[1, 2, 3, 1, 2, 3], &[1, 1, 2, 2, 3, 4], &[1, 1, 1, 2, 3], &[4, 1, 1, 2]];
         for layout in layouts {
             let view = view(layout);
-            let ends: Vec<Peers> = (1..=4).map(|pod| peers_of(pod, &view)).collect();
+            let ends: Vec<Peers> = (1..=4).map(|pod| peers_of(pod, &view, None)).collect();
             let pod_of = |disk: &Uuid| {
                 view.disks.iter().find(|known| known.disk == *disk).expect("it is known").pod
             };
@@ -693,5 +701,14 @@ mod tests {
                 }
             }
         }
+    }
+    /// The first disk of pod 1 was moved, and its new pod cannot say so: the other replica that pod 1
+    /// has of the same shard talks to the third.
+    #[test]
+    fn no_way_begins_at_a_disk_that_is_not_here_any_more() {
+        let view = view(&[1, 1, 2, 3]);
+        let peers = peers_of(1, &view, Some(view.disks[0].disk));
+        let third = view.volumes[0].shards[0].members[2];
+        assert_eq!(peers.routes[&third.member], (view.disks[1].disk, third.disk));
     }
 }
