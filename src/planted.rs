@@ -70,6 +70,8 @@ mistakes! {
     EarlierTermsRefused,
     /// R10: entries are admitted without a slot for each.
     AdmittedWithoutSpace,
+    /// R9, R10: what comes in the round in which a member begins to lead is not counted.
+    NewLeaderTakesAll,
     /// R10: the copy of a resync takes slots that applied entries were promised.
     CopyTakesPromised,
     /// R11: a trim clears *present* above another layer.

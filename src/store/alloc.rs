@@ -245,8 +245,8 @@ impl Allocator {
         self.named.values().filter(|adopted| !**adopted).count() as u64
     }
 
-    /// Slots that only write-back may use: what was admitted in one round may be a little more
-    /// than was counted.
+    /// Slots that only write-back may use, should more have been admitted than was counted. Very
+    /// small disks, of which the simulator has some, get by without.
     fn margin(&self) -> u32 {
         (self.slots / 64).min(256)
     }

@@ -1,4 +1,4 @@
-//! What a follower with a full log takes in (rule R9): a log that is full of what is not committed
+//! What a member with a full log takes in (rule R9): a log that is full of what is not committed
 //! has room again only when the leader's next messages can say what is.
 
 use bytes::Bytes;
@@ -6,16 +6,19 @@ use raft::eraftpb::{Entry, Message, MessageType};
 
 use super::pod_lab::{Pod, view, volume};
 use crate::io::buffer::Pool;
-use crate::limits::Budgets;
+use crate::limits::{Budgets, ELECTION_TICKS, TICK};
 use crate::planted::{Mistake, assert_found};
 use crate::replica::command::encode_write;
-use crate::types::{BLOCK_BYTES, Block, BlockRange, MemberId, Origin, PodId};
+use crate::types::{BLOCK_BYTES, Block, BlockRange, MemberId, Origin, PodId, ShardOp};
+use crate::view::MemberState;
 
 const FOLLOWER: MemberId = MemberId(11);
 const LEADER: MemberId = MemberId(12);
 /// Of a write that goes to the log whatever its size: no whole extent.
 const BLOCKS: u32 = 15;
 const TERM: u64 = 2;
+/// The first that a new group elects a leader in.
+const FIRST_TERM: u64 = 1;
 
 /// A pod with a follower of a group of three; the test plays the leader.
 fn follower() -> Pod {
@@ -88,8 +91,44 @@ fn r9_a_follower_whose_log_is_full_hears_of_commits() {
     pod.run_until("what is committed is applied", |pod| pod.applied(FOLLOWER) == taken);
 }
 
+/// What waited for a leader comes in the very round in which there is one.
+#[test]
+fn r9_a_new_leader_takes_no_more_than_its_log_has_room_for() {
+    let taken = fill(&mut follower(), TERM);
+    let mut pod = follower();
+    let answer = |kind: MessageType| {
+        let mut message = Message::default();
+        message.set_msg_type(kind);
+        (message.from, message.to, message.term) = (LEADER.0, FOLLOWER.0, FIRST_TERM);
+        message
+    };
+    let is = |state: MemberState| move |pod: &mut Pod| pod.state_of(FOLLOWER) == Some(state);
+    pod.run(2 * ELECTION_TICKS as u32 * TICK);
+    pod.raft(answer(MessageType::MsgRequestPreVoteResponse));
+    pod.round();
+    pod.raft(answer(MessageType::MsgRequestVoteResponse));
+    pod.run_until("it is elected", |pod| pod.has_entry(FOLLOWER, 1, FIRST_TERM));
+    pod.run(TICK);
+    assert!(!is(MemberState::Leader)(&mut pod), "it does not serve before that is committed");
+    pod.raft(Message { index: 1, ..answer(MessageType::MsgAppendResponse) });
+    for number in 0..4 * taken as u32 {
+        let range = BlockRange { first: Block(number % 100 * 16), count: BLOCKS };
+        let data = Pool::default().copy(&[7; BLOCKS as usize * BLOCK_BYTES]);
+        pod.request(FOLLOWER, ShardOp::Write { range, data, crcs: vec![0; BLOCKS as usize] });
+    }
+    pod.run_until("it serves", is(MemberState::Leader));
+    pod.run(TICK);
+    assert!(pod.has_entry(FOLLOWER, 2, FIRST_TERM), "it takes what there is room for");
+    let more = 2 * taken + 2;
+    assert!(!pod.has_entry(FOLLOWER, more, FIRST_TERM), "{more}, and a follower takes {taken}");
+}
+
 #[test]
 fn broken_rules_are_noticed() {
+    assert_found(
+        Mistake::NewLeaderTakesAll,
+        r9_a_new_leader_takes_no_more_than_its_log_has_room_for,
+    );
     assert_found(Mistake::EntriesCountedTwice, r9_entries_that_are_here_take_no_room_again);
     assert_found(Mistake::FullLogIsDeaf, r9_a_follower_whose_log_is_full_hears_of_commits);
     assert_found(

@@ -3,6 +3,7 @@
 use raft::eraftpb::{EntryType, Message};
 
 use crate::net::message::PeerMessage;
+use crate::planted::{Mistake, planted};
 use crate::replica::command::{self, Command};
 use crate::replica::member::Member;
 use crate::replica::message;
@@ -103,17 +104,33 @@ impl Worker {
             Some(runtime) if runtime.faulted.is_some() => {
                 Some(BlockError::NotLeader { hint: None, term: 0 })
             }
-            Some(runtime) if op.is_write() && runtime.role.serving => {
-                let (ranges, payload_bytes) = ([op.range()], op.payload_bytes() as u64);
-                self.admit(runtime.lane, member, payload_bytes, &ranges)
-                    .or_else(|| self.refuse_without_space(runtime, member, payload_bytes, &ranges))
-            }
+            Some(runtime) if op.is_write() => self.refuse_write(runtime, member, &op),
             Some(_) => None,
         };
         match refused {
             Some(error) => self.answer(req, Err(error)),
             None => self.input(member, Input::Client { req, term, origin, op }),
         }
+    }
+
+    /// Why a write must not be proposed. Also asked for a member that does not lead: it may begin
+    /// to before it is polled next, and takes then what had come before.
+    fn refuse_write(
+        &self,
+        runtime: &MemberRuntime,
+        member: MemberId,
+        op: &ShardOp,
+    ) -> Option<BlockError> {
+        let Role { term, leader, serving } = runtime.role;
+        if !serving && planted(Mistake::NewLeaderTakesAll) {
+            return None;
+        }
+        let (ranges, payload_bytes) = ([op.range()], op.payload_bytes() as u64);
+        let refused = self
+            .admit(runtime.lane, member, payload_bytes, &ranges)
+            .or_else(|| self.refuse_without_space(runtime, member, payload_bytes, &ranges));
+        let hint = leader.filter(|leader| *leader != member);
+        refused.map(|error| if serving { error } else { BlockError::NotLeader { hint, term } })
     }
 
     /// Polls a member and carries out its outputs, in order.

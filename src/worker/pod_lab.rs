@@ -18,15 +18,20 @@ use crate::io::driver::{
     Wake, Waker,
 };
 use crate::limits::{Budgets, LISTING_EXTENTS_MAX, TICK};
+use crate::net::message::CallId;
 use crate::replica::message;
 use crate::replica::seam::ReadMode;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::lane::{LaneConfig, LaneFiles};
 use crate::store::open::{LaneFormat, format_lane};
 use crate::store::seam::{IndexJob, LaneFile, OpId};
-use crate::types::{BLOCK_BYTES, EXTENT_BYTES, MemberId, Mono, PodId, ShardId, Uuid, VolumeId};
+use crate::types::{
+    BLOCK_BYTES, EXTENT_BYTES, MemberId, Mono, Origin, PodId, ShardId, ShardOp, Uuid, VolumeId,
+};
 use crate::view::{ClusterView, DiskView, MemberState, MemberView, PodView, ShardView, VolumeView};
 use crate::volume::SessionSource;
+use crate::worker::requests::Waiter;
+use crate::worker::token::ConnId;
 use crate::worker::{
     Command, DiskPlace, IndexRunner, LaneRuntime, Sender, Worker, WorkerConfig, WorkerFiles,
     execute, mailbox, open_lane,
@@ -313,6 +318,13 @@ impl Pod {
         let to = MemberId(message.to);
         let (header, payloads) = message::split(message);
         self.worker.raft_message(to, &header, payloads);
+    }
+
+    /// A request of a router in another pod. Nobody waits for the answer.
+    pub fn request(&mut self, member: MemberId, op: ShardOp) {
+        let origin = Origin { attachment_epoch: 0, front_end: PodId(2), session: 1 };
+        let waiter = Waiter::Peer { conn: ConnId::MAX, call: CallId(1) };
+        self.worker.request(member, 0, origin, op, waiter);
     }
 
     pub fn has_entry(&self, member: MemberId, index: u64, term: u64) -> bool {
