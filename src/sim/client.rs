@@ -141,6 +141,10 @@ pub struct Client {
     state: State,
     socket: Option<SocketId>,
     connection: u64,
+    /// Where its connections ended at the pod, of those that the pod may not know of yet.
+    ended: Vec<SocketId>,
+    /// For the history: its writes so far took place before what it writes from now on.
+    line: u64,
     sending: bool,
     out: Vec<Bytes>,
     requests: BTreeMap<u64, UnderWay>,
@@ -164,6 +168,8 @@ impl Client {
             state: State::Idle,
             socket: None,
             connection: 0,
+            ended: Vec::new(),
+            line: 0,
             sending: false,
             out: Vec::new(),
             requests: BTreeMap::new(),
@@ -253,6 +259,7 @@ impl Client {
     /// The connection is gone: what was under way stays open in the history.
     pub fn hang_up(&mut self) {
         if let Some(socket) = self.socket.take() {
+            self.ended.extend(self.driver.peer_of(socket));
             self.driver.submit(self.token(CLOSE), Op::Close { socket });
         }
         self.connection += 1;
@@ -442,11 +449,11 @@ impl Client {
     }
 
     fn write(&mut self, first: u64, registers: u64, shared: &mut Shared) {
-        let (connection, now) = (self.connection_id(), self.driver.now());
+        let (line, now) = (self.line_id(), self.driver.now());
         let registers_written = self.target.first_register + first..;
         let written = registers_written.take(registers as usize).map(|register| {
             shared.values += 1;
-            shared.history.writing(register, shared.values, connection, now);
+            shared.history.writing(register, shared.values, line, now);
             shared.values
         });
         let what = What::Write(written.collect());
@@ -467,9 +474,14 @@ impl Client {
         self.request(first, registers, what);
     }
 
-    /// No other connection of the run has it.
-    fn connection_id(&self) -> u64 {
-        ((self.driver.host as u64) << 32) | self.connection
+    /// No other client of the run has it. It goes on over a new connection, if the pod knows by
+    /// then that those before have ended.
+    fn line_id(&mut self) -> u64 {
+        let driver = &self.driver;
+        if self.ended.drain(..).any(|socket| !driver.has_hung_up(socket)) {
+            self.line += 1;
+        }
+        ((driver.host as u64) << 32) | self.line
     }
 
     /// At most this many whole extents around or before a block that it may write.

@@ -66,6 +66,20 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Shards may lose their leader, and need another.
+    fn delays(&self) -> bool {
+        matches!(
+            self,
+            Fault::Crash(_)
+                | Fault::CrashAll
+                | Fault::Stop(_)
+                | Fault::Cut(_)
+                | Fault::CutOneWay(..)
+                | Fault::Lag(..)
+                | Fault::StuckDisk(_)
+        )
+    }
+
     /// A disk loses something that it has, by itself.
     pub fn destroys(&self) -> bool {
         matches!(
@@ -124,7 +138,9 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
     let mut rng = Rng::new(seed ^ 0xfa17);
     // Swarm testing: a run in which some kinds never happen gets further with the others.
     let mut weights: Vec<u64> = (0..KINDS).map(|_| rng.below(3)).collect();
+    // Without these, little happens.
     weights[0] += 1;
+    weights[4] += 1;
     let bad_disk = targets.bad_disk;
     let mut at = Duration::from_secs(3);
     let mut planned = Vec::new();
@@ -164,12 +180,26 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
 
 /// What makes a fault worse, some of the time.
 fn worse(plan: Plan, planned: Planned, targets: Targets, rng: &mut Rng) -> Vec<Planned> {
+    if plan == Plan::Clocks || plan == Plan::Rot {
+        return Vec::new();
+    }
+    let mut more = if rng.one_in(2) { at_a_bad_moment(planned, targets, rng) } else { Vec::new() };
+    if planned.fault.delays() && rng.one_in(2) {
+        // Clients do not wait for ever; what they had sent may not have been looked at when they
+        // are back.
+        for client in 0..targets.clients {
+            let at = planned.at + Duration::from_millis(rng.between(200, 2_000));
+            more.push(Planned { at, lasts: planned.lasts, fault: Fault::HangUp(client) });
+        }
+    }
+    more
+}
+
+/// What makes it worse than it is by itself.
+fn at_a_bad_moment(planned: Planned, targets: Targets, rng: &mut Rng) -> Vec<Planned> {
     let Planned { at, lasts, fault } = planned;
     let ms = Duration::from_millis;
     let (soon, short) = (ms(rng.between(1, 300)), ms(rng.between(1, 100)));
-    if plan == Plan::Clocks || plan == Plan::Rot || !rng.one_in(2) {
-        return Vec::new();
-    }
     let Targets { pods, disks, .. } = targets;
     let disks_per_pod = disks / pods;
     let before = |lasts: Duration, fault| Planned { at: at.saturating_sub(lasts), lasts, fault };

@@ -119,10 +119,17 @@ struct HostState {
     life: u64,
     clock: Clock,
     ready: Vec<Completion>,
+    /// Sends that have ended; the host hears of them with what else there is for it, or at the
+    /// latest at this moment.
+    sent: Vec<Completion>,
+    hears_at: Mono,
 }
 
 /// A host that does not want to be woken.
 const NO_ALARM: (Mono, u64) = (Mono(u64::MAX), u64::MAX);
+
+/// A host without anything else to do hears so soon that it can send more.
+const SENT_HEARD_AFTER: Duration = Duration::from_millis(1);
 
 /// When every world begins.
 const START: Mono = Mono(1_000_000_000);
@@ -491,7 +498,12 @@ impl Kernel {
                 self.schedule_at(at, Event::HangUp { socket });
             }
         }
-        self.complete(host, token, Done::Bytes(count));
+        let result = Ok(Done::Bytes(count));
+        let state = &mut self.hosts[host];
+        if state.sent.is_empty() {
+            state.hears_at = self.now + SENT_HEARD_AFTER;
+        }
+        state.sent.push(Completion { token, result, buffers: Buffers::None });
     }
 
     fn connect(&mut self, host: Host, token: Token, address: &Address) {
@@ -563,6 +575,7 @@ impl Kernel {
         }
         self.alarms[host] = NO_ALARM;
         self.hosts[host].ready.clear();
+        self.hosts[host].sent.clear();
         self.listeners.retain(|_, (of, ..)| *of != host);
         let mine = self.sockets.iter().filter(|(_, state)| state.host == host);
         let mut mine: Vec<SocketId> = mine.map(|(id, _)| *id).collect();
@@ -609,6 +622,13 @@ pub struct SimDriver {
     pub woken: Arc<AtomicBool>,
 }
 
+impl SimDriver {
+    /// The other end of a connection, while there is one.
+    pub fn peer_of(&self, socket: SocketId) -> Option<SocketId> {
+        self.kernel.borrow().sockets.get(&socket).map(|state| state.peer)
+    }
+}
+
 struct SimWaker(Arc<AtomicBool>);
 
 impl crate::io::driver::Wake for SimWaker {
@@ -653,9 +673,15 @@ impl Driver for SimDriver {
         out: &mut Vec<Completion>,
     ) -> std::io::Result<()> {
         let mut kernel = self.kernel.borrow_mut();
-        out.append(&mut kernel.hosts[self.host].ready);
+        let now = kernel.now;
+        let state = &mut kernel.hosts[self.host];
+        out.append(&mut state.ready);
+        if !out.is_empty() || state.hears_at <= now {
+            out.append(&mut state.sent);
+        }
         self.waits.set(out.is_empty());
-        if let (true, Some(timeout)) = (out.is_empty(), timeout) {
+        let hears = (!state.sent.is_empty()).then(|| state.hears_at.since(now));
+        if let (true, Some(timeout)) = (out.is_empty(), timeout.into_iter().chain(hears).min()) {
             kernel.wake(self.host, timeout);
         }
         Ok(())

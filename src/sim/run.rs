@@ -1,6 +1,7 @@
 //! One run: a shape and faults drawn from the seed, faults for a while, then a cluster that is
 //! whole again must answer everything, and everything that was seen must fit together.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ pub struct Outcome {
     pub virtual_ms: u64,
     /// Of everything that happened.
     pub trace: u64,
-    /// A majority had to answer without one pod.
+    /// Something had to answer without a pod or two.
     pub spared: bool,
     pub seen: Seen,
 }
@@ -68,10 +69,10 @@ pub enum Violation {
     #[error("seed {seed}: the history cannot be explained: {what}")]
     NotLinearizable { seed: u64, what: String },
     #[error(
-        "seed {seed}: a whole cluster{without} did not answer within {virtual_s} virtual seconds: \
-         {waiting}"
+        "seed {seed}: without the pods {without:?}, a whole cluster did not answer within \
+         {virtual_s} virtual seconds: {waiting}"
     )]
-    Stuck { seed: u64, without: String, virtual_s: u64, waiting: String },
+    Stuck { seed: u64, without: Vec<Host>, virtual_s: u64, waiting: String },
     #[error("seed {seed}: {count} requests were answered with an error")]
     Errors { seed: u64, count: u64 },
     #[error("seed {seed}: the replicas did not come to rest within {virtual_s} seconds: {what}")]
@@ -119,7 +120,7 @@ struct Run {
     world: World,
     faults: Vec<(usize, Planned)>,
     faults_on: bool,
-    /// One pod was left out at the end.
+    /// Some volumes had to answer without a pod or two at the end.
     spared: bool,
 }
 
@@ -143,7 +144,7 @@ fn run_and_check(options: &Options) -> Result<Outcome, Violation> {
         Plan::Mixed | Plan::Rot | Plan::Clocks => {
             run.majority_answers()?;
             run.heal();
-            run.all_answer(None)?;
+            run.all_answer(&[], None)?;
             run.check_history()?;
             run.settle()?;
         }
@@ -175,7 +176,7 @@ impl Run {
         let unbounded = options.plan == Plan::Unbounded;
         let mut run = Run {
             seed: options.seed,
-            world: World::new(options.seed, shape, unbounded),
+            world: World::new(options.seed, shape, options.plan),
             faults: options.faults(),
             faults_on: true,
             spared: false,
@@ -362,34 +363,46 @@ impl Run {
         }
     }
 
-    /// Everything but one pod is well, and nobody needs that one: all must be answered. It is the
-    /// one whose disk has lost something; the others have a copy more than that.
+    /// Everything but a pod or two is well: what does not need those must be answered, whatever
+    /// becomes of the rest.
     fn majority_answers(&mut self) -> Result<(), Violation> {
-        let pods = self.world.shape.pods;
-        let lost = self.faults.iter().any(|(_, planned)| planned.fault.destroys());
-        let left_out = match lost {
-            true => self.world.host_of(self.world.shape.bad_disk),
-            false => Rng::new(self.seed ^ 0x0a11).below(pods as u64) as Host,
-        };
-        self.heal_but(Some(left_out));
+        let left_out = self.left_out();
+        self.heal_but(&left_out);
         self.step_for(SETTLED_AFTER)?;
-        self.spared = self.world.can_spare(left_out);
+        let volumes = self.world.answering_without(&left_out);
+        self.spared = !volumes.is_empty();
         match self.spared {
-            true => self.all_answer(Some(left_out)),
+            true => self.all_answer(&left_out, Some(&volumes)),
             false => Ok(()),
         }
     }
 
-    /// Every client reads everything, through other pods than `left_out`.
-    fn all_answer(&mut self, left_out: Option<Host>) -> Result<(), Violation> {
+    /// The pod whose disk has lost something: the others have a copy more than that. Where there
+    /// are many, some volumes may need one more, and others not.
+    fn left_out(&self) -> Vec<Host> {
+        let pods = self.world.shape.pods;
+        let mut rng = Rng::new(self.seed ^ 0x0a11);
+        let one = rng.below(pods as u64) as Host;
+        let lost = self.faults.iter().any(|(_, planned)| planned.fault.destroys());
+        let first = if lost { self.world.host_of(self.world.shape.bad_disk) } else { one };
+        let second = (first + 1 + rng.below(pods as u64 - 1) as Host) % pods;
+        if pods > 3 && rng.one_in(2) { vec![first, second] } else { vec![first] }
+    }
+
+    /// Every client reads everything, through other pods than these; those of `volumes`, or all,
+    /// must get it.
+    fn all_answer(
+        &mut self,
+        left_out: &[Host],
+        volumes: Option<&BTreeSet<String>>,
+    ) -> Result<(), Violation> {
         let deadline = self.now() + Duration::from_secs(HEAL_S);
         self.world.read_all(left_out);
-        while !self.world.all_read() {
+        while !self.world.all_read(volumes) {
             self.step()?;
             if self.now() > deadline {
-                let seed = self.seed;
-                let without = left_out.map_or(String::new(), |host| format!(" without pod {host}"));
-                let waiting = self.world.waiting();
+                let (seed, without) = (self.seed, left_out.to_vec());
+                let waiting = self.world.waiting(volumes);
                 return Err(Violation::Stuck { seed, without, virtual_s: HEAL_S, waiting });
             }
         }
@@ -411,7 +424,7 @@ impl Run {
     /// or is waited for.
     fn end_without_promises(&mut self) -> Result<(), Violation> {
         self.heal();
-        self.world.read_all(None);
+        self.world.read_all(&[]);
         self.step_for(LAST_LOOK)?;
         let seed = self.seed;
         let checked = self.world.shared.history.check_origins();
@@ -454,20 +467,20 @@ impl Run {
 
     /// Everything is well from now on.
     fn heal(&mut self) {
-        self.heal_but(None);
+        self.heal_but(&[]);
     }
 
-    /// Everything is well, but for one pod, which stays as it is, and is cut off.
-    fn heal_but(&mut self, left_out: Option<Host>) {
+    /// Everything is well, but for these pods, which stay as they are, and are cut off.
+    fn heal_but(&mut self, left_out: &[Host]) {
         let pods = self.world.shape.pods;
         let mut kernel = self.world.kernel.borrow_mut();
         (0..pods).for_each(|host| kernel.drift(host, 0));
-        kernel.cut = left_out.into_iter().flat_map(|host| cuts(host, pods)).collect();
+        kernel.cut = left_out.iter().flat_map(|host| cuts(*host, pods)).collect();
         kernel.disks.iter_mut().for_each(|disk| disk.sick = Sick::default());
         kernel.resets_until.clear();
         kernel.slow_until.clear();
         drop(kernel);
-        for host in (0..pods).filter(|host| Some(*host) != left_out) {
+        for host in (0..pods).filter(|host| !left_out.contains(host)) {
             self.restart(host);
             self.world.set_stopped(host, false);
         }

@@ -19,6 +19,9 @@ pub struct Shape {
     pub fronts: usize,
     pub shards: usize,
     pub blocks_per_shard: u64,
+    /// There is another volume, beside the one that the other clients use, with a client of its
+    /// own.
+    pub second_volume: bool,
     pub wal_bytes: u64,
     pub data_bytes: u64,
     /// The disks cannot take all blocks of the volumes.
@@ -55,6 +58,12 @@ pub struct Load {
     pub halves: bool,
 }
 
+/// Room for several large entries of each member.
+const LARGE_WAL_BYTES: u64 = 12 << 20;
+
+/// So little that connections are held back as soon as a shard has no leader.
+const LESS: Budgets = Budgets { volume_bytes: 16 << 10, ..Budgets::LEAST };
+
 /// Of a disk that gets full: beside what a replica keeps back for what is under way, slots for a
 /// part of what the volumes of a run can hold.
 const TIGHT_BYTES: u64 = (16 << 20) + 20 * EXTENT_BYTES as u64;
@@ -70,7 +79,8 @@ impl Shape {
             disks_per_pod: one_of(rng, [1, 1, 2]),
             shards: rng.between(1, 4) as usize,
             blocks_per_shard: rng.between(20, 200),
-            wal_bytes: one_of(rng, [3 << 20, 4 << 20, 16 << 20]),
+            second_volume: rng.one_in(3),
+            wal_bytes: one_of(rng, [3 << 20, 4 << 20, LARGE_WAL_BYTES]),
             data_bytes: 64 << 20,
             is_tight: false,
             tiny: None,
@@ -81,7 +91,7 @@ impl Shape {
             listing_extents: one_of(rng, [1, 4, LISTING_EXTENTS_MAX]),
             reads: one_of(rng, [ReadMode::Lease, ReadMode::Lease, ReadMode::Quorum]),
             leaders_follow_clients: !rng.one_in(3),
-            budgets: one_of(rng, [Budgets::default(), Budgets::LEAST]),
+            budgets: one_of(rng, [Budgets::default(), Budgets::LEAST, LESS]),
             load: Load::draw(rng),
         };
         match rng.below(10) {
@@ -100,7 +110,7 @@ impl Shape {
         }
         // A log takes an eighth of itself in entries that are not applied: several large ones of
         // each member must fit, or members wait for each other.
-        if shape.wal_bytes < 16 << 20 {
+        if shape.wal_bytes < LARGE_WAL_BYTES {
             shape.load.large_extents = 1;
             if shape.redirect_bytes_min != usize::MAX {
                 shape.redirect_bytes_min = EXTENT_BYTES;
@@ -119,7 +129,7 @@ impl Load {
     fn draw(rng: &mut Rng) -> Load {
         Load {
             large_extents: 3,
-            rest: Duration::from_millis(one_of(rng, [0, 3, 10, 30, 100, 300])),
+            rest: Duration::from_millis(one_of(rng, [10, 100, 300, 1_000, 1_000, 3_000])),
             depth: one_of(rng, [1, 6, 6, 16]),
             writes_one_in: one_of(rng, [2, 2, 2, 20]),
             is_hot: rng.one_in(3),

@@ -2,7 +2,7 @@
 //! and the faults that happen to them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use crate::replica::seam::{Input, Output, ReadMode, Start};
 use crate::sim::catalog::{CATALOG_ALARMS, Catalog, NewVolume, What, disk_id, pod_id};
 use crate::sim::client::{Client, Shared, Target};
 use crate::sim::disk::{DiskNumber, FileName, SimDisk};
+use crate::sim::faults::Plan;
 use crate::sim::kernel::{Due, Host, Kernel, SimDriver};
 use crate::sim::shape::Shape;
 use crate::store::index::memory::MemoryIndex;
@@ -84,22 +85,22 @@ pub struct World {
     pub(super) attached: Vec<Attached>,
     clients_pool: Pool,
     pools: Vec<Pool>,
-    /// A pod that nobody connects to.
-    avoided: Option<Host>,
+    /// Pods that nobody connects to.
+    avoided: Vec<Host>,
     /// Any disk may lose what it has.
     unbounded: bool,
     jobs: Jobs,
 }
 
 impl World {
-    pub fn new(seed: u64, shape: Shape, unbounded: bool) -> World {
+    pub fn new(seed: u64, shape: Shape, plan: Plan) -> World {
         let kernel = Rc::new(RefCell::new(Kernel::new(seed)));
         let addresses = (0..shape.pods).map(|host| Addresses {
             api: peer_address(host),
             peer: peer_address(host),
             nbd: None,
         });
-        let clocks_are_good = shape.reads == ReadMode::Lease;
+        let clocks_are_good = shape.reads == ReadMode::Lease && plan != Plan::Clocks;
         let catalog = Catalog::new(Rc::clone(&kernel), seed, CLUSTER, addresses, clocks_are_good);
         let mut world = World {
             kernel,
@@ -109,8 +110,8 @@ impl World {
             attached: Vec::new(),
             clients_pool: Pool::default(),
             pools: (0..shape.pods).map(|_| Pool::default()).collect(),
-            avoided: None,
-            unbounded,
+            avoided: Vec::new(),
+            unbounded: plan == Plan::Unbounded,
             jobs: Jobs::default(),
             shape,
         };
@@ -269,6 +270,8 @@ impl World {
         pod.inbox = Some(inbox);
         pod.stopped = false;
         pod.told = 0;
+        // What it served before it may serve now.
+        self.tell(host, self.catalog.stored_view(host));
         self.kernel.borrow_mut().wake(host, Duration::ZERO);
     }
 
@@ -383,15 +386,15 @@ impl World {
         }
     }
 
-    /// A client of the main volume vanishes.
+    /// A client vanishes.
     pub fn hang_up(&mut self, client: usize) {
         self.attached[client].client.hang_up();
         self.kernel.borrow_mut().wake(self.shape.pods + client, Duration::from_millis(1));
     }
 
-    /// Every client reads everything once, through other pods than this one.
-    pub fn read_all(&mut self, avoided: Option<Host>) {
-        self.avoided = avoided;
+    /// Every client reads everything once, through other pods than these.
+    pub fn read_all(&mut self, avoided: &[Host]) {
+        self.avoided = avoided.to_vec();
         self.catalog.is_closing = true;
         for attached in &mut self.attached {
             attached.client.hang_up();
@@ -399,14 +402,21 @@ impl World {
         }
     }
 
-    pub fn all_read(&self) -> bool {
-        self.attached.iter().all(|attached| attached.client.is_done())
+    /// The clients of these volumes, or of all, that have not read everything.
+    fn wait(&self, volumes: Option<&BTreeSet<String>>) -> impl Iterator<Item = &Attached> {
+        self.attached.iter().filter(move |attached| {
+            let is_wanted = volumes.is_none_or(|volumes| volumes.contains(&attached.volume));
+            is_wanted && !attached.client.is_done()
+        })
     }
 
-    /// The clients that have not read everything.
-    pub fn waiting(&self) -> String {
-        let waits = self.attached.iter().filter(|attached| !attached.client.is_done());
-        let texts = waits.map(|Attached { client, volume, front }| {
+    pub fn all_read(&self, volumes: Option<&BTreeSet<String>>) -> bool {
+        self.wait(volumes).next().is_none()
+    }
+
+    /// Who has not read everything, in words.
+    pub fn waiting(&self, volumes: Option<&BTreeSet<String>>) -> String {
+        let texts = self.wait(volumes).map(|Attached { client, volume, front }| {
             format!("a client of {volume} through pod {front}: {client}")
         });
         texts.collect::<Vec<String>>().join(", ")
@@ -473,10 +483,9 @@ impl World {
     fn run_client(&mut self, number: usize) {
         let Attached { client, front, .. } = &mut self.attached[number];
         let mut rng = self.kernel.borrow_mut().rng.clone();
-        let front = match self.avoided == Some(*front) {
-            true => (*front + 1) % self.shape.pods,
-            false => *front,
-        };
+        let fronts = (0..self.shape.pods).map(|further| (*front + further) % self.shape.pods);
+        let front = fronts.into_iter().find(|front| !self.avoided.contains(front));
+        let front = front.expect("some pods are not avoided");
         client.run(&nbd_address(front), &mut rng, &mut self.shared);
         self.kernel.borrow_mut().rng.next();
     }

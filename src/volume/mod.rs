@@ -153,7 +153,7 @@ impl Volume {
     /// False: take no new requests from this connection until something is answered.
     pub fn wants_requests(&self, conn: ConnId) -> bool {
         let own = self.work.bytes_of.get(&conn).copied().unwrap_or(0);
-        self.has_room() || own < CONNECTION_UNDER_WAY_BYTES_MIN
+        self.has_room() || own < CONNECTION_UNDER_WAY_BYTES_MIN.min(self.bytes_max)
     }
 
     /// False: connections get their minimum only.

@@ -702,8 +702,8 @@ mod tests {
             }
         }
     }
-    /// The first disk of pod 1 was moved, and its new pod cannot say so: the other replica that pod 1
-    /// has of the same shard talks to the third.
+    /// The first disk of pod 1 was moved, and its new pod cannot say so: the other replica that
+    /// pod 1 has of the same shard talks to the third.
     #[test]
     fn no_way_begins_at_a_disk_that_is_not_here_any_more() {
         let view = view(&[1, 1, 2, 3]);

@@ -3,17 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sim::catalog::{Catalog, Ended, NewVolume, Pods, What, host_of, pod, pod_id};
+use crate::sim::catalog::pod::ControlPod;
+use crate::sim::catalog::{Catalog, Ended, NewVolume, Pods, What, host_of, pod_id};
 use crate::sim::kernel::Host;
 use crate::sim::world::World;
+use crate::types::MemberId;
 use crate::view::ClusterView;
 use crate::worker::{Command, Worker};
 
+/// No fault that makes a volume has a number that is as high.
+const SECOND: u64 = 1 << 16;
 /// How often pods look for newer views.
 const GOVERN_EVERY: Duration = Duration::from_millis(100);
 
 impl World {
-    /// Runs until the volume exists that all of the run's clients use.
+    /// Runs until the volume exists that all of the run's clients use. Another may come later.
     pub fn begin(&mut self) {
         let (shards, blocks_per_shard) = (self.shape.shards as u64, self.shape.blocks_per_shard);
         let name = crate::sim::world::MAIN.to_owned();
@@ -26,6 +30,10 @@ impl World {
                 self.govern(false);
                 next = now + GOVERN_EVERY;
             }
+        }
+        if self.shape.second_volume {
+            // Through the first front end, like some of the others.
+            self.create_volume(SECOND * self.shape.pods as u64, 1, blocks_per_shard);
         }
     }
 
@@ -79,20 +87,31 @@ impl World {
                 continue;
             }
             let stopped: Vec<bool> = self.pods.iter().map(|pod| pod.stopped).collect();
-            let pod = &mut self.pods[host];
-            let Some(inbox) = pod.inbox.as_ref().filter(|_| !pod.stopped) else { continue };
-            let view = self.catalog.follow(host, &|host| stopped[host]);
-            if pod.told < view.revision {
-                self.kernel.borrow_mut().checks.learn(&view);
-                pod.told = view.revision;
-                assert!(inbox.send(Command::View(view)).is_ok(), "it has room");
-                self.kernel.borrow_mut().wake(host, Duration::ZERO);
+            if stopped[host] || self.pods[host].inbox.is_none() {
+                continue;
             }
+            let view = self.catalog.follow(host, &|host| stopped[host]);
+            self.tell(host, view);
         }
+    }
+
+    /// Tells a pod of a view that is newer than what it was told before.
+    pub(in crate::sim) fn tell(&mut self, host: Host, view: Arc<ClusterView>) {
+        let pod = &mut self.pods[host];
+        let Some(inbox) = pod.inbox.as_ref().filter(|_| pod.told < view.revision) else { return };
+        self.kernel.borrow_mut().checks.learn(&view);
+        pod.told = view.revision;
+        assert!(inbox.send(Command::View(view)).is_ok(), "it has room");
+        self.kernel.borrow_mut().wake(host, Duration::ZERO);
     }
 }
 
 impl Catalog {
+    /// The view that a pod has on its disk.
+    pub fn stored_view(&self, host: Host) -> Arc<ClusterView> {
+        Arc::clone(self.pods[host].view())
+    }
+
     /// The newest view that a pod has, from its own member or, if that knows no leader, from
     /// another pod that does.
     fn follow(&mut self, host: Host, is_stopped: &dyn Fn(Host) -> bool) -> Arc<ClusterView> {
@@ -141,13 +160,25 @@ impl Catalog {
         }
     }
 
+    /// True when most of its voters, as the member that knows most of it has them, are elsewhere.
+    pub fn has_majority_without(&self, hosts: &[Host]) -> bool {
+        let known = self.pods.iter().filter_map(ControlPod::known);
+        let Some(newest) = known.max_by_key(|known| known.applied_index) else { return false };
+        let voters = || newest.group.voters.iter();
+        let databases = hosts.iter().filter_map(|host| self.pods[*host].database.as_ref());
+        let left_out: Vec<MemberId> =
+            databases.map(|database| database.borrow().row.member).collect();
+        let others = voters().filter(|voter| !left_out.contains(voter)).count();
+        !newest.group.joint && 2 * others > voters().count()
+    }
+
     /// Why it has not come to rest yet.
     pub fn unsettled(&self) -> Option<String> {
         if !self.all_answered() {
             return Some("something that was asked of the catalog is not done".to_owned());
         }
         let revision = self.view().revision;
-        let behind = |pod: &pod::ControlPod| pod.view().revision < revision;
+        let behind = |pod: &ControlPod| pod.view().revision < revision;
         if self.pods.iter().any(behind) {
             return Some("a pod does not have the newest view".to_owned());
         }

@@ -10,6 +10,7 @@ use crate::control::reconcile::MembershipChange;
 use crate::limits::{Budgets, LISTING_EXTENTS_MAX};
 use crate::planted::{Mistake, assert_found};
 use crate::replica::seam::ReadMode;
+use crate::sim::faults::Plan;
 use crate::sim::shape::{Load, Shape};
 use crate::sim::world::World;
 use crate::types::MemberId;
@@ -33,6 +34,7 @@ impl Scenario {
             fronts: 1,
             shards: 1,
             blocks_per_shard: 20,
+            second_volume: false,
             wal_bytes: 4 << 20,
             data_bytes: 64 << 20,
             is_tight: false,
@@ -54,7 +56,7 @@ impl Scenario {
                 halves: false,
             },
         };
-        let world = World::new(seed, shape, false);
+        let world = World::new(seed, shape, Plan::Mixed);
         world.kernel.borrow_mut().alarm(GOVERN_EVERY, GOVERN);
         let mut scenario = Scenario { world };
         scenario.until("the group is whole", |world| {

@@ -3,15 +3,10 @@
 
 use crate::limits::{Budgets, CONNECTION_UNDER_WAY_BYTES_MIN, ENTRY_BYTES_MAX};
 use crate::sim::checks::{Wrong, check};
-use crate::types::EXTENT_BYTES;
 use crate::worker::Load;
 
 /// Frames of heartbeats that may wait to leave at any moment.
 const HEARTBEATS_BYTES_MAX: usize = 64 << 10;
-
-/// What was admitted in one round may be a little more than was counted. A disk keeps one slot of
-/// 64 for that; one of a run that is smaller has none to keep.
-const OVERDRAWN_BYTES_MAX: u64 = EXTENT_BYTES as u64;
 
 /// Whether a pod keeps to its budgets, with so many connections to it.
 pub fn within(load: &Load, budgets: &Budgets, connections: usize) -> Result<(), Wrong> {
@@ -24,9 +19,7 @@ pub fn within(load: &Load, budgets: &Budgets, connections: usize) -> Result<(), 
         ("a link", load.link_bytes_max, budgets.link_bytes),
     ];
     let overdrawn = load.overdrawn_bytes;
-    check(overdrawn <= OVERDRAWN_BYTES_MAX, || {
-        format!("what was applied wants {overdrawn} bytes that no disk has")
-    })?;
+    check(overdrawn == 0, || format!("what was applied wants {overdrawn} bytes that no disk has"))?;
     match bounds.into_iter().find(|(_, bytes, bound)| bytes > bound) {
         None => Ok(()),
         Some((what, bytes, bound)) => Err(format!("{what} has {bytes} bytes under way of {bound}")),

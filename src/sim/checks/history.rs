@@ -11,7 +11,8 @@
 //! that one of them, or the first content, can be what it saw, and for a value that none of them
 //! lies between two looks at it. That finds less, and never accuses wrongly.
 //!
-//! One connection's writes of a block take place in the order in which it sent them (rule R15).
+//! Writes of a block in one line take place in the order in which they were sent (rule R15): those
+//! of a connection, and of a client's next one, once the pod knows that the one before has ended.
 
 use std::collections::BTreeMap;
 
@@ -51,8 +52,8 @@ struct Zeroing {
 /// All operations on one block that wrote or returned one value.
 #[derive(Clone, Copy, Debug)]
 struct Cluster {
-    /// Which connection it was written through.
-    connection: u64,
+    /// Of which line the write is.
+    line: u64,
     /// The write was invoked here.
     written: Option<Mono>,
     first_response: Mono,
@@ -66,7 +67,7 @@ const NEVER: Mono = Mono(u64::MAX);
 impl Cluster {
     fn new() -> Cluster {
         Cluster {
-            connection: 0,
+            line: 0,
             written: None,
             first_response: NEVER,
             last_invocation: Mono(0),
@@ -86,11 +87,11 @@ impl History {
     }
 
     /// A client is about to write; the outcome is open until [`History::acknowledged`]. Values of
-    /// one connection grow in the order in which it writes them.
-    pub fn writing(&mut self, block: u64, value: Value, connection: u64, at: Mono) {
-        tracing::trace!(block, value, connection, at = at.0, "writing");
+    /// one line grow in the order in which they are written.
+    pub fn writing(&mut self, block: u64, value: Value, line: u64, at: Mono) {
+        tracing::trace!(block, value, line, at = at.0, "writing");
         let cluster = self.cluster(block, value);
-        cluster.connection = connection;
+        cluster.line = line;
         let before = cluster.written.replace(at);
         cluster.last_invocation = cluster.last_invocation.max(at);
         if before.is_some() || value == 0 {
@@ -215,11 +216,11 @@ impl Register {
     }
 }
 
-/// Once a write was acknowledged, none that its connection sent before can take place any more.
+/// Once a write was acknowledged, none that was sent before in its line can take place any more.
 fn check_order(clusters: &BTreeMap<Value, Cluster>) -> Result<(), Contradiction> {
     let mut later: BTreeMap<u64, (Mono, Value)> = BTreeMap::new();
     for (value, cluster) in clusters.iter().rev().filter(|(_, cluster)| cluster.happened) {
-        let next = later.entry(cluster.connection).or_insert((NEVER, 0));
+        let next = later.entry(cluster.line).or_insert((NEVER, 0));
         if next.0 < cluster.last_invocation {
             return Err(format!("{value} was seen after {}, which was sent later", next.1));
         }
@@ -349,11 +350,11 @@ mod tests {
     }
 
     #[test]
-    fn a_late_write_of_one_connection_is_found() {
-        let check = |connection_of_second: u64| {
+    fn a_late_write_of_one_line_is_found() {
+        let check = |line_of_second: u64| {
             let mut history = History::default();
             history.writing(7, 1, 1, Mono(10));
-            history.writing(7, 2, connection_of_second, Mono(20));
+            history.writing(7, 2, line_of_second, Mono(20));
             history.acknowledged(7, 2, Mono(30));
             history.read(7, 1, Mono(40), Mono(50));
             history.check().is_ok()

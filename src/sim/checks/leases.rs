@@ -1,6 +1,6 @@
 //! Rule R14, seen from the members: who has answered a leader elects nobody else while its lease
-//! may last; who reads was not outdone by another leader when it was asked; and a read by quorum
-//! is one that a majority has confirmed since.
+//! may last; who reads was not outdone by another leader when it was asked; and a read by quorum,
+//! or of a leader that has told another to lead, is one that a majority has confirmed since.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +27,9 @@ pub struct LeaseChecks {
     transfers: BTreeSet<(MemberId, u64, u64)>,
     /// The term that a member leads, by its own account.
     leads: BTreeMap<MemberId, u64>,
+    /// The newest term in which a member has told another to lead: that may be elected whatever
+    /// others have promised, also much later.
+    told: BTreeMap<MemberId, u64>,
     /// Counts what members are given.
     moment: u64,
     /// When a leader last heard from another, by moments.
@@ -97,7 +100,10 @@ impl LeaseChecks {
     /// A member of a group of so many reads now.
     pub fn reads(&mut self, member: MemberId, req: ReqId, voters: usize) -> Result<(), Wrong> {
         let Some(asked) = self.asked.remove(&(member, req)) else { return Ok(()) };
-        if self.mode == ReadMode::Lease && !self.clocks_are_good {
+        let has_told =
+            self.told.get(&member).is_some_and(|told| self.leads.get(&member) == Some(told));
+        let by_lease = self.mode == ReadMode::Lease && !has_told;
+        if by_lease && !self.clocks_are_good {
             return Ok(());
         }
         let Some(term) = self.leads.get(&member) else {
@@ -109,7 +115,7 @@ impl LeaseChecks {
         })?;
         let heard = self.heard.get(&member).into_iter().flat_map(BTreeMap::values);
         let confirmed = 1 + heard.filter(|moment| **moment > asked.moment).count();
-        check(self.mode == ReadMode::Lease || 2 * confirmed > voters, || {
+        check(by_lease || 2 * confirmed > voters, || {
             format!("{member:?} reads, and {confirmed} of {voters} have confirmed that it leads")
         })
     }
@@ -126,6 +132,10 @@ impl LeaseChecks {
                     let newest = self.answered.entry(member).or_insert(heard);
                     *newest = heard.max(*newest);
                 }
+                Ok(())
+            }
+            MessageType::MsgTimeoutNow => {
+                self.told.insert(member, message.term);
                 Ok(())
             }
             MessageType::MsgRequestVoteResponse if !message.reject => {

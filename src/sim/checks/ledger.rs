@@ -179,7 +179,7 @@ impl Ledger {
     pub fn flushed(&mut self, member: MemberId, index: u64) {
         if let Some(promised) = self.members.get_mut(&member) {
             promised.floor = promised.floor.max(index);
-            promised.entries = promised.entries.split_off(&(promised.floor + 1));
+            promised.entries = promised.entries.split_off(&promised.floor.saturating_add(1));
         }
     }
 

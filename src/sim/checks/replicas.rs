@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::io::buffer::Pool;
-use crate::sim::catalog::disk_id;
+use crate::sim::catalog::{disk_id, pod_id};
 use crate::sim::checks::history::Value;
 use crate::sim::checks::{bounds, slots};
 use crate::sim::disk::DiskNumber;
@@ -16,7 +16,7 @@ use crate::store::lane::{Lane, LaneFiles};
 use crate::store::seam::{Done, Effect, Event, ReadId};
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, EXTENT_BYTES};
 use crate::types::{MemberId, Segment, ShardId};
-use crate::view::{MemberReport, MemberState, VolumeView};
+use crate::view::{ClusterView, MemberReport, MemberState, ShardView, VolumeView};
 use crate::worker::execute;
 
 /// The first of the reads that are asked for here.
@@ -75,13 +75,18 @@ impl World {
         })
     }
 
-    /// True when every shard has a majority of whole replicas in other pods than this one, on disks
-    /// with space: then clients need nothing of it.
-    pub fn can_spare(&self, host: Host) -> bool {
+    /// The volumes that need nothing of these pods: all of their shards have a majority of whole
+    /// replicas in others, on disks with space.
+    pub fn answering_without(&self, hosts: &[Host]) -> BTreeSet<String> {
         let view = self.catalog.view();
+        if !self.knows_all(view, hosts) && !self.catalog.has_majority_without(hosts) {
+            return BTreeSet::new();
+        }
         let mut whole: BTreeMap<ShardId, usize> = BTreeMap::new();
         for (number, pod) in self.pods.iter().enumerate() {
-            let Some(worker) = pod.worker.as_ref().filter(|_| number != host) else { continue };
+            let Some(worker) = pod.worker.as_ref().filter(|_| !hosts.contains(&number)) else {
+                continue;
+            };
             let is_tiny = |disk| self.shape.tiny.is_some_and(|tiny| disk_id(tiny.0) == disk);
             let disks = worker.report().disks.into_iter();
             let disks = disks.filter(|disk| disk.failed.is_none() && !is_tiny(disk.disk));
@@ -93,10 +98,24 @@ impl World {
                 *whole.entry(member.shard).or_default() += usize::from(is_whole);
             }
         }
-        let shards = view.volumes.iter().flat_map(|volume| &volume.shards);
-        shards
-            .into_iter()
-            .all(|shard| 2 * whole.get(&shard.shard).copied().unwrap_or(0) > shard.members.len())
+        let has_majority = |shard: &ShardView| {
+            2 * whole.get(&shard.shard).copied().unwrap_or(0) > shard.members.len()
+        };
+        let answers = view.volumes.iter().filter(|volume| volume.shards.iter().all(has_majority));
+        answers.map(|volume| volume.name.clone()).collect()
+    }
+
+    /// True when the other pods than these have the newest view, and it is right about their disks.
+    fn knows_all(&self, view: &ClusterView, hosts: &[Host]) -> bool {
+        let others = || (0..self.pods.len()).filter(|host| !hosts.contains(host));
+        let is_right = |host: Host, disk: DiskNumber| {
+            let mut known = view.disks.iter();
+            known.any(|known| known.disk == disk_id(disk) && known.pod == pod_id(host))
+        };
+        others().all(|host| {
+            let mut disks = self.disks_of(host).into_iter();
+            self.pods[host].told == view.revision && disks.all(|disk| is_right(host, disk))
+        })
     }
 
     /// A member on another disk than this one that takes no part any more.
