@@ -70,7 +70,7 @@ mistakes! {
     EarlierTermsRefused,
     /// R10: entries are admitted without a slot for each.
     AdmittedWithoutSpace,
-    /// R9, R10: what comes in the round in which a member begins to lead is not counted.
+    /// R9, R10: what comes to a member that is elected and does not serve yet is not counted.
     NewLeaderTakesAll,
     /// R10: the copy of a resync takes slots that applied entries were promised.
     CopyTakesPromised,

@@ -91,7 +91,7 @@ fn r9_a_follower_whose_log_is_full_hears_of_commits() {
     pod.run_until("what is committed is applied", |pod| pod.applied(FOLLOWER) == taken);
 }
 
-/// What waited for a leader comes in the very round in which there is one.
+/// What waited for a leader comes before the new one has committed anything, and may do so.
 #[test]
 fn r9_a_new_leader_takes_no_more_than_its_log_has_room_for() {
     let taken = fill(&mut follower(), TERM);

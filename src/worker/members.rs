@@ -113,24 +113,24 @@ impl Worker {
         }
     }
 
-    /// Why a write must not be proposed. Also asked for a member that does not lead: it may begin
-    /// to before it is polled next, and takes then what had come before.
+    /// Why a write must not be proposed; `None` when it may be, or the member refuses it by itself.
+    /// A member takes writes as soon as it is elected, which it tells, and serves, later.
     fn refuse_write(
         &self,
         runtime: &MemberRuntime,
         member: MemberId,
         op: &ShardOp,
     ) -> Option<BlockError> {
-        let Role { term, leader, serving } = runtime.role;
-        if !serving && planted(Mistake::NewLeaderTakesAll) {
+        let role = runtime.member.role();
+        if role.leader != Some(member) || !role.serving && planted(Mistake::NewLeaderTakesAll) {
             return None;
         }
         let (ranges, payload_bytes) = ([op.range()], op.payload_bytes() as u64);
         let refused = self
             .admit(runtime.lane, member, payload_bytes, &ranges)
             .or_else(|| self.refuse_without_space(runtime, member, payload_bytes, &ranges));
-        let hint = leader.filter(|leader| *leader != member);
-        refused.map(|error| if serving { error } else { BlockError::NotLeader { hint, term } })
+        // What it has not applied yet may give space back.
+        refused.map(|error| if role.serving { error } else { BlockError::Busy })
     }
 
     /// Polls a member and carries out its outputs, in order.
