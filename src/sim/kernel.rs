@@ -314,7 +314,7 @@ impl Kernel {
                 }
                 match name {
                     FileName::Wal if durable && !fails => {
-                        self.checks.log_write_ends(number, token);
+                        self.checks.log_write_ends(number, token, disk);
                     }
                     FileName::Superblock => {
                         self.checks.superblock_written(number, &disk.superblock);

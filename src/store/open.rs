@@ -336,7 +336,8 @@ fn flushed_of(member: &Member) -> Flushed {
     Flushed { index: member.record.flushed_index, term: member.record.flushed_term }
 }
 
-fn wal_config(superblock: &Superblock) -> WalConfig {
+/// How the log of a disk is written.
+pub(crate) fn wal_config(superblock: &Superblock) -> WalConfig {
     WalConfig {
         ring_bytes: superblock.wal_bytes,
         disk: superblock.disk,

@@ -15,6 +15,7 @@
 //! | | no slot has two owners (R4) |
 //! | `ring` | the log is not overwritten before the superblock lets go of it (R8) |
 //! | | entries leave room for elections (R9) |
+//! | `what_if` | an image stands for all that the log held before (R8) |
 //! | `bounds` | memory and queues |
 //! | `replicas` | at the end: equal replicas, exact space, everything written back |
 //!
@@ -33,6 +34,7 @@ mod ring;
 mod seen;
 mod sessions;
 mod slots;
+mod what_if;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -64,6 +66,15 @@ pub type Wrong = String;
 
 fn check(holds: bool, otherwise: impl FnOnce() -> Wrong) -> Result<(), Wrong> {
     if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+/// What is durable of a superblock.
+fn superblock_of(file: &SimFile) -> Option<Superblock> {
+    let mut pages = vec![0; superblock::FILE_BYTES];
+    file.read_durable(0, &mut pages);
+    let mut copies = pages.chunks(BLOCK_BYTES);
+    let copies = std::array::from_fn(|_| copies.next().expect("as many as there are copies"));
+    superblock::choose(&copies).ok()
 }
 
 /// See the module.
@@ -276,15 +287,18 @@ impl Checks {
     }
 
     /// A write of a log is durable.
-    pub fn log_write_ends(&mut self, disk: DiskNumber, token: Token) {
-        let (batches, checked) = self.ledger.ends(disk, token);
+    pub fn log_write_ends(&mut self, number: DiskNumber, token: Token, disk: &SimDisk) {
+        let (batches, checked) = self.ledger.ends(number, token);
         self.note(checked);
         for batch in batches {
-            self.rings.marked(disk, batch.header.durable_seq);
+            self.rings.marked(number, batch.header.durable_seq);
             self.seen.batch(&batch);
             self.seen.laps += u64::from(batch.header.offset == 0);
             let checked = self.logged(&batch);
             self.note(checked);
+            if self.bad_disk != Some(number) {
+                self.note(what_if::images_are_enough(&batch, disk));
+            }
         }
     }
 
@@ -310,11 +324,7 @@ impl Checks {
 
     /// What is durable of a superblock has changed.
     pub fn superblock_written(&mut self, disk: DiskNumber, file: &SimFile) {
-        let mut pages = vec![0; superblock::FILE_BYTES];
-        file.read_durable(0, &mut pages);
-        let mut copies = pages.chunks(BLOCK_BYTES);
-        let copies = std::array::from_fn(|_| copies.next().expect("as many as there are copies"));
-        if let Ok(superblock) = superblock::choose(&copies) {
+        if let Some(superblock) = superblock_of(file) {
             self.rings.superblock(disk, &superblock);
         }
     }
