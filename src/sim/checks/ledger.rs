@@ -171,7 +171,8 @@ impl Ledger {
         checked.map_err(|what| format!("recovery of {member:?}: {what}"))
     }
 
-    fn lost(&mut self, member: MemberId) {
+    /// A member takes no part any more, durably: what it had promised holds for the others only.
+    pub fn lost(&mut self, member: MemberId) {
         self.faulted.extend(self.members.remove(&member).map(|promised| (member, promised)));
     }
 

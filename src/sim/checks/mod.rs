@@ -372,6 +372,8 @@ impl Checks {
                     }
                 }
                 IndexEdit::Destroy(member) => self.ledger.destroyed(*member),
+                // No start believes its log any more; all faults are made durable at once.
+                IndexEdit::Fault(member) => self.ledger.lost(*member),
                 _ => {}
             }
         }
