@@ -132,6 +132,8 @@ mistakes! {
     OlderCopyOverlooked,
     /// Links of resyncs are kept, although nothing comes over them any more.
     DeadResyncLinkKept,
+    /// The store goes ahead of the log, although the log went on since the lists were compared.
+    JumpOverApplied,
     /// A member that a crash left with half of a resync is a source for others.
     SourceWithMark,
     /// A resync is acknowledged to the leader before what it copied is durable.

@@ -92,6 +92,7 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
         "r3_what_an_older_copy_does_not_have_any_more_comes_through_the_log",
     ),
     (Mistake::ResyncGoesBack, "a_resync_never_goes_back"),
+    (Mistake::JumpOverApplied, "r3_a_resync_does_not_jump_when_the_log_went_on"),
     (Mistake::SourceWithMark, "a_member_with_the_mark_of_a_resync_is_no_source"),
 ];
 

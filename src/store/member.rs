@@ -48,7 +48,13 @@ pub(crate) enum Phase {
 /// A step of a resync that first wants everything applied to be written back.
 pub(crate) enum Task {
     BeginResync,
-    FinishResync { index: u64, term: u64, meta: Bytes },
+    /// `from`: what was applied when the lists had been compared.
+    FinishResync {
+        from: u64,
+        index: u64,
+        term: u64,
+        meta: Bytes,
+    },
 }
 
 pub(crate) struct PendingAppend {

@@ -139,9 +139,11 @@ impl Lane {
     }
 
     /// Everything up to `index` is in place: makes that durable, with the metadata as of it;
-    /// `Event::MemberDurable` follows. The mark stays until `clear_resync`.
+    /// `Event::MemberDurable` follows. The mark stays until `clear_resync`. If the log goes on
+    /// before that, `Event::ResyncOvertaken` follows instead, and nothing is changed.
     pub fn finish_resync(&mut self, member: MemberId, index: u64, term: u64, meta: Bytes) {
-        self.set_task(member, Task::FinishResync { index, term, meta });
+        let Some(from) = self.members.get(&member).map(|found| found.applied_index) else { return };
+        self.set_task(member, Task::FinishResync { from, index, term, meta });
     }
 
     fn set_task(&mut self, member: MemberId, task: Task) {
@@ -283,7 +285,15 @@ impl Lane {
             let member = self.members.get_mut(&id).expect("just seen");
             match member.task.take() {
                 Some(Task::BeginResync) => member.record.resyncing = true,
-                Some(Task::FinishResync { index, term, meta }) => {
+                Some(Task::FinishResync { from, index, term, meta }) => {
+                    // What the log has written here since then, and removed again in what would be
+                    // jumped over, is in no list.
+                    let applied = member.applied_index;
+                    let overtaken = index > applied && applied != from;
+                    if overtaken && !planted(Mistake::JumpOverApplied) {
+                        self.io.events.push(Event::ResyncOvertaken { member: id });
+                        continue;
+                    }
                     self.jump_to(id, index, term, meta);
                 }
                 None => {}

@@ -369,6 +369,45 @@ fn r3_what_an_older_copy_does_not_have_any_more_comes_through_the_log() {
     lab.check_all();
 }
 
+/// The log goes on after the lists were compared: it writes to an extent that was deleted because
+/// the source has none any more, and the trim is in what the store would jump over.
+#[test]
+fn r3_a_resync_does_not_jump_when_the_log_went_on() {
+    let mut lab = Lab::new(5, 1);
+    lab.create(MemberRecord { member: TARGET, ..record(1) });
+    let range = BlockRange { first: Extent(2).first_block(), count: BLOCKS_PER_EXTENT };
+    let again = LabOp::Write { range: BlockRange { count: 2, ..range }, seed: 6 };
+    for member in [SOURCE, TARGET] {
+        lab.write(member, LabOp::Write { range, seed: 5 });
+    }
+    lab.write(SOURCE, again);
+    lab.write(SOURCE, LabOp::Zero { range });
+    let next = lab.models[&TARGET].log.len() as u64 + 1;
+    lab.append(TARGET, next, &[again]);
+    lab.settle();
+    lab.lane.begin_resync(TARGET);
+    durable(&mut lab);
+    let finish = |lab: &mut Lab| {
+        let index = round(lab);
+        let term = lab.models[&SOURCE].log[index as usize - 1];
+        lab.lane.finish_resync(TARGET, index, term, Bytes::from_static(b"meta"));
+        index
+    };
+    finish(&mut lab);
+    lab.commit_all(TARGET);
+    for _ in 0..3 {
+        lab.poll();
+        lab.settle();
+    }
+    let events = lab.events();
+    assert!(matches!(events[..], [Event::ResyncOvertaken { member: TARGET }]), "{events:?}");
+    let index = finish(&mut lab);
+    durable(&mut lab);
+    take_over(&mut lab, index);
+    lab.rest();
+    lab.check_all();
+}
+
 /// The last free slot was promised to what another member has applied.
 #[test]
 fn r10_a_copy_takes_no_space_that_was_promised() {
@@ -402,6 +441,7 @@ fn broken_rules_are_noticed() {
         Mistake::OlderCopyOverlooked,
         r3_what_an_older_copy_does_not_have_any_more_comes_through_the_log,
     );
+    assert_found(Mistake::JumpOverApplied, r3_a_resync_does_not_jump_when_the_log_went_on);
     assert_found(Mistake::CopyTakesPromised, r10_a_copy_takes_no_space_that_was_promised);
     assert_found(Mistake::ResyncKeepsExtents, what_the_source_does_not_have_any_more_is_deleted);
     assert_found(Mistake::ReplayOverNewer, r3_an_entry_that_an_extent_already_includes_is_skipped);

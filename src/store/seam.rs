@@ -285,6 +285,10 @@ pub enum Event {
     MemberDurable {
         member: MemberId,
     },
+    /// A resync cannot end as it was to: see `Lane::finish_resync`.
+    ResyncOvertaken {
+        member: MemberId,
+    },
     /// Answer to `Lane::manifest`.
     Manifest {
         read: ReadId,

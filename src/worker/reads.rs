@@ -108,6 +108,7 @@ impl Worker {
                 self.answer(req, result.map(ShardReply::Status));
             }
             Event::MemberDurable { member } => self.member_durable(lane, member),
+            Event::ResyncOvertaken { member } => self.resync_overtaken(member),
             Event::Manifest { read, chunk } => match self.reads.take(read) {
                 ReadTarget::PeerManifest { conn, call, source } => {
                     self.answer_manifest(conn, call, source, chunk);

@@ -210,6 +210,15 @@ impl Worker {
         }
     }
 
+    /// The log went on while the store was to go ahead of it: what is in place has to be compared
+    /// once more.
+    pub fn resync_overtaken(&mut self, member: MemberId) {
+        if self.resync(member).is_some_and(|resync| resync.step == Step::Finishing) {
+            tracing::info!(%member, "the log went on at the end of a resync: another round");
+            self.begin_round(member);
+        }
+    }
+
     /// The store of this member goes ahead of its log, and that is not durable yet: nothing may be
     /// appended.
     pub fn goes_ahead(&self, member: MemberId) -> bool {
