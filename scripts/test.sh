@@ -23,7 +23,7 @@ fi
 # Simulated clusters from seeds that nobody has run before: every commit has its own, so that what
 # fails here fails in the next run, too. They count as one test.
 seed=$((16#$(git rev-parse --short=8 HEAD 2>/dev/null || date +%s)))
-if "$HOLDFAST" sim --seed "$seed" --count 400 --seconds 20 --threads "$(nproc)" --shrink >"$log" 2>&1; then
+if "$HOLDFAST" sim --seed "$seed" --count 1200 --seconds 20 --threads "$(nproc)" --shrink >"$log" 2>&1; then
     passed=$((passed + 1))
     tail -n 2 "$log"
 else
