@@ -17,12 +17,13 @@ fn must_pass(options: &Options) -> Outcome {
 }
 
 /// Seeds that found bugs, while the program had them and chance fell as it did, and what it was.
-const FOUND_BUGS: [(u64, &str); 9] = [
+const FOUND_BUGS: [(u64, &str); 10] = [
     (31, "a resync asked for ever over a connection that was dead"),
     (65, "a copy took slots that applied entries had been promised (R10)"),
     (1_795_785_149_487, "a disk that was elsewhere by now kept another replica from its group"),
     (1_795_920_002_022, "what came to a leader that did not serve yet was not counted (R9, R10)"),
     (1_795_794_305_715, "the log went on at the end of a resync, which jumped over a trim (R3)"),
+    (1_795_795_496_476, "a router kept out a leader for a later term in which nobody led"),
     (1_795_783_733_893, "an older copy was put in place, and the log did not bring the rest (R3)"),
     (146, "entries of an earlier term were refused, and nothing of this term committed (R9)"),
     (253, "a resync kept the longest log from its group, and nobody could be elected"),

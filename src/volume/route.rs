@@ -38,7 +38,8 @@ pub(super) struct ShardRoute {
     pub active: bool,
     members: Vec<MemberView>,
     leader: Option<MemberView>,
-    /// The highest term heard of.
+    /// The highest that somebody is known to have led. That of a member which knows no leader says
+    /// nothing: it may be one that it was never elected in, and that nobody else ever hears of.
     term: u64,
     /// The member to probe next.
     candidate: usize,
@@ -142,7 +143,9 @@ impl ShardRoute {
             return;
         }
         let hint = hint.filter(|_| term >= self.term && term > 0);
-        self.term = self.term.max(term);
+        if hint.is_some() {
+            self.term = term;
+        }
         self.leader = hint.and_then(|hint| self.member(hint));
         self.hops = self.hops.saturating_add(1);
         if self.leader.is_none() || self.hops > HOPS_MAX {
@@ -169,7 +172,9 @@ impl ShardRoute {
     pub fn role(&mut self, leader: Option<MemberId>, term: u64) {
         let newer = term > self.term;
         let completes = term == self.term && self.leader.is_none() && leader.is_some();
-        if newer || completes {
+        if newer && leader.is_none() {
+            self.leader = None;
+        } else if newer || completes {
             self.term = term;
             self.leader = leader.and_then(|leader| self.member(leader));
         }

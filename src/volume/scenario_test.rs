@@ -113,6 +113,25 @@ fn a_probe_that_succeeds_finds_the_leader() {
     assert_eq!((sent.len(), sent[0].to, sent[0].term), (1, MemberId(2), TERM));
 }
 
+/// A member was cut off in the middle of an election, in a term that the others never hear of; they
+/// have a leader in an earlier one. That it is asked first must not keep that leader out.
+#[test]
+fn a_term_that_nobody_leads_in_keeps_no_leader_out() {
+    let mut volume = volume();
+    volume.role(ShardId(1), None, TERM + 2);
+    volume.request(CONN, 1, block_write(0, 1));
+    let (sent, _) = poll(&mut volume, at(0));
+    let alone = Err(BlockError::NotLeader { hint: None, term: TERM + 1 });
+    volume.shard_result(at(0), sent[0].ticket, sent[0].to, TERM + 1, alone);
+    let (sent, _) = poll(&mut volume, at(1000));
+    let leader = sent[0].to;
+    let status = ShardReply::Status(vec![StatusRun { count: 1, hole: true }]);
+    volume.shard_result(at(1000), sent[0].ticket, leader, TERM, Ok(status));
+    let (sent, _) = poll(&mut volume, at(1000));
+    assert_eq!((sent.len(), sent[0].to, sent[0].term), (1, leader, TERM));
+    assert!(sent[0].op.is_write());
+}
+
 #[test]
 fn without_a_leader_requests_wait_for_ever_and_ask_seldom() {
     let mut volume = volume();
