@@ -24,6 +24,8 @@ macro_rules! mistakes {
 mistakes! {
     /// R1: a batch of the log is written without being made durable.
     LogWriteNotDurable,
+    /// R1: what recovery found, and nothing calls durable, is relied on as it is.
+    FoundNotConfirmed,
     /// R2: the records of a round are committed without a sync of the data file before.
     IndexBeforeData,
     /// R3: the index says that everything applied is in it.
@@ -46,6 +48,8 @@ mistakes! {
     WrittenBackUncovered,
     /// R7: recovery believes the commit of the HardState, although more is written back.
     CommitBelowFlushed,
+    /// An update of the superblock begins while its copies differ.
+    SuperblockNotSettled,
     /// R8: the ring is given free before the superblock says so.
     TailBeforeSuperblock,
     /// R8: the lane comes to rest while a read of the log holds the tail, and stays there.
@@ -54,6 +58,8 @@ mistakes! {
     ImageAppends,
     /// R8: an append lets go of what it replaces before it is durable itself.
     ReplacedLetGo,
+    /// R8: entries that the store goes ahead of are let go before that is durable.
+    JumpLetsGo,
     /// The log is cut at the first bad batch, durable or not.
     CutAtFirstBad,
     /// What was cut off comes back with a later batch.
@@ -118,6 +124,9 @@ mistakes! {
     HardStateAfterEntries,
     /// A member that is being resynced is never elected, whoever else could be.
     ResyncNeverElected,
+    /// A member whose copy is whole waits for a leader that takes it into account, and does not
+    /// vote for one.
+    MuteUntilInstalled,
     /// A resync leaves what its source does not have any more.
     ResyncKeepsExtents,
     /// A resync says that it reflects everything up to its end: what was written meanwhile to what
@@ -136,8 +145,13 @@ mistakes! {
     JumpOverApplied,
     /// A member that a crash left with half of a resync is a source for others.
     SourceWithMark,
+    /// A leader with the mark is none, even for those that it needs.
+    MarkedLeaderIsNoSource,
     /// A resync is acknowledged to the leader before what it copied is durable.
     ResyncAcksBeforeData,
+    /// A router takes no leader of a term before one that it heard of, although nobody leads in
+    /// that.
+    TermWithoutLeader,
     /// Volumes share the bound on what is under way, and one without a quorum uses it up.
     VolumesShareBudget,
     /// Answers to appends and votes leave before what they promise is durable.
@@ -150,6 +164,8 @@ mistakes! {
     CatalogMemberReused,
     /// A learner of the catalog becomes a voter before it has the state.
     CatalogLearnerEarly,
+    /// A pod that has registered does not look whether it stays so.
+    RegistersOnce,
     /// A request of the catalog that is sent again is carried out again.
     CatalogRequestTwice,
 }

@@ -229,8 +229,14 @@ fn import_directions(source: &Source<'_>) -> Vec<Violation> {
 }
 
 /// What the simulator runs of the control plane.
-const PURE_CONTROL: &[&str] =
-    &["catalog_member.rs", "command.rs", "placement.rs", "reconcile.rs", "state.rs"];
+const PURE_CONTROL: &[&str] = &[
+    "catalog_member.rs",
+    "command.rs",
+    "placement.rs",
+    "reconcile.rs",
+    "registration.rs",
+    "state.rs",
+];
 
 /// Modules without clock, socket, file, thread, randomness and `async`.
 fn is_pure(path: &str) -> bool {

@@ -1,9 +1,9 @@
 //! The control plane: the catalog (a Raft group of its own), its API, and the decisions made from
 //! it. Never on the I/O path: the data path works with the last view it was given.
 //!
-//! Pure: [`command`], [`state`], [`placement`], [`reconcile`], [`describe`], [`names`], and
-//! [`catalog_member`], which the simulator runs, too. The rest runs on tokio, but for the catalog's
-//! thread.
+//! Pure: [`command`], [`state`], [`placement`], [`reconcile`], [`registration`], [`describe`],
+//! [`names`], and [`catalog_member`], which the simulator runs, too. The rest runs on tokio, but
+//! for the catalog's thread.
 //!
 //! Invariant: the data path sees the cluster only through [`crate::view::ClusterView`].
 
@@ -27,6 +27,7 @@ pub mod peers;
 pub mod placement;
 pub mod proto;
 pub mod reconcile;
+pub mod registration;
 pub mod reports;
 pub mod server;
 pub mod state;

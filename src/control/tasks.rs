@@ -16,9 +16,10 @@ use crate::control::node::Node;
 use crate::control::proto;
 use crate::control::proto::catalog_server::Catalog as _;
 use crate::control::reconcile::{Action, Facts, decide};
+use crate::control::registration::{REGISTER_AGAIN_AFTER, is_registered};
 use crate::control::server::DataPath;
 use crate::types::{MemberId, PodId};
-use crate::view::PodReport;
+use crate::view::{ClusterView, PodReport};
 
 /// How long a view may be waited for.
 const WATCH_MS: u32 = 3_000;
@@ -143,7 +144,7 @@ pub async fn hand_over_views(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
 }
 
 /// A pod that starts while the catalog has no majority serves what it served before.
-async fn keep(node: &Node, view: &crate::view::ClusterView) {
+async fn keep(node: &Node, view: &ClusterView) {
     let path = node.view_file();
     let bytes = serde_json::to_vec(view).expect("our own types have a JSON form");
     let kept = tokio::task::spawn_blocking(move || write_atomically(&path, &bytes)).await;
@@ -152,13 +153,15 @@ async fn keep(node: &Node, view: &crate::view::ClusterView) {
     }
 }
 
-/// Tells the catalog this pod's addresses and disks, once they are known, until it knows them.
+/// Tells the catalog this pod's addresses and disks, once they are known, until it knows them, and
+/// again whenever a view has them otherwise.
 pub async fn register(node: Arc<Node>) {
     let service = CatalogService { node: node.clone() };
     let mut disks = node.disks.subscribe();
     let Ok(disks) = disks.wait_for(Option::is_some).await.map(|disks| disks.clone()) else {
         return;
     };
+    let disks = disks.unwrap_or_default();
     let request = proto::RegisterRequest {
         cluster: node.identity.cluster.to_string(),
         pod: node.identity.pod.0,
@@ -166,20 +169,29 @@ pub async fn register(node: Arc<Node>) {
         peer: node.addresses.peer.to_string(),
         nbd: node.addresses.nbd.map(|nbd| nbd.to_string()).unwrap_or_default(),
         disks: disks
-            .unwrap_or_default()
-            .into_iter()
+            .iter()
             .map(|disk| proto::RegisterDisk {
                 disk: disk.disk.to_string(),
-                path: disk.path,
+                path: disk.path.clone(),
                 capacity_bytes: disk.capacity_bytes,
             })
             .collect(),
     };
-    while let Err(status) = service.register(Request::new(request.clone())).await {
-        tracing::warn!("could not register with the catalog: {}", status.message());
-        sleep(REPORT_EVERY).await;
+    let mut views = node.view.subscribe();
+    loop {
+        while let Err(status) = service.register(Request::new(request.clone())).await {
+            tracing::warn!("could not register with the catalog: {}", status.message());
+            sleep(REGISTER_AGAIN_AFTER).await;
+        }
+        tracing::info!("registered with the catalog");
+        sleep(REGISTER_AGAIN_AFTER).await;
+        let (pod, addresses) = (node.identity.pod, &node.addresses);
+        let otherwise = |view: &Arc<ClusterView>| !is_registered(view, pod, addresses, &disks);
+        if views.wait_for(otherwise).await.is_err() {
+            return;
+        }
+        tracing::warn!("the catalog has this pod or a disk of it elsewhere: registering again");
     }
-    tracing::info!("registered with the catalog");
 }
 
 /// Sends what the data path reports to the leader, when it changed and every second.

@@ -625,14 +625,20 @@ impl Cluster {
             self.handle(leader, Input::ResyncEnded { member, ok });
             return;
         }
-        let source = &self.nodes[&leader];
-        let (store, meta, applied) = (source.store, source.meta.clone(), source.applied);
-        let node = self.nodes.get_mut(&member).unwrap();
-        if node.applied.0 >= applied.0 || !node.writes.is_empty() {
+        let behind = self.nodes[&member].applied.0 < self.nodes[&leader].applied.0;
+        if !behind || !self.nodes[&member].writes.is_empty() {
             let ok = false;
             self.handle(leader, Input::ResyncEnded { member, ok });
             return;
         }
+        self.copy(leader, member);
+    }
+
+    /// Puts what `source` has in the place of what `member` has.
+    pub fn copy(&mut self, source: MemberId, member: MemberId) {
+        let source = &self.nodes[&source];
+        let (store, meta, applied) = (source.store, source.meta.clone(), source.applied);
+        let node = self.nodes.get_mut(&member).unwrap();
         node.disk.resyncing = true;
         let matches = node.disk.entries.iter().any(|e| (e.index, e.term) == applied);
         if !matches {

@@ -106,6 +106,14 @@ impl Member {
         }
     }
 
+    /// The term of the entry that was applied last; 0: none was.
+    pub fn applied_term(&self) -> u64 {
+        match &self.state {
+            State::Running(running) => running.applied_term(),
+            State::Faulted => 0,
+        }
+    }
+
     /// True when this very entry is in the log, or was and is applied.
     pub fn has_entry(&self, index: u64, term: u64) -> bool {
         match &self.state {

@@ -24,8 +24,6 @@ const COMMITTED_BYTES_MAX: u64 = 16 << 20;
 pub struct RaftAdapter {
     pub raw: RawNode<LogTail>,
     seed: u64,
-    /// How often this member tried to give a leadership away that it must not keep.
-    handovers: usize,
 }
 
 impl RaftAdapter {
@@ -52,7 +50,7 @@ impl RaftAdapter {
         };
         let logger = slog::Logger::root(TracingDrain { member }, slog::o!());
         let raw = RawNode::new(&config, log, &logger)?;
-        let mut adapter = RaftAdapter { raw, seed, handovers: 0 };
+        let mut adapter = RaftAdapter { raw, seed };
         adapter.pin();
         Ok(adapter)
     }
@@ -100,20 +98,6 @@ impl RaftAdapter {
     pub fn hasten_election(&mut self) {
         let timeout = self.raw.raft.randomized_election_timeout();
         self.raw.raft.election_elapsed = timeout.saturating_sub(2);
-    }
-
-    /// Gives the leadership to another voter that has the whole log: to another one at each try,
-    /// because one may be there that does not take it.
-    pub fn hand_over(&mut self, voters: &[u64]) {
-        let raft = &self.raw.raft;
-        let (me, last) = (raft.id, raft.raft_log.last_index());
-        let has_all = |id: u64| raft.prs().get(id).is_some_and(|progress| progress.matched == last);
-        let heirs: Vec<u64> =
-            voters.iter().copied().filter(|id| *id != me && has_all(*id)).collect();
-        if raft.lead_transferee.is_none() && !heirs.is_empty() {
-            self.handovers += 1;
-            self.raw.transfer_leader(heirs[self.handovers % heirs.len()]);
-        }
     }
 
     /// Appends entries to the log of this leader, without copying their payload.

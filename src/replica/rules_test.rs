@@ -72,8 +72,8 @@ fn r14_reads_by_quorum_trust_no_clock() {
 
 /// The leader and a follower that is being resynced have an entry that the third member does not
 /// have; then the leader is gone for good. The third cannot be elected, because its log is shorter,
-/// and the other must not serve: it is elected all the same, after a while, and gives the third its
-/// log and the leadership.
+/// and the other is not whole: it is elected all the same, after a while, gives the third its log,
+/// and serves once its worker says that it is whole.
 #[test]
 fn a_longer_log_is_not_kept_from_a_group_by_a_resync() {
     let mut cluster = cluster(21, |_| {});
@@ -86,9 +86,42 @@ fn a_longer_log_is_not_kept_from_a_group_by_a_resync() {
     cluster.run(20);
     assert!(matches!(cluster.result(write), Some(Ok(_))), "two of three have it");
     cluster.crash(leader);
-    let leads = |cluster: &Cluster| cluster.nodes[&other].role.serving;
-    assert!(cluster.run_until(30_000, leads), "the third leads in the end");
-    assert_eq!(cluster.nodes[&other].store[0].tags, [write.0; 8]);
+    let has_it = |cluster: &Cluster| cluster.nodes[&other].store[0].tags == [write.0; 8];
+    assert!(cluster.run_until(30_000, has_it), "the third has it in the end");
+    cluster.run(2_000);
+    let role = cluster.nodes[&marked].role;
+    assert_eq!((role.leader, role.serving), (Some(marked), false));
+    cluster.handle(marked, Input::Resyncing(false));
+    cluster.run(20);
+    assert!(cluster.nodes[&marked].role.serving);
+}
+
+/// The source of a resync, which led, dies when everything was copied, and the third member is gone
+/// for good. The copy is put in the place of the log only when a leader is known; the vote for it
+/// must not wait for that.
+#[test]
+fn a_copy_that_waits_for_a_leader_keeps_no_leader_from_a_group() {
+    let mut cluster = cluster(22, |cluster| cluster.log_tail_bytes = 0);
+    let leader = cluster.elect();
+    let behind = MemberId(leader.0 % 3 + 1);
+    let gone = MemberId(6 - leader.0 - behind.0);
+    cluster.crash(behind);
+    for at in 0..40 {
+        cluster.write(leader, at % BLOCKS);
+        cluster.run(3);
+    }
+    cluster.crash(gone);
+    cluster.crash(leader);
+    cluster.start(leader);
+    cluster.start(behind);
+    cluster.copy(leader, behind);
+    let leads = |cluster: &Cluster| cluster.nodes[&leader].role.serving;
+    assert!(cluster.run_until(30_000, leads), "it leads again");
+    let write = cluster.write(leader, 0);
+    cluster.run(500);
+    assert!(matches!(cluster.result(write), Some(Ok(_))), "two of three have it");
+    assert_eq!(cluster.nodes[&behind].applied, cluster.nodes[&leader].applied);
+    cluster.settle();
 }
 
 #[test]
@@ -96,4 +129,8 @@ fn broken_rules_are_noticed() {
     assert_found(Mistake::SessionsNotInstalled, r16_a_member_that_was_resynced_knows_the_sessions);
     assert_found(Mistake::LeaseDespiteQuorum, r14_reads_by_quorum_trust_no_clock);
     assert_found(Mistake::ResyncNeverElected, a_longer_log_is_not_kept_from_a_group_by_a_resync);
+    assert_found(
+        Mistake::MuteUntilInstalled,
+        a_copy_that_waits_for_a_leader_keeps_no_leader_from_a_group,
+    );
 }

@@ -1,6 +1,7 @@
 //! The state machine of a member that is not faulted: inputs in, Readies of raft-rs out.
 
 use bytes::Bytes;
+use raft::Storage as _;
 use raft::eraftpb::{
     ConfChangeTransition, ConfChangeV2, Entry, HardState, Message, MessageType, Snapshot,
 };
@@ -87,6 +88,7 @@ impl Running {
         let hard = start.hard.clone();
         let conf = meta.conf.clone();
         let log = LogTail::new(start.hard, conf, compacted, applied_index, start.entries)?;
+        let applied_term = log.term(applied_index).map_err(Broken::Raft)?;
         let mut raft = RaftAdapter::new(config.member, config.seed, applied_index, log)
             .map_err(Broken::Raft)?;
         if fresh && meta.conf.voters.first() == Some(&config.member.0) {
@@ -105,7 +107,7 @@ impl Running {
             raft,
             applier: Applier::new(meta),
             applied_index,
-            applied_term: 0,
+            applied_term,
             persist: Persist::new(hard),
             votes: Votes::new(now, fresh, start.resyncing),
             writes,
@@ -130,6 +132,10 @@ impl Running {
         self.applied_index
     }
 
+    pub fn applied_term(&self) -> u64 {
+        self.applied_term
+    }
+
     pub fn role(&self) -> Role {
         Role { term: self.raft.term(), leader: self.raft.leader(), serving: self.is_serving() }
     }
@@ -150,11 +156,12 @@ impl Running {
     }
 
     fn situation(&self) -> Situation {
+        let waits = self.install.is_some() && planted(Mistake::MuteUntilInstalled);
         Situation {
             term: self.raft.term(),
             is_leader: self.raft.is_leader(),
             initialised: !self.applier.meta.conf.voters.is_empty(),
-            resetting: self.install.is_some() || self.persist.is_resetting(),
+            resetting: waits || self.persist.is_resetting(),
             sole_voter: self.is_sole_voter(),
         }
     }
@@ -240,9 +247,6 @@ impl Running {
         self.keep = self.keep.and_then(left);
         if at.is_leader {
             self.resync.tick(&mut self.outbox);
-        }
-        if at.is_leader && self.votes.resyncing {
-            self.raft.hand_over(&self.applier.meta.conf.voters);
         }
     }
 
@@ -571,7 +575,8 @@ impl Running {
     }
 
     /// Steps the snapshot that ends a resync as if the leader had sent it. raft-rs answers the
-    /// leader, also when it does not need the snapshot any more.
+    /// leader, also when it does not need the snapshot any more. Until there is a leader the log is
+    /// what it was, and votes for one.
     fn step_install(&mut self) {
         let Some(reset) = &self.install else {
             return;

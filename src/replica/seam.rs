@@ -64,7 +64,7 @@ pub struct Start {
     pub entries: Vec<Entry>,
     /// Shard metadata as of `applied_index`: configuration, epochs, sessions, size.
     pub meta: Bytes,
-    /// The durable *resyncing* mark: no campaign, no serving, no sourcing until it is cleared.
+    /// The durable *resyncing* mark: no serving until it is cleared, and campaigns come late.
     pub resyncing: bool,
     /// This member's lane lost a part of its log that it had promised: no votes, no
     /// acknowledgements, reported.

@@ -14,17 +14,17 @@ use crate::types::Mono;
 /// for this long: longer than any lease that its answers may have granted.
 const QUIET: Duration = Duration::from_millis(TICK.as_millis() as u64 * ELECTION_TICKS as u64);
 
-/// How much longer a member waits whose store is being replaced: it could only give the leadership
-/// away, so all others come first. Without it, a group whose longest log is here would never have a
-/// leader again when one more member is lost.
+/// How much longer a member waits whose store is being replaced: it serves only once it has applied
+/// an entry of its own term, so all others come first. Without it, a group whose longest log is
+/// here would never have a leader again when one more member is lost.
 const RESYNCING_PATIENCE: Duration = QUIET.saturating_mul(6);
 
 /// When this member is silent.
 #[derive(Debug)]
 pub struct Votes {
     quiet_until: Mono,
-    /// Its store is being replaced: it follows and votes, and when nobody leads for long, it is
-    /// elected to give the leadership to somebody who has its log.
+    /// Its store is being replaced: it follows and votes, and when nobody leads for long, it may be
+    /// elected. It serves nothing until it is whole.
     pub resyncing: bool,
 }
 

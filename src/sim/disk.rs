@@ -2,8 +2,9 @@
 //! with it.
 //!
 //! A write shows at once to reads when it ends; it is durable when it ended with `durable` or when
-//! a later sync ends. At a crash every page of a write that is not durable survives, is lost, or is
-//! torn: some of its sectors are new and the others old.
+//! a later sync ends. When power fails, every page of a write that is not durable survives, is
+//! lost, or is torn: some of its sectors are new and the others old. When a process is killed, what
+//! it wrote stays, and is not durable.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -34,9 +35,22 @@ pub struct SimDisk {
     pub wal: SimFile,
     pub data: SimFile,
     pub index: Rc<RefCell<MemoryIndex>>,
+    /// When the last job of the index that was asked for ends: one comes after the other.
+    pub index_ends: Mono,
     pub sick: Sick,
+    pub power: Power,
     /// Operations that failed since a pod opened it.
     pub failures: u64,
+}
+
+/// How long a pod that starts has power.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Power {
+    #[default]
+    Stays,
+    /// Until the write after so many.
+    FailsAfter(u64),
+    HasFailed,
 }
 
 /// The files of a disk.
@@ -80,15 +94,25 @@ impl SimDisk {
         }
     }
 
-    /// Power fails: of what was not durable some survives, and of the index a prefix.
-    pub fn crash(&mut self, rng: &mut Rng) {
-        for name in FileName::ALL {
-            self.file(name).crash(rng);
+    /// The pod that has it is gone, and with it all but a prefix of what was not flushed in the
+    /// index, which has no log. When power fails, of the files some survives of what was not
+    /// durable.
+    pub fn crash(&mut self, loss: Loss, rng: &mut Rng) {
+        if loss == Loss::Power {
+            FileName::ALL.iter().for_each(|name| self.file(*name).crash(rng));
         }
         let mut index = self.index.borrow_mut();
         let kept = rng.below(index.unflushed_commits() as u64 + 1);
         index.crash(kept as usize);
     }
+}
+
+/// How a pod dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    Power,
+    /// It is killed: what it wrote is there, and still not durable.
+    Process,
 }
 
 /// Slots that were written more recently than this do not rot: what they are for may not be known
@@ -218,6 +242,17 @@ impl SimFile {
             self.cached.remove(&page_number);
             self.written[page_number as usize] = now;
             self.land(page_number, page, survives, rng);
+        }
+    }
+
+    /// Of a write that was under way when the pod was killed: its pages, or some, and none for
+    /// sure.
+    pub fn leave(&mut self, now: Mono, offset: u64, bytes: &[u8], rng: &mut Rng) {
+        let one_in = [1, 2, u64::MAX][rng.below(3) as usize];
+        for (page, bytes) in (offset..).step_by(BLOCK_BYTES).zip(bytes.chunks(BLOCK_BYTES)) {
+            if rng.one_in(one_in) {
+                self.write(now, page, bytes, false);
+            }
         }
     }
 

@@ -18,6 +18,8 @@ pub enum Fault {
     /// The plug is pulled.
     Crash(Host),
     CrashAll,
+    /// The process ends at once; the disks' caches keep what it wrote.
+    Kill(Host),
     /// The process stands still.
     Stop(Host),
     /// Nobody hears the host, and it hears nobody.
@@ -63,6 +65,43 @@ pub enum Fault {
     },
     /// A client vanishes, and comes back at once.
     HangUp(usize),
+    /// As soon as this happens at some pod, power fails at the pod so many further on.
+    Ambush {
+        moment: Moment,
+        further: usize,
+        after: Duration,
+    },
+}
+
+/// When much is half done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// A replica that is to be resynced says so on its disk.
+    ResyncMarked,
+    /// All of a copy is there, and the log does not know yet.
+    ResyncCopied,
+    /// A copy takes the place of a log.
+    LogReplaced,
+    /// A replica is whole again.
+    ResyncEnded,
+    /// A member leads and does not serve yet.
+    Elected,
+    /// A leader tells another to lead.
+    HandedOver,
+    /// A member is being deleted.
+    Destroyed,
+}
+
+impl Moment {
+    const ALL: [Moment; 7] = [
+        Moment::ResyncMarked,
+        Moment::ResyncCopied,
+        Moment::LogReplaced,
+        Moment::ResyncEnded,
+        Moment::Elected,
+        Moment::HandedOver,
+        Moment::Destroyed,
+    ];
 }
 
 impl Fault {
@@ -175,7 +214,46 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
         }
         at += Duration::from_millis(rng.between(100, 4_000));
     }
+    if plan == Plan::Mixed || plan == Plan::Unbounded {
+        planned.extend(kills(seed, targets, until));
+        planned.extend(ambushes(seed, targets, until));
+    }
     planned
+}
+
+/// Of half of the runs. They are drawn for themselves: without them the others stay as they are.
+/// Sometimes power fails soon after: what the start found need not be durable.
+fn kills(seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
+    let mut rng = Rng::new(seed ^ 0x4b11);
+    let count = if rng.one_in(2) { rng.between(1, 6) } else { 0 };
+    let mut planned = Vec::new();
+    for _ in 0..count {
+        let host = rng.below(targets.pods as u64) as Host;
+        let at = Duration::from_millis(rng.between(0, until.as_millis() as u64));
+        let lasts = Duration::from_millis(rng.between(1, 100));
+        planned.push(Planned { at, lasts, fault: Fault::Kill(host) });
+        if rng.one_in(2) {
+            let at = at + lasts + Duration::from_millis(rng.between(0, 300));
+            let lasts = Duration::from_millis(rng.between(1, 1_000));
+            planned.push(Planned { at, lasts, fault: Fault::Crash(host) });
+        }
+    }
+    planned
+}
+
+/// Of half of the runs, in the same way.
+fn ambushes(seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
+    let mut rng = Rng::new(seed ^ 0xa3b5);
+    let count = if rng.one_in(2) { rng.between(1, 6) } else { 0 };
+    let one = |_| {
+        let moment = Moment::ALL[rng.below(Moment::ALL.len() as u64) as usize];
+        let further = rng.below(targets.pods as u64) as usize;
+        let after = Duration::from_micros([0, 100, 400, 2_000][rng.below(4) as usize]);
+        let fault = Fault::Ambush { moment, further, after };
+        let at = Duration::from_millis(rng.between(0, until.as_millis() as u64));
+        Planned { at, lasts: Duration::from_millis(rng.between(1, 4_000)), fault }
+    };
+    (0..count).map(one).collect()
 }
 
 /// What makes a fault worse, some of the time.

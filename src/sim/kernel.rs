@@ -17,7 +17,8 @@ use crate::io::driver::{
     Waker,
 };
 use crate::sim::checks::Checks;
-use crate::sim::disk::{DiskNumber, FileName, SimDisk, SimFile};
+use crate::sim::disk::{DiskNumber, FileName, Loss, SimDisk, SimFile};
+use crate::sim::faults::Moment;
 use crate::sim::rng::Rng;
 use crate::sim::trace::Trace;
 use crate::slab::Slab;
@@ -108,6 +109,10 @@ pub struct Kernel {
     /// Until when connections of a host break, and its links are slow.
     pub resets_until: BTreeMap<Host, Mono>,
     pub slow_until: BTreeMap<Host, Mono>,
+    /// Moments that are waited for, and the numbers of the faults that come then.
+    pub ambushes: Vec<(Moment, u64)>,
+    /// Faults whose moment has come, and the pod where it was.
+    pub sprung: Vec<(u64, Host)>,
     pub trace: Trace,
     pub checks: Checks,
 }
@@ -166,6 +171,8 @@ impl Kernel {
             cut: Vec::new(),
             resets_until: BTreeMap::new(),
             slow_until: BTreeMap::new(),
+            ambushes: Vec::new(),
+            sprung: Vec::new(),
             trace: Trace::default(),
             checks: Checks::default(),
         }
@@ -211,6 +218,15 @@ impl Kernel {
     /// A number for an index job.
     pub fn next_job(&mut self) -> u64 {
         self.next_event + 1
+    }
+
+    /// What the checks have noticed at a pod comes to those that wait for it, one after the other.
+    pub fn spring(&mut self, host: Host) {
+        for moment in std::mem::take(&mut self.checks.moments) {
+            if let Some(at) = self.ambushes.iter().position(|(of, _)| *of == moment) {
+                self.sprung.push((self.ambushes.remove(at).1, host));
+            }
+        }
     }
 
     /// Wakes the host after this long, and not at the moment it chose before.
@@ -382,17 +398,29 @@ impl Kernel {
         Duration::from_micros(micros * times)
     }
 
-    fn disk_delay(&mut self, disk: DiskNumber, file: FileName) -> Duration {
+    fn disk_delay(&mut self, disk: DiskNumber, file: Option<FileName>) -> Duration {
         let micros = match self.rng.below(100) {
             0 => self.rng.between(1_000, 60_000),
             _ => self.rng.between(20, 400),
         };
         let sick = &self.disks[disk].sick;
-        let is_slow = |(of, until): (FileName, Mono)| of == file && until > self.now;
+        let is_slow = |(of, until): (FileName, Mono)| file == Some(of) && until > self.now;
         let slow = sick.slow_until > self.now || sick.slow_file.is_some_and(is_slow);
         let times = if slow { 100 } else { 1 };
-        let stuck_until = sick.stuck_files_until[file as usize].max(sick.stuck_until);
+        let file_until = file.map_or(Mono(0), |file| sick.stuck_files_until[file as usize]);
+        let stuck_until = file_until.max(sick.stuck_until);
         Duration::from_micros(micros * times).max(stuck_until.since(self.now))
+    }
+
+    /// The world is told of `job`, of a disk's index, when that ends: those of a disk end in order.
+    pub fn index_job(&mut self, disk: DiskNumber, job: u64, flushes: bool) {
+        let delay = match flushes {
+            true => self.disk_delay(disk, None),
+            false => Duration::from_micros(self.rng.between(20, 100)),
+        };
+        let ends = self.disks[disk].index_ends.max(self.now + delay);
+        self.disks[disk].index_ends = ends;
+        self.schedule_at(ends, Event::World(job));
     }
 
     /// What is sent over connections that stand now comes later from `from` to `to`, and does not
@@ -427,7 +455,7 @@ impl Kernel {
                     }
                     _ => {}
                 }
-                let delay = self.disk_delay(disk, name);
+                let delay = self.disk_delay(disk, Some(name));
                 self.schedule(delay, Event::FileEnds { host, life, token, op });
             }
             Op::Recv { socket, bufs } => match self.sockets.get_mut(&socket) {
@@ -555,9 +583,9 @@ impl Kernel {
         self.next_id
     }
 
-    /// The host loses its memory and its connections; its disks keep what was durable, and some of
-    /// what was not.
-    pub fn crash(&mut self, host: Host) {
+    /// The host loses its memory and its connections; its disks keep what was durable, and of what
+    /// was not, some, or all that had been written.
+    pub fn crash(&mut self, host: Host, loss: Loss) {
         let life = self.hosts[host].life;
         let mut under_way: Vec<Queued> = self.queue.iter().copied().collect();
         under_way.sort_unstable_by(|one, other| other.cmp(one));
@@ -570,7 +598,11 @@ impl Kernel {
             {
                 let (disk, name) = *self.open.get(&(host, *file)).expect("an open file");
                 let target = self.disks[disk].file(name);
-                target.tear(self.now, *offset, &bufs.concat(), &mut self.rng);
+                let bytes = bufs.concat();
+                match loss {
+                    Loss::Power => target.tear(self.now, *offset, &bytes, &mut self.rng),
+                    Loss::Process => target.leave(self.now, *offset, &bytes, &mut self.rng),
+                }
             }
         }
         self.alarms[host] = NO_ALARM;
@@ -590,7 +622,8 @@ impl Kernel {
         self.hosts[host].life += 1;
         self.open.retain(|(of, _), _| *of != host);
         for disk in self.disks.iter_mut().filter(|disk| disk.host == host) {
-            disk.crash(&mut self.rng);
+            disk.index_ends = self.now;
+            disk.crash(loss, &mut self.rng);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::replica::seam::ReadMode;
 use crate::sim::checks::Seen;
-use crate::sim::disk::{FRESH_NS, FileName, Sick};
+use crate::sim::disk::{FRESH_NS, FileName, Loss, Sick};
 use crate::sim::faults::{Fault, Plan, Planned, Targets, draw};
 use crate::sim::kernel::Host;
 use crate::sim::rng::Rng;
@@ -214,11 +214,27 @@ impl Run {
     /// One thing happens.
     fn step(&mut self) -> Result<(), Violation> {
         let alarm = self.world.step();
-        if let Some(what) = self.world.kernel.borrow().checks.wrong() {
+        let mut kernel = self.world.kernel.borrow_mut();
+        if let Some(what) = kernel.checks.wrong() {
             return Err(Violation::Broken { seed: self.seed, what: what.clone() });
         }
+        let sprung = std::mem::take(&mut kernel.sprung);
+        drop(kernel);
+        self.spring(sprung);
         self.rings(alarm);
         Ok(())
+    }
+
+    /// What some ambushes waited for has happened: they are crashes from now on.
+    fn spring(&mut self, sprung: Vec<(u64, Host)>) {
+        for (number, host) in sprung {
+            let found = self.faults.iter_mut().find(|(of, _)| *of as u64 == number);
+            let fault = &mut found.expect("only these lie in wait").1.fault;
+            if let Fault::Ambush { further, after, .. } = *fault {
+                *fault = Fault::Crash((host + further) % self.world.shape.pods);
+                self.alarm(after, BEGIN + number);
+            }
+        }
     }
 
     fn rings(&mut self, alarm: Option<u64>) {
@@ -234,9 +250,14 @@ impl Run {
                 self.alarm(GOVERN_EVERY, GOVERN);
             }
             Some(begin @ BEGIN..END) if self.faults_on => {
-                let planned = self.planned(begin - BEGIN);
+                let number = begin - BEGIN;
+                let planned = self.planned(number);
+                if let Fault::Ambush { moment, .. } = planned.fault {
+                    self.world.kernel.borrow_mut().ambushes.push((moment, number));
+                    return;
+                }
                 self.begin(planned);
-                self.alarm(planned.lasts, begin - BEGIN + END);
+                self.alarm(planned.lasts, END + number);
             }
             Some(BEGIN..END) => {}
             Some(end) => self.end(self.planned(end - END).fault),
@@ -261,11 +282,15 @@ impl Run {
         match planned.fault {
             Fault::Crash(host) => {
                 drop(kernel);
-                self.world.crash(host);
+                self.world.crash(host, Loss::Power);
             }
             Fault::CrashAll => {
                 drop(kernel);
-                (0..pods).for_each(|host| self.world.crash(host));
+                (0..pods).for_each(|host| self.world.crash(host, Loss::Power));
+            }
+            Fault::Kill(host) => {
+                drop(kernel);
+                self.world.crash(host, Loss::Process);
             }
             Fault::Stop(host) => {
                 drop(kernel);
@@ -315,13 +340,14 @@ impl Run {
                 drop(kernel);
                 self.world.hang_up(client);
             }
+            Fault::Ambush { .. } => unreachable!("it becomes a crash"),
         }
     }
 
     fn end(&mut self, fault: Fault) {
         let pods = self.world.shape.pods;
         match fault {
-            Fault::Crash(host) => self.restart(host),
+            Fault::Crash(host) | Fault::Kill(host) => self.restart(host),
             Fault::CrashAll | Fault::MoveDisk(..) => {
                 (0..pods).for_each(|host| self.restart(host));
             }
@@ -353,7 +379,8 @@ impl Run {
             | Fault::MisdirectsWrite(..)
             | Fault::MisdirectsRead(..)
             | Fault::LyingFlushes(..)
-            | Fault::HangUp(_) => {}
+            | Fault::HangUp(_)
+            | Fault::Ambush { .. } => {}
         }
     }
 
@@ -479,6 +506,7 @@ impl Run {
         kernel.disks.iter_mut().for_each(|disk| disk.sick = Sick::default());
         kernel.resets_until.clear();
         kernel.slow_until.clear();
+        kernel.ambushes.clear();
         drop(kernel);
         for host in (0..pods).filter(|host| !left_out.contains(host)) {
             self.restart(host);

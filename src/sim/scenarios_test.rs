@@ -17,13 +17,18 @@ fn must_pass(options: &Options) -> Outcome {
 }
 
 /// Seeds that found bugs, while the program had them and chance fell as it did, and what it was.
-const FOUND_BUGS: [(u64, &str); 10] = [
+const FOUND_BUGS: [(u64, &str); 15] = [
     (31, "a resync asked for ever over a connection that was dead"),
     (65, "a copy took slots that applied entries had been promised (R10)"),
     (1_795_785_149_487, "a disk that was elsewhere by now kept another replica from its group"),
     (1_795_920_002_022, "what came to a leader that did not serve yet was not counted (R9, R10)"),
     (1_795_794_305_715, "the log went on at the end of a resync, which jumped over a trim (R3)"),
     (1_795_795_496_476, "a router kept out a leader for a later term in which nobody led"),
+    (1_795_799_503_251, "a member whose copy waited for a leader elected nobody"),
+    (1_795_799_967_334, "a registration came after that of the pod that had the disk by then"),
+    (1953, "a leader with the mark of a resync was no source for the one that it needed"),
+    (1_795_803_138_492, "entries were let go before the copy that stood for them was durable (R8)"),
+    (1_795_805_218_421, "power failed in three starts, and no two copies of a superblock agreed"),
     (1_795_783_733_893, "an older copy was put in place, and the log did not bring the rest (R3)"),
     (146, "entries of an earlier term were refused, and nothing of this term committed (R9)"),
     (253, "a resync kept the longest log from its group, and nobody could be elected"),
@@ -36,8 +41,8 @@ fn fixed_seeds_pass_and_see_everything() {
     let mut seen = Seen::default();
     let mut spared = 0;
     let first = (1..=60).map(|seed| (seed, 10));
-    // In the last two, rot in a log costs a replica.
-    let longer = FOUND_BUGS.map(|(seed, _)| seed).into_iter().chain([56, 77]);
+    // In the last ones, rot in a log costs a replica, and disks get full.
+    let longer = FOUND_BUGS.map(|(seed, _)| seed).into_iter().chain([56, 77, 111]);
     for (seed, seconds) in first.chain(longer.map(|seed| (seed, 20))) {
         let outcome = must_pass(&Options::new(seed, Duration::from_secs(seconds)));
         seen += outcome.seen;

@@ -16,8 +16,9 @@ use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, OpenFile};
 use crate::replica::seam::{Input, Output, ReadMode, Start};
 use crate::sim::catalog::{CATALOG_ALARMS, Catalog, NewVolume, What, disk_id, pod_id};
+use crate::sim::checks::Flushed;
 use crate::sim::client::{Client, Shared, Target};
-use crate::sim::disk::{DiskNumber, FileName, SimDisk};
+use crate::sim::disk::{DiskNumber, FileName, Loss, Power, SimDisk};
 use crate::sim::faults::Plan;
 use crate::sim::kernel::{Due, Host, Kernel, SimDriver};
 use crate::sim::shape::Shape;
@@ -68,6 +69,8 @@ struct Job {
     lane: u8,
     op: OpId,
     done: Done,
+    /// What becomes durable with it: so many commits, and what follows from them.
+    flush: Option<(Rc<RefCell<MemoryIndex>>, u64, Flushed)>,
 }
 
 /// A member as the store found it, and how it starts.
@@ -229,6 +232,8 @@ impl World {
             return;
         }
         self.catalog.start(host, &disks, self.shape.data_bytes);
+        let power = self.power_at_start();
+        disks.iter().for_each(|disk| self.kernel.borrow_mut().disks[*disk].power = power);
         let pod = &mut self.pods[host];
         pod.starts += 1;
         let starts = pod.starts;
@@ -239,11 +244,19 @@ impl World {
         let (inbox, receiver): (Sender<Command>, Receiver<Command>) = mailbox(4096, wake);
         // The memory of the process before this one is used again: mapping it takes time.
         let pool = self.pools[host].clone();
-        let lanes = disks.into_iter().zip(0u8..);
+        let lanes = disks.iter().zip(0u8..);
         let lanes: Option<Vec<_>> = lanes
-            .map(|(disk, lane)| self.open_lane(&mut driver, &pool, host, disk, lane))
+            .map(|(disk, lane)| self.open_lane(&mut driver, &pool, host, *disk, lane))
             .collect();
-        let Some(lanes) = lanes else { return self.catalog.crash(host) };
+        let Some(lanes) = lanes else {
+            self.crash(host, Loss::Power);
+            let failed =
+                |disk: &DiskNumber| self.kernel.borrow().disks[*disk].power == Power::HasFailed;
+            if disks.iter().any(failed) {
+                self.start(host);
+            }
+            return;
+        };
         let config = WorkerConfig {
             cluster: CLUSTER,
             pod: pod_id(host),
@@ -256,7 +269,7 @@ impl World {
         let sessions = SessionSource::new(starts);
         let report = Box::new(|_| {});
         let mut worker = Worker::new(config, Box::new(driver), pool, receiver, report, sessions);
-        worker.watch(Box::new(Watch(Rc::clone(&self.kernel))));
+        worker.watch(Box::new(Watch { kernel: Rc::clone(&self.kernel), host }));
         for (lane, (runtime, members)) in (0u8..).zip(lanes) {
             worker.add_lane(runtime);
             for (record, start) in members {
@@ -273,6 +286,15 @@ impl World {
         // What it served before it may serve now.
         self.tell(host, self.catalog.stored_view(host));
         self.kernel.borrow_mut().wake(host, Duration::ZERO);
+    }
+
+    /// What the power does while a pod starts: sometimes it fails once more.
+    fn power_at_start(&self) -> Power {
+        let rng = &mut self.kernel.borrow_mut().rng;
+        match rng.one_in(8) {
+            true => Power::FailsAfter(rng.below(9)),
+            false => Power::Stays,
+        }
     }
 
     fn open_lane(
@@ -297,7 +319,11 @@ impl World {
         let (opened, members) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                self.kernel.borrow_mut().checks.unusable(disk, &error);
+                let Kernel { disks, checks, .. } = &mut *self.kernel.borrow_mut();
+                match disks[disk].power {
+                    Power::HasFailed => checks.seen.failed_starts += 1,
+                    Power::Stays | Power::FailsAfter(_) => checks.unusable(disk, &error),
+                }
                 return None;
             }
         };
@@ -332,12 +358,12 @@ impl World {
         Some((LaneRuntime::new(lane, opened, place, files, runner, pool.clone()), members))
     }
 
-    /// Pulls the plug of a pod.
-    pub fn crash(&mut self, host: Host) {
+    /// Pulls the plug of a pod, or kills it.
+    pub fn crash(&mut self, host: Host, loss: Loss) {
         let pod = &mut self.pods[host];
         (pod.worker, pod.inbox) = (None, None);
         self.catalog.crash(host);
-        self.kernel.borrow_mut().crash(host);
+        self.kernel.borrow_mut().crash(host, loss);
     }
 
     /// Somebody pulls the plug of two pods and puts a disk of one into the other. A pod keeps its
@@ -347,8 +373,8 @@ impl World {
         if self.disks_of(from).len() == 1 {
             return;
         }
-        self.crash(from);
-        self.crash(to);
+        self.crash(from, Loss::Power);
+        self.crash(to, Loss::Power);
         self.kernel.borrow_mut().disks[disk].host = to;
     }
 
@@ -380,7 +406,7 @@ impl World {
                 kernel.checks.given_up(*disk, kernel.disks[*disk].failures, why);
             }
             if !given_up.is_empty() || self.pods[host].waits_for_disk {
-                self.crash(host);
+                self.crash(host, Loss::Power);
                 self.start(host);
             }
         }
@@ -396,9 +422,10 @@ impl World {
     pub fn read_all(&mut self, avoided: &[Host]) {
         self.avoided = avoided.to_vec();
         self.catalog.is_closing = true;
-        for attached in &mut self.attached {
-            attached.client.hang_up();
-            attached.client.read_all();
+        for client in 0..self.attached.len() {
+            self.attached[client].client.read_all();
+            // Also one that had nothing left to do, and no connection any more.
+            self.hang_up(client);
         }
     }
 
@@ -452,10 +479,14 @@ impl World {
 
     fn index_job_ends(&mut self, alarm: u64) {
         let job = self.jobs.borrow_mut().remove(&alarm);
-        let Job { host, starts, lane, op, done } = job.expect("every alarm has its job");
+        let Job { host, starts, lane, op, done, flush } = job.expect("every alarm has its job");
         let pod = &self.pods[host];
-        if pod.starts != starts {
+        if pod.starts != starts || pod.worker.is_none() {
             return;
+        }
+        if let Some((index, commits, flushed)) = flush {
+            index.borrow_mut().flush(commits);
+            self.kernel.borrow_mut().checks.index_flushed(flushed);
         }
         if let Some(inbox) = &pod.inbox {
             let sent = inbox.send(Command::Index { lane, op, done });
@@ -491,20 +522,24 @@ impl World {
     }
 }
 
-/// What members are given and ask for is checked.
-struct Watch(Rc<RefCell<Kernel>>);
+/// What members of a pod are given and ask for is checked.
+struct Watch {
+    kernel: Rc<RefCell<Kernel>>,
+    host: Host,
+}
 
 impl Probe for Watch {
     fn input(&mut self, member: MemberId, input: &Input) {
-        let mut kernel = self.0.borrow_mut();
+        let mut kernel = self.kernel.borrow_mut();
         let now = kernel.now;
         kernel.checks.input(member, input, now);
     }
 
     fn output(&mut self, member: MemberId, output: &Output) {
-        let mut kernel = self.0.borrow_mut();
+        let mut kernel = self.kernel.borrow_mut();
         let now = kernel.now;
         kernel.checks.output(member, output, now);
+        kernel.spring(self.host);
     }
 }
 
@@ -533,9 +568,18 @@ impl lane::LaneFiles for SimFiles {
     }
 
     fn write(&mut self, file: LaneFile, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
-        let mut kernel = self.kernel.borrow_mut();
-        let now = kernel.now;
-        kernel.disks[self.disk].file(file.into()).write(now, offset, bytes, true);
+        let Kernel { now, disks, rng, .. } = &mut *self.kernel.borrow_mut();
+        let disk = &mut disks[self.disk];
+        disk.power = match disk.power {
+            Power::Stays => Power::Stays,
+            Power::FailsAfter(writes @ 1..) => Power::FailsAfter(writes - 1),
+            Power::FailsAfter(0) | Power::HasFailed => {
+                disk.power = Power::HasFailed;
+                disk.file(file.into()).tear(*now, offset, bytes, rng);
+                return Err(std::io::Error::other("the power failed"));
+            }
+        };
+        disk.file(file.into()).write(*now, offset, bytes, true);
         Ok(())
     }
 
@@ -544,7 +588,8 @@ impl lane::LaneFiles for SimFiles {
     }
 }
 
-/// The index of a simulated lane: jobs take effect at once and end a little later.
+/// The index of a simulated lane. Jobs are carried out in order and end later; what they flush is
+/// durable only then, and any part of it is lost when power fails before.
 struct SimIndex {
     host: Host,
     disk: DiskNumber,
@@ -555,23 +600,40 @@ struct SimIndex {
     jobs: Jobs,
 }
 
+impl SimIndex {
+    /// What the job answers, and what it makes durable when it ends.
+    fn carry_out(&mut self, kernel: &mut Kernel, job: IndexJob) -> (Done, Option<Flushed>) {
+        let disk = &mut kernel.disks[self.disk];
+        if disk.sick.dead_until > kernel.now {
+            disk.failures += 1;
+            let text = "the disk of the index is dead".to_owned();
+            return (Done::Failed(std::io::ErrorKind::Other, text), None);
+        }
+        let index = &mut *self.index.borrow_mut();
+        kernel.checks.index_job(self.disk, &job, &disk.data, index);
+        match job {
+            IndexJob::Commit { edits, flush } => {
+                let done = execute(index, IndexJob::Commit { edits, flush: false });
+                let flushed = flush.then(|| kernel.checks.index_flushes(index));
+                (done, flushed)
+            }
+            job => (execute(index, job), None),
+        }
+    }
+}
+
 impl IndexRunner for SimIndex {
     fn submit(&mut self, op: OpId, job: IndexJob) {
-        let mut kernel = self.kernel.borrow_mut();
-        let Kernel { checks, disks, .. } = &mut *kernel;
-        let flushes = matches!(job, IndexJob::Commit { flush: true, .. });
-        let mut index = self.index.borrow_mut();
-        checks.index_job(self.disk, &job, &disks[self.disk].data, &mut index);
-        let done = execute(&mut *index, job);
-        if flushes {
-            checks.index_flushed(&mut index);
-        }
-        let mut jobs = self.jobs.borrow_mut();
+        let kernel = Rc::clone(&self.kernel);
+        let mut kernel = kernel.borrow_mut();
+        let (done, flushed) = self.carry_out(&mut kernel, job);
+        kernel.spring(self.host);
         let alarm = INDEX_ALARMS + kernel.next_job();
+        kernel.index_job(self.disk, alarm, flushed.is_some());
+        let commits = self.index.borrow().commits();
+        let flush = flushed.map(|flushed| (Rc::clone(&self.index), commits, flushed));
         let SimIndex { host, starts, lane, .. } = *self;
-        jobs.insert(alarm, Job { host, starts, lane, op, done });
-        // In order: every job of the world takes equally long.
-        kernel.alarm(Duration::from_micros(200), alarm);
+        self.jobs.borrow_mut().insert(alarm, Job { host, starts, lane, op, done, flush });
     }
 
     fn pump(&mut self) {}

@@ -332,16 +332,18 @@ impl Lane {
     /// write a batch only for a higher commit, and without one nothing may be written back (R7).
     fn cover_applied(&mut self) {
         for (id, member) in &mut self.members {
+            let (applied_index, is_ahead) = (member.applied_index, member.is_ahead());
             let hard = &mut member.hard;
-            let behind = hard.durable_commit < member.applied_index;
+            let behind = hard.durable_commit < applied_index;
             if !behind
+                || is_ahead
                 || hard.own_under_way
                 || hard.groups_under_way > 0
                 || member.phase != Phase::Live
             {
                 continue;
             }
-            hard.newest.commit = hard.newest.commit.max(member.applied_index);
+            hard.newest.commit = hard.newest.commit.max(applied_index);
             hard.own_under_way = true;
             hard.groups_under_way += 1;
             let group = self.log.groups.next_id();

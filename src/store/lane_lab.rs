@@ -77,7 +77,7 @@ pub struct Lab {
     pub poisoned: bool,
     /// Effects on this file take long; `None`: the index's do.
     pub slow: Option<Option<LaneFile>>,
-    config: LaneConfig,
+    pub config: LaneConfig,
 }
 
 pub const FORMAT: LaneFormat = LaneFormat {

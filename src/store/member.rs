@@ -18,6 +18,9 @@ pub(crate) struct Member {
     pub record: MemberRecord,
     /// `record.flushed_index` as of the newest flush of the index.
     pub durable_flushed: u64,
+    /// The store has gone ahead of the log up to this entry. Until that is durable, recovery needs
+    /// what was left behind: from this batch on, if it is anything.
+    pub ahead: Option<(u64, Option<BatchSeq>)>,
     pub applied_index: u64,
     pub applied_term: u64,
     pub log: RetainedLog,
@@ -68,6 +71,7 @@ impl Member {
         let (index, term) = (record.flushed_index, record.flushed_term);
         Member {
             durable_flushed: index,
+            ahead: None,
             applied_index: index,
             applied_term: term,
             log: RetainedLog::new(index, term),
@@ -119,7 +123,13 @@ impl Member {
     pub(crate) fn oldest_needed(&self, flushed: u64) -> Option<BatchSeq> {
         let entry = self.log.oldest_batch_from(flushed + 1);
         let hold = self.log.hold.map(|(_, seq)| seq);
-        [self.hard.durable_seq, entry, hold].into_iter().flatten().min()
+        let left_behind = self.ahead.filter(|(index, _)| *index > flushed).and_then(|(_, seq)| seq);
+        [self.hard.durable_seq, entry, hold, left_behind].into_iter().flatten().min()
+    }
+
+    /// The store is ahead of the log, and a restart would not know that.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.ahead.is_some_and(|(index, _)| index > self.durable_flushed)
     }
 
     /// The checksum that this block's content must have.

@@ -24,6 +24,8 @@ mod mend;
 #[cfg(test)]
 mod mend_test;
 pub mod open;
+#[cfg(test)]
+mod open_test;
 mod overlay;
 mod read;
 mod redirect;

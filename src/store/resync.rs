@@ -313,6 +313,9 @@ impl Lane {
         if index <= member.applied_index {
             return;
         }
+        if !planted(Mistake::JumpLetsGo) {
+            member.ahead = Some((index, member.oldest_needed(member.durable_flushed)));
+        }
         if member.log.term(index) != Some(term) {
             // Another history: none of it will ever be applied.
             self.alloc.unreserve(member.log.drop_after(member.applied_index));

@@ -1,6 +1,7 @@
 //! A member that fell behind gets everything from another one, while that one goes on.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -435,11 +436,54 @@ fn r10_a_copy_takes_no_space_that_was_promised() {
     assert_eq!(lab.lane.space().used_bytes, 2 * EXTENT_BYTES as u64);
 }
 
+/// The target has acknowledged entries that the copy stands for. A checkpoint that began before
+/// ends, and moves the tail of the log; then power fails, and the copy is not durable yet.
+#[test]
+fn r8_what_a_jump_leaves_behind_is_kept_until_the_jump_is_durable() {
+    let is_flush = |effect: &Effect| {
+        matches!(effect, Effect::Index { job: IndexJob::Commit { flush: true, .. }, .. })
+    };
+    let mut lab = Lab::with(1, 1, FORMAT.wal_bytes, 40 * EXTENT_BYTES as u64);
+    lab.create(MemberRecord { member: TARGET, ..record(1) });
+    let write = |seed| LabOp::Write { range: BlockRange { first: Block(0), count: 2 }, seed };
+    (0..12).for_each(|seed| lab.write(SOURCE, write(seed)));
+    for index in 1..=3 {
+        lab.append(TARGET, index, &[write(50 + index)]);
+        lab.settle();
+    }
+    lab.rest();
+    lab.lane.begin_resync(TARGET);
+    durable(&mut lab);
+    let index = round(&mut lab);
+    let term = lab.models[&SOURCE].log[index as usize - 1];
+    lab.write(SOURCE, write(60));
+    while !lab.queue.iter().any(is_flush) {
+        lab.now = lab.now + Duration::from_millis(100);
+        lab.poll();
+        lab.settle_but(is_flush);
+    }
+    lab.lane.finish_resync(TARGET, index, term, Bytes::new());
+    lab.poll();
+    assert_eq!(lab.queue.iter().filter(|effect| is_flush(effect)).count(), 2);
+    let first = lab.queue.iter().position(is_flush).expect("there are two");
+    let checkpoint = lab.queue.remove(first);
+    lab.carry_out(checkpoint);
+    lab.settle_but(is_flush);
+    let found = lab.reopen_unchecked();
+    let target = found.iter().find(|found| found.record.member == TARGET).expect("it is here");
+    assert!(!target.faulted && target.record.flushed_index == 0);
+    assert_eq!(target.entries.len(), 3);
+}
+
 #[test]
 fn broken_rules_are_noticed() {
     assert_found(
         Mistake::OlderCopyOverlooked,
         r3_what_an_older_copy_does_not_have_any_more_comes_through_the_log,
+    );
+    assert_found(
+        Mistake::JumpLetsGo,
+        r8_what_a_jump_leaves_behind_is_kept_until_the_jump_is_durable,
     );
     assert_found(Mistake::JumpOverApplied, r3_a_resync_does_not_jump_when_the_log_went_on);
     assert_found(Mistake::CopyTakesPromised, r10_a_copy_takes_no_space_that_was_promised);

@@ -419,6 +419,7 @@ fn connections_that_come_and_go_during_a_pause_leave_nothing_behind() {
 
 #[test]
 fn broken_rules_are_noticed() {
+    assert_found(Mistake::TermWithoutLeader, a_term_that_nobody_leads_in_keeps_no_leader_out);
     assert_found(
         Mistake::RetryUnderOldSession,
         a_write_with_unknown_outcome_is_sent_under_a_higher_session,

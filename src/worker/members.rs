@@ -47,13 +47,18 @@ pub struct MemberRuntime {
 }
 
 impl MemberRuntime {
+    /// A crash or a failure has left it with the mark of a resync.
+    pub fn has_mark(&self) -> bool {
+        self.resume_at.is_some()
+    }
+
     /// For reports.
     pub fn state(&self) -> MemberState {
         if self.faulted.is_some() {
             MemberState::Faulted
         } else if !self.known {
             MemberState::Unknown
-        } else if self.resync.is_some() || self.resume_at.is_some() {
+        } else if self.resync.is_some() || self.has_mark() {
             // Also between two attempts: it is not whole.
             MemberState::Resyncing
         } else if self.role.serving {

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use raft::eraftpb::{Message, MessageType};
+
 use super::pod_lab::{DISK, Pod, view, volume};
-use crate::limits::Budgets;
+use crate::limits::{Budgets, ELECTION_TICKS, TICK};
 use crate::planted::{Mistake, assert_found};
 use crate::types::{BLOCK_BYTES, MemberId};
 use crate::view::{MemberState, VolumeView};
@@ -151,29 +153,62 @@ fn r12_a_member_that_the_catalog_does_not_know_is_kept_and_shown() {
     assert_eq!(client.read_byte(&mut pod, 0), b'x');
 }
 
-/// The power fails in the middle of a resync: half of the replica is as of one moment, half of
-/// another. Until it is whole nobody may copy from it.
-#[test]
-fn a_member_with_the_mark_of_a_resync_is_no_source() {
+const MARKED: MemberId = MemberId(21);
+
+/// The power failed in the middle of a resync: half of the replica is as of one moment, half of
+/// another.
+fn marked() -> Pod {
     let mut pod = Pod::new(Budgets::default());
     let view = view(1, vec![volume(2, "v", &[1, 2, 3])]);
     pod.view(view.clone());
-    let member = MemberId(21);
-    pod.run_until("the replica is here", |pod| pod.state_of(member).is_some());
-    assert!(pod.is_source(member));
-    pod.mark_resyncing(member);
+    pod.run_until("the replica is here", |pod| pod.state_of(MARKED).is_some());
+    assert!(pod.is_source(MARKED));
+    pod.mark_resyncing(MARKED);
     pod.run(Duration::from_millis(200));
     pod.restart();
     pod.view(view);
     pod.run(Duration::from_millis(200));
-    assert_eq!(pod.state_of(member), Some(MemberState::Resyncing), "nor is it called whole");
-    assert!(!pod.is_source(member));
+    pod
+}
+
+/// Until it is whole nobody may copy from it.
+#[test]
+fn a_member_with_the_mark_of_a_resync_is_no_source() {
+    let pod = marked();
+    assert_eq!(pod.state_of(MARKED), Some(MemberState::Resyncing), "nor is it called whole");
+    assert!(!pod.is_source(MARKED));
+}
+
+/// Nobody else has as long a log, so it is elected in the end. It needs another one to commit
+/// anything, which may need its copy. With an entry of its own term it has all that was ever
+/// committed, and is whole.
+#[test]
+fn a_leader_with_the_mark_of_a_resync_brings_others_along() {
+    let mut pod = marked();
+    let answer = |kind: MessageType, index: u64| {
+        let mut message = Message { index, ..Message::default() };
+        message.set_msg_type(kind);
+        (message.from, message.to, message.term) = (22, MARKED.0, 1);
+        message
+    };
+    // All others would come first.
+    pod.run(8 * ELECTION_TICKS as u32 * TICK);
+    pod.raft(answer(MessageType::MsgRequestPreVoteResponse, 0));
+    pod.round();
+    pod.raft(answer(MessageType::MsgRequestVoteResponse, 0));
+    pod.run_until("it is elected", |pod| pod.has_entry(MARKED, 1, 1));
+    pod.run(2 * TICK);
+    assert_eq!(pod.state_of(MARKED), Some(MemberState::Resyncing));
+    assert!(pod.is_source(MARKED));
+    pod.raft(answer(MessageType::MsgAppendResponse, 1));
+    pod.run_until("it is whole", |pod| leads(pod, MARKED.0));
 }
 
 #[test]
 fn broken_rules_are_noticed() {
-    let expected: [(Mistake, fn()); 5] = [
+    let expected: [(Mistake, fn()); 6] = [
         (Mistake::SourceWithMark, a_member_with_the_mark_of_a_resync_is_no_source),
+        (Mistake::MarkedLeaderIsNoSource, a_leader_with_the_mark_of_a_resync_brings_others_along),
         (Mistake::ProcessedAfterHangUp, r15_nothing_of_a_client_is_executed_after_it_hung_up),
         (
             Mistake::ProcessedAfterHangUp,

@@ -6,6 +6,12 @@
 //! fetched last is covered -> clear the mark. Every round lists everything; a round that moved
 //! little is the last one, because the source's log must still reach back to its start: the source
 //! keeps it for that long, within bounds. When it does not reach, all of it begins again.
+//!
+//! Until the mark is gone, everything in the store is as of what is applied here or of something
+//! newer, which some source had applied, and which was committed therefore. So a member with the
+//! mark that is elected is whole as soon as it has applied an entry of its own term: all that was
+//! committed before comes before that in its log. Until then it can be a source, whose copies are
+//! whole no sooner (ADR 7).
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -41,8 +47,12 @@ pub struct Resync {
     source: MemberId,
     step: Step,
     pub(super) round: Round,
-    /// Newest applied index of the source that anything fetched may reflect.
+    /// Newest applied index of the source that anything fetched may reflect, as far as it is known:
+    /// of a source that has the mark itself, it is not.
     reflects: u64,
+    /// The term of the leader that offered it. Whatever the source had is in the log before the
+    /// entries of that term, or it says so.
+    term: u64,
     heard: Mono,
 }
 
@@ -62,11 +72,18 @@ enum Step {
     Clearing,
 }
 
+impl Step {
+    /// Nothing was put in the place of the log yet.
+    fn copies(self) -> bool {
+        matches!(self, Step::Marking | Step::ListingOwn | Step::Copying)
+    }
+}
+
 impl Resync {
     /// `reflects` is what an earlier attempt has left behind.
-    pub(super) fn new(source: MemberId, reflects: u64, now: Mono) -> Resync {
+    pub(super) fn new(source: MemberId, term: u64, reflects: u64, now: Mono) -> Resync {
         let (step, round) = (Step::Marking, Round::default());
-        Resync { source, step, round, reflects, heard: now }
+        Resync { source, step, round, reflects, term, heard: now }
     }
 
     /// A chunk of the source's list came, with the metadata as of it.
@@ -88,9 +105,10 @@ impl Resync {
     }
 
     /// True when the member has applied all that anything copied may reflect: only then is it as of
-    /// one moment, and may be served, elected, or used as a source.
-    pub(super) fn is_covered(&self, applied: u64) -> bool {
-        applied >= self.reflects || planted(Mistake::ResyncEndsEarly)
+    /// one moment.
+    pub(super) fn is_covered(&self, applied: u64, applied_term: u64) -> bool {
+        let known = applied >= self.reflects || planted(Mistake::ResyncEndsEarly);
+        known && applied_term >= self.term
     }
 }
 
@@ -165,6 +183,10 @@ impl Round {
     }
 }
 
+fn is_covered(runtime: &MemberRuntime, resync: &Resync) -> bool {
+    resync.is_covered(runtime.member.applied_index(), runtime.member.applied_term())
+}
+
 impl Worker {
     /// The leader says that a member here is behind its log. Anybody else may have been one.
     pub fn resync_offered(&mut self, member: MemberId, source: MemberId) {
@@ -174,17 +196,16 @@ impl Worker {
         if runtime.faulted.is_some() || !is_peer || runtime.role.leader != Some(source) {
             return;
         }
-        let applied = runtime.member.applied_index();
         let reflects = match &runtime.resync {
             None => 0,
             // The leader's log does not reach back to what was copied any more: once more.
-            Some(resync) if resync.step == Step::CatchingUp && !resync.is_covered(applied) => {
+            Some(resync) if resync.step == Step::CatchingUp && !is_covered(runtime, resync) => {
                 resync.reflects
             }
             Some(_) => return,
         };
         tracing::info!(%member, %source, "resync begins");
-        runtime.resync = Some(Resync::new(source, reflects, now));
+        runtime.resync = Some(Resync::new(source, runtime.role.term, reflects, now));
         let lane = runtime.lane;
         self.lanes[usize::from(lane)].lane.begin_resync(member);
         self.touch_lane(lane);
@@ -400,31 +421,44 @@ impl Worker {
     pub fn tick_resyncs(&mut self) {
         let now = self.now;
         self.resume_resyncs();
-        let members: Vec<MemberId> = self
-            .members
-            .iter()
-            .filter(|(_, runtime)| runtime.resync.is_some())
-            .map(|(member, _)| *member)
-            .collect();
+        let marked = |runtime: &MemberRuntime| runtime.resync.is_some() || runtime.has_mark();
+        let members = self.members.iter().filter(|(_, runtime)| marked(runtime));
+        let members: Vec<MemberId> = members.map(|(member, _)| *member).collect();
         for member in members {
-            let Some(runtime) = self.members.get_mut(&member) else { continue };
-            let (applied, lane) = (runtime.member.applied_index(), runtime.lane);
-            let Some(resync) = &mut runtime.resync else { continue };
-            match resync.step {
-                Step::CatchingUp if resync.is_covered(applied) => {
-                    resync.step = Step::Clearing;
-                    self.lanes[usize::from(lane)].lane.clear_resync(member);
-                    self.touch_lane(lane);
+            let runtime = &self.members[&member];
+            let leads = runtime.role.leader == Some(member);
+            match &runtime.resync {
+                Some(resync) if resync.step == Step::CatchingUp && is_covered(runtime, resync) => {
+                    self.clear_mark(member);
                 }
-                Step::Copying if now.since(resync.heard) > SILENCE => {
+                // Others come to it for what they have not.
+                Some(resync) if leads && resync.step.copies() => self.resync_ended(member, false),
+                Some(resync)
+                    if resync.step == Step::Copying && now.since(resync.heard) > SILENCE =>
+                {
                     tracing::warn!(%member, "the source of a resync is silent");
                     let (source, heard) = (resync.source, resync.heard);
                     self.doubt_resync_link(source, heard);
                     self.resync_ended(member, false);
                 }
+                None if leads && runtime.member.applied_term() == runtime.role.term => {
+                    tracing::info!(%member, "elected, and whole");
+                    self.clear_mark(member);
+                }
                 _ => {}
             }
         }
+    }
+
+    fn clear_mark(&mut self, member: MemberId) {
+        let now = self.now;
+        let Some(runtime) = self.members.get_mut(&member) else { return };
+        let own = || Resync::new(member, runtime.role.term, 0, now);
+        let resync = runtime.resync.get_or_insert_with(own);
+        resync.step = Step::Clearing;
+        let lane = runtime.lane;
+        self.lanes[usize::from(lane)].lane.clear_resync(member);
+        self.touch_lane(lane);
     }
 
     /// Members that a crash left with the mark begin again, as soon as they know a leader.
@@ -454,8 +488,10 @@ impl Worker {
         if ok {
             self.input(member, Input::Resyncing(false));
         }
-        let done = PeerMessage::ResyncDone { to: resync.source, member, ok };
-        self.send_to_member(resync.source, done);
+        if resync.source != member {
+            let done = PeerMessage::ResyncDone { to: resync.source, member, ok };
+            self.send_to_member(resync.source, done);
+        }
         self.report_due = true;
     }
 
@@ -467,13 +503,16 @@ impl Worker {
     }
 
     /// Where a member is that others may be resynced from. It need not serve: what it has applied
-    /// is committed, and a leader that waits for its followers must be able to bring them along.
+    /// is committed, and a leader that waits for its followers must be able to bring them along,
+    /// also one that has the mark itself.
     pub(super) fn source_lane(&self, source: MemberId) -> Option<u8> {
         let runtime = self.members.get(&source)?;
         // The mark is there from the start of a resync to its end, with pauses after failures.
-        let pauses = runtime.resume_at.is_some() && !planted(Mistake::SourceWithMark);
-        let whole = runtime.faulted.is_none() && runtime.resync.is_none() && !pauses;
-        whole.then_some(runtime.lane)
+        let marked =
+            runtime.resync.is_some() || (runtime.has_mark() && !planted(Mistake::SourceWithMark));
+        let leads =
+            runtime.role.leader == Some(source) && !planted(Mistake::MarkedLeaderIsNoSource);
+        (runtime.faulted.is_none() && (!marked || leads)).then_some(runtime.lane)
     }
 
     /// A peer asks for a chunk of our list.

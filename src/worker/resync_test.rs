@@ -119,14 +119,14 @@ fn follow_one(lab: &mut Lab) -> bool {
 #[test]
 fn what_changes_behind_the_copy_comes_through_the_log() {
     let mut lab = behind();
-    let mut resync = Resync::new(SOURCE, 0, Mono(0));
+    let mut resync = Resync::new(SOURCE, 1, 0, Mono(0));
     copy(&mut lab, &mut resync, |lab, from, moment| {
         if from == Extent(4) && moment == Moment::BeforeList {
             change(lab, 0, 7);
         }
     });
     while follow_one(&mut lab) {}
-    assert!(resync.is_covered(lab.models[&TARGET].applied));
+    assert!(resync.is_covered(lab.models[&TARGET].applied, 1));
     lab.lane.clear_resync(TARGET);
     durable(&mut lab);
     lab.check_all();
@@ -137,7 +137,7 @@ fn what_changes_behind_the_copy_comes_through_the_log() {
 #[test]
 fn a_resync_ends_when_the_log_covers_what_was_copied_last() {
     let mut lab = behind();
-    let mut resync = Resync::new(SOURCE, 0, Mono(0));
+    let mut resync = Resync::new(SOURCE, 1, 0, Mono(0));
     let since = copy(&mut lab, &mut resync, |lab, from, moment| {
         if moment == Moment::BeforeFetch {
             change(lab, from.0, 70 + u64::from(from.0));
@@ -145,7 +145,7 @@ fn a_resync_ends_when_the_log_covers_what_was_copied_last() {
         }
     });
     let mut followed = 0;
-    while !resync.is_covered(lab.models[&TARGET].applied) {
+    while !resync.is_covered(lab.models[&TARGET].applied, 1) {
         assert!(follow_one(&mut lab), "covered by what the source has at the latest");
         followed += 1;
     }
@@ -155,8 +155,11 @@ fn a_resync_ends_when_the_log_covers_what_was_copied_last() {
     lab.check_all();
     assert_eq!(followed, 6, "two changes of each chunk, after {since}");
     // A source that is deposed and listed less does not make it forget what it has.
-    let again = Resync::new(SOURCE, since + 6, Mono(0));
-    assert!(!again.is_covered(since + 5) && again.is_covered(since + 6));
+    let again = Resync::new(SOURCE, 1, since + 6, Mono(0));
+    assert!(!again.is_covered(since + 5, 1) && again.is_covered(since + 6, 1));
+    // Nor one that has the mark itself, and does not know what it reflects.
+    let marked = Resync::new(SOURCE, 2, since + 6, Mono(0));
+    assert!(!marked.is_covered(since + 6, 1) && marked.is_covered(since + 7, 2));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::control::catalog_member::{Answer, AskError};
 use crate::control::command::{Command, NewDisk, Outcome};
 use crate::control::placement::{PlacementError, candidates, place};
+use crate::control::registration::REGISTER_AGAIN_AFTER;
 use crate::control::reports::Pods as Reported;
 use crate::control::state::{CatalogError, State};
 use crate::sim::catalog::network::Packet;
@@ -89,6 +90,12 @@ impl Catalog {
         let number = self.asks.len();
         self.asks.push(Ask { what, attempt: 0, is_done: false });
         self.schedule(Duration::ZERO, Event::Ask(number, 0));
+    }
+
+    /// What is not done, in words.
+    pub fn unanswered(&self) -> String {
+        let open = self.asks.iter().filter(|ask| !ask.is_done).map(|ask| &ask.what);
+        format!("{:?}", open.collect::<Vec<_>>())
     }
 
     /// Everything that was asked for is done.
@@ -270,6 +277,7 @@ impl Catalog {
 
     /// The pod through which a call went has its answer, or knows that there is none.
     pub(super) fn call_ended(&mut self, call: Call, verdict: &Verdict) {
+        let now = self.local_time(call.from);
         let ask = &mut self.asks[call.ask];
         let pod = &mut self.pods[call.from];
         if pod.life != call.life || !pod.is_up || ask.attempt != call.attempt || ask.is_done {
@@ -293,7 +301,9 @@ impl Catalog {
                         self.ended.push(Ended::Created(new.clone()));
                     }
                     What::Delete { name } => self.check.deleted(name),
-                    What::Register { .. } => {}
+                    What::Register { .. } => {
+                        pod.compares_at = Some(now + REGISTER_AGAIN_AFTER);
+                    }
                     What::Join { host, life } => {
                         assert_eq!(*outcome, Outcome::Pod(pod_id(*host)), "one id for each pod");
                         let (host, life) = (*host, *life);

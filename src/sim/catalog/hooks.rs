@@ -13,6 +13,8 @@ use crate::worker::{Command, Worker};
 
 /// No fault that makes a volume has a number that is as high.
 const SECOND: u64 = 1 << 16;
+/// How long it may take until all pods have joined and the first volume is made.
+const BEGINS_WITHIN: Duration = Duration::from_secs(60);
 /// How often pods look for newer views.
 const GOVERN_EVERY: Duration = Duration::from_millis(100);
 
@@ -23,9 +25,13 @@ impl World {
         let name = crate::sim::world::MAIN.to_owned();
         self.catalog.ask(What::Create(NewVolume { name, number: None, shards, blocks_per_shard }));
         let mut next = self.kernel.borrow().now;
+        let deadline = next + BEGINS_WITHIN;
         while self.attached.is_empty() {
             assert_eq!(self.step(), None, "nothing else goes on yet");
             let now = self.kernel.borrow().now;
+            let wrong = self.kernel.borrow().checks.wrong().cloned();
+            assert_eq!(wrong, None, "at the start");
+            assert!(now < deadline, "no volume came about: {}", self.catalog.unanswered());
             if now >= next {
                 self.govern(false);
                 next = now + GOVERN_EVERY;

@@ -65,6 +65,8 @@ pub struct ControlPod {
     pub is_up: bool,
     /// As this life of it registers them.
     pub disks: Vec<NewDisk>,
+    /// When it compares views with that, once it has registered.
+    pub compares_at: Option<Mono>,
     pub member: Option<Member>,
     pub outbox: Outbox,
     pub waiting: BTreeMap<AskId, Waiting>,

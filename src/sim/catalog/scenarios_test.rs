@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use super::asks::What;
 use super::pod::{ControlPod, Waiting};
-use super::{Event, Host, NewVolume, Packet};
+use super::{Event, Host, NewVolume, Packet, pod_id};
+use crate::control::command::Command;
 use crate::control::reconcile::MembershipChange;
 use crate::limits::{Budgets, LISTING_EXTENTS_MAX};
 use crate::planted::{Mistake, assert_found};
 use crate::replica::seam::ReadMode;
+use crate::sim::disk::Loss;
 use crate::sim::faults::Plan;
 use crate::sim::shape::{Load, Shape};
 use crate::sim::world::World;
@@ -130,7 +132,7 @@ impl Scenario {
     }
 
     fn restart(&mut self, host: Host) {
-        self.world.crash(host);
+        self.world.crash(host, Loss::Power);
         self.world.start(host);
     }
 
@@ -163,7 +165,7 @@ fn leader_dies_with_a_request() {
         let leader = scenario.world.catalog.pods.iter().position(proposes).unwrap();
         // Half of the time the others have it already.
         scenario.run_for(Duration::from_micros(seed % 4 * 400));
-        scenario.world.crash(leader);
+        scenario.world.crash(leader, Loss::Power);
         scenario.until_done(ask);
         let view = scenario.world.catalog.view();
         let made = view.volumes.iter().filter(|volume| volume.name == "new").count();
@@ -201,7 +203,7 @@ fn a_member_that_was_away_for_long_gets_the_state() {
     let mut scenario = Scenario::new(3, 3);
     let leader = scenario.leader().expect("a whole group has a leader");
     let away = (leader + 1) % 3;
-    scenario.world.crash(away);
+    scenario.world.crash(away, Loss::Power);
     let last = |pod: &ControlPod| pod.known().map_or(0, |known| known.applied_index);
     let before = last(scenario.pod(leader));
     // More than two snapshots apart, and nothing but their logs on disk after a restart.
@@ -217,7 +219,7 @@ fn a_member_that_was_away_for_long_gets_the_state() {
     scenario.until("it has the state", |world| last(&world.catalog.pods[away]) >= enough);
     let database = scenario.pod(away).database.clone().unwrap();
     assert!(database.borrow().entry(before + 1).is_none(), "it did not come through the log");
-    scenario.world.crash(others[0]);
+    scenario.world.crash(others[0], Loss::Power);
     let ask = scenario.create();
     scenario.run_for(Duration::from_secs(6));
     assert!(!scenario.world.catalog.asks[ask].is_done, "two pods cannot hold three replicas");
@@ -298,8 +300,39 @@ fn all_pods_may_lose_their_power_while_the_group_is_made() {
     }
 }
 
+/// A disk was moved, and its old pod died before that with a registration on its way: it is carried
+/// out after that of the new pod.
+fn registration_comes_late() {
+    for seed in 1..=4 {
+        let mut scenario = Scenario::new(seed, 3);
+        let leader = scenario.leader().expect("a whole group has a leader");
+        let disk = scenario.pod(1).disks[0].clone();
+        let id = disk.disk;
+        let place = |world: &World| {
+            let mut disks = world.catalog.view().disks.iter();
+            disks.find(|disk| disk.disk == id).map(|disk| disk.pod)
+        };
+        scenario.until("its pod has registered", |world| place(world) == Some(pod_id(1)));
+        let addresses = scenario.pod(0).addresses.expect("every pod has an address");
+        let late = Command::Register { pod: pod_id(0), addresses, disks: vec![disk] };
+        let now = scenario.world.catalog.local_time(leader);
+        let pod = &mut scenario.world.catalog.pods[leader];
+        pod.member.as_mut().expect("it leads").propose(now, late);
+        scenario.world.catalog.settle(leader);
+        scenario.until("it is carried out", |world| place(world) == Some(pod_id(0)));
+        scenario.until("the pod notices", |world| place(world) == Some(pod_id(1)));
+        scenario.end();
+    }
+}
+
+#[test]
+fn a_registration_that_is_carried_out_late_is_noticed_by_the_pod_that_has_the_disk() {
+    registration_comes_late();
+}
+
 #[test]
 fn mistakes_in_the_catalog_are_found() {
+    assert_found(Mistake::RegistersOnce, registration_comes_late);
     assert_found(Mistake::CatalogMemberReused, leader_dies_with_a_request);
     assert_found(Mistake::CatalogLearnerEarly, leader_dies_with_a_request);
     assert_found(Mistake::CatalogAnswersEarly, leader_dies_with_a_request);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::control::catalog_member::TICK_EVERY;
 use crate::control::command::NewDisk;
 use crate::control::reconcile::{Action, Facts, decide};
+use crate::control::registration::is_registered;
 use crate::control::reports::Heard;
 use crate::sim::catalog::asks::{Verdict, What};
 use crate::sim::catalog::network::Packet;
@@ -62,7 +63,22 @@ impl Catalog {
         if now >= self.pods[host].reconcile_at {
             self.reconcile(host);
         }
+        self.register_again(host, now);
         self.settle(host);
+    }
+
+    /// A pod whose view has it or a disk of it elsewhere registers once more.
+    fn register_again(&mut self, host: Host, now: Mono) {
+        let pod = &mut self.pods[host];
+        if pod.compares_at.is_none_or(|at| now < at) {
+            return;
+        }
+        let addresses = pod.addresses.expect("every pod has an address");
+        if !is_registered(pod.view(), pod_id(host), &addresses, &pod.disks) {
+            pod.compares_at = None;
+            let (life, disks) = (pod.life, pod.disks.clone());
+            self.ask(What::Register { host, life, disks });
+        }
     }
 
     fn report(&mut self, host: Host, now: Mono, pods: &Pods<'_>) {

@@ -224,6 +224,11 @@ impl Ledger {
         })
     }
 
+    /// True when a member would know after a crash that this term is over.
+    pub fn is_beyond(&self, member: MemberId, term: u64) -> bool {
+        self.members.get(&member).is_some_and(|promised| promised.term > term)
+    }
+
     /// True when this vote would survive a crash, or a later term, in which it does not matter.
     pub fn has_voted(&self, member: MemberId, term: u64, vote: u64) -> bool {
         self.members.get(&member).is_some_and(|promised| {

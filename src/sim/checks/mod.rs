@@ -39,6 +39,7 @@ mod what_if;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use ::raft::eraftpb::MessageType;
 use bytes::Bytes;
 
 use crate::io::driver::Token;
@@ -52,6 +53,7 @@ use crate::sim::checks::ring::RingChecks;
 pub use crate::sim::checks::seen::Seen;
 use crate::sim::checks::sessions::SessionChecks;
 use crate::sim::disk::{DiskNumber, SimDisk, SimFile};
+use crate::sim::faults::Moment;
 use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::seam::{IndexEdit, IndexJob, MemberRecord, Slot};
@@ -77,6 +79,19 @@ fn superblock_of(file: &SimFile) -> Option<Superblock> {
     superblock::choose(&copies).ok()
 }
 
+/// What a flush of an index brings, when it ends.
+pub struct Flushed {
+    /// Members, and up to which entry their index has everything.
+    reached: Vec<(MemberId, u64)>,
+    gone: Vec<Gone>,
+}
+
+/// A member whose log nobody believes any more.
+enum Gone {
+    Destroyed(MemberId),
+    Lost(MemberId),
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Checks {
@@ -93,10 +108,13 @@ pub struct Checks {
     /// Records that are made durable now, and those with which a resync ends.
     moved: Vec<MemberRecord>,
     resynced: Vec<MemberRecord>,
+    gone: Vec<Gone>,
     /// Whose data may get lost by a fault of its own: nothing is expected of it.
     bad_disk: Option<DiskNumber>,
     expects_nothing: bool,
     wrong: Option<Wrong>,
+    /// What has just happened of all that ambushes wait for.
+    pub moments: Vec<Moment>,
     pub seen: Seen,
 }
 
@@ -194,6 +212,9 @@ impl Checks {
         let Some(shard) = self.raft.shard_of(member) else { return Ok(()) };
         match output {
             Output::Send(message) => {
+                if message.get_msg_type() == MessageType::MsgTimeoutNow {
+                    self.moments.push(Moment::HandedOver);
+                }
                 self.raft.sends(&self.ledger, member, message)?;
                 self.leases.sends(member, message, now)
             }
@@ -205,6 +226,7 @@ impl Checks {
                 Ok(())
             }
             Output::Append(Append { reset: Some(reset), .. }) => {
+                self.moments.push(Moment::LogReplaced);
                 self.raft.is_at(member, reset.index);
                 Ok(())
             }
@@ -217,6 +239,9 @@ impl Checks {
                 self.sessions.answers(member, *req, result.as_ref().map(drop))
             }
             Output::Role(role) => {
+                if role.leader == Some(member) && !role.serving {
+                    self.moments.push(Moment::Elected);
+                }
                 self.leases.role(member, *role);
                 self.sessions.role(member, *role);
                 self.raft.role(shard, *role)
@@ -238,6 +263,10 @@ impl Checks {
         self.rings.opened(disk);
         self.rings.superblock(disk, superblock);
         self.seen.recoveries += u64::from(!members.is_empty());
+        // Also what was not flushed may have become durable before the pod died.
+        for member in index.tombstones().expect("a simulated index answers") {
+            self.ledger.destroyed(member);
+        }
         for (record, start) in members {
             self.seen.faulted += u64::from(start.faulted);
             self.mark(record);
@@ -364,27 +393,33 @@ impl Checks {
                     let text =
                         || format!("{:?}, which was destroyed, is there again", record.member);
                     self.note(check(!self.ledger.is_destroyed(record.member), text));
+                    let was_marked = self.resyncing.contains(&record.member);
                     let is_resynced = self.mark(record);
+                    self.moments.extend(match (was_marked, record.resyncing) {
+                        (false, true) => Some(Moment::ResyncMarked),
+                        (true, true) => Some(Moment::ResyncCopied),
+                        (true, false) => Some(Moment::ResyncEnded),
+                        (false, false) => None,
+                    });
                     if *flush && is_resynced {
                         self.resynced.push(record.clone());
                     } else if *flush && !record.resyncing {
                         self.moved.push(record.clone());
                     }
                 }
-                IndexEdit::Destroy(member) => self.ledger.destroyed(*member),
-                // No start believes its log any more; all faults are made durable at once.
-                IndexEdit::Fault(member) => self.ledger.lost(*member),
+                IndexEdit::Destroy(member) => {
+                    self.moments.push(Moment::Destroyed);
+                    self.gone.push(Gone::Destroyed(*member));
+                }
+                IndexEdit::Fault(member) => self.gone.push(Gone::Lost(*member)),
                 _ => {}
             }
         }
     }
 
-    /// What the index of a disk names is durable as it is now.
-    pub fn index_flushed(&mut self, index: &mut MemoryIndex) {
-        self.seen.flushes += 1;
-        for record in index.members().expect("a simulated index answers") {
-            self.ledger.flushed(record.member, record.flushed_index);
-        }
+    /// The index of a disk is about to be flushed, with all that was committed to it. Returns what
+    /// follows when it is.
+    pub fn index_flushes(&mut self, index: &mut MemoryIndex) -> Flushed {
         for record in std::mem::take(&mut self.moved) {
             let reached = self.raft.reached(record.member);
             let checked = self.content.holds(index, &record, reached);
@@ -393,6 +428,24 @@ impl Checks {
         for record in std::mem::take(&mut self.resynced) {
             let checked = self.is_resynced(index, &record);
             self.note(checked);
+        }
+        let records = index.members().expect("a simulated index answers");
+        let reached = records.iter().map(|record| (record.member, record.flushed_index)).collect();
+        Flushed { reached, gone: std::mem::take(&mut self.gone) }
+    }
+
+    /// What the index of a disk named is durable.
+    pub fn index_flushed(&mut self, flushed: Flushed) {
+        self.seen.flushes += 1;
+        for (member, index) in flushed.reached {
+            self.ledger.flushed(member, index);
+        }
+        for gone in flushed.gone {
+            match gone {
+                Gone::Destroyed(member) => self.ledger.destroyed(member),
+                // No start believes its log any more.
+                Gone::Lost(member) => self.ledger.lost(member),
+            }
         }
     }
 

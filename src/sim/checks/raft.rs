@@ -150,7 +150,9 @@ impl RaftChecks {
             MessageType::MsgAppendResponse if !message.reject => {
                 let index = message.index;
                 let text = || format!("{member:?} answers for {index}, which it can still forget");
-                check(ledger.reaches(member, index), text)
+                // An answer of an earlier term may leave when what it is for was replaced already,
+                // by a leader that was elected without it.
+                check(ledger.is_beyond(member, term) || ledger.reaches(member, index), text)
             }
             MessageType::MsgRequestVoteResponse if !message.reject => {
                 let first = *self.votes.entry((member, term)).or_insert(to);

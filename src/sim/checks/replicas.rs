@@ -75,14 +75,14 @@ impl World {
         })
     }
 
-    /// The volumes that need nothing of these pods: all of their shards have a majority of whole
-    /// replicas in others, on disks with space.
+    /// The volumes that need nothing of these pods: all of their shards have a majority of replicas
+    /// in others, on disks with space. That some are being resynced is no reason not to answer.
     pub fn answering_without(&self, hosts: &[Host]) -> BTreeSet<String> {
         let view = self.catalog.view();
         if !self.knows_all(view, hosts) && !self.catalog.has_majority_without(hosts) {
             return BTreeSet::new();
         }
-        let mut whole: BTreeMap<ShardId, usize> = BTreeMap::new();
+        let mut present: BTreeMap<ShardId, usize> = BTreeMap::new();
         for (number, pod) in self.pods.iter().enumerate() {
             let Some(worker) = pod.worker.as_ref().filter(|_| !hosts.contains(&number)) else {
                 continue;
@@ -91,15 +91,12 @@ impl World {
             let disks = worker.report().disks.into_iter();
             let disks = disks.filter(|disk| disk.failed.is_none() && !is_tiny(disk.disk));
             for member in disks.flat_map(|disk| disk.members) {
-                let is_whole = !matches!(
-                    member.state,
-                    MemberState::Faulted | MemberState::Resyncing | MemberState::Unknown
-                );
-                *whole.entry(member.shard).or_default() += usize::from(is_whole);
+                let counts = !matches!(member.state, MemberState::Faulted | MemberState::Unknown);
+                *present.entry(member.shard).or_default() += usize::from(counts);
             }
         }
         let has_majority = |shard: &ShardView| {
-            2 * whole.get(&shard.shard).copied().unwrap_or(0) > shard.members.len()
+            2 * present.get(&shard.shard).copied().unwrap_or(0) > shard.members.len()
         };
         let answers = view.volumes.iter().filter(|volume| volume.shards.iter().all(has_majority));
         answers.map(|volume| volume.name.clone()).collect()

@@ -24,6 +24,8 @@ pub struct Seen {
     pub flushes: u64,
     /// Disks that were opened with members on them.
     pub recoveries: u64,
+    /// Starts of a pod that power failed in.
+    pub failed_starts: u64,
     /// Members that had lost what they promised.
     pub faulted: u64,
     /// Requests that were refused for want of space.
@@ -32,7 +34,7 @@ pub struct Seen {
 
 impl Seen {
     /// What has a name in [`Seen`] and how often it was seen.
-    pub fn all(&self) -> [(&'static str, u64); 10] {
+    pub fn all(&self) -> [(&'static str, u64); 11] {
         [
             ("terms", self.terms),
             ("laps", self.laps),
@@ -42,6 +44,7 @@ impl Seen {
             ("resyncs", self.resyncs),
             ("flushes", self.flushes),
             ("recoveries", self.recoveries),
+            ("failed starts", self.failed_starts),
             ("faulted members", self.faulted),
             ("full disks", self.full),
         ]
@@ -70,6 +73,7 @@ impl AddAssign for Seen {
         self.resyncs += other.resyncs;
         self.flushes += other.flushes;
         self.recoveries += other.recoveries;
+        self.failed_starts += other.failed_starts;
         self.faulted += other.faulted;
         self.full += other.full;
     }

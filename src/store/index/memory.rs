@@ -15,7 +15,9 @@ type Table = BTreeMap<Vec<u8>, Vec<u8>>;
 pub struct MemoryIndex {
     now: Table,
     durable: Table,
-    /// One element per commit since the last flush.
+    /// Commits that are durable, or were lost.
+    settled: u64,
+    /// The commits since then.
     unflushed: Vec<Vec<Change>>,
 }
 
@@ -25,11 +27,24 @@ impl MemoryIndex {
         self.unflushed.len()
     }
 
-    /// Loses all unflushed commits but the first `kept`.
-    pub fn crash(&mut self, kept: usize) {
-        for commit in self.unflushed.drain(..).take(kept) {
+    /// All commits that there ever were.
+    pub fn commits(&self) -> u64 {
+        self.settled + self.unflushed.len() as u64
+    }
+
+    /// The first so many of all commits are durable.
+    pub fn flush(&mut self, commits: u64) {
+        let count = commits.saturating_sub(self.settled) as usize;
+        for commit in self.unflushed.drain(..count) {
             apply(&mut self.durable, &commit);
         }
+        self.settled += count as u64;
+    }
+
+    /// Loses all unflushed commits but the first `kept`.
+    pub fn crash(&mut self, kept: usize) {
+        self.flush(self.settled + kept as u64);
+        self.settled += self.unflushed.drain(..).count() as u64;
         self.now = self.durable.clone();
     }
 
@@ -72,9 +87,7 @@ impl IndexStore for MemoryIndex {
         apply(&mut self.now, &changes);
         self.unflushed.push(changes);
         if flush {
-            for commit in self.unflushed.drain(..) {
-                apply(&mut self.durable, &commit);
-            }
+            self.flush(self.commits());
         }
         Ok(())
     }

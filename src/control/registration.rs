@@ -1,0 +1,80 @@
+//! What a pod tells the catalog of itself when it starts, and whether the catalog has it so.
+//!
+//! A registration can be carried out late: its pod may have died meanwhile, its disks may be in
+//! other pods, and those may have registered. So a pod does not believe that it is registered
+//! because it was told so once: it compares every view.
+
+use std::time::Duration;
+
+use crate::control::command::{Addresses, NewDisk};
+use crate::planted::{Mistake, planted};
+use crate::types::PodId;
+use crate::view::ClusterView;
+
+/// After a registration that failed, and before views are compared with one that did not: those of
+/// before have to be outdone first.
+pub const REGISTER_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// True when the view has this pod at these addresses, and all of these disks in it.
+pub fn is_registered(
+    view: &ClusterView,
+    pod: PodId,
+    addresses: &Addresses,
+    disks: &[NewDisk],
+) -> bool {
+    let has_pod = view.pods.iter().any(|known| {
+        let Addresses { api, peer, nbd } = *addresses;
+        (known.pod, known.api, known.peer, known.nbd) == (pod, api, peer, nbd)
+    });
+    let has_disk = |disk: &NewDisk| {
+        let mut known = view.disks.iter();
+        known.any(|known| (known.disk, known.pod) == (disk.disk, pod))
+    };
+    planted(Mistake::RegistersOnce) || (has_pod && disks.iter().all(has_disk))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::control::command::Command;
+    use crate::control::state::State;
+    use crate::types::Uuid;
+
+    fn addresses(port: u16) -> Addresses {
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Addresses { api: at(port), peer: at(port + 1), nbd: None }
+    }
+
+    fn disk(number: u8) -> NewDisk {
+        NewDisk { disk: Uuid([number; 16]), path: "somewhere".to_owned(), capacity_bytes: 1 << 30 }
+    }
+
+    /// A disk is moved from one pod to another, and what the first one had sent before comes last.
+    #[test]
+    fn a_registration_that_comes_late_is_noticed_by_the_pod_that_has_the_disk() {
+        let mut state = State::new(Uuid([1; 16]), Uuid([2; 16]), addresses(100));
+        let joins = Command::Join { join_id: Uuid([3; 16]), addresses: addresses(200) };
+        state.apply(joins).unwrap();
+        let old = [disk(1), disk(2)];
+        let new = [disk(2), disk(3)];
+        let register = |pod, disks: &[NewDisk]| Command::Register {
+            pod: PodId(pod),
+            addresses: addresses(100 * pod as u16),
+            disks: disks.to_vec(),
+        };
+        let has = |state: &State, pod, disks: &[NewDisk]| {
+            is_registered(&state.view(), PodId(pod), &addresses(100 * pod as u16), disks)
+        };
+        state.apply(register(1, &old)).unwrap();
+        assert!(has(&state, 1, &old) && !has(&state, 2, &new));
+        state.apply(register(2, &new)).unwrap();
+        assert!(has(&state, 1, &old[..1]) && has(&state, 2, &new));
+        state.apply(register(1, &old)).unwrap();
+        assert!(!has(&state, 2, &new), "and registers once more");
+        state.apply(register(2, &new)).unwrap();
+        assert!(has(&state, 1, &old[..1]) && has(&state, 2, &new));
+        assert!(!is_registered(&state.view(), PodId(2), &addresses(300), &new), "it has moved");
+    }
+}

@@ -1,0 +1,70 @@
+//! Starts that power fails in, one after the other.
+
+use bytes::Bytes;
+
+use super::lab_disk::{Disk, Random};
+use super::lane_lab::Lab;
+use crate::planted::{Mistake, assert_found};
+use crate::store::lane::{Lane, LaneFiles};
+use crate::store::seam::LaneFile;
+use crate::types::BLOCK_BYTES;
+
+/// A disk that has power until the write after so many.
+struct Unsteady<'a> {
+    disk: &'a mut Disk,
+    writes_left: u64,
+    has_failed: bool,
+}
+
+impl LaneFiles for Unsteady<'_> {
+    fn read(&mut self, file: LaneFile, offset: u64, len: usize) -> std::io::Result<Bytes> {
+        self.disk.read(file, offset, len)
+    }
+
+    fn write(&mut self, file: LaneFile, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.has_failed |= self.writes_left == 0;
+        if !self.has_failed {
+            self.writes_left -= 1;
+            return self.disk.write(file, offset, bytes);
+        }
+        let file = self.disk.files.get_mut(&file).unwrap();
+        for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
+            file.put(offset as usize / BLOCK_BYTES + number, sector, false);
+        }
+        Err(std::io::Error::other("the power failed"))
+    }
+
+    fn size_bytes(&mut self, file: LaneFile) -> std::io::Result<u64> {
+        self.disk.size_bytes(file)
+    }
+}
+
+/// Each start writes the superblock, and finds what the ones before have left of it.
+#[test]
+fn a_disk_can_be_opened_however_often_power_fails_meanwhile() {
+    for seed in 0..300 {
+        let mut lab = Lab::new(seed, 1);
+        let mut random = Random(seed << 32);
+        for start in 0..12 {
+            let (config, pool) = (lab.config.clone(), lab.disk.pool.clone());
+            let most = if random.one_in(2) { 2 } else { 7 };
+            let writes_left = random.below(most);
+            let mut files = Unsteady { disk: &mut lab.disk, writes_left, has_failed: false };
+            let opened = Lane::open(config, pool, &mut files, &mut lab.index);
+            if let Err(error) = opened {
+                assert!(files.has_failed, "start {start} of seed {seed}: {error:?}");
+                for file in [LaneFile::Superblock, LaneFile::Wal] {
+                    lab.disk.files.get_mut(&file).unwrap().crash(&mut random);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn broken_rules_are_noticed() {
+    assert_found(
+        Mistake::SuperblockNotSettled,
+        a_disk_can_be_opened_however_often_power_fails_meanwhile,
+    );
+}
