@@ -17,7 +17,7 @@ fn must_pass(options: &Options) -> Outcome {
 }
 
 /// Seeds that found bugs, while the program had them and chance fell as it did, and what it was.
-const FOUND_BUGS: [(u64, &str); 15] = [
+const FOUND_BUGS: [(u64, &str); 16] = [
     (31, "a resync asked for ever over a connection that was dead"),
     (65, "a copy took slots that applied entries had been promised (R10)"),
     (1_795_785_149_487, "a disk that was elsewhere by now kept another replica from its group"),
@@ -29,6 +29,7 @@ const FOUND_BUGS: [(u64, &str); 15] = [
     (1953, "a leader with the mark of a resync was no source for the one that it needed"),
     (1_795_803_138_492, "entries were let go before the copy that stood for them was durable (R8)"),
     (1_795_805_218_421, "power failed in three starts, and no two copies of a superblock agreed"),
+    (1_795_807_579_950, "a leader that was deposed while it mended a block answered with an error"),
     (1_795_783_733_893, "an older copy was put in place, and the log did not bring the rest (R3)"),
     (146, "entries of an earlier term were refused, and nothing of this term committed (R9)"),
     (253, "a resync kept the longest log from its group, and nobody could be elected"),

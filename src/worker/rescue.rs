@@ -271,13 +271,20 @@ impl Worker {
         }
     }
 
-    /// A read of what no replica has.
+    /// A read of what no replica has. Others may have something newer by now, if one of them leads.
     fn give_up_read(&mut self, target: ReadTarget) {
-        let result = BlockError::MediaFault;
         match target {
-            ReadTarget::Read(read) => self.answer(ReqId(read.id), Err(result)),
+            ReadTarget::Read(read) => {
+                let role = self.members.get(&read.member).map(|runtime| runtime.role);
+                let error = match role.unwrap_or_default() {
+                    role if role.serving => BlockError::MediaFault,
+                    role => BlockError::NotLeader { hint: role.leader, term: role.term },
+                };
+                self.answer(ReqId(read.id), Err(error));
+            }
             ReadTarget::Base(read) => {
-                let base = Input::Base { ticket: read.id, result: Err(result) };
+                let result = Err(BlockError::MediaFault);
+                let base = Input::Base { ticket: read.id, result };
                 self.input(read.member, base);
             }
             target => panic!("{target:?} does not wait for a rescue"),
