@@ -72,13 +72,6 @@ enum Step {
     Clearing,
 }
 
-impl Step {
-    /// Nothing was put in the place of the log yet.
-    fn copies(self) -> bool {
-        matches!(self, Step::Marking | Step::ListingOwn | Step::Copying)
-    }
-}
-
 impl Resync {
     /// `reflects` is what an earlier attempt has left behind.
     pub(super) fn new(source: MemberId, term: u64, reflects: u64, now: Mono) -> Resync {
@@ -102,6 +95,13 @@ impl Resync {
         self.reflects = self.reflects.max(content.last_changed);
         self.round.fetched += 1;
         self.round.arrived.push(content);
+    }
+
+    /// True while nothing was put in the place of the log yet, and nothing is on its way: neither
+    /// the mark nor extents.
+    fn may_stop(&self) -> bool {
+        let copies = matches!(self.step, Step::ListingOwn | Step::Copying);
+        copies && self.round.installing.is_none()
     }
 
     /// True when the member has applied all that anything copied may reflect: only then is it as of
@@ -431,8 +431,9 @@ impl Worker {
                 Some(resync) if resync.step == Step::CatchingUp && is_covered(runtime, resync) => {
                     self.clear_mark(member);
                 }
-                // Others come to it for what they have not.
-                Some(resync) if leads && resync.step.copies() => self.resync_ended(member, false),
+                // Others come to it for what they have not. An installation under way ends first:
+                // without the mark, a crash must find no extent half overwritten.
+                Some(resync) if leads && resync.may_stop() => self.resync_ended(member, false),
                 Some(resync)
                     if resync.step == Step::Copying && now.since(resync.heard) > SILENCE =>
                 {
