@@ -1,6 +1,11 @@
 //! From a run that fails to one that fails with fewer faults and fewer requests.
 
+use std::time::{Duration, Instant};
+
 use crate::sim::run::{Options, Violation, run};
+
+/// A search that takes longer than this ends with the smallest that was found.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Leaves out faults for as long as the run fails without them, halves first, then smaller parts
 /// (delta debugging: Zeller and Hildebrandt, 2002), and then requests from the end. Returns the
@@ -8,16 +13,22 @@ use crate::sim::run::{Options, Violation, run};
 /// counts, not only the first one.
 pub fn shrink(options: &Options) -> Option<(Options, Violation)> {
     let violation = run(options).err()?;
-    let (fewer_faults, violation) = leave_out_faults(options, violation);
-    Some(leave_out_requests(fewer_faults, violation))
+    let until = Instant::now() + PATIENCE;
+    let (fewer_faults, violation) = leave_out_faults(options, violation, until);
+    Some(leave_out_requests(fewer_faults, violation, until))
 }
 
-fn leave_out_faults(options: &Options, mut violation: Violation) -> (Options, Violation) {
+fn leave_out_faults(
+    options: &Options,
+    mut violation: Violation,
+    until: Instant,
+) -> (Options, Violation) {
     let mut kept: Vec<usize> = options.faults().into_iter().map(|(number, _)| number).collect();
     let mut parts = 2;
     while !kept.is_empty() {
         let len = kept.len().div_ceil(parts);
-        let smaller = (0..kept.len()).step_by(len).find_map(|start| {
+        let parts_left = (0..kept.len()).step_by(len).take_while(|_| Instant::now() < until);
+        let smaller = { parts_left }.find_map(|start| {
             let end = (start + len).min(kept.len());
             let only: Vec<usize> = [&kept[..start], &kept[end..]].concat();
             let failed = run(&Options { only: Some(only.clone()), ..options.clone() }).err()?;
@@ -28,7 +39,7 @@ fn leave_out_faults(options: &Options, mut violation: Violation) -> (Options, Vi
                 (kept, violation) = (only, failed);
                 parts = 2.max(parts - 1);
             }
-            None if len == 1 => break,
+            None if len == 1 || Instant::now() >= until => break,
             None => parts = (2 * parts).min(kept.len()),
         }
     }
@@ -36,9 +47,13 @@ fn leave_out_faults(options: &Options, mut violation: Violation) -> (Options, Vi
 }
 
 /// The fewest requests that are enough, as far as halving finds them.
-fn leave_out_requests(mut options: Options, mut violation: Violation) -> (Options, Violation) {
+fn leave_out_requests(
+    mut options: Options,
+    mut violation: Violation,
+    until: Instant,
+) -> (Options, Violation) {
     let (mut too_few, mut enough) = (0, 1 << 24);
-    while too_few + 1 < enough {
+    while too_few + 1 < enough && Instant::now() < until {
         let between = too_few + (enough - too_few) / 2;
         let fewer = Options { requests: Some(between), ..options.clone() };
         match run(&fewer) {

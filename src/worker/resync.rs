@@ -605,4 +605,25 @@ mod tests {
         assert!(!round.installed(ReadId(2)), "an end counts once");
         assert!(!Round::default().awaits_list(ReadId(2)));
     }
+
+    /// A member that is elected meanwhile clears its mark after that: a crash must not find half of
+    /// an extent then, nor a store ahead of its log.
+    #[test]
+    fn a_copy_does_not_stop_while_something_is_on_its_way() {
+        let mut resync = Resync::new(MemberId(1), 1, 0, Mono(0));
+        let stops_at = |resync: &mut Resync, step| {
+            resync.step = step;
+            resync.may_stop()
+        };
+        assert!(!resync.may_stop(), "the mark is on its way");
+        for step in [Step::ListingOwn, Step::Copying] {
+            assert!(stops_at(&mut resync, step));
+        }
+        for step in [Step::Finishing, Step::CatchingUp, Step::Clearing] {
+            assert!(!stops_at(&mut resync, step));
+        }
+        resync.round.installing = Some(ReadId(1));
+        assert!(!stops_at(&mut resync, Step::Copying), "an extent is on its way");
+        assert!(resync.round.installed(ReadId(1)) && resync.may_stop());
+    }
 }

@@ -162,7 +162,11 @@ impl Ledger {
                 .map(|entry| (entry.index, Logged { term: entry.term, slots: Vec::new() }))
                 .collect(),
         };
-        let checked = self.members.get(&member).map_or(Ok(()), |promised| promised.is_in(&found));
+        let checked = self.members.get_mut(&member).map_or(Ok(()), |promised| {
+            // What was not flushed may have become durable before the pod died.
+            promised.stored(start.compacted_index, start.compacted_term);
+            promised.is_in(&found)
+        });
         let checked = checked.and_then(|()| found.covers(start.applied_index));
         let logged = found.entries.iter().map(|(index, logged)| (*index, logged.term)).collect();
         let offered = self.offered.insert(member, logged).unwrap_or_default();
@@ -177,10 +181,9 @@ impl Ledger {
     }
 
     /// The index of a member's disk says, durably, that it holds everything up to here.
-    pub fn flushed(&mut self, member: MemberId, index: u64) {
+    pub fn flushed(&mut self, member: MemberId, index: u64, term: u64) {
         if let Some(promised) = self.members.get_mut(&member) {
-            promised.floor = promised.floor.max(index);
-            promised.entries = promised.entries.split_off(&promised.floor.saturating_add(1));
+            promised.stored(index, term);
         }
     }
 
@@ -246,6 +249,16 @@ impl Promised {
             self.entries.insert(entry.index, Logged::of(entry));
         }
         replaced
+    }
+
+    /// The store has everything up to here. When a resync has brought it, the log may be that of
+    /// another history above, whose terms are older, and which no recovery takes.
+    fn stored(&mut self, index: u64, term: u64) {
+        self.floor = self.floor.max(index);
+        self.entries = self.entries.split_off(&self.floor.saturating_add(1));
+        if self.entries.first_key_value().is_some_and(|(_, first)| first.term < term) {
+            self.entries.clear();
+        }
     }
 
     /// Rule R7: what the store has is committed.

@@ -81,8 +81,8 @@ fn superblock_of(file: &SimFile) -> Option<Superblock> {
 
 /// What a flush of an index brings, when it ends.
 pub struct Flushed {
-    /// Members, and up to which entry their index has everything.
-    reached: Vec<(MemberId, u64)>,
+    /// Members, and the entry (its index and term) up to which their index has everything.
+    reached: Vec<(MemberId, u64, u64)>,
     gone: Vec<Gone>,
 }
 
@@ -430,15 +430,16 @@ impl Checks {
             self.note(checked);
         }
         let records = index.members().expect("a simulated index answers");
-        let reached = records.iter().map(|record| (record.member, record.flushed_index)).collect();
+        let reached =
+            records.iter().map(|of| (of.member, of.flushed_index, of.flushed_term)).collect();
         Flushed { reached, gone: std::mem::take(&mut self.gone) }
     }
 
     /// What the index of a disk named is durable.
     pub fn index_flushed(&mut self, flushed: Flushed) {
         self.seen.flushes += 1;
-        for (member, index) in flushed.reached {
-            self.ledger.flushed(member, index);
+        for (member, index, term) in flushed.reached {
+            self.ledger.flushed(member, index, term);
         }
         for gone in flushed.gone {
             match gone {
