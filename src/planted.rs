@@ -60,6 +60,8 @@ mistakes! {
     ReplacedLetGo,
     /// R8: entries that the store goes ahead of are let go before that is durable.
     JumpLetsGo,
+    /// R8: the rest of a log that a resync went beyond is judged like one that counts.
+    OldHistoryCounts,
     /// The log is cut at the first bad batch, durable or not.
     CutAtFirstBad,
     /// What was cut off comes back with a later batch.

@@ -404,7 +404,7 @@ fn the_log_is_kept_for_a_follower_that_copies() {
     for kept in [true, false] {
         let before = cluster.resyncs;
         if kept {
-            cluster.handle(leader, Input::KeepLog);
+            cluster.handle(leader, Input::KeepLog { anew: true });
         }
         isolate(&mut cluster, behind);
         for at in 0..40 {

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use raft::eraftpb::{Entry, Message, MessageType};
-use raft::{Config, RawNode, StateRole};
+use raft::{Config, ProgressState, RawNode, StateRole};
 use slog::{Drain, OwnedKVList, Record};
 
 use crate::limits::{ELECTION_TICKS, HEARTBEAT_TICKS};
@@ -107,6 +107,12 @@ impl RaftAdapter {
         message.from = self.raw.raft.id;
         message.set_entries(entries.into());
         self.raw.step(message)
+    }
+
+    /// True when a follower takes what this leader appends, as far as that is known.
+    pub fn replicates_to(&self, member: u64) -> bool {
+        let progress = self.raw.raft.prs().get(member);
+        progress.is_some_and(|progress| progress.state == ProgressState::Replicate)
     }
 
     /// True when raft-rs would take a proposal of that many payload bytes.

@@ -187,8 +187,10 @@ impl Running {
                 self.keep = None;
                 self.resync.ended(member, ok);
             }
-            Input::KeepLog => {
-                self.keep = Some(Keep { above: self.applied_index, ticks: KEEP_TICKS });
+            Input::KeepLog { anew } => {
+                let from_here = anew.then_some(Keep { above: self.applied_index, ticks: 0 });
+                let keep = from_here.or(self.keep);
+                self.keep = keep.map(|keep| Keep { ticks: KEEP_TICKS, ..keep });
             }
             Input::Resyncing(resyncing) => self.votes.resyncing = resyncing,
             Input::ChangeMembers(change) => self.on_change_members(change),
@@ -346,9 +348,12 @@ impl Running {
         }
     }
 
+    /// Nothing is proposed until a transfer ends, and one to a follower that is behind the log
+    /// does not end well.
     fn on_transfer(&mut self, member: MemberId) {
         let known = self.applier.meta.conf.voters.contains(&member.0);
-        if self.raft.is_leader() && known && member != self.config.member {
+        let lags = self.resync.is_lagging(member.0) || !self.raft.replicates_to(member.0);
+        if self.raft.is_leader() && known && !lags && member != self.config.member {
             self.raft.raw.transfer_leader(member.0);
         }
     }

@@ -113,9 +113,12 @@ pub enum Input {
         member: MemberId,
         ok: bool,
     },
-    /// A follower begins to copy what is applied here now: the log from here on is kept for it,
-    /// for a while and up to `proposal_bytes_max`, so that it can go on with it afterwards.
-    KeepLog,
+    /// A follower begins to copy what is applied here now (`anew`), or goes on with that: the log
+    /// from there on is kept for it, for a while and up to `proposal_bytes_max`, so that it can go
+    /// on with it afterwards.
+    KeepLog {
+        anew: bool,
+    },
     /// The durable *resyncing* mark of this member was set (`true`, before the first overwrite)
     /// or cleared. A confirmed snapshot `Append` clears it here too.
     Resyncing(bool),

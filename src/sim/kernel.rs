@@ -45,8 +45,9 @@ struct Pipe {
 
 struct Socket {
     host: Host,
-    /// The other end.
+    /// The other end, and where it is.
     peer: SocketId,
+    peer_host: Host,
     inbound: Pipe,
     closed: bool,
 }
@@ -512,6 +513,7 @@ impl Kernel {
             Some(to) => format!("host {host} sends {count} bytes to {to}"),
             None => format!("host {host} sends {count} bytes to nobody"),
         });
+        let peer_host = state.peer_host;
         let resets = self.lasts(&self.resets_until, host) && self.rng.one_in(20);
         // What is sent across a cut is lost with its connection, sooner or later.
         if to.is_some_and(|to| self.is_cut(host, to)) {
@@ -525,6 +527,9 @@ impl Kernel {
             if resets {
                 self.schedule_at(at, Event::HangUp { socket });
             }
+        } else if to.is_none() && self.listens(peer_host) {
+            // It knows of no such connection.
+            self.schedule(delay, Event::HangUp { socket });
         }
         let result = Ok(Done::Bytes(count));
         let state = &mut self.hosts[host];
@@ -540,8 +545,8 @@ impl Kernel {
         match listener {
             Some((listener, to)) if !self.is_cut(host, to) && !self.is_cut(to, host) => {
                 let (ours, theirs) = (self.new_id(), self.new_id());
-                self.add_socket(SocketId(ours), host, SocketId(theirs));
-                self.add_socket(SocketId(theirs), to, SocketId(ours));
+                self.add_socket(SocketId(ours), host, SocketId(theirs), to);
+                self.add_socket(SocketId(theirs), to, SocketId(ours), host);
                 self.complete(host, token, Done::Connected(SocketId(ours)));
                 let (_, _, waiting, accept) =
                     self.listeners.get_mut(&listener).expect("just found");
@@ -563,8 +568,8 @@ impl Kernel {
         }
     }
 
-    fn add_socket(&mut self, socket: SocketId, host: Host, peer: SocketId) {
-        let state = Socket { host, peer, inbound: Pipe::default(), closed: false };
+    fn add_socket(&mut self, socket: SocketId, host: Host, peer: SocketId, peer_host: Host) {
+        let state = Socket { host, peer, peer_host, inbound: Pipe::default(), closed: false };
         self.sockets.insert(socket, state);
     }
 
@@ -581,6 +586,11 @@ impl Kernel {
     fn new_id(&mut self) -> u32 {
         self.next_id += 1;
         self.next_id
+    }
+
+    /// True for a pod that is up; clients are called by nobody.
+    fn listens(&self, host: Host) -> bool {
+        self.listeners.values().any(|(of, ..)| *of == host)
     }
 
     /// The host loses its memory and its connections; its disks keep what was durable, and of what
@@ -612,12 +622,18 @@ impl Kernel {
         let mine = self.sockets.iter().filter(|(_, state)| state.host == host);
         let mut mine: Vec<SocketId> = mine.map(|(id, _)| *id).collect();
         mine.sort_unstable();
+        // Without power it says nothing: other pods hear of it when they send something to the next.
+        let silent = loss == Loss::Power && self.rng.one_in(2);
         for socket in mine {
-            let peer = self.sockets.get(&socket).map(|state| state.peer);
-            if let Some(peer) = peer.and_then(|peer| self.sockets.get_mut(&peer)) {
+            let Some(Socket { peer, peer_host, .. }) = self.sockets.get(&socket) else { continue };
+            let told = !silent || !self.listens(*peer_host);
+            if let Some(peer) = self.sockets.get_mut(&{ *peer }) {
                 peer.inbound.broken = true;
             }
-            self.close(socket);
+            match told {
+                true => self.close(socket),
+                false => drop(self.sockets.remove(&socket)),
+            }
         }
         self.hosts[host].life += 1;
         self.open.retain(|(of, _), _| *of != host);

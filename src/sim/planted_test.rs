@@ -93,6 +93,7 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::ResyncGoesBack, "a_resync_never_goes_back"),
     (Mistake::SuperblockNotSettled, "a_disk_can_be_opened_however_often_power_fails_meanwhile"),
     (Mistake::JumpLetsGo, "r8_what_a_jump_leaves_behind_is_kept_until_the_jump_is_durable"),
+    (Mistake::OldHistoryCounts, "r8_what_is_left_of_a_log_of_another_history_means_nothing"),
     (Mistake::JumpOverApplied, "r3_a_resync_does_not_jump_when_the_log_went_on"),
     (Mistake::TermWithoutLeader, "a_term_that_nobody_leads_in_keeps_no_leader_out"),
     (Mistake::MarkedLeaderIsNoSource, "a_leader_with_the_mark_of_a_resync_brings_others_along"),

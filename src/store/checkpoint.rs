@@ -9,7 +9,7 @@ use crate::planted::{Mistake, planted};
 use crate::store::effects::Pending;
 use crate::store::groups::{Group, GroupKind, Unplaced};
 use crate::store::lane::Lane;
-use crate::store::member::Phase;
+use crate::store::member::{Member, Phase};
 use crate::store::seam::{Event, HardState, IndexEdit, IndexJob, LaneFile, Slot};
 use crate::store::superblock::{self, Superblock};
 use crate::store::wal::{BatchSeq, Item};
@@ -131,7 +131,13 @@ impl Lane {
                     self.io.events.push(Event::MemberDurable { member });
                 }
             }
-            AfterFlush::Recorded(member) => self.io.events.push(Event::MemberDurable { member }),
+            AfterFlush::Recorded(member) => {
+                // Whoever has it destroyed meanwhile waits for the end of that.
+                let doomed = |found: &Member| found.phase == Phase::Destroying;
+                if !self.members.get(&member).is_some_and(doomed) {
+                    self.io.events.push(Event::MemberDurable { member });
+                }
+            }
             AfterFlush::Destroyed(member) => self.destroyed(member),
             AfterFlush::Faulted(member) => self.faulted(member),
         }

@@ -69,6 +69,11 @@ impl Io {
         op
     }
 
+    /// The oldest that has not ended.
+    pub(super) fn oldest(&self) -> Option<OpId> {
+        self.pending.keys().min_by_key(|op| op.0).copied()
+    }
+
     pub(super) fn read(&mut self, pending: Pending, file: LaneFile, offset: u64, len: usize) {
         self.issue(pending, |op| Effect::Read { op, file, offset, len });
     }

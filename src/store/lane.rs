@@ -671,6 +671,16 @@ impl Lane {
         [mark, self.pace_deadline()].into_iter().flatten().min()
     }
 
+    /// The oldest operation that was asked for and has not ended.
+    pub fn oldest_op(&self) -> Option<OpId> {
+        self.io.oldest()
+    }
+
+    /// Extents that one listing has at most.
+    pub fn listing_extents(&self) -> u64 {
+        self.config.listing_extents as u64
+    }
+
     pub fn space(&self) -> Space {
         let slot = EXTENT_BYTES as u64;
         let blocks = self.members.values().map(|member| member.overlay.blocks());

@@ -102,6 +102,11 @@ impl Member {
         settled.min(self.hard.durable_commit).min(self.applied_index).max(self.record.flushed_index)
     }
 
+    /// The metadata as of what is applied.
+    pub(crate) fn meta(&self) -> Bytes {
+        self.metas.back().map_or(&self.record.meta, |(_, meta)| meta).clone()
+    }
+
     /// Moves the record up to [`Member::flushed`]. True when it changed.
     pub(crate) fn advance_record(&mut self) -> bool {
         let flushed = self.flushed();

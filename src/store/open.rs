@@ -318,8 +318,8 @@ impl Lane {
 }
 
 impl Found {
-    /// Drops logs that are no longer those of their members, and finds the members that lost a
-    /// payload which they had promised: one in a slot that nobody has applied.
+    /// Finds the members that lost a payload which they had promised: one in a slot that nobody has
+    /// applied.
     fn check_redirects(
         &self,
         logs: &mut BTreeMap<MemberId, MemberLog>,
@@ -328,11 +328,6 @@ impl Found {
     ) {
         for (id, log) in logs {
             let Some(member) = self.members.get(id) else { continue };
-            let base_term = member.record.flushed_term;
-            // A resync may have gone beyond a log of another history, whose terms are older.
-            if log.entries.first().is_some_and(|first| first.entry.term < base_term) {
-                log.entries.clear();
-            }
             let commit = log.hard.commit.max(member.record.flushed_index);
             let unapplied = log.entries.iter().filter(|logged| logged.entry.index > commit);
             let damaged = unapplied.filter_map(|logged| {

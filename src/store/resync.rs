@@ -55,7 +55,7 @@ impl Lane {
                 applied_index: 0,
                 applied_term: 0,
             };
-            self.io.events.push(Event::Manifest { read, chunk });
+            self.io.events.push(Event::Manifest { read, chunk, meta: Bytes::new() });
             return;
         }
         self.scan(member, from, ScanPurpose::Manifest { read, from });
@@ -76,7 +76,8 @@ impl Lane {
         match scan.purpose {
             ScanPurpose::Manifest { read, from } => {
                 let chunk = self.manifest_chunk(scan.member, from, next, found);
-                self.io.events.push(Event::Manifest { read, chunk });
+                let meta = self.members.get(&scan.member).map(Member::meta).unwrap_or_default();
+                self.io.events.push(Event::Manifest { read, chunk, meta });
             }
             ScanPurpose::Destroy { mut slots } => {
                 slots.extend(found.iter().map(|(_, record)| record.slot));

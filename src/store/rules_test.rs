@@ -519,6 +519,20 @@ fn r12_a_destroyed_member_stays_away_and_its_space_comes_back() {
     assert_eq!(lab.lane.space().free_bytes, 11 * EXTENT_BYTES as u64);
 }
 
+/// The catalog forgets a member when it hears of the end of its destruction.
+#[test]
+fn r12_a_destruction_does_not_end_with_what_was_under_way_before() {
+    let mut lab = Lab::new(1, 1);
+    lab.write(ONE, write(0, 32, 1));
+    lab.rest();
+    lab.lane.begin_resync(ONE);
+    lab.poll();
+    lab.lane.destroy_member(ONE);
+    lab.settle();
+    assert!(matches!(lab.events[..], [Event::MemberDurable { member: ONE }]), "{:?}", lab.events);
+    assert_eq!(lab.lane.space().used_bytes, 0);
+}
+
 #[test]
 fn r13_a_block_that_moved_is_looked_up_again_and_a_rotten_one_is_told() {
     let mut lab = Lab::new(1, 1);

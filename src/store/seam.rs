@@ -289,10 +289,11 @@ pub enum Event {
     ResyncOvertaken {
         member: MemberId,
     },
-    /// Answer to `Lane::manifest`.
+    /// Answer to `Lane::manifest`, with the metadata as of the very same index.
     Manifest {
         read: ReadId,
         chunk: ManifestChunk,
+        meta: Bytes,
     },
     /// Answer to `Lane::fetch_extent`: its state as of everything applied.
     Extent {

@@ -14,6 +14,9 @@ pub const WINDOW: Duration = Duration::from_secs(1);
 const REQUESTS_MIN: u32 = 50;
 /// Windows in a row that must agree.
 const WINDOWS: u32 = 3;
+/// After a move that did not happen, the next is tried so many windows later, and then twice as
+/// many each time, up to this: writes wait for a moment during each.
+const REST_WINDOWS_MAX: u32 = 64;
 
 /// Where the requests of one member come from.
 #[derive(Debug, Default)]
@@ -22,6 +25,9 @@ pub struct Demand {
     counts: Vec<(PodId, u32)>,
     /// The pod that most came through, and for how many windows.
     leaning: Option<(PodId, u32)>,
+    /// Moves to that pod that were tried, and windows until the next may be.
+    tries: u32,
+    rest: u32,
 }
 
 impl Demand {
@@ -40,10 +46,20 @@ impl Demand {
         let pod = counts.iter().find(|entry| most(entry)).map(|(pod, _)| *pod);
         self.leaning = match (pod.filter(|_| total >= REQUESTS_MIN), self.leaning) {
             (Some(pod), Some((before, windows))) if pod == before => Some((pod, windows + 1)),
-            (Some(pod), _) => Some((pod, 1)),
+            (Some(pod), _) => {
+                (self.tries, self.rest) = (0, 0);
+                Some((pod, 1))
+            }
             (None, _) => None,
         };
-        self.leaning.filter(|(_, windows)| *windows >= WINDOWS).map(|(pod, _)| pod)
+        let (pod, _) = self.leaning.filter(|(_, windows)| *windows >= WINDOWS)?;
+        if let Some(rest) = self.rest.checked_sub(1) {
+            self.rest = rest;
+            return None;
+        }
+        self.rest = (WINDOWS << self.tries.min(16)).min(REST_WINDOWS_MAX);
+        self.tries += 1;
+        Some(pod)
     }
 }
 
@@ -86,6 +102,9 @@ mod tests {
         assert_eq!(window(&mut demand, &[(2, 90), (1, 10)]), None);
         assert_eq!(window(&mut demand, &[(2, 90), (1, 10)]), None);
         assert_eq!(window(&mut demand, &[(2, 90), (1, 10)]), Some(PodId(2)));
+        let again: Vec<u32> =
+            (1..=30).filter(|_| window(&mut demand, &[(2, 90)]).is_some()).collect();
+        assert_eq!(again, [4, 11, 24], "a move that does not happen is tried more and more rarely");
         assert_eq!(window(&mut demand, &[(2, 50), (1, 50)]), None, "no majority");
         assert_eq!(window(&mut demand, &[(2, 90)]), None, "begins again");
         assert_eq!(window(&mut demand, &[(2, 20)]), None, "too few to tell");

@@ -13,6 +13,9 @@ use crate::worker::token::Target;
 
 /// A log write that takes longer than this has hung: the lane's leaders step down.
 pub const LOG_WRITE_HUNG: Duration = Duration::from_secs(2);
+/// So has anything else that a lane has asked for: a read, a sync, a flush of the index. They may
+/// stand in a queue behind others.
+pub const OPERATION_HUNG: Duration = Duration::from_secs(10);
 
 /// The open files of a disk.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +48,8 @@ pub struct LaneRuntime {
     pub pending: Vec<Effect>,
     /// Writes that appends wait for under way and when they were started, oldest first.
     pub log_writes: Vec<(OpId, Mono)>,
+    /// The oldest of all operations under way, and since when it was seen to be that.
+    oldest: Option<(OpId, Mono)>,
     number: u8,
     pool: Pool,
 }
@@ -69,6 +74,7 @@ impl LaneRuntime {
             announced,
             pending,
             log_writes,
+            oldest: None,
             number,
             pool,
         }
@@ -125,9 +131,18 @@ impl LaneRuntime {
         self.lane.complete(op, done);
     }
 
-    /// True when the oldest log write is overdue.
-    pub fn is_hung(&self, now: Mono) -> bool {
-        self.log_writes.first().is_some_and(|(_, since)| now.since(*since) > LOG_WRITE_HUNG)
+    /// True when the oldest log write is overdue, or the oldest operation of all. Asked once per
+    /// tick.
+    pub fn is_hung(&mut self, now: Mono) -> bool {
+        let oldest = self.lane.oldest_op();
+        if oldest != self.oldest.map(|(op, _)| op) {
+            self.oldest = oldest.map(|op| (op, now));
+        }
+        let overdue = |started: Option<&(OpId, Mono)>, limit| {
+            started.is_some_and(|(_, since)| now.since(*since) > limit)
+        };
+        overdue(self.log_writes.first(), LOG_WRITE_HUNG)
+            || overdue(self.oldest.as_ref(), OPERATION_HUNG)
     }
 
     fn file(&self, file: LaneFile) -> FileId {

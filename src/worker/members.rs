@@ -267,7 +267,7 @@ impl Worker {
             return;
         }
         if !message.entries.is_empty() {
-            if self.goes_ahead(to) {
+            if self.refuses_entries(to) {
                 // The leader sends them again.
                 return;
             }
@@ -316,21 +316,24 @@ impl Worker {
                 continue;
             }
             let disk = self.lanes[number].place.disk;
-            tracing::warn!(%disk, "a log write hangs: leaders step down");
+            tracing::warn!(%disk, "the disk hangs: leaders step down");
             self.transfer_leaders(|runtime| usize::from(runtime.lane) == number);
         }
     }
 
-    /// Asks every leading member that `of` picks to hand its leadership to another voter.
+    /// Asks every leading member that `of` picks, also one that cannot serve yet, to hand its
+    /// leadership to another voter. Not every other can take it: each has its turn, for a second.
     pub fn transfer_leaders(&mut self, of: impl Fn(&MemberRuntime) -> bool) {
+        let (own, turn) = (self.config.pod, self.now.0 / 1_000_000_000);
         let transfers: Vec<(MemberId, MemberId)> = self
             .members
             .iter()
-            .filter(|(_, runtime)| runtime.role.serving && of(runtime))
+            .filter(|(id, runtime)| runtime.role.leader == Some(**id) && of(runtime))
             .filter_map(|(id, runtime)| {
-                let own = self.config.pod;
                 let up = |peer: &&MemberView| peer.pod != own && self.peers.is_up(peer.pod);
-                runtime.peers.iter().find(up).map(|peer| (*id, peer.member))
+                let up: Vec<&MemberView> = runtime.peers.iter().filter(up).collect();
+                let next = turn.checked_rem(up.len() as u64)?;
+                Some((*id, up[next as usize].member))
             })
             .collect();
         for (member, to) in transfers {

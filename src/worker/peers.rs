@@ -202,11 +202,10 @@ impl Peers {
         self.wanted.get(&pair).map(|wanted| wanted.pod)
     }
 
-    /// Every data connection of a lane of ours that is up.
-    fn data_conns(&self, local: Uuid) -> Vec<ConnId> {
-        let of = |((ours, _, purpose), wanted): (&Pair, &Wanted)| {
-            let up = wanted.up && *ours == local && *purpose == Purpose::Data;
-            wanted.conn.filter(|_| up)
+    /// Every connection of a lane of ours that is up.
+    fn conns_of(&self, local: Uuid) -> Vec<ConnId> {
+        let of = |((ours, _, _), wanted): (&Pair, &Wanted)| {
+            wanted.conn.filter(|_| wanted.up && *ours == local)
         };
         self.wanted.iter().filter_map(of).collect()
     }
@@ -263,21 +262,6 @@ impl Worker {
         conn.is_some()
     }
 
-    /// A question about a member's extents was not answered, and nothing else has come since then
-    /// over the connection that it took: a new one may take a better path. These connections may
-    /// be silent otherwise, so nobody else would notice.
-    pub fn doubt_resync_link(&mut self, member: MemberId, asked: Mono) {
-        if planted(Mistake::DeadResyncLinkKept) {
-            return;
-        }
-        let conn = self.peers.conn_to(member, Purpose::Resync);
-        let heard = |conn: &ConnId| self.peers.conns.get(conn).map(|state| state.heard);
-        if let Some(conn) = conn.filter(|conn| heard(conn).is_some_and(|heard| heard <= asked)) {
-            tracing::warn!(%member, "a link to another pod does not answer and is closed");
-            self.close_peer(conn);
-        }
-    }
-
     /// Sends on a connection, if it is still there.
     pub fn send_on(&mut self, conn: ConnId, message: PeerMessage) {
         let Some(state) = self.peers.conns.get_mut(&conn) else { return };
@@ -332,9 +316,9 @@ impl Worker {
     /// Closes what is silent and dials what ought to be up and is not.
     pub fn tick_peers(&mut self, now: Mono) {
         let silent = |(conn, state): (&ConnId, &Conn)| {
-            let purpose = state.pair.map(|(_, _, purpose)| purpose);
-            let may_be_silent = purpose == Some(Purpose::Resync);
-            (!may_be_silent && now.since(state.heard) > SILENCE).then_some(*conn)
+            let kept = state.pair.is_some_and(|(_, _, purpose)| purpose == Purpose::Resync)
+                && planted(Mistake::DeadResyncLinkKept);
+            (!kept && now.since(state.heard) > SILENCE).then_some(*conn)
         };
         let silent: Vec<ConnId> = self.peers.conns.iter().filter_map(silent).collect();
         for conn in silent {
@@ -367,7 +351,7 @@ impl Worker {
                 continue;
             }
             lane.announced = Some((free_bytes, now));
-            for conn in self.peers.data_conns(self.lanes[number].place.disk) {
+            for conn in self.peers.conns_of(self.lanes[number].place.disk) {
                 self.send_on(conn, PeerMessage::Space { free_bytes });
             }
         }
@@ -581,7 +565,8 @@ impl Worker {
             PeerMessage::Extent { call, result } => self.extent_arrived(call, result),
             PeerMessage::Space { free_bytes } => {
                 let pair = self.peers.conns.get(&conn).and_then(|state| state.pair);
-                if let Some((_, remote, _)) = pair {
+                // Among the extents of a resync it may have waited for long.
+                if let Some((_, remote, Purpose::Data)) = pair {
                     self.peers.free_bytes.insert(remote, free_bytes);
                 }
             }

@@ -109,9 +109,9 @@ impl Worker {
             }
             Event::MemberDurable { member } => self.member_durable(lane, member),
             Event::ResyncOvertaken { member } => self.resync_overtaken(member),
-            Event::Manifest { read, chunk } => match self.reads.take(read) {
+            Event::Manifest { read, chunk, meta } => match self.reads.take(read) {
                 ReadTarget::PeerManifest { conn, call, source } => {
-                    self.answer_manifest(conn, call, source, chunk);
+                    self.answer_manifest(conn, call, source, (chunk, meta));
                 }
                 ReadTarget::OwnManifest { member } => self.own_manifest(member, read, chunk),
                 target => panic!("a manifest answers {target:?}"),

@@ -57,7 +57,7 @@ struct Rescue {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    Asking { call: CallId, source: MemberId, since: Mono },
+    Asking { call: CallId, since: Mono },
     Checking,
     Resting { until: Mono },
 }
@@ -160,7 +160,7 @@ impl Worker {
             let Some(source) = rescue.left.pop() else {
                 return self.end_pass(member, extent);
             };
-            rescue.step = Step::Asking { call, source, since: now };
+            rescue.step = Step::Asking { call, since: now };
             let ask = PeerMessage::ExtentRequest { call, source, extent, layer: 0 };
             if self.send_to_member(source, ask) {
                 return;
@@ -325,9 +325,8 @@ impl Worker {
         for (member, extent, step) in due {
             let Some(rescue) = self.running(member, extent) else { continue };
             match step {
-                Step::Asking { source, since, .. } => {
+                Step::Asking { .. } => {
                     rescue.silent = true;
-                    self.doubt_resync_link(source, since);
                     self.ask_next(member, extent);
                 }
                 // It may have been written anew meanwhile.

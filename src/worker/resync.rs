@@ -5,7 +5,9 @@
 //! of the start of the last round -> step the Raft snapshot -> apply the log until what was
 //! fetched last is covered -> clear the mark. Every round lists everything; a round that moved
 //! little is the last one, because the source's log must still reach back to its start: the source
-//! keeps it for that long, within bounds. When it does not reach, all of it begins again.
+//! keeps it for that long, within bounds. So is a round that moved hardly less than the one before:
+//! clients write that much meanwhile, and another would find no less. When the log does not reach,
+//! all of it begins again.
 //!
 //! Until the mark is gone, everything in the store is as of what is applied here or of something
 //! newer, which some source had applied, and which was committed therefore. So a member with the
@@ -34,8 +36,8 @@ use crate::worker::token::ConnId;
 const FETCHES_MAX: usize = 32;
 /// Extents that are installed together.
 const INSTALL_EXTENTS: usize = 16;
-/// A round that fetched no more than this is the last one.
-const LAST_ROUND_EXTENTS: u64 = 64;
+/// A round that fetched no more than this part of a listing is the last one.
+const LAST_ROUND_PART: u64 = 64;
 /// A resync that hears nothing for this long is given up; the leader offers another.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -54,6 +56,8 @@ pub struct Resync {
     /// entries of that term, or it says so.
     term: u64,
     heard: Mono,
+    /// What the round before fetched.
+    fetched_before: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +80,7 @@ impl Resync {
     /// `reflects` is what an earlier attempt has left behind.
     pub(super) fn new(source: MemberId, term: u64, reflects: u64, now: Mono) -> Resync {
         let (step, round) = (Step::Marking, Round::default());
-        Resync { source, step, round, reflects, term, heard: now }
+        Resync { source, step, round, reflects, term, heard: now, fetched_before: None }
     }
 
     /// A chunk of the source's list came, with the metadata as of it.
@@ -102,6 +106,13 @@ impl Resync {
     fn may_stop(&self) -> bool {
         let copies = matches!(self.step, Step::ListingOwn | Step::Copying);
         copies && self.round.installing.is_none()
+    }
+
+    /// The round has fetched all that it found. True when the log can do the rest.
+    fn is_last_round(&mut self, last_extents: u64) -> bool {
+        let fetched = self.round.fetched;
+        let before = self.fetched_before.replace(fetched);
+        fetched <= last_extents || before.is_some_and(|before| fetched > before - before / 4)
     }
 
     /// True when the member has applied all that anything copied may reflect: only then is it as of
@@ -240,11 +251,12 @@ impl Worker {
         }
     }
 
-    /// The store of this member goes ahead of its log, and that is not durable yet: nothing may be
-    /// appended.
-    pub fn goes_ahead(&self, member: MemberId) -> bool {
+    /// True while nothing may be appended to the log of this member: its store goes ahead of it, and
+    /// that is not durable yet; or the mark waits until all that is applied is written back, which
+    /// would never be under a steady load.
+    pub fn refuses_entries(&self, member: MemberId) -> bool {
         let resync = self.members.get(&member).and_then(|runtime| runtime.resync.as_ref());
-        resync.is_some_and(|resync| resync.step == Step::Finishing)
+        resync.is_some_and(|resync| matches!(resync.step, Step::Marking | Step::Finishing))
     }
 
     fn resync(&mut self, member: MemberId) -> Option<&mut Resync> {
@@ -394,18 +406,17 @@ impl Worker {
     }
 
     fn end_round(&mut self, member: MemberId) {
-        let Some(resync) = self.resync(member) else { return };
-        tracing::info!(%member, extents = resync.round.fetched, "a round of the resync ended");
-        let fetched = resync.round.fetched;
-        let Some(runtime) = self.members.get(&member) else { return };
-        // Nothing must be on its way into the log that the store is about to go ahead of.
+        let Some(runtime) = self.members.get_mut(&member) else { return };
+        let (lane, applied) = (runtime.lane, runtime.member.applied_index());
         let appends = runtime.member.unappended() != Unappended::default();
-        if fetched > LAST_ROUND_EXTENTS || appends {
+        let last_extents = self.lanes[usize::from(lane)].lane.listing_extents() / LAST_ROUND_PART;
+        let Some(resync) = &mut runtime.resync else { return };
+        tracing::info!(%member, extents = resync.round.fetched, "a round of the resync ended");
+        let (index, term, meta) = resync.round.since.clone().expect("a chunk has arrived");
+        // Nothing must be on its way into a log that the store is about to go ahead of.
+        if !resync.is_last_round(last_extents) || (appends && index > applied) {
             return self.begin_round(member);
         }
-        let (lane, applied) = (runtime.lane, runtime.member.applied_index());
-        let Some(resync) = self.resync(member) else { return };
-        let (index, term, meta) = resync.round.since.clone().expect("a chunk has arrived");
         // What the log wrote here behind our list, and removed again before the source's, is in
         // neither; the removal is in what the store would jump over.
         if index > applied && resync.round.own_as_of != Some(applied) {
@@ -438,8 +449,6 @@ impl Worker {
                     if resync.step == Step::Copying && now.since(resync.heard) > SILENCE =>
                 {
                     tracing::warn!(%member, "the source of a resync is silent");
-                    let (source, heard) = (resync.source, resync.heard);
-                    self.doubt_resync_link(source, heard);
                     self.resync_ended(member, false);
                 }
                 None if leads && runtime.member.applied_term() == runtime.role.term => {
@@ -521,27 +530,21 @@ impl Worker {
         let Some(lane) = self.source_lane(source) else {
             return self.send_on(conn, PeerMessage::Manifest { call, answer: None });
         };
-        if from == Extent(0) {
-            self.input(source, Input::KeepLog);
-        }
+        self.input(source, Input::KeepLog { anew: from == Extent(0) });
         let read = self.reads.add(ReadTarget::PeerManifest { conn, call, source });
         self.lanes[usize::from(lane)].lane.manifest(read, source, from);
         self.touch_lane(lane);
     }
 
-    /// Our list was read. It goes out with the metadata as of the very same index, or not at all.
+    /// Our list was read. It goes out while this is still a source.
     pub fn answer_manifest(
         &mut self,
         conn: ConnId,
         call: CallId,
         source: MemberId,
-        chunk: ManifestChunk,
+        list: (ManifestChunk, Bytes),
     ) {
-        let answer = self
-            .members
-            .get(&source)
-            .filter(|runtime| runtime.member.applied_index() == chunk.applied_index)
-            .and_then(|runtime| runtime.member.meta().map(|meta| (chunk, meta)));
+        let answer = self.source_lane(source).map(|_| list);
         self.send_on(conn, PeerMessage::Manifest { call, answer });
     }
 
@@ -558,6 +561,7 @@ impl Worker {
             let result = Err(BlockError::NotLeader { hint: None, term: 0 });
             return self.send_on(conn, PeerMessage::Extent { call, result });
         };
+        self.input(source, Input::KeepLog { anew: false });
         let read = self.reads.add(ReadTarget::PeerExtent { conn, call, source });
         self.lanes[usize::from(lane)].lane.fetch_extent(read, source, extent, layer);
         self.touch_lane(lane);
@@ -591,6 +595,18 @@ mod tests {
         assert_eq!(round.own, [entry(9, 5)]);
         round.compare(&chunk(&[], None));
         assert_eq!(round.to_delete.last(), Some(&(Extent(9), 0)));
+    }
+
+    /// Clients write all the time.
+    #[test]
+    fn rounds_end_when_another_would_find_no_less() {
+        let mut resync = Resync::new(MemberId(1), 1, 0, Mono(0));
+        let mut ends = |fetched| {
+            resync.round = Round { fetched, ..Round::default() };
+            resync.is_last_round(64)
+        };
+        assert_eq!([60_000, 3_000, 700, 600].map(&mut ends), [false, false, false, true]);
+        assert!(ends(64), "the log has little to do");
     }
 
     #[test]

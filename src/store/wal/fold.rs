@@ -227,7 +227,7 @@ impl State {
         self.log_lost = Some(seq);
     }
 
-    fn finish(self, flushed: Option<Flushed>) -> MemberLog {
+    fn finish(mut self, flushed: Option<Flushed>) -> MemberLog {
         let compacted = self.compacted.unwrap_or((0, 0));
         let known = flushed.map(|flushed| (flushed.index, flushed.term));
         // Without a record in the index there is nothing to compare with.
@@ -236,9 +236,16 @@ impl State {
             _ => compacted,
         };
         let covered = self.entries.partition_point(|e| e.entry.index <= base_index);
-        let faulted = self.fault(flushed, base_index, &self.entries[covered..]);
-        let mut entries = self.entries;
-        entries.drain(..covered);
+        self.entries.drain(..covered);
+        // A resync went beyond a log of another history, whose terms are older: what is left of it,
+        // which may be a part, and what was lost of it, means nothing.
+        if self.entries.first().is_some_and(|first| first.entry.term < base_term)
+            && !planted(Mistake::OldHistoryCounts)
+        {
+            self.entries.clear();
+            self.lost_up_to = None;
+        }
+        let faulted = self.fault(flushed, base_index);
         let committed = match flushed {
             Some(flushed) if !planted(Mistake::CommitBelowFlushed) => flushed.index,
             _ => 0,
@@ -247,19 +254,16 @@ impl State {
             hard: HardState { commit: self.hard.commit.max(committed), ..self.hard },
             compacted_index: base_index,
             compacted_term: base_term,
-            entries,
+            entries: self.entries,
             hard_seq: self.hard_seq,
             fault_seq: self.fault_seq,
             faulted,
         }
     }
 
-    fn fault(
-        &self,
-        flushed: Option<Flushed>,
-        base_index: u64,
-        entries: &[LoggedEntry],
-    ) -> Option<FaultReason> {
+    /// Why this cannot be trusted; `entries` are those above `base_index`.
+    fn fault(&self, flushed: Option<Flushed>, base_index: u64) -> Option<FaultReason> {
+        let entries = &self.entries;
         if self.marked {
             return Some(FaultReason::Marked);
         }

@@ -244,6 +244,25 @@ fn when_nobody_knows_what_was_lost_only_a_whole_new_log_helps() {
     assert_eq!(unknown[&MEMBER].faulted, faulted);
 }
 
+/// A resync went from the log of term 1 to entry 5 of term 2, durably. Other members moved the tail
+/// on, into the middle of what stands above, before the log was told.
+#[test]
+fn r8_what_is_left_of_a_log_of_another_history_means_nothing() {
+    let judged = |log: Vec<LogPart>| {
+        let flushed = Flushed { index: 5, term: 2 };
+        let log = fold(log, &BTreeMap::from([(MEMBER, flushed)]), &[]).remove(&MEMBER);
+        log.map(|log| (log.entries.len(), log.compacted_term, log.faulted))
+    };
+    let nothing = Some((0, 2, None));
+    assert_eq!(judged(vec![batch(1, entries(3..9, 1))]), nothing);
+    let rest = || batch(1, entries(7..9, 1));
+    assert_eq!(judged(vec![rest()]), nothing, "its beginning is gone");
+    assert_eq!(judged(vec![rest(), lost(2, kinds::ENTRY, 9, 9)]), nothing, "its end is lost");
+    // What follows entry 5 counts.
+    let gap = Some(FaultReason::Gap { after: 5, before: 7 });
+    assert_eq!(judged(vec![batch(1, entries(7..9, 2))]), Some((2, 2, gap)));
+}
+
 #[test]
 fn members_that_were_destroyed_are_skipped() {
     let log = vec![batch(1, entries(1..3, 1)), lost(2, kinds::ENTRY, 3, 3)];
@@ -256,4 +275,6 @@ fn broken_rules_are_noticed() {
     assert_found(Mistake::ImageAppends, whole_logs);
     assert_found(Mistake::SuffixNotTruncated, logs_are_folded_as_they_were_written);
     assert_found(Mistake::TombstonesForgotten, members_that_were_destroyed_are_skipped);
+    let old = r8_what_is_left_of_a_log_of_another_history_means_nothing;
+    assert_found(Mistake::OldHistoryCounts, old);
 }
