@@ -204,6 +204,14 @@ pub enum ShardOp {
 }
 
 impl ShardOp {
+    /// Bytes of data in a good answer.
+    pub fn reply_bytes(&self) -> usize {
+        match self {
+            ShardOp::Read { range } => range.count as usize * BLOCK_BYTES,
+            _ => 0,
+        }
+    }
+
     /// The blocks this operation touches.
     pub fn range(&self) -> BlockRange {
         match self {

@@ -5,10 +5,11 @@ use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::time::Timespec;
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::io::driver::Address;
 
@@ -39,7 +40,7 @@ pub(super) fn listen(address: &Address) -> io::Result<(OwnedFd, Address)> {
 pub(super) fn prepare_connect(address: &Address) -> io::Result<(OwnedFd, SockAddr)> {
     let (socket, sockaddr) = socket_for(address)?;
     if let Address::Tcp(_) = address {
-        socket.set_tcp_nodelay(true)?;
+        set_tcp_options(&socket)?;
         set_syn_repeats(&socket)?;
     }
     Ok((socket.into(), sockaddr))
@@ -48,9 +49,21 @@ pub(super) fn prepare_connect(address: &Address) -> io::Result<(OwnedFd, SockAdd
 /// What every accepted connection of a listener gets.
 pub(super) fn prepare_accepted(fd: impl AsFd, is_tcp: bool) -> io::Result<()> {
     if is_tcp {
-        rustix::net::sockopt::set_tcp_nodelay(fd, true)?;
+        set_tcp_options(fd)?;
     }
     Ok(())
+}
+
+/// Small messages leave at once, and a silent connection whose other end lost its power or its
+/// network ends within a minute.
+fn set_tcp_options(fd: impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(&fd);
+    socket.set_tcp_nodelay(true)?;
+    let probes = TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
+    socket.set_tcp_keepalive(&probes)
 }
 
 /// Tells both sides that the connection is over, whoever else still holds the socket.

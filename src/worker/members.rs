@@ -295,7 +295,8 @@ impl Worker {
                     self.touch_volume(volume);
                 }
             }
-            Waiter::Peer { conn, call } => {
+            Waiter::Peer { conn, call, owed_bytes } => {
+                self.peers.answered(conn, owed_bytes);
                 self.send_on(conn, PeerMessage::Response { call, term, result });
             }
         }

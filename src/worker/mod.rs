@@ -19,6 +19,7 @@ mod mailbox;
 #[expect(clippy::duplicate_mod)]
 mod mailbox_test;
 mod members;
+mod owed;
 mod peers;
 #[cfg(test)]
 mod pod_lab;

@@ -15,11 +15,13 @@ use crate::net::message::{CallId, PeerMessage};
 use crate::planted::{Mistake, planted};
 use crate::replica::seam::Input;
 use crate::types::{
-    BlockError, MemberId, Mono, Origin, PodId, ShardId, ShardOp, Uuid, VolumeId, mix64,
+    BlockError, EXTENT_BYTES, MemberId, Mono, Origin, PodId, ShardId, ShardOp, Uuid, VolumeId,
+    mix64,
 };
 use crate::view::{ClusterView, MemberView};
 use crate::volume::Ticket;
 use crate::worker::Worker;
+use crate::worker::owed::{ExtentAsk, Owed};
 use crate::worker::requests::Waiter;
 use crate::worker::round::WorkerConfig;
 use crate::worker::stream::Stream;
@@ -54,6 +56,7 @@ struct Conn {
     dirty: bool,
     /// When something last arrived.
     heard: Mono,
+    owed: Owed,
 }
 
 /// A request of a router here that another pod carries out.
@@ -69,6 +72,8 @@ pub struct Peers {
     pool: Pool,
     seed: u64,
     own: PodId,
+    /// Frames that may wait to leave on one link.
+    link_bytes_max: usize,
     locals: Vec<Identity>,
     seen: Incarnations,
     wanted: FxHashMap<Pair, Wanted>,
@@ -89,6 +94,7 @@ impl Peers {
             pool,
             seed: config.seed,
             own: config.pod,
+            link_bytes_max: config.budgets.link_bytes,
             locals: Vec::new(),
             seen: Incarnations::default(),
             wanted: FxHashMap::default(),
@@ -230,6 +236,38 @@ impl Peers {
         self.wanted.get(&pair).filter(|wanted| wanted.up)?.conn
     }
 
+    /// Promises an answer with so much data on a connection, if there is room for it.
+    pub fn promise(&mut self, conn: ConnId, bytes: usize) -> bool {
+        let Some(state) = self.conns.get_mut(&conn) else { return false };
+        let has_room = state.owed.has_room(bytes, state.link.queue_bytes(), self.link_bytes_max);
+        if has_room {
+            state.owed.promise(bytes);
+        }
+        has_room
+    }
+
+    /// An answer that was promised is handed to the link now, or will never be.
+    pub fn answered(&mut self, conn: ConnId, bytes: usize) {
+        if let Some(state) = self.conns.get_mut(&conn) {
+            state.owed.answered(bytes);
+        }
+    }
+
+    /// A question for an extent that there is no room for.
+    pub fn wait(&mut self, conn: ConnId, ask: ExtentAsk) {
+        if let Some(state) = self.conns.get_mut(&conn) {
+            state.owed.waiting.push_back(ask);
+        }
+    }
+
+    /// The question that waits longest, when there is room for its answer.
+    pub fn next_ask(&mut self, conn: ConnId) -> Option<ExtentAsk> {
+        let state = self.conns.get_mut(&conn)?;
+        let queued_bytes = state.link.queue_bytes();
+        let has_room = state.owed.has_room(EXTENT_BYTES, queued_bytes, self.link_bytes_max);
+        if has_room { state.owed.waiting.pop_front() } else { None }
+    }
+
     fn mark(&mut self, conn: ConnId) {
         if let Some(state) = self.conns.get_mut(&conn)
             && !state.dirty
@@ -367,9 +405,10 @@ impl Worker {
         wanted.conn = Some(conn);
         let target = LaneTarget { pod: wanted.pod, disk: remote, lane: 0 };
         let link = Link::dial(*identity, target, purpose, nonce)
-            .with_queue_bytes_max(self.config.budgets.link_bytes);
+            .with_queue_bytes_max(self.peers.link_bytes_max);
         let heard = self.now;
-        let state = Conn { stream: None, link, pair: Some(pair), dirty: false, heard };
+        let owed = Owed::default();
+        let state = Conn { stream: None, link, pair: Some(pair), dirty: false, heard, owed };
         self.peers.conns.insert(conn, state);
         let connect = Op::Connect { address: Address::Tcp(address) };
         self.driver.submit(Target::PeerConnect(conn).token(), connect);
@@ -396,10 +435,11 @@ impl Worker {
         self.peers.next_conn += 1;
         let conn = self.peers.next_conn;
         let link = Link::accept(self.peers.locals.clone(), nonce)
-            .with_queue_bytes_max(self.config.budgets.link_bytes);
+            .with_queue_bytes_max(self.peers.link_bytes_max);
         let stream = Some(Stream::new(socket, self.peers.pool.clone()));
         let heard = self.now;
-        self.peers.conns.insert(conn, Conn { stream, link, pair: None, dirty: false, heard });
+        let owed = Owed::default();
+        self.peers.conns.insert(conn, Conn { stream, link, pair: None, dirty: false, heard, owed });
         self.peers.mark(conn);
     }
 
@@ -461,7 +501,10 @@ impl Worker {
         let Some(stream) = &mut state.stream else { return };
         stream.sent();
         match completion.result {
-            Ok(_) => self.peers.mark(conn),
+            Ok(_) => {
+                self.peers.mark(conn);
+                self.resume_asks(conn);
+            }
             Err(_) => self.close_peer(conn),
         }
     }
@@ -543,7 +586,12 @@ impl Worker {
                 }
             }
             PeerMessage::Request { call, to, term, origin, op, .. } => {
-                self.request(to, term, origin, op, Waiter::Peer { conn, call });
+                let owed_bytes = op.reply_bytes();
+                if owed_bytes > 0 && !self.peers.promise(conn, owed_bytes) {
+                    let result = Err(BlockError::Busy);
+                    return self.send_on(conn, PeerMessage::Response { call, term: 0, result });
+                }
+                self.request(to, term, origin, op, Waiter::Peer { conn, call, owed_bytes });
             }
             PeerMessage::Response { call, term, result } => {
                 self.forwarded_result(call, term, result);
@@ -557,7 +605,7 @@ impl Worker {
             }
             PeerMessage::Manifest { call, answer } => self.manifest_arrived(call, answer),
             PeerMessage::ExtentRequest { call, source, extent, layer } => {
-                self.extent_asked(conn, call, source, extent, layer);
+                self.extent_asked(conn, ExtentAsk { call, source, extent, layer });
             }
             PeerMessage::Extent { call, result } if self.is_rescue(call) => {
                 self.rescue_arrived(call, result);

@@ -323,7 +323,7 @@ impl Pod {
     /// A request of a router in another pod. Nobody waits for the answer.
     pub fn request(&mut self, member: MemberId, op: ShardOp) {
         let origin = Origin { attachment_epoch: 0, front_end: PodId(2), session: 1 };
-        let waiter = Waiter::Peer { conn: ConnId::MAX, call: CallId(1) };
+        let waiter = Waiter::Peer { conn: ConnId::MAX, call: CallId(1), owed_bytes: 0 };
         self.worker.request(member, 0, origin, op, waiter);
     }
 

@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use crate::net::message::{CallId, PeerMessage};
+use crate::net::message::CallId;
 use crate::replica::seam::{Input, ReqId};
 use crate::store::seam::{Event, ReadBlocks, ReadId};
 use crate::types::{BlockError, BlockRange, Extent, MemberId, Segment, ShardReply};
@@ -118,7 +118,7 @@ impl Worker {
             },
             Event::Extent { read, result } => match self.reads.take(read) {
                 ReadTarget::PeerExtent { conn, call, .. } => {
-                    self.send_on(conn, PeerMessage::Extent { call, result });
+                    self.answer_extent(conn, call, result);
                 }
                 ReadTarget::Check { member, extent } => {
                     self.rescue_checked(member, extent, result.map(|_| ()));

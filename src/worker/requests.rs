@@ -13,8 +13,8 @@ use crate::worker::token::ConnId;
 pub enum Waiter {
     /// A router of this worker.
     Volume { volume: VolumeId, ticket: Ticket },
-    /// A peer that forwarded the request over this connection.
-    Peer { conn: ConnId, call: CallId },
+    /// A peer that forwarded the request over this connection, which was promised so many bytes.
+    Peer { conn: ConnId, call: CallId, owed_bytes: usize },
 }
 
 /// The requests that members of this worker have not answered.

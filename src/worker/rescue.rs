@@ -73,8 +73,7 @@ impl Worker {
             }
             ReadTarget::PeerExtent { conn, call, source } => {
                 // The peer asks another one; when it asks again, we may have it.
-                let result = Err(BlockError::MediaFault);
-                self.send_on(conn, PeerMessage::Extent { call, result });
+                self.answer_extent(conn, call, Err(BlockError::MediaFault));
                 let now = self.now;
                 self.rescues.failed.retain(|(_, _, at)| now.since(*at) < RETRY_FOR_PEERS);
                 let failed = &self.rescues.failed;

@@ -25,10 +25,12 @@ use crate::planted::{Mistake, planted};
 use crate::replica::seam::Input;
 use crate::store::seam::ReadId;
 use crate::types::{
-    BlockError, Extent, ExtentContent, ManifestChunk, ManifestEntry, MemberId, Mono, Unappended,
+    BlockError, EXTENT_BYTES, Extent, ExtentContent, ManifestChunk, ManifestEntry, MemberId, Mono,
+    Unappended,
 };
 use crate::worker::Worker;
 use crate::worker::members::MemberRuntime;
+use crate::worker::owed::ExtentAsk;
 use crate::worker::reads::ReadTarget;
 use crate::worker::token::ConnId;
 
@@ -548,23 +550,39 @@ impl Worker {
         self.send_on(conn, PeerMessage::Manifest { call, answer });
     }
 
-    /// A peer asks for an extent.
-    pub fn extent_asked(
-        &mut self,
-        conn: ConnId,
-        call: CallId,
-        source: MemberId,
-        extent: Extent,
-        layer: u32,
-    ) {
+    /// A peer asks for an extent. The network may be slower than our disk: then it waits.
+    pub fn extent_asked(&mut self, conn: ConnId, ask: ExtentAsk) {
+        let ExtentAsk { call, source, extent, layer } = ask;
         let Some(lane) = self.source_lane(source) else {
             let result = Err(BlockError::NotLeader { hint: None, term: 0 });
             return self.send_on(conn, PeerMessage::Extent { call, result });
         };
+        if !self.peers.promise(conn, EXTENT_BYTES) {
+            return self.peers.wait(conn, ask);
+        }
         self.input(source, Input::KeepLog { anew: false });
         let read = self.reads.add(ReadTarget::PeerExtent { conn, call, source });
         self.lanes[usize::from(lane)].lane.fetch_extent(read, source, extent, layer);
         self.touch_lane(lane);
+    }
+
+    /// An extent that a peer asked for was read, or cannot be.
+    pub fn answer_extent(
+        &mut self,
+        conn: ConnId,
+        call: CallId,
+        result: Result<ExtentContent, BlockError>,
+    ) {
+        self.peers.answered(conn, EXTENT_BYTES);
+        self.send_on(conn, PeerMessage::Extent { call, result });
+        self.resume_asks(conn);
+    }
+
+    /// Takes up questions for extents that there was no room for.
+    pub fn resume_asks(&mut self, conn: ConnId) {
+        while let Some(ask) = self.peers.next_ask(conn) {
+            self.extent_asked(conn, ask);
+        }
     }
 }
 
