@@ -25,7 +25,7 @@ use crate::store::seam::MemberRecord;
 use crate::types::{PodId, Uuid};
 use crate::view::{ClusterView, PodReport};
 use crate::volume::SessionSource;
-use crate::worker::disks::{self, DiskFiles, LANE, file_error};
+use crate::worker::disks::{self, DiskFiles, LANE, SUPERBLOCK, file_error};
 use crate::worker::index_thread::IndexThread;
 use crate::worker::lanes::{DiskPlace, LaneFiles, LaneRuntime};
 use crate::worker::mailbox::{Sender, Wake, mailbox};
@@ -104,6 +104,12 @@ pub enum StartError {
         "{path} is not empty and not a disk of Holdfast (it holds {name}): give an empty folder"
     )]
     NotEmpty { path: PathBuf, name: String },
+    #[error(
+        "{path} holds the log and the data of a disk (lane-0), but not its superblock: an \
+         interrupted copy, or fsck has moved the file to lost+found? Bring superblock back, or \
+         give an empty folder; nothing was changed"
+    )]
+    NoSuperblock { path: PathBuf },
     #[error(
         "the disk {path} is in use by another process: stop that one, or take the disk out of \
          one of the two configurations"
@@ -314,11 +320,11 @@ fn open_disk(
 ) -> Result<OpenedDisk, StartError> {
     let path = &disk.path;
     let lock = disks::lock(path)?;
-    if !path.join("superblock").exists() {
+    if !disks::is_formatted(path)? {
         if let Some(disk) = disk.known {
             return Err(StartError::Missing { path: path.clone(), disk });
         }
-        disks::format(options, disk, pool)?;
+        disks::format(options.cluster, disk, pool)?;
     }
     let mut files = DiskFiles::open(path, pool)?;
     let index_path = path.join(LANE).join("index");
@@ -348,7 +354,7 @@ fn open_disk(
     };
     let (lane, members) = open_lane(config, pool, &mut files, &mut index).map_err(open_error)?;
     let lane_files = LaneFiles {
-        superblock: open_file(driver, &path.join("superblock"))?,
+        superblock: open_file(driver, &path.join(SUPERBLOCK))?,
         wal: open_file(driver, &path.join(LANE).join("wal"))?,
         data: open_file(driver, &path.join(LANE).join("data"))?,
     };

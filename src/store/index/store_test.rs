@@ -82,6 +82,7 @@ fn memory_keeps_the_contract() {
 fn rocks_keeps_the_contract_and_everything_flushed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("index");
+    RocksIndex::create(&path).unwrap();
     contract(&mut RocksIndex::open(&path).unwrap());
     let mut store = RocksIndex::open(&path).unwrap();
     assert_eq!(store.get(&[key(1, 0)]).unwrap(), [Some(extent(14))]);
