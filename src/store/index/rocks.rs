@@ -10,6 +10,7 @@ use rocksdb::{
 };
 
 use crate::store::index::format::{self, Change};
+use crate::store::index::rocks_threads::one_more_database;
 use crate::store::index::{IndexError, IndexStore};
 use crate::store::seam::{ExtentKey, ExtentRecord, IndexEdit, MemberRecord};
 use crate::types::{Extent, MemberId};
@@ -58,6 +59,7 @@ impl RocksIndex {
         options.set_max_background_jobs(1);
         options.set_keep_log_file_num(2);
         options.set_paranoid_checks(true);
+        one_more_database().map_err(store_error)?;
         let db = DB::open(&options, path).map_err(store_error)?;
         let mut without_log = WriteOptions::default();
         without_log.disable_wal(true);
