@@ -239,6 +239,11 @@ pub enum ConfigError {
          free some space or set `wal_size`"
     )]
     DiskFull { path: PathBuf, free: ByteSize, wal: ByteSize },
+    #[error(
+        "the file system of disk {path} has {free} free, less than its `size` of {size} and a log \
+         of {wal}: set a smaller `size`, or none, or free some space"
+    )]
+    DiskTooLarge { path: PathBuf, size: ByteSize, free: ByteSize, wal: ByteSize },
     #[error("`{key}.listen` needs a port")]
     NoPort { key: &'static str },
     #[error(
@@ -354,17 +359,14 @@ impl Config {
         for disk in &self.disks {
             let path = disk.path.clone();
             match std::fs::metadata(&path) {
-                Ok(meta) if meta.is_dir() => {}
-                Ok(_) => return Err(ConfigError::DiskNotDirectory { path }),
+                Ok(meta) if !meta.is_dir() => return Err(ConfigError::DiskNotDirectory { path }),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     return Err(ConfigError::DiskMissing { path });
                 }
-                Err(source) => return Err(ConfigError::DiskStat { path, source }),
+                _ => {}
             }
-            let real = path
-                .canonicalize()
-                .map_err(|source| ConfigError::DiskStat { path: path.clone(), source })?;
-            if !seen.insert(real) {
+            // One that answers with an error is judged when it is opened: others may be well.
+            if path.canonicalize().is_ok_and(|real| !seen.insert(real)) {
                 return Err(ConfigError::DiskTwice(path));
             }
         }
@@ -388,17 +390,23 @@ impl Config {
 }
 
 impl Disk {
-    /// Most that a new disk's data may take, in bytes: `size`, or what its file system has free
-    /// now, less the log and a reserve (a tenth, for the index and for its compaction).
+    /// Most that a new disk's data may take, in bytes: `size`, if its file system has that free
+    /// now; or what is free, less the log and a reserve (a tenth, for the index and for its
+    /// compaction).
     pub fn data_bytes_max(&self) -> Result<u64, ConfigError> {
-        if let Some(size) = self.size {
-            return Ok(size.0);
-        }
         let space = rustix::fs::statvfs(&self.path).map_err(|error| ConfigError::DiskStat {
             path: self.path.clone(),
             source: error.into(),
         })?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
+        if let Some(size) = self.size {
+            // The file is sparse: nobody would notice before the file system is full.
+            if size.0.saturating_add(self.wal_size.0) > free {
+                let (path, wal) = (self.path.clone(), self.wal_size);
+                return Err(ConfigError::DiskTooLarge { path, size, free: ByteSize(free), wal });
+            }
+            return Ok(size.0);
+        }
         let usable = (free - free / 10).saturating_sub(self.wal_size.0);
         if usable < DATA_BYTES_MIN {
             let path = self.path.clone();
@@ -601,5 +609,17 @@ mod tests {
         std::fs::remove_file(&config.disks[1].path).unwrap();
         std::fs::create_dir(&config.disks[1].path).unwrap();
         config.check_disks().unwrap();
+    }
+
+    #[test]
+    fn a_size_that_the_file_system_does_not_have_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let mut disk = Disk { path: root.path().to_owned(), size: None, wal_size: ByteSize(0) };
+        let usable = disk.data_bytes_max().unwrap();
+        disk.size = Some(ByteSize(usable / 2));
+        assert_eq!(disk.data_bytes_max().unwrap(), usable / 2);
+        disk.wal_size = ByteSize(u64::MAX);
+        let refused = disk.data_bytes_max().unwrap_err();
+        assert!(matches!(refused, ConfigError::DiskTooLarge { .. }), "{refused}");
     }
 }

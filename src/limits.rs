@@ -25,6 +25,8 @@ pub const SHARD_BYTES: u64 = 4 << 30;
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
 /// Bytes of client payload under way per connection, unless [`Budgets`] says otherwise.
 pub const CONNECTION_BYTES_MAX: usize = 64 << 20;
+/// NBD connections that a pod serves at once.
+pub const CLIENTS_MAX: usize = 4096;
 /// Requests under way per connection.
 pub const CONNECTION_REQUESTS_MAX: usize = 1024;
 /// Bytes of requests under way per volume at one pod; beyond it, connections get their minimum

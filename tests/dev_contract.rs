@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::process::{Command, Output};
 
-use rustix::process::test_kill_process;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, test_kill_process};
 
 use support::{Cluster, PODS, Setup, program, wait_until};
 
@@ -27,6 +27,9 @@ fn refused(output: &Output, word: &str) {
 
 #[test]
 fn a_cluster_is_where_it_should_be_ends_when_told_and_keeps_its_data() {
+    // As in a usual session; the pods inherit it.
+    let limit = Rlimit { current: Some(1024), ..getrlimit(Resource::Nofile) };
+    setrlimit(Resource::Nofile, limit).unwrap();
     // `start` waits for the line that says that the volume is ready.
     let mut cluster = Setup::new("dev_contract").volume("demo", "64MiB").start();
     let pids: Vec<_> = (1..=PODS).map(|pod| cluster.pid(pod).expect("it runs")).collect();
@@ -35,6 +38,11 @@ fn a_cluster_is_where_it_should_be_ends_when_told_and_keeps_its_data() {
         assert!(directory.join("disk-1").join("superblock").is_file());
         let config = fs::read_to_string(directory.join("holdfast.toml")).unwrap();
         assert!(config.contains(&cluster.nbd_address(pod).to_string()), "{config}");
+        let pid = pids[pod - 1].as_raw_pid();
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let files: Vec<&str> = files.split_whitespace().skip(3).take(2).collect();
+        assert_eq!(files[0], files[1], "what is allowed is used: {limits}");
         let log = fs::read_to_string(directory.join("log")).unwrap();
         for line in log.lines() {
             serde_json::from_str::<serde_json::Value>(line).expect("each line is JSON");

@@ -46,6 +46,7 @@ contract!(
     a_write_of_more_parts_than_a_call_takes_is_whole,
     a_read_beyond_the_end_is_short,
     a_write_that_fails_says_so,
+    a_file_that_something_else_holds_is_not_opened,
     unknown_ids_are_errors_and_buffers_come_back,
     more_operations_than_any_queue_holds_all_complete,
     an_empty_write_completes,
@@ -271,6 +272,20 @@ fn a_read_beyond_the_end_is_short(mut rig: Rig) {
     assert!(rig.read(file, 4096, 4 * 4096) == pattern(5, 8192)[4096..]);
     assert!(rig.read(file, 8192, 4096).is_empty());
     assert!(rig.read(file, 1 << 20, 4096).is_empty());
+}
+
+fn a_file_that_something_else_holds_is_not_opened(mut rig: Rig) {
+    let path = rig.directory.path().join("file");
+    let other = std::fs::File::create(&path).unwrap();
+    rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let open = OpenFile { path, create: false };
+    let refused = rig.driver.open(&open).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ResourceBusy);
+    drop(other);
+    let file = rig.driver.open(&open).unwrap();
+    let bufs = vec![rig.block(1)];
+    assert_eq!(rig.count(Op::Write { file, offset: 0, bufs, durable: true }), 4096);
+    assert!(rig.driver.open(&open).is_err(), "it has it already");
 }
 
 fn a_write_that_fails_says_so(mut rig: Rig) {

@@ -98,6 +98,23 @@ fn a_missing_disk_is_refused_and_not_made_anew() {
 }
 
 #[test]
+fn a_missing_disk_is_refused_although_the_pod_has_another() {
+    let mut cluster = stopped("refusals_one_of_two");
+    let config = cluster.pod_dir(2).join("holdfast.toml");
+    let (disk, spare) = (cluster.pod_dir(2).join("disk-2"), cluster.dir.join("spare"));
+    let more = format!("\n[[disk]]\npath = {disk:?}\nsize = \"1GiB\"\nwal_size = \"64MiB\"\n");
+    fs::write(&config, fs::read_to_string(&config).unwrap() + &more).unwrap();
+    cluster.start_again();
+    cluster.stop();
+    fs::rename(&disk, &spare).unwrap();
+    fs::create_dir(&disk).unwrap();
+    assert_says(&refuses(&cluster, 2), &["disk-2", "mount its file system"]);
+    fs::remove_dir(&disk).unwrap();
+    fs::rename(&spare, &disk).unwrap();
+    works_again(cluster);
+}
+
+#[test]
 fn a_disk_that_is_given_twice_is_refused() {
     let cluster = stopped("refusals_twice");
     let config = cluster.pod_dir(3).join("holdfast.toml");

@@ -26,7 +26,7 @@ use crate::worker::{self, DiskOptions, StartOptions};
 struct Memory {
     /// Starts of this pod: numbers its sessions (rule R15).
     starts: u32,
-    /// The disks that were opened, by their folder.
+    /// The disks that were ever opened, by their folder.
     disks: BTreeMap<PathBuf, Uuid>,
 }
 
@@ -84,12 +84,12 @@ pub fn start(
     memory.store(&file)?;
     let options = options(config, identity, &memory)?;
     let worker = worker::start(options, Box::new(move |report| reports.send(report)))?;
-    let opened = worker.disks().to_vec();
-    for disk in &opened {
+    let disks = worker.disks().to_vec();
+    for disk in &disks {
         memory.disks.insert(disk.path.clone(), disk.disk);
     }
     memory.store(&file)?;
-    let disks = opened
+    let disks = disks
         .into_iter()
         .map(|disk| NewDisk {
             disk: disk.disk,
@@ -103,10 +103,11 @@ pub fn start(
 fn options(config: &Config, identity: Identity, memory: &Memory) -> anyhow::Result<StartOptions> {
     let mut disks = Vec::new();
     for disk in &config.disks {
-        let is_new = !disk.path.join("superblock").exists();
+        let known = memory.disks.get(&disk.path).copied();
+        let is_new = known.is_none() && !disk.path.join("superblock").exists();
         disks.push(DiskOptions {
             path: disk.path.clone(),
-            known: memory.disks.get(&disk.path).copied(),
+            known,
             // Kept with the disk once it is formatted.
             data_bytes_max: if is_new { disk.data_bytes_max()? } else { 0 },
             wal_bytes: disk.wal_size.0,

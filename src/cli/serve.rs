@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::data_path;
 use crate::config::Config;
 use crate::control::identity::{PodDirectory, write_atomically};
 use crate::control::server::Server;
+use crate::limits::CLIENTS_MAX;
 use crate::telemetry::logs;
 
 #[derive(Debug, clap::Args)]
@@ -43,7 +45,27 @@ fn read(path: &Path) -> anyhow::Result<Config> {
     Ok(config)
 }
 
+/// Descriptors beside those of clients: files of databases, links, the control plane.
+const OTHER_FILES: u64 = 1024;
+
+/// Every connection takes a descriptor, and the usual limit is for programs that use select(2).
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "could not raise the limit of open files");
+    }
+    let wanted = CLIENTS_MAX as u64 + OTHER_FILES;
+    let current = getrlimit(Resource::Nofile).current;
+    if let Some(limit) = current.filter(|limit| *limit < wanted) {
+        tracing::warn!(
+            "this pod may open {limit} files, which is not enough for {CLIENTS_MAX} clients: raise \
+             the hard limit (LimitNOFILE= of systemd, ulimit -Hn) to {wanted}"
+        );
+    }
+}
+
 fn serve(config: Config) -> anyhow::Result<()> {
+    raise_open_files();
     config.check_disks()?;
     let directory = PodDirectory::open(&config.data)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::command::{CodecError, decode, encode};
 use crate::control::state::State;
 use crate::replica::seam::{Append, Start};
+use crate::store::index::rocks_threads::one_more_database;
 use crate::types::MemberId;
 
 const MEMBER: &[u8] = b"member";
@@ -95,6 +96,7 @@ impl Storage {
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         options.set_keep_log_file_num(2);
         options.set_max_total_wal_size(16 << 20);
+        one_more_database()?;
         Ok(Storage { db: DB::open(&options, path)? })
     }
 

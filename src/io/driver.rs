@@ -115,7 +115,9 @@ pub trait Driver {
     /// The time (CLOCK_BOOTTIME), read anew.
     fn now(&self) -> Mono;
 
-    /// Opens a file; blocks, so only for start and control.
+    /// Opens a file, which no other driver may have open, of this process or another: that is
+    /// `ResourceBusy`, also while requests of a process that was killed are under way. Blocks, so
+    /// only for start and control.
     fn open(&mut self, file: &OpenFile) -> std::io::Result<FileId>;
 
     /// Size of an open file in bytes.

@@ -238,7 +238,7 @@ impl Driver for Epoll {
     }
 
     fn open(&mut self, open: &OpenFile) -> io::Result<FileId> {
-        let fd = file::open_direct(open)?;
+        let fd = file::open_exclusive(open)?;
         let index = self.vacant();
         self.put(index, Handle::File(Arc::new(fd)));
         Ok(FileId(index))

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
+use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, StatxFlags};
 
 use crate::io::buffer::{Pool, is_aligned};
 use crate::io::driver::OpenFile;
@@ -34,6 +34,8 @@ pub enum FileError {
          is supported"
     )]
     Alignment { path: PathBuf, needed_bytes: u32 },
+    #[error("{path} is in use: a process has it open, or one that has ended left I/O under way")]
+    Busy { path: PathBuf },
     #[error("could not prepare {path}")]
     Prepare {
         path: PathBuf,
@@ -49,6 +51,7 @@ impl From<FileError> for io::Error {
             FileError::NoDirectIo { .. } | FileError::Alignment { .. } => {
                 io::ErrorKind::Unsupported
             }
+            FileError::Busy { .. } => io::ErrorKind::ResourceBusy,
         };
         io::Error::new(kind, error)
     }
@@ -81,6 +84,19 @@ pub fn open_direct(file: &OpenFile) -> Result<OwnedFd, FileError> {
             .map_err(|source| FileError::Prepare { path: path.clone(), source })?;
     }
     Ok(opened.into())
+}
+
+/// As [`open_direct`], for a driver: at most one has a file. The lock lasts as long as anything
+/// holds what was opened, as requests under way do: those of a process that was killed keep the
+/// next one off until the last of them has ended, and cannot write into what that one has read.
+pub(super) fn open_exclusive(file: &OpenFile) -> Result<OwnedFd, FileError> {
+    let opened = open_direct(file)?;
+    let path = file.path.clone();
+    match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(opened),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(FileError::Busy { path }),
+        Err(errno) => Err(FileError::Prepare { path, source: errno.into() }),
+    }
 }
 
 /// A kernel that does not tell (before 6.1) is believed, as O_DIRECT itself was accepted.

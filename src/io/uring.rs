@@ -401,7 +401,7 @@ impl Driver for Uring {
     }
 
     fn open(&mut self, open: &OpenFile) -> io::Result<FileId> {
-        let fd = file::open_direct(open)?;
+        let fd = file::open_exclusive(open)?;
         let handle = self.handles.add(&self.ring, Handle::file(fd))?;
         Ok(FileId(handle))
     }

@@ -7,6 +7,7 @@ use crate::front::nbd::session::{
 };
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Buffers, Completion, Done, Op, SocketId};
+use crate::limits::CLIENTS_MAX;
 use crate::planted::{Mistake, planted};
 use crate::types::{BlockError, BlockReply, Mono, VolumeId};
 use crate::view::ClusterView;
@@ -16,9 +17,6 @@ use crate::worker::requests::Waiter;
 use crate::worker::start::StartError;
 use crate::worker::stream::Stream;
 use crate::worker::token::{ConnId, Target};
-
-/// Connections that a worker serves at once; more are closed at once.
-const CLIENTS_MAX: usize = 4096;
 
 /// What a listener takes connections for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +55,8 @@ impl Client {
 pub struct Clients {
     pool: Pool,
     listeners: Vec<(SocketId, Purpose)>,
+    /// Listeners that listen again at the next tick: an error (too many open files, say) stays.
+    paused: Vec<u8>,
     clients: FxHashMap<ConnId, Client>,
     dirty: Vec<ConnId>,
     next: ConnId,
@@ -68,6 +68,7 @@ impl Clients {
         Clients {
             pool,
             listeners: Vec::new(),
+            paused: Vec::new(),
             clients: FxHashMap::default(),
             dirty: Vec::new(),
             next: 0,
@@ -133,7 +134,10 @@ impl Worker {
             Ok(Done::Accepted(socket)) if purpose == Purpose::Peer => self.peer_accepted(socket),
             Ok(Done::Accepted(socket)) => self.client_accepted(socket),
             Ok(done) => panic!("an accept ended with {done:?}"),
-            Err(error) => tracing::warn!(%error, "a connection could not be accepted"),
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                return self.clients.paused.push(listener);
+            }
         }
         self.accept(listener);
     }
@@ -209,8 +213,11 @@ impl Worker {
     }
 
     /// Connections from which nothing is received now and that have ended meanwhile: what they
-    /// left behind in the routers is dropped.
+    /// left behind in the routers is dropped. Paused listeners go on.
     pub fn tick_clients(&mut self) {
+        for listener in std::mem::take(&mut self.clients.paused) {
+            self.accept(listener);
+        }
         let ended = |(conn, client): (&ConnId, &Client)| {
             let ended = client.held_back && self.driver.has_hung_up(client.stream.socket);
             (ended && !planted(Mistake::ProcessedAfterHangUp)).then_some(*conn)

@@ -9,14 +9,17 @@ use bytes::Bytes;
 use crate::io::buffer::Pool;
 use crate::io::driver::OpenFile;
 use crate::io::file::{BlockingFile, sync_directory_of};
+use crate::store::index::rocks::RocksIndex;
 use crate::store::lane;
 use crate::store::open::{LaneFormat, format_lane};
 use crate::store::seam::LaneFile;
 use crate::types::{BLOCK_BYTES, Uuid};
-use crate::worker::start::{DiskOptions, StartError, StartOptions};
+use crate::worker::start::{DiskOptions, StartError};
 
 /// Folder of the one lane.
 pub const LANE: &str = "lane-0";
+/// A folder with this file is a disk.
+pub const SUPERBLOCK: &str = "superblock";
 
 /// A step that failed on a file.
 pub fn file_error<E: Into<std::io::Error>>(
@@ -41,16 +44,59 @@ pub fn lock(path: &Path) -> Result<File, StartError> {
     }
 }
 
-/// Makes an empty folder a disk. The superblock's file appears last: a crash before leaves
-/// something that is formatted again.
-pub fn format(options: &StartOptions, disk: &DiskOptions, pool: &Pool) -> Result<(), StartError> {
+/// True when the folder has been made a disk. A folder that cannot be read is not an empty one.
+pub fn is_formatted(path: &Path) -> Result<bool, StartError> {
+    exists(&path.join(SUPERBLOCK))
+}
+
+/// Makes an empty folder a disk. Everything is made under other names, made durable, and renamed:
+/// the lane first, the superblock last. So a lane beside `superblock.new` is complete and was
+/// never used, and a lane beside neither may hold data: nothing but `*.new` is ever removed.
+pub fn format(cluster: Uuid, disk: &DiskOptions, pool: &Pool) -> Result<(), StartError> {
     let path = &disk.path;
+    let (fresh, last) = (path.join("superblock.new"), path.join(SUPERBLOCK));
+    let (fresh_lane, lane) = (path.join("lane-0.new"), path.join(LANE));
     refuse_strangers(path)?;
-    let lane = path.join(LANE);
-    if lane.exists() {
-        std::fs::remove_dir_all(&lane).map_err(file_error("clear", &lane))?;
+    if !exists(&lane)? {
+        if exists(&fresh)? {
+            // Before anything else: beside a new lane it would say that all is done.
+            std::fs::remove_file(&fresh).map_err(file_error("remove", &fresh))?;
+            sync_directory_of(&fresh).map_err(file_error("make durable", path))?;
+        }
+        make_lane(&fresh_lane, disk, pool)?;
+        make_superblock(&fresh, &fresh_lane, &new_identity(cluster, disk)?, pool)?;
+        rename(&fresh_lane, &lane)?;
     }
-    std::fs::create_dir(&lane).map_err(file_error("create", &lane))?;
+    rename(&fresh, &last)?;
+    tracing::info!(path = %path.display(), "a new disk was formatted");
+    Ok(())
+}
+
+/// A folder that holds something else is not ours to use.
+fn refuse_strangers(path: &Path) -> Result<(), StartError> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(file_error("list", path))? {
+        names.push(entry.map_err(file_error("list", path))?.file_name());
+    }
+    if names.iter().any(|name| name == LANE) && !names.iter().any(|name| name == "superblock.new") {
+        return Err(StartError::NoSuperblock { path: path.to_owned() });
+    }
+    let known = [LANE, "lane-0.new", "superblock.new", "lost+found"];
+    match names.iter().find(|name| !known.iter().any(|known| *name == known)) {
+        None => Ok(()),
+        Some(name) => {
+            let name = name.to_string_lossy().into_owned();
+            Err(StartError::NotEmpty { path: path.to_owned(), name })
+        }
+    }
+}
+
+/// An empty log, no data, an empty index, all durable.
+fn make_lane(lane: &Path, disk: &DiskOptions, pool: &Pool) -> Result<(), StartError> {
+    if exists(lane)? {
+        std::fs::remove_dir_all(lane).map_err(file_error("clear", lane))?;
+    }
+    std::fs::create_dir(lane).map_err(file_error("create", lane))?;
     let wal = lane.join("wal");
     create(&wal, pool)?
         .fill_with_zeroes(disk.wal_bytes)
@@ -65,30 +111,33 @@ pub fn format(options: &StartOptions, disk: &DiskOptions, pool: &Pool) -> Result
             file.sync_all()
         })
         .map_err(file_error("set the length of", &data))?;
-    sync_directory_of(&data).map_err(file_error("make durable", &data))?;
-    let (fresh, last) = (path.join("superblock.new"), path.join("superblock"));
-    create(&fresh, pool)?;
-    let format = new_identity(options, disk)?;
-    let mut files = DiskFiles::open_with(path, &fresh, pool)?;
-    format_lane(&mut files, &format)
-        .map_err(|source| StartError::Open { path: path.clone(), source: source.into() })?;
-    std::fs::rename(&fresh, &last).map_err(file_error("rename", &fresh))?;
-    sync_directory_of(&last).map_err(file_error("make durable", &last))?;
-    tracing::info!(path = %path.display(), disk = %format.disk, "a new disk was formatted");
-    Ok(())
+    let index = lane.join("index");
+    RocksIndex::create(&index)
+        .map_err(|source| StartError::Index { path: disk.path.clone(), source })?;
+    sync_directory_of(&index).map_err(file_error("make durable", lane))
 }
 
-/// A folder that holds something else is not ours to use.
-fn refuse_strangers(path: &Path) -> Result<(), StartError> {
-    let known = ["lane-0", "superblock.new", "lost+found"];
-    for entry in std::fs::read_dir(path).map_err(file_error("list", path))? {
-        let name = entry.map_err(file_error("list", path))?.file_name();
-        if !known.iter().any(|known| name == *known) {
-            let name = name.to_string_lossy().into_owned();
-            return Err(StartError::NotEmpty { path: path.to_owned(), name });
-        }
-    }
-    Ok(())
+fn make_superblock(
+    superblock: &Path,
+    lane: &Path,
+    format: &LaneFormat,
+    pool: &Pool,
+) -> Result<(), StartError> {
+    create(superblock, pool)?;
+    let mut files = DiskFiles::open_with(superblock, lane, pool)?;
+    format_lane(&mut files, format)
+        .map_err(|source| StartError::Open { path: superblock.to_owned(), source: source.into() })
+}
+
+/// Renames durably, and after everything before it in this folder is durable.
+fn rename(from: &Path, to: &Path) -> Result<(), StartError> {
+    sync_directory_of(from).map_err(file_error("make durable", from))?;
+    std::fs::rename(from, to).map_err(file_error("rename", from))?;
+    sync_directory_of(to).map_err(file_error("make durable", to))
+}
+
+fn exists(path: &Path) -> Result<bool, StartError> {
+    path.try_exists().map_err(file_error("look for", path))
 }
 
 fn create(path: &Path, pool: &Pool) -> Result<BlockingFile, StartError> {
@@ -96,7 +145,7 @@ fn create(path: &Path, pool: &Pool) -> Result<BlockingFile, StartError> {
         .map_err(|source| StartError::DiskFile { path: path.to_owned(), source })
 }
 
-fn new_identity(options: &StartOptions, disk: &DiskOptions) -> Result<LaneFormat, StartError> {
+fn new_identity(cluster: Uuid, disk: &DiskOptions) -> Result<LaneFormat, StartError> {
     let mut random = [0u8; 24];
     let urandom = Path::new("/dev/urandom");
     File::open(urandom)
@@ -106,7 +155,7 @@ fn new_identity(options: &StartOptions, disk: &DiskOptions) -> Result<LaneFormat
     id.copy_from_slice(&random[..16]);
     seed.copy_from_slice(&random[16..]);
     Ok(LaneFormat {
-        cluster: options.cluster,
+        cluster,
         disk: Uuid(id),
         seed: u64::from_le_bytes(seed),
         wal_bytes: disk.wal_bytes,
@@ -123,18 +172,18 @@ pub struct DiskFiles {
 
 impl DiskFiles {
     pub fn open(path: &Path, pool: &Pool) -> Result<DiskFiles, StartError> {
-        DiskFiles::open_with(path, &path.join("superblock"), pool)
+        DiskFiles::open_with(&path.join(SUPERBLOCK), &path.join(LANE), pool)
     }
 
-    fn open_with(path: &Path, superblock: &Path, pool: &Pool) -> Result<DiskFiles, StartError> {
+    fn open_with(superblock: &Path, lane: &Path, pool: &Pool) -> Result<DiskFiles, StartError> {
         let open = |path: PathBuf| {
             BlockingFile::open(&OpenFile { path: path.clone(), create: false }, pool.clone())
                 .map_err(|source| StartError::DiskFile { path, source })
         };
         Ok(DiskFiles {
             superblock: open(superblock.to_owned())?,
-            wal: open(path.join(LANE).join("wal"))?,
-            data: open(path.join(LANE).join("data"))?,
+            wal: open(lane.join("wal"))?,
+            data: open(lane.join("data"))?,
         })
     }
 
@@ -159,5 +208,94 @@ impl lane::LaneFiles for DiskFiles {
 
     fn size_bytes(&mut self, file: LaneFile) -> std::io::Result<u64> {
         self.file(file).size_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::store::open::{WAL_BYTES_MIN, read_superblock};
+
+    const CLUSTER: Uuid = Uuid([1; 16]);
+
+    /// The default directory for temporary files may lie on a file system without O_DIRECT.
+    fn folder() -> (tempfile::TempDir, DiskOptions) {
+        let binary = std::env::current_exe().unwrap();
+        let folder = tempfile::tempdir_in(binary.parent().unwrap()).unwrap();
+        let path = folder.path().to_owned();
+        let (data_bytes_max, wal_bytes) = (4 << 20, WAL_BYTES_MIN);
+        (folder, DiskOptions { path, known: None, data_bytes_max, wal_bytes })
+    }
+
+    fn is_whole(disk: &DiskOptions) {
+        let path = &disk.path;
+        assert!(is_formatted(path).unwrap());
+        assert!(!path.join("superblock.new").exists() && !path.join("lane-0.new").exists());
+        let mut files = DiskFiles::open(path, &Pool::default()).unwrap();
+        assert_eq!(read_superblock(&mut files).unwrap().cluster, CLUSTER);
+        assert_eq!(files.wal.size_bytes().unwrap(), disk.wal_bytes);
+        assert_eq!(files.data.size_bytes().unwrap(), disk.data_bytes_max);
+        RocksIndex::open(&path.join(LANE).join("index")).unwrap();
+    }
+
+    #[test]
+    fn a_format_that_was_interrupted_is_done_again_or_finished() {
+        let pool = Pool::default();
+        let cuts: [fn(&Path); 5] = [
+            |_| {},
+            // The lane was being made, and what an earlier attempt left is not there yet.
+            |path| {
+                fs::rename(path.join(LANE), path.join("lane-0.new")).unwrap();
+                fs::remove_file(path.join(SUPERBLOCK)).unwrap();
+                fs::remove_file(path.join("lane-0.new/wal")).unwrap();
+            },
+            // The superblock was being made.
+            |path| {
+                fs::rename(path.join(LANE), path.join("lane-0.new")).unwrap();
+                fs::rename(path.join(SUPERBLOCK), path.join("superblock.new")).unwrap();
+                fs::write(path.join("superblock.new"), [0; BLOCK_BYTES]).unwrap();
+            },
+            // Nothing was renamed.
+            |path| {
+                fs::rename(path.join(LANE), path.join("lane-0.new")).unwrap();
+                fs::rename(path.join(SUPERBLOCK), path.join("superblock.new")).unwrap();
+            },
+            // The lane was renamed.
+            |path| fs::rename(path.join(SUPERBLOCK), path.join("superblock.new")).unwrap(),
+        ];
+        for (number, cut) in cuts.into_iter().enumerate() {
+            let (_folder, disk) = folder();
+            format(CLUSTER, &disk, &pool).unwrap();
+            cut(&disk.path);
+            if number > 0 {
+                assert!(!is_formatted(&disk.path).unwrap());
+                format(CLUSTER, &disk, &pool).unwrap();
+            }
+            is_whole(&disk);
+        }
+    }
+
+    #[test]
+    fn a_lane_without_a_superblock_is_refused_and_kept() {
+        let (_folder, disk) = folder();
+        format(CLUSTER, &disk, &Pool::default()).unwrap();
+        let elsewhere = tempfile::NamedTempFile::new_in(disk.path.parent().unwrap()).unwrap();
+        fs::rename(disk.path.join(SUPERBLOCK), elsewhere.path()).unwrap();
+        let refused = format(CLUSTER, &disk, &Pool::default()).unwrap_err();
+        assert!(matches!(refused, StartError::NoSuperblock { .. }), "{refused}");
+        fs::rename(elsewhere.path(), disk.path.join(SUPERBLOCK)).unwrap();
+        is_whole(&disk);
+    }
+
+    #[test]
+    fn an_index_that_is_gone_is_not_made_anew() {
+        let (_folder, disk) = folder();
+        format(CLUSTER, &disk, &Pool::default()).unwrap();
+        let index = disk.path.join(LANE).join("index");
+        fs::remove_file(index.join("CURRENT")).unwrap();
+        assert!(RocksIndex::open(&index).is_err());
+        assert!(!index.join("CURRENT").exists());
     }
 }

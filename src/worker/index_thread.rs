@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
-use crate::store::index::{IndexError, IndexStore};
+use crate::store::index::IndexStore;
 use crate::store::seam::{Done, IndexDone, IndexJob, OpId};
 
 /// Jobs that wait in the thread's own queue; more wait on the worker's side.
@@ -95,9 +95,10 @@ pub fn execute(store: &mut dyn IndexStore, job: IndexJob) -> Done {
     }
 }
 
-fn describe(error: &IndexError) -> String {
+/// An error with its causes, in one line.
+pub fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
+    let mut source = error.source();
     while let Some(cause) = source {
         text.push_str(": ");
         text.push_str(&cause.to_string());

@@ -50,4 +50,4 @@ pub use load::Load;
 pub use mailbox::{Receiver, Sender, Wake, mailbox};
 pub use probe::Probe;
 pub use round::{Command, Worker, WorkerConfig};
-pub use start::{DataPath, DiskOptions, OpenDisk, StartError, StartOptions, open_lane, start};
+pub use start::{DataPath, DiskOptions, PodDisk, StartError, StartOptions, open_lane, start};

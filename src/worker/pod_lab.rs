@@ -64,6 +64,9 @@ struct Kernel {
     next_socket: u32,
     to_accept: VecDeque<SocketId>,
     accept: Option<Token>,
+    /// Accepts fail, and how many have.
+    fails_accepts: bool,
+    failed_accepts: u32,
     submitted: VecDeque<(Token, Op)>,
     /// Writes of the log do not end.
     holds_log: bool,
@@ -105,6 +108,10 @@ impl Kernel {
                 let socket = self.sockets.get_mut(&socket).expect("an open socket");
                 socket.recv = Some((token, bufs));
                 return;
+            }
+            Op::Accept { .. } if self.fails_accepts => {
+                self.failed_accepts += 1;
+                Err(std::io::Error::from_raw_os_error(libc::EMFILE))
             }
             Op::Accept { .. } => {
                 // The other listener is for peers, of whom there are none.
@@ -361,6 +368,15 @@ impl Pod {
         kernel.holds_log = false;
         let held = std::mem::take(&mut kernel.held);
         kernel.submitted.extend(held);
+    }
+
+    /// Whether there are no descriptors for more connections.
+    pub fn fail_accepts(&mut self, fails: bool) {
+        self.lab.0.borrow_mut().fails_accepts = fails;
+    }
+
+    pub fn failed_accepts(&self) -> u32 {
+        self.lab.0.borrow().failed_accepts
     }
 
     /// A client that has opened a volume.

@@ -221,3 +221,17 @@ fn broken_rules_are_noticed() {
         assert_found(mistake, scenario);
     }
 }
+
+#[test]
+fn a_listener_that_cannot_accept_tries_again_once_a_tick() {
+    let mut pod = serving(Budgets::default());
+    pod.fail_accepts(true);
+    // The accept that was under way still takes this one; the next ones fail.
+    pod.connect("v");
+    let before = pod.failed_accepts();
+    pod.run(10 * TICK);
+    let tries = pod.failed_accepts() - before;
+    assert!((5..=11).contains(&tries), "{tries} in ten ticks");
+    pod.fail_accepts(false);
+    pod.connect("v");
+}

@@ -200,7 +200,8 @@ impl Worker {
 
     /// What this pod tells the catalog.
     pub fn report(&self) -> PodReport {
-        let disks = (0..self.lanes.len()).map(|lane| self.disk_report(lane)).collect();
+        let disks = (0..self.lanes.len()).map(|lane| self.disk_report(lane));
+        let disks = disks.chain(self.failed_disks.iter().cloned()).collect();
         PodReport { pod: self.config.pod, disks }
     }
 

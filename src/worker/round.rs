@@ -17,7 +17,7 @@ use crate::replica::seam::ReadMode;
 use crate::store::lane::Lane;
 use crate::store::seam::{Done, Effect, Event, OpId};
 use crate::types::{MemberId, Mono, PodId, Uuid, VolumeId};
-use crate::view::{ClusterView, PodReport};
+use crate::view::{ClusterView, DiskReport, PodReport};
 use crate::volume::{SessionSource, Volume, VolumeOutput};
 use crate::worker::clients::Clients;
 use crate::worker::follow::WINDOW;
@@ -75,6 +75,8 @@ pub struct Worker {
     pub(super) driver: Box<dyn Driver>,
     pub(super) now: Mono,
     pub(super) lanes: Vec<LaneRuntime>,
+    /// Disks that could not be opened, for reports.
+    pub(super) failed_disks: Vec<DiskReport>,
     pub(super) members: FxHashMap<MemberId, MemberRuntime>,
     /// Members that the store was asked to make or to forget.
     pub(super) pending: FxHashMap<MemberId, Pending>,
@@ -146,6 +148,7 @@ impl Worker {
             driver,
             now,
             lanes: Vec::new(),
+            failed_disks: Vec::new(),
             members: FxHashMap::default(),
             pending: FxHashMap::default(),
             destroyed: Vec::new(),
@@ -183,6 +186,13 @@ impl Worker {
             incarnation: superblock.incarnation,
         });
         self.lanes.push(runtime);
+    }
+
+    /// A disk that could not be opened has no lane; it is reported, so that somebody learns of it.
+    pub fn add_failed_disk(&mut self, disk: Uuid, path: String, capacity: u64, reason: String) {
+        let (capacity_bytes, failed) = (capacity, Some(reason));
+        let report = DiskReport { disk, path, capacity_bytes, failed, ..DiskReport::default() };
+        self.failed_disks.push(report);
     }
 
     /// From now on `probe` sees what members ask for.

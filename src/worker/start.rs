@@ -22,11 +22,11 @@ use crate::store::index::{IndexError, IndexStore};
 use crate::store::lane::{self, Lane, LaneConfig, RecoveredMember};
 use crate::store::open::read_superblock;
 use crate::store::seam::MemberRecord;
-use crate::types::{PodId, Uuid};
+use crate::types::{Mono, PodId, Uuid};
 use crate::view::{ClusterView, PodReport};
 use crate::volume::SessionSource;
-use crate::worker::disks::{self, DiskFiles, LANE, file_error};
-use crate::worker::index_thread::IndexThread;
+use crate::worker::disks::{self, DiskFiles, LANE, SUPERBLOCK, file_error};
+use crate::worker::index_thread::{IndexThread, describe};
 use crate::worker::lanes::{DiskPlace, LaneFiles, LaneRuntime};
 use crate::worker::mailbox::{Sender, Wake, mailbox};
 use crate::worker::members::{apply_request, raft_entry};
@@ -35,6 +35,10 @@ use crate::worker::watchdog::Watchdog;
 
 /// Messages that wait for a worker; the index threads block when it is full.
 const MAILBOX_MESSAGES: usize = 4096;
+/// How long I/O that an earlier process left under way may take to end.
+const EARLIER_IO_WAIT: Duration = Duration::from_secs(30);
+/// Between looks whether it has.
+const EARLIER_IO_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a pod's data path is started with.
 #[derive(Clone, Debug)]
@@ -76,9 +80,9 @@ pub struct DiskOptions {
     pub wal_bytes: u64,
 }
 
-/// A disk that is in use.
+/// A disk of this pod, in use or failed.
 #[derive(Clone, Debug)]
-pub struct OpenDisk {
+pub struct PodDisk {
     pub disk: Uuid,
     pub path: PathBuf,
     pub capacity_bytes: u64,
@@ -105,10 +109,21 @@ pub enum StartError {
     )]
     NotEmpty { path: PathBuf, name: String },
     #[error(
+        "{path} holds the log and the data of a disk (lane-0), but not its superblock: an \
+         interrupted copy, or fsck has moved the file to lost+found? Bring superblock back, or \
+         give an empty folder; nothing was changed"
+    )]
+    NoSuperblock { path: PathBuf },
+    #[error(
         "the disk {path} is in use by another process: stop that one, or take the disk out of \
          one of the two configurations"
     )]
     InUse { path: PathBuf },
+    #[error(
+        "I/O of an earlier process is still under way on {path}: the disk does not answer it; look \
+         at the device, and start the pod again when it has ended"
+    )]
+    Busy { path: PathBuf },
     #[error(
         "the disk {path} belongs to cluster {theirs}, but this pod is of cluster {ours}: give \
          the pod an empty folder, or start it in the cluster that the disk belongs to"
@@ -143,6 +158,24 @@ pub enum StartError {
     Thread(#[source] std::io::Error),
 }
 
+impl StartError {
+    /// True when a disk is damaged or does not work: the pod goes on with its others. What a
+    /// person has set up otherwise than it should be ends the start.
+    fn is_of_one_disk(&self) -> bool {
+        use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+        match self {
+            StartError::File { source, .. } => {
+                !matches!(source.kind(), NotADirectory | NotFound | PermissionDenied)
+            }
+            StartError::DiskFile { .. }
+            | StartError::Busy { .. }
+            | StartError::Open { .. }
+            | StartError::Index { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 /// Why a lane could not be brought up.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenLaneError {
@@ -159,13 +192,13 @@ pub enum OpenLaneError {
 /// A running data path.
 pub struct DataPath {
     inbox: Sender<Command>,
-    disks: Vec<OpenDisk>,
+    disks: Vec<PodDisk>,
     thread: Option<JoinHandle<std::io::Result<()>>>,
 }
 
 impl DataPath {
-    /// The disks it has opened.
-    pub fn disks(&self) -> &[OpenDisk] {
+    /// Its disks, also those that could not be opened.
+    pub fn disks(&self) -> &[PodDisk] {
         &self.disks
     }
 
@@ -253,7 +286,7 @@ fn or_die(run: impl FnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
     }
 }
 
-type Built = (Worker, Sender<Command>, Vec<OpenDisk>);
+type Built = (Worker, Sender<Command>, Vec<PodDisk>);
 
 /// Runs on the worker's own thread: an io_uring belongs to the thread that made it.
 fn build(
@@ -266,10 +299,7 @@ fn build(
     let (inbox, receiver) = mailbox(MAILBOX_MESSAGES, wake);
     let pool = Pool::default();
     let mut driver = driver;
-    let mut opened = Vec::new();
-    for (number, disk) in options.disks.iter().enumerate() {
-        opened.push(open_disk(options, disk, number as u8, driver.as_mut(), &pool, &inbox)?);
-    }
+    let (opened, failed) = open_disks(options, driver.as_mut(), &pool, &inbox)?;
     let config = WorkerConfig {
         cluster: options.cluster,
         pod: options.pod,
@@ -283,11 +313,16 @@ fn build(
     let mut worker = Worker::new(config, driver, pool, receiver, report, sessions);
     let mut disks = Vec::new();
     for disk in opened {
-        disks.push(disk.open);
+        disks.push(disk.shown);
         worker.add_lane(disk.runtime);
         for (record, start) in disk.members {
             worker.start_member(disk.number, &record, start, Vec::new());
         }
+    }
+    for (disk, reason) in failed {
+        let (uuid, path) = (disk.disk, disk.path.display().to_string());
+        worker.add_failed_disk(uuid, path, disk.capacity_bytes, reason);
+        disks.push(disk);
     }
     worker.listen_peers(&options.peer)?;
     for address in &options.nbd {
@@ -298,10 +333,49 @@ fn build(
 
 /// A disk whose lane is recovered.
 struct OpenedDisk {
+    /// Of its lane, in the worker.
     number: u8,
-    open: OpenDisk,
+    shown: PodDisk,
     runtime: LaneRuntime,
     members: Vec<(MemberRecord, Start)>,
+}
+
+/// A disk that could not be opened, and why.
+type FailedDisk = (PodDisk, String);
+
+/// Opens what can be opened: the disk is the unit of failure. One that this pod never had is
+/// another matter: somebody is adding it, and is there to see that it does not work.
+fn open_disks(
+    options: &StartOptions,
+    driver: &mut dyn Driver,
+    pool: &Pool,
+    inbox: &Sender<Command>,
+) -> Result<(Vec<OpenedDisk>, Vec<FailedDisk>), StartError> {
+    let (mut opened, mut failed, mut first) = (Vec::new(), Vec::new(), None);
+    for disk in &options.disks {
+        // Lanes are numbered as the worker will hold them: a failed disk has none.
+        let error = match open_disk(options, disk, opened.len() as u8, driver, pool, inbox) {
+            Ok(disk) => {
+                opened.push(disk);
+                continue;
+            }
+            Err(error) => error,
+        };
+        let Some(uuid) = disk.known.filter(|_| error.is_of_one_disk()) else {
+            return Err(error);
+        };
+        let reason = describe(&error);
+        tracing::error!(disk = %uuid, "a disk cannot be used, the pod goes without it: {reason}");
+        let path = disk.path.clone();
+        let data = std::fs::metadata(path.join(LANE).join("data"));
+        let capacity_bytes = data.map_or(0, |data| data.len());
+        failed.push((PodDisk { disk: uuid, path, capacity_bytes }, reason));
+        first.get_or_insert(error);
+    }
+    match first {
+        Some(error) if opened.is_empty() => Err(error),
+        _ => Ok((opened, failed)),
+    }
 }
 
 fn open_disk(
@@ -314,16 +388,21 @@ fn open_disk(
 ) -> Result<OpenedDisk, StartError> {
     let path = &disk.path;
     let lock = disks::lock(path)?;
-    if !path.join("superblock").exists() {
+    if !disks::is_formatted(path)? {
         if let Some(disk) = disk.known {
             return Err(StartError::Missing { path: path.clone(), disk });
         }
-        disks::format(options, disk, pool)?;
+        disks::format(options.cluster, disk, pool)?;
     }
     let mut files = DiskFiles::open(path, pool)?;
-    let index_path = path.join(LANE).join("index");
-    let index_error = |source| StartError::Index { path: path.clone(), source };
-    let mut index = RocksIndex::open(&index_path).map_err(index_error)?;
+    // Before anything is read: from here on nobody else writes.
+    let deadline = driver.now() + EARLIER_IO_WAIT;
+    let mut open = |file: &str| open_file(driver, &path.join(file), deadline);
+    let lane_files = LaneFiles {
+        superblock: open(SUPERBLOCK)?,
+        wal: open(&format!("{LANE}/wal"))?,
+        data: open(&format!("{LANE}/data"))?,
+    };
     let open_error = |source| StartError::Open { path: path.clone(), source };
     let superblock = read_superblock(&mut files).map_err(|error| open_error(error.into()))?;
     if let Some(known) = disk.known.filter(|known| *known != superblock.disk) {
@@ -334,6 +413,8 @@ fn open_disk(
         let ours = options.cluster;
         return Err(StartError::OtherCluster { path: path.clone(), ours, theirs });
     }
+    let mut index = RocksIndex::open(&path.join(LANE).join("index"))
+        .map_err(|source| StartError::Index { path: path.clone(), source })?;
     let config = LaneConfig {
         data_bytes_max: superblock.data_bytes_max,
         overlay_cache_bytes: options.overlay_cache_bytes,
@@ -347,30 +428,18 @@ fn open_disk(
         listing_extents: LISTING_EXTENTS_MAX,
     };
     let (lane, members) = open_lane(config, pool, &mut files, &mut index).map_err(open_error)?;
-    let lane_files = LaneFiles {
-        superblock: open_file(driver, &path.join("superblock"))?,
-        wal: open_file(driver, &path.join(LANE).join("wal"))?,
-        data: open_file(driver, &path.join(LANE).join("data"))?,
-    };
     let inbox = inbox.clone();
     let finish = Box::new(move |op, done| send(&inbox, Command::Index { lane: number, op, done }));
     let index = IndexThread::start(Box::new(index), finish).map_err(StartError::Thread)?;
     let uuid = lane.superblock().disk;
-    let shown = path.display().to_string();
-    let runtime = LaneRuntime::new(
-        number,
-        lane,
-        DiskPlace { disk: uuid, path: shown, lock: Some(lock) },
-        lane_files,
-        Box::new(index),
-        pool.clone(),
-    );
-    let open = OpenDisk {
+    let place = DiskPlace { disk: uuid, path: path.display().to_string(), lock: Some(lock) };
+    let runtime = LaneRuntime::new(number, lane, place, lane_files, Box::new(index), pool.clone());
+    let shown = PodDisk {
         disk: uuid,
         path: path.clone(),
         capacity_bytes: runtime.lane.space().capacity_bytes,
     };
-    Ok(OpenedDisk { number, open, runtime, members })
+    Ok(OpenedDisk { number, shown, runtime, members })
 }
 
 /// Opens a lane and replays its log into the store; says how every member starts.
@@ -431,8 +500,54 @@ fn replay(
     Ok((record, start))
 }
 
-fn open_file(driver: &mut dyn Driver, path: &Path) -> Result<FileId, StartError> {
-    driver
-        .open(&OpenFile { path: path.to_owned(), create: false })
-        .map_err(file_error("open", path))
+/// Opens a file for the driver, when what an earlier process left under way on it has ended.
+fn open_file(driver: &mut dyn Driver, path: &Path, until: Mono) -> Result<FileId, StartError> {
+    let file = OpenFile { path: path.to_owned(), create: false };
+    let mut waited = false;
+    loop {
+        match driver.open(&file) {
+            Ok(file) => return Ok(file),
+            Err(error) if error.kind() != std::io::ErrorKind::ResourceBusy => {
+                return Err(file_error("open", path)(error));
+            }
+            Err(_) if driver.now() >= until => {
+                return Err(StartError::Busy { path: path.to_owned() });
+            }
+            Err(_) if !waited => {
+                waited = true;
+                let path = path.display();
+                tracing::warn!(%path, "waiting for I/O of an earlier process that is under way");
+            }
+            Err(_) => std::thread::sleep(EARLIER_IO_PAUSE),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{FlockOperation, flock};
+
+    use super::*;
+
+    /// As requests of a killed process do, something holds the file.
+    #[test]
+    fn io_of_an_earlier_process_is_waited_for_but_not_for_ever() {
+        let binary = std::env::current_exe().unwrap();
+        let folder = tempfile::tempdir_in(binary.parent().unwrap()).unwrap();
+        let path = folder.path().join("wal");
+        let earlier = std::fs::File::create(&path).unwrap();
+        flock(&earlier, FlockOperation::LockExclusive).unwrap();
+        let mut driver = crate::io::driver_with(DriverKind::Epoll, DurableWrites::Ring).unwrap();
+        let now = driver.now();
+        let refused = open_file(driver.as_mut(), &path, now).unwrap_err();
+        assert!(matches!(refused, StartError::Busy { .. }) && refused.is_of_one_disk());
+        let waits = std::thread::spawn(move || {
+            let mut driver =
+                crate::io::driver_with(DriverKind::Epoll, DurableWrites::Ring).unwrap();
+            let until = driver.now() + EARLIER_IO_WAIT;
+            open_file(driver.as_mut(), &path, until).map(drop)
+        });
+        drop(earlier);
+        waits.join().unwrap().unwrap();
+    }
 }

@@ -9,6 +9,7 @@ mod format;
 mod fuzz;
 pub mod memory;
 pub mod rocks;
+pub mod rocks_threads;
 #[cfg(test)]
 mod store_test;
 

@@ -10,6 +10,7 @@ use rocksdb::{
 };
 
 use crate::store::index::format::{self, Change};
+use crate::store::index::rocks_threads::one_more_database;
 use crate::store::index::{IndexError, IndexStore};
 use crate::store::seam::{ExtentKey, ExtentRecord, IndexEdit, MemberRecord};
 use crate::types::{Extent, MemberId};
@@ -29,14 +30,26 @@ pub struct RocksIndex {
 }
 
 impl RocksIndex {
-    /// Opens the database in this directory, or makes it. Blocks.
+    /// Makes an empty database in this directory, which is made. Durable on return, but for the
+    /// directory's own entry.
+    pub fn create(path: &Path) -> Result<(), IndexError> {
+        RocksIndex::open_or_create(path, true).map(drop)
+    }
+
+    /// Opens the database in this directory. One that is not there was lost: an empty one in its
+    /// place would give the slots of a used disk away. Blocks.
     pub fn open(path: &Path) -> Result<RocksIndex, IndexError> {
+        RocksIndex::open_or_create(path, false)
+    }
+
+    fn open_or_create(path: &Path, create: bool) -> Result<RocksIndex, IndexError> {
         let mut table = BlockBasedOptions::default();
         table.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
         table.set_bloom_filter(10.0, false);
         table.set_format_version(5);
         let mut options = Options::default();
-        options.create_if_missing(true);
+        options.create_if_missing(create);
+        options.set_error_if_exists(create);
         options.set_block_based_table_factory(&table);
         options.set_compression_type(DBCompressionType::None);
         options.set_write_buffer_size(WRITE_BUFFER_BYTES);
@@ -46,6 +59,7 @@ impl RocksIndex {
         options.set_max_background_jobs(1);
         options.set_keep_log_file_num(2);
         options.set_paranoid_checks(true);
+        one_more_database().map_err(store_error)?;
         let db = DB::open(&options, path).map_err(store_error)?;
         let mut without_log = WriteOptions::default();
         without_log.disable_wal(true);

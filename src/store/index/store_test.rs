@@ -1,6 +1,11 @@
 //! One contract for both stores of the index.
 
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
 use bytes::Bytes;
+use rocksdb::{DB, FlushOptions, Options};
 
 use super::memory::MemoryIndex;
 use super::rocks::RocksIndex;
@@ -82,6 +87,7 @@ fn memory_keeps_the_contract() {
 fn rocks_keeps_the_contract_and_everything_flushed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("index");
+    RocksIndex::create(&path).unwrap();
     contract(&mut RocksIndex::open(&path).unwrap());
     let mut store = RocksIndex::open(&path).unwrap();
     assert_eq!(store.get(&[key(1, 0)]).unwrap(), [Some(extent(14))]);
@@ -101,4 +107,40 @@ fn a_crash_loses_a_suffix_of_what_was_not_flushed() {
         let left = store.scan(MemberId(1), Extent(0), 10).unwrap();
         assert_eq!(left.len(), 1 + kept);
     }
+}
+
+/// A merge operator runs in the thread that flushes: one that does not return is a disk that hangs.
+#[test]
+fn a_flush_does_not_wait_for_that_of_another_database() {
+    let directory = tempfile::tempdir().unwrap();
+    let (release, hangs) = channel::<()>();
+    let (began, has_begun) = channel();
+    let ends = Arc::new(Mutex::new((began, hangs)));
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_merge_operator_associative("hangs", move |_, _, _| {
+        let (began, hangs) = &*ends.lock().unwrap();
+        began.send(()).unwrap();
+        let _ended = hangs.recv();
+        Some(Vec::new())
+    });
+    let other = DB::open(&options, directory.path().join("other")).unwrap();
+    other.put(b"key", b"value").unwrap();
+    other.merge(b"key", b"more").unwrap();
+    let mut flush = FlushOptions::default();
+    flush.set_wait(false);
+    other.flush_opt(&flush).unwrap();
+    has_begun.recv().unwrap();
+
+    let path = directory.path().join("index");
+    let (flushed, has_flushed) = channel();
+    std::thread::spawn(move || {
+        RocksIndex::create(&path).unwrap();
+        let mut index = RocksIndex::open(&path).unwrap();
+        index.commit(&[IndexEdit::Put(key(1, 0), extent(1))], true).unwrap();
+        flushed.send(()).unwrap();
+    });
+    let answer = has_flushed.recv_timeout(Duration::from_secs(60));
+    drop(release);
+    answer.expect("flushed beside a database that hangs");
 }
