@@ -558,8 +558,9 @@ impl Worker {
                     self.raft_message(to, &header, Vec::new());
                 }
             }
-            PeerMessage::Request { call, to, term, origin, op, .. } => {
-                self.request(to, term, origin, op, Waiter::Peer { conn, call });
+            PeerMessage::Request { call, shard, to, term, origin, op } => {
+                let waiter = Waiter::Peer { conn, call };
+                self.request_for(shard, to, term, origin, op, waiter);
             }
             PeerMessage::Response { call, term, result } => {
                 self.forwarded_result(call, term, result);
