@@ -23,7 +23,7 @@ use crate::control::identity::{Identity, PodDirectory, random_uuid};
 use crate::control::join::{JoinError, identity};
 use crate::control::membership;
 use crate::control::node::Node;
-use crate::control::peers::MESSAGE_BYTES_MAX;
+use crate::control::peers::{KEEP_ALIVE_EVERY, KEEP_ALIVE_WITHIN, MESSAGE_BYTES_MAX};
 use crate::control::proto::catalog_server::CatalogServer;
 use crate::control::proto::cluster_server::ClusterServer;
 use crate::control::proto::disks_server::DisksServer;
@@ -240,6 +240,8 @@ fn load_view(node: &Node) {
         return;
     };
     match serde_json::from_slice::<ClusterView>(&bytes) {
+        .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_WITHIN))
         Ok(view) if view.cluster == node.identity.cluster => node.offer_view(view),
         Ok(_) => tracing::warn!("{} is of another cluster; ignored", path.display()),
         Err(error) => tracing::warn!("{} cannot be read; ignored: {error}", path.display()),

@@ -147,7 +147,7 @@ async fn place_and_propose(
         let (candidates, away) = candidates(&state, &pods);
         let placement = match place(name, shards, replicas, &candidates, &away) {
             Ok(placement) => placement,
-            Err(PlacementError::TooFewPods { .. }) if !pods.is_complete => {
+            Err(PlacementError::TooFewPods { .. }) if !pods.has_listened => {
                 sleep(LOOK_EVERY).await;
                 continue;
             }

@@ -7,7 +7,7 @@ use crate::control::catalog_member::{Answer, AskError};
 use crate::control::command::{Command, NewDisk, Outcome};
 use crate::control::placement::{PlacementError, candidates, place};
 use crate::control::registration::REGISTER_AGAIN_AFTER;
-use crate::control::reports::Pods as Reported;
+use crate::control::reports::{Pods as Reported, Use};
 use crate::control::state::{CatalogError, State};
 use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::pod::Waiting;
@@ -242,7 +242,7 @@ impl Catalog {
                 let of = pod_id(*of);
                 let holder = |new: &NewDisk| {
                     let known = state.disks.get(&new.disk).filter(|known| known.pod != of);
-                    known.is_some_and(|known| reports.uses(known.pod, new.disk))
+                    known.is_some_and(|known| pod.reports.uses(now, known.pod, new.disk) != Use::No)
                 };
                 match disks.iter().any(holder) {
                     true => Err(Verdict::Later),
@@ -361,7 +361,7 @@ fn placed(
             stripe_bytes,
             placement,
         }),
-        Err(PlacementError::TooFewPods { .. }) if !reports.is_complete => Err(Verdict::Again),
+        Err(PlacementError::TooFewPods { .. }) if !reports.has_listened => Err(Verdict::Again),
         Err(PlacementError::TooFewPods { .. }) => Err(Verdict::Later),
         Err(error @ PlacementError::BadReplicas { .. }) => panic!("{error}"),
     }
