@@ -13,7 +13,7 @@ use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::pod::Waiting;
 use crate::sim::catalog::{Catalog, Event, Pods, join_id, pod_id};
 use crate::sim::kernel::Host;
-use crate::types::BLOCK_BYTES;
+use crate::types::{BLOCK_BYTES, VolumeId};
 
 /// How long a call waits for its answer.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
@@ -47,6 +47,7 @@ pub enum What {
     Create(NewVolume),
     Delete {
         name: String,
+        volume: VolumeId,
     },
     /// Changes nothing, and is in the log all the same.
     DeleteNothing,
@@ -111,7 +112,10 @@ impl Catalog {
         let is_there = create.is_done;
         create.is_done = true;
         if is_there {
-            self.ask(What::Delete { name: name.to_owned() });
+            let mut volumes = self.view().volumes.iter();
+            let made = volumes.find(|volume| volume.name == name).expect("it is acknowledged");
+            let (name, volume) = (name.to_owned(), made.volume);
+            self.ask(What::Delete { name, volume });
         }
         is_there
     }
@@ -176,9 +180,13 @@ impl Catalog {
         let what = &self.asks[call.ask].what;
         let request_id = call.request_id();
         let at_once = match what {
-            What::Delete { name } => Some(Command::DeleteVolume { request_id, name: name.clone() }),
+            What::Delete { name, volume } => {
+                let (name, volume) = (name.clone(), Some(*volume));
+                Some(Command::DeleteVolume { request_id, name, volume })
+            }
             What::DeleteNothing => {
-                Some(Command::DeleteVolume { request_id, name: "nothing".to_owned() })
+                let name = "nothing".to_owned();
+                Some(Command::DeleteVolume { request_id, name, volume: None })
             }
             What::Join { host: of, .. } => {
                 let addresses = self.pods[*of].addresses.expect("every pod has an address");
@@ -300,7 +308,7 @@ impl Catalog {
                         self.check.created(&new.name, *outcome);
                         self.ended.push(Ended::Created(new.clone()));
                     }
-                    What::Delete { name } => self.check.deleted(name),
+                    What::Delete { name, .. } => self.check.deleted(name),
                     What::Register { .. } => {
                         pod.compares_at = Some(now + REGISTER_AGAIN_AFTER);
                     }
