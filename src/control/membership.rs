@@ -125,7 +125,13 @@ fn start(node: &Arc<Node>, storage: Storage, recovered: Recovered) -> Result<(),
         node.peers.learn_state(state);
     }
     tracing::info!(member = recovered.row.member.0, "this pod is a member of the catalog");
-    let catalog = Catalog::start(storage, recovered, node.run, Queues::new(node))?;
+    let weak = Arc::downgrade(node);
+    let lost = move |reason| {
+        if let Some(node) = weak.upgrade() {
+            node.catalog_lost.send_replace(Some(reason));
+        }
+    };
+    let catalog = Catalog::start(storage, recovered, node.run, Queues::new(node), lost)?;
     node.set_catalog(Some(Arc::new(catalog)));
     Ok(())
 }
@@ -208,13 +214,7 @@ fn remove(node: &Arc<Node>) -> Result<(), MembershipError> {
         catalog.stop();
     }
     let mut directory = node.directory.lock().unwrap_or_else(PoisonError::into_inner);
-    let path = database(directory.path());
     directory.set_catalog_member(None)?;
-    match std::fs::remove_dir_all(&path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(MembershipError::Remove { path, source }),
-    }
     remove_rest(directory.path())?;
     set_aside(directory.path())?;
     remove_rest(directory.path())
@@ -236,6 +236,11 @@ fn set_aside(data: &Path) -> Result<(), MembershipError> {
 /// What is left of a removal.
 fn remove_rest(data: &Path) -> Result<(), MembershipError> {
     let path = removed(data);
+    match std::fs::remove_dir_all(&path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(MembershipError::Remove { path, source }),
+    }
 }
 
 /// Ends this pod's member for this run; its log is closed when this returns.
