@@ -388,6 +388,33 @@ fn a_registration_that_is_carried_out_late_is_noticed_by_the_pod_that_has_the_di
     registration_comes_late();
 }
 
+/// A copy of a disk turns up in another pod while the original's is away, and all pods that could
+/// know have just started.
+#[test]
+fn a_copy_of_a_disk_does_not_take_over_from_the_original() {
+    let mut scenario = Scenario::new(1, 3);
+    let copy = scenario.pod(1).disks[0].clone();
+    let id = copy.disk;
+    let place = |world: &World| {
+        let mut disks = world.catalog.view().disks.iter();
+        disks.find(|disk| disk.disk == id).map(|disk| disk.pod)
+    };
+    scenario.until("its pod has registered", |world| place(world) == Some(pod_id(1)));
+    scenario.world.crash(1, Loss::Power);
+    scenario.restart(0);
+    scenario.restart(2);
+    let life = scenario.pod(0).life;
+    scenario.world.catalog.ask(What::Register { host: 0, life, disks: vec![copy] });
+    scenario.run_for(Duration::from_secs(15));
+    assert_eq!(place(&scenario.world), Some(pod_id(1)), "its pod may be back at any time");
+    scenario.world.start(1);
+    scenario.run_for(Duration::from_secs(40));
+    assert_eq!(place(&scenario.world), Some(pod_id(1)), "its pod uses it");
+    // Who made the copy takes it out again.
+    scenario.restart(0);
+    scenario.end();
+}
+
 #[test]
 fn mistakes_in_the_catalog_are_found() {
     assert_found(Mistake::RegistersOnce, registration_comes_late);
