@@ -10,7 +10,7 @@ use anyhow::Context;
 
 use crate::config::{Config, DurableWriteMethod, IoMethod, ReadMethod};
 use crate::control::command::NewDisk;
-use crate::control::identity::{Identity, write_atomically};
+use crate::control::identity::{Identity, PodDirectory, write_atomically};
 use crate::control::server::{DataPath, ReportSink};
 use crate::io::driver::Address;
 use crate::io::{DriverKind, DurableWrites};
@@ -24,7 +24,7 @@ use crate::worker::{self, DiskOptions, StartOptions};
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Memory {
-    /// Starts of this pod: numbers its sessions (rule R15).
+    /// Starts of this pod, as `pod.json` has them: versions that counted here only go on from it.
     starts: u32,
     /// The disks that were ever opened, by their folder.
     disks: BTreeMap<PathBuf, Uuid>,
@@ -72,17 +72,29 @@ impl DataPath for Running {
     }
 }
 
-/// Opens this pod's disks and starts its worker and front ends.
+fn memory_file(config: &Config) -> PathBuf {
+    config.data.join("data-path.json")
+}
+
+/// The number of this start, which is higher than that of any before, whichever file was lost.
+pub fn count_start(config: &Config, directory: &mut PodDirectory) -> anyhow::Result<u32> {
+    let file = memory_file(config);
+    let mut memory = Memory::load(&file)?;
+    memory.starts = directory.count_start(memory.starts)?;
+    memory.store(&file)?;
+    Ok(memory.starts)
+}
+
+/// Opens this pod's disks and starts its worker and front ends. `number`: of this start.
 pub fn start(
     config: &Config,
     identity: Identity,
+    number: u32,
     reports: ReportSink,
 ) -> anyhow::Result<Arc<dyn DataPath>> {
-    let file = config.data.join("data-path.json");
+    let file = memory_file(config);
     let mut memory = Memory::load(&file)?;
-    memory.starts += 1;
-    memory.store(&file)?;
-    let options = options(config, identity, &memory)?;
+    let options = options(config, identity, number, &memory)?;
     let worker = worker::start(options, Box::new(move |report| reports.send(report)))?;
     let disks = worker.disks().to_vec();
     for disk in &disks {
@@ -100,7 +112,12 @@ pub fn start(
     Ok(Arc::new(Running { worker: Mutex::new(Some(worker)), disks }))
 }
 
-fn options(config: &Config, identity: Identity, memory: &Memory) -> anyhow::Result<StartOptions> {
+fn options(
+    config: &Config,
+    identity: Identity,
+    number: u32,
+    memory: &Memory,
+) -> anyhow::Result<StartOptions> {
     let mut disks = Vec::new();
     for disk in &config.disks {
         let known = memory.disks.get(&disk.path).copied();
@@ -118,7 +135,7 @@ fn options(config: &Config, identity: Identity, memory: &Memory) -> anyhow::Resu
     Ok(StartOptions {
         cluster: identity.cluster,
         pod: identity.pod,
-        incarnation: memory.starts,
+        incarnation: number,
         driver: match config.io {
             IoMethod::Auto => DriverKind::Auto,
             IoMethod::IoUring => DriverKind::IoUring,
@@ -153,4 +170,26 @@ fn options(config: &Config, identity: Identity, memory: &Memory) -> anyhow::Resu
 
 fn size(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r15_starts_are_counted_on_when_a_file_is_lost() {
+        let root = tempfile::tempdir().unwrap();
+        let mut config: Config = toml::from_str("data = 'set below'").unwrap();
+        config.data = root.path().to_owned();
+        let start = || {
+            let mut directory = PodDirectory::open(root.path()).unwrap();
+            count_start(&config, &mut directory).unwrap()
+        };
+        // A pod of an earlier version counted in this file only.
+        let memory = Memory { starts: 6, ..Memory::default() };
+        memory.store(&memory_file(&config)).unwrap();
+        assert_eq!((start(), start()), (7, 8));
+        std::fs::remove_file(memory_file(&config)).unwrap();
+        assert_eq!(start(), 9);
+    }
 }

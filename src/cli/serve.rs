@@ -67,19 +67,25 @@ fn raise_open_files() {
 fn serve(config: Config) -> anyhow::Result<()> {
     raise_open_files();
     config.check_disks()?;
-    let directory = PodDirectory::open(&config.data)?;
+    let mut directory = PodDirectory::open(&config.data)?;
+    let number = data_path::count_start(&config, &mut directory)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
         .enable_all()
         .build()
         .context("start the threads of the control plane")?;
-    let result = runtime.block_on(serve_until_told(&config, directory));
+    let result = runtime.block_on(serve_until_told(&config, directory, number));
     runtime.shutdown_background();
     result
 }
 
-async fn serve_until_told(config: &Config, directory: PodDirectory) -> anyhow::Result<()> {
+/// `number`: of this start of the pod.
+async fn serve_until_told(
+    config: &Config,
+    directory: PodDirectory,
+    number: u32,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut told = async || {
@@ -95,7 +101,7 @@ async fn serve_until_told(config: &Config, directory: PodDirectory) -> anyhow::R
     let data_path = {
         let (config, identity) = (config.clone(), server.identity());
         let reports = server.report_sink();
-        let start = move || data_path::start(&config, identity, reports);
+        let start = move || data_path::start(&config, identity, number, reports);
         tokio::task::spawn_blocking(start).await.context("start the data path")?
     };
     let data_path = match data_path {

@@ -66,7 +66,7 @@ pub async fn run(client: &Client, command: Command, output: Output) -> anyhow::R
         Command::Delete { name } => {
             let doing = format!("delete volume {name}");
             let request_id = request_id()?;
-            let request = DeleteVolumeRequest { name: name.clone(), request_id };
+            let request = DeleteVolumeRequest { name: name.clone(), request_id, volume: None };
             client.check(doing, volumes.delete(request).await)?;
             match output {
                 Output::Table => Ok(format!("volume {name} is deleted\n")),

@@ -2,9 +2,12 @@
 //! [`Storage`]. Log writes are made by the same thread: a disk that hangs stops the ticks too,
 //! and so loses the leadership.
 //!
+//! When it fails or panics, what it has published says so, and whoever started it is told.
+//!
 //! Others talk to it through a [`Catalog`]; what it knows is published as [`Published`].
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -18,8 +21,9 @@ use crate::control::catalog_member::{
 };
 use crate::control::command::{Command, Outcome};
 use crate::control::reconcile::MembershipChange;
-use crate::control::storage::{MemberRow, Recovered, Snapshot, Storage};
+use crate::control::storage::{MemberRow, MemberStorage, Recovered, Snapshot};
 use crate::io::clock;
+use crate::replica::member::panic_text;
 use crate::replica::meta::MetaError;
 use crate::replica::seam::Role;
 use crate::types::MemberId;
@@ -49,12 +53,14 @@ enum Event {
 }
 
 impl Catalog {
-    /// Starts the thread. `run` is drawn at random for each process.
+    /// Starts the thread. `run` is drawn at random for each process. `lost` is called when it ended
+    /// by itself and would work again after a restart.
     pub fn start(
-        storage: Storage,
+        storage: impl MemberStorage + Send + 'static,
         recovered: Recovered,
         run: u64,
         outbound: impl Outbound + Send + 'static,
+        lost: impl FnOnce(String) + Send + 'static,
     ) -> Result<Catalog, MetaError> {
         let (events, inbox) = sync_channel(EVENTS_MAX);
         let row = recovered.row;
@@ -64,7 +70,7 @@ impl Catalog {
         let driver = Driver { member, publish, asked: Asked::default() };
         let thread = std::thread::Builder::new()
             .name("catalog".to_owned())
-            .spawn(move || driver.run(&inbox))
+            .spawn(move || driver.run(&inbox, lost))
             .expect("the system has room for a thread");
         Ok(Catalog { row, events, published, thread: Mutex::new(Some(thread)) })
     }
@@ -138,8 +144,8 @@ impl Catalog {
 }
 
 /// What the thread owns.
-struct Driver<O> {
-    member: CatalogMember<Storage, O>,
+struct Driver<S, O> {
+    member: CatalogMember<S, O>,
     publish: watch::Sender<Published>,
     asked: Asked,
 }
@@ -151,14 +157,23 @@ struct Asked {
     barriers: HashMap<AskId, oneshot::Sender<Result<(), AskError>>>,
 }
 
-impl<O: Outbound> Driver<O> {
-    fn run(mut self, inbox: &Receiver<Event>) {
-        if let Err(error) = self.serve(inbox) {
-            let reason = chain(&error);
-            tracing::error!("the catalog of this pod has stopped: {reason}");
-            let known = self.member.known().clone();
-            let stopped = Published { failed: Some(reason), role: Role::default(), ..known };
-            self.publish.send_replace(stopped);
+impl<S: MemberStorage, O: Outbound> Driver<S, O> {
+    fn run(mut self, inbox: &Receiver<Event>, lost: impl FnOnce(String)) {
+        let (reason, is_lost) = match catch_unwind(AssertUnwindSafe(|| self.serve(inbox))) {
+            Ok(Ok(())) => return,
+            // All else is in its log, and would be there again after a restart: the pod can serve
+            // blocks without it.
+            Ok(Err(error)) => (chain(&error), matches!(error, MemberError::Storage(_))),
+            Err(panic) => (format!("it panicked: {}", panic_text(panic)), true),
+        };
+        tracing::error!("the catalog of this pod has stopped: {reason}");
+        self.publish.send_modify(|published| {
+            (published.failed, published.role) = (Some(reason.clone()), Role::default());
+        });
+        // Nobody waits for this member any more when others hear of it.
+        drop(self);
+        if is_lost {
+            lost(reason);
         }
     }
 
@@ -188,6 +203,8 @@ impl<O: Outbound> Driver<O> {
         let (now, member) = (clock::now(), &mut self.member);
         match event {
             Event::Peer(message) => member.step(now, message),
+            // Whoever asked has gone, and may have asked for something else since.
+            Event::Propose(_, reply) if reply.is_closed() => {}
             Event::Propose(command, reply) => {
                 let ask = member.propose(now, command);
                 self.asked.proposals.insert(ask, reply);
@@ -246,4 +263,107 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::command::{Addresses, Command};
+    use crate::control::membership::first;
+    use crate::control::state::State;
+    use crate::control::storage::Storage;
+    use crate::replica::seam::Append;
+    use crate::types::Uuid;
+
+    /// Far more than anything takes.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    struct Nobody;
+
+    impl Outbound for Nobody {
+        fn send(&self, _: Message) {}
+        fn install(&self, _: MemberId, _: Snapshot) {}
+    }
+
+    enum Broken {
+        Fails,
+        Panics,
+    }
+
+    impl MemberStorage for Broken {
+        type Error = std::io::Error;
+
+        fn append(&mut self, _: &Append, _: Option<&Snapshot>) -> std::io::Result<()> {
+            match self {
+                Broken::Fails => Err(std::io::Error::other("the disk is full")),
+                Broken::Panics => panic!("the disk is a mess"),
+            }
+        }
+
+        fn checkpoint(&mut self, _: &Snapshot, _: (u64, u64)) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The only member of a new catalog.
+    fn recovered() -> (tempfile::TempDir, Storage, Recovered) {
+        let root = tempfile::tempdir().unwrap();
+        let at = "127.0.0.1:1".parse().unwrap();
+        let addresses = Addresses { api: at, peer: at, nbd: None };
+        let (row, snapshot) = first(State::new(Uuid([1; 16]), Uuid([2; 16]), addresses));
+        let storage = Storage::open(root.path()).unwrap();
+        storage.create(row, &snapshot).unwrap();
+        let recovered = storage.recover().unwrap().unwrap();
+        (root, storage, recovered)
+    }
+
+    #[test]
+    fn a_write_of_the_log_that_fails_is_told() {
+        for (broken, text) in
+            [(Broken::Fails, "the disk is full"), (Broken::Panics, "the disk is a mess")]
+        {
+            let (_root, _storage, recovered) = recovered();
+            let (tell, told) = std::sync::mpsc::channel();
+            let lost = move |reason| tell.send(reason).unwrap();
+            let catalog = Catalog::start(broken, recovered, 1, Nobody, lost).unwrap();
+            // It is the only voter, and writes down that it votes for itself.
+            let reason = told.recv_timeout(PATIENCE).unwrap();
+            assert!(reason.contains(text), "{reason}");
+            assert_eq!(catalog.published.borrow().failed.as_ref(), Some(&reason));
+            assert!(!catalog.leads());
+            catalog.stop();
+        }
+    }
+
+    #[test]
+    fn a_proposal_whose_caller_has_gone_is_dropped() {
+        let (_root, storage, recovered) = recovered();
+        let kept = Kept::default();
+        let member = CatalogMember::new(storage, recovered, kept, 1, Nobody, clock::now()).unwrap();
+        let (publish, published) = watch::channel(member.known().clone());
+        let mut driver = Driver { member, publish, asked: Asked::default() };
+        let deadline = Instant::now() + PATIENCE;
+        while !published.borrow().role.serving {
+            driver.member.tick(clock::now());
+            driver.settle().unwrap();
+            assert!(Instant::now() < deadline, "the only voter leads");
+        }
+        let revision = || published.borrow().state.as_ref().unwrap().revision;
+        let join = |number| {
+            let at = "127.0.0.1:2".parse().unwrap();
+            let addresses = Addresses { api: at, peer: at, nbd: None };
+            Command::Join { join_id: Uuid([number; 16]), addresses }
+        };
+        let before = revision();
+        let (reply, answer) = oneshot::channel();
+        drop(answer);
+        driver.handle(Event::Propose(join(3), reply));
+        driver.settle().unwrap();
+        assert_eq!(revision(), before);
+        let (reply, mut answer) = oneshot::channel();
+        driver.handle(Event::Propose(join(4), reply));
+        driver.settle().unwrap();
+        assert!(answer.try_recv().unwrap().is_ok());
+        assert_eq!(revision(), before + 1);
+    }
 }

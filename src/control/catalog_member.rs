@@ -83,6 +83,9 @@ pub enum AskError {
     /// Too much waits.
     #[error("the catalog is busy")]
     Busy,
+    /// Decided from what does not hold any more.
+    #[error("the catalog's members have changed meanwhile")]
+    Outdated,
     #[error("the catalog of this pod has stopped")]
     Stopped,
 }
@@ -136,6 +139,8 @@ struct Asked {
     run: u64,
     next: u64,
     proposals: BTreeSet<AskId>,
+    /// Those that take a member out of the list, and maybe some that were answered.
+    removals: BTreeSet<AskId>,
     barriers: BTreeSet<AskId>,
     answers: Vec<Answer>,
 }
@@ -184,6 +189,7 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
                 run,
                 next: 0,
                 proposals: BTreeSet::new(),
+                removals: BTreeSet::new(),
                 barriers: BTreeSet::new(),
                 answers: Vec::new(),
             },
@@ -212,6 +218,13 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
     /// Proposes a command; answered when it is applied here.
     pub fn propose(&mut self, now: Mono, command: Command) -> AskId {
         let ask = self.asked.next_ask();
+        if let Command::RemoveCatalogMember { member } = command {
+            if !self.may_leave(member) {
+                self.asked.answers.push(Answer::Proposal(ask, Err(AskError::Outdated)));
+                return ask;
+            }
+            self.asked.removals.insert(ask);
+        }
         let ticket = self.ticket(ask);
         let data = encode(&Envelope { ticket, command }).into();
         self.asked.proposals.insert(ask);
@@ -227,8 +240,32 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
         ask
     }
 
+    /// Changes the group, unless it was decided from what does not hold any more.
     pub fn change(&mut self, now: Mono, change: &MembershipChange) {
+        if let MembershipChange::Promote(members) = change
+            && !self.may_vote(members)
+        {
+            tracing::info!(?members, "not promoted: the list of the catalog's members changes");
+            return;
+        }
         self.member.handle(now, Input::ChangeMembers(conf_change(change)));
+    }
+
+    /// A member that leaves the list loses its log, so it must not be a voter, nor become one. A
+    /// change that was queued right before may be in the log already.
+    fn may_leave(&self, member: MemberId) -> bool {
+        let group = &self.known.group;
+        !group.joint && !self.member.is_changing() && !group.voters.contains(&member)
+    }
+
+    /// The same from the other side: voters are in the list, and nothing in the log takes one out.
+    fn may_vote(&mut self, members: &[MemberId]) -> bool {
+        let Asked { removals, proposals, .. } = &mut self.asked;
+        removals.retain(|ask| proposals.contains(ask));
+        let listed = self.known.state.as_ref().map(|state| &state.catalog);
+        let is_listed =
+            |member: &MemberId| listed.is_some_and(|listed| listed.contains_key(member));
+        removals.is_empty() && self.known.role.serving && members.iter().all(is_listed)
     }
 
     /// The whole state, from the leader, for a member that is behind the log.

@@ -186,7 +186,9 @@ async fn two_of_three_answer(one: &TestPod, other: &TestPod, demo: u64) {
     let get = GetVolumeRequest { name: name.clone() };
     assert_eq!(volumes.get(get).await.unwrap().into_inner().id, demo);
     let request_id = String::new();
-    let delete = DeleteVolumeRequest { name, request_id };
+    let delete = DeleteVolumeRequest { name, request_id, volume: None };
+    let late = DeleteVolumeRequest { volume: Some(demo + 1), ..delete.clone() };
+    assert_eq!(volumes.delete(late).await.unwrap_err().code(), Code::NotFound);
     volumes.delete(delete.clone()).await.unwrap();
     let again = volumes.delete(delete).await.unwrap_err();
     assert_eq!(again.code(), Code::NotFound);
@@ -231,7 +233,7 @@ async fn a_pod_that_was_away_for_long_gets_the_whole_state() {
     let mut volumes = pods[0].volumes().await;
     for _ in 0..600 {
         let name = "nothing".to_owned();
-        let delete = DeleteVolumeRequest { name, request_id: String::new() };
+        let delete = DeleteVolumeRequest { name, ..DeleteVolumeRequest::default() };
         assert_eq!(volumes.delete(delete).await.unwrap_err().code(), Code::NotFound);
     }
     for pod in &mut pods[..2] {

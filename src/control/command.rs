@@ -32,16 +32,9 @@ pub struct Ticket {
 #[serde(rename_all = "snake_case")]
 pub enum Command {
     /// A pod becomes part of the cluster. The same `join_id` gives the same pod, always.
-    Join {
-        join_id: Uuid,
-        addresses: Addresses,
-    },
+    Join { join_id: Uuid, addresses: Addresses },
     /// A pod started: these are its addresses and disks now. A disk may come from another pod.
-    Register {
-        pod: PodId,
-        addresses: Addresses,
-        disks: Vec<NewDisk>,
-    },
+    Register { pod: PodId, addresses: Addresses, disks: Vec<NewDisk> },
     CreateVolume {
         request_id: String,
         name: String,
@@ -52,20 +45,16 @@ pub enum Command {
     DeleteVolume {
         request_id: String,
         name: String,
+        /// Only this one. Missing in commands of the first versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        volume: Option<VolumeId>,
     },
     /// These members are gone from this disk, durably.
-    Destroyed {
-        disk: Uuid,
-        members: Vec<MemberId>,
-    },
+    Destroyed { disk: Uuid, members: Vec<MemberId> },
     /// These pods are to have a member of the catalog; those that have one are passed over.
-    AddCatalogMembers {
-        pods: Vec<PodId>,
-    },
+    AddCatalogMembers { pods: Vec<PodId> },
     /// This member leaves the catalog for good.
-    RemoveCatalogMember {
-        member: MemberId,
-    },
+    RemoveCatalogMember { member: MemberId },
 }
 
 /// Where a pod answers.

@@ -70,7 +70,8 @@ fn commands() -> [(&'static str, Command); 9] {
             capacity_bytes: 1 << 40,
         }],
     };
-    let delete = Command::DeleteVolume { request_id: "d".to_owned(), name: "old".to_owned() };
+    let delete =
+        Command::DeleteVolume { request_id: "d".to_owned(), name: "old".to_owned(), volume: None };
     let members = [2, 3, 4].map(MemberId).to_vec();
     [
         ("join-two", Command::Join { join_id: Uuid([2; 16]), addresses: addresses(2000) }),

@@ -27,6 +27,10 @@ pub struct PodFile {
     /// made: when the log is missing later, its promises are lost and it must not vote again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catalog_member: Option<MemberId>,
+    /// Starts of this pod: numbers its sessions (rule R15). Here, because whoever counted from 1
+    /// again under the same identity could not write any more.
+    #[serde(default)]
+    pub starts: u32,
 }
 
 /// A pod's place in the world.
@@ -77,8 +81,13 @@ impl PodDirectory {
             Ok(bytes) => parse(&name, &bytes)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let join_id = random_uuid().map_err(|source| fail("read", random(), source))?;
-                let (identity, catalog_member) = (None, None);
-                let file = PodFile { format: FORMAT, join_id, identity, catalog_member };
+                let file = PodFile {
+                    format: FORMAT,
+                    join_id,
+                    identity: None,
+                    catalog_member: None,
+                    starts: 0,
+                };
                 write(path, &file)?;
                 file
             }
@@ -99,6 +108,14 @@ impl PodDirectory {
     pub fn set_identity(&mut self, identity: Identity) -> Result<(), IdentityError> {
         self.file.identity = Some(identity);
         write(&self.path, &self.file)
+    }
+
+    /// The number of this start: above all earlier ones, and above `known`. Durable when this
+    /// returns.
+    pub fn count_start(&mut self, known: u32) -> Result<u32, IdentityError> {
+        self.file.starts = self.file.starts.max(known) + 1;
+        write(&self.path, &self.file)?;
+        Ok(self.file.starts)
     }
 
     /// Durable when this returns.

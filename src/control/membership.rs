@@ -48,6 +48,11 @@ fn database(data: &Path) -> PathBuf {
     data.join("catalog")
 }
 
+/// Where a database is while it is being removed.
+fn removed(data: &Path) -> PathBuf {
+    data.join("catalog.removed")
+}
+
 fn open(path: &Path) -> Result<(Storage, Option<Recovered>), MembershipError> {
     let fail = |source| MembershipError::Storage { path: path.to_owned(), source };
     let storage = Storage::open(path).map_err(fail)?;
@@ -93,6 +98,7 @@ pub async fn resume(node: &Arc<Node>) -> Result<(), MembershipError> {
 fn resume_now(node: &Arc<Node>) -> Result<(), MembershipError> {
     let mut directory = node.directory.lock().unwrap_or_else(PoisonError::into_inner);
     let path = database(directory.path());
+    remove_rest(directory.path())?;
     let promised = directory.file().catalog_member;
     if !path.exists() {
         return match promised {
@@ -119,7 +125,13 @@ fn start(node: &Arc<Node>, storage: Storage, recovered: Recovered) -> Result<(),
         node.peers.learn_state(state);
     }
     tracing::info!(member = recovered.row.member.0, "this pod is a member of the catalog");
-    let catalog = Catalog::start(storage, recovered, node.run, Queues::new(node))?;
+    let weak = Arc::downgrade(node);
+    let lost = move |reason| {
+        if let Some(node) = weak.upgrade() {
+            node.catalog_lost.send_replace(Some(reason));
+        }
+    };
+    let catalog = Catalog::start(storage, recovered, node.run, Queues::new(node), lost)?;
     node.set_catalog(Some(Arc::new(catalog)));
     Ok(())
 }
@@ -202,8 +214,28 @@ fn remove(node: &Arc<Node>) -> Result<(), MembershipError> {
         catalog.stop();
     }
     let mut directory = node.directory.lock().unwrap_or_else(PoisonError::into_inner);
-    let path = database(directory.path());
     directory.set_catalog_member(None)?;
+    remove_rest(directory.path())?;
+    set_aside(directory.path())?;
+    remove_rest(directory.path())
+}
+
+/// A database goes as a whole: half of one, after a crash, could not be opened any more.
+fn set_aside(data: &Path) -> Result<(), MembershipError> {
+    let path = database(data);
+    let renamed = match std::fs::rename(&path, removed(data)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    // Nothing in it may go before its name.
+    renamed
+        .and_then(|()| std::fs::File::open(data)?.sync_all())
+        .map_err(|source| MembershipError::Remove { path, source })
+}
+
+/// What is left of a removal.
+fn remove_rest(data: &Path) -> Result<(), MembershipError> {
+    let path = removed(data);
     match std::fs::remove_dir_all(&path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -233,4 +265,44 @@ async fn blocking(
     tokio::task::spawn_blocking(move || work(&node))
         .await
         .unwrap_or(Err(MembershipError::Interrupted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Uuid;
+
+    /// A pod whose catalog has one member, that pod's, and which is not started.
+    fn pod(data: &Path) -> Arc<Node> {
+        let at = "127.0.0.1:1".parse().unwrap();
+        let addresses = Addresses { api: at, peer: at, nbd: None };
+        let mut directory = PodDirectory::open(data).unwrap();
+        let identity = match directory.file().identity {
+            Some(identity) => identity,
+            None => initialise(&mut directory, addresses).unwrap(),
+        };
+        assert_ne!(identity.cluster, Uuid::default());
+        Arc::new(Node::new(identity, addresses, Vec::new(), directory, 1))
+    }
+
+    /// The pod is killed when the database has been set aside, and a part of it has gone.
+    #[tokio::test]
+    async fn a_removal_that_was_interrupted_is_brought_to_its_end() {
+        let root = tempfile::tempdir().unwrap();
+        let data = root.path();
+        let node = pod(data);
+        node.directory.lock().unwrap().set_catalog_member(None).unwrap();
+        set_aside(data).unwrap();
+        std::fs::remove_file(removed(data).join("CURRENT")).unwrap();
+        drop(node);
+
+        let node = pod(data);
+        resume(&node).await.unwrap();
+        assert!(node.catalog().is_none() && !removed(data).exists() && !database(data).exists());
+        let row = MemberRow { member: MemberId(7), since_revision: 9 };
+        blocking(&node, move |node| create(node, row)).await.unwrap();
+        assert_eq!(node.catalog().unwrap().row, row);
+        blocking(&node, remove).await.unwrap();
+        assert!(node.catalog().is_none() && !removed(data).exists() && !database(data).exists());
+    }
 }

@@ -30,6 +30,8 @@ pub struct Node {
     pub report: watch::Sender<Option<PodReport>>,
     /// This pod's disks, once they are open.
     pub disks: watch::Sender<Option<Vec<NewDisk>>>,
+    /// Why this pod's member of the catalog ended, when a new start of the pod may help.
+    pub catalog_lost: watch::Sender<Option<String>>,
     /// Wakes the leader's reconciler.
     pub wake: Notify,
     /// Random, drawn by each process.
@@ -56,6 +58,7 @@ impl Node {
             view: watch::Sender::default(),
             report: watch::Sender::new(None),
             disks: watch::Sender::new(None),
+            catalog_lost: watch::Sender::new(None),
             wake: Notify::new(),
             run,
             catalog: RwLock::new(None),

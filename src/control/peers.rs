@@ -17,6 +17,10 @@ use crate::types::{MemberId, PodId};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longer than any wait that the other end may make of a call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// A connection that answers nothing for so long is given up, together with what waits in it: it
+/// would arrive when nobody expects it any more.
+pub const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(2);
+pub const KEEP_ALIVE_WITHIN: Duration = Duration::from_secs(3);
 /// The largest message between pods: a whole view or state.
 pub const MESSAGE_BYTES_MAX: usize = 256 << 20;
 
@@ -107,6 +111,9 @@ fn connect(api: SocketAddr) -> Channel {
         .expect("an address makes a URI")
         .connect_timeout(CONNECT_TIMEOUT)
         .timeout(CALL_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
+        .keep_alive_timeout(KEEP_ALIVE_WITHIN)
+        .keep_alive_while_idle(true)
         .tcp_nodelay(true)
         .connect_lazy()
 }

@@ -12,16 +12,38 @@ use crate::view::PodReport;
 /// A pod that was silent for so long is away.
 pub const AWAY_AFTER: Duration = Duration::from_secs(5);
 
-/// A leader for so long has heard from every pod that is up.
-const COMPLETE_AFTER: Duration = Duration::from_secs(3);
+/// A leader for so long has heard from nearly every pod that is up: enough to answer.
+const LISTENED_AFTER: Duration = Duration::from_secs(3);
+
+/// A leader for so long has heard from every pod that is up. One without a member of the catalog
+/// may first wait for an old leader (5 s until its connection is given up), then for another pod
+/// that is away (2 s to connect), and reports are a second apart.
+const COMPLETE_AFTER: Duration = Duration::from_secs(9);
+
+/// A pod that was silent for so long has lost its disks to whoever has them now. Enough for a
+/// process to start again; who moves a disk by hand takes longer.
+pub const DISKS_FREE_AFTER: Duration = Duration::from_secs(30);
 
 /// What a pod said.
 #[derive(Clone, Debug, Default)]
 pub struct Heard {
+    /// Without disks until they are open.
     pub report: PodReport,
+    /// Its disks are open: it uses none beside those of the report.
+    pub is_open: bool,
     /// Its member of the catalog and how far that has applied.
     pub catalog: Option<(MemberId, u64)>,
     pub version: String,
+}
+
+/// Whether a pod uses a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// It says so.
+    Yes,
+    /// It is about to, or it may, for all that is known.
+    Maybe,
+    No,
 }
 
 /// The table itself: its moments are the leader's own.
@@ -42,15 +64,17 @@ pub struct Reports {
 pub struct Pods {
     /// Pods that are up.
     pub up: BTreeMap<PodId, Heard>,
-    /// A new leader has waited long enough: who is not up is away.
+    /// A new leader has waited long enough to say that who is not up is away,
+    pub has_listened: bool,
+    /// and long enough to do something about it.
     pub is_complete: bool,
 }
 
 impl Table {
     /// True when it says something else than before.
     pub fn hear(&mut self, now: Mono, pod: PodId, heard: Heard) -> bool {
-        let before = self.heard.get(&pod).map(|(_, before)| &before.report);
-        let is_new = before != Some(&heard.report);
+        let before = self.heard.get(&pod).map(|(_, before)| (before.is_open, &before.report));
+        let is_new = before != Some((heard.is_open, &heard.report));
         self.heard.insert(pod, (now, heard));
         is_new
     }
@@ -66,7 +90,27 @@ impl Table {
         let up = self.heard.iter().filter(is_up);
         Pods {
             up: up.map(|(pod, (_, heard))| (*pod, heard.clone())).collect(),
-            is_complete: self.leading_since.is_some_and(|at| now.since(at) >= COMPLETE_AFTER),
+            has_listened: self.leads_for(now, LISTENED_AFTER),
+            is_complete: self.leads_for(now, COMPLETE_AFTER),
+        }
+    }
+
+    fn leads_for(&self, now: Mono, time: Duration) -> bool {
+        self.leading_since.is_some_and(|at| now.since(at) >= time)
+    }
+
+    /// Whether `pod`, in which the catalog has this disk, uses it. Silence proves nothing until it
+    /// has lasted: what turns up elsewhere may be a copy, and the pod may just be starting.
+    pub fn uses(&self, now: Mono, pod: PodId, disk: Uuid) -> Use {
+        let Some(leading_since) = self.leading_since else { return Use::Maybe };
+        let heard = self.heard.get(&pod);
+        let silent_since = heard.map_or(leading_since, |(at, _)| leading_since.max(*at));
+        let silence = now.since(silent_since);
+        match heard.filter(|(at, _)| now.since(*at) < AWAY_AFTER) {
+            Some((_, heard)) if heard.has(disk) => Use::Yes,
+            Some((_, heard)) if heard.is_open && self.leads_for(now, COMPLETE_AFTER) => Use::No,
+            None if silence >= DISKS_FREE_AFTER => Use::No,
+            _ => Use::Maybe,
         }
     }
 }
@@ -86,19 +130,24 @@ impl Reports {
         self.table().pods(clock::now())
     }
 
+    /// See [`Table::uses`].
+    pub fn uses(&self, pod: PodId, disk: Uuid) -> Use {
+        self.table().uses(clock::now(), pod, disk)
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         // Nothing in there can be half done.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Pods {
-    /// True when this pod is up and says that it has this disk.
-    pub fn uses(&self, pod: PodId, disk: Uuid) -> bool {
-        let disks = self.up.get(&pod).into_iter().flat_map(|heard| &heard.report.disks);
-        disks.into_iter().any(|report| report.disk == disk)
+impl Heard {
+    fn has(&self, disk: Uuid) -> bool {
+        self.report.disks.iter().any(|report| report.disk == disk)
     }
+}
 
+impl Pods {
     /// Members of the catalog that are at most so many entries behind `applied`.
     pub fn caught_up(&self, applied: u64, behind: u64) -> BTreeSet<MemberId> {
         self.up
@@ -107,5 +156,68 @@ impl Pods {
             .filter(|(_, at)| *at > 0 && at + behind >= applied)
             .map(|(member, _)| member)
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::DiskReport;
+
+    const OWNER: PodId = PodId(1);
+    const DISK: Uuid = Uuid([1; 16]);
+
+    fn at(seconds: u64) -> Mono {
+        Mono(1) + Duration::from_secs(seconds)
+    }
+
+    fn says(is_open: bool, disks: &[Uuid]) -> Heard {
+        let disk = |disk: &Uuid| DiskReport { disk: *disk, ..DiskReport::default() };
+        let report = PodReport { pod: OWNER, disks: disks.iter().map(disk).collect() };
+        Heard { report, is_open, ..Heard::default() }
+    }
+
+    /// A copy of a disk is found in another pod, and the leader is a new one.
+    #[test]
+    fn a_new_leader_does_not_know_whether_a_disk_is_in_use() {
+        let mut table = Table::default();
+        assert_eq!(table.uses(at(0), OWNER, DISK), Use::Maybe);
+        table.set_leading(at(0), true);
+        assert_eq!(table.uses(at(0), OWNER, DISK), Use::Maybe);
+        // Its pod has another one; this one may have been moved. But not everybody was heard.
+        table.hear(at(1), OWNER, says(true, &[]));
+        assert_eq!(table.uses(at(1), OWNER, DISK), Use::Maybe);
+        table.hear(at(9), OWNER, says(true, &[DISK]));
+        assert_eq!(table.uses(at(9), OWNER, DISK), Use::Yes);
+        table.hear(at(10), OWNER, says(true, &[]));
+        assert_eq!(table.uses(at(10), OWNER, DISK), Use::No);
+    }
+
+    #[test]
+    fn a_pod_that_starts_may_use_the_disks_that_it_had() {
+        let mut table = Table::default();
+        table.set_leading(at(0), true);
+        table.hear(at(20), OWNER, says(true, &[DISK]));
+        // Its process ends, and another one starts.
+        assert_eq!(table.uses(at(28), OWNER, DISK), Use::Maybe);
+        table.hear(at(29), OWNER, says(false, &[]));
+        assert_eq!(table.uses(at(29), OWNER, DISK), Use::Maybe);
+        table.hear(at(33), OWNER, says(true, &[]));
+        assert_eq!(table.uses(at(33), OWNER, DISK), Use::No);
+    }
+
+    #[test]
+    fn a_pod_that_is_away_for_long_uses_nothing() {
+        let mut table = Table::default();
+        table.set_leading(at(0), true);
+        assert_eq!(table.uses(at(29), OWNER, DISK), Use::Maybe);
+        assert_eq!(table.uses(at(30), OWNER, DISK), Use::No);
+        table.hear(at(40), OWNER, says(true, &[DISK]));
+        assert_eq!(table.uses(at(69), OWNER, DISK), Use::Maybe);
+        assert_eq!(table.uses(at(70), OWNER, DISK), Use::No);
+        // What it said to an earlier leader, or to this one in an earlier time, is old.
+        table.set_leading(at(70), false);
+        table.set_leading(at(71), true);
+        assert_eq!(table.uses(at(100), OWNER, DISK), Use::Maybe);
     }
 }

@@ -23,7 +23,7 @@ use crate::control::identity::{Identity, PodDirectory, random_uuid};
 use crate::control::join::{JoinError, identity};
 use crate::control::membership;
 use crate::control::node::Node;
-use crate::control::peers::MESSAGE_BYTES_MAX;
+use crate::control::peers::{KEEP_ALIVE_EVERY, KEEP_ALIVE_WITHIN, MESSAGE_BYTES_MAX};
 use crate::control::proto::catalog_server::CatalogServer;
 use crate::control::proto::cluster_server::ClusterServer;
 use crate::control::proto::disks_server::DisksServer;
@@ -76,13 +76,18 @@ pub enum StartError {
     Random(#[source] std::io::Error),
 }
 
-/// The API server ended by itself.
+/// A part of the control plane ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerFailure {
     #[error("the API server failed")]
     Api(#[from] tonic::transport::Error),
     #[error("the API server ended")]
     Ended,
+    #[error(
+        "this pod's member of the catalog has stopped ({reason}); look at the disk that holds \
+         `data`, and start the pod again"
+    )]
+    Catalog { reason: String },
 }
 
 /// How long what was interrupted may take to end.
@@ -167,8 +172,22 @@ impl Server {
         self.spawn(tasks::hand_over_views(self.node.clone(), data_path));
     }
 
-    /// Returns when the API server has failed.
+    /// Returns when a part has failed that only another start of the pod brings back.
     pub async fn failed(&self) -> ServerFailure {
+        let mut lost = self.node.catalog_lost.subscribe();
+        let lost = async {
+            match lost.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+                Ok(reason) => ServerFailure::Catalog { reason: reason.unwrap_or_default() },
+                Err(_) => ServerFailure::Ended,
+            }
+        };
+        tokio::select! {
+            failure = self.api_failed() => failure,
+            failure = lost => failure,
+        }
+    }
+
+    async fn api_failed(&self) -> ServerFailure {
         let mut api = self.api.lock().await;
         match api.as_mut() {
             Some(running) => {
@@ -221,6 +240,8 @@ async fn serve_api(
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_WITHIN))
         .add_service(catalog)
         .add_service(ClusterServer::new(ClusterService { node: node.clone() }))
         .add_service(DisksServer::new(DisksService { node: node.clone() }))
@@ -243,5 +264,25 @@ fn load_view(node: &Node) {
         Ok(view) if view.cluster == node.identity.cluster => node.offer_view(view),
         Ok(_) => tracing::warn!("{} is of another cluster; ignored", path.display()),
         Err(error) => tracing::warn!("{} cannot be read; ignored: {error}", path.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_pod_whose_member_of_the_catalog_is_lost_has_failed() {
+        let root = tempfile::tempdir().unwrap();
+        let mut config: Config = toml::from_str("data = 'set below'").unwrap();
+        config.data = root.path().to_owned();
+        config.init = true;
+        config.api.listen = "127.0.0.1:0".parse().unwrap();
+        let directory = PodDirectory::open(&config.data).unwrap();
+        let server = Server::start(&config, directory).await.unwrap();
+        server.node.catalog_lost.send_replace(Some("the disk is full".to_owned()));
+        let failure = server.failed().await.to_string();
+        assert!(failure.contains("the disk is full"), "{failure}");
+        server.stop().await;
     }
 }

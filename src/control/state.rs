@@ -151,8 +151,8 @@ impl State {
                 .once(request_id, |state| {
                     state.create_volume(name, size_bytes, stripe_bytes, &placement)
                 }),
-            Command::DeleteVolume { request_id, name } => {
-                self.once(request_id, |state| state.delete_volume(&name))
+            Command::DeleteVolume { request_id, name, volume } => {
+                self.once(request_id, |state| state.delete_volume(&name, volume))
             }
             Command::Destroyed { disk, members } => Ok(self.confirm_destroyed(disk, &members)),
             Command::AddCatalogMembers { pods } => self.add_catalog_members(&pods),
@@ -300,9 +300,14 @@ impl State {
         }
     }
 
-    fn delete_volume(&mut self, name: &str) -> Result<Outcome, CatalogError> {
+    fn delete_volume(
+        &mut self,
+        name: &str,
+        meant: Option<VolumeId>,
+    ) -> Result<Outcome, CatalogError> {
         let (volume, _) = self
             .volume_by_name(name)
+            .filter(|(found, _)| meant.is_none_or(|meant| meant == *found))
             .ok_or_else(|| CatalogError::NoSuchVolume { name: name.to_owned() })?;
         let record = self.volumes.get_mut(&volume).expect("it was just found");
         record.deleting = true;

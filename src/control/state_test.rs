@@ -55,7 +55,38 @@ fn create(state: &State, name: &str, size_bytes: u64, replicas: u32) -> Command 
 }
 
 fn delete(name: &str, request_id: &str) -> Command {
-    Command::DeleteVolume { request_id: request_id.to_owned(), name: name.to_owned() }
+    let (request_id, name) = (request_id.to_owned(), name.to_owned());
+    Command::DeleteVolume { request_id, name, volume: None }
+}
+
+/// The request to delete a volume comes when another one has the name.
+#[test]
+fn a_late_request_does_not_delete_another_volume_of_the_same_name() {
+    let mut state = cluster(3);
+    let make = |state: &mut State, id: &str| {
+        let mut command = create(state, "demo", GIB, 3);
+        let Command::CreateVolume { request_id, .. } = &mut command else { unreachable!() };
+        *request_id = id.to_owned();
+        match state.apply(command).unwrap() {
+            Outcome::Volume(volume) => volume,
+            other => panic!("{other:?}"),
+        }
+    };
+    let delete = |id: &str, volume| Command::DeleteVolume {
+        request_id: id.to_owned(),
+        name: "demo".to_owned(),
+        volume: Some(volume),
+    };
+    let first = make(&mut state, "make 1");
+    state.apply(delete("delete 1", first)).unwrap();
+    let second = make(&mut state, "make 2");
+    let error = state.apply(delete("late", first)).unwrap_err();
+    assert_eq!(error, CatalogError::NoSuchVolume { name: "demo".to_owned() });
+    assert_eq!(state.volume_by_name("demo").unwrap().0, second);
+    // One that was carried out is answered as before.
+    assert_eq!(state.apply(delete("delete 1", VolumeId(0))), Ok(Outcome::Volume(first)));
+    state.apply(delete("delete 2", second)).unwrap();
+    state.check_invariants();
 }
 
 #[test]

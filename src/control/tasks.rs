@@ -194,20 +194,20 @@ pub async fn register(node: Arc<Node>) {
     }
 }
 
-/// Sends what the data path reports to the leader, when it changed and every second.
+/// Sends what the data path reports to the leader, when it changed and every second. Until the
+/// data path has opened its disks it says only that the pod is there.
 pub async fn report(node: Arc<Node>) {
     let service = CatalogService { node: node.clone() };
     let mut reports = node.report.subscribe();
     loop {
         let report = reports.borrow_and_update().clone();
-        let report = report.unwrap_or(PodReport { pod: node.identity.pod, disks: Vec::new() });
         let member = node
             .catalog()
             .map(|catalog| (catalog.row.member, catalog.published.borrow().applied_index));
         let request = proto::ReportRequest {
             cluster: node.identity.cluster.to_string(),
             pod: node.identity.pod.0,
-            report: serde_json::to_vec(&report).expect("our own types have a JSON form").into(),
+            report: report.map(|report| to_json(&report)).unwrap_or_default().into(),
             catalog_member: member.map_or(0, |(member, _)| member.0),
             catalog_applied: member.map_or(0, |(_, applied)| applied),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -219,6 +219,10 @@ pub async fn report(node: Arc<Node>) {
         // Either way it is time to say it again.
         let _changed = timeout(REPORT_EVERY - REPORT_EVERY_LEAST, reports.changed()).await;
     }
+}
+
+fn to_json(report: &PodReport) -> Vec<u8> {
+    serde_json::to_vec(report).expect("our own types have a JSON form")
 }
 
 /// On the leader: does what the state and the reports ask for.

@@ -14,11 +14,19 @@ use crate::types::{BlockError, MemberId, Mono, Unappended};
 /// One member of one Raft group.
 pub struct Member {
     member: MemberId,
+    blocks: VolumeBlocks,
     state: State,
     /// What a faulted member still has to say.
     last_words: Vec<Output>,
     /// Survives a fault.
     applied_index: u64,
+}
+
+/// The blocks of a volume that a shard has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeBlocks {
+    pub first: u64,
+    pub count: u32,
 }
 
 enum State {
@@ -31,6 +39,7 @@ impl Member {
     pub fn start(config: MemberConfig, start: Start, now: Mono) -> Member {
         let mut member = Member {
             member: config.member,
+            blocks: VolumeBlocks { first: config.first_block_in_volume, count: config.blocks },
             state: State::Faulted,
             last_words: Vec::new(),
             applied_index: start.applied_index,
@@ -82,6 +91,11 @@ impl Member {
             }
         }
         out.append(&mut self.last_words);
+    }
+
+    /// What it keeps, also when it is faulted.
+    pub fn blocks(&self) -> VolumeBlocks {
+        self.blocks
     }
 
     pub fn role(&self) -> Role {
@@ -197,7 +211,8 @@ fn reason_of(broken: &Broken) -> String {
     reason
 }
 
-fn panic_text(panic: Box<dyn Any + Send>) -> String {
+/// What a panic said.
+pub fn panic_text(panic: Box<dyn Any + Send>) -> String {
     if let Some(text) = panic.downcast_ref::<String>() {
         return text.clone();
     }

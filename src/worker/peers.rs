@@ -585,13 +585,14 @@ impl Worker {
                     self.raft_message(to, &header, Vec::new());
                 }
             }
-            PeerMessage::Request { call, to, term, origin, op, .. } => {
+            PeerMessage::Request { call, shard, to, term, origin, op } => {
                 let owed_bytes = op.reply_bytes();
                 if owed_bytes > 0 && !self.peers.promise(conn, owed_bytes) {
                     let result = Err(BlockError::Busy);
                     return self.send_on(conn, PeerMessage::Response { call, term: 0, result });
                 }
-                self.request(to, term, origin, op, Waiter::Peer { conn, call, owed_bytes });
+                let waiter = Waiter::Peer { conn, call, owed_bytes };
+                self.request_for(shard, to, term, origin, op, waiter);
             }
             PeerMessage::Response { call, term, result } => {
                 self.forwarded_result(call, term, result);

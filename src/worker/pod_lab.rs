@@ -329,9 +329,15 @@ impl Pod {
 
     /// A request of a router in another pod. Nobody waits for the answer.
     pub fn request(&mut self, member: MemberId, op: ShardOp) {
+        let shard = self.worker.members[&member].shard;
+        self.request_for(shard, member, op);
+    }
+
+    /// Such a request for a shard.
+    pub fn request_for(&mut self, shard: ShardId, member: MemberId, op: ShardOp) {
         let origin = Origin { attachment_epoch: 0, front_end: PodId(2), session: 1 };
         let waiter = Waiter::Peer { conn: ConnId::MAX, call: CallId(1), owed_bytes: 0 };
-        self.worker.request(member, 0, origin, op, waiter);
+        self.worker.request_for(shard, member, 0, origin, op, waiter);
     }
 
     pub fn has_entry(&self, member: MemberId, index: u64, term: u64) -> bool {

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use raft::eraftpb::{Message, MessageType};
 
-use super::pod_lab::{DISK, Pod, view, volume};
+use super::pod_lab::{DISK, Pod, VOLUME_BYTES, view, volume};
 use crate::limits::{Budgets, ELECTION_TICKS, TICK};
 use crate::planted::{Mistake, assert_found};
-use crate::types::{BLOCK_BYTES, MemberId};
+use crate::types::{BLOCK_BYTES, Block, BlockRange, MemberId, ShardId, ShardOp};
 use crate::view::{MemberState, VolumeView};
 
 const MIB: usize = 1 << 20;
@@ -151,6 +151,67 @@ fn r12_a_member_that_the_catalog_does_not_know_is_kept_and_shown() {
     pod.run_until("it is used again", |pod| leads(pod, 11));
     let client = pod.connect("v");
     assert_eq!(client.read_byte(&mut pod, 0), b'x');
+}
+
+/// The catalog went back to an old copy and gave the ids of one volume to another one. Neither
+/// serving that one nor deleting it may touch the data that is here.
+#[test]
+fn r12_a_member_of_something_else_is_neither_served_nor_destroyed() {
+    let member = MemberId(11);
+    let renumbered = |number, bytes| {
+        let mut other = VolumeView { size_bytes: bytes, ..volume(number, "other", &[1]) };
+        (other.stripe_bytes, other.shards[0].members[0].member) = (bytes, member);
+        other
+    };
+    let mut other_shard = renumbered(1, VOLUME_BYTES);
+    other_shard.shards[0].shard = ShardId(9);
+    let another = [renumbered(2, VOLUME_BYTES), renumbered(1, VOLUME_BYTES / 2), other_shard];
+    for other in another {
+        let mut pod = serving(Budgets::default());
+        let client = pod.connect("v");
+        client.write(&mut pod, 0, BLOCK_BYTES, b'x');
+        pod.run_until("a write is answered", |pod| client.written(pod) == [0]);
+        pod.restart();
+        pod.view(view(1, vec![other.clone()]));
+        let client = pod.connect("other");
+        client.write(&mut pod, 0, BLOCK_BYTES, b'y');
+        pod.run(Duration::from_millis(3000));
+        assert_eq!(pod.state_of(member), Some(MemberState::Unknown));
+        assert!(client.written(&mut pod).is_empty(), "what belongs to another was written to");
+        let mut after = view(2, vec![VolumeView { deleting: true, ..other }]);
+        after.destroyed = vec![(DISK, member)];
+        pod.view(after);
+        pod.run(Duration::from_millis(200));
+        assert!(!pod.has_destroyed(member));
+        pod.restart();
+        pod.view(view(3, vec![volume(1, "v", &[1])]));
+        let client = pod.connect("v");
+        assert_eq!(client.read_byte(&mut pod, 0), b'x');
+    }
+}
+
+/// A positive record names a member of a volume. Without one there is nothing to compare with.
+#[test]
+fn r12_a_member_is_destroyed_with_its_volume_only() {
+    let mut pod = serving(Budgets::default());
+    let mut contradiction = view(2, vec![volume(1, "v", &[1])]);
+    contradiction.destroyed = vec![(DISK, MemberId(11))];
+    pod.view(contradiction);
+    pod.run(Duration::from_millis(200));
+    assert!(leads(&pod, 11) && !pod.has_destroyed(MemberId(11)));
+}
+
+#[test]
+fn a_request_for_another_shard_is_refused() {
+    let mut pod = serving(Budgets::default());
+    let member = MemberId(11);
+    let zero = || ShardOp::Zero { range: BlockRange { first: Block(0), count: 1 }, trim: false };
+    let before = pod.applied(member);
+    pod.request_for(ShardId(2), member, zero());
+    pod.run(SOON);
+    assert_eq!(pod.applied(member), before);
+    pod.request_for(ShardId(1), member, zero());
+    pod.run_until("it is carried out", |pod| pod.applied(member) > before);
 }
 
 const MARKED: MemberId = MemberId(21);

@@ -1,15 +1,22 @@
 //! Makes this pod's members, routers and links what the catalog's view says they are. Level
 //! triggered: called with every view, and again whenever something it waits for has ended.
+//!
+//! A catalog that was restored from an old copy gives ids again that are taken. So an id alone
+//! never decides about a member that is here: one that is not what the view says is a *stranger*,
+//! which is kept as it is, shown as unknown, and neither served nor destroyed.
 
 use std::sync::Arc;
 
-use crate::replica::member::Member;
+use rustc_hash::FxHashSet;
+
+use crate::replica::member::{Member, VolumeBlocks};
 use crate::replica::meta::Meta;
 use crate::replica::seam::{MemberConfig, Start};
 use crate::store::seam::MemberRecord;
-use crate::types::{BLOCK_BYTES, MemberId};
+use crate::types::{BLOCK_BYTES, MemberId, Uuid};
 use crate::view::{
-    ClusterView, DiskReport, MemberReport, MemberView, PodReport, ShardView, VolumeView,
+    ClusterView, DiskReport, MemberReport, MemberState, MemberView, PodReport, ShardView,
+    VolumeView,
 };
 use crate::volume::Volume;
 use crate::worker::Worker;
@@ -50,8 +57,13 @@ impl Worker {
         }
         // The catalog forgets a member when it has heard that it is gone; so do the reports.
         self.destroyed.retain(|gone| view.destroyed.contains(gone));
-        for (disk, member) in &view.destroyed {
-            self.destroy(*disk, *member);
+        let doomed: FxHashSet<(Uuid, MemberId)> = view.destroyed.iter().copied().collect();
+        // A volume stays, as one that is being deleted, until the last of its members is gone.
+        let deleted = view.volumes.iter().filter(|volume| volume.deleting);
+        for member in deleted.flat_map(|volume| &volume.shards).flat_map(|shard| &shard.members) {
+            if doomed.contains(&(member.disk, member.member)) {
+                self.destroy(member.disk, member.member);
+            }
         }
         self.report_due = true;
     }
@@ -64,7 +76,9 @@ impl Worker {
             };
             let others: Vec<MemberView> =
                 shard.members.iter().filter(|other| *other != member).copied().collect();
-            if let Some(runtime) = self.members.get_mut(&member.member) {
+            if !self.is_as_told(volume, shard, member.member, lane as u8) {
+                self.estrange(volume, member.member);
+            } else if let Some(runtime) = self.members.get_mut(&member.member) {
                 runtime.peers = others;
                 runtime.known = true;
             } else if !self.pending.contains_key(&member.member)
@@ -78,6 +92,39 @@ impl Worker {
         }
     }
 
+    /// False for a member that is here and is not the one that the view means.
+    fn is_as_told(
+        &self,
+        volume: &VolumeView,
+        shard: &ShardView,
+        member: MemberId,
+        lane: u8,
+    ) -> bool {
+        let Some(here) = self.members.get(&member) else { return true };
+        let is = (here.volume, here.shard, here.lane, here.member.blocks());
+        !self.strangers.contains(&member)
+            && is == (volume.volume, shard.shard, lane, blocks_of(volume, shard))
+    }
+
+    /// Takes a member out of service until the pod starts again, and says so once.
+    fn estrange(&mut self, volume: &VolumeView, member: MemberId) {
+        if !self.strangers.insert(member) {
+            return;
+        }
+        let Some(here) = self.members.get_mut(&member) else { return };
+        here.known = false;
+        tracing::error!(
+            %member,
+            holds = %format_args!("shard {} of volume {}", here.shard, here.volume),
+            told = %format_args!("volume {} ({})", volume.volume, volume.name),
+            "a replica on this pod's disk belongs to something else than the catalog says; it is \
+             kept and not served: the catalog was probably restored from an old copy; restore a \
+             newer one, and restart this pod"
+        );
+        let reason = "the catalog says that it belongs to something else".to_owned();
+        self.stop_member(member, reason);
+    }
+
     fn create(
         &mut self,
         volume: &VolumeView,
@@ -86,20 +133,17 @@ impl Worker {
         lane: u8,
         others: Vec<MemberView>,
     ) {
-        let place = volume.shards.iter().position(|known| known.shard == shard.shard);
-        let start = place.unwrap_or(0) as u64 * volume.stripe_bytes;
-        let bytes = volume.stripe_bytes.min(volume.size_bytes - start);
-        let blocks = u32::try_from(bytes / BLOCK_BYTES as u64).expect("a shard is below 16 TiB");
+        let blocks = blocks_of(volume, shard);
         let voters: Vec<MemberId> = shard.members.iter().map(|voter| voter.member).collect();
         let record = MemberRecord {
             member,
             shard: shard.shard,
             volume: volume.volume,
-            first_block_in_volume: start / BLOCK_BYTES as u64,
-            blocks,
+            first_block_in_volume: blocks.first,
+            blocks: blocks.count,
             flushed_index: 0,
             flushed_term: 0,
-            meta: Meta::new(&voters, blocks).encode(),
+            meta: Meta::new(&voters, blocks.count).encode(),
             resyncing: false,
         };
         tracing::info!(%member, shard = %shard.shard, volume = %volume.name, "replica created");
@@ -108,10 +152,13 @@ impl Worker {
         self.touch_lane(lane);
     }
 
-    fn destroy(&mut self, disk: crate::types::Uuid, member: MemberId) {
+    fn destroy(&mut self, disk: Uuid, member: MemberId) {
         let Some(lane) = self.lanes.iter().position(|lane| lane.place.disk == disk) else { return };
         let known = self.members.contains_key(&member);
-        if self.pending.contains_key(&member) || self.destroyed.contains(&(disk, member)) {
+        if self.pending.contains_key(&member)
+            || self.destroyed.contains(&(disk, member))
+            || self.strangers.contains(&member)
+        {
             return;
         }
         if !known {
@@ -216,7 +263,10 @@ impl Worker {
                 term: runtime.role.term,
                 leader: runtime.role.leader,
                 applied_index: runtime.member.applied_index(),
-                state: runtime.state(),
+                state: match self.strangers.contains(member) {
+                    true => MemberState::Unknown,
+                    false => runtime.state(),
+                },
             })
             .collect();
         members.sort_by_key(|report| report.member);
@@ -235,5 +285,15 @@ impl Worker {
             members,
             destroyed: gone.map(|(_, member)| *member).collect(),
         }
+    }
+}
+
+fn blocks_of(volume: &VolumeView, shard: &ShardView) -> VolumeBlocks {
+    let place = volume.shards.iter().position(|known| known.shard == shard.shard);
+    let start = place.unwrap_or(0) as u64 * volume.stripe_bytes;
+    let bytes = volume.stripe_bytes.min(volume.size_bytes - start);
+    VolumeBlocks {
+        first: start / BLOCK_BYTES as u64,
+        count: u32::try_from(bytes / BLOCK_BYTES as u64).expect("a shard is below 16 TiB"),
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::front::nbd::session::SessionHandle;
 use crate::io::buffer::Pool;
@@ -82,6 +82,8 @@ pub struct Worker {
     pub(super) pending: FxHashMap<MemberId, Pending>,
     /// Members that are gone, for reports.
     pub(super) destroyed: Vec<(Uuid, MemberId)>,
+    /// Members that are something else than the catalog says: see `reconcile`.
+    pub(super) strangers: FxHashSet<MemberId>,
     pub(super) volumes: FxHashMap<VolumeId, Volume>,
     /// Routers with a deadline.
     pub(super) waiting_volumes: Vec<VolumeId>,
@@ -152,6 +154,7 @@ impl Worker {
             members: FxHashMap::default(),
             pending: FxHashMap::default(),
             destroyed: Vec::new(),
+            strangers: FxHashSet::default(),
             volumes: FxHashMap::default(),
             waiting_volumes: Vec::new(),
             sessions,

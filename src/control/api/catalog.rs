@@ -16,7 +16,7 @@ use crate::control::node::Node;
 use crate::control::proto;
 use crate::control::proto::catalog_client::CatalogClient;
 use crate::control::proto::catalog_server::Catalog as CatalogApi;
-use crate::control::reports::Heard;
+use crate::control::reports::{DISKS_FREE_AFTER, Heard, Use};
 use crate::control::state::State;
 use crate::control::storage::Snapshot;
 use crate::replica::meta::Meta;
@@ -189,17 +189,25 @@ async fn register(
         disks.push(NewDisk { disk, path, capacity_bytes });
     }
     let (state, _) = read(&catalog).await?;
-    let pods = node.reports.pods();
     for new in &disks {
         let Some(known) = state.disks.get(&new.disk).filter(|known| known.pod != pod) else {
             continue;
         };
-        if pods.uses(known.pod, new.disk) {
-            return Err(Failure::Final(Status::failed_precondition(format!(
-                "disk {} ({}) is in use by pod {}; a copy of a disk must not be used beside it",
-                new.disk, new.path, known.pod
-            ))));
-        }
+        let NewDisk { disk, path, .. } = new;
+        let why = match node.reports.uses(known.pod, *disk) {
+            Use::No => continue,
+            Use::Yes => "in use by it; a copy of a disk must not be used beside it".to_owned(),
+            Use::Maybe => format!(
+                "maybe in use by it; it can be used here when pod {} has started without it, or \
+                 was away for {} seconds",
+                known.pod,
+                DISKS_FREE_AFTER.as_secs()
+            ),
+        };
+        return Err(Failure::Final(Status::failed_precondition(format!(
+            "disk {disk} ({path}) belongs to pod {} and is {why}",
+            known.pod
+        ))));
     }
     catalog.propose(Command::Register { pod, addresses, disks }).await?;
     Ok(proto::RegisterResponse {})
@@ -210,11 +218,14 @@ fn report(
     catalog: &Catalog,
     request: &proto::ReportRequest,
 ) -> Result<proto::ReportResponse, Failure> {
-    let report: PodReport =
-        serde_json::from_slice(&request.report).map_err(|error| invalid(&error))?;
+    let is_open = !request.report.is_empty();
+    let report = match is_open {
+        true => serde_json::from_slice(&request.report).map_err(|error| invalid(&error))?,
+        false => PodReport { pod: PodId(request.pod), disks: Vec::new() },
+    };
     let member = (request.catalog_member > 0)
         .then_some((MemberId(request.catalog_member), request.catalog_applied));
-    let heard = Heard { report, catalog: member, version: request.version.clone() };
+    let heard = Heard { report, is_open, catalog: member, version: request.version.clone() };
     if node.reports.hear(PodId(request.pod), heard) {
         node.wake.notify_one();
     }

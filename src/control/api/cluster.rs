@@ -46,7 +46,7 @@ pub async fn describe<T>(
     let mut pods = node.reports.pods();
     loop {
         let (state, published) = read(&catalog).await?;
-        if pods.is_complete || state.pods.keys().all(|pod| pods.up.contains_key(pod)) {
+        if pods.has_listened || state.pods.keys().all(|pod| pods.up.contains_key(pod)) {
             let me = node.identity.pod;
             return Ok(with(Describe::new(&state, &published.group, &pods, me)));
         }

@@ -39,7 +39,9 @@ impl From<AskError> for Failure {
     fn from(error: AskError) -> Failure {
         match error {
             AskError::Refused(error) => Failure::Final(status_of(&error)),
-            AskError::NotLeader | AskError::Busy | AskError::Stopped => Failure::NotLeader,
+            AskError::NotLeader | AskError::Busy | AskError::Outdated | AskError::Stopped => {
+                Failure::NotLeader
+            }
         }
     }
 }

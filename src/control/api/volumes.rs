@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::control::api::cluster::describe;
 use crate::control::api::route::{Failure, on_leader, read};
@@ -19,6 +19,7 @@ use crate::control::proto;
 use crate::control::proto::volumes_client::VolumesClient;
 use crate::control::proto::volumes_server::Volumes;
 use crate::control::state::CatalogError;
+use crate::types::VolumeId;
 
 /// Replicas of a volume when the request does not say.
 const REPLICAS: u32 = 3;
@@ -79,17 +80,39 @@ impl Volumes for VolumesService {
         mut request: Request<proto::DeleteVolumeRequest>,
     ) -> Result<Response<proto::DeleteVolumeResponse>, Status> {
         name_request(&mut request.get_mut().request_id)?;
+        if request.get_ref().volume.is_none() {
+            let volume = self.resolve(&request.get_ref().name).await?;
+            request.get_mut().volume = Some(volume.0);
+        }
         on_leader(
             &self.node,
             request,
             |catalog, request| async move {
-                let proto::DeleteVolumeRequest { name, request_id } = request;
-                catalog.propose(Command::DeleteVolume { request_id, name }).await?;
+                let proto::DeleteVolumeRequest { name, request_id, volume } = request;
+                let volume = volume.map(VolumeId);
+                catalog.propose(Command::DeleteVolume { request_id, name, volume }).await?;
                 Ok(proto::DeleteVolumeResponse {})
             },
             |channel, call| async move { VolumesClient::new(channel).delete(call).await },
         )
         .await
+    }
+}
+
+impl VolumesService {
+    /// The volume that has this name now. 0: none has; a request that was carried out before is
+    /// answered all the same.
+    async fn resolve(&self, name: &str) -> Result<VolumeId, Status> {
+        if let Some(catalog) = self.node.leading()
+            && let Ok((state, _)) = read(&catalog).await
+        {
+            return Ok(state.volume_by_name(name).map_or(VolumeId(0), |(volume, _)| volume));
+        }
+        match self.get(Request::new(proto::GetVolumeRequest { name: name.to_owned() })).await {
+            Ok(found) => Ok(VolumeId(found.into_inner().id)),
+            Err(status) if status.code() == Code::NotFound => Ok(VolumeId(0)),
+            Err(status) => Err(status),
+        }
     }
 }
 
@@ -147,7 +170,7 @@ async fn place_and_propose(
         let (candidates, away) = candidates(&state, &pods);
         let placement = match place(name, shards, replicas, &candidates, &away) {
             Ok(placement) => placement,
-            Err(PlacementError::TooFewPods { .. }) if !pods.is_complete => {
+            Err(PlacementError::TooFewPods { .. }) if !pods.has_listened => {
                 sleep(LOOK_EVERY).await;
                 continue;
             }

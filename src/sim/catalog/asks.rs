@@ -7,13 +7,13 @@ use crate::control::catalog_member::{Answer, AskError};
 use crate::control::command::{Command, NewDisk, Outcome};
 use crate::control::placement::{PlacementError, candidates, place};
 use crate::control::registration::REGISTER_AGAIN_AFTER;
-use crate::control::reports::Pods as Reported;
+use crate::control::reports::{Pods as Reported, Use};
 use crate::control::state::{CatalogError, State};
 use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::pod::Waiting;
 use crate::sim::catalog::{Catalog, Event, Pods, join_id, pod_id};
 use crate::sim::kernel::Host;
-use crate::types::BLOCK_BYTES;
+use crate::types::{BLOCK_BYTES, VolumeId};
 
 /// How long a call waits for its answer.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
@@ -47,6 +47,7 @@ pub enum What {
     Create(NewVolume),
     Delete {
         name: String,
+        volume: VolumeId,
     },
     /// Changes nothing, and is in the log all the same.
     DeleteNothing,
@@ -111,7 +112,10 @@ impl Catalog {
         let is_there = create.is_done;
         create.is_done = true;
         if is_there {
-            self.ask(What::Delete { name: name.to_owned() });
+            let mut volumes = self.view().volumes.iter();
+            let made = volumes.find(|volume| volume.name == name).expect("it is acknowledged");
+            let (name, volume) = (name.to_owned(), made.volume);
+            self.ask(What::Delete { name, volume });
         }
         is_there
     }
@@ -176,9 +180,13 @@ impl Catalog {
         let what = &self.asks[call.ask].what;
         let request_id = call.request_id();
         let at_once = match what {
-            What::Delete { name } => Some(Command::DeleteVolume { request_id, name: name.clone() }),
+            What::Delete { name, volume } => {
+                let (name, volume) = (name.clone(), Some(*volume));
+                Some(Command::DeleteVolume { request_id, name, volume })
+            }
             What::DeleteNothing => {
-                Some(Command::DeleteVolume { request_id, name: "nothing".to_owned() })
+                let name = "nothing".to_owned();
+                Some(Command::DeleteVolume { request_id, name, volume: None })
             }
             What::Join { host: of, .. } => {
                 let addresses = self.pods[*of].addresses.expect("every pod has an address");
@@ -242,7 +250,7 @@ impl Catalog {
                 let of = pod_id(*of);
                 let holder = |new: &NewDisk| {
                     let known = state.disks.get(&new.disk).filter(|known| known.pod != of);
-                    known.is_some_and(|known| reports.uses(known.pod, new.disk))
+                    known.is_some_and(|known| pod.reports.uses(now, known.pod, new.disk) != Use::No)
                 };
                 match disks.iter().any(holder) {
                     true => Err(Verdict::Later),
@@ -300,7 +308,7 @@ impl Catalog {
                         self.check.created(&new.name, *outcome);
                         self.ended.push(Ended::Created(new.clone()));
                     }
-                    What::Delete { name } => self.check.deleted(name),
+                    What::Delete { name, .. } => self.check.deleted(name),
                     What::Register { .. } => {
                         pod.compares_at = Some(now + REGISTER_AGAIN_AFTER);
                     }
@@ -361,7 +369,7 @@ fn placed(
             stripe_bytes,
             placement,
         }),
-        Err(PlacementError::TooFewPods { .. }) if !reports.is_complete => Err(Verdict::Again),
+        Err(PlacementError::TooFewPods { .. }) if !reports.has_listened => Err(Verdict::Again),
         Err(PlacementError::TooFewPods { .. }) => Err(Verdict::Later),
         Err(error @ PlacementError::BadReplicas { .. }) => panic!("{error}"),
     }

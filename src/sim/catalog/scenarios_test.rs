@@ -29,6 +29,21 @@ struct Scenario {
 impl Scenario {
     /// A cluster whose catalog has as many voters as are due.
     fn new(seed: u64, pods: usize) -> Scenario {
+        let mut scenario = Scenario::begin(seed, pods);
+        scenario.until("the group is whole", |world| {
+            let voters = crate::control::reconcile::voters_due(world.shape.pods);
+            // A joint group still needs the one that was alone before.
+            let is_whole = |pod: &ControlPod| {
+                let group = pod.known().map(|known| &known.group);
+                group.is_some_and(|group| group.voters.len() == voters && !group.joint)
+            };
+            world.catalog.pods.iter().filter(|pod| is_whole(pod)).count() >= voters
+        });
+        scenario
+    }
+
+    /// A cluster that starts.
+    fn begin(seed: u64, pods: usize) -> Scenario {
         let shape = Shape {
             pods,
             disks_per_pod: 1,
@@ -60,17 +75,7 @@ impl Scenario {
         };
         let world = World::new(seed, shape, Plan::Mixed);
         world.kernel.borrow_mut().alarm(GOVERN_EVERY, GOVERN);
-        let mut scenario = Scenario { world };
-        scenario.until("the group is whole", |world| {
-            let voters = crate::control::reconcile::voters_due(world.shape.pods);
-            // A joint group still needs the one that was alone before.
-            let is_whole = |pod: &ControlPod| {
-                let group = pod.known().map(|known| &known.group);
-                group.is_some_and(|group| group.voters.len() == voters && !group.joint)
-            };
-            world.catalog.pods.iter().filter(|pod| is_whole(pod)).count() >= voters
-        });
-        scenario
+        Scenario { world }
     }
 
     fn step(&mut self) {
@@ -288,6 +293,59 @@ fn a_change_that_is_not_decided_is_known_to_be_under_way() {
     scenario.end();
 }
 
+/// Learners are being promoted, and somebody wants one of them out of the list, in both orders.
+/// Whoever leaves the list loses its log: no voter may.
+#[test]
+fn a_member_that_becomes_a_voter_is_not_struck_from_the_list() {
+    for (seed, promoted_first) in [(1, true), (2, false)] {
+        let mut scenario = Scenario::begin(seed, 3);
+        scenario.until("there are learners", |world| {
+            let pods = || world.catalog.pods.iter();
+            let leads =
+                |pod: &ControlPod| pod.leads() && pod.known().unwrap().group.learners.len() == 2;
+            pods().any(leads) && pods().all(|pod| pod.state().is_some())
+        });
+        let leader = scenario.leader().expect("it has learners");
+        let now = scenario.world.catalog.local_time(leader);
+        let member = scenario.world.catalog.pods[leader].member.as_mut().expect("it leads");
+        let learners: Vec<MemberId> = member.known().group.learners.iter().copied().collect();
+        let remove = Command::RemoveCatalogMember { member: learners[0] };
+        let promote = MembershipChange::Promote(learners);
+        if promoted_first {
+            member.change(now, &promote);
+        }
+        member.propose(now, remove.clone());
+        member.change(now, &promote);
+        scenario.world.catalog.settle(leader);
+        let check = |scenario: &Scenario| {
+            let known = scenario.pod(leader).known().expect("it is up");
+            let listed = &known.state.as_ref().expect("it leads").catalog;
+            let lost: Vec<_> =
+                known.group.voters.iter().filter(|voter| !listed.contains_key(voter)).collect();
+            assert!(lost.is_empty(), "{lost:?} vote and are not in the list");
+        };
+        check(&scenario);
+        scenario.run_for(Duration::from_secs(5));
+        check(&scenario);
+        scenario.end();
+    }
+}
+
+/// Nor one that is a voter already, whoever believes that it is not.
+#[test]
+fn a_voter_is_not_struck_from_the_list() {
+    let mut scenario = Scenario::new(1, 3);
+    let leader = scenario.leader().expect("a whole group has a leader");
+    let now = scenario.world.catalog.local_time(leader);
+    let member = scenario.world.catalog.pods[leader].member.as_mut().expect("it leads");
+    let voter = *member.known().group.voters.last().expect("three");
+    member.propose(now, Command::RemoveCatalogMember { member: voter });
+    scenario.world.catalog.settle(leader);
+    scenario.run_for(Duration::from_secs(5));
+    assert!(scenario.pod(leader).state().expect("it leads").catalog.contains_key(&voter));
+    scenario.end();
+}
+
 #[test]
 fn all_pods_may_lose_their_power_while_the_group_is_made() {
     for seed in 1..=6 {
@@ -328,6 +386,33 @@ fn registration_comes_late() {
 #[test]
 fn a_registration_that_is_carried_out_late_is_noticed_by_the_pod_that_has_the_disk() {
     registration_comes_late();
+}
+
+/// A copy of a disk turns up in another pod while the original's is away, and all pods that could
+/// know have just started.
+#[test]
+fn a_copy_of_a_disk_does_not_take_over_from_the_original() {
+    let mut scenario = Scenario::new(1, 3);
+    let copy = scenario.pod(1).disks[0].clone();
+    let id = copy.disk;
+    let place = |world: &World| {
+        let mut disks = world.catalog.view().disks.iter();
+        disks.find(|disk| disk.disk == id).map(|disk| disk.pod)
+    };
+    scenario.until("its pod has registered", |world| place(world) == Some(pod_id(1)));
+    scenario.world.crash(1, Loss::Power);
+    scenario.restart(0);
+    scenario.restart(2);
+    let life = scenario.pod(0).life;
+    scenario.world.catalog.ask(What::Register { host: 0, life, disks: vec![copy] });
+    scenario.run_for(Duration::from_secs(15));
+    assert_eq!(place(&scenario.world), Some(pod_id(1)), "its pod may be back at any time");
+    scenario.world.start(1);
+    scenario.run_for(Duration::from_secs(40));
+    assert_eq!(place(&scenario.world), Some(pod_id(1)), "its pod uses it");
+    // Who made the copy takes it out again.
+    scenario.restart(0);
+    scenario.end();
 }
 
 #[test]
