@@ -622,7 +622,7 @@ impl Kernel {
         let mine = self.sockets.iter().filter(|(_, state)| state.host == host);
         let mut mine: Vec<SocketId> = mine.map(|(id, _)| *id).collect();
         mine.sort_unstable();
-        // Without power it says nothing: other pods hear of it when they send something to the next.
+        // Without power it says nothing: other pods hear of it when they send to the next life.
         let silent = loss == Loss::Power && self.rng.one_in(2);
         for socket in mine {
             let Some(Socket { peer, peer_host, .. }) = self.sockets.get(&socket) else { continue };

@@ -253,9 +253,9 @@ impl Worker {
         }
     }
 
-    /// True while nothing may be appended to the log of this member: its store goes ahead of it, and
-    /// that is not durable yet; or the mark waits until all that is applied is written back, which
-    /// would never be under a steady load.
+    /// True while nothing may be appended to the log of this member: its store goes ahead of it,
+    /// and that is not durable yet; or the mark waits until all that is applied is written back,
+    /// which would never be under a steady load.
     pub fn refuses_entries(&self, member: MemberId) -> bool {
         let resync = self.members.get(&member).and_then(|runtime| runtime.resync.as_ref());
         resync.is_some_and(|resync| matches!(resync.step, Step::Marking | Step::Finishing))
