@@ -13,6 +13,9 @@ pub struct Load {
     pub forwarded: usize,
     /// Reads of lanes.
     pub reads: usize,
+    /// Answers that links are owed, in bytes, and questions that wait until they are fewer.
+    pub owed_bytes: usize,
+    pub asks: usize,
     /// Bytes under way of the volume that has most of them, and of the shard, and of the link.
     pub volume_bytes_max: usize,
     pub shard_bytes_max: usize,
@@ -23,12 +26,15 @@ pub struct Load {
 
 impl Worker {
     pub fn load(&self) -> Load {
+        let (owed_bytes, asks) = self.peers.owed();
         let shard_bytes = self.members.values().map(|runtime| runtime.member.proposed_bytes());
         Load {
             client_requests: self.volumes.values().map(Volume::requests_under_way).sum(),
             member_requests: self.requests.len(),
             forwarded: self.peers.forwarded(),
             reads: self.reads.len(),
+            owed_bytes,
+            asks,
             volume_bytes_max: self.volumes.values().map(Volume::bytes).max().unwrap_or(0),
             shard_bytes_max: shard_bytes.max().unwrap_or(0),
             link_bytes_max: self.peers.queue_bytes_max(),

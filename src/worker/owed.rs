@@ -32,6 +32,10 @@ impl Owed {
         before == 0 || before + bytes <= queue_bytes_max / 4
     }
 
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub fn promise(&mut self, bytes: usize) {
         self.bytes += bytes;
     }

@@ -197,6 +197,12 @@ impl Peers {
         self.conns.values().map(|conn| conn.link.queue_bytes()).max().unwrap_or(0)
     }
 
+    /// What all links are owed, in bytes, and the questions that wait.
+    pub fn owed(&self) -> (usize, usize) {
+        let owed = self.conns.values().map(|conn| &conn.owed);
+        owed.fold((0, 0), |(bytes, asks), owed| (bytes + owed.bytes(), asks + owed.waiting.len()))
+    }
+
     /// What this lane of another pod can still allocate; `None` when it never said.
     pub fn free_bytes(&self, disk: Uuid) -> Option<u64> {
         self.free_bytes.get(&disk).copied()

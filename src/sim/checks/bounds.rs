@@ -28,8 +28,8 @@ pub fn within(load: &Load, budgets: &Budgets, connections: usize) -> Result<(), 
 
 /// Whether nothing is left of what was asked.
 pub fn at_rest(load: &Load) -> Result<(), Wrong> {
-    let Load { client_requests, member_requests, forwarded, reads, .. } = *load;
-    let idle = client_requests + member_requests + forwarded + reads == 0
+    let Load { client_requests, member_requests, forwarded, reads, owed_bytes, asks, .. } = *load;
+    let idle = client_requests + member_requests + forwarded + reads + owed_bytes + asks == 0
         && load.volume_bytes_max + load.shard_bytes_max == 0
         && load.link_bytes_max < HEARTBEATS_BYTES_MAX;
     if idle { Ok(()) } else { Err(format!("nobody asks for anything, and there are {load:?}")) }
