@@ -8,7 +8,7 @@ MINUTES ?= 10
 BIN := $(CARGO_TARGET_DIR)/release/holdfast
 DENY := $(CARGO_TARGET_DIR)/tools/bin/cargo-deny
 
-.PHONY: help build demo demo-clean test check fmt bench sim setup
+.PHONY: help build demo demo-clean test check fmt bench sim traces setup
 
 help:
 	@echo "make demo               a three-pod cluster here, with a volume to play with"
@@ -18,6 +18,7 @@ help:
 	@echo "make check              formatting, lints, licences, rules of the code base"
 	@echo "make bench              measure, beside unreplicated servers"
 	@echo "make sim MINUTES=30     simulated clusters with faults, from seeds that are new"
+	@echo "make traces             simulated seeds 1 to 1000: BASE=FILE compares with traces of another commit"
 	@echo "make build              $(BIN)"
 
 setup:
@@ -53,3 +54,6 @@ bench: build
 
 sim: build
 	$(BIN) sim --minutes $(MINUTES) --threads $$(nproc) --seed $$(date +%s)000 --shrink
+
+traces: build
+	@HOLDFAST=$(BIN) scripts/traces.sh $(CARGO_TARGET_DIR)/traces.txt $(BASE)
