@@ -71,7 +71,6 @@ impl LaneFiles for SimFiles {
 /// The index of a simulated lane. Jobs are carried out in order and end later; what they flush is
 /// durable only then, and any part of it is lost when power fails before.
 pub struct SimIndex {
-    pub host: Host,
     pub disk: DiskNumber,
     pub starts: u32,
     pub lane: u8,
@@ -112,7 +111,8 @@ impl IndexRunner for SimIndex {
         kernel.index_job(self.disk, alarm, flushed.is_some());
         let commits = self.index.borrow().commits();
         let flush = flushed.map(|flushed| (Rc::clone(&self.index), commits, flushed));
-        let SimIndex { host, starts, lane, .. } = *self;
+        let SimIndex { disk, starts, lane, .. } = *self;
+        let host = kernel.disks[disk].host;
         self.jobs.borrow_mut().insert(alarm, Job { host, starts, lane, op, done, flush });
     }
 

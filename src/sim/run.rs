@@ -147,7 +147,7 @@ fn run_and_check(options: &Options) -> Result<Outcome, Violation> {
         Plan::Unbounded => run.end_without_promises()?,
         Plan::Mixed | Plan::Rot | Plan::Clocks => {
             run.majority_answers()?;
-            run.heal();
+            run.heal(&[]);
             run.all_answer(&[], None)?;
             run.check_history()?;
             run.settle()?;
@@ -177,7 +177,6 @@ impl Run {
         let mut shape = Shape::draw(options.seed);
         shape.reads = options.reads.unwrap_or(shape.reads);
         let pods = shape.pods;
-        let unbounded = options.plan == Plan::Unbounded;
         let mut run = Run {
             seed: options.seed,
             world: World::new(options.seed, shape, options.plan),
@@ -188,7 +187,7 @@ impl Run {
         };
         run.world.shared.requests_left = options.requests;
         let mut checks = run.world.checks.borrow_mut();
-        if unbounded {
+        if options.plan == Plan::Unbounded {
             checks.expect_nothing();
         }
         checks.distrust(run.world.shape.bad_disk);
@@ -225,7 +224,7 @@ impl Run {
         if let Some(what) = checks.wrong() {
             return Err(Violation::Broken { seed: self.seed, what: what.clone() });
         }
-        let moments = checks.take_moments();
+        let moments = std::mem::take(&mut checks.moments);
         drop(checks);
         self.spring(moments);
         self.rings(alarm);
@@ -301,9 +300,8 @@ impl Run {
             }
             Fault::HangUp(client) => self.world.hang_up(client),
             Fault::Rot(disk, file, pages) => self.rot(disk, file, pages),
-            of_kernel => {
-                let kernel = &mut self.world.kernel.borrow_mut();
-                happens_below(kernel, of_kernel, now, planned.lasts, pods);
+            below => {
+                begin_below_pods(&mut self.world.kernel.borrow_mut(), below, planned.lasts, pods)
             }
         }
     }
@@ -313,9 +311,7 @@ impl Run {
         let Kernel { now, rng, disks, .. } = &mut *self.world.kernel.borrow_mut();
         let (spared, before) = match file {
             LaneFile::Wal => (self.world.checks.borrow().unmarked(disk), *now),
-            LaneFile::Data | LaneFile::Superblock => {
-                (Vec::new(), Mono(now.0.saturating_sub(FRESH_NS)))
-            }
+            _ => (Vec::new(), Mono(now.0.saturating_sub(FRESH_NS))),
         };
         (0..pages).for_each(|_| disks[disk].file(file).rot(before, rng, &spared));
     }
@@ -324,9 +320,7 @@ impl Run {
         let pods = self.world.shape.pods;
         match fault {
             Fault::Crash(host) | Fault::Kill(host) => self.restart(host),
-            Fault::CrashAll | Fault::MoveDisk(..) => {
-                (0..pods).for_each(|host| self.restart(host));
-            }
+            Fault::CrashAll | Fault::MoveDisk(..) => (0..pods).for_each(|host| self.restart(host)),
             Fault::Volume { number, .. } => self.world.delete_volume(number),
             Fault::Stop(host) => self.world.set_stopped(host, false),
             // What is cut off for the end of a run stays so.
@@ -356,7 +350,7 @@ impl Run {
     /// becomes of the rest.
     fn majority_answers(&mut self) -> Result<(), Violation> {
         let left_out = self.left_out();
-        self.heal_but(&left_out);
+        self.heal(&left_out);
         self.step_for(SETTLED_AFTER)?;
         let volumes = self.world.answering_without(&left_out);
         self.spared = !volumes.is_empty();
@@ -412,7 +406,7 @@ impl Run {
     /// Disks may have lost anything. What can be read had been written; what cannot is an error,
     /// or is waited for.
     fn end_without_promises(&mut self) -> Result<(), Violation> {
-        self.heal();
+        self.heal(&[]);
         self.world.read_all(&[]);
         self.step_for(LAST_LOOK)?;
         let seed = self.seed;
@@ -454,13 +448,8 @@ impl Run {
         faulted.map_or(Ok(()), |what| Err(Violation::Faulted { seed, what }))
     }
 
-    /// Everything is well from now on.
-    fn heal(&mut self) {
-        self.heal_but(&[]);
-    }
-
-    /// Everything is well, but for these pods, which stay as they are, and are cut off.
-    fn heal_but(&mut self, left_out: &[Host]) {
+    /// Everything is well from now on, but for these pods, which stay as they are, and are cut off.
+    fn heal(&mut self, left_out: &[Host]) {
         let pods = self.world.shape.pods;
         let mut kernel = self.world.kernel.borrow_mut();
         (0..pods).for_each(|host| kernel.drift(host, 0));
@@ -478,8 +467,8 @@ impl Run {
 }
 
 /// A fault of the network, a clock or a disk begins, in a world of so many pods.
-fn happens_below(kernel: &mut Kernel, fault: Fault, now: Mono, lasts: Duration, pods: usize) {
-    let until = now + lasts;
+fn begin_below_pods(kernel: &mut Kernel, fault: Fault, lasts: Duration, pods: usize) {
+    let until = kernel.now + lasts;
     match fault {
         Fault::Cut(host) => kernel.cut.extend(cuts(host, pods)),
         Fault::ClockStops(host) => {

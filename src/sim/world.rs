@@ -256,11 +256,8 @@ impl World {
         let sessions = SessionSource::new(starts);
         let report = Box::new(|_| {});
         let mut worker = Worker::new(config, Box::new(driver), pool, receiver, report, sessions);
-        worker.watch(Box::new(Watch {
-            kernel: Rc::clone(&self.kernel),
-            checks: Rc::clone(&self.checks),
-            host,
-        }));
+        let (kernel, checks) = (Rc::clone(&self.kernel), Rc::clone(&self.checks));
+        worker.watch(Box::new(Watch { kernel, checks, host }));
         for (lane, (runtime, members)) in (0u8..).zip(lanes) {
             worker.add_lane(runtime);
             for (record, start) in members {
@@ -319,12 +316,8 @@ impl World {
             }
         };
         self.kernel.borrow_mut().disks[disk].failures = 0;
-        self.checks.borrow_mut().opened(
-            disk,
-            opened.superblock(),
-            &mut index.borrow_mut(),
-            &members,
-        );
+        let superblock = opened.superblock();
+        self.checks.borrow_mut().opened(disk, superblock, &mut index.borrow_mut(), &members);
         let mut open = |file: LaneFile| {
             let file = OpenFile { path: path_of(disk, file), create: false };
             driver.open(&file).expect("every disk has it")
@@ -335,7 +328,6 @@ impl World {
             data: open(LaneFile::Data),
         };
         let runner = SimIndex {
-            host,
             disk,
             starts: self.pods[host].starts,
             lane,
@@ -501,7 +493,7 @@ impl World {
             report: &|host| all[host].worker.as_ref().map(Worker::report),
         };
         self.catalog.happens(alarm, &pods);
-        for Ended::Created(volume) in self.catalog.take_ended() {
+        for Ended::Created(volume) in std::mem::take(&mut self.catalog.ended) {
             self.attach_to(&volume);
         }
     }

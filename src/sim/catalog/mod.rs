@@ -84,7 +84,7 @@ pub struct Catalog {
     next_event: u64,
     asks: Vec<Ask>,
     /// What the world has not been told yet.
-    ended: Vec<Ended>,
+    pub ended: Vec<Ended>,
     /// The run comes to its end: new volumes get no clients.
     pub is_closing: bool,
     check: CatalogCheck,
@@ -304,11 +304,6 @@ impl Catalog {
     /// The cluster as of the newest command that was carried out anywhere.
     pub fn view(&self) -> &Arc<ClusterView> {
         self.check.view()
-    }
-
-    /// What has ended since the last call.
-    pub fn take_ended(&mut self) -> Vec<Ended> {
-        std::mem::take(&mut self.ended)
     }
 
     /// Whether a pod hears of a newer view now: half of the time, or always if `all` do.

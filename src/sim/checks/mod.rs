@@ -97,8 +97,8 @@ pub struct Checks {
     bad_disk: Option<DiskNumber>,
     expects_nothing: bool,
     wrong: Option<Wrong>,
-    /// What has happened of all that ambushes wait for, and at which pod.
-    moments: Vec<(Moment, Host)>,
+    /// What has happened of all that ambushes wait for, and at which pods. The run takes it.
+    pub moments: Vec<(Moment, Host)>,
     pub seen: Seen,
 }
 
@@ -146,11 +146,6 @@ impl Checks {
         if let (Err(wrong), None) = (checked, &self.wrong) {
             self.wrong = Some(wrong);
         }
-    }
-
-    /// The moments since the last call, in their order, and the pods where they were.
-    pub fn take_moments(&mut self) -> Vec<(Moment, Host)> {
-        std::mem::take(&mut self.moments)
     }
 
     /// The cluster as it is from now on.
