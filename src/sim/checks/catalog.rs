@@ -13,7 +13,6 @@ use crate::control::command::{Envelope, Outcome, Ticket, decode, encode};
 use crate::control::reconcile::{Group, voters_due};
 use crate::control::state::State;
 use crate::log::LogEntry;
-use crate::sim::catalog::Database;
 use crate::types::MemberId;
 use crate::view::ClusterView;
 
@@ -78,8 +77,13 @@ impl CatalogCheck {
         check
     }
 
-    /// A member has done what it could do for now.
-    pub fn observe(&mut self, member: MemberId, known: &Published, database: &Database) {
+    /// A member has done what it could do for now; `entry` is what its log has at an index.
+    pub fn observe<'a>(
+        &mut self,
+        member: MemberId,
+        known: &Published,
+        entry: impl Fn(u64) -> Option<&'a LogEntry>,
+    ) {
         if let Some(leader) = known.role.leader {
             let first = *self.leaders.entry(known.role.term).or_insert(leader);
             assert_eq!(first, leader, "two leaders of the catalog in term {}", known.role.term);
@@ -92,7 +96,7 @@ impl CatalogCheck {
         }
         // What came with a snapshot is not in the log.
         for index in reached + 1..=index {
-            match database.entry(index) {
+            match entry(index) {
                 Some(entry) => self.take(member, entry),
                 None => assert!(index <= self.index(), "{member:?} jumped over entry {index}"),
             }
