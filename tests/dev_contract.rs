@@ -82,7 +82,7 @@ fn a_pod_that_died_is_started_again_or_left_as_it_was_told() {
     let says = |words: &str| {
         fs::read_to_string(cluster.dir.join("dev.log")).is_ok_and(|log| log.contains(words))
     };
-    wait_until("dev has noticed", || says("is left so"));
+    wait_until("dev has noticed", || says("is not restarted"));
     // That takes longer than a restart would by default. (The catalog numbers pods as they join, so
     // this one need not be pod 2 there.)
     wait_until("the others miss it", || {

@@ -1,4 +1,4 @@
-//! `holdfast serve`: one pod, until it is told to stop.
+//! `holdfast serve`: runs one pod until it is told to stop.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,17 +38,17 @@ pub fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// The configuration; logs are set up as it says.
+/// Reads the configuration and sets up logging accordingly.
 fn read(path: &Path) -> anyhow::Result<Config> {
     let config = Config::load(path)?;
     logs::start(&config.log)?;
     Ok(config)
 }
 
-/// Descriptors beside those of clients: files of databases, links, the control plane.
+/// Descriptors besides those of clients: database files, links, the control plane.
 const OTHER_FILES: u64 = 1024;
 
-/// Every connection takes a descriptor, and the usual limit is for programs that use select(2).
+/// Raises the limit: each connection takes a descriptor, and defaults suit only select(2).
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
@@ -80,7 +80,7 @@ fn serve(config: Config) -> anyhow::Result<()> {
     result
 }
 
-/// `number`: of this start of the pod.
+/// Serves until a signal or a failure. `number`: the number of this start of the pod.
 async fn serve_until_told(
     config: &Config,
     directory: PodDirectory,

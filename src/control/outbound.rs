@@ -46,7 +46,7 @@ impl Outbound for Queues {
             queue
         });
         if queue.try_send(message).is_err() {
-            tracing::debug!(member = to.0, "dropped a message: its receiver is slow or unreachable");
+            tracing::debug!(member = to.0, "dropped a message to a slow or unreachable receiver");
         }
     }
 
