@@ -317,7 +317,7 @@ impl Uring {
     fn answered(&mut self, index: u32, generation: u32, result: i32, out: &mut Vec<Completion>) {
         let slot = self.slots.answered(index, generation);
         let (token, handle) = (slot.token, slot.handle);
-        let open = self.handles.get_mut(handle).expect("a handle with operations in flight is open");
+        let open = self.handles.get_mut(handle).expect("open while in flight");
         let closing = open.closing.is_some();
         let ended = match slot.judge(result, closing) {
             Verdict::Again => {
