@@ -68,5 +68,5 @@ impl Client {
 
 /// A new request id; keep it over retries of the request.
 pub fn request_id() -> anyhow::Result<String> {
-    Ok(random_uuid().context("draw a request id")?.to_string())
+    Ok(random_uuid().context("could not draw a request id")?.to_string())
 }

@@ -34,15 +34,15 @@ impl Memory {
     fn load(file: &Path) -> anyhow::Result<Memory> {
         match std::fs::read(file) {
             Ok(bytes) => serde_json::from_slice(&bytes)
-                .with_context(|| format!("read {} (it is damaged)", file.display())),
+                .with_context(|| format!("{} is damaged; restore it from a copy", file.display())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Memory::default()),
-            Err(error) => Err(error).with_context(|| format!("read {}", file.display())),
+            Err(error) => Err(error).with_context(|| format!("could not read {}", file.display())),
         }
     }
 
     fn store(&self, file: &Path) -> anyhow::Result<()> {
         write_atomically(file, &serde_json::to_vec_pretty(self)?)
-            .with_context(|| format!("write {}", file.display()))
+            .with_context(|| format!("could not write {}", file.display()))
     }
 }
 

@@ -74,7 +74,7 @@ fn serve(config: Config) -> anyhow::Result<()> {
         .thread_name("control")
         .enable_all()
         .build()
-        .context("start the threads of the control plane")?;
+        .context("could not start the threads of the control plane")?;
     let result = runtime.block_on(serve_until_told(&config, directory, number));
     runtime.shutdown_background();
     result
@@ -102,7 +102,7 @@ async fn serve_until_told(
         let (config, identity) = (config.clone(), server.identity());
         let reports = server.report_sink();
         let start = move || data_path::start(&config, identity, number, reports);
-        tokio::task::spawn_blocking(start).await.context("start the data path")?
+        tokio::task::spawn_blocking(start).await.context("could not start the data path")?
     };
     let data_path = match data_path {
         Ok(data_path) => data_path,
@@ -114,7 +114,7 @@ async fn serve_until_told(
     server.attach(data_path.clone());
     if let Some(file) = &config.pid_file {
         write_atomically(file, format!("{}\n", std::process::id()).as_bytes())
-            .with_context(|| format!("write {}", file.display()))?;
+            .with_context(|| format!("could not write {}", file.display()))?;
     }
     tracing::info!(pod = server.identity().pod.0, "serving");
     let ended = tokio::select! {
@@ -127,7 +127,9 @@ async fn serve_until_told(
     {
         tracing::warn!("could not remove {}: {error}", file.display());
     }
-    tokio::task::spawn_blocking(move || data_path.stop()).await.context("stop the data path")?;
+    tokio::task::spawn_blocking(move || data_path.stop())
+        .await
+        .context("could not stop the data path")?;
     server.stop().await;
     Ok(ended?)
 }

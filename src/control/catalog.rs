@@ -275,7 +275,7 @@ mod tests {
     use crate::log::Append;
     use crate::types::Uuid;
 
-    /// Far more than anything takes.
+    /// Far longer than any step takes.
     const PATIENCE: Duration = Duration::from_secs(60);
 
     struct Nobody;
@@ -326,7 +326,7 @@ mod tests {
             let (tell, told) = std::sync::mpsc::channel();
             let lost = move |reason| tell.send(reason).unwrap();
             let catalog = Catalog::start(broken, recovered, 1, Nobody, lost).unwrap();
-            // It is the only voter, and writes down that it votes for itself.
+            // As the only voter it votes for itself, and writes that down.
             let reason = told.recv_timeout(PATIENCE).unwrap();
             assert!(reason.contains(text), "{reason}");
             assert_eq!(catalog.published.borrow().failed.as_ref(), Some(&reason));

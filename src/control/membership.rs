@@ -272,7 +272,7 @@ mod tests {
     use super::*;
     use crate::types::Uuid;
 
-    /// A pod whose catalog has one member, that pod's, and which is not started.
+    /// A stopped pod that is the only member of its catalog.
     fn pod(data: &Path) -> Arc<Node> {
         let at = "127.0.0.1:1".parse().unwrap();
         let addresses = Addresses { api: at, peer: at, nbd: None };
@@ -285,7 +285,7 @@ mod tests {
         Arc::new(Node::new(identity, addresses, Vec::new(), directory, 1))
     }
 
-    /// The pod is killed when the database has been set aside, and a part of it has gone.
+    /// The pod is killed during a removal: the database is renamed, and one file of it is gone.
     #[tokio::test]
     async fn a_removal_that_was_interrupted_is_brought_to_its_end() {
         let root = tempfile::tempdir().unwrap();

@@ -51,7 +51,7 @@ mod tests {
         NewDisk { disk: Uuid([number; 16]), path: "somewhere".to_owned(), capacity_bytes: 1 << 30 }
     }
 
-    /// A disk is moved from one pod to another, and what the first one had sent before comes last.
+    /// A disk moves to another pod, and an older registration of its first pod arrives last.
     #[test]
     fn a_registration_that_comes_late_is_noticed_by_the_pod_that_has_the_disk() {
         let mut state = State::new(Uuid([1; 16]), Uuid([2; 16]), addresses(100));

@@ -177,14 +177,15 @@ mod tests {
         Heard { report, is_open, ..Heard::default() }
     }
 
-    /// A copy of a disk is found in another pod, and the leader is a new one.
+    /// A copy of a disk is found in another pod under a new leader.
     #[test]
     fn a_new_leader_does_not_know_whether_a_disk_is_in_use() {
         let mut table = Table::default();
         assert_eq!(table.uses(at(0), OWNER, DISK), Use::Maybe);
         table.set_leading(at(0), true);
         assert_eq!(table.uses(at(0), OWNER, DISK), Use::Maybe);
-        // Its pod has another one; this one may have been moved. But not everybody was heard.
+        // The pod reports another disk, so this one may have been moved. But not all pods were
+        // heard.
         table.hear(at(1), OWNER, says(true, &[]));
         assert_eq!(table.uses(at(1), OWNER, DISK), Use::Maybe);
         table.hear(at(9), OWNER, says(true, &[DISK]));
@@ -215,7 +216,7 @@ mod tests {
         table.hear(at(40), OWNER, says(true, &[DISK]));
         assert_eq!(table.uses(at(69), OWNER, DISK), Use::Maybe);
         assert_eq!(table.uses(at(70), OWNER, DISK), Use::No);
-        // What it said to an earlier leader, or to this one in an earlier time, is old.
+        // Reports to an earlier leader, or from an earlier time of leading, are outdated.
         table.set_leading(at(70), false);
         table.set_leading(at(71), true);
         assert_eq!(table.uses(at(100), OWNER, DISK), Use::Maybe);

@@ -88,7 +88,7 @@ impl Load {
             let size = (connection.size_bytes, self.block_bytes);
             let place = (number, self.connections);
             let requests = Requests::new(self.pattern, self.read_percent, size, place, seed)
-                .with_context(|| format!("volume {} is too small for that", self.export))?;
+                .with_context(|| format!("volume {} needs a block per connection", self.export))?;
             // The first connections get one more each.
             let surplus = u32::from(number < self.depth % self.connections);
             let share = self.depth / self.connections + surplus;

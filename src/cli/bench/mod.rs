@@ -81,7 +81,7 @@ pub async fn run(client: &Client, args: Args, output: Output) -> anyhow::Result<
     let mut interrupted = false;
     let outcome = loop {
         tokio::select! {
-            outcome = &mut work => break outcome.context("put load on the volume")??,
+            outcome = &mut work => break outcome.context("could not put load on the volume")??,
             _ = interrupt.recv(), if !interrupted => {
                 interrupted = true;
                 stop.store(true, Ordering::Relaxed);

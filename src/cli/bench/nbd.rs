@@ -111,7 +111,7 @@ impl Connection {
         if self.queued() > 0 {
             events |= PollFlags::OUT;
         }
-        let timeout = at_most.try_into().context("wait for a socket")?;
+        let timeout = at_most.try_into().context("could not wait for a socket")?;
         match poll(&mut [PollFd::new(&self.socket, events)], Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error).context("could not wait for a socket"),
@@ -169,7 +169,7 @@ impl Connection {
             self.taken += wire::SIMPLE_REPLY_BYTES;
             let answer = Answer { cookie: head.cookie, error: head.error };
             let bytes =
-                read_bytes(head.cookie).context("the server answered what was not asked")?;
+                read_bytes(head.cookie).context("the server sent an answer without a request")?;
             match head.error {
                 0 => self.data = Some((answer, bytes)),
                 _ => answers.push(answer),
@@ -198,7 +198,7 @@ fn connect(target: &Target) -> std::io::Result<File> {
 /// Negotiates the export and returns its size in bytes.
 fn handshake(socket: &mut File, export: &str) -> anyhow::Result<u64> {
     let mut greeting = [0; wire::GREETING_BYTES];
-    socket.read_exact(&mut greeting).context("no greeting came")?;
+    socket.read_exact(&mut greeting).context("could not receive the greeting")?;
     let mut reader = Reader(&greeting);
     let is_nbd = reader.u64() == Some(wire::MAGIC) && reader.u64() == Some(wire::OPTION_MAGIC);
     ensure!(is_nbd, "this is not an NBD server");
@@ -209,7 +209,7 @@ fn handshake(socket: &mut File, export: &str) -> anyhow::Result<u64> {
     let mut size_bytes = None;
     loop {
         let mut head = [0; wire::OPTION_REPLY_HEADER_BYTES];
-        socket.read_exact(&mut head).context("no answer came")?;
+        socket.read_exact(&mut head).context("could not receive an answer")?;
         let head = OptionReplyHeader::decode(&head).context("the answer is too short")?;
         ensure!(head.magic == wire::OPTION_REPLY_MAGIC, "the server sent no answer to an option");
         ensure!(head.data_bytes <= OPTION_REPLY_BYTES_MAX, "the server's answer is too long");
@@ -217,7 +217,7 @@ fn handshake(socket: &mut File, export: &str) -> anyhow::Result<u64> {
         socket.read_exact(&mut data).context("the answer ended early")?;
         let mut reader = Reader(&data);
         match head.kind {
-            reply::ACK => return size_bytes.context("the server did not say how large it is"),
+            reply::ACK => return size_bytes.context("the server sent no volume size"),
             reply::INFO if reader.u16() == Some(info::EXPORT) => size_bytes = reader.u64(),
             reply::INFO => {}
             reply::ERR_UNKNOWN => bail!("there is no such volume"),

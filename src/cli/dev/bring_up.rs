@@ -109,7 +109,7 @@ async fn create(client: &Client, name: &str, size: ByteSize, replicas: u32) -> a
 async fn usable(client: &Client, name: &str, nbd: SocketAddr) -> anyhow::Result<Option<String>> {
     let volumes = list(client).await?;
     let volume = volumes.iter().find(|volume| volume.name == name);
-    let volume = volume.context("it is gone")?;
+    let volume = volume.context("the volume no longer exists")?;
     if !matches!(volume.state(), VolumeState::Ready | VolumeState::Degraded) {
         return Ok(Some(volume.reason.clone()));
     }

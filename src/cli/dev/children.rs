@@ -114,7 +114,7 @@ impl Pod {
             State::Running(child) => {
                 let ended = child
                     .try_wait()
-                    .with_context(|| format!("could not look at pod {}", self.number))?;
+                    .with_context(|| format!("could not check pod {}", self.number))?;
                 let pid = child.id();
                 self.has_served = self.has_served || serves(&self.pid_file, pid);
                 match ended {
@@ -157,7 +157,7 @@ impl Pod {
             .append(true)
             .open(&self.log_file)
             .with_context(|| format!("could not open {}", self.log_file.display()))?;
-        let program = std::env::current_exe().context("find this program")?;
+        let program = std::env::current_exe().context("could not find this program")?;
         let parent = rustix::process::getpid();
         let mut command = Command::new(program);
         command
@@ -165,7 +165,7 @@ impl Pod {
             .arg("--config")
             .arg(&self.config_file)
             .stdin(Stdio::null())
-            .stdout(log.try_clone().context("share the log")?)
+            .stdout(log.try_clone().context("could not share the log")?)
             .stderr(log)
             // Ctrl-C in a terminal must reach only this process, which stops the pods in order.
             .process_group(0);

@@ -93,7 +93,8 @@ impl Layout {
     /// Sets keys of every pod's configuration. Other keys of the same table stay.
     pub fn set(&mut self, settings: &[toml::Table]) -> anyhow::Result<()> {
         for pod in &mut self.pods {
-            let mut table = toml::Table::try_from(&pod.config).context("write a configuration")?;
+            let mut table =
+                toml::Table::try_from(&pod.config).context("could not encode a configuration")?;
             for setting in settings {
                 merge(&mut table, setting);
             }
@@ -141,7 +142,7 @@ impl Layout {
             let text = format!(
                 "# Pod {} of a development cluster. Written anew by every `holdfast dev`.\n{}",
                 pod.number,
-                toml::to_string(&pod.config).context("write a configuration")?
+                toml::to_string(&pod.config).context("could not encode a configuration")?
             );
             std::fs::write(&path, text)
                 .with_context(|| format!("could not write {}", path.display()))?;
@@ -208,7 +209,7 @@ fn merge(table: &mut toml::Table, setting: &toml::Table) {
 
 /// Size for each pod's disk on a shared file system: four fifths of the free space in all.
 fn disk_bytes(root: &Path, pods: u64, wal_size: ByteSize) -> anyhow::Result<u64> {
-    let space = rustix::fs::statvfs(root).context("could not look at the file system")?;
+    let space = rustix::fs::statvfs(root).context("could not get the space of the file system")?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     let each = (free / 5 * 4 / pods).saturating_sub(wal_size.0);
     Ok((each >> 30 << 30).max(DISK_BYTES_MIN))

@@ -59,7 +59,7 @@ async fn run_cluster(args: &Args) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     std::fs::create_dir_all(&args.data)
         .with_context(|| format!("could not create {}", args.data.display()))?;
-    let data = args.data.canonicalize().context("could not look at the directory")?;
+    let data = args.data.canonicalize().context("could not resolve the directory")?;
     let _lock = lock(&data.join("lock"))?;
     let mut layout =
         Layout::new(data, args.pods, args.port_offset, &args.addresses, args.wal_size)?;
