@@ -13,11 +13,12 @@ use holdfast::front::nbd::wire::{self, RequestHeader, command};
 use holdfast::front::nbd::{Export, Exports, Session, SessionOutput};
 use holdfast::io::buffer::Pool;
 use holdfast::io::stream::StreamReader;
+use holdfast::log::{LogEntry, Slot};
 use holdfast::net::codec::{decode, encode, pieces};
 use holdfast::net::frame::{FrameReader, write_head};
 use holdfast::net::message::PeerMessage;
 use holdfast::store::index::{decode_extent, encode_extent};
-use holdfast::store::seam::{ExtentRecord, LogEntry, Slot};
+use holdfast::store::seam::ExtentRecord;
 use holdfast::store::wal::{GroupId, Item, Wal, WalConfig, WalPosition};
 use holdfast::store::{Content, Overlay, OverlayBlock};
 use holdfast::types::{
@@ -64,12 +65,11 @@ fn wal_with(pool: &Pool, entries: u64) -> Wal {
         reserve_bytes: 1 << 20,
     };
     let entry = |index| LogEntry {
-        redirect: None,
         index,
         term: 1,
-        kind: 0,
         context: Bytes::from_static(&[3; CONTEXT_BYTES]),
         payload: pool.copy(&block()),
+        ..LogEntry::default()
     };
     let item = |index| Item::Entry { member: MemberId(1), entry: entry(index) };
     let mut wal = Wal::new(config, WalPosition::fresh());
