@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 const LINES_MAX: usize = 800;
 const COLUMNS_MAX: usize = 100;
+/// Files of one folder that may have an `impl Name` of the same type.
+const IMPL_FILES_MAX: usize = 3;
 
 /// Vocabulary and small tools without logic of their own: everybody may import these.
 const SHARED: &[&str] = &["types", "limits", "slab", "planted"];
@@ -558,6 +560,47 @@ fn leads(graph: &BTreeSet<(&str, &str, &str)>, folder: &str, from: &str, to: &st
     seen.contains(to)
 }
 
+/// The types with an inherent `impl` in a source, each with the line.
+fn inherent_impls(source: &Source<'_>) -> Vec<(String, usize)> {
+    let mut found = Vec::new();
+    for (line, code) in source.production() {
+        let Some(rest) = code.strip_prefix("impl") else { continue };
+        let target = match rest.strip_prefix('<') {
+            Some(_) => rest.split_once("> ").map_or("", |(_, target)| target),
+            None => rest.trim_start(),
+        };
+        if !target.contains(" for ") && !path_at(target).is_empty() {
+            found.push((path_at(target), line));
+        }
+    }
+    found
+}
+
+/// A type whose `impl` is in many files has no owner for any of its fields: it wants to be made of
+/// parts. Types are told apart by the first folder below `src/`.
+fn scattered_impls(sources: &[(&str, &str)]) -> Vec<Violation> {
+    let mut files: BTreeMap<(String, String), BTreeSet<&str>> = BTreeMap::new();
+    for (path, text) in sources {
+        let source = Source::new(path, text);
+        let Some(part) = source.part() else { continue };
+        for (name, _) in inherent_impls(&source) {
+            files.entry((part.to_string(), name)).or_default().insert(path);
+        }
+    }
+    let scattered = files.into_iter().filter(|(_, files)| files.len() > IMPL_FILES_MAX);
+    scattered
+        .map(|((_, name), files)| Violation {
+            file: files.first().map_or(String::new(), |file| (*file).to_string()),
+            line: 1,
+            what: format!(
+                "`impl {name}` is in {} files, more than {IMPL_FILES_MAX}: make the type of parts \
+                 that own their state",
+                files.len()
+            ),
+        })
+        .collect()
+}
+
 fn check(path: &str, text: &str) -> Vec<Violation> {
     let source = Source::new(path, text);
     [import_directions, purity, sizes, unfinished, ignored_tests, glob_imports, stringly_errors]
@@ -589,12 +632,16 @@ fn the_code_base_is_tidy() {
     }
     assert!(files.len() > 20, "found the sources");
     files.sort();
-    let mut found = Vec::new();
-    for file in &files {
-        let text = fs::read_to_string(file).unwrap();
-        let path = file.strip_prefix(root).unwrap().to_str().unwrap();
-        found.extend(check(path, &text));
-    }
+    let read = |file: &PathBuf| {
+        let path = file.strip_prefix(root).unwrap().to_str().unwrap().to_string();
+        (path, fs::read_to_string(file).unwrap())
+    };
+    let texts: Vec<(String, String)> = files.iter().map(read).collect();
+    let sources: Vec<(&str, &str)> =
+        texts.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    let mut found: Vec<Violation> =
+        sources.iter().flat_map(|(path, text)| check(path, text)).collect();
+    found.extend(scattered_impls(&sources));
     let report: Vec<String> = found.iter().map(Violation::to_string).collect();
     assert!(found.is_empty(), "\n{}\n", report.join("\n"));
 }
@@ -727,4 +774,15 @@ fn circles_are_found() {
     assert_eq!(circles(&sources, &[("src/a", &["b.rs", "c.rs"])]), []);
     let stale = circles(&sources, &[("src/a", &["b.rs", "c.rs", "d.rs"])]);
     assert!(stale.len() == 1 && stale[0].what.contains("`d.rs` is in no circle"), "{stale:?}");
+}
+
+#[test]
+fn a_type_in_many_files_is_noticed() {
+    let files = |paths: [&'static str; 4]| paths.map(|path| (path, "impl<T> Lane<T> {\n}\n"));
+    let scattered = ["src/store/a.rs", "src/store/b.rs", "src/store/c.rs", "src/store/d.rs"];
+    assert_eq!(scattered_impls(&files(scattered)).len(), 1);
+    let of_two_parts = ["src/store/a.rs", "src/store/b.rs", "src/store/c.rs", "src/net/d.rs"];
+    assert_eq!(scattered_impls(&files(of_two_parts)), []);
+    let traits = scattered.map(|path| (path, "impl Display for Lane {\n}\n"));
+    assert_eq!(scattered_impls(&traits), []);
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::replica::seam::{Applied, Change};
+use crate::log::{Applied, Change};
 use crate::sim::checks::wrong::Checked;
 use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;

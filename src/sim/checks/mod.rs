@@ -43,7 +43,8 @@ use bytes::Bytes;
 
 use crate::io::driver::Token;
 use crate::limits::Budgets;
-use crate::replica::seam::{Append, Input, Output, ReadMode, Start};
+use crate::log::Append;
+use crate::replica::seam::{Input, Output, ReadMode, Start};
 use crate::sim::checks::content::Content;
 use crate::sim::checks::leases::LeaseChecks;
 use crate::sim::checks::ledger::{Ledger, entries_of};
