@@ -3,8 +3,8 @@
 //!
 //! ```toml
 //! data = "/var/lib/holdfast"          # identity and catalog of this pod
-//! init = true                         # first pod of a cluster; the others use
-//! # join = ["pod-1.example:7400"]     # an existing pod
+//! init = true                         # first pod of a cluster; the others have
+//! # join = ["pod-1.example:7400"]     # addresses of pods of the cluster
 //!
 //! [[disk]]
 //! path = "/mnt/nvme0"

@@ -2,7 +2,7 @@
 //! breach no test notices is not kept by anything.
 //!
 //! Each is a mistake that storage systems have made, or that a reader of the design feared. At its
-//! place the code asks [`planted`]. Outside of tests that is a constant `false`, and the compiler
+//! place the code asks `planted`. Outside of tests that is a constant `false`, and the compiler
 //! removes it.
 
 /// Makes the enum and the list of its variants.

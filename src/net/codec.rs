@@ -259,7 +259,7 @@ pub fn pieces(kind: u8, meta: &Bytes, payload_bytes: usize) -> Vec<usize> {
     lengths.retain(|len| !is_inline(*len));
     match lengths.iter().sum::<usize>() == payload_bytes {
         true => lengths,
-        // No Raft message, or a malformed one.
+        // Not a Raft message, or a malformed one.
         false => vec![payload_bytes],
     }
 }

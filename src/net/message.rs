@@ -25,7 +25,7 @@ pub enum PeerMessage {
     RaftBatch {
         messages: Vec<(MemberId, Bytes)>,
     },
-    /// An operation for the leader of a shard, as which the sender knows `to`.
+    /// An operation on a shard. The sender believes that `to` leads the shard.
     Request {
         call: CallId,
         shard: ShardId,

@@ -129,7 +129,7 @@ impl Member {
         }
     }
 
-    /// True when the log has or had exactly this entry.
+    /// True when exactly this entry is in the log, or its index is applied.
     pub fn has_entry(&self, index: u64, term: u64) -> bool {
         match &self.state {
             State::Running(running) => running.has_entry(index, term),
