@@ -74,7 +74,7 @@ mistakes! {
     NoReserve,
     /// `full-log-still-commits`: entries that are already here need room again, and are refused.
     EntriesCountedTwice,
-    /// `full-log-still-commits`: a message without room for its entries is dropped, commits too.
+    /// `full-log-still-commits`: a message is dropped whole when its entries find no room.
     FullLogIsDeaf,
     /// `full-log-still-commits`: entries of earlier terms get no more room than new ones.
     EarlierTermsRefused,
@@ -110,7 +110,7 @@ mistakes! {
     SessionNotChecked,
     /// `term-checked-at-propose`: the term of a request is not compared.
     TermNotCompared,
-    /// `resend-in-new-session`: an unknown write is sent again under its old session.
+    /// `resend-in-new-session`: a write of unknown outcome is sent again under its old session.
     RetryUnderOldSession,
     /// `overlapping-writes-in-order`: overlapping writes are sent at the same time.
     OverlapNotOrdered,
@@ -148,11 +148,11 @@ mistakes! {
     JumpOverApplied,
     /// `resyncing-flag-first`: a member with half of a resync after a crash is a source for others.
     SourceWithMark,
-    /// `majority-answers`: a resyncing leader is no source, even where it is needed.
+    /// `majority-answers`: a resyncing leader is no source, even for members that need it.
     MarkedLeaderIsNoSource,
     /// `durable-before-ack`: a resync is acknowledged before its data is durable.
     ResyncAcksBeforeData,
-    /// `majority-answers`: a router waits for the newest term, which may have no leader.
+    /// `majority-answers`: a router accepts no leader below the newest term that it heard of.
     TermWithoutLeader,
     /// `volume-keeps-its-minimum`: one volume without a quorum uses up the budget of all.
     VolumesShareBudget,
@@ -160,7 +160,7 @@ mistakes! {
     AnsweredBeforeDurable,
     /// `conflicting-suffix-truncated`: a conflicting entry is added to the logged entries.
     SuffixNotTruncated,
-    /// `catalog-answers-after-apply`: a command in the leader's own log is answered.
+    /// `catalog-answers-after-apply`: a command is answered when only the leader's log has it.
     CatalogAnswersEarly,
     /// `ids-never-reused`: a catalog member gets an id that the next one gets, too.
     CatalogMemberReused,

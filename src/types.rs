@@ -269,8 +269,8 @@ pub struct StatusRun {
 pub enum ShardReply {
     /// The change is durable on a majority and applied.
     Done,
-    /// The data in order, with one checksum per block (0 for a block that is stored as a block of
-    /// zeroes).
+    /// The data in order, with one checksum per block (0 for a block of zeroes that is recorded as
+    /// zero and not stored).
     Data {
         segments: Vec<Segment>,
         crcs: Vec<u32>,
@@ -352,7 +352,7 @@ pub enum BlockError {
     ReadOnly,
     #[error("there is no space left on the disks of this shard")]
     NoSpace,
-    /// This replica could not read an intact copy.
+    /// No intact copy could be read here.
     #[error("no intact copy of the data can be read")]
     MediaFault,
     /// The volume is being deleted, or this pod does not know it.

@@ -77,7 +77,7 @@ pub enum Input {
     /// 100 ms passed since the last tick. Overdue ticks coalesce into one.
     Tick,
     Peer(Box<Message>),
-    /// `term` 0 means the current term. A request for any other term is refused.
+    /// `term` 0 means the current term. A request for a term that is not current is refused.
     Client {
         req: ReqId,
         term: u64,
