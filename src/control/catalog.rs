@@ -1,6 +1,6 @@
 //! This pod's member of the catalog: a thread that drives [`CatalogMember`] with its log in
-//! [`Storage`]. The same thread writes the log: a disk that hangs also stops the ticks, so the
-//! member loses its leadership.
+//! [`MemberStorage`]. The same thread writes the log: a disk that hangs also stops the ticks, so
+//! the member loses its leadership.
 //!
 //! When the thread fails or panics, it publishes that, and calls back the code that started it.
 //!

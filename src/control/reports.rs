@@ -184,8 +184,7 @@ mod tests {
         assert_eq!(table.uses(at(0), OWNER, DISK), Use::Maybe);
         table.set_leading(at(0), true);
         assert_eq!(table.uses(at(0), OWNER, DISK), Use::Maybe);
-        // The pod reports another disk, so this one may have been moved. But not all pods were
-        // heard.
+        // The pod reports no such disk, but the leader has not listened long enough.
         table.hear(at(1), OWNER, says(true, &[]));
         assert_eq!(table.uses(at(1), OWNER, DISK), Use::Maybe);
         table.hear(at(9), OWNER, says(true, &[DISK]));

@@ -68,7 +68,7 @@ pub fn driver(kind: DriverKind) -> Result<Box<dyn Driver>, DriverError> {
     driver_with(kind, DurableWrites::Ring)
 }
 
-/// Like [`driver`], with a choice of how durable writes are carried out.
+/// Like [`driver()`], with a choice of how durable writes are carried out.
 pub fn driver_with(
     kind: DriverKind,
     durable_writes: DurableWrites,
