@@ -44,13 +44,13 @@ pub struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum PlanName {
-    /// Faults drawn from the seed; at most one disk may lose what it acknowledged
+    /// Faults drawn from the seed; at most one disk may lose its data
     Mixed,
     /// Only bits that flip repeatedly in the slots of one disk
     Rot,
     /// Only clocks that stop repeatedly
     Clocks,
-    /// Faults drawn from the seed; any disk may lose what it acknowledged
+    /// Faults drawn from the seed; any disk may lose its data
     Unbounded,
 }
 
