@@ -1,4 +1,4 @@
-//! The one source of chance of a run.
+//! The only source of randomness of a run.
 
 use crate::types::mix64;
 

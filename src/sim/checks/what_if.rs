@@ -1,5 +1,5 @@
-//! Rule R8, asked of the recovery itself: once an image of a member is durable, everything that the
-//! log held before may be lost, and the member starts as if nothing had been.
+//! Rule `log-snapshot-replaces`, tested by real recoveries: once a log snapshot of a member is
+//! durable, the member starts as before even if the rest of the log is lost.
 
 use std::io;
 
@@ -16,15 +16,15 @@ use crate::store::wal::format::{Batch, FoundItem};
 use crate::store::wal::recover::{Marks, recover};
 use crate::types::{BLOCK_BYTES, MemberId};
 
-/// What recovery reads at a time, at most.
+/// Recovery reads at most this much at once.
 static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
 
-/// Recovers the log of a disk with nothing in it but a batch that has just become durable, if that
-/// holds images.
+/// Recovers a log that has only this batch, which has just become durable, if the batch has log
+/// snapshots.
 pub fn images_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
     let images: Vec<MemberId> = batch.items.iter().filter_map(image_of).collect();
     let header = &batch.header;
-    // Earlier ones that no mark calls durable would look like writes that power failed in.
+    // Missing batches above every mark would look like torn writes.
     if images.is_empty() || header.durable_seq.0 + 1 < header.seq.0 {
         return Ok(());
     }
@@ -67,7 +67,7 @@ pub fn images_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
     })
 }
 
-/// Whose image this is.
+/// The member of a log snapshot.
 fn image_of(item: &FoundItem) -> Option<MemberId> {
     match item {
         FoundItem::Image { member, .. } => Some(*member),
