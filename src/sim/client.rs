@@ -524,7 +524,7 @@ impl Client {
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let connected = if matches!(self.state, State::Ready) { "" } else { "not " };
-        write!(f, "{connected}connected, {} requests under way", self.requests.len())?;
+        write!(f, "{connected}connected, {} requests in flight", self.requests.len())?;
         match self.requests.values().next() {
             None => Ok(()),
             Some(first) => write!(f, ", one of them of block {}", first.first / 2),

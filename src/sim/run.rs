@@ -491,7 +491,7 @@ fn begin_below_pods(kernel: &mut Kernel, fault: Fault, lasts: Duration, pods: us
         Fault::MisdirectsWrite(disk, file) => kernel.disks[disk].sick.misdirects = Some(file),
         Fault::MisdirectsRead(disk, file) => kernel.disks[disk].sick.misreads = Some(file),
         Fault::LyingFlushes(disk, file) => kernel.disks[disk].sick.lies = Some((file, until)),
-        other => unreachable!("{other:?} is no fault of what is below the pods"),
+        other => unreachable!("{other:?} is no fault below the pods"),
     }
 }
 

@@ -28,7 +28,7 @@ const FOUND_BUGS: [(u64, &str); 16] = [
     (1953, "a leader with the mark of a resync was no source for the one that it needed"),
     (1_795_803_138_492, "entries were let go before the copy that stood for them was durable"),
     (1_795_805_218_421, "power failed in three starts, and no two copies of a superblock agreed"),
-    (1_795_807_579_950, "a leader that was deposed while it mended a block answered with an error"),
+    (1_795_807_579_950, "a leader that was deposed while it repaired one answered with an error"),
     (1_795_783_733_893, "an older copy was put in place, and the log did not bring the rest"),
     (146, "entries of an earlier term were refused, and nothing of this term committed"),
     (253, "a resync kept the longest log from its group, and nobody could be elected"),

@@ -19,10 +19,10 @@ pub fn within(load: &Load, budgets: &Budgets, connections: usize) -> Checked {
         ("a link", load.link_bytes_max, budgets.link_bytes),
     ];
     let overdrawn = load.overdrawn_bytes;
-    check(overdrawn == 0, || format!("what was applied wants {overdrawn} bytes that no disk has"))?;
+    check(overdrawn == 0, || format!("applied changes need {overdrawn} bytes that no disk has"))?;
     match bounds.into_iter().find(|(_, bytes, bound)| bytes > bound) {
         None => Ok(()),
-        Some((what, bytes, bound)) => Err(format!("{what} has {bytes} bytes under way of {bound}")),
+        Some((what, bytes, bound)) => Err(format!("{what} has {bytes} bytes in flight of {bound}")),
     }
 }
 
@@ -32,5 +32,5 @@ pub fn at_rest(load: &Load) -> Checked {
     let idle = client_requests + member_requests + forwarded + reads + owed_bytes + asks == 0
         && load.volume_bytes_max + load.shard_bytes_max == 0
         && load.link_bytes_max < HEARTBEATS_BYTES_MAX;
-    if idle { Ok(()) } else { Err(format!("nobody asks for anything, and there are {load:?}")) }
+    if idle { Ok(()) } else { Err(format!("without requests, the queues hold {load:?}")) }
 }

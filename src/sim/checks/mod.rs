@@ -421,7 +421,7 @@ impl Checks {
         let (reflects, applied) = (Content::reflects(index, record), self.raft.applied(member));
         self.content.holds(index, record, self.raft.reached(member))?;
         check(applied >= reflects, || {
-            format!("the resync of {member:?} ends at {applied}, and something is as of {reflects}")
+            format!("the resync of {member:?} ends at {applied}, and an extent is as of {reflects}")
         })
     }
 

@@ -28,7 +28,7 @@ pub fn images_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
     if images.is_empty() || header.durable_seq.0 + 1 < header.seq.0 {
         return Ok(());
     }
-    let superblock = superblock_of(&disk.superblock).ok_or("an image, and no superblock")?;
+    let superblock = superblock_of(&disk.superblock).ok_or("a log snapshot, no superblock")?;
     let written = header.offset..header.offset + header.total_bytes();
     let read = &mut |offset: u64, len: usize| -> io::Result<Bytes> {
         if offset >= written.end || offset + len as u64 <= written.start {
@@ -49,7 +49,7 @@ pub fn images_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
         durable_seq: BatchSeq(superblock.durable_seq),
     };
     let recovered = recover(&wal_config(&superblock), &marks, read);
-    let log = recovered.map_err(|error| format!("a log of one image: {error}"))?.log;
+    let log = recovered.map_err(|error| format!("a log of one snapshot: {error}"))?.log;
     let records = disk.index.borrow_mut().members().expect("a simulated index answers");
     let flushed = records.iter().map(|record| {
         let flushed = Flushed { index: record.flushed_index, term: record.flushed_term };
@@ -57,11 +57,11 @@ pub fn images_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
     });
     let logs = fold(log, &flushed.collect(), &[]);
     images.into_iter().try_for_each(|member| {
-        let found = logs.get(&member).ok_or("an image of a member without a log")?;
+        let found = logs.get(&member).ok_or("a log snapshot of a member without a log")?;
         match found.faulted {
             None => Ok(()),
             Some(why) => {
-                Err(format!("the image of {member:?} does not stand for what was before: {why}"))
+                Err(format!("the log snapshot of {member:?} does not replace its log: {why}"))
             }
         }
     })
