@@ -141,7 +141,7 @@ pub struct Client {
     state: State,
     socket: Option<SocketId>,
     connection: u64,
-    /// The pod's ends of old connections that it may not have noticed to be closed.
+    /// The pod's sockets of ended connections, while the pod may not know of the end.
     ended: Vec<SocketId>,
     /// The current line of the history: its writes take place in order.
     line: u64,

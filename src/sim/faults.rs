@@ -100,7 +100,7 @@ impl Fault {
     }
 }
 
-/// A fault with its time and duration, relative to the start of the run.
+/// A fault, its start (counted from when the main volume exists) and its duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Planned {
     pub at: Duration,
@@ -261,7 +261,7 @@ fn at_a_bad_moment(planned: Planned, targets: Targets, rng: &mut Rng) -> Vec<Pla
             let disk = rng.below(disks as u64) as DiskNumber;
             vec![before(soon, Fault::SlowFile(disk, LaneFile::Wal))]
         }
-        // The only possible voter for the host that hears no leader restarts again and again.
+        // A voter for the host that hears no leader restarts again and again.
         Fault::CutOneWay(from, to) if pods > 2 && rng.one_in(2) => {
             let voter = (0..pods).find(|host| *host != from && *host != to);
             let times = (1..=6).map(|number| at + ms(900) * number);

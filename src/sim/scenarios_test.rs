@@ -17,22 +17,22 @@ fn must_pass(options: &Options) -> Outcome {
 
 /// Seeds that found bugs at the time, and a description of each bug.
 const FOUND_BUGS: [(u64, &str); 16] = [
-    (31, "a resync asked for ever over a connection that was dead"),
-    (65, "a copy took slots that applied entries had been promised"),
-    (1_795_785_149_487, "a disk that was elsewhere by now kept another replica from its group"),
-    (1_795_920_002_022, "what came to a leader that did not serve yet was not counted"),
+    (31, "a resync waited for ever on a dead connection"),
+    (65, "a resync took slots that were reserved for applied entries"),
+    (1_795_785_149_487, "a disk that had moved kept another replica from its group"),
+    (1_795_920_002_022, "requests to a leader that did not serve yet were not counted"),
     (1_795_794_305_715, "the log went on at the end of a resync, which jumped over a trim"),
-    (1_795_795_496_476, "a router kept out a leader for a later term in which nobody led"),
-    (1_795_799_503_251, "a member whose copy waited for a leader elected nobody"),
-    (1_795_799_967_334, "a registration came after that of the pod that had the disk by then"),
-    (1953, "a leader with the mark of a resync was no source for the one that it needed"),
-    (1_795_803_138_492, "entries were let go before the copy that stood for them was durable"),
+    (1_795_795_496_476, "a router refused a leader because of a later term without one"),
+    (1_795_799_503_251, "a member whose resync waited for a leader elected nobody"),
+    (1_795_799_967_334, "a late registration took a disk from the pod that had it by then"),
+    (1953, "a leader with the resyncing flag was no source for a replica that it needed"),
+    (1_795_803_138_492, "entries were released before the resync that replaced them was durable"),
     (1_795_805_218_421, "power failed in three starts, and no two copies of a superblock agreed"),
-    (1_795_807_579_950, "a leader that was deposed while it repaired one answered with an error"),
-    (1_795_783_733_893, "an older copy was put in place, and the log did not bring the rest"),
+    (1_795_807_579_950, "a leader that was deposed during a read repair answered with an error"),
+    (1_795_783_733_893, "a resync put an older copy in place, and replay did not bring the rest"),
     (146, "entries of an earlier term were refused, and nothing of this term committed"),
     (253, "a resync kept the longest log from its group, and nobody could be elected"),
-    (1245, "entries that were there already were refused, and their commit was never heard of"),
+    (1245, "entries that the log had were refused, and their commit was never learned"),
 ];
 
 /// All rare events must happen in these runs: otherwise they prove nothing about them.

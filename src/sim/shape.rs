@@ -43,7 +43,7 @@ pub struct Shape {
 /// The load of the clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// The largest write of whole extents.
+    /// The most whole extents in one write.
     pub large_extents: u64,
     /// Average rest of a client between bursts of requests.
     pub rest: Duration,

@@ -271,7 +271,7 @@ impl World {
         pod.inbox = Some(inbox);
         pod.stopped = false;
         pod.told = 0;
-        // It may serve again what its stored view says.
+        // It may serve the members of its stored view again.
         self.tell(host, self.catalog.stored_view(host));
         self.kernel.borrow_mut().wake(host, Duration::ZERO);
     }
