@@ -1,4 +1,4 @@
-//! The only source of randomness of a run.
+//! The one source of chance of a run.
 
 use crate::types::mix64;
 

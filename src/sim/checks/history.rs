@@ -11,9 +11,8 @@
 //! of them or by the initial content. No write of zeroes may lie between two observations of one
 //! value. This check finds less, and never reports a false violation.
 //!
-//! Writes of a block in one line take place in the order of sending (rule
-//! `overlapping-writes-in-order`). A line is a connection, and the client's next one if the pod
-//! knows that the earlier one has ended.
+//! Writes of a block in one line (a connection, and the client's next one if the pod knows that the
+//! earlier one has ended) take place in the order of sending (`overlapping-writes-in-order`).
 
 use std::collections::BTreeMap;
 
