@@ -124,8 +124,8 @@ pub(super) fn forge(page: &mut [u8; BLOCK_BYTES], copy: u16) {
     page[8..12].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Returns the newest superblock of which at least two copies are equal. `copies` are the four
-/// pages of the file, in order; an unreadable one may be empty.
+/// The superblock that at least two copies agree on, the newest if there are several. `copies`
+/// are the four pages of the file, in order; one that could not be read may be empty.
 pub fn choose(copies: &[&[u8]; COPIES]) -> Result<Superblock, SuperblockError> {
     if !copies.iter().any(|copy| copy.starts_with(&MAGIC)) {
         return Err(SuperblockError::NotHoldfast);
