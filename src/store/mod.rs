@@ -5,10 +5,14 @@
 //! Invariant: knows neither `replica` nor `net`; touches `io` only for aligned memory. The one
 //! place that calls RocksDB is `index/rocks.rs`.
 
+mod admission;
 mod alloc;
+mod apply;
 mod checkpoint;
+mod core;
 mod effects;
 mod extent_map;
+mod flush;
 mod fuzz;
 mod groups;
 pub mod index;
@@ -19,6 +23,7 @@ pub mod lane;
 pub(crate) mod lane_lab;
 #[cfg(test)]
 mod lane_test;
+mod log;
 mod member;
 mod mend;
 #[cfg(test)]
@@ -34,6 +39,7 @@ mod redirect_test;
 mod resync;
 #[cfg(test)]
 mod resync_test;
+mod round;
 #[cfg(test)]
 mod rules_test;
 pub mod seam;

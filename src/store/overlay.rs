@@ -186,6 +186,11 @@ impl Overlay {
         self.extents.range(extents)
     }
 
+    /// Slots that are reserved for what is here.
+    pub(crate) fn reserved_slots(&self) -> u64 {
+        self.range(..).filter(|(_, extent)| extent.reserved).count() as u64
+    }
+
     /// The oldest Raft index that lives only here.
     pub(crate) fn low_water(&self) -> Option<u64> {
         self.live.lowest()

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use crate::types::{
-    BlockError, BlockRange, Extent, ExtentContent, ManifestChunk, MemberId, Segment, ShardId,
-    StatusRun, VolumeId,
+    BlockError, BlockRange, EXTENT_BYTES, Extent, ExtentContent, ManifestChunk, MemberId, Segment,
+    ShardId, StatusRun, VolumeId,
 };
 
 /// Names an I/O of a lane until it ends.
@@ -97,9 +97,23 @@ pub struct ExtentKey {
     pub layer: u32,
 }
 
+impl ExtentKey {
+    /// The key in the first layer, the only one so far.
+    pub fn new(member: MemberId, extent: Extent) -> ExtentKey {
+        ExtentKey { member, extent, layer: 0 }
+    }
+}
+
 /// Where 64 KiB of a data file are: slot N is at byte N x 64 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub u32);
+
+impl Slot {
+    /// Its first byte in the data file.
+    pub fn offset(self) -> u64 {
+        u64::from(self.0) * EXTENT_BYTES as u64
+    }
+}
 
 /// What the index knows of an extent. A block that is neither *present* nor *zero* belongs to the
 /// layer below, and without one reads as zeroes.
