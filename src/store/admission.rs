@@ -25,17 +25,12 @@ pub(super) struct Admission {
     /// What all members were to append at the last poll.
     unappended: Unappended,
     /// Slots admitted and not yet reserved by an append, as of the last poll and since.
-    slots: Cell<u64>,
+    pub slots: Cell<u64>,
     /// Payload bytes admitted and not appended, as of the last poll; appended or not since.
     bytes: Cell<u64>,
 }
 
 impl Admission {
-    /// Slots that were promised and that no append has reserved yet.
-    pub(super) fn promised_slots(&self) -> u64 {
-        self.slots.get()
-    }
-
     /// Once per round: counts anew what members hold of the log and are to append.
     pub(super) fn count(&mut self, core: &mut Core) {
         let (mut unappended, mut unapplied_bytes) = (Unappended::default(), 0);

@@ -23,7 +23,7 @@ const IDLE_AFTER: Duration = Duration::from_secs(1);
 /// See the module.
 pub(super) struct Checkpoint {
     /// As it is on the disk.
-    superblock: Superblock,
+    pub superblock: Superblock,
     /// From the flush until the superblock is written.
     running: bool,
     /// The superblock that is being written.
@@ -51,10 +51,6 @@ pub(super) struct Fill {
 impl Checkpoint {
     pub(super) fn new(superblock: Superblock) -> Checkpoint {
         Checkpoint { superblock, running: false, next: None, looked_at_bytes: 0 }
-    }
-
-    pub(super) fn superblock(&self) -> &Superblock {
-        &self.superblock
     }
 
     /// The flush of a checkpoint ended.
@@ -142,7 +138,7 @@ impl Checkpoint {
         // A flush would let go of entries of the log, and of the slots that they name.
         let progress = || core.members.values().any(|m| m.flushed() > m.durable_flushed);
         let slots_short = core.alloc.has_freed()
-            && (writeback.is_starved()
+            && (writeback.starved
                 || core.alloc.free_unreserved() < u64::from(core.alloc.capacity() / 16));
         let nothing_left = !writeback.is_busy() && core.dirty.is_empty();
         // What waits for read repair, or for a read, would keep a checkpoint from being the last.
@@ -155,7 +151,7 @@ impl Checkpoint {
         // Not for every slot: only when there are many, or when somebody waits for one.
         let many_of_few = u64::from(core.alloc.capacity() / 32).max(8) * EXTENT_BYTES as u64;
         let named_many = (fill.named_since >= (fill.ring / 4).min(many_of_few)
-            || (fill.named > 0 && writeback.is_starved()))
+            || (fill.named > 0 && writeback.starved))
             && progress();
         let wanted = writeback.has_parked() && progress();
         fill.reclaimable >= worth || slots_short || named_many || wanted || at_rest

@@ -1,20 +1,29 @@
 //! What all parts of a lane share: members, allocator, log, cached records and payloads, I/O and
 //! clock. Parts borrow it; it knows none of them. Where a part is to act later because of another,
 //! a note is left here for it: extents to be written back, a checkpoint to be considered.
+//!
+//! Also what concerns all of that at once: appends and applied entries, and flushes of the index,
+//! which make durable what was committed to it. After a flush the freed slots may be used again
+//! (rule R4), and the log lets go of what the index has. The beginning, the fault and the end of a
+//! member are a flush each.
 
 use std::collections::{BTreeSet, VecDeque};
+
+use bytes::Bytes;
 
 use crate::io::buffer::Pool;
 use crate::planted::{Mistake, planted};
 use crate::store::alloc::Allocator;
-use crate::store::effects::Io;
+use crate::store::effects::{AfterFlush, FlushPoint, Io, Pending};
 use crate::store::index::cache::RecordCache;
 use crate::store::log::{LaneLog, confirm_appends};
 use crate::store::member::{Member, Members, PendingAppend, Phase};
-use crate::store::overlay::PayloadCache;
-use crate::store::seam::AppendRequest;
+use crate::store::overlay::{Content, OverlayBlock, PayloadCache};
+use crate::store::seam::{
+    AppendRequest, ApplyRequest, Change, Event, IndexEdit, IndexJob, MemberRecord,
+};
 use crate::store::wal::BatchSeq;
-use crate::types::{Extent, MemberId, Mono};
+use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, Extent, MemberId, Mono};
 
 /// What a lane is opened with.
 #[derive(Clone, Debug)]
@@ -150,17 +159,13 @@ impl Core {
 
     /// Keeps the write-back queue and the reservation of one extent in step with its overlay.
     pub(super) fn overlay_changed(&mut self, member: MemberId, extent: Extent) {
-        let Some(found) = self.members.get_mut(&member) else {
-            return;
-        };
+        let Some(found) = self.members.get_mut(&member) else { return };
         if let Some(gone) = found.overlay.forget_empty(extent) {
             self.alloc.unreserve(u64::from(gone.reserved));
             return;
         }
         let has_slot = found.presence.get(extent);
-        let Some(overlay) = found.overlay.get_mut(extent) else {
-            return;
-        };
+        let Some(overlay) = found.overlay.get_mut(extent) else { return };
         if !overlay.queued && !overlay.busy {
             overlay.queued = true;
             self.dirty.push_back((member, extent));
@@ -176,8 +181,203 @@ impl Core {
         overlay.reserved = wants;
     }
 
-    /// See [`crate::store::lane::Lane::is_destroyed`].
     pub(super) fn is_destroyed(&self, member: MemberId) -> bool {
         self.tombstones.contains(&member) && !planted(Mistake::EmptyMemberVotes)
+    }
+
+    pub(super) fn apply(&mut self, member: MemberId, request: ApplyRequest) {
+        let Some(found) = self.live_mut(member) else { return };
+        if request.index <= found.applied_index {
+            return;
+        }
+        assert_eq!(request.index, found.applied_index + 1, "applied in order");
+        let term = found.log.term(request.index);
+        assert_eq!(term, Some(request.term), "the entry that was appended");
+        let reserved = found.log.applied(request.index);
+        found.applied_index = request.index;
+        found.applied_term = request.term;
+        if let Some(meta) = request.meta {
+            found.metas.push_back((request.index, meta));
+        }
+        self.clock.changed = true;
+        self.alloc.unreserve(reserved);
+        match request.change {
+            Some(Change::Write { range, crcs, payload }) => {
+                self.apply_write(member, request.index, range, &crcs, payload)
+            }
+            Some(Change::Zero { range, trim }) => {
+                self.apply_zero(member, request.index, range, !trim)
+            }
+            None => {}
+        }
+        let found = self.members.get_mut(&member).expect("just seen");
+        found.newer.applied(request.index);
+    }
+
+    fn apply_write(
+        &mut self,
+        member: MemberId,
+        index: u64,
+        range: BlockRange,
+        crcs: &[u32],
+        payload: Bytes,
+    ) {
+        let found = self.members.get_mut(&member).expect("just seen");
+        assert_eq!(crcs.len(), range.count as usize, "one checksum per block");
+        assert!(range.end() <= found.record.blocks, "inside the shard");
+        assert!(payload.is_empty() || payload.len() as u64 == range.bytes());
+        let entry = found.log.get(index).expect("just seen");
+        assert_eq!(u64::from(entry.payload_bytes), range.bytes(), "the entry's payload");
+        let slots = entry.slots.as_ref();
+        assert!(slots.is_none() || range.first.in_extent() == 0, "redirected: whole extents");
+        // Write-back has nothing to do with what lies in slots: its memory is of use elsewhere.
+        let cached = if slots.is_none() { self.payloads.keep(payload) } else { None };
+        let commit = found.hard.durable_commit;
+        for (position, at) in range.blocks().enumerate() {
+            if found.newer.includes(at.extent(), index) {
+                continue;
+            }
+            let start = position * BLOCK_BYTES;
+            let block = OverlayBlock {
+                index,
+                crc: crcs[position],
+                content: match slots {
+                    None => Content::Log { position: position as u16 },
+                    Some(slots) => Content::Slot(slots[position / BLOCKS_PER_EXTENT as usize]),
+                },
+                cached: cached.as_ref().map(|bytes| bytes.slice(start..start + BLOCK_BYTES)),
+            };
+            found.overlay.insert(at, block, commit);
+        }
+        for extent in range.extents() {
+            self.overlay_changed(member, extent);
+        }
+    }
+
+    fn apply_zero(&mut self, member: MemberId, index: u64, range: BlockRange, keep: bool) {
+        for extent in range.extents() {
+            let found = self.members.get_mut(&member).expect("just seen");
+            assert!(range.end() <= found.record.blocks, "inside the shard");
+            let commit = found.hard.durable_commit;
+            let overlay = found.overlay.get(extent);
+            let known = found.presence.get(extent) || overlay.is_some();
+            // Only what there is can be kept: an entry without payload has reserved nothing.
+            let has_space =
+                found.presence.get(extent) || overlay.is_some_and(|overlay| overlay.reserved);
+            if !known || found.newer.includes(extent, index) {
+                continue;
+            }
+            let first = extent.first_block().0.max(range.first.0);
+            let end = (extent.first_block().0 + BLOCKS_PER_EXTENT).min(range.end());
+            for at in (first..end).map(Block) {
+                let content = Content::Zero { keep: keep && has_space };
+                let block = OverlayBlock { index, crc: 0, content, cached: None };
+                found.overlay.insert(at, block, commit);
+            }
+            self.overlay_changed(member, extent);
+        }
+    }
+
+    /// Commits these edits and the members' marks, and flushes the index.
+    pub(super) fn flush(&mut self, mut edits: Vec<IndexEdit>, after: AfterFlush) {
+        let mut flushed = Vec::new();
+        for (id, member) in &mut self.members {
+            if member.phase != Phase::Live {
+                continue;
+            }
+            if member.advance_record() {
+                edits.push(IndexEdit::PutMember(member.record.clone()));
+            }
+            if member.record.flushed_index != member.durable_flushed {
+                flushed.push((*id, member.record.flushed_index));
+            }
+        }
+        self.unflushed = false;
+        let point = FlushPoint { freed: self.alloc.take_freed(), flushed, after };
+        let flush = true;
+        self.io.index(Pending::Flush(point), IndexJob::Commit { edits, flush });
+    }
+
+    /// Everything that was committed before this point is durable. Returns why it was flushed.
+    pub(super) fn flushed(&mut self, point: FlushPoint) -> AfterFlush {
+        self.alloc.reusable(point.freed);
+        self.stale = true;
+        for (id, flushed) in point.flushed {
+            let Some(member) = self.members.get_mut(&id) else { continue };
+            member.durable_flushed = flushed.max(member.durable_flushed);
+            let term = member.record.flushed_term;
+            let reserved = match flushed == member.record.flushed_index {
+                true => member.log.compact_to(flushed, term),
+                false => member.log.compact(flushed),
+            };
+            self.alloc.unreserve(reserved);
+            self.release_left(id);
+        }
+        point.after
+    }
+
+    /// Nothing that recovery would read names these slots of a member any more.
+    fn release_left(&mut self, id: MemberId) {
+        let member = self.members.get_mut(&id).expect("just seen");
+        for slot in member.log.take_left() {
+            self.alloc.release_named(slot);
+        }
+    }
+
+    pub(super) fn create(&mut self, record: MemberRecord) {
+        let member = record.member;
+        let known = self.members.contains_key(&member) || self.is_destroyed(member);
+        assert!(!known, "a member id is never used twice");
+        let edits = vec![IndexEdit::PutMember(record.clone())];
+        self.members.insert(member, Member::new(record, Phase::Creating));
+        self.flush(edits, AfterFlush::Created(member));
+    }
+
+    pub(super) fn created(&mut self, member: MemberId) {
+        let created = self.members.get_mut(&member);
+        if let Some(created) = created.filter(|found| found.phase == Phase::Creating) {
+            created.phase = Phase::Live;
+            self.io.events.push(Event::MemberDurable { member });
+        }
+    }
+
+    pub(super) fn recorded(&mut self, member: MemberId) {
+        // Whoever has it destroyed meanwhile waits for the end of that.
+        let doomed = |found: &Member| found.phase == Phase::Destroying;
+        if !self.members.get(&member).is_some_and(doomed) {
+            self.io.events.push(Event::MemberDurable { member });
+        }
+    }
+
+    pub(super) fn fault(&mut self, member: MemberId) {
+        let Some(found) = self.live_mut(member) else { return };
+        found.phase = Phase::Faulted;
+        found.task = None;
+        self.flush(vec![IndexEdit::Fault(member)], AfterFlush::Faulted(member));
+    }
+
+    /// It is durable that the member cannot be trusted.
+    pub(super) fn faulted(&mut self, id: MemberId) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        if member.phase != Phase::Faulted {
+            return;
+        }
+        let overlay = std::mem::take(&mut member.overlay);
+        self.alloc.unreserve(member.log.drop_after(0) + overlay.reserved_slots());
+        member.log.hold = None;
+        member.hard.durable_seq = None;
+        // Nothing is kept for a log that no restart believes.
+        self.release_left(id);
+        self.stale = true;
+    }
+
+    /// The tombstone is durable: whatever the log says of the member is skipped.
+    pub(super) fn destroyed(&mut self, member: MemberId) {
+        let gone = self.members.get_mut(&member).expect("destroyed once");
+        self.alloc.unreserve(gone.log.reset(0, 0) + gone.overlay.reserved_slots());
+        self.release_left(member);
+        self.members.remove(&member);
+        self.records.forget(|key| key.member == member);
+        self.io.events.push(Event::MemberDurable { member });
     }
 }

@@ -74,7 +74,7 @@ pub struct Lane {
 impl Lane {
     /// This disk's identity and incarnation.
     pub fn superblock(&self) -> &Superblock {
-        self.checkpoint.superblock()
+        &self.checkpoint.superblock
     }
 
     /// True when this member was destroyed here, ever: it is not to be created again, because it
@@ -152,21 +152,21 @@ impl Lane {
 
     /// Reads whole blocks as of everything applied.
     pub fn read(&mut self, read: ReadId, member: MemberId, range: BlockRange) {
-        self.start_read(read, ReadState::new(member, range, Purpose::Read));
+        self.start_read(ReadState::new(read, member, range, Purpose::Read));
     }
 
     pub fn status(&mut self, read: ReadId, member: MemberId, range: BlockRange) {
-        self.start_read(read, ReadState::new(member, range, Purpose::Status));
+        self.start_read(ReadState::new(read, member, range, Purpose::Status));
     }
 
     pub fn fetch_extent(&mut self, read: ReadId, member: MemberId, extent: Extent, layer: u32) {
         let range = BlockRange { first: extent.first_block(), count: BLOCKS_PER_EXTENT };
-        self.start_read(read, ReadState::new(member, range, Purpose::Extent { layer }));
+        self.start_read(ReadState::new(read, member, range, Purpose::Extent { layer }));
     }
 
-    fn start_read(&mut self, read: ReadId, state: ReadState) {
+    fn start_read(&mut self, state: ReadState) {
         let Some(core) = self.core.running() else { return };
-        self.reads.start(core, &mut self.repair, read, state);
+        self.reads.start(core, &mut self.repair, state);
     }
 
     /// An extent as another replica of the shard has it, for blocks that have no intact copy here.
@@ -324,19 +324,16 @@ impl Lane {
         if !self.writeback.is_busy()
             && let Some(install) = self.resync.next_install()
         {
-            self.writeback.start_install(core, repair, install);
+            self.writeback.install(core, repair, install);
         }
-        if !self.writeback.is_busy()
-            && let Some((key, content)) = repair.next_move()
-        {
-            self.writeback.start_move(core, repair, key, content);
+        if !self.writeback.is_busy() {
+            self.writeback.start_move(core, repair);
         }
         let Some(fill) = self.checkpoint.look(core) else { return };
-        let (pressure, at_once) = (fill.pressure(), fill.at_once);
-        if at_once || pressure > 0.0 {
+        if fill.at_once || fill.pressure() > 0.0 {
             core.log.cover_applied(&mut core.members);
+            self.writeback.pace(core, repair, fill.pressure());
         }
-        self.writeback.pace(core, repair, pressure, at_once);
         self.checkpoint.pace(core, &self.writeback, repair, &fill);
     }
 
@@ -372,7 +369,7 @@ impl Lane {
             log_bytes: log.ring_bytes,
             log_used_bytes: log.ring_bytes.saturating_sub(log.wal.free_bytes()),
             overlay_blocks: blocks.sum(),
-            media_faults: self.repair.media_faults(),
+            media_faults: self.repair.media_faults,
             read_blocks: self.reads.blocks,
             read_overlay_blocks: self.reads.overlay_blocks,
         }

@@ -336,9 +336,7 @@ impl RetainedLog {
     pub(crate) fn compact(&mut self, index: u64) -> u64 {
         let mut reserved = 0;
         while self.base_index < index {
-            let Some(gone) = self.entries.pop_front() else {
-                break;
-            };
+            let Some(gone) = self.entries.pop_front() else { break };
             reserved += self.drop_one(&gone);
             self.base_index += 1;
             self.base_term = gone.term;

@@ -41,7 +41,7 @@ pub(super) struct ReadRepair {
     /// Extents that write-back leaves aside: a payload in the log cannot be read.
     parked: BTreeSet<ExtentKey>,
     /// Reads since the start that found no intact copy here.
-    media_faults: u64,
+    pub media_faults: u64,
 }
 
 impl ReadRepair {
@@ -58,10 +58,6 @@ impl ReadRepair {
         !self.parked.is_empty()
     }
 
-    pub(super) fn media_faults(&self) -> u64 {
-        self.media_faults
-    }
-
     /// A read found no intact copy of a block: in the extent's slot, or elsewhere.
     pub(super) fn copy_is_bad(&mut self, key: ExtentKey, in_slot: bool) {
         self.media_faults += 1;
@@ -70,7 +66,6 @@ impl ReadRepair {
         }
     }
 
-    /// See [`crate::store::lane::Lane::mend`].
     pub(super) fn mend(&mut self, core: &mut Core, member: MemberId, content: ExtentContent) {
         let Some(found) = core.live(member).filter(|found| found.is_intact(&content)) else {
             return;
@@ -87,7 +82,6 @@ impl ReadRepair {
         core.stale = true;
     }
 
-    /// See [`crate::store::lane::Lane::resume_writeback`].
     pub(super) fn resume(&mut self, core: &mut Core, member: MemberId, extent: Extent) {
         if !self.parked.remove(&ExtentKey::new(member, extent)) {
             return;

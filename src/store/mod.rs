@@ -7,12 +7,10 @@
 
 mod admission;
 mod alloc;
-mod apply;
 mod checkpoint;
 mod core;
 mod effects;
 mod extent_map;
-mod flush;
 mod fuzz;
 mod groups;
 pub mod index;

@@ -149,9 +149,7 @@ impl Overlay {
     }
 
     fn drop_if(&mut self, at: Block, matches: impl Fn(&OverlayBlock) -> bool) {
-        let Some(extent) = self.extents.get_mut(at.extent()) else {
-            return;
-        };
+        let Some(extent) = self.extents.get_mut(at.extent()) else { return };
         let position = at.in_extent();
         if !extent.get(position).is_some_and(matches) {
             return;

@@ -37,6 +37,7 @@ pub(super) struct Reads {
 
 /// One read in flight.
 pub(super) struct ReadState {
+    read: ReadId,
     member: MemberId,
     range: BlockRange,
     purpose: Purpose,
@@ -51,8 +52,14 @@ pub(super) struct ReadState {
 }
 
 impl ReadState {
-    pub(super) fn new(member: MemberId, range: BlockRange, purpose: Purpose) -> ReadState {
+    pub(super) fn new(
+        read: ReadId,
+        member: MemberId,
+        range: BlockRange,
+        purpose: Purpose,
+    ) -> ReadState {
         ReadState {
+            read,
             member,
             range,
             purpose,
@@ -200,13 +207,7 @@ fn log_place(member: &Member, index: u64, position: u16) -> Place {
 
 impl Reads {
     /// Starts a read of these blocks, as of everything applied.
-    pub(super) fn start(
-        &mut self,
-        core: &mut Core,
-        repair: &mut ReadRepair,
-        read: ReadId,
-        state: ReadState,
-    ) {
+    pub(super) fn start(&mut self, core: &mut Core, repair: &mut ReadRepair, state: ReadState) {
         let (range, purpose) = (state.range, state.purpose);
         let refusal = match core.members.get(&state.member) {
             None => Some(BlockError::NoSuchVolume),
@@ -223,8 +224,8 @@ impl Reads {
             }
         };
         match refusal {
-            Some(error) => core.io.answer(read, purpose, error),
-            None => self.go_on(core, repair, read, state, &[]),
+            Some(error) => core.io.answer(state.read, purpose, error),
+            None => self.go_on(core, repair, state, &[]),
         }
     }
 
@@ -237,14 +238,21 @@ impl Reads {
         done: Done,
     ) {
         match (op, done) {
-            (ReadOp::Piece { read, piece }, Done::Read(data)) => {
-                self.piece_read(core, repair, read, piece, Some(data));
-            }
-            (ReadOp::Piece { read, piece }, Done::Failed(..)) => {
-                self.piece_read(core, repair, read, piece, None);
+            (ReadOp::Piece { read, piece }, done @ (Done::Read(_) | Done::Failed(..))) => {
+                let state = self.in_flight.get_mut(&read).expect("in flight");
+                piece_read(core, state, piece, done);
+                if state.outstanding == 0 {
+                    let state = self.in_flight.remove(&read).expect("just seen");
+                    self.judge(core, repair, state);
+                }
             }
             (ReadOp::Records { read, keys }, Done::Index(IndexDone::Got(got))) => {
-                self.records_got(core, repair, read, keys, got);
+                let state = self.in_flight.remove(&read).expect("in flight");
+                let fetched: Vec<_> = keys.into_iter().zip(got).collect();
+                for (key, record) in &fetched {
+                    core.records.learn(*key, record.clone());
+                }
+                self.go_on(core, repair, state, &fetched);
             }
             (_, done) => panic!("an effect of a read ended as {done:?}"),
         }
@@ -255,7 +263,6 @@ impl Reads {
         &mut self,
         core: &mut Core,
         repair: &mut ReadRepair,
-        read: ReadId,
         mut state: ReadState,
         fetched: &[(ExtentKey, Option<ExtentRecord>)],
     ) {
@@ -263,118 +270,77 @@ impl Reads {
         let plan = match plan(core, repair, state.member, state.range, fetched) {
             Err(BlockError::Unknown) => {
                 let keys = missing_keys(core, state.member, state.range);
-                let pending = Pending::Read(ReadOp::Records { read, keys: keys.clone() });
-                core.io.index(pending, IndexJob::Get { keys });
-                self.in_flight.insert(read, state);
+                let op = ReadOp::Records { read: state.read, keys: keys.clone() };
+                core.io.index(Pending::Read(op), IndexJob::Get { keys });
+                self.in_flight.insert(state.read, state);
                 return;
             }
-            Err(error) => return core.io.answer(read, state.purpose, error),
+            Err(error) => return core.io.answer(state.read, state.purpose, error),
             Ok(plan) => plan,
         };
         state.plan = plan;
         if state.purpose != Purpose::Status {
-            issue_pieces(core, read, &mut state);
+            issue_pieces(core, &mut state);
         }
         if state.purpose == Purpose::Read {
             self.count(&state.plan);
         }
         if state.outstanding == 0 {
-            return finish(core, read, state);
+            return finish(core, state);
         }
-        self.in_flight.insert(read, state);
+        self.in_flight.insert(state.read, state);
     }
 
     /// For reports: how much of what is read was not written back yet.
     fn count(&mut self, plan: &Plan) {
-        for piece in &plan.pieces {
-            let count = u64::from(piece.count);
-            match piece.place {
-                Place::Hole => {}
-                Place::Slot { .. } => self.blocks += count,
-                Place::Memory | Place::Log { .. } => {
-                    self.blocks += count;
-                    self.overlay_blocks += count;
-                }
+        for piece in plan.pieces.iter().filter(|piece| piece.place != Place::Hole) {
+            self.blocks += u64::from(piece.count);
+            if !matches!(piece.place, Place::Slot { .. }) {
+                self.overlay_blocks += u64::from(piece.count);
             }
-        }
-    }
-
-    fn records_got(
-        &mut self,
-        core: &mut Core,
-        repair: &mut ReadRepair,
-        read: ReadId,
-        keys: Vec<ExtentKey>,
-        got: Vec<Option<ExtentRecord>>,
-    ) {
-        let state = self.in_flight.remove(&read).expect("in flight");
-        let fetched: Vec<_> = keys.into_iter().zip(got).collect();
-        for (key, record) in &fetched {
-            core.records.learn(*key, record.clone());
-        }
-        self.go_on(core, repair, read, state, &fetched);
-    }
-
-    /// A piece came back; `None`: it could not be read.
-    fn piece_read(
-        &mut self,
-        core: &mut Core,
-        repair: &mut ReadRepair,
-        read: ReadId,
-        number: usize,
-        data: Option<Bytes>,
-    ) {
-        let state = self.in_flight.get_mut(&read).expect("in flight");
-        state.outstanding -= 1;
-        let piece = &mut state.plan.pieces[number];
-        match piece.place {
-            Place::Log { seq, .. } => core.log.unpin(seq),
-            Place::Slot { slot, .. } => core.alloc.unpin(slot),
-            Place::Hole | Place::Memory => unreachable!("never read"),
-        }
-        let member = core.members.get(&state.member);
-        let first_crc = (piece.first.0 - state.range.first.0) as usize;
-        let crcs = &state.plan.crcs[first_crc..first_crc + piece.count as usize];
-        let bad = match (&data, member) {
-            (Some(data), Some(member)) if data.len() == piece.count as usize * BLOCK_BYTES => {
-                member.first_bad(piece.first, data, crcs)
-            }
-            _ => Some(piece.first),
-        };
-        match bad {
-            Some(block) => {
-                let crc = crcs[(block.0 - piece.first.0) as usize];
-                state.mismatch = Some(Mismatch { block, place: piece.place, crc });
-            }
-            None => piece.data = data,
-        }
-        if state.outstanding == 0 {
-            let state = self.in_flight.remove(&read).expect("just seen");
-            self.judge(core, repair, read, state);
         }
     }
 
     /// Every piece came back: the answer, another look, or the end of it.
-    fn judge(
-        &mut self,
-        core: &mut Core,
-        repair: &mut ReadRepair,
-        read: ReadId,
-        mut state: ReadState,
-    ) {
+    fn judge(&mut self, core: &mut Core, repair: &mut ReadRepair, mut state: ReadState) {
         match state.mismatch.take() {
-            None => finish(core, read, state),
+            None => finish(core, state),
             Some(found) if state.suspect == Some(found) || state.attempts >= ATTEMPTS_MAX => {
                 let extent = found.block.extent();
                 let in_slot = matches!(found.place, Place::Slot { .. });
                 repair.copy_is_bad(ExtentKey::new(state.member, extent), in_slot);
-                core.io.events.push(Event::Damaged { read, extent });
+                core.io.events.push(Event::Damaged { read: state.read, extent });
             }
             Some(found) => {
                 state.suspect = Some(found);
-                self.go_on(core, repair, read, state, &[]);
+                self.go_on(core, repair, state, &[]);
             }
         }
+    }
+}
+
+/// A piece came back, if it could be read.
+fn piece_read(core: &mut Core, state: &mut ReadState, number: usize, done: Done) {
+    state.outstanding -= 1;
+    let piece = &mut state.plan.pieces[number];
+    match piece.place {
+        Place::Log { seq, .. } => core.log.unpin(seq),
+        Place::Slot { slot, .. } => core.alloc.unpin(slot),
+        Place::Hole | Place::Memory => unreachable!("never read"),
+    }
+    let member = core.members.get(&state.member);
+    let first_crc = (piece.first.0 - state.range.first.0) as usize;
+    let crcs = &state.plan.crcs[first_crc..first_crc + piece.count as usize];
+    let bad = match (&done, member) {
+        (Done::Read(data), Some(member)) if data.len() == crcs.len() * BLOCK_BYTES => {
+            piece.data = Some(data.clone());
+            member.first_bad(piece.first, data, crcs)
+        }
+        _ => Some(piece.first),
+    };
+    if let Some(block) = bad {
+        let crc = crcs[(block.0 - piece.first.0) as usize];
+        state.mismatch = Some(Mismatch { block, place: piece.place, crc });
     }
 }
 
@@ -408,14 +374,12 @@ fn plan(
 }
 
 fn missing_keys(core: &Core, id: MemberId, range: BlockRange) -> Vec<ExtentKey> {
-    let Some(member) = core.members.get(&id) else {
-        return Vec::new();
-    };
+    let Some(member) = core.members.get(&id) else { return Vec::new() };
     let keys = range.extents().map(|extent| ExtentKey::new(id, extent));
     keys.filter(|key| member.presence.get(key.extent)).collect()
 }
 
-fn issue_pieces(core: &mut Core, read: ReadId, state: &mut ReadState) {
+fn issue_pieces(core: &mut Core, state: &mut ReadState) {
     for (number, piece) in state.plan.pieces.iter().enumerate() {
         let (file, offset) = match piece.place {
             Place::Hole | Place::Memory => continue,
@@ -429,12 +393,13 @@ fn issue_pieces(core: &mut Core, read: ReadId, state: &mut ReadState) {
             }
         };
         state.outstanding += 1;
-        let pending = Pending::Read(ReadOp::Piece { read, piece: number });
+        let pending = Pending::Read(ReadOp::Piece { read: state.read, piece: number });
         core.io.read(pending, file, offset, piece.count as usize * BLOCK_BYTES);
     }
 }
 
-fn finish(core: &mut Core, read: ReadId, state: ReadState) {
+fn finish(core: &mut Core, state: ReadState) {
+    let read = state.read;
     core.io.events.push(match state.purpose {
         Purpose::Read => Event::Read { read, result: Ok(read_blocks(state.plan)) },
         Purpose::Status => Event::Status { read, result: Ok(status_runs(&state.plan)) },

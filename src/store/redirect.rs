@@ -124,9 +124,7 @@ fn redirect(core: &mut Core, admission: &Admission, request: &mut AppendRequest)
     let (member, number) = (request.member, request.number);
     for entry in &mut request.entries {
         while whole.next_if(|known| known.index < entry.index).is_some() {}
-        let Some(known) = whole.next_if(|known| known.index == entry.index) else {
-            continue;
-        };
+        let Some(known) = whole.next_if(|known| known.index == entry.index) else { continue };
         if !may_redirect(core, admission, member, entry, &known) {
             continue;
         }
@@ -178,7 +176,7 @@ fn may_redirect(
     // that somebody else finds the disk full.
     let replaces = extents.filter(|extent| member.presence.get(*extent)).count() > 0;
     let kept_free = if replaces { u64::from(core.alloc.capacity() / 16) } else { 0 };
-    let promised = admission.promised_slots() + kept_free;
+    let promised = admission.slots.get() + kept_free;
     if core.alloc.free_unreserved() < promised + count as u64 {
         return false;
     }

@@ -52,7 +52,6 @@ enum ScanPurpose {
 }
 
 impl ResyncStore {
-    /// See [`crate::store::lane::Lane::manifest`].
     pub(super) fn manifest(
         &mut self,
         core: &mut Core,
@@ -108,7 +107,6 @@ impl ResyncStore {
         }
     }
 
-    /// See [`crate::store::lane::Lane::install_extents`].
     pub(super) fn install(&mut self, core: &mut Core, mut install: Install) {
         let Some(found) = core.live(install.member) else { return refuse(core, install) };
         assert!(found.record.resyncing, "installed without the durable mark");
@@ -126,7 +124,6 @@ impl ResyncStore {
         self.installs.pop_front()
     }
 
-    /// See [`crate::store::lane::Lane::destroy_member`].
     pub(super) fn destroy(&mut self, core: &mut Core, member: MemberId) {
         core.tombstones.insert(member);
         match core.members.get_mut(&member) {

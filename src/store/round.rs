@@ -85,6 +85,13 @@ pub(super) enum Outcome {
     Parked,
 }
 
+impl Round {
+    pub(super) fn new(updates: Vec<Update>, writes_max: usize) -> Round {
+        let (outstanding, writes) = (0, VecDeque::new());
+        Round { updates, outstanding, writes, writes_max, install: None }
+    }
+}
+
 impl Snapshot {
     /// `patch`: what another replica gave for the extent.
     pub(super) fn new(

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use crate::planted::{Mistake, planted};
 use crate::store::core::Core;
 use crate::store::effects::{PayloadRun, Pending, RoundOp};
-use crate::store::member::Phase;
+use crate::store::member::Member;
 use crate::store::mend::ReadRepair;
 use crate::store::overlay::Content;
 use crate::store::round::{Install, Outcome, Round, Snapshot, Source, Update, moved_record};
@@ -37,28 +37,15 @@ const WRITES_MAX: usize = 32;
 pub(super) struct WriteBack {
     round: Option<Round>,
     /// A round found no free slot.
-    starved: bool,
+    pub starved: bool,
     /// Extents whose slot is still named by an entry of the log (rule R6): they wait for a flush
     /// to let go of it. Off the queue, and marked as if they were on it.
     parked: Vec<(MemberId, Extent)>,
 }
 
-/// What became of a look at the first extent of the queue.
-enum Look {
-    Taken(Update),
-    /// No durable HardState covers it yet.
-    Uncovered,
-    /// There is nothing to be written back of it now.
-    Nothing,
-}
-
 impl WriteBack {
     pub(super) fn is_busy(&self) -> bool {
         self.round.is_some()
-    }
-
-    pub(super) fn is_starved(&self) -> bool {
-        self.starved
     }
 
     pub(super) fn has_parked(&self) -> bool {
@@ -72,23 +59,15 @@ impl WriteBack {
     }
 
     /// Starts a round as large as `pressure` (0 to 1, or more) asks for.
-    pub(super) fn pace(
-        &mut self,
-        core: &mut Core,
-        repair: &mut ReadRepair,
-        pressure: f64,
-        at_once: bool,
-    ) {
-        if self.is_busy() || core.dirty.is_empty() || (pressure <= 0.0 && !at_once) {
-            return;
-        }
+    pub(super) fn pace(&mut self, core: &mut Core, repair: &mut ReadRepair, pressure: f64) {
         let between = |low: usize, high: usize| {
             let share = (high - low) as f64 * pressure.min(1.0);
             low + share as usize
         };
-        let extents = between(EXTENTS_MIN, EXTENTS_MAX);
-        let writes = between(WRITES_MIN, WRITES_MAX);
-        self.start(core, repair, extents, writes);
+        if !self.is_busy() {
+            let extents = between(EXTENTS_MIN, EXTENTS_MAX);
+            self.start(core, repair, extents, between(WRITES_MIN, WRITES_MAX));
+        }
     }
 
     /// Starts a round of at most `extents_max` extents, if there are any that may be written
@@ -100,18 +79,10 @@ impl WriteBack {
         extents_max: usize,
         writes_max: usize,
     ) {
-        let mut updates = Vec::new();
-        let mut uncovered = Vec::new();
-        let mut looks = core.dirty.len().min(4 * extents_max);
-        while looks > 0 && updates.len() < extents_max {
-            looks -= 1;
-            let Some((member, extent)) = core.dirty.pop_front() else {
-                break;
-            };
-            match take(core, repair, ExtentKey::new(member, extent)) {
-                Look::Taken(update) => updates.push(update),
-                Look::Uncovered => uncovered.push((member, extent)),
-                Look::Nothing => {}
+        let (mut updates, mut uncovered) = (Vec::new(), Vec::new());
+        for _ in 0..core.dirty.len().min(4 * extents_max) {
+            if updates.len() < extents_max {
+                updates.extend(take_dirty(core, repair, &mut uncovered));
             }
         }
         // They keep their place: at the end of the queue, one of them would hold the log's tail
@@ -119,78 +90,56 @@ impl WriteBack {
         for extent in uncovered.into_iter().rev() {
             core.dirty.push_front(extent);
         }
-        self.start_round(core, repair, updates, writes_max, None);
+        if !updates.is_empty() {
+            self.start_round(core, repair, Round::new(updates, writes_max));
+        }
     }
 
     /// Starts the round of an install.
-    pub(super) fn start_install(
-        &mut self,
-        core: &mut Core,
-        repair: &mut ReadRepair,
-        install: Install,
-    ) {
-        let Install { read, member: id, extents, delete, mut refused, as_of } = install;
+    pub(super) fn install(&mut self, core: &mut Core, repair: &mut ReadRepair, install: Install) {
+        let Install { read, member: id, as_of, extents, delete, mut refused } = install;
         // The log was faster: what the source had is older than what is here. Entries that are
         // applied from now on stay in the overlay.
-        let applied = core
-            .members
-            .get_mut(&id)
-            .filter(|member| member.applied_index <= as_of || planted(Mistake::ResyncGoesBack));
-        let Some(member) = applied else {
+        let is_older = |member: &&mut Member| member.applied_index <= as_of;
+        let applied = core.members.get_mut(&id);
+        let Some(member) = applied.filter(|m| is_older(m) || planted(Mistake::ResyncGoesBack))
+        else {
             refused.extend(extents.iter().map(|content| content.extent));
             refused.extend(delete);
             core.io.events.push(Event::Installed { read, refused });
             return;
         };
-        let mut updates = Vec::with_capacity(extents.len() + delete.len());
-        for content in extents {
-            let (key, newest) = (ExtentKey::new(id, content.extent), content.last_changed);
-            let mut update = Update::new(key, newest, Source::Replace(content));
-            update.included = member.newer.lower(key.extent, newest);
-            updates.push(update);
-        }
-        for extent in delete {
-            let key = ExtentKey::new(id, extent);
-            let mut update = Update::new(key, member.applied_index, Source::Delete);
-            update.included = member.newer.lower(extent, 0);
-            updates.push(update);
-        }
-        for update in &updates {
-            if let Some(overlay) = member.overlay.get_mut(update.key.extent) {
+        let applied = member.applied_index;
+        let replaced = extents.into_iter().map(|content| {
+            (content.extent, content.last_changed, content.last_changed, Source::Replace(content))
+        });
+        let deleted = delete.into_iter().map(|extent| (extent, applied, 0, Source::Delete));
+        let mut updates = Vec::new();
+        for (extent, newest, reflects, source) in replaced.chain(deleted) {
+            let mut update = Update::new(ExtentKey::new(id, extent), newest, source);
+            update.included = member.newer.lower(extent, reflects);
+            if let Some(overlay) = member.overlay.get_mut(extent) {
                 overlay.busy = true;
             }
+            updates.push(update);
         }
-        self.start_round(core, repair, updates, WRITES_MAX, Some((read, refused)));
+        let install = Some((read, refused));
+        self.start_round(core, repair, Round { install, ..Round::new(updates, WRITES_MAX) });
     }
 
-    /// Starts the round that writes an extent anew, into another slot.
-    pub(super) fn start_move(
-        &mut self,
-        core: &mut Core,
-        repair: &mut ReadRepair,
-        key: ExtentKey,
-        content: ExtentContent,
-    ) {
+    /// Starts the round that writes an extent anew, into another slot, if read repair has one.
+    pub(super) fn start_move(&mut self, core: &mut Core, repair: &mut ReadRepair) {
+        let Some((key, content)) = repair.next_move() else { return };
         if core.live(key.member).is_some() {
             let update = Update::new(key, content.last_changed, Source::Move(content));
-            self.start_round(core, repair, vec![update], 1, None);
+            self.start_round(core, repair, Round::new(vec![update], 1));
         }
     }
 
-    fn start_round(
-        &mut self,
-        core: &mut Core,
-        repair: &mut ReadRepair,
-        mut updates: Vec<Update>,
-        writes_max: usize,
-        install: Option<(ReadId, Vec<Extent>)>,
-    ) {
+    fn start_round(&mut self, core: &mut Core, repair: &mut ReadRepair, mut round: Round) {
         assert!(!self.is_busy(), "one round at a time");
-        if updates.is_empty() && install.is_none() {
-            return;
-        }
         let mut keys = Vec::new();
-        for update in &mut updates {
+        for update in &mut round.updates {
             let member = &core.members[&update.key.member];
             if !member.presence.get(update.key.extent) {
                 continue;
@@ -200,18 +149,17 @@ impl WriteBack {
                 None => keys.push(update.key),
             }
         }
-        let mut outstanding = 0;
         if !keys.is_empty() {
-            outstanding += 1;
+            round.outstanding += 1;
             let pending = Pending::Round(RoundOp::Records { keys: keys.clone() });
             core.io.index(pending, IndexJob::Get { keys });
         }
-        for (number, update) in updates.iter().enumerate() {
-            outstanding += read_back(core, number, update);
+        for (number, update) in round.updates.iter().enumerate() {
+            round.outstanding += read_back(core, number, update);
         }
-        self.round =
-            Some(Round { updates, outstanding, writes: VecDeque::new(), writes_max, install });
-        if outstanding == 0 {
+        let at_once = round.outstanding == 0;
+        self.round = Some(round);
+        if at_once {
             self.write(core, repair);
         }
     }
@@ -226,13 +174,12 @@ impl WriteBack {
     ) {
         match (op, done) {
             (RoundOp::Records { keys }, Done::Index(IndexDone::Got(got))) => {
-                self.records_got(core, repair, keys, got);
+                self.learn(core, keys, got);
+                self.one_less(core, repair);
             }
-            (RoundOp::Payload(run), Done::Read(data)) => {
-                self.payload_read(core, repair, run, Some(data));
-            }
-            (RoundOp::Payload(run), Done::Failed(..)) => {
-                self.payload_read(core, repair, run, None);
+            (RoundOp::Payload(run), done @ (Done::Read(_) | Done::Failed(..))) => {
+                self.payload_read(core, repair, run, done);
+                self.one_less(core, repair);
             }
             (RoundOp::Write, Done::Written) => self.written(core, repair),
             (RoundOp::Sync, Done::Synced) => self.commit(core, repair),
@@ -245,25 +192,17 @@ impl WriteBack {
         self.round.as_mut().expect("in flight")
     }
 
-    fn records_got(
-        &mut self,
-        core: &mut Core,
-        repair: &mut ReadRepair,
-        keys: Vec<ExtentKey>,
-        got: Vec<Option<ExtentRecord>>,
-    ) {
+    fn learn(&mut self, core: &mut Core, keys: Vec<ExtentKey>, got: Vec<Option<ExtentRecord>>) {
         let mut answers = keys.into_iter().zip(got).peekable();
         for update in &mut self.round().updates {
             if let Some((key, record)) = answers.next_if(|(key, _)| *key == update.key) {
                 if record.is_none() {
-                    core.io.poison(format!("the index lost {key:?}"));
-                    return;
+                    return core.io.poison(format!("the index lost {key:?}"));
                 }
                 core.records.learn(key, record.clone());
                 update.old = record;
             }
         }
-        self.one_less(core, repair);
     }
 
     fn payload_read(
@@ -271,22 +210,21 @@ impl WriteBack {
         core: &mut Core,
         repair: &mut ReadRepair,
         run: PayloadRun,
-        data: Option<Bytes>,
+        done: Done,
     ) {
         core.log.unpin(run.seq);
         let update = &mut self.round().updates[run.update];
-        if data.and_then(|data| keep_payload(core, update, run, data)).is_none() {
+        if !keep_payload(core, update, run, done) {
             // The log does not give back what it held of an extent. The rest goes on.
             update.outcome = Outcome::Skipped;
             repair.park(core, update.key);
         }
-        self.one_less(core, repair);
     }
 
     fn one_less(&mut self, core: &mut Core, repair: &mut ReadRepair) {
         let round = self.round();
         round.outstanding -= 1;
-        if round.outstanding == 0 {
+        if round.outstanding == 0 && !core.io.poisoned() {
             self.write(core, repair);
         }
     }
@@ -345,8 +283,9 @@ impl WriteBack {
             }
         }
         // What was applied has been promised a slot; a copy takes none of those (rule R10).
-        let is_promised =
-            matches!(update.source, Source::Overlay(_)) || has_reserved(core, update.key);
+        let overlay = core.members[&update.key.member].overlay.get(update.key.extent);
+        let is_promised = matches!(update.source, Source::Overlay(_))
+            || overlay.is_some_and(|overlay| overlay.reserved);
         let may_take =
             is_promised || core.alloc.free_unreserved() > 0 || planted(Mistake::CopyTakesPromised);
         may_take.then(|| core.alloc.allocate()).flatten().ok_or_else(|| {
@@ -358,9 +297,7 @@ impl WriteBack {
     fn issue_writes(&mut self, core: &mut Core) {
         let round = self.round();
         while round.outstanding < round.writes_max.max(1) {
-            let Some((offset, bufs)) = round.writes.pop_front() else {
-                break;
-            };
+            let Some((offset, bufs)) = round.writes.pop_front() else { break };
             round.outstanding += 1;
             core.io.write(Pending::Round(RoundOp::Write), LaneFile::Data, offset, bufs, false);
         }
@@ -383,9 +320,7 @@ impl WriteBack {
         let updates = &self.round().updates;
         let mut edits = Vec::with_capacity(updates.len());
         for update in updates {
-            let Some(member) = core.members.get_mut(&update.key.member) else {
-                continue;
-            };
+            let Some(member) = core.members.get_mut(&update.key.member) else { continue };
             match &update.outcome {
                 Outcome::Put(record) => {
                     edits.push(IndexEdit::Put(update.key, record.clone()));
@@ -433,63 +368,60 @@ impl WriteBack {
 
     /// The records are committed: the overlay lets go of what was not superseded.
     fn finish(&mut self, core: &mut Core, repair: &mut ReadRepair) {
-        let round = self.round.take().expect("in flight");
+        let Round { updates, mut install, .. } = self.round.take().expect("in flight");
         core.stale = true;
-        let mut install = round.install;
-        for update in round.updates {
+        for update in updates {
             let (key, done) = (update.key, update.outcome.is_done());
             if let Some(adopted) = update.adopted.filter(|_| !done) {
                 core.alloc.disown(adopted);
             }
-            if !core.members.contains_key(&key.member) {
-                continue;
-            }
+            let Some(member) = core.members.get_mut(&key.member) else { continue };
             if let (Source::Replace(_), false, Some((_, refused))) =
                 (&update.source, done, &mut install)
             {
                 refused.push(key.extent);
             }
-            let is_parked = update.outcome == Outcome::Parked;
-            match done {
-                true => settle(core, repair, update),
-                false => leave(core, update),
+            if let Source::Move(_) = &update.source
+                && done
+            {
+                core.clock.unsettle();
             }
-            self.let_go(core, repair, key, is_parked);
+            let is_parked = update.outcome == Outcome::Parked;
+            settle(member, repair, update);
+            if let Some(overlay) = member.overlay.get_mut(key.extent) {
+                overlay.busy = false;
+                overlay.queued |= repair.is_parked(&key) || is_parked;
+                if is_parked {
+                    self.parked.push((key.member, key.extent));
+                }
+            }
+            core.overlay_changed(key.member, key.extent);
         }
         if let Some((read, refused)) = install {
             core.io.events.push(Event::Installed { read, refused });
         }
     }
-
-    /// The extent is in no round any more.
-    fn let_go(&mut self, core: &mut Core, repair: &ReadRepair, key: ExtentKey, is_parked: bool) {
-        let member = core.members.get_mut(&key.member).expect("just seen");
-        if let Some(overlay) = member.overlay.get_mut(key.extent) {
-            overlay.busy = false;
-            overlay.queued |= repair.is_parked(&key) || is_parked;
-            if is_parked {
-                self.parked.push((key.member, key.extent));
-            }
-        }
-        core.overlay_changed(key.member, key.extent);
-    }
 }
 
-/// Takes an extent off the queue, as it is now.
-fn take(core: &mut Core, repair: &ReadRepair, key: ExtentKey) -> Look {
-    let Some(member) = core.members.get_mut(&key.member) else { return Look::Nothing };
+/// Takes the first extent off the queue, with what is to be written back of it now, if anything.
+fn take_dirty(
+    core: &mut Core,
+    repair: &ReadRepair,
+    uncovered: &mut Vec<(MemberId, Extent)>,
+) -> Option<Update> {
+    let (id, extent) = core.dirty.pop_front()?;
+    let key = ExtentKey::new(id, extent);
+    let member = core.live_mut(id)?;
     let covered = member.hard.durable_commit;
-    let Some(overlay) = member.overlay.get_mut(key.extent) else { return Look::Nothing };
-    if member.phase != Phase::Live {
-        return Look::Nothing;
-    }
+    let overlay = member.overlay.get_mut(extent)?;
     if overlay.busy {
         // It is in this round already, and is queued again at its end.
         overlay.queued = false;
-        return Look::Nothing;
+        return None;
     }
     if overlay.newest() > covered && !planted(Mistake::WrittenBackUncovered) {
-        return Look::Uncovered;
+        uncovered.push((id, extent));
+        return None;
     }
     overlay.queued = false;
     overlay.busy = true;
@@ -505,20 +437,16 @@ fn take(core: &mut Core, repair: &ReadRepair, key: ExtentKey) -> Look {
         update.adopted = Some(slot);
         core.alloc.adopt(slot);
     }
-    Look::Taken(update)
+    Some(update)
 }
 
 /// Reads the payloads of an update that are not in memory; returns the number of effects.
 fn read_back(core: &mut Core, number: usize, update: &Update) -> usize {
-    let Source::Overlay(snapshots) = &update.source else {
-        return 0;
-    };
+    let Source::Overlay(snapshots) = &update.source else { return 0 };
     let member = &core.members[&update.key.member];
     let mut runs: Vec<(PayloadRun, u64)> = Vec::new();
     for (at, snapshot) in snapshots.iter().enumerate() {
-        let Content::Log { position } = snapshot.content else {
-            continue;
-        };
+        let Content::Log { position } = snapshot.content else { continue };
         if snapshot.data.is_some() {
             continue;
         }
@@ -542,70 +470,56 @@ fn read_back(core: &mut Core, number: usize, update: &Update) -> usize {
     runs.len()
 }
 
-/// Keeps what was read back of an update; `None`: it is not what the checksums say.
-fn keep_payload(core: &Core, update: &mut Update, run: PayloadRun, data: Bytes) -> Option<()> {
+/// Keeps what was read back of an update; false: it is not what the checksums say.
+fn keep_payload(core: &Core, update: &mut Update, run: PayloadRun, done: Done) -> bool {
     let Source::Overlay(snapshots) = &mut update.source else {
         unreachable!("only overlay blocks are read back");
     };
-    if data.len() != run.count * BLOCK_BYTES {
-        return None;
-    }
-    let member = core.members.get(&update.key.member);
-    let snapshots = &mut snapshots[run.first..run.first + run.count];
-    for (number, snapshot) in snapshots.iter_mut().enumerate() {
+    let data = match done {
+        Done::Read(data) if data.len() == run.count * BLOCK_BYTES => data,
+        _ => return false,
+    };
+    let (key, member) = (update.key, core.members.get(&update.key.member));
+    let snapshots = snapshots[run.first..run.first + run.count].iter_mut().enumerate();
+    { snapshots }.all(|(number, snapshot)| {
         let bytes = data.slice(number * BLOCK_BYTES..(number + 1) * BLOCK_BYTES);
-        let at = Block(update.key.extent.first_block().0 + snapshot.position);
-        if member.and_then(|member| member.first_bad(at, &bytes, &[snapshot.crc])).is_some() {
-            return None;
-        }
+        let at = Block(key.extent.first_block().0 + snapshot.position);
+        let bad = member.and_then(|member| member.first_bad(at, &bytes, &[snapshot.crc]));
         snapshot.data = Some(bytes);
-    }
-    Some(())
-}
-
-/// True when entries that were applied to the extent have a slot reserved for it.
-fn has_reserved(core: &Core, key: ExtentKey) -> bool {
-    let member = core.members.get(&key.member);
-    let overlay = member.and_then(|member| member.overlay.get(key.extent));
-    overlay.is_some_and(|overlay| overlay.reserved)
+        bad.is_none()
+    })
 }
 
 /// The overlay and read repair let go of what the round brought into the index.
-fn settle(core: &mut Core, repair: &mut ReadRepair, update: Update) {
-    let Update { key, source, newest, .. } = update;
-    let member = core.members.get_mut(&key.member).expect("just seen");
-    match source {
-        Source::Overlay(snapshots) => {
+fn settle(member: &mut Member, repair: &mut ReadRepair, update: Update) {
+    let (key, extent, done) = (update.key, update.key.extent, update.outcome.is_done());
+    match update.source {
+        Source::Overlay(snapshots) if done => {
             for snapshot in snapshots {
-                let at = Block(key.extent.first_block().0 + snapshot.position);
+                let at = Block(extent.first_block().0 + snapshot.position);
                 member.overlay.settle(at, snapshot.index);
             }
             repair.written_back(&key);
         }
-        Source::Replace(_) => {
-            member.overlay.drop_up_to(key.extent, newest);
-            if newest > member.applied_index {
-                member.newer.note(key.extent, newest);
+        Source::Replace(_) if done => {
+            member.overlay.drop_up_to(extent, update.newest);
+            if update.newest > member.applied_index {
+                member.newer.note(extent, update.newest);
             }
             repair.replaced(&key);
         }
-        Source::Delete => {
-            member.overlay.drop_up_to(key.extent, newest);
+        Source::Delete if done => {
+            member.overlay.drop_up_to(extent, update.newest);
             repair.replaced(&key);
         }
-        Source::Move(_) => {
-            repair.moved(&key);
-            core.clock.unsettle();
+        Source::Replace(_) => {
+            // It is as it was: entries that it has already are not wanted a second time.
+            if let Some(included) = update.included {
+                member.newer.note(extent, included);
+                member.overlay.drop_up_to(extent, included);
+            }
         }
-    }
-}
-
-/// The extent is as it was: entries that it has already are not wanted a second time.
-fn leave(core: &mut Core, update: Update) {
-    let Update { key, source, included, .. } = update;
-    let member = core.members.get_mut(&key.member).expect("just seen");
-    if let (Source::Replace(_), Some(included)) = (source, included) {
-        member.newer.note(key.extent, included);
-        member.overlay.drop_up_to(key.extent, included);
+        Source::Move(_) if done => repair.moved(&key),
+        Source::Overlay(_) | Source::Delete | Source::Move(_) => {}
     }
 }
