@@ -10,8 +10,8 @@ use anyhow::Context;
 
 use crate::config::{Config, DurableWriteMethod, IoMethod, ReadMethod};
 use crate::control::command::NewDisk;
+use crate::control::data_path::{DataPath, ReportSink};
 use crate::control::identity::{Identity, PodDirectory, write_atomically};
-use crate::control::server::{DataPath, ReportSink};
 use crate::io::driver::Address;
 use crate::io::{DriverKind, DurableWrites};
 use crate::limits::Budgets;

@@ -12,16 +12,15 @@ use std::collections::{BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use crate::io::buffer::Pool;
+use crate::log::{Append, Applied, Change};
 use crate::planted::{Mistake, planted};
 use crate::store::alloc::Allocator;
 use crate::store::effects::{AfterFlush, FlushPoint, Io, Pending};
 use crate::store::index::cache::RecordCache;
-use crate::store::log::{LaneLog, confirm_appends};
+use crate::store::lane_log::{LaneLog, confirm_appends};
 use crate::store::member::{Member, Members, PendingAppend, Phase};
 use crate::store::overlay::{Content, OverlayBlock, PayloadCache};
-use crate::store::seam::{
-    AppendRequest, ApplyRequest, Change, Event, IndexEdit, IndexJob, MemberRecord,
-};
+use crate::store::seam::{Event, IndexEdit, IndexJob, MemberRecord};
 use crate::store::wal::BatchSeq;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, Extent, MemberId, Mono};
 
@@ -115,7 +114,7 @@ impl Core {
     }
 
     /// Notes an append; what is left of it is to be put into the log.
-    pub(super) fn expect_append(&mut self, mut request: AppendRequest) -> Option<AppendRequest> {
+    pub(super) fn expect_append(&mut self, mut request: Append) -> Option<Append> {
         let member = self.members.get_mut(&request.member)?;
         if matches!(member.phase, Phase::Destroying | Phase::Faulted) {
             return None;
@@ -143,7 +142,7 @@ impl Core {
     }
 
     /// Puts an append of a live member into the log.
-    pub(super) fn append(&mut self, request: AppendRequest) {
+    pub(super) fn append(&mut self, request: Append) {
         let member = self.members.get_mut(&request.member).expect("just seen");
         self.log.append(member, &mut self.alloc, request);
     }
@@ -185,7 +184,7 @@ impl Core {
         self.tombstones.contains(&member) && !planted(Mistake::EmptyMemberVotes)
     }
 
-    pub(super) fn apply(&mut self, member: MemberId, request: ApplyRequest) {
+    pub(super) fn apply(&mut self, member: MemberId, request: Applied) {
         let Some(found) = self.live_mut(member) else { return };
         if request.index <= found.applied_index {
             return;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::log::{Append, Applied};
 use crate::store::admission::Admission;
 use crate::store::checkpoint::{Checkpoint, idle_at};
 use crate::store::core::Core;
@@ -91,7 +92,7 @@ impl Lane {
 
     /// Queues an append. `Event::Appended` follows, in order. An append of a member that is being
     /// destroyed, or has been given up, is dropped.
-    pub fn append(&mut self, request: AppendRequest) {
+    pub fn append(&mut self, request: Append) {
         let Some(core) = self.core.running() else { return };
         if let Some(request) = core.expect_append(request) {
             self.redirects.append(core, &self.admission, request);
@@ -145,7 +146,7 @@ impl Lane {
 
     /// A committed entry, in order. At replay the same call, with `payload` empty, skips what the
     /// index already has (rule R3). An entry that a resync brought already is ignored.
-    pub fn apply(&mut self, member: MemberId, request: ApplyRequest) {
+    pub fn apply(&mut self, member: MemberId, request: Applied) {
         let Some(core) = self.core.running() else { return };
         core.apply(member, request);
     }

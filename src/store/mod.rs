@@ -19,9 +19,9 @@ mod lab_disk;
 pub mod lane;
 #[cfg(test)]
 pub(crate) mod lane_lab;
+mod lane_log;
 #[cfg(test)]
 mod lane_test;
-mod log;
 mod member;
 mod mend;
 #[cfg(test)]

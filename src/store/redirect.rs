@@ -16,14 +16,13 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::io::buffer::is_aligned;
+use crate::log::{Append, LogEntry, Redirect, RedirectedSlot, WholeExtents};
 use crate::planted::{Mistake, planted};
 use crate::store::admission::Admission;
 use crate::store::alloc::slots_at_most;
 use crate::store::core::Core;
 use crate::store::effects::{Pending, RedirectOp};
-use crate::store::seam::{
-    AppendRequest, LaneFile, LogEntry, Redirect, RedirectedSlot, Slot, WholeExtents,
-};
+use crate::store::seam::{LaneFile, Slot};
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId};
 
 /// What an entry takes in the log besides its payload, at most nearly.
@@ -37,7 +36,7 @@ pub(super) struct Redirects {
 }
 
 struct Staged {
-    request: AppendRequest,
+    request: Append,
     /// Writes of slots in flight.
     writes: usize,
     /// What it will take of the log.
@@ -58,12 +57,7 @@ impl Redirects {
     }
 
     /// An append of a live member: into the log at once, or as soon as its slots are written.
-    pub(super) fn append(
-        &mut self,
-        core: &mut Core,
-        admission: &Admission,
-        mut request: AppendRequest,
-    ) {
+    pub(super) fn append(&mut self, core: &mut Core, admission: &Admission, mut request: Append) {
         let writes = redirect(core, admission, &mut request);
         if writes > 0 || self.holds_back(request.member) {
             self.stage(core, request, writes);
@@ -73,7 +67,7 @@ impl Redirects {
     }
 
     /// An append waits for this many writes of its slots, or behind one that does.
-    fn stage(&mut self, core: &mut Core, request: AppendRequest, writes: usize) {
+    fn stage(&mut self, core: &mut Core, request: Append, writes: usize) {
         let in_log = request.entries.iter().map(|entry| entry.payload.len());
         let reserved = in_log.clone().map(|bytes| u64::from(slots_at_most(bytes as u32))).sum();
         let bytes = in_log.map(|bytes| bytes as u64 + ENTRY_LOG_BYTES).sum();
@@ -118,7 +112,7 @@ impl Redirects {
 
 /// Starts the writes of the entries that go to slots, and lets the entries name these. Returns the
 /// number of writes.
-fn redirect(core: &mut Core, admission: &Admission, request: &mut AppendRequest) -> usize {
+fn redirect(core: &mut Core, admission: &Admission, request: &mut Append) -> usize {
     let mut whole = std::mem::take(&mut request.whole_extents).into_iter().peekable();
     let mut writes = 0;
     let (member, number) = (request.member, request.number);

@@ -8,12 +8,13 @@
 use std::collections::BTreeMap;
 
 use crate::io::buffer::Pool;
+use crate::log::{Append, HardState, LogEntry, Reset};
 use crate::planted::{Mistake, planted};
 use crate::store::alloc::{Allocator, slots_at_most};
 use crate::store::effects::{Io, Pending};
 use crate::store::groups::{Group, GroupKind, Groups, Unplaced};
 use crate::store::member::{Member, Members, Phase, Place, Retained};
-use crate::store::seam::{AppendRequest, Event, HardState, LaneFile, LogEntry, ResetPoint, Slot};
+use crate::store::seam::{Event, LaneFile, Slot};
 use crate::store::wal::{BatchSeq, GroupId, Item, Wal};
 use crate::types::EXTENT_BYTES;
 
@@ -61,12 +62,7 @@ impl LaneLog {
     }
 
     /// Puts an append on its way into the ring.
-    pub(super) fn append(
-        &mut self,
-        member: &mut Member,
-        alloc: &mut Allocator,
-        request: AppendRequest,
-    ) {
+    pub(super) fn append(&mut self, member: &mut Member, alloc: &mut Allocator, request: Append) {
         let id = request.member;
         let mut items = Vec::with_capacity(2 + request.entries.len());
         let group = self.groups.next_id();
@@ -99,13 +95,7 @@ impl LaneLog {
     }
 
     /// The log of a member now starts behind this point.
-    fn reset(
-        &mut self,
-        member: &mut Member,
-        alloc: &mut Allocator,
-        group: GroupId,
-        reset: &ResetPoint,
-    ) {
+    fn reset(&mut self, member: &mut Member, alloc: &mut Allocator, group: GroupId, reset: &Reset) {
         assert!(
             reset.index <= member.durable_flushed,
             "the store holds everything up to a reset, durably"
