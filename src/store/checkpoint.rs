@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::planted::{Mistake, planted};
 use crate::store::core::Core;
-use crate::store::effects::{AfterFlush, Pending, SuperblockOp};
+use crate::store::effects::{AfterFlush, Pending};
 use crate::store::mend::ReadRepair;
 use crate::store::seam::LaneFile;
 use crate::store::superblock::{self, Superblock};
@@ -70,26 +70,23 @@ impl Checkpoint {
         if planted(Mistake::TailBeforeSuperblock) {
             core.log.wal.release_to(target);
         }
-        write_half(core, &next, SuperblockOp::FirstHalf, 0);
+        write_half(core, &next, 0);
         self.next = Some(next);
     }
 
     /// Two of the superblock's copies are durable.
-    pub(super) fn written(&mut self, core: &mut Core, half: SuperblockOp) {
+    pub(super) fn written(&mut self, core: &mut Core, half: usize) {
         let next = self.next.take().expect("being written");
-        match half {
-            SuperblockOp::FirstHalf => {
-                write_half(core, &next, SuperblockOp::SecondHalf, 1);
-                self.next = Some(next);
-            }
-            // The new tail is durable: now the ring may overwrite what is before it.
-            SuperblockOp::SecondHalf => {
-                core.log.wal.release_to(BatchSeq(next.tail_seq));
-                self.superblock = next;
-                self.running = false;
-                core.stale = true;
-            }
+        if half == 0 {
+            write_half(core, &next, 1);
+            self.next = Some(next);
+            return;
         }
+        // The new tail is durable: now the ring may overwrite what is before it.
+        core.log.wal.release_to(BatchSeq(next.tail_seq));
+        self.superblock = next;
+        self.running = false;
+        core.stale = true;
     }
 
     /// Looks at the ring, when there is a reason to.
@@ -97,15 +94,23 @@ impl Checkpoint {
         let clock = &core.clock;
         let idle = clock.now >= clock.last_change + IDLE_AFTER && clock.settled < clock.last_change;
         let at_once = idle || core.is_draining();
-        let used = core.log.used_bytes();
-        let named = core.alloc.named().0 * EXTENT_BYTES as u64;
-        let moved = (used + named).abs_diff(self.looked_at_bytes) >= core.log.ring_bytes / 256;
+        let (ring, used) = (core.log.ring_bytes, core.log.used_bytes());
+        let (named, named_since) = core.alloc.named();
+        let named = named * EXTENT_BYTES as u64;
+        let moved = (used + named).abs_diff(self.looked_at_bytes) >= ring / 256;
         if !(at_once || moved || core.stale) {
             return None;
         }
         self.looked_at_bytes = used + named;
         core.stale = false;
-        Some(Fill { idle, at_once, ..fill(core, used) })
+        let (tail, tail_offset) = core.log.wal.tail();
+        let target = core.log.tail_target(&core.members, true);
+        let reclaimable = match target > tail {
+            true => (core.log.wal.offset_of(target) + ring - tail_offset) % ring,
+            false => 0,
+        };
+        let named_since = named_since * EXTENT_BYTES as u64;
+        Some(Fill { ring, used, reclaimable, named, named_since, idle, at_once })
     }
 
     /// Starts a checkpoint, if it is worth one, and makes room in the ring.
@@ -116,7 +121,7 @@ impl Checkpoint {
         repair: &ReadRepair,
         fill: &Fill,
     ) {
-        if !self.running && self.is_wanted(core, writeback, repair, fill) {
+        if !self.running && self.is_due(core, writeback, repair, fill) {
             self.running = true;
             core.flush(Vec::new(), AfterFlush::Checkpoint);
         }
@@ -128,13 +133,7 @@ impl Checkpoint {
         }
     }
 
-    fn is_wanted(
-        &self,
-        core: &Core,
-        writeback: &WriteBack,
-        repair: &ReadRepair,
-        fill: &Fill,
-    ) -> bool {
+    fn is_due(&self, core: &Core, writeback: &WriteBack, repair: &ReadRepair, fill: &Fill) -> bool {
         // A flush would let go of entries of the log, and of the slots that they name.
         let progress = || core.members.values().any(|m| m.flushed() > m.durable_flushed);
         let slots_short = core.alloc.has_freed()
@@ -177,32 +176,12 @@ pub(super) fn idle_at(core: &Core) -> Option<Mono> {
 }
 
 /// Two copies at a time: whatever becomes of one write, two copies agree.
-fn write_half(core: &mut Core, next: &Superblock, op: SuperblockOp, half: usize) {
+fn write_half(core: &mut Core, next: &Superblock, half: usize) {
     let copies = superblock::encode(next);
     let bytes = copies[2 * half..2 * half + 2].concat();
     let bufs = vec![core.pool.copy(&bytes)];
     let offset = (half * bytes.len()) as u64;
-    core.io.write(Pending::Superblock(op), LaneFile::Superblock, offset, bufs, true);
-}
-
-fn fill(core: &Core, used: u64) -> Fill {
-    let ring = core.log.ring_bytes;
-    let (tail, tail_offset) = core.log.wal.tail();
-    let target = core.log.tail_target(&core.members, true);
-    let reclaimable = match target > tail {
-        true => (core.log.wal.offset_of(target) + ring - tail_offset) % ring,
-        false => 0,
-    };
-    let (named, named_since) = core.alloc.named();
-    Fill {
-        ring,
-        used,
-        reclaimable,
-        named: named * EXTENT_BYTES as u64,
-        named_since: named_since * EXTENT_BYTES as u64,
-        idle: false,
-        at_once: false,
-    }
+    core.io.write(Pending::Superblock { half }, LaneFile::Superblock, offset, bufs, true);
 }
 
 impl Fill {

@@ -87,11 +87,6 @@ impl Clock {
             self.last_batch = now;
         }
     }
-
-    /// Something changed although nothing was applied: it is to become durable, too.
-    pub(super) fn unsettle(&mut self) {
-        self.settled = Mono::default();
-    }
 }
 
 impl Core {

@@ -24,8 +24,15 @@ pub(super) enum Pending {
     Log(BatchSeq),
     Read(ReadOp),
     Round(RoundOp),
-    Redirect(RedirectOp),
-    Superblock(SuperblockOp),
+    /// A write to slots for this append of the member.
+    Redirect {
+        member: MemberId,
+        number: u64,
+    },
+    /// Two of the superblock's copies.
+    Superblock {
+        half: usize,
+    },
     Flush(FlushPoint),
     Scan,
 }
@@ -53,18 +60,6 @@ pub(super) struct PayloadRun {
     pub first: usize,
     pub count: usize,
     pub seq: BatchSeq,
-}
-
-/// A write to slots for this append of the member.
-pub(super) struct RedirectOp {
-    pub member: MemberId,
-    pub number: u64,
-}
-
-/// Two of the superblock's copies.
-pub(super) enum SuperblockOp {
-    FirstHalf,
-    SecondHalf,
 }
 
 /// What a flush of the index makes durable.

@@ -268,8 +268,10 @@ impl Lane {
             (Pending::Log(seq), Done::Written) => core.batch_written(seq),
             (Pending::Read(op), done) => self.reads.complete(core, &mut self.repair, op, done),
             (Pending::Round(op), done) => self.writeback.complete(core, &mut self.repair, op, done),
-            (Pending::Redirect(op), Done::Written) => self.redirects.written(core, op),
-            (Pending::Superblock(op), Done::Written) => self.checkpoint.written(core, op),
+            (Pending::Redirect { member, number }, Done::Written) => {
+                self.redirects.written(core, member, number);
+            }
+            (Pending::Superblock { half }, Done::Written) => self.checkpoint.written(core, half),
             (Pending::Flush(point), Done::Index(IndexDone::Committed)) => self.flushed(point),
             (Pending::Scan, Done::Index(IndexDone::Scanned(found))) => {
                 self.resync.scanned(core, op, found);

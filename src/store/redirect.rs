@@ -21,7 +21,7 @@ use crate::planted::{Mistake, planted};
 use crate::store::admission::Admission;
 use crate::store::alloc::slots_at_most;
 use crate::store::core::Core;
-use crate::store::effects::{Pending, RedirectOp};
+use crate::store::effects::Pending;
 use crate::store::seam::{LaneFile, Slot};
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId};
 
@@ -78,7 +78,7 @@ impl Redirects {
     }
 
     /// A write of slots is durable. What waits for no other goes into the log.
-    pub(super) fn written(&mut self, core: &mut Core, RedirectOp { member, number }: RedirectOp) {
+    pub(super) fn written(&mut self, core: &mut Core, member: MemberId, number: u64) {
         let staged = self.staged.get_mut(&member).expect("in flight");
         let mut appends = staged.iter_mut();
         let append = appends.find(|append| append.request.number == number);
@@ -130,7 +130,7 @@ fn redirect(core: &mut Core, admission: &Admission, request: &mut Append) -> usi
         let payload = if is_aligned(&payload) { payload } else { core.pool.copy(&payload) };
         for (first, run) in runs(&slots) {
             let bytes = payload.slice(first * EXTENT_BYTES..(first + run) * EXTENT_BYTES);
-            let pending = Pending::Redirect(RedirectOp { member, number });
+            let pending = Pending::Redirect { member, number };
             let durable = !planted(Mistake::RedirectNotDurable);
             core.io.write(pending, LaneFile::Data, slots[first].offset(), vec![bytes], durable);
             writes += 1;

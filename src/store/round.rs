@@ -120,20 +120,17 @@ impl Update {
 
     /// The record as it will be, but for its slot; `None`: nothing is left of the extent.
     pub(super) fn record(&self, member: &Member) -> Option<ExtentRecord> {
-        let fresh = || ExtentRecord {
-            slot: Slot(0),
-            present: 0,
-            zero: 0,
-            last_changed: 0,
-            birth: member.record.volume,
-            crcs: [0; 16],
-        };
-        let mut record = match &self.source {
-            // Whatever the old slot has is not in this one.
-            Source::Overlay(_) if self.adopted.is_some() => fresh(),
-            Source::Overlay(_) => self.old.clone().unwrap_or_else(fresh),
-            Source::Replace(_) => fresh(),
-            Source::Delete | Source::Move(_) => return None,
+        let mut record = match (&self.source, &self.old) {
+            // Whatever the old slot has is not in one that a redirected entry wrote.
+            (Source::Overlay(_), Some(old)) if self.adopted.is_none() => old.clone(),
+            _ => ExtentRecord {
+                slot: Slot(0),
+                present: 0,
+                zero: 0,
+                last_changed: 0,
+                birth: member.record.volume,
+                crcs: [0; 16],
+            },
         };
         record.last_changed = record.last_changed.max(self.newest);
         match &self.source {
@@ -157,7 +154,7 @@ impl Update {
                     record.crcs[position] = *crc;
                 }
             }
-            Source::Delete | Source::Move(_) => {}
+            Source::Delete | Source::Move(_) => return None,
         }
         (record.present != 0 || record.zero != 0).then_some(record)
     }

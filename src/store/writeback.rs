@@ -23,7 +23,7 @@ use crate::store::round::{Install, Outcome, Round, Snapshot, Source, Update, mov
 use crate::store::seam::{
     Done, Event, ExtentKey, ExtentRecord, IndexDone, IndexEdit, IndexJob, LaneFile, ReadId, Slot,
 };
-use crate::types::{BLOCK_BYTES, Block, Extent, ExtentContent, MemberId};
+use crate::types::{BLOCK_BYTES, Block, Extent, MemberId, Mono};
 
 /// Extents of one round, from a gentle one to one that fights for room.
 const EXTENTS_MIN: usize = 8;
@@ -100,10 +100,10 @@ impl WriteBack {
         let Install { read, member: id, as_of, extents, delete, mut refused } = install;
         // The log was faster: what the source had is older than what is here. Entries that are
         // applied from now on stay in the overlay.
-        let is_older = |member: &&mut Member| member.applied_index <= as_of;
-        let applied = core.members.get_mut(&id);
-        let Some(member) = applied.filter(|m| is_older(m) || planted(Mistake::ResyncGoesBack))
-        else {
+        let fits = |member: &&mut Member| {
+            member.applied_index <= as_of || planted(Mistake::ResyncGoesBack)
+        };
+        let Some(member) = core.members.get_mut(&id).filter(fits) else {
             refused.extend(extents.iter().map(|content| content.extent));
             refused.extend(delete);
             core.io.events.push(Event::Installed { read, refused });
@@ -384,7 +384,8 @@ impl WriteBack {
             if let Source::Move(_) = &update.source
                 && done
             {
-                core.clock.unsettle();
+                // Nothing was applied, and yet there is something to become durable.
+                core.clock.settled = Mono::default();
             }
             let is_parked = update.outcome == Outcome::Parked;
             settle(member, repair, update);

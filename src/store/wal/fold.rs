@@ -39,15 +39,6 @@ pub struct MemberLog {
     pub faulted: Option<FaultReason>,
 }
 
-impl MemberLog {
-    /// The oldest batch that this member still needs.
-    pub fn oldest_seq(&self) -> Option<BatchSeq> {
-        let entry = self.entries.first().map(|entry| entry.seq);
-        let marks = self.hard_seq.into_iter().chain(self.fault_seq);
-        marks.chain(entry).min()
-    }
-}
-
 /// An entry and the batch that holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggedEntry {
