@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::log::{Append, Applied};
+use crate::log::{Append, Applied, HardState, LogEntry};
 use crate::store::admission::Admission;
 use crate::store::checkpoint::{Checkpoint, idle_at};
 use crate::store::core::Core;
