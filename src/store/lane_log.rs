@@ -15,7 +15,7 @@ use crate::store::effects::{Io, Pending};
 use crate::store::groups::{Group, GroupKind, Groups, Unplaced};
 use crate::store::member::{Member, Members, Phase, Place, Retained};
 use crate::store::seam::{Event, LaneFile, Slot};
-use crate::store::wal::{BatchSeq, GroupId, Item, Wal};
+use crate::store::wal::{BatchSeq, GroupId, Item, Wal, WalConfig, WalPosition};
 use crate::types::EXTENT_BYTES;
 
 /// See the module.
@@ -23,16 +23,27 @@ pub(super) struct LaneLog {
     pub wal: Wal,
     /// Bytes of the ring file, and how many of them only HardStates and images may use.
     pub ring_bytes: u64,
-    pub reserve_bytes: u64,
-    pub groups: Groups,
+    reserve_bytes: u64,
+    groups: Groups,
     /// Reads of the ring in flight, per batch.
-    pub pins: BTreeMap<BatchSeq, u32>,
+    pins: BTreeMap<BatchSeq, u32>,
     /// Payload bytes of entries that are not applied yet or not even appended, over all members, as
     /// of the newest round or append.
     pub unapplied_bytes: u64,
 }
 
 impl LaneLog {
+    pub(super) fn new(config: WalConfig, position: WalPosition) -> LaneLog {
+        LaneLog {
+            ring_bytes: config.ring_bytes,
+            reserve_bytes: config.reserve_bytes,
+            wal: Wal::new(config, position),
+            groups: Groups::default(),
+            pins: BTreeMap::new(),
+            unapplied_bytes: 0,
+        }
+    }
+
     pub(super) fn pin(&mut self, seq: BatchSeq) {
         *self.pins.entry(seq).or_default() += 1;
     }

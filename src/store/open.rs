@@ -16,7 +16,6 @@ use crate::store::alloc::{Allocator, SlotConflict, slots_at_most};
 use crate::store::checkpoint::Checkpoint;
 use crate::store::core::{Clock, Core, LaneConfig};
 use crate::store::effects::Io;
-use crate::store::groups::Groups;
 use crate::store::index::IndexStore;
 use crate::store::index::cache::RecordCache;
 use crate::store::lane::{Lane, LaneFiles, RecoveredEntry, RecoveredMember};
@@ -31,7 +30,7 @@ use crate::store::seam::{ExtentKey, IndexEdit, LaneFile, MemberRecord, Slot};
 use crate::store::superblock::{self, Superblock};
 use crate::store::wal::fold::{FaultReason, Flushed, LoggedEntry, MemberLog, fold};
 use crate::store::wal::recover::{LogPart, Marks, load_payload, recover};
-use crate::store::wal::{BatchSeq, Wal, WalConfig};
+use crate::store::wal::{BatchSeq, WalConfig};
 use crate::store::writeback::WriteBack;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId, Uuid};
 
@@ -168,30 +167,9 @@ impl Lane {
         found.check_redirects(&mut logs, &pool, files);
         found.take_redirects(&mut logs, index)?;
         mark_faults(index, &logs, &mut found.faulted)?;
-        let log = LaneLog {
-            ring_bytes: wal_config.ring_bytes,
-            reserve_bytes: wal_config.reserve_bytes,
-            wal: Wal::new(wal_config, position),
-            groups: Groups::default(),
-            pins: BTreeMap::new(),
-            unapplied_bytes: 0,
-        };
-        let mut core = Core {
-            records: RecordCache::new(config.index_cache_bytes),
-            payloads: PayloadCache::new(config.overlay_cache_bytes),
-            config,
-            pool,
-            members: found.members,
-            tombstones: found.tombstones.into_iter().collect(),
-            alloc: found.alloc,
-            log,
-            dirty: Default::default(),
-            unflushed: false,
-            stale: false,
-            io: Io::default(),
-            clock: Clock::default(),
-        };
-        let members = take_logs(&mut core, logs, &found.faulted, files)?;
+        let faulted = std::mem::take(&mut found.faulted);
+        let mut core = found.into_core(config, pool, LaneLog::new(wal_config, position));
+        let members = take_logs(&mut core, logs, &faulted, files)?;
         let lane = Lane {
             core,
             admission: Admission::default(),
@@ -334,6 +312,24 @@ fn retain(member: &mut Member, logged: LoggedEntry, payload: Option<Bytes>) -> R
 }
 
 impl Found {
+    fn into_core(self, config: LaneConfig, pool: Pool, log: LaneLog) -> Core {
+        Core {
+            records: RecordCache::new(config.index_cache_bytes),
+            payloads: PayloadCache::new(config.overlay_cache_bytes),
+            config,
+            pool,
+            members: self.members,
+            tombstones: self.tombstones.into_iter().collect(),
+            alloc: self.alloc,
+            log,
+            dirty: Default::default(),
+            unflushed: false,
+            stale: false,
+            io: Io::default(),
+            clock: Clock::default(),
+        }
+    }
+
     /// The log of each member, beginning at what the index has of it.
     fn fold(&self, log: Vec<LogPart>) -> Result<BTreeMap<MemberId, MemberLog>, OpenError> {
         let flushed = self.members.iter().map(|(id, member)| (*id, flushed_of(member)));
