@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 
 use crate::io::buffer::Pool;
 use crate::store::core::Core;
-use crate::store::effects::{Io, Pending, ReadOp};
+use crate::store::effects::{Pending, ReadOp};
 use crate::store::member::{Member, Phase};
 use crate::store::mend::{ReadRepair, patched};
 use crate::store::overlay::{Content, OverlayExtent};
@@ -208,7 +208,7 @@ fn log_place(member: &Member, index: u64, position: u16) -> Place {
 impl Reads {
     /// Starts a read of these blocks, as of everything applied.
     pub(super) fn start(&mut self, core: &mut Core, repair: &mut ReadRepair, state: ReadState) {
-        let (range, purpose) = (state.range, state.purpose);
+        let range = state.range;
         let refusal = match core.members.get(&state.member) {
             None => Some(BlockError::NoSuchVolume),
             Some(member) if matches!(member.phase, Phase::Destroying | Phase::Faulted) => {
@@ -216,7 +216,7 @@ impl Reads {
             }
             Some(member) => {
                 // The last extent may reach beyond the shard.
-                let end = match purpose {
+                let end = match state.purpose {
                     Purpose::Extent { .. } => range.first.0 + 1,
                     Purpose::Read | Purpose::Status => range.end(),
                 };
@@ -224,7 +224,7 @@ impl Reads {
             }
         };
         match refusal {
-            Some(error) => core.io.answer(state.read, purpose, error),
+            Some(error) => answer(core, state, Err(error)),
             None => self.go_on(core, repair, state, &[]),
         }
     }
@@ -275,7 +275,7 @@ impl Reads {
                 self.in_flight.insert(state.read, state);
                 return;
             }
-            Err(error) => return core.io.answer(state.read, state.purpose, error),
+            Err(error) => return answer(core, state, Err(error)),
             Ok(plan) => plan,
         };
         state.plan = plan;
@@ -286,7 +286,7 @@ impl Reads {
             self.count(&state.plan);
         }
         if state.outstanding == 0 {
-            return finish(core, state);
+            return answer(core, state, Ok(()));
         }
         self.in_flight.insert(state.read, state);
     }
@@ -304,7 +304,7 @@ impl Reads {
     /// Every piece came back: the answer, another look, or the end of it.
     fn judge(&mut self, core: &mut Core, repair: &mut ReadRepair, mut state: ReadState) {
         match state.mismatch.take() {
-            None => finish(core, state),
+            None => answer(core, state, Ok(())),
             Some(found) if state.suspect == Some(found) || state.attempts >= ATTEMPTS_MAX => {
                 let extent = found.block.extent();
                 let in_slot = matches!(found.place, Place::Slot { .. });
@@ -398,13 +398,15 @@ fn issue_pieces(core: &mut Core, state: &mut ReadState) {
     }
 }
 
-fn finish(core: &mut Core, state: ReadState) {
+/// Answers a read, with what its plan found or with an error.
+fn answer(core: &mut Core, state: ReadState, end: Result<(), BlockError>) {
     let read = state.read;
     core.io.events.push(match state.purpose {
-        Purpose::Read => Event::Read { read, result: Ok(read_blocks(state.plan)) },
-        Purpose::Status => Event::Status { read, result: Ok(status_runs(&state.plan)) },
+        Purpose::Read => Event::Read { read, result: end.map(|()| read_blocks(state.plan)) },
+        Purpose::Status => Event::Status { read, result: end.map(|()| status_runs(&state.plan)) },
         Purpose::Extent { layer } => {
-            Event::Extent { read, result: Ok(extent_content(&core.pool, state, layer)) }
+            let result = end.map(|()| extent_content(&core.pool, state, layer));
+            Event::Extent { read, result }
         }
     });
 }
@@ -432,16 +434,6 @@ fn extent_content(pool: &Pool, state: ReadState, layer: u32) -> ExtentContent {
         zero: 0,
         crcs,
         data: data.freeze(),
-    }
-}
-
-impl Io {
-    fn answer(&mut self, read: ReadId, purpose: Purpose, error: BlockError) {
-        self.events.push(match purpose {
-            Purpose::Read => Event::Read { read, result: Err(error) },
-            Purpose::Status => Event::Status { read, result: Err(error) },
-            Purpose::Extent { .. } => Event::Extent { read, result: Err(error) },
-        });
     }
 }
 

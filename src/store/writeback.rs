@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::planted::{Mistake, planted};
-use crate::store::core::Core;
+use crate::store::core::{Clock, Core};
 use crate::store::effects::{PayloadRun, Pending, RoundOp};
 use crate::store::member::Member;
 use crate::store::mend::ReadRepair;
@@ -368,27 +368,18 @@ impl WriteBack {
 
     /// The records are committed: the overlay lets go of what was not superseded.
     fn finish(&mut self, core: &mut Core, repair: &mut ReadRepair) {
-        let Round { updates, mut install, .. } = self.round.take().expect("in flight");
+        let Round { updates, install, .. } = self.round.take().expect("in flight");
+        let (read, refused) = install.unzip();
+        let mut refused = refused.unwrap_or_default();
         core.stale = true;
         for update in updates {
-            let (key, done) = (update.key, update.outcome.is_done());
-            if let Some(adopted) = update.adopted.filter(|_| !done) {
+            let key = update.key;
+            if let Some(adopted) = update.adopted.filter(|_| !update.outcome.is_done()) {
                 core.alloc.disown(adopted);
             }
             let Some(member) = core.members.get_mut(&key.member) else { continue };
-            if let (Source::Replace(_), false, Some((_, refused))) =
-                (&update.source, done, &mut install)
-            {
-                refused.push(key.extent);
-            }
-            if let Source::Move(_) = &update.source
-                && done
-            {
-                // Nothing was applied, and yet there is something to become durable.
-                core.clock.settled = Mono::default();
-            }
             let is_parked = update.outcome == Outcome::Parked;
-            settle(member, repair, update);
+            settle(member, &mut core.clock, repair, update, &mut refused);
             if let Some(overlay) = member.overlay.get_mut(key.extent) {
                 overlay.busy = false;
                 overlay.queued |= repair.is_parked(&key) || is_parked;
@@ -398,7 +389,7 @@ impl WriteBack {
             }
             core.overlay_changed(key.member, key.extent);
         }
-        if let Some((read, refused)) = install {
+        if let Some(read) = read {
             core.io.events.push(Event::Installed { read, refused });
         }
     }
@@ -492,7 +483,13 @@ fn keep_payload(core: &Core, update: &mut Update, run: PayloadRun, done: Done) -
 }
 
 /// The overlay and read repair let go of what the round brought into the index.
-fn settle(member: &mut Member, repair: &mut ReadRepair, update: Update) {
+fn settle(
+    member: &mut Member,
+    clock: &mut Clock,
+    repair: &mut ReadRepair,
+    update: Update,
+    refused: &mut Vec<Extent>,
+) {
     let (key, extent, done) = (update.key, update.key.extent, update.outcome.is_done());
     match update.source {
         Source::Overlay(snapshots) if done => {
@@ -519,8 +516,13 @@ fn settle(member: &mut Member, repair: &mut ReadRepair, update: Update) {
                 member.newer.note(extent, included);
                 member.overlay.drop_up_to(extent, included);
             }
+            refused.push(extent);
         }
-        Source::Move(_) if done => repair.moved(&key),
+        Source::Move(_) if done => {
+            repair.moved(&key);
+            // Nothing was applied, and yet there is something to become durable.
+            clock.settled = Mono::default();
+        }
         Source::Overlay(_) | Source::Delete | Source::Move(_) => {}
     }
 }
