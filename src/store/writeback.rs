@@ -9,10 +9,6 @@
 //! Owns the round, and the extents whose slot the log still names; may borrow the core, and read
 //! repair; is told what to write back, and of effects and flushes that ended.
 
-use std::collections::VecDeque;
-
-use bytes::Bytes;
-
 use crate::planted::{Mistake, planted};
 use crate::store::core::{Clock, Core};
 use crate::store::effects::{PayloadRun, Pending, RoundOp};
@@ -21,7 +17,7 @@ use crate::store::mend::ReadRepair;
 use crate::store::overlay::Content;
 use crate::store::round::{Install, Outcome, Round, Snapshot, Source, Update, moved_record};
 use crate::store::seam::{
-    Done, Event, ExtentKey, ExtentRecord, IndexDone, IndexEdit, IndexJob, LaneFile, ReadId, Slot,
+    Done, Event, ExtentKey, ExtentRecord, IndexDone, IndexEdit, IndexJob, LaneFile, Slot,
 };
 use crate::types::{BLOCK_BYTES, Block, Extent, MemberId, Mono};
 
