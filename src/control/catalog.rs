@@ -1,6 +1,6 @@
 //! This pod's member of the catalog: a thread that drives [`CatalogMember`] with its log in
-//! [`Storage`]. Log writes are made by the same thread: a disk that hangs stops the ticks too,
-//! and so loses the leadership.
+//! [`MemberStorage`]. Log writes are made by the same thread: a disk that hangs stops the ticks,
+//! too, and so loses the leadership.
 //!
 //! When it fails or panics, what it has published says so, and whoever started it is told.
 //!

@@ -68,7 +68,7 @@ pub fn driver(kind: DriverKind) -> Result<Box<dyn Driver>, DriverError> {
     driver_with(kind, DurableWrites::Ring)
 }
 
-/// As [`driver`], with the choice of who carries out durable writes.
+/// As [`driver()`], with the choice of who carries out durable writes.
 pub fn driver_with(
     kind: DriverKind,
     durable_writes: DurableWrites,
