@@ -93,7 +93,8 @@ impl Checkpoint {
     pub(super) fn look(&mut self, core: &mut Core) -> Option<Fill> {
         let clock = &core.clock;
         let idle = clock.now >= clock.last_change + IDLE_AFTER && clock.settled < clock.last_change;
-        let at_once = idle || core.is_draining();
+        // A member that waits for its overlay to be written back does not wait for the ring.
+        let at_once = idle || core.members.values().any(|member| member.task.is_some());
         let (ring, used) = (core.log.ring_bytes, core.log.used_bytes());
         let (named, named_since) = core.alloc.named();
         let named = named * EXTENT_BYTES as u64;
@@ -141,7 +142,7 @@ impl Checkpoint {
                 || core.alloc.free_unreserved() < u64::from(core.alloc.capacity() / 16));
         let nothing_left = !writeback.is_busy() && core.dirty.is_empty();
         // What waits for read repair, or for a read, would keep a checkpoint from being the last.
-        let waits = repair.has_parked() || core.log.is_read();
+        let waits = !repair.parked.is_empty() || core.log.is_read();
         let at_rest = fill.idle && nothing_left && !self.is_settled(core, writeback) && !waits;
         let worth = match fill.used > fill.ring / 2 {
             true => fill.ring / 32,
@@ -152,7 +153,7 @@ impl Checkpoint {
         let named_many = (fill.named_since >= (fill.ring / 4).min(many_of_few)
             || (fill.named > 0 && writeback.starved))
             && progress();
-        let wanted = writeback.has_parked() && progress();
+        let wanted = !writeback.parked.is_empty() && progress();
         fill.reclaimable >= worth || slots_short || named_many || wanted || at_rest
     }
 

@@ -103,11 +103,6 @@ impl Core {
         self.members.get_mut(&member).filter(|found| found.phase == Phase::Live)
     }
 
-    /// True while a member waits for its overlay to be written back.
-    pub(super) fn is_draining(&self) -> bool {
-        self.members.values().any(|member| member.task.is_some())
-    }
-
     /// Notes an append; what is left of it is to be put into the log.
     pub(super) fn expect_append(&mut self, mut request: Append) -> Option<Append> {
         let member = self.members.get_mut(&request.member)?;
@@ -324,23 +319,19 @@ impl Core {
         assert!(!known, "a member id is never used twice");
         let edits = vec![IndexEdit::PutMember(record.clone())];
         self.members.insert(member, Member::new(record, Phase::Creating));
-        self.flush(edits, AfterFlush::Created(member));
+        self.flush(edits, AfterFlush::Recorded(member));
     }
 
-    pub(super) fn created(&mut self, member: MemberId) {
-        let created = self.members.get_mut(&member);
-        if let Some(created) = created.filter(|found| found.phase == Phase::Creating) {
-            created.phase = Phase::Live;
-            self.io.events.push(Event::MemberDurable { member });
-        }
-    }
-
+    /// The record of a member is durable. Whoever has it destroyed meanwhile waits for that.
     pub(super) fn recorded(&mut self, member: MemberId) {
-        // Whoever has it destroyed meanwhile waits for the end of that.
-        let doomed = |found: &Member| found.phase == Phase::Destroying;
-        if !self.members.get(&member).is_some_and(doomed) {
-            self.io.events.push(Event::MemberDurable { member });
+        if let Some(found) = self.members.get_mut(&member) {
+            match found.phase {
+                Phase::Destroying => return,
+                Phase::Creating => found.phase = Phase::Live,
+                Phase::Live | Phase::Faulted => {}
+            }
         }
+        self.io.events.push(Event::MemberDurable { member });
     }
 
     pub(super) fn fault(&mut self, member: MemberId) {

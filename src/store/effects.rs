@@ -73,8 +73,7 @@ pub(super) struct FlushPoint {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum AfterFlush {
     Checkpoint,
-    Created(MemberId),
-    /// Another change of a member's record.
+    /// A member was created, or its record changed.
     Recorded(MemberId),
     Destroyed(MemberId),
     Faulted(MemberId),

@@ -287,7 +287,6 @@ impl Lane {
         self.writeback.flushed(core);
         match after {
             AfterFlush::Checkpoint => self.checkpoint.flushed(core),
-            AfterFlush::Created(member) => core.created(member),
             AfterFlush::Recorded(member) => core.recorded(member),
             AfterFlush::Destroyed(member) => {
                 core.destroyed(member);

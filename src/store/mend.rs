@@ -1,7 +1,7 @@
 //! Blocks whose only copy here is bad, and what another replica gave us for them (rule R13).
 //!
 //! A read or a write-back that finds no intact copy says so; the world fetches the extent from
-//! another replica and hands it in with [`Lane::mend`]. Nothing of it is believed for what the
+//! another replica and hands it in with `Lane::mend`. Nothing of it is believed for what the
 //! other replica says: each block counts only where the checksum that *we* recorded for it (in the
 //! index, or with the entry in the overlay) is the block's, and only when the other replica had
 //! applied at least the change that our checksum describes. So a replica that lags cannot bring an
@@ -39,7 +39,7 @@ pub(super) struct ReadRepair {
     /// Extents that are to be moved to another slot.
     moves: VecDeque<ExtentKey>,
     /// Extents that write-back leaves aside: a payload in the log cannot be read.
-    parked: BTreeSet<ExtentKey>,
+    pub parked: BTreeSet<ExtentKey>,
     /// Reads since the start that found no intact copy here.
     pub media_faults: u64,
 }
@@ -48,14 +48,6 @@ impl ReadRepair {
     /// What another replica gave for this extent.
     pub(super) fn patch(&self, key: &ExtentKey) -> Option<&ExtentContent> {
         self.patches.get(key)
-    }
-
-    pub(super) fn is_parked(&self, key: &ExtentKey) -> bool {
-        self.parked.contains(key)
-    }
-
-    pub(super) fn has_parked(&self) -> bool {
-        !self.parked.is_empty()
     }
 
     /// A read found no intact copy of a block: in the extent's slot, or elsewhere.

@@ -36,16 +36,12 @@ pub(super) struct WriteBack {
     pub starved: bool,
     /// Extents whose slot is still named by an entry of the log (rule R6): they wait for a flush
     /// to let go of it. Off the queue, and marked as if they were on it.
-    parked: Vec<(MemberId, Extent)>,
+    pub parked: Vec<(MemberId, Extent)>,
 }
 
 impl WriteBack {
     pub(super) fn is_busy(&self) -> bool {
         self.round.is_some()
-    }
-
-    pub(super) fn has_parked(&self) -> bool {
-        !self.parked.is_empty()
     }
 
     /// A flush ended: it may have freed slots, or let go of those that extents wait for.
@@ -378,7 +374,7 @@ impl WriteBack {
             settle(member, &mut core.clock, repair, update, &mut refused);
             if let Some(overlay) = member.overlay.get_mut(key.extent) {
                 overlay.busy = false;
-                overlay.queued |= repair.is_parked(&key) || is_parked;
+                overlay.queued |= repair.parked.contains(&key) || is_parked;
                 if is_parked {
                     self.parked.push((key.member, key.extent));
                 }
