@@ -3,6 +3,7 @@
 //! (rule R12). Recovery itself is in [`crate::store::wal`].
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -33,6 +34,9 @@ use crate::store::wal::recover::{LogPart, Marks, load_payload, recover};
 use crate::store::wal::{BatchSeq, WalConfig};
 use crate::store::writeback::WriteBack;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId, Uuid};
+
+/// What the ring held, by member.
+type Logs = BTreeMap<MemberId, MemberLog>;
 
 /// The smallest ring that leaves room for the reserve beside ordinary batches.
 pub const WAL_BYTES_MIN: u64 = 1 << 20;
@@ -185,10 +189,7 @@ impl Lane {
 }
 
 /// Writes again what no mark calls durable: it may be in the device's cache only.
-fn confirm(
-    unconfirmed: Vec<std::ops::Range<u64>>,
-    files: &mut dyn LaneFiles,
-) -> Result<(), OpenError> {
+fn confirm(unconfirmed: Vec<Range<u64>>, files: &mut dyn LaneFiles) -> Result<(), OpenError> {
     for range in unconfirmed {
         if planted(Mistake::FoundNotConfirmed) {
             continue;
@@ -207,7 +208,7 @@ fn confirm(
 /// Gives every member its log, and hands out what the caller has to replay.
 fn take_logs(
     core: &mut Core,
-    mut logs: BTreeMap<MemberId, MemberLog>,
+    mut logs: Logs,
     faulted: &[MemberId],
     files: &mut dyn LaneFiles,
 ) -> Result<Vec<RecoveredMember>, OpenError> {
@@ -331,7 +332,7 @@ impl Found {
     }
 
     /// The log of each member, beginning at what the index has of it.
-    fn fold(&self, log: Vec<LogPart>) -> Result<BTreeMap<MemberId, MemberLog>, OpenError> {
+    fn fold(&self, log: Vec<LogPart>) -> Result<Logs, OpenError> {
         let flushed = self.members.iter().map(|(id, member)| (*id, flushed_of(member)));
         let logs = fold(log, &flushed.collect(), &self.tombstones);
         if logs.keys().any(|id| !self.members.contains_key(id)) {
@@ -345,7 +346,7 @@ impl Found {
     /// Takes the slots that the logs name; a member whose log names what is not its own is faulted.
     fn take_redirects(
         &mut self,
-        logs: &mut BTreeMap<MemberId, MemberLog>,
+        logs: &mut Logs,
         index: &mut dyn IndexStore,
     ) -> Result<(), OpenError> {
         for (id, log) in logs {
@@ -362,12 +363,7 @@ impl Found {
 
     /// Finds the members that lost a payload which they had promised: one in a slot that nobody has
     /// applied.
-    fn check_redirects(
-        &self,
-        logs: &mut BTreeMap<MemberId, MemberLog>,
-        pool: &Pool,
-        files: &mut dyn LaneFiles,
-    ) {
+    fn check_redirects(&self, logs: &mut Logs, pool: &Pool, files: &mut dyn LaneFiles) {
         for (id, log) in logs {
             let Some(member) = self.members.get(id) else { continue };
             let commit = log.hard.commit.max(member.record.flushed_index);
@@ -403,7 +399,7 @@ pub(crate) fn wal_config(superblock: &Superblock) -> WalConfig {
 /// Makes it durable that these members cannot be trusted, before the log forgets why.
 fn mark_faults(
     index: &mut dyn IndexStore,
-    logs: &BTreeMap<MemberId, MemberLog>,
+    logs: &Logs,
     faulted: &mut Vec<MemberId>,
 ) -> Result<(), OpenError> {
     let new = logs.iter().filter(|(id, log)| log.faulted.is_some() && !faulted.contains(id));

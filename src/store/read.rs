@@ -45,6 +45,8 @@ pub(super) struct ReadState {
     /// Pieces that are being read.
     outstanding: u32,
     attempts: u32,
+    /// Records that the index has just answered.
+    fetched: Vec<(ExtentKey, Option<ExtentRecord>)>,
     /// A block that did not match in the attempt before.
     suspect: Option<Mismatch>,
     /// One that did not match in this attempt.
@@ -66,6 +68,7 @@ impl ReadState {
             plan: Plan::default(),
             outstanding: 0,
             attempts: 0,
+            fetched: Vec::new(),
             suspect: None,
             mismatch: None,
         }
@@ -225,7 +228,7 @@ impl Reads {
         };
         match refusal {
             Some(error) => answer(core, state, Err(error)),
-            None => self.go_on(core, repair, state, &[]),
+            None => self.go_on(core, repair, state),
         }
     }
 
@@ -247,29 +250,25 @@ impl Reads {
                 }
             }
             (ReadOp::Records { read, keys }, Done::Index(IndexDone::Got(got))) => {
-                let state = self.in_flight.remove(&read).expect("in flight");
-                let fetched: Vec<_> = keys.into_iter().zip(got).collect();
-                for (key, record) in &fetched {
+                let mut state = self.in_flight.remove(&read).expect("in flight");
+                state.fetched = keys.into_iter().zip(got).collect();
+                for (key, record) in &state.fetched {
                     core.records.learn(*key, record.clone());
                 }
-                self.go_on(core, repair, state, &fetched);
+                self.go_on(core, repair, state);
             }
             (_, done) => panic!("an effect of a read ended as {done:?}"),
         }
     }
 
-    /// Plans the read anew; `fetched` are records that the index has just answered.
-    fn go_on(
-        &mut self,
-        core: &mut Core,
-        repair: &mut ReadRepair,
-        mut state: ReadState,
-        fetched: &[(ExtentKey, Option<ExtentRecord>)],
-    ) {
+    /// Plans the read anew.
+    fn go_on(&mut self, core: &mut Core, repair: &mut ReadRepair, mut state: ReadState) {
         state.attempts += 1;
-        let plan = match plan(core, repair, state.member, state.range, fetched) {
+        let plan = plan(core, repair, &state);
+        state.fetched.clear();
+        state.plan = match plan {
             Err(BlockError::Unknown) => {
-                let keys = missing_keys(core, state.member, state.range);
+                let keys = missing_keys(core, &state);
                 let op = ReadOp::Records { read: state.read, keys: keys.clone() };
                 core.io.index(Pending::Read(op), IndexJob::Get { keys });
                 self.in_flight.insert(state.read, state);
@@ -278,7 +277,6 @@ impl Reads {
             Err(error) => return answer(core, state, Err(error)),
             Ok(plan) => plan,
         };
-        state.plan = plan;
         if state.purpose != Purpose::Status {
             issue_pieces(core, &mut state);
         }
@@ -313,7 +311,7 @@ impl Reads {
             }
             Some(found) => {
                 state.suspect = Some(found);
-                self.go_on(core, repair, state, &[]);
+                self.go_on(core, repair, state);
             }
         }
     }
@@ -345,25 +343,20 @@ fn piece_read(core: &mut Core, state: &mut ReadState, number: usize, done: Done)
 }
 
 /// `Err(Unknown)`: the record of some extent has to be fetched first.
-fn plan(
-    core: &mut Core,
-    repair: &ReadRepair,
-    id: MemberId,
-    range: BlockRange,
-    fetched: &[(ExtentKey, Option<ExtentRecord>)],
-) -> Result<Plan, BlockError> {
-    let member = core.members.get(&id).ok_or(BlockError::NoSuchVolume)?;
+fn plan(core: &mut Core, repair: &ReadRepair, state: &ReadState) -> Result<Plan, BlockError> {
+    let range = state.range;
+    let member = core.members.get(&state.member).ok_or(BlockError::NoSuchVolume)?;
     let mut plan = Plan::default();
     plan.crcs.reserve(range.count as usize);
     for extent in range.extents() {
-        let key = ExtentKey::new(id, extent);
+        let key = ExtentKey::new(state.member, extent);
         let overlay = member.overlay.get(extent);
         let record = if !member.presence.get(extent) {
             None
         } else if let Some(known) = core.records.get(&key) {
             known
         } else {
-            let found = fetched.iter().find(|(other, _)| *other == key);
+            let found = state.fetched.iter().find(|(other, _)| *other == key);
             let (_, record) = found.ok_or(BlockError::Unknown)?;
             // The presence map says that there is one.
             Some(record.as_ref().ok_or(BlockError::MediaFault)?)
@@ -373,9 +366,9 @@ fn plan(
     Ok(plan)
 }
 
-fn missing_keys(core: &Core, id: MemberId, range: BlockRange) -> Vec<ExtentKey> {
-    let Some(member) = core.members.get(&id) else { return Vec::new() };
-    let keys = range.extents().map(|extent| ExtentKey::new(id, extent));
+fn missing_keys(core: &Core, state: &ReadState) -> Vec<ExtentKey> {
+    let Some(member) = core.members.get(&state.member) else { return Vec::new() };
+    let keys = state.range.extents().map(|extent| ExtentKey::new(state.member, extent));
     keys.filter(|key| member.presence.get(key.extent)).collect()
 }
 

@@ -52,19 +52,13 @@ enum ScanPurpose {
 }
 
 impl ResyncStore {
-    pub(super) fn manifest(
-        &mut self,
-        core: &mut Core,
-        read: ReadId,
-        member: MemberId,
-        from: Extent,
-    ) {
-        if core.live(member).is_none() {
+    pub(super) fn manifest(&mut self, core: &mut Core, read: ReadId, id: MemberId, from: Extent) {
+        if core.live(id).is_none() {
             let (chunk, meta) = (ManifestChunk::default(), Bytes::new());
             core.io.events.push(Event::Manifest { read, chunk, meta });
             return;
         }
-        self.scan(core, member, from, ScanPurpose::Manifest { read, from });
+        self.scan(core, id, from, ScanPurpose::Manifest { read, from });
     }
 
     fn scan(&mut self, core: &mut Core, member: MemberId, from: Extent, purpose: ScanPurpose) {

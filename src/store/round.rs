@@ -94,13 +94,9 @@ impl Round {
 
 impl Snapshot {
     /// `patch`: what another replica gave for the extent.
-    pub(super) fn new(
-        position: u32,
-        block: &OverlayBlock,
-        patch: Option<&ExtentContent>,
-    ) -> Snapshot {
-        let OverlayBlock { index, crc, content, .. } = *block;
-        let data = block.cached.clone().or_else(|| patched(patch, position, crc, index));
+    pub(super) fn new(position: u32, of: &OverlayBlock, patch: Option<&ExtentContent>) -> Snapshot {
+        let OverlayBlock { index, crc, content, .. } = *of;
+        let data = of.cached.clone().or_else(|| patched(patch, position, crc, index));
         Snapshot { position, index, crc, content, data }
     }
 }

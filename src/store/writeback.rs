@@ -170,7 +170,7 @@ impl WriteBack {
                 self.one_less(core, repair);
             }
             (RoundOp::Payload(run), done @ (Done::Read(_) | Done::Failed(..))) => {
-                self.payload_read(core, repair, run, done);
+                self.payload(core, repair, run, done);
                 self.one_less(core, repair);
             }
             (RoundOp::Write, Done::Written) => self.written(core, repair),
@@ -197,13 +197,7 @@ impl WriteBack {
         }
     }
 
-    fn payload_read(
-        &mut self,
-        core: &mut Core,
-        repair: &mut ReadRepair,
-        run: PayloadRun,
-        done: Done,
-    ) {
+    fn payload(&mut self, core: &mut Core, repair: &mut ReadRepair, run: PayloadRun, done: Done) {
         core.log.unpin(run.seq);
         let update = &mut self.round().updates[run.update];
         if !keep_payload(core, update, run, done) {
