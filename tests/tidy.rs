@@ -358,19 +358,6 @@ fn stringly_errors(source: &Source<'_>) -> Vec<Violation> {
 
 /// Known circles of imports: a folder, and the files and folders of it in the circle. Add no names.
 const CIRCLES: &[(&str, &[&str])] = &[
-    (
-        "src/store",
-        &[
-            "checkpoint.rs",
-            "effects.rs",
-            "lane.rs",
-            "mend.rs",
-            "read.rs",
-            "redirect.rs",
-            "resync.rs",
-            "writeback.rs",
-        ],
-    ),
     ("src/store/wal", &["decide.rs", "recover.rs", "scan.rs"]),
     (
         "src/worker",

@@ -79,9 +79,7 @@ fn batch_at(
         return Ok(None);
     }
     let pages = window.get(offset, header.header_bytes())?;
-    let Ok(mut batch) = format::decode(keys, &header, &pages) else {
-        return Ok(None);
-    };
+    let Ok(mut batch) = format::decode(keys, &header, &pages) else { return Ok(None) };
     if header.incarnation > config.incarnation {
         return Err(RecoverError::NewerIncarnation {
             found: header.incarnation,
