@@ -8,10 +8,15 @@ mod admission;
 #[cfg(test)]
 mod admission_test;
 mod clients;
+mod config;
+mod delivery;
 mod disks;
+mod dispatch;
+mod error;
 mod follow;
 mod index_thread;
 mod lanes;
+mod listeners;
 mod load;
 mod mailbox;
 // Its test loads the same file once more, over loom's primitives.
@@ -28,12 +33,14 @@ mod pod_test;
 mod probe;
 mod reads;
 mod reconcile;
+mod reports;
 mod requests;
 mod rescue;
 mod resync;
 #[cfg(test)]
 mod resync_test;
 mod round;
+mod routers;
 mod start;
 mod stream;
 mod token;
@@ -44,10 +51,13 @@ mod sync {
     pub use std::sync::{Arc, Mutex, MutexGuard};
 }
 
+pub use config::WorkerConfig;
+pub use disks::DiskOptions;
+pub use error::StartError;
 pub use index_thread::{IndexRunner, execute};
 pub use lanes::{DiskPlace, LaneFiles as WorkerFiles, LaneRuntime};
 pub use load::Load;
 pub use mailbox::{Receiver, Sender, Wake, mailbox};
 pub use probe::Probe;
-pub use round::{Command, Worker, WorkerConfig};
-pub use start::{DataPath, DiskOptions, PodDisk, StartError, StartOptions, open_lane, start};
+pub use round::{Command, Worker};
+pub use start::{DataPath, PodDisk, StartOptions, open_lane, start};

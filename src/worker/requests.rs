@@ -4,30 +4,9 @@ use rustc_hash::FxHashMap;
 
 use crate::net::message::CallId;
 use crate::replica::seam::ReqId;
-use crate::types::{BlockError, MemberId, Origin, ShardId, ShardOp, VolumeId};
+use crate::types::{MemberId, VolumeId};
 use crate::volume::Ticket;
-use crate::worker::Worker;
 use crate::worker::token::ConnId;
-
-impl Worker {
-    /// A request that names its shard: a member of another one does not carry it out, whatever its
-    /// id (a catalog that was restored from an old copy gives ids again).
-    pub fn request_for(
-        &mut self,
-        shard: ShardId,
-        member: MemberId,
-        term: u64,
-        origin: Origin,
-        op: ShardOp,
-        waiter: Waiter,
-    ) {
-        if self.members.get(&member).is_some_and(|runtime| runtime.shard != shard) {
-            let req = self.requests.add(member, waiter);
-            return self.answer(req, Err(BlockError::NotLeader { hint: None, term: 0 }));
-        }
-        self.request(member, term, origin, op, waiter);
-    }
-}
 
 /// Where an answer goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,15 +6,21 @@
 //! replica may still have to apply what we have applied, or be on its way back: passes are
 //! repeated for a while. A read that waits is started again, not answered with the other
 //! replica's bytes: so it is judged like every other read of this member.
+//!
+//! [`Rescues`] owns them, [`RepairHandler`] carries them on. Calls: lanes, members, links, resyncs
+//! (which end with a member that is lost), reports. Told: bad blocks, extents of other pods, and
+//! what lanes find when they look again.
 
 use std::time::Duration;
 
 use crate::net::message::{CallId, PeerMessage};
 use crate::replica::seam::{Input, ReqId};
-use crate::store::seam::ReadId;
 use crate::types::{BlockError, BlockRange, Extent, ExtentContent, MemberId, Mono};
-use crate::worker::Worker;
+use crate::worker::delivery::Delivery;
+use crate::worker::lanes::Lanes;
 use crate::worker::reads::{BlockRead, ReadTarget};
+use crate::worker::reports::Reports;
+use crate::worker::resync::Resyncs;
 
 /// An answer that takes longer is not waited for.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
@@ -62,30 +68,58 @@ enum Step {
     Resting { until: Mono },
 }
 
-impl Worker {
-    /// A read here found no intact copy of a block of this extent.
-    pub fn read_damaged(&mut self, read: ReadId, extent: Extent) {
-        match self.reads.take(read) {
-            ReadTarget::Read(read) => self.rescue_for_read(read, extent, ReadTarget::Read),
-            ReadTarget::Base(read) => self.rescue_for_read(read, extent, ReadTarget::Base),
+impl Rescues {
+    fn running(&mut self, member: MemberId, extent: Extent) -> Option<&mut Rescue> {
+        self.running.iter_mut().find(|rescue| rescue.is_of(member, extent))
+    }
+
+    /// True when an extent was asked for with this call by a rescue.
+    pub fn asks(&self, call: CallId) -> bool {
+        self.running.iter().any(|rescue| rescue.asks(call))
+    }
+
+    fn end(&mut self, member: MemberId, extent: Extent) -> Option<Rescue> {
+        let at = self.running.iter().position(|rescue| rescue.is_of(member, extent))?;
+        Some(self.running.remove(at))
+    }
+
+    fn forget_old_failures(&mut self, now: Mono) {
+        self.failed.retain(|(_, _, at)| now.since(*at) < RETRY_FOR_PEERS);
+    }
+}
+
+/// The rescues with what they call.
+pub struct RepairHandler<'a> {
+    pub rescues: &'a mut Rescues,
+    pub resyncs: &'a mut Resyncs,
+    pub lanes: &'a mut Lanes,
+    pub reports: &'a mut Reports,
+    pub out: Delivery<'a>,
+}
+
+impl RepairHandler<'_> {
+    /// A read for a member here found no intact copy of a block of this extent.
+    pub fn read_damaged(&mut self, target: ReadTarget, extent: Extent) {
+        match target {
+            ReadTarget::Read(read) => self.for_read(read, extent, ReadTarget::Read),
+            ReadTarget::Base(read) => self.for_read(read, extent, ReadTarget::Base),
             ReadTarget::Check { member, extent } => {
-                self.rescue_checked(member, extent, Err(BlockError::MediaFault));
-            }
-            ReadTarget::PeerExtent { conn, call, source } => {
-                // The peer asks another one; when it asks again, we may have it.
-                self.answer_extent(conn, call, Err(BlockError::MediaFault));
-                let now = self.now;
-                self.rescues.failed.retain(|(_, _, at)| now.since(*at) < RETRY_FOR_PEERS);
-                let failed = &self.rescues.failed;
-                if !failed.iter().any(|(of, at, _)| (*of, *at) == (source, extent)) {
-                    self.rescue(source, extent, false, None);
-                }
+                self.checked(member, extent, Err(BlockError::MediaFault));
             }
             target => panic!("{target:?} reads no blocks"),
         }
     }
 
-    fn rescue_for_read(
+    /// So did a read for a peer, which asks another one; when it asks again, we may have it.
+    pub fn peer_read_damaged(&mut self, source: MemberId, extent: Extent) {
+        self.rescues.forget_old_failures(self.out.now);
+        let failed = &self.rescues.failed;
+        if !failed.iter().any(|(of, at, _)| (*of, *at) == (source, extent)) {
+            self.rescue(source, extent, false, None);
+        }
+    }
+
+    fn for_read(
         &mut self,
         mut read: BlockRead,
         extent: Extent,
@@ -100,7 +134,7 @@ impl Worker {
     }
 
     /// The log lost what write-back needs of this extent.
-    pub fn rescue_for_writeback(&mut self, member: MemberId, extent: Extent) {
+    pub fn for_writeback(&mut self, member: MemberId, extent: Extent) {
         self.rescue(member, extent, true, None);
     }
 
@@ -111,8 +145,7 @@ impl Worker {
         for_writeback: bool,
         waiting: Option<ReadTarget>,
     ) {
-        let of = |rescue: &&mut Rescue| (rescue.member, rescue.extent) == (member, extent);
-        if let Some(rescue) = self.rescues.running.iter_mut().find(of) {
+        if let Some(rescue) = self.running(member, extent) {
             rescue.for_writeback |= for_writeback;
             rescue.waiting.extend(waiting);
             return;
@@ -126,7 +159,7 @@ impl Worker {
             left: Vec::new(),
             silent: false,
             heard: 0,
-            began: self.now,
+            began: self.out.now,
             for_writeback,
             waiting: waiting.into_iter().collect(),
         });
@@ -135,13 +168,12 @@ impl Worker {
     }
 
     fn running(&mut self, member: MemberId, extent: Extent) -> Option<&mut Rescue> {
-        let of = |rescue: &&mut Rescue| (rescue.member, rescue.extent) == (member, extent);
-        self.rescues.running.iter_mut().find(of)
+        self.rescues.running(member, extent)
     }
 
     /// The replicas to be asked next; all of them are asked in one pass.
     fn begin_pass(&mut self, member: MemberId, extent: Extent) {
-        let Some(runtime) = self.members.get(&member) else { return };
+        let Some(runtime) = self.out.members.get(member) else { return };
         let peers: Vec<MemberId> = runtime.peers.iter().map(|peer| peer.member).collect();
         // As long as the catalog has not told who the others are, nobody was asked.
         let unknown = peers.is_empty() && !runtime.known;
@@ -153,15 +185,15 @@ impl Worker {
     /// Asks the next replica of this pass that can be reached.
     fn ask_next(&mut self, member: MemberId, extent: Extent) {
         loop {
-            let call = self.peers.next_call();
-            let now = self.now;
+            let call = self.out.peers.next_call();
+            let now = self.out.now;
             let Some(rescue) = self.running(member, extent) else { return };
             let Some(source) = rescue.left.pop() else {
                 return self.end_pass(member, extent);
             };
             rescue.step = Step::Asking { call, since: now };
             let ask = PeerMessage::ExtentRequest { call, source, extent, layer: 0 };
-            if self.send_to_member(source, ask) {
+            if self.out.send_to(source, ask) {
                 return;
             }
             if let Some(rescue) = self.running(member, extent) {
@@ -170,22 +202,15 @@ impl Worker {
         }
     }
 
-    /// True when an extent was asked for with this call by a rescue.
-    pub fn is_rescue(&self, call: CallId) -> bool {
-        self.rescues.running.iter().any(|rescue| rescue.asks(call))
-    }
-
     /// Another replica's answer.
-    pub fn rescue_arrived(&mut self, call: CallId, result: Result<ExtentContent, BlockError>) {
+    pub fn arrived(&mut self, call: CallId, result: Result<ExtentContent, BlockError>) {
         let found = self.rescues.running.iter_mut().find(|rescue| rescue.asks(call));
         let Some(rescue) = found else { return };
         let (member, extent) = (rescue.member, rescue.extent);
         match result {
             Ok(content) if content.extent == extent => {
-                let Some(runtime) = self.members.get(&member) else { return };
-                let lane = runtime.lane;
-                self.lanes[usize::from(lane)].lane.mend(member, content);
-                self.touch_lane(lane);
+                let Some(lane) = self.out.members.lane_of(member) else { return };
+                self.lanes.at(lane).mend(member, content);
                 self.check(member, extent);
             }
             Ok(_) | Err(BlockError::MediaFault) => self.ask_next(member, extent),
@@ -198,35 +223,25 @@ impl Worker {
     }
 
     fn check(&mut self, member: MemberId, extent: Extent) {
-        let Some(runtime) = self.members.get(&member) else { return };
-        let lane = runtime.lane;
+        let Some(lane) = self.out.members.lane_of(member) else { return };
         if let Some(rescue) = self.running(member, extent) {
             rescue.step = Step::Checking;
         }
-        let read = self.reads.add(ReadTarget::Check { member, extent });
-        self.lanes[usize::from(lane)].lane.fetch_extent(read, member, extent, 0);
-        self.touch_lane(lane);
+        let read = self.lanes.reads.add(ReadTarget::Check { member, extent });
+        self.lanes.at(lane).fetch_extent(read, member, extent, 0);
     }
 
     /// The extent was read here once more.
-    pub fn rescue_checked(
-        &mut self,
-        member: MemberId,
-        extent: Extent,
-        result: Result<(), BlockError>,
-    ) {
+    pub fn checked(&mut self, member: MemberId, extent: Extent, result: Result<(), BlockError>) {
         match result {
             Ok(()) => {
-                let Some(rescue) = self.end_rescue(member, extent) else { return };
+                let Some(rescue) = self.rescues.end(member, extent) else { return };
                 tracing::warn!(%member, extent = extent.0, "the block is intact again");
-                if let Some(runtime) = self.members.get(&member) {
-                    let lane = runtime.lane;
-                    self.lanes[usize::from(lane)].lane.resume_writeback(member, extent);
-                    self.touch_lane(lane);
-                }
+                let Some(lane) = self.out.members.lane_of(member) else { return };
+                self.lanes.at(lane).resume_writeback(member, extent);
                 for target in rescue.waiting {
                     if let ReadTarget::Read(read) | ReadTarget::Base(read) = target {
-                        self.start_read(read.member, read.range, target);
+                        self.lanes.read(lane, member, read.range, target);
                     }
                 }
             }
@@ -234,15 +249,9 @@ impl Worker {
         }
     }
 
-    fn end_rescue(&mut self, member: MemberId, extent: Extent) -> Option<Rescue> {
-        let of = |rescue: &Rescue| (rescue.member, rescue.extent) == (member, extent);
-        let at = self.rescues.running.iter().position(of)?;
-        Some(self.rescues.running.remove(at))
-    }
-
     /// Nobody had it this time.
     fn end_pass(&mut self, member: MemberId, extent: Extent) {
-        let now = self.now;
+        let now = self.out.now;
         let Some(rescue) = self.running(member, extent) else { return };
         rescue.heard += u32::from(!rescue.silent);
         let hopeless = rescue.left_alone();
@@ -260,8 +269,8 @@ impl Worker {
             self.give_up_read(target);
         }
         if hopeless || !for_writeback {
-            self.end_rescue(member, extent);
-            self.rescues.failed.retain(|(_, _, at)| now.since(*at) < RETRY_FOR_PEERS);
+            self.rescues.end(member, extent);
+            self.rescues.forget_old_failures(now);
             self.rescues.failed.push((member, extent, now));
             tracing::error!(%member, extent = extent.0, "no replica has an intact copy");
         }
@@ -274,17 +283,16 @@ impl Worker {
     fn give_up_read(&mut self, target: ReadTarget) {
         match target {
             ReadTarget::Read(read) => {
-                let role = self.members.get(&read.member).map(|runtime| runtime.role);
-                let error = match role.unwrap_or_default() {
+                let error = match self.out.members.role_of(read.member) {
                     role if role.serving => BlockError::MediaFault,
                     role => BlockError::NotLeader { hint: role.leader, term: role.term },
                 };
-                self.answer(ReqId(read.id), Err(error));
+                self.out.answer(ReqId(read.id), Err(error));
             }
             ReadTarget::Base(read) => {
                 let result = Err(BlockError::MediaFault);
                 let base = Input::Base { ticket: read.id, result };
-                self.input(read.member, base);
+                self.out.members.input(self.out.now, read.member, base);
             }
             target => panic!("{target:?} does not wait for a rescue"),
         }
@@ -293,25 +301,23 @@ impl Worker {
     /// The log of this member lost what it had promised to keep, and nobody else has it. The only
     /// replica of a shard is not given up: what else its log holds is nowhere else.
     fn lose_member(&mut self, member: MemberId) {
-        let Some(runtime) = self.members.get_mut(&member) else { return };
+        let Some(runtime) = self.out.members.get(member) else { return };
         if runtime.peers.is_empty() {
             return;
         }
-        runtime.resync = None;
-        let lane = runtime.lane;
-        self.lanes[usize::from(lane)].lane.fault_member(member);
-        self.touch_lane(lane);
+        self.resyncs.stop(member);
+        self.lanes.at(runtime.lane).fault_member(member);
         tracing::error!(%member, "a replica is faulted: its log is rotten");
-        self.stop_member(member, "its log is rotten".to_owned());
-        self.report_due = true;
+        self.out.stop_member(member, "its log is rotten".to_owned());
+        self.reports.due = true;
     }
 
     /// Once per tick: goes on with what waits.
-    pub fn tick_rescues(&mut self) {
-        let now = self.now;
-        let members = &self.members;
+    pub fn tick(&mut self) {
+        let now = self.out.now;
+        let members = &self.out.members;
         self.rescues.running.retain(|rescue| {
-            let runtime = members.get(&rescue.member);
+            let runtime = members.get(rescue.member);
             runtime.is_some_and(|runtime| runtime.faulted.is_none())
         });
         let due: Vec<(MemberId, Extent, Step)> = self
@@ -340,6 +346,10 @@ impl Worker {
 }
 
 impl Rescue {
+    fn is_of(&self, member: MemberId, extent: Extent) -> bool {
+        (self.member, self.extent) == (member, extent)
+    }
+
     fn asks(&self, call: CallId) -> bool {
         matches!(self.step, Step::Asking { call: asked, .. } if asked == call)
     }

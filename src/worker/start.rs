@@ -9,28 +9,28 @@ use std::time::Duration;
 
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, FileId, OpenFile};
-use crate::io::file::FileError;
-use crate::io::{DriverError, DriverKind, DurableWrites};
+use crate::io::{DriverKind, DurableWrites};
 use crate::limits::{Budgets, LISTING_EXTENTS_MAX, REDIRECT_BYTES_MIN};
-use crate::replica::apply::{Applier, ApplyError};
-use crate::replica::meta::{Meta, MetaError};
+use crate::replica::apply::Applier;
+use crate::replica::meta::Meta;
 use crate::replica::seam::ReadMode;
 use crate::replica::seam::Start;
-use crate::store::OpenError;
 use crate::store::index::rocks::RocksIndex;
-use crate::store::index::{IndexError, IndexStore};
+use crate::store::index::IndexStore;
 use crate::store::lane::{self, Lane, LaneConfig, RecoveredMember};
 use crate::store::open::read_superblock;
 use crate::store::seam::MemberRecord;
 use crate::types::{Mono, PodId, Uuid};
 use crate::view::{ClusterView, PodReport};
 use crate::volume::SessionSource;
-use crate::worker::disks::{self, DiskFiles, LANE, SUPERBLOCK, file_error};
+use crate::worker::config::WorkerConfig;
+use crate::worker::disks::{self, DiskFiles, DiskOptions, LANE, SUPERBLOCK, file_error};
+use crate::worker::error::{OpenLaneError, StartError};
 use crate::worker::index_thread::{IndexThread, describe};
 use crate::worker::lanes::{DiskPlace, LaneFiles, LaneRuntime};
 use crate::worker::mailbox::{Sender, Wake, mailbox};
 use crate::worker::members::{apply_request, raft_entry};
-use crate::worker::round::{Command, Worker, WorkerConfig};
+use crate::worker::round::{Command, Worker};
 use crate::worker::watchdog::Watchdog;
 
 /// Messages that wait for a worker; the index threads block when it is full.
@@ -69,124 +69,12 @@ pub struct StartOptions {
     pub hang_limit: Option<Duration>,
 }
 
-#[derive(Clone, Debug)]
-pub struct DiskOptions {
-    pub path: PathBuf,
-    /// The disk that this pod had here before: nothing else is accepted.
-    pub known: Option<Uuid>,
-    /// For a new disk; kept with it from then on.
-    pub data_bytes_max: u64,
-    /// For a new disk; kept with it from then on.
-    pub wal_bytes: u64,
-}
-
 /// A disk of this pod, in use or failed.
 #[derive(Clone, Debug)]
 pub struct PodDisk {
     pub disk: Uuid,
     pub path: PathBuf,
     pub capacity_bytes: u64,
-}
-
-/// Why the data path could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error("could not {doing} {path}")]
-    File {
-        doing: &'static str,
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("could not prepare {path}")]
-    DiskFile {
-        path: PathBuf,
-        #[source]
-        source: FileError,
-    },
-    #[error(
-        "{path} is not empty and not a disk of Holdfast (it holds {name}): give an empty folder"
-    )]
-    NotEmpty { path: PathBuf, name: String },
-    #[error(
-        "{path} holds the log and the data of a disk (lane-0), but not its superblock: an \
-         interrupted copy, or fsck has moved the file to lost+found? Bring superblock back, or \
-         give an empty folder; nothing was changed"
-    )]
-    NoSuperblock { path: PathBuf },
-    #[error(
-        "the disk {path} is in use by another process: stop that one, or take the disk out of \
-         one of the two configurations"
-    )]
-    InUse { path: PathBuf },
-    #[error(
-        "I/O of an earlier process is still under way on {path}: the disk does not answer it; look \
-         at the device, and start the pod again when it has ended"
-    )]
-    Busy { path: PathBuf },
-    #[error(
-        "the disk {path} belongs to cluster {theirs}, but this pod is of cluster {ours}: give \
-         the pod an empty folder, or start it in the cluster that the disk belongs to"
-    )]
-    OtherCluster { path: PathBuf, ours: Uuid, theirs: Uuid },
-    #[error(
-        "{path} held disk {disk} and does not now: mount its file system; if the disk is lost for \
-         good, remove it from data-path.json in the pod's directory"
-    )]
-    Missing { path: PathBuf, disk: Uuid },
-    #[error("could not open the disk {path}")]
-    Open {
-        path: PathBuf,
-        #[source]
-        source: OpenLaneError,
-    },
-    #[error("could not open the index of the disk {path}")]
-    Index {
-        path: PathBuf,
-        #[source]
-        source: IndexError,
-    },
-    #[error("could not start the I/O driver")]
-    Driver(#[from] DriverError),
-    #[error("could not listen on {address:?}: is another process using it?")]
-    Listen {
-        address: Address,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("could not start a thread")]
-    Thread(#[source] std::io::Error),
-}
-
-impl StartError {
-    /// True when a disk is damaged or does not work: the pod goes on with its others. What a
-    /// person has set up otherwise than it should be ends the start.
-    fn is_of_one_disk(&self) -> bool {
-        use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
-        match self {
-            StartError::File { source, .. } => {
-                !matches!(source.kind(), NotADirectory | NotFound | PermissionDenied)
-            }
-            StartError::DiskFile { .. }
-            | StartError::Busy { .. }
-            | StartError::Open { .. }
-            | StartError::Index { .. } => true,
-            _ => false,
-        }
-    }
-}
-
-/// Why a lane could not be brought up.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenLaneError {
-    #[error("could not recover it")]
-    Recover(#[from] OpenError),
-    #[error("its log holds an entry that cannot be applied")]
-    Replay(#[from] ApplyError),
-    #[error("the metadata of a replica cannot be decoded")]
-    Meta(#[from] MetaError),
-    #[error("entry {index} is of a type that this version does not know")]
-    EntryType { index: u64 },
 }
 
 /// A running data path.

@@ -1,0 +1,478 @@
+//! Between the components of a worker: what one of them says becomes an input of others, at once
+//! and in order.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::io::driver::Completion;
+use crate::net::link::LinkEvent;
+use crate::net::message::PeerMessage;
+use crate::replica::seam::{Input, Output, ReqId, Role, Start};
+use crate::store::seam::{Event, MemberRecord, ReadBlocks, ReadId};
+use crate::types::{
+    BlockError, BlockRange, MemberId, Origin, Segment, ShardId, ShardOp, ShardReply, VolumeId,
+};
+use crate::view::{ClusterView, MemberView};
+use crate::volume::VolumeOutput;
+use crate::worker::Worker;
+use crate::worker::admission::Admission;
+use crate::worker::clients::ClientHandler;
+use crate::worker::delivery::Delivery;
+use crate::worker::listeners::Purpose;
+use crate::worker::members::{append_request, apply_request};
+use crate::worker::owed::ExtentAsk;
+use crate::worker::peers::ReceiveError;
+use crate::worker::reads::{BlockRead, ReadTarget};
+use crate::worker::reconcile::{Pending, ReconcileHandler};
+use crate::worker::requests::Waiter;
+use crate::worker::rescue::RepairHandler;
+use crate::worker::resync::ResyncHandler;
+use crate::worker::token::ConnId;
+
+/// The components with what they call.
+impl Worker {
+    pub(super) fn delivery(&mut self) -> Delivery<'_> {
+        let Worker { now, driver, peers, routers, members, .. } = self;
+        Delivery { now: *now, driver: driver.as_mut(), peers, routers, members }
+    }
+
+    pub(super) fn client_handler(&mut self) -> ClientHandler<'_> {
+        let Worker { driver, clients, routers, reconciler, .. } = self;
+        ClientHandler { clients, driver: driver.as_mut(), routers, view: &reconciler.view }
+    }
+
+    pub(super) fn resync_handler(&mut self) -> ResyncHandler<'_> {
+        let Worker { now, driver, peers, routers, members, resyncs, lanes, reports, .. } = self;
+        let out = Delivery { now: *now, driver: driver.as_mut(), peers, routers, members };
+        ResyncHandler { resyncs, lanes, reports, out }
+    }
+
+    pub(super) fn repair_handler(&mut self) -> RepairHandler<'_> {
+        let Worker { now, driver, peers, routers, members, lanes, reports, .. } = self;
+        let out = Delivery { now: *now, driver: driver.as_mut(), peers, routers, members };
+        let (rescues, resyncs) = (&mut self.rescues, &mut self.resyncs);
+        RepairHandler { rescues, resyncs, lanes, reports, out }
+    }
+
+    fn reconcile_handler(&mut self) -> ReconcileHandler<'_> {
+        let Worker { now, driver, peers, routers, members, reconciler, lanes, resyncs, .. } = self;
+        let out = Delivery { now: *now, driver: driver.as_mut(), peers, routers, members };
+        ReconcileHandler { reconciler, lanes, resyncs, out }
+    }
+
+    fn admission(&self) -> Admission<'_> {
+        let Worker { lanes, peers, members, resyncs, .. } = self;
+        Admission { lanes, peers, members, resyncs }
+    }
+}
+
+/// What the catalog says.
+impl Worker {
+    /// A newer view of the cluster.
+    pub fn view_changed(&mut self, view: Arc<ClusterView>) {
+        if self.reconciler.learn(view) {
+            self.reconcile();
+        }
+    }
+
+    fn reconcile(&mut self) {
+        let view = Arc::clone(&self.reconciler.view);
+        self.peers.update_view(&view);
+        for volume in &view.volumes {
+            for shard in &volume.shards {
+                self.reconcile_handler().shard(volume, shard);
+            }
+            if !volume.deleting {
+                self.routers.update_view(volume);
+            }
+        }
+        for volume in self.routers.gone(&view) {
+            self.close_volume(volume);
+        }
+        self.reconcile_handler().destroy_doomed(&view);
+        self.reports.due = true;
+    }
+
+    /// The volume is deleted: its connections end.
+    fn close_volume(&mut self, volume: VolumeId) {
+        if let Some(router) = self.routers.at(volume) {
+            router.remove();
+        }
+        self.poll_volume(volume);
+        self.routers.remove(volume);
+        self.client_handler().close_volume(volume);
+    }
+
+    /// A record of a member became durable: created, destroyed, or a step of its resync.
+    fn member_durable(&mut self, lane: u8, member: MemberId) {
+        match self.reconciler.durable(member) {
+            None => self.resync_handler().durable(member),
+            Some(Pending::Destroying) => {
+                self.reconciler.destroyed(self.lanes.get(lane).place.disk, member);
+                self.reports.due = true;
+            }
+            Some(Pending::Creating(record, peers)) => {
+                let start = Start { meta: record.meta.clone(), ..Start::default() };
+                self.start_member(lane, &record, start, peers);
+                self.reconcile();
+            }
+        }
+    }
+
+    /// Brings a member to life.
+    pub fn start_member(
+        &mut self,
+        lane: u8,
+        record: &MemberRecord,
+        start: Start,
+        peers: Vec<MemberView>,
+    ) {
+        if start.resyncing {
+            self.resyncs.resume(record.member, self.now);
+        }
+        self.members.start(self.now, lane, record, start, peers);
+    }
+}
+
+/// What routers and members say.
+impl Worker {
+    /// Polls a router and carries out what it wants.
+    pub(super) fn poll_volume(&mut self, volume: VolumeId) {
+        let mut outputs = std::mem::take(&mut self.scratch.routes);
+        self.routers.poll(self.now, volume, &mut outputs);
+        for output in outputs.drain(..) {
+            match output {
+                VolumeOutput::Reply { conn, handle, result } => {
+                    self.client_handler().reply(conn.0 as ConnId, handle, result);
+                }
+                VolumeOutput::Send { ticket, shard, to, term, origin, op } => {
+                    if self.members.get(to.member).is_some() {
+                        let waiter = Waiter::Volume { volume, ticket };
+                        self.request(to.member, term, origin, op, waiter);
+                    } else {
+                        let call = self.peers.next_call();
+                        let to_member = to.member;
+                        let request =
+                            PeerMessage::Request { call, shard, to: to_member, term, origin, op };
+                        self.delivery().forward(call, (volume, ticket), to, request);
+                    }
+                }
+            }
+        }
+        self.scratch.routes = outputs;
+    }
+
+    /// A request that names its shard: a member of another one does not carry it out, whatever its
+    /// id (a catalog that was restored from an old copy gives ids again).
+    pub(super) fn request_for(
+        &mut self,
+        shard: ShardId,
+        member: MemberId,
+        term: u64,
+        origin: Origin,
+        op: ShardOp,
+        waiter: Waiter,
+    ) {
+        if self.members.get(member).is_some_and(|runtime| runtime.shard != shard) {
+            let req = self.members.requests.add(member, waiter);
+            let refused = Err(BlockError::NotLeader { hint: None, term: 0 });
+            return self.delivery().answer(req, refused);
+        }
+        self.request(member, term, origin, op, waiter);
+    }
+
+    /// A client's operation for a member of this worker. The answer goes to `waiter`.
+    fn request(
+        &mut self,
+        member: MemberId,
+        term: u64,
+        origin: Origin,
+        op: ShardOp,
+        waiter: Waiter,
+    ) {
+        let req = self.members.requests.add(member, waiter);
+        let through = match waiter {
+            Waiter::Volume { .. } => Some(self.config.pod),
+            Waiter::Peer { conn, .. } => self.peers.pod_of(conn),
+        };
+        if let (Some(runtime), Some(pod)) = (self.members.get_mut(member), through) {
+            runtime.demand.note(pod);
+        }
+        match self.admission().refuse(member, &op) {
+            Some(error) => self.delivery().answer(req, Err(error)),
+            None => self.members.input(self.now, member, Input::Client { req, term, origin, op }),
+        }
+    }
+
+    /// A Raft message from a peer.
+    pub(super) fn raft_message(&mut self, to: MemberId, header: &[u8], payloads: Vec<Bytes>) {
+        if let Some(message) = self.admission().raft_message(to, header, payloads) {
+            self.members.input(self.now, to, Input::Peer(Box::new(message)));
+        }
+    }
+
+    /// Polls a member and carries out its outputs, in order.
+    pub(super) fn poll_member(&mut self, member: MemberId) {
+        let mut outputs = std::mem::take(&mut self.scratch.outputs);
+        self.members.poll(self.now, member, &mut outputs);
+        for output in outputs.drain(..) {
+            self.members.show(member, &output);
+            self.carry_out(member, output);
+        }
+        self.scratch.outputs = outputs;
+        if let Some(runtime) = self.members.get(member) {
+            let unappended = runtime.member.unappended();
+            self.lanes.get_mut(runtime.lane).lane.set_unappended(member, unappended);
+        }
+    }
+
+    fn carry_out(&mut self, member: MemberId, output: Output) {
+        let lane = self.members.lane_of(member).expect("it was polled");
+        match output {
+            Output::Send(message) => self.delivery().send_raft(*message),
+            Output::Append(append) => self.lanes.at(lane).append(append_request(member, append)),
+            Output::Apply(applied) => self.lanes.at(lane).apply(member, apply_request(applied)),
+            Output::Read { req, range, status } => {
+                let target = match status {
+                    true => ReadTarget::Status(req),
+                    false => ReadTarget::Read(BlockRead::new(member, range, req.0)),
+                };
+                self.lanes.read(lane, member, range, target);
+            }
+            Output::ReadBase { ticket, block } => {
+                let range = BlockRange { first: block, count: 1 };
+                let read = BlockRead::new(member, range, ticket);
+                self.lanes.read(lane, member, range, ReadTarget::Base(read));
+            }
+            Output::Reply { req, result } => self.delivery().answer(req, result),
+            Output::Barrier { .. } => {
+                unreachable!("only the catalog's member is asked for barriers")
+            }
+            Output::Role(role) => self.role_changed(member, role),
+            Output::NeedsResync { member: behind } => {
+                let offer = PeerMessage::ResyncOffer { to: behind, source: member };
+                self.delivery().send_to(behind, offer);
+            }
+            Output::Faulted { reason } => {
+                tracing::error!(%member, reason, "a replica is faulted: it takes no part any more");
+                if let Some(runtime) = self.members.get_mut(member) {
+                    runtime.faulted = Some(reason);
+                }
+                self.reports.due = true;
+            }
+        }
+    }
+
+    fn role_changed(&mut self, member: MemberId, role: Role) {
+        let Some(runtime) = self.members.get_mut(member) else { return };
+        let before = std::mem::replace(&mut runtime.role, role);
+        let (volume, shard) = (runtime.volume, runtime.shard);
+        let Role { term, leader, serving } = role;
+        tracing::info!(%member, %shard, term, ?leader, serving, "role");
+        self.routers.role_changed(self.now, (volume, shard), member, role, before.leader);
+        self.reports.due = true;
+    }
+}
+
+/// What lanes say.
+impl Worker {
+    pub(super) fn poll_lane(&mut self, lane: u8) {
+        let mut events = std::mem::take(&mut self.scratch.events);
+        self.lanes.get_mut(lane).poll(self.now, &mut events);
+        for event in events.drain(..) {
+            self.lane_event(lane, event);
+        }
+        self.scratch.events = events;
+    }
+
+    fn lane_event(&mut self, lane: u8, event: Event) {
+        match event {
+            Event::Appended { member, number } => {
+                self.members.input(self.now, member, Input::Appended { number });
+            }
+            Event::MemberDurable { member } => self.member_durable(lane, member),
+            Event::ResyncOvertaken { member } => self.resync_handler().overtaken(member),
+            Event::Rotten { member, extent } => self.repair_handler().for_writeback(member, extent),
+            Event::Poisoned { reason } => self.lane_poisoned(lane, reason),
+            Event::Read { read, result } => self.blocks_read(read, result),
+            event => self.read_ended(event),
+        }
+    }
+
+    /// A read of the store ended, but for one of blocks.
+    fn read_ended(&mut self, event: Event) {
+        let mut take = |read| self.lanes.reads.take(read);
+        match event {
+            Event::Status { read, result } => {
+                let ReadTarget::Status(req) = take(read) else {
+                    panic!("a status answers something else")
+                };
+                self.delivery().answer(req, result.map(ShardReply::Status));
+            }
+            Event::Manifest { read, chunk, meta } => match take(read) {
+                ReadTarget::PeerManifest { conn, call, source } => {
+                    self.resync_handler().answer_manifest(conn, call, source, (chunk, meta));
+                }
+                ReadTarget::OwnManifest { member } => {
+                    self.resync_handler().own_manifest(member, read, chunk);
+                }
+                target => panic!("a manifest answers {target:?}"),
+            },
+            Event::Extent { read, result } => match take(read) {
+                ReadTarget::PeerExtent { conn, call, .. } => {
+                    self.resync_handler().answer_extent(conn, call, result);
+                }
+                ReadTarget::Check { member, extent } => {
+                    self.repair_handler().checked(member, extent, result.map(|_| ()));
+                }
+                target => panic!("an extent answers {target:?}"),
+            },
+            Event::Damaged { read, extent } => match take(read) {
+                ReadTarget::PeerExtent { conn, call, source } => {
+                    let result = Err(BlockError::MediaFault);
+                    self.resync_handler().answer_extent(conn, call, result);
+                    self.repair_handler().peer_read_damaged(source, extent);
+                }
+                target => self.repair_handler().read_damaged(target, extent),
+            },
+            Event::Installed { read, refused } => {
+                let ReadTarget::Installed { member } = take(read) else {
+                    panic!("an installation answers something else")
+                };
+                self.resync_handler().installed(member, read, refused);
+            }
+            event => unreachable!("{event:?} ends no read"),
+        }
+    }
+
+    fn blocks_read(&mut self, read: ReadId, result: Result<ReadBlocks, BlockError>) {
+        match self.lanes.reads.take(read) {
+            ReadTarget::Read(BlockRead { id, .. }) => {
+                let reply = result.map(|blocks| ShardReply::Data {
+                    segments: blocks.segments,
+                    crcs: blocks.crcs,
+                });
+                self.delivery().answer(ReqId(id), reply);
+            }
+            ReadTarget::Base(BlockRead { member, id: ticket, .. }) => {
+                let result = result.map(|blocks| match blocks.segments.into_iter().next() {
+                    Some(Segment::Data(block)) => Some(block),
+                    Some(Segment::Zero(_)) | None => None,
+                });
+                self.members.input(self.now, member, Input::Base { ticket, result });
+            }
+            target => panic!("blocks answer {target:?}"),
+        }
+    }
+
+    /// The disk failed: its members stop, for good. Nothing is acknowledged any more.
+    fn lane_poisoned(&mut self, lane: u8, reason: String) {
+        tracing::error!(disk = %self.lanes.get(lane).place.disk, reason,
+            "the disk failed; its replicas stop. Replace the disk and start the pod again");
+        let here = self.members.iter().filter(|(_, runtime)| runtime.lane == lane);
+        let gone: Vec<MemberId> = here.map(|(member, _)| member).collect();
+        for member in gone {
+            self.delivery().stop_member(member, format!("its disk failed: {reason}"));
+        }
+        self.lanes.get_mut(lane).poisoned = Some(reason);
+        self.reports.due = true;
+    }
+}
+
+/// What comes from outside over sockets.
+impl Worker {
+    pub(super) fn accepted(&mut self, listener: u8, completion: Completion) {
+        let Some((purpose, socket)) = self.listeners.accepted(listener, completion) else { return };
+        match purpose {
+            Purpose::Peer => self.peers.accepted(self.now, socket),
+            Purpose::Nbd => self.client_handler().accepted(socket),
+        }
+        self.listeners.accept(self.driver.as_mut(), listener);
+    }
+
+    pub(super) fn peer_connected(&mut self, conn: ConnId, completion: Completion) {
+        if !self.peers.connected(self.driver.as_mut(), conn, completion) {
+            self.delivery().close_link(conn);
+        }
+    }
+
+    pub(super) fn peer_sent(&mut self, conn: ConnId, completion: &Completion) {
+        match self.peers.sent(conn, completion) {
+            true => self.resync_handler().resume_asks(conn),
+            false => self.delivery().close_link(conn),
+        }
+    }
+
+    pub(super) fn peer_received(&mut self, conn: ConnId, completion: Completion) {
+        let mut events = std::mem::take(&mut self.scratch.link_events);
+        let received = self.peers.received(self.now, conn, completion, &mut events);
+        for event in events.drain(..) {
+            match event {
+                LinkEvent::Up(established) => {
+                    if let Some(ended) = self.peers.up(conn, &established) {
+                        self.delivery().close_link(ended);
+                    }
+                    if let Some(lane) = self.lanes.of_disk(established.local.disk) {
+                        let free_bytes = self.lanes.get(lane).lane.space().free_bytes;
+                        self.delivery().send_on(conn, PeerMessage::Space { free_bytes });
+                    }
+                }
+                LinkEvent::Message(message) => self.peer_message(conn, message),
+            }
+        }
+        self.scratch.link_events = events;
+        match received {
+            Ok(()) => {}
+            Err(ReceiveError::Closed) => self.delivery().close_link(conn),
+            Err(ReceiveError::Link(error)) => {
+                tracing::warn!(%error, "a link to another pod is closed");
+                self.peers.flush(self.driver.as_mut(), conn);
+                self.delivery().close_link(conn);
+            }
+        }
+    }
+
+    fn peer_message(&mut self, conn: ConnId, message: PeerMessage) {
+        match message {
+            PeerMessage::Raft { to, header, payloads } => self.raft_message(to, &header, payloads),
+            PeerMessage::RaftBatch { messages } => {
+                for (to, header) in messages {
+                    self.raft_message(to, &header, Vec::new());
+                }
+            }
+            PeerMessage::Request { call, shard, to, term, origin, op } => {
+                let owed_bytes = op.reply_bytes();
+                if owed_bytes > 0 && !self.peers.promise(conn, owed_bytes) {
+                    let result = Err(BlockError::Busy);
+                    let response = PeerMessage::Response { call, term: 0, result };
+                    return self.delivery().send_on(conn, response);
+                }
+                let waiter = Waiter::Peer { conn, call, owed_bytes };
+                self.request_for(shard, to, term, origin, op, waiter);
+            }
+            PeerMessage::Response { call, term, result } => {
+                self.routers.response(self.now, call, term, result);
+            }
+            PeerMessage::ResyncOffer { to, source } => self.resync_handler().offered(to, source),
+            PeerMessage::ResyncDone { to, member, ok } => {
+                self.members.input(self.now, to, Input::ResyncEnded { member, ok });
+            }
+            PeerMessage::ManifestRequest { call, source, from } => {
+                self.resync_handler().manifest_asked(conn, call, source, from);
+            }
+            PeerMessage::Manifest { call, answer } => {
+                self.resync_handler().manifest_arrived(call, answer);
+            }
+            PeerMessage::ExtentRequest { call, source, extent, layer } => {
+                let ask = ExtentAsk { call, source, extent, layer };
+                self.resync_handler().extent_asked(conn, ask);
+            }
+            PeerMessage::Extent { call, result } => match self.rescues.asks(call) {
+                true => self.repair_handler().arrived(call, result),
+                false => self.resync_handler().extent_arrived(call, result),
+            },
+            PeerMessage::Space { free_bytes } => self.peers.space_told(conn, free_bytes),
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The routers: volumes as clients of this pod use them.
+//!
+//! [`Routers`] owns the routers, and what other pods carry out for them. Calls: nobody. Told: what
+//! clients ask for, who leads, answers of members, and ends of links.
+
+use rustc_hash::FxHashMap;
+
+use crate::net::message::CallId;
+use crate::replica::seam::Role;
+use crate::types::{BlockError, MemberId, Mono, PodId, ShardId, ShardReply, VolumeId};
+use crate::view::{ClusterView, VolumeView};
+use crate::volume::{SessionSource, Ticket, Volume, VolumeOutput};
+use crate::worker::config::WorkerConfig;
+use crate::worker::token::ConnId;
+
+/// A request of a router here that another pod carries out.
+pub struct Forwarded {
+    pub conn: ConnId,
+    pub volume: VolumeId,
+    pub ticket: Ticket,
+    pub member: MemberId,
+}
+
+/// See the module.
+pub struct Routers {
+    own: PodId,
+    sessions: SessionSource,
+    bytes_max: usize,
+    routers: FxHashMap<VolumeId, Volume>,
+    /// Those with inputs that were not polled.
+    touched: Vec<VolumeId>,
+    /// Those with a deadline.
+    waiting: Vec<VolumeId>,
+    forwarded: FxHashMap<CallId, Forwarded>,
+}
+
+impl Routers {
+    pub fn new(config: &WorkerConfig, sessions: SessionSource) -> Routers {
+        Routers {
+            own: config.pod,
+            sessions,
+            bytes_max: config.budgets.volume_bytes,
+            routers: FxHashMap::default(),
+            touched: Vec::new(),
+            waiting: Vec::new(),
+            forwarded: FxHashMap::default(),
+        }
+    }
+
+    pub fn get(&self, volume: VolumeId) -> Option<&Volume> {
+        self.routers.get(&volume)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Volume> {
+        self.routers.values()
+    }
+
+    /// A router to be given an input; it is polled at the end of the round.
+    pub fn at(&mut self, volume: VolumeId) -> Option<&mut Volume> {
+        let router = self.routers.get_mut(&volume)?;
+        if !self.touched.contains(&volume) {
+            self.touched.push(volume);
+        }
+        Some(router)
+    }
+
+    /// The router to be polled next.
+    pub fn next_touched(&mut self) -> Option<VolumeId> {
+        self.touched.pop()
+    }
+
+    pub fn poll(&mut self, now: Mono, volume: VolumeId, outputs: &mut Vec<VolumeOutput>) {
+        let Some(router) = self.routers.get_mut(&volume) else { return };
+        router.poll(now, outputs);
+        if router.deadline().is_some() && !self.waiting.contains(&volume) {
+            self.waiting.push(volume);
+        }
+    }
+
+    pub fn tick(&mut self, now: Mono) {
+        let volumes: Vec<VolumeId> = self.routers.keys().copied().collect();
+        for volume in volumes {
+            self.at(volume).expect("it is here").tick(now);
+        }
+    }
+
+    pub fn deadlines(&self) -> impl Iterator<Item = Mono> {
+        self.waiting.iter().filter_map(|volume| self.routers.get(volume)?.deadline())
+    }
+
+    /// Routers that wait for a moment that has come are polled.
+    pub fn wake(&mut self, now: Mono) {
+        for volume in std::mem::take(&mut self.waiting) {
+            match self.routers.get(&volume).and_then(Volume::deadline) {
+                Some(deadline) if deadline > now => self.waiting.push(volume),
+                Some(_) => drop(self.at(volume)),
+                None => {}
+            }
+        }
+    }
+
+    /// What the catalog says of a volume that is not being deleted.
+    pub fn update_view(&mut self, view: &VolumeView) {
+        let new = || {
+            let router = Volume::new(view.clone(), self.own, self.sessions.clone());
+            router.with_bytes_max(self.bytes_max)
+        };
+        match self.routers.get_mut(&view.volume) {
+            Some(router) => router.update_view(view),
+            None => drop(self.routers.insert(view.volume, new())),
+        }
+        self.at(view.volume);
+    }
+
+    /// Volumes that the catalog does not have any more.
+    pub fn gone(&self, view: &ClusterView) -> Vec<VolumeId> {
+        let gone = |volume: &VolumeId| {
+            !view.volumes.iter().any(|known| known.volume == *volume && !known.deleting)
+        };
+        self.routers.keys().copied().filter(gone).collect()
+    }
+
+    pub fn remove(&mut self, volume: VolumeId) {
+        self.routers.remove(&volume);
+    }
+
+    /// A member of this pod has another role, after one with this leader.
+    pub fn role_changed(
+        &mut self,
+        now: Mono,
+        (volume, shard): (VolumeId, ShardId),
+        member: MemberId,
+        role: Role,
+        before: Option<MemberId>,
+    ) {
+        // A leader that does not serve yet would only refuse what the router sends.
+        let leader = role.leader.filter(|leader| *leader != member || role.serving);
+        let Some(router) = self.at(volume) else { return };
+        // A leader that was replaced may be silent on a connection that still stands.
+        if let Some(old) = before.filter(|old| leader.is_some_and(|new| new != *old)) {
+            router.link_down(now, old);
+        }
+        router.role(shard, leader, role.term);
+    }
+
+    /// A member answers.
+    pub fn answered(
+        &mut self,
+        now: Mono,
+        (volume, ticket): (VolumeId, Ticket),
+        member: MemberId,
+        term: u64,
+        result: Result<ShardReply, BlockError>,
+    ) {
+        if let Some(router) = self.at(volume) {
+            router.shard_result(now, ticket, member, term, result);
+        }
+    }
+
+    /// Requests that other pods carry out.
+    pub fn forwarded(&self) -> usize {
+        self.forwarded.len()
+    }
+
+    /// A request is on its way to another pod.
+    pub fn forward(&mut self, call: CallId, forwarded: Forwarded) {
+        self.forwarded.insert(call, forwarded);
+    }
+
+    /// Another pod answers.
+    pub fn response(
+        &mut self,
+        now: Mono,
+        call: CallId,
+        term: u64,
+        result: Result<ShardReply, BlockError>,
+    ) {
+        let Some(forwarded) = self.forwarded.remove(&call) else { return };
+        let Forwarded { volume, ticket, member, .. } = forwarded;
+        self.answered(now, (volume, ticket), member, term, result);
+    }
+
+    /// What a lost connection carried out is not known.
+    pub fn link_ended(&mut self, now: Mono, conn: ConnId) {
+        let of = |(call, forwarded): (&CallId, &Forwarded)| {
+            (forwarded.conn == conn).then_some(*call)
+        };
+        let lost: Vec<CallId> = self.forwarded.iter().filter_map(of).collect();
+        for call in lost {
+            self.response(now, call, 0, Err(BlockError::Unknown));
+        }
+    }
+}
