@@ -18,11 +18,10 @@ use crate::volume::VolumeOutput;
 use crate::worker::Worker;
 use crate::worker::admission::Admission;
 use crate::worker::clients::ClientHandler;
-use crate::worker::delivery::Delivery;
 use crate::worker::listeners::Purpose;
 use crate::worker::members::{append_request, apply_request};
 use crate::worker::owed::ExtentAsk;
-use crate::worker::peers::ReceiveError;
+use crate::worker::peers::PeerHandler;
 use crate::worker::reads::{BlockRead, ReadTarget};
 use crate::worker::reconcile::{Pending, ReconcileHandler};
 use crate::worker::requests::Waiter;
@@ -32,9 +31,9 @@ use crate::worker::token::ConnId;
 
 /// The components with what they call.
 impl Worker {
-    pub(super) fn delivery(&mut self) -> Delivery<'_> {
+    pub(super) fn peer_handler(&mut self) -> PeerHandler<'_> {
         let Worker { now, driver, peers, routers, members, .. } = self;
-        Delivery { now: *now, driver: driver.as_mut(), peers, routers, members }
+        PeerHandler { now: *now, driver: driver.as_mut(), peers, routers, members }
     }
 
     pub(super) fn client_handler(&mut self) -> ClientHandler<'_> {
@@ -44,20 +43,20 @@ impl Worker {
 
     pub(super) fn resync_handler(&mut self) -> ResyncHandler<'_> {
         let Worker { now, driver, peers, routers, members, resyncs, lanes, reports, .. } = self;
-        let out = Delivery { now: *now, driver: driver.as_mut(), peers, routers, members };
+        let out = PeerHandler { now: *now, driver: driver.as_mut(), peers, routers, members };
         ResyncHandler { resyncs, lanes, reports, out }
     }
 
     pub(super) fn repair_handler(&mut self) -> RepairHandler<'_> {
         let Worker { now, driver, peers, routers, members, lanes, reports, .. } = self;
-        let out = Delivery { now: *now, driver: driver.as_mut(), peers, routers, members };
+        let out = PeerHandler { now: *now, driver: driver.as_mut(), peers, routers, members };
         let (rescues, resyncs) = (&mut self.rescues, &mut self.resyncs);
         RepairHandler { rescues, resyncs, lanes, reports, out }
     }
 
     fn reconcile_handler(&mut self) -> ReconcileHandler<'_> {
         let Worker { now, driver, peers, routers, members, reconciler, lanes, resyncs, .. } = self;
-        let out = Delivery { now: *now, driver: driver.as_mut(), peers, routers, members };
+        let out = PeerHandler { now: *now, driver: driver.as_mut(), peers, routers, members };
         ReconcileHandler { reconciler, lanes, resyncs, out }
     }
 
@@ -151,11 +150,10 @@ impl Worker {
                         let waiter = Waiter::Volume { volume, ticket };
                         self.request(to.member, term, origin, op, waiter);
                     } else {
-                        let call = self.peers.next_call();
-                        let to_member = to.member;
+                        let (call, member) = (self.peers.next_call(), to.member);
                         let request =
-                            PeerMessage::Request { call, shard, to: to_member, term, origin, op };
-                        self.delivery().forward(call, (volume, ticket), to, request);
+                            PeerMessage::Request { call, shard, to: member, term, origin, op };
+                        self.peer_handler().forward((volume, ticket), to, request);
                     }
                 }
             }
@@ -177,7 +175,7 @@ impl Worker {
         if self.members.get(member).is_some_and(|runtime| runtime.shard != shard) {
             let req = self.members.requests.add(member, waiter);
             let refused = Err(BlockError::NotLeader { hint: None, term: 0 });
-            return self.delivery().answer(req, refused);
+            return self.peer_handler().answer(req, refused);
         }
         self.request(member, term, origin, op, waiter);
     }
@@ -200,7 +198,7 @@ impl Worker {
             runtime.demand.note(pod);
         }
         match self.admission().refuse(member, &op) {
-            Some(error) => self.delivery().answer(req, Err(error)),
+            Some(error) => self.peer_handler().answer(req, Err(error)),
             None => self.members.input(self.now, member, Input::Client { req, term, origin, op }),
         }
     }
@@ -230,7 +228,7 @@ impl Worker {
     fn carry_out(&mut self, member: MemberId, output: Output) {
         let lane = self.members.lane_of(member).expect("it was polled");
         match output {
-            Output::Send(message) => self.delivery().send_raft(*message),
+            Output::Send(message) => self.peer_handler().send_raft(*message),
             Output::Append(append) => self.lanes.at(lane).append(append_request(member, append)),
             Output::Apply(applied) => self.lanes.at(lane).apply(member, apply_request(applied)),
             Output::Read { req, range, status } => {
@@ -245,14 +243,14 @@ impl Worker {
                 let read = BlockRead::new(member, range, ticket);
                 self.lanes.read(lane, member, range, ReadTarget::Base(read));
             }
-            Output::Reply { req, result } => self.delivery().answer(req, result),
+            Output::Reply { req, result } => self.peer_handler().answer(req, result),
             Output::Barrier { .. } => {
                 unreachable!("only the catalog's member is asked for barriers")
             }
             Output::Role(role) => self.role_changed(member, role),
             Output::NeedsResync { member: behind } => {
                 let offer = PeerMessage::ResyncOffer { to: behind, source: member };
-                self.delivery().send_to(behind, offer);
+                self.peer_handler().send_to(behind, offer);
             }
             Output::Faulted { reason } => {
                 tracing::error!(%member, reason, "a replica is faulted: it takes no part any more");
@@ -308,7 +306,7 @@ impl Worker {
                 let ReadTarget::Status(req) = take(read) else {
                     panic!("a status answers something else")
                 };
-                self.delivery().answer(req, result.map(ShardReply::Status));
+                self.peer_handler().answer(req, result.map(ShardReply::Status));
             }
             Event::Manifest { read, chunk, meta } => match take(read) {
                 ReadTarget::PeerManifest { conn, call, source } => {
@@ -353,7 +351,7 @@ impl Worker {
                     segments: blocks.segments,
                     crcs: blocks.crcs,
                 });
-                self.delivery().answer(ReqId(id), reply);
+                self.peer_handler().answer(ReqId(id), reply);
             }
             ReadTarget::Base(BlockRead { member, id: ticket, .. }) => {
                 let result = result.map(|blocks| match blocks.segments.into_iter().next() {
@@ -373,7 +371,7 @@ impl Worker {
         let here = self.members.iter().filter(|(_, runtime)| runtime.lane == lane);
         let gone: Vec<MemberId> = here.map(|(member, _)| member).collect();
         for member in gone {
-            self.delivery().stop_member(member, format!("its disk failed: {reason}"));
+            self.peer_handler().stop_member(member, format!("its disk failed: {reason}"));
         }
         self.lanes.get_mut(lane).poisoned = Some(reason);
         self.reports.due = true;
@@ -385,52 +383,36 @@ impl Worker {
     pub(super) fn accepted(&mut self, listener: u8, completion: Completion) {
         let Some((purpose, socket)) = self.listeners.accepted(listener, completion) else { return };
         match purpose {
-            Purpose::Peer => self.peers.accepted(self.now, socket),
+            Purpose::Peer => self.peer_handler().accepted(socket),
             Purpose::Nbd => self.client_handler().accepted(socket),
         }
         self.listeners.accept(self.driver.as_mut(), listener);
     }
 
-    pub(super) fn peer_connected(&mut self, conn: ConnId, completion: Completion) {
-        if !self.peers.connected(self.driver.as_mut(), conn, completion) {
-            self.delivery().close_link(conn);
-        }
-    }
-
-    pub(super) fn peer_sent(&mut self, conn: ConnId, completion: &Completion) {
-        match self.peers.sent(conn, completion) {
-            true => self.resync_handler().resume_asks(conn),
-            false => self.delivery().close_link(conn),
-        }
-    }
-
     pub(super) fn peer_received(&mut self, conn: ConnId, completion: Completion) {
         let mut events = std::mem::take(&mut self.scratch.link_events);
-        let received = self.peers.received(self.now, conn, completion, &mut events);
+        let received = self.peer_handler().received(conn, completion, &mut events);
         for event in events.drain(..) {
             match event {
                 LinkEvent::Up(established) => {
-                    if let Some(ended) = self.peers.up(conn, &established) {
-                        self.delivery().close_link(ended);
-                    }
+                    self.peer_handler().up(conn, &established);
                     if let Some(lane) = self.lanes.of_disk(established.local.disk) {
                         let free_bytes = self.lanes.get(lane).lane.space().free_bytes;
-                        self.delivery().send_on(conn, PeerMessage::Space { free_bytes });
+                        self.peer_handler().send_on(conn, PeerMessage::Space { free_bytes });
                     }
                 }
                 LinkEvent::Message(message) => self.peer_message(conn, message),
             }
         }
         self.scratch.link_events = events;
-        match received {
-            Ok(()) => {}
-            Err(ReceiveError::Closed) => self.delivery().close_link(conn),
-            Err(ReceiveError::Link(error)) => {
-                tracing::warn!(%error, "a link to another pod is closed");
-                self.peers.flush(self.driver.as_mut(), conn);
-                self.delivery().close_link(conn);
-            }
+        if let Err(error) = received {
+            self.peer_handler().end(conn, &error);
         }
+    }
+
+    pub(super) fn peer_sent(&mut self, conn: ConnId, completion: &Completion) {
+        self.peer_handler().sent(conn, completion);
+        self.resync_handler().resume_asks(conn);
     }
 
     fn peer_message(&mut self, conn: ConnId, message: PeerMessage) {
@@ -446,7 +428,7 @@ impl Worker {
                 if owed_bytes > 0 && !self.peers.promise(conn, owed_bytes) {
                     let result = Err(BlockError::Busy);
                     let response = PeerMessage::Response { call, term: 0, result };
-                    return self.delivery().send_on(conn, response);
+                    return self.peer_handler().send_on(conn, response);
                 }
                 let waiter = Waiter::Peer { conn, call, owed_bytes };
                 self.request_for(shard, to, term, origin, op, waiter);

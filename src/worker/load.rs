@@ -34,7 +34,7 @@ impl Load {
         Load {
             client_requests: routers.iter().map(Volume::requests_under_way).sum(),
             member_requests: members.requests.len(),
-            forwarded: routers.forwarded(),
+            forwarded: routers.forwarded.len(),
             reads: lanes.reads.len(),
             owed_bytes,
             asks,

@@ -14,11 +14,12 @@ use crate::store::seam::{
     AppendRequest, ApplyRequest, Change as StoreChange, HardState, LogEntry, MemberRecord,
     ResetPoint, WholeExtents,
 };
-use crate::types::{BLOCKS_PER_EXTENT, EXTENT_BYTES, MemberId, Mono, ShardId, Uuid, VolumeId};
+use crate::types::{
+    BLOCKS_PER_EXTENT, EXTENT_BYTES, MemberId, Mono, PodId, ShardId, Uuid, VolumeId,
+};
 use crate::view::{MemberState, MemberView};
 use crate::worker::config::WorkerConfig;
 use crate::worker::follow::Demand;
-use crate::worker::peers::Peers;
 use crate::worker::probe::Probe;
 use crate::worker::requests::Requests;
 
@@ -202,7 +203,7 @@ impl Members {
     pub fn transfer_leaders(
         &mut self,
         now: Mono,
-        peers: &Peers,
+        is_up: impl Fn(PodId) -> bool,
         of: impl Fn(&MemberRuntime) -> bool,
     ) {
         let (own, turn) = (self.config.pod, now.0 / 1_000_000_000);
@@ -210,7 +211,7 @@ impl Members {
             .iter()
             .filter(|(id, runtime)| runtime.role.leader == Some(*id) && of(runtime))
             .filter_map(|(id, runtime)| {
-                let up = |peer: &&MemberView| peer.pod != own && peers.is_up(peer.pod);
+                let up = |peer: &&MemberView| peer.pod != own && is_up(peer.pod);
                 let up: Vec<&MemberView> = runtime.peers.iter().filter(up).collect();
                 let next = turn.checked_rem(up.len() as u64)?;
                 Some((id, up[next as usize].member))

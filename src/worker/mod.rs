@@ -9,7 +9,6 @@ mod admission;
 mod admission_test;
 mod clients;
 mod config;
-mod delivery;
 mod disks;
 mod dispatch;
 mod error;

@@ -1,11 +1,13 @@
 //! Links to other pods: which ones ought to exist, and their connections.
 //!
-//! [`Peers`] owns the links and what they owe. Calls: the driver. Told: views, ends of operations,
-//! and what is to be sent. Whoever closes one tells the others of it: see `delivery`.
+//! [`Peers`] owns the links and what they owe, [`PeerHandler`] carries them on, and answers
+//! requests. Calls: the driver, and when a link ends, routers and members. Told: views, ends of
+//! operations, and by all others what is to be sent.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use raft::eraftpb::Message;
 use rustc_hash::FxHashMap;
 
 use crate::io::buffer::Pool;
@@ -16,10 +18,18 @@ use crate::net::incarnations::Incarnations;
 use crate::net::link::{Established, Link, LinkError, LinkEvent, SendError, Target as LaneTarget};
 use crate::net::message::{CallId, PeerMessage};
 use crate::planted::{Mistake, planted};
-use crate::types::{EXTENT_BYTES, MemberId, Mono, PodId, Uuid, mix64};
+use crate::replica::message;
+use crate::replica::seam::ReqId;
+use crate::types::{
+    BlockError, EXTENT_BYTES, MemberId, Mono, PodId, ShardReply, Uuid, VolumeId, mix64,
+};
 use crate::view::{ClusterView, MemberView};
+use crate::volume::Ticket;
 use crate::worker::config::WorkerConfig;
+use crate::worker::members::Members;
 use crate::worker::owed::{ExtentAsk, Owed};
+use crate::worker::requests::Waiter;
+use crate::worker::routers::Routers;
 use crate::worker::stream::Stream;
 use crate::worker::token::{ConnId, Target};
 
@@ -51,13 +61,6 @@ struct Conn {
     /// When something last arrived.
     heard: Mono,
     owed: Owed,
-}
-
-/// Why nothing more comes over a connection.
-pub enum ReceiveError {
-    Closed,
-    /// What came is not what a pod says; the link may still have to say so.
-    Link(LinkError),
 }
 
 /// Every link of a worker.
@@ -269,179 +272,18 @@ impl Peers {
         }
     }
 
-    /// The connection to the lane of a member of another pod that a message belongs on.
-    pub fn way_to(&self, member: MemberId, message: &PeerMessage) -> Option<ConnId> {
-        self.conn_to(member, purpose_of(message))
-    }
-
-    /// Sends on a connection, if it is still there. After an error it is to be closed.
-    pub fn send(&mut self, conn: ConnId, message: PeerMessage) -> Result<(), SendError> {
-        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
-        match state.link.send(message) {
-            Ok(()) | Err(SendError::Dropped) => self.mark(conn),
-            Err(SendError::NotUp | SendError::Busy) => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    /// Sends a router's request to the pod of a member; the connection, if one takes it.
-    pub fn forward(&mut self, to: MemberView, request: PeerMessage) -> Option<ConnId> {
-        // The lane that the way begins at may be gone, and the catalog not know of it yet; whoever
-        // is at the other end finds the member.
-        let usual = self.conn_to(to.member, Purpose::Data);
-        let conn = usual.or_else(|| self.conn_to_pod(to.pod))?;
-        self.conns.get_mut(&conn)?.link.send(request).ok()?;
-        self.mark(conn);
-        Some(conn)
-    }
-
-    /// Connections that are dead.
-    pub fn silent(&self, now: Mono) -> Vec<ConnId> {
-        let silent = |(conn, state): (&ConnId, &Conn)| {
-            let kept = state.pair.is_some_and(|(_, _, purpose)| purpose == Purpose::Resync)
-                && planted(Mistake::DeadResyncLinkKept);
-            (!kept && now.since(state.heard) > SILENCE).then_some(*conn)
-        };
-        self.conns.iter().filter_map(silent).collect()
-    }
-
-    /// Dials what ought to be up and is not.
-    pub fn dial_due(&mut self, now: Mono, driver: &mut dyn Driver) {
-        let due = |wanted: &Wanted| {
-            wanted.dials && wanted.conn.is_none() && now >= wanted.next_attempt
-        };
-        let due: Vec<Pair> =
-            self.wanted.iter().filter(|(_, wanted)| due(wanted)).map(|(pair, _)| *pair).collect();
-        for pair in due {
-            self.dial(now, driver, pair);
-        }
-    }
-
-    fn dial(&mut self, now: Mono, driver: &mut dyn Driver, pair: Pair) {
-        let (local, remote, purpose) = pair;
-        let nonce = self.nonce(now);
-        let Some(identity) = self.locals.iter().find(|own| own.disk == local) else { return };
-        let Some(wanted) = self.wanted.get_mut(&pair) else { return };
-        let target = LaneTarget { pod: wanted.pod, disk: remote, lane: 0 };
-        let link = Link::dial(*identity, target, purpose, nonce);
-        let connect = Op::Connect { address: Address::Tcp(wanted.address) };
-        self.next_conn += 1;
-        let conn = self.next_conn;
-        wanted.conn = Some(conn);
-        self.add(now, conn, link, None, Some(pair));
-        driver.submit(Target::PeerConnect(conn).token(), connect);
-    }
-
     fn add(
         &mut self,
-        now: Mono,
         conn: ConnId,
         link: Link,
         socket: Option<SocketId>,
         pair: Option<Pair>,
+        heard: Mono,
     ) {
         let stream = socket.map(|socket| Stream::new(socket, self.pool.clone()));
         let link = link.with_queue_bytes_max(self.link_bytes_max);
-        let owed = Owed::default();
-        self.conns.insert(conn, Conn { stream, link, pair, dirty: false, heard: now, owed });
-    }
-
-    /// Another pod calls.
-    pub fn accepted(&mut self, now: Mono, socket: SocketId) {
-        let nonce = self.nonce(now);
-        self.next_conn += 1;
-        let conn = self.next_conn;
-        let link = Link::accept(self.locals.clone(), nonce);
-        self.add(now, conn, link, Some(socket), None);
-        self.mark(conn);
-    }
-
-    /// A connection was made; false when it was not, and is to be closed.
-    pub fn connected(
-        &mut self,
-        driver: &mut dyn Driver,
-        conn: ConnId,
-        completion: Completion,
-    ) -> bool {
-        let Ok(Done::Connected(socket)) = completion.result else { return false };
-        match self.conns.get_mut(&conn) {
-            Some(state) => {
-                state.stream = Some(Stream::new(socket, self.pool.clone()));
-                self.mark(conn);
-            }
-            None => driver.submit(Target::Closed.token(), Op::Close { socket }),
-        }
-        true
-    }
-
-    /// Something came. After an error, and after `events`, the connection is to be closed.
-    pub fn received(
-        &mut self,
-        now: Mono,
-        conn: ConnId,
-        completion: Completion,
-        events: &mut Vec<LinkEvent>,
-    ) -> Result<(), ReceiveError> {
-        let Some(state) = self.conns.get_mut(&conn) else { return Ok(()) };
-        let Some(stream) = &mut state.stream else { return Ok(()) };
-        let (Ok(Done::Bytes(count @ 1..)), Buffers::Recv(bufs)) =
-            (completion.result, completion.buffers)
-        else {
-            return Err(ReceiveError::Closed);
-        };
-        stream.received(bufs, count);
-        state.heard = now;
-        let fed = state.link.feed(&mut stream.reader, &mut self.seen, events);
-        self.mark(conn);
-        fed.map_err(ReceiveError::Link)
-    }
-
-    /// A handshake ended. Gives the connection that is to be closed: the older one between these
-    /// lanes, or this one.
-    pub fn up(&mut self, conn: ConnId, established: &Established) -> Option<ConnId> {
-        let Established { local, peer, purpose, .. } = established;
-        let pair = (local.disk, peer.disk, *purpose);
-        // The view that makes it wanted may still be on its way; the dialer tries again.
-        let Some(wanted) = self.wanted.get_mut(&pair) else { return Some(conn) };
-        tracing::info!(pod = %peer.pod, ?purpose, "link up");
-        wanted.attempt = 0;
-        wanted.up = true;
-        let older = wanted.conn.replace(conn).filter(|older| *older != conn);
-        if let Some(state) = self.conns.get_mut(&conn) {
-            state.pair = Some(pair);
-        }
-        older
-    }
-
-    /// A send ended; false when it failed, and the connection is to be closed.
-    pub fn sent(&mut self, conn: ConnId, completion: &Completion) -> bool {
-        let state = self.conns.get_mut(&conn);
-        let Some(stream) = state.and_then(|state| state.stream.as_mut()) else { return true };
-        stream.sent();
-        if completion.result.is_ok() {
-            self.mark(conn);
-        }
-        completion.result.is_ok()
-    }
-
-    /// Ends a connection. Gives the other pod's disk when it was the data connection to it.
-    pub fn close(&mut self, now: Mono, driver: &mut dyn Driver, conn: ConnId) -> Option<Uuid> {
-        let state = self.conns.remove(&conn)?;
-        if let Some(stream) = state.stream {
-            driver.submit(Target::Closed.token(), Op::Close { socket: stream.socket });
-        }
-        let pair @ (_, remote, purpose) = state.pair?;
-        let wanted = self.wanted.get_mut(&pair).filter(|wanted| wanted.conn == Some(conn))?;
-        wanted.conn = None;
-        let pause = reconnect_pause(self.seed ^ wanted.pod.0, wanted.attempt);
-        wanted.next_attempt = now + pause;
-        wanted.attempt = wanted.attempt.saturating_add(1);
-        if !std::mem::take(&mut wanted.up) {
-            return None;
-        }
-        tracing::info!(pod = %wanted.pod, "link down");
-        (purpose == Purpose::Data).then_some(remote)
+        let (dirty, owed) = (false, Owed::default());
+        self.conns.insert(conn, Conn { stream, link, pair, dirty, heard, owed });
     }
 
     /// The other pod says how much one of its lanes can still allocate.
@@ -453,7 +295,7 @@ impl Peers {
         }
     }
 
-    pub fn flush(&mut self, driver: &mut dyn Driver, conn: ConnId) {
+    fn flush(&mut self, driver: &mut dyn Driver, conn: ConnId) {
         let Some(state) = self.conns.get_mut(&conn) else { return };
         state.dirty = false;
         let Some(stream) = &mut state.stream else { return };
@@ -483,12 +325,245 @@ fn purpose_of(message: &PeerMessage) -> Purpose {
     }
 }
 
+/// The links with what they call, and with whom answers are for.
+pub struct PeerHandler<'a> {
+    pub now: Mono,
+    pub driver: &'a mut dyn Driver,
+    pub peers: &'a mut Peers,
+    pub routers: &'a mut Routers,
+    pub members: &'a mut Members,
+}
+
+impl PeerHandler<'_> {
+    /// Sends to the lane of a member of another pod. Without a connection the message is dropped:
+    /// Raft and resync ask again. False when there is none.
+    pub fn send_to(&mut self, member: MemberId, message: PeerMessage) -> bool {
+        let conn = self.peers.conn_to(member, purpose_of(&message));
+        if let Some(conn) = conn {
+            self.send_on(conn, message);
+        }
+        conn.is_some()
+    }
+
+    pub fn send_raft(&mut self, message: Message) {
+        let to = MemberId(message.to);
+        let (header, payloads) = message::split(message);
+        self.send_to(to, PeerMessage::Raft { to, header, payloads });
+    }
+
+    /// Sends on a connection, if it is still there.
+    pub fn send_on(&mut self, conn: ConnId, message: PeerMessage) {
+        let Some(state) = self.peers.conns.get_mut(&conn) else { return };
+        match state.link.send(message) {
+            Ok(()) | Err(SendError::Dropped) => self.peers.mark(conn),
+            Err(SendError::NotUp | SendError::Busy) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a link to another pod is closed");
+                self.close(conn);
+            }
+        }
+    }
+
+    /// Sends a router's request to the pod of a member.
+    pub fn forward(&mut self, asker: (VolumeId, Ticket), to: MemberView, request: PeerMessage) {
+        let PeerMessage::Request { call, .. } = request else { panic!("only requests are") };
+        // The lane that the way begins at may be gone, and the catalog not know of it yet; whoever
+        // is at the other end finds the member.
+        let usual = self.peers.conn_to(to.member, Purpose::Data);
+        let conn = usual.or_else(|| self.peers.conn_to_pod(to.pod));
+        let sent = conn.filter(|conn| {
+            let state = self.peers.conns.get_mut(conn);
+            state.is_some_and(|state| state.link.send(request).is_ok())
+        });
+        match sent {
+            Some(conn) => {
+                self.routers.forwarded(call, conn, asker, to.member);
+                self.peers.mark(conn);
+            }
+            None => {
+                let refused = Err(BlockError::NotLeader { hint: None, term: 0 });
+                self.routers.answered(self.now, asker, to.member, 0, refused);
+            }
+        }
+    }
+
+    /// Answers a request once: a router here, or another pod.
+    pub fn answer(&mut self, req: ReqId, result: Result<ShardReply, BlockError>) {
+        let Some((member, waiter)) = self.members.requests.take(req) else { return };
+        let term = self.members.role_of(member).term;
+        match waiter {
+            Waiter::Volume { volume, ticket } => {
+                self.routers.answered(self.now, (volume, ticket), member, term, result);
+            }
+            Waiter::Peer { conn, call, owed_bytes } => {
+                self.peers.answered(conn, owed_bytes);
+                self.send_on(conn, PeerMessage::Response { call, term, result });
+            }
+        }
+    }
+
+    /// Takes a member out of service; its open requests are answered as not known.
+    pub fn stop_member(&mut self, member: MemberId, reason: String) {
+        if let Some(runtime) = self.members.get_mut(member) {
+            runtime.faulted = Some(reason);
+            runtime.role = Default::default();
+        }
+        for req in self.members.requests.of_member(member) {
+            self.answer(req, Err(BlockError::Unknown));
+        }
+    }
+
+    /// Closes what is silent and dials what ought to be up and is not.
+    pub fn tick(&mut self) {
+        let now = self.now;
+        let silent = |(conn, state): (&ConnId, &Conn)| {
+            let kept = state.pair.is_some_and(|(_, _, purpose)| purpose == Purpose::Resync)
+                && planted(Mistake::DeadResyncLinkKept);
+            (!kept && now.since(state.heard) > SILENCE).then_some(*conn)
+        };
+        let silent: Vec<ConnId> = self.peers.conns.iter().filter_map(silent).collect();
+        for conn in silent {
+            tracing::warn!("a link to another pod is silent and is closed");
+            self.close(conn);
+        }
+        let is_due = |(_, wanted): &(&Pair, &Wanted)| {
+            wanted.dials && wanted.conn.is_none() && now >= wanted.next_attempt
+        };
+        let due = self.peers.wanted.iter().filter(is_due);
+        let due: Vec<Pair> = due.map(|(pair, _)| *pair).collect();
+        due.into_iter().for_each(|pair| self.dial(pair));
+    }
+
+    fn dial(&mut self, pair: Pair) {
+        let (local, remote, purpose) = pair;
+        let nonce = self.peers.nonce(self.now);
+        let Some(identity) = self.peers.locals.iter().find(|own| own.disk == local) else { return };
+        let Some(wanted) = self.peers.wanted.get_mut(&pair) else { return };
+        let target = LaneTarget { pod: wanted.pod, disk: remote, lane: 0 };
+        let link = Link::dial(*identity, target, purpose, nonce);
+        let connect = Op::Connect { address: Address::Tcp(wanted.address) };
+        self.peers.next_conn += 1;
+        let conn = self.peers.next_conn;
+        wanted.conn = Some(conn);
+        self.peers.add(conn, link, None, Some(pair), self.now);
+        self.driver.submit(Target::PeerConnect(conn).token(), connect);
+    }
+
+    pub fn connected(&mut self, conn: ConnId, completion: Completion) {
+        match (self.peers.conns.get_mut(&conn), completion.result) {
+            (Some(state), Ok(Done::Connected(socket))) => {
+                state.stream = Some(Stream::new(socket, self.peers.pool.clone()));
+                self.peers.mark(conn);
+            }
+            (None, Ok(Done::Connected(socket))) => {
+                self.driver.submit(Target::Closed.token(), Op::Close { socket });
+            }
+            _ => self.close(conn),
+        }
+    }
+
+    /// Another pod calls.
+    pub fn accepted(&mut self, socket: SocketId) {
+        let nonce = self.peers.nonce(self.now);
+        self.peers.next_conn += 1;
+        let conn = self.peers.next_conn;
+        let link = Link::accept(self.peers.locals.clone(), nonce);
+        self.peers.add(conn, link, Some(socket), None, self.now);
+        self.peers.mark(conn);
+    }
+
+    /// Something came, which is in `events` now. After an error the link is to be ended.
+    pub fn received(
+        &mut self,
+        conn: ConnId,
+        completion: Completion,
+        events: &mut Vec<LinkEvent>,
+    ) -> Result<(), LinkError> {
+        let Some(state) = self.peers.conns.get_mut(&conn) else { return Ok(()) };
+        let Some(stream) = &mut state.stream else { return Ok(()) };
+        let (Ok(Done::Bytes(count @ 1..)), Buffers::Recv(bufs)) =
+            (completion.result, completion.buffers)
+        else {
+            self.close(conn);
+            return Ok(());
+        };
+        stream.received(bufs, count);
+        state.heard = self.now;
+        let fed = state.link.feed(&mut stream.reader, &mut self.peers.seen, events);
+        self.peers.mark(conn);
+        fed
+    }
+
+    /// Another pod did not say what a pod says; it may still have to be told so.
+    pub fn end(&mut self, conn: ConnId, error: &LinkError) {
+        tracing::warn!(%error, "a link to another pod is closed");
+        self.peers.flush(self.driver, conn);
+        self.close(conn);
+    }
+
+    /// A handshake ended.
+    pub fn up(&mut self, conn: ConnId, established: &Established) {
+        let Established { local, peer, purpose, .. } = established;
+        let pair = (local.disk, peer.disk, *purpose);
+        let Some(wanted) = self.peers.wanted.get_mut(&pair) else {
+            // The view that makes it wanted is still on its way; the dialer tries again.
+            return self.close(conn);
+        };
+        tracing::info!(pod = %peer.pod, ?purpose, "link up");
+        wanted.attempt = 0;
+        wanted.up = true;
+        let older = wanted.conn.replace(conn).filter(|older| *older != conn);
+        if let Some(state) = self.peers.conns.get_mut(&conn) {
+            state.pair = Some(pair);
+        }
+        if let Some(older) = older {
+            self.close(older);
+        }
+    }
+
+    /// A send ended.
+    pub fn sent(&mut self, conn: ConnId, completion: &Completion) {
+        let Some(state) = self.peers.conns.get_mut(&conn) else { return };
+        let Some(stream) = &mut state.stream else { return };
+        stream.sent();
+        match completion.result {
+            Ok(_) => self.peers.mark(conn),
+            Err(_) => self.close(conn),
+        }
+    }
+
+    fn close(&mut self, conn: ConnId) {
+        let Some(state) = self.peers.conns.remove(&conn) else { return };
+        if let Some(stream) = state.stream {
+            let close = Op::Close { socket: stream.socket };
+            self.driver.submit(Target::Closed.token(), close);
+        }
+        let mut lost = None;
+        if let Some(wanted) = state.pair.and_then(|pair| self.peers.wanted.get_mut(&pair))
+            && wanted.conn == Some(conn)
+        {
+            wanted.conn = None;
+            let seed = self.peers.seed ^ wanted.pod.0;
+            wanted.next_attempt = self.now + reconnect_pause(seed, wanted.attempt);
+            wanted.attempt = wanted.attempt.saturating_add(1);
+            if std::mem::take(&mut wanted.up) {
+                tracing::info!(pod = %wanted.pod, "link down");
+                lost = state.pair;
+            }
+        }
+        self.routers.link_ended(self.now, conn);
+        if let Some((_, remote, Purpose::Data)) = lost {
+            self.members.unreachable(self.now, remote);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::limits::Budgets;
     use crate::replica::seam::ReadMode;
-    use crate::types::{ShardId, VolumeId};
+    use crate::types::ShardId;
     use crate::view::{DiskView, PodView, ShardView, VolumeView};
 
     /// A pod that has the disks that the view says, but for one.

@@ -21,9 +21,9 @@ use crate::view::{
     ClusterView, DiskReport, MemberReport, MemberState, MemberView, PodReport, ShardView,
     VolumeView,
 };
-use crate::worker::delivery::Delivery;
 use crate::worker::lanes::{LaneRuntime, Lanes};
 use crate::worker::members::Members;
+use crate::worker::peers::PeerHandler;
 use crate::worker::resync::Resyncs;
 
 /// A member that the store was asked to make or to forget.
@@ -129,7 +129,7 @@ pub struct ReconcileHandler<'a> {
     pub reconciler: &'a mut Reconciler,
     pub lanes: &'a mut Lanes,
     pub resyncs: &'a mut Resyncs,
-    pub out: Delivery<'a>,
+    pub out: PeerHandler<'a>,
 }
 
 impl ReconcileHandler<'_> {

@@ -16,8 +16,8 @@ use std::time::Duration;
 use crate::net::message::{CallId, PeerMessage};
 use crate::replica::seam::{Input, ReqId};
 use crate::types::{BlockError, BlockRange, Extent, ExtentContent, MemberId, Mono};
-use crate::worker::delivery::Delivery;
 use crate::worker::lanes::Lanes;
+use crate::worker::peers::PeerHandler;
 use crate::worker::reads::{BlockRead, ReadTarget};
 use crate::worker::reports::Reports;
 use crate::worker::resync::Resyncs;
@@ -94,7 +94,7 @@ pub struct RepairHandler<'a> {
     pub resyncs: &'a mut Resyncs,
     pub lanes: &'a mut Lanes,
     pub reports: &'a mut Reports,
-    pub out: Delivery<'a>,
+    pub out: PeerHandler<'a>,
 }
 
 impl RepairHandler<'_> {

@@ -29,10 +29,10 @@ use crate::types::{
     BlockError, EXTENT_BYTES, Extent, ExtentContent, ManifestChunk, ManifestEntry, MemberId, Mono,
     Unappended,
 };
-use crate::worker::delivery::Delivery;
 use crate::worker::lanes::Lanes;
 use crate::worker::members::{MemberRuntime, Members};
 use crate::worker::owed::ExtentAsk;
+use crate::worker::peers::PeerHandler;
 use crate::worker::reads::ReadTarget;
 use crate::worker::reports::Reports;
 use crate::worker::token::ConnId;
@@ -266,7 +266,7 @@ pub struct ResyncHandler<'a> {
     pub resyncs: &'a mut Resyncs,
     pub lanes: &'a mut Lanes,
     pub reports: &'a mut Reports,
-    pub out: Delivery<'a>,
+    pub out: PeerHandler<'a>,
 }
 
 impl ResyncHandler<'_> {

@@ -254,7 +254,7 @@ impl Worker {
             Target::Accept { listener } => self.accepted(listener, completion),
             Target::ClientRecv(conn) => self.client_handler().received(conn, completion),
             Target::ClientSend(conn) => self.client_handler().sent(conn, completion),
-            Target::PeerConnect(conn) => self.peer_connected(conn, completion),
+            Target::PeerConnect(conn) => self.peer_handler().connected(conn, completion),
             Target::PeerRecv(conn) => self.peer_received(conn, completion),
             Target::PeerSend(conn) => self.peer_sent(conn, &completion),
             Target::Closed => {}
@@ -268,7 +268,7 @@ impl Worker {
             Command::Stop => {
                 tracing::info!("stopping: leaderships move away");
                 self.stopping.get_or_insert(self.now + Duration::from_secs(2));
-                self.members.transfer_leaders(self.now, &self.peers, |_| true);
+                self.transfer_leaders(|_| true);
             }
         }
     }
@@ -284,7 +284,7 @@ impl Worker {
         self.routers.tick(now);
         self.listeners.tick(self.driver.as_mut());
         self.client_handler().tick();
-        self.delivery().tick();
+        self.peer_handler().tick();
         self.announce_space();
         self.lanes.tick();
         self.reports.tick(now);
@@ -302,16 +302,20 @@ impl Worker {
         for lane in self.lanes.hung(self.now) {
             let disk = self.lanes.get(lane).place.disk;
             tracing::warn!(%disk, "the disk hangs: leaders step down");
-            let of = |runtime: &MemberRuntime| runtime.lane == lane;
-            self.members.transfer_leaders(self.now, &self.peers, of);
+            self.transfer_leaders(|runtime| runtime.lane == lane);
         }
+    }
+
+    fn transfer_leaders(&mut self, of: impl Fn(&MemberRuntime) -> bool) {
+        let is_up = |pod| self.peers.is_up(pod);
+        self.members.transfer_leaders(self.now, is_up, of);
     }
 
     /// Tells other pods how much the lanes can still allocate.
     fn announce_space(&mut self) {
         for (disk, free_bytes) in self.lanes.news_of_space(self.now) {
             for conn in self.peers.conns_of(disk) {
-                self.delivery().send_on(conn, PeerMessage::Space { free_bytes });
+                self.peer_handler().send_on(conn, PeerMessage::Space { free_bytes });
             }
         }
     }

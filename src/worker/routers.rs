@@ -15,10 +15,10 @@ use crate::worker::token::ConnId;
 
 /// A request of a router here that another pod carries out.
 pub struct Forwarded {
-    pub conn: ConnId,
-    pub volume: VolumeId,
-    pub ticket: Ticket,
-    pub member: MemberId,
+    conn: ConnId,
+    volume: VolumeId,
+    ticket: Ticket,
+    member: MemberId,
 }
 
 /// See the module.
@@ -31,7 +31,7 @@ pub struct Routers {
     touched: Vec<VolumeId>,
     /// Those with a deadline.
     waiting: Vec<VolumeId>,
-    forwarded: FxHashMap<CallId, Forwarded>,
+    pub forwarded: FxHashMap<CallId, Forwarded>,
 }
 
 impl Routers {
@@ -157,14 +157,15 @@ impl Routers {
         }
     }
 
-    /// Requests that other pods carry out.
-    pub fn forwarded(&self) -> usize {
-        self.forwarded.len()
-    }
-
     /// A request is on its way to another pod.
-    pub fn forward(&mut self, call: CallId, forwarded: Forwarded) {
-        self.forwarded.insert(call, forwarded);
+    pub fn forwarded(
+        &mut self,
+        call: CallId,
+        conn: ConnId,
+        (volume, ticket): (VolumeId, Ticket),
+        member: MemberId,
+    ) {
+        self.forwarded.insert(call, Forwarded { conn, volume, ticket, member });
     }
 
     /// Another pod answers.
@@ -182,9 +183,8 @@ impl Routers {
 
     /// What a lost connection carried out is not known.
     pub fn link_ended(&mut self, now: Mono, conn: ConnId) {
-        let of = |(call, forwarded): (&CallId, &Forwarded)| {
-            (forwarded.conn == conn).then_some(*call)
-        };
+        let of =
+            |(call, forwarded): (&CallId, &Forwarded)| (forwarded.conn == conn).then_some(*call);
         let lost: Vec<CallId> = self.forwarded.iter().filter_map(of).collect();
         for call in lost {
             self.response(now, call, 0, Err(BlockError::Unknown));
