@@ -30,27 +30,17 @@ pub struct Admission<'a> {
 
 impl Admission<'_> {
     /// Why an operation of a client must not be given to a member; `None` when it may be, or the
-    /// member refuses it by itself.
+    /// member refuses it by itself. Rules R9 and R10 on the leader: the log has room, and a majority
+    /// can take the change. A member takes writes as soon as it is elected, which it tells, and
+    /// serves, later.
     pub fn refuse(&self, member: MemberId, op: &ShardOp) -> Option<BlockError> {
-        match self.members.get(member) {
-            Some(runtime) if runtime.faulted.is_none() && op.is_write() => {
-                self.refuse_write(runtime, member, op)
-            }
-            Some(runtime) if runtime.faulted.is_none() => None,
-            _ => Some(BlockError::NotLeader { hint: None, term: 0 }),
-        }
-    }
-
-    /// Rules R9 and R10 on the leader: the log has room, and a majority can take the change. A
-    /// member takes writes as soon as it is elected, which it tells, and serves, later.
-    fn refuse_write(
-        &self,
-        runtime: &MemberRuntime,
-        member: MemberId,
-        op: &ShardOp,
-    ) -> Option<BlockError> {
+        let here = self.members.get(member).filter(|runtime| runtime.faulted.is_none());
+        let Some(runtime) = here else {
+            return Some(BlockError::NotLeader { hint: None, term: 0 });
+        };
         let role = runtime.member.role();
-        if role.leader != Some(member) || !role.serving && planted(Mistake::NewLeaderTakesAll) {
+        let takes_all = !role.serving && planted(Mistake::NewLeaderTakesAll);
+        if !op.is_write() || role.leader != Some(member) || takes_all {
             return None;
         }
         let (ranges, payload_bytes) = ([op.range()], op.payload_bytes() as u64);
@@ -83,14 +73,9 @@ impl Admission<'_> {
 
     /// A Raft message from a peer, with what of it the member may have: entries are taken only
     /// while the lane has room for them (rule R9), the leader sends the others again.
-    pub fn raft_message(
-        &self,
-        to: MemberId,
-        header: &[u8],
-        payloads: Vec<Bytes>,
-    ) -> Option<Message> {
+    pub fn raft_message(&self, to: MemberId, header: &[u8], data: Vec<Bytes>) -> Option<Message> {
         self.members.get(to)?;
-        let joined = message::join(header, payloads).map_err(|error| {
+        let joined = message::join(header, data).map_err(|error| {
             tracing::warn!(%to, %error, "a peer sent a Raft message that cannot be decoded");
         });
         let mut message = joined.ok()?;
@@ -104,16 +89,13 @@ impl Admission<'_> {
         if self.resyncs.refuses_entries(to) {
             return None;
         }
-        match self.admit_entries(to, &message) {
-            Ok(0) if !self.tells_of_commits(to, &message) => return None,
-            // Raft acknowledges what it took.
-            Ok(count) => message.entries.truncate(count),
-            Err(error) => {
-                tracing::warn!(%to, %error, "a peer sent an entry that cannot be decoded");
-                return None;
-            }
-        }
-        Some(message)
+        let count = self.admit_entries(to, &message).map_err(|error| {
+            tracing::warn!(%to, %error, "a peer sent an entry that cannot be decoded");
+        });
+        // Raft acknowledges what it took.
+        message.entries.truncate(count.ok()?);
+        let has_news = !message.entries.is_empty() || self.tells_of_commits(to, &message);
+        has_news.then_some(message)
     }
 
     /// How many entries of a message, from the first on, the member may have: those that it has

@@ -38,10 +38,10 @@ struct Client {
 impl Client {
     /// False while the router has enough from this connection.
     fn may_ask(&self, conn: ConnId, routers: &Routers) -> bool {
-        if planted(Mistake::VolumesShareBudget) && !routers.iter().all(Volume::has_room) {
+        if planted(Mistake::VolumesShareBudget) && !routers.all.values().all(Volume::has_room) {
             return false;
         }
-        let router = self.session.export().and_then(|export| routers.get(export.volume));
+        let router = self.session.export().and_then(|export| routers.all.get(&export.volume));
         router.is_none_or(|router| router.wants_requests(VolumeConn(u64::from(conn))))
     }
 }

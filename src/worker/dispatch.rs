@@ -22,14 +22,13 @@ use crate::worker::listeners::Purpose;
 use crate::worker::members::{append_request, apply_request};
 use crate::worker::owed::ExtentAsk;
 use crate::worker::peers::PeerHandler;
-use crate::worker::reads::{BlockRead, ReadTarget};
+use crate::worker::reads::{BlockRead, PeerAsk, ReadTarget};
 use crate::worker::reconcile::{Pending, ReconcileHandler};
 use crate::worker::requests::Waiter;
 use crate::worker::rescue::RepairHandler;
 use crate::worker::resync::ResyncHandler;
 use crate::worker::token::ConnId;
 
-/// The components with what they call.
 impl Worker {
     pub(super) fn peer_handler(&mut self) -> PeerHandler<'_> {
         let Worker { now, driver, peers, routers, members, .. } = self;
@@ -64,10 +63,7 @@ impl Worker {
         let Worker { lanes, peers, members, resyncs, .. } = self;
         Admission { lanes, peers, members, resyncs }
     }
-}
 
-/// What the catalog says.
-impl Worker {
     /// A newer view of the cluster.
     pub fn view_changed(&mut self, view: Arc<ClusterView>) {
         if self.reconciler.learn(view) {
@@ -99,7 +95,7 @@ impl Worker {
             router.remove();
         }
         self.poll_volume(volume);
-        self.routers.remove(volume);
+        self.routers.all.remove(&volume);
         self.client_handler().close_volume(volume);
     }
 
@@ -132,10 +128,7 @@ impl Worker {
         }
         self.members.start(self.now, lane, record, start, peers);
     }
-}
 
-/// What routers and members say.
-impl Worker {
     /// Polls a router and carries out what it wants.
     pub(super) fn poll_volume(&mut self, volume: VolumeId) {
         let mut outputs = std::mem::take(&mut self.scratch.routes);
@@ -215,7 +208,9 @@ impl Worker {
         let mut outputs = std::mem::take(&mut self.scratch.outputs);
         self.members.poll(self.now, member, &mut outputs);
         for output in outputs.drain(..) {
-            self.members.show(member, &output);
+            if let Some(probe) = &mut self.members.probe {
+                probe.output(member, &output);
+            }
             self.carry_out(member, output);
         }
         self.scratch.outputs = outputs;
@@ -271,10 +266,7 @@ impl Worker {
         self.routers.role_changed(self.now, (volume, shard), member, role, before.leader);
         self.reports.due = true;
     }
-}
 
-/// What lanes say.
-impl Worker {
     pub(super) fn poll_lane(&mut self, lane: u8) {
         let mut events = std::mem::take(&mut self.scratch.events);
         self.lanes.get_mut(lane).poll(self.now, &mut events);
@@ -302,44 +294,41 @@ impl Worker {
     fn read_ended(&mut self, event: Event) {
         let mut take = |read| self.lanes.reads.take(read);
         match event {
-            Event::Status { read, result } => {
-                let ReadTarget::Status(req) = take(read) else {
-                    panic!("a status answers something else")
-                };
-                self.peer_handler().answer(req, result.map(ShardReply::Status));
-            }
-            Event::Manifest { read, chunk, meta } => match take(read) {
-                ReadTarget::PeerManifest { conn, call, source } => {
-                    self.resync_handler().answer_manifest(conn, call, source, (chunk, meta));
+            Event::Status { read, result } => match take(read) {
+                ReadTarget::Status(req) => {
+                    self.peer_handler().answer(req, result.map(ShardReply::Status));
                 }
-                ReadTarget::OwnManifest { member } => {
+                target => panic!("a status answers {target:?}"),
+            },
+            Event::Manifest { read, chunk, meta } => match take(read) {
+                ReadTarget::PeerManifest(ask) => {
+                    self.resync_handler().answer_manifest(ask, (chunk, meta));
+                }
+                ReadTarget::OwnManifest(member) => {
                     self.resync_handler().own_manifest(member, read, chunk);
                 }
                 target => panic!("a manifest answers {target:?}"),
             },
             Event::Extent { read, result } => match take(read) {
-                ReadTarget::PeerExtent { conn, call, .. } => {
-                    self.resync_handler().answer_extent(conn, call, result);
-                }
-                ReadTarget::Check { member, extent } => {
+                ReadTarget::PeerExtent(ask) => self.resync_handler().answer_extent(ask, result),
+                ReadTarget::Check(member, extent) => {
                     self.repair_handler().checked(member, extent, result.map(|_| ()));
                 }
                 target => panic!("an extent answers {target:?}"),
             },
             Event::Damaged { read, extent } => match take(read) {
-                ReadTarget::PeerExtent { conn, call, source } => {
-                    let result = Err(BlockError::MediaFault);
-                    self.resync_handler().answer_extent(conn, call, result);
-                    self.repair_handler().peer_read_damaged(source, extent);
+                ReadTarget::PeerExtent(ask) => {
+                    self.resync_handler().answer_extent(ask, Err(BlockError::MediaFault));
+                    self.repair_handler().peer_read_damaged(ask.source, extent);
                 }
                 target => self.repair_handler().read_damaged(target, extent),
             },
-            Event::Installed { read, refused } => {
-                let ReadTarget::Installed { member } = take(read) else {
-                    panic!("an installation answers something else")
-                };
-                self.resync_handler().installed(member, read, refused);
-            }
+            Event::Installed { read, refused } => match take(read) {
+                ReadTarget::Installed(member) => {
+                    self.resync_handler().installed(member, read, refused);
+                }
+                target => panic!("an installation answers {target:?}"),
+            },
             event => unreachable!("{event:?} ends no read"),
         }
     }
@@ -376,10 +365,7 @@ impl Worker {
         self.lanes.get_mut(lane).poisoned = Some(reason);
         self.reports.due = true;
     }
-}
 
-/// What comes from outside over sockets.
-impl Worker {
     pub(super) fn accepted(&mut self, listener: u8, completion: Completion) {
         let Some((purpose, socket)) = self.listeners.accepted(listener, completion) else { return };
         match purpose {
@@ -441,7 +427,8 @@ impl Worker {
                 self.members.input(self.now, to, Input::ResyncEnded { member, ok });
             }
             PeerMessage::ManifestRequest { call, source, from } => {
-                self.resync_handler().manifest_asked(conn, call, source, from);
+                let ask = PeerAsk { conn, call, source };
+                self.resync_handler().manifest_asked(ask, from);
             }
             PeerMessage::Manifest { call, answer } => {
                 self.resync_handler().manifest_arrived(call, answer);

@@ -27,25 +27,21 @@ const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 /// See the module.
 #[derive(Default)]
 pub struct Lanes {
-    lanes: Vec<LaneRuntime>,
+    pub all: Vec<LaneRuntime>,
     /// Those with inputs that were not polled.
-    touched: Vec<u8>,
+    pub touched: Vec<u8>,
     pub reads: Reads,
     /// Disks that could not be opened, for reports.
     pub failed: Vec<DiskReport>,
 }
 
 impl Lanes {
-    pub fn push(&mut self, runtime: LaneRuntime) {
-        self.lanes.push(runtime);
-    }
-
     pub fn get(&self, lane: u8) -> &LaneRuntime {
-        &self.lanes[usize::from(lane)]
+        &self.all[usize::from(lane)]
     }
 
     pub fn get_mut(&mut self, lane: u8) -> &mut LaneRuntime {
-        &mut self.lanes[usize::from(lane)]
+        &mut self.all[usize::from(lane)]
     }
 
     /// A lane to be given an input; it is polled at the end of the round.
@@ -56,16 +52,8 @@ impl Lanes {
         &mut self.get_mut(lane).lane
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (u8, &LaneRuntime)> {
-        (0..).zip(&self.lanes)
-    }
-
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut LaneRuntime> {
-        self.lanes.iter_mut()
-    }
-
     pub fn of_disk(&self, disk: Uuid) -> Option<u8> {
-        self.iter().find(|(_, lane)| lane.place.disk == disk).map(|(number, _)| number)
+        self.all.iter().position(|lane| lane.place.disk == disk).map(|number| number as u8)
     }
 
     /// Starts a read of blocks of a member.
@@ -79,42 +67,24 @@ impl Lanes {
 
     /// Every lane is polled.
     pub fn tick(&mut self) {
-        for lane in 0..self.lanes.len() as u8 {
+        for lane in 0..self.all.len() as u8 {
             self.at(lane);
         }
     }
 
     /// Lanes whose moment has come are polled.
     pub fn wake(&mut self, now: Mono) {
-        for lane in 0..self.lanes.len() as u8 {
+        for lane in 0..self.all.len() as u8 {
             if self.get(lane).lane.deadline().is_some_and(|deadline| deadline <= now) {
                 self.at(lane);
             }
         }
     }
 
-    /// The lane to be polled next.
-    pub fn next_touched(&mut self) -> Option<u8> {
-        self.touched.pop()
-    }
-
     /// An operation of the driver ended.
     pub fn completed(&mut self, lane: u8, op: OpId, is_sync: bool, completion: Completion) {
         self.get_mut(lane).completed(op, is_sync, completion);
         self.at(lane);
-    }
-
-    /// Lanes that do not answer. Asked once per tick.
-    pub fn hung(&mut self, now: Mono) -> Vec<u8> {
-        let hung = |(number, lane): (u8, &mut LaneRuntime)| lane.is_hung(now).then_some(number);
-        (0..).zip(&mut self.lanes).filter_map(hung).collect()
-    }
-
-    /// What the peers of every lane are to be told of its space: when that changed, and as a sign
-    /// of life.
-    pub fn news_of_space(&mut self, now: Mono) -> Vec<(Uuid, u64)> {
-        let news = |lane: &mut LaneRuntime| lane.news_of_space(now);
-        self.lanes.iter_mut().filter_map(news).collect()
     }
 }
 
@@ -151,7 +121,7 @@ pub struct LaneRuntime {
     log_writes: Vec<(OpId, Mono)>,
     /// The oldest of all operations under way, and since when it was seen to be that.
     oldest: Option<(OpId, Mono)>,
-    number: u8,
+    pub number: u8,
     pool: Pool,
 }
 
@@ -164,7 +134,7 @@ impl LaneRuntime {
         index: Box<dyn IndexRunner>,
         pool: Pool,
     ) -> LaneRuntime {
-        let (poisoned, announced) = (None, None);
+        let (poisoned, announced, oldest) = (None, None, None);
         let (pending, log_writes) = (Vec::new(), Vec::new());
         LaneRuntime {
             lane,
@@ -175,7 +145,7 @@ impl LaneRuntime {
             announced,
             pending,
             log_writes,
-            oldest: None,
+            oldest,
             number,
             pool,
         }
@@ -196,7 +166,7 @@ impl LaneRuntime {
     }
 
     fn start(&mut self, now: Mono, driver: &mut dyn Driver, effect: Effect) {
-        let target = |op| Target::Lane { lane: self.number, op }.token();
+        let target = |op| Target::Lane(self.number, op).token();
         match effect {
             Effect::Write { op, file, offset, bufs, durable } => {
                 // An append waits for it: a write of the log, or of a slot that the log will name.
@@ -211,7 +181,7 @@ impl LaneRuntime {
                 driver.submit(target(op), Op::Read { file, offset, buf });
             }
             Effect::Sync { op, file } => {
-                let token = Target::LaneSync { lane: self.number, op }.token();
+                let token = Target::LaneSync(self.number, op).token();
                 driver.submit(token, Op::Sync { file: self.file(file) });
             }
             Effect::Index { op, job } => self.index.submit(op, job),
@@ -235,7 +205,8 @@ impl LaneRuntime {
         self.lane.complete(op, done);
     }
 
-    fn news_of_space(&mut self, now: Mono) -> Option<(Uuid, u64)> {
+    /// What other pods are to be told of its space: when that changed, and as a sign of life.
+    pub fn news_of_space(&mut self, now: Mono) -> Option<(Uuid, u64)> {
         let free_bytes = self.lane.space().free_bytes;
         let announced = self.announced.filter(|(_, at)| now.since(*at) < ANNOUNCE_EVERY);
         if announced.is_some_and(|(bytes, _)| bytes == free_bytes) {
@@ -247,7 +218,7 @@ impl LaneRuntime {
 
     /// True when the oldest log write is overdue, or the oldest operation of all. Asked once per
     /// tick.
-    fn is_hung(&mut self, now: Mono) -> bool {
+    pub fn is_hung(&mut self, now: Mono) -> bool {
         let oldest = self.lane.oldest_op();
         if oldest != self.oldest.map(|(op, _)| op) {
             self.oldest = oldest.map(|op| (op, now));

@@ -37,17 +37,13 @@ impl Listeners {
     /// Takes another connection.
     pub fn accept(&self, driver: &mut dyn Driver, listener: u8) {
         let (socket, _) = self.listeners[usize::from(listener)];
-        driver.submit(Target::Accept { listener }.token(), Op::Accept { listener: socket });
+        driver.submit(Target::Accept(listener).token(), Op::Accept { listener: socket });
     }
 
     /// A connection came in, or could not.
-    pub fn accepted(
-        &mut self,
-        listener: u8,
-        completion: Completion,
-    ) -> Option<(Purpose, SocketId)> {
+    pub fn accepted(&mut self, listener: u8, end: Completion) -> Option<(Purpose, SocketId)> {
         let (_, purpose) = self.listeners[usize::from(listener)];
-        match completion.result {
+        match end.result {
             Ok(Done::Accepted(socket)) => Some((purpose, socket)),
             Ok(done) => panic!("an accept ended with {done:?}"),
             Err(error) => {

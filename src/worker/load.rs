@@ -32,16 +32,16 @@ impl Load {
         let (owed_bytes, asks) = peers.owed();
         let shard_bytes = members.iter().map(|(_, runtime)| runtime.member.proposed_bytes());
         Load {
-            client_requests: routers.iter().map(Volume::requests_under_way).sum(),
+            client_requests: routers.all.values().map(Volume::requests_under_way).sum(),
             member_requests: members.requests.len(),
             forwarded: routers.forwarded.len(),
             reads: lanes.reads.len(),
             owed_bytes,
             asks,
-            volume_bytes_max: routers.iter().map(Volume::bytes).max().unwrap_or(0),
+            volume_bytes_max: routers.all.values().map(Volume::bytes).max().unwrap_or(0),
             shard_bytes_max: shard_bytes.max().unwrap_or(0),
             link_bytes_max: peers.queue_bytes_max(),
-            overdrawn_bytes: lanes.iter().map(|(_, lane)| lane.lane.overdrawn_bytes()).sum(),
+            overdrawn_bytes: lanes.all.iter().map(|lane| lane.lane.overdrawn_bytes()).sum(),
         }
     }
 }

@@ -60,9 +60,9 @@ pub struct Members {
     pool: Pool,
     members: FxHashMap<MemberId, MemberRuntime>,
     /// Those with inputs that were not polled.
-    touched: Vec<MemberId>,
+    pub touched: Vec<MemberId>,
     pub requests: Requests,
-    probe: Option<Box<dyn Probe>>,
+    pub probe: Option<Box<dyn Probe>>,
 }
 
 impl Members {
@@ -75,11 +75,6 @@ impl Members {
             requests: Requests::default(),
             probe: None,
         }
-    }
-
-    /// From now on `probe` sees what members ask for.
-    pub fn watch(&mut self, probe: Box<dyn Probe>) {
-        self.probe = Some(probe);
     }
 
     pub fn get(&self, member: MemberId) -> Option<&MemberRuntime> {
@@ -159,22 +154,10 @@ impl Members {
         }
     }
 
-    /// The member to be polled next.
-    pub fn next_touched(&mut self) -> Option<MemberId> {
-        self.touched.pop()
-    }
-
     pub fn poll(&mut self, now: Mono, member: MemberId, outputs: &mut Vec<Output>) {
         if let Some(runtime) = self.members.get_mut(&member) {
             runtime.touched = false;
             runtime.member.poll(now, outputs);
-        }
-    }
-
-    /// An output is carried out now.
-    pub fn show(&mut self, member: MemberId, output: &Output) {
-        if let Some(probe) = &mut self.probe {
-            probe.output(member, output);
         }
     }
 

@@ -29,7 +29,7 @@ use crate::types::{
     BLOCK_BYTES, EXTENT_BYTES, MemberId, Mono, Origin, PodId, ShardId, ShardOp, Uuid, VolumeId,
 };
 use crate::view::{ClusterView, DiskView, MemberState, MemberView, PodView, ShardView, VolumeView};
-use crate::volume::{SessionSource, Volume};
+use crate::volume::SessionSource;
 use crate::worker::members::MemberRuntime;
 use crate::worker::requests::Waiter;
 use crate::worker::token::ConnId;
@@ -306,7 +306,7 @@ impl Pod {
 
     /// Requests that the router of a volume has.
     pub fn requests_under_way(&self, volume: u64) -> usize {
-        self.worker.routers.get(VolumeId(volume)).map_or(0, Volume::requests_under_way)
+        self.worker.routers.all[&VolumeId(volume)].requests_under_way()
     }
 
     /// Some time passes.

@@ -16,28 +16,21 @@ pub enum ReadTarget {
     /// The rest of a block that a client overwrites in part.
     Base(BlockRead),
     /// A peer that resyncs from a member here.
-    PeerManifest {
-        conn: ConnId,
-        call: CallId,
-        source: MemberId,
-    },
-    PeerExtent {
-        conn: ConnId,
-        call: CallId,
-        source: MemberId,
-    },
+    PeerManifest(PeerAsk),
+    PeerExtent(PeerAsk),
     /// Steps of a resync into this member.
-    OwnManifest {
-        member: MemberId,
-    },
-    Installed {
-        member: MemberId,
-    },
+    OwnManifest(MemberId),
+    Installed(MemberId),
     /// Is an extent whole again?
-    Check {
-        member: MemberId,
-        extent: Extent,
-    },
+    Check(MemberId, Extent),
+}
+
+/// A question of another pod about a member here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerAsk {
+    pub conn: ConnId,
+    pub call: CallId,
+    pub source: MemberId,
 }
 
 /// A read of blocks: what it takes to start it again when a bad block was mended.

@@ -78,20 +78,14 @@ impl Reconciler {
 
     /// What this pod tells the catalog.
     pub fn report(&self, lanes: &Lanes, members: &Members, resyncs: &Resyncs) -> PodReport {
-        let of = |(number, lane)| self.disk_report(number, lane, members, resyncs);
-        let disks = lanes.iter().map(of).chain(lanes.failed.iter().cloned()).collect();
+        let of = |lane| self.disk_report(lane, members, resyncs);
+        let disks = lanes.all.iter().map(of).chain(lanes.failed.iter().cloned()).collect();
         PodReport { pod: self.own, disks }
     }
 
-    fn disk_report(
-        &self,
-        number: u8,
-        lane: &LaneRuntime,
-        members: &Members,
-        resyncs: &Resyncs,
-    ) -> DiskReport {
+    fn disk_report(&self, lane: &LaneRuntime, members: &Members, resyncs: &Resyncs) -> DiskReport {
         let space = lane.lane.space();
-        let here = members.iter().filter(|(_, runtime)| runtime.lane == number);
+        let here = members.iter().filter(|(_, runtime)| runtime.lane == lane.number);
         let mut members: Vec<MemberReport> = here
             .map(|(member, runtime)| MemberReport {
                 member,

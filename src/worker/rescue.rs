@@ -103,7 +103,7 @@ impl RepairHandler<'_> {
         match target {
             ReadTarget::Read(read) => self.for_read(read, extent, ReadTarget::Read),
             ReadTarget::Base(read) => self.for_read(read, extent, ReadTarget::Base),
-            ReadTarget::Check { member, extent } => {
+            ReadTarget::Check(member, extent) => {
                 self.checked(member, extent, Err(BlockError::MediaFault));
             }
             target => panic!("{target:?} reads no blocks"),
@@ -227,7 +227,7 @@ impl RepairHandler<'_> {
         if let Some(rescue) = self.running(member, extent) {
             rescue.step = Step::Checking;
         }
-        let read = self.lanes.reads.add(ReadTarget::Check { member, extent });
+        let read = self.lanes.reads.add(ReadTarget::Check(member, extent));
         self.lanes.at(lane).fetch_extent(read, member, extent, 0);
     }
 

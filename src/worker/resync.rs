@@ -33,7 +33,7 @@ use crate::worker::lanes::Lanes;
 use crate::worker::members::{MemberRuntime, Members};
 use crate::worker::owed::ExtentAsk;
 use crate::worker::peers::PeerHandler;
-use crate::worker::reads::ReadTarget;
+use crate::worker::reads::{PeerAsk, ReadTarget};
 use crate::worker::reports::Reports;
 use crate::worker::token::ConnId;
 
@@ -255,9 +255,11 @@ impl Resyncs {
         (runtime.faulted.is_none() && (!marked || leads)).then_some(runtime.lane)
     }
 
-    fn member_with(&self, of: impl Fn(&Round) -> bool) -> Option<MemberId> {
-        let of = |(member, resync): (&MemberId, &Resync)| of(&resync.round).then_some(*member);
-        self.running.iter().find_map(of)
+    /// The resync that an answer to a call is for, which is heard now.
+    fn heard(&mut self, now: Mono, of: impl Fn(&Round) -> bool) -> Option<(MemberId, &mut Resync)> {
+        let (member, resync) = self.running.iter_mut().find(|(_, resync)| of(&resync.round))?;
+        resync.heard = now;
+        Some((*member, resync))
     }
 }
 
@@ -334,7 +336,7 @@ impl ResyncHandler<'_> {
 
     fn list_own(&mut self, member: MemberId, from: Extent) {
         let Some(lane) = self.out.members.lane_of(member) else { return };
-        let read = self.lanes.reads.add(ReadTarget::OwnManifest { member });
+        let read = self.lanes.reads.add(ReadTarget::OwnManifest(member));
         if let Some(resync) = self.resync(member) {
             resync.round.listing_own = Some(read);
         }
@@ -368,12 +370,9 @@ impl ResyncHandler<'_> {
 
     /// A chunk of the source's list arrived.
     pub fn manifest_arrived(&mut self, call: CallId, answer: Option<(ManifestChunk, Bytes)>) {
-        let awaits = |round: &Round| round.listing == Some(call);
-        let Some(member) = self.resyncs.member_with(awaits) else { return };
-        let now = self.out.now;
-        let Some(resync) = self.resync(member) else { return };
+        let is_of = |round: &Round| round.listing == Some(call);
+        let Some((member, resync)) = self.resyncs.heard(self.out.now, is_of) else { return };
         resync.round.listing = None;
-        resync.heard = now;
         let Some((chunk, meta)) = answer else {
             return self.ended(member, false);
         };
@@ -383,12 +382,9 @@ impl ResyncHandler<'_> {
 
     /// An extent arrived.
     pub fn extent_arrived(&mut self, call: CallId, result: Result<ExtentContent, BlockError>) {
-        let awaits = |round: &Round| round.fetching.contains(&call);
-        let Some(member) = self.resyncs.member_with(awaits) else { return };
-        let now = self.out.now;
-        let Some(resync) = self.resync(member) else { return };
+        let is_of = |round: &Round| round.fetching.contains(&call);
+        let Some((member, resync)) = self.resyncs.heard(self.out.now, is_of) else { return };
         resync.round.fetching.retain(|fetch| *fetch != call);
-        resync.heard = now;
         match result {
             Ok(content) => {
                 resync.fetched(content);
@@ -445,7 +441,7 @@ impl ResyncHandler<'_> {
         }
         let arrived = std::mem::take(&mut round.arrived);
         let delete = std::mem::take(&mut round.to_delete);
-        let read = self.lanes.reads.add(ReadTarget::Installed { member });
+        let read = self.lanes.reads.add(ReadTarget::Installed(member));
         round.installing = Some(read);
         self.lanes.at(lane).install_extents(read, member, round.as_of, arrived, delete);
     }
@@ -561,26 +557,21 @@ impl ResyncHandler<'_> {
     }
 
     /// A peer asks for a chunk of our list.
-    pub fn manifest_asked(&mut self, conn: ConnId, call: CallId, source: MemberId, from: Extent) {
+    pub fn manifest_asked(&mut self, ask: PeerAsk, from: Extent) {
+        let PeerAsk { conn, call, source } = ask;
         let Some(lane) = self.source_lane(source) else {
             return self.out.send_on(conn, PeerMessage::Manifest { call, answer: None });
         };
         let keep_log = Input::KeepLog { anew: from == Extent(0) };
         self.out.members.input(self.out.now, source, keep_log);
-        let read = self.lanes.reads.add(ReadTarget::PeerManifest { conn, call, source });
+        let read = self.lanes.reads.add(ReadTarget::PeerManifest(ask));
         self.lanes.at(lane).manifest(read, source, from);
     }
 
     /// Our list was read. It goes out while this is still a source.
-    pub fn answer_manifest(
-        &mut self,
-        conn: ConnId,
-        call: CallId,
-        source: MemberId,
-        list: (ManifestChunk, Bytes),
-    ) {
-        let answer = self.source_lane(source).map(|_| list);
-        self.out.send_on(conn, PeerMessage::Manifest { call, answer });
+    pub fn answer_manifest(&mut self, ask: PeerAsk, list: (ManifestChunk, Bytes)) {
+        let (call, answer) = (ask.call, self.source_lane(ask.source).map(|_| list));
+        self.out.send_on(ask.conn, PeerMessage::Manifest { call, answer });
     }
 
     /// A peer asks for an extent. The network may be slower than our disk: then it waits.
@@ -594,17 +585,14 @@ impl ResyncHandler<'_> {
             return self.out.peers.wait(conn, ask);
         }
         self.out.members.input(self.out.now, source, Input::KeepLog { anew: false });
-        let read = self.lanes.reads.add(ReadTarget::PeerExtent { conn, call, source });
+        let ask = PeerAsk { conn, call, source };
+        let read = self.lanes.reads.add(ReadTarget::PeerExtent(ask));
         self.lanes.at(lane).fetch_extent(read, source, extent, layer);
     }
 
     /// An extent that a peer asked for was read, or cannot be.
-    pub fn answer_extent(
-        &mut self,
-        conn: ConnId,
-        call: CallId,
-        result: Result<ExtentContent, BlockError>,
-    ) {
+    pub fn answer_extent(&mut self, ask: PeerAsk, result: Result<ExtentContent, BlockError>) {
+        let PeerAsk { conn, call, .. } = ask;
         self.out.peers.answered(conn, EXTENT_BYTES);
         self.out.send_on(conn, PeerMessage::Extent { call, result });
         self.resume_asks(conn);

@@ -135,7 +135,7 @@ impl Worker {
             lane: 0,
             incarnation: superblock.incarnation,
         });
-        self.lanes.push(runtime);
+        self.lanes.all.push(runtime);
     }
 
     /// A disk that could not be opened has no lane; it is reported, so that somebody learns of it.
@@ -160,12 +160,12 @@ impl Worker {
 
     /// From now on `probe` sees what members ask for.
     pub fn watch(&mut self, probe: Box<dyn Probe>) {
-        self.members.watch(probe);
+        self.members.probe = Some(probe);
     }
 
     /// The lanes, for a simulation that looks into them.
     pub fn lanes(&mut self) -> impl Iterator<Item = &mut Lane> {
-        self.lanes.iter_mut().map(|runtime| &mut runtime.lane)
+        self.lanes.all.iter_mut().map(|runtime| &mut runtime.lane)
     }
 
     /// What the queues hold.
@@ -242,16 +242,16 @@ impl Worker {
         if !self.inbox.park() {
             return Duration::ZERO;
         }
-        let lanes = self.lanes.iter().filter_map(|(_, lane)| lane.lane.deadline());
+        let lanes = self.lanes.all.iter().filter_map(|lane| lane.lane.deadline());
         let until = lanes.chain(self.routers.deadlines()).fold(self.next_tick, Mono::min);
         until.since(self.driver.now())
     }
 
     fn completed(&mut self, completion: Completion) {
         match Target::of(completion.token) {
-            Target::Lane { lane, op } => self.lanes.completed(lane, op, false, completion),
-            Target::LaneSync { lane, op } => self.lanes.completed(lane, op, true, completion),
-            Target::Accept { listener } => self.accepted(listener, completion),
+            Target::Lane(lane, op) => self.lanes.completed(lane, op, false, completion),
+            Target::LaneSync(lane, op) => self.lanes.completed(lane, op, true, completion),
+            Target::Accept(listener) => self.accepted(listener, completion),
             Target::ClientRecv(conn) => self.client_handler().received(conn, completion),
             Target::ClientSend(conn) => self.client_handler().sent(conn, completion),
             Target::PeerConnect(conn) => self.peer_handler().connected(conn, completion),
@@ -268,7 +268,7 @@ impl Worker {
             Command::Stop => {
                 tracing::info!("stopping: leaderships move away");
                 self.stopping.get_or_insert(self.now + Duration::from_secs(2));
-                self.transfer_leaders(|_| true);
+                self.members.transfer_leaders(self.now, |pod| self.peers.is_up(pod), |_| true);
             }
         }
     }
@@ -299,21 +299,18 @@ impl Worker {
     }
 
     fn step_down_from_hung_lanes(&mut self) {
-        for lane in self.lanes.hung(self.now) {
-            let disk = self.lanes.get(lane).place.disk;
-            tracing::warn!(%disk, "the disk hangs: leaders step down");
-            self.transfer_leaders(|runtime| runtime.lane == lane);
+        for lane in self.lanes.all.iter_mut().filter(|lane| lane.is_hung(self.now)) {
+            tracing::warn!(disk = %lane.place.disk, "the disk hangs: leaders step down");
+            let here = |runtime: &MemberRuntime| runtime.lane == lane.number;
+            self.members.transfer_leaders(self.now, |pod| self.peers.is_up(pod), here);
         }
-    }
-
-    fn transfer_leaders(&mut self, of: impl Fn(&MemberRuntime) -> bool) {
-        let is_up = |pod| self.peers.is_up(pod);
-        self.members.transfer_leaders(self.now, is_up, of);
     }
 
     /// Tells other pods how much the lanes can still allocate.
     fn announce_space(&mut self) {
-        for (disk, free_bytes) in self.lanes.news_of_space(self.now) {
+        let news = self.lanes.all.iter_mut().filter_map(|lane| lane.news_of_space(self.now));
+        let news: Vec<(Uuid, u64)> = news.collect();
+        for (disk, free_bytes) in news {
             for conn in self.peers.conns_of(disk) {
                 self.peer_handler().send_on(conn, PeerMessage::Space { free_bytes });
             }
@@ -324,11 +321,11 @@ impl Worker {
     /// a round that wants to be logged shares a batch.
     fn settle(&mut self) {
         loop {
-            if let Some(volume) = self.routers.next_touched() {
+            if let Some(volume) = self.routers.touched.pop() {
                 self.poll_volume(volume);
-            } else if let Some(member) = self.members.next_touched() {
+            } else if let Some(member) = self.members.touched.pop() {
                 self.poll_member(member);
-            } else if let Some(lane) = self.lanes.next_touched() {
+            } else if let Some(lane) = self.lanes.touched.pop() {
                 self.poll_lane(lane);
             } else {
                 return;
@@ -341,7 +338,7 @@ impl Worker {
     fn submit(&mut self) {
         self.peers.submit(self.driver.as_mut());
         self.client_handler().submit();
-        for lane in self.lanes.iter_mut() {
+        for lane in &mut self.lanes.all {
             lane.submit(self.now, self.driver.as_mut());
         }
     }

@@ -26,9 +26,9 @@ pub struct Routers {
     own: PodId,
     sessions: SessionSource,
     bytes_max: usize,
-    routers: FxHashMap<VolumeId, Volume>,
+    pub all: FxHashMap<VolumeId, Volume>,
     /// Those with inputs that were not polled.
-    touched: Vec<VolumeId>,
+    pub touched: Vec<VolumeId>,
     /// Those with a deadline.
     waiting: Vec<VolumeId>,
     pub forwarded: FxHashMap<CallId, Forwarded>,
@@ -40,37 +40,24 @@ impl Routers {
             own: config.pod,
             sessions,
             bytes_max: config.budgets.volume_bytes,
-            routers: FxHashMap::default(),
+            all: FxHashMap::default(),
             touched: Vec::new(),
             waiting: Vec::new(),
             forwarded: FxHashMap::default(),
         }
     }
 
-    pub fn get(&self, volume: VolumeId) -> Option<&Volume> {
-        self.routers.get(&volume)
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = &Volume> {
-        self.routers.values()
-    }
-
     /// A router to be given an input; it is polled at the end of the round.
     pub fn at(&mut self, volume: VolumeId) -> Option<&mut Volume> {
-        let router = self.routers.get_mut(&volume)?;
+        let router = self.all.get_mut(&volume)?;
         if !self.touched.contains(&volume) {
             self.touched.push(volume);
         }
         Some(router)
     }
 
-    /// The router to be polled next.
-    pub fn next_touched(&mut self) -> Option<VolumeId> {
-        self.touched.pop()
-    }
-
     pub fn poll(&mut self, now: Mono, volume: VolumeId, outputs: &mut Vec<VolumeOutput>) {
-        let Some(router) = self.routers.get_mut(&volume) else { return };
+        let Some(router) = self.all.get_mut(&volume) else { return };
         router.poll(now, outputs);
         if router.deadline().is_some() && !self.waiting.contains(&volume) {
             self.waiting.push(volume);
@@ -78,20 +65,20 @@ impl Routers {
     }
 
     pub fn tick(&mut self, now: Mono) {
-        let volumes: Vec<VolumeId> = self.routers.keys().copied().collect();
+        let volumes: Vec<VolumeId> = self.all.keys().copied().collect();
         for volume in volumes {
             self.at(volume).expect("it is here").tick(now);
         }
     }
 
     pub fn deadlines(&self) -> impl Iterator<Item = Mono> {
-        self.waiting.iter().filter_map(|volume| self.routers.get(volume)?.deadline())
+        self.waiting.iter().filter_map(|volume| self.all.get(volume)?.deadline())
     }
 
     /// Routers that wait for a moment that has come are polled.
     pub fn wake(&mut self, now: Mono) {
         for volume in std::mem::take(&mut self.waiting) {
-            match self.routers.get(&volume).and_then(Volume::deadline) {
+            match self.all.get(&volume).and_then(Volume::deadline) {
                 Some(deadline) if deadline > now => self.waiting.push(volume),
                 Some(_) => drop(self.at(volume)),
                 None => {}
@@ -105,9 +92,9 @@ impl Routers {
             let router = Volume::new(view.clone(), self.own, self.sessions.clone());
             router.with_bytes_max(self.bytes_max)
         };
-        match self.routers.get_mut(&view.volume) {
+        match self.all.get_mut(&view.volume) {
             Some(router) => router.update_view(view),
-            None => drop(self.routers.insert(view.volume, new())),
+            None => drop(self.all.insert(view.volume, new())),
         }
         self.at(view.volume);
     }
@@ -117,11 +104,7 @@ impl Routers {
         let gone = |volume: &VolumeId| {
             !view.volumes.iter().any(|known| known.volume == *volume && !known.deleting)
         };
-        self.routers.keys().copied().filter(gone).collect()
-    }
-
-    pub fn remove(&mut self, volume: VolumeId) {
-        self.routers.remove(&volume);
+        self.all.keys().copied().filter(gone).collect()
     }
 
     /// A member of this pod has another role, after one with this leader.
