@@ -299,7 +299,10 @@ impl Worker {
     }
 
     fn step_down_from_hung_lanes(&mut self) {
-        for lane in self.lanes.all.iter_mut().filter(|lane| lane.is_hung(self.now)) {
+        for lane in &mut self.lanes.all {
+            if !lane.is_hung(self.now) {
+                continue;
+            }
             tracing::warn!(disk = %lane.place.disk, "the disk hangs: leaders step down");
             let here = |runtime: &MemberRuntime| runtime.lane == lane.number;
             self.members.transfer_leaders(self.now, |pod| self.peers.is_up(pod), here);
