@@ -42,7 +42,7 @@ check:
 	@scripts/setup.sh check
 	cargo fmt --all -- --check
 	cargo clippy --release --locked --all-targets -- -D warnings
-	cargo test --release --locked --test tidy
+	cargo test --release --locked --test tidy --test tidy_docs
 	$(DENY) --locked check bans licenses sources
 
 fmt:

@@ -7,6 +7,7 @@ pub mod control;
 pub mod front;
 pub mod io;
 pub mod limits;
+pub mod log;
 pub mod net;
 pub mod planted;
 pub mod replica;

@@ -272,7 +272,7 @@ mod tests {
     use crate::control::membership::first;
     use crate::control::state::State;
     use crate::control::storage::Storage;
-    use crate::replica::seam::Append;
+    use crate::log::Append;
     use crate::types::Uuid;
 
     /// Far more than anything takes.

@@ -18,10 +18,11 @@ use crate::control::state::{CatalogError, State};
 use crate::control::storage::{MemberRow, MemberStorage, Recovered, Snapshot};
 use crate::io::buffer::Pool;
 use crate::limits::{SHARD_PROPOSAL_BYTES_MAX, TICK};
+use crate::log::{Append, Applied};
 use crate::planted::{Mistake, planted};
 use crate::replica::member::Member;
 use crate::replica::meta::{Meta, MetaError};
-use crate::replica::seam::{Append, Applied, Input, MemberConfig, Output, ReadMode, ReqId, Role};
+use crate::replica::seam::{Input, MemberConfig, Output, ReadMode, ReqId, Role};
 use crate::types::{BlockError, MemberId, Mono, ShardId, VolumeId};
 
 /// Its ticks are rarer than those of the data path, where nobody's I/O waits for an election.

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use crate::control::command::NewDisk;
+use crate::control::data_path::{DataPath, ReportSink};
 use crate::control::identity::Identity;
-use crate::control::server::{DataPath, ReportSink};
 use crate::types::{MemberId, Uuid};
 use crate::view::{ClusterView, DiskReport, MemberReport, MemberState, PodReport};
 

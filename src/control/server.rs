@@ -1,4 +1,4 @@
-//! One pod's control plane: starts everything, and is the seam to the data path.
+//! One pod's control plane: starts everything, and ends it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,7 +18,8 @@ use crate::control::api::disks::DisksService;
 use crate::control::api::pods::PodsService;
 use crate::control::api::volumes::VolumesService;
 use crate::control::catalog::chain;
-use crate::control::command::{Addresses, NewDisk};
+use crate::control::command::Addresses;
+use crate::control::data_path::{DataPath, ReportSink};
 use crate::control::identity::{Identity, PodDirectory, random_uuid};
 use crate::control::join::{JoinError, identity};
 use crate::control::membership;
@@ -30,36 +31,7 @@ use crate::control::proto::disks_server::DisksServer;
 use crate::control::proto::pods_server::PodsServer;
 use crate::control::proto::volumes_server::VolumesServer;
 use crate::control::tasks;
-use crate::view::{ClusterView, PodReport};
-
-/// What serves blocks on this pod, as the control plane sees it. Runs on threads of its own.
-pub trait DataPath: Send + Sync {
-    /// The disks it has opened.
-    fn disks(&self) -> Vec<NewDisk>;
-
-    /// The cluster as of a newer revision. Whole; must not block for long.
-    fn set_view(&self, view: Arc<ClusterView>);
-
-    /// Ends it; returns when everything is at rest. Called once.
-    fn stop(&self);
-}
-
-/// Takes the data path's reports. Never blocks; only the newest is kept.
-#[derive(Clone)]
-pub struct ReportSink {
-    report: watch::Sender<Option<PodReport>>,
-}
-
-impl ReportSink {
-    /// Replaces the report before, whether it was sent or not. One that says the same wakes nobody.
-    pub fn send(&self, report: PodReport) {
-        self.report.send_if_modified(|last| {
-            let is_new = last.as_ref() != Some(&report);
-            *last = Some(report);
-            is_new
-        });
-    }
-}
+use crate::view::ClusterView;
 
 /// Why the control plane did not start.
 #[derive(Debug, thiserror::Error)]

@@ -13,13 +13,15 @@ use std::path::Path;
 
 use bytes::Bytes;
 use protobuf::Message as _;
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::{self, Entry};
 use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::control::command::{CodecError, decode, encode};
 use crate::control::state::State;
-use crate::replica::seam::{Append, Start};
+use crate::log::{Append, HardState};
+use crate::replica::entry::{log_entry, raft_entry};
+use crate::replica::seam::Start;
 use crate::store::index::rocks_threads::one_more_database;
 use crate::types::MemberId;
 
@@ -103,11 +105,10 @@ impl Storage {
     /// Makes this the log of a member that starts from `snapshot`, which is the point before its
     /// first entry.
     pub fn create(&self, row: MemberRow, snapshot: &Snapshot) -> Result<(), StorageError> {
-        let hard =
-            HardState { term: snapshot.term, commit: snapshot.index, ..HardState::default() };
+        let hard = HardState { term: snapshot.term, vote: 0, commit: snapshot.index };
         let mut batch = WriteBatch::default();
         batch.put(MEMBER, encode(&row));
-        batch.put(HARD, hard.write_to_bytes()?);
+        batch.put(HARD, eraftpb::HardState::from(hard).write_to_bytes()?);
         batch.put(COMPACTED, encode_point(snapshot.index, snapshot.term));
         batch.put(SNAPSHOT, encode_snapshot(snapshot));
         self.write(batch)
@@ -120,7 +121,7 @@ impl Storage {
         };
         let row: MemberRow = decode(&row)?;
         let hard = self.db.get(HARD)?.ok_or(StorageError::Damaged { what: "the hard state" })?;
-        let hard = HardState::parse_from_bytes(&hard)?;
+        let hard = eraftpb::HardState::parse_from_bytes(&hard)?.into();
         let point = self.db.get(COMPACTED)?;
         let (compacted_index, compacted_term) = point
             .as_deref()
@@ -135,7 +136,7 @@ impl Storage {
             if key.first() != Some(&b'e') || key.len() != first.len() {
                 break;
             }
-            entries.push(Entry::parse_from_carllerche_bytes(&Bytes::from(value))?);
+            entries.push(log_entry(&Entry::parse_from_carllerche_bytes(&Bytes::from(value))?));
         }
         let start = Start {
             hard,
@@ -173,14 +174,15 @@ impl MemberStorage for Storage {
             batch.put(COMPACTED, encode_point(reset.index, reset.term));
             batch.put(SNAPSHOT, encode_snapshot(installed));
         }
-        if let Some(hard) = &append.hard {
-            batch.put(HARD, hard.write_to_bytes()?);
+        if let Some(hard) = append.hard {
+            batch.put(HARD, eraftpb::HardState::from(hard).write_to_bytes()?);
         }
         if let Some(first) = append.entries.first() {
             batch.delete_range(entry_key(first.index), entry_key(u64::MAX));
         }
         for entry in &append.entries {
-            batch.put(entry_key(entry.index), entry.write_to_bytes()?);
+            let known = raft_entry(entry).expect("made of one of raft-rs");
+            batch.put(entry_key(entry.index), known.write_to_bytes()?);
         }
         match batch.is_empty() {
             true => Ok(()),
@@ -243,6 +245,7 @@ fn decode_snapshot(bytes: Bytes) -> Result<Snapshot, StorageError> {
 mod tests {
     use super::*;
     use crate::control::command::Addresses;
+    use crate::log::LogEntry;
     use crate::types::Uuid;
 
     fn state() -> State {
@@ -250,8 +253,10 @@ mod tests {
         State::new(Uuid([1; 16]), Uuid([2; 16]), Addresses { api: at, peer: at, nbd: None })
     }
 
-    fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
-        let entry = |index| Entry { index, term, data: vec![7].into(), ..Entry::default() };
+    fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<LogEntry> {
+        let payload = Bytes::from_static(&[7]);
+        let entry =
+            |index| LogEntry { index, term, payload: payload.clone(), ..Default::default() };
         range.map(entry).collect()
     }
 
@@ -285,7 +290,7 @@ mod tests {
         assert_eq!(&recovered.start.meta[..], b"meta");
         assert_eq!(indexes(&storage), [4, 5]);
 
-        let reset = crate::replica::seam::Reset { index: 9, term: 1, meta: Bytes::new() };
+        let reset = crate::log::Reset { index: 9, term: 1, meta: Bytes::new() };
         let append = Append { number: 2, reset: Some(reset), ..Append::default() };
         storage.append(&append, Some(&snapshot(9, Some(state())))).unwrap();
         let recovered = storage.recover().unwrap().unwrap();

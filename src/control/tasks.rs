@@ -10,6 +10,7 @@ use tonic::{Request, Status};
 
 use crate::control::api::catalog::CatalogService;
 use crate::control::catalog::chain;
+use crate::control::data_path::DataPath;
 use crate::control::identity::write_atomically;
 use crate::control::membership;
 use crate::control::node::Node;
@@ -17,7 +18,6 @@ use crate::control::proto;
 use crate::control::proto::catalog_server::Catalog as _;
 use crate::control::reconcile::{Action, Facts, decide};
 use crate::control::registration::{REGISTER_AGAIN_AFTER, is_registered};
-use crate::control::server::DataPath;
 use crate::types::{MemberId, PodId};
 use crate::view::{ClusterView, PodReport};
 

@@ -1,21 +1,25 @@
 //! What a committed entry does: a pure function of the entry and the shard metadata. The same
 //! code runs in a live member and at recovery, so that both judge an entry alike (rule R15).
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use protobuf::Message;
 use raft::eraftpb::{ConfChange, ConfChangeV2, Entry, EntryType};
 use raft::prelude::ConfChangeSingle;
 
+use crate::log::{Applied, Change, WholeExtents};
 use crate::planted::{Mistake, planted};
 use crate::replica::command::{self, Command, CommandError};
 use crate::replica::meta::{Meta, SessionVerdict, changed_conf};
-use crate::replica::seam::{Applied, Change};
-use crate::types::{BlockError, BlockRange, Origin};
+use crate::types::{BLOCKS_PER_EXTENT, BlockError, BlockRange, EXTENT_BYTES, Origin};
 
 /// Applies committed entries, in order, to the metadata; their changes of blocks are returned.
 #[derive(Clone, Debug)]
 pub struct Applier {
     pub meta: Meta,
+    /// Large entries that are appended and not applied yet, by index.
+    decoded: BTreeMap<u64, Result<(Origin, Command), CommandError>>,
 }
 
 /// Why a committed entry cannot be applied. The member is broken, or the entry was made by a
@@ -43,20 +47,34 @@ pub enum ApplyError {
 impl Applier {
     /// `meta` is as of the index before the first entry to be applied.
     pub fn new(meta: Meta) -> Applier {
-        Applier { meta }
+        Applier { meta, decoded: BTreeMap::new() }
+    }
+
+    /// What the store has to know of an entry that is appended now, if it writes whole extents and
+    /// nothing else. Its command is kept until the entry is applied or replaced.
+    pub fn whole_extents(&mut self, entry: &Entry) -> Option<WholeExtents> {
+        while self.decoded.last_key_value().is_some_and(|(index, _)| *index >= entry.index) {
+            self.decoded.pop_last();
+        }
+        if entry.entry_type != EntryType::EntryNormal || entry.data.len() < EXTENT_BYTES {
+            return None;
+        }
+        let decoded = self.decoded.entry(entry.index);
+        // One that cannot be decoded is found when it is applied.
+        let Ok((_, Command::Write { range, crcs })) =
+            decoded.or_insert_with(|| command::decode(&entry.context))
+        else {
+            return None;
+        };
+        let whole = range.first.in_extent() == 0 && range.count.is_multiple_of(BLOCKS_PER_EXTENT);
+        let (index, first) = (entry.index, range.first.extent());
+        whole.then(|| WholeExtents { index, first, crcs: crcs.clone() })
     }
 
     /// Applies the next entry. The payload of a write may be left out (replay of what is in the
     /// log anyway); `Change::Write::payload` is then empty.
     pub fn apply(&mut self, entry: &Entry) -> Result<Applied, ApplyError> {
-        let mut applied = Applied {
-            index: entry.index,
-            term: entry.term,
-            change: None,
-            meta: None,
-            command: None,
-            refused: None,
-        };
+        let mut applied = Applied { index: entry.index, term: entry.term, ..Applied::default() };
         if let Some(change) = conf_change_of(entry)? {
             applied.meta = self.change_members(&change);
             return Ok(applied);
@@ -65,7 +83,9 @@ impl Applier {
             return Ok(applied);
         }
         let index = entry.index;
-        let (origin, command) = command::decode(&entry.context)
+        let decoded = self.decoded.remove(&index);
+        let (origin, command) = decoded
+            .unwrap_or_else(|| command::decode(&entry.context))
             .map_err(|source| ApplyError::Command { index, source })?;
         self.check_payload(entry, &command)?;
         match self.admit(origin) {

@@ -4,8 +4,11 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::eraftpb::{ConfState, Entry, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
+
+use crate::log::{HardState, LogEntry};
+use crate::replica::entry::raft_entry;
 
 /// Counted for an entry besides its payload and context.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
@@ -42,6 +45,8 @@ pub enum LogError {
     Term { index: u64, term: u64 },
     #[error("the log ends at {last}, below the commit {commit}: acknowledged entries are gone")]
     Short { last: u64, commit: u64 },
+    #[error("entry {index} is of a type that is not known")]
+    Kind { index: u64 },
     #[error("the log starts behind {compacted}, above the applied index {applied}")]
     Hole { compacted: u64, applied: u64 },
 }
@@ -54,7 +59,7 @@ impl LogTail {
         conf: ConfState,
         compacted: (u64, u64),
         applied_index: u64,
-        mut entries: Vec<Entry>,
+        mut entries: Vec<LogEntry>,
     ) -> Result<LogTail, LogError> {
         if entries.first().is_some_and(|first| first.term < compacted.1) {
             // Left over from before a resync that moved the starting point on: terms only grow
@@ -86,10 +91,12 @@ impl LogTail {
             let (last, commit) = (before, hard.commit);
             return Err(LogError::Short { last, commit });
         }
+        let known =
+            |entry: &LogEntry| raft_entry(entry).ok_or(LogError::Kind { index: entry.index });
         let mut log = LogTail {
             hard,
             conf,
-            entries: entries.into(),
+            entries: entries.iter().map(known).collect::<Result<_, _>>()?,
             compacted_index: compacted.0,
             compacted_term: compacted.1,
             applied_index: compacted.0,
@@ -177,7 +184,7 @@ fn entry_bytes(entry: &Entry) -> usize {
 
 impl Storage for LogTail {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        Ok(RaftState::new(self.hard.clone(), self.conf.clone()))
+        Ok(RaftState::new(self.hard.into(), self.conf.clone()))
     }
 
     fn entries(

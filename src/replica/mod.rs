@@ -7,6 +7,7 @@
 
 pub mod apply;
 pub mod command;
+pub mod entry;
 mod fuzz;
 #[cfg(test)]
 mod harness;

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
-use raft::eraftpb::{HardState, Message};
+use raft::eraftpb::Message;
 
+use crate::log::HardState;
 use crate::replica::write::InFlight;
 
 /// Log writes under way before further entries wait in raft-rs.
@@ -65,14 +66,12 @@ impl Persist {
     ) -> (u64, Option<HardState>) {
         self.last_number += 1;
         let hard = (hard != self.written).then_some(hard);
-        if let Some(hard) = &hard {
-            self.written = hard.clone();
-        }
+        self.written = hard.unwrap_or(self.written);
         self.busy = true;
         self.held.push_back(Held {
             number: self.last_number,
             ready,
-            hard: hard.clone(),
+            hard,
             reset,
             entries,
             bytes,

@@ -2,21 +2,19 @@
 
 use bytes::Bytes;
 use raft::Storage as _;
-use raft::eraftpb::{
-    ConfChangeTransition, ConfChangeV2, Entry, HardState, Message, MessageType, Snapshot,
-};
+use raft::eraftpb::{ConfChangeTransition, ConfChangeV2, Entry, Message, MessageType, Snapshot};
 
+use crate::log::{Append, Change, HardState, Reset};
 use crate::planted::{Mistake, planted};
 use crate::replica::apply::{Applier, ApplyError, conf_change_of};
+use crate::replica::entry::log_entry;
 use crate::replica::log_tail::{Kept, LogError, LogTail};
 use crate::replica::meta::{Meta, MetaError};
 use crate::replica::persist::{APPENDS_IN_FLIGHT_MAX, Persist};
 use crate::replica::raft_adapter::RaftAdapter;
 use crate::replica::read::{ReadKind, ReadState, Reads};
 use crate::replica::resync::Resync;
-use crate::replica::seam::{
-    Append, Change, Input, MemberConfig, Output, ReqId, Reset, Role, Start,
-};
+use crate::replica::seam::{Input, MemberConfig, Output, ReqId, Role, Start};
 use crate::replica::votes::{Situation, Votes};
 use crate::replica::write::{Geometry, Writes};
 use crate::types::{BlockError, MemberId, Mono, Origin, ShardOp, Unappended};
@@ -85,7 +83,6 @@ impl Running {
             && start.entries.is_empty();
         let compacted = (start.compacted_index, start.compacted_term);
         let applied_index = start.applied_index;
-        let hard = start.hard.clone();
         let conf = meta.conf.clone();
         let log = LogTail::new(start.hard, conf, compacted, applied_index, start.entries)?;
         let applied_term = log.term(applied_index).map_err(Broken::Raft)?;
@@ -108,7 +105,7 @@ impl Running {
             applier: Applier::new(meta),
             applied_index,
             applied_term,
-            persist: Persist::new(hard),
+            persist: Persist::new(start.hard),
             votes: Votes::new(now, fresh, start.resyncing),
             writes,
             reads,
@@ -471,7 +468,7 @@ impl Running {
     fn take_ready(&mut self, now: Mono, out: &mut Vec<Output>) -> Result<(), Broken> {
         let mut ready = self.raft.raw.ready();
         let number = ready.number();
-        let hard = self.raft.raw.raft.hard_state();
+        let hard = HardState::from(self.raft.raw.raft.hard_state());
         let at_once = self.persist.is_durable(&hard);
         let mut held = ready.take_persisted_messages();
         let messages = ready.take_messages();
@@ -493,14 +490,7 @@ impl Running {
         let entries = ready.take_entries();
         let committed = ready.take_committed_entries();
         if reset.is_some() || !entries.is_empty() || self.persist.must_write(&hard) {
-            let bytes = entries.iter().map(|entry| entry.data.len()).sum();
-            let reset_index = reset.as_ref().map(|reset| reset.index);
-            let (append, hard) =
-                self.persist.begin(number, hard, entries.len(), bytes, reset_index);
-            self.write_commit = false;
-            // raft-rs must be able to read them back before it is told of the hand-over.
-            self.raft.raw.mut_store().append(entries.clone());
-            out.push(Output::Append(Append { number: append, hard, reset, entries }));
+            out.push(Output::Append(self.append(number, hard, reset, entries)));
         }
         self.raft.raw.advance_append_async(ready);
         if planted(Mistake::AnsweredBeforeDurable) {
@@ -515,6 +505,27 @@ impl Running {
             }
         }
         self.apply(committed, out)
+    }
+
+    /// The log write of a Ready. raft-rs must be able to read the entries back before it is told of
+    /// the hand-over.
+    fn append(
+        &mut self,
+        ready: u64,
+        hard: HardState,
+        reset: Option<Reset>,
+        entries: Vec<Entry>,
+    ) -> Append {
+        let bytes = entries.iter().map(|entry| entry.data.len()).sum();
+        let reset_index = reset.as_ref().map(|reset| reset.index);
+        let (number, hard) = self.persist.begin(ready, hard, entries.len(), bytes, reset_index);
+        self.write_commit = false;
+        let whole = entries.iter().filter_map(|entry| self.applier.whole_extents(entry));
+        let whole_extents = whole.collect();
+        let logged = entries.iter().map(log_entry).collect();
+        self.raft.raw.mut_store().append(entries);
+        let member = self.config.member;
+        Append { member, number, hard, reset, entries: logged, whole_extents }
     }
 
     /// An answer to a heartbeat promises nothing but a term that is durable already: it need not
@@ -562,7 +573,7 @@ impl Running {
             meta.set_conf(conf.clone());
         }
         self.raft.raw.mut_store().reset(reset.index, reset.term, conf);
-        self.applier.meta = meta;
+        self.applier = Applier::new(meta);
         self.applied_index = reset.index;
         self.applied_term = reset.term;
         Ok(Some(reset))
@@ -713,13 +724,14 @@ impl Running {
         if !self.write_commit || !taken || self.persist.is_full() {
             return;
         }
-        let hard = self.raft.raw.raft.hard_state();
+        let hard = HardState::from(self.raft.raw.raft.hard_state());
         self.write_commit = false;
         if self.persist.must_write(&hard) {
             return;
         }
         let (number, hard) = self.persist.begin(0, hard, 0, 0, None);
-        out.push(Output::Append(Append { number, hard, ..Append::default() }));
+        let member = self.config.member;
+        out.push(Output::Append(Append { member, number, hard, ..Append::default() }));
     }
 }
 

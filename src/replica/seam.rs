@@ -5,9 +5,10 @@
 //! confirmed in order.
 
 use bytes::Bytes;
-use raft::eraftpb::{Entry, HardState, Message};
+use raft::eraftpb::Message;
 
 use crate::io::buffer::Pool;
+use crate::log::{Append, Applied, HardState, LogEntry};
 use crate::types::{
     Block, BlockError, BlockRange, MemberId, Origin, ShardId, ShardOp, ShardReply, VolumeId,
 };
@@ -61,7 +62,7 @@ pub struct Start {
     pub compacted_term: u64,
     /// Entries from `compacted_index + 1` on, contiguous, payloads present. The ones up to
     /// `applied_index` serve followers only.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<LogEntry>,
     /// Shard metadata as of `applied_index`: configuration, epochs, sessions, size.
     pub meta: Bytes,
     /// The durable *resyncing* mark: no serving until it is cleared, and campaigns come late.
@@ -173,55 +174,6 @@ pub enum Output {
     /// This member found itself broken (a raft-rs invariant, a conflicting log) and has stopped.
     Faulted {
         reason: String,
-    },
-}
-
-/// What to write into the log, atomically. Nothing to make durable when all is empty.
-#[derive(Debug, Default)]
-pub struct Append {
-    pub number: u64,
-    pub hard: Option<HardState>,
-    /// The log now starts behind this point, and everything that was in it is dropped.
-    pub reset: Option<Reset>,
-    /// Entries to append; an entry at or below the last index replaces it and drops all after.
-    pub entries: Vec<Entry>,
-}
-
-/// A log replaced by a Raft snapshot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reset {
-    pub index: u64,
-    pub term: u64,
-    pub meta: Bytes,
-}
-
-/// A committed entry on its way into the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Applied {
-    pub index: u64,
-    pub term: u64,
-    /// `None`: nothing changes (no-op, configuration, refused by R15).
-    pub change: Option<Change>,
-    /// The whole new metadata when this entry changed it.
-    pub meta: Option<Bytes>,
-    /// For the catalog's group: the opaque command.
-    pub command: Option<Bytes>,
-    /// Why the entry changes nothing, when rule R15 refused it: what its client is told.
-    pub refused: Option<BlockError>,
-}
-
-/// A physical change of whole blocks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// The payload is the entry's; one checksum per block.
-    Write {
-        range: BlockRange,
-        crcs: Vec<u32>,
-        payload: Bytes,
-    },
-    Zero {
-        range: BlockRange,
-        trim: bool,
     },
 }
 

@@ -38,6 +38,7 @@ use crate::types::{
 use crate::view::{MemberView, VolumeView};
 use crate::volume::layout::{Layout, Piece};
 use crate::volume::order::WriteOrder;
+pub use crate::volume::request::ConnId;
 use crate::volume::request::{Attempt, PieceUnderWay, Purpose, Request};
 use crate::volume::route::ShardRoute;
 pub use crate::volume::session::SessionSource;
@@ -47,10 +48,6 @@ const PROBE_PATIENCE: Duration = Duration::from_millis(500);
 /// An answer that takes longer is not waited for. A lost one is noticed by the loss of its link;
 /// this is for the case that nobody noticed.
 const ATTEMPT_PATIENCE: Duration = Duration::from_secs(30);
-
-/// A connection of a client at this front end. Chosen by the caller, never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnId(pub u64);
 
 /// Names something that was sent to a member until its result comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -6,7 +6,11 @@ use crate::types::{
     BLOCK_BYTES, BlockError, BlockOp, BlockReply, PodId, Segment, ShardReply, StatusRun,
 };
 use crate::volume::layout::{self, Piece};
-use crate::volume::{ConnId, read};
+use crate::volume::read;
+
+/// A connection of a client at this front end. Chosen by the caller, never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
 
 /// One request of a client until it is answered.
 #[derive(Debug)]

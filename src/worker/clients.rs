@@ -5,9 +5,7 @@
 
 use rustc_hash::FxHashMap;
 
-use crate::front::nbd::session::{
-    CloseReason, Export, Exports, Session, SessionHandle, SessionOutput,
-};
+use crate::front::nbd::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
 use crate::io::buffer::Pool;
 use crate::io::driver::{Buffers, Completion, Done, Driver, Op, SocketId};
 use crate::limits::CLIENTS_MAX;
@@ -15,7 +13,7 @@ use crate::planted::{Mistake, planted};
 use crate::types::{BlockError, BlockReply, VolumeId};
 use crate::view::ClusterView;
 use crate::volume::{ConnId as VolumeConn, Volume};
-use crate::worker::config::WorkerConfig;
+use crate::worker::WorkerConfig;
 use crate::worker::routers::Routers;
 use crate::worker::stream::Stream;
 use crate::worker::token::{ConnId, Target};
@@ -47,6 +45,7 @@ impl Client {
 }
 
 /// See the module.
+#[derive(Default)]
 pub struct Clients {
     pool: Pool,
     /// Requests of one connection that are taken at a time.
@@ -61,15 +60,7 @@ pub struct Clients {
 
 impl Clients {
     pub fn new(config: &WorkerConfig, pool: Pool) -> Clients {
-        Clients {
-            pool,
-            bytes_max: config.budgets.connection_bytes,
-            clients: FxHashMap::default(),
-            dirty: Vec::new(),
-            next: 0,
-            outputs: Vec::new(),
-            orphans: Vec::new(),
-        }
+        Clients { pool, bytes_max: config.budgets.connection_bytes, ..Clients::default() }
     }
 
     fn mark(&mut self, conn: ConnId) {

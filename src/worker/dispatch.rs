@@ -19,7 +19,6 @@ use crate::worker::Worker;
 use crate::worker::admission::Admission;
 use crate::worker::clients::ClientHandler;
 use crate::worker::listeners::Purpose;
-use crate::worker::members::{append_request, apply_request};
 use crate::worker::owed::ExtentAsk;
 use crate::worker::peers::PeerHandler;
 use crate::worker::reads::{BlockRead, PeerAsk, ReadTarget};
@@ -224,8 +223,8 @@ impl Worker {
         let lane = self.members.lane_of(member).expect("it was polled");
         match output {
             Output::Send(message) => self.peer_handler().send_raft(*message),
-            Output::Append(append) => self.lanes.at(lane).append(append_request(member, append)),
-            Output::Apply(applied) => self.lanes.at(lane).apply(member, apply_request(applied)),
+            Output::Append(append) => self.lanes.at(lane).append(append),
+            Output::Apply(applied) => self.lanes.at(lane).apply(member, applied),
             Output::Read { req, range, status } => {
                 let target = match status {
                     true => ReadTarget::Status(req),

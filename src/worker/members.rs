@@ -3,22 +3,15 @@
 //! [`Members`] owns them, and the requests that they have not answered. Calls: nobody. Told: inputs,
 //! by all others.
 
-use raft::eraftpb::EntryType;
 use rustc_hash::FxHashMap;
 
 use crate::io::buffer::Pool;
-use crate::replica::command::{self, Command};
 use crate::replica::member::Member;
-use crate::replica::seam::{Append, Applied, Change, Input, MemberConfig, Output, Role, Start};
-use crate::store::seam::{
-    AppendRequest, ApplyRequest, Change as StoreChange, HardState, LogEntry, MemberRecord,
-    ResetPoint, WholeExtents,
-};
-use crate::types::{
-    BLOCKS_PER_EXTENT, EXTENT_BYTES, MemberId, Mono, PodId, ShardId, Uuid, VolumeId,
-};
+use crate::replica::seam::{Input, MemberConfig, Output, Role, Start};
+use crate::store::seam::MemberRecord;
+use crate::types::{MemberId, Mono, PodId, ShardId, Uuid, VolumeId};
 use crate::view::{MemberState, MemberView};
-use crate::worker::config::WorkerConfig;
+use crate::worker::WorkerConfig;
 use crate::worker::follow::Demand;
 use crate::worker::probe::Probe;
 use crate::worker::requests::Requests;
@@ -224,81 +217,4 @@ impl Members {
             self.input(now, member, Input::TransferLeader(to));
         }
     }
-}
-
-/// What a lane is to write of a member's log.
-pub fn append_request(member: MemberId, append: Append) -> AppendRequest {
-    AppendRequest {
-        member,
-        number: append.number,
-        hard: append.hard.map(|hard| HardState {
-            term: hard.term,
-            vote: hard.vote,
-            commit: hard.commit,
-        }),
-        reset: append.reset.map(|reset| ResetPoint {
-            index: reset.index,
-            term: reset.term,
-            meta: reset.meta,
-        }),
-        whole_extents: append.entries.iter().filter_map(whole_extents).collect(),
-        entries: append.entries.into_iter().map(log_entry).collect(),
-    }
-}
-
-/// What the lane has to know of an entry that writes whole extents and nothing else.
-fn whole_extents(entry: &raft::eraftpb::Entry) -> Option<WholeExtents> {
-    if entry.entry_type != EntryType::EntryNormal || entry.data.len() < EXTENT_BYTES {
-        return None;
-    }
-    // One that cannot be decoded is found when it is applied.
-    let Ok((_, Command::Write { range, crcs })) = command::decode(&entry.context) else {
-        return None;
-    };
-    let whole = range.first.in_extent() == 0 && range.count.is_multiple_of(BLOCKS_PER_EXTENT);
-    let first = range.first.extent();
-    whole.then_some(WholeExtents { index: entry.index, first, crcs })
-}
-
-fn log_entry(entry: raft::eraftpb::Entry) -> LogEntry {
-    let kind = match entry.entry_type {
-        EntryType::EntryNormal => 0,
-        EntryType::EntryConfChange => 1,
-        EntryType::EntryConfChangeV2 => 2,
-    };
-    LogEntry {
-        redirect: None,
-        index: entry.index,
-        term: entry.term,
-        kind,
-        context: entry.context,
-        payload: entry.data,
-    }
-}
-
-/// The entry that [`log_entry`] stored; `None` when its type is not known.
-pub fn raft_entry(entry: LogEntry) -> Option<raft::eraftpb::Entry> {
-    let entry_type = match entry.kind {
-        0 => EntryType::EntryNormal,
-        1 => EntryType::EntryConfChange,
-        2 => EntryType::EntryConfChangeV2,
-        _ => return None,
-    };
-    Some(raft::eraftpb::Entry {
-        entry_type,
-        term: entry.term,
-        index: entry.index,
-        data: entry.payload,
-        context: entry.context,
-        ..Default::default()
-    })
-}
-
-/// What the store needs to know of a committed entry.
-pub fn apply_request(applied: Applied) -> ApplyRequest {
-    let change = applied.change.map(|change| match change {
-        Change::Write { range, crcs, payload } => StoreChange::Write { range, crcs, payload },
-        Change::Zero { range, trim } => StoreChange::Zero { range, trim },
-    });
-    ApplyRequest { index: applied.index, term: applied.term, change, meta: applied.meta }
 }

@@ -8,7 +8,6 @@ mod admission;
 #[cfg(test)]
 mod admission_test;
 mod clients;
-mod config;
 mod disks;
 mod dispatch;
 mod error;
@@ -50,7 +49,10 @@ mod sync {
     pub use std::sync::{Arc, Mutex, MutexGuard};
 }
 
-pub use config::WorkerConfig;
+use crate::limits::Budgets;
+use crate::replica::seam::ReadMode;
+use crate::types::{PodId, Uuid};
+
 pub use disks::DiskOptions;
 pub use error::StartError;
 pub use index_thread::{IndexRunner, execute};
@@ -60,3 +62,19 @@ pub use mailbox::{Receiver, Sender, Wake, mailbox};
 pub use probe::Probe;
 pub use round::{Command, Worker};
 pub use start::{DataPath, PodDisk, StartOptions, open_lane, start};
+
+/// What never changes about a worker.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    pub cluster: Uuid,
+    pub pod: PodId,
+    /// Seeds the election timeouts.
+    pub seed: u64,
+    /// Payloads of applied entries that a member keeps for followers.
+    pub log_tail_bytes: usize,
+    /// Leaderships move to the pods that their requests come through.
+    pub leaders_follow_clients: bool,
+    pub reads: ReadMode,
+    /// Bounds on memory in flight.
+    pub budgets: Budgets,
+}

@@ -25,7 +25,7 @@ use crate::types::{
 };
 use crate::view::{ClusterView, MemberView};
 use crate::volume::Ticket;
-use crate::worker::config::WorkerConfig;
+use crate::worker::WorkerConfig;
 use crate::worker::members::Members;
 use crate::worker::owed::{ExtentAsk, Owed};
 use crate::worker::requests::Waiter;
@@ -64,6 +64,7 @@ struct Conn {
 }
 
 /// Every link of a worker.
+#[derive(Default)]
 pub struct Peers {
     pool: Pool,
     seed: u64,
@@ -90,15 +91,7 @@ impl Peers {
             seed: config.seed,
             own: config.pod,
             link_bytes_max: config.budgets.link_bytes,
-            locals: Vec::new(),
-            seen: Incarnations::default(),
-            wanted: FxHashMap::default(),
-            conns: FxHashMap::default(),
-            dirty: Vec::new(),
-            routes: FxHashMap::default(),
-            free_bytes: FxHashMap::default(),
-            next_conn: 0,
-            next_call: 0,
+            ..Peers::default()
         }
     }
 
@@ -274,16 +267,17 @@ impl Peers {
 
     fn add(
         &mut self,
-        conn: ConnId,
         link: Link,
         socket: Option<SocketId>,
         pair: Option<Pair>,
         heard: Mono,
-    ) {
+    ) -> ConnId {
         let stream = socket.map(|socket| Stream::new(socket, self.pool.clone()));
         let link = link.with_queue_bytes_max(self.link_bytes_max);
         let (dirty, owed) = (false, Owed::default());
-        self.conns.insert(conn, Conn { stream, link, pair, dirty, heard, owed });
+        self.next_conn += 1;
+        self.conns.insert(self.next_conn, Conn { stream, link, pair, dirty, heard, owed });
+        self.next_conn
     }
 
     /// The other pod says how much one of its lanes can still allocate.
@@ -438,14 +432,12 @@ impl PeerHandler<'_> {
         let (local, remote, purpose) = pair;
         let nonce = self.peers.nonce(self.now);
         let Some(identity) = self.peers.locals.iter().find(|own| own.disk == local) else { return };
-        let Some(wanted) = self.peers.wanted.get_mut(&pair) else { return };
+        let wanted = &self.peers.wanted[&pair];
         let target = LaneTarget { pod: wanted.pod, disk: remote, lane: 0 };
-        let link = Link::dial(*identity, target, purpose, nonce);
         let connect = Op::Connect { address: Address::Tcp(wanted.address) };
-        self.peers.next_conn += 1;
-        let conn = self.peers.next_conn;
-        wanted.conn = Some(conn);
-        self.peers.add(conn, link, None, Some(pair), self.now);
+        let link = Link::dial(*identity, target, purpose, nonce);
+        let conn = self.peers.add(link, None, Some(pair), self.now);
+        self.peers.wanted.entry(pair).and_modify(|wanted| wanted.conn = Some(conn));
         self.driver.submit(Target::PeerConnect(conn).token(), connect);
     }
 
@@ -465,10 +457,8 @@ impl PeerHandler<'_> {
     /// Another pod calls.
     pub fn accepted(&mut self, socket: SocketId) {
         let nonce = self.peers.nonce(self.now);
-        self.peers.next_conn += 1;
-        let conn = self.peers.next_conn;
         let link = Link::accept(self.peers.locals.clone(), nonce);
-        self.peers.add(conn, link, Some(socket), None, self.now);
+        let conn = self.peers.add(link, Some(socket), None, self.now);
         self.peers.mark(conn);
     }
 

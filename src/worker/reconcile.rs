@@ -16,10 +16,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::replica::member::VolumeBlocks;
 use crate::replica::meta::Meta;
 use crate::store::seam::MemberRecord;
-use crate::types::{BLOCK_BYTES, MemberId, PodId, Uuid};
+use crate::types::{BLOCK_BYTES, MemberId, Uuid};
 use crate::view::{
-    ClusterView, DiskReport, MemberReport, MemberState, MemberView, PodReport, ShardView,
-    VolumeView,
+    ClusterView, DiskReport, MemberReport, MemberState, MemberView, ShardView, VolumeView,
 };
 use crate::worker::lanes::{LaneRuntime, Lanes};
 use crate::worker::members::Members;
@@ -34,8 +33,8 @@ pub enum Pending {
 }
 
 /// See the module.
+#[derive(Default)]
 pub struct Reconciler {
-    own: PodId,
     /// The newest view of the cluster.
     pub view: Arc<ClusterView>,
     /// Members that the store was asked to make or to forget.
@@ -47,16 +46,6 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
-    pub fn new(own: PodId) -> Reconciler {
-        Reconciler {
-            own,
-            view: Arc::default(),
-            pending: FxHashMap::default(),
-            destroyed: Vec::new(),
-            strangers: FxHashSet::default(),
-        }
-    }
-
     /// Takes a view; false when it is older than the one that is known.
     pub fn learn(&mut self, view: Arc<ClusterView>) -> bool {
         let is_newer = view.revision >= self.view.revision;
@@ -77,10 +66,9 @@ impl Reconciler {
     }
 
     /// What this pod tells the catalog.
-    pub fn report(&self, lanes: &Lanes, members: &Members, resyncs: &Resyncs) -> PodReport {
+    pub fn report(&self, lanes: &Lanes, members: &Members, resyncs: &Resyncs) -> Vec<DiskReport> {
         let of = |lane| self.disk_report(lane, members, resyncs);
-        let disks = lanes.all.iter().map(of).chain(lanes.failed.iter().cloned()).collect();
-        PodReport { pod: self.own, disks }
+        lanes.all.iter().map(of).chain(lanes.failed.iter().cloned()).collect()
     }
 
     fn disk_report(&self, lane: &LaneRuntime, members: &Members, resyncs: &Resyncs) -> DiskReport {

@@ -145,7 +145,7 @@ impl RepairHandler<'_> {
         for_writeback: bool,
         waiting: Option<ReadTarget>,
     ) {
-        if let Some(rescue) = self.running(member, extent) {
+        if let Some(rescue) = self.rescues.running(member, extent) {
             rescue.for_writeback |= for_writeback;
             rescue.waiting.extend(waiting);
             return;
@@ -167,17 +167,13 @@ impl RepairHandler<'_> {
         self.ask_next(member, extent);
     }
 
-    fn running(&mut self, member: MemberId, extent: Extent) -> Option<&mut Rescue> {
-        self.rescues.running(member, extent)
-    }
-
     /// The replicas to be asked next; all of them are asked in one pass.
     fn begin_pass(&mut self, member: MemberId, extent: Extent) {
         let Some(runtime) = self.out.members.get(member) else { return };
         let peers: Vec<MemberId> = runtime.peers.iter().map(|peer| peer.member).collect();
         // As long as the catalog has not told who the others are, nobody was asked.
         let unknown = peers.is_empty() && !runtime.known;
-        let Some(rescue) = self.running(member, extent) else { return };
+        let Some(rescue) = self.rescues.running(member, extent) else { return };
         rescue.left = peers;
         rescue.silent = unknown;
     }
@@ -187,7 +183,7 @@ impl RepairHandler<'_> {
         loop {
             let call = self.out.peers.next_call();
             let now = self.out.now;
-            let Some(rescue) = self.running(member, extent) else { return };
+            let Some(rescue) = self.rescues.running(member, extent) else { return };
             let Some(source) = rescue.left.pop() else {
                 return self.end_pass(member, extent);
             };
@@ -196,7 +192,7 @@ impl RepairHandler<'_> {
             if self.out.send_to(source, ask) {
                 return;
             }
-            if let Some(rescue) = self.running(member, extent) {
+            if let Some(rescue) = self.rescues.running(member, extent) {
                 rescue.silent = true;
             }
         }
@@ -224,7 +220,7 @@ impl RepairHandler<'_> {
 
     fn check(&mut self, member: MemberId, extent: Extent) {
         let Some(lane) = self.out.members.lane_of(member) else { return };
-        if let Some(rescue) = self.running(member, extent) {
+        if let Some(rescue) = self.rescues.running(member, extent) {
             rescue.step = Step::Checking;
         }
         let read = self.lanes.reads.add(ReadTarget::Check(member, extent));
@@ -252,7 +248,7 @@ impl RepairHandler<'_> {
     /// Nobody had it this time.
     fn end_pass(&mut self, member: MemberId, extent: Extent) {
         let now = self.out.now;
-        let Some(rescue) = self.running(member, extent) else { return };
+        let Some(rescue) = self.rescues.running(member, extent) else { return };
         rescue.heard += u32::from(!rescue.silent);
         let hopeless = rescue.left_alone();
         let pause = match rescue.for_writeback && rescue.silent {
@@ -328,7 +324,7 @@ impl RepairHandler<'_> {
             .map(|rescue| (rescue.member, rescue.extent, rescue.step))
             .collect();
         for (member, extent, step) in due {
-            let Some(rescue) = self.running(member, extent) else { continue };
+            let Some(rescue) = self.rescues.running(member, extent) else { continue };
             match step {
                 Step::Asking { .. } => {
                     rescue.silent = true;

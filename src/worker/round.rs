@@ -16,8 +16,8 @@ use crate::store::seam::{Done, Event, OpId};
 use crate::types::{Mono, Uuid};
 use crate::view::{ClusterView, DiskReport, PodReport};
 use crate::volume::{SessionSource, VolumeOutput};
+use crate::worker::WorkerConfig;
 use crate::worker::clients::Clients;
-use crate::worker::config::WorkerConfig;
 use crate::worker::error::StartError;
 use crate::worker::follow::WINDOW;
 use crate::worker::lanes::{LaneRuntime, Lanes};
@@ -109,7 +109,7 @@ impl Worker {
             listeners: Listeners::default(),
             resyncs: Resyncs::default(),
             rescues: Rescues::default(),
-            reconciler: Reconciler::new(config.pod),
+            reconciler: Reconciler::default(),
             reports: Reports::new(now, report),
             scratch: Scratch::default(),
             config,
@@ -175,7 +175,8 @@ impl Worker {
 
     /// What this pod tells the catalog.
     pub fn report(&self) -> PodReport {
-        self.reconciler.report(&self.lanes, &self.members, &self.resyncs)
+        let disks = self.reconciler.report(&self.lanes, &self.members, &self.resyncs);
+        PodReport { pod: self.config.pod, disks }
     }
 
     /// How far away the next tick is.

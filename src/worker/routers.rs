@@ -10,7 +10,7 @@ use crate::replica::seam::Role;
 use crate::types::{BlockError, MemberId, Mono, PodId, ShardId, ShardReply, VolumeId};
 use crate::view::{ClusterView, VolumeView};
 use crate::volume::{SessionSource, Ticket, Volume, VolumeOutput};
-use crate::worker::config::WorkerConfig;
+use crate::worker::WorkerConfig;
 use crate::worker::token::ConnId;
 
 /// A request of a router here that another pod carries out.

@@ -10,26 +10,26 @@ use std::time::Duration;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, FileId, OpenFile};
 use crate::io::{DriverKind, DurableWrites};
-use crate::limits::{Budgets, LISTING_EXTENTS_MAX, REDIRECT_BYTES_MIN};
+use crate::limits::{LISTING_EXTENTS_MAX, REDIRECT_BYTES_MIN};
+use crate::log::HardState;
 use crate::replica::apply::Applier;
+use crate::replica::entry::raft_entry;
 use crate::replica::meta::Meta;
-use crate::replica::seam::ReadMode;
 use crate::replica::seam::Start;
 use crate::store::index::IndexStore;
 use crate::store::index::rocks::RocksIndex;
-use crate::store::lane::{self, Lane, LaneConfig, RecoveredMember};
+use crate::store::lane::{self, Lane, LaneConfig, RecoveredEntry, RecoveredMember};
 use crate::store::open::read_superblock;
 use crate::store::seam::MemberRecord;
-use crate::types::{Mono, PodId, Uuid};
+use crate::types::{Mono, Uuid};
 use crate::view::{ClusterView, PodReport};
 use crate::volume::SessionSource;
-use crate::worker::config::WorkerConfig;
+use crate::worker::WorkerConfig;
 use crate::worker::disks::{self, DiskFiles, DiskOptions, LANE, SUPERBLOCK, file_error};
 use crate::worker::error::{OpenLaneError, StartError};
 use crate::worker::index_thread::{IndexThread, describe};
 use crate::worker::lanes::{DiskPlace, LaneFiles, LaneRuntime};
 use crate::worker::mailbox::{Sender, Wake, mailbox};
-use crate::worker::members::{apply_request, raft_entry};
 use crate::worker::round::{Command, Worker};
 use crate::worker::watchdog::Watchdog;
 
@@ -43,8 +43,7 @@ const EARLIER_IO_PAUSE: Duration = Duration::from_millis(50);
 /// What a pod's data path is started with.
 #[derive(Clone, Debug)]
 pub struct StartOptions {
-    pub cluster: Uuid,
-    pub pod: PodId,
+    pub worker: WorkerConfig,
     /// Raised by every start of the pod, whatever its disks: numbers its sessions (rule R15).
     pub incarnation: u32,
     pub driver: DriverKind,
@@ -59,12 +58,6 @@ pub struct StartOptions {
     pub nbd: Vec<Address>,
     pub overlay_cache_bytes: usize,
     pub index_cache_bytes: usize,
-    pub log_tail_bytes: usize,
-    /// Leaderships move to the pods that their requests come through.
-    pub leaders_follow_clients: bool,
-    pub reads: ReadMode,
-    /// Bounds on memory under way.
-    pub budgets: Budgets,
     /// The process ends when the worker makes no round for so long; `None`: never.
     pub hang_limit: Option<Duration>,
 }
@@ -127,16 +120,7 @@ pub fn start(
 ) -> Result<DataPath, StartError> {
     let (ready, started) = sync_channel(1);
     let run = move || match build(&options, report) {
-        Ok((mut worker, inbox, disks)) => {
-            let watchdog =
-                options.hang_limit.map(|limit| Watchdog::start(limit, worker.rounds())).transpose();
-            let _watchdog = match watchdog {
-                Ok(watchdog) => watchdog,
-                Err(error) => {
-                    let _unheard = ready.send(Err(StartError::Thread(error)));
-                    return Ok(());
-                }
-            };
+        Ok((mut worker, inbox, disks, _watchdog)) => {
             if ready.send(Ok((inbox, disks))).is_err() {
                 return Ok(());
             }
@@ -174,31 +158,21 @@ fn or_die(run: impl FnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
     }
 }
 
-type Built = (Worker, Sender<Command>, Vec<PodDisk>);
+type Built = (Worker, Sender<Command>, Vec<PodDisk>, Option<Watchdog>);
 
 /// Runs on the worker's own thread: an io_uring belongs to the thread that made it.
 fn build(
     options: &StartOptions,
     report: Box<dyn Fn(PodReport) + Send>,
 ) -> Result<Built, StartError> {
-    let driver = crate::io::driver_with(options.driver, options.durable_writes)?;
+    let mut driver = crate::io::driver_with(options.driver, options.durable_writes)?;
     let waker = driver.waker();
     let wake: Wake = Arc::new(move || waker.wake());
     let (inbox, receiver) = mailbox(MAILBOX_MESSAGES, wake);
     let pool = Pool::default();
-    let mut driver = driver;
     let (opened, failed) = open_disks(options, driver.as_mut(), &pool, &inbox)?;
-    let config = WorkerConfig {
-        cluster: options.cluster,
-        pod: options.pod,
-        seed: options.pod.0,
-        log_tail_bytes: options.log_tail_bytes,
-        leaders_follow_clients: options.leaders_follow_clients,
-        reads: options.reads,
-        budgets: options.budgets,
-    };
     let sessions = SessionSource::new(options.incarnation);
-    let mut worker = Worker::new(config, driver, pool, receiver, report, sessions);
+    let mut worker = Worker::new(options.worker.clone(), driver, pool, receiver, report, sessions);
     let mut disks = Vec::new();
     for disk in opened {
         disks.push(disk.shown);
@@ -216,7 +190,8 @@ fn build(
     for address in &options.nbd {
         worker.listen_nbd(address)?;
     }
-    Ok((worker, inbox, disks))
+    let watchdog = options.hang_limit.map(|limit| Watchdog::start(limit, worker.rounds()));
+    Ok((worker, inbox, disks, watchdog.transpose().map_err(StartError::Thread)?))
 }
 
 /// A disk whose lane is recovered.
@@ -280,7 +255,7 @@ fn open_disk(
         if let Some(disk) = disk.known {
             return Err(StartError::Missing { path: path.clone(), disk });
         }
-        disks::format(options.cluster, disk, pool)?;
+        disks::format(options.worker.cluster, disk, pool)?;
     }
     let mut files = DiskFiles::open(path, pool)?;
     // Before anything is read: from here on nobody else writes.
@@ -297,8 +272,8 @@ fn open_disk(
         return Err(StartError::Missing { path: path.clone(), disk: known });
     }
     let theirs = superblock.cluster;
-    if theirs != options.cluster {
-        let ours = options.cluster;
+    if theirs != options.worker.cluster {
+        let ours = options.worker.cluster;
         return Err(StartError::OtherCluster { path: path.clone(), ours, theirs });
     }
     let mut index = RocksIndex::open(&path.join(LANE).join("index"))
@@ -307,7 +282,7 @@ fn open_disk(
         data_bytes_max: superblock.data_bytes_max,
         overlay_cache_bytes: options.overlay_cache_bytes,
         index_cache_bytes: options.index_cache_bytes,
-        log_tail_bytes: options.log_tail_bytes,
+        log_tail_bytes: options.worker.log_tail_bytes,
         redirect_bytes_min: if options.redirect_large_writes {
             REDIRECT_BYTES_MIN
         } else {
@@ -351,12 +326,7 @@ fn replay(
     let RecoveredMember { record, hard, entries, faulted } = recovered;
     let commit = hard.commit.max(record.flushed_index);
     let mut start = Start {
-        hard: raft::eraftpb::HardState {
-            term: hard.term,
-            vote: hard.vote,
-            commit,
-            ..Default::default()
-        },
+        hard: HardState { commit, ..hard },
         applied_index: record.flushed_index,
         compacted_index: record.flushed_index,
         compacted_term: record.flushed_term,
@@ -369,14 +339,14 @@ fn replay(
         return Ok((record, start));
     }
     let mut applier = Applier::new(Meta::decode(&record.meta)?);
-    for recovered in entries {
-        let (index, term) = (recovered.entry.index, recovered.entry.term);
-        let entry = raft_entry(recovered.entry).ok_or(OpenLaneError::EntryType { index })?;
+    for RecoveredEntry { entry, loaded, .. } in entries {
+        let (index, term) = (entry.index, entry.term);
+        let known = raft_entry(&entry).ok_or(OpenLaneError::EntryType { index })?;
         if index <= commit {
-            lane.apply(record.member, apply_request(applier.apply(&entry)?));
+            lane.apply(record.member, applier.apply(&known)?);
             start.applied_index = index;
         }
-        if recovered.loaded {
+        if loaded {
             start.entries.push(entry);
         } else {
             assert!(index <= commit, "an entry that is not applied is always loaded");

@@ -1,5 +1,6 @@
 //! Handshake and options against a table; each case at once and byte by byte.
 
+use super::messages::*;
 use super::session::*;
 use super::testing::*;
 use super::wire::{self, command, info, option, reply};

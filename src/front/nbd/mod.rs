@@ -5,13 +5,15 @@
 
 pub mod error;
 mod fuzz;
+mod messages;
 mod option;
 mod request;
 pub mod session;
 pub mod wire;
 
 pub use fuzz::fuzz_one;
-pub use session::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
+pub use messages::{CloseReason, Export, Exports, SessionHandle, SessionOutput};
+pub use session::Session;
 
 #[cfg(test)]
 mod handshake_test;

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use crate::front::nbd::session::{CloseReason, Export, Exports};
+use crate::front::nbd::messages::{CloseReason, Export, Exports};
 use crate::front::nbd::wire::{self, Reader, export_flag, info, option, reply};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::types::BLOCK_BYTES;

@@ -4,8 +4,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::front::nbd::error::{Errno, errno};
+use crate::front::nbd::messages::{Export, SessionOutput};
 use crate::front::nbd::option::Negotiated;
-use crate::front::nbd::session::{Export, SessionOutput};
 use crate::front::nbd::wire::{self, RequestHeader, chunk, command, command_flag};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::types::{BlockError, BlockOp, BlockReply, Segment, ZeroHow};

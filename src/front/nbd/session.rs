@@ -14,16 +14,17 @@
 //! Bounds: `CONNECTION_REQUESTS_MAX` requests and `CONNECTION_BYTES_MAX` bytes (data of writes,
 //! data of reads, replies not sent yet) per connection. Beyond them nothing is parsed.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use crate::front::nbd::error::Errno;
+use crate::front::nbd::messages::{CloseReason, Export, Exports, SessionHandle, SessionOutput};
 use crate::front::nbd::option::{self, Negotiated, Next};
 use crate::front::nbd::request::{self, Action, Sink, UnderWay};
 use crate::front::nbd::wire::{self, OptionHeader, RequestHeader, command, reply};
 use crate::io::stream::StreamReader;
 use crate::limits::{CONNECTION_BYTES_MAX, CONNECTION_REQUESTS_MAX, REQUEST_BYTES_MAX};
 use crate::slab::Slab;
-use crate::types::{BLOCK_BYTES, BlockError, BlockOp, BlockReply, VolumeId};
+use crate::types::{BLOCK_BYTES, BlockError, BlockOp, BlockReply};
 
 /// Data of an option beyond this is dropped and the option refused. Less than the staging buffer
 /// of a [`StreamReader`] holds.
@@ -32,50 +33,6 @@ pub const OPTION_BYTES_MAX: usize = 32 << 10;
 const SKIP_BYTES_MAX: usize = 2 * REQUEST_BYTES_MAX;
 /// Replies to options that may wait to be sent before the next option is read.
 const HANDSHAKE_UNSENT_BYTES_MAX: usize = 256 << 10;
-
-/// Names a request of one session until it is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionHandle(pub u64);
-
-/// A volume as a client sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Export {
-    pub volume: VolumeId,
-    pub size_bytes: u64,
-    pub read_only: bool,
-}
-
-/// What can be exported.
-pub trait Exports {
-    /// Every name.
-    fn list(&self) -> Vec<String>;
-    /// "" is the only export, when there is exactly one.
-    fn open(&self, name: &str) -> Option<Export>;
-}
-
-/// What a session asks of the world.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SessionOutput {
-    /// Bytes for the client.
-    Send(Bytes),
-    /// Execute this on the volume of [`Session::export`].
-    Request { handle: SessionHandle, op: BlockOp },
-    /// Close the connection when everything before was sent.
-    Close { reason: CloseReason },
-}
-
-/// Why a connection ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CloseReason {
-    #[error("the client has disconnected")]
-    Disconnected,
-    #[error("the client has ended the handshake")]
-    Aborted,
-    #[error("the client asked for an unknown export")]
-    UnknownExport,
-    #[error("the client does not speak the protocol")]
-    Malformed,
-}
 
 /// See the module.
 pub struct Session {

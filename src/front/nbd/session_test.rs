@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::session::*;
+use super::messages::*;
 use super::testing::*;
 use super::wire::{self, chunk, command, command_flag, option};
 use crate::front::nbd::fuzz_one;

@@ -1,7 +1,7 @@
 //! What the tests of the session share: a client, and the messages of both sides.
 
-use super::session::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
 use super::wire::{self, info, option, reply};
+use super::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
 use crate::io::buffer::Pool;
 use crate::io::stream::StreamReader;
 use crate::limits::REQUEST_BYTES_MAX;

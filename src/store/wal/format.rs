@@ -63,7 +63,7 @@
 
 use bytes::Bytes;
 
-use crate::store::seam::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
+use crate::log::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
 use crate::types::{BLOCK_BYTES, EXTENT_BYTES, Extent, MemberId, Uuid, mix64};
 
 use super::{BatchSeq, Item};

@@ -12,7 +12,7 @@ mod test_lab;
 
 use bytes::Bytes;
 
-use crate::store::seam::{HardState, LogEntry};
+use crate::log::{HardState, LogEntry};
 use crate::types::{MemberId, Uuid};
 
 pub use ring::Wal;
