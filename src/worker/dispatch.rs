@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::io::driver::Completion;
 use crate::net::link::LinkEvent;
 use crate::net::message::PeerMessage;
-use crate::replica::seam::{Input, Output, ReqId, Role, Start};
+use crate::replica::seam::{Input, Output, Role, Start};
 use crate::store::seam::{Event, MemberRecord, ReadBlocks, ReadId};
 use crate::types::{
     BlockError, BlockRange, MemberId, Origin, Segment, ShardId, ShardOp, ShardReply, VolumeId,
@@ -21,7 +21,7 @@ use crate::worker::clients::ClientHandler;
 use crate::worker::listeners::Purpose;
 use crate::worker::owed::ExtentAsk;
 use crate::worker::peers::PeerHandler;
-use crate::worker::reads::{BlockRead, PeerAsk, ReadTarget};
+use crate::worker::reads::{BlockRead, PeerAsk, ReadTarget, Reader};
 use crate::worker::reconcile::{Pending, ReconcileHandler};
 use crate::worker::requests::Waiter;
 use crate::worker::rescue::RepairHandler;
@@ -65,7 +65,8 @@ impl Worker {
 
     /// A newer view of the cluster.
     pub fn view_changed(&mut self, view: Arc<ClusterView>) {
-        if self.reconciler.learn(view) {
+        if view.revision >= self.reconciler.view.revision {
+            self.reconciler.view = view;
             self.reconcile();
         }
     }
@@ -100,10 +101,10 @@ impl Worker {
 
     /// A record of a member became durable: created, destroyed, or a step of its resync.
     fn member_durable(&mut self, lane: u8, member: MemberId) {
-        match self.reconciler.durable(member) {
+        match self.reconciler.pending.remove(&member) {
             None => self.resync_handler().durable(member),
             Some(Pending::Destroying) => {
-                self.reconciler.destroyed(self.lanes.get(lane).place.disk, member);
+                self.reconciler.destroyed.push((self.lanes.get(lane).place.disk, member));
                 self.reports.due = true;
             }
             Some(Pending::Creating(record, peers)) => {
@@ -139,7 +140,7 @@ impl Worker {
                 }
                 VolumeOutput::Send { ticket, shard, to, term, origin, op } => {
                     if self.members.get(to.member).is_some() {
-                        let waiter = Waiter::Volume { volume, ticket };
+                        let waiter = Waiter::Volume((volume, ticket));
                         self.request(to.member, term, origin, op, waiter);
                     } else {
                         let (call, member) = (self.peers.next_call(), to.member);
@@ -183,7 +184,7 @@ impl Worker {
     ) {
         let req = self.members.requests.add(member, waiter);
         let through = match waiter {
-            Waiter::Volume { .. } => Some(self.config.pod),
+            Waiter::Volume(_) => Some(self.config.pod),
             Waiter::Peer { conn, .. } => self.peers.pod_of(conn),
         };
         if let (Some(runtime), Some(pod)) = (self.members.get_mut(member), through) {
@@ -226,16 +227,18 @@ impl Worker {
             Output::Append(append) => self.lanes.at(lane).append(append),
             Output::Apply(applied) => self.lanes.at(lane).apply(member, applied),
             Output::Read { req, range, status } => {
+                let reader = Reader::Request(req);
                 let target = match status {
                     true => ReadTarget::Status(req),
-                    false => ReadTarget::Read(BlockRead::new(member, range, req.0)),
+                    false => ReadTarget::Blocks(BlockRead { member, range, reader, mended: 0 }),
                 };
                 self.lanes.read(lane, member, range, target);
             }
             Output::ReadBase { ticket, block } => {
                 let range = BlockRange { first: block, count: 1 };
-                let read = BlockRead::new(member, range, ticket);
-                self.lanes.read(lane, member, range, ReadTarget::Base(read));
+                let reader = Reader::Base { ticket };
+                let read = BlockRead { member, range, reader, mended: 0 };
+                self.lanes.read(lane, member, range, ReadTarget::Blocks(read));
             }
             Output::Reply { req, result } => self.peer_handler().answer(req, result),
             Output::Barrier { .. } => {
@@ -262,7 +265,15 @@ impl Worker {
         let (volume, shard) = (runtime.volume, runtime.shard);
         let Role { term, leader, serving } = role;
         tracing::info!(%member, %shard, term, ?leader, serving, "role");
-        self.routers.role_changed(self.now, (volume, shard), member, role, before.leader);
+        // A leader that does not serve yet would only refuse what the router sends.
+        let leader = leader.filter(|leader| *leader != member || serving);
+        if let Some(router) = self.routers.at(volume) {
+            // A leader that was replaced may be silent on a connection that still stands.
+            if let Some(old) = before.leader.filter(|old| leader.is_some_and(|new| new != *old)) {
+                router.link_down(self.now, old);
+            }
+            router.role(shard, leader, term);
+        }
         self.reports.due = true;
     }
 
@@ -282,7 +293,9 @@ impl Worker {
             }
             Event::MemberDurable { member } => self.member_durable(lane, member),
             Event::ResyncOvertaken { member } => self.resync_handler().overtaken(member),
-            Event::Rotten { member, extent } => self.repair_handler().for_writeback(member, extent),
+            Event::Rotten { member, extent } => {
+                self.repair_handler().rescue((member, extent), true, None);
+            }
             Event::Poisoned { reason } => self.lane_poisoned(lane, reason),
             Event::Read { read, result } => self.blocks_read(read, result),
             event => self.read_ended(event),
@@ -310,17 +323,17 @@ impl Worker {
             },
             Event::Extent { read, result } => match take(read) {
                 ReadTarget::PeerExtent(ask) => self.resync_handler().answer_extent(ask, result),
-                ReadTarget::Check(member, extent) => {
-                    self.repair_handler().checked(member, extent, result.map(|_| ()));
-                }
+                ReadTarget::Check(place) => self.repair_handler().checked(place, result.is_ok()),
                 target => panic!("an extent answers {target:?}"),
             },
             Event::Damaged { read, extent } => match take(read) {
                 ReadTarget::PeerExtent(ask) => {
                     self.resync_handler().answer_extent(ask, Err(BlockError::MediaFault));
-                    self.repair_handler().peer_read_damaged(ask.source, extent);
+                    self.repair_handler().peer_read_damaged((ask.source, extent));
                 }
-                target => self.repair_handler().read_damaged(target, extent),
+                ReadTarget::Check(place) => self.repair_handler().checked(place, false),
+                ReadTarget::Blocks(read) => self.repair_handler().read_damaged(read, extent),
+                target => panic!("{target:?} reads no blocks"),
             },
             Event::Installed { read, refused } => match take(read) {
                 ReadTarget::Installed(member) => {
@@ -333,22 +346,25 @@ impl Worker {
     }
 
     fn blocks_read(&mut self, read: ReadId, result: Result<ReadBlocks, BlockError>) {
-        match self.lanes.reads.take(read) {
-            ReadTarget::Read(BlockRead { id, .. }) => {
+        let ReadTarget::Blocks(BlockRead { member, reader, .. }) = self.lanes.reads.take(read)
+        else {
+            panic!("blocks answer something else")
+        };
+        match reader {
+            Reader::Request(req) => {
                 let reply = result.map(|blocks| ShardReply::Data {
                     segments: blocks.segments,
                     crcs: blocks.crcs,
                 });
-                self.peer_handler().answer(ReqId(id), reply);
+                self.peer_handler().answer(req, reply);
             }
-            ReadTarget::Base(BlockRead { member, id: ticket, .. }) => {
+            Reader::Base { ticket } => {
                 let result = result.map(|blocks| match blocks.segments.into_iter().next() {
                     Some(Segment::Data(block)) => Some(block),
                     Some(Segment::Zero(_)) | None => None,
                 });
                 self.members.input(self.now, member, Input::Base { ticket, result });
             }
-            target => panic!("blocks answer {target:?}"),
         }
     }
 

@@ -20,16 +20,13 @@ use crate::net::message::{CallId, PeerMessage};
 use crate::planted::{Mistake, planted};
 use crate::replica::message;
 use crate::replica::seam::ReqId;
-use crate::types::{
-    BlockError, EXTENT_BYTES, MemberId, Mono, PodId, ShardReply, Uuid, VolumeId, mix64,
-};
+use crate::types::{BlockError, EXTENT_BYTES, MemberId, Mono, PodId, Uuid, mix64};
 use crate::view::{ClusterView, MemberView};
-use crate::volume::Ticket;
 use crate::worker::WorkerConfig;
 use crate::worker::members::Members;
 use crate::worker::owed::{ExtentAsk, Owed};
-use crate::worker::requests::Waiter;
-use crate::worker::routers::Routers;
+use crate::worker::requests::{Answer, Asker, Waiter};
+use crate::worker::routers::{Forwarded, Routers};
 use crate::worker::stream::Stream;
 use crate::worker::token::{ConnId, Target};
 
@@ -359,7 +356,7 @@ impl PeerHandler<'_> {
     }
 
     /// Sends a router's request to the pod of a member.
-    pub fn forward(&mut self, asker: (VolumeId, Ticket), to: MemberView, request: PeerMessage) {
+    pub fn forward(&mut self, asker: Asker, to: MemberView, request: PeerMessage) {
         let PeerMessage::Request { call, .. } = request else { panic!("only requests are") };
         // The lane that the way begins at may be gone, and the catalog not know of it yet; whoever
         // is at the other end finds the member.
@@ -371,7 +368,8 @@ impl PeerHandler<'_> {
         });
         match sent {
             Some(conn) => {
-                self.routers.forwarded(call, conn, asker, to.member);
+                let forwarded = Forwarded { conn, asker, member: to.member };
+                self.routers.forwarded.insert(call, forwarded);
                 self.peers.mark(conn);
             }
             None => {
@@ -382,12 +380,12 @@ impl PeerHandler<'_> {
     }
 
     /// Answers a request once: a router here, or another pod.
-    pub fn answer(&mut self, req: ReqId, result: Result<ShardReply, BlockError>) {
+    pub fn answer(&mut self, req: ReqId, result: Answer) {
         let Some((member, waiter)) = self.members.requests.take(req) else { return };
         let term = self.members.role_of(member).term;
         match waiter {
-            Waiter::Volume { volume, ticket } => {
-                self.routers.answered(self.now, (volume, ticket), member, term, result);
+            Waiter::Volume(asker) => {
+                self.routers.answered(self.now, asker, member, term, result);
             }
             Waiter::Peer { conn, call, owed_bytes } => {
                 self.peers.answered(conn, owed_bytes);
@@ -553,7 +551,7 @@ mod tests {
     use super::*;
     use crate::limits::Budgets;
     use crate::replica::seam::ReadMode;
-    use crate::types::ShardId;
+    use crate::types::{ShardId, VolumeId};
     use crate::view::{DiskView, PodView, ShardView, VolumeView};
 
     /// A pod that has the disks that the view says, but for one.

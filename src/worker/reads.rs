@@ -11,10 +11,8 @@ use crate::worker::token::ConnId;
 /// What a read of the store is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadTarget {
-    Read(BlockRead),
+    Blocks(BlockRead),
     Status(ReqId),
-    /// The rest of a block that a client overwrites in part.
-    Base(BlockRead),
     /// A peer that resyncs from a member here.
     PeerManifest(PeerAsk),
     PeerExtent(PeerAsk),
@@ -22,7 +20,7 @@ pub enum ReadTarget {
     OwnManifest(MemberId),
     Installed(MemberId),
     /// Is an extent whole again?
-    Check(MemberId, Extent),
+    Check((MemberId, Extent)),
 }
 
 /// A question of another pod about a member here.
@@ -38,16 +36,19 @@ pub struct PeerAsk {
 pub struct BlockRead {
     pub member: MemberId,
     pub range: BlockRange,
-    /// The client's request, or the ticket of the member.
-    pub id: u64,
+    pub reader: Reader,
     /// How often a bad block was met so far.
     pub mended: u32,
 }
 
-impl BlockRead {
-    pub fn new(member: MemberId, range: BlockRange, id: u64) -> BlockRead {
-        BlockRead { member, range, id, mended: 0 }
-    }
+/// For what a member reads blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    Request(ReqId),
+    /// The rest of a block that a client overwrites in part.
+    Base {
+        ticket: u64,
+    },
 }
 
 /// The reads under way.

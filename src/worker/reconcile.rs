@@ -38,33 +38,14 @@ pub struct Reconciler {
     /// The newest view of the cluster.
     pub view: Arc<ClusterView>,
     /// Members that the store was asked to make or to forget.
-    pending: FxHashMap<MemberId, Pending>,
+    pub pending: FxHashMap<MemberId, Pending>,
     /// Members that are gone, for reports.
-    destroyed: Vec<(Uuid, MemberId)>,
+    pub destroyed: Vec<(Uuid, MemberId)>,
     /// Members that are something else than the catalog says.
     strangers: FxHashSet<MemberId>,
 }
 
 impl Reconciler {
-    /// Takes a view; false when it is older than the one that is known.
-    pub fn learn(&mut self, view: Arc<ClusterView>) -> bool {
-        let is_newer = view.revision >= self.view.revision;
-        if is_newer {
-            self.view = view;
-        }
-        is_newer
-    }
-
-    /// A record of a member became durable. Gives what that was waited for with.
-    pub fn durable(&mut self, member: MemberId) -> Option<Pending> {
-        self.pending.remove(&member)
-    }
-
-    /// A member is gone, durably.
-    pub fn destroyed(&mut self, disk: Uuid, member: MemberId) {
-        self.destroyed.push((disk, member));
-    }
-
     /// What this pod tells the catalog.
     pub fn report(&self, lanes: &Lanes, members: &Members, resyncs: &Resyncs) -> Vec<DiskReport> {
         let of = |lane| self.disk_report(lane, members, resyncs);

@@ -1,8 +1,5 @@
-//! When the catalog is told of this pod: when something has changed, and from time to time because
-//! of the space.
-//!
-//! [`Reports`] owns the moment. Calls: the receiver of reports. Told: by all whose news are part of
-//! one.
+//! When the catalog is told of this pod. [`Reports`] owns the moment. Calls: the receiver of
+//! reports. Told: by all whose news are part of one.
 
 use std::time::Duration;
 

@@ -4,15 +4,21 @@ use rustc_hash::FxHashMap;
 
 use crate::net::message::CallId;
 use crate::replica::seam::ReqId;
-use crate::types::{MemberId, VolumeId};
+use crate::types::{BlockError, MemberId, ShardReply, VolumeId};
 use crate::volume::Ticket;
 use crate::worker::token::ConnId;
+
+/// A request of a router of this worker.
+pub type Asker = (VolumeId, Ticket);
+
+/// What members answer.
+pub type Answer = Result<ShardReply, BlockError>;
 
 /// Where an answer goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiter {
     /// A router of this worker.
-    Volume { volume: VolumeId, ticket: Ticket },
+    Volume(Asker),
     /// A peer that forwarded the request over this connection, which was promised so many bytes.
     Peer { conn: ConnId, call: CallId, owed_bytes: usize },
 }

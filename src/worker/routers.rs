@@ -6,19 +6,18 @@
 use rustc_hash::FxHashMap;
 
 use crate::net::message::CallId;
-use crate::replica::seam::Role;
-use crate::types::{BlockError, MemberId, Mono, PodId, ShardId, ShardReply, VolumeId};
+use crate::types::{BlockError, MemberId, Mono, PodId, VolumeId};
 use crate::view::{ClusterView, VolumeView};
-use crate::volume::{SessionSource, Ticket, Volume, VolumeOutput};
+use crate::volume::{SessionSource, Volume, VolumeOutput};
 use crate::worker::WorkerConfig;
+use crate::worker::requests::{Answer, Asker};
 use crate::worker::token::ConnId;
 
 /// A request of a router here that another pod carries out.
 pub struct Forwarded {
-    conn: ConnId,
-    volume: VolumeId,
-    ticket: Ticket,
-    member: MemberId,
+    pub conn: ConnId,
+    pub asker: Asker,
+    pub member: MemberId,
 }
 
 /// See the module.
@@ -88,14 +87,10 @@ impl Routers {
 
     /// What the catalog says of a volume that is not being deleted.
     pub fn update_view(&mut self, view: &VolumeView) {
-        let new = || {
-            let router = Volume::new(view.clone(), self.own, self.sessions.clone());
-            router.with_bytes_max(self.bytes_max)
-        };
-        match self.all.get_mut(&view.volume) {
-            Some(router) => router.update_view(view),
-            None => drop(self.all.insert(view.volume, new())),
-        }
+        let new = || Volume::new(view.clone(), self.own, self.sessions.clone());
+        let new = || new().with_bytes_max(self.bytes_max);
+        let router = self.all.entry(view.volume);
+        router.and_modify(|router| router.update_view(view)).or_insert_with(new);
         self.at(view.volume);
     }
 
@@ -107,61 +102,19 @@ impl Routers {
         self.all.keys().copied().filter(gone).collect()
     }
 
-    /// A member of this pod has another role, after one with this leader.
-    pub fn role_changed(
-        &mut self,
-        now: Mono,
-        (volume, shard): (VolumeId, ShardId),
-        member: MemberId,
-        role: Role,
-        before: Option<MemberId>,
-    ) {
-        // A leader that does not serve yet would only refuse what the router sends.
-        let leader = role.leader.filter(|leader| *leader != member || role.serving);
-        let Some(router) = self.at(volume) else { return };
-        // A leader that was replaced may be silent on a connection that still stands.
-        if let Some(old) = before.filter(|old| leader.is_some_and(|new| new != *old)) {
-            router.link_down(now, old);
-        }
-        router.role(shard, leader, role.term);
-    }
-
     /// A member answers.
-    pub fn answered(
-        &mut self,
-        now: Mono,
-        (volume, ticket): (VolumeId, Ticket),
-        member: MemberId,
-        term: u64,
-        result: Result<ShardReply, BlockError>,
-    ) {
+    pub fn answered(&mut self, now: Mono, of: Asker, member: MemberId, term: u64, answer: Answer) {
+        let (volume, ticket) = of;
         if let Some(router) = self.at(volume) {
-            router.shard_result(now, ticket, member, term, result);
+            router.shard_result(now, ticket, member, term, answer);
         }
-    }
-
-    /// A request is on its way to another pod.
-    pub fn forwarded(
-        &mut self,
-        call: CallId,
-        conn: ConnId,
-        (volume, ticket): (VolumeId, Ticket),
-        member: MemberId,
-    ) {
-        self.forwarded.insert(call, Forwarded { conn, volume, ticket, member });
     }
 
     /// Another pod answers.
-    pub fn response(
-        &mut self,
-        now: Mono,
-        call: CallId,
-        term: u64,
-        result: Result<ShardReply, BlockError>,
-    ) {
-        let Some(forwarded) = self.forwarded.remove(&call) else { return };
-        let Forwarded { volume, ticket, member, .. } = forwarded;
-        self.answered(now, (volume, ticket), member, term, result);
+    pub fn response(&mut self, now: Mono, call: CallId, term: u64, answer: Answer) {
+        if let Some(Forwarded { asker, member, .. }) = self.forwarded.remove(&call) {
+            self.answered(now, asker, member, term, answer);
+        }
     }
 
     /// What a lost connection carried out is not known.
