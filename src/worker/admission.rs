@@ -43,32 +43,25 @@ impl Admission<'_> {
         if !op.is_write() || role.leader != Some(member) || takes_all {
             return None;
         }
-        let (ranges, payload_bytes) = ([op.range()], op.payload_bytes() as u64);
         let lane = &self.lanes.get(runtime.lane).lane;
-        let refused = refusal(lane.admit(member, payload_bytes, &ranges))
-            .or_else(|| self.refuse_without_space(runtime, member, payload_bytes, &ranges));
+        let refused = refusal(lane.admit(member, op.payload_bytes() as u64, &[op.range()]))
+            .or_else(|| self.lacks_space(runtime, member, op).then_some(BlockError::NoSpace));
         // What it has not applied yet may give space back.
         refused.map(|error| if role.serving { error } else { BlockError::Busy })
     }
 
     /// Rule R10: ENOSPC before proposing when a majority could not take what needs new space.
-    fn refuse_without_space(
-        &self,
-        runtime: &MemberRuntime,
-        member: MemberId,
-        payload_bytes: u64,
-        ranges: &[BlockRange],
-    ) -> Option<BlockError> {
+    fn lacks_space(&self, runtime: &MemberRuntime, member: MemberId, op: &ShardOp) -> bool {
         let lane = &self.lanes.get(runtime.lane).lane;
-        if payload_bytes == 0 || !lane.allocates(member, ranges) {
-            return None;
+        if op.payload_bytes() == 0 || !lane.allocates(member, &[op.range()]) {
+            return false;
         }
         let has_space = |peer: &&MemberView| {
             self.peers.free_bytes(peer.disk).is_none_or(|free| free > PEER_SPACE_BYTES_MIN)
         };
         let able = 1 + runtime.peers.iter().filter(has_space).count();
         let voters = 1 + runtime.peers.len();
-        (able * 2 <= voters).then_some(BlockError::NoSpace)
+        able * 2 <= voters
     }
 
     /// A Raft message from a peer, with what of it the member may have: entries are taken only

@@ -141,7 +141,7 @@ impl Worker {
                 VolumeOutput::Send { ticket, shard, to, term, origin, op } => {
                     if self.members.get(to.member).is_some() {
                         let waiter = Waiter::Volume((volume, ticket));
-                        self.request(to.member, term, origin, op, waiter);
+                        self.request((None, to.member), term, origin, op, waiter);
                     } else {
                         let (call, member) = (self.peers.next_call(), to.member);
                         let request =
@@ -154,35 +154,23 @@ impl Worker {
         self.scratch.routes = outputs;
     }
 
-    /// A request that names its shard: a member of another one does not carry it out, whatever its
-    /// id (a catalog that was restored from an old copy gives ids again).
-    pub(super) fn request_for(
+    /// A client's operation for a member of this worker. The answer goes to `waiter`. Of a peer it
+    /// names its shard: a member of another one does not carry it out, whatever its id (a catalog
+    /// that was restored from an old copy gives ids again).
+    pub(super) fn request(
         &mut self,
-        shard: ShardId,
-        member: MemberId,
-        term: u64,
-        origin: Origin,
-        op: ShardOp,
-        waiter: Waiter,
-    ) {
-        if self.members.get(member).is_some_and(|runtime| runtime.shard != shard) {
-            let req = self.members.requests.add(member, waiter);
-            let refused = Err(BlockError::NotLeader { hint: None, term: 0 });
-            return self.peer_handler().answer(req, refused);
-        }
-        self.request(member, term, origin, op, waiter);
-    }
-
-    /// A client's operation for a member of this worker. The answer goes to `waiter`.
-    fn request(
-        &mut self,
-        member: MemberId,
+        (shard, member): (Option<ShardId>, MemberId),
         term: u64,
         origin: Origin,
         op: ShardOp,
         waiter: Waiter,
     ) {
         let req = self.members.requests.add(member, waiter);
+        let here = self.members.get(member).map(|runtime| runtime.shard);
+        if here.is_some_and(|here| shard.is_some_and(|shard| shard != here)) {
+            let refused = Err(BlockError::NotLeader { hint: None, term: 0 });
+            return self.peer_handler().answer(req, refused);
+        }
         let through = match waiter {
             Waiter::Volume(_) => Some(self.config.pod),
             Waiter::Peer { conn, .. } => self.peers.pod_of(conn),
@@ -432,7 +420,7 @@ impl Worker {
                     return self.peer_handler().send_on(conn, response);
                 }
                 let waiter = Waiter::Peer { conn, call, owed_bytes };
-                self.request_for(shard, to, term, origin, op, waiter);
+                self.request((Some(shard), to), term, origin, op, waiter);
             }
             PeerMessage::Response { call, term, result } => {
                 self.routers.response(self.now, call, term, result);

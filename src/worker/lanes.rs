@@ -65,17 +65,11 @@ impl Lanes {
         }
     }
 
-    /// Every lane is polled.
-    pub fn tick(&mut self) {
+    /// Lanes whose moment has come are polled, at a tick all of them.
+    pub fn wake(&mut self, now: Mono, is_tick: bool) {
         for lane in 0..self.all.len() as u8 {
-            self.at(lane);
-        }
-    }
-
-    /// Lanes whose moment has come are polled.
-    pub fn wake(&mut self, now: Mono) {
-        for lane in 0..self.all.len() as u8 {
-            if self.get(lane).lane.deadline().is_some_and(|deadline| deadline <= now) {
+            let deadline = self.get(lane).lane.deadline();
+            if is_tick || deadline.is_some_and(|deadline| deadline <= now) {
                 self.at(lane);
             }
         }

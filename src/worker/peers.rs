@@ -267,13 +267,13 @@ impl Peers {
         link: Link,
         socket: Option<SocketId>,
         pair: Option<Pair>,
-        heard: Mono,
+        at: Mono,
     ) -> ConnId {
         let stream = socket.map(|socket| Stream::new(socket, self.pool.clone()));
         let link = link.with_queue_bytes_max(self.link_bytes_max);
         let (dirty, owed) = (false, Owed::default());
         self.next_conn += 1;
-        self.conns.insert(self.next_conn, Conn { stream, link, pair, dirty, heard, owed });
+        self.conns.insert(self.next_conn, Conn { stream, link, pair, dirty, heard: at, owed });
         self.next_conn
     }
 

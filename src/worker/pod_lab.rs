@@ -338,7 +338,7 @@ impl Pod {
     pub fn request_for(&mut self, shard: ShardId, member: MemberId, op: ShardOp) {
         let origin = Origin { attachment_epoch: 0, front_end: PodId(2), session: 1 };
         let waiter = Waiter::Peer { conn: ConnId::MAX, call: CallId(1), owed_bytes: 0 };
-        self.worker.request_for(shard, member, 0, origin, op, waiter);
+        self.worker.request((Some(shard), member), 0, origin, op, waiter);
     }
 
     fn member(&self, member: MemberId) -> &MemberRuntime {

@@ -119,16 +119,10 @@ impl ReconcileHandler<'_> {
     }
 
     /// False for a member that is here and is not the one that the view means.
-    fn is_as_told(
-        &self,
-        volume: &VolumeView,
-        shard: &ShardView,
-        member: MemberId,
-        lane: u8,
-    ) -> bool {
-        let Some(here) = self.out.members.get(member) else { return true };
+    fn is_as_told(&self, volume: &VolumeView, shard: &ShardView, id: MemberId, lane: u8) -> bool {
+        let Some(here) = self.out.members.get(id) else { return true };
         let is = (here.volume, here.shard, here.lane, here.member.blocks());
-        !self.reconciler.strangers.contains(&member)
+        !self.reconciler.strangers.contains(&id)
             && is == (volume.volume, shard.shard, lane, blocks_of(volume, shard))
     }
 

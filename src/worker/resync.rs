@@ -552,14 +552,10 @@ impl ResyncHandler<'_> {
         self.reports.due = true;
     }
 
-    fn source_lane(&self, source: MemberId) -> Option<u8> {
-        self.resyncs.source_lane(self.out.members, source)
-    }
-
     /// A peer asks for a chunk of our list.
     pub fn manifest_asked(&mut self, ask: PeerAsk, from: Extent) {
         let PeerAsk { conn, call, source } = ask;
-        let Some(lane) = self.source_lane(source) else {
+        let Some(lane) = self.resyncs.source_lane(self.out.members, source) else {
             return self.out.send_on(conn, PeerMessage::Manifest { call, answer: None });
         };
         let keep_log = Input::KeepLog { anew: from == Extent(0) };
@@ -570,14 +566,15 @@ impl ResyncHandler<'_> {
 
     /// Our list was read. It goes out while this is still a source.
     pub fn answer_manifest(&mut self, ask: PeerAsk, list: (ManifestChunk, Bytes)) {
-        let (call, answer) = (ask.call, self.source_lane(ask.source).map(|_| list));
+        let is_source = self.resyncs.source_lane(self.out.members, ask.source).is_some();
+        let (call, answer) = (ask.call, is_source.then_some(list));
         self.out.send_on(ask.conn, PeerMessage::Manifest { call, answer });
     }
 
     /// A peer asks for an extent. The network may be slower than our disk: then it waits.
     pub fn extent_asked(&mut self, conn: ConnId, ask: ExtentAsk) {
         let ExtentAsk { call, source, extent, layer } = ask;
-        let Some(lane) = self.source_lane(source) else {
+        let Some(lane) = self.resyncs.source_lane(self.out.members, source) else {
             let result = Err(BlockError::NotLeader { hint: None, term: 0 });
             return self.out.send_on(conn, PeerMessage::Extent { call, result });
         };

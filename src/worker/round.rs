@@ -225,13 +225,14 @@ impl Worker {
             let Some(command) = self.inbox.receive() else { break };
             self.command(command);
         }
-        if self.now >= self.next_tick {
+        let is_tick = self.now >= self.next_tick;
+        if is_tick {
             self.tick();
         }
         if self.reports.due {
             self.reports.send(self.now, self.report());
         }
-        self.lanes.wake(self.now);
+        self.lanes.wake(self.now, is_tick);
         self.routers.wake(self.now);
         self.settle();
         self.submit();
@@ -287,7 +288,6 @@ impl Worker {
         self.client_handler().tick();
         self.peer_handler().tick();
         self.announce_space();
-        self.lanes.tick();
         self.reports.tick(now);
         if now >= self.next_trim {
             self.next_trim = now + TRIM_EVERY;
