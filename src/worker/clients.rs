@@ -55,7 +55,7 @@ pub struct Clients {
     next: ConnId,
     outputs: Vec<SessionOutput>,
     /// Requests for volumes that are gone.
-    orphans: Vec<(ConnId, SessionHandle)>,
+    abandoned: Vec<(ConnId, SessionHandle)>,
 }
 
 impl Clients {
@@ -182,7 +182,7 @@ impl ClientHandler<'_> {
     }
 
     fn session_outputs(&mut self, conn: ConnId) {
-        let Clients { clients, outputs, orphans, .. } = &mut *self.clients;
+        let Clients { clients, outputs, abandoned, .. } = &mut *self.clients;
         for output in outputs.drain(..) {
             let Some(client) = clients.get_mut(&conn) else { continue };
             match output {
@@ -195,7 +195,7 @@ impl ClientHandler<'_> {
                     let volume = client.session.export().expect("requests follow an export").volume;
                     match self.routers.at(volume) {
                         Some(router) => router.request(VolumeConn(u64::from(conn)), handle.0, op),
-                        None => orphans.push((conn, handle)),
+                        None => abandoned.push((conn, handle)),
                     }
                 }
             }
@@ -203,8 +203,8 @@ impl ClientHandler<'_> {
     }
 
     /// Answers requests for volumes that are gone.
-    fn answer_orphans(&mut self) {
-        while let Some((conn, handle)) = self.clients.orphans.pop() {
+    fn answer_abandoned(&mut self) {
+        while let Some((conn, handle)) = self.clients.abandoned.pop() {
             self.reply(conn, handle.0, Err(BlockError::NoSuchVolume));
         }
     }
@@ -242,7 +242,7 @@ impl ClientHandler<'_> {
 
     /// Starts sends and receives of every connection that changed.
     pub fn submit(&mut self) {
-        self.answer_orphans();
+        self.answer_abandoned();
         let mut ended = Vec::new();
         for conn in std::mem::take(&mut self.clients.dirty) {
             let Some(client) = self.clients.clients.get_mut(&conn) else { continue };

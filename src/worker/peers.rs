@@ -105,9 +105,7 @@ impl Peers {
 
     /// True when a data connection to the pod is up.
     pub fn is_up(&self, pod: PodId) -> bool {
-        self.wanted.iter().any(|((_, _, purpose), wanted)| {
-            wanted.up && wanted.pod == pod && *purpose == Purpose::Data
-        })
+        self.conn_to_pod(pod).is_some()
     }
 
     /// Which connections ought to exist: between lanes that share a shard, and from the first disk
@@ -203,7 +201,7 @@ impl Peers {
 
     fn conn_to(&self, member: MemberId, purpose: Purpose) -> Option<ConnId> {
         let (local, remote) = *self.routes.get(&member)?;
-        self.conn_of((local, remote, purpose))
+        self.wanted.get(&(local, remote, purpose)).filter(|wanted| wanted.up)?.conn
     }
 
     /// A data connection to a pod, whichever of its lanes and of ours it joins: the first, in an
@@ -215,10 +213,6 @@ impl Peers {
         let mut there: Vec<_> = self.wanted.iter().filter(leads_there).collect();
         there.sort_unstable_by_key(|((local, remote, _), _)| (*local, *remote));
         there.first()?.1.conn
-    }
-
-    fn conn_of(&self, pair: Pair) -> Option<ConnId> {
-        self.wanted.get(&pair).filter(|wanted| wanted.up)?.conn
     }
 
     /// Promises an answer with so much data on a connection, if there is room for it.
