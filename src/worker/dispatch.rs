@@ -48,8 +48,8 @@ impl Worker {
     pub(super) fn repair_handler(&mut self) -> RepairHandler<'_> {
         let Worker { now, driver, peers, routers, members, lanes, reports, .. } = self;
         let out = PeerHandler { now: *now, driver: driver.as_mut(), peers, routers, members };
-        let (rescues, resyncs) = (&mut self.rescues, &mut self.resyncs);
-        RepairHandler { rescues, resyncs, lanes, reports, out }
+        let resyncs = &mut self.resyncs;
+        RepairHandler { rescues: &mut self.rescues, resyncs, lanes, reports, out }
     }
 
     fn reconcile_handler(&mut self) -> ReconcileHandler<'_> {
