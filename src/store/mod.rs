@@ -42,6 +42,8 @@ pub mod wal;
 mod writeback;
 
 pub use fuzz::{fuzz_one, fuzz_seeds};
+#[cfg(feature = "bench-internals")]
+pub use overlay::{Content, Overlay, OverlayBlock, OverlayExtent};
 
 /// Why a lane cannot be opened.
 #[derive(Debug, thiserror::Error)]

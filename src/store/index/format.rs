@@ -122,7 +122,7 @@ pub(super) fn decode_short_key(bytes: &[u8]) -> Result<MemberId, IndexError> {
     Ok(member)
 }
 
-pub(super) fn encode_extent(record: &ExtentRecord) -> Vec<u8> {
+pub fn encode_extent(record: &ExtentRecord) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(25 + 4 * record.present.count_ones() as usize);
     bytes.push(VERSION);
     bytes.extend(record.slot.0.to_le_bytes());
@@ -138,7 +138,7 @@ pub(super) fn encode_extent(record: &ExtentRecord) -> Vec<u8> {
     bytes
 }
 
-pub(super) fn decode_extent(bytes: &[u8]) -> Result<ExtentRecord, IndexError> {
+pub fn decode_extent(bytes: &[u8]) -> Result<ExtentRecord, IndexError> {
     let mut reader = Reader(bytes);
     reader.version()?;
     let mut record = ExtentRecord {

@@ -14,6 +14,8 @@ pub mod rocks_threads;
 mod store_test;
 
 pub use error::IndexError;
+#[cfg(feature = "bench-internals")]
+pub use format::{decode_extent, encode_extent};
 pub use fuzz::{fuzz_one, fuzz_seeds};
 
 /// Storage of the index. Commits are atomic and become durable in order, with the next flush at
