@@ -24,8 +24,7 @@ use bytes::Bytes;
 use crate::planted::{Mistake, planted};
 
 use super::BatchSeq;
-use super::format::{self, Header, Summary, kinds};
-use super::recover::{LogPart, Lost, LostMembers};
+use super::format::{self, Batch, Header, Summary, kinds};
 use super::scan::Found;
 
 /// The result of the decision.
@@ -39,6 +38,28 @@ pub(super) struct Decision {
     pub mark: BatchSeq,
     /// Oldest sequence that the log may hold.
     pub start: BatchSeq,
+}
+
+/// A part of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogPart {
+    Batch(Batch),
+    Lost(Lost),
+}
+
+/// Lost batches: they were durable once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    pub first: BatchSeq,
+    pub last: BatchSeq,
+    pub members: LostMembers,
+}
+
+/// The members whose items were in a lost batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LostMembers {
+    Known(Vec<Summary>),
+    Any,
 }
 
 /// A batch, as its successor describes it.

@@ -9,13 +9,12 @@ use bytes::Bytes;
 use crate::planted::{Mistake, planted};
 
 use super::decide::{Decision, decide};
-use super::format::{self, Batch, Keys, Summary};
+pub use super::decide::{LogPart, Lost, LostMembers};
+use super::format::{self, Batch, Keys};
 use super::ring::IN_FLIGHT_MAX;
 use super::scan::scan;
+pub use super::scan::{ReadRing, RecoverError};
 use super::{BatchSeq, WalConfig, WalPosition};
-
-/// Reads bytes of the ring file (offset, length): exactly that many, or an error.
-pub type ReadRing<'a> = dyn FnMut(u64, usize) -> io::Result<Bytes> + 'a;
 
 /// The superblock's positions in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,50 +37,6 @@ pub struct Recovered {
     pub cut: Option<BatchSeq>,
     /// Pages that the device could not read; they count as damaged.
     pub unreadable_pages: u64,
-}
-
-/// A part of the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogPart {
-    Batch(Batch),
-    Lost(Lost),
-}
-
-/// Lost batches: they were durable once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lost {
-    pub first: BatchSeq,
-    pub last: BatchSeq,
-    pub members: LostMembers,
-}
-
-/// The members whose items were in a lost batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LostMembers {
-    Known(Vec<Summary>),
-    Any,
-}
-
-/// The reason why a log cannot be recovered at all.
-#[derive(Debug, thiserror::Error)]
-pub enum RecoverError {
-    #[error("could not read the log at byte {offset}")]
-    Read {
-        offset: u64,
-        #[source]
-        source: io::Error,
-    },
-    #[error(
-        "the log holds batches of format version {version}: start the newer program that wrote them"
-    )]
-    NewerVersion { version: u16 },
-    #[error("the log holds batch {seq} twice, which Holdfast never writes: do not use this disk")]
-    Twice { seq: u64 },
-    #[error(
-        "the log was written by open {found} of this disk, but the superblock counts only {ours}: \
-         the superblock is an old copy, or the disk was cloned; do not use this disk"
-    )]
-    NewerIncarnation { found: u64, ours: u64 },
 }
 
 impl WalConfig {
