@@ -24,9 +24,30 @@ use bytes::Bytes;
 use crate::planted::{Mistake, planted};
 
 use super::BatchSeq;
-use super::format::{self, Header, Summary, kinds};
-use super::recover::{LogPart, Lost, LostMembers};
+use super::format::{self, Batch, Header, Summary, kinds};
 use super::scan::Found;
+
+/// A piece of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogPart {
+    Batch(Batch),
+    Lost(Lost),
+}
+
+/// Batches that were durable once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    pub first: BatchSeq,
+    pub last: BatchSeq,
+    pub members: LostMembers,
+}
+
+/// Whose items were in a lost batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LostMembers {
+    Known(Vec<Summary>),
+    Any,
+}
 
 /// What was decided.
 pub(super) struct Decision {

@@ -9,13 +9,13 @@ use bytes::Bytes;
 use crate::planted::{Mistake, planted};
 
 use super::decide::{Decision, decide};
-use super::format::{self, Batch, Keys, Summary};
+use super::format::{self, Keys};
 use super::ring::IN_FLIGHT_MAX;
 use super::scan::scan;
 use super::{BatchSeq, WalConfig, WalPosition};
 
-/// Reads bytes of the ring file: offset and length in bytes. Exactly that much, or an error.
-pub type ReadRing<'a> = dyn FnMut(u64, usize) -> io::Result<Bytes> + 'a;
+pub use super::decide::{LogPart, Lost, LostMembers};
+pub use super::scan::{ReadRing, RecoverError};
 
 /// What the superblock says about the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,50 +38,6 @@ pub struct Recovered {
     pub cut: Option<BatchSeq>,
     /// Pages that the device could not read (taken for damaged).
     pub unreadable_pages: u64,
-}
-
-/// A piece of the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogPart {
-    Batch(Batch),
-    Lost(Lost),
-}
-
-/// Batches that were durable once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lost {
-    pub first: BatchSeq,
-    pub last: BatchSeq,
-    pub members: LostMembers,
-}
-
-/// Whose items were in a lost batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LostMembers {
-    Known(Vec<Summary>),
-    Any,
-}
-
-/// Why a log cannot be recovered at all.
-#[derive(Debug, thiserror::Error)]
-pub enum RecoverError {
-    #[error("could not read the log at byte {offset}")]
-    Read {
-        offset: u64,
-        #[source]
-        source: io::Error,
-    },
-    #[error(
-        "the log holds batches of format version {version}: start the newer program that wrote them"
-    )]
-    NewerVersion { version: u16 },
-    #[error("the log holds batch {seq} twice, which no open of this disk writes: do not use it")]
-    Twice { seq: u64 },
-    #[error(
-        "the log was written by opening {found} of this disk, the superblock knows of {ours} only: \
-         the superblock is an old copy, or the disk was cloned; do not use it"
-    )]
-    NewerIncarnation { found: u64, ours: u64 },
 }
 
 impl WalConfig {

@@ -8,11 +8,35 @@ use bytes::Bytes;
 use crate::types::BLOCK_BYTES;
 
 use super::format::{self, Batch, FormatError, FoundEntry, FoundItem, Keys};
-use super::recover::{ReadRing, RecoverError};
 use super::{BatchSeq, WalConfig};
+
+/// Reads bytes of the ring file: offset and length in bytes. Exactly that much, or an error.
+pub type ReadRing<'a> = dyn FnMut(u64, usize) -> io::Result<Bytes> + 'a;
 
 /// Bytes that are read at a time: what the pool keeps buffers for.
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// Why a log cannot be recovered at all.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    #[error("could not read the log at byte {offset}")]
+    Read {
+        offset: u64,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "the log holds batches of format version {version}: start the newer program that wrote them"
+    )]
+    NewerVersion { version: u16 },
+    #[error("the log holds batch {seq} twice, which no open of this disk writes: do not use it")]
+    Twice { seq: u64 },
+    #[error(
+        "the log was written by opening {found} of this disk, the superblock knows of {ours} only: \
+         the superblock is an old copy, or the disk was cloned; do not use it"
+    )]
+    NewerIncarnation { found: u64, ours: u64 },
+}
 
 /// A batch whose header pages are intact.
 #[derive(Clone, Debug)]
