@@ -1,11 +1,11 @@
-//! The vocabulary of the log: what a replica appends and applies, and what its store writes down.
-//! Both sides use these very types, so nothing is copied between them.
+//! The types of the log: appends and applied entries of a replica, as its store records them. Both
+//! sides use the same types, so nothing is copied between them.
 
 use bytes::Bytes;
 
 use crate::types::{BlockError, BlockRange, EXTENT_BYTES, Extent, MemberId};
 
-/// Term, vote and commit of a member. `vote` 0 is nobody.
+/// Term, vote and commit of a member. `vote` 0: no vote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HardState {
     pub term: u64,
@@ -16,8 +16,8 @@ pub struct HardState {
 /// One Raft entry. `payload` is whole blocks in aligned memory, or empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogEntry {
-    /// The lane alone sets this, when the payload went to slots instead of the log; `payload` is
-    /// then empty. `None` on the way from and to a replica.
+    /// Set by the lane only, when the payload went to slots (WAL bypass); `payload` is then empty.
+    /// Always `None` between lane and replica.
     pub redirect: Option<Box<Redirect>>,
     pub index: u64,
     pub term: u64,
@@ -27,7 +27,7 @@ pub struct LogEntry {
     pub payload: Bytes,
 }
 
-/// Where 64 KiB of a data file are: slot N is at byte N x 64 KiB.
+/// A 64 KiB slot of a data file: slot N starts at byte N x 64 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub u32);
 
@@ -38,8 +38,8 @@ impl Slot {
     }
 }
 
-/// Where the payload of an entry is that writes whole extents, one slot for each, in order
-/// (rule R6).
+/// The slots with the payload of a bypassed entry, which writes whole extents: one slot per extent,
+/// in order (rule `bypass-before-batch`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redirect {
     pub first: Extent,
@@ -60,32 +60,32 @@ pub struct RedirectedSlot {
     pub crcs: [u32; 16],
 }
 
-/// Says of an entry of an append that it writes whole extents and nothing else: the lane may
-/// write its payload to slots instead of the log.
+/// Marks an entry of an append that only writes whole extents. The lane may write its payload to
+/// slots instead of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WholeExtents {
     pub index: u64,
     pub first: Extent,
-    /// One per block.
+    /// One per block of the entry.
     pub crcs: Vec<u32>,
 }
 
-/// One atomic log write of a member. Nothing becomes durable when all of it is empty.
+/// One atomic log write of a member. An empty one makes nothing durable.
 #[derive(Debug, Default)]
 pub struct Append {
     pub member: MemberId,
-    /// Names the write in its confirmation. Grows by one per member.
+    /// Identifies the write in its confirmation. Grows by one per write of a member.
     pub number: u64,
     pub hard: Option<HardState>,
     pub reset: Option<Reset>,
-    /// Entries to append; an entry at or below the last index replaces it and drops all after.
+    /// Entries to append. An entry at or below the last index replaces it and drops all after it.
     pub entries: Vec<LogEntry>,
-    /// What is known of some of the entries, in their order.
+    /// Hints for some of the entries, in order.
     pub whole_extents: Vec<WholeExtents>,
 }
 
-/// A log replaced by a Raft snapshot: it now starts behind this point, and everything that was in
-/// it is dropped. The store already holds everything up to the point, durably.
+/// Replaces a log by a Raft snapshot. The log is emptied and starts behind this point. The store
+/// already holds all entries up to the point, durably.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reset {
     pub index: u64,
@@ -93,26 +93,25 @@ pub struct Reset {
     pub meta: Bytes,
 }
 
-/// A committed entry on its way into the store. The entry itself, with its payload, was appended
-/// before.
+/// A committed entry for the store. The entry itself, with its payload, was appended before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     pub index: u64,
     pub term: u64,
-    /// `None`: nothing changes (no-op, configuration, refused by R15).
+    /// `None`: no change (no-op, configuration, refused by rule `session-checked-at-apply`).
     pub change: Option<Change>,
-    /// The whole new metadata when this entry changed it.
+    /// The complete new metadata, if this entry changed it.
     pub meta: Option<Bytes>,
     /// For the catalog's group, which has no store: the opaque command.
     pub command: Option<Bytes>,
-    /// For the client, not for the store: why rule R15 refused the entry, which changes nothing.
+    /// For the client only: why rule `session-checked-at-apply` refused the entry.
     pub refused: Option<BlockError>,
 }
 
 /// A physical change of whole blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// One checksum per block. `payload` is the entry's; empty: only in the log (replay).
+    /// One checksum per block. `payload` is empty in a replay, because the log has it.
     Write {
         range: BlockRange,
         crcs: Vec<u32>,

@@ -1,7 +1,7 @@
-//! Replays the corpora of what is read from disks, and pins these formats: the seeds that the code
-//! makes today must be the bytes that are kept in `tests/corpus`.
+//! Replays the corpora of the on-disk formats, and pins these formats: today's code must make
+//! exactly the seeds in `tests/corpus`.
 //!
-//! Fuzzers call these readers; what one finds is added to its folder.
+//! Fuzzers call the same readers; their findings are added to the folders.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,10 +9,10 @@ use std::path::PathBuf;
 /// One reader and its folder of the corpus.
 struct Reader {
     name: &'static str,
-    /// What the code makes for it.
+    /// Makes today's seeds.
     seeds: fn() -> Vec<(&'static str, Vec<u8>)>,
     read: fn(&[u8]),
-    /// What has one encoding only. JSON may get more fields.
+    /// True for formats with exactly one encoding. JSON may get more fields.
     is_pinned: bool,
 }
 

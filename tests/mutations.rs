@@ -1,6 +1,5 @@
-//! Everything that reads bytes from outside, against tens of thousands of damaged inputs: the
-//! corpora, mutated in a way that is the same in every run. Not guided by coverage (`fuzz/` is),
-//! but part of every test run.
+//! Feeds tens of thousands of damaged inputs to every reader of outside bytes: the corpora, mutated
+//! in the same way in every run. Not guided by coverage (`fuzz/` is), but part of every test run.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -11,7 +10,7 @@ use holdfast::types::mix64;
 const INPUTS: u64 = 20_000;
 const INPUT_BYTES_MAX: usize = 64 << 10;
 
-/// The same numbers for the same seed.
+/// A generator that draws the same numbers for the same seed.
 struct Numbers(u64);
 
 impl Numbers {
@@ -21,11 +20,11 @@ impl Numbers {
     }
 }
 
-/// Values that lie at the edges of something.
+/// Values at the edges of integer types and sizes.
 const EDGES: [u64; 10] =
     [0, 1, 0x7f, 0x80, 0xff, 0xffff, 0x7fff_ffff, 0xffff_ffff, 1 << 63, u64::MAX];
 
-/// One change: of bits, of numbers, of lengths, or a piece of another input.
+/// Applies one mutation: of bits, numbers or lengths, or a piece of another input.
 fn mutate(input: &mut Vec<u8>, others: &[Vec<u8>], numbers: &mut Numbers) {
     let at = numbers.below(input.len());
     let len = 1 + numbers.below(32);
@@ -59,8 +58,8 @@ fn mutate(input: &mut Vec<u8>, others: &[Vec<u8>], numbers: &mut Numbers) {
     input.truncate(INPUT_BYTES_MAX);
 }
 
-/// Runs a reader over the seeds and over what becomes of them. An input that makes it panic is
-/// kept as a file, to be put into the corpus.
+/// Runs a reader over the seeds and their mutations. An input that causes a panic is kept as a
+/// file, for the corpus.
 fn survive(name: &str, seeds: &[Vec<u8>], read: fn(&[u8])) {
     assert!(!seeds.is_empty(), "there is something to start from");
     let mut changed = 0;
@@ -84,14 +83,14 @@ fn survive(name: &str, seeds: &[Vec<u8>], read: fn(&[u8])) {
 /// The files of a corpus.
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(name);
-    // A reader that was never broken has no corpus yet.
+    // A reader that never failed has no corpus yet.
     let entries = std::fs::read_dir(folder).into_iter().flatten();
     let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     files.sort();
     files.iter().map(|file| std::fs::read(file).unwrap()).collect()
 }
 
-/// The files of a corpus behind the seeds that the code makes.
+/// The seeds that the code makes, then the files of a corpus.
 fn corpus_and(seeds: Vec<(&'static str, Vec<u8>)>, name: &str) -> Vec<Vec<u8>> {
     seeds.into_iter().map(|(_, bytes)| bytes).chain(corpus(name)).collect()
 }

@@ -1,4 +1,4 @@
-//! Replays the fuzzer's corpus: what once broke the NBD session, or reaches deep into it.
+//! Replays the fuzzer's corpus: inputs that once broke the NBD session, or reach deep into it.
 
 #[test]
 fn the_nbd_session_survives_its_corpus() {

@@ -1,7 +1,7 @@
-//! Replays the corpus of the peer protocol, and pins the protocol's format: the seeds that the
-//! code makes today must be the bytes that are kept in `tests/corpus/peer`.
+//! Replays the corpus of the peer protocol, and pins its format: today's code must make exactly the
+//! seeds in `tests/corpus/peer`.
 //!
-//! A fuzzer calls `holdfast::net::fuzz_one`; what it finds is added to that folder.
+//! A fuzzer calls `holdfast::net::fuzz_one`; its findings are added to that folder.
 
 use std::fs;
 use std::path::PathBuf;

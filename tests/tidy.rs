@@ -1,6 +1,6 @@
-//! The rules of the code base that the compiler does not know: who may import whom, what a pure
-//! module must not use, how long files and lines may be. Every rule says what to do, and has a
-//! test that it fires.
+//! The rules of the code base that the compiler does not check: imports between parts, forbidden
+//! tokens in pure modules, length of files and lines. Every violation says what to do, and every
+//! rule has a test that it fires.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,12 +12,12 @@ const COLUMNS_MAX: usize = 100;
 /// Files of one folder that may have an `impl Name` of the same type.
 const IMPL_FILES_MAX: usize = 3;
 
-/// Vocabulary and small tools without logic of their own: everybody may import these.
+/// Vocabulary and small tools without logic of their own: any part may import these.
 const SHARED: &[&str] = &["types", "limits", "slab", "planted"];
 
-/// What each part of `src/` may import from the crate beside itself and [`SHARED`]. An entry
-/// `io::buffer` allows that module only. Parts that are not listed (`main`, `cli`, `control`,
-/// `worker`, `sim`) are bound by [`FORBIDDEN`] alone.
+/// The crate's parts that each part of `src/` may import, besides itself and [`SHARED`]. An entry
+/// `io::buffer` allows that module only. For unlisted parts (`main`, `cli`, `control`, `worker`,
+/// `sim`) only [`FORBIDDEN`] holds.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("limits", &[]),
@@ -34,7 +34,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("front", &["view", "volume", "io::buffer", "io::stream"]),
 ];
 
-/// Importer, imported: what the upper parts must not import either.
+/// Importer, imported: forbidden imports of the upper parts.
 const FORBIDDEN: &[(&str, &str)] = &[
     ("worker", "cli"),
     ("worker", "control"),
@@ -43,7 +43,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("control", "sim"),
 ];
 
-/// Tokens that bring the outside world into a pure module, and what to do instead.
+/// Tokens of clocks, I/O, threads and chance in a pure module, and what to do instead.
 const IMPURE: &[(&str, &str)] = &[
     ("async", "return outputs from `poll` instead"),
     ("tokio", "only control and cli have a runtime"),
@@ -78,14 +78,14 @@ impl fmt::Display for Violation {
     }
 }
 
-/// A source file, cut into what the rules look at.
+/// A source file, prepared for the rules.
 struct Source<'a> {
     /// Relative to the repository.
     path: &'a str,
     lines: Vec<&'a str>,
-    /// The lines without comments and without what stands in strings.
+    /// The lines without comments and without the content of strings.
     code: Vec<String>,
-    /// Index of the line where the tests begin; the number of lines when there are none.
+    /// Index of the line where the tests begin; the number of lines without tests.
     tests_from: usize,
 }
 
@@ -118,7 +118,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// `#[cfg(test)]` followed by a module that stands here.
+/// Index of the `#[cfg(test)]` of the first inline module.
 fn first_test_module(lines: &[&str]) -> Option<usize> {
     (0..lines.len()).find(|at| {
         lines[*at].trim() == "#[cfg(test)]"
@@ -130,7 +130,7 @@ fn first_test_module(lines: &[&str]) -> Option<usize> {
     })
 }
 
-/// A line without its comment, with empty strings.
+/// A line without its comment, and with empty strings.
 fn code_of(line: &str) -> String {
     let mut code = String::new();
     let mut chars = line.chars().peekable();
@@ -152,7 +152,7 @@ fn code_of(line: &str) -> String {
     code
 }
 
-/// True when `token` stands in `code` by itself and not as a part of a longer word.
+/// True when `token` is a whole word of `code`.
 fn has_token(code: &str, token: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     code.match_indices(token).any(|(at, _)| {
@@ -162,7 +162,7 @@ fn has_token(code: &str, token: &str) -> bool {
     })
 }
 
-/// Paths below `crate::` with the line they start on, `use crate::{a, b::c}` taken apart.
+/// Paths below `crate::` with their first line; `use crate::{a, b::c}` gives one per leaf.
 fn crate_paths<'a>(code: impl Iterator<Item = (usize, &'a str)>) -> Vec<(usize, String)> {
     let code: Vec<(usize, &str)> = code.collect();
     let mut paths = Vec::new();
@@ -185,7 +185,7 @@ fn path_at(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':').collect()
 }
 
-/// The items of a `{...}` group whose opening brace was taken off, at its own level only.
+/// The items of a `{...}` group without its opening brace, at its own level only.
 fn group_items(text: &str) -> Vec<String> {
     let (mut items, mut item, mut depth) = (Vec::new(), String::new(), 0);
     for c in text.chars() {
@@ -231,7 +231,7 @@ fn import_directions(source: &Source<'_>) -> Vec<Violation> {
         .collect()
 }
 
-/// What the simulator runs of the control plane.
+/// Pure modules of the control plane, which the simulator runs too.
 const PURE_CONTROL: &[&str] = &[
     "catalog_member.rs",
     "command.rs",
@@ -329,13 +329,13 @@ fn glob_imports(source: &Source<'_>) -> Vec<Violation> {
         .collect()
 }
 
-/// Names of variants that say nothing about what went wrong.
+/// Variant names that do not tell the error.
 const CATCH_ALL: &[&str] = &[
     "Error", "Other", "Generic", "Internal", "Message", "Custom", "Io", "Unknown", "Failed",
     "Failure", "Misc",
 ];
 
-/// Variants of error enums that hold nothing but text, under a name that says nothing.
+/// Variants of error enums with such a name that hold only text.
 fn stringly_errors(source: &Source<'_>) -> Vec<Violation> {
     let (mut found, mut inside) = (Vec::new(), false);
     for (line, code) in source.production() {
@@ -356,8 +356,7 @@ fn stringly_errors(source: &Source<'_>) -> Vec<Violation> {
     found
 }
 
-/// Circles of imports that are still there: a folder, and which of its files and folders are in
-/// them. No name is ever added.
+/// Known circles of imports: a folder, and the files and folders of it in the circle. Add no names.
 const CIRCLES: &[(&str, &[&str])] = &[(
     "src/worker",
     &[
@@ -376,19 +375,19 @@ const CIRCLES: &[(&str, &[&str])] = &[(
     ],
 )];
 
-/// What a file names of the crate.
+/// An import of a file from the crate.
 struct Import {
     line: usize,
     /// Below `crate`.
     path: String,
-    /// A `mod.rs` passes it on, and does not use it.
+    /// True when a `mod.rs` only re-exports it.
     is_reexport: bool,
 }
 
 /// The modules of the crate, by their paths below `crate`.
 struct Modules<'a> {
     files: BTreeMap<String, &'a str>,
-    /// What a `mod.rs` passes on: under which path, and where it is from.
+    /// Re-exports of each `mod.rs`: the path here, and the path of origin.
     reexports: BTreeMap<String, String>,
 }
 
@@ -406,7 +405,7 @@ impl<'a> Modules<'a> {
         modules
     }
 
-    /// What a file names outside its tests.
+    /// The imports of a file outside its tests.
     fn imports(&self, source: &Source<'_>) -> Vec<Import> {
         let code: Vec<(usize, &str)> = source.production().collect();
         let mut imports = Vec::new();
@@ -431,7 +430,7 @@ impl<'a> Modules<'a> {
         imports
     }
 
-    /// A path as it stands in a file, below `crate`; `None` when it leads out of the crate.
+    /// A path in a file as a path below `crate`; `None` when it leads out of the crate.
     fn absolute(&self, path: &str, file: &str) -> Option<String> {
         if let Some(path) = path.strip_prefix("crate::") {
             return Some(path.to_string());
@@ -490,7 +489,7 @@ fn leaves(tree: &str) -> Vec<String> {
     found
 }
 
-/// The folder in which two files part, and their names or those of their folders in it.
+/// The last common folder of two files, and the names in it that lead to each.
 fn parting<'a>(one: &'a str, other: &'a str) -> (&'a str, &'a str, &'a str) {
     let same = one.split_inclusive('/').zip(other.split_inclusive('/'));
     let len: usize = same.take_while(|(one, other)| one == other).map(|(one, _)| one.len()).sum();
@@ -498,7 +497,7 @@ fn parting<'a>(one: &'a str, other: &'a str) -> (&'a str, &'a str, &'a str) {
     (one[..len].trim_end_matches('/'), first(one), first(other))
 }
 
-/// Files and folders of one folder do not import each other in a circle, but for those `known`.
+/// Reports circles of imports among the files and folders of one folder, except `known` ones.
 fn circles(sources: &[Source<'_>], known: &[(&str, &[&str])]) -> Vec<Violation> {
     let modules = Modules::new(sources);
     let mut edges = Vec::new();
@@ -534,7 +533,7 @@ fn circles(sources: &[Source<'_>], known: &[(&str, &[&str])]) -> Vec<Violation> 
     found
 }
 
-/// Whether imports lead from one name of a folder to another.
+/// True when imports lead from one name of a folder to another.
 fn leads(graph: &BTreeSet<(&str, &str, &str)>, folder: &str, from: &str, to: &str) -> bool {
     let (mut seen, mut open) = (BTreeSet::from([from]), vec![from]);
     while let Some(name) = open.pop() {
@@ -560,8 +559,8 @@ fn inherent_impls(source: &Source<'_>) -> Vec<(String, usize)> {
     found
 }
 
-/// A type whose `impl` is in many files has no owner for any of its fields: it wants to be made of
-/// parts. Types are told apart by the first folder below `src/`.
+/// A type whose `impl` is in many files has no owner for its fields: split it into parts. Types are
+/// distinguished by the first folder below `src/`.
 fn scattered_impls(sources: &[(&str, &str)]) -> Vec<Violation> {
     let mut files: BTreeMap<(String, String), BTreeSet<&str>> = BTreeMap::new();
     for (path, text) in sources {
@@ -630,7 +629,7 @@ fn the_code_base_is_tidy() {
     assert!(found.is_empty(), "\n{}\n", report.join("\n"));
 }
 
-/// Each sample with the line and a word of what is to be said about it; 0: nothing.
+/// Each sample with the line and a word of the expected violation; 0: none.
 #[test]
 fn every_rule_fires() {
     let long_line = format!("// {}\n", "x".repeat(COLUMNS_MAX));
@@ -697,7 +696,7 @@ fn files_do_not_import_each_other_in_a_circle() {
     assert!(report.is_empty(), "\n{}\n", report.join("\n"));
 }
 
-/// Each sample with the places where something is to be said about it.
+/// Each sample with the places of the expected violations.
 #[test]
 fn circles_are_found() {
     type Sample = (&'static [(&'static str, &'static str)], &'static [(&'static str, usize)]);
@@ -721,12 +720,12 @@ fn circles_are_found() {
             ],
             &[("src/a/b.rs", 1), ("src/a/c.rs", 1), ("src/a/d.rs", 1)],
         ),
-        // A `mod.rs` with something of its own.
+        // A `mod.rs` with an item of its own.
         (
             &[("src/a/mod.rs", "use b::X;\nstruct Y;"), ("src/a/b.rs", "use crate::a::Y;")],
             &[("src/a/b.rs", 1), ("src/a/mod.rs", 1)],
         ),
-        // A folder is one of its neighbours.
+        // A folder counts as one of its neighbours.
         (
             &[
                 ("src/a/b/c.rs", "use crate::a::d::X;"),
@@ -735,7 +734,7 @@ fn circles_are_found() {
             ],
             &[("src/a/b/c.rs", 1), ("src/a/d.rs", 1)],
         ),
-        // Tests look where they like.
+        // Imports of tests do not count.
         (
             &[
                 ("src/a/b.rs", "#[cfg(test)]\nmod tests {\n    use crate::a::c::X;\n}"),

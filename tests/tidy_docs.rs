@@ -1,5 +1,5 @@
-//! What the documents say of the code is true of it: the rules that code and tests cite are in
-//! `docs/invariants.md`, and the functions that `ARCHITECTURE.md` walks through exist.
+//! Checks the documents against the code: `docs/invariants.md` has every rule that code and tests
+//! cite, and the functions in the walk of `ARCHITECTURE.md` exist.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -46,7 +46,7 @@ fn texts() -> Vec<(String, String)> {
     files.iter().map(text_of).collect()
 }
 
-/// What stands in backticks, in order.
+/// The texts in backticks, in order.
 fn quoted(line: &str) -> Vec<&str> {
     line.split('`').skip(1).step_by(2).collect()
 }
@@ -55,9 +55,9 @@ fn is_rule_name(text: &str) -> bool {
     text.contains('-') && text.chars().all(|c| c.is_ascii_lowercase() || c == '-')
 }
 
-/// The names that a text gives to rules it cites: in backticks, after the word "rule" or "rules",
-/// or at the start of a docstring with a colon behind it (planted mistakes). A list of names may go
-/// on in the next line.
+/// The rule names that a text cites: in backticks after the word "rule" or "rules", or at the start
+/// of a docstring and before a colon (planted mistakes). A list of names may continue in the next
+/// line.
 fn cited_rules(text: &str) -> Vec<(usize, String)> {
     let (mut cited, mut goes_on) = (Vec::new(), false);
     for (number, line) in (1..).zip(text.lines()) {
@@ -90,7 +90,7 @@ fn cited_rules(text: &str) -> Vec<(usize, String)> {
     cited
 }
 
-/// A number of an older list of rules, which nobody can look up here.
+/// True for a number of the old list of rules, which no longer exists.
 fn cites_a_number(line: &str) -> bool {
     line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| {
         let number = word.strip_prefix('R').unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Where the control plane meets what serves blocks on its pod.
+//! The interface between the control plane and the data path of a pod.
 
 use std::sync::Arc;
 
@@ -7,26 +7,26 @@ use tokio::sync::watch;
 use crate::control::command::NewDisk;
 use crate::view::{ClusterView, PodReport};
 
-/// What serves blocks on this pod, as the control plane sees it. Runs on threads of its own.
+/// The data path of this pod, as the control plane sees it. It has its own threads.
 pub trait DataPath: Send + Sync {
-    /// The disks it has opened.
+    /// The disks that it has opened.
     fn disks(&self) -> Vec<NewDisk>;
 
-    /// The cluster as of a newer revision. Whole; must not block for long.
+    /// Takes the whole cluster as of a newer revision. Must not block for long.
     fn set_view(&self, view: Arc<ClusterView>);
 
-    /// Ends it; returns when everything is at rest. Called once.
+    /// Stops it, and returns when all I/O has ended. Called once.
     fn stop(&self);
 }
 
-/// Takes the data path's reports. Never blocks; only the newest is kept.
+/// Takes the data path's reports without blocking. Only the newest is kept.
 #[derive(Clone)]
 pub struct ReportSink {
     pub(super) report: watch::Sender<Option<PodReport>>,
 }
 
 impl ReportSink {
-    /// Replaces the report before, whether it was sent or not. One that says the same wakes nobody.
+    /// Replaces the last report, even if it was not sent yet. An equal one wakes no task.
     pub fn send(&self, report: PodReport) {
         self.report.send_if_modified(|last| {
             let is_new = last.as_ref() != Some(&report);

@@ -1,4 +1,4 @@
-//! For tests: a data path that holds no data, and reports that everything went well.
+//! For tests: a data path that holds no data and reports success.
 
 use std::sync::{Arc, Mutex};
 
@@ -43,7 +43,7 @@ impl NullDataPath {
     }
 }
 
-/// The first member of every shard leads it.
+/// Reports the first member of every shard as its leader.
 fn members(view: &ClusterView, disk: Uuid) -> Vec<MemberReport> {
     let shards = view.volumes.iter().flat_map(|volume| &volume.shards);
     let members = shards.flat_map(|shard| {

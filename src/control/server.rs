@@ -1,4 +1,4 @@
-//! One pod's control plane: starts everything, and ends it.
+//! One pod's control plane: starts and stops all of its parts.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -36,7 +36,7 @@ use crate::view::ClusterView;
 /// Why the control plane did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("could not listen on {listen} for the API; stop what uses it, or change `api.listen`")]
+    #[error("could not listen on {listen} for the API; free the port, or change `api.listen`")]
     Listen {
         listen: SocketAddr,
         #[source]
@@ -48,7 +48,7 @@ pub enum StartError {
     Random(#[source] std::io::Error),
 }
 
-/// A part of the control plane ended by itself.
+/// Why a part of the control plane ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerFailure {
     #[error("the API server failed")]
@@ -62,7 +62,7 @@ pub enum ServerFailure {
     Catalog { reason: String },
 }
 
-/// How long what was interrupted may take to end.
+/// How long interrupted tasks may take to end.
 const UNLOCK_WITHIN: Duration = Duration::from_secs(5);
 const UNLOCK_LOOK: Duration = Duration::from_millis(5);
 
@@ -75,8 +75,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the API, this pod's part of the catalog, and what follows it. Waits for as long as
-    /// it takes to join a cluster when the pod does not belong to one yet.
+    /// Starts the API, this pod's member of the catalog, and the tasks around them. Waits until the
+    /// pod has joined a cluster, if it belongs to none yet.
     pub async fn start(config: &Config, mut directory: PodDirectory) -> Result<Server, StartError> {
         let listen = config.api.listen;
         let fail = |source| StartError::Listen { listen, source };
@@ -94,7 +94,7 @@ impl Server {
         let node = Arc::new(Node::new(identity, addresses, seeds, directory, run));
         load_view(&node);
         if let Err(error) = membership::resume(&node).await {
-            // The data path does not need it; the other members may do without this one.
+            // The data path and the other members of the catalog can do without this one.
             tracing::error!("this pod takes no part in the catalog: {}", chain(&error));
         }
         let (stop, stopped) = watch::channel(false);
@@ -117,12 +117,12 @@ impl Server {
         self.node.identity
     }
 
-    /// Where this pod's API answers.
+    /// The addresses of this pod's API, peers and NBD.
     pub fn addresses(&self) -> Addresses {
         self.node.addresses
     }
 
-    /// Where the data path's reports go.
+    /// Takes the data path's reports.
     pub fn report_sink(&self) -> ReportSink {
         ReportSink { report: self.node.report.clone() }
     }
@@ -132,19 +132,19 @@ impl Server {
         self.node.view.subscribe()
     }
 
-    /// How far this pod's member of the catalog has applied; 0: it has none.
+    /// The index that this pod's member of the catalog has applied; 0 without a member.
     pub fn catalog_applied(&self) -> u64 {
         let catalog = self.node.catalog();
         catalog.map_or(0, |catalog| catalog.published.borrow().applied_index)
     }
 
-    /// Registers the data path's disks and gives it every new view from now on.
+    /// Registers the data path's disks, and gives it the view and every later one.
     pub fn attach(&self, data_path: Arc<dyn DataPath>) {
         self.node.disks.send_replace(Some(data_path.disks()));
         self.spawn(tasks::hand_over_views(self.node.clone(), data_path));
     }
 
-    /// Returns when a part has failed that only another start of the pod brings back.
+    /// Returns when a part has failed that needs a restart of the pod.
     pub async fn failed(&self) -> ServerFailure {
         let mut lost = self.node.catalog_lost.subscribe();
         let lost = async {
@@ -174,7 +174,7 @@ impl Server {
         }
     }
 
-    /// Ends everything, in order; the catalog's log is closed and the directory unlocked when this
+    /// Stops everything in order. The catalog's log is closed and the directory unlocked when this
     /// returns.
     pub async fn stop(self) {
         self.stop.send_replace(true);
@@ -185,14 +185,14 @@ impl Server {
             api.abort();
         }
         membership::stop(&self.node).await;
-        // Tasks and requests that were interrupted let go of the node a moment later.
+        // Interrupted tasks and requests drop the node a moment later.
         let (node, deadline) = (Arc::downgrade(&self.node), Instant::now() + UNLOCK_WITHIN);
         drop(self);
         while node.strong_count() > 0 && Instant::now() < deadline {
             sleep(UNLOCK_LOOK).await;
         }
         if node.strong_count() > 0 {
-            tracing::warn!("stopped, but something still holds the directory of this pod");
+            tracing::warn!("stopped, but a task still holds the lock of this pod's directory");
         }
     }
 
@@ -220,13 +220,13 @@ async fn serve_api(
         .add_service(PodsServer::new(PodsService { node: node.clone() }))
         .add_service(VolumesServer::new(VolumesService { node }))
         .serve_with_incoming_shutdown(incoming, async move {
-            // An error means that the server is gone, which also ends this.
+            // An error means that the server is gone: stop as well.
             let _stopped = stopped.wait_for(|stopped| *stopped).await;
         })
         .await
 }
 
-/// The view as of the last run: what this pod served then it may serve now.
+/// Loads the view of the last run, by which this pod may serve at once.
 fn load_view(node: &Node) {
     let path: PathBuf = node.view_file();
     let Ok(bytes) = std::fs::read(&path) else {

@@ -30,11 +30,11 @@ const HARD: &[u8] = b"hard";
 const COMPACTED: &[u8] = b"compacted";
 const SNAPSHOT: &[u8] = b"snapshot";
 
-/// Whose log this is.
+/// The owner of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberRow {
     pub member: MemberId,
-    /// Revision of the catalog that first named this member: older lists do not know it.
+    /// Revision of the catalog that first named this member. Older lists do not contain it.
     pub since_revision: u64,
 }
 
@@ -43,13 +43,13 @@ pub struct MemberRow {
 pub struct Snapshot {
     pub index: u64,
     pub term: u64,
-    /// The group's configuration and so on, as [`crate::replica::meta`] writes it.
+    /// The group's configuration and other metadata, as encoded by [`crate::replica::meta`].
     pub meta: Bytes,
-    /// `None` for a member that has not got one yet.
+    /// `None` for a member that has not received a state yet.
     pub state: Option<State>,
 }
 
-/// Everything that a member starts from.
+/// Everything from which a member starts.
 #[derive(Debug)]
 pub struct Recovered {
     pub row: MemberRow,
@@ -69,32 +69,32 @@ pub enum StorageError {
     State(#[from] CodecError),
 }
 
-/// Where a member of the catalog keeps its log and its state. What was written is durable when a
-/// call returns, all of it or, after a crash before that, none.
+/// Storage for the log and the state of a member of the catalog. Every call is atomic, and durable
+/// when it returns.
 pub trait MemberStorage {
     type Error: std::error::Error + Send + Sync + 'static;
 
     /// Carries out one log write. `installed` is the state that comes with a reset.
     fn append(&mut self, append: &Append, installed: Option<&Snapshot>) -> Result<(), Self::Error>;
 
-    /// Replaces the snapshot, and forgets the entries up to `compacted` (index and term), which it
-    /// covers.
+    /// Replaces the snapshot, and deletes the entries up to `compacted` (index, term), which the
+    /// snapshot covers.
     fn checkpoint(&mut self, snapshot: &Snapshot, compacted: (u64, u64))
     -> Result<(), Self::Error>;
 }
 
-/// Used by one thread.
+/// The RocksDB of this pod's member. Used by one thread.
 pub struct Storage {
     db: DB,
 }
 
 impl Storage {
-    /// Opens the database, or makes an empty one.
+    /// Opens the database, or creates an empty one.
     pub fn open(path: &Path) -> Result<Storage, StorageError> {
         let mut options = Options::default();
         options.create_if_missing(true);
-        // A write that a crash cut short may be missing; anything else is an error, not a
-        // shorter log: this member has promised what was in it.
+        // A crash may cut the last write short. Any other damage is an error, not a shorter log:
+        // this member has promised what the log held.
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         options.set_keep_log_file_num(2);
         options.set_max_total_wal_size(16 << 20);
@@ -102,8 +102,7 @@ impl Storage {
         Ok(Storage { db: DB::open(&options, path)? })
     }
 
-    /// Makes this the log of a member that starts from `snapshot`, which is the point before its
-    /// first entry.
+    /// Initialises the log of a member. `snapshot` is the point before its first entry.
     pub fn create(&self, row: MemberRow, snapshot: &Snapshot) -> Result<(), StorageError> {
         let hard = HardState { term: snapshot.term, vote: 0, commit: snapshot.index };
         let mut batch = WriteBatch::default();
@@ -114,7 +113,7 @@ impl Storage {
         self.write(batch)
     }
 
-    /// What is there; `None` in an empty database.
+    /// Reads the log and the state; `None` in an empty database.
     pub fn recover(&self) -> Result<Option<Recovered>, StorageError> {
         let Some(row) = self.db.get(MEMBER)? else {
             return Ok(None);
@@ -181,7 +180,7 @@ impl MemberStorage for Storage {
             batch.delete_range(entry_key(first.index), entry_key(u64::MAX));
         }
         for entry in &append.entries {
-            let known = raft_entry(entry).expect("made of one of raft-rs");
+            let known = raft_entry(entry).expect("converted from a raft-rs entry before");
             batch.put(entry_key(entry.index), known.write_to_bytes()?);
         }
         match batch.is_empty() {
@@ -195,7 +194,7 @@ impl MemberStorage for Storage {
         snapshot: &Snapshot,
         compacted: (u64, u64),
     ) -> Result<(), StorageError> {
-        assert!(compacted.0 <= snapshot.index, "what is forgotten is in the snapshot");
+        assert!(compacted.0 <= snapshot.index, "the snapshot covers the deleted entries");
         let mut batch = WriteBatch::default();
         batch.put(SNAPSHOT, encode_snapshot(snapshot));
         batch.put(COMPACTED, encode_point(compacted.0, compacted.1));

@@ -1,23 +1,23 @@
-//! Reading and writing little-endian fields, with every length checked.
+//! Reads and writes little-endian fields. Checks every length.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::types::{Block, BlockRange, Extent, MemberId, Origin, PodId, Uuid};
 
-/// Why a message could not be understood.
+/// Why a message cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    #[error("a message of kind {0} is not known")]
+    #[error("message kind {0} is not known")]
     Kind(u8),
     #[error("a message ends too early")]
     Short,
-    #[error("a message goes on behind its end")]
+    #[error("a message has bytes after its end")]
     Long,
     #[error("{field} has the value {value}, which is not allowed")]
     Value { field: &'static str, value: u64 },
 }
 
-/// Takes fields off the front of a byte string.
+/// Takes fields from the front of a byte string.
 pub struct Fields {
     rest: Bytes,
 }
@@ -81,7 +81,7 @@ impl Fields {
         })
     }
 
-    /// A range of at least one block, whose end does not overflow.
+    /// A range of at least one block whose end does not overflow.
     pub fn range(&mut self) -> Result<BlockRange, DecodeError> {
         let range = BlockRange { first: Block(self.u32()?), count: self.u32()? };
         if range.count == 0 || range.first.0.checked_add(range.count).is_none() {
@@ -90,7 +90,7 @@ impl Fields {
         Ok(range)
     }
 
-    /// The next `len` bytes, sharing the memory of the whole.
+    /// The next `len` bytes. Shares the memory of the whole.
     pub fn bytes(&mut self, len: usize) -> Result<Bytes, DecodeError> {
         if len > self.rest.len() {
             return Err(DecodeError::Short);
@@ -98,14 +98,14 @@ impl Fields {
         Ok(self.rest.split_to(len))
     }
 
-    /// A byte string behind its length.
+    /// A byte string after its length.
     pub fn string(&mut self) -> Result<Bytes, DecodeError> {
         let len = self.u32()? as usize;
         self.bytes(len)
     }
 
-    /// The number of items that follow, of which each takes at least `item_bytes_min`: a number
-    /// that cannot be true is refused before memory is taken for it.
+    /// The number of following items, each of at least `item_bytes_min` bytes. Refuses an
+    /// impossible number before any allocation for it.
     pub fn count(&mut self, item_bytes_min: usize) -> Result<usize, DecodeError> {
         let count = self.u32()? as usize;
         match count.checked_mul(item_bytes_min) {
@@ -114,7 +114,7 @@ impl Fields {
         }
     }
 
-    /// A list of checksums behind its length.
+    /// A list of checksums after its length.
     pub fn crcs(&mut self) -> Result<Vec<u32>, DecodeError> {
         let count = self.count(4)?;
         (0..count).map(|_| self.u32()).collect()
@@ -124,7 +124,7 @@ impl Fields {
         self.rest.len()
     }
 
-    /// Everything must have been taken.
+    /// Checks that nothing is left.
     pub fn end(self) -> Result<(), DecodeError> {
         match self.rest.is_empty() {
             true => Ok(()),
@@ -133,7 +133,7 @@ impl Fields {
     }
 }
 
-/// A field has a value that is not allowed.
+/// The error for a field with an invalid value.
 pub fn value(field: &'static str, value: impl Into<u64>) -> DecodeError {
     DecodeError::Value { field, value: value.into() }
 }

@@ -1,5 +1,5 @@
-//! What a committed entry does: a pure function of the entry and the shard metadata. The same
-//! code runs in a live member and at recovery, so that both judge an entry alike (rule R15).
+//! Applies committed entries: a pure function of the entry and the shard metadata. A live member
+//! and recovery run the same code, so both decide alike (rule `session-checked-at-apply`).
 
 use std::collections::BTreeMap;
 
@@ -14,16 +14,16 @@ use crate::replica::command::{self, Command, CommandError};
 use crate::replica::meta::{Meta, SessionVerdict, changed_conf};
 use crate::types::{BLOCKS_PER_EXTENT, BlockError, BlockRange, EXTENT_BYTES, Origin};
 
-/// Applies committed entries, in order, to the metadata; their changes of blocks are returned.
+/// Applies committed entries to the metadata, in order, and returns their changes of blocks.
 #[derive(Clone, Debug)]
 pub struct Applier {
     pub meta: Meta,
-    /// Large entries that are appended and not applied yet, by index.
+    /// Decoded commands of large entries that are appended and not applied yet, by index.
     decoded: BTreeMap<u64, Result<(Origin, Command), CommandError>>,
 }
 
-/// Why a committed entry cannot be applied. The member is broken, or the entry was made by a
-/// newer version.
+/// Why a committed entry cannot be applied: the member is broken, or a newer version wrote the
+/// entry.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     #[error("entry {index} carries a command that cannot be decoded")]
@@ -45,13 +45,13 @@ pub enum ApplyError {
 }
 
 impl Applier {
-    /// `meta` is as of the index before the first entry to be applied.
+    /// `meta` is the metadata as of the index before the first entry that will be applied.
     pub fn new(meta: Meta) -> Applier {
         Applier { meta, decoded: BTreeMap::new() }
     }
 
-    /// What the store has to know of an entry that is appended now, if it writes whole extents and
-    /// nothing else. Its command is kept until the entry is applied or replaced.
+    /// The hint for the store about an entry that is being appended, if the entry only writes whole
+    /// extents. Its decoded command is kept until the entry is applied or replaced.
     pub fn whole_extents(&mut self, entry: &Entry) -> Option<WholeExtents> {
         while self.decoded.last_key_value().is_some_and(|(index, _)| *index >= entry.index) {
             self.decoded.pop_last();
@@ -60,7 +60,7 @@ impl Applier {
             return None;
         }
         let decoded = self.decoded.entry(entry.index);
-        // One that cannot be decoded is found when it is applied.
+        // A command that cannot be decoded is reported when it is applied.
         let Ok((_, Command::Write { range, crcs })) =
             decoded.or_insert_with(|| command::decode(&entry.context))
         else {
@@ -71,8 +71,8 @@ impl Applier {
         whole.then(|| WholeExtents { index, first, crcs: crcs.clone() })
     }
 
-    /// Applies the next entry. The payload of a write may be left out (replay of what is in the
-    /// log anyway); `Change::Write::payload` is then empty.
+    /// Applies the next entry. A replay may leave out the payload of a write, because the log has
+    /// it; `Change::Write::payload` is then empty.
     pub fn apply(&mut self, entry: &Entry) -> Result<Applied, ApplyError> {
         let mut applied = Applied { index: entry.index, term: entry.term, ..Applied::default() };
         if let Some(change) = conf_change_of(entry)? {
@@ -106,7 +106,7 @@ impl Applier {
         Ok(applied)
     }
 
-    /// The blocks are inside the shard and the payload is what the command says.
+    /// Checks that the blocks are inside the shard and that the payload fits the command.
     fn check_payload(&self, entry: &Entry, command: &Command) -> Result<(), ApplyError> {
         let index = entry.index;
         let bytes = entry.data.len();
@@ -128,7 +128,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Checks epoch and session (rule R15); true when they raised what is recorded.
+    /// Checks epoch and session (rule `session-checked-at-apply`). True: one of them was raised.
     fn admit(&mut self, origin: Origin) -> Result<bool, BlockError> {
         if planted(Mistake::SessionNotChecked) {
             return Ok(false);
@@ -154,7 +154,7 @@ impl Applier {
         Ok(raised)
     }
 
-    /// The new metadata, or `None` when the change does not fit: every member ignores it alike.
+    /// The new metadata, or `None` if the change does not fit. All members then ignore it alike.
     fn change_members(&mut self, change: &ConfChangeV2) -> Option<Bytes> {
         match changed_conf(&self.meta.conf, change) {
             Ok(conf) => {
@@ -169,7 +169,7 @@ impl Applier {
     }
 }
 
-/// The configuration change that an entry carries, if it is one.
+/// The configuration change in an entry, if the entry has one.
 pub fn conf_change_of(entry: &Entry) -> Result<Option<ConfChangeV2>, ApplyError> {
     let index = entry.index;
     let failed = |source| ApplyError::ConfChange { index, source };

@@ -1,11 +1,11 @@
-//! Entries and hard states of the log's vocabulary, to and from those of raft-rs. Payloads are
+//! Converts entries and HardStates between the types of `log` and those of raft-rs. Payloads are
 //! shared, not copied.
 
 use raft::eraftpb::{self, Entry, EntryType};
 
 use crate::log::{HardState, LogEntry};
 
-/// What is logged of an entry of raft-rs.
+/// The loggable form of a raft-rs entry.
 pub fn log_entry(entry: &Entry) -> LogEntry {
     let kind = match entry.entry_type {
         EntryType::EntryNormal => 0,
@@ -22,7 +22,7 @@ pub fn log_entry(entry: &Entry) -> LogEntry {
     }
 }
 
-/// The entry of which [`log_entry`] made this; `None` when its type is not known.
+/// The inverse of [`log_entry`]. `None` if the type of the entry is unknown.
 pub fn raft_entry(entry: &LogEntry) -> Option<Entry> {
     let entry_type = match entry.kind {
         0 => EntryType::EntryNormal,

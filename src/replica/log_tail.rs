@@ -1,5 +1,5 @@
-//! The part of a member's log that is in memory, as raft-rs's storage: everything above
-//! `applied`, and a bounded number of bytes below it for followers that are a little behind.
+//! The in-memory part of a member's log, as raft-rs's storage: all entries above `applied`, and a
+//! bounded number of bytes below it for followers that lag a little.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -10,7 +10,7 @@ use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 use crate::log::{HardState, LogEntry};
 use crate::replica::entry::raft_entry;
 
-/// Counted for an entry besides its payload and context.
+/// Charged for an entry in addition to its payload and context.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
 
 /// Entries `compacted + 1 ..= last`, contiguous.
@@ -23,20 +23,20 @@ pub struct LogTail {
     applied_index: u64,
     /// Bytes of the entries up to `applied_index`.
     applied_bytes: usize,
-    /// Followers that raft-rs wanted a snapshot for, until taken.
+    /// Followers for which raft-rs wanted a snapshot, since the last `take_wanted`.
     wanted: RefCell<Vec<u64>>,
 }
 
-/// What is not dropped although it is applied.
+/// Applied entries that compaction keeps for a follower.
 #[derive(Debug, Clone, Copy)]
 pub struct Kept {
-    /// Entries after this index,
+    /// Keeps entries after this index,
     pub above: u64,
-    /// as long as all that is applied and here takes no more than this.
+    /// as long as all applied entries in memory take at most this many bytes.
     pub bytes_max: usize,
 }
 
-/// Why recovered entries are not a log.
+/// Why recovered entries do not form a log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
     #[error("entry {found} follows entry {before}")]
@@ -52,8 +52,8 @@ pub enum LogError {
 }
 
 impl LogTail {
-    /// A log as it was recovered. `hard.commit` is raised to `applied_index`: what is applied was
-    /// committed.
+    /// Builds the log from recovered parts. Raises `hard.commit` to `applied_index`, because
+    /// applied entries were committed.
     pub fn new(
         mut hard: HardState,
         conf: ConfState,
@@ -62,8 +62,8 @@ impl LogTail {
         mut entries: Vec<LogEntry>,
     ) -> Result<LogTail, LogError> {
         if entries.first().is_some_and(|first| first.term < compacted.1) {
-            // Left over from before a resync that moved the starting point on: terms only grow
-            // within a log, so these never belonged to what is committed there.
+            // These entries precede a resync that moved the starting point forward. Terms only grow
+            // within a log, so they never belonged to the committed log.
             entries.clear();
         }
         let (mut before, mut term) = compacted;
@@ -79,7 +79,7 @@ impl LogTail {
             (before, term) = (entry.index, entry.term);
         }
         if hard.term < term {
-            // A resync brought entries of a later term than was ever heard of here.
+            // A resync brought entries of a later term than this member had heard of.
             (hard.term, hard.vote) = (term, 0);
         }
         hard.commit = hard.commit.max(applied_index);
@@ -112,12 +112,12 @@ impl LogTail {
         self.compacted_index + self.entries.len() as u64
     }
 
-    /// The index before the first entry that is still here.
+    /// The index before the first entry in memory.
     pub fn compacted(&self) -> u64 {
         self.compacted_index
     }
 
-    /// Appends entries, after dropping the suffix that they replace.
+    /// Appends entries. First drops the suffix that they replace.
     pub fn append(&mut self, entries: Vec<Entry>) {
         let Some(first) = entries.first() else {
             return;
@@ -129,7 +129,7 @@ impl LogTail {
         self.entries.extend(entries);
     }
 
-    /// The log is replaced by a snapshot: it is empty and starts behind `index`.
+    /// Replaces the log by a snapshot: it is empty and starts behind `index`.
     pub fn reset(&mut self, index: u64, term: u64, conf: ConfState) {
         assert!(index >= self.applied_index, "a snapshot never takes back what is applied");
         self.entries.clear();
@@ -140,7 +140,7 @@ impl LogTail {
         self.applied_bytes = 0;
     }
 
-    /// Everything up to `index` is applied.
+    /// Notes that all entries up to `index` are applied.
     pub fn applied_to(&mut self, index: u64) {
         assert!(index <= self.last(), "only what is in the log is applied");
         for at in self.applied_index + 1..=index {
@@ -149,8 +149,8 @@ impl LogTail {
         self.applied_index = self.applied_index.max(index);
     }
 
-    /// Drops the oldest applied entries until at most `keep_bytes` of them are left, or as many
-    /// as are kept for a follower.
+    /// Drops the oldest applied entries until at most `keep_bytes` of them are left. Stops earlier
+    /// at entries that are kept for a follower.
     pub fn compact_to(&mut self, keep_bytes: usize, kept: Option<Kept>) {
         while self.applied_bytes > keep_bytes && self.compacted_index < self.applied_index {
             let is_kept = |kept: Kept| {
@@ -166,7 +166,7 @@ impl LogTail {
         }
     }
 
-    /// Members that asked for more than this log has, since the last call.
+    /// Members that asked for entries below this log, since the last call.
     pub fn take_wanted(&mut self) -> Vec<u64> {
         std::mem::take(self.wanted.get_mut())
     }
@@ -177,7 +177,7 @@ impl LogTail {
     }
 }
 
-/// Memory that an entry is taken to use.
+/// Memory charged for an entry.
 fn entry_bytes(entry: &Entry) -> usize {
     entry.data.len() + entry.context.len() + ENTRY_OVERHEAD_BYTES
 }
@@ -234,7 +234,7 @@ impl Storage for LogTail {
         Ok(self.last())
     }
 
-    /// Never available: data moves outside Raft. Who asked is noted.
+    /// Never available, because data moves outside Raft. Notes which member asked.
     fn snapshot(&self, _request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let mut wanted = self.wanted.borrow_mut();
         if !wanted.contains(&to) {

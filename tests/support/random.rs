@@ -1,4 +1,4 @@
-//! Chance that is the same for the same seed.
+//! Random numbers that depend on the seed only.
 
 use holdfast::types::mix64;
 
@@ -14,7 +14,7 @@ impl Random {
         mix64(self.0)
     }
 
-    /// A number below `limit`, which is not 0.
+    /// A number below `limit`, which must not be 0.
     pub fn below(&mut self, limit: usize) -> usize {
         (self.number() % limit as u64) as usize
     }

@@ -1,10 +1,10 @@
-//! What a session is told of the world, and what it asks of it.
+//! The messages between a session and its caller.
 
 use bytes::Bytes;
 
 use crate::types::{BlockOp, VolumeId};
 
-/// Names a request of one session until it is answered.
+/// Identifies a request of one session until its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionHandle(pub u64);
 
@@ -16,22 +16,22 @@ pub struct Export {
     pub read_only: bool,
 }
 
-/// What can be exported.
+/// The volumes that can be exported.
 pub trait Exports {
-    /// Every name.
+    /// All names.
     fn list(&self) -> Vec<String>;
-    /// "" is the only export, when there is exactly one.
+    /// Opens the export of this name. "" means the only export, if there is exactly one.
     fn open(&self, name: &str) -> Option<Export>;
 }
 
-/// What a session asks of the world.
+/// What a session wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionOutput {
-    /// Bytes for the client.
+    /// Send these bytes to the client.
     Send(Bytes),
     /// Execute this on the volume of the session's export.
     Request { handle: SessionHandle, op: BlockOp },
-    /// Close the connection when everything before was sent.
+    /// Close the connection after everything before is sent.
     Close { reason: CloseReason },
 }
 

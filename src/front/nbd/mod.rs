@@ -1,7 +1,7 @@
-//! NBD (Network Block Device), server side. See [`session`] for how it is driven.
+//! NBD (Network Block Device), server side. [`session`] explains how to drive it.
 //!
-//! Source: the NBD protocol specification, `doc/proto.md` of the reference implementation; its
-//! sections are cited by their headings.
+//! Source: the NBD protocol specification, `doc/proto.md` of the reference implementation. Comments
+//! cite its sections by their headings.
 
 pub mod error;
 mod fuzz;

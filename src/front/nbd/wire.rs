@@ -59,7 +59,7 @@ pub mod reply {
     pub const ERR_TOO_BIG: u32 = (1 << 31) | 9;
 }
 
-/// Information of INFO and GO.
+/// Kinds of information for INFO and GO.
 pub mod info {
     pub const EXPORT: u16 = 0;
     pub const NAME: u16 = 1;
@@ -111,9 +111,9 @@ pub mod chunk {
     pub const ERROR: u16 = (1 << 15) | 1;
 }
 
-/// States of `base:allocation`: a hole of ours always reads as zeroes.
+/// State of `base:allocation`: holes always read as zeroes.
 pub const STATE_HOLE_ZERO: u32 = 1 | 2;
-/// The one metadata context.
+/// The only metadata context.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// Its id in replies.
 pub const BASE_ALLOCATION_ID: u32 = 1;
@@ -127,7 +127,7 @@ pub const REQUEST_HEADER_BYTES: usize = 28;
 pub const GREETING_BYTES: usize = 18;
 pub const OPTION_REPLY_HEADER_BYTES: usize = 20;
 pub const SIMPLE_REPLY_BYTES: usize = 16;
-/// What an OFFSET_DATA chunk has beside the data, and the whole of an OFFSET_HOLE chunk.
+/// Bytes of an OFFSET_DATA chunk without its data, and of a whole OFFSET_HOLE chunk.
 pub const DATA_CHUNK_BYTES: usize = 28;
 pub const HOLE_CHUNK_BYTES: usize = 32;
 
@@ -140,7 +140,7 @@ pub struct OptionHeader {
 }
 
 impl OptionHeader {
-    /// `None` until all of it has arrived.
+    /// `None` until the whole head has arrived.
     pub fn decode(bytes: &[u8]) -> Option<OptionHeader> {
         let mut reader = Reader(bytes);
         Some(OptionHeader {
@@ -163,7 +163,7 @@ pub struct RequestHeader {
 }
 
 impl RequestHeader {
-    /// `None` until all of it has arrived.
+    /// `None` until the whole head has arrived.
     pub fn decode(bytes: &[u8]) -> Option<RequestHeader> {
         let mut reader = Reader(bytes);
         Some(RequestHeader {
@@ -187,7 +187,7 @@ pub struct OptionReplyHeader {
 }
 
 impl OptionReplyHeader {
-    /// `None` until all of it has arrived.
+    /// `None` until the whole head has arrived.
     pub fn decode(bytes: &[u8]) -> Option<OptionReplyHeader> {
         let mut reader = Reader(bytes);
         Some(OptionReplyHeader {
@@ -199,7 +199,7 @@ impl OptionReplyHeader {
     }
 }
 
-/// A simple reply, as a client reads it; data of a read that succeeded follows.
+/// A simple reply, as a client reads it. The data of a successful read follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SimpleReply {
     pub magic: u32,
@@ -208,14 +208,14 @@ pub struct SimpleReply {
 }
 
 impl SimpleReply {
-    /// `None` until all of it has arrived.
+    /// `None` until the whole head has arrived.
     pub fn decode(bytes: &[u8]) -> Option<SimpleReply> {
         let mut reader = Reader(bytes);
         Some(SimpleReply { magic: reader.u32()?, error: reader.u32()?, cookie: reader.u64()? })
     }
 }
 
-/// Takes big-endian numbers off a slice; `None` where it ends too early.
+/// Reads big-endian numbers from the front of a slice; `None` when it is too short.
 pub struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -237,7 +237,7 @@ impl<'a> Reader<'a> {
         self.bytes(8)?.try_into().ok().map(u64::from_be_bytes)
     }
 
-    /// A length of 32 bits and that many bytes of UTF-8, at most [`STRING_BYTES_MAX`].
+    /// Reads a length of 32 bits and that many bytes of UTF-8, at most [`STRING_BYTES_MAX`].
     pub fn string(&mut self) -> Option<&'a str> {
         let len = self.u32()? as usize;
         if len > STRING_BYTES_MAX {
@@ -247,14 +247,14 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The first words of the server.
+/// The server's greeting.
 pub fn put_greeting(out: &mut BytesMut) {
     out.put_u64(MAGIC);
     out.put_u64(OPTION_MAGIC);
     out.put_u16(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
 }
 
-/// A reply to an option, whole.
+/// A whole reply to an option.
 pub fn put_option_reply(out: &mut BytesMut, option: u32, kind: u32, data: &[u8]) {
     out.put_u64(OPTION_REPLY_MAGIC);
     out.put_u32(option);
@@ -272,14 +272,14 @@ pub fn put_export(out: &mut BytesMut, size_bytes: u64, flags: u16, zeroes: bool)
     }
 }
 
-/// A simple reply, or the head of one that carries data. 0: no error.
+/// A simple reply, or the head of one with data. `error` 0: success.
 pub fn put_simple_reply(out: &mut BytesMut, cookie: u64, error: u32) {
     out.put_u32(SIMPLE_REPLY_MAGIC);
     out.put_u32(error);
     out.put_u64(cookie);
 }
 
-/// The head of a chunk with `payload_bytes` behind it.
+/// The head of a chunk; `payload_bytes` follow it.
 pub fn put_chunk(out: &mut BytesMut, cookie: u64, kind: u16, done: bool, payload_bytes: usize) {
     out.put_u32(STRUCTURED_REPLY_MAGIC);
     out.put_u16(if done { chunk::FLAG_DONE } else { 0 });
@@ -288,14 +288,14 @@ pub fn put_chunk(out: &mut BytesMut, cookie: u64, kind: u16, done: bool, payload
     out.put_u32(u32::try_from(payload_bytes).expect("a request is at most 32 MiB"));
 }
 
-/// A whole chunk that says a request failed, the last one of its reply.
+/// A whole error chunk, which is the last chunk of its reply.
 pub fn put_error_chunk(out: &mut BytesMut, cookie: u64, error: Errno) {
     put_chunk(out, cookie, chunk::ERROR, true, 6);
     out.put_u32(error as u32);
     out.put_u16(0);
 }
 
-/// A client's option, whole.
+/// A whole option of a client.
 pub fn put_option(out: &mut Vec<u8>, option: u32, data: &[u8]) {
     out.put_u64(OPTION_MAGIC);
     out.put_u32(option);
@@ -303,7 +303,7 @@ pub fn put_option(out: &mut Vec<u8>, option: u32, data: &[u8]) {
     out.put_slice(data);
 }
 
-/// The data of GO and INFO: a name, and no requests for information.
+/// The data of GO and INFO: a name, without requests for information.
 pub fn export_query(name: &str) -> Vec<u8> {
     let mut data = Vec::with_capacity(name.len() + 6);
     data.put_u32(u32::try_from(name.len()).expect("names are short"));

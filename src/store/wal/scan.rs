@@ -10,13 +10,13 @@ use crate::types::BLOCK_BYTES;
 use super::format::{self, Batch, FormatError, FoundEntry, FoundItem, Keys};
 use super::{BatchSeq, WalConfig};
 
-/// Reads bytes of the ring file: offset and length in bytes. Exactly that much, or an error.
+/// Reads bytes of the ring file (offset, length): exactly that many, or an error.
 pub type ReadRing<'a> = dyn FnMut(u64, usize) -> io::Result<Bytes> + 'a;
 
 /// Bytes that are read at a time: what the pool keeps buffers for.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Why a log cannot be recovered at all.
+/// The reason why a log cannot be recovered at all.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     #[error("could not read the log at byte {offset}")]
@@ -29,11 +29,11 @@ pub enum RecoverError {
         "the log holds batches of format version {version}: start the newer program that wrote them"
     )]
     NewerVersion { version: u16 },
-    #[error("the log holds batch {seq} twice, which no open of this disk writes: do not use it")]
+    #[error("the log holds batch {seq} twice, which Holdfast never writes: do not use this disk")]
     Twice { seq: u64 },
     #[error(
-        "the log was written by opening {found} of this disk, the superblock knows of {ours} only: \
-         the superblock is an old copy, or the disk was cloned; do not use it"
+        "the log was written by open {found} of this disk, but the superblock counts only {ours}: \
+         the superblock is an old copy, or the disk was cloned; do not use this disk"
     )]
     NewerIncarnation { found: u64, ours: u64 },
 }
