@@ -13,7 +13,7 @@ const COLUMNS_MAX: usize = 100;
 const IMPL_FILES_MAX: usize = 3;
 
 /// Vocabulary and small tools without logic of their own: any part may import these.
-const SHARED: &[&str] = &["types", "limits", "slab", "planted"];
+const SHARED: &[&str] = &["types", "limits", "log", "slab", "planted"];
 
 /// The crate's parts that each part of `src/` may import, besides itself and [`SHARED`]. An entry
 /// `io::buffer` allows that module only. For unlisted parts (`main`, `cli`, `control`, `worker`,
@@ -21,6 +21,7 @@ const SHARED: &[&str] = &["types", "limits", "slab", "planted"];
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("limits", &[]),
+    ("log", &[]),
     ("slab", &[]),
     ("planted", &[]),
     ("view", &[]),
