@@ -372,23 +372,6 @@ const CIRCLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("src/store/wal", &["decide.rs", "recover.rs", "scan.rs"]),
-    (
-        "src/worker",
-        &[
-            "clients.rs",
-            "disks.rs",
-            "follow.rs",
-            "members.rs",
-            "peers.rs",
-            "reads.rs",
-            "reconcile.rs",
-            "requests.rs",
-            "rescue.rs",
-            "resync.rs",
-            "round.rs",
-            "start.rs",
-        ],
-    ),
 ];
 
 /// An import of a file from the crate.
