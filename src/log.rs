@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use crate::types::{BlockError, BlockRange, Extent, MemberId};
+use crate::types::{BlockError, BlockRange, EXTENT_BYTES, Extent, MemberId};
 
 /// Term, vote and commit of a member. `vote` 0: no vote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +30,13 @@ pub struct LogEntry {
 /// A 64 KiB slot of a data file: slot N starts at byte N x 64 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub u32);
+
+impl Slot {
+    /// Its first byte in the data file.
+    pub fn offset(self) -> u64 {
+        u64::from(self.0) * EXTENT_BYTES as u64
+    }
+}
 
 /// The slots with the payload of a bypassed entry, which writes whole extents: one slot per extent,
 /// in order (rule `bypass-before-batch`).

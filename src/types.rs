@@ -150,6 +150,12 @@ impl BlockRange {
         (self.first.0..self.end()).map(Block)
     }
 
+    /// Every extent that the range touches, in order.
+    pub fn extents(self) -> impl Iterator<Item = Extent> {
+        let last = Block(self.end().max(1) - 1).extent();
+        (self.first.extent().0..=last.0).map(Extent)
+    }
+
     /// Length in bytes.
     pub fn bytes(self) -> u64 {
         u64::from(self.count) * BLOCK_BYTES as u64
@@ -376,7 +382,7 @@ impl BlockError {
 }
 
 /// A part of the manifest of a member (the list of all its extents), as of `applied_index`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ManifestChunk {
     /// In order, one per existing extent.
     pub extents: Vec<ManifestEntry>,

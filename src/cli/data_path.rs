@@ -18,7 +18,7 @@ use crate::limits::Budgets;
 use crate::replica::seam::ReadMode;
 use crate::types::Uuid;
 use crate::view::ClusterView;
-use crate::worker::{self, DiskOptions, StartOptions};
+use crate::worker::{self, DiskOptions, StartOptions, WorkerConfig};
 
 /// What a pod remembers of its data path, in `data-path.json` of its directory.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
@@ -133,8 +133,23 @@ fn options(
     let mut nbd = vec![Address::Tcp(config.nbd.listen)];
     nbd.extend(config.nbd.socket.clone().map(Address::Unix));
     Ok(StartOptions {
-        cluster: identity.cluster,
-        pod: identity.pod,
+        worker: WorkerConfig {
+            cluster: identity.cluster,
+            pod: identity.pod,
+            seed: identity.pod.0,
+            log_tail_bytes: size(config.budgets.log_tail.0),
+            leaders_follow_clients: config.leaders_follow_clients,
+            reads: match config.reads {
+                ReadMethod::Lease => ReadMode::Lease,
+                ReadMethod::Quorum => ReadMode::Quorum,
+            },
+            budgets: Budgets {
+                connection_bytes: size(config.budgets.connection.0),
+                volume_bytes: size(config.budgets.volume.0),
+                shard_bytes: size(config.budgets.shard.0),
+                link_bytes: size(config.budgets.link.0),
+            },
+        },
         incarnation: number,
         driver: match config.io {
             IoMethod::Auto => DriverKind::Auto,
@@ -151,20 +166,8 @@ fn options(
         nbd,
         overlay_cache_bytes: size(config.budgets.overlay_cache.0),
         index_cache_bytes: size(config.budgets.index_cache.0),
-        leaders_follow_clients: config.leaders_follow_clients,
-        reads: match config.reads {
-            ReadMethod::Lease => ReadMode::Lease,
-            ReadMethod::Quorum => ReadMode::Quorum,
-        },
-        budgets: Budgets {
-            connection_bytes: size(config.budgets.connection.0),
-            volume_bytes: size(config.budgets.volume.0),
-            shard_bytes: size(config.budgets.shard.0),
-            link_bytes: size(config.budgets.link.0),
-        },
         hang_limit: (config.hang_limit_seconds > 0)
             .then(|| Duration::from_secs(config.hang_limit_seconds.into())),
-        log_tail_bytes: size(config.budgets.log_tail.0),
     })
 }
 

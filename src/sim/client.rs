@@ -1,12 +1,12 @@
-//! A client of the simulated cluster: speaks NBD to one pod over a simulated connection, keeps
-//! several requests under way, and tells the history what it saw.
+//! A client of the simulated cluster. It speaks NBD to one pod over a simulated connection, keeps
+//! several requests in flight, and tells the history its observations.
 //!
-//! Every client has one front end and stays with it; clients of different front ends write
-//! different blocks, and read all of them. That is what is promised without an attachment: a front
-//! end sends a write again whose outcome it does not know, and orders only what passes through it.
+//! Every client stays with one front end. Clients of different front ends write different blocks,
+//! and read all of them. More is not promised without attachments: a front end sends a write with
+//! an unknown outcome again, and orders only its own writes.
 //!
-//! Two registers per block, at byte 0 and at byte 2048, so that partial writes of one half and
-//! whole blocks meet (rule R5).
+//! Each block has two registers, at bytes 0 and 2048, so that partial writes of a half meet writes
+//! of whole blocks (rule `whole-blocks-in-log`).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,23 +25,23 @@ use crate::sim::shape::Load;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Mono};
 
 const HALF_BYTES: usize = BLOCK_BYTES / 2;
-/// What stands before the payload of a request.
+/// Bytes of a request before its payload.
 const HEAD_BYTES: usize = 28;
-/// A client that waits for something looks again after this long.
+/// A waiting client looks again after this time.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// ENOSPC, as the protocol has it.
+/// ENOSPC in the NBD protocol.
 const NO_SPACE: u32 = 28;
-/// EIO.
+/// EIO in the NBD protocol.
 const IO_ERROR: u32 = 5;
-/// Of so many requests one does not go to the hot blocks, or moves them.
+/// Of this many requests, one goes to other than the hot blocks, or moves them.
 const COLD_ONE_IN: u64 = 16;
 const HOT_MOVES_ONE_IN: u64 = 600;
-/// The hot blocks are this part of all.
+/// One in this many blocks is hot.
 const HOT_PART: u64 = 8;
 /// Blocks of the longest request.
 const BLOCKS_MAX: u64 = 5;
 
-/// What a completion ends; the number of the connection stands above it in the token.
+/// The kinds of completions, in the low bits of a token below the connection number.
 const CONNECT: u64 = 1;
 const RECEIVE: u64 = 2;
 const SEND: u64 = 3;
@@ -65,18 +65,18 @@ struct UnderWay {
     invoked: Mono,
 }
 
-/// What is asked for, for every register.
+/// The operation of a request, for every register.
 enum What {
     Read,
     Write(Vec<Value>),
-    /// The history's numbers.
+    /// The zeroing numbers of the history.
     Zero(Vec<usize>),
     Trim(Vec<usize>),
     Flush,
 }
 
 impl What {
-    /// The command of the protocol.
+    /// The NBD command.
     fn command(&self) -> u16 {
         match self {
             What::Read => 0,
@@ -88,47 +88,47 @@ impl What {
     }
 }
 
-/// What a client does next.
+/// The current plan of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
     Mixed,
-    /// Reads every register once, then is done.
+    /// Reads every register once, then ends.
     ReadAll {
         next_block: u64,
     },
     Done,
 }
 
-/// What a client uses, and how.
+/// The volume of a client, and the client's load.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// Name of the volume.
     pub export: String,
-    /// The history's number of its first register.
+    /// The history's number of the volume's first register.
     pub first_register: u64,
-    /// The blocks it writes; it reads all of them.
+    /// The blocks that the client writes; it reads all of them.
     pub region: Range<u64>,
     pub blocks: u64,
     pub blocks_per_shard: u64,
     pub load: Load,
-    /// The half of every block that it writes, when others write the other.
+    /// The half of every block that it writes, if other clients write the other half.
     pub half: Option<u64>,
-    /// Writes may be answered with ENOSPC.
+    /// Writes may end with ENOSPC.
     pub may_be_full: bool,
-    /// Anything may be answered with EIO.
+    /// Any request may end with EIO.
     pub may_be_lost: bool,
 }
 
-/// What all clients of a run share.
+/// State that all clients of a run share.
 #[derive(Default)]
 pub struct Shared {
     pub history: History,
-    /// The last value that was written.
+    /// The newest value.
     pub values: Value,
-    /// Requests that clients may still invent.
+    /// Requests that clients may still send.
     pub requests_left: Option<u64>,
     pub requests: u64,
-    /// Writes that were refused for want of space.
+    /// Writes that were refused for lack of space.
     pub full: u64,
 }
 
@@ -141,20 +141,20 @@ pub struct Client {
     state: State,
     socket: Option<SocketId>,
     connection: u64,
-    /// Where its connections ended at the pod, of those that the pod may not know of yet.
+    /// The pod's sockets of ended connections, while the pod may not know of the end.
     ended: Vec<SocketId>,
-    /// For the history: its writes so far took place before what it writes from now on.
+    /// The current line of the history: its writes take place in order.
     line: u64,
     sending: bool,
     out: Vec<Bytes>,
     requests: BTreeMap<u64, UnderWay>,
     next_cookie: u64,
-    /// It rests until then.
+    /// The client rests until then.
     rests_until: Mono,
-    /// Where its hot blocks begin.
+    /// The first hot block.
     hot: u64,
     pub plan: Plan,
-    /// NBD errors that nothing explains.
+    /// NBD errors without an explanation.
     pub errors: u64,
 }
 
@@ -181,7 +181,7 @@ impl Client {
         }
     }
 
-    /// Runs until nothing is left to do now. `address`: where to connect when it is not connected.
+    /// Runs until nothing is left to do now. `address`: the pod for new connections.
     pub fn run(&mut self, address: &Address, rng: &mut Rng, shared: &mut Shared) {
         let mut completions = Vec::new();
         loop {
@@ -215,21 +215,21 @@ impl Client {
         self.flush();
     }
 
-    /// Reads everything once from now on.
+    /// From now on, reads everything once.
     pub fn read_all(&mut self) {
         if self.plan != Plan::Done || self.target.blocks > 0 {
             self.plan = Plan::ReadAll { next_block: self.target.region.start };
         }
     }
 
-    /// Its volume is gone: it never asks for anything again.
+    /// The volume is gone: the client sends no more requests.
     pub fn retire(&mut self) {
         self.target.blocks = 0;
         self.plan = Plan::Done;
         self.hang_up();
     }
 
-    /// True when a reading plan has read everything.
+    /// True when a reading plan has ended.
     pub fn is_done(&self) -> bool {
         self.plan == Plan::Done && self.requests.is_empty()
     }
@@ -256,7 +256,7 @@ impl Client {
         }
     }
 
-    /// The connection is gone: what was under way stays open in the history.
+    /// The connection breaks: requests in flight stay open in the history.
     pub fn hang_up(&mut self) {
         if let Some(socket) = self.socket.take() {
             self.ended.extend(self.driver.peer_of(socket));
@@ -269,7 +269,7 @@ impl Client {
         self.sending = false;
         self.state = State::Idle;
         if let Plan::ReadAll { .. } = self.plan {
-            // What was asked for and not answered is asked for again, with everything else.
+            // Reads everything again, including the requests without an answer.
             self.read_all();
         }
     }
@@ -322,7 +322,7 @@ impl Client {
         }
     }
 
-    /// One simple reply; false when its payload has not arrived.
+    /// Takes one simple reply; false until its payload has arrived.
     fn reply(&mut self, shared: &mut Shared) -> bool {
         let mut head = &self.reader.peek()[..16];
         assert_eq!(head.get_u32(), 0x6744_6698, "a simple reply");
@@ -342,7 +342,7 @@ impl Client {
         true
     }
 
-    /// A request was answered; what was read stands behind the head of the reply.
+    /// A request has ended; the payload of a read follows the head of the reply.
     fn ended(&mut self, request: UnderWay, error: u32, now: Mono, shared: &mut Shared) {
         if error != 0 {
             let full = self.target.may_be_full && error == NO_SPACE;
@@ -417,7 +417,7 @@ impl Client {
         let (first, registers) = match rng.below(8) {
             // One half of a block.
             0 | 1 => (block * 2 + rng.below(2), 1),
-            // Whole extents, where there are any: written once, to slots of their own.
+            // Whole extents, if there are any: these use a WAL bypass.
             2 if !is_read
                 && let Some(whole) =
                     self.whole_extents(block, 1 + rng.below(load.large_extents)) =>
@@ -465,7 +465,7 @@ impl Client {
         let from = self.target.first_register + first;
         let zeroed = from..from + registers;
         let numbers = zeroed.map(|register| history.zeroing(register, now)).collect();
-        // What is not whole blocks may be left alone by a trim.
+        // A trim may leave partial blocks unchanged.
         let whole = first.is_multiple_of(2) && registers.is_multiple_of(2);
         let what = match whole && rng.one_in(2) {
             true => What::Trim(numbers),
@@ -474,8 +474,8 @@ impl Client {
         self.request(first, registers, what);
     }
 
-    /// No other client of the run has it. It goes on over a new connection, if the pod knows by
-    /// then that those before have ended.
+    /// A line that no other client of the run has. It continues over a new connection if the pod
+    /// knows that the earlier ones have ended.
     fn line_id(&mut self) -> u64 {
         let driver = &self.driver;
         if self.ended.drain(..).any(|socket| !driver.has_hung_up(socket)) {
@@ -484,7 +484,7 @@ impl Client {
         ((driver.host as u64) << 32) | self.line
     }
 
-    /// At most this many whole extents around or before a block that it may write.
+    /// Up to this many whole extents around or before a block, within the writable region.
     fn whole_extents(&self, block: u64, extents: u64) -> Option<Range<u64>> {
         let extent = u64::from(BLOCKS_PER_EXTENT);
         let Target { region, blocks_per_shard, .. } = &self.target;
@@ -524,7 +524,7 @@ impl Client {
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let connected = if matches!(self.state, State::Ready) { "" } else { "not " };
-        write!(f, "{connected}connected, {} requests under way", self.requests.len())?;
+        write!(f, "{connected}connected, {} requests in flight", self.requests.len())?;
         match self.requests.values().next() {
             None => Ok(()),
             Some(first) => write!(f, ", one of them of block {}", first.first / 2),

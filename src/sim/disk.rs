@@ -1,10 +1,9 @@
-//! A simulated disk: files of pages, an index, what a crash leaves of them, and what can be wrong
-//! with it.
+//! A simulated disk: files of pages, an index, the results of a crash, and the disk's faults.
 //!
-//! A write shows at once to reads when it ends; it is durable when it ended with `durable` or when
-//! a later sync ends. When power fails, every page of a write that is not durable survives, is
-//! lost, or is torn: some of its sectors are new and the others old. When a process is killed, what
-//! it wrote stays, and is not durable.
+//! Reads see a write as soon as it ends. The write is durable if it ended with `durable`, or when a
+//! later sync ends. When power fails, each page of other writes survives, is lost, or is torn: some
+//! sectors are new and the others old. When a process is killed, its writes stay, and are still not
+//! durable.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -24,30 +23,30 @@ const SECTOR_BYTES: usize = 512;
 
 type Page = Box<[u8]>;
 
-/// One disk, wherever it is plugged in.
+/// One disk, in whichever pod it is.
 #[derive(Default)]
 pub struct SimDisk {
     pub number: DiskNumber,
-    /// The pod that has it now.
+    /// The pod that has the disk now.
     pub host: Host,
     pub superblock: SimFile,
     pub wal: SimFile,
     pub data: SimFile,
     pub index: Rc<RefCell<MemoryIndex>>,
-    /// When the last job of the index that was asked for ends: one comes after the other.
+    /// The end of the newest index job. The jobs of a disk run one after the other.
     pub index_ends: Mono,
     pub sick: Sick,
     pub power: Power,
-    /// Operations that failed since a pod opened it.
+    /// Failed operations since a pod last opened the disk.
     pub failures: u64,
 }
 
-/// How long a pod that starts has power.
+/// How long the power stays on while a pod starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Power {
     #[default]
     Stays,
-    /// Until the write after so many.
+    /// Power fails after this many writes.
     FailsAfter(u64),
     HasFailed,
 }
@@ -61,9 +60,8 @@ impl SimDisk {
         }
     }
 
-    /// The pod that has it is gone, and with it all but a prefix of what was not flushed in the
-    /// index, which has no log. When power fails, of the files some survives of what was not
-    /// durable.
+    /// The pod dies. The index has no log: only a prefix of its unflushed commits survives. When
+    /// power fails, only some of the files' pages that are not durable survive.
     pub fn crash(&mut self, loss: Loss, rng: &mut Rng) {
         if loss == Loss::Power {
             FILES.iter().for_each(|name| self.file(*name).crash(rng));
@@ -74,7 +72,7 @@ impl SimDisk {
     }
 }
 
-/// What happens to a file of a disk.
+/// An event of a file.
 pub enum FileEvent<'a> {
     /// A pod hands a write to the disk.
     WriteBegins {
@@ -82,7 +80,7 @@ pub enum FileEvent<'a> {
         offset: u64,
         bufs: &'a [Bytes],
     },
-    /// A write has ended. `is_durable`: the pod is told that a crash keeps it.
+    /// A write has ended. `is_durable`: the pod is told that the write survives a crash.
     WriteEnds {
         token: Token,
         is_durable: bool,
@@ -90,9 +88,9 @@ pub enum FileEvent<'a> {
     SyncEnds,
 }
 
-/// Sees all that happens to disks, at the moment when it happens, and changes nothing of it.
+/// Sees every event of the disks at once, and changes nothing.
 pub trait DiskObserver {
-    /// `disk` is as the event has left it.
+    /// `disk` shows the state after the event.
     fn observe(&mut self, disk: &SimDisk, file: LaneFile, event: FileEvent<'_>);
 }
 
@@ -100,29 +98,29 @@ pub trait DiskObserver {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
     Power,
-    /// It is killed: what it wrote is there, and still not durable.
+    /// The process is killed: its writes stay, and are still not durable.
     Process,
 }
 
-/// Slots that were written more recently than this do not rot: what they are for may not be known
-/// durably yet. Of the log it is known exactly which part that is.
+/// Slots that were written within this time do not rot: the index may not yet refer to them
+/// durably. For the log, the checker knows the exact range.
 pub const FRESH_NS: u64 = 1_000_000_000;
 
 /// One file of a disk.
 #[derive(Default)]
 pub struct SimFile {
-    /// `None`: zeroes. Pages of their own, because a run ends with most of a file never written,
-    /// and what the allocator has kept from the run before is faster than new memory.
+    /// `None`: zeroes. Each page is its own allocation: most pages are never written, and the
+    /// allocator reuses memory of the last run faster than it maps new memory.
     durable: Vec<Option<Page>>,
-    /// Written, shown to reads, not durable.
+    /// Pages that reads see, and that are not durable.
     cached: BTreeMap<u64, Page>,
-    /// When every page was written last; 0 for never.
+    /// Time of the last write to each page; 0: never written.
     written: Vec<Mono>,
     pub bytes: u64,
 }
 
 impl SimFile {
-    /// Room for the page that ends here, in a file that may still grow.
+    /// Grows the file, if necessary, so that it has the page that ends at `end`.
     fn reach(&mut self, end: u64) {
         self.bytes = self.bytes.max(end);
         let pages = end.div_ceil(BLOCK_BYTES as u64) as usize;
@@ -143,7 +141,7 @@ impl SimFile {
         }
     }
 
-    /// What a crash would certainly leave, or write over.
+    /// Reads the durable content: without the pages that are only in the cache.
     pub fn read_durable(&self, offset: u64, into: &mut [u8]) {
         assert!(offset.is_multiple_of(BLOCK_BYTES as u64));
         let first = offset as usize / BLOCK_BYTES;
@@ -155,12 +153,12 @@ impl SimFile {
         }
     }
 
-    /// What this page shows now would survive a crash.
+    /// True if the page's present content would survive a crash.
     pub fn is_durable(&self, page: u64) -> bool {
         !self.cached.contains_key(&page)
     }
 
-    /// Writes `bufs` one after the other.
+    /// Writes `bufs` one after the other, from `offset` on.
     pub fn write_all(&mut self, now: Mono, mut offset: u64, bufs: &[Bytes], durable: bool) {
         for buf in bufs {
             self.write(now, offset, buf, durable);
@@ -194,8 +192,8 @@ impl SimFile {
         }
     }
 
-    /// Flips a bit of some page that was written before this moment; half of the time one that was
-    /// written later than most, which the log may still need.
+    /// Flips a bit of some page that was last written before `before`. Half of the time it is one
+    /// of the newest pages, which the log may still need.
     pub fn rot(&mut self, before: Mono, rng: &mut Rng, spared: &[Range<u64>]) {
         let is_old = |at: Mono| at != Mono(0) && at < before;
         let is_spared = |page: usize| {
@@ -217,8 +215,8 @@ impl SimFile {
         self.page_mut(page as u64)[byte] ^= 1 << rng.below(8);
     }
 
-    /// Of a write that was under way when power failed, `bytes` at `offset`: all, nothing, or
-    /// whatever of its pages and sectors.
+    /// Power fails during a write of `bytes` at `offset`: all of it survives, nothing, or any of
+    /// its pages and sectors.
     pub fn tear(&mut self, now: Mono, offset: u64, bytes: &[u8], rng: &mut Rng) {
         let survives = match rng.below(3) {
             0 => return,
@@ -234,8 +232,7 @@ impl SimFile {
         }
     }
 
-    /// Of a write that was under way when the pod was killed: its pages, or some, and none for
-    /// sure.
+    /// The pod is killed during a write: all its pages are written, some, or none. None is durable.
     pub fn leave(&mut self, now: Mono, offset: u64, bytes: &[u8], rng: &mut Rng) {
         let one_in = [1, 2, u64::MAX][rng.below(3) as usize];
         for (page, bytes) in (offset..).step_by(BLOCK_BYTES).zip(bytes.chunks(BLOCK_BYTES)) {
@@ -265,40 +262,40 @@ impl SimFile {
         }
     }
 
-    /// What is durable of a page, to be changed.
+    /// The durable content of a page, for changes.
     fn page_mut(&mut self, page: u64) -> &mut [u8] {
         let page = &mut self.durable[page as usize];
         page.get_or_insert_with(|| vec![0; BLOCK_BYTES].into())
     }
 }
 
-/// How much of a write is there after a crash.
+/// The part of a write that survives a crash.
 #[derive(Clone, Copy)]
 enum Survives {
     All,
     Some,
 }
 
-/// What is wrong with a disk.
+/// The present faults of a disk.
 #[derive(Default)]
 pub struct Sick {
     /// The next operation on this file fails.
     pub fails: Option<LaneFile>,
-    /// Until then every operation fails.
+    /// Every operation fails until this time.
     pub dead_until: Mono,
-    /// The next write of this file says that it was done, and was not.
+    /// The next write of this file reports success, and is lost.
     pub loses: Option<LaneFile>,
-    /// The next write of this file lands elsewhere in it.
+    /// The next write of this file goes to another place in it.
     pub misdirects: Option<LaneFile>,
-    /// The next read of this file comes from elsewhere in it.
+    /// The next read of this file returns another place in it.
     pub misreads: Option<LaneFile>,
-    /// Until then flushes of this file say that they were done, and were not.
+    /// Until this time flushes of this file report success, and do nothing.
     pub lies: Option<(LaneFile, Mono)>,
-    /// Until then every operation takes about a hundred times as long.
+    /// Until this time every operation takes about a hundred times as long.
     pub slow_until: Mono,
     /// The same for one file.
     pub slow_file: Option<(LaneFile, Mono)>,
-    /// Nothing ends before.
+    /// No operation ends before this time.
     pub stuck_until: Mono,
     /// The same for each file, in the order of [`FILES`].
     pub stuck_files_until: [Mono; 3],

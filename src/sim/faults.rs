@@ -1,9 +1,9 @@
-//! What goes wrong in a run: drawn from the seed before the run starts, so that a run can be
-//! repeated with some of it left out.
+//! The faults of a run. They are drawn from the seed before the run starts, so that a run can be
+//! repeated without some of them.
 //!
-//! The budget: what destroys data (rot, writes that are lost or land elsewhere, flushes that lie)
-//! happens to one disk only, the same in all of a run, so that everything has a copy that is whole,
-//! and every loss that is seen is a bug. [`Plan::Unbounded`] has no budget.
+//! The budget: faults that destroy data (rot, lost and misdirected writes, flushes that lie) hit
+//! only one disk of a run. Every block then has an intact copy, and every loss is a bug.
+//! [`Plan::Unbounded`] has no budget.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,57 +15,57 @@ use crate::store::seam::LaneFile;
 /// One fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The plug is pulled.
+    /// The host loses power.
     Crash(Host),
     CrashAll,
-    /// The process ends at once; the disks' caches keep what it wrote.
+    /// The process ends at once. The caches of its disks keep its writes.
     Kill(Host),
-    /// The process stands still.
+    /// The process is suspended.
     Stop(Host),
-    /// Nobody hears the host, and it hears nobody.
+    /// The host is cut off from all others, in both directions.
     Cut(Host),
-    /// Nothing gets from one host to another, everything the other way.
+    /// Nothing gets from the first host to the second. The other direction works.
     CutOneWay(Host, Host),
-    /// Connections of the host break, in the middle of what is being sent.
+    /// Connections of the host break in the middle of a transfer.
     Resets(Host),
     SlowLinks(Host),
-    /// Connections that stand take a bad path from one host to another: what is sent there comes
-    /// late, and nothing comes back. New ones are well: what was sent over them overtakes.
+    /// Present connections from the first host to the second take a bad path: data arrives late,
+    /// and nothing comes back. New connections are well, so later data overtakes.
     Lag(Host, Host),
     SlowDisk(DiskNumber),
     SlowFile(DiskNumber, LaneFile),
-    /// Nothing that the disk was asked for ends.
+    /// No operation of the disk ends.
     StuckDisk(DiskNumber),
     /// The same for one file.
     StuckFile(DiskNumber, LaneFile),
-    /// One operation of the disk fails.
+    /// The next operation on this file of the disk fails.
     Fails(DiskNumber, LaneFile),
-    /// Bits flip in so many pages of a file.
+    /// Bits flip in this many pages of a file.
     Rot(DiskNumber, LaneFile, u64),
     /// All operations of the disk fail.
     DeadDisk(DiskNumber),
-    /// A write says that it was done, and was not.
+    /// The next write reports success, and is lost.
     LosesWrite(DiskNumber, LaneFile),
-    /// A write lands in another place.
+    /// The next write goes to another place of the file.
     MisdirectsWrite(DiskNumber, LaneFile),
-    /// A read brings what is in another place.
+    /// The next read returns another place of the file.
     MisdirectsRead(DiskNumber, LaneFile),
-    /// Flushes say that they were done, and were not.
+    /// Flushes report success, and do nothing.
     LyingFlushes(DiskNumber, LaneFile),
-    /// A disk is pulled and plugged into this pod; both are without power meanwhile.
+    /// A disk is moved into this pod. Both pods are without power meanwhile.
     MoveDisk(DiskNumber, Host),
-    /// The clock of a pod stands still, and it is cut off from the others: a virtual machine that
-    /// is moved. No lease stands that.
+    /// The clock of a pod stops, and the pod is cut off from the others, like a virtual machine
+    /// that is migrated. No lease survives that.
     ClockStops(Host),
-    /// Not a fault: a volume is made, with a client of its own, and deleted when this ends.
+    /// Not a fault: a volume with its own client is created, and deleted at the end.
     Volume {
         number: u64,
         shards: u64,
         blocks_per_shard: u64,
     },
-    /// A client vanishes, and comes back at once.
+    /// A client disconnects, and reconnects at once.
     HangUp(usize),
-    /// As soon as this happens at some pod, power fails at the pod so many further on.
+    /// When this moment comes at some pod, power fails at the pod `further` numbers on.
     Ambush {
         moment: Moment,
         further: usize,
@@ -74,7 +74,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Shards may lose their leader, and need another.
+    /// Shards may lose their leader, and need another one.
     fn delays(&self) -> bool {
         matches!(
             self,
@@ -88,7 +88,7 @@ impl Fault {
         )
     }
 
-    /// A disk loses something that it has, by itself.
+    /// The disk itself loses data.
     pub fn destroys(&self) -> bool {
         matches!(
             self,
@@ -100,7 +100,7 @@ impl Fault {
     }
 }
 
-/// When, for how long, and what.
+/// A fault, its start (counted from when the main volume exists) and its duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Planned {
     pub at: Duration,
@@ -115,38 +115,38 @@ impl fmt::Display for Planned {
     }
 }
 
-/// Which faults there are.
+/// The kinds of faults in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// Those that the seed picks.
+    /// All kinds, as drawn from the seed.
     Mixed,
-    /// Bits flip in the slots of one pod, again and again, and nothing else happens.
+    /// Only bit flips in the slots of one disk, again and again.
     Rot,
-    /// Clocks that stop, again and again, and nothing else happens.
+    /// Only clocks that stop, again and again.
     Clocks,
-    /// Those that the seed picks, and any disk may lose what it has: nothing is sure to survive.
+    /// Like `Mixed`, but any disk may lose data: nothing is sure to survive.
     Unbounded,
 }
 
-/// What faults can happen to.
+/// The possible targets of faults.
 #[derive(Clone, Copy, Debug)]
 pub struct Targets {
     pub pods: usize,
     pub disks: usize,
-    /// The one that loses what it has.
+    /// The only disk that may lose data.
     pub bad_disk: DiskNumber,
     pub clients: usize,
 }
 
-/// Of how many kinds [`draw`] knows.
+/// The number of kinds that [`draw`] knows.
 const KINDS: u64 = 20;
 
-/// The faults of a run, in order.
+/// Draws the faults of a run, in order.
 pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
     let mut rng = Rng::new(seed ^ 0xfa17);
-    // Swarm testing: a run in which some kinds never happen gets further with the others.
+    // Swarm testing: runs without some kinds of faults get further with the others.
     let mut weights: Vec<u64> = (0..KINDS).map(|_| rng.below(3)).collect();
-    // Without these, little happens.
+    // Little happens without crashes and one-way cuts.
     weights[0] += 1;
     weights[4] += 1;
     let bad_disk = targets.bad_disk;
@@ -170,8 +170,8 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
         let lasts = Duration::from_millis(rng.between(10, 8_000));
         planned.extend(worse(plan, Planned { at, lasts, fault }, targets, &mut rng));
         match fault {
-            // A machine that does not come to rest: what is cut off at one start must not come
-            // back at the next.
+            // Power fails again and again: batches that one recovery cuts off must not come back at
+            // the next one.
             Fault::Crash(_) | Fault::CrashAll if rng.one_in(3) => {
                 for _ in 0..rng.between(2, 8) {
                     let lasts = Duration::from_millis(rng.between(1, 100));
@@ -190,8 +190,8 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
     planned
 }
 
-/// Of half of the runs. They are drawn for themselves: without them the others stay as they are.
-/// Sometimes power fails soon after: what the start found need not be durable.
+/// Kills, in half of the runs, with random numbers of their own: the other faults stay the same.
+/// Often power fails soon after, when the batches that the start found need not be durable.
 fn kills(seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
     let mut rng = Rng::new(seed ^ 0x4b11);
     let count = if rng.one_in(2) { rng.between(1, 6) } else { 0 };
@@ -210,7 +210,7 @@ fn kills(seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
     planned
 }
 
-/// Of half of the runs, in the same way.
+/// Ambushes, in half of the runs, also with random numbers of their own.
 fn ambushes(seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
     let mut rng = Rng::new(seed ^ 0xa3b5);
     let count = if rng.one_in(2) { rng.between(1, 6) } else { 0 };
@@ -225,15 +225,15 @@ fn ambushes(seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
     (0..count).map(one).collect()
 }
 
-/// What makes a fault worse, some of the time.
+/// Draws further faults that make this one worse, some of the time.
 fn worse(plan: Plan, planned: Planned, targets: Targets, rng: &mut Rng) -> Vec<Planned> {
     if plan == Plan::Clocks || plan == Plan::Rot {
         return Vec::new();
     }
     let mut more = if rng.one_in(2) { at_a_bad_moment(planned, targets, rng) } else { Vec::new() };
     if planned.fault.delays() && rng.one_in(2) {
-        // Clients do not wait for ever; what they had sent may not have been looked at when they
-        // are back.
+        // Clients give up and reconnect. The pod may not have looked at their earlier requests by
+        // then.
         for client in 0..targets.clients {
             let at = planned.at + Duration::from_millis(rng.between(200, 2_000));
             more.push(Planned { at, lasts: planned.lasts, fault: Fault::HangUp(client) });
@@ -242,7 +242,7 @@ fn worse(plan: Plan, planned: Planned, targets: Targets, rng: &mut Rng) -> Vec<P
     more
 }
 
-/// What makes it worse than it is by itself.
+/// Further faults at the worst moment for this one.
 fn at_a_bad_moment(planned: Planned, targets: Targets, rng: &mut Rng) -> Vec<Planned> {
     let Planned { at, lasts, fault } = planned;
     let ms = Duration::from_millis;
@@ -252,7 +252,7 @@ fn at_a_bad_moment(planned: Planned, targets: Targets, rng: &mut Rng) -> Vec<Pla
     let before = |lasts: Duration, fault| Planned { at: at.saturating_sub(lasts), lasts, fault };
     let crash = |at, host| Planned { at, lasts: short, fault: Fault::Crash(host) };
     match fault {
-        // Much of a log is under way when power fails.
+        // Many log writes are in flight when power fails.
         Fault::Crash(host) => {
             let disk = host * disks_per_pod + rng.below(disks_per_pod as u64) as usize;
             vec![before(soon, Fault::SlowFile(disk, LaneFile::Wal))]
@@ -261,25 +261,25 @@ fn at_a_bad_moment(planned: Planned, targets: Targets, rng: &mut Rng) -> Vec<Pla
             let disk = rng.below(disks as u64) as DiskNumber;
             vec![before(soon, Fault::SlowFile(disk, LaneFile::Wal))]
         }
-        // Who may vote for the one that hears no leader starts again and again.
+        // A voter for the host that hears no leader restarts again and again.
         Fault::CutOneWay(from, to) if pods > 2 && rng.one_in(2) => {
             let voter = (0..pods).find(|host| *host != from && *host != to);
             let times = (1..=6).map(|number| at + ms(900) * number);
             times.map(|at| crash(at, voter.expect("there are more"))).collect()
         }
-        // What others have done meanwhile has just arrived.
+        // The entries that the host missed have just arrived.
         Fault::Cut(host) | Fault::Stop(host) | Fault::CutOneWay(_, host) => {
             vec![crash(at + lasts + soon, host)]
         }
-        // What was destroyed is just gone.
+        // The volume has just been destroyed.
         Fault::Volume { .. } => {
             vec![crash(at + lasts + 2 * soon, rng.below(pods as u64) as Host)]
         }
-        // It is found while it matters.
+        // The next start finds the damage while it matters.
         Fault::Rot(disk, LaneFile::Wal, _) => {
             vec![crash(at + Duration::from_micros(short.as_millis() as u64), disk / disks_per_pod)]
         }
-        // The log is full by then, lets go of all at once, and cannot say so.
+        // The log is full by now and frees everything at once, but cannot write its superblock.
         Fault::StuckFile(_, LaneFile::Superblock) => {
             let again = Planned { at: at + lasts + soon / 300, lasts: 5 * soon, fault };
             vec![again]
@@ -310,7 +310,7 @@ fn draw_one(
         6 => Fault::SlowLinks(host),
         7 if rng.one_in(2) => Fault::SlowFile(disk, file),
         7 => Fault::SlowDisk(disk),
-        // What its log says is not known to be durable for as long: see `FRESH_NS`.
+        // No durable mark would cover the log for as long as that; see `FRESH_NS`.
         8 if disk != bad_disk => Fault::StuckDisk(disk),
         9 => Fault::Fails(disk, file),
         10 => Fault::Rot(bad_disk, LaneFile::Data, rng.between(1, 20)),
@@ -331,7 +331,7 @@ fn draw_one(
     }
 }
 
-/// A disk that loses what it has does so in any of its files.
+/// Moves a fault that loses data to any file of the disk.
 fn in_any_file(fault: Fault, rng: &mut Rng) -> Fault {
     let file = FILES[rng.below(3) as usize];
     match fault {
@@ -344,7 +344,7 @@ fn in_any_file(fault: Fault, rng: &mut Rng) -> Fault {
     }
 }
 
-/// An index, as often as its weight says.
+/// Draws an index, with the probabilities that the weights give.
 fn pick(weights: &[u64], rng: &mut Rng) -> usize {
     let mut left = rng.below(weights.iter().sum());
     for (at, weight) in weights.iter().enumerate() {

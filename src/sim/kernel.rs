@@ -1,5 +1,5 @@
-//! What stands below the workers: virtual time, disks that a crash tears, sockets that delay and
-//! break. One kernel serves every pod; [`SimDriver`] is a pod's window onto it.
+//! The simulated kernel below the workers: virtual time, disks that a crash tears, sockets that
+//! delay and break. One kernel serves every pod; [`SimDriver`] is the interface of one pod to it.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -28,30 +28,30 @@ use crate::types::{BLOCK_BYTES, Mono};
 #[derive(Default)]
 struct Pipe {
     arrived: VecDeque<Bytes>,
-    /// The receive that waits.
+    /// The pending receive.
     waiting: Option<(Token, RecvBufs)>,
-    /// The last moment at which something arrives: bytes stay in order.
+    /// Time of the newest arrival. Later bytes never arrive before it: bytes stay in order.
     last_arrival: Mono,
     ended: bool,
-    /// A bad path: everything comes so much later, or not at all.
+    /// A bad path: everything arrives this much later, or (`mute`) never.
     lag: Duration,
     mute: bool,
-    /// The other end is gone: of what is still on its way, only a part of the first piece arrives.
+    /// The other end crashed. Of the bytes still in flight, only a part of the first piece arrives.
     broken: bool,
 }
 
 struct Socket {
     host: Host,
-    /// The other end, and where it is.
+    /// The socket at the other end, and its host.
     peer: SocketId,
     peer_host: Host,
     inbound: Pipe,
     closed: bool,
 }
 
-/// What happens at a moment of virtual time.
+/// An event at a moment of virtual time.
 enum Event {
-    /// An operation of a host ends. Dropped when the host has crashed since.
+    /// An operation of a host ends. Ignored if the host has crashed since.
     Complete {
         host: Host,
         life: u64,
@@ -63,7 +63,7 @@ enum Event {
         token: Token,
         op: Op,
     },
-    /// As many bytes in all.
+    /// `count`: total bytes of `pieces`.
     Arrive {
         socket: SocketId,
         pieces: Vec<Bytes>,
@@ -72,19 +72,19 @@ enum Event {
     HangUp {
         socket: SocketId,
     },
-    /// Something the world scheduled.
+    /// An alarm that the world has set.
     World(u64),
 }
 
-/// What the world gets from the kernel.
+/// An event that the kernel hands to the world.
 pub enum Due {
-    /// This host has completions or its alarm rang.
+    /// The host has completions, or its alarm rang.
     Host(Host),
     World(u64),
 }
 
-/// When an event happens, its number (of one moment, the one that was scheduled first comes first)
-/// and its key in [`Kernel::events`].
+/// Time of an event, its number (events of one moment happen in the order of scheduling) and its
+/// key in [`Kernel::events`].
 type Queued = Reverse<(Mono, u64, u64)>;
 
 /// See the module.
@@ -100,40 +100,40 @@ pub struct Kernel {
     sockets: FxHashMap<SocketId, Socket>,
     listeners: BTreeMap<SocketId, (Host, Address, VecDeque<SocketId>, Option<Token>)>,
     hosts: Vec<HostState>,
-    /// When each host wants to be woken at the latest, and the number of that wish.
+    /// The latest wake-up time of each host, and the sequence number of that request.
     alarms: Vec<(Mono, u64)>,
-    /// From and to: what is sent there does not arrive.
+    /// (from, to): nothing that is sent this way arrives.
     pub cut: Vec<(Host, Host)>,
-    /// Until when connections of a host break, and its links are slow.
+    /// Until these times the host's connections break, and its links are slow.
     pub resets_until: BTreeMap<Host, Mono>,
     pub slow_until: BTreeMap<Host, Mono>,
     pub trace: Trace,
     observer: Rc<RefCell<dyn DiskObserver>>,
 }
 
-/// What there is of every host.
+/// The kernel's state of one host.
 #[derive(Default)]
 struct HostState {
-    /// Grows with every crash: what was started before ends nowhere.
+    /// Grows with every crash. Operations of an earlier life never complete.
     life: u64,
     clock: Clock,
     ready: Vec<Completion>,
-    /// Sends that have ended; the host hears of them with what else there is for it, or at the
-    /// latest at this moment.
+    /// Sends that have ended. The host gets them with its other completions, but no later than at
+    /// `hears_at`.
     sent: Vec<Completion>,
     hears_at: Mono,
 }
 
-/// A host that does not want to be woken.
+/// The host does not want to be woken.
 const NO_ALARM: (Mono, u64) = (Mono(u64::MAX), u64::MAX);
 
-/// A host without anything else to do hears so soon that it can send more.
+/// An otherwise idle host learns within this time that a send has ended.
 const SENT_HEARD_AFTER: Duration = Duration::from_millis(1);
 
-/// When every world begins.
+/// Virtual time at the start of every world.
 const START: Mono = Mono(1_000_000_000);
 
-/// The clock of a host: what it showed at some moment, and how fast it is since.
+/// The clock of a host: its reading at the moment `since`, and its drift since then.
 #[derive(Clone, Copy)]
 struct Clock {
     ppm: i64,
@@ -148,7 +148,7 @@ impl Default for Clock {
 }
 
 impl Kernel {
-    /// `observer` sees what happens to the disks.
+    /// `observer` sees every event of the disks.
     pub fn new(seed: u64, observer: Rc<RefCell<dyn DiskObserver>>) -> Kernel {
         Kernel {
             now: START,
@@ -171,7 +171,7 @@ impl Kernel {
         }
     }
 
-    /// There is a host with this number, if there was not.
+    /// Adds the host if there is none with this number.
     pub fn add_host(&mut self, host: Host) {
         let hosts = self.hosts.len().max(host + 1);
         self.hosts.resize_with(hosts, HostState::default);
@@ -188,7 +188,7 @@ impl Kernel {
         Mono(clock.showed.0 + (passed + passed * i128::from(clock.ppm) / 1_000_000) as u64)
     }
 
-    /// From now on a host's clock is fast by so many parts in a million.
+    /// From now on the clock of the host runs fast by `ppm` parts per million.
     pub fn drift(&mut self, host: Host, ppm: i64) {
         self.hosts[host].clock = Clock { ppm, since: self.now, showed: self.local_time(host) };
     }
@@ -203,23 +203,23 @@ impl Kernel {
         self.queue.push(Reverse((at, self.next_event, key)));
     }
 
-    /// The world is told of `what` after this long.
+    /// Hands `what` to the world after this time.
     pub fn alarm(&mut self, after: Duration, what: u64) {
         self.schedule(after, Event::World(what));
     }
 
-    /// A number for an index job.
+    /// Returns a new number for an index job.
     pub fn next_job(&mut self) -> u64 {
         self.next_event + 1
     }
 
-    /// Wakes the host after this long, and not at the moment it chose before.
+    /// Wakes the host after this time, instead of at its earlier chosen time.
     pub fn wake(&mut self, host: Host, after: Duration) {
         self.next_event += 1;
         self.alarms[host] = (self.now + after, self.next_event);
     }
 
-    /// Moves time to the next thing that concerns a host or the world.
+    /// Advances time to the next event that concerns a host or the world.
     pub fn step(&mut self) -> Option<Due> {
         loop {
             let alarm = self.alarms.iter().zip(0..).min();
@@ -335,7 +335,7 @@ impl Kernel {
         Completion { token, result, buffers }
     }
 
-    /// Hands what has arrived to the receive that waits.
+    /// Hands the bytes that have arrived to the pending receive.
     fn deliver(&mut self, socket: SocketId) -> Option<Due> {
         let state = self.sockets.get_mut(&socket)?;
         let host = state.host;
@@ -360,7 +360,7 @@ impl Kernel {
         Some(Due::Host(host))
     }
 
-    /// True while the moment that stands there for this host is to come.
+    /// True while the host's time in `until` lies in the future.
     pub fn lasts(&self, until: &BTreeMap<Host, Mono>, host: Host) -> bool {
         until.get(&host).is_some_and(|until| *until > self.now)
     }
@@ -388,7 +388,7 @@ impl Kernel {
         Duration::from_micros(micros * times).max(stuck_until.since(self.now))
     }
 
-    /// The world is told of `job`, of a disk's index, when that ends: those of a disk end in order.
+    /// Schedules the end of index job `job`. The jobs of a disk end in order.
     pub fn index_job(&mut self, disk: DiskNumber, job: u64, flushes: bool) {
         let delay = match flushes {
             true => self.disk_delay(disk, None),
@@ -399,8 +399,8 @@ impl Kernel {
         self.schedule_at(ends, Event::World(job));
     }
 
-    /// What is sent over connections that stand now comes later from `from` to `to`, and does not
-    /// come the other way. Their ends will notice, sooner or later, and close them.
+    /// Delays everything that current connections carry from `from` to `to`, and drops everything
+    /// in the other direction. Both ends notice sooner or later, and close them.
     pub fn lag(&mut self, from: Host, to: Host, lag: Duration) {
         let hosts: BTreeMap<SocketId, Host> =
             self.sockets.iter().map(|(socket, state)| (*socket, state.host)).collect();
@@ -478,7 +478,7 @@ impl Kernel {
         };
         let peer = state.peer;
         let to = self.sockets.get(&peer).map(|peer| peer.host);
-        // The heads of frames, which hold the checksums of the rest, and whole small messages.
+        // The head of a frame (with the checksums of the rest), or a whole small message.
         let head = bufs.first().map_or(&[][..], |first| &first[..first.len().min(128)]);
         let crc = u64::from(crc32fast::hash(head));
         self.trace.note(self.now, &[2, host as u64, count as u64, crc], || match to {
@@ -487,7 +487,7 @@ impl Kernel {
         });
         let peer_host = state.peer_host;
         let resets = self.lasts(&self.resets_until, host) && self.rng.one_in(20);
-        // What is sent across a cut is lost with its connection, sooner or later.
+        // Bytes that are sent across a cut are lost, and the connection breaks sooner or later.
         if to.is_some_and(|to| self.is_cut(host, to)) {
             let hang = Duration::from_millis(self.rng.between(50, 3_000));
             self.schedule(hang, Event::HangUp { socket });
@@ -500,7 +500,7 @@ impl Kernel {
                 self.schedule_at(at, Event::HangUp { socket });
             }
         } else if to.is_none() && self.listens(peer_host) {
-            // It knows of no such connection.
+            // The host has restarted and does not know this connection.
             self.schedule(delay, Event::HangUp { socket });
         }
         let result = Ok(Done::Bytes(count));
@@ -529,7 +529,7 @@ impl Kernel {
                     None => waiting.push_back(SocketId(theirs)),
                 }
             }
-            // Nobody is there: that takes a moment, too.
+            // Nobody listens there. The refusal takes a moment, too.
             _ => {
                 let result = Err(std::io::ErrorKind::ConnectionRefused.into());
                 let completion = Completion { token, result, buffers: Buffers::None };
@@ -559,13 +559,13 @@ impl Kernel {
         self.next_id
     }
 
-    /// True for a pod that is up; clients are called by nobody.
+    /// True for a running pod. Nobody connects to clients.
     fn listens(&self, host: Host) -> bool {
         self.listeners.values().any(|(of, ..)| *of == host)
     }
 
-    /// The host loses its memory and its connections; its disks keep what was durable, and of what
-    /// was not, some, or all that had been written.
+    /// The host loses its memory and its connections. Its disks keep all durable bytes. Of the
+    /// others, all or some survive.
     pub fn crash(&mut self, host: Host, loss: Loss) {
         let life = self.hosts[host].life;
         let mut under_way: Vec<Queued> = self.queue.iter().copied().collect();
@@ -593,7 +593,7 @@ impl Kernel {
         let mine = self.sockets.iter().filter(|(_, state)| state.host == host);
         let mut mine: Vec<SocketId> = mine.map(|(id, _)| *id).collect();
         mine.sort_unstable();
-        // Without power it says nothing: other pods hear of it when they send to the next life.
+        // A host without power sends nothing: pods notice when they send to its next life.
         let silent = loss == Loss::Power && self.rng.one_in(2);
         for socket in mine {
             let Some(Socket { peer, peer_host, .. }) = self.sockets.get(&socket) else { continue };
@@ -615,12 +615,12 @@ impl Kernel {
     }
 }
 
-/// Where a page of a file is that is not empty.
+/// Returns the offset of a random page of the file.
 fn some_page(file: &SimFile, rng: &mut Rng) -> u64 {
     rng.below((file.bytes / BLOCK_BYTES as u64).max(1)) * BLOCK_BYTES as u64
 }
 
-/// Puts what fits of `piece` behind the `count` bytes that `bufs` already got.
+/// Copies as much of `piece` as fits into `bufs`, behind the `count` bytes there already.
 fn fill(bufs: &mut RecvBufs, count: usize, piece: &[u8]) -> usize {
     let landing_bytes = bufs.landing.as_ref().map_or(0, |buf| buf.len() - bufs.landing_from);
     let (from, room) = match (&mut bufs.landing, count < landing_bytes) {
@@ -632,18 +632,18 @@ fn fill(bufs: &mut RecvBufs, count: usize, piece: &[u8]) -> usize {
     taken
 }
 
-/// A host's driver.
+/// The driver of one host.
 pub struct SimDriver {
     pub kernel: Rc<RefCell<Kernel>>,
     pub host: Host,
-    /// The last `enter` found nothing: the host waits.
+    /// The last `enter` found no completions: the host waits.
     pub waits: Rc<Cell<bool>>,
-    /// Set by the waker, seen by the world after the round.
+    /// Set by the waker. The world looks at it after the round.
     pub woken: Arc<AtomicBool>,
 }
 
 impl SimDriver {
-    /// The other end of a connection, while there is one.
+    /// The socket at the other end, while the connection exists.
     pub fn peer_of(&self, socket: SocketId) -> Option<SocketId> {
         self.kernel.borrow().sockets.get(&socket).map(|state| state.peer)
     }

@@ -1,4 +1,4 @@
-//! What a lane of a simulated pod has below it: blocking access to its disk, and the disk's index.
+//! The parts below a lane of a simulated pod: blocking access to its disk, and the disk's index.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -19,18 +19,18 @@ use crate::worker::{IndexRunner, execute};
 /// Alarms above this number belong to index jobs.
 pub const INDEX_ALARMS: u64 = 1 << 32;
 
-/// An index job under way: whose it is, and how it ends.
+/// An index job in flight: its lane and its result.
 pub struct Job {
     pub host: Host,
     pub starts: u32,
     pub lane: u8,
     pub op: OpId,
     pub done: Done,
-    /// What becomes durable with it: so many commits, and what follows from them.
+    /// The commits that become durable with it (their number), and the consequences.
     pub flush: Option<(Rc<RefCell<MemoryIndex>>, u64, Flushed)>,
 }
 
-/// By the alarms that end them.
+/// Jobs, by the alarms that end them.
 pub type Jobs = Rc<RefCell<BTreeMap<u64, Job>>>;
 
 /// Blocking access to a simulated disk.
@@ -68,8 +68,8 @@ impl LaneFiles for SimFiles {
     }
 }
 
-/// The index of a simulated lane. Jobs are carried out in order and end later; what they flush is
-/// durable only then, and any part of it is lost when power fails before.
+/// The index of a simulated lane. Jobs take effect in order and end later. Their flush is durable
+/// only at the end; if power fails earlier, any part of it may be lost.
 pub struct SimIndex {
     pub disk: DiskNumber,
     pub starts: u32,
@@ -81,7 +81,7 @@ pub struct SimIndex {
 }
 
 impl SimIndex {
-    /// What the job answers, and what it makes durable when it ends.
+    /// Executes a job; returns its answer, and the changes that become durable at its end.
     fn carry_out(&mut self, kernel: &mut Kernel, job: IndexJob) -> (Done, Option<Flushed>) {
         let disk = &mut kernel.disks[self.disk];
         if disk.sick.dead_until > kernel.now {

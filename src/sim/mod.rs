@@ -1,15 +1,14 @@
-//! A whole cluster from one seed, in virtual time, on one thread: the production worker with its
-//! replicas, store, sessions, router and links, over a simulated kernel (disks that crash, tear,
-//! rot and fail, a network that delays, stalls and resets, clocks that drift) and a simulated
-//! index.
+//! Simulates a whole cluster from one seed, in virtual time, on one thread. The production worker
+//! runs with its replicas, store, sessions, router and links. The kernel below it is simulated:
+//! disks that crash, tear, rot and fail; a network that delays, stalls and resets; clocks that
+//! drift. The index is simulated, too.
 //!
 //! Invariant: the same seed gives the same run, in every process.
 //!
-//! Imports point one way. A file may import those that stand before it here: `names`, `rng` and
-//! `trace` (what all share); `disk` and `kernel` (what is below the pods, and is observed);
-//! `checks` (the judge, which observes); `shape` and `faults` (what a seed draws); `client`,
-//! `catalog` and `lane` (what a cluster is made of); `world` (all of it); `replicas` (what must be
-//! true at its end); `run`; `shrink`.
+//! Imports point one way. A file may import the files before it in this list: `names`, `rng` and
+//! `trace` (shared by all); `disk` and `kernel` (below the pods, observed); `checks` (observe and
+//! judge); `shape` and `faults` (drawn from the seed); `client`, `catalog` and `lane` (parts of a
+//! cluster); `world` (the cluster); `replicas` (checks at its end); `run`; `shrink`.
 
 mod catalog;
 mod checks;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::store::seam::LaneFile;
 use crate::types::{PodId, Uuid};
 
-/// Number of a pod in the world, or of a client behind the pods.
+/// Number of a pod in the world. Clients have the numbers after the pods.
 pub type Host = usize;
 
 /// Number of a disk in the world.
@@ -29,7 +29,7 @@ pub fn disk_id(disk: DiskNumber) -> Uuid {
 /// The files of a disk.
 pub const FILES: [LaneFile; 3] = [LaneFile::Superblock, LaneFile::Wal, LaneFile::Data];
 
-/// Where a disk's file is found.
+/// The path of a disk's file.
 pub fn path_of(disk: DiskNumber, file: LaneFile) -> PathBuf {
     format!("{disk}/{file:?}").into()
 }
@@ -41,20 +41,20 @@ pub fn file_at(path: &Path) -> Option<(DiskNumber, LaneFile)> {
     Some((disk.parse().ok()?, found))
 }
 
-/// When much is half done.
+/// A moment for an ambush: something is half done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// A replica that is to be resynced says so on its disk.
+    /// A replica's resyncing flag is durable.
     ResyncMarked,
-    /// All of a copy is there, and the log does not know yet.
+    /// All extents of a resync are durable, and the log does not know yet.
     ResyncCopied,
-    /// A copy takes the place of a log.
+    /// A resync replaces a log.
     LogReplaced,
-    /// A replica is whole again.
+    /// A resync has ended.
     ResyncEnded,
     /// A member leads and does not serve yet.
     Elected,
-    /// A leader tells another to lead.
+    /// A leader tells another member to lead.
     HandedOver,
     /// A member is being deleted.
     Destroyed,

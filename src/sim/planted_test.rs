@@ -1,5 +1,5 @@
-//! Which planted mistakes the simulator finds with nothing in mind, and within how many seeds.
-//! `docs/testing.md` says how each shows, and how it was measured.
+//! The planted mistakes that ordinary seeds find, with the number of seeds. `docs/testing.md`
+//! describes each symptom, and the measurement.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -13,9 +13,9 @@ use crate::planted::{Mistake, with};
 const FAULTS_FOR: Duration = Duration::from_secs(20);
 const THREADS: usize = 2;
 
-/// A mistake, and the number of seeds, from 1 on, of which one must show it. That is more than it
-/// took when it was measured: what a seed draws changes with the simulator. Those that take longest
-/// come first.
+/// A mistake, and the number of seeds, from 1 on, within which one must find it. The number is
+/// above the measured one: changes of the simulator change what a seed draws. The slowest ones come
+/// first.
 const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::FoundNotConfirmed, 300),
     (Mistake::VotesAfterRestart, 600),
@@ -66,7 +66,7 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::CatalogLearnerEarly, 6),
 ];
 
-/// Those that the simulator did not find within 300 seeds, and the scenario that does.
+/// Mistakes that no seed found within 300, and the scenario that finds each.
 const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::EntriesCountedTwice, "r9_entries_that_are_here_take_no_room_again"),
     (Mistake::FullLogIsDeaf, "r9_a_follower_whose_log_is_full_hears_of_commits"),
@@ -107,7 +107,7 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::SourceWithMark, "a_member_with_the_mark_of_a_resync_is_no_source"),
 ];
 
-/// The first seed that shows the mistake, and how.
+/// The first seed that finds the mistake, and its violation.
 fn found_by(mistake: Mistake, seeds: u64) -> Option<(u64, Violation)> {
     (1..=seeds).find_map(|seed| {
         let violation = with(mistake, || run(&Options::new(seed, FAULTS_FOR))).err()?;
@@ -115,7 +115,7 @@ fn found_by(mistake: Mistake, seeds: u64) -> Option<(u64, Violation)> {
     })
 }
 
-/// Calls `each` for all of these, on a few threads.
+/// Calls `each` for all of these on a few threads.
 fn in_parallel<T: Copy + Sync>(all: &[T], each: impl Fn(T) + Sync) {
     let next = AtomicUsize::new(0);
     let work = || {
@@ -127,7 +127,7 @@ fn in_parallel<T: Copy + Sync>(all: &[T], each: impl Fn(T) + Sync) {
 }
 
 /// `HOLDFAST_PLANTED="60 ResyncGoesBack TermNotCompared"` measures instead: it prints the first of
-/// 60 seeds that shows these mistakes, or all mistakes if none are named.
+/// 60 seeds that finds these mistakes, or all mistakes if none are named.
 #[test]
 fn mistakes_are_found_within_so_many_seeds() {
     if let Ok(wanted) = std::env::var("HOLDFAST_PLANTED") {
@@ -140,7 +140,7 @@ fn mistakes_are_found_within_so_many_seeds() {
     });
     let missed = missed.into_inner().unwrap();
     assert!(missed.is_empty(), "not noticed within so many seeds: {missed:?}");
-    // Without a mistake, the same seeds show nothing.
+    // Without a mistake, the same seeds pass.
     let seeds: Vec<u64> = seeds_used.into_inner().unwrap().into_iter().collect();
     in_parallel(&seeds, |seed| {
         if let Err(violation) = run(&Options::new(seed, FAULTS_FOR)) {

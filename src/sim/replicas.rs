@@ -1,5 +1,5 @@
-//! What must be true of a cluster that was left in peace: every replica has applied the same
-//! entries, holds the same bytes, and owns exactly the slots that its index names.
+//! Conditions for an idle, healed cluster: every replica has applied the same entries, holds the
+//! same bytes, and owns exactly the slots that its index names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -17,16 +17,16 @@ use crate::types::{MemberId, Segment, ShardId};
 use crate::view::{ClusterView, MemberReport, MemberState, ShardView, VolumeView};
 use crate::worker::execute;
 
-/// The first of the reads that are asked for here.
+/// The first request id of the reads of this file.
 const READ: u64 = 1 << 60;
 
-/// What is not as it should be, in words.
+/// Describes a difference.
 pub type Difference = String;
 
 impl World {
-    /// Why the replicas have not come to rest yet: something is still to be destroyed, a member is
-    /// missing, not all have the same index, not all is written back, or slots are taken that no
-    /// index names (the log may still name them).
+    /// Describes why the replicas are not idle and equal: a destruction is not finished, a member
+    /// is missing, applied indexes differ, dirty blocks are left, or slots are in use that no index
+    /// names (the log may still name them).
     pub fn unsettled(&mut self) -> Option<Difference> {
         let view = Arc::clone(self.catalog.view());
         if let Some(what) = self.catalog.unsettled() {
@@ -73,8 +73,8 @@ impl World {
         })
     }
 
-    /// The volumes that need nothing of these pods: all of their shards have a majority of replicas
-    /// in others, on disks with space. That some are being resynced is no reason not to answer.
+    /// The volumes that need none of these pods: each shard has a majority of replicas in other
+    /// pods, on disks with space. These must answer, even if some replicas are being resynced.
     pub fn answering_without(&self, hosts: &[Host]) -> BTreeSet<String> {
         let view = self.catalog.view();
         if !self.knows_all(view, hosts) && !self.catalog.has_majority_without(hosts) {
@@ -100,7 +100,7 @@ impl World {
         answers.map(|volume| volume.name.clone()).collect()
     }
 
-    /// True when the other pods than these have the newest view, and it is right about their disks.
+    /// True when all other pods have the newest view, and it is right about their disks.
     fn knows_all(&self, view: &ClusterView, hosts: &[Host]) -> bool {
         let others = || (0..self.pods.len()).filter(|host| !hosts.contains(host));
         let is_right = |host: Host, disk: DiskNumber| {
@@ -113,7 +113,7 @@ impl World {
         })
     }
 
-    /// A member on another disk than this one that takes no part any more.
+    /// A faulted member on another disk than `bad`.
     pub fn faulted_elsewhere(&self, bad: DiskNumber) -> Option<Difference> {
         let reports = self.pods.iter().filter_map(|pod| Some(pod.worker.as_ref()?.report()));
         let disks = reports.flat_map(|report| report.disks);
@@ -123,8 +123,8 @@ impl World {
         Some(format!("{:?} is faulted", faulted.member))
     }
 
-    /// Compares all replicas. What one disk has lost for itself (it says so) is not compared. Ends
-    /// the run: lanes get inputs that their workers do not know of.
+    /// Compares all replicas, without blocks that a replica reports as lost. Ends the run: lanes
+    /// get inputs that their workers do not know.
     pub fn compare_replicas(&mut self) -> Result<(), Difference> {
         let mut contents: BTreeMap<(ShardId, u32), (MemberId, Vec<u8>)> = BTreeMap::new();
         for host in 0..self.pods.len() {
@@ -156,7 +156,7 @@ impl World {
         Ok(())
     }
 
-    /// Members of a disk that are not faulted, and their lengths.
+    /// Members of a disk that are not faulted, with their shards and sizes in blocks.
     fn members_on(&self, host: Host, lane: usize) -> Vec<(MemberId, ShardId, u32)> {
         let view = self.catalog.view();
         let blocks_of = |shard: ShardId| {
@@ -176,7 +176,7 @@ impl World {
             .collect()
     }
 
-    /// The slots of a disk that are in use are not those that its index names.
+    /// Compares the used slots of a disk with those that its index names.
     fn leak(&mut self, host: Host, lane: usize, disk: DiskNumber) -> Option<Difference> {
         let index = Rc::clone(&self.kernel.borrow().disks[disk].index);
         let named = match slots::owned(&mut index.borrow_mut()) {
@@ -193,7 +193,7 @@ impl World {
         worker.lanes().nth(lane).expect("every disk has a lane")
     }
 
-    /// Blocks of one extent as a replica has them; `None` when it knows that it has lost them.
+    /// Reads blocks of one extent from a replica; `None`: it knows that it has lost them.
     fn read_range(
         &mut self,
         host: Host,
@@ -233,7 +233,7 @@ impl World {
                         lane.complete(op, Done::Read(bytes));
                     }
                     Effect::Index { op, job } => lane.complete(op, execute(&mut *index, job)),
-                    // Of the lane's own; nobody will miss them.
+                    // The lane's own I/O, which nobody waits for.
                     Effect::Write { .. } | Effect::Sync { .. } => {}
                 }
             }
@@ -241,7 +241,7 @@ impl World {
     }
 }
 
-/// What clients put into the two halves of a block.
+/// The values of clients in the two halves of a block.
 fn values(block: &[u8]) -> [Value; 2] {
     [0, BLOCK_BYTES / 2]
         .map(|at| u64::from_be_bytes(block[at..at + 8].try_into().expect("8 bytes")))

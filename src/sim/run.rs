@@ -1,5 +1,5 @@
-//! One run: a shape and faults drawn from the seed, faults for a while, then a cluster that is
-//! whole again must answer everything, and everything that was seen must fit together.
+//! One run: draws a shape and faults from the seed, injects the faults, and heals the cluster. It
+//! must then answer everything, and all observations must be consistent.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,25 +17,25 @@ use crate::sim::world::World;
 use crate::store::seam::LaneFile;
 use crate::types::Mono;
 
-/// What to run.
+/// Options of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub seed: u64,
-    /// Virtual time with faults.
+    /// Virtual time during which faults happen.
     pub faults_for: Duration,
     pub plan: Plan,
-    /// Of the faults that the seed draws, only these (by their numbers) happen.
+    /// Keeps only the faults with these numbers of those that the seed draws.
     pub only: Option<Vec<usize>>,
-    /// Clients ask for so many things while there are faults, and then for nothing more.
+    /// Clients send this many requests during the faults, and then no more.
     pub requests: Option<u64>,
-    /// Instead of what the seed draws.
+    /// Replaces the value that the seed draws.
     pub reads: Option<ReadMode>,
-    /// A line for everything that happens.
+    /// Prints a line for every event.
     pub prints: bool,
 }
 
 impl Options {
-    /// A seed with all faults that it draws.
+    /// Runs a seed with all faults that it draws.
     pub fn new(seed: u64, faults_for: Duration) -> Options {
         let (plan, only, requests, reads) = (Plan::Mixed, None, None, None);
         Options { seed, faults_for, plan, only, requests, reads, prints: false }
@@ -52,20 +52,20 @@ impl Options {
     }
 }
 
-/// What a run came to.
+/// The result of a run without violations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub requests: u64,
     pub faults: usize,
     pub virtual_ms: u64,
-    /// Of everything that happened.
+    /// Hash of the trace of all events.
     pub trace: u64,
-    /// Something had to answer without a pod or two.
+    /// At the end, some volumes had to answer without one or two pods.
     pub spared: bool,
     pub seen: Seen,
 }
 
-/// What a run must never show.
+/// A violation that ends a run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     #[error("seed {seed}: the history cannot be explained: {what}")]
@@ -90,31 +90,31 @@ pub enum Violation {
 }
 
 const END_OF_FAULTS: u64 = 1;
-/// Somebody looks after the cluster.
+/// Alarm: somebody looks after the cluster.
 const ROUND: u64 = 2;
 const ROUND_EVERY: Duration = Duration::from_secs(2);
-/// The control plane does what is to be done.
+/// Alarm: the control plane takes its next step.
 const GOVERN: u64 = 3;
 const GOVERN_EVERY: Duration = Duration::from_millis(100);
-/// Alarms that begin and end a fault: base plus its number.
+/// Alarms for the begin and the end of a fault: base plus its number.
 const BEGIN: u64 = 1 << 16;
 const END: u64 = 1 << 17;
 
-/// As good as not at all; more would make the time of a pod go back.
+/// Practically stopped. Below -1,000,000 the pod's time would run backwards.
 const CLOCK_STOPS_PPM: i64 = -999_999;
 
-/// How long a whole cluster may take to answer everything.
+/// Time limit for a healed cluster to answer everything.
 const HEAL_S: u64 = 120;
-/// How long the replicas may take to come to rest after that.
+/// Time limit after that for the replicas to become idle and equal.
 const SETTLE_S: u64 = 60;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How late what is sent over a bad path comes: others must hear something within five seconds.
+/// Longest delay of a bad path. Links are given up after five seconds of silence.
 const LAG_MAX: Duration = Duration::from_secs(4);
-/// After this long, a majority that is well knows which of its replicas are whole.
+/// After this time, a healthy majority knows which of its replicas are usable.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
-/// How long what was lost for good is asked for.
+/// How long clients ask for data that may be lost for good.
 const LAST_LOOK: Duration = Duration::from_secs(10);
-/// Clocks drift apart by no more than leases allow: 50 of 700 ms.
+/// Clocks drift apart no more than leases allow: by 50 of 700 ms.
 const DRIFT_PPM_MAX: u64 = 30_000;
 
 struct Run {
@@ -122,13 +122,13 @@ struct Run {
     world: World,
     faults: Vec<(usize, Planned)>,
     faults_on: bool,
-    /// Moments that are waited for, and the numbers of the faults that come then.
+    /// Moments to wait for, and the numbers of their faults.
     ambushes: Vec<(Moment, u64)>,
-    /// Some volumes had to answer without a pod or two at the end.
+    /// At the end, some volumes had to answer without one or two pods.
     spared: bool,
 }
 
-/// Runs one seed. A panic is a violation, too.
+/// Runs one seed. A panic counts as a violation.
 pub fn run(options: &Options) -> Result<Outcome, Violation> {
     let ran = catch_unwind(AssertUnwindSafe(|| run_and_check(options)));
     ran.unwrap_or_else(|panic| {
@@ -202,7 +202,7 @@ impl Run {
                 kernel.drift(host, ppm);
             }
             if run.world.shape.reads == ReadMode::Quorum && rng.one_in(2) {
-                // No clock is needed then: one runs at twice the speed, or hardly at all.
+                // Quorum reads need no clock: one runs at twice the speed, or almost stands still.
                 let host = rng.below(pods as u64) as Host;
                 kernel.drift(host, [1_000_000, -950_000][rng.below(2) as usize]);
             }
@@ -217,7 +217,7 @@ impl Run {
         run
     }
 
-    /// One thing happens.
+    /// Processes one event.
     fn step(&mut self) -> Result<(), Violation> {
         let alarm = self.world.step();
         let mut checks = self.world.checks.borrow_mut();
@@ -231,7 +231,7 @@ impl Run {
         Ok(())
     }
 
-    /// What some ambushes waited for has happened: they are crashes from now on.
+    /// Turns ambushes whose moment has come into crashes.
     fn spring(&mut self, moments: Vec<(Moment, Host)>) {
         for (moment, host) in moments {
             let Some(at) = self.ambushes.iter().position(|(of, _)| *of == moment) else {
@@ -306,7 +306,7 @@ impl Run {
         }
     }
 
-    /// Bits flip in so many pages.
+    /// Flips bits in `pages` pages.
     fn rot(&mut self, disk: DiskNumber, file: LaneFile, pages: u64) {
         let Kernel { now, rng, disks, .. } = &mut *self.world.kernel.borrow_mut();
         let (spared, before) = match file {
@@ -323,7 +323,7 @@ impl Run {
             Fault::CrashAll | Fault::MoveDisk(..) => (0..pods).for_each(|host| self.restart(host)),
             Fault::Volume { number, .. } => self.world.delete_volume(number),
             Fault::Stop(host) => self.world.set_stopped(host, false),
-            // What is cut off for the end of a run stays so.
+            // Cuts at the end of a run stay.
             Fault::Cut(_) | Fault::CutOneWay(..) | Fault::ClockStops(_) if !self.faults_on => {}
             Fault::Cut(host) | Fault::ClockStops(host) => {
                 if let Fault::ClockStops(host) = fault {
@@ -335,7 +335,7 @@ impl Run {
             Fault::CutOneWay(from, to) => {
                 self.world.kernel.borrow_mut().cut.retain(|cut| *cut != (from, to));
             }
-            // The others happen once, or the kernel knows when they end.
+            // The others are instantaneous, or the kernel knows their end.
             _ => {}
         }
     }
@@ -346,8 +346,8 @@ impl Run {
         }
     }
 
-    /// Everything but a pod or two is well: what does not need those must be answered, whatever
-    /// becomes of the rest.
+    /// Heals all but one or two pods. Volumes that do not need those must answer, whatever happens
+    /// to the others.
     fn majority_answers(&mut self) -> Result<(), Violation> {
         let left_out = self.left_out();
         self.heal(&left_out);
@@ -360,8 +360,8 @@ impl Run {
         }
     }
 
-    /// The pod whose disk has lost something: the others have a copy more than that. Where there
-    /// are many, some volumes may need one more, and others not.
+    /// The pods that stay unhealed: first the one with the bad disk, since the others have enough
+    /// copies. In large clusters often a second one, which only some volumes can do without.
     fn left_out(&self) -> Vec<Host> {
         let pods = self.world.shape.pods;
         let mut rng = Rng::new(self.seed ^ 0x0a11);
@@ -372,8 +372,8 @@ impl Run {
         if pods > 3 && rng.one_in(2) { vec![first, second] } else { vec![first] }
     }
 
-    /// Every client reads everything, through other pods than these; those of `volumes`, or all,
-    /// must get it.
+    /// Each client reads everything through pods outside `left_out`. Clients of `volumes` (`None`:
+    /// all) must succeed.
     fn all_answer(
         &mut self,
         left_out: &[Host],
@@ -403,8 +403,8 @@ impl Run {
         Ok(())
     }
 
-    /// Disks may have lost anything. What can be read had been written; what cannot is an error,
-    /// or is waited for.
+    /// Disks may have lost anything. All content that is read must once have been written. Other
+    /// reads get an error or no answer.
     fn end_without_promises(&mut self) -> Result<(), Violation> {
         self.heal(&[]);
         self.world.read_all(&[]);
@@ -430,8 +430,8 @@ impl Run {
         Ok(())
     }
 
-    /// Nobody asks for anything any more: all replicas come to rest. One that has no space for what
-    /// the others have never does.
+    /// Without requests, all replicas must become idle and equal. Replicas without space for the
+    /// others' data never do.
     fn settle(&mut self) -> Result<(), Violation> {
         let seed = self.seed;
         let until = self.now() + Duration::from_secs(SETTLE_S);
@@ -448,7 +448,7 @@ impl Run {
         faulted.map_or(Ok(()), |what| Err(Violation::Faulted { seed, what }))
     }
 
-    /// Everything is well from now on, but for these pods, which stay as they are, and are cut off.
+    /// Ends all faults. Pods in `left_out` stay as they are, cut off from the others.
     fn heal(&mut self, left_out: &[Host]) {
         let pods = self.world.shape.pods;
         let mut kernel = self.world.kernel.borrow_mut();
@@ -466,7 +466,7 @@ impl Run {
     }
 }
 
-/// A fault of the network, a clock or a disk begins, in a world of so many pods.
+/// Begins a fault of the network, a clock or a disk, among `pods` pods.
 fn begin_below_pods(kernel: &mut Kernel, fault: Fault, lasts: Duration, pods: usize) {
     let until = kernel.now + lasts;
     match fault {
@@ -491,11 +491,11 @@ fn begin_below_pods(kernel: &mut Kernel, fault: Fault, lasts: Duration, pods: us
         Fault::MisdirectsWrite(disk, file) => kernel.disks[disk].sick.misdirects = Some(file),
         Fault::MisdirectsRead(disk, file) => kernel.disks[disk].sick.misreads = Some(file),
         Fault::LyingFlushes(disk, file) => kernel.disks[disk].sick.lies = Some((file, until)),
-        other => unreachable!("{other:?} is no fault of what is below the pods"),
+        other => unreachable!("{other:?} is no fault below the pods"),
     }
 }
 
-/// Between this host and all others, both ways.
+/// All links between this host and the others, in both directions.
 fn cuts(host: Host, pods: usize) -> impl Iterator<Item = (Host, Host)> {
     let others = (0..pods).filter(move |other| *other != host);
     others.flat_map(move |other| [(host, other), (other, host)])

@@ -1,5 +1,4 @@
-//! Seeds that run with every test run. A seed that found a bug gets a line of its own, with the
-//! bug's name.
+//! Seeds of every test run. A seed that found a bug has a line of its own that describes the bug.
 
 use std::time::Duration;
 
@@ -16,33 +15,33 @@ fn must_pass(options: &Options) -> Outcome {
     }
 }
 
-/// Seeds that found bugs, while the program had them and chance fell as it did, and what it was.
+/// Seeds that found bugs at the time, and a description of each bug.
 const FOUND_BUGS: [(u64, &str); 16] = [
-    (31, "a resync asked for ever over a connection that was dead"),
-    (65, "a copy took slots that applied entries had been promised (R10)"),
-    (1_795_785_149_487, "a disk that was elsewhere by now kept another replica from its group"),
-    (1_795_920_002_022, "what came to a leader that did not serve yet was not counted (R9, R10)"),
-    (1_795_794_305_715, "the log went on at the end of a resync, which jumped over a trim (R3)"),
-    (1_795_795_496_476, "a router kept out a leader for a later term in which nobody led"),
-    (1_795_799_503_251, "a member whose copy waited for a leader elected nobody"),
-    (1_795_799_967_334, "a registration came after that of the pod that had the disk by then"),
-    (1953, "a leader with the mark of a resync was no source for the one that it needed"),
-    (1_795_803_138_492, "entries were let go before the copy that stood for them was durable (R8)"),
+    (31, "a resync waited for ever on a dead connection"),
+    (65, "a resync took slots that were reserved for applied entries"),
+    (1_795_785_149_487, "a disk that had moved kept another replica from its group"),
+    (1_795_920_002_022, "requests to a leader that did not serve yet were not counted"),
+    (1_795_794_305_715, "the log went on at the end of a resync, which jumped over a trim"),
+    (1_795_795_496_476, "a router refused a leader because of a later term without one"),
+    (1_795_799_503_251, "a member whose resync waited for a leader elected nobody"),
+    (1_795_799_967_334, "a late registration took a disk from the pod that had it by then"),
+    (1953, "a leader with the resyncing flag was no source for a replica that it needed"),
+    (1_795_803_138_492, "entries were released before the resync that replaced them was durable"),
     (1_795_805_218_421, "power failed in three starts, and no two copies of a superblock agreed"),
-    (1_795_807_579_950, "a leader that was deposed while it mended a block answered with an error"),
-    (1_795_783_733_893, "an older copy was put in place, and the log did not bring the rest (R3)"),
-    (146, "entries of an earlier term were refused, and nothing of this term committed (R9)"),
+    (1_795_807_579_950, "a leader that was deposed during a read repair answered with an error"),
+    (1_795_783_733_893, "a resync put an older copy in place, and replay did not bring the rest"),
+    (146, "entries of an earlier term were refused, and nothing of this term committed"),
     (253, "a resync kept the longest log from its group, and nobody could be elected"),
-    (1245, "entries that were there already were refused, and their commit was never heard of"),
+    (1245, "entries that the log had were refused, and their commit was never learned"),
 ];
 
-/// Whatever is rare in a cluster happens in these runs, or they would prove nothing of it.
+/// All rare events must happen in these runs: otherwise they prove nothing about them.
 #[test]
 fn fixed_seeds_pass_and_see_everything() {
     let mut seen = Seen::default();
     let mut spared = 0;
     let first = (1..=60).map(|seed| (seed, 10));
-    // In the last ones, rot in a log costs a replica, and disks get full.
+    // In the last three, log rot costs a replica, and disks get full.
     let longer = FOUND_BUGS.map(|(seed, _)| seed).into_iter().chain([56, 77, 111]);
     for (seed, seconds) in first.chain(longer.map(|seed| (seed, 20))) {
         let outcome = must_pass(&Options::new(seed, Duration::from_secs(seconds)));
@@ -54,7 +53,7 @@ fn fixed_seeds_pass_and_see_everything() {
     }
 }
 
-/// The leader's log had moved on when the copy was whole: the resync waited for ever.
+/// The leader's log had moved on when the copy was complete: the resync waited for ever.
 #[test]
 fn a_resync_that_the_log_does_not_reach_begins_again() {
     for seed in [4, 9] {
@@ -62,26 +61,26 @@ fn a_resync_that_the_log_does_not_reach_begins_again() {
     }
 }
 
-/// A read held the log's tail at the moment when everything else was done; the log stayed full.
+/// A read held the tail at the moment when everything else was done: the log stayed full.
 #[test]
 fn a_log_that_was_read_at_the_wrong_moment_has_room_again() {
     must_pass(&Options::new(27, Duration::from_secs(8)));
 }
 
-/// The log of a resyncing replica went on between the two lists: it wrote an extent that neither
-/// had, and the trim of it was jumped over.
+/// The log of a resyncing replica went on between the two listings. It wrote an extent that neither
+/// listing had, and the resync jumped over the trim of that extent.
 #[test]
 fn what_is_written_and_trimmed_during_a_resync_is_gone() {
     must_pass(&Options::new(5234, Duration::from_secs(12)));
 }
 
-/// A learner of the catalog was replaced while its pod was away, which never heard of it.
+/// A learner of the catalog was replaced while its pod was unreachable, and never knew.
 #[test]
 fn a_learner_that_was_replaced_does_not_keep_its_pod_from_newer_views() {
     must_pass(&Options::new(9117, Duration::from_secs(12)));
 }
 
-/// Every read is answered with what was written, by a leader whose slots rot, too.
+/// Every read returns the written content, even from a leader whose slots rot.
 #[test]
 fn bits_that_flip_in_one_replica_are_read_around() {
     for seed in 1..=8 {
@@ -90,9 +89,9 @@ fn bits_that_flip_in_one_replica_are_read_around() {
     }
 }
 
-/// A pod's clock stands still while it is cut off (a virtual machine that is moved): its lease goes
-/// on, and reads are stale. That the simulator shows it says that it would show other stale reads,
-/// too. With `reads = "quorum"` there is nothing to show.
+/// A pod is cut off and its clock stops, like a migrated virtual machine: its lease goes on, and
+/// reads are stale. The simulator must find that, as it would find other stale reads. With `reads =
+/// "quorum"` no read is stale.
 #[test]
 fn clocks_that_stop_make_reads_stale_under_leases_and_not_with_quorums() {
     let stale = |reads: ReadMode| {
@@ -111,8 +110,8 @@ fn clocks_that_stop_make_reads_stale_under_leases_and_not_with_quorums() {
     assert_eq!(stale(ReadMode::Quorum), None);
 }
 
-/// Nothing is sure when any disk may lose anything, but nobody reads what was never written, nobody
-/// panics, and the only errors are EIO and ENOSPC.
+/// If any disk may lose anything, nothing is sure to survive. Still nobody reads content that was
+/// never written, nobody panics, and the only errors are EIO and ENOSPC.
 #[test]
 fn disks_that_all_lose_what_they_have_invent_nothing() {
     for seed in 1..=20 {

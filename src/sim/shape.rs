@@ -1,5 +1,5 @@
-//! What a run looks like, drawn from its seed: small enough that everything that is rare in a
-//! cluster (the log wraps around, checkpoints, resyncs, full disks) happens within seconds.
+//! The shape of a run, drawn from its seed. It is small, so that rare events (wrap-around of the
+//! log, checkpoints, resyncs, full disks) happen within seconds.
 
 use std::time::Duration;
 
@@ -19,17 +19,16 @@ pub struct Shape {
     pub fronts: usize,
     pub shards: usize,
     pub blocks_per_shard: u64,
-    /// There is another volume, beside the one that the other clients use, with a client of its
-    /// own.
+    /// There is a second volume with its own client.
     pub second_volume: bool,
     pub wal_bytes: u64,
     pub data_bytes: u64,
-    /// The disks cannot take all blocks of the volumes.
+    /// The disks have too little space for all blocks of the volumes.
     pub is_tight: bool,
-    /// A disk that has room for so many bytes only.
+    /// A disk with this many bytes only.
     pub tiny: Option<(DiskNumber, u64)>,
-    /// The one that may lose what it has; where one is tiny, that: replication promises to survive
-    /// one disk that does not do its part.
+    /// The disk that may lose data; it is the tiny one, if there is one. Replication promises to
+    /// survive one failing disk.
     pub bad_disk: DiskNumber,
     pub log_tail_bytes: usize,
     pub overlay_cache_bytes: usize,
@@ -41,31 +40,31 @@ pub struct Shape {
     pub load: Load,
 }
 
-/// What clients do.
+/// The load of the clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// The most whole extents that a client writes with one request.
+    /// The most whole extents in one write.
     pub large_extents: u64,
-    /// How long a client rests between bursts of requests, on average.
+    /// Average rest of a client between bursts of requests.
     pub rest: Duration,
-    /// Requests of one client under way.
+    /// Requests of one client in flight.
     pub depth: usize,
-    /// One request of so many is not a read.
+    /// One in this many requests is a write, zeroing or trim.
     pub writes_one_in: u64,
-    /// Most requests go to a few blocks, other ones each time: shards get idle, and busy again.
+    /// Most requests go to a few blocks, which change: shards get idle, and busy again.
     pub is_hot: bool,
-    /// Clients of two front ends write the same blocks, each its own half of them.
+    /// Clients of two front ends write the same blocks, each its own half of every block.
     pub halves: bool,
 }
 
-/// Room for several large entries of each member.
+/// Has room for several large entries of each member.
 const LARGE_WAL_BYTES: u64 = 12 << 20;
 
-/// So little that connections are held back as soon as a shard has no leader.
+/// Budgets so small that connections wait as soon as a shard has no leader.
 const LESS: Budgets = Budgets { volume_bytes: 16 << 10, ..Budgets::LEAST };
 
-/// Of a disk that gets full: beside what a replica keeps back for what is under way, slots for a
-/// part of what the volumes of a run can hold.
+/// Size of a disk that gets full: the reserve of a replica for entries in flight, and slots for a
+/// part of the volumes.
 const TIGHT_BYTES: u64 = (16 << 20) + 20 * EXTENT_BYTES as u64;
 
 impl Shape {
@@ -108,8 +107,8 @@ impl Shape {
         if shape.load.halves {
             (shape.fronts, shape.clients) = (2, 2 + shape.clients % 2);
         }
-        // A log takes an eighth of itself in entries that are not applied: several large ones of
-        // each member must fit, or members wait for each other.
+        // Entries that are not applied may take an eighth of a log. Several large ones of each
+        // member must fit, or members wait for each other.
         if shape.wal_bytes < LARGE_WAL_BYTES {
             shape.load.large_extents = 1;
             if shape.redirect_bytes_min != usize::MAX {
@@ -119,7 +118,7 @@ impl Shape {
         shape
     }
 
-    /// Bytes of slots that a disk has.
+    /// The size of a disk's data file, in bytes.
     pub fn data_bytes_of(&self, disk: DiskNumber) -> u64 {
         self.tiny.filter(|tiny| tiny.0 == disk).map_or(self.data_bytes, |tiny| tiny.1)
     }

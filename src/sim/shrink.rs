@@ -1,16 +1,16 @@
-//! From a run that fails to one that fails with fewer faults and fewer requests.
+//! Reduces a failing run to one with fewer faults and requests.
 
 use std::time::{Duration, Instant};
 
 use crate::sim::run::{Options, Violation, run};
 
-/// A search that takes longer than this ends with the smallest that was found.
+/// After this time, the search ends with the smallest run so far.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Leaves out faults for as long as the run fails without them, halves first, then smaller parts
-/// (delta debugging: Zeller and Hildebrandt, 2002), and then requests from the end. Returns the
-/// smallest that was found and how it fails; `None` when the run does not fail at all. Any failure
-/// counts, not only the first one.
+/// Leaves out faults as long as the run still fails, halves first, then smaller parts (delta
+/// debugging: Zeller and Hildebrandt, 2002), and then requests from the end. Returns the smallest
+/// failing run and its violation; `None` when the run does not fail. Any violation counts, not only
+/// the first one.
 pub fn shrink(options: &Options) -> Option<(Options, Violation)> {
     let violation = run(options).err()?;
     let until = Instant::now() + PATIENCE;
@@ -46,7 +46,7 @@ fn leave_out_faults(
     (Options { only: Some(kept), ..options.clone() }, violation)
 }
 
-/// The fewest requests that are enough, as far as halving finds them.
+/// Finds the smallest sufficient number of requests by halving.
 fn leave_out_requests(
     mut options: Options,
     mut violation: Violation,

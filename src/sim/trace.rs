@@ -1,18 +1,18 @@
-//! What happened in a run: a number that two runs share only if they were the same, and, when it
-//! is wanted, a line for everything.
+//! The trace of a run: a hash of all events, which only equal runs share, and on demand a line for
+//! every event.
 
 use crate::types::{Mono, mix64};
 
 /// See the module.
 #[derive(Default)]
 pub struct Trace {
-    /// Of everything so far.
+    /// Hash of all events so far.
     pub hash: u64,
     pub prints: bool,
 }
 
 impl Trace {
-    /// Something happened. `numbers` say all of it, `text` the same for people.
+    /// Adds an event. `numbers` identify it, `text` describes it.
     pub fn note(&mut self, now: Mono, numbers: &[u64], text: impl FnOnce() -> String) {
         self.hash = mix64(self.hash ^ now.0);
         for number in numbers {

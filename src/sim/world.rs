@@ -34,19 +34,19 @@ use crate::worker::{
 };
 
 const CLUSTER: Uuid = Uuid([7; 16]);
-/// The volume that all of the run's clients use; other volumes have one client each.
+/// The volume that most clients use. Other volumes have one client each.
 const MAIN: &str = "main";
-/// Registers of different volumes differ above this bit.
+/// The register numbers of different volumes differ above this bit.
 const VOLUME_SHIFT: u32 = 32;
 
-/// No fault that makes a volume has a number that is as high.
+/// Number of the second volume. Numbers of faults that create volumes stay below.
 const SECOND: u64 = 1 << 16;
-/// How long it may take until all pods have joined and the first volume is made.
+/// Time limit until all pods have joined and the first volume exists.
 const BEGINS_WITHIN: Duration = Duration::from_secs(60);
 /// How often pods look for newer views.
 const GOVERN_EVERY: Duration = Duration::from_millis(100);
 
-/// One pod: the worker while it runs, and what the world needs to run it.
+/// One pod: the worker while it runs, and the world's data about it.
 #[derive(Default)]
 pub(super) struct Pod {
     pub worker: Option<Worker>,
@@ -55,9 +55,9 @@ pub(super) struct Pod {
     woken: Arc<AtomicBool>,
     starts: u32,
     pub stopped: bool,
-    /// It is down until a disk of it works again.
+    /// The pod is down until all its disks work again.
     waits_for_disk: bool,
-    /// The revision that it was told of.
+    /// Revision of the newest view that it got.
     pub told: u64,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Attached {
     front: Host,
 }
 
-/// A member as the store found it, and how it starts.
+/// A member from the store, and its start state.
 type Recovered = (MemberRecord, Start);
 
 /// See the module.
@@ -82,9 +82,9 @@ pub struct World {
     pub(super) attached: Vec<Attached>,
     clients_pool: Pool,
     pools: Vec<Pool>,
-    /// Pods that nobody connects to.
+    /// Pods that clients must not connect to.
     avoided: Vec<Host>,
-    /// Any disk may lose what it has.
+    /// Any disk may lose data.
     unbounded: bool,
     jobs: Jobs,
 }
@@ -152,7 +152,7 @@ impl World {
         self.kernel.borrow_mut().wake(host, Duration::from_millis(1));
     }
 
-    /// Makes a volume with a client of its own. `number`: no other volume of the run has it.
+    /// Creates a volume with a client of its own. `number` is unique within the run.
     pub fn create_volume(&mut self, number: u64, shards: u64, blocks_per_shard: u64) {
         let (name, number) = (volume_name(number), Some(number));
         self.catalog.ask(What::Create(NewVolume { name, number, shards, blocks_per_shard }));
@@ -183,13 +183,13 @@ impl World {
         self.kernel.borrow().disks[disk].host
     }
 
-    /// The disks that a pod has, in the order of its lanes.
+    /// The disks of a pod, in the order of its lanes.
     pub(super) fn disks_of(&self, host: Host) -> Vec<DiskNumber> {
         let kernel = self.kernel.borrow();
         (0..kernel.disks.len()).filter(|disk| kernel.disks[*disk].host == host).collect()
     }
 
-    /// A new disk.
+    /// Adds a new, formatted disk.
     fn format(&mut self, host: Host) {
         let number = self.kernel.borrow().disks.len();
         let mut disk = SimDisk { number, host, ..SimDisk::default() };
@@ -207,7 +207,7 @@ impl World {
         format_lane(&mut files, &format).expect("the shape of a run makes a good disk");
     }
 
-    /// Starts a pod on what its disks hold; it stays down when one of them cannot be opened.
+    /// Starts a pod from its disks. The pod stays down if one of them cannot be opened.
     pub fn start(&mut self, host: Host) {
         let disks = self.disks_of(host);
         let is_dead = |disk: &DiskNumber| {
@@ -229,7 +229,7 @@ impl World {
         let waker = driver.waker();
         let wake: Wake = Arc::new(move || waker.wake());
         let (inbox, receiver): (Sender<Command>, Receiver<Command>) = mailbox(4096, wake);
-        // The memory of the process before this one is used again: mapping it takes time.
+        // Reuses the memory of the last process: mapping memory takes time.
         let pool = self.pools[host].clone();
         let lanes = disks.iter().zip(0u8..);
         let lanes: Option<Vec<_>> = lanes
@@ -271,12 +271,12 @@ impl World {
         pod.inbox = Some(inbox);
         pod.stopped = false;
         pod.told = 0;
-        // What it served before it may serve now.
+        // It may serve the members of its stored view again.
         self.tell(host, self.catalog.stored_view(host));
         self.kernel.borrow_mut().wake(host, Duration::ZERO);
     }
 
-    /// What the power does while a pod starts: sometimes it fails once more.
+    /// Draws the power supply of a pod's start: in one of eight it fails again.
     fn power_at_start(&self) -> Power {
         let rng = &mut self.kernel.borrow_mut().rng;
         match rng.one_in(8) {
@@ -342,7 +342,7 @@ impl World {
         Some((LaneRuntime::new(lane, opened, place, files, runner, pool.clone()), members))
     }
 
-    /// Pulls the plug of a pod, or kills it.
+    /// Cuts a pod's power, or kills its process.
     pub fn crash(&mut self, host: Host, loss: Loss) {
         let pod = &mut self.pods[host];
         (pod.worker, pod.inbox) = (None, None);
@@ -350,8 +350,8 @@ impl World {
         self.kernel.borrow_mut().crash(host, loss);
     }
 
-    /// Somebody pulls the plug of two pods and puts a disk of one into the other. A pod keeps its
-    /// last disk: without one it has no links.
+    /// Cuts the power of two pods and moves a disk from one to the other. A pod keeps its last
+    /// disk: without a disk it has no links.
     pub fn move_disk(&mut self, disk: DiskNumber, to: Host) {
         let from = self.kernel.borrow().disks[disk].host;
         if self.disks_of(from).len() == 1 {
@@ -366,7 +366,7 @@ impl World {
         self.pods[host].worker.is_some()
     }
 
-    /// A pod that is stopped keeps its memory and does nothing.
+    /// A stopped pod keeps its memory and does nothing.
     pub fn set_stopped(&mut self, host: Host, stopped: bool) {
         self.pods[host].stopped = stopped;
         if !stopped {
@@ -374,7 +374,7 @@ impl World {
         }
     }
 
-    /// Restarts the pods whose disks were given up, as somebody who looks after them would.
+    /// Restarts pods with disks that were given up, like an operator.
     pub fn restart_poisoned(&mut self) {
         for host in 0..self.shape.pods {
             let report = self.pods[host].worker.as_ref().map(Worker::report);
@@ -396,24 +396,24 @@ impl World {
         }
     }
 
-    /// A client vanishes.
+    /// Breaks the connection of a client.
     pub fn hang_up(&mut self, client: usize) {
         self.attached[client].client.hang_up();
         self.kernel.borrow_mut().wake(self.shape.pods + client, Duration::from_millis(1));
     }
 
-    /// Every client reads everything once, through other pods than these.
+    /// Each client reads all its blocks once, through other pods than `avoided`.
     pub fn read_all(&mut self, avoided: &[Host]) {
         self.avoided = avoided.to_vec();
         self.catalog.is_closing = true;
         for client in 0..self.attached.len() {
             self.attached[client].client.read_all();
-            // Also one that had nothing left to do, and no connection any more.
+            // Also wakes clients that had nothing left to do and no connection.
             self.hang_up(client);
         }
     }
 
-    /// The clients of these volumes, or of all, that have not read everything.
+    /// Clients of `volumes` (`None`: of all) that have not yet read everything.
     fn wait(&self, volumes: Option<&BTreeSet<String>>) -> impl Iterator<Item = &Attached> {
         self.attached.iter().filter(move |attached| {
             let is_wanted = volumes.is_none_or(|volumes| volumes.contains(&attached.volume));
@@ -425,7 +425,7 @@ impl World {
         self.wait(volumes).next().is_none()
     }
 
-    /// Who has not read everything, in words.
+    /// Describes the clients that have not yet read everything.
     pub fn waiting(&self, volumes: Option<&BTreeSet<String>>) -> String {
         let texts = self.wait(volumes).map(|Attached { client, volume, front }| {
             format!("a client of {volume} through pod {front}: {client}")
@@ -437,7 +437,7 @@ impl World {
         self.attached.iter().map(|attached| attached.client.errors).sum()
     }
 
-    /// One thing happens. `Some`: an alarm of the caller rang.
+    /// Processes one event. `Some`: an alarm of the caller rang.
     pub fn step(&mut self) -> Option<u64> {
         let due = self.kernel.borrow_mut().step().expect("something always happens");
         match due {
@@ -461,7 +461,7 @@ impl World {
         }
     }
 
-    /// Runs until the volume exists that all of the run's clients use. Another may come later.
+    /// Runs until the main volume exists. The second volume may come later.
     fn begin(&mut self) {
         let (shards, blocks_per_shard) = (self.shape.shards as u64, self.shape.blocks_per_shard);
         let name = MAIN.to_owned();
@@ -480,7 +480,7 @@ impl World {
             }
         }
         if self.shape.second_volume {
-            // Through the first front end, like some of the others.
+            // The number picks the first front end, which other clients use, too.
             self.create_volume(SECOND * self.shape.pods as u64, 1, blocks_per_shard);
         }
     }
@@ -498,7 +498,7 @@ impl World {
         }
     }
 
-    /// A volume exists: its clients come.
+    /// Attaches the clients of a new volume.
     fn attach_to(&mut self, volume: &NewVolume) {
         let NewVolume { name, number, shards, blocks_per_shard } = volume;
         let (blocks, pods) = (shards * blocks_per_shard, self.shape.pods);
@@ -523,8 +523,8 @@ impl World {
         }
     }
 
-    /// Pods that do not know it yet hear of a newer view: each with a chance of one half, or all of
-    /// them.
+    /// Delivers newer views to pods: with probability one half to each pod, or (`all`) to every
+    /// pod.
     pub fn govern(&mut self, all: bool) {
         for worker in self.pods.iter().filter_map(|pod| pod.worker.as_ref()) {
             let (load, connections) = (worker.load(), self.attached.len());
@@ -543,7 +543,7 @@ impl World {
         }
     }
 
-    /// Tells a pod of a view that is newer than what it was told before.
+    /// Gives a pod the view, if it is newer than its last one.
     fn tell(&mut self, host: Host, view: Arc<ClusterView>) {
         let pod = &mut self.pods[host];
         let Some(inbox) = pod.inbox.as_ref().filter(|_| pod.told < view.revision) else { return };
@@ -571,7 +571,7 @@ impl World {
         }
     }
 
-    /// Rounds until the pod waits.
+    /// Runs rounds of the worker until the pod waits.
     fn run_pod(&mut self, host: Host) {
         let pod = &mut self.pods[host];
         let Some(worker) = &mut pod.worker else { return };
@@ -598,7 +598,7 @@ impl World {
     }
 }
 
-/// What members of a pod are given and ask for is checked.
+/// Hands the inputs and outputs of a pod's members to the checkers.
 struct Watch {
     kernel: Rc<RefCell<Kernel>>,
     checks: Rc<RefCell<Checks>>,

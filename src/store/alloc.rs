@@ -15,6 +15,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::planted::{Mistake, planted};
 use crate::store::seam::Slot;
+use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT};
 
 /// See the module.
 pub(crate) struct Allocator {
@@ -35,8 +36,8 @@ pub(crate) struct Allocator {
     waiting: u32,
     /// Slots that entries of the log name; true when the index has taken one over.
     named: FxHashMap<Slot, bool>,
-    /// How many slots were ever named.
-    named_ever: u64,
+    /// Slots that were named since the last `take_freed`.
+    named_since: u64,
 }
 
 /// The index names a slot that cannot be its own.
@@ -59,7 +60,7 @@ impl Allocator {
             reserved: 0,
             waiting: 0,
             named: FxHashMap::default(),
-            named_ever: 0,
+            named_since: 0,
         }
     }
 
@@ -96,7 +97,7 @@ impl Allocator {
     pub(crate) fn allocate_named(&mut self) -> Option<Slot> {
         let slot = self.allocate()?;
         self.named.insert(slot, false);
-        self.named_ever += 1;
+        self.named_since += 1;
         Some(slot)
     }
 
@@ -104,7 +105,7 @@ impl Allocator {
     pub(crate) fn occupy_named(&mut self, slot: Slot) -> Result<(), SlotConflict> {
         self.occupy(slot)?;
         self.named.insert(slot, false);
-        self.named_ever += 1;
+        self.named_since += 1;
         Ok(())
     }
 
@@ -135,9 +136,9 @@ impl Allocator {
         self.named.contains_key(&slot)
     }
 
-    /// Slots that are named, and how many ever were.
+    /// Slots that are named, and how many were named since the newest flush.
     pub(crate) fn named(&self) -> (u64, u64) {
-        (self.named.len() as u64, self.named_ever)
+        (self.named.len() as u64, self.named_since)
     }
 
     /// No entry that recovery could find names this slot any more.
@@ -175,6 +176,7 @@ impl Allocator {
 
     /// What was freed since the last call: a flush that is submitted now makes it durable.
     pub(crate) fn take_freed(&mut self) -> Vec<Slot> {
+        self.named_since = 0;
         std::mem::take(&mut self.freed)
     }
 
@@ -258,6 +260,16 @@ impl Allocator {
         self.taken -= 1;
         self.hint = self.hint.min(word);
     }
+}
+
+/// The most extents that a payload can touch, wherever it starts.
+pub(crate) fn slots_at_most(payload_bytes: u32) -> u16 {
+    let blocks = payload_bytes.div_ceil(BLOCK_BYTES as u32);
+    if blocks == 0 {
+        return 0;
+    }
+    let extents = (blocks + BLOCKS_PER_EXTENT - 2) / BLOCKS_PER_EXTENT + 1;
+    u16::try_from(extents).expect("bounded by ENTRY_BYTES_MAX")
 }
 
 fn place(slot: Slot) -> (usize, u64) {

@@ -1,62 +1,88 @@
-//! What a lane has asked of the world, and for what.
+//! What a lane has asked of the world, and what for: effects in flight, with one enum of
+//! operations for each part that asks. What a part keeps of an operation comes back to it when the
+//! operation ends.
 
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
-use crate::store::checkpoint::FlushPoint;
-use crate::store::seam::{Effect, Event, ExtentKey, IndexJob, LaneFile, OpId, ReadId};
+use crate::store::seam::{Effect, Event, ExtentKey, IndexJob, LaneFile, OpId, ReadId, Slot};
 use crate::store::wal::BatchSeq;
-use crate::store::writeback::PayloadRun;
 use crate::types::MemberId;
 
-/// Effects under way and what waits for the next `poll`.
+/// Effects in flight and what waits for the next `poll`.
 #[derive(Default)]
 pub(super) struct Io {
     next_op: u64,
     pending: FxHashMap<OpId, Pending>,
     pub effects: Vec<Effect>,
     pub events: Vec<Event>,
-    /// Reads that found no intact copy.
-    pub media_faults: u64,
-    /// Blocks that reads found a payload of since the start, and how many of them the overlay had.
-    pub read_blocks: u64,
-    pub read_overlay_blocks: u64,
     poisoned: bool,
 }
 
-/// What an effect was for.
+/// The part that asked for an effect, and what for.
 pub(super) enum Pending {
-    Wal(BatchSeq),
-    ReadPiece {
-        read: ReadId,
-        piece: usize,
-    },
-    ReadRecords {
-        read: ReadId,
-        keys: Vec<ExtentKey>,
-    },
-    RoundRecords {
-        keys: Vec<ExtentKey>,
-    },
-    RoundPayload(PayloadRun),
-    RoundWrite,
-    RoundSync,
-    RoundCommit,
-    /// A slot of a redirected entry in this append of the member.
-    RedirectWrite {
+    Log(BatchSeq),
+    Read(ReadOp),
+    Round(RoundOp),
+    /// A write to slots for this append of the member.
+    Redirect {
         member: MemberId,
         number: u64,
     },
+    /// Two of the superblock's copies.
+    Superblock {
+        half: usize,
+    },
     Flush(FlushPoint),
-    SuperblockFirst,
-    SuperblockSecond,
     Scan,
+}
+
+/// Of a read.
+pub(super) enum ReadOp {
+    Piece { read: ReadId, piece: usize },
+    Records { read: ReadId, keys: Vec<ExtentKey> },
+}
+
+/// Of the round of write-back.
+pub(super) enum RoundOp {
+    Records { keys: Vec<ExtentKey> },
+    Payload(PayloadRun),
+    Write,
+    Sync,
+    Commit,
+}
+
+/// Neighbouring payload blocks that are read back from the log with one effect.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PayloadRun {
+    /// Which extent of the round, and which of its blocks.
+    pub update: usize,
+    pub first: usize,
+    pub count: usize,
+    pub seq: BatchSeq,
+}
+
+/// What a flush of the index makes durable.
+pub(super) struct FlushPoint {
+    pub freed: Vec<Slot>,
+    pub flushed: Vec<(MemberId, u64)>,
+    pub after: AfterFlush,
+}
+
+/// Why the index was flushed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum AfterFlush {
+    Checkpoint,
+    /// A member was created, or its record changed.
+    Recorded(MemberId),
+    Destroyed(MemberId),
+    Faulted(MemberId),
 }
 
 impl Pending {
     /// A failed read is a bad copy; anything else that fails poisons the lane.
     pub(super) fn may_fail(&self) -> bool {
-        matches!(self, Pending::ReadPiece { .. } | Pending::RoundPayload(_))
+        matches!(self, Pending::Read(ReadOp::Piece { .. }) | Pending::Round(RoundOp::Payload(_)))
     }
 }
 

@@ -1,28 +1,27 @@
-//! A map from extents to what a shard knows of them. Every write looks its extents up several
-//! times, at places that no cache remembers: a table of tables finds one in two steps, where a
-//! tree takes many.
+//! A map from the extents of a shard. Every write looks its extents up several times, at places
+//! outside any cache. A table of tables finds an extent in two steps, where a tree takes many.
 
 use std::ops::{Bound, RangeBounds};
 
 use crate::types::Extent;
 
-/// Extents of one inner table: as many as there are bits.
+/// Extents of one inner table: one bit each in `taken`.
 const CHUNK: u32 = 64;
 
 /// See the module.
 pub(crate) struct ExtentMap<T> {
-    /// The inner table of the extents from `CHUNK` times its place on, while it has any.
+    /// The inner table at place `n` has the extents from `n * CHUNK` on; `None`: it is empty.
     chunks: Vec<Option<Box<Chunk<T>>>>,
     len: usize,
 }
 
 struct Chunk<T> {
-    /// One bit for each place that is taken.
+    /// One bit for each used place.
     taken: u64,
     places: [Option<T>; CHUNK as usize],
 }
 
-/// Which inner table, and the place in there.
+/// The inner table of an extent, and the place in it.
 fn place_of(extent: Extent) -> (usize, usize) {
     ((extent.0 / CHUNK) as usize, (extent.0 % CHUNK) as usize)
 }
@@ -48,7 +47,7 @@ impl<T> ExtentMap<T> {
         self.chunks.get_mut(chunk)?.as_mut()?.places[place].as_mut()
     }
 
-    /// What is there, or what was put there now.
+    /// The value of this extent; inserts the default if there is none.
     pub(crate) fn get_or_default(&mut self, extent: Extent) -> &mut T
     where
         T: Default,
@@ -79,7 +78,7 @@ impl<T> ExtentMap<T> {
         Some(gone)
     }
 
-    /// In order.
+    /// The extents of this range with their values, in order.
     pub(crate) fn range(
         &self,
         extents: impl RangeBounds<Extent>,

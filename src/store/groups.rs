@@ -1,4 +1,4 @@
-//! What was pushed into the log and is not durable yet, in order, and where its entries go. Pure.
+//! The pushes to the log that are not durable yet, in order, and the places of their entries. Pure.
 
 use std::collections::VecDeque;
 
@@ -11,7 +11,7 @@ use crate::types::MemberId;
 #[derive(Default)]
 pub(crate) struct Groups {
     waiting: VecDeque<Group>,
-    /// Entries of groups whose batch was not formed yet, in the order they were pushed.
+    /// Entries of groups without a batch yet, in the order of pushing.
     unplaced: VecDeque<Unplaced>,
     next_group: u64,
     next_push: u64,
@@ -22,11 +22,11 @@ pub(crate) struct Group {
     pub id: GroupId,
     pub member: MemberId,
     pub kind: GroupKind,
-    /// Commit of the HardState in it.
+    /// Commit index of its HardState.
     pub commit: Option<u64>,
-    /// It is in this batch or a later one.
+    /// The group is in this batch or a later one.
     pub not_before: BatchSeq,
-    /// Slots that entries named which it replaces: free once it is durable (rule R4).
+    /// Slots of replaced entries, free once it is durable (rule `slot-reuse-after-durable-free`).
     pub left: Vec<Slot>,
 }
 
@@ -34,15 +34,15 @@ pub(crate) enum GroupKind {
     Append {
         number: u64,
     },
-    /// The lane's own: only moves the commit up to what was applied.
+    /// A HardState of the lane itself: moves only the commit, up to the applied index.
     OwnHard,
-    /// (index, push, new place) of every entry in it.
+    /// (index, push, new place) of each of its entries.
     Image {
         places: Vec<(u64, u64, Place)>,
     },
 }
 
-/// An entry that was pushed.
+/// A pushed entry without a place.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unplaced {
     pub member: MemberId,
@@ -66,12 +66,12 @@ impl Groups {
         self.waiting.push_back(group);
     }
 
-    /// This entry was pushed: its place will be known when its batch is formed.
+    /// Adds a pushed entry. Its place is known once its batch is formed.
     pub(crate) fn expect(&mut self, entry: Unplaced) {
         self.unplaced.push_back(entry);
     }
 
-    /// An entry got its place: entries are placed in the order they were pushed.
+    /// Gives an entry its place. Places come in the order of pushing.
     pub(crate) fn placed(&mut self, placed: &Placed, place: Place) -> Unplaced {
         let expected = self.unplaced.pop_front().expect("placed once");
         assert_eq!(
@@ -90,7 +90,7 @@ impl Groups {
         expected
     }
 
-    /// Groups become durable in the order they were pushed.
+    /// Removes the oldest group: groups become durable in the order of pushing.
     pub(crate) fn pop(&mut self, id: GroupId) -> Group {
         let group = self.waiting.pop_front().expect("durable once");
         assert_eq!(group.id, id, "groups become durable in order");

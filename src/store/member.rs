@@ -1,7 +1,7 @@
 //! What a lane knows of one member: where its retained log entries are, which HardState is
 //! durable, its metadata, its overlay, and which extents have a slot. Pure.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
@@ -11,7 +11,12 @@ use crate::planted::{Mistake, planted};
 use crate::store::overlay::Overlay;
 use crate::store::seam::{MemberRecord, Slot};
 use crate::store::wal::{BatchSeq, GroupId};
-use crate::types::{BLOCKS_PER_EXTENT, Block, Extent, MemberId, Unappended, block_crc};
+use crate::types::{
+    BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, Extent, ExtentContent, MemberId, Unappended, block_crc,
+};
+
+/// The members of a lane.
+pub(crate) type Members = BTreeMap<MemberId, Member>;
 
 /// See the module.
 pub(crate) struct Member {
@@ -136,6 +141,58 @@ impl Member {
     /// The store is ahead of the log, and a restart would not know that.
     pub(crate) fn is_ahead(&self) -> bool {
         self.ahead.is_some_and(|(index, _)| index > self.durable_flushed)
+    }
+
+    /// True when a write to this extent would need a slot that was not reserved yet.
+    pub(crate) fn needs_slot(&self, extent: Extent) -> bool {
+        let reserved = self.overlay.get(extent).is_some_and(|overlay| overlay.reserved);
+        !self.presence.get(extent) && !reserved
+    }
+
+    /// Where in the ring this block of an entry's payload is.
+    pub(crate) fn log_offset(&self, index: u64, position: u16) -> (BatchSeq, u64) {
+        let entry = self.log.get(index).expect("retained while the overlay needs it");
+        let place = entry.place.expect("durable before it is applied");
+        let offset = place.payload_offset + u64::from(position) * BLOCK_BYTES as u64;
+        (place.seq, offset)
+    }
+
+    /// True when a checkpoint would make nothing of it durable.
+    pub(crate) fn is_settled(&self) -> bool {
+        let at_rest = self.overlay.is_empty()
+            && self.flushed() == self.durable_flushed
+            && self.hard.durable_commit >= self.applied_index
+            && !self.hard.own_under_way;
+        at_rest || self.phase == Phase::Faulted
+    }
+
+    /// The first block whose bytes do not match their checksum.
+    pub(crate) fn first_bad(&self, first: Block, data: &[u8], crcs: &[u32]) -> Option<Block> {
+        let blocks = data.chunks_exact(BLOCK_BYTES).zip(crcs).enumerate();
+        let blocks = blocks.filter(|_| !planted(Mistake::ChecksumsIgnored));
+        blocks
+            .map(|(offset, (bytes, crc))| (Block(first.0 + offset as u32), bytes, crc))
+            .find(|(at, bytes, crc)| self.crc(*at, bytes) != **crc)
+            .map(|(at, _, _)| at)
+    }
+
+    /// True when this is a well-formed extent of this member whose bytes match their checksums.
+    pub(crate) fn is_intact(&self, content: &ExtentContent) -> bool {
+        let blocks = content.present.count_ones() as usize;
+        let extents = self.record.blocks.div_ceil(BLOCKS_PER_EXTENT);
+        if content.layer != 0
+            || content.extent.0 >= extents
+            || content.crcs.len() != blocks
+            || content.data.len() != blocks * BLOCK_BYTES
+        {
+            return false;
+        }
+        let positions = (0..BLOCKS_PER_EXTENT).filter(|bit| content.present & (1 << bit) != 0);
+        positions.enumerate().all(|(number, position)| {
+            let at = Block(content.extent.first_block().0 + position);
+            let bytes = &content.data[number * BLOCK_BYTES..(number + 1) * BLOCK_BYTES];
+            self.first_bad(at, bytes, &content.crcs[number..=number]).is_none()
+        })
     }
 
     /// The checksum that this block's content must have.
@@ -280,9 +337,7 @@ impl RetainedLog {
     pub(crate) fn compact(&mut self, index: u64) -> u64 {
         let mut reserved = 0;
         while self.base_index < index {
-            let Some(gone) = self.entries.pop_front() else {
-                break;
-            };
+            let Some(gone) = self.entries.pop_front() else { break };
             reserved += self.drop_one(&gone);
             self.base_index += 1;
             self.base_term = gone.term;

@@ -116,7 +116,7 @@ fn r13_a_slot_that_the_log_names_stays_mended() {
     write_both(&mut lab, write(0, BLOCKS_PER_EXTENT, 7));
     lab.rest();
     write_both(&mut lab, write(0, BLOCKS_PER_EXTENT, 7));
-    let overlay = lab.lane.members[&TARGET].overlay.get(Extent(0)).expect("written again");
+    let overlay = lab.lane.core.members[&TARGET].overlay.get(Extent(0)).expect("written again");
     let (_, slot) = overlay.redirected().expect("to a slot");
     rot(&mut lab, LaneFile::Data, (slot.0 * BLOCKS_PER_EXTENT + 3) as usize);
     assert_eq!(damaged(&mut lab, TARGET, 3), Some(Extent(0)));

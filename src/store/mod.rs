@@ -2,11 +2,22 @@
 //! recovery, resync. All decisions are pure: a [`lane`] asks for I/O with [`seam::Effect`] and is
 //! told of its end; the worker and the simulator carry it out.
 //!
+//! Imports lead from the first of these to the last, and never back:
+//! - [`open`]: a lane from what is on the disk.
+//! - [`lane`]: what the world calls. It alone knows all parts, and dispatches to them.
+//! - The parts, each with its own state: `checkpoint`, `writeback` (with `round`), `resync`,
+//!   `redirect`, `read`, `mend` (read repair), `admission`.
+//! - `core`: what the parts share and borrow: members, allocator, log, caches, I/O, clock.
+//! - What the core is made of: `lane_log`, `groups`, `effects`, `member`, `overlay`, `alloc`.
+//! - [`wal`], [`index`] and [`superblock`]: what is on the disk. [`seam`]: the messages.
+//!
 //! Invariant: knows neither `replica` nor `net`; touches `io` only for aligned memory. The one
 //! place that calls RocksDB is `index/rocks.rs`.
 
+mod admission;
 mod alloc;
 mod checkpoint;
+mod core;
 mod effects;
 mod extent_map;
 mod fuzz;
@@ -17,6 +28,7 @@ mod lab_disk;
 pub mod lane;
 #[cfg(test)]
 pub(crate) mod lane_lab;
+mod lane_log;
 #[cfg(test)]
 mod lane_test;
 mod member;
@@ -34,6 +46,7 @@ mod redirect_test;
 mod resync;
 #[cfg(test)]
 mod resync_test;
+mod round;
 #[cfg(test)]
 mod rules_test;
 pub mod seam;

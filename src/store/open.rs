@@ -3,34 +3,40 @@
 //! (rule R12). Recovery itself is in [`crate::store::wal`].
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bytes::Bytes;
 
 use crate::io::buffer::Pool;
 use crate::limits::LISTING_EXTENTS_MAX;
-use crate::log::LogEntry;
+use crate::log::{LogEntry, Redirect};
 use crate::planted::{Mistake, planted};
 use crate::store::OpenError;
-use crate::store::alloc::{Allocator, SlotConflict};
+use crate::store::admission::Admission;
+use crate::store::alloc::{Allocator, SlotConflict, slots_at_most};
 use crate::store::checkpoint::Checkpoint;
+use crate::store::core::{Clock, Core, LaneConfig};
 use crate::store::effects::Io;
-use crate::store::groups::Groups;
 use crate::store::index::IndexStore;
 use crate::store::index::cache::RecordCache;
-use crate::store::lane::{
-    Clock, Lane, LaneConfig, LaneFiles, LaneLog, RecoveredEntry, RecoveredMember, slots_at_most,
-};
-use crate::store::member::{Member, Phase, Place, Retained};
-use crate::store::mend::Mends;
+use crate::store::lane::{Lane, LaneFiles, RecoveredEntry, RecoveredMember};
+use crate::store::lane_log::LaneLog;
+use crate::store::member::{Member, Members, Phase, Place, Retained};
+use crate::store::mend::ReadRepair;
 use crate::store::overlay::PayloadCache;
-use crate::store::redirect::{Redirects, load_redirected};
-use crate::store::seam::{IndexEdit, LaneFile, MemberRecord, Slot};
+use crate::store::read::Reads;
+use crate::store::redirect::{Redirects, runs};
+use crate::store::resync::ResyncStore;
+use crate::store::seam::{ExtentKey, IndexEdit, LaneFile, MemberRecord, Slot};
 use crate::store::superblock::{self, Superblock};
-use crate::store::wal::fold::{FaultReason, Flushed, MemberLog, fold};
-use crate::store::wal::recover::{Marks, load_payload, recover};
-use crate::store::wal::{BatchSeq, Wal, WalConfig};
+use crate::store::wal::fold::{FaultReason, Flushed, LoggedEntry, MemberLog, fold};
+use crate::store::wal::recover::{LogPart, Marks, load_payload, recover};
+use crate::store::wal::{BatchSeq, WalConfig};
 use crate::store::writeback::WriteBack;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId, Uuid};
+
+/// What the ring held, by member.
+type Logs = BTreeMap<MemberId, MemberLog>;
 
 /// The smallest ring that leaves room for the reserve beside ordinary batches.
 pub const WAL_BYTES_MIN: u64 = 1 << 20;
@@ -118,7 +124,7 @@ pub fn read_superblock(files: &mut dyn LaneFiles) -> Result<Superblock, OpenErro
 
 /// What the index says, checked.
 struct Found {
-    members: BTreeMap<MemberId, Member>,
+    members: Members,
     alloc: Allocator,
     faulted: Vec<MemberId>,
     tombstones: Vec<MemberId>,
@@ -152,14 +158,7 @@ impl Lane {
         let read = &mut |offset, len| files.read(LaneFile::Wal, offset, len);
         let recovered = recover(&wal_config, &marks, read)?;
         let position = recovered.position;
-        let flushed = found.members.iter().map(|(id, member)| (*id, flushed_of(member)));
-        let mut logs = fold(recovered.log, &flushed.collect(), &found.tombstones);
-        if logs.keys().any(|id| !found.members.contains_key(id)) {
-            return Err(OpenError::Unusable(
-                "the log holds a member that the index does not know: the index was lost",
-            ));
-        }
-
+        let mut logs = found.fold(recovered.log)?;
         superblock.sequence += 1;
         superblock.tail_seq = position.tail_seq.0;
         superblock.tail_offset = position.tail_offset;
@@ -168,165 +167,205 @@ impl Lane {
             superblock.features |= superblock::FEATURE_REDIRECT;
         }
         write_superblock(files, &superblock)?;
-        // What no mark calls durable may be in the device's cache only.
-        for range in recovered.unconfirmed {
-            if planted(Mistake::FoundNotConfirmed) {
-                continue;
-            }
-            let mut offset = range.start;
-            while offset < range.end {
-                let len = (range.end - offset).min(REWRITE_BYTES);
-                let bytes = files.read(LaneFile::Wal, offset, len as usize)?;
-                files.write(LaneFile::Wal, offset, &bytes)?;
-                offset += len;
-            }
-        }
+        confirm(recovered.unconfirmed, files)?;
         found.check_redirects(&mut logs, &pool, files);
-
-        let log = LaneLog {
-            ring_bytes: wal_config.ring_bytes,
-            reserve_bytes: wal_config.reserve_bytes,
-            wal: Wal::new(wal_config, position),
-            groups: Groups::default(),
-            pins: BTreeMap::new(),
-            unapplied_bytes: 0,
+        found.take_redirects(&mut logs, index)?;
+        mark_faults(index, &logs, &mut found.faulted)?;
+        let faulted = std::mem::take(&mut found.faulted);
+        let mut core = found.into_core(config, pool, LaneLog::new(wal_config, position));
+        let members = take_logs(&mut core, logs, &faulted, files)?;
+        let lane = Lane {
+            core,
+            admission: Admission::default(),
+            redirects: Redirects::default(),
+            reads: Reads::default(),
+            repair: ReadRepair::default(),
+            writeback: WriteBack::default(),
+            resync: ResyncStore::default(),
+            checkpoint: Checkpoint::new(superblock),
         };
-        let mut lane = Lane {
+        Ok((lane, members))
+    }
+}
+
+/// Writes again what no mark calls durable: it may be in the device's cache only.
+fn confirm(unconfirmed: Vec<Range<u64>>, files: &mut dyn LaneFiles) -> Result<(), OpenError> {
+    for range in unconfirmed {
+        if planted(Mistake::FoundNotConfirmed) {
+            continue;
+        }
+        let mut offset = range.start;
+        while offset < range.end {
+            let len = (range.end - offset).min(REWRITE_BYTES);
+            let bytes = files.read(LaneFile::Wal, offset, len as usize)?;
+            files.write(LaneFile::Wal, offset, &bytes)?;
+            offset += len;
+        }
+    }
+    Ok(())
+}
+
+/// Gives every member its log, and hands out what the caller has to replay.
+fn take_logs(
+    core: &mut Core,
+    mut logs: Logs,
+    faulted: &[MemberId],
+    files: &mut dyn LaneFiles,
+) -> Result<Vec<RecoveredMember>, OpenError> {
+    let mut tail_bytes = core.config.log_tail_bytes as u64;
+    let mut out = Vec::with_capacity(core.members.len());
+    for (id, member) in &mut core.members {
+        let mut log = logs.remove(id).unwrap_or_default();
+        let is_faulted = faulted.contains(id);
+        if is_faulted {
+            log.entries.clear();
+        }
+        let hard = &mut member.hard;
+        hard.newest = log.hard;
+        if !planted(Mistake::CommitBelowFlushed) {
+            hard.newest.commit = log.hard.commit.max(member.record.flushed_index);
+        }
+        hard.durable_commit = hard.newest.commit;
+        // Nothing that a faulted member left in the log may hold the tail.
+        hard.durable_seq = log.hard_seq.filter(|_| !is_faulted);
+        let entries = load_entries(member, log.entries, &mut tail_bytes, &core.pool, files)?;
+        let mut recovered = Vec::with_capacity(entries.len());
+        for (logged, payload) in entries {
+            core.alloc.reserve(u64::from(slots_at_most(logged.entry.payload_bytes)));
+            core.log.unapplied_bytes += u64::from(logged.entry.payload_bytes);
+            recovered.push(retain(member, logged, payload));
+        }
+        out.push(RecoveredMember {
+            record: member.record.clone(),
+            hard: member.hard.newest,
+            entries: recovered,
+            faulted: is_faulted,
+        });
+    }
+    Ok(out)
+}
+
+/// Reads the payloads of a member's entries, as far as they are handed out: those that are not
+/// applied, and of the others the newest, `tail_bytes` in all.
+fn load_entries(
+    member: &Member,
+    logged: Vec<LoggedEntry>,
+    tail_bytes: &mut u64,
+    pool: &Pool,
+    files: &mut dyn LaneFiles,
+) -> Result<Vec<(LoggedEntry, Option<Bytes>)>, OpenError> {
+    let commit = member.hard.newest.commit;
+    let mut entries = Vec::with_capacity(logged.len());
+    for logged in logged.into_iter().rev() {
+        let bytes = u64::from(logged.entry.data_bytes());
+        let is_applied = logged.entry.index <= commit;
+        let mut payload = None;
+        if is_applied && bytes > *tail_bytes {
+            // It stays where it is.
+        } else if let Some(redirect) = &logged.entry.redirect {
+            // What is rotten and applied is for a read to find.
+            payload = load_redirected(member, redirect, pool, files);
+            if payload.is_none() && !is_applied {
+                return Err(OpenError::Unusable("a slot was intact, and then it was not"));
+            }
+        } else {
+            let read = &mut |offset, len| files.read(LaneFile::Wal, offset, len);
+            payload = Some(load_payload(&logged.entry, read)?);
+        }
+        if is_applied {
+            *tail_bytes = if payload.is_some() { *tail_bytes - bytes } else { 0 };
+        }
+        entries.push((logged, payload));
+    }
+    entries.reverse();
+    Ok(entries)
+}
+
+/// Adds an entry to the retained log of a member, as it is handed out.
+fn retain(member: &mut Member, logged: LoggedEntry, payload: Option<Bytes>) -> RecoveredEntry {
+    let found = logged.entry;
+    let loaded = payload.is_some();
+    let entry = LogEntry {
+        redirect: None,
+        index: found.index,
+        term: found.term,
+        kind: found.kind,
+        context: found.context.clone(),
+        payload: payload.unwrap_or_default(),
+    };
+    // In an image the payload of a redirected entry stays where it is.
+    let in_image = || match found.redirect.clone() {
+        None => entry.clone(),
+        redirect => LogEntry { redirect, payload: Bytes::new(), ..entry.clone() },
+    };
+    let (payload_bytes, in_log) = (found.data_bytes(), found.payload_bytes);
+    member.log.push(Retained {
+        term: entry.term,
+        push: 0,
+        place: Some(Place { seq: logged.seq, payload_offset: found.payload_offset }),
+        payload_bytes,
+        unapplied_bytes: in_log,
+        reserved: slots_at_most(in_log),
+        slots: found.redirect.as_ref().map(|redirect| redirect.slots()),
+        unapplied: loaded.then(|| Box::new(in_image())),
+    });
+    RecoveredEntry { entry, payload_bytes, loaded }
+}
+
+impl Found {
+    fn into_core(self, config: LaneConfig, pool: Pool, log: LaneLog) -> Core {
+        Core {
             records: RecordCache::new(config.index_cache_bytes),
             payloads: PayloadCache::new(config.overlay_cache_bytes),
             config,
             pool,
-            superblock,
+            members: self.members,
+            tombstones: self.tombstones.into_iter().collect(),
+            alloc: self.alloc,
             log,
-            members: found.members,
-            tombstones: found.tombstones.into_iter().collect(),
-            alloc: found.alloc,
-            reads: Default::default(),
-            scans: Default::default(),
-            redirects: Redirects::default(),
-            writeback: WriteBack::default(),
-            checkpoint: Checkpoint::default(),
-            mends: Mends::default(),
+            dirty: Default::default(),
+            unflushed: false,
+            stale: false,
             io: Io::default(),
             clock: Clock::default(),
-        };
-        for (id, log) in &mut logs {
+        }
+    }
+
+    /// The log of each member, beginning at what the index has of it.
+    fn fold(&self, log: Vec<LogPart>) -> Result<Logs, OpenError> {
+        let flushed = self.members.iter().map(|(id, Member { record, .. })| {
+            (*id, Flushed { index: record.flushed_index, term: record.flushed_term })
+        });
+        let logs = fold(log, &flushed.collect(), &self.tombstones);
+        if logs.keys().any(|id| !self.members.contains_key(id)) {
+            return Err(OpenError::Unusable(
+                "the log holds a member that the index does not know: the index was lost",
+            ));
+        }
+        Ok(logs)
+    }
+
+    /// Takes the slots that the logs name; a member whose log names what is not its own is faulted.
+    fn take_redirects(
+        &mut self,
+        logs: &mut Logs,
+        index: &mut dyn IndexStore,
+    ) -> Result<(), OpenError> {
+        for (id, log) in logs {
             // Nothing is kept of the log of a member that cannot be trusted.
             if log.faulted.is_none()
-                && !found.faulted.contains(id)
-                && let Err(reason) = lane.take_named(*id, log, index)?
+                && !self.faulted.contains(id)
+                && let Err(reason) = take_named(&mut self.alloc, *id, log, index)?
             {
                 log.faulted = Some(reason);
             }
         }
-        mark_faults(index, &logs, &mut found.faulted)?;
-        let members = lane.take_logs(logs, &found.faulted, files)?;
-        Ok((lane, members))
+        Ok(())
     }
 
-    /// Gives every member its log, and hands out what the caller has to replay.
-    fn take_logs(
-        &mut self,
-        mut logs: BTreeMap<MemberId, MemberLog>,
-        faulted: &[MemberId],
-        files: &mut dyn LaneFiles,
-    ) -> Result<Vec<RecoveredMember>, OpenError> {
-        let mut tail_bytes = self.config.log_tail_bytes as u64;
-        let mut out = Vec::with_capacity(self.members.len());
-        for (id, member) in &mut self.members {
-            let mut log = logs.remove(id).unwrap_or_default();
-            let is_faulted = faulted.contains(id);
-            if is_faulted {
-                log.entries.clear();
-            }
-            let hard = &mut member.hard;
-            hard.newest = log.hard;
-            if !planted(Mistake::CommitBelowFlushed) {
-                hard.newest.commit = log.hard.commit.max(member.record.flushed_index);
-            }
-            hard.durable_commit = hard.newest.commit;
-            // Nothing that a faulted member left in the log may hold the tail.
-            hard.durable_seq = log.hard_seq.filter(|_| !is_faulted);
-            let commit = hard.newest.commit;
-            let mut entries = Vec::with_capacity(log.entries.len());
-            for logged in log.entries.into_iter().rev() {
-                let bytes = u64::from(logged.entry.data_bytes());
-                let mut loaded = logged.entry.index > commit || bytes <= tail_bytes;
-                let mut payload = Bytes::new();
-                if loaded && let Some(redirect) = &logged.entry.redirect {
-                    // What is rotten and applied is for a read to find.
-                    let found = load_redirected(member, redirect, &self.pool, files);
-                    loaded = found.is_some();
-                    if !loaded && logged.entry.index > commit {
-                        return Err(OpenError::Unusable("a slot was intact, and then it was not"));
-                    }
-                    payload = found.unwrap_or_default();
-                } else if loaded {
-                    let read = &mut |offset, len| files.read(LaneFile::Wal, offset, len);
-                    payload = load_payload(&logged.entry, read)?;
-                }
-                if logged.entry.index <= commit {
-                    tail_bytes = if loaded { tail_bytes - bytes } else { 0 };
-                }
-                entries.push((logged, payload, loaded));
-            }
-            entries.reverse();
-            let mut recovered = Vec::with_capacity(entries.len());
-            for (logged, payload, loaded) in entries {
-                let found = logged.entry;
-                let (data_bytes, in_log) = (found.data_bytes(), found.payload_bytes);
-                let slots = found.redirect.as_ref().map(|redirect| redirect.slots());
-                // In an image the payload of a redirected entry stays where it is.
-                let in_image = |entry: &LogEntry| {
-                    let mut entry = entry.clone();
-                    if found.redirect.is_some() {
-                        (entry.payload, entry.redirect) = (Bytes::new(), found.redirect.clone());
-                    }
-                    Box::new(entry)
-                };
-                let entry = LogEntry {
-                    redirect: None,
-                    index: found.index,
-                    term: found.term,
-                    kind: found.kind,
-                    context: found.context.clone(),
-                    payload,
-                };
-                let reserved = slots_at_most(in_log);
-                self.alloc.reserve(u64::from(reserved));
-                self.log.unapplied_bytes += u64::from(in_log);
-                member.log.push(Retained {
-                    term: entry.term,
-                    push: 0,
-                    place: Some(Place { seq: logged.seq, payload_offset: found.payload_offset }),
-                    payload_bytes: data_bytes,
-                    unapplied_bytes: in_log,
-                    reserved,
-                    slots,
-                    unapplied: loaded.then(|| in_image(&entry)),
-                });
-                recovered.push(RecoveredEntry { entry, payload_bytes: data_bytes, loaded });
-            }
-            out.push(RecoveredMember {
-                record: member.record.clone(),
-                hard: member.hard.newest,
-                entries: recovered,
-                faulted: is_faulted,
-            });
-        }
-        Ok(out)
-    }
-}
-
-impl Found {
     /// Finds the members that lost a payload which they had promised: one in a slot that nobody has
     /// applied.
-    fn check_redirects(
-        &self,
-        logs: &mut BTreeMap<MemberId, MemberLog>,
-        pool: &Pool,
-        files: &mut dyn LaneFiles,
-    ) {
+    fn check_redirects(&self, logs: &mut Logs, pool: &Pool, files: &mut dyn LaneFiles) {
         for (id, log) in logs {
             let Some(member) = self.members.get(id) else { continue };
             let commit = log.hard.commit.max(member.record.flushed_index);
@@ -341,10 +380,6 @@ impl Found {
             }
         }
     }
-}
-
-fn flushed_of(member: &Member) -> Flushed {
-    Flushed { index: member.record.flushed_index, term: member.record.flushed_term }
 }
 
 /// How the log of a disk is written.
@@ -362,7 +397,7 @@ pub(crate) fn wal_config(superblock: &Superblock) -> WalConfig {
 /// Makes it durable that these members cannot be trusted, before the log forgets why.
 fn mark_faults(
     index: &mut dyn IndexStore,
-    logs: &BTreeMap<MemberId, MemberLog>,
+    logs: &Logs,
     faulted: &mut Vec<MemberId>,
 ) -> Result<(), OpenError> {
     let new = logs.iter().filter(|(id, log)| log.faulted.is_some() && !faulted.contains(id));
@@ -385,7 +420,7 @@ fn read_index(
     let bytes_max = config.data_bytes_max.min(superblock.data_bytes_max);
     let slots = u32::try_from(bytes_max / EXTENT_BYTES as u64).unwrap_or(u32::MAX);
     let mut found = Found {
-        members: BTreeMap::new(),
+        members: Members::new(),
         alloc: Allocator::new(slots),
         faulted: index.faulted()?,
         tombstones,
@@ -435,4 +470,67 @@ fn occupy(alloc: &mut Allocator, slot: Slot) -> Result<(), OpenError> {
             SlotConflict::OwnedTwice => "the index names a slot twice",
         })
     })
+}
+
+/// Takes the slots that the retained entries of a member name, when a lane is opened. `Err`:
+/// an entry names what is not its own.
+fn take_named(
+    alloc: &mut Allocator,
+    id: MemberId,
+    log: &MemberLog,
+    index: &mut dyn IndexStore,
+) -> Result<Result<(), FaultReason>, OpenError> {
+    let mut taken = Vec::new();
+    for logged in &log.entries {
+        let Some(redirect) = &logged.entry.redirect else { continue };
+        for (extent, slot) in (redirect.first.0..).map(Extent).zip(redirect.slots()) {
+            let named = match alloc.occupy_named(slot) {
+                Err(SlotConflict::OwnedTwice) => {
+                    let key = ExtentKey::new(id, extent);
+                    let record = index.get(&[key])?.pop().flatten();
+                    // Written back before the stop.
+                    match record.is_some_and(|record| record.slot == slot) {
+                        true => alloc.name_adopted(slot),
+                        false => Err(SlotConflict::OwnedTwice),
+                    }
+                }
+                other => other,
+            };
+            match named {
+                Ok(()) => taken.push(slot),
+                Err(SlotConflict::OutOfRange) => {
+                    return Err(OpenError::Unusable(
+                        "the log names a slot beyond the end of the data file",
+                    ));
+                }
+                Err(SlotConflict::OwnedTwice) => {
+                    taken.into_iter().for_each(|slot| alloc.release_named(slot));
+                    return Ok(Err(FaultReason::SlotConflict(logged.entry.index)));
+                }
+            }
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// The payload of a redirected entry, when every block of it is what its checksum says.
+fn load_redirected(
+    member: &Member,
+    redirect: &Redirect,
+    pool: &Pool,
+    files: &mut dyn LaneFiles,
+) -> Option<Bytes> {
+    let slots = redirect.slots();
+    let mut payload = pool.take(slots.len() * EXTENT_BYTES);
+    for (first, run) in runs(&slots) {
+        let len = run * EXTENT_BYTES;
+        let bytes = files.read(LaneFile::Data, slots[first].offset(), len).ok()?;
+        payload.get_mut(first * EXTENT_BYTES..)?.get_mut(..len)?.copy_from_slice(&bytes);
+    }
+    let payload = payload.freeze();
+    let crcs: Vec<u32> = redirect.slots.iter().flat_map(|slot| slot.crcs).collect();
+    let end = redirect.first.0.checked_add(slots.len() as u32)?;
+    let inside = end.checked_mul(BLOCKS_PER_EXTENT)? <= member.record.blocks;
+    let intact = || member.first_bad(redirect.first.first_block(), &payload, &crcs).is_none();
+    (inside && intact()).then_some(payload)
 }

@@ -149,9 +149,7 @@ impl Overlay {
     }
 
     fn drop_if(&mut self, at: Block, matches: impl Fn(&OverlayBlock) -> bool) {
-        let Some(extent) = self.extents.get_mut(at.extent()) else {
-            return;
-        };
+        let Some(extent) = self.extents.get_mut(at.extent()) else { return };
         let position = at.in_extent();
         if !extent.get(position).is_some_and(matches) {
             return;
@@ -184,6 +182,11 @@ impl Overlay {
         extents: impl RangeBounds<Extent>,
     ) -> impl Iterator<Item = (Extent, &OverlayExtent)> {
         self.extents.range(extents)
+    }
+
+    /// Slots that are reserved for what is here.
+    pub(crate) fn reserved_slots(&self) -> u64 {
+        self.range(..).filter(|(_, extent)| extent.reserved).count() as u64
     }
 
     /// The oldest Raft index that lives only here.

@@ -1,29 +1,43 @@
 //! Reads: what is in the overlay first, then what the index says is in the data file. Every block
 //! that comes from the disk is verified; one that does not match is looked up again before it is
 //! judged (rule R13), because overlay and record may have moved meanwhile.
+//!
+//! Owns the reads in flight; may borrow the core, and read repair; is told of pieces that were read
+//! and of records that the index answered.
 
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 
-use crate::planted::{Mistake, planted};
-use crate::store::effects::{Io, Pending};
-use crate::store::lane::{Lane, extents_of};
+use crate::io::buffer::Pool;
+use crate::store::core::Core;
+use crate::store::effects::{Pending, ReadOp};
 use crate::store::member::{Member, Phase};
-use crate::store::mend::{key_of, patched};
+use crate::store::mend::{ReadRepair, patched};
 use crate::store::overlay::{Content, OverlayExtent};
 use crate::store::seam::{
-    Event, ExtentKey, ExtentRecord, IndexJob, LaneFile, ReadBlocks, ReadId, Slot,
+    Done, Event, ExtentKey, ExtentRecord, IndexDone, IndexJob, LaneFile, ReadBlocks, ReadId, Slot,
 };
 use crate::store::wal::BatchSeq;
 use crate::types::{
-    BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockError, BlockRange, EXTENT_BYTES, Extent,
-    ExtentContent, MemberId, Segment, StatusRun,
+    BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockError, BlockRange, Extent, ExtentContent, MemberId,
+    Segment, StatusRun,
 };
 
 /// Looks at a block that keeps moving at most this often.
 const ATTEMPTS_MAX: u32 = 16;
 
-/// One read under way.
+/// See the module.
+#[derive(Default)]
+pub(super) struct Reads {
+    in_flight: FxHashMap<ReadId, ReadState>,
+    /// Blocks that reads found a payload of since the start, and how many of them the overlay had.
+    pub blocks: u64,
+    pub overlay_blocks: u64,
+}
+
+/// One read in flight.
 pub(super) struct ReadState {
+    read: ReadId,
     member: MemberId,
     range: BlockRange,
     purpose: Purpose,
@@ -31,10 +45,34 @@ pub(super) struct ReadState {
     /// Pieces that are being read.
     outstanding: u32,
     attempts: u32,
+    /// Records that the index has just answered.
+    fetched: Vec<(ExtentKey, Option<ExtentRecord>)>,
     /// A block that did not match in the attempt before.
     suspect: Option<Mismatch>,
     /// One that did not match in this attempt.
     mismatch: Option<Mismatch>,
+}
+
+impl ReadState {
+    pub(super) fn new(
+        read: ReadId,
+        member: MemberId,
+        range: BlockRange,
+        purpose: Purpose,
+    ) -> ReadState {
+        ReadState {
+            read,
+            member,
+            range,
+            purpose,
+            plan: Plan::default(),
+            outstanding: 0,
+            attempts: 0,
+            fetched: Vec::new(),
+            suspect: None,
+            mismatch: None,
+        }
+    }
 }
 
 /// A block whose bytes were not what this checksum, from this place, promised.
@@ -46,7 +84,7 @@ struct Mismatch {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
+pub(super) enum Purpose {
     Read,
     Status,
     /// One whole extent, for another member.
@@ -170,53 +208,18 @@ fn log_place(member: &Member, index: u64, position: u16) -> Place {
     Place::Log { seq, offset }
 }
 
-impl Member {
-    /// Where in the ring this block of an entry's payload is.
-    pub(super) fn log_offset(&self, index: u64, position: u16) -> (BatchSeq, u64) {
-        let entry = self.log.get(index).expect("retained while the overlay needs it");
-        let place = entry.place.expect("durable before it is applied");
-        let offset = place.payload_offset + u64::from(position) * BLOCK_BYTES as u64;
-        (place.seq, offset)
-    }
-}
-
-impl Lane {
-    /// Reads whole blocks as of everything applied.
-    pub fn read(&mut self, read: ReadId, member: MemberId, range: BlockRange) {
-        self.start_read(read, member, range, Purpose::Read);
-    }
-
-    pub fn status(&mut self, read: ReadId, member: MemberId, range: BlockRange) {
-        self.start_read(read, member, range, Purpose::Status);
-    }
-
-    pub fn fetch_extent(&mut self, read: ReadId, member: MemberId, extent: Extent, layer: u32) {
-        let range = BlockRange { first: extent.first_block(), count: BLOCKS_PER_EXTENT };
-        self.start_read(read, member, range, Purpose::Extent { layer });
-    }
-
-    fn start_read(&mut self, read: ReadId, id: MemberId, range: BlockRange, purpose: Purpose) {
-        if self.io.poisoned() {
-            return;
-        }
-        let state = ReadState {
-            member: id,
-            range,
-            purpose,
-            plan: Plan::default(),
-            outstanding: 0,
-            attempts: 0,
-            suspect: None,
-            mismatch: None,
-        };
-        let refusal = match self.members.get(&id) {
+impl Reads {
+    /// Starts a read of these blocks, as of everything applied.
+    pub(super) fn start(&mut self, core: &mut Core, repair: &mut ReadRepair, state: ReadState) {
+        let range = state.range;
+        let refusal = match core.members.get(&state.member) {
             None => Some(BlockError::NoSuchVolume),
             Some(member) if matches!(member.phase, Phase::Destroying | Phase::Faulted) => {
                 Some(BlockError::NoSuchVolume)
             }
             Some(member) => {
                 // The last extent may reach beyond the shard.
-                let end = match purpose {
+                let end = match state.purpose {
                     Purpose::Extent { .. } => range.first.0 + 1,
                     Purpose::Read | Purpose::Status => range.end(),
                 };
@@ -224,241 +227,206 @@ impl Lane {
             }
         };
         match refusal {
-            Some(error) => self.io.answer(read, purpose, error),
-            None => self.continue_read(read, state, &[]),
+            Some(error) => answer(core, state, Err(error)),
+            None => self.go_on(core, repair, state),
         }
     }
 
-    /// Plans the read anew; `fetched` are records that the index has just answered.
-    fn continue_read(
+    pub(super) fn complete(
         &mut self,
-        read: ReadId,
-        mut state: ReadState,
-        fetched: &[(ExtentKey, Option<ExtentRecord>)],
+        core: &mut Core,
+        repair: &mut ReadRepair,
+        op: ReadOp,
+        done: Done,
     ) {
+        match (op, done) {
+            (ReadOp::Piece { read, piece }, done @ (Done::Read(_) | Done::Failed(..))) => {
+                let state = self.in_flight.get_mut(&read).expect("in flight");
+                piece_read(core, state, piece, done);
+                if state.outstanding == 0 {
+                    let state = self.in_flight.remove(&read).expect("just seen");
+                    self.judge(core, repair, state);
+                }
+            }
+            (ReadOp::Records { read, keys }, Done::Index(IndexDone::Got(got))) => {
+                let mut state = self.in_flight.remove(&read).expect("in flight");
+                state.fetched = keys.into_iter().zip(got).collect();
+                for (key, record) in &state.fetched {
+                    core.records.learn(*key, record.clone());
+                }
+                self.go_on(core, repair, state);
+            }
+            (_, done) => panic!("an effect of a read ended as {done:?}"),
+        }
+    }
+
+    /// Plans the read anew.
+    fn go_on(&mut self, core: &mut Core, repair: &mut ReadRepair, mut state: ReadState) {
         state.attempts += 1;
-        let plan = match self.plan(state.member, state.range, fetched) {
+        let plan = plan(core, repair, &state);
+        state.fetched.clear();
+        state.plan = match plan {
             Err(BlockError::Unknown) => {
-                let keys = self.missing_keys(state.member, state.range);
-                let pending = Pending::ReadRecords { read, keys: keys.clone() };
-                self.io.index(pending, IndexJob::Get { keys });
-                self.reads.insert(read, state);
+                let keys = missing_keys(core, &state);
+                let op = ReadOp::Records { read: state.read, keys: keys.clone() };
+                core.io.index(Pending::Read(op), IndexJob::Get { keys });
+                self.in_flight.insert(state.read, state);
                 return;
             }
-            Err(error) => return self.io.answer(read, state.purpose, error),
+            Err(error) => return answer(core, state, Err(error)),
             Ok(plan) => plan,
         };
-        state.plan = plan;
         if state.purpose != Purpose::Status {
-            self.issue_pieces(read, &mut state);
+            issue_pieces(core, &mut state);
         }
         if state.purpose == Purpose::Read {
-            self.count_read(&state.plan);
+            self.count(&state.plan);
         }
         if state.outstanding == 0 {
-            return self.finish_read(read, state);
+            return answer(core, state, Ok(()));
         }
-        self.reads.insert(read, state);
-    }
-
-    /// `Err(Unknown)`: the record of some extent has to be fetched first.
-    fn plan(
-        &mut self,
-        id: MemberId,
-        range: BlockRange,
-        fetched: &[(ExtentKey, Option<ExtentRecord>)],
-    ) -> Result<Plan, BlockError> {
-        let member = self.members.get(&id).ok_or(BlockError::NoSuchVolume)?;
-        let mut plan = Plan::default();
-        plan.crcs.reserve(range.count as usize);
-        for extent in extents_of(range) {
-            let key = key_of(id, extent);
-            let overlay = member.overlay.get(extent);
-            let record = if !member.presence.get(extent) {
-                None
-            } else if let Some(known) = self.records.get(&key) {
-                known
-            } else {
-                let found = fetched.iter().find(|(other, _)| *other == key);
-                let (_, record) = found.ok_or(BlockError::Unknown)?;
-                // The presence map says that there is one.
-                Some(record.as_ref().ok_or(BlockError::MediaFault)?)
-            };
-            plan.add_extent(member, extent, range, overlay, record, self.mends.patch(&key));
-        }
-        Ok(plan)
+        self.in_flight.insert(state.read, state);
     }
 
     /// For reports: how much of what is read was not written back yet.
-    fn count_read(&mut self, plan: &Plan) {
-        for piece in &plan.pieces {
-            let count = u64::from(piece.count);
-            match piece.place {
-                Place::Hole => {}
-                Place::Slot { .. } => self.io.read_blocks += count,
-                Place::Memory | Place::Log { .. } => {
-                    self.io.read_blocks += count;
-                    self.io.read_overlay_blocks += count;
-                }
+    fn count(&mut self, plan: &Plan) {
+        for piece in plan.pieces.iter().filter(|piece| piece.place != Place::Hole) {
+            self.blocks += u64::from(piece.count);
+            if !matches!(piece.place, Place::Slot { .. }) {
+                self.overlay_blocks += u64::from(piece.count);
             }
         }
     }
 
-    fn missing_keys(&mut self, id: MemberId, range: BlockRange) -> Vec<ExtentKey> {
-        let Some(member) = self.members.get(&id) else {
-            return Vec::new();
-        };
-        let keys = extents_of(range).map(|extent| ExtentKey { member: id, extent, layer: 0 });
-        keys.filter(|key| member.presence.get(key.extent)).collect()
-    }
-
-    fn issue_pieces(&mut self, read: ReadId, state: &mut ReadState) {
-        for (number, piece) in state.plan.pieces.iter().enumerate() {
-            let (file, offset) = match piece.place {
-                Place::Hole | Place::Memory => continue,
-                Place::Log { seq, offset } => {
-                    self.log.pin(seq);
-                    (LaneFile::Wal, offset)
-                }
-                Place::Slot { slot, block } => {
-                    self.alloc.pin(slot);
-                    let start = u64::from(slot.0) * EXTENT_BYTES as u64;
-                    (LaneFile::Data, start + u64::from(block) * BLOCK_BYTES as u64)
-                }
-            };
-            state.outstanding += 1;
-            let pending = Pending::ReadPiece { read, piece: number };
-            let len = piece.count as usize * BLOCK_BYTES;
-            self.io.read(pending, file, offset, len);
-        }
-    }
-
-    pub(super) fn read_records_got(
-        &mut self,
-        read: ReadId,
-        keys: Vec<ExtentKey>,
-        got: Vec<Option<ExtentRecord>>,
-    ) {
-        let state = self.reads.remove(&read).expect("under way");
-        let fetched: Vec<_> = keys.into_iter().zip(got).collect();
-        for (key, record) in &fetched {
-            self.records.learn(*key, record.clone());
-        }
-        self.continue_read(read, state, &fetched);
-    }
-
-    /// A piece came back; `None`: it could not be read.
-    pub(super) fn piece_read(&mut self, read: ReadId, number: usize, data: Option<Bytes>) {
-        let state = self.reads.get_mut(&read).expect("under way");
-        state.outstanding -= 1;
-        let piece = &mut state.plan.pieces[number];
-        match piece.place {
-            Place::Log { seq, .. } => self.log.unpin(seq),
-            Place::Slot { slot, .. } => self.alloc.unpin(slot),
-            Place::Hole | Place::Memory => unreachable!("never read"),
-        }
-        let member = self.members.get(&state.member);
-        let first_crc = (piece.first.0 - state.range.first.0) as usize;
-        let crcs = &state.plan.crcs[first_crc..first_crc + piece.count as usize];
-        let bad = match (&data, member) {
-            (Some(data), Some(member)) if data.len() == piece.count as usize * BLOCK_BYTES => {
-                first_bad(member, piece.first, data, crcs)
-            }
-            _ => Some(piece.first),
-        };
-        match bad {
-            Some(block) => {
-                state.mismatch = Some(Mismatch {
-                    block,
-                    place: piece.place,
-                    crc: crcs[(block.0 - piece.first.0) as usize],
-                });
-            }
-            None => piece.data = data,
-        }
-        if state.outstanding > 0 {
-            return;
-        }
-        let mut state = self.reads.remove(&read).expect("just seen");
+    /// Every piece came back: the answer, another look, or the end of it.
+    fn judge(&mut self, core: &mut Core, repair: &mut ReadRepair, mut state: ReadState) {
         match state.mismatch.take() {
-            None => self.finish_read(read, state),
+            None => answer(core, state, Ok(())),
             Some(found) if state.suspect == Some(found) || state.attempts >= ATTEMPTS_MAX => {
-                self.io.media_faults += 1;
                 let extent = found.block.extent();
-                if let Place::Slot { .. } = found.place {
-                    self.mends.slot_is_bad(key_of(state.member, extent));
-                }
-                self.io.events.push(Event::Damaged { read, extent });
+                let in_slot = matches!(found.place, Place::Slot { .. });
+                repair.copy_is_bad(ExtentKey::new(state.member, extent), in_slot);
+                core.io.events.push(Event::Damaged { read: state.read, extent });
             }
             Some(found) => {
                 state.suspect = Some(found);
-                self.continue_read(read, state, &[]);
+                self.go_on(core, repair, state);
             }
-        }
-    }
-
-    fn finish_read(&mut self, read: ReadId, state: ReadState) {
-        match state.purpose {
-            Purpose::Read => {
-                let result = Ok(read_blocks(state.plan));
-                self.io.events.push(Event::Read { read, result });
-            }
-            Purpose::Status => {
-                let result = Ok(status_runs(&state.plan));
-                self.io.events.push(Event::Status { read, result });
-            }
-            Purpose::Extent { layer } => {
-                let result = Ok(self.extent_content(state, layer));
-                self.io.events.push(Event::Extent { read, result });
-            }
-        }
-    }
-
-    fn extent_content(&mut self, state: ReadState, layer: u32) -> ExtentContent {
-        let pieces = state.plan.pieces.iter();
-        let stored = pieces.filter(|piece| piece.place != Place::Hole);
-        let count: u32 = stored.clone().map(|piece| piece.count).sum();
-        let mut data = self.pool.take(count as usize * BLOCK_BYTES);
-        let (mut present, mut crcs, mut filled) = (0u16, Vec::new(), 0);
-        for piece in stored {
-            let bytes = piece.data.as_ref().expect("read");
-            data[filled..filled + bytes.len()].copy_from_slice(bytes);
-            filled += bytes.len();
-            for at in (piece.first.0..piece.first.0 + piece.count).map(Block) {
-                present |= 1 << at.in_extent();
-                crcs.push(state.plan.crcs[at.in_extent() as usize]);
-            }
-        }
-        ExtentContent {
-            extent: state.range.first.extent(),
-            layer,
-            last_changed: state.plan.last_changed,
-            present,
-            zero: 0,
-            crcs,
-            data: data.freeze(),
         }
     }
 }
 
-impl Io {
-    fn answer(&mut self, read: ReadId, purpose: Purpose, error: BlockError) {
-        self.events.push(match purpose {
-            Purpose::Read => Event::Read { read, result: Err(error) },
-            Purpose::Status => Event::Status { read, result: Err(error) },
-            Purpose::Extent { .. } => Event::Extent { read, result: Err(error) },
-        });
+/// A piece came back, if it could be read.
+fn piece_read(core: &mut Core, state: &mut ReadState, number: usize, done: Done) {
+    state.outstanding -= 1;
+    let piece = &mut state.plan.pieces[number];
+    match piece.place {
+        Place::Log { seq, .. } => core.log.unpin(seq),
+        Place::Slot { slot, .. } => core.alloc.unpin(slot),
+        Place::Hole | Place::Memory => unreachable!("never read"),
+    }
+    let member = core.members.get(&state.member);
+    let first_crc = (piece.first.0 - state.range.first.0) as usize;
+    let crcs = &state.plan.crcs[first_crc..first_crc + piece.count as usize];
+    let bad = match (&done, member) {
+        (Done::Read(data), Some(member)) if data.len() == crcs.len() * BLOCK_BYTES => {
+            piece.data = Some(data.clone());
+            member.first_bad(piece.first, data, crcs)
+        }
+        _ => Some(piece.first),
+    };
+    if let Some(block) = bad {
+        let crc = crcs[(block.0 - piece.first.0) as usize];
+        state.mismatch = Some(Mismatch { block, place: piece.place, crc });
     }
 }
 
-/// The first block whose bytes do not match their checksum.
-pub(super) fn first_bad(member: &Member, first: Block, data: &[u8], crcs: &[u32]) -> Option<Block> {
-    let blocks = data.chunks_exact(BLOCK_BYTES).zip(crcs).enumerate();
-    let blocks = blocks.filter(|_| !planted(Mistake::ChecksumsIgnored));
-    blocks
-        .map(|(offset, (bytes, crc))| (Block(first.0 + offset as u32), bytes, crc))
-        .find(|(at, bytes, crc)| member.crc(*at, bytes) != **crc)
-        .map(|(at, _, _)| at)
+/// `Err(Unknown)`: the record of some extent has to be fetched first.
+fn plan(core: &mut Core, repair: &ReadRepair, state: &ReadState) -> Result<Plan, BlockError> {
+    let range = state.range;
+    let member = core.members.get(&state.member).ok_or(BlockError::NoSuchVolume)?;
+    let mut plan = Plan::default();
+    plan.crcs.reserve(range.count as usize);
+    for extent in range.extents() {
+        let key = ExtentKey::new(state.member, extent);
+        let overlay = member.overlay.get(extent);
+        let record = if !member.presence.get(extent) {
+            None
+        } else if let Some(known) = core.records.get(&key) {
+            known
+        } else {
+            let found = state.fetched.iter().find(|(other, _)| *other == key);
+            let (_, record) = found.ok_or(BlockError::Unknown)?;
+            // The presence map says that there is one.
+            Some(record.as_ref().ok_or(BlockError::MediaFault)?)
+        };
+        plan.add_extent(member, extent, range, overlay, record, repair.patch(&key));
+    }
+    Ok(plan)
+}
+
+fn missing_keys(core: &Core, state: &ReadState) -> Vec<ExtentKey> {
+    let Some(member) = core.members.get(&state.member) else { return Vec::new() };
+    let keys = state.range.extents().map(|extent| ExtentKey::new(state.member, extent));
+    keys.filter(|key| member.presence.get(key.extent)).collect()
+}
+
+fn issue_pieces(core: &mut Core, state: &mut ReadState) {
+    for (number, piece) in state.plan.pieces.iter().enumerate() {
+        let (file, offset) = match piece.place {
+            Place::Hole | Place::Memory => continue,
+            Place::Log { seq, offset } => {
+                core.log.pin(seq);
+                (LaneFile::Wal, offset)
+            }
+            Place::Slot { slot, block } => {
+                core.alloc.pin(slot);
+                (LaneFile::Data, slot.offset() + u64::from(block) * BLOCK_BYTES as u64)
+            }
+        };
+        state.outstanding += 1;
+        let pending = Pending::Read(ReadOp::Piece { read: state.read, piece: number });
+        core.io.read(pending, file, offset, piece.count as usize * BLOCK_BYTES);
+    }
+}
+
+/// Answers a read, with what its plan found or with an error.
+fn answer(core: &mut Core, state: ReadState, end: Result<(), BlockError>) {
+    let read = state.read;
+    core.io.events.push(match state.purpose {
+        Purpose::Read => Event::Read { read, result: end.map(|()| read_blocks(state.plan)) },
+        Purpose::Status => Event::Status { read, result: end.map(|()| status_runs(&state.plan)) },
+        Purpose::Extent { layer } => {
+            let result = end.map(|()| extent_content(&core.pool, state, layer));
+            Event::Extent { read, result }
+        }
+    });
+}
+
+fn extent_content(pool: &Pool, state: ReadState, layer: u32) -> ExtentContent {
+    let pieces = state.plan.pieces.iter();
+    let stored = pieces.filter(|piece| piece.place != Place::Hole);
+    let count: u32 = stored.clone().map(|piece| piece.count).sum();
+    let mut data = pool.take(count as usize * BLOCK_BYTES);
+    let (mut present, mut crcs, mut filled) = (0u16, Vec::new(), 0);
+    for piece in stored {
+        let bytes = piece.data.as_ref().expect("read");
+        data[filled..filled + bytes.len()].copy_from_slice(bytes);
+        filled += bytes.len();
+        for at in (piece.first.0..piece.first.0 + piece.count).map(Block) {
+            present |= 1 << at.in_extent();
+            crcs.push(state.plan.crcs[at.in_extent() as usize]);
+        }
+    }
+    ExtentContent {
+        extent: state.range.first.extent(),
+        layer,
+        last_changed: state.plan.last_changed,
+        present,
+        zero: 0,
+        crcs,
+        data: data.freeze(),
+    }
 }
 
 fn read_blocks(plan: Plan) -> ReadBlocks {

@@ -216,7 +216,7 @@ fn r4_a_slot_that_the_index_gave_up_is_kept_while_the_log_names_it() {
     lab.write(ONE, write(0, 16, 100));
     idle(&mut lab);
     lab.settle_but(is_flush);
-    let named = |lab: &Lab| lab.lane.alloc.named().0;
+    let named = |lab: &Lab| lab.lane.core.alloc.named().0;
     assert_eq!((named(&lab), used_slots(&lab)), (2, 3));
     lab.crash();
     assert_eq!(named(&lab), 2);

@@ -261,8 +261,9 @@ fn what_waits_for_its_commit_keeps_its_place_in_the_queue() {
     }
     // This append's HardState covers those before it, and not itself.
     lab.write(ONE, write(0, 1, 9));
-    lab.lane.start_writeback(2, 4);
-    let waiting: Vec<_> = lab.lane.writeback.queue.iter().copied().collect();
+    let lane = &mut lab.lane;
+    lane.writeback.start(&mut lane.core, &mut lane.repair, 2, 4);
+    let waiting: Vec<_> = lab.lane.core.dirty.iter().copied().collect();
     assert_eq!(waiting, [(ONE, Extent(0)), (ONE, Extent(3))]);
     lab.settle();
     lab.rest();
@@ -295,7 +296,7 @@ fn r8_the_ring_is_not_overwritten_before_the_superblock_has_the_new_tail() {
         lab.settle_but(is_superblock);
     }
     assert!(full && lab.queue.iter().any(is_superblock));
-    assert_eq!(lab.lane.log.wal.tail().0.0, lab.lane.superblock().tail_seq);
+    assert_eq!(lab.lane.core.log.wal.tail().0.0, lab.lane.superblock().tail_seq);
     assert!(page(&lab) == first_page, "the superblock still names this batch as the tail");
     lab.crash();
     lab.models.get_mut(&ONE).unwrap().commit = lab.models[&ONE].log.len() as u64;
@@ -342,7 +343,7 @@ fn r8_a_read_of_the_log_that_takes_long_does_not_keep_the_tail_for_ever() {
     let is_log_read = |effect: &Effect| matches!(effect, Effect::Read { file: LaneFile::Wal, .. });
     lab.settle_but(is_log_read);
     assert!(lab.queue.iter().any(is_log_read), "the payload is not in memory");
-    let tail = |lab: &Lab| lab.lane.log.wal.tail().0;
+    let tail = |lab: &Lab| lab.lane.core.log.wal.tail().0;
     let before = tail(&lab);
     for _ in 0..5 {
         // A round of write-back reads the log as well: only the client's read is slow.

@@ -98,6 +98,13 @@ pub struct ExtentKey {
     pub layer: u32,
 }
 
+impl ExtentKey {
+    /// The key in the first layer, the only one so far.
+    pub fn new(member: MemberId, extent: Extent) -> ExtentKey {
+        ExtentKey { member, extent, layer: 0 }
+    }
+}
+
 /// What the index knows of an extent. A block that is neither *present* nor *zero* belongs to the
 /// layer below, and without one reads as zeroes.
 #[derive(Clone, Debug, PartialEq, Eq)]

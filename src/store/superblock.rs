@@ -1,5 +1,5 @@
-//! The superblock: what identifies a disk, and where its log starts. Four copies of 4 KiB, three
-//! are needed to write, two to open. Pure codec.
+//! The superblock: the identity of a disk, and the start of its log. It has four copies of 4 KiB. A
+//! write needs three of them, an open two. Pure codec.
 //!
 //! Copy N lies at byte N x 4096 of its file; numbers are little endian (offset, type, meaning):
 //!
@@ -27,7 +27,7 @@ pub const OPEN_QUORUM: usize = 2;
 /// Bytes of all copies together: the superblock file.
 pub const FILE_BYTES: usize = COPIES * BLOCK_BYTES;
 
-/// The log may hold redirected writes, whose payload is in slots of the data file.
+/// The log may hold bypassed entries, whose payload is in slots of the data file.
 pub const FEATURE_REDIRECT: u64 = 1;
 /// Feature bits that this program knows.
 pub const FEATURES_KNOWN: u64 = FEATURE_REDIRECT;
@@ -38,30 +38,30 @@ const VERSION: u16 = 1;
 const _: () =
     assert!(WRITE_QUORUM + OPEN_QUORUM > COPIES, "every open sees the newest update that counted");
 
-/// One superblock. The copies differ in their copy number only.
+/// One superblock. Its copies differ only in their copy number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
-    /// Grows with every write; the newest that two copies agree on is the superblock.
+    /// Grows with every write. The newest one in two equal copies counts.
     pub sequence: u64,
     pub cluster: Uuid,
     pub disk: Uuid,
     /// Raised by every open.
     pub incarnation: u64,
     pub lanes: u16,
-    /// Features that a reader must know to open the disk at all.
+    /// Features that a program must know to open the disk.
     pub features: u64,
     /// Secret of the log's checksums.
     pub seed: u64,
     pub wal_bytes: u64,
     pub data_bytes_max: u64,
-    /// Oldest batch that recovery reads, and where it starts.
+    /// Sequence of the oldest batch that recovery reads, and its offset in bytes.
     pub tail_seq: u64,
     pub tail_offset: u64,
-    /// Largest batch known durable when this was written.
+    /// Largest batch known to be durable at the time of writing.
     pub durable_seq: u64,
 }
 
-/// Why a disk cannot be opened.
+/// The reason why a disk cannot be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SuperblockError {
     #[error("this is not a Holdfast disk: format it first, or check the path")]
@@ -83,7 +83,7 @@ pub enum SuperblockError {
     Damaged { intact: usize },
 }
 
-/// The four copies, in order of their place in the file.
+/// Encodes the four copies, in the order of the file.
 pub fn encode(superblock: &Superblock) -> [[u8; BLOCK_BYTES]; COPIES] {
     std::array::from_fn(|copy| encode_copy(superblock, copy as u16))
 }
@@ -142,7 +142,7 @@ pub fn choose(copies: &[&[u8]; COPIES]) -> Result<Superblock, SuperblockError> {
     }
 }
 
-/// A copy that passed its CRC, of whatever version.
+/// A copy that passed its CRC, of any version.
 #[derive(PartialEq, Eq)]
 struct Copy {
     sequence: u64,

@@ -2,445 +2,260 @@
 //! all overlay blocks of each of its extents, reads back what is not in memory, writes it, makes
 //! the data file durable, and only then commits the records (rule R2). What was superseded
 //! meanwhile stays in the overlay for a later round. Installing the extents of a resync is a round
-//! too.
+//! too, and so is moving one that read repair brought.
 //!
-//! One round is under way at a time; an extent is in no two rounds.
+//! One round is in flight at a time; an extent is in no two rounds.
+//!
+//! Owns the round, and the extents whose slot the log still names; may borrow the core, and read
+//! repair; is told what to write back, and of effects and flushes that ended.
 
-use std::collections::VecDeque;
-
-use bytes::Bytes;
-
-use crate::io::buffer::is_aligned;
 use crate::planted::{Mistake, planted};
-use crate::store::effects::Pending;
-use crate::store::lane::Lane;
-use crate::store::member::{Member, Phase};
-use crate::store::mend::{key_of as key, moved_record, patched};
+use crate::store::core::{Clock, Core};
+use crate::store::effects::{PayloadRun, Pending, RoundOp};
+use crate::store::member::Member;
+use crate::store::mend::ReadRepair;
 use crate::store::overlay::Content;
-use crate::store::read::first_bad;
+use crate::store::round::{Install, Outcome, Round, Snapshot, Source, Update, moved_record};
 use crate::store::seam::{
-    Event, ExtentKey, ExtentRecord, IndexEdit, IndexJob, LaneFile, ReadId, Slot,
+    Done, Event, ExtentKey, ExtentRecord, IndexDone, IndexEdit, IndexJob, LaneFile, Slot,
 };
-use crate::store::wal::BatchSeq;
-use crate::types::{BLOCK_BYTES, Block, EXTENT_BYTES, Extent, ExtentContent, MemberId};
+use crate::types::{BLOCK_BYTES, Block, Extent, MemberId, Mono};
+
+/// Extents of one round, from a gentle one to one that fights for room.
+const EXTENTS_MIN: usize = 8;
+const EXTENTS_MAX: usize = 256;
+/// Data writes in flight at the same time.
+const WRITES_MIN: usize = 4;
+const WRITES_MAX: usize = 32;
 
 /// See the module.
 #[derive(Default)]
 pub(super) struct WriteBack {
-    /// Extents with overlay blocks, oldest first; each once.
-    pub queue: VecDeque<(MemberId, Extent)>,
-    pub round: Option<Round>,
-    /// Extents of resyncs that wait for their round.
-    pub installs: VecDeque<Install>,
+    round: Option<Round>,
     /// A round found no free slot.
     pub starved: bool,
-    /// Members to be destroyed as soon as no round is under way.
-    pub doomed: Vec<MemberId>,
     /// Extents whose slot is still named by an entry of the log (rule R6): they wait for a flush
     /// to let go of it. Off the queue, and marked as if they were on it.
     pub parked: Vec<(MemberId, Extent)>,
 }
 
-/// Extents that were brought by a resync.
-pub(super) struct Install {
-    pub read: ReadId,
-    pub member: MemberId,
-    /// What the source had applied, at least.
-    pub as_of: u64,
-    pub extents: Vec<ExtentContent>,
-    pub delete: Vec<Extent>,
-    /// Malformed, not matching their checksums, or without a slot.
-    pub refused: Vec<Extent>,
-}
+impl WriteBack {
+    pub(super) fn is_busy(&self) -> bool {
+        self.round.is_some()
+    }
 
-/// One round.
-pub(super) struct Round {
-    updates: Vec<Update>,
-    /// Effects of the current stage under way.
-    outstanding: usize,
-    /// Data writes that were not started yet: offset and memory.
-    writes: VecDeque<(u64, Vec<Bytes>)>,
-    writes_max: usize,
-    /// The install that this round carries out.
-    install: Option<(ReadId, Vec<Extent>)>,
-}
+    /// A flush ended: it may have freed slots, or let go of those that extents wait for.
+    pub(super) fn flushed(&mut self, core: &mut Core) {
+        self.starved = false;
+        core.dirty.extend(self.parked.drain(..));
+    }
 
-/// What happens to one extent.
-struct Update {
-    key: ExtentKey,
-    source: Source,
-    /// The slot that a redirected entry wrote: the record takes it over as it is.
-    adopted: Option<Slot>,
-    /// Newest change that is included.
-    newest: u64,
-    old: Option<ExtentRecord>,
-    /// What the record that an install replaces included of entries to come.
-    included: Option<u64>,
-    /// Known once the slot is.
-    outcome: Outcome,
-}
+    /// Starts a round as large as `pressure` (0 to 1, or more) asks for.
+    pub(super) fn pace(&mut self, core: &mut Core, repair: &mut ReadRepair, pressure: f64) {
+        let between = |low: usize, high: usize| {
+            let share = (high - low) as f64 * pressure.min(1.0);
+            low + share as usize
+        };
+        if !self.is_busy() {
+            let extents = between(EXTENTS_MIN, EXTENTS_MAX);
+            self.start(core, repair, extents, between(WRITES_MIN, WRITES_MAX));
+        }
+    }
 
-enum Source {
-    /// Blocks of the overlay.
-    Overlay(Vec<Snapshot>),
-    /// The whole extent; drops what the overlay had.
-    Replace(ExtentContent),
-    /// The extent is gone; so is what the overlay had.
-    Delete,
-    /// The same blocks, as another replica has them, in another slot.
-    Move(ExtentContent),
-}
-
-/// One overlay block as of the start of the round.
-struct Snapshot {
-    position: u32,
-    index: u64,
-    crc: u32,
-    content: Content,
-    data: Option<Bytes>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Outcome {
-    Undecided,
-    Put(ExtentRecord),
-    /// The record, when there is one, is deleted.
-    Delete,
-    /// There was no slot, or its bytes are not to be had.
-    Skipped,
-    /// An entry of the log names its slot.
-    Parked,
-}
-
-/// Neighbouring payload blocks that are read back from the log with one effect.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PayloadRun {
-    update: usize,
-    first: usize,
-    count: usize,
-    seq: BatchSeq,
-}
-
-impl Lane {
     /// Starts a round of at most `extents_max` extents, if there are any that may be written
     /// back: those whose every change a durable HardState covers (rule R7).
-    pub(super) fn start_writeback(&mut self, extents_max: usize, writes_max: usize) {
-        assert!(self.writeback.round.is_none(), "one round at a time");
-        let mut updates = Vec::new();
-        let mut uncovered = Vec::new();
-        let mut looks = self.writeback.queue.len().min(4 * extents_max);
-        while looks > 0 && updates.len() < extents_max {
-            looks -= 1;
-            let Some((id, extent)) = self.writeback.queue.pop_front() else {
-                break;
-            };
-            let Some(member) = self.members.get_mut(&id) else {
-                continue;
-            };
-            let covered = member.hard.durable_commit;
-            let Some(overlay) = member.overlay.get_mut(extent) else {
-                continue;
-            };
-            if member.phase != Phase::Live {
-                continue;
-            }
-            if overlay.busy {
-                // It is in this round already, and is queued again at its end.
-                overlay.queued = false;
-                continue;
-            }
-            if overlay.newest() > covered && !planted(Mistake::WrittenBackUncovered) {
-                uncovered.push((id, extent));
-                continue;
-            }
-            overlay.queued = false;
-            overlay.busy = true;
-            let patch = self.mends.patch(&key(id, extent));
-            let mended = |position: u32, block: &crate::store::overlay::OverlayBlock| {
-                patched(patch, position, block.crc, block.index)
-            };
-            let snapshot =
-                |(position, block): (u32, &crate::store::overlay::OverlayBlock)| Snapshot {
-                    position,
-                    index: block.index,
-                    crc: block.crc,
-                    content: block.content,
-                    data: block.cached.clone().or_else(|| mended(position, block)),
-                };
-            // What is newer than a redirected entry waits for the next round.
-            let redirected = overlay.redirected();
-            let blocks = overlay.iter().filter(|(_, block)| match redirected {
-                Some((index, _)) => block.index == index,
-                None => true,
-            });
-            updates.push(Update {
-                key: key(id, extent),
-                newest: redirected.map_or(overlay.newest(), |(index, _)| index),
-                source: Source::Overlay(blocks.map(snapshot).collect()),
-                adopted: redirected.map(|(_, slot)| slot),
-                old: None,
-                included: None,
-                outcome: Outcome::Undecided,
-            });
-            if let Some((_, slot)) = redirected {
-                self.alloc.adopt(slot);
+    pub(super) fn start(
+        &mut self,
+        core: &mut Core,
+        repair: &mut ReadRepair,
+        extents_max: usize,
+        writes_max: usize,
+    ) {
+        let (mut updates, mut uncovered) = (Vec::new(), Vec::new());
+        for _ in 0..core.dirty.len().min(4 * extents_max) {
+            if updates.len() < extents_max {
+                updates.extend(take_dirty(core, repair, &mut uncovered));
             }
         }
         // They keep their place: at the end of the queue, one of them would hold the log's tail
         // until all others are written back.
         for extent in uncovered.into_iter().rev() {
-            self.writeback.queue.push_front(extent);
+            core.dirty.push_front(extent);
         }
-        self.start_round(updates, writes_max, None);
+        if !updates.is_empty() {
+            self.start_round(core, repair, Round::new(updates, writes_max));
+        }
     }
 
-    /// Starts the round of the next install.
-    pub(super) fn start_install(&mut self, install: Install, writes_max: usize) {
-        assert!(self.writeback.round.is_none(), "one round at a time");
-        let mut updates = Vec::new();
-        let mut refused = install.refused;
+    /// Starts the round of an install.
+    pub(super) fn install(&mut self, core: &mut Core, repair: &mut ReadRepair, install: Install) {
+        let Install { read, member: id, as_of, extents, delete, mut refused } = install;
         // The log was faster: what the source had is older than what is here. Entries that are
         // applied from now on stay in the overlay.
-        let applied = |member: &&mut Member| {
-            member.applied_index <= install.as_of || planted(Mistake::ResyncGoesBack)
+        let fits = |member: &&mut Member| {
+            member.applied_index <= as_of || planted(Mistake::ResyncGoesBack)
         };
-        let Some(member) = self.members.get_mut(&install.member).filter(applied) else {
-            refused.extend(install.extents.iter().map(|content| content.extent));
-            refused.extend(install.delete);
-            self.io.events.push(Event::Installed { read: install.read, refused });
+        let Some(member) = core.members.get_mut(&id).filter(fits) else {
+            refused.extend(extents.iter().map(|content| content.extent));
+            refused.extend(delete);
+            core.io.events.push(Event::Installed { read, refused });
             return;
         };
-        for content in install.extents {
-            updates.push(Update {
-                key: key(install.member, content.extent),
-                newest: content.last_changed,
-                source: Source::Replace(content),
-                adopted: None,
-                old: None,
-                included: None,
-                outcome: Outcome::Undecided,
-            });
-        }
-        for extent in install.delete {
-            updates.push(Update {
-                key: key(install.member, extent),
-                newest: member.applied_index,
-                source: Source::Delete,
-                adopted: None,
-                old: None,
-                included: None,
-                outcome: Outcome::Undecided,
-            });
-        }
-        for update in &mut updates {
-            let reflects = match &update.source {
-                Source::Replace(content) => content.last_changed,
-                _ => 0,
-            };
-            update.included = member.newer.lower(update.key.extent, reflects);
-            if let Some(overlay) = member.overlay.get_mut(update.key.extent) {
+        let applied = member.applied_index;
+        let replaced = extents.into_iter().map(|content| {
+            (content.extent, content.last_changed, content.last_changed, Source::Replace(content))
+        });
+        let deleted = delete.into_iter().map(|extent| (extent, applied, 0, Source::Delete));
+        let mut updates = Vec::new();
+        for (extent, newest, reflects, source) in replaced.chain(deleted) {
+            let mut update = Update::new(ExtentKey::new(id, extent), newest, source);
+            update.included = member.newer.lower(extent, reflects);
+            if let Some(overlay) = member.overlay.get_mut(extent) {
                 overlay.busy = true;
             }
+            updates.push(update);
         }
-        self.start_round(updates, writes_max, Some((install.read, refused)));
+        let install = Some((read, refused));
+        self.start_round(core, repair, Round { install, ..Round::new(updates, WRITES_MAX) });
     }
 
-    /// Starts the round that writes an extent anew, into another slot.
-    pub(super) fn start_move(&mut self, key: ExtentKey, content: ExtentContent) {
-        assert!(self.writeback.round.is_none(), "one round at a time");
-        if !self.members.get(&key.member).is_some_and(|member| member.phase == Phase::Live) {
-            return;
+    /// Starts the round that writes an extent anew, into another slot, if read repair has one.
+    pub(super) fn start_move(&mut self, core: &mut Core, repair: &mut ReadRepair) {
+        let Some((key, content)) = repair.next_move() else { return };
+        if core.live(key.member).is_some() {
+            let update = Update::new(key, content.last_changed, Source::Move(content));
+            self.start_round(core, repair, Round::new(vec![update], 1));
         }
-        let newest = content.last_changed;
-        let (source, outcome) = (Source::Move(content), Outcome::Undecided);
-        let update =
-            Update { key, source, newest, adopted: None, old: None, included: None, outcome };
-        self.start_round(vec![update], 1, None);
     }
 
-    fn start_round(
-        &mut self,
-        mut updates: Vec<Update>,
-        writes_max: usize,
-        install: Option<(ReadId, Vec<Extent>)>,
-    ) {
-        if updates.is_empty() && install.is_none() {
-            return;
-        }
+    fn start_round(&mut self, core: &mut Core, repair: &mut ReadRepair, mut round: Round) {
+        assert!(!self.is_busy(), "one round at a time");
         let mut keys = Vec::new();
-        for update in &mut updates {
-            let member = &self.members[&update.key.member];
+        for update in &mut round.updates {
+            let member = &core.members[&update.key.member];
             if !member.presence.get(update.key.extent) {
                 continue;
             }
-            match self.records.get(&update.key) {
+            match core.records.get(&update.key) {
                 Some(known) => update.old = known.cloned(),
                 None => keys.push(update.key),
             }
         }
-        let mut outstanding = 0;
         if !keys.is_empty() {
-            outstanding += 1;
-            let pending = Pending::RoundRecords { keys: keys.clone() };
-            self.io.index(pending, IndexJob::Get { keys });
+            round.outstanding += 1;
+            let pending = Pending::Round(RoundOp::Records { keys: keys.clone() });
+            core.io.index(pending, IndexJob::Get { keys });
         }
-        for (number, update) in updates.iter().enumerate() {
-            outstanding += self.read_back(number, update);
+        for (number, update) in round.updates.iter().enumerate() {
+            round.outstanding += read_back(core, number, update);
         }
-        self.writeback.round =
-            Some(Round { updates, outstanding, writes: VecDeque::new(), writes_max, install });
-        if outstanding == 0 {
-            self.write_round();
+        let at_once = round.outstanding == 0;
+        self.round = Some(round);
+        if at_once {
+            self.write(core, repair);
         }
     }
 
-    /// Reads the payloads of an update that are not in memory; returns the number of effects.
-    fn read_back(&mut self, number: usize, update: &Update) -> usize {
-        let Source::Overlay(snapshots) = &update.source else {
-            return 0;
-        };
-        let member = &self.members[&update.key.member];
-        let mut runs: Vec<(PayloadRun, u64)> = Vec::new();
-        for (at, snapshot) in snapshots.iter().enumerate() {
-            let Content::Log { position } = snapshot.content else {
-                continue;
-            };
-            if snapshot.data.is_some() {
-                continue;
-            }
-            let (seq, offset) = member.log_offset(snapshot.index, position);
-            if let Some((run, start)) = runs.last_mut()
-                && run.seq == seq
-                && run.first + run.count == at
-                && *start + (run.count * BLOCK_BYTES) as u64 == offset
-            {
-                run.count += 1;
-                continue;
-            }
-            let run = PayloadRun { update: number, first: at, count: 1, seq };
-            runs.push((run, offset));
-        }
-        for (run, offset) in &runs {
-            self.log.pin(run.seq);
-            let len = run.count * BLOCK_BYTES;
-            self.io.read(Pending::RoundPayload(*run), LaneFile::Wal, *offset, len);
-        }
-        runs.len()
-    }
-
-    pub(super) fn round_records_got(
+    pub(super) fn complete(
         &mut self,
-        keys: Vec<ExtentKey>,
-        got: Vec<Option<ExtentRecord>>,
+        core: &mut Core,
+        repair: &mut ReadRepair,
+        op: RoundOp,
+        done: Done,
     ) {
-        let round = self.writeback.round.as_mut().expect("under way");
+        match (op, done) {
+            (RoundOp::Records { keys }, Done::Index(IndexDone::Got(got))) => {
+                self.learn(core, keys, got);
+                self.one_less(core, repair);
+            }
+            (RoundOp::Payload(run), done @ (Done::Read(_) | Done::Failed(..))) => {
+                self.payload(core, repair, run, done);
+                self.one_less(core, repair);
+            }
+            (RoundOp::Write, Done::Written) => self.written(core, repair),
+            (RoundOp::Sync, Done::Synced) => self.commit(core, repair),
+            (RoundOp::Commit, Done::Index(IndexDone::Committed)) => self.committed(core, repair),
+            (_, done) => panic!("an effect of a round ended as {done:?}"),
+        }
+    }
+
+    fn round(&mut self) -> &mut Round {
+        self.round.as_mut().expect("in flight")
+    }
+
+    fn learn(&mut self, core: &mut Core, keys: Vec<ExtentKey>, got: Vec<Option<ExtentRecord>>) {
         let mut answers = keys.into_iter().zip(got).peekable();
-        for update in &mut round.updates {
+        for update in &mut self.round().updates {
             if let Some((key, record)) = answers.next_if(|(key, _)| *key == update.key) {
                 if record.is_none() {
-                    self.io.poison(format!("the index lost {key:?}"));
-                    return;
+                    return core.io.poison(format!("the index lost {key:?}"));
                 }
-                self.records.learn(key, record.clone());
+                core.records.learn(key, record.clone());
                 update.old = record;
             }
         }
-        self.round_step();
     }
 
-    pub(super) fn round_payload_read(&mut self, run: PayloadRun, data: Option<Bytes>) {
-        self.log.unpin(run.seq);
-        let round = self.writeback.round.as_mut().expect("under way");
-        let update = &mut round.updates[run.update];
-        let Source::Overlay(snapshots) = &mut update.source else {
-            unreachable!("only overlay blocks are read back");
-        };
-        let snapshots = &mut snapshots[run.first..run.first + run.count];
-        let Some(data) = data.filter(|data| data.len() == run.count * BLOCK_BYTES) else {
-            return self.payload_is_rotten(run.update);
-        };
-        let member = self.members.get(&update.key.member);
-        for (number, snapshot) in snapshots.iter_mut().enumerate() {
-            let bytes = data.slice(number * BLOCK_BYTES..(number + 1) * BLOCK_BYTES);
-            let at = Block(update.key.extent.first_block().0 + snapshot.position);
-            let bad = |member| first_bad(member, at, &bytes, &[snapshot.crc]);
-            if member.and_then(bad).is_some() {
-                return self.payload_is_rotten(run.update);
-            }
-            snapshot.data = Some(bytes);
+    fn payload(&mut self, core: &mut Core, repair: &mut ReadRepair, run: PayloadRun, done: Done) {
+        core.log.unpin(run.seq);
+        let update = &mut self.round().updates[run.update];
+        if !keep_payload(core, update, run, done) {
+            // The log does not give back what it held of an extent. The rest goes on.
+            update.outcome = Outcome::Skipped;
+            repair.park(core, update.key);
         }
-        self.round_step();
     }
 
-    /// The log does not give back what it held of an extent. The rest of the round goes on.
-    fn payload_is_rotten(&mut self, number: usize) {
-        let round = self.writeback.round.as_mut().expect("under way");
-        round.updates[number].outcome = Outcome::Skipped;
-        let key = round.updates[number].key;
-        self.park(key);
-        self.round_step();
-    }
-
-    fn round_step(&mut self) {
-        let round = self.writeback.round.as_mut().expect("under way");
+    fn one_less(&mut self, core: &mut Core, repair: &mut ReadRepair) {
+        let round = self.round();
         round.outstanding -= 1;
-        if round.outstanding == 0 {
-            self.write_round();
+        if round.outstanding == 0 && !core.io.poisoned() {
+            self.write(core, repair);
         }
     }
 
     /// Everything is in memory: finds slots and writes.
-    fn write_round(&mut self) {
-        let mut round = self.writeback.round.take().expect("under way");
-        for update in &mut round.updates {
-            let Some(member) = self.members.get(&update.key.member) else {
-                update.outcome = Outcome::Skipped;
-                continue;
-            };
-            if update.outcome == Outcome::Skipped {
-                continue;
-            }
-            if let Source::Move(content) = &update.source {
-                let record = moved_record(update.old.as_ref(), content, &mut self.alloc);
-                update.outcome = record.map_or(Outcome::Skipped, Outcome::Put);
-                if let Outcome::Put(record) = &update.outcome {
-                    update.writes(record.slot, &self.pool, &mut round.writes);
-                }
-                continue;
-            }
-            update.outcome = match update.record(member) {
-                None => Outcome::Delete,
-                Some(mut record) => match self.slot_for(update) {
-                    Ok(slot) => {
-                        record.slot = slot;
-                        Outcome::Put(record)
-                    }
-                    Err(outcome) => outcome,
-                },
-            };
+    fn write(&mut self, core: &mut Core, repair: &mut ReadRepair) {
+        let mut round = self.round.take().expect("in flight");
+        for update in round.updates.iter_mut().filter(|update| update.outcome.is_done()) {
+            update.outcome = self.decide(core, update);
             if let Outcome::Put(record) = &update.outcome {
-                update.writes(record.slot, &self.pool, &mut round.writes);
+                update.writes(record.slot, &core.pool, &mut round.writes);
             }
         }
         round.outstanding = 0;
         let any = !round.writes.is_empty();
-        self.writeback.round = Some(round);
+        self.round = Some(round);
         if any {
-            self.issue_writes();
+            self.issue_writes(core);
         } else {
-            self.commit_round();
+            self.commit(core, repair);
+        }
+    }
+
+    /// What becomes of an extent, with its slot.
+    fn decide(&mut self, core: &mut Core, update: &Update) -> Outcome {
+        let Some(member) = core.members.get(&update.key.member) else { return Outcome::Skipped };
+        if let Source::Move(content) = &update.source {
+            let record = moved_record(update.old.as_ref(), content, &mut core.alloc);
+            return record.map_or(Outcome::Skipped, Outcome::Put);
+        }
+        let Some(record) = update.record(member) else { return Outcome::Delete };
+        match self.slot_for(core, update) {
+            Ok(slot) => Outcome::Put(ExtentRecord { slot, ..record }),
+            Err(outcome) => outcome,
         }
     }
 
     /// Where an update goes: never into a slot that an entry of the log names (rule R6), unless it
     /// changes nothing in there.
-    fn slot_for(&mut self, update: &Update) -> Result<Slot, Outcome> {
+    fn slot_for(&mut self, core: &mut Core, update: &Update) -> Result<Slot, Outcome> {
         if let Some(adopted) = update.adopted {
             return Ok(adopted);
         }
         let old = update.old.as_ref().map(|old| old.slot);
         let is_named =
-            |old: &Slot| self.alloc.is_named(*old) && !planted(Mistake::NamedSlotWritten);
+            |old: &Slot| core.alloc.is_named(*old) && !planted(Mistake::NamedSlotWritten);
         match (old.filter(is_named), &update.source) {
             (Some(named), _) if !update.has_data() => return Ok(named),
             (Some(_), Source::Overlay(_)) => return Err(Outcome::Parked),
@@ -453,313 +268,246 @@ impl Lane {
             }
         }
         // What was applied has been promised a slot; a copy takes none of those (rule R10).
-        let is_promised = matches!(update.source, Source::Overlay(_)) || self.has_reserved(update);
+        let overlay = core.members[&update.key.member].overlay.get(update.key.extent);
+        let is_promised = matches!(update.source, Source::Overlay(_))
+            || overlay.is_some_and(|overlay| overlay.reserved);
         let may_take =
-            is_promised || self.alloc.free_unreserved() > 0 || planted(Mistake::CopyTakesPromised);
-        may_take.then(|| self.alloc.allocate()).flatten().ok_or_else(|| {
-            self.writeback.starved = true;
+            is_promised || core.alloc.free_unreserved() > 0 || planted(Mistake::CopyTakesPromised);
+        may_take.then(|| core.alloc.allocate()).flatten().ok_or_else(|| {
+            self.starved = true;
             Outcome::Skipped
         })
     }
 
-    /// True when entries that were applied to the extent have a slot reserved for it.
-    fn has_reserved(&self, update: &Update) -> bool {
-        let member = self.members.get(&update.key.member);
-        let overlay = member.and_then(|member| member.overlay.get(update.key.extent));
-        overlay.is_some_and(|overlay| overlay.reserved)
-    }
-
-    /// A flush may have let go of slots that extents wait for.
-    pub(super) fn unpark(&mut self) {
-        let parked = std::mem::take(&mut self.writeback.parked);
-        self.writeback.queue.extend(parked);
-    }
-
-    fn issue_writes(&mut self) {
-        let round = self.writeback.round.as_mut().expect("under way");
+    fn issue_writes(&mut self, core: &mut Core) {
+        let round = self.round();
         while round.outstanding < round.writes_max.max(1) {
-            let Some((offset, bufs)) = round.writes.pop_front() else {
-                break;
-            };
+            let Some((offset, bufs)) = round.writes.pop_front() else { break };
             round.outstanding += 1;
-            self.io.write(Pending::RoundWrite, LaneFile::Data, offset, bufs, false);
+            core.io.write(Pending::Round(RoundOp::Write), LaneFile::Data, offset, bufs, false);
         }
     }
 
-    pub(super) fn round_written(&mut self) {
-        let round = self.writeback.round.as_mut().expect("under way");
-        round.outstanding -= 1;
-        self.issue_writes();
-        let round = self.writeback.round.as_ref().expect("under way");
-        if round.outstanding > 0 {
+    fn written(&mut self, core: &mut Core, repair: &mut ReadRepair) {
+        self.round().outstanding -= 1;
+        self.issue_writes(core);
+        if self.round().outstanding > 0 {
             return;
         }
         match planted(Mistake::IndexBeforeData) {
-            true => self.commit_round(),
-            false => self.io.sync(Pending::RoundSync, LaneFile::Data),
+            true => self.commit(core, repair),
+            false => core.io.sync(Pending::Round(RoundOp::Sync), LaneFile::Data),
         }
     }
 
-    pub(super) fn round_synced(&mut self) {
-        self.commit_round();
-    }
-
     /// The data is durable: now the records may say so.
-    fn commit_round(&mut self) {
-        let round = self.writeback.round.as_ref().expect("under way");
-        let mut edits = Vec::with_capacity(round.updates.len());
-        for update in &round.updates {
-            let Some(member) = self.members.get_mut(&update.key.member) else {
-                continue;
-            };
+    fn commit(&mut self, core: &mut Core, repair: &mut ReadRepair) {
+        let updates = &self.round().updates;
+        let mut edits = Vec::with_capacity(updates.len());
+        for update in updates {
+            let Some(member) = core.members.get_mut(&update.key.member) else { continue };
             match &update.outcome {
                 Outcome::Put(record) => {
                     edits.push(IndexEdit::Put(update.key, record.clone()));
                     member.presence.set(update.key.extent, true);
-                    self.records.commit(update.key, Some(record.clone()));
+                    core.records.commit(update.key, Some(record.clone()));
                 }
                 Outcome::Delete if update.old.is_some() => {
                     edits.push(IndexEdit::Delete(update.key));
                     member.presence.set(update.key.extent, false);
-                    self.records.commit(update.key, None);
+                    core.records.commit(update.key, None);
                 }
                 Outcome::Delete | Outcome::Skipped | Outcome::Parked => {}
                 Outcome::Undecided => unreachable!("decided before the writes"),
             }
         }
         if edits.is_empty() {
-            self.finish_round();
-            return;
+            return self.finish(core, repair);
         }
-        let flush = false;
-        let job = IndexJob::Commit { edits, flush };
-        self.io.index(Pending::RoundCommit, job);
+        let job = IndexJob::Commit { edits, flush: false };
+        core.io.index(Pending::Round(RoundOp::Commit), job);
     }
 
-    pub(super) fn round_committed(&mut self) {
-        let round = self.writeback.round.as_ref().expect("under way");
-        for update in &round.updates {
+    fn committed(&mut self, core: &mut Core, repair: &mut ReadRepair) {
+        for update in &self.round().updates {
+            let old = update.old.as_ref().map(|old| old.slot);
             match &update.outcome {
                 Outcome::Put(record) => {
-                    self.records.committed(&update.key);
-                    let old = update.old.as_ref().map(|old| old.slot);
+                    core.records.committed(&update.key);
                     if let Some(old) = old.filter(|old| *old != record.slot) {
-                        self.alloc.free(old);
+                        core.alloc.free(old);
                     }
                 }
                 Outcome::Delete => {
-                    if let Some(old) = &update.old {
-                        self.records.committed(&update.key);
-                        self.alloc.free(old.slot);
+                    if let Some(old) = old {
+                        core.records.committed(&update.key);
+                        core.alloc.free(old);
                     }
                 }
                 Outcome::Skipped | Outcome::Parked | Outcome::Undecided => {}
             }
         }
-        self.checkpoint.unflushed = true;
-        self.finish_round();
+        core.unflushed = true;
+        self.finish(core, repair);
     }
 
     /// The records are committed: the overlay lets go of what was not superseded.
-    fn finish_round(&mut self) {
-        let round = self.writeback.round.take().expect("under way");
-        self.checkpoint.stale = true;
-        let mut install = round.install;
-        for update in round.updates {
-            let done = !matches!(update.outcome, Outcome::Skipped | Outcome::Parked);
-            if let Some(adopted) = update.adopted.filter(|_| !done) {
-                self.alloc.disown(adopted);
+    fn finish(&mut self, core: &mut Core, repair: &mut ReadRepair) {
+        let Round { updates, install, .. } = self.round.take().expect("in flight");
+        let (read, refused) = install.unzip();
+        let mut refused = refused.unwrap_or_default();
+        core.stale = true;
+        for update in updates {
+            let key = update.key;
+            if let Some(adopted) = update.adopted.filter(|_| !update.outcome.is_done()) {
+                core.alloc.disown(adopted);
             }
-            let Some(member) = self.members.get_mut(&update.key.member) else {
-                continue;
-            };
-            let extent = update.key.extent;
-            match update.source {
-                Source::Overlay(snapshots) if done => {
-                    for snapshot in snapshots {
-                        let at = Block(extent.first_block().0 + snapshot.position);
-                        member.overlay.settle(at, snapshot.index);
-                    }
-                    self.mends.written_back(&update.key);
-                }
-                Source::Replace(_) if done => {
-                    member.overlay.drop_up_to(extent, update.newest);
-                    if update.newest > member.applied_index {
-                        member.newer.note(extent, update.newest);
-                    }
-                    self.mends.replaced(&update.key);
-                }
-                Source::Delete if done => {
-                    member.overlay.drop_up_to(extent, update.newest);
-                    self.mends.replaced(&update.key);
-                }
-                Source::Replace(_) => {
-                    // It is as it was: entries that it has already are not wanted a second time.
-                    if let Some(included) = update.included {
-                        member.newer.note(extent, included);
-                        member.overlay.drop_up_to(extent, included);
-                    }
-                    if let Some((_, refused)) = &mut install {
-                        refused.push(extent);
-                    }
-                }
-                Source::Move(_) if done => {
-                    self.mends.moved(&update.key);
-                    self.checkpoint.unsettle();
-                }
-                Source::Overlay(_) | Source::Delete | Source::Move(_) => {}
-            }
-            if let Some(overlay) = member.overlay.get_mut(extent) {
+            let Some(member) = core.members.get_mut(&key.member) else { continue };
+            let is_parked = update.outcome == Outcome::Parked;
+            settle(member, &mut core.clock, repair, update, &mut refused);
+            if let Some(overlay) = member.overlay.get_mut(key.extent) {
                 overlay.busy = false;
-                overlay.queued |= self.mends.is_parked(&update.key);
-                if update.outcome == Outcome::Parked {
-                    overlay.queued = true;
-                    self.writeback.parked.push((update.key.member, extent));
+                overlay.queued |= repair.parked.contains(&key) || is_parked;
+                if is_parked {
+                    self.parked.push((key.member, key.extent));
                 }
             }
-            self.after_overlay_change(update.key.member, extent);
+            core.overlay_changed(key.member, key.extent);
         }
-        if let Some((read, refused)) = install {
-            self.io.events.push(Event::Installed { read, refused });
-        }
-    }
-}
-
-impl Update {
-    /// The record as it will be, but for its slot; `None`: nothing is left of the extent.
-    fn record(&self, member: &Member) -> Option<ExtentRecord> {
-        let fresh = || ExtentRecord {
-            slot: Slot(0),
-            present: 0,
-            zero: 0,
-            last_changed: 0,
-            birth: member.record.volume,
-            crcs: [0; 16],
-        };
-        let mut record = match &self.source {
-            // Whatever the old slot has is not in this one.
-            Source::Overlay(_) if self.adopted.is_some() => fresh(),
-            Source::Overlay(_) => self.old.clone().unwrap_or_else(fresh),
-            Source::Replace(_) => fresh(),
-            Source::Delete | Source::Move(_) => return None,
-        };
-        record.last_changed = record.last_changed.max(self.newest);
-        match &self.source {
-            Source::Overlay(snapshots) => {
-                for snapshot in snapshots {
-                    let bit = 1 << snapshot.position;
-                    match snapshot.content {
-                        Content::Log { .. } | Content::Slot(_) => {
-                            record.present |= bit;
-                            record.zero &= !bit;
-                            record.crcs[snapshot.position as usize] = snapshot.crc;
-                        }
-                        Content::Zero { keep } => clear_blocks(&mut record, bit, keep),
-                    }
-                }
-            }
-            Source::Replace(content) => {
-                record.present = content.present;
-                let positions = (0..16).filter(|bit| content.present & (1 << bit) != 0);
-                for (position, crc) in positions.zip(&content.crcs) {
-                    record.crcs[position] = *crc;
-                }
-            }
-            Source::Delete | Source::Move(_) => {}
-        }
-        (record.present != 0 || record.zero != 0).then_some(record)
-    }
-
-    /// True when it puts bytes into its slot.
-    fn has_data(&self) -> bool {
-        match &self.source {
-            Source::Overlay(snapshots) => {
-                snapshots.iter().any(|snapshot| matches!(snapshot.content, Content::Log { .. }))
-            }
-            Source::Replace(content) | Source::Move(content) => content.present != 0,
-            Source::Delete => false,
-        }
-    }
-
-    /// The writes that fill its slot: one per run of neighbouring blocks.
-    fn writes(
-        &self,
-        slot: Slot,
-        pool: &crate::io::buffer::Pool,
-        out: &mut VecDeque<(u64, Vec<Bytes>)>,
-    ) {
-        let mut last = None;
-        let mut add = |position: u32, data: Bytes| {
-            let data = if is_aligned(&data) { data } else { pool.copy(&data) };
-            if last.is_some_and(|last| last + 1 == position)
-                && let Some((_, bufs)) = out.back_mut()
-            {
-                bufs.push(data);
-            } else {
-                let start = u64::from(slot.0) * EXTENT_BYTES as u64;
-                let offset = start + u64::from(position) * BLOCK_BYTES as u64;
-                out.push_back((offset, vec![data]));
-            }
-            last = Some(position);
-        };
-        match &self.source {
-            Source::Overlay(snapshots) => {
-                for snapshot in snapshots {
-                    if let Content::Log { .. } = snapshot.content {
-                        let data = snapshot.data.clone().expect("read back before the writes");
-                        add(snapshot.position, data);
-                    }
-                }
-            }
-            Source::Replace(content) | Source::Move(content) => {
-                let positions = (0..16).filter(|bit| content.present & (1 << bit) != 0);
-                for (number, position) in positions.enumerate() {
-                    let start = number * BLOCK_BYTES;
-                    add(position, content.data.slice(start..start + BLOCK_BYTES));
-                }
-            }
-            Source::Delete => {}
+        if let Some(read) = read {
+            core.io.events.push(Event::Installed { read, refused });
         }
     }
 }
 
-/// Makes these blocks read as zeroes (rule R11). Above another layer, clearing *present* alone
-/// would bring that layer's content back, so they become *zero*.
-pub(super) fn clear_blocks(record: &mut ExtentRecord, mask: u16, stays: bool) {
-    record.present &= !mask;
-    if stays && !planted(Mistake::TrimClearsPresent) {
-        record.zero |= mask;
-    } else {
-        record.zero &= !mask;
+/// Takes the first extent off the queue, with what is to be written back of it now, if anything.
+fn take_dirty(
+    core: &mut Core,
+    repair: &ReadRepair,
+    uncovered: &mut Vec<(MemberId, Extent)>,
+) -> Option<Update> {
+    let (id, extent) = core.dirty.pop_front()?;
+    let key = ExtentKey::new(id, extent);
+    let member = core.live_mut(id)?;
+    let covered = member.hard.durable_commit;
+    let overlay = member.overlay.get_mut(extent)?;
+    if overlay.busy {
+        // It is in this round already, and is queued again at its end.
+        overlay.queued = false;
+        return None;
     }
+    if overlay.newest() > covered && !planted(Mistake::WrittenBackUncovered) {
+        uncovered.push((id, extent));
+        return None;
+    }
+    overlay.queued = false;
+    overlay.busy = true;
+    let patch = repair.patch(&key);
+    // What is newer than a redirected entry waits for the next round.
+    let redirected = overlay.redirected();
+    let of_round = |index: u64| redirected.is_none_or(|(redirected, _)| index == redirected);
+    let blocks = overlay.iter().filter(|(_, block)| of_round(block.index));
+    let snapshots = blocks.map(|(position, block)| Snapshot::new(position, block, patch));
+    let newest = redirected.map_or(overlay.newest(), |(index, _)| index);
+    let mut update = Update::new(key, newest, Source::Overlay(snapshots.collect()));
+    if let Some((_, slot)) = redirected {
+        update.adopted = Some(slot);
+        core.alloc.adopt(slot);
+    }
+    Some(update)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::VolumeId;
-
-    #[test]
-    fn r11_blocks_above_a_layer_become_zero_and_others_become_absent() {
-        let record = ExtentRecord {
-            slot: Slot(1),
-            present: 0b1111,
-            zero: 0b10000,
-            last_changed: 1,
-            birth: VolumeId(1),
-            crcs: [7; 16],
-        };
-        let mut above = record.clone();
-        clear_blocks(&mut above, 0b0110, true);
-        assert_eq!((above.present, above.zero), (0b1001, 0b10110));
-        let mut lowest = record;
-        clear_blocks(&mut lowest, 0b10110, false);
-        assert_eq!((lowest.present, lowest.zero), (0b1001, 0));
+/// Reads the payloads of an update that are not in memory; returns the number of effects.
+fn read_back(core: &mut Core, number: usize, update: &Update) -> usize {
+    let Source::Overlay(snapshots) = &update.source else { return 0 };
+    let member = &core.members[&update.key.member];
+    let mut runs: Vec<(PayloadRun, u64)> = Vec::new();
+    for (at, snapshot) in snapshots.iter().enumerate() {
+        let Content::Log { position } = snapshot.content else { continue };
+        if snapshot.data.is_some() {
+            continue;
+        }
+        let (seq, offset) = member.log_offset(snapshot.index, position);
+        if let Some((run, start)) = runs.last_mut()
+            && run.seq == seq
+            && run.first + run.count == at
+            && *start + (run.count * BLOCK_BYTES) as u64 == offset
+        {
+            run.count += 1;
+            continue;
+        }
+        let run = PayloadRun { update: number, first: at, count: 1, seq };
+        runs.push((run, offset));
     }
+    for (run, offset) in &runs {
+        core.log.pin(run.seq);
+        let pending = Pending::Round(RoundOp::Payload(*run));
+        core.io.read(pending, LaneFile::Wal, *offset, run.count * BLOCK_BYTES);
+    }
+    runs.len()
+}
 
-    #[test]
-    fn broken_rules_are_noticed() {
-        let scenario = r11_blocks_above_a_layer_become_zero_and_others_become_absent;
-        crate::planted::assert_found(Mistake::TrimClearsPresent, scenario);
+/// Keeps what was read back of an update; false: it is not what the checksums say.
+fn keep_payload(core: &Core, update: &mut Update, run: PayloadRun, done: Done) -> bool {
+    let Source::Overlay(snapshots) = &mut update.source else {
+        unreachable!("only overlay blocks are read back");
+    };
+    let data = match done {
+        Done::Read(data) if data.len() == run.count * BLOCK_BYTES => data,
+        _ => return false,
+    };
+    let (key, member) = (update.key, core.members.get(&update.key.member));
+    let snapshots = snapshots[run.first..run.first + run.count].iter_mut().enumerate();
+    { snapshots }.all(|(number, snapshot)| {
+        let bytes = data.slice(number * BLOCK_BYTES..(number + 1) * BLOCK_BYTES);
+        let at = Block(key.extent.first_block().0 + snapshot.position);
+        let bad = member.and_then(|member| member.first_bad(at, &bytes, &[snapshot.crc]));
+        snapshot.data = Some(bytes);
+        bad.is_none()
+    })
+}
+
+/// The overlay and read repair let go of what the round brought into the index.
+fn settle(
+    member: &mut Member,
+    clock: &mut Clock,
+    repair: &mut ReadRepair,
+    update: Update,
+    refused: &mut Vec<Extent>,
+) {
+    let (key, extent, done) = (update.key, update.key.extent, update.outcome.is_done());
+    match update.source {
+        Source::Overlay(snapshots) if done => {
+            for snapshot in snapshots {
+                let at = Block(extent.first_block().0 + snapshot.position);
+                member.overlay.settle(at, snapshot.index);
+            }
+            repair.written_back(&key);
+        }
+        Source::Replace(_) if done => {
+            member.overlay.drop_up_to(extent, update.newest);
+            if update.newest > member.applied_index {
+                member.newer.note(extent, update.newest);
+            }
+            repair.replaced(&key);
+        }
+        Source::Delete if done => {
+            member.overlay.drop_up_to(extent, update.newest);
+            repair.replaced(&key);
+        }
+        Source::Replace(_) => {
+            // It is as it was: entries that it has already are not wanted a second time.
+            if let Some(included) = update.included {
+                member.newer.note(extent, included);
+                member.overlay.drop_up_to(extent, included);
+            }
+            refused.push(extent);
+        }
+        Source::Move(_) if done => {
+            repair.moved(&key);
+            // Nothing was applied, and yet there is something to become durable.
+            clock.settled = Mono::default();
+        }
+        Source::Overlay(_) | Source::Delete | Source::Move(_) => {}
     }
 }

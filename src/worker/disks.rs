@@ -14,12 +14,23 @@ use crate::store::lane;
 use crate::store::open::{LaneFormat, format_lane};
 use crate::store::seam::LaneFile;
 use crate::types::{BLOCK_BYTES, Uuid};
-use crate::worker::start::{DiskOptions, StartError};
+use crate::worker::error::StartError;
 
 /// Folder of the one lane.
 pub const LANE: &str = "lane-0";
 /// A folder with this file is a disk.
 pub const SUPERBLOCK: &str = "superblock";
+
+#[derive(Clone, Debug)]
+pub struct DiskOptions {
+    pub path: PathBuf,
+    /// The disk that this pod had here before: nothing else is accepted.
+    pub known: Option<Uuid>,
+    /// For a new disk; kept with it from then on.
+    pub data_bytes_max: u64,
+    /// For a new disk; kept with it from then on.
+    pub wal_bytes: u64,
+}
 
 /// A step that failed on a file.
 pub fn file_error<E: Into<std::io::Error>>(

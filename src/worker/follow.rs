@@ -4,9 +4,7 @@
 
 use std::time::Duration;
 
-use crate::replica::seam::Input;
-use crate::types::{MemberId, PodId};
-use crate::worker::Worker;
+use crate::types::PodId;
 
 /// How long requests are counted before they are weighed.
 pub const WINDOW: Duration = Duration::from_secs(1);
@@ -60,28 +58,6 @@ impl Demand {
         self.rest = (WINDOWS << self.tries.min(16)).min(REST_WINDOWS_MAX);
         self.tries += 1;
         Some(pod)
-    }
-}
-
-impl Worker {
-    /// Ends a window of every leading member, and moves leaderships to where the clients are.
-    pub fn follow_clients(&mut self) {
-        let here = self.config.pod;
-        let mut moves: Vec<(MemberId, MemberId)> = Vec::new();
-        for (member, runtime) in &mut self.members {
-            let Some(pod) = runtime.demand.end_of_window() else { continue };
-            if !self.config.leaders_follow_clients {
-                continue;
-            }
-            let there = runtime.peers.iter().find(|peer| peer.pod == pod);
-            if let Some(there) = there.filter(|_| pod != here && runtime.role.serving) {
-                moves.push((*member, there.member));
-            }
-        }
-        for (member, to) in moves {
-            tracing::info!(%member, %to, "the leadership follows its client");
-            self.input(member, Input::TransferLeader(to));
-        }
     }
 }
 

@@ -1,14 +1,19 @@
-//! A lane at work: its effects become operations of the driver and jobs of the index thread,
-//! their ends go back to it.
+//! The lanes: their effects become operations of the driver and jobs of the index thread, the ends
+//! of these go back to them.
+//!
+//! [`Lanes`] owns the lanes, the purposes of their reads, and the disks that could not be opened.
+//! Calls: the driver. Told: ends of operations, and what callers of [`Lanes::at`] give to a lane.
 
 use std::time::Duration;
 
 use crate::io::buffer::Pool;
 use crate::io::driver::{Buffers, Completion, Done as IoDone, Driver, FileId, Op};
 use crate::store::lane::Lane;
-use crate::store::seam::{Done, Effect, LaneFile, OpId};
-use crate::types::{Mono, Uuid};
+use crate::store::seam::{Done, Effect, Event, LaneFile, OpId};
+use crate::types::{BlockRange, MemberId, Mono, Uuid};
+use crate::view::DiskReport;
 use crate::worker::index_thread::IndexRunner;
+use crate::worker::reads::{ReadTarget, Reads};
 use crate::worker::token::Target;
 
 /// A log write that takes longer than this has hung: the lane's leaders step down.
@@ -16,6 +21,66 @@ pub const LOG_WRITE_HUNG: Duration = Duration::from_secs(2);
 /// So has anything else that a lane has asked for: a read, a sync, a flush of the index. They may
 /// stand in a queue behind others.
 pub const OPERATION_HUNG: Duration = Duration::from_secs(10);
+/// Signs of life to other pods are at most this far apart.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
+
+/// See the module.
+#[derive(Default)]
+pub struct Lanes {
+    pub all: Vec<LaneRuntime>,
+    /// Those with inputs that were not polled.
+    pub touched: Vec<u8>,
+    pub reads: Reads,
+    /// Disks that could not be opened, for reports.
+    pub failed: Vec<DiskReport>,
+}
+
+impl Lanes {
+    pub fn get(&self, lane: u8) -> &LaneRuntime {
+        &self.all[usize::from(lane)]
+    }
+
+    pub fn get_mut(&mut self, lane: u8) -> &mut LaneRuntime {
+        &mut self.all[usize::from(lane)]
+    }
+
+    /// A lane to be given an input; it is polled at the end of the round.
+    pub fn at(&mut self, lane: u8) -> &mut Lane {
+        if !self.touched.contains(&lane) {
+            self.touched.push(lane);
+        }
+        &mut self.get_mut(lane).lane
+    }
+
+    pub fn of_disk(&self, disk: Uuid) -> Option<u8> {
+        self.all.iter().position(|lane| lane.place.disk == disk).map(|number| number as u8)
+    }
+
+    /// Starts a read of blocks of a member.
+    pub fn read(&mut self, lane: u8, member: MemberId, range: BlockRange, target: ReadTarget) {
+        let read = self.reads.add(target);
+        match target {
+            ReadTarget::Status(_) => self.at(lane).status(read, member, range),
+            _ => self.at(lane).read(read, member, range),
+        }
+    }
+
+    /// Lanes whose moment has come are polled, at a tick all of them.
+    pub fn wake(&mut self, now: Mono, is_tick: bool) {
+        for lane in 0..self.all.len() as u8 {
+            let deadline = self.get(lane).lane.deadline();
+            if is_tick || deadline.is_some_and(|deadline| deadline <= now) {
+                self.at(lane);
+            }
+        }
+    }
+
+    /// An operation of the driver ended.
+    pub fn completed(&mut self, lane: u8, op: OpId, is_sync: bool, completion: Completion) {
+        self.get_mut(lane).completed(op, is_sync, completion);
+        self.at(lane);
+    }
+}
 
 /// The open files of a disk.
 #[derive(Clone, Copy, Debug)]
@@ -43,14 +108,14 @@ pub struct LaneRuntime {
     /// Why the disk was given up.
     pub poisoned: Option<String>,
     /// Free space that the peers were last told of, and when.
-    pub announced: Option<(u64, Mono)>,
+    announced: Option<(u64, Mono)>,
     /// What the lane asked for and the driver has not got yet.
-    pub pending: Vec<Effect>,
+    pending: Vec<Effect>,
     /// Writes that appends wait for under way and when they were started, oldest first.
-    pub log_writes: Vec<(OpId, Mono)>,
+    log_writes: Vec<(OpId, Mono)>,
     /// The oldest of all operations under way, and since when it was seen to be that.
     oldest: Option<(OpId, Mono)>,
-    number: u8,
+    pub number: u8,
     pool: Pool,
 }
 
@@ -63,7 +128,7 @@ impl LaneRuntime {
         index: Box<dyn IndexRunner>,
         pool: Pool,
     ) -> LaneRuntime {
-        let (poisoned, announced) = (None, None);
+        let (poisoned, announced, oldest) = (None, None, None);
         let (pending, log_writes) = (Vec::new(), Vec::new());
         LaneRuntime {
             lane,
@@ -74,10 +139,14 @@ impl LaneRuntime {
             announced,
             pending,
             log_writes,
-            oldest: None,
+            oldest,
             number,
             pool,
         }
+    }
+
+    pub fn poll(&mut self, now: Mono, events: &mut Vec<Event>) {
+        self.lane.poll(now, &mut self.pending, events);
     }
 
     /// Hands everything that the lane asked for in this round to the driver.
@@ -91,7 +160,7 @@ impl LaneRuntime {
     }
 
     fn start(&mut self, now: Mono, driver: &mut dyn Driver, effect: Effect) {
-        let target = |op| Target::Lane { lane: self.number, op }.token();
+        let target = |op| Target::Lane(self.number, op).token();
         match effect {
             Effect::Write { op, file, offset, bufs, durable } => {
                 // An append waits for it: a write of the log, or of a slot that the log will name.
@@ -106,15 +175,14 @@ impl LaneRuntime {
                 driver.submit(target(op), Op::Read { file, offset, buf });
             }
             Effect::Sync { op, file } => {
-                let token = Target::LaneSync { lane: self.number, op }.token();
+                let token = Target::LaneSync(self.number, op).token();
                 driver.submit(token, Op::Sync { file: self.file(file) });
             }
             Effect::Index { op, job } => self.index.submit(op, job),
         }
     }
 
-    /// An operation of the driver ended.
-    pub fn completed(&mut self, op: OpId, is_sync: bool, completion: Completion) {
+    fn completed(&mut self, op: OpId, is_sync: bool, completion: Completion) {
         self.log_writes.retain(|(write, _)| *write != op);
         let done = match (completion.result, completion.buffers) {
             (Err(error), _) => Done::Failed(error.kind(), error.to_string()),
@@ -129,6 +197,17 @@ impl LaneRuntime {
             (Ok(_), _) => Done::Written,
         };
         self.lane.complete(op, done);
+    }
+
+    /// What other pods are to be told of its space: when that changed, and as a sign of life.
+    pub fn news_of_space(&mut self, now: Mono) -> Option<(Uuid, u64)> {
+        let free_bytes = self.lane.space().free_bytes;
+        let announced = self.announced.filter(|(_, at)| now.since(*at) < ANNOUNCE_EVERY);
+        if announced.is_some_and(|(bytes, _)| bytes == free_bytes) {
+            return None;
+        }
+        self.announced = Some((free_bytes, now));
+        Some((self.place.disk, free_bytes))
     }
 
     /// True when the oldest log write is overdue, or the oldest operation of all. Asked once per

@@ -1,7 +1,10 @@
 //! What a worker holds at a moment for clients and peers: every queue that they can fill.
 
 use crate::volume::Volume;
-use crate::worker::Worker;
+use crate::worker::lanes::Lanes;
+use crate::worker::members::Members;
+use crate::worker::peers::Peers;
+use crate::worker::routers::Routers;
 
 /// See the module. At rest everything is 0, but for a heartbeat or two on the links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,21 +27,21 @@ pub struct Load {
     pub overdrawn_bytes: u64,
 }
 
-impl Worker {
-    pub fn load(&self) -> Load {
-        let (owed_bytes, asks) = self.peers.owed();
-        let shard_bytes = self.members.values().map(|runtime| runtime.member.proposed_bytes());
+impl Load {
+    pub fn of(lanes: &Lanes, members: &Members, peers: &Peers, routers: &Routers) -> Load {
+        let (owed_bytes, asks) = peers.owed();
+        let shard_bytes = members.iter().map(|(_, runtime)| runtime.member.proposed_bytes());
         Load {
-            client_requests: self.volumes.values().map(Volume::requests_under_way).sum(),
-            member_requests: self.requests.len(),
-            forwarded: self.peers.forwarded(),
-            reads: self.reads.len(),
+            client_requests: routers.all.values().map(Volume::requests_under_way).sum(),
+            member_requests: members.requests.len(),
+            forwarded: routers.forwarded.len(),
+            reads: lanes.reads.len(),
             owed_bytes,
             asks,
-            volume_bytes_max: self.volumes.values().map(Volume::bytes).max().unwrap_or(0),
+            volume_bytes_max: routers.all.values().map(Volume::bytes).max().unwrap_or(0),
             shard_bytes_max: shard_bytes.max().unwrap_or(0),
-            link_bytes_max: self.peers.queue_bytes_max(),
-            overdrawn_bytes: self.lanes.iter().map(|lane| lane.lane.overdrawn_bytes()).sum(),
+            link_bytes_max: peers.queue_bytes_max(),
+            overdrawn_bytes: lanes.all.iter().map(|lane| lane.lane.overdrawn_bytes()).sum(),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The data path at work: one plain thread that loops reap -> handle -> poll -> submit over one
 //! `Driver`. The only place that knows all parts. Never blocks but in `Driver::enter`.
 //!
+//! Components own the state, a file each; [`round`] is the loop, [`dispatch`] is between them.
+//!
 //! Invariant: everything that a worker does follows from its driver, its mailbox and its index
 //! runners; the simulator replaces those three and runs this very code.
 
@@ -9,9 +11,12 @@ mod admission;
 mod admission_test;
 mod clients;
 mod disks;
+mod dispatch;
+mod error;
 mod follow;
 mod index_thread;
 mod lanes;
+mod listeners;
 mod load;
 mod mailbox;
 // Its test loads the same file once more, over loom's primitives.
@@ -28,12 +33,14 @@ mod pod_test;
 mod probe;
 mod reads;
 mod reconcile;
+mod reports;
 mod requests;
 mod rescue;
 mod resync;
 #[cfg(test)]
 mod resync_test;
 mod round;
+mod routers;
 mod start;
 mod stream;
 mod token;
@@ -44,10 +51,32 @@ mod sync {
     pub use std::sync::{Arc, Mutex, MutexGuard};
 }
 
+use crate::limits::Budgets;
+use crate::replica::seam::ReadMode;
+use crate::types::{PodId, Uuid};
+
+pub use disks::DiskOptions;
+pub use error::StartError;
 pub use index_thread::{IndexRunner, execute};
 pub use lanes::{DiskPlace, LaneFiles as WorkerFiles, LaneRuntime};
 pub use load::Load;
 pub use mailbox::{Receiver, Sender, Wake, mailbox};
 pub use probe::Probe;
-pub use round::{Command, Worker, WorkerConfig};
-pub use start::{DataPath, DiskOptions, PodDisk, StartError, StartOptions, open_lane, start};
+pub use round::{Command, Worker};
+pub use start::{DataPath, PodDisk, StartOptions, open_lane, start};
+
+/// What never changes about a worker.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    pub cluster: Uuid,
+    pub pod: PodId,
+    /// Seeds the election timeouts.
+    pub seed: u64,
+    /// Payloads of applied entries that a member keeps for followers.
+    pub log_tail_bytes: usize,
+    /// Leaderships move to the pods that their requests come through.
+    pub leaders_follow_clients: bool,
+    pub reads: ReadMode,
+    /// Bounds on memory in flight.
+    pub budgets: Budgets,
+}

@@ -1,36 +1,37 @@
-//! Links to other pods: which ones ought to exist, dialing, and the messages on them.
+//! Links to other pods: which ones ought to exist, and their connections.
+//!
+//! [`Peers`] owns the links and what they owe, [`PeerHandler`] carries them on, and answers
+//! requests. Calls: the driver, and when a link ends, routers and members. Told: views, ends of
+//! operations, and by all others what is to be sent.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use raft::eraftpb::Message;
 use rustc_hash::FxHashMap;
 
 use crate::io::buffer::Pool;
-use crate::io::driver::{Address, Buffers, Completion, Done, Op, SocketId};
+use crate::io::driver::{Address, Buffers, Completion, Done, Driver, Op, SocketId};
 use crate::net::backoff::reconnect_pause;
 use crate::net::handshake::{Identity, Purpose};
 use crate::net::incarnations::Incarnations;
-use crate::net::link::{Link, LinkEvent, SendError, Target as LaneTarget};
+use crate::net::link::{Established, Link, LinkError, LinkEvent, SendError, Target as LaneTarget};
 use crate::net::message::{CallId, PeerMessage};
 use crate::planted::{Mistake, planted};
-use crate::replica::seam::Input;
-use crate::types::{
-    BlockError, EXTENT_BYTES, MemberId, Mono, Origin, PodId, ShardId, ShardOp, Uuid, VolumeId,
-    mix64,
-};
+use crate::replica::message;
+use crate::replica::seam::ReqId;
+use crate::types::{BlockError, EXTENT_BYTES, MemberId, Mono, PodId, Uuid, mix64};
 use crate::view::{ClusterView, MemberView};
-use crate::volume::Ticket;
-use crate::worker::Worker;
+use crate::worker::WorkerConfig;
+use crate::worker::members::Members;
 use crate::worker::owed::{ExtentAsk, Owed};
-use crate::worker::requests::Waiter;
-use crate::worker::round::WorkerConfig;
+use crate::worker::requests::{Answer, Asker, Waiter};
+use crate::worker::routers::{Forwarded, Routers};
 use crate::worker::stream::Stream;
 use crate::worker::token::{ConnId, Target};
 
 /// A connection on which nothing came for this long is dead.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Signs of life are at most this far apart.
-const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 
 /// A pair of lanes, ours first, and what the connection is for.
 type Pair = (Uuid, Uuid, Purpose);
@@ -59,15 +60,8 @@ struct Conn {
     owed: Owed,
 }
 
-/// A request of a router here that another pod carries out.
-struct Forwarded {
-    conn: ConnId,
-    volume: VolumeId,
-    ticket: Ticket,
-    member: MemberId,
-}
-
 /// Every link of a worker.
+#[derive(Default)]
 pub struct Peers {
     pool: Pool,
     seed: u64,
@@ -81,7 +75,6 @@ pub struct Peers {
     dirty: Vec<ConnId>,
     /// Where members live that are reached by a link: (our lane, their lane).
     routes: FxHashMap<MemberId, (Uuid, Uuid)>,
-    forwarded: FxHashMap<CallId, Forwarded>,
     /// What lanes of other pods can still allocate, as they last said.
     free_bytes: FxHashMap<Uuid, u64>,
     next_conn: ConnId,
@@ -95,16 +88,7 @@ impl Peers {
             seed: config.seed,
             own: config.pod,
             link_bytes_max: config.budgets.link_bytes,
-            locals: Vec::new(),
-            seen: Incarnations::default(),
-            wanted: FxHashMap::default(),
-            conns: FxHashMap::default(),
-            dirty: Vec::new(),
-            routes: FxHashMap::default(),
-            forwarded: FxHashMap::default(),
-            free_bytes: FxHashMap::default(),
-            next_conn: 0,
-            next_call: 0,
+            ..Peers::default()
         }
     }
 
@@ -121,9 +105,7 @@ impl Peers {
 
     /// True when a data connection to the pod is up.
     pub fn is_up(&self, pod: PodId) -> bool {
-        self.wanted.iter().any(|((_, _, purpose), wanted)| {
-            wanted.up && wanted.pod == pod && *purpose == Purpose::Data
-        })
+        self.conn_to_pod(pod).is_some()
     }
 
     /// Which connections ought to exist: between lanes that share a shard, and from the first disk
@@ -187,11 +169,6 @@ impl Peers {
         mix64(now.0 ^ mix64(self.seed ^ self.next_call))
     }
 
-    /// Requests that other pods carry out.
-    pub fn forwarded(&self) -> usize {
-        self.forwarded.len()
-    }
-
     /// What waits to leave on the link that has most of it.
     pub fn queue_bytes_max(&self) -> usize {
         self.conns.values().map(|conn| conn.link.queue_bytes()).max().unwrap_or(0)
@@ -215,7 +192,7 @@ impl Peers {
     }
 
     /// Every connection of a lane of ours that is up.
-    fn conns_of(&self, local: Uuid) -> Vec<ConnId> {
+    pub fn conns_of(&self, local: Uuid) -> Vec<ConnId> {
         let of = |((ours, _, _), wanted): (&Pair, &Wanted)| {
             wanted.conn.filter(|_| wanted.up && *ours == local)
         };
@@ -224,7 +201,7 @@ impl Peers {
 
     fn conn_to(&self, member: MemberId, purpose: Purpose) -> Option<ConnId> {
         let (local, remote) = *self.routes.get(&member)?;
-        self.conn_of((local, remote, purpose))
+        self.wanted.get(&(local, remote, purpose)).filter(|wanted| wanted.up)?.conn
     }
 
     /// A data connection to a pod, whichever of its lanes and of ours it joins: the first, in an
@@ -236,10 +213,6 @@ impl Peers {
         let mut there: Vec<_> = self.wanted.iter().filter(leads_there).collect();
         there.sort_unstable_by_key(|((local, remote, _), _)| (*local, *remote));
         there.first()?.1.conn
-    }
-
-    fn conn_of(&self, pair: Pair) -> Option<ConnId> {
-        self.wanted.get(&pair).filter(|wanted| wanted.up)?.conn
     }
 
     /// Promises an answer with so much data on a connection, if there is room for it.
@@ -282,6 +255,48 @@ impl Peers {
             self.dirty.push(conn);
         }
     }
+
+    fn add(
+        &mut self,
+        link: Link,
+        socket: Option<SocketId>,
+        pair: Option<Pair>,
+        at: Mono,
+    ) -> ConnId {
+        let stream = socket.map(|socket| Stream::new(socket, self.pool.clone()));
+        let link = link.with_queue_bytes_max(self.link_bytes_max);
+        let (dirty, owed) = (false, Owed::default());
+        self.next_conn += 1;
+        self.conns.insert(self.next_conn, Conn { stream, link, pair, dirty, heard: at, owed });
+        self.next_conn
+    }
+
+    /// The other pod says how much one of its lanes can still allocate.
+    pub fn space_told(&mut self, conn: ConnId, free_bytes: u64) {
+        let pair = self.conns.get(&conn).and_then(|state| state.pair);
+        // Among the extents of a resync it may have waited for long.
+        if let Some((_, remote, Purpose::Data)) = pair {
+            self.free_bytes.insert(remote, free_bytes);
+        }
+    }
+
+    fn flush(&mut self, driver: &mut dyn Driver, conn: ConnId) {
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        state.dirty = false;
+        let Some(stream) = &mut state.stream else { return };
+        if !stream.has_output() {
+            stream.queue(state.link.take_output());
+        }
+        stream.send(driver, Target::PeerSend(conn).token());
+        stream.receive(driver, Target::PeerRecv(conn).token());
+    }
+
+    /// Starts sends and receives of every link that changed.
+    pub fn submit(&mut self, driver: &mut dyn Driver) {
+        for conn in std::mem::take(&mut self.dirty) {
+            self.flush(driver, conn);
+        }
+    }
 }
 
 /// Resync has connections of its own, so that it does not stand before client data.
@@ -295,15 +310,30 @@ fn purpose_of(message: &PeerMessage) -> Purpose {
     }
 }
 
-impl Worker {
+/// The links with what they call, and with whom answers are for.
+pub struct PeerHandler<'a> {
+    pub now: Mono,
+    pub driver: &'a mut dyn Driver,
+    pub peers: &'a mut Peers,
+    pub routers: &'a mut Routers,
+    pub members: &'a mut Members,
+}
+
+impl PeerHandler<'_> {
     /// Sends to the lane of a member of another pod. Without a connection the message is dropped:
     /// Raft and resync ask again. False when there is none.
-    pub fn send_to_member(&mut self, member: MemberId, message: PeerMessage) -> bool {
+    pub fn send_to(&mut self, member: MemberId, message: PeerMessage) -> bool {
         let conn = self.peers.conn_to(member, purpose_of(&message));
         if let Some(conn) = conn {
             self.send_on(conn, message);
         }
         conn.is_some()
+    }
+
+    pub fn send_raft(&mut self, message: Message) {
+        let to = MemberId(message.to);
+        let (header, payloads) = message::split(message);
+        self.send_to(to, PeerMessage::Raft { to, header, payloads });
     }
 
     /// Sends on a connection, if it is still there.
@@ -314,51 +344,63 @@ impl Worker {
             Err(SendError::NotUp | SendError::Busy) => {}
             Err(error) => {
                 tracing::warn!(%error, "a link to another pod is closed");
-                self.close_peer(conn);
+                self.close(conn);
             }
         }
     }
 
     /// Sends a router's request to the pod of a member.
-    #[allow(clippy::too_many_arguments)]
-    pub fn forward(
-        &mut self,
-        volume: VolumeId,
-        ticket: Ticket,
-        shard: ShardId,
-        to: MemberView,
-        term: u64,
-        origin: Origin,
-        op: ShardOp,
-    ) {
-        let call = self.peers.next_call();
+    pub fn forward(&mut self, call: CallId, asker: Asker, to: MemberView, request: PeerMessage) {
         // The lane that the way begins at may be gone, and the catalog not know of it yet; whoever
         // is at the other end finds the member.
         let usual = self.peers.conn_to(to.member, Purpose::Data);
         let conn = usual.or_else(|| self.peers.conn_to_pod(to.pod));
-        let request = PeerMessage::Request { call, shard, to: to.member, term, origin, op };
         let sent = conn.filter(|conn| {
             let state = self.peers.conns.get_mut(conn);
             state.is_some_and(|state| state.link.send(request).is_ok())
         });
         match sent {
             Some(conn) => {
-                let forwarded = Forwarded { conn, volume, ticket, member: to.member };
-                self.peers.forwarded.insert(call, forwarded);
+                let forwarded = Forwarded { conn, asker, member: to.member };
+                self.routers.forwarded.insert(call, forwarded);
                 self.peers.mark(conn);
             }
             None => {
                 let refused = Err(BlockError::NotLeader { hint: None, term: 0 });
-                if let Some(router) = self.volumes.get_mut(&volume) {
-                    router.shard_result(self.now, ticket, to.member, 0, refused);
-                    self.touch_volume(volume);
-                }
+                self.routers.answered(self.now, asker, to.member, 0, refused);
             }
         }
     }
 
+    /// Answers a request once: a router here, or another pod.
+    pub fn answer(&mut self, req: ReqId, result: Answer) {
+        let Some((member, waiter)) = self.members.requests.take(req) else { return };
+        let term = self.members.role_of(member).term;
+        match waiter {
+            Waiter::Volume(asker) => {
+                self.routers.answered(self.now, asker, member, term, result);
+            }
+            Waiter::Peer { conn, call, owed_bytes } => {
+                self.peers.answered(conn, owed_bytes);
+                self.send_on(conn, PeerMessage::Response { call, term, result });
+            }
+        }
+    }
+
+    /// Takes a member out of service; its open requests are answered as not known.
+    pub fn stop_member(&mut self, member: MemberId, reason: String) {
+        if let Some(runtime) = self.members.get_mut(member) {
+            runtime.faulted = Some(reason);
+            runtime.role = Default::default();
+        }
+        for req in self.members.requests.of_member(member) {
+            self.answer(req, Err(BlockError::Unknown));
+        }
+    }
+
     /// Closes what is silent and dials what ought to be up and is not.
-    pub fn tick_peers(&mut self, now: Mono) {
+    pub fn tick(&mut self) {
+        let now = self.now;
         let silent = |(conn, state): (&ConnId, &Conn)| {
             let kept = state.pair.is_some_and(|(_, _, purpose)| purpose == Purpose::Resync)
                 && planted(Mistake::DeadResyncLinkKept);
@@ -367,126 +409,88 @@ impl Worker {
         let silent: Vec<ConnId> = self.peers.conns.iter().filter_map(silent).collect();
         for conn in silent {
             tracing::warn!("a link to another pod is silent and is closed");
-            self.close_peer(conn);
+            self.close(conn);
         }
-        let due: Vec<(Pair, SocketAddr)> = self
-            .peers
-            .wanted
-            .iter()
-            .filter(|(_, wanted)| {
-                wanted.dials && wanted.conn.is_none() && now >= wanted.next_attempt
-            })
-            .map(|(pair, wanted)| (*pair, wanted.address))
-            .collect();
-        for (pair, address) in due {
-            self.dial(pair, address);
-        }
+        let is_due = |(_, wanted): &(&Pair, &Wanted)| {
+            wanted.dials && wanted.conn.is_none() && now >= wanted.next_attempt
+        };
+        let due = self.peers.wanted.iter().filter(is_due);
+        let due: Vec<Pair> = due.map(|(pair, _)| *pair).collect();
+        due.into_iter().for_each(|pair| self.dial(pair));
     }
 
-    /// Tells the peers of every lane how much it can still allocate: when that changed, and as a
-    /// sign of life.
-    pub fn announce_space(&mut self) {
-        let now = self.now;
-        for number in 0..self.lanes.len() {
-            let lane = &mut self.lanes[number];
-            let free_bytes = lane.lane.space().free_bytes;
-            let announced = lane.announced.filter(|(_, at)| now.since(*at) < ANNOUNCE_EVERY);
-            if announced.is_some_and(|(bytes, _)| bytes == free_bytes) {
-                continue;
-            }
-            lane.announced = Some((free_bytes, now));
-            for conn in self.peers.conns_of(self.lanes[number].place.disk) {
-                self.send_on(conn, PeerMessage::Space { free_bytes });
-            }
-        }
-    }
-
-    fn dial(&mut self, pair: Pair, address: SocketAddr) {
+    fn dial(&mut self, pair: Pair) {
         let (local, remote, purpose) = pair;
         let nonce = self.peers.nonce(self.now);
         let Some(identity) = self.peers.locals.iter().find(|own| own.disk == local) else { return };
-        let Some(wanted) = self.peers.wanted.get_mut(&pair) else { return };
-        self.peers.next_conn += 1;
-        let conn = self.peers.next_conn;
-        wanted.conn = Some(conn);
+        let wanted = &self.peers.wanted[&pair];
         let target = LaneTarget { pod: wanted.pod, disk: remote, lane: 0 };
-        let link = Link::dial(*identity, target, purpose, nonce)
-            .with_queue_bytes_max(self.peers.link_bytes_max);
-        let heard = self.now;
-        let owed = Owed::default();
-        let state = Conn { stream: None, link, pair: Some(pair), dirty: false, heard, owed };
-        self.peers.conns.insert(conn, state);
-        let connect = Op::Connect { address: Address::Tcp(address) };
+        let connect = Op::Connect { address: Address::Tcp(wanted.address) };
+        let link = Link::dial(*identity, target, purpose, nonce);
+        let conn = self.peers.add(link, None, Some(pair), self.now);
+        self.peers.wanted.entry(pair).and_modify(|wanted| wanted.conn = Some(conn));
         self.driver.submit(Target::PeerConnect(conn).token(), connect);
     }
 
-    pub fn peer_connected(&mut self, conn: ConnId, completion: Completion) {
-        let Some(state) = self.peers.conns.get_mut(&conn) else {
-            if let Ok(Done::Connected(socket)) = completion.result {
-                self.driver.submit(Target::Closed.token(), Op::Close { socket });
-            }
-            return;
-        };
-        match completion.result {
-            Ok(Done::Connected(socket)) => {
+    pub fn connected(&mut self, conn: ConnId, completion: Completion) {
+        match (self.peers.conns.get_mut(&conn), completion.result) {
+            (Some(state), Ok(Done::Connected(socket))) => {
                 state.stream = Some(Stream::new(socket, self.peers.pool.clone()));
                 self.peers.mark(conn);
             }
-            _ => self.close_peer(conn),
+            (None, Ok(Done::Connected(socket))) => {
+                self.driver.submit(Target::Closed.token(), Op::Close { socket });
+            }
+            _ => self.close(conn),
         }
     }
 
-    pub fn peer_accepted(&mut self, socket: SocketId) {
+    /// Another pod calls.
+    pub fn accepted(&mut self, socket: SocketId) {
         let nonce = self.peers.nonce(self.now);
-        self.peers.next_conn += 1;
-        let conn = self.peers.next_conn;
-        let link = Link::accept(self.peers.locals.clone(), nonce)
-            .with_queue_bytes_max(self.peers.link_bytes_max);
-        let stream = Some(Stream::new(socket, self.peers.pool.clone()));
-        let heard = self.now;
-        let owed = Owed::default();
-        self.peers.conns.insert(conn, Conn { stream, link, pair: None, dirty: false, heard, owed });
+        let link = Link::accept(self.peers.locals.clone(), nonce);
+        let conn = self.peers.add(link, Some(socket), None, self.now);
         self.peers.mark(conn);
     }
 
-    pub fn peer_received(&mut self, conn: ConnId, completion: Completion) {
-        let Some(state) = self.peers.conns.get_mut(&conn) else { return };
-        let Some(stream) = &mut state.stream else { return };
-        let (Ok(Done::Bytes(count)), Buffers::Recv(bufs)) = (completion.result, completion.buffers)
+    /// Something came, which is in `events` now. After an error the link is to be ended.
+    pub fn received(
+        &mut self,
+        conn: ConnId,
+        completion: Completion,
+        events: &mut Vec<LinkEvent>,
+    ) -> Result<(), LinkError> {
+        let Some(state) = self.peers.conns.get_mut(&conn) else { return Ok(()) };
+        let Some(stream) = &mut state.stream else { return Ok(()) };
+        let (Ok(Done::Bytes(count @ 1..)), Buffers::Recv(bufs)) =
+            (completion.result, completion.buffers)
         else {
-            return self.close_peer(conn);
+            self.close(conn);
+            return Ok(());
         };
-        if count == 0 {
-            return self.close_peer(conn);
-        }
         stream.received(bufs, count);
         state.heard = self.now;
-        let mut events = std::mem::take(&mut self.scratch.link_events);
-        let fed = state.link.feed(&mut stream.reader, &mut self.peers.seen, &mut events);
+        let fed = state.link.feed(&mut stream.reader, &mut self.peers.seen, events);
         self.peers.mark(conn);
-        for event in events.drain(..) {
-            match event {
-                LinkEvent::Up(established) => {
-                    let pair = (established.local.disk, established.peer.disk, established.purpose);
-                    self.peer_up(conn, pair, established.peer.pod);
-                }
-                LinkEvent::Message(message) => self.peer_message(conn, message),
-            }
-        }
-        self.scratch.link_events = events;
-        if let Err(error) = fed {
-            tracing::warn!(%error, "a link to another pod is closed");
-            self.flush_peer(conn);
-            self.close_peer(conn);
-        }
+        fed
     }
 
-    fn peer_up(&mut self, conn: ConnId, pair: Pair, pod: PodId) {
+    /// Another pod did not say what a pod says; it may still have to be told so.
+    pub fn end(&mut self, conn: ConnId, error: &LinkError) {
+        tracing::warn!(%error, "a link to another pod is closed");
+        self.peers.flush(self.driver, conn);
+        self.close(conn);
+    }
+
+    /// A handshake ended.
+    pub fn up(&mut self, conn: ConnId, established: &Established) {
+        let Established { local, peer, purpose, .. } = established;
+        let pair = (local.disk, peer.disk, *purpose);
         let Some(wanted) = self.peers.wanted.get_mut(&pair) else {
             // The view that makes it wanted is still on its way; the dialer tries again.
-            return self.close_peer(conn);
+            return self.close(conn);
         };
-        tracing::info!(%pod, purpose = ?pair.2, "link up");
+        tracing::info!(pod = %peer.pod, ?purpose, "link up");
         wanted.attempt = 0;
         wanted.up = true;
         let older = wanted.conn.replace(conn).filter(|older| *older != conn);
@@ -494,156 +498,43 @@ impl Worker {
             state.pair = Some(pair);
         }
         if let Some(older) = older {
-            self.close_peer(older);
-        }
-        if let Some(lane) = self.lanes.iter().find(|lane| lane.place.disk == pair.0) {
-            let free_bytes = lane.lane.space().free_bytes;
-            self.send_on(conn, PeerMessage::Space { free_bytes });
+            self.close(older);
         }
     }
 
-    pub fn peer_sent(&mut self, conn: ConnId, completion: Completion) {
+    /// A send ended.
+    pub fn sent(&mut self, conn: ConnId, completion: &Completion) {
         let Some(state) = self.peers.conns.get_mut(&conn) else { return };
         let Some(stream) = &mut state.stream else { return };
         stream.sent();
         match completion.result {
-            Ok(_) => {
-                self.peers.mark(conn);
-                self.resume_asks(conn);
-            }
-            Err(_) => self.close_peer(conn),
+            Ok(_) => self.peers.mark(conn),
+            Err(_) => self.close(conn),
         }
     }
 
-    fn close_peer(&mut self, conn: ConnId) {
+    fn close(&mut self, conn: ConnId) {
         let Some(state) = self.peers.conns.remove(&conn) else { return };
         if let Some(stream) = state.stream {
             let close = Op::Close { socket: stream.socket };
             self.driver.submit(Target::Closed.token(), close);
         }
-        let now = self.now;
         let mut lost = None;
         if let Some(wanted) = state.pair.and_then(|pair| self.peers.wanted.get_mut(&pair))
             && wanted.conn == Some(conn)
         {
             wanted.conn = None;
             let seed = self.peers.seed ^ wanted.pod.0;
-            wanted.next_attempt = now + reconnect_pause(seed, wanted.attempt);
+            wanted.next_attempt = self.now + reconnect_pause(seed, wanted.attempt);
             wanted.attempt = wanted.attempt.saturating_add(1);
             if std::mem::take(&mut wanted.up) {
                 tracing::info!(pod = %wanted.pod, "link down");
                 lost = state.pair;
             }
         }
-        self.forget_forwarded(conn);
+        self.routers.link_ended(self.now, conn);
         if let Some((_, remote, Purpose::Data)) = lost {
-            self.tell_unreachable(remote);
-        }
-    }
-
-    fn tell_unreachable(&mut self, disk: Uuid) {
-        let told: Vec<(MemberId, MemberId)> = self
-            .members
-            .iter()
-            .flat_map(|(member, runtime)| {
-                let there = runtime.peers.iter().filter(|peer| peer.disk == disk);
-                there.map(|peer| (*member, peer.member))
-            })
-            .collect();
-        for (member, peer) in told {
-            self.input(member, Input::Unreachable(peer));
-        }
-    }
-
-    /// What a lost connection carried out is not known.
-    fn forget_forwarded(&mut self, conn: ConnId) {
-        let lost: Vec<CallId> = self
-            .peers
-            .forwarded
-            .iter()
-            .filter(|(_, forwarded)| forwarded.conn == conn)
-            .map(|(call, _)| *call)
-            .collect();
-        for call in lost {
-            self.forwarded_result(call, 0, Err(BlockError::Unknown));
-        }
-    }
-
-    fn forwarded_result(
-        &mut self,
-        call: CallId,
-        term: u64,
-        result: Result<crate::types::ShardReply, BlockError>,
-    ) {
-        let Some(forwarded) = self.peers.forwarded.remove(&call) else { return };
-        let Forwarded { volume, ticket, member, .. } = forwarded;
-        if let Some(router) = self.volumes.get_mut(&volume) {
-            router.shard_result(self.now, ticket, member, term, result);
-            self.touch_volume(volume);
-        }
-    }
-
-    fn peer_message(&mut self, conn: ConnId, message: PeerMessage) {
-        match message {
-            PeerMessage::Raft { to, header, payloads } => self.raft_message(to, &header, payloads),
-            PeerMessage::RaftBatch { messages } => {
-                for (to, header) in messages {
-                    self.raft_message(to, &header, Vec::new());
-                }
-            }
-            PeerMessage::Request { call, shard, to, term, origin, op } => {
-                let owed_bytes = op.reply_bytes();
-                if owed_bytes > 0 && !self.peers.promise(conn, owed_bytes) {
-                    let result = Err(BlockError::Busy);
-                    return self.send_on(conn, PeerMessage::Response { call, term: 0, result });
-                }
-                let waiter = Waiter::Peer { conn, call, owed_bytes };
-                self.request_for(shard, to, term, origin, op, waiter);
-            }
-            PeerMessage::Response { call, term, result } => {
-                self.forwarded_result(call, term, result);
-            }
-            PeerMessage::ResyncOffer { to, source } => self.resync_offered(to, source),
-            PeerMessage::ResyncDone { to, member, ok } => {
-                self.input(to, Input::ResyncEnded { member, ok });
-            }
-            PeerMessage::ManifestRequest { call, source, from } => {
-                self.manifest_asked(conn, call, source, from);
-            }
-            PeerMessage::Manifest { call, answer } => self.manifest_arrived(call, answer),
-            PeerMessage::ExtentRequest { call, source, extent, layer } => {
-                self.extent_asked(conn, ExtentAsk { call, source, extent, layer });
-            }
-            PeerMessage::Extent { call, result } if self.is_rescue(call) => {
-                self.rescue_arrived(call, result);
-            }
-            PeerMessage::Extent { call, result } => self.extent_arrived(call, result),
-            PeerMessage::Space { free_bytes } => {
-                let pair = self.peers.conns.get(&conn).and_then(|state| state.pair);
-                // Among the extents of a resync it may have waited for long.
-                if let Some((_, remote, Purpose::Data)) = pair {
-                    self.peers.free_bytes.insert(remote, free_bytes);
-                }
-            }
-        }
-    }
-
-    fn flush_peer(&mut self, conn: ConnId) {
-        let Some(state) = self.peers.conns.get_mut(&conn) else { return };
-        state.dirty = false;
-        let Some(stream) = &mut state.stream else { return };
-        let driver = self.driver.as_mut();
-        if !stream.has_output() {
-            stream.queue(state.link.take_output());
-        }
-        stream.send(driver, Target::PeerSend(conn).token());
-        stream.receive(driver, Target::PeerRecv(conn).token());
-    }
-
-    /// Starts sends and receives of every link that changed.
-    pub fn submit_peers(&mut self) {
-        for conn in std::mem::take(&mut self.peers.dirty) {
-            self.flush_peer(conn);
+            self.members.unreachable(self.now, remote);
         }
     }
 }
@@ -653,6 +544,7 @@ mod tests {
     use super::*;
     use crate::limits::Budgets;
     use crate::replica::seam::ReadMode;
+    use crate::types::{ShardId, VolumeId};
     use crate::view::{DiskView, PodView, ShardView, VolumeView};
 
     /// A pod that has the disks that the view says, but for one.

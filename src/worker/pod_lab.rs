@@ -30,6 +30,7 @@ use crate::types::{
 };
 use crate::view::{ClusterView, DiskView, MemberState, MemberView, PodView, ShardView, VolumeView};
 use crate::volume::SessionSource;
+use crate::worker::members::MemberRuntime;
 use crate::worker::requests::Waiter;
 use crate::worker::token::ConnId;
 use crate::worker::{
@@ -305,7 +306,7 @@ impl Pod {
 
     /// Requests that the router of a volume has.
     pub fn requests_under_way(&self, volume: u64) -> usize {
-        self.worker.volumes[&VolumeId(volume)].requests_under_way()
+        self.worker.routers.all[&VolumeId(volume)].requests_under_way()
     }
 
     /// Some time passes.
@@ -329,7 +330,7 @@ impl Pod {
 
     /// A request of a router in another pod. Nobody waits for the answer.
     pub fn request(&mut self, member: MemberId, op: ShardOp) {
-        let shard = self.worker.members[&member].shard;
+        let shard = self.member(member).shard;
         self.request_for(shard, member, op);
     }
 
@@ -337,26 +338,29 @@ impl Pod {
     pub fn request_for(&mut self, shard: ShardId, member: MemberId, op: ShardOp) {
         let origin = Origin { attachment_epoch: 0, front_end: PodId(2), session: 1 };
         let waiter = Waiter::Peer { conn: ConnId::MAX, call: CallId(1), owed_bytes: 0 };
-        self.worker.request_for(shard, member, 0, origin, op, waiter);
+        self.worker.request((Some(shard), member), 0, origin, op, waiter);
+    }
+
+    fn member(&self, member: MemberId) -> &MemberRuntime {
+        self.worker.members.get(member).expect("it is here")
     }
 
     pub fn has_entry(&self, member: MemberId, index: u64, term: u64) -> bool {
-        self.worker.members[&member].member.has_entry(index, term)
+        self.member(member).member.has_entry(index, term)
     }
 
     pub fn applied(&self, member: MemberId) -> u64 {
-        self.worker.members[&member].member.applied_index()
+        self.member(member).member.applied_index()
     }
 
     /// True when others may be resynced from this member.
     pub fn is_source(&self, member: MemberId) -> bool {
-        self.worker.source_lane(member).is_some()
+        self.worker.resyncs.source_lane(&self.worker.members, member).is_some()
     }
 
     /// Sets the durable mark that a resync begins with.
     pub fn mark_resyncing(&mut self, member: MemberId) {
-        self.worker.lanes[0].lane.begin_resync(member);
-        self.worker.touch_lane(0);
+        self.worker.lanes.at(0).begin_resync(member);
     }
 
     pub fn has_destroyed(&self, member: MemberId) -> bool {

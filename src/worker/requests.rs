@@ -4,36 +4,21 @@ use rustc_hash::FxHashMap;
 
 use crate::net::message::CallId;
 use crate::replica::seam::ReqId;
-use crate::types::{BlockError, MemberId, Origin, ShardId, ShardOp, VolumeId};
+use crate::types::{BlockError, MemberId, ShardReply, VolumeId};
 use crate::volume::Ticket;
-use crate::worker::Worker;
 use crate::worker::token::ConnId;
 
-impl Worker {
-    /// A request that names its shard: a member of another one does not carry it out, whatever its
-    /// id (a catalog that was restored from an old copy gives ids again).
-    pub fn request_for(
-        &mut self,
-        shard: ShardId,
-        member: MemberId,
-        term: u64,
-        origin: Origin,
-        op: ShardOp,
-        waiter: Waiter,
-    ) {
-        if self.members.get(&member).is_some_and(|runtime| runtime.shard != shard) {
-            let req = self.requests.add(member, waiter);
-            return self.answer(req, Err(BlockError::NotLeader { hint: None, term: 0 }));
-        }
-        self.request(member, term, origin, op, waiter);
-    }
-}
+/// A request of a router of this worker.
+pub type Asker = (VolumeId, Ticket);
+
+/// What members answer.
+pub type Answer = Result<ShardReply, BlockError>;
 
 /// Where an answer goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiter {
     /// A router of this worker.
-    Volume { volume: VolumeId, ticket: Ticket },
+    Volume(Asker),
     /// A peer that forwarded the request over this connection, which was promised so many bytes.
     Peer { conn: ConnId, call: CallId, owed_bytes: usize },
 }

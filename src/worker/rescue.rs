@@ -6,15 +6,21 @@
 //! replica may still have to apply what we have applied, or be on its way back: passes are
 //! repeated for a while. A read that waits is started again, not answered with the other
 //! replica's bytes: so it is judged like every other read of this member.
+//!
+//! [`Rescues`] owns them, [`RepairHandler`] carries them on. Calls: lanes, members, links, resyncs
+//! (which end with a member that is lost), reports. Told: bad blocks, extents of other pods, and
+//! what lanes find when they look again.
 
 use std::time::Duration;
 
 use crate::net::message::{CallId, PeerMessage};
-use crate::replica::seam::{Input, ReqId};
-use crate::store::seam::ReadId;
-use crate::types::{BlockError, BlockRange, Extent, ExtentContent, MemberId, Mono};
-use crate::worker::Worker;
-use crate::worker::reads::{BlockRead, ReadTarget};
+use crate::replica::seam::Input;
+use crate::types::{BLOCKS_PER_EXTENT, BlockError, Extent, ExtentContent, MemberId, Mono};
+use crate::worker::lanes::Lanes;
+use crate::worker::peers::PeerHandler;
+use crate::worker::reads::{BlockRead, ReadTarget, Reader};
+use crate::worker::reports::Reports;
+use crate::worker::resync::Resyncs;
 
 /// An answer that takes longer is not waited for.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
@@ -35,12 +41,14 @@ const RETRY_FOR_PEERS: Duration = Duration::from_secs(10);
 pub struct Rescues {
     running: Vec<Rescue>,
     /// Extents that nobody could bring, and when that was found.
-    failed: Vec<(MemberId, Extent, Mono)>,
+    failed: Vec<(Place, Mono)>,
 }
 
+/// The extent of a member that has no intact copy here.
+type Place = (MemberId, Extent);
+
 struct Rescue {
-    member: MemberId,
-    extent: Extent,
+    place: Place,
     step: Step,
     /// Replicas that were not asked in this pass.
     left: Vec<MemberId>,
@@ -52,7 +60,7 @@ struct Rescue {
     /// Write-back cannot go on without it.
     for_writeback: bool,
     /// Reads that go on when it ends.
-    waiting: Vec<ReadTarget>,
+    waiting: Vec<BlockRead>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,208 +70,178 @@ enum Step {
     Resting { until: Mono },
 }
 
-impl Worker {
-    /// A read here found no intact copy of a block of this extent.
-    pub fn read_damaged(&mut self, read: ReadId, extent: Extent) {
-        match self.reads.take(read) {
-            ReadTarget::Read(read) => self.rescue_for_read(read, extent, ReadTarget::Read),
-            ReadTarget::Base(read) => self.rescue_for_read(read, extent, ReadTarget::Base),
-            ReadTarget::Check { member, extent } => {
-                self.rescue_checked(member, extent, Err(BlockError::MediaFault));
-            }
-            ReadTarget::PeerExtent { conn, call, source } => {
-                // The peer asks another one; when it asks again, we may have it.
-                self.answer_extent(conn, call, Err(BlockError::MediaFault));
-                let now = self.now;
-                self.rescues.failed.retain(|(_, _, at)| now.since(*at) < RETRY_FOR_PEERS);
-                let failed = &self.rescues.failed;
-                if !failed.iter().any(|(of, at, _)| (*of, *at) == (source, extent)) {
-                    self.rescue(source, extent, false, None);
-                }
-            }
-            target => panic!("{target:?} reads no blocks"),
-        }
+impl Rescues {
+    fn running(&mut self, place: Place) -> Option<&mut Rescue> {
+        self.running.iter_mut().find(|rescue| rescue.place == place)
     }
 
-    fn rescue_for_read(
-        &mut self,
-        mut read: BlockRead,
-        extent: Extent,
-        target: impl Fn(BlockRead) -> ReadTarget,
-    ) {
+    /// True when an extent was asked for with this call by a rescue.
+    pub fn asks(&self, call: CallId) -> bool {
+        self.running.iter().any(|rescue| rescue.asks(call))
+    }
+
+    fn end(&mut self, place: Place) -> Option<Rescue> {
+        let at = self.running.iter().position(|rescue| rescue.place == place)?;
+        Some(self.running.remove(at))
+    }
+
+    fn forget_old_failures(&mut self, now: Mono) {
+        self.failed.retain(|(_, at)| now.since(*at) < RETRY_FOR_PEERS);
+    }
+}
+
+/// The rescues with what they call.
+pub struct RepairHandler<'a> {
+    pub rescues: &'a mut Rescues,
+    pub resyncs: &'a mut Resyncs,
+    pub lanes: &'a mut Lanes,
+    pub reports: &'a mut Reports,
+    pub out: PeerHandler<'a>,
+}
+
+impl RepairHandler<'_> {
+    /// A read for a member here found no intact copy of a block of this extent.
+    pub fn read_damaged(&mut self, mut read: BlockRead, extent: Extent) {
         read.mended += 1;
         // Every extent of it may be bad once; more than that is no progress.
-        if read.mended > 2 * extents_in(read.range) + 2 {
-            return self.give_up_read(target(read));
+        let extents = read.range.count / BLOCKS_PER_EXTENT + 2;
+        if read.mended > 2 * extents + 2 {
+            return self.give_up_read(read);
         }
-        self.rescue(read.member, extent, false, Some(target(read)));
+        self.rescue((read.member, extent), false, Some(read));
     }
 
-    /// The log lost what write-back needs of this extent.
-    pub fn rescue_for_writeback(&mut self, member: MemberId, extent: Extent) {
-        self.rescue(member, extent, true, None);
+    /// So did a read for a peer, which asks another one; when it asks again, we may have it.
+    pub fn peer_read_damaged(&mut self, place: Place) {
+        self.rescues.forget_old_failures(self.out.now);
+        if !self.rescues.failed.iter().any(|(failed, _)| *failed == place) {
+            self.rescue(place, false, None);
+        }
     }
 
-    fn rescue(
-        &mut self,
-        member: MemberId,
-        extent: Extent,
-        for_writeback: bool,
-        waiting: Option<ReadTarget>,
-    ) {
-        let of = |rescue: &&mut Rescue| (rescue.member, rescue.extent) == (member, extent);
-        if let Some(rescue) = self.rescues.running.iter_mut().find(of) {
+    /// Brings an intact copy, for a read that waits for it, or because the log lost what write-back
+    /// needs of this extent.
+    pub fn rescue(&mut self, place: Place, for_writeback: bool, waiting: Option<BlockRead>) {
+        if let Some(rescue) = self.rescues.running(place) {
             rescue.for_writeback |= for_writeback;
             rescue.waiting.extend(waiting);
             return;
         }
-        tracing::warn!(%member, extent = extent.0, "a block does not match its checksum here: \
-            it is fetched from another replica");
+        let (member, Extent(extent)) = place;
+        tracing::warn!(%member, extent, "a block does not match its checksum here: it is fetched \
+            from another replica");
         self.rescues.running.push(Rescue {
-            member,
-            extent,
+            place,
             step: Step::Checking,
             left: Vec::new(),
             silent: false,
             heard: 0,
-            began: self.now,
+            began: self.out.now,
             for_writeback,
             waiting: waiting.into_iter().collect(),
         });
-        self.begin_pass(member, extent);
-        self.ask_next(member, extent);
-    }
-
-    fn running(&mut self, member: MemberId, extent: Extent) -> Option<&mut Rescue> {
-        let of = |rescue: &&mut Rescue| (rescue.member, rescue.extent) == (member, extent);
-        self.rescues.running.iter_mut().find(of)
+        self.begin_pass(place);
+        self.ask_next(place);
     }
 
     /// The replicas to be asked next; all of them are asked in one pass.
-    fn begin_pass(&mut self, member: MemberId, extent: Extent) {
-        let Some(runtime) = self.members.get(&member) else { return };
+    fn begin_pass(&mut self, place: Place) {
+        let Some(runtime) = self.out.members.get(place.0) else { return };
         let peers: Vec<MemberId> = runtime.peers.iter().map(|peer| peer.member).collect();
         // As long as the catalog has not told who the others are, nobody was asked.
         let unknown = peers.is_empty() && !runtime.known;
-        let Some(rescue) = self.running(member, extent) else { return };
+        let Some(rescue) = self.rescues.running(place) else { return };
         rescue.left = peers;
         rescue.silent = unknown;
     }
 
     /// Asks the next replica of this pass that can be reached.
-    fn ask_next(&mut self, member: MemberId, extent: Extent) {
+    fn ask_next(&mut self, place: Place) {
         loop {
-            let call = self.peers.next_call();
-            let now = self.now;
-            let Some(rescue) = self.running(member, extent) else { return };
+            let call = self.out.peers.next_call();
+            let now = self.out.now;
+            let Some(rescue) = self.rescues.running(place) else { return };
             let Some(source) = rescue.left.pop() else {
-                return self.end_pass(member, extent);
+                return self.end_pass(place);
             };
             rescue.step = Step::Asking { call, since: now };
-            let ask = PeerMessage::ExtentRequest { call, source, extent, layer: 0 };
-            if self.send_to_member(source, ask) {
+            let ask = PeerMessage::ExtentRequest { call, source, extent: place.1, layer: 0 };
+            if self.out.send_to(source, ask) {
                 return;
             }
-            if let Some(rescue) = self.running(member, extent) {
+            if let Some(rescue) = self.rescues.running(place) {
                 rescue.silent = true;
             }
         }
-    }
-
-    /// True when an extent was asked for with this call by a rescue.
-    pub fn is_rescue(&self, call: CallId) -> bool {
-        self.rescues.running.iter().any(|rescue| rescue.asks(call))
     }
 
     /// Another replica's answer.
-    pub fn rescue_arrived(&mut self, call: CallId, result: Result<ExtentContent, BlockError>) {
+    pub fn arrived(&mut self, call: CallId, result: Result<ExtentContent, BlockError>) {
         let found = self.rescues.running.iter_mut().find(|rescue| rescue.asks(call));
         let Some(rescue) = found else { return };
-        let (member, extent) = (rescue.member, rescue.extent);
+        let place @ (member, extent) = rescue.place;
         match result {
             Ok(content) if content.extent == extent => {
-                let Some(runtime) = self.members.get(&member) else { return };
-                let lane = runtime.lane;
-                self.lanes[usize::from(lane)].lane.mend(member, content);
-                self.touch_lane(lane);
-                self.check(member, extent);
+                let Some(lane) = self.out.members.lane_of(member) else { return };
+                self.lanes.at(lane).mend(member, content);
+                self.check(place);
             }
-            Ok(_) | Err(BlockError::MediaFault) => self.ask_next(member, extent),
+            Ok(_) | Err(BlockError::MediaFault) => self.ask_next(place),
             // It does not say what it has: it may be on its way back.
             Err(_) => {
                 rescue.silent = true;
-                self.ask_next(member, extent);
+                self.ask_next(place);
             }
         }
     }
 
-    fn check(&mut self, member: MemberId, extent: Extent) {
-        let Some(runtime) = self.members.get(&member) else { return };
-        let lane = runtime.lane;
-        if let Some(rescue) = self.running(member, extent) {
+    fn check(&mut self, place: Place) {
+        let Some(lane) = self.out.members.lane_of(place.0) else { return };
+        if let Some(rescue) = self.rescues.running(place) {
             rescue.step = Step::Checking;
         }
-        let read = self.reads.add(ReadTarget::Check { member, extent });
-        self.lanes[usize::from(lane)].lane.fetch_extent(read, member, extent, 0);
-        self.touch_lane(lane);
+        let read = self.lanes.reads.add(ReadTarget::Check(place));
+        self.lanes.at(lane).fetch_extent(read, place.0, place.1, 0);
     }
 
     /// The extent was read here once more.
-    pub fn rescue_checked(
-        &mut self,
-        member: MemberId,
-        extent: Extent,
-        result: Result<(), BlockError>,
-    ) {
-        match result {
-            Ok(()) => {
-                let Some(rescue) = self.end_rescue(member, extent) else { return };
-                tracing::warn!(%member, extent = extent.0, "the block is intact again");
-                if let Some(runtime) = self.members.get(&member) {
-                    let lane = runtime.lane;
-                    self.lanes[usize::from(lane)].lane.resume_writeback(member, extent);
-                    self.touch_lane(lane);
-                }
-                for target in rescue.waiting {
-                    if let ReadTarget::Read(read) | ReadTarget::Base(read) = target {
-                        self.start_read(read.member, read.range, target);
-                    }
-                }
-            }
-            Err(_) => self.ask_next(member, extent),
+    pub fn checked(&mut self, place: Place, is_intact: bool) {
+        if !is_intact {
+            return self.ask_next(place);
+        }
+        let Some(rescue) = self.rescues.end(place) else { return };
+        let (member, extent) = place;
+        tracing::warn!(%member, extent = extent.0, "the block is intact again");
+        let Some(lane) = self.out.members.lane_of(member) else { return };
+        self.lanes.at(lane).resume_writeback(member, extent);
+        for read in rescue.waiting {
+            self.lanes.read(lane, member, read.range, ReadTarget::Blocks(read));
         }
     }
 
-    fn end_rescue(&mut self, member: MemberId, extent: Extent) -> Option<Rescue> {
-        let of = |rescue: &Rescue| (rescue.member, rescue.extent) == (member, extent);
-        let at = self.rescues.running.iter().position(of)?;
-        Some(self.rescues.running.remove(at))
-    }
-
     /// Nobody had it this time.
-    fn end_pass(&mut self, member: MemberId, extent: Extent) {
-        let now = self.now;
-        let Some(rescue) = self.running(member, extent) else { return };
+    fn end_pass(&mut self, place: Place) {
+        let now = self.out.now;
+        let Some(rescue) = self.rescues.running(place) else { return };
         rescue.heard += u32::from(!rescue.silent);
-        let hopeless = rescue.left_alone();
+        // Every other replica has said often enough that it cannot help.
+        let hopeless = rescue.heard >= PASSES_MIN;
         let pause = match rescue.for_writeback && rescue.silent {
             true => LONG_PAUSE,
             false => PASS_PAUSE,
         };
         rescue.step = Step::Resting { until: now + pause };
-        let over = hopeless || now.since(rescue.began) > READ_PATIENCE;
-        if !over {
+        if !hopeless && now.since(rescue.began) <= READ_PATIENCE {
             return;
         }
         let (for_writeback, waiting) = (rescue.for_writeback, std::mem::take(&mut rescue.waiting));
-        for target in waiting {
-            self.give_up_read(target);
-        }
+        waiting.into_iter().for_each(|read| self.give_up_read(read));
+        let (member, Extent(extent)) = place;
         if hopeless || !for_writeback {
-            self.end_rescue(member, extent);
-            self.rescues.failed.retain(|(_, _, at)| now.since(*at) < RETRY_FOR_PEERS);
-            self.rescues.failed.push((member, extent, now));
-            tracing::error!(%member, extent = extent.0, "no replica has an intact copy");
+            self.rescues.end(place);
+            self.rescues.forget_old_failures(now);
+            self.rescues.failed.push((place, now));
+            tracing::error!(%member, extent, "no replica has an intact copy");
         }
         if hopeless && for_writeback {
             self.lose_member(member);
@@ -271,67 +249,57 @@ impl Worker {
     }
 
     /// A read of what no replica has. Others may have something newer by now, if one of them leads.
-    fn give_up_read(&mut self, target: ReadTarget) {
-        match target {
-            ReadTarget::Read(read) => {
-                let role = self.members.get(&read.member).map(|runtime| runtime.role);
-                let error = match role.unwrap_or_default() {
+    fn give_up_read(&mut self, read: BlockRead) {
+        match read.reader {
+            Reader::Request(req) => {
+                let error = match self.out.members.role_of(read.member) {
                     role if role.serving => BlockError::MediaFault,
                     role => BlockError::NotLeader { hint: role.leader, term: role.term },
                 };
-                self.answer(ReqId(read.id), Err(error));
+                self.out.answer(req, Err(error));
             }
-            ReadTarget::Base(read) => {
-                let result = Err(BlockError::MediaFault);
-                let base = Input::Base { ticket: read.id, result };
-                self.input(read.member, base);
+            Reader::Base { ticket } => {
+                let base = Input::Base { ticket, result: Err(BlockError::MediaFault) };
+                self.out.members.input(self.out.now, read.member, base);
             }
-            target => panic!("{target:?} does not wait for a rescue"),
         }
     }
 
     /// The log of this member lost what it had promised to keep, and nobody else has it. The only
     /// replica of a shard is not given up: what else its log holds is nowhere else.
     fn lose_member(&mut self, member: MemberId) {
-        let Some(runtime) = self.members.get_mut(&member) else { return };
+        let Some(runtime) = self.out.members.get(member) else { return };
         if runtime.peers.is_empty() {
             return;
         }
-        runtime.resync = None;
-        let lane = runtime.lane;
-        self.lanes[usize::from(lane)].lane.fault_member(member);
-        self.touch_lane(lane);
+        self.resyncs.stop(member);
+        self.lanes.at(runtime.lane).fault_member(member);
         tracing::error!(%member, "a replica is faulted: its log is rotten");
-        self.stop_member(member, "its log is rotten".to_owned());
-        self.report_due = true;
+        self.out.stop_member(member, "its log is rotten".to_owned());
+        self.reports.due = true;
     }
 
     /// Once per tick: goes on with what waits.
-    pub fn tick_rescues(&mut self) {
-        let now = self.now;
-        let members = &self.members;
+    pub fn tick(&mut self) {
+        let now = self.out.now;
+        let members = &self.out.members;
         self.rescues.running.retain(|rescue| {
-            let runtime = members.get(&rescue.member);
+            let runtime = members.get(rescue.place.0);
             runtime.is_some_and(|runtime| runtime.faulted.is_none())
         });
-        let due: Vec<(MemberId, Extent, Step)> = self
-            .rescues
-            .running
-            .iter()
-            .filter(|rescue| rescue.is_due(now))
-            .map(|rescue| (rescue.member, rescue.extent, rescue.step))
-            .collect();
-        for (member, extent, step) in due {
-            let Some(rescue) = self.running(member, extent) else { continue };
+        let due = self.rescues.running.iter().filter(|rescue| rescue.is_due(now));
+        let due: Vec<(Place, Step)> = due.map(|rescue| (rescue.place, rescue.step)).collect();
+        for (place, step) in due {
+            let Some(rescue) = self.rescues.running(place) else { continue };
             match step {
                 Step::Asking { .. } => {
                     rescue.silent = true;
-                    self.ask_next(member, extent);
+                    self.ask_next(place);
                 }
                 // It may have been written anew meanwhile.
                 Step::Resting { .. } => {
-                    self.begin_pass(member, extent);
-                    self.check(member, extent);
+                    self.begin_pass(place);
+                    self.check(place);
                 }
                 Step::Checking => {}
             }
@@ -351,13 +319,4 @@ impl Rescue {
             Step::Checking => false,
         }
     }
-
-    /// Every other replica has said often enough that it cannot help.
-    fn left_alone(&self) -> bool {
-        self.heard >= PASSES_MIN
-    }
-}
-
-fn extents_in(range: BlockRange) -> u32 {
-    range.count / crate::types::BLOCKS_PER_EXTENT + 2
 }

@@ -19,6 +19,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 
 use crate::net::message::{CallId, PeerMessage};
 use crate::planted::{Mistake, planted};
@@ -28,10 +29,12 @@ use crate::types::{
     BlockError, EXTENT_BYTES, Extent, ExtentContent, ManifestChunk, ManifestEntry, MemberId, Mono,
     Unappended,
 };
-use crate::worker::Worker;
-use crate::worker::members::MemberRuntime;
+use crate::worker::lanes::Lanes;
+use crate::worker::members::{MemberRuntime, Members};
 use crate::worker::owed::ExtentAsk;
-use crate::worker::reads::ReadTarget;
+use crate::worker::peers::PeerHandler;
+use crate::worker::reads::{PeerAsk, ReadTarget};
+use crate::worker::reports::Reports;
 use crate::worker::token::ConnId;
 
 /// Extents asked for and not yet arrived, at most.
@@ -200,16 +203,83 @@ fn is_covered(runtime: &MemberRuntime, resync: &Resync) -> bool {
     resync.is_covered(runtime.member.applied_index(), runtime.member.applied_term())
 }
 
-impl Worker {
+/// The resyncs into members of this worker.
+#[derive(Default)]
+pub struct Resyncs {
+    running: FxHashMap<MemberId, Resync>,
+    /// Members with the durable *resyncing* flag. From this moment on, one without a resync asks by
+    /// itself: its log may already reach far enough for the leader not to offer one.
+    resume_at: FxHashMap<MemberId, Mono>,
+}
+
+impl Resyncs {
+    /// A crash has left a member with the flag of a resync.
+    pub fn resume(&mut self, member: MemberId, at: Mono) {
+        self.resume_at.insert(member, at);
+    }
+
+    /// The member is given up. It keeps the flag.
+    pub fn stop(&mut self, member: MemberId) {
+        self.running.remove(&member);
+    }
+
+    /// The member is no more.
+    pub fn forget(&mut self, member: MemberId) {
+        self.running.remove(&member);
+        self.resume_at.remove(&member);
+    }
+
+    /// True from the start of a resync to its end, also between two attempts: it is not whole.
+    pub fn is_resyncing(&self, member: MemberId) -> bool {
+        self.running.contains_key(&member) || self.resume_at.contains_key(&member)
+    }
+
+    /// True while nothing may be appended to the log of this member: its store goes ahead of it,
+    /// and that is not durable yet; or the mark waits until all that is applied is written back,
+    /// which would never be under a steady load.
+    pub fn refuses_entries(&self, member: MemberId) -> bool {
+        let resync = self.running.get(&member);
+        resync.is_some_and(|resync| matches!(resync.step, Step::Marking | Step::Finishing))
+    }
+
+    /// Where a member is that others may be resynced from. It need not serve: what it has applied
+    /// is committed, and a leader that waits for its followers must be able to bring them along,
+    /// also one that has the mark itself.
+    pub fn source_lane(&self, members: &Members, source: MemberId) -> Option<u8> {
+        let runtime = members.get(source)?;
+        // The mark is there from the start of a resync to its end, with pauses after failures.
+        let has_mark = self.resume_at.contains_key(&source) && !planted(Mistake::SourceWithMark);
+        let marked = self.running.contains_key(&source) || has_mark;
+        let leads =
+            runtime.role.leader == Some(source) && !planted(Mistake::MarkedLeaderIsNoSource);
+        (runtime.faulted.is_none() && (!marked || leads)).then_some(runtime.lane)
+    }
+
+    /// The resync that an answer to a call is for, which is heard now.
+    fn heard(&mut self, now: Mono, of: impl Fn(&Round) -> bool) -> Option<(MemberId, &mut Resync)> {
+        let (member, resync) = self.running.iter_mut().find(|(_, resync)| of(&resync.round))?;
+        resync.heard = now;
+        Some((*member, resync))
+    }
+}
+
+/// The resyncs with what they call.
+pub struct ResyncHandler<'a> {
+    pub resyncs: &'a mut Resyncs,
+    pub lanes: &'a mut Lanes,
+    pub reports: &'a mut Reports,
+    pub out: PeerHandler<'a>,
+}
+
+impl ResyncHandler<'_> {
     /// The leader says that a member here is behind its log. Anybody else may have been one.
-    pub fn resync_offered(&mut self, member: MemberId, source: MemberId) {
-        let now = self.now;
-        let Some(runtime) = self.members.get_mut(&member) else { return };
+    pub fn offered(&mut self, member: MemberId, source: MemberId) {
+        let Some(runtime) = self.out.members.get(member) else { return };
         let is_peer = runtime.peers.iter().any(|peer| peer.member == source);
         if runtime.faulted.is_some() || !is_peer || runtime.role.leader != Some(source) {
             return;
         }
-        let reflects = match &runtime.resync {
+        let reflects = match self.resyncs.running.get(&member) {
             None => 0,
             // The leader's log does not reach back to what was copied any more: once more.
             Some(resync) if resync.step == Step::CatchingUp && !is_covered(runtime, resync) => {
@@ -218,51 +288,43 @@ impl Worker {
             Some(_) => return,
         };
         tracing::info!(%member, %source, "resync begins");
-        runtime.resync = Some(Resync::new(source, runtime.role.term, reflects, now));
-        let lane = runtime.lane;
-        self.lanes[usize::from(lane)].lane.begin_resync(member);
-        self.touch_lane(lane);
-        self.report_due = true;
+        let resync = Resync::new(source, runtime.role.term, reflects, self.out.now);
+        self.resyncs.running.insert(member, resync);
+        self.lanes.at(runtime.lane).begin_resync(member);
+        self.reports.due = true;
     }
 
     /// A record of a member with a resync became durable.
-    pub fn resync_durable(&mut self, member: MemberId) {
+    pub fn durable(&mut self, member: MemberId) {
         let Some(resync) = self.resync(member) else { return };
         match resync.step {
             Step::Marking => {
-                self.input(member, Input::Resyncing(true));
+                self.out.members.input(self.out.now, member, Input::Resyncing(true));
                 self.begin_round(member);
             }
             Step::Finishing => {
                 resync.step = Step::CatchingUp;
                 let (index, term, meta) =
                     resync.round.since.clone().expect("a round has a beginning");
-                self.input(member, Input::InstallSnapshot { index, term, meta });
+                let install = Input::InstallSnapshot { index, term, meta };
+                self.out.members.input(self.out.now, member, install);
             }
-            Step::Clearing => self.resync_ended(member, true),
+            Step::Clearing => self.ended(member, true),
             step => panic!("nothing of {member} was to become durable while {step:?}"),
         }
     }
 
     /// The log went on while the store was to go ahead of it: what is in place has to be compared
     /// once more.
-    pub fn resync_overtaken(&mut self, member: MemberId) {
+    pub fn overtaken(&mut self, member: MemberId) {
         if self.resync(member).is_some_and(|resync| resync.step == Step::Finishing) {
             tracing::info!(%member, "the log went on at the end of a resync: another round");
             self.begin_round(member);
         }
     }
 
-    /// True while nothing may be appended to the log of this member: its store goes ahead of it,
-    /// and that is not durable yet; or the mark waits until all that is applied is written back,
-    /// which would never be under a steady load.
-    pub fn refuses_entries(&self, member: MemberId) -> bool {
-        let resync = self.members.get(&member).and_then(|runtime| runtime.resync.as_ref());
-        resync.is_some_and(|resync| matches!(resync.step, Step::Marking | Step::Finishing))
-    }
-
     fn resync(&mut self, member: MemberId) -> Option<&mut Resync> {
-        self.members.get_mut(&member)?.resync.as_mut()
+        self.resyncs.running.get_mut(&member)
     }
 
     fn begin_round(&mut self, member: MemberId) {
@@ -273,14 +335,12 @@ impl Worker {
     }
 
     fn list_own(&mut self, member: MemberId, from: Extent) {
-        let Some(runtime) = self.members.get_mut(&member) else { return };
-        let lane = runtime.lane;
-        let read = self.reads.add(ReadTarget::OwnManifest { member });
-        if let Some(resync) = &mut runtime.resync {
+        let Some(lane) = self.out.members.lane_of(member) else { return };
+        let read = self.lanes.reads.add(ReadTarget::OwnManifest(member));
+        if let Some(resync) = self.resync(member) {
             resync.round.listing_own = Some(read);
         }
-        self.lanes[usize::from(lane)].lane.manifest(read, member, from);
-        self.touch_lane(lane);
+        self.lanes.at(lane).manifest(read, member, from);
     }
 
     /// A stretch of our own list.
@@ -301,22 +361,20 @@ impl Worker {
     }
 
     fn list_source(&mut self, member: MemberId, from: Extent) {
-        let call = self.peers.next_call();
+        let call = self.out.peers.next_call();
         let Some(resync) = self.resync(member) else { return };
         resync.round.listing = Some(call);
         let source = resync.source;
-        self.send_to_member(source, PeerMessage::ManifestRequest { call, source, from });
+        self.out.send_to(source, PeerMessage::ManifestRequest { call, source, from });
     }
 
     /// A chunk of the source's list arrived.
     pub fn manifest_arrived(&mut self, call: CallId, answer: Option<(ManifestChunk, Bytes)>) {
-        let Some(member) = self.resyncing(|round| round.listing == Some(call)) else { return };
-        let now = self.now;
-        let Some(resync) = self.resync(member) else { return };
+        let is_of = |round: &Round| round.listing == Some(call);
+        let Some((member, resync)) = self.resyncs.heard(self.out.now, is_of) else { return };
         resync.round.listing = None;
-        resync.heard = now;
         let Some((chunk, meta)) = answer else {
-            return self.resync_ended(member, false);
+            return self.ended(member, false);
         };
         resync.listed(&chunk, meta);
         self.copy(member);
@@ -324,11 +382,9 @@ impl Worker {
 
     /// An extent arrived.
     pub fn extent_arrived(&mut self, call: CallId, result: Result<ExtentContent, BlockError>) {
-        let Some(member) = self.resyncing(|round| round.fetching.contains(&call)) else { return };
-        let now = self.now;
-        let Some(resync) = self.resync(member) else { return };
+        let is_of = |round: &Round| round.fetching.contains(&call);
+        let Some((member, resync)) = self.resyncs.heard(self.out.now, is_of) else { return };
         resync.round.fetching.retain(|fetch| *fetch != call);
-        resync.heard = now;
         match result {
             Ok(content) => {
                 resync.fetched(content);
@@ -336,22 +392,22 @@ impl Worker {
             }
             Err(error) => {
                 tracing::warn!(%member, %error, "the source of a resync cannot read an extent");
-                self.resync_ended(member, false);
+                self.ended(member, false);
             }
         }
     }
 
     /// Extents are in place, but for the refused ones: damaged on the way, no space here, or the
     /// log was faster.
-    pub fn extents_installed(&mut self, member: MemberId, read: ReadId, refused: Vec<Extent>) {
-        let now = self.now;
+    pub fn installed(&mut self, member: MemberId, read: ReadId, refused: Vec<Extent>) {
+        let now = self.out.now;
         let Some(resync) = self.resync(member) else { return };
         if !resync.round.installed(read) {
             return;
         }
         if !refused.is_empty() {
             tracing::warn!(%member, ?refused, "extents of a resync cannot be put in place");
-            return self.resync_ended(member, false);
+            return self.ended(member, false);
         }
         resync.heard = now;
         self.copy(member);
@@ -372,8 +428,8 @@ impl Worker {
     }
 
     fn install_some(&mut self, member: MemberId) {
-        let Some(runtime) = self.members.get_mut(&member) else { return };
-        let (lane, Some(resync)) = (runtime.lane, &mut runtime.resync) else { return };
+        let Some(lane) = self.out.members.lane_of(member) else { return };
+        let Some(resync) = self.resyncs.running.get_mut(&member) else { return };
         let round = &mut resync.round;
         let enough = round.arrived.len() >= INSTALL_EXTENTS
             || (round.to_fetch.is_empty() && round.fetching.is_empty());
@@ -385,15 +441,14 @@ impl Worker {
         }
         let arrived = std::mem::take(&mut round.arrived);
         let delete = std::mem::take(&mut round.to_delete);
-        let (read, as_of) = (self.reads.add(ReadTarget::Installed { member }), round.as_of);
+        let read = self.lanes.reads.add(ReadTarget::Installed(member));
         round.installing = Some(read);
-        self.lanes[usize::from(lane)].lane.install_extents(read, member, as_of, arrived, delete);
-        self.touch_lane(lane);
+        self.lanes.at(lane).install_extents(read, member, round.as_of, arrived, delete);
     }
 
     fn fetch_some(&mut self, member: MemberId) {
         loop {
-            let call = self.peers.next_call();
+            let call = self.out.peers.next_call();
             let Some(resync) = self.resync(member) else { return };
             let round = &mut resync.round;
             if round.fetching.len() + round.arrived.len() >= FETCHES_MAX {
@@ -402,17 +457,16 @@ impl Worker {
             let Some((extent, layer)) = round.to_fetch.pop_front() else { return };
             round.fetching.push(call);
             let source = resync.source;
-            let ask = PeerMessage::ExtentRequest { call, source, extent, layer };
-            self.send_to_member(source, ask);
+            self.out.send_to(source, PeerMessage::ExtentRequest { call, source, extent, layer });
         }
     }
 
     fn end_round(&mut self, member: MemberId) {
-        let Some(runtime) = self.members.get_mut(&member) else { return };
+        let Some(runtime) = self.out.members.get(member) else { return };
         let (lane, applied) = (runtime.lane, runtime.member.applied_index());
         let appends = runtime.member.unappended() != Unappended::default();
-        let last_extents = self.lanes[usize::from(lane)].lane.listing_extents() / LAST_ROUND_PART;
-        let Some(resync) = &mut runtime.resync else { return };
+        let last_extents = self.lanes.get(lane).lane.listing_extents() / LAST_ROUND_PART;
+        let Some(resync) = self.resync(member) else { return };
         tracing::info!(%member, extents = resync.round.fetched, "a round of the resync ended");
         let (index, term, meta) = resync.round.since.clone().expect("a chunk has arrived");
         // Nothing must be on its way into a log that the store is about to go ahead of.
@@ -426,32 +480,31 @@ impl Worker {
             return self.begin_round(member);
         }
         resync.step = Step::Finishing;
-        self.lanes[usize::from(lane)].lane.finish_resync(member, index, term, meta);
-        self.touch_lane(lane);
+        self.lanes.at(lane).finish_resync(member, index, term, meta);
     }
 
     /// Once per tick: ends what is silent, clears what has caught up.
-    pub fn tick_resyncs(&mut self) {
-        let now = self.now;
-        self.resume_resyncs();
-        let marked = |runtime: &MemberRuntime| runtime.resync.is_some() || runtime.has_mark();
-        let members = self.members.iter().filter(|(_, runtime)| marked(runtime));
-        let members: Vec<MemberId> = members.map(|(member, _)| *member).collect();
+    pub fn tick(&mut self) {
+        let now = self.out.now;
+        self.resume();
+        let members = self.out.members.iter().map(|(member, _)| member);
+        let members: Vec<MemberId> =
+            members.filter(|member| self.resyncs.is_resyncing(*member)).collect();
         for member in members {
-            let runtime = &self.members[&member];
+            let Some(runtime) = self.out.members.get(member) else { continue };
             let leads = runtime.role.leader == Some(member);
-            match &runtime.resync {
+            match self.resyncs.running.get(&member) {
                 Some(resync) if resync.step == Step::CatchingUp && is_covered(runtime, resync) => {
                     self.clear_mark(member);
                 }
                 // Others come to it for what they have not. An installation under way ends first:
                 // without the mark, a crash must find no extent half overwritten.
-                Some(resync) if leads && resync.may_stop() => self.resync_ended(member, false),
+                Some(resync) if leads && resync.may_stop() => self.ended(member, false),
                 Some(resync)
                     if resync.step == Step::Copying && now.since(resync.heard) > SILENCE =>
                 {
                     tracing::warn!(%member, "the source of a resync is silent");
-                    self.resync_ended(member, false);
+                    self.ended(member, false);
                 }
                 None if leads && runtime.member.applied_term() == runtime.role.term => {
                     tracing::info!(%member, "elected, and whole");
@@ -463,124 +516,88 @@ impl Worker {
     }
 
     fn clear_mark(&mut self, member: MemberId) {
-        let now = self.now;
-        let Some(runtime) = self.members.get_mut(&member) else { return };
-        let own = || Resync::new(member, runtime.role.term, 0, now);
-        let resync = runtime.resync.get_or_insert_with(own);
-        resync.step = Step::Clearing;
-        let lane = runtime.lane;
-        self.lanes[usize::from(lane)].lane.clear_resync(member);
-        self.touch_lane(lane);
+        let Some(runtime) = self.out.members.get(member) else { return };
+        let own = || Resync::new(member, runtime.role.term, 0, self.out.now);
+        self.resyncs.running.entry(member).or_insert_with(own).step = Step::Clearing;
+        self.lanes.at(runtime.lane).clear_resync(member);
     }
 
     /// Members that a crash left with the mark begin again, as soon as they know a leader.
-    fn resume_resyncs(&mut self) {
-        let now = self.now;
-        let leader_of = |runtime: &MemberRuntime| {
-            let due = runtime.resume_at.is_some_and(|at| now >= at);
-            let wanted = due && runtime.resync.is_none();
-            runtime.role.leader.filter(|_| wanted)
+    fn resume(&mut self) {
+        let leader_of = |(member, runtime): (MemberId, &MemberRuntime)| {
+            let at = self.resyncs.resume_at.get(&member)?;
+            let wanted = self.out.now >= *at && !self.resyncs.running.contains_key(&member);
+            Some((member, runtime.role.leader.filter(|_| wanted)?))
         };
-        let marked: Vec<(MemberId, MemberId)> = self
-            .members
-            .iter()
-            .filter_map(|(member, runtime)| leader_of(runtime).map(|leader| (*member, leader)))
-            .collect();
+        let marked: Vec<(MemberId, MemberId)> =
+            self.out.members.iter().filter_map(leader_of).collect();
         for (member, leader) in marked {
-            self.resync_offered(member, leader);
+            self.offered(member, leader);
         }
     }
 
-    fn resync_ended(&mut self, member: MemberId, ok: bool) {
-        let now = self.now;
-        let Some(runtime) = self.members.get_mut(&member) else { return };
-        let Some(resync) = runtime.resync.take() else { return };
+    fn ended(&mut self, member: MemberId, ok: bool) {
+        let Some(resync) = self.resyncs.running.remove(&member) else { return };
         tracing::info!(%member, ok, "resync ended");
-        runtime.resume_at = (!ok).then_some(now + RESUME_AFTER);
         if ok {
-            self.input(member, Input::Resyncing(false));
+            self.resyncs.resume_at.remove(&member);
+            self.out.members.input(self.out.now, member, Input::Resyncing(false));
+        } else {
+            self.resyncs.resume(member, self.out.now + RESUME_AFTER);
         }
         if resync.source != member {
             let done = PeerMessage::ResyncDone { to: resync.source, member, ok };
-            self.send_to_member(resync.source, done);
+            self.out.send_to(resync.source, done);
         }
-        self.report_due = true;
-    }
-
-    fn resyncing(&self, of: impl Fn(&Round) -> bool) -> Option<MemberId> {
-        let of = |(member, runtime): (&MemberId, &MemberRuntime)| {
-            runtime.resync.as_ref().filter(|resync| of(&resync.round)).map(|_| *member)
-        };
-        self.members.iter().find_map(of)
-    }
-
-    /// Where a member is that others may be resynced from. It need not serve: what it has applied
-    /// is committed, and a leader that waits for its followers must be able to bring them along,
-    /// also one that has the mark itself.
-    pub(super) fn source_lane(&self, source: MemberId) -> Option<u8> {
-        let runtime = self.members.get(&source)?;
-        // The mark is there from the start of a resync to its end, with pauses after failures.
-        let marked =
-            runtime.resync.is_some() || (runtime.has_mark() && !planted(Mistake::SourceWithMark));
-        let leads =
-            runtime.role.leader == Some(source) && !planted(Mistake::MarkedLeaderIsNoSource);
-        (runtime.faulted.is_none() && (!marked || leads)).then_some(runtime.lane)
+        self.reports.due = true;
     }
 
     /// A peer asks for a chunk of our list.
-    pub fn manifest_asked(&mut self, conn: ConnId, call: CallId, source: MemberId, from: Extent) {
-        let Some(lane) = self.source_lane(source) else {
-            return self.send_on(conn, PeerMessage::Manifest { call, answer: None });
+    pub fn manifest_asked(&mut self, ask: PeerAsk, from: Extent) {
+        let PeerAsk { conn, call, source } = ask;
+        let Some(lane) = self.resyncs.source_lane(self.out.members, source) else {
+            return self.out.send_on(conn, PeerMessage::Manifest { call, answer: None });
         };
-        self.input(source, Input::KeepLog { anew: from == Extent(0) });
-        let read = self.reads.add(ReadTarget::PeerManifest { conn, call, source });
-        self.lanes[usize::from(lane)].lane.manifest(read, source, from);
-        self.touch_lane(lane);
+        let keep_log = Input::KeepLog { anew: from == Extent(0) };
+        self.out.members.input(self.out.now, source, keep_log);
+        let read = self.lanes.reads.add(ReadTarget::PeerManifest(ask));
+        self.lanes.at(lane).manifest(read, source, from);
     }
 
     /// Our list was read. It goes out while this is still a source.
-    pub fn answer_manifest(
-        &mut self,
-        conn: ConnId,
-        call: CallId,
-        source: MemberId,
-        list: (ManifestChunk, Bytes),
-    ) {
-        let answer = self.source_lane(source).map(|_| list);
-        self.send_on(conn, PeerMessage::Manifest { call, answer });
+    pub fn answer_manifest(&mut self, ask: PeerAsk, list: (ManifestChunk, Bytes)) {
+        let is_source = self.resyncs.source_lane(self.out.members, ask.source).is_some();
+        let (call, answer) = (ask.call, is_source.then_some(list));
+        self.out.send_on(ask.conn, PeerMessage::Manifest { call, answer });
     }
 
     /// A peer asks for an extent. The network may be slower than our disk: then it waits.
     pub fn extent_asked(&mut self, conn: ConnId, ask: ExtentAsk) {
         let ExtentAsk { call, source, extent, layer } = ask;
-        let Some(lane) = self.source_lane(source) else {
+        let Some(lane) = self.resyncs.source_lane(self.out.members, source) else {
             let result = Err(BlockError::NotLeader { hint: None, term: 0 });
-            return self.send_on(conn, PeerMessage::Extent { call, result });
+            return self.out.send_on(conn, PeerMessage::Extent { call, result });
         };
-        if !self.peers.promise(conn, EXTENT_BYTES) {
-            return self.peers.wait(conn, ask);
+        if !self.out.peers.promise(conn, EXTENT_BYTES) {
+            return self.out.peers.wait(conn, ask);
         }
-        self.input(source, Input::KeepLog { anew: false });
-        let read = self.reads.add(ReadTarget::PeerExtent { conn, call, source });
-        self.lanes[usize::from(lane)].lane.fetch_extent(read, source, extent, layer);
-        self.touch_lane(lane);
+        self.out.members.input(self.out.now, source, Input::KeepLog { anew: false });
+        let ask = PeerAsk { conn, call, source };
+        let read = self.lanes.reads.add(ReadTarget::PeerExtent(ask));
+        self.lanes.at(lane).fetch_extent(read, source, extent, layer);
     }
 
     /// An extent that a peer asked for was read, or cannot be.
-    pub fn answer_extent(
-        &mut self,
-        conn: ConnId,
-        call: CallId,
-        result: Result<ExtentContent, BlockError>,
-    ) {
-        self.peers.answered(conn, EXTENT_BYTES);
-        self.send_on(conn, PeerMessage::Extent { call, result });
+    pub fn answer_extent(&mut self, ask: PeerAsk, result: Result<ExtentContent, BlockError>) {
+        let PeerAsk { conn, call, .. } = ask;
+        self.out.peers.answered(conn, EXTENT_BYTES);
+        self.out.send_on(conn, PeerMessage::Extent { call, result });
         self.resume_asks(conn);
     }
 
     /// Takes up questions for extents that there was no room for.
     pub fn resume_asks(&mut self, conn: ConnId) {
-        while let Some(ask) = self.peers.next_ask(conn) {
+        while let Some(ask) = self.out.peers.next_ask(conn) {
             self.extent_asked(conn, ask);
         }
     }

@@ -4,56 +4,40 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustc_hash::{FxHashMap, FxHashSet};
-
-use crate::front::nbd::SessionHandle;
 use crate::io::buffer::Pool;
-use crate::io::driver::{Completion, Driver};
-use crate::limits::{Budgets, TICK};
+use crate::io::driver::{Address, Completion, Driver};
+use crate::limits::TICK;
 use crate::net::handshake::Identity;
 use crate::net::link::LinkEvent;
+use crate::net::message::PeerMessage;
 use crate::replica::seam::Output;
-use crate::replica::seam::ReadMode;
 use crate::store::lane::Lane;
-use crate::store::seam::{Done, Effect, Event, OpId};
-use crate::types::{MemberId, Mono, PodId, Uuid, VolumeId};
+use crate::store::seam::{Done, Event, OpId};
+use crate::types::{Mono, Uuid};
 use crate::view::{ClusterView, DiskReport, PodReport};
-use crate::volume::{SessionSource, Volume, VolumeOutput};
+use crate::volume::{SessionSource, VolumeOutput};
+use crate::worker::WorkerConfig;
 use crate::worker::clients::Clients;
+use crate::worker::error::StartError;
 use crate::worker::follow::WINDOW;
-use crate::worker::lanes::LaneRuntime;
+use crate::worker::lanes::{LaneRuntime, Lanes};
+use crate::worker::listeners::{Listeners, Purpose};
+use crate::worker::load::Load;
 use crate::worker::mailbox::Receiver;
-use crate::worker::members::MemberRuntime;
+use crate::worker::members::{MemberRuntime, Members};
 use crate::worker::peers::Peers;
 use crate::worker::probe::Probe;
-use crate::worker::reads::Reads;
-use crate::worker::reconcile::Pending;
-use crate::worker::requests::Requests;
+use crate::worker::reconcile::Reconciler;
+use crate::worker::reports::Reports;
 use crate::worker::rescue::Rescues;
-use crate::worker::token::{ConnId, Target};
+use crate::worker::resync::Resyncs;
+use crate::worker::routers::Routers;
+use crate::worker::token::Target;
 
 /// Messages taken from the mailbox in one round.
 const MESSAGES_PER_ROUND: usize = 256;
-/// Between reports when nothing changed but space: as often as control passes them on.
-const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Memory that was not needed for so long begins to go back: longer than write-back's waves.
 const TRIM_EVERY: Duration = Duration::from_secs(10);
-
-/// What never changes about a worker.
-#[derive(Clone, Debug)]
-pub struct WorkerConfig {
-    pub cluster: Uuid,
-    pub pod: PodId,
-    /// Seeds the election timeouts.
-    pub seed: u64,
-    /// Payloads of applied entries that a member keeps for followers.
-    pub log_tail_bytes: usize,
-    /// Leaderships move to the pods that their requests come through.
-    pub leaders_follow_clients: bool,
-    pub reads: ReadMode,
-    /// Bounds on memory under way.
-    pub budgets: Budgets,
-}
 
 /// What other threads tell a worker.
 #[derive(Debug)]
@@ -69,55 +53,30 @@ pub enum Command {
     Stop,
 }
 
-/// One data-path thread's state.
+/// One data-path thread: its components, and when they have their turn.
 pub struct Worker {
     pub(super) config: WorkerConfig,
     pub(super) driver: Box<dyn Driver>,
     pub(super) now: Mono,
-    pub(super) lanes: Vec<LaneRuntime>,
-    /// Disks that could not be opened, for reports.
-    pub(super) failed_disks: Vec<DiskReport>,
-    pub(super) members: FxHashMap<MemberId, MemberRuntime>,
-    /// Members that the store was asked to make or to forget.
-    pub(super) pending: FxHashMap<MemberId, Pending>,
-    /// Members that are gone, for reports.
-    pub(super) destroyed: Vec<(Uuid, MemberId)>,
-    /// Members that are something else than the catalog says: see `reconcile`.
-    pub(super) strangers: FxHashSet<MemberId>,
-    pub(super) volumes: FxHashMap<VolumeId, Volume>,
-    /// Routers with a deadline.
-    pub(super) waiting_volumes: Vec<VolumeId>,
-    pub(super) sessions: SessionSource,
-    pub(super) requests: Requests,
-    pub(super) reads: Reads,
-    pub(super) rescues: Rescues,
+    pub(super) lanes: Lanes,
+    pub(super) members: Members,
+    pub(super) routers: Routers,
     pub(super) peers: Peers,
     pub(super) clients: Clients,
-    /// Requests for volumes that are gone.
-    pub(super) orphans: Vec<(ConnId, SessionHandle)>,
-    pub(super) view: Arc<ClusterView>,
-    pub(super) touched: Touched,
+    pub(super) listeners: Listeners,
+    pub(super) resyncs: Resyncs,
+    pub(super) rescues: Rescues,
+    pub(super) reconciler: Reconciler,
+    pub(super) reports: Reports,
     pub(super) scratch: Scratch,
-    pub(super) report_due: bool,
-    pub(super) probe: Option<Box<dyn Probe>>,
-    report: Box<dyn Fn(PodReport) + Send>,
     inbox: Receiver<Command>,
-    pub(super) pool: Pool,
+    pool: Pool,
     /// Rounds made, for the watchdog.
     rounds: Arc<AtomicU64>,
     next_tick: Mono,
-    next_report: Mono,
     next_window: Mono,
     next_trim: Mono,
     stopping: Option<Mono>,
-}
-
-/// What has inputs that were not polled.
-#[derive(Default)]
-pub struct Touched {
-    pub members: Vec<MemberId>,
-    lanes: Vec<u8>,
-    volumes: Vec<VolumeId>,
 }
 
 /// Vectors that keep their capacity from round to round.
@@ -126,8 +85,7 @@ pub struct Scratch {
     pub outputs: Vec<Output>,
     pub routes: Vec<VolumeOutput>,
     pub link_events: Vec<LinkEvent>,
-    effects: Vec<Effect>,
-    events: Vec<Event>,
+    pub events: Vec<Event>,
     completions: Vec<Completion>,
 }
 
@@ -143,35 +101,24 @@ impl Worker {
     ) -> Worker {
         let now = driver.now();
         Worker {
+            lanes: Lanes::default(),
+            members: Members::new(config.clone(), pool.clone()),
+            routers: Routers::new(&config, sessions),
             peers: Peers::new(&config, pool.clone()),
-            clients: Clients::new(pool.clone()),
-            pool,
+            clients: Clients::new(&config, pool.clone()),
+            listeners: Listeners::default(),
+            resyncs: Resyncs::default(),
+            rescues: Rescues::default(),
+            reconciler: Reconciler::default(),
+            reports: Reports::new(now, report),
+            scratch: Scratch::default(),
             config,
             driver,
             now,
-            lanes: Vec::new(),
-            failed_disks: Vec::new(),
-            members: FxHashMap::default(),
-            pending: FxHashMap::default(),
-            destroyed: Vec::new(),
-            strangers: FxHashSet::default(),
-            volumes: FxHashMap::default(),
-            waiting_volumes: Vec::new(),
-            sessions,
-            orphans: Vec::new(),
-            requests: Requests::default(),
-            reads: Reads::default(),
-            rescues: Rescues::default(),
-            view: Arc::default(),
-            touched: Touched::default(),
-            scratch: Scratch::default(),
-            report_due: true,
-            probe: None,
-            report,
             inbox,
+            pool,
             rounds: Arc::default(),
             next_tick: now + TICK,
-            next_report: now,
             next_window: now + WINDOW,
             next_trim: now + TRIM_EVERY,
             stopping: None,
@@ -188,24 +135,48 @@ impl Worker {
             lane: 0,
             incarnation: superblock.incarnation,
         });
-        self.lanes.push(runtime);
+        self.lanes.all.push(runtime);
     }
 
     /// A disk that could not be opened has no lane; it is reported, so that somebody learns of it.
     pub fn add_failed_disk(&mut self, disk: Uuid, path: String, capacity: u64, reason: String) {
         let (capacity_bytes, failed) = (capacity, Some(reason));
         let report = DiskReport { disk, path, capacity_bytes, failed, ..DiskReport::default() };
-        self.failed_disks.push(report);
+        self.lanes.failed.push(report);
+    }
+
+    pub fn listen_nbd(&mut self, address: &Address) -> Result<Address, StartError> {
+        self.listen(address, Purpose::Nbd)
+    }
+
+    pub fn listen_peers(&mut self, address: &Address) -> Result<Address, StartError> {
+        self.listen(address, Purpose::Peer)
+    }
+
+    fn listen(&mut self, address: &Address, purpose: Purpose) -> Result<Address, StartError> {
+        let bound = self.listeners.listen(self.driver.as_mut(), address, purpose);
+        bound.map_err(|source| StartError::Listen { address: address.clone(), source })
     }
 
     /// From now on `probe` sees what members ask for.
     pub fn watch(&mut self, probe: Box<dyn Probe>) {
-        self.probe = Some(probe);
+        self.members.probe = Some(probe);
     }
 
     /// The lanes, for a simulation that looks into them.
     pub fn lanes(&mut self) -> impl Iterator<Item = &mut Lane> {
-        self.lanes.iter_mut().map(|runtime| &mut runtime.lane)
+        self.lanes.all.iter_mut().map(|runtime| &mut runtime.lane)
+    }
+
+    /// What the queues hold.
+    pub fn load(&self) -> Load {
+        Load::of(&self.lanes, &self.members, &self.peers, &self.routers)
+    }
+
+    /// What this pod tells the catalog.
+    pub fn report(&self) -> PodReport {
+        let disks = self.reconciler.report(&self.lanes, &self.members, &self.resyncs);
+        PodReport { pod: self.config.pod, disks }
     }
 
     /// How far away the next tick is.
@@ -229,7 +200,7 @@ impl Worker {
 
     fn is_finished(&self) -> bool {
         self.stopping.is_some_and(|deadline| {
-            let leads = self.members.values().any(|runtime| runtime.role.serving);
+            let leads = self.members.iter().any(|(_, runtime)| runtime.role.serving);
             self.now >= deadline || !leads
         })
     }
@@ -254,9 +225,15 @@ impl Worker {
             let Some(command) = self.inbox.receive() else { break };
             self.command(command);
         }
-        self.tick_when_due();
-        self.wake_lanes();
-        self.wake_volumes(self.now);
+        let is_tick = self.now >= self.next_tick;
+        if is_tick {
+            self.tick();
+        }
+        if self.reports.due {
+            self.reports.send(self.now, self.report());
+        }
+        self.lanes.wake(self.now, is_tick);
+        self.routers.wake(self.now);
         self.settle();
         self.submit();
         Ok(())
@@ -267,29 +244,21 @@ impl Worker {
         if !self.inbox.park() {
             return Duration::ZERO;
         }
-        let lanes = self.lanes.iter().filter_map(|lane| lane.lane.deadline());
-        let waiting = self.waiting_volumes.iter().filter_map(|volume| self.volumes.get(volume));
-        let deadlines = lanes.chain(waiting.filter_map(Volume::deadline));
-        let until = deadlines.fold(self.next_tick, Mono::min);
+        let lanes = self.lanes.all.iter().filter_map(|lane| lane.lane.deadline());
+        let until = lanes.chain(self.routers.deadlines()).fold(self.next_tick, Mono::min);
         until.since(self.driver.now())
     }
 
     fn completed(&mut self, completion: Completion) {
         match Target::of(completion.token) {
-            Target::Lane { lane, op } => {
-                self.lanes[usize::from(lane)].completed(op, false, completion);
-                self.touch_lane(lane);
-            }
-            Target::LaneSync { lane, op } => {
-                self.lanes[usize::from(lane)].completed(op, true, completion);
-                self.touch_lane(lane);
-            }
-            Target::Accept { listener } => self.accepted(listener, completion),
-            Target::ClientRecv(conn) => self.client_received(conn, completion),
-            Target::ClientSend(conn) => self.client_sent(conn, completion),
-            Target::PeerConnect(conn) => self.peer_connected(conn, completion),
+            Target::Lane(lane, op) => self.lanes.completed(lane, op, false, completion),
+            Target::LaneSync(lane, op) => self.lanes.completed(lane, op, true, completion),
+            Target::Accept(listener) => self.accepted(listener, completion),
+            Target::ClientRecv(conn) => self.client_handler().received(conn, completion),
+            Target::ClientSend(conn) => self.client_handler().sent(conn, completion),
+            Target::PeerConnect(conn) => self.peer_handler().connected(conn, completion),
             Target::PeerRecv(conn) => self.peer_received(conn, completion),
-            Target::PeerSend(conn) => self.peer_sent(conn, completion),
+            Target::PeerSend(conn) => self.peer_sent(conn, &completion),
             Target::Closed => {}
         }
     }
@@ -297,58 +266,57 @@ impl Worker {
     fn command(&mut self, command: Command) {
         match command {
             Command::View(view) => self.view_changed(view),
-            Command::Index { lane, op, done } => {
-                self.lanes[usize::from(lane)].lane.complete(op, done);
-                self.touch_lane(lane);
-            }
+            Command::Index { lane, op, done } => self.lanes.at(lane).complete(op, done),
             Command::Stop => {
                 tracing::info!("stopping: leaderships move away");
                 self.stopping.get_or_insert(self.now + Duration::from_secs(2));
-                self.transfer_leaders(|_| true);
+                self.members.transfer_leaders(self.now, |pod| self.peers.is_up(pod), |_| true);
             }
         }
     }
 
     /// Overdue ticks coalesce into one.
-    fn tick_when_due(&mut self) {
+    fn tick(&mut self) {
         let now = self.now;
-        if now >= self.next_tick {
-            self.next_tick = now + TICK;
-            self.tick_members(now);
-            self.tick_resyncs();
-            self.tick_rescues();
-            self.tick_volumes(now);
-            self.tick_clients();
-            self.tick_peers(now);
-            self.announce_space();
-            for lane in 0..self.lanes.len() {
-                self.touch_lane(lane as u8);
-            }
-            if now >= self.next_report {
-                self.report_due = true;
-            }
-            if now >= self.next_trim {
-                self.next_trim = now + TRIM_EVERY;
-                self.pool.trim();
-            }
-            if now >= self.next_window {
-                self.next_window = now + WINDOW;
-                self.follow_clients();
-            }
+        self.next_tick = now + TICK;
+        self.members.tick(now);
+        self.step_down_from_hung_lanes();
+        self.resync_handler().tick();
+        self.repair_handler().tick();
+        self.routers.tick(now);
+        self.listeners.tick(self.driver.as_mut());
+        self.client_handler().tick();
+        self.peer_handler().tick();
+        self.announce_space();
+        self.reports.tick(now);
+        if now >= self.next_trim {
+            self.next_trim = now + TRIM_EVERY;
+            self.pool.trim();
         }
-        if self.report_due {
-            self.report_due = false;
-            self.next_report = now + REPORT_EVERY;
-            (self.report)(self.report());
+        if now >= self.next_window {
+            self.next_window = now + WINDOW;
+            self.members.follow_clients(now);
         }
     }
 
-    /// Lanes whose moment has come are polled.
-    fn wake_lanes(&mut self) {
-        for number in 0..self.lanes.len() {
-            let deadline = self.lanes[number].lane.deadline();
-            if deadline.is_some_and(|deadline| deadline <= self.now) {
-                self.touch_lane(number as u8);
+    fn step_down_from_hung_lanes(&mut self) {
+        for lane in &mut self.lanes.all {
+            if !lane.is_hung(self.now) {
+                continue;
+            }
+            tracing::warn!(disk = %lane.place.disk, "the disk hangs: leaders step down");
+            let here = |runtime: &MemberRuntime| runtime.lane == lane.number;
+            self.members.transfer_leaders(self.now, |pod| self.peers.is_up(pod), here);
+        }
+    }
+
+    /// Tells other pods how much the lanes can still allocate.
+    fn announce_space(&mut self) {
+        let news = self.lanes.all.iter_mut().filter_map(|lane| lane.news_of_space(self.now));
+        let news: Vec<(Uuid, u64)> = news.collect();
+        for (disk, free_bytes) in news {
+            for conn in self.peers.conns_of(disk) {
+                self.peer_handler().send_on(conn, PeerMessage::Space { free_bytes });
             }
         }
     }
@@ -357,11 +325,11 @@ impl Worker {
     /// a round that wants to be logged shares a batch.
     fn settle(&mut self) {
         loop {
-            if let Some(volume) = self.touched.volumes.pop() {
+            if let Some(volume) = self.routers.touched.pop() {
                 self.poll_volume(volume);
-            } else if let Some(member) = self.touched.members.pop() {
+            } else if let Some(member) = self.members.touched.pop() {
                 self.poll_member(member);
-            } else if let Some(lane) = self.touched.lanes.pop() {
+            } else if let Some(lane) = self.lanes.touched.pop() {
                 self.poll_lane(lane);
             } else {
                 return;
@@ -369,38 +337,13 @@ impl Worker {
         }
     }
 
-    fn poll_lane(&mut self, number: u8) {
-        let mut effects = std::mem::take(&mut self.scratch.effects);
-        let mut events = std::mem::take(&mut self.scratch.events);
-        let runtime = &mut self.lanes[usize::from(number)];
-        runtime.lane.poll(self.now, &mut effects, &mut events);
-        runtime.pending.append(&mut effects);
-        self.scratch.effects = effects;
-        for event in events.drain(..) {
-            self.lane_event(number, event);
-        }
-        self.scratch.events = events;
-    }
-
     /// Hands everything to the driver: sends first, so that followers write their logs while this
     /// pod writes its own.
     fn submit(&mut self) {
-        self.submit_peers();
-        self.submit_clients();
-        for lane in &mut self.lanes {
+        self.peers.submit(self.driver.as_mut());
+        self.client_handler().submit();
+        for lane in &mut self.lanes.all {
             lane.submit(self.now, self.driver.as_mut());
-        }
-    }
-
-    pub fn touch_lane(&mut self, lane: u8) {
-        if !self.touched.lanes.contains(&lane) {
-            self.touched.lanes.push(lane);
-        }
-    }
-
-    pub fn touch_volume(&mut self, volume: VolumeId) {
-        if !self.touched.volumes.contains(&volume) {
-            self.touched.volumes.push(volume);
         }
     }
 }

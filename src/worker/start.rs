@@ -9,29 +9,28 @@ use std::time::Duration;
 
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, FileId, OpenFile};
-use crate::io::file::FileError;
-use crate::io::{DriverError, DriverKind, DurableWrites};
-use crate::limits::{Budgets, LISTING_EXTENTS_MAX, REDIRECT_BYTES_MIN};
+use crate::io::{DriverKind, DurableWrites};
+use crate::limits::{LISTING_EXTENTS_MAX, REDIRECT_BYTES_MIN};
 use crate::log::HardState;
-use crate::replica::apply::{Applier, ApplyError};
+use crate::replica::apply::Applier;
 use crate::replica::entry::raft_entry;
-use crate::replica::meta::{Meta, MetaError};
-use crate::replica::seam::ReadMode;
+use crate::replica::meta::Meta;
 use crate::replica::seam::Start;
-use crate::store::OpenError;
+use crate::store::index::IndexStore;
 use crate::store::index::rocks::RocksIndex;
-use crate::store::index::{IndexError, IndexStore};
 use crate::store::lane::{self, Lane, LaneConfig, RecoveredEntry, RecoveredMember};
 use crate::store::open::read_superblock;
 use crate::store::seam::MemberRecord;
-use crate::types::{Mono, PodId, Uuid};
+use crate::types::{Mono, Uuid};
 use crate::view::{ClusterView, PodReport};
 use crate::volume::SessionSource;
-use crate::worker::disks::{self, DiskFiles, LANE, SUPERBLOCK, file_error};
+use crate::worker::WorkerConfig;
+use crate::worker::disks::{self, DiskFiles, DiskOptions, LANE, SUPERBLOCK, file_error};
+use crate::worker::error::{OpenLaneError, StartError};
 use crate::worker::index_thread::{IndexThread, describe};
 use crate::worker::lanes::{DiskPlace, LaneFiles, LaneRuntime};
 use crate::worker::mailbox::{Sender, Wake, mailbox};
-use crate::worker::round::{Command, Worker, WorkerConfig};
+use crate::worker::round::{Command, Worker};
 use crate::worker::watchdog::Watchdog;
 
 /// Messages that wait for a worker; the index threads block when it is full.
@@ -44,8 +43,7 @@ const EARLIER_IO_PAUSE: Duration = Duration::from_millis(50);
 /// What a pod's data path is started with.
 #[derive(Clone, Debug)]
 pub struct StartOptions {
-    pub cluster: Uuid,
-    pub pod: PodId,
+    pub worker: WorkerConfig,
     /// Raised by every start of the pod, whatever its disks: numbers its sessions (rule R15).
     pub incarnation: u32,
     pub driver: DriverKind,
@@ -60,25 +58,8 @@ pub struct StartOptions {
     pub nbd: Vec<Address>,
     pub overlay_cache_bytes: usize,
     pub index_cache_bytes: usize,
-    pub log_tail_bytes: usize,
-    /// Leaderships move to the pods that their requests come through.
-    pub leaders_follow_clients: bool,
-    pub reads: ReadMode,
-    /// Bounds on memory under way.
-    pub budgets: Budgets,
     /// The process ends when the worker makes no round for so long; `None`: never.
     pub hang_limit: Option<Duration>,
-}
-
-#[derive(Clone, Debug)]
-pub struct DiskOptions {
-    pub path: PathBuf,
-    /// The disk that this pod had here before: nothing else is accepted.
-    pub known: Option<Uuid>,
-    /// For a new disk; kept with it from then on.
-    pub data_bytes_max: u64,
-    /// For a new disk; kept with it from then on.
-    pub wal_bytes: u64,
 }
 
 /// A disk of this pod, in use or failed.
@@ -87,107 +68,6 @@ pub struct PodDisk {
     pub disk: Uuid,
     pub path: PathBuf,
     pub capacity_bytes: u64,
-}
-
-/// Why the data path could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error("could not {doing} {path}")]
-    File {
-        doing: &'static str,
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("could not prepare {path}")]
-    DiskFile {
-        path: PathBuf,
-        #[source]
-        source: FileError,
-    },
-    #[error(
-        "{path} is not empty and not a disk of Holdfast (it holds {name}): give an empty folder"
-    )]
-    NotEmpty { path: PathBuf, name: String },
-    #[error(
-        "{path} holds the log and the data of a disk (lane-0), but not its superblock: an \
-         interrupted copy, or fsck has moved the file to lost+found? Bring superblock back, or \
-         give an empty folder; nothing was changed"
-    )]
-    NoSuperblock { path: PathBuf },
-    #[error(
-        "the disk {path} is in use by another process: stop that one, or take the disk out of \
-         one of the two configurations"
-    )]
-    InUse { path: PathBuf },
-    #[error(
-        "I/O of an earlier process is still under way on {path}: the disk does not answer it; look \
-         at the device, and start the pod again when it has ended"
-    )]
-    Busy { path: PathBuf },
-    #[error(
-        "the disk {path} belongs to cluster {theirs}, but this pod is of cluster {ours}: give \
-         the pod an empty folder, or start it in the cluster that the disk belongs to"
-    )]
-    OtherCluster { path: PathBuf, ours: Uuid, theirs: Uuid },
-    #[error(
-        "{path} held disk {disk} and does not now: mount its file system; if the disk is lost for \
-         good, remove it from data-path.json in the pod's directory"
-    )]
-    Missing { path: PathBuf, disk: Uuid },
-    #[error("could not open the disk {path}")]
-    Open {
-        path: PathBuf,
-        #[source]
-        source: OpenLaneError,
-    },
-    #[error("could not open the index of the disk {path}")]
-    Index {
-        path: PathBuf,
-        #[source]
-        source: IndexError,
-    },
-    #[error("could not start the I/O driver")]
-    Driver(#[from] DriverError),
-    #[error("could not listen on {address:?}: is another process using it?")]
-    Listen {
-        address: Address,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("could not start a thread")]
-    Thread(#[source] std::io::Error),
-}
-
-impl StartError {
-    /// True when a disk is damaged or does not work: the pod goes on with its others. What a
-    /// person has set up otherwise than it should be ends the start.
-    fn is_of_one_disk(&self) -> bool {
-        use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
-        match self {
-            StartError::File { source, .. } => {
-                !matches!(source.kind(), NotADirectory | NotFound | PermissionDenied)
-            }
-            StartError::DiskFile { .. }
-            | StartError::Busy { .. }
-            | StartError::Open { .. }
-            | StartError::Index { .. } => true,
-            _ => false,
-        }
-    }
-}
-
-/// Why a lane could not be brought up.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenLaneError {
-    #[error("could not recover it")]
-    Recover(#[from] OpenError),
-    #[error("its log holds an entry that cannot be applied")]
-    Replay(#[from] ApplyError),
-    #[error("the metadata of a replica cannot be decoded")]
-    Meta(#[from] MetaError),
-    #[error("entry {index} is of a type that this version does not know")]
-    EntryType { index: u64 },
 }
 
 /// A running data path.
@@ -240,16 +120,7 @@ pub fn start(
 ) -> Result<DataPath, StartError> {
     let (ready, started) = sync_channel(1);
     let run = move || match build(&options, report) {
-        Ok((mut worker, inbox, disks)) => {
-            let watchdog =
-                options.hang_limit.map(|limit| Watchdog::start(limit, worker.rounds())).transpose();
-            let _watchdog = match watchdog {
-                Ok(watchdog) => watchdog,
-                Err(error) => {
-                    let _unheard = ready.send(Err(StartError::Thread(error)));
-                    return Ok(());
-                }
-            };
+        Ok((mut worker, inbox, disks, _watchdog)) => {
             if ready.send(Ok((inbox, disks))).is_err() {
                 return Ok(());
             }
@@ -287,31 +158,21 @@ fn or_die(run: impl FnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
     }
 }
 
-type Built = (Worker, Sender<Command>, Vec<PodDisk>);
+type Built = (Worker, Sender<Command>, Vec<PodDisk>, Option<Watchdog>);
 
 /// Runs on the worker's own thread: an io_uring belongs to the thread that made it.
 fn build(
     options: &StartOptions,
     report: Box<dyn Fn(PodReport) + Send>,
 ) -> Result<Built, StartError> {
-    let driver = crate::io::driver_with(options.driver, options.durable_writes)?;
+    let mut driver = crate::io::driver_with(options.driver, options.durable_writes)?;
     let waker = driver.waker();
     let wake: Wake = Arc::new(move || waker.wake());
     let (inbox, receiver) = mailbox(MAILBOX_MESSAGES, wake);
     let pool = Pool::default();
-    let mut driver = driver;
     let (opened, failed) = open_disks(options, driver.as_mut(), &pool, &inbox)?;
-    let config = WorkerConfig {
-        cluster: options.cluster,
-        pod: options.pod,
-        seed: options.pod.0,
-        log_tail_bytes: options.log_tail_bytes,
-        leaders_follow_clients: options.leaders_follow_clients,
-        reads: options.reads,
-        budgets: options.budgets,
-    };
     let sessions = SessionSource::new(options.incarnation);
-    let mut worker = Worker::new(config, driver, pool, receiver, report, sessions);
+    let mut worker = Worker::new(options.worker.clone(), driver, pool, receiver, report, sessions);
     let mut disks = Vec::new();
     for disk in opened {
         disks.push(disk.shown);
@@ -329,7 +190,8 @@ fn build(
     for address in &options.nbd {
         worker.listen_nbd(address)?;
     }
-    Ok((worker, inbox, disks))
+    let watchdog = options.hang_limit.map(|limit| Watchdog::start(limit, worker.rounds()));
+    Ok((worker, inbox, disks, watchdog.transpose().map_err(StartError::Thread)?))
 }
 
 /// A disk whose lane is recovered.
@@ -393,7 +255,7 @@ fn open_disk(
         if let Some(disk) = disk.known {
             return Err(StartError::Missing { path: path.clone(), disk });
         }
-        disks::format(options.cluster, disk, pool)?;
+        disks::format(options.worker.cluster, disk, pool)?;
     }
     let mut files = DiskFiles::open(path, pool)?;
     // Before anything is read: from here on nobody else writes.
@@ -410,8 +272,8 @@ fn open_disk(
         return Err(StartError::Missing { path: path.clone(), disk: known });
     }
     let theirs = superblock.cluster;
-    if theirs != options.cluster {
-        let ours = options.cluster;
+    if theirs != options.worker.cluster {
+        let ours = options.worker.cluster;
         return Err(StartError::OtherCluster { path: path.clone(), ours, theirs });
     }
     let mut index = RocksIndex::open(&path.join(LANE).join("index"))
@@ -420,7 +282,7 @@ fn open_disk(
         data_bytes_max: superblock.data_bytes_max,
         overlay_cache_bytes: options.overlay_cache_bytes,
         index_cache_bytes: options.index_cache_bytes,
-        log_tail_bytes: options.log_tail_bytes,
+        log_tail_bytes: options.worker.log_tail_bytes,
         redirect_bytes_min: if options.redirect_large_writes {
             REDIRECT_BYTES_MIN
         } else {

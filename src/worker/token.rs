@@ -10,18 +10,11 @@ pub type ConnId = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// An I/O of a lane, by the lane's place in the worker.
-    Lane {
-        lane: u8,
-        op: OpId,
-    },
+    Lane(u8, OpId),
     /// As `Lane`, for a sync.
-    LaneSync {
-        lane: u8,
-        op: OpId,
-    },
-    Accept {
-        listener: u8,
-    },
+    LaneSync(u8, OpId),
+    /// Of a listener, by its place in the worker.
+    Accept(u8),
     ClientRecv(ConnId),
     ClientSend(ConnId),
     PeerConnect(ConnId),
@@ -39,9 +32,9 @@ impl Target {
     pub fn token(self) -> Token {
         let pack = |kind: u64, rest: u64| Token(kind << KIND_SHIFT | rest);
         match self {
-            Target::Lane { lane, op } => pack(1, pack_op(lane, op)),
-            Target::LaneSync { lane, op } => pack(9, pack_op(lane, op)),
-            Target::Accept { listener } => pack(2, u64::from(listener)),
+            Target::Lane(lane, op) => pack(1, pack_op(lane, op)),
+            Target::LaneSync(lane, op) => pack(9, pack_op(lane, op)),
+            Target::Accept(listener) => pack(2, u64::from(listener)),
             Target::ClientRecv(conn) => pack(3, u64::from(conn)),
             Target::ClientSend(conn) => pack(4, u64::from(conn)),
             Target::PeerConnect(conn) => pack(5, u64::from(conn)),
@@ -55,9 +48,9 @@ impl Target {
         let conn = token.0 as u32;
         let (lane, op) = ((token.0 >> LANE_SHIFT) as u8, OpId(token.0 & OP_MASK));
         match token.0 >> KIND_SHIFT {
-            1 => Target::Lane { lane, op },
-            9 => Target::LaneSync { lane, op },
-            2 => Target::Accept { listener: token.0 as u8 },
+            1 => Target::Lane(lane, op),
+            9 => Target::LaneSync(lane, op),
+            2 => Target::Accept(token.0 as u8),
             3 => Target::ClientRecv(conn),
             4 => Target::ClientSend(conn),
             5 => Target::PeerConnect(conn),
@@ -81,10 +74,10 @@ mod tests {
     #[test]
     fn every_target_survives_its_token() {
         for target in [
-            Target::Lane { lane: 255, op: OpId(OP_MASK) },
-            Target::Lane { lane: 0, op: OpId(1) },
-            Target::LaneSync { lane: 3, op: OpId(77) },
-            Target::Accept { listener: 3 },
+            Target::Lane(255, OpId(OP_MASK)),
+            Target::Lane(0, OpId(1)),
+            Target::LaneSync(3, OpId(77)),
+            Target::Accept(3),
             Target::ClientRecv(u32::MAX),
             Target::ClientSend(0),
             Target::PeerConnect(7),

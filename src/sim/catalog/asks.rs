@@ -1,5 +1,5 @@
-//! What the world asks of the catalog: through some pod, which passes it on to the leader, again
-//! and again until the outcome is known. A leader carries it out as the API does.
+//! The world's requests to the catalog. A pod forwards each to the leader, again and again until
+//! the outcome is known. The leader executes it like the API.
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use crate::sim::catalog::{Catalog, Event, Pods, join_id};
 use crate::sim::names::{Host, host_of, pod_id};
 use crate::types::BLOCK_BYTES;
 
-/// How long a call waits for its answer.
+/// Time limit for the answer to a call.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
-/// Between two looks for a leader, and before a pod that refused is asked again.
+/// Pause before looking for a leader again. `AGAIN_AFTER`: pause after a refusal.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -29,19 +29,19 @@ impl Catalog {
         self.schedule(Duration::ZERO, Event::Ask(number, 0));
     }
 
-    /// What is not done, in words.
+    /// Describes the open requests.
     pub fn unanswered(&self) -> String {
         let open = self.asks.iter().filter(|ask| !ask.is_done).map(|ask| &ask.what);
         format!("{:?}", open.collect::<Vec<_>>())
     }
 
-    /// Everything that was asked for is done.
+    /// True when all requests are done.
     pub fn all_answered(&self) -> bool {
         self.asks.iter().all(|ask| ask.is_done)
     }
 
-    /// A volume that is acknowledged is to be deleted; of one that is not, it stays open whether
-    /// it exists. True when it is acknowledged.
+    /// Deletes a volume, if its creation is acknowledged. Otherwise it is unknown whether the
+    /// volume exists. True when it is acknowledged.
     pub fn delete(&mut self, name: &str) -> bool {
         let creates = |ask: &&mut Ask| matches!(&ask.what, What::Create(new) if new.name == name);
         let create = self.asks.iter_mut().find(creates).expect("every volume was asked for");
@@ -56,7 +56,7 @@ impl Catalog {
         is_there
     }
 
-    /// Tries again, through some pod.
+    /// Starts the next attempt, through some pod.
     pub(super) fn attempt(&mut self, number: usize, attempt: u64, pods: &Pods<'_>) {
         let ask = &mut self.asks[number];
         if ask.is_done || ask.attempt != attempt {
@@ -97,15 +97,15 @@ impl Catalog {
         self.schedule(patience, Event::Ask(number, attempt));
     }
 
-    /// The pod that another one asks to be taken in; `None` while it does not want to be. One after
-    /// the other, so that pods have their ids in the order of their numbers.
+    /// The pod that `host` asks for admission to the cluster; `None` before its time. Pods join one
+    /// by one, so that their ids have the order of their numbers.
     fn seed_of(&mut self, host: Host) -> Option<Host> {
         let now = self.kernel.borrow().now;
         let is_due = self.pods[host - 1].has_joined && now >= self.pods[host].joins_at;
         is_due.then(|| self.rng.below(host as u64) as Host)
     }
 
-    /// Carries a call out on the leader, or says that this is not it.
+    /// Executes a call on the leader; another member answers `Again`.
     pub(super) fn serve(&mut self, host: Host, call: Call) {
         let now = self.local_time(host);
         if !self.pods[host].leads() {
@@ -174,7 +174,7 @@ impl Catalog {
         }
     }
 
-    /// What the leader makes of a call, with all that it knows.
+    /// The leader decides on a call, from its present state.
     fn decide(&mut self, host: Host, call: Call) {
         let now = self.local_time(host);
         let pod = &self.pods[host];
@@ -218,7 +218,7 @@ impl Catalog {
         self.send(host, call.from, Packet::Reply(call, verdict));
     }
 
-    /// The pod through which a call went has its answer, or knows that there is none.
+    /// The pod that forwarded a call gets the verdict, or learns that there is none.
     pub(super) fn call_ended(&mut self, call: Call, verdict: &Verdict) {
         let now = self.local_time(call.from);
         let ask = &mut self.asks[call.ask];
@@ -263,7 +263,7 @@ impl Catalog {
         self.schedule(again, Event::Ask(call.ask, attempt));
     }
 
-    /// A pod is part of the cluster now: it registers, unless it died meanwhile.
+    /// A pod has joined: it registers, unless it has died since.
     fn joined(&mut self, host: Host, life: u64) {
         let pod = &mut self.pods[host];
         if pod.life == life {
@@ -274,7 +274,7 @@ impl Catalog {
     }
 }
 
-/// The command that makes a volume with three replicas of every shard.
+/// The command that creates a volume with three replicas of every shard.
 fn placed(
     volume: &NewVolume,
     request_id: String,

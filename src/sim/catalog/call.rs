@@ -1,29 +1,29 @@
-//! What the world asks of the catalog, and the calls between pods by which it does.
+//! Requests of the world to the catalog, and the calls between pods that carry them.
 
 use crate::control::command::{NewDisk, Outcome};
 use crate::control::state::CatalogError;
 use crate::sim::names::Host;
 use crate::types::VolumeId;
 
-/// What a volume is to be.
+/// The parameters of a new volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewVolume {
     pub name: String,
-    /// No other volume of the run has it; the one that all clients use has none.
+    /// Unique in a run; `None` for the volume that most clients use.
     pub number: Option<u64>,
     pub shards: u64,
     pub blocks_per_shard: u64,
 }
 
-/// Something that is asked of the catalog.
+/// A request to the catalog.
 #[derive(Clone, Debug)]
 pub enum What {
-    /// A pod becomes part of the cluster.
+    /// A pod joins the cluster.
     Join {
         host: Host,
         life: u64,
     },
-    /// A pod started, for the time `life` that it lives.
+    /// A pod started; `life`: the number of that start.
     Register {
         host: Host,
         life: u64,
@@ -34,46 +34,46 @@ pub enum What {
         name: String,
         volume: VolumeId,
     },
-    /// Changes nothing, and is in the log all the same.
+    /// Changes nothing, but adds an entry to the log.
     DeleteNothing,
 }
 
-/// What was asked, and how far it is.
+/// A request and its progress.
 pub struct Ask {
     pub what: What,
     pub attempt: u64,
     pub is_done: bool,
 }
 
-/// One attempt, by the pod through which it goes.
+/// One attempt of a request, through one pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
     pub ask: usize,
     pub attempt: u64,
     pub from: Host,
-    /// Of that pod: its callers are gone when it dies.
+    /// The pod's life: its callers end with it.
     pub life: u64,
 }
 
 impl Call {
-    /// Names the request, the same in all attempts.
+    /// The request id, the same in all attempts.
     pub fn request_id(&self) -> String {
         format!("request-{}", self.ask)
     }
 }
 
-/// How an attempt ended.
+/// The result of an attempt.
 #[derive(Clone, Debug)]
 pub enum Verdict {
     Done(Outcome),
     Refused(CatalogError),
-    /// Not here, or not now.
+    /// This pod cannot answer, or not now.
     Again,
-    /// A disk is in use elsewhere, or there are too few pods that have one.
+    /// A disk is in use elsewhere, or too few pods have a disk.
     Later,
 }
 
-/// What the world is told.
+/// An event for the world.
 #[derive(Debug)]
 pub enum Ended {
     Created(NewVolume),

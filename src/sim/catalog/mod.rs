@@ -1,7 +1,7 @@
-//! The control plane of the simulated cluster: every pod runs the production member of the catalog
-//! when the catalog says so, over a network that loses, repeats and reorders and databases that
-//! outlive their pods. What [`crate::control::tasks`] and the API do with a runtime is done here
-//! in virtual time, with the same decisions.
+//! The control plane of the simulated cluster. Pods run the production member of the catalog, if
+//! the catalog says so. The network loses, repeats and reorders packets; databases outlive their
+//! pods. This module does the work of [`crate::control::tasks`] and the API, which need a runtime,
+//! in virtual time with the same decisions.
 
 mod asks;
 mod call;
@@ -36,31 +36,31 @@ use crate::view::{ClusterView, PodReport};
 
 /// Alarms above this number belong to the catalog.
 pub const CATALOG_ALARMS: u64 = 1 << 48;
-/// Packets that wait for a process that stands still.
+/// Limit for packets that wait for a stopped process.
 const HELD_MAX: usize = 256;
 
-/// What happens at a moment of virtual time.
+/// An event at a moment of virtual time.
 enum Event {
-    /// A pod's member ticks, and its tasks look around. Of one life of the pod.
+    /// A pod's member ticks and its tasks run, in this life of the pod.
     Tick(Host, u64),
     Arrive {
         from: Host,
         to: Host,
         packet: Packet,
     },
-    /// The sender gives up.
+    /// The sender of a packet gives up.
     Fail {
         from: Host,
         to: Host,
         packet: Packet,
     },
-    /// Another attempt, unless there was one since.
+    /// Starts the next attempt, unless there was a newer one.
     Ask(usize, u64),
-    /// Somebody asks for something that changes little, and again after as long.
+    /// A request that changes little; repeated at this interval.
     Chatter(Duration),
 }
 
-/// What the catalog sees of the pods around it.
+/// The catalog's view of the pods.
 pub struct Pods<'a> {
     pub is_stopped: &'a dyn Fn(Host) -> bool,
     pub report: &'a dyn Fn(Host) -> Option<PodReport>,
@@ -77,21 +77,21 @@ pub struct Catalog {
     kernel: Rc<RefCell<Kernel>>,
     rng: Rng,
     kept: Kept,
-    /// Clocks stay within what leases allow.
+    /// Clocks stay within the limits of leases.
     clocks_are_good: bool,
     pods: Vec<ControlPod>,
     events: BTreeMap<u64, Event>,
     next_event: u64,
     asks: Vec<Ask>,
-    /// What the world has not been told yet.
+    /// Events that the world has not taken yet.
     pub ended: Vec<Ended>,
-    /// The run comes to its end: new volumes get no clients.
+    /// The run ends: new volumes get no clients.
     pub is_closing: bool,
     check: CatalogCheck,
 }
 
 impl Catalog {
-    /// A cluster of so many pods, without disks; the first pod has the only member of the catalog.
+    /// A cluster of these pods, without disks. The first pod has the only catalog member.
     pub fn new(
         kernel: Rc<RefCell<Kernel>>,
         seed: u64,
@@ -102,7 +102,7 @@ impl Catalog {
         let mut rng = Rng::new(seed ^ 0xca7a);
         let addresses: Vec<Addresses> = addresses.collect();
         let mut state = State::new(cluster, join_id(0), addresses[0]);
-        // Volumes need three pods; others may come later.
+        // Volumes need three pods. Some may join later.
         let at_once = if rng.one_in(2) { addresses.len() } else { 1 };
         for host in 1..at_once {
             let (join_id, addresses) = (join_id(host), addresses[host]);
@@ -165,8 +165,8 @@ impl Catalog {
         self.settle(host);
     }
 
-    /// The pod loses its power. A packet may have been on its way into its member at that moment:
-    /// what that wrote is durable, some of it or all, and nothing that depended on it left.
+    /// The pod loses power, perhaps while a packet enters its member: none, some or all of the
+    /// writes are durable, and no message that depends on them is sent.
     pub fn crash(&mut self, host: Host) {
         if self.rng.one_in(2) {
             self.die_writing(host);
@@ -195,13 +195,13 @@ impl Catalog {
             }
             _ => member.tick(now),
         }
-        // It ends when nothing is left, or with a write that the dying disk refuses.
+        // Ends when no work is left, or with a write that the dying disk refuses.
         while let Ok(true) = member.poll(now) {}
     }
 
     /// An alarm of the catalog rang.
     pub fn happens(&mut self, alarm: u64, pods: &Pods<'_>) {
-        // A packet that a dying pod took is gone.
+        // A packet for a dying pod is lost.
         let Some(event) = self.events.remove(&alarm) else { return };
         match event {
             Event::Chatter(every) => self.chatter(every),
@@ -234,7 +234,7 @@ impl Catalog {
         }
     }
 
-    /// Lets the member of a pod do everything that it can do now, and looks at it.
+    /// Lets the member of a pod do all its work, and checks it.
     fn settle(&mut self, host: Host) {
         let now = self.local_time(host);
         loop {
@@ -301,12 +301,12 @@ impl Catalog {
         self.kernel.borrow().local_time(host)
     }
 
-    /// The cluster as of the newest command that was carried out anywhere.
+    /// The cluster as of the newest command that any member has applied.
     pub fn view(&self) -> &Arc<ClusterView> {
         self.check.view()
     }
 
-    /// Whether a pod hears of a newer view now: half of the time, or always if `all` do.
+    /// Whether a pod gets a newer view now: half of the time, or always with `all`.
     pub fn hears(&mut self, host: Host, all: bool) -> bool {
         self.pods[host].has_joined && (all || !self.rng.one_in(2))
     }
@@ -316,8 +316,8 @@ impl Catalog {
         Arc::clone(self.pods[host].view())
     }
 
-    /// The newest view that a pod has, from its own member or, if that knows no leader, from
-    /// another pod that does.
+    /// Updates and returns the newest view of a pod: from its own member or, if that knows no
+    /// leader, from another pod.
     pub fn follow(&mut self, host: Host, is_stopped: &dyn Fn(Host) -> bool) -> Arc<ClusterView> {
         let own = &mut self.pods[host];
         if let Some(state) = own.state().cloned() {
@@ -331,7 +331,7 @@ impl Catalog {
         Arc::clone(self.pods[host].view())
     }
 
-    /// A pod that can be reached and followed: the leader, as far as it is known, or the next one.
+    /// A reachable pod to follow: the leader, if it is known, or the next one.
     fn target(&mut self, host: Host, is_stopped: &dyn Fn(Host) -> bool) -> Option<Host> {
         let me = pod_id(host);
         let own = &mut self.pods[host];
@@ -350,7 +350,7 @@ impl Catalog {
         Some(other)
     }
 
-    /// Takes from another pod what it knows.
+    /// Takes over the knowledge of another pod.
     fn watch(&mut self, host: Host, other: Host) {
         let state = Arc::clone(self.pods[other].state().expect("it can be followed"));
         let led = self.pods[other].known().and_then(|known| known.role.leader);
@@ -364,7 +364,7 @@ impl Catalog {
         }
     }
 
-    /// True when most of its voters, as the member that knows most of it has them, are elsewhere.
+    /// True when a majority of the catalog's voters, by the newest state, is in other pods.
     pub fn has_majority_without(&self, hosts: &[Host]) -> bool {
         let known = self.pods.iter().filter_map(ControlPod::known);
         let Some(newest) = known.max_by_key(|known| known.applied_index) else { return false };
@@ -376,7 +376,7 @@ impl Catalog {
         !newest.group.joint && 2 * others > voters().count()
     }
 
-    /// Why it has not come to rest yet.
+    /// Describes why the catalog is not idle and equal everywhere.
     pub fn unsettled(&self) -> Option<String> {
         if !self.all_answered() {
             return Some("something that was asked of the catalog is not done".to_owned());
@@ -392,7 +392,7 @@ impl Catalog {
     }
 }
 
-/// What a pod chose for itself before it joined.
+/// The id that a pod chose before it joined.
 fn join_id(host: Host) -> Uuid {
     Uuid([0xf0 + host as u8; 16])
 }

@@ -1,4 +1,4 @@
-//! Calls between the control planes of simulated pods: late, lost, repeated and overtaken.
+//! Calls between the control planes of simulated pods: delayed, lost, repeated and reordered.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::sim::names::Host;
 use crate::sim::rng::Rng;
 use crate::types::{MemberId, PodId};
 
-/// What one pod tells another.
+/// A message from one pod to another.
 #[derive(Clone)]
 pub enum Packet {
     Raft(Box<Message>),
@@ -31,16 +31,16 @@ pub enum Packet {
     Reply(Call, Verdict),
 }
 
-/// What becomes of a packet.
+/// The fate of a packet.
 #[derive(Default)]
 pub struct Fate {
-    /// After how long it arrives, as often as it does.
+    /// The delay of each delivery, at most two.
     pub arrives: [Option<Duration>; 2],
-    /// When its sender believes that it was lost.
+    /// The time at which its sender believes that it is lost.
     pub fails: Option<Duration>,
 }
 
-/// Draws what becomes of a packet.
+/// Draws the fate of a packet.
 pub fn fate(kernel: &Kernel, rng: &mut Rng, from: Host, to: Host) -> Fate {
     if from == to {
         return Fate { arrives: [Some(Duration::ZERO), None], fails: None };
@@ -53,7 +53,7 @@ pub fn fate(kernel: &Kernel, rng: &mut Rng, from: Host, to: Host) -> Fate {
         fate.arrives[0] = Some(delay(rng, slow));
         fate.arrives[1] = rng.one_in(50).then(|| delay(rng, slow));
     }
-    // It arrived, and nobody is told.
+    // The packet arrives, but the sender is not told.
     let is_silent = kernel.cut.contains(&(to, from)) || rng.one_in(200);
     if is_lost || is_silent {
         fate.fails = Some(Duration::from_millis(rng.between(1, 1_000)));
@@ -61,7 +61,7 @@ pub fn fate(kernel: &Kernel, rng: &mut Rng, from: Host, to: Host) -> Fate {
     fate
 }
 
-/// The longest that a packet is under way.
+/// The longest delay of a packet.
 const LATEST_US: u64 = 3_000_000;
 
 fn delay(rng: &mut Rng, slow: bool) -> Duration {

@@ -1,5 +1,5 @@
-//! The control plane of one simulated pod: its member of the catalog, if it has one, and what its
-//! tasks know. What is durable outlives the process.
+//! The control plane of one simulated pod: its catalog member, if it has one, and the state of its
+//! tasks. Durable state outlives the process.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -22,7 +22,7 @@ use crate::sim::names::Host;
 use crate::types::{MemberId, Mono, PodId};
 use crate::view::ClusterView;
 
-/// What a member sends, until its pod has time to.
+/// Messages of a member until its pod sends them.
 #[derive(Clone, Default)]
 pub struct Outbox(pub Rc<RefCell<Vec<(MemberId, Packet)>>>);
 
@@ -40,10 +40,10 @@ impl Outbound for Outbox {
 
 pub type Member = CatalogMember<SimStorage, Outbox>;
 
-/// What an answer of the member is for.
+/// The purpose of an answer of the member.
 pub enum Waiting {
     Reconciler,
-    /// A call that needs what the leader knows, and what had been acknowledged when it asked.
+    /// A call that reads the leader's state, and the acknowledged index at its start.
     Read(Call, u64),
     Command(Call),
 }
@@ -51,45 +51,45 @@ pub enum Waiting {
 /// See the module.
 #[derive(Default)]
 pub struct ControlPod {
-    /// Durable: the database of its member, and the last view that it was given and the one
-    /// before: a pod may die before the last is durable.
+    /// Durable: the database of its member, and its newest two views, as a pod may die before the
+    /// last one is durable.
     pub database: Option<Rc<RefCell<Database>>>,
     pub views: [Arc<ClusterView>; 2],
-    /// Durable as well: it is part of the cluster.
+    /// Durable as well: the pod has joined the cluster.
     pub has_joined: bool,
-    /// Before this moment it does not want to be.
+    /// The pod does not join before this moment.
     pub joins_at: Mono,
     pub addresses: Option<Addresses>,
     /// Grows with every start.
     pub life: u64,
     pub is_up: bool,
-    /// As this life of it registers them.
+    /// The disks, as this life registers them.
     pub disks: Vec<NewDisk>,
-    /// When it compares views with that, once it has registered.
+    /// Time at which it compares views with its registration.
     pub compares_at: Option<Mono>,
     pub member: Option<Member>,
     pub outbox: Outbox,
     pub waiting: BTreeMap<AskId, Waiting>,
-    /// Where members of the catalog live, as far as anybody said.
+    /// The known pods of catalog members.
     pub places: BTreeMap<MemberId, PodId>,
-    /// What another pod said of the leader.
+    /// The leader as another pod reported it.
     pub leader_hint: Option<PodId>,
     pub reports: Table,
-    /// What the reconciler decided and has not done yet.
+    /// Decisions of the reconciler that are not carried out yet.
     pub to_do: VecDeque<Action>,
-    /// What arrived while the process stood still.
+    /// Packets that arrived while the process was stopped.
     pub held: Vec<(Host, Packet)>,
-    /// The next pod to be asked for a view.
+    /// The next pod to ask for a view.
     pub next_target: usize,
     pub tick_at: Mono,
     pub reconcile_at: Mono,
     pub report_at: Mono,
-    /// Where it last noticed that something had happened, for the trace.
+    /// Term and index at the last note in the trace.
     pub noted: (u64, u64),
 }
 
 impl ControlPod {
-    /// Starts the process on what is durable. `run`: random.
+    /// Starts the process from its durable state. `run`: random.
     pub fn start(&mut self, now: Mono, kept: Kept, run: u64) {
         let durable = ControlPod {
             database: self.database.take(),
@@ -105,7 +105,7 @@ impl ControlPod {
         self.resume(now, kept, run);
     }
 
-    /// Starts the member whose database is there.
+    /// Starts the member, if there is a database.
     pub fn resume(&mut self, now: Mono, kept: Kept, run: u64) {
         let Some(database) = &self.database else { return };
         database.borrow_mut().writes_left = None;
@@ -115,7 +115,7 @@ impl ControlPod {
         self.member = Some(member.expect("what a member wrote can be read"));
     }
 
-    /// The process is gone. The newest view may not have been written down.
+    /// The process dies. The newest view may not be durable.
     pub fn crash(&mut self, keeps_view: bool) {
         self.is_up = false;
         self.member = None;
@@ -133,7 +133,7 @@ impl ControlPod {
         self.known()?.state.as_ref()
     }
 
-    /// It has a member that leads and has applied everything of earlier terms.
+    /// Its member leads and has applied everything of earlier terms.
     pub fn leads(&self) -> bool {
         self.known().is_some_and(|known| known.role.serving)
     }
@@ -157,13 +157,13 @@ impl ControlPod {
         member.known().leader(member.row().member)
     }
 
-    /// The pod that leads, as far as this one (`me`) knows; never itself.
+    /// The pod of the leader, as this pod (`me`) knows it; never itself.
     pub fn leader(&self, me: PodId) -> Option<PodId> {
         let known = self.known_leader().and_then(|leader| self.pod_of(leader));
         known.filter(|pod| *pod != me).or(self.leader_hint).filter(|pod| *pod != me)
     }
 
-    /// The newest view that this pod was given.
+    /// The newest view of this pod.
     pub fn view(&self) -> &Arc<ClusterView> {
         &self.views[1]
     }
@@ -175,8 +175,8 @@ impl ControlPod {
         }
     }
 
-    /// Follows the list of the catalog's members that another pod's state has; true when this
-    /// pod's own member is a new one, which has to be started.
+    /// Takes over the list of catalog members from another pod's state; true when this pod has a
+    /// new member, which must be started.
     pub fn follow(&mut self, me: PodId, state: &State) -> bool {
         self.places.extend(state.catalog.iter().map(|(member, pod)| (*member, *pod)));
         let members: Vec<_> = state.catalog.iter().map(|(member, pod)| (*member, *pod)).collect();

@@ -1,5 +1,5 @@
-//! Scenarios of the catalog: what happens to its members is chosen here, and the rest is as a seed
-//! draws it. Every check of a run holds all the time.
+//! Scenarios of the catalog. The events of its members are chosen here, the others are drawn from a
+//! seed. Every checker runs all the time.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::sim::shape::{Load, Shape};
 use crate::sim::world::World;
 use crate::types::MemberId;
 
-/// Far more than anything takes.
+/// Far longer than any step takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 const GOVERN_EVERY: Duration = Duration::from_millis(100);
 const GOVERN: u64 = 1;
@@ -27,12 +27,12 @@ struct Scenario {
 }
 
 impl Scenario {
-    /// A cluster whose catalog has as many voters as are due.
+    /// A cluster whose catalog has its full number of voters.
     fn new(seed: u64, pods: usize) -> Scenario {
         let mut scenario = Scenario::begin(seed, pods);
         scenario.until("the group is whole", |world| {
             let voters = crate::control::reconcile::voters_due(world.shape.pods);
-            // A joint group still needs the one that was alone before.
+            // A joint group still needs the first member.
             let is_whole = |pod: &ControlPod| {
                 let group = pod.known().map(|known| &known.group);
                 group.is_some_and(|group| group.voters.len() == voters && !group.joint)
@@ -94,7 +94,7 @@ impl Scenario {
         }
     }
 
-    /// Where everybody is.
+    /// The state of every pod.
     fn describe(&self) -> String {
         let pod = |(host, pod): (Host, &ControlPod)| {
             let (up, joined) = (pod.is_up, pod.has_joined);
@@ -124,7 +124,7 @@ impl Scenario {
         self.world.catalog.pods.iter().position(ControlPod::leads)
     }
 
-    /// Asks for a volume; the number of the request.
+    /// Asks for a volume; returns the number of the request.
     fn create(&mut self) -> usize {
         let (name, number) = ("new".to_owned(), Some(0));
         let new = NewVolume { name, number, shards: 2, blocks_per_shard: 16 };
@@ -141,7 +141,7 @@ impl Scenario {
         self.world.start(host);
     }
 
-    /// Everything comes to rest, with all members at the same entry.
+    /// Everything becomes idle, with all members at the same entry.
     fn end(mut self) {
         for host in 0..self.world.shape.pods {
             if !self.world.is_up(host) {
@@ -157,10 +157,10 @@ impl Scenario {
     }
 }
 
-/// The leader has a volume in its log, or has it carried out, and dies before anybody is told.
+/// The leader has logged or executed a request, and dies before anybody is told.
 fn leader_dies_with_a_request() {
     for seed in 1..=12 {
-        // Three are left to hold the replicas.
+        // Three pods are left for the replicas.
         let mut scenario = Scenario::new(seed, 4);
         let ask = scenario.create();
         let proposes = |pod: &ControlPod| {
@@ -168,7 +168,7 @@ fn leader_dies_with_a_request() {
         };
         scenario.until("it is proposed", |world| world.catalog.pods.iter().any(proposes));
         let leader = scenario.world.catalog.pods.iter().position(proposes).unwrap();
-        // Half of the time the others have it already.
+        // In half of the runs, the other members have the entry already.
         scenario.run_for(Duration::from_micros(seed % 4 * 400));
         scenario.world.crash(leader, Loss::Power);
         scenario.until_done(ask);
@@ -184,7 +184,7 @@ fn a_volume_is_made_once_when_the_leader_is_lost_meanwhile() {
     leader_dies_with_a_request();
 }
 
-/// The leader did what was asked, and its answer is lost.
+/// The leader has executed a request, and its answer is lost.
 fn answers_are_lost() {
     for seed in 1..=4 {
         let mut scenario = Scenario::new(seed, 3);
@@ -211,7 +211,7 @@ fn a_member_that_was_away_for_long_gets_the_state() {
     scenario.world.crash(away, Loss::Power);
     let last = |pod: &ControlPod| pod.known().map_or(0, |known| known.applied_index);
     let before = last(scenario.pod(leader));
-    // More than two snapshots apart, and nothing but their logs on disk after a restart.
+    // More than two snapshots apart; after a restart, the disk has nothing but the log.
     let enough = before + 2 * scenario.world.catalog.kept.snapshot_every + 1;
     while last(scenario.pod(leader)) < enough {
         scenario.world.catalog.ask(What::DeleteNothing);
@@ -237,7 +237,7 @@ fn a_member_that_was_away_for_long_gets_the_state() {
 #[test]
 fn without_a_majority_nothing_is_decided_and_io_goes_on() {
     let mut scenario = Scenario::new(5, 3);
-    // Their databases fail: the members have stopped, and the pods serve blocks.
+    // Their databases fail: the members have stopped, and the pods still serve blocks.
     for host in [0, 1] {
         scenario.world.catalog.pods[host].member = None;
     }
@@ -273,8 +273,8 @@ fn a_leader_that_hears_nobody_is_replaced() {
     }
 }
 
-/// A change of the group is in the log of a leader that reaches nobody: it decides nothing else
-/// until it knows what becomes of it.
+/// A leader without followers has a change of the group in its log. It decides nothing else until
+/// it knows the outcome.
 #[test]
 fn a_change_that_is_not_decided_is_known_to_be_under_way() {
     let mut scenario = Scenario::new(2, 5);
@@ -288,13 +288,13 @@ fn a_change_that_is_not_decided_is_known_to_be_under_way() {
     scenario.world.catalog.settle(leader);
     assert!(scenario.pod(leader).known().unwrap().group.changing);
     scenario.world.kernel.borrow_mut().cut.clear();
-    // Either it was never decided, or the stranger is sent away again.
+    // Either the change was never decided, or the added member is removed again.
     scenario.run_for(Duration::from_secs(10));
     scenario.end();
 }
 
-/// Learners are being promoted, and somebody wants one of them out of the list, in both orders.
-/// Whoever leaves the list loses its log: no voter may.
+/// Learners are promoted, while somebody removes one of them from the list, in both orders. A
+/// member off the list loses its log, so a voter must stay.
 #[test]
 fn a_member_that_becomes_a_voter_is_not_struck_from_the_list() {
     for (seed, promoted_first) in [(1, true), (2, false)] {
@@ -331,7 +331,7 @@ fn a_member_that_becomes_a_voter_is_not_struck_from_the_list() {
     }
 }
 
-/// Nor one that is a voter already, whoever believes that it is not.
+/// Nor is a voter removed by somebody who does not know that it is one.
 #[test]
 fn a_voter_is_not_struck_from_the_list() {
     let mut scenario = Scenario::new(1, 3);
@@ -358,8 +358,8 @@ fn all_pods_may_lose_their_power_while_the_group_is_made() {
     }
 }
 
-/// A disk was moved, and its old pod died before that with a registration on its way: it is carried
-/// out after that of the new pod.
+/// A disk was moved. Its old pod died with a registration in flight, which arrives after the
+/// registration of the new pod.
 fn registration_comes_late() {
     for seed in 1..=4 {
         let mut scenario = Scenario::new(seed, 3);
@@ -388,8 +388,8 @@ fn a_registration_that_is_carried_out_late_is_noticed_by_the_pod_that_has_the_di
     registration_comes_late();
 }
 
-/// A copy of a disk turns up in another pod while the original's is away, and all pods that could
-/// know have just started.
+/// A copy of a disk appears in another pod while the original is unreachable, and all pods that
+/// could know have just started.
 #[test]
 fn a_copy_of_a_disk_does_not_take_over_from_the_original() {
     let mut scenario = Scenario::new(1, 3);
@@ -410,7 +410,7 @@ fn a_copy_of_a_disk_does_not_take_over_from_the_original() {
     scenario.world.start(1);
     scenario.run_for(Duration::from_secs(40));
     assert_eq!(place(&scenario.world), Some(pod_id(1)), "its pod uses it");
-    // Who made the copy takes it out again.
+    // The person who made the copy removes it again.
     scenario.restart(0);
     scenario.end();
 }

@@ -1,5 +1,5 @@
-//! The database of a pod's member of the catalog: what was written stays, whatever happens to the
-//! pod. A write is there whole or not at all, and a pod can die right before or behind one.
+//! The database of a pod's catalog member. Writes are durable whatever happens to the pod. A write
+//! is atomic, and a pod can die right before or after one.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -12,7 +12,7 @@ use crate::control::storage::{MemberRow, MemberStorage, Recovered, Snapshot};
 use crate::log::{Append, HardState, LogEntry};
 use crate::replica::seam::Start;
 
-/// A snapshot as it lies on a disk and travels between pods.
+/// The form of a snapshot on disks and between pods.
 #[derive(Clone, Debug)]
 pub struct Encoded {
     pub index: u64,
@@ -39,9 +39,9 @@ pub struct Database {
     hard: HardState,
     compacted: (u64, u64),
     snapshot: Encoded,
-    /// From the one behind `compacted` on.
+    /// Entries after `compacted`.
     entries: VecDeque<LogEntry>,
-    /// The pod dies at the write after so many.
+    /// The pod dies at the write after this many.
     pub writes_left: Option<u64>,
 }
 
@@ -78,7 +78,7 @@ impl Database {
         self.entries.get(usize::try_from(place).ok()?)
     }
 
-    /// What is before a write reaches the disk or, in a pod that dies, does not.
+    /// Called before each write. The write reaches the disk, unless the pod dies now.
     fn begin(&mut self) -> Result<(), PowerFailed> {
         match &mut self.writes_left {
             None => Ok(()),
@@ -121,7 +121,7 @@ impl Database {
     }
 }
 
-/// A member's way to its database.
+/// The interface of a member to its database.
 pub struct SimStorage(pub Rc<RefCell<Database>>);
 
 impl MemberStorage for SimStorage {

@@ -1,4 +1,4 @@
-//! What the tasks of each pod's control plane do, as [`crate::control::tasks`] does it with a
+//! The tasks of each pod's control plane, equivalent to [`crate::control::tasks`] but without a
 //! runtime.
 
 use std::time::Duration;
@@ -15,15 +15,15 @@ use crate::sim::catalog::{Catalog, Event, Pods};
 use crate::sim::names::{Host, host_of, pod_id};
 use crate::types::{MemberId, Mono};
 
-/// How often the leader looks at everything, when nothing wakes it before.
+/// How often the leader reconciles, if nothing wakes it earlier.
 const RECONCILE_EVERY: Duration = Duration::from_millis(500);
-/// A report is repeated so often; sooner when the catalog waits for it.
+/// Interval of reports; shorter when the catalog waits for one.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 const REPORT_SOON: Duration = Duration::from_millis(200);
 
 impl Catalog {
-    /// The log grows: a request that changes nothing, or a pod that registers once more, with
-    /// disks that are found in another place now.
+    /// Makes the log grow: a request that changes nothing, or a repeated registration, perhaps with
+    /// disks that have moved.
     pub(super) fn chatter(&mut self, every: Duration) {
         if self.is_closing {
             return;
@@ -43,7 +43,7 @@ impl Catalog {
         self.schedule(every, Event::Chatter(every));
     }
 
-    /// The tasks of a pod look around.
+    /// The tasks of a pod run.
     pub(super) fn tick(&mut self, host: Host, pods: &Pods<'_>) {
         for (from, packet) in std::mem::take(&mut self.pods[host].held) {
             self.arrived(from, host, packet);
@@ -67,7 +67,7 @@ impl Catalog {
         self.settle(host);
     }
 
-    /// A pod whose view has it or a disk of it elsewhere registers once more.
+    /// A pod registers again if its view has the pod or one of its disks elsewhere.
     fn register_again(&mut self, host: Host, now: Mono) {
         let pod = &mut self.pods[host];
         if pod.compares_at.is_none_or(|at| now < at) {
@@ -96,7 +96,7 @@ impl Catalog {
         }
     }
 
-    /// On the leader: decides what is to be done, once all that was decided before is done.
+    /// On the leader: decides the next actions, once all earlier ones are done.
     fn reconcile(&mut self, host: Host) {
         let now = self.local_time(host);
         let pod = &mut self.pods[host];
@@ -115,7 +115,7 @@ impl Catalog {
         self.continue_reconciling(host);
     }
 
-    /// Does what was decided, up to the next proposal.
+    /// Carries out decisions, up to the next proposal.
     pub(super) fn continue_reconciling(&mut self, host: Host) {
         let now = self.local_time(host);
         let pod = &mut self.pods[host];

@@ -1,8 +1,8 @@
-//! What must be true of the catalog, whatever happens to its members.
+//! Checks the catalog, whatever happens to its members.
 //!
-//! A second state beside theirs applies every entry that any member calls applied, once and in
-//! order. Each member must then have applied the same entries, and hold the same state at the same
-//! index, before and after restarts.
+//! A model state applies every entry that any member reports as applied, once and in order. Each
+//! member must have applied the same entries, and have the same state at the same index, before and
+//! after restarts.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -20,18 +20,18 @@ use crate::view::ClusterView;
 pub struct CatalogCheck {
     state: State,
     view: Arc<ClusterView>,
-    /// Of each entry from the first on: what it is, and the state that it made.
+    /// For each entry from the first on: hashes of the entry and of the state after it.
     entries: Vec<(u64, u64)>,
-    /// Commands that were carried out, and where they are in the log.
+    /// Commands that were applied, and their log index.
     applied: HashMap<Ticket, u64>,
     /// The newest entry whose command was acknowledged.
     acknowledged_index: u64,
     leaders: BTreeMap<u64, MemberId>,
-    /// How far each member has ever been.
+    /// The highest index that each member has ever applied.
     reached: BTreeMap<MemberId, u64>,
-    /// The state of each member that was looked at last, and its index.
+    /// The last compared state of each member, and its index.
     compared: BTreeMap<MemberId, (u64, Arc<State>)>,
-    /// Of pods, volumes, shards and members.
+    /// Ids of pods, volumes, shards and members.
     ids: [Ids; 4],
     created: BTreeSet<String>,
     deleted: BTreeSet<String>,
@@ -45,7 +45,7 @@ struct Ids {
 }
 
 impl Ids {
-    /// These are there now: what was not is higher than all that ever were.
+    /// Takes the present ids. New ones must be higher than all earlier ones.
     fn see(&mut self, now: BTreeSet<u64>) {
         for id in now.difference(&self.there) {
             assert!(*id > self.highest, "id {id} was used before");
@@ -55,7 +55,7 @@ impl Ids {
     }
 }
 
-/// The entry that the state of a new cluster stands for.
+/// The log index of the initial state of a cluster.
 const FIRST: u64 = 1;
 
 impl CatalogCheck {
@@ -77,7 +77,7 @@ impl CatalogCheck {
         check
     }
 
-    /// A member has done what it could do for now; `entry` is what its log has at an index.
+    /// A member has ended its round; `entry` returns the entry of its log at an index.
     pub fn observe<'a>(
         &mut self,
         member: MemberId,
@@ -91,10 +91,10 @@ impl CatalogCheck {
         let index = known.applied_index;
         let reached = self.reached.get(&member).copied().unwrap_or(0);
         if index <= reached {
-            // After a restart it applies again what it had applied before.
+            // After a restart it applies earlier entries again.
             return self.compare(member, known);
         }
-        // What came with a snapshot is not in the log.
+        // Entries that a snapshot covers are not in the log.
         for index in reached + 1..=index {
             match entry(index) {
                 Some(entry) => self.take(member, entry),
@@ -109,14 +109,14 @@ impl CatalogCheck {
         }
     }
 
-    /// The newest entry that was applied anywhere.
+    /// The newest entry that any member has applied.
     fn index(&self) -> u64 {
         FIRST + self.entries.len() as u64 - 1
     }
 
     fn compare(&mut self, member: MemberId, known: &Published) {
         let Some(state) = &known.state else { return };
-        // What is shared does not change: hashing it once is enough.
+        // A shared state does not change: hash it once.
         let last = self.compared.insert(member, (known.applied_index, Arc::clone(state)));
         if last.is_some_and(|(at, last)| at == known.applied_index && Arc::ptr_eq(&last, state)) {
             return;
@@ -165,7 +165,7 @@ impl CatalogCheck {
         }
     }
 
-    /// The cluster as of the newest command that was carried out anywhere.
+    /// The cluster as of the newest command that any member has carried out.
     pub fn view(&self) -> &Arc<ClusterView> {
         &self.view
     }
@@ -175,28 +175,28 @@ impl CatalogCheck {
         self.acknowledged_index
     }
 
-    /// A leader says what became of a command.
+    /// A leader has answered a command.
     pub fn answered(&mut self, ticket: Ticket) {
         let found = self.applied.get(&ticket);
         let index = *found.expect("a command was answered before it was carried out");
         self.acknowledged_index = self.acknowledged_index.max(index);
     }
 
-    /// Whoever asked for a volume has been told that it is there.
+    /// A client has been told that its volume exists.
     pub fn created(&mut self, name: &str, outcome: Outcome) {
         let found = self.state.volume_by_name(name).map(|(volume, _)| Outcome::Volume(volume));
         assert_eq!(found, Some(outcome), "{name} was acknowledged");
         self.created.insert(name.to_owned());
     }
 
-    /// Whoever wanted a volume gone has been told so.
+    /// A client has been told that the volume is gone.
     pub fn deleted(&mut self, name: &str) {
         assert!(self.state.volume_by_name(name).is_none(), "{name} was deleted, and is there");
         self.deleted.insert(name.to_owned());
     }
 
-    /// Why the catalog has not come to rest, with nothing left to be asked: `members` are all that
-    /// there are.
+    /// Describes why the catalog is not idle and equal everywhere, without requests; `members` are
+    /// all its members.
     pub fn unsettled<'a>(
         &self,
         members: impl Iterator<Item = (MemberId, &'a Published)>,
@@ -214,7 +214,7 @@ impl CatalogCheck {
         let mut missing = group.voters.clone();
         for (member, known) in members {
             missing.remove(&member);
-            // At the same index they have the same state, or it would have been noticed.
+            // Members at the same index have the same state: `compare` has checked that.
             if known.applied_index != self.index() || known.group != group {
                 let (at, is) = (known.applied_index, &known.group);
                 return Some(format!("{member:?} is at {at} of {}, in {is:?}", self.index()));

@@ -1,6 +1,6 @@
-//! What every block holds, told from the entries that were applied: what an index says must be
-//! that, as of the newest change that it says it has; and no change at or below a member's flushed
-//! index may be missing (rule R3), also when that was brought by a resync.
+//! Models the content of every block from the applied entries. An index record must match the model
+//! as of its newest change. No change up to a member's flushed index may be missing, after resyncs,
+//! too (rule `flushed-is-a-low-water-mark`).
 
 use std::collections::BTreeMap;
 
@@ -17,14 +17,14 @@ pub struct Content {
     shards: BTreeMap<ShardId, BTreeMap<Extent, History>>,
 }
 
-/// All changes of the blocks of an extent, in order: the entry, and the checksum, if the block does
-/// not read as zeroes since.
+/// All changes of an extent's blocks, in order: entry, and checksum (`None`: the block reads as
+/// zeroes from then on).
 #[derive(Default)]
 struct History([Vec<(u64, Option<u32>)>; BLOCKS_PER_EXTENT as usize]);
 
 impl History {
-    /// The newest change of some block up to `flushed` that this record does not have. What the log
-    /// will bring does not count: a later change, up to `applied`, or zeroes that are there anyhow.
+    /// The newest change of some block up to `flushed` that this record lacks. Blocks that the log
+    /// will change again (up to `applied`) and zeroes of absent blocks do not count.
     fn missing(&self, has: Option<&ExtentRecord>, flushed: u64, applied: u64) -> Option<u64> {
         let reflects = has.map_or(0, |record| record.last_changed);
         let blocks = self.0.iter().enumerate();
@@ -72,8 +72,8 @@ impl Content {
         }
     }
 
-    /// What an index says of an extent of a member that has ever applied entries up to `applied`:
-    /// what later entries change may be missing, until the log brings it.
+    /// Checks the record of an extent. Its member has applied entries up to `applied`; later
+    /// changes may be missing until the log replays them.
     pub fn says(
         &self,
         shard: ShardId,
@@ -99,7 +99,7 @@ impl Content {
         Ok(())
     }
 
-    /// The same for all extents of a member, and whether anything is missing.
+    /// Checks all extents of a member, and that nothing is missing.
     pub fn holds(&self, index: &mut MemoryIndex, record: &MemberRecord, applied: u64) -> Checked {
         let found = index.scan(record.member, Extent(0), usize::MAX);
         let found: BTreeMap<ExtentKey, ExtentRecord> =
@@ -118,7 +118,7 @@ impl Content {
         Ok(())
     }
 
-    /// The newest change that anything of a member reflects.
+    /// The newest change that any record of a member includes.
     pub fn reflects(index: &mut MemoryIndex, record: &MemberRecord) -> u64 {
         let found = index.scan(record.member, Extent(0), usize::MAX);
         let found = found.expect("a simulated index answers");

@@ -1,18 +1,18 @@
-//! What clients saw of every block, and whether one order of events explains it.
+//! The clients' observations of every block, and the check that one order of events explains them.
 //!
-//! Every write of a block carries a value of its own (0 is what the block holds at first), so the
-//! operations fall into clusters, one per value. Following Gibbons and Korach ("Testing shared
-//! memories", 1997): a cluster whose first response precedes its last invocation occupies the time
-//! between them (a *forward* zone), any other can be fitted into its overlap (a *backward* zone).
-//! The history is linearizable if and only if no two forward zones overlap and no backward zone
-//! lies within a forward one, and no read responds before its write was invoked.
+//! Every write of a block carries a unique value (0 is the initial content), so operations form
+//! clusters, one per value. Following Gibbons and Korach ("Testing shared memories", 1997): a
+//! cluster whose first response precedes its last invocation occupies the time between them (a
+//! *forward* zone). Any other fits into its overlap (a *backward* zone). The history is
+//! linearizable if and only if no two forward zones overlap, no backward zone lies within a forward
+//! one, and no read ends before its write begins.
 //!
-//! Zeroes that were written look all alike, so they have no zones: for a read of them it is checked
-//! that one of them, or the first content, can be what it saw, and for a value that none of them
-//! lies between two looks at it. That finds less, and never accuses wrongly.
+//! Written zeroes all look alike, so they have no zones. A read of zeroes must be explained by one
+//! of them or by the initial content. No write of zeroes may lie between two observations of one
+//! value. This check finds less, and never reports a false violation.
 //!
-//! Writes of a block in one line take place in the order in which they were sent (rule R15): those
-//! of a connection, and of a client's next one, once the pod knows that the one before has ended.
+//! Writes of a block in one line (a connection, and the client's next one if the pod knows that the
+//! earlier one has ended) take place in the order of sending (`overlapping-writes-in-order`).
 
 use std::collections::BTreeMap;
 
@@ -20,19 +20,19 @@ use rustc_hash::FxHashMap;
 
 use crate::types::Mono;
 
-/// The value that a write puts into a block; unique in a run.
+/// The value that a write puts into a block, unique in a run.
 pub type Value = u64;
 
-/// Everything that clients saw.
+/// All observations of clients.
 #[derive(Default)]
 pub struct History {
     blocks: FxHashMap<u64, Register>,
     pub operations: u64,
-    /// A value that two writes of a block carried: nothing can be said of that history.
+    /// A value that two writes of a block carry: the history cannot be checked.
     twice: Option<(u64, Value)>,
 }
 
-/// All that was seen of one block.
+/// All observations of one block.
 #[derive(Default)]
 struct Register {
     clusters: BTreeMap<Value, Cluster>,
@@ -45,20 +45,20 @@ struct Register {
 #[derive(Clone, Copy, Debug)]
 struct Zeroing {
     invoked: Mono,
-    /// [`NEVER`]: the outcome is open.
+    /// [`NEVER`]: the outcome is unknown.
     responded: Mono,
 }
 
 /// All operations on one block that wrote or returned one value.
 #[derive(Clone, Copy, Debug)]
 struct Cluster {
-    /// Of which line the write is.
+    /// The line of the write.
     line: u64,
-    /// The write was invoked here.
+    /// Invocation of the write.
     written: Option<Mono>,
     first_response: Mono,
     last_invocation: Mono,
-    /// The write was acknowledged or its value was read: it took place.
+    /// The write took place: it was acknowledged, or its value was read.
     happened: bool,
 }
 
@@ -76,7 +76,7 @@ impl Cluster {
     }
 }
 
-/// What cannot be explained, in words.
+/// Describes an observation that has no explanation.
 pub type Contradiction = String;
 
 impl History {
@@ -86,8 +86,8 @@ impl History {
         register.clusters.entry(value).or_insert_with(Cluster::new)
     }
 
-    /// A client is about to write; the outcome is open until [`History::acknowledged`]. Values of
-    /// one line grow in the order in which they are written.
+    /// A client sends a write; its outcome is unknown until [`History::acknowledged`]. Values of
+    /// one line grow in the order of sending.
     pub fn writing(&mut self, block: u64, value: Value, line: u64, at: Mono) {
         tracing::trace!(block, value, line, at = at.0, "writing");
         let cluster = self.cluster(block, value);
@@ -107,7 +107,7 @@ impl History {
         cluster.happened = true;
     }
 
-    /// A client is about to write zeroes; returns the number for [`History::zeroed`].
+    /// A client sends a write of zeroes; returns the number for [`History::zeroed`].
     pub fn zeroing(&mut self, block: u64, at: Mono) -> usize {
         tracing::trace!(block, at = at.0, "zeroing");
         self.operations += 1;
@@ -137,14 +137,14 @@ impl History {
         cluster.happened = true;
     }
 
-    /// All of them, in order.
+    /// All blocks, in order.
     fn blocks(&self) -> impl Iterator<Item = (u64, &Register)> {
         let mut blocks: Vec<_> = self.blocks.iter().map(|(block, seen)| (*block, seen)).collect();
         blocks.sort_unstable_by_key(|(block, _)| *block);
         blocks.into_iter()
     }
 
-    /// For disks that may lose anything: whatever was read had been written there.
+    /// For disks that may lose anything: all values that were read had been written there.
     pub fn check_origins(&self) -> Result<(), Contradiction> {
         self.blocks().try_for_each(|(block, register)| {
             let mut seen = register.clusters.iter().filter(|(_, cluster)| cluster.happened);
@@ -155,7 +155,7 @@ impl History {
         })
     }
 
-    /// Checks every block; says what is wrong with the first that is not linearizable.
+    /// Checks every block; describes the first one that is not linearizable.
     pub fn check(&self) -> Result<(), Contradiction> {
         if let Some((block, value)) = self.twice {
             return Err(format!("block {block}: {value} was written twice"));
@@ -186,7 +186,7 @@ impl Register {
     fn check_zeroes(&self) -> Result<(), Contradiction> {
         let happened = || self.clusters.iter().filter(|(_, cluster)| cluster.happened);
         let first = Zeroing { invoked: Mono(0), responded: Mono(0) };
-        // When each was invoked, and from when on something newer stood for certain.
+        // Each write's invocation, and the moment at which newer content certainly replaced it.
         let stood = |zeroing: &Zeroing| {
             let newer = happened().filter(|(_, cluster)| {
                 cluster.written.is_some_and(|written| written > zeroing.responded)
@@ -216,7 +216,7 @@ impl Register {
     }
 }
 
-/// Once a write was acknowledged, none that was sent before in its line can take place any more.
+/// After a write is acknowledged, earlier writes of its line cannot take place.
 fn check_order(clusters: &BTreeMap<Value, Cluster>) -> Result<(), Contradiction> {
     let mut later: BTreeMap<u64, (Mono, Value)> = BTreeMap::new();
     for (value, cluster) in clusters.iter().rev().filter(|(_, cluster)| cluster.happened) {
@@ -234,7 +234,7 @@ fn check_zones(clusters: &BTreeMap<Value, Cluster>) -> Result<(), Contradiction>
     let mut forward: Vec<(Mono, Mono, Value)> = Vec::new();
     let mut backward: Vec<(Mono, Mono, Value)> = Vec::new();
     for (value, cluster) in clusters.iter().filter(|(_, cluster)| cluster.happened) {
-        // The first content was written before everything.
+        // The initial content was written before all operations.
         let (first_response, written) = match *value {
             0 => (Mono(0), Some(Mono(0))),
             _ => (cluster.first_response, cluster.written),
@@ -251,7 +251,7 @@ fn check_zones(clusters: &BTreeMap<Value, Cluster>) -> Result<(), Contradiction>
         }
     }
     if !clusters.contains_key(&0) {
-        // The first content lies before everything and was never read.
+        // Nobody read the initial content: its zone lies before everything.
         backward.push((Mono(0), Mono(0), 0));
     }
     forward.sort();
@@ -264,7 +264,7 @@ fn check_zones(clusters: &BTreeMap<Value, Cluster>) -> Result<(), Contradiction>
         }
     }
     for (start, end, value) in backward {
-        // Forward zones do not overlap: only the last that starts before can hold this one.
+        // Forward zones do not overlap: only the last one that starts before can contain it.
         let before = forward.partition_point(|zone| zone.0 < start);
         if let Some((_, zone_end, outer)) = before.checked_sub(1).map(|last| forward[last])
             && end < zone_end

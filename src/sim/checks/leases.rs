@@ -1,6 +1,6 @@
-//! Rule R14, seen from the members: who has answered a leader elects nobody else while its lease
-//! may last; who reads was not outdone by another leader when it was asked; and a read by quorum,
-//! or of a leader that has told another to lead, is one that a majority has confirmed since.
+//! Rule `lease-ends-before-election`, seen from the members. A member that answered a leader elects
+//! no other while the lease may last. No other leader has outdone a reader when the read arrives.
+//! Quorum reads, and reads of a leader that handed over, need a later confirmation by a majority.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,20 +19,20 @@ pub struct LeaseChecks {
     mode: ReadMode,
     /// Clocks keep to the bound that leases assume.
     clocks_are_good: bool,
-    /// When a member was given the heartbeat of a round, by leader, term and round.
+    /// Arrival of each heartbeat round at a member, by leader, term and round.
     heartbeats: BTreeMap<MemberId, BTreeMap<(u64, u64, Bytes), Mono>>,
-    /// The newest of those that it has answered: what a disk holds back may leave late.
+    /// The newest answered heartbeat. Answers may leave late, when a disk delays them.
     answered: BTreeMap<MemberId, Heard>,
-    /// Members that may campaign in a term whatever others have promised: their leader told them.
+    /// (member, leader, term) of members that may campaign at once: their leader told them to.
     transfers: BTreeSet<(MemberId, u64, u64)>,
-    /// The term that a member leads, by its own account.
+    /// The term that a member leads, as it reported.
     leads: BTreeMap<MemberId, u64>,
-    /// The newest term in which a member has told another to lead: that may be elected whatever
-    /// others have promised, also much later.
+    /// The newest term in which a member told another one to lead. Promises do not keep that one
+    /// from being elected, even much later.
     told: BTreeMap<MemberId, u64>,
-    /// Counts what members are given.
+    /// Counts the inputs of members.
     moment: u64,
-    /// When a leader last heard from another, by moments.
+    /// The `moment` at which a leader last heard from each other member.
     heard: BTreeMap<MemberId, BTreeMap<u64, u64>>,
     asked: BTreeMap<(MemberId, ReqId), Asked>,
 }
@@ -45,7 +45,7 @@ struct Heard {
     term: u64,
 }
 
-/// What was so when a read was asked for.
+/// The state at the arrival of a read.
 #[derive(Clone, Copy)]
 struct Asked {
     moment: u64,
@@ -71,7 +71,7 @@ impl LeaseChecks {
         };
     }
 
-    /// A member is given something.
+    /// A member gets an input.
     pub fn input(&mut self, member: MemberId, input: &Input, now: Mono) {
         self.moment += 1;
         let Input::Peer(message) = input else { return };
@@ -90,14 +90,13 @@ impl LeaseChecks {
         }
     }
 
-    /// A member is asked for a read. `newest_led`: the newest term of its shard in which somebody
-    /// leads.
+    /// A member gets a read. `newest_led`: the newest term of its shard that has a leader.
     pub fn asked(&mut self, member: MemberId, req: ReqId, newest_led: u64) {
         let asked = Asked { moment: self.moment, newest_led };
         self.asked.insert((member, req), asked);
     }
 
-    /// A member of a group of so many reads now.
+    /// A member of a group with this many voters answers a read.
     pub fn reads(&mut self, member: MemberId, req: ReqId, voters: usize) -> Checked {
         let Some(asked) = self.asked.remove(&(member, req)) else { return Ok(()) };
         let has_told =
@@ -120,7 +119,7 @@ impl LeaseChecks {
         })
     }
 
-    /// A member sends something.
+    /// A member sends a message.
     pub fn sends(&mut self, member: MemberId, message: &Message, now: Mono) -> Checked {
         match message.get_msg_type() {
             MessageType::MsgHeartbeatResponse => {
@@ -140,7 +139,8 @@ impl LeaseChecks {
             }
             MessageType::MsgRequestVoteResponse if !message.reject => {
                 let told = self.transfers.contains(&(member, message.to, message.term));
-                // Whoever has the lease may be elected anew, and a vote of an earlier term is late.
+                // The holder of the lease may be elected again. Votes of earlier terms are just
+                // late.
                 let another =
                     |heard: &&Heard| heard.from != message.to && heard.term < message.term;
                 let other = self.answered.get(&member).filter(another);

@@ -1,7 +1,7 @@
-//! What every member's log holds durably, told from the writes of the logs alone: a batch counts
-//! when its write and those of all before it have ended. Whatever a crash leaves, recovery must
-//! find this and may find more of what was written since, or call the member faulted; what a
-//! recovery did not find never comes back.
+//! The durable log of every member, derived only from the writes of logs. A batch counts when its
+//! write and all earlier ones have ended. After any crash, recovery must find these batches, and
+//! may find later ones, or report the member as faulted. Batches that a recovery cut off never come
+//! back.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -18,31 +18,31 @@ use crate::types::MemberId;
 pub struct Ledger {
     under_way: BTreeMap<DiskNumber, VecDeque<Write>>,
     members: BTreeMap<MemberId, Promised>,
-    /// What members had promised that lost something: others may have counted on it.
+    /// Promises of faulted members: others may rely on them.
     faulted: BTreeMap<MemberId, Promised>,
-    /// What a recovery may find: entries, by index and term, that the last one found, and those
+    /// Entries that a recovery may find, by index and term: those of the last recovery, and all
     /// that were handed to the disk since.
     offered: BTreeMap<MemberId, BTreeSet<(u64, u64)>>,
-    /// Entries that took the place of others.
+    /// The number of entries that others replaced.
     pub replaced: u64,
 }
 
-/// A batch on its way to a disk.
+/// A log write in flight.
 struct Write {
     token: Token,
     batch: Batch,
     ended: bool,
 }
 
-/// What a member may have promised to others.
+/// A member's promises to others.
 #[derive(Clone, Debug, Default)]
 struct Promised {
     term: u64,
     vote: u64,
     commit: u64,
-    /// Everything up to here is in the store for good.
+    /// Everything up to this index is durable in the store.
     floor: u64,
-    /// What is logged above, by index.
+    /// Logged entries above `floor`, by index.
     entries: BTreeMap<u64, Logged>,
 }
 
@@ -50,7 +50,7 @@ struct Promised {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Logged {
     term: u64,
-    /// Where its payload is, if that is not in the log.
+    /// The slots of its payload, if a WAL bypass wrote it.
     slots: Vec<Slot>,
 }
 
@@ -61,7 +61,7 @@ impl Logged {
     }
 }
 
-/// The entries that an item of a batch holds, and whose they are.
+/// The entries in an item of a batch, and their member.
 pub fn entries_of(item: &FoundItem) -> Vec<(MemberId, &FoundEntry)> {
     match item {
         FoundItem::Entry { member, entry } => vec![(*member, entry)],
@@ -73,7 +73,7 @@ pub fn entries_of(item: &FoundItem) -> Vec<(MemberId, &FoundEntry)> {
 }
 
 impl Ledger {
-    /// A pod opened this disk: what was on its way there has ended, one way or the other.
+    /// A pod has opened this disk: no earlier write is in flight any more.
     pub fn opened(&mut self, disk: DiskNumber) {
         self.under_way.remove(&disk);
     }
@@ -102,7 +102,7 @@ impl Ledger {
         (counted, checked)
     }
 
-    /// Whoever has an entry of a term durably must not forget that term.
+    /// A member with a durable entry of a term must know that term durably.
     fn knows_term(&self, member: MemberId, entry: &FoundEntry) -> Checked {
         let known = self.members.get(&member).map_or(0, |promised| promised.term);
         let (index, term) = (entry.index, entry.term);
@@ -144,7 +144,7 @@ impl Ledger {
         }
     }
 
-    /// What recovery found of a member is compared with what it may have promised, and counts from
+    /// Compares the recovered state of a member with its promises. The recovered state counts from
     /// now on.
     pub fn recovered(&mut self, member: MemberId, start: &Start) -> Checked {
         if start.faulted {
@@ -163,7 +163,7 @@ impl Ledger {
                 .collect(),
         };
         let checked = self.members.get_mut(&member).map_or(Ok(()), |promised| {
-            // What was not flushed may have become durable before the pod died.
+            // Edits that were not flushed may have become durable before the pod died.
             promised.stored(start.compacted_index, start.compacted_term);
             promised.is_in(&found)
         });
@@ -175,20 +175,20 @@ impl Ledger {
         checked.map_err(|what| format!("recovery of {member:?}: {what}"))
     }
 
-    /// A member takes no part any more, durably: what it had promised holds for the others only.
+    /// A member is faulted, durably: only other members may still use its promises.
     pub fn lost(&mut self, member: MemberId) {
         self.faulted.extend(self.members.remove(&member).map(|promised| (member, promised)));
     }
 
-    /// The index of a member's disk says, durably, that it holds everything up to here.
+    /// The index of the member's disk durably has everything up to this entry.
     pub fn flushed(&mut self, member: MemberId, index: u64, term: u64) {
         if let Some(promised) = self.members.get_mut(&member) {
             promised.stored(index, term);
         }
     }
 
-    /// The index of a member's disk says that it is gone: nothing in the log matters any more, and
-    /// what others do because of what it had is right.
+    /// The index of the member's disk durably has its tombstone. Its log no longer matters, and
+    /// nothing that others derive from its promises is wrong.
     pub fn destroyed(&mut self, member: MemberId) {
         let promised = Promised { term: u64::MAX, floor: u64::MAX, ..Promised::default() };
         self.members.insert(member, promised);
@@ -198,12 +198,12 @@ impl Ledger {
         self.members.get(&member).is_some_and(|promised| promised.floor == u64::MAX)
     }
 
-    /// The index up to which a member would still know what is committed after a crash.
+    /// The commit index that a member would still know after a crash.
     pub fn committed(&self, member: MemberId) -> u64 {
         self.members.get(&member).map_or(0, |promised| promised.commit.max(promised.floor))
     }
 
-    /// The entry of one of these members whose payload is in this slot, and is needed.
+    /// The entry, of one of these members, whose payload is in this slot.
     pub fn names(&self, members: &BTreeSet<MemberId>, slot: Slot) -> Option<(MemberId, u64)> {
         members.iter().find_map(|member| {
             let mut entries = self.members.get(member)?.entries.iter();
@@ -218,7 +218,7 @@ impl Ledger {
         index == 0 || promised.is_some_and(|promised| promised.last() >= index)
     }
 
-    /// True when this very entry would survive a crash, or would have until it was lost.
+    /// True when this entry would survive a crash, or would have before the member was faulted.
     pub fn holds(&self, member: MemberId, index: u64, term: u64) -> bool {
         let promised = self.members.get(&member).or_else(|| self.faulted.get(&member));
         promised.is_some_and(|promised| {
@@ -227,12 +227,12 @@ impl Ledger {
         })
     }
 
-    /// True when a member would know after a crash that this term is over.
+    /// True when a member would know a later term after a crash.
     pub fn is_beyond(&self, member: MemberId, term: u64) -> bool {
         self.members.get(&member).is_some_and(|promised| promised.term > term)
     }
 
-    /// True when this vote would survive a crash, or a later term, in which it does not matter.
+    /// True when a crash would keep this vote, or a later term in which it does not matter.
     pub fn has_voted(&self, member: MemberId, term: u64, vote: u64) -> bool {
         self.members.get(&member).is_some_and(|promised| {
             promised.term > term || (promised.term, promised.vote) == (term, vote)
@@ -241,8 +241,8 @@ impl Ledger {
 }
 
 impl Promised {
-    /// Adds an entry; returns how many it replaced. One that the store has already is not looked at
-    /// by any recovery.
+    /// Adds an entry; returns the number of entries that it replaced. Recovery ignores entries that
+    /// the store has already.
     fn append(&mut self, entry: &FoundEntry) -> usize {
         let replaced = self.entries.split_off(&entry.index).len();
         if entry.index > self.floor {
@@ -251,8 +251,8 @@ impl Promised {
         replaced
     }
 
-    /// The store has everything up to here. When a resync has brought it, the log may be that of
-    /// another history above, whose terms are older, and which no recovery takes.
+    /// The store has everything up to this index. After a resync, the rest of the log may belong to
+    /// another history with older terms, which recovery ignores.
     fn stored(&mut self, index: u64, term: u64) {
         self.floor = self.floor.max(index);
         self.entries = self.entries.split_off(&self.floor.saturating_add(1));
@@ -261,7 +261,7 @@ impl Promised {
         }
     }
 
-    /// Rule R7: what the store has is committed.
+    /// The store has only committed entries (rule `recovery-commit-covers-flushed`).
     fn covers(&self, applied_index: u64) -> Checked {
         let commit = self.commit;
         check(commit >= applied_index, || {
@@ -269,8 +269,8 @@ impl Promised {
         })
     }
 
-    /// Everything that is not in the store was written since a recovery last looked, or was found
-    /// by that.
+    /// Checks that the last recovery found each entry above `applied`, or that it was handed to the
+    /// disk since then.
     fn is_among(&self, offered: &BTreeSet<(u64, u64)>, applied: u64) -> Checked {
         let entries = self.entries.range(applied + 1..);
         let mut entries = entries.map(|(index, logged)| (*index, logged.term));
@@ -284,8 +284,8 @@ impl Promised {
         self.entries.last_key_value().map_or(self.floor, |(index, _)| (*index).max(self.floor))
     }
 
-    /// Whether `found` has all of this; a write that was under way may have replaced a part by
-    /// something of a later term.
+    /// Checks that `found` contains all promises. Log writes in flight may have replaced a suffix
+    /// by entries of a later term.
     fn is_in(&self, found: &Promised) -> Checked {
         let same_term = found.term == self.term;
         if found.term < self.term || same_term && self.vote != 0 && found.vote != self.vote {

@@ -1,25 +1,24 @@
-//! What must be true at every moment of a run, whatever fails, and what must be true at its end.
+//! Checkers of every run: conditions that hold at every moment, whatever fails, and at the end.
 //!
-//! | file | what it checks |
-//! |---|---|
-//! | `catalog` | one history of the cluster's state, answers that keep, ids given once |
-//! | `history` | linearizability of what clients saw; nothing acknowledged is lost (R15) |
-//! | `raft` | one leader and one vote per term, one history of entries |
-//! | | nothing is answered or applied before it is durable (R1, R12) |
-//! | | reads see what was applied before (R14) |
-//! | `leases` | who may vote and who may read (R14) |
-//! | `sessions` | what was outdone changes nothing (R15) |
-//! | `content` | indexes say what was applied, and miss nothing (R3), after resyncs, too |
-//! | `ledger` | what the logs hold durably; recovery finds all of it (R1, R3, R8) |
-//! | `slots` | data is durable before the log or the index names it (R2, R6) |
-//! | | no slot has two owners (R4) |
-//! | `ring` | the log is not overwritten before the superblock lets go of it (R8) |
-//! | | entries leave room for elections (R9) |
-//! | `what_if` | an image stands for all that the log held before (R8) |
-//! | `bounds` | memory and queues |
+//! - `catalog`: one history of the cluster's state; answers stay true; ids are given once.
+//! - `history`: the clients' view is linearizable, nothing acknowledged is lost (rule
+//!   `overlapping-writes-in-order`).
+//! - `raft`: one leader and one vote per term, one history of entries; nothing is answered or
+//!   applied before it is durable (rules `durable-before-ack` and `destroyed-stays-destroyed`); no
+//!   stale reads.
+//! - `leases`: who may vote and who may read (rule `lease-ends-before-election`).
+//! - `sessions`: outdone entries change nothing (rule `session-checked-at-apply`).
+//! - `content`: index records match the applied entries (rule `flushed-is-a-low-water-mark`).
+//! - `ledger`: recovery finds all durable promises (rules `durable-before-ack`,
+//!   `kept-until-replaced`).
+//! - `slots`: data is durable before it is named (rules `data-before-index`,
+//!   `bypass-before-batch`), and no slot has two owners (rule `slot-reuse-after-durable-free`).
+//! - `ring`: no early overwrite (rule `tail-after-superblock`), room for elections (`log-reserve`).
+//! - `what_if`: a log snapshot replaces the log of its replica (rule `log-snapshot-replaces`).
+//! - `bounds`: memory and queues.
 //!
-//! [`Checks`] observes the disks and the pods; the first thing that is wrong is kept, and ends the
-//! run. What must be true at the end, of all replicas together, is in `sim/replicas.rs`.
+//! [`Checks`] observes the disks and the pods. It keeps the first violation, which ends the run.
+//! `sim/replicas.rs` compares all replicas at the end.
 
 pub mod bounds;
 pub mod catalog;
@@ -64,14 +63,14 @@ use crate::types::{EXTENT_BYTES, MemberId, Mono, ShardOp, Uuid};
 use crate::view::ClusterView;
 use crate::worker::Load;
 
-/// What a flush of an index brings, when it ends.
+/// The changes that take effect when a flush of an index ends.
 pub struct Flushed {
-    /// Members, and the entry (its index and term) up to which their index has everything.
+    /// Members, and index and term of the entry up to which their index is complete.
     reached: Vec<(MemberId, u64, u64)>,
     gone: Vec<Gone>,
 }
 
-/// A member whose log nobody believes any more.
+/// A member whose log no longer counts.
 enum Gone {
     Destroyed(MemberId),
     Lost(MemberId),
@@ -87,39 +86,39 @@ pub struct Checks {
     content: Content,
     rings: RingChecks,
     keys: BTreeMap<DiskNumber, Keys>,
-    /// All that were ever on a disk.
+    /// All members that were ever on a disk.
     members: BTreeMap<Uuid, BTreeSet<MemberId>>,
     resyncing: BTreeSet<MemberId>,
-    /// Records that are made durable now, and those with which a resync ends.
+    /// Records that the next flush makes durable, and records that end a resync.
     moved: Vec<MemberRecord>,
     resynced: Vec<MemberRecord>,
     gone: Vec<Gone>,
-    /// Whose data may get lost by a fault of its own: nothing is expected of it.
+    /// The disk that may lose data by itself. Checks of durability spare it.
     bad_disk: Option<DiskNumber>,
     expects_nothing: bool,
     wrong: Option<Wrong>,
-    /// What has happened of all that ambushes wait for, and at which pods. The run takes it.
+    /// Moments of ambushes, and their pods. The run takes them.
     pub moments: Vec<(Moment, Host)>,
     pub seen: Seen,
 }
 
 impl Checks {
-    /// The disk that does not keep what it is given.
+    /// Names the disk that may lose data.
     pub fn distrust(&mut self, disk: DiskNumber) {
         self.bad_disk = Some(disk);
     }
 
-    /// How members read, and whether clocks keep to their bound.
+    /// Sets the read mode of members, and whether clocks keep to their bound.
     pub fn expect(&mut self, reads: ReadMode, clocks_are_good: bool) {
         self.leases.expect(reads, clocks_are_good);
     }
 
-    /// Nothing is expected of anything any more.
+    /// Ignores all violations from now on.
     pub fn expect_nothing(&mut self) {
         self.expects_nothing = true;
     }
 
-    /// A disk cannot be opened.
+    /// A disk cannot be opened: a violation.
     pub fn unusable(&mut self, disk: DiskNumber, error: &dyn std::error::Error) {
         let mut what = format!("disk {disk} cannot be opened: {error}");
         let mut cause = error.source();
@@ -130,7 +129,7 @@ impl Checks {
         self.note(Err(what));
     }
 
-    /// A pod has given up a disk, of whose operations so many had failed.
+    /// A pod has given up a disk; `failures`: the number of its failed operations.
     pub fn given_up(&mut self, disk: DiskNumber, failures: u64, why: &str) {
         if self.bad_disk != Some(disk) {
             let text = || format!("disk {disk} is given up, and nothing had failed: {why}");
@@ -138,7 +137,7 @@ impl Checks {
         }
     }
 
-    /// The first thing that was wrong.
+    /// The first violation.
     pub fn wrong(&self) -> Option<&Wrong> {
         self.wrong.as_ref().filter(|_| !self.expects_nothing)
     }
@@ -149,7 +148,7 @@ impl Checks {
         }
     }
 
-    /// The cluster as it is from now on.
+    /// Takes over a newer view of the cluster.
     pub fn learn(&mut self, view: &ClusterView) {
         if self.raft.learn(view) {
             let shards = view.volumes.iter().flat_map(|volume| &volume.shards);
@@ -159,7 +158,7 @@ impl Checks {
         }
     }
 
-    /// A member's record is in the index. True: it was being resynced before, and is not now.
+    /// A member's record is committed to the index. True: it clears the resyncing flag.
     fn mark(&mut self, record: &MemberRecord) -> bool {
         match record.resyncing {
             true => {
@@ -170,7 +169,7 @@ impl Checks {
         }
     }
 
-    /// A member is given something.
+    /// A member gets an input.
     pub fn input(&mut self, member: MemberId, input: &Input, now: Mono) {
         self.leases.input(member, input, now);
         let Some(shard) = self.raft.shard_of(member) else { return };
@@ -185,7 +184,7 @@ impl Checks {
         self.leases.asked(member, read, self.raft.newest_led(shard));
     }
 
-    /// A member asks for something, at this pod.
+    /// A member of this pod gives an output.
     pub fn output(&mut self, host: Host, member: MemberId, output: &Output, now: Mono) {
         let checked = self.asks(host, member, output, now);
         self.seen.terms = self.raft.terms();
@@ -235,7 +234,7 @@ impl Checks {
         }
     }
 
-    /// A pod opened a disk and found these members.
+    /// A pod has opened a disk and recovered these members.
     pub fn opened(
         &mut self,
         disk: DiskNumber,
@@ -248,7 +247,7 @@ impl Checks {
         self.rings.opened(disk);
         self.rings.superblock(disk, superblock);
         self.seen.recoveries += u64::from(!members.is_empty());
-        // Also what was not flushed may have become durable before the pod died.
+        // Edits that were not flushed may have become durable before the pod died.
         for member in index.tombstones().expect("a simulated index answers") {
             self.ledger.destroyed(member);
         }
@@ -311,17 +310,17 @@ impl Checks {
         Ok(())
     }
 
-    /// What a pod has under way.
+    /// The queues and memory that a pod uses now.
     pub fn load(&mut self, load: &Load, budgets: &Budgets, connections: usize) {
         self.note(bounds::within(load, budgets, connections));
     }
 
-    /// Where the log of a disk must not rot: see [`RingChecks::unmarked`].
+    /// Ranges of a disk's log that must not rot; see [`RingChecks::unmarked`].
     pub fn unmarked(&self, disk: DiskNumber) -> Vec<Range<u64>> {
         self.rings.unmarked(disk)
     }
 
-    /// What is durable of a superblock has changed.
+    /// The durable superblock has changed.
     fn superblock_written(&mut self, disk: &SimDisk) {
         if let Some(superblock) = superblock_of(&disk.superblock) {
             self.rings.superblock(disk.number, &superblock);
@@ -334,7 +333,7 @@ impl Checks {
         if self.bad_disk != Some(disk.number) {
             self.note(slots::named_by_index(edits, &disk.data));
         }
-        // What a resync brings was committed elsewhere.
+        // The extents of a resync were committed elsewhere.
         let committed = |member: MemberId| match self.resyncing.contains(&member) {
             true => u64::MAX,
             false => self.ledger.committed(member),
@@ -346,7 +345,7 @@ impl Checks {
         self.note(older);
         for edit in edits {
             match edit {
-                // What a resync has brought may be ahead of the log; its end is looked at.
+                // Extents of a resync may be ahead of the log; they are checked at its end.
                 IndexEdit::Put(key, record) if !self.resyncing.contains(&key.member) => {
                     let shard = self.raft.shard_of(key.member);
                     let reached = self.raft.reached(key.member);
@@ -382,8 +381,8 @@ impl Checks {
         }
     }
 
-    /// The index of a disk is about to be flushed, with all that was committed to it. Returns what
-    /// follows when it is.
+    /// A flush of a disk's index begins, with everything committed so far. Returns the changes that
+    /// take effect at its end.
     pub fn index_flushes(&mut self, index: &mut MemoryIndex) -> Flushed {
         for record in std::mem::take(&mut self.moved) {
             let reached = self.raft.reached(record.member);
@@ -400,7 +399,7 @@ impl Checks {
         Flushed { reached, gone: std::mem::take(&mut self.gone) }
     }
 
-    /// What the index of a disk named is durable.
+    /// The flush has ended; the changes of `flushed` are durable.
     pub fn index_flushed(&mut self, flushed: Flushed) {
         self.seen.flushes += 1;
         for (member, index, term) in flushed.reached {
@@ -409,20 +408,20 @@ impl Checks {
         for gone in flushed.gone {
             match gone {
                 Gone::Destroyed(member) => self.ledger.destroyed(member),
-                // No start believes its log any more.
+                // No later start uses its log.
                 Gone::Lost(member) => self.ledger.lost(member),
             }
         }
     }
 
-    /// A resync has brought everything, and the member's log has got to where all of it is as of
-    /// one moment.
+    /// Checks the end of a resync: nothing is missing, and the log reaches the newest change of any
+    /// extent.
     fn is_resynced(&self, index: &mut MemoryIndex, record: &MemberRecord) -> Checked {
         let member = record.member;
         let (reflects, applied) = (Content::reflects(index, record), self.raft.applied(member));
         self.content.holds(index, record, self.raft.reached(member))?;
         check(applied >= reflects, || {
-            format!("the resync of {member:?} ends at {applied}, and something is as of {reflects}")
+            format!("the resync of {member:?} ends at {applied}, and an extent is as of {reflects}")
         })
     }
 
@@ -458,7 +457,7 @@ impl DiskObserver for Checks {
     }
 }
 
-/// What a write of a log holds: its header stands in the first buffer, or all of them.
+/// Decodes a log write. Its header is in the first buffer, or in all of them.
 fn batch_of(keys: &Keys, bufs: &[Bytes]) -> Result<Batch, FormatError> {
     let header = decode_fixed(keys, &bufs[0])?;
     let pages = match &bufs[0] {

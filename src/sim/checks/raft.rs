@@ -1,8 +1,8 @@
-//! What Raft promises, seen from outside: at most one leader per term and shard, at most one vote
-//! per member and term, logs that agree wherever index and term do, and one history of applied
-//! entries. Nothing is answered before it is durable, and nothing applied before it is durable on
-//! a majority (rule R1). What was destroyed says nothing any more (rule R12). A read sees all that
-//! was applied anywhere before it was asked for (rule R14).
+//! Raft's promises, seen from outside: at most one leader per term and shard, one vote per member
+//! and term, logs that agree where index and term do, and one history of applied entries. Answers
+//! need a durable entry, applies a durable majority (rule `durable-before-ack`). Destroyed members
+//! are silent (rule `destroyed-stays-destroyed`). A read sees everything that was applied anywhere
+//! before its arrival.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,32 +22,32 @@ pub struct RaftChecks {
     revision: u64,
     shard_of: BTreeMap<MemberId, ShardId>,
     shards: BTreeMap<ShardId, Shard>,
-    /// Whom a member voted for in a term.
+    /// The vote of a member in a term.
     votes: BTreeMap<(MemberId, u64), u64>,
-    /// To be destroyed, and destroyed.
+    /// Members that are to be destroyed, and destroyed ones.
     dying: BTreeSet<MemberId>,
     dead: BTreeSet<MemberId>,
-    /// How far a member has applied entries, since it started and ever.
+    /// The newest applied entry of a member: since its start, and ever.
     applied: BTreeMap<MemberId, u64>,
     reached: BTreeMap<MemberId, u64>,
-    /// How far anybody had when a member was asked for a read.
+    /// The newest entry applied anywhere when a read arrived at a member.
     asked: BTreeMap<(MemberId, ReqId), u64>,
     terms: u64,
 }
 
-/// What was seen of one Raft group.
+/// Observations of one Raft group.
 #[derive(Default)]
 struct Shard {
     voters: Vec<MemberId>,
     leaders: BTreeMap<u64, MemberId>,
-    /// By index and term: what the entry says.
+    /// Hash of each logged entry, by index and term.
     logged: BTreeMap<(u64, u64), u64>,
-    /// By index: term, and what it changed.
+    /// Term and digest of the changes of each applied entry, by index.
     applied: BTreeMap<u64, (u64, u64)>,
 }
 
 impl RaftChecks {
-    /// The members as they are from now on. False: that was known.
+    /// Takes over a newer view. False: the view is not newer.
     pub fn learn(&mut self, view: &ClusterView) -> bool {
         if view.revision <= self.revision {
             return false;
@@ -65,45 +65,45 @@ impl RaftChecks {
         true
     }
 
-    /// Terms in which somebody led, in all shards.
+    /// The number of terms with a leader, in all shards.
     pub fn terms(&self) -> u64 {
         self.terms
     }
 
-    /// The shard of a member, once the catalog has told of it.
+    /// The shard of a member, if the catalog has told it.
     pub fn shard_of(&self, member: MemberId) -> Option<ShardId> {
         self.shard_of.get(&member).copied()
     }
 
-    /// How many vote in a shard.
+    /// The number of voters of a shard.
     pub fn voters(&self, shard: ShardId) -> usize {
         self.shards.get(&shard).map_or(0, |shard| shard.voters.len())
     }
 
-    /// The newest term of a shard in which somebody leads.
+    /// The newest term of a shard that has a leader.
     pub fn newest_led(&self, shard: ShardId) -> u64 {
         let newest = self.shards.get(&shard).and_then(|shard| shard.leaders.last_key_value());
         newest.map_or(0, |(term, _)| *term)
     }
 
-    /// How far a member has applied entries since it started.
+    /// The newest entry that a member has applied since its start.
     pub fn applied(&self, member: MemberId) -> u64 {
         self.applied.get(&member).copied().unwrap_or(0)
     }
 
-    /// How far it ever had.
+    /// The newest entry that a member has ever applied.
     pub fn reached(&self, member: MemberId) -> u64 {
         self.reached.get(&member).copied().unwrap_or(0)
     }
 
-    /// What a member has is as of this entry now.
+    /// A start or a resync has put the member's state at this entry.
     pub fn is_at(&mut self, member: MemberId, index: u64) {
         self.applied.insert(member, index);
         let reached = self.reached.entry(member).or_default();
         *reached = index.max(*reached);
     }
 
-    /// An entry is durable in the log of a member. True: it was in no other before.
+    /// An entry is durable in a member's log. True: no other log had it before.
     pub fn logged(
         &mut self,
         shard: ShardId,
@@ -122,7 +122,7 @@ impl RaftChecks {
         Ok(is_new)
     }
 
-    /// A member is asked for a read.
+    /// A member gets a read.
     pub fn asked(&mut self, shard: ShardId, member: MemberId, req: ReqId) {
         let shard = self.shards.get(&shard);
         let newest = shard.and_then(|shard| shard.applied.last_key_value());
@@ -146,8 +146,8 @@ impl RaftChecks {
             MessageType::MsgAppendResponse if !message.reject => {
                 let index = message.index;
                 let text = || format!("{member:?} answers for {index}, which it can still forget");
-                // An answer of an earlier term may leave when what it is for was replaced already,
-                // by a leader that was elected without it.
+                // An answer of an earlier term may leave late, when a leader that was elected
+                // without it has replaced the entry.
                 check(ledger.is_beyond(member, term) || ledger.reaches(member, index), text)
             }
             MessageType::MsgRequestVoteResponse if !message.reject => {
@@ -169,7 +169,7 @@ impl RaftChecks {
         })
     }
 
-    /// A member applies an entry. True: nobody has before.
+    /// A member applies an entry. True: it is the first member to do so.
     pub fn applies(
         &mut self,
         ledger: &Ledger,
@@ -195,7 +195,7 @@ impl RaftChecks {
     }
 }
 
-/// What an entry changes, as a number.
+/// A digest of the changes of an entry.
 fn digest(applied: &Applied) -> u64 {
     let mut digest = u64::from(applied.refused.is_some());
     let mut add = |number: u64| digest = mix64(digest ^ number);

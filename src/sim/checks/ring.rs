@@ -1,6 +1,6 @@
-//! Rule R8: what the log of a disk writes does not overwrite a batch that recovery would start
-//! from, after a crash at this moment; entries leave room for what elections need (rule R9); and no
-//! batch ever gets the number of another.
+//! Log writes overwrite no batch from which recovery would start after a crash now (rule
+//! `tail-after-superblock`). Entries leave room for elections (rule `log-reserve`). No batch gets
+//! the number of another (rule `sequence-never-reused`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,8 +13,8 @@ use crate::store::wal::BatchSeq;
 use crate::store::wal::format::{Batch, FoundItem};
 use crate::types::BLOCK_BYTES;
 
-/// Entries leave at least this part of a log free. A quarter is kept back from them; what is not
-/// theirs (votes, images) may take a part of that before the ones do that had been let in.
+/// Entries leave at least one part in this many of a log free. A quarter is reserved, but votes and
+/// log snapshots may take some of it before admitted entries arrive.
 const RESERVE_PART: u64 = 8;
 
 /// See the module.
@@ -30,20 +30,20 @@ struct Ring {
     tail_offset: u64,
     /// The newest batch that was ever handed to the disk.
     newest: BatchSeq,
-    /// Where batches were written since the disk was opened, from the tail on: by where each
-    /// begins, where it ends. No two overlap.
+    /// Batches written since the disk was opened, from the tail on: start, end and sequence. No two
+    /// overlap.
     batches: BTreeMap<u64, (u64, BatchSeq)>,
-    /// Those that nothing durable names as durable, from before the disk was opened, too.
+    /// Batches above every durable mark, also from before the disk was opened.
     unmarked: BTreeMap<BatchSeq, Range<u64>>,
 }
 
 impl RingChecks {
-    /// What was cut off at the start is not known here: earlier batches are not looked at.
+    /// The cut of a recovery is unknown here: forget earlier batches.
     pub fn opened(&mut self, disk: DiskNumber) {
         self.disks.entry(disk).or_default().batches.clear();
     }
 
-    /// What is durable of the superblock.
+    /// The durable content of the superblock has changed.
     pub fn superblock(&mut self, disk: DiskNumber, superblock: &Superblock) {
         let ring = self.disks.entry(disk).or_default();
         ring.bytes = superblock.wal_bytes;
@@ -52,21 +52,21 @@ impl RingChecks {
         self.marked(disk, BatchSeq(superblock.durable_seq));
     }
 
-    /// Something durable says that everything up to this batch is.
+    /// A durable mark covers everything up to this batch.
     pub fn marked(&mut self, disk: DiskNumber, mark: BatchSeq) {
         let ring = self.disks.entry(disk).or_default();
         ring.unmarked = ring.unmarked.split_off(&BatchSeq(mark.0 + 1));
     }
 
-    /// Where damage would look like a write that power failed in, because nothing durable says
-    /// otherwise yet: what a replica answered for in there it would forget, and not notice. That is
-    /// more than replication promises to survive.
+    /// Ranges in which damage looks like a torn write, because no durable mark covers them. A
+    /// replica would forget its answers there and not notice, and replication does not promise to
+    /// survive that.
     pub fn unmarked(&self, disk: DiskNumber) -> Vec<Range<u64>> {
         let ring = self.disks.get(&disk);
         ring.map_or(Vec::new(), |ring| ring.unmarked.values().cloned().collect())
     }
 
-    /// A batch is written. The disk may have lost something: `trusted` is false.
+    /// A batch is written. `trusted`: the disk does not lose data.
     pub fn begins(&mut self, disk: DiskNumber, batch: &Batch, trusted: bool) -> Checked {
         let header = &batch.header;
         let ring = self.disks.entry(disk).or_default();
@@ -97,7 +97,7 @@ impl RingChecks {
     }
 }
 
-/// What is durable of a superblock.
+/// The durable superblock.
 pub fn superblock_of(file: &SimFile) -> Option<Superblock> {
     let mut pages = vec![0; superblock::FILE_BYTES];
     file.read_durable(0, &mut pages);

@@ -1,4 +1,4 @@
-//! How often what is rare has happened: checks of what never happens say nothing.
+//! Counts rare events: a check proves nothing if its case never happens.
 
 use std::fmt;
 use std::ops::AddAssign;
@@ -8,32 +8,32 @@ use crate::store::wal::format::{Batch, FoundEntry, FoundItem};
 /// See the module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Terms in which somebody led.
+    /// Terms with a leader.
     pub terms: u64,
-    /// Logs that went around their ring.
+    /// Times that a log began its ring again.
     pub laps: u64,
-    /// Entries whose payload went to slots.
+    /// Entries of WAL bypasses.
     pub redirects: u64,
-    /// Images of members in logs.
+    /// Log snapshots.
     pub images: u64,
-    /// Entries that took the place of others.
+    /// Entries that others replaced.
     pub replaced: u64,
-    /// Members that were brought up to date by a copy.
+    /// Resyncs that ended.
     pub resyncs: u64,
-    /// Indexes that were made durable.
+    /// Flushes of indexes.
     pub flushes: u64,
-    /// Disks that were opened with members on them.
+    /// Opened disks that had members.
     pub recoveries: u64,
-    /// Starts of a pod that power failed in.
+    /// Starts of a pod during which power failed.
     pub failed_starts: u64,
-    /// Members that had lost what they promised.
+    /// Members that recovery found faulted.
     pub faulted: u64,
-    /// Requests that were refused for want of space.
+    /// Requests that were refused for lack of space.
     pub full: u64,
 }
 
 impl Seen {
-    /// What has a name in [`Seen`] and how often it was seen.
+    /// Names and values of all counters.
     pub fn all(&self) -> [(&'static str, u64); 11] {
         [
             ("terms", self.terms),

@@ -1,6 +1,6 @@
-//! Rule R15, seen from the members: an entry of a session or an epoch that others have outdone
-//! changes nothing; a write whose outcome may be open is never sent again in its session; and a
-//! request that is meant for another term than its leader's is refused.
+//! Rule `session-checked-at-apply`, seen from the members: an entry of an outdone session or epoch
+//! changes nothing. A write whose outcome may be unknown is never sent again in its session. A
+//! request for another term than its leader's is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -16,13 +16,13 @@ use crate::types::{BlockError, MemberId, Origin, PodId, ShardId, ShardOp};
 #[derive(Default)]
 pub struct SessionChecks {
     shards: BTreeMap<ShardId, Shard>,
-    /// The term of every member, as it told last.
+    /// The last reported term of each member.
     terms: BTreeMap<MemberId, u64>,
-    /// Requests that are meant for another term.
+    /// Requests for another term.
     misdirected: BTreeSet<(MemberId, ReqId)>,
-    /// Writes that members were given and have not answered.
+    /// Writes that members have not answered yet.
     sent: BTreeMap<(MemberId, ReqId), Write>,
-    /// Writes that took place or may do so, and the session in which they were sent last.
+    /// Writes that may have taken place, and the newest session in which they were sent.
     open: BTreeMap<Write, u64>,
 }
 
@@ -31,15 +31,15 @@ type Write = (ShardId, u64);
 
 #[derive(Default)]
 struct Shard {
-    /// Who sent what is logged and not applied, by index and term.
+    /// Origins of entries that are logged and not applied, by index and term.
     origins: BTreeMap<(u64, u64), Origin>,
-    /// The highest session of each front end, of all that is applied.
+    /// The highest session of each front end, in all applied entries.
     sessions: BTreeMap<PodId, u64>,
     attachment_epoch: u64,
 }
 
 impl SessionChecks {
-    /// An entry is durable in some log of the shard, for the first time.
+    /// An entry is durable in some log of the shard for the first time.
     pub fn logged(&mut self, shard: ShardId, entry: &FoundEntry) {
         if let Ok((origin, _)) = command::decode(&entry.context) {
             let origins = &mut self.shards.entry(shard).or_default().origins;
@@ -69,7 +69,7 @@ impl SessionChecks {
         self.terms.insert(member, role.term);
     }
 
-    /// A member is given something.
+    /// A member gets an input.
     pub fn input(&mut self, shard: ShardId, member: MemberId, input: &Input) -> Checked {
         let Input::Client { req, term, origin, op } = input else { return Ok(()) };
         self.misdirected.remove(&(member, *req));
@@ -79,7 +79,7 @@ impl SessionChecks {
         let Some(write) = number_of(op) else { return Ok(()) };
         let (write, session) = ((shard, write), origin.session);
         self.sent.insert((member, *req), write);
-        // One that was sent before may come later, and is refused then.
+        // An earlier sending may arrive later; it is refused then.
         let before = self.open.get(&write).copied();
         self.open.insert(write, before.map_or(session, |before| before.max(session)));
         check(before != Some(session), || {
@@ -104,8 +104,8 @@ impl SessionChecks {
     }
 }
 
-/// A number that no other write of a run has, however often it is sent: clients never write the
-/// same twice. Zeroes, which are all alike, have none.
+/// Identifies a write, however often it is sent: clients never write the same content twice. `None`
+/// for zeroes, which are all alike.
 fn number_of(op: &ShardOp) -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     match op {

@@ -1,4 +1,4 @@
-//! Slots: what names one finds durable data in it (rules R2 and R6), and only one extent has it.
+//! Checks slots: named slots have durable data, and each has one owner.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::store::seam::{ExtentKey, IndexEdit, Slot};
 use crate::store::wal::format::{Batch, FoundEntry, FoundItem};
 use crate::types::{BLOCKS_PER_EXTENT, Extent, MemberId};
 
-/// Rule R6: the slots that a batch names are durable before it is written.
+/// Rule `bypass-before-batch`: slots that a batch names are durable before its write begins.
 pub fn named_by_log(batch: &Batch, data: &SimFile) -> Checked {
     batch.items.iter().try_for_each(|item| match item {
         FoundItem::Entry { entry, .. } => named_by_entry(entry, data),
@@ -29,7 +29,7 @@ fn named_by_entry(entry: &FoundEntry, data: &SimFile) -> Checked {
     })
 }
 
-/// Rule R2: what is in its place is durable before the index says that it is there.
+/// Rule `data-before-index`: data in slots is durable before the index refers to it.
 pub fn named_by_index(edits: &[IndexEdit], data: &SimFile) -> Checked {
     edits.iter().try_for_each(|edit| match edit {
         IndexEdit::Put(key, record) => durable(record.slot, record.present, data)
@@ -38,8 +38,8 @@ pub fn named_by_index(edits: &[IndexEdit], data: &SimFile) -> Checked {
     })
 }
 
-/// Rule R7: nothing is in the index whose commit would be forgotten by a crash. `committed`: what a
-/// member would still know.
+/// Rule `write-back-after-durable-commit`: the index has only changes whose commit survives a
+/// crash. `committed`: the commit index that a member would still know.
 pub fn covered(edits: &[IndexEdit], committed: impl Fn(MemberId) -> u64) -> Checked {
     edits.iter().try_for_each(|edit| match edit {
         IndexEdit::Put(key, record) if record.last_changed > committed(key.member) => Err(format!(
@@ -51,8 +51,8 @@ pub fn covered(edits: &[IndexEdit], committed: impl Fn(MemberId) -> u64) -> Chec
     })
 }
 
-/// What is in the index is never replaced by something older, but by a resync: its source may know
-/// of fewer commits than the one before did.
+/// An edit never replaces a record by an older one. Resyncs are exempt: a new source may know fewer
+/// commits than the last one.
 pub fn never_older(
     edits: &[IndexEdit],
     resyncs: impl Fn(MemberId) -> bool,
@@ -69,7 +69,7 @@ pub fn never_older(
     })
 }
 
-/// No slot belongs to two extents of a disk; returns how many are owned.
+/// Checks that no two extents of a disk own a slot; returns the number of owned slots.
 pub fn owned(index: &mut MemoryIndex) -> Result<u64, Wrong> {
     let mut owners: BTreeMap<Slot, ExtentKey> = BTreeMap::new();
     for record in index.members().expect("a simulated index answers") {

@@ -1,5 +1,5 @@
-//! Rule R8, asked of the recovery itself: once an image of a member is durable, everything that the
-//! log held before may be lost, and the member starts as if nothing had been.
+//! Rule `log-snapshot-replaces`, tested by real recoveries: once a log snapshot of a member is
+//! durable, the member starts as before even if the rest of the log is lost.
 
 use std::io;
 
@@ -16,19 +16,19 @@ use crate::store::wal::format::{Batch, FoundItem};
 use crate::store::wal::recover::{Marks, recover};
 use crate::types::{BLOCK_BYTES, MemberId};
 
-/// What recovery reads at a time, at most.
+/// Recovery reads at most this much at once.
 static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
 
-/// Recovers the log of a disk with nothing in it but a batch that has just become durable, if that
-/// holds images.
+/// Recovers a log that has only this batch, which has just become durable, if the batch has log
+/// snapshots.
 pub fn images_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
     let images: Vec<MemberId> = batch.items.iter().filter_map(image_of).collect();
     let header = &batch.header;
-    // Earlier ones that no mark calls durable would look like writes that power failed in.
+    // Missing batches above every mark would look like torn writes.
     if images.is_empty() || header.durable_seq.0 + 1 < header.seq.0 {
         return Ok(());
     }
-    let superblock = superblock_of(&disk.superblock).ok_or("an image, and no superblock")?;
+    let superblock = superblock_of(&disk.superblock).ok_or("a log snapshot, no superblock")?;
     let written = header.offset..header.offset + header.total_bytes();
     let read = &mut |offset: u64, len: usize| -> io::Result<Bytes> {
         if offset >= written.end || offset + len as u64 <= written.start {
@@ -49,7 +49,7 @@ pub fn images_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
         durable_seq: BatchSeq(superblock.durable_seq),
     };
     let recovered = recover(&wal_config(&superblock), &marks, read);
-    let log = recovered.map_err(|error| format!("a log of one image: {error}"))?.log;
+    let log = recovered.map_err(|error| format!("a log of one snapshot: {error}"))?.log;
     let records = disk.index.borrow_mut().members().expect("a simulated index answers");
     let flushed = records.iter().map(|record| {
         let flushed = Flushed { index: record.flushed_index, term: record.flushed_term };
@@ -57,17 +57,17 @@ pub fn images_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
     });
     let logs = fold(log, &flushed.collect(), &[]);
     images.into_iter().try_for_each(|member| {
-        let found = logs.get(&member).ok_or("an image of a member without a log")?;
+        let found = logs.get(&member).ok_or("a log snapshot of a member without a log")?;
         match found.faulted {
             None => Ok(()),
             Some(why) => {
-                Err(format!("the image of {member:?} does not stand for what was before: {why}"))
+                Err(format!("the log snapshot of {member:?} does not replace its log: {why}"))
             }
         }
     })
 }
 
-/// Whose image this is.
+/// The member of a log snapshot.
 fn image_of(item: &FoundItem) -> Option<MemberId> {
     match item {
         FoundItem::Image { member, .. } => Some(*member),

@@ -1,11 +1,11 @@
-//! What a check says.
+//! The result of a check.
 
-/// What is wrong, in words.
+/// Describes a violation.
 pub type Wrong = String;
 
 pub type Checked = Result<(), Wrong>;
 
-/// An error, unless it `holds`.
+/// Returns an error unless `holds`.
 pub fn check(holds: bool, otherwise: impl FnOnce() -> Wrong) -> Checked {
     if holds { Ok(()) } else { Err(otherwise()) }
 }

@@ -1,11 +1,11 @@
-//! Extent records in memory, bounded. What was committed but whose commit has not ended is held:
-//! an older answer of the index that is still on its way can then never hide it.
+//! A bounded cache of extent records. Records of unfinished commits are held, so that a late, older
+//! answer of the index can never hide them.
 
 use rustc_hash::FxHashMap;
 
 use crate::store::seam::{ExtentKey, ExtentRecord};
 
-/// Memory that one record is charged.
+/// Memory that the cache counts for one record.
 const RECORD_BYTES: usize = 192;
 
 /// See the module. Evicts by second chance.
@@ -21,7 +21,7 @@ struct Entry {
     /// `None`: known to be absent.
     record: Option<ExtentRecord>,
     used: bool,
-    /// Commits under way that wrote it.
+    /// Commits in flight that wrote the record.
     held: u32,
 }
 
@@ -35,7 +35,7 @@ impl RecordCache {
         }
     }
 
-    /// What is known of this extent; the outer `None`: nothing.
+    /// The cached record; the outer `None`: unknown.
     pub(crate) fn get(&mut self, key: &ExtentKey) -> Option<Option<&ExtentRecord>> {
         let place = *self.places.get(key)?;
         let entry = &mut self.entries[place];
@@ -43,14 +43,14 @@ impl RecordCache {
         Some(entry.record.as_ref())
     }
 
-    /// An answer of the index. What is cached already is at least as new.
+    /// Adds an answer of the index. A cached record is at least as new, and stays.
     pub(crate) fn learn(&mut self, key: ExtentKey, record: Option<ExtentRecord>) {
         if !self.places.contains_key(&key) {
             self.insert(key, record, 0);
         }
     }
 
-    /// A commit that writes this record was submitted: it stays until `committed`.
+    /// Adds a record whose commit was submitted; it stays until `committed`.
     pub(crate) fn commit(&mut self, key: ExtentKey, record: Option<ExtentRecord>) {
         match self.places.get(&key) {
             Some(place) => {
@@ -72,7 +72,7 @@ impl RecordCache {
         }
     }
 
-    /// Forgets whatever is not held and matches.
+    /// Drops all matching records that are not held.
     pub(crate) fn forget(&mut self, matches: impl Fn(&ExtentKey) -> bool) {
         let mut place = 0;
         while place < self.entries.len() {
@@ -92,7 +92,7 @@ impl RecordCache {
         self.entries.push(Entry { key, record, used: false, held });
     }
 
-    /// Makes room for one, unless everything is held.
+    /// Makes room for one record, unless all are held.
     fn evict(&mut self) {
         for _ in 0..2 * self.entries.len() {
             self.hand = (self.hand + 1) % self.entries.len();

@@ -1,6 +1,6 @@
-//! What can go wrong with an index.
+//! Errors of an index.
 
-/// Why the index could not answer.
+/// The reason why the index could not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     #[error("the index store failed")]

@@ -32,11 +32,11 @@ const VERSION: u8 = 1;
 pub(super) enum Change {
     Put(Vec<u8>, Vec<u8>),
     Delete(Vec<u8>),
-    /// Every key from the first to below the second.
+    /// Deletes every key from the first up to, not including, the second.
     DeleteRange(Vec<u8>, Vec<u8>),
 }
 
-/// What an edit means for the key-value store, in order.
+/// Translates an edit into changes of the key-value store, in order.
 pub(super) fn changes(edit: &IndexEdit, out: &mut Vec<Change>) {
     match edit {
         IndexEdit::Put(key, record) => {
@@ -91,7 +91,7 @@ fn short_key(kind: u8, member: MemberId) -> Vec<u8> {
     bytes
 }
 
-/// First key of a member's extents, and the first key behind them.
+/// First key of a member's extents, and the first key after them.
 pub(super) fn extents_of(member: MemberId) -> (Vec<u8>, Vec<u8>) {
     let to = match member.0.checked_add(1) {
         Some(next) => short_key(EXTENT, MemberId(next)),
@@ -100,7 +100,7 @@ pub(super) fn extents_of(member: MemberId) -> (Vec<u8>, Vec<u8>) {
     (short_key(EXTENT, member), to)
 }
 
-/// First key of a kind, and the first key behind it.
+/// First key of all member records, and the first key after them.
 pub(super) fn members_range() -> (Vec<u8>, Vec<u8>) {
     (vec![MEMBER], vec![MEMBER + 1])
 }
@@ -113,7 +113,7 @@ pub(super) fn faults_range() -> (Vec<u8>, Vec<u8>) {
     (vec![FAULT], vec![FAULT + 1])
 }
 
-/// The member of a tombstone's, fault's or member record's key.
+/// Decodes the key of a member record, tombstone or fault.
 pub(super) fn decode_short_key(bytes: &[u8]) -> Result<MemberId, IndexError> {
     let mut reader = Reader(bytes);
     reader.u8()?;

@@ -1,5 +1,5 @@
-//! The index in memory, for the simulator and for tests: the same codec as on disk, and a crash
-//! that loses any suffix of what was not flushed.
+//! The index in memory, for the simulator and for tests. It has the codec of the disk format, and a
+//! crash loses any suffix of the commits since the last flush.
 
 use std::collections::BTreeMap;
 
@@ -15,9 +15,9 @@ type Table = BTreeMap<Vec<u8>, Vec<u8>>;
 pub struct MemoryIndex {
     now: Table,
     durable: Table,
-    /// Commits that are durable, or were lost.
+    /// Number of commits that are durable or lost.
     settled: u64,
-    /// The commits since then.
+    /// All later commits.
     unflushed: Vec<Vec<Change>>,
 }
 
@@ -27,12 +27,12 @@ impl MemoryIndex {
         self.unflushed.len()
     }
 
-    /// All commits that there ever were.
+    /// The number of all commits so far.
     pub fn commits(&self) -> u64 {
         self.settled + self.unflushed.len() as u64
     }
 
-    /// The first so many of all commits are durable.
+    /// Makes the first `commits` of all commits durable.
     pub fn flush(&mut self, commits: u64) {
         let count = commits.saturating_sub(self.settled) as usize;
         for commit in self.unflushed.drain(..count) {

@@ -1,4 +1,4 @@
-//! The index of a lane: which slot holds which extent, and its checksums.
+//! The index of a lane: the slot of each extent, and the checksums of its blocks.
 
 use crate::store::seam::{ExtentKey, ExtentRecord, IndexDone, IndexEdit, IndexJob, MemberRecord};
 use crate::types::{Extent, MemberId};
@@ -18,8 +18,8 @@ pub use error::IndexError;
 pub use format::{decode_extent, encode_extent};
 pub use fuzz::{fuzz_one, fuzz_seeds};
 
-/// Storage of the index. Commits are atomic and become durable in order, with the next flush at
-/// the latest; a crash loses a suffix of what was not flushed.
+/// Storage of the index. Commits are atomic. They become durable in order, at the latest with the
+/// next flush; a crash loses a suffix of the commits since then.
 pub trait IndexStore: Send {
     fn get(&mut self, keys: &[ExtentKey]) -> Result<Vec<Option<ExtentRecord>>, IndexError>;
     fn commit(&mut self, edits: &[IndexEdit], flush: bool) -> Result<(), IndexError>;
@@ -30,13 +30,13 @@ pub trait IndexStore: Send {
         limit: usize,
     ) -> Result<Vec<(ExtentKey, ExtentRecord)>, IndexError>;
     fn members(&mut self) -> Result<Vec<MemberRecord>, IndexError>;
-    /// Members that were destroyed here.
+    /// Members that were destroyed on this lane.
     fn tombstones(&mut self) -> Result<Vec<MemberId>, IndexError>;
-    /// Members that were marked with [`IndexEdit::Fault`].
+    /// Members with an [`IndexEdit::Fault`].
     fn faulted(&mut self) -> Result<Vec<MemberId>, IndexError>;
 }
 
-/// Does one job; blocks. For the helper thread that serves a lane.
+/// Does one job and blocks. For the helper thread of a lane.
 pub fn run(store: &mut dyn IndexStore, job: IndexJob) -> Result<IndexDone, IndexError> {
     match job {
         IndexJob::Get { keys } => store.get(&keys).map(IndexDone::Got),

@@ -1,6 +1,6 @@
-//! The index in RocksDB: one database, one column family, no log of its own. A flush makes
-//! everything committed before it durable; a crash loses a suffix of the commits since, because
-//! memory tables are written out whole and in order.
+//! The index in RocksDB: one database, one column family, no log of its own. A flush makes all
+//! earlier commits durable. A crash loses a suffix of the later ones, because memory tables are
+//! written whole and in order.
 
 use std::path::Path;
 
@@ -30,14 +30,14 @@ pub struct RocksIndex {
 }
 
 impl RocksIndex {
-    /// Makes an empty database in this directory, which is made. Durable on return, but for the
-    /// directory's own entry.
+    /// Creates this directory with an empty database. Durable on return, except for the directory's
+    /// own entry in its parent.
     pub fn create(path: &Path) -> Result<(), IndexError> {
         RocksIndex::open_or_create(path, true).map(drop)
     }
 
-    /// Opens the database in this directory. One that is not there was lost: an empty one in its
-    /// place would give the slots of a used disk away. Blocks.
+    /// Opens the database in this directory. Blocks. Never creates one: if it was lost, an empty
+    /// one would give away used slots.
     pub fn open(path: &Path) -> Result<RocksIndex, IndexError> {
         RocksIndex::open_or_create(path, false)
     }
@@ -66,7 +66,7 @@ impl RocksIndex {
         Ok(RocksIndex { db, without_log, changes: Vec::new() })
     }
 
-    /// Key-value pairs from `from` to below `to`, at most `limit`.
+    /// Up to `limit` key-value pairs from `from` up to, not including, `to`.
     fn range(
         &self,
         (from, to): (Vec<u8>, Vec<u8>),

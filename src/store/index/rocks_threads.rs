@@ -6,8 +6,8 @@ use rocksdb::Env;
 
 static DATABASES: AtomicI32 = AtomicI32::new(0);
 
-/// Called before a database is opened. Each has one flush and one compaction under way at most;
-/// with a thread of both kinds for every one, a disk that hangs keeps nobody else from flushing.
+/// Call it before opening a database. Each has at most one flush and one compaction in flight. With
+/// a thread of both kinds for each, a hanging disk keeps no other from flushing.
 pub fn one_more_database() -> Result<(), rocksdb::Error> {
     let databases = DATABASES.fetch_add(1, Ordering::Relaxed) + 1;
     let mut shared = Env::new()?;

@@ -1,59 +1,80 @@
-//! The recovery decision: which of the batches that were found are the log, what was lost, where
-//! the log ends. Pure, and without any I/O.
+//! The recovery decision: which of the found batches are the log, which were lost, and where the
+//! log ends. Pure, without any I/O.
 //!
-//! Words: *mark* is the largest sequence that the superblock or any batch calls durable. A batch
-//! is *bad* when its header is not there or a payload fails its CRC.
+//! Words: the *mark* is the largest sequence that the superblock or any batch calls durable. A
+//! batch is *bad* if its header is missing or a payload fails its CRC.
 //!
-//! 1. **Void.** An incarnation kept nothing beyond its base: batches of older incarnations with a
-//!    larger sequence were cut off and never come back, however valid they are.
-//! 2. **Missing.** Every batch names its predecessor and that one's predecessor, so between two
-//!    batches that follow each other in the file it is known whether none, one or more are
-//!    missing. What one missing batch held is in its successor's copy of the item index. A batch
-//!    whose CRC is not the one its successor chains to counts as missing.
-//! 3. **Torn.** The first bad batch above the mark ends the log: it and everything after it were
-//!    never acknowledged, even what is valid (several batches may be in flight).
-//! 4. **Corrupt.** A bad batch at or below the mark was acknowledged and is lost. When more than
-//!    one is missing in a row, or the mark lies beyond the last batch found, nobody knows what
-//!    they held: any member may have been in them.
+//! 1. **Void.** An incarnation kept no batch beyond its base. Batches of older incarnations with a
+//!    larger sequence were cut off. They never come back, however valid they are.
+//! 2. **Missing.** Every batch names its two predecessors. So it is known whether none, one or more
+//!    are missing between two batches that were found. The successor's copy of the item index
+//!    describes one missing batch. A batch counts as missing if its successor chains to another
+//!    CRC.
+//! 3. **Torn.** The first bad batch above the mark ends the log. It and all later ones were never
+//!    acknowledged, even valid ones (several batches may be in flight).
+//! 4. **Corrupt.** A bad batch at or below the mark was acknowledged and is lost. If several in a
+//!    row are missing, or the mark is after the last found batch, their content is unknown: any
+//!    member may have been in them.
 //!
-//! The next incarnation chains to what was lost, not to what is left, so that the next recovery
-//! comes to the same verdict.
+//! The next incarnation chains to the lost batches, not to the remaining ones. So the next recovery
+//! reaches the same verdict.
 
 use bytes::Bytes;
 
 use crate::planted::{Mistake, planted};
 
 use super::BatchSeq;
-use super::format::{self, Header, Summary, kinds};
-use super::recover::{LogPart, Lost, LostMembers};
+use super::format::{self, Batch, Header, Summary, kinds};
 use super::scan::Found;
 
-/// What was decided.
+/// The result of the decision.
 pub(super) struct Decision {
     /// In order of sequence.
     pub log: Vec<LogPart>,
-    /// The end of the log: what the next batch follows.
+    /// The last batch of the log: the predecessor of the next one.
     pub last: Last,
-    /// The first sequence that was cut off, although something of it or after it was found.
+    /// The first sequence that was cut off, if it or a later one was found.
     pub cut: Option<BatchSeq>,
     pub mark: BatchSeq,
     /// Oldest sequence that the log may hold.
     pub start: BatchSeq,
 }
 
-/// A batch as its successor sees it.
+/// A part of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogPart {
+    Batch(Batch),
+    Lost(Lost),
+}
+
+/// Lost batches: they were durable once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    pub first: BatchSeq,
+    pub last: BatchSeq,
+    pub members: LostMembers,
+}
+
+/// The members whose items were in a lost batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LostMembers {
+    Known(Vec<Summary>),
+    Any,
+}
+
+/// A batch, as its successor describes it.
 #[derive(Clone, Debug)]
 pub(super) struct Last {
     pub seq: BatchSeq,
     pub previous_seq: BatchSeq,
-    /// 0 when it was lost.
+    /// 0: the batch was lost.
     pub crc: u32,
     pub index: Bytes,
 }
 
-/// `start` and `mark` are the superblock's.
+/// `start` and `mark` come from the superblock.
 pub(super) fn decide(mut found: Vec<Found>, start: BatchSeq, mark: BatchSeq) -> Decision {
-    // The tail in a batch was in a superblock before: newer than this one if that went back.
+    // A batch's tail was in a superblock before: newer than `start` if the superblock is old.
     let tails = found.iter().map(|f| f.batch.header.tail_seq);
     let start = tails.fold(start, BatchSeq::max);
     drop_void(&mut found);
@@ -80,7 +101,7 @@ pub(super) fn decide(mut found: Vec<Found>, start: BatchSeq, mark: BatchSeq) -> 
     Decision { log: walk.log, last: walk.last, cut, mark, start }
 }
 
-/// Rule 1.
+/// Drops void batches (1).
 fn drop_void(found: &mut Vec<Found>) {
     found.sort_by_key(|f| std::cmp::Reverse(f.batch.header.incarnation));
     let mut kept_up_to = BatchSeq(u64::MAX);
@@ -96,7 +117,7 @@ fn drop_void(found: &mut Vec<Found>) {
     });
 }
 
-/// Rule 2, last sentence.
+/// Drops batches to which their successor does not chain (2).
 fn drop_unchained(found: &mut Vec<Found>) {
     let mut next: Option<Header> = None;
     for position in (0..found.len()).rev() {
@@ -118,7 +139,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// Appends the next batch that was found, or names the sequence at which the log ends.
+    /// Appends the next found batch, or returns the sequence at which the log ends.
     fn step(&mut self, found: Found) -> Result<(), BatchSeq> {
         let header = found.batch.header;
         if header.previous_seq > self.last.seq {
@@ -138,7 +159,7 @@ impl Walk {
         Ok(())
     }
 
-    /// The predecessor of `header`, and perhaps more before it, is not there.
+    /// The predecessor of `header` is missing, perhaps with earlier ones.
     fn missing(&mut self, header: &Header, copy: &Bytes) -> Result<(), BatchSeq> {
         let (seq, only_one) = (header.previous_seq, header.before_previous_seq <= self.last.seq);
         if only_one && (seq > self.mark || planted(Mistake::CutAtFirstBad)) {
@@ -165,7 +186,7 @@ impl Walk {
         }
     }
 
-    /// Everything up to `up_to` is lost, and nobody knows what it was.
+    /// Records everything up to `up_to` as lost, with unknown content.
     fn lose_unknown(&mut self, up_to: BatchSeq) {
         let mut index = Vec::new();
         Summary::ANY.encode(&mut index);
@@ -176,7 +197,7 @@ impl Walk {
         }));
         self.last = Last {
             seq: up_to,
-            // So that the next recovery too sees that more than one may be missing.
+            // Tells the next recovery, too, that more than one may be missing.
             previous_seq: BatchSeq(up_to.0 - 1),
             crc: 0,
             index: index.into(),

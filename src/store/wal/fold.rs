@@ -12,8 +12,8 @@ use crate::planted::{Mistake, planted};
 use crate::types::MemberId;
 
 use super::BatchSeq;
+use super::decide::{LogPart, LostMembers};
 use super::format::{FoundEntry, FoundItem, Summary, kinds};
-use super::recover::{LogPart, LostMembers};
 
 /// What the index knows of a member: no change at or below `flushed_index` is needed from the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,18 +34,7 @@ pub struct MemberLog {
     pub entries: Vec<LoggedEntry>,
     /// The batch that holds the newest HardState, if the log holds one.
     pub hard_seq: Option<BatchSeq>,
-    /// The batch that says that the member is faulted, if there is one.
-    pub fault_seq: Option<BatchSeq>,
     pub faulted: Option<FaultReason>,
-}
-
-impl MemberLog {
-    /// The oldest batch that this member still needs.
-    pub fn oldest_seq(&self) -> Option<BatchSeq> {
-        let entry = self.entries.first().map(|entry| entry.seq);
-        let marks = self.hard_seq.into_iter().chain(self.fault_seq);
-        marks.chain(entry).min()
-    }
 }
 
 /// An entry and the batch that holds it.
@@ -148,7 +137,6 @@ struct State {
     /// This lost batch may have changed the log in any way.
     log_lost: Option<BatchSeq>,
     marked: bool,
-    fault_seq: Option<BatchSeq>,
 }
 
 impl State {
@@ -165,10 +153,7 @@ impl State {
                 let entries = entries.into_iter();
                 entries.for_each(|entry| self.append(LoggedEntry { seq, entry }));
             }
-            FoundItem::Fault { .. } => {
-                self.marked = true;
-                self.fault_seq = Some(seq);
-            }
+            FoundItem::Fault { .. } => self.marked = true,
         }
     }
 
@@ -256,7 +241,6 @@ impl State {
             compacted_term: base_term,
             entries: self.entries,
             hard_seq: self.hard_seq,
-            fault_seq: self.fault_seq,
             faulted,
         }
     }

@@ -1,4 +1,4 @@
-//! The bytes of a batch: pure codec, nothing here knows where a batch goes or whether it is torn.
+//! The bytes of a batch: a pure codec, which knows neither places nor torn batches.
 //!
 //! A batch is *header pages*, then *payload pages*. A page is 4 KiB, all numbers are little
 //! endian. The header pages hold, without gaps:
@@ -27,12 +27,12 @@
 //!  60 u32    header pages            124 u32 batch CRC: all header pages but this field
 //! ```
 //!
-//! Bytes 0 to 64 keep their place and the CRC at 12 its meaning in every later version, so that
-//! an old program can tell a newer batch from a damaged one.
+//! In every later version, bytes 0 to 64 keep their place and the CRC at 12 its meaning. So an old
+//! program can tell a newer batch from a damaged one.
 //!
 //! Index record: member u64, kinds u8 (bit set, see [`kinds`]), 7 zeroes, first index u64, last
 //! index u64 (both 0 without entries). A record of kind [`kinds::ANY`] stands for a lost
-//! predecessor of which nothing is known: any member may have been in it.
+//! predecessor with unknown content: any member may have been in it.
 //!
 //! Item bodies, by their first byte:
 //!
@@ -42,24 +42,24 @@
 //!              term u64, payload bytes u32, payload CRC u32, first payload page u32 (counted
 //!              from the first payload page of the batch), 0 u32, context
 //! 3 reset      kind u8, 0 x7, member u64, index u64, term u64
-//! 4 image      kind u8, 0 x3, entries u32, member u64, term u64, vote u64, commit u64,
-//!              compacted index u64, compacted term u64, then as many bodies of kind 2 or 5
-//! 5 redirected kind u8, Raft entry type u8, slots u16, context bytes u32, member u64, index u64,
-//!              term u64, first extent u32, 0 u32, then per slot: slot u32, 16 x block CRC u32;
+//! 4 log        kind u8, 0 x3, entries u32, member u64, term u64, vote u64, commit u64,
+//!   snapshot   compacted index u64, compacted term u64, then as many bodies of kind 2 or 5
+//! 5 bypassed   kind u8, Raft entry type u8, slots u16, context bytes u32, member u64, index u64,
+//!   entry      term u64, first extent u32, 0 u32, then per slot: slot u32, 16 x block CRC u32;
 //!              then context
 //! 6 fault      kind u8, 0 x7, member u64
 //! ```
 //!
-//! Every CRC is CRC-32 that starts from a number derived from the disk's secret seed, the
-//! incarnation, the sequence and the place of what it covers: bytes that a client wrote, that
-//! another disk wrote or that were left by an earlier lap do not pass. Payloads start at a page
-//! each and are covered by the CRC in their entry's body, so the batch CRC vouches for them too.
+//! Every CRC is CRC-32. Its start value is derived from the disk's secret seed, the incarnation,
+//! the sequence and the place of the covered bytes. So bytes of clients, of other disks and of
+//! earlier laps do not pass. Each payload starts at a page. The CRC in its entry's body covers it,
+//! so the batch CRC vouches for payloads, too.
 //!
-//! A redirected entry is an entry that writes whole extents and whose payload lies in slots of the
-//! data file, one per extent from the first on. The slots were durable before the batch was
-//! written (rule R6), so whether the batch is intact says all that recovery has to know; the block
-//! CRCs are those of the index. A log may hold such entries only when the superblock has the
-//! feature [`crate::store::superblock::FEATURE_REDIRECT`].
+//! A bypassed entry writes whole extents. Its payload is in slots of the data file, one per extent
+//! from the first on. The slots are durable before the batch is written (rule
+//! `bypass-before-batch`), so recovery only needs an intact batch. The block CRCs are those of the
+//! index. A log may hold such entries only when the superblock has the feature
+//! [`crate::store::superblock::FEATURE_REDIRECT`].
 
 use bytes::Bytes;
 
@@ -72,7 +72,7 @@ use super::{BatchSeq, Item};
 pub const FIXED_BYTES: usize = 128;
 /// Bytes of a record of the item index.
 pub const RECORD_BYTES: usize = 32;
-/// The largest header that is written or read: bounds what a decoder allocates.
+/// The largest header to write or read; bounds the decoder's allocations.
 pub const HEADER_BYTES_MAX: usize = 64 << 20;
 
 const MAGIC: [u8; 8] = *b"HOLDWAL\n";
@@ -83,14 +83,14 @@ const ENTRY_BODY_BYTES: usize = 48;
 const REDIRECT_BODY_BYTES: usize = 40;
 const REDIRECT_SLOT_BYTES: usize = 68;
 
-/// Bits of an index record: what a batch holds of a member.
+/// Bits of an index record: the kinds of a member's items in a batch.
 pub mod kinds {
     pub const HARD: u8 = 1;
     pub const ENTRY: u8 = 2;
     pub const RESET: u8 = 4;
     pub const IMAGE: u8 = 8;
     pub const FAULT: u8 = 16;
-    /// Nothing is known: any member, anything.
+    /// Unknown content: any item of any member.
     pub const ANY: u8 = 128;
 }
 
@@ -103,7 +103,7 @@ mod body {
     pub const FAULT: u8 = 6;
 }
 
-/// What every checksum of a disk's log depends on.
+/// The identity of a disk, and the secret seed of its log's checksums.
 #[derive(Clone, Copy, Debug)]
 pub struct Keys {
     pub disk: Uuid,
@@ -124,21 +124,21 @@ impl Keys {
         self.crc_start(incarnation, seq, 2 << 32)
     }
 
-    /// What the CRC of a payload starts from: it depends on the page, so that payloads of one
-    /// batch cannot change places unseen.
+    /// Start value of a payload's CRC. It depends on the page, so that swapped payloads within a
+    /// batch fail their checksums.
     pub fn payload_start(&self, incarnation: u64, seq: BatchSeq, payload_page: u32) -> u32 {
         self.crc_start(incarnation, seq, u64::from(payload_page))
     }
 }
 
-/// CRC of `parts` one after another, from `start` (see [`Keys`]).
+/// CRC of the concatenated `parts`, with start value `start` (see [`Keys`]).
 pub fn crc_from(start: u32, parts: &[&[u8]]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(start);
     parts.iter().for_each(|part| hasher.update(part));
     hasher.finalize()
 }
 
-/// Pages that `bytes` need.
+/// The number of pages for `bytes` bytes.
 pub fn pages(bytes: usize) -> usize {
     bytes.div_ceil(BLOCK_BYTES)
 }
@@ -230,7 +230,7 @@ fn put_u64s(out: &mut [u8], at: usize, values: &[u64]) {
     }
 }
 
-/// Why bytes are not a batch of this disk.
+/// The reason why bytes are not a batch of this disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
     /// Not a header of this disk, or a damaged one.
@@ -244,8 +244,8 @@ pub enum FormatError {
     Malformed(&'static str),
 }
 
-/// Reads the fixed part of a header from the first page of what may be a batch. What it returns
-/// passed the CRC of the fixed part: its lengths can be used; the rest is [`decode`]'s.
+/// Reads the fixed part of a header from the first page of a possible batch. The result has passed
+/// the CRC of the fixed part, so its lengths can be used; [`decode`] checks the rest.
 pub fn decode_fixed(keys: &Keys, page: &[u8]) -> Result<Header, FormatError> {
     if page.len() < FIXED_BYTES || page[..8] != MAGIC || page[32..48] != keys.disk.0 {
         return Err(FormatError::NoHeader);
@@ -308,7 +308,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Stands for a batch of which nothing is known.
+    /// Stands for a batch with unknown content.
     pub const ANY: Summary = Summary { member: MemberId(0), kinds: kinds::ANY, first: 0, last: 0 };
 
     fn of(item: &Item) -> Summary {
@@ -326,7 +326,7 @@ impl Summary {
         Summary { member, kinds, first, last }
     }
 
-    /// One record for both, when they are of the same member.
+    /// One record for both, if they belong to the same member.
     fn merge(self, next: Summary) -> Option<Summary> {
         const INDEXED: u8 = kinds::ENTRY | kinds::RESET | kinds::IMAGE;
         if self.member != next.member || self.kinds & kinds::ANY != 0 {
@@ -357,7 +357,7 @@ impl Summary {
     }
 }
 
-/// The item index of a batch of these items.
+/// Encodes the item index of a batch with these items.
 pub fn item_index<'a>(items: impl Iterator<Item = &'a Item>) -> Vec<u8> {
     let mut out = Vec::new();
     let mut run: Option<Summary> = None;
@@ -397,7 +397,7 @@ pub fn body_bytes(item: &Item) -> usize {
     }
 }
 
-/// Every entry of an item that carries one or more.
+/// The entries of an item.
 pub fn entries_of(item: &Item) -> &[LogEntry] {
     match item {
         Item::Entry { entry, .. } => std::slice::from_ref(entry),
@@ -406,9 +406,9 @@ pub fn entries_of(item: &Item) -> &[LogEntry] {
     }
 }
 
-/// Writes header pages into `out` (`header.header_bytes()` long; all of it is overwritten) and
-/// returns the batch CRC. `header` must agree with `index`, `previous` and `items`; payloads take
-/// whole pages in the order of their entries.
+/// Writes the header pages into `out` (`header.header_bytes()` long, all overwritten) and returns
+/// the batch CRC. `header` must agree with `index`, `previous` and `items`. Payloads take whole
+/// pages, in the order of their entries.
 pub fn encode<'a>(
     keys: &Keys,
     header: &Header,
@@ -517,7 +517,7 @@ impl Writer<'_> {
     }
 }
 
-/// A batch's header pages, decoded. Small: it does not hold on to the pages.
+/// The decoded header pages of a batch. Does not keep the pages in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     pub header: Header,
@@ -528,7 +528,7 @@ pub struct Batch {
     pub previous: Bytes,
 }
 
-/// An item as it was found, without payloads.
+/// An item of a decoded batch, without payloads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FoundItem {
     Hard {
@@ -556,28 +556,28 @@ pub enum FoundItem {
     },
 }
 
-/// An entry and where its payload is.
+/// An entry of a decoded batch, and the place of its payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundEntry {
     pub index: u64,
     pub term: u64,
     pub kind: u8,
     pub context: Bytes,
-    /// In the ring file; a multiple of 4 KiB.
+    /// Byte offset in the ring file, a multiple of 4 KiB.
     pub payload_offset: u64,
-    /// In the ring file: none of a redirected entry.
+    /// Bytes in the ring file: 0 for a bypassed entry.
     pub payload_bytes: u32,
     pub payload_crc: u32,
-    /// What that CRC starts from.
+    /// Start value of that CRC.
     pub crc_start: u32,
-    /// False once the payload was read and failed its CRC.
+    /// False if the payload was read and failed its CRC.
     pub payload_ok: bool,
-    /// Where the payload is when it is not in the ring.
+    /// The slots of a bypassed entry's payload.
     pub redirect: Option<Box<Redirect>>,
 }
 
 impl FoundEntry {
-    /// Bytes of the payload, wherever it is.
+    /// Bytes of the payload, in the ring or in slots.
     pub fn data_bytes(&self) -> u32 {
         let slots = self.redirect.as_ref().map_or(0, |redirect| redirect.slots.len());
         self.payload_bytes + (slots * EXTENT_BYTES) as u32
@@ -595,7 +595,7 @@ pub(in crate::store) fn forge(keys: &Keys, header: &Header, body: &[u8]) -> (Vec
     (pages, crc)
 }
 
-/// Decodes the header pages whose fixed part was read by [`decode_fixed`] from the same bytes.
+/// Decodes header pages, after [`decode_fixed`] has read their fixed part.
 pub fn decode(keys: &Keys, header: &Header, bytes: &[u8]) -> Result<Batch, FormatError> {
     if bytes.len() != header.header_bytes() {
         return Err(FormatError::Malformed("header length"));
@@ -603,7 +603,7 @@ pub fn decode(keys: &Keys, header: &Header, bytes: &[u8]) -> Result<Batch, Forma
     if batch_crc(keys, header.incarnation, header.seq, bytes) != header.crc {
         return Err(FormatError::Checksum);
     }
-    // A copy without the padding: contexts are slices of it, for as long as anybody needs them.
+    // Copies without the padding: contexts are slices of the copy and keep it in memory.
     let used = Bytes::copy_from_slice(&bytes[FIXED_BYTES..header.used_bytes()]);
     let index_bytes = header.index_records as usize * RECORD_BYTES;
     let records_bytes = index_bytes + header.previous_records as usize * RECORD_BYTES;

@@ -1,4 +1,4 @@
-//! The write-ahead log of a lane: a prewritten ring file of 4 KiB pages that holds one batch after
+//! The write-ahead log of a lane: a prewritten ring file of 4 KiB pages with one batch after
 //! another. Pure: bytes in, bytes out.
 
 mod decide;
@@ -17,25 +17,25 @@ use crate::types::{MemberId, Uuid};
 
 pub use ring::Wal;
 
-/// What a batch can hold.
+/// An item of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
     Hard {
         member: MemberId,
         hard: HardState,
     },
-    /// Replaces the entry with this index, if there is one, and drops all after it.
+    /// Replaces the entry with this index, if any, and drops all later ones.
     Entry {
         member: MemberId,
         entry: LogEntry,
     },
-    /// The member's log now starts behind this point; everything that was in it is dropped.
+    /// Drops the member's whole log, which now starts after this point.
     Reset {
         member: MemberId,
         index: u64,
         term: u64,
     },
-    /// Replaces everything that the log held of a member (rule R8): never an append.
+    /// Replaces everything that the log holds of a member (rule `log-snapshot-replaces`).
     Image {
         member: MemberId,
         hard: HardState,
@@ -43,22 +43,22 @@ pub enum Item {
         compacted_term: u64,
         entries: Vec<LogEntry>,
     },
-    /// The member may have forgotten a vote or an acknowledgement: for ever, whatever follows. To
-    /// be written after a recovery that found it, before the tail passes what was lost.
+    /// The member may have forgotten a vote or an acknowledgement. It stays faulted for ever.
+    /// Written after the recovery that found it, before the tail passes the lost batch.
     Fault {
         member: MemberId,
     },
 }
 
-/// Sequence number of a batch. Starts at 1, is never used twice on a lane.
+/// Sequence number of a batch. Starts at 1; a lane never uses one twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BatchSeq(pub u64);
 
-/// Names what was pushed together until it is durable.
+/// Identifies a group of items that become durable together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u64);
 
-/// Where an entry went: its batch, and the byte offset of its payload in the ring file (a
+/// The place of an entry: its batch, and the byte offset of its payload in the ring file (a
 /// multiple of 4 KiB; the payload never wraps around the end of the file).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
@@ -75,46 +75,46 @@ pub struct BatchWrite {
     pub offset: u64,
     /// Header pages, then the payloads, all aligned to 4 KiB.
     pub bufs: Vec<Bytes>,
-    /// Where each entry of the batch (of images too) went.
+    /// The place of each entry of the batch, also of those in log snapshots.
     pub placed: Vec<Placed>,
 }
 
-/// What never changes about a lane's log.
+/// The constants of a lane's log.
 #[derive(Clone, Debug)]
 pub struct WalConfig {
     /// Size of the ring file, a multiple of 4 KiB.
     pub ring_bytes: u64,
     pub disk: Uuid,
-    /// Secret of this disk: client data cannot imitate a batch.
+    /// Secret of this disk, so that client data cannot imitate a batch.
     pub seed: u64,
     /// Raised by every open.
     pub incarnation: u64,
-    /// Bytes that only HardStates, resets and images may use (rule R9).
+    /// Bytes that only HardStates, resets and log snapshots may use (rule `log-reserve`).
     pub reserve_bytes: u64,
 }
 
-/// Where to go on after recovery.
+/// The state of the ring after recovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WalPosition {
     /// The next batch gets this number.
     pub next_seq: BatchSeq,
     /// The next batch starts here, if it fits before the end of the file.
     pub head_offset: u64,
-    /// What the superblock may name as its tail: never beyond a batch that was lost.
+    /// The tail for the superblock: never after a lost batch.
     pub tail_seq: BatchSeq,
-    /// Offset of the oldest batch that is kept, or the head when none is.
+    /// Offset of the oldest kept batch, or of the head without any.
     pub tail_offset: u64,
-    /// Number, incarnation and CRC of the batch that the next one follows, and the number of the
-    /// one before that. A batch that was lost has CRC 0.
+    /// Number, incarnation and CRC of the next batch's predecessor, and the number of the batch
+    /// before that. A lost batch has CRC 0.
     pub chain_seq: BatchSeq,
     pub chain_incarnation: u64,
     pub chain_crc: u32,
     pub chain_previous_seq: BatchSeq,
-    /// Encoded item index of the batch that the next one follows, which it copies.
+    /// Encoded item index of the predecessor; the next batch copies it.
     pub previous_items: Bytes,
     /// Largest durable mark on the disk.
     pub durable_mark: BatchSeq,
-    /// Every batch that is kept and its offset, oldest first.
+    /// Every kept batch and its offset, oldest first.
     pub kept: Vec<(BatchSeq, u64)>,
 }
 
@@ -138,7 +138,7 @@ impl WalPosition {
 }
 
 impl Item {
-    /// The member, of an item that can carry entries.
+    /// The member of an item with entries.
     fn member_of_entries(&self) -> Option<MemberId> {
         match self {
             Item::Entry { member, .. } | Item::Image { member, .. } => Some(*member),

@@ -1,5 +1,5 @@
-//! Reads a ring after a start: what the log holds, what was lost, where to go on. Pure: the caller
-//! reads. `decide` holds the rules, [`super::fold`] turns the result into member logs.
+//! Reads a ring after a start: the log, lost batches, and the position to continue at. Pure: the
+//! caller reads. `decide` has the rules, [`super::fold`] turns the result into the logs of members.
 
 use std::io;
 use std::ops::Range;
@@ -9,15 +9,14 @@ use bytes::Bytes;
 use crate::planted::{Mistake, planted};
 
 use super::decide::{Decision, decide};
-use super::format::{self, Batch, Keys, Summary};
+pub use super::decide::{LogPart, Lost, LostMembers};
+use super::format::{self, Keys};
 use super::ring::IN_FLIGHT_MAX;
 use super::scan::scan;
+pub use super::scan::{ReadRing, RecoverError};
 use super::{BatchSeq, WalConfig, WalPosition};
 
-/// Reads bytes of the ring file: offset and length in bytes. Exactly that much, or an error.
-pub type ReadRing<'a> = dyn FnMut(u64, usize) -> io::Result<Bytes> + 'a;
-
-/// What the superblock says about the log.
+/// The superblock's positions in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marks {
     pub tail_seq: BatchSeq,
@@ -25,63 +24,19 @@ pub struct Marks {
     pub durable_seq: BatchSeq,
 }
 
-/// A ring after a start.
+/// The result of a recovery.
 #[derive(Debug)]
 pub struct Recovered {
     pub position: WalPosition,
     /// In order of sequence, without payloads.
     pub log: Vec<LogPart>,
-    /// Byte ranges of kept batches that no mark calls durable. They may live only in the device's
-    /// cache: write them back as they are, durably, before anything is acknowledged or written.
+    /// Byte ranges of kept batches above the mark: perhaps only in the device's cache. Write them
+    /// again, durably, before you acknowledge or write anything (rule `confirm-what-was-found`).
     pub unconfirmed: Vec<Range<u64>>,
-    /// The first sequence that was cut off, if something of it or after it was found.
+    /// The first sequence that was cut off, if it or a later one was found.
     pub cut: Option<BatchSeq>,
-    /// Pages that the device could not read (taken for damaged).
+    /// Pages that the device could not read; they count as damaged.
     pub unreadable_pages: u64,
-}
-
-/// A piece of the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogPart {
-    Batch(Batch),
-    Lost(Lost),
-}
-
-/// Batches that were durable once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lost {
-    pub first: BatchSeq,
-    pub last: BatchSeq,
-    pub members: LostMembers,
-}
-
-/// Whose items were in a lost batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LostMembers {
-    Known(Vec<Summary>),
-    Any,
-}
-
-/// Why a log cannot be recovered at all.
-#[derive(Debug, thiserror::Error)]
-pub enum RecoverError {
-    #[error("could not read the log at byte {offset}")]
-    Read {
-        offset: u64,
-        #[source]
-        source: io::Error,
-    },
-    #[error(
-        "the log holds batches of format version {version}: start the newer program that wrote them"
-    )]
-    NewerVersion { version: u16 },
-    #[error("the log holds batch {seq} twice, which no open of this disk writes: do not use it")]
-    Twice { seq: u64 },
-    #[error(
-        "the log was written by opening {found} of this disk, the superblock knows of {ours} only: \
-         the superblock is an old copy, or the disk was cloned; do not use it"
-    )]
-    NewerIncarnation { found: u64, ours: u64 },
 }
 
 impl WalConfig {
@@ -90,8 +45,8 @@ impl WalConfig {
     }
 }
 
-/// Reads the whole ring once, a few MiB at a time. `config.incarnation` may be the superblock's or
-/// the raised one; [`super::Wal::new`] needs the raised one.
+/// Reads the whole ring once, 1 MiB at a time. `config.incarnation` may be the superblock's or the
+/// raised one; [`super::Wal::new`] needs the raised one.
 pub fn recover(
     config: &WalConfig,
     marks: &Marks,
@@ -137,13 +92,13 @@ pub fn recover(
     })
 }
 
-/// Where an empty log starts: the superblock's word, if it can be true.
+/// The start of an empty log: the superblock's offset, if it is valid.
 fn first_offset(config: &WalConfig, offset: u64) -> u64 {
     let whole_pages = offset.is_multiple_of(crate::types::BLOCK_BYTES as u64);
     if whole_pages && offset < config.ring_bytes { offset } else { 0 }
 }
 
-/// The largest that was seen in any batch, cut off or not.
+/// The largest values in any found batch, even if it was cut off.
 struct Newest {
     seq: BatchSeq,
     incarnation: u64,
@@ -172,10 +127,10 @@ fn position(
     }
 }
 
-/// A number that was never used. A crash may have hidden every trace of what was in flight, so as
-/// many numbers are skipped. And what was cut may have been seen by one open and be overwritten,
-/// without a trace of its own, by the next: so every open since the newest batch that was kept
-/// starts higher than anything the opens before it can have used.
+/// Returns a number that was never used. A crash may hide every trace of batches in flight, so as
+/// many numbers are skipped. An open may also see a batch and cut it, and the next open overwrite
+/// it without a trace of its own. So each open since the newest kept batch starts above all numbers
+/// that earlier opens can have used.
 fn next_seq(config: &WalConfig, decision: &Decision, newest: &Newest) -> BatchSeq {
     let kept_in = match decision.log.last() {
         Some(LogPart::Batch(batch)) => batch.header.incarnation,
@@ -192,7 +147,7 @@ fn next_seq(config: &WalConfig, decision: &Decision, newest: &Newest) -> BatchSe
     BatchSeq(above_kept.max(above_seen).saturating_add(1))
 }
 
-/// Why a payload cannot be had.
+/// The reason why a payload cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("could not read the log at byte {offset}")]
@@ -205,8 +160,8 @@ pub enum LoadError {
     Checksum { offset: u64 },
 }
 
-/// Reads the payload of an entry that is in the ring, in the memory that `read` returns (aligned,
-/// when that is).
+/// Reads the payload of an entry from the ring, into the memory that `read` returns (aligned, if
+/// that memory is).
 pub fn load_payload(
     entry: &format::FoundEntry,
     read: &mut ReadRing<'_>,

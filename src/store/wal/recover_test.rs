@@ -9,13 +9,13 @@ use super::*;
 use crate::planted::{Mistake, assert_found};
 use crate::types::{BLOCK_BYTES, MemberId};
 
-/// One situation and what recovery must make of it.
+/// One situation and the expected result of recovery.
 struct Case {
     name: &'static str,
-    /// Starts from [`four_batches`].
+    /// Damages the log of [`four_batches`].
     damage: fn(&mut Lab),
     kept: &'static [u64],
-    /// First, last, and whether it is known what they held.
+    /// First, last, and whether their content is known.
     lost: &'static [(u64, u64, bool)],
     cut: Option<u64>,
     /// Members 1 and 2, with nothing flushed.
@@ -32,7 +32,7 @@ fn four_batches() -> Lab {
     lab
 }
 
-/// Batches 5, 6 and 7 in flight, nothing of them on the disk; member 1's.
+/// Batches 5, 6 and 7 of member 1 in flight; nothing of them is on the disk.
 fn three_in_flight(lab: &mut Lab) -> Vec<super::super::BatchWrite> {
     (0..3).map(|n| lab.fly(vec![entry(1, 3 + n, 1, 16 + n as usize)])).collect()
 }
@@ -352,8 +352,8 @@ fn what_is_flushed_counts_as_compacted_when_a_newer_hard_state_follows() {
     assert_eq!((one.faulted, two.faulted), (None, None));
     assert_eq!(one.entries, []);
     assert_eq!((two.compacted_index, two.entries.len()), (1, 1));
-    assert_eq!(two.hard.commit, 1, "rule R7");
-    // The newest HardState is not replaceable by anything that was flushed.
+    assert_eq!(two.hard.commit, 1, "rule `recovery-commit-covers-flushed`");
+    // No flush replaces the newest HardState.
     lab.idle_mark();
     lab.damage(4, HEADER);
     let reason = lab.fold(&[(1, 2), (2, 2)])[&MemberId(2)].faulted;
@@ -422,7 +422,7 @@ fn an_old_lap_in_the_place_of_a_lost_write_is_noticed() {
         let intact = kept(&lab.recover().unwrap());
         assert_eq!(intact.first(), Some(&tails[0].0));
         assert_eq!(intact.last(), Some(&(seq.0 + 1)));
-        // The device said that it wrote, and did not.
+        // The device reports the write as done, but lost it.
         let place = offset as usize..offset as usize + len;
         let arrived = lab.disk[place.clone()].to_vec();
         lab.disk[place.clone()].copy_from_slice(&before[place.clone()]);
@@ -498,7 +498,7 @@ impl Written {
                 let new = self.entries[keep..]
                     .iter()
                     .map(|entry| Item::Entry { member: MemberId(member), entry: entry.clone() });
-                // A replica writes both, but a HardState only when it changed.
+                // A replica writes both together, but a HardState only when it changed.
                 let hard = self.term.is_multiple_of(3).then(|| hard(member, self.term, 0));
                 hard.into_iter().chain(new).collect()
             }
@@ -526,8 +526,7 @@ impl Written {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// Whatever rots at or below a durable mark: each member is either found as it was, or
-    /// faulted.
+    /// After any rot at or below a durable mark, each member is either intact or faulted.
     #[test]
     fn rot_is_never_taken_for_the_truth(
         changes in changes(),

@@ -281,9 +281,7 @@ impl Wal {
         let mut payload_offset = header.offset + header.header_bytes() as u64;
         let mut placed = Vec::new();
         for item in self.items(count) {
-            let Some(member) = item.member_of_entries() else {
-                continue;
-            };
+            let Some(member) = item.member_of_entries() else { continue };
             for entry in format::entries_of(item) {
                 placed.push(Placed { member, index: entry.index, seq: header.seq, payload_offset });
                 payload_offset += format::pages(entry.payload.len()) as u64 * PAGE;

@@ -186,10 +186,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..250)
 }
 
-/// What a ring must hold.
+/// The expected content of a ring.
 struct Model {
     lab: Lab,
-    /// Pushed and not in a batch yet, one by one.
+    /// Items that are pushed, and not in a batch yet.
     waiting: VecDeque<Item>,
     /// Every batch from the tail on, and whether it is durable.
     batches: VecDeque<(BatchSeq, Vec<Item>, bool)>,
@@ -317,8 +317,8 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// Everything acknowledged is there, nothing is invented, nothing out of order; over many
-    /// laps of a small ring and several crashes.
+    /// All acknowledged items are there, none is invented, and none is out of order, over many laps
+    /// of a small ring and several crashes.
     #[test]
     fn a_crash_loses_nothing_that_was_acknowledged(steps in steps(), last in any::<u64>()) {
         let mut model = Model {

@@ -8,11 +8,35 @@ use bytes::Bytes;
 use crate::types::BLOCK_BYTES;
 
 use super::format::{self, Batch, FormatError, FoundEntry, FoundItem, Keys};
-use super::recover::{ReadRing, RecoverError};
 use super::{BatchSeq, WalConfig};
 
 /// Bytes that are read at a time: what the pool keeps buffers for.
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// Reads bytes of the ring file (offset, length): exactly that many, or an error.
+pub type ReadRing<'a> = dyn FnMut(u64, usize) -> io::Result<Bytes> + 'a;
+
+/// The reason why a log cannot be recovered at all.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    #[error("could not read the log at byte {offset}")]
+    Read {
+        offset: u64,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "the log holds batches of format version {version}: start the newer program that wrote them"
+    )]
+    NewerVersion { version: u16 },
+    #[error("the log holds batch {seq} twice, which Holdfast never writes: do not use this disk")]
+    Twice { seq: u64 },
+    #[error(
+        "the log was written by open {found} of this disk, but the superblock counts only {ours}: \
+         the superblock is an old copy, or the disk was cloned; do not use this disk"
+    )]
+    NewerIncarnation { found: u64, ours: u64 },
+}
 
 /// A batch whose header pages are intact.
 #[derive(Clone, Debug)]
@@ -79,9 +103,7 @@ fn batch_at(
         return Ok(None);
     }
     let pages = window.get(offset, header.header_bytes())?;
-    let Ok(mut batch) = format::decode(keys, &header, &pages) else {
-        return Ok(None);
-    };
+    let Ok(mut batch) = format::decode(keys, &header, &pages) else { return Ok(None) };
     if header.incarnation > config.incarnation {
         return Err(RecoverError::NewerIncarnation {
             found: header.incarnation,

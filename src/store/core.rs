@@ -1,0 +1,367 @@
+//! What all parts of a lane share: members, allocator, log, cached records and payloads, I/O and
+//! clock. Parts borrow it; it knows none of them. Where a part is to act later because of another,
+//! a note is left here for it: extents to be written back, a checkpoint to be considered.
+//!
+//! Also what concerns all of that at once: appends and applied entries, and flushes of the index,
+//! which make durable what was committed to it. After a flush the freed slots may be used again
+//! (rule R4), and the log lets go of what the index has. The beginning, the fault and the end of a
+//! member are a flush each.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use bytes::Bytes;
+
+use crate::io::buffer::Pool;
+use crate::log::{Append, Applied, Change};
+use crate::planted::{Mistake, planted};
+use crate::store::alloc::Allocator;
+use crate::store::effects::{AfterFlush, FlushPoint, Io, Pending};
+use crate::store::index::cache::RecordCache;
+use crate::store::lane_log::{LaneLog, confirm_appends};
+use crate::store::member::{Member, Members, PendingAppend, Phase};
+use crate::store::overlay::{Content, OverlayBlock, PayloadCache};
+use crate::store::seam::{Event, IndexEdit, IndexJob, MemberRecord};
+use crate::store::wal::BatchSeq;
+use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, Extent, MemberId, Mono};
+
+/// What a lane is opened with.
+#[derive(Clone, Debug)]
+pub struct LaneConfig {
+    /// Bytes of slots that the data file may grow to.
+    pub data_bytes_max: u64,
+    /// Memory for payloads of the overlay.
+    pub overlay_cache_bytes: usize,
+    /// Memory for extent records.
+    pub index_cache_bytes: usize,
+    /// Payloads of applied entries that are handed out at start, for followers, in all.
+    pub log_tail_bytes: usize,
+    /// Writes of whole extents with at least this much payload go to slots of their own instead of
+    /// the log (rule R6); `usize::MAX`: none does.
+    pub redirect_bytes_min: usize,
+    /// Extents that one job of the index lists, for a resync or the end of a member.
+    pub listing_extents: usize,
+}
+
+/// See the module.
+pub(super) struct Core {
+    pub config: LaneConfig,
+    pub pool: Pool,
+    pub members: Members,
+    /// Members that were destroyed here, or are about to be.
+    pub tombstones: BTreeSet<MemberId>,
+    pub alloc: Allocator,
+    pub log: LaneLog,
+    pub records: RecordCache,
+    pub payloads: PayloadCache,
+    /// Extents with overlay blocks, oldest first; each once. Write-back takes them.
+    pub dirty: VecDeque<(MemberId, Extent)>,
+    /// Something was committed to the index since the newest flush.
+    pub unflushed: bool,
+    /// The checkpoint's last look at the ring is out of date for another reason than its fill.
+    pub stale: bool,
+    pub io: Io,
+    pub clock: Clock,
+}
+
+/// What the lane knows of time.
+#[derive(Default)]
+pub(super) struct Clock {
+    pub now: Mono,
+    /// The round of the newest append or applied entry.
+    pub last_change: Mono,
+    pub changed: bool,
+    /// When the newest batch of the log ended.
+    pub last_batch: Mono,
+    pub batch_ended: bool,
+    /// The newest change before which everything is written back and durable.
+    pub settled: Mono,
+}
+
+impl Clock {
+    pub(super) fn advance(&mut self, now: Mono) {
+        self.now = now;
+        if std::mem::take(&mut self.changed) {
+            self.last_change = now;
+        }
+        if std::mem::take(&mut self.batch_ended) {
+            self.last_batch = now;
+        }
+    }
+}
+
+impl Core {
+    /// `None`: the disk failed, and nothing is done any more.
+    pub(super) fn running(&mut self) -> Option<&mut Core> {
+        (!self.io.poisoned()).then_some(self)
+    }
+
+    pub(super) fn live(&self, member: MemberId) -> Option<&Member> {
+        self.members.get(&member).filter(|found| found.phase == Phase::Live)
+    }
+
+    pub(super) fn live_mut(&mut self, member: MemberId) -> Option<&mut Member> {
+        self.members.get_mut(&member).filter(|found| found.phase == Phase::Live)
+    }
+
+    /// Notes an append; what is left of it is to be put into the log.
+    pub(super) fn expect_append(&mut self, mut request: Append) -> Option<Append> {
+        let member = self.members.get_mut(&request.member)?;
+        if matches!(member.phase, Phase::Destroying | Phase::Faulted) {
+            return None;
+        }
+        assert_eq!(member.phase, Phase::Live, "appended before it was created");
+        self.clock.changed = true;
+        let number = request.number;
+        // A resync has brought everything up to its index, durably, and Raft hears of that a little
+        // later: entries that the leader's log still reached are committed, and in here. Before it
+        // is durable nothing is appended: a crash would leave a gap in the log.
+        if member.record.resyncing {
+            let flushed = member.durable_flushed;
+            request.entries.retain(|entry| entry.index > flushed);
+            request.whole_extents.retain(|whole| whole.index > flushed);
+        }
+        if let Some(last) = member.appends.back() {
+            assert!(number > last.number, "appends are numbered in order");
+        }
+        let empty = request.hard.is_none() && request.reset.is_none() && request.entries.is_empty();
+        member.appends.push_back(PendingAppend { number, durable: empty });
+        if empty {
+            confirm_appends(member, &mut self.io);
+        }
+        (!empty).then_some(request)
+    }
+
+    pub(super) fn append(&mut self, request: Append) {
+        let member = self.members.get_mut(&request.member).expect("just seen");
+        self.log.append(member, &mut self.alloc, request);
+    }
+
+    pub(super) fn start_batches(&mut self) {
+        self.log.start_batches(&mut self.members, &self.pool, &mut self.io);
+    }
+
+    pub(super) fn batch_written(&mut self, seq: BatchSeq) {
+        self.clock.batch_ended = true;
+        self.stale |= self.log.written(seq, &mut self.members, &mut self.alloc, &mut self.io);
+    }
+
+    /// Keeps the write-back queue and the reservation of one extent in step with its overlay.
+    pub(super) fn overlay_changed(&mut self, member: MemberId, extent: Extent) {
+        let Some(found) = self.members.get_mut(&member) else { return };
+        if let Some(gone) = found.overlay.forget_empty(extent) {
+            self.alloc.unreserve(u64::from(gone.reserved));
+            return;
+        }
+        let has_slot = found.presence.get(extent);
+        let Some(overlay) = found.overlay.get_mut(extent) else { return };
+        if !overlay.queued && !overlay.busy {
+            overlay.queued = true;
+            self.dirty.push_back((member, extent));
+        }
+        // One that a redirected entry wrote has its slot already.
+        let wants = !has_slot && overlay.has_data() && overlay.redirected().is_none();
+        if wants && !overlay.reserved {
+            self.alloc.reserve(1);
+        }
+        if !wants && overlay.reserved {
+            self.alloc.unreserve(1);
+        }
+        overlay.reserved = wants;
+    }
+
+    pub(super) fn is_destroyed(&self, member: MemberId) -> bool {
+        self.tombstones.contains(&member) && !planted(Mistake::EmptyMemberVotes)
+    }
+
+    pub(super) fn apply(&mut self, member: MemberId, request: Applied) {
+        let Some(found) = self.live_mut(member) else { return };
+        if request.index <= found.applied_index {
+            return;
+        }
+        assert_eq!(request.index, found.applied_index + 1, "applied in order");
+        let term = found.log.term(request.index);
+        assert_eq!(term, Some(request.term), "the entry that was appended");
+        let reserved = found.log.applied(request.index);
+        found.applied_index = request.index;
+        found.applied_term = request.term;
+        if let Some(meta) = request.meta {
+            found.metas.push_back((request.index, meta));
+        }
+        self.clock.changed = true;
+        self.alloc.unreserve(reserved);
+        match request.change {
+            Some(Change::Write { range, crcs, payload }) => {
+                self.apply_write(member, request.index, range, &crcs, payload)
+            }
+            Some(Change::Zero { range, trim }) => {
+                self.apply_zero(member, request.index, range, !trim)
+            }
+            None => {}
+        }
+        let found = self.members.get_mut(&member).expect("just seen");
+        found.newer.applied(request.index);
+    }
+
+    fn apply_write(
+        &mut self,
+        member: MemberId,
+        index: u64,
+        range: BlockRange,
+        crcs: &[u32],
+        payload: Bytes,
+    ) {
+        let found = self.members.get_mut(&member).expect("just seen");
+        assert_eq!(crcs.len(), range.count as usize, "one checksum per block");
+        assert!(range.end() <= found.record.blocks, "inside the shard");
+        assert!(payload.is_empty() || payload.len() as u64 == range.bytes());
+        let entry = found.log.get(index).expect("just seen");
+        assert_eq!(u64::from(entry.payload_bytes), range.bytes(), "the entry's payload");
+        let slots = entry.slots.as_ref();
+        assert!(slots.is_none() || range.first.in_extent() == 0, "redirected: whole extents");
+        // Write-back has nothing to do with what lies in slots: its memory is of use elsewhere.
+        let cached = if slots.is_none() { self.payloads.keep(payload) } else { None };
+        let commit = found.hard.durable_commit;
+        for (position, at) in range.blocks().enumerate() {
+            if found.newer.includes(at.extent(), index) {
+                continue;
+            }
+            let start = position * BLOCK_BYTES;
+            let block = OverlayBlock {
+                index,
+                crc: crcs[position],
+                content: match slots {
+                    None => Content::Log { position: position as u16 },
+                    Some(slots) => Content::Slot(slots[position / BLOCKS_PER_EXTENT as usize]),
+                },
+                cached: cached.as_ref().map(|bytes| bytes.slice(start..start + BLOCK_BYTES)),
+            };
+            found.overlay.insert(at, block, commit);
+        }
+        for extent in range.extents() {
+            self.overlay_changed(member, extent);
+        }
+    }
+
+    fn apply_zero(&mut self, member: MemberId, index: u64, range: BlockRange, keep: bool) {
+        for extent in range.extents() {
+            let found = self.members.get_mut(&member).expect("just seen");
+            assert!(range.end() <= found.record.blocks, "inside the shard");
+            let commit = found.hard.durable_commit;
+            let overlay = found.overlay.get(extent);
+            let known = found.presence.get(extent) || overlay.is_some();
+            // Only what there is can be kept: an entry without payload has reserved nothing.
+            let has_space =
+                found.presence.get(extent) || overlay.is_some_and(|overlay| overlay.reserved);
+            if !known || found.newer.includes(extent, index) {
+                continue;
+            }
+            let first = extent.first_block().0.max(range.first.0);
+            let end = (extent.first_block().0 + BLOCKS_PER_EXTENT).min(range.end());
+            for at in (first..end).map(Block) {
+                let content = Content::Zero { keep: keep && has_space };
+                let block = OverlayBlock { index, crc: 0, content, cached: None };
+                found.overlay.insert(at, block, commit);
+            }
+            self.overlay_changed(member, extent);
+        }
+    }
+
+    /// Commits these edits and the members' marks, and flushes the index.
+    pub(super) fn flush(&mut self, mut edits: Vec<IndexEdit>, after: AfterFlush) {
+        let mut flushed = Vec::new();
+        for (id, member) in &mut self.members {
+            if member.phase != Phase::Live {
+                continue;
+            }
+            if member.advance_record() {
+                edits.push(IndexEdit::PutMember(member.record.clone()));
+            }
+            if member.record.flushed_index != member.durable_flushed {
+                flushed.push((*id, member.record.flushed_index));
+            }
+        }
+        self.unflushed = false;
+        let point = FlushPoint { freed: self.alloc.take_freed(), flushed, after };
+        let flush = true;
+        self.io.index(Pending::Flush(point), IndexJob::Commit { edits, flush });
+    }
+
+    /// Everything that was committed before this point is durable. Returns why it was flushed.
+    pub(super) fn flushed(&mut self, point: FlushPoint) -> AfterFlush {
+        self.alloc.reusable(point.freed);
+        self.stale = true;
+        for (id, flushed) in point.flushed {
+            let Some(member) = self.members.get_mut(&id) else { continue };
+            member.durable_flushed = flushed.max(member.durable_flushed);
+            let term = member.record.flushed_term;
+            let reserved = match flushed == member.record.flushed_index {
+                true => member.log.compact_to(flushed, term),
+                false => member.log.compact(flushed),
+            };
+            self.alloc.unreserve(reserved);
+            self.release_left(id);
+        }
+        point.after
+    }
+
+    /// Nothing that recovery would read names these slots of a member any more.
+    fn release_left(&mut self, id: MemberId) {
+        let member = self.members.get_mut(&id).expect("just seen");
+        for slot in member.log.take_left() {
+            self.alloc.release_named(slot);
+        }
+    }
+
+    pub(super) fn create(&mut self, record: MemberRecord) {
+        let member = record.member;
+        let known = self.members.contains_key(&member) || self.is_destroyed(member);
+        assert!(!known, "a member id is never used twice");
+        let edits = vec![IndexEdit::PutMember(record.clone())];
+        self.members.insert(member, Member::new(record, Phase::Creating));
+        self.flush(edits, AfterFlush::Recorded(member));
+    }
+
+    /// The record of a member is durable. Whoever has it destroyed meanwhile waits for that.
+    pub(super) fn recorded(&mut self, member: MemberId) {
+        if let Some(found) = self.members.get_mut(&member) {
+            match found.phase {
+                Phase::Destroying => return,
+                Phase::Creating => found.phase = Phase::Live,
+                Phase::Live | Phase::Faulted => {}
+            }
+        }
+        self.io.events.push(Event::MemberDurable { member });
+    }
+
+    pub(super) fn fault(&mut self, member: MemberId) {
+        let Some(found) = self.live_mut(member) else { return };
+        found.phase = Phase::Faulted;
+        found.task = None;
+        self.flush(vec![IndexEdit::Fault(member)], AfterFlush::Faulted(member));
+    }
+
+    /// It is durable that the member cannot be trusted.
+    pub(super) fn faulted(&mut self, id: MemberId) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        if member.phase != Phase::Faulted {
+            return;
+        }
+        let overlay = std::mem::take(&mut member.overlay);
+        self.alloc.unreserve(member.log.drop_after(0) + overlay.reserved_slots());
+        member.log.hold = None;
+        member.hard.durable_seq = None;
+        // Nothing is kept for a log that no restart believes.
+        self.release_left(id);
+        self.stale = true;
+    }
+
+    /// The tombstone is durable: whatever the log says of the member is skipped.
+    pub(super) fn destroyed(&mut self, member: MemberId) {
+        let gone = self.members.get_mut(&member).expect("destroyed once");
+        self.alloc.unreserve(gone.log.reset(0, 0) + gone.overlay.reserved_slots());
+        self.release_left(member);
+        self.members.remove(&member);
+        self.records.forget(|key| key.member == member);
+        self.io.events.push(Event::MemberDurable { member });
+    }
+}

@@ -1,0 +1,317 @@
+//! The lane's log: the ring, what is on its way into it, and what may not be released from it.
+//! Also what keeps an idle or stuck member from holding the tail: a HardState or a log snapshot of
+//! the lane's own.
+//!
+//! Owns the ring, the groups in flight and the pins; may borrow members, allocator and I/O; is told
+//! of appends, and of batches that are durable.
+
+use std::collections::BTreeMap;
+
+use crate::io::buffer::Pool;
+use crate::log::{Append, HardState, LogEntry, Reset};
+use crate::planted::{Mistake, planted};
+use crate::store::alloc::{Allocator, slots_at_most};
+use crate::store::effects::{Io, Pending};
+use crate::store::groups::{Group, GroupKind, Groups, Unplaced};
+use crate::store::member::{Member, Members, Phase, Place, Retained};
+use crate::store::seam::{Event, LaneFile, Slot};
+use crate::store::wal::{BatchSeq, GroupId, Item, Wal, WalConfig, WalPosition};
+use crate::types::EXTENT_BYTES;
+
+/// See the module.
+pub(super) struct LaneLog {
+    pub wal: Wal,
+    /// Bytes of the ring file, and how many of them only HardStates and images may use.
+    pub ring_bytes: u64,
+    reserve_bytes: u64,
+    groups: Groups,
+    /// Reads of the ring in flight, per batch.
+    pins: BTreeMap<BatchSeq, u32>,
+    /// Payload bytes of entries that are not applied yet or not even appended, over all members, as
+    /// of the newest round or append.
+    pub unapplied_bytes: u64,
+}
+
+impl LaneLog {
+    pub(super) fn new(config: WalConfig, position: WalPosition) -> LaneLog {
+        LaneLog {
+            ring_bytes: config.ring_bytes,
+            reserve_bytes: config.reserve_bytes,
+            wal: Wal::new(config, position),
+            groups: Groups::default(),
+            pins: BTreeMap::new(),
+            unapplied_bytes: 0,
+        }
+    }
+
+    pub(super) fn pin(&mut self, seq: BatchSeq) {
+        *self.pins.entry(seq).or_default() += 1;
+    }
+
+    pub(super) fn unpin(&mut self, seq: BatchSeq) {
+        let pins = self.pins.get_mut(&seq).expect("unpinned once per pin");
+        *pins -= 1;
+        if *pins == 0 {
+            self.pins.remove(&seq);
+        }
+    }
+
+    /// A read of the log holds the tail, and nothing happens when it ends: until then there is
+    /// something to wait for.
+    pub(super) fn is_read(&self) -> bool {
+        !self.pins.is_empty() && !planted(Mistake::SettledWhileRead)
+    }
+
+    pub(super) fn used_bytes(&self) -> u64 {
+        let usable = self.ring_bytes - self.reserve_bytes;
+        usable.saturating_sub(self.wal.free_bytes())
+    }
+
+    /// The most payload of unapplied entries that an image may carry.
+    pub(super) fn image_bytes_max(&self) -> u64 {
+        self.ring_bytes / 8
+    }
+
+    /// Puts an append on its way into the ring.
+    pub(super) fn append(&mut self, member: &mut Member, alloc: &mut Allocator, request: Append) {
+        let id = request.member;
+        let mut items = Vec::with_capacity(2 + request.entries.len());
+        let group = self.groups.next_id();
+        if let Some(reset) = &request.reset {
+            self.reset(member, alloc, group, reset);
+            items.push(Item::Reset { member: id, index: reset.index, term: reset.term });
+        }
+        let later = planted(Mistake::HardStateAfterEntries) && !request.entries.is_empty();
+        if let Some(hard) = request.hard.filter(|_| !planted(Mistake::HardStateNotLogged)) {
+            member.hard.newest = hard;
+            if !later {
+                items.push(Item::Hard { member: id, hard });
+            }
+        }
+        let push = self.groups.next_push();
+        for entry in request.entries {
+            // What it replaces may be all that a crash leaves.
+            member.log.hold_from(entry.index, group, self.wal.next_seq());
+            self.retain(member, alloc, entry.clone(), push);
+            self.groups.expect(Unplaced { member: id, index: entry.index, push, image: false });
+            items.push(Item::Entry { member: id, entry });
+        }
+        let mut left = member.log.take_left();
+        if planted(Mistake::ReplacedSlotsReused) {
+            left.drain(..).for_each(|slot| alloc.release_named(slot));
+        }
+        let kind = GroupKind::Append { number: request.number };
+        let commit = request.hard.filter(|_| !later).map(|hard| hard.commit);
+        self.push(member, group, kind, commit, left, items);
+    }
+
+    /// The log of a member now starts behind this point.
+    fn reset(&mut self, member: &mut Member, alloc: &mut Allocator, group: GroupId, reset: &Reset) {
+        assert!(
+            reset.index <= member.durable_flushed,
+            "the store holds everything up to a reset, durably"
+        );
+        assert!(member.overlay.is_empty(), "nothing up to a reset lives only in the log");
+        member.log.hold_from(0, group, self.wal.next_seq());
+        alloc.unreserve(member.log.reset(reset.index, reset.term));
+        member.applied_index = member.applied_index.max(reset.index);
+        member.applied_term = reset.term;
+    }
+
+    /// Adds an entry to the retained log, in place of what it replaces.
+    fn retain(&mut self, member: &mut Member, alloc: &mut Allocator, entry: LogEntry, push: u64) {
+        assert!(entry.index > member.applied_index, "an applied entry is never replaced");
+        assert!(entry.index <= member.log.last_index() + 1, "the log has no gap");
+        alloc.unreserve(member.log.truncate(entry.index));
+        let in_log = u32::try_from(entry.payload.len()).expect("bounded by ENTRY_BYTES_MAX");
+        let reserved = slots_at_most(in_log);
+        alloc.reserve(u64::from(reserved));
+        self.unapplied_bytes += u64::from(in_log);
+        let slots = entry.redirect.as_ref().map(|redirect| redirect.slots());
+        let in_slots = slots.as_ref().map_or(0, |slots| (slots.len() * EXTENT_BYTES) as u32);
+        member.log.push(Retained {
+            term: entry.term,
+            push,
+            place: None,
+            payload_bytes: in_log + in_slots,
+            unapplied_bytes: in_log,
+            reserved,
+            slots,
+            unapplied: Some(Box::new(entry)),
+        });
+    }
+
+    fn push(
+        &mut self,
+        member: &mut Member,
+        id: GroupId,
+        kind: GroupKind,
+        commit: Option<u64>,
+        left: Vec<Slot>,
+        items: Vec<Item>,
+    ) {
+        member.hard.groups_under_way += 1;
+        let (member, not_before) = (member.id(), self.wal.next_seq());
+        self.groups.push(Group { id, member, kind, commit, not_before, left });
+        self.wal.push(id, items);
+    }
+
+    /// A group of the lane's own, with what it says is committed.
+    fn push_own(&mut self, member: &mut Member, hard: HardState, kind: GroupKind, item: Item) {
+        member.hard.newest = hard;
+        member.hard.own_under_way = true;
+        let group = self.groups.next_id();
+        self.push(member, group, kind, Some(hard.commit), Vec::new(), vec![item]);
+    }
+
+    /// Forms the batches that the ring has room for, and starts their writes.
+    pub(super) fn start_batches(&mut self, members: &mut Members, pool: &Pool, io: &mut Io) {
+        while let Some(batch) = self.wal.next_batch(pool) {
+            for placed in &batch.placed {
+                let place = Place { seq: placed.seq, payload_offset: placed.payload_offset };
+                let expected = self.groups.placed(placed, place);
+                let member = members.get_mut(&placed.member);
+                let entry = member.and_then(|member| member.log.get_mut(placed.index));
+                if let Some(entry) = entry
+                    && !expected.image
+                    && entry.push == expected.push
+                {
+                    entry.place = Some(place);
+                }
+            }
+            let (file, durable) = (LaneFile::Wal, !planted(Mistake::LogWriteNotDurable));
+            io.write(Pending::Log(batch.seq), file, batch.offset, batch.bufs, durable);
+        }
+    }
+
+    /// A batch is durable. True when something of the lane's own was in what became durable.
+    pub(super) fn written(
+        &mut self,
+        seq: BatchSeq,
+        members: &mut Members,
+        alloc: &mut Allocator,
+        io: &mut Io,
+    ) -> bool {
+        let mut any_own = false;
+        for id in self.wal.written(seq) {
+            let mut group = self.groups.pop(id);
+            for slot in std::mem::take(&mut group.left) {
+                alloc.release_named(slot);
+            }
+            if let Some(member) = members.get_mut(&group.member) {
+                any_own |= !matches!(group.kind, GroupKind::Append { .. });
+                group_written(member, group, io);
+            }
+        }
+        any_own
+    }
+
+    /// The oldest batch that recovery would need: of what is durable now, or of what a checkpoint
+    /// would make durable.
+    pub(super) fn tail_target(&self, members: &Members, after_checkpoint: bool) -> BatchSeq {
+        let needed = members.values().filter_map(|member| {
+            let flushed = match after_checkpoint {
+                true => member.flushed(),
+                false => member.durable_flushed,
+            };
+            member.oldest_needed(flushed)
+        });
+        let pinned = self.pins.keys().next().copied();
+        let oldest = needed.chain(pinned).min();
+        // The newest durable batch is always kept.
+        let durable = self.wal.newest_durable_kept();
+        oldest.map_or(durable, |oldest| oldest.min(durable))
+    }
+
+    /// Where entries are applied that no durable HardState covers yet, writes one: Raft does not
+    /// write a batch only for a higher commit, and without one nothing may be written back (R7).
+    pub(super) fn cover_applied(&mut self, members: &mut Members) {
+        for (id, member) in members {
+            let hard = &member.hard;
+            if hard.durable_commit >= member.applied_index
+                || member.is_ahead()
+                || hard.own_under_way
+                || hard.groups_under_way > 0
+                || member.phase != Phase::Live
+            {
+                continue;
+            }
+            let hard = HardState { commit: member.known_commit(), ..hard.newest };
+            self.push_own(member, hard, GroupKind::OwnHard, Item::Hard { member: *id, hard });
+        }
+    }
+
+    /// Moves everything that recovery needs of the member that holds the tail to the head of the
+    /// ring (rule R8): a stuck member's unapplied entries, an idle one's HardState.
+    pub(super) fn push_image(&mut self, members: &mut Members) {
+        let tail = self.tail_target(members, true);
+        let durable = self.wal.durable_seq();
+        let holder = members.iter_mut().find(|(_, member)| {
+            let needed = member.oldest_needed(member.durable_flushed);
+            needed.is_some_and(|seq| seq <= tail && seq < durable)
+                && member.phase == Phase::Live
+                && member.log.hold.is_none()
+                && member.hard.groups_under_way == 0
+                && member.durable_flushed == member.applied_index
+        });
+        let Some((id, member)) = holder else { return };
+        let id = *id;
+        if member.log.unapplied_bytes() > self.image_bytes_max() {
+            return;
+        }
+        let compacted_index = member.durable_flushed;
+        let retained = || member.log.from(compacted_index + 1);
+        let entries = retained().map(|(_, retained)| retained.unapplied.as_deref().cloned());
+        let Some(entries) = entries.collect() else { return };
+        for (index, Retained { push, .. }) in retained() {
+            self.groups.expect(Unplaced { member: id, index, push: *push, image: true });
+        }
+        let compacted_term = member.log.term(compacted_index).expect("the base of the log");
+        let hard = HardState { commit: member.known_commit(), ..member.hard.newest };
+        let item = Item::Image { member: id, hard, compacted_index, compacted_term, entries };
+        self.push_own(member, hard, GroupKind::Image { places: Vec::new() }, item);
+    }
+}
+
+/// What a group says of a member is durable.
+fn group_written(member: &mut Member, group: Group, io: &mut Io) {
+    let hard = &mut member.hard;
+    hard.groups_under_way -= 1;
+    if let Some(commit) = group.commit {
+        hard.durable_commit = commit.max(hard.durable_commit);
+        if member.phase != Phase::Faulted {
+            hard.durable_seq = Some(group.not_before);
+        }
+        member.overlay.cover(hard.durable_commit);
+    }
+    if member.log.hold.is_some_and(|(hold, _)| hold == group.id) {
+        member.log.hold = None;
+    }
+    match group.kind {
+        GroupKind::Append { number } => {
+            let mut appends = member.appends.iter_mut();
+            let append = appends.find(|append| append.number == number);
+            append.expect("confirmed once").durable = true;
+            confirm_appends(member, io);
+        }
+        GroupKind::OwnHard => hard.own_under_way = false,
+        GroupKind::Image { places } => {
+            hard.own_under_way = false;
+            for (index, push, place) in places {
+                if let Some(entry) = member.log.get_mut(index)
+                    && entry.push == push
+                {
+                    entry.place = Some(place);
+                }
+            }
+        }
+    }
+}
+
+/// Tells of the appends that are durable, in their order.
+pub(super) fn confirm_appends(member: &mut Member, io: &mut Io) {
+    while member.appends.front().is_some_and(|append| append.durable) {
+        let append = member.appends.pop_front().expect("just seen");
+        io.events.push(Event::Appended { member: member.id(), number: append.number });
+    }
+}

@@ -1,0 +1,263 @@
+//! One round of write-back: which extents it has, what happens to each, and what becomes of their
+//! records. Plain data, and what follows from it; [`crate::store::writeback`] carries it out.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::io::buffer::{Pool, is_aligned};
+use crate::planted::{Mistake, planted};
+use crate::store::alloc::Allocator;
+use crate::store::member::Member;
+use crate::store::mend::patched;
+use crate::store::overlay::{Content, OverlayBlock};
+use crate::store::seam::{ExtentKey, ExtentRecord, ReadId, Slot};
+use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Extent, ExtentContent, MemberId};
+
+/// Extents that were brought by a resync.
+pub(super) struct Install {
+    pub read: ReadId,
+    pub member: MemberId,
+    /// What the source had applied, at least.
+    pub as_of: u64,
+    pub extents: Vec<ExtentContent>,
+    pub delete: Vec<Extent>,
+    /// Malformed, not matching their checksums, or without a slot.
+    pub refused: Vec<Extent>,
+}
+
+/// One round.
+pub(super) struct Round {
+    pub updates: Vec<Update>,
+    /// Effects of the current stage in flight.
+    pub outstanding: usize,
+    /// Data writes that were not started yet: offset and memory.
+    pub writes: VecDeque<(u64, Vec<Bytes>)>,
+    pub writes_max: usize,
+    /// The install that this round carries out.
+    pub install: Option<(ReadId, Vec<Extent>)>,
+}
+
+/// What happens to one extent.
+pub(super) struct Update {
+    pub key: ExtentKey,
+    pub source: Source,
+    /// The slot that a redirected entry wrote: the record takes it over as it is.
+    pub adopted: Option<Slot>,
+    /// Newest change that is included.
+    pub newest: u64,
+    pub old: Option<ExtentRecord>,
+    /// What the record that an install replaces included of entries to come.
+    pub included: Option<u64>,
+    /// Known once the slot is.
+    pub outcome: Outcome,
+}
+
+pub(super) enum Source {
+    /// Blocks of the overlay.
+    Overlay(Vec<Snapshot>),
+    /// The whole extent; drops what the overlay had.
+    Replace(ExtentContent),
+    /// The extent is gone; so is what the overlay had.
+    Delete,
+    /// The same blocks, as another replica has them, in another slot.
+    Move(ExtentContent),
+}
+
+/// One overlay block as of the start of the round.
+pub(super) struct Snapshot {
+    pub position: u32,
+    pub index: u64,
+    pub crc: u32,
+    pub content: Content,
+    pub data: Option<Bytes>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Undecided,
+    Put(ExtentRecord),
+    /// The record, when there is one, is deleted.
+    Delete,
+    /// There was no slot, or its bytes are not to be had.
+    Skipped,
+    /// An entry of the log names its slot.
+    Parked,
+}
+
+impl Round {
+    pub(super) fn new(updates: Vec<Update>, writes_max: usize) -> Round {
+        let (outstanding, writes) = (0, VecDeque::new());
+        Round { updates, outstanding, writes, writes_max, install: None }
+    }
+}
+
+impl Snapshot {
+    /// `patch`: what another replica gave for the extent.
+    pub(super) fn new(position: u32, of: &OverlayBlock, patch: Option<&ExtentContent>) -> Snapshot {
+        let OverlayBlock { index, crc, content, .. } = *of;
+        let data = of.cached.clone().or_else(|| patched(patch, position, crc, index));
+        Snapshot { position, index, crc, content, data }
+    }
+}
+
+impl Outcome {
+    /// False: everything is as it was before the round.
+    pub(super) fn is_done(&self) -> bool {
+        !matches!(self, Outcome::Skipped | Outcome::Parked)
+    }
+}
+
+impl Update {
+    pub(super) fn new(key: ExtentKey, newest: u64, source: Source) -> Update {
+        let (adopted, old, included) = (None, None, None);
+        Update { key, source, adopted, newest, old, included, outcome: Outcome::Undecided }
+    }
+
+    /// The record as it will be, but for its slot; `None`: nothing is left of the extent.
+    pub(super) fn record(&self, member: &Member) -> Option<ExtentRecord> {
+        let mut record = match (&self.source, &self.old) {
+            // Whatever the old slot has is not in one that a redirected entry wrote.
+            (Source::Overlay(_), Some(old)) if self.adopted.is_none() => old.clone(),
+            _ => ExtentRecord {
+                slot: Slot(0),
+                present: 0,
+                zero: 0,
+                last_changed: 0,
+                birth: member.record.volume,
+                crcs: [0; 16],
+            },
+        };
+        record.last_changed = record.last_changed.max(self.newest);
+        match &self.source {
+            Source::Overlay(snapshots) => {
+                for snapshot in snapshots {
+                    let bit = 1 << snapshot.position;
+                    match snapshot.content {
+                        Content::Log { .. } | Content::Slot(_) => {
+                            record.present |= bit;
+                            record.zero &= !bit;
+                            record.crcs[snapshot.position as usize] = snapshot.crc;
+                        }
+                        Content::Zero { keep } => clear_blocks(&mut record, bit, keep),
+                    }
+                }
+            }
+            Source::Replace(content) => {
+                record.present = content.present;
+                let positions = (0..16).filter(|bit| content.present & (1 << bit) != 0);
+                for (position, crc) in positions.zip(&content.crcs) {
+                    record.crcs[position] = *crc;
+                }
+            }
+            Source::Delete | Source::Move(_) => return None,
+        }
+        (record.present != 0 || record.zero != 0).then_some(record)
+    }
+
+    /// True when it puts bytes into its slot.
+    pub(super) fn has_data(&self) -> bool {
+        match &self.source {
+            Source::Overlay(snapshots) => {
+                snapshots.iter().any(|snapshot| matches!(snapshot.content, Content::Log { .. }))
+            }
+            Source::Replace(content) | Source::Move(content) => content.present != 0,
+            Source::Delete => false,
+        }
+    }
+
+    /// The writes that fill its slot: one per run of neighbouring blocks.
+    pub(super) fn writes(&self, slot: Slot, pool: &Pool, out: &mut VecDeque<(u64, Vec<Bytes>)>) {
+        let mut last = None;
+        let mut add = |position: u32, data: Bytes| {
+            let data = if is_aligned(&data) { data } else { pool.copy(&data) };
+            if last.is_some_and(|last| last + 1 == position)
+                && let Some((_, bufs)) = out.back_mut()
+            {
+                bufs.push(data);
+            } else {
+                let offset = slot.offset() + u64::from(position) * BLOCK_BYTES as u64;
+                out.push_back((offset, vec![data]));
+            }
+            last = Some(position);
+        };
+        match &self.source {
+            Source::Overlay(snapshots) => {
+                for snapshot in snapshots {
+                    if let Content::Log { .. } = snapshot.content {
+                        let data = snapshot.data.clone().expect("read back before the writes");
+                        add(snapshot.position, data);
+                    }
+                }
+            }
+            Source::Replace(content) | Source::Move(content) => {
+                let positions = (0..16).filter(|bit| content.present & (1 << bit) != 0);
+                for (number, position) in positions.enumerate() {
+                    let start = number * BLOCK_BYTES;
+                    add(position, content.data.slice(start..start + BLOCK_BYTES));
+                }
+            }
+            Source::Delete => {}
+        }
+    }
+}
+
+/// Makes these blocks read as zeroes (rule R11). Above another layer, clearing *present* alone
+/// would bring that layer's content back, so they become *zero*.
+fn clear_blocks(record: &mut ExtentRecord, mask: u16, stays: bool) {
+    record.present &= !mask;
+    if stays && !planted(Mistake::TrimClearsPresent) {
+        record.zero |= mask;
+    } else {
+        record.zero &= !mask;
+    }
+}
+
+/// The record of an extent whose every block `content` brings, in a slot of its own. `None`: some
+/// block is missing (superseded meanwhile, for one), or there is no slot to spare.
+pub(super) fn moved_record(
+    old: Option<&ExtentRecord>,
+    content: &ExtentContent,
+    alloc: &mut Allocator,
+) -> Option<ExtentRecord> {
+    let old = old?;
+    let brings = |position: &u32| {
+        let crc = old.crcs[*position as usize];
+        patched(Some(content), *position, crc, old.last_changed).is_some()
+    };
+    let mut present = (0..BLOCKS_PER_EXTENT).filter(|bit| old.present & (1 << bit) != 0);
+    if !present.all(|position| brings(&position)) || alloc.free_unreserved() == 0 {
+        return None;
+    }
+    Some(ExtentRecord { slot: alloc.allocate()?, ..old.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::VolumeId;
+
+    #[test]
+    fn r11_blocks_above_a_layer_become_zero_and_others_become_absent() {
+        let record = ExtentRecord {
+            slot: Slot(1),
+            present: 0b1111,
+            zero: 0b10000,
+            last_changed: 1,
+            birth: VolumeId(1),
+            crcs: [7; 16],
+        };
+        let mut above = record.clone();
+        clear_blocks(&mut above, 0b0110, true);
+        assert_eq!((above.present, above.zero), (0b1001, 0b10110));
+        let mut lowest = record;
+        clear_blocks(&mut lowest, 0b10110, false);
+        assert_eq!((lowest.present, lowest.zero), (0b1001, 0));
+    }
+
+    #[test]
+    fn broken_rules_are_noticed() {
+        let scenario = r11_blocks_above_a_layer_become_zero_and_others_become_absent;
+        crate::planted::assert_found(Mistake::TrimClearsPresent, scenario);
+    }
+}

@@ -1,0 +1,450 @@
+//! Between the components of a worker: what one of them says becomes an input of others, at once
+//! and in order.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::io::driver::Completion;
+use crate::net::link::LinkEvent;
+use crate::net::message::PeerMessage;
+use crate::replica::seam::{Input, Output, Role, Start};
+use crate::store::seam::{Event, MemberRecord, ReadBlocks, ReadId};
+use crate::types::{
+    BlockError, BlockRange, MemberId, Origin, Segment, ShardId, ShardOp, ShardReply, VolumeId,
+};
+use crate::view::{ClusterView, MemberView};
+use crate::volume::VolumeOutput;
+use crate::worker::Worker;
+use crate::worker::admission::Admission;
+use crate::worker::clients::ClientHandler;
+use crate::worker::listeners::Purpose;
+use crate::worker::owed::ExtentAsk;
+use crate::worker::peers::PeerHandler;
+use crate::worker::reads::{BlockRead, PeerAsk, ReadTarget, Reader};
+use crate::worker::reconcile::{Pending, ReconcileHandler};
+use crate::worker::requests::Waiter;
+use crate::worker::rescue::RepairHandler;
+use crate::worker::resync::ResyncHandler;
+use crate::worker::token::ConnId;
+
+impl Worker {
+    pub(super) fn peer_handler(&mut self) -> PeerHandler<'_> {
+        let Worker { now, driver, peers, routers, members, .. } = self;
+        PeerHandler { now: *now, driver: driver.as_mut(), peers, routers, members }
+    }
+
+    pub(super) fn client_handler(&mut self) -> ClientHandler<'_> {
+        let Worker { driver, clients, routers, reconciler, .. } = self;
+        ClientHandler { clients, driver: driver.as_mut(), routers, view: &reconciler.view }
+    }
+
+    pub(super) fn resync_handler(&mut self) -> ResyncHandler<'_> {
+        let Worker { now, driver, peers, routers, members, resyncs, lanes, reports, .. } = self;
+        let out = PeerHandler { now: *now, driver: driver.as_mut(), peers, routers, members };
+        ResyncHandler { resyncs, lanes, reports, out }
+    }
+
+    pub(super) fn repair_handler(&mut self) -> RepairHandler<'_> {
+        let Worker { now, driver, peers, routers, members, lanes, reports, .. } = self;
+        let out = PeerHandler { now: *now, driver: driver.as_mut(), peers, routers, members };
+        let resyncs = &mut self.resyncs;
+        RepairHandler { rescues: &mut self.rescues, resyncs, lanes, reports, out }
+    }
+
+    fn reconcile_handler(&mut self) -> ReconcileHandler<'_> {
+        let Worker { now, driver, peers, routers, members, reconciler, lanes, resyncs, .. } = self;
+        let out = PeerHandler { now: *now, driver: driver.as_mut(), peers, routers, members };
+        ReconcileHandler { reconciler, lanes, resyncs, out }
+    }
+
+    fn admission(&self) -> Admission<'_> {
+        let Worker { lanes, peers, members, resyncs, .. } = self;
+        Admission { lanes, peers, members, resyncs }
+    }
+
+    /// A newer view of the cluster.
+    pub fn view_changed(&mut self, view: Arc<ClusterView>) {
+        if view.revision >= self.reconciler.view.revision {
+            self.reconciler.view = view;
+            self.reconcile();
+        }
+    }
+
+    fn reconcile(&mut self) {
+        let view = Arc::clone(&self.reconciler.view);
+        self.peers.update_view(&view);
+        for volume in &view.volumes {
+            for shard in &volume.shards {
+                self.reconcile_handler().shard(volume, shard);
+            }
+            if !volume.deleting {
+                self.routers.update_view(volume);
+            }
+        }
+        for volume in self.routers.gone(&view) {
+            self.close_volume(volume);
+        }
+        self.reconcile_handler().destroy_doomed(&view);
+        self.reports.due = true;
+    }
+
+    /// The volume is deleted: its connections end.
+    fn close_volume(&mut self, volume: VolumeId) {
+        if let Some(router) = self.routers.at(volume) {
+            router.remove();
+        }
+        self.poll_volume(volume);
+        self.routers.all.remove(&volume);
+        self.client_handler().close_volume(volume);
+    }
+
+    /// A record of a member became durable: created, destroyed, or a step of its resync.
+    fn member_durable(&mut self, lane: u8, member: MemberId) {
+        match self.reconciler.pending.remove(&member) {
+            None => self.resync_handler().durable(member),
+            Some(Pending::Destroying) => {
+                self.reconciler.destroyed.push((self.lanes.get(lane).place.disk, member));
+                self.reports.due = true;
+            }
+            Some(Pending::Creating(record, peers)) => {
+                let start = Start { meta: record.meta.clone(), ..Start::default() };
+                self.start_member(lane, &record, start, peers);
+                self.reconcile();
+            }
+        }
+    }
+
+    /// Brings a member to life.
+    pub fn start_member(
+        &mut self,
+        lane: u8,
+        record: &MemberRecord,
+        start: Start,
+        peers: Vec<MemberView>,
+    ) {
+        if start.resyncing {
+            self.resyncs.resume(record.member, self.now);
+        }
+        self.members.start(self.now, lane, record, start, peers);
+    }
+
+    /// Polls a router and carries out what it wants.
+    pub(super) fn poll_volume(&mut self, volume: VolumeId) {
+        let mut outputs = std::mem::take(&mut self.scratch.routes);
+        self.routers.poll(self.now, volume, &mut outputs);
+        for output in outputs.drain(..) {
+            match output {
+                VolumeOutput::Reply { conn, handle, result } => {
+                    self.client_handler().reply(conn.0 as ConnId, handle, result);
+                }
+                VolumeOutput::Send { ticket, shard, to, term, origin, op } => {
+                    if self.members.get(to.member).is_some() {
+                        let waiter = Waiter::Volume((volume, ticket));
+                        self.request((None, to.member), term, origin, op, waiter);
+                    } else {
+                        let (call, member) = (self.peers.next_call(), to.member);
+                        let request =
+                            PeerMessage::Request { call, shard, to: member, term, origin, op };
+                        self.peer_handler().forward(call, (volume, ticket), to, request);
+                    }
+                }
+            }
+        }
+        self.scratch.routes = outputs;
+    }
+
+    /// A client's operation for a member of this worker. The answer goes to `waiter`. Of a peer it
+    /// names its shard: a member of another one does not carry it out, whatever its id (a catalog
+    /// that was restored from an old copy gives ids again).
+    pub(super) fn request(
+        &mut self,
+        (shard, member): (Option<ShardId>, MemberId),
+        term: u64,
+        origin: Origin,
+        op: ShardOp,
+        waiter: Waiter,
+    ) {
+        let req = self.members.requests.add(member, waiter);
+        let here = self.members.get(member).map(|runtime| runtime.shard);
+        if here.is_some_and(|here| shard.is_some_and(|shard| shard != here)) {
+            let refused = Err(BlockError::NotLeader { hint: None, term: 0 });
+            return self.peer_handler().answer(req, refused);
+        }
+        let through = match waiter {
+            Waiter::Volume(_) => Some(self.config.pod),
+            Waiter::Peer { conn, .. } => self.peers.pod_of(conn),
+        };
+        if let (Some(runtime), Some(pod)) = (self.members.get_mut(member), through) {
+            runtime.demand.note(pod);
+        }
+        match self.admission().refuse(member, &op) {
+            Some(error) => self.peer_handler().answer(req, Err(error)),
+            None => self.members.input(self.now, member, Input::Client { req, term, origin, op }),
+        }
+    }
+
+    /// A Raft message from a peer.
+    pub(super) fn raft_message(&mut self, to: MemberId, header: &[u8], payloads: Vec<Bytes>) {
+        if let Some(message) = self.admission().raft_message(to, header, payloads) {
+            self.members.input(self.now, to, Input::Peer(Box::new(message)));
+        }
+    }
+
+    /// Polls a member and carries out its outputs, in order.
+    pub(super) fn poll_member(&mut self, member: MemberId) {
+        let mut outputs = std::mem::take(&mut self.scratch.outputs);
+        self.members.poll(self.now, member, &mut outputs);
+        for output in outputs.drain(..) {
+            if let Some(probe) = &mut self.members.probe {
+                probe.output(member, &output);
+            }
+            self.carry_out(member, output);
+        }
+        self.scratch.outputs = outputs;
+        if let Some(runtime) = self.members.get(member) {
+            let unappended = runtime.member.unappended();
+            self.lanes.get_mut(runtime.lane).lane.set_unappended(member, unappended);
+        }
+    }
+
+    fn carry_out(&mut self, member: MemberId, output: Output) {
+        let lane = self.members.lane_of(member).expect("it was polled");
+        match output {
+            Output::Send(message) => self.peer_handler().send_raft(*message),
+            Output::Append(append) => self.lanes.at(lane).append(append),
+            Output::Apply(applied) => self.lanes.at(lane).apply(member, applied),
+            Output::Read { req, range, status } => {
+                let reader = Reader::Request(req);
+                let target = match status {
+                    true => ReadTarget::Status(req),
+                    false => ReadTarget::Blocks(BlockRead { member, range, reader, mended: 0 }),
+                };
+                self.lanes.read(lane, member, range, target);
+            }
+            Output::ReadBase { ticket, block } => {
+                let range = BlockRange { first: block, count: 1 };
+                let reader = Reader::Base { ticket };
+                let read = BlockRead { member, range, reader, mended: 0 };
+                self.lanes.read(lane, member, range, ReadTarget::Blocks(read));
+            }
+            Output::Reply { req, result } => self.peer_handler().answer(req, result),
+            Output::Barrier { .. } => {
+                unreachable!("only the catalog's member is asked for barriers")
+            }
+            Output::Role(role) => self.role_changed(member, role),
+            Output::NeedsResync { member: behind } => {
+                let offer = PeerMessage::ResyncOffer { to: behind, source: member };
+                self.peer_handler().send_to(behind, offer);
+            }
+            Output::Faulted { reason } => {
+                tracing::error!(%member, reason, "a replica is faulted: it takes no part any more");
+                if let Some(runtime) = self.members.get_mut(member) {
+                    runtime.faulted = Some(reason);
+                }
+                self.reports.due = true;
+            }
+        }
+    }
+
+    fn role_changed(&mut self, member: MemberId, role: Role) {
+        let Some(runtime) = self.members.get_mut(member) else { return };
+        let before = std::mem::replace(&mut runtime.role, role);
+        let (volume, shard) = (runtime.volume, runtime.shard);
+        let Role { term, leader, serving } = role;
+        tracing::info!(%member, %shard, term, ?leader, serving, "role");
+        // A leader that does not serve yet would only refuse what the router sends.
+        let leader = leader.filter(|leader| *leader != member || serving);
+        if let Some(router) = self.routers.at(volume) {
+            // A leader that was replaced may be silent on a connection that still stands.
+            if let Some(old) = before.leader.filter(|old| leader.is_some_and(|new| new != *old)) {
+                router.link_down(self.now, old);
+            }
+            router.role(shard, leader, term);
+        }
+        self.reports.due = true;
+    }
+
+    pub(super) fn poll_lane(&mut self, lane: u8) {
+        let mut events = std::mem::take(&mut self.scratch.events);
+        self.lanes.get_mut(lane).poll(self.now, &mut events);
+        for event in events.drain(..) {
+            self.lane_event(lane, event);
+        }
+        self.scratch.events = events;
+    }
+
+    fn lane_event(&mut self, lane: u8, event: Event) {
+        match event {
+            Event::Appended { member, number } => {
+                self.members.input(self.now, member, Input::Appended { number });
+            }
+            Event::MemberDurable { member } => self.member_durable(lane, member),
+            Event::ResyncOvertaken { member } => self.resync_handler().overtaken(member),
+            Event::Rotten { member, extent } => {
+                self.repair_handler().rescue((member, extent), true, None);
+            }
+            Event::Poisoned { reason } => self.lane_poisoned(lane, reason),
+            Event::Read { read, result } => self.blocks_read(read, result),
+            event => self.read_ended(event),
+        }
+    }
+
+    /// A read of the store ended, but for one of blocks.
+    fn read_ended(&mut self, event: Event) {
+        let mut take = |read| self.lanes.reads.take(read);
+        match event {
+            Event::Status { read, result } => match take(read) {
+                ReadTarget::Status(req) => {
+                    self.peer_handler().answer(req, result.map(ShardReply::Status));
+                }
+                target => panic!("a status answers {target:?}"),
+            },
+            Event::Manifest { read, chunk, meta } => match take(read) {
+                ReadTarget::PeerManifest(ask) => {
+                    self.resync_handler().answer_manifest(ask, (chunk, meta));
+                }
+                ReadTarget::OwnManifest(member) => {
+                    self.resync_handler().own_manifest(member, read, chunk);
+                }
+                target => panic!("a manifest answers {target:?}"),
+            },
+            Event::Extent { read, result } => match take(read) {
+                ReadTarget::PeerExtent(ask) => self.resync_handler().answer_extent(ask, result),
+                ReadTarget::Check(place) => self.repair_handler().checked(place, result.is_ok()),
+                target => panic!("an extent answers {target:?}"),
+            },
+            Event::Damaged { read, extent } => match take(read) {
+                ReadTarget::PeerExtent(ask) => {
+                    self.resync_handler().answer_extent(ask, Err(BlockError::MediaFault));
+                    self.repair_handler().peer_read_damaged((ask.source, extent));
+                }
+                ReadTarget::Check(place) => self.repair_handler().checked(place, false),
+                ReadTarget::Blocks(read) => self.repair_handler().read_damaged(read, extent),
+                target => panic!("{target:?} reads no blocks"),
+            },
+            Event::Installed { read, refused } => match take(read) {
+                ReadTarget::Installed(member) => {
+                    self.resync_handler().installed(member, read, refused);
+                }
+                target => panic!("an installation answers {target:?}"),
+            },
+            event => unreachable!("{event:?} ends no read"),
+        }
+    }
+
+    fn blocks_read(&mut self, read: ReadId, result: Result<ReadBlocks, BlockError>) {
+        let ReadTarget::Blocks(BlockRead { member, reader, .. }) = self.lanes.reads.take(read)
+        else {
+            panic!("blocks answer something else")
+        };
+        match reader {
+            Reader::Request(req) => {
+                let reply = result.map(|blocks| ShardReply::Data {
+                    segments: blocks.segments,
+                    crcs: blocks.crcs,
+                });
+                self.peer_handler().answer(req, reply);
+            }
+            Reader::Base { ticket } => {
+                let result = result.map(|blocks| match blocks.segments.into_iter().next() {
+                    Some(Segment::Data(block)) => Some(block),
+                    Some(Segment::Zero(_)) | None => None,
+                });
+                self.members.input(self.now, member, Input::Base { ticket, result });
+            }
+        }
+    }
+
+    /// The disk failed: its members stop, for good. Nothing is acknowledged any more.
+    fn lane_poisoned(&mut self, lane: u8, reason: String) {
+        tracing::error!(disk = %self.lanes.get(lane).place.disk, reason,
+            "the disk failed; its replicas stop. Replace the disk and start the pod again");
+        let here = self.members.iter().filter(|(_, runtime)| runtime.lane == lane);
+        let gone: Vec<MemberId> = here.map(|(member, _)| member).collect();
+        for member in gone {
+            self.peer_handler().stop_member(member, format!("its disk failed: {reason}"));
+        }
+        self.lanes.get_mut(lane).poisoned = Some(reason);
+        self.reports.due = true;
+    }
+
+    pub(super) fn accepted(&mut self, listener: u8, completion: Completion) {
+        let Some((purpose, socket)) = self.listeners.accepted(listener, completion) else { return };
+        match purpose {
+            Purpose::Peer => self.peer_handler().accepted(socket),
+            Purpose::Nbd => self.client_handler().accepted(socket),
+        }
+        self.listeners.accept(self.driver.as_mut(), listener);
+    }
+
+    pub(super) fn peer_received(&mut self, conn: ConnId, completion: Completion) {
+        let mut events = std::mem::take(&mut self.scratch.link_events);
+        let received = self.peer_handler().received(conn, completion, &mut events);
+        for event in events.drain(..) {
+            match event {
+                LinkEvent::Up(established) => {
+                    self.peer_handler().up(conn, &established);
+                    if let Some(lane) = self.lanes.of_disk(established.local.disk) {
+                        let free_bytes = self.lanes.get(lane).lane.space().free_bytes;
+                        self.peer_handler().send_on(conn, PeerMessage::Space { free_bytes });
+                    }
+                }
+                LinkEvent::Message(message) => self.peer_message(conn, message),
+            }
+        }
+        self.scratch.link_events = events;
+        if let Err(error) = received {
+            self.peer_handler().end(conn, &error);
+        }
+    }
+
+    pub(super) fn peer_sent(&mut self, conn: ConnId, completion: &Completion) {
+        self.peer_handler().sent(conn, completion);
+        self.resync_handler().resume_asks(conn);
+    }
+
+    fn peer_message(&mut self, conn: ConnId, message: PeerMessage) {
+        match message {
+            PeerMessage::Raft { to, header, payloads } => self.raft_message(to, &header, payloads),
+            PeerMessage::RaftBatch { messages } => {
+                for (to, header) in messages {
+                    self.raft_message(to, &header, Vec::new());
+                }
+            }
+            PeerMessage::Request { call, shard, to, term, origin, op } => {
+                let owed_bytes = op.reply_bytes();
+                if owed_bytes > 0 && !self.peers.promise(conn, owed_bytes) {
+                    let result = Err(BlockError::Busy);
+                    let response = PeerMessage::Response { call, term: 0, result };
+                    return self.peer_handler().send_on(conn, response);
+                }
+                let waiter = Waiter::Peer { conn, call, owed_bytes };
+                self.request((Some(shard), to), term, origin, op, waiter);
+            }
+            PeerMessage::Response { call, term, result } => {
+                self.routers.response(self.now, call, term, result);
+            }
+            PeerMessage::ResyncOffer { to, source } => self.resync_handler().offered(to, source),
+            PeerMessage::ResyncDone { to, member, ok } => {
+                self.members.input(self.now, to, Input::ResyncEnded { member, ok });
+            }
+            PeerMessage::ManifestRequest { call, source, from } => {
+                let ask = PeerAsk { conn, call, source };
+                self.resync_handler().manifest_asked(ask, from);
+            }
+            PeerMessage::Manifest { call, answer } => {
+                self.resync_handler().manifest_arrived(call, answer);
+            }
+            PeerMessage::ExtentRequest { call, source, extent, layer } => {
+                let ask = ExtentAsk { call, source, extent, layer };
+                self.resync_handler().extent_asked(conn, ask);
+            }
+            PeerMessage::Extent { call, result } => match self.rescues.asks(call) {
+                true => self.repair_handler().arrived(call, result),
+                false => self.resync_handler().extent_arrived(call, result),
+            },
+            PeerMessage::Space { free_bytes } => self.peers.space_told(conn, free_bytes),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Why a data path does not start.
+
+use std::path::PathBuf;
+
+use crate::io::DriverError;
+use crate::io::driver::Address;
+use crate::io::file::FileError;
+use crate::replica::apply::ApplyError;
+use crate::replica::meta::MetaError;
+use crate::store::OpenError;
+use crate::store::index::IndexError;
+use crate::types::Uuid;
+
+/// Why the data path could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("could not {doing} {path}")]
+    File {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("could not prepare {path}")]
+    DiskFile {
+        path: PathBuf,
+        #[source]
+        source: FileError,
+    },
+    #[error(
+        "{path} is not empty and not a disk of Holdfast (it holds {name}): give an empty folder"
+    )]
+    NotEmpty { path: PathBuf, name: String },
+    #[error(
+        "{path} holds the log and the data of a disk (lane-0), but not its superblock: an \
+         interrupted copy, or fsck has moved the file to lost+found? Bring superblock back, or \
+         give an empty folder; nothing was changed"
+    )]
+    NoSuperblock { path: PathBuf },
+    #[error(
+        "the disk {path} is in use by another process: stop that one, or take the disk out of \
+         one of the two configurations"
+    )]
+    InUse { path: PathBuf },
+    #[error(
+        "I/O of an earlier process is still under way on {path}: the disk does not answer it; look \
+         at the device, and start the pod again when it has ended"
+    )]
+    Busy { path: PathBuf },
+    #[error(
+        "the disk {path} belongs to cluster {theirs}, but this pod is of cluster {ours}: give \
+         the pod an empty folder, or start it in the cluster that the disk belongs to"
+    )]
+    OtherCluster { path: PathBuf, ours: Uuid, theirs: Uuid },
+    #[error(
+        "{path} held disk {disk} and does not now: mount its file system; if the disk is lost for \
+         good, remove it from data-path.json in the pod's directory"
+    )]
+    Missing { path: PathBuf, disk: Uuid },
+    #[error("could not open the disk {path}")]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: OpenLaneError,
+    },
+    #[error("could not open the index of the disk {path}")]
+    Index {
+        path: PathBuf,
+        #[source]
+        source: IndexError,
+    },
+    #[error("could not start the I/O driver")]
+    Driver(#[from] DriverError),
+    #[error("could not listen on {address:?}: is another process using it?")]
+    Listen {
+        address: Address,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("could not start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+impl StartError {
+    /// True when a disk is damaged or does not work: the pod goes on with its others. What a
+    /// person has set up otherwise than it should be ends the start.
+    pub fn is_of_one_disk(&self) -> bool {
+        use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+        match self {
+            StartError::File { source, .. } => {
+                !matches!(source.kind(), NotADirectory | NotFound | PermissionDenied)
+            }
+            StartError::DiskFile { .. }
+            | StartError::Busy { .. }
+            | StartError::Open { .. }
+            | StartError::Index { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// Why a lane could not be brought up.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenLaneError {
+    #[error("could not recover it")]
+    Recover(#[from] OpenError),
+    #[error("its log holds an entry that cannot be applied")]
+    Replay(#[from] ApplyError),
+    #[error("the metadata of a replica cannot be decoded")]
+    Meta(#[from] MetaError),
+    #[error("entry {index} is of a type that this version does not know")]
+    EntryType { index: u64 },
+}
