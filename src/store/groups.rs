@@ -7,7 +7,6 @@ use crate::store::seam::Slot;
 use crate::store::wal::{BatchSeq, GroupId, Placed};
 use crate::types::MemberId;
 
-/// See the module.
 #[derive(Default)]
 pub(crate) struct Groups {
     waiting: VecDeque<Group>,
