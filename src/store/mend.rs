@@ -16,7 +16,7 @@
 //! Owns the copies, and the extents that are bad, to be moved or parked; may borrow the core; hears
 //! of bad copies and of extents that were written anew.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -29,10 +29,8 @@ const PATCHES_MAX: usize = 64;
 
 #[derive(Default)]
 pub(super) struct ReadRepair {
-    /// Every checksum in here was verified.
-    patches: BTreeMap<ExtentKey, ExtentContent>,
-    /// The keys of `patches`, oldest first.
-    order: VecDeque<ExtentKey>,
+    /// Oldest first, one per extent. Every checksum in here was verified.
+    patches: VecDeque<(ExtentKey, ExtentContent)>,
     /// Extents with a block in their slot that failed its checksum.
     bad_slots: BTreeSet<ExtentKey>,
     /// Extents to move to another slot.
@@ -46,7 +44,7 @@ pub(super) struct ReadRepair {
 impl ReadRepair {
     /// Another replica's copy of this extent.
     pub(super) fn patch(&self, key: &ExtentKey) -> Option<&ExtentContent> {
-        self.patches.get(key)
+        self.patches.iter().find(|(known, _)| known == key).map(|(_, content)| content)
     }
 
     /// A read found no intact copy of a block: in the extent's slot, or elsewhere.
@@ -97,7 +95,7 @@ impl ReadRepair {
     /// The next extent to move to a fresh slot.
     pub(super) fn next_move(&mut self) -> Option<(ExtentKey, ExtentContent)> {
         while let Some(key) = self.moves.pop_front() {
-            if let Some(content) = self.patches.get(&key) {
+            if let Some(content) = self.patch(&key) {
                 return Some((key, content.clone()));
             }
         }
@@ -124,32 +122,26 @@ impl ReadRepair {
     }
 
     pub(super) fn forget(&mut self, member: MemberId) {
-        self.patches.retain(|key, _| key.member != member);
-        self.order.retain(|key| key.member != member);
+        self.patches.retain(|(key, _)| key.member != member);
         self.bad_slots.retain(|key| key.member != member);
         self.moves.retain(|key| key.member != member);
         self.parked.retain(|key| key.member != member);
     }
 
     fn drop_patch(&mut self, key: &ExtentKey) {
-        if self.patches.remove(key).is_some() {
-            self.order.retain(|other| other != key);
-        }
+        self.patches.retain(|(known, _)| known != key);
     }
 
     fn keep(&mut self, key: ExtentKey, content: ExtentContent) {
-        let known = self.patches.get(&key);
+        let known = self.patch(&key);
         if known.is_some_and(|known| known.last_changed > content.last_changed) {
             return;
         }
         self.drop_patch(&key);
-        if self.order.len() >= PATCHES_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.patches.remove(&oldest);
+        if self.patches.len() >= PATCHES_MAX {
+            self.patches.pop_front();
         }
-        self.order.push_back(key);
-        self.patches.insert(key, content);
+        self.patches.push_back((key, content));
     }
 }
 

@@ -66,7 +66,6 @@ impl ResyncStore {
         self.scans.insert(op, Scan { member, purpose });
     }
 
-    /// A listing ended.
     pub(super) fn scanned(
         &mut self,
         core: &mut Core,
@@ -112,7 +111,6 @@ impl ResyncStore {
         self.installs.push_back(install);
     }
 
-    /// The next install for write-back.
     pub(super) fn next_install(&mut self) -> Option<Install> {
         self.installs.pop_front()
     }

@@ -153,7 +153,6 @@ impl WriteBack {
         }
     }
 
-    /// An effect of the round ended.
     pub(super) fn complete(
         &mut self,
         core: &mut Core,

@@ -30,9 +30,9 @@ pub struct Admission<'a> {
 
 impl Admission<'_> {
     /// Why an operation of a client must not be given to a member; `None` when it may be, or the
-    /// member refuses it by itself. Rules R9 and R10 on the leader: the log has room, and a majority
-    /// can take the change. A member takes writes as soon as it is elected, which it tells, and
-    /// serves, later.
+    /// member refuses it by itself. Rules R9 and R10 on the leader: the log has room, and a
+    /// majority can take the change. A member takes writes as soon as it is elected, which it
+    /// tells, and serves, later.
     pub fn refuse(&self, member: MemberId, op: &ShardOp) -> Option<BlockError> {
         let here = self.members.get(member).filter(|runtime| runtime.faulted.is_none());
         let Some(runtime) = here else {

@@ -2,7 +2,7 @@
 //! of these go back to them.
 //!
 //! [`Lanes`] owns the lanes, the purposes of their reads, and the disks that could not be opened.
-//! Calls: the driver. Told: ends of operations, and the inputs of whoever takes a lane [`Lanes::at`].
+//! Calls: the driver. Told: ends of operations, and what callers of [`Lanes::at`] give to a lane.
 
 use std::time::Duration;
 

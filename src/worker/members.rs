@@ -1,7 +1,7 @@
 //! The members: replicas on this pod's disks.
 //!
-//! [`Members`] owns them, and the requests that they have not answered. Calls: nobody. Told: inputs,
-//! by all others.
+//! [`Members`] owns them, and the requests that they have not answered. Calls: nobody. Told:
+//! inputs, by all others.
 
 use rustc_hash::FxHashMap;
 

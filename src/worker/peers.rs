@@ -350,8 +350,7 @@ impl PeerHandler<'_> {
     }
 
     /// Sends a router's request to the pod of a member.
-    pub fn forward(&mut self, asker: Asker, to: MemberView, request: PeerMessage) {
-        let PeerMessage::Request { call, .. } = request else { panic!("only requests are") };
+    pub fn forward(&mut self, call: CallId, asker: Asker, to: MemberView, request: PeerMessage) {
         // The lane that the way begins at may be gone, and the catalog not know of it yet; whoever
         // is at the other end finds the member.
         let usual = self.peers.conn_to(to.member, Purpose::Data);

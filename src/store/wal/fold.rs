@@ -12,8 +12,8 @@ use crate::planted::{Mistake, planted};
 use crate::types::MemberId;
 
 use super::BatchSeq;
+use super::decide::{LogPart, LostMembers};
 use super::format::{FoundEntry, FoundItem, Summary, kinds};
-use super::recover::{LogPart, LostMembers};
 
 /// The flushed position of a member: nothing up to it is needed from the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
