@@ -198,7 +198,6 @@ impl Allocator {
         }
     }
 
-    /// A read of this slot begins.
     pub(crate) fn pin(&mut self, slot: Slot) {
         *self.pins.entry(slot).or_default() += 1;
     }

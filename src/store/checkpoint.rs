@@ -21,7 +21,6 @@ use crate::types::{EXTENT_BYTES, Mono};
 const IDLE_AFTER: Duration = Duration::from_secs(1);
 
 pub(super) struct Checkpoint {
-    /// The superblock on the disk.
     pub superblock: Superblock,
     /// True from the flush until the superblock is written.
     running: bool,
@@ -140,7 +139,7 @@ impl Checkpoint {
             && (writeback.starved
                 || core.alloc.free_unreserved() < u64::from(core.alloc.capacity() / 16));
         let nothing_left = !writeback.is_busy() && core.dirty.is_empty();
-        // While an extent waits for read repair or for a read, another checkpoint would follow.
+        // An extent that waits for read repair, or a read of the log, would need another one.
         let waits = !repair.parked.is_empty() || core.log.is_read();
         let at_rest = fill.idle && nothing_left && !self.is_settled(core, writeback) && !waits;
         let worth = match fill.used > fill.ring / 2 {

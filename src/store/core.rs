@@ -24,7 +24,7 @@ use crate::store::seam::{Event, IndexEdit, IndexJob, MemberRecord};
 use crate::store::wal::BatchSeq;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, Extent, MemberId, Mono};
 
-/// Settings of a lane, from its open on.
+/// The settings of a lane.
 #[derive(Clone, Debug)]
 pub struct LaneConfig {
     /// Largest size of the data file, in bytes.
@@ -62,7 +62,6 @@ pub(super) struct Core {
     pub clock: Clock,
 }
 
-/// The lane's view of time.
 #[derive(Default)]
 pub(super) struct Clock {
     pub now: Mono,

@@ -270,7 +270,6 @@ impl LaneLog {
     }
 }
 
-/// A group of the member is durable.
 fn group_written(member: &mut Member, group: Group, io: &mut Io) {
     let hard = &mut member.hard;
     hard.groups_under_way -= 1;

@@ -220,7 +220,6 @@ pub(crate) struct HardTrack {
     pub own_under_way: bool,
 }
 
-/// One entry of the retained log.
 #[derive(Clone, Debug)]
 pub(crate) struct Retained {
     pub term: u64,
@@ -362,7 +361,7 @@ impl RetainedLog {
     }
 
     /// A group is about to replace the entries from `index` on. They stay in the ring until it is
-    /// durable: a crash would else leave a log with a hole (rule `kept-until-replaced`).
+    /// durable, so that a crash leaves no hole in the log (rule `kept-until-replaced`).
     pub(crate) fn hold_from(&mut self, index: u64, group: GroupId, next: BatchSeq) {
         if index > self.last_index() || planted(Mistake::ReplacedLetGo) {
             return;
@@ -389,7 +388,6 @@ impl RetainedLog {
         places.find_map(|place| place.map(|place| place.seq))
     }
 
-    /// Entries from `index` on, with their indexes.
     pub(crate) fn from(&self, index: u64) -> impl Iterator<Item = (u64, &Retained)> {
         let skip = index.saturating_sub(self.base_index + 1);
         let first = self.base_index + 1 + skip;

@@ -266,7 +266,7 @@ fn load_entries(
             // A read will find an applied payload that is bad.
             payload = load_redirected(member, redirect, pool, files);
             if payload.is_none() && !is_applied {
-                return Err(OpenError::Unusable("a slot lost its payload during the open"));
+                return Err(OpenError::Unusable("a payload was lost at the open: check the disk"));
             }
         } else {
             let read = &mut |offset, len| files.read(LaneFile::Wal, offset, len);

@@ -1,10 +1,10 @@
 //! The dirty blocks of a member: applied, and not in the data file yet. An index over the log, per
 //! block. None is the only copy: payloads are cached slices of the log's.
 //!
-//! The low-water mark is the oldest Raft index that lives only here (rule
+//! The low-water mark is the oldest index that lives only here (rule
 //! `flushed-is-a-low-water-mark`). A superseded block keeps its index alive until a durable
-//! HardState covers the newer one: before, a restart could stop short of it (rule
-//! `write-back-after-durable-commit`).
+//! HardState covers the newer one (rule `write-back-after-durable-commit`): a restart may stop
+//! before it.
 
 use std::collections::VecDeque;
 use std::ops::RangeBounds;
@@ -98,8 +98,7 @@ impl OverlayExtent {
 pub struct Overlay {
     extents: ExtentMap<OverlayExtent>,
     live: LiveCounts,
-    /// (newer, older): `newer` superseded a block of `older`, and no durable HardState covers it
-    /// yet.
+    /// (newer, older): `newer` superseded a block of `older`; no durable HardState covers it yet.
     superseded: VecDeque<(u64, u64)>,
     blocks: u64,
 }

@@ -34,7 +34,6 @@ pub(super) struct Reads {
     pub overlay_blocks: u64,
 }
 
-/// One read in flight.
 pub(super) struct ReadState {
     read: ReadId,
     member: MemberId,

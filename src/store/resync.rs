@@ -212,8 +212,8 @@ fn jump_to(member: &mut Member, alloc: &mut Allocator, index: u64, term: u64, me
     member.record.meta = meta;
 }
 
-/// Joins the listing of the index with the overlay. Blocks committed after the request are in both:
-/// they leave the overlay when the commit ends, which is later than the listing.
+/// Joins the listing of the index with the overlay. Blocks committed after the request are still in
+/// the overlay: they leave it when the commit ends, which is later than the listing.
 fn manifest_chunk(
     member: &Member,
     from: Extent,

@@ -157,7 +157,7 @@ pub struct MemberRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReadId(pub u64);
 
-/// Reports of a lane.
+/// A lane's reports to its caller.
 #[derive(Debug)]
 pub enum Event {
     /// The append is durable. In order per member.

@@ -41,7 +41,7 @@ impl WriteBack {
         self.round.is_some()
     }
 
-    /// A flush ended: it may have freed slots, or ended the names that extents wait for.
+    /// A flush ended: it may have freed slots, or dropped the names that extents wait for.
     pub(super) fn flushed(&mut self, core: &mut Core) {
         self.starved = false;
         core.dirty.extend(self.parked.drain(..));
@@ -84,7 +84,6 @@ impl WriteBack {
         }
     }
 
-    /// Starts the round of an install.
     pub(super) fn install(&mut self, core: &mut Core, repair: &mut ReadRepair, install: Install) {
         let Install { read, member: id, as_of, extents, delete, mut refused } = install;
         // If the log was faster, the source's extents are too old (rule `resync-never-goes-back`).

@@ -7,7 +7,7 @@
 //!
 //! **Space.** Everything from the oldest kept batch to the head is in use. [`Wal::free_bytes`] is
 //! the room for entries. HardStates, resets and log snapshots are placed while there is any room.
-//! So the reserve holds while `free_bytes` admits entries (rule `log-reserve`).
+//! So the reserve (rule `log-reserve`) holds if `free_bytes` admits the entries.
 
 use std::collections::VecDeque;
 
@@ -367,8 +367,8 @@ impl Wal {
         kept[position.expect("the batch is still kept")].1
     }
 
-    /// The superblock durably says that batches below `seq` are not needed: the ring may overwrite
-    /// them (rule `tail-after-superblock`).
+    /// Lets the ring overwrite all batches below `seq`. The superblock must durably have the new
+    /// tail before (rule `tail-after-superblock`).
     pub fn release_to(&mut self, seq: BatchSeq) {
         assert!(
             seq <= self.chain.next_seq && self.in_flight.front().is_none_or(|b| seq <= b.seq),
