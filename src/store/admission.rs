@@ -1,8 +1,7 @@
 //! Admission: checks whether log and disk have room for a change, beyond everything promised before
 //! (rules `log-reserve` and `space-before-append`).
 //!
-//! Owns the changes that were admitted and are not appended yet; may borrow the core; hears what
-//! each member will append.
+//! Owns admitted changes that are not appended; may borrow the core; hears of members' appends.
 
 use std::cell::Cell;
 

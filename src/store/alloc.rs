@@ -239,14 +239,12 @@ impl Allocator {
         free.saturating_sub(self.reserved + u64::from(self.margin()))
     }
 
-    /// Slots that only log entries name. Each is free when the log drops its entry, unless a record
-    /// takes it over before.
+    /// Slots that only log entries name: free with their entry, unless taken over before.
     pub(crate) fn named_only(&self) -> u64 {
         self.named.values().filter(|adopted| !**adopted).count() as u64
     }
 
-    /// Slots for write-back alone, should more be admitted than was counted. Very small disks, as
-    /// in the simulator, have none.
+    /// Slots for write-back alone, in case of too many admissions. None on very small (test) disks.
     fn margin(&self) -> u32 {
         (self.slots / 64).min(256)
     }

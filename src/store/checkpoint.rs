@@ -139,7 +139,7 @@ impl Checkpoint {
             && (writeback.starved
                 || core.alloc.free_unreserved() < u64::from(core.alloc.capacity() / 16));
         let nothing_left = !writeback.is_busy() && core.dirty.is_empty();
-        // An extent that waits for read repair, or a read of the log, would need another one.
+        // While a repair or a read of the log is in flight, this would not be the last one.
         let waits = !repair.parked.is_empty() || core.log.is_read();
         let at_rest = fill.idle && nothing_left && !self.is_settled(core, writeback) && !waits;
         let worth = match fill.used > fill.ring / 2 {
@@ -186,8 +186,7 @@ fn write_half(core: &mut Core, next: &Superblock, half: usize) {
 impl Fill {
     /// 0: write-back may rest; 1: it does all it can. Proportional in between, to avoid bursts.
     pub(super) fn pressure(&self) -> f64 {
-        // Bypassed payload is written back as if it were in the log: its overlay takes memory, and
-        // the next start has to replay it.
+        // Bypassed payload counts, too: it takes memory of the overlay, and time of the next start.
         let pinned = self.used.saturating_sub(self.reclaimable).max(self.named);
         let pinned = pinned as f64 / self.ring as f64;
         const REST_BELOW: f64 = 0.5;

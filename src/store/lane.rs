@@ -183,23 +183,20 @@ impl Lane {
         self.repair.resume(core, member, extent);
     }
 
-    /// Faults a member that has lost something for good: durably, as if its log had been found
-    /// corrupt. The lane's other members go on. Once the fault is durable, the member no longer
-    /// holds the log's tail.
+    /// Faults a member that has lost something for good: durably, as if its log had been corrupt.
+    /// The others go on. Once the fault is durable, the member no longer holds the log's tail.
     pub fn fault_member(&mut self, member: MemberId) {
         let Some(core) = self.core.running() else { return };
         core.fault(member);
     }
 
-    /// Lists the extents from `from` on, as of everything applied. For a member that is not here,
-    /// the list is empty and as of index 0.
+    /// Lists extents from `from` on, as of everything applied. No member: no extents, index 0.
     pub fn manifest(&mut self, read: ReadId, member: MemberId, from: Extent) {
         let Some(core) = self.core.running() else { return };
         self.resync.manifest(core, read, member, from);
     }
 
-    /// Writes the member's overlay back and sets the durable *resyncing flag*;
-    /// `Event::MemberDurable` follows.
+    /// Writes the overlay back, sets the *resyncing flag* durably; `Event::MemberDurable` follows.
     pub fn begin_resync(&mut self, member: MemberId) {
         self.set_task(member, |_| Task::BeginResync);
     }
@@ -230,9 +227,8 @@ impl Lane {
     }
 
     /// Puts whole extents in place and deletes others; `Event::Installed` follows. Needs the
-    /// durable *resyncing flag*: extents overwritten in place cannot be served after a crash.
-    /// `as_of` is the index that the source had applied. If more is applied here, the source's
-    /// extents are older, and all are refused.
+    /// durable *resyncing flag*: extents overwritten in place cannot be served after a crash. If
+    /// more is applied here than `as_of`, the source's applied index, all are too old and refused.
     pub fn install_extents(
         &mut self,
         read: ReadId,

@@ -1,8 +1,7 @@
 //! The lane's log: the ring, appends in flight, and batches that must stay in the ring. Also writes
 //! HardStates and log snapshots of its own, so that no idle or stuck member holds the tail.
 //!
-//! Owns the ring, the groups in flight and the pins; may borrow members, allocator and I/O; hears
-//! of appends and of durable batches.
+//! Owns ring, groups and pins; may borrow members, allocator and I/O; hears of appends and batches.
 
 use std::collections::BTreeMap;
 
@@ -25,8 +24,7 @@ pub(super) struct LaneLog {
     groups: Groups,
     /// Reads of the ring in flight, per batch.
     pins: BTreeMap<BatchSeq, u32>,
-    /// Payload bytes of all members' entries that are not applied or not even appended, as of the
-    /// newest round or append.
+    /// Unapplied and unappended payload bytes of all members, as of the newest round or append.
     pub unapplied_bytes: u64,
 }
 

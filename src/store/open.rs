@@ -55,8 +55,7 @@ pub struct LaneFormat {
     pub data_bytes_max: u64,
 }
 
-/// Writes the superblock of a new disk. All files must exist, the log's completely written once,
-/// and the index empty.
+/// Writes a new disk's superblock. The log's file was written over once; the index is empty.
 pub fn format_lane(files: &mut dyn LaneFiles, format: &LaneFormat) -> Result<(), OpenError> {
     check_ring(format.wal_bytes)?;
     let superblock = Superblock {
@@ -245,8 +244,7 @@ fn take_logs(
     Ok(out)
 }
 
-/// Reads the payloads to hand out: of all unapplied entries, and of the newest applied ones,
-/// `tail_bytes` in all.
+/// Reads the unapplied payloads, and the newest applied ones, `tail_bytes` in all.
 fn load_entries(
     member: &Member,
     logged: Vec<LoggedEntry>,
@@ -471,8 +469,7 @@ fn occupy(alloc: &mut Allocator, slot: Slot) -> Result<(), OpenError> {
     })
 }
 
-/// Takes the slots that the retained entries of a member name, when a lane is opened. `Err`: an
-/// entry names another owner's slot.
+/// Takes the slots that the entries of a member name. `Err`: an entry names another owner's slot.
 fn take_named(
     alloc: &mut Allocator,
     id: MemberId,

@@ -3,8 +3,8 @@
 //!
 //! The low-water mark is the oldest index that lives only here (rule
 //! `flushed-is-a-low-water-mark`). A superseded block keeps its index alive until a durable
-//! HardState covers the newer one (rule `write-back-after-durable-commit`): a restart may stop
-//! before it.
+//! HardState covers the newer one, as a restart may stop before it (rule
+//! `write-back-after-durable-commit`).
 
 use std::collections::VecDeque;
 use std::ops::RangeBounds;
@@ -237,9 +237,8 @@ impl LiveCounts {
     }
 }
 
-/// Memory for payloads of the overlay, over all members of a lane. Write-back starts with the
-/// oldest changes, so a payload stays until it is written back or superseded. One that finds no
-/// room is read back from the log.
+/// Memory for payloads of a lane's members. Write-back starts with the oldest changes, so a payload
+/// stays until it is written back or superseded. Without room it is read from the log.
 pub(crate) struct PayloadCache {
     used_bytes: Arc<AtomicUsize>,
     bytes_max: usize,

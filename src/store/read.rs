@@ -2,8 +2,7 @@
 //! disk is verified. One that fails is looked up again before it is judged, because overlay and
 //! record may have changed meanwhile (rule `look-again-before-judging`).
 //!
-//! Owns the reads in flight; may borrow the core, and read repair; hears of pieces and of records
-//! that were read.
+//! Owns the reads in flight; may borrow the core, and read repair; hears of ended reads.
 
 use bytes::Bytes;
 use rustc_hash::FxHashMap;

@@ -10,8 +10,7 @@
 //! A slot is named, and never written again, until its entry is durably compacted or replaced (rule
 //! `named-slot-is-immutable`). Write-back only lets the index take it over.
 //!
-//! Owns the appends that wait; may borrow the core, and what admission has promised; hears of
-//! appends, and of slots that are written.
+//! Owns appends that wait; may borrow the core and admission; hears of appends and written slots.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -110,8 +109,7 @@ impl Redirects {
     }
 }
 
-/// Starts the slot writes of entries that bypass the log, and names the slots in the entries.
-/// Returns the number of writes.
+/// Starts slot writes and names the slots in the entries. Returns the number of writes.
 fn redirect(core: &mut Core, admission: &Admission, request: &mut Append) -> usize {
     let mut whole = std::mem::take(&mut request.whole_extents).into_iter().peekable();
     let mut writes = 0;
@@ -166,8 +164,7 @@ fn may_redirect(
         return false;
     }
     let extents = (known.first.0..known.first.0 + count as u32).map(Extent);
-    // A write that replaces slots needs room for both for a while. It must not make the disk full
-    // for others.
+    // A write that replaces slots needs both for a while; it must not fill the disk for others.
     let replaces = extents.filter(|extent| member.presence.get(*extent)).count() > 0;
     let kept_free = if replaces { u64::from(core.alloc.capacity() / 16) } else { 0 };
     let promised = admission.slots.get() + kept_free;

@@ -1,5 +1,5 @@
-//! WAL bypass, rule by rule: `slot-reuse-after-durable-free`, `bypass-before-batch`,
-//! `space-before-append` and others, and restarts.
+//! WAL bypass: rules `bypass-before-batch`, `named-slot-is-immutable`,
+//! `slot-reuse-after-durable-free`, `log-snapshot-replaces`, `space-before-append`; and restarts.
 
 use super::lane_lab::*;
 use crate::log::{Append, LogEntry, WholeExtents};

@@ -42,8 +42,7 @@ pub enum Effect {
         op: OpId,
         file: LaneFile,
     },
-    /// Runs on a helper thread. Index jobs run in order of submission, and their ends are reported
-    /// in that order, too.
+    /// Runs on a helper thread; starts and reported ends are in the order of submission.
     Index {
         op: OpId,
         job: IndexJob,
@@ -62,8 +61,7 @@ pub enum Done {
     Failed(std::io::ErrorKind, String),
 }
 
-/// A job for the index. Commits are atomic. Without `flush` they become durable with a later flush,
-/// in order.
+/// A job for the index. Commits are atomic, and durable in order, at the latest with a flush.
 #[derive(Debug)]
 pub enum IndexJob {
     Get {

@@ -74,8 +74,7 @@ impl WriteBack {
                 updates.extend(take_dirty(core, repair, &mut uncovered));
             }
         }
-        // They keep their place: at the end of the queue, one of them would hold the log's tail
-        // until all others are written back.
+        // Back to the front: at the end, one would hold the log's tail until all others are done.
         for extent in uncovered.into_iter().rev() {
             core.dirty.push_front(extent);
         }
@@ -243,8 +242,8 @@ impl WriteBack {
         }
     }
 
-    /// The slot for an update: none that a log entry names (rule `named-slot-is-immutable`), unless
-    /// it writes nothing there.
+    /// The slot for an update. It writes to none that a log entry names (rule
+    /// `named-slot-is-immutable`).
     fn slot_for(&mut self, core: &mut Core, update: &Update) -> Result<Slot, Outcome> {
         if let Some(adopted) = update.adopted {
             return Ok(adopted);

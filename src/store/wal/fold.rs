@@ -1,9 +1,8 @@
 //! Replay: turns the items of a recovered log into the log of each member, and finds members that
 //! may have forgotten a vote or an acknowledgement (*faulted*).
 //!
-//! A lost HardState is harmless once a newer one follows. Lost entries are harmless once the store
-//! holds everything up to them (`flushed`), a later append replaced all of them, or the whole log
-//! was replaced (reset, log snapshot).
+//! A lost HardState is harmless once a newer one follows. Lost entries are harmless once they are
+//! flushed, replaced by a later append, or replaced with the whole log (reset, log snapshot).
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,4 @@
-//! The writing side of the ring: groups become batches, batches get places, ended writes make
-//! groups durable.
+//! The writing side of the ring: forms batches of groups, places them, and reports durable groups.
 //!
 //! **Placement.** A batch never wraps. If it does not fit before the end of the file, it starts at
 //! offset 0, and the skipped pages keep their content. Nothing on the disk says so: recovery looks
@@ -20,8 +19,7 @@ use crate::types::BLOCK_BYTES;
 use super::format::{self, FIXED_BYTES, HEADER_BYTES_MAX, Header, Keys, RECORD_BYTES};
 use super::{BatchSeq, BatchWrite, GroupId, Item, Placed, WalConfig, WalPosition};
 
-/// Most batches that are not contiguously durable. Recovery relies on it: it skips the numbers that
-/// a crash may have hidden.
+/// Most batches not contiguously durable. Recovery skips as many numbers: a crash may hide them.
 pub const IN_FLIGHT_MAX: usize = 4;
 
 const BATCH_BYTES_MAX: u64 = 4 << 20;
@@ -330,15 +328,13 @@ impl Wal {
         self.space.usable_bytes(largest).saturating_sub(taken)
     }
 
-    /// True when nothing follows, and a batch with only the durable mark should be written (the
-    /// *idle mark*).
+    /// True when nothing follows and an *idle mark* is due: a batch with only the durable mark.
     pub fn wants_idle_mark(&self) -> bool {
         let quiet = self.in_flight.is_empty() && self.waiting.groups.is_empty();
         quiet && self.mark_written < self.news_seq && !self.idle_mark
     }
 
-    /// Lets the next `next_batch` write the idle mark, unless another batch goes first: every batch
-    /// carries the mark.
+    /// Writes the idle mark next, unless another batch goes first: every batch carries the mark.
     pub fn push_idle_mark(&mut self) {
         self.idle_mark = true;
     }
@@ -403,8 +399,7 @@ fn padded(pool: &Pool, payload: &[u8]) -> Bytes {
     buf.freeze()
 }
 
-/// Copies payloads, each padded to pages, into few large pieces: a vectored write takes a limited
-/// number of buffers.
+/// Copies padded payloads into few large pieces: a vectored write takes a limited number.
 fn gather<'a>(
     pool: &Pool,
     payloads: impl Iterator<Item = &'a Bytes>,

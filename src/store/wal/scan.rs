@@ -1,5 +1,4 @@
-//! Finds every batch in the ring: reads the file once, 1 MiB at a time, and keeps no payload in
-//! memory.
+//! Finds every batch in the ring. Reads it once, 1 MiB at a time, and keeps no payload in memory.
 
 use std::io;
 
