@@ -1,8 +1,8 @@
-//! The lanes: their effects become operations of the driver and jobs of the index thread, the ends
-//! of these go back to them.
-//!
-//! [`Lanes`] owns the lanes, the purposes of their reads, and the disks that could not be opened.
-//! Calls: the driver. Told: ends of operations, and the inputs of whoever takes a lane [`Lanes::at`].
+//! The lanes: their effects become operations of the driver and jobs of the index thread. The ends
+//! of these go back to the lanes.
+//! - Owns: the lanes, the purposes of their reads, and the disks that could not be opened.
+//! - May call: the driver and the index runners.
+//! - Is told: ends of operations, and inputs of other components through [`Lanes::at`].
 
 use std::time::Duration;
 
@@ -18,17 +18,17 @@ use crate::worker::token::Target;
 
 /// A log write that takes longer than this has hung: the lane's leaders step down.
 pub const LOG_WRITE_HUNG: Duration = Duration::from_secs(2);
-/// So has anything else that a lane has asked for: a read, a sync, a flush of the index. They may
-/// stand in a queue behind others.
+/// Any other operation of a lane (a read, a sync, a flush of the index) has hung after this time.
+/// It is longer, because operations may queue behind others.
 pub const OPERATION_HUNG: Duration = Duration::from_secs(10);
-/// Signs of life to other pods are at most this far apart.
+/// Longest time between two announcements of free space, which are signs of life to other pods.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// The lanes of a worker.
 #[derive(Default)]
 pub struct Lanes {
     pub all: Vec<LaneRuntime>,
-    /// Those with inputs that were not polled.
+    /// Lanes with unpolled inputs.
     pub touched: Vec<u8>,
     pub reads: Reads,
     /// Disks that could not be opened, for reports.
@@ -44,7 +44,7 @@ impl Lanes {
         &mut self.all[usize::from(lane)]
     }
 
-    /// A lane to be given an input; it is polled at the end of the round.
+    /// The lane, to give it an input. It is polled at the end of the round.
     pub fn at(&mut self, lane: u8) -> &mut Lane {
         if !self.touched.contains(&lane) {
             self.touched.push(lane);
@@ -65,7 +65,7 @@ impl Lanes {
         }
     }
 
-    /// Lanes whose moment has come are polled, at a tick all of them.
+    /// Polls the lanes whose deadline has come; at a tick, all of them.
     pub fn wake(&mut self, now: Mono, is_tick: bool) {
         for lane in 0..self.all.len() as u8 {
             let deadline = self.get(lane).lane.deadline();
@@ -90,7 +90,7 @@ pub struct LaneFiles {
     pub data: FileId,
 }
 
-/// Which disk a lane is on.
+/// The disk of a lane.
 pub struct DiskPlace {
     pub disk: Uuid,
     /// The folder, for reports.
@@ -99,21 +99,21 @@ pub struct DiskPlace {
     pub lock: Option<std::fs::File>,
 }
 
-/// See the module.
+/// A lane with its disk, its files, its index and its operations in flight.
 pub struct LaneRuntime {
     pub lane: Lane,
     pub place: DiskPlace,
     pub files: LaneFiles,
     pub index: Box<dyn IndexRunner>,
-    /// Why the disk was given up.
+    /// Why the disk is poisoned.
     pub poisoned: Option<String>,
-    /// Free space that the peers were last told of, and when.
+    /// Free space as last announced to peers, in bytes, and when.
     announced: Option<(u64, Mono)>,
-    /// What the lane asked for and the driver has not got yet.
+    /// Effects that the driver has not got yet.
     pending: Vec<Effect>,
-    /// Writes that appends wait for under way and when they were started, oldest first.
+    /// Writes in flight that appends wait for, and their start, oldest first.
     log_writes: Vec<(OpId, Mono)>,
-    /// The oldest of all operations under way, and since when it was seen to be that.
+    /// The oldest operation in flight, and since when it was seen to be the oldest.
     oldest: Option<(OpId, Mono)>,
     pub number: u8,
     pool: Pool,
@@ -149,7 +149,7 @@ impl LaneRuntime {
         self.lane.poll(now, &mut self.pending, events);
     }
 
-    /// Hands everything that the lane asked for in this round to the driver.
+    /// Hands the effects of this round to the driver and the index.
     pub fn submit(&mut self, now: Mono, driver: &mut dyn Driver) {
         let mut pending = std::mem::take(&mut self.pending);
         for effect in pending.drain(..) {
@@ -199,7 +199,7 @@ impl LaneRuntime {
         self.lane.complete(op, done);
     }
 
-    /// What other pods are to be told of its space: when that changed, and as a sign of life.
+    /// The disk and its free bytes, when they changed or a sign of life to other pods is due.
     pub fn news_of_space(&mut self, now: Mono) -> Option<(Uuid, u64)> {
         let free_bytes = self.lane.space().free_bytes;
         let announced = self.announced.filter(|(_, at)| now.since(*at) < ANNOUNCE_EVERY);
@@ -210,8 +210,7 @@ impl LaneRuntime {
         Some((self.place.disk, free_bytes))
     }
 
-    /// True when the oldest log write is overdue, or the oldest operation of all. Asked once per
-    /// tick.
+    /// True when the oldest log write or the oldest operation is overdue. Asked once per tick.
     pub fn is_hung(&mut self, now: Mono) -> bool {
         let oldest = self.lane.oldest_op();
         if oldest != self.oldest.map(|(op, _)| op) {
