@@ -131,7 +131,6 @@ impl Core {
         (!empty).then_some(request)
     }
 
-    /// Puts an append of a live member into the log.
     pub(super) fn append(&mut self, request: Append) {
         let member = self.members.get_mut(&request.member).expect("just seen");
         self.log.append(member, &mut self.alloc, request);

@@ -25,7 +25,9 @@ const FORGED_HEAD_BYTES: usize = 16;
 /// The first byte chooses what the rest is: 0 the superblock's copies, 1 the same with right
 /// checksums, 2 marks (see `ring`) and the ring itself, 3 marks and batches to be forged.
 pub fn fuzz_one(input: &[u8]) {
-    let Some((mode, rest)) = input.split_first() else { return };
+    let Some((mode, rest)) = input.split_first() else {
+        return;
+    };
     match mode % 4 {
         0 => read_superblock(rest, false),
         1 => read_superblock(rest, true),
@@ -76,7 +78,9 @@ fn ring(input: &[u8], make: fn(&[u8]) -> Vec<u8>) {
         let part = bytes.get(from..from + len);
         Ok(Bytes::copy_from_slice(part.expect("recovery reads inside the ring")))
     };
-    let Ok(recovered) = recover(&config, &marks, &mut read) else { return };
+    let Ok(recovered) = recover(&config, &marks, &mut read) else {
+        return;
+    };
     let position = &recovered.position;
     assert!(position.head_offset < RING_BYTES as u64 && position.tail_offset < RING_BYTES as u64);
     assert!(position.tail_seq <= position.next_seq, "the tail is not ahead of the head");

@@ -16,7 +16,7 @@
 //! Owns what other replicas gave, and which extents are bad, to be moved or left aside; may borrow
 //! the core; is told of bad copies, and of extents that were written anew.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -30,10 +30,8 @@ const PATCHES_MAX: usize = 64;
 /// See the module.
 #[derive(Default)]
 pub(super) struct ReadRepair {
-    /// Every checksum in here was verified.
-    patches: BTreeMap<ExtentKey, ExtentContent>,
-    /// The keys of `patches`, oldest first.
-    order: VecDeque<ExtentKey>,
+    /// Oldest first, one of an extent. Every checksum in here was verified.
+    patches: VecDeque<(ExtentKey, ExtentContent)>,
     /// Extents with a block in their slot that did not match its checksum.
     bad_slots: BTreeSet<ExtentKey>,
     /// Extents that are to be moved to another slot.
@@ -47,7 +45,7 @@ pub(super) struct ReadRepair {
 impl ReadRepair {
     /// What another replica gave for this extent.
     pub(super) fn patch(&self, key: &ExtentKey) -> Option<&ExtentContent> {
-        self.patches.get(key)
+        self.patches.iter().find(|(known, _)| known == key).map(|(_, content)| content)
     }
 
     /// A read found no intact copy of a block: in the extent's slot, or elsewhere.
@@ -98,7 +96,7 @@ impl ReadRepair {
     /// The next extent that is to be moved to a fresh slot.
     pub(super) fn next_move(&mut self) -> Option<(ExtentKey, ExtentContent)> {
         while let Some(key) = self.moves.pop_front() {
-            if let Some(content) = self.patches.get(&key) {
+            if let Some(content) = self.patch(&key) {
                 return Some((key, content.clone()));
             }
         }
@@ -125,32 +123,26 @@ impl ReadRepair {
     }
 
     pub(super) fn forget(&mut self, member: MemberId) {
-        self.patches.retain(|key, _| key.member != member);
-        self.order.retain(|key| key.member != member);
+        self.patches.retain(|(key, _)| key.member != member);
         self.bad_slots.retain(|key| key.member != member);
         self.moves.retain(|key| key.member != member);
         self.parked.retain(|key| key.member != member);
     }
 
     fn drop_patch(&mut self, key: &ExtentKey) {
-        if self.patches.remove(key).is_some() {
-            self.order.retain(|other| other != key);
-        }
+        self.patches.retain(|(known, _)| known != key);
     }
 
     fn keep(&mut self, key: ExtentKey, content: ExtentContent) {
-        let known = self.patches.get(&key);
+        let known = self.patch(&key);
         if known.is_some_and(|known| known.last_changed > content.last_changed) {
             return;
         }
         self.drop_patch(&key);
-        if self.order.len() >= PATCHES_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.patches.remove(&oldest);
+        if self.patches.len() >= PATCHES_MAX {
+            self.patches.pop_front();
         }
-        self.order.push_back(key);
-        self.patches.insert(key, content);
+        self.patches.push_back((key, content));
     }
 }
 

@@ -333,7 +333,9 @@ impl Found {
 
     /// The log of each member, beginning at what the index has of it.
     fn fold(&self, log: Vec<LogPart>) -> Result<Logs, OpenError> {
-        let flushed = self.members.iter().map(|(id, member)| (*id, flushed_of(member)));
+        let flushed = self.members.iter().map(|(id, Member { record, .. })| {
+            (*id, Flushed { index: record.flushed_index, term: record.flushed_term })
+        });
         let logs = fold(log, &flushed.collect(), &self.tombstones);
         if logs.keys().any(|id| !self.members.contains_key(id)) {
             return Err(OpenError::Unusable(
@@ -378,10 +380,6 @@ impl Found {
             }
         }
     }
-}
-
-fn flushed_of(member: &Member) -> Flushed {
-    Flushed { index: member.record.flushed_index, term: member.record.flushed_term }
 }
 
 /// How the log of a disk is written.

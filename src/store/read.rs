@@ -232,7 +232,6 @@ impl Reads {
         }
     }
 
-    /// An effect of a read ended.
     pub(super) fn complete(
         &mut self,
         core: &mut Core,

@@ -67,7 +67,6 @@ impl ResyncStore {
         self.scans.insert(op, Scan { member, purpose });
     }
 
-    /// A listing ended.
     pub(super) fn scanned(
         &mut self,
         core: &mut Core,
@@ -113,7 +112,6 @@ impl ResyncStore {
         self.installs.push_back(install);
     }
 
-    /// What is to be put in place next.
     pub(super) fn next_install(&mut self) -> Option<Install> {
         self.installs.pop_front()
     }

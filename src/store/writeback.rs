@@ -156,7 +156,6 @@ impl WriteBack {
         }
     }
 
-    /// An effect of the round ended.
     pub(super) fn complete(
         &mut self,
         core: &mut Core,

@@ -146,7 +146,7 @@ impl Worker {
                         let (call, member) = (self.peers.next_call(), to.member);
                         let request =
                             PeerMessage::Request { call, shard, to: member, term, origin, op };
-                        self.peer_handler().forward((volume, ticket), to, request);
+                        self.peer_handler().forward(call, (volume, ticket), to, request);
                     }
                 }
             }

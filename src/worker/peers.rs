@@ -347,8 +347,7 @@ impl PeerHandler<'_> {
     }
 
     /// Sends a router's request to the pod of a member.
-    pub fn forward(&mut self, asker: Asker, to: MemberView, request: PeerMessage) {
-        let PeerMessage::Request { call, .. } = request else { panic!("only requests are") };
+    pub fn forward(&mut self, call: CallId, asker: Asker, to: MemberView, request: PeerMessage) {
         // The lane of the usual route may be gone before the catalog knows. Any lane of the other
         // pod finds the member.
         let usual = self.peers.conn_to(to.member, Purpose::Data);

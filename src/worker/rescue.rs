@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::net::message::{CallId, PeerMessage};
 use crate::replica::seam::Input;
-use crate::types::{BlockError, BlockRange, Extent, ExtentContent, MemberId, Mono};
+use crate::types::{BLOCKS_PER_EXTENT, BlockError, Extent, ExtentContent, MemberId, Mono};
 use crate::worker::lanes::Lanes;
 use crate::worker::peers::PeerHandler;
 use crate::worker::reads::{BlockRead, ReadTarget, Reader};
@@ -102,7 +102,8 @@ impl RepairHandler<'_> {
     pub fn read_damaged(&mut self, mut read: BlockRead, extent: Extent) {
         read.mended += 1;
         // Each of its extents may be bad once; with more than that there is no progress.
-        if read.mended > 2 * extents_in(read.range) + 2 {
+        let extents = read.range.count / BLOCKS_PER_EXTENT + 2;
+        if read.mended > 2 * extents + 2 {
             return self.give_up_read(read);
         }
         self.rescue((read.member, extent), false, Some(read));
@@ -220,7 +221,8 @@ impl RepairHandler<'_> {
         let now = self.out.now;
         let Some(rescue) = self.rescues.running(place) else { return };
         rescue.heard += u32::from(!rescue.silent);
-        let hopeless = rescue.left_alone();
+        // Every other replica has said often enough that it cannot help.
+        let hopeless = rescue.heard >= PASSES_MIN;
         let pause = match rescue.for_writeback && rescue.silent {
             true => LONG_PAUSE,
             false => PASS_PAUSE,
@@ -314,13 +316,4 @@ impl Rescue {
             Step::Checking => false,
         }
     }
-
-    /// Every other replica has said often enough that it has no intact copy.
-    fn left_alone(&self) -> bool {
-        self.heard >= PASSES_MIN
-    }
-}
-
-fn extents_in(range: BlockRange) -> u32 {
-    range.count / crate::types::BLOCKS_PER_EXTENT + 2
 }

@@ -12,8 +12,8 @@ use crate::planted::{Mistake, planted};
 use crate::types::MemberId;
 
 use super::BatchSeq;
+use super::decide::{LogPart, LostMembers};
 use super::format::{FoundEntry, FoundItem, Summary, kinds};
-use super::recover::{LogPart, LostMembers};
 
 /// What the index knows of a member: no change at or below `flushed_index` is needed from the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use crate::planted::{Mistake, planted};
 
 use super::decide::{Decision, decide};
 pub use super::decide::{LogPart, Lost, LostMembers};
-use super::format::{self, Batch, Keys};
+use super::format::{self, Keys};
 use super::ring::IN_FLIGHT_MAX;
 use super::scan::scan;
 pub use super::scan::{ReadRing, RecoverError};
