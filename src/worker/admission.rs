@@ -127,8 +127,7 @@ impl Admission<'_> {
         Ok(count)
     }
 
-    /// True when a message brings the member a newer commit index. Committed entries can be
-    /// applied, which makes room.
+    /// True when a message brings a newer commit index: applying what is committed makes room.
     fn tells_of_commits(&self, to: MemberId, message: &Message) -> bool {
         let known = self.members.get(to).map_or(0, |runtime| runtime.member.committed());
         message.commit.min(message.index) > known && !planted(Mistake::FullLogIsDeaf)

@@ -201,7 +201,6 @@ impl ClientHandler<'_> {
         }
     }
 
-    /// Answers requests for deleted volumes.
     fn answer_abandoned(&mut self) {
         while let Some((conn, handle)) = self.clients.abandoned.pop() {
             self.reply(conn, handle.0, Err(BlockError::NoSuchVolume));

@@ -82,8 +82,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// True when one disk is damaged or does not work: the pod goes on with its others. False for a
-    /// wrong setup, which ends the start.
+    /// True when one disk is damaged or fails: the pod goes on with others. False: a wrong setup.
     pub fn is_of_one_disk(&self) -> bool {
         use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
         match self {

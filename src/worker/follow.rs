@@ -12,8 +12,7 @@ pub const WINDOW: Duration = Duration::from_secs(1);
 const REQUESTS_MIN: u32 = 50;
 /// Windows in a row that must agree.
 const WINDOWS: u32 = 3;
-/// Most windows from a move that failed to the next try. The pause doubles with each try, up to
-/// this: writes wait for a moment during each.
+/// After a failed move, the pause doubles with each try, up to this: writes wait during a try.
 const REST_WINDOWS_MAX: u32 = 64;
 
 /// Where the requests of one member come from.

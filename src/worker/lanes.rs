@@ -18,8 +18,7 @@ use crate::worker::token::Target;
 
 /// A log write that takes longer than this has hung: the lane's leaders step down.
 pub const LOG_WRITE_HUNG: Duration = Duration::from_secs(2);
-/// Any other operation of a lane (a read, a sync, a flush of the index) has hung after this time.
-/// It is longer, because operations may queue behind others.
+/// Any other operation (read, sync, flush of the index) has hung after this: it may have to queue.
 pub const OPERATION_HUNG: Duration = Duration::from_secs(10);
 /// Longest time between two announcements of free space, which are signs of life to other pods.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
@@ -56,7 +55,6 @@ impl Lanes {
         self.all.iter().position(|lane| lane.place.disk == disk).map(|number| number as u8)
     }
 
-    /// Starts a read of blocks of a member.
     pub fn read(&mut self, lane: u8, member: MemberId, range: BlockRange, target: ReadTarget) {
         let read = self.reads.add(target);
         match target {
@@ -75,7 +73,6 @@ impl Lanes {
         }
     }
 
-    /// An operation of the driver ended.
     pub fn completed(&mut self, lane: u8, op: OpId, is_sync: bool, completion: Completion) {
         self.get_mut(lane).completed(op, is_sync, completion);
         self.at(lane);

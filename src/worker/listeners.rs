@@ -35,7 +35,6 @@ impl Listeners {
         Ok(bound)
     }
 
-    /// Starts an accept.
     pub fn accept(&self, driver: &mut dyn Driver, listener: u8) {
         let (socket, _) = self.listeners[usize::from(listener)];
         driver.submit(Target::Accept(listener).token(), Op::Accept { listener: socket });

@@ -1,4 +1,4 @@
-//! How full the queues of a worker are that clients and peers can fill.
+//! The queues of a worker that clients and peers can fill.
 
 use crate::volume::Volume;
 use crate::worker::lanes::Lanes;
@@ -6,7 +6,7 @@ use crate::worker::members::Members;
 use crate::worker::peers::Peers;
 use crate::worker::routers::Routers;
 
-/// See the module. At rest all is 0, except for a heartbeat or two on the links.
+/// How full these queues are. At rest all is 0, except for a heartbeat or two on the links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     /// Unanswered requests: of clients at routers, and of routers and peers at members.

@@ -154,7 +154,6 @@ impl Members {
         }
     }
 
-    /// Gives every member a tick.
     pub fn tick(&mut self, now: Mono) {
         let members: Vec<MemberId> = self.members.keys().copied().collect();
         for member in members {

@@ -1,5 +1,5 @@
 //! Answers with data that are promised to a connection of another pod: asked for and being read,
-//! beside the frames that wait to leave. A part of the links. Without a bound, a peer that asks
+//! beside the frames that wait to leave. A part of the peers. Without a bound, a pod that asks
 //! faster than the network carries would fill a link's queue, which ends the link for all users.
 
 use std::collections::VecDeque;

@@ -202,7 +202,7 @@ impl Peers {
         self.wanted.get(&(local, remote, purpose)).filter(|wanted| wanted.up)?.conn
     }
 
-    /// The data connection to a pod, of any lanes: the first in an order that every run has.
+    /// The first data connection to a pod, of any lanes, in an order that is the same in every run.
     fn conn_to_pod(&self, pod: PodId) -> Option<ConnId> {
         let leads_there = |((_, _, purpose), wanted): &(&Pair, &Wanted)| {
             wanted.up && wanted.pod == pod && *purpose == Purpose::Data
@@ -348,8 +348,7 @@ impl PeerHandler<'_> {
 
     /// Sends a router's request to the pod of a member.
     pub fn forward(&mut self, call: CallId, asker: Asker, to: MemberView, request: PeerMessage) {
-        // The lane of the usual route may be gone before the catalog knows. Any lane of the other
-        // pod finds the member.
+        // The usual lane may be gone before the catalog knows; any lane there finds the member.
         let usual = self.peers.conn_to(to.member, Purpose::Data);
         let conn = usual.or_else(|| self.peers.conn_to_pod(to.pod));
         let sent = conn.filter(|conn| {
@@ -499,7 +498,6 @@ impl PeerHandler<'_> {
         }
     }
 
-    /// A send ended.
     pub fn sent(&mut self, conn: ConnId, completion: &Completion) {
         let Some(state) = self.peers.conns.get_mut(&conn) else { return };
         let Some(stream) = &mut state.stream else { return };

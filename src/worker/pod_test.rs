@@ -14,7 +14,7 @@ const MIB: usize = 1 << 20;
 /// Long enough for what is sent to arrive, and less than a tick.
 const SOON: Duration = Duration::from_millis(20);
 
-/// A volume may have 1 MiB under way; so may each connection, at least.
+/// A volume may have 1 MiB in flight; so may each connection, at least.
 fn tight() -> Budgets {
     Budgets { volume_bytes: MIB, ..Budgets::default() }
 }
@@ -56,7 +56,7 @@ fn r15_nothing_of_a_client_is_executed_after_it_hung_up() {
     pod.hold_log();
     old.write(&mut pod, 0, MIB, b'a');
     pod.run(SOON);
-    // This one has to wait: there is as much under way as there may be.
+    // This one has to wait: as much as there may be is in flight.
     old.write(&mut pod, far, BLOCK_BYTES, b'o');
     pod.run(SOON);
     old.hang_up(&mut pod);
@@ -287,7 +287,7 @@ fn broken_rules_are_noticed() {
 fn a_listener_that_cannot_accept_tries_again_once_a_tick() {
     let mut pod = serving(Budgets::default());
     pod.fail_accepts(true);
-    // The accept that was under way still takes this one; the next ones fail.
+    // The accept in flight still takes this one; the next ones fail.
     pod.connect("v");
     let before = pod.failed_accepts();
     pod.run(10 * TICK);

@@ -1,5 +1,4 @@
-//! An observer for simulations. It sees the inputs of every member, and each output at the moment
-//! at which the worker carries it out.
+//! An observer for simulations: it sees members' inputs, and outputs as they are carried out.
 
 use crate::replica::seam::{Input, Output};
 use crate::types::MemberId;

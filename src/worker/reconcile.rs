@@ -195,8 +195,7 @@ impl ReconcileHandler<'_> {
         }
         pending.insert(member, Pending::Destroying);
         if self.out.members.get(member).is_none() {
-            // It was never here, or went before a crash: its tombstone is enough, asking again is
-            // harmless.
+            // Never here, or gone before a crash: its tombstone is enough, asking again harmless.
             tracing::debug!(%member, "a replica that is not here is destroyed");
         }
         self.out.stop_member(member, "its volume was deleted".to_owned());

@@ -3,10 +3,10 @@
 //!
 //! One pass asks every other replica in turn. After each answer the extent is checked again here,
 //! against our own checksums (why: [`crate::store::lane::Lane::mend`]). A replica may still have to
-//! apply what we have applied, or be starting: passes are repeated for a while. A waiting read is
-//! started again, not answered with the other replica's bytes: it is judged like all other reads.
+//! apply what we have applied, or be unreachable, so passes are repeated for a while. A waiting read
+//! is started again, not answered with the other's bytes: it is judged like all reads here.
 //! - Owns: the read repairs.
-//! - May call: lanes, members, links, reports, and resyncs (they end with a member that is lost).
+//! - May call: lanes, members, peers, reports, and resyncs (they end with a member that is lost).
 //! - Is told: bad blocks, extents of other pods, and the results of checks by lanes.
 
 use std::time::Duration;
@@ -28,8 +28,7 @@ const PASS_PAUSE: Duration = Duration::from_millis(200);
 const LONG_PAUSE: Duration = Duration::from_secs(1);
 /// Passes that every other replica answered, none with an intact copy, before repair gives up.
 const PASSES_MIN: u32 = 15;
-/// Longest wait of a read for replicas that do not answer. Until then it pauses, as without a
-/// majority.
+/// Longest wait of a read for silent replicas: until then it pauses, as without a majority.
 const READ_PATIENCE: Duration = Duration::from_secs(60);
 /// After a failed repair, the time before a peer's read may start another one.
 const RETRY_FOR_PEERS: Duration = Duration::from_secs(10);
@@ -184,7 +183,7 @@ impl RepairHandler<'_> {
                 self.check(place);
             }
             Ok(_) | Err(BlockError::MediaFault) => self.ask_next(place),
-            // It does not say what it has: it may be starting.
+            // It does not say what it has; it may say so later.
             Err(_) => {
                 rescue.silent = true;
                 self.ask_next(place);

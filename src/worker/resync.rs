@@ -13,7 +13,7 @@
 //! has applied an entry of its own term: its log has all that was committed before. Until then it
 //! can be a source, whose copies become whole no sooner (ADR 7).
 //! - Owns: the resyncs into members of this worker.
-//! - May call: lanes, members, links and reports.
+//! - May call: lanes, members, peers and reports.
 //! - Is told: offers and answers of sources, questions of peers, ends of reads, durable records.
 
 use std::collections::VecDeque;
@@ -55,8 +55,7 @@ pub struct Resync {
     source: MemberId,
     step: Step,
     pub(super) round: Round,
-    /// Newest applied index that fetched content may reflect, as far as it is known. A source with
-    /// the resyncing flag does not know it.
+    /// Newest applied index that copies may reflect. A source with the flag cannot tell its own.
     reflects: u64,
     /// The term of the leader that offered it. What the source had is in the log before the entries
     /// of that term, or counts in `reflects`.
@@ -107,8 +106,7 @@ impl Resync {
         self.round.arrived.push(content);
     }
 
-    /// True while the store has not gone ahead of the log, and neither the flag nor extents are in
-    /// flight.
+    /// True while the store is not ahead of the log, and neither flag nor extents are in flight.
     fn may_stop(&self) -> bool {
         let copies = matches!(self.step, Step::ListingOwn | Step::Copying);
         copies && self.round.installing.is_none()
@@ -234,17 +232,15 @@ impl Resyncs {
         self.running.contains_key(&member) || self.resume_at.contains_key(&member)
     }
 
-    /// True while nothing may be appended to the log of this member. Either its store goes ahead of
-    /// the log, not yet durably, or the flag waits until all that is applied is written back, which
-    /// would never end under a steady load.
+    /// True while nothing may be appended to this member's log: its store goes ahead of the log,
+    /// not yet durably, or the flag waits for write-back, which would not end under a steady load.
     pub fn refuses_entries(&self, member: MemberId) -> bool {
         let resync = self.running.get(&member);
         resync.is_some_and(|resync| matches!(resync.step, Step::Marking | Step::Finishing))
     }
 
-    /// The lane of a member that may be a source. It need not serve: what it has applied is
-    /// committed. A leader that waits for its followers must be able to resync them, even while it
-    /// has the flag itself.
+    /// The lane of a member that may be a source. It need not serve: it applies what is committed.
+    /// A leader that waits for followers must be able to resync them, even with the flag itself.
     pub fn source_lane(&self, members: &Members, source: MemberId) -> Option<u8> {
         let runtime = members.get(source)?;
         // The flag is set from the start of a resync to its end, with pauses after failures.
@@ -272,7 +268,7 @@ pub struct ResyncHandler<'a> {
 }
 
 impl ResyncHandler<'_> {
-    /// The leader offers a resync to a member here. Others only may have led: they are ignored.
+    /// The leader offers a resync to a member here. Offers of deposed leaders are ignored.
     pub fn offered(&mut self, member: MemberId, source: MemberId) {
         let Some(runtime) = self.out.members.get(member) else { return };
         let is_peer = runtime.peers.iter().any(|peer| peer.member == source);
@@ -379,7 +375,6 @@ impl ResyncHandler<'_> {
         self.copy(member);
     }
 
-    /// An extent arrived.
     pub fn extent_arrived(&mut self, call: CallId, result: Result<ExtentContent, BlockError>) {
         let is_of = |round: &Round| round.fetching.contains(&call);
         let Some((member, resync)) = self.resyncs.heard(self.out.now, is_of) else { return };
@@ -396,8 +391,7 @@ impl ResyncHandler<'_> {
         }
     }
 
-    /// Extents are in place, except for the refused ones: damaged on the way, without space here,
-    /// or overtaken by the log.
+    /// Extents are in place, except refused ones: damaged on the way, no space, or older than ours.
     pub fn installed(&mut self, member: MemberId, read: ReadId, refused: Vec<Extent>) {
         let now = self.out.now;
         let Some(resync) = self.resync(member) else { return };

@@ -320,8 +320,7 @@ impl Worker {
         }
     }
 
-    /// Polls touched parts until none is left. Lanes come last, so that all log writes of a round
-    /// share a batch.
+    /// Polls touched parts until none is left. Lanes come last: a round's log writes share a batch.
     fn settle(&mut self) {
         loop {
             if let Some(volume) = self.routers.touched.pop() {
@@ -336,8 +335,7 @@ impl Worker {
         }
     }
 
-    /// Hands everything to the driver: sends first, so that followers write their logs while this
-    /// pod writes its own.
+    /// Hands all to the driver, sends first: followers then write their logs while this pod does.
     fn submit(&mut self) {
         self.peers.submit(self.driver.as_mut());
         self.client_handler().submit();

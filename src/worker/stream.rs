@@ -49,7 +49,6 @@ impl Stream {
         driver.submit(token, Op::Send { socket: self.socket, bufs });
     }
 
-    /// A send ended.
     pub fn sent(&mut self) {
         self.sending = false;
     }
