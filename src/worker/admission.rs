@@ -1,5 +1,5 @@
-//! Admission: a member takes something in only when its log has room (rule `log-reserve`) and the
-//! change finds space (rule `space-before-append`).
+//! Admission: a change needs room in the log (rule `log-reserve`) and space on disks (rule
+//! `space-before-append`).
 //! - Owns: nothing.
 //! - May call: nobody. It reads lanes, peers, members and resyncs, and changes none of them.
 //! - Is told: clients' operations and peers' Raft messages, before a member gets them.

@@ -154,9 +154,8 @@ impl Worker {
         self.scratch.routes = outputs;
     }
 
-    /// Gives a client's operation to a member of this worker; the answer goes to `waiter`. A peer's
-    /// request names its shard, and a member of another shard refuses it: a catalog that was
-    /// restored from an old copy gives member ids again.
+    /// Gives a client's operation to a member; `waiter` gets the answer. A peer names the shard,
+    /// and a member of another one refuses: a catalog restored from an old copy gives ids again.
     pub(super) fn request(
         &mut self,
         (shard, member): (Option<ShardId>, MemberId),

@@ -1,5 +1,4 @@
-//! The lanes: their effects become operations of the driver and jobs of the index thread. The ends
-//! of these go back to the lanes.
+//! The lanes: their effects become operations of the driver and index jobs, whose ends go back.
 //! - Owns: the lanes, the purposes of their reads, and the disks that could not be opened.
 //! - May call: the driver and the index runners.
 //! - Is told: ends of operations, and inputs of other components through [`Lanes::at`].

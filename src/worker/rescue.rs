@@ -3,8 +3,8 @@
 //!
 //! One pass asks every other replica in turn. After each answer the extent is checked again here,
 //! against our own checksums (why: [`crate::store::lane::Lane::mend`]). A replica may still have to
-//! apply what we have applied, or be unreachable, so passes are repeated for a while. A waiting read
-//! is started again, not answered with the other's bytes: it is judged like all reads here.
+//! apply what we have applied, or be unreachable, so passes are repeated for a while. A read that
+//! waits is started again, not answered with the other's bytes: it is judged like all reads here.
 //! - Owns: the read repairs.
 //! - May call: lanes, members, peers, reports, and resyncs (they end with a member that is lost).
 //! - Is told: bad blocks, extents of other pods, and the results of checks by lanes.
