@@ -288,7 +288,7 @@ mod tests {
         let freed = alloc.take_freed();
         assert_eq!(alloc.allocate(), None);
         alloc.reusable(freed);
-        assert_eq!(alloc.allocate(), None, "a read is under way");
+        assert_eq!(alloc.allocate(), None, "a read is in flight");
         alloc.unpin(first);
         assert_eq!(alloc.allocate(), Some(first));
         assert_eq!(alloc.used(), 2);
@@ -310,7 +310,7 @@ mod tests {
         assert_eq!((alloc.allocate(), alloc.used()), (None, 1));
         alloc.pin(slot);
         alloc.release_named(slot);
-        assert_eq!(alloc.allocate(), None, "a read is under way");
+        assert_eq!(alloc.allocate(), None, "a read is in flight");
         alloc.unpin(slot);
         assert_eq!(alloc.allocate_named(), Some(slot));
         // Adopted, left by the log, and then freed by the index.

@@ -101,7 +101,7 @@ impl ResyncStore {
 
     pub(super) fn install(&mut self, core: &mut Core, mut install: Install) {
         let Some(found) = core.live(install.member) else { return refuse(core, install) };
-        assert!(found.record.resyncing, "installed without the durable mark");
+        assert!(found.record.resyncing, "installed without the durable flag");
         let given = std::mem::take(&mut install.extents);
         let (good, bad): (Vec<ExtentContent>, Vec<_>) =
             given.into_iter().partition(|content| found.is_intact(content));
