@@ -117,7 +117,7 @@ impl Member {
         if flushed == self.record.flushed_index {
             return false;
         }
-        self.record.flushed_term = self.log.term(flushed).expect("retained above the flushed index");
+        self.record.flushed_term = self.log.term(flushed).expect("retained above flushed");
         self.record.flushed_index = flushed;
         while self.metas.front().is_some_and(|(index, _)| *index <= flushed) {
             let (_, meta) = self.metas.pop_front().expect("just seen");
