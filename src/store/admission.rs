@@ -1,8 +1,7 @@
-//! Admission: whether a change may be appended, by what the log and the disk have room for beyond
-//! all that was promised before (rules R9, R10).
+//! Admission: checks whether log and disk have room for a change, beyond everything promised before
+//! (rules `log-reserve` and `space-before-append`).
 //!
-//! Owns what was admitted and is not appended yet; may borrow the core; is told what each member
-//! will append.
+//! Owns admitted changes that are not appended; may borrow the core; hears of members' appends.
 
 use std::cell::Cell;
 
@@ -10,28 +9,27 @@ use crate::planted::{Mistake, planted};
 use crate::store::core::Core;
 use crate::types::{BLOCK_BYTES, BlockRange, MemberId, Unappended};
 
-/// Why a change is not accepted now (rules R9, R10).
+/// Why a change is refused now (rules `log-reserve` and `space-before-append`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The log is full until write-back or images have made room: retry.
+    /// The log is full until write-back or log snapshots make room: retry.
     LogFull,
-    /// The data file has no slot left for it.
+    /// The data file has no slot left for the change.
     NoSpace,
 }
 
-/// See the module.
 #[derive(Default)]
 pub(super) struct Admission {
-    /// What all members were to append at the last poll.
+    /// Appends that all members still had to make at the last poll.
     unappended: Unappended,
-    /// Slots admitted and not yet reserved by an append, as of the last poll and since.
+    /// Slots admitted and not reserved by an append: at the last poll, plus those admitted since.
     pub slots: Cell<u64>,
-    /// Payload bytes admitted and not appended, as of the last poll; appended or not since.
+    /// Payload bytes admitted and not appended at the last poll, plus all bytes admitted since.
     bytes: Cell<u64>,
 }
 
 impl Admission {
-    /// Once per round: counts anew what members hold of the log and are to append.
+    /// Once per round: counts the unapplied and the unappended payloads of all members.
     pub(super) fn count(&mut self, core: &mut Core) {
         let (mut unappended, mut unapplied_bytes) = (Unappended::default(), 0);
         for member in core.members.values() {
@@ -45,8 +43,8 @@ impl Admission {
         self.unappended = unappended;
     }
 
-    /// See [`crate::store::lane::Lane::admit`]. `share`: how much may be unapplied; `staged_bytes`:
-    /// what waits for its slots to be written, and is appended, too.
+    /// See [`crate::store::lane::Lane::admit`]. `share`: bytes that may be unapplied;
+    /// `staged_bytes`: log bytes of appends that wait for their slots to be written.
     pub(super) fn admit(
         &self,
         core: &Core,
@@ -57,7 +55,7 @@ impl Admission {
         ranges: &[BlockRange],
     ) -> Result<(), Refusal> {
         let ring = core.log.ring_bytes;
-        // What gives space back may still be logged when nothing else may.
+        // A trim gives space back: it may be logged when writes are refused.
         let headroom = if payload_bytes > 0 { ring / 16 } else { ring / 64 };
         let admitted_bytes = self.bytes.get() + payload_bytes;
         let wanted_bytes = admitted_bytes + staged_bytes + BLOCK_BYTES as u64 + headroom;
@@ -69,7 +67,7 @@ impl Admission {
         };
         let since_poll = admitted_bytes - self.unappended.payload_bytes;
         let own = found.log.unapplied_bytes() + found.unappended.payload_bytes;
-        // Whatever others have, a member gets on: one that has nothing may have one entry.
+        // A member without unapplied bytes may have one entry, whatever other members have.
         let is_first = own == 0 && since_poll == payload_bytes;
         let is_first = is_first && payload_bytes <= core.log.image_bytes_max();
         if own + since_poll + staged_bytes > share && !is_first {
@@ -86,7 +84,7 @@ impl Admission {
         let free = core.alloc.free_unreserved();
         let enough = wanted == 0 || wanted + admitted <= free;
         if !enough && !planted(Mistake::AdmittedWithoutSpace) {
-            // What is to be appended may take less than it could.
+            // Unappended entries may take fewer slots than were counted for them.
             let perhaps = wanted + admitted - self.unappended.extents <= free;
             return Err(if perhaps { Refusal::LogFull } else { Refusal::NoSpace });
         }

@@ -1,15 +1,15 @@
 //! Which slots of the data file are free. Pure.
 //!
-//! A slot is *free*, *in use* (an index record names it, or a write-back is filling it), or
-//! *waiting*: freed by a commit of the index that is not yet durable, or still pinned by a read
-//! that is under way. A waiting slot is never given out (rule R4): after a crash the old record
-//! would name it again.
+//! A slot is *free*, *in use* (an index record names it, or a write-back fills it), or *waiting*:
+//! freed by an index commit that is not durable yet, or pinned by a read in flight. A waiting slot
+//! is never given out (rules `slot-reuse-after-durable-free` and `slot-pinned-while-read`): after a
+//! crash the old record would name it again.
 //!
-//! A slot of a redirected write is *named* by its entry from before the write until nothing that
-//! recovery reads names it any more (rule R6). It is free when neither an entry nor a record
-//! names it: the index may take it over, and give it up, while it is named.
+//! The slot of a WAL bypass is *named*: from before its write until nothing that recovery reads
+//! names it (rule `named-slot-is-immutable`). Meanwhile the index may take it over and give it up.
+//! It is free when neither an entry nor a record names it.
 //!
-//! Reservations are counts, not slots (rule R10): what has been promised to appended entries.
+//! Reservations are counts of slots, promised to appended entries (rule `space-before-append`).
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -17,24 +17,23 @@ use crate::planted::{Mistake, planted};
 use crate::store::seam::Slot;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT};
 
-/// See the module.
 pub(crate) struct Allocator {
     /// Bit set: not free.
     words: Vec<u64>,
     slots: u32,
     /// Not free: in use or waiting.
     taken: u32,
-    /// In no word below this one is a slot free.
+    /// No word below this one has a free slot.
     hint: usize,
-    /// Freed since the last `take_freed`.
+    /// Slots freed since the last `take_freed`.
     freed: Vec<Slot>,
-    /// Reads under way per slot.
+    /// Reads in flight per slot.
     pins: FxHashMap<Slot, u32>,
     /// Durably freed but pinned.
     held: FxHashSet<Slot>,
     reserved: u64,
     waiting: u32,
-    /// Slots that entries of the log name; true when the index has taken one over.
+    /// Slots that log entries name; true when the index has taken the slot over.
     named: FxHashMap<Slot, bool>,
     /// Slots that were named since the last `take_freed`.
     named_since: u64,
@@ -64,7 +63,7 @@ impl Allocator {
         }
     }
 
-    /// A slot that the index names, when a lane is opened.
+    /// Takes a slot that the index names, when a lane is opened.
     pub(crate) fn occupy(&mut self, slot: Slot) -> Result<(), SlotConflict> {
         if slot.0 >= self.slots {
             return Err(SlotConflict::OutOfRange);
@@ -93,7 +92,7 @@ impl Allocator {
         None
     }
 
-    /// The lowest free slot, for a redirected write.
+    /// Takes the lowest free slot for a WAL bypass.
     pub(crate) fn allocate_named(&mut self) -> Option<Slot> {
         let slot = self.allocate()?;
         self.named.insert(slot, false);
@@ -101,7 +100,7 @@ impl Allocator {
         Some(slot)
     }
 
-    /// A slot that an entry of the log names, when a lane is opened.
+    /// Takes a slot that a log entry names, when a lane is opened.
     pub(crate) fn occupy_named(&mut self, slot: Slot) -> Result<(), SlotConflict> {
         self.occupy(slot)?;
         self.named.insert(slot, false);
@@ -109,7 +108,7 @@ impl Allocator {
         Ok(())
     }
 
-    /// An occupied slot that an entry of the log names as well, when a lane is opened.
+    /// Names an occupied slot that a log entry names as well, when a lane is opened.
     pub(crate) fn name_adopted(&mut self, slot: Slot) -> Result<(), SlotConflict> {
         match self.named.insert(slot, true) {
             None => Ok(()),
@@ -123,7 +122,7 @@ impl Allocator {
         assert_eq!(adopted, Some(false), "a slot belongs to one entry and to one record");
     }
 
-    /// No record took it over after all.
+    /// No record took the slot over after all.
     pub(crate) fn disown(&mut self, slot: Slot) {
         match self.named.get_mut(&slot) {
             Some(adopted) => *adopted = false,
@@ -131,17 +130,17 @@ impl Allocator {
         }
     }
 
-    /// True when an entry of the log names this slot: what is in it must not change.
+    /// True when a log entry names this slot: its content must not change.
     pub(crate) fn is_named(&self, slot: Slot) -> bool {
         self.named.contains_key(&slot)
     }
 
-    /// Slots that are named, and how many were named since the newest flush.
+    /// The number of named slots, and of those named since the newest flush.
     pub(crate) fn named(&self) -> (u64, u64) {
         (self.named.len() as u64, self.named_since)
     }
 
-    /// No entry that recovery could find names this slot any more.
+    /// Recovery would find no entry any more that names this slot.
     pub(crate) fn release_named(&mut self, slot: Slot) {
         let adopted = self.named.remove(&slot).expect("named once");
         if adopted {
@@ -155,7 +154,7 @@ impl Allocator {
         }
     }
 
-    /// The next flush makes durable that no entry names this slot any more.
+    /// The next flush makes it durable that no entry names this slot any more.
     pub(crate) fn drop_named(&mut self, slot: Slot) {
         let adopted = self.named.remove(&slot).expect("named once");
         if !adopted {
@@ -174,7 +173,7 @@ impl Allocator {
         self.waiting += 1;
     }
 
-    /// What was freed since the last call: a flush that is submitted now makes it durable.
+    /// Takes the slots freed since the last call: the flush submitted now makes this durable.
     pub(crate) fn take_freed(&mut self) -> Vec<Slot> {
         self.named_since = 0;
         std::mem::take(&mut self.freed)
@@ -184,7 +183,7 @@ impl Allocator {
         !self.freed.is_empty()
     }
 
-    /// The flush ended: these may be used again, as soon as nobody reads them any more.
+    /// The flush ended: these slots may be reused, once no read pins them.
     pub(crate) fn reusable(&mut self, slots: Vec<Slot>) {
         for slot in slots {
             if let Some(adopted) = self.named.get_mut(&slot) {
@@ -199,7 +198,6 @@ impl Allocator {
         }
     }
 
-    /// A read of this slot begins.
     pub(crate) fn pin(&mut self, slot: Slot) {
         *self.pins.entry(slot).or_default() += 1;
     }
@@ -235,20 +233,18 @@ impl Allocator {
         self.taken - self.waiting
     }
 
-    /// Free slots that nobody was promised, and that write-back does not keep for itself.
+    /// Free slots that are neither promised nor kept for write-back.
     pub(crate) fn free_unreserved(&self) -> u64 {
         let free = u64::from(self.slots - self.taken);
         free.saturating_sub(self.reserved + u64::from(self.margin()))
     }
 
-    /// Slots that nothing but entries of the log name: they are free when the log lets go of those,
-    /// unless a record takes them over before.
+    /// Slots that only log entries name: free with their entry, unless taken over before.
     pub(crate) fn named_only(&self) -> u64 {
         self.named.values().filter(|adopted| !**adopted).count() as u64
     }
 
-    /// Slots that only write-back may use, should more have been admitted than was counted. Very
-    /// small disks, of which the simulator has some, get by without.
+    /// Slots for write-back alone, in case of too many admissions. None on very small (test) disks.
     fn margin(&self) -> u32 {
         (self.slots / 64).min(256)
     }
@@ -292,7 +288,7 @@ mod tests {
         let freed = alloc.take_freed();
         assert_eq!(alloc.allocate(), None);
         alloc.reusable(freed);
-        assert_eq!(alloc.allocate(), None, "a read is under way");
+        assert_eq!(alloc.allocate(), None, "a read is in flight");
         alloc.unpin(first);
         assert_eq!(alloc.allocate(), Some(first));
         assert_eq!(alloc.used(), 2);
@@ -314,7 +310,7 @@ mod tests {
         assert_eq!((alloc.allocate(), alloc.used()), (None, 1));
         alloc.pin(slot);
         alloc.release_named(slot);
-        assert_eq!(alloc.allocate(), None, "a read is under way");
+        assert_eq!(alloc.allocate(), None, "a read is in flight");
         alloc.unpin(slot);
         assert_eq!(alloc.allocate_named(), Some(slot));
         // Adopted, left by the log, and then freed by the index.

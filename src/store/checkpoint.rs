@@ -1,9 +1,9 @@
-//! Checkpoints: a flush of the index makes what was written back durable, and the tail of the log
-//! moves: first in the superblock, durably, and only then in the ring (R8). Also when all of that
-//! is worth it, and how hard write-back has to work, by how full the ring is.
+//! Checkpoints. A flush of the index makes write-back durable. Then the tail of the log moves:
+//! first in the superblock, durably, and only then in the ring (rule `tail-after-superblock`). Also
+//! decides when a checkpoint is worth it, and paces write-back by the fill of the ring.
 //!
 //! Owns the superblock and the pace; may borrow the core, and look at write-back and read repair;
-//! is told of flushes that ended, and of writes of the superblock.
+//! hears of flushes and writes of the superblock that ended.
 
 use std::time::Duration;
 
@@ -20,15 +20,13 @@ use crate::types::{EXTENT_BYTES, Mono};
 /// Without a change for this long, everything is written back.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
 
-/// See the module.
 pub(super) struct Checkpoint {
-    /// As it is on the disk.
     pub superblock: Superblock,
-    /// From the flush until the superblock is written.
+    /// True from the flush until the superblock is written.
     running: bool,
     /// The superblock that is being written.
     next: Option<Superblock>,
-    /// Bytes of the ring in use, and in slots that it names, at the last look.
+    /// Bytes of the ring in use, plus bytes of named slots, at the last look.
     looked_at_bytes: u64,
 }
 
@@ -36,15 +34,15 @@ pub(super) struct Checkpoint {
 pub(super) struct Fill {
     ring: u64,
     used: u64,
-    /// Of `used`, what a checkpoint now would give back.
+    /// Part of `used` that a checkpoint now would give back.
     reclaimable: u64,
-    /// Bytes of slots that entries of the log name.
+    /// Bytes of slots that log entries name.
     named: u64,
-    /// Of those, what was named since the newest flush.
+    /// Part of `named` that was named since the newest flush.
     named_since: u64,
     /// Nothing has changed for a while, and something is not durable yet.
     idle: bool,
-    /// All of it is to be written back, however full the ring is.
+    /// Everything is to be written back, however full the ring is.
     pub at_once: bool,
 }
 
@@ -82,18 +80,18 @@ impl Checkpoint {
             self.next = Some(next);
             return;
         }
-        // The new tail is durable: now the ring may overwrite what is before it.
+        // The new tail is durable: now the ring may overwrite everything before it.
         core.log.wal.release_to(BatchSeq(next.tail_seq));
         self.superblock = next;
         self.running = false;
         core.stale = true;
     }
 
-    /// Looks at the ring, when there is a reason to.
+    /// Looks at the ring, if there is a reason to.
     pub(super) fn look(&mut self, core: &mut Core) -> Option<Fill> {
         let clock = &core.clock;
         let idle = clock.now >= clock.last_change + IDLE_AFTER && clock.settled < clock.last_change;
-        // A member that waits for its overlay to be written back does not wait for the ring.
+        // A resync step that waits for an empty overlay does not wait for a full ring.
         let at_once = idle || core.members.values().any(|member| member.task.is_some());
         let (ring, used) = (core.log.ring_bytes, core.log.used_bytes());
         let (named, named_since) = core.alloc.named();
@@ -114,7 +112,7 @@ impl Checkpoint {
         Some(Fill { ring, used, reclaimable, named, named_since, idle, at_once })
     }
 
-    /// Starts a checkpoint, if it is worth one, and makes room in the ring.
+    /// Starts a checkpoint if it is worth it, and makes room in the ring.
     pub(super) fn pace(
         &mut self,
         core: &mut Core,
@@ -135,20 +133,20 @@ impl Checkpoint {
     }
 
     fn is_due(&self, core: &Core, writeback: &WriteBack, repair: &ReadRepair, fill: &Fill) -> bool {
-        // A flush would let go of entries of the log, and of the slots that they name.
+        // True if a flush would let the log drop entries, and the slots that they name.
         let progress = || core.members.values().any(|m| m.flushed() > m.durable_flushed);
         let slots_short = core.alloc.has_freed()
             && (writeback.starved
                 || core.alloc.free_unreserved() < u64::from(core.alloc.capacity() / 16));
         let nothing_left = !writeback.is_busy() && core.dirty.is_empty();
-        // What waits for read repair, or for a read, would keep a checkpoint from being the last.
+        // While a repair or a read of the log is in flight, this would not be the last one.
         let waits = !repair.parked.is_empty() || core.log.is_read();
         let at_rest = fill.idle && nothing_left && !self.is_settled(core, writeback) && !waits;
         let worth = match fill.used > fill.ring / 2 {
             true => fill.ring / 32,
             false => fill.ring / 8,
         };
-        // Not for every slot: only when there are many, or when somebody waits for one.
+        // Not for every slot: only for many, or when write-back lacks slots.
         let many_of_few = u64::from(core.alloc.capacity() / 32).max(8) * EXTENT_BYTES as u64;
         let named_many = (fill.named_since >= (fill.ring / 4).min(many_of_few)
             || (fill.named > 0 && writeback.starved))
@@ -176,7 +174,7 @@ pub(super) fn idle_at(core: &Core) -> Option<Mono> {
     (unsettled && at > core.clock.now).then_some(at)
 }
 
-/// Two copies at a time: whatever becomes of one write, two copies agree.
+/// Two copies at a time: if one write fails, the other two copies agree.
 fn write_half(core: &mut Core, next: &Superblock, half: usize) {
     let copies = superblock::encode(next);
     let bytes = copies[2 * half..2 * half + 2].concat();
@@ -186,11 +184,9 @@ fn write_half(core: &mut Core, next: &Superblock, half: usize) {
 }
 
 impl Fill {
-    /// 0: write-back may rest; 1: it should do all it can. Proportional in between, so that it
-    /// comes in no bursts.
+    /// 0: write-back may rest; 1: it does all it can. Proportional in between, to avoid bursts.
     pub(super) fn pressure(&self) -> f64 {
-        // What went to slots instead of the log is written back as if it were in there: it is
-        // memory of the overlay, and work for the next start.
+        // Bypassed payload counts, too: it takes memory of the overlay, and time of the next start.
         let pinned = self.used.saturating_sub(self.reclaimable).max(self.named);
         let pinned = pinned as f64 / self.ring as f64;
         const REST_BELOW: f64 = 0.5;

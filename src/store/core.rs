@@ -1,11 +1,11 @@
-//! What all parts of a lane share: members, allocator, log, cached records and payloads, I/O and
-//! clock. Parts borrow it; it knows none of them. Where a part is to act later because of another,
-//! a note is left here for it: extents to be written back, a checkpoint to be considered.
+//! The shared state of a lane: members, allocator, log, cached records and payloads, I/O and clock.
+//! The parts borrow it; it knows none of them. A part leaves work for another part here: extents to
+//! write back, a checkpoint to consider.
 //!
-//! Also what concerns all of that at once: appends and applied entries, and flushes of the index,
-//! which make durable what was committed to it. After a flush the freed slots may be used again
-//! (rule R4), and the log lets go of what the index has. The beginning, the fault and the end of a
-//! member are a flush each.
+//! Also the operations on all of it at once: appends, applied entries, and flushes, which make
+//! commits to the index durable. After a flush, freed slots may be reused (rule
+//! `slot-reuse-after-durable-free`), and the log drops the entries that the index has. To create,
+//! fault or destroy a member takes one flush.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -24,25 +24,24 @@ use crate::store::seam::{Event, IndexEdit, IndexJob, MemberRecord};
 use crate::store::wal::BatchSeq;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, Extent, MemberId, Mono};
 
-/// What a lane is opened with.
+/// The settings of a lane.
 #[derive(Clone, Debug)]
 pub struct LaneConfig {
-    /// Bytes of slots that the data file may grow to.
+    /// Largest size of the data file, in bytes.
     pub data_bytes_max: u64,
-    /// Memory for payloads of the overlay.
+    /// Bytes of memory for payloads of the overlay.
     pub overlay_cache_bytes: usize,
-    /// Memory for extent records.
+    /// Bytes of memory for extent records.
     pub index_cache_bytes: usize,
-    /// Payloads of applied entries that are handed out at start, for followers, in all.
+    /// Bytes of applied payloads, over all members, that the open loads for followers.
     pub log_tail_bytes: usize,
-    /// Writes of whole extents with at least this much payload go to slots of their own instead of
-    /// the log (rule R6); `usize::MAX`: none does.
+    /// Writes of whole extents with at least this much payload bypass the log (rule
+    /// `bypass-before-batch`); `usize::MAX`: none does.
     pub redirect_bytes_min: usize,
-    /// Extents that one job of the index lists, for a resync or the end of a member.
+    /// Most extents in one listing of the index, for a resync or the end of a member.
     pub listing_extents: usize,
 }
 
-/// See the module.
 pub(super) struct Core {
     pub config: LaneConfig,
     pub pool: Pool,
@@ -53,27 +52,26 @@ pub(super) struct Core {
     pub log: LaneLog,
     pub records: RecordCache,
     pub payloads: PayloadCache,
-    /// Extents with overlay blocks, oldest first; each once. Write-back takes them.
+    /// Extents with overlay blocks, oldest first, each once: the queue of write-back.
     pub dirty: VecDeque<(MemberId, Extent)>,
     /// Something was committed to the index since the newest flush.
     pub unflushed: bool,
-    /// The checkpoint's last look at the ring is out of date for another reason than its fill.
+    /// The checkpoint must look at the ring again, for another reason than its fill.
     pub stale: bool,
     pub io: Io,
     pub clock: Clock,
 }
 
-/// What the lane knows of time.
 #[derive(Default)]
 pub(super) struct Clock {
     pub now: Mono,
-    /// The round of the newest append or applied entry.
+    /// Time of the round with the newest append or applied entry.
     pub last_change: Mono,
     pub changed: bool,
     /// When the newest batch of the log ended.
     pub last_batch: Mono,
     pub batch_ended: bool,
-    /// The newest change before which everything is written back and durable.
+    /// All changes up to this time are written back and durable.
     pub settled: Mono,
 }
 
@@ -90,7 +88,7 @@ impl Clock {
 }
 
 impl Core {
-    /// `None`: the disk failed, and nothing is done any more.
+    /// `None`: the disk failed, and the lane does nothing any more.
     pub(super) fn running(&mut self) -> Option<&mut Core> {
         (!self.io.poisoned()).then_some(self)
     }
@@ -103,7 +101,7 @@ impl Core {
         self.members.get_mut(&member).filter(|found| found.phase == Phase::Live)
     }
 
-    /// Notes an append; what is left of it is to be put into the log.
+    /// Records an append, and returns the part of it that goes into the log.
     pub(super) fn expect_append(&mut self, mut request: Append) -> Option<Append> {
         let member = self.members.get_mut(&request.member)?;
         if matches!(member.phase, Phase::Destroying | Phase::Faulted) {
@@ -112,9 +110,9 @@ impl Core {
         assert_eq!(member.phase, Phase::Live, "appended before it was created");
         self.clock.changed = true;
         let number = request.number;
-        // A resync has brought everything up to its index, durably, and Raft hears of that a little
-        // later: entries that the leader's log still reached are committed, and in here. Before it
-        // is durable nothing is appended: a crash would leave a gap in the log.
+        // A resync has brought everything up to `flushed`, durably; Raft hears of it a little
+        // later. Entries up to there, which the leader's log still had, are committed and in the
+        // store. Nothing is appended before that is durable: a crash would leave a gap in the log.
         if member.record.resyncing {
             let flushed = member.durable_flushed;
             request.entries.retain(|entry| entry.index > flushed);
@@ -145,7 +143,7 @@ impl Core {
         self.stale |= self.log.written(seq, &mut self.members, &mut self.alloc, &mut self.io);
     }
 
-    /// Keeps the write-back queue and the reservation of one extent in step with its overlay.
+    /// Brings the write-back queue and the reservation of an extent in line with its overlay.
     pub(super) fn overlay_changed(&mut self, member: MemberId, extent: Extent) {
         let Some(found) = self.members.get_mut(&member) else { return };
         if let Some(gone) = found.overlay.forget_empty(extent) {
@@ -158,7 +156,7 @@ impl Core {
             overlay.queued = true;
             self.dirty.push_back((member, extent));
         }
-        // One that a redirected entry wrote has its slot already.
+        // A bypassed entry has its slot already.
         let wants = !has_slot && overlay.has_data() && overlay.redirected().is_none();
         if wants && !overlay.reserved {
             self.alloc.reserve(1);
@@ -217,8 +215,8 @@ impl Core {
         let entry = found.log.get(index).expect("just seen");
         assert_eq!(u64::from(entry.payload_bytes), range.bytes(), "the entry's payload");
         let slots = entry.slots.as_ref();
-        assert!(slots.is_none() || range.first.in_extent() == 0, "redirected: whole extents");
-        // Write-back has nothing to do with what lies in slots: its memory is of use elsewhere.
+        assert!(slots.is_none() || range.first.in_extent() == 0, "bypassed: whole extents");
+        // Write-back copies no bypassed payload: the cache is of more use to others.
         let cached = if slots.is_none() { self.payloads.keep(payload) } else { None };
         let commit = found.hard.durable_commit;
         for (position, at) in range.blocks().enumerate() {
@@ -249,7 +247,7 @@ impl Core {
             let commit = found.hard.durable_commit;
             let overlay = found.overlay.get(extent);
             let known = found.presence.get(extent) || overlay.is_some();
-            // Only what there is can be kept: an entry without payload has reserved nothing.
+            // Zeroes keep only a slot that exists or is reserved: they reserved none themselves.
             let has_space =
                 found.presence.get(extent) || overlay.is_some_and(|overlay| overlay.reserved);
             if !known || found.newer.includes(extent, index) {
@@ -266,7 +264,7 @@ impl Core {
         }
     }
 
-    /// Commits these edits and the members' marks, and flushes the index.
+    /// Commits these edits and the new flushed positions of members, and flushes the index.
     pub(super) fn flush(&mut self, mut edits: Vec<IndexEdit>, after: AfterFlush) {
         let mut flushed = Vec::new();
         for (id, member) in &mut self.members {
@@ -286,7 +284,7 @@ impl Core {
         self.io.index(Pending::Flush(point), IndexJob::Commit { edits, flush });
     }
 
-    /// Everything that was committed before this point is durable. Returns why it was flushed.
+    /// Everything committed before this point is durable. Returns the reason of the flush.
     pub(super) fn flushed(&mut self, point: FlushPoint) -> AfterFlush {
         self.alloc.reusable(point.freed);
         self.stale = true;
@@ -304,7 +302,7 @@ impl Core {
         point.after
     }
 
-    /// Nothing that recovery would read names these slots of a member any more.
+    /// Frees the slots of a member that nothing in reach of recovery names any more.
     fn release_left(&mut self, id: MemberId) {
         let member = self.members.get_mut(&id).expect("just seen");
         for slot in member.log.take_left() {
@@ -321,7 +319,7 @@ impl Core {
         self.flush(edits, AfterFlush::Recorded(member));
     }
 
-    /// The record of a member is durable. Whoever has it destroyed meanwhile waits for that.
+    /// The record of a member is durable. A member that is being destroyed reports that later.
     pub(super) fn recorded(&mut self, member: MemberId) {
         if let Some(found) = self.members.get_mut(&member) {
             match found.phase {
@@ -340,7 +338,7 @@ impl Core {
         self.flush(vec![IndexEdit::Fault(member)], AfterFlush::Faulted(member));
     }
 
-    /// It is durable that the member cannot be trusted.
+    /// The fault of the member is durable.
     pub(super) fn faulted(&mut self, id: MemberId) {
         let Some(member) = self.members.get_mut(&id) else { return };
         if member.phase != Phase::Faulted {
@@ -350,12 +348,12 @@ impl Core {
         self.alloc.unreserve(member.log.drop_after(0) + overlay.reserved_slots());
         member.log.hold = None;
         member.hard.durable_seq = None;
-        // Nothing is kept for a log that no restart believes.
+        // No restart uses the log of a faulted member, so its slots are free.
         self.release_left(id);
         self.stale = true;
     }
 
-    /// The tombstone is durable: whatever the log says of the member is skipped.
+    /// The tombstone is durable: replay skips what the log still has of the member.
     pub(super) fn destroyed(&mut self, member: MemberId) {
         let gone = self.members.get_mut(&member).expect("destroyed once");
         self.alloc.unreserve(gone.log.reset(0, 0) + gone.overlay.reserved_slots());

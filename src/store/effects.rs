@@ -1,6 +1,5 @@
-//! What a lane has asked of the world, and what for: effects in flight, with one enum of
-//! operations for each part that asks. What a part keeps of an operation comes back to it when the
-//! operation ends.
+//! Effects of a lane in flight, with one enum of operations for each part that asks for I/O. When
+//! an effect ends, its part gets back the data that it kept with the operation.
 
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
@@ -9,7 +8,7 @@ use crate::store::seam::{Effect, Event, ExtentKey, IndexJob, LaneFile, OpId, Rea
 use crate::store::wal::BatchSeq;
 use crate::types::MemberId;
 
-/// Effects in flight and what waits for the next `poll`.
+/// Effects in flight, and effects and events for the next `poll`.
 #[derive(Default)]
 pub(super) struct Io {
     next_op: u64,
@@ -19,7 +18,7 @@ pub(super) struct Io {
     poisoned: bool,
 }
 
-/// The part that asked for an effect, and what for.
+/// The part that asked for an effect, and its operation.
 pub(super) enum Pending {
     Log(BatchSeq),
     Read(ReadOp),
@@ -29,7 +28,6 @@ pub(super) enum Pending {
         member: MemberId,
         number: u64,
     },
-    /// Two of the superblock's copies.
     Superblock {
         half: usize,
     },
@@ -37,13 +35,11 @@ pub(super) enum Pending {
     Scan,
 }
 
-/// Of a read.
 pub(super) enum ReadOp {
     Piece { read: ReadId, piece: usize },
     Records { read: ReadId, keys: Vec<ExtentKey> },
 }
 
-/// Of the round of write-back.
 pub(super) enum RoundOp {
     Records { keys: Vec<ExtentKey> },
     Payload(PayloadRun),
@@ -55,7 +51,7 @@ pub(super) enum RoundOp {
 /// Neighbouring payload blocks that are read back from the log with one effect.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PayloadRun {
-    /// Which extent of the round, and which of its blocks.
+    /// Position of the extent in the round, and of the first block in its snapshots.
     pub update: usize,
     pub first: usize,
     pub count: usize,
@@ -69,7 +65,6 @@ pub(super) struct FlushPoint {
     pub after: AfterFlush,
 }
 
-/// Why the index was flushed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum AfterFlush {
     Checkpoint,
@@ -80,7 +75,7 @@ pub(super) enum AfterFlush {
 }
 
 impl Pending {
-    /// A failed read is a bad copy; anything else that fails poisons the lane.
+    /// A failed read of data is a bad copy; any other failure poisons the lane.
     pub(super) fn may_fail(&self) -> bool {
         matches!(self, Pending::Read(ReadOp::Piece { .. }) | Pending::Round(RoundOp::Payload(_)))
     }
@@ -95,7 +90,7 @@ impl Io {
         op
     }
 
-    /// The oldest that has not ended.
+    /// The oldest effect in flight.
     pub(super) fn oldest(&self) -> Option<OpId> {
         self.pending.keys().min_by_key(|op| op.0).copied()
     }
@@ -123,12 +118,12 @@ impl Io {
         self.issue(pending, |op| Effect::Index { op, job })
     }
 
-    /// What this effect was for; it has ended.
+    /// An effect ended: returns its operation.
     pub(super) fn end(&mut self, op: OpId) -> Pending {
         self.pending.remove(&op).expect("an effect ends once")
     }
 
-    /// The disk failed: nothing goes on, and the world is told once.
+    /// The disk failed: drops everything in flight, and reports it once.
     pub(super) fn poison(&mut self, reason: String) {
         if !self.poisoned {
             self.poisoned = true;

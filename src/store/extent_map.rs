@@ -8,7 +8,6 @@ use crate::types::Extent;
 /// Extents of one inner table: one bit each in `taken`.
 const CHUNK: u32 = 64;
 
-/// See the module.
 pub(crate) struct ExtentMap<T> {
     /// The inner table at place `n` has the extents from `n * CHUNK` on; `None`: it is empty.
     chunks: Vec<Option<Box<Chunk<T>>>>,

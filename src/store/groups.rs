@@ -7,7 +7,6 @@ use crate::store::seam::Slot;
 use crate::store::wal::{BatchSeq, GroupId, Placed};
 use crate::types::MemberId;
 
-/// See the module.
 #[derive(Default)]
 pub(crate) struct Groups {
     waiting: VecDeque<Group>,
@@ -84,7 +83,7 @@ impl Groups {
                 GroupKind::Image { places } if group.member == placed.member => Some(places),
                 _ => None,
             });
-            let places = image.expect("one image of a member at a time");
+            let places = image.expect("one log snapshot of a member at a time");
             places.push((placed.index, expected.push, place));
         }
         expected

@@ -1,6 +1,6 @@
-//! A lane: what joins log, overlay, write-back, index and allocator. The core has what all parts
-//! share; each part has its own state. Only this file knows all of them: it hands each call, and
-//! each end of an effect, to the part that it is for, and passes on what concerns two.
+//! A lane joins log, overlay, write-back, index and allocator. The core has the shared state, each
+//! part its own. Only this file knows all parts: it dispatches each call and each ended effect to
+//! its part, and passes on what concerns two.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use crate::types::{
 pub use crate::store::admission::Refusal;
 pub use crate::store::core::LaneConfig;
 
-/// Without a new batch for this long, a batch that only says what is durable is written.
+/// Without a new batch for this long, a batch with only the durable mark is written.
 const IDLE_MARK_AFTER: Duration = Duration::from_millis(2);
 
 /// Blocking access to a disk's files, for opening only.
@@ -39,13 +39,13 @@ pub trait LaneFiles {
     fn size_bytes(&mut self, file: LaneFile) -> std::io::Result<u64>;
 }
 
-/// A member as it was found.
+/// A member after recovery.
 #[derive(Debug)]
 pub struct RecoveredMember {
     pub record: MemberRecord,
     pub hard: HardState,
-    /// From `record.flushed_index + 1` on, contiguous. The caller decodes and applies the ones up
-    /// to `hard.commit` (see [`Lane::apply`]) before anything else.
+    /// Contiguous from `record.flushed_index + 1` on. The caller decodes and applies the ones up to
+    /// `hard.commit` (see [`Lane::apply`]) before anything else.
     pub entries: Vec<RecoveredEntry>,
     /// It may have forgotten a vote or an acknowledgement.
     pub faulted: bool,
@@ -60,7 +60,7 @@ pub struct RecoveredEntry {
     pub loaded: bool,
 }
 
-/// See the module. Every method but `poll` only queues; `poll` hands out what is to be done.
+/// Every method but `poll` only queues; `poll` returns effects and events.
 pub struct Lane {
     pub(super) core: Core,
     pub(super) admission: Admission,
@@ -78,20 +78,20 @@ impl Lane {
         &self.checkpoint.superblock
     }
 
-    /// True when this member was destroyed here, ever: it is not to be created again, because it
-    /// would have forgotten what it had promised (rule R12).
+    /// True when this member was ever destroyed here. It must not be created again: it would have
+    /// forgotten its promises (rule `destroyed-stays-destroyed`).
     pub fn is_destroyed(&self, member: MemberId) -> bool {
         self.core.is_destroyed(member)
     }
 
-    /// A new, empty member. `Event::MemberDurable` follows; nothing else may be asked before.
+    /// Creates an empty member. `Event::MemberDurable` follows; ask nothing else of it before.
     pub fn create_member(&mut self, record: MemberRecord) {
         let Some(core) = self.core.running() else { return };
         core.create(record);
     }
 
-    /// Queues an append. `Event::Appended` follows, in order. An append of a member that is being
-    /// destroyed, or has been given up, is dropped.
+    /// Queues an append. `Event::Appended` follows, in order. Appends of a member that is faulted
+    /// or being destroyed are dropped.
     pub fn append(&mut self, request: Append) {
         let Some(core) = self.core.running() else { return };
         if let Some(request) = core.expect_append(request) {
@@ -99,11 +99,11 @@ impl Lane {
         }
     }
 
-    /// Whether changes of these blocks may be appended (or proposed) now; keeps nothing beyond
-    /// the round. `payload_bytes` 0 and no ranges: an entry that needs no slot (trim, zero).
+    /// Checks whether changes of these blocks may be proposed or appended now. The promise ends
+    /// with the round. `payload_bytes` 0 without ranges: an entry that needs no slot (trim, zero).
     ///
-    /// What is not applied cannot be reclaimed. A member that is stuck may have as much of it as it
-    /// leaves to all others, so that it stops nobody.
+    /// The log cannot reclaim unapplied entries. A stuck member may have as many bytes of them as
+    /// it leaves to all others, so that it stops nobody.
     pub fn admit(
         &self,
         member: MemberId,
@@ -116,10 +116,10 @@ impl Lane {
         self.admission.admit(&self.core, share, staged_bytes, member, payload_bytes, ranges)
     }
 
-    /// The same for entries of an earlier term than the leader's, which nobody can refuse for long:
-    /// until a majority has them, nothing of this term is committed, and so nothing is applied.
-    /// After a restart there may be more of them than were ever admitted, because the newest commit
-    /// index is forgotten. As many as an image holds (rule R8) are taken, whatever others have.
+    /// Like `admit`, for entries of an earlier term than the leader's. They cannot be refused for
+    /// long: until a majority has them, nothing of this term is committed or applied. A restart
+    /// forgets the newest commit index, so they can be more than were ever admitted. As many as a
+    /// log snapshot holds are taken, whatever other members have (rule `full-log-still-commits`).
     pub fn admit_earlier_term(
         &self,
         member: MemberId,
@@ -131,21 +131,21 @@ impl Lane {
         self.admission.admit(&self.core, share, staged_bytes, member, payload_bytes, ranges)
     }
 
-    /// What a member will append, without having been asked again.
+    /// Sets what a member will append without asking again.
     pub fn set_unappended(&mut self, member: MemberId, unappended: Unappended) {
         if let Some(member) = self.core.members.get_mut(&member) {
             member.unappended = unappended;
         }
     }
 
-    /// True when a write of these blocks would need space that the member does not have yet.
+    /// True when a write of these blocks needs space that the member does not have yet.
     pub fn allocates(&self, member: MemberId, ranges: &[BlockRange]) -> bool {
         let Some(found) = self.core.members.get(&member) else { return false };
         ranges.iter().any(|range| range.extents().any(|extent| found.needs_slot(extent)))
     }
 
-    /// A committed entry, in order. At replay the same call, with `payload` empty, skips what the
-    /// index already has (rule R3). An entry that a resync brought already is ignored.
+    /// Applies a committed entry, in order. Replay passes no `payload`, and skips extents whose
+    /// record has the entry (rule `replay-skips-newer`). Ignores entries that a resync has brought.
     pub fn apply(&mut self, member: MemberId, request: Applied) {
         let Some(core) = self.core.running() else { return };
         core.apply(member, request);
@@ -170,48 +170,45 @@ impl Lane {
         self.reads.start(core, &mut self.repair, state);
     }
 
-    /// An extent as another replica of the shard has it, for blocks that have no intact copy here.
-    /// What does not fit is ignored; a read tells.
+    /// Takes another replica's copy of an extent, for blocks without an intact copy here. Content
+    /// that does not fit is ignored; the next read shows that.
     pub fn mend(&mut self, member: MemberId, content: ExtentContent) {
         let Some(core) = self.core.running() else { return };
         self.repair.mend(core, member, content);
     }
 
-    /// The extent can be read again: its write-back, if it was left aside, goes on.
+    /// The extent can be read again: its parked write-back goes on.
     pub fn resume_writeback(&mut self, member: MemberId, extent: Extent) {
         let Some(core) = self.core.running() else { return };
         self.repair.resume(core, member, extent);
     }
 
-    /// Gives up a member that has lost something for good: durably, like one whose log was found
-    /// corrupt. The others of the lane go on; when the mark is durable, nothing of this member
-    /// holds the log's tail any more.
+    /// Faults a member that has lost something for good: durably, as if its log had been corrupt.
+    /// The others go on. Once the fault is durable, the member no longer holds the log's tail.
     pub fn fault_member(&mut self, member: MemberId) {
         let Some(core) = self.core.running() else { return };
         core.fault(member);
     }
 
-    /// The list of extents from `from` on, as of everything applied. A member that is not here is
-    /// answered with an empty list as of index 0.
+    /// Lists extents from `from` on, as of everything applied. No member: no extents, index 0.
     pub fn manifest(&mut self, read: ReadId, member: MemberId, from: Extent) {
         let Some(core) = self.core.running() else { return };
         self.resync.manifest(core, read, member, from);
     }
 
-    /// Writes the member's overlay back and sets the durable *resyncing* mark;
-    /// `Event::MemberDurable` follows.
+    /// Writes the overlay back, sets the *resyncing flag* durably; `Event::MemberDurable` follows.
     pub fn begin_resync(&mut self, member: MemberId) {
         self.set_task(member, |_| Task::BeginResync);
     }
 
-    /// Everything up to `index` is in place: makes that durable, with the metadata as of it;
-    /// `Event::MemberDurable` follows. The mark stays until `clear_resync`. If the log goes on
-    /// before that, `Event::ResyncOvertaken` follows instead, and nothing is changed.
+    /// Everything up to `index` is in place: makes that durable, with the metadata as of it.
+    /// `Event::MemberDurable` follows; the flag stays until `clear_resync`. If the log goes on
+    /// before, `Event::ResyncOvertaken` follows instead, and nothing changes.
     pub fn finish_resync(&mut self, member: MemberId, index: u64, term: u64, meta: Bytes) {
         self.set_task(member, |from| Task::FinishResync { from, index, term, meta });
     }
 
-    /// `task` is given what is applied now.
+    /// `task` gets the index that is applied now.
     fn set_task(&mut self, member: MemberId, task: impl FnOnce(u64) -> Task) {
         let Some(core) = self.core.running() else { return };
         if let Some(found) = core.live_mut(member) {
@@ -219,7 +216,7 @@ impl Lane {
         }
     }
 
-    /// Clears the *resyncing* mark; `Event::MemberDurable` follows.
+    /// Clears the *resyncing flag*; `Event::MemberDurable` follows.
     pub fn clear_resync(&mut self, member: MemberId) {
         let Some(core) = self.core.running() else { return };
         if let Some(found) = core.live_mut(member) {
@@ -229,10 +226,9 @@ impl Lane {
         }
     }
 
-    /// Puts whole extents in place and deletes others; `Event::Installed` follows. Only behind
-    /// the durable *resyncing* mark: what is overwritten in place cannot be served after a crash.
-    /// All of it is refused when more is applied here than `as_of`, the index that the source had
-    /// applied: what it has is older than what is here.
+    /// Puts whole extents in place and deletes others; `Event::Installed` follows. Needs the
+    /// durable *resyncing flag*: extents overwritten in place cannot be served after a crash. If
+    /// more is applied here than `as_of`, the source's applied index, all are too old and refused.
     pub fn install_extents(
         &mut self,
         read: ReadId,
@@ -247,8 +243,8 @@ impl Lane {
         self.resync.install(core, Install { read, member, as_of, extents, delete, refused });
     }
 
-    /// Forgets a member for ever. `Event::MemberDurable` follows; its space comes back. A member
-    /// that is not here gets its tombstone all the same.
+    /// Destroys a member for ever, and frees its space. `Event::MemberDurable` follows. A member
+    /// that is not here gets a tombstone, too.
     pub fn destroy_member(&mut self, member: MemberId) {
         let Some(core) = self.core.running() else { return };
         self.resync.destroy(core, member);
@@ -280,7 +276,7 @@ impl Lane {
         }
     }
 
-    /// Tells of a flush whoever waited for it.
+    /// Passes the end of a flush on to the parts that wait for it.
     fn flushed(&mut self, point: FlushPoint) {
         let core = &mut self.core;
         let after = core.flushed(point);
@@ -299,7 +295,7 @@ impl Lane {
         }
     }
 
-    /// Once per round, after every input: what to do and what happened.
+    /// Once per round, after every input: returns effects and events.
     pub fn poll(&mut self, now: Mono, effects: &mut Vec<Effect>, events: &mut Vec<Event>) {
         self.core.clock.advance(now);
         if let Some(core) = self.core.running() {
@@ -317,7 +313,7 @@ impl Lane {
         events.append(&mut self.core.io.events);
     }
 
-    /// Starts what the fill of the ring, idleness, installs and destroyed members ask for.
+    /// Starts work for a full ring, idleness, installs, moves and destroyed members.
     fn pace(&mut self) {
         let (core, repair) = (&mut self.core, &mut self.repair);
         if !self.writeback.is_busy() {
@@ -339,7 +335,7 @@ impl Lane {
         self.checkpoint.pace(core, &self.writeback, repair, &fill);
     }
 
-    /// When `poll` wants to be called again although nothing happens (idle mark, pacing).
+    /// When `poll` must run again without any input (idle mark, pacing).
     pub fn deadline(&self) -> Option<Mono> {
         let core = &self.core;
         if core.io.poisoned() {
@@ -350,12 +346,12 @@ impl Lane {
         [mark, idle_at(core)].into_iter().flatten().min()
     }
 
-    /// The oldest operation that was asked for and has not ended.
+    /// The oldest operation in flight.
     pub fn oldest_op(&self) -> Option<OpId> {
         self.core.io.oldest()
     }
 
-    /// Extents that one listing has at most.
+    /// Most extents in one listing.
     pub fn listing_extents(&self) -> u64 {
         self.core.config.listing_extents as u64
     }
@@ -377,7 +373,7 @@ impl Lane {
         }
     }
 
-    /// Space that applied changes wait for, beyond what is free or about to be (rule R10: none).
+    /// Bytes that applied changes lack, with all soon free slots (rule `space-before-append`: 0).
     pub fn overdrawn_bytes(&self) -> u64 {
         let alloc = &self.core.alloc;
         let overlays = self.core.members.values().flat_map(|member| member.overlay.range(..));
@@ -402,10 +398,10 @@ pub struct Space {
     pub log_bytes: u64,
     pub log_used_bytes: u64,
     pub overlay_blocks: u64,
-    /// Reads since the start that found no intact copy here.
+    /// Reads since the start without an intact copy here.
     pub media_faults: u64,
-    /// Blocks that reads asked for since the start and that are not holes.
+    /// Blocks that reads asked for since the start, without holes.
     pub read_blocks: u64,
-    /// Those of `read_blocks` that came from the overlay: from memory or from the log.
+    /// Part of `read_blocks` that came from the overlay: from memory or from the log.
     pub read_overlay_blocks: u64,
 }

@@ -1,9 +1,7 @@
-//! The lane's log: the ring, what is on its way into it, and what may not be released from it.
-//! Also what keeps an idle or stuck member from holding the tail: a HardState or a log snapshot of
-//! the lane's own.
+//! The lane's log: the ring, appends in flight, and batches that must stay in the ring. Also writes
+//! HardStates and log snapshots of its own, so that no idle or stuck member holds the tail.
 //!
-//! Owns the ring, the groups in flight and the pins; may borrow members, allocator and I/O; is told
-//! of appends, and of batches that are durable.
+//! Owns ring, groups and pins; may borrow members, allocator and I/O; hears of appends and batches.
 
 use std::collections::BTreeMap;
 
@@ -18,17 +16,15 @@ use crate::store::seam::{Event, LaneFile, Slot};
 use crate::store::wal::{BatchSeq, GroupId, Item, Wal, WalConfig, WalPosition};
 use crate::types::EXTENT_BYTES;
 
-/// See the module.
 pub(super) struct LaneLog {
     pub wal: Wal,
-    /// Bytes of the ring file, and how many of them only HardStates and images may use.
+    /// Bytes of the ring file, and the part that only HardStates and log snapshots may use.
     pub ring_bytes: u64,
     reserve_bytes: u64,
     groups: Groups,
     /// Reads of the ring in flight, per batch.
     pins: BTreeMap<BatchSeq, u32>,
-    /// Payload bytes of entries that are not applied yet or not even appended, over all members, as
-    /// of the newest round or append.
+    /// Unapplied and unappended payload bytes of all members, as of the newest round or append.
     pub unapplied_bytes: u64,
 }
 
@@ -56,8 +52,8 @@ impl LaneLog {
         }
     }
 
-    /// A read of the log holds the tail, and nothing happens when it ends: until then there is
-    /// something to wait for.
+    /// True while a read of the log holds the tail. Nothing else happens at its end, so the lane
+    /// must look again then (rule `idle-members-free-the-tail`).
     pub(super) fn is_read(&self) -> bool {
         !self.pins.is_empty() && !planted(Mistake::SettledWhileRead)
     }
@@ -67,12 +63,12 @@ impl LaneLog {
         usable.saturating_sub(self.wal.free_bytes())
     }
 
-    /// The most payload of unapplied entries that an image may carry.
+    /// Most payload bytes of unapplied entries in a log snapshot.
     pub(super) fn image_bytes_max(&self) -> u64 {
         self.ring_bytes / 8
     }
 
-    /// Puts an append on its way into the ring.
+    /// Queues an append for the ring.
     pub(super) fn append(&mut self, member: &mut Member, alloc: &mut Allocator, request: Append) {
         let id = request.member;
         let mut items = Vec::with_capacity(2 + request.entries.len());
@@ -90,7 +86,7 @@ impl LaneLog {
         }
         let push = self.groups.next_push();
         for entry in request.entries {
-            // What it replaces may be all that a crash leaves.
+            // A crash may leave only the entries that this one replaces.
             member.log.hold_from(entry.index, group, self.wal.next_seq());
             self.retain(member, alloc, entry.clone(), push);
             self.groups.expect(Unplaced { member: id, index: entry.index, push, image: false });
@@ -105,7 +101,7 @@ impl LaneLog {
         self.push(member, group, kind, commit, left, items);
     }
 
-    /// The log of a member now starts behind this point.
+    /// The log of a member now starts after this point.
     fn reset(&mut self, member: &mut Member, alloc: &mut Allocator, group: GroupId, reset: &Reset) {
         assert!(
             reset.index <= member.durable_flushed,
@@ -118,7 +114,7 @@ impl LaneLog {
         member.applied_term = reset.term;
     }
 
-    /// Adds an entry to the retained log, in place of what it replaces.
+    /// Adds an entry to the retained log, and drops the entries that it replaces.
     fn retain(&mut self, member: &mut Member, alloc: &mut Allocator, entry: LogEntry, push: u64) {
         assert!(entry.index > member.applied_index, "an applied entry is never replaced");
         assert!(entry.index <= member.log.last_index() + 1, "the log has no gap");
@@ -156,7 +152,7 @@ impl LaneLog {
         self.wal.push(id, items);
     }
 
-    /// A group of the lane's own, with what it says is committed.
+    /// Pushes a group of the lane's own, and the commit index that it carries.
     fn push_own(&mut self, member: &mut Member, hard: HardState, kind: GroupKind, item: Item) {
         member.hard.newest = hard;
         member.hard.own_under_way = true;
@@ -184,7 +180,7 @@ impl LaneLog {
         }
     }
 
-    /// A batch is durable. True when something of the lane's own was in what became durable.
+    /// A batch is durable. True when an item of the lane's own became durable with it.
     pub(super) fn written(
         &mut self,
         seq: BatchSeq,
@@ -206,8 +202,7 @@ impl LaneLog {
         any_own
     }
 
-    /// The oldest batch that recovery would need: of what is durable now, or of what a checkpoint
-    /// would make durable.
+    /// The oldest batch that recovery needs now, or would need after a checkpoint.
     pub(super) fn tail_target(&self, members: &Members, after_checkpoint: bool) -> BatchSeq {
         let needed = members.values().filter_map(|member| {
             let flushed = match after_checkpoint {
@@ -223,8 +218,8 @@ impl LaneLog {
         oldest.map_or(durable, |oldest| oldest.min(durable))
     }
 
-    /// Where entries are applied that no durable HardState covers yet, writes one: Raft does not
-    /// write a batch only for a higher commit, and without one nothing may be written back (R7).
+    /// Writes a HardState where no durable one covers the applied entries: Raft writes none for a
+    /// commit alone. Write-back needs it (rule `write-back-after-durable-commit`).
     pub(super) fn cover_applied(&mut self, members: &mut Members) {
         for (id, member) in members {
             let hard = &member.hard;
@@ -241,8 +236,8 @@ impl LaneLog {
         }
     }
 
-    /// Moves everything that recovery needs of the member that holds the tail to the head of the
-    /// ring (rule R8): a stuck member's unapplied entries, an idle one's HardState.
+    /// Moves all that recovery needs of the tail's holder to the head of the ring: unapplied
+    /// entries if it is stuck, its HardState if it is idle (rule `idle-members-free-the-tail`).
     pub(super) fn push_image(&mut self, members: &mut Members) {
         let tail = self.tail_target(members, true);
         let durable = self.wal.durable_seq();
@@ -273,7 +268,6 @@ impl LaneLog {
     }
 }
 
-/// What a group says of a member is durable.
 fn group_written(member: &mut Member, group: Group, io: &mut Io) {
     let hard = &mut member.hard;
     hard.groups_under_way -= 1;
@@ -308,7 +302,7 @@ fn group_written(member: &mut Member, group: Group, io: &mut Io) {
     }
 }
 
-/// Tells of the appends that are durable, in their order.
+/// Reports the durable appends, in order.
 pub(super) fn confirm_appends(member: &mut Member, io: &mut Io) {
     while member.appends.front().is_some_and(|append| append.durable) {
         let append = member.appends.pop_front().expect("just seen");

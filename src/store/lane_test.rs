@@ -137,7 +137,7 @@ fn a_lane_comes_to_rest_with_everything_written_back() {
     assert_eq!(lab.lane.admit(member, 4096, &[range]), Ok::<(), Refusal>(()));
 }
 
-/// What no scenario has in mind shows up as well, within so many seeds.
+/// Mistakes that no scenario covers show up within so many seeds.
 #[test]
 fn broken_rules_are_noticed_by_random_crashes() {
     let mistakes = [

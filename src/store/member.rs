@@ -1,5 +1,5 @@
-//! What a lane knows of one member: where its retained log entries are, which HardState is
-//! durable, its metadata, its overlay, and which extents have a slot. Pure.
+//! A lane's state of one member: retained log entries, durable HardState, metadata, overlay, and
+//! the extents that have a slot. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,22 +15,20 @@ use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, Extent, ExtentContent, MemberId, Unappended, block_crc,
 };
 
-/// The members of a lane.
 pub(crate) type Members = BTreeMap<MemberId, Member>;
 
-/// See the module.
 pub(crate) struct Member {
-    /// As the newest submitted commit of the index has it.
+    /// As of the newest submitted commit of the index.
     pub record: MemberRecord,
     /// `record.flushed_index` as of the newest flush of the index.
     pub durable_flushed: u64,
-    /// The store has gone ahead of the log up to this entry. Until that is durable, recovery needs
-    /// what was left behind: from this batch on, if it is anything.
+    /// A resync moved the store ahead of the log, up to this entry. Until that is durable, recovery
+    /// needs the log left behind: from this batch on, if any.
     pub ahead: Option<(u64, Option<BatchSeq>)>,
     pub applied_index: u64,
     pub applied_term: u64,
     pub log: RetainedLog,
-    /// What the replica will append.
+    /// Entries that the replica will append.
     pub unappended: Unappended,
     pub hard: HardTrack,
     /// (Raft index, metadata as of it), ascending, above `record.flushed_index`.
@@ -41,7 +39,7 @@ pub(crate) struct Member {
     /// Appends that are not confirmed yet, in order.
     pub appends: VecDeque<PendingAppend>,
     pub phase: Phase,
-    /// What waits for the overlay to be empty.
+    /// A resync step that waits for an empty overlay.
     pub task: Option<Task>,
 }
 
@@ -54,10 +52,10 @@ pub(crate) enum Phase {
     Destroying,
 }
 
-/// A step of a resync that first wants everything applied to be written back.
+/// A step of a resync. Everything applied must be written back first.
 pub(crate) enum Task {
     BeginResync,
-    /// `from`: what was applied when the lists had been compared.
+    /// `from`: the applied index after the comparison of the lists.
     FinishResync {
         from: u64,
         index: u64,
@@ -72,7 +70,7 @@ pub(crate) struct PendingAppend {
 }
 
 impl Member {
-    /// A member whose index record says this, with an empty log.
+    /// A member with this index record and an empty log.
     pub(crate) fn new(record: MemberRecord, phase: Phase) -> Member {
         let (index, term) = (record.flushed_index, record.flushed_term);
         Member {
@@ -98,8 +96,8 @@ impl Member {
         self.record.member
     }
 
-    /// The largest N such that no change up to N lives only in the overlay, as far as a restart
-    /// would know (rule R3).
+    /// The largest N such that no change up to N lives only in the overlay, as a restart would know
+    /// it (rule `flushed-is-a-low-water-mark`).
     pub(crate) fn flushed(&self) -> u64 {
         let settled = match self.overlay.low_water() {
             Some(low_water) if !planted(Mistake::FlushedIsNewestApplied) => low_water - 1,
@@ -108,7 +106,7 @@ impl Member {
         settled.min(self.hard.durable_commit).min(self.applied_index).max(self.record.flushed_index)
     }
 
-    /// The metadata as of what is applied.
+    /// The metadata as of the applied index.
     pub(crate) fn meta(&self) -> Bytes {
         self.metas.back().map_or(&self.record.meta, |(_, meta)| meta).clone()
     }
@@ -119,7 +117,7 @@ impl Member {
         if flushed == self.record.flushed_index {
             return false;
         }
-        self.record.flushed_term = self.log.term(flushed).expect("retained above the old mark");
+        self.record.flushed_term = self.log.term(flushed).expect("retained above flushed");
         self.record.flushed_index = flushed;
         while self.metas.front().is_some_and(|(index, _)| *index <= flushed) {
             let (_, meta) = self.metas.pop_front().expect("just seen");
@@ -130,7 +128,7 @@ impl Member {
         true
     }
 
-    /// Oldest batch that recovery would need of this member if `flushed` were durable.
+    /// Oldest batch of this member that recovery would need if `flushed` were durable.
     pub(crate) fn oldest_needed(&self, flushed: u64) -> Option<BatchSeq> {
         let entry = self.log.oldest_batch_from(flushed + 1);
         let hold = self.log.hold.map(|(_, seq)| seq);
@@ -138,18 +136,18 @@ impl Member {
         [self.hard.durable_seq, entry, hold, left_behind].into_iter().flatten().min()
     }
 
-    /// The store is ahead of the log, and a restart would not know that.
+    /// True when the store is ahead of the log, and a restart would not know that.
     pub(crate) fn is_ahead(&self) -> bool {
         self.ahead.is_some_and(|(index, _)| index > self.durable_flushed)
     }
 
-    /// True when a write to this extent would need a slot that was not reserved yet.
+    /// True when a write to this extent needs a slot that is not reserved yet.
     pub(crate) fn needs_slot(&self, extent: Extent) -> bool {
         let reserved = self.overlay.get(extent).is_some_and(|overlay| overlay.reserved);
         !self.presence.get(extent) && !reserved
     }
 
-    /// Where in the ring this block of an entry's payload is.
+    /// Batch and ring offset of this block of an entry's payload.
     pub(crate) fn log_offset(&self, index: u64, position: u16) -> (BatchSeq, u64) {
         let entry = self.log.get(index).expect("retained while the overlay needs it");
         let place = entry.place.expect("durable before it is applied");
@@ -157,7 +155,7 @@ impl Member {
         (place.seq, offset)
     }
 
-    /// True when a checkpoint would make nothing of it durable.
+    /// True when a checkpoint would make nothing of this member durable.
     pub(crate) fn is_settled(&self) -> bool {
         let at_rest = self.overlay.is_empty()
             && self.flushed() == self.durable_flushed
@@ -201,43 +199,42 @@ impl Member {
         block_crc(self.record.volume, in_volume, data)
     }
 
-    /// Everything the lane can know to be committed.
+    /// The largest commit index that the lane can know.
     pub(crate) fn known_commit(&self) -> u64 {
         self.hard.newest.commit.max(self.applied_index)
     }
 }
 
-/// HardStates of a member on their way to the disk.
+/// The HardStates of a member, durable and in flight.
 #[derive(Default)]
 pub(crate) struct HardTrack {
-    /// The newest that was pushed.
+    /// The newest pushed one.
     pub newest: HardState,
-    /// Commit of the newest durable one (rule R7).
+    /// Commit of the newest durable one (rule `write-back-after-durable-commit`).
     pub durable_commit: u64,
-    /// Not after the batch of the newest durable one; `None`: there was never one.
+    /// At or before the batch of the newest durable one; `None`: there was none.
     pub durable_seq: Option<BatchSeq>,
-    /// Groups of this member that are not durable yet.
+    /// Groups of this member in flight.
     pub groups_under_way: u32,
-    /// A HardState or image of the lane's own is under way.
+    /// A HardState or log snapshot of the lane's own is in flight.
     pub own_under_way: bool,
 }
 
-/// Where one entry of the log is.
 #[derive(Clone, Debug)]
 pub(crate) struct Retained {
     pub term: u64,
-    /// Which push wrote it: an entry that replaced it has another one.
+    /// The push that wrote it: a replacement of the entry has another one.
     pub push: u64,
-    /// Known once its batch was formed.
+    /// Known once its batch is formed.
     pub place: Option<Place>,
     pub payload_bytes: u32,
-    /// Of these, what counts against the bound of unapplied entries.
+    /// Part of these that counts against the bound of unapplied entries.
     pub unapplied_bytes: u32,
     /// Slots reserved for it until it is applied.
     pub reserved: u16,
-    /// Where its payload is when it is not in the log, one per extent.
+    /// Slots of its payload if it bypassed the log, one per extent.
     pub slots: Option<Box<[Slot]>>,
-    /// The entry itself until it is applied, for an image. Raft holds the same memory.
+    /// The entry itself until it is applied, for a log snapshot. Raft holds the same memory.
     pub unapplied: Option<Box<LogEntry>>,
 }
 
@@ -255,9 +252,9 @@ pub(crate) struct RetainedLog {
     entries: VecDeque<Retained>,
     /// Payload bytes of the entries that are not applied yet.
     unapplied_bytes: u64,
-    /// What was replaced is kept until what replaced it is durable.
+    /// Replaced entries, from this batch on, stay in the ring until this group is durable.
     pub hold: Option<(GroupId, BatchSeq)>,
-    /// Slots of entries that were dropped.
+    /// Slots of dropped entries.
     left: Vec<Slot>,
 }
 
@@ -273,8 +270,8 @@ impl RetainedLog {
         }
     }
 
-    /// The slots of entries that were dropped since the last call. They are free once a restart
-    /// would know that, too (rule R4).
+    /// Takes the slots of entries dropped since the last call. They are free once the drop is
+    /// durable (rule `slot-reuse-after-durable-free`).
     pub(crate) fn take_left(&mut self) -> Vec<Slot> {
         std::mem::take(&mut self.left)
     }
@@ -305,12 +302,11 @@ impl RetainedLog {
         self.entries.push_back(entry);
     }
 
-    /// Payload bytes of the entries that are not applied yet.
     pub(crate) fn unapplied_bytes(&self) -> u64 {
         self.unapplied_bytes
     }
 
-    /// An entry is applied: returns the slots that were reserved for it.
+    /// An entry is applied: returns its reserved slots.
     pub(crate) fn applied(&mut self, index: u64) -> u64 {
         let entry = self.get_mut(index).expect("appended before it is applied");
         entry.unapplied = None;
@@ -320,7 +316,7 @@ impl RetainedLog {
         u64::from(reserved)
     }
 
-    /// Drops the entries from `index` on and returns the slots that were reserved for them.
+    /// Drops the entries from `index` on, and returns their reserved slots.
     pub(crate) fn truncate(&mut self, index: u64) -> u64 {
         assert!(index > self.base_index, "a compacted entry is never replaced");
         let keep = (index - self.base_index - 1) as usize;
@@ -332,8 +328,7 @@ impl RetainedLog {
         reserved
     }
 
-    /// Drops the entries up to `index`: recovery does not need them any more. Returns the slots
-    /// that were still reserved for them.
+    /// Drops the entries up to `index`, which recovery no longer needs; returns reserved slots.
     pub(crate) fn compact(&mut self, index: u64) -> u64 {
         let mut reserved = 0;
         while self.base_index < index {
@@ -351,13 +346,13 @@ impl RetainedLog {
         u64::from(gone.reserved)
     }
 
-    /// Drops the entries after `index` (or after the base) and returns the slots reserved.
+    /// Drops the entries after `index` (or after the base), and returns their reserved slots.
     pub(crate) fn drop_after(&mut self, index: u64) -> u64 {
         self.truncate(index.max(self.base_index) + 1)
     }
 
-    /// As `compact`, when the store may hold more than the log had, and of another history
-    /// (after a resync): entries that do not continue this point are dropped.
+    /// Like `compact`, for a store that a resync moved beyond its log. Drops the entries of another
+    /// history, which do not continue this point.
     pub(crate) fn compact_to(&mut self, index: u64, term: u64) -> u64 {
         if index <= self.base_index || self.term(index) == Some(term) {
             return self.compact(index);
@@ -365,20 +360,19 @@ impl RetainedLog {
         self.reset(index, term)
     }
 
-    /// The entries from `index` on are about to be replaced by a group: until that is durable,
-    /// what was there stays in the ring. A crash would otherwise leave a log with a hole.
+    /// A group is about to replace the entries from `index` on. They stay in the ring until it is
+    /// durable, so that a crash leaves no hole in the log (rule `kept-until-replaced`).
     pub(crate) fn hold_from(&mut self, index: u64, group: GroupId, next: BatchSeq) {
         if index > self.last_index() || planted(Mistake::ReplacedLetGo) {
             return;
         }
-        // What has no place yet will get one in the next batch or later.
+        // An entry without a place gets one in the next batch or later.
         let oldest = self.oldest_batch_from(index).unwrap_or(next);
         let held = self.hold.map_or(oldest, |(_, held)| held.min(oldest));
         self.hold = Some((group, held));
     }
 
-    /// Replaces everything; the log now starts behind this point. Returns the slots that were
-    /// reserved.
+    /// Drops all entries; the log now starts after this point. Returns their reserved slots.
     pub(crate) fn reset(&mut self, index: u64, term: u64) -> u64 {
         let reserved = self.truncate(self.base_index + 1);
         self.base_index = index;
@@ -386,16 +380,14 @@ impl RetainedLog {
         reserved
     }
 
-    /// Batch of the first entry from `index` on that has one. Entries without a batch will be in
-    /// newer ones.
+    /// First batch of the entries from `index` on. Entries without a batch will be in newer ones.
     pub(crate) fn oldest_batch_from(&self, index: u64) -> Option<BatchSeq> {
         let skip = index.saturating_sub(self.base_index + 1) as usize;
-        // The entries are in the order in which they were pushed, so the first is the oldest.
+        // Entries are in the order of their pushes, so the first batch is the oldest.
         let mut places = self.entries.iter().skip(skip).map(|entry| entry.place);
         places.find_map(|place| place.map(|place| place.seq))
     }
 
-    /// Entries from `index` on, with their indexes.
     pub(crate) fn from(&self, index: u64) -> impl Iterator<Item = (u64, &Retained)> {
         let skip = index.saturating_sub(self.base_index + 1);
         let first = self.base_index + 1 + skip;
@@ -407,7 +399,7 @@ impl RetainedLog {
     }
 }
 
-/// One bit per extent: does the index hold a record of it?
+/// One bit per extent: whether the index has its record.
 pub(crate) struct Presence {
     words: Vec<u64>,
 }
@@ -437,8 +429,8 @@ impl Presence {
     }
 }
 
-/// Extents whose record is newer than what was applied: after a restart or a resync. Entries up
-/// to that index are skipped for them (rule R3).
+/// Extents whose record is newer than the applied index, after a restart or a resync. Entries that
+/// a record includes are skipped for its extent (rule `replay-skips-newer`).
 #[derive(Default)]
 pub(crate) struct NewerExtents {
     last_changed: FxHashMap<Extent, u64>,
@@ -452,8 +444,8 @@ impl NewerExtents {
         self.newest = self.newest.max(last_changed);
     }
 
-    /// The record is about to be replaced by one that may be older, or (0) deleted: entries after
-    /// that are needed again. Returns what the record includes now.
+    /// The record is about to be replaced by one that may be older, or deleted (0): later entries
+    /// are needed again. Returns the last change that the record includes now.
     pub(crate) fn lower(&mut self, extent: Extent, last_changed: u64) -> Option<u64> {
         let known = self.last_changed.get(&extent).copied()?;
         if known > last_changed && !planted(Mistake::OlderCopyOverlooked) {
@@ -462,14 +454,14 @@ impl NewerExtents {
         Some(known)
     }
 
-    /// True when the entry `index` is already in the record of this extent.
+    /// True when the record of this extent includes the entry `index`.
     pub(crate) fn includes(&self, extent: Extent, index: u64) -> bool {
         index <= self.newest
             && !planted(Mistake::ReplayOverNewer)
             && self.last_changed.get(&extent).is_some_and(|last_changed| *last_changed >= index)
     }
 
-    /// Entries up to here were applied.
+    /// Entries up to here are applied.
     pub(crate) fn applied(&mut self, index: u64) {
         if index >= self.newest && self.newest > 0 {
             *self = NewerExtents::default();

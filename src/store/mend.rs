@@ -1,20 +1,20 @@
-//! Blocks whose only copy here is bad, and what another replica gave us for them (rule R13).
+//! Read repair: replaces blocks without an intact copy here by another replica's blocks (rule
+//! `repair-matches-own-checksum`).
 //!
-//! A read or a write-back that finds no intact copy says so; the world fetches the extent from
-//! another replica and hands it in with `Lane::mend`. Nothing of it is believed for what the
-//! other replica says: each block counts only where the checksum that *we* recorded for it (in the
-//! index, or with the entry in the overlay) is the block's, and only when the other replica had
-//! applied at least the change that our checksum describes. So a replica that lags cannot bring an
-//! old block back, one that is ahead cannot show a block too early, and neither Raft nor the log
-//! is needed: a mended block is bit for bit what this replica had promised to hold.
+//! A read or write-back without an intact copy reports it. The caller fetches the extent from
+//! another replica and passes it to `Lane::mend`. A block of it counts only when it matches the
+//! checksum that *this* replica recorded (in the index, or in the overlay with the entry), and when
+//! the other replica had applied at least the change that this checksum describes. So a replica
+//! that lags cannot bring an old block back, and one that is ahead cannot show a block too early.
+//! Neither Raft nor the log is needed: a repaired block is bit for bit the promised one.
 //!
-//! What was handed in serves reads and write-back from memory at once. An extent with a bad block
-//! in its slot is also moved: whole, to a fresh slot, in a round of the write-back, so that the
-//! record changes only when the new slot is durable (rule R2) and no slot that something else may
-//! still name is overwritten (R6).
+//! The copies serve reads and write-back from memory at once. An extent with a bad block in its
+//! slot also moves to a fresh slot, as a whole, in a round of write-back. So its record changes
+//! only when the new slot is durable (rule `data-before-index`), and no slot that may still be
+//! named is overwritten (rule `named-slot-is-immutable`).
 //!
-//! Owns what other replicas gave, and which extents are bad, to be moved or left aside; may borrow
-//! the core; is told of bad copies, and of extents that were written anew.
+//! Owns the copies, and the extents that are bad, to be moved or parked; may borrow the core; hears
+//! of bad copies and of extents that were written anew.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -24,26 +24,25 @@ use crate::store::core::Core;
 use crate::store::seam::{Event, ExtentKey};
 use crate::types::{BLOCK_BYTES, Extent, ExtentContent, MemberId};
 
-/// Extents of other replicas that are kept in memory, at most.
+/// Most extents of other replicas to keep in memory.
 const PATCHES_MAX: usize = 64;
 
-/// See the module.
 #[derive(Default)]
 pub(super) struct ReadRepair {
-    /// Oldest first, one of an extent. Every checksum in here was verified.
+    /// Oldest first, one per extent. Every checksum in here was verified.
     patches: VecDeque<(ExtentKey, ExtentContent)>,
-    /// Extents with a block in their slot that did not match its checksum.
+    /// Extents with a block in their slot that failed its checksum.
     bad_slots: BTreeSet<ExtentKey>,
-    /// Extents that are to be moved to another slot.
+    /// Extents to move to another slot.
     moves: VecDeque<ExtentKey>,
-    /// Extents that write-back leaves aside: a payload in the log cannot be read.
+    /// Extents whose write-back is parked: a payload in the log cannot be read.
     pub parked: BTreeSet<ExtentKey>,
-    /// Reads since the start that found no intact copy here.
+    /// Reads since the start without an intact copy here.
     pub media_faults: u64,
 }
 
 impl ReadRepair {
-    /// What another replica gave for this extent.
+    /// Another replica's copy of this extent.
     pub(super) fn patch(&self, key: &ExtentKey) -> Option<&ExtentContent> {
         self.patches.iter().find(|(known, _)| known == key).map(|(_, content)| content)
     }
@@ -61,7 +60,7 @@ impl ReadRepair {
             return;
         };
         let key = ExtentKey::new(member, content.extent);
-        // The slot of a redirected entry is not the record's yet: to move that one helps nobody.
+        // The record does not have the slot of a bypassed entry yet: a move would not help.
         let overlay = found.overlay.get(content.extent);
         let redirected = overlay.is_some_and(|overlay| overlay.redirected().is_some());
         self.keep(key, content);
@@ -84,7 +83,7 @@ impl ReadRepair {
         core.stale = true;
     }
 
-    /// Write-back leaves this extent aside until it is resumed: the log does not hold it any more.
+    /// Parks the write-back of this extent until it is resumed: the log cannot give it back.
     pub(super) fn park(&mut self, core: &mut Core, key: ExtentKey) {
         if self.parked.insert(key) {
             let (member, extent) = (key.member, key.extent);
@@ -93,7 +92,7 @@ impl ReadRepair {
         }
     }
 
-    /// The next extent that is to be moved to a fresh slot.
+    /// The next extent to move to a fresh slot.
     pub(super) fn next_move(&mut self) -> Option<(ExtentKey, ExtentContent)> {
         while let Some(key) = self.moves.pop_front() {
             if let Some(content) = self.patch(&key) {
@@ -103,20 +102,20 @@ impl ReadRepair {
         None
     }
 
-    /// Its blocks were written anew: what was wrong is so no more.
+    /// The extent was written anew: it is not bad any more.
     pub(super) fn moved(&mut self, key: &ExtentKey) {
         self.bad_slots.remove(key);
         self.drop_patch(key);
     }
 
-    /// A write-back of the extent ended well: nothing of it waits for the log any more.
+    /// The extent was written back: it needs no payload from the log any more.
     pub(super) fn written_back(&mut self, key: &ExtentKey) {
         if !self.moves.contains(key) {
             self.drop_patch(key);
         }
     }
 
-    /// All of the extent is another one now, or gone.
+    /// The whole extent was replaced or deleted.
     pub(super) fn replaced(&mut self, key: &ExtentKey) {
         self.moved(key);
         self.parked.remove(key);
@@ -146,8 +145,8 @@ impl ReadRepair {
     }
 }
 
-/// Block `position` of what another replica gave, when it is the very block that `crc` describes
-/// and that replica had applied `changed` (an entry that changed this extent).
+/// Block `position` of another replica's copy, if it matches `crc` and that replica had applied
+/// `changed`, the entry that this checksum describes.
 pub(super) fn patched(
     patch: Option<&ExtentContent>,
     position: u32,

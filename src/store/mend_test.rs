@@ -1,4 +1,4 @@
-//! Blocks that rot on the disk, in a slot or in the log, and what another replica gives for them.
+//! Bad blocks in a slot or in the log, and their repair with another replica's copy.
 
 use super::lane_lab::*;
 use crate::store::index::run;

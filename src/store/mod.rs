@@ -1,15 +1,15 @@
 //! One lane of a disk: write-ahead log, overlay, write-back, index, allocator, checkpoint,
-//! recovery, resync. All decisions are pure: a [`lane`] asks for I/O with [`seam::Effect`] and is
-//! told of its end; the worker and the simulator carry it out.
+//! recovery, resync. All decisions are pure: a [`lane`] asks for I/O with [`seam::Effect`] and
+//! hears of its end; the worker and the simulator carry it out.
 //!
-//! Imports lead from the first of these to the last, and never back:
-//! - [`open`]: a lane from what is on the disk.
-//! - [`lane`]: what the world calls. It alone knows all parts, and dispatches to them.
+//! Imports lead from the first of these to the last, never back:
+//! - [`open`]: makes a lane from the files of a disk.
+//! - [`lane`]: the interface. It alone knows all parts, and dispatches to them.
 //! - The parts, each with its own state: `checkpoint`, `writeback` (with `round`), `resync`,
 //!   `redirect`, `read`, `mend` (read repair), `admission`.
-//! - `core`: what the parts share and borrow: members, allocator, log, caches, I/O, clock.
-//! - What the core is made of: `lane_log`, `groups`, `effects`, `member`, `overlay`, `alloc`.
-//! - [`wal`], [`index`] and [`superblock`]: what is on the disk. [`seam`]: the messages.
+//! - `core`: the state that all parts borrow: members, allocator, log, caches, I/O, clock.
+//! - The parts of the core: `lane_log`, `groups`, `effects`, `member`, `overlay`, `alloc`.
+//! - [`wal`], [`index`] and [`superblock`]: the disk formats. [`seam`]: the messages.
 //!
 //! Invariant: knows neither `replica` nor `net`; touches `io` only for aligned memory. The one
 //! place that calls RocksDB is `index/rocks.rs`.

@@ -1,6 +1,6 @@
-//! Opening a lane: superblock, index and log are read, the members' logs are folded, the allocator
-//! is rebuilt from the index, and the incarnation is raised before anything else is written
-//! (rule R12). Recovery itself is in [`crate::store::wal`].
+//! Opens a lane: reads superblock, index and log, replays the log items of each member, and
+//! rebuilds the allocator from the index. Raises the incarnation before it writes to the log (rule
+//! `incarnation-per-open`). The recovery of the log is in [`crate::store::wal`].
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -35,15 +35,15 @@ use crate::store::wal::{BatchSeq, WalConfig};
 use crate::store::writeback::WriteBack;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId, Uuid};
 
-/// What the ring held, by member.
+/// The recovered log of each member.
 type Logs = BTreeMap<MemberId, MemberLog>;
 
-/// The smallest ring that leaves room for the reserve beside ordinary batches.
+/// The smallest ring with room for the reserve beside ordinary batches.
 pub const WAL_BYTES_MIN: u64 = 1 << 20;
-/// What is rewritten at a time.
+/// Bytes that are rewritten at a time.
 const REWRITE_BYTES: u64 = 1 << 20;
 
-/// What a new disk is.
+/// Properties of a new disk.
 #[derive(Clone, Copy, Debug)]
 pub struct LaneFormat {
     pub cluster: Uuid,
@@ -55,8 +55,7 @@ pub struct LaneFormat {
     pub data_bytes_max: u64,
 }
 
-/// Makes the superblock of a new, empty disk. The files exist, the log's is written over once;
-/// the index is empty.
+/// Writes a new disk's superblock. The log's file was written over once; the index is empty.
 pub fn format_lane(files: &mut dyn LaneFiles, format: &LaneFormat) -> Result<(), OpenError> {
     check_ring(format.wal_bytes)?;
     let superblock = Superblock {
@@ -95,8 +94,8 @@ fn write_superblock(files: &mut dyn LaneFiles, superblock: &Superblock) -> Resul
     Ok(())
 }
 
-/// Makes all copies the same, one after the other: a power failure may have left copies of three
-/// versions, of which the next update would replace one that the newest still needs.
+/// Makes all copies equal, one after the other (rule `superblock-copies-settled`). After power
+/// failures, copies may have three versions; an update could overwrite one that the newest needs.
 fn settle_superblock(files: &mut dyn LaneFiles, superblock: &Superblock) -> Result<(), OpenError> {
     for (number, copy) in superblock::encode(superblock).iter().enumerate() {
         files.write(LaneFile::Superblock, (number * BLOCK_BYTES) as u64, copy)?;
@@ -104,7 +103,7 @@ fn settle_superblock(files: &mut dyn LaneFiles, superblock: &Superblock) -> Resu
     Ok(())
 }
 
-/// The superblock of a disk, for commands that only want to know what it is.
+/// The superblock of a disk, for commands that only identify it.
 pub fn read_superblock(files: &mut dyn LaneFiles) -> Result<Superblock, OpenError> {
     let mut copies: [Bytes; superblock::COPIES] = Default::default();
     let mut failure = None;
@@ -122,7 +121,7 @@ pub fn read_superblock(files: &mut dyn LaneFiles) -> Result<Superblock, OpenErro
     Ok(superblock::choose(&pages)?)
 }
 
-/// What the index says, checked.
+/// The checked content of the index.
 struct Found {
     members: Members,
     alloc: Allocator,
@@ -131,8 +130,8 @@ struct Found {
 }
 
 impl Lane {
-    /// Opens a formatted disk's lane: reads superblock, log and index, raises the incarnation.
-    /// Blocks. Nothing is served of a member before its entries up to `hard.commit` are applied.
+    /// Opens the lane of a formatted disk, and raises its incarnation. Blocks. A member serves
+    /// nothing before its entries up to `hard.commit` are applied.
     pub fn open(
         config: LaneConfig,
         pool: Pool,
@@ -188,7 +187,7 @@ impl Lane {
     }
 }
 
-/// Writes again what no mark calls durable: it may be in the device's cache only.
+/// Writes again what no durable mark covers: it may be in the device's cache only.
 fn confirm(unconfirmed: Vec<Range<u64>>, files: &mut dyn LaneFiles) -> Result<(), OpenError> {
     for range in unconfirmed {
         if planted(Mistake::FoundNotConfirmed) {
@@ -205,7 +204,7 @@ fn confirm(unconfirmed: Vec<Range<u64>>, files: &mut dyn LaneFiles) -> Result<()
     Ok(())
 }
 
-/// Gives every member its log, and hands out what the caller has to replay.
+/// Gives every member its log, and returns the entries that the caller replays.
 fn take_logs(
     core: &mut Core,
     mut logs: Logs,
@@ -226,7 +225,7 @@ fn take_logs(
             hard.newest.commit = log.hard.commit.max(member.record.flushed_index);
         }
         hard.durable_commit = hard.newest.commit;
-        // Nothing that a faulted member left in the log may hold the tail.
+        // Nothing in the log of a faulted member may hold the tail.
         hard.durable_seq = log.hard_seq.filter(|_| !is_faulted);
         let entries = load_entries(member, log.entries, &mut tail_bytes, &core.pool, files)?;
         let mut recovered = Vec::with_capacity(entries.len());
@@ -245,8 +244,7 @@ fn take_logs(
     Ok(out)
 }
 
-/// Reads the payloads of a member's entries, as far as they are handed out: those that are not
-/// applied, and of the others the newest, `tail_bytes` in all.
+/// Reads the unapplied payloads, and the newest applied ones, `tail_bytes` in all.
 fn load_entries(
     member: &Member,
     logged: Vec<LoggedEntry>,
@@ -261,12 +259,12 @@ fn load_entries(
         let is_applied = logged.entry.index <= commit;
         let mut payload = None;
         if is_applied && bytes > *tail_bytes {
-            // It stays where it is.
+            // It stays on the disk.
         } else if let Some(redirect) = &logged.entry.redirect {
-            // What is rotten and applied is for a read to find.
+            // A read will find an applied payload that is bad.
             payload = load_redirected(member, redirect, pool, files);
             if payload.is_none() && !is_applied {
-                return Err(OpenError::Unusable("a slot was intact, and then it was not"));
+                return Err(OpenError::Unusable("a payload was lost at the open: check the disk"));
             }
         } else {
             let read = &mut |offset, len| files.read(LaneFile::Wal, offset, len);
@@ -281,7 +279,7 @@ fn load_entries(
     Ok(entries)
 }
 
-/// Adds an entry to the retained log of a member, as it is handed out.
+/// Adds a recovered entry to the retained log of a member.
 fn retain(member: &mut Member, logged: LoggedEntry, payload: Option<Bytes>) -> RecoveredEntry {
     let found = logged.entry;
     let loaded = payload.is_some();
@@ -293,7 +291,7 @@ fn retain(member: &mut Member, logged: LoggedEntry, payload: Option<Bytes>) -> R
         context: found.context.clone(),
         payload: payload.unwrap_or_default(),
     };
-    // In an image the payload of a redirected entry stays where it is.
+    // A log snapshot names the slots of a bypassed entry, without its payload.
     let in_image = || match found.redirect.clone() {
         None => entry.clone(),
         redirect => LogEntry { redirect, payload: Bytes::new(), ..entry.clone() },
@@ -331,7 +329,7 @@ impl Found {
         }
     }
 
-    /// The log of each member, beginning at what the index has of it.
+    /// The log of each member, from its flushed position on.
     fn fold(&self, log: Vec<LogPart>) -> Result<Logs, OpenError> {
         let flushed = self.members.iter().map(|(id, Member { record, .. })| {
             (*id, Flushed { index: record.flushed_index, term: record.flushed_term })
@@ -345,14 +343,14 @@ impl Found {
         Ok(logs)
     }
 
-    /// Takes the slots that the logs name; a member whose log names what is not its own is faulted.
+    /// Takes the slots that the logs name. Faults a member whose log names another owner's slot.
     fn take_redirects(
         &mut self,
         logs: &mut Logs,
         index: &mut dyn IndexStore,
     ) -> Result<(), OpenError> {
         for (id, log) in logs {
-            // Nothing is kept of the log of a member that cannot be trusted.
+            // The log of a faulted member keeps no slots.
             if log.faulted.is_none()
                 && !self.faulted.contains(id)
                 && let Err(reason) = take_named(&mut self.alloc, *id, log, index)?
@@ -363,8 +361,7 @@ impl Found {
         Ok(())
     }
 
-    /// Finds the members that lost a payload which they had promised: one in a slot that nobody has
-    /// applied.
+    /// Faults members that lost a promised payload: bypassed, and not applied yet.
     fn check_redirects(&self, logs: &mut Logs, pool: &Pool, files: &mut dyn LaneFiles) {
         for (id, log) in logs {
             let Some(member) = self.members.get(id) else { continue };
@@ -382,19 +379,19 @@ impl Found {
     }
 }
 
-/// How the log of a disk is written.
+/// The configuration of a disk's log.
 pub(crate) fn wal_config(superblock: &Superblock) -> WalConfig {
     WalConfig {
         ring_bytes: superblock.wal_bytes,
         disk: superblock.disk,
         seed: superblock.seed,
         incarnation: superblock.incarnation,
-        // Room for one image of the largest allowed size, wherever the end of the file is.
+        // Room for one log snapshot of the largest size, wherever the end of the file is.
         reserve_bytes: superblock.wal_bytes / 4,
     }
 }
 
-/// Makes it durable that these members cannot be trusted, before the log forgets why.
+/// Makes these members' faults durable, before the log forgets their reason.
 fn mark_faults(
     index: &mut dyn IndexStore,
     logs: &Logs,
@@ -432,7 +429,7 @@ fn read_index(
     Ok(found)
 }
 
-/// Lists a member's extents: its slots, its presence map, and what is newer than `flushed`.
+/// Reads a member's extents: slots, presence map, and records newer than `flushed`.
 fn read_member(
     record: MemberRecord,
     alloc: &mut Allocator,
@@ -472,8 +469,7 @@ fn occupy(alloc: &mut Allocator, slot: Slot) -> Result<(), OpenError> {
     })
 }
 
-/// Takes the slots that the retained entries of a member name, when a lane is opened. `Err`:
-/// an entry names what is not its own.
+/// Takes the slots that the entries of a member name. `Err`: an entry names another owner's slot.
 fn take_named(
     alloc: &mut Allocator,
     id: MemberId,
@@ -488,7 +484,7 @@ fn take_named(
                 Err(SlotConflict::OwnedTwice) => {
                     let key = ExtentKey::new(id, extent);
                     let record = index.get(&[key])?.pop().flatten();
-                    // Written back before the stop.
+                    // The entry was written back before the stop.
                     match record.is_some_and(|record| record.slot == slot) {
                         true => alloc.name_adopted(slot),
                         false => Err(SlotConflict::OwnedTwice),
@@ -513,7 +509,7 @@ fn take_named(
     Ok(Ok(()))
 }
 
-/// The payload of a redirected entry, when every block of it is what its checksum says.
+/// The payload of a bypassed entry, if all its blocks pass their checksums.
 fn load_redirected(
     member: &Member,
     redirect: &Redirect,

@@ -1,4 +1,4 @@
-//! Starts that power fails in, one after the other.
+//! Power failures during several starts in a row.
 
 use bytes::Bytes;
 
@@ -9,7 +9,7 @@ use crate::store::lane::{Lane, LaneFiles};
 use crate::store::seam::LaneFile;
 use crate::types::BLOCK_BYTES;
 
-/// A disk that has power until the write after so many.
+/// A disk whose power fails after this many writes.
 struct Unsteady<'a> {
     disk: &'a mut Disk,
     writes_left: u64,
@@ -39,7 +39,7 @@ impl LaneFiles for Unsteady<'_> {
     }
 }
 
-/// Each start writes the superblock, and finds what the ones before have left of it.
+/// Each start writes the superblock, and finds the remains of the starts before.
 #[test]
 fn a_disk_can_be_opened_however_often_power_fails_meanwhile() {
     for seed in 0..300 {

@@ -1,9 +1,10 @@
-//! What a member has applied but the data file does not hold yet: an index over the log, per
-//! block. Nothing in here is the only copy: payloads are cached slices of what the log holds.
+//! The dirty blocks of a member: applied, and not in the data file yet. An index over the log, per
+//! block. None is the only copy: payloads are cached slices of the log's.
 //!
-//! The low-water mark is the oldest Raft index that lives only here (rule R3). A block that was
-//! superseded by a newer entry keeps its old index alive until a durable HardState covers the
-//! newer one (R7): until then a restart could stop short of it.
+//! The low-water mark is the oldest index that lives only here (rule
+//! `flushed-is-a-low-water-mark`). A superseded block keeps its index alive until a durable
+//! HardState covers the newer one, as a restart may stop before it (rule
+//! `write-back-after-durable-commit`).
 
 use std::collections::VecDeque;
 use std::ops::RangeBounds;
@@ -24,22 +25,22 @@ pub struct OverlayBlock {
     pub index: u64,
     pub crc: u32,
     pub content: Content,
-    /// Its bytes, when they are in memory.
+    /// The bytes, if they are in memory.
     pub cached: Option<Bytes>,
 }
 
 /// Where the bytes of a block are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// This many blocks into the payload of the entry.
+    /// Offset in the payload of the entry, in blocks.
     Log { position: u16 },
-    /// In the slot of a redirected entry, at its own place in the extent.
+    /// In the slot of a bypassed entry, at its own place in the extent.
     Slot(Slot),
     /// `keep`: its extent keeps the slot that it has or was promised.
     Zero { keep: bool },
 }
 
-/// The blocks of one extent that are in the overlay, never none.
+/// The dirty blocks of one extent; at least one.
 #[derive(Clone, Debug, Default)]
 pub struct OverlayExtent {
     pub mask: u16,
@@ -49,7 +50,7 @@ pub struct OverlayExtent {
     pub queued: bool,
     /// Holds a reservation of a slot.
     pub reserved: bool,
-    /// A write-back of it is under way.
+    /// A write-back of it is in flight.
     pub busy: bool,
 }
 
@@ -67,19 +68,19 @@ impl OverlayExtent {
         (0..16).filter(|bit| self.mask & (1 << bit) != 0).zip(self.blocks.iter())
     }
 
-    /// The newest entry that is in here.
+    /// The newest entry with a block in here.
     pub(crate) fn newest(&self) -> u64 {
         self.blocks.iter().map(|block| block.index).max().unwrap_or(0)
     }
 
-    /// True when some block of it would need a slot.
+    /// True when some block needs a slot.
     pub(crate) fn has_data(&self) -> bool {
         let has_none = |block: &OverlayBlock| block.content == Content::Zero { keep: false };
         !self.blocks.iter().all(has_none)
     }
 
-    /// The redirected entry that some block of it is of, and its slot. Such an entry wrote the
-    /// whole extent, so there is one at most, and every other block is newer.
+    /// Entry and slot of the WAL bypass that wrote some block. A bypass writes the whole extent, so
+    /// there is one at most, and every other block is newer.
     pub(crate) fn redirected(&self) -> Option<(u64, Slot)> {
         self.blocks.iter().find_map(|block| match block.content {
             Content::Slot(slot) => Some((block.index, slot)),
@@ -97,14 +98,13 @@ impl OverlayExtent {
 pub struct Overlay {
     extents: ExtentMap<OverlayExtent>,
     live: LiveCounts,
-    /// (newer, older): a block of `older` was superseded by `newer`, which no durable HardState
-    /// covers yet.
+    /// (newer, older): `newer` superseded a block of `older`; no durable HardState covers it yet.
     superseded: VecDeque<(u64, u64)>,
     blocks: u64,
 }
 
 impl Overlay {
-    /// A block that an entry wrote, in the order of the log.
+    /// Adds a block that an entry wrote, in the order of the log.
     pub fn insert(&mut self, at: Block, block: OverlayBlock, durable_commit: u64) {
         let newer = block.index;
         self.live.add(newer);
@@ -135,7 +135,7 @@ impl Overlay {
         }
     }
 
-    /// Drops a block unless it was superseded since it was `index`'s.
+    /// Drops a block, unless an entry after `index` superseded it.
     pub(crate) fn settle(&mut self, at: Block, index: u64) {
         self.drop_if(at, |block| block.index == index);
     }
@@ -161,7 +161,7 @@ impl Overlay {
         self.live.remove(gone.index);
     }
 
-    /// Forgets an extent that has no block left.
+    /// Removes an extent that has no block left.
     pub(crate) fn forget_empty(&mut self, extent: Extent) -> Option<OverlayExtent> {
         if self.extents.get(extent)?.mask != 0 {
             return None;
@@ -184,7 +184,7 @@ impl Overlay {
         self.extents.range(extents)
     }
 
-    /// Slots that are reserved for what is here.
+    /// Number of slots reserved for these blocks.
     pub(crate) fn reserved_slots(&self) -> u64 {
         self.range(..).filter(|(_, extent)| extent.reserved).count() as u64
     }
@@ -237,15 +237,14 @@ impl LiveCounts {
     }
 }
 
-/// Room for payloads of the overlay, over all members of a lane. Write-back begins with the oldest
-/// changes, so what is here stays until it is written back or superseded, and what finds no room
-/// is read back from the log.
+/// Memory for payloads of a lane's members. Write-back starts with the oldest changes, so a payload
+/// stays until it is written back or superseded. Without room it is read from the log.
 pub(crate) struct PayloadCache {
     used_bytes: Arc<AtomicUsize>,
     bytes_max: usize,
 }
 
-/// A payload that takes room until the last slice of it is dropped.
+/// A payload that takes room until its last slice is dropped.
 struct Cached {
     payload: Bytes,
     bytes: usize,
@@ -257,7 +256,7 @@ impl PayloadCache {
         PayloadCache { used_bytes: Arc::default(), bytes_max }
     }
 
-    /// The same bytes, counted; `None` when there is no room for them.
+    /// Counts and returns the payload; `None`: there is no room for it.
     pub(crate) fn keep(&self, payload: Bytes) -> Option<Bytes> {
         let bytes = backing_bytes(payload.len());
         let used_bytes = self.used_bytes.load(Ordering::Relaxed);

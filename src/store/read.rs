@@ -1,9 +1,8 @@
-//! Reads: what is in the overlay first, then what the index says is in the data file. Every block
-//! that comes from the disk is verified; one that does not match is looked up again before it is
-//! judged (rule R13), because overlay and record may have moved meanwhile.
+//! Reads: from the overlay first, then from the slots that the index names. Every block from the
+//! disk is verified. One that fails is looked up again before it is judged, because overlay and
+//! record may have changed meanwhile (rule `look-again-before-judging`).
 //!
-//! Owns the reads in flight; may borrow the core, and read repair; is told of pieces that were read
-//! and of records that the index answered.
+//! Owns the reads in flight; may borrow the core, and read repair; hears of ended reads.
 
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
@@ -23,19 +22,17 @@ use crate::types::{
     Segment, StatusRun,
 };
 
-/// Looks at a block that keeps moving at most this often.
+/// Most attempts to read a block that keeps moving.
 const ATTEMPTS_MAX: u32 = 16;
 
-/// See the module.
 #[derive(Default)]
 pub(super) struct Reads {
     in_flight: FxHashMap<ReadId, ReadState>,
-    /// Blocks that reads found a payload of since the start, and how many of them the overlay had.
+    /// Blocks with a payload that reads found since the start, and the part from the overlay.
     pub blocks: u64,
     pub overlay_blocks: u64,
 }
 
-/// One read in flight.
 pub(super) struct ReadState {
     read: ReadId,
     member: MemberId,
@@ -45,11 +42,11 @@ pub(super) struct ReadState {
     /// Pieces that are being read.
     outstanding: u32,
     attempts: u32,
-    /// Records that the index has just answered.
+    /// Records that the index has just returned.
     fetched: Vec<(ExtentKey, Option<ExtentRecord>)>,
-    /// A block that did not match in the attempt before.
+    /// The block that failed its checksum in the attempt before.
     suspect: Option<Mismatch>,
-    /// One that did not match in this attempt.
+    /// The block that failed in this attempt.
     mismatch: Option<Mismatch>,
 }
 
@@ -75,7 +72,7 @@ impl ReadState {
     }
 }
 
-/// A block whose bytes were not what this checksum, from this place, promised.
+/// A block from this place whose bytes failed this checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Mismatch {
     block: Block,
@@ -99,7 +96,7 @@ struct Plan {
     pieces: Vec<Piece>,
     /// One per block.
     crcs: Vec<u32>,
-    /// Newest change, for extents.
+    /// Newest change, for whole extents.
     last_changed: u64,
 }
 
@@ -260,7 +257,7 @@ impl Reads {
         }
     }
 
-    /// Plans the read anew.
+    /// Plans the read, perhaps again, and starts it.
     fn go_on(&mut self, core: &mut Core, repair: &mut ReadRepair, mut state: ReadState) {
         state.attempts += 1;
         let plan = plan(core, repair, &state);
@@ -288,7 +285,7 @@ impl Reads {
         self.in_flight.insert(state.read, state);
     }
 
-    /// For reports: how much of what is read was not written back yet.
+    /// For reports: counts the blocks that are read, and those that are not written back yet.
     fn count(&mut self, plan: &Plan) {
         for piece in plan.pieces.iter().filter(|piece| piece.place != Place::Hole) {
             self.blocks += u64::from(piece.count);
@@ -298,7 +295,7 @@ impl Reads {
         }
     }
 
-    /// Every piece came back: the answer, another look, or the end of it.
+    /// Every piece came back: answers, tries again, or reports the damage.
     fn judge(&mut self, core: &mut Core, repair: &mut ReadRepair, mut state: ReadState) {
         match state.mismatch.take() {
             None => answer(core, state, Ok(())),
@@ -316,7 +313,7 @@ impl Reads {
     }
 }
 
-/// A piece came back, if it could be read.
+/// A piece came back, or its read failed.
 fn piece_read(core: &mut Core, state: &mut ReadState, number: usize, done: Done) {
     state.outstanding -= 1;
     let piece = &mut state.plan.pieces[number];
@@ -357,7 +354,7 @@ fn plan(core: &mut Core, repair: &ReadRepair, state: &ReadState) -> Result<Plan,
         } else {
             let found = state.fetched.iter().find(|(other, _)| *other == key);
             let (_, record) = found.ok_or(BlockError::Unknown)?;
-            // The presence map says that there is one.
+            // The presence map says that there is a record.
             Some(record.as_ref().ok_or(BlockError::MediaFault)?)
         };
         plan.add_extent(member, extent, range, overlay, record, repair.patch(&key));
@@ -390,7 +387,7 @@ fn issue_pieces(core: &mut Core, state: &mut ReadState) {
     }
 }
 
-/// Answers a read, with what its plan found or with an error.
+/// Answers a read, with the content of its plan or with an error.
 fn answer(core: &mut Core, state: ReadState, end: Result<(), BlockError>) {
     let read = state.read;
     core.io.events.push(match state.purpose {

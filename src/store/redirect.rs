@@ -1,17 +1,16 @@
-//! Redirected writes (rule R6): a large write of whole extents goes to fresh slots of the data
-//! file, once, and the log names them and their checksums instead of holding the payload.
+//! WAL bypass (rule `bypass-before-batch`): a large write of whole extents goes to fresh slots of
+//! the data file, once. The log names slots and checksums instead of holding the payload.
 //!
-//! The batch that names slots is not even handed to the log before they are durable: a batch that
-//! a restart finds intact needs no look at the slots. (Writing both at once would save one short
-//! write per large one, and recovery would have to read every slot that the log names to tell a
-//! torn batch from a good one, with slots among them that were given up long ago.) Appends of the
-//! same member wait behind it, so that the log has its entries in order; others go on.
+//! An entry goes to the log only after its slots are durable. So recovery needs only an intact
+//! batch, and no look at the slots. (To write both at once would save one short write per large
+//! one. But to tell a torn batch from a good one, recovery would have to read every slot that the
+//! log names, even slots given up long ago.) Later appends of the same member wait behind it, to
+//! keep the order of its log; other members go on.
 //!
-//! A slot is named, and never written again, until its entry is compacted durably, or replaced
-//! durably. Write-back only lets the index take it over.
+//! A slot is named, and never written again, until its entry is durably compacted or replaced (rule
+//! `named-slot-is-immutable`). Write-back only lets the index take it over.
 //!
-//! Owns the appends that wait; may borrow the core, and what admission has promised; is told of
-//! appends, and of slots that are written.
+//! Owns appends that wait; may borrow the core and admission; hears of appends and written slots.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -25,10 +24,10 @@ use crate::store::effects::Pending;
 use crate::store::seam::{LaneFile, Slot};
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId};
 
-/// What an entry takes in the log besides its payload, at most nearly.
+/// Approximate bound for the log bytes of an entry besides its payload.
 const ENTRY_LOG_BYTES: u64 = 2 * BLOCK_BYTES as u64;
 
-/// Appends that wait for their slots, or behind one of the same member that does.
+/// Appends that wait for their slots, or behind such an append of the same member.
 #[derive(Default)]
 pub(super) struct Redirects {
     staged: BTreeMap<MemberId, VecDeque<Staged>>,
@@ -39,9 +38,9 @@ struct Staged {
     request: Append,
     /// Writes of slots in flight.
     writes: usize,
-    /// What it will take of the log.
+    /// Bytes that it will take in the log.
     bytes: u64,
-    /// Slots reserved for what goes into the log.
+    /// Slots reserved for payloads that go into the log.
     reserved: u64,
 }
 
@@ -51,12 +50,12 @@ impl Redirects {
         self.staged.contains_key(&member)
     }
 
-    /// Bytes that what waits will take of the log.
+    /// Bytes that the waiting appends will take in the log.
     pub(super) fn staged_bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// An append of a live member: into the log at once, or as soon as its slots are written.
+    /// Puts an append of a live member into the log, at once or when its slots are written.
     pub(super) fn append(&mut self, core: &mut Core, admission: &Admission, mut request: Append) {
         let writes = redirect(core, admission, &mut request);
         if writes > 0 || self.holds_back(request.member) {
@@ -66,7 +65,7 @@ impl Redirects {
         }
     }
 
-    /// An append waits for this many writes of its slots, or behind one that does.
+    /// Keeps an append until this many writes of its slots, and earlier appends, are done.
     fn stage(&mut self, core: &mut Core, request: Append, writes: usize) {
         let in_log = request.entries.iter().map(|entry| entry.payload.len());
         let reserved = in_log.clone().map(|bytes| u64::from(slots_at_most(bytes as u32))).sum();
@@ -77,7 +76,7 @@ impl Redirects {
         staged.push_back(Staged { request, writes, bytes, reserved });
     }
 
-    /// A write of slots is durable. What waits for no other goes into the log.
+    /// A write of slots is durable. Appends that wait for nothing else go into the log.
     pub(super) fn written(&mut self, core: &mut Core, member: MemberId, number: u64) {
         let staged = self.staged.get_mut(&member).expect("in flight");
         let mut appends = staged.iter_mut();
@@ -90,7 +89,7 @@ impl Redirects {
                 core.append(next.request);
                 continue;
             }
-            // Nothing in the log ever named them.
+            // No entry in the log ever named these slots.
             for redirect in next.request.entries.iter().filter_map(|e| e.redirect.as_ref()) {
                 redirect.slots.iter().for_each(|slot| core.alloc.release_named(slot.slot));
             }
@@ -110,8 +109,7 @@ impl Redirects {
     }
 }
 
-/// Starts the writes of the entries that go to slots, and lets the entries name these. Returns the
-/// number of writes.
+/// Starts slot writes and names the slots in the entries. Returns the number of writes.
 fn redirect(core: &mut Core, admission: &Admission, request: &mut Append) -> usize {
     let mut whole = std::mem::take(&mut request.whole_extents).into_iter().peekable();
     let mut writes = 0;
@@ -143,8 +141,8 @@ fn redirect(core: &mut Core, admission: &Admission, request: &mut Append) -> usi
     writes
 }
 
-/// Large enough, whole extents of this shard, what its checksums say, and with so much space
-/// that no promise to others is touched (rule R10).
+/// True for a large payload of whole extents of this shard that matches its checksums, if its slots
+/// are promised to no one else (rule `space-before-append`).
 fn may_redirect(
     core: &Core,
     admission: &Admission,
@@ -166,8 +164,7 @@ fn may_redirect(
         return false;
     }
     let extents = (known.first.0..known.first.0 + count as u32).map(Extent);
-    // What replaces other slots needs room for both for a while, and is not to be the reason
-    // that somebody else finds the disk full.
+    // A write that replaces slots needs both for a while; it must not fill the disk for others.
     let replaces = extents.filter(|extent| member.presence.get(*extent)).count() > 0;
     let kept_free = if replaces { u64::from(core.alloc.capacity() / 16) } else { 0 };
     let promised = admission.slots.get() + kept_free;
@@ -178,7 +175,7 @@ fn may_redirect(
     member.first_bad(known.first.first_block(), &entry.payload, &known.crcs).is_none()
 }
 
-/// Neighbouring slots that one write or read can span: position of the first, and how many.
+/// Runs of neighbouring slots, for one write or read each: position of the first, and count.
 pub(super) fn runs(slots: &[Slot]) -> Vec<(usize, usize)> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for (at, slot) in slots.iter().enumerate() {

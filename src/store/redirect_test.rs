@@ -1,4 +1,5 @@
-//! Redirected writes, rule by rule: R4, R6, R8, R10 and what a restart makes of them.
+//! WAL bypass: rules `bypass-before-batch`, `named-slot-is-immutable`,
+//! `slot-reuse-after-durable-free`, `log-snapshot-replaces`, `space-before-append`; and restarts.
 
 use super::lane_lab::*;
 use crate::log::{Append, LogEntry, WholeExtents};
@@ -101,7 +102,7 @@ fn r6_slots_of_a_batch_that_did_not_become_durable_are_free() {
         } else {
             with += 1
         }
-        // Whoever gets the slots now, nobody is confused.
+        // New owners of the slots do not change the result.
         lab.append(ONE, last + 1, &[write(16, 64, 9)]);
         lab.settle();
         lab.commit_all(ONE);
@@ -403,7 +404,7 @@ fn a_member_that_is_given_up_gives_its_slots_back() {
     lab.check_all();
 }
 
-/// Nobody has applied it, others count on this copy: a rotten slot faults the member.
+/// An unapplied entry counts on this copy: a bad slot faults the member.
 #[test]
 fn a_rotten_slot_of_an_entry_that_was_promised_faults_the_member() {
     let mut lab = lab(12);
@@ -419,7 +420,7 @@ fn a_rotten_slot_of_an_entry_that_was_promised_faults_the_member() {
     assert!(again[0].faulted, "for good");
 }
 
-/// Everything is applied elsewhere, too: it is not handed to followers, and reads say so.
+/// An applied entry with a bad slot is not handed to followers, and reads report it.
 #[test]
 fn a_rotten_slot_of_an_applied_entry_is_told_by_reads() {
     let mut lab = lab(12);

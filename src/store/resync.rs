@@ -1,12 +1,12 @@
-//! Resync: the list of everything a member has, whole extents out of it and into it, and the
-//! durable marks around that. Also the end of a member, which lists its slots the same way.
+//! Resync: the manifest of a member's extents, reads and installs of whole extents, and the durable
+//! flags around them. Also destroys members, whose slots it lists in the same way.
 //!
-//! The overlay of a member is written back before the *resyncing* mark is set, so that what the
-//! index says is all there is: extents that the source has as well are not fetched, and must not
-//! live only in a log that the resync replaces.
+//! The overlay is written back before the *resyncing flag* is set (rule `resyncing-flag-first`), so
+//! that the index has everything. Extents that the source has as well are not fetched: they must
+//! not live only in a log that the resync replaces.
 //!
-//! Owns the listings in flight, and what waits for write-back: installs and members to be
-//! destroyed; may borrow the core, and appends that wait; is told of listings that ended.
+//! Owns the listings in flight, and the installs and destructions that wait for write-back; may
+//! borrow the core, and appends that wait; hears of listings that ended.
 
 use std::collections::VecDeque;
 
@@ -24,13 +24,12 @@ use crate::store::round::Install;
 use crate::store::seam::{Event, ExtentKey, ExtentRecord, IndexEdit, IndexJob, OpId, ReadId, Slot};
 use crate::types::{Extent, ExtentContent, ManifestChunk, ManifestEntry, MemberId};
 
-/// See the module.
 #[derive(Default)]
 pub(super) struct ResyncStore {
     scans: FxHashMap<OpId, Scan>,
     /// Extents that wait for their round of write-back.
     installs: VecDeque<Install>,
-    /// Members to be destroyed as soon as no round is in flight.
+    /// Members to destroy as soon as no round is in flight.
     doomed: Vec<MemberId>,
 }
 
@@ -45,7 +44,7 @@ enum ScanPurpose {
         read: ReadId,
         from: Extent,
     },
-    /// The slots found so far: they come back.
+    /// The slots found so far, to be freed.
     Destroy {
         slots: Vec<Slot>,
     },
@@ -91,7 +90,7 @@ impl ResyncStore {
                 if let Some(next) = next {
                     return self.scan(core, member, next, ScanPurpose::Destroy { slots });
                 }
-                // Freed by the very commit that is flushed next (rule R4).
+                // The next flushed commit frees them (rule `slot-reuse-after-durable-free`).
                 for slot in slots {
                     core.alloc.free(slot);
                 }
@@ -102,7 +101,7 @@ impl ResyncStore {
 
     pub(super) fn install(&mut self, core: &mut Core, mut install: Install) {
         let Some(found) = core.live(install.member) else { return refuse(core, install) };
-        assert!(found.record.resyncing, "installed without the durable mark");
+        assert!(found.record.resyncing, "installed without the durable flag");
         let given = std::mem::take(&mut install.extents);
         let (good, bad): (Vec<ExtentContent>, Vec<_>) =
             given.into_iter().partition(|content| found.is_intact(content));
@@ -124,7 +123,7 @@ impl ResyncStore {
                 found.phase = Phase::Destroying;
                 found.task = None;
                 self.doomed.push(member);
-                // What waits to be installed never will be.
+                // The installs that wait are refused.
                 let installs = std::mem::take(&mut self.installs);
                 let (gone, rest): (VecDeque<_>, _) =
                     installs.into_iter().partition(|install| install.member == member);
@@ -135,7 +134,7 @@ impl ResyncStore {
         }
     }
 
-    /// Goes on with the resyncs and destructions that waited for write-back; no round is in flight.
+    /// Goes on with resyncs and destructions that wait for write-back. No round is in flight.
     pub(super) fn step(&mut self, core: &mut Core, redirects: &Redirects) {
         for member in std::mem::take(&mut self.doomed) {
             let slots = Vec::new();
@@ -143,7 +142,7 @@ impl ResyncStore {
         }
         let ready = core.members.iter().filter(|(id, member)| {
             let installing = self.installs.iter().any(|install| install.member == **id);
-            // What is on its way into the log was appended before.
+            // Appends that wait for their slots came before the task.
             let staged = redirects.holds_back(**id);
             member.task.is_some() && member.overlay.is_empty() && !installing && !staged
         });
@@ -154,21 +153,21 @@ impl ResyncStore {
     }
 }
 
-/// Answers an install of which nothing is put in place.
+/// Answers an install that puts nothing in place.
 fn refuse(core: &mut Core, install: Install) {
     let extents = install.extents.iter().map(|content| content.extent);
     let refused = install.refused.into_iter().chain(extents).collect();
     core.io.events.push(Event::Installed { read: install.read, refused });
 }
 
-/// The overlay of the member is written back, as its task wanted.
+/// The overlay of the member is written back: does its task.
 fn end_task(core: &mut Core, id: MemberId) {
     let member = core.members.get_mut(&id).expect("just seen");
     match member.task.take() {
         Some(Task::BeginResync) => member.record.resyncing = true,
         Some(Task::FinishResync { from, index, term, meta }) => {
-            // What the log has written here since then, and removed again in what would be
-            // jumped over, is in no list.
+            // The log went on after the comparison (rule `no-jump-over-applied`): no list has
+            // extents that it wrote since then and removes again in the part to be jumped over.
             let applied = member.applied_index;
             let overtaken = index > applied && applied != from;
             if overtaken && !planted(Mistake::JumpOverApplied) {
@@ -186,7 +185,7 @@ fn end_task(core: &mut Core, id: MemberId) {
     core.flush(edits, AfterFlush::Recorded(id));
 }
 
-/// The store of this member is as of `index`, whatever its log says.
+/// The store of this member is now as of `index`, whatever its log says.
 fn jump_to(member: &mut Member, alloc: &mut Allocator, index: u64, term: u64, meta: Bytes) {
     if index <= member.applied_index {
         return;
@@ -195,9 +194,9 @@ fn jump_to(member: &mut Member, alloc: &mut Allocator, index: u64, term: u64, me
         member.ahead = Some((index, member.oldest_needed(member.durable_flushed)));
     }
     if member.log.term(index) != Some(term) {
-        // Another history: none of it will ever be applied.
+        // Another history: its entries will never be applied.
         alloc.unreserve(member.log.drop_after(member.applied_index));
-        // Free with the flush of the record that follows.
+        // The flush of the record that follows frees them.
         for slot in member.log.take_left() {
             alloc.drop_named(slot);
         }
@@ -213,8 +212,8 @@ fn jump_to(member: &mut Member, alloc: &mut Allocator, index: u64, term: u64, me
     member.record.meta = meta;
 }
 
-/// Joins what the index listed with the overlay. Whatever was committed after the listing was
-/// asked for is still in the overlay: it leaves it when the commit ends, which is later.
+/// Joins the listing of the index with the overlay. Blocks committed after the request are still in
+/// the overlay: they leave it when the commit ends, which is later than the listing.
 fn manifest_chunk(
     member: &Member,
     from: Extent,
@@ -242,7 +241,7 @@ fn manifest_chunk(
     }
 }
 
-/// What an extent looks like with its overlay; `None`: it is empty.
+/// An extent with its overlay; `None`: it is empty.
 fn entry(
     extent: Extent,
     record: Option<&ExtentRecord>,

@@ -239,8 +239,8 @@ fn entries_that_a_resync_brought_already_can_still_be_appended() {
     lab.check_all();
 }
 
-/// What the log brought meanwhile stays: a source that is behind, such as a leader that was deposed
-/// and does not know it, has nothing for this member.
+/// Newer content from the log stays. A source that is behind, such as a deposed leader that does
+/// not know it, has nothing for this member.
 #[test]
 fn a_resync_never_goes_back() {
     let mut lab = behind(4);

@@ -1,5 +1,5 @@
-//! One round of write-back: which extents it has, what happens to each, and what becomes of their
-//! records. Plain data, and what follows from it; [`crate::store::writeback`] carries it out.
+//! One round of write-back: its extents, what happens to each, and the new records. Plain data and
+//! its consequences; [`crate::store::writeback`] carries it out.
 
 use std::collections::VecDeque;
 
@@ -14,24 +14,23 @@ use crate::store::overlay::{Content, OverlayBlock};
 use crate::store::seam::{ExtentKey, ExtentRecord, ReadId, Slot};
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Extent, ExtentContent, MemberId};
 
-/// Extents that were brought by a resync.
+/// Extents from a resync.
 pub(super) struct Install {
     pub read: ReadId,
     pub member: MemberId,
-    /// What the source had applied, at least.
+    /// Lower bound of the index that the source had applied.
     pub as_of: u64,
     pub extents: Vec<ExtentContent>,
     pub delete: Vec<Extent>,
-    /// Malformed, not matching their checksums, or without a slot.
+    /// Malformed, failing their checksums, or without a slot.
     pub refused: Vec<Extent>,
 }
 
-/// One round.
 pub(super) struct Round {
     pub updates: Vec<Update>,
     /// Effects of the current stage in flight.
     pub outstanding: usize,
-    /// Data writes that were not started yet: offset and memory.
+    /// Data writes that are not started yet: offset and memory.
     pub writes: VecDeque<(u64, Vec<Bytes>)>,
     pub writes_max: usize,
     /// The install that this round carries out.
@@ -42,25 +41,25 @@ pub(super) struct Round {
 pub(super) struct Update {
     pub key: ExtentKey,
     pub source: Source,
-    /// The slot that a redirected entry wrote: the record takes it over as it is.
+    /// The slot of a bypassed entry, which the record takes over as it is.
     pub adopted: Option<Slot>,
     /// Newest change that is included.
     pub newest: u64,
     pub old: Option<ExtentRecord>,
-    /// What the record that an install replaces included of entries to come.
+    /// Last change in the record that an install replaces, if the log has not reached it yet.
     pub included: Option<u64>,
-    /// Known once the slot is.
+    /// Known once the slot is known.
     pub outcome: Outcome,
 }
 
 pub(super) enum Source {
     /// Blocks of the overlay.
     Overlay(Vec<Snapshot>),
-    /// The whole extent; drops what the overlay had.
+    /// Replaces the whole extent, and drops its overlay.
     Replace(ExtentContent),
-    /// The extent is gone; so is what the overlay had.
+    /// Deletes the extent and its overlay.
     Delete,
-    /// The same blocks, as another replica has them, in another slot.
+    /// The same blocks from another replica, for another slot.
     Move(ExtentContent),
 }
 
@@ -79,9 +78,9 @@ pub(super) enum Outcome {
     Put(ExtentRecord),
     /// The record, when there is one, is deleted.
     Delete,
-    /// There was no slot, or its bytes are not to be had.
+    /// There was no slot, or the bytes cannot be read.
     Skipped,
-    /// An entry of the log names its slot.
+    /// A log entry names its slot.
     Parked,
 }
 
@@ -93,7 +92,7 @@ impl Round {
 }
 
 impl Snapshot {
-    /// `patch`: what another replica gave for the extent.
+    /// `patch`: another replica's copy of the extent.
     pub(super) fn new(position: u32, of: &OverlayBlock, patch: Option<&ExtentContent>) -> Snapshot {
         let OverlayBlock { index, crc, content, .. } = *of;
         let data = of.cached.clone().or_else(|| patched(patch, position, crc, index));
@@ -102,7 +101,7 @@ impl Snapshot {
 }
 
 impl Outcome {
-    /// False: everything is as it was before the round.
+    /// False: nothing of the extent has changed.
     pub(super) fn is_done(&self) -> bool {
         !matches!(self, Outcome::Skipped | Outcome::Parked)
     }
@@ -114,10 +113,10 @@ impl Update {
         Update { key, source, adopted, newest, old, included, outcome: Outcome::Undecided }
     }
 
-    /// The record as it will be, but for its slot; `None`: nothing is left of the extent.
+    /// The new record, without its slot; `None`: nothing is left of the extent.
     pub(super) fn record(&self, member: &Member) -> Option<ExtentRecord> {
         let mut record = match (&self.source, &self.old) {
-            // Whatever the old slot has is not in one that a redirected entry wrote.
+            // A bypassed entry's slot does not have the blocks of the old slot.
             (Source::Overlay(_), Some(old)) if self.adopted.is_none() => old.clone(),
             _ => ExtentRecord {
                 slot: Slot(0),
@@ -155,7 +154,7 @@ impl Update {
         (record.present != 0 || record.zero != 0).then_some(record)
     }
 
-    /// True when it puts bytes into its slot.
+    /// True when it writes bytes to its slot.
     pub(super) fn has_data(&self) -> bool {
         match &self.source {
             Source::Overlay(snapshots) => {
@@ -202,8 +201,8 @@ impl Update {
     }
 }
 
-/// Makes these blocks read as zeroes (rule R11). Above another layer, clearing *present* alone
-/// would bring that layer's content back, so they become *zero*.
+/// Makes these blocks read as zeroes. Above another layer they become *zero*: to clear *present*
+/// alone would bring that layer's content back (rule `trim-hides-lower-layers`).
 fn clear_blocks(record: &mut ExtentRecord, mask: u16, stays: bool) {
     record.present &= !mask;
     if stays && !planted(Mistake::TrimClearsPresent) {
@@ -213,8 +212,8 @@ fn clear_blocks(record: &mut ExtentRecord, mask: u16, stays: bool) {
     }
 }
 
-/// The record of an extent whose every block `content` brings, in a slot of its own. `None`: some
-/// block is missing (superseded meanwhile, for one), or there is no slot to spare.
+/// The record of an extent that moves to a new slot with the blocks of `content`. `None`: a block
+/// is missing (perhaps superseded meanwhile), or there is no slot to spare.
 pub(super) fn moved_record(
     old: Option<&ExtentRecord>,
     content: &ExtentContent,

@@ -221,7 +221,7 @@ fn zeroes_give_space_back_unless_it_is_to_be_kept() {
     lab.check_all();
     lab.crash();
     assert_eq!(lab.lane.space().used_bytes, 2 * slot, "kept over a crash");
-    // What was kept is there for those that come back, and for nobody else.
+    // The kept slots are for their own extents only.
     assert_eq!(lab.lane.admit(ONE, 4096, &[range(40, 1)]), Err(Refusal::NoSpace));
     assert_eq!(lab.lane.admit(ONE, 4096, &[range(3, 1)]), Ok(()));
     lab.write(ONE, write(3, 1, 9));

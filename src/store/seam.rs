@@ -1,4 +1,4 @@
-//! The vocabulary between a lane and the world that drives it.
+//! The messages between a lane and the worker or simulator that runs it.
 
 use bytes::Bytes;
 
@@ -8,7 +8,7 @@ use crate::types::{
     VolumeId,
 };
 
-/// Names an I/O of a lane until it ends.
+/// Identifies an I/O of a lane until it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OpId(pub u64);
 
@@ -20,7 +20,7 @@ pub enum LaneFile {
     Data,
 }
 
-/// What a lane asks of the world. Offsets, lengths and memory are multiples of 4 KiB.
+/// I/O that a lane asks for. Offsets, lengths and memory are multiples of 4 KiB.
 #[derive(Debug)]
 pub enum Effect {
     /// `durable`: ends only when the bytes are past the device's cache.
@@ -37,13 +37,12 @@ pub enum Effect {
         offset: u64,
         len: usize,
     },
-    /// Every write to the file that has ended becomes durable.
+    /// Makes every write to the file that has ended durable.
     Sync {
         op: OpId,
         file: LaneFile,
     },
-    /// Runs on a helper thread, in order of submission; the ends of index jobs are told in that
-    /// order too.
+    /// Runs on a helper thread; starts and reported ends are in the order of submission.
     Index {
         op: OpId,
         job: IndexJob,
@@ -57,13 +56,12 @@ pub enum Done {
     Read(Bytes),
     Synced,
     Index(IndexDone),
-    /// The device or the index said no. A failed write, sync or index job poisons the lane; a
-    /// failed read of data is a bad copy.
+    /// The device or the index failed. A failed write, sync or index job poisons the lane; a failed
+    /// read of data is a bad copy.
     Failed(std::io::ErrorKind, String),
 }
 
-/// What can be asked of the index. `Commit`s are atomic and, without `flush`, durable only
-/// together with some later flush, in order.
+/// A job for the index. Commits are atomic, and durable in order, at the latest with a flush.
 #[derive(Debug)]
 pub enum IndexJob {
     Get {
@@ -73,7 +71,7 @@ pub enum IndexJob {
         edits: Vec<IndexEdit>,
         flush: bool,
     },
-    /// The next at most `limit` extents of a member from `from` on, in order.
+    /// Up to `limit` extents of a member from `from` on, in order.
     Scan {
         member: MemberId,
         from: Extent,
@@ -105,8 +103,8 @@ impl ExtentKey {
     }
 }
 
-/// What the index knows of an extent. A block that is neither *present* nor *zero* belongs to the
-/// layer below, and without one reads as zeroes.
+/// The index record of an extent. A block that is neither *present* nor *zero* belongs to the layer
+/// below, and reads as zeroes without one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExtentRecord {
     pub slot: Slot,
@@ -128,13 +126,13 @@ pub enum IndexEdit {
     Put(ExtentKey, ExtentRecord),
     Delete(ExtentKey),
     PutMember(MemberRecord),
-    /// Marks a member whose log lost something it had promised, until it is destroyed.
+    /// Faults a member whose log lost something it had promised, until it is destroyed.
     Fault(MemberId),
-    /// Forgets the member and all its extents, and leaves a tombstone for ever (rule R12).
+    /// Deletes the member and its extents, leaves a tombstone (rule `destroyed-stays-destroyed`).
     Destroy(MemberId),
 }
 
-/// What the index keeps of a member: written with every checkpoint of it.
+/// The index record of a member, written with each of its checkpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberRecord {
     pub member: MemberId,
@@ -144,23 +142,23 @@ pub struct MemberRecord {
     pub first_block_in_volume: u64,
     /// Length of the shard in blocks.
     pub blocks: u32,
-    /// No change at or below this Raft index lives only in the WAL (rule R3).
+    /// No change up to this index lives only in the WAL (rule `flushed-is-a-low-water-mark`).
     pub flushed_index: u64,
     pub flushed_term: u64,
     /// Shard metadata (configuration, epochs, sessions, size) as of `flushed_index`; opaque here.
     pub meta: Bytes,
-    /// The durable *resyncing* mark.
+    /// The durable *resyncing flag*.
     pub resyncing: bool,
 }
 
-/// Names a read of a lane until it is answered; chosen by the caller.
+/// Identifies a read of a lane until it is answered; chosen by the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReadId(pub u64);
 
-/// What a lane tells the world.
+/// A lane's reports to its caller.
 #[derive(Debug)]
 pub enum Event {
-    /// Durable. In order per member.
+    /// The append is durable. In order per member.
     Appended {
         member: MemberId,
         number: u64,
@@ -174,39 +172,38 @@ pub enum Event {
         read: ReadId,
         result: Result<Vec<StatusRun>, BlockError>,
     },
-    /// Ends a read of blocks or of an extent: no intact copy of a block of this extent is here.
-    /// With [`crate::store::lane::Lane::mend`] another replica's can be brought.
+    /// Ends a read of blocks or of an extent: this extent has a block without an intact copy here.
+    /// [`crate::store::lane::Lane::mend`] takes another replica's copy.
     Damaged {
         read: ReadId,
         extent: Extent,
     },
-    /// Write-back of this extent waits for `mend` and `resume_writeback`: the log lost what it held
-    /// of it.
+    /// The log lost payload of this extent. Its write-back waits for `mend` and `resume_writeback`.
     Rotten {
         member: MemberId,
         extent: Extent,
     },
-    /// A member's record (created, destroyed, resync mark, resync end) is durable.
+    /// A member's record (created, destroyed, resync begun or ended) is durable.
     MemberDurable {
         member: MemberId,
     },
-    /// A resync cannot end as it was to: see `Lane::finish_resync`.
+    /// A resync cannot end as requested: see `Lane::finish_resync`.
     ResyncOvertaken {
         member: MemberId,
     },
-    /// Answer to `Lane::manifest`, with the metadata as of the very same index.
+    /// Answer to `Lane::manifest`, with the metadata as of the same index.
     Manifest {
         read: ReadId,
         chunk: ManifestChunk,
         meta: Bytes,
     },
-    /// Answer to `Lane::fetch_extent`: its state as of everything applied.
+    /// Answer to `Lane::fetch_extent`: the extent as of everything applied.
     Extent {
         read: ReadId,
         result: Result<ExtentContent, BlockError>,
     },
-    /// Answer to `Lane::install_extents`: durable data and index (not yet flushed). The `refused`
-    /// extents are not in place: malformed, not matching their checksums, or without space.
+    /// Answer to `Lane::install_extents`: data is durable, the index committed, not flushed yet.
+    /// The `refused` extents are not in place: malformed, bad checksums, too old, or no space.
     Installed {
         read: ReadId,
         refused: Vec<Extent>,

@@ -1,13 +1,11 @@
 //! Write-back: moves whole extents from the overlay into the data file, in rounds. A round takes
-//! all overlay blocks of each of its extents, reads back what is not in memory, writes it, makes
-//! the data file durable, and only then commits the records (rule R2). What was superseded
-//! meanwhile stays in the overlay for a later round. Installing the extents of a resync is a round
-//! too, and so is moving one that read repair brought.
-//!
-//! One round is in flight at a time; an extent is in no two rounds.
+//! all dirty blocks of its extents, reads back those that are not in memory, writes them, makes the
+//! data file durable, and only then commits the records (rule `data-before-index`). Blocks that are
+//! superseded meanwhile wait for a later round. Installs of a resync and moves of read repair are
+//! rounds, too. One round is in flight at a time; an extent is in no two rounds.
 //!
 //! Owns the round, and the extents whose slot the log still names; may borrow the core, and read
-//! repair; is told what to write back, and of effects and flushes that ended.
+//! repair; hears what to write back, and of effects and flushes that ended.
 
 use crate::planted::{Mistake, planted};
 use crate::store::core::{Clock, Core};
@@ -21,21 +19,20 @@ use crate::store::seam::{
 };
 use crate::types::{BLOCK_BYTES, Block, Extent, MemberId, Mono};
 
-/// Extents of one round, from a gentle one to one that fights for room.
+/// Extents of one round, at the lowest and the highest pressure.
 const EXTENTS_MIN: usize = 8;
 const EXTENTS_MAX: usize = 256;
 /// Data writes in flight at the same time.
 const WRITES_MIN: usize = 4;
 const WRITES_MAX: usize = 32;
 
-/// See the module.
 #[derive(Default)]
 pub(super) struct WriteBack {
     round: Option<Round>,
     /// A round found no free slot.
     pub starved: bool,
-    /// Extents whose slot is still named by an entry of the log (rule R6): they wait for a flush
-    /// to let go of it. Off the queue, and marked as if they were on it.
+    /// Extents whose slot a log entry still names (rule `named-slot-is-immutable`). They wait for a
+    /// flush that ends this. Not in the queue, but marked as if they were.
     pub parked: Vec<(MemberId, Extent)>,
 }
 
@@ -44,7 +41,7 @@ impl WriteBack {
         self.round.is_some()
     }
 
-    /// A flush ended: it may have freed slots, or let go of those that extents wait for.
+    /// A flush ended: it may have freed slots, or dropped the names that extents wait for.
     pub(super) fn flushed(&mut self, core: &mut Core) {
         self.starved = false;
         core.dirty.extend(self.parked.drain(..));
@@ -62,8 +59,8 @@ impl WriteBack {
         }
     }
 
-    /// Starts a round of at most `extents_max` extents, if there are any that may be written
-    /// back: those whose every change a durable HardState covers (rule R7).
+    /// Starts a round of up to `extents_max` extents, if any may be written back: a durable
+    /// HardState covers all their changes (rule `write-back-after-durable-commit`).
     pub(super) fn start(
         &mut self,
         core: &mut Core,
@@ -77,8 +74,7 @@ impl WriteBack {
                 updates.extend(take_dirty(core, repair, &mut uncovered));
             }
         }
-        // They keep their place: at the end of the queue, one of them would hold the log's tail
-        // until all others are written back.
+        // Back to the front: at the end, one would hold the log's tail until all others are done.
         for extent in uncovered.into_iter().rev() {
             core.dirty.push_front(extent);
         }
@@ -87,11 +83,10 @@ impl WriteBack {
         }
     }
 
-    /// Starts the round of an install.
     pub(super) fn install(&mut self, core: &mut Core, repair: &mut ReadRepair, install: Install) {
         let Install { read, member: id, as_of, extents, delete, mut refused } = install;
-        // The log was faster: what the source had is older than what is here. Entries that are
-        // applied from now on stay in the overlay.
+        // If the log was faster, the source's extents are too old (rule `resync-never-goes-back`).
+        // Entries applied from now on stay in the overlay.
         let fits = |member: &&mut Member| {
             member.applied_index <= as_of || planted(Mistake::ResyncGoesBack)
         };
@@ -119,7 +114,7 @@ impl WriteBack {
         self.start_round(core, repair, Round { install, ..Round::new(updates, WRITES_MAX) });
     }
 
-    /// Starts the round that writes an extent anew, into another slot, if read repair has one.
+    /// Starts the round that moves an extent to another slot, if read repair has one.
     pub(super) fn start_move(&mut self, core: &mut Core, repair: &mut ReadRepair) {
         let Some((key, content)) = repair.next_move() else { return };
         if core.live(key.member).is_some() {
@@ -200,7 +195,7 @@ impl WriteBack {
         core.log.unpin(run.seq);
         let update = &mut self.round().updates[run.update];
         if !keep_payload(core, update, run, done) {
-            // The log does not give back what it held of an extent. The rest goes on.
+            // The log cannot give back the payload of an extent. The others go on.
             update.outcome = Outcome::Skipped;
             repair.park(core, update.key);
         }
@@ -214,7 +209,7 @@ impl WriteBack {
         }
     }
 
-    /// Everything is in memory: finds slots and writes.
+    /// All payloads are in memory: finds slots and writes.
     fn write(&mut self, core: &mut Core, repair: &mut ReadRepair) {
         let mut round = self.round.take().expect("in flight");
         for update in round.updates.iter_mut().filter(|update| update.outcome.is_done()) {
@@ -233,7 +228,7 @@ impl WriteBack {
         }
     }
 
-    /// What becomes of an extent, with its slot.
+    /// The outcome for an extent, with its slot.
     fn decide(&mut self, core: &mut Core, update: &Update) -> Outcome {
         let Some(member) = core.members.get(&update.key.member) else { return Outcome::Skipped };
         if let Source::Move(content) = &update.source {
@@ -247,8 +242,8 @@ impl WriteBack {
         }
     }
 
-    /// Where an update goes: never into a slot that an entry of the log names (rule R6), unless it
-    /// changes nothing in there.
+    /// The slot for an update. It writes to none that a log entry names (rule
+    /// `named-slot-is-immutable`).
     fn slot_for(&mut self, core: &mut Core, update: &Update) -> Result<Slot, Outcome> {
         if let Some(adopted) = update.adopted {
             return Ok(adopted);
@@ -259,7 +254,7 @@ impl WriteBack {
         match (old.filter(is_named), &update.source) {
             (Some(named), _) if !update.has_data() => return Ok(named),
             (Some(_), Source::Overlay(_)) => return Err(Outcome::Parked),
-            // The whole extent is here, so it may as well move.
+            // The whole extent is here, so it can move.
             (Some(_), Source::Replace(_) | Source::Delete | Source::Move(_)) => {}
             (None, _) => {
                 if let Some(old) = old {
@@ -267,7 +262,7 @@ impl WriteBack {
                 }
             }
         }
-        // What was applied has been promised a slot; a copy takes none of those (rule R10).
+        // A copy takes no slot promised to applied writes (rule `space-before-append`).
         let overlay = core.members[&update.key.member].overlay.get(update.key.extent);
         let is_promised = matches!(update.source, Source::Overlay(_))
             || overlay.is_some_and(|overlay| overlay.reserved);
@@ -300,7 +295,7 @@ impl WriteBack {
         }
     }
 
-    /// The data is durable: now the records may say so.
+    /// The data is durable: now the records may be committed.
     fn commit(&mut self, core: &mut Core, repair: &mut ReadRepair) {
         let updates = &self.round().updates;
         let mut edits = Vec::with_capacity(updates.len());
@@ -351,7 +346,7 @@ impl WriteBack {
         self.finish(core, repair);
     }
 
-    /// The records are committed: the overlay lets go of what was not superseded.
+    /// The records are committed: the overlay drops the blocks that were not superseded.
     fn finish(&mut self, core: &mut Core, repair: &mut ReadRepair) {
         let Round { updates, install, .. } = self.round.take().expect("in flight");
         let (read, refused) = install.unzip();
@@ -380,7 +375,7 @@ impl WriteBack {
     }
 }
 
-/// Takes the first extent off the queue, with what is to be written back of it now, if anything.
+/// Takes the first extent off the queue; returns its update, if it can be written back now.
 fn take_dirty(
     core: &mut Core,
     repair: &ReadRepair,
@@ -392,7 +387,7 @@ fn take_dirty(
     let covered = member.hard.durable_commit;
     let overlay = member.overlay.get_mut(extent)?;
     if overlay.busy {
-        // It is in this round already, and is queued again at its end.
+        // It is in this round already, which queues it again at its end.
         overlay.queued = false;
         return None;
     }
@@ -403,7 +398,7 @@ fn take_dirty(
     overlay.queued = false;
     overlay.busy = true;
     let patch = repair.patch(&key);
-    // What is newer than a redirected entry waits for the next round.
+    // Blocks newer than a bypassed entry wait for the next round.
     let redirected = overlay.redirected();
     let of_round = |index: u64| redirected.is_none_or(|(redirected, _)| index == redirected);
     let blocks = overlay.iter().filter(|(_, block)| of_round(block.index));
@@ -447,7 +442,7 @@ fn read_back(core: &mut Core, number: usize, update: &Update) -> usize {
     runs.len()
 }
 
-/// Keeps what was read back of an update; false: it is not what the checksums say.
+/// Keeps the payloads that were read back; false: one fails its checksum.
 fn keep_payload(core: &Core, update: &mut Update, run: PayloadRun, done: Done) -> bool {
     let Source::Overlay(snapshots) = &mut update.source else {
         unreachable!("only overlay blocks are read back");
@@ -467,7 +462,7 @@ fn keep_payload(core: &Core, update: &mut Update, run: PayloadRun, done: Done) -
     })
 }
 
-/// The overlay and read repair let go of what the round brought into the index.
+/// The overlay and read repair drop the blocks that the round brought into the index.
 fn settle(
     member: &mut Member,
     clock: &mut Clock,
@@ -496,7 +491,7 @@ fn settle(
             repair.replaced(&key);
         }
         Source::Replace(_) => {
-            // It is as it was: entries that it has already are not wanted a second time.
+            // The record is unchanged: the entries that it includes are not needed again.
             if let Some(included) = update.included {
                 member.newer.note(extent, included);
                 member.overlay.drop_up_to(extent, included);
@@ -505,7 +500,7 @@ fn settle(
         }
         Source::Move(_) if done => {
             repair.moved(&key);
-            // Nothing was applied, and yet there is something to become durable.
+            // Nothing was applied, but the move has to become durable.
             clock.settled = Mono::default();
         }
         Source::Overlay(_) | Source::Delete | Source::Move(_) => {}

@@ -1,6 +1,8 @@
-//! What members may take in: the log has room (rule R9), and the change finds space (rule R10).
-//!
-//! [`Admission`] owns nothing and changes nothing. It looks at lanes, links, members and resyncs.
+//! Admission: a change needs room in the log (rule `log-reserve`) and space on disks (rule
+//! `space-before-append`).
+//! - Owns: nothing.
+//! - May call: nobody. It reads lanes, peers, members and resyncs, and changes none of them.
+//! - Is told: clients' operations and peers' Raft messages, before a member gets them.
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, Message};
@@ -16,11 +18,11 @@ use crate::worker::members::{MemberRuntime, Members};
 use crate::worker::peers::Peers;
 use crate::worker::resync::Resyncs;
 
-/// A peer with less free space takes no change that needs new space: what is under way to it and
-/// not yet announced fits in here.
+/// A peer with less free space takes no change that needs new space. Changes that are in flight
+/// to it and that it has not announced fit in here.
 const PEER_SPACE_BYTES_MIN: u64 = 16 << 20;
 
-/// The question whether a member may take something in, with what the answer depends on.
+/// Checks whether a member may take something in, and borrows what the answer depends on.
 pub struct Admission<'a> {
     pub lanes: &'a Lanes,
     pub peers: &'a Peers,
@@ -29,10 +31,9 @@ pub struct Admission<'a> {
 }
 
 impl Admission<'_> {
-    /// Why an operation of a client must not be given to a member; `None` when it may be, or the
-    /// member refuses it by itself. Rules R9 and R10 on the leader: the log has room, and a
-    /// majority can take the change. A member takes writes as soon as it is elected, which it
-    /// tells, and serves, later.
+    /// Why a member must not get a client's operation. `None`: it may, or it refuses by itself. On
+    /// the leader, the log must have room (rule `log-reserve`) and a majority must have space (rule
+    /// `space-before-append`). A member takes writes once elected, and serves only later.
     pub fn refuse(&self, member: MemberId, op: &ShardOp) -> Option<BlockError> {
         let here = self.members.get(member).filter(|runtime| runtime.faulted.is_none());
         let Some(runtime) = here else {
@@ -46,11 +47,11 @@ impl Admission<'_> {
         let lane = &self.lanes.get(runtime.lane).lane;
         let refused = refusal(lane.admit(member, op.payload_bytes() as u64, &[op.range()]))
             .or_else(|| self.lacks_space(runtime, member, op).then_some(BlockError::NoSpace));
-        // What it has not applied yet may give space back.
+        // Changes that it has not applied yet may give space back.
         refused.map(|error| if role.serving { error } else { BlockError::Busy })
     }
 
-    /// Rule R10: ENOSPC before proposing when a majority could not take what needs new space.
+    /// True when a majority cannot take what needs new space (rule `space-before-append`).
     fn lacks_space(&self, runtime: &MemberRuntime, member: MemberId, op: &ShardOp) -> bool {
         let lane = &self.lanes.get(runtime.lane).lane;
         if op.payload_bytes() == 0 || !lane.allocates(member, &[op.range()]) {
@@ -64,8 +65,8 @@ impl Admission<'_> {
         able * 2 <= voters
     }
 
-    /// A Raft message from a peer, with what of it the member may have: entries are taken only
-    /// while the lane has room for them (rule R9), the leader sends the others again.
+    /// Decodes a peer's Raft message for a member, without the entries for which the lane has no
+    /// room (rule `log-reserve`): the leader sends those again. `None`: nothing is left of it.
     pub fn raft_message(&self, to: MemberId, header: &[u8], data: Vec<Bytes>) -> Option<Message> {
         self.members.get(to)?;
         let joined = message::join(header, data).map_err(|error| {
@@ -85,21 +86,20 @@ impl Admission<'_> {
         let count = self.admit_entries(to, &message).map_err(|error| {
             tracing::warn!(%to, %error, "a peer sent an entry that cannot be decoded");
         });
-        // Raft acknowledges what it took.
+        // Raft acknowledges only the entries that it gets.
         message.entries.truncate(count.ok()?);
         let has_news = !message.entries.is_empty() || self.tells_of_commits(to, &message);
         has_news.then_some(message)
     }
 
-    /// How many entries of a message, from the first on, the member may have: those that it has
-    /// already, and of the rest as many as its lane has room for: all, or those of earlier terms,
-    /// or a half as many times as it takes. A message may be larger than what a small log takes at
-    /// a time.
+    /// How many entries of a message, from the first on, the member may have: those that are here
+    /// already, and then all the rest, or those of earlier terms, or half as many until they find
+    /// room. A message may be larger than what a small log takes at a time.
     fn admit_entries(&self, to: MemberId, message: &Message) -> Result<usize, CommandError> {
         let Some(runtime) = self.members.get(to) else { return Ok(0) };
         let entries: &[Entry] = &message.entries;
-        // They take no room again, and the leader must hear that they are here: what it does not
-        // know of is not committed, and stays where it is.
+        // They need no room, and the leader must hear that they are here. Entries that it does not
+        // know of are never committed, and stay in the log.
         let is_here = |entry: &&Entry| {
             let has_it = runtime.member.has_entry(entry.index, entry.term);
             has_it && !planted(Mistake::EntriesCountedTwice)
@@ -127,15 +127,14 @@ impl Admission<'_> {
         Ok(count)
     }
 
-    /// True when a message has news of the commit index for the member, whatever is in it besides:
-    /// what is committed can be applied, and makes room.
+    /// True when a message brings a newer commit index: applying what is committed makes room.
     fn tells_of_commits(&self, to: MemberId, message: &Message) -> bool {
         let known = self.members.get(to).map_or(0, |runtime| runtime.member.committed());
         message.commit.min(message.index) > known && !planted(Mistake::FullLogIsDeaf)
     }
 }
 
-/// What a refusal of the lane is called.
+/// The client's error for a refusal of the lane.
 fn refusal(admitted: Result<(), Refusal>) -> Option<BlockError> {
     match admitted {
         Ok(()) => None,

@@ -1,5 +1,5 @@
-//! What a member with a full log takes in (rule R9): a log that is full of what is not committed
-//! has room again only when the leader's next messages can say what is.
+//! What a member with a full log takes in (rule `full-log-still-commits`). A full log has
+//! room again only when the leader's next messages can say which entries are committed.
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, Message, MessageType};

@@ -1,7 +1,7 @@
 //! NBD connections: sockets and sessions on one side, routers on the other.
-//!
-//! [`Clients`] owns them, [`ClientHandler`] carries them on. Calls: routers and the driver. Told:
-//! ends of operations, and answers of routers.
+//! - Owns: the connections.
+//! - May call: the routers and the driver.
+//! - Is told: ends of operations, answers of routers, deleted volumes, and ticks.
 
 use rustc_hash::FxHashMap;
 
@@ -21,20 +21,20 @@ use crate::worker::token::{ConnId, Target};
 struct Client {
     stream: Stream,
     session: Session,
-    /// Close when everything was sent.
+    /// Closes when all output is sent.
     closing: bool,
     dirty: bool,
-    /// What has arrived was not looked at when it ought to have been, because the router had
-    /// enough, also from this connection: the next answer to it is the moment to go on. Until
-    /// then nothing is received; whole requests would wait behind a receive that brings nothing.
+    /// Arrived input is unparsed: the router has enough requests, also from this connection. The
+    /// next answer lets parsing go on. Until then nothing is received: whole requests would wait
+    /// behind a receive that brings nothing.
     unparsed: bool,
-    /// Nothing is received although there may be more: what comes next may have been sent long
-    /// before it is looked at, by a client that has hung up since.
+    /// Nothing is received although more may have come. By the time it is parsed it may be old,
+    /// and the client may have hung up.
     held_back: bool,
 }
 
 impl Client {
-    /// False while the router has enough from this connection.
+    /// False while the router has enough requests from this connection.
     fn may_ask(&self, conn: ConnId, routers: &Routers) -> bool {
         if planted(Mistake::VolumesShareBudget) && !routers.all.values().all(Volume::has_room) {
             return false;
@@ -44,17 +44,17 @@ impl Client {
     }
 }
 
-/// See the module.
+/// The NBD connections of a worker.
 #[derive(Default)]
 pub struct Clients {
     pool: Pool,
-    /// Requests of one connection that are taken at a time.
+    /// Bytes of requests that are taken from one connection at a time.
     bytes_max: usize,
     clients: FxHashMap<ConnId, Client>,
     dirty: Vec<ConnId>,
     next: ConnId,
     outputs: Vec<SessionOutput>,
-    /// Requests for volumes that are gone.
+    /// Requests for deleted volumes.
     abandoned: Vec<(ConnId, SessionHandle)>,
 }
 
@@ -89,19 +89,19 @@ impl Exports for ClusterView {
     }
 }
 
-/// The connections with what they call.
+/// The connections, and the parts that they call.
 pub struct ClientHandler<'a> {
     pub clients: &'a mut Clients,
     pub driver: &'a mut dyn Driver,
     pub routers: &'a mut Routers,
-    /// What is exported.
+    /// The exported volumes.
     pub view: &'a ClusterView,
 }
 
 impl ClientHandler<'_> {
     pub fn accepted(&mut self, socket: SocketId) {
         if self.clients.clients.len() >= CLIENTS_MAX {
-            tracing::warn!("too many connections: one more is closed at once");
+            tracing::warn!("a new NBD connection is closed: the pod has as many as it can serve");
             self.driver.submit(Target::Closed.token(), Op::Close { socket });
             return;
         }
@@ -138,7 +138,7 @@ impl ClientHandler<'_> {
         }
     }
 
-    /// Parses what has arrived; also after an answer or a send, which may have made room.
+    /// Parses arrived input, also after an answer or a send: both may have made room.
     fn feed(&mut self, conn: ConnId) {
         if self.has_hung_up(conn) {
             return self.close(conn, CloseReason::Disconnected);
@@ -156,8 +156,8 @@ impl ClientHandler<'_> {
         self.clients.mark(conn);
     }
 
-    /// Rule R15: what a client sent while nothing was taken from it is executed only if it is still
-    /// there. It may long have sent the same again over another connection, and then something
+    /// Rule `hang-up-before-execute`: held-back input is executed only if its client is still
+    /// connected. The client may have sent it again over another connection, followed by something
     /// newer, which must not be overwritten.
     fn has_hung_up(&mut self, conn: ConnId) -> bool {
         let Some(client) = self.clients.clients.get_mut(&conn) else { return false };
@@ -168,8 +168,7 @@ impl ClientHandler<'_> {
         self.driver.has_hung_up(client.stream.socket) && !planted(Mistake::ProcessedAfterHangUp)
     }
 
-    /// Connections from which nothing is received now and that have ended meanwhile: what they
-    /// left behind in the routers is dropped.
+    /// Closes held-back connections whose client has hung up, and drops their requests in routers.
     pub fn tick(&mut self) {
         let ended = |(conn, client): (&ConnId, &Client)| {
             let ended = client.held_back && self.driver.has_hung_up(client.stream.socket);
@@ -202,7 +201,6 @@ impl ClientHandler<'_> {
         }
     }
 
-    /// Answers requests for volumes that are gone.
     fn answer_abandoned(&mut self) {
         while let Some((conn, handle)) = self.clients.abandoned.pop() {
             self.reply(conn, handle.0, Err(BlockError::NoSuchVolume));
@@ -228,7 +226,7 @@ impl ClientHandler<'_> {
         self.driver.submit(Target::Closed.token(), Op::Close { socket: client.stream.socket });
     }
 
-    /// Ends the connections of a volume that is deleted.
+    /// Ends the connections of a deleted volume.
     pub fn close_volume(&mut self, volume: VolumeId) {
         let of = |(conn, client): (&ConnId, &Client)| {
             let export = client.session.export()?;

@@ -24,15 +24,14 @@ pub const SUPERBLOCK: &str = "superblock";
 #[derive(Clone, Debug)]
 pub struct DiskOptions {
     pub path: PathBuf,
-    /// The disk that this pod had here before: nothing else is accepted.
+    /// The disk that this pod had here before; no other one is accepted.
     pub known: Option<Uuid>,
-    /// For a new disk; kept with it from then on.
+    /// For a new disk, as `wal_bytes` is; the disk keeps both from then on.
     pub data_bytes_max: u64,
-    /// For a new disk; kept with it from then on.
     pub wal_bytes: u64,
 }
 
-/// A step that failed on a file.
+/// Makes the error of a step that failed on a file.
 pub fn file_error<E: Into<std::io::Error>>(
     doing: &'static str,
     path: &Path,
@@ -55,14 +54,14 @@ pub fn lock(path: &Path) -> Result<File, StartError> {
     }
 }
 
-/// True when the folder has been made a disk. A folder that cannot be read is not an empty one.
+/// True when the folder is a disk. A folder that cannot be read is an error, not an empty one.
 pub fn is_formatted(path: &Path) -> Result<bool, StartError> {
     exists(&path.join(SUPERBLOCK))
 }
 
-/// Makes an empty folder a disk. Everything is made under other names, made durable, and renamed:
-/// the lane first, the superblock last. So a lane beside `superblock.new` is complete and was
-/// never used, and a lane beside neither may hold data: nothing but `*.new` is ever removed.
+/// Makes a disk of an empty folder. Everything is made under other names, made durable, and then
+/// renamed: the lane first, the superblock last. So a lane beside `superblock.new` is complete and
+/// unused. A lane without either may hold data. Only `*.new` is ever removed.
 pub fn format(cluster: Uuid, disk: &DiskOptions, pool: &Pool) -> Result<(), StartError> {
     let path = &disk.path;
     let (fresh, last) = (path.join("superblock.new"), path.join(SUPERBLOCK));
@@ -70,7 +69,7 @@ pub fn format(cluster: Uuid, disk: &DiskOptions, pool: &Pool) -> Result<(), Star
     refuse_strangers(path)?;
     if !exists(&lane)? {
         if exists(&fresh)? {
-            // Before anything else: beside a new lane it would say that all is done.
+            // First: beside a new lane, an old one would stand for a finished format.
             std::fs::remove_file(&fresh).map_err(file_error("remove", &fresh))?;
             sync_directory_of(&fresh).map_err(file_error("make durable", path))?;
         }
@@ -83,7 +82,7 @@ pub fn format(cluster: Uuid, disk: &DiskOptions, pool: &Pool) -> Result<(), Star
     Ok(())
 }
 
-/// A folder that holds something else is not ours to use.
+/// Refuses a folder that holds anything else.
 fn refuse_strangers(path: &Path) -> Result<(), StartError> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(path).map_err(file_error("list", path))? {
@@ -102,7 +101,7 @@ fn refuse_strangers(path: &Path) -> Result<(), StartError> {
     }
 }
 
-/// An empty log, no data, an empty index, all durable.
+/// Makes an empty log, an empty data file and an empty index, all durable.
 fn make_lane(lane: &Path, disk: &DiskOptions, pool: &Pool) -> Result<(), StartError> {
     if exists(lane)? {
         std::fs::remove_dir_all(lane).map_err(file_error("clear", lane))?;
@@ -140,7 +139,7 @@ fn make_superblock(
         .map_err(|source| StartError::Open { path: superblock.to_owned(), source: source.into() })
 }
 
-/// Renames durably, and after everything before it in this folder is durable.
+/// Renames durably, after all earlier changes of this folder are durable.
 fn rename(from: &Path, to: &Path) -> Result<(), StartError> {
     sync_directory_of(from).map_err(file_error("make durable", from))?;
     std::fs::rename(from, to).map_err(file_error("rename", from))?;

@@ -1,5 +1,5 @@
-//! Between the components of a worker: what one of them says becomes an input of others, at once
-//! and in order.
+//! Joins the components of a worker: an output of one becomes an input of others, at once and in
+//! order. Owns nothing: each handler borrows the parts that it may call.
 
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ impl Worker {
         Admission { lanes, peers, members, resyncs }
     }
 
-    /// A newer view of the cluster.
+    /// Takes a view of the cluster, unless it has a newer one.
     pub fn view_changed(&mut self, view: Arc<ClusterView>) {
         if view.revision >= self.reconciler.view.revision {
             self.reconciler.view = view;
@@ -89,7 +89,7 @@ impl Worker {
         self.reports.due = true;
     }
 
-    /// The volume is deleted: its connections end.
+    /// Removes the router of a deleted volume and ends its connections.
     fn close_volume(&mut self, volume: VolumeId) {
         if let Some(router) = self.routers.at(volume) {
             router.remove();
@@ -115,7 +115,7 @@ impl Worker {
         }
     }
 
-    /// Brings a member to life.
+    /// Starts a member; one with the resyncing flag asks for a resync.
     pub fn start_member(
         &mut self,
         lane: u8,
@@ -129,7 +129,7 @@ impl Worker {
         self.members.start(self.now, lane, record, start, peers);
     }
 
-    /// Polls a router and carries out what it wants.
+    /// Polls a router and carries out its outputs.
     pub(super) fn poll_volume(&mut self, volume: VolumeId) {
         let mut outputs = std::mem::take(&mut self.scratch.routes);
         self.routers.poll(self.now, volume, &mut outputs);
@@ -154,9 +154,8 @@ impl Worker {
         self.scratch.routes = outputs;
     }
 
-    /// A client's operation for a member of this worker. The answer goes to `waiter`. Of a peer it
-    /// names its shard: a member of another one does not carry it out, whatever its id (a catalog
-    /// that was restored from an old copy gives ids again).
+    /// Gives a client's operation to a member; `waiter` gets the answer. A peer names the shard,
+    /// and a member of another one refuses: a catalog restored from an old copy gives ids again.
     pub(super) fn request(
         &mut self,
         (shard, member): (Option<ShardId>, MemberId),
@@ -184,7 +183,6 @@ impl Worker {
         }
     }
 
-    /// A Raft message from a peer.
     pub(super) fn raft_message(&mut self, to: MemberId, header: &[u8], payloads: Vec<Bytes>) {
         if let Some(message) = self.admission().raft_message(to, header, payloads) {
             self.members.input(self.now, to, Input::Peer(Box::new(message)));
@@ -253,10 +251,10 @@ impl Worker {
         let (volume, shard) = (runtime.volume, runtime.shard);
         let Role { term, leader, serving } = role;
         tracing::info!(%member, %shard, term, ?leader, serving, "role");
-        // A leader that does not serve yet would only refuse what the router sends.
+        // A leader that does not serve yet refuses requests.
         let leader = leader.filter(|leader| *leader != member || serving);
         if let Some(router) = self.routers.at(volume) {
-            // A leader that was replaced may be silent on a connection that still stands.
+            // A replaced leader may be silent on an open connection.
             if let Some(old) = before.leader.filter(|old| leader.is_some_and(|new| new != *old)) {
                 router.link_down(self.now, old);
             }
@@ -290,7 +288,7 @@ impl Worker {
         }
     }
 
-    /// A read of the store ended, but for one of blocks.
+    /// Handles the end of any read of the store, other than of blocks.
     fn read_ended(&mut self, event: Event) {
         let mut take = |read| self.lanes.reads.take(read);
         match event {
@@ -356,7 +354,7 @@ impl Worker {
         }
     }
 
-    /// The disk failed: its members stop, for good. Nothing is acknowledged any more.
+    /// The disk failed: its members stop for good and acknowledge nothing any more.
     fn lane_poisoned(&mut self, lane: u8, reason: String) {
         tracing::error!(disk = %self.lanes.get(lane).place.disk, reason,
             "the disk failed; its replicas stop. Replace the disk and start the pod again");

@@ -1,4 +1,4 @@
-//! Why a data path does not start.
+//! Errors of the start of a data path.
 
 use std::path::PathBuf;
 
@@ -32,19 +32,19 @@ pub enum StartError {
     )]
     NotEmpty { path: PathBuf, name: String },
     #[error(
-        "{path} holds the log and the data of a disk (lane-0), but not its superblock: an \
-         interrupted copy, or fsck has moved the file to lost+found? Bring superblock back, or \
+        "{path} holds the log and the data of a disk (lane-0), but not its superblock. Perhaps a \
+         copy was interrupted, or fsck moved the file to lost+found. Bring superblock back, or \
          give an empty folder; nothing was changed"
     )]
     NoSuperblock { path: PathBuf },
     #[error(
-        "the disk {path} is in use by another process: stop that one, or take the disk out of \
+        "the disk {path} is in use by another process: stop that process, or take the disk out of \
          one of the two configurations"
     )]
     InUse { path: PathBuf },
     #[error(
-        "I/O of an earlier process is still under way on {path}: the disk does not answer it; look \
-         at the device, and start the pod again when it has ended"
+        "I/O of an earlier process is still in flight on {path}: the disk does not answer it; look \
+         at the device, and start the pod again when that I/O has ended"
     )]
     Busy { path: PathBuf },
     #[error(
@@ -53,8 +53,8 @@ pub enum StartError {
     )]
     OtherCluster { path: PathBuf, ours: Uuid, theirs: Uuid },
     #[error(
-        "{path} held disk {disk} and does not now: mount its file system; if the disk is lost for \
-         good, remove it from data-path.json in the pod's directory"
+        "{path} held disk {disk} and does not hold it now: mount its file system; if the disk is \
+         lost for good, remove it from data-path.json in the pod's directory"
     )]
     Missing { path: PathBuf, disk: Uuid },
     #[error("could not open the disk {path}")]
@@ -82,8 +82,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// True when a disk is damaged or does not work: the pod goes on with its others. What a
-    /// person has set up otherwise than it should be ends the start.
+    /// True when one disk is damaged or fails: the pod goes on with others. False: a wrong setup.
     pub fn is_of_one_disk(&self) -> bool {
         use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
         match self {
@@ -99,7 +98,7 @@ impl StartError {
     }
 }
 
-/// Why a lane could not be brought up.
+/// Why a lane could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenLaneError {
     #[error("could not recover it")]

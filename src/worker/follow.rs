@@ -1,19 +1,18 @@
-//! Leaders follow their client: when most requests of a shard come through one other pod for a
-//! while, the leadership moves there, so that a read stays on one machine and a write crosses the
-//! network once. Hysteresis: three windows in a row, each with enough requests to tell.
+//! Leaders follow their clients: when most requests of a shard come through one other pod for a
+//! while, the leadership moves there. Reads then stay on one machine, and writes cross the network
+//! once. Hysteresis: three windows in a row must agree, each with enough requests.
 
 use std::time::Duration;
 
 use crate::types::PodId;
 
-/// How long requests are counted before they are weighed.
+/// Length of a window, in which requests are counted.
 pub const WINDOW: Duration = Duration::from_secs(1);
-/// Fewer requests in a window say nothing.
+/// A window with fewer requests does not count.
 const REQUESTS_MIN: u32 = 50;
 /// Windows in a row that must agree.
 const WINDOWS: u32 = 3;
-/// After a move that did not happen, the next is tried so many windows later, and then twice as
-/// many each time, up to this: writes wait for a moment during each.
+/// After a failed move, the pause doubles with each try, up to this: writes wait during a try.
 const REST_WINDOWS_MAX: u32 = 64;
 
 /// Where the requests of one member come from.
@@ -21,9 +20,9 @@ const REST_WINDOWS_MAX: u32 = 64;
 pub struct Demand {
     /// Requests of this window by the pod they came through.
     counts: Vec<(PodId, u32)>,
-    /// The pod that most came through, and for how many windows.
+    /// The pod through which most requests came, and for how many windows in a row.
     leaning: Option<(PodId, u32)>,
-    /// Moves to that pod that were tried, and windows until the next may be.
+    /// Moves to that pod that were tried, and windows until the next try.
     tries: u32,
     rest: u32,
 }
@@ -36,7 +35,7 @@ impl Demand {
         }
     }
 
-    /// Ends a window; the pod to move to when it was the same for long enough.
+    /// Ends a window. Returns the pod to move to when enough windows agree.
     pub fn end_of_window(&mut self) -> Option<PodId> {
         let counts = std::mem::take(&mut self.counts);
         let total = counts.iter().fold(0u32, |sum, (_, count)| sum.saturating_add(*count));

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use crate::store::index::IndexStore;
 use crate::store::seam::{Done, IndexDone, IndexJob, OpId};
 
-/// Jobs that wait in the thread's own queue; more wait on the worker's side.
+/// Jobs in the thread's own queue; further ones wait on the worker's side.
 const QUEUE_JOBS: usize = 256;
 
 /// Runs index jobs in the order of submission. The simulator has its own.
@@ -21,7 +21,7 @@ pub trait IndexRunner {
 /// Tells the worker that a job ended. Blocks while the worker is behind.
 pub type Finish = Box<dyn Fn(OpId, Done) + Send>;
 
-/// See the module.
+/// A thread that runs the index jobs of one lane.
 pub struct IndexThread {
     jobs: Option<SyncSender<(OpId, IndexJob)>>,
     held: VecDeque<(OpId, IndexJob)>,

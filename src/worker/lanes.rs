@@ -1,8 +1,7 @@
-//! The lanes: their effects become operations of the driver and jobs of the index thread, the ends
-//! of these go back to them.
-//!
-//! [`Lanes`] owns the lanes, the purposes of their reads, and the disks that could not be opened.
-//! Calls: the driver. Told: ends of operations, and what callers of [`Lanes::at`] give to a lane.
+//! The lanes: their effects become operations of the driver and index jobs, whose ends go back.
+//! - Owns: the lanes, the purposes of their reads, and the disks that could not be opened.
+//! - May call: the driver and the index runners.
+//! - Is told: ends of operations, and inputs of other components through [`Lanes::at`].
 
 use std::time::Duration;
 
@@ -18,17 +17,16 @@ use crate::worker::token::Target;
 
 /// A log write that takes longer than this has hung: the lane's leaders step down.
 pub const LOG_WRITE_HUNG: Duration = Duration::from_secs(2);
-/// So has anything else that a lane has asked for: a read, a sync, a flush of the index. They may
-/// stand in a queue behind others.
+/// Any other operation (read, sync, flush of the index) has hung after this: it may have to queue.
 pub const OPERATION_HUNG: Duration = Duration::from_secs(10);
-/// Signs of life to other pods are at most this far apart.
+/// Longest time between two announcements of free space, which are signs of life to other pods.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// The lanes of a worker.
 #[derive(Default)]
 pub struct Lanes {
     pub all: Vec<LaneRuntime>,
-    /// Those with inputs that were not polled.
+    /// Lanes with unpolled inputs.
     pub touched: Vec<u8>,
     pub reads: Reads,
     /// Disks that could not be opened, for reports.
@@ -44,7 +42,7 @@ impl Lanes {
         &mut self.all[usize::from(lane)]
     }
 
-    /// A lane to be given an input; it is polled at the end of the round.
+    /// The lane, to give it an input. It is polled at the end of the round.
     pub fn at(&mut self, lane: u8) -> &mut Lane {
         if !self.touched.contains(&lane) {
             self.touched.push(lane);
@@ -56,7 +54,6 @@ impl Lanes {
         self.all.iter().position(|lane| lane.place.disk == disk).map(|number| number as u8)
     }
 
-    /// Starts a read of blocks of a member.
     pub fn read(&mut self, lane: u8, member: MemberId, range: BlockRange, target: ReadTarget) {
         let read = self.reads.add(target);
         match target {
@@ -65,7 +62,7 @@ impl Lanes {
         }
     }
 
-    /// Lanes whose moment has come are polled, at a tick all of them.
+    /// Polls the lanes whose deadline has come; at a tick, all of them.
     pub fn wake(&mut self, now: Mono, is_tick: bool) {
         for lane in 0..self.all.len() as u8 {
             let deadline = self.get(lane).lane.deadline();
@@ -75,7 +72,6 @@ impl Lanes {
         }
     }
 
-    /// An operation of the driver ended.
     pub fn completed(&mut self, lane: u8, op: OpId, is_sync: bool, completion: Completion) {
         self.get_mut(lane).completed(op, is_sync, completion);
         self.at(lane);
@@ -90,7 +86,7 @@ pub struct LaneFiles {
     pub data: FileId,
 }
 
-/// Which disk a lane is on.
+/// The disk of a lane.
 pub struct DiskPlace {
     pub disk: Uuid,
     /// The folder, for reports.
@@ -99,21 +95,21 @@ pub struct DiskPlace {
     pub lock: Option<std::fs::File>,
 }
 
-/// See the module.
+/// A lane with its disk, its files, its index and its operations in flight.
 pub struct LaneRuntime {
     pub lane: Lane,
     pub place: DiskPlace,
     pub files: LaneFiles,
     pub index: Box<dyn IndexRunner>,
-    /// Why the disk was given up.
+    /// Why the disk is poisoned.
     pub poisoned: Option<String>,
-    /// Free space that the peers were last told of, and when.
+    /// Free space as last announced to peers, in bytes, and when.
     announced: Option<(u64, Mono)>,
-    /// What the lane asked for and the driver has not got yet.
+    /// Effects that the driver has not got yet.
     pending: Vec<Effect>,
-    /// Writes that appends wait for under way and when they were started, oldest first.
+    /// Writes in flight that appends wait for, and their start, oldest first.
     log_writes: Vec<(OpId, Mono)>,
-    /// The oldest of all operations under way, and since when it was seen to be that.
+    /// The oldest operation in flight, and since when it was seen to be the oldest.
     oldest: Option<(OpId, Mono)>,
     pub number: u8,
     pool: Pool,
@@ -149,7 +145,7 @@ impl LaneRuntime {
         self.lane.poll(now, &mut self.pending, events);
     }
 
-    /// Hands everything that the lane asked for in this round to the driver.
+    /// Hands the effects of this round to the driver and the index.
     pub fn submit(&mut self, now: Mono, driver: &mut dyn Driver) {
         let mut pending = std::mem::take(&mut self.pending);
         for effect in pending.drain(..) {
@@ -199,7 +195,7 @@ impl LaneRuntime {
         self.lane.complete(op, done);
     }
 
-    /// What other pods are to be told of its space: when that changed, and as a sign of life.
+    /// The disk and its free bytes, when they changed or a sign of life to other pods is due.
     pub fn news_of_space(&mut self, now: Mono) -> Option<(Uuid, u64)> {
         let free_bytes = self.lane.space().free_bytes;
         let announced = self.announced.filter(|(_, at)| now.since(*at) < ANNOUNCE_EVERY);
@@ -210,8 +206,7 @@ impl LaneRuntime {
         Some((self.place.disk, free_bytes))
     }
 
-    /// True when the oldest log write is overdue, or the oldest operation of all. Asked once per
-    /// tick.
+    /// True when the oldest log write or the oldest operation is overdue. Asked once per tick.
     pub fn is_hung(&mut self, now: Mono) -> bool {
         let oldest = self.lane.oldest_op();
         if oldest != self.oldest.map(|(op, _)| op) {

@@ -1,22 +1,23 @@
-//! The sockets that connections come in on.
-//!
-//! [`Listeners`] owns them. Calls: the driver. Told: ends of accepts.
+//! The sockets on which connections come in.
+//! - Owns: the listening sockets.
+//! - May call: the driver.
+//! - Is told: ends of accepts, and ticks.
 
 use crate::io::driver::{Address, Completion, Done, Driver, Op, SocketId};
 use crate::worker::token::Target;
 
-/// What a listener takes connections for.
+/// The kind of connections that a listener takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     Nbd,
     Peer,
 }
 
-/// See the module.
+/// The listeners of a worker.
 #[derive(Default)]
 pub struct Listeners {
     listeners: Vec<(SocketId, Purpose)>,
-    /// Those that listen again at the next tick: an error (too many open files, say) stays.
+    /// Listeners that accept again at the next tick: an error (too many open files, say) may stay.
     paused: Vec<u8>,
 }
 
@@ -34,13 +35,12 @@ impl Listeners {
         Ok(bound)
     }
 
-    /// Takes another connection.
     pub fn accept(&self, driver: &mut dyn Driver, listener: u8) {
         let (socket, _) = self.listeners[usize::from(listener)];
         driver.submit(Target::Accept(listener).token(), Op::Accept { listener: socket });
     }
 
-    /// A connection came in, or could not.
+    /// An accept ended. `None`: it failed, and the listener pauses until the next tick.
     pub fn accepted(&mut self, listener: u8, end: Completion) -> Option<(Purpose, SocketId)> {
         let (_, purpose) = self.listeners[usize::from(listener)];
         match end.result {
@@ -54,7 +54,7 @@ impl Listeners {
         }
     }
 
-    /// Paused listeners go on.
+    /// Paused listeners accept again.
     pub fn tick(&mut self, driver: &mut dyn Driver) {
         for listener in std::mem::take(&mut self.paused) {
             self.accept(driver, listener);

@@ -1,4 +1,4 @@
-//! What a worker holds at a moment for clients and peers: every queue that they can fill.
+//! The queues of a worker that clients and peers can fill.
 
 use crate::volume::Volume;
 use crate::worker::lanes::Lanes;
@@ -6,24 +6,24 @@ use crate::worker::members::Members;
 use crate::worker::peers::Peers;
 use crate::worker::routers::Routers;
 
-/// See the module. At rest everything is 0, but for a heartbeat or two on the links.
+/// How full these queues are. At rest all is 0, except for a heartbeat or two on the links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Requests of clients that were not answered, at routers and at members.
+    /// Unanswered requests: of clients at routers, and of routers and peers at members.
     pub client_requests: usize,
     pub member_requests: usize,
-    /// Requests that other pods carry out.
+    /// Requests that were forwarded to other pods.
     pub forwarded: usize,
-    /// Reads of lanes.
+    /// Reads of lanes in flight.
     pub reads: usize,
-    /// Answers that links are owed, in bytes, and questions that wait until they are fewer.
+    /// Promised answers of all links, in bytes, and questions that wait until these are fewer.
     pub owed_bytes: usize,
     pub asks: usize,
-    /// Bytes under way of the volume that has most of them, and of the shard, and of the link.
+    /// Bytes in flight of the volume, the shard and the link that have the most.
     pub volume_bytes_max: usize,
     pub shard_bytes_max: usize,
     pub link_bytes_max: usize,
-    /// Space that applied changes wait for in vain, on all disks.
+    /// Space that applied changes lack, on all disks.
     pub overdrawn_bytes: u64,
 }
 

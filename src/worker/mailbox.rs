@@ -1,9 +1,8 @@
-//! A bounded queue into a worker from any thread. The receiver is woken by a system call only
-//! when it is parked; otherwise it finds the message at the end of its round.
+//! A bounded queue into a worker from any thread. The receiver is woken by a system call only when
+//! it is parked; otherwise it finds the message at the end of its round.
 //!
-//! Whether the receiver is parked stands under the same lock as the queue, so a sender either
-//! comes before the receiver looks, or sees it parked. `mailbox_test` checks every interleaving
-//! with loom, over this very file (`sync` is std's or loom's).
+//! One lock guards both the queue and the parked flag. So a sender either comes before the receiver
+//! looks, or sees it parked. `mailbox_test` checks every interleaving of this file with loom.
 
 use std::collections::VecDeque;
 
@@ -26,7 +25,7 @@ struct State<T> {
 
 impl<T> Shared<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        // A panic while the lock was held leaves a whole queue behind: go on.
+        // A panic while the lock was held leaves an intact queue behind: go on.
         match self.state.lock() {
             Ok(state) => state,
             Err(poisoned) => poisoned.into_inner(),

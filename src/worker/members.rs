@@ -1,7 +1,7 @@
 //! The members: replicas on this pod's disks.
-//!
-//! [`Members`] owns them, and the requests that they have not answered. Calls: nobody. Told:
-//! inputs, by all others.
+//! - Owns: the members, and the requests that they have not answered.
+//! - May call: nobody.
+//! - Is told: inputs, by all other components.
 
 use rustc_hash::FxHashMap;
 
@@ -23,9 +23,9 @@ pub struct MemberRuntime {
     pub shard: ShardId,
     pub volume: VolumeId,
     pub role: Role,
-    /// The other voters and where they live; empty while the catalog has not told.
+    /// The other voters and their places; empty until the catalog names them.
     pub peers: Vec<MemberView>,
-    /// Has inputs that were not polled.
+    /// Has unpolled inputs.
     touched: bool,
     pub faulted: Option<String>,
     /// The catalog knows it.
@@ -35,7 +35,7 @@ pub struct MemberRuntime {
 }
 
 impl MemberRuntime {
-    /// For reports. `resyncing`: it is not whole.
+    /// The state for reports; `resyncing`: the replica is not whole.
     pub fn state(&self, resyncing: bool) -> MemberState {
         match self.faulted {
             Some(_) => MemberState::Faulted,
@@ -47,12 +47,12 @@ impl MemberRuntime {
     }
 }
 
-/// See the module.
+/// The members of a worker.
 pub struct Members {
     config: WorkerConfig,
     pool: Pool,
     members: FxHashMap<MemberId, MemberRuntime>,
-    /// Those with inputs that were not polled.
+    /// Members with unpolled inputs.
     pub touched: Vec<MemberId>,
     pub requests: Requests,
     pub probe: Option<Box<dyn Probe>>,
@@ -90,7 +90,7 @@ impl Members {
         self.get(member).map(|runtime| runtime.role).unwrap_or_default()
     }
 
-    /// Brings a member to life.
+    /// Starts a member on a lane.
     pub fn start(
         &mut self,
         now: Mono,
@@ -154,7 +154,6 @@ impl Members {
         }
     }
 
-    /// One tick of every member.
     pub fn tick(&mut self, now: Mono) {
         let members: Vec<MemberId> = self.members.keys().copied().collect();
         for member in members {
@@ -162,7 +161,7 @@ impl Members {
         }
     }
 
-    /// The data connection to a disk of another pod is down.
+    /// Tells members that the data connection to a disk of another pod is down.
     pub fn unreachable(&mut self, now: Mono, disk: Uuid) {
         let there = |(member, runtime): (&MemberId, &MemberRuntime)| {
             let there = runtime.peers.iter().filter(|peer| peer.disk == disk);
@@ -174,8 +173,8 @@ impl Members {
         }
     }
 
-    /// Asks every leading member that `of` picks, also one that cannot serve yet, to hand its
-    /// leadership to another voter. Not every other can take it: each has its turn, for a second.
+    /// Asks every leading member that `of` picks, serving or not, to hand its leadership to another
+    /// voter. Some voters cannot take it, so each has a turn of one second.
     pub fn transfer_leaders(
         &mut self,
         now: Mono,
@@ -198,7 +197,7 @@ impl Members {
         }
     }
 
-    /// Ends a window of every leading member, and moves leaderships to where the clients are.
+    /// Ends a window of every member, and moves leaderships to their clients.
     pub fn follow_clients(&mut self, now: Mono) {
         let here = self.config.pod;
         let mut moves: Vec<(MemberId, MemberId)> = Vec::new();

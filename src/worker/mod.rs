@@ -1,10 +1,11 @@
-//! The data path at work: one plain thread that loops reap -> handle -> poll -> submit over one
-//! `Driver`. The only place that knows all parts. Never blocks but in `Driver::enter`.
+//! The data path: one plain thread that loops reap -> handle -> poll -> submit over one `Driver`.
+//! Only this folder knows all parts. It blocks in `Driver::enter` and nowhere else.
 //!
-//! Components own the state, a file each; [`round`] is the loop, [`dispatch`] is between them.
+//! Components own the state, a file each; the file says what a component owns, what it may call,
+//! and what it is told. [`round`] is the loop, [`dispatch`] joins the components.
 //!
-//! Invariant: everything that a worker does follows from its driver, its mailbox and its index
-//! runners; the simulator replaces those three and runs this very code.
+//! Invariant: a worker depends only on its driver, its mailbox and its index runners. The
+//! simulator replaces these three and runs this very code.
 
 mod admission;
 #[cfg(test)]
@@ -65,16 +66,16 @@ pub use probe::Probe;
 pub use round::{Command, Worker};
 pub use start::{DataPath, PodDisk, StartOptions, open_lane, start};
 
-/// What never changes about a worker.
+/// The fixed settings of a worker.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
     pub cluster: Uuid,
     pub pod: PodId,
     /// Seeds the election timeouts.
     pub seed: u64,
-    /// Payloads of applied entries that a member keeps for followers.
+    /// Log tail of a member: bytes of applied payloads that it keeps for followers.
     pub log_tail_bytes: usize,
-    /// Leaderships move to the pods that their requests come through.
+    /// Move each leadership to the pod through which most of its requests come.
     pub leaders_follow_clients: bool,
     pub reads: ReadMode,
     /// Bounds on memory in flight.

@@ -1,6 +1,6 @@
-//! Answers with data that a connection to another pod was promised: what was asked for and is being
-//! read, beside what waits to leave. Without a bound, whoever asks faster than the network carries
-//! the answers would fill the link's queue, and a full queue ends the link for all who use it.
+//! Answers with data that are promised to a connection of another pod: asked for and being read,
+//! beside the frames that wait to leave. A part of the peers. Without a bound, a pod that asks
+//! faster than the network carries would fill a link's queue, which ends the link for all users.
 
 use std::collections::VecDeque;
 
@@ -16,17 +16,17 @@ pub struct ExtentAsk {
     pub layer: u32,
 }
 
-/// What one connection is owed.
+/// The promised answers of one connection.
 #[derive(Debug, Default)]
 pub struct Owed {
     bytes: usize,
-    /// Questions that wait for their turn, few per member that is resynced.
+    /// Questions that wait for their turn, a few for each member in a resync.
     pub waiting: VecDeque<ExtentAsk>,
 }
 
 impl Owed {
-    /// True when an answer of this size, with what waits to leave, is within a quarter of the
-    /// queue: messages of other kinds need room, too. One answer always may be promised.
+    /// True when this answer, the promised ones and the queue fit into a quarter of the queue's
+    /// limit: other messages need room, too. One answer may always be promised.
     pub fn has_room(&self, bytes: usize, queued_bytes: usize, queue_bytes_max: usize) -> bool {
         let before = self.bytes + queued_bytes;
         before == 0 || before + bytes <= queue_bytes_max / 4

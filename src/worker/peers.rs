@@ -1,8 +1,7 @@
-//! Links to other pods: which ones ought to exist, and their connections.
-//!
-//! [`Peers`] owns the links and what they owe, [`PeerHandler`] carries them on, and answers
-//! requests. Calls: the driver, and when a link ends, routers and members. Told: views, ends of
-//! operations, and by all others what is to be sent.
+//! Links to other pods: the connections that must exist, and those that do.
+//! - Owns: the links and their promised answers, and the free space that other lanes announced.
+//! - May call: the driver; routers and members, when a request is answered or a link ends.
+//! - Is told: views, ends of operations, and messages to send, by all other components.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -33,10 +32,10 @@ use crate::worker::token::{ConnId, Target};
 /// A connection on which nothing came for this long is dead.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// A pair of lanes, ours first, and what the connection is for.
+/// A pair of lanes, ours first, and the purpose of the connection.
 type Pair = (Uuid, Uuid, Purpose);
 
-/// A connection that ought to exist.
+/// A connection that must exist.
 struct Wanted {
     pod: PodId,
     address: SocketAddr,
@@ -50,7 +49,7 @@ struct Wanted {
 }
 
 struct Conn {
-    /// Absent while it is being made.
+    /// `None` until the connection is made.
     stream: Option<Stream>,
     link: Link,
     pair: Option<Pair>,
@@ -66,16 +65,16 @@ pub struct Peers {
     pool: Pool,
     seed: u64,
     own: PodId,
-    /// Frames that may wait to leave on one link.
+    /// Limit of the frames that wait on one link, in bytes.
     link_bytes_max: usize,
     locals: Vec<Identity>,
     seen: Incarnations,
     wanted: FxHashMap<Pair, Wanted>,
     conns: FxHashMap<ConnId, Conn>,
     dirty: Vec<ConnId>,
-    /// Where members live that are reached by a link: (our lane, their lane).
+    /// The way to each member that a link reaches: (our lane, their lane).
     routes: FxHashMap<MemberId, (Uuid, Uuid)>,
-    /// What lanes of other pods can still allocate, as they last said.
+    /// Bytes that lanes of other pods can still allocate, as last announced.
     free_bytes: FxHashMap<Uuid, u64>,
     next_conn: ConnId,
     next_call: u64,
@@ -92,7 +91,7 @@ impl Peers {
         }
     }
 
-    /// A lane of this worker can be called and calls.
+    /// Adds a lane of this worker, which can dial and be dialled.
     pub fn add_local(&mut self, identity: Identity) {
         self.seen.place(identity.disk, identity.pod);
         self.locals.push(identity);
@@ -108,11 +107,10 @@ impl Peers {
         self.conn_to_pod(pod).is_some()
     }
 
-    /// Which connections ought to exist: between lanes that share a shard, and from the first disk
-    /// of a pod (by its id: both ends must agree) to every disk of another, for forwarded requests.
-    /// A disk that was moved can bring a pod a second replica of a shard: their lanes are connected
-    /// like those of different pods. The view may have a disk here that is elsewhere by now: no way
-    /// to others begins at it while one of ours can take its place.
+    /// Finds the connections that must exist. Lanes that share a shard are connected, even lanes of
+    /// one pod: a moved disk can bring a pod a second replica. For forwarded requests, the first
+    /// disk of a pod (by id: both ends must agree) is connected to every disk of another pod. The
+    /// view may name a disk here that has moved: no route begins at it if another of ours will do.
     pub fn update_view(&mut self, view: &ClusterView) {
         for disk in &view.disks {
             self.seen.place(disk.disk, disk.pod);
@@ -169,18 +167,18 @@ impl Peers {
         mix64(now.0 ^ mix64(self.seed ^ self.next_call))
     }
 
-    /// What waits to leave on the link that has most of it.
+    /// Bytes in the longest queue of a link.
     pub fn queue_bytes_max(&self) -> usize {
         self.conns.values().map(|conn| conn.link.queue_bytes()).max().unwrap_or(0)
     }
 
-    /// What all links are owed, in bytes, and the questions that wait.
+    /// Promised answers of all links, in bytes, and questions that wait.
     pub fn owed(&self) -> (usize, usize) {
         let owed = self.conns.values().map(|conn| &conn.owed);
         owed.fold((0, 0), |(bytes, asks), owed| (bytes + owed.bytes(), asks + owed.waiting.len()))
     }
 
-    /// What this lane of another pod can still allocate; `None` when it never said.
+    /// Bytes that this lane of another pod can still allocate; `None` when it never said.
     pub fn free_bytes(&self, disk: Uuid) -> Option<u64> {
         self.free_bytes.get(&disk).copied()
     }
@@ -204,8 +202,7 @@ impl Peers {
         self.wanted.get(&(local, remote, purpose)).filter(|wanted| wanted.up)?.conn
     }
 
-    /// A data connection to a pod, whichever of its lanes and of ours it joins: the first, in an
-    /// order that every run has.
+    /// The first data connection to a pod, of any lanes, in an order that is the same in every run.
     fn conn_to_pod(&self, pod: PodId) -> Option<ConnId> {
         let leads_there = |((_, _, purpose), wanted): &(&Pair, &Wanted)| {
             wanted.up && wanted.pod == pod && *purpose == Purpose::Data
@@ -215,7 +212,7 @@ impl Peers {
         there.first()?.1.conn
     }
 
-    /// Promises an answer with so much data on a connection, if there is room for it.
+    /// Promises an answer of this size on a connection. False: there is no room for it.
     pub fn promise(&mut self, conn: ConnId, bytes: usize) -> bool {
         let Some(state) = self.conns.get_mut(&conn) else { return false };
         let has_room = state.owed.has_room(bytes, state.link.queue_bytes(), self.link_bytes_max);
@@ -225,21 +222,21 @@ impl Peers {
         has_room
     }
 
-    /// An answer that was promised is handed to the link now, or will never be.
+    /// Ends a promise: the answer goes to the link now, or will never be.
     pub fn answered(&mut self, conn: ConnId, bytes: usize) {
         if let Some(state) = self.conns.get_mut(&conn) {
             state.owed.answered(bytes);
         }
     }
 
-    /// A question for an extent that there is no room for.
+    /// Queues a question for an extent whose answer has no room.
     pub fn wait(&mut self, conn: ConnId, ask: ExtentAsk) {
         if let Some(state) = self.conns.get_mut(&conn) {
             state.owed.waiting.push_back(ask);
         }
     }
 
-    /// The question that waits longest, when there is room for its answer.
+    /// The question that has waited longest, when there is room for its answer.
     pub fn next_ask(&mut self, conn: ConnId) -> Option<ExtentAsk> {
         let state = self.conns.get_mut(&conn)?;
         let queued_bytes = state.link.queue_bytes();
@@ -271,10 +268,10 @@ impl Peers {
         self.next_conn
     }
 
-    /// The other pod says how much one of its lanes can still allocate.
+    /// Notes the free space that another pod announces for one of its lanes.
     pub fn space_told(&mut self, conn: ConnId, free_bytes: u64) {
         let pair = self.conns.get(&conn).and_then(|state| state.pair);
-        // Among the extents of a resync it may have waited for long.
+        // Behind the extents of a resync it may have waited for long.
         if let Some((_, remote, Purpose::Data)) = pair {
             self.free_bytes.insert(remote, free_bytes);
         }
@@ -299,7 +296,7 @@ impl Peers {
     }
 }
 
-/// Resync has connections of its own, so that it does not stand before client data.
+/// Resyncs have their own connections, so that client data does not wait behind extents.
 fn purpose_of(message: &PeerMessage) -> Purpose {
     match message {
         PeerMessage::ManifestRequest { .. }
@@ -310,7 +307,7 @@ fn purpose_of(message: &PeerMessage) -> Purpose {
     }
 }
 
-/// The links with what they call, and with whom answers are for.
+/// The links, and the parts that they call.
 pub struct PeerHandler<'a> {
     pub now: Mono,
     pub driver: &'a mut dyn Driver,
@@ -320,8 +317,8 @@ pub struct PeerHandler<'a> {
 }
 
 impl PeerHandler<'_> {
-    /// Sends to the lane of a member of another pod. Without a connection the message is dropped:
-    /// Raft and resync ask again. False when there is none.
+    /// Sends to a member of another pod. False: there is no connection, and the message is dropped.
+    /// Raft and resync ask again.
     pub fn send_to(&mut self, member: MemberId, message: PeerMessage) -> bool {
         let conn = self.peers.conn_to(member, purpose_of(&message));
         if let Some(conn) = conn {
@@ -351,8 +348,7 @@ impl PeerHandler<'_> {
 
     /// Sends a router's request to the pod of a member.
     pub fn forward(&mut self, call: CallId, asker: Asker, to: MemberView, request: PeerMessage) {
-        // The lane that the way begins at may be gone, and the catalog not know of it yet; whoever
-        // is at the other end finds the member.
+        // The usual lane may be gone before the catalog knows; any lane there finds the member.
         let usual = self.peers.conn_to(to.member, Purpose::Data);
         let conn = usual.or_else(|| self.peers.conn_to_pod(to.pod));
         let sent = conn.filter(|conn| {
@@ -372,7 +368,7 @@ impl PeerHandler<'_> {
         }
     }
 
-    /// Answers a request once: a router here, or another pod.
+    /// Answers a request once: to a router here, or to another pod.
     pub fn answer(&mut self, req: ReqId, result: Answer) {
         let Some((member, waiter)) = self.members.requests.take(req) else { return };
         let term = self.members.role_of(member).term;
@@ -387,7 +383,7 @@ impl PeerHandler<'_> {
         }
     }
 
-    /// Takes a member out of service; its open requests are answered as not known.
+    /// Takes a member out of service. Its open requests are answered with `Unknown`.
     pub fn stop_member(&mut self, member: MemberId, reason: String) {
         if let Some(runtime) = self.members.get_mut(member) {
             runtime.faulted = Some(reason);
@@ -398,7 +394,7 @@ impl PeerHandler<'_> {
         }
     }
 
-    /// Closes what is silent and dials what ought to be up and is not.
+    /// Closes silent links, and dials those that must exist and are not up.
     pub fn tick(&mut self) {
         let now = self.now;
         let silent = |(conn, state): (&ConnId, &Conn)| {
@@ -445,7 +441,7 @@ impl PeerHandler<'_> {
         }
     }
 
-    /// Another pod calls.
+    /// Another pod has dialled.
     pub fn accepted(&mut self, socket: SocketId) {
         let nonce = self.peers.nonce(self.now);
         let link = Link::accept(self.peers.locals.clone(), nonce);
@@ -453,7 +449,7 @@ impl PeerHandler<'_> {
         self.peers.mark(conn);
     }
 
-    /// Something came, which is in `events` now. After an error the link is to be ended.
+    /// A receive ended; its messages are in `events` now. After an error the caller ends the link.
     pub fn received(
         &mut self,
         conn: ConnId,
@@ -475,7 +471,7 @@ impl PeerHandler<'_> {
         fed
     }
 
-    /// Another pod did not say what a pod says; it may still have to be told so.
+    /// Ends a link that broke the protocol, and sends first what tells the other pod why.
     pub fn end(&mut self, conn: ConnId, error: &LinkError) {
         tracing::warn!(%error, "a link to another pod is closed");
         self.peers.flush(self.driver, conn);
@@ -487,7 +483,7 @@ impl PeerHandler<'_> {
         let Established { local, peer, purpose, .. } = established;
         let pair = (local.disk, peer.disk, *purpose);
         let Some(wanted) = self.peers.wanted.get_mut(&pair) else {
-            // The view that makes it wanted is still on its way; the dialer tries again.
+            // The view that names this pair is still to come; the dialer tries again.
             return self.close(conn);
         };
         tracing::info!(pod = %peer.pod, ?purpose, "link up");
@@ -502,7 +498,6 @@ impl PeerHandler<'_> {
         }
     }
 
-    /// A send ended.
     pub fn sent(&mut self, conn: ConnId, completion: &Completion) {
         let Some(state) = self.peers.conns.get_mut(&conn) else { return };
         let Some(stream) = &mut state.stream else { return };

@@ -14,7 +14,7 @@ const MIB: usize = 1 << 20;
 /// Long enough for what is sent to arrive, and less than a tick.
 const SOON: Duration = Duration::from_millis(20);
 
-/// A volume may have 1 MiB under way; so may each connection, at least.
+/// A volume may have 1 MiB in flight; so may each connection, at least.
 fn tight() -> Budgets {
     Budgets { volume_bytes: MIB, ..Budgets::default() }
 }
@@ -43,9 +43,9 @@ fn what_is_written_is_there_after_a_restart() {
     assert_eq!(client.read_byte(&mut pod, 0), b'x');
 }
 
-/// The disk takes its time, and a client gives up waiting: it hangs up, and sends what was not
-/// answered over another connection, and then something newer. What the pod had not even received
-/// from the old connection by then must not come after that.
+/// The disk is slow, and a client hangs up. It sends its unanswered writes again over another
+/// connection, and then a newer write. Input of the old connection that the pod had not received
+/// by then must not come after that.
 #[test]
 fn r15_nothing_of_a_client_is_executed_after_it_hung_up() {
     let mut pod = serving(tight());
@@ -56,7 +56,7 @@ fn r15_nothing_of_a_client_is_executed_after_it_hung_up() {
     pod.hold_log();
     old.write(&mut pod, 0, MIB, b'a');
     pod.run(SOON);
-    // This one has to wait: there is as much under way as there may be.
+    // This one has to wait: as much as there may be is in flight.
     old.write(&mut pod, far, BLOCK_BYTES, b'o');
     pod.run(SOON);
     old.hang_up(&mut pod);
@@ -69,7 +69,7 @@ fn r15_nothing_of_a_client_is_executed_after_it_hung_up() {
     assert_eq!(new.read_byte(&mut pod, far), b'n', "what was acknowledged was overwritten");
 }
 
-/// A client that is gone for good while nothing is answered holds nothing in the pod.
+/// A client that is gone for good, and was never answered, holds nothing in the pod.
 #[test]
 fn a_hang_up_is_noticed_while_nothing_is_taken_from_the_client() {
     let mut pod = Pod::new(tight());
@@ -109,9 +109,9 @@ fn a_volume_without_a_quorum_starves_no_other() {
     });
 }
 
-/// A volume is deleted, and its replica here with it. Then the pod restarts, and the first that it
-/// hears of the catalog is from before. A replica that came back now would be empty, and would not
-/// remember what it had voted for and acknowledged.
+/// A volume is deleted, and its replica here with it. The pod restarts and gets a view from before
+/// the deletion. A replica that was made again now would be empty, and would have forgotten its
+/// votes and acknowledgements.
 #[test]
 fn r12_a_member_that_was_destroyed_is_never_created_again() {
     let mut pod = Pod::new(Budgets::default());
@@ -232,7 +232,7 @@ fn marked() -> Pod {
     pod
 }
 
-/// Until it is whole nobody may copy from it.
+/// Until the replica is whole, no other one may copy from it.
 #[test]
 fn a_member_with_the_mark_of_a_resync_is_no_source() {
     let pod = marked();
@@ -240,9 +240,9 @@ fn a_member_with_the_mark_of_a_resync_is_no_source() {
     assert!(!pod.is_source(MARKED));
 }
 
-/// Nobody else has as long a log, so it is elected in the end. It needs another one to commit
-/// anything, which may need its copy. With an entry of its own term it has all that was ever
-/// committed, and is whole.
+/// No other replica has as long a log, so this one is elected in the end. It needs another one to
+/// commit anything, which may need its copy. With an entry of its own term applied, it has all
+/// that was ever committed, and is whole.
 #[test]
 fn a_leader_with_the_mark_of_a_resync_brings_others_along() {
     let mut pod = marked();
@@ -252,7 +252,7 @@ fn a_leader_with_the_mark_of_a_resync_brings_others_along() {
         (message.from, message.to, message.term) = (22, MARKED.0, 1);
         message
     };
-    // All others would come first.
+    // Any other candidate would come first.
     pod.run(8 * ELECTION_TICKS as u32 * TICK);
     pod.raft(answer(MessageType::MsgRequestPreVoteResponse, 0));
     pod.round();
@@ -287,7 +287,7 @@ fn broken_rules_are_noticed() {
 fn a_listener_that_cannot_accept_tries_again_once_a_tick() {
     let mut pod = serving(Budgets::default());
     pod.fail_accepts(true);
-    // The accept that was under way still takes this one; the next ones fail.
+    // The accept in flight still takes this one; the next ones fail.
     pod.connect("v");
     let before = pod.failed_accepts();
     pod.run(10 * TICK);

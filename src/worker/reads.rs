@@ -8,7 +8,7 @@ use crate::store::seam::ReadId;
 use crate::types::{BlockRange, Extent, MemberId};
 use crate::worker::token::ConnId;
 
-/// What a read of the store is for.
+/// The purpose of a read of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadTarget {
     Blocks(BlockRead),
@@ -19,7 +19,7 @@ pub enum ReadTarget {
     /// Steps of a resync into this member.
     OwnManifest(MemberId),
     Installed(MemberId),
-    /// Is an extent whole again?
+    /// Read repair: is the extent intact again?
     Check((MemberId, Extent)),
 }
 
@@ -31,17 +31,17 @@ pub struct PeerAsk {
     pub source: MemberId,
 }
 
-/// A read of blocks: what it takes to start it again when a bad block was mended.
+/// A read of blocks, with all that is needed to start it again after a read repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockRead {
     pub member: MemberId,
     pub range: BlockRange,
     pub reader: Reader,
-    /// How often a bad block was met so far.
+    /// Bad blocks met so far.
     pub mended: u32,
 }
 
-/// For what a member reads blocks.
+/// Why a member reads blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
     Request(ReqId),
@@ -51,7 +51,7 @@ pub enum Reader {
     },
 }
 
-/// The reads under way.
+/// The reads in flight.
 #[derive(Default)]
 pub struct Reads {
     next: u64,

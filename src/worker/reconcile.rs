@@ -1,13 +1,12 @@
-//! Makes this pod's members, routers and links what the catalog's view says they are. Level
-//! triggered: called with every view, and again whenever something it waits for has ended.
+//! Makes this pod's members, routers and links match the catalog's view. Level-triggered: it runs
+//! with every view, and again when something that it waits for has ended.
 //!
-//! A catalog that was restored from an old copy gives ids again that are taken. So an id alone
-//! never decides about a member that is here: one that is not what the view says is a *stranger*,
-//! which is kept as it is, shown as unknown, and neither served nor destroyed.
-//!
-//! [`Reconciler`] owns the view and what came of it, [`ReconcileHandler`] carries it out for the
-//! members. Calls: lanes, members, resyncs (which end with their member), and delivers answers of
-//! members that end. Told: views, and ends of what lanes were asked for.
+//! A catalog that was restored from an old copy gives taken ids again. So an id alone never decides
+//! about a member here. A member that differs from the view is an *orphan*: it is kept, reported as
+//! unknown, and neither served nor destroyed.
+//! - Owns: the view, the members that are being made or destroyed, and the orphans.
+//! - May call: lanes, members, resyncs (they end with their member), and waiters for answers.
+//! - Is told: views, and records of members that became durable.
 
 use std::sync::Arc;
 
@@ -25,28 +24,27 @@ use crate::worker::members::Members;
 use crate::worker::peers::PeerHandler;
 use crate::worker::resync::Resyncs;
 
-/// A member that the store was asked to make or to forget.
+/// A member that the store is making or destroying.
 #[derive(Debug)]
 pub enum Pending {
     Creating(Box<MemberRecord>, Vec<MemberView>),
     Destroying,
 }
 
-/// See the module.
+/// The newest view, and how far this pod matches it.
 #[derive(Default)]
 pub struct Reconciler {
-    /// The newest view of the cluster.
     pub view: Arc<ClusterView>,
-    /// Members that the store was asked to make or to forget.
+    /// Members that the store is making or destroying.
     pub pending: FxHashMap<MemberId, Pending>,
-    /// Members that are gone, for reports.
+    /// Members that were destroyed, for reports.
     pub destroyed: Vec<(Uuid, MemberId)>,
-    /// Members that are something else than the catalog says.
+    /// Orphans: members that differ from what the catalog says.
     strangers: FxHashSet<MemberId>,
 }
 
 impl Reconciler {
-    /// What this pod tells the catalog.
+    /// What this pod reports to the catalog.
     pub fn report(&self, lanes: &Lanes, members: &Members, resyncs: &Resyncs) -> Vec<DiskReport> {
         let of = |lane| self.disk_report(lane, members, resyncs);
         lanes.all.iter().map(of).chain(lanes.failed.iter().cloned()).collect()
@@ -87,7 +85,7 @@ impl Reconciler {
     }
 }
 
-/// The reconciler with what it calls.
+/// The reconciler, and the parts that it calls.
 pub struct ReconcileHandler<'a> {
     pub reconciler: &'a mut Reconciler,
     pub lanes: &'a mut Lanes,
@@ -96,7 +94,7 @@ pub struct ReconcileHandler<'a> {
 }
 
 impl ReconcileHandler<'_> {
-    /// Makes the members of a shard that are here what the view says.
+    /// Makes this pod's members of a shard match the view.
     pub fn shard(&mut self, volume: &VolumeView, shard: &ShardView) {
         for member in &shard.members {
             let Some(lane) = self.lanes.of_disk(member.disk) else { continue };
@@ -109,7 +107,7 @@ impl ReconcileHandler<'_> {
                 runtime.known = true;
             } else if !self.reconciler.pending.contains_key(&member.member)
                 && self.lanes.get(lane).poisoned.is_none()
-                // A view from before it was destroyed: a pod that restarted may get one.
+                // A pod that restarted may get a view from before the member was destroyed.
                 && !self.lanes.get(lane).lane.is_destroyed(member.member)
                 && !volume.deleting
             {
@@ -118,7 +116,7 @@ impl ReconcileHandler<'_> {
         }
     }
 
-    /// False for a member that is here and is not the one that the view means.
+    /// False for a member that is here and that differs from the view.
     fn is_as_told(&self, volume: &VolumeView, shard: &ShardView, id: MemberId, lane: u8) -> bool {
         let Some(here) = self.out.members.get(id) else { return true };
         let is = (here.volume, here.shard, here.lane, here.member.blocks());
@@ -126,7 +124,7 @@ impl ReconcileHandler<'_> {
             && is == (volume.volume, shard.shard, lane, blocks_of(volume, shard))
     }
 
-    /// Takes a member out of service until the pod starts again, and says so once.
+    /// Makes a member an orphan, out of service until the pod starts again, and logs it once.
     fn estrange(&mut self, volume: &VolumeView, member: MemberId) {
         if !self.reconciler.strangers.insert(member) {
             return;
@@ -138,8 +136,8 @@ impl ReconcileHandler<'_> {
             holds = %format_args!("shard {} of volume {}", here.shard, here.volume),
             told = %format_args!("volume {} ({})", volume.volume, volume.name),
             "a replica on this pod's disk belongs to something else than the catalog says; it is \
-             kept and not served: the catalog was probably restored from an old copy; restore a \
-             newer one, and restart this pod"
+             an orphan, kept and not served: the catalog was probably restored from an old copy; \
+             restore a newer one, and restart this pod"
         );
         let reason = "the catalog says that it belongs to something else".to_owned();
         self.out.stop_member(member, reason);
@@ -172,7 +170,7 @@ impl ReconcileHandler<'_> {
         self.reconciler.pending.insert(member, pending);
     }
 
-    /// Destroys what the catalog has a record of.
+    /// Destroys the members that the catalog records as destroyed.
     pub fn destroy_doomed(&mut self, view: &ClusterView) {
         // The catalog forgets a member when it has heard that it is gone; so do the reports.
         self.reconciler.destroyed.retain(|gone| view.destroyed.contains(gone));
@@ -197,8 +195,7 @@ impl ReconcileHandler<'_> {
         }
         pending.insert(member, Pending::Destroying);
         if self.out.members.get(member).is_none() {
-            // It never was here, or it went before a crash: the store's tombstone is enough, and
-            // asking again is harmless.
+            // Never here, or gone before a crash: its tombstone is enough, asking again harmless.
             tracing::debug!(%member, "a replica that is not here is destroyed");
         }
         self.out.stop_member(member, "its volume was deleted".to_owned());

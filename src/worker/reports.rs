@@ -1,15 +1,17 @@
-//! When the catalog is told of this pod. [`Reports`] owns the moment. Calls: the receiver of
-//! reports. Told: by all whose news are part of one.
+//! When the catalog is told of this pod.
+//! - Owns: the time of the next report.
+//! - May call: the receiver of reports.
+//! - Is told: changes, by all components that a report covers.
 
 use std::time::Duration;
 
 use crate::types::Mono;
 use crate::view::PodReport;
 
-/// Between reports when nothing changed but space: as often as control passes them on.
+/// Between reports when only space changed: as often as control passes them on.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// When the next report is due, and where it goes.
 pub struct Reports {
     /// Something has changed.
     pub due: bool,

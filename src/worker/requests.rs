@@ -1,4 +1,4 @@
-//! Who waits for the answer of a member.
+//! Requests that members have not answered, and who waits for each. A part of the members.
 
 use rustc_hash::FxHashMap;
 
@@ -11,7 +11,7 @@ use crate::worker::token::ConnId;
 /// A request of a router of this worker.
 pub type Asker = (VolumeId, Ticket);
 
-/// What members answer.
+/// The answer of a member.
 pub type Answer = Result<ShardReply, BlockError>;
 
 /// Where an answer goes.
@@ -19,11 +19,11 @@ pub type Answer = Result<ShardReply, BlockError>;
 pub enum Waiter {
     /// A router of this worker.
     Volume(Asker),
-    /// A peer that forwarded the request over this connection, which was promised so many bytes.
+    /// A peer that forwarded the request over this connection, which was promised `owed_bytes`.
     Peer { conn: ConnId, call: CallId, owed_bytes: usize },
 }
 
-/// The requests that members of this worker have not answered.
+/// The unanswered requests of members of this worker.
 #[derive(Default)]
 pub struct Requests {
     next: u64,

@@ -1,15 +1,13 @@
-//! Rescue: brings an intact copy of an extent from another replica when one of its blocks has none
-//! here. What waits for it (a client's read, a write-back) then goes on as if nothing had been.
+//! Read repair: fetches an intact copy of an extent from another replica when one of its blocks has
+//! none here. The client's read or the write-back that waits for it then goes on.
 //!
-//! One pass asks every other replica in turn; after each answer the extent is checked again here,
-//! against our own checksums (see [`crate::store::lane::Lane::mend`] for why that is enough). A
-//! replica may still have to apply what we have applied, or be on its way back: passes are
-//! repeated for a while. A read that waits is started again, not answered with the other
-//! replica's bytes: so it is judged like every other read of this member.
-//!
-//! [`Rescues`] owns them, [`RepairHandler`] carries them on. Calls: lanes, members, links, resyncs
-//! (which end with a member that is lost), reports. Told: bad blocks, extents of other pods, and
-//! what lanes find when they look again.
+//! One pass asks every other replica in turn. After each answer the extent is checked again here,
+//! against our own checksums (why: [`crate::store::lane::Lane::mend`]). A replica may still have to
+//! apply what we have applied, or be unreachable, so passes are repeated for a while. A read that
+//! waits is started again, not answered with the other's bytes: it is judged like all reads here.
+//! - Owns: the read repairs.
+//! - May call: lanes, members, peers, reports, and resyncs (they end with a member that is lost).
+//! - Is told: bad blocks, extents of other pods, and the results of checks by lanes.
 
 use std::time::Duration;
 
@@ -22,37 +20,36 @@ use crate::worker::reads::{BlockRead, ReadTarget, Reader};
 use crate::worker::reports::Reports;
 use crate::worker::resync::Resyncs;
 
-/// An answer that takes longer is not waited for.
+/// Longest wait for an answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 /// Between two passes.
 const PASS_PAUSE: Duration = Duration::from_millis(200);
-/// Between two passes for a write-back that some replica may still save.
+/// Between two passes for a write-back that some silent replica may still save.
 const LONG_PAUSE: Duration = Duration::from_secs(1);
-/// Passes in which every other replica answered and none had what is needed.
+/// Passes that every other replica answered, none with an intact copy, before repair gives up.
 const PASSES_MIN: u32 = 15;
-/// A read does not wait longer than this for replicas that do not answer: until then it is a
-/// pause, as without a majority.
+/// Longest wait of a read for silent replicas: until then it pauses, as without a majority.
 const READ_PATIENCE: Duration = Duration::from_secs(60);
-/// What could not be rescued is not tried again for a peer's sake before this has passed.
+/// After a failed repair, the time before a peer's read may start another one.
 const RETRY_FOR_PEERS: Duration = Duration::from_secs(10);
 
-/// The rescues of a worker; few at any time.
+/// The read repairs of a worker; few at any time.
 #[derive(Default)]
 pub struct Rescues {
     running: Vec<Rescue>,
-    /// Extents that nobody could bring, and when that was found.
+    /// Extents that no replica could repair, and when that was found.
     failed: Vec<(Place, Mono)>,
 }
 
-/// The extent of a member that has no intact copy here.
+/// An extent of a member, without an intact copy here.
 type Place = (MemberId, Extent);
 
 struct Rescue {
     place: Place,
     step: Step,
-    /// Replicas that were not asked in this pass.
+    /// Replicas that are still to be asked in this pass.
     left: Vec<MemberId>,
-    /// In this pass, a replica gave no answer that says what it has.
+    /// In this pass, some replica did not say what it has.
     silent: bool,
     /// Ended passes in which every replica answered.
     heard: u32,
@@ -75,7 +72,7 @@ impl Rescues {
         self.running.iter_mut().find(|rescue| rescue.place == place)
     }
 
-    /// True when an extent was asked for with this call by a rescue.
+    /// True when a read repair asked for an extent with this call.
     pub fn asks(&self, call: CallId) -> bool {
         self.running.iter().any(|rescue| rescue.asks(call))
     }
@@ -90,7 +87,7 @@ impl Rescues {
     }
 }
 
-/// The rescues with what they call.
+/// The read repairs, and the parts that they call.
 pub struct RepairHandler<'a> {
     pub rescues: &'a mut Rescues,
     pub resyncs: &'a mut Resyncs,
@@ -103,7 +100,7 @@ impl RepairHandler<'_> {
     /// A read for a member here found no intact copy of a block of this extent.
     pub fn read_damaged(&mut self, mut read: BlockRead, extent: Extent) {
         read.mended += 1;
-        // Every extent of it may be bad once; more than that is no progress.
+        // Each of its extents may be bad once; with more than that there is no progress.
         let extents = read.range.count / BLOCKS_PER_EXTENT + 2;
         if read.mended > 2 * extents + 2 {
             return self.give_up_read(read);
@@ -111,7 +108,7 @@ impl RepairHandler<'_> {
         self.rescue((read.member, extent), false, Some(read));
     }
 
-    /// So did a read for a peer, which asks another one; when it asks again, we may have it.
+    /// So did a read for a peer. The peer asks another replica; later it may find a copy here.
     pub fn peer_read_damaged(&mut self, place: Place) {
         self.rescues.forget_old_failures(self.out.now);
         if !self.rescues.failed.iter().any(|(failed, _)| *failed == place) {
@@ -119,8 +116,7 @@ impl RepairHandler<'_> {
         }
     }
 
-    /// Brings an intact copy, for a read that waits for it, or because the log lost what write-back
-    /// needs of this extent.
+    /// Starts a repair, for a read that waits, or because the log lost what write-back needs.
     pub fn rescue(&mut self, place: Place, for_writeback: bool, waiting: Option<BlockRead>) {
         if let Some(rescue) = self.rescues.running(place) {
             rescue.for_writeback |= for_writeback;
@@ -144,11 +140,11 @@ impl RepairHandler<'_> {
         self.ask_next(place);
     }
 
-    /// The replicas to be asked next; all of them are asked in one pass.
+    /// Lists the replicas to ask: all of them in one pass.
     fn begin_pass(&mut self, place: Place) {
         let Some(runtime) = self.out.members.get(place.0) else { return };
         let peers: Vec<MemberId> = runtime.peers.iter().map(|peer| peer.member).collect();
-        // As long as the catalog has not told who the others are, nobody was asked.
+        // Until the catalog has named the others, nobody was asked.
         let unknown = peers.is_empty() && !runtime.known;
         let Some(rescue) = self.rescues.running(place) else { return };
         rescue.left = peers;
@@ -187,7 +183,7 @@ impl RepairHandler<'_> {
                 self.check(place);
             }
             Ok(_) | Err(BlockError::MediaFault) => self.ask_next(place),
-            // It does not say what it has: it may be on its way back.
+            // It does not say what it has; it may say so later.
             Err(_) => {
                 rescue.silent = true;
                 self.ask_next(place);
@@ -204,7 +200,7 @@ impl RepairHandler<'_> {
         self.lanes.at(lane).fetch_extent(read, place.0, place.1, 0);
     }
 
-    /// The extent was read here once more.
+    /// The extent was read here again, to check it.
     pub fn checked(&mut self, place: Place, is_intact: bool) {
         if !is_intact {
             return self.ask_next(place);
@@ -219,7 +215,7 @@ impl RepairHandler<'_> {
         }
     }
 
-    /// Nobody had it this time.
+    /// No replica had an intact copy in this pass.
     fn end_pass(&mut self, place: Place) {
         let now = self.out.now;
         let Some(rescue) = self.rescues.running(place) else { return };
@@ -248,7 +244,7 @@ impl RepairHandler<'_> {
         }
     }
 
-    /// A read of what no replica has. Others may have something newer by now, if one of them leads.
+    /// Fails a read that no replica could repair. If another leads, it may have something newer.
     fn give_up_read(&mut self, read: BlockRead) {
         match read.reader {
             Reader::Request(req) => {
@@ -265,8 +261,8 @@ impl RepairHandler<'_> {
         }
     }
 
-    /// The log of this member lost what it had promised to keep, and nobody else has it. The only
-    /// replica of a shard is not given up: what else its log holds is nowhere else.
+    /// Faults a member whose log lost what it had promised to keep, and that nobody else has. The
+    /// only replica of a shard is not given up: the rest of its log is nowhere else.
     fn lose_member(&mut self, member: MemberId) {
         let Some(runtime) = self.out.members.get(member) else { return };
         if runtime.peers.is_empty() {
@@ -274,12 +270,12 @@ impl RepairHandler<'_> {
         }
         self.resyncs.stop(member);
         self.lanes.at(runtime.lane).fault_member(member);
-        tracing::error!(%member, "a replica is faulted: its log is rotten");
-        self.out.stop_member(member, "its log is rotten".to_owned());
+        tracing::error!(%member, "a replica is faulted: its log is corrupt");
+        self.out.stop_member(member, "its log is corrupt".to_owned());
         self.reports.due = true;
     }
 
-    /// Once per tick: goes on with what waits.
+    /// Once per tick: continues the repairs whose wait has ended.
     pub fn tick(&mut self) {
         let now = self.out.now;
         let members = &self.out.members;
@@ -296,7 +292,7 @@ impl RepairHandler<'_> {
                     rescue.silent = true;
                     self.ask_next(place);
                 }
-                // It may have been written anew meanwhile.
+                // It may have been overwritten meanwhile.
                 Step::Resting { .. } => {
                     self.begin_pass(place);
                     self.check(place);

@@ -1,19 +1,20 @@
 //! Resync: brings a member that is behind the log up to date from its leader, extent by extent.
 //!
-//! Steps of the member that is behind: mark durably -> rounds of (own list, the source's list
-//! chunk by chunk; fetch what differs, delete what is not listed) -> make everything durable as
-//! of the start of the last round -> step the Raft snapshot -> apply the log until what was
-//! fetched last is covered -> clear the mark. Every round lists everything; a round that moved
-//! little is the last one, because the source's log must still reach back to its start: the source
-//! keeps it for that long, within bounds. So is a round that moved hardly less than the one before:
-//! clients write that much meanwhile, and another would find no less. When the log does not reach,
-//! all of it begins again.
+//! Steps of the member: set the resyncing flag durably -> rounds (own list; the source's list chunk
+//! by chunk; fetch what differs, delete what is not listed) -> make all durable as of the start of
+//! the last round -> step the Raft snapshot -> apply the log until the newest fetched content is
+//! covered -> clear the flag. Every round lists everything. A round that moved little is the last
+//! one: the source's log must reach back to its start, and is kept for that long, within bounds. So
+//! is a round that moved hardly less than the one before: clients write that much meanwhile, and
+//! another would find no less. When the log does not reach back, all of it begins again.
 //!
-//! Until the mark is gone, everything in the store is as of what is applied here or of something
-//! newer, which some source had applied, and which was committed therefore. So a member with the
-//! mark that is elected is whole as soon as it has applied an entry of its own term: all that was
-//! committed before comes before that in its log. Until then it can be a source, whose copies are
-//! whole no sooner (ADR 7).
+//! While the flag is set, the store is as of what is applied here, or newer. The newer content was
+//! applied by some source, so it was committed. An elected member with the flag is whole once it
+//! has applied an entry of its own term: its log has all that was committed before. Until then it
+//! can be a source, whose copies become whole no sooner (ADR 7).
+//! - Owns: the resyncs into members of this worker.
+//! - May call: lanes, members, peers and reports.
+//! - Is told: offers and answers of sources, questions of peers, ends of reads, durable records.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -37,9 +38,9 @@ use crate::worker::reads::{PeerAsk, ReadTarget};
 use crate::worker::reports::Reports;
 use crate::worker::token::ConnId;
 
-/// Extents asked for and not yet arrived, at most.
+/// Most extents that are asked for, or have arrived and are not being installed.
 const FETCHES_MAX: usize = 32;
-/// Extents that are installed together.
+/// Arrived extents that are installed together.
 const INSTALL_EXTENTS: usize = 16;
 /// A round that fetched no more than this part of a listing is the last one.
 const LAST_ROUND_PART: u64 = 64;
@@ -54,41 +55,40 @@ pub struct Resync {
     source: MemberId,
     step: Step,
     pub(super) round: Round,
-    /// Newest applied index of the source that anything fetched may reflect, as far as it is known:
-    /// of a source that has the mark itself, it is not.
+    /// Newest applied index that copies may reflect. A source with the flag cannot tell its own.
     reflects: u64,
-    /// The term of the leader that offered it. Whatever the source had is in the log before the
-    /// entries of that term, or it says so.
+    /// The term of the leader that offered it. What the source had is in the log before the entries
+    /// of that term, or counts in `reflects`.
     term: u64,
     heard: Mono,
-    /// What the round before fetched.
+    /// Extents that the round before fetched.
     fetched_before: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// The mark becomes durable.
+    /// The resyncing flag becomes durable.
     Marking,
     /// The own list is read.
     ListingOwn,
-    /// Chunks are asked for and carried out.
+    /// Chunks of the source's list are asked for and copied.
     Copying,
-    /// What was copied becomes durable.
+    /// The copy becomes durable.
     Finishing,
-    /// The log catches up with what was copied last.
+    /// The log is applied up to the newest copied content.
     CatchingUp,
-    /// The mark goes.
+    /// The flag is cleared.
     Clearing,
 }
 
 impl Resync {
-    /// `reflects` is what an earlier attempt has left behind.
+    /// `reflects` comes from an earlier attempt, or is 0.
     pub(super) fn new(source: MemberId, term: u64, reflects: u64, now: Mono) -> Resync {
         let (step, round) = (Step::Marking, Round::default());
         Resync { source, step, round, reflects, term, heard: now, fetched_before: None }
     }
 
-    /// A chunk of the source's list came, with the metadata as of it.
+    /// Takes a chunk of the source's list, with the metadata as of it.
     pub(super) fn listed(&mut self, chunk: &ManifestChunk, meta: Bytes) {
         self.reflects = self.reflects.max(chunk.applied_index);
         self.round.as_of = chunk.applied_index;
@@ -99,29 +99,27 @@ impl Resync {
         self.round.compare(chunk);
     }
 
-    /// An extent came. It may be newer than the list.
+    /// Takes an extent, which may be newer than the list.
     pub(super) fn fetched(&mut self, content: ExtentContent) {
         self.reflects = self.reflects.max(content.last_changed);
         self.round.fetched += 1;
         self.round.arrived.push(content);
     }
 
-    /// True while nothing was put in the place of the log yet, and nothing is on its way: neither
-    /// the mark nor extents.
+    /// True while the store is not ahead of the log, and neither flag nor extents are in flight.
     fn may_stop(&self) -> bool {
         let copies = matches!(self.step, Step::ListingOwn | Step::Copying);
         copies && self.round.installing.is_none()
     }
 
-    /// The round has fetched all that it found. True when the log can do the rest.
+    /// Notes a round that has fetched all that it found. True when the log can do the rest.
     fn is_last_round(&mut self, last_extents: u64) -> bool {
         let fetched = self.round.fetched;
         let before = self.fetched_before.replace(fetched);
         fetched <= last_extents || before.is_some_and(|before| fetched > before - before / 4)
     }
 
-    /// True when the member has applied all that anything copied may reflect: only then is it as of
-    /// one moment.
+    /// True when all that copied content may reflect is applied: the store is as of one moment.
     pub(super) fn is_covered(&self, applied: u64, applied_term: u64) -> bool {
         let known = applied >= self.reflects || planted(Mistake::ResyncEndsEarly);
         known && applied_term >= self.term
@@ -133,10 +131,10 @@ impl Resync {
 pub(super) struct Round {
     /// Applied index, term and metadata of the source when this round began.
     pub(super) since: Option<(u64, u64, Bytes)>,
-    /// The own list from the next chunk on, and what was applied here when its first was made.
+    /// The own list from the next chunk on, and the index applied here when its listing began.
     pub(super) own: VecDeque<ManifestEntry>,
     own_as_of: Option<u64>,
-    /// What the source had applied when it listed the newest chunk.
+    /// Applied index of the source at the newest chunk.
     pub(super) as_of: u64,
     /// The chunk asked for; answers to other calls are late and ignored.
     listing: Option<CallId>,
@@ -146,15 +144,15 @@ pub(super) struct Round {
     pub(super) to_fetch: VecDeque<(Extent, u32)>,
     pub(super) to_delete: Vec<(Extent, u32)>,
     pub(super) arrived: Vec<ExtentContent>,
-    /// The installation under way; ends of others belong to a resync that was given up.
+    /// The installation in flight; ends of others belong to a resync that was given up.
     installing: Option<ReadId>,
-    /// The read of our own list that is under way; as above.
+    /// The read of our own list in flight; as above.
     listing_own: Option<ReadId>,
     fetched: u64,
 }
 
 impl Round {
-    /// Beside a chunk of the source's list: what to fetch and what to delete.
+    /// Compares a chunk of the source's list with ours: what to fetch, and what to delete.
     fn compare(&mut self, chunk: &ManifestChunk) {
         let key = |entry: &ManifestEntry| (entry.extent, entry.layer);
         for listed in &chunk.extents {
@@ -174,12 +172,12 @@ impl Round {
         self.next = chunk.next;
     }
 
-    /// True when this read of our own list is the one under way, and not a late one.
+    /// True when this read of our own list is the one in flight, and not a late one.
     fn awaits_list(&self, read: ReadId) -> bool {
         self.listing_own == Some(read)
     }
 
-    /// The end of an installation; false when it is a late one's.
+    /// Notes the end of an installation. False: it is a late one.
     fn installed(&mut self, read: ReadId) -> bool {
         let awaited = self.installing == Some(read);
         if awaited {
@@ -188,7 +186,7 @@ impl Round {
         awaited
     }
 
-    /// Everything of the chunk is in place.
+    /// True when everything of the chunk is in place.
     fn chunk_is_done(&self) -> bool {
         self.listing.is_none()
             && self.fetching.is_empty()
@@ -207,47 +205,45 @@ fn is_covered(runtime: &MemberRuntime, resync: &Resync) -> bool {
 #[derive(Default)]
 pub struct Resyncs {
     running: FxHashMap<MemberId, Resync>,
-    /// Members with the durable *resyncing* flag. From this moment on, one without a resync asks by
-    /// itself: its log may already reach far enough for the leader not to offer one.
+    /// When each member with the durable resyncing flag asks for a resync by itself, unless one
+    /// runs. The leader may not offer one: the member's log may reach far enough again.
     resume_at: FxHashMap<MemberId, Mono>,
 }
 
 impl Resyncs {
-    /// A crash has left a member with the flag of a resync.
+    /// A member with the resyncing flag and without a resync: it asks for one, from `at` on.
     pub fn resume(&mut self, member: MemberId, at: Mono) {
         self.resume_at.insert(member, at);
     }
 
-    /// The member is given up. It keeps the flag.
+    /// Ends the resync of a faulted member, which keeps the flag.
     pub fn stop(&mut self, member: MemberId) {
         self.running.remove(&member);
     }
 
-    /// The member is no more.
+    /// Forgets a destroyed member.
     pub fn forget(&mut self, member: MemberId) {
         self.running.remove(&member);
         self.resume_at.remove(&member);
     }
 
-    /// True from the start of a resync to its end, also between two attempts: it is not whole.
+    /// True from the start of a resync to its end, also between attempts: the member is not whole.
     pub fn is_resyncing(&self, member: MemberId) -> bool {
         self.running.contains_key(&member) || self.resume_at.contains_key(&member)
     }
 
-    /// True while nothing may be appended to the log of this member: its store goes ahead of it,
-    /// and that is not durable yet; or the mark waits until all that is applied is written back,
-    /// which would never be under a steady load.
+    /// True while nothing may be appended to this member's log: its store goes ahead of the log,
+    /// not yet durably, or the flag waits for write-back, which would not end under a steady load.
     pub fn refuses_entries(&self, member: MemberId) -> bool {
         let resync = self.running.get(&member);
         resync.is_some_and(|resync| matches!(resync.step, Step::Marking | Step::Finishing))
     }
 
-    /// Where a member is that others may be resynced from. It need not serve: what it has applied
-    /// is committed, and a leader that waits for its followers must be able to bring them along,
-    /// also one that has the mark itself.
+    /// The lane of a member that may be a source. It need not serve: it applies what is committed.
+    /// A leader that waits for followers must be able to resync them, even with the flag itself.
     pub fn source_lane(&self, members: &Members, source: MemberId) -> Option<u8> {
         let runtime = members.get(source)?;
-        // The mark is there from the start of a resync to its end, with pauses after failures.
+        // The flag is set from the start of a resync to its end, with pauses after failures.
         let has_mark = self.resume_at.contains_key(&source) && !planted(Mistake::SourceWithMark);
         let marked = self.running.contains_key(&source) || has_mark;
         let leads =
@@ -255,7 +251,7 @@ impl Resyncs {
         (runtime.faulted.is_none() && (!marked || leads)).then_some(runtime.lane)
     }
 
-    /// The resync that an answer to a call is for, which is heard now.
+    /// The resync that awaits an answer to a call. Its source is heard now.
     fn heard(&mut self, now: Mono, of: impl Fn(&Round) -> bool) -> Option<(MemberId, &mut Resync)> {
         let (member, resync) = self.running.iter_mut().find(|(_, resync)| of(&resync.round))?;
         resync.heard = now;
@@ -263,7 +259,7 @@ impl Resyncs {
     }
 }
 
-/// The resyncs with what they call.
+/// The resyncs, and the parts that they call.
 pub struct ResyncHandler<'a> {
     pub resyncs: &'a mut Resyncs,
     pub lanes: &'a mut Lanes,
@@ -272,7 +268,7 @@ pub struct ResyncHandler<'a> {
 }
 
 impl ResyncHandler<'_> {
-    /// The leader says that a member here is behind its log. Anybody else may have been one.
+    /// The leader offers a resync to a member here. Offers of deposed leaders are ignored.
     pub fn offered(&mut self, member: MemberId, source: MemberId) {
         let Some(runtime) = self.out.members.get(member) else { return };
         let is_peer = runtime.peers.iter().any(|peer| peer.member == source);
@@ -281,7 +277,7 @@ impl ResyncHandler<'_> {
         }
         let reflects = match self.resyncs.running.get(&member) {
             None => 0,
-            // The leader's log does not reach back to what was copied any more: once more.
+            // The leader's log does not reach back to the copy any more: begin again.
             Some(resync) if resync.step == Step::CatchingUp && !is_covered(runtime, resync) => {
                 resync.reflects
             }
@@ -314,8 +310,7 @@ impl ResyncHandler<'_> {
         }
     }
 
-    /// The log went on while the store was to go ahead of it: what is in place has to be compared
-    /// once more.
+    /// The log went on before the store went ahead of it: another round compares them once more.
     pub fn overtaken(&mut self, member: MemberId) {
         if self.resync(member).is_some_and(|resync| resync.step == Step::Finishing) {
             tracing::info!(%member, "the log went on at the end of a resync: another round");
@@ -343,7 +338,7 @@ impl ResyncHandler<'_> {
         self.lanes.at(lane).manifest(read, member, from);
     }
 
-    /// A stretch of our own list.
+    /// A chunk of our own list was read.
     pub fn own_manifest(&mut self, member: MemberId, read: ReadId, chunk: ManifestChunk) {
         let Some(resync) = self.resync(member) else { return };
         if !resync.round.awaits_list(read) {
@@ -380,7 +375,6 @@ impl ResyncHandler<'_> {
         self.copy(member);
     }
 
-    /// An extent arrived.
     pub fn extent_arrived(&mut self, call: CallId, result: Result<ExtentContent, BlockError>) {
         let is_of = |round: &Round| round.fetching.contains(&call);
         let Some((member, resync)) = self.resyncs.heard(self.out.now, is_of) else { return };
@@ -397,8 +391,7 @@ impl ResyncHandler<'_> {
         }
     }
 
-    /// Extents are in place, but for the refused ones: damaged on the way, no space here, or the
-    /// log was faster.
+    /// Extents are in place, except refused ones: damaged on the way, no space, or older than ours.
     pub fn installed(&mut self, member: MemberId, read: ReadId, refused: Vec<Extent>) {
         let now = self.out.now;
         let Some(resync) = self.resync(member) else { return };
@@ -413,7 +406,7 @@ impl ResyncHandler<'_> {
         self.copy(member);
     }
 
-    /// Goes on with the chunk: fetches, installs, then the next chunk or the end of the round.
+    /// Continues the chunk: fetches, installs, then takes the next chunk or ends the round.
     fn copy(&mut self, member: MemberId) {
         self.install_some(member);
         self.fetch_some(member);
@@ -469,12 +462,12 @@ impl ResyncHandler<'_> {
         let Some(resync) = self.resync(member) else { return };
         tracing::info!(%member, extents = resync.round.fetched, "a round of the resync ended");
         let (index, term, meta) = resync.round.since.clone().expect("a chunk has arrived");
-        // Nothing must be on its way into a log that the store is about to go ahead of.
+        // No append may be in flight to a log that the store is about to go ahead of.
         if !resync.is_last_round(last_extents) || (appends && index > applied) {
             return self.begin_round(member);
         }
-        // What the log wrote here behind our list, and removed again before the source's, is in
-        // neither; the removal is in what the store would jump over.
+        // Neither list has an extent that the log wrote after ours and trimmed before the source's.
+        // The store would jump over that trim (rule `no-jump-over-applied`).
         if index > applied && resync.round.own_as_of != Some(applied) {
             tracing::info!(%member, applied, index, "the log went on meanwhile: another round");
             return self.begin_round(member);
@@ -483,7 +476,7 @@ impl ResyncHandler<'_> {
         self.lanes.at(lane).finish_resync(member, index, term, meta);
     }
 
-    /// Once per tick: ends what is silent, clears what has caught up.
+    /// Once per tick: ends silent resyncs, and clears the flags of members that have caught up.
     pub fn tick(&mut self) {
         let now = self.out.now;
         self.resume();
@@ -497,8 +490,8 @@ impl ResyncHandler<'_> {
                 Some(resync) if resync.step == Step::CatchingUp && is_covered(runtime, resync) => {
                     self.clear_mark(member);
                 }
-                // Others come to it for what they have not. An installation under way ends first:
-                // without the mark, a crash must find no extent half overwritten.
+                // A leader is a source for others. An installation in flight ends first: without
+                // the flag, a crash must find no extent half overwritten.
                 Some(resync) if leads && resync.may_stop() => self.ended(member, false),
                 Some(resync)
                     if resync.step == Step::Copying && now.since(resync.heard) > SILENCE =>
@@ -507,7 +500,7 @@ impl ResyncHandler<'_> {
                     self.ended(member, false);
                 }
                 None if leads && runtime.member.applied_term() == runtime.role.term => {
-                    tracing::info!(%member, "elected, and whole");
+                    tracing::info!(%member, "a resyncing replica was elected, and is whole");
                     self.clear_mark(member);
                 }
                 _ => {}
@@ -522,7 +515,7 @@ impl ResyncHandler<'_> {
         self.lanes.at(runtime.lane).clear_resync(member);
     }
 
-    /// Members that a crash left with the mark begin again, as soon as they know a leader.
+    /// Members with the flag and without a resync begin again, as soon as they know a leader.
     fn resume(&mut self) {
         let leader_of = |(member, runtime): (MemberId, &MemberRuntime)| {
             let at = self.resyncs.resume_at.get(&member)?;
@@ -564,14 +557,14 @@ impl ResyncHandler<'_> {
         self.lanes.at(lane).manifest(read, source, from);
     }
 
-    /// Our list was read. It goes out while this is still a source.
+    /// Sends our list, which was read, if this member is still a source.
     pub fn answer_manifest(&mut self, ask: PeerAsk, list: (ManifestChunk, Bytes)) {
         let is_source = self.resyncs.source_lane(self.out.members, ask.source).is_some();
         let (call, answer) = (ask.call, is_source.then_some(list));
         self.out.send_on(ask.conn, PeerMessage::Manifest { call, answer });
     }
 
-    /// A peer asks for an extent. The network may be slower than our disk: then it waits.
+    /// A peer asks for an extent. When the network is slower than our disk, the question waits.
     pub fn extent_asked(&mut self, conn: ConnId, ask: ExtentAsk) {
         let ExtentAsk { call, source, extent, layer } = ask;
         let Some(lane) = self.resyncs.source_lane(self.out.members, source) else {
@@ -595,7 +588,7 @@ impl ResyncHandler<'_> {
         self.resume_asks(conn);
     }
 
-    /// Takes up questions for extents that there was no room for.
+    /// Answers questions for extents that have waited for room.
     pub fn resume_asks(&mut self, conn: ConnId) {
         while let Some(ask) = self.out.peers.next_ask(conn) {
             self.extent_asked(conn, ask);
@@ -657,8 +650,8 @@ mod tests {
         assert!(!Round::default().awaits_list(ReadId(2)));
     }
 
-    /// A member that is elected meanwhile clears its mark after that: a crash must not find half of
-    /// an extent then, nor a store ahead of its log.
+    /// A member that is elected clears its flag later. A crash must not find half of an extent
+    /// then, nor a store ahead of its log.
     #[test]
     fn a_copy_does_not_stop_while_something_is_on_its_way() {
         let mut resync = Resync::new(MemberId(1), 1, 0, Mono(0));

@@ -1,5 +1,5 @@
-//! What a resync copies while its source goes on, in lanes as they are: chunks of two extents, and
-//! a log that brings what came after the start of the round.
+//! Resyncs between real lanes whose source goes on writing: chunks of two extents, and a log that
+//! brings the changes after the start of the round.
 
 use bytes::Bytes;
 
@@ -16,7 +16,7 @@ const SOURCE: MemberId = MemberId(1);
 const TARGET: MemberId = MemberId(2);
 const CHUNK_EXTENTS: usize = 2;
 
-/// A source with something in every extent, and a target with nothing that is marked already.
+/// A source with data in every extent, and an empty target with the resyncing flag.
 fn behind() -> Lab {
     let mut lab = Lab::with(1, 1, FORMAT.wal_bytes, 40 * EXTENT_BYTES as u64);
     lab.create(MemberRecord { member: TARGET, ..record(1) });
@@ -151,13 +151,13 @@ fn a_resync_ends_when_the_log_covers_what_was_copied_last() {
     }
     lab.lane.clear_resync(TARGET);
     durable(&mut lab);
-    // Whoever reads it now sees it as of what it has applied.
+    // A read now sees the content as of the applied index.
     lab.check_all();
     assert_eq!(followed, 6, "two changes of each chunk, after {since}");
     // A source that is deposed and listed less does not make it forget what it has.
     let again = Resync::new(SOURCE, 1, since + 6, Mono(0));
     assert!(!again.is_covered(since + 5, 1) && again.is_covered(since + 6, 1));
-    // Nor one that has the mark itself, and does not know what it reflects.
+    // Nor one that has the resyncing flag itself, and does not know what it reflects.
     let marked = Resync::new(SOURCE, 2, since + 6, Mono(0));
     assert!(!marked.is_covered(since + 6, 1) && marked.is_covered(since + 7, 2));
 }

@@ -1,4 +1,4 @@
-//! The round: reap -> handle -> poll -> submit.
+//! The round: reap -> handle -> poll -> submit. [`Worker`] owns all components.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,7 +36,7 @@ use crate::worker::token::Target;
 
 /// Messages taken from the mailbox in one round.
 const MESSAGES_PER_ROUND: usize = 256;
-/// Memory that was not needed for so long begins to go back: longer than write-back's waves.
+/// Unused memory begins to go back after this time, which is longer than write-back's waves.
 const TRIM_EVERY: Duration = Duration::from_secs(10);
 
 /// What other threads tell a worker.
@@ -53,7 +53,7 @@ pub enum Command {
     Stop,
 }
 
-/// One data-path thread: its components, and when they have their turn.
+/// One data-path thread: its components, and the order of their turns.
 pub struct Worker {
     pub(super) config: WorkerConfig,
     pub(super) driver: Box<dyn Driver>,
@@ -125,7 +125,7 @@ impl Worker {
         }
     }
 
-    /// A recovered lane goes to work.
+    /// Adds a recovered lane.
     pub fn add_lane(&mut self, runtime: LaneRuntime) {
         let superblock = runtime.lane.superblock();
         self.peers.add_local(Identity {
@@ -138,7 +138,7 @@ impl Worker {
         self.lanes.all.push(runtime);
     }
 
-    /// A disk that could not be opened has no lane; it is reported, so that somebody learns of it.
+    /// Adds a disk that could not be opened: it has no lane, and shows in reports.
     pub fn add_failed_disk(&mut self, disk: Uuid, path: String, capacity: u64, reason: String) {
         let (capacity_bytes, failed) = (capacity, Some(reason));
         let report = DiskReport { disk, path, capacity_bytes, failed, ..DiskReport::default() };
@@ -158,7 +158,7 @@ impl Worker {
         bound.map_err(|source| StartError::Listen { address: address.clone(), source })
     }
 
-    /// From now on `probe` sees what members ask for.
+    /// Shows the inputs and outputs of members to `probe` from now on.
     pub fn watch(&mut self, probe: Box<dyn Probe>) {
         self.members.probe = Some(probe);
     }
@@ -173,19 +173,19 @@ impl Worker {
         Load::of(&self.lanes, &self.members, &self.peers, &self.routers)
     }
 
-    /// What this pod tells the catalog.
+    /// What this pod reports to the catalog.
     pub fn report(&self) -> PodReport {
         let disks = self.reconciler.report(&self.lanes, &self.members, &self.resyncs);
         PodReport { pod: self.config.pod, disks }
     }
 
-    /// How far away the next tick is.
+    /// Time until the next tick.
     #[cfg(test)]
     pub(super) fn until_tick(&self) -> Duration {
         self.next_tick.since(self.now)
     }
 
-    /// Counts the rounds: while the worker is well, at least one for every tick.
+    /// The counter of rounds. A healthy worker makes at least one for every tick.
     pub fn rounds(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.rounds)
     }
@@ -205,13 +205,12 @@ impl Worker {
         })
     }
 
-    /// One round.
     pub fn round(&mut self) -> std::io::Result<()> {
         self.rounds.fetch_add(1, Ordering::Relaxed);
         let timeout = self.timeout();
         let mut completions = std::mem::take(&mut self.scratch.completions);
         match self.driver.enter(Some(timeout), &mut completions) {
-            // The kernel took nothing this time, and keeps what was submitted for the next.
+            // The kernel took nothing this time; the next call submits it again.
             Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => {}
             result => result?,
         }
@@ -239,7 +238,7 @@ impl Worker {
         Ok(())
     }
 
-    /// How long to wait for the kernel; nothing when there is a message.
+    /// How long to wait for the kernel: zero when there is a message.
     fn timeout(&mut self) -> Duration {
         if !self.inbox.park() {
             return Duration::ZERO;
@@ -321,8 +320,7 @@ impl Worker {
         }
     }
 
-    /// Polls everything that was touched until nothing is. Lanes come last, so that everything of
-    /// a round that wants to be logged shares a batch.
+    /// Polls touched parts until none is left. Lanes come last: a round's log writes share a batch.
     fn settle(&mut self) {
         loop {
             if let Some(volume) = self.routers.touched.pop() {
@@ -337,8 +335,7 @@ impl Worker {
         }
     }
 
-    /// Hands everything to the driver: sends first, so that followers write their logs while this
-    /// pod writes its own.
+    /// Hands all to the driver, sends first: followers then write their logs while this pod does.
     fn submit(&mut self) {
         self.peers.submit(self.driver.as_mut());
         self.client_handler().submit();

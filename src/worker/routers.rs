@@ -1,7 +1,7 @@
 //! The routers: volumes as clients of this pod use them.
-//!
-//! [`Routers`] owns the routers, and what other pods carry out for them. Calls: nobody. Told: what
-//! clients ask for, who leads, answers of members, and ends of links.
+//! - Owns: the routers, and the requests that other pods carry out for them.
+//! - May call: nobody.
+//! - Is told: requests of clients, leaders of shards, answers of members, and ends of links.
 
 use rustc_hash::FxHashMap;
 
@@ -20,15 +20,15 @@ pub struct Forwarded {
     pub member: MemberId,
 }
 
-/// See the module.
+/// The routers of a worker.
 pub struct Routers {
     own: PodId,
     sessions: SessionSource,
     bytes_max: usize,
     pub all: FxHashMap<VolumeId, Volume>,
-    /// Those with inputs that were not polled.
+    /// Routers with unpolled inputs.
     pub touched: Vec<VolumeId>,
-    /// Those with a deadline.
+    /// Routers with a deadline.
     waiting: Vec<VolumeId>,
     pub forwarded: FxHashMap<CallId, Forwarded>,
 }
@@ -46,7 +46,7 @@ impl Routers {
         }
     }
 
-    /// A router to be given an input; it is polled at the end of the round.
+    /// The router, to give it an input. It is polled at the end of the round.
     pub fn at(&mut self, volume: VolumeId) -> Option<&mut Volume> {
         let router = self.all.get_mut(&volume)?;
         if !self.touched.contains(&volume) {
@@ -74,7 +74,7 @@ impl Routers {
         self.waiting.iter().filter_map(|volume| self.all.get(volume)?.deadline())
     }
 
-    /// Routers that wait for a moment that has come are polled.
+    /// Polls the routers whose deadline has come.
     pub fn wake(&mut self, now: Mono) {
         for volume in std::mem::take(&mut self.waiting) {
             match self.all.get(&volume).and_then(Volume::deadline) {
@@ -85,7 +85,7 @@ impl Routers {
         }
     }
 
-    /// What the catalog says of a volume that is not being deleted.
+    /// Takes the catalog's view of a volume that is not being deleted.
     pub fn update_view(&mut self, view: &VolumeView) {
         let new = || Volume::new(view.clone(), self.own, self.sessions.clone());
         let new = || new().with_bytes_max(self.bytes_max);
@@ -94,7 +94,7 @@ impl Routers {
         self.at(view.volume);
     }
 
-    /// Volumes that the catalog does not have any more.
+    /// Volumes that the catalog deletes or does not have any more.
     pub fn gone(&self, view: &ClusterView) -> Vec<VolumeId> {
         let gone = |volume: &VolumeId| {
             !view.volumes.iter().any(|known| known.volume == *volume && !known.deleting)
@@ -117,7 +117,7 @@ impl Routers {
         }
     }
 
-    /// What a lost connection carried out is not known.
+    /// Answers requests over a lost connection with `Unknown`: their outcome is not known.
     pub fn link_ended(&mut self, now: Mono, conn: ConnId) {
         let of =
             |(call, forwarded): (&CallId, &Forwarded)| (forwarded.conn == conn).then_some(*call);

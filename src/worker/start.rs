@@ -1,5 +1,4 @@
-//! Brings a worker up: identity and files of its disks, recovery of their lanes, replay into
-//! their members, listeners, the thread.
+//! Starts a worker: its disks, recovery of their lanes, replay into members, listeners, thread.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,21 +34,21 @@ use crate::worker::watchdog::Watchdog;
 
 /// Messages that wait for a worker; the index threads block when it is full.
 const MAILBOX_MESSAGES: usize = 4096;
-/// How long I/O that an earlier process left under way may take to end.
+/// Longest wait for I/O that an earlier process left in flight.
 const EARLIER_IO_WAIT: Duration = Duration::from_secs(30);
-/// Between looks whether it has.
+/// Between two looks whether it has ended.
 const EARLIER_IO_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a pod's data path is started with.
 #[derive(Clone, Debug)]
 pub struct StartOptions {
     pub worker: WorkerConfig,
-    /// Raised by every start of the pod, whatever its disks: numbers its sessions (rule R15).
+    /// Grows with every start of the pod, and numbers its sessions (rule `sessions-only-grow`).
     pub incarnation: u32,
     pub driver: DriverKind,
     /// Who carries out durable writes for io_uring.
     pub durable_writes: DurableWrites,
-    /// Large writes of whole extents go to slots at once, and not to the log first (rule R6).
+    /// WAL bypass: large writes of whole extents go to slots at once (rule `bypass-before-batch`).
     pub redirect_large_writes: bool,
     pub disks: Vec<DiskOptions>,
     /// Where peers connect.
@@ -104,8 +103,8 @@ impl DataPath {
     }
 }
 
-/// Sends, waiting while the mailbox is full: the sender is a helper thread that has nothing
-/// better to do, and a worker drains its mailbox in every round.
+/// Sends, and waits while the mailbox is full. Senders are helper threads with nothing better to
+/// do, and a worker drains its mailbox in every round.
 fn send(inbox: &Sender<Command>, mut command: Command) {
     while let Err(full) = inbox.send(command) {
         command = full.0;
@@ -196,7 +195,7 @@ fn build(
 
 /// A disk whose lane is recovered.
 struct OpenedDisk {
-    /// Of its lane, in the worker.
+    /// The place of its lane in the worker.
     number: u8,
     shown: PodDisk,
     runtime: LaneRuntime,
@@ -206,8 +205,8 @@ struct OpenedDisk {
 /// A disk that could not be opened, and why.
 type FailedDisk = (PodDisk, String);
 
-/// Opens what can be opened: the disk is the unit of failure. One that this pod never had is
-/// another matter: somebody is adding it, and is there to see that it does not work.
+/// Opens what can be opened: the disk is the unit of failure. An error of a disk that this pod
+/// never had ends the start: somebody is adding the disk, and is there to see the error.
 fn open_disks(
     options: &StartOptions,
     driver: &mut dyn Driver,
@@ -305,7 +304,7 @@ fn open_disk(
     Ok(OpenedDisk { number, shown, runtime, members })
 }
 
-/// Opens a lane and replays its log into the store; says how every member starts.
+/// Opens a lane and replays its log into the store. Returns how every member starts.
 pub fn open_lane(
     config: LaneConfig,
     pool: &Pool,
@@ -318,7 +317,7 @@ pub fn open_lane(
     Ok((lane, members?))
 }
 
-/// Applies what the log holds of a member up to its commit point, and says how it starts.
+/// Applies the log of a member up to its commit point. Returns how it starts.
 fn replay(
     lane: &mut Lane,
     recovered: RecoveredMember,
@@ -358,7 +357,7 @@ fn replay(
     Ok((record, start))
 }
 
-/// Opens a file for the driver, when what an earlier process left under way on it has ended.
+/// Opens a file for the driver, after the I/O that an earlier process left in flight has ended.
 fn open_file(driver: &mut dyn Driver, path: &Path, until: Mono) -> Result<FileId, StartError> {
     let file = OpenFile { path: path.to_owned(), create: false };
     let mut waited = false;
@@ -374,7 +373,7 @@ fn open_file(driver: &mut dyn Driver, path: &Path, until: Mono) -> Result<FileId
             Err(_) if !waited => {
                 waited = true;
                 let path = path.display();
-                tracing::warn!(%path, "waiting for I/O of an earlier process that is under way");
+                tracing::warn!(%path, "waiting for the end of an earlier process's I/O in flight");
             }
             Err(_) => std::thread::sleep(EARLIER_IO_PAUSE),
         }

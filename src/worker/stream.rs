@@ -1,5 +1,4 @@
-//! One connected socket of a worker: at most one receive and one send under way, and what waits
-//! to be sent.
+//! One connected socket of a worker: one receive and one send in flight at most, and a queue.
 
 use bytes::Bytes;
 
@@ -10,7 +9,7 @@ use crate::io::stream::StreamReader;
 /// Pieces that one send takes at most (below IOV_MAX).
 const SEND_PIECES_MAX: usize = 512;
 
-/// See the module.
+/// A connected socket and its queue of bytes to send.
 pub struct Stream {
     pub socket: SocketId,
     pub reader: StreamReader,
@@ -35,7 +34,7 @@ impl Stream {
         self.waiting.extend(pieces.into_iter().filter(|piece| !piece.is_empty()));
     }
 
-    /// Starts a send when none is under way and something waits.
+    /// Starts a send when none is in flight and something waits.
     pub fn send(&mut self, driver: &mut dyn Driver, token: Token) {
         if self.sending || self.waiting.is_empty() {
             return;
@@ -50,22 +49,21 @@ impl Stream {
         driver.submit(token, Op::Send { socket: self.socket, bufs });
     }
 
-    /// A send ended.
     pub fn sent(&mut self) {
         self.sending = false;
     }
 
-    /// True while a send is under way or bytes wait for one.
+    /// True while a send is in flight or bytes wait for one.
     pub fn has_output(&self) -> bool {
         self.sending || !self.waiting.is_empty()
     }
 
-    /// True when a receive ought to be started.
+    /// True when no receive is in flight.
     pub fn wants_receive(&self) -> bool {
         !self.receiving
     }
 
-    /// Starts a receive unless one is under way. Everything parsable must have been parsed.
+    /// Starts a receive unless one is in flight. All complete input must have been parsed.
     pub fn receive(&mut self, driver: &mut dyn Driver, token: Token) {
         if !self.receiving {
             self.receiving = true;

@@ -6,7 +6,7 @@ use crate::store::seam::OpId;
 /// Number of a socket's owner (a client, a peer connection, a listener). Never reused.
 pub type ConnId = u32;
 
-/// See the module.
+/// The owner of a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// An I/O of a lane, by the lane's place in the worker.

@@ -1,9 +1,8 @@
-//! The watchdog: a thread beside the worker that ends the process when the worker hangs, so that
-//! whoever supervises it starts it again. A hung worker sends no heartbeats and so loses its
-//! leaderships by itself; its clients and the replicas on its disks would wait for ever.
-//!
-//! A worker makes a round at least with every tick, also when it has nothing to do: one whose
-//! counter of rounds stands still has hung, whatever it was doing.
+//! The watchdog: a thread that ends the process when the worker hangs, so that its supervisor
+//! starts it again. A hung worker sends no heartbeats, so it loses its leaderships. But its
+//! clients, and the replicas on its disks, would wait for ever.
+//! A worker makes a round at least with every tick, even when idle. A counter of rounds that stands
+//! still means that it has hung, whatever it was doing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,8 +11,7 @@ use std::time::{Duration, Instant};
 
 /// Looks in a row without a new round, until the worker counts as hung.
 const LOOKS: u32 = 20;
-/// A look that comes so many intervals after the one before says nothing: this thread was
-/// stopped or starved as well.
+/// A look that is this many intervals late says nothing: this thread was stopped or starved, too.
 const LATE: u32 = 3;
 
 /// What the looks have shown so far. Pure.
@@ -55,7 +53,7 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches a counter of rounds. Ends the process when it stands still for as long as `limit`.
+    /// Ends the process when the counter of rounds stands still for as long as `limit`.
     pub fn start(limit: Duration, rounds: Arc<AtomicU64>) -> std::io::Result<Watchdog> {
         let (ends_with, ended) = channel::<()>();
         let run = move || {

@@ -189,7 +189,7 @@ pub(super) fn decode_member(key: &[u8], value: &[u8]) -> Result<MemberRecord, In
         resyncing: match reader.u8()? {
             0 => false,
             1 => true,
-            _ => return Err(corrupt("the resyncing mark is neither 0 nor 1")),
+            _ => return Err(corrupt("the resyncing flag is neither 0 nor 1")),
         },
         meta: Bytes::copy_from_slice(reader.0),
     })

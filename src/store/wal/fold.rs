@@ -1,9 +1,8 @@
-//! From the items of a recovered log to the log of each member, and the verdict which members
+//! Replay: turns the items of a recovered log into the log of each member, and finds members that
 //! may have forgotten a vote or an acknowledgement (*faulted*).
 //!
-//! A lost HardState is harmless once a newer one follows; lost entries are harmless once the
-//! store holds everything up to them (`flushed`), once they were replaced by a later append at or
-//! below the first of them, or once the whole log was replaced (reset, image).
+//! A lost HardState is harmless once a newer one follows. Lost entries are harmless once they are
+//! flushed, replaced by a later append, or replaced with the whole log (reset, log snapshot).
 
 use std::collections::BTreeMap;
 
@@ -15,7 +14,7 @@ use super::BatchSeq;
 use super::decide::{LogPart, LostMembers};
 use super::format::{FoundEntry, FoundItem, Summary, kinds};
 
-/// What the index knows of a member: no change at or below `flushed_index` is needed from the log.
+/// The flushed position of a member: nothing up to it is needed from the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flushed {
     pub index: u64,
@@ -25,14 +24,14 @@ pub struct Flushed {
 /// The log of one member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemberLog {
-    /// `commit` is at least what was flushed (rule R7).
+    /// `commit` is at least the flushed index (rule `recovery-commit-covers-flushed`).
     pub hard: HardState,
     /// The point before the first of `entries`.
     pub compacted_index: u64,
     pub compacted_term: u64,
     /// Contiguous, unless faulted.
     pub entries: Vec<LoggedEntry>,
-    /// The batch that holds the newest HardState, if the log holds one.
+    /// The batch of the newest HardState, if the log holds one.
     pub hard_seq: Option<BatchSeq>,
     pub faulted: Option<FaultReason>,
 }
@@ -47,7 +46,7 @@ pub struct LoggedEntry {
 /// Why a member cannot be trusted any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultReason {
-    #[error("batch {0}, lost, may have held anything of any member")]
+    #[error("batch {0} is lost, and may have held items of any member")]
     AnythingLost(u64),
     #[error("its newest HardState was in batch {0}, which is lost")]
     HardStateLost(u64),
@@ -67,8 +66,8 @@ pub enum FaultReason {
     Marked,
 }
 
-/// Folds a log. `members` is what the index knows; members that only the log knows are folded as
-/// if nothing was flushed beyond their compacted point. `tombstones` (sorted) are skipped.
+/// Replays a log. `members`: as the index has them. A member that only the log knows counts as
+/// flushed up to its compacted point. `tombstones` (sorted) are skipped.
 pub fn fold(
     log: Vec<LogPart>,
     members: &BTreeMap<MemberId, Flushed>,
@@ -77,7 +76,7 @@ pub fn fold(
     debug_assert!(tombstones.is_sorted());
     let mut states: BTreeMap<MemberId, State> =
         members.keys().map(|id| (*id, State::default())).collect();
-    // What a member starts with that is seen for the first time.
+    // The first state of a member that is seen for the first time.
     let mut unseen = State::default();
     let dead = |member: &MemberId| {
         tombstones.binary_search(member).is_ok() && !planted(Mistake::TombstonesForgotten)
@@ -130,9 +129,9 @@ struct State {
     compacted: Option<(u64, u64)>,
     /// Contiguous: a gap starts it anew.
     entries: Vec<LoggedEntry>,
-    /// The newest HardState was in this batch and is lost.
+    /// The newest HardState was in this lost batch.
     hard_lost: Option<BatchSeq>,
-    /// The log ends at this index, in entries that are lost.
+    /// The log ends at this index, with lost entries.
     lost_up_to: Option<u64>,
     /// This lost batch may have changed the log in any way.
     log_lost: Option<BatchSeq>,
@@ -178,7 +177,7 @@ impl State {
         if previous.is_some_and(|previous| previous + 1 != entry.entry.index) {
             self.entries.clear();
         }
-        // Lost ones below it now show as a gap, unless they are flushed or it replaced them.
+        // Lost entries below it now show as a gap, unless they are flushed or it replaced them.
         self.lost_up_to = None;
         self.entries.push(entry);
     }
@@ -222,8 +221,8 @@ impl State {
         };
         let covered = self.entries.partition_point(|e| e.entry.index <= base_index);
         self.entries.drain(..covered);
-        // A resync went beyond a log of another history, whose terms are older: what is left of it,
-        // which may be a part, and what was lost of it, means nothing.
+        // A resync went beyond a log of another history, with older terms. Its rest, perhaps only a
+        // part, and its losses count for nothing (rule `other-history-is-void`).
         if self.entries.first().is_some_and(|first| first.entry.term < base_term)
             && !planted(Mistake::OldHistoryCounts)
         {
@@ -245,7 +244,7 @@ impl State {
         }
     }
 
-    /// Why this cannot be trusted; `entries` are those above `base_index`.
+    /// The reason not to trust this log; `entries` are those above `base_index`.
     fn fault(&self, flushed: Option<Flushed>, base_index: u64) -> Option<FaultReason> {
         let entries = &self.entries;
         if self.marked {

@@ -697,17 +697,17 @@ impl Reader<'_> {
         let part = self.take(56)?;
         let count = u32_at(&part, 4) as usize;
         if count > (self.bytes.len() - self.at) / ENTRY_BODY_BYTES {
-            return Err(FormatError::Malformed("an image reaches beyond the header"));
+            return Err(FormatError::Malformed("a log snapshot reaches beyond the header"));
         }
         let member = MemberId(u64_at(&part, 8));
         let mut entries = Vec::with_capacity(count);
         for _ in 0..count {
             if !matches!(self.bytes.get(self.at), Some(&(body::ENTRY | body::REDIRECT))) {
-                return Err(FormatError::Malformed("an image holds only entries"));
+                return Err(FormatError::Malformed("a log snapshot holds only entries"));
             }
             let (owner, entry) = self.entry()?;
             if owner != member {
-                return Err(FormatError::Malformed("an image of two members"));
+                return Err(FormatError::Malformed("a log snapshot of two members"));
             }
             entries.push(entry);
         }
@@ -725,7 +725,7 @@ impl Reader<'_> {
         let count = u16::from_le_bytes([part[2], part[3]]);
         let first = u32_at(&part, 32);
         if count == 0 || first.checked_add(u32::from(count)).is_none() {
-            return Err(FormatError::Malformed("a redirected write of no extents"));
+            return Err(FormatError::Malformed("a bypassed write of no extents"));
         }
         let slots = self.take(usize::from(count) * REDIRECT_SLOT_BYTES)?;
         let slots = slots

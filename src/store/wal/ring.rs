@@ -1,14 +1,12 @@
-//! The writing side of the ring: groups into batches, batches into places, ends of writes into
-//! durable groups.
+//! The writing side of the ring: forms batches of groups, places them, and reports durable groups.
 //!
-//! **Placement.** A batch never wraps. One that does not fit before the end of the file starts at
-//! offset 0 and the pages it passed over keep whatever they held. Nothing on the disk says so:
-//! recovery looks at every page of the file and follows the chain, so it needs no offsets, and
-//! there is no pad marker that could itself be torn.
+//! **Placement.** A batch never wraps. If it does not fit before the end of the file, it starts at
+//! offset 0, and the skipped pages keep their content. Nothing on the disk says so: recovery looks
+//! at every page and follows the chain. It needs no offsets, and no pad marker that could be torn.
 //!
 //! **Space.** Everything from the oldest kept batch to the head is in use. [`Wal::free_bytes`] is
-//! what entries may still use; HardStates, resets and images are placed as long as there is room
-//! at all, so the reserve of rule R9 holds as long as entries are admitted by `free_bytes`.
+//! the room for entries. HardStates, resets and log snapshots are placed while there is any room.
+//! So the reserve (rule `log-reserve`) holds if `free_bytes` admits the entries.
 
 use std::collections::VecDeque;
 
@@ -21,20 +19,18 @@ use crate::types::BLOCK_BYTES;
 use super::format::{self, FIXED_BYTES, HEADER_BYTES_MAX, Header, Keys, RECORD_BYTES};
 use super::{BatchSeq, BatchWrite, GroupId, Item, Placed, WalConfig, WalPosition};
 
-/// Batches that are not yet contiguously durable. Recovery counts on it: numbers that a crash may
-/// have hidden are skipped.
+/// Most batches not contiguously durable. Recovery skips as many numbers: a crash may hide them.
 pub const IN_FLIGHT_MAX: usize = 4;
 
 const BATCH_BYTES_MAX: u64 = 4 << 20;
 const BATCH_BUFS_MAX: usize = 512;
 const BATCH_ITEMS_MAX: usize = 1024;
-/// Fewer bytes than this do not make another batch while one is in flight.
+/// While a batch is in flight, the next one has at least this many bytes.
 const GATE_BYTES: u64 = 64 << 10;
-/// Payloads of a group with more than [`BATCH_BUFS_MAX`] of them are gathered into such pieces.
+/// A group with more than [`BATCH_BUFS_MAX`] payloads is copied into pieces of this size.
 const GATHER_BYTES: usize = 1 << 20;
 const PAGE: u64 = BLOCK_BYTES as u64;
 
-/// The writing side of the ring.
 pub struct Wal {
     config: WalConfig,
     keys: Keys,
@@ -55,14 +51,14 @@ pub struct Wal {
 struct Waiting {
     groups: VecDeque<Group>,
     bytes: u64,
-    /// Bytes of the largest group since there was none waiting.
+    /// Bytes of the largest group since the queue was empty.
     largest_bytes: u64,
 }
 
 struct Group {
     id: GroupId,
     items: Vec<Item>,
-    /// What it takes at most, as a batch of its own.
+    /// Most bytes that it takes as a batch of its own.
     bytes: u64,
     payloads: usize,
 }
@@ -74,7 +70,7 @@ struct InFlight {
     done: bool,
 }
 
-/// What the next batch says about the ones before it.
+/// The next batch's references to the ones before it.
 struct Chain {
     next_seq: BatchSeq,
     base_seq: BatchSeq,
@@ -85,7 +81,7 @@ struct Chain {
 }
 
 impl Wal {
-    /// Goes on where recovery ended. Everything that recovery kept must be durable by now (see
+    /// Continues where recovery ended. Everything that recovery kept must be durable (see
     /// `Recovered::unconfirmed`), and the incarnation newer than any in the ring.
     pub fn new(config: WalConfig, at: WalPosition) -> Wal {
         assert!(config.ring_bytes.is_multiple_of(PAGE) && config.ring_bytes > 0);
@@ -124,7 +120,7 @@ impl Wal {
     /// Queues items that become durable together, in this order, in one batch.
     pub fn push(&mut self, group: GroupId, items: Vec<Item>) {
         let bodies: usize = items.iter().map(format::body_bytes).sum();
-        // Its own index, and the copy of it in the next batch.
+        // The group's own index, and its copy in the next batch.
         let header = FIXED_BYTES + 2 * RECORD_BYTES * items.len() + bodies;
         assert!(
             header + BATCH_ITEMS_MAX * RECORD_BYTES <= HEADER_BYTES_MAX,
@@ -144,9 +140,9 @@ impl Wal {
         self.waiting.groups.push_back(group);
     }
 
-    /// The next batch, when the gate is open: at once when nothing is in flight, otherwise when
-    /// the waiting bytes reach max(64 KiB, the newest batch in flight), and never more than
-    /// [`IN_FLIGHT_MAX`] in flight. `None` also while the ring has no room.
+    /// The next batch, if the gate is open: at once with nothing in flight; otherwise when the
+    /// waiting bytes reach max(64 KiB, the newest batch in flight) and fewer than [`IN_FLIGHT_MAX`]
+    /// batches are in flight. `None` also while the ring has no room.
     pub fn next_batch(&mut self, pool: &Pool) -> Option<BatchWrite> {
         if !self.gate_is_open() {
             return None;
@@ -193,7 +189,7 @@ impl Wal {
         }
     }
 
-    /// How many of the waiting groups make the next batch. The first goes in whatever its size.
+    /// The number of waiting groups for the next batch. The first always goes in.
     fn cut(&self) -> usize {
         let limit = self.batch_bytes_max().min(self.space.room_bytes());
         let mut bytes = format::pages(self.chain.index.len()) as u64 * PAGE;
@@ -211,7 +207,7 @@ impl Wal {
         count
     }
 
-    /// A batch of several groups is no longer than this; small rings have small batches.
+    /// Largest batch of several groups; small rings have small batches.
     fn batch_bytes_max(&self) -> u64 {
         BATCH_BYTES_MAX.min(self.config.ring_bytes / 8)
     }
@@ -221,7 +217,7 @@ impl Wal {
         groups.flat_map(|group| group.items.iter())
     }
 
-    /// The header of a batch of the first `count` groups; its place is not known yet.
+    /// The header of a batch of the first `count` groups, without its place.
     fn header(&self, count: usize, index: &[u8]) -> Header {
         let body_bytes: usize = self.items(count).map(format::body_bytes).sum();
         let used = FIXED_BYTES + index.len() + self.chain.index.len() + body_bytes;
@@ -290,7 +286,7 @@ impl Wal {
         placed
     }
 
-    /// The write of a batch ended well. Groups that are durable *contiguously*, in order.
+    /// Ends the write of a batch. Returns the groups now *contiguously* durable, in order.
     pub fn written(&mut self, seq: BatchSeq) -> Vec<GroupId> {
         let batch = self
             .in_flight
@@ -312,16 +308,16 @@ impl Wal {
         self.durable_seq
     }
 
-    /// The newest durable batch that is kept, or where the log starts. That is not always
-    /// `durable_seq`: a recovery may have found that the last ones which were durable are lost.
+    /// The newest durable batch that is kept, or the start of the log. Not always `durable_seq`:
+    /// recovery may have found the last durable batches lost.
     pub fn newest_durable_kept(&self) -> BatchSeq {
         let kept = &self.space.kept;
         let durable = kept.partition_point(|batch| batch.0 <= self.durable_seq);
         durable.checked_sub(1).map_or(self.space.released_seq, |newest| kept[newest].0)
     }
 
-    /// Bytes that entries may still use, the reserve and what waits already taken off. An entry
-    /// takes its payload in whole pages and, at worst, a header page of its own.
+    /// Bytes that entries may still use, without the reserve and the waiting groups. An entry takes
+    /// its payload in whole pages and, at worst, a header page of its own.
     pub fn free_bytes(&self) -> u64 {
         let largest = self.batch_bytes_max().max(self.waiting.largest_bytes);
         let reserve = match planted(Mistake::NoReserve) {
@@ -332,32 +328,30 @@ impl Wal {
         self.space.usable_bytes(largest).saturating_sub(taken)
     }
 
-    /// True when a batch whose only news is the durable mark should be written because nothing
-    /// follows (the *idle mark*).
+    /// True when nothing follows and an *idle mark* is due: a batch with only the durable mark.
     pub fn wants_idle_mark(&self) -> bool {
         let quiet = self.in_flight.is_empty() && self.waiting.groups.is_empty();
         quiet && self.mark_written < self.news_seq && !self.idle_mark
     }
 
-    /// Writes the idle mark with the next `next_batch`, unless something else goes first: any
-    /// batch carries the mark.
+    /// Writes the idle mark next, unless another batch goes first: every batch carries the mark.
     pub fn push_idle_mark(&mut self) {
         self.idle_mark = true;
     }
 
-    /// What the superblock names as the tail: the batch that `release_to` named last, and the
-    /// offset of the oldest one kept (of the head when there is none).
+    /// The tail for the superblock: the batch of the last `release_to`, and the offset of the
+    /// oldest kept batch (of the head without any).
     pub fn tail(&self) -> (BatchSeq, u64) {
         let offset = self.space.kept.front().map_or(self.space.head, |kept| kept.1);
         (self.space.released_seq, offset)
     }
 
-    /// Where the next batch starts when it fits there.
+    /// Offset of the next batch, if it fits there.
     pub fn head_offset(&self) -> u64 {
         self.space.head
     }
 
-    /// The number of the next batch: what is pushed now goes there or later.
+    /// The number of the next batch: items pushed now go there or later.
     pub fn next_seq(&self) -> BatchSeq {
         self.chain.next_seq
     }
@@ -369,8 +363,8 @@ impl Wal {
         kept[position.expect("the batch is still kept")].1
     }
 
-    /// Batches below `seq` are no longer needed, and the superblock says so durably: their space
-    /// may be overwritten.
+    /// Lets the ring overwrite all batches below `seq`. The superblock must durably have the new
+    /// tail before (rule `tail-after-superblock`).
     pub fn release_to(&mut self, seq: BatchSeq) {
         assert!(
             seq <= self.chain.next_seq && self.in_flight.front().is_none_or(|b| seq <= b.seq),
@@ -397,7 +391,7 @@ impl Waiting {
     }
 }
 
-/// A copy in aligned memory, with zeroes up to the page.
+/// A copy in aligned memory, padded with zeroes to the page.
 fn padded(pool: &Pool, payload: &[u8]) -> Bytes {
     let mut buf = pool.take(format::pages(payload.len()) * BLOCK_BYTES);
     buf[..payload.len()].copy_from_slice(payload);
@@ -405,8 +399,7 @@ fn padded(pool: &Pool, payload: &[u8]) -> Bytes {
     buf.freeze()
 }
 
-/// Copies payloads, each padded to pages, into few large pieces: a vectored write takes only so
-/// many.
+/// Copies padded payloads into few large pieces: a vectored write takes a limited number.
 fn gather<'a>(
     pool: &Pool,
     payloads: impl Iterator<Item = &'a Bytes>,
@@ -435,7 +428,6 @@ fn gather<'a>(
     assert_eq!((left_bytes, filled), (0, 0), "the pages were counted");
 }
 
-/// Which bytes of the ring are in use.
 struct Space {
     ring_bytes: u64,
     /// Below `ring_bytes`. Equal to the offset of the oldest kept batch: the ring is full.
@@ -447,8 +439,8 @@ struct Space {
 }
 
 impl Space {
-    /// The free bytes at the head before the end of the file or the tail, and those from offset 0
-    /// to the tail when the head has not wrapped.
+    /// Free bytes from the head to the end of the file or the tail, and from offset 0 to the tail
+    /// if the head has not wrapped.
     fn free(&self) -> (u64, u64) {
         match self.kept.front() {
             None => (self.ring_bytes - self.head, self.head),
@@ -457,7 +449,7 @@ impl Space {
         }
     }
 
-    /// Takes the place of a batch; `None` when there is no room.
+    /// Gives a batch its place; `None`: there is no room.
     fn place(&mut self, bytes: u64) -> Option<u64> {
         let (here, at_start) = self.free();
         let offset = if bytes <= here {
@@ -480,8 +472,7 @@ impl Space {
         here.max(at_start)
     }
 
-    /// Free bytes, less what passing over the end of the file may cost when no batch is larger
-    /// than `largest`.
+    /// Free bytes, less the waste at the end of the file if no batch is larger than `largest`.
     fn usable_bytes(&self, largest: u64) -> u64 {
         let (here, at_start) = self.free();
         let wasted =

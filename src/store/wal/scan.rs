@@ -1,5 +1,4 @@
-//! Finds every batch in the ring: looks at each page of the file once, a MiB at a time, and keeps
-//! no payload in memory.
+//! Finds every batch in the ring. Reads it once, 1 MiB at a time, and keeps no payload in memory.
 
 use std::io;
 
@@ -10,7 +9,7 @@ use crate::types::BLOCK_BYTES;
 use super::format::{self, Batch, FormatError, FoundEntry, FoundItem, Keys};
 use super::{BatchSeq, WalConfig};
 
-/// Bytes that are read at a time: what the pool keeps buffers for.
+/// Bytes to read at a time: a size that the pool keeps buffers for.
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// Reads bytes of the ring file (offset, length): exactly that many, or an error.
@@ -42,13 +41,13 @@ pub enum RecoverError {
 #[derive(Clone, Debug)]
 pub(super) struct Found {
     pub batch: Batch,
-    /// Every payload passed its CRC; the entries say which did not.
+    /// True if every payload passed its CRC; the entries say which ones failed.
     pub payload_ok: bool,
 }
 
 pub(super) struct Scan {
     pub found: Vec<Found>,
-    /// Pages that the device could not read, taken for damaged ones.
+    /// Pages that the device could not read; they count as damaged.
     pub unreadable_pages: u64,
 }
 
@@ -70,7 +69,7 @@ pub(super) fn scan(
     let mut offset = 0;
     while offset < config.ring_bytes {
         offset += match batch_at(config, &keys, start, offset, &mut window)? {
-            // Nothing newer can have been written into a batch that is intact to its end.
+            // No newer batch can start inside a batch that is intact to its end.
             Some(batch) => {
                 let intact = batch.payload_ok;
                 let bytes = batch.batch.header.total_bytes();
@@ -161,8 +160,8 @@ impl Window<'_, '_> {
         Ok(self.bytes.slice(from..from + len))
     }
 
-    /// A page that cannot be read counts as damaged. A whole chunk of them is a device that does
-    /// not work, and no reason to judge the log by what is left.
+    /// An unreadable page counts as damaged. If a whole chunk is unreadable, the device does not
+    /// work, and the log must not be judged by the rest.
     fn load(&mut self, offset: u64, len: usize) -> Result<Bytes, RecoverError> {
         if let Ok(bytes) = read_exactly(self.read, offset, len) {
             return Ok(bytes);
