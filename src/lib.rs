@@ -4,6 +4,7 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod fields;
 pub mod front;
 pub mod io;
 pub mod limits;

@@ -10,7 +10,7 @@ const LINES_MAX: usize = 800;
 const COLUMNS_MAX: usize = 100;
 
 /// Vocabulary and small tools without logic of their own: everybody may import these.
-const SHARED: &[&str] = &["types", "limits", "slab", "planted"];
+const SHARED: &[&str] = &["types", "limits", "slab", "planted", "fields"];
 
 /// What each part of `src/` may import from the crate beside itself and [`SHARED`]. An entry
 /// `io::buffer` allows that module only. Parts that are not listed (`main`, `cli`, `control`,
@@ -20,6 +20,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("slab", &[]),
     ("planted", &[]),
+    ("fields", &[]),
     ("view", &[]),
     ("config", &[]),
     ("telemetry", &["config"]),

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "only the readers are used")]
 
+#[path = "../../src/fields.rs"]
+pub mod fields;
 #[path = "../../src/front/mod.rs"]
 pub mod front;
 #[path = "../../src/limits.rs"]

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::fields::FieldError;
 use crate::io::stream::StreamReader;
 use crate::limits::LINK_QUEUE_BYTES_MAX;
 use crate::net::codec::{EncodeError, decode, encode, pieces};
@@ -24,7 +25,6 @@ use crate::net::handshake::{
 };
 use crate::net::incarnations::Incarnations;
 use crate::net::message::PeerMessage;
-use crate::net::wire::DecodeError;
 use crate::types::{MemberId, PodId, Uuid};
 
 /// Headers of one batch; a larger one leaves by itself.
@@ -88,7 +88,7 @@ pub enum LinkError {
     #[error("a message cannot be understood")]
     Message {
         #[source]
-        source: DecodeError,
+        source: FieldError,
     },
     #[error("the link has ended before")]
     Ended,

@@ -325,5 +325,8 @@ fn a_message_that_cannot_be_understood_ends_the_link() {
     let nonsense = Encoded { kind: 200, meta: BytesMut::new(), payload: Vec::new() };
     here.link.output.push_frame(send_seed, nonsense.kind, &nonsense.meta, nonsense.payload);
     let error = there.receive(&here.drain(), 100);
-    assert_eq!(error, Err(LinkError::Message { source: DecodeError::Kind(200) }));
+    assert_eq!(
+        error,
+        Err(LinkError::Message { source: crate::fields::value("kind of message", 200u8) })
+    );
 }

@@ -13,7 +13,5 @@ pub mod link;
 pub mod message;
 mod operation;
 mod testing;
-mod wire;
 
 pub use fuzz::{fuzz_one, fuzz_seeds};
-pub use wire::DecodeError;

@@ -16,6 +16,7 @@
 
 use bytes::{Bytes, BytesMut};
 
+use crate::fields::Fields;
 use crate::front::nbd::error::Errno;
 use crate::front::nbd::option::{self, Negotiated, Next};
 use crate::front::nbd::request::{self, Action, Sink, UnderWay};
@@ -252,7 +253,7 @@ impl Session {
     }
 
     fn on_client_flags(&mut self, reader: &mut StreamReader, out: &mut Vec<SessionOutput>) -> bool {
-        let Some(flags) = wire::Reader(reader.peek()).u32() else {
+        let Ok(flags) = Fields::new(reader.peek()).u32_be() else {
             return false;
         };
         reader.consume(wire::CLIENT_FLAGS_BYTES);
@@ -272,7 +273,7 @@ impl Session {
         exports: &dyn Exports,
         out: &mut Vec<SessionOutput>,
     ) -> bool {
-        let Some(header) = OptionHeader::decode(reader.peek()) else {
+        let Ok(header) = OptionHeader::decode(reader.peek()) else {
             return false;
         };
         let data_bytes = header.data_bytes as usize;
@@ -312,7 +313,7 @@ impl Session {
     }
 
     fn on_request(&mut self, reader: &mut StreamReader, out: &mut Vec<SessionOutput>) -> bool {
-        let Some(header) = RequestHeader::decode(reader.peek()) else {
+        let Ok(header) = RequestHeader::decode(reader.peek()) else {
             return false;
         };
         if header.magic != wire::REQUEST_MAGIC {
