@@ -15,6 +15,8 @@ pub mod sim;
 pub mod slab;
 pub mod store;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod types;
 pub mod view;
 pub mod volume;

@@ -14,14 +14,11 @@ pub mod catalog_member;
 mod cluster_test;
 pub mod command;
 pub mod describe;
-mod fuzz;
 pub mod identity;
 pub mod join;
 pub mod membership;
 pub mod names;
 pub mod node;
-#[cfg(test)]
-pub mod null_data_path;
 pub mod outbound;
 pub mod peers;
 pub mod placement;
@@ -33,5 +30,3 @@ pub mod server;
 pub mod state;
 pub mod storage;
 pub mod tasks;
-
-pub use fuzz::{fuzz_one, fuzz_seeds};

@@ -291,7 +291,7 @@ pub fn frame_seeds(dialer_nonce: u64, acceptor_nonce: u64) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::testing::greeting;
+    use crate::testing::peer_fixture::greeting;
     use proptest::prelude::*;
 
     proptest! {

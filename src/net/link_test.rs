@@ -8,7 +8,7 @@ use crate::io::buffer::Pool;
 use crate::io::buffer::is_aligned;
 use crate::net::codec::Encoded;
 use crate::net::message::CallId;
-use crate::net::testing::{message, pour};
+use crate::testing::peer_fixture::{message, pour};
 use crate::types::{BLOCK_BYTES, BlockRange, ShardId, ShardOp};
 
 fn identity(pod: u64) -> Identity {
@@ -156,7 +156,7 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(input in vec(any::<u8>(), 0..400)) {
-        crate::net::fuzz_one(&input);
+        crate::testing::fuzz::peer::fuzz_one(&input);
     }
 }
 

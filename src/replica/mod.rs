@@ -7,9 +7,6 @@
 
 pub mod apply;
 pub mod command;
-mod fuzz;
-#[cfg(test)]
-mod harness;
 mod log_tail;
 pub mod member;
 #[cfg(test)]
@@ -26,5 +23,3 @@ mod running;
 pub mod seam;
 mod votes;
 mod write;
-
-pub use fuzz::{fuzz_one, fuzz_seeds};

@@ -13,7 +13,7 @@ mod faults;
 mod kernel;
 #[cfg(test)]
 mod planted_test;
-mod rng;
+pub mod rng;
 mod run;
 #[cfg(test)]
 mod scenarios_test;

@@ -1,9 +1,9 @@
 //! A lane against crashes: random work in a tiny log, power cuts at random moments.
 
-use super::lane_lab::*;
 use crate::planted::{Mistake, is_found};
 use crate::store::lane::Refusal;
 use crate::store::seam::LaneFile;
+use crate::testing::lane_fixture::*;
 use crate::types::*;
 
 fn random_range(lab: &mut Lab) -> BlockRange {

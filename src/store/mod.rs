@@ -9,14 +9,9 @@ mod alloc;
 mod checkpoint;
 mod effects;
 mod extent_map;
-mod fuzz;
 mod groups;
 pub mod index;
-#[cfg(test)]
-mod lab_disk;
 pub mod lane;
-#[cfg(test)]
-pub(crate) mod lane_lab;
 #[cfg(test)]
 mod lane_test;
 mod member;
@@ -40,8 +35,6 @@ pub mod seam;
 pub mod superblock;
 pub mod wal;
 mod writeback;
-
-pub use fuzz::{fuzz_one, fuzz_seeds};
 
 /// Why a lane cannot be opened.
 #[derive(Debug, thiserror::Error)]

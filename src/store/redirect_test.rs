@@ -1,9 +1,9 @@
 //! Redirected writes, rule by rule: R4, R6, R8, R10 and what a restart makes of them.
 
-use super::lane_lab::*;
 use crate::planted::{Mistake, assert_found};
 use crate::store::index::IndexStore;
 use crate::store::seam::*;
+use crate::testing::lane_fixture::*;
 use crate::types::*;
 
 const ONE: MemberId = MemberId(1);

@@ -111,21 +111,10 @@ fn encode_copy(superblock: &Superblock, copy: u16) -> [u8; BLOCK_BYTES] {
         superblock.durable_seq,
     ]);
     fields.put_u16_le(superblock.lanes);
-    seal(&mut page);
-    page
-}
-
-/// Fills in what vouches for the rest of a page.
-fn seal(page: &mut [u8; BLOCK_BYTES]) {
     let crc = crc32fast::hash(&page[CRC_END..]);
     page[..CRC_AT].copy_from_slice(&MAGIC);
     page[CRC_AT..CRC_END].copy_from_slice(&crc.to_le_bytes());
-}
-
-/// Makes a page pass for a copy, whatever its fields say: for the fuzzer.
-pub(super) fn forge(page: &mut [u8; BLOCK_BYTES], copy: u16) {
-    page[14..16].copy_from_slice(&copy.to_le_bytes());
-    seal(page);
+    page
 }
 
 /// The superblock that at least two copies agree on, the newest if there are several. `copies`

@@ -4,18 +4,14 @@
 //! sections are cited by their headings.
 
 pub mod error;
-mod fuzz;
 mod option;
 mod request;
 pub mod session;
 pub mod wire;
 
-pub use fuzz::fuzz_one;
 pub use session::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
 
 #[cfg(test)]
 mod handshake_test;
 #[cfg(test)]
 mod session_test;
-#[cfg(test)]
-mod testing;

@@ -6,7 +6,9 @@ use crate::types::{Extent, MemberId};
 pub(crate) mod cache;
 mod error;
 mod format;
-mod fuzz;
+#[cfg(test)]
+#[path = "../../testing/fuzz/index.rs"]
+pub mod fuzz;
 pub mod memory;
 pub mod rocks;
 pub mod rocks_threads;
@@ -14,7 +16,6 @@ pub mod rocks_threads;
 mod store_test;
 
 pub use error::IndexError;
-pub use fuzz::{fuzz_one, fuzz_seeds};
 
 /// Storage of the index. Commits are atomic and become durable in order, with the next flush at
 /// the latest; a crash loses a suffix of what was not flushed.

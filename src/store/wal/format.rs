@@ -65,7 +65,7 @@ use bytes::{BufMut, Bytes};
 
 use crate::fields::{FieldError, Fields, PutFields};
 use crate::store::seam::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
-use crate::types::{BLOCK_BYTES, EXTENT_BYTES, Extent, MemberId, Uuid, mix64};
+use crate::types::{BLOCK_BYTES, EXTENT_BYTES, MemberId, Uuid, mix64};
 
 use super::{BatchSeq, Item};
 
@@ -182,7 +182,7 @@ impl Header {
             + self.body_bytes as usize
     }
 
-    fn write(&self, keys: &Keys, out: &mut [u8]) {
+    pub(crate) fn write(&self, keys: &Keys, out: &mut [u8]) {
         let mut fields = &mut out[..BATCH_CRC_AT];
         fields.put_slice(&MAGIC);
         fields.put_u16_le(VERSION);
@@ -434,6 +434,11 @@ pub fn encode<'a>(
     assert_eq!(room - writer.out.len(), header.body_bytes as usize);
     assert_eq!(writer.payload_page, header.total_pages - header.header_pages);
     writer.out.fill(0);
+    seal(keys, header, out)
+}
+
+/// Fills in the batch CRC of header pages, and returns it.
+pub(crate) fn seal(keys: &Keys, header: &Header, out: &mut [u8]) -> u32 {
     let crc = batch_crc(keys, header.incarnation, header.seq, out);
     out[BATCH_CRC_AT..FIXED_BYTES].copy_from_slice(&crc.to_le_bytes());
     crc
@@ -572,17 +577,6 @@ impl FoundEntry {
         let slots = self.redirect.as_ref().map_or(0, |redirect| redirect.slots.len());
         self.payload_bytes + (slots * EXTENT_BYTES) as u32
     }
-}
-
-/// Header pages with right checksums, whatever they hold, and the batch CRC: for the fuzzer.
-pub(in crate::store) fn forge(keys: &Keys, header: &Header, body: &[u8]) -> (Vec<u8>, u32) {
-    let mut pages = vec![0; header.header_bytes().max(BLOCK_BYTES)];
-    let len = body.len().min(pages.len() - FIXED_BYTES);
-    pages[FIXED_BYTES..FIXED_BYTES + len].copy_from_slice(&body[..len]);
-    header.write(keys, &mut pages);
-    let crc = batch_crc(keys, header.incarnation, header.seq, &pages);
-    pages[BATCH_CRC_AT..FIXED_BYTES].copy_from_slice(&crc.to_le_bytes());
-    (pages, crc)
 }
 
 /// Decodes the header pages whose fixed part was read by [`decode_fixed`] from the same bytes.
