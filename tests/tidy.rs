@@ -91,7 +91,9 @@ impl<'a> Source<'a> {
     fn new(path: &'a str, text: &'a str) -> Source<'a> {
         let lines: Vec<&str> = text.lines().collect();
         let code: Vec<String> = lines.iter().map(|line| code_of(line)).collect();
-        let all_tests = path.starts_with("tests/") || path.ends_with("_test.rs");
+        let all_tests = path.starts_with("tests/")
+            || path.starts_with("src/testing/")
+            || path.ends_with("_test.rs");
         let tests_from = match all_tests {
             true => 0,
             false => first_test_module(&lines).unwrap_or(lines.len()),
