@@ -8,7 +8,7 @@ MINUTES ?= 10
 BIN := $(CARGO_TARGET_DIR)/release/holdfast
 DENY := $(CARGO_TARGET_DIR)/tools/bin/cargo-deny
 
-.PHONY: help build demo demo-clean test check fmt bench sim traces setup
+.PHONY: help build demo demo-clean test check fmt doc bench bench-pure sim traces setup
 
 help:
 	@echo "make demo               a three-pod cluster here, with a volume to play with"
@@ -17,6 +17,8 @@ help:
 	@echo "make test               everything that CI runs"
 	@echo "make check              formatting, lints, licences, rules of the code base"
 	@echo "make bench              measure, beside unreplicated servers"
+	@echo "make bench-pure         measure the parts that do no I/O (BENCH=NAME: one of them)"
+	@echo "make doc                the documentation of the code, without warnings"
 	@echo "make sim MINUTES=30     simulated clusters with faults, from seeds that are new"
 	@echo "make traces             simulated seeds 1 to 1000: BASE=FILE compares with traces of another commit"
 	@echo "make build              $(BIN)"
@@ -41,16 +43,22 @@ test:
 check:
 	@scripts/setup.sh check
 	cargo fmt --all -- --check
-	cargo clippy --release --locked --all-targets -- -D warnings
-	cargo test --release --locked --test tidy
+	cargo clippy --release --locked --all-targets --features bench-internals -- -D warnings
+	cargo test --release --locked --test tidy --test tidy_docs
 	$(DENY) --locked check bans licenses sources
 
 fmt:
 	cargo fmt --all
 
+doc: setup
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --document-private-items
+
 bench: build
 	@scripts/setup.sh test
 	HOLDFAST=$(BIN) benches/compare.py $(BENCH)
+
+bench-pure: setup
+	cargo bench --profile release --locked --features bench-internals --bench pure -- $(BENCH)
 
 sim: build
 	$(BIN) sim --minutes $(MINUTES) --threads $$(nproc) --seed $$(date +%s)000 --shrink

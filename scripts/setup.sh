@@ -3,7 +3,7 @@
 #
 #   scripts/setup.sh run     to build Holdfast and to run the demo
 #   scripts/setup.sh test    also what the tests and the benchmarks use
-#   scripts/setup.sh check   cargo-deny, into the target directory
+#   scripts/setup.sh check   cargo-deny, into the target directory; rustfmt and clippy
 set -euo pipefail
 
 DENY_VERSION=0.20.2
@@ -72,6 +72,18 @@ check_rust() {
     fi
 }
 
+# A minimal toolchain of rustup has neither.
+install_components() {
+    if cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1; then
+        return
+    fi
+    if ! has rustup; then
+        echo "rustfmt and clippy are missing: install those of your Rust toolchain." >&2
+        exit 1
+    fi
+    rustup component add rustfmt clippy
+}
+
 install_cargo_deny() {
     local root=${CARGO_TARGET_DIR:-$HOME/.cache/holdfast/target}/tools
     if [ "$("$root/bin/cargo-deny" --version 2>/dev/null)" = "cargo-deny $DENY_VERSION" ]; then
@@ -92,7 +104,10 @@ run | test)
         install_packages "${packages[@]}"
     fi
     ;;
-check) install_cargo_deny ;;
+check)
+    install_components
+    install_cargo_deny
+    ;;
 *)
     echo "usage: $0 run|test|check" >&2
     exit 2

@@ -1,18 +1,18 @@
-//! The configuration of one pod: a TOML file, read once at start. Unknown keys are refused, and
-//! [`Config::validate`] checks what one key alone cannot.
+//! The configuration of one pod: a TOML file, read once at start. Unknown keys are refused.
+//! [`Config::validate`] checks relations between keys.
 //!
 //! ```toml
 //! data = "/var/lib/holdfast"          # identity and catalog of this pod
-//! init = true                         # first pod of a cluster; the others say
-//! # join = ["pod-1.example:7400"]     # where to find one that is there already
+//! init = true                         # first pod of a cluster; the others have
+//! # join = ["pod-1.example:7400"]     # addresses of pods of the cluster
 //!
 //! [[disk]]
 //! path = "/mnt/nvme0"
-//! size = "3TiB"                       # default: what the file system has free, less a reserve
+//! size = "3TiB"                       # default: the free space, less a reserve
 //!
 //! [api]
 //! listen = "0.0.0.0:7400"
-//! advertise = "192.0.2.1:7400"        # needed when `listen` is not an address others can use
+//! advertise = "192.0.2.1:7400"        # needed if others cannot connect to `listen`
 //! ```
 
 pub mod size;
@@ -29,43 +29,42 @@ use crate::limits;
 
 /// Smallest log ring of a disk.
 const WAL_BYTES_MIN: u64 = 64 << 20;
-/// Shorter, and a machine that is busy looks hung; longer, and nobody waits for it.
+/// With a lower limit, a busy machine looks hung.
 const HANG_LIMIT_SECONDS_MIN: u32 = 2;
 const HANG_LIMIT_SECONDS_MAX: u32 = 3600;
 /// Smallest data file of a disk.
 const DATA_BYTES_MIN: u64 = 256 << 20;
 
-/// Everything that a pod is told at its start.
+/// The configuration of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Directory of this pod's identity and of its part of the catalog.
+    /// Directory with this pod's identity and its part of the catalog.
     pub data: PathBuf,
-    /// Makes a new cluster when this pod does not belong to one yet.
+    /// Creates a new cluster if this pod does not belong to one yet.
     #[serde(default)]
     pub init: bool,
-    /// `host:port` of API servers of the cluster to join when this pod does not belong to one
-    /// yet, and where to ask first when its peers have moved.
+    /// `host:port` of API servers of the cluster to join, if this pod does not belong to one yet.
+    /// Also asked first when its peers have moved.
     #[serde(default)]
     pub join: Vec<String>,
     #[serde(default)]
     pub io: IoMethod,
     #[serde(default)]
     pub durable_writes: DurableWriteMethod,
-    /// Writes large writes once, to their place, and not to the log first.
+    /// Writes large writes once, to their slots, and not to the log first (WAL bypass).
     #[serde(default = "yes")]
     pub redirect_large_writes: bool,
-    /// Moves the leadership of a shard to the pod that its requests come through.
+    /// Moves the leadership of a shard to the pod that sends its requests.
     #[serde(default = "yes")]
     pub leaders_follow_clients: bool,
-    /// How leaders know that they still lead when they serve a read.
+    /// How a leader makes sure that it still leads when it serves a read.
     #[serde(default)]
     pub reads: ReadMethod,
-    /// The process ends, to be started again, when its data path makes no progress for so long.
-    /// 0: never.
+    /// Ends the process, for a restart, if its data path makes no progress for this long. 0: never.
     #[serde(default = "default_hang_limit_seconds")]
     pub hang_limit_seconds: u32,
-    /// Written (with the process id) once the pod serves, removed when it stops.
+    /// Written (with the process id) once the pod serves, and removed when it stops.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid_file: Option<PathBuf>,
     #[serde(default = "Listen::api")]
@@ -84,16 +83,16 @@ pub struct Config {
     pub disks: Vec<Disk>,
 }
 
-/// A directory that holds one disk's files, on a file system of its own.
+/// A directory for one disk's files, on its own file system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
     pub path: PathBuf,
-    /// Most that its data may take. Without it: what is free when the disk is first used, less a
-    /// reserve. Kept with the disk from then on.
+    /// Limit of the disk's data. Default: the free space at the first use, less a reserve. Stored
+    /// on the disk at the first use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<ByteSize>,
-    /// Length of its write-ahead log. Kept with the disk from then on.
+    /// Length of the write-ahead log. Stored on the disk at the first use.
     #[serde(default = "default_wal_size")]
     pub wal_size: ByteSize,
 }
@@ -103,12 +102,12 @@ pub struct Disk {
 #[serde(deny_unknown_fields)]
 pub struct Listen {
     pub listen: SocketAddr,
-    /// What others are told; `listen` when it is not given.
+    /// The address given to others. Default: `listen`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advertise: Option<SocketAddr>,
 }
 
-/// Where clients reach volumes over NBD.
+/// Addresses at which clients reach volumes over NBD.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nbd {
@@ -116,69 +115,67 @@ pub struct Nbd {
     pub listen: SocketAddr,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advertise: Option<SocketAddr>,
-    /// A unix socket as well.
+    /// An additional unix socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
 }
 
-/// How data-path I/O enters the kernel.
+/// The kernel interface for data-path I/O.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IoMethod {
-    /// io_uring where it is allowed, else epoll.
+    /// io_uring where it is allowed, otherwise epoll.
     #[default]
     Auto,
     IoUring,
     Epoll,
 }
 
-/// How writes of the log reach the disk durably, with io_uring. (Epoll has threads for all of its
-/// file I/O.)
+/// How log writes become durable with io_uring. (Epoll uses threads for all file I/O.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DurableWriteMethod {
-    /// By the ring itself: the least work.
+    /// Through the ring itself: the least work.
     #[default]
     Ring,
-    /// By a few threads: for machines on which the kernel's own workers come late.
+    /// Through a few threads, for machines on which the kernel's own workers start late.
     Threads,
 }
 
-/// How leaders know that they still lead when they serve a read.
+/// How a leader makes sure that it still leads when it serves a read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReadMethod {
-    /// By a lease, which takes clocks that run.
+    /// By a lease. Requires clocks that do not stop.
     #[default]
     Lease,
     /// By asking a majority.
     Quorum,
 }
 
-/// Memory of the data path. Each has bounds ([`ConfigError::BudgetRange`] says them); a pod may
-/// use the sum of all that applies to it.
+/// Memory limits of the data path; [`ConfigError::BudgetRange`] tells their bounds. A pod may use
+/// the sum of all applicable ones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Budgets {
-    /// Payloads that stay in memory until they are written back, per disk. 256 MiB.
+    /// Payloads kept in memory until they are written back, per disk. 512 MiB.
     pub overlay_cache: ByteSize,
     /// Cache of the index, per disk. 256 MiB.
     pub index_cache: ByteSize,
-    /// Applied log entries kept for followers that are a little behind, per replica. 1 MiB.
+    /// Applied log entries kept for followers that lag a little, per replica. 1 MiB.
     pub log_tail: ByteSize,
-    /// Requests under way of one connection of a client; one request is always taken, however
-    /// large. 64 MiB.
+    /// Requests in flight per client connection. A larger single request is taken, too. 64 MiB.
     pub connection: ByteSize,
-    /// Requests under way of one volume through this pod; beyond it every connection still has
-    /// 1 MiB. 256 MiB.
+    /// Requests in flight per volume through this pod. Beyond it, every connection still has 1 MiB.
+    /// 256 MiB.
     pub volume: ByteSize,
-    /// Writes under way of one shard that this pod leads. 64 MiB.
+    /// Writes in flight per shard that this pod leads. 64 MiB.
     pub shard: ByteSize,
-    /// What waits to be sent to one disk of another pod. 64 MiB.
+    /// Frames queued for one disk of another pod. 64 MiB.
     pub link: ByteSize,
 }
 
-/// What is logged, and how.
+/// Level and format of the logs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
@@ -196,7 +193,7 @@ pub enum LogFormat {
     Text,
 }
 
-/// Why a configuration cannot be used. Each says which key is meant.
+/// Why a configuration cannot be used. Each error names the key.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("could not read {path}")]
@@ -213,7 +210,7 @@ pub enum ConfigError {
     },
     #[error("`data` must name a directory")]
     NoData,
-    #[error("`init` and `join` exclude each other: only the first pod of a cluster says init")]
+    #[error("`init` and `join` exclude each other: set `init` on the first pod only")]
     InitAndJoin,
     #[error("`join` must list host:port, not {0:?}")]
     JoinAddress(String),
@@ -226,7 +223,7 @@ pub enum ConfigError {
     DiskMissing { path: PathBuf },
     #[error("the path of disk {path} is not a directory")]
     DiskNotDirectory { path: PathBuf },
-    #[error("could not look at the directory of disk {path}")]
+    #[error("could not read the free space of disk {path}")]
     DiskStat {
         path: PathBuf,
         #[source]
@@ -265,7 +262,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads and validates a file. Relative paths in it are relative to its directory.
+    /// Reads and validates a file. Paths in it are relative to its directory.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
@@ -317,7 +314,7 @@ impl Config {
             if listen.port() == 0 {
                 return Err(ConfigError::NoPort { key });
             }
-            // Nothing is told to others about HTTP.
+            // The address of HTTP is not given to others.
             if key != "http" && advertise.is_none() && listen.ip().is_unspecified() {
                 return Err(ConfigError::NeedsAdvertise { key, listen });
             }
@@ -353,7 +350,7 @@ impl Config {
         Ok(())
     }
 
-    /// Checks that every disk's directory is there, and that no two are the same one.
+    /// Checks that every disk's directory exists, and that no two disks share one.
     pub fn check_disks(&self) -> Result<(), ConfigError> {
         let mut seen = BTreeSet::new();
         for disk in &self.disks {
@@ -365,7 +362,7 @@ impl Config {
                 }
                 _ => {}
             }
-            // One that answers with an error is judged when it is opened: others may be well.
+            // Other errors are reported when the disk is opened, so that other disks can start.
             if path.canonicalize().is_ok_and(|real| !seen.insert(real)) {
                 return Err(ConfigError::DiskTwice(path));
             }
@@ -373,25 +370,25 @@ impl Config {
         Ok(())
     }
 
-    /// Where others reach this pod's API.
+    /// Address of this pod's API for others.
     pub fn api_address(&self) -> SocketAddr {
         self.api.advertise.unwrap_or(self.api.listen)
     }
 
-    /// Where peers reach this pod's data path.
+    /// Address of this pod's data path for peers.
     pub fn peer_address(&self) -> SocketAddr {
         self.peer.advertise.unwrap_or(self.peer.listen)
     }
 
-    /// Where clients reach volumes.
+    /// Address of the volumes for clients.
     pub fn nbd_address(&self) -> SocketAddr {
         self.nbd.advertise.unwrap_or(self.nbd.listen)
     }
 }
 
 impl Disk {
-    /// Most that a new disk's data may take, in bytes: `size`, if its file system has that free
-    /// now; or what is free, less the log and a reserve (a tenth, for the index and for its
+    /// Limit of a new disk's data in bytes. With `size`: that, if the file system has it free now.
+    /// Otherwise: the free space, less the log and a reserve (a tenth, for the index and its
     /// compaction).
     pub fn data_bytes_max(&self) -> Result<u64, ConfigError> {
         let space = rustix::fs::statvfs(&self.path).map_err(|error| ConfigError::DiskStat {
@@ -400,7 +397,7 @@ impl Disk {
         })?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         if let Some(size) = self.size {
-            // The file is sparse: nobody would notice before the file system is full.
+            // The file is sparse: too large a size would only show on a full file system.
             if size.0.saturating_add(self.wal_size.0) > free {
                 let (path, wal) = (self.path.clone(), self.wal_size);
                 return Err(ConfigError::DiskTooLarge { path, size, free: ByteSize(free), wal });
@@ -417,7 +414,7 @@ impl Disk {
 }
 
 impl Listen {
-    /// Listens there and advertises the same.
+    /// Listens at this address and advertises it.
     pub fn at(listen: SocketAddr) -> Listen {
         Listen { listen, advertise: None }
     }

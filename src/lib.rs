@@ -8,6 +8,7 @@ pub mod fields;
 pub mod front;
 pub mod io;
 pub mod limits;
+pub mod log;
 pub mod net;
 pub mod planted;
 pub mod replica;

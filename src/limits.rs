@@ -1,4 +1,4 @@
-//! Every bound in one place, with the relations between them checked at compile time.
+//! All bounds in one place. Their relations are checked at compile time.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use crate::types::{BLOCK_BYTES, EXTENT_BYTES};
 
 /// The largest client request (NBD's advertised maximum block size).
 pub const REQUEST_BYTES_MAX: usize = 32 << 20;
-/// The largest payload of one log entry; larger requests are cut.
+/// The largest payload of one log entry; larger requests are split.
 pub const ENTRY_BYTES_MAX: usize = 1 << 20;
-/// Writes of whole extents with at least this much payload are written once, to slots of the data
-/// file; smaller ones to the log first.
+/// The smallest payload of a WAL bypass: writes of whole extents of at least this size go to slots
+/// at once, smaller ones to the log first.
 pub const REDIRECT_BYTES_MIN: usize = 256 << 10;
-/// Extents that one listing of the index, and one message with what it found, may have.
+/// Extents in one listing of the index, and in the message with that listing.
 pub const LISTING_EXTENTS_MAX: usize = 4096;
-/// The largest read that is one operation on a shard; larger requests are cut.
+/// The largest read in one operation on a shard; larger requests are split.
 pub const READ_BYTES_MAX: usize = 1 << 20;
 /// The largest payload of one peer frame.
 pub const FRAME_PAYLOAD_BYTES_MAX: usize = 8 << 20;
@@ -23,38 +23,36 @@ pub const FRAME_META_BYTES_MAX: usize = 4 << 20;
 pub const SHARD_BYTES: u64 = 4 << 30;
 /// The largest volume.
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
-/// Bytes of client payload under way per connection, unless [`Budgets`] says otherwise.
+/// Default of [`Budgets::connection_bytes`].
 pub const CONNECTION_BYTES_MAX: usize = 64 << 20;
-/// NBD connections that a pod serves at once.
+/// NBD connections per pod.
 pub const CLIENTS_MAX: usize = 4096;
-/// Requests under way per connection.
+/// Requests in flight per connection.
 pub const CONNECTION_REQUESTS_MAX: usize = 1024;
-/// Bytes of requests under way per volume at one pod; beyond it, connections get their minimum
-/// only. Unless [`Budgets`] says otherwise.
+/// Default of [`Budgets::volume_bytes`].
 pub const VOLUME_UNDER_WAY_BYTES_MAX: usize = 256 << 20;
-/// What a connection may have under way however busy the others of its volume are.
+/// Bytes of requests that every connection may have in flight, however busy its volume is.
 pub const CONNECTION_UNDER_WAY_BYTES_MIN: usize = 1 << 20;
-/// Bytes of proposals under way per shard, unless [`Budgets`] says otherwise.
+/// Default of [`Budgets::shard_bytes`].
 pub const SHARD_PROPOSAL_BYTES_MAX: usize = 64 << 20;
-/// Bytes of queued frames per peer link before Raft messages to it are dropped (Raft resends),
-/// unless [`Budgets`] says otherwise.
+/// Default of [`Budgets::link_bytes`].
 pub const LINK_QUEUE_BYTES_MAX: usize = 64 << 20;
 
-/// The bounds on memory under way that a pod's configuration may change.
+/// The bounds of memory for work in flight that a pod's configuration may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budgets {
-    /// Client payload under way per connection; one larger request is taken all the same.
+    /// Client payload in flight per connection. A larger single request is taken, too.
     pub connection_bytes: usize,
-    /// Requests under way per volume at one pod.
+    /// Requests in flight per volume at one pod. Beyond it, connections only get their minimum.
     pub volume_bytes: usize,
-    /// Proposals under way per shard.
+    /// Proposals in flight per shard.
     pub shard_bytes: usize,
-    /// Frames that wait to leave, per link to a peer.
+    /// Queued frames per link to a peer. Beyond it, Raft messages are dropped; Raft resends.
     pub link_bytes: usize,
 }
 
 impl Budgets {
-    /// What each may be at least, so that the largest piece of work still fits.
+    /// The smallest allowed values, so that the largest piece of work still fits.
     pub const LEAST: Budgets = Budgets {
         connection_bytes: CONNECTION_UNDER_WAY_BYTES_MIN,
         volume_bytes: CONNECTION_UNDER_WAY_BYTES_MIN,
@@ -76,14 +74,14 @@ impl Default for Budgets {
 
 /// One Raft tick.
 pub const TICK: Duration = Duration::from_millis(100);
-/// Ticks without a leader before an election: the lower bound; the upper is twice minus one.
+/// Ticks without a leader before an election: the lower bound. The upper is twice this minus one.
 pub const ELECTION_TICKS: usize = 8;
 /// Ticks between heartbeats.
 pub const HEARTBEAT_TICKS: usize = 2;
-/// What clocks may drift apart during one lease.
+/// Bound of the drift between clocks during one lease.
 pub const LEASE_DRIFT: Duration = Duration::from_millis(50);
-/// How long after the sending of a round of heartbeats its answers protect a leader's reads (rule
-/// R14): less than anybody who has heard from it waits before an election.
+/// Length of a lease, from the sending of a round of heartbeats (rule
+/// `lease-ends-before-election`). Every member that answered waits longer before an election.
 pub const LEASE: Duration = Duration::from_millis(
     TICK.as_millis() as u64 * (ELECTION_TICKS as u64 - 1) - LEASE_DRIFT.as_millis() as u64,
 );

@@ -1,14 +1,14 @@
-//! Mistakes that tests plant into the real code, to prove that they would be found: a rule whose
-//! breach no test notices is not held by anything.
+//! Mistakes that tests plant into the real code, to prove that a test would find them. A rule whose
+//! breach no test notices is not kept by anything.
 //!
-//! Each is one that storage systems have made, or that a reader of the design feared. Where it
-//! would be made, the code asks [`planted`]; outside of tests that is a constant, and nothing of
-//! it is left in the program.
+//! Each is a mistake that storage systems have made, or that a reader of the design feared. At its
+//! place the code asks `planted`. Outside of tests that is a constant `false`, and the compiler
+//! removes it.
 
-/// Makes the enum, and a list of all that is in it.
+/// Makes the enum and the list of its variants.
 macro_rules! mistakes {
     ($($(#[$text:meta])* $name:ident,)*) => {
-        /// A mistake, named for what goes wrong. The rule that it breaks stands beside it.
+        /// A planted mistake, named for its effect. Its docstring names the rules that it breaks.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Mistake {
             $($(#[$text])* $name,)*
@@ -22,153 +22,153 @@ macro_rules! mistakes {
 }
 
 mistakes! {
-    /// R1: a batch of the log is written without being made durable.
+    /// `durable-before-ack`: a batch of the log is written but not made durable.
     LogWriteNotDurable,
-    /// R1: what recovery found, and nothing calls durable, is relied on as it is.
+    /// `confirm-what-was-found`: recovery trusts a found batch that no durable mark covers.
     FoundNotConfirmed,
-    /// R2: the records of a round are committed without a sync of the data file before.
+    /// `data-before-index`: a round commits its records without a sync of the data file before.
     IndexBeforeData,
-    /// R3: the index says that everything applied is in it.
+    /// `flushed-is-a-low-water-mark`: the index claims to have everything that is applied.
     FlushedIsNewestApplied,
-    /// R3: replay applies entries to extents that already have something newer.
+    /// `replay-skips-newer`: replay applies entries to extents with newer content.
     ReplayOverNewer,
-    /// R4: a freed slot is free before the free is durable.
+    /// `slot-reuse-after-durable-free`: a freed slot is reused before the free is durable.
     SlotReusedBeforeFlush,
-    /// R4: a freed slot is free while a read of it is under way.
+    /// `slot-pinned-while-read`: a freed slot is reused while a read of it is in flight.
     SlotReusedWhileRead,
-    /// R4: the slots of entries that are replaced are free before the replacement is durable.
+    /// `slot-reuse-after-durable-free`: slots of replaced entries are reused too early.
     ReplacedSlotsReused,
-    /// R5: a partial block is merged with what is stored, whatever is on its way there.
+    /// `whole-blocks-in-log`: a partial block is merged with a base that misses writes in flight.
     PartialFromOldBase,
-    /// R6: a redirected write is not made durable before the log names it.
+    /// `bypass-before-batch`: a bypassed write is not durable when the log names it.
     RedirectNotDurable,
-    /// R6: write-back changes a slot that an entry of the log names.
+    /// `named-slot-is-immutable`: write-back changes a slot that a log entry names.
     NamedSlotWritten,
-    /// R7: what no durable HardState covers is written back.
+    /// `write-back-after-durable-commit`: an entry that no durable HardState covers is written
+    /// back.
     WrittenBackUncovered,
-    /// R7: recovery believes the commit of the HardState, although more is written back.
+    /// `recovery-commit-covers-flushed`: the HardState's commit counts, although more is written
+    /// back.
     CommitBelowFlushed,
-    /// An update of the superblock begins while its copies differ.
+    /// `superblock-copies-settled`: an update of the superblock begins while its copies differ.
     SuperblockNotSettled,
-    /// R8: the ring is given free before the superblock says so.
+    /// `tail-after-superblock`: the ring is freed before the superblock says so.
     TailBeforeSuperblock,
-    /// R8: the lane comes to rest while a read of the log holds the tail, and stays there.
+    /// `idle-members-free-the-tail`: a lane settles while a read of the log holds the tail.
     SettledWhileRead,
-    /// R8: replay of an image appends its entries to what was there.
+    /// `log-snapshot-replaces`: replay of a log snapshot appends its entries to the ones before it.
     ImageAppends,
-    /// R8: an append lets go of what it replaces before it is durable itself.
+    /// `kept-until-replaced`: an append releases what it replaces before the append is durable.
     ReplacedLetGo,
-    /// R8: entries that the store goes ahead of are let go before that is durable.
+    /// `kept-until-replaced`: entries below a jump are released before the jump is durable.
     JumpLetsGo,
-    /// R8: the rest of a log that a resync went beyond is judged like one that counts.
+    /// `other-history-is-void`: the rest of a log that a resync jumped over still counts.
     OldHistoryCounts,
-    /// The log is cut at the first bad batch, durable or not.
+    /// `no-silent-cut`: the log is cut at the first bad batch, durable or not.
     CutAtFirstBad,
-    /// What was cut off comes back with a later batch.
+    /// `cut-stays-cut`: batches that were cut off come back with a later batch.
     CutComesBack,
-    /// Numbers of batches that were cut off are used again.
+    /// `sequence-never-reused`: sequences of batches that were cut off are used again.
     SequenceReused,
-    /// R9: ordinary entries may fill the log to its last byte.
+    /// `log-reserve`: ordinary entries may fill the log to its last byte.
     NoReserve,
-    /// R9: entries that are here already take room again, and are refused for want of it.
+    /// `full-log-still-commits`: entries that are already here need room again, and are refused.
     EntriesCountedTwice,
-    /// R9: a message whose entries find no room is dropped, and with it the news of commits.
+    /// `full-log-still-commits`: a message is dropped whole when its entries find no room.
     FullLogIsDeaf,
-    /// R9: entries of earlier terms get no more room than new ones.
+    /// `full-log-still-commits`: entries of earlier terms get no more room than new ones.
     EarlierTermsRefused,
-    /// R10: entries are admitted without a slot for each.
+    /// `space-before-append`: entries are admitted without a slot for each.
     AdmittedWithoutSpace,
-    /// R9, R10: what comes to a member that is elected and does not serve yet is not counted.
+    /// `log-reserve`, `space-before-append`: an elected member counts no requests before it serves.
     NewLeaderTakesAll,
-    /// R10: the copy of a resync takes slots that applied entries were promised.
+    /// `space-before-append`: a resync takes slots that are promised to applied entries.
     CopyTakesPromised,
-    /// R11: a trim clears *present* above another layer.
+    /// `trim-hides-lower-layers`: a trim clears *present* above another layer.
     TrimClearsPresent,
-    /// R12: what the log has of a destroyed member is replayed.
+    /// `destroyed-stays-destroyed`: the log of a destroyed member is replayed.
     TombstonesForgotten,
-    /// R12: a member without a configuration votes.
+    /// `uninitialised-never-votes`: a member without a configuration votes.
     UninitialisedVotes,
-    /// R12: a member that was destroyed is created once more under its id, and votes again.
+    /// `destroyed-stays-destroyed`: a destroyed member is created again, and votes.
     EmptyMemberVotes,
-    /// R13: blocks are served without a look at their checksums.
+    /// `verify-before-serving`: blocks are served without a check of their checksums.
     ChecksumsIgnored,
-    /// R14: a lease has no end.
+    /// `lease-ends-before-election`: a lease has no end.
     LeaseWithoutEnd,
-    /// R14: reads go on under the lease while another member is told to lead.
+    /// `no-lease-after-transfer`: reads use the lease after another member was told to lead.
     LeaseAfterTransfer,
-    /// R14: reads are served under a lease although clocks are not to be trusted.
+    /// `quorum-reads-trust-no-clock`: reads use a lease, although no clock is trusted.
     LeaseDespiteQuorum,
-    /// R14: a leader reads before it has applied an entry of its own term.
+    /// `own-term-before-reading`: a leader reads before it has applied an entry of its own term.
     ReadBeforeOwnTerm,
-    /// R14: a member that restarts votes at once.
+    /// `no-vote-within-lease`: a restarted member votes at once.
     VotesAfterRestart,
-    /// R14: a vote is granted while a leader is heard.
+    /// `no-vote-within-lease`: a member grants a vote while it hears a leader.
     VotesWithinLease,
-    /// R15: sessions and epochs are not checked when an entry is applied.
+    /// `session-checked-at-apply`: sessions and epochs are not checked when an entry is applied.
     SessionNotChecked,
-    /// R15: the term that a request is meant for is not compared.
+    /// `term-checked-at-propose`: the term of a request is not compared.
     TermNotCompared,
-    /// R15: a write whose outcome is not known is sent again as if it had never been sent.
+    /// `resend-in-new-session`: a write of unknown outcome is sent again under its old session.
     RetryUnderOldSession,
-    /// R15: writes that overlap are sent at the same time.
+    /// `overlapping-writes-in-order`: overlapping writes are sent at the same time.
     OverlapNotOrdered,
-    /// R15: what a client sent is executed after it has hung up.
+    /// `hang-up-before-execute`: requests of a client are executed after it has hung up.
     ProcessedAfterHangUp,
-    /// R15: writes of a connection that ended stay in the router, and hold back no later ones.
+    /// `ended-connection-hands-over-nothing`: later writes do not wait for those of an ended
+    /// connection.
     ResentThroughSecondConnection,
-    /// R16: a resync brings the blocks, and neither the epoch nor the sessions.
+    /// `meta-with-blocks`: a resync brings the blocks, but neither epoch nor sessions.
     SessionsNotInstalled,
-    /// R16: what a checkpoint stores of the shard's metadata is what it was at the start.
+    /// `meta-with-blocks`: a checkpoint stores the shard's metadata as of the start.
     MetaNotStored,
-    /// Term and vote are not written with what depends on them.
+    /// `hard-state-with-entries`: term and vote are not written with their entries.
     HardStateNotLogged,
-    /// The HardState of a Ready is written with a later batch than its entries.
+    /// `hard-state-with-entries`: the HardState is written in a later batch than its entries.
     HardStateAfterEntries,
-    /// A member that is being resynced is never elected, whoever else could be.
+    /// `majority-answers`: a resyncing member is never elected, even if nobody else can be.
     ResyncNeverElected,
-    /// A member whose copy is whole waits for a leader that takes it into account, and does not
-    /// vote for one.
+    /// `majority-answers`: a member with a complete copy does not vote before it is installed.
     MuteUntilInstalled,
-    /// A resync leaves what its source does not have any more.
+    /// `resync-lists-everything`: a resync keeps extents that its source no longer has.
     ResyncKeepsExtents,
-    /// A resync says that it reflects everything up to its end: what was written meanwhile to what
-    /// it had copied before is missed.
+    /// `resync-ends-behind-the-log`: a resync counts as of its end, and misses writes since its
+    /// start.
     ResyncMissesWrites,
-    /// A resync puts older extents in the place of newer ones, when the log was faster.
+    /// `resync-never-goes-back`: a resync replaces newer extents by older ones.
     ResyncGoesBack,
-    /// A resync ends before the log covers what was copied last.
+    /// `resync-ends-behind-the-log`: a resync ends before the log covers the newest copied extent.
     ResyncEndsEarly,
-    /// A copy that is older than the one before is put in place, and what that had brought of later
-    /// entries is believed to be there still.
+    /// `resync-never-goes-back`: an older copy replaces a newer one, and replay ignores that.
     OlderCopyOverlooked,
-    /// Links of resyncs are kept, although nothing comes over them any more.
+    /// `dead-link-is-given-up`: resync links are kept, although nothing arrives over them any more.
     DeadResyncLinkKept,
-    /// The store goes ahead of the log, although the log went on since the lists were compared.
+    /// `no-jump-over-applied`: the store jumps, although the log went on since the comparison.
     JumpOverApplied,
-    /// A member that a crash left with half of a resync is a source for others.
+    /// `resyncing-flag-first`: a member with half of a resync after a crash is a source for others.
     SourceWithMark,
-    /// A leader with the mark is none, even for those that it needs.
+    /// `majority-answers`: a resyncing leader is no source, even for members that need it.
     MarkedLeaderIsNoSource,
-    /// A resync is acknowledged to the leader before what it copied is durable.
+    /// `durable-before-ack`: a resync is acknowledged before its data is durable.
     ResyncAcksBeforeData,
-    /// A router takes no leader of a term before one that it heard of, although nobody leads in
-    /// that.
+    /// `majority-answers`: a router accepts no leader below the newest term that it heard of.
     TermWithoutLeader,
-    /// Volumes share the bound on what is under way, and one without a quorum uses it up.
+    /// `volume-keeps-its-minimum`: one volume without a quorum uses up the budget of all.
     VolumesShareBudget,
-    /// Answers to appends and votes leave before what they promise is durable.
+    /// `durable-before-ack`: answers to appends and votes leave before their promises are durable.
     AnsweredBeforeDurable,
-    /// An entry that conflicts with what is logged is added to it.
+    /// `conflicting-suffix-truncated`: a conflicting entry is added to the logged entries.
     SuffixNotTruncated,
-    /// The catalog answers when a command is in the leader's own log.
+    /// `catalog-answers-after-apply`: a command is answered when only the leader's log has it.
     CatalogAnswersEarly,
-    /// Members of the catalog get an id that the next one gets, too.
+    /// `ids-never-reused`: a catalog member gets an id that the next one gets, too.
     CatalogMemberReused,
-    /// A learner of the catalog becomes a voter before it has the state.
+    /// `learner-before-voter`: a catalog learner becomes a voter before it has the state.
     CatalogLearnerEarly,
-    /// A pod that has registered does not look whether it stays so.
+    /// `registration-is-watched`: a registered pod does not check that it stays registered.
     RegistersOnce,
-    /// A request of the catalog that is sent again is carried out again.
+    /// `request-carried-out-once`: a repeated request is carried out again.
     CatalogRequestTwice,
 }
 

@@ -1,7 +1,7 @@
-//! Things under way, found by a key that is never used twice: a late answer to something that
-//! ended finds nothing, even when its place was taken again.
+//! A container for work in flight. Keys are never reused, so a late answer to ended work finds
+//! nothing, even if its place is taken again.
 
-/// A set of values with keys of its own making.
+/// A set of values under generated keys.
 #[derive(Debug)]
 pub struct Slab<T> {
     slots: Vec<Slot<T>>,
@@ -10,7 +10,7 @@ pub struct Slab<T> {
 
 #[derive(Debug)]
 struct Slot<T> {
-    /// How often the slot was emptied; part of the key.
+    /// Counts how often the slot was emptied; part of the key.
     generation: u32,
     value: Option<T>,
 }
@@ -22,7 +22,7 @@ impl<T> Default for Slab<T> {
 }
 
 impl<T> Slab<T> {
-    /// Keeps a value; the key is never 0.
+    /// Stores a value and returns its key, which is never 0.
     pub fn insert(&mut self, value: T) -> u64 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot { generation: 1, value: None });
@@ -34,7 +34,7 @@ impl<T> Slab<T> {
         u64::from(slot.generation) << 32 | u64::from(index)
     }
 
-    /// Gives a value back.
+    /// Removes and returns a value.
     pub fn remove(&mut self, key: u64) -> Option<T> {
         let slot = self.slot_mut(key)?;
         let value = slot.value.take()?;

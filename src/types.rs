@@ -1,4 +1,4 @@
-//! The vocabulary: ids, positions, requests and errors that every module shares. No logic.
+//! The shared types: ids, positions, requests and errors of all modules. No logic.
 
 use std::fmt;
 use std::time::Duration;
@@ -45,7 +45,7 @@ id_u64!(
     ShardId
 );
 id_u64!(
-    /// One member of a shard. Given by the catalog, never reused.
+    /// One member of a shard. The catalog assigns the id and never reuses it.
     MemberId
 );
 
@@ -99,7 +99,7 @@ impl<'de> serde::Deserialize<'de> for Uuid {
     }
 }
 
-/// A block of a shard, counted from the shard's first.
+/// Index of a block in its shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Block(pub u32);
 
@@ -115,7 +115,7 @@ impl Block {
     }
 }
 
-/// An extent of a shard, counted from the shard's first.
+/// Index of an extent in its shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Extent(pub u32);
 
@@ -140,7 +140,7 @@ impl BlockRange {
         self.first.0 + self.count
     }
 
-    /// True when both share a block.
+    /// True when the ranges share a block.
     pub fn overlaps(self, other: BlockRange) -> bool {
         self.first.0 < other.end() && other.first.0 < self.end()
     }
@@ -161,7 +161,7 @@ impl BlockRange {
 pub struct Mono(pub u64);
 
 impl Mono {
-    /// Time from `earlier` to here; zero when `earlier` is later.
+    /// Time from `earlier` to this point; zero when `earlier` is later.
     pub fn since(self, earlier: Mono) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -175,10 +175,10 @@ impl std::ops::Add<Duration> for Mono {
     }
 }
 
-/// Who sent a request: carried by every log entry and checked when it is applied (rule R15).
+/// The sender of a request, kept in every log entry (rule `session-checked-at-apply`).
 ///
-/// `attachment_epoch` 0 means no attachment. `front_end` names the front end that numbers its
-/// sessions (a pod); `session` only grows for one front end, across its restarts too.
+/// `attachment_epoch` 0 means no attachment. `front_end` is the pod that numbers the sessions. The
+/// `session` of a front end only grows, across its restarts, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Origin {
     pub attachment_epoch: u64,
@@ -186,25 +186,25 @@ pub struct Origin {
     pub session: u64,
 }
 
-/// One operation on one shard, complete and validated. Offsets are the shard's own.
+/// One operation on one shard, complete and validated. Offsets are relative to the shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ShardOp {
-    /// Answered with [`ShardReply::Data`] that covers exactly the range.
+    /// Answered with [`ShardReply::Data`] for exactly the range.
     Read { range: BlockRange },
     /// Whole blocks. `data` is `range.count` blocks in memory aligned to 4 KiB; `crcs` holds one
     /// [`block_crc`] per block.
     Write { range: BlockRange, data: Bytes, crcs: Vec<u32> },
-    /// A part of one block: `offset_bytes + data.len() <= BLOCK_BYTES`, not the whole block.
+    /// A part of one block, never the whole: `offset_bytes + data.len() <= BLOCK_BYTES`.
     WritePartial { block: Block, offset_bytes: u32, data: Bytes },
-    /// Whole blocks that read as zeroes from now on; `trim` also gives their space back, without
-    /// it whole extents keep theirs.
+    /// Whole blocks that read as zeroes from now on. With `trim` their space is freed; without it,
+    /// whole extents keep their space.
     Zero { range: BlockRange, trim: bool },
-    /// Answered with [`ShardReply::Status`] that covers exactly the range.
+    /// Answered with [`ShardReply::Status`] for exactly the range.
     Status { range: BlockRange },
 }
 
 impl ShardOp {
-    /// Bytes of data in a good answer.
+    /// Bytes of data in a successful answer.
     pub fn reply_bytes(&self) -> usize {
         match self {
             ShardOp::Read { range } => range.count as usize * BLOCK_BYTES,
@@ -223,12 +223,12 @@ impl ShardOp {
         }
     }
 
-    /// True when it changes bytes.
+    /// True when the operation changes bytes.
     pub fn is_write(&self) -> bool {
         !matches!(self, ShardOp::Read { .. } | ShardOp::Status { .. })
     }
 
-    /// Bytes of payload it carries, for budgets.
+    /// Bytes of payload in the operation, for budgets.
     pub fn payload_bytes(&self) -> usize {
         match self {
             ShardOp::Write { data, .. } | ShardOp::WritePartial { data, .. } => data.len(),
@@ -237,7 +237,7 @@ impl ShardOp {
     }
 }
 
-/// A stretch of bytes that was read.
+/// A run of bytes in the answer to a read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Segment {
     Data(Bytes),
@@ -260,17 +260,17 @@ impl Segment {
 pub struct StatusRun {
     /// Number of blocks.
     pub count: u32,
-    /// No space is used for it; it reads as zeroes.
+    /// The run uses no space and reads as zeroes.
     pub hole: bool,
 }
 
-/// What a shard answers when an operation succeeded.
+/// The answer of a shard to a successful operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ShardReply {
-    /// A change is durable on a majority and applied.
+    /// The change is durable on a majority and applied.
     Done,
-    /// What was read, in order, with one checksum per block (0 for a block of zeroes that is
-    /// stored as such).
+    /// The data in order, with one checksum per block (0 for a block of zeroes that is recorded as
+    /// zero and not stored).
     Data {
         segments: Vec<Segment>,
         crcs: Vec<u32>,
@@ -278,19 +278,19 @@ pub enum ShardReply {
     Status(Vec<StatusRun>),
 }
 
-/// What becomes of the space of blocks that are to read as zeroes.
+/// How to treat the space of blocks that will read as zeroes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ZeroHow {
-    /// It is given back, and parts of blocks at the edges may keep their content.
+    /// Free it. Partially covered blocks at the edges may keep their content.
     Trim,
-    /// It is given back, but every byte reads as zero.
+    /// Free it. Every byte of the range reads as zero.
     Free,
-    /// It is kept where there is some, so that a later write needs none.
+    /// Keep allocated space, so that a later write needs none.
     Keep,
 }
 
 /// One operation of a client on a volume, validated against its size. Offsets and lengths are in
-/// bytes and need not be multiples of anything.
+/// bytes, of any alignment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BlockOp {
     Read {
@@ -303,13 +303,13 @@ pub enum BlockOp {
         offset: u64,
         data: Bytes,
     },
-    /// Reads as zeroes from now on.
+    /// The bytes read as zeroes from now on.
     Zero {
         offset: u64,
         len: u32,
         how: ZeroHow,
     },
-    /// Every acknowledged write is durable already; answered at once.
+    /// Answered at once, because every acknowledged write is durable.
     Flush,
     Status {
         offset: u64,
@@ -317,33 +317,33 @@ pub enum BlockOp {
     },
 }
 
-/// What a volume answers when an operation succeeded.
+/// The answer of a volume to a successful operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BlockReply {
     Done,
-    /// Exactly the bytes asked for, in order.
+    /// Exactly the requested bytes, in order.
     Data(Vec<Segment>),
-    /// Runs of (length in bytes, hole), in order, at least one, covering the range asked for.
+    /// Runs of (length in bytes, hole), in order, at least one, covering the requested range.
     Status(Vec<(u64, bool)>),
 }
 
-/// Why a block operation did not succeed. Each front end maps it in one table.
+/// Why a block operation did not succeed. Each front end maps these errors in one table.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BlockError {
-    /// This member does not lead; nothing was proposed. Retry at the hint.
+    /// This member does not lead, and nothing was proposed. Retry at the hint.
     #[error("this replica does not lead its shard")]
     NotLeader { hint: Option<MemberId>, term: u64 },
-    /// A queue is full; nothing was proposed. Retry.
+    /// A queue is full, and nothing was proposed. Retry.
     #[error("the shard is busy")]
     Busy,
-    /// Whether the change happened is not known (leader lost, connection lost). Retry under a
-    /// higher session.
+    /// The outcome is unknown, because the leader or the connection was lost. Retry under a higher
+    /// session.
     #[error("the outcome of the request is not known yet")]
     Unknown,
-    /// A higher session of the same front end was seen; certainly not applied.
+    /// A higher session of the same front end was seen. The change was certainly not applied.
     #[error("a newer session of this front end is in use")]
     StaleSession,
-    /// A newer attachment was granted; certainly not applied, and never will be.
+    /// A newer attachment was granted. The change was not applied, and never will be.
     #[error("a newer attachment has fenced this client")]
     Fenced,
     #[error("the request reaches beyond the end of the volume")]
@@ -355,7 +355,7 @@ pub enum BlockError {
     /// No intact copy could be read here.
     #[error("no intact copy of the data can be read")]
     MediaFault,
-    /// The volume is being deleted, or unknown here.
+    /// The volume is being deleted, or this pod does not know it.
     #[error("the volume does not exist")]
     NoSuchVolume,
     #[error("the request is malformed")]
@@ -363,7 +363,7 @@ pub enum BlockError {
 }
 
 impl BlockError {
-    /// True when the router tries again by itself rather than tell the client.
+    /// True when the router retries by itself and does not tell the client.
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
@@ -375,12 +375,12 @@ impl BlockError {
     }
 }
 
-/// A part of the list of every extent of a member, as of `applied_index`.
+/// A part of the manifest of a member (the list of all its extents), as of `applied_index`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestChunk {
-    /// Ordered, one per extent that exists.
+    /// In order, one per existing extent.
     pub extents: Vec<ManifestEntry>,
-    /// Where the next chunk starts; `None`: this was the last.
+    /// Start of the next chunk; `None`: this is the last.
     pub next: Option<Extent>,
     pub applied_index: u64,
     pub applied_term: u64,
@@ -395,7 +395,7 @@ pub struct ManifestEntry {
     pub zero: u16,
 }
 
-/// One whole extent on its way to another member. `data` holds the present blocks, in order.
+/// One whole extent in transfer to another member. `data` holds the present blocks, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExtentContent {
     pub extent: Extent,
@@ -407,8 +407,8 @@ pub struct ExtentContent {
     pub data: Bytes,
 }
 
-/// Checksum of one stored block: CRC-32 seeded with the birth volume and the block's number in
-/// that volume, so that bytes which belong elsewhere do not pass for this block's.
+/// Checksum of one stored block: CRC-32 seeded with the birth volume and the block's number in that
+/// volume. So the bytes of another block do not pass for this one's.
 pub fn block_crc(birth: VolumeId, block_in_volume: u64, data: &[u8]) -> u32 {
     debug_assert_eq!(data.len(), BLOCK_BYTES);
     let mut hasher = crc32fast::Hasher::new_with_initial(crc_seed(birth, block_in_volume));
@@ -421,7 +421,7 @@ fn crc_seed(birth: VolumeId, block_in_volume: u64) -> u32 {
     (mixed ^ (mixed >> 32)) as u32
 }
 
-/// A fixed bijective mixing of 64 bits (the finaliser of splitmix64). Part of the disk format.
+/// A fixed bijective mix of 64 bits (the finaliser of splitmix64). Part of the disk format.
 pub fn mix64(value: u64) -> u64 {
     let mut mixed = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -429,16 +429,16 @@ pub fn mix64(value: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// Writes that a member took and has not handed to its log yet: rules R9 and R10 count them.
+/// Accepted writes not yet in a log (rules `log-reserve`, `space-before-append`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unappended {
     pub payload_bytes: u64,
-    /// Extents that they touch, at most.
+    /// Upper bound of the number of extents that they touch.
     pub extents: u64,
 }
 
 impl Unappended {
-    /// One more write of whole blocks, or of a part of one.
+    /// Adds one write of whole blocks, or of a part of one.
     pub fn add(&mut self, payload_bytes: usize) {
         self.payload_bytes += payload_bytes as u64;
         if payload_bytes > 0 {

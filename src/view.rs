@@ -1,5 +1,5 @@
-//! What the data path of a pod knows of the cluster: made by `control`, read by `worker` and
-//! `volume`. Always whole, never a difference; the newest revision wins.
+//! The data path's view of the cluster, made by `control`, read by `worker` and `volume`. Always
+//! complete, never a difference. The newest revision wins.
 
 use std::net::SocketAddr;
 
@@ -15,15 +15,15 @@ pub struct ClusterView {
     pub pods: Vec<PodView>,
     pub disks: Vec<DiskView>,
     pub volumes: Vec<VolumeView>,
-    /// Members that are to be destroyed wherever they are found: a positive record (rule R12).
-    /// Each stays until its disk has reported that it is gone.
+    /// Members to destroy wherever they are found (rule `destroy-by-record-only`). Each stays
+    /// listed until its disk has reported the destruction.
     pub destroyed: Vec<(Uuid, MemberId)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodView {
     pub pod: PodId,
-    /// Where its peers reach its data path.
+    /// Address of its data path for peers.
     pub peer: SocketAddr,
     pub api: SocketAddr,
     pub nbd: Option<SocketAddr>,
@@ -40,13 +40,13 @@ pub struct VolumeView {
     pub volume: VolumeId,
     pub name: String,
     pub size_bytes: u64,
-    /// 1 for now.
+    /// Always 1 at present.
     pub stripe_width: u32,
-    /// Length of every shard but the last.
+    /// Length of every shard except the last.
     pub stripe_bytes: u64,
-    /// In order of their place in the volume.
+    /// In the order of their position in the volume.
     pub shards: Vec<ShardView>,
-    /// Being deleted: not exported any more.
+    /// The volume is being deleted and is no longer exported.
     pub deleting: bool,
 }
 
@@ -56,7 +56,7 @@ pub struct ShardView {
     pub members: Vec<MemberView>,
 }
 
-/// A voter of a shard and where it lives.
+/// A voter of a shard, and its location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberView {
     pub member: MemberId,
@@ -64,8 +64,8 @@ pub struct MemberView {
     pub pod: PodId,
 }
 
-/// What the data path of a pod tells `control`, whole, whenever it changed (leaders, faults) and
-/// now and then (space).
+/// The data path's report to `control`, always complete. Sent when leaders or faults change, and
+/// from time to time for the space.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodReport {
     pub pod: PodId,
@@ -78,16 +78,16 @@ pub struct DiskReport {
     pub path: String,
     pub capacity_bytes: u64,
     pub used_bytes: u64,
-    /// Length of the write-ahead log, and how much of it may not be overwritten yet.
+    /// Length of the write-ahead log, and the part of it that must not be overwritten yet.
     #[serde(default)]
     pub log_bytes: u64,
     #[serde(default)]
     pub log_used_bytes: u64,
-    /// Blocks that were not written back yet, in bytes.
+    /// Dirty blocks, in bytes.
     #[serde(default)]
     pub overlay_bytes: u64,
-    /// What clients read from here since the pod started, holes left out, and how much of it was
-    /// not written back yet.
+    /// Bytes that clients read from this disk since the pod started, without holes. The second
+    /// number is the part that was dirty when read.
     #[serde(default)]
     pub read_bytes: u64,
     #[serde(default)]
@@ -95,7 +95,7 @@ pub struct DiskReport {
     /// Why the disk was given up, if it was.
     pub failed: Option<String>,
     pub members: Vec<MemberReport>,
-    /// Members of `ClusterView::destroyed` that are gone from this disk, durably.
+    /// Members of `ClusterView::destroyed` that are durably gone from this disk.
     pub destroyed: Vec<MemberId>,
 }
 
@@ -117,6 +117,6 @@ pub enum MemberState {
     Leader,
     Resyncing,
     Faulted,
-    /// On the disk, but the catalog does not know it: kept, shown, never served.
+    /// An orphan replica: on the disk, but unknown to the catalog. Kept and shown, never served.
     Unknown,
 }

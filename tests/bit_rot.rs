@@ -1,6 +1,6 @@
-//! Bits flip in the data file of one replica: every read still returns what was written, through
-//! every pod, and the replica is whole again afterwards. Only what rots in all replicas is lost,
-//! and that is an error, not a wrong byte.
+//! Bits flip in the data file of one replica. Every read through every pod still returns the
+//! written data, and the replica is whole again afterwards. Blocks that rot in all replicas are
+//! lost: an error, never a wrong byte.
 
 mod support;
 
@@ -13,7 +13,7 @@ const BYTES: usize = 8 << 20;
 const PIECE: usize = 1 << 20;
 const EIO: u32 = 5;
 
-/// A volume whose log does not name slots: what is in the data file was written back.
+/// A volume whose log names no slots: all content of the data file was written back.
 fn written_back(name: &'static str, seed: u64) -> (Cluster, Vec<u8>) {
     written(Setup::new(name).set("redirect_large_writes=false"), seed)
 }
@@ -54,7 +54,7 @@ fn a_replica_with_flipped_bits_is_read_around_and_repaired() {
     read_through_every_pod(&cluster, &content);
     cluster.lead_from(victim, "demo");
     read_through_every_pod(&cluster, &content);
-    // All is in its data file again, and survives that nobody else is asked.
+    // All content is in its data file again; reading it needs no other replica.
     wait_written_back(&cluster, victim, &content);
     cluster.kill_everything();
     wait_written_back(&cluster, victim, &content);
@@ -72,7 +72,7 @@ fn bits_that_flip_under_a_leader_at_work_are_noticed_and_repaired() {
         rot(&data_file(&cluster, victim), &places[..64]);
         let mut client = cluster.connect(victim, "demo");
         assert!(client.read(0, PIECE).unwrap() == content[..PIECE]);
-        // A part of a block: the rest of it is rotten.
+        // Writes a part of a block whose rest is rotten.
         client.write(65 * BLOCK as u64 + 7, b"x").unwrap();
         let mut expected = content[65 * BLOCK..66 * BLOCK].to_vec();
         expected[7] = b'x';
@@ -83,8 +83,8 @@ fn bits_that_flip_under_a_leader_at_work_are_noticed_and_repaired() {
     read_through_every_pod(&cluster, &content);
 }
 
-/// Large writes go to their slots at once, which the log names for a while: what is bad there is
-/// read around, and moved at a read after the log has let go.
+/// Large writes bypass the WAL: the log names their slots for a while. Bad blocks in them are read
+/// from elsewhere, and moved by a read once the log no longer names them.
 #[test]
 fn bits_that_flip_in_slots_that_the_log_names_are_repaired_later() {
     let (cluster, mut content) = written(Setup::new("bit_rot_named"), 4);

@@ -1,4 +1,4 @@
-//! What the commands say and do, on a cluster of processes.
+//! Output and effects of the commands, on a cluster of processes.
 
 mod support;
 
@@ -40,7 +40,7 @@ fn status_shows_what_is_not_written_back_and_where_reads_come_from() {
     for at in 0..4 {
         client.write(at << 20, &block).unwrap();
     }
-    // Three copies, each on its way through a log to its place.
+    // Three copies, each first in a log and then in its slots.
     wait_until("every replica has the data in its place, and says so", || {
         sum(&cluster, "used_bytes") >= 3 * (4 << 20) && sum(&cluster, "overlay_bytes") == 0
     });

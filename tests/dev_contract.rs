@@ -1,5 +1,4 @@
-//! `holdfast dev` is a contract for tests and scripts: where things are, what it prints, how it
-//! ends, what it keeps.
+//! `holdfast dev` is a contract for tests and scripts: directories, output, end, and kept data.
 
 mod support;
 
@@ -27,10 +26,10 @@ fn refused(output: &Output, word: &str) {
 
 #[test]
 fn a_cluster_is_where_it_should_be_ends_when_told_and_keeps_its_data() {
-    // As in a usual session; the pods inherit it.
+    // The limit of a usual session, which the pods inherit.
     let limit = Rlimit { current: Some(1024), ..getrlimit(Resource::Nofile) };
     setrlimit(Resource::Nofile, limit).unwrap();
-    // `start` waits for the line that says that the volume is ready.
+    // `start` waits for the line that reports the volume as ready.
     let mut cluster = Setup::new("dev_contract").volume("demo", "64MiB").start();
     let pids: Vec<_> = (1..=PODS).map(|pod| cluster.pid(pod).expect("it runs")).collect();
     for pod in 1..=PODS {
@@ -56,7 +55,7 @@ fn a_cluster_is_where_it_should_be_ends_when_told_and_keeps_its_data() {
     let status = cluster.terminate();
     assert!(status.success(), "{status}");
     for (pod, pid) in (1..).zip(&pids) {
-        // Ended, not only asked to: their processes are gone when `dev` is.
+        // The pods' processes end before `dev` does.
         assert!(test_kill_process(*pid).is_err(), "pod {pod} still runs");
         assert!(!cluster.pod_dir(pod).join("pid").exists(), "pod {pod} took its pid file away");
     }
@@ -82,8 +81,8 @@ fn a_pod_that_died_is_started_again_or_left_as_it_was_told() {
     let says = |words: &str| {
         fs::read_to_string(cluster.dir.join("dev.log")).is_ok_and(|log| log.contains(words))
     };
-    wait_until("dev has noticed", || says("is left so"));
-    // That takes longer than a restart would by default. (The catalog numbers pods as they join, so
+    wait_until("dev has noticed", || says("is not restarted"));
+    // The others notice later than a restart would take. (The catalog numbers pods as they join, so
     // this one need not be pod 2 there.)
     wait_until("the others miss it", || {
         let output = Command::new(program())

@@ -1,6 +1,6 @@
-//! The disk under the leader begins to answer EIO: its replicas stop, the others elect a leader,
-//! and I/O goes on without an error. The disk is real enough: ext4 on a loop device on a server
-//! that fails when it is told to.
+//! The disk under the leader starts to answer EIO: its replicas stop, the others elect a leader,
+//! and I/O continues without an error. The disk is ext4 on a loop device, on a server that fails on
+//! command.
 
 mod support;
 
@@ -15,7 +15,7 @@ use support::{Setup, wait_until};
 
 const PIECE: usize = 64 << 10;
 
-/// A mounted file system that fails while a file exists. Taken apart when dropped.
+/// A mounted file system that fails while a certain file exists. Removed when dropped.
 struct FailingDisk {
     server: Child,
     folder: PathBuf,
@@ -49,7 +49,7 @@ impl FailingDisk {
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         let is_ours = |line: &str| line.starts_with(&format!("{device} "));
         assert!(mounts.lines().any(is_ours), "mounted: {mounts}");
-        // What a pod calls its disk is a folder without anything else in it.
+        // A pod's disk must be an otherwise empty folder.
         run_as_root("mkdir", &[text(&disk.path())]);
         run_as_root("chmod", &["777", text(&disk.path())]);
         disk
@@ -92,7 +92,7 @@ impl Drop for FailingDisk {
             as_root(&["losetup", "-d", device]);
         }
         try_run("fusermount3", &["-u", "-z", text(&self.folder.join("fuse"))]);
-        // It ends with what it runs, and ends its own server: killed, it would leave that behind.
+        // Terminated, so that it also ends its own server; a kill would leave that running.
         if !has_ended(&mut self.server) {
             let _ = self.server.kill();
             let _ = self.server.wait();

@@ -1,5 +1,5 @@
-//! Small disks run full: the client is told, nothing that was acknowledged is lost, and what is
-//! given back (trimmed, zeroed, deleted) can be written again.
+//! Small disks run full: clients get an error, no acknowledged data is lost, and freed space
+//! (trimmed, zeroed, deleted) can be written again.
 
 mod support;
 
@@ -13,7 +13,7 @@ fn piece(number: u64) -> Vec<u8> {
     noise(number, PIECE)
 }
 
-/// Writes pieces from `next` on until there is no space; returns how many there are then.
+/// Writes pieces from `next` on until there is no space. Returns the number of pieces.
 fn fill(client: &mut Client, mut next: u64) -> u64 {
     loop {
         assert!((next + 1) * PIECE as u64 <= client.size_bytes, "the disks are never full");
@@ -60,20 +60,20 @@ fn a_full_disk_is_told_and_space_that_is_given_back_is_used_again() {
     let mut client = cluster.connect(1, "demo");
     let full = fill(&mut client, 0);
     assert!(full > 100, "far too early: after {full} MiB");
-    // What is there can be written over, in place, and read.
+    // Existing data can be overwritten in place, and read.
     client.write(0, &piece(0)).unwrap();
     check(&cluster, 0..full);
     drop(client);
 
-    // Also after a crash.
+    // The same holds after a crash.
     cluster.kill_everything();
     cluster.start_again();
     check(&cluster, 0..full);
     let mut client = cluster.connect(1, "demo");
     let full = fill(&mut client, full);
 
-    // Trimmed, then zeroed: either gives space back. Replicas keep 16 MiB for what is on its way to
-    // them, and may have filled a part of that: it has to be more.
+    // Trimming, then zeroing, frees space. Replicas reserve 16 MiB for writes on their way, part of
+    // which may be used already, so the freed space must exceed that.
     client.trim(0, 32 * PIECE as u32).unwrap();
     space_comes_back(&mut client, full);
     let full = fill(&mut client, full + 1);
@@ -83,7 +83,7 @@ fn a_full_disk_is_told_and_space_that_is_given_back_is_used_again() {
     assert!(client.read(0, PIECE).unwrap() == [0; PIECE]);
     assert!(client.read(63 * PIECE as u64, PIECE).unwrap() == [0; PIECE]);
 
-    // So does a volume that is deleted.
+    // Deleting a volume frees space too.
     drop(other);
     wait_until("the volume is deleted", || cluster.ask(&["volume", "delete", "other"]).is_some());
     space_comes_back(&mut client, full);

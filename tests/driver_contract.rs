@@ -1,6 +1,6 @@
-//! What every `io::driver::Driver` promises, run against the io_uring driver (with durable writes
-//! in the ring and on threads) and the epoll driver. Where
-//! a machine does not permit io_uring its half is skipped, with a line that says so.
+//! The contract of `io::driver::Driver`, run against the io_uring driver (durable writes in the
+//! ring and in threads) and the epoll driver. Machines without io_uring skip its half, and print
+//! that.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -71,13 +71,13 @@ contract!(
     a_driver_can_be_dropped_with_everything_under_way,
 );
 
-/// A driver, and what a test needs around it.
+/// A driver with the helpers of a test.
 struct Rig {
     driver: Box<dyn Driver>,
     pool: Pool,
     directory: TempDir,
     next_token: u64,
-    /// Completions that came while another one was waited for.
+    /// Completions that arrived while the test waited for another one.
     early: HashMap<Token, Completion>,
 }
 
@@ -90,7 +90,7 @@ impl Rig {
             }
             made => made.unwrap(),
         };
-        // A test that hangs takes the process down, so that no run waits for ever.
+        // A hanging test ends the process, so that no run waits for ever.
         let (alive, watchdog) = mpsc::channel::<()>();
         std::thread::spawn(move || {
             if watchdog.recv_timeout(Duration::from_secs(60))
@@ -257,7 +257,7 @@ fn what_was_written_is_read_back(mut rig: Rig) {
 fn a_write_of_more_parts_than_a_call_takes_is_whole(mut rig: Rig) {
     let file = rig.open("file");
     let all: Vec<Bytes> = (0..5000).map(|seed| rig.block(seed)).collect();
-    // Every second one, so that neighbours in memory are not neighbours in the file.
+    // Every second one, so that parts adjacent in memory are not adjacent in the file.
     let bufs: Vec<Bytes> = all.iter().step_by(2).cloned().collect();
     let expected = bufs.concat();
     let written = rig.count(Op::Write { file, offset: 8192, bufs, durable: true });
@@ -390,7 +390,7 @@ fn a_large_send_survives_a_slow_reader(mut rig: Rig) {
     let (socket, mut peer) = rig.connected_to_std();
     let data = Bytes::from(pattern(9, LEN));
     let send = rig.submit(Op::Send { socket, bufs: vec![data.slice(..100), data.slice(100..)] });
-    // Long before anybody reads, the socket's buffer is full.
+    // The socket's buffer is full long before the peer reads.
     for _ in 0..10 {
         rig.enter(Some(Duration::from_millis(1)));
     }
@@ -450,7 +450,7 @@ fn a_receive_fills_landing_then_staging(mut rig: Rig) {
             panic!("a receive gives its buffers back");
         };
         bufs = back;
-        // As the reader of a stream does it: first one is full, then the other begins.
+        // As a stream reader does it: fill the first buffer, then continue in the other.
         let room = 4200 - bufs.landing_from;
         bufs.landing_from += count.min(room);
         bufs.staging_from += count - count.min(room);
@@ -481,7 +481,7 @@ fn a_hang_up_shows_before_the_last_words_are_received(mut rig: Rig) {
     let (socket, mut peer) = rig.connected_to_std();
     peer.write_all(b"last words").unwrap();
     assert!(!rig.driver.has_hung_up(socket));
-    // It has closed its half only: enough, because nothing more will come.
+    // The peer has closed only its sending half, but no more data will come.
     peer.shutdown(std::net::Shutdown::Write).unwrap();
     while !rig.driver.has_hung_up(socket) {
         std::thread::yield_now();
@@ -604,7 +604,7 @@ fn a_stale_socket_file_is_replaced_but_not_a_live_one(mut rig: Rig) {
     let error = rig.driver.listen(&address).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
     let peer = UnixStream::connect(&path).unwrap();
-    // The probe of the second `listen` is a connection too: it closes at once.
+    // The second `listen` probes the first with a connection, which closes at once.
     let mut sockets = Vec::new();
     for _ in 0..2 {
         sockets.push(accepted(rig.run_op(Op::Accept { listener })));
@@ -649,7 +649,7 @@ fn a_wake_before_the_wait_is_not_lost(mut rig: Rig) {
         let waker = rig.driver.waker();
         (0..wakes).for_each(|_| waker.wake());
         rig.enter(None);
-        // However many there were, they are used up.
+        // One call takes all wake-ups.
         rig.enter(Some(Duration::ZERO));
         let before = rig.driver.now();
         rig.enter(Some(Duration::from_millis(20)));

@@ -1,5 +1,5 @@
-//! A pod with two disks, one of which is damaged: the pod starts with the other, and the cluster
-//! says which disk failed, and why.
+//! A pod has two disks, one of them damaged. It starts with the other one, and the cluster reports
+//! the failed disk and the reason.
 
 mod support;
 
@@ -48,7 +48,7 @@ fn a_pod_starts_without_a_disk_that_is_damaged() {
     assert!(reason.contains("disk-1") && reason.contains("superblock"), "{reason}");
     wait_for_state(&cluster, "disk-2", "up");
     assert_eq!(cluster.connect(2, "demo").read(0, 9).unwrap(), b"something");
-    // Three pods are needed for it: one of its replicas is on the disk that is left.
+    // Needs all three pods: one replica must be on the remaining disk of this pod.
     cluster.ask(&["volume", "create", "more", "--size", "64MiB"]).expect("a volume can be created");
     wait_until("a volume on the disk that is left can be used", || {
         cluster.leader("more").is_some()

@@ -1,5 +1,5 @@
-//! How long it takes until I/O goes on: printed, not asserted. That it goes on, with everything
-//! that was acknowledged, is.
+//! The time until I/O continues is printed, not asserted. That it continues with all acknowledged
+//! data is asserted.
 
 mod support;
 
@@ -34,7 +34,7 @@ fn pods_with_a_full_log_start_again_after_they_were_killed() {
     let mut cluster =
         Setup::new("full_log").disk_sizes("512MiB", "64MiB").volume("demo", "256MiB").start();
     let mut client = cluster.connect(1, "demo");
-    // Twice what a log holds, in pieces that do not follow one another.
+    // Twice the size of a log, in pieces that are not adjacent.
     let pieces = (128 << 20) / PIECE as u64;
     let place = |number: u64| number * 12_289 % pieces * 2 * PIECE as u64;
     for number in 0..pieces {

@@ -1,6 +1,6 @@
-//! `kill -9` of every process at once while clients write small and large, aligned and not, and
-//! clear: afterwards every block holds what was acknowledged last, or all or nothing of what was
-//! under way.
+//! `kill -9` of every process at once while clients write and clear small and large, aligned and
+//! unaligned ranges. Afterwards every block holds its last acknowledged content; of a write in
+//! flight, each block holds all or nothing.
 
 mod support;
 
@@ -17,16 +17,16 @@ const REGION: usize = 24 << 20;
 const BLOCK: usize = 4096;
 const EXTENT: usize = 64 << 10;
 const ROUNDS: u64 = 4;
-/// Requests that are answered before everything is killed, at least.
+/// At least this many requests are answered before all processes are killed.
 const ANSWERS: u64 = 300;
 
-/// One client with a part of the volume of its own.
+/// A client with its own part of the volume.
 struct Writer {
     number: u64,
     random: Rng,
-    /// What the part holds, as far as it was answered.
+    /// Content of the part, by the answered requests.
     expected: Vec<u8>,
-    /// Offset in the part and bytes of the request that was not answered.
+    /// The request without an answer: offset in the part, and bytes.
     under_way: Option<(usize, Vec<u8>)>,
 }
 
@@ -44,7 +44,7 @@ impl Writer {
         1 + ((self.number + round) % PODS as u64) as usize
     }
 
-    /// A request's place: large ones are whole extents, which go to slots at once.
+    /// Place of the next request. Large ones are whole extents, which bypass the WAL.
     fn next_range(&mut self) -> (usize, usize) {
         let (unit, units) = match self.random.index(4) {
             0 => (EXTENT, 4 + self.random.index(28)),
@@ -78,7 +78,7 @@ impl Writer {
         }
     }
 
-    /// Compares every block with what it may hold, which from now on is what it does hold.
+    /// Compares every block with its allowed contents, and remembers the one found.
     fn check(&mut self, client: &mut Client) {
         let mut other = self.expected.clone();
         if let Some((at, bytes)) = self.under_way.take() {

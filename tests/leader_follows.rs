@@ -1,5 +1,5 @@
-//! The leadership of a volume moves to the pod through which it is used, and moves again when the
-//! client does; nothing is lost on the way.
+//! The leadership of a volume moves to the pod through which it is used, and moves again with the
+//! client. No data is lost on the way.
 
 mod support;
 

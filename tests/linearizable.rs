@@ -1,8 +1,8 @@
 //! Many clients read and write the same few blocks through different pods, while pods are killed
-//! and frozen. Every block's history must be linearizable, and no block may ever be seen torn.
+//! and frozen. Every block's history must be linearizable, and no read may see a torn block.
 //!
-//! Reads go anywhere; a block is written through one pod only, by several clients. That is what is
-//! promised without attachments (docs/adr/0002).
+//! Reads go through any pod. The writes of a block go through one pod only, from several clients:
+//! without attachments, linearizability is promised only for that (docs/adr/0002).
 
 mod support;
 
@@ -23,33 +23,33 @@ const CLIENTS: u64 = 9;
 const FAULTS: usize = 5;
 const STRIDE_BYTES: u64 = 3 << 20;
 
-/// The end of an operation whose outcome is not known: it may take effect at any time later.
+/// The end of an operation with unknown outcome: it may take effect at any later time.
 const NEVER: u64 = u64::MAX;
 
 /// One operation of one client on one block. Times are of one clock, in any unit, above 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Operation {
     is_write: bool,
-    /// What was written, or what was read; 0 is what a block holds at first.
+    /// The written or read value; a block holds 0 at first.
     value: u64,
     start: u64,
     end: u64,
 }
 
-/// The simulator's own checker, on what clients of processes saw of one block.
+/// Runs the simulator's checker on the operations of one block by real clients.
 fn check(operations: &[Operation]) -> Result<(), history::Contradiction> {
     let mut history = history::History::default();
     for operation in operations {
         let (start, end) = (Mono(operation.start), Mono(operation.end));
         match operation.is_write {
             true => {
-                // Connections are not told apart: each write has one of its own.
+                // The checker needs no real connections here: each write gets its own.
                 history.writing(0, operation.value, operation.value, start);
                 if operation.end != NEVER {
                     history.acknowledged(0, operation.value, end);
                 }
             }
-            // A read that never ended says nothing.
+            // A read without an end proves nothing.
             false if operation.end == NEVER => {}
             false => history.read(0, operation.value, start, end),
         }
@@ -60,7 +60,7 @@ fn check(operations: &[Operation]) -> Result<(), history::Contradiction> {
 /// Block and operation.
 type History = Vec<(u64, Operation)>;
 
-/// What the clients share.
+/// State shared by the clients.
 struct Shared {
     began: Instant,
     next_value: AtomicU64,
@@ -74,7 +74,7 @@ impl Shared {
     }
 }
 
-/// A block full of one value, so that a torn one shows.
+/// A block filled with one value, so that a torn block shows.
 fn filled(value: u64) -> Vec<u8> {
     value.to_le_bytes().repeat(BLOCK_BYTES / 8)
 }
@@ -85,7 +85,7 @@ fn value_of(block: &[u8]) -> u64 {
     first
 }
 
-/// One client of one pod. Connects again when its pod was killed.
+/// A client of one pod. It reconnects after its pod was killed.
 struct Worker {
     shared: Arc<Shared>,
     address: std::net::SocketAddr,
@@ -104,7 +104,7 @@ impl Worker {
                 None => Client::connect(self.address, "demo").ok(),
             };
             if client.is_none() {
-                // Its pod is away; others go on.
+                // Its pod is down; other clients continue.
                 thread::sleep(Duration::from_millis(20));
             }
         }
@@ -155,7 +155,7 @@ fn start_workers(cluster: &Cluster, shared: &Arc<Shared>) -> Vec<JoinHandle<Hist
         .collect()
 }
 
-/// Waits until the clients have got something done, whatever has happened just now.
+/// Waits until the clients have completed some operations after a fault.
 fn progress(shared: &Shared, workers: &[JoinHandle<History>]) {
     let goal = shared.acknowledged.load(Ordering::Relaxed) + 300;
     wait_until("reads and writes go on", || {

@@ -1,5 +1,5 @@
-//! A bit flips in the log of one replica while its pod is dead: whatever it hits, what was
-//! acknowledged is there, and the pod comes back.
+//! A bit flips in the log of one replica while its pod is dead. Wherever it is, all acknowledged
+//! data is there afterwards, and the pod comes back.
 
 mod support;
 
@@ -11,10 +11,10 @@ use support::{Cluster, PODS, Setup, wait_until};
 
 const PIECE: usize = 64 << 10;
 const BYTES: usize = 4 << 20;
-/// As far as the log is looked at.
+/// The part of the log that is searched.
 const LOG_BYTES_MAX: usize = 64 << 20;
 
-/// Everything was acknowledged and has arrived at pod 2, and nothing of the cluster runs any more.
+/// All writes are acknowledged and have reached pod 2; all processes are stopped.
 fn killed(name: &'static str, seed: u64) -> (Cluster, Vec<u8>) {
     let mut cluster = Setup::new(name).volume("demo", "64MiB").start();
     cluster.wait_healthy();
@@ -23,7 +23,7 @@ fn killed(name: &'static str, seed: u64) -> (Cluster, Vec<u8>) {
     for (number, piece) in content.chunks(PIECE).enumerate() {
         client.write((number * PIECE) as u64, piece).unwrap();
     }
-    // A majority acknowledges: the others may have it a moment later.
+    // A majority acknowledges, so pod 2 may get the data a moment later.
     let log = log_file(&cluster, 2);
     wait_until("all of it is in the log of pod 2", || {
         find_blocks(&log, LOG_BYTES_MAX, &content).is_some()
@@ -40,7 +40,7 @@ fn everything_is_there(cluster: &Cluster, content: &[u8]) {
     }
 }
 
-/// Flips a bit beside the payload block `block` of the log of pod 2, and looks.
+/// Flips a bit beside payload block `block` in the log of pod 2, and checks the outcome.
 fn survives(name: &'static str, block: usize, beside: i64) {
     let (mut cluster, content) = killed(name, block as u64 + 77);
     let log = log_file(&cluster, 2);
@@ -49,7 +49,7 @@ fn survives(name: &'static str, block: usize, beside: i64) {
     rot(&log, &[at]);
     cluster.start_again();
     everything_is_there(&cluster, &content);
-    // More can be written, and is there after another crash.
+    // More data can be written, and survives another crash.
     let more = noise(5, BYTES);
     cluster.connect(3, "demo").write(0, &more).unwrap();
     cluster.kill_everything();
@@ -76,7 +76,7 @@ fn a_flipped_bit_in_the_newest_payload() {
 fn a_payload_that_rots_before_it_is_written_back_is_brought_by_another_replica() {
     let setup = Setup::new("log_rot_payload").set("redirect_large_writes=false");
     let cluster = setup.disk_sizes("256MiB", "64MiB").volume("demo", "64MiB").start();
-    // Few payloads stay in the memory of pod 2: write-back has to read its log.
+    // Pod 2 keeps few payloads in memory, so write-back has to read its log.
     let config = cluster.pod_dir(2).join("holdfast.toml");
     let text = fs::read_to_string(&config).unwrap();
     let lines = text.lines().map(|line| match line.starts_with("overlay_cache") {
@@ -92,7 +92,7 @@ fn a_payload_that_rots_before_it_is_written_back_is_brought_by_another_replica()
 
     let mut client = cluster.connect(1, "demo");
     let mut content = Vec::new();
-    // Write-back may be faster than this: again, until it has met what is rotten.
+    // Write-back may be faster than the flips: repeat until it meets a rotten payload.
     wait_until("write-back meets a rotten payload", || {
         let piece = noise(content.len() as u64, 4 << 20);
         client.write(content.len() as u64, &piece).unwrap();

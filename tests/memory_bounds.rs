@@ -1,5 +1,5 @@
-//! However much clients ask for at once, and however slow the others are, a pod takes no more
-//! memory than its budgets allow.
+//! A pod takes no more memory than its budgets allow, however much clients ask for and however slow
+//! other pods are.
 
 mod support;
 
@@ -13,8 +13,8 @@ const MIB: u64 = 1 << 20;
 /// overlay_cache, index_cache, volume, shard, link to each of two others; connection is part of
 /// volume.
 const BUDGETS: u64 = (16 + 8 + 16 + 8 + 2 * 16) * MIB;
-/// What no budget bounds, but the code does: the index's write buffers, one round of write-back
-/// (16 MiB), the overlay's own index, receive buffers, and what the allocator keeps of it.
+/// Memory bounded by code instead of budgets: the index's write buffers, one round of write-back
+/// (16 MiB), the overlay's own index, receive buffers, and the allocator's surplus.
 const BESIDE: u64 = 64 * MIB;
 
 /// A line of `/proc/<pid>/status`, in bytes.
@@ -26,7 +26,7 @@ fn memory_of(cluster: &Cluster, pod: usize, line: &str) -> u64 {
     kib << 10
 }
 
-/// Many clients, each with much under way: `work` is what fio does.
+/// Many clients with many requests in flight each. `work`: arguments of fio.
 fn hammer(cluster: &Cluster, work: &[&str], meanwhile: impl FnOnce()) {
     let mut fio = Command::new("fio")
         .args(["--name=hammer", "--ioengine=nbd", "--numjobs=4", "--iodepth=32"])
@@ -56,7 +56,7 @@ fn a_pod_takes_no_more_memory_than_its_budgets() {
     cluster.wait_healthy();
     let at_rest: Vec<u64> = (1..=PODS).map(|pod| memory_of(&cluster, pod, "VmRSS")).collect();
 
-    // 128 MiB under way; one pod takes nothing for a while.
+    // 128 MiB in flight, while one pod takes nothing.
     let mut client = cluster.connect(2, "demo");
     hammer(&cluster, &["--rw=randwrite", "--bs=1M"], || {
         cluster.freeze(3);
@@ -68,7 +68,7 @@ fn a_pod_takes_no_more_memory_than_its_budgets() {
     hammer(&cluster, &["--rw=randwrite", "--bs=4k"], || {});
     hammer(&cluster, &["--rw=randread", "--bs=1M"], || {});
 
-    // A client that asks and does not listen.
+    // A client that sends requests and does not read the answers.
     let mut deaf = cluster.connect(1, "demo");
     for number in 0..512 {
         deaf.send(READ, 0, number % 700 * MIB, MIB as u32, &[]).unwrap();

@@ -1,5 +1,5 @@
-//! The NBD clients that people use, against a cluster of three pods: what one wrote through one
-//! pod, another reads through the next.
+//! Common NBD clients against a cluster of three pods. Data written through one pod is read through
+//! the next.
 
 mod support;
 
@@ -45,7 +45,7 @@ fn nbdinfo_shows_what_is_exported() {
 fn nbdcopy_brings_every_byte_there_and_back() {
     let cluster = cluster("nbdcopy");
     let (image, back) = (cluster.dir.join("image"), cluster.dir.join("back"));
-    // Its end is not the end of a block.
+    // The image does not end at a block's end.
     let len = 40 * MIB + 1536;
     write_image(&image, 1, len);
     run("nbdcopy", &[text(&image), &cluster.uri(1, "demo")]);
@@ -94,13 +94,13 @@ fn qemu_img_converts_and_compares() {
         let from = cluster.uri(pod, "demo");
         run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &from, qcow2]);
     }
-    // The comparison can fail.
+    // The comparison must be able to fail.
     run("qemu-io", &["-f", "raw", "-c", "write -P 1 1000 1", &to]);
     let compared = try_run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &to, qcow2]);
     assert_eq!(compared.status.code(), Some(1));
 }
 
-/// Commands for one run of qemu-io; a pattern that is not found fails the test.
+/// Commands for one run of qemu-io. A pattern that does not match fails the test.
 fn qemu_io(uri: &str, commands: &[&str]) {
     let mut arguments = vec!["-f", "raw", "-d", "unmap"];
     commands.iter().for_each(|command| arguments.extend(["-c", *command]));
@@ -164,7 +164,7 @@ fn qemu_io_finds_its_patterns_at_any_alignment() {
     );
 }
 
-/// `tests/clients/libnbd.py` says what it checks.
+/// `tests/clients/libnbd.py` describes its checks.
 #[test]
 fn libnbd_speaks_structured_replies_over_several_connections() {
     let cluster = cluster("libnbd");
@@ -186,7 +186,7 @@ fn a_volume_is_there_again_after_a_restart() {
     cluster.restart();
     run("nbdcopy", &[&cluster.uri(2, "demo"), text(&back)]);
     assert!(fs::read(&back).unwrap() == fs::read(&image).unwrap());
-    // And when nothing was stopped in good order.
+    // The same without an orderly stop.
     cluster.kill_everything();
     cluster.start_again();
     run("nbdcopy", &[&cluster.uri(3, "demo"), text(&back)]);

@@ -1,5 +1,5 @@
-//! A real file system on a volume, through nbdfuse and a loop device: it notices nothing when
-//! another pod dies, and after a crash of everything its journal finds what it was promised.
+//! A real file system on a volume, through nbdfuse and a loop device. It does not notice the death
+//! of another pod. After a crash of all pods, its journal finds all durable data.
 
 mod support;
 
@@ -16,7 +16,7 @@ fn write_durably(path: &Path, seed: u64) -> std::io::Result<()> {
     let mut file = fs::File::create(path)?;
     file.write_all(&noise(seed, 100_000))?;
     file.sync_all()?;
-    // The name, too.
+    // Makes the name durable too.
     fs::File::open(path.parent().expect("a file in a folder"))?.sync_all()
 }
 
@@ -43,7 +43,7 @@ fn a_file_system_does_not_notice_that_a_pod_dies() {
     disk.mount();
     const FILES: u64 = 120;
     for number in 0..FILES {
-        // One follower after the other, while files are being written.
+        // One follower after the other is killed while files are written.
         match number {
             20 => cluster.kill(2),
             60 => {
@@ -59,7 +59,7 @@ fn a_file_system_does_not_notice_that_a_pod_dies() {
     run_as_root("e2fsck", &["-f", "-n", &disk.device]);
     drop(disk);
     cluster.wait_healthy();
-    // The other pods have the same.
+    // The other pods have the same content.
     let mut disk = Mounted::attach(&cluster.dir, &cluster.uri(3, "demo"));
     disk.mount();
     check_files(&disk.mount_point, FILES);
@@ -73,7 +73,7 @@ fn a_file_system_survives_a_crash_of_everything() {
     run_as_root("mkfs.ext4", &["-q", &disk.device]);
     disk.mount();
     let folder = disk.mount_point.clone();
-    // Files are written until the volume is gone; what was made durable before is promised.
+    // Writes files until the volume is gone. Files that were made durable must survive.
     let writer = std::thread::spawn(move || {
         let mut promised = 0;
         while write_durably(&name(&folder, promised), promised).is_ok() {

@@ -1,5 +1,5 @@
-//! fio writes blocks with checksums in them while pods die, freeze and come back; afterwards every
-//! block is read through every pod and checked. A pause is fine, an error or a wrong byte is not.
+//! fio writes blocks with checksums while pods die, freeze and come back. Then every block is read
+//! through every pod and checked. Pauses are allowed, errors and wrong bytes are not.
 
 mod support;
 
@@ -11,10 +11,10 @@ use support::{Cluster, PODS, Setup, wait_until};
 /// Written at this rate, one run lasts about ten seconds.
 const WRITES_PER_SECOND: &str = "2500";
 const SIZE: &str = "96M";
-/// At least this many faults come while fio is writing; it runs again until they have.
+/// At least this many faults happen while fio writes; it runs again until then.
 const FAULTS_MIN: usize = 3;
 
-/// The same job for writing and for checking: fio finds the same blocks again by the seed.
+/// The same job for writing and checking: the seed makes fio find the same blocks.
 fn arguments(uri: &str, block_size: &str) -> Vec<String> {
     [
         "--name=verify",
@@ -52,7 +52,7 @@ fn verify_through_every_pod(cluster: &Cluster, block_size: &str) {
     }
 }
 
-/// Lets `fault` happen while fio writes through pod 1, each time waiting until all is well again.
+/// Causes `fault` again and again while fio writes through pod 1; each time waits for recovery.
 fn write_through(cluster: &Cluster, block_size: &str, fault: impl Fn(&Cluster, usize)) {
     let mut faults = 0;
     while faults < FAULTS_MIN {
@@ -87,12 +87,12 @@ fn nothing_is_lost_when_other_pods_are_killed() {
 #[test]
 fn nothing_is_lost_when_leaders_change() {
     let cluster = Setup::new("fio_freeze").volume("demo", "256MiB").start();
-    // Leaders follow their client to pod 1. While it is frozen for longer than an election takes,
-    // the others choose new ones, and what it still has in its queues is out of date.
+    // Leaders follow their client to pod 1. It is frozen for longer than an election takes, so the
+    // others elect new leaders, and the requests in its queues are outdated.
     write_through(&cluster, "3k", |cluster, _| {
         cluster.freeze(1);
         let mut client = cluster.connect(2, "demo");
-        // Answered by the new leader. Behind what fio writes.
+        // The new leader answers. The range lies behind fio's.
         let last = client.size_bytes - 4096;
         wait_until("the others serve without the frozen pod", || {
             client.write(last, &[1; 4096]).is_ok()

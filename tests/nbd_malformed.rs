@@ -1,5 +1,5 @@
-//! What no well-behaved NBD client sends. Each time the answer is what the protocol prescribes (an
-//! error, or the end of this connection), and another connection goes on as if nothing had been.
+//! Requests that no well-behaved NBD client sends. The answer must be the protocol's (an error, or
+//! the end of the connection), and other connections must not be affected.
 
 mod support;
 
@@ -21,7 +21,7 @@ fn start(name: &'static str) -> Cluster {
     Setup::new(name).volume("demo", "64MiB").start()
 }
 
-/// A connection that must never notice anything.
+/// A connection that must never be affected.
 struct Bystander {
     client: Client,
     rounds: u64,
@@ -101,7 +101,7 @@ fn options_that_make_no_sense_are_refused_and_negotiation_goes_on() {
     refused(OPTION_GO, &go(b"demo", 0, b"trailing"), REPLY_ERR_INVALID);
     refused(OPTION_GO, &go(b"missing", 0, &[]), REPLY_ERR_UNKNOWN);
     refused(OPTION_GO, &go(b"../../etc", 0, &[]), REPLY_ERR_UNKNOWN);
-    // After all that it still works.
+    // The connection still works after all of that.
     let mut client = negotiation.go("demo").unwrap();
     client.write(0, b"fine").unwrap();
     assert_eq!(client.read(0, 4).unwrap(), b"fine");
@@ -120,8 +120,7 @@ fn a_length_that_cannot_be_true_takes_no_memory() {
     let before = resident_bytes(&cluster);
     let mut held = Vec::new();
     for _ in 0..50 {
-        // Announces 4 GiB and sends a little of it. Whether the server waits, refuses or closes
-        // is its choice.
+        // Announces 4 GiB and sends a little of it. The server may wait, refuse or close.
         let mut negotiation = negotiate(address);
         negotiation.stream.write_all(&raw_option(OPTION_GO, u32::MAX)).unwrap();
         let _ = negotiation.stream.write_all(&[0; 1000]);
@@ -137,7 +136,7 @@ fn a_length_that_cannot_be_true_takes_no_memory() {
     bystander.goes_on();
 }
 
-/// Memory of the pod that serves, from /proc.
+/// Resident memory of the serving pod, from /proc.
 fn resident_bytes(cluster: &Cluster) -> u64 {
     let pid = cluster.pid(1).unwrap().as_raw_nonzero();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -155,7 +154,7 @@ fn requests_that_make_no_sense_get_the_prescribed_error_and_change_nothing() {
     client.write(SIZE - 4096, &last).unwrap();
     let payload = vec![0xee; 8192];
     let full = &payload[..];
-    // Command, flags, offset, length, payload, and the errors that are right.
+    // Command, flags, offset, length, payload, and the allowed errors.
     let requests: &[(u16, u16, u64, u32, &[u8], &[u32])] = &[
         (READ, 0, SIZE, 4096, &[], &[EINVAL]),
         (READ, 0, SIZE - 4096, 8192, &[], &[EINVAL]),
@@ -179,7 +178,7 @@ fn requests_that_make_no_sense_get_the_prescribed_error_and_change_nothing() {
         let (answered, error) = client.receive().unwrap();
         assert_eq!(answered, cookie, "{what}");
         assert!(errors.contains(&error), "{what}: error {error}");
-        // The payload of a refused write was taken off the stream: the next request is understood.
+        // The payload of a refused write was skipped: the next request is understood.
         assert!(client.read(SIZE - 4096, 4096).unwrap() == last, "{what}");
         bystander.goes_on();
     }

@@ -1,5 +1,5 @@
-//! Without a majority I/O pauses: no answer, no error. When the majority is back, what waited is
-//! answered, on the same connection, by itself.
+//! Without a majority I/O pauses, without answers and without errors. When the majority is back,
+//! the waiting requests are answered on the same connection.
 
 mod support;
 
@@ -9,8 +9,8 @@ use std::time::Duration;
 use support::nbd::{Client, READ, WRITE};
 use support::{Cluster, Setup};
 
-/// Longer than a lease and than an election: who answers within it has not understood that the
-/// majority is gone.
+/// Longer than a lease and an election: an answer within this time would ignore the loss of the
+/// majority.
 const NO_ANSWER_FOR: Duration = Duration::from_secs(4);
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -38,7 +38,7 @@ fn io_waits_while_two_pods_are_frozen_and_then_goes_on() {
     cluster.freeze(3);
     let written = writer.send(WRITE, 0, 0, 4096, &[2; 4096]).unwrap();
     expect_silence(&mut writer, "a write");
-    // By now no lease is valid any more: a read has to wait, too.
+    // No lease is valid any more, so a read must wait too.
     let read = reader.send(READ, 0, 0, 4096, &[]).unwrap();
     expect_silence(&mut reader, "a read");
     cluster.thaw(2);
@@ -58,7 +58,7 @@ fn what_waited_for_two_killed_pods_is_answered_when_they_are_back() {
     client.write(0, &[1; 8192]).unwrap();
     cluster.kill(2);
     cluster.kill(3);
-    // `dev` starts them again.
+    // `dev` restarts the pods.
     client.write(4096, &[2; 4096]).unwrap();
     let read = client.read(0, 8192).unwrap();
     assert_eq!((&read[..4096], &read[4096..]), (&[1; 4096][..], &[2; 4096][..]));

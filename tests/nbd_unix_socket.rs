@@ -1,4 +1,4 @@
-//! A volume over a unix socket, with the clients that people have.
+//! A volume over a unix socket, with common clients.
 
 mod support;
 
@@ -35,7 +35,7 @@ fn a_volume_is_copied_in_and_out_over_a_unix_socket() {
         &["compare", "-f", "raw", "-F", "raw", text(&image), &cluster.uri(2, "demo")],
     );
     assert!(said.contains("identical"), "{said}");
-    // A pod that was killed leaves its socket behind, and takes the name again.
+    // A killed pod leaves its socket behind, and can listen on the same path again.
     cluster.kill(1);
     cluster.wait_serving(1);
     wait_until("the pod serves on the socket again", || {

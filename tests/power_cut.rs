@@ -1,15 +1,15 @@
-//! Power cuts on the real path: io_uring, O_DIRECT and ext4, on disks that forget what was not
-//! flushed. The simulator shows that Holdfast is right about a disk as we imagine it; this shows
-//! that what the program asks of the kernel does reach the disk.
+//! Power cuts on the real path: io_uring, O_DIRECT and ext4, on disks that forget unflushed writes.
+//! The simulator proves Holdfast against a model of a disk. This proves that the program's system
+//! calls really make data durable.
 //!
-//! Three pods have everything they keep on file systems of their own, below which a server writes
-//! down each write and each flush. Clients write; for each answer the position in that log is
-//! noted. Then the power is cut in hindsight, at points of the log: an image has everything up to
-//! the last completed flush and, of the writes since then, none or some, whole or torn. On each
-//! the pods must start, with no replica that calls its log corrupt, and each block must hold what
-//! was acknowledged last before the cut, or something newer that had been sent by then.
+//! Three pods keep everything on file systems of their own. Below each, a server records every
+//! write and flush. Clients write; the position in that record is noted for each answer. Then power
+//! is cut in hindsight, at points of the record: an image has all writes up to the last completed
+//! flush, and of later writes none or some, whole or torn. On each image the pods must start
+//! without a replica that calls its log corrupt. Each block must hold its last acknowledged content
+//! before the cut, or newer content that had been sent by then.
 //!
-//! `HOLDFAST_POWER_CUT_SEED` and `HOLDFAST_POWER_CUTS` change where and how often.
+//! `HOLDFAST_POWER_CUT_SEED` and `HOLDFAST_POWER_CUTS` set the places and number of cuts.
 
 mod support;
 
@@ -33,7 +33,7 @@ use support::{Cluster, PODS, Setup, wait_until};
 
 const VOLUME: &str = "demo";
 const WRITERS: u64 = 6;
-/// Small, so that most blocks are written again and again: an old value can be told.
+/// Small, so that most blocks are written repeatedly, and an outdated value is noticed.
 const REGION: usize = 16 << 20;
 const BLOCK: usize = 4096;
 const EXTENT: usize = 64 << 10;
@@ -41,23 +41,23 @@ const EXTENT: usize = 64 << 10;
 const WAL_SIZE: &str = "64MiB";
 const DATA_SIZE: &str = "256MiB";
 const DISK_SIZE: &str = "768M";
-/// The writers' parts, and a little more.
+/// Space for the writers' parts and a little more.
 const VOLUME_SIZE: &str = "100MiB";
-/// Payload that goes through the logs, at least: they wrap.
+/// Least payload through the logs, so that they wrap.
 const LOGGED_BYTES: u64 = 96 << 20;
-/// Writes of whole extents from here on go to their slots at once.
+/// Writes from this size on that cover whole extents bypass the WAL.
 const REDIRECTED_BYTES: usize = 256 << 10;
 
-/// One content that a block had.
+/// One content of a block.
 struct Version {
     hash: u64,
-    /// Not later than when the write was sent.
+    /// A log position at or before the moment of sending.
     sent: usize,
-    /// Not earlier than when it was answered.
+    /// A log position at or after the moment of the answer.
     answered: usize,
 }
 
-/// One client with a part of the volume of its own, and all that its blocks ever held.
+/// A client with its own part of the volume, and all contents that its blocks ever had.
 struct Writer {
     number: u64,
     random: Rng,
@@ -89,7 +89,7 @@ impl Writer {
         self.number * REGION as u64
     }
 
-    /// A request's place: small and large, parts of blocks, whole extents.
+    /// Place of the next request: small and large, parts of blocks, whole extents.
     fn next_range(&mut self) -> (usize, usize) {
         let (unit, units) = match self.random.index(8) {
             0 => (EXTENT, 4 + self.random.index(13)),
@@ -126,7 +126,7 @@ impl Writer {
         }
     }
 
-    /// What every block holds.
+    /// Reads the content of every block.
     fn look(&self, client: &mut Client) -> Vec<u64> {
         let pieces = (0..REGION).step_by(1 << 20);
         let read = |start| client.read(self.offset() + start as u64, 1 << 20).expect("read");
@@ -136,8 +136,8 @@ impl Writer {
             .collect()
     }
 
-    /// Compares what the blocks hold with what they may after a cut at `cut`. Returns how many have
-    /// something that was not acknowledged yet.
+    /// Compares the blocks with their allowed contents after a cut at `cut`. Returns how many hold
+    /// content that was not acknowledged yet.
     fn judge(&self, held: &[u64], cut: usize) -> usize {
         let mut newer = 0;
         for (number, (versions, held)) in self.blocks.iter().zip(held).enumerate() {
@@ -150,7 +150,7 @@ impl Writer {
                 "block {number} of writer {} holds {}, after a cut at {cut}; version \
                  {acknowledged} of {} was acknowledged at {}",
                 self.number,
-                // Zeroes look all alike: an older one is the likely one.
+                // All zeroed contents look alike: take the oldest match.
                 match versions.iter().position(|version| version.hash == *held) {
                     Some(version) => format!("version {version}"),
                     None => "something that was never written".to_owned(),
@@ -164,7 +164,7 @@ impl Writer {
     }
 }
 
-/// The machines' disks: their file systems in `dir/1` and so on.
+/// The disks of all pods, with their file systems in `dir/1` and so on.
 struct Disks {
     dir: PathBuf,
     mounted: Vec<Mounted>,
@@ -200,7 +200,7 @@ impl Disks {
         Log::new(&self.dir)
     }
 
-    /// Copies images that are to be kept.
+    /// Copies images to keep them.
     fn copy(&self, from: &str, to: &str) {
         for number in 1..=PODS {
             let (from, to) = (self.image(number, from), self.image(number, to));
@@ -224,7 +224,7 @@ impl Disks {
         }
     }
 
-    /// What a power cut leaves of all disks.
+    /// Makes the images that a power cut leaves, for all disks.
     fn crash(&self, log: &Log, cut: usize, unflushed: Unflushed, from: &str, to: &str) {
         let left: Vec<Left> = (1..=PODS)
             .map(|number| {
@@ -250,7 +250,7 @@ impl Drop for Disks {
     }
 }
 
-/// Where to cut, spread over the log from `start` to `end`.
+/// Draws the cuts, spread over the record from `start` to `end`.
 fn draw_cuts(
     random: &mut Rng,
     count: usize,
@@ -265,7 +265,7 @@ fn draw_cuts(
     for number in 0..count {
         let from = start + (end - start) * number / count;
         let to = start + (end - start) * (number + 1) / count;
-        // A write needs two disks: what the second of them may lose.
+        // A write needs two disks: the number of writes that the second one may lose.
         let second = |at: &usize| {
             let mut counts = unflushed[*at];
             counts.sort_unstable();
@@ -276,9 +276,9 @@ fn draw_cuts(
             places.copied().max_by_key(|at| (worth(at), *at))
         };
         let cut = match number % 3 {
-            // An answer has just arrived, and the disks have much that they may lose.
+            // An answer has just arrived, and the disks may still lose many writes.
             0 => within(&answers, &second),
-            // A flush was about to be answered that much depends on.
+            // A flush that covers many writes was about to be answered.
             1 => within(&flushes, &|at| unflushed[*at].into_iter().max().unwrap_or_default()),
             _ => None,
         };
@@ -291,7 +291,7 @@ fn number_from(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
 }
 
-/// What every block of every writer holds.
+/// The content of every block of every writer.
 type Held = Vec<Vec<u64>>;
 
 fn judge(writers: &[Writer], held: &Held, cut: usize) {
@@ -307,7 +307,7 @@ fn assert_same(held: &Held, before: &Held) {
     }
 }
 
-/// One life of the cluster on what a cut left.
+/// One run of the cluster on the images of a cut.
 struct Life<'a> {
     disks: &'a mut Disks,
     cluster: &'a mut Cluster,
@@ -329,14 +329,14 @@ impl Life<'_> {
         Life { disks, cluster, writers, log }
     }
 
-    /// Reads everything through one of the pods.
+    /// Reads all blocks through one of the pods.
     fn look(&self, pod: usize) -> Held {
         self.cluster.wait_serving(pod);
         let mut client = self.cluster.connect(pod, VOLUME);
         self.writers.iter().map(|writer| writer.look(&mut client)).collect()
     }
 
-    /// This is what is read when other replicas lead.
+    /// Checks that reads return the same when other replicas lead.
     fn others_hold(&self, held: &Held) {
         for pod in 2..=PODS {
             self.cluster.lead_from(pod, VOLUME);
@@ -344,7 +344,7 @@ impl Life<'_> {
         }
     }
 
-    /// No replica is lost, and writing goes on.
+    /// Checks that no replica is lost and writes succeed.
     fn goes_on(&self) {
         wait_until("the cluster is healthy", || self.cluster.is_healthy());
         let scratch = WRITERS * REGION as u64;
@@ -425,7 +425,7 @@ fn what_was_acknowledged_survives_a_power_cut_of_all_machines() {
         }
     }
 
-    // Power comes back and is cut again: while the pods start, and when everything was read.
+    // Power comes back and is cut again, during the start or after everything was read.
     let cut = cuts[random.index(count)];
     disks.crash(&log, cut, Unflushed::drawn(random), "initial", "crashed");
     disks.copy("crashed", "live");

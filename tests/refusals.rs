@@ -1,4 +1,4 @@
-//! A pod that finds something else than its own disks refuses to start, and says why.
+//! A pod that finds disks other than its own refuses to start, and says why.
 
 mod support;
 
@@ -16,7 +16,7 @@ fn stopped(name: &'static str) -> Cluster {
     cluster
 }
 
-/// Runs one pod, which must end by itself and not well. Returns what it said.
+/// Runs one pod, which must end itself with an error. Returns its output.
 fn refuses(cluster: &Cluster, pod: usize) -> String {
     let said = cluster.dir.join("said");
     let file = fs::File::create(&said).unwrap();
@@ -53,7 +53,7 @@ fn assert_says(said: &str, words: &[&str]) {
     }
 }
 
-/// After the reason is gone, everything is there again.
+/// Without the cause, the cluster has all its data again.
 fn works_again(mut cluster: Cluster) {
     cluster.start_again();
     let read = cluster.connect(PODS, "demo").read(0, 9).unwrap();
@@ -89,7 +89,7 @@ fn a_missing_disk_is_refused_and_not_made_anew() {
     let (disk, spare) = (cluster.pod_dir(2).join("disk-1"), cluster.dir.join("spare"));
     fs::rename(&disk, &spare).unwrap();
     assert_says(&refuses(&cluster, 2), &["disk"]);
-    // As when a file system is not mounted: the folder is there, and empty.
+    // As with a file system that is not mounted: the folder exists and is empty.
     fs::create_dir_all(&disk).unwrap();
     assert_says(&refuses(&cluster, 2), &["disk"]);
     fs::remove_dir_all(&disk).unwrap();
@@ -127,7 +127,7 @@ fn a_disk_that_is_given_twice_is_refused() {
     works_again(cluster);
 }
 
-/// Every copy of the superblock with these changes, and a checksum that fits.
+/// Patches every copy of the superblock, and corrects its checksum.
 fn patch_superblock(path: &Path, at: usize, bytes: &[u8]) {
     let mut all = fs::read(path).unwrap();
     for copy in all.chunks_exact_mut(4096) {

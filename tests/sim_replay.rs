@@ -1,4 +1,4 @@
-//! The same seed is the same run, byte for byte, in two processes.
+//! The same seed gives the same run, byte for byte, in two processes.
 
 mod support;
 

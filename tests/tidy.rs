@@ -1,20 +1,23 @@
-//! The rules of the code base that the compiler does not know: who may import whom, what a pure
-//! module must not use, how long files and lines may be. Every rule says what to do, and has a
-//! test that it fires.
+//! The rules of the code base that the compiler does not check: imports between parts, forbidden
+//! tokens in pure modules, length of files and lines. Every violation says what to do, and every
+//! rule has a test that it fires.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const LINES_MAX: usize = 800;
 const COLUMNS_MAX: usize = 100;
+/// Files of one folder that may have an `impl Name` of the same type.
+const IMPL_FILES_MAX: usize = 3;
 
-/// Vocabulary and small tools without logic of their own: everybody may import these.
+/// Vocabulary and small tools without logic of their own: any part may import these.
 const SHARED: &[&str] = &["types", "limits", "slab", "planted", "fields"];
 
-/// What each part of `src/` may import from the crate beside itself and [`SHARED`]. An entry
-/// `io::buffer` allows that module only. Parts that are not listed (`main`, `cli`, `control`,
-/// `worker`, `sim`) are bound by [`FORBIDDEN`] alone.
+/// The crate's parts that each part of `src/` may import, besides itself and [`SHARED`]. An entry
+/// `io::buffer` allows that module only. For unlisted parts (`main`, `cli`, `control`, `worker`,
+/// `sim`) only [`FORBIDDEN`] holds.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("limits", &[]),
@@ -32,7 +35,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("front", &["view", "volume", "io::buffer", "io::stream"]),
 ];
 
-/// Importer, imported: what the upper parts must not import either.
+/// Importer, imported: forbidden imports of the upper parts.
 const FORBIDDEN: &[(&str, &str)] = &[
     ("worker", "cli"),
     ("worker", "control"),
@@ -41,7 +44,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("control", "sim"),
 ];
 
-/// Tokens that bring the outside world into a pure module, and what to do instead.
+/// Tokens of clocks, I/O, threads and chance in a pure module, and what to do instead.
 const IMPURE: &[(&str, &str)] = &[
     ("async", "return outputs from `poll` instead"),
     ("tokio", "only control and cli have a runtime"),
@@ -76,14 +79,14 @@ impl fmt::Display for Violation {
     }
 }
 
-/// A source file, cut into what the rules look at.
+/// A source file, prepared for the rules.
 struct Source<'a> {
     /// Relative to the repository.
     path: &'a str,
     lines: Vec<&'a str>,
-    /// The lines without comments and without what stands in strings.
+    /// The lines without comments and without the content of strings.
     code: Vec<String>,
-    /// Index of the line where the tests begin; the number of lines when there are none.
+    /// Index of the line where the tests begin; the number of lines without tests.
     tests_from: usize,
 }
 
@@ -118,7 +121,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// `#[cfg(test)]` followed by a module.
+/// Index of the `#[cfg(test)]` of the first inline module.
 fn first_test_module(lines: &[&str]) -> Option<usize> {
     (0..lines.len()).find(|at| {
         lines[*at].trim() == "#[cfg(test)]"
@@ -126,11 +129,11 @@ fn first_test_module(lines: &[&str]) -> Option<usize> {
                 .iter()
                 .map(|line| line.trim())
                 .find(|line| !line.starts_with("#["))
-                .is_some_and(|line| line.starts_with("mod ") || line.starts_with("pub mod "))
+                .is_some_and(|line| line.contains("mod ") && line.ends_with('{'))
     })
 }
 
-/// A line without its comment, with empty strings.
+/// A line without its comment, and with empty strings.
 fn code_of(line: &str) -> String {
     let mut code = String::new();
     let mut chars = line.chars().peekable();
@@ -152,7 +155,7 @@ fn code_of(line: &str) -> String {
     code
 }
 
-/// True when `token` stands in `code` by itself and not as a part of a longer word.
+/// True when `token` is a whole word of `code`.
 fn has_token(code: &str, token: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     code.match_indices(token).any(|(at, _)| {
@@ -162,7 +165,7 @@ fn has_token(code: &str, token: &str) -> bool {
     })
 }
 
-/// Paths below `crate::` with the line they start on, `use crate::{a, b::c}` taken apart.
+/// Paths below `crate::` with their first line; `use crate::{a, b::c}` gives one per leaf.
 fn crate_paths<'a>(code: impl Iterator<Item = (usize, &'a str)>) -> Vec<(usize, String)> {
     let code: Vec<(usize, &str)> = code.collect();
     let mut paths = Vec::new();
@@ -185,7 +188,7 @@ fn path_at(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':').collect()
 }
 
-/// The items of a `{...}` group whose opening brace was taken off, at its own level only.
+/// The items of a `{...}` group without its opening brace, at its own level only.
 fn group_items(text: &str) -> Vec<String> {
     let (mut items, mut item, mut depth) = (Vec::new(), String::new(), 0);
     for c in text.chars() {
@@ -231,7 +234,7 @@ fn import_directions(source: &Source<'_>) -> Vec<Violation> {
         .collect()
 }
 
-/// What the simulator runs of the control plane.
+/// Pure modules of the control plane, which the simulator runs too.
 const PURE_CONTROL: &[&str] = &[
     "catalog_member.rs",
     "command.rs",
@@ -329,13 +332,13 @@ fn glob_imports(source: &Source<'_>) -> Vec<Violation> {
         .collect()
 }
 
-/// Names of variants that say nothing about what went wrong.
+/// Variant names that do not tell the error.
 const CATCH_ALL: &[&str] = &[
     "Error", "Other", "Generic", "Internal", "Message", "Custom", "Io", "Unknown", "Failed",
     "Failure", "Misc",
 ];
 
-/// Variants of error enums that hold nothing but text, under a name that says nothing.
+/// Variants of error enums with such a name that hold only text.
 fn stringly_errors(source: &Source<'_>) -> Vec<Violation> {
     let (mut found, mut inside) = (Vec::new(), false);
     for (line, code) in source.production() {
@@ -354,6 +357,250 @@ fn stringly_errors(source: &Source<'_>) -> Vec<Violation> {
         }
     }
     found
+}
+
+/// Known circles of imports: a folder, and the files and folders of it in the circle. Add no names.
+const CIRCLES: &[(&str, &[&str])] = &[
+    (
+        "src/store",
+        &[
+            "checkpoint.rs",
+            "effects.rs",
+            "lane.rs",
+            "mend.rs",
+            "read.rs",
+            "redirect.rs",
+            "resync.rs",
+            "writeback.rs",
+        ],
+    ),
+    ("src/store/wal", &["decide.rs", "recover.rs", "scan.rs"]),
+    (
+        "src/worker",
+        &[
+            "clients.rs",
+            "disks.rs",
+            "follow.rs",
+            "members.rs",
+            "peers.rs",
+            "reads.rs",
+            "reconcile.rs",
+            "requests.rs",
+            "rescue.rs",
+            "resync.rs",
+            "round.rs",
+            "start.rs",
+        ],
+    ),
+];
+
+/// An import of a file from the crate.
+struct Import {
+    line: usize,
+    /// Below `crate`.
+    path: String,
+    /// True when a `mod.rs` only re-exports it.
+    is_reexport: bool,
+}
+
+/// The modules of the crate, by their paths below `crate`.
+struct Modules<'a> {
+    files: BTreeMap<String, &'a str>,
+    /// Re-exports of each `mod.rs`: the path here, and the path of origin.
+    reexports: BTreeMap<String, String>,
+}
+
+impl<'a> Modules<'a> {
+    fn new(sources: &[Source<'a>]) -> Modules<'a> {
+        let files = sources.iter().map(|source| (module_of(source.path), source.path)).collect();
+        let mut modules = Modules { files, reexports: BTreeMap::new() };
+        for source in sources {
+            let passed_on = modules.imports(source).into_iter().filter(|it| it.is_reexport);
+            for Import { path, .. } in passed_on {
+                let name = path.rsplit("::").next().unwrap_or_default();
+                modules.reexports.insert(format!("{}::{name}", module_of(source.path)), path);
+            }
+        }
+        modules
+    }
+
+    /// The imports of a file outside its tests.
+    fn imports(&self, source: &Source<'_>) -> Vec<Import> {
+        let code: Vec<(usize, &str)> = source.production().collect();
+        let mut imports = Vec::new();
+        for (position, &(line, text)) in code.iter().enumerate() {
+            let parts = text.trim_start().split_once("use ");
+            let parts = parts.filter(|(before, _)| before.is_empty() || before.starts_with("pub"));
+            let (is_public, paths) = match parts {
+                Some((before, tree)) => {
+                    let more = code[position + 1..].iter().map(|(_, text)| *text);
+                    let whole: String = std::iter::once(tree).chain(more).collect();
+                    (!before.is_empty(), leaves(&whole))
+                }
+                None => {
+                    let found = text.match_indices("crate::");
+                    (false, found.map(|(at, _)| path_at(&text[at..])).collect())
+                }
+            };
+            let is_reexport = is_public && source.path.ends_with("/mod.rs");
+            let paths = paths.into_iter().filter_map(|path| self.absolute(&path, source.path));
+            imports.extend(paths.map(|path| Import { line, path, is_reexport }));
+        }
+        imports
+    }
+
+    /// A path in a file as a path below `crate`; `None` when it leads out of the crate.
+    fn absolute(&self, path: &str, file: &str) -> Option<String> {
+        if let Some(path) = path.strip_prefix("crate::") {
+            return Some(path.to_string());
+        }
+        let (mut module, mut path) = (module_of(file), path.strip_prefix("self::").unwrap_or(path));
+        let mut is_ours =
+            self.files.contains_key(&format!("{module}::{}", path.split("::").next()?));
+        while let Some(rest) = path.strip_prefix("super::") {
+            module.truncate(module.rfind("::").unwrap_or(0));
+            (path, is_ours) = (rest, true);
+        }
+        is_ours.then(|| format!("{module}::{path}").trim_start_matches("::").to_string())
+    }
+
+    /// The file in which a path ends.
+    fn file_of(&self, path: &str) -> Option<&'a str> {
+        let ends: Vec<usize> = path.match_indices("::").map(|(at, _)| at).collect();
+        ends.into_iter().chain([path.len()]).rev().find_map(|end| {
+            match self.files.get(&path[..end]) {
+                Some(file) => Some(*file),
+                None => self.file_of(self.reexports.get(&path[..end])?),
+            }
+        })
+    }
+}
+
+/// `sim::checks` for `src/sim/checks/mod.rs`.
+fn module_of(file: &str) -> String {
+    let inside = file.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches("/mod");
+    inside.replace('/', "::")
+}
+
+/// The paths of a `use` tree: `a::b` and `a::c::d` for `a::{b, c::{d}}`.
+fn leaves(tree: &str) -> Vec<String> {
+    let tree = tree.trim_start();
+    let path = path_at(tree);
+    let Some(group) = tree[path.len()..].strip_prefix('{') else {
+        return vec![path];
+    };
+    let (mut found, mut depth, mut start) = (Vec::new(), 0, 0);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                found
+                    .extend(leaves(&group[start..at]).into_iter().map(|leaf| path.clone() + &leaf));
+                start = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The last common folder of two files, and the names in it that lead to each.
+fn parting<'a>(one: &'a str, other: &'a str) -> (&'a str, &'a str, &'a str) {
+    let same = one.split_inclusive('/').zip(other.split_inclusive('/'));
+    let len: usize = same.take_while(|(one, other)| one == other).map(|(one, _)| one.len()).sum();
+    let first = |path: &'a str| path[len..].split('/').next().unwrap_or_default();
+    (one[..len].trim_end_matches('/'), first(one), first(other))
+}
+
+/// Reports circles of imports among the files and folders of one folder, except `known` ones.
+fn circles(sources: &[Source<'_>], known: &[(&str, &[&str])]) -> Vec<Violation> {
+    let modules = Modules::new(sources);
+    let mut edges = Vec::new();
+    for source in sources {
+        for import in modules.imports(source).into_iter().filter(|import| !import.is_reexport) {
+            let to = modules.file_of(&import.path).filter(|to| *to != source.path);
+            edges.extend(to.map(|to| (parting(source.path, to), source, import.line)));
+        }
+    }
+    let graph: BTreeSet<_> = edges.iter().map(|(edge, ..)| *edge).collect();
+    let is_known = |folder: &str, name: &str| {
+        known.iter().any(|(of, names)| *of == folder && names.contains(&name))
+    };
+    let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
+    for ((folder, from, to), source, line) in edges {
+        if !leads(&graph, folder, to, from) {
+            continue;
+        }
+        seen.insert((folder, from));
+        if !is_known(folder, from) || !is_known(folder, to) {
+            let what = format!(
+                "`{from}` and `{to}` of {folder} import each other in a circle: move what both \
+                 need to a file below both"
+            );
+            found.push(source.violation(line, what));
+        }
+    }
+    let known = known.iter().flat_map(|(folder, names)| names.iter().map(|name| (*folder, *name)));
+    found.extend(known.filter(|name| !seen.contains(name)).map(|(folder, name)| {
+        let what = format!("`{name}` is in no circle any more: take it off the list");
+        Violation { file: folder.to_string(), line: 0, what }
+    }));
+    found
+}
+
+/// True when imports lead from one name of a folder to another.
+fn leads(graph: &BTreeSet<(&str, &str, &str)>, folder: &str, from: &str, to: &str) -> bool {
+    let (mut seen, mut open) = (BTreeSet::from([from]), vec![from]);
+    while let Some(name) = open.pop() {
+        let next = graph.iter().filter(|(of, start, _)| (*of, *start) == (folder, name));
+        open.extend(next.map(|(.., end)| *end).filter(|end| seen.insert(end)));
+    }
+    seen.contains(to)
+}
+
+/// The types with an inherent `impl` in a source, each with the line.
+fn inherent_impls(source: &Source<'_>) -> Vec<(String, usize)> {
+    let mut found = Vec::new();
+    for (line, code) in source.production() {
+        let Some(rest) = code.strip_prefix("impl") else { continue };
+        let target = match rest.strip_prefix('<') {
+            Some(_) => rest.split_once("> ").map_or("", |(_, target)| target),
+            None => rest.trim_start(),
+        };
+        if !target.contains(" for ") && !path_at(target).is_empty() {
+            found.push((path_at(target), line));
+        }
+    }
+    found
+}
+
+/// A type whose `impl` is in many files has no owner for its fields: split it into parts. Types are
+/// distinguished by the first folder below `src/`.
+fn scattered_impls(sources: &[(&str, &str)]) -> Vec<Violation> {
+    let mut files: BTreeMap<(String, String), BTreeSet<&str>> = BTreeMap::new();
+    for (path, text) in sources {
+        let source = Source::new(path, text);
+        let Some(part) = source.part() else { continue };
+        for (name, _) in inherent_impls(&source) {
+            files.entry((part.to_string(), name)).or_default().insert(path);
+        }
+    }
+    let scattered = files.into_iter().filter(|(_, files)| files.len() > IMPL_FILES_MAX);
+    scattered
+        .map(|((_, name), files)| Violation {
+            file: files.first().map_or(String::new(), |file| (*file).to_string()),
+            line: 1,
+            what: format!(
+                "`impl {name}` is in {} files, more than {IMPL_FILES_MAX}: make the type of parts \
+                 that own their state",
+                files.len()
+            ),
+        })
+        .collect()
 }
 
 fn check(path: &str, text: &str) -> Vec<Violation> {
@@ -387,17 +634,21 @@ fn the_code_base_is_tidy() {
     }
     assert!(files.len() > 20, "found the sources");
     files.sort();
-    let mut found = Vec::new();
-    for file in &files {
-        let text = fs::read_to_string(file).unwrap();
-        let path = file.strip_prefix(root).unwrap().to_str().unwrap();
-        found.extend(check(path, &text));
-    }
+    let read = |file: &PathBuf| {
+        let path = file.strip_prefix(root).unwrap().to_str().unwrap().to_string();
+        (path, fs::read_to_string(file).unwrap())
+    };
+    let texts: Vec<(String, String)> = files.iter().map(read).collect();
+    let sources: Vec<(&str, &str)> =
+        texts.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    let mut found: Vec<Violation> =
+        sources.iter().flat_map(|(path, text)| check(path, text)).collect();
+    found.extend(scattered_impls(&sources));
     let report: Vec<String> = found.iter().map(Violation::to_string).collect();
     assert!(found.is_empty(), "\n{}\n", report.join("\n"));
 }
 
-/// Each sample with the line and a word of what is to be said about it; 0: nothing.
+/// Each sample with the line and a word of the expected violation; 0: none.
 #[test]
 fn every_rule_fires() {
     let long_line = format!("// {}\n", "x".repeat(COLUMNS_MAX));
@@ -449,4 +700,91 @@ fn every_rule_fires() {
             }
         }
     }
+}
+
+#[test]
+fn files_do_not_import_each_other_in_a_circle() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    rust_files(&root.join("src"), &mut files);
+    files.sort();
+    let texts: Vec<String> = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+    let paths = files.iter().map(|file| file.strip_prefix(root).unwrap().to_str().unwrap());
+    let sources: Vec<_> = paths.zip(&texts).map(|(path, text)| Source::new(path, text)).collect();
+    let report: Vec<String> = circles(&sources, CIRCLES).iter().map(Violation::to_string).collect();
+    assert!(report.is_empty(), "\n{}\n", report.join("\n"));
+}
+
+/// Each sample with the places of the expected violations.
+#[test]
+fn circles_are_found() {
+    type Sample = (&'static [(&'static str, &'static str)], &'static [(&'static str, usize)]);
+    let samples: &[Sample] = &[
+        (&[("src/a/b.rs", "use crate::a::c::X;"), ("src/a/c.rs", "struct X;")], &[]),
+        (
+            &[
+                ("src/a/b.rs", "\nuse crate::a::c::X;"),
+                ("src/a/c.rs", "fn f(y: crate::a::b::Y) {}"),
+            ],
+            &[("src/a/b.rs", 2), ("src/a/c.rs", 1)],
+        ),
+        // A longer one, through a re-export, an import in a group and one of a neighbour.
+        (
+            &[
+                ("src/a/mod.rs", "mod b;\npub use b::{X, Z};"),
+                ("src/a/b.rs", "use crate::{\n    a::{c::Y, e},\n};"),
+                ("src/a/c.rs", "use super::d::W;"),
+                ("src/a/d.rs", "use crate::a::X;"),
+                ("src/a/e.rs", "use std::fmt;"),
+            ],
+            &[("src/a/b.rs", 1), ("src/a/c.rs", 1), ("src/a/d.rs", 1)],
+        ),
+        // A `mod.rs` with an item of its own.
+        (
+            &[("src/a/mod.rs", "use b::X;\nstruct Y;"), ("src/a/b.rs", "use crate::a::Y;")],
+            &[("src/a/b.rs", 1), ("src/a/mod.rs", 1)],
+        ),
+        // A folder counts as one of its neighbours.
+        (
+            &[
+                ("src/a/b/c.rs", "use crate::a::d::X;"),
+                ("src/a/b/e.rs", "struct Y;"),
+                ("src/a/d.rs", "use crate::a::b::e::Y;"),
+            ],
+            &[("src/a/b/c.rs", 1), ("src/a/d.rs", 1)],
+        ),
+        // Imports of tests do not count.
+        (
+            &[
+                ("src/a/b.rs", "#[cfg(test)]\nmod tests {\n    use crate::a::c::X;\n}"),
+                ("src/a/c.rs", "use crate::a::b::Y;"),
+            ],
+            &[],
+        ),
+    ];
+    for (files, expected) in samples {
+        let sources: Vec<_> = files.iter().map(|(path, text)| Source::new(path, text)).collect();
+        let mut found = circles(&sources, &[]);
+        found.sort_by(|one, other| (&one.file, one.line).cmp(&(&other.file, other.line)));
+        let places: Vec<_> = found.iter().map(|it| (it.file.as_str(), it.line)).collect();
+        assert_eq!(places, *expected, "{files:?}: {found:?}");
+    }
+    let sources = [
+        Source::new("src/a/b.rs", "use crate::a::c::X;"),
+        Source::new("src/a/c.rs", "use crate::a::b::Y;"),
+    ];
+    assert_eq!(circles(&sources, &[("src/a", &["b.rs", "c.rs"])]), []);
+    let stale = circles(&sources, &[("src/a", &["b.rs", "c.rs", "d.rs"])]);
+    assert!(stale.len() == 1 && stale[0].what.contains("`d.rs` is in no circle"), "{stale:?}");
+}
+
+#[test]
+fn a_type_in_many_files_is_noticed() {
+    let files = |paths: [&'static str; 4]| paths.map(|path| (path, "impl<T> Lane<T> {\n}\n"));
+    let scattered = ["src/store/a.rs", "src/store/b.rs", "src/store/c.rs", "src/store/d.rs"];
+    assert_eq!(scattered_impls(&files(scattered)).len(), 1);
+    let of_two_parts = ["src/store/a.rs", "src/store/b.rs", "src/store/c.rs", "src/net/d.rs"];
+    assert_eq!(scattered_impls(&files(of_two_parts)), []);
+    let traits = scattered.map(|path| (path, "impl Display for Lane {\n}\n"));
+    assert_eq!(scattered_impls(&traits), []);
 }

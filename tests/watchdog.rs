@@ -1,5 +1,5 @@
-//! A worker that hangs takes its process with it, which is then started again; a process that
-//! was only stopped goes on as if nothing had been.
+//! A hanging worker ends its process, which is then restarted. A process that was only stopped
+//! continues as if nothing had happened.
 
 mod support;
 
@@ -9,7 +9,7 @@ use rustix::process::Pid;
 
 use support::{Cluster, PODS, Setup, wait_until};
 
-/// The data path's thread of a pod.
+/// The thread of a pod's data path.
 fn worker_of(pid: Pid) -> i32 {
     let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap();
     let names = tasks.map(|task| task.unwrap().path());
@@ -20,7 +20,7 @@ fn worker_of(pid: Pid) -> i32 {
     worker.file_name().unwrap().to_str().unwrap().parse().unwrap()
 }
 
-/// One thread of another process, stopped as a debugger does it: to the process, it hangs.
+/// A thread of another process, stopped as a debugger does it: its process sees it hang.
 struct Hung(i32);
 
 impl Hung {
@@ -35,12 +35,12 @@ impl Hung {
         Hung(thread)
     }
 
-    /// Takes note of the thread's end; until then, its process cannot end either.
+    /// Collects the end of the thread; before that, its process cannot end either.
     fn reap(&self) {
         let mut status = 0;
         let flags = libc::WNOHANG | libc::__WALL;
-        // SAFETY: `status` is valid for the call; a thread that is not ours to wait for is an
-        // error that changes nothing.
+        // SAFETY: `status` is valid for the call. A thread that is not ours is an error without
+        // effect.
         unsafe { libc::waitpid(self.0, &raw mut status, flags) };
     }
 }
@@ -73,7 +73,7 @@ fn a_pod_that_was_stopped_and_continued_has_not_hung() {
         Setup::new("watchdog_stop").volume("demo", "64MiB").set("hang_limit_seconds=2").start();
     let before = cluster.pid(2).expect("the pod runs");
     cluster.freeze(2);
-    // Pods are away after five seconds of silence: longer than the limit.
+    // Pods are unreachable after five seconds of silence: longer than the limit.
     wait_until("the others miss it", || !cluster.is_healthy());
     cluster.thaw(2);
     cluster.wait_healthy();

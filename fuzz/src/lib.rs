@@ -8,6 +8,8 @@ pub mod fields;
 pub mod front;
 #[path = "../../src/limits.rs"]
 pub mod limits;
+#[path = "../../src/log.rs"]
+pub mod log;
 #[path = "../../src/net/mod.rs"]
 pub mod net;
 #[path = "../../src/planted.rs"]

@@ -14,10 +14,10 @@ use crate::control::proto::pods_client::PodsClient;
 use crate::control::proto::volumes_client::VolumesClient;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longer than a pod looks for the catalog's leader before it gives up.
+/// Longer than a pod looks for the catalog's leader.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Connects at the first call.
+/// A client of one pod; connects at the first call.
 #[derive(Debug, Clone)]
 pub struct Client {
     endpoint: String,
@@ -54,7 +54,7 @@ impl Client {
         ClusterClient::new(self.channel.clone())
     }
 
-    /// Takes a call's answer, or says what was being done when it failed.
+    /// Unwraps a call's answer. An error says what was being done.
     pub fn check<T>(
         &self,
         doing: impl Into<String>,
@@ -66,7 +66,7 @@ impl Client {
     }
 }
 
-/// A name for a request, the same over its retries.
+/// A new request id; keep it over retries of the request.
 pub fn request_id() -> anyhow::Result<String> {
-    Ok(random_uuid().context("draw a request id")?.to_string())
+    Ok(random_uuid().context("could not draw a request id")?.to_string())
 }

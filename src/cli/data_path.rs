@@ -1,5 +1,5 @@
-//! The pod's data path as the control plane sees it: starts the worker as the configuration says,
-//! and remembers which disks this pod has, so that an empty mount point is not taken for a new one.
+//! Connects the data path with the control plane: starts the worker as configured. It remembers the
+//! disks of this pod, so that an empty mount point is not taken for a new disk.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use anyhow::Context;
 
 use crate::config::{Config, DurableWriteMethod, IoMethod, ReadMethod};
 use crate::control::command::NewDisk;
+use crate::control::data_path::{DataPath, ReportSink};
 use crate::control::identity::{Identity, PodDirectory, write_atomically};
-use crate::control::server::{DataPath, ReportSink};
 use crate::io::driver::Address;
 use crate::io::{DriverKind, DurableWrites};
 use crate::limits::Budgets;
@@ -24,9 +24,9 @@ use crate::worker::{self, DiskOptions, StartOptions};
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Memory {
-    /// Starts of this pod, as `pod.json` has them: versions that counted here only go on from it.
+    /// Copy of the number of starts in `pod.json`; the larger one counts.
     starts: u32,
-    /// The disks that were ever opened, by their folder.
+    /// Every disk that was ever opened, by its folder.
     disks: BTreeMap<PathBuf, Uuid>,
 }
 
@@ -34,19 +34,19 @@ impl Memory {
     fn load(file: &Path) -> anyhow::Result<Memory> {
         match std::fs::read(file) {
             Ok(bytes) => serde_json::from_slice(&bytes)
-                .with_context(|| format!("read {} (it is damaged)", file.display())),
+                .with_context(|| format!("{} is damaged; restore it from a copy", file.display())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Memory::default()),
-            Err(error) => Err(error).with_context(|| format!("read {}", file.display())),
+            Err(error) => Err(error).with_context(|| format!("could not read {}", file.display())),
         }
     }
 
     fn store(&self, file: &Path) -> anyhow::Result<()> {
         write_atomically(file, &serde_json::to_vec_pretty(self)?)
-            .with_context(|| format!("write {}", file.display()))
+            .with_context(|| format!("could not write {}", file.display()))
     }
 }
 
-/// A worker behind the control plane's trait.
+/// Implements the control plane's trait with a worker.
 struct Running {
     worker: Mutex<Option<worker::DataPath>>,
     disks: Vec<NewDisk>,
@@ -76,7 +76,7 @@ fn memory_file(config: &Config) -> PathBuf {
     config.data.join("data-path.json")
 }
 
-/// The number of this start, which is higher than that of any before, whichever file was lost.
+/// Numbers this start, above all earlier ones even if either file was lost.
 pub fn count_start(config: &Config, directory: &mut PodDirectory) -> anyhow::Result<u32> {
     let file = memory_file(config);
     let mut memory = Memory::load(&file)?;
@@ -85,7 +85,7 @@ pub fn count_start(config: &Config, directory: &mut PodDirectory) -> anyhow::Res
     Ok(memory.starts)
 }
 
-/// Opens this pod's disks and starts its worker and front ends. `number`: of this start.
+/// Opens the disks, and starts worker and front ends. `number`: of this start of the pod.
 pub fn start(
     config: &Config,
     identity: Identity,
@@ -125,7 +125,7 @@ fn options(
         disks.push(DiskOptions {
             path: disk.path.clone(),
             known,
-            // Kept with the disk once it is formatted.
+            // A formatted disk stores its size itself.
             data_bytes_max: if is_new { disk.data_bytes_max()? } else { 0 },
             wal_bytes: disk.wal_size.0,
         });

@@ -1,13 +1,13 @@
-//! Exit codes, and the errors of calls that they come from.
+//! Exit codes, and the call errors behind them.
 
 use std::process::ExitCode;
 
 use tonic::{Code, Status};
 
-/// A call to a pod that did not succeed.
+/// A failed call to a pod.
 #[derive(Debug)]
 pub struct CallError {
-    /// What was being done, as in "create volume demo".
+    /// The attempted action, as in "create volume demo".
     doing: String,
     endpoint: String,
     status: Status,
@@ -22,7 +22,7 @@ impl CallError {
         self.status.code()
     }
 
-    /// Nobody answered at all, as opposed to an answer that says no.
+    /// True when no pod answered, as opposed to a refusal.
     fn is_unreached(&self) -> bool {
         self.code() == Code::Unavailable && std::error::Error::source(&self.status).is_some()
     }
@@ -44,12 +44,12 @@ impl std::fmt::Display for CallError {
 
 impl std::error::Error for CallError {}
 
-/// The command line asks for something that is not done, whatever the cluster is.
+/// A command line that asks for something impossible, whatever the state of the cluster.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(pub String);
 
-/// The exit code that an error leads to.
+/// The exit code for an error.
 pub fn code_of(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(|cause| cause.is::<UsageError>()) {
         return ExitCode::from(2);

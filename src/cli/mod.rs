@@ -1,9 +1,9 @@
-//! The command line: `holdfast <noun> <verb>`. Each noun has a file: its arguments, and the few
-//! lines that carry them out. Work is done elsewhere.
+//! The command line: `holdfast <noun> <verb>`. Each noun has a file with its arguments and the few
+//! lines that carry them out. The work is done in other modules.
 //!
-//! Exit codes: 0 done; 1 it failed; 2 the command line is wrong; 3 there is no such object;
-//! 4 the cluster cannot be reached or has no majority; 5 the request conflicts with what is
-//! there (a name is taken, there are too few pods).
+//! Exit codes: 0 done; 1 failed; 2 wrong command line; 3 no such object; 4 the cluster cannot be
+//! reached or has no majority; 5 the request conflicts with the state (a name is taken, there are
+//! too few pods).
 
 pub mod bench;
 pub mod client;
@@ -69,11 +69,11 @@ enum Command {
     Serve(serve::Args),
     /// Run a whole cluster on this machine, for development and tests
     Dev(dev::Args),
-    /// Simulate whole clusters, from seeds, in virtual time
+    /// Simulate whole clusters from seeds, in virtual time
     Sim(sim::Args),
     /// Show the cluster, and what needs attention
     Status,
-    /// Put load on a volume, and measure how it answers
+    /// Put load on a volume, and measure its answers
     Bench(bench::Args),
     /// Block volumes
     #[command(subcommand)]
@@ -104,7 +104,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Everything that is one or a few calls to a pod.
+/// Runs a command that consists of one or a few calls to a pod.
 fn run_client(global: &Global, command: Command) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -1,5 +1,5 @@
-//! Text for people and JSON for programs. Pure: from answers to text; golden files in
-//! `tests/golden/cli/` hold the look.
+//! Renders answers as text for people and JSON for programs. Pure; golden files in
+//! `tests/golden/cli/` fix the output.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::config::size::ByteSize;
 use crate::control::proto::{Disk, Pod, StatusResponse, Volume};
 
-/// Indented JSON with a newline at its end.
+/// Indented JSON with a final newline.
 pub fn json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
@@ -135,7 +135,7 @@ fn fields(fields: &[(&str, String)]) -> String {
         .collect()
 }
 
-/// Columns without lines; `right` names those that are aligned to the right.
+/// A table without lines; `right` names the columns that are aligned to the right.
 fn table(
     head: &[&str],
     right: &[usize],

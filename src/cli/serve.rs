@@ -1,4 +1,4 @@
-//! `holdfast serve`: one pod, until it is told to stop.
+//! `holdfast serve`: runs one pod until it is told to stop.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,17 +38,17 @@ pub fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// The configuration; logs are set up as it says.
+/// Reads the configuration and sets up logging accordingly.
 fn read(path: &Path) -> anyhow::Result<Config> {
     let config = Config::load(path)?;
     logs::start(&config.log)?;
     Ok(config)
 }
 
-/// Descriptors beside those of clients: files of databases, links, the control plane.
+/// Descriptors besides those of clients: database files, links, the control plane.
 const OTHER_FILES: u64 = 1024;
 
-/// Every connection takes a descriptor, and the usual limit is for programs that use select(2).
+/// Raises the limit: each connection takes a descriptor, and defaults suit only select(2).
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
@@ -74,13 +74,13 @@ fn serve(config: Config) -> anyhow::Result<()> {
         .thread_name("control")
         .enable_all()
         .build()
-        .context("start the threads of the control plane")?;
+        .context("could not start the threads of the control plane")?;
     let result = runtime.block_on(serve_until_told(&config, directory, number));
     runtime.shutdown_background();
     result
 }
 
-/// `number`: of this start of the pod.
+/// Serves until a signal or a failure. `number`: the number of this start of the pod.
 async fn serve_until_told(
     config: &Config,
     directory: PodDirectory,
@@ -102,7 +102,7 @@ async fn serve_until_told(
         let (config, identity) = (config.clone(), server.identity());
         let reports = server.report_sink();
         let start = move || data_path::start(&config, identity, number, reports);
-        tokio::task::spawn_blocking(start).await.context("start the data path")?
+        tokio::task::spawn_blocking(start).await.context("could not start the data path")?
     };
     let data_path = match data_path {
         Ok(data_path) => data_path,
@@ -114,7 +114,7 @@ async fn serve_until_told(
     server.attach(data_path.clone());
     if let Some(file) = &config.pid_file {
         write_atomically(file, format!("{}\n", std::process::id()).as_bytes())
-            .with_context(|| format!("write {}", file.display()))?;
+            .with_context(|| format!("could not write {}", file.display()))?;
     }
     tracing::info!(pod = server.identity().pod.0, "serving");
     let ended = tokio::select! {
@@ -127,7 +127,9 @@ async fn serve_until_told(
     {
         tracing::warn!("could not remove {}: {error}", file.display());
     }
-    tokio::task::spawn_blocking(move || data_path.stop()).await.context("stop the data path")?;
+    tokio::task::spawn_blocking(move || data_path.stop())
+        .await
+        .context("could not stop the data path")?;
     server.stop().await;
     Ok(ended?)
 }

@@ -1,4 +1,4 @@
-//! `holdfast sim`: simulated clusters from seeds, in virtual time.
+//! `holdfast sim`: simulates clusters from seeds, in virtual time.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,10 +13,10 @@ pub struct Args {
     /// First seed
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Number of seeds, from the first on
+    /// Number of consecutive seeds
     #[arg(long, default_value_t = 1, conflicts_with = "minutes")]
     count: u64,
-    /// Instead of a number: seeds for so many minutes
+    /// Instead of a number of seeds: run seeds for this many minutes
     #[arg(long)]
     minutes: Option<u64>,
     /// Seeds that run at the same time
@@ -25,32 +25,32 @@ pub struct Args {
     /// Virtual seconds with faults, for each seed
     #[arg(long, default_value_t = 20)]
     seconds: u64,
-    /// Only these of the faults that the seed draws, by their numbers
+    /// Of the faults that the seed draws, only these numbers
     #[arg(long, value_delimiter = ',', num_args = 0..)]
     only: Option<Vec<usize>>,
-    /// Clients ask for so many things while there are faults, and then for nothing more
+    /// Number of client requests while there are faults; then clients send no more
     #[arg(long)]
     requests: Option<u64>,
-    /// Which faults there are
+    /// Kind of faults
     #[arg(long, value_enum, default_value_t = PlanName::Mixed)]
     plan: PlanName,
-    /// A line for everything that happens; what the pods log, on standard error
+    /// Print a line for every event; what the pods log goes to standard error
     #[arg(long)]
     trace: bool,
-    /// When a seed fails, look for fewer faults that make it fail
+    /// When a seed fails, look for a smaller set of faults that still fails
     #[arg(long)]
     shrink: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum PlanName {
-    /// Those that the seed picks; one disk may lose what it has
+    /// Faults drawn from the seed; at most one disk may lose its data
     Mixed,
-    /// Bits that flip in the slots of one disk, again and again, and nothing else
+    /// Only bits that flip repeatedly in the slots of one disk
     Rot,
-    /// Clocks that stop, again and again, and nothing else
+    /// Only clocks that stop repeatedly
     Clocks,
-    /// Those that the seed picks; any disk may lose what it has
+    /// Faults drawn from the seed; any disk may lose its data
     Unbounded,
 }
 
@@ -65,7 +65,7 @@ impl From<PlanName> for Plan {
     }
 }
 
-/// Runs the seeds; the first violation ends it, with the command that shows it again.
+/// Runs the seeds. Stops at the first violation and prints the command that repeats it.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.trace {
         logs::start(&Log { level: "holdfast=debug".to_owned(), format: LogFormat::Text })?;
@@ -101,13 +101,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What all seeds came to.
+/// Totals over all seeds.
 #[derive(Default)]
 struct Total {
     seeds: u64,
     requests: u64,
     virtual_ms: u64,
-    /// Runs in which a majority had to answer without one pod.
+    /// Runs in which a majority had to answer without one of the pods.
     spared: u64,
     seen: Seen,
 }

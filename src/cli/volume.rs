@@ -13,7 +13,7 @@ use crate::control::proto::{
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a volume
+    /// Create a volume
     Create {
         /// A DNS label: a-z, 0-9 and -
         #[arg(value_parser = volume_name)]
@@ -76,7 +76,7 @@ pub async fn run(client: &Client, command: Command, output: Output) -> anyhow::R
     }
 }
 
-/// For clap: the name itself, or why it is none.
+/// Parser for clap: returns a valid name, or the reason of its refusal.
 pub fn volume_name(text: &str) -> Result<String, String> {
     check_volume_name(text).map_err(|error| error.to_string())?;
     Ok(text.to_owned())

@@ -1,5 +1,5 @@
-//! Sizes as people write them: `4096`, `512MiB`, `10GiB`. Binary units only, whole numbers only,
-//! so that what is printed parses to what was meant.
+//! Sizes as people write them: `4096`, `512MiB`, `10GiB`. Only binary units and whole numbers, so
+//! that a printed size parses to the same value.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +12,7 @@ pub struct ByteSize(pub u64);
 const UNITS: [(&str, u32); 6] =
     [("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
 
-/// Why a text is not a size.
+/// Why a text cannot be parsed as a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseSizeError {
     #[error("a size starts with a whole number, as in 10GiB")]
@@ -54,7 +54,7 @@ impl FromStr for ByteSize {
 }
 
 impl fmt::Display for ByteSize {
-    /// Exact: the largest unit that leaves no fraction.
+    /// Exact: uses the largest unit that leaves no fraction.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0 == 0 {
             return f.pad("0B");
@@ -68,7 +68,7 @@ impl fmt::Display for ByteSize {
 }
 
 impl ByteSize {
-    /// For people: at most one decimal, rounded down, as in `1.4TiB`.
+    /// Rounded down to at most one decimal for people, as in `1.4TiB`.
     pub fn rounded(self) -> String {
         let (unit, shift) =
             UNITS.iter().find(|(_, shift)| self.0 >> shift > 0).unwrap_or(&("B", 0));

@@ -1,10 +1,10 @@
 //! This pod's member of the catalog: a thread that drives [`CatalogMember`] with its log in
-//! [`Storage`]. Log writes are made by the same thread: a disk that hangs stops the ticks too,
-//! and so loses the leadership.
+//! [`MemberStorage`]. The same thread writes the log: a disk that hangs also stops the ticks, so
+//! the member loses its leadership.
 //!
-//! When it fails or panics, what it has published says so, and whoever started it is told.
+//! When the thread fails or panics, it publishes that, and calls back the code that started it.
 //!
-//! Others talk to it through a [`Catalog`]; what it knows is published as [`Published`].
+//! Other threads use it through a [`Catalog`], and read its knowledge as [`Published`].
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,12 +28,12 @@ use crate::replica::meta::MetaError;
 use crate::replica::seam::Role;
 use crate::types::MemberId;
 
-/// Events that wait for the thread; more are refused.
+/// Events that may wait for the thread. Further ones are refused.
 const EVENTS_MAX: usize = 1024;
 /// Events handled before the member is polled.
 const EVENTS_PER_ROUND: usize = 64;
 
-/// How to reach the thread, and what it published last.
+/// A handle of the thread, with its last published knowledge.
 pub struct Catalog {
     pub row: MemberRow,
     events: SyncSender<Event>,
@@ -53,8 +53,8 @@ enum Event {
 }
 
 impl Catalog {
-    /// Starts the thread. `run` is drawn at random for each process. `lost` is called when it ended
-    /// by itself and would work again after a restart.
+    /// Starts the thread. `run` is a random number of the process. `lost` is called when the thread
+    /// ended by itself and a restart may help.
     pub fn start(
         storage: impl MemberStorage + Send + 'static,
         recovered: Recovered,
@@ -75,7 +75,7 @@ impl Catalog {
         Ok(Catalog { row, events, published, thread: Mutex::new(Some(thread)) })
     }
 
-    /// A message from another member; dropped when too much waits.
+    /// Takes a message from another member; drops it when too many events wait.
     pub fn step(&self, message: Message) {
         self.tell(Event::Peer(Box::new(message)));
     }
@@ -85,7 +85,7 @@ impl Catalog {
         self.ask(|reply| Event::Propose(command, reply)).await
     }
 
-    /// Waits until everything that was acknowledged before is applied here, on the leader.
+    /// On the leader: waits until everything that was acknowledged before is applied here.
     pub async fn barrier(&self) -> Result<(), AskError> {
         self.ask(Event::Barrier).await
     }
@@ -94,7 +94,7 @@ impl Catalog {
         self.tell(Event::Change(change));
     }
 
-    /// The whole state, from the leader, for a member that is behind the log.
+    /// Takes the whole state from the leader when this member is too far behind the log.
     pub fn install(&self, snapshot: Snapshot) {
         self.tell(Event::Install(Box::new(snapshot)));
     }
@@ -107,15 +107,15 @@ impl Catalog {
         self.tell(Event::Unreachable(member));
     }
 
-    /// True when this member leads and has applied everything of earlier terms.
+    /// True when this member leads and has applied all entries of earlier terms.
     pub fn leads(&self) -> bool {
         let published = self.published.borrow();
         published.role.serving && published.failed.is_none()
     }
 
-    /// Ends the thread; blocks until it has.
+    /// Stops the thread, and blocks until it has ended.
     pub fn stop(&self) {
-        // An error means that it has ended already.
+        // An error means that it has already ended.
         let _ended = self.events.send(Event::Stop);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
@@ -143,14 +143,14 @@ impl Catalog {
     }
 }
 
-/// What the thread owns.
+/// State owned by the thread.
 struct Driver<S, O> {
     member: CatalogMember<S, O>,
     publish: watch::Sender<Published>,
     asked: Asked,
 }
 
-/// Who waits for what.
+/// The waiting requests, and where to answer them.
 #[derive(Default)]
 struct Asked {
     proposals: HashMap<AskId, oneshot::Sender<Result<Outcome, AskError>>>,
@@ -161,8 +161,8 @@ impl<S: MemberStorage, O: Outbound> Driver<S, O> {
     fn run(mut self, inbox: &Receiver<Event>, lost: impl FnOnce(String)) {
         let (reason, is_lost) = match catch_unwind(AssertUnwindSafe(|| self.serve(inbox))) {
             Ok(Ok(())) => return,
-            // All else is in its log, and would be there again after a restart: the pod can serve
-            // blocks without it.
+            // Any other error comes from the log and would return after a restart. The pod can
+            // serve blocks without the catalog.
             Ok(Err(error)) => (chain(&error), matches!(error, MemberError::Storage(_))),
             Err(panic) => (format!("it panicked: {}", panic_text(panic)), true),
         };
@@ -170,14 +170,14 @@ impl<S: MemberStorage, O: Outbound> Driver<S, O> {
         self.publish.send_modify(|published| {
             (published.failed, published.role) = (Some(reason.clone()), Role::default());
         });
-        // Nobody waits for this member any more when others hear of it.
+        // Requests get their errors before the failure is reported.
         drop(self);
         if is_lost {
             lost(reason);
         }
     }
 
-    /// Rounds of events, until told to stop.
+    /// Handles events in rounds until it is told to stop.
     fn serve(&mut self, inbox: &Receiver<Event>) -> Result<(), MemberError> {
         let mut next_tick = Instant::now() + TICK_EVERY;
         loop {
@@ -192,7 +192,7 @@ impl<S: MemberStorage, O: Outbound> Driver<S, O> {
             }
             if Instant::now() >= next_tick {
                 self.member.tick(clock::now());
-                // Overdue ticks coalesce into one.
+                // Overdue ticks count as one.
                 next_tick = Instant::now() + TICK_EVERY;
             }
             self.settle()?;
@@ -203,7 +203,7 @@ impl<S: MemberStorage, O: Outbound> Driver<S, O> {
         let (now, member) = (clock::now(), &mut self.member);
         match event {
             Event::Peer(message) => member.step(now, message),
-            // Whoever asked has gone, and may have asked for something else since.
+            // The requester is gone, and may have sent another request since.
             Event::Propose(_, reply) if reply.is_closed() => {}
             Event::Propose(command, reply) => {
                 let ask = member.propose(now, command);
@@ -240,7 +240,7 @@ impl<S: MemberStorage, O: Outbound> Driver<S, O> {
 impl Asked {
     fn send(&mut self, answers: Vec<Answer>) {
         for answer in answers {
-            // Whoever asked may have gone.
+            // An error means that the requester is gone.
             let _gone = match answer {
                 Answer::Proposal(ask, result) => {
                     self.proposals.remove(&ask).map(|reply| reply.send(result).is_err())
@@ -272,10 +272,10 @@ mod tests {
     use crate::control::membership::first;
     use crate::control::state::State;
     use crate::control::storage::Storage;
-    use crate::replica::seam::Append;
+    use crate::log::Append;
     use crate::types::Uuid;
 
-    /// Far more than anything takes.
+    /// Far longer than any step takes.
     const PATIENCE: Duration = Duration::from_secs(60);
 
     struct Nobody;
@@ -326,7 +326,7 @@ mod tests {
             let (tell, told) = std::sync::mpsc::channel();
             let lost = move |reason| tell.send(reason).unwrap();
             let catalog = Catalog::start(broken, recovered, 1, Nobody, lost).unwrap();
-            // It is the only voter, and writes down that it votes for itself.
+            // As the only voter it votes for itself, and writes that down.
             let reason = told.recv_timeout(PATIENCE).unwrap();
             assert!(reason.contains(text), "{reason}");
             assert_eq!(catalog.published.borrow().failed.as_ref(), Some(&reason));

@@ -1,9 +1,9 @@
-//! One member of the catalog as a state machine: a [`Member`] of its Raft group, the state that
-//! its entries make, and who waits for what. It has no thread and no clock: the thread of
-//! [`crate::control::catalog`] drives it, and so does the simulator.
+//! One member of the catalog as a state machine: a [`Member`] of its Raft group, the state that its
+//! entries make, and the requests that wait. It has no thread and no clock: the thread of
+//! [`crate::control::catalog`] or the simulator drives it.
 //!
-//! Driving: any number of inputs, then [`CatalogMember::poll`] until it says that nothing is left;
-//! then what it knows may be published, and after that its answers may leave.
+//! Driving: give any number of inputs, then call [`CatalogMember::poll`] until it returns false.
+//! Then publish what it knows, and only after that send its answers.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,14 +18,15 @@ use crate::control::state::{CatalogError, State};
 use crate::control::storage::{MemberRow, MemberStorage, Recovered, Snapshot};
 use crate::io::buffer::Pool;
 use crate::limits::{SHARD_PROPOSAL_BYTES_MAX, TICK};
+use crate::log::{Append, Applied};
 use crate::planted::{Mistake, planted};
 use crate::replica::member::Member;
 use crate::replica::meta::{Meta, MetaError};
-use crate::replica::seam::{Append, Applied, Input, MemberConfig, Output, ReadMode, ReqId, Role};
+use crate::replica::seam::{Input, MemberConfig, Output, ReadMode, ReqId, Role};
 use crate::types::{BlockError, MemberId, Mono, ShardId, VolumeId};
 
-/// Its ticks are rarer than those of the data path, where nobody's I/O waits for an election.
-/// (Leases and the quiet time before votes are as long as there, which is less than it could be.)
+/// Interval of ticks, longer than on the data path: no client's I/O waits for this election.
+/// Leases, and the quiet time before votes, last as long as there, which is shorter than allowed.
 pub const TICK_EVERY: Duration = TICK.saturating_mul(2);
 
 /// How much of its log a member keeps.
@@ -33,7 +34,7 @@ pub const TICK_EVERY: Duration = TICK.saturating_mul(2);
 pub struct Kept {
     /// Entries applied between two snapshots.
     pub snapshot_every: u64,
-    /// Applied entries kept in memory.
+    /// Bytes of applied entries kept in memory.
     pub log_tail_bytes: usize,
 }
 
@@ -43,65 +44,65 @@ impl Default for Kept {
     }
 }
 
-/// What a member of the catalog knows.
+/// What other threads may see of a member.
 #[derive(Clone, Debug, Default)]
 pub struct Published {
-    /// `None` until the member has got its first snapshot.
+    /// `None` until the member has received its first snapshot.
     pub state: Option<Arc<State>>,
     pub group: Group,
     pub role: Role,
     pub applied_index: u64,
-    /// It stopped for good, and why.
+    /// The reason, once the member has stopped for good.
     pub failed: Option<String>,
 }
 
 impl Published {
-    /// The leader, as `me` knows it. A learner has no say: nothing tells it when it hears of none
-    /// any more, or was taken out of the group meanwhile.
+    /// The leader, as `me` knows it. `None` for a learner: it never learns that it lost contact
+    /// with the leader, or that it was removed from the group.
     pub fn leader(&self, me: MemberId) -> Option<MemberId> {
         self.role.leader.filter(|_| self.group.voters.contains(&me))
     }
 }
 
-/// What leaves a member for other pods. Must not block.
+/// Sends a member's messages to other pods. Must not block.
 pub trait Outbound {
-    /// May drop the message.
+    /// Sends a message, or drops it.
     fn send(&self, message: Message);
-    /// This member needs the state; answered with [`CatalogMember::resync_ended`].
+    /// Sends the state to a member; ended by a call of [`CatalogMember::resync_ended`].
     fn install(&self, member: MemberId, snapshot: Snapshot);
 }
 
-/// Why a proposal or a barrier did not get its answer.
+/// Why a proposal or a barrier failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// The command changed nothing.
     #[error(transparent)]
     Refused(#[from] CatalogError),
-    /// Ask the leader. What was asked may have happened.
+    /// Ask the leader. The command may still have been carried out.
     #[error("this pod does not lead the catalog")]
     NotLeader,
-    /// Too much waits.
-    #[error("the catalog is busy")]
+    /// Too many requests wait.
+    #[error("the catalog is busy; try again")]
     Busy,
-    /// Decided from what does not hold any more.
-    #[error("the catalog's members have changed meanwhile")]
+    /// The membership has changed since this was decided.
+    #[error("the catalog's members have changed since this was decided")]
     Outdated,
     #[error("the catalog of this pod has stopped")]
     Stopped,
 }
 
-/// Names what was asked of a member, until it is answered.
+/// Identifies a request to a member until it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AskId(u64);
 
-/// The end of a proposal or a barrier.
+/// The answer to a proposal or a barrier.
 #[derive(Debug)]
 pub enum Answer {
     Proposal(AskId, Result<Outcome, AskError>),
     Barrier(AskId, Result<(), AskError>),
 }
 
-/// Why a member cannot go on.
+/// Why a member had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum MemberError {
     #[error(transparent)]
@@ -116,7 +117,7 @@ pub enum MemberError {
     Faulted(String),
 }
 
-/// See the module.
+/// A member of the catalog: see the module.
 pub struct CatalogMember<S, O> {
     row: MemberRow,
     kept: Kept,
@@ -124,29 +125,29 @@ pub struct CatalogMember<S, O> {
     outbound: O,
     member: Member,
     known: Published,
-    /// Of the newest applied entry, beside `known.applied_index`.
+    /// Term of the entry at `known.applied_index`.
     applied_term: u64,
     meta: Bytes,
-    /// Index and term of the last snapshot: the log is compacted up to here at the next.
+    /// Index and term of the last snapshot. The next checkpoint compacts the log up to here.
     snapshot_at: (u64, u64),
-    /// Received, and used when the member resets its log to it.
+    /// A received state, until the member resets its log to it.
     pending_install: Option<Snapshot>,
     asked: Asked,
 }
 
-/// What waits for an answer.
+/// Requests that wait for an answer.
 struct Asked {
     run: u64,
     next: u64,
     proposals: BTreeSet<AskId>,
-    /// Those that take a member out of the list, and maybe some that were answered.
+    /// Proposals that remove a member from the list. Answered ones are dropped lazily.
     removals: BTreeSet<AskId>,
     barriers: BTreeSet<AskId>,
     answers: Vec<Answer>,
 }
 
 impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
-    /// Starts from what was recovered. `run` is drawn at random for each process.
+    /// Starts from the recovered state. `run` is a random number of the process.
     pub fn new(
         storage: S,
         recovered: Recovered,
@@ -200,17 +201,17 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
         self.row
     }
 
-    /// What it knows. Only to be shown to others when [`CatalogMember::poll`] has nothing left.
+    /// The member's knowledge. Publish it only after [`CatalogMember::poll`] has returned false.
     pub fn known(&self) -> &Published {
         &self.known
     }
 
-    /// [`TICK_EVERY`] has passed since the last tick. Overdue ticks coalesce into one.
+    /// Call it every [`TICK_EVERY`]. Overdue ticks count as one.
     pub fn tick(&mut self, now: Mono) {
         self.member.handle(now, Input::Tick);
     }
 
-    /// A message from another member.
+    /// Takes a message from another member.
     pub fn step(&mut self, now: Mono, message: Box<Message>) {
         self.member.handle(now, Input::Peer(message));
     }
@@ -232,7 +233,7 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
         ask
     }
 
-    /// Answered when everything that was acknowledged before is applied here, on the leader.
+    /// On the leader: answered when everything that was acknowledged before is applied here.
     pub fn barrier(&mut self, now: Mono) -> AskId {
         let ask = self.asked.next_ask();
         self.asked.barriers.insert(ask);
@@ -240,7 +241,7 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
         ask
     }
 
-    /// Changes the group, unless it was decided from what does not hold any more.
+    /// Changes the group. A promotion is dropped when the members have changed since its decision.
     pub fn change(&mut self, now: Mono, change: &MembershipChange) {
         if let MembershipChange::Promote(members) = change
             && !self.may_vote(members)
@@ -251,14 +252,14 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
         self.member.handle(now, Input::ChangeMembers(conf_change(change)));
     }
 
-    /// A member that leaves the list loses its log, so it must not be a voter, nor become one. A
-    /// change that was queued right before may be in the log already.
+    /// A member that leaves the list loses its log. So it must be no voter, and must not become
+    /// one: a change that was queued just before may be in the log already.
     fn may_leave(&self, member: MemberId) -> bool {
         let group = &self.known.group;
         !group.joint && !self.member.is_changing() && !group.voters.contains(&member)
     }
 
-    /// The same from the other side: voters are in the list, and nothing in the log takes one out.
+    /// Counterpart of `may_leave`: voters are in the list, and no entry in the log removes one.
     fn may_vote(&mut self, members: &[MemberId]) -> bool {
         let Asked { removals, proposals, .. } = &mut self.asked;
         removals.retain(|ask| proposals.contains(ask));
@@ -268,7 +269,7 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
         removals.is_empty() && self.known.role.serving && members.iter().all(is_listed)
     }
 
-    /// The whole state, from the leader, for a member that is behind the log.
+    /// Takes the whole state from the leader when this member is too far behind the log.
     pub fn install(&mut self, now: Mono, snapshot: Snapshot) {
         let (index, term, meta) = (snapshot.index, snapshot.term, snapshot.meta.clone());
         if index > self.known.applied_index {
@@ -285,8 +286,8 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
         self.member.handle(now, Input::Unreachable(member));
     }
 
-    /// Carries out what is to be done; false when nothing was left. After an error it must not be
-    /// used any more.
+    /// Carries out what the member asks for. Returns false when nothing was left. After an error
+    /// the member must not be used again.
     pub fn poll(&mut self, now: Mono) -> Result<bool, MemberError> {
         let mut outputs = Vec::new();
         self.member.poll(now, &mut outputs);
@@ -301,12 +302,12 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
         Ok(true)
     }
 
-    /// What can be answered now.
+    /// Takes the answers that are ready.
     pub fn take_answers(&mut self) -> Vec<Answer> {
         std::mem::take(&mut self.asked.answers)
     }
 
-    /// The name under which a proposal is in the log.
+    /// The ticket of a proposal in the log.
     pub fn ticket(&self, ask: AskId) -> Ticket {
         Ticket { run: self.asked.run, number: ask.0 }
     }
@@ -317,7 +318,7 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
             Output::Send(message) => self.outbound.send(*message),
             Output::Apply(applied) => self.apply(applied)?,
             Output::Reply { req, result: Err(error) } => self.asked.refuse(AskId(req.0), &error),
-            // Answered when it was applied.
+            // Answered once it is applied.
             Output::Reply { result: Ok(_), .. } => {}
             Output::Barrier { req } => {
                 let ask = AskId(req.0);
@@ -389,7 +390,7 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
         Ok(())
     }
 
-    /// Writes a snapshot now and then, and compacts the log up to the one before it.
+    /// Writes a snapshot once enough is applied, and compacts the log up to the one before.
     fn checkpoint(&mut self) -> Result<(), MemberError> {
         if self.known.applied_index < self.snapshot_at.0 + self.kept.snapshot_every {
             return Ok(());

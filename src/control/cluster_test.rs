@@ -21,7 +21,7 @@ use crate::control::server::Server;
 use crate::testing::null_data_path::NullDataPath;
 use crate::types::Uuid;
 
-/// Far more than anything takes; only a test that fails waits so long.
+/// Far longer than any step; only a failing test waits this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct TestPod {
@@ -45,7 +45,7 @@ impl TestPod {
         pod
     }
 
-    /// On a port that the system picks: another one after every start.
+    /// Starts it on ports that the system picks: others after every start.
     async fn start(&mut self) {
         let mut config: Config = toml::from_str("data = 'set below'").unwrap();
         config.data = self.data.clone();
@@ -147,7 +147,7 @@ async fn a_cluster_of_three_survives_the_loss_of_its_leader_and_of_all() {
     let ids: BTreeSet<u64> = pods.iter().map(TestPod::id).collect();
     assert_eq!(ids, BTreeSet::from([1, 2, 3]));
 
-    // A request that is sent again, to another pod, is carried out once.
+    // A request repeated through another pod is carried out once.
     let demo = pods[2].create("demo", "request-1").await.unwrap();
     assert_eq!(pods[1].create("demo", "request-1").await.unwrap(), demo);
     let taken = pods[0].create("demo", "request-2").await.unwrap_err();
@@ -162,7 +162,7 @@ async fn a_cluster_of_three_survives_the_loss_of_its_leader_and_of_all() {
     let others: Vec<&TestPod> = pods.iter().filter(|pod| pod.server.is_some()).collect();
     two_of_three_answer(others[0], others[1], demo).await;
 
-    // It comes back, on another port, and gives the space of the deleted volume back.
+    // It comes back on another port, and frees the space of the deleted volume.
     pods[leader].start().await;
     let clean = |status: &StatusResponse| status.volumes.is_empty() && all_up(status, 3);
     for pod in &pods {
@@ -196,7 +196,7 @@ async fn two_of_three_answer(one: &TestPod, other: &TestPod, demo: u64) {
     one.until("the deleted volume waits for the pod", deleting).await;
 }
 
-/// All go, and all come back, on other ports.
+/// All pods stop, and come back on other ports.
 async fn all_restart(pods: &mut [TestPod], volume: u64) {
     for pod in pods.iter_mut() {
         pod.stop().await;
@@ -229,7 +229,7 @@ async fn a_pod_that_was_away_for_long_gets_the_whole_state() {
     let mut pods = three_pods(root.path()).await;
     pods[2].stop().await;
     pods[0].until("the others lead", |status| status.leader_pod < 3).await;
-    // More entries than two snapshots apart, and nothing but their log on disk after a restart.
+    // More entries than between two snapshots. After a restart the followers have only their logs.
     let mut volumes = pods[0].volumes().await;
     for _ in 0..600 {
         let name = "nothing".to_owned();
@@ -248,7 +248,7 @@ async fn a_pod_that_was_away_for_long_gets_the_whole_state() {
     pods[2].seeds = vec![pods[0].api().to_string()];
     pods[2].start().await;
     pods[2].until("everybody is back", |status| all_up(status, 3)).await;
-    // It holds the state itself: it can lead together with either of the others.
+    // The pod holds the state itself: it can lead together with either of the others.
     let caught_up = async |pods: &[TestPod]| {
         let applied = |pod: &TestPod| pod.server.as_ref().unwrap().catalog_applied();
         let deadline = Instant::now() + PATIENCE;

@@ -1,8 +1,8 @@
-//! Commands of the catalog: all that can change its state. Entries of its Raft log are
-//! [`Envelope`]s, encoded as one version byte and JSON: they are few and small, can be read by
-//! people, and fields can be added.
+//! Commands of the catalog: every change of its state is one. Entries of its Raft log are
+//! [`Envelope`]s, encoded as one version byte and JSON. They are few and small, people can read
+//! them, and fields can be added.
 //!
-//! A command that this version does not know must never be skipped: the members would differ.
+//! A member must never skip a command that its version does not know: the members would differ.
 
 use std::net::SocketAddr;
 
@@ -10,20 +10,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{MemberId, PodId, Uuid, VolumeId};
 
-/// Version of the commands and of the state that this software writes.
+/// Version of commands and state that this software writes.
 pub const FORMAT: u8 = 1;
 
-/// A command and who waits for its outcome.
+/// A command, with the ticket of the request that waits for its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
-    /// Unique over all members and restarts; the member that proposed it waits under this name.
+    /// Unique over all members and restarts. The proposing member answers the request by it.
     pub ticket: Ticket,
     pub command: Command,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ticket {
-    /// Random, drawn by each process.
+    /// A random number of the process.
     pub run: u64,
     pub number: u64,
 }
@@ -31,9 +31,9 @@ pub struct Ticket {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
-    /// A pod becomes part of the cluster. The same `join_id` gives the same pod, always.
+    /// A pod joins the cluster. The same `join_id` always gives the same pod.
     Join { join_id: Uuid, addresses: Addresses },
-    /// A pod started: these are its addresses and disks now. A disk may come from another pod.
+    /// A pod has started: its addresses and disks now. A disk may come from another pod.
     Register { pod: PodId, addresses: Addresses, disks: Vec<NewDisk> },
     CreateVolume {
         request_id: String,
@@ -45,19 +45,19 @@ pub enum Command {
     DeleteVolume {
         request_id: String,
         name: String,
-        /// Only this one. Missing in commands of the first versions.
+        /// Deletes only the volume with this id. Commands of the first versions have none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         volume: Option<VolumeId>,
     },
-    /// These members are gone from this disk, durably.
+    /// These members no longer exist on this disk, durably.
     Destroyed { disk: Uuid, members: Vec<MemberId> },
-    /// These pods are to have a member of the catalog; those that have one are passed over.
+    /// Gives these pods a member of the catalog each, except those that have one.
     AddCatalogMembers { pods: Vec<PodId> },
     /// This member leaves the catalog for good.
     RemoveCatalogMember { member: MemberId },
 }
 
-/// Where a pod answers.
+/// The addresses on which a pod listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Addresses {
     pub api: SocketAddr,
@@ -88,25 +88,25 @@ pub enum Outcome {
     Volume(VolumeId),
 }
 
-/// An entry or a state that this software cannot read.
+/// Why an entry or a state cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
     #[error("it is empty")]
     Empty,
     #[error("it is of version {found}, and this software knows versions up to {FORMAT}; upgrade")]
     Version { found: u8 },
-    #[error("its content is not understood")]
+    #[error("its content cannot be parsed")]
     Content(#[from] serde_json::Error),
 }
 
-/// Version byte and JSON.
+/// Encodes as a version byte and JSON.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     let mut bytes = vec![FORMAT];
     serde_json::to_writer(&mut bytes, value).expect("our own types have a JSON form");
     bytes
 }
 
-/// The reverse of [`encode`], for bytes from disk and from peers.
+/// The reverse of [`encode`], for bytes from disk and from other pods.
 pub fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, CodecError> {
     match bytes.split_first() {
         None => Err(CodecError::Empty),

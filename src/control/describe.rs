@@ -1,4 +1,4 @@
-//! The state and the reports as the API shows them. Pure.
+//! Describes the state and the reports for the API. Pure.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::control::state::{Shard, State, Volume};
 use crate::types::{MemberId, PodId, Uuid, VolumeId};
 use crate::view::{DiskReport, MemberReport, MemberState};
 
-/// Everything that a description is made from.
+/// The inputs of a description.
 pub struct Describe<'a> {
     state: &'a State,
     group: &'a Group,
@@ -146,7 +146,7 @@ impl<'a> Describe<'a> {
         volumes
     }
 
-    /// The volume that has this name now.
+    /// The volume with this name now.
     pub fn volume_by_name(&self, name: &str) -> Option<proto::Volume> {
         let (id, volume) = self.state.volume_by_name(name)?;
         Some(self.volume(id, volume))
@@ -197,7 +197,7 @@ impl<'a> Describe<'a> {
     }
 }
 
-/// The state of a volume, and why.
+/// The state of a volume, and the reason.
 fn judge(volume: &Volume, shards: &[proto::Shard]) -> (proto::VolumeState, String) {
     if volume.deleting {
         let reason = "its disks have not all given its space back";

@@ -1,6 +1,6 @@
-//! Who this pod is: `<data>/pod.json`, written atomically and durable before it is relied on.
+//! Identity of this pod: `<data>/pod.json`, written atomically, and durable before its first use.
 //!
-//! A pod first chooses a `join_id`, writes it down, and only then joins: when it dies in between,
+//! A pod first chooses a `join_id` and writes it down; only then it joins. After a crash in between
 //! it joins again under the same id and gets the same pod id.
 
 use std::fs::{self, File, OpenOptions};
@@ -14,7 +14,7 @@ use crate::types::{MemberId, PodId, Uuid};
 /// Version of the file that this software writes.
 const FORMAT: u32 = 1;
 
-/// The file's content.
+/// Content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PodFile {
@@ -23,24 +23,24 @@ pub struct PodFile {
     /// Missing until the pod has joined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
-    /// The member of the catalog whose log is in `<data>/catalog`. Written after the log was
-    /// made: when the log is missing later, its promises are lost and it must not vote again.
+    /// The member of the catalog whose log is in `<data>/catalog`. Written after that log was made.
+    /// If the log is missing later, its promises are lost, and the member must not vote again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catalog_member: Option<MemberId>,
-    /// Starts of this pod: numbers its sessions (rule R15). Here, because whoever counted from 1
-    /// again under the same identity could not write any more.
+    /// Number of starts of this pod; numbers its sessions (rule `sessions-only-grow`). Counting
+    /// from 1 again under the same identity would make all its writes fail.
     #[serde(default)]
     pub starts: u32,
 }
 
-/// A pod's place in the world.
+/// A cluster, and a pod in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     pub cluster: Uuid,
     pub pod: PodId,
 }
 
-/// Why the identity of a pod is not known.
+/// Why the identity of a pod is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     #[error("could not {action} {path}")]
@@ -71,8 +71,8 @@ pub struct PodDirectory {
 }
 
 impl PodDirectory {
-    /// Opens the directory, makes it when it is not there, and locks it. A pod without a file
-    /// gets one with a fresh `join_id`.
+    /// Opens and locks the directory, or creates it. A pod without a file gets one with a fresh
+    /// `join_id`.
     pub fn open(path: &Path) -> Result<PodDirectory, IdentityError> {
         fs::create_dir_all(path).map_err(|source| fail("create", path, source))?;
         let lock = lock(&path.join("lock"))?;
@@ -110,8 +110,7 @@ impl PodDirectory {
         write(&self.path, &self.file)
     }
 
-    /// The number of this start: above all earlier ones, and above `known`. Durable when this
-    /// returns.
+    /// Numbers this start, above all earlier ones and above `known`. Durable when this returns.
     pub fn count_start(&mut self, known: u32) -> Result<u32, IdentityError> {
         self.file.starts = self.file.starts.max(known) + 1;
         write(&self.path, &self.file)?;
@@ -144,7 +143,7 @@ fn write(directory: &Path, file: &PodFile) -> Result<(), IdentityError> {
     write_atomically(&path, &bytes).map_err(|source| fail("write", &path, source))
 }
 
-/// Replaces a file as a whole; durable when this returns.
+/// Replaces a whole file atomically. Durable when this returns.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");

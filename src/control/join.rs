@@ -1,4 +1,4 @@
-//! How a pod that belongs to no cluster yet gets its identity.
+//! How a pod that belongs to no cluster gets its identity.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,12 +21,12 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     #[error(
-        "this pod belongs to no cluster: set `init = true` to make one, or `join` to the API \
-         addresses of pods of the one it should join"
+        "this pod belongs to no cluster: set `init = true` to make one, or set `join` to the API \
+         addresses of pods of the cluster to join"
     )]
     Nowhere,
     #[error(
-        "`init` would make a new cluster, but disk {disk} has been used by one before: restore \
+        "`init` would make a new cluster, but disk {disk} was used by a cluster before: restore \
          {data}/pod.json, or set `join`, or use an empty directory"
     )]
     UsedDisk { disk: PathBuf, data: PathBuf },
@@ -40,8 +40,8 @@ pub enum JoinError {
     Initialise(#[from] MembershipError),
 }
 
-/// The identity of this pod: the one that it has, or a new one as the configuration says. Keeps
-/// trying while nobody answers.
+/// Returns the identity of this pod: its own, or a new one as the configuration says, with the API
+/// addresses of other pods. Tries again until a pod of the cluster decides.
 pub async fn identity(
     config: &Config,
     directory: &mut PodDirectory,
@@ -85,7 +85,7 @@ pub async fn identity(
             Err(error) => return Err(error),
         }
     }
-    unreachable!("a list that is not empty has no end when it is repeated")
+    unreachable!("`cycle` of a list that is not empty never ends")
 }
 
 async fn ask(seed: &str, request: &JoinRequest) -> Result<(Identity, Vec<String>), JoinError> {
@@ -98,7 +98,7 @@ async fn ask(seed: &str, request: &JoinRequest) -> Result<(Identity, Vec<String>
     Ok((identity, answer.api))
 }
 
-/// Nobody answers, or nobody who can decide.
+/// True while nobody answers, or nobody who can decide: worth another try.
 fn is_passing(status: &Status) -> bool {
     !matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument)
 }

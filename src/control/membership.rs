@@ -1,4 +1,4 @@
-//! This pod's member of the catalog: made when the catalog says so, taken away when it says so.
+//! Creates, starts and removes this pod's member of the catalog, as the catalog demands.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -32,13 +32,13 @@ pub enum MembershipError {
         source: std::io::Error,
     },
     #[error(
-        "the log of member {member} of the catalog is missing from {path}, and with it what it \
-         has promised; restore the directory from this machine's disk"
+        "the log of member {member} of the catalog is missing from {path}, and with it its \
+         promises to other members; restore the directory from this machine's disk"
     )]
     Lost { member: MemberId, path: PathBuf },
     #[error("could not read random bytes")]
     Random(#[source] std::io::Error),
-    #[error("{path} holds the catalog of another pod")]
+    #[error("{path} holds the catalog of another pod; move it away, or restore pod.json")]
     Foreign { path: PathBuf },
     #[error("opening the catalog was interrupted")]
     Interrupted,
@@ -48,7 +48,7 @@ fn database(data: &Path) -> PathBuf {
     data.join("catalog")
 }
 
-/// Where a database is while it is being removed.
+/// New name of a database that is being removed.
 fn removed(data: &Path) -> PathBuf {
     data.join("catalog.removed")
 }
@@ -60,8 +60,8 @@ fn open(path: &Path) -> Result<(Storage, Option<Recovered>), MembershipError> {
     Ok((storage, recovered))
 }
 
-/// Makes a new cluster with this pod as its first, and the only member of the catalog. Can be
-/// called again when it did not come to its end.
+/// Makes a new cluster with this pod as its first, and as the only member of the catalog. Can be
+/// called again after an interrupted attempt.
 pub fn initialise(
     directory: &mut PodDirectory,
     addresses: Addresses,
@@ -115,7 +115,7 @@ fn resume_now(node: &Arc<Node>) -> Result<(), MembershipError> {
             start(node, storage, recovered)
         }
         ((_, None), Some(member)) => Err(MembershipError::Lost { member, path }),
-        // A removal that did not come to its end.
+        // An interrupted removal.
         ((_, None), None) => Ok(()),
     }
 }
@@ -136,7 +136,7 @@ fn start(node: &Arc<Node>, storage: Storage, recovered: Recovered) -> Result<(),
     Ok(())
 }
 
-/// Follows a list of the catalog's members, as of `revision`.
+/// Creates or removes this pod's member, as a list of members as of `revision` says.
 pub async fn follow(
     node: &Arc<Node>,
     revision: u64,
@@ -161,7 +161,7 @@ pub enum Step {
     Remove(MemberRow),
 }
 
-/// Decides from a list of the catalog's members, as of `revision`. `row`: the member that is here.
+/// Decides from a list of members as of `revision`. `row`: the member that exists here.
 pub fn step(
     row: Option<MemberRow>,
     pod: PodId,
@@ -172,14 +172,14 @@ pub fn step(
     match (row, mine) {
         (None, None) => Step::Nothing,
         (Some(row), Some(member)) if row.member == member => Step::Nothing,
-        // An old list.
+        // The list is older than the member.
         (Some(row), _) if row.since_revision >= revision => Step::Nothing,
         (Some(row), _) => Step::Remove(row),
         (None, Some(member)) => Step::Create(MemberRow { member, since_revision: revision }),
     }
 }
 
-/// A new member: it has no configuration, and waits for the leader to send it the state.
+/// A new member: without configuration, it waits until the leader sends the state.
 pub fn unborn() -> Snapshot {
     Snapshot { index: 0, term: 0, meta: Meta::new(&[], 1).encode(), state: None }
 }
@@ -191,7 +191,7 @@ pub fn first(state: State) -> (MemberRow, Snapshot) {
     (row, Snapshot { index: 1, term: 1, meta, state: Some(state) })
 }
 
-/// Makes a new member of this pod, and starts it.
+/// Creates and starts a new member of this pod.
 fn create(node: &Arc<Node>, row: MemberRow) -> Result<(), MembershipError> {
     let mut directory = node.directory.lock().unwrap_or_else(PoisonError::into_inner);
     let path = database(directory.path());
@@ -199,16 +199,16 @@ fn create(node: &Arc<Node>, row: MemberRow) -> Result<(), MembershipError> {
         return Err(MembershipError::Lost { member: row.member, path });
     }
     let (storage, recovered) = open(&path)?;
-    assert!(recovered.is_none(), "a member that was there was started");
+    assert!(recovered.is_none(), "an existing member was started before");
     let fail = |source| MembershipError::Storage { path: path.clone(), source };
     storage.create(row, &unborn()).map_err(fail)?;
-    let recovered = storage.recover().map_err(fail)?.expect("it was just made");
+    let recovered = storage.recover().map_err(fail)?.expect("it was just created");
     directory.set_catalog_member(Some(row.member))?;
     drop(directory);
     start(node, storage, recovered)
 }
 
-/// Its id is never used again, so nothing in its log matters any more.
+/// Removes the member. Its id is never used again, so its log is not needed any more.
 fn remove(node: &Arc<Node>) -> Result<(), MembershipError> {
     if let Some(catalog) = node.set_catalog(None) {
         catalog.stop();
@@ -220,20 +220,20 @@ fn remove(node: &Arc<Node>) -> Result<(), MembershipError> {
     remove_rest(directory.path())
 }
 
-/// A database goes as a whole: half of one, after a crash, could not be opened any more.
+/// Renames a database before its removal: after a crash, half of one could not be opened.
 fn set_aside(data: &Path) -> Result<(), MembershipError> {
     let path = database(data);
     let renamed = match std::fs::rename(&path, removed(data)) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other,
     };
-    // Nothing in it may go before its name.
+    // The new name must be durable before any file is deleted.
     renamed
         .and_then(|()| std::fs::File::open(data)?.sync_all())
         .map_err(|source| MembershipError::Remove { path, source })
 }
 
-/// What is left of a removal.
+/// Removes the rest of an interrupted removal.
 fn remove_rest(data: &Path) -> Result<(), MembershipError> {
     let path = removed(data);
     match std::fs::remove_dir_all(&path) {
@@ -243,7 +243,7 @@ fn remove_rest(data: &Path) -> Result<(), MembershipError> {
     }
 }
 
-/// Ends this pod's member for this run; its log is closed when this returns.
+/// Stops this pod's member until the next start. Its log is closed when this returns.
 pub async fn stop(node: &Arc<Node>) {
     let stopped = blocking(node, |node| {
         if let Some(catalog) = node.set_catalog(None) {
@@ -256,7 +256,7 @@ pub async fn stop(node: &Arc<Node>) {
     }
 }
 
-/// RocksDB and files block: not on the threads of the runtime.
+/// Runs work that blocks on RocksDB or files outside the runtime's threads.
 async fn blocking(
     node: &Arc<Node>,
     work: impl FnOnce(&Arc<Node>) -> Result<(), MembershipError> + Send + 'static,
@@ -272,7 +272,7 @@ mod tests {
     use super::*;
     use crate::types::Uuid;
 
-    /// A pod whose catalog has one member, that pod's, and which is not started.
+    /// A stopped pod that is the only member of its catalog.
     fn pod(data: &Path) -> Arc<Node> {
         let at = "127.0.0.1:1".parse().unwrap();
         let addresses = Addresses { api: at, peer: at, nbd: None };
@@ -285,7 +285,7 @@ mod tests {
         Arc::new(Node::new(identity, addresses, Vec::new(), directory, 1))
     }
 
-    /// The pod is killed when the database has been set aside, and a part of it has gone.
+    /// The pod is killed during a removal: the database is renamed, and one file of it is gone.
     #[tokio::test]
     async fn a_removal_that_was_interrupted_is_brought_to_its_end() {
         let root = tempfile::tempdir().unwrap();

@@ -1,9 +1,9 @@
 //! The control plane: the catalog (a Raft group of its own), its API, and the decisions made from
-//! it. Never on the I/O path: the data path works with the last view it was given.
+//! it. It is never on the I/O path: the data path works with the last view that it received.
 //!
 //! Pure: [`command`], [`state`], [`placement`], [`reconcile`], [`registration`], [`describe`],
-//! [`names`], and [`catalog_member`], which the simulator runs, too. The rest runs on tokio, but
-//! for the catalog's thread.
+//! [`names`], and [`catalog_member`], which the simulator runs too. All else runs on tokio, except
+//! the catalog's thread.
 //!
 //! Invariant: the data path sees the cluster only through [`crate::view::ClusterView`].
 
@@ -13,6 +13,7 @@ pub mod catalog_member;
 #[cfg(test)]
 mod cluster_test;
 pub mod command;
+pub mod data_path;
 pub mod describe;
 pub mod identity;
 pub mod join;

@@ -1,17 +1,17 @@
 //! Names that people choose.
 
-/// Why a text is not the name of a volume.
+/// Why a text is no name of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    #[error("a name has 1 to 63 characters")]
+    #[error("a name must have 1 to 63 characters")]
     Length,
-    #[error("a name consists of a-z, 0-9 and -, not {0:?}")]
+    #[error("a name may contain only a-z, 0-9 and -, not {0:?}")]
     Character(char),
-    #[error("a name neither starts nor ends with -")]
+    #[error("a name must neither start nor end with -")]
     Edge,
 }
 
-/// Checks that a name is a DNS label: it becomes a host name, an export and an object's name.
+/// Checks that a name is a DNS label: it serves as host name, export and object name.
 pub fn check_volume_name(name: &str) -> Result<(), NameError> {
     if !(1..=63).contains(&name.len()) {
         return Err(NameError::Length);

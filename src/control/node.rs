@@ -1,4 +1,4 @@
-//! What the tasks and services of one pod's control plane share.
+//! State shared by the tasks and services of one pod's control plane.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,23 +18,23 @@ use crate::view::{ClusterView, PodReport};
 pub struct Node {
     pub identity: Identity,
     pub addresses: Addresses,
-    /// `host:port` to ask when nobody else answers.
+    /// `host:port` of pods to ask when no other address answers.
     pub seeds: Vec<String>,
     pub directory: Mutex<PodDirectory>,
     pub peers: Peers,
-    /// On the leader: what the pods said last.
+    /// On the leader: the last report of every pod.
     pub reports: Reports,
-    /// The newest view that this pod has seen.
+    /// The newest view that this pod has.
     pub view: watch::Sender<Arc<ClusterView>>,
-    /// What this pod's data path said last.
+    /// The last report of this pod's data path.
     pub report: watch::Sender<Option<PodReport>>,
     /// This pod's disks, once they are open.
     pub disks: watch::Sender<Option<Vec<NewDisk>>>,
-    /// Why this pod's member of the catalog ended, when a new start of the pod may help.
+    /// Why this pod's member of the catalog stopped, when a restart of the pod may help.
     pub catalog_lost: watch::Sender<Option<String>>,
     /// Wakes the leader's reconciler.
     pub wake: Notify,
-    /// Random, drawn by each process.
+    /// A random number of the process.
     pub run: u64,
     catalog: RwLock<Option<Arc<Catalog>>>,
     leader: Mutex<Option<(PodId, SocketAddr)>>,
@@ -71,7 +71,7 @@ impl Node {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes the old one out.
+    /// Replaces the member and returns the old one.
     pub fn set_catalog(&self, catalog: Option<Arc<Catalog>>) -> Option<Arc<Catalog>> {
         let mut place = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut place, catalog)
@@ -82,7 +82,7 @@ impl Node {
         self.catalog().filter(|catalog| catalog.leads())
     }
 
-    /// The pod that leads the catalog, as far as this one knows; never itself.
+    /// The pod that leads the catalog, as far as known; never this pod.
     pub fn leader(&self) -> Option<(PodId, SocketAddr)> {
         let known = self.catalog().and_then(|catalog| {
             let published = catalog.published.borrow();
@@ -95,12 +95,12 @@ impl Node {
         known.or_else(hint).filter(|(pod, _)| *pod != self.identity.pod)
     }
 
-    /// What another pod said of the leader; `None` when it turned out wrong.
+    /// Records what another pod said of the leader; `None` when that proved wrong.
     pub fn set_leader(&self, leader: Option<(PodId, SocketAddr)>) {
         *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = leader;
     }
 
-    /// Takes over a view if it is newer than the one there.
+    /// Takes over a view that is newer than the current one.
     pub fn offer_view(&self, view: ClusterView) {
         self.view.send_if_modified(|current| {
             let newer = view.revision > current.revision;
@@ -114,13 +114,13 @@ impl Node {
         });
     }
 
-    /// Where the newest view is kept for the next start.
+    /// The file that keeps the newest view for the next start.
     pub fn view_file(&self) -> PathBuf {
         let directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
         directory.path().join("view.json")
     }
 
-    /// True for the cluster of this pod, as messages name it.
+    /// True when a message's cluster is this pod's.
     pub fn is_our_cluster(&self, cluster: &str) -> bool {
         cluster == self.identity.cluster.to_string()
     }

@@ -1,5 +1,5 @@
-//! What a member of the catalog sends: one bounded queue per receiver, emptied by a task of its
-//! own. A queue that is full, or whose receiver does not answer, drops; Raft sends again.
+//! Messages from a member of the catalog: one bounded queue per receiver, each with its own task.
+//! Messages to a full queue or an unreachable receiver are dropped; Raft sends again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -17,12 +17,12 @@ use crate::control::proto::{InstallRequest, RaftBatch};
 use crate::control::storage::Snapshot;
 use crate::types::MemberId;
 
-/// Messages that wait for one receiver.
+/// Messages that may wait for one receiver.
 const QUEUE_MAX: usize = 256;
-/// Messages sent at once.
+/// Messages that one call sends at most.
 const BATCH_MAX: usize = 64;
 
-/// See the module.
+/// The queues of one member, by receiver.
 pub struct Queues {
     node: Weak<Node>,
     runtime: Handle,
@@ -30,7 +30,7 @@ pub struct Queues {
 }
 
 impl Queues {
-    /// Needs to be called on the runtime that is to send.
+    /// Call it on the runtime that will send.
     pub fn new(node: &Arc<Node>) -> Queues {
         Queues { node: Arc::downgrade(node), runtime: Handle::current(), queues: Mutex::default() }
     }
@@ -46,7 +46,7 @@ impl Outbound for Queues {
             queue
         });
         if queue.try_send(message).is_err() {
-            tracing::debug!(member = to.0, "dropped a message: its receiver is slow or away");
+            tracing::debug!(member = to.0, "dropped a message to a slow or unreachable receiver");
         }
     }
 
@@ -65,7 +65,7 @@ impl Outbound for Queues {
     }
 }
 
-/// Ends with the queue, or with the node.
+/// Sends until the queue or the node is gone.
 async fn send_all(node: Weak<Node>, to: MemberId, mut waiting: mpsc::Receiver<Message>) {
     let mut messages = Vec::with_capacity(BATCH_MAX);
     while waiting.recv_many(&mut messages, BATCH_MAX).await > 0 {
@@ -99,7 +99,7 @@ async fn send(node: &Node, to: MemberId, batch: RaftBatch) -> Result<(), tonic::
     Ok(())
 }
 
-/// Longer, and the messages are of no use any more.
+/// After this time the messages are outdated.
 const SEND_WITHIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 async fn install(node: &Node, to: MemberId, snapshot: Snapshot) -> Result<(), tonic::Status> {

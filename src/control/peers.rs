@@ -1,7 +1,7 @@
-//! Other pods: where they answer, and connections to them.
+//! Other pods: their addresses, and connections to them.
 //!
-//! Addresses come from the state, and from every message: pods may have new ones after a
-//! restart, and the catalog can only be told of them once its members find each other.
+//! Addresses come from the catalog's state and from every message. A restarted pod may have a new
+//! one, which the catalog can record only after its members have found each other.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,10 +15,10 @@ use crate::control::state::State;
 use crate::types::{MemberId, PodId};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longer than any wait that the other end may make of a call.
+/// Longer than any wait of the other end within a call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// A connection that answers nothing for so long is given up, together with what waits in it: it
-/// would arrive when nobody expects it any more.
+/// Interval of keep-alive pings. Without an answer within [`KEEP_ALIVE_WITHIN`] the connection is
+/// closed, and its waiting calls fail: later they would be outdated.
 pub const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(2);
 pub const KEEP_ALIVE_WITHIN: Duration = Duration::from_secs(3);
 /// The largest message between pods: a whole view or state.
@@ -33,18 +33,18 @@ pub struct Peers {
 struct Inner {
     pods: HashMap<PodId, SocketAddr>,
     members: HashMap<MemberId, PodId>,
-    /// What the state said last: only what changes there overrides what messages said.
+    /// Addresses in the last state. A message's address is overridden only when these change.
     recorded: HashMap<PodId, SocketAddr>,
     channels: HashMap<SocketAddr, Channel>,
 }
 
 impl Peers {
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // Nothing in here can be half done.
+        // No update can be left half done.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes over what the catalog says.
+    /// Takes over the addresses and members in the catalog's state.
     pub fn learn_state(&self, state: &State) {
         let mut inner = self.inner();
         for (pod, record) in &state.pods {
@@ -53,17 +53,17 @@ impl Peers {
         inner.members.extend(state.catalog.iter().map(|(member, pod)| (*member, *pod)));
     }
 
-    /// Takes over what the catalog says of one pod.
+    /// Takes over the recorded address of one pod.
     pub fn learn_recorded(&self, pod: PodId, api: SocketAddr) {
         self.inner().record(pod, api);
     }
 
-    /// A message from this pod said where it answers now.
+    /// Records the address that a message from the pod gave.
     pub fn learn(&self, pod: PodId, api: SocketAddr) {
         self.inner().pods.insert(pod, api);
     }
 
-    /// This member of the catalog lives on this pod.
+    /// Records the pod of a member of the catalog.
     pub fn learn_member(&self, member: MemberId, pod: PodId) {
         self.inner().members.insert(member, pod);
     }
@@ -76,14 +76,14 @@ impl Peers {
         self.inner().pods.get(&pod).copied()
     }
 
-    /// Every address that is known.
+    /// All known addresses, ordered by pod.
     pub fn all(&self) -> Vec<(PodId, SocketAddr)> {
         let mut all: Vec<_> = self.inner().pods.iter().map(|(pod, api)| (*pod, *api)).collect();
         all.sort_unstable();
         all
     }
 
-    /// A connection, made at its first use and kept.
+    /// The connection to an address, opened at its first use and kept.
     pub fn channel(&self, api: SocketAddr) -> Channel {
         self.inner().channels.entry(api).or_insert_with(|| connect(api)).clone()
     }
@@ -105,7 +105,7 @@ impl Inner {
 }
 
 fn connect(api: SocketAddr) -> Channel {
-    // A URI has no place for the scope of an IPv6 address.
+    // A URI cannot express the scope of an IPv6 address.
     let api = SocketAddr::new(api.ip(), api.port());
     Endpoint::from_shared(format!("http://{api}"))
         .expect("an address makes a URI")

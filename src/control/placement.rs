@@ -1,7 +1,7 @@
-//! Where the replicas of a new volume go. Pure: from what is known of the disks to a placement.
+//! Places the replicas of a new volume. Pure: from the known state of the disks to a placement.
 //!
-//! The replicas of a shard go to different pods. Of the disks, those with the fewest replicas
-//! per free byte are taken first.
+//! The replicas of a shard go to different pods. Of the disks, those with the fewest replicas per
+//! free byte come first.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use crate::control::state::State;
 use crate::limits::SHARD_BYTES;
 use crate::types::{PodId, Uuid};
 
-/// Most shards of one volume; shards of larger volumes are longer.
+/// Most shards of one volume. A larger volume has longer shards.
 pub const SHARDS_MAX: u64 = 4096;
 
 /// A disk that can take replicas.
@@ -21,11 +21,11 @@ pub struct Candidate {
     pub disk: Uuid,
     pub pod: PodId,
     pub free_bytes: u64,
-    /// Replicas it holds already.
+    /// Replicas that it already holds.
     pub members: u64,
 }
 
-/// Why the replicas could not be placed.
+/// Why the replicas were not placed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlacementError {
     #[error(
@@ -36,7 +36,7 @@ pub enum PlacementError {
         name: String,
         replicas: u32,
         pods: usize,
-        /// What else there is, in words.
+        /// Names the unreachable pods, in words for people; may be empty.
         away: String,
     },
     #[error("a volume has 1, 3 or 5 replicas, not {replicas}")]
@@ -50,7 +50,7 @@ fn have(pods: &usize) -> &'static str {
     }
 }
 
-/// Length of a shard and number of shards of a volume.
+/// Length of a shard in bytes, and number of shards, for a volume of `size_bytes`.
 pub fn layout(size_bytes: u64) -> (u64, u64) {
     let mut stripe_bytes = SHARD_BYTES;
     while size_bytes.div_ceil(stripe_bytes) > SHARDS_MAX {
@@ -59,7 +59,7 @@ pub fn layout(size_bytes: u64) -> (u64, u64) {
     (stripe_bytes, size_bytes.div_ceil(stripe_bytes))
 }
 
-/// The disks that can take replicas, and in words what cannot.
+/// The disks that can take replicas, and a text that names the unreachable pods.
 pub fn candidates(state: &State, pods: &Pods) -> (Vec<Candidate>, String) {
     let members = state.members_per_disk();
     let reports = pods.up.values().flat_map(|heard| &heard.report.disks);
@@ -89,7 +89,7 @@ pub fn candidates(state: &State, pods: &Pods) -> (Vec<Candidate>, String) {
     (candidates, away)
 }
 
-/// Places `shards` shards of volume `name` with `replicas` replicas each.
+/// Places `shards` shards of volume `name`, each with `replicas` replicas.
 pub fn place(
     name: &str,
     shards: u64,
@@ -130,7 +130,7 @@ pub fn place(
     Ok(placement)
 }
 
-/// Fewer replicas per free byte first; more free space, then the identity, decide ties.
+/// Orders by replicas per free byte. Ties: more free space first, then by identity.
 fn by_load(a: &Candidate, b: &Candidate) -> Ordering {
     let load_a = u128::from(a.members + 1) * u128::from(b.free_bytes);
     let load_b = u128::from(b.members + 1) * u128::from(a.free_bytes);

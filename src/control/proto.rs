@@ -6,7 +6,7 @@ use serde::Serializer;
 
 tonic::include_proto!("holdfast.v1");
 
-/// The last word of a state's name, as in `VOLUME_STATE_READY`, in small letters.
+/// The last word of a state's name in lower case: `ready` for `VOLUME_STATE_READY`.
 fn last_word(name: &str) -> String {
     name.rsplit('_').next().unwrap_or(name).to_ascii_lowercase()
 }

@@ -1,10 +1,10 @@
-//! What the catalog's leader does next: pure decisions from the state, the configuration of the
-//! catalog's own group and what the pods report. Level-triggered and idempotent: it is asked
-//! again and again, and asks for nothing once everything is as it should be.
+//! Decides the next steps of the catalog's leader. Pure: from the state, the configuration of the
+//! catalog's own group, and the reports of the pods. Level-triggered and idempotent: it is asked
+//! regularly, and demands nothing once all is as it should be.
 //!
-//! The catalog has 1 voter on fewer than 3 pods, 3 on 3 or 4, 5 from 5 pods on. New members are
-//! learners until they have caught up; then as many as are due become voters in one joint
-//! change, so that the group never has an even number of voters (two are worse than one).
+//! The catalog has 1 voter on fewer than 3 pods, 3 on 3 or 4, and 5 on 5 or more. New members are
+//! learners until they have caught up. Then all missing voters are promoted in one joint change, so
+//! that the group never has an even number of voters (two are worse than one).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,36 +15,36 @@ use crate::planted::{Mistake, planted};
 use crate::types::{MemberId, PodId, Uuid};
 use crate::view::PodReport;
 
-/// Members of the catalog's group, as its leader knows them.
+/// The members of the catalog's group, as its leader knows them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Group {
     pub voters: BTreeSet<MemberId>,
     pub learners: BTreeSet<MemberId>,
-    /// In the middle of a joint change.
+    /// True in the middle of a joint change.
     pub joint: bool,
-    /// The next change is in the leader's log already, and not decided: what is known here may be
-    /// over by the time that something else is carried out.
+    /// The next change is in the leader's log and not decided yet. Decisions from the members known
+    /// here may be outdated before they are carried out.
     pub changing: bool,
 }
 
-/// What the leader knows beside the state.
+/// What the leader knows besides the state.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     pub group: Group,
-    /// Pods heard of within the last seconds.
+    /// Reachable pods.
     pub alive: BTreeSet<PodId>,
-    /// Pods not heard of for so long that they count as away. A new leader knows of none yet.
+    /// Unreachable pods. A new leader does not know of any yet.
     pub away: BTreeSet<PodId>,
     /// Members of the catalog that have applied nearly everything.
     pub caught_up: BTreeSet<MemberId>,
     pub reports: BTreeMap<PodId, PodReport>,
 }
 
-/// Entries that a member may be behind to become a voter.
+/// How many entries a member may lag to become a voter.
 const CAUGHT_UP_WITHIN: u64 = 64;
 
 impl Facts {
-    /// What a leader knows that has applied so much.
+    /// The facts of a leader that has applied up to `applied_index`.
     pub fn new(state: &State, group: &Group, applied_index: u64, pods: Pods) -> Facts {
         let away = match pods.is_complete {
             true => state.pods.keys().filter(|pod| !pods.up.contains_key(pod)).copied().collect(),
@@ -70,13 +70,13 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MembershipChange {
     AddLearner(MemberId),
-    /// Learners become voters, in one joint change.
+    /// Makes learners voters, in one joint change.
     Promote(Vec<MemberId>),
-    /// A learner leaves.
+    /// Removes a learner.
     Remove(MemberId),
 }
 
-/// Voters that a cluster of so many pods has.
+/// Number of voters for a cluster of `pods` pods.
 pub fn voters_due(pods: usize) -> usize {
     match pods {
         0..=2 => 1,
@@ -85,14 +85,14 @@ pub fn voters_due(pods: usize) -> usize {
     }
 }
 
-/// Everything that is to be done now.
+/// All actions that are due now.
 pub fn decide(state: &State, facts: &Facts) -> Vec<Action> {
     let mut actions = destroyed_members(state, &facts.reports);
     actions.extend(catalog_membership(state, facts));
     actions
 }
 
-/// Takes note of members that are gone from their disks.
+/// Records members that no longer exist on their disks.
 fn destroyed_members(state: &State, reports: &BTreeMap<PodId, PodReport>) -> Vec<Action> {
     let mut gone: BTreeMap<Uuid, Vec<MemberId>> = BTreeMap::new();
     for disk in reports.values().flat_map(|report| &report.disks) {
@@ -108,10 +108,10 @@ fn destroyed_members(state: &State, reports: &BTreeMap<PodId, PodReport>) -> Vec
         .collect()
 }
 
-/// At most one step: a change must be applied before the next is decided.
+/// At most one step: each change must be applied before the next is decided.
 fn catalog_membership(state: &State, facts: &Facts) -> Option<Action> {
     let group = &facts.group;
-    // A joint configuration is left by the leader's member by itself.
+    // The leader's member ends a joint configuration itself.
     if group.voters.is_empty() || group.joint || group.changing {
         return None;
     }
@@ -142,8 +142,8 @@ fn catalog_membership(state: &State, facts: &Facts) -> Option<Action> {
     (ready.len() == wanted).then_some(Action::Change(MembershipChange::Promote(ready)))
 }
 
-/// Gives pods that are there a member of the catalog, in place of those that went away before
-/// theirs became a voter.
+/// Gives reachable pods a member of the catalog. Removes a member that became unreachable before it
+/// became a voter, so that another pod can take its place.
 fn assign(state: &State, facts: &Facts, due: usize) -> Option<Action> {
     let is_voter = |member: &MemberId| facts.group.voters.contains(member);
     let assigned: BTreeSet<PodId> = state.catalog.values().copied().collect();
@@ -166,7 +166,7 @@ fn assign(state: &State, facts: &Facts, due: usize) -> Option<Action> {
     None
 }
 
-/// All voters are there: what was still joining is not needed.
+/// Removes members that are no voters once there are enough voters.
 fn remove_surplus(state: &State, group: &Group) -> Option<Action> {
     state
         .catalog

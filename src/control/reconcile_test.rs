@@ -50,8 +50,8 @@ fn steps_from_one_voter_to_three() {
     assert_eq!(decide(&state, &facts), []);
 }
 
-/// The pod of a learner goes silent when its promotion is in the leader's log and not decided: it
-/// may be a voter by the time that anything else is carried out.
+/// The pod of a learner goes silent while its promotion is in the leader's log and undecided. The
+/// member may be a voter before any other action is carried out.
 #[test]
 fn nobody_is_struck_off_while_a_promotion_is_under_way() {
     let mut state = state(6);

@@ -1,8 +1,8 @@
-//! What a pod tells the catalog of itself when it starts, and whether the catalog has it so.
+//! Whether the catalog knows this pod's addresses and disks as they are.
 //!
-//! A registration can be carried out late: its pod may have died meanwhile, its disks may be in
-//! other pods, and those may have registered. So a pod does not believe that it is registered
-//! because it was told so once: it compares every view.
+//! A registration can be carried out late. Meanwhile its disks may have moved to another pod, which
+//! has registered them. So one successful registration proves nothing: a pod compares every view
+//! with its own addresses and disks (rule `registration-is-watched`).
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use crate::planted::{Mistake, planted};
 use crate::types::PodId;
 use crate::view::ClusterView;
 
-/// After a registration that failed, and before views are compared with one that did not: those of
-/// before have to be outdone first.
+/// Wait after a registration. After a failed one, until the next try. After a successful one, until
+/// views are compared: older views, without the registration, may still arrive.
 pub const REGISTER_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// True when the view has this pod at these addresses, and all of these disks in it.
+/// True when the view has this pod at these addresses and all of these disks on this pod.
 pub fn is_registered(
     view: &ClusterView,
     pod: PodId,
@@ -51,7 +51,7 @@ mod tests {
         NewDisk { disk: Uuid([number; 16]), path: "somewhere".to_owned(), capacity_bytes: 1 << 30 }
     }
 
-    /// A disk is moved from one pod to another, and what the first one had sent before comes last.
+    /// A disk moves to another pod, and an older registration of its first pod arrives last.
     #[test]
     fn a_registration_that_comes_late_is_noticed_by_the_pod_that_has_the_disk() {
         let mut state = State::new(Uuid([1; 16]), Uuid([2; 16]), addresses(100));

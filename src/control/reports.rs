@@ -1,5 +1,5 @@
-//! On the catalog's leader: what each pod said last, and when. Never durable: a new leader hears
-//! from everybody within seconds.
+//! What each pod reported last to the catalog's leader, and when. Kept in memory only: every pod
+//! reports to a new leader within seconds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,29 +9,29 @@ use crate::io::clock;
 use crate::types::{MemberId, Mono, PodId, Uuid};
 use crate::view::PodReport;
 
-/// A pod that was silent for so long is away.
+/// A pod that was silent this long is unreachable.
 pub const AWAY_AFTER: Duration = Duration::from_secs(5);
 
-/// A leader for so long has heard from nearly every pod that is up: enough to answer.
+/// After this time a leader has heard from nearly every pod that is up: enough to answer.
 const LISTENED_AFTER: Duration = Duration::from_secs(3);
 
-/// A leader for so long has heard from every pod that is up. One without a member of the catalog
-/// may first wait for an old leader (5 s until its connection is given up), then for another pod
-/// that is away (2 s to connect), and reports are a second apart.
+/// After this time a leader has heard from every pod that is up. A pod without a member of the
+/// catalog may first wait for an old leader (5 s until the connection is given up), then for an
+/// unreachable pod (2 s to connect). Reports are a second apart.
 const COMPLETE_AFTER: Duration = Duration::from_secs(9);
 
-/// A pod that was silent for so long has lost its disks to whoever has them now. Enough for a
-/// process to start again; who moves a disk by hand takes longer.
+/// A pod that was silent this long loses its disks to the pod that has them now. It is enough for a
+/// process to start again; moving a disk by hand takes longer.
 pub const DISKS_FREE_AFTER: Duration = Duration::from_secs(30);
 
-/// What a pod said.
+/// The last report of a pod, with what came along.
 #[derive(Clone, Debug, Default)]
 pub struct Heard {
     /// Without disks until they are open.
     pub report: PodReport,
-    /// Its disks are open: it uses none beside those of the report.
+    /// True once its disks are open: then it uses only the disks of the report.
     pub is_open: bool,
-    /// Its member of the catalog and how far that has applied.
+    /// Its member of the catalog, and the index that this member has applied.
     pub catalog: Option<(MemberId, u64)>,
     pub version: String,
 }
@@ -39,39 +39,39 @@ pub struct Heard {
 /// Whether a pod uses a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// It says so.
+    /// The pod reports the disk.
     Yes,
-    /// It is about to, or it may, for all that is known.
+    /// The pod is about to use it, or its silence does not prove the contrary yet.
     Maybe,
     No,
 }
 
-/// The table itself: its moments are the leader's own.
+/// The last reports of all pods. Times are those of the leader's clock.
 #[derive(Debug, Default)]
 pub struct Table {
     heard: BTreeMap<PodId, (Mono, Heard)>,
     leading_since: Option<Mono>,
 }
 
-/// The table of this pod.
+/// The table of this pod, for use by several threads.
 #[derive(Debug, Default)]
 pub struct Reports {
     table: Mutex<Table>,
 }
 
-/// All of it, at one moment.
+/// The pods, as of one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Pods {
-    /// Pods that are up.
+    /// The pods that are reachable, with their last reports.
     pub up: BTreeMap<PodId, Heard>,
-    /// A new leader has waited long enough to say that who is not up is away,
+    /// The leader has listened long enough to call the other pods unreachable in answers.
     pub has_listened: bool,
-    /// and long enough to do something about it.
+    /// The leader has listened long enough to act on it.
     pub is_complete: bool,
 }
 
 impl Table {
-    /// True when it says something else than before.
+    /// Records a report; true when it differs from the one before.
     pub fn hear(&mut self, now: Mono, pod: PodId, heard: Heard) -> bool {
         let before = self.heard.get(&pod).map(|(_, before)| (before.is_open, &before.report));
         let is_new = before != Some((heard.is_open, &heard.report));
@@ -79,8 +79,8 @@ impl Table {
         is_new
     }
 
-    /// Told again and again whether this pod leads: what was heard in earlier times is not
-    /// what holds now.
+    /// Called regularly with whether this pod leads. The waiting times run from when it began to
+    /// lead; what it heard when it led earlier may be outdated.
     pub fn set_leading(&mut self, now: Mono, leading: bool) {
         self.leading_since = leading.then_some(self.leading_since.unwrap_or(now));
     }
@@ -99,8 +99,8 @@ impl Table {
         self.leading_since.is_some_and(|at| now.since(at) >= time)
     }
 
-    /// Whether `pod`, in which the catalog has this disk, uses it. Silence proves nothing until it
-    /// has lasted: what turns up elsewhere may be a copy, and the pod may just be starting.
+    /// Whether `pod`, which has this disk in the catalog, uses it. Only a long silence proves that
+    /// it does not: the disk seen elsewhere may be a copy, and the pod may just be starting.
     pub fn uses(&self, now: Mono, pod: PodId, disk: Uuid) -> Use {
         let Some(leading_since) = self.leading_since else { return Use::Maybe };
         let heard = self.heard.get(&pod);
@@ -136,7 +136,7 @@ impl Reports {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // Nothing in there can be half done.
+        // No update can be left half done.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -148,7 +148,7 @@ impl Heard {
 }
 
 impl Pods {
-    /// Members of the catalog that are at most so many entries behind `applied`.
+    /// Members of the catalog that are at most `behind` entries behind `applied`.
     pub fn caught_up(&self, applied: u64, behind: u64) -> BTreeSet<MemberId> {
         self.up
             .values()
@@ -177,14 +177,14 @@ mod tests {
         Heard { report, is_open, ..Heard::default() }
     }
 
-    /// A copy of a disk is found in another pod, and the leader is a new one.
+    /// A copy of a disk is found in another pod under a new leader.
     #[test]
     fn a_new_leader_does_not_know_whether_a_disk_is_in_use() {
         let mut table = Table::default();
         assert_eq!(table.uses(at(0), OWNER, DISK), Use::Maybe);
         table.set_leading(at(0), true);
         assert_eq!(table.uses(at(0), OWNER, DISK), Use::Maybe);
-        // Its pod has another one; this one may have been moved. But not everybody was heard.
+        // The pod reports no such disk, but the leader has not listened long enough.
         table.hear(at(1), OWNER, says(true, &[]));
         assert_eq!(table.uses(at(1), OWNER, DISK), Use::Maybe);
         table.hear(at(9), OWNER, says(true, &[DISK]));
@@ -215,7 +215,7 @@ mod tests {
         table.hear(at(40), OWNER, says(true, &[DISK]));
         assert_eq!(table.uses(at(69), OWNER, DISK), Use::Maybe);
         assert_eq!(table.uses(at(70), OWNER, DISK), Use::No);
-        // What it said to an earlier leader, or to this one in an earlier time, is old.
+        // Reports to an earlier leader, or from an earlier time of leading, are outdated.
         table.set_leading(at(70), false);
         table.set_leading(at(71), true);
         assert_eq!(table.uses(at(100), OWNER, DISK), Use::Maybe);

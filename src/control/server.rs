@@ -1,4 +1,4 @@
-//! One pod's control plane: starts everything, and is the seam to the data path.
+//! One pod's control plane: starts and stops all of its parts.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,7 +18,8 @@ use crate::control::api::disks::DisksService;
 use crate::control::api::pods::PodsService;
 use crate::control::api::volumes::VolumesService;
 use crate::control::catalog::chain;
-use crate::control::command::{Addresses, NewDisk};
+use crate::control::command::Addresses;
+use crate::control::data_path::{DataPath, ReportSink};
 use crate::control::identity::{Identity, PodDirectory, random_uuid};
 use crate::control::join::{JoinError, identity};
 use crate::control::membership;
@@ -30,41 +31,12 @@ use crate::control::proto::disks_server::DisksServer;
 use crate::control::proto::pods_server::PodsServer;
 use crate::control::proto::volumes_server::VolumesServer;
 use crate::control::tasks;
-use crate::view::{ClusterView, PodReport};
-
-/// What serves blocks on this pod, as the control plane sees it. Runs on threads of its own.
-pub trait DataPath: Send + Sync {
-    /// The disks it has opened.
-    fn disks(&self) -> Vec<NewDisk>;
-
-    /// The cluster as of a newer revision. Whole; must not block for long.
-    fn set_view(&self, view: Arc<ClusterView>);
-
-    /// Ends it; returns when everything is at rest. Called once.
-    fn stop(&self);
-}
-
-/// Takes the data path's reports. Never blocks; only the newest is kept.
-#[derive(Clone)]
-pub struct ReportSink {
-    report: watch::Sender<Option<PodReport>>,
-}
-
-impl ReportSink {
-    /// Replaces the report before, whether it was sent or not. One that says the same wakes nobody.
-    pub fn send(&self, report: PodReport) {
-        self.report.send_if_modified(|last| {
-            let is_new = last.as_ref() != Some(&report);
-            *last = Some(report);
-            is_new
-        });
-    }
-}
+use crate::view::ClusterView;
 
 /// Why the control plane did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("could not listen on {listen} for the API; stop what uses it, or change `api.listen`")]
+    #[error("could not listen on {listen} for the API; free the port, or change `api.listen`")]
     Listen {
         listen: SocketAddr,
         #[source]
@@ -76,7 +48,7 @@ pub enum StartError {
     Random(#[source] std::io::Error),
 }
 
-/// A part of the control plane ended by itself.
+/// Why a part of the control plane ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerFailure {
     #[error("the API server failed")]
@@ -90,7 +62,7 @@ pub enum ServerFailure {
     Catalog { reason: String },
 }
 
-/// How long what was interrupted may take to end.
+/// How long interrupted tasks may take to end.
 const UNLOCK_WITHIN: Duration = Duration::from_secs(5);
 const UNLOCK_LOOK: Duration = Duration::from_millis(5);
 
@@ -103,8 +75,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the API, this pod's part of the catalog, and what follows it. Waits for as long as
-    /// it takes to join a cluster when the pod does not belong to one yet.
+    /// Starts the API, this pod's member of the catalog, and the tasks around them. Waits until the
+    /// pod has joined a cluster, if it belongs to none yet.
     pub async fn start(config: &Config, mut directory: PodDirectory) -> Result<Server, StartError> {
         let listen = config.api.listen;
         let fail = |source| StartError::Listen { listen, source };
@@ -122,7 +94,7 @@ impl Server {
         let node = Arc::new(Node::new(identity, addresses, seeds, directory, run));
         load_view(&node);
         if let Err(error) = membership::resume(&node).await {
-            // The data path does not need it; the other members may do without this one.
+            // The data path and the other members of the catalog can do without this one.
             tracing::error!("this pod takes no part in the catalog: {}", chain(&error));
         }
         let (stop, stopped) = watch::channel(false);
@@ -145,12 +117,12 @@ impl Server {
         self.node.identity
     }
 
-    /// Where this pod's API answers.
+    /// The addresses of this pod's API, peers and NBD.
     pub fn addresses(&self) -> Addresses {
         self.node.addresses
     }
 
-    /// Where the data path's reports go.
+    /// Takes the data path's reports.
     pub fn report_sink(&self) -> ReportSink {
         ReportSink { report: self.node.report.clone() }
     }
@@ -160,19 +132,19 @@ impl Server {
         self.node.view.subscribe()
     }
 
-    /// How far this pod's member of the catalog has applied; 0: it has none.
+    /// The index that this pod's member of the catalog has applied; 0 without a member.
     pub fn catalog_applied(&self) -> u64 {
         let catalog = self.node.catalog();
         catalog.map_or(0, |catalog| catalog.published.borrow().applied_index)
     }
 
-    /// Registers the data path's disks and gives it every new view from now on.
+    /// Registers the data path's disks, and gives it the view and every later one.
     pub fn attach(&self, data_path: Arc<dyn DataPath>) {
         self.node.disks.send_replace(Some(data_path.disks()));
         self.spawn(tasks::hand_over_views(self.node.clone(), data_path));
     }
 
-    /// Returns when a part has failed that only another start of the pod brings back.
+    /// Returns when a part has failed that needs a restart of the pod.
     pub async fn failed(&self) -> ServerFailure {
         let mut lost = self.node.catalog_lost.subscribe();
         let lost = async {
@@ -202,7 +174,7 @@ impl Server {
         }
     }
 
-    /// Ends everything, in order; the catalog's log is closed and the directory unlocked when this
+    /// Stops everything in order. The catalog's log is closed and the directory unlocked when this
     /// returns.
     pub async fn stop(self) {
         self.stop.send_replace(true);
@@ -213,14 +185,14 @@ impl Server {
             api.abort();
         }
         membership::stop(&self.node).await;
-        // Tasks and requests that were interrupted let go of the node a moment later.
+        // Interrupted tasks and requests drop the node a moment later.
         let (node, deadline) = (Arc::downgrade(&self.node), Instant::now() + UNLOCK_WITHIN);
         drop(self);
         while node.strong_count() > 0 && Instant::now() < deadline {
             sleep(UNLOCK_LOOK).await;
         }
         if node.strong_count() > 0 {
-            tracing::warn!("stopped, but something still holds the directory of this pod");
+            tracing::warn!("stopped, but a task still holds the lock of this pod's directory");
         }
     }
 
@@ -248,13 +220,13 @@ async fn serve_api(
         .add_service(PodsServer::new(PodsService { node: node.clone() }))
         .add_service(VolumesServer::new(VolumesService { node }))
         .serve_with_incoming_shutdown(incoming, async move {
-            // An error means that the server is gone, which also ends this.
+            // An error means that the server is gone: stop as well.
             let _stopped = stopped.wait_for(|stopped| *stopped).await;
         })
         .await
 }
 
-/// The view as of the last run: what this pod served then it may serve now.
+/// Loads the view of the last run, by which this pod may serve at once.
 fn load_view(node: &Node) {
     let path: PathBuf = node.view_file();
     let Ok(bytes) = std::fs::read(&path) else {

@@ -1,12 +1,12 @@
-//! The catalog's state: what the members of its Raft group agree on. Pure and deterministic:
-//! the same commands in the same order give the same state on every member, so nothing in here
-//! may depend on a clock, on reports or on the version of the software.
+//! The catalog's state, on which the members of its Raft group agree. Pure and deterministic: the
+//! same commands in the same order give the same state on every member. So nothing here may depend
+//! on a clock, on reports, or on the version of the software.
 //!
 //! Invariants ([`State::check_invariants`]):
-//! - ids are given in growing order and never twice;
-//! - no shard has two replicas on one disk, nor had two on one pod when it was made;
-//! - a deleted volume's members are listed as destroyed until each disk has said it is gone;
-//!   the volume is forgotten after the last.
+//! - ids only grow and are never given twice (rule `ids-never-reused`);
+//! - no shard has two replicas on one disk, or had two on one pod when it was created;
+//! - a deleted volume's members are listed as destroyed until each disk has confirmed it; then the
+//!   volume is forgotten.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -19,12 +19,11 @@ use crate::planted::{Mistake, planted};
 use crate::types::{BLOCK_BYTES, MemberId, PodId, ShardId, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskView, MemberView, PodView, ShardView, VolumeView};
 
-/// Answers to named requests that are remembered, so that a request sent again is not carried
-/// out again.
+/// Number of named requests whose answers are kept (rule `request-carried-out-once`).
 const REQUESTS_MAX: usize = 1024;
-/// Beyond it, ids and revisions would come to an end.
+/// Ids and revisions beyond this would leave too few numbers.
 const COUNT_MAX: u64 = 1 << 62;
-/// Longest name of a request.
+/// Longest id of a request.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +37,7 @@ pub struct State {
     pub volumes: BTreeMap<VolumeId, Volume>,
     /// Members to destroy, by disk.
     pub destroyed: BTreeMap<Uuid, BTreeSet<MemberId>>,
-    /// Pods that have, or are getting, a member of the catalog.
+    /// Members of the catalog and their pods, including pods that are still to get theirs.
     pub catalog: BTreeMap<MemberId, PodId>,
     requests: VecDeque<(String, Outcome)>,
 }
@@ -69,14 +68,14 @@ pub struct Disk {
 pub struct Volume {
     pub name: String,
     pub size_bytes: u64,
-    /// 1 for now.
+    /// Always 1 for now.
     pub stripe_width: u32,
     pub stripe_bytes: u64,
     pub replicas: u32,
-    /// Reserved: the key that encrypts it.
+    /// Reserved: the key that encrypts the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_id: Option<String>,
-    /// Reserved: the class of disks it lives on.
+    /// Reserved: the class of disks for the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
     pub deleting: bool,
@@ -120,7 +119,7 @@ pub enum CatalogError {
     BadRequestId,
 }
 
-/// A state that cannot have come about: it was damaged, or made by something else.
+/// A state that no sequence of commands makes: damaged, or made by other software.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the catalog contradicts itself: {0}")]
 pub struct Contradiction(&'static str);
@@ -142,7 +141,7 @@ impl State {
         }
     }
 
-    /// Carries out a command. An error means that nothing changed.
+    /// Carries out a command. After an error nothing has changed.
     pub fn apply(&mut self, command: Command) -> Result<Outcome, CatalogError> {
         match command {
             Command::Join { join_id, addresses } => Ok(self.join(join_id, addresses)),
@@ -165,7 +164,7 @@ impl State {
         }
     }
 
-    /// Carries out a named request once; later ones get the first one's answer.
+    /// Carries out a named request once. A repeated one gets the answer of the first.
     fn once(
         &mut self,
         request_id: String,
@@ -187,7 +186,7 @@ impl State {
         Ok(outcome)
     }
 
-    /// What a named request did, when it was carried out before.
+    /// The outcome of a named request, if it was carried out before.
     pub fn answered(&self, request_id: &str) -> Option<Outcome> {
         if request_id.is_empty() || planted(Mistake::CatalogRequestTwice) {
             return None;
@@ -275,7 +274,7 @@ impl State {
         Ok(Outcome::Volume(volume))
     }
 
-    /// Every shard has the same number of replicas, on different pods, on disks that exist.
+    /// Checks that all shards have equally many replicas, on different pods, on known disks.
     fn check_placement(&self, placement: &Placement) -> Result<u32, CatalogError> {
         let mut replicas = None;
         for positions in &placement.shards {
@@ -358,7 +357,7 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    /// The volume that has this name now. One that is being deleted has given it up.
+    /// The volume with this name now. A volume that is being deleted has given up its name.
     pub fn volume_by_name(&self, name: &str) -> Option<(VolumeId, &Volume)> {
         self.volumes
             .iter()
@@ -366,7 +365,7 @@ impl State {
             .map(|(id, volume)| (*id, volume))
     }
 
-    /// Replicas on each disk, those to be destroyed included: they still take space.
+    /// Replicas on each disk, including those to be destroyed: they still take space.
     pub fn members_per_disk(&self) -> BTreeMap<Uuid, u64> {
         let mut counts = BTreeMap::new();
         let shards = self.volumes.values().flat_map(|volume| &volume.shards);
@@ -424,14 +423,14 @@ impl State {
         }
     }
 
-    /// Panics when something that must always hold does not.
+    /// Panics when an invariant does not hold.
     pub fn check_invariants(&self) {
         if let Err(broken) = self.check() {
             panic!("{broken}");
         }
     }
 
-    /// What must always hold, for a state that comes from elsewhere.
+    /// Checks the invariants of a state from outside.
     pub fn check(&self) -> Result<(), Contradiction> {
         let holds = |holds: bool, what| if holds { Ok(()) } else { Err(Contradiction(what)) };
         let Counters { pod, volume, shard, member } = self.next;

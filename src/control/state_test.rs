@@ -59,7 +59,7 @@ fn delete(name: &str, request_id: &str) -> Command {
     Command::DeleteVolume { request_id, name, volume: None }
 }
 
-/// The request to delete a volume comes when another one has the name.
+/// The request to delete a volume arrives when another volume has its name.
 #[test]
 fn a_late_request_does_not_delete_another_volume_of_the_same_name() {
     let mut state = cluster(3);
@@ -83,7 +83,7 @@ fn a_late_request_does_not_delete_another_volume_of_the_same_name() {
     let error = state.apply(delete("late", first)).unwrap_err();
     assert_eq!(error, CatalogError::NoSuchVolume { name: "demo".to_owned() });
     assert_eq!(state.volume_by_name("demo").unwrap().0, second);
-    // One that was carried out is answered as before.
+    // A request that was carried out is answered as before.
     assert_eq!(state.apply(delete("delete 1", VolumeId(0))), Ok(Outcome::Volume(first)));
     state.apply(delete("delete 2", second)).unwrap();
     state.check_invariants();
@@ -239,7 +239,7 @@ proptest! {
             state.check_invariants();
             prop_assert_eq!(state.revision > before.revision, state != before);
 
-            // Another member, which reads the command from its log, comes to the same.
+            // Another member, which reads the command from its log, reaches the same state.
             let read: Command = decode(&encode(&command)).unwrap();
             prop_assert_eq!(copy.apply(read), outcome.clone());
             copy = decode(&encode(&copy)).unwrap();
@@ -263,10 +263,10 @@ proptest! {
             }
         }
 
-        // Everything is deleted, and every disk gives it up: nothing remains.
+        // All volumes are deleted, and every disk confirms it: no member remains.
         let names: Vec<String> = state.volumes.values().map(|it| it.name.clone()).collect();
         for name in names {
-            // Those that are being deleted have given up their names.
+            // Volumes that are being deleted have given up their names.
             let _deleting = state.apply(delete(&name, "")).is_err();
         }
         for (disk, members) in state.destroyed.clone() {

@@ -13,13 +13,15 @@ use std::path::Path;
 
 use bytes::Bytes;
 use protobuf::Message as _;
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::{self, Entry};
 use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::control::command::{CodecError, decode, encode};
 use crate::control::state::State;
-use crate::replica::seam::{Append, Start};
+use crate::log::{Append, HardState};
+use crate::replica::entry::{log_entry, raft_entry};
+use crate::replica::seam::Start;
 use crate::store::index::rocks_threads::one_more_database;
 use crate::types::MemberId;
 
@@ -28,11 +30,11 @@ const HARD: &[u8] = b"hard";
 const COMPACTED: &[u8] = b"compacted";
 const SNAPSHOT: &[u8] = b"snapshot";
 
-/// Whose log this is.
+/// The owner of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberRow {
     pub member: MemberId,
-    /// Revision of the catalog that first named this member: older lists do not know it.
+    /// Revision of the catalog that first named this member. Older lists do not contain it.
     pub since_revision: u64,
 }
 
@@ -41,13 +43,13 @@ pub struct MemberRow {
 pub struct Snapshot {
     pub index: u64,
     pub term: u64,
-    /// The group's configuration and so on, as [`crate::replica::meta`] writes it.
+    /// The group's configuration and other metadata, as encoded by [`crate::replica::meta`].
     pub meta: Bytes,
-    /// `None` for a member that has not got one yet.
+    /// `None` for a member that has not received a state yet.
     pub state: Option<State>,
 }
 
-/// Everything that a member starts from.
+/// Everything from which a member starts.
 #[derive(Debug)]
 pub struct Recovered {
     pub row: MemberRow,
@@ -67,32 +69,32 @@ pub enum StorageError {
     State(#[from] CodecError),
 }
 
-/// Where a member of the catalog keeps its log and its state. What was written is durable when a
-/// call returns, all of it or, after a crash before that, none.
+/// Storage for the log and the state of a member of the catalog. Every call is atomic, and durable
+/// when it returns.
 pub trait MemberStorage {
     type Error: std::error::Error + Send + Sync + 'static;
 
     /// Carries out one log write. `installed` is the state that comes with a reset.
     fn append(&mut self, append: &Append, installed: Option<&Snapshot>) -> Result<(), Self::Error>;
 
-    /// Replaces the snapshot, and forgets the entries up to `compacted` (index and term), which it
-    /// covers.
+    /// Replaces the snapshot, and deletes the entries up to `compacted` (index, term), which the
+    /// snapshot covers.
     fn checkpoint(&mut self, snapshot: &Snapshot, compacted: (u64, u64))
     -> Result<(), Self::Error>;
 }
 
-/// Used by one thread.
+/// The RocksDB of this pod's member. Used by one thread.
 pub struct Storage {
     db: DB,
 }
 
 impl Storage {
-    /// Opens the database, or makes an empty one.
+    /// Opens the database, or creates an empty one.
     pub fn open(path: &Path) -> Result<Storage, StorageError> {
         let mut options = Options::default();
         options.create_if_missing(true);
-        // A write that a crash cut short may be missing; anything else is an error, not a
-        // shorter log: this member has promised what was in it.
+        // A crash may cut the last write short. Any other damage is an error, not a shorter log:
+        // this member has promised what the log held.
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         options.set_keep_log_file_num(2);
         options.set_max_total_wal_size(16 << 20);
@@ -100,27 +102,25 @@ impl Storage {
         Ok(Storage { db: DB::open(&options, path)? })
     }
 
-    /// Makes this the log of a member that starts from `snapshot`, which is the point before its
-    /// first entry.
+    /// Initialises the log of a member. `snapshot` is the point before its first entry.
     pub fn create(&self, row: MemberRow, snapshot: &Snapshot) -> Result<(), StorageError> {
-        let hard =
-            HardState { term: snapshot.term, commit: snapshot.index, ..HardState::default() };
+        let hard = HardState { term: snapshot.term, vote: 0, commit: snapshot.index };
         let mut batch = WriteBatch::default();
         batch.put(MEMBER, encode(&row));
-        batch.put(HARD, hard.write_to_bytes()?);
+        batch.put(HARD, eraftpb::HardState::from(hard).write_to_bytes()?);
         batch.put(COMPACTED, encode_point(snapshot.index, snapshot.term));
         batch.put(SNAPSHOT, encode_snapshot(snapshot));
         self.write(batch)
     }
 
-    /// What is there; `None` in an empty database.
+    /// Reads the log and the state; `None` in an empty database.
     pub fn recover(&self) -> Result<Option<Recovered>, StorageError> {
         let Some(row) = self.db.get(MEMBER)? else {
             return Ok(None);
         };
         let row: MemberRow = decode(&row)?;
         let hard = self.db.get(HARD)?.ok_or(StorageError::Damaged { what: "the hard state" })?;
-        let hard = HardState::parse_from_bytes(&hard)?;
+        let hard = eraftpb::HardState::parse_from_bytes(&hard)?.into();
         let point = self.db.get(COMPACTED)?;
         let (compacted_index, compacted_term) = point
             .as_deref()
@@ -135,7 +135,7 @@ impl Storage {
             if key.first() != Some(&b'e') || key.len() != first.len() {
                 break;
             }
-            entries.push(Entry::parse_from_carllerche_bytes(&Bytes::from(value))?);
+            entries.push(log_entry(&Entry::parse_from_carllerche_bytes(&Bytes::from(value))?));
         }
         let start = Start {
             hard,
@@ -173,14 +173,15 @@ impl MemberStorage for Storage {
             batch.put(COMPACTED, encode_point(reset.index, reset.term));
             batch.put(SNAPSHOT, encode_snapshot(installed));
         }
-        if let Some(hard) = &append.hard {
-            batch.put(HARD, hard.write_to_bytes()?);
+        if let Some(hard) = append.hard {
+            batch.put(HARD, eraftpb::HardState::from(hard).write_to_bytes()?);
         }
         if let Some(first) = append.entries.first() {
             batch.delete_range(entry_key(first.index), entry_key(u64::MAX));
         }
         for entry in &append.entries {
-            batch.put(entry_key(entry.index), entry.write_to_bytes()?);
+            let known = raft_entry(entry).expect("converted from a raft-rs entry before");
+            batch.put(entry_key(entry.index), known.write_to_bytes()?);
         }
         match batch.is_empty() {
             true => Ok(()),
@@ -193,7 +194,7 @@ impl MemberStorage for Storage {
         snapshot: &Snapshot,
         compacted: (u64, u64),
     ) -> Result<(), StorageError> {
-        assert!(compacted.0 <= snapshot.index, "what is forgotten is in the snapshot");
+        assert!(compacted.0 <= snapshot.index, "the snapshot covers the deleted entries");
         let mut batch = WriteBatch::default();
         batch.put(SNAPSHOT, encode_snapshot(snapshot));
         batch.put(COMPACTED, encode_point(compacted.0, compacted.1));
@@ -243,6 +244,7 @@ fn decode_snapshot(bytes: Bytes) -> Result<Snapshot, StorageError> {
 mod tests {
     use super::*;
     use crate::control::command::Addresses;
+    use crate::log::LogEntry;
     use crate::types::Uuid;
 
     fn state() -> State {
@@ -250,8 +252,10 @@ mod tests {
         State::new(Uuid([1; 16]), Uuid([2; 16]), Addresses { api: at, peer: at, nbd: None })
     }
 
-    fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
-        let entry = |index| Entry { index, term, data: vec![7].into(), ..Entry::default() };
+    fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<LogEntry> {
+        let payload = Bytes::from_static(&[7]);
+        let entry =
+            |index| LogEntry { index, term, payload: payload.clone(), ..Default::default() };
         range.map(entry).collect()
     }
 
@@ -285,7 +289,7 @@ mod tests {
         assert_eq!(&recovered.start.meta[..], b"meta");
         assert_eq!(indexes(&storage), [4, 5]);
 
-        let reset = crate::replica::seam::Reset { index: 9, term: 1, meta: Bytes::new() };
+        let reset = crate::log::Reset { index: 9, term: 1, meta: Bytes::new() };
         let append = Append { number: 2, reset: Some(reset), ..Append::default() };
         storage.append(&append, Some(&snapshot(9, Some(state())))).unwrap();
         let recovered = storage.recover().unwrap().unwrap();

@@ -1,5 +1,5 @@
-//! What a pod's control plane does all the time: it follows the catalog, registers and reports to
-//! its leader, and, when it leads, reconciles.
+//! Permanent tasks of a pod's control plane: it follows the catalog, registers and reports to the
+//! leader, and reconciles if it leads.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use tonic::{Request, Status};
 
 use crate::control::api::catalog::CatalogService;
 use crate::control::catalog::chain;
+use crate::control::data_path::DataPath;
 use crate::control::identity::write_atomically;
 use crate::control::membership;
 use crate::control::node::Node;
@@ -17,16 +18,15 @@ use crate::control::proto;
 use crate::control::proto::catalog_server::Catalog as _;
 use crate::control::reconcile::{Action, Facts, decide};
 use crate::control::registration::{REGISTER_AGAIN_AFTER, is_registered};
-use crate::control::server::DataPath;
 use crate::types::{MemberId, PodId};
 use crate::view::{ClusterView, PodReport};
 
-/// How long a view may be waited for.
+/// Longest wait for a view in one call.
 const WATCH_MS: u32 = 3_000;
 const RETRY_AFTER: Duration = Duration::from_millis(200);
-/// How often everything is looked at, when nothing wakes it before.
+/// Interval of checks when nothing wakes a task earlier.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A report is repeated so often, and not sent more often than ten times as much.
+/// A report is repeated at this interval, and sent at most ten times as often.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 const REPORT_EVERY_LEAST: Duration = Duration::from_millis(100);
 
@@ -47,14 +47,14 @@ pub async fn follow_own_member(node: Arc<Node>) {
             node.offer_view(state.view());
             node.wake.notify_one();
         }
-        // The member may be replaced by another.
+        // The member may be replaced, so look again after a while.
         if let Ok(Err(_)) = timeout(LOOK_EVERY, published.changed()).await {
             sleep(LOOK_EVERY).await;
         }
     }
 }
 
-/// Takes views from other pods while there is no own member that knows a leader.
+/// Takes views from other pods while this pod has no member that knows a leader.
 pub async fn follow_others(node: Arc<Node>) {
     let mut next = 0;
     loop {
@@ -75,7 +75,7 @@ pub async fn follow_others(node: Arc<Node>) {
         match watch(&node, target).await {
             Ok(()) => {}
             Err(status) => {
-                tracing::debug!(%target, "no view from there: {}", status.message());
+                tracing::debug!(%target, "could not get a view: {}", status.message());
                 next += 1;
                 sleep(RETRY_AFTER).await;
             }
@@ -83,7 +83,7 @@ pub async fn follow_others(node: Arc<Node>) {
     }
 }
 
-/// Other pods that may have a view, likely ones first.
+/// Other pods that may have a view, the likeliest first.
 async fn targets(node: &Node) -> Vec<SocketAddr> {
     let leader = node.leader().map(|(_, api)| api);
     let known = node.peers.all().into_iter().filter(|(pod, _)| *pod != node.identity.pod);
@@ -128,7 +128,7 @@ async fn watch(node: &Arc<Node>, target: SocketAddr) -> Result<(), Status> {
     Ok(())
 }
 
-/// Gives the data path every new view, newest first, and keeps it for the next start.
+/// Gives the data path the newest view after each change, and keeps it for the next start.
 pub async fn hand_over_views(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
     let mut views = node.view.subscribe();
     loop {
@@ -143,7 +143,7 @@ pub async fn hand_over_views(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
     }
 }
 
-/// A pod that starts while the catalog has no majority serves what it served before.
+/// Keeps the view: a pod that starts while the catalog has no majority serves by it.
 async fn keep(node: &Node, view: &ClusterView) {
     let path = node.view_file();
     let bytes = serde_json::to_vec(view).expect("our own types have a JSON form");
@@ -153,8 +153,8 @@ async fn keep(node: &Node, view: &ClusterView) {
     }
 }
 
-/// Tells the catalog this pod's addresses and disks, once they are known, until it knows them, and
-/// again whenever a view has them otherwise.
+/// Registers this pod's addresses and disks, once they are known, until the catalog accepts them.
+/// Registers again whenever a view differs from them.
 pub async fn register(node: Arc<Node>) {
     let service = CatalogService { node: node.clone() };
     let mut disks = node.disks.subscribe();
@@ -190,12 +190,12 @@ pub async fn register(node: Arc<Node>) {
         if views.wait_for(otherwise).await.is_err() {
             return;
         }
-        tracing::warn!("the catalog has this pod or a disk of it elsewhere: registering again");
+        tracing::warn!("the catalog has other addresses or disks of this pod: registering again");
     }
 }
 
-/// Sends what the data path reports to the leader, when it changed and every second. Until the
-/// data path has opened its disks it says only that the pod is there.
+/// Sends the data path's report to the leader, after changes and every second. Until the disks are
+/// open it only shows that the pod is alive.
 pub async fn report(node: Arc<Node>) {
     let service = CatalogService { node: node.clone() };
     let mut reports = node.report.subscribe();
@@ -216,7 +216,7 @@ pub async fn report(node: Arc<Node>) {
             tracing::debug!("could not report to the catalog: {}", status.message());
         }
         sleep(REPORT_EVERY_LEAST).await;
-        // Either way it is time to say it again.
+        // Changed or not, the report is due again.
         let _changed = timeout(REPORT_EVERY - REPORT_EVERY_LEAST, reports.changed()).await;
     }
 }
@@ -225,10 +225,10 @@ fn to_json(report: &PodReport) -> Vec<u8> {
     serde_json::to_vec(report).expect("our own types have a JSON form")
 }
 
-/// On the leader: does what the state and the reports ask for.
+/// On the leader: carries out what the state and the reports demand.
 pub async fn reconcile(node: Arc<Node>) {
     loop {
-        // Either way it is time to look again.
+        // Woken or not, decide again.
         let _woken = timeout(LOOK_EVERY, node.wake.notified()).await;
         let leading = node.leading();
         node.reports.set_leading(leading.is_some());
@@ -245,7 +245,7 @@ pub async fn reconcile(node: Arc<Node>) {
                 Action::Change(change) => catalog.change(change),
                 Action::Propose(command) => {
                     if let Err(error) = catalog.propose(command).await {
-                        tracing::info!("a decision was not carried out: {}", chain(&error));
+                        tracing::info!("could not carry out a decision: {}", chain(&error));
                     }
                 }
             }

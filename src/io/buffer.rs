@@ -1,6 +1,5 @@
-//! Memory aligned to 4 KiB, pooled, so that what arrives from a socket can be written with
-//! O_DIRECT without a copy. Frozen buffers are [`Bytes`] and go back to the pool when the last
-//! clone is dropped.
+//! Pooled memory, aligned to 4 KiB, so that received data is written with O_DIRECT without a copy.
+//! Frozen buffers are [`Bytes`], and go back to the pool with the last clone.
 
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
@@ -14,17 +13,17 @@ use crate::types::BLOCK_BYTES;
 
 /// Capacities of buffers that share slabs.
 const SMALL_BYTES: [usize; 3] = [4 << 10, 16 << 10, 64 << 10];
-/// Capacities that are kept for reuse as they are; a larger buffer is rounded up to 4 KiB and not
-/// kept.
+/// Capacities of buffers that are kept singly for reuse. A larger buffer is rounded up to 4 KiB and
+/// not kept.
 const LARGE_BYTES: [usize; 2] = [256 << 10, (1 << 20) + (64 << 10)];
 
-/// The memory that a buffer of so many bytes takes.
+/// The memory behind a buffer of `bytes` bytes.
 pub fn backing_bytes(bytes: usize) -> usize {
     let class = SMALL_BYTES.iter().chain(&LARGE_BYTES).find(|capacity| **capacity >= bytes);
     class.copied().unwrap_or_else(|| bytes.next_multiple_of(BLOCK_BYTES))
 }
 
-/// A pool of aligned buffers. Cheap to clone; clones share the pool. Free ones stay for reuse until
+/// A pool of aligned buffers. Clones are cheap and share the pool. Free buffers are kept until
 /// [`Pool::trim`] finds that they were not needed for a while.
 #[derive(Clone, Default)]
 pub struct Pool {
@@ -47,21 +46,21 @@ impl Default for Shared {
     }
 }
 
-/// Free buffers of one large capacity.
+/// The free buffers of one large capacity.
 #[derive(Default)]
 struct Large {
     free: Vec<Memory>,
-    /// The least that were free since the last trim.
+    /// The minimum of free buffers since the last trim.
     free_min: usize,
 }
 
-/// Where the memory of a buffer comes from.
+/// The origin of a buffer's memory.
 enum Home {
     Slab { class: usize, place: Place },
     Own(Memory),
 }
 
-/// Memory that one buffer owns.
+/// Memory owned by one buffer.
 struct Block {
     start: NonNull<u8>,
     capacity: usize,
@@ -127,7 +126,7 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// A buffer of `len` bytes (its contents are unspecified), aligned to 4 KiB.
+    /// A buffer of `len` bytes with unspecified content, aligned to 4 KiB.
     pub fn take(&self, len: usize) -> AlignedBuf {
         let block = self.shared.take(len);
         self.shared.in_use_bytes.fetch_add(block.capacity, Ordering::Relaxed);
@@ -141,19 +140,19 @@ impl Pool {
         buf.freeze()
     }
 
-    /// Gives the system a part of the memory that was free all the time since the last call.
+    /// Returns to the system a part of the memory that stayed free since the last call.
     pub fn trim(&self) {
         self.shared.small.iter().for_each(|slabs| lock(slabs).trim());
         self.shared.large.iter().for_each(|large| lock(large).trim());
     }
 
-    /// Bytes of backing memory that are handed out, by capacity.
+    /// Bytes of memory that is handed out, counted by capacity.
     pub fn in_use_bytes(&self) -> usize {
         self.shared.in_use_bytes.load(Ordering::Relaxed)
     }
 }
 
-/// An aligned buffer that only its holder can see.
+/// An aligned buffer with exclusive access.
 pub struct AlignedBuf {
     /// Present until dropped.
     block: Option<Block>,
@@ -162,17 +161,17 @@ pub struct AlignedBuf {
 }
 
 impl AlignedBuf {
-    /// Makes it immutable and shareable, without a copy.
+    /// Makes the buffer immutable and shareable, without a copy.
     pub fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
     }
 
-    /// As [`AlignedBuf::freeze`], keeping only `range`.
+    /// Like [`AlignedBuf::freeze`], for `range` only.
     pub fn freeze_range(self, range: Range<usize>) -> Bytes {
         self.freeze().slice(range)
     }
 
-    /// Shortens the visible part; the backing memory stays.
+    /// Shortens the visible part; the memory behind it stays.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
@@ -193,7 +192,7 @@ impl Deref for AlignedBuf {
 
 impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`, and `&mut self` is the only access.
+        // SAFETY: as in `deref`; `&mut self` excludes other access.
         unsafe { std::slice::from_raw_parts_mut(self.block().start.as_ptr(), self.len) }
     }
 }

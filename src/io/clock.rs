@@ -1,11 +1,10 @@
-//! The clock that leases are judged by.
+//! The clock for leases.
 
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::types::Mono;
 
-/// CLOCK_BOOTTIME: it goes on while the machine is suspended, so that a lease cannot outlive its
-/// time there.
+/// CLOCK_BOOTTIME also runs while the machine is suspended, so a lease ends in time even then.
 pub fn now() -> Mono {
     let time = clock_gettime(ClockId::Boottime);
     // The kernel's seconds since boot and nanoseconds below 10^9 are never negative.

@@ -1,9 +1,9 @@
-//! The completion trait of the data path. A worker owns exactly one driver; nothing here is
-//! shared between threads but the [`Waker`].
+//! The completion trait of the data path. A worker owns exactly one driver. Threads share nothing
+//! of it but the [`Waker`].
 //!
-//! Order: operations start in the order they are submitted; completions come in any order.
-//! At most one `Recv` and one `Send` are under way per socket (the caller sees to that).
-//! Buffers belong to the driver from `submit` to the completion, which gives them back.
+//! Order: operations start in the order of submission, and complete in any order. At most one
+//! `Recv` and one `Send` are in flight per socket; the caller ensures that. The driver owns the
+//! buffers from `submit` until the completion, which returns them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub struct FileId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SocketId(pub u32);
 
-/// Chosen by the caller, handed back with the completion.
+/// Chosen by the caller and returned with the completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token(pub u64);
 
@@ -43,30 +43,30 @@ pub struct OpenFile {
     pub create: bool,
 }
 
-/// What can be asked of the kernel.
+/// Operations on files and sockets.
 #[derive(Debug)]
 pub enum Op {
-    /// Fills `buf` from `offset`; a short read at the end of the file is the caller's to judge.
+    /// Fills `buf` from `offset`. A read may come back short at the end of the file.
     Read { file: FileId, offset: u64, buf: AlignedBuf },
-    /// Writes all of `bufs`, in order, from `offset`. With `durable` it completes only when the
-    /// bytes are past the device's cache (DSYNC); short writes are finished by the driver.
+    /// Writes all of `bufs`, in order, from `offset`. If `durable`, it completes only when the
+    /// bytes are past the device's cache (DSYNC). The driver finishes short writes.
     Write { file: FileId, offset: u64, bufs: Vec<Bytes>, durable: bool },
     /// Makes every completed write to the file durable (fdatasync).
     Sync { file: FileId },
-    /// Takes what has arrived, at least 1 byte: first into `landing` from `landing_from` on, when
-    /// there is one, then into `staging` from `staging_from` on. 0 bytes: the peer has closed.
+    /// Receives at least 1 byte: first into `landing` from `landing_from` on, if there is one, then
+    /// into `staging` from `staging_from` on. 0 bytes: the peer has closed.
     Recv { socket: SocketId, bufs: RecvBufs },
-    /// Sends all of `bufs`; short sends are finished by the driver.
+    /// Sends all of `bufs`. The driver finishes short sends.
     Send { socket: SocketId, bufs: Vec<Bytes> },
-    /// Waits for one connection; its id is in the completion.
+    /// Accepts one connection. The completion carries its id.
     Accept { listener: SocketId },
-    /// Makes one connection; its id is in the completion.
+    /// Opens one connection. The completion carries its id.
     Connect { address: Address },
-    /// Ends what is under way on the socket (with an error) and closes it.
+    /// Ends the operations in flight on the socket with an error, and closes it.
     Close { socket: SocketId },
 }
 
-/// Where received bytes go.
+/// Memory for received bytes.
 #[derive(Debug)]
 pub struct RecvBufs {
     pub landing: Option<AlignedBuf>,
@@ -75,7 +75,7 @@ pub struct RecvBufs {
     pub staging_from: usize,
 }
 
-/// An operation that ended.
+/// The end of an operation.
 #[derive(Debug)]
 pub struct Completion {
     pub token: Token,
@@ -84,7 +84,7 @@ pub struct Completion {
     pub buffers: Buffers,
 }
 
-/// How an operation ended well.
+/// The result of a successful operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Done {
     /// Bytes moved (`Read`, `Write`, `Recv`, `Send`), or 0.
@@ -101,7 +101,7 @@ pub enum Buffers {
     Recv(RecvBufs),
 }
 
-/// Wakes a driver that waits in [`Driver::enter`], from any thread. Costs a system call: a
+/// Wakes a driver that waits in [`Driver::enter`], from any thread. It costs a system call, so a
 /// mailbox calls it only when the worker is parked.
 pub trait Wake: Send + Sync {
     fn wake(&self);
@@ -110,41 +110,40 @@ pub trait Wake: Send + Sync {
 /// See [`Wake`].
 pub type Waker = Arc<dyn Wake>;
 
-/// The kernel, as a worker sees it.
+/// I/O and time, as a worker sees them.
 pub trait Driver {
-    /// The time (CLOCK_BOOTTIME), read anew.
+    /// Reads the clock (CLOCK_BOOTTIME).
     fn now(&self) -> Mono;
 
-    /// Opens a file, which no other driver may have open, of this process or another: that is
-    /// `ResourceBusy`, also while requests of a process that was killed are under way. Blocks, so
-    /// only for start and control.
+    /// Opens a file for this driver only. Fails with `ResourceBusy` while another driver of any
+    /// process has it open, or while requests of a killed process are in flight. It blocks, so it
+    /// is only for start and control.
     fn open(&mut self, file: &OpenFile) -> std::io::Result<FileId>;
 
     /// Size of an open file in bytes.
     fn size_bytes(&self, file: FileId) -> std::io::Result<u64>;
 
-    /// Listens; `Accept` then takes connections. The bound address is returned (port 0 works).
+    /// Starts to listen, for later `Accept`s. Returns the bound address (port 0 works).
     fn listen(&mut self, address: &Address) -> std::io::Result<(SocketId, Address)>;
 
     /// Queues an operation. Nothing happens before [`Driver::enter`].
     fn submit(&mut self, token: Token, op: Op);
 
-    /// Starts what was submitted and appends completions to `out`. Waits for the first one, but
-    /// not beyond `timeout` (`None`: as long as it takes; zero: not at all), and returns early
-    /// when woken. One system call on io_uring.
+    /// Starts the submitted operations and appends completions to `out`. Waits until the first one,
+    /// a wake-up, or `timeout` (`None`: no limit; zero: no wait). One system call on io_uring.
     fn enter(
         &mut self,
         timeout: Option<Duration>,
         out: &mut Vec<Completion>,
     ) -> std::io::Result<()>;
 
-    /// True when the other end of a connection has closed it, or is known to be gone, whatever
-    /// still waits to be received. Does not wait.
+    /// True when the other end has closed the connection or is known to be gone, even if received
+    /// bytes still wait. Does not block.
     fn has_hung_up(&self, socket: SocketId) -> bool;
 
     /// A handle that wakes this driver.
     fn waker(&self) -> Waker;
 
-    /// What it is, for logs and `status`: `io_uring` or `epoll`.
+    /// Name for logs and `status`: `io_uring` or `epoll`.
     fn name(&self) -> &'static str;
 }

@@ -1,5 +1,5 @@
-//! The epoll driver: sockets are edge-triggered and tried at once, files are served by
-//! [`FileThreads`]. For machines where io_uring is not permitted.
+//! The epoll driver for machines that forbid io_uring. Sockets are edge-triggered and tried at
+//! once; [`FileThreads`] serve files.
 
 mod connection;
 
@@ -23,14 +23,14 @@ use crate::io::wake::EventFd;
 use crate::io::{DriverError, clock, file, socket};
 use crate::types::Mono;
 
-/// Threads for files: enough for the log's writes in flight beside some reads.
+/// Threads for files: enough for the log's writes in flight, and some reads.
 const FILE_THREADS: usize = 8;
-/// Events that one system call takes.
+/// Events per system call.
 const EVENTS_MAX: usize = 256;
-/// The event of the eventfd; those of sockets carry the socket's id.
+/// Event id of the eventfd. Events of sockets carry the socket's id.
 const WAKE: u64 = u64::MAX;
 
-/// See the module.
+/// The epoll driver: see the module.
 pub(super) struct Epoll {
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
@@ -39,7 +39,7 @@ pub(super) struct Epoll {
     free: Vec<u32>,
     files: FileThreads,
     wake: Arc<EventFd>,
-    /// Room for what one attempt on a socket ends.
+    /// Reused list of the operations that one attempt ended.
     progress: Vec<Progress>,
 }
 
@@ -80,7 +80,7 @@ impl Epoll {
                 return self.begin_on_socket(token, socket, op, out);
             }
             Op::Accept { listener } => return self.begin_on_socket(token, listener, op, out),
-            _ => match self.file(file_of(&op).expect("all others are on files")) {
+            _ => match self.file(file_of(&op).expect("all other operations are on files")) {
                 Some(_) if is_empty_transfer(&op) => Ok(Done::Bytes(0)),
                 Some(file) => return self.files.queue(token, Arc::clone(file), op),
                 None => Err(unknown()),
@@ -99,12 +99,12 @@ impl Epoll {
         }
     }
 
-    /// Starts a connection attempt; its completion follows, even when it succeeds at once.
+    /// Starts a connection attempt. The completion follows even if it succeeds at once.
     fn connect(&mut self, token: Token, address: &Address) -> io::Result<()> {
         let (fd, sockaddr) = socket::prepare_connect(address)?;
         rustix::io::ioctl_fionbio(&fd, true)?;
         start_connect(&fd, &sockaddr)?;
-        // Registered only now: a socket that is not connecting yet would report a hang-up.
+        // Registered only now: before the attempt, epoll would report a hang-up.
         let id = self.add_socket(fd, matches!(address, Address::Tcp(_)))?;
         let connection = self.socket(id).expect("just added");
         connection.begin_connect(token);
@@ -118,7 +118,7 @@ impl Epoll {
         Ok(Done::Bytes(0))
     }
 
-    /// Tries what waits for a socket.
+    /// Tries the operations that wait for a socket.
     fn progress(&mut self, id: SocketId, out: &mut Vec<Completion>) {
         let mut progress = std::mem::take(&mut self.progress);
         let Some(connection) = self.socket(id) else {
@@ -145,7 +145,7 @@ impl Epoll {
         self.progress = progress;
     }
 
-    /// Makes a socket of an accepted descriptor.
+    /// Registers an accepted descriptor as a socket.
     fn adopt(&mut self, fd: OwnedFd, is_tcp: bool) -> io::Result<Done> {
         socket::prepare_accepted(&fd, is_tcp)?;
         Ok(Done::Accepted(self.add_socket(fd, is_tcp)?))
@@ -164,7 +164,7 @@ impl Epoll {
         Ok(id)
     }
 
-    /// The place that the next handle takes.
+    /// Index of the next handle.
     fn vacant(&self) -> u32 {
         match self.free.last() {
             Some(index) => *index,
@@ -179,7 +179,7 @@ impl Epoll {
         self.handles[index as usize] = Some(handle);
     }
 
-    /// Closes the descriptor, which ends its registration too.
+    /// Closes the descriptor, which also ends its registration.
     fn remove(&mut self, index: u32) {
         let handle = self.handles[index as usize].take();
         assert!(handle.is_some(), "removed once");
@@ -200,7 +200,7 @@ impl Epoll {
         }
     }
 
-    /// Waits for events and serves them. True when woken.
+    /// Waits for events and handles them. True when woken.
     fn wait(&mut self, timeout: Option<Duration>, out: &mut Vec<Completion>) -> io::Result<bool> {
         let timespec = timeout.map(whole_milliseconds);
         let mut events = std::mem::take(&mut self.events);
@@ -209,7 +209,7 @@ impl Epoll {
         let mut woken = false;
         match waited {
             Ok(_) => {}
-            // A signal: the caller gets to look around.
+            // After a signal, return to the caller.
             Err(rustix::io::Errno::INTR) => woken = true,
             Err(errno) => {
                 self.events = events;
@@ -220,7 +220,7 @@ impl Epoll {
             match { event.data }.u64() {
                 WAKE => {
                     woken = true;
-                    // In this order: what completes later wakes anew.
+                    // In this order: a file operation that completes later wakes again.
                     self.wake.drain();
                     self.files.take_done(out);
                 }
@@ -300,23 +300,23 @@ impl Driver for Epoll {
     }
 }
 
-/// epoll counts in milliseconds; less than asked for would be a busy loop.
+/// epoll counts in milliseconds. Rounds up, because rounding down would make a busy loop.
 fn whole_milliseconds(timeout: Duration) -> Timespec {
     let milliseconds = timeout.as_nanos().div_ceil(1_000_000);
     let milliseconds = i64::try_from(milliseconds).unwrap_or(i64::MAX);
     Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 }
 }
 
-/// Ends well when the connection is made or under way.
+/// Succeeds when the connection is open or the attempt is in flight.
 fn start_connect(fd: &OwnedFd, address: &SockAddr) -> io::Result<()> {
-    // SAFETY: the address is alive during the call, and as long as it says.
+    // SAFETY: the address outlives the call, and has the stated length.
     let result = unsafe { libc::connect(fd.as_raw_fd(), address.as_ptr().cast(), address.len()) };
     if result == 0 {
         return Ok(());
     }
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
-        // Interrupted, it goes on by itself.
+        // An interrupted attempt continues in the kernel.
         Some(libc::EINPROGRESS | libc::EINTR) => Ok(()),
         _ => Err(error),
     }

@@ -1,4 +1,4 @@
-//! Files for O_DIRECT: opening them, making them, and blocking access at start.
+//! Files for O_DIRECT: opening, creating, and blocking access at start.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -30,11 +30,11 @@ pub enum FileError {
     #[error("the file system of {path} does not support direct I/O (O_DIRECT)")]
     NoDirectIo { path: PathBuf },
     #[error(
-        "direct I/O on {path} needs an alignment of {needed_bytes} bytes; 4096 is the most that \
-         is supported"
+        "direct I/O on {path} needs an alignment of {needed_bytes} bytes; at most 4096 bytes \
+         are supported"
     )]
     Alignment { path: PathBuf, needed_bytes: u32 },
-    #[error("{path} is in use: a process has it open, or one that has ended left I/O under way")]
+    #[error("{path} is in use: a process has it open, or a killed one still has I/O in flight")]
     Busy { path: PathBuf },
     #[error("could not prepare {path}")]
     Prepare {
@@ -57,8 +57,8 @@ impl From<FileError> for io::Error {
     }
 }
 
-/// Opens for O_DIRECT, after a check that transfers of 4 KiB are allowed. When it may create the
-/// file, the directory entry is durable on return.
+/// Opens for O_DIRECT after a check that it allows transfers of 4 KiB. A created file's directory
+/// entry is durable on return.
 pub fn open_direct(file: &OpenFile) -> Result<OwnedFd, FileError> {
     let path = &file.path;
     let opened = OpenOptions::new()
@@ -86,9 +86,9 @@ pub fn open_direct(file: &OpenFile) -> Result<OwnedFd, FileError> {
     Ok(opened.into())
 }
 
-/// As [`open_direct`], for a driver: at most one has a file. The lock lasts as long as anything
-/// holds what was opened, as requests under way do: those of a process that was killed keep the
-/// next one off until the last of them has ended, and cannot write into what that one has read.
+/// Like [`open_direct`], for one driver at a time. The lock lasts until the last holder of the open
+/// file is gone, requests in flight included. So requests of a killed process keep the next driver
+/// out, and cannot overwrite what that one has read.
 pub(super) fn open_exclusive(file: &OpenFile) -> Result<OwnedFd, FileError> {
     let opened = open_direct(file)?;
     let path = file.path.clone();
@@ -99,7 +99,7 @@ pub(super) fn open_exclusive(file: &OpenFile) -> Result<OwnedFd, FileError> {
     }
 }
 
-/// A kernel that does not tell (before 6.1) is believed, as O_DIRECT itself was accepted.
+/// Kernels before 6.1 do not tell the alignment: the accepted O_DIRECT must suffice.
 fn check_alignment(file: &File, path: &Path) -> Result<(), FileError> {
     let stat = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, STATX_DIOALIGN)
         .map_err(|errno| FileError::Prepare { path: path.to_owned(), source: errno.into() })?;
@@ -116,7 +116,7 @@ fn check_alignment(file: &File, path: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Makes a new entry of the directory that holds `path` durable.
+/// Makes the directory entry of `path` durable.
 pub fn sync_directory_of(path: &Path) -> io::Result<()> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -125,7 +125,7 @@ pub fn sync_directory_of(path: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Bytes in a file, or of a block device.
+/// Length of a file or of a block device in bytes.
 pub(super) fn size_bytes(fd: impl AsFd) -> io::Result<u64> {
     let file = File::from(fd.as_fd().try_clone_to_owned()?);
     let metadata = file.metadata()?;
@@ -135,8 +135,8 @@ pub(super) fn size_bytes(fd: impl AsFd) -> io::Result<u64> {
     Ok(metadata.len())
 }
 
-/// Blocking access to one file with O_DIRECT: for formatting, opening and recovery only. Offsets
-/// and lengths are multiples of 4 KiB.
+/// Blocking O_DIRECT access to one file, only for formatting, opening and recovery. Offsets and
+/// lengths are multiples of 4 KiB.
 pub struct BlockingFile {
     file: File,
     path: PathBuf,
@@ -148,8 +148,8 @@ impl BlockingFile {
         Ok(BlockingFile { file: open_direct(open)?.into(), path: open.path.clone(), pool })
     }
 
-    /// Exactly `len` bytes from `offset`, in aligned memory. An end of the file before that is
-    /// `UnexpectedEof`.
+    /// Reads exactly `len` bytes from `offset` into aligned memory. `UnexpectedEof` if the file
+    /// ends before.
     pub fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
         check_offset(offset, len)?;
         let mut buf = self.pool.take(len);
@@ -166,8 +166,8 @@ impl BlockingFile {
         Ok(buf.freeze())
     }
 
-    /// Writes all of `bytes` at `offset`; durable, past the device's cache, on return. Memory
-    /// that is not aligned is copied.
+    /// Writes all of `bytes` at `offset`, durably past the device's cache on return. Copies memory
+    /// that is not aligned.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         check_offset(offset, bytes.len())?;
         if is_aligned(bytes) {
@@ -187,8 +187,8 @@ impl BlockingFile {
         size_bytes(&self.file)
     }
 
-    /// A transfer that was cut short is repeated from its last whole block, so that the reason
-    /// (no space, say) is what the caller gets.
+    /// Repeats a short transfer from its last whole block, so that the caller gets the reason (no
+    /// space, say).
     fn write_aligned(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut done = 0;
         while done < bytes.len() {
@@ -206,8 +206,8 @@ impl BlockingFile {
         Ok(())
     }
 
-    /// Writes zeroes from 0 to `len_bytes`, durably, so that later writes there neither allocate
-    /// nor convert extents (a third of a commit's latency). Destroys what was there.
+    /// Overwrites 0 to `len_bytes` with zeroes, durably. Later writes there need not allocate or
+    /// convert file system extents, which is a third of a commit's latency.
     pub fn fill_with_zeroes(&self, len_bytes: u64) -> Result<(), FileError> {
         let fill = || -> io::Result<()> {
             check_offset(len_bytes, 0)?;
@@ -226,8 +226,8 @@ impl BlockingFile {
         fill().map_err(|source| FileError::Prepare { path: self.path.clone(), source })
     }
 
-    /// Allocates space up to `len_bytes` without writing it, where the file system can; existing
-    /// bytes stay. Without space it fails with `StorageFull`.
+    /// Allocates space up to `len_bytes` without writing, if the file system can. Existing bytes
+    /// stay. Fails with `StorageFull` without space.
     pub fn reserve(&self, len_bytes: u64) -> io::Result<()> {
         if len_bytes == 0 {
             return Ok(());
@@ -239,7 +239,7 @@ impl BlockingFile {
     }
 }
 
-/// `None`: a signal came first.
+/// `None` when a signal interrupted the call.
 fn ignore_interrupt(result: io::Result<usize>) -> io::Result<Option<usize>> {
     match result {
         Ok(count) => Ok(Some(count)),

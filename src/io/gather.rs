@@ -1,37 +1,37 @@
-//! The memory that one operation still has to move, as the kernel wants it: a list of iovecs that
-//! shrinks from the front. Reused from operation to operation, so that it allocates only to grow.
+//! The memory that an operation still has to move, as a list of iovecs that shrinks from the front.
+//! Reused between operations, so that it allocates only to grow.
 
 /// The most iovecs that one system call takes (UIO_MAXIOV).
 pub(super) const IOVECS_MAX: usize = 1024;
 
-/// See the module. Holds pointers: whoever fills it keeps the memory alive and in place until the
-/// operation has ended.
+/// The list of iovecs. It holds pointers: the code that fills it keeps the memory alive and in
+/// place until the operation has ended.
 #[derive(Default)]
 pub(super) struct Gather {
     iovecs: Vec<libc::iovec>,
-    /// The first one that still has bytes to move.
+    /// The first iovec with bytes to move.
     next: usize,
     remaining_bytes: usize,
 }
 
-// SAFETY: the pointers are only followed by the kernel, on behalf of the operation that owns the
-// memory; the list itself is plain data.
+// SAFETY: only the kernel follows the pointers, for the operation that owns the memory; the list
+// itself is plain data.
 unsafe impl Send for Gather {}
 
 impl Gather {
-    /// Forgets everything, keeps the capacity.
+    /// Empties the list and keeps its capacity.
     pub fn clear(&mut self) {
         self.iovecs.clear();
         self.next = 0;
         self.remaining_bytes = 0;
     }
 
-    /// Adds memory that will only be read.
+    /// Adds memory that is only read.
     pub fn push_source(&mut self, part: &[u8]) {
         self.push(part.as_ptr().cast_mut(), part.len());
     }
 
-    /// Adds memory that will be written.
+    /// Adds memory that is written.
     pub fn push_target(&mut self, part: &mut [u8]) {
         self.push(part.as_mut_ptr(), part.len());
     }
@@ -50,7 +50,7 @@ impl Gather {
         self.iovecs.push(libc::iovec { iov_base: start.cast(), iov_len: len });
     }
 
-    /// What the next system call takes: at most [`IOVECS_MAX`] iovecs.
+    /// The iovecs for the next system call: at most [`IOVECS_MAX`].
     pub fn window(&self) -> &[libc::iovec] {
         let end = self.iovecs.len().min(self.next + IOVECS_MAX);
         &self.iovecs[self.next..end]
@@ -66,7 +66,7 @@ impl Gather {
         self.remaining_bytes
     }
 
-    /// Drops the first `count` bytes: they have been moved.
+    /// Drops the first `count` bytes, which have been moved.
     pub fn advance(&mut self, mut count: usize) {
         assert!(count <= self.remaining_bytes, "the kernel moved more than was asked for");
         self.remaining_bytes -= count;

@@ -1,8 +1,8 @@
-//! Everything that enters the kernel on the data path: one completion trait ([`driver::Driver`])
-//! with an io_uring and an epoll implementation (and, in `sim/`, a simulated one), and the aligned
-//! memory that files and sockets share.
+//! All I/O of the data path: one completion trait ([`driver::Driver`]) with an io_uring and an
+//! epoll implementation (and a simulated one in `sim/`), and the aligned memory that files and
+//! sockets share.
 //!
-//! Invariant: nothing in here knows what the bytes mean.
+//! Invariant: nothing here knows the meaning of the bytes.
 
 pub mod buffer;
 pub mod clock;
@@ -25,25 +25,25 @@ use crate::io::driver::Driver;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DriverKind {
-    /// io_uring where it is permitted, epoll elsewhere.
+    /// io_uring where it is permitted, else epoll.
     #[default]
     Auto,
     IoUring,
     Epoll,
 }
 
-/// Who carries out durable writes for io_uring. (Epoll has threads for all of its file I/O.)
+/// How io_uring carries out durable writes. (Epoll has threads for all file I/O.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DurableWrites {
-    /// The ring, with RWF_DSYNC: the least work. The flush waits for a worker of the kernel,
-    /// which takes milliseconds on a machine whose processors are all busy.
+    /// In the ring, with RWF_DSYNC: least work. The flush waits for a kernel worker, which takes
+    /// milliseconds while all processors are busy.
     Ring,
-    /// A few threads, with `pwritev2`.
+    /// In a few threads, with `pwritev2`.
     Threads,
 }
 
-/// Why a driver cannot be had.
+/// Why a driver is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
     #[error(
@@ -63,12 +63,12 @@ pub enum DriverError {
     },
 }
 
-/// A driver for the calling thread: io_uring serves only the thread that made it.
+/// A driver for the calling thread: only the thread that made a ring may use it.
 pub fn driver(kind: DriverKind) -> Result<Box<dyn Driver>, DriverError> {
     driver_with(kind, DurableWrites::Ring)
 }
 
-/// As [`driver`], with the choice of who carries out durable writes.
+/// Like [`driver()`], with a choice of how durable writes are carried out.
 pub fn driver_with(
     kind: DriverKind,
     durable_writes: DurableWrites,

@@ -1,4 +1,4 @@
-//! What the drivers ask of an operation. Shared by them, so that they agree.
+//! Properties of operations, shared by the drivers so that they agree.
 
 use std::io;
 
@@ -26,7 +26,7 @@ pub(super) fn gather_op(gather: &mut Gather, op: &mut Op) {
     }
 }
 
-/// Checks what the caller of a file operation has promised.
+/// Asserts the alignment that the caller of a file operation has promised.
 pub(super) fn assert_aligned(op: &Op) {
     let (offset, memory) = match op {
         Op::Read { buf, offset, .. } => (*offset, is_aligned(buf)),
@@ -36,7 +36,7 @@ pub(super) fn assert_aligned(op: &Op) {
     assert!(memory && offset.is_multiple_of(BLOCK_BYTES as u64), "direct I/O is aligned to 4 KiB");
 }
 
-/// True for a write or send of nothing, which needs no kernel.
+/// True for a write or send of 0 bytes, which needs no kernel.
 pub(super) fn is_empty_transfer(op: &Op) -> bool {
     match op {
         Op::Write { bufs, .. } | Op::Send { bufs, .. } => bufs.iter().all(|part| part.is_empty()),
@@ -44,7 +44,7 @@ pub(super) fn is_empty_transfer(op: &Op) -> bool {
     }
 }
 
-/// The buffers of an operation that are the caller's.
+/// The buffers that go back to the caller.
 pub(super) fn buffers_of(op: Op) -> Buffers {
     match op {
         Op::Read { buf, .. } => Buffers::Read(buf),
@@ -53,7 +53,7 @@ pub(super) fn buffers_of(op: Op) -> Buffers {
     }
 }
 
-/// The file an operation is for.
+/// The file of an operation, if it has one.
 pub(super) fn file_of(op: &Op) -> Option<FileId> {
     match op {
         Op::Read { file, .. } | Op::Write { file, .. } | Op::Sync { file } => Some(*file),
@@ -66,7 +66,7 @@ pub(super) fn closed() -> io::Error {
     io::ErrorKind::ConnectionAborted.into()
 }
 
-/// The error of operations on something that is not open (any more).
+/// The error of operations on a file or socket that is not open.
 pub(super) fn unknown() -> io::Error {
     io::Error::from_raw_os_error(libc::EBADF)
 }

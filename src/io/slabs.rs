@@ -1,6 +1,6 @@
-//! Aligned buffers of one small size, many to a mapping. They bypass the allocator of the program:
-//! an aligned allocation of its own for every 4 KiB would cost it twice that, and whatever small
-//! lies between large ones would keep their memory from going back after a load has ended.
+//! Aligned buffers of one small size, many to a mapping. They bypass the program's allocator: it
+//! would use twice the memory for aligned 4 KiB. Small allocations between large ones would also
+//! keep their memory from going back to the system after a load.
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::ptr::{NonNull, null_mut};
@@ -9,10 +9,10 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::types::BLOCK_BYTES;
 
-/// The largest slab. The first has one buffer, each further one twice those of the one before.
+/// The largest slab. The first has one buffer, and each further one twice as many as the last.
 const SLAB_BYTES_MAX: usize = 256 << 10;
 
-/// Pages of the process, zeroed, owned.
+/// Zeroed pages, owned by this value.
 pub(super) struct Memory {
     start: NonNull<u8>,
     bytes: usize,
@@ -24,13 +24,13 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// `bytes` is a multiple of [`BLOCK_BYTES`] and not zero.
+    /// Maps `bytes` of memory: a multiple of [`BLOCK_BYTES`], not zero.
     pub fn new(bytes: usize) -> Memory {
         Memory::map(bytes, MapFlags::PRIVATE)
     }
 
-    /// As [`Memory::new`], with all of its pages there already, which saves an exception for each:
-    /// for what is used at once.
+    /// Like [`Memory::new`], with all pages present. This saves a page fault for each, when all are
+    /// used at once.
     fn with_pages(bytes: usize) -> Memory {
         Memory::map(bytes, MapFlags::PRIVATE | MapFlags::POPULATE)
     }
@@ -40,7 +40,7 @@ impl Memory {
             Layout::from_size_align(bytes, BLOCK_BYTES).expect("a size far below isize::MAX");
         assert!(bytes > 0 && bytes.is_multiple_of(BLOCK_BYTES), "whole blocks");
         let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping at a place that the kernel chooses touches no other.
+        // SAFETY: a new mapping at an address of the kernel's choice touches no other.
         let mapped = unsafe { mmap_anonymous(null_mut(), bytes, access, flags) };
         match mapped.ok().and_then(|start| NonNull::new(start.cast())) {
             Some(start) => Memory { start, bytes },
@@ -55,13 +55,13 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this very size, and nobody else knows it.
+        // SAFETY: `new` made the mapping with this size, and no other code knows it.
         let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
-        assert!(unmapped.is_ok(), "a mapping of our own is given back: {unmapped:?}");
+        assert!(unmapped.is_ok(), "could not unmap our own memory: {unmapped:?}");
     }
 }
 
-/// Which buffer of which slab.
+/// A slab, and a buffer in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     slab: u32,
@@ -71,7 +71,7 @@ pub(super) struct Place {
 struct Slab {
     memory: Memory,
     buffers: u32,
-    /// One bit for each buffer that is free.
+    /// One bit per buffer; set: free.
     free: u64,
 }
 
@@ -89,16 +89,16 @@ impl Slab {
 /// The slabs of one size of buffer.
 pub(super) struct Slabs {
     buffer_bytes: usize,
-    /// `None`: given back to the system.
+    /// `None`: returned to the system.
     slabs: Vec<Option<Slab>>,
     vacant: Vec<u32>,
-    /// Slabs with a free buffer; the last one is used first.
+    /// Slabs with a free buffer. The last one is used first.
     open: Vec<u32>,
     /// Free buffers of all slabs.
     free: usize,
-    /// The least of `free` since [`Slabs::trim`] was called.
+    /// The minimum of `free` since the last [`Slabs::trim`].
     free_min: usize,
-    /// Buffers of the newest slab.
+    /// Number of buffers in the newest slab.
     newest: u32,
 }
 
@@ -109,7 +109,7 @@ impl Slabs {
         Slabs { buffer_bytes, slabs, vacant, open, free: 0, free_min: 0, newest: 0 }
     }
 
-    /// A free buffer; nobody else gets it until it is given back.
+    /// Takes a free buffer, for exclusive use until it is returned.
     pub fn take(&mut self) -> (Place, NonNull<u8>) {
         let number = match self.open.last() {
             Some(number) => *number,
@@ -140,7 +140,7 @@ impl Slabs {
         self.free += 1;
     }
 
-    /// Gives the system a part of what nobody needed since the last call, in whole slabs.
+    /// Returns a part of the buffers that stayed unused since the last call, in whole slabs.
     pub fn trim(&mut self) {
         let slab = self.buffers_max();
         let mut surplus = part_to_trim(self.free_min).max(self.free_min.min(slab));
@@ -157,7 +157,7 @@ impl Slabs {
         self.free_min = self.free;
     }
 
-    /// Buffers of the largest slab: as many as there are bits.
+    /// Buffers of the largest slab: at most 64, the number of bits.
     fn buffers_max(&self) -> usize {
         (SLAB_BYTES_MAX / self.buffer_bytes).min(64)
     }
@@ -179,13 +179,13 @@ impl Slabs {
     }
 }
 
-/// How much of a surplus goes back at a time. Loads come in waves, and memory that went back has to
-/// be made, page by page, when it is needed again.
+/// The part of a surplus that goes back at once. Loads come in waves, and returned memory must be
+/// faulted in page by page when it is needed again.
 pub(super) fn part_to_trim(surplus: usize) -> usize {
     surplus.div_ceil(2)
 }
 
-/// One bit for each of so many buffers.
+/// A mask with one bit per buffer.
 fn all(buffers: u32) -> u64 {
     u64::MAX >> (64 - buffers)
 }

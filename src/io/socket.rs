@@ -1,4 +1,4 @@
-//! Making sockets: listening, connecting, and what is set on each. Shared by the drivers.
+//! Creates sockets and sets their options. Shared by the drivers.
 
 use std::io;
 use std::mem::size_of;
@@ -13,12 +13,12 @@ use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::io::driver::Address;
 
-/// Connections that wait for their `Accept`.
+/// Connections that may wait for their `Accept`.
 const BACKLOG: libc::c_int = 1024;
-/// Connection attempts are repeated after 1 and 3 seconds and given up after 7.
+/// Connection attempts are repeated after 1 and 3 seconds, and fail after 7.
 const SYN_REPEATS: libc::c_int = 2;
 
-/// A listening socket, and the address it got.
+/// Creates a listening socket, and returns its address.
 pub(super) fn listen(address: &Address) -> io::Result<(OwnedFd, Address)> {
     let (socket, sockaddr) = socket_for(address)?;
     match address {
@@ -36,7 +36,7 @@ pub(super) fn listen(address: &Address) -> io::Result<(OwnedFd, Address)> {
     Ok((socket.into(), bound))
 }
 
-/// A socket that is ready to connect, and where to.
+/// Creates a socket ready to connect, with the address.
 pub(super) fn prepare_connect(address: &Address) -> io::Result<(OwnedFd, SockAddr)> {
     let (socket, sockaddr) = socket_for(address)?;
     if let Address::Tcp(_) = address {
@@ -46,7 +46,7 @@ pub(super) fn prepare_connect(address: &Address) -> io::Result<(OwnedFd, SockAdd
     Ok((socket.into(), sockaddr))
 }
 
-/// What every accepted connection of a listener gets.
+/// Sets the options of an accepted connection.
 pub(super) fn prepare_accepted(fd: impl AsFd, is_tcp: bool) -> io::Result<()> {
     if is_tcp {
         set_tcp_options(fd)?;
@@ -54,8 +54,8 @@ pub(super) fn prepare_accepted(fd: impl AsFd, is_tcp: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Small messages leave at once, and a silent connection whose other end lost its power or its
-/// network ends within a minute.
+/// Small messages leave at once. A silent connection ends within a minute when the other end lost
+/// power or network.
 fn set_tcp_options(fd: impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(&fd);
     socket.set_tcp_nodelay(true)?;
@@ -66,9 +66,9 @@ fn set_tcp_options(fd: impl AsFd) -> io::Result<()> {
     socket.set_tcp_keepalive(&probes)
 }
 
-/// Tells both sides that the connection is over, whoever else still holds the socket.
+/// Ends the connection for both sides, even if others still hold the socket.
 pub(super) fn hang_up(fd: impl AsFd) {
-    // An error says that the socket is not connected (any more), which is what is wanted.
+    // An error means that the socket is not connected, as intended.
     let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
 }
 
@@ -77,7 +77,7 @@ pub(super) fn has_hung_up(fd: impl AsFd) -> bool {
     let ends = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
     let mut polled = [PollFd::new(&fd, PollFlags::RDHUP)];
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    // An error says nothing about the other side; a receive will tell.
+    // An error says nothing about the other side; the next receive will.
     rustix::event::poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().intersects(ends)
 }
 
@@ -89,17 +89,17 @@ fn socket_for(address: &Address) -> io::Result<(Socket, SockAddr)> {
     Ok((Socket::new(domain, Type::STREAM, None)?, sockaddr))
 }
 
-/// Removes a socket file that a process left behind: one on which nobody answers.
+/// Removes a socket file left behind by a process: one on which nobody answers.
 fn remove_stale(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => {}
-        // Something else is in the way: `bind` says so.
+        // Another kind of file: `bind` reports it.
         Ok(_) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // A full backlog must not block the start: it means that somebody listens.
+    // A full backlog must not block the start; it also means that a process listens.
     probe.set_nonblocking(true)?;
     match probe.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -111,7 +111,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 
 fn set_syn_repeats(socket: &Socket) -> io::Result<()> {
     let count = SYN_REPEATS;
-    // SAFETY: the option's value is one int, alive during the call.
+    // SAFETY: the option's value is one int, which outlives the call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),

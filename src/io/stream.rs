@@ -1,6 +1,6 @@
-//! Reassembly of a byte stream: headers are parsed in a staging buffer, payloads end up in
-//! aligned memory. A payload below 32 KiB is copied once out of staging; of a larger one only
-//! what already arrived is copied, the rest is received in place. Pure.
+//! Reassembles a byte stream: headers are parsed in a staging buffer, payloads end up in aligned
+//! memory. A payload below 32 KiB is copied once out of staging. A larger one is received in place,
+//! after a copy of the bytes that had already arrived. Pure.
 
 use bytes::Bytes;
 
@@ -8,7 +8,7 @@ use crate::io::buffer::{AlignedBuf, Pool};
 use crate::io::driver::RecvBufs;
 use crate::types::BLOCK_BYTES;
 
-/// Size of the staging buffer: the most that one `Recv` brings beside a payload in place.
+/// Size of the staging buffer, and so the most that one `Recv` brings besides a payload in place.
 pub const STAGING_BYTES: usize = 64 << 10;
 /// Payloads of at least this many bytes are received in place.
 const IN_PLACE_BYTES: usize = 32 << 10;
@@ -16,7 +16,7 @@ const IN_PLACE_BYTES: usize = 32 << 10;
 /// The receiving end of one connection.
 pub struct StreamReader {
     pool: Pool,
-    /// Absent while a `Recv` is under way.
+    /// Absent while a `Recv` is in flight.
     staging: Option<AlignedBuf>,
     /// Unread bytes of `staging`.
     start: usize,
@@ -33,7 +33,7 @@ enum Landing {
         filled: usize,
         len: usize,
     },
-    /// With a `Recv` under way.
+    /// Lent to a `Recv` in flight.
     Lent {
         from: usize,
         filled: usize,
@@ -47,7 +47,7 @@ impl StreamReader {
         StreamReader { pool, staging, start: 0, end: 0, landing: Landing::None }
     }
 
-    /// What has arrived and was not consumed. Empty while a payload is incomplete.
+    /// The bytes that have arrived and are not consumed. Empty while a payload is incomplete.
     pub fn peek(&self) -> &[u8] {
         match (&self.landing, &self.staging) {
             (Landing::None, Some(staging)) => &staging[self.start..self.end],
@@ -55,15 +55,15 @@ impl StreamReader {
         }
     }
 
-    /// Drops `count` bytes of what [`StreamReader::peek`] shows.
+    /// Drops the first `count` bytes of [`StreamReader::peek`].
     pub fn consume(&mut self, count: usize) {
         assert!(count <= self.end - self.start, "consumed more than has arrived");
         self.start += count;
     }
 
-    /// The next `len` bytes as one piece of memory whose start lies `skew` bytes (below 4 KiB)
-    /// after a 4 KiB boundary; `None` until all of it has arrived: call again, with the same
-    /// arguments, after the next `received`.
+    /// The next `len` bytes as contiguous memory that starts `skew` bytes (below 4 KiB) after a 4
+    /// KiB boundary. `None` until all have arrived: call again with the same arguments after the
+    /// next `received`.
     pub fn payload(&mut self, len: usize, skew: usize) -> Option<Bytes> {
         assert!(skew < BLOCK_BYTES);
         if let Landing::None = self.landing {
@@ -73,7 +73,7 @@ impl StreamReader {
             }
             let mut buf = self.pool.take(skew + len);
             let filled = arrived.min(len);
-            let staging = self.staging.as_ref().expect("no receive is under way");
+            let staging = self.staging.as_ref().expect("no receive is in flight");
             buf[skew..skew + filled].copy_from_slice(&staging[self.start..self.start + filled]);
             self.start += filled;
             self.landing = Landing::Here { buf, from: skew, filled, len };
@@ -94,8 +94,8 @@ impl StreamReader {
         }
     }
 
-    /// Buffers for the next `Recv`, with room for at least one byte. Parse first: what is unread
-    /// must be less than the staging buffer holds.
+    /// Buffers for the next `Recv`, with room for at least one byte. Parse first: the unread bytes
+    /// must not fill the staging buffer.
     pub fn lend(&mut self) -> RecvBufs {
         let mut staging = self.staging.take().expect("one receive at a time");
         staging.copy_within(self.start..self.end, 0);
@@ -116,7 +116,7 @@ impl StreamReader {
         RecvBufs { landing, landing_from, staging, staging_from: self.end }
     }
 
-    /// Takes back the buffers of a `Recv` that brought `count` bytes.
+    /// Takes back the buffers of a `Recv` that received `count` bytes.
     pub fn received(&mut self, bufs: RecvBufs, count: usize) {
         let mut staged = count;
         if let Some(buf) = bufs.landing {

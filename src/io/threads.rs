@@ -1,6 +1,5 @@
-//! A few threads that carry out file operations with blocking system calls, for where io_uring is
-//! not permitted. Operations start in the order they are queued; the queue is as long as the
-//! worker's budgets let it become.
+//! A few threads that carry out file operations with blocking system calls, where io_uring is not
+//! permitted. Operations start in the order of the queue; the worker's budgets bound its length.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,8 +13,7 @@ use crate::io::operation::{assert_aligned, buffers_of, gather_op};
 use crate::io::wake::EventFd;
 use crate::types::BLOCK_BYTES;
 
-/// See the module. Dropping it waits for the operations that have started; those still queued
-/// are dropped.
+/// A pool of threads. Dropping it waits for started operations, and drops queued ones.
 pub(super) struct FileThreads {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -23,10 +21,10 @@ pub(super) struct FileThreads {
 
 struct Shared {
     queue: Mutex<Queue>,
-    /// Told of every new job, and of the end.
+    /// Signals new jobs and the end.
     changed: Condvar,
     done: Mutex<Vec<Completion>>,
-    /// Woken when `done` stops being empty.
+    /// Woken when `done` becomes non-empty.
     wake: Arc<EventFd>,
 }
 
@@ -43,7 +41,7 @@ struct Job {
 }
 
 impl FileThreads {
-    /// `wake` is woken when there is something to take.
+    /// Starts `count` threads. `wake` is woken when completions are ready.
     pub fn start(count: usize, wake: Arc<EventFd>) -> io::Result<FileThreads> {
         let mut pool = FileThreads {
             shared: Arc::new(Shared {
@@ -66,13 +64,13 @@ impl FileThreads {
 
     /// Queues a `Read`, `Write` or `Sync`.
     pub fn queue(&self, token: Token, file: Arc<OwnedFd>, op: Op) {
-        // Here, as a panic in a thread would leave the operation without a completion.
+        // Checked here because a panic in a thread would leave the operation without completion.
         assert_aligned(&op);
         lock(&self.shared.queue).jobs.push_back(Job { token, file, op });
         self.shared.changed.notify_one();
     }
 
-    /// Takes what has completed.
+    /// Takes the completions.
     pub fn take_done(&self, out: &mut Vec<Completion>) {
         out.append(&mut lock(&self.shared.done));
     }
@@ -87,7 +85,7 @@ impl Drop for FileThreads {
         }
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
-            // It has panicked on an assertion: that has been reported, and nothing is left to do.
+            // A thread that panicked has reported it.
             let _ = thread.join();
         }
     }
@@ -123,7 +121,7 @@ impl Shared {
     }
 }
 
-/// A panic in between cannot leave these lists in a bad state.
+/// A panic in between cannot leave these lists inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -140,8 +138,7 @@ fn run(job: Job, gather: &mut Gather) -> Completion {
     Completion { token, result: result.map(Done::Bytes), buffers: buffers_of(op) }
 }
 
-/// Writes all that is gathered. A write that was cut within a block is repeated from the block's
-/// start.
+/// Writes all gathered memory. A write cut within a block is repeated from the block's start.
 fn write(file: &OwnedFd, offset: u64, durable: bool, gather: &mut Gather) -> io::Result<usize> {
     let total_bytes = gather.remaining_bytes();
     let flags = if durable { libc::RWF_DSYNC } else { 0 };

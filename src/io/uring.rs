@@ -1,12 +1,12 @@
 //! The io_uring driver: one ring per worker, used only by the thread that made it. A round is one
-//! system call that submits, runs the kernel's deferred work and waits.
+//! system call that submits, runs the kernel's deferred work, and waits.
 //!
-//! Every operation has one entry in the kernel at a time; what the kernel may touch meanwhile
-//! lives in a slot ([`slots`]). Entries go to the kernel in the order of their submission: those
-//! that find the submission queue full wait in `backlog`.
+//! Each operation has at most one entry in the kernel. Memory that the kernel may touch meanwhile
+//! lives in a slot ([`slots`]). Entries reach the kernel in the order of submission; while the
+//! submission queue is full, they wait in `backlog`.
 //!
-//! Closing a socket: mark it, cancel what is under way, and close it when the last operation has
-//! been answered. Nothing is started again on a marked socket.
+//! To close a socket: mark it, cancel its operations in flight, and close it after the last answer.
+//! No operation starts on a marked socket.
 
 mod handles;
 mod slots;
@@ -32,49 +32,49 @@ use crate::io::wake::EventFd;
 use crate::io::{DriverError, DurableWrites, clock, file, socket};
 use crate::types::Mono;
 
-/// Sets of flags to try, best first: Linux 6.1, 6.0, 5.19, anything.
+/// Number of flag sets to try, best first: for Linux 6.1, 6.0, 5.19, and any.
 const FLAG_SETS: u32 = 4;
-/// Threads for durable writes: more than a log has in flight.
+/// Threads for durable writes: more than the writes that a log has in flight.
 const WRITE_THREADS: usize = 4;
-/// How long a dropped driver waits for the kernel to let go of its memory.
+/// How long a dropped driver waits for the kernel to release its memory.
 const DROP_WAIT: Duration = Duration::from_secs(10);
 
-/// See [`is_small_send`].
+/// The limit of [`is_small_send`].
 const SMALL_SEND_BYTES: usize = 16 << 10;
 
-/// See the module.
+/// The io_uring driver: see the module.
 pub(super) struct Uring {
     ring: IoUring,
-    /// The kernel says in shared memory when deferred work waits.
+    /// True when the kernel signals deferred work in shared memory.
     has_taskrun_flag: bool,
     backlog: VecDeque<squeue::Entry>,
     slots: Slots,
     handles: Handles,
-    /// Completions that needed no kernel.
+    /// Completions of operations that needed no kernel.
     ready: Vec<Completion>,
-    /// Room for what one look at the completion queue finds.
+    /// Reused list of the completions that one look at the queue finds.
     reaped: Vec<cqueue::Entry>,
-    /// Durable writes, where threads carry them out; they start with the next round.
+    /// Durable writes for the threads; they start with the next round.
     durable: VecDeque<(Token, Arc<OwnedFd>, Op)>,
     threads: Option<FileThreads>,
-    /// Small sends among what the next crossing starts. They end at once, into the socket's
-    /// buffer, and are not what the caller waits for: waiting goes on past them, which saves a
-    /// wake-up per round. One that does end late holds others up for the timeout at most, once.
+    /// Small sends that the next system call starts. They end at once, into the socket's buffer,
+    /// and the caller does not wait for them. So the wait counts past them, which saves a wake-up
+    /// per round. A late one delays others once, by the timeout at most.
     small_sends: u32,
     wake: Arc<EventFd>,
-    /// Where the kernel puts the eventfd's count.
+    /// Where the kernel writes the eventfd's count.
     wake_count: Box<UnsafeCell<u64>>,
     wake_armed: bool,
     woken: bool,
 }
 
-/// How much of everything a ring has.
+/// Sizes of a ring.
 struct Sizes {
-    /// Entries that one system call submits at most.
+    /// Most entries that one system call submits.
     submission_entries: u32,
-    /// Completions the kernel keeps in shared memory; more of them it keeps in its own.
+    /// Completions in shared memory. The kernel keeps further ones in its own memory.
     completion_entries: u32,
-    /// Files and sockets that are registered; further ones work, a little slower.
+    /// Registered files and sockets. Further ones work a little slower.
     registered_max: u32,
 }
 
@@ -93,7 +93,7 @@ enum Wait {
 }
 
 impl Uring {
-    /// A ring for the calling thread.
+    /// Creates a ring for the calling thread.
     pub fn new(durable_writes: DurableWrites) -> Result<Uring, DriverError> {
         let mut uring = Uring::with(Sizes::default(), 0)?;
         if durable_writes == DurableWrites::Threads {
@@ -104,7 +104,7 @@ impl Uring {
         Ok(uring)
     }
 
-    /// As [`Uring::new`], without the flag sets before `first_flag_set`.
+    /// Like [`Uring::new`], without the flag sets before `first_flag_set`.
     fn with(sizes: Sizes, first_flag_set: u32) -> Result<Uring, DriverError> {
         let (ring, has_taskrun_flag) = build_ring(&sizes, first_flag_set)?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
@@ -131,10 +131,10 @@ impl Uring {
         })
     }
 
-    /// Hands an entry to the submission queue, behind those that wait for room in it.
+    /// Adds an entry to the submission queue, or to the backlog while that is full.
     fn push(&mut self, entry: squeue::Entry) {
         if self.backlog.is_empty() {
-            // SAFETY: what the entry points to lives in a slot or in `self.wake_count` until the
+            // SAFETY: the entry points into a slot or to `self.wake_count`, which live until the
             // kernel has answered; `Drop` waits for that too.
             let pushed = unsafe { self.ring.submission().push(&entry) };
             if pushed.is_ok() {
@@ -144,7 +144,7 @@ impl Uring {
         self.backlog.push_back(entry);
     }
 
-    /// Moves waiting entries to the submission queue, as far as there is room.
+    /// Moves entries from the backlog to the submission queue while there is room.
     fn push_backlog(&mut self) {
         if self.backlog.is_empty() {
             return;
@@ -221,11 +221,11 @@ impl Uring {
         self.push(entry.user_data(user_data(handle, CANCEL)));
     }
 
-    /// Closes a socket that nothing is under way on.
+    /// Closes a socket without operations in flight.
     fn close(&mut self, handle: u32) -> Completion {
         let open = self.handles.get(handle).expect("an open handle");
         let token = open.closing.expect("marked before");
-        // Old kernels let go of a registered file only when older operations have ended.
+        // Old kernels release a registered file only when older operations have ended.
         socket::hang_up(open);
         let result = self.handles.remove(&self.ring, handle);
         Completion {
@@ -235,7 +235,7 @@ impl Uring {
         }
     }
 
-    /// One crossing into the kernel. True when it took all that was submitted.
+    /// One system call. True when the kernel took all submitted entries.
     fn cross(&mut self, wait: Wait) -> io::Result<bool> {
         let (count, idle) = {
             let submission = self.ring.submission();
@@ -248,8 +248,8 @@ impl Uring {
         let small_sends = std::mem::take(&mut self.small_sends);
         let submitter = self.ring.submitter();
         let flags = EnterFlags::GETEVENTS;
-        // SAFETY: every entry in the queue was pushed under the conditions of `push`, and the
-        // argument is what the flags announce.
+        // SAFETY: every entry in the queue meets the conditions of `push`, and the argument is of
+        // the type that the flags announce.
         let crossed = unsafe {
             match wait {
                 Wait::No => submitter.enter::<libc::sigset_t>(count, 0, flags.bits(), None),
@@ -266,19 +266,19 @@ impl Uring {
             Ok(taken) => Ok(taken as u32 == count),
             Err(error) => match error.raw_os_error() {
                 Some(libc::ETIME) => Ok(true),
-                // A signal: the caller gets to look around.
+                // After a signal, return to the caller.
                 Some(libc::EINTR) => {
                     self.woken = true;
                     Ok(true)
                 }
-                // Short of memory, or completions wait to be taken first.
+                // Out of memory, or the completions must be taken first.
                 Some(libc::EAGAIN | libc::EBUSY) => Ok(false),
                 _ => Err(error),
             },
         }
     }
 
-    /// Takes every completion that is there. True when there was any.
+    /// Takes all available completions. True when there was one.
     fn reap(&mut self, out: &mut Vec<Completion>) -> bool {
         let mut reaped = std::mem::take(&mut self.reaped);
         reaped.extend(self.ring.completion());
@@ -301,8 +301,8 @@ impl Uring {
         any
     }
 
-    /// A cancellation that did not find its operation waiting: it has ended, or a kernel thread
-    /// runs it. The latter ends when the connection does.
+    /// Called when a cancellation did not find its operation waiting: it has ended, or a kernel
+    /// thread runs it. Such a thread ends with the connection.
     fn cancelled(&mut self, handle: u32, result: i32) {
         if result == 0 {
             return;
@@ -317,7 +317,7 @@ impl Uring {
     fn answered(&mut self, index: u32, generation: u32, result: i32, out: &mut Vec<Completion>) {
         let slot = self.slots.answered(index, generation);
         let (token, handle) = (slot.token, slot.handle);
-        let open = self.handles.get_mut(handle).expect("open while under way");
+        let open = self.handles.get_mut(handle).expect("open while in flight");
         let closing = open.closing.is_some();
         let ended = match slot.judge(result, closing) {
             Verdict::Again => {
@@ -328,7 +328,7 @@ impl Uring {
         };
         if open.is_socket {
             let position = open.under_way.iter().position(|other| *other == index);
-            open.under_way.swap_remove(position.expect("under way until now"));
+            open.under_way.swap_remove(position.expect("the operation was in flight"));
         }
         let failed_connect = slot.is_connect() && ended.is_err();
         let close_now = closing && open.under_way.is_empty();
@@ -341,7 +341,7 @@ impl Uring {
         });
         out.push(Completion { token, result, buffers });
         if failed_connect {
-            // The connect's own error is the one that matters.
+            // The error of the connect itself is the useful one.
             let _ = self.handles.remove(&self.ring, handle);
         } else if close_now {
             let completion = self.close(handle);
@@ -349,9 +349,9 @@ impl Uring {
         }
     }
 
-    /// Makes a socket of an accepted descriptor.
+    /// Registers an accepted descriptor as a socket.
     fn adopt(&mut self, fd: RawFd, is_tcp: bool, closing: bool) -> io::Result<Done> {
-        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+        // SAFETY: the kernel has just made this descriptor for us; no other code knows it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         if closing {
             return Err(closed());
@@ -361,7 +361,7 @@ impl Uring {
         Ok(Done::Accepted(SocketId(handle)))
     }
 
-    /// Keeps a read of the eventfd in the kernel.
+    /// Keeps a read of the eventfd in flight.
     fn arm_wake(&mut self) {
         if self.wake_armed {
             return;
@@ -372,8 +372,8 @@ impl Uring {
         self.push(read.build().user_data(user_data(0, WAKE)));
     }
 
-    /// Hands durable writes to their threads, just before the kernel gets the rest: a thread
-    /// takes longer to wake up than the kernel takes to start a send.
+    /// Hands durable writes to their threads just before the system call: a thread takes longer to
+    /// wake up than the kernel takes to start a send.
     fn start_durable(&mut self) {
         let Some(threads) = &self.threads else {
             return;
@@ -383,13 +383,13 @@ impl Uring {
         }
     }
 
-    /// True while entries wait for the kernel to take them.
+    /// True while entries wait for submission to the kernel.
     fn has_unsubmitted(&mut self) -> bool {
         !self.backlog.is_empty() || !self.ring.submission().is_empty()
     }
 }
 
-/// True for a send that a socket's buffer takes at once, as a rule.
+/// True for a send that usually fits into the socket's buffer at once.
 fn is_small_send(op: &Op) -> bool {
     let Op::Send { bufs, .. } = op else { return false };
     bufs.iter().map(Bytes::len).sum::<usize>() <= SMALL_SEND_BYTES
@@ -428,7 +428,7 @@ impl Driver for Uring {
             Op::Recv { socket, .. } | Op::Send { socket, .. } => (socket.0, true),
             Op::Accept { listener } => (listener.0, true),
             file_op => {
-                let file = file_of(file_op).expect("all others are on files");
+                let file = file_of(file_op).expect("all other operations are on files");
                 (file.0, false)
             }
         };
@@ -500,7 +500,7 @@ impl Driver for Uring {
 }
 
 impl Drop for Uring {
-    /// Waits until the kernel has let go of every buffer, or leaks them.
+    /// Waits until the kernel has released every buffer; leaks them after a time limit.
     fn drop(&mut self) {
         let in_use: Vec<u32> = self.slots.in_use().collect();
         for index in in_use {
@@ -531,12 +531,12 @@ impl Drop for Uring {
     }
 }
 
-/// A socket that takes operations.
+/// True for a socket that takes operations.
 fn is_open(handle: &Handle) -> bool {
     handle.is_socket && handle.closing.is_none()
 }
 
-/// The ring with the best flags that this kernel takes, and whether it has `TASKRUN_FLAG`.
+/// A ring with the best flags that this kernel accepts, and whether `TASKRUN_FLAG` is among them.
 fn build_ring(sizes: &Sizes, first_flag_set: u32) -> Result<(IoUring, bool), DriverError> {
     let mut refused = None;
     for flag_set in first_flag_set..FLAG_SETS {
@@ -564,9 +564,9 @@ fn build_ring(sizes: &Sizes, first_flag_set: u32) -> Result<(IoUring, bool), Dri
     Err(setup("io_uring")(refused.expect("tried at least once")))
 }
 
-/// Registers an empty table of files; its size.
+/// Registers an empty table of files and returns its size.
 fn register_table(ring: &IoUring, count_max: u32) -> Result<u32, DriverError> {
-    // The kernel refuses a table larger than the number of files a process may open.
+    // The kernel refuses a table larger than the process's limit of open files.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let count =
         limit.map_or(count_max, |limit| u32::try_from(limit).unwrap_or(u32::MAX).min(count_max));

@@ -1,5 +1,5 @@
-//! What only shows with small queues, few registered files or older flags. The contract itself is
-//! tested in `tests/driver_contract.rs`.
+//! Cases that need small queues, few registered files or older flags. The contract itself is tested
+//! in `tests/driver_contract.rs`.
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -108,7 +108,7 @@ fn every_set_of_flags_works() {
         let socket = *socket;
         uring.submit(Token(4), Op::Send { socket, bufs });
         peer.write_all(b"y").unwrap();
-        // Polling alone brings everything.
+        // Polling alone makes all of them complete.
         while out.len() < 4 {
             uring.enter(Some(Duration::ZERO), &mut out).unwrap();
         }
@@ -127,7 +127,7 @@ fn a_poll_that_skips_the_kernel_still_sees_a_wake() {
         return;
     };
     let mut out = Vec::new();
-    // The first one hands over the read of the eventfd.
+    // The first call submits the read of the eventfd.
     uring.enter(Some(Duration::ZERO), &mut out).unwrap();
     assert!(uring.wake_armed && !uring.has_unsubmitted());
     uring.enter(Some(Duration::ZERO), &mut out).unwrap();

@@ -13,7 +13,7 @@ pub(super) struct EventFd {
 }
 
 impl EventFd {
-    /// A blocking one suits io_uring: it would not wait for a non-blocking one.
+    /// `nonblocking` is false for io_uring, which would not wait for a non-blocking eventfd.
     pub fn new(nonblocking: bool) -> io::Result<EventFd> {
         let mut flags = EventfdFlags::CLOEXEC;
         if nonblocking {
@@ -22,10 +22,10 @@ impl EventFd {
         Ok(EventFd { fd: eventfd(0, flags)? })
     }
 
-    /// Takes everything that was added. Only for a non-blocking one.
+    /// Resets the counter. Only for a non-blocking eventfd.
     pub fn drain(&self) {
         let mut count = [0u8; 8];
-        // Nothing to take (EAGAIN) is fine, and no other error exists for an eventfd.
+        // EAGAIN (nothing to take) is fine, and an eventfd has no other error.
         let _ = rustix::io::read(&self.fd, &mut count);
     }
 }
@@ -44,7 +44,7 @@ impl std::os::fd::AsFd for EventFd {
 
 impl Wake for EventFd {
     fn wake(&self) {
-        // The one possible failure is a full counter (2^64 wakes unread): awake already.
+        // It fails only when the counter is full (2^64 unread wakes): awake already.
         let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
     }
 }

@@ -1,5 +1,5 @@
-//! How long to wait before the next attempt to connect. Pure: the jitter is a function of
-//! (seed, attempt), so that a simulation replays.
+//! The pause before the next attempt to connect. Pure: the jitter is a function of (seed, attempt),
+//! so that a simulation can be replayed.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use crate::types::mix64;
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// The pause after `attempt` failures in a row (0: none yet, no pause). Doubles from 50 ms to 2 s;
-/// of each pause the upper half is drawn, so that pods that lost a peer at the same moment do not
-/// all come back at the same moment.
+/// The pause after `attempt` failures in a row (0: no pause). Its bound doubles from 50 ms to 2 s.
+/// The pause is drawn from the upper half, so that pods that lost a peer at the same moment do not
+/// reconnect at the same moment.
 pub fn reconnect_pause(seed: u64, attempt: u32) -> Duration {
     let Some(doublings) = attempt.checked_sub(1) else {
         return Duration::ZERO;

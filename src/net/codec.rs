@@ -1,5 +1,5 @@
-//! Messages as frames: which fields stand in the meta part and which bytes in the payload part.
-//! Payloads are not copied on the way out; on the way in they land where they stay.
+//! Messages as frames: the fields of the meta part and the bytes of the payload part. Sending does
+//! not copy payloads; receiving puts them in their final memory.
 //!
 //! ```text
 //! kind                 meta                                            payload
@@ -19,10 +19,10 @@
 //! 11 space             free bytes
 //! ```
 //!
-//! Ids, terms and indexes are u64, counts u32, byte strings stand behind their u32 length; `op`,
-//! `reply` and `error` are described in `operation`. A Raft payload that is not whole blocks (only
-//! the catalog's group has such) stands inline in the meta part, so that every other one starts on
-//! a 4 KiB boundary of the payload part and, on arrival, of memory.
+//! Ids, terms and indexes are u64, counts u32; byte strings follow their u32 length. `operation`
+//! describes `op`, `reply` and `error`. A Raft payload that is not whole blocks (only in the
+//! catalog's group) is inline in the meta part. So every other payload starts at a 4 KiB boundary
+//! of the payload part and, after receiving, of memory.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -38,7 +38,7 @@ use crate::types::{
     ManifestEntry, MemberId, ShardId,
 };
 
-/// Bytes of one extent in a manifest.
+/// Encoded bytes of one extent in a manifest.
 const MANIFEST_ENTRY_BYTES: usize = 20;
 
 mod kind {
@@ -55,19 +55,19 @@ mod kind {
     pub const SPACE: u8 = 11;
 }
 
-/// Why a message cannot be sent: it is not what its type promises, or longer than a frame.
+/// Why a message cannot be sent: its fields are inconsistent, or it does not fit into a frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
-    #[error("a message is {meta_bytes} + {payload_bytes} bytes, more than fits a frame")]
+    #[error("a message of {meta_bytes} + {payload_bytes} bytes does not fit into a frame")]
     TooLong { meta_bytes: usize, payload_bytes: usize },
-    #[error("a message contradicts itself")]
+    #[error("a message has inconsistent fields")]
     Malformed {
         #[source]
         source: FieldError,
     },
 }
 
-/// A message, ready for [`crate::net::frame::write_head`].
+/// An encoded message, ready for [`crate::net::frame::write_head`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Encoded {
     pub kind: u8,
@@ -76,7 +76,7 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    /// Bytes on the wire without the frame's head.
+    /// Bytes on the wire, without the head of the frame.
     pub fn bytes(&self) -> usize {
         self.meta.len() + self.payload_bytes()
     }
@@ -86,7 +86,7 @@ impl Encoded {
     }
 }
 
-/// Turns a message into the parts of its frame.
+/// Encodes a message into the parts of its frame.
 pub fn encode(message: PeerMessage) -> Result<Encoded, EncodeError> {
     check(&message).map_err(|source| EncodeError::Malformed { source })?;
     let mut meta = BytesMut::with_capacity(128);
@@ -152,7 +152,7 @@ fn put_raft(
     }
 }
 
-/// What resync and the rest say. Called by [`put_message`] with what it does not know.
+/// Encodes resync and space messages; [`put_message`] encodes the others.
 fn put_resync(meta: &mut BytesMut, payload: &mut Vec<Bytes>, message: PeerMessage) -> u8 {
     match message {
         PeerMessage::ResyncOffer { to, source } => {
@@ -242,8 +242,8 @@ fn is_inline(payload_bytes: usize) -> bool {
     payload_bytes == 0 || !payload_bytes.is_multiple_of(BLOCK_BYTES)
 }
 
-/// In which pieces a frame's payload part is to arrive. Log entries live long, and one of 4 KiB
-/// must not keep a megabyte alive: each has memory of its own.
+/// The lengths of the pieces in which a frame's payload is received. Each piece has its own memory,
+/// so that a long-lived log entry of 4 KiB does not keep a megabyte alive.
 pub fn pieces(kind: u8, meta: &Bytes, payload_bytes: usize) -> Vec<usize> {
     let mut lengths = match kind {
         kind::RAFT => take_raft_head(&mut Fields::new(meta.clone())).map(|(_, _, lengths)| lengths),
@@ -253,12 +253,12 @@ pub fn pieces(kind: u8, meta: &Bytes, payload_bytes: usize) -> Vec<usize> {
     lengths.retain(|len| !is_inline(*len));
     match lengths.iter().sum::<usize>() == payload_bytes {
         true => lengths,
-        // Of one piece, or not to be understood.
+        // Not a Raft message, or a malformed one.
         false => vec![payload_bytes],
     }
 }
 
-/// Understands a frame whose payload part was cut as [`pieces`] says.
+/// Decodes a frame whose payload was received in the pieces of [`pieces`].
 pub fn decode(frame: Frame) -> Result<PeerMessage, FieldError> {
     let mut meta = Fields::new(frame.meta);
     let message = match frame.kind {
@@ -270,7 +270,7 @@ pub fn decode(frame: Frame) -> Result<PeerMessage, FieldError> {
     Ok(message)
 }
 
-/// To, header, and the lengths of all payloads.
+/// Takes the target member, the header, and the lengths of all payloads.
 fn take_raft_head(meta: &mut Fields) -> Result<(MemberId, Bytes, Vec<usize>), FieldError> {
     let (to, header) = (meta.member()?, meta.string()?);
     let count = meta.count(4)?;
@@ -408,8 +408,8 @@ fn take_manifest(meta: &mut Fields) -> Result<(ManifestChunk, Bytes), FieldError
     Ok((chunk, shard_meta))
 }
 
-/// What a message promises of itself. Checked on both sides: a sender must not send what the
-/// receiver would close the connection for.
+/// Checks the consistency of a message. Both sides check, because the receiver closes the
+/// connection on an inconsistent message.
 fn check(message: &PeerMessage) -> Result<(), FieldError> {
     match message {
         PeerMessage::Request { op, .. } => check_op(op),

@@ -1,5 +1,5 @@
-//! Every message survives its encoding; no bytes make the decoder panic or take memory that the
-//! bytes do not account for.
+//! Every message survives its encoding. No bytes make the decoder panic, or allocate more than they
+//! justify.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -8,7 +8,7 @@ use super::*;
 use crate::io::buffer::{Pool, is_aligned};
 use crate::testing::peer_fixture::{cut, message};
 
-/// As it would arrive.
+/// The frame as it would arrive.
 fn arrive(encoded: Encoded) -> Frame {
     cut(encoded.kind, encoded.meta.freeze(), &encoded.payload.concat())
 }

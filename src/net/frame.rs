@@ -1,6 +1,6 @@
-//! Frames: how one [`crate::net::message::PeerMessage`] looks on a connection between two lanes.
+//! Frames: the form of a [`crate::net::message::PeerMessage`] on a connection between two lanes.
 //!
-//! All numbers are little endian. A frame is a head of 24 bytes, the meta part, the payload part:
+//! Numbers are little endian. A frame has a head of 24 bytes, the meta part and the payload part:
 //!
 //! ```text
 //!  0  magic          u32   "HFF1"
@@ -15,9 +15,9 @@
 //!     payload        payload_bytes
 //! ```
 //!
-//! The seed is different for every connection and for each of its two directions (it is made in
-//! the handshake, see `link`), so that a frame of another connection, or one of the own that comes
-//! back, is never taken for a valid one. Both lengths are checked before anything is allocated.
+//! Every connection has a different seed for each direction, made in the handshake (see `link`). So
+//! a frame of another connection, or one of our own that is reflected, is never valid. Both lengths
+//! are checked before any allocation.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -28,12 +28,12 @@ use crate::limits::{FRAME_META_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
 const MAGIC: u32 = u32::from_le_bytes(*b"HFF1");
 /// Bytes before the meta part.
 pub const HEAD_BYTES: usize = 24;
-/// A meta part up to here is parsed out of the staging buffer; a larger one is received apart.
+/// Largest meta part that is parsed from the staging buffer. A larger one is received separately.
 const META_STAGED_BYTES_MAX: usize = 16 << 10;
 
 const _: () = assert!(HEAD_BYTES + META_STAGED_BYTES_MAX < crate::io::stream::STAGING_BYTES);
 
-/// Why bytes are not a frame. The connection cannot be used any more.
+/// Why bytes cannot be decoded as a frame. The connection is no longer usable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     #[error("a frame starts with {found:#010x} instead of the magic number")]
@@ -48,13 +48,13 @@ pub enum FrameError {
     PayloadChecksum,
 }
 
-/// One frame that has arrived whole and intact.
+/// A complete and intact frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     pub kind: u8,
     pub meta: Bytes,
-    /// The payload part, cut as [`FrameReader::next`] was told. Each piece has memory of its own,
-    /// from a 4 KiB boundary on.
+    /// The payload part, in the pieces that [`FrameReader::next`] asked for. Each piece has its own
+    /// memory, aligned to 4 KiB.
     pub payload: Vec<Bytes>,
 }
 
@@ -118,9 +118,9 @@ fn payload_crc<'a>(seed: u32, slices: impl Iterator<Item = &'a [u8]>) -> u32 {
     hasher.finalize()
 }
 
-/// Appends the head and the meta part to `out`; the caller sends `payload` right behind them.
+/// Appends the head and the meta part to `out`. The caller must send `payload` right behind them.
 ///
-/// Panics when a part is longer than its limit: messages are checked before they come here.
+/// Panics if a part exceeds its limit; the caller has checked messages before.
 pub fn write_head(out: &mut BytesMut, seed: u32, kind: u8, meta: &[u8], payload: &[Bytes]) {
     let payload_bytes: usize = payload.iter().map(Bytes::len).sum();
     assert!(meta.len() <= FRAME_META_BYTES_MAX, "meta part too long");
@@ -138,7 +138,7 @@ pub fn write_head(out: &mut BytesMut, seed: u32, kind: u8, meta: &[u8], payload:
     out.put_slice(meta);
 }
 
-/// Takes frames out of a byte stream; keeps its place while one is incomplete.
+/// Extracts frames from a byte stream. Keeps its position in an incomplete frame.
 #[derive(Debug, Default)]
 pub struct FrameReader {
     state: State,
@@ -149,14 +149,14 @@ enum State {
     #[default]
     Head,
     Meta(Head),
-    /// Pieces of the payload part are still to come, of these sizes.
+    /// The sizes of the missing pieces of the payload part.
     Payload(Head, Frame, std::vec::IntoIter<usize>),
 }
 
 impl FrameReader {
-    /// The next whole frame, `None` when more bytes are needed. `cut` says in which pieces the
-    /// payload part of a frame arrives, by its kind, its meta part and its length, which is their
-    /// sum. After an error the connection has to be closed.
+    /// The next complete frame; `None`: more bytes are needed. `cut` returns the sizes of the
+    /// pieces in which the payload is received, from kind, meta part and length of the payload.
+    /// They must add up to that length. After an error the connection must be closed.
     pub fn next(
         &mut self,
         reader: &mut StreamReader,
@@ -200,7 +200,7 @@ impl FrameReader {
     }
 }
 
-/// A short meta part is copied out of the staging buffer; a long one gets memory of its own.
+/// Copies a short meta part from the staging buffer. A long one gets its own memory.
 fn take_meta(reader: &mut StreamReader, meta_bytes: usize) -> Option<Bytes> {
     if meta_bytes > META_STAGED_BYTES_MAX {
         return reader.payload(meta_bytes, 0);

@@ -1,7 +1,7 @@
-//! The first messages of a connection between two lanes. The side that connects (the dialer)
-//! sends a hello; the side that was called (the acceptor) answers with a welcome or a refusal.
+//! The first messages on a connection between two lanes. The connecting side (dialer) sends a
+//! hello. The called side (acceptor) answers with a welcome or a refusal.
 //!
-//! All numbers are little endian. Every message stands in the same envelope, in every version:
+//! All numbers are little endian. All messages of all versions have the same envelope:
 //!
 //! ```text
 //!  0  magic       8 bytes   "HOLDPEER"
@@ -19,27 +19,27 @@
 //! identity  cluster 16 bytes, pod u64, disk 16 bytes, lane u16, incarnation u64
 //! ```
 //!
-//! A reader ignores what stands behind the fields it knows, so that later versions can add some.
+//! A reader ignores bytes after the fields that it knows, so that later versions can add fields.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::fields::{FieldError, Fields, value};
 use crate::types::{PodId, Uuid, mix64};
 
-/// The oldest protocol this program speaks.
+/// The oldest protocol version of this program.
 pub const PROTOCOL_MIN: u16 = 1;
-/// The newest protocol this program speaks.
+/// The newest protocol version of this program.
 pub const PROTOCOL_MAX: u16 = 1;
 
 const MAGIC: &[u8; 8] = b"HOLDPEER";
 const ENVELOPE_BYTES: usize = 12;
 const CRC_BYTES: usize = 4;
-/// Longest body, far above what version 1 needs.
+/// Longest body, much longer than version 1 needs.
 const BODY_BYTES_MAX: usize = 1024;
 /// Longest text of a refusal.
 const REASON_BYTES_MAX: usize = 512;
 
-/// Who an end of a connection is: one lane of one disk, opened for the `incarnation`th time.
+/// The identity of one end: a lane of a disk in its `incarnation`th opening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub cluster: Uuid,
@@ -49,7 +49,7 @@ pub struct Identity {
     pub incarnation: u64,
 }
 
-/// What a connection is for. Resync has connections of its own, so that it cannot stand before
+/// The purpose of a connection. Resyncs have their own connections, so that they do not delay
 /// client data in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Purpose {
@@ -66,7 +66,7 @@ pub struct Hello {
     pub to_disk: Uuid,
     pub to_lane: u16,
     pub purpose: Purpose,
-    /// Drawn anew for every connection.
+    /// A new random number for every connection.
     pub nonce: u64,
 }
 
@@ -75,30 +75,30 @@ pub struct Hello {
 pub struct Welcome {
     pub version: u16,
     pub from: Identity,
-    /// Drawn anew for every connection.
+    /// A new random number for every connection.
     pub nonce: u64,
 }
 
-/// Why a connection was refused, for programs.
+/// The reason of a refusal, for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RefusalCode {
-    /// The two belong to different clusters.
+    /// The two sides belong to different clusters.
     OtherCluster,
-    /// No protocol version that both speak.
+    /// The two sides have no protocol version in common.
     NoCommonVersion,
-    /// A newer incarnation of that disk was seen: the caller is a leftover or a copy.
+    /// A newer incarnation of the disk was seen: the caller is a leftover process or a copy.
     StaleIncarnation,
-    /// That disk lives on another pod: the caller's is a copy (rule R12).
+    /// The disk lives on another pod: the caller's is a copy (rule `disk-copies-are-refused`).
     DuplicateDisk,
-    /// The lane that was called is not here.
+    /// The called lane is not on this pod.
     NoSuchLane,
-    /// More different disks have called than a cluster has.
+    /// More different disks have called than any cluster has.
     TooManyDisks,
-    /// A code this version does not know.
+    /// A code that this version does not know.
     Other(u16),
 }
 
-/// Refuses a connection; `text` says to people what is wrong and what to do.
+/// Refuses a connection. `text` tells people the reason and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct Refusal {
@@ -106,7 +106,7 @@ pub struct Refusal {
     pub text: String,
 }
 
-/// Any message of the handshake.
+/// A message of the handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Greeting {
     Hello(Hello),
@@ -114,7 +114,7 @@ pub enum Greeting {
     Refusal(Refusal),
 }
 
-/// Why bytes are not a greeting.
+/// Why bytes cannot be decoded as a greeting.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GreetingError {
     #[error("the other side does not speak Holdfast's peer protocol")]
@@ -130,8 +130,8 @@ pub enum GreetingError {
     },
 }
 
-/// The greeting at the start of `bytes` and its length; `None` when more bytes are needed. Bytes
-/// that cannot become a greeting are refused as soon as they show it.
+/// Decodes the greeting at the start of `bytes`, and returns its length, too. `None`: more bytes
+/// are needed. Refuses wrong bytes as early as possible.
 pub fn parse(bytes: &[u8]) -> Result<Option<(Greeting, usize)>, GreetingError> {
     let start = bytes.len().min(MAGIC.len());
     if bytes[..start] != MAGIC[..start] {
@@ -197,7 +197,7 @@ fn take_identity(fields: &mut Fields) -> Result<Identity, FieldError> {
     })
 }
 
-/// The bytes of a greeting.
+/// Encodes a greeting.
 pub fn format(greeting: &Greeting) -> Bytes {
     let mut body = BytesMut::with_capacity(128);
     let kind = match greeting {
@@ -236,7 +236,7 @@ pub fn format(greeting: &Greeting) -> Bytes {
     out.freeze()
 }
 
-/// The longest prefix of whole characters that may be sent.
+/// The length of the longest prefix of whole characters that fits into a refusal.
 fn clip(text: &str) -> usize {
     let longest = text.len().min(REASON_BYTES_MAX);
     (0..=longest).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0)
@@ -276,13 +276,13 @@ impl RefusalCode {
     }
 }
 
-/// The newest version that both ranges hold.
+/// The newest version in both ranges.
 pub fn choose_version(ours: (u16, u16), theirs: (u16, u16)) -> Option<u16> {
     let newest = ours.1.min(theirs.1);
     (newest >= ours.0.max(theirs.0)).then_some(newest)
 }
 
-/// Seeds of the frame checksums: (dialer to acceptor, acceptor to dialer).
+/// The seeds of the frame checksums: (dialer to acceptor, acceptor to dialer).
 pub fn frame_seeds(dialer_nonce: u64, acceptor_nonce: u64) -> (u32, u32) {
     let mixed = mix64(dialer_nonce ^ mix64(acceptor_nonce));
     (mixed as u32, (mixed >> 32) as u32)

@@ -1,16 +1,16 @@
-//! Which incarnation of every disk was seen, and where: the table behind rule R12. A copy of a
-//! disk (a cloned virtual machine, a restored image) has the identity of the original; two that
-//! vote as one member would break the majority.
+//! The table of disks, their newest incarnations and their pods (rule `disk-copies-are-refused`). A
+//! copy of a disk (a cloned virtual machine, a restored image) has the identity of the original. If
+//! both voted as one member, they would break the majority.
 
 use std::collections::HashMap;
 
 use crate::net::handshake::{Identity, Refusal, RefusalCode};
 use crate::types::{PodId, Uuid};
 
-/// More disks than any cluster has; a caller with ever new ones takes no more memory than this.
+/// Far more disks than any cluster has. Bounds the memory that a caller can take.
 const DISKS_MAX: usize = 65_536;
 
-/// The newest sighting of every disk. One table per pod: every link of the pod uses the same.
+/// The newest sighting of every disk. All links of a pod share one table.
 #[derive(Debug, Default)]
 pub struct Incarnations {
     seen: HashMap<Uuid, Seen>,
@@ -23,16 +23,15 @@ struct Seen {
 }
 
 impl Incarnations {
-    /// The catalog says that this disk lives on this pod: the only way by which a disk moves from
-    /// one pod to another. What was seen of its incarnation stays. Call it for the own disks too,
-    /// so that a copy of one that calls is refused.
+    /// Records a disk's pod as given by the catalog; only this moves a disk to another pod. Its
+    /// incarnation stays. Call it for the pod's own disks, too, so that a calling copy is refused.
     pub fn place(&mut self, disk: Uuid, pod: PodId) {
         let incarnation = self.seen.get(&disk).map_or(0, |seen| seen.incarnation);
         self.seen.insert(disk, Seen { pod, incarnation });
     }
 
-    /// Takes note of an end of a connection, or says why it must not be spoken to: an older
-    /// incarnation than was seen, or the same disk on another pod.
+    /// Records the other end of a connection. Refuses an older incarnation than was seen, and a
+    /// disk that lives on another pod.
     pub fn admit(&mut self, peer: &Identity) -> Result<(), Refusal> {
         if self.seen.len() >= DISKS_MAX && !self.seen.contains_key(&peer.disk) {
             return Err(Refusal {
@@ -96,7 +95,7 @@ mod tests {
             let copy = code(table.admit(&identity(2, incarnation)));
             assert_eq!(copy, Err(RefusalCode::DuplicateDisk));
         }
-        // A refused copy with a higher incarnation leaves no trace.
+        // A refused copy with a higher incarnation changes nothing.
         assert_eq!(code(table.admit(&identity(1, 6))), Ok(()));
     }
 

@@ -1,14 +1,14 @@
 //! One connection between two lanes, without its socket: the handshake, then messages both ways.
 //!
-//! States: `Calling` (hello sent, waiting for the welcome), `Called` (waiting for a hello),
-//! `Up`, `Ended`. Bytes come in through [`Link::feed`] and leave through [`Link::take_output`].
+//! States: `Calling` (hello sent, waiting for the welcome), `Called` (waiting for a hello), `Up`,
+//! `Ended`. Bytes come in through [`Link::feed`] and leave through [`Link::take_output`].
 //!
-//! Order: messages arrive in the order they were sent. Raft messages without payload that are sent
-//! one after the other leave as one [`PeerMessage::RaftBatch`].
+//! Order: messages arrive in the order of sending. Consecutive Raft messages without payloads leave
+//! as one [`PeerMessage::RaftBatch`].
 //!
-//! Bounds: what waits to leave is at most [`LINK_QUEUE_BYTES_MAX`], and clients cannot fill it:
-//! requests get half of it, Raft messages with entries three quarters. Raft messages that do not
-//! fit are dropped and counted; Raft sends them again.
+//! Bounds: the send queue has at most [`LINK_QUEUE_BYTES_MAX`]. Requests get half of it and Raft
+//! messages with entries three quarters, so clients cannot fill it. Raft messages that do not fit
+//! are dropped and counted; Raft sends them again.
 
 use std::collections::VecDeque;
 
@@ -27,17 +27,17 @@ use crate::net::incarnations::Incarnations;
 use crate::net::message::PeerMessage;
 use crate::types::{MemberId, PodId, Uuid};
 
-/// Headers of one batch; a larger one leaves by itself.
+/// Bytes of headers in one batch. A longer header leaves alone.
 const BATCH_BYTES_MAX: usize = 256 << 10;
-/// The most one [`Link::take_output`] gives (but for one message that is larger): a send stays
-/// short, and what waits is counted where the bounds are checked.
+/// Bytes in one [`Link::take_output`], unless one message is larger. Sends stay short, and queued
+/// bytes are counted where the bounds are checked.
 const OUTPUT_BYTES_MAX: usize = 4 << 20;
-/// As many slices as one system call takes.
+/// Number of slices that one system call takes.
 const OUTPUT_SLICES_MAX: usize = 1000;
-/// Frame heads and meta parts that follow each other share pieces of about this size.
+/// Consecutive heads and meta parts of frames share buffers of about this size.
 const HEADS_BYTES_MAX: usize = 64 << 10;
 
-/// The lane that a dialer wants to reach.
+/// The lane that a dialer calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     pub pod: PodId,
@@ -45,67 +45,66 @@ pub struct Target {
     pub lane: u16,
 }
 
-/// What the other side did.
+/// An action of the other side.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LinkEvent {
-    /// The handshake is done; comes once, first.
+    /// The handshake is complete. The first event, exactly once.
     Up(Established),
     Message(PeerMessage),
 }
 
-/// What the handshake agreed on.
+/// The result of the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Established {
-    /// The lane of ours that was called (or calls).
+    /// Our lane: the called or the calling one.
     pub local: Identity,
     pub peer: Identity,
     pub purpose: Purpose,
     pub version: u16,
 }
 
-/// Why a link ended. What [`Link::take_output`] still gives (a refusal) is sent, then the
-/// connection is closed.
+/// Why a link ended. Send the rest of [`Link::take_output`] (a refusal), then close the connection.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
-    #[error("the greeting cannot be understood")]
+    #[error("cannot decode the greeting of the other side")]
     Greeting {
         #[source]
         source: GreetingError,
     },
-    #[error("a {0} came where it does not belong")]
+    #[error("received a {0} at the wrong point of the handshake")]
     OutOfPlace(&'static str),
-    /// The other side refused us.
+    /// The other side refused our connection.
     #[error("the other pod refused the connection: {refusal}")]
     RefusedByPeer { refusal: Refusal },
-    /// We refused the other side.
+    /// We refused the other side's connection.
     #[error("refused the other pod's connection: {refusal}")]
     RefusedByUs { refusal: Refusal },
-    #[error("the connection carries something that is not a frame")]
+    #[error("cannot decode a frame of the connection")]
     Frame {
         #[source]
         source: FrameError,
     },
-    #[error("a message cannot be understood")]
+    #[error("cannot decode a message")]
     Message {
         #[source]
         source: FieldError,
     },
-    #[error("the link has ended before")]
+    #[error("the link has already ended")]
     Ended,
 }
 
-/// Why a message was not taken.
+/// Why a message was not queued.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
     #[error("the link is not up")]
     NotUp,
-    /// A Raft message that did not fit. Tell the member that its peer is unreachable.
+    /// A Raft message did not fit. Tell the member that its peer is unreachable.
     #[error("the link's queue is full; a Raft message was dropped")]
     Dropped,
-    /// A request that did not fit: the client's router tries again.
+    /// A request did not fit. The client's router tries again.
     #[error("the link's queue is full")]
     Busy,
-    /// An answer that did not fit: the other side asks and does not read. Close the connection.
+    /// An answer did not fit: the other side asks but does not read. Close the connection.
     #[error("the other pod does not read its answers")]
     Overflow,
     #[error("the message cannot be sent")]
@@ -115,12 +114,12 @@ pub enum SendError {
     },
 }
 
-/// For metrics.
+/// Counters for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkCounters {
     pub frames_sent: u64,
     pub frames_received: u64,
-    /// Raft messages that were dropped because the queue was full.
+    /// Raft messages dropped because the queue was full.
     pub raft_dropped: u64,
     pub requests_refused: u64,
 }
@@ -132,19 +131,19 @@ enum State {
     Ended,
 }
 
-/// See the module's description.
+/// One connection between two lanes. See the module.
 pub struct Link {
     state: State,
     frames: FrameReader,
     output: Output,
-    /// Bytes that may wait to leave.
+    /// Limit of the queued bytes.
     queue_bytes_max: usize,
     counters: LinkCounters,
 }
 
 impl Link {
-    /// A link over a connection that this side made; its hello is in [`Link::take_output`].
-    /// `nonce` is drawn anew for every connection.
+    /// A link over a connection that this side opened. Its hello is in [`Link::take_output`].
+    /// `nonce` is a new random number for every connection.
     pub fn dial(local: Identity, target: Target, purpose: Purpose, nonce: u64) -> Link {
         let mut link = Link::new(State::Calling { local, target, purpose, nonce });
         link.greet(&Greeting::Hello(Hello {
@@ -159,7 +158,7 @@ impl Link {
         link
     }
 
-    /// A link over a connection that was accepted. `locals` are the lanes that may be called.
+    /// A link over an accepted connection. `locals` are the lanes that may be called.
     pub fn accept(locals: Vec<Identity>, nonce: u64) -> Link {
         Link::new(State::Called { locals, nonce })
     }
@@ -174,14 +173,14 @@ impl Link {
         }
     }
 
-    /// With another bound on what waits to leave.
+    /// Sets another limit of the queued bytes.
     pub fn with_queue_bytes_max(mut self, queue_bytes_max: usize) -> Link {
         self.queue_bytes_max = queue_bytes_max;
         self
     }
 
-    /// Takes what has arrived. After an error the link has ended: see [`LinkError`]. Events that
-    /// came before the error are in `out` all the same.
+    /// Takes received bytes. `out` gets the events, also those before an error. After an error the
+    /// link has ended: see [`LinkError`].
     pub fn feed(
         &mut self,
         reader: &mut StreamReader,
@@ -279,7 +278,7 @@ impl Link {
         self.output.push(format(greeting));
     }
 
-    /// Queues a message. What happens to one that is not taken: see [`SendError`].
+    /// Queues a message. [`SendError`] tells how to handle a message that was not queued.
     pub fn send(&mut self, message: PeerMessage) -> Result<(), SendError> {
         let State::Up { send_seed, .. } = self.state else {
             return Err(SendError::NotUp);
@@ -327,8 +326,8 @@ impl Link {
         self.output.push_frame(send_seed, batch.kind, &batch.meta, batch.payload);
     }
 
-    /// What to send next, in order; empty when nothing waits. Call it when no send is under way,
-    /// once per round and again when a send has ended.
+    /// The next bytes to send, in order; empty: nothing is queued. Call it when no send is in
+    /// flight: once per round, and again when a send has ended.
     pub fn take_output(&mut self) -> Vec<Bytes> {
         if let State::Up { send_seed, .. } = self.state {
             self.flush_batch(send_seed);
@@ -336,12 +335,12 @@ impl Link {
         self.output.take()
     }
 
-    /// Bytes that wait for [`Link::take_output`].
+    /// Bytes queued for [`Link::take_output`].
     pub fn queue_bytes(&self) -> usize {
         self.output.bytes + self.output.batch_bytes
     }
 
-    /// What the handshake agreed on, when the link is up.
+    /// The result of the handshake, if the link is up.
     pub fn established(&self) -> Option<&Established> {
         match &self.state {
             State::Up { established, .. } => Some(established),
@@ -354,20 +353,20 @@ impl Link {
     }
 }
 
-/// Member and length before each header of a batch.
+/// Bytes of member and length before each header of a batch.
 const BATCH_ITEM_BYTES: usize = 12;
 
-/// Requests are refused when this much is waiting.
+/// Requests are refused beyond this many queued bytes.
 fn requests_up_to_bytes(queue_bytes_max: usize) -> usize {
     queue_bytes_max / 2
 }
 
-/// Raft messages with entries are dropped when this much is waiting.
+/// Raft messages with entries are dropped beyond this many queued bytes.
 fn entries_up_to_bytes(queue_bytes_max: usize) -> usize {
     queue_bytes_max / 4 * 3
 }
 
-/// How full the queue may become with this message, and what to say beyond that.
+/// The limit of the queue for this message, and the error beyond it.
 fn admission(message: &PeerMessage, queue_bytes_max: usize) -> (usize, SendError) {
     match message {
         PeerMessage::Raft { .. } => (entries_up_to_bytes(queue_bytes_max), SendError::Dropped),
@@ -396,7 +395,7 @@ fn next_greeting(reader: &mut StreamReader) -> Result<Option<Greeting>, LinkErro
     }
 }
 
-/// The acceptor's judgement: which of its lanes was called, and the version to speak.
+/// The acceptor's check of a hello: the called lane, and the version to use.
 fn check_hello(
     locals: &[Identity],
     hello: &Hello,
@@ -428,7 +427,7 @@ fn check_hello(
     Ok((*local, version))
 }
 
-/// The dialer's judgement.
+/// The dialer's check of a welcome.
 fn check_welcome(
     local: &Identity,
     target: &Target,
@@ -446,7 +445,7 @@ fn check_welcome(
     if found != *target {
         return Err(Refusal {
             code: RefusalCode::NoSuchLane,
-            text: format!("called {target:?} and reached {found:?}"),
+            text: format!("called {target:?} but reached {found:?}"),
         });
     }
     seen.admit(&welcome.from)
@@ -466,13 +465,13 @@ fn check_cluster(local: &Identity, peer: &Identity) -> Result<(), Refusal> {
     }
 }
 
-/// What waits to leave: pieces in order, then heads that the next payload closes, then light
-/// messages that become one frame.
+/// The send queue. It sends `pieces`, then `heads`, which the next payload closes, then `batch`,
+/// whose light messages become one frame.
 #[derive(Default)]
 struct Output {
     pieces: VecDeque<Bytes>,
     heads: BytesMut,
-    /// Of `pieces` and `heads`.
+    /// Length of `pieces` and `heads`.
     bytes: usize,
     batch: Vec<(MemberId, Bytes)>,
     batch_bytes: usize,

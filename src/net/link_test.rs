@@ -21,7 +21,7 @@ fn identity(pod: u64) -> Identity {
     }
 }
 
-/// One end of the pipe, with what it learned.
+/// One end of the pipe, with its received events.
 struct End {
     link: Link,
     reader: StreamReader,
@@ -54,7 +54,7 @@ impl End {
         })
     }
 
-    /// Everything that waits, in as many sends as it takes.
+    /// Sends all queued bytes, in as many sends as needed.
     fn drain(&mut self) -> Vec<u8> {
         let mut all = Vec::new();
         loop {
@@ -125,7 +125,7 @@ fn read_request() -> PeerMessage {
     }
 }
 
-/// What arrives for what was sent: light Raft messages come in batches.
+/// The received messages for the sent ones: light Raft messages arrive in batches.
 fn flatten(messages: Vec<PeerMessage>) -> Vec<PeerMessage> {
     messages
         .into_iter()
@@ -226,7 +226,7 @@ fn nothing_is_taken_before_the_link_is_up() {
     assert_eq!(dialer.link.send(light(1, b"x")), Err(SendError::NotUp));
 }
 
-/// What the acceptor says to this dialer, and what the dialer makes of it.
+/// The acceptor's answer to this dialer, and the dialer's verdict on it.
 fn refusal(mut dialer: End, mut acceptor: End) -> RefusalCode {
     let hello = dialer.drain();
     let ours = match acceptor.receive(&hello, 7) {
@@ -305,7 +305,7 @@ fn a_frame_of_another_connection_or_direction_ends_the_link() {
     let (mut here, mut there) = joined();
     here.link.send(read_request()).unwrap();
     let bytes = here.drain();
-    // Back to where it came from.
+    // Reflected to its sender.
     assert!(matches!(here.receive(&bytes, 100), Err(LinkError::Frame { .. })));
     // The same disks and pods, but another connection.
     let mut other = End::new(Link::accept(vec![identity(2)], 1));

@@ -1,4 +1,4 @@
-//! What pods say to each other on the data path.
+//! The messages between pods on the data path.
 
 use bytes::Bytes;
 
@@ -7,25 +7,25 @@ use crate::types::{
     ShardReply,
 };
 
-/// Names a request on one link until it is answered. Chosen by the asking side.
+/// Identifies a request on one link until it is answered. Chosen by the requesting side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallId(pub u64);
 
 /// One message between two pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerMessage {
-    /// A Raft message for `to`. `header` is its encoding without the entries' data, `payloads`
-    /// the data of each entry that has some, each in memory aligned to 4 KiB on arrival.
+    /// A Raft message for `to`. `header` is its encoding without the payloads of entries;
+    /// `payloads` are the non-empty ones. On arrival each is in memory aligned to 4 KiB.
     Raft {
         to: MemberId,
         header: Bytes,
         payloads: Vec<Bytes>,
     },
-    /// Heartbeats, their answers and other Raft messages without payload, of many groups at once.
+    /// Raft messages without payloads, such as heartbeats, of many groups.
     RaftBatch {
         messages: Vec<(MemberId, Bytes)>,
     },
-    /// An operation for the leader of a shard, which `to` is believed to be.
+    /// An operation on a shard. The sender believes that `to` leads the shard.
     Request {
         call: CallId,
         shard: ShardId,
@@ -39,7 +39,7 @@ pub enum PeerMessage {
         term: u64,
         result: Result<ShardReply, BlockError>,
     },
-    /// The leader's offer to a follower that is behind the log: resync from `source`.
+    /// The leader's offer to a follower that lags behind the log: resync from `source`.
     ResyncOffer {
         to: MemberId,
         source: MemberId,
@@ -55,7 +55,7 @@ pub enum PeerMessage {
         source: MemberId,
         from: Extent,
     },
-    /// `meta`: shard metadata as of `chunk.applied_index`. `None`: not possible now.
+    /// `meta`: shard metadata as of `chunk.applied_index`. `None`: not available now.
     Manifest {
         call: CallId,
         answer: Option<(ManifestChunk, Bytes)>,
@@ -70,8 +70,8 @@ pub enum PeerMessage {
         call: CallId,
         result: Result<ExtentContent, BlockError>,
     },
-    /// Bytes that the sender's lane can still allocate (rule R10); sent when it changed, with the
-    /// heartbeats at most.
+    /// Bytes that the sender's lane can still allocate (rule `space-before-append`). Sent on
+    /// changes, at most as often as heartbeats.
     Space {
         free_bytes: u64,
     },

@@ -1,7 +1,7 @@
 //! Peer links: versioned handshake, frames with checksums, bounded queues. Pure: bytes in, bytes
-//! out; the worker owns the sockets.
+//! out. The worker owns the sockets.
 //!
-//! Invariant: knows neither `replica` nor `store`; a Raft message is opaque bytes here.
+//! Invariant: depends neither on `replica` nor on `store`. A Raft message is opaque bytes here.
 
 pub mod backoff;
 pub mod codec;

@@ -1,5 +1,5 @@
-//! Encoding of operations on shards, of their answers and of block errors (see `codec` for where
-//! they stand in a message). One tag byte, then fields; payloads stand in the payload part.
+//! Encoding of operations on shards, of their answers and of block errors, as parts of the messages
+//! of `codec`. One tag byte, then fields; payloads are in the payload part.
 //!
 //! ```text
 //! op     1 read     range
@@ -73,8 +73,8 @@ pub(super) fn take_op(meta: &mut Fields, payload: &mut Fields) -> Result<ShardOp
     Ok(op)
 }
 
-/// What [`ShardOp`] promises of itself. Checked on both sides: a sender must not send what the
-/// receiver would close the connection for.
+/// Checks the guarantees of [`ShardOp`]. Both sides check, because the receiver closes the
+/// connection on an invalid operation.
 pub(super) fn check_op(op: &ShardOp) -> Result<(), FieldError> {
     let range = op.range();
     if range.count == 0 || range.first.0.checked_add(range.count).is_none() {
@@ -159,7 +159,7 @@ pub(super) fn take_reply(
     Ok(reply)
 }
 
-/// What [`ShardReply`] promises of itself.
+/// Checks the guarantees of [`ShardReply`].
 pub(super) fn check_reply(reply: &ShardReply) -> Result<(), FieldError> {
     match reply {
         ShardReply::Done => Ok(()),

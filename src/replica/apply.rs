@@ -1,25 +1,29 @@
-//! What a committed entry does: a pure function of the entry and the shard metadata. The same
-//! code runs in a live member and at recovery, so that both judge an entry alike (rule R15).
+//! Applies committed entries: a pure function of the entry and the shard metadata. A live member
+//! and recovery run the same code, so both decide alike (rule `session-checked-at-apply`).
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use protobuf::Message;
 use raft::eraftpb::{ConfChange, ConfChangeV2, Entry, EntryType};
 use raft::prelude::ConfChangeSingle;
 
+use crate::log::{Applied, Change, WholeExtents};
 use crate::planted::{Mistake, planted};
 use crate::replica::command::{self, Command, CommandError};
 use crate::replica::meta::{Meta, SessionVerdict, changed_conf};
-use crate::replica::seam::{Applied, Change};
-use crate::types::{BlockError, BlockRange, Origin};
+use crate::types::{BLOCKS_PER_EXTENT, BlockError, BlockRange, EXTENT_BYTES, Origin};
 
-/// Applies committed entries, in order, to the metadata; their changes of blocks are returned.
+/// Applies committed entries to the metadata, in order, and returns their changes of blocks.
 #[derive(Clone, Debug)]
 pub struct Applier {
     pub meta: Meta,
+    /// Decoded commands of large entries that are appended and not applied yet, by index.
+    decoded: BTreeMap<u64, Result<(Origin, Command), CommandError>>,
 }
 
-/// Why a committed entry cannot be applied. The member is broken, or the entry was made by a
-/// newer version.
+/// Why a committed entry cannot be applied: the member is broken, or a newer version wrote the
+/// entry.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     #[error("entry {index} carries a command that cannot be decoded")]
@@ -41,22 +45,36 @@ pub enum ApplyError {
 }
 
 impl Applier {
-    /// `meta` is as of the index before the first entry to be applied.
+    /// `meta` is the metadata as of the index before the first entry that will be applied.
     pub fn new(meta: Meta) -> Applier {
-        Applier { meta }
+        Applier { meta, decoded: BTreeMap::new() }
     }
 
-    /// Applies the next entry. The payload of a write may be left out (replay of what is in the
-    /// log anyway); `Change::Write::payload` is then empty.
-    pub fn apply(&mut self, entry: &Entry) -> Result<Applied, ApplyError> {
-        let mut applied = Applied {
-            index: entry.index,
-            term: entry.term,
-            change: None,
-            meta: None,
-            command: None,
-            refused: None,
+    /// The hint for the store about an entry that is being appended, if the entry only writes whole
+    /// extents. Its decoded command is kept until the entry is applied or replaced.
+    pub fn whole_extents(&mut self, entry: &Entry) -> Option<WholeExtents> {
+        while self.decoded.last_key_value().is_some_and(|(index, _)| *index >= entry.index) {
+            self.decoded.pop_last();
+        }
+        if entry.entry_type != EntryType::EntryNormal || entry.data.len() < EXTENT_BYTES {
+            return None;
+        }
+        let decoded = self.decoded.entry(entry.index);
+        // A command that cannot be decoded is reported when it is applied.
+        let Ok((_, Command::Write { range, crcs })) =
+            decoded.or_insert_with(|| command::decode(&entry.context))
+        else {
+            return None;
         };
+        let whole = range.first.in_extent() == 0 && range.count.is_multiple_of(BLOCKS_PER_EXTENT);
+        let (index, first) = (entry.index, range.first.extent());
+        whole.then(|| WholeExtents { index, first, crcs: crcs.clone() })
+    }
+
+    /// Applies the next entry. A replay may leave out the payload of a write, because the log has
+    /// it; `Change::Write::payload` is then empty.
+    pub fn apply(&mut self, entry: &Entry) -> Result<Applied, ApplyError> {
+        let mut applied = Applied { index: entry.index, term: entry.term, ..Applied::default() };
         if let Some(change) = conf_change_of(entry)? {
             applied.meta = self.change_members(&change);
             return Ok(applied);
@@ -65,7 +83,9 @@ impl Applier {
             return Ok(applied);
         }
         let index = entry.index;
-        let (origin, command) = command::decode(&entry.context)
+        let decoded = self.decoded.remove(&index);
+        let (origin, command) = decoded
+            .unwrap_or_else(|| command::decode(&entry.context))
             .map_err(|source| ApplyError::Command { index, source })?;
         self.check_payload(entry, &command)?;
         match self.admit(origin) {
@@ -86,7 +106,7 @@ impl Applier {
         Ok(applied)
     }
 
-    /// The blocks are inside the shard and the payload is what the command says.
+    /// Checks that the blocks are inside the shard and that the payload fits the command.
     fn check_payload(&self, entry: &Entry, command: &Command) -> Result<(), ApplyError> {
         let index = entry.index;
         let bytes = entry.data.len();
@@ -108,7 +128,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Checks epoch and session (rule R15); true when they raised what is recorded.
+    /// Checks epoch and session (rule `session-checked-at-apply`). True: one of them was raised.
     fn admit(&mut self, origin: Origin) -> Result<bool, BlockError> {
         if planted(Mistake::SessionNotChecked) {
             return Ok(false);
@@ -134,7 +154,7 @@ impl Applier {
         Ok(raised)
     }
 
-    /// The new metadata, or `None` when the change does not fit: every member ignores it alike.
+    /// The new metadata, or `None` if the change does not fit. All members then ignore it alike.
     fn change_members(&mut self, change: &ConfChangeV2) -> Option<Bytes> {
         match changed_conf(&self.meta.conf, change) {
             Ok(conf) => {
@@ -149,7 +169,7 @@ impl Applier {
     }
 }
 
-/// The configuration change that an entry carries, if it is one.
+/// The configuration change in an entry, if the entry has one.
 pub fn conf_change_of(entry: &Entry) -> Result<Option<ConfChangeV2>, ApplyError> {
     let index = entry.index;
     let failed = |source| ApplyError::ConfChange { index, source };

@@ -1,4 +1,4 @@
-//! Codec of `Entry.context`: what a log entry does. `Entry.data` holds the payload alone.
+//! Codec of `Entry.context`: the command of a log entry. `Entry.data` holds only the payload.
 //!
 //! Layout, little endian, version 1:
 //!
@@ -15,9 +15,9 @@
 //! | 32 | 8 | session |
 //! | 40 | 4 x blocks | write only: one checksum per block |
 //!
-//! Nothing follows. Kinds without blocks have zeroes there. An entry of type `EntryNormal` whose
-//! context and data are empty is raft-rs's own no-op. The payload of a write is exactly its
-//! blocks; of an opaque command, any bytes; of the others, nothing.
+//! Nothing follows. Kinds without blocks have zeroes in the block fields. An `EntryNormal` with
+//! empty context and data is the no-op of raft-rs. The payload is exactly the blocks of a write,
+//! any bytes for an opaque command, and empty otherwise.
 
 use bytes::{BufMut, Bytes};
 
@@ -32,23 +32,23 @@ const KIND_ZERO: u8 = 2;
 const KIND_TRIM: u8 = 3;
 const KIND_TOUCH: u8 = 4;
 const KIND_OPAQUE: u8 = 5;
-/// The most blocks that one write can carry.
+/// Largest number of blocks in one write.
 const WRITE_BLOCKS_MAX: u32 = (ENTRY_BYTES_MAX / BLOCK_BYTES) as u32;
 
-/// What an entry does when it is applied.
+/// The command of an entry, carried out when the entry is applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Whole blocks; one checksum per block.
     Write { range: BlockRange, crcs: Vec<u32> },
     /// The blocks read as zeroes from then on; with `trim` their space is given back.
     Zero { range: BlockRange, trim: bool },
-    /// Changes no block: only raises the attachment epoch and the session of its origin.
+    /// Changes no block. Only raises the recorded attachment epoch and session of its origin.
     Touch,
-    /// A command of the catalog's own group; the payload is handed on as it is.
+    /// A command of the catalog's own group; the payload is passed on unchanged.
     Opaque,
 }
 
-/// Why the context of an entry cannot be understood.
+/// Why the context of an entry cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
     #[error("the command has the wrong length: {0}")]
@@ -93,7 +93,7 @@ fn header(kind: u8, origin: Origin, first: u32, count: u32, crcs: usize) -> Vec<
     context
 }
 
-/// Decodes what [`encode`] made. Any other bytes are an error, never a panic.
+/// Decodes the output of [`encode`]. Any other bytes are an error, never a panic.
 pub fn decode(context: &[u8]) -> Result<(Origin, Command), CommandError> {
     let mut fields = Fields::new(context);
     let (version, kind) = (fields.u8()?, fields.u8()?);

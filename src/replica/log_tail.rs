@@ -1,13 +1,16 @@
-//! The part of a member's log that is in memory, as raft-rs's storage: everything above
-//! `applied`, and a bounded number of bytes below it for followers that are a little behind.
+//! The in-memory part of a member's log, as raft-rs's storage: all entries above `applied`, and a
+//! bounded number of bytes below it for followers that lag a little.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::eraftpb::{ConfState, Entry, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
-/// Counted for an entry besides its payload and context.
+use crate::log::{HardState, LogEntry};
+use crate::replica::entry::raft_entry;
+
+/// Charged for an entry in addition to its payload and context.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
 
 /// Entries `compacted + 1 ..= last`, contiguous.
@@ -20,20 +23,20 @@ pub struct LogTail {
     applied_index: u64,
     /// Bytes of the entries up to `applied_index`.
     applied_bytes: usize,
-    /// Followers that raft-rs wanted a snapshot for, until taken.
+    /// Followers for which raft-rs wanted a snapshot, since the last `take_wanted`.
     wanted: RefCell<Vec<u64>>,
 }
 
-/// What is not dropped although it is applied.
+/// Applied entries that compaction keeps for a follower.
 #[derive(Debug, Clone, Copy)]
 pub struct Kept {
-    /// Entries after this index,
+    /// Keeps entries after this index,
     pub above: u64,
-    /// as long as all that is applied and here takes no more than this.
+    /// as long as all applied entries in memory take at most this many bytes.
     pub bytes_max: usize,
 }
 
-/// Why recovered entries are not a log.
+/// Why recovered entries do not form a log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
     #[error("entry {found} follows entry {before}")]
@@ -42,23 +45,25 @@ pub enum LogError {
     Term { index: u64, term: u64 },
     #[error("the log ends at {last}, below the commit {commit}: acknowledged entries are gone")]
     Short { last: u64, commit: u64 },
+    #[error("entry {index} is of a type that is not known")]
+    Kind { index: u64 },
     #[error("the log starts behind {compacted}, above the applied index {applied}")]
     Hole { compacted: u64, applied: u64 },
 }
 
 impl LogTail {
-    /// A log as it was recovered. `hard.commit` is raised to `applied_index`: what is applied was
-    /// committed.
+    /// Builds the log from recovered parts. Raises `hard.commit` to `applied_index`, because
+    /// applied entries were committed.
     pub fn new(
         mut hard: HardState,
         conf: ConfState,
         compacted: (u64, u64),
         applied_index: u64,
-        mut entries: Vec<Entry>,
+        mut entries: Vec<LogEntry>,
     ) -> Result<LogTail, LogError> {
         if entries.first().is_some_and(|first| first.term < compacted.1) {
-            // Left over from before a resync that moved the starting point on: terms only grow
-            // within a log, so these never belonged to what is committed there.
+            // These entries precede a resync that moved the starting point forward. Terms only grow
+            // within a log, so they never belonged to the committed log.
             entries.clear();
         }
         let (mut before, mut term) = compacted;
@@ -74,7 +79,7 @@ impl LogTail {
             (before, term) = (entry.index, entry.term);
         }
         if hard.term < term {
-            // A resync brought entries of a later term than was ever heard of here.
+            // A resync brought entries of a later term than this member had heard of.
             (hard.term, hard.vote) = (term, 0);
         }
         hard.commit = hard.commit.max(applied_index);
@@ -86,10 +91,12 @@ impl LogTail {
             let (last, commit) = (before, hard.commit);
             return Err(LogError::Short { last, commit });
         }
+        let known =
+            |entry: &LogEntry| raft_entry(entry).ok_or(LogError::Kind { index: entry.index });
         let mut log = LogTail {
             hard,
             conf,
-            entries: entries.into(),
+            entries: entries.iter().map(known).collect::<Result<_, _>>()?,
             compacted_index: compacted.0,
             compacted_term: compacted.1,
             applied_index: compacted.0,
@@ -105,12 +112,12 @@ impl LogTail {
         self.compacted_index + self.entries.len() as u64
     }
 
-    /// The index before the first entry that is still here.
+    /// The index before the first entry in memory.
     pub fn compacted(&self) -> u64 {
         self.compacted_index
     }
 
-    /// Appends entries, after dropping the suffix that they replace.
+    /// Appends entries. First drops the suffix that they replace.
     pub fn append(&mut self, entries: Vec<Entry>) {
         let Some(first) = entries.first() else {
             return;
@@ -122,7 +129,7 @@ impl LogTail {
         self.entries.extend(entries);
     }
 
-    /// The log is replaced by a snapshot: it is empty and starts behind `index`.
+    /// Replaces the log by a snapshot: it is empty and starts behind `index`.
     pub fn reset(&mut self, index: u64, term: u64, conf: ConfState) {
         assert!(index >= self.applied_index, "a snapshot never takes back what is applied");
         self.entries.clear();
@@ -133,7 +140,7 @@ impl LogTail {
         self.applied_bytes = 0;
     }
 
-    /// Everything up to `index` is applied.
+    /// Notes that all entries up to `index` are applied.
     pub fn applied_to(&mut self, index: u64) {
         assert!(index <= self.last(), "only what is in the log is applied");
         for at in self.applied_index + 1..=index {
@@ -142,8 +149,8 @@ impl LogTail {
         self.applied_index = self.applied_index.max(index);
     }
 
-    /// Drops the oldest applied entries until at most `keep_bytes` of them are left, or as many
-    /// as are kept for a follower.
+    /// Drops the oldest applied entries until at most `keep_bytes` of them are left. Stops earlier
+    /// at entries that are kept for a follower.
     pub fn compact_to(&mut self, keep_bytes: usize, kept: Option<Kept>) {
         while self.applied_bytes > keep_bytes && self.compacted_index < self.applied_index {
             let is_kept = |kept: Kept| {
@@ -159,7 +166,7 @@ impl LogTail {
         }
     }
 
-    /// Members that asked for more than this log has, since the last call.
+    /// Members that asked for entries below this log, since the last call.
     pub fn take_wanted(&mut self) -> Vec<u64> {
         std::mem::take(self.wanted.get_mut())
     }
@@ -170,14 +177,14 @@ impl LogTail {
     }
 }
 
-/// Memory that an entry is taken to use.
+/// Memory charged for an entry.
 fn entry_bytes(entry: &Entry) -> usize {
     entry.data.len() + entry.context.len() + ENTRY_OVERHEAD_BYTES
 }
 
 impl Storage for LogTail {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        Ok(RaftState::new(self.hard.clone(), self.conf.clone()))
+        Ok(RaftState::new(self.hard.into(), self.conf.clone()))
     }
 
     fn entries(
@@ -227,7 +234,7 @@ impl Storage for LogTail {
         Ok(self.last())
     }
 
-    /// Never available: data moves outside Raft. Who asked is noted.
+    /// Never available, because data moves outside Raft. Notes which member asked.
     fn snapshot(&self, _request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let mut wanted = self.wanted.borrow_mut();
         if !wanted.contains(&to) {

@@ -1,8 +1,8 @@
-//! A member: what turns inputs into outputs. See [`crate::replica::seam`].
+//! A member of a Raft group: turns inputs into outputs. See [`crate::replica::seam`].
 //!
-//! [`Member`] is the shell around the running state machine of `running.rs`: a panic in there
-//! (raft-rs panics on its invariants, we assert ours) or an entry that cannot be applied makes
-//! this one member *faulted*. It then ignores everything, and the pod goes on.
+//! [`Member`] is the shell around the state machine of `running.rs`. A panic in there (raft-rs and
+//! we assert invariants) or an entry that cannot be applied makes only this member *faulted*. It
+//! then ignores all inputs, and the pod goes on.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,13 +16,13 @@ pub struct Member {
     member: MemberId,
     blocks: VolumeBlocks,
     state: State,
-    /// What a faulted member still has to say.
+    /// Outputs that a faulted member still has to deliver.
     last_words: Vec<Output>,
-    /// Survives a fault.
+    /// Stays valid after a fault.
     applied_index: u64,
 }
 
-/// The blocks of a volume that a shard has.
+/// The range of a volume's blocks in one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VolumeBlocks {
     pub first: u64,
@@ -35,7 +35,8 @@ enum State {
 }
 
 impl Member {
-    /// Starts from what the store recovered. `now` begins the time without votes (rule R14).
+    /// Starts from recovered state. `now` starts the time without votes (rule
+    /// `no-vote-within-lease`).
     pub fn start(config: MemberConfig, start: Start, now: Mono) -> Member {
         let mut member = Member {
             member: config.member,
@@ -56,8 +57,8 @@ impl Member {
         member
     }
 
-    /// Absorbs one event; its effects come out of [`Member::poll`]. For a client's request,
-    /// `now` is read after the request was taken from its queue.
+    /// Takes one event; [`Member::poll`] returns its effects. For a client's request, read `now`
+    /// after the request was taken from its queue.
     pub fn handle(&mut self, now: Mono, input: Input) {
         let State::Running(running) = &mut self.state else {
             self.refuse(input);
@@ -70,7 +71,7 @@ impl Member {
         }
     }
 
-    /// Once per round, after every input of the round. `now` is not before that of any of them.
+    /// Call once per round, after all inputs. `now` is not before the time of any input.
     pub fn poll(&mut self, now: Mono, out: &mut Vec<Output>) {
         if let State::Running(running) = &mut self.state {
             let before = out.len();
@@ -82,7 +83,7 @@ impl Member {
             match failed {
                 None => self.applied_index = running.applied_index(),
                 Some(reason) => {
-                    // Nothing of a round that went wrong leaves, but the answers that it made.
+                    // Of a failed round only the replies leave.
                     let made = out.drain(before..);
                     let answers = made.filter(|made| matches!(made, Output::Reply { .. }));
                     self.last_words.extend(answers);
@@ -93,7 +94,7 @@ impl Member {
         out.append(&mut self.last_words);
     }
 
-    /// What it keeps, also when it is faulted.
+    /// The blocks of this member. Valid after a fault, too.
     pub fn blocks(&self) -> VolumeBlocks {
         self.blocks
     }
@@ -105,7 +106,7 @@ impl Member {
         }
     }
 
-    /// On the leader: a change of the configuration is in the log and not applied yet.
+    /// On the leader: the log has a configuration change that is not applied yet.
     pub fn is_changing(&self) -> bool {
         match &self.state {
             State::Running(running) => running.is_changing(),
@@ -120,7 +121,7 @@ impl Member {
         }
     }
 
-    /// The term of the entry that was applied last; 0: none was.
+    /// The term of the newest applied entry; 0: none.
     pub fn applied_term(&self) -> u64 {
         match &self.state {
             State::Running(running) => running.applied_term(),
@@ -128,7 +129,7 @@ impl Member {
         }
     }
 
-    /// True when this very entry is in the log, or was and is applied.
+    /// True when exactly this entry is in the log, or its index is applied.
     pub fn has_entry(&self, index: u64, term: u64) -> bool {
         match &self.state {
             State::Running(running) => running.has_entry(index, term),
@@ -136,7 +137,7 @@ impl Member {
         }
     }
 
-    /// What it knows to be committed.
+    /// The newest index that this member knows to be committed; 0 after a fault.
     pub fn committed(&self) -> u64 {
         match &self.state {
             State::Running(running) => running.committed(),
@@ -144,7 +145,7 @@ impl Member {
         }
     }
 
-    /// Writes that were taken and not handed out to be appended yet.
+    /// Accepted writes that no [`Output::Append`] contains yet.
     pub fn unappended(&self) -> Unappended {
         match &self.state {
             State::Running(running) => running.unappended(),
@@ -152,7 +153,7 @@ impl Member {
         }
     }
 
-    /// Payload and overhead of proposals under way.
+    /// Bytes of proposals in flight: payload and overhead.
     pub fn proposed_bytes(&self) -> usize {
         match &self.state {
             State::Running(running) => running.proposed_bytes(),
@@ -183,7 +184,7 @@ impl Member {
         self.last_words.push(Output::Faulted { reason });
     }
 
-    /// A faulted member drops everything, but clients are sent elsewhere.
+    /// A faulted member drops every input, and tells clients to go elsewhere.
     fn refuse(&mut self, input: Input) {
         let (Input::Client { req, .. } | Input::Propose { req, .. } | Input::Barrier { req }) =
             input
@@ -199,7 +200,7 @@ fn refusal(req: ReqId, error: BlockError) -> Output {
     Output::Reply { req, result: Err(error) }
 }
 
-/// The whole chain of causes.
+/// The error and its whole chain of causes.
 fn reason_of(broken: &Broken) -> String {
     let mut reason = broken.to_string();
     let mut cause = std::error::Error::source(broken);
@@ -211,7 +212,7 @@ fn reason_of(broken: &Broken) -> String {
     reason
 }
 
-/// What a panic said.
+/// The text of a panic.
 pub fn panic_text(panic: Box<dyn Any + Send>) -> String {
     if let Some(text) = panic.downcast_ref::<String>() {
         return text.clone();

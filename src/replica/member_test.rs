@@ -303,7 +303,7 @@ fn leadership_moves_on_request_and_takes_the_lease_away() {
     cluster.run(20);
     assert!(done(&cluster, write));
 
-    // A transfer that comes to nothing: reads need a quorum from then on, writes go on.
+    // The transfer fails. From then on reads need a quorum; writes go on.
     let dead = follower_of(&cluster, heir);
     isolate(&mut cluster, dead);
     cluster.handle(heir, Input::TransferLeader(dead));
@@ -315,7 +315,7 @@ fn leadership_moves_on_request_and_takes_the_lease_away() {
     assert!(cluster.result(read).is_some(), "confirmed by a round");
     cluster.run(2_000);
     assert!(done(&cluster, waits), "{:?}", cluster.result(waits));
-    // The offer stands in a message that may still arrive: no lease for the rest of the term.
+    // The offer is in a message that may still arrive: no lease for the rest of the term.
     isolate(&mut cluster, heir);
     let read = cluster.read(heir, 2, 1);
     cluster.run(50);
@@ -323,8 +323,8 @@ fn leadership_moves_on_request_and_takes_the_lease_away() {
     cluster.settle();
 }
 
-/// The other follower has long stopped hearing from the leader: it would be elected as soon as
-/// the restarted one votes.
+/// The other follower has not heard the leader for long. It would be elected as soon as the
+/// restarted one votes.
 fn restart_beside_a_lease(seed: u64) {
     let mut cluster = Cluster::new(seed, 3);
     let old = cluster.elect();
@@ -417,7 +417,7 @@ fn the_log_is_kept_for_a_follower_that_copies() {
             cluster.run_until(20_000, |cluster| cluster.nodes[&behind].applied.0 >= target);
         assert!(caught_up);
         assert_eq!(cluster.resyncs == before, kept);
-        // For longer than it is kept.
+        // Longer than the log is kept.
         cluster.run(20_000);
     }
 }
@@ -439,7 +439,7 @@ fn a_resync_whose_last_message_is_lost_still_ends() {
     }
     cluster.start(behind);
     assert!(cluster.run_until(20_000, |cluster| cluster.resyncs == 1));
-    // Everything that the follower says is lost until its snapshot is durable.
+    // All messages of the follower are lost until its snapshot is durable.
     cluster.cut.insert((behind, leader));
     let before = cluster.nodes[&behind].applied.0;
     assert!(cluster.run_until(200, |cluster| cluster.nodes[&behind].applied.0 > before));
@@ -513,7 +513,7 @@ fn what_cannot_be_trusted_at_the_start_is_reported_and_does_nothing() {
     }
 }
 
-/// While the disk stands still, requests wait for their turn to be appended; they are told of.
+/// While the disk stalls, requests wait to be appended, and are counted.
 #[test]
 fn what_a_leader_holds_back_is_counted() {
     let mut cluster = Cluster::new(15, 3);
@@ -535,8 +535,8 @@ fn what_a_leader_holds_back_is_counted() {
     assert_eq!(held(&cluster), 0);
 }
 
-/// Whatever its election timeout: raft-rs itself refuses votes for some time, which must end while
-/// the member is kept from campaigning.
+/// Holds for every election timeout. raft-rs itself refuses votes for some time; that time must end
+/// while the member is kept from campaigning.
 #[test]
 fn a_resyncing_member_votes_but_does_not_campaign() {
     for seed in 0..4 * ELECTION_TICKS as u64 {
@@ -561,7 +561,7 @@ fn a_resyncing_member_votes_but_does_not_campaign() {
     }
 }
 
-/// It may be the successor of one that was destroyed, and has forgotten what that one promised.
+/// The member may replace a destroyed one, whose promises it does not know.
 #[test]
 fn a_member_without_a_configuration_does_not_vote() {
     let meta = Meta::new(&[], BLOCKS).encode();

@@ -1,5 +1,5 @@
-//! A Raft message on the wire: one header, and the payload of each entry by itself so that it
-//! can be sent and received in place.
+//! A Raft message on the wire: one header, and the payload of each entry separately, so that
+//! payloads are sent and received in place.
 //!
 //! Header, little endian: u8 version (1), 3 zero bytes, u32 number of entries, one u32 per entry
 //! with the length of its payload (0: it has none), then the protobuf encoding of the message
@@ -15,7 +15,7 @@ use crate::limits::{ENTRY_BYTES_MAX, FRAME_META_BYTES_MAX, FRAME_PAYLOAD_BYTES_M
 const VERSION: u8 = 1;
 const PREFIX_BYTES: usize = 8;
 
-/// Why bytes are not a Raft message.
+/// Why bytes cannot be decoded as a Raft message.
 #[derive(Debug, thiserror::Error)]
 pub enum MessageError {
     #[error("a Raft message header of {0} bytes is too long")]
@@ -30,7 +30,7 @@ pub enum MessageError {
     Payloads,
 }
 
-/// Takes a message apart: the header, and the payloads of those entries that have one, in order.
+/// Splits a message into the header and the non-empty payloads of its entries, in order.
 pub fn split(mut message: Message) -> (Bytes, Vec<Bytes>) {
     let count = message.entries.len();
     let mut payloads = Vec::with_capacity(count);
@@ -49,8 +49,8 @@ pub fn split(mut message: Message) -> (Bytes, Vec<Bytes>) {
     (Bytes::from(header), payloads)
 }
 
-/// Puts a message together again. The header is copied once, so that the small parts of the
-/// message do not keep a receive buffer alive; payloads are taken as they are.
+/// Joins a split message. Copies the header once, so that small parts do not keep a receive buffer
+/// alive. Does not copy payloads.
 pub fn join(header: &[u8], payloads: Vec<Bytes>) -> Result<Message, MessageError> {
     if header.len() > FRAME_META_BYTES_MAX {
         return Err(MessageError::TooLong(header.len()));
@@ -87,7 +87,7 @@ pub fn join(header: &[u8], payloads: Vec<Bytes>) -> Result<Message, MessageError
     Ok(message)
 }
 
-/// True for a message without entries: many groups' can share one frame.
+/// True for a message without entries. Light messages of many groups can share one frame.
 pub fn is_light(message: &Message) -> bool {
     message.entries.is_empty() && message.get_msg_type() != MessageType::MsgSnapshot
 }

@@ -1,5 +1,5 @@
-//! Shard metadata: what every member knows besides its blocks. Carried as opaque bytes by the
-//! store, by checkpoints and by manifests (rule R16).
+//! Shard metadata: the state of a member besides its blocks. The store, checkpoints and manifests
+//! carry it as opaque bytes (rule `meta-with-blocks`).
 //!
 //! Layout, little endian, version 1:
 //!
@@ -25,17 +25,17 @@ use crate::types::{MemberId, PodId};
 
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 32;
-/// Front ends whose sessions are remembered; a further one is refused.
+/// Front ends whose sessions are remembered. Requests of any further front end are refused.
 pub const FRONT_ENDS_MAX: usize = 4096;
-/// Members of one configuration, each kind.
+/// Largest number of members of each kind in one configuration.
 const MEMBERS_MAX: usize = 64;
 
 /// The metadata of a shard as of some applied index.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Meta {
-    /// Length of the shard; entries beyond it are never applied.
+    /// Length of the shard in blocks. Entries beyond it are never applied.
     pub blocks: u32,
-    /// Entries of a lower one are refused.
+    /// Entries with a lower epoch are refused.
     pub attachment_epoch: u64,
     /// The Raft configuration.
     pub conf: ConfState,
@@ -43,7 +43,7 @@ pub struct Meta {
     sessions: Vec<(PodId, u64)>,
 }
 
-/// Why bytes are not shard metadata.
+/// Why bytes cannot be decoded as shard metadata.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MetaError {
     #[error("shard metadata is malformed: {0}")]
@@ -54,22 +54,22 @@ pub enum MetaError {
     Bounds,
 }
 
-/// What a session number means to a shard.
+/// How a session number compares with the recorded one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionVerdict {
-    /// The one in use, or not checked.
+    /// The recorded session, or one that is exempt from the check.
     Current,
-    /// Higher than any seen: to be recorded.
+    /// Higher than the recorded one, or the first of its front end. To be recorded.
     Newer,
-    /// Lower than one seen.
+    /// Lower than the recorded one.
     Stale,
-    /// Too many front ends are remembered already.
+    /// The limit of remembered front ends is reached.
     TooMany,
 }
 
 impl Meta {
-    /// Metadata of a new shard. All members of a shard start with the same voters, in the same
-    /// order; the first one campaigns first.
+    /// Metadata of a new shard. All members of a shard start with the same voters in the same
+    /// order. The first voter campaigns first.
     pub fn new(voters: &[MemberId], blocks: u32) -> Meta {
         let conf = ConfState {
             voters: voters.iter().map(|member| member.0).collect(),
@@ -78,7 +78,7 @@ impl Meta {
         Meta { blocks, conf, ..Meta::default() }
     }
 
-    /// Judges a session without recording it. Front end 0 and session 0 are not checked.
+    /// Judges a session without recording it. Front end 0 and session 0 are exempt.
     pub fn judge_session(&self, front_end: PodId, session: u64) -> SessionVerdict {
         if front_end.0 == 0 || session == 0 {
             return SessionVerdict::Current;
@@ -103,17 +103,17 @@ impl Meta {
         }
     }
 
-    /// True when `member` alone decides.
+    /// True when `member` is the only voter.
     pub fn is_sole_voter(&self, member: MemberId) -> bool {
         self.conf.voters == [member.0] && self.conf.voters_outgoing.is_empty()
     }
 
-    /// Between two configurations: both majorities are needed.
+    /// True between two configurations, when both majorities are needed.
     pub fn is_joint(&self) -> bool {
         !self.conf.voters_outgoing.is_empty()
     }
 
-    /// Takes over a configuration, in one fixed order.
+    /// Installs a configuration, with its members sorted.
     pub fn set_conf(&mut self, mut conf: ConfState) {
         conf.voters.sort_unstable();
         conf.voters_outgoing.sort_unstable();
@@ -183,8 +183,8 @@ impl Meta {
     }
 }
 
-/// The configuration that `change` makes of `conf`, by the rules of raft-rs; an error when the
-/// change does not fit (every member then ignores it alike).
+/// Applies `change` to `conf` by the rules of raft-rs. Fails if the change does not fit; every
+/// member then ignores it.
 pub fn changed_conf(conf: &ConfState, change: &ConfChangeV2) -> Result<ConfState, raft::Error> {
     let mut tracker = tracker_of(conf)?;
     let mut changer = Changer::new(&tracker);
@@ -199,7 +199,7 @@ pub fn changed_conf(conf: &ConfState, change: &ConfChangeV2) -> Result<ConfState
     Ok(tracker.conf().to_conf_state())
 }
 
-/// A tracker in the given configuration, built through the same steps that led to it.
+/// A tracker in the given configuration, built by the steps that led to it.
 fn tracker_of(conf: &ConfState) -> Result<ProgressTracker, raft::Error> {
     let mut tracker = ProgressTracker::new(1);
     let base = if conf.voters_outgoing.is_empty() { &conf.voters } else { &conf.voters_outgoing };

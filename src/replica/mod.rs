@@ -1,12 +1,13 @@
-//! One member of one shard: a pure Raft state machine around raft-rs. No clock, socket, file,
-//! thread, randomness or `async` in here; the worker and the simulator drive the same code
-//! through [`seam`].
+//! One member of one shard: a pure Raft state machine around raft-rs. It has no clock, socket,
+//! file, thread, randomness or `async`. The worker and the simulator drive the same code through
+//! [`seam`].
 //!
-//! Invariant: knows neither `store` nor `net`, and `io` only for aligned memory; what it wants
-//! from them leaves as [`seam::Output`] and comes back as [`seam::Input`].
+//! Invariant: depends neither on `store` nor on `net`, and on `io` only for aligned memory.
+//! Requests to them leave as [`seam::Output`]; answers arrive as [`seam::Input`].
 
 pub mod apply;
 pub mod command;
+pub mod entry;
 mod log_tail;
 pub mod member;
 #[cfg(test)]

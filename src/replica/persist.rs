@@ -1,41 +1,42 @@
-//! Log writes under way: what each one makes durable, and the messages that may leave only then.
+//! Log writes in flight, and the messages that must wait until a log write is durable.
 
 use std::collections::VecDeque;
 
-use raft::eraftpb::{HardState, Message};
+use raft::eraftpb::Message;
 
+use crate::log::HardState;
 use crate::replica::write::InFlight;
 
-/// Log writes under way before further entries wait in raft-rs.
+/// Log writes in flight, beyond which further entries wait in raft-rs.
 pub const APPENDS_IN_FLIGHT_MAX: usize = 4;
 
-/// The log writes of one member, oldest first. A Ready that has nothing to write waits with the
-/// newest of them: its messages must not overtake what they promise.
+/// The log writes of one member, oldest first. A Ready without a log write waits for the newest of
+/// them: its messages must not overtake the writes that they promise.
 pub struct Persist {
     last_number: u64,
     held: VecDeque<Held>,
     /// As of the newest log write, durable or not.
     written: HardState,
-    /// Term and vote as of the newest durable one.
+    /// Term and vote as of the newest durable log write.
     durable: (u64, u64),
-    /// There was a log write since the last tick.
+    /// A log write was started since the last tick.
     busy: bool,
 }
 
 /// One log write.
 struct Held {
     number: u64,
-    /// The newest Ready of raft-rs that is durable with it.
+    /// The newest Ready of raft-rs that this write makes durable.
     ready: u64,
     hard: Option<HardState>,
-    /// Index of the snapshot that replaced the log with it.
+    /// Index of the snapshot by which this write replaces the log.
     reset: Option<u64>,
     entries: usize,
     bytes: usize,
     messages: Vec<Message>,
 }
 
-/// What a confirmed log write sets free.
+/// Everything that waited for a log write that is now durable.
 pub struct Freed {
     pub ready: u64,
     pub reset: Option<u64>,
@@ -43,7 +44,7 @@ pub struct Freed {
 }
 
 impl Persist {
-    /// `hard` is what was recovered: durable.
+    /// `hard` is the recovered HardState, which is durable.
     pub fn new(hard: HardState) -> Persist {
         Persist {
             last_number: 0,
@@ -54,7 +55,7 @@ impl Persist {
         }
     }
 
-    /// Starts a log write: its number, and the hard state if that differs from the last written.
+    /// Starts a log write. Returns its number, and `hard` if it differs from the last written one.
     pub fn begin(
         &mut self,
         ready: u64,
@@ -65,14 +66,12 @@ impl Persist {
     ) -> (u64, Option<HardState>) {
         self.last_number += 1;
         let hard = (hard != self.written).then_some(hard);
-        if let Some(hard) = &hard {
-            self.written = hard.clone();
-        }
+        self.written = hard.unwrap_or(self.written);
         self.busy = true;
         self.held.push_back(Held {
             number: self.last_number,
             ready,
-            hard: hard.clone(),
+            hard,
             reset,
             entries,
             bytes,
@@ -81,7 +80,7 @@ impl Persist {
         (self.last_number, hard)
     }
 
-    /// Lets messages wait for the newest log write; gives them back when none is under way.
+    /// Holds messages until the newest log write is durable. Returns them if none is in flight.
     pub fn hold(&mut self, ready: u64, messages: Vec<Message>) -> Option<Vec<Message>> {
         match self.held.back_mut() {
             Some(newest) => {
@@ -93,9 +92,9 @@ impl Persist {
         }
     }
 
-    /// A log write is durable. They are confirmed in order.
+    /// Notes that log write `number` is durable. Log writes are confirmed in order.
     pub fn confirm(&mut self, number: u64) -> Freed {
-        let held = self.held.pop_front().expect("confirmed what was not under way");
+        let held = self.held.pop_front().expect("only log writes in flight are confirmed");
         assert_eq!(held.number, number, "log writes are confirmed in order");
         if let Some(hard) = held.hard {
             self.durable = (hard.term, hard.vote);
@@ -103,12 +102,12 @@ impl Persist {
         Freed { ready: held.ready, reset: held.reset, messages: held.messages }
     }
 
-    /// True when term and vote of `hard` are to be written before anything else leaves.
+    /// True when term or vote of `hard` must be written before any message leaves.
     pub fn must_write(&self, hard: &HardState) -> bool {
         (hard.term, hard.vote) != (self.written.term, self.written.vote)
     }
 
-    /// True when this very term and vote would survive a crash.
+    /// True when exactly this term and vote would survive a crash.
     pub fn is_durable(&self, hard: &HardState) -> bool {
         (hard.term, hard.vote) == self.durable
     }
@@ -117,7 +116,7 @@ impl Persist {
         self.held.is_empty()
     }
 
-    /// A snapshot is replacing the log and is not durable yet.
+    /// True while a log write that replaces the log by a snapshot is in flight.
     pub fn is_resetting(&self) -> bool {
         self.held.iter().any(|held| held.reset.is_some())
     }
@@ -126,7 +125,7 @@ impl Persist {
         self.held.len() >= APPENDS_IN_FLIGHT_MAX
     }
 
-    /// Log writes with entries, for the gate.
+    /// The log writes with entries in flight, for the gate.
     pub fn in_flight(&self) -> InFlight {
         let mut with_entries = self.held.iter().rev().filter(|held| held.entries > 0);
         let newest_bytes = with_entries.next().map(|held| held.bytes);
@@ -136,8 +135,8 @@ impl Persist {
         }
     }
 
-    /// Once per tick: true when the commit index went on in memory only, with no log write to
-    /// carry it (rule R7: write-back waits for it).
+    /// Call once per tick. True when the commit index advanced in memory and no log write carried
+    /// it; write-back waits for that (rule `write-back-after-durable-commit`).
     pub fn wants_commit(&mut self, commit: u64) -> bool {
         let busy = std::mem::take(&mut self.busy);
         !busy && commit > self.written.commit

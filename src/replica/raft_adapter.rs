@@ -1,5 +1,5 @@
-//! How raft-rs 0.7 is set up and kept deterministic: its configuration, the pinned election
-//! timeout, and its log lines.
+//! The setup of raft-rs 0.7: its configuration, a deterministic election timeout, and its log
+//! lines.
 
 use std::fmt::Write as _;
 
@@ -13,21 +13,21 @@ use crate::types::{MemberId, mix64};
 
 /// The largest `MsgAppend`, unless one entry alone is larger.
 pub const APPEND_BYTES_MAX: usize = 1 << 20;
-/// `MsgAppend`s under way to one follower.
+/// `MsgAppend`s in flight to one follower.
 const APPENDS_IN_FLIGHT_MAX: usize = 256;
 /// Payload bytes of entries that are not yet committed.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
-/// Bytes of committed entries that one Ready hands out.
+/// Bytes of committed entries in one Ready.
 const COMMITTED_BYTES_MAX: u64 = 16 << 20;
 
-/// raft-rs with the rules that it does not keep by itself.
+/// raft-rs with a pinned election timeout and helpers.
 pub struct RaftAdapter {
     pub raw: RawNode<LogTail>,
     seed: u64,
 }
 
 impl RaftAdapter {
-    /// May panic when `log` breaks an invariant of raft-rs: the caller catches that.
+    /// Panics if `log` breaks an invariant of raft-rs. The caller must catch that.
     pub fn new(
         member: MemberId,
         seed: u64,
@@ -55,13 +55,13 @@ impl RaftAdapter {
         Ok(adapter)
     }
 
-    /// raft-rs draws its election timeout from a thread's generator. This replaces it, after
-    /// every event, by a pure function of (seed, id, term), so that a run can be replayed.
+    /// Replaces the election timeout, which raft-rs draws from a thread-local generator, by a pure
+    /// function of (seed, id, term). Call it after every event, so that a run can be replayed.
     pub fn pin(&mut self) {
         let raft = &mut self.raw.raft;
         let mixed = mix64(self.seed ^ mix64(raft.id ^ mix64(raft.term)));
-        // Never 0: a member that may not campaign stops one tick before its timeout, and raft-rs
-        // refuses to vote for others during the first `ELECTION_TICKS` after it heard a leader.
+        // Never 0. A member that may not campaign stops one tick before its timeout, and raft-rs
+        // grants no vote during the first `ELECTION_TICKS` after it heard a leader.
         let spread = 1 + (mixed % (ELECTION_TICKS as u64 - 1)) as usize;
         raft.set_randomized_election_timeout(ELECTION_TICKS + spread);
     }
@@ -74,7 +74,7 @@ impl RaftAdapter {
         self.raw.raft.state == StateRole::Leader
     }
 
-    /// The leader as this member knows it.
+    /// The leader, if this member knows one.
     pub fn leader(&self) -> Option<MemberId> {
         let leader = self.raw.raft.leader_id;
         (leader != raft::INVALID_ID).then_some(MemberId(leader))
@@ -94,13 +94,13 @@ impl RaftAdapter {
         !self.is_leader() && raft.election_elapsed + 1 >= raft.randomized_election_timeout()
     }
 
-    /// Lets the next-but-one tick start an election.
+    /// Makes the second tick from now start an election.
     pub fn hasten_election(&mut self) {
         let timeout = self.raw.raft.randomized_election_timeout();
         self.raw.raft.election_elapsed = timeout.saturating_sub(2);
     }
 
-    /// Appends entries to the log of this leader, without copying their payload.
+    /// Appends entries to the log of this leader. Does not copy payloads.
     pub fn propose(&mut self, entries: Vec<Entry>) -> raft::Result<()> {
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
@@ -109,13 +109,13 @@ impl RaftAdapter {
         self.raw.step(message)
     }
 
-    /// True when a follower takes what this leader appends, as far as that is known.
+    /// True when a follower accepts the appends of this leader, as far as the leader knows.
     pub fn replicates_to(&self, member: u64) -> bool {
         let progress = self.raw.raft.prs().get(member);
         progress.is_some_and(|progress| progress.state == ProgressState::Replicate)
     }
 
-    /// True when raft-rs would take a proposal of that many payload bytes.
+    /// True when raft-rs would accept a proposal of `bytes` payload bytes.
     pub fn accepts(&self, bytes: usize) -> bool {
         let raft = &self.raw.raft;
         self.is_leader()
@@ -126,7 +126,7 @@ impl RaftAdapter {
     }
 }
 
-/// Sends the log lines of raft-rs to `tracing`. What it calls information is routine here.
+/// Sends the log lines of raft-rs to `tracing`. Its `Info` is routine here, so it becomes `DEBUG`.
 struct TracingDrain {
     member: MemberId,
 }
@@ -157,7 +157,7 @@ impl Drain for TracingDrain {
     }
 }
 
-/// The message and the values that were logged with it.
+/// The message with its logged values.
 fn text(record: &Record<'_>, values: &OwnedKVList) -> String {
     struct Values(String);
     impl slog::Serializer for Values {

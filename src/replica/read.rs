@@ -1,16 +1,15 @@
-//! Linearizable reads on the leader (rule R14): under a lease, or confirmed by a round of
-//! heartbeats that was sent after they arrived.
+//! Linearizable reads on the leader, under a lease (rule `lease-ends-before-election`) or confirmed
+//! by a round of heartbeats that was sent after the read arrived.
 //!
-//! Rounds. The adapter numbers every broadcast of heartbeats and writes the number into their
-//! context; followers give it back with the answer. So an answer names the very round it
-//! belongs to, and needs no guess. A quorum of answers to round N proves two things: nobody else
-//! was elected before N was *sent* plus the time in which those members refuse votes (the lease),
-//! and this member was still the leader after N was sent (what a read that arrived before
-//! needs). raft-rs's own read index is not used.
+//! Every broadcast (*round*) of heartbeats has a number in its context. Followers return it, so an
+//! answer names its round. A quorum of answers to round N proves two things. Counted from the
+//! *sending* of N, nobody else is elected while those members refuse votes: this is the lease. And
+//! this member still led after N was sent: reads that arrived before N need this. raft-rs's own
+//! read index is not used.
 //!
-//! What is read is the applied state, at or above the commit index at the read's arrival. A
-//! write is acknowledged only after it is applied by its leader, and every write of an earlier
-//! leader lies below this leader's first entry, which is applied before anything is read.
+//! A read sees the applied state, at or above the commit index at its arrival. The leader
+//! acknowledges a write only after applying it. Every write of an earlier leader lies below this
+//! leader's first entry, which is applied before any read.
 
 use std::collections::VecDeque;
 
@@ -21,18 +20,18 @@ use crate::planted::{Mistake, planted};
 use crate::replica::seam::{Output, ReadMode, ReqId};
 use crate::types::{BlockRange, Mono};
 
-/// Reads that may wait at one member.
+/// Largest number of reads that wait at one member.
 const READS_WAITING_MAX: usize = 4096;
-/// Rounds that are remembered while nobody answers.
+/// Unanswered rounds that are remembered.
 const ROUNDS_MAX: usize = 64;
 
 /// Lease, rounds and waiting reads of one leader.
 #[derive(Default)]
 pub struct Reads {
     waiting: VecDeque<Waiting>,
-    /// Newest round, over all terms of this member: 0 before the first.
+    /// Newest round over all terms of this member; 0 before the first.
     round: u64,
-    /// When unconfirmed rounds were sent, oldest first.
+    /// Send times of unconfirmed rounds, oldest first.
     sent: VecDeque<(u64, Mono)>,
     /// Newest round that each member answered.
     answered: Vec<(u64, u64)>,
@@ -40,7 +39,7 @@ pub struct Reads {
     confirmed: u64,
     lease_until: Mono,
     mode: ReadMode,
-    /// The leadership was offered to another member in this term: no lease any more.
+    /// The leadership was offered to another member in this term, so there is no lease any more.
     lease_given_up: bool,
 }
 
@@ -49,18 +48,18 @@ struct Waiting {
     kind: ReadKind,
     /// Commit index at arrival.
     index: u64,
-    /// The first round that was sent after arrival.
+    /// The first round that was sent after the arrival.
     round: Option<u64>,
 }
 
-/// What is to be done when a read may go on.
+/// The action when a read may go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadKind {
     Blocks { range: BlockRange, status: bool },
     Barrier,
 }
 
-/// What decides whether waiting reads may go on.
+/// The state that decides whether waiting reads may go on.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadState {
     pub now: Mono,
@@ -75,7 +74,7 @@ impl Reads {
         Reads { mode, ..Reads::default() }
     }
 
-    /// Queues a read; `false` when too many wait.
+    /// Queues a read. False: too many reads wait already.
     pub fn push(&mut self, req: ReqId, kind: ReadKind, commit_index: u64) -> bool {
         if self.waiting.len() >= READS_WAITING_MAX {
             return false;
@@ -84,13 +83,13 @@ impl Reads {
         true
     }
 
-    /// The leadership began or ended: nothing that was confirmed holds any more.
+    /// Voids all confirmations, because the leadership began or ended.
     pub fn reset(&mut self) {
         self.forget_answers();
         self.lease_given_up = false;
     }
 
-    /// The quorum is another one from now on.
+    /// Voids all answers, because the configuration and so the quorum changed.
     pub fn forget_answers(&mut self) {
         self.answered.clear();
         self.sent.clear();
@@ -101,7 +100,7 @@ impl Reads {
         }
     }
 
-    /// The leadership is being offered to another member.
+    /// Ends the lease for this term, because the leadership is being offered to another member.
     pub fn give_up_lease(&mut self) {
         if planted(Mistake::LeaseAfterTransfer) {
             return;
@@ -110,12 +109,12 @@ impl Reads {
         self.lease_until = Mono(0);
     }
 
-    /// Requests that wait, on losing the leadership.
+    /// Removes all waiting requests, when the leadership is lost.
     pub fn drain(&mut self) -> impl Iterator<Item = ReqId> + '_ {
         self.waiting.drain(..).map(|read| read.req)
     }
 
-    /// Numbers a broadcast of heartbeats that leaves after `now`.
+    /// Returns the number of a new round of heartbeats, which will be sent after `now`.
     pub fn begin_round(&mut self, now: Mono) -> u64 {
         self.round += 1;
         if self.sent.len() >= ROUNDS_MAX {
@@ -131,7 +130,7 @@ impl Reads {
         self.round
     }
 
-    /// `from` answered the heartbeat of `round`, in this term. Only rounds that were sent count.
+    /// Notes the answer of `from` to `round`, in this term. Only rounds that were sent count.
     pub fn answered(&mut self, from: u64, round: u64, me: u64, conf: &ConfState) {
         if round > self.round || round <= self.confirmed {
             return;
@@ -159,7 +158,7 @@ impl Reads {
         }
     }
 
-    /// The newest round that a majority of `voters` answered; this member answers at once.
+    /// The newest round that a majority of `voters` answered. This member answers at once.
     fn quorum_round(&self, voters: &[u64], me: u64) -> u64 {
         let mut rounds: Vec<u64> = voters.iter().map(|voter| self.answer_of(*voter, me)).collect();
         rounds.sort_unstable_by(|left, right| right.cmp(left));
@@ -180,7 +179,7 @@ impl Reads {
         trusted && !self.lease_given_up && (now < self.lease_until || forever)
     }
 
-    /// True when a read waits for a round that was not yet begun.
+    /// True when a read needs a round that has not begun.
     pub fn wants_round(&self, state: &ReadState) -> bool {
         let Some(newest) = self.waiting.back() else {
             return false;
@@ -188,7 +187,7 @@ impl Reads {
         state.serving && !state.sole_voter && newest.round.is_none() && !self.has_lease(state.now)
     }
 
-    /// Lets go of every read that may be executed against what is applied now.
+    /// Releases every read that the applied state can serve now.
     pub fn serve(&mut self, state: &ReadState, out: &mut Vec<Output>) {
         if self.waiting.is_empty() || !state.serving {
             return;

@@ -1,14 +1,14 @@
-//! Followers that are behind the log, as their leader sees them.
+//! The leader's view of followers that lag behind the start of its log.
 //!
 //! raft-rs asks its storage for a snapshot, is refused, and asks again at every answer to a
-//! heartbeat. Its view of the follower stays *probing*, so the answer to a stepped snapshot is
-//! taken as progress. If that answer was lost, the commit index in the follower's next
-//! heartbeat answer says the same: see [`Resync::is_lagging`].
+//! heartbeat. It keeps *probing* the follower, so it takes the answer to a stepped snapshot as
+//! progress. If that answer is lost, the commit index in the follower's next heartbeat answer
+//! replaces it: see [`Resync::is_lagging`].
 
 use crate::replica::seam::Output;
 use crate::types::MemberId;
 
-/// Ticks after which the world is reminded of a follower that still lags.
+/// Ticks after which a follower that still lags is reported again.
 const REMIND_TICKS: u32 = 30;
 
 /// The followers of one leader that need a resync.
@@ -19,14 +19,14 @@ pub struct Resync {
 
 struct Episode {
     member: u64,
-    /// Since it was last reported.
+    /// Ticks since the last report.
     ticks: u32,
-    /// raft-rs has asked again since.
+    /// raft-rs asked again since then.
     asked: bool,
 }
 
 impl Resync {
-    /// raft-rs wanted a snapshot for `member`: reported once per episode.
+    /// Notes that raft-rs wanted a snapshot for `member`. Reports it once per episode.
     pub fn wanted(&mut self, member: u64, out: &mut Vec<Output>) {
         if let Some(episode) = self.episodes.iter_mut().find(|known| known.member == member) {
             episode.asked = true;
@@ -36,7 +36,7 @@ impl Resync {
         out.push(Output::NeedsResync { member: MemberId(member) });
     }
 
-    /// Reports again what still lags after a while, and forgets what does not.
+    /// Reports followers again that still lag after a while. Forgets the others.
     pub fn tick(&mut self, out: &mut Vec<Output>) {
         self.episodes.retain_mut(|episode| {
             episode.ticks += 1;
@@ -52,8 +52,8 @@ impl Resync {
         });
     }
 
-    /// A resync ended. After a failed one the next question is reported at once; after a good
-    /// one the follower has time to show its progress.
+    /// A resync ended. After a failure, the next request of raft-rs is reported at once. After a
+    /// success, the follower gets time to show its progress.
     pub fn ended(&mut self, member: MemberId, ok: bool) {
         if !ok {
             self.episodes.retain(|episode| episode.member != member.0);
@@ -70,7 +70,7 @@ impl Resync {
         self.episodes.iter().any(|episode| episode.member == member)
     }
 
-    /// The follower made progress through the log.
+    /// Notes that the follower made progress through the log.
     pub fn caught_up(&mut self, member: u64) {
         self.episodes.retain(|episode| episode.member != member);
     }

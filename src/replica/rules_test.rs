@@ -1,4 +1,4 @@
-//! Rules of the design that one group can show, one scenario each; more are in `member_test`.
+//! Rules of the design that one group can show, one scenario each. `member_test` has more.
 
 use crate::planted::{Mistake, assert_found};
 use crate::replica::seam::{Input, ReadMode};
@@ -9,7 +9,7 @@ fn session(session: u64) -> Origin {
     Origin { attachment_epoch: 0, front_end: PodId(9), session }
 }
 
-/// A group of three that was set up by `with`.
+/// A group of three, set up by `with`.
 fn cluster(seed: u64, with: fn(&mut Cluster)) -> Cluster {
     let mut cluster = Cluster::new(seed, 3);
     with(&mut cluster);
@@ -20,8 +20,8 @@ fn cluster(seed: u64, with: fn(&mut Cluster)) -> Cluster {
     cluster
 }
 
-/// A follower was away for so long that it is resynced, and then it leads. What it never heard of
-/// through the log it must know all the same: a client's old session is over.
+/// A follower that was down for long is resynced, and then leads. It must know that a client's old
+/// session is over, although no entry told it.
 #[test]
 fn r16_a_member_that_was_resynced_knows_the_sessions() {
     let mut cluster = cluster(19, |cluster| cluster.log_tail_bytes = 0);
@@ -49,9 +49,9 @@ fn r16_a_member_that_was_resynced_knows_the_sessions() {
     cluster.settle();
 }
 
-/// A virtual machine stands still while it is moved, and its clock with it: a lease would go on
-/// when others have elected a new leader already. Whoever chose reads by quorum gets no answer from
-/// a leader that is alone, however short a time ago it heard from the others.
+/// A virtual machine and its clock stand still during a migration, so its lease would outlast the
+/// election of another leader. With reads by quorum, an isolated leader answers no read, however
+/// recently it heard the others.
 #[test]
 fn r14_reads_by_quorum_trust_no_clock() {
     let mut cluster = cluster(20, |cluster| cluster.reads = ReadMode::Quorum);
@@ -70,10 +70,10 @@ fn r14_reads_by_quorum_trust_no_clock() {
     cluster.settle();
 }
 
-/// The leader and a follower that is being resynced have an entry that the third member does not
-/// have; then the leader is gone for good. The third cannot be elected, because its log is shorter,
-/// and the other is not whole: it is elected all the same, after a while, gives the third its log,
-/// and serves once its worker says that it is whole.
+/// The leader and a resyncing follower have an entry that the third member lacks. Then the leader
+/// is gone for good. The third cannot be elected, because its log is shorter. The resyncing member
+/// is elected after a while, sends the third its log, and serves once its worker says that it is
+/// whole.
 #[test]
 fn a_longer_log_is_not_kept_from_a_group_by_a_resync() {
     let mut cluster = cluster(21, |_| {});
@@ -96,9 +96,8 @@ fn a_longer_log_is_not_kept_from_a_group_by_a_resync() {
     assert!(cluster.nodes[&marked].role.serving);
 }
 
-/// The source of a resync, which led, dies when everything was copied, and the third member is gone
-/// for good. The copy is put in the place of the log only when a leader is known; the vote for it
-/// must not wait for that.
+/// The source of a resync was the leader and dies when all is copied; the third member is gone for
+/// good. The copy replaces the log only when a leader is known. Votes must not wait for that.
 #[test]
 fn a_copy_that_waits_for_a_leader_keeps_no_leader_from_a_group() {
     let mut cluster = cluster(22, |cluster| cluster.log_tail_bytes = 0);

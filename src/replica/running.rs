@@ -1,27 +1,25 @@
-//! The state machine of a member that is not faulted: inputs in, Readies of raft-rs out.
+//! The state machine of a member that is not faulted: takes inputs, and turns Readies into outputs.
 
 use bytes::Bytes;
 use raft::Storage as _;
-use raft::eraftpb::{
-    ConfChangeTransition, ConfChangeV2, Entry, HardState, Message, MessageType, Snapshot,
-};
+use raft::eraftpb::{ConfChangeTransition, ConfChangeV2, Entry, Message, MessageType, Snapshot};
 
+use crate::log::{Append, Change, HardState, Reset};
 use crate::planted::{Mistake, planted};
 use crate::replica::apply::{Applier, ApplyError, conf_change_of};
+use crate::replica::entry::log_entry;
 use crate::replica::log_tail::{Kept, LogError, LogTail};
 use crate::replica::meta::{Meta, MetaError};
 use crate::replica::persist::{APPENDS_IN_FLIGHT_MAX, Persist};
 use crate::replica::raft_adapter::RaftAdapter;
 use crate::replica::read::{ReadKind, ReadState, Reads};
 use crate::replica::resync::Resync;
-use crate::replica::seam::{
-    Append, Change, Input, MemberConfig, Output, ReqId, Reset, Role, Start,
-};
+use crate::replica::seam::{Input, MemberConfig, Output, ReqId, Role, Start};
 use crate::replica::votes::{Situation, Votes};
 use crate::replica::write::{Geometry, Writes};
 use crate::types::{BlockError, MemberId, Mono, Origin, ShardOp, Unappended};
 
-/// Why a member cannot go on.
+/// Why a member cannot go on: the step that failed, with its cause.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
     #[error("read the shard metadata")]
@@ -34,7 +32,7 @@ pub enum Broken {
     Raft(#[source] raft::Error),
 }
 
-/// See the module.
+/// A member that is not faulted. See the module.
 pub struct Running {
     config: MemberConfig,
     raft: RaftAdapter,
@@ -47,33 +45,33 @@ pub struct Running {
     writes: Writes,
     reads: Reads,
     resync: Resync,
-    /// The newest time that was told: no request arrived later, so a lease is judged by it.
+    /// The newest time of any call. No request arrived later, so leases are judged by it.
     newest: Mono,
-    /// The term in which this member led at the last look.
+    /// The term in which this member led after the last event.
     led_term: Option<u64>,
-    /// Last reported.
+    /// The last reported role.
     role: Role,
-    /// A snapshot that waits for a known leader, or whose log write is under way.
+    /// A snapshot that waits for a known leader, or for its log write.
     install: Option<Reset>,
-    /// Number of the heartbeats that leave in this poll.
+    /// Number of the round of heartbeats that leaves in this poll.
     round: Option<u64>,
-    /// The commit index is to be written although nothing else is.
+    /// The commit index must be written even if nothing else is.
     write_commit: bool,
-    /// The log that is kept for a follower.
+    /// The part of the log that is kept for a follower.
     keep: Option<Keep>,
-    /// What leaves at the next poll, before anything else.
+    /// Outputs that leave first at the next poll.
     outbox: Vec<Output>,
 }
 
-/// Entries after an index, for some more ticks.
+/// Keeps entries after an index for some more ticks.
 #[derive(Clone, Copy, Debug)]
 struct Keep {
     above: u64,
     ticks: u32,
 }
 
-/// For how long the log is kept for a follower that copies: a little longer than one waits that
-/// hears nothing.
+/// Ticks for which the log is kept for a follower that copies. A little longer than a copying
+/// follower waits without an answer.
 const KEEP_TICKS: u32 = 150;
 
 impl Running {
@@ -85,7 +83,6 @@ impl Running {
             && start.entries.is_empty();
         let compacted = (start.compacted_index, start.compacted_term);
         let applied_index = start.applied_index;
-        let hard = start.hard.clone();
         let conf = meta.conf.clone();
         let log = LogTail::new(start.hard, conf, compacted, applied_index, start.entries)?;
         let applied_term = log.term(applied_index).map_err(Broken::Raft)?;
@@ -108,7 +105,7 @@ impl Running {
             applier: Applier::new(meta),
             applied_index,
             applied_term,
-            persist: Persist::new(hard),
+            persist: Persist::new(start.hard),
             votes: Votes::new(now, fresh, start.resyncing),
             writes,
             reads,
@@ -140,12 +137,12 @@ impl Running {
         Role { term: self.raft.term(), leader: self.raft.leader(), serving: self.is_serving() }
     }
 
-    /// A change of the configuration is in the log and not applied yet.
+    /// The log has a configuration change that is not applied yet.
     pub fn is_changing(&self) -> bool {
         self.raft.raw.raft.has_pending_conf()
     }
 
-    /// Leads and has applied an entry of its own term.
+    /// This member leads and has applied an entry of its own term.
     fn is_serving(&self) -> bool {
         let own_term = self.applied_term == self.raft.term() || planted(Mistake::ReadBeforeOwnTerm);
         self.raft.is_leader() && own_term && !self.votes.resyncing
@@ -201,7 +198,7 @@ impl Running {
         Ok(())
     }
 
-    /// After every event that raft-rs saw.
+    /// Call after every event that raft-rs saw.
     fn after_raft(&mut self) {
         self.raft.pin();
         let led_term = self.raft.is_leader().then_some(self.raft.term());
@@ -217,8 +214,8 @@ impl Running {
         self.writes.recheck();
     }
 
-    /// Every request that is not answered yet, with its answer now that this member does not
-    /// lead any more.
+    /// Removes all unanswered requests and returns the answer of each, when this member stops
+    /// leading.
     pub fn abandon(&mut self) -> Vec<(ReqId, BlockError)> {
         let not_leader = self.not_leader();
         let mut answers = Vec::new();
@@ -239,7 +236,7 @@ impl Running {
     fn on_tick(&mut self, now: Mono) {
         let at = self.situation();
         let campaigns = self.raft.is_about_to_campaign();
-        // A sole voter is elected by `elect_sole_voter`, at a safe moment.
+        // `elect_sole_voter` elects a sole voter, at a safe moment.
         let held_back = !at.is_leader && at.sole_voter;
         if !held_back && (!campaigns || self.votes.may_campaign(now, &at)) {
             self.raft.raw.tick();
@@ -266,13 +263,13 @@ impl Running {
                 _ => (),
             }
         }
-        // Errors mean that raft-rs dropped the message: from an unknown member, or too late.
+        // Errors mean that raft-rs dropped the message: unknown sender, or too late.
         if let Err(error) = self.raft.raw.step(message) {
             tracing::debug!(member = self.config.member.0, %error, "dropped a message");
         }
     }
 
-    /// Takes the number of the round out, which means nothing to raft-rs.
+    /// Removes the round's number, which means nothing to raft-rs, from the message.
     fn on_heartbeat_answer(&mut self, message: &mut Message) {
         let context = std::mem::take(&mut message.context);
         if let Ok(round) = <[u8; 8]>::try_from(&context[..]) {
@@ -289,7 +286,7 @@ impl Running {
         if !self.resync.is_lagging(message.from) || !caught_up {
             return;
         }
-        // The follower's commit is durable there and part of this log: it is progress, even if
+        // The follower's commit is durable there and part of this log. So it is progress, even if
         // the answer to the snapshot was lost.
         self.resync.caught_up(message.from);
         let mut progress = Message::default();
@@ -348,8 +345,8 @@ impl Running {
         }
     }
 
-    /// Nothing is proposed until a transfer ends, and one to a follower that is behind the log
-    /// does not end well.
+    /// raft-rs refuses proposals during a transfer. A transfer to a follower that lags behind the
+    /// log would fail, so it is not started.
     fn on_transfer(&mut self, member: MemberId) {
         let known = self.applier.meta.conf.voters.contains(&member.0);
         let lags = self.resync.is_lagging(member.0) || !self.raft.replicates_to(member.0);
@@ -358,8 +355,8 @@ impl Running {
         }
     }
 
-    /// Through a joint configuration, left by a change of its own. The leader never removes
-    /// itself: raft-rs would panic; control gives the leadership away first.
+    /// Goes through a joint configuration, which a second change leaves. The leader never removes
+    /// itself: raft-rs would panic. Control transfers the leadership first.
     fn on_change_members(&mut self, mut change: ConfChangeV2) {
         let me = self.config.member.0;
         if !change.changes.is_empty() {
@@ -367,7 +364,7 @@ impl Running {
         }
         let touches_me = change.changes.iter().any(|step| step.node_id == me);
         if !self.raft.is_leader() || !self.raft.accepts(0) || touches_me {
-            tracing::info!(member = me, "a configuration change is not proposed here and now");
+            tracing::info!(member = me, "a configuration change cannot be proposed here now");
             return;
         }
         if let Err(error) = self.raft.raw.propose_conf_change(Vec::new(), change) {
@@ -423,13 +420,13 @@ impl Running {
         self.raft.committed()
     }
 
-    /// Payload and overhead of proposals under way.
+    /// Bytes of proposals in flight: payload and overhead.
     pub fn proposed_bytes(&self) -> usize {
         self.writes.bytes()
     }
 
-    /// What was taken and is in no [`Output::Append`] yet: requests that the gate holds back, and
-    /// entries from the leader that wait until fewer appends are under way.
+    /// Accepted changes that no [`Output::Append`] contains yet: requests behind the gate, and
+    /// entries from the leader that wait because too many appends are in flight.
     pub fn unappended(&self) -> Unappended {
         let mut found = self.writes.unappended();
         let entries = self.raft.raw.raft.raft_log.unstable_entries();
@@ -471,7 +468,7 @@ impl Running {
     fn take_ready(&mut self, now: Mono, out: &mut Vec<Output>) -> Result<(), Broken> {
         let mut ready = self.raft.raw.ready();
         let number = ready.number();
-        let hard = self.raft.raw.raft.hard_state();
+        let hard = HardState::from(self.raft.raw.raft.hard_state());
         let at_once = self.persist.is_durable(&hard);
         let mut held = ready.take_persisted_messages();
         let messages = ready.take_messages();
@@ -479,28 +476,21 @@ impl Running {
             mark_uninitialised(&mut held);
         }
         if at_once {
-            // A leader replicates while it writes itself (Raft thesis, 10.2.1).
+            // A leader sends entries while it writes them itself (Raft thesis, 10.2.1).
             for message in messages {
                 self.send(now, message, out);
             }
             self.send_heartbeat_answers(&mut held, out);
         } else {
-            // A sole voter elects itself before its new term is durable; its learners must not
-            // hear of a term that a crash would let it use a second time.
+            // A sole voter elects itself before its new term is durable. Its learners must not hear
+            // of the term, because after a crash it could use that term a second time.
             held.extend(messages);
         }
         let reset = self.take_snapshot(ready.snapshot())?;
         let entries = ready.take_entries();
         let committed = ready.take_committed_entries();
         if reset.is_some() || !entries.is_empty() || self.persist.must_write(&hard) {
-            let bytes = entries.iter().map(|entry| entry.data.len()).sum();
-            let reset_index = reset.as_ref().map(|reset| reset.index);
-            let (append, hard) =
-                self.persist.begin(number, hard, entries.len(), bytes, reset_index);
-            self.write_commit = false;
-            // raft-rs must be able to read them back before it is told of the hand-over.
-            self.raft.raw.mut_store().append(entries.clone());
-            out.push(Output::Append(Append { number: append, hard, reset, entries }));
+            out.push(Output::Append(self.append(number, hard, reset, entries)));
         }
         self.raft.raw.advance_append_async(ready);
         if planted(Mistake::AnsweredBeforeDurable) {
@@ -517,8 +507,29 @@ impl Running {
         self.apply(committed, out)
     }
 
-    /// An answer to a heartbeat promises nothing but a term that is durable already: it need not
-    /// wait for log writes. Its commit index is made to mean what is durable here.
+    /// Makes the log write of a Ready. raft-rs must be able to read the entries back before it is
+    /// told that they were taken.
+    fn append(
+        &mut self,
+        ready: u64,
+        hard: HardState,
+        reset: Option<Reset>,
+        entries: Vec<Entry>,
+    ) -> Append {
+        let bytes = entries.iter().map(|entry| entry.data.len()).sum();
+        let reset_index = reset.as_ref().map(|reset| reset.index);
+        let (number, hard) = self.persist.begin(ready, hard, entries.len(), bytes, reset_index);
+        self.write_commit = false;
+        let whole = entries.iter().filter_map(|entry| self.applier.whole_extents(entry));
+        let whole_extents = whole.collect();
+        let logged = entries.iter().map(log_entry).collect();
+        self.raft.raw.mut_store().append(entries);
+        let member = self.config.member;
+        Append { member, number, hard, reset, entries: logged, whole_extents }
+    }
+
+    /// An answer to a heartbeat promises only a term that is already durable, so it need not wait
+    /// for log writes. Its commit index is lowered to the index that is durable here.
     fn send_heartbeat_answers(&mut self, held: &mut Vec<Message>, out: &mut Vec<Output>) {
         let durable_commit = self.raft.raw.raft.raft_log.persisted.min(self.raft.committed());
         held.retain_mut(|message| {
@@ -548,7 +559,7 @@ impl Running {
         out.push(Output::Send(Box::new(message)));
     }
 
-    /// A snapshot in a Ready is the one of `install`: the log and the metadata are replaced.
+    /// Replaces log and metadata by the snapshot of a Ready, which is always the one of `install`.
     fn take_snapshot(&mut self, snapshot: &Snapshot) -> Result<Option<Reset>, Broken> {
         if snapshot.is_empty() {
             return Ok(None);
@@ -562,26 +573,26 @@ impl Running {
             meta.set_conf(conf.clone());
         }
         self.raft.raw.mut_store().reset(reset.index, reset.term, conf);
-        self.applier.meta = meta;
+        self.applier = Applier::new(meta);
         self.applied_index = reset.index;
         self.applied_term = reset.term;
         Ok(Some(reset))
     }
 
-    /// The metadata comes from another pod: it may be anything.
+    /// Stores a snapshot to install. Another pod sent its metadata, so it may be malformed.
     fn on_install(&mut self, reset: Reset) {
         match Meta::decode(&reset.meta) {
             Ok(_) => self.install = Some(reset),
             Err(error) => {
                 let member = self.config.member.0;
-                tracing::warn!(member, %error, "the metadata of a snapshot is dropped");
+                tracing::warn!(member, %error, "a snapshot is dropped: cannot decode its metadata");
             }
         }
     }
 
     /// Steps the snapshot that ends a resync as if the leader had sent it. raft-rs answers the
-    /// leader, also when it does not need the snapshot any more. Until there is a leader the log is
-    /// what it was, and votes for one.
+    /// leader even if it no longer needs the snapshot. Without a known leader, the old log stays
+    /// and decides the votes of this member.
     fn step_install(&mut self) {
         let Some(reset) = &self.install else {
             return;
@@ -606,7 +617,7 @@ impl Running {
             tracing::warn!(member = self.config.member.0, %error, "a snapshot was refused");
         }
         if self.raft.raw.snap().is_none() {
-            // Not needed: the log reaches beyond it, and says so to the leader.
+            // The log reaches beyond the snapshot, and raft-rs told the leader.
             if self.raft.committed() >= reset.index {
                 self.votes.resyncing = false;
             }
@@ -649,7 +660,7 @@ impl Running {
         Ok(())
     }
 
-    /// Tells raft-rs of a configuration that the applier has computed, and compares.
+    /// Tells raft-rs of a configuration change, and compares its result with that of the applier.
     fn change_conf(&mut self, change: &ConfChangeV2, fits: bool) {
         match self.raft.raw.apply_conf_change(change) {
             Ok(conf) => {
@@ -662,7 +673,7 @@ impl Running {
         self.reads.forget_answers();
     }
 
-    /// Elects the only voter, when no Ready is outstanding: raft-rs would panic otherwise.
+    /// Elects the only voter. Waits until no Ready is in flight, because raft-rs would panic.
     fn elect_sole_voter(&mut self) -> bool {
         let at = self.situation();
         let waits = at.sole_voter && !at.is_leader && !at.resetting && !self.votes.resyncing;
@@ -673,8 +684,8 @@ impl Running {
         campaign.is_ok() && self.raft.is_leader()
     }
 
-    /// Leaves a joint configuration once it is applied; every leader tries again until it is
-    /// done. One that is to be removed hands the leadership over first.
+    /// Leaves an applied joint configuration; every leader tries until it succeeds. A leader that
+    /// the new configuration removes transfers the leadership first.
     fn leave_joint(&mut self) -> bool {
         let meta = &self.applier.meta;
         let raft = &self.raft.raw.raft;
@@ -696,7 +707,7 @@ impl Running {
         proposed.is_ok()
     }
 
-    /// Asks the others for reads that no lease covers: one round for all of a poll.
+    /// Starts one round of heartbeats for all reads of this poll that no lease covers.
     fn begin_round(&mut self, now: Mono) -> bool {
         if !self.reads.wants_round(&self.read_state()) {
             return false;
@@ -706,25 +717,26 @@ impl Running {
         true
     }
 
-    /// An idle member writes its commit index by itself, so that write-back may go on (rule R7).
+    /// Writes the commit index of an idle member (rule `write-back-after-durable-commit`).
     fn append_commit(&mut self, out: &mut Vec<Output>) {
-        // A commit must not become durable before its entries: not while some wait in raft-rs.
+        // A commit must not become durable before its entries, so none may still wait in raft-rs.
         let taken = self.raft.raw.raft.raft_log.unstable_entries().is_empty();
         if !self.write_commit || !taken || self.persist.is_full() {
             return;
         }
-        let hard = self.raft.raw.raft.hard_state();
+        let hard = HardState::from(self.raft.raw.raft.hard_state());
         self.write_commit = false;
         if self.persist.must_write(&hard) {
             return;
         }
         let (number, hard) = self.persist.begin(0, hard, 0, 0, None);
-        out.push(Output::Append(Append { number, hard, ..Append::default() }));
+        let member = self.config.member;
+        out.push(Output::Append(Append { member, number, hard, ..Append::default() }));
     }
 }
 
-/// A member without a configuration cannot start from the log, whose first entries assume one: it
-/// asks for a resync with every answer to a heartbeat.
+/// Makes a member without a configuration ask for a resync with every answer to a heartbeat. It
+/// cannot start from the log, whose first entries assume a configuration.
 fn mark_uninitialised(messages: &mut [Message]) {
     for message in messages {
         if message.get_msg_type() == MessageType::MsgHeartbeatResponse {

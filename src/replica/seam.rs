@@ -1,91 +1,91 @@
-//! The vocabulary between a member and the world that drives it.
+//! The messages between a member and its driver.
 //!
-//! Driving: `handle(now, input)` for every event of a round, then `poll(now, &mut outputs)` once.
-//! Every output is carried out in order. `Append`s of one member become durable in order and are
-//! confirmed in order.
+//! For every event of a round call `handle(now, input)`, then call `poll(now, &mut outputs)` once.
+//! Carry out the outputs in order. `Append`s of one member become durable and are confirmed in
+//! order.
 
 use bytes::Bytes;
-use raft::eraftpb::{Entry, HardState, Message};
+use raft::eraftpb::Message;
 
 use crate::io::buffer::Pool;
+use crate::log::{Append, Applied, HardState, LogEntry};
 use crate::types::{
     Block, BlockError, BlockRange, MemberId, Origin, ShardId, ShardOp, ShardReply, VolumeId,
 };
 
-/// Names a client request at this worker until it is answered.
+/// Identifies a client request at this worker until it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReqId(pub u64);
 
-/// What never changes about a member.
+/// The constant properties of a member.
 #[derive(Clone, Debug)]
 pub struct MemberConfig {
     pub member: MemberId,
     pub shard: ShardId,
     /// Seeds the election timeout: the only randomness.
     pub seed: u64,
-    /// Birth volume of the blocks and the shard's first block, counted in blocks of the volume:
-    /// both seed the checksums of blocks that are merged here (rule R5).
+    /// Birth volume of the blocks, and the shard's first block counted in blocks of the volume.
+    /// Both seed the checksums of blocks that are merged here (rule `whole-blocks-in-log`).
     pub volume: VolumeId,
     pub first_block_in_volume: u64,
-    /// Blocks of the shard; anything beyond is refused with `OutOfRange`.
+    /// Length of the shard in blocks. Requests beyond it are refused with `OutOfRange`.
     pub blocks: u32,
-    /// Bytes of applied entries that stay in memory for followers that are a little behind.
+    /// Bytes of applied entries kept in memory for followers that lag a little.
     pub log_tail_bytes: usize,
-    /// Bytes of proposals under way.
+    /// Limit of the bytes of proposals in flight.
     pub proposal_bytes_max: usize,
     pub reads: ReadMode,
-    /// Where blocks come from that are merged here.
+    /// Memory for blocks that are merged here.
     pub pool: Pool,
 }
 
-/// How a leader knows that nobody else leads when it serves a read (rule R14).
+/// How a leader knows that no other leads when it reads (rule `lease-ends-before-election`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReadMode {
-    /// By a lease: as long as clocks do not stop and drift within the bound.
+    /// By a lease. Requires that clocks do not stop, and drift within the bound.
     #[default]
     Lease,
-    /// By asking a majority, once for all reads that wait. Needs no clock.
+    /// By asking a majority, once for all waiting reads (rule `quorum-reads-trust-no-clock`).
     Quorum,
 }
 
-/// What a member's log and metadata were found to be when its lane was opened; also how a new
-/// member starts (everything zero, `meta` from [`crate::replica::meta`]).
+/// Log and metadata of a member, as recovered when its lane was opened. A new member starts with
+/// zeroes and a `meta` from [`crate::replica::meta`].
 #[derive(Clone, Debug, Default)]
 pub struct Start {
     pub hard: HardState,
-    /// Everything up to here is applied, in the store, and not in `entries`... but for the tail
-    /// below. `(0, 0)` for a new member.
+    /// The store has all entries up to here applied. 0 for a new member.
     pub applied_index: u64,
-    /// The point before the first of `entries`: index and term.
+    /// Index and term of the entry before the first of `entries`; `(0, 0)` for a new member.
     pub compacted_index: u64,
     pub compacted_term: u64,
-    /// Entries from `compacted_index + 1` on, contiguous, payloads present. The ones up to
+    /// Entries from `compacted_index + 1` on, contiguous, with payloads. Those up to
     /// `applied_index` serve followers only.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<LogEntry>,
     /// Shard metadata as of `applied_index`: configuration, epochs, sessions, size.
     pub meta: Bytes,
-    /// The durable *resyncing* mark: no serving until it is cleared, and campaigns come late.
+    /// The durable resyncing flag is set: no serving until it is cleared, and late campaigns.
     pub resyncing: bool,
-    /// This member's lane lost a part of its log that it had promised: no votes, no
-    /// acknowledgements, reported.
+    /// This member's lane lost a part of its promised log. The member is reported, and neither
+    /// votes nor acknowledges.
     pub faulted: bool,
 }
 
-/// All that the world can do to a member.
+/// The events that a driver reports to a member.
 #[derive(Debug)]
 pub enum Input {
-    /// 100 ms have passed since the last tick. Overdue ticks coalesce into one.
+    /// 100 ms passed since the last tick. Overdue ticks coalesce into one.
     Tick,
     Peer(Box<Message>),
-    /// `term` 0: whatever the current term is; otherwise refused unless it is the current one.
+    /// `term` 0 means the current term. A request for a term that is not current is refused.
     Client {
         req: ReqId,
         term: u64,
         origin: Origin,
         op: ShardOp,
     },
-    /// The `Append` with this number is durable (or had nothing to make durable and its turn
-    /// came).
+    /// The `Append` with this number is durable. One with nothing to write is confirmed in its
+    /// turn.
     Appended {
         number: u64,
     },
@@ -94,64 +94,64 @@ pub enum Input {
         ticket: u64,
         result: Result<Option<Bytes>, BlockError>,
     },
-    /// The link to this member's lane is down; raft-rs wants to know.
+    /// The link to this member's lane is down; raft-rs needs to know.
     Unreachable(MemberId),
-    /// Give the leadership to this member if it is up to date, when leading.
+    /// If this member leads: transfer the leadership to that member, unless it lags.
     TransferLeader(MemberId),
-    /// The store has every extent as of at least `index`, durably: step the Raft snapshot that
-    /// ends a resync. `meta` is the source's metadata as of `index`. Waits for a known leader.
-    /// An `Append` with `reset` follows, unless the log already reaches that far; then only the
-    /// leader is answered. Either way the member is not *resyncing* any more.
+    /// The store durably has every extent as of at least `index`: step the Raft snapshot that ends
+    /// a resync. `meta` is the source's metadata as of `index`. Waits for a known leader. An
+    /// `Append` with `reset` follows, unless the log already reaches `index`; then only the leader
+    /// is answered. In both cases the member is no longer *resyncing*.
     InstallSnapshot {
         index: u64,
         term: u64,
         meta: Bytes,
     },
-    /// The resync that `Output::NeedsResync` asked for ended well (`true`) or will be asked for
-    /// again (`false`); tells raft-rs on the leader.
+    /// The resync of `Output::NeedsResync` succeeded (`true`), or will be requested again
+    /// (`false`). The leader tells raft-rs.
     ResyncEnded {
         member: MemberId,
         ok: bool,
     },
-    /// A follower begins to copy what is applied here now (`anew`), or goes on with that: the log
-    /// from there on is kept for it, for a while and up to `proposal_bytes_max`, so that it can go
-    /// on with it afterwards.
+    /// A follower begins to copy the state that is applied here now (`anew`), or continues. The log
+    /// from there on is kept for a while, up to `proposal_bytes_max`, so that the follower can
+    /// continue with it.
     KeepLog {
         anew: bool,
     },
-    /// The durable *resyncing* mark of this member was set (`true`, before the first overwrite)
-    /// or cleared. A confirmed snapshot `Append` clears it here too.
+    /// The durable resyncing flag of this member was set (`true`, before the first overwrite) or
+    /// cleared. A confirmed snapshot `Append` clears it here, too.
     Resyncing(bool),
-    /// Configuration change proposed by control (the catalog's own group; shards later).
+    /// A configuration change from control, for the catalog's own group.
     ChangeMembers(raft::eraftpb::ConfChangeV2),
     /// An opaque command of the catalog's own group. Answered with `Reply`.
     Propose {
         req: ReqId,
         data: Bytes,
     },
-    /// An index that no write acknowledged before this call lies beyond, confirmed by a quorum
-    /// or a lease. Answered with `Barrier`.
+    /// Asks for an index at or above every write that was acknowledged before, confirmed by a
+    /// quorum or a lease. Answered with `Barrier`.
     Barrier {
         req: ReqId,
     },
 }
 
-/// All that a member can ask of the world.
+/// The actions that a member requests from its driver.
 #[derive(Debug)]
 pub enum Output {
-    /// One atomic log write; confirmed by `Input::Appended`, in order of `number`.
+    /// One atomic log write, confirmed by `Input::Appended` in the order of `number`.
     Append(Append),
     Send(Box<Message>),
-    /// A committed entry, in order, each index once after the start.
+    /// A committed entry. Entries come in order, each index once after the start.
     Apply(Applied),
-    /// A read (or status) may be executed now, against everything applied so far; the world
+    /// A read (or status) may now be executed against all entries applied so far. The driver
     /// answers the client itself.
     Read {
         req: ReqId,
         range: BlockRange,
         status: bool,
     },
-    /// The stored content of one block is needed, as of everything applied so far.
+    /// Requests the stored content of one block, as of all entries applied so far.
     ReadBase {
         ticket: u64,
         block: Block,
@@ -160,72 +160,23 @@ pub enum Output {
         req: ReqId,
         result: Result<ShardReply, BlockError>,
     },
-    /// Answer to `Input::Barrier`: applied here up to a safe index.
+    /// Answer to `Input::Barrier`: this member has applied up to a safe index.
     Barrier {
         req: ReqId,
     },
     /// Leader or term changed.
     Role(Role),
-    /// On the leader: this follower is behind the log and must be resynced.
+    /// On the leader: this follower lags behind the log and must be resynced.
     NeedsResync {
         member: MemberId,
     },
-    /// This member found itself broken (a raft-rs invariant, a conflicting log) and has stopped.
+    /// This member is broken (a raft-rs invariant, a conflicting log) and has stopped.
     Faulted {
         reason: String,
     },
 }
 
-/// What to write into the log, atomically. Nothing to make durable when all is empty.
-#[derive(Debug, Default)]
-pub struct Append {
-    pub number: u64,
-    pub hard: Option<HardState>,
-    /// The log now starts behind this point, and everything that was in it is dropped.
-    pub reset: Option<Reset>,
-    /// Entries to append; an entry at or below the last index replaces it and drops all after.
-    pub entries: Vec<Entry>,
-}
-
-/// A log replaced by a Raft snapshot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reset {
-    pub index: u64,
-    pub term: u64,
-    pub meta: Bytes,
-}
-
-/// A committed entry on its way into the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Applied {
-    pub index: u64,
-    pub term: u64,
-    /// `None`: nothing changes (no-op, configuration, refused by R15).
-    pub change: Option<Change>,
-    /// The whole new metadata when this entry changed it.
-    pub meta: Option<Bytes>,
-    /// For the catalog's group: the opaque command.
-    pub command: Option<Bytes>,
-    /// Why the entry changes nothing, when rule R15 refused it: what its client is told.
-    pub refused: Option<BlockError>,
-}
-
-/// A physical change of whole blocks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// The payload is the entry's; one checksum per block.
-    Write {
-        range: BlockRange,
-        crcs: Vec<u32>,
-        payload: Bytes,
-    },
-    Zero {
-        range: BlockRange,
-        trim: bool,
-    },
-}
-
-/// Who leads, as this member knows it.
+/// The leader, as this member knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Role {
     pub term: u64,

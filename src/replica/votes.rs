@@ -1,5 +1,5 @@
-//! Who may vote and campaign, and when (rule R14). raft-rs has rules of its own in ticks; these
-//! are in time, because leases are.
+//! Who may vote and campaign, and when (rule `no-vote-within-lease`). raft-rs counts ticks. These
+//! rules measure time, because leases do.
 
 use std::time::Duration;
 
@@ -10,30 +10,30 @@ use crate::limits::{ELECTION_TICKS, TICK};
 use crate::planted::{Mistake, planted};
 use crate::types::Mono;
 
-/// After it last heard from a leader, and after its start, a member neither votes nor campaigns
-/// for this long: longer than any lease that its answers may have granted.
+/// After its start, and after it last heard a leader, a member neither votes nor campaigns for this
+/// long. This is longer than any lease that its answers may have granted.
 const QUIET: Duration = Duration::from_millis(TICK.as_millis() as u64 * ELECTION_TICKS as u64);
 
-/// How much longer a member waits whose store is being replaced: it serves only once it has applied
-/// an entry of its own term, so all others come first. Without it, a group whose longest log is
-/// here would never have a leader again when one more member is lost.
+/// Extra time before a resyncing member campaigns, so that all other members come first. But it
+/// does campaign: otherwise, with the longest log here and one more member lost, the group would
+/// never have a leader again. It serves once it has applied an entry of its own term.
 const RESYNCING_PATIENCE: Duration = QUIET.saturating_mul(6);
 
-/// When this member is silent.
+/// Decides on votes and campaigns of this member.
 #[derive(Debug)]
 pub struct Votes {
     quiet_until: Mono,
-    /// Its store is being replaced: it follows and votes, and when nobody leads for long, it may be
-    /// elected. It serves nothing until it is whole.
+    /// The store is being replaced. The member follows and votes, and may be elected when nobody
+    /// leads for long. It serves nothing until the store is whole.
     pub resyncing: bool,
 }
 
-/// What the rules look at.
+/// The state of a member on which the decisions depend.
 #[derive(Debug, Clone, Copy)]
 pub struct Situation {
     pub term: u64,
     pub is_leader: bool,
-    /// There is a configuration at all.
+    /// The member has a configuration.
     pub initialised: bool,
     /// A snapshot is replacing the log.
     pub resetting: bool,
@@ -41,26 +41,26 @@ pub struct Situation {
 }
 
 impl Votes {
-    /// `fresh`: a new member, which cannot have granted anything before.
+    /// `fresh`: a new member, which cannot have granted a lease before.
     pub fn new(now: Mono, fresh: bool, resyncing: bool) -> Votes {
         let at_once = fresh || planted(Mistake::VotesAfterRestart);
         let quiet_until = if at_once { now } else { now + QUIET };
         Votes { quiet_until, resyncing }
     }
 
-    /// Whether raft-rs may see a message that came from a peer.
+    /// True when raft-rs may see this message of a peer.
     pub fn admits(&mut self, now: Mono, message: &Message, at: &Situation) -> bool {
         match message.get_msg_type() {
             MessageType::MsgAppend | MessageType::MsgHeartbeat => {
                 if message.term >= at.term {
                     self.quiet_until = self.quiet_until.max(now + QUIET);
                 }
-                // Without a configuration the log means nothing: first a snapshot.
+                // Without a configuration the log means nothing; a snapshot must come first.
                 at.initialised || message.get_msg_type() == MessageType::MsgHeartbeat
             }
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
-                // A store that is being replaced is no reason not to vote: the log and the
-                // HardState are whole, and they are what a vote is about.
+                // A resyncing member votes. A vote depends on the log and the HardState, and both
+                // are whole.
                 let unborn = !at.initialised && !planted(Mistake::UninitialisedVotes);
                 if at.resetting || unborn {
                     return false;
@@ -76,12 +76,12 @@ impl Votes {
             | MessageType::MsgHeartbeatResponse
             | MessageType::MsgRequestVoteResponse
             | MessageType::MsgRequestPreVoteResponse => true,
-            // Data never travels inside Raft, nothing is forwarded, and the rest is local.
+            // Data never travels inside Raft, nothing is forwarded, and the other types are local.
             _ => false,
         }
     }
 
-    /// Whether an election may start at the next tick.
+    /// True when the next tick may start an election.
     pub fn may_campaign(&self, now: Mono, at: &Situation) -> bool {
         if self.resyncing && planted(Mistake::ResyncNeverElected) {
             return false;

@@ -1,8 +1,8 @@
-//! Client writes on the leader: checks, partial blocks (rule R5), the gate that makes batches,
-//! and the answer once the entry is applied here.
+//! Client writes on the leader: checks, partial blocks (rule `whole-blocks-in-log`), the gate that
+//! forms batches, and the answer once the entry is applied here.
 //!
-//! A request is *blocked* (waits for earlier ones that touch its blocks, or is a partial block
-//! that is being resolved), then *waiting* (an entry that the gate has not let through), then
+//! A request is first *blocked*: it waits for earlier requests to its blocks, or for the content of
+//! a partially written block. Then it is *waiting*: an entry behind the gate. Then it is
 //! *proposed*. Entries are proposed in the order in which they began to wait.
 
 use std::collections::VecDeque;
@@ -21,14 +21,14 @@ use crate::types::{
     block_crc,
 };
 
-/// Bytes that wait before a second batch is started beside one in flight.
+/// Bytes that must wait before a second batch starts beside one in flight.
 const GATE_BYTES: usize = 64 << 10;
-/// Charged for a request besides its payload.
+/// Charged for a request in addition to its payload.
 const REQUEST_OVERHEAD_BYTES: usize = 512;
-/// Requests that may be blocked at one member.
+/// Largest number of blocked requests at one member.
 const BLOCKED_MAX: usize = 256;
 
-/// What a write is checked and merged against.
+/// The geometry and identity of a shard, for checking and merging writes.
 #[derive(Debug, Clone, Copy)]
 pub struct Geometry {
     /// Blocks of the shard.
@@ -37,10 +37,10 @@ pub struct Geometry {
     pub first_block_in_volume: u64,
 }
 
-/// The newest log write that is not yet durable, for the gate.
+/// The log writes in flight, for the gate.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct InFlight {
-    /// Log writes with entries that are under way.
+    /// Log writes with entries in flight.
     pub count: usize,
     /// Bytes of the newest one.
     pub newest_bytes: usize,
@@ -50,19 +50,19 @@ pub struct InFlight {
 pub struct Writes {
     geometry: Geometry,
     blocked: Vec<Blocked>,
-    /// Something happened that may let a blocked request go on.
+    /// An event may have unblocked a request.
     recheck: bool,
-    /// Entries that are not yet proposed: the last ones of `tracked`.
+    /// Entries that are not proposed yet; they match the end of `tracked`.
     waiting: VecDeque<Entry>,
     waiting_bytes: usize,
     /// Waiting and proposed entries, in order.
     tracked: VecDeque<Tracked>,
-    /// Entries that ever left `tracked` at its front.
+    /// Number of entries that ever left the front of `tracked`.
     passed: u64,
-    /// Payload and overhead of everything here, and its bound.
+    /// Payload and overhead of all requests here, limited by `bytes_max`.
     charged_bytes: usize,
     bytes_max: usize,
-    /// For blocks that are put together here.
+    /// Memory for merged blocks.
     pool: Pool,
     next_ticket: u64,
 }
@@ -83,14 +83,14 @@ struct Blocked {
     stage: Stage,
 }
 
-/// How far a blocked request has come.
+/// The progress of a blocked request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Behind an earlier blocked request, perhaps.
+    /// May wait for an earlier blocked request.
     Queued,
-    /// A partial block: until this many tracked entries have passed.
+    /// A partial block that waits until this many tracked entries have passed.
     Apply { passed: u64 },
-    /// A partial block whose stored content was asked for.
+    /// A partial block that waits for its stored content.
     Base { ticket: u64 },
 }
 
@@ -111,12 +111,12 @@ impl Writes {
         }
     }
 
-    /// Payload and overhead of all proposals under way.
+    /// Bytes of proposals in flight: payload and overhead.
     pub fn bytes(&self) -> usize {
         self.charged_bytes
     }
 
-    /// Takes a write in, on the leader. An error is the answer: nothing was proposed.
+    /// Takes a write on the leader. An error is the answer to it, and nothing was proposed.
     pub fn push(&mut self, req: ReqId, origin: Origin, op: ShardOp) -> Result<(), BlockError> {
         self.check(&op)?;
         let charge = REQUEST_OVERHEAD_BYTES
@@ -143,7 +143,7 @@ impl Writes {
         Ok(())
     }
 
-    /// Takes in a command of the catalog's own group.
+    /// Takes a command of the catalog's own group.
     pub fn push_opaque(&mut self, req: ReqId, data: Bytes) -> Result<(), BlockError> {
         let charge = REQUEST_OVERHEAD_BYTES + data.len();
         if data.len() > ENTRY_BYTES_MAX {
@@ -196,8 +196,8 @@ impl Writes {
         self.tracked.push_back(Tracked { req, range, charge, index: 0 });
     }
 
-    /// Moves blocked requests on. `serving`: an entry of the own term is applied, so what is
-    /// stored can be a base. Asks for bases through `out`.
+    /// Advances blocked requests, and requests bases through `out`. `serving`: an entry of the own
+    /// term is applied, so stored content may be a base.
     pub fn unblock(&mut self, serving: bool, out: &mut Vec<Output>) {
         if self.blocked.is_empty() || !self.recheck {
             return;
@@ -234,7 +234,7 @@ impl Writes {
         }
     }
 
-    /// How many entries have left `tracked` once all that touch `range` are applied.
+    /// The value of `passed` once all entries that touch `range` are applied.
     fn passed_when_applied(&self, range: BlockRange) -> u64 {
         if planted(Mistake::PartialFromOldBase) {
             return self.passed;
@@ -243,7 +243,7 @@ impl Writes {
         self.passed + last.map_or(0, |at| at as u64 + 1)
     }
 
-    /// The stored content of a block arrived: the partial write becomes a whole one.
+    /// Merges a partial write into the stored content of its block: it becomes a whole write.
     pub fn on_base(
         &mut self,
         ticket: u64,
@@ -267,7 +267,7 @@ impl Writes {
         }
     }
 
-    /// Requests that are not in the log of Raft yet.
+    /// Requests that are not in the Raft log yet.
     pub fn unappended(&self) -> Unappended {
         let mut found = Unappended::default();
         self.waiting.iter().for_each(|entry| found.add(entry.data.len()));
@@ -275,7 +275,7 @@ impl Writes {
         found
     }
 
-    /// The gate: proposes what waits when nothing is in flight, or when enough waits.
+    /// The gate: proposes the waiting entries if nothing is in flight or enough bytes wait.
     pub fn propose(&mut self, raft: &mut RaftAdapter, in_flight: InFlight, in_flight_max: usize) {
         if self.waiting.is_empty() {
             return;
@@ -302,7 +302,7 @@ impl Writes {
         }
     }
 
-    /// Waiting entries that fit into one `MsgAppend`, and their payload bytes.
+    /// The waiting entries of the next `MsgAppend`, and their payload bytes.
     fn next_chunk(&mut self) -> Option<(Vec<Entry>, usize)> {
         let mut bytes = 0;
         let mut payload_bytes = 0;
@@ -329,7 +329,7 @@ impl Writes {
         }
     }
 
-    /// The entry at `index` was applied here: the answer to its request, if it had one.
+    /// Returns the answer to the request, if any, whose entry at `index` was applied here.
     pub fn applied(
         &mut self,
         index: u64,
@@ -349,12 +349,12 @@ impl Writes {
         Some((done.req, result))
     }
 
-    /// Serving began: bases may be read.
+    /// Looks at blocked requests again, because serving began and bases may be read.
     pub fn recheck(&mut self) {
         self.recheck = true;
     }
 
-    /// The leadership is lost: what was proposed may still happen, the rest certainly will not.
+    /// The leadership is lost. Proposed entries may still be applied, the others certainly not.
     pub fn lose(&mut self, not_leader: &BlockError, answers: &mut Vec<(ReqId, BlockError)>) {
         let proposed = self.tracked.len() - self.waiting.len();
         for (at, entry) in self.tracked.drain(..).enumerate() {
@@ -387,7 +387,7 @@ fn whole_entry(origin: Origin, op: ShardOp) -> Entry {
     }
 }
 
-/// The whole block that a partial write makes of `base`, as an entry.
+/// Merges a partial write into `base`, and returns the whole block as an entry.
 fn merge(
     pool: &Pool,
     geometry: &Geometry,

@@ -9,26 +9,25 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use bytes::Bytes;
 
-use crate::sim::kernel::Host;
+use crate::io::driver::Token;
+use crate::sim::names::{DiskNumber, FILES, Host};
 use crate::sim::rng::Rng;
 use crate::store::index::memory::MemoryIndex;
+use crate::store::seam::LaneFile;
 use crate::types::{BLOCK_BYTES, Mono};
 
 const SECTOR_BYTES: usize = 512;
 
 type Page = Box<[u8]>;
 
-/// Number of a disk in the world.
-pub type DiskNumber = usize;
-
 /// One disk, wherever it is plugged in.
 #[derive(Default)]
 pub struct SimDisk {
+    pub number: DiskNumber,
     /// The pod that has it now.
     pub host: Host,
     pub superblock: SimFile,
@@ -53,44 +52,12 @@ pub enum Power {
     HasFailed,
 }
 
-/// The files of a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileName {
-    Superblock,
-    Wal,
-    Data,
-}
-
-impl FileName {
-    pub const ALL: [FileName; 3] = [FileName::Superblock, FileName::Wal, FileName::Data];
-
-    fn name(self) -> &'static str {
-        match self {
-            FileName::Superblock => "superblock",
-            FileName::Wal => "wal",
-            FileName::Data => "data",
-        }
-    }
-
-    /// Where a disk's file is found: the number of the disk, and the name.
-    pub fn path(self, disk: DiskNumber) -> PathBuf {
-        Path::new(&disk.to_string()).join(self.name())
-    }
-
-    /// The reverse of [`FileName::path`].
-    pub fn parse(path: &Path) -> Option<(DiskNumber, FileName)> {
-        let (disk, name) = path.to_str()?.split_once('/')?;
-        let found = FileName::ALL.into_iter().find(|file| file.name() == name)?;
-        Some((disk.parse().ok()?, found))
-    }
-}
-
 impl SimDisk {
-    pub fn file(&mut self, name: FileName) -> &mut SimFile {
+    pub fn file(&mut self, name: LaneFile) -> &mut SimFile {
         match name {
-            FileName::Superblock => &mut self.superblock,
-            FileName::Wal => &mut self.wal,
-            FileName::Data => &mut self.data,
+            LaneFile::Superblock => &mut self.superblock,
+            LaneFile::Wal => &mut self.wal,
+            LaneFile::Data => &mut self.data,
         }
     }
 
@@ -99,12 +66,34 @@ impl SimDisk {
     /// durable.
     pub fn crash(&mut self, loss: Loss, rng: &mut Rng) {
         if loss == Loss::Power {
-            FileName::ALL.iter().for_each(|name| self.file(*name).crash(rng));
+            FILES.iter().for_each(|name| self.file(*name).crash(rng));
         }
         let mut index = self.index.borrow_mut();
         let kept = rng.below(index.unflushed_commits() as u64 + 1);
         index.crash(kept as usize);
     }
+}
+
+/// What happens to a file of a disk.
+pub enum FileEvent<'a> {
+    /// A pod hands a write to the disk.
+    WriteBegins {
+        token: Token,
+        offset: u64,
+        bufs: &'a [Bytes],
+    },
+    /// A write has ended. `is_durable`: the pod is told that a crash keeps it.
+    WriteEnds {
+        token: Token,
+        is_durable: bool,
+    },
+    SyncEnds,
+}
+
+/// Sees all that happens to disks, at the moment when it happens, and changes nothing of it.
+pub trait DiskObserver {
+    /// `disk` is as the event has left it.
+    fn observe(&mut self, disk: &SimDisk, file: LaneFile, event: FileEvent<'_>);
 }
 
 /// How a pod dies.
@@ -294,23 +283,23 @@ enum Survives {
 #[derive(Default)]
 pub struct Sick {
     /// The next operation on this file fails.
-    pub fails: Option<FileName>,
+    pub fails: Option<LaneFile>,
     /// Until then every operation fails.
     pub dead_until: Mono,
     /// The next write of this file says that it was done, and was not.
-    pub loses: Option<FileName>,
+    pub loses: Option<LaneFile>,
     /// The next write of this file lands elsewhere in it.
-    pub misdirects: Option<FileName>,
+    pub misdirects: Option<LaneFile>,
     /// The next read of this file comes from elsewhere in it.
-    pub misreads: Option<FileName>,
+    pub misreads: Option<LaneFile>,
     /// Until then flushes of this file say that they were done, and were not.
-    pub lies: Option<(FileName, Mono)>,
+    pub lies: Option<(LaneFile, Mono)>,
     /// Until then every operation takes about a hundred times as long.
     pub slow_until: Mono,
     /// The same for one file.
-    pub slow_file: Option<(FileName, Mono)>,
+    pub slow_file: Option<(LaneFile, Mono)>,
     /// Nothing ends before.
     pub stuck_until: Mono,
-    /// The same for each file, in the order of [`FileName::ALL`].
+    /// The same for each file, in the order of [`FILES`].
     pub stuck_files_until: [Mono; 3],
 }

@@ -8,9 +8,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::sim::disk::{DiskNumber, FileName};
-use crate::sim::kernel::Host;
+use crate::sim::names::{DiskNumber, FILES, Host, Moment};
 use crate::sim::rng::Rng;
+use crate::store::seam::LaneFile;
 
 /// One fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,25 +33,25 @@ pub enum Fault {
     /// late, and nothing comes back. New ones are well: what was sent over them overtakes.
     Lag(Host, Host),
     SlowDisk(DiskNumber),
-    SlowFile(DiskNumber, FileName),
+    SlowFile(DiskNumber, LaneFile),
     /// Nothing that the disk was asked for ends.
     StuckDisk(DiskNumber),
     /// The same for one file.
-    StuckFile(DiskNumber, FileName),
+    StuckFile(DiskNumber, LaneFile),
     /// One operation of the disk fails.
-    Fails(DiskNumber, FileName),
+    Fails(DiskNumber, LaneFile),
     /// Bits flip in so many pages of a file.
-    Rot(DiskNumber, FileName, u64),
+    Rot(DiskNumber, LaneFile, u64),
     /// All operations of the disk fail.
     DeadDisk(DiskNumber),
     /// A write says that it was done, and was not.
-    LosesWrite(DiskNumber, FileName),
+    LosesWrite(DiskNumber, LaneFile),
     /// A write lands in another place.
-    MisdirectsWrite(DiskNumber, FileName),
+    MisdirectsWrite(DiskNumber, LaneFile),
     /// A read brings what is in another place.
-    MisdirectsRead(DiskNumber, FileName),
+    MisdirectsRead(DiskNumber, LaneFile),
     /// Flushes say that they were done, and were not.
-    LyingFlushes(DiskNumber, FileName),
+    LyingFlushes(DiskNumber, LaneFile),
     /// A disk is pulled and plugged into this pod; both are without power meanwhile.
     MoveDisk(DiskNumber, Host),
     /// The clock of a pod stands still, and it is cut off from the others: a virtual machine that
@@ -71,37 +71,6 @@ pub enum Fault {
         further: usize,
         after: Duration,
     },
-}
-
-/// When much is half done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moment {
-    /// A replica that is to be resynced says so on its disk.
-    ResyncMarked,
-    /// All of a copy is there, and the log does not know yet.
-    ResyncCopied,
-    /// A copy takes the place of a log.
-    LogReplaced,
-    /// A replica is whole again.
-    ResyncEnded,
-    /// A member leads and does not serve yet.
-    Elected,
-    /// A leader tells another to lead.
-    HandedOver,
-    /// A member is being deleted.
-    Destroyed,
-}
-
-impl Moment {
-    const ALL: [Moment; 7] = [
-        Moment::ResyncMarked,
-        Moment::ResyncCopied,
-        Moment::LogReplaced,
-        Moment::ResyncEnded,
-        Moment::Elected,
-        Moment::HandedOver,
-        Moment::Destroyed,
-    ];
 }
 
 impl Fault {
@@ -186,7 +155,7 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
     while at < until {
         let fault = match plan {
             Plan::Clocks => Fault::ClockStops(rng.below(targets.pods as u64) as Host),
-            Plan::Rot => Fault::Rot(bad_disk, FileName::Data, rng.between(1, 20)),
+            Plan::Rot => Fault::Rot(bad_disk, LaneFile::Data, rng.between(1, 20)),
             Plan::Mixed => {
                 let kind = pick(&weights, &mut rng);
                 draw_one(kind, bad_disk, targets, planned.len() as u64, &mut rng)
@@ -286,11 +255,11 @@ fn at_a_bad_moment(planned: Planned, targets: Targets, rng: &mut Rng) -> Vec<Pla
         // Much of a log is under way when power fails.
         Fault::Crash(host) => {
             let disk = host * disks_per_pod + rng.below(disks_per_pod as u64) as usize;
-            vec![before(soon, Fault::SlowFile(disk, FileName::Wal))]
+            vec![before(soon, Fault::SlowFile(disk, LaneFile::Wal))]
         }
         Fault::CrashAll => {
             let disk = rng.below(disks as u64) as DiskNumber;
-            vec![before(soon, Fault::SlowFile(disk, FileName::Wal))]
+            vec![before(soon, Fault::SlowFile(disk, LaneFile::Wal))]
         }
         // Who may vote for the one that hears no leader starts again and again.
         Fault::CutOneWay(from, to) if pods > 2 && rng.one_in(2) => {
@@ -307,11 +276,11 @@ fn at_a_bad_moment(planned: Planned, targets: Targets, rng: &mut Rng) -> Vec<Pla
             vec![crash(at + lasts + 2 * soon, rng.below(pods as u64) as Host)]
         }
         // It is found while it matters.
-        Fault::Rot(disk, FileName::Wal, _) => {
+        Fault::Rot(disk, LaneFile::Wal, _) => {
             vec![crash(at + Duration::from_micros(short.as_millis() as u64), disk / disks_per_pod)]
         }
         // The log is full by then, lets go of all at once, and cannot say so.
-        Fault::StuckFile(_, FileName::Superblock) => {
+        Fault::StuckFile(_, LaneFile::Superblock) => {
             let again = Planned { at: at + lasts + soon / 300, lasts: 5 * soon, fault };
             vec![again]
         }
@@ -330,7 +299,7 @@ fn draw_one(
     let host = rng.below(pods as u64) as Host;
     let other = (host + 1 + rng.below(pods as u64 - 1) as usize) % pods;
     let disk = rng.below(disks as u64) as DiskNumber;
-    let file = [FileName::Wal, FileName::Data, FileName::Superblock][rng.below(3) as usize];
+    let file = [LaneFile::Wal, LaneFile::Data, LaneFile::Superblock][rng.below(3) as usize];
     match kind {
         0 => Fault::Crash(host),
         1 => Fault::CrashAll,
@@ -344,11 +313,11 @@ fn draw_one(
         // What its log says is not known to be durable for as long: see `FRESH_NS`.
         8 if disk != bad_disk => Fault::StuckDisk(disk),
         9 => Fault::Fails(disk, file),
-        10 => Fault::Rot(bad_disk, FileName::Data, rng.between(1, 20)),
-        11 => Fault::Rot(bad_disk, FileName::Wal, rng.between(1, 20)),
+        10 => Fault::Rot(bad_disk, LaneFile::Data, rng.between(1, 20)),
+        11 => Fault::Rot(bad_disk, LaneFile::Wal, rng.between(1, 20)),
         12 => [Fault::LosesWrite, Fault::MisdirectsWrite, Fault::MisdirectsRead]
-            [rng.below(3) as usize](bad_disk, FileName::Data),
-        13 => Fault::LyingFlushes(bad_disk, FileName::Data),
+            [rng.below(3) as usize](bad_disk, LaneFile::Data),
+        13 => Fault::LyingFlushes(bad_disk, LaneFile::Data),
         14 => Fault::MoveDisk(disk, host),
         15 => {
             let (shards, blocks_per_shard) = (rng.between(1, 3), rng.between(16, 80));
@@ -356,15 +325,15 @@ fn draw_one(
         }
         16 => Fault::DeadDisk(disk),
         17 => Fault::Lag(host, other),
-        18 if disk != bad_disk && rng.one_in(4) => Fault::StuckFile(disk, FileName::Data),
-        18 => Fault::StuckFile(disk, FileName::Superblock),
+        18 if disk != bad_disk && rng.one_in(4) => Fault::StuckFile(disk, LaneFile::Data),
+        18 => Fault::StuckFile(disk, LaneFile::Superblock),
         _ => Fault::HangUp(rng.below(clients as u64) as usize),
     }
 }
 
 /// A disk that loses what it has does so in any of its files.
 fn in_any_file(fault: Fault, rng: &mut Rng) -> Fault {
-    let file = FileName::ALL[rng.below(3) as usize];
+    let file = FILES[rng.below(3) as usize];
     match fault {
         Fault::Rot(disk, _, pages) => Fault::Rot(disk, file, pages),
         Fault::LosesWrite(disk, _) => Fault::LosesWrite(disk, file),

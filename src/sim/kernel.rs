@@ -16,16 +16,13 @@ use crate::io::driver::{
     Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
     Waker,
 };
-use crate::sim::checks::Checks;
-use crate::sim::disk::{DiskNumber, FileName, Loss, SimDisk, SimFile};
-use crate::sim::faults::Moment;
+use crate::sim::disk::{DiskObserver, FileEvent, Loss, SimDisk, SimFile};
+use crate::sim::names::{DiskNumber, Host, file_at};
 use crate::sim::rng::Rng;
 use crate::sim::trace::Trace;
 use crate::slab::Slab;
+use crate::store::seam::LaneFile;
 use crate::types::{BLOCK_BYTES, Mono};
-
-/// Number of a pod in the world, or of a client behind the pods.
-pub type Host = usize;
 
 /// One direction of a connection.
 #[derive(Default)]
@@ -98,7 +95,7 @@ pub struct Kernel {
     events: Slab<Event>,
     next_event: u64,
     pub disks: Vec<SimDisk>,
-    open: FxHashMap<(Host, FileId), (DiskNumber, FileName)>,
+    open: FxHashMap<(Host, FileId), (DiskNumber, LaneFile)>,
     next_id: u32,
     sockets: FxHashMap<SocketId, Socket>,
     listeners: BTreeMap<SocketId, (Host, Address, VecDeque<SocketId>, Option<Token>)>,
@@ -110,12 +107,8 @@ pub struct Kernel {
     /// Until when connections of a host break, and its links are slow.
     pub resets_until: BTreeMap<Host, Mono>,
     pub slow_until: BTreeMap<Host, Mono>,
-    /// Moments that are waited for, and the numbers of the faults that come then.
-    pub ambushes: Vec<(Moment, u64)>,
-    /// Faults whose moment has come, and the pod where it was.
-    pub sprung: Vec<(u64, Host)>,
     pub trace: Trace,
-    pub checks: Checks,
+    observer: Rc<RefCell<dyn DiskObserver>>,
 }
 
 /// What there is of every host.
@@ -155,7 +148,8 @@ impl Default for Clock {
 }
 
 impl Kernel {
-    pub fn new(seed: u64) -> Kernel {
+    /// `observer` sees what happens to the disks.
+    pub fn new(seed: u64, observer: Rc<RefCell<dyn DiskObserver>>) -> Kernel {
         Kernel {
             now: START,
             rng: Rng::new(seed),
@@ -172,10 +166,8 @@ impl Kernel {
             cut: Vec::new(),
             resets_until: BTreeMap::new(),
             slow_until: BTreeMap::new(),
-            ambushes: Vec::new(),
-            sprung: Vec::new(),
             trace: Trace::default(),
-            checks: Checks::default(),
+            observer,
         }
     }
 
@@ -219,15 +211,6 @@ impl Kernel {
     /// A number for an index job.
     pub fn next_job(&mut self) -> u64 {
         self.next_event + 1
-    }
-
-    /// What the checks have noticed at a pod comes to those that wait for it, one after the other.
-    pub fn spring(&mut self, host: Host) {
-        for moment in std::mem::take(&mut self.checks.moments) {
-            if let Some(at) = self.ambushes.iter().position(|(of, _)| *of == moment) {
-                self.sprung.push((self.ambushes.remove(at).1, host));
-            }
-        }
     }
 
     /// Wakes the host after this long, and not at the moment it chose before.
@@ -306,7 +289,7 @@ impl Kernel {
         };
         let (number, name) = *self.open.get(&(host, *file)).expect("an open file");
         let (now, disk) = (self.now, &mut self.disks[number]);
-        let happens = |fault: &mut Option<FileName>| fault.take_if(|of| *of == name).is_some();
+        let happens = |fault: &mut Option<LaneFile>| fault.take_if(|of| *of == name).is_some();
         let fails = happens(&mut disk.sick.fails) || disk.sick.dead_until > now;
         disk.failures += u64::from(fails);
         let lies = disk.sick.lies.is_some_and(|(of, until)| of == name && until > now);
@@ -329,15 +312,8 @@ impl Kernel {
                 } else if !lost {
                     disk.file(name).write_all(now, offset, &bufs, durable && !lies);
                 }
-                match name {
-                    FileName::Wal if durable && !fails => {
-                        self.checks.log_write_ends(number, token, disk);
-                    }
-                    FileName::Superblock => {
-                        self.checks.superblock_written(number, &disk.superblock);
-                    }
-                    _ => {}
-                }
+                let ended = FileEvent::WriteEnds { token, is_durable: durable && !fails };
+                self.observer.borrow_mut().observe(disk, name, ended);
                 self.trace.note(now, &[1, number as u64, offset, count as u64], || {
                     format!("pod {host} wrote disk {number} {name:?} {offset}+{count}")
                 });
@@ -347,9 +323,8 @@ impl Kernel {
                 if !fails && !lies {
                     disk.file(name).sync();
                 }
-                if name == FileName::Superblock {
-                    self.checks.superblock_written(number, &disk.superblock);
-                }
+                let ended = FileEvent::SyncEnds;
+                self.observer.borrow_mut().observe(disk, name, ended);
                 (0, Buffers::None)
             }
         };
@@ -386,7 +361,7 @@ impl Kernel {
     }
 
     /// True while the moment that stands there for this host is to come.
-    fn lasts(&self, until: &BTreeMap<Host, Mono>, host: Host) -> bool {
+    pub fn lasts(&self, until: &BTreeMap<Host, Mono>, host: Host) -> bool {
         until.get(&host).is_some_and(|until| *until > self.now)
     }
 
@@ -399,13 +374,13 @@ impl Kernel {
         Duration::from_micros(micros * times)
     }
 
-    fn disk_delay(&mut self, disk: DiskNumber, file: Option<FileName>) -> Duration {
+    fn disk_delay(&mut self, disk: DiskNumber, file: Option<LaneFile>) -> Duration {
         let micros = match self.rng.below(100) {
             0 => self.rng.between(1_000, 60_000),
             _ => self.rng.between(20, 400),
         };
         let sick = &self.disks[disk].sick;
-        let is_slow = |(of, until): (FileName, Mono)| file == Some(of) && until > self.now;
+        let is_slow = |(of, until): (LaneFile, Mono)| file == Some(of) && until > self.now;
         let slow = sick.slow_until > self.now || sick.slow_file.is_some_and(is_slow);
         let times = if slow { 100 } else { 1 };
         let file_until = file.map_or(Mono(0), |file| sick.stuck_files_until[file as usize]);
@@ -447,14 +422,9 @@ impl Kernel {
         match op {
             Op::Read { file, .. } | Op::Write { file, .. } | Op::Sync { file } => {
                 let (disk, name) = *self.open.get(&(host, file)).expect("an open file");
-                match (name, &op) {
-                    (FileName::Wal, Op::Write { bufs, .. }) => {
-                        self.checks.log_write_begins(disk, &self.disks[disk], token, bufs);
-                    }
-                    (FileName::Data, Op::Write { offset, .. }) => {
-                        self.checks.data_write_begins(disk, *offset);
-                    }
-                    _ => {}
+                if let Op::Write { offset, bufs, .. } = &op {
+                    let begins = FileEvent::WriteBegins { token, offset: *offset, bufs };
+                    self.observer.borrow_mut().observe(&self.disks[disk], name, begins);
                 }
                 let delay = self.disk_delay(disk, Some(name));
                 self.schedule(delay, Event::FileEnds { host, life, token, op });
@@ -487,15 +457,17 @@ impl Kernel {
 
     fn complete(&mut self, host: Host, token: Token, done: Done) {
         let completion = Completion { token, result: Ok(done), buffers: Buffers::None };
-        let (life, delay) = (self.hosts[host].life, Duration::from_micros(5));
-        self.schedule(delay, Event::Complete { host, life, completion });
+        self.end(host, Duration::from_micros(5), completion);
     }
 
     fn fail(&mut self, host: Host, token: Token, buffers: Buffers) {
         let result = Err(std::io::ErrorKind::ConnectionReset.into());
-        let completion = Completion { token, result, buffers };
-        let (life, delay) = (self.hosts[host].life, Duration::from_micros(5));
-        self.schedule(delay, Event::Complete { host, life, completion });
+        self.end(host, Duration::from_micros(5), Completion { token, result, buffers });
+    }
+
+    fn end(&mut self, host: Host, after: Duration, completion: Completion) {
+        let life = self.hosts[host].life;
+        self.schedule(after, Event::Complete { host, life, completion });
     }
 
     fn send(&mut self, host: Host, token: Token, socket: SocketId, bufs: Vec<Bytes>) {
@@ -562,8 +534,7 @@ impl Kernel {
                 let result = Err(std::io::ErrorKind::ConnectionRefused.into());
                 let completion = Completion { token, result, buffers: Buffers::None };
                 let delay = Duration::from_micros(self.rng.between(1_000, 30_000));
-                let life = self.hosts[host].life;
-                self.schedule(delay, Event::Complete { host, life, completion });
+                self.end(host, delay, completion);
             }
         }
     }
@@ -693,7 +664,7 @@ impl Driver for SimDriver {
 
     fn open(&mut self, file: &OpenFile) -> std::io::Result<FileId> {
         let mut kernel = self.kernel.borrow_mut();
-        let found = FileName::parse(&file.path).ok_or(std::io::ErrorKind::NotFound)?;
+        let found = file_at(&file.path).ok_or(std::io::ErrorKind::NotFound)?;
         let id = FileId(kernel.new_id());
         kernel.open.insert((self.host, id), found);
         Ok(id)

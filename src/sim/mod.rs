@@ -4,6 +4,12 @@
 //! index.
 //!
 //! Invariant: the same seed gives the same run, in every process.
+//!
+//! Imports point one way. A file may import those that stand before it here: `names`, `rng` and
+//! `trace` (what all share); `disk` and `kernel` (what is below the pods, and is observed);
+//! `checks` (the judge, which observes); `shape` and `faults` (what a seed draws); `client`,
+//! `catalog` and `lane` (what a cluster is made of); `world` (all of it); `replicas` (what must be
+//! true at its end); `run`; `shrink`.
 
 mod catalog;
 mod checks;
@@ -11,8 +17,11 @@ mod client;
 mod disk;
 mod faults;
 mod kernel;
+mod lane;
+mod names;
 #[cfg(test)]
 mod planted_test;
+mod replicas;
 pub mod rng;
 mod run;
 #[cfg(test)]

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use crate::replica::seam::ReadMode;
 use crate::sim::checks::Seen;
-use crate::sim::disk::{FRESH_NS, FileName, Loss, Sick};
+use crate::sim::disk::{FRESH_NS, Loss, Sick};
 use crate::sim::faults::{Fault, Plan, Planned, Targets, draw};
-use crate::sim::kernel::Host;
+use crate::sim::kernel::Kernel;
+use crate::sim::names::{DiskNumber, Host, Moment};
 use crate::sim::rng::Rng;
 use crate::sim::shape::Shape;
 use crate::sim::world::World;
+use crate::store::seam::LaneFile;
 use crate::types::Mono;
 
 /// What to run.
@@ -120,6 +122,8 @@ struct Run {
     world: World,
     faults: Vec<(usize, Planned)>,
     faults_on: bool,
+    /// Moments that are waited for, and the numbers of the faults that come then.
+    ambushes: Vec<(Moment, u64)>,
     /// Some volumes had to answer without a pod or two at the end.
     spared: bool,
 }
@@ -143,14 +147,14 @@ fn run_and_check(options: &Options) -> Result<Outcome, Violation> {
         Plan::Unbounded => run.end_without_promises()?,
         Plan::Mixed | Plan::Rot | Plan::Clocks => {
             run.majority_answers()?;
-            run.heal();
+            run.heal(&[]);
             run.all_answer(&[], None)?;
             run.check_history()?;
             run.settle()?;
         }
     }
     let kernel = run.world.kernel.borrow();
-    let mut seen = kernel.checks.seen;
+    let mut seen = run.world.checks.borrow().seen;
     seen.full = run.world.shared.full;
     let outcome = Outcome {
         requests: run.world.shared.requests,
@@ -173,22 +177,24 @@ impl Run {
         let mut shape = Shape::draw(options.seed);
         shape.reads = options.reads.unwrap_or(shape.reads);
         let pods = shape.pods;
-        let unbounded = options.plan == Plan::Unbounded;
         let mut run = Run {
             seed: options.seed,
             world: World::new(options.seed, shape, options.plan),
             faults: options.faults(),
             faults_on: true,
+            ambushes: Vec::new(),
             spared: false,
         };
         run.world.shared.requests_left = options.requests;
+        let mut checks = run.world.checks.borrow_mut();
+        if options.plan == Plan::Unbounded {
+            checks.expect_nothing();
+        }
+        checks.distrust(run.world.shape.bad_disk);
+        checks.expect(run.world.shape.reads, options.plan != Plan::Clocks);
+        drop(checks);
         let mut kernel = run.world.kernel.borrow_mut();
         kernel.trace.prints = options.prints;
-        if unbounded {
-            kernel.checks.expect_nothing();
-        }
-        kernel.checks.distrust(run.world.shape.bad_disk);
-        kernel.checks.expect(run.world.shape.reads, options.plan != Plan::Clocks);
         let mut rng = Rng::new(options.seed ^ 0xd41f7);
         if options.plan != Plan::Clocks && rng.one_in(2) {
             for host in 0..pods {
@@ -214,20 +220,24 @@ impl Run {
     /// One thing happens.
     fn step(&mut self) -> Result<(), Violation> {
         let alarm = self.world.step();
-        let mut kernel = self.world.kernel.borrow_mut();
-        if let Some(what) = kernel.checks.wrong() {
+        let mut checks = self.world.checks.borrow_mut();
+        if let Some(what) = checks.wrong() {
             return Err(Violation::Broken { seed: self.seed, what: what.clone() });
         }
-        let sprung = std::mem::take(&mut kernel.sprung);
-        drop(kernel);
-        self.spring(sprung);
+        let moments = std::mem::take(&mut checks.moments);
+        drop(checks);
+        self.spring(moments);
         self.rings(alarm);
         Ok(())
     }
 
     /// What some ambushes waited for has happened: they are crashes from now on.
-    fn spring(&mut self, sprung: Vec<(u64, Host)>) {
-        for (number, host) in sprung {
+    fn spring(&mut self, moments: Vec<(Moment, Host)>) {
+        for (moment, host) in moments {
+            let Some(at) = self.ambushes.iter().position(|(of, _)| *of == moment) else {
+                continue;
+            };
+            let (_, number) = self.ambushes.remove(at);
             let found = self.faults.iter_mut().find(|(of, _)| *of as u64 == number);
             let fault = &mut found.expect("only these lie in wait").1.fault;
             if let Fault::Ambush { further, after, .. } = *fault {
@@ -253,7 +263,7 @@ impl Run {
                 let number = begin - BEGIN;
                 let planned = self.planned(number);
                 if let Fault::Ambush { moment, .. } = planned.fault {
-                    self.world.kernel.borrow_mut().ambushes.push((moment, number));
+                    self.ambushes.push((moment, number));
                     return;
                 }
                 self.begin(planned);
@@ -274,83 +284,43 @@ impl Run {
     }
 
     fn begin(&mut self, planned: Planned) {
-        let pods = self.world.shape.pods;
         let mut kernel = self.world.kernel.borrow_mut();
-        let kernel_now = kernel.now;
-        let until = kernel_now + planned.lasts;
-        kernel.trace.note(kernel_now, &[3], || planned.to_string());
+        let now = kernel.now;
+        kernel.trace.note(now, &[3], || planned.to_string());
+        drop(kernel);
+        let pods = self.world.shape.pods;
         match planned.fault {
-            Fault::Crash(host) => {
-                drop(kernel);
-                self.world.crash(host, Loss::Power);
-            }
-            Fault::CrashAll => {
-                drop(kernel);
-                (0..pods).for_each(|host| self.world.crash(host, Loss::Power));
-            }
-            Fault::Kill(host) => {
-                drop(kernel);
-                self.world.crash(host, Loss::Process);
-            }
-            Fault::Stop(host) => {
-                drop(kernel);
-                self.world.set_stopped(host, true);
-            }
-            Fault::Cut(host) => kernel.cut.extend(cuts(host, pods)),
-            Fault::ClockStops(host) => {
-                kernel.cut.extend(cuts(host, pods));
-                kernel.drift(host, CLOCK_STOPS_PPM);
-            }
-            Fault::CutOneWay(from, to) => kernel.cut.push((from, to)),
-            Fault::Resets(host) => drop(kernel.resets_until.insert(host, until)),
-            Fault::SlowLinks(host) => drop(kernel.slow_until.insert(host, until)),
-            Fault::SlowDisk(disk) => kernel.disks[disk].sick.slow_until = until,
-            Fault::SlowFile(disk, file) => kernel.disks[disk].sick.slow_file = Some((file, until)),
-            Fault::StuckDisk(disk) => kernel.disks[disk].sick.stuck_until = until,
-            Fault::StuckFile(disk, file) => {
-                kernel.disks[disk].sick.stuck_files_until[file as usize] = until;
-            }
-            Fault::Lag(from, to) => kernel.lag(from, to, planned.lasts.min(LAG_MAX)),
-            Fault::Fails(disk, file) => kernel.disks[disk].sick.fails = Some(file),
-            Fault::DeadDisk(disk) => kernel.disks[disk].sick.dead_until = until,
-            Fault::LosesWrite(disk, file) => kernel.disks[disk].sick.loses = Some(file),
-            Fault::MisdirectsWrite(disk, file) => kernel.disks[disk].sick.misdirects = Some(file),
-            Fault::MisdirectsRead(disk, file) => kernel.disks[disk].sick.misreads = Some(file),
-            Fault::LyingFlushes(disk, file) => kernel.disks[disk].sick.lies = Some((file, until)),
-            Fault::Rot(disk, file, pages) => {
-                let kernel = &mut *kernel;
-                let (spared, before) = match file {
-                    FileName::Wal => (kernel.checks.unmarked(disk), kernel_now),
-                    FileName::Data | FileName::Superblock => {
-                        (Vec::new(), Mono(kernel_now.0.saturating_sub(FRESH_NS)))
-                    }
-                };
-                let rotting = kernel.disks[disk].file(file);
-                (0..pages).for_each(|_| rotting.rot(before, &mut kernel.rng, &spared));
-            }
-            Fault::MoveDisk(disk, to) => {
-                drop(kernel);
-                self.world.move_disk(disk, to);
-            }
+            Fault::Crash(host) => self.world.crash(host, Loss::Power),
+            Fault::CrashAll => (0..pods).for_each(|host| self.world.crash(host, Loss::Power)),
+            Fault::Kill(host) => self.world.crash(host, Loss::Process),
+            Fault::Stop(host) => self.world.set_stopped(host, true),
+            Fault::MoveDisk(disk, to) => self.world.move_disk(disk, to),
             Fault::Volume { number, shards, blocks_per_shard } => {
-                drop(kernel);
                 self.world.create_volume(number, shards, blocks_per_shard);
             }
-            Fault::HangUp(client) => {
-                drop(kernel);
-                self.world.hang_up(client);
+            Fault::HangUp(client) => self.world.hang_up(client),
+            Fault::Rot(disk, file, pages) => self.rot(disk, file, pages),
+            below => {
+                begin_below_pods(&mut self.world.kernel.borrow_mut(), below, planned.lasts, pods)
             }
-            Fault::Ambush { .. } => unreachable!("it becomes a crash"),
         }
+    }
+
+    /// Bits flip in so many pages.
+    fn rot(&mut self, disk: DiskNumber, file: LaneFile, pages: u64) {
+        let Kernel { now, rng, disks, .. } = &mut *self.world.kernel.borrow_mut();
+        let (spared, before) = match file {
+            LaneFile::Wal => (self.world.checks.borrow().unmarked(disk), *now),
+            _ => (Vec::new(), Mono(now.0.saturating_sub(FRESH_NS))),
+        };
+        (0..pages).for_each(|_| disks[disk].file(file).rot(before, rng, &spared));
     }
 
     fn end(&mut self, fault: Fault) {
         let pods = self.world.shape.pods;
         match fault {
             Fault::Crash(host) | Fault::Kill(host) => self.restart(host),
-            Fault::CrashAll | Fault::MoveDisk(..) => {
-                (0..pods).for_each(|host| self.restart(host));
-            }
+            Fault::CrashAll | Fault::MoveDisk(..) => (0..pods).for_each(|host| self.restart(host)),
             Fault::Volume { number, .. } => self.world.delete_volume(number),
             Fault::Stop(host) => self.world.set_stopped(host, false),
             // What is cut off for the end of a run stays so.
@@ -365,22 +335,8 @@ impl Run {
             Fault::CutOneWay(from, to) => {
                 self.world.kernel.borrow_mut().cut.retain(|cut| *cut != (from, to));
             }
-            Fault::Resets(_)
-            | Fault::SlowLinks(_)
-            | Fault::SlowDisk(_)
-            | Fault::SlowFile(..)
-            | Fault::StuckDisk(_)
-            | Fault::StuckFile(..)
-            | Fault::Lag(..)
-            | Fault::Fails(..)
-            | Fault::Rot(..)
-            | Fault::DeadDisk(_)
-            | Fault::LosesWrite(..)
-            | Fault::MisdirectsWrite(..)
-            | Fault::MisdirectsRead(..)
-            | Fault::LyingFlushes(..)
-            | Fault::HangUp(_)
-            | Fault::Ambush { .. } => {}
+            // The others happen once, or the kernel knows when they end.
+            _ => {}
         }
     }
 
@@ -394,7 +350,7 @@ impl Run {
     /// becomes of the rest.
     fn majority_answers(&mut self) -> Result<(), Violation> {
         let left_out = self.left_out();
-        self.heal_but(&left_out);
+        self.heal(&left_out);
         self.step_for(SETTLED_AFTER)?;
         let volumes = self.world.answering_without(&left_out);
         self.spared = !volumes.is_empty();
@@ -450,7 +406,7 @@ impl Run {
     /// Disks may have lost anything. What can be read had been written; what cannot is an error,
     /// or is waited for.
     fn end_without_promises(&mut self) -> Result<(), Violation> {
-        self.heal();
+        self.heal(&[]);
         self.world.read_all(&[]);
         self.step_for(LAST_LOOK)?;
         let seed = self.seed;
@@ -492,13 +448,8 @@ impl Run {
         faulted.map_or(Ok(()), |what| Err(Violation::Faulted { seed, what }))
     }
 
-    /// Everything is well from now on.
-    fn heal(&mut self) {
-        self.heal_but(&[]);
-    }
-
-    /// Everything is well, but for these pods, which stay as they are, and are cut off.
-    fn heal_but(&mut self, left_out: &[Host]) {
+    /// Everything is well from now on, but for these pods, which stay as they are, and are cut off.
+    fn heal(&mut self, left_out: &[Host]) {
         let pods = self.world.shape.pods;
         let mut kernel = self.world.kernel.borrow_mut();
         (0..pods).for_each(|host| kernel.drift(host, 0));
@@ -506,12 +457,41 @@ impl Run {
         kernel.disks.iter_mut().for_each(|disk| disk.sick = Sick::default());
         kernel.resets_until.clear();
         kernel.slow_until.clear();
-        kernel.ambushes.clear();
         drop(kernel);
+        self.ambushes.clear();
         for host in (0..pods).filter(|host| !left_out.contains(host)) {
             self.restart(host);
             self.world.set_stopped(host, false);
         }
+    }
+}
+
+/// A fault of the network, a clock or a disk begins, in a world of so many pods.
+fn begin_below_pods(kernel: &mut Kernel, fault: Fault, lasts: Duration, pods: usize) {
+    let until = kernel.now + lasts;
+    match fault {
+        Fault::Cut(host) => kernel.cut.extend(cuts(host, pods)),
+        Fault::ClockStops(host) => {
+            kernel.cut.extend(cuts(host, pods));
+            kernel.drift(host, CLOCK_STOPS_PPM);
+        }
+        Fault::CutOneWay(from, to) => kernel.cut.push((from, to)),
+        Fault::Resets(host) => drop(kernel.resets_until.insert(host, until)),
+        Fault::SlowLinks(host) => drop(kernel.slow_until.insert(host, until)),
+        Fault::SlowDisk(disk) => kernel.disks[disk].sick.slow_until = until,
+        Fault::SlowFile(disk, file) => kernel.disks[disk].sick.slow_file = Some((file, until)),
+        Fault::StuckDisk(disk) => kernel.disks[disk].sick.stuck_until = until,
+        Fault::StuckFile(disk, file) => {
+            kernel.disks[disk].sick.stuck_files_until[file as usize] = until;
+        }
+        Fault::Lag(from, to) => kernel.lag(from, to, lasts.min(LAG_MAX)),
+        Fault::Fails(disk, file) => kernel.disks[disk].sick.fails = Some(file),
+        Fault::DeadDisk(disk) => kernel.disks[disk].sick.dead_until = until,
+        Fault::LosesWrite(disk, file) => kernel.disks[disk].sick.loses = Some(file),
+        Fault::MisdirectsWrite(disk, file) => kernel.disks[disk].sick.misdirects = Some(file),
+        Fault::MisdirectsRead(disk, file) => kernel.disks[disk].sick.misreads = Some(file),
+        Fault::LyingFlushes(disk, file) => kernel.disks[disk].sick.lies = Some((file, until)),
+        other => unreachable!("{other:?} is no fault of what is below the pods"),
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::limits::{Budgets, LISTING_EXTENTS_MAX};
 use crate::replica::seam::ReadMode;
-use crate::sim::disk::DiskNumber;
+use crate::sim::names::DiskNumber;
 use crate::sim::rng::Rng;
 use crate::types::EXTENT_BYTES;
 

@@ -2,46 +2,52 @@
 //! and the faults that happen to them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use crate::control::command::Addresses;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, OpenFile};
 use crate::replica::seam::{Input, Output, ReadMode, Start};
-use crate::sim::catalog::{CATALOG_ALARMS, Catalog, NewVolume, What, disk_id, pod_id};
-use crate::sim::checks::Flushed;
+use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, What};
+use crate::sim::checks::Checks;
 use crate::sim::client::{Client, Shared, Target};
-use crate::sim::disk::{DiskNumber, FileName, Loss, Power, SimDisk};
+use crate::sim::disk::{Loss, Power, SimDisk};
 use crate::sim::faults::Plan;
-use crate::sim::kernel::{Due, Host, Kernel, SimDriver};
+use crate::sim::kernel::{Due, Kernel, SimDriver};
+use crate::sim::lane::{INDEX_ALARMS, Job, Jobs, SimFiles, SimIndex};
+use crate::sim::names::{DiskNumber, Host, disk_id, path_of, pod_id};
 use crate::sim::shape::Shape;
-use crate::store::index::memory::MemoryIndex;
-use crate::store::lane::{self, LaneConfig};
+use crate::store::lane::LaneConfig;
 use crate::store::open::{LaneFormat, format_lane};
-use crate::store::seam::{Done, IndexJob, LaneFile, MemberRecord, OpId};
+use crate::store::seam::{LaneFile, MemberRecord};
 use crate::types::{MemberId, Uuid};
+use crate::view::ClusterView;
 use crate::volume::SessionSource;
 use crate::worker::{
-    Command, DiskPlace, IndexRunner, LaneRuntime, Probe, Receiver, Sender, Wake, Worker,
-    WorkerConfig, WorkerFiles, execute, mailbox, open_lane,
+    Command, DiskPlace, LaneRuntime, Probe, Receiver, Sender, Wake, Worker, WorkerConfig,
+    WorkerFiles, mailbox, open_lane,
 };
 
 const CLUSTER: Uuid = Uuid([7; 16]);
-/// Alarms above this number belong to index jobs.
-const INDEX_ALARMS: u64 = 1 << 32;
 /// The volume that all of the run's clients use; other volumes have one client each.
-pub(super) const MAIN: &str = "main";
+const MAIN: &str = "main";
 /// Registers of different volumes differ above this bit.
 const VOLUME_SHIFT: u32 = 32;
 
+/// No fault that makes a volume has a number that is as high.
+const SECOND: u64 = 1 << 16;
+/// How long it may take until all pods have joined and the first volume is made.
+const BEGINS_WITHIN: Duration = Duration::from_secs(60);
+/// How often pods look for newer views.
+const GOVERN_EVERY: Duration = Duration::from_millis(100);
+
 /// One pod: the worker while it runs, and what the world needs to run it.
+#[derive(Default)]
 pub(super) struct Pod {
     pub worker: Option<Worker>,
     pub inbox: Option<Sender<Command>>,
@@ -62,25 +68,13 @@ pub(super) struct Attached {
     front: Host,
 }
 
-/// An index job under way: whose it is, and how it ends.
-struct Job {
-    host: Host,
-    starts: u32,
-    lane: u8,
-    op: OpId,
-    done: Done,
-    /// What becomes durable with it: so many commits, and what follows from them.
-    flush: Option<(Rc<RefCell<MemoryIndex>>, u64, Flushed)>,
-}
-
 /// A member as the store found it, and how it starts.
 type Recovered = (MemberRecord, Start);
-
-type Jobs = Rc<RefCell<BTreeMap<u64, Job>>>;
 
 /// See the module.
 pub struct World {
     pub kernel: Rc<RefCell<Kernel>>,
+    pub checks: Rc<RefCell<Checks>>,
     pub shared: Shared,
     pub shape: Shape,
     pub(super) pods: Vec<Pod>,
@@ -97,7 +91,8 @@ pub struct World {
 
 impl World {
     pub fn new(seed: u64, shape: Shape, plan: Plan) -> World {
-        let kernel = Rc::new(RefCell::new(Kernel::new(seed)));
+        let checks = Rc::new(RefCell::new(Checks::default()));
+        let kernel = Rc::new(RefCell::new(Kernel::new(seed, checks.clone())));
         let addresses = (0..shape.pods).map(|host| Addresses {
             api: peer_address(host),
             peer: peer_address(host),
@@ -107,6 +102,7 @@ impl World {
         let catalog = Catalog::new(Rc::clone(&kernel), seed, CLUSTER, addresses, clocks_are_good);
         let mut world = World {
             kernel,
+            checks,
             shared: Shared::default(),
             pods: Vec::new(),
             catalog,
@@ -122,16 +118,7 @@ impl World {
             for _ in 0..world.shape.disks_per_pod {
                 world.format(host);
             }
-            world.pods.push(Pod {
-                worker: None,
-                inbox: None,
-                waits: Rc::new(Cell::new(true)),
-                woken: Arc::default(),
-                starts: 0,
-                stopped: false,
-                waits_for_disk: false,
-                told: 0,
-            });
+            world.pods.push(Pod { waits: Rc::new(Cell::new(true)), ..Pod::default() });
             world.start(host);
         }
         world.begin();
@@ -204,8 +191,8 @@ impl World {
 
     /// A new disk.
     fn format(&mut self, host: Host) {
-        let mut disk = SimDisk { host, ..SimDisk::default() };
         let number = self.kernel.borrow().disks.len();
+        let mut disk = SimDisk { number, host, ..SimDisk::default() };
         let data_bytes_max = self.shape.data_bytes_of(number);
         (disk.wal.bytes, disk.data.bytes) = (self.shape.wal_bytes, data_bytes_max);
         self.kernel.borrow_mut().disks.push(disk);
@@ -269,7 +256,8 @@ impl World {
         let sessions = SessionSource::new(starts);
         let report = Box::new(|_| {});
         let mut worker = Worker::new(config, Box::new(driver), pool, receiver, report, sessions);
-        worker.watch(Box::new(Watch { kernel: Rc::clone(&self.kernel), host }));
+        let (kernel, checks) = (Rc::clone(&self.kernel), Rc::clone(&self.checks));
+        worker.watch(Box::new(Watch { kernel, checks, host }));
         for (lane, (runtime, members)) in (0u8..).zip(lanes) {
             worker.add_lane(runtime);
             for (record, start) in members {
@@ -319,8 +307,8 @@ impl World {
         let (opened, members) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                let Kernel { disks, checks, .. } = &mut *self.kernel.borrow_mut();
-                match disks[disk].power {
+                let mut checks = self.checks.borrow_mut();
+                match self.kernel.borrow().disks[disk].power {
                     Power::HasFailed => checks.seen.failed_starts += 1,
                     Power::Stays | Power::FailsAfter(_) => checks.unusable(disk, &error),
                 }
@@ -328,28 +316,24 @@ impl World {
             }
         };
         self.kernel.borrow_mut().disks[disk].failures = 0;
-        self.kernel.borrow_mut().checks.opened(
-            disk,
-            opened.superblock(),
-            &mut index.borrow_mut(),
-            &members,
-        );
-        let mut open = |name: FileName| {
-            let file = OpenFile { path: name.path(disk), create: false };
+        let superblock = opened.superblock();
+        self.checks.borrow_mut().opened(disk, superblock, &mut index.borrow_mut(), &members);
+        let mut open = |file: LaneFile| {
+            let file = OpenFile { path: path_of(disk, file), create: false };
             driver.open(&file).expect("every disk has it")
         };
         let files = WorkerFiles {
-            superblock: open(FileName::Superblock),
-            wal: open(FileName::Wal),
-            data: open(FileName::Data),
+            superblock: open(LaneFile::Superblock),
+            wal: open(LaneFile::Wal),
+            data: open(LaneFile::Data),
         };
         let runner = SimIndex {
-            host,
             disk,
             starts: self.pods[host].starts,
             lane,
             index,
             kernel: Rc::clone(&self.kernel),
+            checks: Rc::clone(&self.checks),
             jobs: Rc::clone(&self.jobs),
         };
         let path = format!("disk-{disk}");
@@ -402,8 +386,8 @@ impl World {
                 .filter_map(|(disk, report)| Some((disk, report.failed?)))
                 .collect();
             for (disk, why) in &given_up {
-                let kernel = &mut *self.kernel.borrow_mut();
-                kernel.checks.given_up(*disk, kernel.disks[*disk].failures, why);
+                let failures = self.kernel.borrow().disks[*disk].failures;
+                self.checks.borrow_mut().given_up(*disk, failures, why);
             }
             if !given_up.is_empty() || self.pods[host].waits_for_disk {
                 self.crash(host, Loss::Power);
@@ -477,6 +461,98 @@ impl World {
         }
     }
 
+    /// Runs until the volume exists that all of the run's clients use. Another may come later.
+    fn begin(&mut self) {
+        let (shards, blocks_per_shard) = (self.shape.shards as u64, self.shape.blocks_per_shard);
+        let name = MAIN.to_owned();
+        self.catalog.ask(What::Create(NewVolume { name, number: None, shards, blocks_per_shard }));
+        let mut next = self.kernel.borrow().now;
+        let deadline = next + BEGINS_WITHIN;
+        while self.attached.is_empty() {
+            assert_eq!(self.step(), None, "nothing else goes on yet");
+            let now = self.kernel.borrow().now;
+            let wrong = self.checks.borrow().wrong().cloned();
+            assert_eq!(wrong, None, "at the start");
+            assert!(now < deadline, "no volume came about: {}", self.catalog.unanswered());
+            if now >= next {
+                self.govern(false);
+                next = now + GOVERN_EVERY;
+            }
+        }
+        if self.shape.second_volume {
+            // Through the first front end, like some of the others.
+            self.create_volume(SECOND * self.shape.pods as u64, 1, blocks_per_shard);
+        }
+    }
+
+    /// An alarm of the catalog rang.
+    fn catalog_happens(&mut self, alarm: u64) {
+        let all = &self.pods;
+        let pods = Pods {
+            is_stopped: &|host| all[host].stopped,
+            report: &|host| all[host].worker.as_ref().map(Worker::report),
+        };
+        self.catalog.happens(alarm, &pods);
+        for Ended::Created(volume) in std::mem::take(&mut self.catalog.ended) {
+            self.attach_to(&volume);
+        }
+    }
+
+    /// A volume exists: its clients come.
+    fn attach_to(&mut self, volume: &NewVolume) {
+        let NewVolume { name, number, shards, blocks_per_shard } = volume;
+        let (blocks, pods) = (shards * blocks_per_shard, self.shape.pods);
+        match number {
+            Some(_) if self.catalog.is_closing => {}
+            Some(number) => {
+                let front = *number as Host % pods;
+                self.attach(name, number + 1, front, 0..blocks, blocks, *blocks_per_shard);
+            }
+            None => {
+                let fronts = self.shape.fronts as u64;
+                for client in 0..self.shape.clients {
+                    // Clients of different front ends write different blocks.
+                    let front = client as u64 % fronts;
+                    let region = match self.shape.load.halves {
+                        true => 0..blocks,
+                        false => blocks * front / fronts..blocks * (front + 1) / fronts,
+                    };
+                    self.attach(name, 0, front as Host, region, blocks, *blocks_per_shard);
+                }
+            }
+        }
+    }
+
+    /// Pods that do not know it yet hear of a newer view: each with a chance of one half, or all of
+    /// them.
+    pub fn govern(&mut self, all: bool) {
+        for worker in self.pods.iter().filter_map(|pod| pod.worker.as_ref()) {
+            let (load, connections) = (worker.load(), self.attached.len());
+            self.checks.borrow_mut().load(&load, &self.shape.budgets, connections);
+        }
+        for host in 0..self.pods.len() {
+            if !self.catalog.hears(host, all) {
+                continue;
+            }
+            let stopped: Vec<bool> = self.pods.iter().map(|pod| pod.stopped).collect();
+            if stopped[host] || self.pods[host].inbox.is_none() {
+                continue;
+            }
+            let view = self.catalog.follow(host, &|host| stopped[host]);
+            self.tell(host, view);
+        }
+    }
+
+    /// Tells a pod of a view that is newer than what it was told before.
+    fn tell(&mut self, host: Host, view: Arc<ClusterView>) {
+        let pod = &mut self.pods[host];
+        let Some(inbox) = pod.inbox.as_ref().filter(|_| pod.told < view.revision) else { return };
+        self.checks.borrow_mut().learn(&view);
+        pod.told = view.revision;
+        assert!(inbox.send(Command::View(view)).is_ok(), "it has room");
+        self.kernel.borrow_mut().wake(host, Duration::ZERO);
+    }
+
     fn index_job_ends(&mut self, alarm: u64) {
         let job = self.jobs.borrow_mut().remove(&alarm);
         let Job { host, starts, lane, op, done, flush } = job.expect("every alarm has its job");
@@ -486,7 +562,7 @@ impl World {
         }
         if let Some((index, commits, flushed)) = flush {
             index.borrow_mut().flush(commits);
-            self.kernel.borrow_mut().checks.index_flushed(flushed);
+            self.checks.borrow_mut().index_flushed(flushed);
         }
         if let Some(inbox) = &pod.inbox {
             let sent = inbox.send(Command::Index { lane, op, done });
@@ -525,118 +601,20 @@ impl World {
 /// What members of a pod are given and ask for is checked.
 struct Watch {
     kernel: Rc<RefCell<Kernel>>,
+    checks: Rc<RefCell<Checks>>,
     host: Host,
 }
 
 impl Probe for Watch {
     fn input(&mut self, member: MemberId, input: &Input) {
-        let mut kernel = self.kernel.borrow_mut();
-        let now = kernel.now;
-        kernel.checks.input(member, input, now);
+        let now = self.kernel.borrow().now;
+        self.checks.borrow_mut().input(member, input, now);
     }
 
     fn output(&mut self, member: MemberId, output: &Output) {
-        let mut kernel = self.kernel.borrow_mut();
-        let now = kernel.now;
-        kernel.checks.output(member, output, now);
-        kernel.spring(self.host);
+        let now = self.kernel.borrow().now;
+        self.checks.borrow_mut().output(self.host, member, output, now);
     }
-}
-
-/// Blocking access to a simulated disk.
-pub(super) struct SimFiles {
-    kernel: Rc<RefCell<Kernel>>,
-    disk: DiskNumber,
-    pool: Pool,
-}
-
-impl From<LaneFile> for FileName {
-    fn from(file: LaneFile) -> FileName {
-        match file {
-            LaneFile::Superblock => FileName::Superblock,
-            LaneFile::Wal => FileName::Wal,
-            LaneFile::Data => FileName::Data,
-        }
-    }
-}
-
-impl lane::LaneFiles for SimFiles {
-    fn read(&mut self, file: LaneFile, offset: u64, len: usize) -> std::io::Result<Bytes> {
-        let mut buf = self.pool.take(len);
-        self.kernel.borrow_mut().disks[self.disk].file(file.into()).read(offset, &mut buf);
-        Ok(buf.freeze())
-    }
-
-    fn write(&mut self, file: LaneFile, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
-        let Kernel { now, disks, rng, .. } = &mut *self.kernel.borrow_mut();
-        let disk = &mut disks[self.disk];
-        disk.power = match disk.power {
-            Power::Stays => Power::Stays,
-            Power::FailsAfter(writes @ 1..) => Power::FailsAfter(writes - 1),
-            Power::FailsAfter(0) | Power::HasFailed => {
-                disk.power = Power::HasFailed;
-                disk.file(file.into()).tear(*now, offset, bytes, rng);
-                return Err(std::io::Error::other("the power failed"));
-            }
-        };
-        disk.file(file.into()).write(*now, offset, bytes, true);
-        Ok(())
-    }
-
-    fn size_bytes(&mut self, file: LaneFile) -> std::io::Result<u64> {
-        Ok(self.kernel.borrow_mut().disks[self.disk].file(file.into()).bytes)
-    }
-}
-
-/// The index of a simulated lane. Jobs are carried out in order and end later; what they flush is
-/// durable only then, and any part of it is lost when power fails before.
-struct SimIndex {
-    host: Host,
-    disk: DiskNumber,
-    starts: u32,
-    lane: u8,
-    index: Rc<RefCell<MemoryIndex>>,
-    kernel: Rc<RefCell<Kernel>>,
-    jobs: Jobs,
-}
-
-impl SimIndex {
-    /// What the job answers, and what it makes durable when it ends.
-    fn carry_out(&mut self, kernel: &mut Kernel, job: IndexJob) -> (Done, Option<Flushed>) {
-        let disk = &mut kernel.disks[self.disk];
-        if disk.sick.dead_until > kernel.now {
-            disk.failures += 1;
-            let text = "the disk of the index is dead".to_owned();
-            return (Done::Failed(std::io::ErrorKind::Other, text), None);
-        }
-        let index = &mut *self.index.borrow_mut();
-        kernel.checks.index_job(self.disk, &job, &disk.data, index);
-        match job {
-            IndexJob::Commit { edits, flush } => {
-                let done = execute(index, IndexJob::Commit { edits, flush: false });
-                let flushed = flush.then(|| kernel.checks.index_flushes(index));
-                (done, flushed)
-            }
-            job => (execute(index, job), None),
-        }
-    }
-}
-
-impl IndexRunner for SimIndex {
-    fn submit(&mut self, op: OpId, job: IndexJob) {
-        let kernel = Rc::clone(&self.kernel);
-        let mut kernel = kernel.borrow_mut();
-        let (done, flushed) = self.carry_out(&mut kernel, job);
-        kernel.spring(self.host);
-        let alarm = INDEX_ALARMS + kernel.next_job();
-        kernel.index_job(self.disk, alarm, flushed.is_some());
-        let commits = self.index.borrow().commits();
-        let flush = flushed.map(|flushed| (Rc::clone(&self.index), commits, flushed));
-        let SimIndex { host, starts, lane, .. } = *self;
-        self.jobs.borrow_mut().insert(alarm, Job { host, starts, lane, op, done, flush });
-    }
-
-    fn pump(&mut self) {}
 }
 
 fn volume_name(number: u64) -> String {

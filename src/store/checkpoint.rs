@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
+use crate::log::HardState;
 use crate::planted::{Mistake, planted};
 use crate::store::effects::Pending;
 use crate::store::groups::{Group, GroupKind, Unplaced};
 use crate::store::lane::Lane;
 use crate::store::member::{Member, Phase};
-use crate::store::seam::{Event, HardState, IndexEdit, IndexJob, LaneFile, Slot};
+use crate::store::seam::{Event, IndexEdit, IndexJob, LaneFile, Slot};
 use crate::store::superblock::{self, Superblock};
 use crate::store::wal::{BatchSeq, Item};
 use crate::types::{EXTENT_BYTES, MemberId, Mono};

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
 use crate::io::buffer::Pool;
+use crate::log::{Append, Applied, Change, HardState, LogEntry};
 use crate::planted::{Mistake, planted};
 use crate::store::alloc::Allocator;
 use crate::store::checkpoint::{AfterFlush, Checkpoint};
@@ -186,7 +187,7 @@ impl Lane {
 
     /// Queues an append. `Event::Appended` follows, in order. An append of a member that is being
     /// destroyed, or has been given up, is dropped.
-    pub fn append(&mut self, mut request: AppendRequest) {
+    pub fn append(&mut self, mut request: Append) {
         if self.io.poisoned() {
             return;
         }
@@ -225,7 +226,7 @@ impl Lane {
         }
     }
 
-    pub(super) fn push_append(&mut self, request: AppendRequest) {
+    pub(super) fn push_append(&mut self, request: Append) {
         let member = self.members.get_mut(&request.member).expect("just seen");
         let mut items = Vec::with_capacity(2 + request.entries.len());
         let group = self.log.groups.next_id();
@@ -391,7 +392,7 @@ impl Lane {
 
     /// A committed entry, in order. At replay the same call, with `payload` empty, skips what the
     /// index already has (rule R3). An entry that a resync brought already is ignored.
-    pub fn apply(&mut self, member: MemberId, request: ApplyRequest) {
+    pub fn apply(&mut self, member: MemberId, request: Applied) {
         if self.io.poisoned() {
             return;
         }

@@ -6,9 +6,10 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
+use crate::log::{HardState, LogEntry};
 use crate::planted::{Mistake, planted};
 use crate::store::overlay::Overlay;
-use crate::store::seam::{HardState, LogEntry, MemberRecord, Slot};
+use crate::store::seam::{MemberRecord, Slot};
 use crate::store::wal::{BatchSeq, GroupId};
 use crate::types::{BLOCKS_PER_EXTENT, Block, Extent, MemberId, Unappended, block_crc};
 

@@ -36,6 +36,9 @@ pub mod superblock;
 pub mod wal;
 mod writeback;
 
+#[cfg(feature = "bench-internals")]
+pub use overlay::{Content, Overlay, OverlayBlock, OverlayExtent};
+
 /// Why a lane cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

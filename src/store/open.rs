@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::io::buffer::Pool;
 use crate::limits::LISTING_EXTENTS_MAX;
+use crate::log::LogEntry;
 use crate::planted::{Mistake, planted};
 use crate::store::OpenError;
 use crate::store::alloc::{Allocator, SlotConflict};
@@ -23,7 +24,7 @@ use crate::store::member::{Member, Phase, Place, Retained};
 use crate::store::mend::Mends;
 use crate::store::overlay::PayloadCache;
 use crate::store::redirect::{Redirects, load_redirected};
-use crate::store::seam::{IndexEdit, LaneFile, LogEntry, MemberRecord, Slot};
+use crate::store::seam::{IndexEdit, LaneFile, MemberRecord, Slot};
 use crate::store::superblock::{self, Superblock};
 use crate::store::wal::fold::{FaultReason, Flushed, MemberLog, fold};
 use crate::store::wal::recover::{Marks, load_payload, recover};

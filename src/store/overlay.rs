@@ -19,7 +19,7 @@ use crate::types::{Block, Extent};
 
 /// One block in the overlay.
 #[derive(Clone, Debug)]
-pub(crate) struct OverlayBlock {
+pub struct OverlayBlock {
     /// The entry that wrote it.
     pub index: u64,
     pub crc: u32,
@@ -30,7 +30,7 @@ pub(crate) struct OverlayBlock {
 
 /// Where the bytes of a block are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Content {
+pub enum Content {
     /// This many blocks into the payload of the entry.
     Log { position: u16 },
     /// In the slot of a redirected entry, at its own place in the extent.
@@ -41,7 +41,7 @@ pub(crate) enum Content {
 
 /// The blocks of one extent that are in the overlay, never none.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct OverlayExtent {
+pub struct OverlayExtent {
     pub mask: u16,
     /// One per bit of `mask`, in order.
     blocks: Vec<OverlayBlock>,
@@ -55,7 +55,7 @@ pub(crate) struct OverlayExtent {
 
 impl OverlayExtent {
     /// Block `position` (0 to 15), when it is here.
-    pub(crate) fn get(&self, position: u32) -> Option<&OverlayBlock> {
+    pub fn get(&self, position: u32) -> Option<&OverlayBlock> {
         if self.mask & (1 << position) == 0 {
             return None;
         }
@@ -94,7 +94,7 @@ impl OverlayExtent {
 
 /// The overlay of one member.
 #[derive(Default)]
-pub(crate) struct Overlay {
+pub struct Overlay {
     extents: ExtentMap<OverlayExtent>,
     live: LiveCounts,
     /// (newer, older): a block of `older` was superseded by `newer`, which no durable HardState
@@ -105,7 +105,7 @@ pub(crate) struct Overlay {
 
 impl Overlay {
     /// A block that an entry wrote, in the order of the log.
-    pub(crate) fn insert(&mut self, at: Block, block: OverlayBlock, durable_commit: u64) {
+    pub fn insert(&mut self, at: Block, block: OverlayBlock, durable_commit: u64) {
         let newer = block.index;
         self.live.add(newer);
         let extent = self.extents.get_or_default(at.extent());
@@ -171,7 +171,7 @@ impl Overlay {
         self.extents.remove(extent)
     }
 
-    pub(crate) fn get(&self, extent: Extent) -> Option<&OverlayExtent> {
+    pub fn get(&self, extent: Extent) -> Option<&OverlayExtent> {
         self.extents.get(extent)
     }
 

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use crate::io::buffer::is_aligned;
+use crate::log::{Append, LogEntry, Redirect, RedirectedSlot, WholeExtents};
 use crate::planted::{Mistake, planted};
 use crate::store::OpenError;
 use crate::store::alloc::SlotConflict;
@@ -23,9 +24,7 @@ use crate::store::index::IndexStore;
 use crate::store::lane::{Lane, LaneFiles, slots_at_most};
 use crate::store::member::{Member, Phase};
 use crate::store::read::first_bad;
-use crate::store::seam::{
-    AppendRequest, ExtentKey, LaneFile, LogEntry, Redirect, RedirectedSlot, Slot, WholeExtents,
-};
+use crate::store::seam::{ExtentKey, LaneFile, Slot};
 use crate::store::wal::fold::{FaultReason, MemberLog};
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId};
 
@@ -40,7 +39,7 @@ pub(super) struct Redirects {
 }
 
 struct Staged {
-    request: AppendRequest,
+    request: Append,
     /// Writes of slots under way.
     writes: usize,
     /// What it will take of the log.
@@ -64,7 +63,7 @@ impl Redirects {
 impl Lane {
     /// Starts the writes of the entries that go to slots, and lets the entries name these. Returns
     /// the number of writes.
-    pub(super) fn redirect(&mut self, request: &mut AppendRequest) -> usize {
+    pub(super) fn redirect(&mut self, request: &mut Append) -> usize {
         let mut whole = std::mem::take(&mut request.whole_extents).into_iter().peekable();
         let mut writes = 0;
         for entry in &mut request.entries {
@@ -128,7 +127,7 @@ impl Lane {
     }
 
     /// An append waits for this many writes of its slots, or behind one that does.
-    pub(super) fn stage(&mut self, request: AppendRequest, writes: usize) {
+    pub(super) fn stage(&mut self, request: Append, writes: usize) {
         let in_log = request.entries.iter().map(|entry| entry.payload.len());
         let reserved = in_log.clone().map(|bytes| u64::from(slots_at_most(bytes as u32))).sum();
         let bytes = in_log.map(|bytes| bytes as u64 + ENTRY_LOG_BYTES).sum();

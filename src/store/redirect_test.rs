@@ -1,5 +1,6 @@
 //! Redirected writes, rule by rule: R4, R6, R8, R10 and what a restart makes of them.
 
+use crate::log::{Append, LogEntry, WholeExtents};
 use crate::planted::{Mistake, assert_found};
 use crate::store::index::IndexStore;
 use crate::store::seam::*;
@@ -353,12 +354,12 @@ fn a_payload_that_does_not_match_its_checksums_is_not_redirected() {
     let mut lab = lab(12);
     let crcs = vec![7; 16];
     let payload = lab.disk.pool.copy(&content(1, 0).repeat(16));
-    lab.lane.append(AppendRequest {
+    lab.lane.append(Append {
         member: ONE,
         number: 1,
         entries: vec![LogEntry { index: 1, term: 1, payload, ..LogEntry::default() }],
         whole_extents: vec![WholeExtents { index: 1, first: Extent(0), crcs }],
-        ..AppendRequest::default()
+        ..Append::default()
     });
     lab.poll();
     assert!(lab.queue.iter().all(is_log) && !lab.queue.is_empty());

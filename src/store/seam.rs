@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 
+pub use crate::log::Slot;
 use crate::types::{
-    BlockError, BlockRange, Extent, ExtentContent, ManifestChunk, MemberId, Segment, ShardId,
-    StatusRun, VolumeId,
+    BlockError, Extent, ExtentContent, ManifestChunk, MemberId, Segment, ShardId, StatusRun,
+    VolumeId,
 };
 
 /// Names an I/O of a lane until it ends.
@@ -97,10 +98,6 @@ pub struct ExtentKey {
     pub layer: u32,
 }
 
-/// Where 64 KiB of a data file are: slot N is at byte N x 64 KiB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Slot(pub u32);
-
 /// What the index knows of an extent. A block that is neither *present* nor *zero* belongs to the
 /// layer below, and without one reads as zeroes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,105 +144,6 @@ pub struct MemberRecord {
     pub meta: Bytes,
     /// The durable *resyncing* mark.
     pub resyncing: bool,
-}
-
-/// Term, vote and commit of a member. `vote` 0 is nobody.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HardState {
-    pub term: u64,
-    pub vote: u64,
-    pub commit: u64,
-}
-
-/// One Raft entry. `payload` is whole blocks in aligned memory, or empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LogEntry {
-    /// Set by the lane when the payload went to slots instead of the log; `payload` is then empty.
-    pub redirect: Option<Box<Redirect>>,
-    pub index: u64,
-    pub term: u64,
-    /// The Raft entry type, opaque here.
-    pub kind: u8,
-    pub context: Bytes,
-    pub payload: Bytes,
-}
-
-/// Where the payload of an entry is that writes whole extents, one slot for each, in order
-/// (rule R6).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Redirect {
-    pub first: Extent,
-    pub slots: Vec<RedirectedSlot>,
-}
-
-impl Redirect {
-    /// The slots, without their checksums.
-    pub fn slots(&self) -> Box<[Slot]> {
-        self.slots.iter().map(|slot| slot.slot).collect()
-    }
-}
-
-/// One slot and the checksums of its sixteen blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RedirectedSlot {
-    pub slot: Slot,
-    pub crcs: [u32; 16],
-}
-
-/// Says of an entry of an append that it writes whole extents and nothing else: the lane may
-/// write its payload to slots instead of the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WholeExtents {
-    pub index: u64,
-    pub first: Extent,
-    /// One per block.
-    pub crcs: Vec<u32>,
-}
-
-/// An atomic append of one member.
-#[derive(Debug, Default)]
-pub struct AppendRequest {
-    pub member: MemberId,
-    /// Handed back with [`Event::Appended`]; grows by one per member.
-    pub number: u64,
-    pub hard: Option<HardState>,
-    /// The log is replaced: it now starts behind this point. The store must already hold
-    /// everything up to it, durably.
-    pub reset: Option<ResetPoint>,
-    pub entries: Vec<LogEntry>,
-    /// What is known of some of the entries, in their order.
-    pub whole_extents: Vec<WholeExtents>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResetPoint {
-    pub index: u64,
-    pub term: u64,
-    pub meta: Bytes,
-}
-
-/// A committed entry's effect. The entry itself, with its payload, was appended before.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ApplyRequest {
-    pub index: u64,
-    pub term: u64,
-    pub change: Option<Change>,
-    /// The whole new metadata when this entry changed it.
-    pub meta: Option<Bytes>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// `payload` is what the entry carried, to be cached; empty: only in the WAL (replay).
-    Write {
-        range: BlockRange,
-        crcs: Vec<u32>,
-        payload: Bytes,
-    },
-    Zero {
-        range: BlockRange,
-        trim: bool,
-    },
 }
 
 /// Names a read of a lane until it is answered; chosen by the caller.

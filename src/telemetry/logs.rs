@@ -5,7 +5,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Log, LogFormat};
 
-/// The level of the configuration could not be understood, or logs were set up before.
+/// Why logs could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogsError {
     #[error("`log.level` is {level:?}, which is neither a level nor a list of directives")]
@@ -18,7 +18,7 @@ pub enum LogsError {
     Install(#[source] tracing_subscriber::util::TryInitError),
 }
 
-/// Sets up the logs of this process, once. Panics become log lines too.
+/// Sets up the logs of this process, once. Panics are logged, too.
 pub fn start(log: &Log) -> Result<(), LogsError> {
     let filter = EnvFilter::builder()
         .parse(&log.level)

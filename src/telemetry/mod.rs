@@ -1,3 +1,3 @@
-//! What a pod says about itself.
+//! Output of a pod about itself: logs.
 
 pub mod logs;

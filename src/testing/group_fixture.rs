@@ -5,17 +5,17 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use raft::eraftpb::{Entry, HardState, Message};
+use raft::eraftpb::Message;
 
 use crate::io::buffer::Pool;
 use crate::limits::SHARD_PROPOSAL_BYTES_MAX;
+use crate::log::{Append, Applied, Change, HardState, LogEntry};
 use crate::replica::apply::Applier;
+use crate::replica::entry::raft_entry;
 use crate::replica::member::Member;
 use crate::replica::message;
 use crate::replica::meta::Meta;
-use crate::replica::seam::{
-    Append, Applied, Change, Input, MemberConfig, Output, ReadMode, ReqId, Role, Start,
-};
+use crate::replica::seam::{Input, MemberConfig, Output, ReadMode, ReqId, Role, Start};
 use crate::sim::rng::Rng;
 use crate::types::{
     BLOCK_BYTES, Block, BlockError, BlockRange, MemberId, Mono, Origin, ShardId, ShardOp,
@@ -46,7 +46,7 @@ struct Disk {
     base: (u64, u64),
     store: Store,
     meta: Bytes,
-    entries: Vec<Entry>,
+    entries: Vec<LogEntry>,
     resyncing: bool,
 }
 
@@ -214,13 +214,13 @@ impl Cluster {
         let mut store = disk.store;
         let mut applied = disk.base;
         for entry in disk.entries.iter().take_while(|entry| entry.index <= disk.hard.commit) {
-            let done = applier.apply(entry).unwrap();
+            let done = applier.apply(&raft_entry(entry).unwrap()).unwrap();
             change_store(&mut store, &done);
             applied = (entry.index, entry.term);
         }
         let meta = applier.meta.encode();
         let start = Start {
-            hard: disk.hard.clone(),
+            hard: disk.hard,
             applied_index: applied.0,
             compacted_index: disk.base.0,
             compacted_term: disk.base.1,
@@ -666,7 +666,7 @@ impl Cluster {
 
     /// Log matching: an index and a term name one entry, and everything before it.
     pub fn check_logs(&self) {
-        let mut known: BTreeMap<(u64, u64), (u64, &Entry)> = BTreeMap::new();
+        let mut known: BTreeMap<(u64, u64), (u64, &LogEntry)> = BTreeMap::new();
         for node in self.nodes.values() {
             let mut before = node.disk.base.1;
             for entry in &node.disk.entries {
@@ -700,9 +700,7 @@ fn change_store(store: &mut Store, applied: &Applied) {
 }
 
 fn persist(disk: &mut Disk, append: &Append) {
-    if let Some(hard) = &append.hard {
-        disk.hard = hard.clone();
-    }
+    disk.hard = append.hard.unwrap_or(disk.hard);
     if let Some(reset) = &append.reset {
         assert!(disk.base.0 >= reset.index, "the store is not there yet");
         disk.entries.clear();

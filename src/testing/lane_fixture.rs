@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use bytes::Bytes;
 
 use crate::limits::LISTING_EXTENTS_MAX;
+use crate::log::{Append, Applied, Change, HardState, LogEntry, Reset, WholeExtents};
 use crate::sim::rng::Rng;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::index::run;
@@ -51,7 +52,7 @@ pub struct Model {
     pub log: Vec<u64>,
     acked_log: Vec<u64>,
     acked_hard: HardState,
-    pending: VecDeque<AppendRequest>,
+    pending: VecDeque<Append>,
     pub ops: HashMap<(u64, u64), LabOp>,
     pub hard: HardState,
     pub commit: u64,
@@ -165,7 +166,7 @@ impl Model {
         self.applied = to;
     }
 
-    fn acknowledge(log: &mut Vec<u64>, hard: &mut HardState, request: &AppendRequest) {
+    fn acknowledge(log: &mut Vec<u64>, hard: &mut HardState, request: &Append) {
         for entry in &request.entries {
             log.truncate(entry.index as usize - 1);
             log.push(entry.term);
@@ -323,15 +324,11 @@ impl Lab {
         model.commit = index;
         model.number += 1;
         model.hard = HardState { term: *log.last().unwrap(), vote: 0, commit: index };
-        let request = |model: &Model| AppendRequest {
+        let request = |model: &Model| Append {
             member: to,
             number: model.number,
             hard: Some(model.hard),
-            reset: Some(ResetPoint {
-                index,
-                term: model.log[index as usize - 1],
-                meta: Bytes::new(),
-            }),
+            reset: Some(Reset { index, term: model.log[index as usize - 1], meta: Bytes::new() }),
             entries: Vec::new(),
             whole_extents: Vec::new(),
         };
@@ -576,7 +573,7 @@ impl Lab {
                     _ => Bytes::new(),
                 },
             });
-            AppendRequest {
+            Append {
                 member,
                 number: model.number,
                 hard: Some(model.hard),
@@ -618,11 +615,12 @@ impl Lab {
         model.note_applied(index);
         self.lane.apply(
             member,
-            ApplyRequest {
+            Applied {
                 index,
                 term,
                 change,
                 meta: index.is_multiple_of(5).then(|| Bytes::from(index.to_string())),
+                ..Applied::default()
             },
         );
     }

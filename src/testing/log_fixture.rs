@@ -6,7 +6,7 @@ use std::io;
 use bytes::Bytes;
 
 use crate::io::buffer::Pool;
-use crate::store::seam::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
+use crate::log::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
 use crate::types::{BLOCK_BYTES, Extent, MemberId, Uuid};
 
 use crate::store::wal::fold::{Flushed, MemberLog, fold};

@@ -1,9 +1,7 @@
 //! What the tests of the session share: a client, and the messages of both sides.
 
-use crate::front::nbd::session::{
-    CloseReason, Export, Exports, Session, SessionHandle, SessionOutput,
-};
 use crate::front::nbd::wire::{self, info, option, reply};
+use crate::front::nbd::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
 use crate::io::buffer::Pool;
 use crate::io::stream::StreamReader;
 use crate::limits::REQUEST_BYTES_MAX;

@@ -1,10 +1,10 @@
-//! For tests: a data path that holds no data, and reports that everything went well.
+//! For tests: a data path that holds no data and reports success.
 
 use std::sync::{Arc, Mutex};
 
 use crate::control::command::NewDisk;
+use crate::control::data_path::{DataPath, ReportSink};
 use crate::control::identity::Identity;
-use crate::control::server::{DataPath, ReportSink};
 use crate::types::{MemberId, Uuid};
 use crate::view::{ClusterView, DiskReport, MemberReport, MemberState, PodReport};
 
@@ -43,7 +43,7 @@ impl NullDataPath {
     }
 }
 
-/// The first member of every shard leads it.
+/// Reports the first member of every shard as its leader.
 fn members(view: &ClusterView, disk: Uuid) -> Vec<MemberReport> {
     let shards = view.volumes.iter().flat_map(|volume| &volume.shards);
     let members = shards.flat_map(|shard| {

@@ -1,5 +1,5 @@
-//! Where the bytes of a volume are: one pure function from offset to shard, and how an operation
-//! of a client is cut into operations on shards.
+//! The layout of a volume: maps offsets to shards, and splits client operations into operations on
+//! shards. Pure.
 
 use std::ops::Range;
 
@@ -12,8 +12,8 @@ use crate::types::{
 };
 use crate::view::VolumeView;
 
-/// The longest range that one Zero or Status of a shard covers: it has no payload, but each of
-/// its extents costs something.
+/// The longest range of one Zero or Status of a shard. These have no payload, but each extent has a
+/// cost.
 pub const ZERO_BYTES_MAX: u64 = 256 << 20;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -27,10 +27,10 @@ pub struct Layout {
     shard_count: usize,
 }
 
-/// A place in a volume.
+/// A position in a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Which shard, in the order of the volume's shards.
+    /// Index of the shard in the volume.
     pub shard: usize,
     /// Offset in that shard, in bytes.
     pub offset: u64,
@@ -39,7 +39,7 @@ pub struct Place {
 /// One operation on one shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Which shard, in the order of the volume's shards.
+    /// Index of the shard in the volume.
     pub shard: usize,
     pub op: ShardOp,
 }
@@ -58,21 +58,21 @@ impl Layout {
         }
     }
 
-    /// The shard of an offset, and the offset in it.
+    /// The shard of an offset, and the offset in that shard.
     pub fn locate(&self, offset: u64) -> Place {
         let shard = (offset / self.stripe_bytes) as usize;
         assert!(shard < self.shard_count, "offsets are checked against the size");
         Place { shard, offset: offset % self.stripe_bytes }
     }
 
-    /// True when all of the range is in the volume.
+    /// True when the whole range is in the volume.
     pub fn contains(&self, offset: u64, len: u64) -> bool {
         offset.checked_add(len).is_some_and(|end| end <= self.size_bytes)
     }
 
-    /// Cuts an operation that lies within the volume: pieces of whole blocks, parts of blocks at
-    /// the edges of writes; none crosses a shard or exceeds its bound. Reads and status queries
-    /// are rounded out (see [`crate::volume::read`]), trims are rounded in.
+    /// Splits an operation within the volume into pieces of whole blocks, and partial blocks at the
+    /// edges of writes. No piece crosses a shard or exceeds its limit. Reads and status queries are
+    /// widened to whole blocks (see [`crate::volume::read`]), trims are narrowed.
     pub fn cut(&self, op: &BlockOp, pieces: &mut Vec<Piece>) {
         match op {
             BlockOp::Read { offset, len } => {
@@ -116,7 +116,7 @@ impl Layout {
         }
     }
 
-    /// Cuts whole blocks of the volume (offsets in bytes) at shards and at multiples of `max`.
+    /// Splits whole blocks of the volume (offsets in bytes) at shards and at multiples of `max`.
     fn cut_blocks(
         &self,
         bytes: Range<u64>,
@@ -127,8 +127,8 @@ impl Layout {
         self.cut_blocks_at(bytes, max, |_, len| len, pieces, op);
     }
 
-    /// As before; of what is left of a piece, `pick` takes so many bytes from its start: given the
-    /// offset in the shard and the length.
+    /// Like `cut_blocks`, but `pick` may shorten each piece: from the offset in the shard and the
+    /// length of the piece it returns the number of bytes to take from its start.
     fn cut_blocks_at(
         &self,
         bytes: Range<u64>,
@@ -148,7 +148,7 @@ impl Layout {
         }
     }
 
-    /// The parts of blocks at both ends of a range; at most two.
+    /// Splits off the partial blocks at both ends of a range, at most two.
     fn cut_edges(
         &self,
         offset: u64,
@@ -186,13 +186,13 @@ impl Layout {
         ShardOp::Write { range, data, crcs }
     }
 
-    /// The number in the volume of the first block of a piece.
+    /// The number of a piece's first block, counted in the volume.
     pub fn block_in_volume(&self, piece: &Piece) -> u64 {
         piece.shard as u64 * (self.stripe_bytes / BLOCK) + u64::from(piece.op.range().first.0)
     }
 }
 
-/// The blocks of a volume that an operation changes; `None` when it changes nothing.
+/// The blocks of a volume that an operation changes; `None`: it changes nothing.
 pub fn changed_blocks(op: &BlockOp) -> Option<Range<u64>> {
     let bytes = match op {
         BlockOp::Write { offset, data } => covering(*offset, data.len() as u64),
@@ -204,20 +204,20 @@ pub fn changed_blocks(op: &BlockOp) -> Option<Range<u64>> {
     (!blocks.is_empty()).then_some(blocks)
 }
 
-/// The smallest run of whole blocks around a range, in bytes.
+/// The smallest run of whole blocks that covers a range, in bytes.
 fn covering(offset: u64, len: u64) -> Range<u64> {
     offset - offset % BLOCK..(offset + len).next_multiple_of(BLOCK)
 }
 
-/// The largest run of whole blocks in a range, in bytes; empty when there is none.
+/// The largest run of whole blocks within a range, in bytes; may be empty.
 fn within(offset: u64, len: u64) -> Range<u64> {
     let start = offset.next_multiple_of(BLOCK);
     let end = offset + len;
     start..(end - end % BLOCK).max(start)
 }
 
-/// Bytes from the start of a piece of a write: up to where whole extents begin, or end, when there
-/// are so many of them that they are written once, to slots of their own.
+/// Bytes from the start of a write's piece up to the start, or end, of its whole extents, if they
+/// are enough for a WAL bypass. Otherwise all bytes of the piece.
 fn extents_apart(offset: u64, len: u64) -> u64 {
     const EXTENT: u64 = EXTENT_BYTES as u64;
     let (first, end) = (offset.next_multiple_of(EXTENT), offset + len);
@@ -271,7 +271,7 @@ mod tests {
         BlockOp::Write { offset, data: data.freeze_range(skew..skew + len) }
     }
 
-    /// Carries a piece out on the blocks of the volume, after checking its bounds.
+    /// Carries out a piece on the blocks of the volume, after checking its bounds.
     fn carry_out(layout: &Layout, piece: &Piece, bytes: &mut [u8]) {
         let range = piece.op.range();
         assert!(range.count > 0 && u64::from(range.end()) * BLOCK <= layout.stripe_bytes);
@@ -298,7 +298,7 @@ mod tests {
         }
     }
 
-    /// What a client expects of the operation.
+    /// The result that a client expects.
     fn expect(op: &BlockOp, bytes: &mut [u8]) {
         match op {
             BlockOp::Write { offset, data } => {

@@ -1,22 +1,22 @@
-//! A volume as a front end of this pod uses it: cuts requests into operations on shards, keeps
-//! overlapping writes in order, finds leaders, retries, and checks what was read. Pure.
+//! A volume of a front end: splits requests into operations on shards, orders overlapping writes,
+//! finds leaders, retries, and verifies reads. Pure.
 //!
-//! There is one [`Volume`] for all connections of a volume at one pod: the order of overlapping
-//! writes holds across them (rule R15), so all of them live on the worker that owns it.
+//! All connections of a volume at one pod share one [`Volume`], and live on the worker that owns
+//! it. The order of overlapping writes holds across them (rule `overlapping-writes-in-order`).
 //!
-//! Driving: inputs as they happen, [`Volume::tick`] every 100 ms or so, [`Volume::poll`] once a
-//! round after the inputs (and again at [`Volume::deadline`]). Each `Send` gets at most one
-//! [`Volume::shard_result`]; results nobody waits for any more are dropped. What could not be
-//! handed over at all (no link) is answered with `NotLeader { hint: None, term: 0 }`; what was
-//! handed over and whose outcome can no longer be learned, with `Unknown` (or for all of a pod:
-//! [`Volume::pod_down`]). A member that is not open (yet) on its pod answers `NotLeader`.
+//! Driving: give inputs as they happen, call [`Volume::tick`] about every 100 ms, and
+//! [`Volume::poll`] once per round after the inputs (and at [`Volume::deadline`]). Each `Send` gets
+//! at most one [`Volume::shard_result`]; late results are dropped. Answer `NotLeader { hint: None,
+//! term: 0 }` if the operation could not be handed over (no link), and `Unknown` if its outcome can
+//! no longer be learned. [`Volume::pod_down`] does that for all of a pod. A member that is not open
+//! on its pod answers `NotLeader`.
 //!
-//! Retries: no request is answered with an error because a leader is missing, however long that
-//! lasts; it waits. A write whose outcome is unknown is sent again under a higher session, which
-//! makes the shard refuse the first one should it turn up later. Until that second one is
-//! answered, later writes that overlap it wait. See `route.rs` for terms and probes.
+//! Retries: a request without a leader waits, however long, and gets no error. A write with an
+//! unknown outcome is sent again under a higher session, so that the shard refuses the first one if
+//! it still arrives. Later overlapping writes wait until the second one is answered. See `route.rs`
+//! for terms and probes.
 //!
-//! Invariant: knows neither `replica` nor `net` nor `store`; no clock of its own.
+//! Invariant: depends neither on `replica` nor on `net` nor on `store`. It has no clock.
 
 pub mod layout;
 pub mod order;
@@ -38,33 +38,30 @@ use crate::types::{
 use crate::view::{MemberView, VolumeView};
 use crate::volume::layout::{Layout, Piece};
 use crate::volume::order::WriteOrder;
+pub use crate::volume::request::ConnId;
 use crate::volume::request::{Attempt, PieceUnderWay, Purpose, Request};
 use crate::volume::route::ShardRoute;
 pub use crate::volume::session::SessionSource;
 
-/// A probe that is not answered for so long is forgotten, and another member is asked.
+/// Time after which an unanswered probe is forgotten, and another member is asked.
 const PROBE_PATIENCE: Duration = Duration::from_millis(500);
-/// An answer that takes longer is not waited for. A lost one is noticed by the loss of its link;
-/// this is for the case that nobody noticed.
+/// Time after which an unanswered attempt is given up. Usually the loss of its link ends it
+/// earlier; this covers a loss that nobody noticed.
 const ATTEMPT_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A connection of a client at this front end. Chosen by the caller, never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnId(pub u64);
-
-/// Names something that was sent to a member until its result comes.
+/// Identifies a sent operation until its result arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
-/// What a volume asks of the world.
+/// The actions that a volume requests from its driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VolumeOutput {
-    /// Hand this to a member, on this pod or another.
+    /// Send this to a member, on this pod or another.
     Send {
         ticket: Ticket,
         shard: ShardId,
         to: MemberView,
-        /// The term under which `to` is known to lead; 0: not known (probes only).
+        /// The term in which `to` is known to lead; 0: unknown (probes only).
         term: u64,
         origin: Origin,
         op: ShardOp,
@@ -73,26 +70,26 @@ pub enum VolumeOutput {
     Reply { conn: ConnId, handle: u64, result: Result<BlockReply, BlockError> },
 }
 
-/// See the module.
+/// A volume of a front end. See the module.
 pub struct Volume {
     me: PodId,
     layout: Layout,
-    /// The volume is deleted or being deleted.
+    /// The volume is deleted, or being deleted.
     gone: bool,
     sessions: SessionSource,
     session: u64,
-    /// Bytes of requests under way, beyond which connections get their minimum only.
+    /// Bytes of requests in flight, beyond which connections only get their minimum.
     bytes_max: usize,
     work: Work,
     order: WriteOrder,
     routes: Vec<ShardRoute>,
     route_of: BTreeMap<ShardId, usize>,
-    /// Shards for which something may be ready to be sent.
+    /// Shards that may have something to send.
     active: Vec<usize>,
     replies: Vec<VolumeOutput>,
 }
 
-/// Everything under way.
+/// The work in flight.
 #[derive(Debug, Default)]
 struct Work {
     requests: Slab<Request>,
@@ -100,12 +97,12 @@ struct Work {
     attempts: Slab<Attempt>,
     bytes: usize,
     bytes_of: BTreeMap<ConnId, usize>,
-    /// Reused: the pieces of the request that is being cut.
+    /// Reused buffer for the pieces of a request.
     cut: Vec<Piece>,
 }
 
 impl Volume {
-    /// `sessions` is shared by all volumes of the pod.
+    /// All volumes of the pod share `sessions`.
     pub fn new(view: VolumeView, me: PodId, sessions: SessionSource) -> Volume {
         let mut volume = Volume {
             me,
@@ -125,7 +122,7 @@ impl Volume {
         volume
     }
 
-    /// With another bound on the bytes of requests under way.
+    /// Sets another limit of the bytes of requests in flight.
     pub fn with_bytes_max(mut self, bytes_max: usize) -> Volume {
         self.bytes_max = bytes_max;
         self
@@ -135,34 +132,34 @@ impl Volume {
         self.layout.volume
     }
 
-    /// The session that new requests carry.
+    /// The session of new requests.
     pub fn session(&self) -> u64 {
         self.session
     }
 
-    /// Requests that were not answered, those of ended connections too.
+    /// Unanswered requests, including those of ended connections.
     pub fn requests_under_way(&self) -> usize {
         self.work.requests.len()
     }
 
-    /// Bytes of those requests.
+    /// Bytes of the unanswered requests.
     pub fn bytes(&self) -> usize {
         self.work.bytes
     }
 
-    /// False: take no new requests from this connection until something is answered.
+    /// False: take no new requests from this connection until a request is answered.
     pub fn wants_requests(&self, conn: ConnId) -> bool {
         let own = self.work.bytes_of.get(&conn).copied().unwrap_or(0);
         self.has_room() || own < CONNECTION_UNDER_WAY_BYTES_MIN.min(self.bytes_max)
     }
 
-    /// False: connections get their minimum only.
+    /// False: connections only get their minimum.
     pub fn has_room(&self) -> bool {
         self.work.bytes < self.bytes_max
     }
 
-    /// A request of a client. `handle` comes back with the answer. Nothing may come from a
-    /// connection that has ended: check for that before handing over what it had sent (rule R15).
+    /// Takes a client's request; `handle` comes back with the answer. The caller checks first that
+    /// the connection has not ended (rule `hang-up-before-execute`).
     pub fn request(&mut self, conn: ConnId, handle: u64, op: BlockOp) {
         if let Some(result) = self.answer_at_once(&op) {
             self.replies.push(VolumeOutput::Reply { conn, handle, result });
@@ -178,7 +175,7 @@ impl Volume {
         }
     }
 
-    /// The connection has ended: what was not handed over is dropped, results of the rest are.
+    /// The connection has ended: drops its unsent pieces, and later the results of the others.
     pub fn close_connection(&mut self, conn: ConnId) {
         let of_conn = |request: &Request| request.conn == conn;
         let keys: Vec<u64> = (self.work.requests.iter())
@@ -203,7 +200,7 @@ impl Volume {
             .collect();
         self.drop_pieces(not_sent, BlockError::Unknown);
         for key in keys {
-            // Those that wait for earlier writes have no pieces that could end.
+            // Requests that wait for earlier writes have no pieces that could end.
             let waits = |request: &Request| request.op.is_some();
             if self.work.requests.get(key).is_some_and(waits) {
                 self.start(key);
@@ -212,8 +209,7 @@ impl Volume {
         self.work.bytes_of.remove(&conn);
     }
 
-    /// The result of something sent. `from` answered; `term` is the term it was in by then (0: no
-    /// member was asked).
+    /// The result of an attempt. `from` answered in `term` (0: no member was asked).
     pub fn shard_result(
         &mut self,
         now: Mono,
@@ -223,7 +219,7 @@ impl Volume {
         result: Result<ShardReply, BlockError>,
     ) {
         let Some(attempt) = self.work.attempts.remove(ticket.0) else {
-            // Given up before: a lost link, a timeout.
+            // Given up before, because of a lost link or a timeout.
             return;
         };
         let route = &mut self.routes[attempt.shard];
@@ -238,7 +234,7 @@ impl Volume {
         self.activate(attempt.shard);
     }
 
-    /// Every link to this pod is lost, or the pod has restarted: what it had is unknown.
+    /// All links to this pod are lost, or it has restarted. The outcome of its attempts is unknown.
     pub fn pod_down(&mut self, now: Mono, pod: PodId) {
         self.lose(now, |attempt| attempt.pod == pod);
         for shard in 0..self.routes.len() {
@@ -246,7 +242,7 @@ impl Volume {
         }
     }
 
-    /// The link to one member is lost (its lane, not its whole pod).
+    /// The link to the lane of one member is lost, but not to its whole pod.
     pub fn link_down(&mut self, now: Mono, member: MemberId) {
         self.lose(now, |attempt| attempt.member == member);
         for shard in 0..self.routes.len() {
@@ -254,7 +250,7 @@ impl Volume {
         }
     }
 
-    /// What a member of this pod knows of its shard's leader.
+    /// The leader of a shard according to a member on this pod.
     pub fn role(&mut self, shard: ShardId, leader: Option<MemberId>, term: u64) {
         if let Some(index) = self.route_of.get(&shard).copied() {
             self.routes[index].role(leader, term);
@@ -262,7 +258,7 @@ impl Volume {
         }
     }
 
-    /// Size, shards or members have changed. The volume only grows.
+    /// Size, shards or members have changed. A volume never shrinks.
     pub fn update_view(&mut self, view: &VolumeView) {
         assert_eq!(view.volume, self.layout.volume);
         assert!(view.shards.len() >= self.routes.len(), "a volume does not lose shards");
@@ -280,7 +276,7 @@ impl Volume {
         }
     }
 
-    /// The volume is deleted: nothing waits for it any more.
+    /// The volume is deleted: ends all unsent pieces.
     pub fn remove(&mut self) {
         self.gone = true;
         let keys: Vec<u64> = (self.work.pieces.iter())
@@ -289,7 +285,7 @@ impl Volume {
         self.drop_pieces(keys, BlockError::NoSuchVolume);
     }
 
-    /// Time passes: gives up what was not answered for very long.
+    /// Gives up attempts that were not answered for too long.
     pub fn tick(&mut self, now: Mono) {
         self.lose(now, |attempt| {
             let patience = match attempt.purpose {
@@ -300,14 +296,14 @@ impl Volume {
         });
     }
 
-    /// When `poll` has something to do although nothing happens.
+    /// The time at which `poll` has work even without inputs.
     pub fn deadline(&self) -> Option<Mono> {
         let waits = |route: &&ShardRoute| !route.waiting.is_empty() && route.probe.is_none();
         let routes = self.active.iter().map(|shard| &self.routes[*shard]);
         routes.filter(waits).filter_map(ShardRoute::resumes_at).min()
     }
 
-    /// Everything to send and to answer now.
+    /// Appends all operations to send and all answers.
     pub fn poll(&mut self, now: Mono, out: &mut Vec<VolumeOutput>) {
         let mut active = std::mem::take(&mut self.active);
         active.retain(|shard| {
@@ -338,7 +334,7 @@ impl Volume {
         (!self.layout.contains(offset, len)).then_some(Err(BlockError::OutOfRange))
     }
 
-    /// Starts requests whose turn has come, and those whose turn comes by that.
+    /// Starts requests whose turn has come, and the requests that this unblocks.
     fn start(&mut self, key: u64) {
         let mut next = Some(key);
         let mut ready = Vec::new();
@@ -412,7 +408,7 @@ impl Volume {
         }
     }
 
-    /// Asks one member whether it leads, when none is being asked.
+    /// Asks one member whether it leads, unless a probe is in flight.
     fn probe(&mut self, now: Mono, shard: usize, out: &mut Vec<VolumeOutput>) {
         let route = &mut self.routes[shard];
         if route.probe.is_some() {
@@ -457,7 +453,7 @@ impl Volume {
         }
     }
 
-    /// Gives up attempts: their outcome is unknown.
+    /// Gives up attempts; their outcome is unknown.
     fn lose(&mut self, now: Mono, lost: impl Fn(&Attempt) -> bool) {
         let tickets: Vec<u64> = (self.work.attempts.iter())
             .filter_map(|(ticket, attempt)| lost(attempt).then_some(ticket))
@@ -470,7 +466,7 @@ impl Volume {
         }
     }
 
-    /// An attempt has ended: its piece ends too, or waits for the next attempt.
+    /// Ends an attempt. Its piece ends, too, or waits for the next attempt.
     fn end_attempt(
         &mut self,
         ticket: Ticket,
@@ -497,8 +493,8 @@ impl Volume {
         if !again {
             return self.end_piece(key, result);
         }
-        // What was sent under this session may still turn up (or was refused for it): everything
-        // from now on goes under a higher one.
+        // The change under this session may still arrive, or its session was refused. From now on
+        // everything uses a higher session.
         let over = match &result {
             Err(BlockError::Unknown) => writes,
             Err(BlockError::StaleSession) => true,
@@ -516,8 +512,7 @@ impl Volume {
         self.routes[attempt.shard].waiting.push_front(key);
     }
 
-    /// Checks an answer against what was asked. A read that does not match its checksums is asked
-    /// for once more.
+    /// Checks an answer against its operation. A read that fails its checksums is retried once.
     fn judge(
         &mut self,
         key: u64,
@@ -542,7 +537,7 @@ impl Volume {
             return result;
         }
         if piece.op.is_write() {
-            // Not an answer to a write at all: nothing is known about it.
+            // The answer does not fit a write, so the outcome of the write is unknown.
             return Err(BlockError::Unknown);
         }
         if under_way.was_bad {
@@ -552,7 +547,7 @@ impl Volume {
         Err(BlockError::Busy)
     }
 
-    /// Ends pieces that wait to be sent.
+    /// Ends unsent pieces.
     fn drop_pieces(&mut self, keys: Vec<u64>, error: BlockError) {
         let mut shards: Vec<usize> = Vec::new();
         for key in keys {
@@ -580,7 +575,7 @@ impl Volume {
         }
     }
 
-    /// Answers a request; `ready` gets the writes that have waited for it.
+    /// Answers a request; `ready` gets the writes that waited for it.
     fn end_request(&mut self, key: u64, ready: &mut Vec<u64>) {
         self.release_order(key, ready);
         let request = self.work.requests.remove(key).expect("it has not ended");

@@ -1,19 +1,19 @@
 //! The order of overlapping writes: a write starts when every earlier write that shares a block
-//! with it has ended. Reads do not take part. (Rule R15.)
+//! with it has ended (rule `overlapping-writes-in-order`). Reads do not take part.
 
 use std::ops::Range;
 
 use crate::planted::{Mistake, planted};
 
-/// A write of at most this many blocks is kept in the sorted list.
+/// Longest write in the sorted list, in blocks.
 const SHORT_BLOCKS: u64 = 256;
 
-/// The writes of one volume that have not ended, in order of arrival.
+/// The unfinished writes of one volume, in order of arrival.
 #[derive(Debug, Default)]
 pub struct WriteOrder {
-    /// Sorted by first block. An overlap with a short write is found by a binary search.
+    /// Sorted by first block; a binary search finds overlaps.
     short: Vec<Entry>,
-    /// Few; searched from end to end.
+    /// Few entries; searched from end to end.
     long: Vec<Entry>,
 }
 
@@ -22,7 +22,7 @@ struct Entry {
     start: u64,
     end: u64,
     id: u64,
-    /// Earlier writes that this one waits for.
+    /// Number of earlier writes for which this one waits.
     waits_for: u32,
     /// Later writes that wait for this one.
     blocks: Vec<u64>,
@@ -35,8 +35,8 @@ impl Entry {
 }
 
 impl WriteOrder {
-    /// Takes a write in; true when it may start now, otherwise [`WriteOrder::finish`] of the
-    /// writes before it will name it. `id` is new; the range of blocks is not empty.
+    /// Adds a write. True: it may start now. False: [`WriteOrder::finish`] of an earlier write will
+    /// return it. `id` must be new, and the range of blocks not empty.
     pub fn begin(&mut self, id: u64, range: Range<u64>) -> bool {
         assert!(!range.is_empty());
         let mut waits_for = 0;
@@ -56,12 +56,12 @@ impl WriteOrder {
         waits_for == 0
     }
 
-    /// A write has ended, or is given up before it started; `ready` gets the ids of those that
-    /// may start now, in order of arrival.
+    /// Ends a write, or gives it up before its start. `ready` gets the ids of the writes that may
+    /// start now, in order of arrival.
     pub fn finish(&mut self, id: u64, range: Range<u64>, ready: &mut Vec<u64>) {
         let ended = self.take(id, &range);
         for later in ended.blocks {
-            // A write that was given up is not here any more.
+            // A write that was given up is no longer here.
             let Some(entry) = self.candidates(&range).find(|entry| entry.id == later) else {
                 continue;
             };
@@ -72,7 +72,7 @@ impl WriteOrder {
         }
     }
 
-    /// Writes that have not ended.
+    /// Number of unfinished writes.
     pub fn len(&self) -> usize {
         self.short.len() + self.long.len()
     }
@@ -81,7 +81,7 @@ impl WriteOrder {
         self.len() == 0
     }
 
-    /// Everything that may overlap the range.
+    /// All writes that may overlap the range.
     fn candidates(&mut self, range: &Range<u64>) -> impl Iterator<Item = &mut Entry> {
         let lowest = range.start.saturating_sub(SHORT_BLOCKS);
         let from = self.short.partition_point(|entry| entry.start < lowest);
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
     use crate::planted::assert_found;
 
-    /// The definition, without any cleverness: (id, range, started).
+    /// The definition, written plainly: (id, range, started).
     #[derive(Default)]
     struct Model(Vec<(u64, Range<u64>, bool)>);
 
@@ -119,7 +119,7 @@ mod tests {
             !self.0[..place].iter().any(|(_, other, _)| overlaps(other))
         }
 
-        /// Ids that may start and have not.
+        /// Ids that may start and have not started.
         fn newly_ready(&mut self) -> Vec<u64> {
             let mut ready = Vec::new();
             for place in 0..self.0.len() {
@@ -149,7 +149,7 @@ mod tests {
         assert_found(Mistake::OverlapNotOrdered, a_write_that_overlaps_waits_for_the_one_before);
     }
 
-    /// First block, length, whether it is short, which write ends, and what happens.
+    /// First block, length, whether the write is short, which write ends, and the kind of step.
     fn step() -> impl Strategy<Value = (u64, u64, bool, prop::sample::Index, u8)> {
         (0u64..1500, 1u64..600, any::<bool>(), any::<prop::sample::Index>(), 0u8..10)
     }

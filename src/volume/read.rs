@@ -1,4 +1,4 @@
-//! From the answers of shards to the answer of a volume: checksums, order, edges.
+//! Turns the answers of shards into the answer of a volume: checksums, order, edges.
 
 use std::ops::Range;
 
@@ -7,8 +7,8 @@ use bytes::Bytes;
 use crate::io::buffer::zero_block;
 use crate::types::{BLOCK_BYTES, Segment, StatusRun, VolumeId, block_crc};
 
-/// True when an answer covers exactly `count` blocks and every block has its checksum, which is
-/// 0 for blocks that read as zeroes without being stored.
+/// True when an answer covers exactly `count` blocks, and every block matches its checksum. The
+/// checksum is 0 for blocks that read as zeroes and are not stored.
 pub fn is_intact(
     volume: VolumeId,
     first_block_in_volume: u64,
@@ -37,7 +37,7 @@ fn has_crc(volume: VolumeId, number: u64, block: &[u8], crc: u32) -> bool {
     block_crc(volume, number, block) == crc || (crc == 0 && block.iter().all(|byte| *byte == 0))
 }
 
-/// Cuts `wanted` (in bytes) out of segments that follow each other.
+/// Cuts the range `wanted` (in bytes) out of consecutive segments.
 pub fn trim(segments: &mut Vec<Segment>, wanted: Range<usize>) {
     let total: usize = segments.iter().map(Segment::len_bytes).sum();
     assert!(wanted.end <= total);
@@ -65,7 +65,7 @@ fn slice(data: &Bytes, range: Range<usize>) -> Bytes {
     }
 }
 
-/// Runs of blocks as runs of bytes, cut to `wanted` (in bytes, counted from the first block).
+/// Converts runs of blocks to runs of bytes, cut to `wanted` (in bytes from the first block).
 pub fn status(runs: impl Iterator<Item = StatusRun>, wanted: Range<u64>) -> Vec<(u64, bool)> {
     let mut out: Vec<(u64, bool)> = Vec::new();
     let mut at = 0;

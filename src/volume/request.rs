@@ -1,4 +1,4 @@
-//! What a volume remembers of the requests of its clients.
+//! The state of client requests in a volume.
 
 use std::ops::Range;
 
@@ -6,29 +6,33 @@ use crate::types::{
     BLOCK_BYTES, BlockError, BlockOp, BlockReply, PodId, Segment, ShardReply, StatusRun,
 };
 use crate::volume::layout::{self, Piece};
-use crate::volume::{ConnId, read};
+use crate::volume::read;
 
-/// One request of a client until it is answered.
+/// A client's connection to this front end. Chosen by the caller and never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// A client's request until it is answered.
 #[derive(Debug)]
 pub(super) struct Request {
     pub conn: ConnId,
     pub handle: u64,
-    /// What to do, until it is cut into pieces.
+    /// The operation, until it is split into pieces.
     pub op: Option<BlockOp>,
-    /// What a write changes, in blocks of the volume.
+    /// The blocks of the volume that a write changes.
     pub changed: Option<Range<u64>>,
-    /// What it counts against the volume's bound.
+    /// Bytes charged to the volume's budget.
     pub charged_bytes: usize,
-    /// The connection has ended: nothing more is sent for it, and nobody is answered.
+    /// The connection has ended: nothing more is sent, and nobody is answered.
     pub abandoned: bool,
     pieces_left: usize,
     wanted: Wanted,
     error: Option<BlockError>,
-    /// Answers of reads and status queries in order; those that are missing are `Done`.
+    /// Answers of reads and status queries, in order. A missing answer is `Done`.
     parts: Vec<ShardReply>,
 }
 
-/// What the answer looks like. Ranges are in bytes, counted from the first block.
+/// The form of the answer. Ranges are in bytes from the first block.
 #[derive(Clone, Debug)]
 enum Wanted {
     Done,
@@ -36,21 +40,21 @@ enum Wanted {
     Status(Range<u64>),
 }
 
-/// An operation on a shard and where it belongs.
+/// An operation on a shard, as a part of a request.
 #[derive(Debug)]
 pub(super) struct PieceUnderWay {
     pub request: u64,
-    /// Its place among the pieces of its request.
+    /// Index among the pieces of its request.
     pub place: usize,
     pub piece: Piece,
-    /// It has been sent, and no answer has come.
+    /// Sent and not answered.
     pub sent: bool,
-    /// An answer to this read did not match its checksums.
+    /// An answer to this read failed its checksums.
     pub was_bad: bool,
 }
 
 impl PieceUnderWay {
-    /// Bytes it may hold in queues of this pod or of others.
+    /// Bytes of it that queues here or at other pods may hold.
     pub fn bytes(&self) -> usize {
         match &self.piece.op {
             crate::types::ShardOp::Read { range } => range.bytes() as usize,
@@ -88,7 +92,7 @@ impl Request {
         }
     }
 
-    /// It was cut into this many pieces.
+    /// Sets the number of pieces.
     pub fn expect_pieces(&mut self, count: usize) {
         self.pieces_left = count;
         if !matches!(self.wanted, Wanted::Done) && !self.abandoned {
@@ -96,7 +100,7 @@ impl Request {
         }
     }
 
-    /// A piece has ended; true when it was the last one. The first error stands for all.
+    /// Ends a piece. True: it was the last one. The first error is the request's error.
     pub fn end_piece(&mut self, place: usize, result: Result<ShardReply, BlockError>) -> bool {
         match result {
             Ok(reply) => {
@@ -112,12 +116,12 @@ impl Request {
         self.pieces_left == 0
     }
 
-    /// It ends with this error, whatever else happens.
+    /// Makes the request end with this error, unless it already has one.
     pub fn fail(&mut self, error: BlockError) {
         self.error.get_or_insert(error);
     }
 
-    /// The answer, when every piece has ended.
+    /// The answer, after all pieces have ended.
     pub fn into_answer(self) -> Result<BlockReply, BlockError> {
         assert_eq!(self.pieces_left, 0);
         if let Some(error) = self.error {
@@ -156,7 +160,7 @@ fn join_status(parts: Vec<ShardReply>) -> impl Iterator<Item = StatusRun> {
     })
 }
 
-/// One attempt to have something done by a member; a ticket names it.
+/// One attempt at a member, identified by its ticket.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attempt {
     pub purpose: Purpose,
@@ -169,8 +173,8 @@ pub(super) struct Attempt {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// This piece, under its key.
+    /// The attempt carries out the piece with this key.
     Piece(u64),
-    /// To learn who leads.
+    /// The attempt asks whether the member leads.
     Probe,
 }

@@ -1,10 +1,10 @@
-//! Who leads one shard, as far as this front end knows, and what waits for it.
+//! The leader of one shard, as known to this front end, and the pieces that wait for it.
 //!
-//! A leader is known together with its term; every request names that term and is refused by
-//! anyone else. While no leader is known, one member at a time is asked (a *probe*: a status
-//! query of one block under term 0, which only a leader answers), the local one first. Hints are
-//! followed, but only a few in a row: after that, and after every answer that leads nowhere,
-//! nothing is sent for a short time that doubles up to a bound.
+//! A leader is known together with its term. Every request names that term, and any other member
+//! refuses it. Without a known leader, one member at a time is probed, the local one first. A
+//! *probe* is a status query of one block under term 0, which only a leader answers. A few hints in
+//! a row are followed. After that, and after every useless answer, nothing is sent for a short
+//! pause, which doubles up to a bound.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,38 +15,38 @@ use crate::view::{MemberView, ShardView};
 
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
-/// Bytes handed over to one shard and not answered; more waits here.
+/// Bytes that one shard may have in flight; further pieces wait here.
 const WINDOW_BYTES_MAX: usize = 32 << 20;
-/// What is left of the window after the shard was busy.
+/// The window after the shard was busy.
 const WINDOW_BYTES_MIN: usize = 64 << 10;
-/// Hints that are followed without a pause in between.
+/// Hints followed without a pause between them.
 const HOPS_MAX: u8 = 3;
 
 /// The route to one shard.
 #[derive(Debug)]
 pub(super) struct ShardRoute {
     pub shard: ShardId,
-    /// Pieces that wait to be sent, oldest first.
+    /// Unsent pieces, oldest first.
     pub waiting: VecDeque<u64>,
-    /// Bytes of pieces that were sent and not answered.
+    /// Bytes of sent and unanswered pieces.
     pub in_flight_bytes: usize,
-    /// How many there may be: shrinks when the shard is busy, so that what it refuses is not
-    /// sent to it over and over, and doubles with every success.
+    /// Limit of `in_flight_bytes`. It shrinks when the shard is busy, so that refused pieces are
+    /// not sent over and over, and doubles with every success.
     window_bytes: usize,
-    /// The probe under way.
+    /// The probe in flight.
     pub probe: Option<u64>,
-    /// It is in the list of shards that have something to send.
+    /// The shard is in the list of shards that have something to send.
     pub active: bool,
     members: Vec<MemberView>,
     leader: Option<MemberView>,
-    /// The highest that somebody is known to have led. That of a member which knows no leader says
-    /// nothing: it may be one that it was never elected in, and that nobody else ever hears of.
+    /// The highest term that is known to have a leader. The term of a member without a leader does
+    /// not count: perhaps it was never elected in it, and nobody else ever hears of it.
     term: u64,
-    /// The member to probe next.
+    /// Index of the next member to probe.
     candidate: usize,
     hops: u8,
     pause: Duration,
-    /// Nothing is sent before.
+    /// Nothing is sent before this time.
     resume_at: Mono,
 }
 
@@ -78,17 +78,17 @@ impl ShardRoute {
         self.leader = leader.and_then(|leader| self.member(leader));
     }
 
-    /// Where to send, and the term to name.
+    /// The leader and the term to name.
     pub fn leader(&self) -> Option<(MemberView, u64)> {
         self.leader.map(|leader| (leader, self.term))
     }
 
-    /// When something may be sent again, during a pause.
+    /// The end of the pause, during a pause.
     pub fn resumes_at(&self) -> Option<Mono> {
         (self.resume_at > Mono(0)).then_some(self.resume_at)
     }
 
-    /// False during a pause; ends a pause that is over.
+    /// False during a pause. Ends an elapsed pause.
     pub fn may_send(&mut self, now: Mono) -> bool {
         if self.resume_at > now {
             return false;
@@ -105,7 +105,7 @@ impl ShardRoute {
         Some(member)
     }
 
-    /// This member has answered as leader of this term.
+    /// This member answered as the leader of this term.
     pub fn confirmed(&mut self, leader: MemberId, term: u64) {
         if term < self.term || term == 0 {
             return;
@@ -120,7 +120,7 @@ impl ShardRoute {
         self.window_bytes = (2 * self.window_bytes).min(WINDOW_BYTES_MAX);
     }
 
-    /// The leader has too much to do.
+    /// The leader refused a request because it is busy.
     pub fn busy(&mut self, now: Mono, leader: MemberId, term: u64) {
         if self.leader.is_none() && term >= self.term && term > 0 {
             self.term = term;
@@ -130,17 +130,17 @@ impl ShardRoute {
         self.pause(now);
     }
 
-    /// True when this much may be sent now; one piece always may.
+    /// True when this many bytes may be sent now. One piece always may.
     pub fn has_room(&self, bytes: usize) -> bool {
         self.in_flight_bytes == 0 || self.in_flight_bytes + bytes <= self.window_bytes
     }
 
-    /// This member does not lead; it may know who does, in `term`.
+    /// This member does not lead. It may know the leader of `term`.
     pub fn refused(&mut self, now: Mono, from: MemberId, hint: Option<MemberId>, term: u64) {
         let current = self.leader.map(|leader| leader.member);
         let news = term > self.term || current.is_none() || current == Some(from);
         if !news {
-            // An answer to something sent before the present leader was known.
+            // This answers a request from before the present leader was known.
             return;
         }
         let hint = hint.filter(|_| term >= self.term && term > 0);
@@ -154,7 +154,7 @@ impl ShardRoute {
         }
     }
 
-    /// This member cannot be reached, or has not said what became of a request.
+    /// This member is unreachable, or the outcome of a request at it is unknown.
     pub fn lost(&mut self, now: Mono, from: MemberId) {
         if self.leader.is_some_and(|leader| leader.member == from) {
             self.leader = None;
@@ -162,14 +162,14 @@ impl ShardRoute {
         }
     }
 
-    /// The pod has gone: if the leader was there, another one will be found.
+    /// The pod is unreachable. If it had the leader, another one must be found.
     pub fn pod_down(&mut self, now: Mono, pod: PodId) {
         if let Some(leader) = self.leader.filter(|leader| leader.pod == pod) {
             self.lost(now, leader.member);
         }
     }
 
-    /// What a member of this pod knows of its shard.
+    /// The leader and term according to a member on this pod.
     pub fn role(&mut self, leader: Option<MemberId>, term: u64) {
         let newer = term > self.term;
         let completes = term == self.term && self.leader.is_none() && leader.is_some();
@@ -186,7 +186,7 @@ impl ShardRoute {
         }
     }
 
-    /// Sends nothing for a while. Answers that arrive during a pause do not make it longer.
+    /// Sends nothing for a while. Answers during a pause do not extend it.
     pub fn pause(&mut self, now: Mono) {
         if self.resume_at > now {
             return;

@@ -1,4 +1,4 @@
-//! Named situations of one volume, step by step.
+//! Scenarios of one volume.
 
 use std::time::Duration;
 
@@ -113,8 +113,8 @@ fn a_probe_that_succeeds_finds_the_leader() {
     assert_eq!((sent.len(), sent[0].to, sent[0].term), (1, MemberId(2), TERM));
 }
 
-/// A member was cut off in the middle of an election, in a term that the others never hear of; they
-/// have a leader in an earlier one. That it is asked first must not keep that leader out.
+/// A member was cut off during an election, in a term that the others never hear of; they have a
+/// leader of an earlier term. The member is asked first, but must not keep that leader out.
 #[test]
 fn a_term_that_nobody_leads_in_keeps_no_leader_out() {
     let mut volume = volume();
@@ -201,7 +201,7 @@ fn a_write_with_unknown_outcome_is_sent_under_a_higher_session() {
     let (second, _) = poll(&mut volume, at(0));
     assert_eq!((second.len(), &second[0].op), (1, &first[0].op));
     assert!(second[0].session > first[0].session);
-    // The first attempt's answer comes after all: it means nothing now.
+    // The late answer of the first attempt means nothing now.
     done(&mut volume, &first[0]);
     assert_eq!(poll(&mut volume, at(0)).1, []);
     volume.shard_result(at(0), second[0].ticket, MemberId(3), TERM + 1, Ok(ShardReply::Done));
@@ -249,7 +249,7 @@ fn an_ended_connection_leaves_what_was_handed_over_and_nothing_else() {
     assert_eq!(poll(&mut volume, at(0)).1, [(other, 4, Ok(BlockReply::Done))]);
 }
 
-/// A client reconnects while there is no leader, and writes something newer. Nothing of its old
+/// A client reconnects while there is no leader, and writes something newer. No write of its old
 /// connection may come after that.
 #[test]
 fn r15_what_waits_of_an_ended_connection_never_comes_after_a_newer_write() {
@@ -260,7 +260,7 @@ fn r15_what_waits_of_an_ended_connection_never_comes_after_a_newer_write() {
     let again = ConnId(2);
     volume.request(again, 2, block_write(0, b'n'));
     volume.role(ShardId(1), Some(MemberId(1)), TERM);
-    // The leader has too much to do: of what comes together it takes only the last.
+    // The leader is busy: of the pieces that arrive together it takes only the last.
     let (mut stored, mut acknowledged) = (0, false);
     for ms in [0, 200, 400] {
         let (sent, replies) = poll(&mut volume, at(ms));
@@ -339,7 +339,7 @@ fn what_is_out_of_range_or_needs_nobody_is_answered_at_once() {
         (BlockOp::Read { offset: 1 << 30, len: 1 }, Err(BlockError::OutOfRange)),
         (BlockOp::Read { offset: u64::MAX, len: 2 }, Err(BlockError::OutOfRange)),
         (BlockOp::Read { offset: 0, len: 0 }, Err(BlockError::Invalid)),
-        // A trim of less than a block has nothing to give back.
+        // A trim of less than a block frees nothing.
         (BlockOp::Zero { offset: 1, len: 4096, how: ZeroHow::Trim }, Ok(BlockReply::Done)),
     ];
     for (op, expected) in table {

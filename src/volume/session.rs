@@ -1,23 +1,23 @@
-//! Where session numbers come from (rule R15).
+//! The source of session numbers (rule `sessions-only-grow`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Numbers the sessions of one front end (a pod). They only grow, across its restarts too, when
-/// every start has a higher incarnation. Clones share the counter.
+/// Numbers the sessions of one front end (a pod). They only grow, across restarts, too, if every
+/// start has a higher incarnation. Clones share the counter.
 #[derive(Clone, Debug)]
 pub struct SessionSource {
     last: Arc<AtomicU64>,
 }
 
 impl SessionSource {
-    /// `incarnation`: higher at every start of the pod, and never 0.
+    /// `incarnation` must grow with every start of the pod, and is never 0.
     pub fn new(incarnation: u32) -> SessionSource {
         let first = u64::from(incarnation) << 32;
         SessionSource { last: Arc::new(AtomicU64::new(first)) }
     }
 
-    /// A session higher than every one before.
+    /// A session higher than all before.
     pub fn next(&self) -> u64 {
         let session = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         assert!(session as u32 != 0, "2^32 sessions of one incarnation were used up");
@@ -29,7 +29,7 @@ impl SessionSource {
 mod tests {
     use super::*;
 
-    /// What a pod sent before it restarted is refused once it has sent something new.
+    /// Shards refuse a request from before a restart after they got a newer one.
     #[test]
     fn r15_sessions_only_grow_over_restarts_too() {
         let mut last = 0;

@@ -1,7 +1,7 @@
-//! A volume against shards that reorder, fail, move their leaders, answer late, twice or never,
-//! and keep requests of lost links for later. Whatever they do: writes of a word are applied in
-//! the order in which they arrived, a read never misses what was acknowledged before it began,
-//! nor what an earlier read has seen, and when the faults end everything is answered.
+//! A volume against shards that reorder, fail, move their leaders, answer late, twice or never, and
+//! keep requests of lost links for later. Writes of a word must still be applied in the order of
+//! their arrival. A read never misses a write that was acknowledged, or seen by a read, before it
+//! began. When the faults end, everything is answered.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -18,7 +18,7 @@ const VOLUME: VolumeId = VolumeId(9);
 const SHARDS: usize = 2;
 const SHARD_BLOCKS: usize = 6;
 const SHARD_BYTES: usize = SHARD_BLOCKS * BLOCK_BYTES;
-/// Not whole blocks: the last one is used in part.
+/// Not a multiple of a block: the last block is used in part.
 const SIZE_BYTES: usize = SHARDS * SHARD_BYTES - 1000;
 const ME: PodId = PodId(1);
 const WORD: usize = 4;
@@ -44,7 +44,7 @@ fn view(pods: &[u64]) -> VolumeView {
     }
 }
 
-/// A request on its way to a member.
+/// A request in flight to a member.
 struct Call {
     ticket: Ticket,
     shard: usize,
@@ -65,7 +65,7 @@ struct Proposal {
     ticket: Ticket,
     session: u64,
     op: ShardOp,
-    /// Its proposer has said "unknown" already, and will not answer again.
+    /// Its proposer has already answered "unknown", and will not answer again.
     silent: bool,
 }
 
@@ -78,7 +78,7 @@ struct FakeShard {
     log: VecDeque<Proposal>,
 }
 
-/// What a client waits for.
+/// A request for which a client waits.
 struct Waiting {
     conn: ConnId,
     kind: Kind,
@@ -89,7 +89,7 @@ struct Waiting {
 enum Kind {
     /// A write: its number, and the words it changes.
     Write(u32, Vec<usize>),
-    /// A read: per word the number of the oldest write that it may show.
+    /// A read: per word, the oldest write that it may show.
     Read(Vec<u32>),
     Other,
 }
@@ -106,8 +106,8 @@ struct World {
     conns: Vec<ConnId>,
     next_conn: u64,
     writes: u32,
-    /// Per word: the newest write applied, the oldest that a new read may show, and every write
-    /// of zeroes.
+    /// Per word: the newest applied write, the oldest that a new read may show, and every write of
+    /// zeroes.
     applied: Vec<u32>,
     floor: Vec<u32>,
     zeroes: Vec<Vec<u32>>,
@@ -169,7 +169,7 @@ impl World {
             0..4 => self.move_leader(shard),
             4..6 => {
                 let pod = PodId(2 + self.random.index(2) as u64);
-                // Some of what the link held turns up much later, or never.
+                // A part of the lost link's content arrives much later, or never.
                 let keep = self.random.percent(70);
                 self.calls.retain(|call| call.to.pod != pod || keep);
                 self.answers.retain(|answer| answer.from.pod != pod);
@@ -189,7 +189,7 @@ impl World {
                 self.volume.role(ShardId(100 + shard as u64), leader, known.term);
             }
             8 if !self.answers.is_empty() => {
-                // Never answered at all, and nobody notices.
+                // Never answered, and nobody notices.
                 let place = self.random.index(self.answers.len());
                 self.answers.swap_remove(place);
             }
@@ -200,7 +200,7 @@ impl World {
         }
     }
 
-    /// Another leader, or none for now. Of what the old one has proposed, a prefix survives.
+    /// Elects another leader, or none for now. A prefix of the old one's proposals survives.
     fn move_leader(&mut self, shard: usize) {
         let leader = (!self.random.percent(20)).then(|| self.random.index(3));
         let survive = self.random.index(self.shards[shard].log.len() + 1);
@@ -314,7 +314,7 @@ impl World {
         }
     }
 
-    /// What the member says at once; `None`: it has proposed.
+    /// The immediate answer of the member; `None`: it has proposed.
     fn receive(&mut self, shard: usize, call: &Call) -> Option<Result<ShardReply, BlockError>> {
         let fake = &self.shards[shard];
         let leader = fake.leader.map(|leader| fake.members[leader].member);
@@ -364,7 +364,7 @@ impl World {
         ShardReply::Data { segments, crcs }
     }
 
-    /// Applies the oldest entry of some shard: here R15 is checked.
+    /// Applies the oldest entry of some shard, and checks rule `session-checked-at-apply`.
     fn apply_one(&mut self) {
         let shard = self.random.index(SHARDS);
         let Some(leader) = self.shards[shard].leader else {

@@ -2,9 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use crate::front::nbd::session::{
-    CloseReason, Export, Exports, Session, SessionHandle, SessionOutput,
-};
+use crate::front::nbd::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Buffers, Completion, Done, Op, SocketId};
 use crate::limits::CLIENTS_MAX;

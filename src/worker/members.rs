@@ -1,20 +1,15 @@
 //! Members at work: carries out what they ask for, and routes what they answer.
 
-use raft::eraftpb::{EntryType, Message};
+use raft::eraftpb::Message;
 
+use crate::log::{Append, Applied};
 use crate::net::message::PeerMessage;
 use crate::planted::{Mistake, planted};
-use crate::replica::command::{self, Command};
 use crate::replica::member::Member;
 use crate::replica::message;
-use crate::replica::seam::{Append, Applied, Change, Input, Output, ReqId, Role};
-use crate::store::seam::{
-    AppendRequest, ApplyRequest, Change as StoreChange, HardState, LogEntry, ResetPoint,
-    WholeExtents,
-};
+use crate::replica::seam::{Input, Output, ReqId, Role};
 use crate::types::{
-    BLOCKS_PER_EXTENT, BlockError, BlockRange, EXTENT_BYTES, MemberId, Mono, Origin, ShardId,
-    ShardOp, ShardReply, VolumeId,
+    BlockError, BlockRange, MemberId, Mono, Origin, ShardId, ShardOp, ShardReply, VolumeId,
 };
 use crate::view::{MemberState, MemberView};
 use crate::worker::Worker;
@@ -196,31 +191,15 @@ impl Worker {
 
     fn append(&mut self, member: MemberId, append: Append) {
         let Some(runtime) = self.members.get(&member) else { return };
-        let request = AppendRequest {
-            member,
-            number: append.number,
-            hard: append.hard.map(|hard| HardState {
-                term: hard.term,
-                vote: hard.vote,
-                commit: hard.commit,
-            }),
-            reset: append.reset.map(|reset| ResetPoint {
-                index: reset.index,
-                term: reset.term,
-                meta: reset.meta,
-            }),
-            whole_extents: append.entries.iter().filter_map(whole_extents).collect(),
-            entries: append.entries.into_iter().map(log_entry).collect(),
-        };
         let lane = runtime.lane;
-        self.lanes[usize::from(lane)].lane.append(request);
+        self.lanes[usize::from(lane)].lane.append(append);
         self.touch_lane(lane);
     }
 
     fn apply(&mut self, member: MemberId, applied: Applied) {
         let Some(runtime) = self.members.get(&member) else { return };
         let lane = runtime.lane;
-        self.lanes[usize::from(lane)].lane.apply(member, apply_request(applied));
+        self.lanes[usize::from(lane)].lane.apply(member, applied);
         self.touch_lane(lane);
     }
 
@@ -341,61 +320,4 @@ impl Worker {
             self.input(member, Input::TransferLeader(to));
         }
     }
-}
-
-/// What the lane has to know of an entry that writes whole extents and nothing else.
-fn whole_extents(entry: &raft::eraftpb::Entry) -> Option<WholeExtents> {
-    if entry.entry_type != EntryType::EntryNormal || entry.data.len() < EXTENT_BYTES {
-        return None;
-    }
-    // One that cannot be decoded is found when it is applied.
-    let Ok((_, Command::Write { range, crcs })) = command::decode(&entry.context) else {
-        return None;
-    };
-    let whole = range.first.in_extent() == 0 && range.count.is_multiple_of(BLOCKS_PER_EXTENT);
-    let first = range.first.extent();
-    whole.then_some(WholeExtents { index: entry.index, first, crcs })
-}
-
-fn log_entry(entry: raft::eraftpb::Entry) -> LogEntry {
-    let kind = match entry.entry_type {
-        EntryType::EntryNormal => 0,
-        EntryType::EntryConfChange => 1,
-        EntryType::EntryConfChangeV2 => 2,
-    };
-    LogEntry {
-        redirect: None,
-        index: entry.index,
-        term: entry.term,
-        kind,
-        context: entry.context,
-        payload: entry.data,
-    }
-}
-
-/// The entry that [`log_entry`] stored; `None` when its type is not known.
-pub fn raft_entry(entry: LogEntry) -> Option<raft::eraftpb::Entry> {
-    let entry_type = match entry.kind {
-        0 => EntryType::EntryNormal,
-        1 => EntryType::EntryConfChange,
-        2 => EntryType::EntryConfChangeV2,
-        _ => return None,
-    };
-    Some(raft::eraftpb::Entry {
-        entry_type,
-        term: entry.term,
-        index: entry.index,
-        data: entry.payload,
-        context: entry.context,
-        ..Default::default()
-    })
-}
-
-/// What the store needs to know of a committed entry.
-pub fn apply_request(applied: Applied) -> ApplyRequest {
-    let change = applied.change.map(|change| match change {
-        Change::Write { range, crcs, payload } => StoreChange::Write { range, crcs, payload },
-        Change::Zero { range, trim } => StoreChange::Zero { range, trim },
-    });
-    ApplyRequest { index: applied.index, term: applied.term, change, meta: applied.meta }
 }

@@ -1,5 +1,5 @@
 //! The data path at work: one plain thread that loops reap -> handle -> poll -> submit over one
-//! [`Driver`]. The only place that knows all parts. Never blocks but in [`Driver::enter`].
+//! `Driver`. The only place that knows all parts. Never blocks but in `Driver::enter`.
 //!
 //! Invariant: everything that a worker does follows from its driver, its mailbox and its index
 //! runners; the simulator replaces those three and runs this very code.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::front::nbd::session::SessionHandle;
+use crate::front::nbd::SessionHandle;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Completion, Driver};
 use crate::limits::{Budgets, TICK};

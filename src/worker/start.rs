@@ -12,14 +12,16 @@ use crate::io::driver::{Address, Driver, FileId, OpenFile};
 use crate::io::file::FileError;
 use crate::io::{DriverError, DriverKind, DurableWrites};
 use crate::limits::{Budgets, LISTING_EXTENTS_MAX, REDIRECT_BYTES_MIN};
+use crate::log::HardState;
 use crate::replica::apply::{Applier, ApplyError};
+use crate::replica::entry::raft_entry;
 use crate::replica::meta::{Meta, MetaError};
 use crate::replica::seam::ReadMode;
 use crate::replica::seam::Start;
 use crate::store::OpenError;
 use crate::store::index::rocks::RocksIndex;
 use crate::store::index::{IndexError, IndexStore};
-use crate::store::lane::{self, Lane, LaneConfig, RecoveredMember};
+use crate::store::lane::{self, Lane, LaneConfig, RecoveredEntry, RecoveredMember};
 use crate::store::open::read_superblock;
 use crate::store::seam::MemberRecord;
 use crate::types::{Mono, PodId, Uuid};
@@ -29,7 +31,6 @@ use crate::worker::disks::{self, DiskFiles, LANE, SUPERBLOCK, file_error};
 use crate::worker::index_thread::{IndexThread, describe};
 use crate::worker::lanes::{DiskPlace, LaneFiles, LaneRuntime};
 use crate::worker::mailbox::{Sender, Wake, mailbox};
-use crate::worker::members::{apply_request, raft_entry};
 use crate::worker::round::{Command, Worker, WorkerConfig};
 use crate::worker::watchdog::Watchdog;
 
@@ -463,12 +464,7 @@ fn replay(
     let RecoveredMember { record, hard, entries, faulted } = recovered;
     let commit = hard.commit.max(record.flushed_index);
     let mut start = Start {
-        hard: raft::eraftpb::HardState {
-            term: hard.term,
-            vote: hard.vote,
-            commit,
-            ..Default::default()
-        },
+        hard: HardState { commit, ..hard },
         applied_index: record.flushed_index,
         compacted_index: record.flushed_index,
         compacted_term: record.flushed_term,
@@ -481,14 +477,14 @@ fn replay(
         return Ok((record, start));
     }
     let mut applier = Applier::new(Meta::decode(&record.meta)?);
-    for recovered in entries {
-        let (index, term) = (recovered.entry.index, recovered.entry.term);
-        let entry = raft_entry(recovered.entry).ok_or(OpenLaneError::EntryType { index })?;
+    for RecoveredEntry { entry, loaded, .. } in entries {
+        let (index, term) = (entry.index, entry.term);
+        let known = raft_entry(&entry).ok_or(OpenLaneError::EntryType { index })?;
         if index <= commit {
-            lane.apply(record.member, apply_request(applier.apply(&entry)?));
+            lane.apply(record.member, applier.apply(&known)?);
             start.applied_index = index;
         }
-        if recovered.loaded {
+        if loaded {
             start.entries.push(entry);
         } else {
             assert!(index <= commit, "an entry that is not applied is always loaded");

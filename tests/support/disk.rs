@@ -1,4 +1,4 @@
-//! What is on a pod's disk, and how to damage it.
+//! The files of a pod's disk, and ways to damage them.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,7 +19,7 @@ pub fn log_file(cluster: &Cluster, pod: usize) -> PathBuf {
     cluster.pod_dir(pod).join("disk-1/lane-0/wal")
 }
 
-/// Where in the first `bytes` of a file each of these blocks is, when all of them are there.
+/// The places of these blocks in the first `bytes` of a file, if all of them are there.
 pub fn find_blocks(path: &Path, bytes: usize, content: &[u8]) -> Option<Vec<u64>> {
     let file = File::open(path).unwrap();
     let mut held = vec![0; bytes.min(file.metadata().unwrap().len() as usize)];
@@ -28,7 +28,7 @@ pub fn find_blocks(path: &Path, bytes: usize, content: &[u8]) -> Option<Vec<u64>
     content.chunks_exact(BLOCK).map(|block| places.get(block).copied()).collect()
 }
 
-/// Waits until every block is in the data file of a pod: where write-back has put it.
+/// Waits until every block is in the data file of a pod, and returns their places.
 pub fn wait_written_back(cluster: &Cluster, pod: usize, content: &[u8]) -> Vec<u64> {
     let path = data_file(cluster, pod);
     let mut found = None;

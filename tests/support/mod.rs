@@ -1,9 +1,9 @@
-//! A real cluster for tests: `holdfast dev` with its pods as processes, on ports and in a folder
-//! of its own. Whatever a test started is gone when it ends, also when it fails; then the ends of
+//! A real cluster for tests: `holdfast dev` with its pods as processes, on its own ports and in its
+//! own folder. All processes of a test are gone when it ends, even if it fails; then the ends of
 //! the logs are printed.
 //!
-//! `HOLDFAST_TEST_PROGRAM` tests another program than the one just built;
-//! `HOLDFAST_TEST_KEEP=1` keeps the folders.
+//! `HOLDFAST_TEST_PROGRAM` tests another program than the one just built; `HOLDFAST_TEST_KEEP=1`
+//! keeps the folders.
 
 #![allow(dead_code, reason = "every test program uses another part of this")]
 
@@ -30,15 +30,15 @@ use self::ports::{API_PORT, NBD_PORT, port_of};
 
 /// Pods of every test cluster, numbered from 1.
 pub const PODS: usize = 3;
-/// Pods report at least this often, and are taken for dead after this long.
+/// Pods report at least this often, and count as unreachable after this long.
 const REPORT_AGE_MAX: Duration = Duration::from_secs(6);
-/// Longest wait for a cluster to start or to heal. A limit against hanging, not a measure.
+/// Longest wait for a cluster to start or to heal. It only ends tests that hang.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// One cluster at a time: the tests of a program run in threads, on a machine with few cores.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// What to start.
+/// The description of a cluster.
 pub struct Setup {
     name: &'static str,
     volumes: Vec<(&'static str, &'static str)>,
@@ -69,25 +69,25 @@ impl Setup {
         self
     }
 
-    /// When `dev` restarts a pod that died: such as `2s`, or `never`.
+    /// When `dev` restarts a dead pod: such as `2s`, or `never`.
     pub fn restart_after(mut self, pause: &'static str) -> Setup {
         self.restart_after = pause;
         self
     }
 
-    /// How much data every disk takes, and how long its log is.
+    /// Size of every disk's data, and of its log.
     pub fn disk_sizes(mut self, data: &'static str, log: &'static str) -> Setup {
         self.disk_sizes = Some((data, log));
         self
     }
 
-    /// Where the disk of a pod is, instead of in its folder.
+    /// Directory of a pod's disk, instead of one in its folder.
     pub fn disk_path(mut self, pod: usize, path: PathBuf) -> Setup {
         self.disk_paths.push((pod, path));
         self
     }
 
-    /// Where the identity and the catalog of a pod are, instead of in its folder.
+    /// Directory of a pod's identity and catalog, instead of one in its folder.
     pub fn data_path(mut self, pod: usize, path: PathBuf) -> Setup {
         self.data_paths.push((pod, path));
         self
@@ -102,7 +102,7 @@ impl Setup {
         }
     }
 
-    /// `dev` keeps the disks that it finds in a configuration.
+    /// Writes configurations with the changed disks, which `dev` then keeps.
     fn write_disks(&self, dir: &Path) {
         for pod in 1..=PODS {
             let moved = self.disk_paths.iter().find(|(of, _)| *of == pod);
@@ -121,13 +121,13 @@ impl Setup {
         }
     }
 
-    /// A key of every pod's configuration, such as `io=epoll`.
+    /// Sets a key of every pod's configuration, such as `io=epoll`.
     pub fn set(mut self, setting: &'static str) -> Setup {
         self.settings.push(setting);
         self
     }
 
-    /// Starts it and waits until every volume can be used.
+    /// Starts the cluster and waits until every volume can be used.
     pub fn start(self) -> Cluster {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(self.name);
@@ -205,21 +205,21 @@ impl Cluster {
                 Err(error) => panic!("holdfast dev did not become ready: {error}"),
             }
         }
-        // Keeps the pipe open and read.
+        // Keeps reading, so that the pipe stays open.
         self.lines = Some(lines);
     }
 
-    /// Where pod `pod` serves NBD.
+    /// The NBD address of a pod.
     pub fn nbd_address(&self, pod: usize) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, port_of(NBD_PORT, pod, self.offset)))
     }
 
-    /// A volume as pod `pod` serves it.
+    /// URI of a volume through a pod.
     pub fn uri(&self, pod: usize, volume: &str) -> String {
         format!("nbd://{}/{volume}", self.nbd_address(pod))
     }
 
-    /// A client of the harness's own.
+    /// A connection with the tests' own client.
     pub fn connect(&self, pod: usize, volume: &str) -> nbd::Client {
         nbd::Client::connect(self.nbd_address(pod), volume).expect("connect to a pod")
     }
@@ -230,17 +230,17 @@ impl Cluster {
         format!("{}:{port}", Ipv4Addr::LOCALHOST)
     }
 
-    /// Where a pod lives: its configuration, its log, its disk.
+    /// Directory of a pod: its configuration, its log, its disk.
     pub fn pod_dir(&self, pod: usize) -> PathBuf {
         self.dir.join("data").join(format!("pod-{pod}"))
     }
 
-    /// The process of a pod, if it is there and is ours.
+    /// The process of a pod, if it runs and belongs to this test.
     pub fn pid(&self, pod: usize) -> Option<Pid> {
         let text = fs::read_to_string(self.pod_dir(pod).join("pid")).ok()?;
         let pid = text.trim().parse().ok()?;
         let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        // A number may have been given to another process since: look whose it is.
+        // The system may have reused the number: check which program has it.
         let ours = String::from_utf8_lossy(&command_line).contains(self.dir.to_str()?);
         Pid::from_raw(pid).filter(|_| ours)
     }
@@ -264,16 +264,16 @@ impl Cluster {
         let pods = self.ask(&["pod", "list"])?;
         let pods = pods.as_array().or_else(|| pods["pods"].as_array())?;
         let led = pods.iter().find(|pod| number_in(&pod["id"]) == Some(leader))?.to_string();
-        // Pods are known by their addresses here.
+        // Pods are identified by their addresses here.
         (1..=PODS).find(|pod| led.contains(&self.endpoint(*pod)))
     }
 
-    /// Leaders follow their client: reads through a pod until it leads the volume, of one shard.
+    /// Leaders follow their client: reads a one-shard volume through a pod until that pod leads it.
     pub fn lead_from(&self, pod: usize, volume: &str) {
         let mut client = self.connect(pod, volume);
         wait_until("the leader follows its client", || {
             for _ in 0..200 {
-                // Beyond what the tests damage.
+                // A block behind those that the tests damage.
                 client.read(client.size_bytes - 4096, 4096).expect("read while leaders move");
             }
             self.leader(volume) == Some(pod)
@@ -292,12 +292,12 @@ impl Cluster {
         wait_until("a killed pod is gone", || !is_running(pid));
     }
 
-    /// Stops a pod where it is (SIGSTOP): to the others it looks like a cut network.
+    /// Stops a pod's process (SIGSTOP). To the others it looks like a cut network.
     pub fn freeze(&self, pod: usize) {
         self.signal(pod, Signal::STOP);
     }
 
-    /// Lets a frozen pod go on.
+    /// Lets a frozen pod continue.
     pub fn thaw(&self, pod: usize) {
         self.signal(pod, Signal::CONT);
     }
@@ -309,8 +309,8 @@ impl Cluster {
         });
     }
 
-    /// Waits until every replica of every volume is there and has caught up. What pods report may
-    /// be as old as [`REPORT_AGE_MAX`]: only what holds for longer than that is true.
+    /// Waits until every replica of every volume is there and has caught up. Reports may be as old
+    /// as [`REPORT_AGE_MAX`], so the state must last longer than that.
     pub fn wait_healthy(&self) {
         let mut since = None;
         wait_until("the cluster is healthy", || {
@@ -321,7 +321,7 @@ impl Cluster {
         });
     }
 
-    /// What `holdfast status` says.
+    /// True when `holdfast status` reports no problem.
     pub fn is_healthy(&self) -> bool {
         (1..=PODS).all(|pod| self.pid(pod).is_some())
             && (1..=PODS).any(|pod| {
@@ -330,24 +330,24 @@ impl Cluster {
                     .output()
                     .expect("run holdfast status");
                 serde_json::from_slice(&output.stdout).is_ok_and(|status: serde_json::Value| {
-                    // Empty when nothing needs attention; missing when there is no answer.
+                    // Empty when nothing needs attention; missing without an answer.
                     status["problems"].as_array().is_some_and(Vec::is_empty)
                 })
             })
     }
 
-    /// Stops the cluster in good order and starts it again.
+    /// Stops the cluster in order and starts it again.
     pub fn restart(&mut self) {
         self.stop();
         self.start_again();
     }
 
-    /// Ends everything as a power cut does, but for the page cache: `kill -9` of `dev` and every
-    /// pod. [`Cluster::start_again`] brings it back.
+    /// `kill -9` of `dev` and every pod: like a power cut, but the page cache stays.
+    /// [`Cluster::start_again`] brings it back.
     pub fn kill_everything(&mut self) {
         self.dev.kill().expect("kill holdfast dev");
         self.dev.wait().expect("wait for holdfast dev");
-        // Pods die with their parent; should one not, it is helped.
+        // Pods die with their parent; kill any that does not.
         for pod in 1..=PODS {
             if let Some(pid) = self.pid(pod) {
                 let _ = kill_process(pid, Signal::KILL);
@@ -356,13 +356,13 @@ impl Cluster {
         wait_until("every pod is gone", || (1..=PODS).all(|pod| self.pid(pod).is_none()));
     }
 
-    /// Ends `dev` and with it every pod, in good order. [`Cluster::start_again`] brings it back.
+    /// Stops `dev`, and with it every pod, in order. [`Cluster::start_again`] brings it back.
     pub fn stop(&mut self) {
         self.stop_dev();
         wait_until("every pod is gone", || (1..=PODS).all(|pod| self.pid(pod).is_none()));
     }
 
-    /// Asks `dev` to end, and says how it did.
+    /// Asks `dev` to end, and returns its exit status.
     pub fn terminate(&mut self) -> ExitStatus {
         kill_process(Pid::from_child(&self.dev), Signal::TERM).expect("signal holdfast dev");
         let mut ended = None;
@@ -422,7 +422,7 @@ impl Drop for Cluster {
     }
 }
 
-/// A number that JSON may show as text.
+/// A number, which JSON may encode as text.
 fn number_in(value: &serde_json::Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_str()?.parse().ok())
 }
@@ -435,11 +435,11 @@ fn remove_dir(dir: &Path) {
 
 fn is_running(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-    // The state stands behind the name in parentheses; a zombie has ended.
+    // The state follows the name in parentheses; a zombie has ended.
     stat.is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or("Z").starts_with('Z'))
 }
 
-/// Polls a condition; panics when it does not come true in [`PATIENCE`].
+/// Polls a condition; panics when it does not hold within [`PATIENCE`].
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !condition() {

@@ -37,17 +37,17 @@ impl Drop for Shown {
     }
 }
 
-/// An export as a mounted file system. Taken apart when dropped, whatever state it is in.
+/// An export as a mounted file system. Removed when dropped, in any state.
 pub struct Mounted {
     pub device: String,
     pub mount_point: PathBuf,
     mounted: bool,
-    /// Goes last.
+    /// Dropped last.
     _shown: Shown,
 }
 
 impl Mounted {
-    /// Attaches the export to a loop device; not yet a file system. Mount points are made in `dir`.
+    /// Attaches the export to a loop device, without a file system. Mount points are made in `dir`.
     pub fn attach(dir: &Path, uri: &str) -> Mounted {
         let mount_point = dir.join("mnt");
         fs::create_dir_all(&mount_point).unwrap();
@@ -59,14 +59,14 @@ impl Mounted {
     pub fn mount(&mut self) {
         run_as_root("mount", &["-t", "ext4", &self.device, text(&self.mount_point)]);
         self.mounted = true;
-        // Or the test would write to the folder below.
+        // Without the mount, the test would write to the folder below.
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         let is_ours = |line: &str| line.starts_with(&format!("{} ", self.device));
         assert!(mounts.lines().any(is_ours), "mounted: {mounts}");
     }
 
-    /// Unmounts as soon as nobody uses it: what a process that was killed had open, the kernel may
-    /// give back a moment later.
+    /// Unmounts once it is unused. The kernel may close the files of a killed process a moment
+    /// later.
     pub fn unmount(&mut self) {
         let target = text(&self.mount_point);
         wait_until("nobody uses the file system", || as_root(&["umount", target]).status.success());

@@ -1,5 +1,5 @@
-//! A small NBD client, one request at a time, that can also send what no well-behaved client
-//! would. Protocol: fixed newstyle, simple replies (the NetworkBlockDevice/nbd `doc/proto.md`).
+//! A small NBD client with one request at a time, which can also break the protocol. It uses the
+//! fixed newstyle handshake and simple replies (NetworkBlockDevice/nbd, `doc/proto.md`).
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -35,7 +35,7 @@ pub const EINVAL: u32 = 22;
 pub const ENOSPC: u32 = 28;
 pub const EOVERFLOW: u32 = 75;
 
-/// A limit against hanging: longer than any pause that a test causes.
+/// Only ends tests that hang: longer than any pause that a test causes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a request did not succeed.
@@ -43,7 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub enum NbdError {
     /// The server answered with this error number.
     Server(u32),
-    /// The connection broke: whether a write happened is not known.
+    /// The connection broke: the outcome of a write is unknown.
     Connection(io::Error),
 }
 
@@ -139,7 +139,7 @@ impl Client {
         Negotiation::start(address, 3)?.go(export)
     }
 
-    /// Sends any request at all; `payload` follows as it is. Returns its cookie.
+    /// Sends any request, followed by `payload` unchanged. Returns its cookie.
     pub fn send(
         &mut self,
         command: u16,
@@ -161,7 +161,7 @@ impl Client {
         Ok(self.cookie)
     }
 
-    /// Cookie and error number of the next answer. Data of a read is still to be received.
+    /// Cookie and error number of the next answer. The data of a read must still be received.
     pub fn receive(&mut self) -> io::Result<(u64, u32)> {
         let mut head = [0; 16];
         self.stream.read_exact(&mut head)?;

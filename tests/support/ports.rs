@@ -1,4 +1,4 @@
-//! Ports that nobody uses: `--port-offset` moves all ports of a cluster together.
+//! Free ports: `--port-offset` moves all ports of a cluster together.
 
 use std::net::{Ipv4Addr, TcpListener};
 
@@ -9,9 +9,9 @@ pub const PEER_PORT: u16 = 7401;
 pub const HTTP_PORT: u16 = 7480;
 pub const NBD_PORT: u16 = 10809;
 
-/// Below the range that the kernel gives to outgoing connections (32768 and up).
+/// Below the kernel's range for outgoing connections (32768 and up).
 const OFFSET_MAX: u16 = 32_000 - NBD_PORT - 100 * PODS as u16;
-/// Leaves the default ports to a cluster that a person runs.
+/// Leaves the default ports to clusters outside the tests.
 const OFFSET_MIN: u16 = 1000;
 const STEP: u16 = 100 * PODS as u16 + 7;
 
@@ -20,8 +20,8 @@ pub fn port_of(base: u16, pod: usize, offset: u16) -> u16 {
     base + 100 * (pod as u16 - 1) + offset
 }
 
-/// An offset at which every port of a cluster is free now. Two test programs that start at the
-/// same moment begin their search at different places.
+/// An offset at which every port of a cluster is free now. Test programs that start at the same
+/// moment begin the search at different offsets.
 pub fn free_offset() -> u16 {
     let places = (OFFSET_MAX - OFFSET_MIN) / STEP;
     let first = (std::process::id() % u32::from(places)) as u16;
@@ -36,7 +36,7 @@ pub fn is_free(offset: u16) -> bool {
     let ports = (1..=PODS).flat_map(|pod| {
         [API_PORT, PEER_PORT, HTTP_PORT, NBD_PORT].map(|base| port_of(base, pod, offset))
     });
-    // All held at the same time, so that none counts twice.
+    // All are held at once, so that no port counts twice.
     let bound: Result<Vec<TcpListener>, _> =
         ports.map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port))).collect();
     bound.is_ok()

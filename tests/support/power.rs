@@ -1,10 +1,9 @@
-//! Disks whose power can be cut at any point, afterwards: an NBD server that writes down every
-//! write and every flush in the order in which it carried them out, and makes from that the image
-//! that a power cut leaves.
+//! Disks whose power can be cut at any point, in hindsight. An NBD server records every write and
+//! flush in the order of execution, and makes the image that a power cut leaves.
 //!
-//! What a disk promises: all writes that were answered before a flush began are there once it is
-//! answered. Of any other write each sector may be there or not. The server carries out one request
-//! of a disk after the other, so a flush covers exactly what stands before it.
+//! A disk's promise: all writes that were answered before a flush began are durable once the flush
+//! is answered. Any sector of another write may be there or not. The server carries out a disk's
+//! requests one after the other, so a flush covers exactly the writes recorded before it.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -34,9 +33,9 @@ const EXPORT_FLAGS: u16 = 1 | 1 << 2;
 const PAGE: usize = 4096;
 const SECTOR: usize = 512;
 
-/// Something that a disk did.
+/// An action of a disk.
 enum Event {
-    /// Where the payload is in the file of payloads; nowhere when it is all zeroes.
+    /// Place of the payload in the file of payloads; `None` when it is all zeroes.
     Write {
         at: u64,
         len: usize,
@@ -45,19 +44,19 @@ enum Event {
     Flush,
 }
 
-/// What several disks did, in one order.
+/// The actions of several disks, in one order.
 pub struct Log {
-    /// With the number of the disk, from 1.
+    /// Each with the number of its disk, from 1.
     events: Mutex<Vec<(usize, Event)>>,
     payloads: File,
     payload_bytes: AtomicU64,
 }
 
-/// What becomes of the writes that no completed flush covers.
+/// The fate of writes that no completed flush covers.
 #[derive(Clone, Copy, Debug)]
 pub enum Unflushed {
     Lost,
-    /// Each is kept, lost or torn, by chance from this seed.
+    /// Each is kept, lost or torn, as drawn from this seed.
     Drawn(u64),
 }
 
@@ -76,7 +75,7 @@ pub struct Left {
 }
 
 impl Log {
-    /// Payloads go to a file in `dir` that has no name.
+    /// Payloads go to an unnamed file in `dir`.
     pub fn new(dir: &Path) -> Arc<Log> {
         let payloads = tempfile::tempfile_in(dir).unwrap();
         Arc::new(Log { events: Mutex::default(), payloads, payload_bytes: AtomicU64::new(0) })
@@ -86,18 +85,18 @@ impl Log {
         self.events.lock().unwrap()
     }
 
-    /// How much has happened so far.
+    /// The number of events so far.
     pub fn position(&self) -> usize {
         self.events().len()
     }
 
-    /// Where flushes stand before `end`.
+    /// Positions of the flushes before `end`.
     pub fn flushes(&self, end: usize) -> Vec<usize> {
         let events = self.events();
         (0..end).filter(|at| matches!(events[*at].1, Event::Flush)).collect()
     }
 
-    /// How many writes each disk may lose, at each position up to `end`.
+    /// For each position up to `end`, the number of writes that each disk may lose.
     pub fn unflushed(&self, end: usize) -> Vec<[usize; PODS]> {
         let mut counts = vec![[0; PODS]];
         for (disk, event) in &self.events()[..end] {
@@ -122,8 +121,8 @@ impl Log {
         Ok(())
     }
 
-    /// The image of a disk that had `initial` on it at the start of the log, after a power cut that
-    /// happened when the first `cut` events had.
+    /// The image of a disk after a power cut behind the first `cut` events. `initial` is its
+    /// content at the start of the log.
     pub fn crash_image(
         &self,
         disk: usize,
@@ -143,7 +142,7 @@ impl Log {
             Unflushed::Lost => None,
             Unflushed::Drawn(seed) => Some(Rng::new(seed)),
         };
-        // Disks tear at sectors; many never within a page. Some may have had the time for all.
+        // Disks tear at sectors, many of them only at pages. Some images keep all writes.
         let unit = random.as_mut().map_or(PAGE, |random| [PAGE, SECTOR][random.index(2)]);
         let spared = random.as_mut().is_some_and(|random| random.index(5) == 0);
         for (position, (of, event)) in (0..).zip(events) {
@@ -199,7 +198,7 @@ struct Disk {
     log: Arc<Log>,
 }
 
-/// Serves an image, which changes, to one client; ends with its connection. Returns where.
+/// Serves an image to one client until its connection ends. Returns the address.
 pub fn serve(number: usize, image: &Path, log: &Arc<Log>) -> SocketAddr {
     let image = File::options().read(true).write(true).open(image).unwrap();
     let disk = Disk { number, image, log: Arc::clone(log) };
@@ -208,7 +207,7 @@ pub fn serve(number: usize, image: &Path, log: &Arc<Log>) -> SocketAddr {
     thread::spawn(move || {
         let result = listener.accept().and_then(|(stream, _)| disk.session(stream));
         if let Err(error) = result {
-            // Seen by the client, too: its file system fails.
+            // The client notices too: its file system fails.
             eprintln!("disk {number}: {error}");
         }
     });
@@ -224,7 +223,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Takes `NBD_OPT_GO` with any name. False when the client goes away.
+    /// Answers `NBD_OPT_GO` with any name. False when the client disconnects.
     fn negotiate(&self, stream: &mut TcpStream) -> io::Result<bool> {
         let greeting = [&INIT_MAGIC[..], &OPTION_MAGIC[..], &HANDSHAKE_FLAGS.to_be_bytes()];
         stream.write_all(&greeting.concat())?;
@@ -258,7 +257,7 @@ impl Disk {
         }
     }
 
-    /// False when the client goes away.
+    /// False when the client disconnects.
     fn serve_request(&self, stream: &mut TcpStream) -> io::Result<bool> {
         let mut head = [0; 28];
         match stream.read_exact(&mut head) {

@@ -1,11 +1,10 @@
-//! Running other programs. A tool that is missing fails the test: `scripts/setup.sh test`
-//! installs all of them.
+//! Runs other programs. A missing tool fails the test: `scripts/setup.sh test` installs all.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Runs a program to its end and returns what it printed; panics when it fails.
+/// Runs a program to its end and returns its output; panics when it fails.
 pub fn run(program: &str, arguments: &[&str]) -> String {
     let output = try_run(program, arguments);
     assert!(
@@ -18,14 +17,14 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Runs a program to its end, whatever it is.
+/// Runs a program to its end, with any exit status.
 pub fn try_run(program: &str, arguments: &[&str]) -> Output {
     Command::new(program).args(arguments).output().unwrap_or_else(|error| {
         panic!("run {program} (scripts/setup.sh test installs it): {error}")
     })
 }
 
-/// As [`run`], with the rights of root, which mounting takes.
+/// Like [`run`], as root, which mounting needs.
 pub fn run_as_root(program: &str, arguments: &[&str]) -> String {
     match rustix::process::geteuid().is_root() {
         true => run(program, arguments),
@@ -33,7 +32,7 @@ pub fn run_as_root(program: &str, arguments: &[&str]) -> String {
     }
 }
 
-/// Bytes that look random, the same for the same seed.
+/// Pseudorandom bytes of a seed.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len + 8);
     let mut state = seed;
@@ -45,7 +44,7 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// A file of noise with some long runs of zeroes in it, as images have.
+/// A file of noise with some long runs of zeroes, like a disk image.
 pub fn write_image(path: &Path, seed: u64, len: usize) {
     let mut bytes = noise(seed, len);
     for (number, piece) in bytes.chunks_mut(1 << 20).enumerate() {

@@ -1,4 +1,4 @@
-//! The load: one thread per connection, each with its share of the requests under way.
+//! The load: one thread per connection, each with its share of the requests in flight.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,14 +11,14 @@ use crate::cli::bench::nbd::{Connection, Target};
 use crate::cli::bench::pattern::{Pattern, Requests};
 use crate::types::mix64;
 
-/// How long answers are waited for when no more requests are sent.
+/// How long to wait for answers after the last request.
 const DRAIN: Duration = Duration::from_secs(10);
-/// How often a thread looks whether it is to stop, when nothing happens.
+/// How often an idle thread checks whether it has to stop.
 const LOOK: Duration = Duration::from_millis(100);
-/// Requests are queued up to this many bytes, so that the memory of large ones is bounded.
+/// Most bytes of queued requests, so that the memory for large ones is bounded.
 const QUEUE_BYTES: usize = 1 << 20;
 
-/// What is to be done.
+/// The load to put on a volume.
 #[derive(Clone, Debug)]
 pub struct Load {
     pub target: Target,
@@ -31,20 +31,20 @@ pub struct Load {
     pub time: Duration,
 }
 
-/// What came of it.
+/// The results of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Times of answers without an error, in nanoseconds.
+    /// Latencies of successful answers, in nanoseconds.
     pub reads: Histogram<u64>,
     pub writes: Histogram<u64>,
     pub block_bytes: u32,
     /// From the first request to the last answer.
     pub took: Duration,
-    /// Requests that were answered with an error.
+    /// Requests answered with an error.
     pub errors: u64,
-    /// Requests without an answer: their connection broke, or the end came first.
+    /// Requests without an answer: their connection broke, or the run ended first.
     pub unanswered: u64,
-    /// Connections that were made anew.
+    /// Connections that were made again.
     pub reconnects: u64,
 }
 
@@ -64,7 +64,7 @@ impl Outcome {
 
     fn add(&mut self, other: &Outcome) {
         for (all, part) in [(&mut self.reads, &other.reads), (&mut self.writes, &other.writes)] {
-            all.add(part).expect("histograms of ours grow as needed");
+            all.add(part).expect("these histograms grow as needed");
         }
         self.took = self.took.max(other.took);
         self.errors += other.errors;
@@ -74,8 +74,8 @@ impl Outcome {
 }
 
 impl Load {
-    /// Runs until the time is up or `stop` is set. An error when the volume cannot be reached at
-    /// all; what breaks later is counted, and tried again.
+    /// Runs until the time is up or `stop` is set. Fails when the volume cannot be reached at the
+    /// start. Later failures are counted, and the connection is made again.
     pub fn run(&self, stop: &AtomicBool) -> anyhow::Result<Outcome> {
         let connect = |_| Connection::open(&self.target, &self.export);
         let connections: Vec<Connection> =
@@ -88,8 +88,8 @@ impl Load {
             let size = (connection.size_bytes, self.block_bytes);
             let place = (number, self.connections);
             let requests = Requests::new(self.pattern, self.read_percent, size, place, seed)
-                .with_context(|| format!("volume {} is too small for that", self.export))?;
-            // What is left over goes to the first ones.
+                .with_context(|| format!("volume {} needs a block per connection", self.export))?;
+            // The first connections get one more each.
             let surplus = u32::from(number < self.depth % self.connections);
             let share = self.depth / self.connections + surplus;
             threads.push(Thread::new(self, connection, requests, share, start));
@@ -107,7 +107,7 @@ impl Load {
     }
 }
 
-/// A request under way.
+/// A request in flight.
 #[derive(Clone, Copy)]
 struct Pending {
     since: Instant,
@@ -116,10 +116,10 @@ struct Pending {
 
 struct Thread<'a> {
     load: &'a Load,
-    /// None: it broke, and is made anew.
+    /// `None`: it broke and will be made again.
     connection: Option<Connection>,
     requests: Requests,
-    /// By cookie; those that are free are listed.
+    /// Indexed by cookie; `free` lists the free ones.
     pending: Vec<Option<Pending>>,
     free: Vec<u64>,
     noise: Vec<u8>,
@@ -170,10 +170,10 @@ impl<'a> Thread<'a> {
                 while connection.queued() < QUEUE_BYTES
                     && let Some(cookie) = self.free.pop()
                 {
-                    let next = self.requests.next().expect("there is no end of them");
+                    let next = self.requests.next().expect("the sequence is endless");
                     let pending = Pending { since: Instant::now(), is_write: next.is_write };
                     self.pending[cookie as usize] = Some(pending);
-                    // No two blocks are the same, so that nothing can be made of that.
+                    // Every block differs, so that neither compression nor deduplication helps.
                     self.noise[..8].copy_from_slice(&mix64(next.offset ^ cookie).to_le_bytes());
                     match next.is_write {
                         true => connection.write(cookie, next.offset, &self.noise),
@@ -217,7 +217,7 @@ impl<'a> Thread<'a> {
         }
     }
 
-    /// What was under way on a broken connection is not known.
+    /// Counts the requests in flight of a broken connection: their outcome is unknown.
     fn broken(&mut self) {
         self.connection = None;
         self.outcome.unanswered += (self.pending.len() - self.free.len()) as u64;

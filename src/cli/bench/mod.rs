@@ -1,5 +1,5 @@
-//! `holdfast bench`: puts load on a volume, as a client over NBD, and says how it was answered.
-//! What is read is not looked at; errors are counted.
+//! `holdfast bench`: puts load on a volume as an NBD client, and reports the answers. Data that was
+//! read is not checked; errors are counted.
 
 mod load;
 mod nbd;
@@ -29,28 +29,28 @@ use crate::limits::REQUEST_BYTES_MAX;
 pub struct Args {
     /// Name of the volume
     volume: String,
-    /// What is done to it
+    /// Order of blocks, and whether they are read or written
     #[arg(long, value_enum, default_value_t = Pattern::Randread)]
     pattern: Pattern,
     /// Length of each request
     #[arg(long, default_value = "4KiB", value_name = "SIZE")]
     block_size: ByteSize,
-    /// Requests under way at any time, over all connections
+    /// Requests in flight at any time, over all connections
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     depth: u32,
-    /// Connections that share them
+    /// Connections that share the depth
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     connections: u32,
-    /// How long requests are sent
+    /// How long to send requests
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// Of 100 requests of randrw, how many read
+    /// Percentage of reads in randrw
     #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u32).range(0..=100))]
     read_percent: u32,
-    /// An NBD address, or the path of a unix socket; by default the pod that leads most shards
+    /// NBD address or path of a unix socket; by default the pod that leads most shards
     #[arg(long, value_name = "ADDRESS")]
     nbd: Option<String>,
-    /// Overwrite what is on the volume: patterns that write need it
+    /// Overwrite the content of the volume: required for patterns that write
     #[arg(long)]
     destroy_data: bool,
 }
@@ -81,7 +81,7 @@ pub async fn run(client: &Client, args: Args, output: Output) -> anyhow::Result<
     let mut interrupted = false;
     let outcome = loop {
         tokio::select! {
-            outcome = &mut work => break outcome.context("put load on the volume")??,
+            outcome = &mut work => break outcome.context("could not put load on the volume")??,
             _ = interrupt.recv(), if !interrupted => {
                 interrupted = true;
                 stop.store(true, Ordering::Relaxed);
@@ -104,7 +104,7 @@ pub async fn run(client: &Client, args: Args, output: Output) -> anyhow::Result<
     }
 }
 
-/// What can be refused before anybody is asked.
+/// Refuses bad arguments before any call is made.
 fn check(args: &Args) -> Result<(), UsageError> {
     let pattern = args.pattern.name();
     if args.pattern.writes() && !args.destroy_data {
@@ -140,7 +140,7 @@ fn target(address: &str) -> Result<Target, UsageError> {
     })
 }
 
-/// The pod that leads most shards of a volume: what a client beside its data would use.
+/// The pod that leads most shards of a volume, as a client close to the data would choose.
 async fn leading_pod(client: &Client, name: &str) -> anyhow::Result<Target> {
     let request = GetVolumeRequest { name: name.to_owned() };
     let volume =
@@ -155,7 +155,7 @@ async fn leading_pod(client: &Client, name: &str) -> anyhow::Result<Target> {
     Ok(Target::Tcp(address))
 }
 
-/// NBD address of the pod that leads most shards, or of any when none does.
+/// NBD address of the pod that leads most shards; of any pod if none leads.
 fn busiest<'a>(volume: &Volume, pods: &'a [Pod]) -> Option<&'a str> {
     let leads = |pod: &Pod| volume.shards.iter().filter(|shard| shard.leader_pod == pod.id).count();
     let serving = pods.iter().filter(|pod| !pod.nbd.is_empty());

@@ -1,4 +1,4 @@
-//! One connection of an NBD client: the handshake, and requests in flight. Blocks only in
+//! One connection of an NBD client: the handshake, and requests in flight. It blocks only in
 //! [`Connection::wait`], for a bounded time.
 
 use std::fmt;
@@ -18,9 +18,9 @@ use crate::front::nbd::wire::{
     self, OptionReplyHeader, RequestHeader, SimpleReply, command, info, option, reply,
 };
 
-/// How long a server may take to accept, and for each step of the handshake.
+/// Time limit of the connection attempt, and of each step of the handshake.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-/// Replies to options are short; longer ones are not read.
+/// Longest reply to an option; longer ones are not read.
 const OPTION_REPLY_BYTES_MAX: u32 = 64 << 10;
 const RECEIVE_BYTES: usize = 256 << 10;
 
@@ -40,26 +40,26 @@ impl fmt::Display for Target {
     }
 }
 
-/// The end of a request.
+/// The answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub cookie: u64,
-    /// Number of the error; 0: none.
+    /// NBD error number; 0: success.
     pub error: u32,
 }
 
-/// A connection that carries requests.
+/// A connection after its handshake.
 pub struct Connection {
     socket: File,
     pub size_bytes: u64,
     out: Vec<u8>,
-    /// What of `out` is sent.
+    /// Bytes of `out` that were sent.
     sent: usize,
     input: Vec<u8>,
-    /// What of `input` was received, and how much of that was looked at.
+    /// Bytes of `input` that were received, and how many of them were parsed.
     filled: usize,
     taken: usize,
-    /// The read whose data arrives, and how much of it is missing.
+    /// The read whose data is arriving, and its missing bytes.
     data: Option<(Answer, usize)>,
 }
 
@@ -100,20 +100,19 @@ impl Connection {
         wire::put_request(&mut self.out, &request);
     }
 
-    /// Bytes that are queued and not sent.
+    /// Queued bytes that were not sent yet.
     pub fn queued(&self) -> usize {
         self.out.len() - self.sent
     }
 
-    /// Sends what can be sent, then waits until something arrives or can be sent, at most this
-    /// long.
+    /// Sends what the socket takes. Then waits for input or for room to send, at most this long.
     pub fn wait(&mut self, at_most: Duration) -> anyhow::Result<()> {
         self.send()?;
         let mut events = PollFlags::IN;
         if self.queued() > 0 {
             events |= PollFlags::OUT;
         }
-        let timeout = at_most.try_into().context("wait for a socket")?;
+        let timeout = at_most.try_into().context("could not wait for a socket")?;
         match poll(&mut [PollFd::new(&self.socket, events)], Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error).context("could not wait for a socket"),
@@ -134,8 +133,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Receives once and hands out the requests that this ended. `read_bytes` says how much data
-    /// belongs to a request: 0 for a write, `None` when there is none of that cookie.
+    /// Receives once and hands out the answers. `read_bytes` gives the data length of the request
+    /// with a cookie: 0 for a write, `None` when no such request exists.
     pub fn receive(
         &mut self,
         read_bytes: impl Fn(u64) -> Option<usize>,
@@ -171,7 +170,7 @@ impl Connection {
             self.taken += wire::SIMPLE_REPLY_BYTES;
             let answer = Answer { cookie: head.cookie, error: head.error };
             let bytes =
-                read_bytes(head.cookie).context("the server answered what was not asked")?;
+                read_bytes(head.cookie).context("the server sent an answer without a request")?;
             match head.error {
                 0 => self.data = Some((answer, bytes)),
                 _ => answers.push(answer),
@@ -197,10 +196,10 @@ fn connect(target: &Target) -> std::io::Result<File> {
     Ok(File::from(fd))
 }
 
-/// Chooses the export; its size.
+/// Negotiates the export and returns its size in bytes.
 fn handshake(socket: &mut File, export: &str) -> anyhow::Result<u64> {
     let mut greeting = [0; wire::GREETING_BYTES];
-    socket.read_exact(&mut greeting).context("no greeting came")?;
+    socket.read_exact(&mut greeting).context("could not receive the greeting")?;
     let mut fields = Fields::new(&greeting[..]);
     let magics = (fields.u64_be()?, fields.u64_be()?);
     ensure!(magics == (wire::MAGIC, wire::OPTION_MAGIC), "this is not an NBD server");
@@ -211,7 +210,7 @@ fn handshake(socket: &mut File, export: &str) -> anyhow::Result<u64> {
     let mut size_bytes = None;
     loop {
         let mut head = [0; wire::OPTION_REPLY_HEADER_BYTES];
-        socket.read_exact(&mut head).context("no answer came")?;
+        socket.read_exact(&mut head).context("could not receive an answer")?;
         let head = OptionReplyHeader::decode(&head).context("the answer is too short")?;
         ensure!(head.magic == wire::OPTION_REPLY_MAGIC, "the server sent no answer to an option");
         ensure!(head.data_bytes <= OPTION_REPLY_BYTES_MAX, "the server's answer is too long");
@@ -219,7 +218,7 @@ fn handshake(socket: &mut File, export: &str) -> anyhow::Result<u64> {
         socket.read_exact(&mut data).context("the answer ended early")?;
         let mut fields = Fields::new(&data[..]);
         match head.kind {
-            reply::ACK => return size_bytes.context("the server did not say how large it is"),
+            reply::ACK => return size_bytes.context("the server sent no volume size"),
             reply::INFO if fields.u16_be() == Ok(info::EXPORT) => size_bytes = fields.u64_be().ok(),
             reply::INFO => {}
             reply::ERR_UNKNOWN => bail!("there is no such volume"),

@@ -1,11 +1,11 @@
-//! Which blocks are read and written, in which order. Pure.
+//! Chooses the blocks to read and write, and their order. Pure.
 
 use clap::ValueEnum;
 
 use crate::sim::rng::Rng;
 use crate::types::mix64;
 
-/// What is done to a volume.
+/// How blocks are chosen, and whether they are read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Pattern {
     /// Read blocks at random
@@ -31,7 +31,7 @@ impl Pattern {
         }
     }
 
-    /// True when it changes what is on the volume.
+    /// True when the pattern changes the volume.
     pub fn writes(self) -> bool {
         matches!(self, Pattern::Randwrite | Pattern::Write | Pattern::Randrw)
     }
@@ -41,20 +41,20 @@ impl Pattern {
     }
 }
 
-/// One request to be made.
+/// The next request to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Next {
     pub is_write: bool,
     pub offset: u64,
 }
 
-/// The requests of one connection: endless.
+/// An endless sequence of requests for one connection.
 #[derive(Clone, Debug)]
 pub struct Requests {
     pattern: Pattern,
     read_percent: u64,
     block_bytes: u64,
-    /// The part of the volume that this connection uses, in blocks.
+    /// The part of the volume for this connection, in blocks.
     first: u64,
     count: u64,
     rng: Rng,
@@ -62,8 +62,8 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// For connection `number` of `connections`. In sequential patterns each has a part of the
-    /// volume to itself. `None`: the volume has not a block for each.
+    /// Requests for connection `number` of `connections`. In sequential patterns each has its own
+    /// part of the volume. `None`: the volume has fewer blocks than connections.
     pub fn new(
         pattern: Pattern,
         read_percent: u32,

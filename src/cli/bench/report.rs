@@ -1,4 +1,4 @@
-//! What a run measured, as text and for programs. Pure.
+//! The results of a run, as text and for programs. Pure.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::cli::bench::load::Outcome;
 use crate::config::size::ByteSize;
 
-/// Everything that is printed.
+/// All printed results.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
     pub volume: String,
@@ -17,23 +17,23 @@ pub struct Report {
     pub connections: u32,
     /// From the first request to the last answer.
     pub seconds: f64,
-    /// It was ended with Ctrl-C.
+    /// True when Ctrl-C ended the run.
     pub interrupted: bool,
     pub read: Option<Side>,
     pub write: Option<Side>,
-    /// Requests that were answered with an error.
+    /// Requests answered with an error.
     pub errors: u64,
-    /// Requests without an answer: their connection broke, or the end came first.
+    /// Requests without an answer: their connection broke, or the run ended first.
     pub unanswered: u64,
     pub reconnects: u64,
 }
 
-/// Reads, or writes. Times are in microseconds.
+/// Results of reads, or of writes. Times are in microseconds.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Side {
     pub operations: u64,
     pub iops: f64,
-    /// Millions of bytes a second.
+    /// Megabytes (10^6 bytes) per second.
     pub mb_s: f64,
     pub mean_us: f64,
     pub p50_us: f64,
@@ -85,7 +85,7 @@ pub fn text(report: &Report) -> String {
     let requests = if report.depth == 1 { "request" } else { "requests" };
     let connections = if report.connections == 1 { "connection" } else { "connections" };
     let mut text = format!(
-        "{} of {} on volume {} at {}: {} {requests} under way on {} {connections}, {:.1} s{}\n\n",
+        "{} of {} on volume {} at {}: {} {requests} in flight on {} {connections}, {:.1} s{}\n\n",
         report.pattern,
         ByteSize(report.block_bytes),
         report.volume,

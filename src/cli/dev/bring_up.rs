@@ -1,4 +1,4 @@
-//! From started processes to volumes that can be used.
+//! Brings a started development cluster to usable volumes.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use crate::control::proto::{
 };
 use crate::control::reconcile::voters_due;
 
-/// How long each step may take.
+/// Time limit of each step.
 const STEP_WITHIN: Duration = Duration::from_secs(120);
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
-/// Waits for the pods, makes the volumes, and prints a line for each once it can be used.
+/// Waits for the pods, creates the volumes, and prints a line for each usable volume.
 pub async fn bring_up(layout: &Layout, volumes: &[(String, ByteSize)]) -> anyhow::Result<()> {
     let first = &layout.pods[0].config;
     let client = Client::new(&first.api.listen.to_string())?;
@@ -46,7 +46,7 @@ pub async fn bring_up(layout: &Layout, volumes: &[(String, ByteSize)]) -> anyhow
     Ok(())
 }
 
-/// Asks until the answer is `None`; else the last answer says what is missing.
+/// Asks until the answer is `None`. After the time limit, the last answer says what is missing.
 async fn until<F>(what: &str, ask: impl Fn() -> F) -> anyhow::Result<()>
 where
     F: Future<Output = anyhow::Result<Option<String>>>,
@@ -78,7 +78,7 @@ async fn all_serve(layout: &Layout, client: &Client) -> anyhow::Result<Option<St
     let parts = status.pods.iter().map(|pod| pod.catalog.as_str());
     let voters = parts.filter(|part| matches!(*part, "leader" | "voter")).count();
     let pods = layout.pods.len();
-    // From here on the cluster survives the loss of a pod, if it is large enough to.
+    // From here on a cluster of three or more pods survives the loss of one.
     match up >= pods && disks >= pods && voters >= voters_due(pods) {
         true => Ok(None),
         false => Ok(Some(format!(
@@ -105,11 +105,11 @@ async fn create(client: &Client, name: &str, size: ByteSize, replicas: u32) -> a
     Ok(())
 }
 
-/// A leader serves every shard, and the front end takes connections.
+/// `None` once a leader serves every shard and the front end accepts connections.
 async fn usable(client: &Client, name: &str, nbd: SocketAddr) -> anyhow::Result<Option<String>> {
     let volumes = list(client).await?;
     let volume = volumes.iter().find(|volume| volume.name == name);
-    let volume = volume.context("it is gone")?;
+    let volume = volume.context("the volume no longer exists")?;
     if !matches!(volume.state(), VolumeState::Ready | VolumeState::Degraded) {
         return Ok(Some(volume.reason.clone()));
     }

@@ -1,4 +1,4 @@
-//! The server processes of a development cluster: started, started again, stopped.
+//! The server processes of a development cluster: starts, restarts and stops them.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
@@ -13,9 +13,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::cli::dev::layout::PodLayout;
 
-/// How often a child is looked at.
+/// Interval of checks of the processes.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long a child may take to stop by itself.
+/// Time for a process to stop by itself.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,20 +34,20 @@ struct Pod {
     config_file: PathBuf,
     pid_file: PathBuf,
     log_file: PathBuf,
-    /// It has served at least once: from then on, its end is not the end of all.
+    /// It has served at least once. Before that, its end is an error of the whole command.
     has_served: bool,
     state: State,
 }
 
 enum State {
     Running(Child),
-    /// Started at this time.
+    /// The time of its next start.
     Waiting(Instant),
     Left,
 }
 
 impl Children {
-    /// Starts nothing yet: [`Children::tend`] does.
+    /// Starts no process yet; [`Children::tend`] does.
     pub fn new(pods: &[PodLayout], restart_after: RestartAfter) -> Children {
         let now = Instant::now();
         let pods = pods
@@ -64,8 +64,8 @@ impl Children {
         Children { pods, restart_after }
     }
 
-    /// Looks after the pods once: starts those that are due, notices those that ended. An error
-    /// when one ended that never served.
+    /// Starts the pods that are due, and notices those that ended. Fails when a pod ended before it
+    /// ever served.
     pub async fn tend(&mut self) -> anyhow::Result<()> {
         for pod in &mut self.pods {
             pod.tend(self.restart_after)?;
@@ -74,7 +74,7 @@ impl Children {
         Ok(())
     }
 
-    /// Asks all to stop, and makes those that do not.
+    /// Asks all processes to stop, and kills those that do not.
     pub async fn stop(mut self) {
         for pod in &self.pods {
             if let State::Running(child) = &pod.state {
@@ -87,7 +87,7 @@ impl Children {
             if let State::Running(child) = &mut pod.state
                 && timeout(deadline - Instant::now(), ended(child)).await.is_err()
             {
-                eprintln!("pod {number} does not stop by itself; it is killed");
+                eprintln!("pod {number} did not stop in time; killing it");
                 if let Err(error) = child.kill().and_then(|()| child.wait().map(drop)) {
                     eprintln!("could not kill pod {number}: {error}");
                 }
@@ -114,7 +114,7 @@ impl Pod {
             State::Running(child) => {
                 let ended = child
                     .try_wait()
-                    .with_context(|| format!("could not look at pod {}", self.number))?;
+                    .with_context(|| format!("could not check pod {}", self.number))?;
                 let pid = child.id();
                 self.has_served = self.has_served || serves(&self.pid_file, pid);
                 match ended {
@@ -134,11 +134,11 @@ impl Pod {
         }
         match restart_after {
             RestartAfter::Never => {
-                eprintln!("pod {number} ended ({status}) and is left so");
+                eprintln!("pod {number} ended ({status}) and is not restarted");
                 self.state = State::Left;
             }
             RestartAfter::Time(time) => {
-                eprintln!("pod {number} ended ({status}); it is started again after {time:?}");
+                eprintln!("pod {number} ended ({status}); it restarts after {time:?}");
                 self.state = State::Waiting(Instant::now() + time);
             }
         }
@@ -146,7 +146,7 @@ impl Pod {
     }
 
     fn start(&self) -> anyhow::Result<Child> {
-        // One left behind by a kill must not pass for the new one's.
+        // A file left behind by a killed process must not count for the new one.
         if let Err(error) = std::fs::remove_file(&self.pid_file)
             && error.kind() != std::io::ErrorKind::NotFound
         {
@@ -157,7 +157,7 @@ impl Pod {
             .append(true)
             .open(&self.log_file)
             .with_context(|| format!("could not open {}", self.log_file.display()))?;
-        let program = std::env::current_exe().context("find this program")?;
+        let program = std::env::current_exe().context("could not find this program")?;
         let parent = rustix::process::getpid();
         let mut command = Command::new(program);
         command
@@ -165,11 +165,11 @@ impl Pod {
             .arg("--config")
             .arg(&self.config_file)
             .stdin(Stdio::null())
-            .stdout(log.try_clone().context("share the log")?)
+            .stdout(log.try_clone().context("could not share the log")?)
             .stderr(log)
-            // Ctrl-C in a terminal is for this process, which then stops the pods in good order.
+            // Ctrl-C in a terminal must reach only this process, which stops the pods in order.
             .process_group(0);
-        // SAFETY: between fork and exec only system calls are made, which allocate nothing.
+        // SAFETY: between fork and exec the closure makes only system calls, without allocation.
         unsafe {
             command.pre_exec(move || end_with_parent(parent));
         }
@@ -185,7 +185,7 @@ impl Pod {
     }
 }
 
-/// In the child: it is killed when its parent ends, however that ends.
+/// Runs in the child: it is killed when its parent ends in any way.
 fn end_with_parent(parent: Pid) -> std::io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if getppid() != Some(parent) {
@@ -194,13 +194,13 @@ fn end_with_parent(parent: Pid) -> std::io::Result<()> {
     Ok(())
 }
 
-/// True when the pod that runs as `pid` says that it serves.
+/// True when the file shows that the process `pid` serves.
 pub fn serves(pid_file: &Path, pid: u32) -> bool {
     std::fs::read_to_string(pid_file)
         .is_ok_and(|text| text.trim().parse::<u32>().is_ok_and(|found| found == pid))
 }
 
-/// The text of the last error in a log, or its last line when it is not a log line.
+/// Message of the last error in a log; the last line if that is no log line.
 fn last_error(log: &Path) -> Option<String> {
     let file = std::fs::File::open(log).ok()?;
     let mut last = None;

@@ -1,4 +1,4 @@
-//! Where the pods of a development cluster live, and on which ports.
+//! Directories and ports of a development cluster.
 //!
 //! Pod N, counted from 1, lives in `DIR/pod-N`: `holdfast.toml`, `pid`, `log`, `disk-1/`, and its
 //! identity in `data/`. Its ports are the defaults + 100 x (N - 1) + the offset.
@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep};
 use crate::config::size::ByteSize;
 use crate::config::{Config, Disk, IoMethod, Listen, Log, LogFormat, Nbd, ports};
 
-/// How long pods that were killed may take to let go of their ports.
+/// Time for killed pods to release their ports.
 const PORTS_WITHIN: Duration = Duration::from_secs(3);
 const PORTS_LOOK: Duration = Duration::from_millis(50);
-/// Least space of a pod's disk.
+/// Least size of a pod's disk.
 const DISK_BYTES_MIN: u64 = 1 << 30;
 
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct Layout {
 
 #[derive(Debug)]
 pub struct PodLayout {
-    /// From 1.
+    /// Counted from 1.
     pub number: u16,
     pub directory: PathBuf,
     pub config: Config,
@@ -45,7 +45,7 @@ impl PodLayout {
         self.directory.join("log")
     }
 
-    /// Every listener, and what it is for.
+    /// The purpose and address of every listener.
     fn listeners(&self) -> [(&'static str, SocketAddr); 3] {
         let config = &self.config;
         [("API", config.api.listen), ("peer", config.peer.listen), ("NBD", config.nbd.listen)]
@@ -53,7 +53,7 @@ impl PodLayout {
 }
 
 impl Layout {
-    /// Plans a cluster in `root`. Disks that are there keep their sizes.
+    /// Plans a cluster in `root`. Existing disks keep their sizes.
     pub fn new(
         root: PathBuf,
         pods: u16,
@@ -90,10 +90,11 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Sets keys of every pod's configuration. A table's other keys stay.
+    /// Sets keys of every pod's configuration. Other keys of the same table stay.
     pub fn set(&mut self, settings: &[toml::Table]) -> anyhow::Result<()> {
         for pod in &mut self.pods {
-            let mut table = toml::Table::try_from(&pod.config).context("write a configuration")?;
+            let mut table =
+                toml::Table::try_from(&pod.config).context("could not encode a configuration")?;
             for setting in settings {
                 merge(&mut table, setting);
             }
@@ -103,8 +104,8 @@ impl Layout {
         Ok(())
     }
 
-    /// Waits until the ports are free: pods that were killed a moment ago may still hold theirs.
-    /// Says which one is in use, if one stays so, before anything starts.
+    /// Waits until the ports are free: recently killed pods may still hold them. Fails before
+    /// anything starts, and names the port, if one stays in use.
     pub async fn wait_for_ports(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + PORTS_WITHIN;
         loop {
@@ -120,7 +121,7 @@ impl Layout {
             for (purpose, listen) in pod.listeners() {
                 TcpListener::bind(listen).with_context(|| {
                     format!(
-                        "pod {} cannot listen on {listen} ({purpose}); stop what uses it, or \
+                        "pod {} cannot listen on {listen} ({purpose}); free the port, or \
                          move all ports with --port-offset",
                         pod.number
                     )
@@ -130,7 +131,7 @@ impl Layout {
         Ok(())
     }
 
-    /// Makes the directories and writes the configurations.
+    /// Creates the directories and writes the configurations.
     pub fn write(&self) -> anyhow::Result<()> {
         for pod in &self.pods {
             for disk in &pod.config.disks {
@@ -141,7 +142,7 @@ impl Layout {
             let text = format!(
                 "# Pod {} of a development cluster. Written anew by every `holdfast dev`.\n{}",
                 pod.number,
-                toml::to_string(&pod.config).context("write a configuration")?
+                toml::to_string(&pod.config).context("could not encode a configuration")?
             );
             std::fs::write(&path, text)
                 .with_context(|| format!("could not write {}", path.display()))?;
@@ -206,9 +207,9 @@ fn merge(table: &mut toml::Table, setting: &toml::Table) {
     }
 }
 
-/// What each pod's disk may take, when all share one file system: four fifths of what is free.
+/// Size for each pod's disk on a shared file system: four fifths of the free space in all.
 fn disk_bytes(root: &Path, pods: u64, wal_size: ByteSize) -> anyhow::Result<u64> {
-    let space = rustix::fs::statvfs(root).context("could not look at the file system")?;
+    let space = rustix::fs::statvfs(root).context("could not get the space of the file system")?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     let each = (free / 5 * 4 / pods).saturating_sub(wal_size.0);
     Ok((each >> 30 << 30).max(DISK_BYTES_MIN))

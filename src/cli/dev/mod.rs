@@ -1,5 +1,5 @@
-//! `holdfast dev`: a whole cluster on this machine. Real `holdfast serve` processes on loopback,
-//! which end when this one does, however it ends.
+//! `holdfast dev`: a whole cluster on this machine. It runs real `holdfast serve` processes on
+//! loopback, which end with this one in any case.
 //!
 //! Its directory, ports and output are a contract for tests and scripts (docs, "Command line").
 
@@ -25,31 +25,31 @@ pub struct Args {
     /// Number of pods
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=30))]
     pods: u16,
-    /// Where the cluster lives; one that is there is resumed with its data
+    /// Directory of the cluster; an existing one is resumed with its data
     #[arg(long, default_value = "holdfast-demo")]
     data: PathBuf,
-    /// Makes a volume if there is none of that name, as in demo:10GiB; may be repeated
+    /// Create this volume unless it exists, as in demo:10GiB; may be repeated
     #[arg(long = "volume", value_name = "NAME:SIZE", value_parser = volume_and_size)]
     volumes: Vec<(String, ByteSize)>,
     /// Added to every port
     #[arg(long, default_value_t = 0)]
     port_offset: u16,
-    /// Length of the write-ahead log of a disk that is made now
+    /// Length of the write-ahead log of new disks
     #[arg(long, default_value = "256MiB", value_name = "SIZE")]
     wal_size: ByteSize,
-    /// A key of every pod's configuration, as in io=\"epoll\"; may be repeated
+    /// Set a key of every pod's configuration, as in io=\"epoll\"; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     settings: Vec<toml::Table>,
     /// One address per pod
     #[arg(long, value_delimiter = ',', value_name = "A,B,C")]
     addresses: Vec<IpAddr>,
-    /// When a pod that died is started again, or `never`
+    /// Restart a pod this long after it died, or `never`
     #[arg(long, default_value = "2s", value_name = "TIME", value_parser = restart_after)]
     restart_after: RestartAfter,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    // One thread: the children end with the thread that started them.
+    // One thread only: the children are killed when the thread that started them ends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run_cluster(args))
 }
@@ -59,7 +59,7 @@ async fn run_cluster(args: &Args) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     std::fs::create_dir_all(&args.data)
         .with_context(|| format!("could not create {}", args.data.display()))?;
-    let data = args.data.canonicalize().context("could not look at the directory")?;
+    let data = args.data.canonicalize().context("could not resolve the directory")?;
     let _lock = lock(&data.join("lock"))?;
     let mut layout =
         Layout::new(data, args.pods, args.port_offset, &args.addresses, args.wal_size)?;
@@ -89,7 +89,7 @@ async fn run_cluster(args: &Args) -> anyhow::Result<()> {
     ended
 }
 
-/// Keeps a second `dev` away from the same directory.
+/// Locks the directory against a second `dev`.
 fn lock(path: &std::path::Path) -> anyhow::Result<File> {
     let file = File::create(path).with_context(|| format!("could not open {}", path.display()))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
@@ -107,7 +107,7 @@ fn volume_and_size(text: &str) -> Result<(String, ByteSize), String> {
     Ok((volume_name(name)?, size.parse().map_err(|error| format!("{error}"))?))
 }
 
-/// One line of a configuration; a value that is not TOML is taken as text.
+/// Parses one line of a configuration. A value that is not TOML is taken as text.
 fn setting(text: &str) -> Result<toml::Table, String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, as in io=epoll")?;
     text.parse()
@@ -115,7 +115,7 @@ fn setting(text: &str) -> Result<toml::Table, String> {
         .map_err(|error: toml::de::Error| error.message().to_owned())
 }
 
-/// `never`, or a time such as `2s` or `500ms`.
+/// Parses `never`, or a time such as `2s` or `500ms`.
 fn restart_after(text: &str) -> Result<RestartAfter, String> {
     let unknown = || format!("{text:?} is not a time such as 2s or 500ms, nor `never`");
     if text == "never" {

@@ -1,4 +1,4 @@
-//! Between pods: the catalog's own traffic, views and reports.
+//! Internal calls between pods: the catalog's own traffic, views and reports.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::view::PodReport;
 
 /// The longest wait for a newer view.
 const WATCH_MS_MAX: u32 = 10_000;
-/// Messages that one call may bring.
+/// Messages in one call at most.
 const MESSAGES_MAX: usize = 1024;
 
 pub struct CatalogService {
@@ -47,7 +47,7 @@ impl CatalogApi for CatalogService {
         let from = PodId(batch.from_pod);
         learn_address(node, from, &batch.from_api)?;
         let Some(catalog) = node.catalog().filter(|it| it.row.member.0 == batch.to_member) else {
-            // It may be on its way here, or gone.
+            // The member may not be made here yet, or may be gone already.
             return Ok(Response::new(proto::RaftAck {}));
         };
         for bytes in &batch.messages {
@@ -148,7 +148,7 @@ async fn watch(node: &Node, request: &proto::WatchRequest) -> Result<proto::Watc
         let now = published.borrow_and_update().clone();
         let leader = now.leader(catalog.row.member).and_then(|leader| node.peers.pod_of(leader));
         let (Some(state), Some(leader)) = (&now.state, leader) else {
-            // What this pod knows may be old.
+            // The state of this pod may be outdated.
             return Err(Status::unavailable("this pod knows no leader of the catalog"));
         };
         let waited = !newer(&now.state)
@@ -196,10 +196,10 @@ async fn register(
         let NewDisk { disk, path, .. } = new;
         let why = match node.reports.uses(known.pod, *disk) {
             Use::No => continue,
-            Use::Yes => "in use by it; a copy of a disk must not be used beside it".to_owned(),
+            Use::Yes => "in use there; a disk and a copy of it must not be used at once".to_owned(),
             Use::Maybe => format!(
-                "maybe in use by it; it can be used here when pod {} has started without it, or \
-                 was away for {} seconds",
+                "maybe in use there; it can be used here when pod {} has started without it, or \
+                 was unreachable for {} seconds",
                 known.pod,
                 DISKS_FREE_AFTER.as_secs()
             ),

@@ -34,10 +34,10 @@ impl Cluster for ClusterService {
     }
 }
 
-/// While a new leader has not heard from all pods.
+/// Interval of checks while a new leader has not heard from all pods.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Reads what the leader knows, and describes it. A new leader first listens to the pods.
+/// Reads the leader's state and describes it. A new leader first listens to the pods.
 pub async fn describe<T>(
     node: &Node,
     catalog: Arc<Catalog>,

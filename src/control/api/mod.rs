@@ -1,5 +1,5 @@
-//! The gRPC services, one file per noun. Every pod answers; what needs the leader is carried out
-//! there (see [`route`]).
+//! The gRPC services, one file per noun. Every pod answers; the leader carries out calls that need
+//! it (see [`route`]).
 
 pub mod catalog;
 pub mod cluster;
@@ -13,7 +13,7 @@ use tonic::Status;
 use crate::control::catalog::chain;
 use crate::control::command::Addresses;
 
-/// Addresses as they come in requests.
+/// Parses the addresses of a request.
 fn parse_addresses(api: &str, peer: &str, nbd: &str) -> Result<Addresses, Status> {
     let parse = |what: &str, text: &str| {
         text.parse().map_err(|_| {
@@ -27,7 +27,7 @@ fn parse_addresses(api: &str, peer: &str, nbd: &str) -> Result<Addresses, Status
     })
 }
 
-/// A request that makes no sense.
+/// A request with invalid content.
 fn invalid(error: &dyn std::error::Error) -> Status {
     Status::invalid_argument(chain(error))
 }

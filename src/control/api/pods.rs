@@ -1,4 +1,4 @@
-//! Storage pods, and how they become one.
+//! Storage pods, and how a process becomes one.
 
 use std::sync::Arc;
 

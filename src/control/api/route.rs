@@ -1,5 +1,5 @@
-//! Calls that the catalog's leader carries out: here when this pod leads, else there. While there
-//! is no leader, they wait a bounded time. Every such call may be carried out twice without harm.
+//! Calls that need the catalog's leader: carried out here if this pod leads, else forwarded to it.
+//! Without a leader they wait a bounded time. Every such call may safely be carried out twice.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,16 +15,16 @@ use crate::control::state::{CatalogError, State};
 
 /// How long a call looks for a leader.
 const LEADER_WITHIN: Duration = Duration::from_secs(10);
-/// How long one pod may take; then another may lead.
+/// How long one pod may take before the call looks for another leader.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Marks a call that another pod passed on: it is not passed on again.
+/// Marks a forwarded call, which is not forwarded again.
 const PASSED_ON: &str = "holdfast-passed-on";
 
 /// Why a call was not carried out here.
 #[derive(Debug)]
 pub enum Failure {
-    /// Look for the leader again.
+    /// The caller looks for the leader again.
     NotLeader,
     Final(Status),
 }
@@ -46,7 +46,7 @@ impl From<AskError> for Failure {
     }
 }
 
-/// The one table from the catalog's refusals to gRPC.
+/// The one table from the catalog's errors to gRPC codes.
 fn status_of(error: &CatalogError) -> Status {
     let text = chain(error);
     match error {
@@ -64,7 +64,7 @@ fn status_of(error: &CatalogError) -> Status {
     }
 }
 
-/// Carries `request` out with `local` on the leader. `remote` makes the same call of another pod.
+/// Carries `request` out: with `local` when this pod leads, else with `remote` on the leader.
 pub async fn on_leader<Req, Res, L, LocalFuture, R, RemoteFuture>(
     node: &Arc<Node>,
     request: Request<Req>,
@@ -110,13 +110,13 @@ where
     }
 }
 
-/// Another try may go better.
+/// True when another try may succeed.
 fn is_passing(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
         || (status.code() == Code::Unknown && std::error::Error::source(status).is_some())
 }
 
-/// Says what is missing.
+/// Names the pods that are needed for a leader.
 fn no_leader(node: &Node, last: Option<&Status>) -> Status {
     let published = node.catalog().map(|catalog| catalog.published.borrow().clone());
     let mut text = "the catalog has no leader that this pod can reach".to_owned();
@@ -139,7 +139,7 @@ fn no_leader(node: &Node, last: Option<&Status>) -> Status {
     Status::unavailable(text)
 }
 
-/// What the leader knows, as of now.
+/// The leader's state after everything that was acknowledged before the call.
 pub async fn read(catalog: &Catalog) -> Result<(Arc<State>, Published), Failure> {
     catalog.barrier().await?;
     let published = catalog.published.borrow().clone();

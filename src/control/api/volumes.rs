@@ -21,11 +21,11 @@ use crate::control::proto::volumes_server::Volumes;
 use crate::control::state::CatalogError;
 use crate::types::VolumeId;
 
-/// Replicas of a volume when the request does not say.
+/// Default number of replicas.
 const REPLICAS: u32 = 3;
-/// How often a placement is made anew when the disks change under it.
+/// How many placements are tried while the disks change.
 const PLACEMENTS_MAX: usize = 5;
-/// While a new leader has not heard from all pods.
+/// Interval of checks while a new leader has not heard from all pods.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 pub struct VolumesService {
@@ -100,8 +100,8 @@ impl Volumes for VolumesService {
 }
 
 impl VolumesService {
-    /// The volume that has this name now. 0: none has; a request that was carried out before is
-    /// answered all the same.
+    /// Id of the volume that has this name now, or 0: a repeated request may have deleted it
+    /// already, and still gets its answer.
     async fn resolve(&self, name: &str) -> Result<VolumeId, Status> {
         if let Some(catalog) = self.node.leading()
             && let Ok((state, _)) = read(&catalog).await
@@ -116,7 +116,7 @@ impl VolumesService {
     }
 }
 
-/// A request without a name gets one before it may be sent on, and again.
+/// Gives a request without an id one, so that it can be forwarded and repeated.
 fn name_request(request_id: &mut String) -> Result<(), Status> {
     if request_id.is_empty() {
         let name = random_uuid()

@@ -13,10 +13,10 @@ pub enum Errno {
     Shutdown = 108,
 }
 
-/// What a client is told. `writes`: the request would have changed bytes.
+/// The client's error number. `writes`: the request would have changed bytes.
 pub fn errno(error: &BlockError, writes: bool) -> Errno {
     match error {
-        // The router retries these; one that gets here all the same is a plain failure.
+        // The router retries these errors. One that arrives here is a plain failure.
         BlockError::NotLeader { .. }
         | BlockError::Busy
         | BlockError::Unknown

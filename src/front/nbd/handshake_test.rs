@@ -1,5 +1,6 @@
 //! Handshake and options against a table; each case at once and byte by byte.
 
+use super::messages::*;
 use super::session::*;
 use super::wire::{self, command, info, option, reply};
 use crate::io::stream::STAGING_BYTES;

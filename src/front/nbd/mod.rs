@@ -1,15 +1,17 @@
-//! NBD (Network Block Device), server side. See [`session`] for how it is driven.
+//! NBD (Network Block Device), server side. [`session`] explains how to drive it.
 //!
-//! Source: the NBD protocol specification, `doc/proto.md` of the reference implementation; its
-//! sections are cited by their headings.
+//! Source: the NBD protocol specification, `doc/proto.md` of the reference implementation. Comments
+//! cite its sections by their headings.
 
 pub mod error;
+mod messages;
 mod option;
 mod request;
 pub mod session;
 pub mod wire;
 
-pub use session::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
+pub use messages::{CloseReason, Export, Exports, SessionHandle, SessionOutput};
+pub use session::Session;
 
 #[cfg(test)]
 mod handshake_test;

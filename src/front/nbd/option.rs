@@ -1,31 +1,31 @@
-//! The options of the handshake ("Option types"): what each one answers and changes.
+//! The options of the handshake ("Option types"): their answers and effects.
 
 use bytes::{BufMut, BytesMut};
 
 use crate::fields::{FieldError, Fields, value};
-use crate::front::nbd::session::{CloseReason, Export, Exports};
+use crate::front::nbd::messages::{CloseReason, Export, Exports};
 use crate::front::nbd::wire::{self, export_flag, info, option, reply, take_string};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::types::BLOCK_BYTES;
 
-/// Queries that one option may carry.
+/// Most queries in one option.
 const QUERIES_MAX: u32 = 64;
 
-/// What the client has chosen so far.
+/// The client's choices so far.
 #[derive(Debug, Default)]
 pub(super) struct Negotiated {
-    /// The client knows the fixed newstyle handshake.
+    /// The client uses the fixed newstyle handshake.
     pub fixed_newstyle: bool,
-    /// The 124 zeroes after EXPORT_NAME's answer are left out.
+    /// The answer to EXPORT_NAME goes without its 124 zeroes.
     pub no_zeroes: bool,
     pub structured: bool,
     /// The export for which `base:allocation` was selected.
     pub base_allocation_of: Option<String>,
-    /// `base:allocation` was selected for the export that was then opened.
+    /// `base:allocation` was selected for the opened export.
     pub base_allocation: bool,
 }
 
-/// What follows an option.
+/// The session's next step after an option.
 #[derive(Debug)]
 pub(super) enum Next {
     Option,
@@ -69,7 +69,7 @@ pub(super) fn answer(
     Next::Option
 }
 
-/// EXPORT_NAME has no error reply: what cannot be answered ends the connection.
+/// EXPORT_NAME has no error reply, so every error ends the connection.
 fn export_name(
     data: &[u8],
     negotiated: &mut Negotiated,
@@ -100,7 +100,7 @@ fn list(exports: &dyn Exports, out: &mut BytesMut) {
     wire::put_option_reply(out, option::LIST, reply::ACK, &[]);
 }
 
-/// INFO and GO: the name and which information is wanted.
+/// INFO and GO: parses the name and the wanted information, and describes the export.
 fn go(
     code: u32,
     data: &[u8],
@@ -144,7 +144,7 @@ fn go(
     Next::Transmission(export)
 }
 
-/// Name, and the kinds of information as they came.
+/// Parses the name and the requested kinds of information, still encoded.
 fn parse_go(data: &[u8]) -> Result<(&str, &[u8]), FieldError> {
     let mut fields = Fields::new(data);
     let name = take_string(&mut fields)?;
@@ -153,7 +153,7 @@ fn parse_go(data: &[u8]) -> Result<(&str, &[u8]), FieldError> {
     fields.end().map(|()| (name, wanted))
 }
 
-/// Contexts that were selected for another export do not count.
+/// Selections of contexts for another export do not count.
 fn enter(negotiated: &mut Negotiated, name: &str) {
     negotiated.base_allocation = negotiated.base_allocation_of.as_deref() == Some(name);
 }
@@ -192,8 +192,8 @@ fn meta_context(
     wire::put_option_reply(out, code, reply::ACK, &[]);
 }
 
-/// Name, and whether `base:allocation` is among what is asked for. Listing knows two shorthands
-/// ("Metadata querying"): no query at all, and the bare namespace.
+/// Parses the name, and whether the queries select `base:allocation`. A listing also allows no
+/// query at all, or the bare namespace ("Metadata querying").
 fn parse_queries(data: &[u8], setting: bool) -> Result<(&str, bool), FieldError> {
     let mut fields = Fields::new(data);
     let name = take_string(&mut fields)?;

@@ -1,21 +1,21 @@
-//! The requests of the transmission phase: the one validation before anything is executed, and
-//! how results become replies.
+//! The requests of the transmission phase: their validation before execution, and the encoding of
+//! results as replies.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::front::nbd::error::{Errno, errno};
+use crate::front::nbd::messages::{Export, SessionOutput};
 use crate::front::nbd::option::Negotiated;
-use crate::front::nbd::session::{Export, SessionOutput};
 use crate::front::nbd::wire::{self, RequestHeader, chunk, command, command_flag};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::types::{BlockError, BlockOp, BlockReply, Segment, ZeroHow};
 
-/// A status query is cut to this length: the answer may cover less than was asked.
+/// A status query is cut to this length; the protocol allows shorter answers.
 const STATUS_BYTES_MAX: u32 = 256 << 20;
-/// Descriptors in one answer to a status query.
+/// Most descriptors in one answer to a status query.
 const STATUS_RUNS_MAX: usize = 8192;
 
-/// What is remembered of a request until it is answered.
+/// A request in flight.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UnderWay {
     pub cookie: u64,
@@ -23,23 +23,23 @@ pub(super) struct UnderWay {
     pub flags: u16,
     pub offset: u64,
     pub length: u32,
-    /// What it counts against the connection's bound.
+    /// Bytes that it counts against the connection's bound.
     pub charged_bytes: usize,
 }
 
-/// What a valid request leads to.
+/// What to do with a valid request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Disconnect,
-    /// Nothing to execute: answered at once.
+    /// Answer at once; there is nothing to execute.
     Done,
     Execute(BlockOp),
-    /// Execute when its data, `length` bytes, has arrived.
+    /// Execute after its data, `length` bytes, has arrived.
     Write,
 }
 
-/// Checks everything about a request ("Request types", "Error values"). Requests that cannot
-/// be read on after an error (a wrong magic) are not for this function.
+/// Validates a request ("Request types", "Error values"). The caller handles errors that end the
+/// connection, such as a wrong magic.
 pub(super) fn validate(
     header: &RequestHeader,
     export: &Export,
@@ -90,7 +90,7 @@ pub(super) fn validate(
     })
 }
 
-/// FUA is valid everywhere; the others belong to one command each.
+/// Every command allows FUA. Each other flag belongs to one command.
 fn allowed_flags(command: u16, negotiated: &Negotiated) -> Result<u16, Errno> {
     let own = match command {
         command::READ if negotiated.structured => command_flag::DF,
@@ -111,7 +111,7 @@ fn writes(command: u16) -> bool {
     matches!(command, command::WRITE | command::TRIM | command::WRITE_ZEROES)
 }
 
-/// Bytes that a request holds until its reply was sent: its own data or its answer's.
+/// Bytes that a request occupies until its reply is sent: its own data or its answer's.
 pub(super) fn charge_bytes(header: &RequestHeader) -> usize {
     match header.command {
         command::READ | command::WRITE => header.length as usize,
@@ -120,7 +120,7 @@ pub(super) fn charge_bytes(header: &RequestHeader) -> usize {
     }
 }
 
-/// Where replies go: small pieces are gathered in `scratch`, data is passed on as it is.
+/// Where replies go. Small pieces are gathered in `scratch`; data is passed on uncopied.
 pub(super) struct Sink<'a> {
     pub scratch: &'a mut BytesMut,
     pub unsent_bytes: &'a mut usize,
@@ -158,8 +158,8 @@ impl Sink<'_> {
     }
 }
 
-/// Answers a request that failed ("Transmission phase": reads, and whatever has a structured
-/// answer only, fail with a chunk).
+/// Answers a failed request ("Transmission phase"). Reads, and commands with structured answers
+/// only, fail with a chunk.
 pub(super) fn put_error(
     scratch: &mut BytesMut,
     command: u16,
@@ -175,7 +175,7 @@ pub(super) fn put_error(
     }
 }
 
-/// Answers a request that was executed.
+/// Answers an executed request.
 pub(super) fn answer(
     request: &UnderWay,
     result: Result<BlockReply, BlockError>,
@@ -219,8 +219,8 @@ fn put_segment(segment: &Segment, sink: &mut Sink) {
     }
 }
 
-/// One chunk for each stretch of data and each hole; with DF one chunk in all, which is a hole
-/// only when everything is zero.
+/// Writes one chunk for each run of data and each hole. With DF it writes a single chunk, which is
+/// a hole only when everything is zero.
 fn structured_read(request: &UnderWay, mut segments: Vec<Segment>, sink: &mut Sink) {
     segments.retain(|segment| segment.len_bytes() > 0);
     let is_hole = |segment: &Segment| matches!(segment, Segment::Zero(_));
@@ -247,7 +247,7 @@ fn structured_read(request: &UnderWay, mut segments: Vec<Segment>, sink: &mut Si
     }
 }
 
-/// Neighbours that share a state become one descriptor.
+/// Adjacent runs with the same state become one descriptor.
 fn put_status(request: &UnderWay, runs: &[(u64, bool)], scratch: &mut BytesMut) {
     let runs_max = match request.flags & command_flag::REQ_ONE {
         0 => STATUS_RUNS_MAX,

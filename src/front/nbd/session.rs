@@ -1,92 +1,48 @@
-//! One NBD connection, from its first byte to its last. Pure: bytes in, replies and requests out.
+//! One NBD connection from its first to its last byte. Pure: bytes in, replies and requests out.
 //!
-//! States: `Greeting` (nothing said yet) -> `ClientFlags` -> `Option` <-> `OptionSkip` (data of an
-//! option that is too long) -> `Request` <-> `Payload` (data of a write) | `PayloadSkip` (data of
-//! a refused write) -> `Closing` (the client has said goodbye; requests are still under way) ->
-//! `Closed`.
+//! States: `Greeting` (nothing sent yet) -> `ClientFlags` -> `Option` <-> `OptionSkip` (data of a
+//! too long option) -> `Request` <-> `Payload` (data of a write) | `PayloadSkip` (data of a refused
+//! write) -> `Closing` (the client has disconnected, requests are in flight) -> `Closed`.
 //!
-//! Driving: [`Session::feed`] once after the connection was accepted (the server speaks first),
-//! after every receive, and whenever [`Session::wants_input`] has become true again;
-//! [`Session::reply`] with each result, in any order; [`Session::sent`] whenever bytes have left.
-//! Receive only while `wants_input`. Outputs are carried out in order; `Close` is the last one,
-//! and what was to be sent before it is sent first.
+//! Driving: call [`Session::feed`] after the connection was accepted (the server speaks first),
+//! after every receive, and whenever [`Session::wants_input`] becomes true again. Call
+//! [`Session::reply`] with each result, in any order, and [`Session::sent`] after every send.
+//! Receive only while `wants_input`. Carry out outputs in order. `Close` is the last one; send
+//! everything before it first.
 //!
 //! Bounds: `CONNECTION_REQUESTS_MAX` requests and `CONNECTION_BYTES_MAX` bytes (data of writes,
-//! data of reads, replies not sent yet) per connection. Beyond them nothing is parsed.
+//! data of reads, unsent replies) per connection. Beyond them the session parses nothing.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use crate::fields::Fields;
 use crate::front::nbd::error::Errno;
+use crate::front::nbd::messages::{CloseReason, Export, Exports, SessionHandle, SessionOutput};
 use crate::front::nbd::option::{self, Negotiated, Next};
 use crate::front::nbd::request::{self, Action, Sink, UnderWay};
 use crate::front::nbd::wire::{self, OptionHeader, RequestHeader, command, reply};
 use crate::io::stream::StreamReader;
 use crate::limits::{CONNECTION_BYTES_MAX, CONNECTION_REQUESTS_MAX, REQUEST_BYTES_MAX};
 use crate::slab::Slab;
-use crate::types::{BLOCK_BYTES, BlockError, BlockOp, BlockReply, VolumeId};
+use crate::types::{BLOCK_BYTES, BlockError, BlockOp, BlockReply};
 
-/// Data of an option beyond this is dropped and the option refused. Less than the staging buffer
-/// of a [`StreamReader`] holds.
+/// Longest data of an option; longer data is dropped and the option refused. Must be less than the
+/// staging buffer of a [`StreamReader`].
 pub const OPTION_BYTES_MAX: usize = 32 << 10;
-/// Data that is dropped to keep a connection after a refused request; beyond it, it is closed.
+/// Longest data that is skipped after a refused request. With more, the connection is closed.
 const SKIP_BYTES_MAX: usize = 2 * REQUEST_BYTES_MAX;
-/// Replies to options that may wait to be sent before the next option is read.
+/// Most unsent replies to options, in bytes, before the next option is read.
 const HANDSHAKE_UNSENT_BYTES_MAX: usize = 256 << 10;
 
-/// Names a request of one session until it is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionHandle(pub u64);
-
-/// A volume as a client sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Export {
-    pub volume: VolumeId,
-    pub size_bytes: u64,
-    pub read_only: bool,
-}
-
-/// What can be exported.
-pub trait Exports {
-    /// Every name.
-    fn list(&self) -> Vec<String>;
-    /// "" is the only export, when there is exactly one.
-    fn open(&self, name: &str) -> Option<Export>;
-}
-
-/// What a session asks of the world.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SessionOutput {
-    /// Bytes for the client.
-    Send(Bytes),
-    /// Execute this on the volume of [`Session::export`].
-    Request { handle: SessionHandle, op: BlockOp },
-    /// Close the connection when everything before was sent.
-    Close { reason: CloseReason },
-}
-
-/// Why a connection ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CloseReason {
-    #[error("the client has disconnected")]
-    Disconnected,
-    #[error("the client has ended the handshake")]
-    Aborted,
-    #[error("the client asked for an unknown export")]
-    UnknownExport,
-    #[error("the client does not speak the protocol")]
-    Malformed,
-}
-
-/// See the module.
+/// A session: see the module.
 pub struct Session {
     state: State,
     negotiated: Negotiated,
     export: Option<Export>,
     load: Load,
-    /// Bytes that the next request needs but did not get.
+    /// Size of the next request, while the bounds leave no room for it.
     refused_bytes: Option<usize>,
-    /// Small replies on their way out.
+    /// Small replies, gathered for sending.
     scratch: BytesMut,
 }
 
@@ -103,13 +59,13 @@ enum State {
     Closed,
 }
 
-/// What counts against the bounds.
+/// The load that counts against the bounds.
 #[derive(Debug)]
 struct Load {
-    /// The bound on what the requests are charged and what is not sent, together.
+    /// Bound on the sum of `charged_bytes` and `unsent_bytes`.
     bytes_max: usize,
     requests: Slab<UnderWay>,
-    /// Sum of what the requests are charged.
+    /// Sum of the charges of all requests in flight.
     charged_bytes: usize,
     unsent_bytes: usize,
 }
@@ -137,7 +93,7 @@ impl Session {
         Session::with_bytes_max(CONNECTION_BYTES_MAX)
     }
 
-    /// With another bound on the bytes under way. One request is taken however large it is.
+    /// A session with another bound on bytes in flight. A single request of any size is allowed.
     pub fn with_bytes_max(bytes_max: usize) -> Session {
         Session {
             state: State::Greeting,
@@ -149,34 +105,34 @@ impl Session {
         }
     }
 
-    /// What the client uses; `None` during the handshake.
+    /// The opened export; `None` during the handshake.
     pub fn export(&self) -> Option<&Export> {
         self.export.as_ref()
     }
 
-    /// False while a bound is reached and after the end: receive nothing.
+    /// False while a bound is reached, and after the end: then receive nothing.
     pub fn wants_input(&self) -> bool {
         self.expects_input() && self.refused_bytes.is_none_or(|bytes| self.has_room(bytes))
     }
 
-    /// False when nothing that the client may still send means anything: it has said goodbye, or
-    /// the session is over.
+    /// False when further bytes from the client have no meaning: it has disconnected, or the
+    /// session is over.
     pub fn expects_input(&self) -> bool {
         !matches!(self.state, State::Closing | State::Closed)
     }
 
-    /// Requests that were not answered yet.
+    /// Number of requests without an answer.
     pub fn requests_under_way(&self) -> usize {
         self.load.requests.len()
     }
 
-    /// `bytes` of what was to be sent have left.
+    /// Reports that `bytes` of the output have been sent.
     pub fn sent(&mut self, bytes: usize) {
-        assert!(bytes <= self.load.unsent_bytes, "more was sent than there was");
+        assert!(bytes <= self.load.unsent_bytes, "more bytes were sent than queued");
         self.load.unsent_bytes -= bytes;
     }
 
-    /// Parses as much as has arrived.
+    /// Parses everything that has arrived.
     pub fn feed(
         &mut self,
         reader: &mut StreamReader,
@@ -191,8 +147,8 @@ impl Session {
         }
     }
 
-    /// Answers one request. Every `Request` is answered once; after the end of the session the
-    /// result is dropped.
+    /// Answers one request. Answer every `Request` once; results after the session's end are
+    /// dropped.
     pub fn reply(
         &mut self,
         handle: SessionHandle,
@@ -213,7 +169,7 @@ impl Session {
         }
     }
 
-    /// Takes one step; false when more must arrive, or be answered, or be sent first.
+    /// Takes one step. False when it needs more input, or an answer or a send first.
     fn step(
         &mut self,
         reader: &mut StreamReader,
@@ -361,7 +317,7 @@ impl Session {
         })
     }
 
-    /// Answers a request that was not valid, once the data it brings is out of the way.
+    /// Answers an invalid request, after skipping its data.
     fn refuse(
         &mut self,
         header: &RequestHeader,
@@ -410,7 +366,7 @@ impl Session {
         Sink { scratch: &mut self.scratch, unsent_bytes: &mut self.load.unsent_bytes, out }
     }
 
-    /// Ends the session; false, because nothing more is parsed.
+    /// Ends the session. Returns false because no parsing follows.
     fn close(&mut self, reason: CloseReason, out: &mut Vec<SessionOutput>) -> bool {
         self.sink(out).flush();
         out.push(SessionOutput::Close { reason });
@@ -419,7 +375,7 @@ impl Session {
     }
 }
 
-/// Drops up to `left` bytes of what has arrived.
+/// Drops up to `left` bytes of the input, and returns how many.
 fn skip(reader: &mut StreamReader, left: usize) -> usize {
     let count = left.min(reader.peek().len());
     reader.consume(count);

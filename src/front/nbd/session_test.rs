@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::session::*;
+use super::messages::*;
 use super::wire::{self, chunk, command, command_flag, option};
 use crate::limits::{CONNECTION_BYTES_MAX, CONNECTION_REQUESTS_MAX, REQUEST_BYTES_MAX};
 use crate::testing::fuzz::nbd::fuzz_one;

@@ -60,7 +60,7 @@ pub mod reply {
     pub const ERR_TOO_BIG: u32 = (1 << 31) | 9;
 }
 
-/// Information of INFO and GO.
+/// Kinds of information for INFO and GO.
 pub mod info {
     pub const EXPORT: u16 = 0;
     pub const NAME: u16 = 1;
@@ -112,9 +112,9 @@ pub mod chunk {
     pub const ERROR: u16 = (1 << 15) | 1;
 }
 
-/// States of `base:allocation`: a hole of ours always reads as zeroes.
+/// State of `base:allocation`: holes always read as zeroes.
 pub const STATE_HOLE_ZERO: u32 = 1 | 2;
-/// The one metadata context.
+/// The only metadata context.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// Its id in replies.
 pub const BASE_ALLOCATION_ID: u32 = 1;
@@ -128,7 +128,7 @@ pub const REQUEST_HEADER_BYTES: usize = 28;
 pub const GREETING_BYTES: usize = 18;
 pub const OPTION_REPLY_HEADER_BYTES: usize = 20;
 pub const SIMPLE_REPLY_BYTES: usize = 16;
-/// What an OFFSET_DATA chunk has beside the data, and the whole of an OFFSET_HOLE chunk.
+/// Bytes of an OFFSET_DATA chunk without its data, and of a whole OFFSET_HOLE chunk.
 pub const DATA_CHUNK_BYTES: usize = 28;
 pub const HOLE_CHUNK_BYTES: usize = 32;
 
@@ -141,7 +141,7 @@ pub struct OptionHeader {
 }
 
 impl OptionHeader {
-    /// [`FieldError::Short`] until all of it has arrived.
+    /// [`FieldError::Short`] until the whole head has arrived.
     pub fn decode(bytes: &[u8]) -> Result<OptionHeader, FieldError> {
         let mut fields = Fields::new(bytes);
         Ok(OptionHeader {
@@ -164,7 +164,7 @@ pub struct RequestHeader {
 }
 
 impl RequestHeader {
-    /// [`FieldError::Short`] until all of it has arrived.
+    /// [`FieldError::Short`] until the whole head has arrived.
     pub fn decode(bytes: &[u8]) -> Result<RequestHeader, FieldError> {
         let mut fields = Fields::new(bytes);
         Ok(RequestHeader {
@@ -188,7 +188,7 @@ pub struct OptionReplyHeader {
 }
 
 impl OptionReplyHeader {
-    /// [`FieldError::Short`] until all of it has arrived.
+    /// [`FieldError::Short`] until the whole head has arrived.
     pub fn decode(bytes: &[u8]) -> Result<OptionReplyHeader, FieldError> {
         let mut fields = Fields::new(bytes);
         Ok(OptionReplyHeader {
@@ -200,7 +200,7 @@ impl OptionReplyHeader {
     }
 }
 
-/// A simple reply, as a client reads it; data of a read that succeeded follows.
+/// A simple reply, as a client reads it. The data of a successful read follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SimpleReply {
     pub magic: u32,
@@ -209,7 +209,7 @@ pub struct SimpleReply {
 }
 
 impl SimpleReply {
-    /// [`FieldError::Short`] until all of it has arrived.
+    /// [`FieldError::Short`] until the whole head has arrived.
     pub fn decode(bytes: &[u8]) -> Result<SimpleReply, FieldError> {
         let mut fields = Fields::new(bytes);
         Ok(SimpleReply {
@@ -220,7 +220,7 @@ impl SimpleReply {
     }
 }
 
-/// A length of 32 bits and that many bytes of UTF-8, at most [`STRING_BYTES_MAX`].
+/// Takes a length of 32 bits and that many bytes of UTF-8, at most [`STRING_BYTES_MAX`].
 pub fn take_string<'a>(fields: &mut Fields<&'a [u8]>) -> Result<&'a str, FieldError> {
     let len = fields.u32_be()?;
     if len as usize > STRING_BYTES_MAX {
@@ -230,14 +230,14 @@ pub fn take_string<'a>(fields: &mut Fields<&'a [u8]>) -> Result<&'a str, FieldEr
     std::str::from_utf8(fields.slice(len as usize)?).map_err(not_text)
 }
 
-/// The first words of the server.
+/// The server's greeting.
 pub fn put_greeting(out: &mut BytesMut) {
     out.put_u64(MAGIC);
     out.put_u64(OPTION_MAGIC);
     out.put_u16(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
 }
 
-/// A reply to an option, whole.
+/// A whole reply to an option.
 pub fn put_option_reply(out: &mut BytesMut, option: u32, kind: u32, data: &[u8]) {
     out.put_u64(OPTION_REPLY_MAGIC);
     out.put_u32(option);
@@ -255,14 +255,14 @@ pub fn put_export(out: &mut BytesMut, size_bytes: u64, flags: u16, zeroes: bool)
     }
 }
 
-/// A simple reply, or the head of one that carries data. 0: no error.
+/// A simple reply, or the head of one with data. `error` 0: success.
 pub fn put_simple_reply(out: &mut BytesMut, cookie: u64, error: u32) {
     out.put_u32(SIMPLE_REPLY_MAGIC);
     out.put_u32(error);
     out.put_u64(cookie);
 }
 
-/// The head of a chunk with `payload_bytes` behind it.
+/// The head of a chunk; `payload_bytes` follow it.
 pub fn put_chunk(out: &mut BytesMut, cookie: u64, kind: u16, done: bool, payload_bytes: usize) {
     out.put_u32(STRUCTURED_REPLY_MAGIC);
     out.put_u16(if done { chunk::FLAG_DONE } else { 0 });
@@ -271,14 +271,14 @@ pub fn put_chunk(out: &mut BytesMut, cookie: u64, kind: u16, done: bool, payload
     out.put_u32(u32::try_from(payload_bytes).expect("a request is at most 32 MiB"));
 }
 
-/// A whole chunk that says a request failed, the last one of its reply.
+/// A whole error chunk, which is the last chunk of its reply.
 pub fn put_error_chunk(out: &mut BytesMut, cookie: u64, error: Errno) {
     put_chunk(out, cookie, chunk::ERROR, true, 6);
     out.put_u32(error as u32);
     out.put_u16(0);
 }
 
-/// A client's option, whole.
+/// A whole option of a client.
 pub fn put_option(out: &mut Vec<u8>, option: u32, data: &[u8]) {
     out.put_u64(OPTION_MAGIC);
     out.put_u32(option);
@@ -286,7 +286,7 @@ pub fn put_option(out: &mut Vec<u8>, option: u32, data: &[u8]) {
     out.put_slice(data);
 }
 
-/// The data of GO and INFO: a name, and no requests for information.
+/// The data of GO and INFO: a name, without requests for information.
 pub fn export_query(name: &str) -> Vec<u8> {
     let mut data = Vec::with_capacity(name.len() + 6);
     data.put_u32(u32::try_from(name.len()).expect("names are short"));

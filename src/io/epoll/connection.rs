@@ -1,5 +1,5 @@
-//! One non-blocking socket, and the operations that wait for it. Every attempt is made until the
-//! kernel says "would block"; the edge that follows brings the next one.
+//! One non-blocking socket with its waiting operations. Attempts repeat until the kernel says
+//! "would block"; the next edge then starts the next attempt.
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,7 +26,7 @@ pub(super) struct Connection {
     connect: Option<Token>,
 }
 
-/// The receiving or sending half of a socket. Keeps the capacity of its list.
+/// The receiving or the sending half of a socket. Its list keeps its capacity.
 #[derive(Default)]
 struct Transfer {
     under_way: Option<(Token, Op)>,
@@ -34,10 +34,10 @@ struct Transfer {
     total_bytes: usize,
 }
 
-/// What an attempt came to.
+/// The result of an attempt.
 pub(super) enum Progress {
     Ended(Completion),
-    /// A connection for the listener that asked.
+    /// A new connection, for the operation of the listener.
     Accepted(Token, OwnedFd),
 }
 
@@ -54,7 +54,7 @@ impl Connection {
         }
     }
 
-    /// Notes a `Recv`, `Send` or `Accept`; [`Connection::progress`] then makes the attempt.
+    /// Stores a `Recv`, `Send` or `Accept`, which [`Connection::progress`] then attempts.
     pub fn begin(&mut self, token: Token, op: Op) {
         match op {
             Op::Recv { .. } => self.recv.begin(token, op),
@@ -64,7 +64,7 @@ impl Connection {
         }
     }
 
-    /// Notes that `connect` has been called and goes on.
+    /// Records a connection attempt in flight.
     pub fn begin_connect(&mut self, token: Token) {
         self.connect = Some(token);
     }
@@ -77,7 +77,7 @@ impl Connection {
         self.connect.is_some()
     }
 
-    /// Does what can be done without waiting.
+    /// Does everything that is possible without waiting.
     pub fn progress(&mut self, ended: &mut Vec<Progress>) {
         if let Some(token) = self.connect {
             let Some(result) = self.connected() else {
@@ -103,7 +103,7 @@ impl Connection {
         }
     }
 
-    /// Ends everything that is under way; the buffers come back.
+    /// Ends all operations in flight and returns their buffers.
     pub fn abort(&mut self, out: &mut Vec<Completion>) {
         for transfer in [&mut self.recv, &mut self.send] {
             if let Some((token, op)) = transfer.take() {
@@ -115,7 +115,7 @@ impl Connection {
         }
     }
 
-    /// How the connection attempt ended; `None` while it has not.
+    /// The result of the connection attempt; `None` while it is in flight.
     fn connected(&self) -> Option<io::Result<()>> {
         match rustix::net::sockopt::socket_error(&self.fd) {
             Ok(Ok(())) => {}
@@ -158,7 +158,7 @@ impl Transfer {
         self.under_way.take()
     }
 
-    /// `None` while there is nothing to do, or nothing that can be done without waiting.
+    /// `None` when no operation waits, or when the operation would block.
     fn attempt(
         &mut self,
         transfer: impl FnOnce(&mut Gather) -> Option<io::Result<()>>,
@@ -166,7 +166,7 @@ impl Transfer {
         self.under_way.as_ref()?;
         let result = transfer(&mut self.gather)?;
         let moved = self.total_bytes - self.gather.remaining_bytes();
-        let (token, op) = self.take().expect("under way");
+        let (token, op) = self.take().expect("in flight");
         Some(Progress::Ended(Completion {
             token,
             result: result.map(|()| Done::Bytes(moved)),
@@ -181,7 +181,7 @@ fn completion(token: Token, result: io::Result<Done>) -> Completion {
 
 fn recv(fd: libc::c_int, gather: &mut Gather) -> Option<io::Result<()>> {
     let mut header = header(gather);
-    // SAFETY: the gathered memory belongs to the operation under way.
+    // SAFETY: the gathered memory belongs to the operation in flight.
     let count = call(|| unsafe { libc::recvmsg(fd, &mut header, libc::MSG_DONTWAIT) })?;
     Some(count.map(|count| gather.advance(count)))
 }
@@ -208,7 +208,7 @@ fn header(gather: &Gather) -> libc::msghdr {
     header
 }
 
-/// Repeats a call that a signal interrupts; `None` when it would block.
+/// Repeats a call after signals. `None` when it would block.
 fn call(mut call: impl FnMut() -> isize) -> Option<io::Result<usize>> {
     loop {
         if let Ok(count) = usize::try_from(call()) {

@@ -1,4 +1,4 @@
-//! The open files and sockets of a ring, each with its place in the ring's registered table.
+//! The open files and sockets of a ring, with their places in its registered table.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -15,9 +15,9 @@ pub(super) struct Handle {
     pub is_socket: bool,
     /// Connections accepted from it are TCP.
     pub is_tcp: bool,
-    /// Slots of the operations under way, of a socket.
+    /// Slots of the operations in flight on a socket.
     pub under_way: Vec<u32>,
-    /// Set by `Close`: nothing is started any more.
+    /// Set by `Close`: no operation starts any more.
     pub closing: Option<Token>,
 }
 
@@ -30,7 +30,7 @@ impl Handle {
         Handle::new(fd, true, is_tcp)
     }
 
-    /// The descriptor, for a thread that uses it.
+    /// Shares the descriptor with a thread that uses it.
     pub fn shared_fd(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.fd)
     }
@@ -46,11 +46,11 @@ impl AsFd for Handle {
     }
 }
 
-/// See the module. File and socket ids are indexes into it.
+/// The table of handles. File and socket ids are indexes into it.
 pub(super) struct Handles {
     entries: Vec<Option<Handle>>,
     free: Vec<u32>,
-    /// Places in the registered table; a handle beyond uses its descriptor.
+    /// Places in the registered table. A handle beyond them uses its descriptor.
     fixed_count: u32,
 }
 

@@ -1,5 +1,5 @@
-//! Operations under way: everything the kernel may still touch on behalf of one of them, at an
-//! address that does not change, in slots that are used again.
+//! Operations in flight. A slot holds all memory that the kernel may still touch for one operation,
+//! at a fixed address. Slots are reused.
 
 use std::io;
 use std::mem;
@@ -13,11 +13,11 @@ use crate::io::gather::Gather;
 use crate::io::operation::{buffers_of, closed, gather_op};
 use crate::types::BLOCK_BYTES;
 
-/// How often an operation that the kernel interrupted before it began is started again.
+/// How often an operation is restarted that the kernel interrupted before its begin.
 const RETRIES_MAX: u8 = 64;
 
-/// The low half of an entry's user data: a slot, or one of the two below. The high half tells
-/// one use of a slot from the next, so that a late cancellation cannot hit another operation.
+/// The low half of an entry's user data: a slot, or one of these two values. The high half counts
+/// the uses of the slot, so that a late cancellation cannot hit another operation.
 pub(super) const WAKE: u32 = u32::MAX;
 pub(super) const CANCEL: u32 = u32::MAX - 1;
 
@@ -26,7 +26,7 @@ pub(super) fn user_data(high: u32, low: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// What an entry refers to: an index into the registered files, or a descriptor.
+/// How an entry names its file: index into the registered files, or descriptor.
 #[derive(Clone, Copy)]
 pub(super) enum Target {
     Fixed(u32),
@@ -35,12 +35,12 @@ pub(super) enum Target {
 
 /// What a completion means for its operation.
 pub(super) enum Verdict {
-    /// Not done yet: start the entry again.
+    /// Incomplete: start the entry again.
     Again,
     Ended(io::Result<Ended>),
 }
 
-/// How the kernel ended an operation well.
+/// The result of a successful operation.
 pub(super) enum Ended {
     Done(Done),
     Accepted(RawFd),
@@ -51,10 +51,10 @@ pub(super) struct Slot {
     generation: u32,
     retries_left: u8,
     pub token: Token,
-    /// The file or socket it is for.
+    /// The file or socket of the operation.
     pub handle: u32,
     target: Target,
-    /// Absent while the slot is free. Owns the memory that `gather` points to.
+    /// Absent while the slot is free. Owns the memory to which `gather` points.
     op: Option<Op>,
     gather: Gather,
     total_bytes: usize,
@@ -62,7 +62,7 @@ pub(super) struct Slot {
     address: Option<SockAddr>,
 }
 
-/// See the module. Slots are boxed: the kernel holds pointers into them.
+/// The slots. They are boxed because the kernel holds pointers into them.
 #[derive(Default)]
 pub(super) struct Slots {
     #[allow(clippy::vec_box, reason = "slots must not move when the list grows")]
@@ -87,7 +87,7 @@ impl Slots {
         &mut self.slots[index as usize]
     }
 
-    /// The slot that an entry's user data names. The kernel answers each entry once.
+    /// The slot in an entry's user data. The kernel answers each entry once.
     pub fn answered(&mut self, index: u32, generation: u32) -> &mut Slot {
         let slot = self.get(index);
         assert!(
@@ -97,7 +97,7 @@ impl Slots {
         slot
     }
 
-    /// Ends an operation; its buffers come back.
+    /// Ends an operation and returns its buffers.
     pub fn end(&mut self, index: u32) -> Buffers {
         let slot = self.get(index);
         slot.generation = slot.generation.wrapping_add(1);
@@ -108,12 +108,12 @@ impl Slots {
         buffers_of(op)
     }
 
-    /// Operations that the kernel has not answered.
+    /// Number of operations that the kernel has not answered.
     pub fn under_way(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// The slots that are in use.
+    /// The slots in use.
     pub fn in_use(&self) -> impl Iterator<Item = u32> {
         let slots = self.slots.iter().enumerate();
         slots.filter_map(|(index, slot)| slot.op.is_some().then_some(index as u32))
@@ -148,7 +148,7 @@ impl Slot {
         self.op = Some(op);
     }
 
-    /// Where to connect to.
+    /// Sets the address of a `Connect`.
     pub fn set_address(&mut self, address: SockAddr) {
         self.address = Some(address);
     }
@@ -157,20 +157,20 @@ impl Slot {
         matches!(self.op, Some(Op::Connect { .. }))
     }
 
-    /// User data of this use of the slot.
+    /// User data for this use of the slot.
     pub fn user_data(&self, index: u32) -> u64 {
         user_data(self.generation, index)
     }
 
-    /// The entry for what is left to do. It points into this slot, so the slot stays where and as
-    /// it is until the completion.
+    /// The entry for the rest of the operation. It points into this slot, so the slot must stay in
+    /// place and unchanged until the completion.
     pub fn entry(&mut self, index: u32) -> squeue::Entry {
         let user_data = self.user_data(index);
         let (number, flags) = match self.target {
             Target::Fixed(index) => (index as RawFd, squeue::Flags::FIXED_FILE),
             Target::Fd(fd) => (fd, squeue::Flags::empty()),
         };
-        // The flag turns the number into an index, as `types::Fixed` would.
+        // The entry's flag turns this number into an index, as `types::Fixed` would.
         let fd = types::Fd(number);
         let window = self.gather.window();
         let entry = match self.op.as_ref().expect("in use") {
@@ -198,7 +198,7 @@ impl Slot {
             Op::Send { .. } => {
                 self.header.msg_iov = window.as_ptr().cast_mut();
                 self.header.msg_iovlen = window.len() as _;
-                // With WAITALL the kernel itself goes on after a short send.
+                // With WAITALL the kernel continues a short send itself.
                 opcode::SendMsg::new(fd, &raw const self.header)
                     .flags((libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32)
                     .build()
@@ -217,8 +217,8 @@ impl Slot {
         entry.flags(flags).user_data(user_data)
     }
 
-    /// What the kernel's answer (bytes, a descriptor, or a negative errno) means. On a socket
-    /// that is `closing` nothing is started again.
+    /// Interprets the kernel's answer: bytes, a descriptor, or a negative errno. On a socket that
+    /// is `closing` no operation starts again.
     pub fn judge(&mut self, result: i32, closing: bool) -> Verdict {
         let Ok(count) = usize::try_from(result) else {
             let never_began = matches!(-result, libc::EINTR | libc::EAGAIN);
@@ -245,7 +245,7 @@ impl Slot {
 
     fn moved(&mut self, count: usize, closing: bool) -> Verdict {
         let is_write = matches!(self.op, Some(Op::Write { .. }));
-        // A write that was cut within a block is repeated from the block's start.
+        // A write cut within a block is repeated from the block's start.
         let count = if is_write && count < self.gather.window_bytes() {
             count - count % BLOCK_BYTES
         } else {

@@ -9,82 +9,18 @@ use crate::control::placement::{PlacementError, candidates, place};
 use crate::control::registration::REGISTER_AGAIN_AFTER;
 use crate::control::reports::{Pods as Reported, Use};
 use crate::control::state::{CatalogError, State};
+use crate::sim::catalog::call::{Ask, Call, Ended, NewVolume, Verdict, What};
 use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::pod::Waiting;
-use crate::sim::catalog::{Catalog, Event, Pods, join_id, pod_id};
-use crate::sim::kernel::Host;
-use crate::types::{BLOCK_BYTES, VolumeId};
+use crate::sim::catalog::{Catalog, Event, Pods, join_id};
+use crate::sim::names::{Host, host_of, pod_id};
+use crate::types::BLOCK_BYTES;
 
 /// How long a call waits for its answer.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
 /// Between two looks for a leader, and before a pod that refused is asked again.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
-
-/// What a volume is to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewVolume {
-    pub name: String,
-    /// No other volume of the run has it; the one that all clients use has none.
-    pub number: Option<u64>,
-    pub shards: u64,
-    pub blocks_per_shard: u64,
-}
-
-#[derive(Clone, Debug)]
-pub enum What {
-    /// A pod becomes part of the cluster.
-    Join {
-        host: Host,
-        life: u64,
-    },
-    /// A pod started, for the time `life` that it lives.
-    Register {
-        host: Host,
-        life: u64,
-        disks: Vec<NewDisk>,
-    },
-    Create(NewVolume),
-    Delete {
-        name: String,
-        volume: VolumeId,
-    },
-    /// Changes nothing, and is in the log all the same.
-    DeleteNothing,
-}
-
-pub struct Ask {
-    pub what: What,
-    pub attempt: u64,
-    pub is_done: bool,
-}
-
-/// One attempt, by the pod through which it goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Call {
-    ask: usize,
-    attempt: u64,
-    from: Host,
-    /// Of that pod: its callers are gone when it dies.
-    pub life: u64,
-}
-
-/// How an attempt ended.
-#[derive(Clone, Debug)]
-pub enum Verdict {
-    Done(Outcome),
-    Refused(CatalogError),
-    /// Not here, or not now.
-    Again,
-    /// A disk is in use elsewhere, or there are too few pods that have one.
-    Later,
-}
-
-/// What the world is told.
-#[derive(Debug)]
-pub enum Ended {
-    Created(NewVolume),
-}
 
 impl Catalog {
     pub fn ask(&mut self, what: What) {
@@ -155,8 +91,7 @@ impl Catalog {
                 self.serve(via, call);
             } else if let Some(leader) = pod.leader(pod_id(via)) {
                 patience = ATTEMPT_WITHIN;
-                let to = leader.0 as Host - 1;
-                self.send(via, to, Packet::Call(call));
+                self.send(via, host_of(leader), Packet::Call(call));
             }
         }
         self.schedule(patience, Event::Ask(number, attempt));
@@ -327,9 +262,7 @@ impl Catalog {
         let attempt = ask.attempt;
         self.schedule(again, Event::Ask(call.ask, attempt));
     }
-}
 
-impl Catalog {
     /// A pod is part of the cluster now: it registers, unless it died meanwhile.
     fn joined(&mut self, host: Host, life: u64) {
         let pod = &mut self.pods[host];
@@ -338,13 +271,6 @@ impl Catalog {
             let disks = pod.disks.clone();
             self.ask(What::Register { host, life, disks });
         }
-    }
-}
-
-impl Call {
-    /// Names the request, the same in all attempts.
-    fn request_id(&self) -> String {
-        format!("request-{}", self.ask)
     }
 }
 

@@ -4,7 +4,7 @@
 //! in virtual time, with the same decisions.
 
 mod asks;
-mod hooks;
+mod call;
 mod network;
 mod pod;
 #[cfg(test)]
@@ -22,16 +22,16 @@ use crate::control::catalog_member::{Kept, TICK_EVERY};
 use crate::control::command::{Addresses, Command, NewDisk};
 use crate::control::membership::first;
 use crate::control::state::State;
-use crate::sim::catalog::asks::Ask;
-pub use crate::sim::catalog::asks::{Ended, NewVolume, What};
+use crate::sim::catalog::call::Ask;
+pub use crate::sim::catalog::call::{Ended, NewVolume, What};
 use crate::sim::catalog::network::{Packet, fate};
 use crate::sim::catalog::pod::ControlPod;
-pub use crate::sim::catalog::store::Database;
+use crate::sim::catalog::store::Database;
 use crate::sim::checks::catalog::CatalogCheck;
-use crate::sim::disk::DiskNumber;
-use crate::sim::kernel::{Host, Kernel};
+use crate::sim::kernel::Kernel;
+use crate::sim::names::{DiskNumber, Host, disk_id, host_of, pod_id};
 use crate::sim::rng::Rng;
-use crate::types::{Mono, PodId, Uuid};
+use crate::types::{MemberId, Mono, Uuid};
 use crate::view::{ClusterView, PodReport};
 
 /// Alarms above this number belong to the catalog.
@@ -84,7 +84,7 @@ pub struct Catalog {
     next_event: u64,
     asks: Vec<Ask>,
     /// What the world has not been told yet.
-    ended: Vec<Ended>,
+    pub ended: Vec<Ended>,
     /// The run comes to its end: new volumes get no clients.
     pub is_closing: bool,
     check: CatalogCheck,
@@ -249,7 +249,9 @@ impl Catalog {
             }
             let known = member.known();
             let at = (known.applied_index, known.role.term);
-            self.check.observe(member.row().member, known, &database.borrow());
+            let log = database.borrow();
+            self.check.observe(member.row().member, known, |index| log.entry(index));
+            drop(log);
             if at != pod.noted {
                 pod.noted = at;
                 let mut kernel = self.kernel.borrow_mut();
@@ -303,21 +305,94 @@ impl Catalog {
     pub fn view(&self) -> &Arc<ClusterView> {
         self.check.view()
     }
-}
 
-pub fn pod_id(host: Host) -> PodId {
-    PodId(host as u64 + 1)
+    /// Whether a pod hears of a newer view now: half of the time, or always if `all` do.
+    pub fn hears(&mut self, host: Host, all: bool) -> bool {
+        self.pods[host].has_joined && (all || !self.rng.one_in(2))
+    }
+
+    /// The view that a pod has on its disk.
+    pub fn stored_view(&self, host: Host) -> Arc<ClusterView> {
+        Arc::clone(self.pods[host].view())
+    }
+
+    /// The newest view that a pod has, from its own member or, if that knows no leader, from
+    /// another pod that does.
+    pub fn follow(&mut self, host: Host, is_stopped: &dyn Fn(Host) -> bool) -> Arc<ClusterView> {
+        let own = &mut self.pods[host];
+        if let Some(state) = own.state().cloned() {
+            own.offer_view(&state);
+        }
+        if !own.can_be_followed()
+            && let Some(other) = self.target(host, is_stopped)
+        {
+            self.watch(host, other);
+        }
+        Arc::clone(self.pods[host].view())
+    }
+
+    /// A pod that can be reached and followed: the leader, as far as it is known, or the next one.
+    fn target(&mut self, host: Host, is_stopped: &dyn Fn(Host) -> bool) -> Option<Host> {
+        let me = pod_id(host);
+        let own = &mut self.pods[host];
+        own.next_target += 1;
+        let next = own.next_target % self.pods.len();
+        let other = self.pods[host].leader(me).map_or(next, host_of);
+        let kernel = self.kernel.borrow();
+        let is_cut = [(host, other), (other, host)].iter().any(|cut| kernel.cut.contains(cut));
+        drop(kernel);
+        let pod = &self.pods[other];
+        let reached = other != host && pod.is_up && !is_stopped(other) && !is_cut;
+        if !reached || !pod.can_be_followed() {
+            self.pods[host].leader_hint = None;
+            return None;
+        }
+        Some(other)
+    }
+
+    /// Takes from another pod what it knows.
+    fn watch(&mut self, host: Host, other: Host) {
+        let state = Arc::clone(self.pods[other].state().expect("it can be followed"));
+        let led = self.pods[other].known().and_then(|known| known.role.leader);
+        let leader = led.and_then(|leader| self.pods[other].pod_of(leader));
+        let (now, run, kept) = (self.local_time(host), self.rng.next(), self.kept);
+        let own = &mut self.pods[host];
+        own.leader_hint = leader;
+        own.offer_view(&state);
+        if own.follow(pod_id(host), &state) {
+            own.resume(now, kept, run);
+        }
+    }
+
+    /// True when most of its voters, as the member that knows most of it has them, are elsewhere.
+    pub fn has_majority_without(&self, hosts: &[Host]) -> bool {
+        let known = self.pods.iter().filter_map(ControlPod::known);
+        let Some(newest) = known.max_by_key(|known| known.applied_index) else { return false };
+        let voters = || newest.group.voters.iter();
+        let databases = hosts.iter().filter_map(|host| self.pods[*host].database.as_ref());
+        let left_out: Vec<MemberId> =
+            databases.map(|database| database.borrow().row.member).collect();
+        let others = voters().filter(|voter| !left_out.contains(voter)).count();
+        !newest.group.joint && 2 * others > voters().count()
+    }
+
+    /// Why it has not come to rest yet.
+    pub fn unsettled(&self) -> Option<String> {
+        if !self.all_answered() {
+            return Some("something that was asked of the catalog is not done".to_owned());
+        }
+        let revision = self.view().revision;
+        let behind = |pod: &ControlPod| pod.view().revision < revision;
+        if self.pods.iter().any(behind) {
+            return Some("a pod does not have the newest view".to_owned());
+        }
+        let members = self.pods.iter().filter_map(|pod| pod.member.as_ref());
+        let members = members.map(|member| (member.row().member, member.known()));
+        self.check.unsettled(members)
+    }
 }
 
 /// What a pod chose for itself before it joined.
 fn join_id(host: Host) -> Uuid {
     Uuid([0xf0 + host as u8; 16])
-}
-
-fn host_of(pod: PodId) -> Host {
-    pod.0 as Host - 1
-}
-
-pub fn disk_id(disk: DiskNumber) -> Uuid {
-    Uuid([disk as u8 + 1; 16])
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use raft::eraftpb::Message;
 
 use crate::control::reports::Heard;
-use crate::sim::catalog::asks::{Call, Verdict};
+use crate::sim::catalog::call::{Call, Verdict};
 use crate::sim::catalog::store::Encoded;
-use crate::sim::kernel::{Host, Kernel};
+use crate::sim::kernel::Kernel;
+use crate::sim::names::Host;
 use crate::sim::rng::Rng;
 use crate::types::{MemberId, PodId};
 
@@ -44,11 +45,8 @@ pub fn fate(kernel: &Kernel, rng: &mut Rng, from: Host, to: Host) -> Fate {
     if from == to {
         return Fate { arrives: [Some(Duration::ZERO), None], fails: None };
     }
-    let lasts = |until: &std::collections::BTreeMap<Host, _>, host| {
-        until.get(&host).is_some_and(|until| *until > kernel.now)
-    };
-    let breaks = [from, to].iter().any(|host| lasts(&kernel.resets_until, *host));
-    let slow = lasts(&kernel.slow_until, from);
+    let breaks = [from, to].iter().any(|host| kernel.lasts(&kernel.resets_until, *host));
+    let slow = kernel.lasts(&kernel.slow_until, from);
     let is_lost = kernel.cut.contains(&(from, to)) || rng.one_in(100) || (breaks && rng.one_in(5));
     let mut fate = Fate::default();
     if !is_lost {

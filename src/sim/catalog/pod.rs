@@ -15,10 +15,10 @@ use crate::control::reconcile::Action;
 use crate::control::reports::Table;
 use crate::control::state::State;
 use crate::control::storage::Snapshot;
-use crate::sim::catalog::asks::Call;
+use crate::sim::catalog::call::Call;
 use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::store::{Database, Encoded, SimStorage};
-use crate::sim::kernel::Host;
+use crate::sim::names::Host;
 use crate::types::{MemberId, Mono, PodId};
 use crate::view::ClusterView;
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::asks::What;
+use super::call::What;
 use super::pod::{ControlPod, Waiting};
 use super::{Event, Host, NewVolume, Packet, pod_id};
 use crate::control::command::Command;

@@ -6,11 +6,11 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use raft::eraftpb::{Entry, HardState};
 
 use crate::control::command::{decode, encode};
 use crate::control::storage::{MemberRow, MemberStorage, Recovered, Snapshot};
-use crate::replica::seam::{Append, Start};
+use crate::log::{Append, HardState, LogEntry};
+use crate::replica::seam::Start;
 
 /// A snapshot as it lies on a disk and travels between pods.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub struct Database {
     compacted: (u64, u64),
     snapshot: Encoded,
     /// From the one behind `compacted` on.
-    entries: VecDeque<Entry>,
+    entries: VecDeque<LogEntry>,
     /// The pod dies at the write after so many.
     pub writes_left: Option<u64>,
 }
@@ -52,8 +52,7 @@ pub struct PowerFailed;
 
 impl Database {
     pub fn create(row: MemberRow, snapshot: &Snapshot) -> Database {
-        let hard =
-            HardState { term: snapshot.term, commit: snapshot.index, ..HardState::default() };
+        let hard = HardState { term: snapshot.term, vote: 0, commit: snapshot.index };
         let compacted = (snapshot.index, snapshot.term);
         let snapshot = Encoded::new(snapshot);
         Database { row, hard, compacted, snapshot, entries: VecDeque::new(), writes_left: None }
@@ -62,7 +61,7 @@ impl Database {
     pub fn recover(&self) -> Recovered {
         let snapshot = self.snapshot.decode();
         let start = Start {
-            hard: self.hard.clone(),
+            hard: self.hard,
             applied_index: snapshot.index,
             compacted_index: self.compacted.0,
             compacted_term: self.compacted.1,
@@ -74,7 +73,7 @@ impl Database {
         Recovered { row: self.row, start, snapshot }
     }
 
-    pub fn entry(&self, index: u64) -> Option<&Entry> {
+    pub fn entry(&self, index: u64) -> Option<&LogEntry> {
         let place = index.checked_sub(self.compacted.0 + 1)?;
         self.entries.get(usize::try_from(place).ok()?)
     }
@@ -99,9 +98,7 @@ impl Database {
             self.compacted = (reset.index, reset.term);
             self.snapshot = Encoded::new(installed);
         }
-        if let Some(hard) = &append.hard {
-            self.hard = hard.clone();
-        }
+        self.hard = append.hard.unwrap_or(self.hard);
         if let Some(first) = append.entries.first() {
             let kept = first.index.checked_sub(self.compacted.0 + 1);
             let kept = usize::try_from(kept.expect("what is compacted never changes"));

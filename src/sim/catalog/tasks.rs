@@ -8,11 +8,11 @@ use crate::control::command::NewDisk;
 use crate::control::reconcile::{Action, Facts, decide};
 use crate::control::registration::is_registered;
 use crate::control::reports::Heard;
-use crate::sim::catalog::asks::{Verdict, What};
+use crate::sim::catalog::call::{Verdict, What};
 use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::pod::{Member, Waiting};
-use crate::sim::catalog::{Catalog, Event, Pods, host_of, pod_id};
-use crate::sim::kernel::Host;
+use crate::sim::catalog::{Catalog, Event, Pods};
+use crate::sim::names::{Host, host_of, pod_id};
 use crate::types::{MemberId, Mono};
 
 /// How often the leader looks at everything, when nothing wakes it before.

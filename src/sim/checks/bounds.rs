@@ -2,14 +2,14 @@
 //! whatever is applied finds some (rule R10).
 
 use crate::limits::{Budgets, CONNECTION_UNDER_WAY_BYTES_MIN, ENTRY_BYTES_MAX};
-use crate::sim::checks::{Wrong, check};
+use crate::sim::checks::wrong::{Checked, check};
 use crate::worker::Load;
 
 /// Frames of heartbeats that may wait to leave at any moment.
 const HEARTBEATS_BYTES_MAX: usize = 64 << 10;
 
 /// Whether a pod keeps to its budgets, with so many connections to it.
-pub fn within(load: &Load, budgets: &Budgets, connections: usize) -> Result<(), Wrong> {
+pub fn within(load: &Load, budgets: &Budgets, connections: usize) -> Checked {
     // A connection may always have its minimum under way, and one request more (none of a run is
     // larger than that).
     let beyond = connections * (CONNECTION_UNDER_WAY_BYTES_MIN + ENTRY_BYTES_MAX);
@@ -27,7 +27,7 @@ pub fn within(load: &Load, budgets: &Budgets, connections: usize) -> Result<(), 
 }
 
 /// Whether nothing is left of what was asked.
-pub fn at_rest(load: &Load) -> Result<(), Wrong> {
+pub fn at_rest(load: &Load) -> Checked {
     let Load { client_requests, member_requests, forwarded, reads, owed_bytes, asks, .. } = *load;
     let idle = client_requests + member_requests + forwarded + reads + owed_bytes + asks == 0
         && load.volume_bytes_max + load.shard_bytes_max == 0

@@ -8,13 +8,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use raft::eraftpb::{Entry, EntryType};
-
 use crate::control::catalog_member::Published;
 use crate::control::command::{Envelope, Outcome, Ticket, decode, encode};
 use crate::control::reconcile::{Group, voters_due};
 use crate::control::state::State;
-use crate::sim::catalog::Database;
+use crate::log::LogEntry;
 use crate::types::MemberId;
 use crate::view::ClusterView;
 
@@ -79,8 +77,13 @@ impl CatalogCheck {
         check
     }
 
-    /// A member has done what it could do for now.
-    pub fn observe(&mut self, member: MemberId, known: &Published, database: &Database) {
+    /// A member has done what it could do for now; `entry` is what its log has at an index.
+    pub fn observe<'a>(
+        &mut self,
+        member: MemberId,
+        known: &Published,
+        entry: impl Fn(u64) -> Option<&'a LogEntry>,
+    ) {
         if let Some(leader) = known.role.leader {
             let first = *self.leaders.entry(known.role.term).or_insert(leader);
             assert_eq!(first, leader, "two leaders of the catalog in term {}", known.role.term);
@@ -93,7 +96,7 @@ impl CatalogCheck {
         }
         // What came with a snapshot is not in the log.
         for index in reached + 1..=index {
-            match database.entry(index) {
+            match entry(index) {
                 Some(entry) => self.take(member, entry),
                 None => assert!(index <= self.index(), "{member:?} jumped over entry {index}"),
             }
@@ -124,7 +127,7 @@ impl CatalogCheck {
     }
 
     /// A member has applied this entry.
-    fn take(&mut self, member: MemberId, entry: &Entry) {
+    fn take(&mut self, member: MemberId, entry: &LogEntry) {
         let what = hash_entry(entry);
         if entry.index <= self.index() {
             let (expected, _) = self.entries[(entry.index - FIRST) as usize];
@@ -132,9 +135,9 @@ impl CatalogCheck {
             return;
         }
         assert_eq!(entry.index, self.index() + 1, "entries are applied in order");
-        let is_command = entry.get_entry_type() == EntryType::EntryNormal && !entry.data.is_empty();
+        let is_command = entry.kind == 0 && !entry.payload.is_empty();
         if is_command {
-            let Envelope { ticket, command } = decode(&entry.data).expect("our own commands");
+            let Envelope { ticket, command } = decode(&entry.payload).expect("our own commands");
             let before = self.state.revision;
             let outcome = self.state.apply(command);
             let after = self.state.revision;
@@ -227,8 +230,8 @@ fn hash_of(state: &State) -> u64 {
     hasher.finish()
 }
 
-fn hash_entry(entry: &Entry) -> u64 {
+fn hash_entry(entry: &LogEntry) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (entry.term, entry.entry_type as i32, &entry.data, &entry.context).hash(&mut hasher);
+    (entry.term, entry.kind, &entry.payload, &entry.context).hash(&mut hasher);
     hasher.finish()
 }

@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::replica::seam::{Applied, Change};
-use crate::sim::checks::Wrong;
+use crate::log::{Applied, Change};
+use crate::sim::checks::wrong::Checked;
 use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::seam::{ExtentKey, ExtentRecord, MemberRecord};
@@ -80,7 +80,7 @@ impl Content {
         key: ExtentKey,
         record: &ExtentRecord,
         applied: u64,
-    ) -> Result<(), Wrong> {
+    ) -> Checked {
         let extent = self.shards.get(&shard).and_then(|extents| extents.get(&key.extent));
         for block in 0..BLOCKS_PER_EXTENT as usize {
             let history = extent.map_or(&[][..], |extent| &extent.0[block]);
@@ -100,12 +100,7 @@ impl Content {
     }
 
     /// The same for all extents of a member, and whether anything is missing.
-    pub fn holds(
-        &self,
-        index: &mut MemoryIndex,
-        record: &MemberRecord,
-        applied: u64,
-    ) -> Result<(), Wrong> {
+    pub fn holds(&self, index: &mut MemoryIndex, record: &MemberRecord, applied: u64) -> Checked {
         let found = index.scan(record.member, Extent(0), usize::MAX);
         let found: BTreeMap<ExtentKey, ExtentRecord> =
             found.expect("a simulated index answers").into_iter().collect();

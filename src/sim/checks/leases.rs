@@ -10,7 +10,7 @@ use raft::eraftpb::{Message, MessageType};
 
 use crate::limits::LEASE;
 use crate::replica::seam::{Input, ReadMode, ReqId, Role};
-use crate::sim::checks::{Wrong, check};
+use crate::sim::checks::wrong::{Checked, check};
 use crate::types::{MemberId, Mono};
 
 /// See the module.
@@ -98,7 +98,7 @@ impl LeaseChecks {
     }
 
     /// A member of a group of so many reads now.
-    pub fn reads(&mut self, member: MemberId, req: ReqId, voters: usize) -> Result<(), Wrong> {
+    pub fn reads(&mut self, member: MemberId, req: ReqId, voters: usize) -> Checked {
         let Some(asked) = self.asked.remove(&(member, req)) else { return Ok(()) };
         let has_told =
             self.told.get(&member).is_some_and(|told| self.leads.get(&member) == Some(told));
@@ -121,7 +121,7 @@ impl LeaseChecks {
     }
 
     /// A member sends something.
-    pub fn sends(&mut self, member: MemberId, message: &Message, now: Mono) -> Result<(), Wrong> {
+    pub fn sends(&mut self, member: MemberId, message: &Message, now: Mono) -> Checked {
         match message.get_msg_type() {
             MessageType::MsgHeartbeatResponse => {
                 let (from, term) = (message.to, message.term);

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::io::driver::Token;
 use crate::replica::seam::Start;
-use crate::sim::checks::{Wrong, check};
-use crate::sim::disk::DiskNumber;
+use crate::sim::checks::wrong::{Checked, check};
+use crate::sim::names::DiskNumber;
 use crate::store::seam::Slot;
 use crate::store::wal::format::{Batch, FoundEntry, FoundItem};
 use crate::types::MemberId;
@@ -87,7 +87,7 @@ impl Ledger {
     }
 
     /// The write is durable; returns the batches that count from now on.
-    pub fn ends(&mut self, disk: DiskNumber, token: Token) -> (Vec<Batch>, Result<(), Wrong>) {
+    pub fn ends(&mut self, disk: DiskNumber, token: Token) -> (Vec<Batch>, Checked) {
         let under_way = self.under_way.entry(disk).or_default();
         if let Some(write) = under_way.iter_mut().find(|write| write.token == token) {
             write.ended = true;
@@ -103,7 +103,7 @@ impl Ledger {
     }
 
     /// Whoever has an entry of a term durably must not forget that term.
-    fn knows_term(&self, member: MemberId, entry: &FoundEntry) -> Result<(), Wrong> {
+    fn knows_term(&self, member: MemberId, entry: &FoundEntry) -> Checked {
         let known = self.members.get(&member).map_or(0, |promised| promised.term);
         let (index, term) = (entry.index, entry.term);
         check(known >= term, || {
@@ -146,7 +146,7 @@ impl Ledger {
 
     /// What recovery found of a member is compared with what it may have promised, and counts from
     /// now on.
-    pub fn recovered(&mut self, member: MemberId, start: &Start) -> Result<(), Wrong> {
+    pub fn recovered(&mut self, member: MemberId, start: &Start) -> Checked {
         if start.faulted {
             self.lost(member);
             return Ok(());
@@ -262,7 +262,7 @@ impl Promised {
     }
 
     /// Rule R7: what the store has is committed.
-    fn covers(&self, applied_index: u64) -> Result<(), Wrong> {
+    fn covers(&self, applied_index: u64) -> Checked {
         let commit = self.commit;
         check(commit >= applied_index, || {
             format!("the store has entry {applied_index}, and only {commit} is committed")
@@ -271,7 +271,7 @@ impl Promised {
 
     /// Everything that is not in the store was written since a recovery last looked, or was found
     /// by that.
-    fn is_among(&self, offered: &BTreeSet<(u64, u64)>, applied: u64) -> Result<(), Wrong> {
+    fn is_among(&self, offered: &BTreeSet<(u64, u64)>, applied: u64) -> Checked {
         let entries = self.entries.range(applied + 1..);
         let mut entries = entries.map(|(index, logged)| (*index, logged.term));
         let found = entries.find(|entry| !offered.contains(entry));
@@ -286,7 +286,7 @@ impl Promised {
 
     /// Whether `found` has all of this; a write that was under way may have replaced a part by
     /// something of a later term.
-    fn is_in(&self, found: &Promised) -> Result<(), Wrong> {
+    fn is_in(&self, found: &Promised) -> Checked {
         let same_term = found.term == self.term;
         if found.term < self.term || same_term && self.vote != 0 && found.vote != self.vote {
             return Err(format!(

@@ -17,24 +17,23 @@
 //! | | entries leave room for elections (R9) |
 //! | `what_if` | an image stands for all that the log held before (R8) |
 //! | `bounds` | memory and queues |
-//! | `replicas` | at the end: equal replicas, exact space, everything written back |
 //!
-//! The kernel and the pods tell [`Checks`] what they do; the first thing that is wrong is kept, and
-//! ends the run.
+//! [`Checks`] observes the disks and the pods; the first thing that is wrong is kept, and ends the
+//! run. What must be true at the end, of all replicas together, is in `sim/replicas.rs`.
 
-mod bounds;
+pub mod bounds;
 pub mod catalog;
 mod content;
 pub mod history;
 mod leases;
 mod ledger;
 mod raft;
-mod replicas;
 mod ring;
 mod seen;
 mod sessions;
-mod slots;
+pub mod slots;
 mod what_if;
+mod wrong;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -44,40 +43,26 @@ use bytes::Bytes;
 
 use crate::io::driver::Token;
 use crate::limits::Budgets;
-use crate::replica::seam::{Append, Input, Output, ReadMode, Start};
+use crate::log::Append;
+use crate::replica::seam::{Input, Output, ReadMode, Start};
 use crate::sim::checks::content::Content;
 use crate::sim::checks::leases::LeaseChecks;
 use crate::sim::checks::ledger::{Ledger, entries_of};
 use crate::sim::checks::raft::RaftChecks;
-use crate::sim::checks::ring::RingChecks;
+use crate::sim::checks::ring::{RingChecks, superblock_of};
 pub use crate::sim::checks::seen::Seen;
 use crate::sim::checks::sessions::SessionChecks;
-use crate::sim::disk::{DiskNumber, SimDisk, SimFile};
-use crate::sim::faults::Moment;
+use crate::sim::checks::wrong::{Checked, Wrong, check};
+use crate::sim::disk::{DiskObserver, FileEvent, SimDisk};
+use crate::sim::names::{DiskNumber, Host, Moment};
 use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;
-use crate::store::seam::{IndexEdit, IndexJob, MemberRecord, Slot};
-use crate::store::superblock::{self, Superblock};
-use crate::store::wal::format::{Batch, Keys, decode, decode_fixed};
-use crate::types::{BLOCK_BYTES, EXTENT_BYTES, MemberId, Mono, ShardOp, Uuid};
+use crate::store::seam::{IndexEdit, IndexJob, LaneFile, MemberRecord, Slot};
+use crate::store::superblock::Superblock;
+use crate::store::wal::format::{Batch, FormatError, Keys, decode, decode_fixed};
+use crate::types::{EXTENT_BYTES, MemberId, Mono, ShardOp, Uuid};
 use crate::view::ClusterView;
 use crate::worker::Load;
-
-/// What is wrong, in words.
-pub type Wrong = String;
-
-fn check(holds: bool, otherwise: impl FnOnce() -> Wrong) -> Result<(), Wrong> {
-    if holds { Ok(()) } else { Err(otherwise()) }
-}
-
-/// What is durable of a superblock.
-fn superblock_of(file: &SimFile) -> Option<Superblock> {
-    let mut pages = vec![0; superblock::FILE_BYTES];
-    file.read_durable(0, &mut pages);
-    let mut copies = pages.chunks(BLOCK_BYTES);
-    let copies = std::array::from_fn(|_| copies.next().expect("as many as there are copies"));
-    superblock::choose(&copies).ok()
-}
 
 /// What a flush of an index brings, when it ends.
 pub struct Flushed {
@@ -113,8 +98,8 @@ pub struct Checks {
     bad_disk: Option<DiskNumber>,
     expects_nothing: bool,
     wrong: Option<Wrong>,
-    /// What has just happened of all that ambushes wait for.
-    pub moments: Vec<Moment>,
+    /// What has happened of all that ambushes wait for, and at which pods. The run takes it.
+    pub moments: Vec<(Moment, Host)>,
     pub seen: Seen,
 }
 
@@ -158,7 +143,7 @@ impl Checks {
         self.wrong.as_ref().filter(|_| !self.expects_nothing)
     }
 
-    fn note(&mut self, checked: Result<(), Wrong>) {
+    fn note(&mut self, checked: Checked) {
         if let (Err(wrong), None) = (checked, &self.wrong) {
             self.wrong = Some(wrong);
         }
@@ -200,20 +185,20 @@ impl Checks {
         self.leases.asked(member, read, self.raft.newest_led(shard));
     }
 
-    /// A member asks for something.
-    pub fn output(&mut self, member: MemberId, output: &Output, now: Mono) {
-        let checked = self.asks(member, output, now);
+    /// A member asks for something, at this pod.
+    pub fn output(&mut self, host: Host, member: MemberId, output: &Output, now: Mono) {
+        let checked = self.asks(host, member, output, now);
         self.seen.terms = self.raft.terms();
         self.seen.replaced = self.ledger.replaced;
         self.note(checked);
     }
 
-    fn asks(&mut self, member: MemberId, output: &Output, now: Mono) -> Result<(), Wrong> {
+    fn asks(&mut self, host: Host, member: MemberId, output: &Output, now: Mono) -> Checked {
         let Some(shard) = self.raft.shard_of(member) else { return Ok(()) };
         match output {
             Output::Send(message) => {
                 if message.get_msg_type() == MessageType::MsgTimeoutNow {
-                    self.moments.push(Moment::HandedOver);
+                    self.moments.push((Moment::HandedOver, host));
                 }
                 self.raft.sends(&self.ledger, member, message)?;
                 self.leases.sends(member, message, now)
@@ -226,7 +211,7 @@ impl Checks {
                 Ok(())
             }
             Output::Append(Append { reset: Some(reset), .. }) => {
-                self.moments.push(Moment::LogReplaced);
+                self.moments.push((Moment::LogReplaced, host));
                 self.raft.is_at(member, reset.index);
                 Ok(())
             }
@@ -240,7 +225,7 @@ impl Checks {
             }
             Output::Role(role) => {
                 if role.leader == Some(member) && !role.serving {
-                    self.moments.push(Moment::Elected);
+                    self.moments.push((Moment::Elected, host));
                 }
                 self.leases.role(member, *role);
                 self.sessions.role(member, *role);
@@ -283,40 +268,25 @@ impl Checks {
     }
 
     /// A pod hands a write of its log to the disk.
-    pub fn log_write_begins(
-        &mut self,
-        number: DiskNumber,
-        disk: &SimDisk,
-        token: Token,
-        bufs: &[Bytes],
-    ) {
+    fn log_write_begins(&mut self, disk: &SimDisk, token: Token, bufs: &[Bytes]) {
+        let number = disk.number;
         let Some(keys) = self.keys.get(&number) else { return };
-        let header = bufs.first().ok_or("nothing is written".to_owned()).and_then(|first| {
-            decode_fixed(keys, first).map_err(|error| format!("disk {number} logs: {error}"))
-        });
-        let batch = header.and_then(|header| {
-            let pages = match &bufs[0] {
-                first if first.len() >= header.header_bytes() => first.clone(),
-                _ => Bytes::from(bufs.concat()),
-            };
-            decode(keys, &header, &pages[..header.header_bytes()])
-                .map_err(|error| format!("disk {number} logs: {error}"))
-        });
-        let batch = match batch {
+        let batch = match batch_of(keys, bufs) {
             Ok(batch) => batch,
-            Err(wrong) => return self.note(Err(wrong)),
+            Err(error) => return self.note(Err(format!("disk {number} logs: {error}"))),
         };
-        if self.bad_disk != Some(number) {
+        let trusted = self.bad_disk != Some(number);
+        if trusted {
             self.note(slots::named_by_log(&batch, &disk.data));
         }
-        let trusted = self.bad_disk != Some(number);
         let fits = self.rings.begins(number, &batch, trusted);
         self.note(fits);
         self.ledger.begins(number, token, batch);
     }
 
     /// A write of a log is durable.
-    pub fn log_write_ends(&mut self, number: DiskNumber, token: Token, disk: &SimDisk) {
+    fn log_write_ends(&mut self, disk: &SimDisk, token: Token) {
+        let number = disk.number;
         let (batches, checked) = self.ledger.ends(number, token);
         self.note(checked);
         for batch in batches {
@@ -331,7 +301,7 @@ impl Checks {
         }
     }
 
-    fn logged(&mut self, batch: &Batch) -> Result<(), Wrong> {
+    fn logged(&mut self, batch: &Batch) -> Checked {
         for (member, entry) in batch.items.iter().flat_map(entries_of) {
             let Some(shard) = self.raft.shard_of(member) else { continue };
             if self.raft.logged(shard, member, entry)? {
@@ -352,23 +322,17 @@ impl Checks {
     }
 
     /// What is durable of a superblock has changed.
-    pub fn superblock_written(&mut self, disk: DiskNumber, file: &SimFile) {
-        if let Some(superblock) = superblock_of(file) {
-            self.rings.superblock(disk, &superblock);
+    fn superblock_written(&mut self, disk: &SimDisk) {
+        if let Some(superblock) = superblock_of(&disk.superblock) {
+            self.rings.superblock(disk.number, &superblock);
         }
     }
 
     /// A pod hands a job to the index of a disk.
-    pub fn index_job(
-        &mut self,
-        disk: DiskNumber,
-        job: &IndexJob,
-        data: &SimFile,
-        index: &mut MemoryIndex,
-    ) {
+    pub fn index_job(&mut self, disk: &SimDisk, job: &IndexJob, index: &mut MemoryIndex) {
         let IndexJob::Commit { edits, flush } = job else { return };
-        if self.bad_disk != Some(disk) {
-            self.note(slots::named_by_index(edits, data));
+        if self.bad_disk != Some(disk.number) {
+            self.note(slots::named_by_index(edits, &disk.data));
         }
         // What a resync brings was committed elsewhere.
         let committed = |member: MemberId| match self.resyncing.contains(&member) {
@@ -395,12 +359,13 @@ impl Checks {
                     self.note(check(!self.ledger.is_destroyed(record.member), text));
                     let was_marked = self.resyncing.contains(&record.member);
                     let is_resynced = self.mark(record);
-                    self.moments.extend(match (was_marked, record.resyncing) {
+                    let moment = match (was_marked, record.resyncing) {
                         (false, true) => Some(Moment::ResyncMarked),
                         (true, true) => Some(Moment::ResyncCopied),
                         (true, false) => Some(Moment::ResyncEnded),
                         (false, false) => None,
-                    });
+                    };
+                    self.moments.extend(moment.map(|moment| (moment, disk.host)));
                     if *flush && is_resynced {
                         self.resynced.push(record.clone());
                     } else if *flush && !record.resyncing {
@@ -408,7 +373,7 @@ impl Checks {
                     }
                 }
                 IndexEdit::Destroy(member) => {
-                    self.moments.push(Moment::Destroyed);
+                    self.moments.push((Moment::Destroyed, disk.host));
                     self.gone.push(Gone::Destroyed(*member));
                 }
                 IndexEdit::Fault(member) => self.gone.push(Gone::Lost(*member)),
@@ -452,7 +417,7 @@ impl Checks {
 
     /// A resync has brought everything, and the member's log has got to where all of it is as of
     /// one moment.
-    fn is_resynced(&self, index: &mut MemoryIndex, record: &MemberRecord) -> Result<(), Wrong> {
+    fn is_resynced(&self, index: &mut MemoryIndex, record: &MemberRecord) -> Checked {
         let member = record.member;
         let (reflects, applied) = (Content::reflects(index, record), self.raft.applied(member));
         self.content.holds(index, record, self.raft.reached(member))?;
@@ -462,7 +427,7 @@ impl Checks {
     }
 
     /// A pod hands a write of data to the disk.
-    pub fn data_write_begins(&mut self, disk: DiskNumber, offset: u64) {
+    fn data_write_begins(&mut self, disk: DiskNumber, offset: u64) {
         let slot = Slot((offset / EXTENT_BYTES as u64) as u32);
         let members = self.keys.get(&disk).and_then(|keys| self.members.get(&keys.disk));
         let named = members.and_then(|members| self.ledger.names(members, slot));
@@ -471,4 +436,34 @@ impl Checks {
             self.note(Err(format!("disk {disk}: {slot:?} {text}: {member:?}, entry {index}")));
         }
     }
+}
+
+impl DiskObserver for Checks {
+    fn observe(&mut self, disk: &SimDisk, file: LaneFile, event: FileEvent<'_>) {
+        match (file, event) {
+            (LaneFile::Wal, FileEvent::WriteBegins { token, bufs, .. }) => {
+                self.log_write_begins(disk, token, bufs);
+            }
+            (LaneFile::Wal, FileEvent::WriteEnds { token, is_durable: true }) => {
+                self.log_write_ends(disk, token);
+            }
+            (LaneFile::Data, FileEvent::WriteBegins { offset, .. }) => {
+                self.data_write_begins(disk.number, offset);
+            }
+            (LaneFile::Superblock, FileEvent::WriteEnds { .. } | FileEvent::SyncEnds) => {
+                self.superblock_written(disk);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What a write of a log holds: its header stands in the first buffer, or all of them.
+fn batch_of(keys: &Keys, bufs: &[Bytes]) -> Result<Batch, FormatError> {
+    let header = decode_fixed(keys, &bufs[0])?;
+    let pages = match &bufs[0] {
+        first if first.len() >= header.header_bytes() => first.clone(),
+        _ => Bytes::from(bufs.concat()),
+    };
+    decode(keys, &header, &pages[..header.header_bytes()])
 }

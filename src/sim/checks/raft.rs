@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::{Message, MessageType};
 
-use crate::replica::seam::{Applied, Change, ReqId, Role};
+use crate::log::{Applied, Change};
+use crate::replica::seam::{ReqId, Role};
 use crate::sim::checks::ledger::Ledger;
-use crate::sim::checks::{Wrong, check};
+use crate::sim::checks::wrong::{Checked, Wrong, check};
 use crate::store::wal::format::FoundEntry;
 use crate::types::{MemberId, ShardId, mix64};
 use crate::view::ClusterView;
@@ -128,7 +129,7 @@ impl RaftChecks {
         self.asked.insert((member, req), newest.map_or(0, |(index, _)| *index));
     }
 
-    pub fn role(&mut self, shard: ShardId, role: Role) -> Result<(), Wrong> {
+    pub fn role(&mut self, shard: ShardId, role: Role) -> Checked {
         let Some(leader) = role.leader else { return Ok(()) };
         let leaders = &mut self.shards.get_mut(&shard).expect("it has members").leaders;
         let before = leaders.len();
@@ -138,12 +139,7 @@ impl RaftChecks {
         check(first == leader, text)
     }
 
-    pub fn sends(
-        &mut self,
-        ledger: &Ledger,
-        member: MemberId,
-        message: &Message,
-    ) -> Result<(), Wrong> {
+    pub fn sends(&mut self, ledger: &Ledger, member: MemberId, message: &Message) -> Checked {
         check(!self.dead.contains(&member), || format!("{member:?} was destroyed and speaks"))?;
         let (term, to) = (message.term, message.to);
         match message.get_msg_type() {
@@ -165,7 +161,7 @@ impl RaftChecks {
         }
     }
 
-    pub fn reads(&mut self, member: MemberId, req: ReqId) -> Result<(), Wrong> {
+    pub fn reads(&mut self, member: MemberId, req: ReqId) -> Checked {
         let due = self.asked.remove(&(member, req)).unwrap_or(0);
         let applied = self.applied(member);
         check(applied >= due, || {

@@ -5,11 +5,13 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::sim::checks::{Wrong, check};
-use crate::sim::disk::DiskNumber;
-use crate::store::superblock::Superblock;
+use crate::sim::checks::wrong::{Checked, check};
+use crate::sim::disk::SimFile;
+use crate::sim::names::DiskNumber;
+use crate::store::superblock::{self, Superblock};
 use crate::store::wal::BatchSeq;
 use crate::store::wal::format::{Batch, FoundItem};
+use crate::types::BLOCK_BYTES;
 
 /// Entries leave at least this part of a log free. A quarter is kept back from them; what is not
 /// theirs (votes, images) may take a part of that before the ones do that had been let in.
@@ -65,7 +67,7 @@ impl RingChecks {
     }
 
     /// A batch is written. The disk may have lost something: `trusted` is false.
-    pub fn begins(&mut self, disk: DiskNumber, batch: &Batch, trusted: bool) -> Result<(), Wrong> {
+    pub fn begins(&mut self, disk: DiskNumber, batch: &Batch, trusted: bool) -> Checked {
         let header = &batch.header;
         let ring = self.disks.entry(disk).or_default();
         let written = header.offset..header.offset + header.total_bytes();
@@ -93,4 +95,13 @@ impl RingChecks {
         ring.unmarked.insert(header.seq, written);
         Ok(())
     }
+}
+
+/// What is durable of a superblock.
+pub fn superblock_of(file: &SimFile) -> Option<Superblock> {
+    let mut pages = vec![0; superblock::FILE_BYTES];
+    file.read_durable(0, &mut pages);
+    let mut copies = pages.chunks(BLOCK_BYTES);
+    let copies = std::array::from_fn(|_| copies.next().expect("as many as there are copies"));
+    superblock::choose(&copies).ok()
 }

@@ -5,9 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use crate::log::Applied;
 use crate::replica::command;
-use crate::replica::seam::{Applied, Input, ReqId, Role};
-use crate::sim::checks::{Wrong, check};
+use crate::replica::seam::{Input, ReqId, Role};
+use crate::sim::checks::wrong::{Checked, check};
 use crate::store::wal::format::FoundEntry;
 use crate::types::{BlockError, MemberId, Origin, PodId, ShardId, ShardOp};
 
@@ -47,7 +48,7 @@ impl SessionChecks {
     }
 
     /// The first member of a shard applies an entry.
-    pub fn applies(&mut self, shard: ShardId, applied: &Applied) -> Result<(), Wrong> {
+    pub fn applies(&mut self, shard: ShardId, applied: &Applied) -> Checked {
         let seen = self.shards.entry(shard).or_default();
         let origin = seen.origins.remove(&(applied.index, applied.term));
         seen.origins = seen.origins.split_off(&(applied.index + 1, 0));
@@ -69,7 +70,7 @@ impl SessionChecks {
     }
 
     /// A member is given something.
-    pub fn input(&mut self, shard: ShardId, member: MemberId, input: &Input) -> Result<(), Wrong> {
+    pub fn input(&mut self, shard: ShardId, member: MemberId, input: &Input) -> Checked {
         let Input::Client { req, term, origin, op } = input else { return Ok(()) };
         self.misdirected.remove(&(member, *req));
         if *term != 0 && self.terms.get(&member).is_some_and(|own| own != term) {
@@ -92,7 +93,7 @@ impl SessionChecks {
         member: MemberId,
         req: ReqId,
         result: Result<(), &BlockError>,
-    ) -> Result<(), Wrong> {
+    ) -> Checked {
         let write = self.sent.remove(&(member, req));
         if result.is_err_and(|error| *error != BlockError::Unknown) {
             write.and_then(|write| self.open.remove(&write));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::sim::checks::{Wrong, check};
+use crate::sim::checks::wrong::{Checked, Wrong, check};
 use crate::sim::disk::SimFile;
 use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;
@@ -11,7 +11,7 @@ use crate::store::wal::format::{Batch, FoundEntry, FoundItem};
 use crate::types::{BLOCKS_PER_EXTENT, Extent, MemberId};
 
 /// Rule R6: the slots that a batch names are durable before it is written.
-pub fn named_by_log(batch: &Batch, data: &SimFile) -> Result<(), Wrong> {
+pub fn named_by_log(batch: &Batch, data: &SimFile) -> Checked {
     batch.items.iter().try_for_each(|item| match item {
         FoundItem::Entry { entry, .. } => named_by_entry(entry, data),
         FoundItem::Image { entries, .. } => {
@@ -21,7 +21,7 @@ pub fn named_by_log(batch: &Batch, data: &SimFile) -> Result<(), Wrong> {
     })
 }
 
-fn named_by_entry(entry: &FoundEntry, data: &SimFile) -> Result<(), Wrong> {
+fn named_by_entry(entry: &FoundEntry, data: &SimFile) -> Checked {
     let slots = entry.redirect.iter().flat_map(|redirect| &redirect.slots);
     slots.into_iter().try_for_each(|named| {
         let index = entry.index;
@@ -30,7 +30,7 @@ fn named_by_entry(entry: &FoundEntry, data: &SimFile) -> Result<(), Wrong> {
 }
 
 /// Rule R2: what is in its place is durable before the index says that it is there.
-pub fn named_by_index(edits: &[IndexEdit], data: &SimFile) -> Result<(), Wrong> {
+pub fn named_by_index(edits: &[IndexEdit], data: &SimFile) -> Checked {
     edits.iter().try_for_each(|edit| match edit {
         IndexEdit::Put(key, record) => durable(record.slot, record.present, data)
             .map_err(|what| format!("the index has {key:?} in {what}")),
@@ -40,7 +40,7 @@ pub fn named_by_index(edits: &[IndexEdit], data: &SimFile) -> Result<(), Wrong> 
 
 /// Rule R7: nothing is in the index whose commit would be forgotten by a crash. `committed`: what a
 /// member would still know.
-pub fn covered(edits: &[IndexEdit], committed: impl Fn(MemberId) -> u64) -> Result<(), Wrong> {
+pub fn covered(edits: &[IndexEdit], committed: impl Fn(MemberId) -> u64) -> Checked {
     edits.iter().try_for_each(|edit| match edit {
         IndexEdit::Put(key, record) if record.last_changed > committed(key.member) => Err(format!(
             "the index has entry {} of {key:?}, and only {} is durably committed",
@@ -57,7 +57,7 @@ pub fn never_older(
     edits: &[IndexEdit],
     resyncs: impl Fn(MemberId) -> bool,
     index: &mut MemoryIndex,
-) -> Result<(), Wrong> {
+) -> Checked {
     edits.iter().try_for_each(|edit| {
         let IndexEdit::Put(key, record) = edit else { return Ok(()) };
         if resyncs(key.member) {
@@ -83,7 +83,7 @@ pub fn owned(index: &mut MemoryIndex) -> Result<u64, Wrong> {
     Ok(owners.len() as u64)
 }
 
-fn durable(slot: Slot, present: u16, data: &SimFile) -> Result<(), Wrong> {
+fn durable(slot: Slot, present: u16, data: &SimFile) -> Checked {
     let first = u64::from(slot.0) * u64::from(BLOCKS_PER_EXTENT);
     let named = (0..BLOCKS_PER_EXTENT).filter(|block| present & (1 << block) != 0);
     let mut lost = named.filter(|block| !data.is_durable(first + u64::from(*block)));

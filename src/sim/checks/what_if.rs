@@ -5,7 +5,8 @@ use std::io;
 
 use bytes::Bytes;
 
-use crate::sim::checks::{Wrong, superblock_of};
+use crate::sim::checks::ring::superblock_of;
+use crate::sim::checks::wrong::Checked;
 use crate::sim::disk::SimDisk;
 use crate::store::index::IndexStore;
 use crate::store::open::wal_config;
@@ -20,7 +21,7 @@ static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
 
 /// Recovers the log of a disk with nothing in it but a batch that has just become durable, if that
 /// holds images.
-pub fn images_are_enough(batch: &Batch, disk: &SimDisk) -> Result<(), Wrong> {
+pub fn images_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
     let images: Vec<MemberId> = batch.items.iter().filter_map(image_of).collect();
     let header = &batch.header;
     // Earlier ones that no mark calls durable would look like writes that power failed in.

@@ -69,7 +69,7 @@ pub(super) fn extent_key(key: ExtentKey) -> Vec<u8> {
     bytes
 }
 
-pub(super) fn decode_extent_key(bytes: &[u8]) -> Result<ExtentKey, IndexError> {
+pub fn decode_extent_key(bytes: &[u8]) -> Result<ExtentKey, IndexError> {
     let mut fields = Fields::new(bytes);
     if fields.u8()? != EXTENT {
         return Err(corrupt("the key of an extent has another kind"));
@@ -122,7 +122,7 @@ pub(super) fn decode_short_key(bytes: &[u8]) -> Result<MemberId, IndexError> {
     Ok(member)
 }
 
-pub(super) fn encode_extent(record: &ExtentRecord) -> Vec<u8> {
+pub fn encode_extent(record: &ExtentRecord) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(25 + 4 * record.present.count_ones() as usize);
     bytes.put_u8(VERSION);
     bytes.put_u32_le(record.slot.0);
@@ -137,7 +137,7 @@ pub(super) fn encode_extent(record: &ExtentRecord) -> Vec<u8> {
     bytes
 }
 
-pub(super) fn decode_extent(bytes: &[u8]) -> Result<ExtentRecord, IndexError> {
+pub fn decode_extent(bytes: &[u8]) -> Result<ExtentRecord, IndexError> {
     let mut fields = versioned(bytes)?;
     let mut record = ExtentRecord {
         slot: Slot(fields.u32()?),

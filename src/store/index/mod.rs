@@ -16,6 +16,8 @@ pub mod rocks_threads;
 mod store_test;
 
 pub use error::IndexError;
+#[cfg(feature = "bench-internals")]
+pub use format::{decode_extent, encode_extent};
 
 /// Storage of the index. Commits are atomic and become durable in order, with the next flush at
 /// the latest; a crash loses a suffix of what was not flushed.

@@ -7,8 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::log::HardState;
 use crate::planted::{Mistake, planted};
-use crate::store::seam::HardState;
 use crate::types::MemberId;
 
 use super::BatchSeq;

@@ -64,7 +64,7 @@
 use bytes::{BufMut, Bytes};
 
 use crate::fields::{FieldError, Fields, PutFields};
-use crate::store::seam::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
+use crate::log::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
 use crate::types::{BLOCK_BYTES, EXTENT_BYTES, MemberId, Uuid, mix64};
 
 use super::{BatchSeq, Item};

@@ -10,7 +10,7 @@ mod scan;
 
 use bytes::Bytes;
 
-use crate::store::seam::{HardState, LogEntry};
+use crate::log::{HardState, LogEntry};
 use crate::types::{MemberId, Uuid};
 
 pub use ring::Wal;

@@ -1,5 +1,5 @@
 //! Reads a ring after a start: what the log holds, what was lost, where to go on. Pure: the caller
-//! reads. [`super::decide`] holds the rules, [`super::fold`] turns the result into member logs.
+//! reads. `decide` holds the rules, [`super::fold`] turns the result into member logs.
 
 use std::io;
 use std::ops::Range;

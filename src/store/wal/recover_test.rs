@@ -473,7 +473,7 @@ fn changes() -> impl Strategy<Value = Vec<(u64, Change)>> {
 #[derive(Clone, Default)]
 struct Written {
     compacted: u64,
-    entries: Vec<crate::store::seam::LogEntry>,
+    entries: Vec<crate::log::LogEntry>,
     term: u64,
 }
 
@@ -514,11 +514,7 @@ impl Written {
             }
             Change::Image => vec![Item::Image {
                 member: MemberId(member),
-                hard: crate::store::seam::HardState {
-                    term: self.term,
-                    vote: 0,
-                    commit: self.compacted,
-                },
+                hard: crate::log::HardState { term: self.term, vote: 0, commit: self.compacted },
                 compacted_index: self.compacted,
                 compacted_term: self.term,
                 entries: self.entries.clone(),

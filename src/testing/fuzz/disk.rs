@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::store::seam::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
+use crate::log::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
 use crate::store::superblock::{self, COPIES};
 use crate::store::wal::fold::{Flushed, LoggedEntry, fold};
 use crate::store::wal::format::{self, FIXED_BYTES, Header, Keys, RECORD_BYTES};

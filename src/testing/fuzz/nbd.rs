@@ -1,6 +1,6 @@
 //! Arbitrary bytes against a session: what the fuzzer and the replay of its corpus both run.
 
-use crate::front::nbd::session::{Export, Exports, Session, SessionOutput};
+use crate::front::nbd::{Export, Exports, Session, SessionOutput};
 use crate::io::buffer::Pool;
 use crate::io::stream::{STAGING_BYTES, StreamReader};
 use crate::limits::{CONNECTION_BYTES_MAX, CONNECTION_REQUESTS_MAX, REQUEST_BYTES_MAX};

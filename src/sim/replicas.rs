@@ -6,11 +6,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::io::buffer::Pool;
-use crate::sim::catalog::{disk_id, pod_id};
 use crate::sim::checks::history::Value;
 use crate::sim::checks::{bounds, slots};
-use crate::sim::disk::DiskNumber;
-use crate::sim::kernel::Host;
+use crate::sim::names::{DiskNumber, Host, disk_id, pod_id};
 use crate::sim::world::World;
 use crate::store::lane::{Lane, LaneFiles};
 use crate::store::seam::{Done, Effect, Event, ReadId};

@@ -1,0 +1,49 @@
+//! The messages between a session and its caller.
+
+use bytes::Bytes;
+
+use crate::types::{BlockOp, VolumeId};
+
+/// Identifies a request of one session until its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionHandle(pub u64);
+
+/// A volume as a client sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    pub volume: VolumeId,
+    pub size_bytes: u64,
+    pub read_only: bool,
+}
+
+/// The volumes that can be exported.
+pub trait Exports {
+    /// All names.
+    fn list(&self) -> Vec<String>;
+    /// Opens the export of this name. "" means the only export, if there is exactly one.
+    fn open(&self, name: &str) -> Option<Export>;
+}
+
+/// What a session wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionOutput {
+    /// Send these bytes to the client.
+    Send(Bytes),
+    /// Execute this on the volume of the session's export.
+    Request { handle: SessionHandle, op: BlockOp },
+    /// Close the connection after everything before is sent.
+    Close { reason: CloseReason },
+}
+
+/// Why a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    #[error("the client has disconnected")]
+    Disconnected,
+    #[error("the client has ended the handshake")]
+    Aborted,
+    #[error("the client asked for an unknown export")]
+    UnknownExport,
+    #[error("the client does not speak the protocol")]
+    Malformed,
+}

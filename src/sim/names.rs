@@ -1,0 +1,73 @@
+//! Names that all parts of the simulator share: of hosts, disks, files and moments.
+
+use std::path::{Path, PathBuf};
+
+use crate::store::seam::LaneFile;
+use crate::types::{PodId, Uuid};
+
+/// Number of a pod in the world, or of a client behind the pods.
+pub type Host = usize;
+
+/// Number of a disk in the world.
+pub type DiskNumber = usize;
+
+/// The pod's id in the cluster: pods join in the order of their numbers.
+pub fn pod_id(host: Host) -> PodId {
+    PodId(host as u64 + 1)
+}
+
+/// The reverse of [`pod_id`].
+pub fn host_of(pod: PodId) -> Host {
+    pod.0 as Host - 1
+}
+
+/// The disk's id in its superblock.
+pub fn disk_id(disk: DiskNumber) -> Uuid {
+    Uuid([disk as u8 + 1; 16])
+}
+
+/// The files of a disk.
+pub const FILES: [LaneFile; 3] = [LaneFile::Superblock, LaneFile::Wal, LaneFile::Data];
+
+/// Where a disk's file is found.
+pub fn path_of(disk: DiskNumber, file: LaneFile) -> PathBuf {
+    format!("{disk}/{file:?}").into()
+}
+
+/// The reverse of [`path_of`].
+pub fn file_at(path: &Path) -> Option<(DiskNumber, LaneFile)> {
+    let (disk, name) = path.to_str()?.split_once('/')?;
+    let found = FILES.into_iter().find(|file| format!("{file:?}") == name)?;
+    Some((disk.parse().ok()?, found))
+}
+
+/// When much is half done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// A replica that is to be resynced says so on its disk.
+    ResyncMarked,
+    /// All of a copy is there, and the log does not know yet.
+    ResyncCopied,
+    /// A copy takes the place of a log.
+    LogReplaced,
+    /// A replica is whole again.
+    ResyncEnded,
+    /// A member leads and does not serve yet.
+    Elected,
+    /// A leader tells another to lead.
+    HandedOver,
+    /// A member is being deleted.
+    Destroyed,
+}
+
+impl Moment {
+    pub const ALL: [Moment; 7] = [
+        Moment::ResyncMarked,
+        Moment::ResyncCopied,
+        Moment::LogReplaced,
+        Moment::ResyncEnded,
+        Moment::Elected,
+        Moment::HandedOver,
+        Moment::Destroyed,
+    ];
+}
