@@ -4,6 +4,7 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod fields;
 pub mod front;
 pub mod io;
 pub mod limits;
@@ -15,6 +16,8 @@ pub mod sim;
 pub mod slab;
 pub mod store;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod types;
 pub mod view;
 pub mod volume;

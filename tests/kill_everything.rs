@@ -7,6 +7,7 @@ mod support;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
+use holdfast::sim::rng::Rng;
 use support::nbd::{Client, NbdError};
 use support::tools::noise;
 use support::{Cluster, PODS, Setup, wait_until};
@@ -22,7 +23,7 @@ const ANSWERS: u64 = 300;
 /// A client with its own part of the volume.
 struct Writer {
     number: u64,
-    random: u64,
+    random: Rng,
     /// Content of the part, by the answered requests.
     expected: Vec<u8>,
     /// The request without an answer: offset in the part, and bytes.
@@ -32,7 +33,7 @@ struct Writer {
 impl Writer {
     fn new(number: u64) -> Writer {
         let (expected, under_way) = (vec![0; REGION], None);
-        Writer { number, random: number, expected, under_way }
+        Writer { number, random: Rng::new(number), expected, under_way }
     }
 
     fn offset(&self) -> u64 {
@@ -43,27 +44,22 @@ impl Writer {
         1 + ((self.number + round) % PODS as u64) as usize
     }
 
-    fn below(&mut self, limit: usize) -> usize {
-        self.random = holdfast::types::mix64(self.random + 1);
-        (self.random % limit as u64) as usize
-    }
-
     /// Place of the next request. Large ones are whole extents, which bypass the WAL.
     fn next_range(&mut self) -> (usize, usize) {
-        let (unit, units) = match self.below(4) {
-            0 => (EXTENT, 4 + self.below(28)),
-            1 => (512, 1 + self.below(40)),
-            _ => (BLOCK, 1 + self.below(8)),
+        let (unit, units) = match self.random.index(4) {
+            0 => (EXTENT, 4 + self.random.index(28)),
+            1 => (512, 1 + self.random.index(40)),
+            _ => (BLOCK, 1 + self.random.index(8)),
         };
-        (self.below(REGION / unit - units) * unit, units * unit)
+        (self.random.index(REGION / unit - units) * unit, units * unit)
     }
 
     /// Writes until the connection ends.
     fn run(&mut self, mut client: Client, answers: &AtomicU64) {
         loop {
             let (at, len) = self.next_range();
-            let zeroes = self.below(10) == 0;
-            let bytes = if zeroes { vec![0; len] } else { noise(self.random, len) };
+            let zeroes = self.random.below(10) == 0;
+            let bytes = if zeroes { vec![0; len] } else { noise(self.random.next(), len) };
             let offset = self.offset() + at as u64;
             let (_, sent) = self.under_way.insert((at, bytes));
             let result = match zeroes {

@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use holdfast::sim::history;
+use holdfast::sim::rng::Rng;
 use holdfast::types::Mono;
 use support::nbd::{Client, NbdError};
 use support::{Cluster, PODS, Setup, wait_until};
@@ -90,16 +91,11 @@ struct Worker {
     address: std::net::SocketAddr,
     /// Counted from 0.
     pod: u64,
-    random: u64,
+    random: Rng,
     history: History,
 }
 
 impl Worker {
-    fn draw(&mut self, below: u64) -> u64 {
-        self.random = holdfast::types::mix64(self.random);
-        self.random % below
-    }
-
     fn run(mut self) -> History {
         let mut client = None;
         while !self.shared.stop.load(Ordering::Relaxed) {
@@ -117,10 +113,10 @@ impl Worker {
 
     /// One operation; false when the connection broke.
     fn step(&mut self, client: &mut Client) -> bool {
-        let is_write = self.draw(2) == 0;
+        let is_write = self.random.below(2) == 0;
         let block = match is_write {
-            true => self.pod + PODS as u64 * self.draw(BLOCKS / PODS as u64),
-            false => self.draw(BLOCKS),
+            true => self.pod + PODS as u64 * self.random.below(BLOCKS / PODS as u64),
+            false => self.random.below(BLOCKS),
         };
         let offset = block * STRIDE_BYTES;
         let start = self.shared.now();
@@ -151,7 +147,7 @@ fn start_workers(cluster: &Cluster, shared: &Arc<Shared>) -> Vec<JoinHandle<Hist
                 shared: Arc::clone(shared),
                 address: cluster.nbd_address(1 + number as usize % PODS),
                 pod: number % PODS as u64,
-                random: 0xfeed + number,
+                random: Rng::new(0xfeed + number),
                 history: Vec::new(),
             };
             thread::spawn(move || worker.run())

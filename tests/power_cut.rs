@@ -23,11 +23,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use holdfast::io::{DriverKind, driver};
+use holdfast::sim::rng::Rng;
 
 use support::mounted::Mounted;
 use support::nbd::{Client, DISCONNECT};
 use support::power::{Left, Log, Unflushed, serve};
-use support::random::Random;
 use support::tools::{noise, run, text};
 use support::{Cluster, PODS, Setup, wait_until};
 
@@ -60,7 +60,7 @@ struct Version {
 /// A client with its own part of the volume, and all contents that its blocks ever had.
 struct Writer {
     number: u64,
-    random: Random,
+    random: Rng,
     content: Vec<u8>,
     blocks: Vec<Vec<Version>>,
     answers: Vec<usize>,
@@ -78,7 +78,7 @@ impl Writer {
         let blocks = (0..REGION / BLOCK).map(|_| vec![Version { hash, sent: 0, answered: 0 }]);
         Writer {
             number,
-            random: Random::new(seed.rotate_left(32) ^ number),
+            random: Rng::new(seed.rotate_left(32) ^ number),
             content: vec![0; REGION],
             blocks: blocks.collect(),
             answers: Vec::new(),
@@ -91,21 +91,21 @@ impl Writer {
 
     /// Place of the next request: small and large, parts of blocks, whole extents.
     fn next_range(&mut self) -> (usize, usize) {
-        let (unit, units) = match self.random.below(8) {
-            0 => (EXTENT, 4 + self.random.below(13)),
-            1 | 2 => (512, 1 + self.random.below(40)),
-            3 => (BLOCK, 16 + self.random.below(47)),
-            _ => (BLOCK, 1 + self.random.below(8)),
+        let (unit, units) = match self.random.index(8) {
+            0 => (EXTENT, 4 + self.random.index(13)),
+            1 | 2 => (512, 1 + self.random.index(40)),
+            3 => (BLOCK, 16 + self.random.index(47)),
+            _ => (BLOCK, 1 + self.random.index(8)),
         };
-        (self.random.below(REGION / unit - units) * unit, units * unit)
+        (self.random.index(REGION / unit - units) * unit, units * unit)
     }
 
     /// Writes until enough has gone through the logs.
     fn run(&mut self, client: &mut Client, log: &Log, logged: &AtomicU64) {
         while logged.load(Ordering::Relaxed) < LOGGED_BYTES {
             let (at, len) = self.next_range();
-            let zeroes = self.random.below(12) == 0;
-            let bytes = if zeroes { vec![0; len] } else { noise(self.random.number(), len) };
+            let zeroes = self.random.index(12) == 0;
+            let bytes = if zeroes { vec![0; len] } else { noise(self.random.next(), len) };
             let offset = self.offset() + at as u64;
             let sent = log.position();
             let result = match zeroes {
@@ -252,7 +252,7 @@ impl Drop for Disks {
 
 /// Draws the cuts, spread over the record from `start` to `end`.
 fn draw_cuts(
-    random: &mut Random,
+    random: &mut Rng,
     count: usize,
     (start, end): (usize, usize),
     log: &Log,
@@ -282,7 +282,7 @@ fn draw_cuts(
             1 => within(&flushes, &|at| unflushed[*at].into_iter().max().unwrap_or_default()),
             _ => None,
         };
-        cuts.push(cut.unwrap_or_else(|| from + random.below(to - from)));
+        cuts.push(cut.unwrap_or_else(|| from + random.index(to - from)));
     }
     cuts
 }
@@ -392,7 +392,7 @@ fn what_was_acknowledged_survives_a_power_cut_of_all_machines() {
     let seed = number_from("HOLDFAST_POWER_CUT_SEED", 1);
     let count = number_from("HOLDFAST_POWER_CUTS", 3) as usize;
     println!("seed {seed}, {count} cuts");
-    let random = &mut Random::new(seed);
+    let random = &mut Rng::new(seed);
 
     let disks = &mut Disks::new();
     let log = disks.new_log();
@@ -419,14 +419,14 @@ fn what_was_acknowledged_survives_a_power_cut_of_all_machines() {
         for unflushed in [Unflushed::drawn(random), Unflushed::Lost] {
             disks.crash(&log, *cut, unflushed, "initial", "crashed");
             let life = Life::begin(disks, cluster, writers, "crashed");
-            judge(writers, &life.look(1 + random.below(PODS)), *cut);
+            judge(writers, &life.look(1 + random.index(PODS)), *cut);
             life.goes_on();
             life.end();
         }
     }
 
     // Power comes back and is cut again, during the start or after everything was read.
-    let cut = cuts[random.below(count)];
+    let cut = cuts[random.index(count)];
     disks.crash(&log, cut, Unflushed::drawn(random), "initial", "crashed");
     disks.copy("crashed", "live");
     let life = Life::begin(disks, cluster, writers, "live");
@@ -437,7 +437,7 @@ fn what_was_acknowledged_survives_a_power_cut_of_all_machines() {
     judge(writers, &held, cut);
     life.end();
 
-    disks.crash(&log, random.below(started), Unflushed::drawn(random), "crashed", "live");
+    disks.crash(&log, random.index(started), Unflushed::drawn(random), "crashed", "live");
     let life = Life::begin(disks, cluster, writers, "live");
     judge(writers, &life.look(2), cut);
     life.goes_on();

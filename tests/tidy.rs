@@ -16,7 +16,7 @@ const COLUMNS_MAX: usize = 100;
 const IMPL_FILES_MAX: usize = 3;
 
 /// Vocabulary and small tools without logic of their own: any part may import these.
-const SHARED: &[&str] = &["types", "limits", "slab", "planted"];
+const SHARED: &[&str] = &["types", "limits", "slab", "planted", "fields"];
 
 /// The crate's parts that each part of `src/` may import, besides itself and [`SHARED`]. An entry
 /// `io::buffer` allows that module only. For unlisted parts (`main`, `cli`, `control`, `worker`,
@@ -27,6 +27,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("slab", &[]),
     ("planted", &[]),
     ("log", &[]),
+    ("fields", &[]),
     ("view", &[]),
     ("config", &[]),
     ("telemetry", &["config"]),
@@ -97,7 +98,9 @@ impl<'a> Source<'a> {
     fn new(path: &'a str, text: &'a str) -> Source<'a> {
         let lines: Vec<&str> = text.lines().collect();
         let code: Vec<String> = lines.iter().map(|line| code_of(line)).collect();
-        let all_tests = path.starts_with("tests/") || path.ends_with("_test.rs");
+        let all_tests = path.starts_with("tests/")
+            || path.starts_with("src/testing/")
+            || path.ends_with("_test.rs");
         let tests_from = match all_tests {
             true => 0,
             false => first_test_module(&lines).unwrap_or(lines.len()),

@@ -2,10 +2,14 @@
 
 #![allow(dead_code, reason = "only the readers are used")]
 
+#[path = "../../src/fields.rs"]
+pub mod fields;
 #[path = "../../src/front/mod.rs"]
 pub mod front;
 #[path = "../../src/limits.rs"]
 pub mod limits;
+#[path = "../../src/log.rs"]
+pub mod log;
 #[path = "../../src/net/mod.rs"]
 pub mod net;
 #[path = "../../src/planted.rs"]
@@ -22,14 +26,10 @@ pub mod view;
 pub mod control {
     #[path = "../../src/control/command.rs"]
     pub mod command;
-    #[path = "../../src/control/fuzz.rs"]
-    mod fuzz;
     #[path = "../../src/control/names.rs"]
     pub mod names;
     #[path = "../../src/control/state.rs"]
     pub mod state;
-
-    pub use fuzz::{fuzz_one, fuzz_seeds};
 }
 
 /// Aligned memory and reassembly, without the drivers.
@@ -48,19 +48,16 @@ pub mod io {
 /// What reads a disk at its start; of the index its records only, not the key-value store.
 #[path = "."]
 pub mod store {
-    #[path = "../../src/store/fuzz.rs"]
-    mod fuzz;
     #[path = "."]
     pub mod index {
         #[path = "../../src/store/index/error.rs"]
         mod error;
         #[path = "../../src/store/index/format.rs"]
         mod format;
-        #[path = "../../src/store/index/fuzz.rs"]
-        mod fuzz;
+        #[path = "../../src/testing/fuzz/index.rs"]
+        pub mod fuzz;
 
         pub use error::IndexError;
-        pub use fuzz::{fuzz_one, fuzz_seeds};
     }
     #[path = "../../src/store/seam.rs"]
     pub mod seam;
@@ -68,6 +65,15 @@ pub mod store {
     pub mod superblock;
     #[path = "../../src/store/wal/mod.rs"]
     pub mod wal;
+}
 
-    pub use fuzz::{fuzz_one, fuzz_seeds};
+/// What the fuzzers run.
+#[path = "."]
+pub mod testing {
+    #[path = "../../src/testing/fuzz/mod.rs"]
+    pub mod fuzz;
+    #[path = "../../src/testing/peer_fixture.rs"]
+    mod peer_fixture;
+    #[path = "../../src/testing/stream_fixture.rs"]
+    mod stream_fixture;
 }

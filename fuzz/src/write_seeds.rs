@@ -8,10 +8,10 @@ fn main() {
         panic!("write_seeds TARGET FOLDER");
     };
     let seeds = match target.as_str() {
-        "peer" => holdfast_fuzz::net::fuzz_seeds(),
-        "disk" => holdfast_fuzz::store::fuzz_seeds(),
-        "index" => holdfast_fuzz::store::index::fuzz_seeds(),
-        "catalog" => holdfast_fuzz::control::fuzz_seeds(),
+        "peer" => holdfast_fuzz::testing::fuzz::peer::fuzz_seeds(),
+        "disk" => holdfast_fuzz::testing::fuzz::disk::fuzz_seeds(),
+        "index" => holdfast_fuzz::testing::fuzz::index::fuzz_seeds(),
+        "catalog" => holdfast_fuzz::testing::fuzz::catalog::fuzz_seeds(),
         _ => Vec::new(),
     };
     for (name, bytes) in seeds {

@@ -11,7 +11,6 @@ use tonic::Code;
 
 use crate::config::Config;
 use crate::control::identity::PodDirectory;
-use crate::control::null_data_path::NullDataPath;
 use crate::control::proto::cluster_client::ClusterClient;
 use crate::control::proto::volumes_client::VolumesClient;
 use crate::control::proto::{
@@ -19,6 +18,7 @@ use crate::control::proto::{
     VolumeState,
 };
 use crate::control::server::Server;
+use crate::testing::null_data_path::NullDataPath;
 use crate::types::Uuid;
 
 /// Far longer than any step; only a failing test waits this long.

@@ -15,14 +15,11 @@ mod cluster_test;
 pub mod command;
 pub mod data_path;
 pub mod describe;
-mod fuzz;
 pub mod identity;
 pub mod join;
 pub mod membership;
 pub mod names;
 pub mod node;
-#[cfg(test)]
-pub mod null_data_path;
 pub mod outbound;
 pub mod peers;
 pub mod placement;
@@ -34,5 +31,3 @@ pub mod server;
 pub mod state;
 pub mod storage;
 pub mod tasks;
-
-pub use fuzz::{fuzz_one, fuzz_seeds};

@@ -26,14 +26,12 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::fields::{FieldError, Fields, PutFields, value};
 use crate::limits::{FRAME_META_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
 use crate::net::frame::Frame;
 use crate::net::message::{CallId, PeerMessage};
 use crate::net::operation::{
     check_op, check_reply, put_error, put_op, put_reply, take_error, take_op, take_reply,
-};
-use crate::net::wire::{
-    DecodeError, Fields, put_crcs, put_optional_u64, put_origin, put_string, value,
 };
 use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, BlockError, Extent, ExtentContent, ManifestChunk,
@@ -65,7 +63,7 @@ pub enum EncodeError {
     #[error("a message has inconsistent fields")]
     Malformed {
         #[source]
-        source: DecodeError,
+        source: FieldError,
     },
 }
 
@@ -109,22 +107,22 @@ fn put_message(meta: &mut BytesMut, payload: &mut Vec<Bytes>, message: PeerMessa
             kind::RAFT
         }
         PeerMessage::RaftBatch { messages } => {
-            meta.put_u32_le(messages.len() as u32);
+            meta.put_count(messages.len());
             for (to, header) in messages {
                 meta.put_u64_le(to.0);
-                put_string(meta, &header);
+                meta.put_string(&header);
             }
             kind::RAFT_BATCH
         }
         PeerMessage::Request { call, shard, to, term, origin, op } => {
-            put_numbers(meta, [call.0, shard.0, to.0, term]);
-            put_origin(meta, origin);
+            meta.put_u64s_le(&[call.0, shard.0, to.0, term]);
+            meta.put_origin(origin);
             put_op(meta, payload, op);
             kind::REQUEST
         }
         PeerMessage::Response { call, term, result } => {
-            put_numbers(meta, [call.0, term]);
-            meta.put_u8(u8::from(result.is_ok()));
+            meta.put_u64s_le(&[call.0, term]);
+            meta.put_flag(result.is_ok());
             match result {
                 Ok(reply) => put_reply(meta, payload, reply),
                 Err(error) => put_error(meta, &error),
@@ -143,9 +141,9 @@ fn put_raft(
     payloads: Vec<Bytes>,
 ) {
     meta.put_u64_le(to.0);
-    put_string(meta, header);
-    meta.put_u32_le(payloads.len() as u32);
-    payloads.iter().for_each(|data| meta.put_u32_le(data.len() as u32));
+    meta.put_string(header);
+    meta.put_count(payloads.len());
+    payloads.iter().for_each(|data| meta.put_count(data.len()));
     for data in payloads {
         match is_inline(data.len()) {
             true => meta.put_slice(&data),
@@ -158,16 +156,16 @@ fn put_raft(
 fn put_resync(meta: &mut BytesMut, payload: &mut Vec<Bytes>, message: PeerMessage) -> u8 {
     match message {
         PeerMessage::ResyncOffer { to, source } => {
-            put_numbers(meta, [to.0, source.0]);
+            meta.put_u64s_le(&[to.0, source.0]);
             kind::RESYNC_OFFER
         }
         PeerMessage::ResyncDone { to, member, ok } => {
-            put_numbers(meta, [to.0, member.0]);
-            meta.put_u8(u8::from(ok));
+            meta.put_u64s_le(&[to.0, member.0]);
+            meta.put_flag(ok);
             kind::RESYNC_DONE
         }
         PeerMessage::ManifestRequest { call, source, from } => {
-            put_numbers(meta, [call.0, source.0]);
+            meta.put_u64s_le(&[call.0, source.0]);
             meta.put_u32_le(from.0);
             kind::MANIFEST_REQUEST
         }
@@ -176,7 +174,7 @@ fn put_resync(meta: &mut BytesMut, payload: &mut Vec<Bytes>, message: PeerMessag
             kind::MANIFEST
         }
         PeerMessage::ExtentRequest { call, source, extent, layer } => {
-            put_numbers(meta, [call.0, source.0]);
+            meta.put_u64s_le(&[call.0, source.0]);
             meta.put_u32_le(extent.0);
             meta.put_u32_le(layer);
             kind::EXTENT_REQUEST
@@ -198,14 +196,14 @@ fn put_resync(meta: &mut BytesMut, payload: &mut Vec<Bytes>, message: PeerMessag
 
 fn put_manifest(meta: &mut BytesMut, call: CallId, answer: Option<(ManifestChunk, Bytes)>) {
     meta.put_u64_le(call.0);
-    meta.put_u8(u8::from(answer.is_some()));
+    meta.put_flag(answer.is_some());
     let Some((chunk, shard_meta)) = answer else {
         return;
     };
-    put_numbers(meta, [chunk.applied_index, chunk.applied_term]);
-    put_optional_u64(meta, chunk.next.map(|extent| u64::from(extent.0)));
-    put_string(meta, &shard_meta);
-    meta.put_u32_le(chunk.extents.len() as u32);
+    meta.put_u64s_le(&[chunk.applied_index, chunk.applied_term]);
+    meta.put_optional_u64(chunk.next.map(|extent| u64::from(extent.0)));
+    meta.put_string(&shard_meta);
+    meta.put_count(chunk.extents.len());
     meta.reserve(chunk.extents.len() * MANIFEST_ENTRY_BYTES);
     for entry in &chunk.extents {
         meta.put_u32_le(entry.extent.0);
@@ -223,7 +221,7 @@ fn put_extent(
     result: Result<ExtentContent, BlockError>,
 ) {
     meta.put_u64_le(call.0);
-    meta.put_u8(u8::from(result.is_ok()));
+    meta.put_flag(result.is_ok());
     match result {
         Ok(content) => {
             meta.put_u32_le(content.extent.0);
@@ -231,17 +229,13 @@ fn put_extent(
             meta.put_u64_le(content.last_changed);
             meta.put_u16_le(content.present);
             meta.put_u16_le(content.zero);
-            put_crcs(meta, &content.crcs);
+            meta.put_crcs(&content.crcs);
             if !content.data.is_empty() {
                 payload.push(content.data);
             }
         }
         Err(error) => put_error(meta, &error),
     }
-}
-
-fn put_numbers<const N: usize>(meta: &mut BytesMut, numbers: [u64; N]) {
-    numbers.iter().for_each(|number| meta.put_u64_le(*number));
 }
 
 fn is_inline(payload_bytes: usize) -> bool {
@@ -265,7 +259,7 @@ pub fn pieces(kind: u8, meta: &Bytes, payload_bytes: usize) -> Vec<usize> {
 }
 
 /// Decodes a frame whose payload was received in the pieces of [`pieces`].
-pub fn decode(frame: Frame) -> Result<PeerMessage, DecodeError> {
+pub fn decode(frame: Frame) -> Result<PeerMessage, FieldError> {
     let mut meta = Fields::new(frame.meta);
     let message = match frame.kind {
         kind::RAFT => take_raft(&mut meta, frame.payload)?,
@@ -277,26 +271,26 @@ pub fn decode(frame: Frame) -> Result<PeerMessage, DecodeError> {
 }
 
 /// Takes the target member, the header, and the lengths of all payloads.
-fn take_raft_head(meta: &mut Fields) -> Result<(MemberId, Bytes, Vec<usize>), DecodeError> {
+fn take_raft_head(meta: &mut Fields) -> Result<(MemberId, Bytes, Vec<usize>), FieldError> {
     let (to, header) = (meta.member()?, meta.string()?);
     let count = meta.count(4)?;
-    let lengths: Result<Vec<usize>, DecodeError> =
+    let lengths: Result<Vec<usize>, FieldError> =
         (0..count).map(|_| Ok(meta.u32()? as usize)).collect();
     Ok((to, header, lengths?))
 }
 
-fn take_raft(meta: &mut Fields, pieces: Vec<Bytes>) -> Result<PeerMessage, DecodeError> {
+fn take_raft(meta: &mut Fields, pieces: Vec<Bytes>) -> Result<PeerMessage, FieldError> {
     let (to, header, lengths) = take_raft_head(meta)?;
     let mut pieces = pieces.into_iter();
     let mut take = |len: usize| match is_inline(len) {
         true => meta.bytes(len),
-        false => pieces.next().filter(|piece| piece.len() == len).ok_or(DecodeError::Short),
+        false => pieces.next().filter(|piece| piece.len() == len).ok_or(FieldError::Short),
     };
-    let payloads: Result<Vec<Bytes>, DecodeError> = lengths.into_iter().map(&mut take).collect();
+    let payloads: Result<Vec<Bytes>, FieldError> = lengths.into_iter().map(&mut take).collect();
     let payloads = payloads?;
     match pieces.next() {
         None => Ok(PeerMessage::Raft { to, header, payloads }),
-        Some(_) => Err(DecodeError::Long),
+        Some(_) => Err(FieldError::Long),
     }
 }
 
@@ -304,15 +298,15 @@ fn take_message(
     kind: u8,
     meta: &mut Fields,
     mut pieces: Vec<Bytes>,
-) -> Result<PeerMessage, DecodeError> {
+) -> Result<PeerMessage, FieldError> {
     let mut payload = Fields::new(pieces.pop().unwrap_or_default());
     if !pieces.is_empty() {
-        return Err(DecodeError::Long);
+        return Err(FieldError::Long);
     }
     let message = match kind {
         kind::RAFT_BATCH => {
             let count = meta.count(12)?;
-            let messages: Result<Vec<(MemberId, Bytes)>, DecodeError> =
+            let messages: Result<Vec<(MemberId, Bytes)>, FieldError> =
                 (0..count).map(|_| Ok((meta.member()?, meta.string()?))).collect();
             PeerMessage::RaftBatch { messages: messages? }
         }
@@ -342,7 +336,7 @@ fn take_resync(
     kind: u8,
     meta: &mut Fields,
     payload: &mut Fields,
-) -> Result<PeerMessage, DecodeError> {
+) -> Result<PeerMessage, FieldError> {
     Ok(match kind {
         kind::RESYNC_OFFER => {
             PeerMessage::ResyncOffer { to: meta.member()?, source: meta.member()? }
@@ -386,11 +380,11 @@ fn take_resync(
             },
         },
         kind::SPACE => PeerMessage::Space { free_bytes: meta.u64()? },
-        unknown => return Err(DecodeError::Kind(unknown)),
+        unknown => return Err(value("kind of message", unknown)),
     })
 }
 
-fn take_manifest(meta: &mut Fields) -> Result<(ManifestChunk, Bytes), DecodeError> {
+fn take_manifest(meta: &mut Fields) -> Result<(ManifestChunk, Bytes), FieldError> {
     let (applied_index, applied_term) = (meta.u64()?, meta.u64()?);
     let next = meta
         .optional_u64("next")?
@@ -398,7 +392,7 @@ fn take_manifest(meta: &mut Fields) -> Result<(ManifestChunk, Bytes), DecodeErro
         .transpose()?;
     let shard_meta = meta.string()?;
     let count = meta.count(MANIFEST_ENTRY_BYTES)?;
-    let extents: Result<Vec<ManifestEntry>, DecodeError> = (0..count)
+    let extents: Result<Vec<ManifestEntry>, FieldError> = (0..count)
         .map(|_| {
             Ok(ManifestEntry {
                 extent: meta.extent()?,
@@ -416,7 +410,7 @@ fn take_manifest(meta: &mut Fields) -> Result<(ManifestChunk, Bytes), DecodeErro
 
 /// Checks the consistency of a message. Both sides check, because the receiver closes the
 /// connection on an inconsistent message.
-fn check(message: &PeerMessage) -> Result<(), DecodeError> {
+fn check(message: &PeerMessage) -> Result<(), FieldError> {
     match message {
         PeerMessage::Request { op, .. } => check_op(op),
         PeerMessage::Response { result: Ok(reply), .. } => check_reply(reply),
@@ -426,7 +420,7 @@ fn check(message: &PeerMessage) -> Result<(), DecodeError> {
     }
 }
 
-fn check_manifest(chunk: &ManifestChunk) -> Result<(), DecodeError> {
+fn check_manifest(chunk: &ManifestChunk) -> Result<(), FieldError> {
     let place = |entry: &ManifestEntry| (entry.extent, entry.layer);
     let out_of_order = chunk.extents.windows(2).find(|pair| place(&pair[0]) >= place(&pair[1]));
     if let Some(pair) = out_of_order {
@@ -443,7 +437,7 @@ fn check_manifest(chunk: &ManifestChunk) -> Result<(), DecodeError> {
     }
 }
 
-fn check_extent(content: &ExtentContent) -> Result<(), DecodeError> {
+fn check_extent(content: &ExtentContent) -> Result<(), FieldError> {
     let present_bytes = content.present.count_ones() as usize * BLOCK_BYTES;
     if content.present & content.zero != 0 {
         return Err(value("blocks both present and zero", content.present & content.zero));

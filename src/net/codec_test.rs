@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::io::buffer::{Pool, is_aligned};
-use crate::net::testing::{cut, message};
+use crate::testing::peer_fixture::{cut, message};
 
 /// The frame as it would arrive.
 fn arrive(encoded: Encoded) -> Frame {

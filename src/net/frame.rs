@@ -214,7 +214,7 @@ fn take_meta(reader: &mut StreamReader, meta_bytes: usize) -> Option<Bytes> {
 mod tests {
     use super::*;
     use crate::io::buffer::Pool;
-    use crate::net::testing::pour;
+    use crate::testing::peer_fixture::pour;
 
     fn frame(seed: u32, kind: u8, meta: &[u8], payload: &[u8]) -> Vec<u8> {
         let mut out = BytesMut::new();

@@ -23,7 +23,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::net::wire::{DecodeError, Fields, value};
+use crate::fields::{FieldError, Fields, value};
 use crate::types::{PodId, Uuid, mix64};
 
 /// The oldest protocol version of this program.
@@ -126,7 +126,7 @@ pub enum GreetingError {
     #[error("a greeting is malformed")]
     Malformed {
         #[source]
-        source: DecodeError,
+        source: FieldError,
     },
 }
 
@@ -157,7 +157,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Greeting, usize)>, GreetingError> {
     Ok(Some((greeting, crc_at + CRC_BYTES)))
 }
 
-fn parse_body(kind: u16, body: Bytes) -> Result<Greeting, DecodeError> {
+fn parse_body(kind: u16, body: Bytes) -> Result<Greeting, FieldError> {
     let mut fields = Fields::new(body);
     Ok(match kind {
         1 => Greeting::Hello(Hello {
@@ -187,7 +187,7 @@ fn parse_body(kind: u16, body: Bytes) -> Result<Greeting, DecodeError> {
     })
 }
 
-fn take_identity(fields: &mut Fields) -> Result<Identity, DecodeError> {
+fn take_identity(fields: &mut Fields) -> Result<Identity, FieldError> {
     Ok(Identity {
         cluster: fields.uuid()?,
         pod: PodId(fields.u64()?),
@@ -291,7 +291,7 @@ pub fn frame_seeds(dialer_nonce: u64, acceptor_nonce: u64) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::testing::greeting;
+    use crate::testing::peer_fixture::greeting;
     use proptest::prelude::*;
 
     proptest! {

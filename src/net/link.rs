@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::fields::FieldError;
 use crate::io::stream::StreamReader;
 use crate::limits::LINK_QUEUE_BYTES_MAX;
 use crate::net::codec::{EncodeError, decode, encode, pieces};
@@ -24,7 +25,6 @@ use crate::net::handshake::{
 };
 use crate::net::incarnations::Incarnations;
 use crate::net::message::PeerMessage;
-use crate::net::wire::DecodeError;
 use crate::types::{MemberId, PodId, Uuid};
 
 /// Bytes of headers in one batch. A longer header leaves alone.
@@ -87,7 +87,7 @@ pub enum LinkError {
     #[error("cannot decode a message")]
     Message {
         #[source]
-        source: DecodeError,
+        source: FieldError,
     },
     #[error("the link has already ended")]
     Ended,

@@ -6,14 +6,8 @@
 pub mod backoff;
 pub mod codec;
 pub mod frame;
-mod fuzz;
 pub mod handshake;
 pub mod incarnations;
 pub mod link;
 pub mod message;
 mod operation;
-mod testing;
-mod wire;
-
-pub use fuzz::{fuzz_one, fuzz_seeds};
-pub use wire::DecodeError;

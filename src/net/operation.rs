@@ -16,8 +16,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::fields::{FieldError, Fields, PutFields, value};
 use crate::limits::{ENTRY_BYTES_MAX, READ_BYTES_MAX};
-use crate::net::wire::{DecodeError, Fields, put_crcs, put_optional_u64, put_range, value};
 use crate::types::{
     BLOCK_BYTES, Block, BlockError, MemberId, Segment, ShardOp, ShardReply, StatusRun,
 };
@@ -26,12 +26,12 @@ pub(super) fn put_op(meta: &mut BytesMut, payload: &mut Vec<Bytes>, op: ShardOp)
     match op {
         ShardOp::Read { range } => {
             meta.put_u8(1);
-            put_range(meta, range);
+            meta.put_range(range);
         }
         ShardOp::Write { range, data, crcs } => {
             meta.put_u8(2);
-            put_range(meta, range);
-            put_crcs(meta, &crcs);
+            meta.put_range(range);
+            meta.put_crcs(&crcs);
             payload.push(data);
         }
         ShardOp::WritePartial { block, offset_bytes, data } => {
@@ -42,17 +42,17 @@ pub(super) fn put_op(meta: &mut BytesMut, payload: &mut Vec<Bytes>, op: ShardOp)
         }
         ShardOp::Zero { range, trim } => {
             meta.put_u8(4);
-            put_range(meta, range);
-            meta.put_u8(u8::from(trim));
+            meta.put_range(range);
+            meta.put_flag(trim);
         }
         ShardOp::Status { range } => {
             meta.put_u8(5);
-            put_range(meta, range);
+            meta.put_range(range);
         }
     }
 }
 
-pub(super) fn take_op(meta: &mut Fields, payload: &mut Fields) -> Result<ShardOp, DecodeError> {
+pub(super) fn take_op(meta: &mut Fields, payload: &mut Fields) -> Result<ShardOp, FieldError> {
     let op = match meta.u8()? {
         1 => ShardOp::Read { range: meta.range()? },
         2 => {
@@ -75,7 +75,7 @@ pub(super) fn take_op(meta: &mut Fields, payload: &mut Fields) -> Result<ShardOp
 
 /// Checks the guarantees of [`ShardOp`]. Both sides check, because the receiver closes the
 /// connection on an invalid operation.
-pub(super) fn check_op(op: &ShardOp) -> Result<(), DecodeError> {
+pub(super) fn check_op(op: &ShardOp) -> Result<(), FieldError> {
     let range = op.range();
     if range.count == 0 || range.first.0.checked_add(range.count).is_none() {
         return Err(value("number of blocks", range.count));
@@ -104,11 +104,11 @@ pub(super) fn put_reply(meta: &mut BytesMut, payload: &mut Vec<Bytes>, reply: Sh
         ShardReply::Done => meta.put_u8(1),
         ShardReply::Data { segments, crcs } => {
             meta.put_u8(2);
-            put_crcs(meta, &crcs);
-            meta.put_u32_le(segments.len() as u32);
+            meta.put_crcs(&crcs);
+            meta.put_count(segments.len());
             for segment in segments {
                 let len = segment.len_bytes() as u32;
-                meta.put_u8(u8::from(matches!(segment, Segment::Zero(_))));
+                meta.put_flag(matches!(segment, Segment::Zero(_)));
                 meta.put_u32_le(len);
                 if let Segment::Data(data) = segment {
                     payload.push(data);
@@ -117,10 +117,10 @@ pub(super) fn put_reply(meta: &mut BytesMut, payload: &mut Vec<Bytes>, reply: Sh
         }
         ShardReply::Status(runs) => {
             meta.put_u8(3);
-            meta.put_u32_le(runs.len() as u32);
+            meta.put_count(runs.len());
             for run in runs {
                 meta.put_u32_le(run.count);
-                meta.put_u8(u8::from(run.hole));
+                meta.put_flag(run.hole);
             }
         }
     }
@@ -129,13 +129,13 @@ pub(super) fn put_reply(meta: &mut BytesMut, payload: &mut Vec<Bytes>, reply: Sh
 pub(super) fn take_reply(
     meta: &mut Fields,
     payload: &mut Fields,
-) -> Result<ShardReply, DecodeError> {
+) -> Result<ShardReply, FieldError> {
     let reply = match meta.u8()? {
         1 => ShardReply::Done,
         2 => {
             let crcs = meta.crcs()?;
             let count = meta.count(5)?;
-            let segments: Result<Vec<Segment>, DecodeError> = (0..count)
+            let segments: Result<Vec<Segment>, FieldError> = (0..count)
                 .map(|_| {
                     let (zero, len) = (meta.flag("zero")?, meta.u32()? as usize);
                     Ok(match zero {
@@ -148,7 +148,7 @@ pub(super) fn take_reply(
         }
         3 => {
             let count = meta.count(5)?;
-            let runs: Result<Vec<StatusRun>, DecodeError> = (0..count)
+            let runs: Result<Vec<StatusRun>, FieldError> = (0..count)
                 .map(|_| Ok(StatusRun { count: meta.u32()?, hole: meta.flag("hole")? }))
                 .collect();
             ShardReply::Status(runs?)
@@ -160,7 +160,7 @@ pub(super) fn take_reply(
 }
 
 /// Checks the guarantees of [`ShardReply`].
-pub(super) fn check_reply(reply: &ShardReply) -> Result<(), DecodeError> {
+pub(super) fn check_reply(reply: &ShardReply) -> Result<(), FieldError> {
     match reply {
         ShardReply::Done => Ok(()),
         ShardReply::Data { segments, crcs } => {
@@ -206,12 +206,12 @@ pub(super) fn put_error(meta: &mut BytesMut, error: &BlockError) {
     };
     meta.put_u8(code);
     if let BlockError::NotLeader { hint, term } = error {
-        put_optional_u64(meta, hint.map(|member| member.0));
+        meta.put_optional_u64(hint.map(|member| member.0));
         meta.put_u64_le(*term);
     }
 }
 
-pub(super) fn take_error(meta: &mut Fields) -> Result<BlockError, DecodeError> {
+pub(super) fn take_error(meta: &mut Fields) -> Result<BlockError, FieldError> {
     Ok(match meta.u8()? {
         1 => BlockError::NotLeader {
             hint: meta.optional_u64("hint")?.map(MemberId),

@@ -19,10 +19,11 @@
 //! empty context and data is the no-op of raft-rs. The payload is exactly the blocks of a write,
 //! any bytes for an opaque command, and empty otherwise.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 
+use crate::fields::{FieldError, Fields, PutFields};
 use crate::limits::ENTRY_BYTES_MAX;
-use crate::types::{BLOCK_BYTES, Block, BlockRange, Origin, PodId};
+use crate::types::{BLOCK_BYTES, Block, BlockRange, Origin};
 
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 40;
@@ -50,8 +51,8 @@ pub enum Command {
 /// Why the context of an entry cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
-    #[error("the command header has {0} bytes")]
-    Length(usize),
+    #[error("the command has the wrong length: {0}")]
+    Length(#[from] FieldError),
     #[error("command version {0} is not known")]
     Version(u8),
     #[error("command kind {0} is not known")]
@@ -66,9 +67,7 @@ pub enum CommandError {
 pub fn encode_write(origin: Origin, range: BlockRange, crcs: &[u32]) -> Bytes {
     assert_eq!(crcs.len(), range.count as usize, "one checksum per block");
     let mut context = header(KIND_WRITE, origin, range.first.0, range.count, crcs.len());
-    for crc in crcs {
-        context.extend_from_slice(&crc.to_le_bytes());
-    }
+    context.put_u32s_le(crcs);
     Bytes::from(context)
 }
 
@@ -88,34 +87,25 @@ pub fn encode(origin: Origin, command: &Command) -> Bytes {
 
 fn header(kind: u8, origin: Origin, first: u32, count: u32, crcs: usize) -> Vec<u8> {
     let mut context = Vec::with_capacity(HEADER_BYTES + crcs * 4);
-    context.extend_from_slice(&[VERSION, kind, 0, 0]);
-    context.extend_from_slice(&first.to_le_bytes());
-    context.extend_from_slice(&count.to_le_bytes());
-    context.extend_from_slice(&0u32.to_le_bytes());
-    context.extend_from_slice(&origin.attachment_epoch.to_le_bytes());
-    context.extend_from_slice(&origin.front_end.0.to_le_bytes());
-    context.extend_from_slice(&origin.session.to_le_bytes());
+    context.put_slice(&[VERSION, kind, 0, 0]);
+    context.put_u32s_le(&[first, count, 0]);
+    context.put_origin(origin);
     context
 }
 
 /// Decodes the output of [`encode`]. Any other bytes are an error, never a panic.
 pub fn decode(context: &[u8]) -> Result<(Origin, Command), CommandError> {
-    let Some((head, crcs)) = context.split_first_chunk::<HEADER_BYTES>() else {
-        return Err(CommandError::Length(context.len()));
-    };
-    let [version, kind, reserved_a, reserved_b, ..] = *head;
+    let mut fields = Fields::new(context);
+    let (version, kind) = (fields.u8()?, fields.u8()?);
     if version != VERSION {
         return Err(CommandError::Version(version));
     }
-    if reserved_a != 0 || reserved_b != 0 || u32_at(head, 12) != 0 {
+    let reserved = fields.u16()?;
+    let (first, count) = (fields.u32()?, fields.u32()?);
+    if reserved != 0 || fields.u32()? != 0 {
         return Err(CommandError::Reserved);
     }
-    let (first, count) = (u32_at(head, 4), u32_at(head, 8));
-    let origin = Origin {
-        attachment_epoch: u64_at(head, 16),
-        front_end: PodId(u64_at(head, 24)),
-        session: u64_at(head, 32),
-    };
+    let origin = fields.origin()?;
     let wrong_range = CommandError::Range { first, count };
     let with_blocks = matches!(kind, KIND_WRITE | KIND_ZERO | KIND_TRIM);
     if with_blocks && (count == 0 || first.checked_add(count).is_none()) {
@@ -124,39 +114,18 @@ pub fn decode(context: &[u8]) -> Result<(Origin, Command), CommandError> {
     if !with_blocks && (first != 0 || count != 0) {
         return Err(wrong_range);
     }
-    if kind != KIND_WRITE && !crcs.is_empty() {
-        return Err(CommandError::Length(context.len()));
-    }
     let range = BlockRange { first: Block(first), count };
     let command = match kind {
-        KIND_WRITE => Command::Write { range, crcs: decode_crcs(count, crcs).ok_or(wrong_range)? },
+        KIND_WRITE if count > WRITE_BLOCKS_MAX => return Err(wrong_range),
+        KIND_WRITE => Command::Write { range, crcs: fields.u32s(count as usize)? },
         KIND_ZERO => Command::Zero { range, trim: false },
         KIND_TRIM => Command::Zero { range, trim: true },
         KIND_TOUCH => Command::Touch,
         KIND_OPAQUE => Command::Opaque,
         other => return Err(CommandError::Kind(other)),
     };
+    fields.end()?;
     Ok((origin, command))
-}
-
-fn decode_crcs(count: u32, bytes: &[u8]) -> Option<Vec<u32>> {
-    if count > WRITE_BLOCKS_MAX || bytes.len() != count as usize * 4 {
-        return None;
-    }
-    let (chunks, _) = bytes.as_chunks::<4>();
-    Some(chunks.iter().map(|crc| u32::from_le_bytes(*crc)).collect())
-}
-
-fn u32_at(head: &[u8; HEADER_BYTES], at: usize) -> u32 {
-    let mut bytes = [0; 4];
-    bytes.copy_from_slice(&head[at..at + 4]);
-    u32::from_le_bytes(bytes)
-}
-
-fn u64_at(head: &[u8; HEADER_BYTES], at: usize) -> u64 {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&head[at..at + 8]);
-    u64::from_le_bytes(bytes)
 }
 
 #[cfg(test)]
@@ -164,6 +133,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::types::PodId;
 
     fn any_command() -> impl Strategy<Value = Command> {
         let range = (0u32..1 << 20, 1u32..=WRITE_BLOCKS_MAX)

@@ -8,10 +8,10 @@ use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Message, Mes
 use crate::io::buffer::Pool;
 use crate::limits::{ELECTION_TICKS, SHARD_PROPOSAL_BYTES_MAX};
 use crate::planted::{Mistake, assert_found};
-use crate::replica::harness::{BLOCKS, Call, Cluster, Faults};
 use crate::replica::member::Member;
 use crate::replica::meta::Meta;
 use crate::replica::seam::{Input, MemberConfig, Output, ReadMode, ReqId, Start};
+use crate::testing::group_fixture::{BLOCKS, Call, Cluster, Faults};
 use crate::types::{
     Block, BlockError, BlockRange, MemberId, Mono, Origin, PodId, ShardId, ShardOp, ShardReply,
     VolumeId,
@@ -644,7 +644,7 @@ fn random_run(seed: u64) -> (u64, usize) {
     };
     for _ in 0..400 {
         let id = ids[cluster.rng.below(members) as usize];
-        let target = if cluster.rng.chance(80) { cluster.leader().unwrap_or(id) } else { id };
+        let target = if cluster.rng.percent(80) { cluster.leader().unwrap_or(id) } else { id };
         let block = cluster.rng.below(u64::from(BLOCKS)) as u32;
         match cluster.rng.below(100) {
             0..30 => drop(cluster.write(target, block)),

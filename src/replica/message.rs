@@ -5,10 +5,11 @@
 //! with the length of its payload (0: it has none), then the protobuf encoding of the message
 //! with empty `data` in every entry.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use protobuf::Message as _;
 use raft::eraftpb::{Message, MessageType};
 
+use crate::fields::{FieldError, Fields, PutFields};
 use crate::limits::{ENTRY_BYTES_MAX, FRAME_META_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
 
 const VERSION: u8 = 1;
@@ -17,8 +18,10 @@ const PREFIX_BYTES: usize = 8;
 /// Why bytes cannot be decoded as a Raft message.
 #[derive(Debug, thiserror::Error)]
 pub enum MessageError {
-    #[error("a Raft message header of {0} bytes is too short or too long")]
-    Length(usize),
+    #[error("a Raft message header of {0} bytes is too long")]
+    TooLong(usize),
+    #[error("a Raft message header is cut: {0}")]
+    Fields(#[from] FieldError),
     #[error("Raft message version {0} is not known")]
     Version(u8),
     #[error("a Raft message cannot be decoded")]
@@ -32,13 +35,11 @@ pub fn split(mut message: Message) -> (Bytes, Vec<Bytes>) {
     let count = message.entries.len();
     let mut payloads = Vec::with_capacity(count);
     let mut header = Vec::with_capacity(PREFIX_BYTES + count * 72 + 64);
-    header.extend_from_slice(&[VERSION, 0, 0, 0]);
-    let count = u32::try_from(count).expect("a message has far fewer entries");
-    header.extend_from_slice(&count.to_le_bytes());
+    header.put_slice(&[VERSION, 0, 0, 0]);
+    header.put_count(count);
     for entry in message.entries.iter_mut() {
         let payload = std::mem::take(&mut entry.data);
-        let len = u32::try_from(payload.len()).expect("at most ENTRY_BYTES_MAX");
-        header.extend_from_slice(&len.to_le_bytes());
+        header.put_count(payload.len());
         if !payload.is_empty() {
             payloads.push(payload);
         }
@@ -51,29 +52,26 @@ pub fn split(mut message: Message) -> (Bytes, Vec<Bytes>) {
 /// Joins a split message. Copies the header once, so that small parts do not keep a receive buffer
 /// alive. Does not copy payloads.
 pub fn join(header: &[u8], payloads: Vec<Bytes>) -> Result<Message, MessageError> {
-    let wrong_length = MessageError::Length(header.len());
     if header.len() > FRAME_META_BYTES_MAX {
-        return Err(wrong_length);
+        return Err(MessageError::TooLong(header.len()));
     }
-    let Some((prefix, rest)) = header.split_first_chunk::<PREFIX_BYTES>() else {
-        return Err(wrong_length);
-    };
-    if prefix[0] != VERSION {
-        return Err(MessageError::Version(prefix[0]));
+    let mut fields = Fields::new(header);
+    let version = fields.u8()?;
+    if version != VERSION {
+        return Err(MessageError::Version(version));
     }
-    let count = u32::from_le_bytes([prefix[4], prefix[5], prefix[6], prefix[7]]) as usize;
-    let Some((lengths, body)) = rest.split_at_checked(count.saturating_mul(4)) else {
-        return Err(wrong_length);
-    };
-    let mut message = Message::parse_from_carllerche_bytes(&Bytes::copy_from_slice(body))?;
+    fields.skip(3)?;
+    let count = fields.count(4)?;
+    let mut lengths = Fields::new(fields.slice(count * 4)?);
+    let body = Bytes::copy_from_slice(fields.rest());
+    let mut message = Message::parse_from_carllerche_bytes(&body)?;
     if message.entries.len() != count {
         return Err(MessageError::Payloads);
     }
-    let (lengths, _) = lengths.as_chunks::<4>();
     let mut payloads = payloads.into_iter();
     let mut total = 0;
-    for (entry, len) in message.entries.iter_mut().zip(lengths) {
-        let len = u32::from_le_bytes(*len) as usize;
+    for entry in message.entries.iter_mut() {
+        let len = lengths.u32()? as usize;
         total += len;
         if !entry.data.is_empty() || len > ENTRY_BYTES_MAX || total > FRAME_PAYLOAD_BYTES_MAX {
             return Err(MessageError::Payloads);

@@ -16,10 +16,11 @@
 //! | 32 | 8 each | the members, in the order of the counts |
 //! | ... | 16 each | front end and its highest session, ordered by front end |
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
 use raft::{Changer, ProgressTracker};
 
+use crate::fields::{FieldError, Fields, PutFields};
 use crate::types::{MemberId, PodId};
 
 const VERSION: u8 = 1;
@@ -45,8 +46,8 @@ pub struct Meta {
 /// Why bytes cannot be decoded as shard metadata.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MetaError {
-    #[error("shard metadata has {0} bytes")]
-    Length(usize),
+    #[error("shard metadata is malformed: {0}")]
+    Fields(#[from] FieldError),
     #[error("shard metadata version {0} is not known")]
     Version(u8),
     #[error("shard metadata contains values that are out of bounds")]
@@ -125,22 +126,17 @@ impl Meta {
         let lists = self.member_lists();
         let members: usize = lists.iter().map(|list| list.len()).sum();
         let mut bytes = Vec::with_capacity(HEADER_BYTES + members * 8 + self.sessions.len() * 16);
-        bytes.extend_from_slice(&[VERSION, u8::from(self.conf.auto_leave), 0, 0]);
-        bytes.extend_from_slice(&self.blocks.to_le_bytes());
-        bytes.extend_from_slice(&self.attachment_epoch.to_le_bytes());
+        bytes.put_slice(&[VERSION, u8::from(self.conf.auto_leave), 0, 0]);
+        bytes.put_u32_le(self.blocks);
+        bytes.put_u64_le(self.attachment_epoch);
         for list in lists {
-            let count = u16::try_from(list.len()).expect("far fewer members than 65536");
-            bytes.extend_from_slice(&count.to_le_bytes());
+            bytes.put_u16_le(u16::try_from(list.len()).expect("far fewer members than 65536"));
         }
-        let front_ends = u32::try_from(self.sessions.len()).expect("at most FRONT_ENDS_MAX");
-        bytes.extend_from_slice(&front_ends.to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
-        for member in lists.into_iter().flatten() {
-            bytes.extend_from_slice(&member.to_le_bytes());
-        }
+        bytes.put_count(self.sessions.len());
+        bytes.put_u32_le(0);
+        lists.into_iter().for_each(|list| bytes.put_u64s_le(list));
         for (front_end, session) in &self.sessions {
-            bytes.extend_from_slice(&front_end.0.to_le_bytes());
-            bytes.extend_from_slice(&session.to_le_bytes());
+            bytes.put_u64s_le(&[front_end.0, *session]);
         }
         Bytes::from(bytes)
     }
@@ -151,50 +147,39 @@ impl Meta {
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Meta, MetaError> {
-        let Some((head, body)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
-            return Err(MetaError::Length(bytes.len()));
-        };
-        if head[0] != VERSION {
-            return Err(MetaError::Version(head[0]));
+        let mut fields = Fields::new(bytes);
+        let version = fields.u8()?;
+        if version != VERSION {
+            return Err(MetaError::Version(version));
         }
-        let count = |at: usize| usize::from(u16::from_le_bytes([head[at], head[at + 1]]));
-        let counts = [count(16), count(18), count(20), count(22)];
-        let front_ends = u32::from_le_bytes([head[24], head[25], head[26], head[27]]) as usize;
-        if head[1] > 1 || counts.iter().any(|count| *count > MEMBERS_MAX) {
+        let auto_leave = fields.flag("leaving a joint configuration")?;
+        fields.skip(2)?;
+        let (blocks, attachment_epoch) = (fields.u32()?, fields.u64()?);
+        let mut counts = [0; 4];
+        for count in &mut counts {
+            *count = usize::from(fields.u16()?);
+        }
+        let front_ends = fields.u32()? as usize;
+        fields.skip(4)?;
+        if counts.iter().any(|count| *count > MEMBERS_MAX) || front_ends > FRONT_ENDS_MAX {
             return Err(MetaError::Bounds);
         }
-        if front_ends > FRONT_ENDS_MAX {
-            return Err(MetaError::Bounds);
-        }
-        let members: usize = counts.iter().sum();
-        if body.len() != (members + front_ends * 2) * 8 {
-            return Err(MetaError::Length(bytes.len()));
-        }
-        let (words, _) = body.as_chunks::<8>();
-        let mut words = words.iter().map(|word| u64::from_le_bytes(*word));
-        let mut list = |count: usize| words.by_ref().take(count).collect::<Vec<u64>>();
+        let mut list = |count: usize| (0..count).map(|_| fields.u64()).collect::<Result<_, _>>();
         let conf = ConfState {
-            voters: list(counts[0]),
-            voters_outgoing: list(counts[1]),
-            learners: list(counts[2]),
-            learners_next: list(counts[3]),
-            auto_leave: head[1] == 1,
+            voters: list(counts[0])?,
+            voters_outgoing: list(counts[1])?,
+            learners: list(counts[2])?,
+            learners_next: list(counts[3])?,
+            auto_leave,
             ..ConfState::default()
         };
-        let pairs = list(front_ends * 2);
-        let sessions =
-            pairs.chunks_exact(2).map(|pair| (PodId(pair[0]), pair[1])).collect::<Vec<_>>();
+        let pair = |_| Ok((PodId(fields.u64()?), fields.u64()?));
+        let sessions = (0..front_ends).map(pair).collect::<Result<Vec<_>, FieldError>>()?;
+        fields.end()?;
         if !sessions.is_sorted_by(|left, right| left.0 < right.0) {
             return Err(MetaError::Bounds);
         }
-        let mut epoch = [0; 8];
-        epoch.copy_from_slice(&head[8..16]);
-        Ok(Meta {
-            blocks: u32::from_le_bytes([head[4], head[5], head[6], head[7]]),
-            attachment_epoch: u64::from_le_bytes(epoch),
-            conf,
-            sessions,
-        })
+        Ok(Meta { blocks, attachment_epoch, conf, sessions })
     }
 }
 

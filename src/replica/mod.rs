@@ -8,9 +8,6 @@
 pub mod apply;
 pub mod command;
 pub mod entry;
-mod fuzz;
-#[cfg(test)]
-mod harness;
 mod log_tail;
 pub mod member;
 #[cfg(test)]
@@ -27,5 +24,3 @@ mod running;
 pub mod seam;
 mod votes;
 mod write;
-
-pub use fuzz::{fuzz_one, fuzz_seeds};

@@ -1,8 +1,8 @@
 //! Rules of the design that one group can show, one scenario each. `member_test` has more.
 
 use crate::planted::{Mistake, assert_found};
-use crate::replica::harness::{BLOCKS, Cluster};
 use crate::replica::seam::{Input, ReadMode};
+use crate::testing::group_fixture::{BLOCKS, Cluster};
 use crate::types::{BlockError, MemberId, Origin, PodId};
 
 fn session(session: u64) -> Origin {

@@ -21,7 +21,7 @@ mod names;
 #[cfg(test)]
 mod planted_test;
 mod replicas;
-mod rng;
+pub mod rng;
 mod run;
 #[cfg(test)]
 mod scenarios_test;

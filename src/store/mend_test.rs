@@ -1,8 +1,8 @@
 //! Bad blocks in a slot or in the log, and their repair with another replica's copy.
 
-use super::lane_lab::*;
 use crate::store::index::run;
 use crate::store::seam::*;
+use crate::testing::lane_fixture::*;
 use crate::types::*;
 
 const SOURCE: MemberId = MemberId(1);
@@ -41,7 +41,7 @@ fn rot(lab: &mut Lab, file: LaneFile, sector: usize) {
     let file = lab.disk.files.get_mut(&file).unwrap();
     let mut bytes = file.now[sector * BLOCK_BYTES..][..BLOCK_BYTES].to_vec();
     bytes[100] ^= 4;
-    file.put(sector, &bytes, true);
+    file.write((sector * BLOCK_BYTES) as u64, &bytes, true);
 }
 
 fn rot_slot(lab: &mut Lab, member: MemberId, block: u32) {

@@ -20,14 +20,9 @@ mod checkpoint;
 mod core;
 mod effects;
 mod extent_map;
-mod fuzz;
 mod groups;
 pub mod index;
-#[cfg(test)]
-mod lab_disk;
 pub mod lane;
-#[cfg(test)]
-pub(crate) mod lane_lab;
 mod lane_log;
 #[cfg(test)]
 mod lane_test;
@@ -54,7 +49,6 @@ pub mod superblock;
 pub mod wal;
 mod writeback;
 
-pub use fuzz::{fuzz_one, fuzz_seeds};
 #[cfg(feature = "bench-internals")]
 pub use overlay::{Content, Overlay, OverlayBlock, OverlayExtent};
 

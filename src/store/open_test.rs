@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 
-use super::lab_disk::{Disk, Random};
-use super::lane_lab::Lab;
 use crate::planted::{Mistake, assert_found};
+use crate::sim::rng::Rng;
 use crate::store::lane::{Lane, LaneFiles};
 use crate::store::seam::LaneFile;
-use crate::types::BLOCK_BYTES;
+use crate::testing::crash_disk::Disk;
+use crate::testing::lane_fixture::Lab;
 
 /// A disk whose power fails after this many writes.
 struct Unsteady<'a> {
@@ -27,10 +27,7 @@ impl LaneFiles for Unsteady<'_> {
             self.writes_left -= 1;
             return self.disk.write(file, offset, bytes);
         }
-        let file = self.disk.files.get_mut(&file).unwrap();
-        for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
-            file.put(offset as usize / BLOCK_BYTES + number, sector, false);
-        }
+        self.disk.file(file).write(offset, bytes, false);
         Err(std::io::Error::other("the power failed"))
     }
 
@@ -44,7 +41,7 @@ impl LaneFiles for Unsteady<'_> {
 fn a_disk_can_be_opened_however_often_power_fails_meanwhile() {
     for seed in 0..300 {
         let mut lab = Lab::new(seed, 1);
-        let mut random = Random(seed << 32);
+        let mut random = Rng::new(seed);
         for start in 0..12 {
             let (config, pool) = (lab.config.clone(), lab.disk.pool.clone());
             let most = if random.one_in(2) { 2 } else { 7 };
@@ -54,7 +51,7 @@ fn a_disk_can_be_opened_however_often_power_fails_meanwhile() {
             if let Err(error) = opened {
                 assert!(files.has_failed, "start {start} of seed {seed}: {error:?}");
                 for file in [LaneFile::Superblock, LaneFile::Wal] {
-                    lab.disk.files.get_mut(&file).unwrap().crash(&mut random);
+                    lab.disk.file(file).crash(&mut random);
                 }
             }
         }

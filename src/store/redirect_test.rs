@@ -1,11 +1,11 @@
 //! WAL bypass: rules `bypass-before-batch`, `named-slot-is-immutable`,
 //! `slot-reuse-after-durable-free`, `log-snapshot-replaces`, `space-before-append`; and restarts.
 
-use super::lane_lab::*;
 use crate::log::{Append, LogEntry, WholeExtents};
 use crate::planted::{Mistake, assert_found};
 use crate::store::index::IndexStore;
 use crate::store::seam::*;
+use crate::testing::lane_fixture::*;
 use crate::types::*;
 
 const ONE: MemberId = MemberId(1);

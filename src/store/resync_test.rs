@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::lane_lab::*;
 use crate::planted::{Mistake, assert_found};
 use crate::store::seam::*;
+use crate::testing::lane_fixture::*;
 use crate::types::*;
 
 const SOURCE: MemberId = MemberId(1);

@@ -1,9 +1,9 @@
 //! The rules of the store that one lane can show, one scenario each.
 
-use super::lane_lab::*;
 use crate::planted::{Mistake, assert_found};
 use crate::store::lane::{RecoveredMember, Refusal};
 use crate::store::seam::*;
+use crate::testing::lane_fixture::*;
 use crate::types::*;
 
 const ONE: MemberId = MemberId(1);
@@ -597,7 +597,7 @@ fn a_log_that_ends_before_what_was_durable_can_still_be_used() {
         assert!(!is_faulted(&lab.reopen_unchecked()));
         let log = lab.disk.files.get_mut(&LaneFile::Wal).unwrap();
         for sector in kept_sectors..log.now.len() / BLOCK_BYTES {
-            log.put(sector, &[0; BLOCK_BYTES], true);
+            log.write((sector * BLOCK_BYTES) as u64, &[0; BLOCK_BYTES], true);
         }
         assert!(is_faulted(&lab.reopen_unchecked()));
         lab.rest();

@@ -16,6 +16,9 @@
 //!
 //! Bytes 0 to 32 keep their place and meaning in every later version.
 
+use bytes::BufMut;
+
+use crate::fields::{FieldError, Fields, PutFields};
 use crate::types::{BLOCK_BYTES, Uuid};
 
 /// Copies of a superblock.
@@ -34,6 +37,8 @@ pub const FEATURES_KNOWN: u64 = FEATURE_REDIRECT;
 
 const MAGIC: [u8; 8] = *b"HOLDDISK";
 const VERSION: u16 = 1;
+const CRC_AT: usize = 8;
+const CRC_END: usize = 12;
 
 const _: () =
     assert!(WRITE_QUORUM + OPEN_QUORUM > COPIES, "every open sees the newest update that counted");
@@ -90,14 +95,13 @@ pub fn encode(superblock: &Superblock) -> [[u8; BLOCK_BYTES]; COPIES] {
 
 fn encode_copy(superblock: &Superblock, copy: u16) -> [u8; BLOCK_BYTES] {
     let mut page = [0; BLOCK_BYTES];
-    page[..8].copy_from_slice(&MAGIC);
-    page[12..14].copy_from_slice(&VERSION.to_le_bytes());
-    page[14..16].copy_from_slice(&copy.to_le_bytes());
-    page[16..24].copy_from_slice(&superblock.features.to_le_bytes());
-    page[24..32].copy_from_slice(&superblock.sequence.to_le_bytes());
-    page[32..48].copy_from_slice(&superblock.cluster.0);
-    page[48..64].copy_from_slice(&superblock.disk.0);
-    let numbers = [
+    let mut fields = &mut page[CRC_END..];
+    fields.put_u16_le(VERSION);
+    fields.put_u16_le(copy);
+    fields.put_u64s_le(&[superblock.features, superblock.sequence]);
+    fields.put_slice(&superblock.cluster.0);
+    fields.put_slice(&superblock.disk.0);
+    fields.put_u64s_le(&[
         superblock.incarnation,
         superblock.seed,
         superblock.wal_bytes,
@@ -105,23 +109,12 @@ fn encode_copy(superblock: &Superblock, copy: u16) -> [u8; BLOCK_BYTES] {
         superblock.tail_seq,
         superblock.tail_offset,
         superblock.durable_seq,
-    ];
-    for (position, number) in numbers.iter().enumerate() {
-        let at = 64 + position * 8;
-        page[at..at + 8].copy_from_slice(&number.to_le_bytes());
-    }
-    page[120..122].copy_from_slice(&superblock.lanes.to_le_bytes());
-    let crc = crc32fast::hash(&page[12..]);
-    page[8..12].copy_from_slice(&crc.to_le_bytes());
+    ]);
+    fields.put_u16_le(superblock.lanes);
+    let crc = crc32fast::hash(&page[CRC_END..]);
+    page[..CRC_AT].copy_from_slice(&MAGIC);
+    page[CRC_AT..CRC_END].copy_from_slice(&crc.to_le_bytes());
     page
-}
-
-/// Makes a page pass for a copy, whatever its fields say: for the fuzzer.
-pub(super) fn forge(page: &mut [u8; BLOCK_BYTES], copy: u16) {
-    page[..8].copy_from_slice(&MAGIC);
-    page[14..16].copy_from_slice(&copy.to_le_bytes());
-    let crc = crc32fast::hash(&page[12..]);
-    page[8..12].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// The superblock that at least two copies agree on, the newest if there are several. `copies`
@@ -151,39 +144,43 @@ struct Copy {
 
 fn read_copy(page: &[u8], place: usize) -> Option<Copy> {
     let page: &[u8; BLOCK_BYTES] = page.try_into().ok()?;
-    let u16_at = |at: usize| u16::from_le_bytes([page[at], page[at + 1]]);
-    let u64_at = |at: usize| {
-        let low = (u64::from(u16_at(at + 2)) << 16) | u64::from(u16_at(at));
-        let high = (u64::from(u16_at(at + 6)) << 16) | u64::from(u16_at(at + 4));
-        (high << 32) | low
-    };
-    let uuid_at = |at: usize| Uuid(std::array::from_fn(|byte| page[at + byte]));
-    let crc = crc32fast::hash(&page[12..]).to_le_bytes();
-    if page[..8] != MAGIC || page[8..12] != crc || usize::from(u16_at(14)) != place {
+    let mut fields = Fields::new(&page[CRC_AT..]);
+    let crc = fields.u32().ok()?;
+    if page[..CRC_AT] != MAGIC || crc != crc32fast::hash(&page[CRC_END..]) {
         return None;
     }
-    let (version, features) = (u16_at(12), u64_at(16));
+    let (version, copy) = (fields.u16().ok()?, fields.u16().ok()?);
+    let (features, sequence) = (fields.u64().ok()?, fields.u64().ok()?);
     let content = if version != VERSION {
         Err(SuperblockError::NewerVersion { found: version, known: VERSION })
     } else if features & !FEATURES_KNOWN != 0 {
         Err(SuperblockError::UnknownFeatures { bits: features & !FEATURES_KNOWN })
     } else {
-        Ok(Superblock {
-            sequence: u64_at(24),
-            cluster: uuid_at(32),
-            disk: uuid_at(48),
-            incarnation: u64_at(64),
-            lanes: u16_at(120),
-            features,
-            seed: u64_at(72),
-            wal_bytes: u64_at(80),
-            data_bytes_max: u64_at(88),
-            tail_seq: u64_at(96),
-            tail_offset: u64_at(104),
-            durable_seq: u64_at(112),
-        })
+        Ok(take_superblock(&mut fields, features, sequence).ok()?)
     };
-    Some(Copy { sequence: u64_at(24), content })
+    (usize::from(copy) == place).then_some(Copy { sequence, content })
+}
+
+/// What stands behind the sequence.
+fn take_superblock(
+    fields: &mut Fields<&[u8]>,
+    features: u64,
+    sequence: u64,
+) -> Result<Superblock, FieldError> {
+    Ok(Superblock {
+        features,
+        sequence,
+        cluster: fields.uuid()?,
+        disk: fields.uuid()?,
+        incarnation: fields.u64()?,
+        seed: fields.u64()?,
+        wal_bytes: fields.u64()?,
+        data_bytes_max: fields.u64()?,
+        tail_seq: fields.u64()?,
+        tail_offset: fields.u64()?,
+        durable_seq: fields.u64()?,
+        lanes: fields.u16()?,
+    })
 }
 
 #[cfg(test)]

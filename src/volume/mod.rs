@@ -182,7 +182,10 @@ impl Volume {
             .filter_map(|(key, request)| of_conn(request).then_some(key))
             .collect();
         if planted(Mistake::ResentThroughSecondConnection) {
-            return self.forget_order(keys);
+            // They stay, and others need not wait for them.
+            let mut ready = Vec::new();
+            keys.into_iter().for_each(|key| self.release_order(key, &mut ready));
+            return ready.into_iter().for_each(|key| self.start(key));
         }
         for key in &keys {
             let request = self.work.requests.get_mut(*key).expect("just listed");
@@ -204,18 +207,6 @@ impl Volume {
             }
         }
         self.work.bytes_of.remove(&conn);
-    }
-
-    /// Makes the mistake of this name: the requests stay, but others no longer wait for them.
-    fn forget_order(&mut self, keys: Vec<u64>) {
-        let mut ready = Vec::new();
-        for key in keys {
-            let request = self.work.requests.get_mut(key).expect("just listed");
-            if let Some(blocks) = request.changed.take() {
-                self.order.finish(key, blocks, &mut ready);
-            }
-        }
-        ready.into_iter().for_each(|key| self.start(key));
     }
 
     /// The result of an attempt. `from` answered in `term` (0: no member was asked).
@@ -586,13 +577,11 @@ impl Volume {
 
     /// Answers a request; `ready` gets the writes that waited for it.
     fn end_request(&mut self, key: u64, ready: &mut Vec<u64>) {
+        self.release_order(key, ready);
         let request = self.work.requests.remove(key).expect("it has not ended");
         self.work.bytes -= request.charged_bytes;
         if let Some(bytes) = self.work.bytes_of.get_mut(&request.conn) {
             *bytes -= request.charged_bytes;
-        }
-        if let Some(blocks) = request.changed.clone() {
-            self.order.finish(key, blocks, ready);
         }
         if !request.abandoned {
             self.replies.push(VolumeOutput::Reply {
@@ -600,6 +589,14 @@ impl Volume {
                 handle: request.handle,
                 result: request.into_answer(),
             });
+        }
+    }
+
+    /// Others need not wait for what this request changes; `ready` gets those that did.
+    fn release_order(&mut self, key: u64, ready: &mut Vec<u64>) {
+        let request = self.work.requests.get_mut(key).expect("it has not ended");
+        if let Some(blocks) = request.changed.take() {
+            self.order.finish(key, blocks, ready);
         }
     }
 }

@@ -10,7 +10,8 @@ use bytes::Bytes;
 
 use super::*;
 use crate::io::buffer::Pool;
-use crate::types::{BLOCK_BYTES, Segment, StatusRun, Uuid, ZeroHow, block_crc, mix64};
+use crate::sim::rng::Rng;
+use crate::types::{BLOCK_BYTES, Segment, StatusRun, Uuid, ZeroHow, block_crc};
 use crate::view::ShardView;
 
 const VOLUME: VolumeId = VolumeId(9);
@@ -40,19 +41,6 @@ fn view(pods: &[u64]) -> VolumeView {
         stripe_bytes: SHARD_BYTES as u64,
         shards: (0..SHARDS as u64).map(shard).collect(),
         deleting: false,
-    }
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = mix64(self.0);
-        (self.0 % bound as u64) as usize
-    }
-
-    fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
     }
 }
 
@@ -107,7 +95,7 @@ enum Kind {
 }
 
 struct World {
-    random: Random,
+    random: Rng,
     now: Mono,
     volume: Volume,
     shards: Vec<FakeShard>,
@@ -140,7 +128,7 @@ impl World {
         });
         let words = SHARDS * SHARD_BYTES / WORD;
         World {
-            random: Random(seed),
+            random: Rng::new(seed),
             now: Mono(1),
             shards: shards.collect(),
             volume: Volume::new(view, ME, SessionSource::new(1)),
@@ -160,13 +148,13 @@ impl World {
     }
 
     fn step(&mut self) {
-        match self.random.below(100) {
+        match self.random.index(100) {
             0..20 if !self.healthy && self.waiting.len() < 24 => self.issue(),
             20..50 => self.deliver_call(),
             50..70 => self.deliver_answer(),
             70..88 => self.apply_one(),
             88..94 => {
-                self.now = self.now + Duration::from_millis(self.random.below(60) as u64);
+                self.now = self.now + Duration::from_millis(self.random.index(60) as u64);
                 self.volume.tick(self.now);
             }
             94..100 if !self.healthy => self.fault(),
@@ -176,19 +164,19 @@ impl World {
     }
 
     fn fault(&mut self) {
-        let shard = self.random.below(SHARDS);
-        match self.random.below(10) {
+        let shard = self.random.index(SHARDS);
+        match self.random.index(10) {
             0..4 => self.move_leader(shard),
             4..6 => {
-                let pod = PodId(2 + self.random.below(2) as u64);
+                let pod = PodId(2 + self.random.index(2) as u64);
                 // A part of the lost link's content arrives much later, or never.
-                let keep = self.random.chance(70);
+                let keep = self.random.percent(70);
                 self.calls.retain(|call| call.to.pod != pod || keep);
                 self.answers.retain(|answer| answer.from.pod != pod);
                 self.volume.pod_down(self.now, pod);
             }
             6 => {
-                let place = self.random.below(self.conns.len());
+                let place = self.random.index(self.conns.len());
                 let conn = self.conns[place];
                 self.volume.close_connection(conn);
                 self.waiting.retain(|_, waiting| waiting.conn != conn);
@@ -202,7 +190,7 @@ impl World {
             }
             8 if !self.answers.is_empty() => {
                 // Never answered, and nobody notices.
-                let place = self.random.below(self.answers.len());
+                let place = self.random.index(self.answers.len());
                 self.answers.swap_remove(place);
             }
             _ => {
@@ -214,8 +202,8 @@ impl World {
 
     /// Elects another leader, or none for now. A prefix of the old one's proposals survives.
     fn move_leader(&mut self, shard: usize) {
-        let leader = (!self.random.chance(20)).then(|| self.random.below(3));
-        let survive = self.random.below(self.shards[shard].log.len() + 1);
+        let leader = (!self.random.percent(20)).then(|| self.random.index(3));
+        let survive = self.random.index(self.shards[shard].log.len() + 1);
         let fake = &mut self.shards[shard];
         let from = fake.leader.map(|leader| fake.members[leader]);
         for (place, proposal) in fake.log.iter_mut().enumerate() {
@@ -239,7 +227,7 @@ impl World {
         self.healthy = true;
         for shard in 0..SHARDS {
             if self.shards[shard].leader.is_none() {
-                self.shards[shard].leader = Some(self.random.below(3));
+                self.shards[shard].leader = Some(self.random.index(3));
                 self.shards[shard].term += 1;
             }
         }
@@ -250,21 +238,21 @@ impl World {
 
     fn issue(&mut self) {
         let words = SIZE_BYTES / WORD;
-        let start = self.random.below(words);
-        let most = [3, 300, 3000, 9000][self.random.below(4)];
-        let count = 1 + self.random.below(most.min(words - start));
+        let start = self.random.index(words);
+        let most = [3, 300, 3000, 9000][self.random.index(4)];
+        let count = 1 + self.random.index(most.min(words - start));
         let (offset, len) = (start * WORD, count * WORD);
-        let kind = self.random.below(10);
+        let kind = self.random.index(10);
         let (op, kind) = match kind {
             0..5 => self.new_write(offset, len, kind),
             5..9 => {
                 let op = BlockOp::Read { offset: offset as u64, len: len as u32 };
                 (op, Kind::Read(self.floor[start..start + count].to_vec()))
             }
-            _ if self.random.chance(50) => (BlockOp::Flush, Kind::Other),
+            _ if self.random.percent(50) => (BlockOp::Flush, Kind::Other),
             _ => (BlockOp::Status { offset: offset as u64, len: len as u32 }, Kind::Other),
         };
-        let conn = self.conns[self.random.below(self.conns.len())];
+        let conn = self.conns[self.random.index(self.conns.len())];
         let handle = self.next_handle;
         self.next_handle += 1;
         self.waiting.insert(handle, Waiting { conn, kind, offset, len });
@@ -306,7 +294,7 @@ impl World {
         if self.calls.is_empty() {
             return;
         }
-        let place = self.random.below(self.calls.len());
+        let place = self.random.index(self.calls.len());
         let call = self.calls.swap_remove(place);
         let result = self.receive(call.shard, &call);
         let shard = &mut self.shards[call.shard];
@@ -332,8 +320,8 @@ impl World {
         let leader = fake.leader.map(|leader| fake.members[leader].member);
         let other_term = call.term != 0 && call.term != fake.term;
         if leader != Some(call.to.member) || other_term {
-            let wrong = MemberId(shard as u64 * 10 + 1 + self.random.below(4) as u64);
-            let hint = match self.random.below(10) {
+            let wrong = MemberId(shard as u64 * 10 + 1 + self.random.index(4) as u64);
+            let hint = match self.random.index(10) {
                 0 if !self.healthy => Some(wrong),
                 1 if !self.healthy => None,
                 _ => leader,
@@ -341,7 +329,7 @@ impl World {
             return Some(Err(BlockError::NotLeader { hint, term: fake.term }));
         }
         assert!(call.term != 0 || !call.op.is_write(), "a write names its term");
-        if !self.healthy && self.random.chance(5) {
+        if !self.healthy && self.random.percent(5) {
             return Some(Err(BlockError::Busy));
         }
         match &call.op {
@@ -361,14 +349,14 @@ impl World {
         let mut crcs = Vec::new();
         for (block, number) in bytes.chunks(BLOCK_BYTES).zip(u64::from(range.first.0)..) {
             let number = number + (shard * SHARD_BLOCKS) as u64;
-            if block.iter().all(|byte| *byte == 0) && self.random.chance(50) {
+            if block.iter().all(|byte| *byte == 0) && self.random.percent(50) {
                 segments.push(Segment::Zero(BLOCK_BYTES));
                 crcs.push(0);
                 continue;
             }
             crcs.push(block_crc(VOLUME, number, block));
             let mut block = block.to_vec();
-            if !self.healthy && self.random.chance(1) {
+            if !self.healthy && self.random.percent(1) {
                 block[17] ^= 1;
             }
             segments.push(Segment::Data(Bytes::from(block)));
@@ -378,7 +366,7 @@ impl World {
 
     /// Applies the oldest entry of some shard, and checks rule `session-checked-at-apply`.
     fn apply_one(&mut self) {
-        let shard = self.random.below(SHARDS);
+        let shard = self.random.index(SHARDS);
         let Some(leader) = self.shards[shard].leader else {
             return;
         };
@@ -435,8 +423,8 @@ impl World {
         if self.answers.is_empty() {
             return;
         }
-        let place = self.random.below(self.answers.len());
-        let times = if self.random.chance(10) { 2 } else { 1 };
+        let place = self.random.index(self.answers.len());
+        let times = if self.random.percent(10) { 2 } else { 1 };
         let answer = self.answers.swap_remove(place);
         for _ in 0..times {
             let Answer { ticket, from, term, ref result } = answer;

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use raft::eraftpb::{Entry, Message, MessageType};
 
-use super::pod_lab::{Pod, view, volume};
+use super::pod_fixture::{Pod, view, volume};
 use crate::io::buffer::Pool;
 use crate::limits::{Budgets, ELECTION_TICKS, TICK};
 use crate::planted::{Mistake, assert_found};

@@ -28,7 +28,8 @@ mod members;
 mod owed;
 mod peers;
 #[cfg(test)]
-mod pod_lab;
+#[path = "../testing/pod_fixture.rs"]
+mod pod_fixture;
 #[cfg(test)]
 mod pod_test;
 mod probe;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use raft::eraftpb::{Message, MessageType};
 
-use super::pod_lab::{DISK, Pod, VOLUME_BYTES, view, volume};
+use super::pod_fixture::{DISK, Pod, VOLUME_BYTES, view, volume};
 use crate::limits::{Budgets, ELECTION_TICKS, TICK};
 use crate::planted::{Mistake, assert_found};
 use crate::types::{BLOCK_BYTES, Block, BlockRange, MemberId, ShardId, ShardOp};

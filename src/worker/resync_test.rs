@@ -5,8 +5,8 @@ use bytes::Bytes;
 
 use super::resync::Resync;
 use crate::planted::{Mistake, assert_found};
-use crate::store::lane_lab::*;
 use crate::store::seam::{Event, MemberRecord, ReadId};
+use crate::testing::lane_fixture::*;
 use crate::types::{
     BLOCKS_PER_EXTENT, BlockRange, EXTENT_BYTES, Extent, ExtentContent, ManifestChunk, MemberId,
     Mono,

@@ -12,7 +12,6 @@ pub mod mounted;
 pub mod nbd;
 pub mod ports;
 pub mod power;
-pub mod random;
 pub mod tools;
 
 use std::fs;

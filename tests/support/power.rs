@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
+use holdfast::sim::rng::Rng;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::PODS;
@@ -22,7 +23,6 @@ use super::nbd::{
     OPTION_REPLY_MAGIC, READ, REPLY_ACK, REPLY_ERR_UNSUP, REPLY_INFO, REQUEST_MAGIC,
     SIMPLE_REPLY_MAGIC, WRITE,
 };
-use super::random::Random;
 use super::tools::{run, text};
 
 /// Handshake flags: fixed newstyle, no zeroes.
@@ -61,8 +61,8 @@ pub enum Unflushed {
 }
 
 impl Unflushed {
-    pub fn drawn(random: &mut Random) -> Unflushed {
-        Unflushed::Drawn(random.number() >> 8)
+    pub fn drawn(random: &mut Rng) -> Unflushed {
+        Unflushed::Drawn(random.next() >> 8)
     }
 }
 
@@ -140,11 +140,11 @@ impl Log {
         let mut left = Left::default();
         let mut random = match unflushed {
             Unflushed::Lost => None,
-            Unflushed::Drawn(seed) => Some(Random::new(seed)),
+            Unflushed::Drawn(seed) => Some(Rng::new(seed)),
         };
         // Disks tear at sectors, many of them only at pages. Some images keep all writes.
-        let unit = random.as_mut().map_or(PAGE, |random| [PAGE, SECTOR][random.below(2)]);
-        let spared = random.as_mut().is_some_and(|random| random.below(5) == 0);
+        let unit = random.as_mut().map_or(PAGE, |random| [PAGE, SECTOR][random.index(2)]);
+        let spared = random.as_mut().is_some_and(|random| random.index(5) == 0);
         for (position, (of, event)) in (0..).zip(events) {
             let Event::Write { at, len, payload } = *event else { continue };
             if *of != disk {
@@ -156,12 +156,12 @@ impl Log {
                 continue;
             }
             left.unflushed += 1;
-            match random.as_mut().map(|random| (random.below(3), random)) {
+            match random.as_mut().map(|random| (random.index(3), random)) {
                 None | Some((0, _)) => left.lost += 1,
                 // An ext4 whose own first page is torn cannot be mounted.
                 Some((1, random)) if at >= PAGE as u64 => {
                     left.torn += 1;
-                    for start in (0..len).step_by(unit).filter(|_| random.below(2) == 0) {
+                    for start in (0..len).step_by(unit).filter(|_| random.index(2) == 0) {
                         let payload = payload.map(|place| place + start as u64);
                         self.apply(&image, at + start as u64, unit.min(len - start), payload);
                     }

@@ -13,8 +13,9 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::fields::Fields;
 use crate::front::nbd::wire::{
-    self, OptionReplyHeader, Reader, RequestHeader, SimpleReply, command, info, option, reply,
+    self, OptionReplyHeader, RequestHeader, SimpleReply, command, info, option, reply,
 };
 
 /// Time limit of the connection attempt, and of each step of the handshake.
@@ -162,7 +163,7 @@ impl Connection {
                 self.data = None;
                 answers.push(answer);
             }
-            let Some(head) = SimpleReply::decode(&self.input[self.taken..self.filled]) else {
+            let Ok(head) = SimpleReply::decode(&self.input[self.taken..self.filled]) else {
                 return Ok(());
             };
             ensure!(head.magic == wire::SIMPLE_REPLY_MAGIC, "the server sent no reply");
@@ -199,9 +200,9 @@ fn connect(target: &Target) -> std::io::Result<File> {
 fn handshake(socket: &mut File, export: &str) -> anyhow::Result<u64> {
     let mut greeting = [0; wire::GREETING_BYTES];
     socket.read_exact(&mut greeting).context("could not receive the greeting")?;
-    let mut reader = Reader(&greeting);
-    let is_nbd = reader.u64() == Some(wire::MAGIC) && reader.u64() == Some(wire::OPTION_MAGIC);
-    ensure!(is_nbd, "this is not an NBD server");
+    let mut fields = Fields::new(&greeting[..]);
+    let magics = (fields.u64_be()?, fields.u64_be()?);
+    ensure!(magics == (wire::MAGIC, wire::OPTION_MAGIC), "this is not an NBD server");
     let flags = wire::CLIENT_FLAG_FIXED_NEWSTYLE | wire::CLIENT_FLAG_NO_ZEROES;
     let mut out = flags.to_be_bytes().to_vec();
     wire::put_option(&mut out, option::GO, &wire::export_query(export));
@@ -215,10 +216,10 @@ fn handshake(socket: &mut File, export: &str) -> anyhow::Result<u64> {
         ensure!(head.data_bytes <= OPTION_REPLY_BYTES_MAX, "the server's answer is too long");
         let mut data = vec![0; head.data_bytes as usize];
         socket.read_exact(&mut data).context("the answer ended early")?;
-        let mut reader = Reader(&data);
+        let mut fields = Fields::new(&data[..]);
         match head.kind {
             reply::ACK => return size_bytes.context("the server sent no volume size"),
-            reply::INFO if reader.u16() == Some(info::EXPORT) => size_bytes = reader.u64(),
+            reply::INFO if fields.u16_be() == Ok(info::EXPORT) => size_bytes = fields.u64_be().ok(),
             reply::INFO => {}
             reply::ERR_UNKNOWN => bail!("there is no such volume"),
             kind => bail!("refused ({kind:#x}): {}", String::from_utf8_lossy(&data)),

@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 
+use crate::sim::rng::Rng;
 use crate::types::mix64;
 
 /// How blocks are chosen, and whether they are read or written.
@@ -56,7 +57,7 @@ pub struct Requests {
     /// The part of the volume for this connection, in blocks.
     first: u64,
     count: u64,
-    state: u64,
+    rng: Rng,
     made: u64,
 }
 
@@ -79,7 +80,7 @@ impl Requests {
             }
             false => (0, blocks),
         };
-        let state = mix64(seed ^ mix64(u64::from(number)));
+        let rng = Rng::new(seed ^ mix64(u64::from(number)));
         let read_percent = u64::from(read_percent);
         (count > 0).then_some(Requests {
             pattern,
@@ -87,14 +88,9 @@ impl Requests {
             block_bytes,
             first,
             count,
-            state,
+            rng,
             made: 0,
         })
-    }
-
-    fn random(&mut self, below: u64) -> u64 {
-        self.state = self.state.wrapping_add(1);
-        mix64(self.state) % below
     }
 }
 
@@ -104,10 +100,10 @@ impl Iterator for Requests {
     fn next(&mut self) -> Option<Next> {
         let block = match self.pattern.is_sequential() {
             true => self.made % self.count,
-            false => self.random(self.count),
+            false => self.rng.below(self.count),
         };
         let is_write = match self.pattern {
-            Pattern::Randrw => self.random(100) >= self.read_percent,
+            Pattern::Randrw => self.rng.below(100) >= self.read_percent,
             pattern => pattern.writes(),
         };
         self.made += 1;

@@ -2,9 +2,9 @@
 
 use super::messages::*;
 use super::session::*;
-use super::testing::*;
 use super::wire::{self, command, info, option, reply};
 use crate::io::stream::STAGING_BYTES;
+use crate::testing::nbd_fixture::*;
 
 /// A case of the handshake: what the client says, what it hears, and how it ends.
 struct Case {

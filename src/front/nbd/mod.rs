@@ -4,14 +4,12 @@
 //! cite its sections by their headings.
 
 pub mod error;
-mod fuzz;
 mod messages;
 mod option;
 mod request;
 pub mod session;
 pub mod wire;
 
-pub use fuzz::fuzz_one;
 pub use messages::{CloseReason, Export, Exports, SessionHandle, SessionOutput};
 pub use session::Session;
 
@@ -19,5 +17,3 @@ pub use session::Session;
 mod handshake_test;
 #[cfg(test)]
 mod session_test;
-#[cfg(test)]
-mod testing;

@@ -2,8 +2,9 @@
 
 use bytes::{BufMut, BytesMut};
 
+use crate::fields::{FieldError, Fields, value};
 use crate::front::nbd::messages::{CloseReason, Export, Exports};
-use crate::front::nbd::wire::{self, Reader, export_flag, info, option, reply};
+use crate::front::nbd::wire::{self, export_flag, info, option, reply, take_string};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::types::BLOCK_BYTES;
 
@@ -107,7 +108,7 @@ fn go(
     exports: &dyn Exports,
     out: &mut BytesMut,
 ) -> Next {
-    let Some((name, wanted)) = parse_go(data) else {
+    let Ok((name, wanted)) = parse_go(data) else {
         wire::put_option_reply(out, code, reply::ERR_INVALID, &[]);
         return Next::Option;
     };
@@ -144,12 +145,12 @@ fn go(
 }
 
 /// Parses the name and the requested kinds of information, still encoded.
-fn parse_go(data: &[u8]) -> Option<(&str, &[u8])> {
-    let mut reader = Reader(data);
-    let name = reader.string()?;
-    let count = usize::from(reader.u16()?);
-    let wanted = reader.bytes(2 * count)?;
-    reader.0.is_empty().then_some((name, wanted))
+fn parse_go(data: &[u8]) -> Result<(&str, &[u8]), FieldError> {
+    let mut fields = Fields::new(data);
+    let name = take_string(&mut fields)?;
+    let count = usize::from(fields.u16_be()?);
+    let wanted = fields.slice(2 * count)?;
+    fields.end().map(|()| (name, wanted))
 }
 
 /// Selections of contexts for another export do not count.
@@ -169,7 +170,7 @@ fn meta_context(
         // A new selection replaces the old one, even when it fails.
         negotiated.base_allocation_of = None;
     }
-    let parsed = parse_queries(data, setting).filter(|_| negotiated.structured);
+    let parsed = parse_queries(data, setting).ok().filter(|_| negotiated.structured);
     let Some((name, wanted)) = parsed else {
         wire::put_option_reply(out, code, reply::ERR_INVALID, &[]);
         return;
@@ -193,19 +194,19 @@ fn meta_context(
 
 /// Parses the name, and whether the queries select `base:allocation`. A listing also allows no
 /// query at all, or the bare namespace ("Metadata querying").
-fn parse_queries(data: &[u8], setting: bool) -> Option<(&str, bool)> {
-    let mut reader = Reader(data);
-    let name = reader.string()?;
-    let count = reader.u32()?;
+fn parse_queries(data: &[u8], setting: bool) -> Result<(&str, bool), FieldError> {
+    let mut fields = Fields::new(data);
+    let name = take_string(&mut fields)?;
+    let count = fields.u32_be()?;
     if count > QUERIES_MAX {
-        return None;
+        return Err(value("number of queries", count));
     }
     let mut wanted = count == 0 && !setting;
     for _ in 0..count {
-        let query = reader.string()?;
+        let query = take_string(&mut fields)?;
         wanted |= query == wire::BASE_ALLOCATION || (!setting && query == "base:");
     }
-    reader.0.is_empty().then_some((name, wanted))
+    fields.end().map(|()| (name, wanted))
 }
 
 fn transmission_flags(export: &Export, negotiated: &Negotiated) -> u16 {

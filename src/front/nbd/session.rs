@@ -15,6 +15,7 @@
 
 use bytes::BytesMut;
 
+use crate::fields::Fields;
 use crate::front::nbd::error::Errno;
 use crate::front::nbd::messages::{CloseReason, Export, Exports, SessionHandle, SessionOutput};
 use crate::front::nbd::option::{self, Negotiated, Next};
@@ -208,7 +209,7 @@ impl Session {
     }
 
     fn on_client_flags(&mut self, reader: &mut StreamReader, out: &mut Vec<SessionOutput>) -> bool {
-        let Some(flags) = wire::Reader(reader.peek()).u32() else {
+        let Ok(flags) = Fields::new(reader.peek()).u32_be() else {
             return false;
         };
         reader.consume(wire::CLIENT_FLAGS_BYTES);
@@ -228,7 +229,7 @@ impl Session {
         exports: &dyn Exports,
         out: &mut Vec<SessionOutput>,
     ) -> bool {
-        let Some(header) = OptionHeader::decode(reader.peek()) else {
+        let Ok(header) = OptionHeader::decode(reader.peek()) else {
             return false;
         };
         let data_bytes = header.data_bytes as usize;
@@ -268,7 +269,7 @@ impl Session {
     }
 
     fn on_request(&mut self, reader: &mut StreamReader, out: &mut Vec<SessionOutput>) -> bool {
-        let Some(header) = RequestHeader::decode(reader.peek()) else {
+        let Ok(header) = RequestHeader::decode(reader.peek()) else {
             return false;
         };
         if header.magic != wire::REQUEST_MAGIC {

@@ -4,10 +4,10 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::messages::*;
-use super::testing::*;
 use super::wire::{self, chunk, command, command_flag, option};
-use crate::front::nbd::fuzz_one;
 use crate::limits::{CONNECTION_BYTES_MAX, CONNECTION_REQUESTS_MAX, REQUEST_BYTES_MAX};
+use crate::testing::fuzz::nbd::fuzz_one;
+use crate::testing::nbd_fixture::*;
 use crate::types::{BLOCK_BYTES, BlockError, BlockOp, BlockReply, Segment, ZeroHow};
 
 #[test]

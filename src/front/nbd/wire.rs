@@ -18,6 +18,7 @@
 
 use bytes::{BufMut, BytesMut};
 
+use crate::fields::{FieldError, Fields, value};
 use crate::front::nbd::error::Errno;
 
 pub const MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -140,13 +141,13 @@ pub struct OptionHeader {
 }
 
 impl OptionHeader {
-    /// `None` until the whole head has arrived.
-    pub fn decode(bytes: &[u8]) -> Option<OptionHeader> {
-        let mut reader = Reader(bytes);
-        Some(OptionHeader {
-            magic: reader.u64()?,
-            option: reader.u32()?,
-            data_bytes: reader.u32()?,
+    /// [`FieldError::Short`] until the whole head has arrived.
+    pub fn decode(bytes: &[u8]) -> Result<OptionHeader, FieldError> {
+        let mut fields = Fields::new(bytes);
+        Ok(OptionHeader {
+            magic: fields.u64_be()?,
+            option: fields.u32_be()?,
+            data_bytes: fields.u32_be()?,
         })
     }
 }
@@ -163,16 +164,16 @@ pub struct RequestHeader {
 }
 
 impl RequestHeader {
-    /// `None` until the whole head has arrived.
-    pub fn decode(bytes: &[u8]) -> Option<RequestHeader> {
-        let mut reader = Reader(bytes);
-        Some(RequestHeader {
-            magic: reader.u32()?,
-            flags: reader.u16()?,
-            command: reader.u16()?,
-            cookie: reader.u64()?,
-            offset: reader.u64()?,
-            length: reader.u32()?,
+    /// [`FieldError::Short`] until the whole head has arrived.
+    pub fn decode(bytes: &[u8]) -> Result<RequestHeader, FieldError> {
+        let mut fields = Fields::new(bytes);
+        Ok(RequestHeader {
+            magic: fields.u32_be()?,
+            flags: fields.u16_be()?,
+            command: fields.u16_be()?,
+            cookie: fields.u64_be()?,
+            offset: fields.u64_be()?,
+            length: fields.u32_be()?,
         })
     }
 }
@@ -187,14 +188,14 @@ pub struct OptionReplyHeader {
 }
 
 impl OptionReplyHeader {
-    /// `None` until the whole head has arrived.
-    pub fn decode(bytes: &[u8]) -> Option<OptionReplyHeader> {
-        let mut reader = Reader(bytes);
-        Some(OptionReplyHeader {
-            magic: reader.u64()?,
-            option: reader.u32()?,
-            kind: reader.u32()?,
-            data_bytes: reader.u32()?,
+    /// [`FieldError::Short`] until the whole head has arrived.
+    pub fn decode(bytes: &[u8]) -> Result<OptionReplyHeader, FieldError> {
+        let mut fields = Fields::new(bytes);
+        Ok(OptionReplyHeader {
+            magic: fields.u64_be()?,
+            option: fields.u32_be()?,
+            kind: fields.u32_be()?,
+            data_bytes: fields.u32_be()?,
         })
     }
 }
@@ -208,43 +209,25 @@ pub struct SimpleReply {
 }
 
 impl SimpleReply {
-    /// `None` until the whole head has arrived.
-    pub fn decode(bytes: &[u8]) -> Option<SimpleReply> {
-        let mut reader = Reader(bytes);
-        Some(SimpleReply { magic: reader.u32()?, error: reader.u32()?, cookie: reader.u64()? })
+    /// [`FieldError::Short`] until the whole head has arrived.
+    pub fn decode(bytes: &[u8]) -> Result<SimpleReply, FieldError> {
+        let mut fields = Fields::new(bytes);
+        Ok(SimpleReply {
+            magic: fields.u32_be()?,
+            error: fields.u32_be()?,
+            cookie: fields.u64_be()?,
+        })
     }
 }
 
-/// Reads big-endian numbers from the front of a slice; `None` when it is too short.
-pub struct Reader<'a>(pub &'a [u8]);
-
-impl<'a> Reader<'a> {
-    pub fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (head, tail) = self.0.split_at_checked(count)?;
-        self.0 = tail;
-        Some(head)
+/// Takes a length of 32 bits and that many bytes of UTF-8, at most [`STRING_BYTES_MAX`].
+pub fn take_string<'a>(fields: &mut Fields<&'a [u8]>) -> Result<&'a str, FieldError> {
+    let len = fields.u32_be()?;
+    if len as usize > STRING_BYTES_MAX {
+        return Err(value("length of a string", len));
     }
-
-    pub fn u16(&mut self) -> Option<u16> {
-        self.bytes(2)?.try_into().ok().map(u16::from_be_bytes)
-    }
-
-    pub fn u32(&mut self) -> Option<u32> {
-        self.bytes(4)?.try_into().ok().map(u32::from_be_bytes)
-    }
-
-    pub fn u64(&mut self) -> Option<u64> {
-        self.bytes(8)?.try_into().ok().map(u64::from_be_bytes)
-    }
-
-    /// Reads a length of 32 bits and that many bytes of UTF-8, at most [`STRING_BYTES_MAX`].
-    pub fn string(&mut self) -> Option<&'a str> {
-        let len = self.u32()? as usize;
-        if len > STRING_BYTES_MAX {
-            return None;
-        }
-        std::str::from_utf8(self.bytes(len)?).ok()
-    }
+    let not_text = |_| value("length of a string that is not UTF-8", len);
+    std::str::from_utf8(fields.slice(len as usize)?).map_err(not_text)
 }
 
 /// The server's greeting.
@@ -339,14 +322,14 @@ mod tests {
         let mut bytes = Vec::new();
         put_request(&mut bytes, &request);
         assert_eq!(bytes.len(), REQUEST_HEADER_BYTES);
-        assert_eq!(RequestHeader::decode(&bytes), Some(request));
-        assert_eq!(RequestHeader::decode(&bytes[1..]), None);
+        assert_eq!(RequestHeader::decode(&bytes), Ok(request));
+        assert_eq!(RequestHeader::decode(&bytes[1..]), Err(FieldError::Short));
 
         let mut bytes = Vec::new();
         put_option(&mut bytes, option::GO, &export_query("demo"));
         let header = OptionHeader::decode(&bytes).unwrap();
         assert_eq!((header.magic, header.option, header.data_bytes), (OPTION_MAGIC, 7, 10));
-        assert_eq!(Reader(&bytes[OPTION_HEADER_BYTES..]).string(), Some("demo"));
+        assert_eq!(take_string(&mut Fields::new(&bytes[OPTION_HEADER_BYTES..])), Ok("demo"));
 
         let mut out = BytesMut::new();
         put_option_reply(&mut out, option::GO, reply::ACK, b"abc");
@@ -358,7 +341,7 @@ mod tests {
         let mut out = BytesMut::new();
         put_simple_reply(&mut out, 9, 28);
         let (magic, error, cookie) = (SIMPLE_REPLY_MAGIC, 28, 9);
-        assert_eq!(SimpleReply::decode(&out), Some(SimpleReply { magic, error, cookie }));
+        assert_eq!(SimpleReply::decode(&out), Ok(SimpleReply { magic, error, cookie }));
         let mut out = BytesMut::new();
         put_greeting(&mut out);
         assert_eq!(out.len(), GREETING_BYTES);

@@ -15,8 +15,9 @@
 //!
 //! A value that is shorter or longer than its fields say is corrupt.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 
+use crate::fields::{FieldError, Fields, PutFields};
 use crate::store::index::IndexError;
 use crate::store::seam::{ExtentKey, ExtentRecord, IndexEdit, MemberRecord, Slot};
 use crate::types::{BLOCKS_PER_EXTENT, Extent, MemberId, ShardId, VolumeId};
@@ -61,22 +62,21 @@ pub(super) fn changes(edit: &IndexEdit, out: &mut Vec<Change>) {
 
 pub(super) fn extent_key(key: ExtentKey) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(17);
-    bytes.push(EXTENT);
-    bytes.extend(key.member.0.to_be_bytes());
-    bytes.extend(key.extent.0.to_be_bytes());
-    bytes.extend(key.layer.to_be_bytes());
+    bytes.put_u8(EXTENT);
+    bytes.put_u64(key.member.0);
+    bytes.put_u32(key.extent.0);
+    bytes.put_u32(key.layer);
     bytes
 }
 
-pub(super) fn decode_extent_key(bytes: &[u8]) -> Result<ExtentKey, IndexError> {
-    let mut reader = Reader(bytes);
-    if reader.u8()? != EXTENT {
+pub fn decode_extent_key(bytes: &[u8]) -> Result<ExtentKey, IndexError> {
+    let mut fields = Fields::new(bytes);
+    if fields.u8()? != EXTENT {
         return Err(corrupt("the key of an extent has another kind"));
     }
-    let member = MemberId(u64::from_be_bytes(reader.array()?));
-    let extent = Extent(u32::from_be_bytes(reader.array()?));
-    let layer = u32::from_be_bytes(reader.array()?);
-    reader.end()?;
+    let member = MemberId(fields.u64_be()?);
+    let (extent, layer) = (Extent(fields.u32_be()?), fields.u32_be()?);
+    fields.end()?;
     Ok(ExtentKey { member, extent, layer })
 }
 
@@ -86,8 +86,8 @@ fn member_key(member: MemberId) -> Vec<u8> {
 
 fn short_key(kind: u8, member: MemberId) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(9);
-    bytes.push(kind);
-    bytes.extend(member.0.to_be_bytes());
+    bytes.put_u8(kind);
+    bytes.put_u64(member.0);
     bytes
 }
 
@@ -115,38 +115,36 @@ pub(super) fn faults_range() -> (Vec<u8>, Vec<u8>) {
 
 /// Decodes the key of a member record, tombstone or fault.
 pub(super) fn decode_short_key(bytes: &[u8]) -> Result<MemberId, IndexError> {
-    let mut reader = Reader(bytes);
-    reader.u8()?;
-    let member = MemberId(u64::from_be_bytes(reader.array()?));
-    reader.end()?;
+    let mut fields = Fields::new(bytes);
+    fields.skip(1)?;
+    let member = MemberId(fields.u64_be()?);
+    fields.end()?;
     Ok(member)
 }
 
 pub fn encode_extent(record: &ExtentRecord) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(25 + 4 * record.present.count_ones() as usize);
-    bytes.push(VERSION);
-    bytes.extend(record.slot.0.to_le_bytes());
-    bytes.extend(record.present.to_le_bytes());
-    bytes.extend(record.zero.to_le_bytes());
-    bytes.extend(record.last_changed.to_le_bytes());
-    bytes.extend(record.birth.0.to_le_bytes());
+    bytes.put_u8(VERSION);
+    bytes.put_u32_le(record.slot.0);
+    bytes.put_u16_le(record.present);
+    bytes.put_u16_le(record.zero);
+    bytes.put_u64s_le(&[record.last_changed, record.birth.0]);
     for block in 0..BLOCKS_PER_EXTENT as usize {
         if record.present & (1 << block) != 0 {
-            bytes.extend(record.crcs[block].to_le_bytes());
+            bytes.put_u32_le(record.crcs[block]);
         }
     }
     bytes
 }
 
 pub fn decode_extent(bytes: &[u8]) -> Result<ExtentRecord, IndexError> {
-    let mut reader = Reader(bytes);
-    reader.version()?;
+    let mut fields = versioned(bytes)?;
     let mut record = ExtentRecord {
-        slot: Slot(reader.u32()?),
-        present: u16::from_le_bytes(reader.array()?),
-        zero: u16::from_le_bytes(reader.array()?),
-        last_changed: reader.u64()?,
-        birth: VolumeId(reader.u64()?),
+        slot: Slot(fields.u32()?),
+        present: fields.u16()?,
+        zero: fields.u16()?,
+        last_changed: fields.u64()?,
+        birth: VolumeId(fields.u64()?),
         crcs: [0; 16],
     };
     if record.present & record.zero != 0 {
@@ -154,44 +152,36 @@ pub fn decode_extent(bytes: &[u8]) -> Result<ExtentRecord, IndexError> {
     }
     for block in 0..BLOCKS_PER_EXTENT as usize {
         if record.present & (1 << block) != 0 {
-            record.crcs[block] = reader.u32()?;
+            record.crcs[block] = fields.u32()?;
         }
     }
-    reader.end()?;
+    fields.end()?;
     Ok(record)
 }
 
 fn encode_member(record: &MemberRecord) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(46 + record.meta.len());
-    bytes.push(VERSION);
-    bytes.extend(record.shard.0.to_le_bytes());
-    bytes.extend(record.volume.0.to_le_bytes());
-    bytes.extend(record.first_block_in_volume.to_le_bytes());
-    bytes.extend(record.blocks.to_le_bytes());
-    bytes.extend(record.flushed_index.to_le_bytes());
-    bytes.extend(record.flushed_term.to_le_bytes());
-    bytes.push(u8::from(record.resyncing));
-    bytes.extend_from_slice(&record.meta);
+    bytes.put_u8(VERSION);
+    bytes.put_u64s_le(&[record.shard.0, record.volume.0, record.first_block_in_volume]);
+    bytes.put_u32_le(record.blocks);
+    bytes.put_u64s_le(&[record.flushed_index, record.flushed_term]);
+    bytes.put_flag(record.resyncing);
+    bytes.put_slice(&record.meta);
     bytes
 }
 
 pub(super) fn decode_member(key: &[u8], value: &[u8]) -> Result<MemberRecord, IndexError> {
-    let mut reader = Reader(value);
-    reader.version()?;
+    let mut fields = versioned(value)?;
     Ok(MemberRecord {
         member: decode_short_key(key)?,
-        shard: ShardId(reader.u64()?),
-        volume: VolumeId(reader.u64()?),
-        first_block_in_volume: reader.u64()?,
-        blocks: reader.u32()?,
-        flushed_index: reader.u64()?,
-        flushed_term: reader.u64()?,
-        resyncing: match reader.u8()? {
-            0 => false,
-            1 => true,
-            _ => return Err(corrupt("the resyncing flag is neither 0 nor 1")),
-        },
-        meta: Bytes::copy_from_slice(reader.0),
+        shard: ShardId(fields.u64()?),
+        volume: VolumeId(fields.u64()?),
+        first_block_in_volume: fields.u64()?,
+        blocks: fields.u32()?,
+        flushed_index: fields.u64()?,
+        flushed_term: fields.u64()?,
+        resyncing: fields.flag("the resyncing flag is neither 0 nor 1")?,
+        meta: Bytes::copy_from_slice(fields.rest()),
     })
 }
 
@@ -199,42 +189,22 @@ fn corrupt(what: &'static str) -> IndexError {
     IndexError::Corrupt { what }
 }
 
-/// Takes fields off the front.
-struct Reader<'a>(&'a [u8]);
-
-impl Reader<'_> {
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], IndexError> {
-        let Some((head, rest)) = self.0.split_first_chunk::<N>() else {
-            return Err(corrupt("it ends too early"));
-        };
-        self.0 = rest;
-        Ok(*head)
+impl From<FieldError> for IndexError {
+    fn from(error: FieldError) -> IndexError {
+        corrupt(match error {
+            FieldError::Short => "it ends too early",
+            FieldError::Long => "bytes follow its end",
+            FieldError::Value { field, .. } => field,
+        })
     }
+}
 
-    fn u8(&mut self) -> Result<u8, IndexError> {
-        Ok(self.array::<1>()?[0])
-    }
-
-    fn u32(&mut self) -> Result<u32, IndexError> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Result<u64, IndexError> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
-    fn version(&mut self) -> Result<(), IndexError> {
-        match self.u8()? {
-            VERSION => Ok(()),
-            _ => Err(corrupt("its version is unknown")),
-        }
-    }
-
-    fn end(&self) -> Result<(), IndexError> {
-        if self.0.is_empty() {
-            return Ok(());
-        }
-        Err(corrupt("bytes follow its end"))
+/// The fields of a value, behind its version.
+fn versioned(value: &[u8]) -> Result<Fields<&[u8]>, IndexError> {
+    let mut fields = Fields::new(value);
+    match fields.u8()? {
+        VERSION => Ok(fields),
+        _ => Err(corrupt("its version is unknown")),
     }
 }
 

@@ -6,7 +6,9 @@ use crate::types::{Extent, MemberId};
 pub(crate) mod cache;
 mod error;
 mod format;
-mod fuzz;
+#[cfg(test)]
+#[path = "../../testing/fuzz/index.rs"]
+pub mod fuzz;
 pub mod memory;
 pub mod rocks;
 pub mod rocks_threads;
@@ -16,7 +18,6 @@ mod store_test;
 pub use error::IndexError;
 #[cfg(feature = "bench-internals")]
 pub use format::{decode_extent, encode_extent};
-pub use fuzz::{fuzz_one, fuzz_seeds};
 
 /// Storage of the index. Commits are atomic. They become durable in order, at the latest with the
 /// next flush; a crash loses a suffix of the commits since then.

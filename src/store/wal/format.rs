@@ -61,10 +61,11 @@
 //! index. A log may hold such entries only when the superblock has the feature
 //! [`crate::store::superblock::FEATURE_REDIRECT`].
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 
+use crate::fields::{FieldError, Fields, PutFields};
 use crate::log::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
-use crate::types::{BLOCK_BYTES, EXTENT_BYTES, Extent, MemberId, Uuid, mix64};
+use crate::types::{BLOCK_BYTES, EXTENT_BYTES, MemberId, Uuid, mix64};
 
 use super::{BatchSeq, Item};
 
@@ -181,35 +182,59 @@ impl Header {
             + self.body_bytes as usize
     }
 
-    fn write(&self, keys: &Keys, out: &mut [u8]) {
-        out[..8].copy_from_slice(&MAGIC);
-        out[8..10].copy_from_slice(&VERSION.to_le_bytes());
-        out[10..16].fill(0);
-        put_u64s(out, 16, &[self.seq.0, self.incarnation]);
-        out[32..48].copy_from_slice(&keys.disk.0);
-        put_u64s(out, 48, &[self.offset]);
-        let counts = [
+    pub(crate) fn write(&self, keys: &Keys, out: &mut [u8]) {
+        let mut fields = &mut out[..BATCH_CRC_AT];
+        fields.put_slice(&MAGIC);
+        fields.put_u16_le(VERSION);
+        // Flags, and the checksum that is filled in below.
+        fields.put_bytes(0, 6);
+        fields.put_u64s_le(&[self.seq.0, self.incarnation]);
+        fields.put_slice(&keys.disk.0);
+        fields.put_u64_le(self.offset);
+        fields.put_u32s_le(&[
             self.total_pages,
             self.header_pages,
             self.items,
             self.index_records,
             self.previous_records,
             self.body_bytes,
-        ];
-        for (position, count) in counts.iter().enumerate() {
-            out[56 + position * 4..60 + position * 4].copy_from_slice(&count.to_le_bytes());
-        }
-        let seqs = [
+        ]);
+        fields.put_u64s_le(&[
             self.durable_seq.0,
             self.tail_seq.0,
             self.base_seq.0,
             self.previous_seq.0,
             self.before_previous_seq.0,
-        ];
-        put_u64s(out, 80, &seqs);
-        out[120..124].copy_from_slice(&self.previous_crc.to_le_bytes());
+        ]);
+        fields.put_u32_le(self.previous_crc);
         let crc = fixed_crc(keys, self.incarnation, self.seq, out);
         out[FIXED_CRC_AT..FIXED_CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// The counterpart of `write`, from the own offset on.
+    fn take(
+        fields: &mut Fields<&[u8]>,
+        seq: BatchSeq,
+        incarnation: u64,
+    ) -> Result<Header, FieldError> {
+        Ok(Header {
+            seq,
+            incarnation,
+            offset: fields.u64()?,
+            total_pages: fields.u32()?,
+            header_pages: fields.u32()?,
+            items: fields.u32()?,
+            index_records: fields.u32()?,
+            previous_records: fields.u32()?,
+            body_bytes: fields.u32()?,
+            durable_seq: BatchSeq(fields.u64()?),
+            tail_seq: BatchSeq(fields.u64()?),
+            base_seq: BatchSeq(fields.u64()?),
+            previous_seq: BatchSeq(fields.u64()?),
+            before_previous_seq: BatchSeq(fields.u64()?),
+            previous_crc: fields.u32()?,
+            crc: fields.u32()?,
+        })
     }
 }
 
@@ -221,13 +246,6 @@ fn fixed_crc(keys: &Keys, incarnation: u64, seq: BatchSeq, page: &[u8]) -> u32 {
 fn batch_crc(keys: &Keys, incarnation: u64, seq: BatchSeq, header: &[u8]) -> u32 {
     let start = keys.batch_start(incarnation, seq);
     crc_from(start, &[&header[..BATCH_CRC_AT], &header[FIXED_BYTES..]])
-}
-
-fn put_u64s(out: &mut [u8], at: usize, values: &[u64]) {
-    for (position, value) in values.iter().enumerate() {
-        let at = at + position * 8;
-        out[at..at + 8].copy_from_slice(&value.to_le_bytes());
-    }
 }
 
 /// The reason why bytes are not a batch of this disk.
@@ -244,39 +262,34 @@ pub enum FormatError {
     Malformed(&'static str),
 }
 
+impl From<FieldError> for FormatError {
+    fn from(error: FieldError) -> FormatError {
+        FormatError::Malformed(match error {
+            FieldError::Short => "an item reaches beyond the header",
+            FieldError::Long => "bytes behind the last item",
+            FieldError::Value { field, .. } => field,
+        })
+    }
+}
+
 /// Reads the fixed part of a header from the first page of a possible batch. The result has passed
 /// the CRC of the fixed part, so its lengths can be used; [`decode`] checks the rest.
 pub fn decode_fixed(keys: &Keys, page: &[u8]) -> Result<Header, FormatError> {
     if page.len() < FIXED_BYTES || page[..8] != MAGIC || page[32..48] != keys.disk.0 {
         return Err(FormatError::NoHeader);
     }
-    let (seq, incarnation) = (BatchSeq(u64_at(page, 16)), u64_at(page, 24));
-    if u32_at(page, FIXED_CRC_AT) != fixed_crc(keys, incarnation, seq, page) {
+    let mut fields = Fields::new(&page[8..FIXED_BYTES]);
+    let (version, flags, crc) = (fields.u16()?, fields.u16()?, fields.u32()?);
+    let (seq, incarnation) = (BatchSeq(fields.u64()?), fields.u64()?);
+    if crc != fixed_crc(keys, incarnation, seq, page) {
         return Err(FormatError::NoHeader);
     }
-    let version = u16::from_le_bytes([page[8], page[9]]);
     if version != VERSION {
         return Err(FormatError::Version { version, seq });
     }
-    let header = Header {
-        seq,
-        incarnation,
-        offset: u64_at(page, 48),
-        total_pages: u32_at(page, 56),
-        header_pages: u32_at(page, 60),
-        items: u32_at(page, 64),
-        index_records: u32_at(page, 68),
-        previous_records: u32_at(page, 72),
-        body_bytes: u32_at(page, 76),
-        durable_seq: BatchSeq(u64_at(page, 80)),
-        tail_seq: BatchSeq(u64_at(page, 88)),
-        base_seq: BatchSeq(u64_at(page, 96)),
-        previous_seq: BatchSeq(u64_at(page, 104)),
-        before_previous_seq: BatchSeq(u64_at(page, 112)),
-        previous_crc: u32_at(page, 120),
-        crc: u32_at(page, BATCH_CRC_AT),
-    };
-    if page[10..12] != [0, 0] {
+    fields.skip(keys.disk.0.len())?;
+    let header = Header::take(&mut fields, seq, incarnation)?;
+    if flags != 0 {
         return Err(FormatError::Malformed("unknown flags"));
     }
     if header.header_pages == 0 || header.header_pages > header.total_pages {
@@ -286,14 +299,6 @@ pub fn decode_fixed(keys: &Keys, page: &[u8]) -> Result<Header, FormatError> {
         return Err(FormatError::Malformed("header length"));
     }
     Ok(header)
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
 /// A record of an item index.
@@ -341,19 +346,15 @@ impl Summary {
     }
 
     pub fn encode(self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.member.0.to_le_bytes());
-        out.extend_from_slice(&[self.kinds, 0, 0, 0, 0, 0, 0, 0]);
-        out.extend_from_slice(&self.first.to_le_bytes());
-        out.extend_from_slice(&self.last.to_le_bytes());
+        out.put_u64_le(self.member.0);
+        out.put_slice(&[self.kinds, 0, 0, 0, 0, 0, 0, 0]);
+        out.put_u64s_le(&[self.first, self.last]);
     }
 
-    fn decode(record: &[u8]) -> Summary {
-        Summary {
-            member: MemberId(u64_at(record, 0)),
-            kinds: record[8],
-            first: u64_at(record, 16),
-            last: u64_at(record, 24),
-        }
+    fn take(fields: &mut Fields<&[u8]>) -> Result<Summary, FieldError> {
+        let (member, kinds) = (fields.member()?, fields.u8()?);
+        fields.skip(7)?;
+        Ok(Summary { member, kinds, first: fields.u64()?, last: fields.u64()? })
     }
 }
 
@@ -378,7 +379,8 @@ pub fn item_index<'a>(items: impl Iterator<Item = &'a Item>) -> Vec<u8> {
 
 /// Decodes an item index; its length is a multiple of [`RECORD_BYTES`].
 pub fn decode_index(records: &[u8]) -> Vec<Summary> {
-    records.chunks_exact(RECORD_BYTES).map(Summary::decode).collect()
+    let mut fields = Fields::new(records);
+    std::iter::from_fn(|| Summary::take(&mut fields).ok()).collect()
 }
 
 /// Bytes of the body of an item.
@@ -419,20 +421,24 @@ pub fn encode<'a>(
 ) -> u32 {
     assert_eq!(out.len(), header.header_bytes());
     header.write(keys, out);
-    let mut writer = Writer { keys, header, out, at: FIXED_BYTES, payload_page: 0 };
-    writer.bytes(index);
-    writer.bytes(previous);
-    let bodies_at = writer.at;
+    let mut writer = Writer { keys, header, out: &mut out[FIXED_BYTES..], payload_page: 0 };
+    writer.out.put_slice(index);
+    writer.out.put_slice(previous);
+    let room = writer.out.len();
     let mut count = 0;
     for item in items {
         writer.item(item);
         count += 1;
     }
     assert_eq!(count, header.items);
-    assert_eq!(writer.at - bodies_at, header.body_bytes as usize);
+    assert_eq!(room - writer.out.len(), header.body_bytes as usize);
     assert_eq!(writer.payload_page, header.total_pages - header.header_pages);
-    let used = writer.at;
-    out[used..].fill(0);
+    writer.out.fill(0);
+    seal(keys, header, out)
+}
+
+/// Fills in the batch CRC of header pages, and returns it.
+pub(crate) fn seal(keys: &Keys, header: &Header, out: &mut [u8]) -> u32 {
     let crc = batch_crc(keys, header.incarnation, header.seq, out);
     out[BATCH_CRC_AT..FIXED_BYTES].copy_from_slice(&crc.to_le_bytes());
     crc
@@ -441,46 +447,39 @@ pub fn encode<'a>(
 struct Writer<'a> {
     keys: &'a Keys,
     header: &'a Header,
+    /// What is still to be written.
     out: &'a mut [u8],
-    at: usize,
     payload_page: u32,
 }
 
 impl Writer<'_> {
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.out[self.at..self.at + bytes.len()].copy_from_slice(bytes);
-        self.at += bytes.len();
-    }
-
-    fn u64s(&mut self, values: &[u64]) {
-        put_u64s(self.out, self.at, values);
-        self.at += values.len() * 8;
-    }
-
     fn item(&mut self, item: &Item) {
         match item {
             Item::Hard { member, hard } => {
-                self.bytes(&[body::HARD, 0, 0, 0, 0, 0, 0, 0]);
-                self.u64s(&[member.0, hard.term, hard.vote, hard.commit]);
+                self.kind(body::HARD);
+                self.out.put_u64s_le(&[member.0, hard.term, hard.vote, hard.commit]);
             }
             Item::Entry { member, entry } => self.entry(*member, entry),
             Item::Reset { member, index, term } => {
-                self.bytes(&[body::RESET, 0, 0, 0, 0, 0, 0, 0]);
-                self.u64s(&[member.0, *index, *term]);
+                self.kind(body::RESET);
+                self.out.put_u64s_le(&[member.0, *index, *term]);
             }
             Item::Image { member, hard, compacted_index, compacted_term, entries } => {
-                self.bytes(&[body::IMAGE, 0, 0, 0]);
-                let count = u32::try_from(entries.len()).expect("bounded by the header");
-                self.bytes(&count.to_le_bytes());
-                self.u64s(&[member.0, hard.term, hard.vote, hard.commit]);
-                self.u64s(&[*compacted_index, *compacted_term]);
+                self.out.put_slice(&[body::IMAGE, 0, 0, 0]);
+                self.out.put_count(entries.len());
+                self.out.put_u64s_le(&[member.0, hard.term, hard.vote, hard.commit]);
+                self.out.put_u64s_le(&[*compacted_index, *compacted_term]);
                 entries.iter().for_each(|entry| self.entry(*member, entry));
             }
             Item::Fault { member } => {
-                self.bytes(&[body::FAULT, 0, 0, 0, 0, 0, 0, 0]);
-                self.u64s(&[member.0]);
+                self.kind(body::FAULT);
+                self.out.put_u64_le(member.0);
             }
         }
+    }
+
+    fn kind(&mut self, kind: u8) {
+        self.out.put_slice(&[kind, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     fn entry(&mut self, member: MemberId, entry: &LogEntry) {
@@ -489,31 +488,27 @@ impl Writer<'_> {
         }
         let (incarnation, seq) = (self.header.incarnation, self.header.seq);
         let start = self.keys.payload_start(incarnation, seq, self.payload_page);
-        let length = |bytes: &Bytes| u32::try_from(bytes.len()).expect("bounded by the header");
-        self.bytes(&[body::ENTRY, entry.kind, 0, 0]);
-        self.bytes(&length(&entry.context).to_le_bytes());
-        self.u64s(&[member.0, entry.index, entry.term]);
-        self.bytes(&length(&entry.payload).to_le_bytes());
-        self.bytes(&crc_from(start, &[&entry.payload]).to_le_bytes());
-        self.bytes(&self.payload_page.to_le_bytes());
-        self.bytes(&[0; 4]);
-        self.bytes(&entry.context);
+        self.out.put_slice(&[body::ENTRY, entry.kind, 0, 0]);
+        self.out.put_count(entry.context.len());
+        self.out.put_u64s_le(&[member.0, entry.index, entry.term]);
+        self.out.put_count(entry.payload.len());
+        self.out.put_u32s_le(&[crc_from(start, &[&entry.payload]), self.payload_page, 0]);
+        self.out.put_slice(&entry.context);
         self.payload_page += pages(entry.payload.len()) as u32;
     }
 
     fn redirected(&mut self, member: MemberId, entry: &LogEntry, redirect: &Redirect) {
         assert!(entry.payload.is_empty(), "a payload is in one place");
         let slots = u16::try_from(redirect.slots.len()).expect("bounded by ENTRY_BYTES_MAX");
-        let context = u32::try_from(entry.context.len()).expect("bounded by the header");
-        self.bytes(&[body::REDIRECT, entry.kind]);
-        self.bytes(&slots.to_le_bytes());
-        self.bytes(&context.to_le_bytes());
-        self.u64s(&[member.0, entry.index, entry.term, u64::from(redirect.first.0)]);
+        self.out.put_slice(&[body::REDIRECT, entry.kind]);
+        self.out.put_u16_le(slots);
+        self.out.put_count(entry.context.len());
+        self.out.put_u64s_le(&[member.0, entry.index, entry.term, u64::from(redirect.first.0)]);
         for slot in &redirect.slots {
-            self.bytes(&slot.slot.0.to_le_bytes());
-            slot.crcs.iter().for_each(|crc| self.bytes(&crc.to_le_bytes()));
+            self.out.put_u32_le(slot.slot.0);
+            self.out.put_u32s_le(&slot.crcs);
         }
-        self.bytes(&entry.context);
+        self.out.put_slice(&entry.context);
     }
 }
 
@@ -584,17 +579,6 @@ impl FoundEntry {
     }
 }
 
-/// Header pages with right checksums, whatever they hold, and the batch CRC: for the fuzzer.
-pub(in crate::store) fn forge(keys: &Keys, header: &Header, body: &[u8]) -> (Vec<u8>, u32) {
-    let mut pages = vec![0; header.header_bytes().max(BLOCK_BYTES)];
-    let len = body.len().min(pages.len() - FIXED_BYTES);
-    pages[FIXED_BYTES..FIXED_BYTES + len].copy_from_slice(&body[..len]);
-    header.write(keys, &mut pages);
-    let crc = batch_crc(keys, header.incarnation, header.seq, &pages);
-    pages[BATCH_CRC_AT..FIXED_BYTES].copy_from_slice(&crc.to_le_bytes());
-    (pages, crc)
-}
-
 /// Decodes header pages, after [`decode_fixed`] has read their fixed part.
 pub fn decode(keys: &Keys, header: &Header, bytes: &[u8]) -> Result<Batch, FormatError> {
     if bytes.len() != header.header_bytes() {
@@ -607,11 +591,9 @@ pub fn decode(keys: &Keys, header: &Header, bytes: &[u8]) -> Result<Batch, Forma
     let used = Bytes::copy_from_slice(&bytes[FIXED_BYTES..header.used_bytes()]);
     let index_bytes = header.index_records as usize * RECORD_BYTES;
     let records_bytes = index_bytes + header.previous_records as usize * RECORD_BYTES;
-    let mut reader = Reader { keys, header, bytes: used.slice(records_bytes..), at: 0 };
+    let mut reader = Reader { keys, header, fields: Fields::new(used.slice(records_bytes..)) };
     let items = (0..header.items).map(|_| reader.item()).collect::<Result<Vec<_>, _>>()?;
-    if reader.at != reader.bytes.len() {
-        return Err(FormatError::Malformed("bytes behind the last item"));
-    }
+    reader.fields.end()?;
     Ok(Batch {
         header: *header,
         items,
@@ -623,54 +605,58 @@ pub fn decode(keys: &Keys, header: &Header, bytes: &[u8]) -> Result<Batch, Forma
 struct Reader<'a> {
     keys: &'a Keys,
     header: &'a Header,
-    bytes: Bytes,
-    at: usize,
+    fields: Fields,
 }
 
 impl Reader<'_> {
-    fn take(&mut self, len: usize) -> Result<Bytes, FormatError> {
-        if len > self.bytes.len() - self.at {
-            return Err(FormatError::Malformed("an item reaches beyond the header"));
-        }
-        self.at += len;
-        Ok(self.bytes.slice(self.at - len..self.at))
-    }
-
     fn item(&mut self) -> Result<FoundItem, FormatError> {
-        match self.bytes.get(self.at) {
-            Some(&body::HARD) => {
-                let part = self.take(40)?;
-                Ok(FoundItem::Hard { member: MemberId(u64_at(&part, 8)), hard: hard_at(&part, 16) })
+        match self.fields.u8()? {
+            body::HARD => {
+                self.fields.skip(7)?;
+                Ok(FoundItem::Hard { member: self.fields.member()?, hard: self.hard()? })
             }
-            Some(&(body::ENTRY | body::REDIRECT)) => {
-                let (member, entry) = self.entry()?;
+            kind @ (body::ENTRY | body::REDIRECT) => {
+                let (member, entry) = self.entry(kind)?;
                 Ok(FoundItem::Entry { member, entry })
             }
-            Some(&body::RESET) => {
-                let part = self.take(32)?;
-                Ok(FoundItem::Reset {
-                    member: MemberId(u64_at(&part, 8)),
-                    index: u64_at(&part, 16),
-                    term: u64_at(&part, 24),
-                })
+            body::RESET => {
+                self.fields.skip(7)?;
+                let member = self.fields.member()?;
+                let (index, term) = (self.fields.u64()?, self.fields.u64()?);
+                Ok(FoundItem::Reset { member, index, term })
             }
-            Some(&body::IMAGE) => self.image(),
-            Some(&body::FAULT) => {
-                let part = self.take(16)?;
-                Ok(FoundItem::Fault { member: MemberId(u64_at(&part, 8)) })
+            body::IMAGE => self.image(),
+            body::FAULT => {
+                self.fields.skip(7)?;
+                Ok(FoundItem::Fault { member: self.fields.member()? })
             }
             _ => Err(FormatError::Malformed("an item of unknown kind")),
         }
     }
 
-    /// A body of kind 2 or 5.
-    fn entry(&mut self) -> Result<(MemberId, FoundEntry), FormatError> {
-        if self.bytes.get(self.at) == Some(&body::REDIRECT) {
-            return self.redirected();
+    fn hard(&mut self) -> Result<HardState, FieldError> {
+        let fields = &mut self.fields;
+        Ok(HardState { term: fields.u64()?, vote: fields.u64()?, commit: fields.u64()? })
+    }
+
+    /// A body of kind 2 or 5, behind its kind.
+    fn entry(&mut self, kind: u8) -> Result<(MemberId, FoundEntry), FormatError> {
+        match kind {
+            body::ENTRY => self.plain_entry(),
+            body::REDIRECT => self.redirected(),
+            _ => Err(FormatError::Malformed("an image holds only entries")),
         }
-        let part = self.take(ENTRY_BODY_BYTES)?;
-        let context = self.take(u32_at(&part, 4) as usize)?;
-        let (payload_bytes, payload_page) = (u32_at(&part, 32), u32_at(&part, 40));
+    }
+
+    fn plain_entry(&mut self) -> Result<(MemberId, FoundEntry), FormatError> {
+        let fields = &mut self.fields;
+        let kind = fields.u8()?;
+        fields.skip(2)?;
+        let context_bytes = fields.u32()? as usize;
+        let (member, index, term) = (fields.member()?, fields.u64()?, fields.u64()?);
+        let (payload_bytes, payload_crc) = (fields.u32()?, fields.u32()?);
+        let payload_page = fields.u32()?;
+        fields.skip(4)?;
         let payload_pages = self.header.total_pages - self.header.header_pages;
         let end = u64::from(payload_page) + pages(payload_bytes as usize) as u64;
         if end > u64::from(payload_pages) {
@@ -679,80 +665,75 @@ impl Reader<'_> {
         let page = u64::from(self.header.header_pages) + u64::from(payload_page);
         let (incarnation, seq) = (self.header.incarnation, self.header.seq);
         let entry = FoundEntry {
-            index: u64_at(&part, 16),
-            term: u64_at(&part, 24),
-            kind: part[1],
-            context,
+            index,
+            term,
+            kind,
+            context: fields.bytes(context_bytes)?,
             payload_offset: self.header.offset + page * BLOCK_BYTES as u64,
             payload_bytes,
-            payload_crc: u32_at(&part, 36),
+            payload_crc,
             crc_start: self.keys.payload_start(incarnation, seq, payload_page),
             payload_ok: true,
             redirect: None,
         };
-        Ok((MemberId(u64_at(&part, 8)), entry))
+        Ok((member, entry))
     }
 
     fn image(&mut self) -> Result<FoundItem, FormatError> {
-        let part = self.take(56)?;
-        let count = u32_at(&part, 4) as usize;
-        if count > (self.bytes.len() - self.at) / ENTRY_BODY_BYTES {
+        self.fields.skip(3)?;
+        let count = self.fields.u32()? as usize;
+        let (member, hard) = (self.fields.member()?, self.hard()?);
+        let (compacted_index, compacted_term) = (self.fields.u64()?, self.fields.u64()?);
+        if count > self.fields.remaining_bytes() / ENTRY_BODY_BYTES {
             return Err(FormatError::Malformed("a log snapshot reaches beyond the header"));
         }
-        let member = MemberId(u64_at(&part, 8));
         let mut entries = Vec::with_capacity(count);
         for _ in 0..count {
-            if !matches!(self.bytes.get(self.at), Some(&(body::ENTRY | body::REDIRECT))) {
-                return Err(FormatError::Malformed("a log snapshot holds only entries"));
-            }
-            let (owner, entry) = self.entry()?;
+            let kind = self.fields.u8()?;
+            let (owner, entry) = self.entry(kind)?;
             if owner != member {
                 return Err(FormatError::Malformed("a log snapshot of two members"));
             }
             entries.push(entry);
         }
-        Ok(FoundItem::Image {
-            member,
-            hard: hard_at(&part, 16),
-            compacted_index: u64_at(&part, 40),
-            compacted_term: u64_at(&part, 48),
-            entries,
-        })
+        Ok(FoundItem::Image { member, hard, compacted_index, compacted_term, entries })
     }
 
     fn redirected(&mut self) -> Result<(MemberId, FoundEntry), FormatError> {
-        let part = self.take(REDIRECT_BODY_BYTES)?;
-        let count = u16::from_le_bytes([part[2], part[3]]);
-        let first = u32_at(&part, 32);
-        if count == 0 || first.checked_add(u32::from(count)).is_none() {
+        let fields = &mut self.fields;
+        let (kind, count) = (fields.u8()?, usize::from(fields.u16()?));
+        let context_bytes = fields.u32()? as usize;
+        let (member, index, term) = (fields.member()?, fields.u64()?, fields.u64()?);
+        let first = fields.extent()?;
+        fields.skip(4)?;
+        if count == 0 || first.0.checked_add(count as u32).is_none() {
             return Err(FormatError::Malformed("a bypassed write of no extents"));
         }
-        let slots = self.take(usize::from(count) * REDIRECT_SLOT_BYTES)?;
-        let slots = slots
-            .chunks_exact(REDIRECT_SLOT_BYTES)
-            .map(|chunk| RedirectedSlot {
-                slot: Slot(u32_at(chunk, 0)),
-                crcs: std::array::from_fn(|block| u32_at(chunk, 4 + block * 4)),
-            })
-            .collect();
+        if count > fields.remaining_bytes() / REDIRECT_SLOT_BYTES {
+            return Err(FieldError::Short.into());
+        }
+        let mut slots = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (slot, mut crcs) = (Slot(fields.u32()?), [0; 16]);
+            for crc in &mut crcs {
+                *crc = fields.u32()?;
+            }
+            slots.push(RedirectedSlot { slot, crcs });
+        }
         let entry = FoundEntry {
-            index: u64_at(&part, 16),
-            term: u64_at(&part, 24),
-            kind: part[1],
-            context: self.take(u32_at(&part, 4) as usize)?,
+            index,
+            term,
+            kind,
+            context: fields.bytes(context_bytes)?,
             payload_offset: 0,
             payload_bytes: 0,
             payload_crc: 0,
             crc_start: 0,
             payload_ok: true,
-            redirect: Some(Box::new(Redirect { first: Extent(first), slots })),
+            redirect: Some(Box::new(Redirect { first, slots })),
         };
-        Ok((MemberId(u64_at(&part, 8)), entry))
+        Ok((member, entry))
     }
-}
-
-fn hard_at(part: &[u8], at: usize) -> HardState {
-    HardState { term: u64_at(part, at), vote: u64_at(part, at + 8), commit: u64_at(part, at + 16) }
 }
 
 #[cfg(test)]

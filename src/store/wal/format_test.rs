@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::types::Extent;
 
 const KEYS: Keys = Keys { disk: Uuid(*b"disk-for-testing"), seed: 0x5eed };
 
@@ -191,8 +192,8 @@ fn a_redirected_entry_that_cannot_be_is_refused() {
     let (header, bytes) = encoded(&items, &[]);
     let body = FIXED_BYTES + RECORD_BYTES;
     let read = |body: &[u8]| {
-        let bytes = Bytes::copy_from_slice(body);
-        Reader { keys: &KEYS, header: &header, bytes, at: 0 }.item()
+        let fields = Fields::new(Bytes::copy_from_slice(body));
+        Reader { keys: &KEYS, header: &header, fields }.item()
     };
     let whole = &bytes[body..body + body_bytes(&items[0])];
     assert!(read(whole).is_ok());

@@ -7,8 +7,6 @@ pub mod format;
 pub mod recover;
 pub mod ring;
 mod scan;
-#[cfg(test)]
-mod test_lab;
 
 use bytes::Bytes;
 

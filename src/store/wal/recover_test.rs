@@ -4,9 +4,9 @@ use proptest::prelude::*;
 
 use super::super::Item;
 use super::super::fold::{FaultReason, MemberLog};
-use super::super::test_lab::{Lab, entry, hard, kept, log_entry, redirected};
 use super::*;
 use crate::planted::{Mistake, assert_found};
+use crate::testing::log_fixture::{Lab, entry, hard, kept, log_entry, redirected};
 use crate::types::{BLOCK_BYTES, MemberId};
 
 /// One situation and the expected result of recovery.

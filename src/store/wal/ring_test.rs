@@ -3,8 +3,8 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::super::recover::LogPart;
-use super::super::test_lab::{Lab, entry, hard, kept, loaded};
 use super::*;
+use crate::testing::log_fixture::{Lab, entry, hard, kept, loaded};
 
 #[test]
 fn the_gate_waits_for_64_kib_or_the_newest_batch_in_flight() {

@@ -5,6 +5,7 @@ use crate::control::command::{
     Addresses, Command, Envelope, NewDisk, Placement, Ticket, decode, encode,
 };
 use crate::control::state::State;
+use crate::testing::fuzz::Seeds;
 use crate::types::{MemberId, PodId, Uuid};
 
 const GIB: u64 = 1 << 30;
@@ -96,7 +97,7 @@ fn three_pods() -> State {
 }
 
 /// Good inputs by name, for a fuzzer to start from.
-pub fn fuzz_seeds() -> Vec<(&'static str, Vec<u8>)> {
+pub fn fuzz_seeds() -> Seeds {
     let removal = ("remove-member", Command::RemoveCatalogMember { member: MemberId(2) });
     let mut seeds: Vec<_> = commands()
         .into_iter()

@@ -4,6 +4,7 @@ use crate::front::nbd::{Export, Exports, Session, SessionOutput};
 use crate::io::buffer::Pool;
 use crate::io::stream::{STAGING_BYTES, StreamReader};
 use crate::limits::{CONNECTION_BYTES_MAX, CONNECTION_REQUESTS_MAX, REQUEST_BYTES_MAX};
+use crate::testing::stream_fixture::receive;
 use crate::types::{BlockError, BlockOp, BlockReply, Segment, VolumeId};
 
 /// Two exports, one of them read-only.
@@ -65,27 +66,9 @@ pub fn fuzz_one(input: &[u8]) {
             return;
         }
         if session.wants_input() && !stream.is_empty() {
-            stream = arrive(&mut reader, stream, piece_bytes);
+            stream = receive(&mut reader, stream, piece_bytes);
         }
     }
-}
-
-/// Receives the next piece; what is left of the stream.
-fn arrive<'a>(reader: &mut StreamReader, stream: &'a [u8], piece_bytes: usize) -> &'a [u8] {
-    let mut bufs = reader.lend();
-    let from = bufs.landing_from;
-    let landing_room = bufs.landing.as_ref().map_or(0, |landing| landing.len() - from);
-    let staging_room = bufs.staging.len() - bufs.staging_from;
-    let count = piece_bytes.min(stream.len()).min(landing_room + staging_room);
-    let (arrived, rest) = stream.split_at(count);
-    let (landed, staged) = arrived.split_at(count.min(landing_room));
-    if let Some(landing) = &mut bufs.landing {
-        landing[from..from + landed.len()].copy_from_slice(landed);
-    }
-    let staging_from = bufs.staging_from;
-    bufs.staging[staging_from..staging_from + staged.len()].copy_from_slice(staged);
-    reader.received(bufs, count);
-    rest
 }
 
 fn answer(op: &BlockOp, fails: bool) -> Result<BlockReply, BlockError> {

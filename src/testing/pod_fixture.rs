@@ -8,7 +8,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use raft::eraftpb::Message;
 
 use crate::front::nbd::wire;
@@ -22,12 +21,12 @@ use crate::net::message::CallId;
 use crate::replica::message;
 use crate::replica::seam::ReadMode;
 use crate::store::index::memory::MemoryIndex;
-use crate::store::lane::{LaneConfig, LaneFiles};
+use crate::store::lane::{LaneConfig, LaneFiles as _};
 use crate::store::open::{LaneFormat, format_lane};
 use crate::store::seam::{IndexJob, LaneFile, OpId};
-use crate::types::{
-    BLOCK_BYTES, EXTENT_BYTES, MemberId, Mono, Origin, PodId, ShardId, ShardOp, Uuid, VolumeId,
-};
+use crate::testing::crash_disk::Disk;
+use crate::testing::stream_fixture::land;
+use crate::types::{EXTENT_BYTES, MemberId, Mono, Origin, PodId, ShardId, ShardOp, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskView, MemberState, MemberView, PodView, ShardView, VolumeView};
 use crate::volume::SessionSource;
 use crate::worker::members::MemberRuntime;
@@ -60,7 +59,7 @@ struct Socket {
 #[derive(Default)]
 struct Kernel {
     now: Mono,
-    files: [Vec<u8>; 3],
+    disk: Disk,
     sockets: BTreeMap<SocketId, Socket>,
     next_socket: u32,
     to_accept: VecDeque<SocketId>,
@@ -76,6 +75,10 @@ struct Kernel {
 
 const LOG: FileId = FileId(LaneFile::Wal as u32);
 
+fn lane_file(file: FileId) -> LaneFile {
+    [LaneFile::Superblock, LaneFile::Wal, LaneFile::Data][file.0 as usize]
+}
+
 impl Kernel {
     fn carry_out(&mut self, token: Token, op: Op, out: &mut Vec<Completion>) {
         let mut buffers = Buffers::None;
@@ -86,14 +89,12 @@ impl Kernel {
             }
             Op::Write { file, offset, bufs, .. } => {
                 let bytes = bufs.concat();
-                let at = offset as usize;
-                self.files[file.0 as usize][at..at + bytes.len()].copy_from_slice(&bytes);
+                self.disk.file(lane_file(file)).write(offset, &bytes, true);
                 Ok(Done::Bytes(bytes.len()))
             }
             Op::Read { file, offset, mut buf } => {
-                let at = offset as usize;
-                let len = buf.len();
-                buf.copy_from_slice(&self.files[file.0 as usize][at..at + len]);
+                let (at, len) = (offset as usize, buf.len());
+                buf.copy_from_slice(&self.disk.file(lane_file(file)).now[at..at + len]);
                 buffers = Buffers::Read(buf);
                 Ok(Done::Bytes(len))
             }
@@ -142,15 +143,8 @@ impl Kernel {
                 continue;
             }
             let Some((token, mut bufs)) = socket.recv.take() else { continue };
-            let from = bufs.landing_from;
-            let landing = bufs.landing.as_mut().map_or(&mut [][..], |buf| &mut buf[from..]);
-            let room = landing.iter_mut().chain(&mut bufs.staging[bufs.staging_from..]);
-            let mut count = 0;
-            for place in room {
-                let Some(byte) = socket.to_pod.pop_front() else { break };
-                *place = byte;
-                count += 1;
-            }
+            let count = land(&mut bufs, socket.to_pod.make_contiguous(), usize::MAX);
+            socket.to_pod.drain(..count);
             let (result, buffers) = (Ok(Done::Bytes(count)), Buffers::Recv(bufs));
             out.push(Completion { token, result, buffers });
         }
@@ -175,7 +169,7 @@ impl Driver for Lab {
     }
 
     fn size_bytes(&self, file: FileId) -> std::io::Result<u64> {
-        Ok(self.0.borrow().files[file.0 as usize].len() as u64)
+        self.0.borrow_mut().disk.size_bytes(lane_file(file))
     }
 
     fn listen(&mut self, address: &Address) -> std::io::Result<(SocketId, Address)> {
@@ -209,23 +203,6 @@ impl Driver for Lab {
     }
 }
 
-impl LaneFiles for Lab {
-    fn read(&mut self, file: LaneFile, offset: u64, len: usize) -> std::io::Result<Bytes> {
-        let at = offset as usize;
-        Ok(Pool::default().copy(&self.0.borrow().files[file as usize][at..at + len]))
-    }
-
-    fn write(&mut self, file: LaneFile, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
-        let at = offset as usize;
-        self.0.borrow_mut().files[file as usize][at..at + bytes.len()].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn size_bytes(&mut self, file: LaneFile) -> std::io::Result<u64> {
-        Ok(self.0.borrow().files[file as usize].len() as u64)
-    }
-}
-
 struct Index {
     store: Rc<RefCell<MemoryIndex>>,
     inbox: Sender<Command>,
@@ -252,10 +229,8 @@ pub struct Pod {
 impl Pod {
     /// A new pod in a cluster without volumes.
     pub fn new(budgets: Budgets) -> Pod {
-        let kernel = Kernel { now: Mono(1), ..Kernel::default() };
-        let mut lab = Lab(Rc::new(RefCell::new(kernel)));
-        let sizes = [4 * BLOCK_BYTES as u64, WAL_BYTES, DATA_BYTES];
-        lab.0.borrow_mut().files = sizes.map(|bytes| vec![0; bytes as usize]);
+        let disk = Disk::new(WAL_BYTES, DATA_BYTES);
+        let mut kernel = Kernel { now: Mono(1), disk, ..Kernel::default() };
         let format = LaneFormat {
             cluster: CLUSTER,
             disk: DISK,
@@ -263,7 +238,8 @@ impl Pod {
             wal_bytes: WAL_BYTES,
             data_bytes_max: DATA_BYTES,
         };
-        format_lane(&mut lab, &format).expect("a new disk");
+        format_lane(&mut kernel.disk, &format).expect("a new disk");
+        let mut lab = Lab(Rc::new(RefCell::new(kernel)));
         let index = Rc::default();
         let worker = start(&mut lab, &index, budgets, 1);
         Pod { worker, lab, index, budgets, starts: 1 }
@@ -431,7 +407,7 @@ fn start(
     };
     let pool = Pool::default();
     let (inbox, receiver) = mailbox(4096, Arc::new(|| ()));
-    let opened = open_lane(config, &pool, &mut lab.clone(), &mut *index.borrow_mut());
+    let opened = open_lane(config, &pool, &mut lab.0.borrow_mut().disk, &mut *index.borrow_mut());
     let (lane, members) = opened.expect("what a pod wrote can be opened again");
     let file = |file: LaneFile| FileId(file as u32);
     let files = WorkerFiles {

@@ -16,6 +16,7 @@ use crate::replica::member::Member;
 use crate::replica::message;
 use crate::replica::meta::Meta;
 use crate::replica::seam::{Input, MemberConfig, Output, ReadMode, ReqId, Role, Start};
+use crate::sim::rng::Rng;
 use crate::types::{
     BLOCK_BYTES, Block, BlockError, BlockRange, MemberId, Mono, Origin, ShardId, ShardOp,
     ShardReply, VolumeId, block_crc,
@@ -27,24 +28,6 @@ pub const BLOCKS: u32 = 8;
 pub const SECTORS: usize = 8;
 const SECTOR_BYTES: usize = BLOCK_BYTES / SECTORS;
 const VOLUME: VolumeId = VolumeId(77);
-
-/// splitmix64.
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        crate::types::mix64(self.0)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
 
 /// What a block holds: the tag in each sector, and the index of the entry that changed it last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -151,7 +134,7 @@ pub struct Cluster {
 impl Cluster {
     pub fn new(seed: u64, members: u64) -> Cluster {
         let mut cluster = Cluster {
-            rng: Rng(seed),
+            rng: Rng::new(seed),
             now_us: 1_000_000,
             nodes: BTreeMap::new(),
             faults: CALM,
@@ -519,11 +502,11 @@ impl Cluster {
     fn send(&mut self, from: MemberId, message: Message) {
         let to = MemberId(message.to);
         assert_eq!(message.from, from.0);
-        if self.cut.contains(&(from, to)) || self.rng.chance(self.faults.drop) {
+        if self.cut.contains(&(from, to)) || self.rng.percent(self.faults.drop) {
             return;
         }
         let (header, payloads) = message::split(message);
-        let copies = 1 + usize::from(self.rng.chance(self.faults.double));
+        let copies = 1 + usize::from(self.rng.percent(self.faults.double));
         for _ in 0..copies {
             let message = message::join(&header, payloads.clone()).unwrap();
             let delay = 20 + self.rng.below(self.faults.delay_us);

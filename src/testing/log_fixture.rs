@@ -9,12 +9,12 @@ use crate::io::buffer::Pool;
 use crate::log::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
 use crate::types::{BLOCK_BYTES, Extent, MemberId, Uuid};
 
-use super::fold::{Flushed, MemberLog, fold};
-use super::format::{FoundEntry, FoundItem};
-use super::recover::{LogPart, Marks, RecoverError, Recovered, recover};
-use super::{BatchSeq, BatchWrite, GroupId, Item, Wal, WalConfig, WalPosition};
+use crate::store::wal::fold::{Flushed, MemberLog, fold};
+use crate::store::wal::format::{FoundEntry, FoundItem};
+use crate::store::wal::recover::{LogPart, Marks, RecoverError, Recovered, load_payload, recover};
+use crate::store::wal::{BatchSeq, BatchWrite, GroupId, Item, Wal, WalConfig, WalPosition};
 
-pub(super) struct Lab {
+pub struct Lab {
     pub disk: Vec<u8>,
     pub unreadable: Vec<u64>,
     pub config: WalConfig,
@@ -139,11 +139,11 @@ impl Lab {
     }
 }
 
-pub(super) fn hard(member: u64, term: u64, commit: u64) -> Item {
+pub fn hard(member: u64, term: u64, commit: u64) -> Item {
     Item::Hard { member: MemberId(member), hard: HardState { term, vote: 1, commit } }
 }
 
-pub(super) fn log_entry(index: u64, term: u64, blocks: usize) -> LogEntry {
+pub fn log_entry(index: u64, term: u64, blocks: usize) -> LogEntry {
     LogEntry {
         redirect: None,
         index,
@@ -154,12 +154,12 @@ pub(super) fn log_entry(index: u64, term: u64, blocks: usize) -> LogEntry {
     }
 }
 
-pub(super) fn entry(member: u64, index: u64, term: u64, blocks: usize) -> Item {
+pub fn entry(member: u64, index: u64, term: u64, blocks: usize) -> Item {
     Item::Entry { member: MemberId(member), entry: log_entry(index, term, blocks) }
 }
 
 /// An entry whose payload lies in two slots.
-pub(super) fn redirected(member: u64, index: u64, term: u64) -> Item {
+pub fn redirected(member: u64, index: u64, term: u64) -> Item {
     let slots = [5, 6].map(|slot| RedirectedSlot { slot: Slot(slot), crcs: [9; _] }).to_vec();
     let redirect = Some(Box::new(Redirect { first: Extent(0), slots }));
     let entry = LogEntry { redirect, ..log_entry(index, term, 0) };
@@ -167,15 +167,14 @@ pub(super) fn redirected(member: u64, index: u64, term: u64) -> Item {
 }
 
 /// What was found, with its payloads, as it was pushed.
-pub(super) fn loaded(lab: &Lab, found: &FoundItem) -> Item {
+pub fn loaded(lab: &Lab, found: &FoundItem) -> Item {
     let load = |found: &FoundEntry| LogEntry {
         redirect: found.redirect.clone(),
         index: found.index,
         term: found.term,
         kind: found.kind,
         context: found.context.clone(),
-        payload: super::recover::load_payload(found, &mut |at, len| lab.read(at, len))
-            .expect("intact"),
+        payload: load_payload(found, &mut |at, len| lab.read(at, len)).expect("intact"),
     };
     match found {
         FoundItem::Hard { member, hard } => Item::Hard { member: *member, hard: *hard },
@@ -197,7 +196,7 @@ pub(super) fn loaded(lab: &Lab, found: &FoundItem) -> Item {
 }
 
 /// Sequences of the batches that were kept.
-pub(super) fn kept(recovered: &Recovered) -> Vec<u64> {
+pub fn kept(recovered: &Recovered) -> Vec<u64> {
     let batches = recovered.log.iter().filter_map(|part| match part {
         LogPart::Batch(batch) => Some(batch.header.seq.0),
         LogPart::Lost(_) => None,

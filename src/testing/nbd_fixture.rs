@@ -1,18 +1,19 @@
 //! What the tests of the session share: a client, and the messages of both sides.
 
-use super::wire::{self, info, option, reply};
-use super::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
+use crate::front::nbd::wire::{self, info, option, reply};
+use crate::front::nbd::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
 use crate::io::buffer::Pool;
 use crate::io::stream::StreamReader;
 use crate::limits::REQUEST_BYTES_MAX;
+use crate::testing::stream_fixture::receive;
 use crate::types::{BLOCK_BYTES, BlockError, BlockOp, BlockReply, VolumeId};
 
-pub(super) const SIZE_BYTES: u64 = 5 << 30;
+pub const SIZE_BYTES: u64 = 5 << 30;
 /// Flags of a writable export without structured replies.
-pub(super) const FLAGS: u16 = 0x0d6d;
-pub(super) const FLAG_DF: u16 = 0x80;
+pub const FLAGS: u16 = 0x0d6d;
+pub const FLAG_DF: u16 = 0x80;
 
-pub(super) struct Table(&'static [&'static str]);
+pub struct Table(&'static [&'static str]);
 
 impl Exports for Table {
     fn list(&self) -> Vec<String> {
@@ -32,21 +33,21 @@ impl Exports for Table {
     }
 }
 
-pub(super) const EXPORTS: Table = Table(&["a", "frozen"]);
+pub const EXPORTS: Table = Table(&["a", "frozen"]);
 
 /// A client and its session; requests are kept, or answered at once.
-pub(super) struct Client {
-    pub(super) pool: Pool,
-    pub(super) reader: StreamReader,
-    pub(super) session: Session,
-    pub(super) out: Vec<SessionOutput>,
-    pub(super) sent: Vec<u8>,
-    pub(super) requests: Vec<(SessionHandle, BlockOp)>,
-    pub(super) closed: Option<CloseReason>,
+pub struct Client {
+    pub pool: Pool,
+    pub reader: StreamReader,
+    pub session: Session,
+    pub out: Vec<SessionOutput>,
+    pub sent: Vec<u8>,
+    pub requests: Vec<(SessionHandle, BlockOp)>,
+    pub closed: Option<CloseReason>,
 }
 
 impl Client {
-    pub(super) fn new() -> Client {
+    pub fn new() -> Client {
         Client::with_session(Session::new())
     }
 
@@ -67,12 +68,12 @@ impl Client {
     }
 
     /// A client that has opened "a" and has read all replies to that.
-    pub(super) fn open(structured: bool) -> Client {
+    pub fn open(structured: bool) -> Client {
         Client::new().opened(structured)
     }
 
     /// The same, with another bound on the bytes under way.
-    pub(super) fn open_with(structured: bool, bytes_max: usize) -> Client {
+    pub fn open_with(structured: bool, bytes_max: usize) -> Client {
         Client::with_session(Session::with_bytes_max(bytes_max)).opened(structured)
     }
 
@@ -84,29 +85,16 @@ impl Client {
     }
 
     /// Sends `stream` in pieces; stops when the session wants no more. What is left of it.
-    pub(super) fn receive<'a>(&mut self, mut stream: &'a [u8], piece_bytes: usize) -> &'a [u8] {
+    pub fn receive<'a>(&mut self, mut stream: &'a [u8], piece_bytes: usize) -> &'a [u8] {
         while !stream.is_empty() && self.session.wants_input() {
-            let mut bufs = self.reader.lend();
-            let from = bufs.landing_from;
-            let landing_room = bufs.landing.as_ref().map_or(0, |buf| buf.len() - from);
-            let staging_room = bufs.staging.len() - bufs.staging_from;
-            let count = piece_bytes.min(stream.len()).min(landing_room + staging_room);
-            let landed = count.min(landing_room);
-            if let Some(landing) = &mut bufs.landing {
-                landing[from..from + landed].copy_from_slice(&stream[..landed]);
-            }
-            let staging_from = bufs.staging_from;
-            bufs.staging[staging_from..staging_from + count - landed]
-                .copy_from_slice(&stream[landed..count]);
-            self.reader.received(bufs, count);
-            stream = &stream[count..];
+            stream = receive(&mut self.reader, stream, piece_bytes);
             self.session.feed(&mut self.reader, &EXPORTS, &mut self.out);
             self.collect(true);
         }
         stream
     }
 
-    pub(super) fn collect(&mut self, sent: bool) {
+    pub fn collect(&mut self, sent: bool) {
         for output in self.out.drain(..) {
             assert_eq!(self.closed, None, "nothing follows the end");
             match output {
@@ -122,52 +110,52 @@ impl Client {
         }
     }
 
-    pub(super) fn reply(&mut self, handle: SessionHandle, result: Result<BlockReply, BlockError>) {
+    pub fn reply(&mut self, handle: SessionHandle, result: Result<BlockReply, BlockError>) {
         self.session.reply(handle, result, &mut self.out);
         self.collect(true);
     }
 
-    pub(super) fn only_request(&mut self) -> (SessionHandle, BlockOp) {
+    pub fn only_request(&mut self) -> (SessionHandle, BlockOp) {
         assert_eq!(self.requests.len(), 1);
         self.requests.remove(0)
     }
 
-    pub(super) fn take_sent(&mut self) -> Vec<u8> {
+    pub fn take_sent(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.sent)
     }
 }
 
-pub(super) fn join(parts: &[&[u8]]) -> Vec<u8> {
+pub fn join(parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()
 }
 
-pub(super) fn client_option(code: u32, data: &[u8]) -> Vec<u8> {
+pub fn client_option(code: u32, data: &[u8]) -> Vec<u8> {
     let len = data.len() as u32;
     let magic = wire::OPTION_MAGIC.to_be_bytes();
     join(&[&magic, &code.to_be_bytes(), &len.to_be_bytes(), data])
 }
 
-pub(super) fn answer(code: u32, kind: u32, data: &[u8]) -> Vec<u8> {
+pub fn answer(code: u32, kind: u32, data: &[u8]) -> Vec<u8> {
     let len = data.len() as u32;
     let magic = wire::OPTION_REPLY_MAGIC.to_be_bytes();
     join(&[&magic, &code.to_be_bytes(), &kind.to_be_bytes(), &len.to_be_bytes(), data])
 }
 
-pub(super) fn string(text: &str) -> Vec<u8> {
+pub fn string(text: &str) -> Vec<u8> {
     join(&[&(text.len() as u32).to_be_bytes(), text.as_bytes()])
 }
 
-pub(super) fn go_data(name: &str, infos: &[u16]) -> Vec<u8> {
+pub fn go_data(name: &str, infos: &[u16]) -> Vec<u8> {
     let infos: Vec<u8> = infos.iter().flat_map(|kind| kind.to_be_bytes()).collect();
     join(&[&string(name), &(infos.len() as u16 / 2).to_be_bytes(), &infos])
 }
 
-pub(super) fn query_data(name: &str, queries: &[&str]) -> Vec<u8> {
+pub fn query_data(name: &str, queries: &[&str]) -> Vec<u8> {
     let strings: Vec<u8> = queries.iter().flat_map(|query| string(query)).collect();
     join(&[&string(name), &(queries.len() as u32).to_be_bytes(), &strings])
 }
 
-pub(super) fn go_answer(code: u32, flags: u16) -> Vec<u8> {
+pub fn go_answer(code: u32, flags: u16) -> Vec<u8> {
     let size = SIZE_BYTES.to_be_bytes();
     let export = join(&[&info::EXPORT.to_be_bytes(), &size, &flags.to_be_bytes()]);
     let sizes = [1, BLOCK_BYTES as u32, REQUEST_BYTES_MAX as u32];
@@ -176,7 +164,7 @@ pub(super) fn go_answer(code: u32, flags: u16) -> Vec<u8> {
     join(&[&answer(code, reply::INFO, &export), &answer(code, reply::INFO, &block_size)])
 }
 
-pub(super) fn handshake(structured: bool, name: &str) -> Vec<u8> {
+pub fn handshake(structured: bool, name: &str) -> Vec<u8> {
     let mut stream = 3u32.to_be_bytes().to_vec();
     if structured {
         stream.extend(client_option(option::STRUCTURED_REPLY, &[]));
@@ -187,19 +175,19 @@ pub(super) fn handshake(structured: bool, name: &str) -> Vec<u8> {
     stream
 }
 
-pub(super) fn request(flags: u16, command: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+pub fn request(flags: u16, command: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
     let (flags, command) = (flags.to_be_bytes(), command.to_be_bytes());
     let (cookie, offset) = (cookie.to_be_bytes(), offset.to_be_bytes());
     let magic = wire::REQUEST_MAGIC.to_be_bytes();
     join(&[&magic, &flags, &command, &cookie, &offset, &length.to_be_bytes()])
 }
 
-pub(super) fn simple(error: u32, cookie: u64) -> Vec<u8> {
+pub fn simple(error: u32, cookie: u64) -> Vec<u8> {
     let magic = wire::SIMPLE_REPLY_MAGIC.to_be_bytes();
     join(&[&magic, &error.to_be_bytes(), &cookie.to_be_bytes()])
 }
 
-pub(super) fn chunk_of(flags: u16, kind: u16, cookie: u64, payload: &[u8]) -> Vec<u8> {
+pub fn chunk_of(flags: u16, kind: u16, cookie: u64, payload: &[u8]) -> Vec<u8> {
     let magic = wire::STRUCTURED_REPLY_MAGIC.to_be_bytes();
     let (flags, kind, cookie) = (flags.to_be_bytes(), kind.to_be_bytes(), cookie.to_be_bytes());
     join(&[&magic, &flags, &kind, &cookie, &(payload.len() as u32).to_be_bytes(), payload])

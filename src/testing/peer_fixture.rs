@@ -1,4 +1,4 @@
-//! Feeds bytes to a reader as a socket would. For tests and for [`crate::net::fuzz_one`].
+//! Feeds bytes to a reader as a socket would. For tests and for the fuzzer.
 
 use bytes::Bytes;
 
@@ -6,6 +6,7 @@ use crate::io::buffer::Pool;
 use crate::io::stream::StreamReader;
 use crate::net::codec::pieces;
 use crate::net::frame::Frame;
+use crate::testing::stream_fixture::receive;
 
 /// A frame as it arrives: the payload part in aligned pieces.
 pub fn cut(kind: u8, meta: Bytes, mut payload: &[u8]) -> Frame {
@@ -25,18 +26,7 @@ pub fn pour<E>(
 ) -> Result<(), E> {
     parse(reader)?;
     while !stream.is_empty() {
-        let mut bufs = reader.lend();
-        let landing_from = bufs.landing_from;
-        let landing = bufs.landing.as_mut().map(|buf| &mut buf[landing_from..]);
-        let landing = landing.unwrap_or_default();
-        let staging = &mut bufs.staging[bufs.staging_from..];
-        let count = step.min(stream.len()).min(landing.len() + staging.len());
-        let (piece, rest) = stream.split_at(count);
-        let (landed, staged) = piece.split_at(count.min(landing.len()));
-        landing[..landed.len()].copy_from_slice(landed);
-        staging[..staged.len()].copy_from_slice(staged);
-        reader.received(bufs, count);
-        stream = rest;
+        stream = receive(reader, stream, step);
         parse(reader)?;
     }
     Ok(())

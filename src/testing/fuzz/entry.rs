@@ -7,6 +7,7 @@ use raft::eraftpb::{Entry, Message, MessageType};
 use crate::replica::command::{self, Command};
 use crate::replica::message;
 use crate::replica::meta::Meta;
+use crate::testing::fuzz::Seeds;
 use crate::types::{BLOCK_BYTES, Block, BlockRange, MemberId, Origin, PodId};
 
 /// Reads `input`: its first byte chooses what the rest is: 0 the command of an entry, 1 a group's
@@ -42,7 +43,7 @@ pub fn fuzz_one(input: &[u8]) {
 }
 
 /// Good inputs by name, for a fuzzer to start from.
-pub fn fuzz_seeds() -> Vec<(&'static str, Vec<u8>)> {
+pub fn fuzz_seeds() -> Seeds {
     let origin = Origin { attachment_epoch: 1, front_end: PodId(2), session: 3 };
     let range = BlockRange { first: Block(7), count: 2 };
     let entry = |command: &Command| [&[0], &command::encode(origin, command)[..]].concat();

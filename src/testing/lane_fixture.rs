@@ -6,15 +6,15 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::lab_disk::{Disk, Random, SimFile};
-use crate::io::buffer::Pool;
 use crate::limits::LISTING_EXTENTS_MAX;
 use crate::log::{Append, Applied, Change, HardState, LogEntry, Reset, WholeExtents};
+use crate::sim::rng::Rng;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::index::run;
 use crate::store::lane::{Lane, LaneConfig, LaneFiles, RecoveredMember};
 use crate::store::open::{LaneFormat, format_lane};
 use crate::store::seam::*;
+use crate::testing::crash_disk::Disk;
 use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, EXTENT_BYTES, MemberId, Mono, Segment,
     ShardId, Uuid, VolumeId, block_crc, mix64,
@@ -63,7 +63,7 @@ pub struct Model {
 }
 
 pub struct Lab {
-    pub random: Random,
+    pub random: Rng,
     pub disk: Disk,
     pub index: MemoryIndex,
     pub lane: Lane,
@@ -269,12 +269,7 @@ impl Lab {
             redirect_bytes_min: usize::MAX,
             listing_extents: LISTING_EXTENTS_MAX,
         };
-        let files = [
-            (LaneFile::Superblock, SimFile::new(4 * BLOCK_BYTES)),
-            (LaneFile::Wal, SimFile::new(wal_bytes as usize)),
-            (LaneFile::Data, SimFile::new(data_bytes_max as usize)),
-        ];
-        let mut disk = Disk { files: files.into_iter().collect(), pool: Pool::default() };
+        let mut disk = Disk::new(wal_bytes, data_bytes_max);
         let format = LaneFormat { wal_bytes, data_bytes_max, ..FORMAT };
         format_lane(&mut disk, &format).unwrap();
         let mut index = MemoryIndex::default();
@@ -282,7 +277,7 @@ impl Lab {
         let (lane, found) = opened.unwrap();
         assert!(found.is_empty());
         let mut lab = Lab {
-            random: Random(seed << 32),
+            random: Rng::new(seed),
             disk,
             index,
             lane,
@@ -394,10 +389,9 @@ impl Lab {
             && self.random.one_in(3)
         {
             let bytes = bufs.concat();
-            for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
+            for (at, sector) in (*offset..).step_by(BLOCK_BYTES).zip(bytes.chunks(BLOCK_BYTES)) {
                 if self.random.one_in(2) {
-                    let at = *offset as usize / BLOCK_BYTES + number;
-                    self.disk.files.get_mut(file).unwrap().put(at, sector, false);
+                    self.disk.file(*file).write(at, sector, false);
                 }
             }
         }
@@ -444,19 +438,14 @@ impl Lab {
     pub fn carry_out(&mut self, effect: Effect) {
         let (op, done) = match effect {
             Effect::Write { op, file, offset, bufs, durable } => {
-                let bytes = bufs.concat();
-                assert!(bytes.len().is_multiple_of(BLOCK_BYTES));
-                for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
-                    let at = offset as usize / BLOCK_BYTES + number;
-                    self.disk.files.get_mut(&file).unwrap().put(at, sector, durable);
-                }
+                self.disk.file(file).write(offset, &bufs.concat(), durable);
                 (op, Done::Written)
             }
             Effect::Read { op, file, offset, len } => {
                 (op, Done::Read(self.disk.read(file, offset, len).unwrap()))
             }
             Effect::Sync { op, file } => {
-                self.disk.files.get_mut(&file).unwrap().sync();
+                self.disk.file(file).sync();
                 (op, Done::Synced)
             }
             Effect::Index { op, job } => (op, Done::Index(run(&mut self.index, job).unwrap())),
@@ -640,11 +629,7 @@ impl Lab {
     pub fn crash(&mut self) {
         for effect in std::mem::take(&mut self.queue) {
             if let Effect::Write { file, offset, bufs, .. } = &effect {
-                let bytes = bufs.concat();
-                for (number, sector) in bytes.chunks(BLOCK_BYTES).enumerate() {
-                    let at = *offset as usize / BLOCK_BYTES + number;
-                    self.disk.files.get_mut(file).unwrap().put(at, sector, false);
-                }
+                self.disk.file(*file).write(*offset, &bufs.concat(), false);
             } else if let Effect::Index { job, .. } = effect
                 && self.random.one_in(2)
                 && let IndexJob::Commit { edits, .. } = job

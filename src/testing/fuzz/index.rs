@@ -8,6 +8,7 @@ use super::format::{
     encode_extent, extent_key,
 };
 use crate::store::seam::{ExtentKey, ExtentRecord, IndexEdit, MemberRecord, Slot};
+use crate::testing::fuzz::Seeds;
 use crate::types::{Extent, MemberId, ShardId, VolumeId};
 
 /// Bytes of the keys of member records, tombstones and faults.
@@ -54,7 +55,7 @@ fn written(edit: &IndexEdit) -> Vec<Change> {
 }
 
 /// Good inputs by name, for a fuzzer to start from.
-pub fn fuzz_seeds() -> Vec<(&'static str, Vec<u8>)> {
+pub fn fuzz_seeds() -> Seeds {
     let key = ExtentKey { member: MemberId(3), extent: Extent(70_000), layer: 0 };
     let extent = |present, zero| ExtentRecord {
         slot: Slot(9),

@@ -10,7 +10,8 @@ use crate::net::handshake::{Greeting, Hello, Identity, Purpose, Welcome, format,
 use crate::net::incarnations::Incarnations;
 use crate::net::link::{Link, LinkEvent, Target};
 use crate::net::message::{CallId, PeerMessage};
-use crate::net::testing::{cut, pour};
+use crate::testing::fuzz::Seeds;
+use crate::testing::peer_fixture::{cut, pour};
 use crate::types::{
     BLOCK_BYTES, Block, BlockError, BlockRange, MemberId, Origin, PodId, Segment, ShardId, ShardOp,
     ShardReply, Uuid,
@@ -104,7 +105,7 @@ fn hello() -> Bytes {
 
 /// One good input of every kind by name, for a fuzzer to start from. They also pin the format:
 /// `tests/corpus/peer` holds these very bytes.
-pub fn fuzz_seeds() -> Vec<(&'static str, Vec<u8>)> {
+pub fn fuzz_seeds() -> Seeds {
     let welcome = format(&Greeting::Welcome(Welcome {
         version: 1,
         from: identity(2),
