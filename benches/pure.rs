@@ -18,7 +18,7 @@ use holdfast::net::codec::{decode, encode, pieces};
 use holdfast::net::frame::{FrameReader, write_head};
 use holdfast::net::message::PeerMessage;
 use holdfast::store::index::{decode_extent, encode_extent};
-use holdfast::store::seam::ExtentRecord;
+use holdfast::store::messages::ExtentRecord;
 use holdfast::store::wal::{GroupId, Item, Wal, WalConfig, WalPosition};
 use holdfast::store::{Content, Overlay, OverlayBlock};
 use holdfast::types::{

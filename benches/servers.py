@@ -165,7 +165,7 @@ class Cluster:
         deadline = time.monotonic() + 600
         while since is None or time.monotonic() - since < REPORT_AGE_S:
             disks = self.status()["disks"]
-            if sum(disk["overlay_bytes"] for disk in disks) > 0 or len(disks) < PODS:
+            if sum(disk["dirty_bytes"] for disk in disks) > 0 or len(disks) < PODS:
                 since = None
             elif since is None:
                 since = time.monotonic()
@@ -196,7 +196,7 @@ class Cluster:
         time.sleep(REPORT_AGE_S)
         disks = self.status()["disks"]
         return (sum(disk["read_bytes"] for disk in disks),
-                sum(disk["read_overlay_bytes"] for disk in disks))
+                sum(disk["read_dirty_bytes"] for disk in disks))
 
     def write_through(self, volume, size_bytes):
         """Writes every block of a volume once."""

@@ -54,7 +54,7 @@ pub struct Config {
     pub durable_writes: DurableWriteMethod,
     /// Writes large writes once, to their slots, and not to the log first (WAL bypass).
     #[serde(default = "yes")]
-    pub redirect_large_writes: bool,
+    pub wal_bypass: bool,
     /// Moves the leadership of a shard to the pod that sends its requests.
     #[serde(default = "yes")]
     pub leaders_follow_clients: bool,
@@ -159,7 +159,7 @@ pub enum ReadMethod {
 #[serde(deny_unknown_fields, default)]
 pub struct Budgets {
     /// Payloads kept in memory until they are written back, per disk. 512 MiB.
-    pub overlay_cache: ByteSize,
+    pub dirty_cache: ByteSize,
     /// Cache of the index, per disk. 256 MiB.
     pub index_cache: ByteSize,
     /// Applied log entries kept for followers that lag a little, per replica. 1 MiB.
@@ -450,7 +450,7 @@ impl Default for Budgets {
     fn default() -> Budgets {
         let bounds = limits::Budgets::default();
         Budgets {
-            overlay_cache: ByteSize(512 << 20),
+            dirty_cache: ByteSize(512 << 20),
             index_cache: ByteSize(256 << 20),
             log_tail: ByteSize(1 << 20),
             connection: bytes(bounds.connection_bytes),
@@ -466,7 +466,7 @@ impl Budgets {
         let least = limits::Budgets::LEAST;
         let (gib, tib) = (ByteSize(1 << 30), ByteSize(1 << 40));
         for (key, size, least, most) in [
-            ("overlay_cache", self.overlay_cache, ByteSize(1 << 20), tib),
+            ("dirty_cache", self.dirty_cache, ByteSize(1 << 20), tib),
             ("index_cache", self.index_cache, ByteSize(1 << 20), tib),
             ("log_tail", self.log_tail, ByteSize(4 << 10), gib),
             ("connection", self.connection, bytes(least.connection_bytes), tib),
@@ -542,10 +542,10 @@ mod tests {
         assert_eq!(config.io, IoMethod::Auto);
         assert_eq!(config.hang_limit_seconds, 10);
         assert_eq!(config.durable_writes, DurableWriteMethod::Ring);
-        assert!(config.redirect_large_writes);
+        assert!(config.wal_bypass);
         let budgets = &config.budgets;
         assert_eq!([budgets.connection, budgets.shard, budgets.link], [ByteSize(64 << 20); 3]);
-        assert_eq!(budgets.overlay_cache, ByteSize(512 << 20));
+        assert_eq!(budgets.dirty_cache, ByteSize(512 << 20));
         assert_eq!([budgets.index_cache, budgets.volume], [ByteSize(256 << 20); 2]);
         assert_eq!(budgets.log_tail, ByteSize(1 << 20));
         parse("data = '/d'\nhang_limit_seconds = 0").unwrap();
@@ -579,7 +579,7 @@ mod tests {
                 "budgets.log_tail` is 0B; it must be from 4KiB",
             ),
             ("data = '/d'\n[budgets]\nlog_tail = '2GiB'", "to 1GiB"),
-            ("data = '/d'\n[budgets]\noverlay_cache = 0", "overlay_cache"),
+            ("data = '/d'\n[budgets]\noverlay_cache = 0", "dirty_cache"),
             ("data = '/d'\n[budgets]\nindex_cache = '1KiB'", "index_cache"),
             ("data = '/d'\n[budgets]\nconnection = '512KiB'", "from 1MiB to"),
             ("data = '/d'\n[budgets]\nvolume = '2TiB'", "budgets.volume"),

@@ -30,9 +30,9 @@ pub const CLIENTS_MAX: usize = 4096;
 /// Requests in flight per connection.
 pub const CONNECTION_REQUESTS_MAX: usize = 1024;
 /// Default of [`Budgets::volume_bytes`].
-pub const VOLUME_UNDER_WAY_BYTES_MAX: usize = 256 << 20;
+pub const VOLUME_IN_FLIGHT_BYTES_MAX: usize = 256 << 20;
 /// Bytes of requests that every connection may have in flight, however busy its volume is.
-pub const CONNECTION_UNDER_WAY_BYTES_MIN: usize = 1 << 20;
+pub const CONNECTION_IN_FLIGHT_BYTES_MIN: usize = 1 << 20;
 /// Default of [`Budgets::shard_bytes`].
 pub const SHARD_PROPOSAL_BYTES_MAX: usize = 64 << 20;
 /// Default of [`Budgets::link_bytes`].
@@ -54,8 +54,8 @@ pub struct Budgets {
 impl Budgets {
     /// The smallest allowed values, so that the largest piece of work still fits.
     pub const LEAST: Budgets = Budgets {
-        connection_bytes: CONNECTION_UNDER_WAY_BYTES_MIN,
-        volume_bytes: CONNECTION_UNDER_WAY_BYTES_MIN,
+        connection_bytes: CONNECTION_IN_FLIGHT_BYTES_MIN,
+        volume_bytes: CONNECTION_IN_FLIGHT_BYTES_MIN,
         shard_bytes: 8 * ENTRY_BYTES_MAX,
         link_bytes: 2 * FRAME_PAYLOAD_BYTES_MAX,
     };
@@ -65,7 +65,7 @@ impl Default for Budgets {
     fn default() -> Budgets {
         Budgets {
             connection_bytes: CONNECTION_BYTES_MAX,
-            volume_bytes: VOLUME_UNDER_WAY_BYTES_MAX,
+            volume_bytes: VOLUME_IN_FLIGHT_BYTES_MAX,
             shard_bytes: SHARD_PROPOSAL_BYTES_MAX,
             link_bytes: LINK_QUEUE_BYTES_MAX,
         }

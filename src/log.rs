@@ -18,7 +18,7 @@ pub struct HardState {
 pub struct LogEntry {
     /// Set by the lane only, when the payload went to slots (WAL bypass); `payload` is then empty.
     /// Always `None` between lane and replica.
-    pub redirect: Option<Box<Redirect>>,
+    pub bypass: Option<Box<Bypass>>,
     pub index: u64,
     pub term: u64,
     /// The Raft entry type, opaque to the store.
@@ -41,12 +41,12 @@ impl Slot {
 /// The slots with the payload of a bypassed entry, which writes whole extents: one slot per extent,
 /// in order (rule `bypass-before-batch`).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Redirect {
+pub struct Bypass {
     pub first: Extent,
-    pub slots: Vec<RedirectedSlot>,
+    pub slots: Vec<BypassSlot>,
 }
 
-impl Redirect {
+impl Bypass {
     /// The slots, without their checksums.
     pub fn slots(&self) -> Box<[Slot]> {
         self.slots.iter().map(|slot| slot.slot).collect()
@@ -55,7 +55,7 @@ impl Redirect {
 
 /// One slot and the checksums of its sixteen blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RedirectedSlot {
+pub struct BypassSlot {
     pub slot: Slot,
     pub crcs: [u32; 16],
 }

@@ -41,7 +41,7 @@ mistakes! {
     /// `whole-blocks-in-log`: a partial block is merged with a base that misses writes in flight.
     PartialFromOldBase,
     /// `bypass-before-batch`: a bypassed write is not durable when the log names it.
-    RedirectNotDurable,
+    BypassNotDurable,
     /// `named-slot-is-immutable`: write-back changes a slot that a log entry names.
     NamedSlotWritten,
     /// `write-back-after-durable-commit`: an entry that no durable HardState covers is written
@@ -57,7 +57,7 @@ mistakes! {
     /// `idle-members-free-the-tail`: a lane settles while a read of the log holds the tail.
     SettledWhileRead,
     /// `log-snapshot-replaces`: replay of a log snapshot appends its entries to the ones before it.
-    ImageAppends,
+    LogSnapshotAppends,
     /// `kept-until-replaced`: an append releases what it replaces before the append is durable.
     ReplacedLetGo,
     /// `kept-until-replaced`: entries below a jump are released before the jump is durable.
@@ -147,9 +147,9 @@ mistakes! {
     /// `no-jump-over-applied`: the store jumps, although the log went on since the comparison.
     JumpOverApplied,
     /// `resyncing-flag-first`: a member with half of a resync after a crash is a source for others.
-    SourceWithMark,
+    ResyncingSource,
     /// `majority-answers`: a resyncing leader is no source, even for members that need it.
-    MarkedLeaderIsNoSource,
+    ResyncingLeaderIsNoSource,
     /// `durable-before-ack`: a resync is acknowledged before its data is durable.
     ResyncAcksBeforeData,
     /// `majority-answers`: a router accepts no leader below the newest term that it heard of.
@@ -179,7 +179,7 @@ thread_local! {
 
 /// True when this mistake is to be made, on this thread.
 #[cfg(test)]
-pub fn planted(mistake: Mistake) -> bool {
+pub fn is_planted(mistake: Mistake) -> bool {
     PLANTED.get() == Some(mistake)
 }
 
@@ -197,12 +197,23 @@ pub fn with<T>(mistake: Mistake, what: impl FnOnce() -> T) -> T {
     what()
 }
 
-/// See the module: never, outside of tests.
-#[cfg(not(test))]
-#[inline(always)]
-pub const fn planted(_: Mistake) -> bool {
-    false
+/// `planted!(Name)`: the mistake is to be made here, now.
+#[cfg(test)]
+macro_rules! planted {
+    ($mistake:ident) => {
+        $crate::planted::is_planted($crate::planted::Mistake::$mistake)
+    };
 }
+
+/// Outside of tests no mistake is ever made.
+#[cfg(not(test))]
+macro_rules! planted {
+    ($mistake:ident) => {
+        false
+    };
+}
+
+pub(crate) use planted;
 
 /// True when `scenario` panics with the mistake made.
 #[cfg(test)]

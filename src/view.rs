@@ -85,13 +85,13 @@ pub struct DiskReport {
     pub log_used_bytes: u64,
     /// Dirty blocks, in bytes.
     #[serde(default)]
-    pub overlay_bytes: u64,
+    pub dirty_bytes: u64,
     /// Bytes that clients read from this disk since the pod started, without holes. The second
     /// number is the part that was dirty when read.
     #[serde(default)]
     pub read_bytes: u64,
     #[serde(default)]
-    pub read_overlay_bytes: u64,
+    pub read_dirty_bytes: u64,
     /// Why the disk was given up, if it was.
     pub failed: Option<String>,
     pub members: Vec<MemberReport>,
@@ -118,5 +118,5 @@ pub enum MemberState {
     Resyncing,
     Faulted,
     /// An orphan replica: on the disk, but unknown to the catalog. Kept and shown, never served.
-    Unknown,
+    Orphan,
 }

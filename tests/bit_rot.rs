@@ -15,7 +15,7 @@ const EIO: u32 = 5;
 
 /// A volume whose log names no slots: all content of the data file was written back.
 fn written_back(name: &'static str, seed: u64) -> (Cluster, Vec<u8>) {
-    written(Setup::new(name).set("redirect_large_writes=false"), seed)
+    written(Setup::new(name).set("wal_bypass=false"), seed)
 }
 
 fn written(setup: Setup, seed: u64) -> (Cluster, Vec<u8>) {

@@ -25,7 +25,7 @@ fn pods() -> Vec<Pod> {
     vec![
         pod(1, PodState::Up, "leader"),
         pod(2, PodState::Up, "voter"),
-        pod(3, PodState::Away, "voter"),
+        pod(3, PodState::Unreachable, "voter"),
         pod(12, PodState::Up, ""),
     ]
 }
@@ -42,14 +42,14 @@ fn disks() -> Vec<Disk> {
         reason: reason.to_owned(),
         log_bytes: 1 << 30,
         log_used_bytes: used_bytes >> 12,
-        overlay_bytes: used_bytes >> 13,
+        dirty_bytes: used_bytes >> 13,
         read_bytes: 8 << 20,
-        read_overlay_bytes: 2 << 20,
+        read_dirty_bytes: 2 << 20,
     };
     vec![
         disk('a', 1, 1536 << 30, DiskState::Up, ""),
         disk('b', 2, 0, DiskState::Failed, "a flush failed: input/output error"),
-        disk('c', 3, 4096, DiskState::Away, ""),
+        disk('c', 3, 4096, DiskState::Unreachable, ""),
     ]
 }
 
@@ -95,7 +95,7 @@ fn status() -> StatusResponse {
         pods: pods(),
         disks: disks(),
         volumes: volumes(),
-        problems: vec!["pod 3 is away".to_owned(), "volume stuck is paused".to_owned()],
+        problems: vec!["pod 3 is unreachable".to_owned(), "volume stuck is paused".to_owned()],
     }
 }
 

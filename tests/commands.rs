@@ -42,7 +42,7 @@ fn status_shows_what_is_not_written_back_and_where_reads_come_from() {
     }
     // Three copies, each first in a log and then in its slots.
     wait_until("every replica has the data in its place, and says so", || {
-        sum(&cluster, "used_bytes") >= 3 * (4 << 20) && sum(&cluster, "overlay_bytes") == 0
+        sum(&cluster, "used_bytes") >= 3 * (4 << 20) && sum(&cluster, "dirty_bytes") == 0
     });
     let read_before = sum(&cluster, "read_bytes");
     for at in 0..4 {

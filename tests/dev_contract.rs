@@ -89,7 +89,7 @@ fn a_pod_that_died_is_started_again_or_left_as_it_was_told() {
             .args(["status", "--endpoint", &cluster.endpoint(1)])
             .output()
             .expect("run holdfast status");
-        String::from_utf8_lossy(&output.stdout).contains("is away")
+        String::from_utf8_lossy(&output.stdout).contains("is unreachable")
     });
     assert_eq!(cluster.pid(2), None);
     assert!(cluster.terminate().success());

@@ -68,7 +68,7 @@ contract!(
     a_wake_before_the_wait_is_not_lost,
     a_wait_ends_by_itself,
     polling_without_waiting_sees_everything,
-    a_driver_can_be_dropped_with_everything_under_way,
+    a_driver_can_be_dropped_with_everything_in_flight,
 );
 
 /// A driver with the helpers of a test.
@@ -685,7 +685,7 @@ fn polling_without_waiting_sees_everything(mut rig: Rig) {
     assert_eq!(count(&rig.wait(recv)), 1);
 }
 
-fn a_driver_can_be_dropped_with_everything_under_way(mut rig: Rig) {
+fn a_driver_can_be_dropped_with_everything_in_flight(mut rig: Rig) {
     let file = rig.open("file");
     let (listener, bound) = rig.listen_tcp();
     rig.submit(Op::Accept { listener });

@@ -27,13 +27,13 @@ struct Writer {
     /// Content of the part, by the answered requests.
     expected: Vec<u8>,
     /// The request without an answer: offset in the part, and bytes.
-    under_way: Option<(usize, Vec<u8>)>,
+    in_flight: Option<(usize, Vec<u8>)>,
 }
 
 impl Writer {
     fn new(number: u64) -> Writer {
-        let (expected, under_way) = (vec![0; REGION], None);
-        Writer { number, random: Rng::new(number), expected, under_way }
+        let (expected, in_flight) = (vec![0; REGION], None);
+        Writer { number, random: Rng::new(number), expected, in_flight }
     }
 
     fn offset(&self) -> u64 {
@@ -61,14 +61,14 @@ impl Writer {
             let zeroes = self.random.below(10) == 0;
             let bytes = if zeroes { vec![0; len] } else { noise(self.random.next(), len) };
             let offset = self.offset() + at as u64;
-            let (_, sent) = self.under_way.insert((at, bytes));
+            let (_, sent) = self.in_flight.insert((at, bytes));
             let result = match zeroes {
                 true => client.write_zeroes(offset, len as u32),
                 false => client.write(offset, sent),
             };
             match result {
                 Ok(()) => {
-                    let (at, bytes) = self.under_way.take().expect("just sent");
+                    let (at, bytes) = self.in_flight.take().expect("just sent");
                     self.expected[at..at + len].copy_from_slice(&bytes);
                     answers.fetch_add(1, Ordering::Relaxed);
                 }
@@ -81,7 +81,7 @@ impl Writer {
     /// Compares every block with its allowed contents, and remembers the one found.
     fn check(&mut self, client: &mut Client) {
         let mut other = self.expected.clone();
-        if let Some((at, bytes)) = self.under_way.take() {
+        if let Some((at, bytes)) = self.in_flight.take() {
             other[at..at + bytes.len()].copy_from_slice(&bytes);
         }
         for start in (0..REGION).step_by(1 << 20) {

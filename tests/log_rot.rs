@@ -74,13 +74,13 @@ fn a_flipped_bit_in_the_newest_payload() {
 
 #[test]
 fn a_payload_that_rots_before_it_is_written_back_is_brought_by_another_replica() {
-    let setup = Setup::new("log_rot_payload").set("redirect_large_writes=false");
+    let setup = Setup::new("log_rot_payload").set("wal_bypass=false");
     let cluster = setup.disk_sizes("256MiB", "64MiB").volume("demo", "64MiB").start();
     // Pod 2 keeps few payloads in memory, so write-back has to read its log.
     let config = cluster.pod_dir(2).join("holdfast.toml");
     let text = fs::read_to_string(&config).unwrap();
-    let lines = text.lines().map(|line| match line.starts_with("overlay_cache") {
-        true => "overlay_cache = \"1MiB\"",
+    let lines = text.lines().map(|line| match line.starts_with("dirty_cache") {
+        true => "dirty_cache = \"1MiB\"",
         false => line,
     });
     let changed = lines.collect::<Vec<_>>().join("\n");

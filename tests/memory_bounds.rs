@@ -10,7 +10,7 @@ use support::nbd::READ;
 use support::{Cluster, PODS, Setup, wait_until};
 
 const MIB: u64 = 1 << 20;
-/// overlay_cache, index_cache, volume, shard, link to each of two others; connection is part of
+/// dirty_cache, index_cache, volume, shard, link to each of two others; connection is part of
 /// volume.
 const BUDGETS: u64 = (16 + 8 + 16 + 8 + 2 * 16) * MIB;
 /// Memory bounded by code instead of budgets: the index's write buffers, one round of write-back
@@ -45,7 +45,7 @@ fn a_pod_takes_no_more_memory_than_its_budgets() {
     let cluster = Setup::new("memory_bounds")
         .disk_sizes("1GiB", "64MiB")
         .volume("demo", "800MiB")
-        .set("budgets.overlay_cache=16MiB")
+        .set("budgets.dirty_cache=16MiB")
         .set("budgets.index_cache=8MiB")
         .set("budgets.log_tail=64KiB")
         .set("budgets.connection=8MiB")

@@ -327,7 +327,7 @@ fn glob_imports(source: &Source<'_>) -> Vec<Violation> {
             let code = code.trim_start();
             (code.starts_with("use ") || code.starts_with("pub use "))
                 && (code.contains("::*;") || code.contains("::*}") || code.contains("::*,"))
-                && !code.contains("seam::*")
+                && !code.contains("messages::*")
         })
         .map(|(line, _)| {
             let what = "a glob import hides where names come from: name them";
@@ -460,7 +460,7 @@ fn every_rule_fires() {
         ("src/net/a.rs", "use crate::store::lane::Lane;", 1, "`net` must not import"),
         ("src/net/a.rs", "use crate::io::uring::Ring;", 1, "`net` must not import"),
         ("src/net/a.rs", "use crate::io::buffer::Pool;", 0, ""),
-        ("src/store/a.rs", "fn f(x: crate::replica::seam::ReqId) {}", 1, "must not import"),
+        ("src/store/a.rs", "fn f(x: crate::replica::messages::ReqId) {}", 1, "must not import"),
         ("src/types.rs", "use crate::{\n    view::X,\n};", 1, "crate::view"),
         ("src/front/nbd/a.rs", "use crate::{types::A, replica::{B, C}};", 1, "crate::replica"),
         ("src/replica/a.rs", "use crate::types::{A, B};", 0, ""),
@@ -485,7 +485,7 @@ fn every_rule_fires() {
         ("tests/a.rs", &remark, 1, "finish it"),
         ("tests/a.rs", "#[ignore = \"slow\"]\n", 1, "ignored test"),
         ("src/io/a.rs", "use crate::types::*;", 1, "glob import"),
-        ("src/store/a.rs", "use crate::store::seam::*;", 0, ""),
+        ("src/store/a.rs", "use crate::store::messages::*;", 0, ""),
         ("src/io/a.rs", "#[cfg(test)]\nmod tests {\n    use super::*;\n}", 0, ""),
         ("src/io/a.rs", "enum FooError {\n    Generic(String),\n}", 2, "catch-all"),
         ("src/io/a.rs", "enum Name {\n    Text(String),\n}", 0, ""),

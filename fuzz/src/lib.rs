@@ -59,8 +59,8 @@ pub mod store {
 
         pub use error::IndexError;
     }
-    #[path = "../../src/store/seam.rs"]
-    pub mod seam;
+    #[path = "../../src/store/messages.rs"]
+    pub mod messages;
     #[path = "../../src/store/superblock.rs"]
     pub mod superblock;
     #[path = "../../src/store/wal/mod.rs"]

@@ -15,7 +15,7 @@ use crate::control::identity::{Identity, PodDirectory, write_atomically};
 use crate::io::driver::Address;
 use crate::io::{DriverKind, DurableWrites};
 use crate::limits::Budgets;
-use crate::replica::seam::ReadMode;
+use crate::replica::messages::ReadMode;
 use crate::types::Uuid;
 use crate::view::ClusterView;
 use crate::worker::{self, DiskOptions, StartOptions, WorkerConfig};
@@ -160,11 +160,11 @@ fn options(
             DurableWriteMethod::Ring => DurableWrites::Ring,
             DurableWriteMethod::Threads => DurableWrites::Threads,
         },
-        redirect_large_writes: config.redirect_large_writes,
+        wal_bypass: config.wal_bypass,
         disks,
         peer: Address::Tcp(config.peer.listen),
         nbd,
-        overlay_cache_bytes: size(config.budgets.overlay_cache.0),
+        overlay_cache_bytes: size(config.budgets.dirty_cache.0),
         index_cache_bytes: size(config.budgets.index_cache.0),
         hang_limit: (config.hang_limit_seconds > 0)
             .then(|| Duration::from_secs(config.hang_limit_seconds.into())),
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn r15_starts_are_counted_on_when_a_file_is_lost() {
+    fn starts_are_counted_on_when_a_file_is_lost() {
         let root = tempfile::tempdir().unwrap();
         let mut config: Config = toml::from_str("data = 'set below'").unwrap();
         config.data = root.path().to_owned();

@@ -8,13 +8,13 @@ use crate::cli::render;
 use crate::control::proto::ListDisksRequest;
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum DiskCommand {
     /// List the disks
     List,
 }
 
-pub async fn run(client: &Client, command: Command, output: Output) -> anyhow::Result<String> {
-    let Command::List = command;
+pub async fn run(client: &Client, command: DiskCommand, output: Output) -> anyhow::Result<String> {
+    let DiskCommand::List = command;
     let answer = client.disks().list(ListDisksRequest {}).await;
     let disks = client.check("list the disks", answer)?.disks;
     match output {

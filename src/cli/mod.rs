@@ -33,7 +33,7 @@ pub struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 /// Options of every command that talks to a cluster.
@@ -64,7 +64,7 @@ pub enum Output {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Run one pod
     Serve(serve::Args),
     /// Run a whole cluster on this machine, for development and tests
@@ -77,22 +77,22 @@ enum Command {
     Bench(bench::Args),
     /// Block volumes
     #[command(subcommand)]
-    Volume(volume::Command),
+    Volume(volume::VolumeCommand),
     /// Storage pods
     #[command(subcommand)]
-    Pod(pod::Command),
+    Pod(pod::PodCommand),
     /// Disks of the pods
     #[command(subcommand)]
-    Disk(disk::Command),
+    Disk(disk::DiskCommand),
 }
 
 /// Parses the command line and carries it out.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        Command::Serve(args) => return serve::run(&args),
-        Command::Dev(args) => dev::run(&args),
-        Command::Sim(args) => sim::run(&args),
+        CliCommand::Serve(args) => return serve::run(&args),
+        CliCommand::Dev(args) => dev::run(&args),
+        CliCommand::Sim(args) => sim::run(&args),
         other => run_client(&cli.global, other),
     };
     match result {
@@ -105,20 +105,20 @@ pub fn run() -> ExitCode {
 }
 
 /// Runs a command that consists of one or a few calls to a pod.
-fn run_client(global: &Global, command: Command) -> anyhow::Result<()> {
+fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let client = Client::new(&global.endpoint)?;
         let output = global.output();
         let text = match command {
-            Command::Serve(_) | Command::Dev(_) | Command::Sim(_) => {
+            CliCommand::Serve(_) | CliCommand::Dev(_) | CliCommand::Sim(_) => {
                 unreachable!("handled by the caller")
             }
-            Command::Status => status::run(&client, output).await?,
-            Command::Bench(args) => bench::run(&client, args, output).await?,
-            Command::Volume(command) => volume::run(&client, command, output).await?,
-            Command::Pod(command) => pod::run(&client, command, output).await?,
-            Command::Disk(command) => disk::run(&client, command, output).await?,
+            CliCommand::Status => status::run(&client, output).await?,
+            CliCommand::Bench(args) => bench::run(&client, args, output).await?,
+            CliCommand::Volume(command) => volume::run(&client, command, output).await?,
+            CliCommand::Pod(command) => pod::run(&client, command, output).await?,
+            CliCommand::Disk(command) => disk::run(&client, command, output).await?,
         };
         print!("{text}");
         Ok(())

@@ -8,13 +8,13 @@ use crate::cli::render;
 use crate::control::proto::ListPodsRequest;
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum PodCommand {
     /// List the pods
     List,
 }
 
-pub async fn run(client: &Client, command: Command, output: Output) -> anyhow::Result<String> {
-    let Command::List = command;
+pub async fn run(client: &Client, command: PodCommand, output: Output) -> anyhow::Result<String> {
+    let PodCommand::List = command;
     let answer = client.pods().list(ListPodsRequest {}).await;
     let pods = client.check("list the pods", answer)?.pods;
     match output {

@@ -86,14 +86,13 @@ pub fn disks(disks: &[Disk]) -> String {
             ByteSize(disk.used_bytes).rounded(),
             ByteSize(disk.capacity_bytes).rounded(),
             ByteSize(disk.log_used_bytes).rounded(),
-            ByteSize(disk.overlay_bytes).rounded(),
+            ByteSize(disk.dirty_bytes).rounded(),
             disk.replicas.to_string(),
             disk.state_name(),
             disk.reason.clone(),
         ]
     });
-    let head =
-        ["DISK", "POD", "PATH", "USED", "CAPACITY", "LOG", "OVERLAY", "REPLICAS", "STATE", ""];
+    let head = ["DISK", "POD", "PATH", "USED", "CAPACITY", "LOG", "DIRTY", "REPLICAS", "STATE", ""];
     table(&head, &[1, 3, 4, 5, 6, 7], rows, "no disks")
 }
 

@@ -12,7 +12,7 @@ use crate::control::proto::{
 };
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum VolumeCommand {
     /// Create a volume
     Create {
         /// A DNS label: a-z, 0-9 and -
@@ -33,10 +33,14 @@ pub enum Command {
     Delete { name: String },
 }
 
-pub async fn run(client: &Client, command: Command, output: Output) -> anyhow::Result<String> {
+pub async fn run(
+    client: &Client,
+    command: VolumeCommand,
+    output: Output,
+) -> anyhow::Result<String> {
     let mut volumes = client.volumes();
     match command {
-        Command::Create { name, size, replicas } => {
+        VolumeCommand::Create { name, size, replicas } => {
             let doing = format!("create volume {name}");
             let request_id = request_id()?;
             let size_bytes = size.0;
@@ -47,7 +51,7 @@ pub async fn run(client: &Client, command: Command, output: Output) -> anyhow::R
                 Output::Json => render::json(&volume),
             }
         }
-        Command::List => {
+        VolumeCommand::List => {
             let answer = volumes.list(ListVolumesRequest {}).await;
             let volumes = client.check("list the volumes", answer)?.volumes;
             match output {
@@ -55,7 +59,7 @@ pub async fn run(client: &Client, command: Command, output: Output) -> anyhow::R
                 Output::Json => render::json(&volumes),
             }
         }
-        Command::Show { name } => {
+        VolumeCommand::Show { name } => {
             let doing = format!("show volume {name}");
             let volume = client.check(doing, volumes.get(GetVolumeRequest { name }).await)?;
             match output {
@@ -63,7 +67,7 @@ pub async fn run(client: &Client, command: Command, output: Output) -> anyhow::R
                 Output::Json => render::json(&volume),
             }
         }
-        Command::Delete { name } => {
+        VolumeCommand::Delete { name } => {
             let doing = format!("delete volume {name}");
             let request_id = request_id()?;
             let request = DeleteVolumeRequest { name: name.clone(), request_id, volume: None };

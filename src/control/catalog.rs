@@ -19,13 +19,13 @@ use tokio::sync::{oneshot, watch};
 use crate::control::catalog_member::{
     Answer, AskError, AskId, CatalogMember, Kept, MemberError, Outbound, Published, TICK_EVERY,
 };
-use crate::control::command::{Command, Outcome};
+use crate::control::command::{CatalogCommand, Outcome};
 use crate::control::reconcile::MembershipChange;
 use crate::control::storage::{MemberRow, MemberStorage, Recovered, Snapshot};
 use crate::io::clock;
 use crate::replica::member::panic_text;
+use crate::replica::messages::Role;
 use crate::replica::meta::MetaError;
-use crate::replica::seam::Role;
 use crate::types::MemberId;
 
 /// Events that may wait for the thread. Further ones are refused.
@@ -43,7 +43,7 @@ pub struct Catalog {
 
 enum Event {
     Peer(Box<Message>),
-    Propose(Command, oneshot::Sender<Result<Outcome, AskError>>),
+    Propose(CatalogCommand, oneshot::Sender<Result<Outcome, AskError>>),
     Barrier(oneshot::Sender<Result<(), AskError>>),
     Change(MembershipChange),
     Install(Box<Snapshot>),
@@ -81,7 +81,7 @@ impl Catalog {
     }
 
     /// Proposes a command and waits until it is applied here.
-    pub async fn propose(&self, command: Command) -> Result<Outcome, AskError> {
+    pub async fn propose(&self, command: CatalogCommand) -> Result<Outcome, AskError> {
         self.ask(|reply| Event::Propose(command, reply)).await
     }
 
@@ -268,9 +268,9 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::command::{Addresses, Command};
+    use crate::control::command::{Addresses, CatalogCommand};
     use crate::control::membership::first;
-    use crate::control::state::State;
+    use crate::control::state::CatalogState;
     use crate::control::storage::Storage;
     use crate::log::Append;
     use crate::types::Uuid;
@@ -310,7 +310,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let at = "127.0.0.1:1".parse().unwrap();
         let addresses = Addresses { api: at, peer: at, nbd: None };
-        let (row, snapshot) = first(State::new(Uuid([1; 16]), Uuid([2; 16]), addresses));
+        let (row, snapshot) = first(CatalogState::new(Uuid([1; 16]), Uuid([2; 16]), addresses));
         let storage = Storage::open(root.path()).unwrap();
         storage.create(row, &snapshot).unwrap();
         let recovered = storage.recover().unwrap().unwrap();
@@ -352,7 +352,7 @@ mod tests {
         let join = |number| {
             let at = "127.0.0.1:2".parse().unwrap();
             let addresses = Addresses { api: at, peer: at, nbd: None };
-            Command::Join { join_id: Uuid([number; 16]), addresses }
+            CatalogCommand::Join { join_id: Uuid([number; 16]), addresses }
         };
         let before = revision();
         let (reply, answer) = oneshot::channel();

@@ -12,17 +12,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Message};
 
-use crate::control::command::{Command, Envelope, Outcome, Ticket, decode, encode};
+use crate::control::command::{CatalogCommand, Envelope, Outcome, Ticket, decode, encode};
 use crate::control::reconcile::{Group, MembershipChange};
-use crate::control::state::{CatalogError, State};
+use crate::control::state::{CatalogError, CatalogState};
 use crate::control::storage::{MemberRow, MemberStorage, Recovered, Snapshot};
 use crate::io::buffer::Pool;
 use crate::limits::{SHARD_PROPOSAL_BYTES_MAX, TICK};
 use crate::log::{Append, Applied};
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::replica::member::Member;
+use crate::replica::messages::{Input, MemberConfig, Output, ReadMode, ReqId, Role};
 use crate::replica::meta::{Meta, MetaError};
-use crate::replica::seam::{Input, MemberConfig, Output, ReadMode, ReqId, Role};
 use crate::types::{BlockError, MemberId, Mono, ShardId, VolumeId};
 
 /// Interval of ticks, longer than on the data path: no client's I/O waits for this election.
@@ -48,7 +48,7 @@ impl Default for Kept {
 #[derive(Clone, Debug, Default)]
 pub struct Published {
     /// `None` until the member has received its first snapshot.
-    pub state: Option<Arc<State>>,
+    pub state: Option<Arc<CatalogState>>,
     pub group: Group,
     pub role: Role,
     pub applied_index: u64,
@@ -217,9 +217,9 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
     }
 
     /// Proposes a command; answered when it is applied here.
-    pub fn propose(&mut self, now: Mono, command: Command) -> AskId {
+    pub fn propose(&mut self, now: Mono, command: CatalogCommand) -> AskId {
         let ask = self.asked.next_ask();
-        if let Command::RemoveCatalogMember { member } = command {
+        if let CatalogCommand::RemoveCatalogMember { member } = command {
             if !self.may_leave(member) {
                 self.asked.answers.push(Answer::Proposal(ask, Err(AskError::Outdated)));
                 return ask;
@@ -361,7 +361,7 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
             self.meta = snapshot.meta;
             self.snapshot_at = (snapshot.index, snapshot.term);
         }
-        if planted(Mistake::CatalogAnswersEarly) {
+        if planted!(CatalogAnswersEarly) {
             let asks = std::mem::take(&mut self.asked.proposals).into_iter();
             let early = asks.map(|ask| Answer::Proposal(ask, Ok(Outcome::Done)));
             self.asked.answers.extend(early);

@@ -18,7 +18,7 @@ pub const FORMAT: u8 = 1;
 pub struct Envelope {
     /// Unique over all members and restarts. The proposing member answers the request by it.
     pub ticket: Ticket,
-    pub command: Command,
+    pub command: CatalogCommand,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub struct Ticket {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Command {
+pub enum CatalogCommand {
     /// A pod joins the cluster. The same `join_id` always gives the same pod.
     Join { join_id: Uuid, addresses: Addresses },
     /// A pod has started: its addresses and disks now. A disk may come from another pod.

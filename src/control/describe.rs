@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use crate::control::proto;
 use crate::control::reconcile::Group;
 use crate::control::reports::Pods;
-use crate::control::state::{Shard, State, Volume};
+use crate::control::state::{CatalogState, Shard, Volume};
 use crate::types::{MemberId, PodId, Uuid, VolumeId};
 use crate::view::{DiskReport, MemberReport, MemberState};
 
 /// The inputs of a description.
 pub struct Describe<'a> {
-    state: &'a State,
+    state: &'a CatalogState,
     group: &'a Group,
     pods: &'a Pods,
     leader: PodId,
@@ -20,7 +20,12 @@ pub struct Describe<'a> {
 }
 
 impl<'a> Describe<'a> {
-    pub fn new(state: &'a State, group: &'a Group, pods: &'a Pods, leader: PodId) -> Describe<'a> {
+    pub fn new(
+        state: &'a CatalogState,
+        group: &'a Group,
+        pods: &'a Pods,
+        leader: PodId,
+    ) -> Describe<'a> {
         let reports = || pods.up.values().flat_map(|heard| &heard.report.disks);
         Describe {
             state,
@@ -38,8 +43,8 @@ impl<'a> Describe<'a> {
     pub fn status(&self) -> proto::StatusResponse {
         let (pods, disks, volumes) = (self.pods(), self.disks(), self.volumes());
         let mut problems = Vec::new();
-        for pod in pods.iter().filter(|pod| pod.state() == proto::PodState::Away) {
-            problems.push(format!("pod {} is away", pod.id));
+        for pod in pods.iter().filter(|pod| pod.state() == proto::PodState::Unreachable) {
+            problems.push(format!("pod {} is unreachable", pod.id));
         }
         for disk in disks.iter().filter(|disk| disk.state() == proto::DiskState::Failed) {
             problems.push(format!("disk {} of pod {} failed: {}", disk.id, disk.pod, disk.reason));
@@ -71,7 +76,7 @@ impl<'a> Describe<'a> {
                 let heard = self.pods.up.get(pod);
                 let state = match heard {
                     Some(_) => proto::PodState::Up,
-                    None => proto::PodState::Away,
+                    None => proto::PodState::Unreachable,
                 };
                 proto::Pod {
                     id: pod.0,
@@ -113,7 +118,7 @@ impl<'a> Describe<'a> {
                 let report = self.disks.get(id);
                 let failed = report.and_then(|report| report.failed.clone());
                 let state = match (report, &failed) {
-                    (None, _) => proto::DiskState::Away,
+                    (None, _) => proto::DiskState::Unreachable,
                     (Some(_), None) => proto::DiskState::Up,
                     (Some(_), Some(_)) => proto::DiskState::Failed,
                 };
@@ -125,9 +130,9 @@ impl<'a> Describe<'a> {
                     used_bytes: report.map_or(0, |report| report.used_bytes),
                     log_bytes: report.map_or(0, |report| report.log_bytes),
                     log_used_bytes: report.map_or(0, |report| report.log_used_bytes),
-                    overlay_bytes: report.map_or(0, |report| report.overlay_bytes),
+                    dirty_bytes: report.map_or(0, |report| report.dirty_bytes),
                     read_bytes: report.map_or(0, |report| report.read_bytes),
-                    read_overlay_bytes: report.map_or(0, |report| report.read_overlay_bytes),
+                    read_dirty_bytes: report.map_or(0, |report| report.read_dirty_bytes),
                     replicas: count(replicas.get(id).copied().unwrap_or(0) as usize),
                     state: state.into(),
                     reason: failed.unwrap_or_default(),
@@ -224,7 +229,7 @@ fn state_name(state: MemberState) -> &'static str {
         MemberState::Leader => "leader",
         MemberState::Resyncing => "resyncing",
         MemberState::Faulted => "faulted",
-        MemberState::Unknown => "unknown",
+        MemberState::Orphan => "orphan",
     }
 }
 

@@ -8,7 +8,7 @@ use crate::control::command::Addresses;
 use crate::control::identity::{Identity, IdentityError, PodDirectory, random_uuid};
 use crate::control::node::Node;
 use crate::control::outbound::Queues;
-use crate::control::state::State;
+use crate::control::state::CatalogState;
 use crate::control::storage::{MemberRow, Recovered, Snapshot, Storage, StorageError};
 use crate::replica::meta::{Meta, MetaError};
 use crate::types::{MemberId, PodId};
@@ -75,7 +75,7 @@ pub fn initialise(
             .filter(|state| state.pods.values().any(|pod| pod.join_id == directory.file().join_id)),
         None => {
             let cluster = random_uuid().map_err(MembershipError::Random)?;
-            let state = State::new(cluster, directory.file().join_id, addresses);
+            let state = CatalogState::new(cluster, directory.file().join_id, addresses);
             let (row, snapshot) = first(state.clone());
             storage
                 .create(row, &snapshot)
@@ -185,7 +185,7 @@ pub fn unborn() -> Snapshot {
 }
 
 /// The first and only member of a new cluster.
-pub fn first(state: State) -> (MemberRow, Snapshot) {
+pub fn first(state: CatalogState) -> (MemberRow, Snapshot) {
     let row = MemberRow { member: MemberId(1), since_revision: state.revision };
     let meta = Meta::new(&[row.member], 1).encode();
     (row, Snapshot { index: 1, term: 1, meta, state: Some(state) })

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::control::proto::catalog_client::CatalogClient;
-use crate::control::state::State;
+use crate::control::state::CatalogState;
 use crate::types::{MemberId, PodId};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -45,7 +45,7 @@ impl Peers {
     }
 
     /// Takes over the addresses and members in the catalog's state.
-    pub fn learn_state(&self, state: &State) {
+    pub fn learn_state(&self, state: &CatalogState) {
         let mut inner = self.inner();
         for (pod, record) in &state.pods {
             inner.record(*pod, record.addresses.api);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::control::command::Placement;
 use crate::control::reports::Pods;
-use crate::control::state::State;
+use crate::control::state::CatalogState;
 use crate::limits::SHARD_BYTES;
 use crate::types::{PodId, Uuid};
 
@@ -30,14 +30,14 @@ pub struct Candidate {
 pub enum PlacementError {
     #[error(
         "volume {name} needs {replicas} replicas on different pods, but only {pods} \
-         {} a usable disk{away}", have(.pods)
+         {} a usable disk{unreachable}", have(.pods)
     )]
     TooFewPods {
         name: String,
         replicas: u32,
         pods: usize,
         /// Names the unreachable pods, in words for people; may be empty.
-        away: String,
+        unreachable: String,
     },
     #[error("a volume has 1, 3 or 5 replicas, not {replicas}")]
     BadReplicas { replicas: u32 },
@@ -60,7 +60,7 @@ pub fn layout(size_bytes: u64) -> (u64, u64) {
 }
 
 /// The disks that can take replicas, and a text that names the unreachable pods.
-pub fn candidates(state: &State, pods: &Pods) -> (Vec<Candidate>, String) {
+pub fn candidates(state: &CatalogState, pods: &Pods) -> (Vec<Candidate>, String) {
     let members = state.members_per_disk();
     let reports = pods.up.values().flat_map(|heard| &heard.report.disks);
     let candidates = reports
@@ -75,18 +75,18 @@ pub fn candidates(state: &State, pods: &Pods) -> (Vec<Candidate>, String) {
             })
         })
         .collect();
-    let away: Vec<String> = state
+    let unreachable: Vec<String> = state
         .pods
         .keys()
         .filter(|pod| !pods.up.contains_key(pod))
         .map(|pod| pod.to_string())
         .collect();
-    let away = match away.as_slice() {
+    let unreachable = match unreachable.as_slice() {
         [] => String::new(),
-        [pod] => format!(" (pod {pod} is away)"),
-        pods => format!(" (pods {} are away)", pods.join(", ")),
+        [pod] => format!(" (pod {pod} is unreachable)"),
+        pods => format!(" (pods {} are unreachable)", pods.join(", ")),
     };
-    (candidates, away)
+    (candidates, unreachable)
 }
 
 /// Places `shards` shards of volume `name`, each with `replicas` replicas.
@@ -95,7 +95,7 @@ pub fn place(
     shards: u64,
     replicas: u32,
     candidates: &[Candidate],
-    away: &str,
+    unreachable: &str,
 ) -> Result<Placement, PlacementError> {
     if !matches!(replicas, 1 | 3 | 5) {
         return Err(PlacementError::BadReplicas { replicas });
@@ -105,8 +105,8 @@ pub fn place(
         pods.entry(candidate.pod).or_default().push(candidate.clone());
     }
     if pods.len() < replicas as usize {
-        let (name, away) = (name.to_owned(), away.to_owned());
-        return Err(PlacementError::TooFewPods { name, replicas, pods: pods.len(), away });
+        let (name, unreachable) = (name.to_owned(), unreachable.to_owned());
+        return Err(PlacementError::TooFewPods { name, replicas, pods: pods.len(), unreachable });
     }
     let mut placement = Placement::default();
     let mut positions: BTreeMap<Uuid, u16> = BTreeMap::new();
@@ -211,9 +211,9 @@ mod tests {
             "volume demo needs 3 replicas on different pods, but only 2 pods have a usable disk"
         );
         assert_eq!(
-            place("demo", 1, 3, &two[..1], " (2 pods are away)").unwrap_err().to_string(),
+            place("demo", 1, 3, &two[..1], " (2 pods are unreachable)").unwrap_err().to_string(),
             "volume demo needs 3 replicas on different pods, but only 1 pod has a usable disk \
-             (2 pods are away)"
+             (2 pods are unreachable)"
         );
         let error = place("demo", 1, 2, &two, "").unwrap_err();
         assert_eq!(error, PlacementError::BadReplicas { replicas: 2 });

@@ -8,10 +8,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::control::command::Command;
+use crate::control::command::CatalogCommand;
 use crate::control::reports::Pods;
-use crate::control::state::State;
-use crate::planted::{Mistake, planted};
+use crate::control::state::CatalogState;
+use crate::planted::planted;
 use crate::types::{MemberId, PodId, Uuid};
 use crate::view::PodReport;
 
@@ -34,7 +34,7 @@ pub struct Facts {
     /// Reachable pods.
     pub alive: BTreeSet<PodId>,
     /// Unreachable pods. A new leader does not know of any yet.
-    pub away: BTreeSet<PodId>,
+    pub unreachable: BTreeSet<PodId>,
     /// Members of the catalog that have applied nearly everything.
     pub caught_up: BTreeSet<MemberId>,
     pub reports: BTreeMap<PodId, PodReport>,
@@ -45,15 +45,15 @@ const CAUGHT_UP_WITHIN: u64 = 64;
 
 impl Facts {
     /// The facts of a leader that has applied up to `applied_index`.
-    pub fn new(state: &State, group: &Group, applied_index: u64, pods: Pods) -> Facts {
-        let away = match pods.is_complete {
+    pub fn new(state: &CatalogState, group: &Group, applied_index: u64, pods: Pods) -> Facts {
+        let unreachable = match pods.is_complete {
             true => state.pods.keys().filter(|pod| !pods.up.contains_key(pod)).copied().collect(),
             false => BTreeSet::new(),
         };
         Facts {
             group: group.clone(),
             alive: pods.up.keys().copied().collect(),
-            away,
+            unreachable,
             caught_up: pods.caught_up(applied_index, CAUGHT_UP_WITHIN),
             reports: pods.up.into_iter().map(|(pod, heard)| (pod, heard.report)).collect(),
         }
@@ -62,7 +62,7 @@ impl Facts {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    Propose(Command),
+    Propose(CatalogCommand),
     Change(MembershipChange),
 }
 
@@ -86,14 +86,14 @@ pub fn voters_due(pods: usize) -> usize {
 }
 
 /// All actions that are due now.
-pub fn decide(state: &State, facts: &Facts) -> Vec<Action> {
+pub fn decide(state: &CatalogState, facts: &Facts) -> Vec<Action> {
     let mut actions = destroyed_members(state, &facts.reports);
     actions.extend(catalog_membership(state, facts));
     actions
 }
 
 /// Records members that no longer exist on their disks.
-fn destroyed_members(state: &State, reports: &BTreeMap<PodId, PodReport>) -> Vec<Action> {
+fn destroyed_members(state: &CatalogState, reports: &BTreeMap<PodId, PodReport>) -> Vec<Action> {
     let mut gone: BTreeMap<Uuid, Vec<MemberId>> = BTreeMap::new();
     for disk in reports.values().flat_map(|report| &report.disks) {
         let Some(outstanding) = state.destroyed.get(&disk.disk) else {
@@ -104,12 +104,12 @@ fn destroyed_members(state: &State, reports: &BTreeMap<PodId, PodReport>) -> Vec
     }
     gone.into_iter()
         .filter(|(_, members)| !members.is_empty())
-        .map(|(disk, members)| Action::Propose(Command::Destroyed { disk, members }))
+        .map(|(disk, members)| Action::Propose(CatalogCommand::Destroyed { disk, members }))
         .collect()
 }
 
 /// At most one step: each change must be applied before the next is decided.
-fn catalog_membership(state: &State, facts: &Facts) -> Option<Action> {
+fn catalog_membership(state: &CatalogState, facts: &Facts) -> Option<Action> {
     let group = &facts.group;
     // The leader's member ends a joint configuration itself.
     if group.voters.is_empty() || group.joint || group.changing {
@@ -135,7 +135,7 @@ fn catalog_membership(state: &State, facts: &Facts) -> Option<Action> {
     let ready: Vec<MemberId> = group
         .learners
         .iter()
-        .filter(|member| facts.caught_up.contains(member) || planted(Mistake::CatalogLearnerEarly))
+        .filter(|member| facts.caught_up.contains(member) || planted!(CatalogLearnerEarly))
         .take(wanted)
         .copied()
         .collect();
@@ -144,7 +144,7 @@ fn catalog_membership(state: &State, facts: &Facts) -> Option<Action> {
 
 /// Gives reachable pods a member of the catalog. Removes a member that became unreachable before it
 /// became a voter, so that another pod can take its place.
-fn assign(state: &State, facts: &Facts, due: usize) -> Option<Action> {
+fn assign(state: &CatalogState, facts: &Facts, due: usize) -> Option<Action> {
     let is_voter = |member: &MemberId| facts.group.voters.contains(member);
     let assigned: BTreeSet<PodId> = state.catalog.values().copied().collect();
     let free: Vec<PodId> = state
@@ -153,26 +153,28 @@ fn assign(state: &State, facts: &Facts, due: usize) -> Option<Action> {
         .filter(|p| !assigned.contains(p) && facts.alive.contains(p))
         .copied()
         .collect();
-    let lost =
-        state.catalog.iter().find(|(member, pod)| !is_voter(member) && facts.away.contains(pod));
+    let lost = state
+        .catalog
+        .iter()
+        .find(|(member, pod)| !is_voter(member) && facts.unreachable.contains(pod));
     let missing = due.saturating_sub(state.catalog.len());
     if missing > 0 && free.len() >= missing {
         let pods = free[..missing].to_vec();
-        return Some(Action::Propose(Command::AddCatalogMembers { pods }));
+        return Some(Action::Propose(CatalogCommand::AddCatalogMembers { pods }));
     }
     if let (0, Some((member, _)), false) = (missing, lost, free.is_empty()) {
-        return Some(Action::Propose(Command::RemoveCatalogMember { member: *member }));
+        return Some(Action::Propose(CatalogCommand::RemoveCatalogMember { member: *member }));
     }
     None
 }
 
 /// Removes members that are no voters once there are enough voters.
-fn remove_surplus(state: &State, group: &Group) -> Option<Action> {
+fn remove_surplus(state: &CatalogState, group: &Group) -> Option<Action> {
     state
         .catalog
         .keys()
         .find(|member| !group.voters.contains(member))
-        .map(|member| Action::Propose(Command::RemoveCatalogMember { member: *member }))
+        .map(|member| Action::Propose(CatalogCommand::RemoveCatalogMember { member: *member }))
 }
 
 #[cfg(test)]

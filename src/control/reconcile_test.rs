@@ -4,13 +4,13 @@ use super::*;
 use crate::control::command::Addresses;
 use crate::view::DiskReport;
 
-fn state(pods: u8) -> State {
+fn state(pods: u8) -> CatalogState {
     let at = "127.0.0.1:1".parse().unwrap();
     let addresses = Addresses { api: at, peer: at, nbd: None };
-    let mut state = State::new(Uuid([9; 16]), Uuid([1; 16]), addresses);
+    let mut state = CatalogState::new(Uuid([9; 16]), Uuid([1; 16]), addresses);
     for number in 2..=pods {
         let join_id = Uuid([number; 16]);
-        state.apply(Command::Join { join_id, addresses }).unwrap();
+        state.apply(CatalogCommand::Join { join_id, addresses }).unwrap();
     }
     state
 }
@@ -31,7 +31,7 @@ fn facts(voters: &[u64], alive: &[u64]) -> Facts {
 fn steps_from_one_voter_to_three() {
     let mut state = state(3);
     let mut facts = facts(&[1], &[1, 2, 3]);
-    let add = Command::AddCatalogMembers { pods: vec![PodId(2), PodId(3)] };
+    let add = CatalogCommand::AddCatalogMembers { pods: vec![PodId(2), PodId(3)] };
     assert_eq!(decide(&state, &facts), [Action::Propose(add.clone())]);
     state.apply(add).unwrap();
     let learner = |member| [Action::Change(MembershipChange::AddLearner(MemberId(member)))];
@@ -53,18 +53,18 @@ fn steps_from_one_voter_to_three() {
 /// The pod of a learner goes silent while its promotion is in the leader's log and undecided. The
 /// member may be a voter before any other action is carried out.
 #[test]
-fn nobody_is_struck_off_while_a_promotion_is_under_way() {
+fn nobody_is_struck_off_while_a_promotion_is_in_flight() {
     let mut state = state(6);
     let pods = [2, 3, 4, 5].map(PodId).to_vec();
-    state.apply(Command::AddCatalogMembers { pods }).unwrap();
+    state.apply(CatalogCommand::AddCatalogMembers { pods }).unwrap();
     let mut facts = facts(&[1, 2, 3], &[1, 2, 3, 4, 5, 6]);
     facts.group.learners = members(&[4, 5]);
     facts.caught_up = members(&[1, 2, 3, 4, 5]);
     let promote = MembershipChange::Promote(vec![MemberId(4), MemberId(5)]);
     assert_eq!(decide(&state, &facts), [Action::Change(promote)]);
     facts.alive.remove(&PodId(5));
-    facts.away.insert(PodId(5));
-    let strike = Command::RemoveCatalogMember { member: MemberId(5) };
+    facts.unreachable.insert(PodId(5));
+    let strike = CatalogCommand::RemoveCatalogMember { member: MemberId(5) };
     assert_eq!(decide(&state, &facts), [Action::Propose(strike)]);
     facts.group.changing = true;
     assert_eq!(decide(&state, &facts), []);
@@ -83,19 +83,19 @@ fn nothing_is_done_for_pods_that_are_not_there() {
 fn a_pod_that_goes_away_while_it_joins_is_replaced() {
     let mut state = state(4);
     let pods = vec![PodId(2), PodId(3)];
-    state.apply(Command::AddCatalogMembers { pods }).unwrap();
+    state.apply(CatalogCommand::AddCatalogMembers { pods }).unwrap();
     let mut facts = facts(&[1], &[1, 2, 4]);
     facts.group.learners = members(&[2, 3]);
     facts.caught_up = members(&[1, 2]);
     assert_eq!(decide(&state, &facts), [], "a new leader has not heard from everybody yet");
-    facts.away = BTreeSet::from([PodId(3)]);
-    let remove = Command::RemoveCatalogMember { member: MemberId(3) };
+    facts.unreachable = BTreeSet::from([PodId(3)]);
+    let remove = CatalogCommand::RemoveCatalogMember { member: MemberId(3) };
     assert_eq!(decide(&state, &facts), [Action::Propose(remove.clone())]);
     state.apply(remove).unwrap();
     let leave = MembershipChange::Remove(MemberId(3));
     assert_eq!(decide(&state, &facts), [Action::Change(leave)]);
     facts.group.learners = members(&[2]);
-    let add = Command::AddCatalogMembers { pods: vec![PodId(4)] };
+    let add = CatalogCommand::AddCatalogMembers { pods: vec![PodId(4)] };
     assert_eq!(decide(&state, &facts), [Action::Propose(add)]);
 }
 
@@ -109,7 +109,7 @@ fn what_disks_have_destroyed_is_noted_once() {
         DiskReport { disk, destroyed: vec![MemberId(6), MemberId(8)], ..DiskReport::default() };
     let report = PodReport { pod: PodId(1), disks: vec![report] };
     facts.reports = BTreeMap::from([(PodId(1), report)]);
-    let noted = Command::Destroyed { disk, members: vec![MemberId(8)] };
+    let noted = CatalogCommand::Destroyed { disk, members: vec![MemberId(8)] };
     assert_eq!(decide(&state, &facts), [Action::Propose(noted)]);
     state.destroyed.insert(disk, members(&[7]));
     assert_eq!(decide(&state, &facts), []);
@@ -145,14 +145,14 @@ proptest! {
         let mut at_rest = false;
         for mood in moods.into_iter().chain(calm) {
             let all = state.pods.keys().copied();
-            let (alive, away): (BTreeSet<PodId>, BTreeSet<PodId>) =
+            let (alive, unreachable): (BTreeSet<PodId>, BTreeSet<PodId>) =
                 all.partition(|pod| pod.0 == 1 || mood[pod.0 as usize - 1]);
             let caught_up =
                 state.catalog.iter().filter(|(_, pod)| alive.contains(pod)).map(|it| *it.0);
             let facts = Facts {
                 group: group.clone(),
                 alive: alive.clone(),
-                away,
+                unreachable,
                 caught_up: caught_up.collect(),
                 reports: BTreeMap::new(),
             };

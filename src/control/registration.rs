@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::control::command::{Addresses, NewDisk};
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::types::PodId;
 use crate::view::ClusterView;
 
@@ -30,7 +30,7 @@ pub fn is_registered(
         let mut known = view.disks.iter();
         known.any(|known| (known.disk, known.pod) == (disk.disk, pod))
     };
-    planted(Mistake::RegistersOnce) || (has_pod && disks.iter().all(has_disk))
+    planted!(RegistersOnce) || (has_pod && disks.iter().all(has_disk))
 }
 
 #[cfg(test)]
@@ -38,8 +38,8 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::control::command::Command;
-    use crate::control::state::State;
+    use crate::control::command::CatalogCommand;
+    use crate::control::state::CatalogState;
     use crate::types::Uuid;
 
     fn addresses(port: u16) -> Addresses {
@@ -54,17 +54,17 @@ mod tests {
     /// A disk moves to another pod, and an older registration of its first pod arrives last.
     #[test]
     fn a_registration_that_comes_late_is_noticed_by_the_pod_that_has_the_disk() {
-        let mut state = State::new(Uuid([1; 16]), Uuid([2; 16]), addresses(100));
-        let joins = Command::Join { join_id: Uuid([3; 16]), addresses: addresses(200) };
+        let mut state = CatalogState::new(Uuid([1; 16]), Uuid([2; 16]), addresses(100));
+        let joins = CatalogCommand::Join { join_id: Uuid([3; 16]), addresses: addresses(200) };
         state.apply(joins).unwrap();
         let old = [disk(1), disk(2)];
         let new = [disk(2), disk(3)];
-        let register = |pod, disks: &[NewDisk]| Command::Register {
+        let register = |pod, disks: &[NewDisk]| CatalogCommand::Register {
             pod: PodId(pod),
             addresses: addresses(100 * pod as u16),
             disks: disks.to_vec(),
         };
-        let has = |state: &State, pod, disks: &[NewDisk]| {
+        let has = |state: &CatalogState, pod, disks: &[NewDisk]| {
             is_registered(&state.view(), PodId(pod), &addresses(100 * pod as u16), disks)
         };
         state.apply(register(1, &old)).unwrap();

@@ -10,7 +10,7 @@ use crate::types::{MemberId, Mono, PodId, Uuid};
 use crate::view::PodReport;
 
 /// A pod that was silent this long is unreachable.
-pub const AWAY_AFTER: Duration = Duration::from_secs(5);
+pub const UNREACHABLE_AFTER: Duration = Duration::from_secs(5);
 
 /// After this time a leader has heard from nearly every pod that is up: enough to answer.
 const LISTENED_AFTER: Duration = Duration::from_secs(3);
@@ -86,7 +86,7 @@ impl Table {
     }
 
     pub fn pods(&self, now: Mono) -> Pods {
-        let is_up = |(_, (at, _)): &(_, &(Mono, _))| now.since(*at) < AWAY_AFTER;
+        let is_up = |(_, (at, _)): &(_, &(Mono, _))| now.since(*at) < UNREACHABLE_AFTER;
         let up = self.heard.iter().filter(is_up);
         Pods {
             up: up.map(|(pod, (_, heard))| (*pod, heard.clone())).collect(),
@@ -106,7 +106,7 @@ impl Table {
         let heard = self.heard.get(&pod);
         let silent_since = heard.map_or(leading_since, |(at, _)| leading_since.max(*at));
         let silence = now.since(silent_since);
-        match heard.filter(|(at, _)| now.since(*at) < AWAY_AFTER) {
+        match heard.filter(|(at, _)| now.since(*at) < UNREACHABLE_AFTER) {
             Some((_, heard)) if heard.has(disk) => Use::Yes,
             Some((_, heard)) if heard.is_open && self.leads_for(now, COMPLETE_AFTER) => Use::No,
             None if silence >= DISKS_FREE_AFTER => Use::No,

@@ -2,7 +2,7 @@
 //! same commands in the same order give the same state on every member. So nothing here may depend
 //! on a clock, on reports, or on the version of the software.
 //!
-//! Invariants ([`State::check_invariants`]):
+//! Invariants ([`CatalogState::check_invariants`]):
 //! - ids only grow and are never given twice (rule `ids-never-reused`);
 //! - no shard has two replicas on one disk, or had two on one pod when it was created;
 //! - a deleted volume's members are listed as destroyed until each disk has confirmed it; then the
@@ -12,10 +12,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::command::{Addresses, Command, NewDisk, Outcome, Placement};
+use crate::control::command::{Addresses, CatalogCommand, NewDisk, Outcome, Placement};
 use crate::control::names::{NameError, check_volume_name};
 use crate::limits::VOLUME_BYTES_MAX;
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::types::{BLOCK_BYTES, MemberId, PodId, ShardId, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskView, MemberView, PodView, ShardView, VolumeView};
 
@@ -27,7 +27,7 @@ const COUNT_MAX: u64 = 1 << 62;
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
+pub struct CatalogState {
     pub cluster: Uuid,
     /// Grows with every change.
     pub revision: u64,
@@ -85,11 +85,11 @@ pub struct Volume {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
     pub shard: ShardId,
-    pub members: Vec<Member>,
+    pub members: Vec<ShardMember>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Member {
+pub struct ShardMember {
     pub member: MemberId,
     pub disk: Uuid,
 }
@@ -124,11 +124,11 @@ pub enum CatalogError {
 #[error("the catalog contradicts itself: {0}")]
 pub struct Contradiction(&'static str);
 
-impl State {
+impl CatalogState {
     /// A new cluster of one pod, which holds the only member of the catalog.
-    pub fn new(cluster: Uuid, join_id: Uuid, addresses: Addresses) -> State {
+    pub fn new(cluster: Uuid, join_id: Uuid, addresses: Addresses) -> CatalogState {
         let (pod, member) = (PodId(1), MemberId(1));
-        State {
+        CatalogState {
             cluster,
             revision: 1,
             next: Counters { pod: 2, volume: 1, shard: 1, member: 2 },
@@ -142,20 +142,29 @@ impl State {
     }
 
     /// Carries out a command. After an error nothing has changed.
-    pub fn apply(&mut self, command: Command) -> Result<Outcome, CatalogError> {
+    pub fn apply(&mut self, command: CatalogCommand) -> Result<Outcome, CatalogError> {
         match command {
-            Command::Join { join_id, addresses } => Ok(self.join(join_id, addresses)),
-            Command::Register { pod, addresses, disks } => self.register(pod, addresses, disks),
-            Command::CreateVolume { request_id, name, size_bytes, stripe_bytes, placement } => self
-                .once(request_id, |state| {
-                    state.create_volume(name, size_bytes, stripe_bytes, &placement)
-                }),
-            Command::DeleteVolume { request_id, name, volume } => {
+            CatalogCommand::Join { join_id, addresses } => Ok(self.join(join_id, addresses)),
+            CatalogCommand::Register { pod, addresses, disks } => {
+                self.register(pod, addresses, disks)
+            }
+            CatalogCommand::CreateVolume {
+                request_id,
+                name,
+                size_bytes,
+                stripe_bytes,
+                placement,
+            } => self.once(request_id, |state| {
+                state.create_volume(name, size_bytes, stripe_bytes, &placement)
+            }),
+            CatalogCommand::DeleteVolume { request_id, name, volume } => {
                 self.once(request_id, |state| state.delete_volume(&name, volume))
             }
-            Command::Destroyed { disk, members } => Ok(self.confirm_destroyed(disk, &members)),
-            Command::AddCatalogMembers { pods } => self.add_catalog_members(&pods),
-            Command::RemoveCatalogMember { member } => {
+            CatalogCommand::Destroyed { disk, members } => {
+                Ok(self.confirm_destroyed(disk, &members))
+            }
+            CatalogCommand::AddCatalogMembers { pods } => self.add_catalog_members(&pods),
+            CatalogCommand::RemoveCatalogMember { member } => {
                 if self.catalog.len() > 1 && self.catalog.remove(&member).is_some() {
                     self.revision += 1;
                 }
@@ -168,7 +177,7 @@ impl State {
     fn once(
         &mut self,
         request_id: String,
-        carry_out: impl FnOnce(&mut State) -> Result<Outcome, CatalogError>,
+        carry_out: impl FnOnce(&mut CatalogState) -> Result<Outcome, CatalogError>,
     ) -> Result<Outcome, CatalogError> {
         if request_id.len() > REQUEST_ID_BYTES_MAX {
             return Err(CatalogError::BadRequestId);
@@ -188,7 +197,7 @@ impl State {
 
     /// The outcome of a named request, if it was carried out before.
     pub fn answered(&self, request_id: &str) -> Option<Outcome> {
-        if request_id.is_empty() || planted(Mistake::CatalogRequestTwice) {
+        if request_id.is_empty() || planted!(CatalogRequestTwice) {
             return None;
         }
         self.requests.iter().rev().find(|(id, _)| id == request_id).map(|(_, outcome)| *outcome)
@@ -251,7 +260,7 @@ impl State {
             let mut members = Vec::with_capacity(positions.len());
             for position in positions {
                 let member = MemberId(take(&mut self.next.member));
-                members.push(Member { member, disk: placement.disks[usize::from(*position)] });
+                members.push(ShardMember { member, disk: placement.disks[usize::from(*position)] });
             }
             shards.push(Shard { shard, members });
         }
@@ -346,7 +355,7 @@ impl State {
         }
         for pod in pods {
             if self.catalog.values().all(|other| other != pod) {
-                let member = match planted(Mistake::CatalogMemberReused) {
+                let member = match planted!(CatalogMemberReused) {
                     true => self.next.member,
                     false => take(&mut self.next.member),
                 };
@@ -400,7 +409,7 @@ impl State {
     }
 
     fn view_volume(&self, id: VolumeId, volume: &Volume) -> VolumeView {
-        let view_member = |member: &Member| MemberView {
+        let view_member = |member: &ShardMember| MemberView {
             member: member.member,
             disk: member.disk,
             pod: self.disks[&member.disk].pod,

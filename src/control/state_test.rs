@@ -19,20 +19,20 @@ fn new_disk(number: u8) -> NewDisk {
 }
 
 /// `count` pods with one disk each.
-fn cluster(count: u8) -> State {
-    let mut state = State::new(Uuid([9; 16]), Uuid([1; 16]), addresses(1000));
+fn cluster(count: u8) -> CatalogState {
+    let mut state = CatalogState::new(Uuid([9; 16]), Uuid([1; 16]), addresses(1000));
     for number in 1..=count {
         let join_id = Uuid([number; 16]);
         let addresses = addresses(1000 * u16::from(number));
-        let joined = state.apply(Command::Join { join_id, addresses }).unwrap();
+        let joined = state.apply(CatalogCommand::Join { join_id, addresses }).unwrap();
         assert_eq!(joined, Outcome::Pod(PodId(number.into())));
         let (pod, disks) = (PodId(number.into()), vec![new_disk(number)]);
-        state.apply(Command::Register { pod, addresses, disks }).unwrap();
+        state.apply(CatalogCommand::Register { pod, addresses, disks }).unwrap();
     }
     state
 }
 
-fn create(state: &State, name: &str, size_bytes: u64, replicas: u32) -> Command {
+fn create(state: &CatalogState, name: &str, size_bytes: u64, replicas: u32) -> CatalogCommand {
     let counts = state.members_per_disk();
     let candidates: Vec<Candidate> = state
         .disks
@@ -45,7 +45,7 @@ fn create(state: &State, name: &str, size_bytes: u64, replicas: u32) -> Command 
         })
         .collect();
     let (stripe_bytes, shards) = layout(size_bytes);
-    Command::CreateVolume {
+    CatalogCommand::CreateVolume {
         request_id: format!("create {name}"),
         name: name.to_owned(),
         size_bytes,
@@ -54,25 +54,25 @@ fn create(state: &State, name: &str, size_bytes: u64, replicas: u32) -> Command 
     }
 }
 
-fn delete(name: &str, request_id: &str) -> Command {
+fn delete(name: &str, request_id: &str) -> CatalogCommand {
     let (request_id, name) = (request_id.to_owned(), name.to_owned());
-    Command::DeleteVolume { request_id, name, volume: None }
+    CatalogCommand::DeleteVolume { request_id, name, volume: None }
 }
 
 /// The request to delete a volume arrives when another volume has its name.
 #[test]
 fn a_late_request_does_not_delete_another_volume_of_the_same_name() {
     let mut state = cluster(3);
-    let make = |state: &mut State, id: &str| {
+    let make = |state: &mut CatalogState, id: &str| {
         let mut command = create(state, "demo", GIB, 3);
-        let Command::CreateVolume { request_id, .. } = &mut command else { unreachable!() };
+        let CatalogCommand::CreateVolume { request_id, .. } = &mut command else { unreachable!() };
         *request_id = id.to_owned();
         match state.apply(command).unwrap() {
             Outcome::Volume(volume) => volume,
             other => panic!("{other:?}"),
         }
     };
-    let delete = |id: &str, volume| Command::DeleteVolume {
+    let delete = |id: &str, volume| CatalogCommand::DeleteVolume {
         request_id: id.to_owned(),
         name: "demo".to_owned(),
         volume: Some(volume),
@@ -104,7 +104,7 @@ fn a_request_that_is_sent_again_is_carried_out_once() {
     let gone = CatalogError::NoSuchVolume { name: "demo".to_owned() };
     assert_eq!(state.apply(delete("demo", "another")), Err(gone));
 
-    let join = Command::Join { join_id: Uuid([2; 16]), addresses: addresses(7) };
+    let join = CatalogCommand::Join { join_id: Uuid([2; 16]), addresses: addresses(7) };
     assert_eq!(state.apply(join), Ok(Outcome::Pod(PodId(2))), "a pod that joins again");
 }
 
@@ -116,7 +116,7 @@ fn a_deleted_volume_is_forgotten_when_every_disk_gave_it_up() {
     state.apply(delete("demo", "")).unwrap();
     // The name is free at once.
     let mut again = create(&state, "demo", GIB, 1);
-    if let Command::CreateVolume { request_id, .. } = &mut again {
+    if let CatalogCommand::CreateVolume { request_id, .. } = &mut again {
         request_id.clear();
     }
     state.apply(again).unwrap();
@@ -127,7 +127,7 @@ fn a_deleted_volume_is_forgotten_when_every_disk_gave_it_up() {
         assert_eq!(state.volumes.len(), 3, "after {index} disks");
         assert!(state.view().volumes.iter().any(|volume| volume.deleting));
         let members: Vec<MemberId> = members.into_iter().collect();
-        state.apply(Command::Destroyed { disk, members }).unwrap();
+        state.apply(CatalogCommand::Destroyed { disk, members }).unwrap();
         state.check_invariants();
     }
     assert_eq!(state.volumes.len(), 2);
@@ -142,7 +142,7 @@ fn nonsense_changes_nothing() {
     let good = create(&state, "x", GIB, 3);
     let with = |change: &dyn Fn(&mut String, &mut u64, &mut u64, &mut Placement)| {
         let mut command = good.clone();
-        if let Command::CreateVolume { name, size_bytes, stripe_bytes, placement, .. } =
+        if let CatalogCommand::CreateVolume { name, size_bytes, stripe_bytes, placement, .. } =
             &mut command
         {
             change(name, size_bytes, stripe_bytes, placement);
@@ -165,8 +165,8 @@ fn nonsense_changes_nothing() {
         with(&|_, _, _, placement| placement.disks[0] = Uuid([77; 16])),
         with(&|_, _, _, placement| placement.shards.clear()),
         delete("nothing", ""),
-        Command::Register { pod: PodId(9), addresses: addresses(1), disks: vec![] },
-        Command::AddCatalogMembers { pods: vec![PodId(9)] },
+        CatalogCommand::Register { pod: PodId(9), addresses: addresses(1), disks: vec![] },
+        CatalogCommand::AddCatalogMembers { pods: vec![PodId(9)] },
     ] {
         assert!(state.apply(command.clone()).is_err(), "{command:?}");
         assert_eq!(state, before, "{command:?}");
@@ -197,19 +197,20 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn command_of(state: &State, step: &Step, at: usize) -> Command {
+fn command_of(state: &CatalogState, step: &Step, at: usize) -> CatalogCommand {
     match step {
-        Step::Join(pod) => {
-            Command::Join { join_id: Uuid([*pod; 16]), addresses: addresses(u16::from(*pod)) }
-        }
-        Step::Register { pod, disk } => Command::Register {
+        Step::Join(pod) => CatalogCommand::Join {
+            join_id: Uuid([*pod; 16]),
+            addresses: addresses(u16::from(*pod)),
+        },
+        Step::Register { pod, disk } => CatalogCommand::Register {
             pod: PodId(u64::from(*pod)),
             addresses: addresses(u16::from(*pod)),
             disks: vec![new_disk(*disk)],
         },
         Step::Create { name, gib, replicas } => {
             let mut command = create(state, &format!("v{name}"), gib * GIB, *replicas);
-            if let Command::CreateVolume { request_id, .. } = &mut command {
+            if let CatalogCommand::CreateVolume { request_id, .. } = &mut command {
                 *request_id = at.to_string();
             }
             command
@@ -218,10 +219,14 @@ fn command_of(state: &State, step: &Step, at: usize) -> Command {
         Step::Confirm { disk, share } => {
             let disk = Uuid([*disk; 16]);
             let members = state.destroyed.get(&disk).into_iter().flatten();
-            Command::Destroyed { disk, members: members.step_by(*share).copied().collect() }
+            CatalogCommand::Destroyed { disk, members: members.step_by(*share).copied().collect() }
         }
-        Step::AddMembers(pod) => Command::AddCatalogMembers { pods: vec![PodId((*pod).into())] },
-        Step::RemoveMember(member) => Command::RemoveCatalogMember { member: MemberId(*member) },
+        Step::AddMembers(pod) => {
+            CatalogCommand::AddCatalogMembers { pods: vec![PodId((*pod).into())] }
+        }
+        Step::RemoveMember(member) => {
+            CatalogCommand::RemoveCatalogMember { member: MemberId(*member) }
+        }
     }
 }
 
@@ -240,12 +245,12 @@ proptest! {
             prop_assert_eq!(state.revision > before.revision, state != before);
 
             // Another member, which reads the command from its log, reaches the same state.
-            let read: Command = decode(&encode(&command)).unwrap();
+            let read: CatalogCommand = decode(&encode(&command)).unwrap();
             prop_assert_eq!(copy.apply(read), outcome.clone());
             copy = decode(&encode(&copy)).unwrap();
             prop_assert_eq!(&copy, &state);
 
-            let fresh = |state: &State| -> BTreeSet<MemberId> {
+            let fresh = |state: &CatalogState| -> BTreeSet<MemberId> {
                 let shards = state.volumes.values().flat_map(|volume| &volume.shards);
                 let members = shards.flat_map(|shard| &shard.members).map(|member| member.member);
                 members.chain(state.catalog.keys().copied()).collect()
@@ -271,7 +276,7 @@ proptest! {
         }
         for (disk, members) in state.destroyed.clone() {
             let members = members.into_iter().collect();
-            state.apply(Command::Destroyed { disk, members }).unwrap();
+            state.apply(CatalogCommand::Destroyed { disk, members }).unwrap();
         }
         state.check_invariants();
         prop_assert!(state.volumes.is_empty() && state.destroyed.is_empty());

@@ -18,10 +18,10 @@ use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, WriteBatch, 
 use serde::{Deserialize, Serialize};
 
 use crate::control::command::{CodecError, decode, encode};
-use crate::control::state::State;
+use crate::control::state::CatalogState;
 use crate::log::{Append, HardState};
 use crate::replica::entry::{log_entry, raft_entry};
-use crate::replica::seam::Start;
+use crate::replica::messages::Start;
 use crate::store::index::rocks_threads::one_more_database;
 use crate::types::MemberId;
 
@@ -46,7 +46,7 @@ pub struct Snapshot {
     /// The group's configuration and other metadata, as encoded by [`crate::replica::meta`].
     pub meta: Bytes,
     /// `None` for a member that has not received a state yet.
-    pub state: Option<State>,
+    pub state: Option<CatalogState>,
 }
 
 /// Everything from which a member starts.
@@ -66,7 +66,7 @@ pub enum StorageError {
     #[error("an entry or the hard state in the catalog's database cannot be decoded")]
     Protobuf(#[from] protobuf::ProtobufError),
     #[error("the state in the catalog's database cannot be read")]
-    State(#[from] CodecError),
+    CatalogState(#[from] CodecError),
 }
 
 /// Storage for the log and the state of a member of the catalog. Every call is atomic, and durable
@@ -247,9 +247,9 @@ mod tests {
     use crate::log::LogEntry;
     use crate::types::Uuid;
 
-    fn state() -> State {
+    fn state() -> CatalogState {
         let at = "127.0.0.1:1".parse().unwrap();
-        State::new(Uuid([1; 16]), Uuid([2; 16]), Addresses { api: at, peer: at, nbd: None })
+        CatalogState::new(Uuid([1; 16]), Uuid([2; 16]), Addresses { api: at, peer: at, nbd: None })
     }
 
     fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<LogEntry> {
@@ -259,7 +259,7 @@ mod tests {
         range.map(entry).collect()
     }
 
-    fn snapshot(index: u64, state: Option<State>) -> Snapshot {
+    fn snapshot(index: u64, state: Option<CatalogState>) -> Snapshot {
         Snapshot { index, term: 1, meta: Bytes::from_static(b"meta"), state }
     }
 

@@ -165,7 +165,7 @@ impl Uring {
         let index = self.slots.start(token, handle, target, op);
         let open = self.handles.get_mut(handle).expect("an open handle");
         if open.is_socket {
-            open.under_way.push(index);
+            open.in_flight.push(index);
         }
         index
     }
@@ -199,20 +199,20 @@ impl Uring {
             return self.end_at_once(token, op, Err(unknown()));
         };
         open.closing = Some(token);
-        if open.under_way.is_empty() {
+        if open.in_flight.is_empty() {
             let completion = self.close(id.0);
             self.ready.push(completion);
             return;
         }
-        for position in 0..self.under_way(id.0).len() {
-            let index = self.under_way(id.0)[position];
+        for position in 0..self.in_flight(id.0).len() {
+            let index = self.in_flight(id.0)[position];
             self.cancel(index, id.0);
         }
     }
 
-    fn under_way(&self, handle: u32) -> &[u32] {
+    fn in_flight(&self, handle: u32) -> &[u32] {
         let open = self.handles.get(handle);
-        open.map_or(&[], |open| &open.under_way)
+        open.map_or(&[], |open| &open.in_flight)
     }
 
     fn cancel(&mut self, index: u32, handle: u32) {
@@ -327,11 +327,11 @@ impl Uring {
             Verdict::Ended(ended) => ended,
         };
         if open.is_socket {
-            let position = open.under_way.iter().position(|other| *other == index);
-            open.under_way.swap_remove(position.expect("the operation was in flight"));
+            let position = open.in_flight.iter().position(|other| *other == index);
+            open.in_flight.swap_remove(position.expect("the operation was in flight"));
         }
         let failed_connect = slot.is_connect() && ended.is_err();
-        let close_now = closing && open.under_way.is_empty();
+        let close_now = closing && open.in_flight.is_empty();
         let is_tcp = open.is_tcp;
         let buffers = self.slots.end(index);
         let result = ended.and_then(|ended| match ended {
@@ -515,7 +515,7 @@ impl Drop for Uring {
         self.wake.wake();
         let deadline = self.now() + DROP_WAIT;
         let mut out = Vec::new();
-        while self.slots.under_way() > 0 || self.wake_armed {
+        while self.slots.in_flight() > 0 || self.wake_armed {
             self.push_backlog();
             let left = deadline.since(self.now());
             let crossed = self.cross(Wait::AtMost(left));

@@ -80,7 +80,7 @@ fn a_completion_queue_that_overflows_loses_nothing() {
             assert!(!std::mem::replace(&mut seen[completion.token.0 as usize], true));
         }
     }
-    assert_eq!(uring.slots.under_way(), 0);
+    assert_eq!(uring.slots.in_flight(), 0);
     assert!(
         uring.handles.get(COUNT as u32 - 1).is_some(),
         "most sockets are beyond the registered ones"

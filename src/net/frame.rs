@@ -141,11 +141,11 @@ pub fn write_head(out: &mut BytesMut, seed: u32, kind: u8, meta: &[u8], payload:
 /// Extracts frames from a byte stream. Keeps its position in an incomplete frame.
 #[derive(Debug, Default)]
 pub struct FrameReader {
-    state: State,
+    state: FrameState,
 }
 
 #[derive(Debug, Default)]
-enum State {
+enum FrameState {
     #[default]
     Head,
     Meta(Head),
@@ -163,15 +163,15 @@ impl FrameReader {
         seed: u32,
         cut: impl Fn(u8, &Bytes, usize) -> Vec<usize>,
     ) -> Result<Option<Frame>, FrameError> {
-        if let State::Head = self.state {
+        if let FrameState::Head = self.state {
             let Some(bytes) = reader.peek().first_chunk::<HEAD_BYTES>() else {
                 return Ok(None);
             };
             let head = Head::parse(bytes)?;
             reader.consume(HEAD_BYTES);
-            self.state = State::Meta(head);
+            self.state = FrameState::Meta(head);
         }
-        if let State::Meta(head) = self.state {
+        if let FrameState::Meta(head) = self.state {
             let Some(meta) = take_meta(reader, head.meta_bytes) else {
                 return Ok(None);
             };
@@ -179,9 +179,9 @@ impl FrameReader {
             let sizes = cut(head.kind, &meta, head.payload_bytes);
             assert_eq!(sizes.iter().sum::<usize>(), head.payload_bytes, "all of it, once");
             let frame = Frame { kind: head.kind, meta, payload: Vec::with_capacity(sizes.len()) };
-            self.state = State::Payload(head, frame, sizes.into_iter());
+            self.state = FrameState::Payload(head, frame, sizes.into_iter());
         }
-        if let State::Payload(_, frame, sizes) = &mut self.state {
+        if let FrameState::Payload(_, frame, sizes) = &mut self.state {
             while let Some(size) = sizes.as_slice().first() {
                 let Some(piece) = reader.payload(*size, 0) else {
                     return Ok(None);
@@ -190,7 +190,7 @@ impl FrameReader {
                 sizes.next();
             }
         }
-        let State::Payload(head, frame, _) = std::mem::take(&mut self.state) else {
+        let FrameState::Payload(head, frame, _) = std::mem::take(&mut self.state) else {
             return Ok(None);
         };
         if payload_crc(seed, frame.payload.iter().map(|piece| &piece[..])) != head.payload_crc {

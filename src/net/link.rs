@@ -124,7 +124,7 @@ pub struct LinkCounters {
     pub requests_refused: u64,
 }
 
-enum State {
+enum LinkState {
     Calling { local: Identity, target: Target, purpose: Purpose, nonce: u64 },
     Called { locals: Vec<Identity>, nonce: u64 },
     Up { established: Established, receive_seed: u32, send_seed: u32 },
@@ -133,7 +133,7 @@ enum State {
 
 /// One connection between two lanes. See the module.
 pub struct Link {
-    state: State,
+    state: LinkState,
     frames: FrameReader,
     output: Output,
     /// Limit of the queued bytes.
@@ -145,7 +145,7 @@ impl Link {
     /// A link over a connection that this side opened. Its hello is in [`Link::take_output`].
     /// `nonce` is a new random number for every connection.
     pub fn dial(local: Identity, target: Target, purpose: Purpose, nonce: u64) -> Link {
-        let mut link = Link::new(State::Calling { local, target, purpose, nonce });
+        let mut link = Link::new(LinkState::Calling { local, target, purpose, nonce });
         link.greet(&Greeting::Hello(Hello {
             version_min: PROTOCOL_MIN,
             version_max: PROTOCOL_MAX,
@@ -160,10 +160,10 @@ impl Link {
 
     /// A link over an accepted connection. `locals` are the lanes that may be called.
     pub fn accept(locals: Vec<Identity>, nonce: u64) -> Link {
-        Link::new(State::Called { locals, nonce })
+        Link::new(LinkState::Called { locals, nonce })
     }
 
-    fn new(state: State) -> Link {
+    fn new(state: LinkState) -> Link {
         Link {
             state,
             frames: FrameReader::default(),
@@ -189,7 +189,7 @@ impl Link {
     ) -> Result<(), LinkError> {
         let result = self.advance(reader, seen, out);
         if result.is_err() {
-            self.state = State::Ended;
+            self.state = LinkState::Ended;
         }
         result
     }
@@ -200,17 +200,17 @@ impl Link {
         seen: &mut Incarnations,
         out: &mut Vec<LinkEvent>,
     ) -> Result<(), LinkError> {
-        if let State::Ended = self.state {
+        if let LinkState::Ended = self.state {
             return Err(LinkError::Ended);
         }
-        if !matches!(self.state, State::Up { .. }) {
+        if !matches!(self.state, LinkState::Up { .. }) {
             let Some(greeting) = next_greeting(reader)? else {
                 return Ok(());
             };
             let established = self.on_greeting(greeting, seen)?;
             out.push(LinkEvent::Up(established));
         }
-        let State::Up { receive_seed, .. } = self.state else {
+        let LinkState::Up { receive_seed, .. } = self.state else {
             return Err(LinkError::Ended);
         };
         let frame_error = |source| LinkError::Frame { source };
@@ -229,24 +229,24 @@ impl Link {
         greeting: Greeting,
         seen: &mut Incarnations,
     ) -> Result<Established, LinkError> {
-        let state = std::mem::replace(&mut self.state, State::Ended);
+        let state = std::mem::replace(&mut self.state, LinkState::Ended);
         match (state, greeting) {
-            (State::Called { locals, nonce }, Greeting::Hello(hello)) => {
+            (LinkState::Called { locals, nonce }, Greeting::Hello(hello)) => {
                 self.on_hello(&locals, nonce, &hello, seen)
             }
-            (State::Calling { local, target, purpose, nonce }, Greeting::Welcome(welcome)) => {
+            (LinkState::Calling { local, target, purpose, nonce }, Greeting::Welcome(welcome)) => {
                 check_welcome(&local, &target, &welcome, seen)
                     .map_err(|refusal| LinkError::RefusedByUs { refusal })?;
                 let established =
                     Established { local, peer: welcome.from, purpose, version: welcome.version };
                 let (send_seed, receive_seed) = frame_seeds(nonce, welcome.nonce);
-                self.state = State::Up { established, receive_seed, send_seed };
+                self.state = LinkState::Up { established, receive_seed, send_seed };
                 Ok(established)
             }
-            (State::Calling { .. }, Greeting::Refusal(refusal)) => {
+            (LinkState::Calling { .. }, Greeting::Refusal(refusal)) => {
                 Err(LinkError::RefusedByPeer { refusal })
             }
-            (State::Ended | State::Up { .. }, _) => Err(LinkError::Ended),
+            (LinkState::Ended | LinkState::Up { .. }, _) => Err(LinkError::Ended),
             (_, Greeting::Hello(_)) => Err(LinkError::OutOfPlace("hello")),
             (_, Greeting::Welcome(_)) => Err(LinkError::OutOfPlace("welcome")),
             (_, Greeting::Refusal(_)) => Err(LinkError::OutOfPlace("refusal")),
@@ -270,7 +270,7 @@ impl Link {
         self.greet(&Greeting::Welcome(Welcome { version, from: local, nonce }));
         let established = Established { local, peer: hello.from, purpose: hello.purpose, version };
         let (receive_seed, send_seed) = frame_seeds(hello.nonce, nonce);
-        self.state = State::Up { established, receive_seed, send_seed };
+        self.state = LinkState::Up { established, receive_seed, send_seed };
         Ok(established)
     }
 
@@ -280,7 +280,7 @@ impl Link {
 
     /// Queues a message. [`SendError`] tells how to handle a message that was not queued.
     pub fn send(&mut self, message: PeerMessage) -> Result<(), SendError> {
-        let State::Up { send_seed, .. } = self.state else {
+        let LinkState::Up { send_seed, .. } = self.state else {
             return Err(SendError::NotUp);
         };
         let waiting_bytes = self.queue_bytes();
@@ -329,7 +329,7 @@ impl Link {
     /// The next bytes to send, in order; empty: nothing is queued. Call it when no send is in
     /// flight: once per round, and again when a send has ended.
     pub fn take_output(&mut self) -> Vec<Bytes> {
-        if let State::Up { send_seed, .. } = self.state {
+        if let LinkState::Up { send_seed, .. } = self.state {
             self.flush_batch(send_seed);
         }
         self.output.take()
@@ -343,7 +343,7 @@ impl Link {
     /// The result of the handshake, if the link is up.
     pub fn established(&self) -> Option<&Established> {
         match &self.state {
-            State::Up { established, .. } => Some(established),
+            LinkState::Up { established, .. } => Some(established),
             _ => None,
         }
     }

@@ -319,7 +319,7 @@ fn a_frame_of_another_connection_or_direction_ends_the_link() {
 #[test]
 fn a_message_that_cannot_be_understood_ends_the_link() {
     let (mut here, mut there) = joined();
-    let State::Up { send_seed, .. } = here.link.state else {
+    let LinkState::Up { send_seed, .. } = here.link.state else {
         panic!("up");
     };
     let nonsense = Encoded { kind: 200, meta: BytesMut::new(), payload: Vec::new() };

@@ -9,8 +9,8 @@ use raft::eraftpb::{ConfChange, ConfChangeV2, Entry, EntryType};
 use raft::prelude::ConfChangeSingle;
 
 use crate::log::{Applied, Change, WholeExtents};
-use crate::planted::{Mistake, planted};
-use crate::replica::command::{self, Command, CommandError};
+use crate::planted::planted;
+use crate::replica::command::{self, CommandError, EntryCommand};
 use crate::replica::meta::{Meta, SessionVerdict, changed_conf};
 use crate::types::{BLOCKS_PER_EXTENT, BlockError, BlockRange, EXTENT_BYTES, Origin};
 
@@ -19,7 +19,7 @@ use crate::types::{BLOCKS_PER_EXTENT, BlockError, BlockRange, EXTENT_BYTES, Orig
 pub struct Applier {
     pub meta: Meta,
     /// Decoded commands of large entries that are appended and not applied yet, by index.
-    decoded: BTreeMap<u64, Result<(Origin, Command), CommandError>>,
+    decoded: BTreeMap<u64, Result<(Origin, EntryCommand), CommandError>>,
 }
 
 /// Why a committed entry cannot be applied: the member is broken, or a newer version wrote the
@@ -61,7 +61,7 @@ impl Applier {
         }
         let decoded = self.decoded.entry(entry.index);
         // A command that cannot be decoded is reported when it is applied.
-        let Ok((_, Command::Write { range, crcs })) =
+        let Ok((_, EntryCommand::Write { range, crcs })) =
             decoded.or_insert_with(|| command::decode(&entry.context))
         else {
             return None;
@@ -96,28 +96,30 @@ impl Applier {
             }
         }
         match command {
-            Command::Write { range, crcs } => {
+            EntryCommand::Write { range, crcs } => {
                 applied.change = Some(Change::Write { range, crcs, payload: entry.data.clone() });
             }
-            Command::Zero { range, trim } => applied.change = Some(Change::Zero { range, trim }),
-            Command::Touch => (),
-            Command::Opaque => applied.command = Some(entry.data.clone()),
+            EntryCommand::Zero { range, trim } => {
+                applied.change = Some(Change::Zero { range, trim })
+            }
+            EntryCommand::Touch => (),
+            EntryCommand::Opaque => applied.command = Some(entry.data.clone()),
         }
         Ok(applied)
     }
 
     /// Checks that the blocks are inside the shard and that the payload fits the command.
-    fn check_payload(&self, entry: &Entry, command: &Command) -> Result<(), ApplyError> {
+    fn check_payload(&self, entry: &Entry, command: &EntryCommand) -> Result<(), ApplyError> {
         let index = entry.index;
         let bytes = entry.data.len();
         let inside = |range: &BlockRange| range.end() <= self.meta.blocks;
         let (inside, fits) = match command {
-            Command::Write { range, .. } => {
+            EntryCommand::Write { range, .. } => {
                 (inside(range), bytes == 0 || bytes as u64 == range.bytes())
             }
-            Command::Zero { range, .. } => (inside(range), bytes == 0),
-            Command::Touch => (true, bytes == 0),
-            Command::Opaque => (true, true),
+            EntryCommand::Zero { range, .. } => (inside(range), bytes == 0),
+            EntryCommand::Touch => (true, bytes == 0),
+            EntryCommand::Opaque => (true, true),
         };
         if !inside {
             return Err(ApplyError::Range { index });
@@ -130,7 +132,7 @@ impl Applier {
 
     /// Checks epoch and session (rule `session-checked-at-apply`). True: one of them was raised.
     fn admit(&mut self, origin: Origin) -> Result<bool, BlockError> {
-        if planted(Mistake::SessionNotChecked) {
+        if planted!(SessionNotChecked) {
             return Ok(false);
         }
         if origin.attachment_epoch < self.meta.attachment_epoch {

@@ -37,7 +37,7 @@ const WRITE_BLOCKS_MAX: u32 = (ENTRY_BYTES_MAX / BLOCK_BYTES) as u32;
 
 /// The command of an entry, carried out when the entry is applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
+pub enum EntryCommand {
     /// Whole blocks; one checksum per block.
     Write { range: BlockRange, crcs: Vec<u32> },
     /// The blocks read as zeroes from then on; with `trim` their space is given back.
@@ -63,7 +63,7 @@ pub enum CommandError {
     Reserved,
 }
 
-/// Encodes a write without building a [`Command`].
+/// Encodes a write without building a [`EntryCommand`].
 pub fn encode_write(origin: Origin, range: BlockRange, crcs: &[u32]) -> Bytes {
     assert_eq!(crcs.len(), range.count as usize, "one checksum per block");
     let mut context = header(KIND_WRITE, origin, range.first.0, range.count, crcs.len());
@@ -72,15 +72,15 @@ pub fn encode_write(origin: Origin, range: BlockRange, crcs: &[u32]) -> Bytes {
 }
 
 /// Encodes any command.
-pub fn encode(origin: Origin, command: &Command) -> Bytes {
+pub fn encode(origin: Origin, command: &EntryCommand) -> Bytes {
     let context = match command {
-        Command::Write { range, crcs } => return encode_write(origin, *range, crcs),
-        Command::Zero { range, trim } => {
+        EntryCommand::Write { range, crcs } => return encode_write(origin, *range, crcs),
+        EntryCommand::Zero { range, trim } => {
             let kind = if *trim { KIND_TRIM } else { KIND_ZERO };
             header(kind, origin, range.first.0, range.count, 0)
         }
-        Command::Touch => header(KIND_TOUCH, origin, 0, 0, 0),
-        Command::Opaque => header(KIND_OPAQUE, origin, 0, 0, 0),
+        EntryCommand::Touch => header(KIND_TOUCH, origin, 0, 0, 0),
+        EntryCommand::Opaque => header(KIND_OPAQUE, origin, 0, 0, 0),
     };
     Bytes::from(context)
 }
@@ -94,7 +94,7 @@ fn header(kind: u8, origin: Origin, first: u32, count: u32, crcs: usize) -> Vec<
 }
 
 /// Decodes the output of [`encode`]. Any other bytes are an error, never a panic.
-pub fn decode(context: &[u8]) -> Result<(Origin, Command), CommandError> {
+pub fn decode(context: &[u8]) -> Result<(Origin, EntryCommand), CommandError> {
     let mut fields = Fields::new(context);
     let (version, kind) = (fields.u8()?, fields.u8()?);
     if version != VERSION {
@@ -117,11 +117,11 @@ pub fn decode(context: &[u8]) -> Result<(Origin, Command), CommandError> {
     let range = BlockRange { first: Block(first), count };
     let command = match kind {
         KIND_WRITE if count > WRITE_BLOCKS_MAX => return Err(wrong_range),
-        KIND_WRITE => Command::Write { range, crcs: fields.u32s(count as usize)? },
-        KIND_ZERO => Command::Zero { range, trim: false },
-        KIND_TRIM => Command::Zero { range, trim: true },
-        KIND_TOUCH => Command::Touch,
-        KIND_OPAQUE => Command::Opaque,
+        KIND_WRITE => EntryCommand::Write { range, crcs: fields.u32s(count as usize)? },
+        KIND_ZERO => EntryCommand::Zero { range, trim: false },
+        KIND_TRIM => EntryCommand::Zero { range, trim: true },
+        KIND_TOUCH => EntryCommand::Touch,
+        KIND_OPAQUE => EntryCommand::Opaque,
         other => return Err(CommandError::Kind(other)),
     };
     fields.end()?;
@@ -135,17 +135,17 @@ mod tests {
     use super::*;
     use crate::types::PodId;
 
-    fn any_command() -> impl Strategy<Value = Command> {
+    fn any_command() -> impl Strategy<Value = EntryCommand> {
         let range = (0u32..1 << 20, 1u32..=WRITE_BLOCKS_MAX)
             .prop_map(|(first, count)| BlockRange { first: Block(first), count });
         prop_oneof![
-            range.clone().prop_map(|range| Command::Write {
+            range.clone().prop_map(|range| EntryCommand::Write {
                 range,
                 crcs: (0..range.count).map(|i| i.wrapping_mul(0x9e37_79b9)).collect(),
             }),
-            (range, any::<bool>()).prop_map(|(range, trim)| Command::Zero { range, trim }),
-            Just(Command::Touch),
-            Just(Command::Opaque),
+            (range, any::<bool>()).prop_map(|(range, trim)| EntryCommand::Zero { range, trim }),
+            Just(EntryCommand::Touch),
+            Just(EntryCommand::Opaque),
         ]
     }
 

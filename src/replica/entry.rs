@@ -13,7 +13,7 @@ pub fn log_entry(entry: &Entry) -> LogEntry {
         EntryType::EntryConfChangeV2 => 2,
     };
     LogEntry {
-        redirect: None,
+        bypass: None,
         index: entry.index,
         term: entry.term,
         kind,

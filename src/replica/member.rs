@@ -1,4 +1,4 @@
-//! A member of a Raft group: turns inputs into outputs. See [`crate::replica::seam`].
+//! A member of a Raft group: turns inputs into outputs. See [`crate::replica::messages`].
 //!
 //! [`Member`] is the shell around the state machine of `running.rs`. A panic in there (raft-rs and
 //! we assert invariants) or an entry that cannot be applied makes only this member *faulted*. It
@@ -7,15 +7,15 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::replica::messages::{Input, MemberConfig, Output, ReqId, Role, Start};
 use crate::replica::running::{Broken, Running};
-use crate::replica::seam::{Input, MemberConfig, Output, ReqId, Role, Start};
 use crate::types::{BlockError, MemberId, Mono, Unappended};
 
 /// One member of one Raft group.
 pub struct Member {
     member: MemberId,
     blocks: VolumeBlocks,
-    state: State,
+    state: Condition,
     /// Outputs that a faulted member still has to deliver.
     last_words: Vec<Output>,
     /// Stays valid after a fault.
@@ -29,7 +29,7 @@ pub struct VolumeBlocks {
     pub count: u32,
 }
 
-enum State {
+enum Condition {
     Running(Box<Running>),
     Faulted,
 }
@@ -41,7 +41,7 @@ impl Member {
         let mut member = Member {
             member: config.member,
             blocks: VolumeBlocks { first: config.first_block_in_volume, count: config.blocks },
-            state: State::Faulted,
+            state: Condition::Faulted,
             last_words: Vec::new(),
             applied_index: start.applied_index,
         };
@@ -50,7 +50,7 @@ impl Member {
             return member;
         }
         match catch_unwind(AssertUnwindSafe(|| Running::start(config, start, now))) {
-            Ok(Ok(running)) => member.state = State::Running(Box::new(running)),
+            Ok(Ok(running)) => member.state = Condition::Running(Box::new(running)),
             Ok(Err(broken)) => member.fault(reason_of(&broken)),
             Err(panic) => member.fault(panic_text(panic)),
         }
@@ -60,7 +60,7 @@ impl Member {
     /// Takes one event; [`Member::poll`] returns its effects. For a client's request, read `now`
     /// after the request was taken from its queue.
     pub fn handle(&mut self, now: Mono, input: Input) {
-        let State::Running(running) = &mut self.state else {
+        let Condition::Running(running) = &mut self.state else {
             self.refuse(input);
             return;
         };
@@ -73,7 +73,7 @@ impl Member {
 
     /// Call once per round, after all inputs. `now` is not before the time of any input.
     pub fn poll(&mut self, now: Mono, out: &mut Vec<Output>) {
-        if let State::Running(running) = &mut self.state {
+        if let Condition::Running(running) = &mut self.state {
             let before = out.len();
             let failed = match catch_unwind(AssertUnwindSafe(|| running.poll(now, out))) {
                 Ok(Ok(())) => None,
@@ -101,82 +101,84 @@ impl Member {
 
     pub fn role(&self) -> Role {
         match &self.state {
-            State::Running(running) => running.role(),
-            State::Faulted => Role::default(),
+            Condition::Running(running) => running.role(),
+            Condition::Faulted => Role::default(),
         }
     }
 
     /// On the leader: the log has a configuration change that is not applied yet.
     pub fn is_changing(&self) -> bool {
         match &self.state {
-            State::Running(running) => running.is_changing(),
-            State::Faulted => false,
+            Condition::Running(running) => running.is_changing(),
+            Condition::Faulted => false,
         }
     }
 
     pub fn applied_index(&self) -> u64 {
         match &self.state {
-            State::Running(running) => running.applied_index(),
-            State::Faulted => self.applied_index,
+            Condition::Running(running) => running.applied_index(),
+            Condition::Faulted => self.applied_index,
         }
     }
 
     /// The term of the newest applied entry; 0: none.
     pub fn applied_term(&self) -> u64 {
         match &self.state {
-            State::Running(running) => running.applied_term(),
-            State::Faulted => 0,
+            Condition::Running(running) => running.applied_term(),
+            Condition::Faulted => 0,
         }
     }
 
     /// True when exactly this entry is in the log, or its index is applied.
     pub fn has_entry(&self, index: u64, term: u64) -> bool {
         match &self.state {
-            State::Running(running) => running.has_entry(index, term),
-            State::Faulted => false,
+            Condition::Running(running) => running.has_entry(index, term),
+            Condition::Faulted => false,
         }
     }
 
     /// The newest index that this member knows to be committed; 0 after a fault.
     pub fn committed(&self) -> u64 {
         match &self.state {
-            State::Running(running) => running.committed(),
-            State::Faulted => 0,
+            Condition::Running(running) => running.committed(),
+            Condition::Faulted => 0,
         }
     }
 
     /// Accepted writes that no [`Output::Append`] contains yet.
     pub fn unappended(&self) -> Unappended {
         match &self.state {
-            State::Running(running) => running.unappended(),
-            State::Faulted => Unappended::default(),
+            Condition::Running(running) => running.unappended(),
+            Condition::Faulted => Unappended::default(),
         }
     }
 
     /// Bytes of proposals in flight: payload and overhead.
     pub fn proposed_bytes(&self) -> usize {
         match &self.state {
-            State::Running(running) => running.proposed_bytes(),
-            State::Faulted => 0,
+            Condition::Running(running) => running.proposed_bytes(),
+            Condition::Faulted => 0,
         }
     }
 
     /// Shard metadata as of [`Member::applied_index`]; `None` when faulted.
     pub fn meta(&self) -> Option<bytes::Bytes> {
         match &self.state {
-            State::Running(running) => Some(running.meta()),
-            State::Faulted => None,
+            Condition::Running(running) => Some(running.meta()),
+            Condition::Faulted => None,
         }
     }
 
     /// True when this member has stopped for good.
     pub fn is_faulted(&self) -> bool {
-        matches!(self.state, State::Faulted)
+        matches!(self.state, Condition::Faulted)
     }
 
     fn fault(&mut self, reason: String) {
         tracing::error!(member = self.member.0, reason, "this replica is faulted and has stopped");
-        if let State::Running(mut running) = std::mem::replace(&mut self.state, State::Faulted) {
+        if let Condition::Running(mut running) =
+            std::mem::replace(&mut self.state, Condition::Faulted)
+        {
             let unanswered = running.abandon();
             let replies = unanswered.into_iter().map(|(req, error)| refusal(req, error));
             self.last_words.extend(replies);

@@ -9,8 +9,8 @@ use crate::io::buffer::Pool;
 use crate::limits::{ELECTION_TICKS, SHARD_PROPOSAL_BYTES_MAX};
 use crate::planted::{Mistake, assert_found};
 use crate::replica::member::Member;
+use crate::replica::messages::{Input, MemberConfig, Output, ReadMode, ReqId, Start};
 use crate::replica::meta::Meta;
-use crate::replica::seam::{Input, MemberConfig, Output, ReadMode, ReqId, Start};
 use crate::testing::group_fixture::{BLOCKS, Call, Cluster, Faults};
 use crate::types::{
     Block, BlockError, BlockRange, MemberId, Mono, Origin, PodId, ShardId, ShardOp, ShardReply,

@@ -3,7 +3,7 @@
 //! [`seam`].
 //!
 //! Invariant: depends neither on `store` nor on `net`, and on `io` only for aligned memory.
-//! Requests to them leave as [`seam::Output`]; answers arrive as [`seam::Input`].
+//! Requests to them leave as [`messages::Output`]; answers arrive as [`messages::Input`].
 
 pub mod apply;
 pub mod command;
@@ -12,15 +12,15 @@ mod log_tail;
 pub mod member;
 #[cfg(test)]
 mod member_test;
-pub mod message;
+pub mod messages;
 pub mod meta;
 mod persist;
 mod raft_adapter;
+pub mod raft_message;
 mod read;
 mod resync;
 #[cfg(test)]
 mod rules_test;
 mod running;
-pub mod seam;
 mod votes;
 mod write;

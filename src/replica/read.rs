@@ -16,8 +16,8 @@ use std::collections::VecDeque;
 use raft::eraftpb::ConfState;
 
 use crate::limits::LEASE;
-use crate::planted::{Mistake, planted};
-use crate::replica::seam::{Output, ReadMode, ReqId};
+use crate::planted::planted;
+use crate::replica::messages::{Output, ReadMode, ReqId};
 use crate::types::{BlockRange, Mono};
 
 /// Largest number of reads that wait at one member.
@@ -102,7 +102,7 @@ impl Reads {
 
     /// Ends the lease for this term, because the leadership is being offered to another member.
     pub fn give_up_lease(&mut self) {
-        if planted(Mistake::LeaseAfterTransfer) {
+        if planted!(LeaseAfterTransfer) {
             return;
         }
         self.lease_given_up = true;
@@ -174,8 +174,8 @@ impl Reads {
     }
 
     fn has_lease(&self, now: Mono) -> bool {
-        let forever = self.lease_until > Mono(0) && planted(Mistake::LeaseWithoutEnd);
-        let trusted = self.mode == ReadMode::Lease || planted(Mistake::LeaseDespiteQuorum);
+        let forever = self.lease_until > Mono(0) && planted!(LeaseWithoutEnd);
+        let trusted = self.mode == ReadMode::Lease || planted!(LeaseDespiteQuorum);
         trusted && !self.lease_given_up && (now < self.lease_until || forever)
     }
 

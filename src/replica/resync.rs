@@ -5,7 +5,7 @@
 //! progress. If that answer is lost, the commit index in the follower's next heartbeat answer
 //! replaces it: see [`Resync::is_lagging`].
 
-use crate::replica::seam::Output;
+use crate::replica::messages::Output;
 use crate::types::MemberId;
 
 /// Ticks after which a follower that still lags is reported again.

@@ -1,7 +1,7 @@
 //! Rules of the design that one group can show, one scenario each. `member_test` has more.
 
 use crate::planted::{Mistake, assert_found};
-use crate::replica::seam::{Input, ReadMode};
+use crate::replica::messages::{Input, ReadMode};
 use crate::testing::group_fixture::{BLOCKS, Cluster};
 use crate::types::{BlockError, MemberId, Origin, PodId};
 
@@ -23,7 +23,7 @@ fn cluster(seed: u64, with: fn(&mut Cluster)) -> Cluster {
 /// A follower that was down for long is resynced, and then leads. It must know that a client's old
 /// session is over, although no entry told it.
 #[test]
-fn r16_a_member_that_was_resynced_knows_the_sessions() {
+fn a_member_that_was_resynced_knows_the_sessions() {
     let mut cluster = cluster(19, |cluster| cluster.log_tail_bytes = 0);
     let leader = cluster.elect();
     let away = MemberId(leader.0 % 3 + 1);
@@ -53,7 +53,7 @@ fn r16_a_member_that_was_resynced_knows_the_sessions() {
 /// election of another leader. With reads by quorum, an isolated leader answers no read, however
 /// recently it heard the others.
 #[test]
-fn r14_reads_by_quorum_trust_no_clock() {
+fn reads_by_quorum_trust_no_clock() {
     let mut cluster = cluster(20, |cluster| cluster.reads = ReadMode::Quorum);
     let leader = cluster.elect();
     cluster.run(1_000);
@@ -125,8 +125,8 @@ fn a_copy_that_waits_for_a_leader_keeps_no_leader_from_a_group() {
 
 #[test]
 fn broken_rules_are_noticed() {
-    assert_found(Mistake::SessionsNotInstalled, r16_a_member_that_was_resynced_knows_the_sessions);
-    assert_found(Mistake::LeaseDespiteQuorum, r14_reads_by_quorum_trust_no_clock);
+    assert_found(Mistake::SessionsNotInstalled, a_member_that_was_resynced_knows_the_sessions);
+    assert_found(Mistake::LeaseDespiteQuorum, reads_by_quorum_trust_no_clock);
     assert_found(Mistake::ResyncNeverElected, a_longer_log_is_not_kept_from_a_group_by_a_resync);
     assert_found(
         Mistake::MuteUntilInstalled,

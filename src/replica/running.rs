@@ -5,16 +5,16 @@ use raft::Storage as _;
 use raft::eraftpb::{ConfChangeTransition, ConfChangeV2, Entry, Message, MessageType, Snapshot};
 
 use crate::log::{Append, Change, HardState, Reset};
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::replica::apply::{Applier, ApplyError, conf_change_of};
 use crate::replica::entry::log_entry;
 use crate::replica::log_tail::{Kept, LogError, LogTail};
+use crate::replica::messages::{Input, MemberConfig, Output, ReqId, Role, Start};
 use crate::replica::meta::{Meta, MetaError};
 use crate::replica::persist::{APPENDS_IN_FLIGHT_MAX, Persist};
 use crate::replica::raft_adapter::RaftAdapter;
 use crate::replica::read::{ReadKind, ReadState, Reads};
 use crate::replica::resync::Resync;
-use crate::replica::seam::{Input, MemberConfig, Output, ReqId, Role, Start};
 use crate::replica::votes::{Situation, Votes};
 use crate::replica::write::{Geometry, Writes};
 use crate::types::{BlockError, MemberId, Mono, Origin, ShardOp, Unappended};
@@ -144,7 +144,7 @@ impl Running {
 
     /// This member leads and has applied an entry of its own term.
     fn is_serving(&self) -> bool {
-        let own_term = self.applied_term == self.raft.term() || planted(Mistake::ReadBeforeOwnTerm);
+        let own_term = self.applied_term == self.raft.term() || planted!(ReadBeforeOwnTerm);
         self.raft.is_leader() && own_term && !self.votes.resyncing
     }
 
@@ -153,7 +153,7 @@ impl Running {
     }
 
     fn situation(&self) -> Situation {
-        let waits = self.install.is_some() && planted(Mistake::MuteUntilInstalled);
+        let waits = self.install.is_some() && planted!(MuteUntilInstalled);
         Situation {
             term: self.raft.term(),
             is_leader: self.raft.is_leader(),
@@ -301,7 +301,7 @@ impl Running {
     }
 
     fn on_client(&mut self, req: ReqId, term: u64, origin: Origin, op: ShardOp) {
-        let meant = term == 0 || term == self.raft.term() || planted(Mistake::TermNotCompared);
+        let meant = term == 0 || term == self.raft.term() || planted!(TermNotCompared);
         if !self.raft.is_leader() || !meant {
             let error = self.not_leader();
             self.refuse(req, error);
@@ -493,7 +493,7 @@ impl Running {
             out.push(Output::Append(self.append(number, hard, reset, entries)));
         }
         self.raft.raw.advance_append_async(ready);
-        if planted(Mistake::AnsweredBeforeDurable) {
+        if planted!(AnsweredBeforeDurable) {
             for message in std::mem::take(&mut held) {
                 self.send(now, message, out);
             }
@@ -568,7 +568,7 @@ impl Running {
         assert_eq!(snapshot.get_metadata().index, reset.index, "the one that was stepped");
         let mut meta = Meta::decode(&reset.meta)?;
         let conf = meta.conf.clone();
-        if planted(Mistake::SessionsNotInstalled) {
+        if planted!(SessionsNotInstalled) {
             meta = Meta::new(&[], meta.blocks);
             meta.set_conf(conf.clone());
         }

@@ -7,7 +7,7 @@ use raft::CAMPAIGN_TRANSFER;
 use raft::eraftpb::{Message, MessageType};
 
 use crate::limits::{ELECTION_TICKS, TICK};
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::types::Mono;
 
 /// After its start, and after it last heard a leader, a member neither votes nor campaigns for this
@@ -43,7 +43,7 @@ pub struct Situation {
 impl Votes {
     /// `fresh`: a new member, which cannot have granted a lease before.
     pub fn new(now: Mono, fresh: bool, resyncing: bool) -> Votes {
-        let at_once = fresh || planted(Mistake::VotesAfterRestart);
+        let at_once = fresh || planted!(VotesAfterRestart);
         let quiet_until = if at_once { now } else { now + QUIET };
         Votes { quiet_until, resyncing }
     }
@@ -61,12 +61,12 @@ impl Votes {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
                 // A resyncing member votes. A vote depends on the log and the HardState, and both
                 // are whole.
-                let unborn = !at.initialised && !planted(Mistake::UninitialisedVotes);
+                let unborn = !at.initialised && !planted!(UninitialisedVotes);
                 if at.resetting || unborn {
                     return false;
                 }
                 let transfer = message.context == CAMPAIGN_TRANSFER;
-                let quiet = now < self.quiet_until && !planted(Mistake::VotesWithinLease);
+                let quiet = now < self.quiet_until && !planted!(VotesWithinLease);
                 transfer || (!at.is_leader && !quiet)
             }
             MessageType::MsgTimeoutNow => {
@@ -83,7 +83,7 @@ impl Votes {
 
     /// True when the next tick may start an election.
     pub fn may_campaign(&self, now: Mono, at: &Situation) -> bool {
-        if self.resyncing && planted(Mistake::ResyncNeverElected) {
+        if self.resyncing && planted!(ResyncNeverElected) {
             return false;
         }
         let patience = if self.resyncing { RESYNCING_PATIENCE } else { Duration::ZERO };

@@ -12,10 +12,10 @@ use raft::eraftpb::Entry;
 
 use crate::io::buffer::Pool;
 use crate::limits::ENTRY_BYTES_MAX;
-use crate::planted::{Mistake, planted};
-use crate::replica::command::{self, Command};
+use crate::planted::planted;
+use crate::replica::command::{self, EntryCommand};
+use crate::replica::messages::{Output, ReqId};
 use crate::replica::raft_adapter::{APPEND_BYTES_MAX, RaftAdapter};
-use crate::replica::seam::{Output, ReqId};
 use crate::types::{
     BLOCK_BYTES, Block, BlockError, BlockRange, Origin, ShardOp, ShardReply, Unappended, VolumeId,
     block_crc,
@@ -153,7 +153,7 @@ impl Writes {
             return Err(BlockError::Busy);
         }
         self.charged_bytes += charge;
-        let context = command::encode(Origin::default(), &Command::Opaque);
+        let context = command::encode(Origin::default(), &EntryCommand::Opaque);
         let nowhere = BlockRange { first: Block(0), count: 0 };
         self.wait(req, charge, nowhere, entry(context, data));
         Ok(())
@@ -236,7 +236,7 @@ impl Writes {
 
     /// The value of `passed` once all entries that touch `range` are applied.
     fn passed_when_applied(&self, range: BlockRange) -> u64 {
-        if planted(Mistake::PartialFromOldBase) {
+        if planted!(PartialFromOldBase) {
             return self.passed;
         }
         let last = self.tracked.iter().rposition(|entry| entry.range.overlaps(range));
@@ -380,7 +380,7 @@ fn whole_entry(origin: Origin, op: ShardOp) -> Entry {
             entry(command::encode_write(origin, range, &crcs), data)
         }
         ShardOp::Zero { range, trim } => {
-            let context = command::encode(origin, &Command::Zero { range, trim });
+            let context = command::encode(origin, &EntryCommand::Zero { range, trim });
             entry(context, Bytes::new())
         }
         other => unreachable!("not a write of whole blocks: {other:?}"),
@@ -418,7 +418,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_under_way_is_bounded_as_it_was_said() {
+    fn what_is_in_flight_is_bounded_as_it_was_said() {
         const LEN: usize = 1 << 20;
         let volume = VolumeId(1);
         for mib in [8, 20] {

@@ -21,7 +21,7 @@ use crate::io::stream::StreamReader;
 use crate::sim::checks::history::{History, Value};
 use crate::sim::kernel::SimDriver;
 use crate::sim::rng::Rng;
-use crate::sim::shape::Load;
+use crate::sim::shape::ClientLoad;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Mono};
 
 const HALF_BYTES: usize = BLOCK_BYTES / 2;
@@ -48,7 +48,7 @@ const SEND: u64 = 3;
 const CLOSE: u64 = 4;
 const KINDS: u64 = 8;
 
-enum State {
+enum ClientState {
     Idle,
     Connecting,
     /// Waits for the greeting (18 bytes).
@@ -58,7 +58,7 @@ enum State {
     Ready,
 }
 
-struct UnderWay {
+struct InFlight {
     first: u64,
     registers: u64,
     what: What,
@@ -110,7 +110,7 @@ pub struct Target {
     pub region: Range<u64>,
     pub blocks: u64,
     pub blocks_per_shard: u64,
-    pub load: Load,
+    pub load: ClientLoad,
     /// The half of every block that it writes, if other clients write the other half.
     pub half: Option<u64>,
     /// Writes may end with ENOSPC.
@@ -138,7 +138,7 @@ pub struct Client {
     target: Target,
     pool: Pool,
     reader: StreamReader,
-    state: State,
+    state: ClientState,
     socket: Option<SocketId>,
     connection: u64,
     /// The pod's sockets of ended connections, while the pod may not know of the end.
@@ -147,7 +147,7 @@ pub struct Client {
     line: u64,
     sending: bool,
     out: Vec<Bytes>,
-    requests: BTreeMap<u64, UnderWay>,
+    requests: BTreeMap<u64, InFlight>,
     next_cookie: u64,
     /// The client rests until then.
     rests_until: Mono,
@@ -165,7 +165,7 @@ impl Client {
             target,
             reader: StreamReader::new(pool.clone()),
             pool,
-            state: State::Idle,
+            state: ClientState::Idle,
             socket: None,
             connection: 0,
             ended: Vec::new(),
@@ -188,7 +188,7 @@ impl Client {
             let timeout = match (self.plan, &self.state, self.requests.is_empty()) {
                 (Plan::Done, ..) => None,
                 (Plan::Mixed, ..) if shared.requests_left == Some(0) => Some(LOOK_EVERY),
-                (Plan::Mixed, State::Ready, true) => {
+                (Plan::Mixed, ClientState::Ready, true) => {
                     Some(self.rests_until.since(self.driver.now()))
                 }
                 _ => Some(LOOK_EVERY),
@@ -204,12 +204,12 @@ impl Client {
             }
         }
         match self.state {
-            State::Idle if self.plan == Plan::Done => {}
-            State::Idle => {
-                self.state = State::Connecting;
+            ClientState::Idle if self.plan == Plan::Done => {}
+            ClientState::Idle => {
+                self.state = ClientState::Connecting;
                 self.driver.submit(self.token(CONNECT), Op::Connect { address: address.clone() });
             }
-            State::Ready => self.invoke(rng, shared),
+            ClientState::Ready => self.invoke(rng, shared),
             _ => {}
         }
         self.flush();
@@ -241,10 +241,10 @@ impl Client {
         match (completion.token.0 % KINDS, completion.result, completion.buffers) {
             (CONNECT, Ok(Done::Connected(socket)), _) => {
                 self.socket = Some(socket);
-                self.state = State::Greeting;
+                self.state = ClientState::Greeting;
                 self.receive();
             }
-            (CONNECT, ..) => self.state = State::Idle,
+            (CONNECT, ..) => self.state = ClientState::Idle,
             (CLOSE, ..) => {}
             (SEND, Ok(_), _) => self.sending = false,
             (RECEIVE, Ok(Done::Bytes(count)), Buffers::Recv(bufs)) if count > 0 => {
@@ -267,7 +267,7 @@ impl Client {
         self.requests.clear();
         self.out.clear();
         self.sending = false;
-        self.state = State::Idle;
+        self.state = ClientState::Idle;
         if let Plan::ReadAll { .. } = self.plan {
             // Reads everything again, including the requests without an answer.
             self.read_all();
@@ -297,7 +297,7 @@ impl Client {
         loop {
             let arrived = self.reader.peek().len();
             match self.state {
-                State::Greeting if arrived >= 18 => {
+                ClientState::Greeting if arrived >= 18 => {
                     self.reader.consume(18);
                     // Fixed newstyle without zeroes; then EXPORT_NAME.
                     let mut bytes = 3u32.to_be_bytes().to_vec();
@@ -306,13 +306,13 @@ impl Client {
                     bytes.extend((self.target.export.len() as u32).to_be_bytes());
                     bytes.extend(self.target.export.as_bytes());
                     self.out.push(bytes.into());
-                    self.state = State::Exporting;
+                    self.state = ClientState::Exporting;
                 }
-                State::Exporting if arrived >= 10 => {
+                ClientState::Exporting if arrived >= 10 => {
                     self.reader.consume(10);
-                    self.state = State::Ready;
+                    self.state = ClientState::Ready;
                 }
-                State::Ready if arrived >= 16 => {
+                ClientState::Ready if arrived >= 16 => {
                     if !self.reply(shared) {
                         return;
                     }
@@ -327,7 +327,7 @@ impl Client {
         let mut head = &self.reader.peek()[..16];
         assert_eq!(head.get_u32(), 0x6744_6698, "a simple reply");
         let (error, cookie) = (head.get_u32(), head.get_u64());
-        let request = self.requests.get(&cookie).expect("an answer to a request under way");
+        let request = self.requests.get(&cookie).expect("an answer to a request in flight");
         let payload_bytes = match (&request.what, error) {
             (What::Read, 0) => request.registers as usize * HALF_BYTES,
             _ => 0,
@@ -343,7 +343,7 @@ impl Client {
     }
 
     /// A request has ended; the payload of a read follows the head of the reply.
-    fn ended(&mut self, request: UnderWay, error: u32, now: Mono, shared: &mut Shared) {
+    fn ended(&mut self, request: InFlight, error: u32, now: Mono, shared: &mut Shared) {
         if error != 0 {
             let full = self.target.may_be_full && error == NO_SPACE;
             let full = full && !matches!(request.what, What::Read | What::Flush);
@@ -517,13 +517,13 @@ impl Client {
         }
         self.out.push(bytes.into());
         let invoked = self.driver.now();
-        self.requests.insert(self.next_cookie, UnderWay { first, registers, what, invoked });
+        self.requests.insert(self.next_cookie, InFlight { first, registers, what, invoked });
     }
 }
 
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let connected = if matches!(self.state, State::Ready) { "" } else { "not " };
+        let connected = if matches!(self.state, ClientState::Ready) { "" } else { "not " };
         write!(f, "{connected}connected, {} requests in flight", self.requests.len())?;
         match self.requests.values().next() {
             None => Ok(()),

@@ -16,7 +16,7 @@ use crate::io::driver::Token;
 use crate::sim::names::{DiskNumber, FILES, Host};
 use crate::sim::rng::Rng;
 use crate::store::index::memory::MemoryIndex;
-use crate::store::seam::LaneFile;
+use crate::store::messages::LaneFile;
 use crate::types::{BLOCK_BYTES, Mono};
 
 const SECTOR_BYTES: usize = 512;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::sim::names::{DiskNumber, FILES, Host, Moment};
 use crate::sim::rng::Rng;
-use crate::store::seam::LaneFile;
+use crate::store::messages::LaneFile;
 
 /// One fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use crate::sim::names::{DiskNumber, Host, file_at};
 use crate::sim::rng::Rng;
 use crate::sim::trace::Trace;
 use crate::slab::Slab;
-use crate::store::seam::LaneFile;
+use crate::store::messages::LaneFile;
 use crate::types::{BLOCK_BYTES, Mono};
 
 /// One direction of a connection.
@@ -568,9 +568,9 @@ impl Kernel {
     /// others, all or some survive.
     pub fn crash(&mut self, host: Host, loss: Loss) {
         let life = self.hosts[host].life;
-        let mut under_way: Vec<Queued> = self.queue.iter().copied().collect();
-        under_way.sort_unstable_by(|one, other| other.cmp(one));
-        for Reverse((_, _, key)) in under_way {
+        let mut in_flight: Vec<Queued> = self.queue.iter().copied().collect();
+        in_flight.sort_unstable_by(|one, other| other.cmp(one));
+        for Reverse((_, _, key)) in in_flight {
             let Some(Event::FileEnds { host: of, life: then, op, .. }) = self.events.get(key)
             else {
                 continue;

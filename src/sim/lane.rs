@@ -13,7 +13,7 @@ use crate::sim::kernel::Kernel;
 use crate::sim::names::{DiskNumber, Host};
 use crate::store::index::memory::MemoryIndex;
 use crate::store::lane::LaneFiles;
-use crate::store::seam::{Done, IndexJob, LaneFile, OpId};
+use crate::store::messages::{Done, IndexJob, LaneFile, OpId};
 use crate::worker::{IndexRunner, execute};
 
 /// Alarms above this number belong to index jobs.

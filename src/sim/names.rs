@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::store::seam::LaneFile;
+use crate::store::messages::LaneFile;
 use crate::types::{PodId, Uuid};
 
 /// Number of a pod in the world. Clients have the numbers after the pods.

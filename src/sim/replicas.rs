@@ -11,7 +11,7 @@ use crate::sim::checks::{bounds, slots};
 use crate::sim::names::{DiskNumber, Host, disk_id, pod_id};
 use crate::sim::world::World;
 use crate::store::lane::{Lane, LaneFiles};
-use crate::store::seam::{Done, Effect, Event, ReadId};
+use crate::store::messages::{Done, Effect, Event, ReadId};
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, EXTENT_BYTES};
 use crate::types::{MemberId, Segment, ShardId};
 use crate::view::{ClusterView, MemberReport, MemberState, ShardView, VolumeView};
@@ -46,7 +46,7 @@ impl World {
             }
             let report = worker.report();
             for disk in report.disks {
-                if disk.overlay_bytes > 0 {
+                if disk.dirty_bytes > 0 {
                     return Some(format!("{:?} has not written everything back", report.pod));
                 }
                 for member in disk.members {
@@ -89,7 +89,7 @@ impl World {
             let disks = worker.report().disks.into_iter();
             let disks = disks.filter(|disk| disk.failed.is_none() && !is_tiny(disk.disk));
             for member in disks.flat_map(|disk| disk.members) {
-                let counts = !matches!(member.state, MemberState::Faulted | MemberState::Unknown);
+                let counts = !matches!(member.state, MemberState::Faulted | MemberState::Orphan);
                 *present.entry(member.shard).or_default() += usize::from(counts);
             }
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use crate::replica::seam::ReadMode;
+use crate::replica::messages::ReadMode;
 use crate::sim::checks::Seen;
 use crate::sim::disk::{FRESH_NS, Loss, Sick};
 use crate::sim::faults::{Fault, Plan, Planned, Targets, draw};
@@ -14,7 +14,7 @@ use crate::sim::names::{DiskNumber, Host, Moment};
 use crate::sim::rng::Rng;
 use crate::sim::shape::Shape;
 use crate::sim::world::World;
-use crate::store::seam::LaneFile;
+use crate::store::messages::LaneFile;
 use crate::types::Mono;
 
 /// Options of a run.
@@ -329,8 +329,8 @@ impl Run {
                 if let Fault::ClockStops(host) = fault {
                     self.world.kernel.borrow_mut().drift(host, 0);
                 }
-                let mended: Vec<_> = cuts(host, pods).collect();
-                self.world.kernel.borrow_mut().cut.retain(|cut| !mended.contains(cut));
+                let repaired: Vec<_> = cuts(host, pods).collect();
+                self.world.kernel.borrow_mut().cut.retain(|cut| !repaired.contains(cut));
             }
             Fault::CutOneWay(from, to) => {
                 self.world.kernel.borrow_mut().cut.retain(|cut| *cut != (from, to));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Options, Outcome, Plan, Seen, Violation, run};
-use crate::replica::seam::ReadMode;
+use crate::replica::messages::ReadMode;
 
 fn must_pass(options: &Options) -> Outcome {
     match run(options) {

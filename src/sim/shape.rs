@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::limits::{Budgets, LISTING_EXTENTS_MAX};
-use crate::replica::seam::ReadMode;
+use crate::replica::messages::ReadMode;
 use crate::sim::names::DiskNumber;
 use crate::sim::rng::Rng;
 use crate::types::EXTENT_BYTES;
@@ -32,17 +32,17 @@ pub struct Shape {
     pub bad_disk: DiskNumber,
     pub log_tail_bytes: usize,
     pub overlay_cache_bytes: usize,
-    pub redirect_bytes_min: usize,
+    pub bypass_bytes_min: usize,
     pub listing_extents: usize,
     pub reads: ReadMode,
     pub leaders_follow_clients: bool,
     pub budgets: Budgets,
-    pub load: Load,
+    pub load: ClientLoad,
 }
 
 /// The load of the clients.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
+pub struct ClientLoad {
     /// The most whole extents in one write.
     pub large_extents: u64,
     /// Average rest of a client between bursts of requests.
@@ -86,12 +86,12 @@ impl Shape {
             bad_disk: 0,
             log_tail_bytes: one_of(rng, [16 << 10, 256 << 10, 1 << 20]),
             overlay_cache_bytes: one_of(rng, [0, 64 << 10, 1 << 20]),
-            redirect_bytes_min: one_of(rng, [64 << 10, 128 << 10, usize::MAX]),
+            bypass_bytes_min: one_of(rng, [64 << 10, 128 << 10, usize::MAX]),
             listing_extents: one_of(rng, [1, 4, LISTING_EXTENTS_MAX]),
             reads: one_of(rng, [ReadMode::Lease, ReadMode::Lease, ReadMode::Quorum]),
             leaders_follow_clients: !rng.one_in(3),
             budgets: one_of(rng, [Budgets::default(), Budgets::LEAST, LESS]),
-            load: Load::draw(rng),
+            load: ClientLoad::draw(rng),
         };
         match rng.below(10) {
             0 => (shape.is_tight, shape.data_bytes) = (true, TIGHT_BYTES),
@@ -111,8 +111,8 @@ impl Shape {
         // member must fit, or members wait for each other.
         if shape.wal_bytes < LARGE_WAL_BYTES {
             shape.load.large_extents = 1;
-            if shape.redirect_bytes_min != usize::MAX {
-                shape.redirect_bytes_min = EXTENT_BYTES;
+            if shape.bypass_bytes_min != usize::MAX {
+                shape.bypass_bytes_min = EXTENT_BYTES;
             }
         }
         shape
@@ -124,9 +124,9 @@ impl Shape {
     }
 }
 
-impl Load {
-    fn draw(rng: &mut Rng) -> Load {
-        Load {
+impl ClientLoad {
+    fn draw(rng: &mut Rng) -> ClientLoad {
+        ClientLoad {
             large_extents: 3,
             rest: Duration::from_millis(one_of(rng, [10, 100, 300, 1_000, 1_000, 3_000])),
             depth: one_of(rng, [1, 6, 6, 16]),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::control::command::Addresses;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, OpenFile};
-use crate::replica::seam::{Input, Output, ReadMode, Start};
+use crate::replica::messages::{Input, Output, ReadMode, Start};
 use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, What};
 use crate::sim::checks::Checks;
 use crate::sim::client::{Client, Shared, Target};
@@ -23,14 +23,14 @@ use crate::sim::lane::{INDEX_ALARMS, Job, Jobs, SimFiles, SimIndex};
 use crate::sim::names::{DiskNumber, Host, disk_id, path_of, pod_id};
 use crate::sim::shape::Shape;
 use crate::store::lane::LaneConfig;
+use crate::store::messages::{LaneFile, MemberRecord};
 use crate::store::open::{LaneFormat, format_lane};
-use crate::store::seam::{LaneFile, MemberRecord};
 use crate::types::{MemberId, Uuid};
 use crate::view::ClusterView;
 use crate::volume::SessionSource;
 use crate::worker::{
-    Command, DiskPlace, LaneRuntime, Probe, Receiver, Sender, Wake, Worker, WorkerConfig,
-    WorkerFiles, mailbox, open_lane,
+    DiskPlace, LaneRuntime, Observer, OpenFiles, Receiver, Sender, Wake, Worker, WorkerCommand,
+    WorkerConfig, mailbox, open_lane,
 };
 
 const CLUSTER: Uuid = Uuid([7; 16]);
@@ -50,7 +50,7 @@ const GOVERN_EVERY: Duration = Duration::from_millis(100);
 #[derive(Default)]
 pub(super) struct Pod {
     pub worker: Option<Worker>,
-    pub inbox: Option<Sender<Command>>,
+    pub inbox: Option<Sender<WorkerCommand>>,
     waits: Rc<Cell<bool>>,
     woken: Arc<AtomicBool>,
     starts: u32,
@@ -228,7 +228,8 @@ impl World {
         let mut driver = self.driver(host, waits, woken);
         let waker = driver.waker();
         let wake: Wake = Arc::new(move || waker.wake());
-        let (inbox, receiver): (Sender<Command>, Receiver<Command>) = mailbox(4096, wake);
+        let (inbox, receiver): (Sender<WorkerCommand>, Receiver<WorkerCommand>) =
+            mailbox(4096, wake);
         // Reuses the memory of the last process: mapping memory takes time.
         let pool = self.pools[host].clone();
         let lanes = disks.iter().zip(0u8..);
@@ -298,7 +299,7 @@ impl World {
             overlay_cache_bytes: self.shape.overlay_cache_bytes,
             index_cache_bytes: 1 << 16,
             log_tail_bytes: self.shape.log_tail_bytes,
-            redirect_bytes_min: self.shape.redirect_bytes_min,
+            bypass_bytes_min: self.shape.bypass_bytes_min,
             listing_extents: self.shape.listing_extents,
         };
         let index = Rc::clone(&self.kernel.borrow().disks[disk].index);
@@ -322,7 +323,7 @@ impl World {
             let file = OpenFile { path: path_of(disk, file), create: false };
             driver.open(&file).expect("every disk has it")
         };
-        let files = WorkerFiles {
+        let files = OpenFiles {
             superblock: open(LaneFile::Superblock),
             wal: open(LaneFile::Wal),
             data: open(LaneFile::Data),
@@ -549,7 +550,7 @@ impl World {
         let Some(inbox) = pod.inbox.as_ref().filter(|_| pod.told < view.revision) else { return };
         self.checks.borrow_mut().learn(&view);
         pod.told = view.revision;
-        assert!(inbox.send(Command::View(view)).is_ok(), "it has room");
+        assert!(inbox.send(WorkerCommand::View(view)).is_ok(), "it has room");
         self.kernel.borrow_mut().wake(host, Duration::ZERO);
     }
 
@@ -565,7 +566,7 @@ impl World {
             self.checks.borrow_mut().index_flushed(flushed);
         }
         if let Some(inbox) = &pod.inbox {
-            let sent = inbox.send(Command::Index { lane, op, done });
+            let sent = inbox.send(WorkerCommand::Index { lane, op, done });
             assert!(sent.is_ok(), "a mailbox in virtual time is never full");
             self.run_pod(host);
         }
@@ -605,7 +606,7 @@ struct Watch {
     host: Host,
 }
 
-impl Probe for Watch {
+impl Observer for Watch {
     fn input(&mut self, member: MemberId, input: &Input) {
         let now = self.kernel.borrow().now;
         self.checks.borrow_mut().input(member, input, now);

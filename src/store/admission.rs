@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::store::core::Core;
 use crate::types::{BLOCK_BYTES, BlockRange, MemberId, Unappended};
 
@@ -69,7 +69,7 @@ impl Admission {
         let own = found.log.unapplied_bytes() + found.unappended.payload_bytes;
         // A member without unapplied bytes may have one entry, whatever other members have.
         let is_first = own == 0 && since_poll == payload_bytes;
-        let is_first = is_first && payload_bytes <= core.log.image_bytes_max();
+        let is_first = is_first && payload_bytes <= core.log.log_snapshot_bytes_max();
         if own + since_poll + staged_bytes > share && !is_first {
             return Err(Refusal::LogFull);
         }
@@ -83,7 +83,7 @@ impl Admission {
         let admitted = self.slots.get();
         let free = core.alloc.free_unreserved();
         let enough = wanted == 0 || wanted + admitted <= free;
-        if !enough && !planted(Mistake::AdmittedWithoutSpace) {
+        if !enough && !planted!(AdmittedWithoutSpace) {
             // Unappended entries may take fewer slots than were counted for them.
             let perhaps = wanted + admitted - self.unappended.extents <= free;
             return Err(if perhaps { Refusal::LogFull } else { Refusal::NoSpace });

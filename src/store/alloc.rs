@@ -13,8 +13,8 @@
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::planted::{Mistake, planted};
-use crate::store::seam::Slot;
+use crate::planted::planted;
+use crate::store::messages::Slot;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT};
 
 pub(crate) struct Allocator {
@@ -166,7 +166,7 @@ impl Allocator {
     pub(crate) fn free(&mut self, slot: Slot) {
         let (word, bit) = place(slot);
         assert!(self.words[word] & bit != 0, "freed a slot that is free");
-        if planted(Mistake::SlotReusedBeforeFlush) {
+        if planted!(SlotReusedBeforeFlush) {
             return self.clear(slot);
         }
         self.freed.push(slot);
@@ -189,7 +189,7 @@ impl Allocator {
             if let Some(adopted) = self.named.get_mut(&slot) {
                 *adopted = false;
                 self.waiting -= 1;
-            } else if self.pins.contains_key(&slot) && !planted(Mistake::SlotReusedWhileRead) {
+            } else if self.pins.contains_key(&slot) && !planted!(SlotReusedWhileRead) {
                 self.held.insert(slot);
             } else {
                 self.waiting -= 1;

@@ -7,11 +7,11 @@
 
 use std::time::Duration;
 
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::store::core::Core;
 use crate::store::effects::{AfterFlush, Pending};
-use crate::store::mend::ReadRepair;
-use crate::store::seam::LaneFile;
+use crate::store::messages::LaneFile;
+use crate::store::read_repair::ReadRepair;
 use crate::store::superblock::{self, Superblock};
 use crate::store::wal::BatchSeq;
 use crate::store::writeback::WriteBack;
@@ -65,7 +65,7 @@ impl Checkpoint {
             durable_seq: core.log.wal.durable_seq().0,
             ..self.superblock.clone()
         };
-        if planted(Mistake::TailBeforeSuperblock) {
+        if planted!(TailBeforeSuperblock) {
             core.log.wal.release_to(target);
         }
         write_half(core, &next, 0);
@@ -125,7 +125,7 @@ impl Checkpoint {
             core.flush(Vec::new(), AfterFlush::Checkpoint);
         }
         if fill.used > fill.ring / 2 && !self.running {
-            core.log.push_image(&mut core.members);
+            core.log.push_log_snapshot(&mut core.members);
         }
         if fill.idle && self.is_settled(core, writeback) {
             core.clock.settled = core.clock.last_change;

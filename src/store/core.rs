@@ -13,14 +13,14 @@ use bytes::Bytes;
 
 use crate::io::buffer::Pool;
 use crate::log::{Append, Applied, Change};
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::store::alloc::Allocator;
 use crate::store::effects::{AfterFlush, FlushPoint, Io, Pending};
 use crate::store::index::cache::RecordCache;
 use crate::store::lane_log::{LaneLog, confirm_appends};
-use crate::store::member::{Member, Members, PendingAppend, Phase};
+use crate::store::member::{LaneMember, Members, PendingAppend, Phase};
+use crate::store::messages::{Event, IndexEdit, IndexJob, MemberRecord};
 use crate::store::overlay::{Content, OverlayBlock, PayloadCache};
-use crate::store::seam::{Event, IndexEdit, IndexJob, MemberRecord};
 use crate::store::wal::BatchSeq;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, Extent, MemberId, Mono};
 
@@ -37,7 +37,7 @@ pub struct LaneConfig {
     pub log_tail_bytes: usize,
     /// Writes of whole extents with at least this much payload bypass the log (rule
     /// `bypass-before-batch`); `usize::MAX`: none does.
-    pub redirect_bytes_min: usize,
+    pub bypass_bytes_min: usize,
     /// Most extents in one listing of the index, for a resync or the end of a member.
     pub listing_extents: usize,
 }
@@ -93,11 +93,11 @@ impl Core {
         (!self.io.poisoned()).then_some(self)
     }
 
-    pub(super) fn live(&self, member: MemberId) -> Option<&Member> {
+    pub(super) fn live(&self, member: MemberId) -> Option<&LaneMember> {
         self.members.get(&member).filter(|found| found.phase == Phase::Live)
     }
 
-    pub(super) fn live_mut(&mut self, member: MemberId) -> Option<&mut Member> {
+    pub(super) fn live_mut(&mut self, member: MemberId) -> Option<&mut LaneMember> {
         self.members.get_mut(&member).filter(|found| found.phase == Phase::Live)
     }
 
@@ -157,7 +157,7 @@ impl Core {
             self.dirty.push_back((member, extent));
         }
         // A bypassed entry has its slot already.
-        let wants = !has_slot && overlay.has_data() && overlay.redirected().is_none();
+        let wants = !has_slot && overlay.has_data() && overlay.bypassed().is_none();
         if wants && !overlay.reserved {
             self.alloc.reserve(1);
         }
@@ -168,7 +168,7 @@ impl Core {
     }
 
     pub(super) fn is_destroyed(&self, member: MemberId) -> bool {
-        self.tombstones.contains(&member) && !planted(Mistake::EmptyMemberVotes)
+        self.tombstones.contains(&member) && !planted!(EmptyMemberVotes)
     }
 
     pub(super) fn apply(&mut self, member: MemberId, request: Applied) {
@@ -315,7 +315,7 @@ impl Core {
         let known = self.members.contains_key(&member) || self.is_destroyed(member);
         assert!(!known, "a member id is never used twice");
         let edits = vec![IndexEdit::PutMember(record.clone())];
-        self.members.insert(member, Member::new(record, Phase::Creating));
+        self.members.insert(member, LaneMember::new(record, Phase::Creating));
         self.flush(edits, AfterFlush::Recorded(member));
     }
 

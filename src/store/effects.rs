@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
-use crate::store::seam::{Effect, Event, ExtentKey, IndexJob, LaneFile, OpId, ReadId, Slot};
+use crate::store::messages::{Effect, Event, ExtentKey, IndexJob, LaneFile, OpId, ReadId, Slot};
 use crate::store::wal::BatchSeq;
 use crate::types::MemberId;
 
@@ -24,7 +24,7 @@ pub(super) enum Pending {
     Read(ReadOp),
     Round(RoundOp),
     /// A write to slots for this append of the member.
-    Redirect {
+    Bypass {
         member: MemberId,
         number: u64,
     },

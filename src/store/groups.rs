@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::store::member::Place;
-use crate::store::seam::Slot;
+use crate::store::messages::Slot;
 use crate::store::wal::{BatchSeq, GroupId, Placed};
 use crate::types::MemberId;
 
@@ -36,7 +36,7 @@ pub(crate) enum GroupKind {
     /// A HardState of the lane itself: moves only the commit, up to the applied index.
     OwnHard,
     /// (index, push, new place) of each of its entries.
-    Image {
+    LogSnapshot {
         places: Vec<(u64, u64, Place)>,
     },
 }
@@ -47,7 +47,7 @@ pub(crate) struct Unplaced {
     pub member: MemberId,
     pub index: u64,
     pub push: u64,
-    pub image: bool,
+    pub log_snapshot: bool,
 }
 
 impl Groups {
@@ -78,12 +78,12 @@ impl Groups {
             (expected.member, expected.index),
             "entries are placed in order"
         );
-        if expected.image {
-            let image = self.waiting.iter_mut().find_map(|group| match &mut group.kind {
-                GroupKind::Image { places } if group.member == placed.member => Some(places),
+        if expected.log_snapshot {
+            let snapshot = self.waiting.iter_mut().find_map(|group| match &mut group.kind {
+                GroupKind::LogSnapshot { places } if group.member == placed.member => Some(places),
                 _ => None,
             });
-            let places = image.expect("one log snapshot of a member at a time");
+            let places = snapshot.expect("one log snapshot of a member at a time");
             places.push((placed.index, expected.push, place));
         }
         expected

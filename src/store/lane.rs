@@ -8,16 +8,16 @@ use bytes::Bytes;
 
 use crate::log::{Append, Applied, HardState, LogEntry};
 use crate::store::admission::Admission;
+use crate::store::bypass::WalBypass;
 use crate::store::checkpoint::{Checkpoint, idle_at};
 use crate::store::core::Core;
 use crate::store::effects::{AfterFlush, FlushPoint, Pending};
 use crate::store::member::Task;
-use crate::store::mend::ReadRepair;
+use crate::store::messages::*;
 use crate::store::read::{Purpose, ReadState, Reads};
-use crate::store::redirect::Redirects;
+use crate::store::read_repair::ReadRepair;
 use crate::store::resync::ResyncStore;
 use crate::store::round::Install;
-use crate::store::seam::*;
 use crate::store::superblock::Superblock;
 use crate::store::writeback::WriteBack;
 use crate::types::{
@@ -64,7 +64,7 @@ pub struct RecoveredEntry {
 pub struct Lane {
     pub(super) core: Core,
     pub(super) admission: Admission,
-    pub(super) redirects: Redirects,
+    pub(super) bypass: WalBypass,
     pub(super) reads: Reads,
     pub(super) repair: ReadRepair,
     pub(super) writeback: WriteBack,
@@ -95,7 +95,7 @@ impl Lane {
     pub fn append(&mut self, request: Append) {
         let Some(core) = self.core.running() else { return };
         if let Some(request) = core.expect_append(request) {
-            self.redirects.append(core, &self.admission, request);
+            self.bypass.append(core, &self.admission, request);
         }
     }
 
@@ -112,7 +112,7 @@ impl Lane {
     ) -> Result<(), Refusal> {
         let log = &self.core.log;
         let share = (log.ring_bytes / 16).saturating_sub(log.unapplied_bytes);
-        let staged_bytes = self.redirects.staged_bytes();
+        let staged_bytes = self.bypass.staged_bytes();
         self.admission.admit(&self.core, share, staged_bytes, member, payload_bytes, ranges)
     }
 
@@ -127,7 +127,7 @@ impl Lane {
         ranges: &[BlockRange],
     ) -> Result<(), Refusal> {
         let (share, staged_bytes) =
-            (self.core.log.image_bytes_max(), self.redirects.staged_bytes());
+            (self.core.log.log_snapshot_bytes_max(), self.bypass.staged_bytes());
         self.admission.admit(&self.core, share, staged_bytes, member, payload_bytes, ranges)
     }
 
@@ -172,9 +172,9 @@ impl Lane {
 
     /// Takes another replica's copy of an extent, for blocks without an intact copy here. Content
     /// that does not fit is ignored; the next read shows that.
-    pub fn mend(&mut self, member: MemberId, content: ExtentContent) {
+    pub fn repair(&mut self, member: MemberId, content: ExtentContent) {
         let Some(core) = self.core.running() else { return };
-        self.repair.mend(core, member, content);
+        self.repair.repair(core, member, content);
     }
 
     /// The extent can be read again: its parked write-back goes on.
@@ -264,8 +264,8 @@ impl Lane {
             (Pending::Log(seq), Done::Written) => core.batch_written(seq),
             (Pending::Read(op), done) => self.reads.complete(core, &mut self.repair, op, done),
             (Pending::Round(op), done) => self.writeback.complete(core, &mut self.repair, op, done),
-            (Pending::Redirect { member, number }, Done::Written) => {
-                self.redirects.written(core, member, number);
+            (Pending::Bypass { member, number }, Done::Written) => {
+                self.bypass.written(core, member, number);
             }
             (Pending::Superblock { half }, Done::Written) => self.checkpoint.written(core, half),
             (Pending::Flush(point), Done::Index(IndexDone::Committed)) => self.flushed(point),
@@ -317,7 +317,7 @@ impl Lane {
     fn pace(&mut self) {
         let (core, repair) = (&mut self.core, &mut self.repair);
         if !self.writeback.is_busy() {
-            self.resync.step(core, &self.redirects);
+            self.resync.step(core, &self.bypass);
         }
         if !self.writeback.is_busy()
             && let Some(install) = self.resync.next_install()
@@ -380,7 +380,7 @@ impl Lane {
         let (mut waiting, mut taken_over) = (0, 0);
         for (_, extent) in overlays {
             waiting += u64::from(extent.reserved && !extent.busy);
-            taken_over += u64::from(extent.redirected().is_some());
+            taken_over += u64::from(extent.bypassed().is_some());
         }
         let free = u64::from(alloc.capacity() - alloc.used());
         let obtainable = free + alloc.named_only().saturating_sub(taken_over);

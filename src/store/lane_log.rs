@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 
 use crate::io::buffer::Pool;
 use crate::log::{Append, HardState, LogEntry, Reset};
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::store::alloc::{Allocator, slots_at_most};
 use crate::store::effects::{Io, Pending};
 use crate::store::groups::{Group, GroupKind, Groups, Unplaced};
-use crate::store::member::{Member, Members, Phase, Place, Retained};
-use crate::store::seam::{Event, LaneFile, Slot};
+use crate::store::member::{LaneMember, Members, Phase, Place, Retained};
+use crate::store::messages::{Event, LaneFile, Slot};
 use crate::store::wal::{BatchSeq, GroupId, Item, Wal, WalConfig, WalPosition};
 use crate::types::EXTENT_BYTES;
 
@@ -55,7 +55,7 @@ impl LaneLog {
     /// True while a read of the log holds the tail. Nothing else happens at its end, so the lane
     /// must look again then (rule `idle-members-free-the-tail`).
     pub(super) fn is_read(&self) -> bool {
-        !self.pins.is_empty() && !planted(Mistake::SettledWhileRead)
+        !self.pins.is_empty() && !planted!(SettledWhileRead)
     }
 
     pub(super) fn used_bytes(&self) -> u64 {
@@ -64,12 +64,17 @@ impl LaneLog {
     }
 
     /// Most payload bytes of unapplied entries in a log snapshot.
-    pub(super) fn image_bytes_max(&self) -> u64 {
+    pub(super) fn log_snapshot_bytes_max(&self) -> u64 {
         self.ring_bytes / 8
     }
 
     /// Queues an append for the ring.
-    pub(super) fn append(&mut self, member: &mut Member, alloc: &mut Allocator, request: Append) {
+    pub(super) fn append(
+        &mut self,
+        member: &mut LaneMember,
+        alloc: &mut Allocator,
+        request: Append,
+    ) {
         let id = request.member;
         let mut items = Vec::with_capacity(2 + request.entries.len());
         let group = self.groups.next_id();
@@ -77,8 +82,8 @@ impl LaneLog {
             self.reset(member, alloc, group, reset);
             items.push(Item::Reset { member: id, index: reset.index, term: reset.term });
         }
-        let later = planted(Mistake::HardStateAfterEntries) && !request.entries.is_empty();
-        if let Some(hard) = request.hard.filter(|_| !planted(Mistake::HardStateNotLogged)) {
+        let later = planted!(HardStateAfterEntries) && !request.entries.is_empty();
+        if let Some(hard) = request.hard.filter(|_| !planted!(HardStateNotLogged)) {
             member.hard.newest = hard;
             if !later {
                 items.push(Item::Hard { member: id, hard });
@@ -89,11 +94,16 @@ impl LaneLog {
             // A crash may leave only the entries that this one replaces.
             member.log.hold_from(entry.index, group, self.wal.next_seq());
             self.retain(member, alloc, entry.clone(), push);
-            self.groups.expect(Unplaced { member: id, index: entry.index, push, image: false });
+            self.groups.expect(Unplaced {
+                member: id,
+                index: entry.index,
+                push,
+                log_snapshot: false,
+            });
             items.push(Item::Entry { member: id, entry });
         }
         let mut left = member.log.take_left();
-        if planted(Mistake::ReplacedSlotsReused) {
+        if planted!(ReplacedSlotsReused) {
             left.drain(..).for_each(|slot| alloc.release_named(slot));
         }
         let kind = GroupKind::Append { number: request.number };
@@ -102,7 +112,13 @@ impl LaneLog {
     }
 
     /// The log of a member now starts after this point.
-    fn reset(&mut self, member: &mut Member, alloc: &mut Allocator, group: GroupId, reset: &Reset) {
+    fn reset(
+        &mut self,
+        member: &mut LaneMember,
+        alloc: &mut Allocator,
+        group: GroupId,
+        reset: &Reset,
+    ) {
         assert!(
             reset.index <= member.durable_flushed,
             "the store holds everything up to a reset, durably"
@@ -115,7 +131,13 @@ impl LaneLog {
     }
 
     /// Adds an entry to the retained log, and drops the entries that it replaces.
-    fn retain(&mut self, member: &mut Member, alloc: &mut Allocator, entry: LogEntry, push: u64) {
+    fn retain(
+        &mut self,
+        member: &mut LaneMember,
+        alloc: &mut Allocator,
+        entry: LogEntry,
+        push: u64,
+    ) {
         assert!(entry.index > member.applied_index, "an applied entry is never replaced");
         assert!(entry.index <= member.log.last_index() + 1, "the log has no gap");
         alloc.unreserve(member.log.truncate(entry.index));
@@ -123,7 +145,7 @@ impl LaneLog {
         let reserved = slots_at_most(in_log);
         alloc.reserve(u64::from(reserved));
         self.unapplied_bytes += u64::from(in_log);
-        let slots = entry.redirect.as_ref().map(|redirect| redirect.slots());
+        let slots = entry.bypass.as_ref().map(|bypass| bypass.slots());
         let in_slots = slots.as_ref().map_or(0, |slots| (slots.len() * EXTENT_BYTES) as u32);
         member.log.push(Retained {
             term: entry.term,
@@ -139,23 +161,23 @@ impl LaneLog {
 
     fn push(
         &mut self,
-        member: &mut Member,
+        member: &mut LaneMember,
         id: GroupId,
         kind: GroupKind,
         commit: Option<u64>,
         left: Vec<Slot>,
         items: Vec<Item>,
     ) {
-        member.hard.groups_under_way += 1;
+        member.hard.groups_in_flight += 1;
         let (member, not_before) = (member.id(), self.wal.next_seq());
         self.groups.push(Group { id, member, kind, commit, not_before, left });
         self.wal.push(id, items);
     }
 
     /// Pushes a group of the lane's own, and the commit index that it carries.
-    fn push_own(&mut self, member: &mut Member, hard: HardState, kind: GroupKind, item: Item) {
+    fn push_own(&mut self, member: &mut LaneMember, hard: HardState, kind: GroupKind, item: Item) {
         member.hard.newest = hard;
-        member.hard.own_under_way = true;
+        member.hard.own_in_flight = true;
         let group = self.groups.next_id();
         self.push(member, group, kind, Some(hard.commit), Vec::new(), vec![item]);
     }
@@ -169,13 +191,13 @@ impl LaneLog {
                 let member = members.get_mut(&placed.member);
                 let entry = member.and_then(|member| member.log.get_mut(placed.index));
                 if let Some(entry) = entry
-                    && !expected.image
+                    && !expected.log_snapshot
                     && entry.push == expected.push
                 {
                     entry.place = Some(place);
                 }
             }
-            let (file, durable) = (LaneFile::Wal, !planted(Mistake::LogWriteNotDurable));
+            let (file, durable) = (LaneFile::Wal, !planted!(LogWriteNotDurable));
             io.write(Pending::Log(batch.seq), file, batch.offset, batch.bufs, durable);
         }
     }
@@ -225,8 +247,8 @@ impl LaneLog {
             let hard = &member.hard;
             if hard.durable_commit >= member.applied_index
                 || member.is_ahead()
-                || hard.own_under_way
-                || hard.groups_under_way > 0
+                || hard.own_in_flight
+                || hard.groups_in_flight > 0
                 || member.phase != Phase::Live
             {
                 continue;
@@ -238,7 +260,7 @@ impl LaneLog {
 
     /// Moves all that recovery needs of the tail's holder to the head of the ring: unapplied
     /// entries if it is stuck, its HardState if it is idle (rule `idle-members-free-the-tail`).
-    pub(super) fn push_image(&mut self, members: &mut Members) {
+    pub(super) fn push_log_snapshot(&mut self, members: &mut Members) {
         let tail = self.tail_target(members, true);
         let durable = self.wal.durable_seq();
         let holder = members.iter_mut().find(|(_, member)| {
@@ -246,12 +268,12 @@ impl LaneLog {
             needed.is_some_and(|seq| seq <= tail && seq < durable)
                 && member.phase == Phase::Live
                 && member.log.hold.is_none()
-                && member.hard.groups_under_way == 0
+                && member.hard.groups_in_flight == 0
                 && member.durable_flushed == member.applied_index
         });
         let Some((id, member)) = holder else { return };
         let id = *id;
-        if member.log.unapplied_bytes() > self.image_bytes_max() {
+        if member.log.unapplied_bytes() > self.log_snapshot_bytes_max() {
             return;
         }
         let compacted_index = member.durable_flushed;
@@ -259,18 +281,18 @@ impl LaneLog {
         let entries = retained().map(|(_, retained)| retained.unapplied.as_deref().cloned());
         let Some(entries) = entries.collect() else { return };
         for (index, Retained { push, .. }) in retained() {
-            self.groups.expect(Unplaced { member: id, index, push: *push, image: true });
+            self.groups.expect(Unplaced { member: id, index, push: *push, log_snapshot: true });
         }
         let compacted_term = member.log.term(compacted_index).expect("the base of the log");
         let hard = HardState { commit: member.known_commit(), ..member.hard.newest };
-        let item = Item::Image { member: id, hard, compacted_index, compacted_term, entries };
-        self.push_own(member, hard, GroupKind::Image { places: Vec::new() }, item);
+        let item = Item::LogSnapshot { member: id, hard, compacted_index, compacted_term, entries };
+        self.push_own(member, hard, GroupKind::LogSnapshot { places: Vec::new() }, item);
     }
 }
 
-fn group_written(member: &mut Member, group: Group, io: &mut Io) {
+fn group_written(member: &mut LaneMember, group: Group, io: &mut Io) {
     let hard = &mut member.hard;
-    hard.groups_under_way -= 1;
+    hard.groups_in_flight -= 1;
     if let Some(commit) = group.commit {
         hard.durable_commit = commit.max(hard.durable_commit);
         if member.phase != Phase::Faulted {
@@ -288,9 +310,9 @@ fn group_written(member: &mut Member, group: Group, io: &mut Io) {
             append.expect("confirmed once").durable = true;
             confirm_appends(member, io);
         }
-        GroupKind::OwnHard => hard.own_under_way = false,
-        GroupKind::Image { places } => {
-            hard.own_under_way = false;
+        GroupKind::OwnHard => hard.own_in_flight = false,
+        GroupKind::LogSnapshot { places } => {
+            hard.own_in_flight = false;
             for (index, push, place) in places {
                 if let Some(entry) = member.log.get_mut(index)
                     && entry.push == push
@@ -303,7 +325,7 @@ fn group_written(member: &mut Member, group: Group, io: &mut Io) {
 }
 
 /// Reports the durable appends, in order.
-pub(super) fn confirm_appends(member: &mut Member, io: &mut Io) {
+pub(super) fn confirm_appends(member: &mut LaneMember, io: &mut Io) {
     while member.appends.front().is_some_and(|append| append.durable) {
         let append = member.appends.pop_front().expect("just seen");
         io.events.push(Event::Appended { member: member.id(), number: append.number });

@@ -7,17 +7,17 @@ use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
 use crate::log::{HardState, LogEntry};
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
+use crate::store::messages::{MemberRecord, Slot};
 use crate::store::overlay::Overlay;
-use crate::store::seam::{MemberRecord, Slot};
 use crate::store::wal::{BatchSeq, GroupId};
 use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, Extent, ExtentContent, MemberId, Unappended, block_crc,
 };
 
-pub(crate) type Members = BTreeMap<MemberId, Member>;
+pub(crate) type Members = BTreeMap<MemberId, LaneMember>;
 
-pub(crate) struct Member {
+pub(crate) struct LaneMember {
     /// As of the newest submitted commit of the index.
     pub record: MemberRecord,
     /// `record.flushed_index` as of the newest flush of the index.
@@ -69,11 +69,11 @@ pub(crate) struct PendingAppend {
     pub durable: bool,
 }
 
-impl Member {
+impl LaneMember {
     /// A member with this index record and an empty log.
-    pub(crate) fn new(record: MemberRecord, phase: Phase) -> Member {
+    pub(crate) fn new(record: MemberRecord, phase: Phase) -> LaneMember {
         let (index, term) = (record.flushed_index, record.flushed_term);
-        Member {
+        LaneMember {
             durable_flushed: index,
             ahead: None,
             applied_index: index,
@@ -100,7 +100,7 @@ impl Member {
     /// it (rule `flushed-is-a-low-water-mark`).
     pub(crate) fn flushed(&self) -> u64 {
         let settled = match self.overlay.low_water() {
-            Some(low_water) if !planted(Mistake::FlushedIsNewestApplied) => low_water - 1,
+            Some(low_water) if !planted!(FlushedIsNewestApplied) => low_water - 1,
             Some(_) | None => self.applied_index,
         };
         settled.min(self.hard.durable_commit).min(self.applied_index).max(self.record.flushed_index)
@@ -111,7 +111,7 @@ impl Member {
         self.metas.back().map_or(&self.record.meta, |(_, meta)| meta).clone()
     }
 
-    /// Moves the record up to [`Member::flushed`]. True when it changed.
+    /// Moves the record up to [`LaneMember::flushed`]. True when it changed.
     pub(crate) fn advance_record(&mut self) -> bool {
         let flushed = self.flushed();
         if flushed == self.record.flushed_index {
@@ -121,7 +121,7 @@ impl Member {
         self.record.flushed_index = flushed;
         while self.metas.front().is_some_and(|(index, _)| *index <= flushed) {
             let (_, meta) = self.metas.pop_front().expect("just seen");
-            if !planted(Mistake::MetaNotStored) {
+            if !planted!(MetaNotStored) {
                 self.record.meta = meta;
             }
         }
@@ -160,14 +160,14 @@ impl Member {
         let at_rest = self.overlay.is_empty()
             && self.flushed() == self.durable_flushed
             && self.hard.durable_commit >= self.applied_index
-            && !self.hard.own_under_way;
+            && !self.hard.own_in_flight;
         at_rest || self.phase == Phase::Faulted
     }
 
     /// The first block whose bytes do not match their checksum.
     pub(crate) fn first_bad(&self, first: Block, data: &[u8], crcs: &[u32]) -> Option<Block> {
         let blocks = data.chunks_exact(BLOCK_BYTES).zip(crcs).enumerate();
-        let blocks = blocks.filter(|_| !planted(Mistake::ChecksumsIgnored));
+        let blocks = blocks.filter(|_| !planted!(ChecksumsIgnored));
         blocks
             .map(|(offset, (bytes, crc))| (Block(first.0 + offset as u32), bytes, crc))
             .find(|(at, bytes, crc)| self.crc(*at, bytes) != **crc)
@@ -215,9 +215,9 @@ pub(crate) struct HardTrack {
     /// At or before the batch of the newest durable one; `None`: there was none.
     pub durable_seq: Option<BatchSeq>,
     /// Groups of this member in flight.
-    pub groups_under_way: u32,
+    pub groups_in_flight: u32,
     /// A HardState or log snapshot of the lane's own is in flight.
-    pub own_under_way: bool,
+    pub own_in_flight: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -363,7 +363,7 @@ impl RetainedLog {
     /// A group is about to replace the entries from `index` on. They stay in the ring until it is
     /// durable, so that a crash leaves no hole in the log (rule `kept-until-replaced`).
     pub(crate) fn hold_from(&mut self, index: u64, group: GroupId, next: BatchSeq) {
-        if index > self.last_index() || planted(Mistake::ReplacedLetGo) {
+        if index > self.last_index() || planted!(ReplacedLetGo) {
             return;
         }
         // An entry without a place gets one in the next batch or later.
@@ -448,7 +448,7 @@ impl NewerExtents {
     /// are needed again. Returns the last change that the record includes now.
     pub(crate) fn lower(&mut self, extent: Extent, last_changed: u64) -> Option<u64> {
         let known = self.last_changed.get(&extent).copied()?;
-        if known > last_changed && !planted(Mistake::OlderCopyOverlooked) {
+        if known > last_changed && !planted!(OlderCopyOverlooked) {
             self.last_changed.insert(extent, last_changed);
         }
         Some(known)
@@ -457,7 +457,7 @@ impl NewerExtents {
     /// True when the record of this extent includes the entry `index`.
     pub(crate) fn includes(&self, extent: Extent, index: u64) -> bool {
         index <= self.newest
-            && !planted(Mistake::ReplayOverNewer)
+            && !planted!(ReplayOverNewer)
             && self.last_changed.get(&extent).is_some_and(|last_changed| *last_changed >= index)
     }
 

@@ -1,12 +1,12 @@
 //! One lane of a disk: write-ahead log, overlay, write-back, index, allocator, checkpoint,
-//! recovery, resync. All decisions are pure: a [`lane`] asks for I/O with [`seam::Effect`] and
+//! recovery, resync. All decisions are pure: a [`lane`] asks for I/O with [`messages::Effect`] and
 //! hears of its end; the worker and the simulator carry it out.
 //!
 //! Imports lead from the first of these to the last, never back:
 //! - [`open`]: makes a lane from the files of a disk.
 //! - [`lane`]: the interface. It alone knows all parts, and dispatches to them.
 //! - The parts, each with its own state: `checkpoint`, `writeback` (with `round`), `resync`,
-//!   `redirect`, `read`, `mend` (read repair), `admission`.
+//!   `bypass`, `read`, `repair` (read repair), `admission`.
 //! - `core`: the state that all parts borrow: members, allocator, log, caches, I/O, clock.
 //! - The parts of the core: `lane_log`, `groups`, `effects`, `member`, `overlay`, `alloc`.
 //! - [`wal`], [`index`] and [`superblock`]: the disk formats. [`seam`]: the messages.
@@ -16,6 +16,9 @@
 
 mod admission;
 mod alloc;
+mod bypass;
+#[cfg(test)]
+mod bypass_test;
 mod checkpoint;
 mod core;
 mod effects;
@@ -27,24 +30,21 @@ mod lane_log;
 #[cfg(test)]
 mod lane_test;
 mod member;
-mod mend;
-#[cfg(test)]
-mod mend_test;
+pub mod messages;
 pub mod open;
 #[cfg(test)]
 mod open_test;
 mod overlay;
 mod read;
-mod redirect;
+mod read_repair;
 #[cfg(test)]
-mod redirect_test;
+mod read_repair_test;
 mod resync;
 #[cfg(test)]
 mod resync_test;
 mod round;
 #[cfg(test)]
 mod rules_test;
-pub mod seam;
 pub mod superblock;
 pub mod wal;
 mod writeback;

@@ -9,11 +9,12 @@ use bytes::Bytes;
 
 use crate::io::buffer::Pool;
 use crate::limits::LISTING_EXTENTS_MAX;
-use crate::log::{LogEntry, Redirect};
-use crate::planted::{Mistake, planted};
+use crate::log::{Bypass, LogEntry};
+use crate::planted::planted;
 use crate::store::OpenError;
 use crate::store::admission::Admission;
 use crate::store::alloc::{Allocator, SlotConflict, slots_at_most};
+use crate::store::bypass::{WalBypass, runs};
 use crate::store::checkpoint::Checkpoint;
 use crate::store::core::{Clock, Core, LaneConfig};
 use crate::store::effects::Io;
@@ -21,16 +22,15 @@ use crate::store::index::IndexStore;
 use crate::store::index::cache::RecordCache;
 use crate::store::lane::{Lane, LaneFiles, RecoveredEntry, RecoveredMember};
 use crate::store::lane_log::LaneLog;
-use crate::store::member::{Member, Members, Phase, Place, Retained};
-use crate::store::mend::ReadRepair;
+use crate::store::member::{LaneMember, Members, Phase, Place, Retained};
+use crate::store::messages::{ExtentKey, IndexEdit, LaneFile, MemberRecord, Slot};
 use crate::store::overlay::PayloadCache;
 use crate::store::read::Reads;
-use crate::store::redirect::{Redirects, runs};
+use crate::store::read_repair::ReadRepair;
 use crate::store::resync::ResyncStore;
-use crate::store::seam::{ExtentKey, IndexEdit, LaneFile, MemberRecord, Slot};
 use crate::store::superblock::{self, Superblock};
-use crate::store::wal::fold::{FaultReason, Flushed, LoggedEntry, MemberLog, fold};
 use crate::store::wal::recover::{LogPart, Marks, load_payload, recover};
+use crate::store::wal::replay::{FaultReason, Flushed, LoggedEntry, MemberLog, replay};
 use crate::store::wal::{BatchSeq, WalConfig};
 use crate::store::writeback::WriteBack;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId, Uuid};
@@ -144,7 +144,7 @@ impl Lane {
             return Err(OpenError::Unusable("the log's file is shorter than the superblock says"));
         }
         let mut found = read_index(&config, &superblock, index)?;
-        if !planted(Mistake::SuperblockNotSettled) {
+        if !planted!(SuperblockNotSettled) {
             settle_superblock(files, &superblock)?;
         }
         superblock.incarnation += 1;
@@ -157,18 +157,18 @@ impl Lane {
         let read = &mut |offset, len| files.read(LaneFile::Wal, offset, len);
         let recovered = recover(&wal_config, &marks, read)?;
         let position = recovered.position;
-        let mut logs = found.fold(recovered.log)?;
+        let mut logs = found.replay(recovered.log)?;
         superblock.sequence += 1;
         superblock.tail_seq = position.tail_seq.0;
         superblock.tail_offset = position.tail_offset;
         superblock.durable_seq = superblock.durable_seq.max(position.durable_mark.0);
-        if config.redirect_bytes_min != usize::MAX {
+        if config.bypass_bytes_min != usize::MAX {
             superblock.features |= superblock::FEATURE_REDIRECT;
         }
         write_superblock(files, &superblock)?;
         confirm(recovered.unconfirmed, files)?;
-        found.check_redirects(&mut logs, &pool, files);
-        found.take_redirects(&mut logs, index)?;
+        found.check_bypasses(&mut logs, &pool, files);
+        found.take_bypasses(&mut logs, index)?;
         mark_faults(index, &logs, &mut found.faulted)?;
         let faulted = std::mem::take(&mut found.faulted);
         let mut core = found.into_core(config, pool, LaneLog::new(wal_config, position));
@@ -176,7 +176,7 @@ impl Lane {
         let lane = Lane {
             core,
             admission: Admission::default(),
-            redirects: Redirects::default(),
+            bypass: WalBypass::default(),
             reads: Reads::default(),
             repair: ReadRepair::default(),
             writeback: WriteBack::default(),
@@ -190,7 +190,7 @@ impl Lane {
 /// Writes again what no durable mark covers: it may be in the device's cache only.
 fn confirm(unconfirmed: Vec<Range<u64>>, files: &mut dyn LaneFiles) -> Result<(), OpenError> {
     for range in unconfirmed {
-        if planted(Mistake::FoundNotConfirmed) {
+        if planted!(FoundNotConfirmed) {
             continue;
         }
         let mut offset = range.start;
@@ -221,7 +221,7 @@ fn take_logs(
         }
         let hard = &mut member.hard;
         hard.newest = log.hard;
-        if !planted(Mistake::CommitBelowFlushed) {
+        if !planted!(CommitBelowFlushed) {
             hard.newest.commit = log.hard.commit.max(member.record.flushed_index);
         }
         hard.durable_commit = hard.newest.commit;
@@ -246,7 +246,7 @@ fn take_logs(
 
 /// Reads the unapplied payloads, and the newest applied ones, `tail_bytes` in all.
 fn load_entries(
-    member: &Member,
+    member: &LaneMember,
     logged: Vec<LoggedEntry>,
     tail_bytes: &mut u64,
     pool: &Pool,
@@ -260,9 +260,9 @@ fn load_entries(
         let mut payload = None;
         if is_applied && bytes > *tail_bytes {
             // It stays on the disk.
-        } else if let Some(redirect) = &logged.entry.redirect {
+        } else if let Some(bypass) = &logged.entry.bypass {
             // A read will find an applied payload that is bad.
-            payload = load_redirected(member, redirect, pool, files);
+            payload = load_bypassed(member, bypass, pool, files);
             if payload.is_none() && !is_applied {
                 return Err(OpenError::Unusable("a payload was lost at the open: check the disk"));
             }
@@ -280,11 +280,11 @@ fn load_entries(
 }
 
 /// Adds a recovered entry to the retained log of a member.
-fn retain(member: &mut Member, logged: LoggedEntry, payload: Option<Bytes>) -> RecoveredEntry {
+fn retain(member: &mut LaneMember, logged: LoggedEntry, payload: Option<Bytes>) -> RecoveredEntry {
     let found = logged.entry;
     let loaded = payload.is_some();
     let entry = LogEntry {
-        redirect: None,
+        bypass: None,
         index: found.index,
         term: found.term,
         kind: found.kind,
@@ -292,9 +292,9 @@ fn retain(member: &mut Member, logged: LoggedEntry, payload: Option<Bytes>) -> R
         payload: payload.unwrap_or_default(),
     };
     // A log snapshot names the slots of a bypassed entry, without its payload.
-    let in_image = || match found.redirect.clone() {
+    let in_log_snapshot = || match found.bypass.clone() {
         None => entry.clone(),
-        redirect => LogEntry { redirect, payload: Bytes::new(), ..entry.clone() },
+        bypass => LogEntry { bypass, payload: Bytes::new(), ..entry.clone() },
     };
     let (payload_bytes, in_log) = (found.data_bytes(), found.payload_bytes);
     member.log.push(Retained {
@@ -304,8 +304,8 @@ fn retain(member: &mut Member, logged: LoggedEntry, payload: Option<Bytes>) -> R
         payload_bytes,
         unapplied_bytes: in_log,
         reserved: slots_at_most(in_log),
-        slots: found.redirect.as_ref().map(|redirect| redirect.slots()),
-        unapplied: loaded.then(|| Box::new(in_image())),
+        slots: found.bypass.as_ref().map(|bypass| bypass.slots()),
+        unapplied: loaded.then(|| Box::new(in_log_snapshot())),
     });
     RecoveredEntry { entry, payload_bytes, loaded }
 }
@@ -330,11 +330,11 @@ impl Found {
     }
 
     /// The log of each member, from its flushed position on.
-    fn fold(&self, log: Vec<LogPart>) -> Result<Logs, OpenError> {
-        let flushed = self.members.iter().map(|(id, Member { record, .. })| {
+    fn replay(&self, log: Vec<LogPart>) -> Result<Logs, OpenError> {
+        let flushed = self.members.iter().map(|(id, LaneMember { record, .. })| {
             (*id, Flushed { index: record.flushed_index, term: record.flushed_term })
         });
-        let logs = fold(log, &flushed.collect(), &self.tombstones);
+        let logs = replay(log, &flushed.collect(), &self.tombstones);
         if logs.keys().any(|id| !self.members.contains_key(id)) {
             return Err(OpenError::Unusable(
                 "the log holds a member that the index does not know: the index was lost",
@@ -344,7 +344,7 @@ impl Found {
     }
 
     /// Takes the slots that the logs name. Faults a member whose log names another owner's slot.
-    fn take_redirects(
+    fn take_bypasses(
         &mut self,
         logs: &mut Logs,
         index: &mut dyn IndexStore,
@@ -362,14 +362,14 @@ impl Found {
     }
 
     /// Faults members that lost a promised payload: bypassed, and not applied yet.
-    fn check_redirects(&self, logs: &mut Logs, pool: &Pool, files: &mut dyn LaneFiles) {
+    fn check_bypasses(&self, logs: &mut Logs, pool: &Pool, files: &mut dyn LaneFiles) {
         for (id, log) in logs {
             let Some(member) = self.members.get(id) else { continue };
             let commit = log.hard.commit.max(member.record.flushed_index);
             let unapplied = log.entries.iter().filter(|logged| logged.entry.index > commit);
             let damaged = unapplied.filter_map(|logged| {
-                let redirect = logged.entry.redirect.as_ref()?;
-                let found = load_redirected(member, redirect, pool, files);
+                let bypass = logged.entry.bypass.as_ref()?;
+                let found = load_bypassed(member, bypass, pool, files);
                 found.is_none().then_some(logged.entry.index)
             });
             if let (None, Some(index)) = (log.faulted, { damaged }.next()) {
@@ -434,9 +434,9 @@ fn read_member(
     record: MemberRecord,
     alloc: &mut Allocator,
     index: &mut dyn IndexStore,
-) -> Result<Member, OpenError> {
+) -> Result<LaneMember, OpenError> {
     let extents = record.blocks.div_ceil(BLOCKS_PER_EXTENT);
-    let mut member = Member::new(record, Phase::Live);
+    let mut member = LaneMember::new(record, Phase::Live);
     let mut from = Extent(0);
     loop {
         let found = index.scan(member.id(), from, LISTING_EXTENTS_MAX)?;
@@ -478,8 +478,8 @@ fn take_named(
 ) -> Result<Result<(), FaultReason>, OpenError> {
     let mut taken = Vec::new();
     for logged in &log.entries {
-        let Some(redirect) = &logged.entry.redirect else { continue };
-        for (extent, slot) in (redirect.first.0..).map(Extent).zip(redirect.slots()) {
+        let Some(bypass) = &logged.entry.bypass else { continue };
+        for (extent, slot) in (bypass.first.0..).map(Extent).zip(bypass.slots()) {
             let named = match alloc.occupy_named(slot) {
                 Err(SlotConflict::OwnedTwice) => {
                     let key = ExtentKey::new(id, extent);
@@ -510,13 +510,13 @@ fn take_named(
 }
 
 /// The payload of a bypassed entry, if all its blocks pass their checksums.
-fn load_redirected(
-    member: &Member,
-    redirect: &Redirect,
+fn load_bypassed(
+    member: &LaneMember,
+    bypass: &Bypass,
     pool: &Pool,
     files: &mut dyn LaneFiles,
 ) -> Option<Bytes> {
-    let slots = redirect.slots();
+    let slots = bypass.slots();
     let mut payload = pool.take(slots.len() * EXTENT_BYTES);
     for (first, run) in runs(&slots) {
         let len = run * EXTENT_BYTES;
@@ -524,9 +524,9 @@ fn load_redirected(
         payload.get_mut(first * EXTENT_BYTES..)?.get_mut(..len)?.copy_from_slice(&bytes);
     }
     let payload = payload.freeze();
-    let crcs: Vec<u32> = redirect.slots.iter().flat_map(|slot| slot.crcs).collect();
-    let end = redirect.first.0.checked_add(slots.len() as u32)?;
+    let crcs: Vec<u32> = bypass.slots.iter().flat_map(|slot| slot.crcs).collect();
+    let end = bypass.first.0.checked_add(slots.len() as u32)?;
     let inside = end.checked_mul(BLOCKS_PER_EXTENT)? <= member.record.blocks;
-    let intact = || member.first_bad(redirect.first.first_block(), &payload, &crcs).is_none();
+    let intact = || member.first_bad(bypass.first.first_block(), &payload, &crcs).is_none();
     (inside && intact()).then_some(payload)
 }

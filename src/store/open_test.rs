@@ -5,9 +5,9 @@ use bytes::Bytes;
 use crate::planted::{Mistake, assert_found};
 use crate::sim::rng::Rng;
 use crate::store::lane::{Lane, LaneFiles};
-use crate::store::seam::LaneFile;
+use crate::store::messages::LaneFile;
 use crate::testing::crash_disk::Disk;
-use crate::testing::lane_fixture::Lab;
+use crate::testing::lane_fixture::Fixture;
 
 /// A disk whose power fails after this many writes.
 struct Unsteady<'a> {
@@ -40,18 +40,18 @@ impl LaneFiles for Unsteady<'_> {
 #[test]
 fn a_disk_can_be_opened_however_often_power_fails_meanwhile() {
     for seed in 0..300 {
-        let mut lab = Lab::new(seed, 1);
+        let mut fixture = Fixture::new(seed, 1);
         let mut random = Rng::new(seed);
         for start in 0..12 {
-            let (config, pool) = (lab.config.clone(), lab.disk.pool.clone());
+            let (config, pool) = (fixture.config.clone(), fixture.disk.pool.clone());
             let most = if random.one_in(2) { 2 } else { 7 };
             let writes_left = random.below(most);
-            let mut files = Unsteady { disk: &mut lab.disk, writes_left, has_failed: false };
-            let opened = Lane::open(config, pool, &mut files, &mut lab.index);
+            let mut files = Unsteady { disk: &mut fixture.disk, writes_left, has_failed: false };
+            let opened = Lane::open(config, pool, &mut files, &mut fixture.index);
             if let Err(error) = opened {
                 assert!(files.has_failed, "start {start} of seed {seed}: {error:?}");
                 for file in [LaneFile::Superblock, LaneFile::Wal] {
-                    lab.disk.file(file).crash(&mut random);
+                    fixture.disk.file(file).crash(&mut random);
                 }
             }
         }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use crate::io::buffer::backing_bytes;
 use crate::store::extent_map::ExtentMap;
-use crate::store::seam::Slot;
+use crate::store::messages::Slot;
 use crate::types::{Block, Extent};
 
 /// One block in the overlay.
@@ -81,7 +81,7 @@ impl OverlayExtent {
 
     /// Entry and slot of the WAL bypass that wrote some block. A bypass writes the whole extent, so
     /// there is one at most, and every other block is newer.
-    pub(crate) fn redirected(&self) -> Option<(u64, Slot)> {
+    pub(crate) fn bypassed(&self) -> Option<(u64, Slot)> {
         self.blocks.iter().find_map(|block| match block.content {
             Content::Slot(slot) => Some((block.index, slot)),
             Content::Log { .. } | Content::Zero { .. } => None,

@@ -10,12 +10,12 @@ use rustc_hash::FxHashMap;
 use crate::io::buffer::Pool;
 use crate::store::core::Core;
 use crate::store::effects::{Pending, ReadOp};
-use crate::store::member::{Member, Phase};
-use crate::store::mend::{ReadRepair, patched};
-use crate::store::overlay::{Content, OverlayExtent};
-use crate::store::seam::{
+use crate::store::member::{LaneMember, Phase};
+use crate::store::messages::{
     Done, Event, ExtentKey, ExtentRecord, IndexDone, IndexJob, LaneFile, ReadBlocks, ReadId, Slot,
 };
+use crate::store::overlay::{Content, OverlayExtent};
+use crate::store::read_repair::{ReadRepair, patched};
 use crate::store::wal::BatchSeq;
 use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockError, BlockRange, Extent, ExtentContent, MemberId,
@@ -151,7 +151,7 @@ impl Plan {
     /// Adds the blocks of `range` that lie in this extent.
     fn add_extent(
         &mut self,
-        member: &Member,
+        member: &LaneMember,
         extent: Extent,
         range: BlockRange,
         overlay: Option<&OverlayExtent>,
@@ -169,14 +169,14 @@ impl Plan {
                         self.push(at, Place::Memory, block.crc, Some(data.clone()));
                     }
                     (content, None) => {
-                        let mended = patched(patch, at.in_extent(), block.crc, block.index);
+                        let repaired = patched(patch, at.in_extent(), block.crc, block.index);
                         let place = match content {
-                            _ if mended.is_some() => Place::Memory,
+                            _ if repaired.is_some() => Place::Memory,
                             Content::Log { position } => log_place(member, block.index, position),
                             Content::Slot(slot) => Place::Slot { slot, block: at.in_extent() },
                             Content::Zero { .. } => Place::Hole,
                         };
-                        self.push(at, place, block.crc, mended);
+                        self.push(at, place, block.crc, repaired);
                     }
                 }
                 continue;
@@ -184,12 +184,12 @@ impl Plan {
             match record {
                 Some(record) if record.present & (1 << at.in_extent()) != 0 => {
                     let crc = record.crcs[at.in_extent() as usize];
-                    let mended = patched(patch, at.in_extent(), crc, record.last_changed);
-                    let place = match mended {
+                    let repaired = patched(patch, at.in_extent(), crc, record.last_changed);
+                    let place = match repaired {
                         Some(_) => Place::Memory,
                         None => Place::Slot { slot: record.slot, block: at.in_extent() },
                     };
-                    self.push(at, place, crc, mended);
+                    self.push(at, place, crc, repaired);
                 }
                 _ => self.push(at, Place::Hole, 0, None),
             }
@@ -200,7 +200,7 @@ impl Plan {
     }
 }
 
-fn log_place(member: &Member, index: u64, position: u16) -> Place {
+fn log_place(member: &LaneMember, index: u64, position: u16) -> Place {
     let (seq, offset) = member.log_offset(index, position);
     Place::Log { seq, offset }
 }

@@ -13,15 +13,17 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::store::alloc::Allocator;
+use crate::store::bypass::WalBypass;
 use crate::store::core::Core;
 use crate::store::effects::{AfterFlush, Pending};
-use crate::store::member::{Member, Phase, Task};
+use crate::store::member::{LaneMember, Phase, Task};
+use crate::store::messages::{
+    Event, ExtentKey, ExtentRecord, IndexEdit, IndexJob, OpId, ReadId, Slot,
+};
 use crate::store::overlay::{Content, OverlayExtent};
-use crate::store::redirect::Redirects;
 use crate::store::round::Install;
-use crate::store::seam::{Event, ExtentKey, ExtentRecord, IndexEdit, IndexJob, OpId, ReadId, Slot};
 use crate::types::{Extent, ExtentContent, ManifestChunk, ManifestEntry, MemberId};
 
 #[derive(Default)]
@@ -82,7 +84,7 @@ impl ResyncStore {
                 let listed = core.members.get(&member);
                 let chunk = listed.map(|member| manifest_chunk(member, from, next, found));
                 let (chunk, meta) =
-                    (chunk.unwrap_or_default(), listed.map(Member::meta).unwrap_or_default());
+                    (chunk.unwrap_or_default(), listed.map(LaneMember::meta).unwrap_or_default());
                 core.io.events.push(Event::Manifest { read, chunk, meta });
             }
             ScanPurpose::Destroy { mut slots } => {
@@ -107,7 +109,7 @@ impl ResyncStore {
             given.into_iter().partition(|content| found.is_intact(content));
         install.extents = good;
         install.refused = bad.iter().map(|content| content.extent).collect();
-        install.delete.retain(|_| !planted(Mistake::ResyncKeepsExtents));
+        install.delete.retain(|_| !planted!(ResyncKeepsExtents));
         self.installs.push_back(install);
     }
 
@@ -135,7 +137,7 @@ impl ResyncStore {
     }
 
     /// Goes on with resyncs and destructions that wait for write-back. No round is in flight.
-    pub(super) fn step(&mut self, core: &mut Core, redirects: &Redirects) {
+    pub(super) fn step(&mut self, core: &mut Core, bypass: &WalBypass) {
         for member in std::mem::take(&mut self.doomed) {
             let slots = Vec::new();
             self.scan(core, member, Extent(0), ScanPurpose::Destroy { slots });
@@ -143,7 +145,7 @@ impl ResyncStore {
         let ready = core.members.iter().filter(|(id, member)| {
             let installing = self.installs.iter().any(|install| install.member == **id);
             // Appends that wait for their slots came before the task.
-            let staged = redirects.holds_back(**id);
+            let staged = bypass.holds_back(**id);
             member.task.is_some() && member.overlay.is_empty() && !installing && !staged
         });
         let ready: Vec<MemberId> = ready.map(|(id, _)| *id).collect();
@@ -170,7 +172,7 @@ fn end_task(core: &mut Core, id: MemberId) {
             // extents that it wrote since then and removes again in the part to be jumped over.
             let applied = member.applied_index;
             let overtaken = index > applied && applied != from;
-            if overtaken && !planted(Mistake::JumpOverApplied) {
+            if overtaken && !planted!(JumpOverApplied) {
                 core.io.events.push(Event::ResyncOvertaken { member: id });
                 return;
             }
@@ -178,7 +180,7 @@ fn end_task(core: &mut Core, id: MemberId) {
         }
         None => {}
     }
-    if planted(Mistake::ResyncAcksBeforeData) {
+    if planted!(ResyncAcksBeforeData) {
         core.io.events.push(Event::MemberDurable { member: id });
     }
     let edits = vec![IndexEdit::PutMember(core.members[&id].record.clone())];
@@ -186,11 +188,11 @@ fn end_task(core: &mut Core, id: MemberId) {
 }
 
 /// The store of this member is now as of `index`, whatever its log says.
-fn jump_to(member: &mut Member, alloc: &mut Allocator, index: u64, term: u64, meta: Bytes) {
+fn jump_to(member: &mut LaneMember, alloc: &mut Allocator, index: u64, term: u64, meta: Bytes) {
     if index <= member.applied_index {
         return;
     }
-    if !planted(Mistake::JumpLetsGo) {
+    if !planted!(JumpLetsGo) {
         member.ahead = Some((index, member.oldest_needed(member.durable_flushed)));
     }
     if member.log.term(index) != Some(term) {
@@ -215,7 +217,7 @@ fn jump_to(member: &mut Member, alloc: &mut Allocator, index: u64, term: u64, me
 /// Joins the listing of the index with the overlay. Blocks committed after the request are still in
 /// the overlay: they leave it when the commit ends, which is later than the listing.
 fn manifest_chunk(
-    member: &Member,
+    member: &LaneMember,
     from: Extent,
     next: Option<Extent>,
     found: Vec<(ExtentKey, ExtentRecord)>,

@@ -6,12 +6,12 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::io::buffer::{Pool, is_aligned};
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::store::alloc::Allocator;
-use crate::store::member::Member;
-use crate::store::mend::patched;
+use crate::store::member::LaneMember;
+use crate::store::messages::{ExtentKey, ExtentRecord, ReadId, Slot};
 use crate::store::overlay::{Content, OverlayBlock};
-use crate::store::seam::{ExtentKey, ExtentRecord, ReadId, Slot};
+use crate::store::read_repair::patched;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Extent, ExtentContent, MemberId};
 
 /// Extents from a resync.
@@ -114,7 +114,7 @@ impl Update {
     }
 
     /// The new record, without its slot; `None`: nothing is left of the extent.
-    pub(super) fn record(&self, member: &Member) -> Option<ExtentRecord> {
+    pub(super) fn record(&self, member: &LaneMember) -> Option<ExtentRecord> {
         let mut record = match (&self.source, &self.old) {
             // A bypassed entry's slot does not have the blocks of the old slot.
             (Source::Overlay(_), Some(old)) if self.adopted.is_none() => old.clone(),
@@ -205,7 +205,7 @@ impl Update {
 /// alone would bring that layer's content back (rule `trim-hides-lower-layers`).
 fn clear_blocks(record: &mut ExtentRecord, mask: u16, stays: bool) {
     record.present &= !mask;
-    if stays && !planted(Mistake::TrimClearsPresent) {
+    if stays && !planted!(TrimClearsPresent) {
         record.zero |= mask;
     } else {
         record.zero &= !mask;
@@ -237,7 +237,7 @@ mod tests {
     use crate::types::VolumeId;
 
     #[test]
-    fn r11_blocks_above_a_layer_become_zero_and_others_become_absent() {
+    fn blocks_above_a_layer_become_zero_and_others_become_absent() {
         let record = ExtentRecord {
             slot: Slot(1),
             present: 0b1111,
@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn broken_rules_are_noticed() {
-        let scenario = r11_blocks_above_a_layer_become_zero_and_others_become_absent;
-        crate::planted::assert_found(Mistake::TrimClearsPresent, scenario);
+        let scenario = blocks_above_a_layer_become_zero_and_others_become_absent;
+        crate::planted::assert_found(crate::planted::Mistake::TrimClearsPresent, scenario);
     }
 }

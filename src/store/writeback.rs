@@ -7,16 +7,16 @@
 //! Owns the round, and the extents whose slot the log still names; may borrow the core, and read
 //! repair; hears what to write back, and of effects and flushes that ended.
 
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::store::core::{Clock, Core};
 use crate::store::effects::{PayloadRun, Pending, RoundOp};
-use crate::store::member::Member;
-use crate::store::mend::ReadRepair;
-use crate::store::overlay::Content;
-use crate::store::round::{Install, Outcome, Round, Snapshot, Source, Update, moved_record};
-use crate::store::seam::{
+use crate::store::member::LaneMember;
+use crate::store::messages::{
     Done, Event, ExtentKey, ExtentRecord, IndexDone, IndexEdit, IndexJob, LaneFile, Slot,
 };
+use crate::store::overlay::Content;
+use crate::store::read_repair::ReadRepair;
+use crate::store::round::{Install, Outcome, Round, Snapshot, Source, Update, moved_record};
 use crate::types::{BLOCK_BYTES, Block, Extent, MemberId, Mono};
 
 /// Extents of one round, at the lowest and the highest pressure.
@@ -87,9 +87,8 @@ impl WriteBack {
         let Install { read, member: id, as_of, extents, delete, mut refused } = install;
         // If the log was faster, the source's extents are too old (rule `resync-never-goes-back`).
         // Entries applied from now on stay in the overlay.
-        let fits = |member: &&mut Member| {
-            member.applied_index <= as_of || planted(Mistake::ResyncGoesBack)
-        };
+        let fits =
+            |member: &&mut LaneMember| member.applied_index <= as_of || planted!(ResyncGoesBack);
         let Some(member) = core.members.get_mut(&id).filter(fits) else {
             refused.extend(extents.iter().map(|content| content.extent));
             refused.extend(delete);
@@ -249,8 +248,7 @@ impl WriteBack {
             return Ok(adopted);
         }
         let old = update.old.as_ref().map(|old| old.slot);
-        let is_named =
-            |old: &Slot| core.alloc.is_named(*old) && !planted(Mistake::NamedSlotWritten);
+        let is_named = |old: &Slot| core.alloc.is_named(*old) && !planted!(NamedSlotWritten);
         match (old.filter(is_named), &update.source) {
             (Some(named), _) if !update.has_data() => return Ok(named),
             (Some(_), Source::Overlay(_)) => return Err(Outcome::Parked),
@@ -267,7 +265,7 @@ impl WriteBack {
         let is_promised = matches!(update.source, Source::Overlay(_))
             || overlay.is_some_and(|overlay| overlay.reserved);
         let may_take =
-            is_promised || core.alloc.free_unreserved() > 0 || planted(Mistake::CopyTakesPromised);
+            is_promised || core.alloc.free_unreserved() > 0 || planted!(CopyTakesPromised);
         may_take.then(|| core.alloc.allocate()).flatten().ok_or_else(|| {
             self.starved = true;
             Outcome::Skipped
@@ -289,7 +287,7 @@ impl WriteBack {
         if self.round().outstanding > 0 {
             return;
         }
-        match planted(Mistake::IndexBeforeData) {
+        match planted!(IndexBeforeData) {
             true => self.commit(core, repair),
             false => core.io.sync(Pending::Round(RoundOp::Sync), LaneFile::Data),
         }
@@ -391,7 +389,7 @@ fn take_dirty(
         overlay.queued = false;
         return None;
     }
-    if overlay.newest() > covered && !planted(Mistake::WrittenBackUncovered) {
+    if overlay.newest() > covered && !planted!(WrittenBackUncovered) {
         uncovered.push((id, extent));
         return None;
     }
@@ -399,13 +397,13 @@ fn take_dirty(
     overlay.busy = true;
     let patch = repair.patch(&key);
     // Blocks newer than a bypassed entry wait for the next round.
-    let redirected = overlay.redirected();
-    let of_round = |index: u64| redirected.is_none_or(|(redirected, _)| index == redirected);
+    let bypassed = overlay.bypassed();
+    let of_round = |index: u64| bypassed.is_none_or(|(bypassed, _)| index == bypassed);
     let blocks = overlay.iter().filter(|(_, block)| of_round(block.index));
     let snapshots = blocks.map(|(position, block)| Snapshot::new(position, block, patch));
-    let newest = redirected.map_or(overlay.newest(), |(index, _)| index);
+    let newest = bypassed.map_or(overlay.newest(), |(index, _)| index);
     let mut update = Update::new(key, newest, Source::Overlay(snapshots.collect()));
-    if let Some((_, slot)) = redirected {
+    if let Some((_, slot)) = bypassed {
         update.adopted = Some(slot);
         core.alloc.adopt(slot);
     }
@@ -464,7 +462,7 @@ fn keep_payload(core: &Core, update: &mut Update, run: PayloadRun, done: Done) -
 
 /// The overlay and read repair drop the blocks that the round brought into the index.
 fn settle(
-    member: &mut Member,
+    member: &mut LaneMember,
     clock: &mut Clock,
     repair: &mut ReadRepair,
     update: Update,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::io::buffer::Pool;
 use crate::sim::rng::Rng;
 use crate::store::lane::LaneFiles;
-use crate::store::seam::LaneFile;
+use crate::store::messages::LaneFile;
 use crate::types::BLOCK_BYTES;
 
 /// A file in sectors of 4 KiB.

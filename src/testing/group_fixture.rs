@@ -13,9 +13,9 @@ use crate::log::{Append, Applied, Change, HardState, LogEntry};
 use crate::replica::apply::Applier;
 use crate::replica::entry::raft_entry;
 use crate::replica::member::Member;
-use crate::replica::message;
+use crate::replica::messages::{Input, MemberConfig, Output, ReadMode, ReqId, Role, Start};
 use crate::replica::meta::Meta;
-use crate::replica::seam::{Input, MemberConfig, Output, ReadMode, ReqId, Role, Start};
+use crate::replica::raft_message;
 use crate::sim::rng::Rng;
 use crate::types::{
     BLOCK_BYTES, Block, BlockError, BlockRange, MemberId, Mono, Origin, ShardId, ShardOp,
@@ -249,7 +249,7 @@ impl Cluster {
         self.schedule_poll(id);
     }
 
-    /// The process dies. Of the log writes under way, some of the oldest were durable.
+    /// The process dies. Of the log writes in flight, some of the oldest were durable.
     pub fn crash(&mut self, id: MemberId) {
         *self.generation.entry(id).or_default() += 1;
         let node = self.nodes.get_mut(&id).unwrap();
@@ -505,10 +505,10 @@ impl Cluster {
         if self.cut.contains(&(from, to)) || self.rng.percent(self.faults.drop) {
             return;
         }
-        let (header, payloads) = message::split(message);
+        let (header, payloads) = raft_message::split(message);
         let copies = 1 + usize::from(self.rng.percent(self.faults.double));
         for _ in 0..copies {
-            let message = message::join(&header, payloads.clone()).unwrap();
+            let message = raft_message::join(&header, payloads.clone()).unwrap();
             let delay = 20 + self.rng.below(self.faults.delay_us);
             self.at(delay, Event::Deliver(to, Box::new(message)));
         }

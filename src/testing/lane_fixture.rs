@@ -12,8 +12,8 @@ use crate::sim::rng::Rng;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::index::run;
 use crate::store::lane::{Lane, LaneConfig, LaneFiles, RecoveredMember};
+use crate::store::messages::*;
 use crate::store::open::{LaneFormat, format_lane};
-use crate::store::seam::*;
 use crate::testing::crash_disk::Disk;
 use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, EXTENT_BYTES, MemberId, Mono, Segment,
@@ -30,7 +30,7 @@ fn count(steps: u32) -> u32 {
 
 /// What an entry does. `seed` makes the bytes of its blocks.
 #[derive(Clone, Copy, Debug)]
-pub enum LabOp {
+pub enum FixtureOp {
     Write {
         range: BlockRange,
         seed: u64,
@@ -38,7 +38,7 @@ pub enum LabOp {
     Zero {
         range: BlockRange,
     },
-    /// As [`LabOp::Zero`], without giving space back.
+    /// As [`FixtureOp::Zero`], without giving space back.
     Clear {
         range: BlockRange,
     },
@@ -53,7 +53,7 @@ pub struct Model {
     acked_log: Vec<u64>,
     acked_hard: HardState,
     pending: VecDeque<Append>,
-    pub ops: HashMap<(u64, u64), LabOp>,
+    pub ops: HashMap<(u64, u64), FixtureOp>,
     pub hard: HardState,
     pub commit: u64,
     pub applied: u64,
@@ -62,7 +62,7 @@ pub struct Model {
     pub blocks: Vec<Vec<(u64, Option<u64>)>>,
 }
 
-pub struct Lab {
+pub struct Fixture {
     pub random: Rng,
     pub disk: Disk,
     pub index: MemoryIndex,
@@ -144,16 +144,16 @@ impl Model {
     fn note_applied(&mut self, index: u64) {
         let term = self.log[index as usize - 1];
         match self.ops[&(index, term)] {
-            LabOp::Write { range, seed } => {
+            FixtureOp::Write { range, seed } => {
                 for (position, at) in range.blocks().enumerate() {
                     let seed = seed.wrapping_add(position as u64);
                     self.blocks[at.0 as usize].push((index, Some(seed)));
                 }
             }
-            LabOp::Zero { range } | LabOp::Clear { range } => {
+            FixtureOp::Zero { range } | FixtureOp::Clear { range } => {
                 range.blocks().for_each(|at| self.blocks[at.0 as usize].push((index, None)));
             }
-            LabOp::Noop => {}
+            FixtureOp::Noop => {}
         }
         self.applied = index;
     }
@@ -204,7 +204,7 @@ impl Model {
         self.rewind(flushed);
         for recovered in &found.entries {
             let key = (recovered.entry.index, recovered.entry.term);
-            if let (LabOp::Write { range, seed }, true) = (self.ops[&key], recovered.loaded) {
+            if let (FixtureOp::Write { range, seed }, true) = (self.ops[&key], recovered.loaded) {
                 assert_eq!(recovered.entry.payload, payload(range, seed));
             }
         }
@@ -243,30 +243,30 @@ pub fn file_of(effect: &Effect) -> Option<LaneFile> {
     }
 }
 
-impl Lab {
-    /// Nothing is redirected.
-    pub fn new(seed: u64, members: u64) -> Lab {
-        Lab::with(seed, members, FORMAT.wal_bytes, FORMAT.data_bytes_max)
+impl Fixture {
+    /// Nothing is bypassed.
+    pub fn new(seed: u64, members: u64) -> Fixture {
+        Fixture::with(seed, members, FORMAT.wal_bytes, FORMAT.data_bytes_max)
     }
 
-    /// Every write of whole extents is redirected, as long as there is space.
-    pub fn redirecting(seed: u64, members: u64, wal_bytes: u64, data_bytes_max: u64) -> Lab {
-        let mut lab = Lab::with(seed, 0, wal_bytes, data_bytes_max);
-        lab.config.redirect_bytes_min = EXTENT_BYTES;
-        lab.reopen();
+    /// Every write of whole extents is bypassed, as long as there is space.
+    pub fn bypassing(seed: u64, members: u64, wal_bytes: u64, data_bytes_max: u64) -> Fixture {
+        let mut fixture = Fixture::with(seed, 0, wal_bytes, data_bytes_max);
+        fixture.config.bypass_bytes_min = EXTENT_BYTES;
+        fixture.reopen();
         for member in 1..=members {
-            lab.create(record(member));
+            fixture.create(record(member));
         }
-        lab
+        fixture
     }
 
-    pub fn with(seed: u64, members: u64, wal_bytes: u64, data_bytes_max: u64) -> Lab {
+    pub fn with(seed: u64, members: u64, wal_bytes: u64, data_bytes_max: u64) -> Fixture {
         let config = LaneConfig {
             data_bytes_max,
             overlay_cache_bytes: 64 << 10,
             index_cache_bytes: 4 * 192,
             log_tail_bytes: 96 << 10,
-            redirect_bytes_min: usize::MAX,
+            bypass_bytes_min: usize::MAX,
             listing_extents: LISTING_EXTENTS_MAX,
         };
         let mut disk = Disk::new(wal_bytes, data_bytes_max);
@@ -276,7 +276,7 @@ impl Lab {
         let opened = Lane::open(config.clone(), disk.pool.clone(), &mut disk, &mut index);
         let (lane, found) = opened.unwrap();
         assert!(found.is_empty());
-        let mut lab = Lab {
+        let mut fixture = Fixture {
             random: Rng::new(seed),
             disk,
             index,
@@ -292,9 +292,9 @@ impl Lab {
             config,
         };
         for member in 1..=members {
-            lab.create(record(member));
+            fixture.create(record(member));
         }
-        lab
+        fixture
     }
 
     pub fn create(&mut self, record: MemberRecord) {
@@ -338,7 +338,7 @@ impl Lab {
         self.lane.append(sent);
     }
 
-    /// Ends everything under way, and what follows from it, but for what `held` names.
+    /// Ends everything in flight, and what follows from it, but for what `held` names.
     pub fn settle_but(&mut self, held: impl Fn(&Effect) -> bool) {
         self.poll();
         let mut steps = 0;
@@ -351,7 +351,7 @@ impl Lab {
     }
 
     /// Appends one operation, and commits and applies it.
-    pub fn write(&mut self, member: MemberId, op: LabOp) {
+    pub fn write(&mut self, member: MemberId, op: FixtureOp) {
         let last = self.models[&member].log.len() as u64;
         self.append(member, last + 1, &[op]);
         self.settle_but(|effect| match effect {
@@ -383,7 +383,7 @@ impl Lab {
         }
     }
 
-    /// A write under way may have reached any of its sectors already.
+    /// A write in flight may have reached any of its sectors already.
     fn scribble(&mut self, effect: &Effect) {
         if let Effect::Write { file, offset, bufs, .. } = effect
             && self.random.one_in(3)
@@ -397,7 +397,7 @@ impl Lab {
         }
     }
 
-    /// Ends one effect under way, any of them but for the order of index jobs.
+    /// Ends one effect in flight, any of them but for the order of index jobs.
     pub fn complete_one(&mut self) -> bool {
         if self.queue.is_empty() {
             return false;
@@ -453,7 +453,7 @@ impl Lab {
         self.lane.complete(op, done);
     }
 
-    /// Lets everything that is under way end, without the clock.
+    /// Lets everything that is in flight end, without the clock.
     pub fn settle(&mut self) {
         self.poll();
         let mut steps = 0;
@@ -529,7 +529,7 @@ impl Lab {
         self.lane.read(read, member, range);
     }
 
-    pub fn reads_under_way(&self) -> usize {
+    pub fn reads_in_flight(&self) -> usize {
         self.reads.len()
     }
 
@@ -539,15 +539,15 @@ impl Lab {
         for member in members {
             let (first, count) = (Block(0), BLOCKS);
             self.read(member, BlockRange { first, count });
-            while self.reads_under_way() > 0 {
+            while self.reads_in_flight() > 0 {
                 self.poll();
-                assert!(self.complete_one() || self.reads_under_way() == 0, "a read got stuck");
+                assert!(self.complete_one() || self.reads_in_flight() == 0, "a read got stuck");
             }
         }
     }
 
     /// Appends these operations from `from` on (the end of the log, or an uncommitted entry).
-    pub fn append(&mut self, member: MemberId, from: u64, ops: &[LabOp]) {
+    pub fn append(&mut self, member: MemberId, from: u64, ops: &[FixtureOp]) {
         let model = self.models.get_mut(&member).unwrap();
         if from <= model.log.len() as u64 {
             model.hard.term += 1;
@@ -556,18 +556,20 @@ impl Lab {
         model.hard.commit = model.hard.commit.max(model.commit);
         model.number += 1;
         let request = |model: &Model, with_payload: bool| {
-            let whole = |(op, index): (&LabOp, u64)| match op {
-                LabOp::Write { range, seed } => whole_extents(&model.record, index, *range, *seed),
-                LabOp::Zero { .. } | LabOp::Clear { .. } | LabOp::Noop => None,
+            let whole = |(op, index): (&FixtureOp, u64)| match op {
+                FixtureOp::Write { range, seed } => {
+                    whole_extents(&model.record, index, *range, *seed)
+                }
+                FixtureOp::Zero { .. } | FixtureOp::Clear { .. } | FixtureOp::Noop => None,
             };
             let entries = ops.iter().zip(from..).map(|(op, index)| LogEntry {
-                redirect: None,
+                bypass: None,
                 index,
                 term: model.hard.term,
                 kind: 0,
                 context: Bytes::from_static(b"context"),
                 payload: match op {
-                    LabOp::Write { range, seed } if with_payload => {
+                    FixtureOp::Write { range, seed } if with_payload => {
                         self.disk.pool.copy(&payload(*range, *seed))
                     }
                     _ => Bytes::new(),
@@ -597,7 +599,7 @@ impl Lab {
         let index = model.applied + 1;
         let term = model.log[index as usize - 1];
         let change = match model.ops[&(index, term)] {
-            LabOp::Write { range, seed } => {
+            FixtureOp::Write { range, seed } => {
                 let bytes = payload(range, seed);
                 Some(Change::Write {
                     range,
@@ -608,9 +610,9 @@ impl Lab {
                     },
                 })
             }
-            LabOp::Zero { range } => Some(Change::Zero { range, trim: true }),
-            LabOp::Clear { range } => Some(Change::Zero { range, trim: false }),
-            LabOp::Noop => None,
+            FixtureOp::Zero { range } => Some(Change::Zero { range, trim: true }),
+            FixtureOp::Clear { range } => Some(Change::Zero { range, trim: false }),
+            FixtureOp::Noop => None,
         };
         model.note_applied(index);
         self.lane.apply(

@@ -6,15 +6,15 @@ use std::io;
 use bytes::Bytes;
 
 use crate::io::buffer::Pool;
-use crate::log::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
+use crate::log::{Bypass, BypassSlot, HardState, LogEntry, Slot};
 use crate::types::{BLOCK_BYTES, Extent, MemberId, Uuid};
 
-use crate::store::wal::fold::{Flushed, MemberLog, fold};
 use crate::store::wal::format::{FoundEntry, FoundItem};
 use crate::store::wal::recover::{LogPart, Marks, RecoverError, Recovered, load_payload, recover};
+use crate::store::wal::replay::{Flushed, MemberLog, replay};
 use crate::store::wal::{BatchSeq, BatchWrite, GroupId, Item, Wal, WalConfig, WalPosition};
 
-pub struct Lab {
+pub struct Fixture {
     pub disk: Vec<u8>,
     pub unreadable: Vec<u64>,
     pub config: WalConfig,
@@ -26,8 +26,8 @@ pub struct Lab {
     groups: u64,
 }
 
-impl Lab {
-    pub fn new(pages: usize, reserve_pages: u64) -> Lab {
+impl Fixture {
+    pub fn new(pages: usize, reserve_pages: u64) -> Fixture {
         let config = WalConfig {
             ring_bytes: (pages * BLOCK_BYTES) as u64,
             disk: Uuid(*b"disk-for-testing"),
@@ -35,7 +35,7 @@ impl Lab {
             incarnation: 1,
             reserve_bytes: reserve_pages * BLOCK_BYTES as u64,
         };
-        Lab {
+        Fixture {
             disk: vec![0; pages * BLOCK_BYTES],
             unreadable: Vec::new(),
             wal: Wal::new(config.clone(), WalPosition::fresh()),
@@ -127,7 +127,7 @@ impl Lab {
         recovered
     }
 
-    pub fn fold(&self, flushed: &[(u64, u64)]) -> BTreeMap<MemberId, MemberLog> {
+    pub fn replay(&self, flushed: &[(u64, u64)]) -> BTreeMap<MemberId, MemberLog> {
         let members = flushed
             .iter()
             .map(|(member, index)| {
@@ -135,7 +135,7 @@ impl Lab {
                 (MemberId(*member), flushed)
             })
             .collect();
-        fold(self.recover().expect("readable").log, &members, &[])
+        replay(self.recover().expect("readable").log, &members, &[])
     }
 }
 
@@ -145,7 +145,7 @@ pub fn hard(member: u64, term: u64, commit: u64) -> Item {
 
 pub fn log_entry(index: u64, term: u64, blocks: usize) -> LogEntry {
     LogEntry {
-        redirect: None,
+        bypass: None,
         index,
         term,
         kind: 0,
@@ -159,22 +159,22 @@ pub fn entry(member: u64, index: u64, term: u64, blocks: usize) -> Item {
 }
 
 /// An entry whose payload lies in two slots.
-pub fn redirected(member: u64, index: u64, term: u64) -> Item {
-    let slots = [5, 6].map(|slot| RedirectedSlot { slot: Slot(slot), crcs: [9; _] }).to_vec();
-    let redirect = Some(Box::new(Redirect { first: Extent(0), slots }));
-    let entry = LogEntry { redirect, ..log_entry(index, term, 0) };
+pub fn bypassed(member: u64, index: u64, term: u64) -> Item {
+    let slots = [5, 6].map(|slot| BypassSlot { slot: Slot(slot), crcs: [9; _] }).to_vec();
+    let bypass = Some(Box::new(Bypass { first: Extent(0), slots }));
+    let entry = LogEntry { bypass, ..log_entry(index, term, 0) };
     Item::Entry { member: MemberId(member), entry }
 }
 
 /// What was found, with its payloads, as it was pushed.
-pub fn loaded(lab: &Lab, found: &FoundItem) -> Item {
+pub fn loaded(fixture: &Fixture, found: &FoundItem) -> Item {
     let load = |found: &FoundEntry| LogEntry {
-        redirect: found.redirect.clone(),
+        bypass: found.bypass.clone(),
         index: found.index,
         term: found.term,
         kind: found.kind,
         context: found.context.clone(),
-        payload: load_payload(found, &mut |at, len| lab.read(at, len)).expect("intact"),
+        payload: load_payload(found, &mut |at, len| fixture.read(at, len)).expect("intact"),
     };
     match found {
         FoundItem::Hard { member, hard } => Item::Hard { member: *member, hard: *hard },
@@ -182,8 +182,8 @@ pub fn loaded(lab: &Lab, found: &FoundItem) -> Item {
         FoundItem::Reset { member, index, term } => {
             Item::Reset { member: *member, index: *index, term: *term }
         }
-        FoundItem::Image { member, hard, compacted_index, compacted_term, entries } => {
-            Item::Image {
+        FoundItem::LogSnapshot { member, hard, compacted_index, compacted_term, entries } => {
+            Item::LogSnapshot {
                 member: *member,
                 hard: *hard,
                 compacted_index: *compacted_index,

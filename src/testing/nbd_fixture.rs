@@ -72,7 +72,7 @@ impl Client {
         Client::new().opened(structured)
     }
 
-    /// The same, with another bound on the bytes under way.
+    /// The same, with another bound on the bytes in flight.
     pub fn open_with(structured: bool, bytes_max: usize) -> Client {
         Client::with_session(Session::with_bytes_max(bytes_max)).opened(structured)
     }

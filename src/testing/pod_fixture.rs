@@ -18,12 +18,12 @@ use crate::io::driver::{
 };
 use crate::limits::{Budgets, LISTING_EXTENTS_MAX, TICK};
 use crate::net::message::CallId;
-use crate::replica::message;
-use crate::replica::seam::ReadMode;
+use crate::replica::messages::ReadMode;
+use crate::replica::raft_message;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::lane::{LaneConfig, LaneFiles as _};
+use crate::store::messages::{IndexJob, LaneFile, OpId};
 use crate::store::open::{LaneFormat, format_lane};
-use crate::store::seam::{IndexJob, LaneFile, OpId};
 use crate::testing::crash_disk::Disk;
 use crate::testing::stream_fixture::land;
 use crate::types::{EXTENT_BYTES, MemberId, Mono, Origin, PodId, ShardId, ShardOp, Uuid, VolumeId};
@@ -31,9 +31,9 @@ use crate::view::{ClusterView, DiskView, MemberState, MemberView, PodView, Shard
 use crate::volume::SessionSource;
 use crate::worker::members::MemberRuntime;
 use crate::worker::requests::Waiter;
-use crate::worker::token::ConnId;
+use crate::worker::token::ConnKey;
 use crate::worker::{
-    Command, DiskPlace, IndexRunner, LaneRuntime, Sender, Worker, WorkerConfig, WorkerFiles,
+    DiskPlace, IndexRunner, LaneRuntime, OpenFiles, Sender, Worker, WorkerCommand, WorkerConfig,
     execute, mailbox, open_lane,
 };
 
@@ -153,19 +153,19 @@ impl Kernel {
 
 /// The kernel, as the worker's driver.
 #[derive(Clone)]
-struct Lab(Rc<RefCell<Kernel>>);
+struct Fixture(Rc<RefCell<Kernel>>);
 
 impl Wake for () {
     fn wake(&self) {}
 }
 
-impl Driver for Lab {
+impl Driver for Fixture {
     fn now(&self) -> Mono {
         self.0.borrow().now
     }
 
     fn open(&mut self, file: &OpenFile) -> std::io::Result<FileId> {
-        panic!("{file:?}: the lab opens the files itself")
+        panic!("{file:?}: the fixture opens the files itself")
     }
 
     fn size_bytes(&self, file: FileId) -> std::io::Result<u64> {
@@ -199,19 +199,22 @@ impl Driver for Lab {
     }
 
     fn name(&self) -> &'static str {
-        "lab"
+        "fixture"
     }
 }
 
 struct Index {
     store: Rc<RefCell<MemoryIndex>>,
-    inbox: Sender<Command>,
+    inbox: Sender<WorkerCommand>,
 }
 
 impl IndexRunner for Index {
     fn submit(&mut self, op: OpId, job: IndexJob) {
         let done = execute(&mut *self.store.borrow_mut(), job);
-        assert!(self.inbox.send(Command::Index { lane: 0, op, done }).is_ok(), "there is room");
+        assert!(
+            self.inbox.send(WorkerCommand::Index { lane: 0, op, done }).is_ok(),
+            "there is room"
+        );
     }
 
     fn pump(&mut self) {}
@@ -220,7 +223,7 @@ impl IndexRunner for Index {
 /// One pod with one disk.
 pub struct Pod {
     worker: Worker,
-    lab: Lab,
+    fixture: Fixture,
     index: Rc<RefCell<MemoryIndex>>,
     budgets: Budgets,
     starts: u32,
@@ -239,21 +242,21 @@ impl Pod {
             data_bytes_max: DATA_BYTES,
         };
         format_lane(&mut kernel.disk, &format).expect("a new disk");
-        let mut lab = Lab(Rc::new(RefCell::new(kernel)));
+        let mut fixture = Fixture(Rc::new(RefCell::new(kernel)));
         let index = Rc::default();
-        let worker = start(&mut lab, &index, budgets, 1);
-        Pod { worker, lab, index, budgets, starts: 1 }
+        let worker = start(&mut fixture, &index, budgets, 1);
+        Pod { worker, fixture, index, budgets, starts: 1 }
     }
 
     /// The process ends and another one starts on the same disk. Nothing was on its way.
     pub fn restart(&mut self) {
-        let mut kernel = self.lab.0.borrow_mut();
+        let mut kernel = self.fixture.0.borrow_mut();
         assert!(kernel.held.is_empty());
         kernel.sockets.clear();
         kernel.submitted.clear();
         drop(kernel);
         self.starts += 1;
-        self.worker = start(&mut self.lab, &self.index, self.budgets, self.starts);
+        self.worker = start(&mut self.fixture, &self.index, self.budgets, self.starts);
     }
 
     /// The catalog has this to say.
@@ -262,7 +265,7 @@ impl Pod {
     }
 
     pub fn round(&mut self) {
-        self.worker.round().expect("the lab's kernel does not fail");
+        self.worker.round().expect("the fixture's kernel does not fail");
     }
 
     /// Rounds until something is true.
@@ -281,8 +284,8 @@ impl Pod {
     }
 
     /// Requests that the router of a volume has.
-    pub fn requests_under_way(&self, volume: u64) -> usize {
-        self.worker.routers.all[&VolumeId(volume)].requests_under_way()
+    pub fn requests_in_flight(&self, volume: u64) -> usize {
+        self.worker.routers.all[&VolumeId(volume)].requests_in_flight()
     }
 
     /// Some time passes.
@@ -300,7 +303,7 @@ impl Pod {
     /// A Raft message from another pod.
     pub fn raft(&mut self, message: Message) {
         let to = MemberId(message.to);
-        let (header, payloads) = message::split(message);
+        let (header, payloads) = raft_message::split(message);
         self.worker.raft_message(to, &header, payloads);
     }
 
@@ -313,7 +316,7 @@ impl Pod {
     /// Such a request for a shard.
     pub fn request_for(&mut self, shard: ShardId, member: MemberId, op: ShardOp) {
         let origin = Origin { attachment_epoch: 0, front_end: PodId(2), session: 1 };
-        let waiter = Waiter::Peer { conn: ConnId::MAX, call: CallId(1), owed_bytes: 0 };
+        let waiter = Waiter::Peer { conn: ConnKey::MAX, call: CallId(1), owed_bytes: 0 };
         self.worker.request((Some(shard), member), 0, origin, op, waiter);
     }
 
@@ -334,7 +337,7 @@ impl Pod {
         self.worker.resyncs.source_lane(&self.worker.members, member).is_some()
     }
 
-    /// Sets the durable mark that a resync begins with.
+    /// Sets the durable flag that a resync begins with.
     pub fn mark_resyncing(&mut self, member: MemberId) {
         self.worker.lanes.at(0).begin_resync(member);
     }
@@ -345,12 +348,12 @@ impl Pod {
 
     /// From now on writes of the log do not end.
     pub fn hold_log(&mut self) {
-        self.lab.0.borrow_mut().holds_log = true;
+        self.fixture.0.borrow_mut().holds_log = true;
     }
 
     /// They end, those that were held back, too.
     pub fn release_log(&mut self) {
-        let mut kernel = self.lab.0.borrow_mut();
+        let mut kernel = self.fixture.0.borrow_mut();
         kernel.holds_log = false;
         let held = std::mem::take(&mut kernel.held);
         kernel.submitted.extend(held);
@@ -358,17 +361,17 @@ impl Pod {
 
     /// Whether there are no descriptors for more connections.
     pub fn fail_accepts(&mut self, fails: bool) {
-        self.lab.0.borrow_mut().fails_accepts = fails;
+        self.fixture.0.borrow_mut().fails_accepts = fails;
     }
 
     pub fn failed_accepts(&self) -> u32 {
-        self.lab.0.borrow().failed_accepts
+        self.fixture.0.borrow().failed_accepts
     }
 
     /// A client that has opened a volume.
     pub fn connect(&mut self, volume: &str) -> Client {
         let socket = {
-            let mut kernel = self.lab.0.borrow_mut();
+            let mut kernel = self.fixture.0.borrow_mut();
             kernel.next_socket += 1;
             let socket = SocketId(kernel.next_socket);
             kernel.sockets.insert(socket, Socket::default());
@@ -392,7 +395,7 @@ impl Pod {
 }
 
 fn start(
-    lab: &mut Lab,
+    fixture: &mut Fixture,
     index: &Rc<RefCell<MemoryIndex>>,
     budgets: Budgets,
     incarnation: u32,
@@ -402,20 +405,21 @@ fn start(
         overlay_cache_bytes: 1 << 20,
         index_cache_bytes: 1 << 16,
         log_tail_bytes: 1 << 20,
-        redirect_bytes_min: usize::MAX,
+        bypass_bytes_min: usize::MAX,
         listing_extents: LISTING_EXTENTS_MAX,
     };
     let pool = Pool::default();
     let (inbox, receiver) = mailbox(4096, Arc::new(|| ()));
-    let opened = open_lane(config, &pool, &mut lab.0.borrow_mut().disk, &mut *index.borrow_mut());
+    let opened =
+        open_lane(config, &pool, &mut fixture.0.borrow_mut().disk, &mut *index.borrow_mut());
     let (lane, members) = opened.expect("what a pod wrote can be opened again");
     let file = |file: LaneFile| FileId(file as u32);
-    let files = WorkerFiles {
+    let files = OpenFiles {
         superblock: file(LaneFile::Superblock),
         wal: file(LaneFile::Wal),
         data: file(LaneFile::Data),
     };
-    let place = DiskPlace { disk: DISK, path: "lab".to_owned(), lock: None };
+    let place = DiskPlace { disk: DISK, path: "fixture".to_owned(), lock: None };
     let runner = Box::new(Index { store: Rc::clone(index), inbox });
     let runtime = LaneRuntime::new(0, lane, place, files, runner, pool.clone());
     let config = WorkerConfig {
@@ -427,13 +431,13 @@ fn start(
         reads: ReadMode::Lease,
         budgets,
     };
-    let (driver, sessions) = (Box::new(lab.clone()), SessionSource::new(incarnation));
+    let (driver, sessions) = (Box::new(fixture.clone()), SessionSource::new(incarnation));
     let mut worker = Worker::new(config, driver, pool, receiver, Box::new(|_| {}), sessions);
     worker.add_lane(runtime);
     for (record, start) in members {
         worker.start_member(0, &record, start, Vec::new());
     }
-    worker.listen_nbd(&Address::Unix("lab".into())).expect("it always listens");
+    worker.listen_nbd(&Address::Unix("fixture".into())).expect("it always listens");
     worker
 }
 
@@ -444,17 +448,24 @@ pub struct Client {
 
 impl Client {
     fn send(&self, pod: &mut Pod, bytes: &[u8]) {
-        let mut kernel = pod.lab.0.borrow_mut();
+        let mut kernel = pod.fixture.0.borrow_mut();
         kernel.sockets.get_mut(&self.socket).expect("it is connected").to_pod.extend(bytes);
     }
 
     fn received(&self, pod: &Pod) -> Vec<u8> {
-        let kernel = pod.lab.0.borrow();
+        let kernel = pod.fixture.0.borrow();
         kernel.sockets.get(&self.socket).map_or(Vec::new(), |socket| socket.to_client.clone())
     }
 
     fn take(&self, pod: &mut Pod) {
-        pod.lab.0.borrow_mut().sockets.get_mut(&self.socket).expect("it is here").to_client.clear();
+        pod.fixture
+            .0
+            .borrow_mut()
+            .sockets
+            .get_mut(&self.socket)
+            .expect("it is here")
+            .to_client
+            .clear();
     }
 
     /// Sends the header of a request. Its cookie is where it begins.
@@ -498,17 +509,17 @@ impl Client {
 
     /// The client's end of the connection goes away; what it has sent still arrives.
     pub fn hang_up(&self, pod: &mut Pod) {
-        let mut kernel = pod.lab.0.borrow_mut();
+        let mut kernel = pod.fixture.0.borrow_mut();
         kernel.sockets.get_mut(&self.socket).expect("it is connected").hung_up = true;
     }
 
     /// True when the pod has let go of the connection.
     pub fn is_closed(&self, pod: &Pod) -> bool {
-        !pod.lab.0.borrow().sockets.contains_key(&self.socket)
+        !pod.fixture.0.borrow().sockets.contains_key(&self.socket)
     }
 }
 
-/// A cluster of three pods, of which the lab has the first; the others never answer.
+/// A cluster of three pods, of which the fixture has the first; the others never answer.
 pub fn view(revision: u64, volumes: Vec<VolumeView>) -> ClusterView {
     let address = "127.0.0.1:1".parse().expect("an address");
     let pod = |pod| PodView { pod: PodId(pod), peer: address, api: address, nbd: None };

@@ -28,8 +28,8 @@ pub mod session;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::limits::{CONNECTION_UNDER_WAY_BYTES_MIN, VOLUME_UNDER_WAY_BYTES_MAX};
-use crate::planted::{Mistake, planted};
+use crate::limits::{CONNECTION_IN_FLIGHT_BYTES_MIN, VOLUME_IN_FLIGHT_BYTES_MAX};
+use crate::planted::planted;
 use crate::slab::Slab;
 use crate::types::{
     Block, BlockError, BlockOp, BlockRange, BlockReply, MemberId, Mono, Origin, PodId, ShardId,
@@ -39,7 +39,7 @@ use crate::view::{MemberView, VolumeView};
 use crate::volume::layout::{Layout, Piece};
 use crate::volume::order::WriteOrder;
 pub use crate::volume::request::ConnId;
-use crate::volume::request::{Attempt, PieceUnderWay, Purpose, Request};
+use crate::volume::request::{Attempt, PieceInFlight, Purpose, Request};
 use crate::volume::route::ShardRoute;
 pub use crate::volume::session::SessionSource;
 
@@ -93,7 +93,7 @@ pub struct Volume {
 #[derive(Debug, Default)]
 struct Work {
     requests: Slab<Request>,
-    pieces: Slab<PieceUnderWay>,
+    pieces: Slab<PieceInFlight>,
     attempts: Slab<Attempt>,
     bytes: usize,
     bytes_of: BTreeMap<ConnId, usize>,
@@ -110,7 +110,7 @@ impl Volume {
             gone: false,
             session: sessions.next(),
             sessions,
-            bytes_max: VOLUME_UNDER_WAY_BYTES_MAX,
+            bytes_max: VOLUME_IN_FLIGHT_BYTES_MAX,
             work: Work::default(),
             order: WriteOrder::default(),
             routes: Vec::new(),
@@ -138,7 +138,7 @@ impl Volume {
     }
 
     /// Unanswered requests, including those of ended connections.
-    pub fn requests_under_way(&self) -> usize {
+    pub fn requests_in_flight(&self) -> usize {
         self.work.requests.len()
     }
 
@@ -150,7 +150,7 @@ impl Volume {
     /// False: take no new requests from this connection until a request is answered.
     pub fn wants_requests(&self, conn: ConnId) -> bool {
         let own = self.work.bytes_of.get(&conn).copied().unwrap_or(0);
-        self.has_room() || own < CONNECTION_UNDER_WAY_BYTES_MIN.min(self.bytes_max)
+        self.has_room() || own < CONNECTION_IN_FLIGHT_BYTES_MIN.min(self.bytes_max)
     }
 
     /// False: connections only get their minimum.
@@ -181,7 +181,7 @@ impl Volume {
         let keys: Vec<u64> = (self.work.requests.iter())
             .filter_map(|(key, request)| of_conn(request).then_some(key))
             .collect();
-        if planted(Mistake::ResentThroughSecondConnection) {
+        if planted!(ResentThroughSecondConnection) {
             // They stay, and others need not wait for them.
             let mut ready = Vec::new();
             keys.into_iter().for_each(|key| self.release_order(key, &mut ready));
@@ -361,7 +361,7 @@ impl Volume {
         }
         for (place, piece) in cut.drain(..).enumerate() {
             let shard = piece.shard;
-            let piece = self.work.pieces.insert(PieceUnderWay {
+            let piece = self.work.pieces.insert(PieceInFlight {
                 request: key,
                 place,
                 piece,
@@ -500,7 +500,7 @@ impl Volume {
             Err(BlockError::StaleSession) => true,
             _ => false,
         };
-        let over = over && !planted(Mistake::RetryUnderOldSession);
+        let over = over && !planted!(RetryUnderOldSession);
         if over && attempt.session == self.session {
             self.session = self.sessions.next();
         }
@@ -518,8 +518,8 @@ impl Volume {
         key: u64,
         result: Result<ShardReply, BlockError>,
     ) -> Result<ShardReply, BlockError> {
-        let under_way = self.work.pieces.get_mut(key).expect("the caller has seen it");
-        let piece = &under_way.piece;
+        let in_flight = self.work.pieces.get_mut(key).expect("the caller has seen it");
+        let piece = &in_flight.piece;
         let count = piece.op.range().count;
         let intact = match (&piece.op, &result) {
             (_, Err(_)) => return result,
@@ -540,10 +540,10 @@ impl Volume {
             // The answer does not fit a write, so the outcome of the write is unknown.
             return Err(BlockError::Unknown);
         }
-        if under_way.was_bad {
+        if in_flight.was_bad {
             return Err(BlockError::MediaFault);
         }
-        under_way.was_bad = true;
+        in_flight.was_bad = true;
         Err(BlockError::Busy)
     }
 

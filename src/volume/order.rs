@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 
 /// Longest write in the sorted list, in blocks.
 const SHORT_BLOCKS: u64 = 256;
@@ -41,7 +41,7 @@ impl WriteOrder {
         assert!(!range.is_empty());
         let mut waits_for = 0;
         for entry in self.candidates(&range) {
-            if entry.overlaps(&range) && !planted(Mistake::OverlapNotOrdered) {
+            if entry.overlaps(&range) && !planted!(OverlapNotOrdered) {
                 entry.blocks.push(id);
                 waits_for += 1;
             }
@@ -146,7 +146,10 @@ mod tests {
 
     #[test]
     fn broken_rules_are_noticed() {
-        assert_found(Mistake::OverlapNotOrdered, a_write_that_overlaps_waits_for_the_one_before);
+        assert_found(
+            crate::planted::Mistake::OverlapNotOrdered,
+            a_write_that_overlaps_waits_for_the_one_before,
+        );
     }
 
     /// First block, length, whether the write is short, which write ends, and the kind of step.

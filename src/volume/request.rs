@@ -42,7 +42,7 @@ enum Wanted {
 
 /// An operation on a shard, as a part of a request.
 #[derive(Debug)]
-pub(super) struct PieceUnderWay {
+pub(super) struct PieceInFlight {
     pub request: u64,
     /// Index among the pieces of its request.
     pub place: usize,
@@ -53,7 +53,7 @@ pub(super) struct PieceUnderWay {
     pub was_bad: bool,
 }
 
-impl PieceUnderWay {
+impl PieceInFlight {
     /// Bytes of it that queues here or at other pods may hold.
     pub fn bytes(&self) -> usize {
         match &self.piece.op {

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::types::{MemberId, Mono, PodId, ShardId};
 use crate::view::{MemberView, ShardView};
 
@@ -144,7 +144,7 @@ impl ShardRoute {
             return;
         }
         let hint = hint.filter(|_| term >= self.term && term > 0);
-        if hint.is_some() || planted(Mistake::TermWithoutLeader) {
+        if hint.is_some() || planted!(TermWithoutLeader) {
             self.term = self.term.max(term);
         }
         self.leader = hint.and_then(|hint| self.member(hint));
@@ -173,7 +173,7 @@ impl ShardRoute {
     pub fn role(&mut self, leader: Option<MemberId>, term: u64) {
         let newer = term > self.term;
         let completes = term == self.term && self.leader.is_none() && leader.is_some();
-        if newer && leader.is_none() && !planted(Mistake::TermWithoutLeader) {
+        if newer && leader.is_none() && !planted!(TermWithoutLeader) {
             self.leader = None;
         } else if newer || completes {
             self.term = term;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::io::buffer::Pool;
-use crate::planted::assert_found;
+use crate::planted::{Mistake, assert_found};
 use crate::types::{BLOCK_BYTES, Segment, StatusRun, Uuid, ZeroHow, block_crc};
 use crate::view::ShardView;
 
@@ -99,7 +99,7 @@ fn the_local_member_is_asked_first_and_its_hint_is_followed() {
     assert!(sent[0].op.is_write());
     done(&mut volume, &sent[0]);
     assert_eq!(poll(&mut volume, at(0)).1, [(CONN, 1, Ok(BlockReply::Done))]);
-    assert_eq!(volume.requests_under_way(), 0);
+    assert_eq!(volume.requests_in_flight(), 0);
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn an_ended_connection_leaves_what_was_handed_over_and_nothing_else() {
 /// A client reconnects while there is no leader, and writes something newer. No write of its old
 /// connection may come after that.
 #[test]
-fn r15_what_waits_of_an_ended_connection_never_comes_after_a_newer_write() {
+fn what_waits_of_an_ended_connection_never_comes_after_a_newer_write() {
     let mut volume = volume();
     volume.request(CONN, 1, block_write(0, b'o'));
     poll(&mut volume, at(0));
@@ -352,7 +352,7 @@ fn what_is_out_of_range_or_needs_nobody_is_answered_at_once() {
 
 #[test]
 fn a_full_volume_leaves_every_connection_its_minimum() {
-    for bytes_max in [VOLUME_UNDER_WAY_BYTES_MAX, 2 << 20] {
+    for bytes_max in [VOLUME_IN_FLIGHT_BYTES_MAX, 2 << 20] {
         fill_up(volume().with_bytes_max(bytes_max), bytes_max as u32);
     }
 }
@@ -412,7 +412,7 @@ fn connections_that_come_and_go_during_a_pause_leave_nothing_behind() {
         poll(&mut volume, at(conn));
         volume.close_connection(ConnId(conn));
     }
-    assert_eq!(volume.requests_under_way(), 0);
+    assert_eq!(volume.requests_in_flight(), 0);
     assert!(volume.routes[0].waiting.is_empty() && volume.order.is_empty());
     assert!(volume.work.pieces.is_empty() && volume.work.bytes == 0);
 }
@@ -426,6 +426,6 @@ fn broken_rules_are_noticed() {
     );
     assert_found(
         Mistake::ResentThroughSecondConnection,
-        r15_what_waits_of_an_ended_connection_never_comes_after_a_newer_write,
+        what_waits_of_an_ended_connection_never_comes_after_a_newer_write,
     );
 }

@@ -31,7 +31,7 @@ mod tests {
 
     /// Shards refuse a request from before a restart after they got a newer one.
     #[test]
-    fn r15_sessions_only_grow_over_restarts_too() {
+    fn sessions_only_grow_over_restarts_too() {
         let mut last = 0;
         for incarnation in [1, 2, 3, 9] {
             let source = SessionSource::new(incarnation);

@@ -7,9 +7,9 @@
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, Message};
 
-use crate::planted::{Mistake, planted};
-use crate::replica::command::{self, Command, CommandError};
-use crate::replica::message;
+use crate::planted::planted;
+use crate::replica::command::{self, CommandError, EntryCommand};
+use crate::replica::raft_message;
 use crate::store::lane::Refusal;
 use crate::types::{BlockError, BlockRange, MemberId, ShardOp};
 use crate::view::MemberView;
@@ -40,7 +40,7 @@ impl Admission<'_> {
             return Some(BlockError::NotLeader { hint: None, term: 0 });
         };
         let role = runtime.member.role();
-        let takes_all = !role.serving && planted(Mistake::NewLeaderTakesAll);
+        let takes_all = !role.serving && planted!(NewLeaderTakesAll);
         if !op.is_write() || role.leader != Some(member) || takes_all {
             return None;
         }
@@ -69,7 +69,7 @@ impl Admission<'_> {
     /// room (rule `log-reserve`): the leader sends those again. `None`: nothing is left of it.
     pub fn raft_message(&self, to: MemberId, header: &[u8], data: Vec<Bytes>) -> Option<Message> {
         self.members.get(to)?;
-        let joined = message::join(header, data).map_err(|error| {
+        let joined = raft_message::join(header, data).map_err(|error| {
             tracing::warn!(%to, %error, "a peer sent a Raft message that cannot be decoded");
         });
         let mut message = joined.ok()?;
@@ -102,7 +102,7 @@ impl Admission<'_> {
         // know of are never committed, and stay in the log.
         let is_here = |entry: &&Entry| {
             let has_it = runtime.member.has_entry(entry.index, entry.term);
-            has_it && !planted(Mistake::EntriesCountedTwice)
+            has_it && !planted!(EntriesCountedTwice)
         };
         let here = entries.iter().take_while(is_here).count();
         let earlier = entries.iter().take_while(|entry| entry.term < message.term).count();
@@ -112,7 +112,7 @@ impl Admission<'_> {
             let taken = &entries[here..count];
             let payload_bytes = taken.iter().map(|entry| entry.data.len() as u64).sum();
             let ranges = ranges(taken)?;
-            let admitted = match count <= earlier && !planted(Mistake::EarlierTermsRefused) {
+            let admitted = match count <= earlier && !planted!(EarlierTermsRefused) {
                 true => lane.admit_earlier_term(to, payload_bytes, &ranges),
                 false => lane.admit(to, payload_bytes, &ranges),
             };
@@ -130,7 +130,7 @@ impl Admission<'_> {
     /// True when a message brings a newer commit index: applying what is committed makes room.
     fn tells_of_commits(&self, to: MemberId, message: &Message) -> bool {
         let known = self.members.get(to).map_or(0, |runtime| runtime.member.committed());
-        message.commit.min(message.index) > known && !planted(Mistake::FullLogIsDeaf)
+        message.commit.min(message.index) > known && !planted!(FullLogIsDeaf)
     }
 }
 
@@ -151,8 +151,10 @@ fn ranges(entries: &[Entry]) -> Result<Vec<BlockRange>, CommandError> {
             continue;
         }
         match command::decode(&entry.context)?.1 {
-            Command::Write { range, .. } | Command::Zero { range, .. } => ranges.push(range),
-            Command::Touch | Command::Opaque => {}
+            EntryCommand::Write { range, .. } | EntryCommand::Zero { range, .. } => {
+                ranges.push(range)
+            }
+            EntryCommand::Touch | EntryCommand::Opaque => {}
         }
     }
     Ok(ranges)

@@ -67,7 +67,7 @@ fn fill(pod: &mut Pod, entries_term: u64) -> u64 {
 }
 
 #[test]
-fn r9_entries_of_an_earlier_term_may_take_more_than_new_ones() {
+fn entries_of_an_earlier_term_may_take_more_than_new_ones() {
     let (new, earlier) = (fill(&mut follower(), TERM), fill(&mut follower(), TERM - 1));
     assert!(new > 4, "{new}");
     assert!(earlier >= 2 * new - 1, "{earlier} of an earlier term, {new} of this one");
@@ -75,7 +75,7 @@ fn r9_entries_of_an_earlier_term_may_take_more_than_new_ones() {
 
 /// The answer to some entries was lost, so the leader sends them again, and more behind them.
 #[test]
-fn r9_entries_that_are_here_take_no_room_again() {
+fn entries_that_are_here_take_no_room_again() {
     let mut pod = follower();
     let taken = fill(&mut pod, TERM);
     pod.raft(append(1..taken + 9, TERM, taken));
@@ -84,7 +84,7 @@ fn r9_entries_that_are_here_take_no_room_again() {
 
 /// The leader knows of all that is here, and sends only what finds no room.
 #[test]
-fn r9_a_follower_whose_log_is_full_hears_of_commits() {
+fn a_follower_whose_log_is_full_hears_of_commits() {
     let mut pod = follower();
     let taken = fill(&mut pod, TERM);
     pod.raft(append(taken + 1..taken + 9, TERM, taken));
@@ -93,7 +93,7 @@ fn r9_a_follower_whose_log_is_full_hears_of_commits() {
 
 /// What waited for a leader comes before the new one has committed anything, and may do so.
 #[test]
-fn r9_a_new_leader_takes_no_more_than_its_log_has_room_for() {
+fn a_new_leader_takes_no_more_than_its_log_has_room_for() {
     let taken = fill(&mut follower(), TERM);
     let mut pod = follower();
     let answer = |kind: MessageType| {
@@ -125,14 +125,11 @@ fn r9_a_new_leader_takes_no_more_than_its_log_has_room_for() {
 
 #[test]
 fn broken_rules_are_noticed() {
-    assert_found(
-        Mistake::NewLeaderTakesAll,
-        r9_a_new_leader_takes_no_more_than_its_log_has_room_for,
-    );
-    assert_found(Mistake::EntriesCountedTwice, r9_entries_that_are_here_take_no_room_again);
-    assert_found(Mistake::FullLogIsDeaf, r9_a_follower_whose_log_is_full_hears_of_commits);
+    assert_found(Mistake::NewLeaderTakesAll, a_new_leader_takes_no_more_than_its_log_has_room_for);
+    assert_found(Mistake::EntriesCountedTwice, entries_that_are_here_take_no_room_again);
+    assert_found(Mistake::FullLogIsDeaf, a_follower_whose_log_is_full_hears_of_commits);
     assert_found(
         Mistake::EarlierTermsRefused,
-        r9_entries_of_an_earlier_term_may_take_more_than_new_ones,
+        entries_of_an_earlier_term_may_take_more_than_new_ones,
     );
 }

@@ -9,14 +9,14 @@ use crate::front::nbd::{CloseReason, Export, Exports, Session, SessionHandle, Se
 use crate::io::buffer::Pool;
 use crate::io::driver::{Buffers, Completion, Done, Driver, Op, SocketId};
 use crate::limits::CLIENTS_MAX;
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::types::{BlockError, BlockReply, VolumeId};
 use crate::view::ClusterView;
 use crate::volume::{ConnId as VolumeConn, Volume};
 use crate::worker::WorkerConfig;
 use crate::worker::routers::Routers;
 use crate::worker::stream::Stream;
-use crate::worker::token::{ConnId, Target};
+use crate::worker::token::{ConnKey, Target};
 
 struct Client {
     stream: Stream,
@@ -35,8 +35,8 @@ struct Client {
 
 impl Client {
     /// False while the router has enough requests from this connection.
-    fn may_ask(&self, conn: ConnId, routers: &Routers) -> bool {
-        if planted(Mistake::VolumesShareBudget) && !routers.all.values().all(Volume::has_room) {
+    fn may_ask(&self, conn: ConnKey, routers: &Routers) -> bool {
+        if planted!(VolumesShareBudget) && !routers.all.values().all(Volume::has_room) {
             return false;
         }
         let router = self.session.export().and_then(|export| routers.all.get(&export.volume));
@@ -50,12 +50,12 @@ pub struct Clients {
     pool: Pool,
     /// Bytes of requests that are taken from one connection at a time.
     bytes_max: usize,
-    clients: FxHashMap<ConnId, Client>,
-    dirty: Vec<ConnId>,
-    next: ConnId,
+    clients: FxHashMap<ConnKey, Client>,
+    dirty: Vec<ConnKey>,
+    next: ConnKey,
     outputs: Vec<SessionOutput>,
     /// Requests for deleted volumes.
-    abandoned: Vec<(ConnId, SessionHandle)>,
+    abandoned: Vec<(ConnKey, SessionHandle)>,
 }
 
 impl Clients {
@@ -63,7 +63,7 @@ impl Clients {
         Clients { pool, bytes_max: config.budgets.connection_bytes, ..Clients::default() }
     }
 
-    fn mark(&mut self, conn: ConnId) {
+    fn mark(&mut self, conn: ConnKey) {
         if let Some(client) = self.clients.get_mut(&conn)
             && !client.dirty
         {
@@ -115,7 +115,7 @@ impl ClientHandler<'_> {
         self.feed(conn);
     }
 
-    pub fn received(&mut self, conn: ConnId, completion: Completion) {
+    pub fn received(&mut self, conn: ConnKey, completion: Completion) {
         let Some(client) = self.clients.clients.get_mut(&conn) else { return };
         match (completion.result, completion.buffers) {
             (Ok(Done::Bytes(count)), Buffers::Recv(bufs)) if count > 0 => {
@@ -126,7 +126,7 @@ impl ClientHandler<'_> {
         }
     }
 
-    pub fn sent(&mut self, conn: ConnId, completion: Completion) {
+    pub fn sent(&mut self, conn: ConnKey, completion: Completion) {
         let Some(client) = self.clients.clients.get_mut(&conn) else { return };
         client.stream.sent();
         match completion.result {
@@ -139,7 +139,7 @@ impl ClientHandler<'_> {
     }
 
     /// Parses arrived input, also after an answer or a send: both may have made room.
-    fn feed(&mut self, conn: ConnId) {
+    fn feed(&mut self, conn: ConnKey) {
         if self.has_hung_up(conn) {
             return self.close(conn, CloseReason::Disconnected);
         }
@@ -159,28 +159,28 @@ impl ClientHandler<'_> {
     /// Rule `hang-up-before-execute`: held-back input is executed only if its client is still
     /// connected. The client may have sent it again over another connection, followed by something
     /// newer, which must not be overwritten.
-    fn has_hung_up(&mut self, conn: ConnId) -> bool {
+    fn has_hung_up(&mut self, conn: ConnKey) -> bool {
         let Some(client) = self.clients.clients.get_mut(&conn) else { return false };
         if !client.held_back || !client.session.wants_input() {
             return false;
         }
         client.held_back = false;
-        self.driver.has_hung_up(client.stream.socket) && !planted(Mistake::ProcessedAfterHangUp)
+        self.driver.has_hung_up(client.stream.socket) && !planted!(ProcessedAfterHangUp)
     }
 
     /// Closes held-back connections whose client has hung up, and drops their requests in routers.
     pub fn tick(&mut self) {
-        let ended = |(conn, client): (&ConnId, &Client)| {
+        let ended = |(conn, client): (&ConnKey, &Client)| {
             let ended = client.held_back && self.driver.has_hung_up(client.stream.socket);
-            (ended && !planted(Mistake::ProcessedAfterHangUp)).then_some(*conn)
+            (ended && !planted!(ProcessedAfterHangUp)).then_some(*conn)
         };
-        let ended: Vec<ConnId> = self.clients.clients.iter().filter_map(ended).collect();
+        let ended: Vec<ConnKey> = self.clients.clients.iter().filter_map(ended).collect();
         for conn in ended {
             self.close(conn, CloseReason::Disconnected);
         }
     }
 
-    fn session_outputs(&mut self, conn: ConnId) {
+    fn session_outputs(&mut self, conn: ConnKey) {
         let Clients { clients, outputs, abandoned, .. } = &mut *self.clients;
         for output in outputs.drain(..) {
             let Some(client) = clients.get_mut(&conn) else { continue };
@@ -207,7 +207,7 @@ impl ClientHandler<'_> {
         }
     }
 
-    pub fn reply(&mut self, conn: ConnId, handle: u64, result: Result<BlockReply, BlockError>) {
+    pub fn reply(&mut self, conn: ConnKey, handle: u64, result: Result<BlockReply, BlockError>) {
         let Clients { clients, outputs, .. } = &mut *self.clients;
         if let Some(client) = clients.get_mut(&conn) {
             client.session.reply(SessionHandle(handle), result, outputs);
@@ -216,7 +216,7 @@ impl ClientHandler<'_> {
         self.feed(conn);
     }
 
-    fn close(&mut self, conn: ConnId, reason: CloseReason) {
+    fn close(&mut self, conn: ConnKey, reason: CloseReason) {
         let Some(client) = self.clients.clients.remove(&conn) else { return };
         tracing::debug!(conn, %reason, "an NBD connection is closed");
         let export = client.session.export();
@@ -228,11 +228,11 @@ impl ClientHandler<'_> {
 
     /// Ends the connections of a deleted volume.
     pub fn close_volume(&mut self, volume: VolumeId) {
-        let of = |(conn, client): (&ConnId, &Client)| {
+        let of = |(conn, client): (&ConnKey, &Client)| {
             let export = client.session.export()?;
             (export.volume == volume).then_some(*conn)
         };
-        let conns: Vec<ConnId> = self.clients.clients.iter().filter_map(of).collect();
+        let conns: Vec<ConnKey> = self.clients.clients.iter().filter_map(of).collect();
         for conn in conns {
             self.close(conn, CloseReason::UnknownExport);
         }

@@ -11,8 +11,8 @@ use crate::io::driver::OpenFile;
 use crate::io::file::{BlockingFile, sync_directory_of};
 use crate::store::index::rocks::RocksIndex;
 use crate::store::lane;
+use crate::store::messages::LaneFile;
 use crate::store::open::{LaneFormat, format_lane};
-use crate::store::seam::LaneFile;
 use crate::types::{BLOCK_BYTES, Uuid};
 use crate::worker::error::StartError;
 
@@ -66,7 +66,7 @@ pub fn format(cluster: Uuid, disk: &DiskOptions, pool: &Pool) -> Result<(), Star
     let path = &disk.path;
     let (fresh, last) = (path.join("superblock.new"), path.join(SUPERBLOCK));
     let (fresh_lane, lane) = (path.join("lane-0.new"), path.join(LANE));
-    refuse_strangers(path)?;
+    refuse_foreign_files(path)?;
     if !exists(&lane)? {
         if exists(&fresh)? {
             // First: beside a new lane, an old one would stand for a finished format.
@@ -83,7 +83,7 @@ pub fn format(cluster: Uuid, disk: &DiskOptions, pool: &Pool) -> Result<(), Star
 }
 
 /// Refuses a folder that holds anything else.
-fn refuse_strangers(path: &Path) -> Result<(), StartError> {
+fn refuse_foreign_files(path: &Path) -> Result<(), StartError> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(path).map_err(file_error("list", path))? {
         names.push(entry.map_err(file_error("list", path))?.file_name());

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use crate::io::driver::Completion;
 use crate::net::link::LinkEvent;
 use crate::net::message::PeerMessage;
-use crate::replica::seam::{Input, Output, Role, Start};
-use crate::store::seam::{Event, MemberRecord, ReadBlocks, ReadId};
+use crate::replica::messages::{Input, Output, Role, Start};
+use crate::store::messages::{Event, MemberRecord, ReadBlocks, ReadId};
 use crate::types::{
     BlockError, BlockRange, MemberId, Origin, Segment, ShardId, ShardOp, ShardReply, VolumeId,
 };
@@ -21,12 +21,12 @@ use crate::worker::clients::ClientHandler;
 use crate::worker::listeners::Purpose;
 use crate::worker::owed::ExtentAsk;
 use crate::worker::peers::PeerHandler;
+use crate::worker::read_repair::RepairHandler;
 use crate::worker::reads::{BlockRead, PeerAsk, ReadTarget, Reader};
 use crate::worker::reconcile::{Pending, ReconcileHandler};
 use crate::worker::requests::Waiter;
-use crate::worker::rescue::RepairHandler;
 use crate::worker::resync::ResyncHandler;
-use crate::worker::token::ConnId;
+use crate::worker::token::ConnKey;
 
 impl Worker {
     pub(super) fn peer_handler(&mut self) -> PeerHandler<'_> {
@@ -49,7 +49,7 @@ impl Worker {
         let Worker { now, driver, peers, routers, members, lanes, reports, .. } = self;
         let out = PeerHandler { now: *now, driver: driver.as_mut(), peers, routers, members };
         let resyncs = &mut self.resyncs;
-        RepairHandler { rescues: &mut self.rescues, resyncs, lanes, reports, out }
+        RepairHandler { read_repairs: &mut self.read_repairs, resyncs, lanes, reports, out }
     }
 
     fn reconcile_handler(&mut self) -> ReconcileHandler<'_> {
@@ -136,7 +136,7 @@ impl Worker {
         for output in outputs.drain(..) {
             match output {
                 VolumeOutput::Reply { conn, handle, result } => {
-                    self.client_handler().reply(conn.0 as ConnId, handle, result);
+                    self.client_handler().reply(conn.0 as ConnKey, handle, result);
                 }
                 VolumeOutput::Send { ticket, shard, to, term, origin, op } => {
                     if self.members.get(to.member).is_some() {
@@ -194,8 +194,8 @@ impl Worker {
         let mut outputs = std::mem::take(&mut self.scratch.outputs);
         self.members.poll(self.now, member, &mut outputs);
         for output in outputs.drain(..) {
-            if let Some(probe) = &mut self.members.probe {
-                probe.output(member, &output);
+            if let Some(observer) = &mut self.members.observer {
+                observer.output(member, &output);
             }
             self.carry_out(member, output);
         }
@@ -216,14 +216,14 @@ impl Worker {
                 let reader = Reader::Request(req);
                 let target = match status {
                     true => ReadTarget::Status(req),
-                    false => ReadTarget::Blocks(BlockRead { member, range, reader, mended: 0 }),
+                    false => ReadTarget::Blocks(BlockRead { member, range, reader, repaired: 0 }),
                 };
                 self.lanes.read(lane, member, range, target);
             }
             Output::ReadBase { ticket, block } => {
                 let range = BlockRange { first: block, count: 1 };
                 let reader = Reader::Base { ticket };
-                let read = BlockRead { member, range, reader, mended: 0 };
+                let read = BlockRead { member, range, reader, repaired: 0 };
                 self.lanes.read(lane, member, range, ReadTarget::Blocks(read));
             }
             Output::Reply { req, result } => self.peer_handler().answer(req, result),
@@ -280,7 +280,7 @@ impl Worker {
             Event::MemberDurable { member } => self.member_durable(lane, member),
             Event::ResyncOvertaken { member } => self.resync_handler().overtaken(member),
             Event::Rotten { member, extent } => {
-                self.repair_handler().rescue((member, extent), true, None);
+                self.repair_handler().repair((member, extent), true, None);
             }
             Event::Poisoned { reason } => self.lane_poisoned(lane, reason),
             Event::Read { read, result } => self.blocks_read(read, result),
@@ -376,7 +376,7 @@ impl Worker {
         self.listeners.accept(self.driver.as_mut(), listener);
     }
 
-    pub(super) fn peer_received(&mut self, conn: ConnId, completion: Completion) {
+    pub(super) fn peer_received(&mut self, conn: ConnKey, completion: Completion) {
         let mut events = std::mem::take(&mut self.scratch.link_events);
         let received = self.peer_handler().received(conn, completion, &mut events);
         for event in events.drain(..) {
@@ -397,12 +397,12 @@ impl Worker {
         }
     }
 
-    pub(super) fn peer_sent(&mut self, conn: ConnId, completion: &Completion) {
+    pub(super) fn peer_sent(&mut self, conn: ConnKey, completion: &Completion) {
         self.peer_handler().sent(conn, completion);
         self.resync_handler().resume_asks(conn);
     }
 
-    fn peer_message(&mut self, conn: ConnId, message: PeerMessage) {
+    fn peer_message(&mut self, conn: ConnKey, message: PeerMessage) {
         match message {
             PeerMessage::Raft { to, header, payloads } => self.raft_message(to, &header, payloads),
             PeerMessage::RaftBatch { messages } => {
@@ -438,7 +438,7 @@ impl Worker {
                 let ask = ExtentAsk { call, source, extent, layer };
                 self.resync_handler().extent_asked(conn, ask);
             }
-            PeerMessage::Extent { call, result } => match self.rescues.asks(call) {
+            PeerMessage::Extent { call, result } => match self.read_repairs.asks(call) {
                 true => self.repair_handler().arrived(call, result),
                 false => self.resync_handler().extent_arrived(call, result),
             },

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use crate::store::index::IndexStore;
-use crate::store::seam::{Done, IndexDone, IndexJob, OpId};
+use crate::store::messages::{Done, IndexDone, IndexJob, OpId};
 
 /// Jobs in the thread's own queue; further ones wait on the worker's side.
 const QUEUE_JOBS: usize = 256;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Buffers, Completion, Done as IoDone, Driver, FileId, Op};
 use crate::store::lane::Lane;
-use crate::store::seam::{Done, Effect, Event, LaneFile, OpId};
+use crate::store::messages::{Done, Effect, Event, LaneFile, OpId};
 use crate::types::{BlockRange, MemberId, Mono, Uuid};
 use crate::view::DiskReport;
 use crate::worker::index_thread::IndexRunner;
@@ -80,7 +80,7 @@ impl Lanes {
 
 /// The open files of a disk.
 #[derive(Clone, Copy, Debug)]
-pub struct LaneFiles {
+pub struct OpenFiles {
     pub superblock: FileId,
     pub wal: FileId,
     pub data: FileId,
@@ -99,7 +99,7 @@ pub struct DiskPlace {
 pub struct LaneRuntime {
     pub lane: Lane,
     pub place: DiskPlace,
-    pub files: LaneFiles,
+    pub files: OpenFiles,
     pub index: Box<dyn IndexRunner>,
     /// Why the disk is poisoned.
     pub poisoned: Option<String>,
@@ -120,7 +120,7 @@ impl LaneRuntime {
         number: u8,
         lane: Lane,
         place: DiskPlace,
-        files: LaneFiles,
+        files: OpenFiles,
         index: Box<dyn IndexRunner>,
         pool: Pool,
     ) -> LaneRuntime {

@@ -13,18 +13,18 @@ use super::sync::{Arc, Mutex, MutexGuard};
 pub struct Full<T>(pub T);
 
 struct Shared<T> {
-    state: Mutex<State<T>>,
+    state: Mutex<Queue<T>>,
     capacity: usize,
 }
 
-struct State<T> {
+struct Queue<T> {
     queue: VecDeque<T>,
     /// The receiver waits, or is about to.
     parked: bool,
 }
 
 impl<T> Shared<T> {
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
+    fn lock(&self) -> MutexGuard<'_, Queue<T>> {
         // A panic while the lock was held leaves an intact queue behind: go on.
         match self.state.lock() {
             Ok(state) => state,
@@ -55,7 +55,7 @@ pub struct Receiver<T> {
 
 /// A mailbox of at most `capacity` messages whose receiver is woken by `wake`.
 pub fn mailbox<T>(capacity: usize, wake: Wake) -> (Sender<T>, Receiver<T>) {
-    let state = Mutex::new(State { queue: VecDeque::new(), parked: false });
+    let state = Mutex::new(Queue { queue: VecDeque::new(), parked: false });
     let shared = Arc::new(Shared { state, capacity });
     (Sender { shared: Arc::clone(&shared), wake }, Receiver { shared })
 }

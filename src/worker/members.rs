@@ -7,13 +7,13 @@ use rustc_hash::FxHashMap;
 
 use crate::io::buffer::Pool;
 use crate::replica::member::Member;
-use crate::replica::seam::{Input, MemberConfig, Output, Role, Start};
-use crate::store::seam::MemberRecord;
+use crate::replica::messages::{Input, MemberConfig, Output, Role, Start};
+use crate::store::messages::MemberRecord;
 use crate::types::{MemberId, Mono, PodId, ShardId, Uuid, VolumeId};
 use crate::view::{MemberState, MemberView};
 use crate::worker::WorkerConfig;
 use crate::worker::follow::Demand;
-use crate::worker::probe::Probe;
+use crate::worker::observer::Observer;
 use crate::worker::requests::Requests;
 
 /// One member of this worker.
@@ -39,7 +39,7 @@ impl MemberRuntime {
     pub fn state(&self, resyncing: bool) -> MemberState {
         match self.faulted {
             Some(_) => MemberState::Faulted,
-            None if !self.known => MemberState::Unknown,
+            None if !self.known => MemberState::Orphan,
             None if resyncing => MemberState::Resyncing,
             None if self.role.serving => MemberState::Leader,
             None => MemberState::Follower,
@@ -55,7 +55,7 @@ pub struct Members {
     /// Members with unpolled inputs.
     pub touched: Vec<MemberId>,
     pub requests: Requests,
-    pub probe: Option<Box<dyn Probe>>,
+    pub observer: Option<Box<dyn Observer>>,
 }
 
 impl Members {
@@ -66,7 +66,7 @@ impl Members {
             members: FxHashMap::default(),
             touched: Vec::new(),
             requests: Requests::default(),
-            probe: None,
+            observer: None,
         }
     }
 
@@ -138,8 +138,8 @@ impl Members {
         if runtime.faulted.is_some() {
             return;
         }
-        if let Some(probe) = &mut self.probe {
-            probe.input(member, &input);
+        if let Some(observer) = &mut self.observer {
+            observer.input(member, &input);
         }
         runtime.member.handle(now, input);
         if !std::mem::replace(&mut runtime.touched, true) {

@@ -10,6 +10,7 @@
 mod admission;
 #[cfg(test)]
 mod admission_test;
+mod backlog;
 mod clients;
 mod disks;
 mod dispatch;
@@ -18,13 +19,13 @@ mod follow;
 mod index_thread;
 mod lanes;
 mod listeners;
-mod load;
 mod mailbox;
 // Its test loads the same file once more, over loom's primitives.
 #[cfg(test)]
 #[expect(clippy::duplicate_mod)]
 mod mailbox_test;
 mod members;
+mod observer;
 mod owed;
 mod peers;
 #[cfg(test)]
@@ -32,12 +33,11 @@ mod peers;
 mod pod_fixture;
 #[cfg(test)]
 mod pod_test;
-mod probe;
+mod read_repair;
 mod reads;
 mod reconcile;
 mod reports;
 mod requests;
-mod rescue;
 mod resync;
 #[cfg(test)]
 mod resync_test;
@@ -54,17 +54,17 @@ mod sync {
 }
 
 use crate::limits::Budgets;
-use crate::replica::seam::ReadMode;
+use crate::replica::messages::ReadMode;
 use crate::types::{PodId, Uuid};
 
+pub use backlog::Backlog;
 pub use disks::DiskOptions;
 pub use error::StartError;
 pub use index_thread::{IndexRunner, execute};
-pub use lanes::{DiskPlace, LaneFiles as WorkerFiles, LaneRuntime};
-pub use load::Load;
+pub use lanes::{DiskPlace, LaneRuntime, OpenFiles};
 pub use mailbox::{Receiver, Sender, Wake, mailbox};
-pub use probe::Probe;
-pub use round::{Command, Worker};
+pub use observer::Observer;
+pub use round::{Worker, WorkerCommand};
 pub use start::{DataPath, PodDisk, StartOptions, open_lane, start};
 
 /// The fixed settings of a worker.

@@ -16,9 +16,9 @@ use crate::net::handshake::{Identity, Purpose};
 use crate::net::incarnations::Incarnations;
 use crate::net::link::{Established, Link, LinkError, LinkEvent, SendError, Target as LaneTarget};
 use crate::net::message::{CallId, PeerMessage};
-use crate::planted::{Mistake, planted};
-use crate::replica::message;
-use crate::replica::seam::ReqId;
+use crate::planted::planted;
+use crate::replica::messages::ReqId;
+use crate::replica::raft_message;
 use crate::types::{BlockError, EXTENT_BYTES, MemberId, Mono, PodId, Uuid, mix64};
 use crate::view::{ClusterView, MemberView};
 use crate::worker::WorkerConfig;
@@ -27,7 +27,7 @@ use crate::worker::owed::{ExtentAsk, Owed};
 use crate::worker::requests::{Answer, Asker, Waiter};
 use crate::worker::routers::{Forwarded, Routers};
 use crate::worker::stream::Stream;
-use crate::worker::token::{ConnId, Target};
+use crate::worker::token::{ConnKey, Target};
 
 /// A connection on which nothing came for this long is dead.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -44,7 +44,7 @@ struct Wanted {
     attempt: u32,
     next_attempt: Mono,
     /// The connection, also while it is being made.
-    conn: Option<ConnId>,
+    conn: Option<ConnKey>,
     up: bool,
 }
 
@@ -70,13 +70,13 @@ pub struct Peers {
     locals: Vec<Identity>,
     seen: Incarnations,
     wanted: FxHashMap<Pair, Wanted>,
-    conns: FxHashMap<ConnId, Conn>,
-    dirty: Vec<ConnId>,
+    conns: FxHashMap<ConnKey, Conn>,
+    dirty: Vec<ConnKey>,
     /// The way to each member that a link reaches: (our lane, their lane).
     routes: FxHashMap<MemberId, (Uuid, Uuid)>,
     /// Bytes that lanes of other pods can still allocate, as last announced.
     free_bytes: FxHashMap<Uuid, u64>,
-    next_conn: ConnId,
+    next_conn: ConnKey,
     next_call: u64,
 }
 
@@ -184,26 +184,26 @@ impl Peers {
     }
 
     /// The pod at the other end of a connection.
-    pub fn pod_of(&self, conn: ConnId) -> Option<PodId> {
+    pub fn pod_of(&self, conn: ConnKey) -> Option<PodId> {
         let pair = self.conns.get(&conn)?.pair?;
         self.wanted.get(&pair).map(|wanted| wanted.pod)
     }
 
     /// Every connection of a lane of ours that is up.
-    pub fn conns_of(&self, local: Uuid) -> Vec<ConnId> {
+    pub fn conns_of(&self, local: Uuid) -> Vec<ConnKey> {
         let of = |((ours, _, _), wanted): (&Pair, &Wanted)| {
             wanted.conn.filter(|_| wanted.up && *ours == local)
         };
         self.wanted.iter().filter_map(of).collect()
     }
 
-    fn conn_to(&self, member: MemberId, purpose: Purpose) -> Option<ConnId> {
+    fn conn_to(&self, member: MemberId, purpose: Purpose) -> Option<ConnKey> {
         let (local, remote) = *self.routes.get(&member)?;
         self.wanted.get(&(local, remote, purpose)).filter(|wanted| wanted.up)?.conn
     }
 
     /// The first data connection to a pod, of any lanes, in an order that is the same in every run.
-    fn conn_to_pod(&self, pod: PodId) -> Option<ConnId> {
+    fn conn_to_pod(&self, pod: PodId) -> Option<ConnKey> {
         let leads_there = |((_, _, purpose), wanted): &(&Pair, &Wanted)| {
             wanted.up && wanted.pod == pod && *purpose == Purpose::Data
         };
@@ -213,7 +213,7 @@ impl Peers {
     }
 
     /// Promises an answer of this size on a connection. False: there is no room for it.
-    pub fn promise(&mut self, conn: ConnId, bytes: usize) -> bool {
+    pub fn promise(&mut self, conn: ConnKey, bytes: usize) -> bool {
         let Some(state) = self.conns.get_mut(&conn) else { return false };
         let has_room = state.owed.has_room(bytes, state.link.queue_bytes(), self.link_bytes_max);
         if has_room {
@@ -223,28 +223,28 @@ impl Peers {
     }
 
     /// Ends a promise: the answer goes to the link now, or will never be.
-    pub fn answered(&mut self, conn: ConnId, bytes: usize) {
+    pub fn answered(&mut self, conn: ConnKey, bytes: usize) {
         if let Some(state) = self.conns.get_mut(&conn) {
             state.owed.answered(bytes);
         }
     }
 
     /// Queues a question for an extent whose answer has no room.
-    pub fn wait(&mut self, conn: ConnId, ask: ExtentAsk) {
+    pub fn wait(&mut self, conn: ConnKey, ask: ExtentAsk) {
         if let Some(state) = self.conns.get_mut(&conn) {
             state.owed.waiting.push_back(ask);
         }
     }
 
     /// The question that has waited longest, when there is room for its answer.
-    pub fn next_ask(&mut self, conn: ConnId) -> Option<ExtentAsk> {
+    pub fn next_ask(&mut self, conn: ConnKey) -> Option<ExtentAsk> {
         let state = self.conns.get_mut(&conn)?;
         let queued_bytes = state.link.queue_bytes();
         let has_room = state.owed.has_room(EXTENT_BYTES, queued_bytes, self.link_bytes_max);
         if has_room { state.owed.waiting.pop_front() } else { None }
     }
 
-    fn mark(&mut self, conn: ConnId) {
+    fn mark(&mut self, conn: ConnKey) {
         if let Some(state) = self.conns.get_mut(&conn)
             && !state.dirty
         {
@@ -259,7 +259,7 @@ impl Peers {
         socket: Option<SocketId>,
         pair: Option<Pair>,
         at: Mono,
-    ) -> ConnId {
+    ) -> ConnKey {
         let stream = socket.map(|socket| Stream::new(socket, self.pool.clone()));
         let link = link.with_queue_bytes_max(self.link_bytes_max);
         let (dirty, owed) = (false, Owed::default());
@@ -269,7 +269,7 @@ impl Peers {
     }
 
     /// Notes the free space that another pod announces for one of its lanes.
-    pub fn space_told(&mut self, conn: ConnId, free_bytes: u64) {
+    pub fn space_told(&mut self, conn: ConnKey, free_bytes: u64) {
         let pair = self.conns.get(&conn).and_then(|state| state.pair);
         // Behind the extents of a resync it may have waited for long.
         if let Some((_, remote, Purpose::Data)) = pair {
@@ -277,7 +277,7 @@ impl Peers {
         }
     }
 
-    fn flush(&mut self, driver: &mut dyn Driver, conn: ConnId) {
+    fn flush(&mut self, driver: &mut dyn Driver, conn: ConnKey) {
         let Some(state) = self.conns.get_mut(&conn) else { return };
         state.dirty = false;
         let Some(stream) = &mut state.stream else { return };
@@ -329,12 +329,12 @@ impl PeerHandler<'_> {
 
     pub fn send_raft(&mut self, message: Message) {
         let to = MemberId(message.to);
-        let (header, payloads) = message::split(message);
+        let (header, payloads) = raft_message::split(message);
         self.send_to(to, PeerMessage::Raft { to, header, payloads });
     }
 
     /// Sends on a connection, if it is still there.
-    pub fn send_on(&mut self, conn: ConnId, message: PeerMessage) {
+    pub fn send_on(&mut self, conn: ConnKey, message: PeerMessage) {
         let Some(state) = self.peers.conns.get_mut(&conn) else { return };
         match state.link.send(message) {
             Ok(()) | Err(SendError::Dropped) => self.peers.mark(conn),
@@ -397,12 +397,12 @@ impl PeerHandler<'_> {
     /// Closes silent links, and dials those that must exist and are not up.
     pub fn tick(&mut self) {
         let now = self.now;
-        let silent = |(conn, state): (&ConnId, &Conn)| {
+        let silent = |(conn, state): (&ConnKey, &Conn)| {
             let kept = state.pair.is_some_and(|(_, _, purpose)| purpose == Purpose::Resync)
-                && planted(Mistake::DeadResyncLinkKept);
+                && planted!(DeadResyncLinkKept);
             (!kept && now.since(state.heard) > SILENCE).then_some(*conn)
         };
-        let silent: Vec<ConnId> = self.peers.conns.iter().filter_map(silent).collect();
+        let silent: Vec<ConnKey> = self.peers.conns.iter().filter_map(silent).collect();
         for conn in silent {
             tracing::warn!("a link to another pod is silent and is closed");
             self.close(conn);
@@ -428,7 +428,7 @@ impl PeerHandler<'_> {
         self.driver.submit(Target::PeerConnect(conn).token(), connect);
     }
 
-    pub fn connected(&mut self, conn: ConnId, completion: Completion) {
+    pub fn connected(&mut self, conn: ConnKey, completion: Completion) {
         match (self.peers.conns.get_mut(&conn), completion.result) {
             (Some(state), Ok(Done::Connected(socket))) => {
                 state.stream = Some(Stream::new(socket, self.peers.pool.clone()));
@@ -452,7 +452,7 @@ impl PeerHandler<'_> {
     /// A receive ended; its messages are in `events` now. After an error the caller ends the link.
     pub fn received(
         &mut self,
-        conn: ConnId,
+        conn: ConnKey,
         completion: Completion,
         events: &mut Vec<LinkEvent>,
     ) -> Result<(), LinkError> {
@@ -472,14 +472,14 @@ impl PeerHandler<'_> {
     }
 
     /// Ends a link that broke the protocol, and sends first what tells the other pod why.
-    pub fn end(&mut self, conn: ConnId, error: &LinkError) {
+    pub fn end(&mut self, conn: ConnKey, error: &LinkError) {
         tracing::warn!(%error, "a link to another pod is closed");
         self.peers.flush(self.driver, conn);
         self.close(conn);
     }
 
     /// A handshake ended.
-    pub fn up(&mut self, conn: ConnId, established: &Established) {
+    pub fn up(&mut self, conn: ConnKey, established: &Established) {
         let Established { local, peer, purpose, .. } = established;
         let pair = (local.disk, peer.disk, *purpose);
         let Some(wanted) = self.peers.wanted.get_mut(&pair) else {
@@ -498,7 +498,7 @@ impl PeerHandler<'_> {
         }
     }
 
-    pub fn sent(&mut self, conn: ConnId, completion: &Completion) {
+    pub fn sent(&mut self, conn: ConnKey, completion: &Completion) {
         let Some(state) = self.peers.conns.get_mut(&conn) else { return };
         let Some(stream) = &mut state.stream else { return };
         stream.sent();
@@ -508,7 +508,7 @@ impl PeerHandler<'_> {
         }
     }
 
-    fn close(&mut self, conn: ConnId) {
+    fn close(&mut self, conn: ConnKey) {
         let Some(state) = self.peers.conns.remove(&conn) else { return };
         if let Some(stream) = state.stream {
             let close = Op::Close { socket: stream.socket };
@@ -538,7 +538,7 @@ impl PeerHandler<'_> {
 mod tests {
     use super::*;
     use crate::limits::Budgets;
-    use crate::replica::seam::ReadMode;
+    use crate::replica::messages::ReadMode;
     use crate::types::{ShardId, VolumeId};
     use crate::view::{DiskView, PodView, ShardView, VolumeView};
 

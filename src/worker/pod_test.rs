@@ -47,7 +47,7 @@ fn what_is_written_is_there_after_a_restart() {
 /// connection, and then a newer write. Input of the old connection that the pod had not received
 /// by then must not come after that.
 #[test]
-fn r15_nothing_of_a_client_is_executed_after_it_hung_up() {
+fn nothing_of_a_client_is_executed_after_it_hung_up() {
     let mut pod = serving(tight());
     let far = 4 * MIB as u64;
     let (old, new) = (pod.connect("v"), pod.connect("v"));
@@ -79,10 +79,10 @@ fn a_hang_up_is_noticed_while_nothing_is_taken_from_the_client() {
     pod.run(SOON);
     gone.write(&mut pod, 0, MIB, b'b');
     pod.run(SOON);
-    assert_eq!(pod.requests_under_way(2), 1);
+    assert_eq!(pod.requests_in_flight(2), 1);
     gone.hang_up(&mut pod);
     pod.run_until("the connection is closed", |pod| gone.is_closed(pod));
-    assert_eq!(pod.requests_under_way(2), 0);
+    assert_eq!(pod.requests_in_flight(2), 0);
 }
 
 /// Two of the three replicas of one volume are gone: its clients wait, and go on sending until
@@ -113,7 +113,7 @@ fn a_volume_without_a_quorum_starves_no_other() {
 /// the deletion. A replica that was made again now would be empty, and would have forgotten its
 /// votes and acknowledgements.
 #[test]
-fn r12_a_member_that_was_destroyed_is_never_created_again() {
+fn a_member_that_was_destroyed_is_never_created_again() {
     let mut pod = Pod::new(Budgets::default());
     let before = view(3, vec![volume(1, "v", &[1])]);
     pod.view(before.clone());
@@ -138,7 +138,7 @@ fn r12_a_member_that_was_destroyed_is_never_created_again() {
 /// The pod restarts and the catalog does not name its replica, for whatever reason: nothing is
 /// deleted but by a positive record.
 #[test]
-fn r12_a_member_that_the_catalog_does_not_know_is_kept_and_shown() {
+fn a_member_that_the_catalog_does_not_know_is_kept_and_shown() {
     let mut pod = serving(Budgets::default());
     let client = pod.connect("v");
     client.write(&mut pod, 0, BLOCK_BYTES, b'x');
@@ -146,7 +146,7 @@ fn r12_a_member_that_the_catalog_does_not_know_is_kept_and_shown() {
     pod.restart();
     pod.view(view(1, Vec::new()));
     pod.run(Duration::from_millis(2000));
-    assert_eq!(pod.state_of(MemberId(11)), Some(MemberState::Unknown));
+    assert_eq!(pod.state_of(MemberId(11)), Some(MemberState::Orphan));
     pod.view(view(2, vec![volume(1, "v", &[1])]));
     pod.run_until("it is used again", |pod| leads(pod, 11));
     let client = pod.connect("v");
@@ -156,7 +156,7 @@ fn r12_a_member_that_the_catalog_does_not_know_is_kept_and_shown() {
 /// The catalog went back to an old copy and gave the ids of one volume to another one. Neither
 /// serving that one nor deleting it may touch the data that is here.
 #[test]
-fn r12_a_member_of_something_else_is_neither_served_nor_destroyed() {
+fn a_member_of_something_else_is_neither_served_nor_destroyed() {
     let member = MemberId(11);
     let renumbered = |number, bytes| {
         let mut other = VolumeView { size_bytes: bytes, ..volume(number, "other", &[1]) };
@@ -176,7 +176,7 @@ fn r12_a_member_of_something_else_is_neither_served_nor_destroyed() {
         let client = pod.connect("other");
         client.write(&mut pod, 0, BLOCK_BYTES, b'y');
         pod.run(Duration::from_millis(3000));
-        assert_eq!(pod.state_of(member), Some(MemberState::Unknown));
+        assert_eq!(pod.state_of(member), Some(MemberState::Orphan));
         assert!(client.written(&mut pod).is_empty(), "what belongs to another was written to");
         let mut after = view(2, vec![VolumeView { deleting: true, ..other }]);
         after.destroyed = vec![(DISK, member)];
@@ -192,7 +192,7 @@ fn r12_a_member_of_something_else_is_neither_served_nor_destroyed() {
 
 /// A positive record names a member of a volume. Without one there is nothing to compare with.
 #[test]
-fn r12_a_member_is_destroyed_with_its_volume_only() {
+fn a_member_is_destroyed_with_its_volume_only() {
     let mut pod = serving(Budgets::default());
     let mut contradiction = view(2, vec![volume(1, "v", &[1])]);
     contradiction.destroyed = vec![(DISK, MemberId(11))];
@@ -268,15 +268,18 @@ fn a_leader_with_the_mark_of_a_resync_brings_others_along() {
 #[test]
 fn broken_rules_are_noticed() {
     let expected: [(Mistake, fn()); 6] = [
-        (Mistake::SourceWithMark, a_member_with_the_mark_of_a_resync_is_no_source),
-        (Mistake::MarkedLeaderIsNoSource, a_leader_with_the_mark_of_a_resync_brings_others_along),
-        (Mistake::ProcessedAfterHangUp, r15_nothing_of_a_client_is_executed_after_it_hung_up),
+        (Mistake::ResyncingSource, a_member_with_the_mark_of_a_resync_is_no_source),
+        (
+            Mistake::ResyncingLeaderIsNoSource,
+            a_leader_with_the_mark_of_a_resync_brings_others_along,
+        ),
+        (Mistake::ProcessedAfterHangUp, nothing_of_a_client_is_executed_after_it_hung_up),
         (
             Mistake::ProcessedAfterHangUp,
             a_hang_up_is_noticed_while_nothing_is_taken_from_the_client,
         ),
         (Mistake::VolumesShareBudget, a_volume_without_a_quorum_starves_no_other),
-        (Mistake::EmptyMemberVotes, r12_a_member_that_was_destroyed_is_never_created_again),
+        (Mistake::EmptyMemberVotes, a_member_that_was_destroyed_is_never_created_again),
     ];
     for (mistake, scenario) in expected {
         assert_found(mistake, scenario);

@@ -3,10 +3,10 @@
 use rustc_hash::FxHashMap;
 
 use crate::net::message::CallId;
-use crate::replica::seam::ReqId;
-use crate::store::seam::ReadId;
+use crate::replica::messages::ReqId;
+use crate::store::messages::ReadId;
 use crate::types::{BlockRange, Extent, MemberId};
-use crate::worker::token::ConnId;
+use crate::worker::token::ConnKey;
 
 /// The purpose of a read of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub enum ReadTarget {
 /// A question of another pod about a member here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerAsk {
-    pub conn: ConnId,
+    pub conn: ConnKey,
     pub call: CallId,
     pub source: MemberId,
 }
@@ -38,7 +38,7 @@ pub struct BlockRead {
     pub range: BlockRange,
     pub reader: Reader,
     /// Bad blocks met so far.
-    pub mended: u32,
+    pub repaired: u32,
 }
 
 /// Why a member reads blocks.

@@ -14,7 +14,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::replica::member::VolumeBlocks;
 use crate::replica::meta::Meta;
-use crate::store::seam::MemberRecord;
+use crate::store::messages::MemberRecord;
 use crate::types::{BLOCK_BYTES, MemberId, Uuid};
 use crate::view::{
     ClusterView, DiskReport, MemberReport, MemberState, MemberView, ShardView, VolumeView,
@@ -40,7 +40,7 @@ pub struct Reconciler {
     /// Members that were destroyed, for reports.
     pub destroyed: Vec<(Uuid, MemberId)>,
     /// Orphans: members that differ from what the catalog says.
-    strangers: FxHashSet<MemberId>,
+    orphans: FxHashSet<MemberId>,
 }
 
 impl Reconciler {
@@ -60,8 +60,8 @@ impl Reconciler {
                 term: runtime.role.term,
                 leader: runtime.role.leader,
                 applied_index: runtime.member.applied_index(),
-                state: match self.strangers.contains(&member) {
-                    true => MemberState::Unknown,
+                state: match self.orphans.contains(&member) {
+                    true => MemberState::Orphan,
                     false => runtime.state(resyncs.is_resyncing(member)),
                 },
             })
@@ -75,9 +75,9 @@ impl Reconciler {
             used_bytes: space.used_bytes,
             log_bytes: space.log_bytes,
             log_used_bytes: space.log_used_bytes,
-            overlay_bytes: space.overlay_blocks * BLOCK_BYTES as u64,
+            dirty_bytes: space.overlay_blocks * BLOCK_BYTES as u64,
             read_bytes: space.read_blocks * BLOCK_BYTES as u64,
-            read_overlay_bytes: space.read_overlay_blocks * BLOCK_BYTES as u64,
+            read_dirty_bytes: space.read_overlay_blocks * BLOCK_BYTES as u64,
             failed: lane.poisoned.clone(),
             members,
             destroyed: gone.map(|(_, member)| *member).collect(),
@@ -120,13 +120,13 @@ impl ReconcileHandler<'_> {
     fn is_as_told(&self, volume: &VolumeView, shard: &ShardView, id: MemberId, lane: u8) -> bool {
         let Some(here) = self.out.members.get(id) else { return true };
         let is = (here.volume, here.shard, here.lane, here.member.blocks());
-        !self.reconciler.strangers.contains(&id)
+        !self.reconciler.orphans.contains(&id)
             && is == (volume.volume, shard.shard, lane, blocks_of(volume, shard))
     }
 
     /// Makes a member an orphan, out of service until the pod starts again, and logs it once.
     fn estrange(&mut self, volume: &VolumeView, member: MemberId) {
-        if !self.reconciler.strangers.insert(member) {
+        if !self.reconciler.orphans.insert(member) {
             return;
         }
         let Some(here) = self.out.members.get_mut(member) else { return };
@@ -186,10 +186,10 @@ impl ReconcileHandler<'_> {
 
     fn destroy(&mut self, disk: Uuid, member: MemberId) {
         let Some(lane) = self.lanes.of_disk(disk) else { return };
-        let Reconciler { pending, destroyed, strangers, .. } = &mut *self.reconciler;
+        let Reconciler { pending, destroyed, orphans, .. } = &mut *self.reconciler;
         if pending.contains_key(&member)
             || destroyed.contains(&(disk, member))
-            || strangers.contains(&member)
+            || orphans.contains(&member)
         {
             return;
         }

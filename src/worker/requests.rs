@@ -3,10 +3,10 @@
 use rustc_hash::FxHashMap;
 
 use crate::net::message::CallId;
-use crate::replica::seam::ReqId;
+use crate::replica::messages::ReqId;
 use crate::types::{BlockError, MemberId, ShardReply, VolumeId};
 use crate::volume::Ticket;
-use crate::worker::token::ConnId;
+use crate::worker::token::ConnKey;
 
 /// A request of a router of this worker.
 pub type Asker = (VolumeId, Ticket);
@@ -20,7 +20,7 @@ pub enum Waiter {
     /// A router of this worker.
     Volume(Asker),
     /// A peer that forwarded the request over this connection, which was promised `owed_bytes`.
-    Peer { conn: ConnId, call: CallId, owed_bytes: usize },
+    Peer { conn: ConnKey, call: CallId, owed_bytes: usize },
 }
 
 /// The unanswered requests of members of this worker.

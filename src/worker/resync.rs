@@ -23,9 +23,9 @@ use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
 use crate::net::message::{CallId, PeerMessage};
-use crate::planted::{Mistake, planted};
-use crate::replica::seam::Input;
-use crate::store::seam::ReadId;
+use crate::planted::planted;
+use crate::replica::messages::Input;
+use crate::store::messages::ReadId;
 use crate::types::{
     BlockError, EXTENT_BYTES, Extent, ExtentContent, ManifestChunk, ManifestEntry, MemberId, Mono,
     Unappended,
@@ -36,7 +36,7 @@ use crate::worker::owed::ExtentAsk;
 use crate::worker::peers::PeerHandler;
 use crate::worker::reads::{PeerAsk, ReadTarget};
 use crate::worker::reports::Reports;
-use crate::worker::token::ConnId;
+use crate::worker::token::ConnKey;
 
 /// Most extents that are asked for, or have arrived and are not being installed.
 const FETCHES_MAX: usize = 32;
@@ -92,7 +92,7 @@ impl Resync {
     pub(super) fn listed(&mut self, chunk: &ManifestChunk, meta: Bytes) {
         self.reflects = self.reflects.max(chunk.applied_index);
         self.round.as_of = chunk.applied_index;
-        if planted(Mistake::ResyncMissesWrites) {
+        if planted!(ResyncMissesWrites) {
             self.round.since = None;
         }
         self.round.since.get_or_insert((chunk.applied_index, chunk.applied_term, meta));
@@ -121,7 +121,7 @@ impl Resync {
 
     /// True when all that copied content may reflect is applied: the store is as of one moment.
     pub(super) fn is_covered(&self, applied: u64, applied_term: u64) -> bool {
-        let known = applied >= self.reflects || planted(Mistake::ResyncEndsEarly);
+        let known = applied >= self.reflects || planted!(ResyncEndsEarly);
         known && applied_term >= self.term
     }
 }
@@ -244,10 +244,9 @@ impl Resyncs {
     pub fn source_lane(&self, members: &Members, source: MemberId) -> Option<u8> {
         let runtime = members.get(source)?;
         // The flag is set from the start of a resync to its end, with pauses after failures.
-        let has_mark = self.resume_at.contains_key(&source) && !planted(Mistake::SourceWithMark);
-        let marked = self.running.contains_key(&source) || has_mark;
-        let leads =
-            runtime.role.leader == Some(source) && !planted(Mistake::MarkedLeaderIsNoSource);
+        let has_resyncing_flag = self.resume_at.contains_key(&source) && !planted!(ResyncingSource);
+        let marked = self.running.contains_key(&source) || has_resyncing_flag;
+        let leads = runtime.role.leader == Some(source) && !planted!(ResyncingLeaderIsNoSource);
         (runtime.faulted.is_none() && (!marked || leads)).then_some(runtime.lane)
     }
 
@@ -488,7 +487,7 @@ impl ResyncHandler<'_> {
             let leads = runtime.role.leader == Some(member);
             match self.resyncs.running.get(&member) {
                 Some(resync) if resync.step == Step::CatchingUp && is_covered(runtime, resync) => {
-                    self.clear_mark(member);
+                    self.clear_resyncing_flag(member);
                 }
                 // A leader is a source for others. An installation in flight ends first: without
                 // the flag, a crash must find no extent half overwritten.
@@ -501,14 +500,14 @@ impl ResyncHandler<'_> {
                 }
                 None if leads && runtime.member.applied_term() == runtime.role.term => {
                     tracing::info!(%member, "a resyncing replica was elected, and is whole");
-                    self.clear_mark(member);
+                    self.clear_resyncing_flag(member);
                 }
                 _ => {}
             }
         }
     }
 
-    fn clear_mark(&mut self, member: MemberId) {
+    fn clear_resyncing_flag(&mut self, member: MemberId) {
         let Some(runtime) = self.out.members.get(member) else { return };
         let own = || Resync::new(member, runtime.role.term, 0, self.out.now);
         self.resyncs.running.entry(member).or_insert_with(own).step = Step::Clearing;
@@ -565,7 +564,7 @@ impl ResyncHandler<'_> {
     }
 
     /// A peer asks for an extent. When the network is slower than our disk, the question waits.
-    pub fn extent_asked(&mut self, conn: ConnId, ask: ExtentAsk) {
+    pub fn extent_asked(&mut self, conn: ConnKey, ask: ExtentAsk) {
         let ExtentAsk { call, source, extent, layer } = ask;
         let Some(lane) = self.resyncs.source_lane(self.out.members, source) else {
             let result = Err(BlockError::NotLeader { hint: None, term: 0 });
@@ -589,7 +588,7 @@ impl ResyncHandler<'_> {
     }
 
     /// Answers questions for extents that have waited for room.
-    pub fn resume_asks(&mut self, conn: ConnId) {
+    pub fn resume_asks(&mut self, conn: ConnKey) {
         while let Some(ask) = self.out.peers.next_ask(conn) {
             self.extent_asked(conn, ask);
         }
@@ -644,7 +643,7 @@ mod tests {
             Round { installing: Some(ReadId(2)), listing_own: Some(ReadId(2)), ..Round::default() };
         assert!(!round.awaits_list(ReadId(1)) && round.awaits_list(ReadId(2)));
         assert!(!round.installed(ReadId(1)));
-        assert!(!round.chunk_is_done(), "its own installation is still under way");
+        assert!(!round.chunk_is_done(), "its own installation is still in flight");
         assert!(round.installed(ReadId(2)) && round.chunk_is_done());
         assert!(!round.installed(ReadId(2)), "an end counts once");
         assert!(!Round::default().awaits_list(ReadId(2)));
@@ -659,7 +658,7 @@ mod tests {
             resync.step = step;
             resync.may_stop()
         };
-        assert!(!resync.may_stop(), "the mark is on its way");
+        assert!(!resync.may_stop(), "the flag is on its way");
         for step in [Step::ListingOwn, Step::Copying] {
             assert!(stops_at(&mut resync, step));
         }

@@ -10,26 +10,26 @@ use crate::limits::TICK;
 use crate::net::handshake::Identity;
 use crate::net::link::LinkEvent;
 use crate::net::message::PeerMessage;
-use crate::replica::seam::Output;
+use crate::replica::messages::Output;
 use crate::store::lane::Lane;
-use crate::store::seam::{Done, Event, OpId};
+use crate::store::messages::{Done, Event, OpId};
 use crate::types::{Mono, Uuid};
 use crate::view::{ClusterView, DiskReport, PodReport};
 use crate::volume::{SessionSource, VolumeOutput};
 use crate::worker::WorkerConfig;
+use crate::worker::backlog::Backlog;
 use crate::worker::clients::Clients;
 use crate::worker::error::StartError;
 use crate::worker::follow::WINDOW;
 use crate::worker::lanes::{LaneRuntime, Lanes};
 use crate::worker::listeners::{Listeners, Purpose};
-use crate::worker::load::Load;
 use crate::worker::mailbox::Receiver;
 use crate::worker::members::{MemberRuntime, Members};
+use crate::worker::observer::Observer;
 use crate::worker::peers::Peers;
-use crate::worker::probe::Probe;
+use crate::worker::read_repair::ReadRepairs;
 use crate::worker::reconcile::Reconciler;
 use crate::worker::reports::Reports;
-use crate::worker::rescue::Rescues;
 use crate::worker::resync::Resyncs;
 use crate::worker::routers::Routers;
 use crate::worker::token::Target;
@@ -41,7 +41,7 @@ const TRIM_EVERY: Duration = Duration::from_secs(10);
 
 /// What other threads tell a worker.
 #[derive(Debug)]
-pub enum Command {
+pub enum WorkerCommand {
     View(Arc<ClusterView>),
     /// A job of a lane's index ended.
     Index {
@@ -65,11 +65,11 @@ pub struct Worker {
     pub(super) clients: Clients,
     pub(super) listeners: Listeners,
     pub(super) resyncs: Resyncs,
-    pub(super) rescues: Rescues,
+    pub(super) read_repairs: ReadRepairs,
     pub(super) reconciler: Reconciler,
     pub(super) reports: Reports,
     pub(super) scratch: Scratch,
-    inbox: Receiver<Command>,
+    inbox: Receiver<WorkerCommand>,
     pool: Pool,
     /// Rounds made, for the watchdog.
     rounds: Arc<AtomicU64>,
@@ -95,7 +95,7 @@ impl Worker {
         config: WorkerConfig,
         driver: Box<dyn Driver>,
         pool: Pool,
-        inbox: Receiver<Command>,
+        inbox: Receiver<WorkerCommand>,
         report: Box<dyn Fn(PodReport) + Send>,
         sessions: SessionSource,
     ) -> Worker {
@@ -108,7 +108,7 @@ impl Worker {
             clients: Clients::new(&config, pool.clone()),
             listeners: Listeners::default(),
             resyncs: Resyncs::default(),
-            rescues: Rescues::default(),
+            read_repairs: ReadRepairs::default(),
             reconciler: Reconciler::default(),
             reports: Reports::new(now, report),
             scratch: Scratch::default(),
@@ -158,9 +158,9 @@ impl Worker {
         bound.map_err(|source| StartError::Listen { address: address.clone(), source })
     }
 
-    /// Shows the inputs and outputs of members to `probe` from now on.
-    pub fn watch(&mut self, probe: Box<dyn Probe>) {
-        self.members.probe = Some(probe);
+    /// Shows the inputs and outputs of members to `observer` from now on.
+    pub fn watch(&mut self, observer: Box<dyn Observer>) {
+        self.members.observer = Some(observer);
     }
 
     /// The lanes, for a simulation that looks into them.
@@ -169,8 +169,8 @@ impl Worker {
     }
 
     /// What the queues hold.
-    pub fn load(&self) -> Load {
-        Load::of(&self.lanes, &self.members, &self.peers, &self.routers)
+    pub fn load(&self) -> Backlog {
+        Backlog::of(&self.lanes, &self.members, &self.peers, &self.routers)
     }
 
     /// What this pod reports to the catalog.
@@ -262,11 +262,11 @@ impl Worker {
         }
     }
 
-    fn command(&mut self, command: Command) {
+    fn command(&mut self, command: WorkerCommand) {
         match command {
-            Command::View(view) => self.view_changed(view),
-            Command::Index { lane, op, done } => self.lanes.at(lane).complete(op, done),
-            Command::Stop => {
+            WorkerCommand::View(view) => self.view_changed(view),
+            WorkerCommand::Index { lane, op, done } => self.lanes.at(lane).complete(op, done),
+            WorkerCommand::Stop => {
                 tracing::info!("stopping: leaderships move away");
                 self.stopping.get_or_insert(self.now + Duration::from_secs(2));
                 self.members.transfer_leaders(self.now, |pod| self.peers.is_up(pod), |_| true);

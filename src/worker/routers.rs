@@ -11,11 +11,11 @@ use crate::view::{ClusterView, VolumeView};
 use crate::volume::{SessionSource, Volume, VolumeOutput};
 use crate::worker::WorkerConfig;
 use crate::worker::requests::{Answer, Asker};
-use crate::worker::token::ConnId;
+use crate::worker::token::ConnKey;
 
 /// A request of a router here that another pod carries out.
 pub struct Forwarded {
-    pub conn: ConnId,
+    pub conn: ConnKey,
     pub asker: Asker,
     pub member: MemberId,
 }
@@ -118,7 +118,7 @@ impl Routers {
     }
 
     /// Answers requests over a lost connection with `Unknown`: their outcome is not known.
-    pub fn link_ended(&mut self, now: Mono, conn: ConnId) {
+    pub fn link_ended(&mut self, now: Mono, conn: ConnKey) {
         let of =
             |(call, forwarded): (&CallId, &Forwarded)| (forwarded.conn == conn).then_some(*call);
         let lost: Vec<CallId> = self.forwarded.iter().filter_map(of).collect();

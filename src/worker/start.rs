@@ -13,13 +13,13 @@ use crate::limits::{LISTING_EXTENTS_MAX, REDIRECT_BYTES_MIN};
 use crate::log::HardState;
 use crate::replica::apply::Applier;
 use crate::replica::entry::raft_entry;
+use crate::replica::messages::Start;
 use crate::replica::meta::Meta;
-use crate::replica::seam::Start;
 use crate::store::index::IndexStore;
 use crate::store::index::rocks::RocksIndex;
 use crate::store::lane::{self, Lane, LaneConfig, RecoveredEntry, RecoveredMember};
+use crate::store::messages::MemberRecord;
 use crate::store::open::read_superblock;
-use crate::store::seam::MemberRecord;
 use crate::types::{Mono, Uuid};
 use crate::view::{ClusterView, PodReport};
 use crate::volume::SessionSource;
@@ -27,9 +27,9 @@ use crate::worker::WorkerConfig;
 use crate::worker::disks::{self, DiskFiles, DiskOptions, LANE, SUPERBLOCK, file_error};
 use crate::worker::error::{OpenLaneError, StartError};
 use crate::worker::index_thread::{IndexThread, describe};
-use crate::worker::lanes::{DiskPlace, LaneFiles, LaneRuntime};
+use crate::worker::lanes::{DiskPlace, LaneRuntime, OpenFiles};
 use crate::worker::mailbox::{Sender, Wake, mailbox};
-use crate::worker::round::{Command, Worker};
+use crate::worker::round::{Worker, WorkerCommand};
 use crate::worker::watchdog::Watchdog;
 
 /// Messages that wait for a worker; the index threads block when it is full.
@@ -49,7 +49,7 @@ pub struct StartOptions {
     /// Who carries out durable writes for io_uring.
     pub durable_writes: DurableWrites,
     /// WAL bypass: large writes of whole extents go to slots at once (rule `bypass-before-batch`).
-    pub redirect_large_writes: bool,
+    pub wal_bypass: bool,
     pub disks: Vec<DiskOptions>,
     /// Where peers connect.
     pub peer: Address,
@@ -71,7 +71,7 @@ pub struct PodDisk {
 
 /// A running data path.
 pub struct DataPath {
-    inbox: Sender<Command>,
+    inbox: Sender<WorkerCommand>,
     disks: Vec<PodDisk>,
     thread: Option<JoinHandle<std::io::Result<()>>>,
 }
@@ -84,12 +84,12 @@ impl DataPath {
 
     /// Tells the worker of a newer view; blocks while its mailbox is full.
     pub fn set_view(&self, view: Arc<ClusterView>) {
-        send(&self.inbox, Command::View(view));
+        send(&self.inbox, WorkerCommand::View(view));
     }
 
     /// Moves the leaderships away and ends the thread.
     pub fn stop(mut self) -> std::io::Result<()> {
-        send(&self.inbox, Command::Stop);
+        send(&self.inbox, WorkerCommand::Stop);
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(result)) => result,
             Some(Err(_)) => Err(std::io::Error::other("the worker panicked")),
@@ -105,7 +105,7 @@ impl DataPath {
 
 /// Sends, and waits while the mailbox is full. Senders are helper threads with nothing better to
 /// do, and a worker drains its mailbox in every round.
-fn send(inbox: &Sender<Command>, mut command: Command) {
+fn send(inbox: &Sender<WorkerCommand>, mut command: WorkerCommand) {
     while let Err(full) = inbox.send(command) {
         command = full.0;
         std::thread::yield_now();
@@ -157,7 +157,7 @@ fn or_die(run: impl FnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
     }
 }
 
-type Built = (Worker, Sender<Command>, Vec<PodDisk>, Option<Watchdog>);
+type Built = (Worker, Sender<WorkerCommand>, Vec<PodDisk>, Option<Watchdog>);
 
 /// Runs on the worker's own thread: an io_uring belongs to the thread that made it.
 fn build(
@@ -211,7 +211,7 @@ fn open_disks(
     options: &StartOptions,
     driver: &mut dyn Driver,
     pool: &Pool,
-    inbox: &Sender<Command>,
+    inbox: &Sender<WorkerCommand>,
 ) -> Result<(Vec<OpenedDisk>, Vec<FailedDisk>), StartError> {
     let (mut opened, mut failed, mut first) = (Vec::new(), Vec::new(), None);
     for disk in &options.disks {
@@ -246,7 +246,7 @@ fn open_disk(
     number: u8,
     driver: &mut dyn Driver,
     pool: &Pool,
-    inbox: &Sender<Command>,
+    inbox: &Sender<WorkerCommand>,
 ) -> Result<OpenedDisk, StartError> {
     let path = &disk.path;
     let lock = disks::lock(path)?;
@@ -260,7 +260,7 @@ fn open_disk(
     // Before anything is read: from here on nobody else writes.
     let deadline = driver.now() + EARLIER_IO_WAIT;
     let mut open = |file: &str| open_file(driver, &path.join(file), deadline);
-    let lane_files = LaneFiles {
+    let lane_files = OpenFiles {
         superblock: open(SUPERBLOCK)?,
         wal: open(&format!("{LANE}/wal"))?,
         data: open(&format!("{LANE}/data"))?,
@@ -282,16 +282,13 @@ fn open_disk(
         overlay_cache_bytes: options.overlay_cache_bytes,
         index_cache_bytes: options.index_cache_bytes,
         log_tail_bytes: options.worker.log_tail_bytes,
-        redirect_bytes_min: if options.redirect_large_writes {
-            REDIRECT_BYTES_MIN
-        } else {
-            usize::MAX
-        },
+        bypass_bytes_min: if options.wal_bypass { REDIRECT_BYTES_MIN } else { usize::MAX },
         listing_extents: LISTING_EXTENTS_MAX,
     };
     let (lane, members) = open_lane(config, pool, &mut files, &mut index).map_err(open_error)?;
     let inbox = inbox.clone();
-    let finish = Box::new(move |op, done| send(&inbox, Command::Index { lane: number, op, done }));
+    let finish =
+        Box::new(move |op, done| send(&inbox, WorkerCommand::Index { lane: number, op, done }));
     let index = IndexThread::start(Box::new(index), finish).map_err(StartError::Thread)?;
     let uuid = lane.superblock().disk;
     let place = DiskPlace { disk: uuid, path: path.display().to_string(), lock: Some(lock) };

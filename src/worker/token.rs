@@ -1,10 +1,10 @@
 //! What a driver's completion belongs to, packed into its token.
 
 use crate::io::driver::Token;
-use crate::store::seam::OpId;
+use crate::store::messages::OpId;
 
 /// Number of a socket's owner (a client, a peer connection, a listener). Never reused.
-pub type ConnId = u32;
+pub type ConnKey = u32;
 
 /// The owner of a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,11 +15,11 @@ pub enum Target {
     LaneSync(u8, OpId),
     /// Of a listener, by its place in the worker.
     Accept(u8),
-    ClientRecv(ConnId),
-    ClientSend(ConnId),
-    PeerConnect(ConnId),
-    PeerRecv(ConnId),
-    PeerSend(ConnId),
+    ClientRecv(ConnKey),
+    ClientSend(ConnKey),
+    PeerConnect(ConnKey),
+    PeerRecv(ConnKey),
+    PeerSend(ConnKey),
     /// The end of a socket that nobody waits for.
     Closed,
 }

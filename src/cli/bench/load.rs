@@ -20,7 +20,7 @@ const QUEUE_BYTES: usize = 1 << 20;
 
 /// The load to put on a volume.
 #[derive(Clone, Debug)]
-pub struct Load {
+pub struct Workload {
     pub target: Target,
     pub export: String,
     pub pattern: Pattern,
@@ -73,7 +73,7 @@ impl Outcome {
     }
 }
 
-impl Load {
+impl Workload {
     /// Runs until the time is up or `stop` is set. Fails when the volume cannot be reached at the
     /// start. Later failures are counted, and the connection is made again.
     pub fn run(&self, stop: &AtomicBool) -> anyhow::Result<Outcome> {
@@ -115,7 +115,7 @@ struct Pending {
 }
 
 struct Thread<'a> {
-    load: &'a Load,
+    load: &'a Workload,
     /// `None`: it broke and will be made again.
     connection: Option<Connection>,
     requests: Requests,
@@ -129,7 +129,7 @@ struct Thread<'a> {
 
 impl<'a> Thread<'a> {
     fn new(
-        load: &'a Load,
+        load: &'a Workload,
         connection: Connection,
         requests: Requests,
         depth: u32,

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use crate::cli::Output;
-use crate::cli::bench::load::Load;
+use crate::cli::bench::load::Workload;
 use crate::cli::bench::nbd::Target;
 use crate::cli::bench::pattern::Pattern;
 use crate::cli::client::Client;
@@ -61,7 +61,7 @@ pub async fn run(client: &Client, args: Args, output: Output) -> anyhow::Result<
         Some(address) => target(address)?,
         None => leading_pod(client, &args.volume).await?,
     };
-    let load = Load {
+    let load = Workload {
         target: target.clone(),
         export: args.volume.clone(),
         pattern: args.pattern,

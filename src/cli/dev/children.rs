@@ -36,10 +36,10 @@ struct Pod {
     log_file: PathBuf,
     /// It has served at least once. Before that, its end is an error of the whole command.
     has_served: bool,
-    state: State,
+    state: ChildState,
 }
 
-enum State {
+enum ChildState {
     Running(Child),
     /// The time of its next start.
     Waiting(Instant),
@@ -58,7 +58,7 @@ impl Children {
                 pid_file: pod.pid_file(),
                 log_file: pod.log_file(),
                 has_served: false,
-                state: State::Waiting(now),
+                state: ChildState::Waiting(now),
             })
             .collect();
         Children { pods, restart_after }
@@ -77,14 +77,14 @@ impl Children {
     /// Asks all processes to stop, and kills those that do not.
     pub async fn stop(mut self) {
         for pod in &self.pods {
-            if let State::Running(child) = &pod.state {
+            if let ChildState::Running(child) = &pod.state {
                 pod.signal(child, Signal::TERM);
             }
         }
         let deadline = Instant::now() + STOP_WITHIN;
         for pod in &mut self.pods {
             let number = pod.number;
-            if let State::Running(child) = &mut pod.state
+            if let ChildState::Running(child) = &mut pod.state
                 && timeout(deadline - Instant::now(), ended(child)).await.is_err()
             {
                 eprintln!("pod {number} did not stop in time; killing it");
@@ -105,13 +105,13 @@ async fn ended(child: &mut Child) {
 impl Pod {
     fn tend(&mut self, restart_after: RestartAfter) -> anyhow::Result<()> {
         match &mut self.state {
-            State::Left => Ok(()),
-            State::Waiting(until) if *until > Instant::now() => Ok(()),
-            State::Waiting(_) => {
-                self.state = State::Running(self.start()?);
+            ChildState::Left => Ok(()),
+            ChildState::Waiting(until) if *until > Instant::now() => Ok(()),
+            ChildState::Waiting(_) => {
+                self.state = ChildState::Running(self.start()?);
                 Ok(())
             }
-            State::Running(child) => {
+            ChildState::Running(child) => {
                 let ended = child
                     .try_wait()
                     .with_context(|| format!("could not check pod {}", self.number))?;
@@ -135,11 +135,11 @@ impl Pod {
         match restart_after {
             RestartAfter::Never => {
                 eprintln!("pod {number} ended ({status}) and is not restarted");
-                self.state = State::Left;
+                self.state = ChildState::Left;
             }
             RestartAfter::Time(time) => {
                 eprintln!("pod {number} ended ({status}); it restarts after {time:?}");
-                self.state = State::Waiting(Instant::now() + time);
+                self.state = ChildState::Waiting(Instant::now() + time);
             }
         }
         Ok(())

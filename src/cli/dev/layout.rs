@@ -183,7 +183,7 @@ fn config(directory: &Path, listen: &Listeners, first: Option<SocketAddr>, disk:
         join: first.iter().map(SocketAddr::to_string).collect(),
         io: IoMethod::Auto,
         durable_writes: Default::default(),
-        redirect_large_writes: true,
+        wal_bypass: true,
         leaders_follow_clients: true,
         reads: Default::default(),
         hang_limit_seconds: 10,

@@ -11,13 +11,13 @@ use tonic::{Request, Response, Status};
 use crate::control::api::route::{Failure, on_leader, read};
 use crate::control::api::{invalid, parse_addresses};
 use crate::control::catalog::Catalog;
-use crate::control::command::{Command, NewDisk, decode};
+use crate::control::command::{CatalogCommand, NewDisk, decode};
 use crate::control::node::Node;
 use crate::control::proto;
 use crate::control::proto::catalog_client::CatalogClient;
 use crate::control::proto::catalog_server::Catalog as CatalogApi;
 use crate::control::reports::{DISKS_FREE_AFTER, Heard, Use};
-use crate::control::state::State;
+use crate::control::state::CatalogState;
 use crate::control::storage::Snapshot;
 use crate::replica::meta::Meta;
 use crate::types::{MemberId, PodId};
@@ -66,13 +66,13 @@ impl CatalogApi for CatalogService {
         let proto::InstallRequest { cluster, to_member, index, term, meta, state } =
             request.into_inner();
         check_cluster(&self.node, &cluster)?;
-        let state: Option<State> = decode(&state).map_err(|error| invalid(&error))?;
+        let state: Option<CatalogState> = decode(&state).map_err(|error| invalid(&error))?;
         Meta::decode(&meta).map_err(|error| invalid(&error))?;
         let cluster = self.node.identity.cluster;
         if state.as_ref().is_none_or(|state| state.cluster != cluster) {
             return Err(Status::invalid_argument("this is not the state of this cluster"));
         }
-        state.iter().try_for_each(State::check).map_err(|error| invalid(&error))?;
+        state.iter().try_for_each(CatalogState::check).map_err(|error| invalid(&error))?;
         let catalog = self.node.catalog().filter(|it| it.row.member.0 == to_member);
         let catalog = catalog
             .ok_or_else(|| Status::unavailable("this pod has no such member of the catalog yet"))?;
@@ -141,7 +141,7 @@ async fn watch(node: &Node, request: &proto::WatchRequest) -> Result<proto::Watc
         return Err(Status::unavailable("this pod is not a member of the catalog"));
     };
     let mut published = catalog.published.clone();
-    let newer = |state: &Option<Arc<State>>| {
+    let newer = |state: &Option<Arc<CatalogState>>| {
         state.as_ref().is_some_and(|state| state.revision > request.known_revision)
     };
     loop {
@@ -209,7 +209,7 @@ async fn register(
             known.pod
         ))));
     }
-    catalog.propose(Command::Register { pod, addresses, disks }).await?;
+    catalog.propose(CatalogCommand::Register { pod, addresses, disks }).await?;
     Ok(proto::RegisterResponse {})
 }
 

@@ -8,7 +8,7 @@ use crate::control::api::cluster::describe;
 use crate::control::api::route::{Failure, on_leader, read};
 use crate::control::api::{invalid, parse_addresses};
 use crate::control::catalog::Catalog;
-use crate::control::command::{Command, FORMAT, Outcome};
+use crate::control::command::{CatalogCommand, FORMAT, Outcome};
 use crate::control::node::Node;
 use crate::control::proto::pods_client::PodsClient;
 use crate::control::proto::pods_server::Pods;
@@ -51,7 +51,7 @@ async fn join(catalog: Arc<Catalog>, request: JoinRequest) -> Result<JoinRespons
     }
     let join_id = request.join_id.parse().map_err(|error| invalid(&error))?;
     let addresses = parse_addresses(&request.api, &request.peer, &request.nbd)?;
-    let outcome = catalog.propose(Command::Join { join_id, addresses }).await?;
+    let outcome = catalog.propose(CatalogCommand::Join { join_id, addresses }).await?;
     let Outcome::Pod(pod) = outcome else {
         return Err(Failure::Final(Status::internal("joining made no pod")));
     };

@@ -11,7 +11,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::control::catalog::{Catalog, chain};
 use crate::control::catalog_member::{AskError, Published};
 use crate::control::node::Node;
-use crate::control::state::{CatalogError, State};
+use crate::control::state::{CatalogError, CatalogState};
 
 /// How long a call looks for a leader.
 const LEADER_WITHIN: Duration = Duration::from_secs(10);
@@ -140,7 +140,7 @@ fn no_leader(node: &Node, last: Option<&Status>) -> Status {
 }
 
 /// The leader's state after everything that was acknowledged before the call.
-pub async fn read(catalog: &Catalog) -> Result<(Arc<State>, Published), Failure> {
+pub async fn read(catalog: &Catalog) -> Result<(Arc<CatalogState>, Published), Failure> {
     catalog.barrier().await?;
     let published = catalog.published.borrow().clone();
     let state = published.state.clone().ok_or(Failure::NotLeader)?;

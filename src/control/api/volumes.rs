@@ -10,7 +10,7 @@ use crate::control::api::cluster::describe;
 use crate::control::api::route::{Failure, on_leader, read};
 use crate::control::catalog::Catalog;
 use crate::control::catalog_member::AskError;
-use crate::control::command::{Command, Outcome};
+use crate::control::command::{CatalogCommand, Outcome};
 use crate::control::describe::Describe;
 use crate::control::identity::random_uuid;
 use crate::control::node::Node;
@@ -90,7 +90,7 @@ impl Volumes for VolumesService {
             |catalog, request| async move {
                 let proto::DeleteVolumeRequest { name, request_id, volume } = request;
                 let volume = volume.map(VolumeId);
-                catalog.propose(Command::DeleteVolume { request_id, name, volume }).await?;
+                catalog.propose(CatalogCommand::DeleteVolume { request_id, name, volume }).await?;
                 Ok(proto::DeleteVolumeResponse {})
             },
             |channel, call| async move { VolumesClient::new(channel).delete(call).await },
@@ -167,8 +167,8 @@ async fn place_and_propose(
             return Err(AskError::Refused(CatalogError::NameTaken { name }).into());
         }
         let pods = node.reports.pods();
-        let (candidates, away) = candidates(&state, &pods);
-        let placement = match place(name, shards, replicas, &candidates, &away) {
+        let (candidates, unreachable) = candidates(&state, &pods);
+        let placement = match place(name, shards, replicas, &candidates, &unreachable) {
             Ok(placement) => placement,
             Err(PlacementError::TooFewPods { .. }) if !pods.has_listened => {
                 sleep(LOOK_EVERY).await;
@@ -184,7 +184,7 @@ async fn place_and_propose(
             }
         };
         placements += 1;
-        let command = Command::CreateVolume {
+        let command = CatalogCommand::CreateVolume {
             request_id: request_id.clone(),
             name: name.clone(),
             size_bytes: *size_bytes,

@@ -17,7 +17,7 @@ const STATUS_RUNS_MAX: usize = 8192;
 
 /// A request in flight.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct UnderWay {
+pub(super) struct InFlight {
     pub cookie: u64,
     pub command: u16,
     pub flags: u16,
@@ -177,7 +177,7 @@ pub(super) fn put_error(
 
 /// Answers an executed request.
 pub(super) fn answer(
-    request: &UnderWay,
+    request: &InFlight,
     result: Result<BlockReply, BlockError>,
     negotiated: &Negotiated,
     sink: &mut Sink,
@@ -221,7 +221,7 @@ fn put_segment(segment: &Segment, sink: &mut Sink) {
 
 /// Writes one chunk for each run of data and each hole. With DF it writes a single chunk, which is
 /// a hole only when everything is zero.
-fn structured_read(request: &UnderWay, mut segments: Vec<Segment>, sink: &mut Sink) {
+fn structured_read(request: &InFlight, mut segments: Vec<Segment>, sink: &mut Sink) {
     segments.retain(|segment| segment.len_bytes() > 0);
     let is_hole = |segment: &Segment| matches!(segment, Segment::Zero(_));
     let whole = request.flags & command_flag::DF != 0 && !segments.iter().all(is_hole);
@@ -248,7 +248,7 @@ fn structured_read(request: &UnderWay, mut segments: Vec<Segment>, sink: &mut Si
 }
 
 /// Adjacent runs with the same state become one descriptor.
-fn put_status(request: &UnderWay, runs: &[(u64, bool)], scratch: &mut BytesMut) {
+fn put_status(request: &InFlight, runs: &[(u64, bool)], scratch: &mut BytesMut) {
     let runs_max = match request.flags & command_flag::REQ_ONE {
         0 => STATUS_RUNS_MAX,
         _ => 1,

@@ -19,7 +19,7 @@ use crate::fields::Fields;
 use crate::front::nbd::error::Errno;
 use crate::front::nbd::messages::{CloseReason, Export, Exports, SessionHandle, SessionOutput};
 use crate::front::nbd::option::{self, Negotiated, Next};
-use crate::front::nbd::request::{self, Action, Sink, UnderWay};
+use crate::front::nbd::request::{self, Action, InFlight, Sink};
 use crate::front::nbd::wire::{self, OptionHeader, RequestHeader, command, reply};
 use crate::io::stream::StreamReader;
 use crate::limits::{CONNECTION_BYTES_MAX, CONNECTION_REQUESTS_MAX, REQUEST_BYTES_MAX};
@@ -36,10 +36,10 @@ const HANDSHAKE_UNSENT_BYTES_MAX: usize = 256 << 10;
 
 /// A session: see the module.
 pub struct Session {
-    state: State,
+    state: SessionState,
     negotiated: Negotiated,
     export: Option<Export>,
-    load: Load,
+    load: Charge,
     /// Size of the next request, while the bounds leave no room for it.
     refused_bytes: Option<usize>,
     /// Small replies, gathered for sending.
@@ -47,7 +47,7 @@ pub struct Session {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum State {
+enum SessionState {
     Greeting,
     ClientFlags,
     Option,
@@ -61,18 +61,18 @@ enum State {
 
 /// The load that counts against the bounds.
 #[derive(Debug)]
-struct Load {
+struct Charge {
     /// Bound on the sum of `charged_bytes` and `unsent_bytes`.
     bytes_max: usize,
-    requests: Slab<UnderWay>,
+    requests: Slab<InFlight>,
     /// Sum of the charges of all requests in flight.
     charged_bytes: usize,
     unsent_bytes: usize,
 }
 
-impl Load {
-    fn new(bytes_max: usize) -> Load {
-        Load { bytes_max, requests: Slab::default(), charged_bytes: 0, unsent_bytes: 0 }
+impl Charge {
+    fn new(bytes_max: usize) -> Charge {
+        Charge { bytes_max, requests: Slab::default(), charged_bytes: 0, unsent_bytes: 0 }
     }
 
     fn has_room(&self, bytes: usize) -> bool {
@@ -96,10 +96,10 @@ impl Session {
     /// A session with another bound on bytes in flight. A single request of any size is allowed.
     pub fn with_bytes_max(bytes_max: usize) -> Session {
         Session {
-            state: State::Greeting,
+            state: SessionState::Greeting,
             negotiated: Negotiated::default(),
             export: None,
-            load: Load::new(bytes_max),
+            load: Charge::new(bytes_max),
             refused_bytes: None,
             scratch: BytesMut::new(),
         }
@@ -118,11 +118,11 @@ impl Session {
     /// False when further bytes from the client have no meaning: it has disconnected, or the
     /// session is over.
     pub fn expects_input(&self) -> bool {
-        !matches!(self.state, State::Closing | State::Closed)
+        !matches!(self.state, SessionState::Closing | SessionState::Closed)
     }
 
     /// Number of requests without an answer.
-    pub fn requests_under_way(&self) -> usize {
+    pub fn requests_in_flight(&self) -> usize {
         self.load.requests.len()
     }
 
@@ -142,7 +142,7 @@ impl Session {
         self.refused_bytes = None;
         while self.step(reader, exports, out) {}
         self.sink(out).flush();
-        if let (State::Closing, true) = (self.state, self.load.requests.is_empty()) {
+        if let (SessionState::Closing, true) = (self.state, self.load.requests.is_empty()) {
             self.close(CloseReason::Disconnected, out);
         }
     }
@@ -158,13 +158,13 @@ impl Session {
         let request = self.load.requests.remove(handle.0);
         let request = request.expect("a request is answered once");
         self.load.charged_bytes -= request.charged_bytes;
-        if let State::Closed = self.state {
+        if let SessionState::Closed = self.state {
             return;
         }
         let mut sink =
             Sink { scratch: &mut self.scratch, unsent_bytes: &mut self.load.unsent_bytes, out };
         request::answer(&request, result, &self.negotiated, &mut sink);
-        if let (State::Closing, true) = (self.state, self.load.requests.is_empty()) {
+        if let (SessionState::Closing, true) = (self.state, self.load.requests.is_empty()) {
             self.close(CloseReason::Disconnected, out);
         }
     }
@@ -177,34 +177,34 @@ impl Session {
         out: &mut Vec<SessionOutput>,
     ) -> bool {
         match self.state {
-            State::Greeting => {
+            SessionState::Greeting => {
                 wire::put_greeting(&mut self.scratch);
-                self.state = State::ClientFlags;
+                self.state = SessionState::ClientFlags;
                 true
             }
-            State::ClientFlags => self.on_client_flags(reader, out),
-            State::Option => self.on_option(reader, exports, out),
-            State::OptionSkip { option, left } => {
+            SessionState::ClientFlags => self.on_client_flags(reader, out),
+            SessionState::Option => self.on_option(reader, exports, out),
+            SessionState::OptionSkip { option, left } => {
                 let left = left - skip(reader, left);
-                self.state = State::OptionSkip { option, left };
+                self.state = SessionState::OptionSkip { option, left };
                 if left == 0 {
                     wire::put_option_reply(&mut self.scratch, option, reply::ERR_TOO_BIG, &[]);
-                    self.state = State::Option;
+                    self.state = SessionState::Option;
                 }
                 left == 0
             }
-            State::Request => self.on_request(reader, out),
-            State::Payload { handle } => self.on_payload(reader, handle, out),
-            State::PayloadSkip { cookie, error, left } => {
+            SessionState::Request => self.on_request(reader, out),
+            SessionState::Payload { handle } => self.on_payload(reader, handle, out),
+            SessionState::PayloadSkip { cookie, error, left } => {
                 let left = left - skip(reader, left);
-                self.state = State::PayloadSkip { cookie, error, left };
+                self.state = SessionState::PayloadSkip { cookie, error, left };
                 if left == 0 {
                     wire::put_simple_reply(&mut self.scratch, cookie, error as u32);
-                    self.state = State::Request;
+                    self.state = SessionState::Request;
                 }
                 left == 0
             }
-            State::Closing | State::Closed => false,
+            SessionState::Closing | SessionState::Closed => false,
         }
     }
 
@@ -219,7 +219,7 @@ impl Session {
         }
         self.negotiated.fixed_newstyle = flags & wire::CLIENT_FLAG_FIXED_NEWSTYLE != 0;
         self.negotiated.no_zeroes = flags & wire::CLIENT_FLAG_NO_ZEROES != 0;
-        self.state = State::Option;
+        self.state = SessionState::Option;
         true
     }
 
@@ -246,7 +246,7 @@ impl Session {
         }
         if data_bytes > OPTION_BYTES_MAX {
             reader.consume(wire::OPTION_HEADER_BYTES);
-            self.state = State::OptionSkip { option: header.option, left: data_bytes };
+            self.state = SessionState::OptionSkip { option: header.option, left: data_bytes };
             return true;
         }
         let whole = wire::OPTION_HEADER_BYTES + data_bytes;
@@ -261,7 +261,7 @@ impl Session {
             Next::Option => true,
             Next::Transmission(export) => {
                 self.export = Some(export);
-                self.state = State::Request;
+                self.state = SessionState::Request;
                 true
             }
             Next::Close(reason) => self.close(reason, out),
@@ -288,7 +288,7 @@ impl Session {
         reader.consume(wire::REQUEST_HEADER_BYTES);
         match valid {
             Ok(Action::Disconnect) => {
-                self.state = State::Closing;
+                self.state = SessionState::Closing;
                 return false;
             }
             Ok(Action::Done) => wire::put_simple_reply(&mut self.scratch, header.cookie, 0),
@@ -298,7 +298,7 @@ impl Session {
             }
             Ok(Action::Write) => {
                 let handle = self.begin(&header, charged_bytes);
-                self.state = State::Payload { handle };
+                self.state = SessionState::Payload { handle };
             }
             Err(error) => return self.refuse(&header, error, out),
         }
@@ -307,7 +307,7 @@ impl Session {
 
     fn begin(&mut self, header: &RequestHeader, charged_bytes: usize) -> u64 {
         self.load.charged_bytes += charged_bytes;
-        self.load.requests.insert(UnderWay {
+        self.load.requests.insert(InFlight {
             cookie: header.cookie,
             command: header.command,
             flags: header.flags,
@@ -333,7 +333,7 @@ impl Session {
         if left > SKIP_BYTES_MAX {
             return self.close(CloseReason::Malformed, out);
         }
-        self.state = State::PayloadSkip { cookie, error, left };
+        self.state = SessionState::PayloadSkip { cookie, error, left };
         true
     }
 
@@ -351,7 +351,7 @@ impl Session {
         };
         let handle = SessionHandle(handle);
         out.push(SessionOutput::Request { handle, op: BlockOp::Write { offset, data } });
-        self.state = State::Request;
+        self.state = SessionState::Request;
         true
     }
 
@@ -370,7 +370,7 @@ impl Session {
     fn close(&mut self, reason: CloseReason, out: &mut Vec<SessionOutput>) -> bool {
         self.sink(out).flush();
         out.push(SessionOutput::Close { reason });
-        self.state = State::Closed;
+        self.state = SessionState::Closed;
         false
     }
 }

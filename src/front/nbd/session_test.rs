@@ -215,7 +215,7 @@ fn a_wrong_magic_or_endless_data_ends_the_connection() {
 }
 
 #[test]
-fn requests_under_way_are_bounded_in_number() {
+fn requests_in_flight_are_bounded_in_number() {
     let mut client = Client::open(false);
     let flush = request(0, command::FLUSH, 1, 0, 0);
     let stream = flush.repeat(CONNECTION_REQUESTS_MAX + 500);
@@ -231,7 +231,7 @@ fn requests_under_way_are_bounded_in_number() {
 }
 
 #[test]
-fn bytes_under_way_are_bounded_until_they_are_sent() {
+fn bytes_in_flight_are_bounded_until_they_are_sent() {
     bytes_are_bounded(Client::open(false), CONNECTION_BYTES_MAX);
     bytes_are_bounded(Client::open_with(false, 1 << 20), 1 << 20);
 }

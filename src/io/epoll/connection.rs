@@ -29,7 +29,7 @@ pub(super) struct Connection {
 /// The receiving or the sending half of a socket. Its list keeps its capacity.
 #[derive(Default)]
 struct Transfer {
-    under_way: Option<(Token, Op)>,
+    in_flight: Option<(Token, Op)>,
     gather: Gather,
     total_bytes: usize,
 }
@@ -147,15 +147,15 @@ impl AsFd for Connection {
 
 impl Transfer {
     fn begin(&mut self, token: Token, mut op: Op) {
-        assert!(self.under_way.is_none(), "one receive and one send at a time");
+        assert!(self.in_flight.is_none(), "one receive and one send at a time");
         gather_op(&mut self.gather, &mut op);
         self.total_bytes = self.gather.remaining_bytes();
-        self.under_way = Some((token, op));
+        self.in_flight = Some((token, op));
     }
 
     fn take(&mut self) -> Option<(Token, Op)> {
         self.gather.clear();
-        self.under_way.take()
+        self.in_flight.take()
     }
 
     /// `None` when no operation waits, or when the operation would block.
@@ -163,7 +163,7 @@ impl Transfer {
         &mut self,
         transfer: impl FnOnce(&mut Gather) -> Option<io::Result<()>>,
     ) -> Option<Progress> {
-        self.under_way.as_ref()?;
+        self.in_flight.as_ref()?;
         let result = transfer(&mut self.gather)?;
         let moved = self.total_bytes - self.gather.remaining_bytes();
         let (token, op) = self.take().expect("in flight");

@@ -16,7 +16,7 @@ pub(super) struct Handle {
     /// Connections accepted from it are TCP.
     pub is_tcp: bool,
     /// Slots of the operations in flight on a socket.
-    pub under_way: Vec<u32>,
+    pub in_flight: Vec<u32>,
     /// Set by `Close`: no operation starts any more.
     pub closing: Option<Token>,
 }
@@ -36,7 +36,7 @@ impl Handle {
     }
 
     fn new(fd: OwnedFd, is_socket: bool, is_tcp: bool) -> Handle {
-        Handle { fd: Arc::new(fd), is_socket, is_tcp, under_way: Vec::new(), closing: None }
+        Handle { fd: Arc::new(fd), is_socket, is_tcp, in_flight: Vec::new(), closing: None }
     }
 }
 

@@ -109,7 +109,7 @@ impl Slots {
     }
 
     /// Number of operations that the kernel has not answered.
-    pub fn under_way(&self) -> usize {
+    pub fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 

@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use crate::control::catalog_member::{Answer, AskError};
-use crate::control::command::{Command, NewDisk, Outcome};
+use crate::control::command::{CatalogCommand, NewDisk, Outcome};
 use crate::control::placement::{PlacementError, candidates, place};
 use crate::control::registration::REGISTER_AGAIN_AFTER;
 use crate::control::reports::{Pods as Reported, Use};
-use crate::control::state::{CatalogError, State};
+use crate::control::state::{CatalogError, CatalogState};
 use crate::sim::catalog::call::{Ask, Call, Ended, NewVolume, Verdict, What};
 use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::pod::Waiting;
@@ -117,22 +117,22 @@ impl Catalog {
         let at_once = match what {
             What::Delete { name, volume } => {
                 let (name, volume) = (name.clone(), Some(*volume));
-                Some(Command::DeleteVolume { request_id, name, volume })
+                Some(CatalogCommand::DeleteVolume { request_id, name, volume })
             }
             What::DeleteNothing => {
                 let name = "nothing".to_owned();
-                Some(Command::DeleteVolume { request_id, name, volume: None })
+                Some(CatalogCommand::DeleteVolume { request_id, name, volume: None })
             }
             What::Join { host: of, .. } => {
                 let addresses = self.pods[*of].addresses.expect("every pod has an address");
-                Some(Command::Join { join_id: join_id(*of), addresses })
+                Some(CatalogCommand::Join { join_id: join_id(*of), addresses })
             }
             What::Register { .. } | What::Create(_) => None,
         };
         let pod = &mut self.pods[host];
         let member = pod.member.as_mut().expect("it leads");
         let (id, waiting) = match at_once {
-            Some(command) => (member.propose(now, command), Waiting::Command(call)),
+            Some(command) => (member.propose(now, command), Waiting::CatalogCommand(call)),
             None => (member.barrier(now), Waiting::Read(call, floor)),
         };
         pod.waiting.insert(id, waiting);
@@ -161,7 +161,7 @@ impl Catalog {
                 }
                 self.decide(host, call);
             }
-            (Waiting::Command(call), Answer::Proposal(_, result)) => {
+            (Waiting::CatalogCommand(call), Answer::Proposal(_, result)) => {
                 let verdict = match result {
                     Ok(outcome) => Verdict::Done(outcome),
                     Err(AskError::Refused(CatalogError::StalePlacement)) => Verdict::Again,
@@ -170,7 +170,9 @@ impl Catalog {
                 };
                 self.reply(host, call, verdict);
             }
-            (Waiting::Command(_), Answer::Barrier(..)) => unreachable!("commands are proposed"),
+            (Waiting::CatalogCommand(_), Answer::Barrier(..)) => {
+                unreachable!("commands are proposed")
+            }
         }
     }
 
@@ -191,7 +193,7 @@ impl Catalog {
                     true => Err(Verdict::Later),
                     false => {
                         let (addresses, disks) = (state.pods[&of].addresses, disks.clone());
-                        Ok(Command::Register { pod: of, addresses, disks })
+                        Ok(CatalogCommand::Register { pod: of, addresses, disks })
                     }
                 }
             }
@@ -209,7 +211,7 @@ impl Catalog {
                 let pod = &mut self.pods[host];
                 let member = pod.member.as_mut().expect("it has just answered");
                 let id = member.propose(now, command);
-                pod.waiting.insert(id, Waiting::Command(call));
+                pod.waiting.insert(id, Waiting::CatalogCommand(call));
             }
         }
     }
@@ -278,17 +280,17 @@ impl Catalog {
 fn placed(
     volume: &NewVolume,
     request_id: String,
-    state: &State,
+    state: &CatalogState,
     reports: &Reported,
-) -> Result<Command, Verdict> {
+) -> Result<CatalogCommand, Verdict> {
     let NewVolume { name, shards, blocks_per_shard, .. } = volume;
     if state.volume_by_name(name).is_some() {
         return Err(Verdict::Refused(CatalogError::NameTaken { name: name.clone() }));
     }
-    let (candidates, away) = candidates(state, reports);
+    let (candidates, unreachable) = candidates(state, reports);
     let stripe_bytes = blocks_per_shard * BLOCK_BYTES as u64;
-    match place(name, *shards, 3, &candidates, &away) {
-        Ok(placement) => Ok(Command::CreateVolume {
+    match place(name, *shards, 3, &candidates, &unreachable) {
+        Ok(placement) => Ok(CatalogCommand::CreateVolume {
             request_id,
             name: name.clone(),
             size_bytes: stripe_bytes * shards,

@@ -19,9 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::control::catalog_member::{Kept, TICK_EVERY};
-use crate::control::command::{Addresses, Command, NewDisk};
+use crate::control::command::{Addresses, CatalogCommand, NewDisk};
 use crate::control::membership::first;
-use crate::control::state::State;
+use crate::control::state::CatalogState;
 use crate::sim::catalog::call::Ask;
 pub use crate::sim::catalog::call::{Ended, NewVolume, What};
 use crate::sim::catalog::network::{Packet, fate};
@@ -101,12 +101,12 @@ impl Catalog {
     ) -> Catalog {
         let mut rng = Rng::new(seed ^ 0xca7a);
         let addresses: Vec<Addresses> = addresses.collect();
-        let mut state = State::new(cluster, join_id(0), addresses[0]);
+        let mut state = CatalogState::new(cluster, join_id(0), addresses[0]);
         // Volumes need three pods. Some may join later.
         let at_once = if rng.one_in(2) { addresses.len() } else { 1 };
         for host in 1..at_once {
             let (join_id, addresses) = (join_id(host), addresses[host]);
-            let joined = state.apply(Command::Join { join_id, addresses });
+            let joined = state.apply(CatalogCommand::Join { join_id, addresses });
             assert!(joined.is_ok(), "everybody may join");
         }
         let mut pods: Vec<ControlPod> = Vec::new();

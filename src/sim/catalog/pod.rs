@@ -13,7 +13,7 @@ use crate::control::command::{Addresses, NewDisk};
 use crate::control::membership::{Step, step, unborn};
 use crate::control::reconcile::Action;
 use crate::control::reports::Table;
-use crate::control::state::State;
+use crate::control::state::CatalogState;
 use crate::control::storage::Snapshot;
 use crate::sim::catalog::call::Call;
 use crate::sim::catalog::network::Packet;
@@ -38,14 +38,14 @@ impl Outbound for Outbox {
     }
 }
 
-pub type Member = CatalogMember<SimStorage, Outbox>;
+pub type SimMember = CatalogMember<SimStorage, Outbox>;
 
 /// The purpose of an answer of the member.
 pub enum Waiting {
     Reconciler,
     /// A call that reads the leader's state, and the acknowledged index at its start.
     Read(Call, u64),
-    Command(Call),
+    CatalogCommand(Call),
 }
 
 /// See the module.
@@ -67,7 +67,7 @@ pub struct ControlPod {
     pub disks: Vec<NewDisk>,
     /// Time at which it compares views with its registration.
     pub compares_at: Option<Mono>,
-    pub member: Option<Member>,
+    pub member: Option<SimMember>,
     pub outbox: Outbox,
     pub waiting: BTreeMap<AskId, Waiting>,
     /// The known pods of catalog members.
@@ -111,7 +111,7 @@ impl ControlPod {
         database.borrow_mut().writes_left = None;
         let recovered = database.borrow().recover();
         let storage = SimStorage(Rc::clone(database));
-        let member = Member::new(storage, recovered, kept, run, self.outbox.clone(), now);
+        let member = SimMember::new(storage, recovered, kept, run, self.outbox.clone(), now);
         self.member = Some(member.expect("what a member wrote can be read"));
     }
 
@@ -126,10 +126,10 @@ impl ControlPod {
     }
 
     pub fn known(&self) -> Option<&Published> {
-        self.member.as_ref().map(Member::known)
+        self.member.as_ref().map(SimMember::known)
     }
 
-    pub fn state(&self) -> Option<&Arc<State>> {
+    pub fn state(&self) -> Option<&Arc<CatalogState>> {
         self.known()?.state.as_ref()
     }
 
@@ -168,7 +168,7 @@ impl ControlPod {
         &self.views[1]
     }
 
-    pub fn offer_view(&mut self, state: &State) {
+    pub fn offer_view(&mut self, state: &CatalogState) {
         if state.revision > self.view().revision {
             self.views[0] = Arc::clone(&self.views[1]);
             self.views[1] = Arc::new(state.view());
@@ -177,7 +177,7 @@ impl ControlPod {
 
     /// Takes over the list of catalog members from another pod's state; true when this pod has a
     /// new member, which must be started.
-    pub fn follow(&mut self, me: PodId, state: &State) -> bool {
+    pub fn follow(&mut self, me: PodId, state: &CatalogState) -> bool {
         self.places.extend(state.catalog.iter().map(|(member, pod)| (*member, *pod)));
         let members: Vec<_> = state.catalog.iter().map(|(member, pod)| (*member, *pod)).collect();
         let row = self.database.as_ref().map(|database| database.borrow().row);

@@ -6,14 +6,14 @@ use std::time::Duration;
 use super::call::What;
 use super::pod::{ControlPod, Waiting};
 use super::{Event, Host, NewVolume, Packet, pod_id};
-use crate::control::command::Command;
+use crate::control::command::CatalogCommand;
 use crate::control::reconcile::MembershipChange;
 use crate::limits::{Budgets, LISTING_EXTENTS_MAX};
 use crate::planted::{Mistake, assert_found};
-use crate::replica::seam::ReadMode;
+use crate::replica::messages::ReadMode;
 use crate::sim::disk::Loss;
 use crate::sim::faults::Plan;
-use crate::sim::shape::{Load, Shape};
+use crate::sim::shape::{ClientLoad, Shape};
 use crate::sim::world::World;
 use crate::types::MemberId;
 
@@ -59,12 +59,12 @@ impl Scenario {
             bad_disk: 0,
             log_tail_bytes: 1 << 20,
             overlay_cache_bytes: 0,
-            redirect_bytes_min: usize::MAX,
+            bypass_bytes_min: usize::MAX,
             listing_extents: LISTING_EXTENTS_MAX,
             reads: ReadMode::Lease,
             leaders_follow_clients: true,
             budgets: Budgets::default(),
-            load: Load {
+            load: ClientLoad {
                 large_extents: 1,
                 rest: Duration::from_millis(100),
                 depth: 6,
@@ -164,7 +164,7 @@ fn leader_dies_with_a_request() {
         let mut scenario = Scenario::new(seed, 4);
         let ask = scenario.create();
         let proposes = |pod: &ControlPod| {
-            pod.waiting.values().any(|waiting| matches!(waiting, Waiting::Command(_)))
+            pod.waiting.values().any(|waiting| matches!(waiting, Waiting::CatalogCommand(_)))
         };
         scenario.until("it is proposed", |world| world.catalog.pods.iter().any(proposes));
         let leader = scenario.world.catalog.pods.iter().position(proposes).unwrap();
@@ -276,7 +276,7 @@ fn a_leader_that_hears_nobody_is_replaced() {
 /// A leader without followers has a change of the group in its log. It decides nothing else until
 /// it knows the outcome.
 #[test]
-fn a_change_that_is_not_decided_is_known_to_be_under_way() {
+fn a_change_that_is_not_decided_is_known_to_be_in_flight() {
     let mut scenario = Scenario::new(2, 5);
     let leader = scenario.leader().expect("a whole group has a leader");
     let others = (0..5).filter(|host| *host != leader);
@@ -309,7 +309,7 @@ fn a_member_that_becomes_a_voter_is_not_struck_from_the_list() {
         let now = scenario.world.catalog.local_time(leader);
         let member = scenario.world.catalog.pods[leader].member.as_mut().expect("it leads");
         let learners: Vec<MemberId> = member.known().group.learners.iter().copied().collect();
-        let remove = Command::RemoveCatalogMember { member: learners[0] };
+        let remove = CatalogCommand::RemoveCatalogMember { member: learners[0] };
         let promote = MembershipChange::Promote(learners);
         if promoted_first {
             member.change(now, &promote);
@@ -339,7 +339,7 @@ fn a_voter_is_not_struck_from_the_list() {
     let now = scenario.world.catalog.local_time(leader);
     let member = scenario.world.catalog.pods[leader].member.as_mut().expect("it leads");
     let voter = *member.known().group.voters.last().expect("three");
-    member.propose(now, Command::RemoveCatalogMember { member: voter });
+    member.propose(now, CatalogCommand::RemoveCatalogMember { member: voter });
     scenario.world.catalog.settle(leader);
     scenario.run_for(Duration::from_secs(5));
     assert!(scenario.pod(leader).state().expect("it leads").catalog.contains_key(&voter));
@@ -372,7 +372,7 @@ fn registration_comes_late() {
         };
         scenario.until("its pod has registered", |world| place(world) == Some(pod_id(1)));
         let addresses = scenario.pod(0).addresses.expect("every pod has an address");
-        let late = Command::Register { pod: pod_id(0), addresses, disks: vec![disk] };
+        let late = CatalogCommand::Register { pod: pod_id(0), addresses, disks: vec![disk] };
         let now = scenario.world.catalog.local_time(leader);
         let pod = &mut scenario.world.catalog.pods[leader];
         pod.member.as_mut().expect("it leads").propose(now, late);

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::control::command::{decode, encode};
 use crate::control::storage::{MemberRow, MemberStorage, Recovered, Snapshot};
 use crate::log::{Append, HardState, LogEntry};
-use crate::replica::seam::Start;
+use crate::replica::messages::Start;
 
 /// The form of a snapshot on disks and between pods.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use crate::control::registration::is_registered;
 use crate::control::reports::Heard;
 use crate::sim::catalog::call::{Verdict, What};
 use crate::sim::catalog::network::Packet;
-use crate::sim::catalog::pod::{Member, Waiting};
+use crate::sim::catalog::pod::{SimMember, Waiting};
 use crate::sim::catalog::{Catalog, Event, Pods};
 use crate::sim::names::{Host, host_of, pod_id};
 use crate::types::{MemberId, Mono};
@@ -86,7 +86,7 @@ impl Catalog {
         let pod = &mut self.pods[host];
         let soon = !pod.view().destroyed.is_empty();
         pod.report_at = now + if soon { REPORT_SOON } else { REPORT_EVERY };
-        let applied = |member: &Member| (member.row().member, member.known().applied_index);
+        let applied = |member: &SimMember| (member.row().member, member.known().applied_index);
         let catalog = pod.member.as_ref().map(applied);
         let heard = Heard { report, is_open: true, catalog, version: String::new() };
         let me = pod_id(host);
@@ -107,7 +107,7 @@ impl Catalog {
         if !leads || busy {
             return;
         }
-        let Some(known) = pod.member.as_ref().map(Member::known) else { return };
+        let Some(known) = pod.member.as_ref().map(SimMember::known) else { return };
         let Some(state) = &known.state else { return };
         let pods = pod.reports.pods(now);
         let facts = Facts::new(state, &known.group, known.applied_index, pods);

@@ -11,14 +11,14 @@ use std::sync::Arc;
 use crate::control::catalog_member::Published;
 use crate::control::command::{Envelope, Outcome, Ticket, decode, encode};
 use crate::control::reconcile::{Group, voters_due};
-use crate::control::state::State;
+use crate::control::state::CatalogState;
 use crate::log::LogEntry;
 use crate::types::MemberId;
 use crate::view::ClusterView;
 
 /// See the module.
 pub struct CatalogCheck {
-    state: State,
+    state: CatalogState,
     view: Arc<ClusterView>,
     /// For each entry from the first on: hashes of the entry and of the state after it.
     entries: Vec<(u64, u64)>,
@@ -30,7 +30,7 @@ pub struct CatalogCheck {
     /// The highest index that each member has ever applied.
     reached: BTreeMap<MemberId, u64>,
     /// The last compared state of each member, and its index.
-    compared: BTreeMap<MemberId, (u64, Arc<State>)>,
+    compared: BTreeMap<MemberId, (u64, Arc<CatalogState>)>,
     /// Ids of pods, volumes, shards and members.
     ids: [Ids; 4],
     created: BTreeSet<String>,
@@ -59,7 +59,7 @@ impl Ids {
 const FIRST: u64 = 1;
 
 impl CatalogCheck {
-    pub fn new(state: State) -> CatalogCheck {
+    pub fn new(state: CatalogState) -> CatalogCheck {
         let mut check = CatalogCheck {
             view: Arc::new(state.view()),
             entries: vec![(0, hash_of(&state))],
@@ -224,7 +224,7 @@ impl CatalogCheck {
     }
 }
 
-fn hash_of(state: &State) -> u64 {
+fn hash_of(state: &CatalogState) -> u64 {
     let mut hasher = DefaultHasher::new();
     encode(state).hash(&mut hasher);
     hasher.finish()

@@ -8,7 +8,7 @@ use crate::log::{Applied, Change};
 use crate::sim::checks::wrong::Checked;
 use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;
-use crate::store::seam::{ExtentKey, ExtentRecord, MemberRecord};
+use crate::store::messages::{ExtentKey, ExtentRecord, MemberRecord};
 use crate::types::{BLOCKS_PER_EXTENT, BlockRange, Extent, ShardId};
 
 /// See the module.

@@ -12,7 +12,7 @@
 //! value. This check finds less, and never reports a false violation.
 //!
 //! Writes of a block in one line (a connection, and the client's next one if the pod knows that the
-//! earlier one has ended) take place in the order of sending (`overlapping-writes-in-order`).
+//! earlier one has ended) take place in the order of sending (rule `overlapping-writes-in-order`).
 
 use std::collections::BTreeMap;
 

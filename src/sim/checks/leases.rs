@@ -9,7 +9,7 @@ use raft::CAMPAIGN_TRANSFER;
 use raft::eraftpb::{Message, MessageType};
 
 use crate::limits::LEASE;
-use crate::replica::seam::{Input, ReadMode, ReqId, Role};
+use crate::replica::messages::{Input, ReadMode, ReqId, Role};
 use crate::sim::checks::wrong::{Checked, check};
 use crate::types::{MemberId, Mono};
 

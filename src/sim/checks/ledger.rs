@@ -6,17 +6,17 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::io::driver::Token;
-use crate::replica::seam::Start;
+use crate::replica::messages::Start;
 use crate::sim::checks::wrong::{Checked, check};
 use crate::sim::names::DiskNumber;
-use crate::store::seam::Slot;
+use crate::store::messages::Slot;
 use crate::store::wal::format::{Batch, FoundEntry, FoundItem};
 use crate::types::MemberId;
 
 /// See the module.
 #[derive(Default)]
 pub struct Ledger {
-    under_way: BTreeMap<DiskNumber, VecDeque<Write>>,
+    in_flight: BTreeMap<DiskNumber, VecDeque<Write>>,
     members: BTreeMap<MemberId, Promised>,
     /// Promises of faulted members: others may rely on them.
     faulted: BTreeMap<MemberId, Promised>,
@@ -56,7 +56,7 @@ struct Logged {
 
 impl Logged {
     fn of(entry: &FoundEntry) -> Logged {
-        let slots = entry.redirect.iter().flat_map(|redirect| &redirect.slots);
+        let slots = entry.bypass.iter().flat_map(|bypass| &bypass.slots);
         Logged { term: entry.term, slots: slots.map(|slot| slot.slot).collect() }
     }
 }
@@ -65,7 +65,7 @@ impl Logged {
 pub fn entries_of(item: &FoundItem) -> Vec<(MemberId, &FoundEntry)> {
     match item {
         FoundItem::Entry { member, entry } => vec![(*member, entry)],
-        FoundItem::Image { member, entries, .. } => {
+        FoundItem::LogSnapshot { member, entries, .. } => {
             entries.iter().map(|entry| (*member, entry)).collect()
         }
         _ => Vec::new(),
@@ -75,7 +75,7 @@ pub fn entries_of(item: &FoundItem) -> Vec<(MemberId, &FoundEntry)> {
 impl Ledger {
     /// A pod has opened this disk: no earlier write is in flight any more.
     pub fn opened(&mut self, disk: DiskNumber) {
-        self.under_way.remove(&disk);
+        self.in_flight.remove(&disk);
     }
 
     pub fn begins(&mut self, disk: DiskNumber, token: Token, batch: Batch) {
@@ -83,18 +83,18 @@ impl Ledger {
             self.offered.entry(member).or_default().insert((entry.index, entry.term));
         }
         let write = Write { token, batch, ended: false };
-        self.under_way.entry(disk).or_default().push_back(write);
+        self.in_flight.entry(disk).or_default().push_back(write);
     }
 
     /// The write is durable; returns the batches that count from now on.
     pub fn ends(&mut self, disk: DiskNumber, token: Token) -> (Vec<Batch>, Checked) {
-        let under_way = self.under_way.entry(disk).or_default();
-        if let Some(write) = under_way.iter_mut().find(|write| write.token == token) {
+        let in_flight = self.in_flight.entry(disk).or_default();
+        if let Some(write) = in_flight.iter_mut().find(|write| write.token == token) {
             write.ended = true;
         }
         let mut counted = Vec::new();
-        while under_way.front().is_some_and(|write| write.ended) {
-            counted.extend(under_way.pop_front().map(|write| write.batch));
+        while in_flight.front().is_some_and(|write| write.ended) {
+            counted.extend(in_flight.pop_front().map(|write| write.batch));
         }
         counted.iter().flat_map(|batch| &batch.items).for_each(|item| self.count(item));
         let mut entries = counted.iter().flat_map(|batch| &batch.items).flat_map(entries_of);
@@ -129,7 +129,7 @@ impl Ledger {
                 promised.floor = *index;
                 promised.entries.clear();
             }
-            FoundItem::Image { member, hard, compacted_index, entries, .. } => {
+            FoundItem::LogSnapshot { member, hard, compacted_index, entries, .. } => {
                 let entries = entries.iter().map(|entry| (entry.index, Logged::of(entry)));
                 let promised = self.members.entry(*member).or_default();
                 *promised = Promised {

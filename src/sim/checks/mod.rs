@@ -13,7 +13,8 @@
 //!   `kept-until-replaced`).
 //! - `slots`: data is durable before it is named (rules `data-before-index`,
 //!   `bypass-before-batch`), and no slot has two owners (rule `slot-reuse-after-durable-free`).
-//! - `ring`: no early overwrite (rule `tail-after-superblock`), room for elections (`log-reserve`).
+//! - `ring`: no early overwrite (rule `tail-after-superblock`), room for elections (rule
+//!   `log-reserve`).
 //! - `what_if`: a log snapshot replaces the log of its replica (rule `log-snapshot-replaces`).
 //! - `bounds`: memory and queues.
 //!
@@ -43,7 +44,7 @@ use bytes::Bytes;
 use crate::io::driver::Token;
 use crate::limits::Budgets;
 use crate::log::Append;
-use crate::replica::seam::{Input, Output, ReadMode, Start};
+use crate::replica::messages::{Input, Output, ReadMode, Start};
 use crate::sim::checks::content::Content;
 use crate::sim::checks::leases::LeaseChecks;
 use crate::sim::checks::ledger::{Ledger, entries_of};
@@ -56,12 +57,12 @@ use crate::sim::disk::{DiskObserver, FileEvent, SimDisk};
 use crate::sim::names::{DiskNumber, Host, Moment};
 use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;
-use crate::store::seam::{IndexEdit, IndexJob, LaneFile, MemberRecord, Slot};
+use crate::store::messages::{IndexEdit, IndexJob, LaneFile, MemberRecord, Slot};
 use crate::store::superblock::Superblock;
 use crate::store::wal::format::{Batch, FormatError, Keys, decode, decode_fixed};
 use crate::types::{EXTENT_BYTES, MemberId, Mono, ShardOp, Uuid};
 use crate::view::ClusterView;
-use crate::worker::Load;
+use crate::worker::Backlog;
 
 /// The changes that take effect when a flush of an index ends.
 pub struct Flushed {
@@ -311,7 +312,7 @@ impl Checks {
     }
 
     /// The queues and memory that a pod uses now.
-    pub fn load(&mut self, load: &Load, budgets: &Budgets, connections: usize) {
+    pub fn load(&mut self, load: &Backlog, budgets: &Budgets, connections: usize) {
         self.note(bounds::within(load, budgets, connections));
     }
 

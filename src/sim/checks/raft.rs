@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use raft::eraftpb::{Message, MessageType};
 
 use crate::log::{Applied, Change};
-use crate::replica::seam::{ReqId, Role};
+use crate::replica::messages::{ReqId, Role};
 use crate::sim::checks::ledger::Ledger;
 use crate::sim::checks::wrong::{Checked, Wrong, check};
 use crate::store::wal::format::FoundEntry;

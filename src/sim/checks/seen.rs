@@ -13,9 +13,9 @@ pub struct Seen {
     /// Times that a log began its ring again.
     pub laps: u64,
     /// Entries of WAL bypasses.
-    pub redirects: u64,
+    pub bypasses: u64,
     /// Log snapshots.
-    pub images: u64,
+    pub log_snapshots: u64,
     /// Entries that others replaced.
     pub replaced: u64,
     /// Resyncs that ended.
@@ -38,8 +38,8 @@ impl Seen {
         [
             ("terms", self.terms),
             ("laps", self.laps),
-            ("redirects", self.redirects),
-            ("images", self.images),
+            ("bypasses", self.bypasses),
+            ("images", self.log_snapshots),
             ("replaced entries", self.replaced),
             ("resyncs", self.resyncs),
             ("flushes", self.flushes),
@@ -51,11 +51,11 @@ impl Seen {
     }
 
     pub fn batch(&mut self, batch: &Batch) {
-        let redirected = |entry: &FoundEntry| u64::from(entry.redirect.is_some());
+        let bypassed = |entry: &FoundEntry| u64::from(entry.bypass.is_some());
         for item in &batch.items {
             match item {
-                FoundItem::Entry { entry, .. } => self.redirects += redirected(entry),
-                FoundItem::Image { .. } => self.images += 1,
+                FoundItem::Entry { entry, .. } => self.bypasses += bypassed(entry),
+                FoundItem::LogSnapshot { .. } => self.log_snapshots += 1,
                 FoundItem::Reset { .. } => self.resyncs += 1,
                 FoundItem::Hard { .. } | FoundItem::Fault { .. } => {}
             }
@@ -67,8 +67,8 @@ impl AddAssign for Seen {
     fn add_assign(&mut self, other: Seen) {
         self.terms += other.terms;
         self.laps += other.laps;
-        self.redirects += other.redirects;
-        self.images += other.images;
+        self.bypasses += other.bypasses;
+        self.log_snapshots += other.log_snapshots;
         self.replaced += other.replaced;
         self.resyncs += other.resyncs;
         self.flushes += other.flushes;

@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::log::Applied;
 use crate::replica::command;
-use crate::replica::seam::{Input, ReqId, Role};
+use crate::replica::messages::{Input, ReqId, Role};
 use crate::sim::checks::wrong::{Checked, check};
 use crate::store::wal::format::FoundEntry;
 use crate::types::{BlockError, MemberId, Origin, PodId, ShardId, ShardOp};

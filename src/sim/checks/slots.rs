@@ -6,7 +6,7 @@ use crate::sim::checks::wrong::{Checked, Wrong, check};
 use crate::sim::disk::SimFile;
 use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;
-use crate::store::seam::{ExtentKey, IndexEdit, Slot};
+use crate::store::messages::{ExtentKey, IndexEdit, Slot};
 use crate::store::wal::format::{Batch, FoundEntry, FoundItem};
 use crate::types::{BLOCKS_PER_EXTENT, Extent, MemberId};
 
@@ -14,7 +14,7 @@ use crate::types::{BLOCKS_PER_EXTENT, Extent, MemberId};
 pub fn named_by_log(batch: &Batch, data: &SimFile) -> Checked {
     batch.items.iter().try_for_each(|item| match item {
         FoundItem::Entry { entry, .. } => named_by_entry(entry, data),
-        FoundItem::Image { entries, .. } => {
+        FoundItem::LogSnapshot { entries, .. } => {
             entries.iter().try_for_each(|entry| named_by_entry(entry, data))
         }
         _ => Ok(()),
@@ -22,7 +22,7 @@ pub fn named_by_log(batch: &Batch, data: &SimFile) -> Checked {
 }
 
 fn named_by_entry(entry: &FoundEntry, data: &SimFile) -> Checked {
-    let slots = entry.redirect.iter().flat_map(|redirect| &redirect.slots);
+    let slots = entry.bypass.iter().flat_map(|bypass| &bypass.slots);
     slots.into_iter().try_for_each(|named| {
         let index = entry.index;
         durable(named.slot, u16::MAX, data).map_err(|what| format!("entry {index} names {what}"))

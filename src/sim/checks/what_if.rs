@@ -11,9 +11,9 @@ use crate::sim::disk::SimDisk;
 use crate::store::index::IndexStore;
 use crate::store::open::wal_config;
 use crate::store::wal::BatchSeq;
-use crate::store::wal::fold::{Flushed, fold};
 use crate::store::wal::format::{Batch, FoundItem};
 use crate::store::wal::recover::{Marks, recover};
+use crate::store::wal::replay::{Flushed, replay};
 use crate::types::{BLOCK_BYTES, MemberId};
 
 /// Recovery reads at most this much at once.
@@ -22,10 +22,10 @@ static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
 /// Recovers a log that has only this batch, which has just become durable, if the batch has log
 /// snapshots.
 pub fn images_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
-    let images: Vec<MemberId> = batch.items.iter().filter_map(image_of).collect();
+    let snapshots: Vec<MemberId> = batch.items.iter().filter_map(log_snapshot_of).collect();
     let header = &batch.header;
     // Missing batches above every mark would look like torn writes.
-    if images.is_empty() || header.durable_seq.0 + 1 < header.seq.0 {
+    if snapshots.is_empty() || header.durable_seq.0 + 1 < header.seq.0 {
         return Ok(());
     }
     let superblock = superblock_of(&disk.superblock).ok_or("a log snapshot, no superblock")?;
@@ -55,8 +55,8 @@ pub fn images_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
         let flushed = Flushed { index: record.flushed_index, term: record.flushed_term };
         (record.member, flushed)
     });
-    let logs = fold(log, &flushed.collect(), &[]);
-    images.into_iter().try_for_each(|member| {
+    let logs = replay(log, &flushed.collect(), &[]);
+    snapshots.into_iter().try_for_each(|member| {
         let found = logs.get(&member).ok_or("a log snapshot of a member without a log")?;
         match found.faulted {
             None => Ok(()),
@@ -68,9 +68,9 @@ pub fn images_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
 }
 
 /// The member of a log snapshot.
-fn image_of(item: &FoundItem) -> Option<MemberId> {
+fn log_snapshot_of(item: &FoundItem) -> Option<MemberId> {
     match item {
-        FoundItem::Image { member, .. } => Some(*member),
+        FoundItem::LogSnapshot { member, .. } => Some(*member),
         _ => None,
     }
 }

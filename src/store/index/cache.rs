@@ -3,7 +3,7 @@
 
 use rustc_hash::FxHashMap;
 
-use crate::store::seam::{ExtentKey, ExtentRecord};
+use crate::store::messages::{ExtentKey, ExtentRecord};
 
 /// Memory that the cache counts for one record.
 const RECORD_BYTES: usize = 192;
@@ -117,7 +117,7 @@ impl RecordCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::seam::Slot;
+    use crate::store::messages::Slot;
     use crate::types::{Extent, MemberId, VolumeId};
 
     fn key(extent: u32) -> ExtentKey {
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_answer_never_hides_a_commit_under_way() {
+    fn an_older_answer_never_hides_a_commit_in_flight() {
         let mut cache = RecordCache::new(4 * RECORD_BYTES);
         cache.commit(key(0), record(9));
         for extent in 1..100 {

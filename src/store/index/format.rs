@@ -19,7 +19,7 @@ use bytes::{BufMut, Bytes};
 
 use crate::fields::{FieldError, Fields, PutFields};
 use crate::store::index::IndexError;
-use crate::store::seam::{ExtentKey, ExtentRecord, IndexEdit, MemberRecord, Slot};
+use crate::store::messages::{ExtentKey, ExtentRecord, IndexEdit, MemberRecord, Slot};
 use crate::types::{BLOCKS_PER_EXTENT, Extent, MemberId, ShardId, VolumeId};
 
 const EXTENT: u8 = b'e';

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::store::index::format::{self, Change};
 use crate::store::index::{IndexError, IndexStore};
-use crate::store::seam::{ExtentKey, ExtentRecord, IndexEdit, MemberRecord};
+use crate::store::messages::{ExtentKey, ExtentRecord, IndexEdit, MemberRecord};
 use crate::types::{Extent, MemberId};
 
 type Table = BTreeMap<Vec<u8>, Vec<u8>>;

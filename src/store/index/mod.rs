@@ -1,6 +1,8 @@
 //! The index of a lane: the slot of each extent, and the checksums of its blocks.
 
-use crate::store::seam::{ExtentKey, ExtentRecord, IndexDone, IndexEdit, IndexJob, MemberRecord};
+use crate::store::messages::{
+    ExtentKey, ExtentRecord, IndexDone, IndexEdit, IndexJob, MemberRecord,
+};
 use crate::types::{Extent, MemberId};
 
 pub(crate) mod cache;

@@ -12,7 +12,7 @@ use rocksdb::{
 use crate::store::index::format::{self, Change};
 use crate::store::index::rocks_threads::one_more_database;
 use crate::store::index::{IndexError, IndexStore};
-use crate::store::seam::{ExtentKey, ExtentRecord, IndexEdit, MemberRecord};
+use crate::store::messages::{ExtentKey, ExtentRecord, IndexEdit, MemberRecord};
 use crate::types::{Extent, MemberId};
 
 const WRITE_BUFFER_BYTES: usize = 8 << 20;

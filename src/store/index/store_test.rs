@@ -10,7 +10,7 @@ use rocksdb::{DB, FlushOptions, Options};
 use super::memory::MemoryIndex;
 use super::rocks::RocksIndex;
 use super::*;
-use crate::store::seam::Slot;
+use crate::store::messages::Slot;
 use crate::types::{ShardId, VolumeId};
 
 fn key(member: u64, extent: u32) -> ExtentKey {

@@ -21,7 +21,7 @@
 
 use bytes::Bytes;
 
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 
 use super::BatchSeq;
 use super::format::{self, Batch, Header, Summary, kinds};
@@ -95,7 +95,7 @@ pub(super) fn decide(mut found: Vec<Found>, start: BatchSeq, mark: BatchSeq) -> 
         },
     };
     let cut = found.into_iter().find_map(|batch| walk.step(batch).err());
-    if mark > walk.last.seq && !planted(Mistake::CutAtFirstBad) {
+    if mark > walk.last.seq && !planted!(CutAtFirstBad) {
         walk.lose_unknown(mark);
     }
     Decision { log: walk.log, last: walk.last, cut, mark, start }
@@ -113,7 +113,7 @@ fn drop_void(found: &mut Vec<Found>) {
             newer_kept_up_to = kept_up_to;
         }
         kept_up_to = kept_up_to.min(header.base_seq);
-        header.seq <= newer_kept_up_to || planted(Mistake::CutComesBack)
+        header.seq <= newer_kept_up_to || planted!(CutComesBack)
     });
 }
 
@@ -145,7 +145,7 @@ impl Walk {
         if header.previous_seq > self.last.seq {
             self.missing(&header, &found.batch.previous)?;
         }
-        let torn = header.seq > self.mark || planted(Mistake::CutAtFirstBad);
+        let torn = header.seq > self.mark || planted!(CutAtFirstBad);
         if !found.payload_ok && torn {
             return Err(header.seq);
         }
@@ -162,7 +162,7 @@ impl Walk {
     /// The predecessor of `header` is missing, perhaps with earlier ones.
     fn missing(&mut self, header: &Header, copy: &Bytes) -> Result<(), BatchSeq> {
         let (seq, only_one) = (header.previous_seq, header.before_previous_seq <= self.last.seq);
-        if only_one && (seq > self.mark || planted(Mistake::CutAtFirstBad)) {
+        if only_one && (seq > self.mark || planted!(CutAtFirstBad)) {
             return Err(seq);
         }
         if only_one {

@@ -64,7 +64,7 @@
 use bytes::{BufMut, Bytes};
 
 use crate::fields::{FieldError, Fields, PutFields};
-use crate::log::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
+use crate::log::{Bypass, BypassSlot, HardState, LogEntry, Slot};
 use crate::types::{BLOCK_BYTES, EXTENT_BYTES, MemberId, Uuid, mix64};
 
 use super::{BatchSeq, Item};
@@ -89,7 +89,7 @@ pub mod kinds {
     pub const HARD: u8 = 1;
     pub const ENTRY: u8 = 2;
     pub const RESET: u8 = 4;
-    pub const IMAGE: u8 = 8;
+    pub const LOG_SNAPSHOT: u8 = 8;
     pub const FAULT: u8 = 16;
     /// Unknown content: any item of any member.
     pub const ANY: u8 = 128;
@@ -99,7 +99,7 @@ mod body {
     pub const HARD: u8 = 1;
     pub const ENTRY: u8 = 2;
     pub const RESET: u8 = 3;
-    pub const IMAGE: u8 = 4;
+    pub const LOG_SNAPSHOT: u8 = 4;
     pub const REDIRECT: u8 = 5;
     pub const FAULT: u8 = 6;
 }
@@ -321,9 +321,9 @@ impl Summary {
             Item::Hard { member, .. } => (*member, kinds::HARD, 0, 0),
             Item::Entry { member, entry } => (*member, kinds::ENTRY, entry.index, entry.index),
             Item::Reset { member, index, .. } => (*member, kinds::RESET, *index, *index),
-            Item::Image { member, compacted_index, entries, .. } => {
+            Item::LogSnapshot { member, compacted_index, entries, .. } => {
                 let last = entries.last().map_or(*compacted_index, |entry| entry.index);
-                let kinds = kinds::IMAGE | kinds::HARD;
+                let kinds = kinds::LOG_SNAPSHOT | kinds::HARD;
                 (*member, kinds, *compacted_index, last)
             }
             Item::Fault { member } => (*member, kinds::FAULT, 0, 0),
@@ -333,7 +333,7 @@ impl Summary {
 
     /// One record for both, if they belong to the same member.
     fn merge(self, next: Summary) -> Option<Summary> {
-        const INDEXED: u8 = kinds::ENTRY | kinds::RESET | kinds::IMAGE;
+        const INDEXED: u8 = kinds::ENTRY | kinds::RESET | kinds::LOG_SNAPSHOT;
         if self.member != next.member || self.kinds & kinds::ANY != 0 {
             return None;
         }
@@ -385,16 +385,16 @@ pub fn decode_index(records: &[u8]) -> Vec<Summary> {
 
 /// Bytes of the body of an item.
 pub fn body_bytes(item: &Item) -> usize {
-    let fixed_bytes = |entry: &LogEntry| match &entry.redirect {
+    let fixed_bytes = |entry: &LogEntry| match &entry.bypass {
         None => ENTRY_BODY_BYTES,
-        Some(redirect) => REDIRECT_BODY_BYTES + redirect.slots.len() * REDIRECT_SLOT_BYTES,
+        Some(bypass) => REDIRECT_BODY_BYTES + bypass.slots.len() * REDIRECT_SLOT_BYTES,
     };
     let entry_bytes = |entry: &LogEntry| fixed_bytes(entry) + entry.context.len();
     match item {
         Item::Hard { .. } => 40,
         Item::Entry { entry, .. } => entry_bytes(entry),
         Item::Reset { .. } => 32,
-        Item::Image { entries, .. } => 56 + entries.iter().map(entry_bytes).sum::<usize>(),
+        Item::LogSnapshot { entries, .. } => 56 + entries.iter().map(entry_bytes).sum::<usize>(),
         Item::Fault { .. } => 16,
     }
 }
@@ -403,7 +403,7 @@ pub fn body_bytes(item: &Item) -> usize {
 pub fn entries_of(item: &Item) -> &[LogEntry] {
     match item {
         Item::Entry { entry, .. } => std::slice::from_ref(entry),
-        Item::Image { entries, .. } => entries,
+        Item::LogSnapshot { entries, .. } => entries,
         Item::Hard { .. } | Item::Reset { .. } | Item::Fault { .. } => &[],
     }
 }
@@ -464,8 +464,8 @@ impl Writer<'_> {
                 self.kind(body::RESET);
                 self.out.put_u64s_le(&[member.0, *index, *term]);
             }
-            Item::Image { member, hard, compacted_index, compacted_term, entries } => {
-                self.out.put_slice(&[body::IMAGE, 0, 0, 0]);
+            Item::LogSnapshot { member, hard, compacted_index, compacted_term, entries } => {
+                self.out.put_slice(&[body::LOG_SNAPSHOT, 0, 0, 0]);
                 self.out.put_count(entries.len());
                 self.out.put_u64s_le(&[member.0, hard.term, hard.vote, hard.commit]);
                 self.out.put_u64s_le(&[*compacted_index, *compacted_term]);
@@ -483,8 +483,8 @@ impl Writer<'_> {
     }
 
     fn entry(&mut self, member: MemberId, entry: &LogEntry) {
-        if let Some(redirect) = &entry.redirect {
-            return self.redirected(member, entry, redirect);
+        if let Some(bypass) = &entry.bypass {
+            return self.bypassed(member, entry, bypass);
         }
         let (incarnation, seq) = (self.header.incarnation, self.header.seq);
         let start = self.keys.payload_start(incarnation, seq, self.payload_page);
@@ -497,14 +497,14 @@ impl Writer<'_> {
         self.payload_page += pages(entry.payload.len()) as u32;
     }
 
-    fn redirected(&mut self, member: MemberId, entry: &LogEntry, redirect: &Redirect) {
+    fn bypassed(&mut self, member: MemberId, entry: &LogEntry, bypass: &Bypass) {
         assert!(entry.payload.is_empty(), "a payload is in one place");
-        let slots = u16::try_from(redirect.slots.len()).expect("bounded by ENTRY_BYTES_MAX");
+        let slots = u16::try_from(bypass.slots.len()).expect("bounded by ENTRY_BYTES_MAX");
         self.out.put_slice(&[body::REDIRECT, entry.kind]);
         self.out.put_u16_le(slots);
         self.out.put_count(entry.context.len());
-        self.out.put_u64s_le(&[member.0, entry.index, entry.term, u64::from(redirect.first.0)]);
-        for slot in &redirect.slots {
+        self.out.put_u64s_le(&[member.0, entry.index, entry.term, u64::from(bypass.first.0)]);
+        for slot in &bypass.slots {
             self.out.put_u32_le(slot.slot.0);
             self.out.put_u32s_le(&slot.crcs);
         }
@@ -539,7 +539,7 @@ pub enum FoundItem {
         index: u64,
         term: u64,
     },
-    Image {
+    LogSnapshot {
         member: MemberId,
         hard: HardState,
         compacted_index: u64,
@@ -568,13 +568,13 @@ pub struct FoundEntry {
     /// False if the payload was read and failed its CRC.
     pub payload_ok: bool,
     /// The slots of a bypassed entry's payload.
-    pub redirect: Option<Box<Redirect>>,
+    pub bypass: Option<Box<Bypass>>,
 }
 
 impl FoundEntry {
     /// Bytes of the payload, in the ring or in slots.
     pub fn data_bytes(&self) -> u32 {
-        let slots = self.redirect.as_ref().map_or(0, |redirect| redirect.slots.len());
+        let slots = self.bypass.as_ref().map_or(0, |bypass| bypass.slots.len());
         self.payload_bytes + (slots * EXTENT_BYTES) as u32
     }
 }
@@ -625,7 +625,7 @@ impl Reader<'_> {
                 let (index, term) = (self.fields.u64()?, self.fields.u64()?);
                 Ok(FoundItem::Reset { member, index, term })
             }
-            body::IMAGE => self.image(),
+            body::LOG_SNAPSHOT => self.log_snapshot(),
             body::FAULT => {
                 self.fields.skip(7)?;
                 Ok(FoundItem::Fault { member: self.fields.member()? })
@@ -643,8 +643,8 @@ impl Reader<'_> {
     fn entry(&mut self, kind: u8) -> Result<(MemberId, FoundEntry), FormatError> {
         match kind {
             body::ENTRY => self.plain_entry(),
-            body::REDIRECT => self.redirected(),
-            _ => Err(FormatError::Malformed("an image holds only entries")),
+            body::REDIRECT => self.bypassed(),
+            _ => Err(FormatError::Malformed("a log snapshot holds only entries")),
         }
     }
 
@@ -674,12 +674,12 @@ impl Reader<'_> {
             payload_crc,
             crc_start: self.keys.payload_start(incarnation, seq, payload_page),
             payload_ok: true,
-            redirect: None,
+            bypass: None,
         };
         Ok((member, entry))
     }
 
-    fn image(&mut self) -> Result<FoundItem, FormatError> {
+    fn log_snapshot(&mut self) -> Result<FoundItem, FormatError> {
         self.fields.skip(3)?;
         let count = self.fields.u32()? as usize;
         let (member, hard) = (self.fields.member()?, self.hard()?);
@@ -696,10 +696,10 @@ impl Reader<'_> {
             }
             entries.push(entry);
         }
-        Ok(FoundItem::Image { member, hard, compacted_index, compacted_term, entries })
+        Ok(FoundItem::LogSnapshot { member, hard, compacted_index, compacted_term, entries })
     }
 
-    fn redirected(&mut self) -> Result<(MemberId, FoundEntry), FormatError> {
+    fn bypassed(&mut self) -> Result<(MemberId, FoundEntry), FormatError> {
         let fields = &mut self.fields;
         let (kind, count) = (fields.u8()?, usize::from(fields.u16()?));
         let context_bytes = fields.u32()? as usize;
@@ -718,7 +718,7 @@ impl Reader<'_> {
             for crc in &mut crcs {
                 *crc = fields.u32()?;
             }
-            slots.push(RedirectedSlot { slot, crcs });
+            slots.push(BypassSlot { slot, crcs });
         }
         let entry = FoundEntry {
             index,
@@ -730,7 +730,7 @@ impl Reader<'_> {
             payload_crc: 0,
             crc_start: 0,
             payload_ok: true,
-            redirect: Some(Box::new(Redirect { first, slots })),
+            bypass: Some(Box::new(Bypass { first, slots })),
         };
         Ok((member, entry))
     }

@@ -7,7 +7,7 @@ const KEYS: Keys = Keys { disk: Uuid(*b"disk-for-testing"), seed: 0x5eed };
 
 fn entry(index: u64, context: &'static [u8], payload: Vec<u8>) -> LogEntry {
     LogEntry {
-        redirect: None,
+        bypass: None,
         index,
         term: 7,
         kind: 2,
@@ -25,7 +25,7 @@ fn sample() -> Vec<Item> {
         Item::Entry { member: one, entry: entry(42, b"context", vec![1; 4096]) },
         Item::Entry { member: one, entry: entry(43, b"", vec![]) },
         Item::Reset { member: two, index: 9, term: 6 },
-        Item::Image {
+        Item::LogSnapshot {
             member: MemberId(3),
             hard,
             compacted_index: 40,
@@ -73,7 +73,7 @@ fn decoded(bytes: &[u8]) -> Result<Batch, FormatError> {
 /// Puts the payloads, which `payload` knows, back into what was found.
 fn as_item(found: &FoundItem, payload: &mut impl FnMut(&FoundEntry) -> Bytes) -> Item {
     let mut entry_of = |found: &FoundEntry| LogEntry {
-        redirect: found.redirect.clone(),
+        bypass: found.bypass.clone(),
         index: found.index,
         term: found.term,
         kind: found.kind,
@@ -88,8 +88,8 @@ fn as_item(found: &FoundItem, payload: &mut impl FnMut(&FoundEntry) -> Bytes) ->
         FoundItem::Reset { member, index, term } => {
             Item::Reset { member: *member, index: *index, term: *term }
         }
-        FoundItem::Image { member, hard, compacted_index, compacted_term, entries } => {
-            Item::Image {
+        FoundItem::LogSnapshot { member, hard, compacted_index, compacted_term, entries } => {
+            Item::LogSnapshot {
                 member: *member,
                 hard: *hard,
                 compacted_index: *compacted_index,
@@ -140,41 +140,41 @@ fn the_index_has_a_record_for_each_run_of_a_member() {
         [
             summary(1, kinds::HARD | kinds::ENTRY, 42, 43),
             summary(2, kinds::RESET, 9, 9),
-            summary(3, kinds::IMAGE | kinds::HARD, 40, 42),
+            summary(3, kinds::LOG_SNAPSHOT | kinds::HARD, 40, 42),
             summary(2, kinds::FAULT, 0, 0),
         ]
     );
 }
 
-fn redirected(index: u64, slots: u32) -> LogEntry {
-    let slots = (0..slots).map(|n| RedirectedSlot {
+fn bypassed(index: u64, slots: u32) -> LogEntry {
+    let slots = (0..slots).map(|n| BypassSlot {
         slot: Slot(n * 100 + 1),
         crcs: std::array::from_fn(|block| n + block as u32),
     });
-    let redirect = Redirect { first: Extent(17), slots: slots.collect() };
-    LogEntry { redirect: Some(Box::new(redirect)), ..entry(index, b"header", vec![]) }
+    let bypass = Bypass { first: Extent(17), slots: slots.collect() };
+    LogEntry { bypass: Some(Box::new(bypass)), ..entry(index, b"header", vec![]) }
 }
 
 #[test]
-fn redirected_entries_survive_alone_and_in_images() {
+fn bypassed_entries_survive_alone_and_in_log_snapshots() {
     let items = [
-        Item::Entry { member: MemberId(5), entry: redirected(8, 3) },
+        Item::Entry { member: MemberId(5), entry: bypassed(8, 3) },
         Item::Entry { member: MemberId(5), entry: entry(9, b"", vec![4; 4096]) },
-        Item::Image {
+        Item::LogSnapshot {
             member: MemberId(6),
             hard: HardState::default(),
             compacted_index: 3,
             compacted_term: 1,
-            entries: vec![entry(4, b"a", vec![5; 4096]), redirected(5, 16), entry(6, b"", vec![])],
+            entries: vec![entry(4, b"a", vec![5; 4096]), bypassed(5, 16), entry(6, b"", vec![])],
         },
     ];
     let (_, bytes) = encoded(&items, &[]);
     let batch = decoded(&bytes).unwrap();
-    let mut payload = |found: &FoundEntry| match (found.index, &found.redirect) {
+    let mut payload = |found: &FoundEntry| match (found.index, &found.bypass) {
         (4, None) => vec![5; 4096].into(),
         (9, None) => vec![4; 4096].into(),
-        (_, redirect) => {
-            let slots = redirect.as_ref().map_or(0, |redirect| redirect.slots.len());
+        (_, bypass) => {
+            let slots = bypass.as_ref().map_or(0, |bypass| bypass.slots.len());
             assert_eq!(found.payload_bytes, 0);
             assert_eq!(found.data_bytes() as usize, slots * EXTENT_BYTES);
             Bytes::new()
@@ -185,10 +185,10 @@ fn redirected_entries_survive_alone_and_in_images() {
     assert_eq!(batch.index, item_index(items.iter()));
 }
 
-/// A redirected entry that is cut short or names no slot or extents beyond all is refused.
+/// A bypassed entry that is cut short or names no slot or extents beyond all is refused.
 #[test]
-fn a_redirected_entry_that_cannot_be_is_refused() {
-    let items = [Item::Entry { member: MemberId(5), entry: redirected(8, 3) }];
+fn a_bypassed_entry_that_cannot_be_is_refused() {
+    let items = [Item::Entry { member: MemberId(5), entry: bypassed(8, 3) }];
     let (header, bytes) = encoded(&items, &[]);
     let body = FIXED_BYTES + RECORD_BYTES;
     let read = |body: &[u8]| {

@@ -2,9 +2,9 @@
 //! another. Pure: bytes in, bytes out.
 
 mod decide;
-pub mod fold;
 pub mod format;
 pub mod recover;
+pub mod replay;
 pub mod ring;
 mod scan;
 
@@ -34,7 +34,7 @@ pub enum Item {
         term: u64,
     },
     /// Replaces everything that the log holds of a member (rule `log-snapshot-replaces`).
-    Image {
+    LogSnapshot {
         member: MemberId,
         hard: HardState,
         compacted_index: u64,
@@ -139,7 +139,7 @@ impl Item {
     /// The member of an item with entries.
     fn member_of_entries(&self) -> Option<MemberId> {
         match self {
-            Item::Entry { member, .. } | Item::Image { member, .. } => Some(*member),
+            Item::Entry { member, .. } | Item::LogSnapshot { member, .. } => Some(*member),
             Item::Hard { .. } | Item::Reset { .. } | Item::Fault { .. } => None,
         }
     }

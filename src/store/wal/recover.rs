@@ -1,12 +1,13 @@
 //! Reads a ring after a start: the log, lost batches, and the position to continue at. Pure: the
-//! caller reads. `decide` has the rules, [`super::fold`] turns the result into the logs of members.
+//! caller reads. `decide` has the rules, [`super::replay`] turns the result into the logs of
+//! members.
 
 use std::io;
 use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 
 use super::decide::{Decision, decide};
 pub use super::decide::{LogPart, Lost, LostMembers};
@@ -139,7 +140,7 @@ fn next_seq(config: &WalConfig, decision: &Decision, newest: &Newest) -> BatchSe
     let in_flight = IN_FLIGHT_MAX as u64;
     let opens = config.incarnation.saturating_sub(kept_in).saturating_add(1);
     let kept = decision.last.seq.max(decision.mark).0;
-    if planted(Mistake::SequenceReused) {
+    if planted!(SequenceReused) {
         return BatchSeq(kept + 1);
     }
     let above_kept = kept.saturating_add(opens.saturating_mul(2 * in_flight));

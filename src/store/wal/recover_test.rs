@@ -3,17 +3,17 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::super::Item;
-use super::super::fold::{FaultReason, MemberLog};
+use super::super::replay::{FaultReason, MemberLog};
 use super::*;
 use crate::planted::{Mistake, assert_found};
-use crate::testing::log_fixture::{Lab, entry, hard, kept, log_entry, redirected};
+use crate::testing::log_fixture::{Fixture, bypassed, entry, hard, kept, log_entry};
 use crate::types::{BLOCK_BYTES, MemberId};
 
 /// One situation and the expected result of recovery.
 struct Case {
     name: &'static str,
     /// Damages the log of [`four_batches`].
-    damage: fn(&mut Lab),
+    damage: fn(&mut Fixture),
     kept: &'static [u64],
     /// First, last, and whether their content is known.
     lost: &'static [(u64, u64, bool)],
@@ -24,17 +24,17 @@ struct Case {
 
 /// Four durable batches; the fourth is not marked durable. Odd ones are member 1's, even ones
 /// member 2's: a HardState and an entry with a payload page.
-fn four_batches() -> Lab {
-    let mut lab = Lab::new(512, 0);
+fn four_batches() -> Fixture {
+    let mut fixture = Fixture::new(512, 0);
     for (member, index) in [(1, 1), (2, 1), (1, 2), (2, 2)] {
-        lab.write(vec![hard(member, 1, 0), entry(member, index, 1, 1)]);
+        fixture.write(vec![hard(member, 1, 0), entry(member, index, 1, 1)]);
     }
-    lab
+    fixture
 }
 
 /// Batches 5, 6 and 7 of member 1 in flight; nothing of them is on the disk.
-fn three_in_flight(lab: &mut Lab) -> Vec<super::super::BatchWrite> {
-    (0..3).map(|n| lab.fly(vec![entry(1, 3 + n, 1, 16 + n as usize)])).collect()
+fn three_in_flight(fixture: &mut Fixture) -> Vec<super::super::BatchWrite> {
+    (0..3).map(|n| fixture.fly(vec![entry(1, 3 + n, 1, 16 + n as usize)])).collect()
 }
 
 const HEADER: usize = 0;
@@ -51,7 +51,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "last batch torn in its header",
-        damage: |lab| lab.damage(4, HEADER),
+        damage: |fixture| fixture.damage(4, HEADER),
         kept: &[1, 2, 3],
         lost: &[],
         cut: None,
@@ -59,7 +59,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "last batch torn in its payload",
-        damage: |lab| lab.damage(4, PAYLOAD),
+        damage: |fixture| fixture.damage(4, PAYLOAD),
         kept: &[1, 2, 3],
         lost: &[],
         cut: Some(4),
@@ -67,10 +67,10 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "three in flight, the oldest did not arrive, the others are valid",
-        damage: |lab| {
-            let writes = three_in_flight(lab);
-            lab.put(&writes[1], |_| true);
-            lab.put(&writes[2], |_| true);
+        damage: |fixture| {
+            let writes = three_in_flight(fixture);
+            fixture.put(&writes[1], |_| true);
+            fixture.put(&writes[2], |_| true);
         },
         kept: &[1, 2, 3, 4],
         lost: &[],
@@ -79,10 +79,10 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "three in flight, the oldest torn in its payload",
-        damage: |lab| {
-            let writes = three_in_flight(lab);
-            lab.put(&writes[0], |page| page != 7);
-            lab.put(&writes[1], |_| true);
+        damage: |fixture| {
+            let writes = three_in_flight(fixture);
+            fixture.put(&writes[0], |page| page != 7);
+            fixture.put(&writes[1], |_| true);
         },
         kept: &[1, 2, 3, 4],
         lost: &[],
@@ -91,9 +91,9 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "three in flight, only the newest arrived",
-        damage: |lab| {
-            let writes = three_in_flight(lab);
-            lab.put(&writes[2], |_| true);
+        damage: |fixture| {
+            let writes = three_in_flight(fixture);
+            fixture.put(&writes[2], |_| true);
         },
         kept: &[1, 2, 3, 4],
         lost: &[],
@@ -102,7 +102,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "corrupt below a mark, the copy in the successor intact",
-        damage: |lab| lab.damage(2, HEADER),
+        damage: |fixture| fixture.damage(2, HEADER),
         kept: &[1, 3, 4],
         lost: &[(2, 2, true)],
         cut: None,
@@ -110,10 +110,10 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "corrupt below a mark, the copy in the successor gone too",
-        damage: |lab| {
-            lab.damage(2, HEADER);
-            lab.damage(3, HEADER);
-            lab.idle_mark();
+        damage: |fixture| {
+            fixture.damage(2, HEADER);
+            fixture.damage(3, HEADER);
+            fixture.idle_mark();
         },
         kept: &[1, 4, 5],
         lost: &[(2, 3, false)],
@@ -122,7 +122,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "the first batch of the log corrupt",
-        damage: |lab| lab.damage(1, HEADER),
+        damage: |fixture| fixture.damage(1, HEADER),
         kept: &[2, 3, 4],
         lost: &[(1, 1, true)],
         cut: None,
@@ -130,9 +130,9 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "only the superblock marks the last batch, which is corrupt",
-        damage: |lab| {
-            lab.marks.durable_seq = BatchSeq(4);
-            lab.damage(4, HEADER);
+        damage: |fixture| {
+            fixture.marks.durable_seq = BatchSeq(4);
+            fixture.damage(4, HEADER);
         },
         kept: &[1, 2, 3],
         lost: &[(4, 4, false)],
@@ -141,9 +141,9 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "an idle mark marks the last batch, which is corrupt",
-        damage: |lab| {
-            lab.idle_mark();
-            lab.damage(4, HEADER);
+        damage: |fixture| {
+            fixture.idle_mark();
+            fixture.damage(4, HEADER);
         },
         kept: &[1, 2, 3, 5],
         lost: &[(4, 4, true)],
@@ -152,7 +152,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "an acknowledged payload corrupt",
-        damage: |lab| lab.damage(3, PAYLOAD),
+        damage: |fixture| fixture.damage(3, PAYLOAD),
         kept: &[1, 2, 3, 4],
         lost: &[],
         cut: None,
@@ -160,11 +160,11 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "corrupt and torn in one gap: only what is marked counts as lost",
-        damage: |lab| {
+        damage: |fixture| {
             // 5, 6, 7 are built while 4 is the mark.
-            let writes = three_in_flight(lab);
-            lab.put(&writes[1], |_| true);
-            lab.damage(4, HEADER);
+            let writes = three_in_flight(fixture);
+            fixture.put(&writes[1], |_| true);
+            fixture.damage(4, HEADER);
         },
         kept: &[1, 2, 3],
         lost: &[(4, 4, false)],
@@ -172,16 +172,16 @@ const CASES: &[Case] = &[
         faulted: &[1, 2],
     },
     Case {
-        name: "a corrupt member whose newer HardState and image follow",
-        damage: |lab| {
-            lab.write(vec![Item::Image {
+        name: "a corrupt member whose newer HardState and log snapshot follow",
+        damage: |fixture| {
+            fixture.write(vec![Item::LogSnapshot {
                 member: MemberId(2),
                 hard: Default::default(),
                 compacted_index: 0,
                 compacted_term: 0,
                 entries: vec![log_entry(1, 1, 1), log_entry(2, 1, 1)],
             }]);
-            lab.damage(2, HEADER);
+            fixture.damage(2, HEADER);
         },
         kept: &[1, 3, 4, 5],
         lost: &[(2, 2, true)],
@@ -190,11 +190,11 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "a write that went to the wrong place",
-        damage: |lab| {
-            let (from, len) = lab.written[&BatchSeq(3)];
-            let (to, _) = lab.written[&BatchSeq(2)];
+        damage: |fixture| {
+            let (from, len) = fixture.written[&BatchSeq(3)];
+            let (to, _) = fixture.written[&BatchSeq(2)];
             let (from, to) = (from as usize, to as usize);
-            lab.disk.copy_within(from..from + len, to);
+            fixture.disk.copy_within(from..from + len, to);
         },
         kept: &[1, 3, 4],
         lost: &[(2, 2, true)],
@@ -203,9 +203,9 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "zeroes everywhere, the superblock knows better",
-        damage: |lab| {
-            lab.disk.fill(0);
-            lab.marks.durable_seq = BatchSeq(3);
+        damage: |fixture| {
+            fixture.disk.fill(0);
+            fixture.marks.durable_seq = BatchSeq(3);
         },
         kept: &[],
         lost: &[(1, 3, false)],
@@ -214,9 +214,9 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "an empty ring, and a tail that points beyond it",
-        damage: |lab| {
-            lab.disk.fill(0);
-            lab.marks.tail_offset = u64::MAX;
+        damage: |fixture| {
+            fixture.disk.fill(0);
+            fixture.marks.tail_offset = u64::MAX;
         },
         kept: &[],
         lost: &[],
@@ -225,9 +225,9 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "a released batch is damaged",
-        damage: |lab| {
-            lab.release_to(BatchSeq(2));
-            lab.damage(1, HEADER);
+        damage: |fixture| {
+            fixture.release_to(BatchSeq(2));
+            fixture.damage(1, HEADER);
         },
         kept: &[2, 3, 4],
         lost: &[],
@@ -237,13 +237,13 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "the superblock's tail and mark went back; the batches know the newer tail",
-        damage: |lab| {
-            let old = lab.marks;
-            lab.release_to(BatchSeq(3));
-            lab.write(vec![hard(2, 1, 0)]);
-            lab.marks = old;
-            lab.damage(1, HEADER);
-            lab.damage(2, HEADER);
+        damage: |fixture| {
+            let old = fixture.marks;
+            fixture.release_to(BatchSeq(3));
+            fixture.write(vec![hard(2, 1, 0)]);
+            fixture.marks = old;
+            fixture.damage(1, HEADER);
+            fixture.damage(2, HEADER);
         },
         kept: &[3, 4, 5],
         lost: &[],
@@ -252,8 +252,8 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "the last batch names slots and is intact",
-        damage: |lab| {
-            lab.write(vec![redirected(1, 3, 1)]);
+        damage: |fixture| {
+            fixture.write(vec![bypassed(1, 3, 1)]);
         },
         kept: &[1, 2, 3, 4, 5],
         lost: &[],
@@ -262,9 +262,9 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "the last batch names slots and is torn",
-        damage: |lab| {
-            lab.write(vec![redirected(1, 3, 1)]);
-            lab.damage(5, HEADER);
+        damage: |fixture| {
+            fixture.write(vec![bypassed(1, 3, 1)]);
+            fixture.damage(5, HEADER);
         },
         kept: &[1, 2, 3, 4],
         lost: &[],
@@ -273,10 +273,10 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "a batch that names slots is corrupt below a mark",
-        damage: |lab| {
-            lab.write(vec![redirected(1, 3, 1)]);
-            lab.idle_mark();
-            lab.damage(5, HEADER);
+        damage: |fixture| {
+            fixture.write(vec![bypassed(1, 3, 1)]);
+            fixture.idle_mark();
+            fixture.damage(5, HEADER);
         },
         kept: &[1, 2, 3, 4, 6],
         lost: &[(5, 5, true)],
@@ -285,7 +285,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "a page that cannot be read is a damaged one",
-        damage: |lab| lab.unreadable = vec![lab.written[&BatchSeq(2)].0],
+        damage: |fixture| fixture.unreadable = vec![fixture.written[&BatchSeq(2)].0],
         kept: &[1, 3, 4],
         lost: &[(2, 2, true)],
         cut: None,
@@ -296,24 +296,24 @@ const CASES: &[Case] = &[
 #[test]
 fn every_case_of_the_table() {
     for case in CASES {
-        let mut lab = four_batches();
-        (case.damage)(&mut lab);
+        let mut fixture = four_batches();
+        (case.damage)(&mut fixture);
         for round in ["at first", "again", "after more was written"] {
-            check(case, &lab, round);
+            check(case, &fixture, round);
             if round == "again" {
                 // The verdict stays the same under the next incarnation, which goes on writing.
-                let seen = lab.recover().unwrap().position.next_seq;
-                lab.reopen();
-                let seq = lab.write(vec![]);
+                let seen = fixture.recover().unwrap().position.next_seq;
+                fixture.reopen();
+                let seq = fixture.write(vec![]);
                 assert!(seq >= seen, "{}: numbers are never used again", case.name);
             }
         }
     }
 }
 
-fn check(case: &Case, lab: &Lab, round: &str) {
+fn check(case: &Case, fixture: &Fixture, round: &str) {
     let name = case.name;
-    let recovered = lab.recover().unwrap();
+    let recovered = fixture.recover().unwrap();
     let mut batches = kept(&recovered);
     if round == "after more was written" {
         batches.pop();
@@ -332,8 +332,8 @@ fn check(case: &Case, lab: &Lab, round: &str) {
         })
         .collect();
     assert_eq!(lost, case.lost, "{name}, {round}");
-    let faulted: Vec<u64> = lab
-        .fold(&[(1, 0), (2, 0)])
+    let faulted: Vec<u64> = fixture
+        .replay(&[(1, 0), (2, 0)])
         .iter()
         .filter(|(_, log)| log.faulted.is_some())
         .map(|(member, _)| member.0)
@@ -343,107 +343,107 @@ fn check(case: &Case, lab: &Lab, round: &str) {
 
 #[test]
 fn what_is_flushed_counts_as_compacted_when_a_newer_hard_state_follows() {
-    let mut lab = four_batches();
-    lab.damage(2, HEADER);
-    lab.damage(3, PAYLOAD);
+    let mut fixture = four_batches();
+    fixture.damage(2, HEADER);
+    fixture.damage(3, PAYLOAD);
     // Member 2's first entry and HardState were in batch 2; both its second are in batch 4.
-    let logs = lab.fold(&[(1, 2), (2, 1)]);
+    let logs = fixture.replay(&[(1, 2), (2, 1)]);
     let (one, two) = (&logs[&MemberId(1)], &logs[&MemberId(2)]);
     assert_eq!((one.faulted, two.faulted), (None, None));
     assert_eq!(one.entries, []);
     assert_eq!((two.compacted_index, two.entries.len()), (1, 1));
     assert_eq!(two.hard.commit, 1, "rule `recovery-commit-covers-flushed`");
     // No flush replaces the newest HardState.
-    lab.idle_mark();
-    lab.damage(4, HEADER);
-    let reason = lab.fold(&[(1, 2), (2, 2)])[&MemberId(2)].faulted;
+    fixture.idle_mark();
+    fixture.damage(4, HEADER);
+    let reason = fixture.replay(&[(1, 2), (2, 2)])[&MemberId(2)].faulted;
     assert_eq!(reason, Some(FaultReason::HardStateLost(4)));
 }
 
 #[test]
 fn what_was_cut_never_comes_back() {
-    let mut lab = four_batches();
-    let writes = three_in_flight(&mut lab);
-    lab.put(&writes[0], |page| page != 7);
-    lab.put(&writes[1], |_| true);
-    lab.put(&writes[2], |_| true);
-    assert_eq!(lab.reopen().cut, Some(BatchSeq(5)));
+    let mut fixture = four_batches();
+    let writes = three_in_flight(&mut fixture);
+    fixture.put(&writes[0], |page| page != 7);
+    fixture.put(&writes[1], |_| true);
+    fixture.put(&writes[2], |_| true);
+    assert_eq!(fixture.reopen().cut, Some(BatchSeq(5)));
     // The batch at the cut is overwritten, the valid ones behind it are not.
-    let first = lab.write(vec![entry(2, 3, 2, 1)]);
+    let first = fixture.write(vec![entry(2, 3, 2, 1)]);
     assert!(first > BatchSeq(7));
-    let second = lab.write(vec![entry(2, 4, 2, 1)]);
-    assert_eq!(kept(&lab.recover().unwrap()), [1, 2, 3, 4, first.0, second.0]);
+    let second = fixture.write(vec![entry(2, 4, 2, 1)]);
+    assert_eq!(kept(&fixture.recover().unwrap()), [1, 2, 3, 4, first.0, second.0]);
     // Not even when the first batch of the new incarnation is lost and leaves a gap for them.
-    lab.damage(first.0, HEADER);
-    let recovered = lab.recover().unwrap();
+    fixture.damage(first.0, HEADER);
+    let recovered = fixture.recover().unwrap();
     assert_eq!(kept(&recovered), [1, 2, 3, 4, second.0]);
-    let faulted = |lab: &Lab| -> Vec<u64> {
-        let logs = lab.fold(&[(1, 0), (2, 0)]);
+    let faulted = |fixture: &Fixture| -> Vec<u64> {
+        let logs = fixture.replay(&[(1, 0), (2, 0)]);
         let faulted = logs.iter().filter(|(_, log)| log.faulted.is_some());
         faulted.map(|(member, _)| member.0).collect()
     };
-    assert_eq!(faulted(&lab), [2]);
+    assert_eq!(faulted(&fixture), [2]);
     // And when the torn batch turns out to be readable after all.
     let at = (writes[0].offset + 8 * BLOCK_BYTES as u64) as usize;
-    lab.put(&writes[0], |page| page > 4);
-    assert!(lab.disk[at] != 0);
-    assert_eq!(kept(&lab.recover().unwrap()), [1, 2, 3, 4, second.0]);
+    fixture.put(&writes[0], |page| page > 4);
+    assert!(fixture.disk[at] != 0);
+    assert_eq!(kept(&fixture.recover().unwrap()), [1, 2, 3, 4, second.0]);
 }
 
 #[test]
 fn a_number_of_which_every_trace_is_gone_is_not_used_again() {
-    let mut lab = Lab::new(512, 0);
-    let _torn = lab.fly(vec![entry(1, 1, 1, 2)]);
-    let seen = lab.fly(vec![entry(1, 2, 1, 16)]);
-    lab.put(&seen, |_| true);
-    assert!(lab.reopen().position.next_seq > seen.seq);
+    let mut fixture = Fixture::new(512, 0);
+    let _torn = fixture.fly(vec![entry(1, 1, 1, 2)]);
+    let seen = fixture.fly(vec![entry(1, 2, 1, 16)]);
+    fixture.put(&seen, |_| true);
+    assert!(fixture.reopen().position.next_seq > seen.seq);
     // Overwrites what was seen, and leaves no header of its own.
-    let unseen = lab.fly(vec![entry(1, 1, 2, 8)]);
-    lab.put(&unseen, |page| page != HEADER);
-    assert!(lab.reopen().position.next_seq > unseen.seq);
+    let unseen = fixture.fly(vec![entry(1, 1, 2, 8)]);
+    fixture.put(&unseen, |page| page != HEADER);
+    assert!(fixture.reopen().position.next_seq > unseen.seq);
 }
 
 #[test]
 fn an_old_lap_in_the_place_of_a_lost_write_is_noticed() {
-    let mut lab = Lab::new(32, 0);
+    let mut fixture = Fixture::new(32, 0);
     let mut tails = std::collections::VecDeque::new();
     let mut wraps = 0;
     for index in 1..60 {
-        let before = lab.disk.clone();
-        let seq = lab.write(vec![hard(1, 1, 0), entry(1, index, 1, 2)]);
-        let (offset, len) = lab.written[&seq];
-        lab.idle_mark();
+        let before = fixture.disk.clone();
+        let seq = fixture.write(vec![hard(1, 1, 0), entry(1, index, 1, 2)]);
+        let (offset, len) = fixture.written[&seq];
+        fixture.idle_mark();
         wraps += u32::from(offset == 0);
         tails.push_back(seq);
         if tails.len() > 3 {
             tails.pop_front();
         }
-        lab.release_to(tails[0]);
-        let intact = kept(&lab.recover().unwrap());
+        fixture.release_to(tails[0]);
+        let intact = kept(&fixture.recover().unwrap());
         assert_eq!(intact.first(), Some(&tails[0].0));
         assert_eq!(intact.last(), Some(&(seq.0 + 1)));
         // The device reports the write as done, but lost it.
         let place = offset as usize..offset as usize + len;
-        let arrived = lab.disk[place.clone()].to_vec();
-        lab.disk[place.clone()].copy_from_slice(&before[place.clone()]);
-        let fault = lab.fold(&[(1, index - 1)])[&MemberId(1)].faulted;
+        let arrived = fixture.disk[place.clone()].to_vec();
+        fixture.disk[place.clone()].copy_from_slice(&before[place.clone()]);
+        let fault = fixture.replay(&[(1, index - 1)])[&MemberId(1)].faulted;
         assert_eq!(fault, Some(FaultReason::HardStateLost(seq.0)));
-        lab.disk[place].copy_from_slice(&arrived);
+        fixture.disk[place].copy_from_slice(&arrived);
     }
     assert!(wraps > 3, "the ring has wrapped: {wraps}");
 }
 
 #[test]
 fn a_ring_that_must_not_be_judged_is_refused() {
-    let mut lab = four_batches();
-    lab.config.incarnation = 0;
-    let error = lab.recover().unwrap_err();
+    let mut fixture = four_batches();
+    fixture.config.incarnation = 0;
+    let error = fixture.recover().unwrap_err();
     let newer = matches!(error, RecoverError::NewerIncarnation { found: 1, ours: 0 });
     assert!(newer, "{error}");
 
-    let mut lab = four_batches();
-    lab.unreadable = (0..512).map(|page| page * BLOCK_BYTES as u64).collect();
-    let error = lab.recover().unwrap_err();
+    let mut fixture = four_batches();
+    fixture.unreadable = (0..512).map(|page| page * BLOCK_BYTES as u64).collect();
+    let error = fixture.recover().unwrap_err();
     assert!(matches!(error, RecoverError::Read { .. }), "{error}");
 }
 
@@ -455,7 +455,7 @@ enum Change {
     /// Replaces the newest entries, at most this many.
     Conflict(u64),
     Reset,
-    Image,
+    LogSnapshot,
 }
 
 fn changes() -> impl Strategy<Value = Vec<(u64, Change)>> {
@@ -464,7 +464,7 @@ fn changes() -> impl Strategy<Value = Vec<(u64, Change)>> {
         6 => (1u64..4).prop_map(Change::Append),
         2 => (1u64..4).prop_map(Change::Conflict),
         1 => Just(Change::Reset),
-        1 => Just(Change::Image),
+        1 => Just(Change::LogSnapshot),
     ];
     proptest::collection::vec((1u64..4, change), 1..60)
 }
@@ -512,7 +512,7 @@ impl Written {
                 };
                 vec![hard(member, self.term, self.compacted), reset]
             }
-            Change::Image => vec![Item::Image {
+            Change::LogSnapshot => vec![Item::LogSnapshot {
                 member: MemberId(member),
                 hard: crate::log::HardState { term: self.term, vote: 0, commit: self.compacted },
                 compacted_index: self.compacted,
@@ -533,13 +533,13 @@ proptest! {
         flushed in proptest::collection::vec(0u64..8, 3),
         rotten in proptest::collection::vec(any::<prop::sample::Index>(), 0..4),
     ) {
-        let mut lab = Lab::new(1024, 0);
+        let mut fixture = Fixture::new(1024, 0);
         let mut members = vec![Written::default(); 4];
         for (member, change) in &changes {
             let items = members[*member as usize].items(*member, change);
-            lab.write(items);
+            fixture.write(items);
         }
-        lab.marks.durable_seq = lab.wal.durable_seq();
+        fixture.marks.durable_seq = fixture.wal.durable_seq();
         // What was flushed is part of the log, and not before a reset.
         let flushed: Vec<(u64, u64)> = (1..4)
             .map(|id| {
@@ -548,19 +548,19 @@ proptest! {
                 (id, member.compacted + flushed[id as usize - 1].min(most))
             })
             .collect();
-        let truth = lab.fold(&flushed);
+        let truth = fixture.replay(&flushed);
         for (member, log) in &truth {
             prop_assert_eq!(log.faulted, None);
             let written = &members[member.0 as usize];
             let end = written.compacted + written.entries.len() as u64;
             prop_assert_eq!(log.compacted_index + log.entries.len() as u64, end);
         }
-        let pages = lab.wal.head_offset() / BLOCK_BYTES as u64;
+        let pages = fixture.wal.head_offset() / BLOCK_BYTES as u64;
         let rotten: BTreeSet<usize> = rotten.iter().map(|at| at.index(pages as usize)).collect();
         for page in &rotten {
-            lab.disk[page * BLOCK_BYTES + 11] ^= 1;
+            fixture.disk[page * BLOCK_BYTES + 11] ^= 1;
         }
-        let found = lab.fold(&flushed);
+        let found = fixture.replay(&flushed);
         prop_assert_eq!(found.len(), 3);
         for (member, log) in &found {
             let same = |log: &MemberLog| MemberLog { faulted: None, ..log.clone() };

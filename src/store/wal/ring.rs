@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::io::buffer::{Pool, is_aligned};
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::types::BLOCK_BYTES;
 
 use super::format::{self, FIXED_BYTES, HEADER_BYTES_MAX, Header, Keys, RECORD_BYTES};
@@ -320,7 +320,7 @@ impl Wal {
     /// its payload in whole pages and, at worst, a header page of its own.
     pub fn free_bytes(&self) -> u64 {
         let largest = self.batch_bytes_max().max(self.waiting.largest_bytes);
-        let reserve = match planted(Mistake::NoReserve) {
+        let reserve = match planted!(NoReserve) {
             true => 0,
             false => self.config.reserve_bytes,
         };

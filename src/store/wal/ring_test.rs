@@ -4,46 +4,46 @@ use proptest::prelude::*;
 
 use super::super::recover::LogPart;
 use super::*;
-use crate::testing::log_fixture::{Lab, entry, hard, kept, loaded};
+use crate::testing::log_fixture::{Fixture, entry, hard, kept, loaded};
 
 #[test]
 fn the_gate_waits_for_64_kib_or_the_newest_batch_in_flight() {
-    let mut lab = Lab::new(2048, 0);
-    assert!(lab.wal.next_batch(&lab.pool).is_none());
-    let first = lab.fly(vec![entry(1, 1, 1, 1)]);
-    lab.push(vec![entry(1, 2, 1, 8)]);
-    assert!(lab.wal.next_batch(&lab.pool).is_none());
-    lab.push(vec![entry(1, 3, 1, 30)]);
-    let second = lab.wal.next_batch(&lab.pool).expect("more than 64 KiB wait");
+    let mut fixture = Fixture::new(2048, 0);
+    assert!(fixture.wal.next_batch(&fixture.pool).is_none());
+    let first = fixture.fly(vec![entry(1, 1, 1, 1)]);
+    fixture.push(vec![entry(1, 2, 1, 8)]);
+    assert!(fixture.wal.next_batch(&fixture.pool).is_none());
+    fixture.push(vec![entry(1, 3, 1, 30)]);
+    let second = fixture.wal.next_batch(&fixture.pool).expect("more than 64 KiB wait");
     assert_eq!(second.placed.len(), 2);
     assert_eq!(second.offset, first.offset + 2 * PAGE);
-    lab.push(vec![entry(1, 4, 1, 16)]);
-    assert!(lab.wal.next_batch(&lab.pool).is_none(), "smaller than the second");
-    lab.push(vec![entry(1, 5, 1, 24)]);
-    assert!(lab.wal.next_batch(&lab.pool).is_some());
-    lab.fly(vec![entry(1, 6, 1, 60)]);
-    lab.push(vec![entry(1, 7, 1, 100)]);
-    assert!(lab.wal.next_batch(&lab.pool).is_none(), "four in flight");
+    fixture.push(vec![entry(1, 4, 1, 16)]);
+    assert!(fixture.wal.next_batch(&fixture.pool).is_none(), "smaller than the second");
+    fixture.push(vec![entry(1, 5, 1, 24)]);
+    assert!(fixture.wal.next_batch(&fixture.pool).is_some());
+    fixture.fly(vec![entry(1, 6, 1, 60)]);
+    fixture.push(vec![entry(1, 7, 1, 100)]);
+    assert!(fixture.wal.next_batch(&fixture.pool).is_none(), "four in flight");
 }
 
 #[test]
 fn groups_are_durable_in_order_whatever_the_order_of_the_writes() {
-    let mut lab = Lab::new(2048, 0);
-    let writes: Vec<_> = (1..5).map(|n| lab.fly(vec![entry(1, n, 1, 16)])).collect();
+    let mut fixture = Fixture::new(2048, 0);
+    let writes: Vec<_> = (1..5).map(|n| fixture.fly(vec![entry(1, n, 1, 16)])).collect();
     let groups = |ids: &[u64]| ids.iter().map(|id| GroupId(*id)).collect::<Vec<_>>();
-    assert_eq!(lab.wal.written(writes[2].seq), []);
-    assert_eq!(lab.wal.written(writes[1].seq), []);
-    assert_eq!(lab.wal.durable_seq(), BatchSeq(0));
-    assert_eq!(lab.wal.written(writes[0].seq), groups(&[1, 2, 3]));
-    assert_eq!(lab.wal.durable_seq(), BatchSeq(3));
-    assert_eq!(lab.wal.written(writes[3].seq), groups(&[4]));
+    assert_eq!(fixture.wal.written(writes[2].seq), []);
+    assert_eq!(fixture.wal.written(writes[1].seq), []);
+    assert_eq!(fixture.wal.durable_seq(), BatchSeq(0));
+    assert_eq!(fixture.wal.written(writes[0].seq), groups(&[1, 2, 3]));
+    assert_eq!(fixture.wal.durable_seq(), BatchSeq(3));
+    assert_eq!(fixture.wal.written(writes[3].seq), groups(&[4]));
 }
 
 #[test]
 fn aligned_payloads_are_not_copied() {
-    let mut lab = Lab::new(64, 0);
-    let aligned = lab.pool.copy(&[5; 2 * BLOCK_BYTES]);
-    let skewed = lab.pool.copy(&[6; 3 * BLOCK_BYTES]).slice(8..8 + 5000);
+    let mut fixture = Fixture::new(64, 0);
+    let aligned = fixture.pool.copy(&[5; 2 * BLOCK_BYTES]);
+    let skewed = fixture.pool.copy(&[6; 3 * BLOCK_BYTES]).slice(8..8 + 5000);
     let item = |index, payload: &Bytes| {
         let mut item = entry(1, index, 1, 0);
         if let Item::Entry { entry, .. } = &mut item {
@@ -52,7 +52,7 @@ fn aligned_payloads_are_not_copied() {
         item
     };
     let items = vec![item(1, &aligned), item(2, &skewed), item(3, &Bytes::new())];
-    let write = lab.fly(items);
+    let write = fixture.fly(items);
     assert_eq!(write.bufs.len(), 3);
     assert_eq!(write.bufs[1].as_ptr(), aligned.as_ptr());
     assert_eq!(write.bufs[2][..5000], skewed);
@@ -63,96 +63,96 @@ fn aligned_payloads_are_not_copied() {
 
 #[test]
 fn a_group_of_many_payloads_is_gathered_and_read_back() {
-    let mut lab = Lab::new(2048, 0);
+    let mut fixture = Fixture::new(2048, 0);
     let entries: Vec<Item> = (1..=700).map(|n| entry(1, n, 1, 1 + (n % 2) as usize)).collect();
-    let write = lab.fly(entries.clone());
+    let write = fixture.fly(entries.clone());
     assert!(write.bufs.len() < 8, "{} pieces", write.bufs.len());
-    lab.put(&write, |_| true);
-    let recovered = lab.recover().unwrap();
+    fixture.put(&write, |_| true);
+    let recovered = fixture.recover().unwrap();
     let LogPart::Batch(batch) = &recovered.log[0] else {
         panic!("nothing was lost");
     };
-    let back: Vec<Item> = batch.items.iter().map(|found| loaded(&lab, found)).collect();
+    let back: Vec<Item> = batch.items.iter().map(|found| loaded(&fixture, found)).collect();
     assert!(back == entries);
 }
 
 #[test]
 fn only_one_idle_mark_follows_the_last_news() {
-    let mut lab = Lab::new(64, 0);
-    assert!(!lab.wal.wants_idle_mark());
-    let write = lab.fly(vec![hard(1, 1, 0)]);
-    assert!(!lab.wal.wants_idle_mark(), "still in flight");
-    lab.put(&write, |_| true);
-    lab.wal.written(write.seq);
-    lab.idle_mark();
-    assert!(!lab.wal.wants_idle_mark());
-    lab.reopen();
-    assert!(!lab.wal.wants_idle_mark(), "also after a start");
-    lab.write(vec![hard(1, 1, 0)]);
-    lab.reopen();
-    assert!(lab.wal.wants_idle_mark(), "the last batch is not marked yet");
+    let mut fixture = Fixture::new(64, 0);
+    assert!(!fixture.wal.wants_idle_mark());
+    let write = fixture.fly(vec![hard(1, 1, 0)]);
+    assert!(!fixture.wal.wants_idle_mark(), "still in flight");
+    fixture.put(&write, |_| true);
+    fixture.wal.written(write.seq);
+    fixture.idle_mark();
+    assert!(!fixture.wal.wants_idle_mark());
+    fixture.reopen();
+    assert!(!fixture.wal.wants_idle_mark(), "also after a start");
+    fixture.write(vec![hard(1, 1, 0)]);
+    fixture.reopen();
+    assert!(fixture.wal.wants_idle_mark(), "the last batch is not marked yet");
 }
 
 #[test]
 fn the_reserve_is_left_to_hard_states_and_the_tail_is_never_overwritten() {
-    let mut lab = Lab::new(64, 16);
+    let mut fixture = Fixture::new(64, 16);
     // The largest batch of a ring of 64 pages has 8: what passing over the end may cost.
-    assert_eq!(lab.wal.free_bytes(), (64 - 8 - 16) * PAGE);
+    assert_eq!(fixture.wal.free_bytes(), (64 - 8 - 16) * PAGE);
     let mut index = 0;
-    while lab.wal.free_bytes() >= 3 * PAGE {
+    while fixture.wal.free_bytes() >= 3 * PAGE {
         index += 1;
-        lab.write(vec![entry(1, index, 1, 2)]);
+        fixture.write(vec![entry(1, index, 1, 2)]);
     }
-    let full = lab.wal.free_bytes();
-    lab.push(vec![hard(1, 1, 0)]);
-    assert!(lab.wal.free_bytes() < full, "what waits is taken off");
+    let full = fixture.wal.free_bytes();
+    fixture.push(vec![hard(1, 1, 0)]);
+    assert!(fixture.wal.free_bytes() < full, "what waits is taken off");
     let mut hard_states = 0;
-    while let Some(write) = lab.wal.next_batch(&lab.pool) {
+    while let Some(write) = fixture.wal.next_batch(&fixture.pool) {
         assert!(hard_states < 64, "the ring has only so many pages");
-        lab.put(&write, |_| true);
-        lab.wal.written(write.seq);
-        lab.push(vec![hard(1, 1, hard_states)]);
+        fixture.put(&write, |_| true);
+        fixture.wal.written(write.seq);
+        fixture.push(vec![hard(1, 1, hard_states)]);
         hard_states += 1;
     }
     assert!(hard_states >= 16, "the whole reserve can be used: {hard_states}");
-    let all = kept(&lab.recover().unwrap());
+    let all = kept(&fixture.recover().unwrap());
     assert_eq!(all.len() as u64, index + hard_states);
     // Room again, exactly what is released.
     let tail = BatchSeq(3);
-    lab.release_to(tail);
-    assert_eq!(lab.wal.tail(), (tail, lab.wal.offset_of(tail)));
-    assert!(lab.wal.next_batch(&lab.pool).is_some());
+    fixture.release_to(tail);
+    assert_eq!(fixture.wal.tail(), (tail, fixture.wal.offset_of(tail)));
+    assert!(fixture.wal.next_batch(&fixture.pool).is_some());
 }
 
 #[test]
 fn a_ring_that_is_filled_to_the_brim_keeps_every_batch() {
-    let mut lab = Lab::new(64, 0);
+    let mut fixture = Fixture::new(64, 0);
     let mut index = 0;
     for round in 0..300 {
         let mut count = 0;
         loop {
             index += 1;
             let blocks = (index * 5 + round) as usize % 4;
-            lab.push(vec![entry(1, index, 1, blocks)]);
-            let Some(write) = lab.wal.next_batch(&lab.pool) else {
+            fixture.push(vec![entry(1, index, 1, blocks)]);
+            let Some(write) = fixture.wal.next_batch(&fixture.pool) else {
                 break;
             };
             count += 1;
             assert!(count <= 64, "the ring has only so many pages");
-            lab.put(&write, |_| true);
-            lab.wal.written(write.seq);
+            fixture.put(&write, |_| true);
+            fixture.wal.written(write.seq);
         }
-        let recovered = lab.recover().unwrap();
-        let all: Vec<u64> = (lab.wal.tail().0.0..lab.wal.next_seq().0).collect();
+        let recovered = fixture.recover().unwrap();
+        let all: Vec<u64> = (fixture.wal.tail().0.0..fixture.wal.next_seq().0).collect();
         assert_eq!(kept(&recovered), all, "round {round}");
         // Mostly one batch at a time: the head follows the tail closely, over the end too.
         let released = if round % 8 == 0 { all.len() / 2 } else { 1 };
         let tail = BatchSeq(all[released]);
         // What did not fit goes first when there is room.
-        lab.release_to(tail);
-        while let Some(write) = lab.wal.next_batch(&lab.pool) {
-            lab.put(&write, |_| true);
-            lab.wal.written(write.seq);
+        fixture.release_to(tail);
+        while let Some(write) = fixture.wal.next_batch(&fixture.pool) {
+            fixture.put(&write, |_| true);
+            fixture.wal.written(write.seq);
         }
     }
 }
@@ -188,7 +188,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 /// The expected content of a ring.
 struct Model {
-    lab: Lab,
+    fixture: Fixture,
     /// Items that are pushed, and not in a batch yet.
     waiting: VecDeque<Item>,
     /// Every batch from the tail on, and whether it is durable.
@@ -200,18 +200,18 @@ struct Model {
 
 impl Model {
     fn batch(&mut self) {
-        let Some(write) = self.lab.wal.next_batch(&self.lab.pool) else {
+        let Some(write) = self.fixture.wal.next_batch(&self.fixture.pool) else {
             return;
         };
         assert!(write.seq > self.newest_seq, "a number is never used again");
         self.newest_seq = write.seq;
         let end = write.offset + write.bufs.iter().map(|b| b.len() as u64).sum::<u64>();
-        assert!(end <= self.lab.config.ring_bytes);
+        assert!(end <= self.fixture.config.ring_bytes);
         for (seq, ..) in &self.batches {
-            let other = self.lab.wal.offset_of(*seq);
+            let other = self.fixture.wal.offset_of(*seq);
             assert!(!(write.offset..end).contains(&other), "{seq:?} is overwritten");
         }
-        let header = format::decode_fixed(&self.lab.config.keys(), &write.bufs[0]).unwrap();
+        let header = format::decode_fixed(&self.fixture.config.keys(), &write.bufs[0]).unwrap();
         let items = self.waiting.drain(..header.items as usize).collect();
         self.batches.push_back((write.seq, items, false));
         self.in_flight.push(write);
@@ -222,9 +222,9 @@ impl Model {
             return;
         }
         let write = self.in_flight.remove(which % self.in_flight.len());
-        self.lab.put(&write, |_| true);
-        self.lab.wal.written(write.seq);
-        let durable = self.lab.wal.durable_seq();
+        self.fixture.put(&write, |_| true);
+        self.fixture.wal.written(write.seq);
+        let durable = self.fixture.wal.durable_seq();
         for (seq, _, acknowledged) in &mut self.batches {
             *acknowledged |= *seq <= durable;
         }
@@ -234,12 +234,12 @@ impl Model {
         let durable = self.batches.iter().take_while(|batch| batch.2).count();
         self.batches.drain(..count.min(durable));
         let first = self.batches.front().map(|batch| batch.0);
-        let tail = first.unwrap_or(self.lab.wal.next_seq());
+        let tail = first.unwrap_or(self.fixture.wal.next_seq());
         if first.is_some() {
-            let offset = self.lab.wal.offset_of(tail);
-            self.lab.written.entry(tail).or_insert((offset, 0));
+            let offset = self.fixture.wal.offset_of(tail);
+            self.fixture.written.entry(tail).or_insert((offset, 0));
         }
-        self.lab.release_to(tail);
+        self.fixture.release_to(tail);
     }
 
     /// `chance`: which in-flight batches survive, wholly, partly or not.
@@ -247,12 +247,12 @@ impl Model {
         for write in std::mem::take(&mut self.in_flight) {
             chance = crate::types::mix64(chance);
             match chance % 4 {
-                0 => self.lab.put(&write, |_| true),
+                0 => self.fixture.put(&write, |_| true),
                 1 => (),
-                _ => self.lab.put(&write, |page| chance >> (page % 32 + 8) & 1 == 1),
+                _ => self.fixture.put(&write, |page| chance >> (page % 32 + 8) & 1 == 1),
             }
         }
-        let recovered = self.lab.reopen();
+        let recovered = self.fixture.reopen();
         prop_assert_eq!(recovered.unreadable_pages, 0);
         let mut found = Vec::new();
         for part in &recovered.log {
@@ -266,7 +266,7 @@ impl Model {
         self.batches.truncate(found.len());
         for (batch, (seq, items, durable)) in found.iter().zip(&mut self.batches) {
             prop_assert_eq!(batch.header.seq, *seq);
-            let back: Vec<Item> = batch.items.iter().map(|i| loaded(&self.lab, i)).collect();
+            let back: Vec<Item> = batch.items.iter().map(|i| loaded(&self.fixture, i)).collect();
             prop_assert!(&back == items, "batch {seq:?} came back otherwise");
             let range = batch.header.offset..batch.header.offset + batch.header.total_bytes();
             prop_assert!(*durable || recovered.unconfirmed.contains(&range));
@@ -281,7 +281,7 @@ impl Model {
         match step {
             Step::Push { member, blocks, count } => {
                 let pages = (count * (blocks as u64 + 1) + 1) * PAGE;
-                if self.lab.wal.free_bytes() < pages {
+                if self.fixture.wal.free_bytes() < pages {
                     self.release(100);
                     return Ok(());
                 }
@@ -291,20 +291,20 @@ impl Model {
                     .map(|index| entry(member, index, index, blocks))
                     .collect();
                 self.waiting.extend(items.iter().cloned());
-                self.lab.push(items);
+                self.fixture.push(items);
             }
             Step::Hard(member) => {
                 self.indexes += 1;
                 let item = hard(member, self.indexes, 0);
                 self.waiting.push_back(item.clone());
-                self.lab.push(vec![item]);
+                self.fixture.push(vec![item]);
             }
             Step::Batch => self.batch(),
             Step::Finish(which) => self.finish(which),
             Step::Release(count) => self.release(count),
             Step::Idle => {
-                if self.lab.wal.wants_idle_mark() {
-                    self.lab.wal.push_idle_mark();
+                if self.fixture.wal.wants_idle_mark() {
+                    self.fixture.wal.push_idle_mark();
                     self.batch();
                 }
             }
@@ -322,7 +322,7 @@ proptest! {
     #[test]
     fn a_crash_loses_nothing_that_was_acknowledged(steps in steps(), last in any::<u64>()) {
         let mut model = Model {
-            lab: Lab::new(160, 24),
+            fixture: Fixture::new(160, 24),
             waiting: VecDeque::new(),
             batches: VecDeque::new(),
             in_flight: Vec::new(),

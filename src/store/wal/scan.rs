@@ -120,7 +120,7 @@ fn batch_at(
 fn entries_of(item: &mut FoundItem) -> &mut [FoundEntry] {
     match item {
         FoundItem::Entry { entry, .. } => std::slice::from_mut(entry),
-        FoundItem::Image { entries, .. } => entries,
+        FoundItem::LogSnapshot { entries, .. } => entries,
         FoundItem::Hard { .. } | FoundItem::Reset { .. } | FoundItem::Fault { .. } => &mut [],
     }
 }

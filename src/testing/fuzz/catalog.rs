@@ -2,9 +2,9 @@
 //! whole state, from a disk or from another pod.
 
 use crate::control::command::{
-    Addresses, Command, Envelope, NewDisk, Placement, Ticket, decode, encode,
+    Addresses, CatalogCommand, Envelope, NewDisk, Placement, Ticket, decode, encode,
 };
-use crate::control::state::State;
+use crate::control::state::CatalogState;
 use crate::testing::fuzz::Seeds;
 use crate::types::{MemberId, PodId, Uuid};
 
@@ -18,8 +18,8 @@ pub fn fuzz_one(input: &[u8]) {
         return;
     };
     if mode % 2 == 1 {
-        if let Ok(state) = decode::<State>(rest) {
-            assert_eq!(decode::<State>(&encode(&state)).ok().as_ref(), Some(&state));
+        if let Ok(state) = decode::<CatalogState>(rest) {
+            assert_eq!(decode::<CatalogState>(&encode(&state)).ok().as_ref(), Some(&state));
             // One that contradicts itself is refused by whoever gets it.
             if state.check().is_ok() {
                 commands().into_iter().for_each(|(_, command)| carry_out(state.clone(), command));
@@ -33,7 +33,7 @@ pub fn fuzz_one(input: &[u8]) {
     }
 }
 
-fn carry_out(mut state: State, command: Command) {
+fn carry_out(mut state: CatalogState, command: CatalogCommand) {
     let before = state.clone();
     match state.apply(command) {
         Ok(_) => {
@@ -51,8 +51,8 @@ fn addresses(port: u16) -> Addresses {
     Addresses { api: at(port), peer: at(port + 1), nbd: Some(at(port + 2)) }
 }
 
-fn commands() -> [(&'static str, Command); 9] {
-    let create = |name: &str| Command::CreateVolume {
+fn commands() -> [(&'static str, CatalogCommand); 9] {
+    let create = |name: &str| CatalogCommand::CreateVolume {
         request_id: format!("create {name}"),
         name: name.to_owned(),
         size_bytes: 2 * GIB,
@@ -62,7 +62,7 @@ fn commands() -> [(&'static str, Command); 9] {
             shards: vec![vec![0, 1, 2], vec![2, 0, 1]],
         },
     };
-    let register = |number: u8| Command::Register {
+    let register = |number: u8| CatalogCommand::Register {
         pod: PodId(u64::from(number)),
         addresses: addresses(1000 * u16::from(number)),
         disks: vec![NewDisk {
@@ -71,25 +71,28 @@ fn commands() -> [(&'static str, Command); 9] {
             capacity_bytes: 1 << 40,
         }],
     };
-    let delete =
-        Command::DeleteVolume { request_id: "d".to_owned(), name: "old".to_owned(), volume: None };
+    let delete = CatalogCommand::DeleteVolume {
+        request_id: "d".to_owned(),
+        name: "old".to_owned(),
+        volume: None,
+    };
     let members = [2, 3, 4].map(MemberId).to_vec();
     [
-        ("join-two", Command::Join { join_id: Uuid([2; 16]), addresses: addresses(2000) }),
-        ("join-three", Command::Join { join_id: Uuid([3; 16]), addresses: addresses(3000) }),
+        ("join-two", CatalogCommand::Join { join_id: Uuid([2; 16]), addresses: addresses(2000) }),
+        ("join-three", CatalogCommand::Join { join_id: Uuid([3; 16]), addresses: addresses(3000) }),
         ("register-one", register(1)),
         ("register-two", register(2)),
         ("register-three", register(3)),
-        ("add-members", Command::AddCatalogMembers { pods: vec![PodId(1), PodId(2)] }),
+        ("add-members", CatalogCommand::AddCatalogMembers { pods: vec![PodId(1), PodId(2)] }),
         ("create", create("old")),
         ("delete", delete),
-        ("destroyed", Command::Destroyed { disk: Uuid([1; 16]), members }),
+        ("destroyed", CatalogCommand::Destroyed { disk: Uuid([1; 16]), members }),
     ]
 }
 
 /// A cluster with a volume that is being deleted and one in use.
-fn three_pods() -> State {
-    let mut state = State::new(Uuid([9; 16]), Uuid([1; 16]), addresses(1000));
+fn three_pods() -> CatalogState {
+    let mut state = CatalogState::new(Uuid([9; 16]), Uuid([1; 16]), addresses(1000));
     for (name, command) in commands() {
         assert!(state.apply(command).is_ok(), "{name}");
     }
@@ -98,7 +101,7 @@ fn three_pods() -> State {
 
 /// Good inputs by name, for a fuzzer to start from.
 pub fn fuzz_seeds() -> Seeds {
-    let removal = ("remove-member", Command::RemoveCatalogMember { member: MemberId(2) });
+    let removal = ("remove-member", CatalogCommand::RemoveCatalogMember { member: MemberId(2) });
     let mut seeds: Vec<_> = commands()
         .into_iter()
         .chain([removal])

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::log::{HardState, LogEntry, Redirect, RedirectedSlot, Slot};
+use crate::log::{Bypass, BypassSlot, HardState, LogEntry, Slot};
 use crate::store::superblock::{self, COPIES};
-use crate::store::wal::fold::{Flushed, LoggedEntry, fold};
 use crate::store::wal::format::{self, FIXED_BYTES, Header, Keys, RECORD_BYTES};
 use crate::store::wal::recover::{LogPart, Marks, load_payload, recover};
+use crate::store::wal::replay::{Flushed, LoggedEntry, replay};
 use crate::store::wal::{BatchSeq, Item, WalConfig};
 use crate::testing::fuzz::Seeds;
 use crate::types::{BLOCK_BYTES, Extent, MemberId, Uuid};
@@ -111,7 +111,7 @@ fn ring(input: &[u8], make: fn(&[u8]) -> Vec<u8>) {
     let batches = recovered.log.iter().filter(is_batch).count();
     assert!(batches <= RING_PAGES, "a batch has at least a page to itself");
     let known = BTreeMap::from([(MemberId(1), Flushed { index: 2, term: 1 })]);
-    for (member, log) in fold(recovered.log, &known, &[MemberId(3)]) {
+    for (member, log) in replay(recovered.log, &known, &[MemberId(3)]) {
         assert_ne!(member, MemberId(3), "tombstones are skipped");
         let contiguous = |pair: &[LoggedEntry]| pair[0].entry.index + 1 == pair[1].entry.index;
         assert!(log.faulted.is_some() || log.entries.windows(2).all(contiguous));
@@ -204,12 +204,12 @@ pub fn fuzz_seeds() -> Seeds {
 /// Of the seeds: the superblock's marks and the incarnation.
 const MARKS: [u8; 4] = [1, 0, 1, 2];
 
-/// One batch with every kind of item but an image, one with an image, and one that follows, with
-/// a redirected entry.
+/// One batch with every kind of item but a log snapshot, one with a log snapshot, and one that
+/// follows, with a bypassed entry.
 fn seed_batches() -> Vec<Vec<u8>> {
     let (hard, member) = (HardState { term: 1, vote: 1, commit: 2 }, MemberId(1));
     let entry = |index| LogEntry {
-        redirect: None,
+        bypass: None,
         index,
         term: 1,
         kind: 0,
@@ -225,12 +225,13 @@ fn seed_batches() -> Vec<Vec<u8>> {
     ];
     let (compacted_index, compacted_term) = (2, 1);
     let entries = vec![entry(3), entry(4)];
-    let image = vec![Item::Image { member, hard, compacted_index, compacted_term, entries }];
-    let slots = [3, 4].map(|slot| RedirectedSlot { slot: Slot(slot), crcs: [7; _] }).to_vec();
-    let redirect = Some(Box::new(Redirect { first: Extent(1), slots }));
-    let redirected = LogEntry { redirect, ..entry(6) };
-    let last = [entry(5), redirected].map(|entry| Item::Entry { member, entry }).to_vec();
-    (0u8..).zip([first, image, last]).map(|(page, items)| seed_batch(page, &items)).collect()
+    let snapshot =
+        vec![Item::LogSnapshot { member, hard, compacted_index, compacted_term, entries }];
+    let slots = [3, 4].map(|slot| BypassSlot { slot: Slot(slot), crcs: [7; _] }).to_vec();
+    let bypass = Some(Box::new(Bypass { first: Extent(1), slots }));
+    let bypassed = LogEntry { bypass, ..entry(6) };
+    let last = [entry(5), bypassed].map(|entry| Item::Entry { member, entry }).to_vec();
+    (0u8..).zip([first, snapshot, last]).map(|(page, items)| seed_batch(page, &items)).collect()
 }
 
 fn seed_batch(page: u8, items: &[Item]) -> Vec<u8> {

@@ -4,9 +4,9 @@
 use bytes::Bytes;
 use raft::eraftpb::{Entry, Message, MessageType};
 
-use crate::replica::command::{self, Command};
-use crate::replica::message;
+use crate::replica::command::{self, EntryCommand};
 use crate::replica::meta::Meta;
+use crate::replica::raft_message;
 use crate::testing::fuzz::Seeds;
 use crate::types::{BLOCK_BYTES, Block, BlockRange, MemberId, Origin, PodId};
 
@@ -32,9 +32,9 @@ pub fn fuzz_one(input: &[u8]) {
             // Payloads of one block: what a header may say of them is up to the input.
             let payloads = vec![Bytes::from(vec![0; BLOCK_BYTES])];
             for payloads in [Vec::new(), payloads] {
-                if let Ok(found) = message::join(rest, payloads) {
-                    let (header, payloads) = message::split(found.clone());
-                    let again = message::join(&header, payloads);
+                if let Ok(found) = raft_message::join(rest, payloads) {
+                    let (header, payloads) = raft_message::split(found.clone());
+                    let again = raft_message::join(&header, payloads);
                     assert!(again.is_ok_and(|again| again == found));
                 }
             }
@@ -46,7 +46,7 @@ pub fn fuzz_one(input: &[u8]) {
 pub fn fuzz_seeds() -> Seeds {
     let origin = Origin { attachment_epoch: 1, front_end: PodId(2), session: 3 };
     let range = BlockRange { first: Block(7), count: 2 };
-    let entry = |command: &Command| [&[0], &command::encode(origin, command)[..]].concat();
+    let entry = |command: &EntryCommand| [&[0], &command::encode(origin, command)[..]].concat();
     let meta = Meta::new(&[MemberId(1), MemberId(2), MemberId(3)], 1 << 20);
     let mut append = Message::default();
     append.set_msg_type(MessageType::MsgAppend);
@@ -57,10 +57,10 @@ pub fn fuzz_seeds() -> Seeds {
     ]
     .into();
     vec![
-        ("write", entry(&Command::Write { range, crcs: vec![1, 2] })),
-        ("trim", entry(&Command::Zero { range, trim: true })),
-        ("touch", entry(&Command::Touch)),
+        ("write", entry(&EntryCommand::Write { range, crcs: vec![1, 2] })),
+        ("trim", entry(&EntryCommand::Zero { range, trim: true })),
+        ("touch", entry(&EntryCommand::Touch)),
         ("meta", [&[1], &meta.encode()[..]].concat()),
-        ("append", [&[2], &message::split(append).0[..]].concat()),
+        ("append", [&[2], &raft_message::split(append).0[..]].concat()),
     ]
 }

@@ -7,7 +7,7 @@ use super::format::{
     Change, changes, decode_extent, decode_extent_key, decode_member, decode_short_key,
     encode_extent, extent_key,
 };
-use crate::store::seam::{ExtentKey, ExtentRecord, IndexEdit, MemberRecord, Slot};
+use crate::store::messages::{ExtentKey, ExtentRecord, IndexEdit, MemberRecord, Slot};
 use crate::testing::fuzz::Seeds;
 use crate::types::{Extent, MemberId, ShardId, VolumeId};
 

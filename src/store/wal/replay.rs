@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::log::HardState;
-use crate::planted::{Mistake, planted};
+use crate::planted::planted;
 use crate::types::MemberId;
 
 use super::BatchSeq;
@@ -68,18 +68,18 @@ pub enum FaultReason {
 
 /// Replays a log. `members`: as the index has them. A member that only the log knows counts as
 /// flushed up to its compacted point. `tombstones` (sorted) are skipped.
-pub fn fold(
+pub fn replay(
     log: Vec<LogPart>,
     members: &BTreeMap<MemberId, Flushed>,
     tombstones: &[MemberId],
 ) -> BTreeMap<MemberId, MemberLog> {
     debug_assert!(tombstones.is_sorted());
-    let mut states: BTreeMap<MemberId, State> =
-        members.keys().map(|id| (*id, State::default())).collect();
+    let mut states: BTreeMap<MemberId, MemberReplay> =
+        members.keys().map(|id| (*id, MemberReplay::default())).collect();
     // The first state of a member that is seen for the first time.
-    let mut unseen = State::default();
+    let mut unseen = MemberReplay::default();
     let dead = |member: &MemberId| {
-        tombstones.binary_search(member).is_ok() && !planted(Mistake::TombstonesForgotten)
+        tombstones.binary_search(member).is_ok() && !planted!(TombstonesForgotten)
     };
     for part in log {
         match part {
@@ -117,13 +117,13 @@ fn member_of(item: &FoundItem) -> MemberId {
         FoundItem::Hard { member, .. }
         | FoundItem::Entry { member, .. }
         | FoundItem::Reset { member, .. }
-        | FoundItem::Image { member, .. }
+        | FoundItem::LogSnapshot { member, .. }
         | FoundItem::Fault { member } => *member,
     }
 }
 
 #[derive(Clone, Default)]
-struct State {
+struct MemberReplay {
     hard: HardState,
     hard_seq: Option<BatchSeq>,
     compacted: Option<(u64, u64)>,
@@ -138,15 +138,15 @@ struct State {
     marked: bool,
 }
 
-impl State {
+impl MemberReplay {
     fn item(&mut self, seq: BatchSeq, item: FoundItem) {
         match item {
             FoundItem::Hard { hard, .. } => self.set_hard(seq, hard),
             FoundItem::Entry { entry, .. } => self.append(LoggedEntry { seq, entry }),
             FoundItem::Reset { index, term, .. } => self.restart(index, term),
-            FoundItem::Image { hard, compacted_index, compacted_term, entries, .. } => {
+            FoundItem::LogSnapshot { hard, compacted_index, compacted_term, entries, .. } => {
                 self.set_hard(seq, hard);
-                if !planted(Mistake::ImageAppends) {
+                if !planted!(LogSnapshotAppends) {
                     self.restart(compacted_index, compacted_term);
                 }
                 let entries = entries.into_iter();
@@ -170,7 +170,7 @@ impl State {
     }
 
     fn append(&mut self, entry: LoggedEntry) {
-        if !planted(Mistake::SuffixNotTruncated) {
+        if !planted!(SuffixNotTruncated) {
             self.truncate(entry.entry.index);
         }
         let previous = self.entries.last().map(|last| last.entry.index);
@@ -194,7 +194,7 @@ impl State {
         if summary.kinds & kinds::HARD != 0 {
             self.hard_lost = Some(seq);
         }
-        if summary.kinds & (kinds::RESET | kinds::IMAGE) != 0 {
+        if summary.kinds & (kinds::RESET | kinds::LOG_SNAPSHOT) != 0 {
             self.entries.clear();
             self.compacted = None;
             self.log_lost = None;
@@ -224,14 +224,14 @@ impl State {
         // A resync went beyond a log of another history, with older terms. Its rest, perhaps only a
         // part, and its losses count for nothing (rule `other-history-is-void`).
         if self.entries.first().is_some_and(|first| first.entry.term < base_term)
-            && !planted(Mistake::OldHistoryCounts)
+            && !planted!(OldHistoryCounts)
         {
             self.entries.clear();
             self.lost_up_to = None;
         }
         let faulted = self.fault(flushed, base_index);
         let committed = match flushed {
-            Some(flushed) if !planted(Mistake::CommitBelowFlushed) => flushed.index,
+            Some(flushed) if !planted!(CommitBelowFlushed) => flushed.index,
             _ => 0,
         };
         MemberLog {
@@ -281,5 +281,5 @@ impl State {
 }
 
 #[cfg(test)]
-#[path = "fold_test.rs"]
+#[path = "replay_test.rs"]
 mod tests;

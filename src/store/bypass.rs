@@ -15,13 +15,13 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::io::buffer::is_aligned;
-use crate::log::{Append, LogEntry, Redirect, RedirectedSlot, WholeExtents};
-use crate::planted::{Mistake, planted};
+use crate::log::{Append, Bypass, BypassSlot, LogEntry, WholeExtents};
+use crate::planted::planted;
 use crate::store::admission::Admission;
 use crate::store::alloc::slots_at_most;
 use crate::store::core::Core;
 use crate::store::effects::Pending;
-use crate::store::seam::{LaneFile, Slot};
+use crate::store::messages::{LaneFile, Slot};
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId};
 
 /// Approximate bound for the log bytes of an entry besides its payload.
@@ -29,7 +29,7 @@ const ENTRY_LOG_BYTES: u64 = 2 * BLOCK_BYTES as u64;
 
 /// Appends that wait for their slots, or behind such an append of the same member.
 #[derive(Default)]
-pub(super) struct Redirects {
+pub(super) struct WalBypass {
     staged: BTreeMap<MemberId, VecDeque<Staged>>,
     bytes: u64,
 }
@@ -44,7 +44,7 @@ struct Staged {
     reserved: u64,
 }
 
-impl Redirects {
+impl WalBypass {
     /// True while appends of this member wait: later ones wait behind them.
     pub(super) fn holds_back(&self, member: MemberId) -> bool {
         self.staged.contains_key(&member)
@@ -57,7 +57,7 @@ impl Redirects {
 
     /// Puts an append of a live member into the log, at once or when its slots are written.
     pub(super) fn append(&mut self, core: &mut Core, admission: &Admission, mut request: Append) {
-        let writes = redirect(core, admission, &mut request);
+        let writes = bypass(core, admission, &mut request);
         if writes > 0 || self.holds_back(request.member) {
             self.stage(core, request, writes);
         } else {
@@ -90,8 +90,8 @@ impl Redirects {
                 continue;
             }
             // No entry in the log ever named these slots.
-            for redirect in next.request.entries.iter().filter_map(|e| e.redirect.as_ref()) {
-                redirect.slots.iter().for_each(|slot| core.alloc.release_named(slot.slot));
+            for bypass in next.request.entries.iter().filter_map(|e| e.bypass.as_ref()) {
+                bypass.slots.iter().for_each(|slot| core.alloc.release_named(slot.slot));
             }
         }
     }
@@ -110,14 +110,14 @@ impl Redirects {
 }
 
 /// Starts slot writes and names the slots in the entries. Returns the number of writes.
-fn redirect(core: &mut Core, admission: &Admission, request: &mut Append) -> usize {
+fn bypass(core: &mut Core, admission: &Admission, request: &mut Append) -> usize {
     let mut whole = std::mem::take(&mut request.whole_extents).into_iter().peekable();
     let mut writes = 0;
     let (member, number) = (request.member, request.number);
     for entry in &mut request.entries {
         while whole.next_if(|known| known.index < entry.index).is_some() {}
         let Some(known) = whole.next_if(|known| known.index == entry.index) else { continue };
-        if !may_redirect(core, admission, member, entry, &known) {
+        if !may_bypass(core, admission, member, entry, &known) {
             continue;
         }
         let count = known.crcs.len() / BLOCKS_PER_EXTENT as usize;
@@ -128,22 +128,22 @@ fn redirect(core: &mut Core, admission: &Admission, request: &mut Append) -> usi
         let payload = if is_aligned(&payload) { payload } else { core.pool.copy(&payload) };
         for (first, run) in runs(&slots) {
             let bytes = payload.slice(first * EXTENT_BYTES..(first + run) * EXTENT_BYTES);
-            let pending = Pending::Redirect { member, number };
-            let durable = !planted(Mistake::RedirectNotDurable);
+            let pending = Pending::Bypass { member, number };
+            let durable = !planted!(BypassNotDurable);
             core.io.write(pending, LaneFile::Data, slots[first].offset(), vec![bytes], durable);
             writes += 1;
         }
         let (crcs, _) = known.crcs.as_chunks::<{ BLOCKS_PER_EXTENT as usize }>();
         let slots = slots.into_iter().zip(crcs);
-        let slots = slots.map(|(slot, crcs)| RedirectedSlot { slot, crcs: *crcs }).collect();
-        entry.redirect = Some(Box::new(Redirect { first: known.first, slots }));
+        let slots = slots.map(|(slot, crcs)| BypassSlot { slot, crcs: *crcs }).collect();
+        entry.bypass = Some(Box::new(Bypass { first: known.first, slots }));
     }
     writes
 }
 
 /// True for a large payload of whole extents of this shard that matches its checksums, if its slots
 /// are promised to no one else (rule `space-before-append`).
-fn may_redirect(
+fn may_bypass(
     core: &Core,
     admission: &Admission,
     id: MemberId,
@@ -152,7 +152,7 @@ fn may_redirect(
 ) -> bool {
     let bytes = entry.payload.len();
     let count = known.crcs.len() / BLOCKS_PER_EXTENT as usize;
-    if bytes < core.config.redirect_bytes_min.max(EXTENT_BYTES)
+    if bytes < core.config.bypass_bytes_min.max(EXTENT_BYTES)
         || bytes != known.crcs.len() * BLOCK_BYTES
         || bytes != count * EXTENT_BYTES
     {

@@ -173,12 +173,13 @@ pub enum Event {
         result: Result<Vec<StatusRun>, BlockError>,
     },
     /// Ends a read of blocks or of an extent: this extent has a block without an intact copy here.
-    /// [`crate::store::lane::Lane::mend`] takes another replica's copy.
+    /// [`crate::store::lane::Lane::repair`] takes another replica's copy.
     Damaged {
         read: ReadId,
         extent: Extent,
     },
-    /// The log lost payload of this extent. Its write-back waits for `mend` and `resume_writeback`.
+    /// The log lost payload of this extent. Its write-back waits for `repair` and
+    /// `resume_writeback`.
     Rotten {
         member: MemberId,
         extent: Extent,

@@ -2,9 +2,10 @@
 //! none here. The client's read or the write-back that waits for it then goes on.
 //!
 //! One pass asks every other replica in turn. After each answer the extent is checked again here,
-//! against our own checksums (why: [`crate::store::lane::Lane::mend`]). A replica may still have to
-//! apply what we have applied, or be unreachable, so passes are repeated for a while. A read that
-//! waits is started again, not answered with the other's bytes: it is judged like all reads here.
+//! against our own checksums (why: [`crate::store::lane::Lane::repair`]). A replica may still have
+//! to apply what we have applied, or be unreachable, so passes are repeated for a while. A read
+//! that waits is started again, not answered with the other's bytes: it is judged like all reads
+//! here.
 //! - Owns: the read repairs.
 //! - May call: lanes, members, peers, reports, and resyncs (they end with a member that is lost).
 //! - Is told: bad blocks, extents of other pods, and the results of checks by lanes.
@@ -12,7 +13,7 @@
 use std::time::Duration;
 
 use crate::net::message::{CallId, PeerMessage};
-use crate::replica::seam::Input;
+use crate::replica::messages::Input;
 use crate::types::{BLOCKS_PER_EXTENT, BlockError, Extent, ExtentContent, MemberId, Mono};
 use crate::worker::lanes::Lanes;
 use crate::worker::peers::PeerHandler;
@@ -35,8 +36,8 @@ const RETRY_FOR_PEERS: Duration = Duration::from_secs(10);
 
 /// The read repairs of a worker; few at any time.
 #[derive(Default)]
-pub struct Rescues {
-    running: Vec<Rescue>,
+pub struct ReadRepairs {
+    running: Vec<Repair>,
     /// Extents that no replica could repair, and when that was found.
     failed: Vec<(Place, Mono)>,
 }
@@ -44,7 +45,7 @@ pub struct Rescues {
 /// An extent of a member, without an intact copy here.
 type Place = (MemberId, Extent);
 
-struct Rescue {
+struct Repair {
     place: Place,
     step: Step,
     /// Replicas that are still to be asked in this pass.
@@ -67,18 +68,18 @@ enum Step {
     Resting { until: Mono },
 }
 
-impl Rescues {
-    fn running(&mut self, place: Place) -> Option<&mut Rescue> {
-        self.running.iter_mut().find(|rescue| rescue.place == place)
+impl ReadRepairs {
+    fn running(&mut self, place: Place) -> Option<&mut Repair> {
+        self.running.iter_mut().find(|repair| repair.place == place)
     }
 
     /// True when a read repair asked for an extent with this call.
     pub fn asks(&self, call: CallId) -> bool {
-        self.running.iter().any(|rescue| rescue.asks(call))
+        self.running.iter().any(|repair| repair.asks(call))
     }
 
-    fn end(&mut self, place: Place) -> Option<Rescue> {
-        let at = self.running.iter().position(|rescue| rescue.place == place)?;
+    fn end(&mut self, place: Place) -> Option<Repair> {
+        let at = self.running.iter().position(|repair| repair.place == place)?;
         Some(self.running.remove(at))
     }
 
@@ -89,7 +90,7 @@ impl Rescues {
 
 /// The read repairs, and the parts that they call.
 pub struct RepairHandler<'a> {
-    pub rescues: &'a mut Rescues,
+    pub read_repairs: &'a mut ReadRepairs,
     pub resyncs: &'a mut Resyncs,
     pub lanes: &'a mut Lanes,
     pub reports: &'a mut Reports,
@@ -99,34 +100,34 @@ pub struct RepairHandler<'a> {
 impl RepairHandler<'_> {
     /// A read for a member here found no intact copy of a block of this extent.
     pub fn read_damaged(&mut self, mut read: BlockRead, extent: Extent) {
-        read.mended += 1;
+        read.repaired += 1;
         // Each of its extents may be bad once; with more than that there is no progress.
         let extents = read.range.count / BLOCKS_PER_EXTENT + 2;
-        if read.mended > 2 * extents + 2 {
+        if read.repaired > 2 * extents + 2 {
             return self.give_up_read(read);
         }
-        self.rescue((read.member, extent), false, Some(read));
+        self.repair((read.member, extent), false, Some(read));
     }
 
     /// So did a read for a peer. The peer asks another replica; later it may find a copy here.
     pub fn peer_read_damaged(&mut self, place: Place) {
-        self.rescues.forget_old_failures(self.out.now);
-        if !self.rescues.failed.iter().any(|(failed, _)| *failed == place) {
-            self.rescue(place, false, None);
+        self.read_repairs.forget_old_failures(self.out.now);
+        if !self.read_repairs.failed.iter().any(|(failed, _)| *failed == place) {
+            self.repair(place, false, None);
         }
     }
 
     /// Starts a repair, for a read that waits, or because the log lost what write-back needs.
-    pub fn rescue(&mut self, place: Place, for_writeback: bool, waiting: Option<BlockRead>) {
-        if let Some(rescue) = self.rescues.running(place) {
-            rescue.for_writeback |= for_writeback;
-            rescue.waiting.extend(waiting);
+    pub fn repair(&mut self, place: Place, for_writeback: bool, waiting: Option<BlockRead>) {
+        if let Some(repair) = self.read_repairs.running(place) {
+            repair.for_writeback |= for_writeback;
+            repair.waiting.extend(waiting);
             return;
         }
         let (member, Extent(extent)) = place;
         tracing::warn!(%member, extent, "a block does not match its checksum here: it is fetched \
             from another replica");
-        self.rescues.running.push(Rescue {
+        self.read_repairs.running.push(Repair {
             place,
             step: Step::Checking,
             left: Vec::new(),
@@ -146,9 +147,9 @@ impl RepairHandler<'_> {
         let peers: Vec<MemberId> = runtime.peers.iter().map(|peer| peer.member).collect();
         // Until the catalog has named the others, nobody was asked.
         let unknown = peers.is_empty() && !runtime.known;
-        let Some(rescue) = self.rescues.running(place) else { return };
-        rescue.left = peers;
-        rescue.silent = unknown;
+        let Some(repair) = self.read_repairs.running(place) else { return };
+        repair.left = peers;
+        repair.silent = unknown;
     }
 
     /// Asks the next replica of this pass that can be reached.
@@ -156,36 +157,36 @@ impl RepairHandler<'_> {
         loop {
             let call = self.out.peers.next_call();
             let now = self.out.now;
-            let Some(rescue) = self.rescues.running(place) else { return };
-            let Some(source) = rescue.left.pop() else {
+            let Some(repair) = self.read_repairs.running(place) else { return };
+            let Some(source) = repair.left.pop() else {
                 return self.end_pass(place);
             };
-            rescue.step = Step::Asking { call, since: now };
+            repair.step = Step::Asking { call, since: now };
             let ask = PeerMessage::ExtentRequest { call, source, extent: place.1, layer: 0 };
             if self.out.send_to(source, ask) {
                 return;
             }
-            if let Some(rescue) = self.rescues.running(place) {
-                rescue.silent = true;
+            if let Some(repair) = self.read_repairs.running(place) {
+                repair.silent = true;
             }
         }
     }
 
     /// Another replica's answer.
     pub fn arrived(&mut self, call: CallId, result: Result<ExtentContent, BlockError>) {
-        let found = self.rescues.running.iter_mut().find(|rescue| rescue.asks(call));
-        let Some(rescue) = found else { return };
-        let place @ (member, extent) = rescue.place;
+        let found = self.read_repairs.running.iter_mut().find(|repair| repair.asks(call));
+        let Some(repair) = found else { return };
+        let place @ (member, extent) = repair.place;
         match result {
             Ok(content) if content.extent == extent => {
                 let Some(lane) = self.out.members.lane_of(member) else { return };
-                self.lanes.at(lane).mend(member, content);
+                self.lanes.at(lane).repair(member, content);
                 self.check(place);
             }
             Ok(_) | Err(BlockError::MediaFault) => self.ask_next(place),
             // It does not say what it has; it may say so later.
             Err(_) => {
-                rescue.silent = true;
+                repair.silent = true;
                 self.ask_next(place);
             }
         }
@@ -193,8 +194,8 @@ impl RepairHandler<'_> {
 
     fn check(&mut self, place: Place) {
         let Some(lane) = self.out.members.lane_of(place.0) else { return };
-        if let Some(rescue) = self.rescues.running(place) {
-            rescue.step = Step::Checking;
+        if let Some(repair) = self.read_repairs.running(place) {
+            repair.step = Step::Checking;
         }
         let read = self.lanes.reads.add(ReadTarget::Check(place));
         self.lanes.at(lane).fetch_extent(read, place.0, place.1, 0);
@@ -205,12 +206,12 @@ impl RepairHandler<'_> {
         if !is_intact {
             return self.ask_next(place);
         }
-        let Some(rescue) = self.rescues.end(place) else { return };
+        let Some(repair) = self.read_repairs.end(place) else { return };
         let (member, extent) = place;
         tracing::warn!(%member, extent = extent.0, "the block is intact again");
         let Some(lane) = self.out.members.lane_of(member) else { return };
         self.lanes.at(lane).resume_writeback(member, extent);
-        for read in rescue.waiting {
+        for read in repair.waiting {
             self.lanes.read(lane, member, read.range, ReadTarget::Blocks(read));
         }
     }
@@ -218,25 +219,25 @@ impl RepairHandler<'_> {
     /// No replica had an intact copy in this pass.
     fn end_pass(&mut self, place: Place) {
         let now = self.out.now;
-        let Some(rescue) = self.rescues.running(place) else { return };
-        rescue.heard += u32::from(!rescue.silent);
+        let Some(repair) = self.read_repairs.running(place) else { return };
+        repair.heard += u32::from(!repair.silent);
         // Every other replica has said often enough that it cannot help.
-        let hopeless = rescue.heard >= PASSES_MIN;
-        let pause = match rescue.for_writeback && rescue.silent {
+        let hopeless = repair.heard >= PASSES_MIN;
+        let pause = match repair.for_writeback && repair.silent {
             true => LONG_PAUSE,
             false => PASS_PAUSE,
         };
-        rescue.step = Step::Resting { until: now + pause };
-        if !hopeless && now.since(rescue.began) <= READ_PATIENCE {
+        repair.step = Step::Resting { until: now + pause };
+        if !hopeless && now.since(repair.began) <= READ_PATIENCE {
             return;
         }
-        let (for_writeback, waiting) = (rescue.for_writeback, std::mem::take(&mut rescue.waiting));
+        let (for_writeback, waiting) = (repair.for_writeback, std::mem::take(&mut repair.waiting));
         waiting.into_iter().for_each(|read| self.give_up_read(read));
         let (member, Extent(extent)) = place;
         if hopeless || !for_writeback {
-            self.rescues.end(place);
-            self.rescues.forget_old_failures(now);
-            self.rescues.failed.push((place, now));
+            self.read_repairs.end(place);
+            self.read_repairs.forget_old_failures(now);
+            self.read_repairs.failed.push((place, now));
             tracing::error!(%member, extent, "no replica has an intact copy");
         }
         if hopeless && for_writeback {
@@ -279,17 +280,17 @@ impl RepairHandler<'_> {
     pub fn tick(&mut self) {
         let now = self.out.now;
         let members = &self.out.members;
-        self.rescues.running.retain(|rescue| {
-            let runtime = members.get(rescue.place.0);
+        self.read_repairs.running.retain(|repair| {
+            let runtime = members.get(repair.place.0);
             runtime.is_some_and(|runtime| runtime.faulted.is_none())
         });
-        let due = self.rescues.running.iter().filter(|rescue| rescue.is_due(now));
-        let due: Vec<(Place, Step)> = due.map(|rescue| (rescue.place, rescue.step)).collect();
+        let due = self.read_repairs.running.iter().filter(|repair| repair.is_due(now));
+        let due: Vec<(Place, Step)> = due.map(|repair| (repair.place, repair.step)).collect();
         for (place, step) in due {
-            let Some(rescue) = self.rescues.running(place) else { continue };
+            let Some(repair) = self.read_repairs.running(place) else { continue };
             match step {
                 Step::Asking { .. } => {
-                    rescue.silent = true;
+                    repair.silent = true;
                     self.ask_next(place);
                 }
                 // It may have been overwritten meanwhile.
@@ -303,7 +304,7 @@ impl RepairHandler<'_> {
     }
 }
 
-impl Rescue {
+impl Repair {
     fn asks(&self, call: CallId) -> bool {
         matches!(self.step, Step::Asking { call: asked, .. } if asked == call)
     }

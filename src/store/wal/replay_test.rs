@@ -27,7 +27,7 @@ fn found(index: u64, term: u64) -> FoundEntry {
         payload_crc: 0,
         crc_start: 0,
         payload_ok: true,
-        redirect: None,
+        bypass: None,
     }
 }
 
@@ -43,8 +43,8 @@ fn reset(index: u64) -> FoundItem {
     FoundItem::Reset { member: MEMBER, index, term: 1 }
 }
 
-fn image(compacted_index: u64, range: std::ops::Range<u64>) -> FoundItem {
-    FoundItem::Image {
+fn log_snapshot(compacted_index: u64, range: std::ops::Range<u64>) -> FoundItem {
+    FoundItem::LogSnapshot {
         member: MEMBER,
         hard: HardState::default(),
         compacted_index,
@@ -66,7 +66,7 @@ type Outcome = (Vec<(u64, u64)>, Option<FaultReason>);
 
 fn outcome(log: Vec<LogPart>, flushed: u64) -> Outcome {
     let flushed = Flushed { index: flushed, term: 1 };
-    let logs = fold(log, &BTreeMap::from([(MEMBER, flushed)]), &[]);
+    let logs = replay(log, &BTreeMap::from([(MEMBER, flushed)]), &[]);
     let log = &logs[&MEMBER];
     let entries = log.entries.iter();
     let entries = entries.map(|e| (e.entry.index, e.entry.term)).collect();
@@ -74,7 +74,7 @@ fn outcome(log: Vec<LogPart>, flushed: u64) -> Outcome {
 }
 
 #[test]
-fn logs_are_folded_as_they_were_written() {
+fn logs_are_replayed_as_they_were_written() {
     let cases: Vec<(&str, Vec<LogPart>, u64, Outcome)> = vec![
         (
             "an append replaces what it conflicts with",
@@ -113,17 +113,17 @@ fn logs_are_folded_as_they_were_written() {
             (vec![], Some(FaultReason::StoreBehind { compacted: 10, flushed: 4 })),
         ),
         (
-            "an image replaces, it never appends",
-            vec![batch(1, entries(1..9, 1)), batch(2, vec![image(2, 3..5)])],
+            "a log snapshot replaces, it never appends",
+            vec![batch(1, entries(1..9, 1)), batch(2, vec![log_snapshot(2, 3..5)])],
             2,
             (vec![(3, 9), (4, 9)], None),
         ),
         (
-            "two images: the newer one is the whole log",
+            "two log snapshots: the newer one is the whole log",
             vec![
-                batch(1, vec![image(0, 1..6)]),
+                batch(1, vec![log_snapshot(0, 1..6)]),
                 batch(2, entries(6..8, 9)),
-                batch(3, vec![image(4, 5..7)]),
+                batch(3, vec![log_snapshot(4, 5..7)]),
             ],
             4,
             (vec![(5, 9), (6, 9)], None),
@@ -131,8 +131,8 @@ fn logs_are_folded_as_they_were_written() {
         (
             "entries follow the newer one of two images",
             vec![
-                batch(1, vec![image(0, 1..3)]),
-                batch(2, vec![image(1, 2..4)]),
+                batch(1, vec![log_snapshot(0, 1..3)]),
+                batch(2, vec![log_snapshot(1, 2..4)]),
                 batch(3, entries(4..5, 9)),
             ],
             1,
@@ -148,7 +148,7 @@ fn logs_are_folded_as_they_were_written() {
             "a mark of an earlier start stays",
             vec![
                 batch(1, vec![FoundItem::Fault { member: MEMBER }]),
-                batch(2, vec![image(0, 1..2)]),
+                batch(2, vec![log_snapshot(0, 1..2)]),
             ],
             0,
             (vec![(1, 9)], Some(FaultReason::Marked)),
@@ -202,10 +202,10 @@ fn losses_count_until_something_newer_covers_them() {
             (vec![], None),
         ),
         (
-            "an image, then more entries",
+            "a log snapshot, then more entries",
             vec![
                 batch(1, entries(1..9, 1)),
-                lost(2, kinds::IMAGE | kinds::HARD, 2, 8),
+                lost(2, kinds::LOG_SNAPSHOT | kinds::HARD, 2, 8),
                 batch(3, vec![hard(2, 0)]),
                 batch(4, entries(9..10, 1)),
             ],
@@ -238,19 +238,19 @@ fn when_nobody_knows_what_was_lost_only_a_whole_new_log_helps() {
     let faulted = Some(FaultReason::AnythingLost(5));
     assert_eq!(outcome(vec![anything()], 0).1, faulted);
     assert_eq!(after(vec![hard(1, 0)]), faulted);
-    assert_eq!(after(vec![image(0, 1..3)]), None);
+    assert_eq!(after(vec![log_snapshot(0, 1..3)]), None);
     // Members that nobody has heard of before, too.
-    let unknown = fold(vec![anything(), batch(6, vec![hard(1, 0)])], &BTreeMap::new(), &[]);
+    let unknown = replay(vec![anything(), batch(6, vec![hard(1, 0)])], &BTreeMap::new(), &[]);
     assert_eq!(unknown[&MEMBER].faulted, faulted);
 }
 
 /// A resync went from the log of term 1 to entry 5 of term 2, durably. Other members moved the tail
 /// on, into the middle of what stands above, before the log was told.
 #[test]
-fn r8_what_is_left_of_a_log_of_another_history_means_nothing() {
+fn what_is_left_of_a_log_of_another_history_means_nothing() {
     let judged = |log: Vec<LogPart>| {
         let flushed = Flushed { index: 5, term: 2 };
-        let log = fold(log, &BTreeMap::from([(MEMBER, flushed)]), &[]).remove(&MEMBER);
+        let log = replay(log, &BTreeMap::from([(MEMBER, flushed)]), &[]).remove(&MEMBER);
         log.map(|log| (log.entries.len(), log.compacted_term, log.faulted))
     };
     let nothing = Some((0, 2, None));
@@ -266,15 +266,15 @@ fn r8_what_is_left_of_a_log_of_another_history_means_nothing() {
 #[test]
 fn members_that_were_destroyed_are_skipped() {
     let log = vec![batch(1, entries(1..3, 1)), lost(2, kinds::ENTRY, 3, 3)];
-    assert_eq!(fold(log, &BTreeMap::new(), &[MEMBER]), BTreeMap::new());
+    assert_eq!(replay(log, &BTreeMap::new(), &[MEMBER]), BTreeMap::new());
 }
 
 #[test]
 fn broken_rules_are_noticed() {
     let whole_logs = when_nobody_knows_what_was_lost_only_a_whole_new_log_helps;
-    assert_found(Mistake::ImageAppends, whole_logs);
-    assert_found(Mistake::SuffixNotTruncated, logs_are_folded_as_they_were_written);
+    assert_found(Mistake::LogSnapshotAppends, whole_logs);
+    assert_found(Mistake::SuffixNotTruncated, logs_are_replayed_as_they_were_written);
     assert_found(Mistake::TombstonesForgotten, members_that_were_destroyed_are_skipped);
-    let old = r8_what_is_left_of_a_log_of_another_history_means_nothing;
+    let old = what_is_left_of_a_log_of_another_history_means_nothing;
     assert_found(Mistake::OldHistoryCounts, old);
 }

@@ -8,7 +8,7 @@ use crate::worker::routers::Routers;
 
 /// How full these queues are. At rest all is 0, except for a heartbeat or two on the links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
+pub struct Backlog {
     /// Unanswered requests: of clients at routers, and of routers and peers at members.
     pub client_requests: usize,
     pub member_requests: usize,
@@ -27,12 +27,12 @@ pub struct Load {
     pub overdrawn_bytes: u64,
 }
 
-impl Load {
-    pub fn of(lanes: &Lanes, members: &Members, peers: &Peers, routers: &Routers) -> Load {
+impl Backlog {
+    pub fn of(lanes: &Lanes, members: &Members, peers: &Peers, routers: &Routers) -> Backlog {
         let (owed_bytes, asks) = peers.owed();
         let shard_bytes = members.iter().map(|(_, runtime)| runtime.member.proposed_bytes());
-        Load {
-            client_requests: routers.all.values().map(Volume::requests_under_way).sum(),
+        Backlog {
+            client_requests: routers.all.values().map(Volume::requests_in_flight).sum(),
             member_requests: members.requests.len(),
             forwarded: routers.forwarded.len(),
             reads: lanes.reads.len(),

@@ -2,7 +2,7 @@
 //! `repair-matches-own-checksum`).
 //!
 //! A read or write-back without an intact copy reports it. The caller fetches the extent from
-//! another replica and passes it to `Lane::mend`. A block of it counts only when it matches the
+//! another replica and passes it to `Lane::repair`. A block of it counts only when it matches the
 //! checksum that *this* replica recorded (in the index, or in the overlay with the entry), and when
 //! the other replica had applied at least the change that this checksum describes. So a replica
 //! that lags cannot bring an old block back, and one that is ahead cannot show a block too early.
@@ -21,7 +21,7 @@ use std::collections::{BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use crate::store::core::Core;
-use crate::store::seam::{Event, ExtentKey};
+use crate::store::messages::{Event, ExtentKey};
 use crate::types::{BLOCK_BYTES, Extent, ExtentContent, MemberId};
 
 /// Most extents of other replicas to keep in memory.
@@ -55,17 +55,17 @@ impl ReadRepair {
         }
     }
 
-    pub(super) fn mend(&mut self, core: &mut Core, member: MemberId, content: ExtentContent) {
+    pub(super) fn repair(&mut self, core: &mut Core, member: MemberId, content: ExtentContent) {
         let Some(found) = core.live(member).filter(|found| found.is_intact(&content)) else {
             return;
         };
         let key = ExtentKey::new(member, content.extent);
         // The record does not have the slot of a bypassed entry yet: a move would not help.
         let overlay = found.overlay.get(content.extent);
-        let redirected = overlay.is_some_and(|overlay| overlay.redirected().is_some());
+        let bypassed = overlay.is_some_and(|overlay| overlay.bypassed().is_some());
         self.keep(key, content);
         let is_bad = self.bad_slots.contains(&key);
-        if is_bad && !redirected && !self.moves.contains(&key) {
+        if is_bad && !bypassed && !self.moves.contains(&key) {
             self.moves.push_back(key);
         }
         core.stale = true;
