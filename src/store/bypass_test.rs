@@ -472,7 +472,7 @@ fn the_disk_says_that_its_log_may_name_slots() {
     let fixture = Fixture::new(1, 1);
     assert_eq!(fixture.lane.superblock().features, 0);
     let mut fixture = self::fixture(12);
-    let feature = crate::store::superblock::FEATURE_REDIRECT;
+    let feature = crate::store::superblock::FEATURE_BYPASS;
     assert_eq!(fixture.lane.superblock().features, feature);
     fixture.write(ONE, write(0, 16, 1));
     fixture.rest();

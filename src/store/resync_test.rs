@@ -188,7 +188,7 @@ fn an_entry_that_an_extent_already_includes_is_skipped() {
 }
 
 #[test]
-fn a_damaged_extent_is_refused_and_a_crash_keeps_the_mark() {
+fn a_damaged_extent_is_refused_and_a_crash_keeps_the_resyncing_flag() {
     let mut fixture = behind(3);
     fixture.lane.begin_resync(TARGET);
     durable(&mut fixture);

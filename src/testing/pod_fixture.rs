@@ -338,7 +338,7 @@ impl Pod {
     }
 
     /// Sets the durable flag that a resync begins with.
-    pub fn mark_resyncing(&mut self, member: MemberId) {
+    pub fn set_resyncing_flag(&mut self, member: MemberId) {
         self.worker.lanes.at(0).begin_resync(member);
     }
 

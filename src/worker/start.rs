@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, FileId, OpenFile};
 use crate::io::{DriverKind, DurableWrites};
-use crate::limits::{LISTING_EXTENTS_MAX, REDIRECT_BYTES_MIN};
+use crate::limits::{BYPASS_BYTES_MIN, LISTING_EXTENTS_MAX};
 use crate::log::HardState;
 use crate::replica::apply::Applier;
 use crate::replica::entry::raft_entry;
@@ -282,7 +282,7 @@ fn open_disk(
         overlay_cache_bytes: options.overlay_cache_bytes,
         index_cache_bytes: options.index_cache_bytes,
         log_tail_bytes: options.worker.log_tail_bytes,
-        bypass_bytes_min: if options.wal_bypass { REDIRECT_BYTES_MIN } else { usize::MAX },
+        bypass_bytes_min: if options.wal_bypass { BYPASS_BYTES_MIN } else { usize::MAX },
         listing_extents: LISTING_EXTENTS_MAX,
     };
     let (lane, members) = open_lane(config, pool, &mut files, &mut index).map_err(open_error)?;
