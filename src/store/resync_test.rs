@@ -265,7 +265,7 @@ fn a_resync_never_goes_back() {
     fixture.check_all();
 }
 
-/// A trim gave an extent of the source back while the target was away: no tombstone says so, only
+/// A trim gave an extent of the source back while the target was down: no tombstone says so, only
 /// the list on which it does not stand.
 #[test]
 fn what_the_source_does_not_have_any_more_is_deleted() {

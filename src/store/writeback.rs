@@ -2,7 +2,7 @@
 //! all dirty blocks of its extents, reads back those that are not in memory, writes them, makes the
 //! data file durable, and only then commits the records (rule `data-before-index`). Blocks that are
 //! superseded meanwhile wait for a later round. Installs of a resync and moves of read repair are
-//! rounds, too. One round is in flight at a time; an extent is in no two rounds.
+//! rounds, too. One round runs at a time; an extent is in no two rounds.
 //!
 //! Owns the round, and the extents whose slot the log still names; may borrow the core, and read
 //! repair; hears what to write back, and of effects and flushes that ended.
