@@ -9,7 +9,7 @@
 //!   `bypass`, `read`, `read_repair`, `admission`.
 //! - `core`: the state that all parts borrow: members, allocator, log, caches, I/O, clock.
 //! - The parts of the core: `lane_log`, `groups`, `effects`, `member`, `overlay`, `alloc`.
-//! - [`wal`], [`index`] and [`superblock`]: the disk formats. [`messages`]: what a lane is told and says.
+//! - [`wal`], [`index`] and [`superblock`]: the disk formats. [`messages`]: its inputs and outputs.
 //!
 //! Invariant: knows neither `replica` nor `net`; touches `io` only for aligned memory. The one
 //! place that calls RocksDB is `index/rocks.rs`.
