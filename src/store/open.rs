@@ -314,7 +314,7 @@ impl Found {
     fn into_core(self, config: LaneConfig, pool: Pool, log: LaneLog) -> Core {
         Core {
             records: RecordCache::new(config.index_cache_bytes),
-            payloads: PayloadCache::new(config.overlay_cache_bytes),
+            payloads: PayloadCache::new(config.dirty_cache_bytes),
             config,
             pool,
             members: self.members,

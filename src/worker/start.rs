@@ -55,7 +55,7 @@ pub struct StartOptions {
     pub peer: Address,
     /// Where NBD clients connect.
     pub nbd: Vec<Address>,
-    pub overlay_cache_bytes: usize,
+    pub dirty_cache_bytes: usize,
     pub index_cache_bytes: usize,
     /// The process ends when the worker makes no round for so long; `None`: never.
     pub hang_limit: Option<Duration>,
@@ -279,7 +279,7 @@ fn open_disk(
         .map_err(|source| StartError::Index { path: path.clone(), source })?;
     let config = LaneConfig {
         data_bytes_max: superblock.data_bytes_max,
-        overlay_cache_bytes: options.overlay_cache_bytes,
+        dirty_cache_bytes: options.dirty_cache_bytes,
         index_cache_bytes: options.index_cache_bytes,
         log_tail_bytes: options.worker.log_tail_bytes,
         bypass_bytes_min: if options.wal_bypass { BYPASS_BYTES_MIN } else { usize::MAX },

@@ -58,7 +58,7 @@ impl Scenario {
             tiny: None,
             bad_disk: 0,
             log_tail_bytes: 1 << 20,
-            overlay_cache_bytes: 0,
+            dirty_cache_bytes: 0,
             bypass_bytes_min: usize::MAX,
             listing_extents: LISTING_EXTENTS_MAX,
             reads: ReadMode::Lease,
