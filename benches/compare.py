@@ -213,10 +213,10 @@ class Bench:
             theirs.append(fio(floor.uri, job, connections, floor.pids(), *arguments))
         self.compare(job, ours, theirs, connections, where)
         if read_before is not None:
-            read, overlay = (after - before for after, before
+            read, dirty = (after - before for after, before
                              in zip(cluster.read_counts(), read_before))
-            self.note(f"{job.name}: {100 * overlay / max(read, 1):.2f} % of {read >> 20} MiB "
-                      "were served from the overlay")
+            self.note(f"{job.name}: {100 * dirty / max(read, 1):.2f} % of {read >> 20} MiB "
+                      "were of dirty blocks")
 
     def sustained(self):
         """Five logs full on each side; the last half is what counts."""

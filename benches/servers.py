@@ -192,7 +192,7 @@ class Cluster:
         return fullest["log_used_bytes"], fullest["log_bytes"]
 
     def read_counts(self):
-        """(bytes read, those of them that came from the overlay) since the pods started."""
+        """(bytes read, those of them in dirty blocks) since the pods started."""
         time.sleep(REPORT_AGE_S)
         disks = self.status()["disks"]
         return (sum(disk["read_bytes"] for disk in disks),

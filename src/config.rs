@@ -579,7 +579,7 @@ mod tests {
                 "budgets.log_tail` is 0B; it must be from 4KiB",
             ),
             ("data = '/d'\n[budgets]\nlog_tail = '2GiB'", "to 1GiB"),
-            ("data = '/d'\n[budgets]\noverlay_cache = 0", "dirty_cache"),
+            ("data = '/d'\n[budgets]\ndirty_cache = 0", "budgets.dirty_cache` is 0B"),
             ("data = '/d'\n[budgets]\nindex_cache = '1KiB'", "index_cache"),
             ("data = '/d'\n[budgets]\nconnection = '512KiB'", "from 1MiB to"),
             ("data = '/d'\n[budgets]\nvolume = '2TiB'", "budgets.volume"),

@@ -275,6 +275,6 @@ mod tests {
         assert_eq!(fields.u32s(usize::MAX), Err(FieldError::Short));
         assert_eq!(fields.skip(5), Err(FieldError::Short));
         assert_eq!(fields.slice(5), Err(FieldError::Short));
-        assert_eq!(fields.flag("mark"), Err(value("mark", 0xffu8)));
+        assert_eq!(fields.flag("last"), Err(value("last", 0xffu8)));
     }
 }

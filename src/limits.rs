@@ -10,7 +10,7 @@ pub const REQUEST_BYTES_MAX: usize = 32 << 20;
 pub const ENTRY_BYTES_MAX: usize = 1 << 20;
 /// The smallest payload of a WAL bypass: writes of whole extents of at least this size go to slots
 /// at once, smaller ones to the log first.
-pub const REDIRECT_BYTES_MIN: usize = 256 << 10;
+pub const BYPASS_BYTES_MIN: usize = 256 << 10;
 /// Extents in one listing of the index, and in the message with that listing.
 pub const LISTING_EXTENTS_MAX: usize = 4096;
 /// The largest read in one operation on a shard; larger requests are split.
@@ -88,8 +88,8 @@ pub const LEASE: Duration = Duration::from_millis(
 
 const _: () = assert!(ENTRY_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(ENTRY_BYTES_MAX.is_multiple_of(EXTENT_BYTES));
-const _: () = assert!(REDIRECT_BYTES_MIN.is_multiple_of(EXTENT_BYTES));
-const _: () = assert!(REDIRECT_BYTES_MIN <= ENTRY_BYTES_MAX);
+const _: () = assert!(BYPASS_BYTES_MIN.is_multiple_of(EXTENT_BYTES));
+const _: () = assert!(BYPASS_BYTES_MIN <= ENTRY_BYTES_MAX);
 const _: () = assert!(READ_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(CONNECTION_BYTES_MAX >= REQUEST_BYTES_MAX);
 const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX >= 2 * ENTRY_BYTES_MAX);

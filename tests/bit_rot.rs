@@ -72,7 +72,7 @@ fn bits_that_flip_under_a_leader_at_work_are_noticed_and_repaired() {
         rot(&data_file(&cluster, victim), &places[..64]);
         let mut client = cluster.connect(victim, "demo");
         assert!(client.read(0, PIECE).unwrap() == content[..PIECE]);
-        // Writes a part of a block whose rest is rotten.
+        // Writes a part of a block whose rest is bad.
         client.write(65 * BLOCK as u64 + 7, b"x").unwrap();
         let mut expected = content[65 * BLOCK..66 * BLOCK].to_vec();
         expected[7] = b'x';

@@ -92,8 +92,8 @@ fn a_payload_that_rots_before_it_is_written_back_is_brought_by_another_replica()
 
     let mut client = cluster.connect(1, "demo");
     let mut content = Vec::new();
-    // Write-back may be faster than the flips: repeat until it meets a rotten payload.
-    wait_until("write-back meets a rotten payload", || {
+    // Write-back may be faster than the flips: repeat until it meets a bad payload.
+    wait_until("write-back meets a bad payload", || {
         let piece = noise(content.len() as u64, 4 << 20);
         client.write(content.len() as u64, &piece).unwrap();
         content.extend_from_slice(&piece);

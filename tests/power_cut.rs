@@ -46,7 +46,7 @@ const VOLUME_SIZE: &str = "100MiB";
 /// Least payload through the logs, so that they wrap.
 const LOGGED_BYTES: u64 = 96 << 20;
 /// Writes from this size on that cover whole extents bypass the WAL.
-const REDIRECTED_BYTES: usize = 256 << 10;
+const BYPASS_BYTES_MIN: usize = 256 << 10;
 
 /// One content of a block.
 struct Version {
@@ -120,7 +120,7 @@ impl Writer {
                 let hash = hash_of(&self.content[block * BLOCK..][..BLOCK]);
                 self.blocks[block].push(Version { hash, sent, answered });
             }
-            if !zeroes && len < REDIRECTED_BYTES {
+            if !zeroes && len < BYPASS_BYTES_MIN {
                 logged.fetch_add(len as u64, Ordering::Relaxed);
             }
         }

@@ -164,7 +164,7 @@ fn options(
         disks,
         peer: Address::Tcp(config.peer.listen),
         nbd,
-        overlay_cache_bytes: size(config.budgets.dirty_cache.0),
+        dirty_cache_bytes: size(config.budgets.dirty_cache.0),
         index_cache_bytes: size(config.budgets.index_cache.0),
         hang_limit: (config.hang_limit_seconds > 0)
             .then(|| Duration::from_secs(config.hang_limit_seconds.into())),

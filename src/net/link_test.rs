@@ -243,10 +243,10 @@ fn refusal(mut dialer: End, mut acceptor: End) -> RefusalCode {
 }
 
 #[test]
-fn strangers_copies_and_leftovers_are_refused_and_told_why() {
+fn other_clusters_copies_and_leftovers_are_refused_and_told_why() {
     let dial = |local| End::dial(local, identity(2));
-    let stranger = Identity { cluster: Uuid([8; 16]), ..identity(1) };
-    assert_eq!(refusal(dial(stranger), End::accept(identity(2))), RefusalCode::OtherCluster);
+    let foreign = Identity { cluster: Uuid([8; 16]), ..identity(1) };
+    assert_eq!(refusal(dial(foreign), End::accept(identity(2))), RefusalCode::OtherCluster);
     let elsewhere = End::dial(identity(1), identity(3));
     assert_eq!(refusal(elsewhere, End::accept(identity(2))), RefusalCode::NoSuchLane);
     let mut acceptor = End::accept(identity(2));

@@ -63,7 +63,7 @@ pub enum CommandError {
     Reserved,
 }
 
-/// Encodes a write without building a [`EntryCommand`].
+/// Encodes a write without building an [`EntryCommand`].
 pub fn encode_write(origin: Origin, range: BlockRange, crcs: &[u32]) -> Bytes {
     assert_eq!(crcs.len(), range.count as usize, "one checksum per block");
     let mut context = header(KIND_WRITE, origin, range.first.0, range.count, crcs.len());

@@ -547,14 +547,14 @@ fn a_resyncing_member_votes_but_does_not_campaign() {
             cluster.start(id);
         }
         let leader = cluster.elect();
-        let marked = follower_of(&cluster, leader);
-        let other = MemberId(6 - leader.0 - marked.0);
-        cluster.handle(marked, Input::Resyncing(true));
+        let resyncing = follower_of(&cluster, leader);
+        let other = MemberId(6 - leader.0 - resyncing.0);
+        cluster.handle(resyncing, Input::Resyncing(true));
         cluster.handle(other, Input::Resyncing(true));
         let term = cluster.nodes[&leader].role.term;
         cluster.crash(leader);
         cluster.run(4_000);
-        let terms = [other, marked].map(|id| cluster.nodes[&id].role.term);
+        let terms = [other, resyncing].map(|id| cluster.nodes[&id].role.term);
         assert_eq!(terms, [term, term], "nobody campaigns yet");
         cluster.handle(other, Input::Resyncing(false));
         assert_eq!(cluster.elect(), other, "elected by a member that is resyncing, seed {seed}");

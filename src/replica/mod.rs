@@ -1,6 +1,6 @@
 //! One member of one shard: a pure Raft state machine around raft-rs. It has no clock, socket,
 //! file, thread, randomness or `async`. The worker and the simulator drive the same code through
-//! [`seam`].
+//! [`messages`].
 //!
 //! Invariant: depends neither on `store` nor on `net`, and on `io` only for aligned memory.
 //! Requests to them leave as [`messages::Output`]; answers arrive as [`messages::Input`].

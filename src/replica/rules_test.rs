@@ -26,26 +26,26 @@ fn cluster(seed: u64, with: fn(&mut Cluster)) -> Cluster {
 fn a_member_that_was_resynced_knows_the_sessions() {
     let mut cluster = cluster(19, |cluster| cluster.log_tail_bytes = 0);
     let leader = cluster.elect();
-    let away = MemberId(leader.0 % 3 + 1);
-    cluster.crash(away);
+    let behind = MemberId(leader.0 % 3 + 1);
+    cluster.crash(behind);
     let newer = cluster.write_as(leader, session(2), 0, 1);
     for at in 0..40 {
         cluster.write(leader, 1 + at % (BLOCKS - 1));
         cluster.run(3);
     }
     assert!(matches!(cluster.result(newer), Some(Ok(_))));
-    cluster.start(away);
+    cluster.start(behind);
     let target = cluster.nodes[&leader].applied.0;
-    assert!(cluster.run_until(20_000, |cluster| cluster.nodes[&away].applied.0 >= target));
+    assert!(cluster.run_until(20_000, |cluster| cluster.nodes[&behind].applied.0 >= target));
     assert_eq!(cluster.resyncs, 1);
     cluster.run(500);
-    cluster.handle(leader, Input::TransferLeader(away));
+    cluster.handle(leader, Input::TransferLeader(behind));
     cluster.run(50);
-    assert_eq!(cluster.leader(), Some(away));
-    let late = cluster.write_as(away, session(1), 0, 1);
+    assert_eq!(cluster.leader(), Some(behind));
+    let late = cluster.write_as(behind, session(1), 0, 1);
     cluster.run(20);
     assert_eq!(cluster.result(late), Some(&Err(BlockError::StaleSession)));
-    assert_eq!(cluster.nodes[&away].store[0].tags, [newer.0; 8]);
+    assert_eq!(cluster.nodes[&behind].store[0].tags, [newer.0; 8]);
     cluster.settle();
 }
 
@@ -78,9 +78,9 @@ fn reads_by_quorum_trust_no_clock() {
 fn a_longer_log_is_not_kept_from_a_group_by_a_resync() {
     let mut cluster = cluster(21, |_| {});
     let leader = cluster.elect();
-    let marked = MemberId(leader.0 % 3 + 1);
-    let other = MemberId(6 - leader.0 - marked.0);
-    cluster.handle(marked, Input::Resyncing(true));
+    let resyncing = MemberId(leader.0 % 3 + 1);
+    let other = MemberId(6 - leader.0 - resyncing.0);
+    cluster.handle(resyncing, Input::Resyncing(true));
     cluster.cut.insert((leader, other));
     let write = cluster.write(leader, 0);
     cluster.run(20);
@@ -89,11 +89,11 @@ fn a_longer_log_is_not_kept_from_a_group_by_a_resync() {
     let has_it = |cluster: &Cluster| cluster.nodes[&other].store[0].tags == [write.0; 8];
     assert!(cluster.run_until(30_000, has_it), "the third has it in the end");
     cluster.run(2_000);
-    let role = cluster.nodes[&marked].role;
-    assert_eq!((role.leader, role.serving), (Some(marked), false));
-    cluster.handle(marked, Input::Resyncing(false));
+    let role = cluster.nodes[&resyncing].role;
+    assert_eq!((role.leader, role.serving), (Some(resyncing), false));
+    cluster.handle(resyncing, Input::Resyncing(false));
     cluster.run(20);
-    assert!(cluster.nodes[&marked].role.serving);
+    assert!(cluster.nodes[&resyncing].role.serving);
 }
 
 /// The source of a resync was the leader and dies when all is copied; the third member is gone for

@@ -6,9 +6,9 @@
 //! Invariant: the same seed gives the same run, in every process.
 //!
 //! Imports point one way. A file may import the files before it in this list: `names`, `rng` and
-//! `trace` (shared by all); `disk` and `kernel` (below the pods, observed); `checks` (observe and
-//! judge); `shape` and `faults` (drawn from the seed); `client`, `catalog` and `lane` (parts of a
-//! cluster); `world` (the cluster); `replicas` (checks at its end); `run`; `shrink`.
+//! `trace` (shared by all); `disk` and `kernel` (below the pods, observed); `checks` (observers);
+//! `shape` and `faults` (drawn from the seed); `client`, `catalog` and `lane` (parts of a cluster);
+//! `world` (the cluster); `replicas` (checks at its end); `run`; `shrink`.
 
 mod catalog;
 mod checks;

@@ -45,7 +45,7 @@ pub fn file_at(path: &Path) -> Option<(DiskNumber, LaneFile)> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
     /// A replica's resyncing flag is durable.
-    ResyncMarked,
+    ResyncBegun,
     /// All extents of a resync are durable, and the log does not know yet.
     ResyncCopied,
     /// A resync replaces a log.
@@ -62,7 +62,7 @@ pub enum Moment {
 
 impl Moment {
     pub const ALL: [Moment; 7] = [
-        Moment::ResyncMarked,
+        Moment::ResyncBegun,
         Moment::ResyncCopied,
         Moment::LogReplaced,
         Moment::ResyncEnded,

@@ -99,12 +99,12 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::OldHistoryCounts, "what_is_left_of_a_log_of_another_history_means_nothing"),
     (Mistake::JumpOverApplied, "a_resync_does_not_jump_when_the_log_went_on"),
     (Mistake::TermWithoutLeader, "a_term_that_nobody_leads_in_keeps_no_leader_out"),
-    (Mistake::ResyncingLeaderIsNoSource, "a_leader_with_the_mark_of_a_resync_brings_others_along"),
+    (Mistake::ResyncingLeaderIsNoSource, "a_leader_with_the_resyncing_flag_brings_others_along"),
     (
         Mistake::RegistersOnce,
         "a_registration_that_is_carried_out_late_is_noticed_by_the_pod_that_has_the_disk",
     ),
-    (Mistake::ResyncingSource, "a_member_with_the_mark_of_a_resync_is_no_source"),
+    (Mistake::ResyncingSource, "a_member_with_the_resyncing_flag_is_no_source"),
 ];
 
 /// The first seed that finds the mistake, and its violation.

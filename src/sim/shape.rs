@@ -31,7 +31,7 @@ pub struct Shape {
     /// survive one failing disk.
     pub bad_disk: DiskNumber,
     pub log_tail_bytes: usize,
-    pub overlay_cache_bytes: usize,
+    pub dirty_cache_bytes: usize,
     pub bypass_bytes_min: usize,
     pub listing_extents: usize,
     pub reads: ReadMode,
@@ -85,7 +85,7 @@ impl Shape {
             tiny: None,
             bad_disk: 0,
             log_tail_bytes: one_of(rng, [16 << 10, 256 << 10, 1 << 20]),
-            overlay_cache_bytes: one_of(rng, [0, 64 << 10, 1 << 20]),
+            dirty_cache_bytes: one_of(rng, [0, 64 << 10, 1 << 20]),
             bypass_bytes_min: one_of(rng, [64 << 10, 128 << 10, usize::MAX]),
             listing_extents: one_of(rng, [1, 4, LISTING_EXTENTS_MAX]),
             reads: one_of(rng, [ReadMode::Lease, ReadMode::Lease, ReadMode::Quorum]),

@@ -296,7 +296,7 @@ impl World {
     ) -> Option<(LaneRuntime, Vec<Recovered>)> {
         let config = LaneConfig {
             data_bytes_max: self.shape.data_bytes_of(disk),
-            overlay_cache_bytes: self.shape.overlay_cache_bytes,
+            dirty_cache_bytes: self.shape.dirty_cache_bytes,
             index_cache_bytes: 1 << 16,
             log_tail_bytes: self.shape.log_tail_bytes,
             bypass_bytes_min: self.shape.bypass_bytes_min,

@@ -410,7 +410,7 @@ fn a_member_that_is_given_up_gives_its_slots_back() {
 
 /// An unapplied entry counts on this copy: a bad slot faults the member.
 #[test]
-fn a_rotten_slot_of_an_entry_that_was_promised_faults_the_member() {
+fn a_bad_slot_of_an_entry_that_was_promised_faults_the_member() {
     let mut fixture = fixture(12);
     fixture.append(ONE, 1, &[write(0, 32, 1)]);
     fixture.write(TWO, write(0, 16, 1));
@@ -426,7 +426,7 @@ fn a_rotten_slot_of_an_entry_that_was_promised_faults_the_member() {
 
 /// An applied entry with a bad slot is not handed to followers, and reads report it.
 #[test]
-fn a_rotten_slot_of_an_applied_entry_is_told_by_reads() {
+fn a_bad_slot_of_an_applied_entry_is_told_by_reads() {
     let mut fixture = fixture(12);
     fixture.write(ONE, write(0, 16, 1));
     fixture.append(ONE, 2, &[]);
@@ -472,7 +472,7 @@ fn the_disk_says_that_its_log_may_name_slots() {
     let fixture = Fixture::new(1, 1);
     assert_eq!(fixture.lane.superblock().features, 0);
     let mut fixture = self::fixture(12);
-    let feature = crate::store::superblock::FEATURE_REDIRECT;
+    let feature = crate::store::superblock::FEATURE_BYPASS;
     assert_eq!(fixture.lane.superblock().features, feature);
     fixture.write(ONE, write(0, 16, 1));
     fixture.rest();

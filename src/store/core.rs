@@ -30,7 +30,7 @@ pub struct LaneConfig {
     /// Largest size of the data file, in bytes.
     pub data_bytes_max: u64,
     /// Bytes of memory for payloads of the overlay.
-    pub overlay_cache_bytes: usize,
+    pub dirty_cache_bytes: usize,
     /// Bytes of memory for extent records.
     pub index_cache_bytes: usize,
     /// Bytes of applied payloads, over all members, that the open loads for followers.

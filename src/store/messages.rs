@@ -180,7 +180,7 @@ pub enum Event {
     },
     /// The log lost payload of this extent. Its write-back waits for `repair` and
     /// `resume_writeback`.
-    Rotten {
+    PayloadLost {
         member: MemberId,
         extent: Extent,
     },

@@ -6,10 +6,10 @@
 //! - [`open`]: makes a lane from the files of a disk.
 //! - [`lane`]: the interface. It alone knows all parts, and dispatches to them.
 //! - The parts, each with its own state: `checkpoint`, `writeback` (with `round`), `resync`,
-//!   `bypass`, `read`, `repair` (read repair), `admission`.
+//!   `bypass`, `read`, `read_repair`, `admission`.
 //! - `core`: the state that all parts borrow: members, allocator, log, caches, I/O, clock.
 //! - The parts of the core: `lane_log`, `groups`, `effects`, `member`, `overlay`, `alloc`.
-//! - [`wal`], [`index`] and [`superblock`]: the disk formats. [`seam`]: the messages.
+//! - [`wal`], [`index`] and [`superblock`]: the disk formats. [`messages`]: its inputs and outputs.
 //!
 //! Invariant: knows neither `replica` nor `net`; touches `io` only for aligned memory. The one
 //! place that calls RocksDB is `index/rocks.rs`.

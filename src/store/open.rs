@@ -163,7 +163,7 @@ impl Lane {
         superblock.tail_offset = position.tail_offset;
         superblock.durable_seq = superblock.durable_seq.max(position.durable_mark.0);
         if config.bypass_bytes_min != usize::MAX {
-            superblock.features |= superblock::FEATURE_REDIRECT;
+            superblock.features |= superblock::FEATURE_BYPASS;
         }
         write_superblock(files, &superblock)?;
         confirm(recovered.unconfirmed, files)?;
@@ -314,7 +314,7 @@ impl Found {
     fn into_core(self, config: LaneConfig, pool: Pool, log: LaneLog) -> Core {
         Core {
             records: RecordCache::new(config.index_cache_bytes),
-            payloads: PayloadCache::new(config.overlay_cache_bytes),
+            payloads: PayloadCache::new(config.dirty_cache_bytes),
             config,
             pool,
             members: self.members,

@@ -40,7 +40,7 @@ pub(super) struct ReadState {
     purpose: Purpose,
     plan: Plan,
     /// Pieces that are being read.
-    outstanding: u32,
+    in_flight: u32,
     attempts: u32,
     /// Records that the index has just returned.
     fetched: Vec<(ExtentKey, Option<ExtentRecord>)>,
@@ -63,7 +63,7 @@ impl ReadState {
             range,
             purpose,
             plan: Plan::default(),
-            outstanding: 0,
+            in_flight: 0,
             attempts: 0,
             fetched: Vec::new(),
             suspect: None,
@@ -240,7 +240,7 @@ impl Reads {
             (ReadOp::Piece { read, piece }, done @ (Done::Read(_) | Done::Failed(..))) => {
                 let state = self.in_flight.get_mut(&read).expect("in flight");
                 piece_read(core, state, piece, done);
-                if state.outstanding == 0 {
+                if state.in_flight == 0 {
                     let state = self.in_flight.remove(&read).expect("just seen");
                     self.judge(core, repair, state);
                 }
@@ -279,7 +279,7 @@ impl Reads {
         if state.purpose == Purpose::Read {
             self.count(&state.plan);
         }
-        if state.outstanding == 0 {
+        if state.in_flight == 0 {
             return answer(core, state, Ok(()));
         }
         self.in_flight.insert(state.read, state);
@@ -315,7 +315,7 @@ impl Reads {
 
 /// A piece came back, or its read failed.
 fn piece_read(core: &mut Core, state: &mut ReadState, number: usize, done: Done) {
-    state.outstanding -= 1;
+    state.in_flight -= 1;
     let piece = &mut state.plan.pieces[number];
     match piece.place {
         Place::Log { seq, .. } => core.log.unpin(seq),
@@ -381,7 +381,7 @@ fn issue_pieces(core: &mut Core, state: &mut ReadState) {
                 (LaneFile::Data, slot.offset() + u64::from(block) * BLOCK_BYTES as u64)
             }
         };
-        state.outstanding += 1;
+        state.in_flight += 1;
         let pending = Pending::Read(ReadOp::Piece { read: state.read, piece: number });
         core.io.read(pending, file, offset, piece.count as usize * BLOCK_BYTES);
     }

@@ -88,7 +88,7 @@ impl ReadRepair {
         if self.parked.insert(key) {
             let (member, extent) = (key.member, key.extent);
             self.media_faults += 1;
-            core.io.events.push(Event::Rotten { member, extent });
+            core.io.events.push(Event::PayloadLost { member, extent });
         }
     }
 

@@ -190,8 +190,8 @@ fn an_extent_with_newer_blocks_is_repaired_too() {
     fixture.check_all();
 }
 
-/// A lane whose write-back has met a rotten payload of `TARGET`.
-fn rotten() -> Fixture {
+/// A lane whose write-back has met a bad payload of `TARGET`.
+fn payload_lost() -> Fixture {
     let mut fixture = replicas();
     // These take all the memory for payloads: the others live in the log alone.
     fixture.write(OTHER, write(0, 12, 2000));
@@ -202,16 +202,16 @@ fn rotten() -> Fixture {
     fixture
 }
 
-fn is_rotten(event: &Event) -> bool {
-    matches!(event, Event::Rotten { extent: Extent(0), .. })
+fn is_lost(event: &Event) -> bool {
+    matches!(event, Event::PayloadLost { extent: Extent(0), .. })
 }
 
 #[test]
-fn a_rotten_payload_of_the_log_stops_nobody_else() {
-    let mut fixture = rotten();
+fn a_bad_payload_of_the_log_stops_nobody_else() {
+    let mut fixture = payload_lost();
     assert!(!fixture.poisoned);
-    assert_eq!(fixture.events.iter().filter(|event| is_rotten(event)).count(), 2, "both replicas");
-    assert_eq!(fixture.lane.space().overlay_blocks, 8, "what is not rotten was written back");
+    assert_eq!(fixture.events.iter().filter(|event| is_lost(event)).count(), 2, "both replicas");
+    assert_eq!(fixture.lane.space().overlay_blocks, 8, "what is not bad was written back");
     // Later writes, also to the same extent, go on.
     fixture.write(OTHER, write(50, 3, 3000));
     fixture.write(TARGET, write(9, 1, 4000));
@@ -221,8 +221,8 @@ fn a_rotten_payload_of_the_log_stops_nobody_else() {
 }
 
 #[test]
-fn a_rotten_payload_of_the_log_is_repaired_by_another_replica() {
-    let mut fixture = rotten();
+fn a_bad_payload_of_the_log_is_repaired_by_another_replica() {
+    let mut fixture = payload_lost();
     fixture.events.clear();
     assert_eq!(damaged(&mut fixture, TARGET, 2), Some(Extent(0)));
     // The other one is on the same log here; its block comes from what was written.
@@ -255,7 +255,7 @@ fn a_rotten_payload_of_the_log_is_repaired_by_another_replica() {
 
 #[test]
 fn a_member_that_is_given_up_holds_nothing_of_the_log_and_stays_given_up() {
-    let mut fixture = rotten();
+    let mut fixture = payload_lost();
     for member in [SOURCE, TARGET] {
         fixture.lane.fault_member(member);
     }
@@ -268,7 +268,7 @@ fn a_member_that_is_given_up_holds_nothing_of_the_log_and_stays_given_up() {
     }
     assert!(!fixture.poisoned);
     fixture.lane.read(READ, TARGET, BlockRange { first: Block(0), count: 1 });
-    fixture.events.retain(|event| !is_rotten(event));
+    fixture.events.retain(|event| !is_lost(event));
     let refused = &fixture.events()[..];
     assert!(
         matches!(refused, [Event::Read { result: Err(BlockError::NoSuchVolume), .. }]),

@@ -31,7 +31,7 @@ pub(super) struct ResyncStore {
     scans: FxHashMap<OpId, Scan>,
     /// Extents that wait for their round of write-back.
     installs: VecDeque<Install>,
-    /// Members to destroy as soon as no round is in flight.
+    /// Members to destroy as soon as no round runs.
     doomed: Vec<MemberId>,
 }
 
@@ -136,7 +136,7 @@ impl ResyncStore {
         }
     }
 
-    /// Goes on with resyncs and destructions that wait for write-back. No round is in flight.
+    /// Goes on with resyncs and destructions that wait for write-back. No round runs.
     pub(super) fn step(&mut self, core: &mut Core, bypass: &WalBypass) {
         for member in std::mem::take(&mut self.doomed) {
             let slots = Vec::new();

@@ -188,7 +188,7 @@ fn an_entry_that_an_extent_already_includes_is_skipped() {
 }
 
 #[test]
-fn a_damaged_extent_is_refused_and_a_crash_keeps_the_mark() {
+fn a_damaged_extent_is_refused_and_a_crash_keeps_the_resyncing_flag() {
     let mut fixture = behind(3);
     fixture.lane.begin_resync(TARGET);
     durable(&mut fixture);
@@ -265,7 +265,7 @@ fn a_resync_never_goes_back() {
     fixture.check_all();
 }
 
-/// A trim gave an extent of the source back while the target was away: no tombstone says so, only
+/// A trim gave an extent of the source back while the target was down: no tombstone says so, only
 /// the list on which it does not stand.
 #[test]
 fn what_the_source_does_not_have_any_more_is_deleted() {

@@ -29,7 +29,7 @@ pub(super) struct Install {
 pub(super) struct Round {
     pub updates: Vec<Update>,
     /// Effects of the current stage in flight.
-    pub outstanding: usize,
+    pub in_flight: usize,
     /// Data writes that are not started yet: offset and memory.
     pub writes: VecDeque<(u64, Vec<Bytes>)>,
     pub writes_max: usize,
@@ -86,8 +86,8 @@ pub(super) enum Outcome {
 
 impl Round {
     pub(super) fn new(updates: Vec<Update>, writes_max: usize) -> Round {
-        let (outstanding, writes) = (0, VecDeque::new());
-        Round { updates, outstanding, writes, writes_max, install: None }
+        let (in_flight, writes) = (0, VecDeque::new());
+        Round { updates, in_flight, writes, writes_max, install: None }
     }
 }
 

@@ -551,7 +551,7 @@ fn a_destruction_does_not_end_with_what_was_in_flight_before() {
 }
 
 #[test]
-fn a_block_that_moved_is_looked_up_again_and_a_rotten_one_is_told() {
+fn a_block_that_moved_is_looked_up_again_and_a_bad_one_is_told() {
     let mut fixture = Fixture::new(1, 1);
     fixture.write(ONE, write(0, 2, 1));
     fixture.rest();
@@ -696,6 +696,6 @@ fn broken_rules_are_noticed() {
     );
     assert_found(
         Mistake::ChecksumsIgnored,
-        a_block_that_moved_is_looked_up_again_and_a_rotten_one_is_told,
+        a_block_that_moved_is_looked_up_again_and_a_bad_one_is_told,
     );
 }

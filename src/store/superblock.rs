@@ -31,9 +31,9 @@ pub const OPEN_QUORUM: usize = 2;
 pub const FILE_BYTES: usize = COPIES * BLOCK_BYTES;
 
 /// The log may hold bypassed entries, whose payload is in slots of the data file.
-pub const FEATURE_REDIRECT: u64 = 1;
+pub const FEATURE_BYPASS: u64 = 1;
 /// Feature bits that this program knows.
-pub const FEATURES_KNOWN: u64 = FEATURE_REDIRECT;
+pub const FEATURES_KNOWN: u64 = FEATURE_BYPASS;
 
 const MAGIC: [u8; 8] = *b"HOLDDISK";
 const VERSION: u16 = 1;

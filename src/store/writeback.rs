@@ -2,7 +2,7 @@
 //! all dirty blocks of its extents, reads back those that are not in memory, writes them, makes the
 //! data file durable, and only then commits the records (rule `data-before-index`). Blocks that are
 //! superseded meanwhile wait for a later round. Installs of a resync and moves of read repair are
-//! rounds, too. One round is in flight at a time; an extent is in no two rounds.
+//! rounds, too. One round runs at a time; an extent is in no two rounds.
 //!
 //! Owns the round, and the extents whose slot the log still names; may borrow the core, and read
 //! repair; hears what to write back, and of effects and flushes that ended.
@@ -136,14 +136,14 @@ impl WriteBack {
             }
         }
         if !keys.is_empty() {
-            round.outstanding += 1;
+            round.in_flight += 1;
             let pending = Pending::Round(RoundOp::Records { keys: keys.clone() });
             core.io.index(pending, IndexJob::Get { keys });
         }
         for (number, update) in round.updates.iter().enumerate() {
-            round.outstanding += read_back(core, number, update);
+            round.in_flight += read_back(core, number, update);
         }
-        let at_once = round.outstanding == 0;
+        let at_once = round.in_flight == 0;
         self.round = Some(round);
         if at_once {
             self.write(core, repair);
@@ -202,8 +202,8 @@ impl WriteBack {
 
     fn one_less(&mut self, core: &mut Core, repair: &mut ReadRepair) {
         let round = self.round();
-        round.outstanding -= 1;
-        if round.outstanding == 0 && !core.io.poisoned() {
+        round.in_flight -= 1;
+        if round.in_flight == 0 && !core.io.poisoned() {
             self.write(core, repair);
         }
     }
@@ -217,7 +217,7 @@ impl WriteBack {
                 update.writes(record.slot, &core.pool, &mut round.writes);
             }
         }
-        round.outstanding = 0;
+        round.in_flight = 0;
         let any = !round.writes.is_empty();
         self.round = Some(round);
         if any {
@@ -274,17 +274,17 @@ impl WriteBack {
 
     fn issue_writes(&mut self, core: &mut Core) {
         let round = self.round();
-        while round.outstanding < round.writes_max.max(1) {
+        while round.in_flight < round.writes_max.max(1) {
             let Some((offset, bufs)) = round.writes.pop_front() else { break };
-            round.outstanding += 1;
+            round.in_flight += 1;
             core.io.write(Pending::Round(RoundOp::Write), LaneFile::Data, offset, bufs, false);
         }
     }
 
     fn written(&mut self, core: &mut Core, repair: &mut ReadRepair) {
-        self.round().outstanding -= 1;
+        self.round().in_flight -= 1;
         self.issue_writes(core);
-        if self.round().outstanding > 0 {
+        if self.round().in_flight > 0 {
             return;
         }
         match planted!(IndexBeforeData) {

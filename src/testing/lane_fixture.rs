@@ -263,7 +263,7 @@ impl Fixture {
     pub fn with(seed: u64, members: u64, wal_bytes: u64, data_bytes_max: u64) -> Fixture {
         let config = LaneConfig {
             data_bytes_max,
-            overlay_cache_bytes: 64 << 10,
+            dirty_cache_bytes: 64 << 10,
             index_cache_bytes: 4 * 192,
             log_tail_bytes: 96 << 10,
             bypass_bytes_min: usize::MAX,

@@ -338,7 +338,7 @@ impl Pod {
     }
 
     /// Sets the durable flag that a resync begins with.
-    pub fn mark_resyncing(&mut self, member: MemberId) {
+    pub fn set_resyncing_flag(&mut self, member: MemberId) {
         self.worker.lanes.at(0).begin_resync(member);
     }
 
@@ -402,7 +402,7 @@ fn start(
 ) -> Worker {
     let config = LaneConfig {
         data_bytes_max: DATA_BYTES,
-        overlay_cache_bytes: 1 << 20,
+        dirty_cache_bytes: 1 << 20,
         index_cache_bytes: 1 << 16,
         log_tail_bytes: 1 << 20,
         bypass_bytes_min: usize::MAX,

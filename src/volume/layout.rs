@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::io::buffer::is_aligned;
-use crate::limits::{ENTRY_BYTES_MAX, READ_BYTES_MAX, REDIRECT_BYTES_MIN};
+use crate::limits::{BYPASS_BYTES_MIN, ENTRY_BYTES_MAX, READ_BYTES_MAX};
 use crate::types::{
     BLOCK_BYTES, Block, BlockOp, BlockRange, EXTENT_BYTES, ShardOp, VolumeId, ZeroHow, block_crc,
 };
@@ -222,7 +222,7 @@ fn extents_apart(offset: u64, len: u64) -> u64 {
     const EXTENT: u64 = EXTENT_BYTES as u64;
     let (first, end) = (offset.next_multiple_of(EXTENT), offset + len);
     let last = end - end % EXTENT;
-    if last < first + REDIRECT_BYTES_MIN as u64 {
+    if last < first + BYPASS_BYTES_MIN as u64 {
         len
     } else if first > offset {
         first - offset

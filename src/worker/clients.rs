@@ -23,7 +23,7 @@ struct Client {
     session: Session,
     /// Closes when all output is sent.
     closing: bool,
-    dirty: bool,
+    touched: bool,
     /// Arrived input is unparsed: the router has enough requests, also from this connection. The
     /// next answer lets parsing go on. Until then nothing is received: whole requests would wait
     /// behind a receive that brings nothing.
@@ -51,7 +51,7 @@ pub struct Clients {
     /// Bytes of requests that are taken from one connection at a time.
     bytes_max: usize,
     clients: FxHashMap<ConnKey, Client>,
-    dirty: Vec<ConnKey>,
+    touched: Vec<ConnKey>,
     next: ConnKey,
     outputs: Vec<SessionOutput>,
     /// Requests for deleted volumes.
@@ -63,12 +63,12 @@ impl Clients {
         Clients { pool, bytes_max: config.budgets.connection_bytes, ..Clients::default() }
     }
 
-    fn mark(&mut self, conn: ConnKey) {
+    fn touch(&mut self, conn: ConnKey) {
         if let Some(client) = self.clients.get_mut(&conn)
-            && !client.dirty
+            && !client.touched
         {
-            client.dirty = true;
-            self.dirty.push(conn);
+            client.touched = true;
+            self.touched.push(conn);
         }
     }
 }
@@ -109,8 +109,8 @@ impl ClientHandler<'_> {
         let conn = self.clients.next;
         let stream = Stream::new(socket, self.clients.pool.clone());
         let session = Session::with_bytes_max(self.clients.bytes_max);
-        let (closing, dirty, unparsed, held_back) = (false, false, false, false);
-        let client = Client { stream, session, closing, dirty, unparsed, held_back };
+        let (closing, touched, unparsed, held_back) = (false, false, false, false);
+        let client = Client { stream, session, closing, touched, unparsed, held_back };
         self.clients.clients.insert(conn, client);
         self.feed(conn);
     }
@@ -153,7 +153,7 @@ impl ClientHandler<'_> {
             }
         }
         self.session_outputs(conn);
-        self.clients.mark(conn);
+        self.clients.touch(conn);
     }
 
     /// Rule `hang-up-before-execute`: held-back input is executed only if its client is still
@@ -242,9 +242,9 @@ impl ClientHandler<'_> {
     pub fn submit(&mut self) {
         self.answer_abandoned();
         let mut ended = Vec::new();
-        for conn in std::mem::take(&mut self.clients.dirty) {
+        for conn in std::mem::take(&mut self.clients.touched) {
             let Some(client) = self.clients.clients.get_mut(&conn) else { continue };
-            client.dirty = false;
+            client.touched = false;
             client.stream.send(self.driver, Target::ClientSend(conn).token());
             let wants_input = client.session.wants_input() && !client.unparsed;
             if client.closing && !client.stream.has_output() {

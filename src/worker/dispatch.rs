@@ -279,7 +279,7 @@ impl Worker {
             }
             Event::MemberDurable { member } => self.member_durable(lane, member),
             Event::ResyncOvertaken { member } => self.resync_handler().overtaken(member),
-            Event::Rotten { member, extent } => {
+            Event::PayloadLost { member, extent } => {
                 self.repair_handler().repair((member, extent), true, None);
             }
             Event::Poisoned { reason } => self.lane_poisoned(lane, reason),

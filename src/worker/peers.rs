@@ -53,7 +53,7 @@ struct Conn {
     stream: Option<Stream>,
     link: Link,
     pair: Option<Pair>,
-    dirty: bool,
+    touched: bool,
     /// When something last arrived.
     heard: Mono,
     owed: Owed,
@@ -71,7 +71,7 @@ pub struct Peers {
     seen: Incarnations,
     wanted: FxHashMap<Pair, Wanted>,
     conns: FxHashMap<ConnKey, Conn>,
-    dirty: Vec<ConnKey>,
+    touched: Vec<ConnKey>,
     /// The way to each member that a link reaches: (our lane, their lane).
     routes: FxHashMap<MemberId, (Uuid, Uuid)>,
     /// Bytes that lanes of other pods can still allocate, as last announced.
@@ -244,12 +244,12 @@ impl Peers {
         if has_room { state.owed.waiting.pop_front() } else { None }
     }
 
-    fn mark(&mut self, conn: ConnKey) {
+    fn touch(&mut self, conn: ConnKey) {
         if let Some(state) = self.conns.get_mut(&conn)
-            && !state.dirty
+            && !state.touched
         {
-            state.dirty = true;
-            self.dirty.push(conn);
+            state.touched = true;
+            self.touched.push(conn);
         }
     }
 
@@ -262,9 +262,9 @@ impl Peers {
     ) -> ConnKey {
         let stream = socket.map(|socket| Stream::new(socket, self.pool.clone()));
         let link = link.with_queue_bytes_max(self.link_bytes_max);
-        let (dirty, owed) = (false, Owed::default());
+        let (touched, owed) = (false, Owed::default());
         self.next_conn += 1;
-        self.conns.insert(self.next_conn, Conn { stream, link, pair, dirty, heard: at, owed });
+        self.conns.insert(self.next_conn, Conn { stream, link, pair, touched, heard: at, owed });
         self.next_conn
     }
 
@@ -279,7 +279,7 @@ impl Peers {
 
     fn flush(&mut self, driver: &mut dyn Driver, conn: ConnKey) {
         let Some(state) = self.conns.get_mut(&conn) else { return };
-        state.dirty = false;
+        state.touched = false;
         let Some(stream) = &mut state.stream else { return };
         if !stream.has_output() {
             stream.queue(state.link.take_output());
@@ -290,7 +290,7 @@ impl Peers {
 
     /// Starts sends and receives of every link that changed.
     pub fn submit(&mut self, driver: &mut dyn Driver) {
-        for conn in std::mem::take(&mut self.dirty) {
+        for conn in std::mem::take(&mut self.touched) {
             self.flush(driver, conn);
         }
     }
@@ -337,7 +337,7 @@ impl PeerHandler<'_> {
     pub fn send_on(&mut self, conn: ConnKey, message: PeerMessage) {
         let Some(state) = self.peers.conns.get_mut(&conn) else { return };
         match state.link.send(message) {
-            Ok(()) | Err(SendError::Dropped) => self.peers.mark(conn),
+            Ok(()) | Err(SendError::Dropped) => self.peers.touch(conn),
             Err(SendError::NotUp | SendError::Busy) => {}
             Err(error) => {
                 tracing::warn!(%error, "a link to another pod is closed");
@@ -359,7 +359,7 @@ impl PeerHandler<'_> {
             Some(conn) => {
                 let forwarded = Forwarded { conn, asker, member: to.member };
                 self.routers.forwarded.insert(call, forwarded);
-                self.peers.mark(conn);
+                self.peers.touch(conn);
             }
             None => {
                 let refused = Err(BlockError::NotLeader { hint: None, term: 0 });
@@ -432,7 +432,7 @@ impl PeerHandler<'_> {
         match (self.peers.conns.get_mut(&conn), completion.result) {
             (Some(state), Ok(Done::Connected(socket))) => {
                 state.stream = Some(Stream::new(socket, self.peers.pool.clone()));
-                self.peers.mark(conn);
+                self.peers.touch(conn);
             }
             (None, Ok(Done::Connected(socket))) => {
                 self.driver.submit(Target::Closed.token(), Op::Close { socket });
@@ -446,7 +446,7 @@ impl PeerHandler<'_> {
         let nonce = self.peers.nonce(self.now);
         let link = Link::accept(self.peers.locals.clone(), nonce);
         let conn = self.peers.add(link, Some(socket), None, self.now);
-        self.peers.mark(conn);
+        self.peers.touch(conn);
     }
 
     /// A receive ended; its messages are in `events` now. After an error the caller ends the link.
@@ -467,7 +467,7 @@ impl PeerHandler<'_> {
         stream.received(bufs, count);
         state.heard = self.now;
         let fed = state.link.feed(&mut stream.reader, &mut self.peers.seen, events);
-        self.peers.mark(conn);
+        self.peers.touch(conn);
         fed
     }
 
@@ -503,7 +503,7 @@ impl PeerHandler<'_> {
         let Some(stream) = &mut state.stream else { return };
         stream.sent();
         match completion.result {
-            Ok(_) => self.peers.mark(conn),
+            Ok(_) => self.peers.touch(conn),
             Err(_) => self.close(conn),
         }
     }

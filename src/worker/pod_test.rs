@@ -214,17 +214,17 @@ fn a_request_for_another_shard_is_refused() {
     pod.run_until("it is carried out", |pod| pod.applied(member) > before);
 }
 
-const MARKED: MemberId = MemberId(21);
+const RESYNCING: MemberId = MemberId(21);
 
 /// The power failed in the middle of a resync: half of the replica is as of one moment, half of
 /// another.
-fn marked() -> Pod {
+fn half_resynced() -> Pod {
     let mut pod = Pod::new(Budgets::default());
     let view = view(1, vec![volume(2, "v", &[1, 2, 3])]);
     pod.view(view.clone());
-    pod.run_until("the replica is here", |pod| pod.state_of(MARKED).is_some());
-    assert!(pod.is_source(MARKED));
-    pod.mark_resyncing(MARKED);
+    pod.run_until("the replica is here", |pod| pod.state_of(RESYNCING).is_some());
+    assert!(pod.is_source(RESYNCING));
+    pod.set_resyncing_flag(RESYNCING);
     pod.run(Duration::from_millis(200));
     pod.restart();
     pod.view(view);
@@ -234,22 +234,22 @@ fn marked() -> Pod {
 
 /// Until the replica is whole, no other one may copy from it.
 #[test]
-fn a_member_with_the_mark_of_a_resync_is_no_source() {
-    let pod = marked();
-    assert_eq!(pod.state_of(MARKED), Some(MemberState::Resyncing), "nor is it called whole");
-    assert!(!pod.is_source(MARKED));
+fn a_member_with_the_resyncing_flag_is_no_source() {
+    let pod = half_resynced();
+    assert_eq!(pod.state_of(RESYNCING), Some(MemberState::Resyncing), "nor is it called whole");
+    assert!(!pod.is_source(RESYNCING));
 }
 
 /// No other replica has as long a log, so this one is elected in the end. It needs another one to
 /// commit anything, which may need its copy. With an entry of its own term applied, it has all
 /// that was ever committed, and is whole.
 #[test]
-fn a_leader_with_the_mark_of_a_resync_brings_others_along() {
-    let mut pod = marked();
+fn a_leader_with_the_resyncing_flag_brings_others_along() {
+    let mut pod = half_resynced();
     let answer = |kind: MessageType, index: u64| {
         let mut message = Message { index, ..Message::default() };
         message.set_msg_type(kind);
-        (message.from, message.to, message.term) = (22, MARKED.0, 1);
+        (message.from, message.to, message.term) = (22, RESYNCING.0, 1);
         message
     };
     // Any other candidate would come first.
@@ -257,22 +257,19 @@ fn a_leader_with_the_mark_of_a_resync_brings_others_along() {
     pod.raft(answer(MessageType::MsgRequestPreVoteResponse, 0));
     pod.round();
     pod.raft(answer(MessageType::MsgRequestVoteResponse, 0));
-    pod.run_until("it is elected", |pod| pod.has_entry(MARKED, 1, 1));
+    pod.run_until("it is elected", |pod| pod.has_entry(RESYNCING, 1, 1));
     pod.run(2 * TICK);
-    assert_eq!(pod.state_of(MARKED), Some(MemberState::Resyncing));
-    assert!(pod.is_source(MARKED));
+    assert_eq!(pod.state_of(RESYNCING), Some(MemberState::Resyncing));
+    assert!(pod.is_source(RESYNCING));
     pod.raft(answer(MessageType::MsgAppendResponse, 1));
-    pod.run_until("it is whole", |pod| leads(pod, MARKED.0));
+    pod.run_until("it is whole", |pod| leads(pod, RESYNCING.0));
 }
 
 #[test]
 fn broken_rules_are_noticed() {
     let expected: [(Mistake, fn()); 6] = [
-        (Mistake::ResyncingSource, a_member_with_the_mark_of_a_resync_is_no_source),
-        (
-            Mistake::ResyncingLeaderIsNoSource,
-            a_leader_with_the_mark_of_a_resync_brings_others_along,
-        ),
+        (Mistake::ResyncingSource, a_member_with_the_resyncing_flag_is_no_source),
+        (Mistake::ResyncingLeaderIsNoSource, a_leader_with_the_resyncing_flag_brings_others_along),
         (Mistake::ProcessedAfterHangUp, nothing_of_a_client_is_executed_after_it_hung_up),
         (
             Mistake::ProcessedAfterHangUp,

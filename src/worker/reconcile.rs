@@ -2,8 +2,8 @@
 //! with every view, and again when something that it waits for has ended.
 //!
 //! A catalog that was restored from an old copy gives taken ids again. So an id alone never decides
-//! about a member here. A member that differs from the view is an *orphan*: it is kept, reported as
-//! unknown, and neither served nor destroyed.
+//! about a member here. A member that differs from the view is an *orphan*: it is kept and
+//! reported, and neither served nor destroyed.
 //! - Owns: the view, the members that are being made or destroyed, and the orphans.
 //! - May call: lanes, members, resyncs (they end with their member), and waiters for answers.
 //! - Is told: views, and records of members that became durable.

@@ -68,7 +68,7 @@ pub struct Resync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// The resyncing flag becomes durable.
-    Marking,
+    SettingFlag,
     /// The own list is read.
     ListingOwn,
     /// Chunks of the source's list are asked for and copied.
@@ -84,7 +84,7 @@ enum Step {
 impl Resync {
     /// `reflects` comes from an earlier attempt, or is 0.
     pub(super) fn new(source: MemberId, term: u64, reflects: u64, now: Mono) -> Resync {
-        let (step, round) = (Step::Marking, Round::default());
+        let (step, round) = (Step::SettingFlag, Round::default());
         Resync { source, step, round, reflects, term, heard: now, fetched_before: None }
     }
 
@@ -236,7 +236,7 @@ impl Resyncs {
     /// not yet durably, or the flag waits for write-back, which would not end under a steady load.
     pub fn refuses_entries(&self, member: MemberId) -> bool {
         let resync = self.running.get(&member);
-        resync.is_some_and(|resync| matches!(resync.step, Step::Marking | Step::Finishing))
+        resync.is_some_and(|resync| matches!(resync.step, Step::SettingFlag | Step::Finishing))
     }
 
     /// The lane of a member that may be a source. It need not serve: it applies what is committed.
@@ -245,9 +245,9 @@ impl Resyncs {
         let runtime = members.get(source)?;
         // The flag is set from the start of a resync to its end, with pauses after failures.
         let has_resyncing_flag = self.resume_at.contains_key(&source) && !planted!(ResyncingSource);
-        let marked = self.running.contains_key(&source) || has_resyncing_flag;
+        let flagged = self.running.contains_key(&source) || has_resyncing_flag;
         let leads = runtime.role.leader == Some(source) && !planted!(ResyncingLeaderIsNoSource);
-        (runtime.faulted.is_none() && (!marked || leads)).then_some(runtime.lane)
+        (runtime.faulted.is_none() && (!flagged || leads)).then_some(runtime.lane)
     }
 
     /// The resync that awaits an answer to a call. Its source is heard now.
@@ -293,7 +293,7 @@ impl ResyncHandler<'_> {
     pub fn durable(&mut self, member: MemberId) {
         let Some(resync) = self.resync(member) else { return };
         match resync.step {
-            Step::Marking => {
+            Step::SettingFlag => {
                 self.out.members.input(self.out.now, member, Input::Resyncing(true));
                 self.begin_round(member);
             }
@@ -521,9 +521,9 @@ impl ResyncHandler<'_> {
             let wanted = self.out.now >= *at && !self.resyncs.running.contains_key(&member);
             Some((member, runtime.role.leader.filter(|_| wanted)?))
         };
-        let marked: Vec<(MemberId, MemberId)> =
+        let flagged: Vec<(MemberId, MemberId)> =
             self.out.members.iter().filter_map(leader_of).collect();
-        for (member, leader) in marked {
+        for (member, leader) in flagged {
             self.offered(member, leader);
         }
     }

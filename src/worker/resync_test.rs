@@ -162,8 +162,8 @@ fn a_resync_ends_when_the_log_covers_what_was_copied_last() {
     let again = Resync::new(SOURCE, 1, since + 6, Mono(0));
     assert!(!again.is_covered(since + 5, 1) && again.is_covered(since + 6, 1));
     // Nor one that has the resyncing flag itself, and does not know what it reflects.
-    let marked = Resync::new(SOURCE, 2, since + 6, Mono(0));
-    assert!(!marked.is_covered(since + 6, 1) && marked.is_covered(since + 7, 2));
+    let flagged = Resync::new(SOURCE, 2, since + 6, Mono(0));
+    assert!(!flagged.is_covered(since + 6, 1) && flagged.is_covered(since + 7, 2));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, FileId, OpenFile};
 use crate::io::{DriverKind, DurableWrites};
-use crate::limits::{LISTING_EXTENTS_MAX, REDIRECT_BYTES_MIN};
+use crate::limits::{BYPASS_BYTES_MIN, LISTING_EXTENTS_MAX};
 use crate::log::HardState;
 use crate::replica::apply::Applier;
 use crate::replica::entry::raft_entry;
@@ -55,7 +55,7 @@ pub struct StartOptions {
     pub peer: Address,
     /// Where NBD clients connect.
     pub nbd: Vec<Address>,
-    pub overlay_cache_bytes: usize,
+    pub dirty_cache_bytes: usize,
     pub index_cache_bytes: usize,
     /// The process ends when the worker makes no round for so long; `None`: never.
     pub hang_limit: Option<Duration>,
@@ -279,10 +279,10 @@ fn open_disk(
         .map_err(|source| StartError::Index { path: path.clone(), source })?;
     let config = LaneConfig {
         data_bytes_max: superblock.data_bytes_max,
-        overlay_cache_bytes: options.overlay_cache_bytes,
+        dirty_cache_bytes: options.dirty_cache_bytes,
         index_cache_bytes: options.index_cache_bytes,
         log_tail_bytes: options.worker.log_tail_bytes,
-        bypass_bytes_min: if options.wal_bypass { REDIRECT_BYTES_MIN } else { usize::MAX },
+        bypass_bytes_min: if options.wal_bypass { BYPASS_BYTES_MIN } else { usize::MAX },
         listing_extents: LISTING_EXTENTS_MAX,
     };
     let (lane, members) = open_lane(config, pool, &mut files, &mut index).map_err(open_error)?;

@@ -1,6 +1,7 @@
 //! The watchdog: a thread that ends the process when the worker hangs, so that its supervisor
 //! starts it again. A hung worker sends no heartbeats, so it loses its leaderships. But its
 //! clients, and the replicas on its disks, would wait for ever.
+//!
 //! A worker makes a round at least with every tick, even when idle. A counter of rounds that stands
 //! still means that it has hung, whatever it was doing.
 

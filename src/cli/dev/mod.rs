@@ -1,7 +1,7 @@
 //! `holdfast dev`: a whole cluster on this machine. It runs real `holdfast serve` processes on
 //! loopback, which end with this one in any case.
 //!
-//! Its directory, ports and output are a contract for tests and scripts (docs, "Command line").
+//! Its directory, ports and output are a contract for tests and scripts (`tests/dev_contract.rs`).
 
 mod bring_up;
 mod children;

@@ -209,7 +209,8 @@ fn the_handshake_answers_as_the_specification_says() {
     }
 }
 
-/// The fuzzer's corpus is made from the cases above; with HOLDFAST_BLESS set it is written anew.
+/// The fuzzer's corpus is made from the cases above. With HOLDFAST_WRITE_CORPUS set it is written
+/// anew.
 #[test]
 fn the_corpus_holds_the_cases() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/nbd");
@@ -232,12 +233,12 @@ fn the_corpus_holds_the_cases() {
     }
     for (name, bytes) in seeds {
         let path = format!("{folder}/{name}");
-        if std::env::var_os("HOLDFAST_BLESS").is_some() {
+        if std::env::var_os("HOLDFAST_WRITE_CORPUS").is_some() {
             std::fs::create_dir_all(folder).expect("create the folder of the corpus");
             std::fs::write(&path, &bytes).expect("write a seed");
         }
-        let found = std::fs::read(&path).expect("read a seed; HOLDFAST_BLESS=1 writes them");
-        assert!(found == bytes, "{name} is out of date; HOLDFAST_BLESS=1 writes it anew");
+        let found = std::fs::read(&path).expect("read a seed; HOLDFAST_WRITE_CORPUS=1 writes them");
+        assert!(found == bytes, "{name} is out of date; HOLDFAST_WRITE_CORPUS=1 writes it anew");
         assert!(bytes.len() < STAGING_BYTES);
     }
 }

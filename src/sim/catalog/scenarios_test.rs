@@ -58,7 +58,7 @@ impl Scenario {
             tiny: None,
             bad_disk: 0,
             log_tail_bytes: 1 << 20,
-            overlay_cache_bytes: 0,
+            dirty_cache_bytes: 0,
             bypass_bytes_min: usize::MAX,
             listing_extents: LISTING_EXTENTS_MAX,
             reads: ReadMode::Lease,
@@ -281,10 +281,10 @@ fn a_change_that_is_not_decided_is_known_to_be_in_flight() {
     let leader = scenario.leader().expect("a whole group has a leader");
     let others = (0..5).filter(|host| *host != leader);
     scenario.world.kernel.borrow_mut().cut.extend(others.map(|other| (other, leader)));
-    let stranger = MembershipChange::AddLearner(MemberId(99));
+    let unknown = MembershipChange::AddLearner(MemberId(99));
     let now = scenario.world.catalog.local_time(leader);
     let pod = &mut scenario.world.catalog.pods[leader];
-    pod.member.as_mut().unwrap().change(now, &stranger);
+    pod.member.as_mut().unwrap().change(now, &unknown);
     scenario.world.catalog.settle(leader);
     assert!(scenario.pod(leader).known().unwrap().group.changing);
     scenario.world.kernel.borrow_mut().cut.clear();

@@ -160,7 +160,7 @@ impl Checks {
     }
 
     /// A member's record is committed to the index. True: it clears the resyncing flag.
-    fn mark(&mut self, record: &MemberRecord) -> bool {
+    fn note_resyncing_flag(&mut self, record: &MemberRecord) -> bool {
         match record.resyncing {
             true => {
                 self.resyncing.insert(record.member);
@@ -254,7 +254,7 @@ impl Checks {
         }
         for (record, start) in members {
             self.seen.faulted += u64::from(start.faulted);
-            self.mark(record);
+            self.note_resyncing_flag(record);
             self.leases.started(record.member);
             let found = self.ledger.recovered(record.member, start);
             self.note(found);
@@ -296,7 +296,7 @@ impl Checks {
             let checked = self.logged(&batch);
             self.note(checked);
             if self.bad_disk != Some(number) {
-                self.note(what_if::images_are_enough(&batch, disk));
+                self.note(what_if::log_snapshots_are_enough(&batch, disk));
             }
         }
     }
@@ -357,10 +357,10 @@ impl Checks {
                     let text =
                         || format!("{:?}, which was destroyed, is there again", record.member);
                     self.note(check(!self.ledger.is_destroyed(record.member), text));
-                    let was_marked = self.resyncing.contains(&record.member);
-                    let is_resynced = self.mark(record);
-                    let moment = match (was_marked, record.resyncing) {
-                        (false, true) => Some(Moment::ResyncMarked),
+                    let was_resyncing = self.resyncing.contains(&record.member);
+                    let is_resynced = self.note_resyncing_flag(record);
+                    let moment = match (was_resyncing, record.resyncing) {
+                        (false, true) => Some(Moment::ResyncBegun),
                         (true, true) => Some(Moment::ResyncCopied),
                         (true, false) => Some(Moment::ResyncEnded),
                         (false, false) => None,

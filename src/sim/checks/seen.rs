@@ -39,7 +39,7 @@ impl Seen {
             ("terms", self.terms),
             ("laps", self.laps),
             ("bypasses", self.bypasses),
-            ("images", self.log_snapshots),
+            ("log snapshots", self.log_snapshots),
             ("replaced entries", self.replaced),
             ("resyncs", self.resyncs),
             ("flushes", self.flushes),

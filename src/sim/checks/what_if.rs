@@ -21,7 +21,7 @@ static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
 
 /// Recovers a log that has only this batch, which has just become durable, if the batch has log
 /// snapshots.
-pub fn images_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
+pub fn log_snapshots_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
     let snapshots: Vec<MemberId> = batch.items.iter().filter_map(log_snapshot_of).collect();
     let header = &batch.header;
     // Missing batches above every mark would look like torn writes.

@@ -59,7 +59,7 @@
 //! from the first on. The slots are durable before the batch is written (rule
 //! `bypass-before-batch`), so recovery only needs an intact batch. The block CRCs are those of the
 //! index. A log may hold such entries only when the superblock has the feature
-//! [`crate::store::superblock::FEATURE_REDIRECT`].
+//! [`crate::store::superblock::FEATURE_BYPASS`].
 
 use bytes::{BufMut, Bytes};
 
@@ -81,8 +81,8 @@ const VERSION: u16 = 1;
 const FIXED_CRC_AT: usize = 12;
 const BATCH_CRC_AT: usize = 124;
 const ENTRY_BODY_BYTES: usize = 48;
-const REDIRECT_BODY_BYTES: usize = 40;
-const REDIRECT_SLOT_BYTES: usize = 68;
+const BYPASS_BODY_BYTES: usize = 40;
+const BYPASS_SLOT_BYTES: usize = 68;
 
 /// Bits of an index record: the kinds of a member's items in a batch.
 pub mod kinds {
@@ -100,7 +100,7 @@ mod body {
     pub const ENTRY: u8 = 2;
     pub const RESET: u8 = 3;
     pub const LOG_SNAPSHOT: u8 = 4;
-    pub const REDIRECT: u8 = 5;
+    pub const BYPASS: u8 = 5;
     pub const FAULT: u8 = 6;
 }
 
@@ -387,7 +387,7 @@ pub fn decode_index(records: &[u8]) -> Vec<Summary> {
 pub fn body_bytes(item: &Item) -> usize {
     let fixed_bytes = |entry: &LogEntry| match &entry.bypass {
         None => ENTRY_BODY_BYTES,
-        Some(bypass) => REDIRECT_BODY_BYTES + bypass.slots.len() * REDIRECT_SLOT_BYTES,
+        Some(bypass) => BYPASS_BODY_BYTES + bypass.slots.len() * BYPASS_SLOT_BYTES,
     };
     let entry_bytes = |entry: &LogEntry| fixed_bytes(entry) + entry.context.len();
     match item {
@@ -500,7 +500,7 @@ impl Writer<'_> {
     fn bypassed(&mut self, member: MemberId, entry: &LogEntry, bypass: &Bypass) {
         assert!(entry.payload.is_empty(), "a payload is in one place");
         let slots = u16::try_from(bypass.slots.len()).expect("bounded by ENTRY_BYTES_MAX");
-        self.out.put_slice(&[body::REDIRECT, entry.kind]);
+        self.out.put_slice(&[body::BYPASS, entry.kind]);
         self.out.put_u16_le(slots);
         self.out.put_count(entry.context.len());
         self.out.put_u64s_le(&[member.0, entry.index, entry.term, u64::from(bypass.first.0)]);
@@ -615,7 +615,7 @@ impl Reader<'_> {
                 self.fields.skip(7)?;
                 Ok(FoundItem::Hard { member: self.fields.member()?, hard: self.hard()? })
             }
-            kind @ (body::ENTRY | body::REDIRECT) => {
+            kind @ (body::ENTRY | body::BYPASS) => {
                 let (member, entry) = self.entry(kind)?;
                 Ok(FoundItem::Entry { member, entry })
             }
@@ -643,7 +643,7 @@ impl Reader<'_> {
     fn entry(&mut self, kind: u8) -> Result<(MemberId, FoundEntry), FormatError> {
         match kind {
             body::ENTRY => self.plain_entry(),
-            body::REDIRECT => self.bypassed(),
+            body::BYPASS => self.bypassed(),
             _ => Err(FormatError::Malformed("a log snapshot holds only entries")),
         }
     }
@@ -709,7 +709,7 @@ impl Reader<'_> {
         if count == 0 || first.0.checked_add(count as u32).is_none() {
             return Err(FormatError::Malformed("a bypassed write of no extents"));
         }
-        if count > fields.remaining_bytes() / REDIRECT_SLOT_BYTES {
+        if count > fields.remaining_bytes() / BYPASS_SLOT_BYTES {
             return Err(FieldError::Short.into());
         }
         let mut slots = Vec::with_capacity(count);

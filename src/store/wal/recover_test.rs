@@ -531,7 +531,7 @@ proptest! {
     fn rot_is_never_taken_for_the_truth(
         changes in changes(),
         flushed in proptest::collection::vec(0u64..8, 3),
-        rotten in proptest::collection::vec(any::<prop::sample::Index>(), 0..4),
+        damaged in proptest::collection::vec(any::<prop::sample::Index>(), 0..4),
     ) {
         let mut fixture = Fixture::new(1024, 0);
         let mut members = vec![Written::default(); 4];
@@ -556,8 +556,8 @@ proptest! {
             prop_assert_eq!(log.compacted_index + log.entries.len() as u64, end);
         }
         let pages = fixture.wal.head_offset() / BLOCK_BYTES as u64;
-        let rotten: BTreeSet<usize> = rotten.iter().map(|at| at.index(pages as usize)).collect();
-        for page in &rotten {
+        let damaged: BTreeSet<usize> = damaged.iter().map(|at| at.index(pages as usize)).collect();
+        for page in &damaged {
             fixture.disk[page * BLOCK_BYTES + 11] ^= 1;
         }
         let found = fixture.replay(&flushed);

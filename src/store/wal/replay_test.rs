@@ -129,7 +129,7 @@ fn logs_are_replayed_as_they_were_written() {
             (vec![(5, 9), (6, 9)], None),
         ),
         (
-            "entries follow the newer one of two images",
+            "entries follow the newer one of two log snapshots",
             vec![
                 batch(1, vec![log_snapshot(0, 1..3)]),
                 batch(2, vec![log_snapshot(1, 2..4)]),
