@@ -43,7 +43,8 @@ test:
 check:
 	@scripts/setup.sh check
 	cargo fmt --all -- --check
-	cargo clippy --release --locked --all-targets --features bench-internals -- -D warnings
+	cargo clippy --release --locked --all-targets -- -D warnings
+	cargo clippy --release --locked --features bench-internals --bench pure -- -D warnings
 	cargo test --release --locked --test tidy --test tidy_docs
 	$(DENY) --locked check bans licenses sources
 

@@ -335,8 +335,23 @@ impl Run {
             Fault::CutOneWay(from, to) => {
                 self.world.kernel.borrow_mut().cut.retain(|cut| *cut != (from, to));
             }
-            // The others are instantaneous, or the kernel knows their end.
-            _ => {}
+            // Instantaneous, or the kernel knows the end.
+            Fault::Resets(_)
+            | Fault::SlowLinks(_)
+            | Fault::SlowDisk(_)
+            | Fault::SlowFile(..)
+            | Fault::StuckDisk(_)
+            | Fault::StuckFile(..)
+            | Fault::Lag(..)
+            | Fault::Fails(..)
+            | Fault::Rot(..)
+            | Fault::DeadDisk(_)
+            | Fault::LosesWrite(..)
+            | Fault::MisdirectsWrite(..)
+            | Fault::MisdirectsRead(..)
+            | Fault::LyingFlushes(..)
+            | Fault::HangUp(_)
+            | Fault::Ambush { .. } => {}
         }
     }
 

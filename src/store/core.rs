@@ -316,19 +316,25 @@ impl Core {
         assert!(!known, "a member id is never used twice");
         let edits = vec![IndexEdit::PutMember(record.clone())];
         self.members.insert(member, LaneMember::new(record, Phase::Creating));
-        self.flush(edits, AfterFlush::Recorded(member));
+        self.flush(edits, AfterFlush::Created(member));
+    }
+
+    /// The first record of a member is durable: the member goes live.
+    pub(super) fn created(&mut self, member: MemberId) {
+        if let Some(found) = self.members.get_mut(&member)
+            && found.phase == Phase::Creating
+        {
+            found.phase = Phase::Live;
+            self.io.events.push(Event::MemberDurable { member });
+        }
     }
 
     /// The record of a member is durable. A member that is being destroyed reports that later.
     pub(super) fn recorded(&mut self, member: MemberId) {
-        if let Some(found) = self.members.get_mut(&member) {
-            match found.phase {
-                Phase::Destroying => return,
-                Phase::Creating => found.phase = Phase::Live,
-                Phase::Live | Phase::Faulted => {}
-            }
+        let phase = self.members.get(&member).map(|found| found.phase);
+        if phase != Some(Phase::Destroying) {
+            self.io.events.push(Event::MemberDurable { member });
         }
-        self.io.events.push(Event::MemberDurable { member });
     }
 
     pub(super) fn fault(&mut self, member: MemberId) {

@@ -68,7 +68,8 @@ pub(super) struct FlushPoint {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum AfterFlush {
     Checkpoint,
-    /// A member was created, or its record changed.
+    Created(MemberId),
+    /// The record of a member changed, or the tombstone of a member that was not here.
     Recorded(MemberId),
     Destroyed(MemberId),
     Faulted(MemberId),

@@ -272,7 +272,7 @@ impl Lane {
             (Pending::Scan, Done::Index(IndexDone::Scanned(found))) => {
                 self.resync.scanned(core, op, found);
             }
-            (_, done) => panic!("an effect ended as {done:?}"),
+            _ => panic!("an effect of a lane ended as another kind"),
         }
     }
 
@@ -283,6 +283,7 @@ impl Lane {
         self.writeback.flushed(core);
         match after {
             AfterFlush::Checkpoint => self.checkpoint.flushed(core),
+            AfterFlush::Created(member) => core.created(member),
             AfterFlush::Recorded(member) => core.recorded(member),
             AfterFlush::Destroyed(member) => {
                 core.destroyed(member);

@@ -253,7 +253,7 @@ impl Reads {
                 }
                 self.go_on(core, repair, state);
             }
-            (_, done) => panic!("an effect of a read ended as {done:?}"),
+            _ => panic!("an effect of a read ended as another kind"),
         }
     }
 

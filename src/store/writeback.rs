@@ -169,7 +169,7 @@ impl WriteBack {
             (RoundOp::Write, Done::Written) => self.written(core, repair),
             (RoundOp::Sync, Done::Synced) => self.commit(core, repair),
             (RoundOp::Commit, Done::Index(IndexDone::Committed)) => self.committed(core, repair),
-            (_, done) => panic!("an effect of a round ended as {done:?}"),
+            _ => panic!("an effect of a round ended as another kind"),
         }
     }
 

@@ -64,7 +64,11 @@ fn run(name: &str, seeds: &[Vec<u8>], read: fn(&[u8])) {
         }
         changed += u64::from(input != *seed);
         if catch_unwind(AssertUnwindSafe(|| read(&input))).is_err() {
-            let file = std::env::temp_dir().join(format!("{name}-{number}"));
+            let (_, file) = tempfile::Builder::new()
+                .prefix(&format!("{name}-{number}-"))
+                .tempfile()
+                .and_then(|file| Ok(file.keep()?))
+                .expect("a file for the input");
             std::fs::write(&file, &input).expect("keep the input");
             panic!("{name} does not survive input {number}, kept as {}", file.display());
         }
