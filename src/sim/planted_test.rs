@@ -1,5 +1,5 @@
 //! The planted mistakes that ordinary seeds find, with the number of seeds. `docs/testing.md`
-//! describes each symptom, and the measurement.
+//! says how to measure it.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;

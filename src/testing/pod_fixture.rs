@@ -280,7 +280,7 @@ impl Pod {
 
     /// True when the next tick is nearly a whole one away.
     pub fn is_after_tick(&self) -> bool {
-        self.worker.until_tick() > TICK * 9 / 10
+        self.worker.next_tick.since(self.worker.now) > TICK * 9 / 10
     }
 
     /// Requests that the router of a volume has.

@@ -73,7 +73,7 @@ pub struct Worker {
     pool: Pool,
     /// Rounds made, for the watchdog.
     rounds: Arc<AtomicU64>,
-    next_tick: Mono,
+    pub(super) next_tick: Mono,
     next_window: Mono,
     next_trim: Mono,
     stopping: Option<Mono>,
@@ -177,12 +177,6 @@ impl Worker {
     pub fn report(&self) -> PodReport {
         let disks = self.reconciler.report(&self.lanes, &self.members, &self.resyncs);
         PodReport { pod: self.config.pod, disks }
-    }
-
-    /// Time until the next tick.
-    #[cfg(test)]
-    pub(super) fn until_tick(&self) -> Duration {
-        self.next_tick.since(self.now)
     }
 
     /// The counter of rounds. A healthy worker makes at least one for every tick.
