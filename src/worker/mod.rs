@@ -2,7 +2,7 @@
 //! Only this folder knows all parts. It blocks in `Driver::enter` and nowhere else.
 //!
 //! Components own the state, a file each; the file says what a component owns, what it may call,
-//! and what it is told. [`round`] is the loop, [`dispatch`] joins the components.
+//! and what it is told. `round` is the loop, `dispatch` joins the components.
 //!
 //! Invariant: a worker depends only on its driver, its mailbox and its index runners. The
 //! simulator replaces these three and runs this very code.
