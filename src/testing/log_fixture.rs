@@ -166,19 +166,21 @@ pub fn bypassed(member: u64, index: u64, term: u64) -> Item {
     Item::Entry { member: MemberId(member), entry }
 }
 
-/// What was found, with its payloads, as it was pushed.
-pub fn loaded(fixture: &Fixture, found: &FoundItem) -> Item {
-    let load = |found: &FoundEntry| LogEntry {
+/// The item that was pushed, from a decoded one. `payload` gives the payload of an entry.
+pub fn as_item(found: &FoundItem, payload: &mut impl FnMut(&FoundEntry) -> Bytes) -> Item {
+    let mut entry_of = |found: &FoundEntry| LogEntry {
         bypass: found.bypass.clone(),
         index: found.index,
         term: found.term,
         kind: found.kind,
         context: found.context.clone(),
-        payload: load_payload(found, &mut |at, len| fixture.read(at, len)).expect("intact"),
+        payload: payload(found),
     };
     match found {
         FoundItem::Hard { member, hard } => Item::Hard { member: *member, hard: *hard },
-        FoundItem::Entry { member, entry } => Item::Entry { member: *member, entry: load(entry) },
+        FoundItem::Entry { member, entry } => {
+            Item::Entry { member: *member, entry: entry_of(entry) }
+        }
         FoundItem::Reset { member, index, term } => {
             Item::Reset { member: *member, index: *index, term: *term }
         }
@@ -188,11 +190,17 @@ pub fn loaded(fixture: &Fixture, found: &FoundItem) -> Item {
                 hard: *hard,
                 compacted_index: *compacted_index,
                 compacted_term: *compacted_term,
-                entries: entries.iter().map(load).collect(),
+                entries: entries.iter().map(entry_of).collect(),
             }
         }
         FoundItem::Fault { member } => Item::Fault { member: *member },
     }
+}
+
+/// The item that was pushed, from a decoded one. Reads the payloads from the ring.
+pub fn loaded(fixture: &Fixture, found: &FoundItem) -> Item {
+    let mut read = |at, len| fixture.read(at, len);
+    as_item(found, &mut |entry| load_payload(entry, &mut read).expect("intact"))
 }
 
 /// Sequences of the batches that were kept.

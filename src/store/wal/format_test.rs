@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::testing::log_fixture::as_item;
 use crate::types::Extent;
 
 const KEYS: Keys = Keys { disk: Uuid(*b"disk-for-testing"), seed: 0x5eed };
@@ -68,37 +69,6 @@ fn encoded(items: &[Item], previous: &[u8]) -> (Header, Vec<u8>) {
 
 fn decoded(bytes: &[u8]) -> Result<Batch, FormatError> {
     decode(&KEYS, &decode_fixed(&KEYS, bytes)?, bytes)
-}
-
-/// Puts the payloads, which `payload` knows, back into what was found.
-fn as_item(found: &FoundItem, payload: &mut impl FnMut(&FoundEntry) -> Bytes) -> Item {
-    let mut entry_of = |found: &FoundEntry| LogEntry {
-        bypass: found.bypass.clone(),
-        index: found.index,
-        term: found.term,
-        kind: found.kind,
-        context: found.context.clone(),
-        payload: payload(found),
-    };
-    match found {
-        FoundItem::Hard { member, hard } => Item::Hard { member: *member, hard: *hard },
-        FoundItem::Entry { member, entry } => {
-            Item::Entry { member: *member, entry: entry_of(entry) }
-        }
-        FoundItem::Reset { member, index, term } => {
-            Item::Reset { member: *member, index: *index, term: *term }
-        }
-        FoundItem::LogSnapshot { member, hard, compacted_index, compacted_term, entries } => {
-            Item::LogSnapshot {
-                member: *member,
-                hard: *hard,
-                compacted_index: *compacted_index,
-                compacted_term: *compacted_term,
-                entries: entries.iter().map(entry_of).collect(),
-            }
-        }
-        FoundItem::Fault { member } => Item::Fault { member: *member },
-    }
 }
 
 #[test]
