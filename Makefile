@@ -6,6 +6,7 @@ export HOLDFAST_DEMO_DIR ?= $(CURDIR)/holdfast-demo
 DEMO ?= run
 MINUTES ?= 10
 BIN := $(CARGO_TARGET_DIR)/release/holdfast
+LIMIT := $(CARGO_TARGET_DIR)/release/holdfast-limit
 DENY := $(CARGO_TARGET_DIR)/tools/bin/cargo-deny
 
 .PHONY: help build demo demo-clean test check fmt doc bench bench-pure sim traces setup
@@ -45,6 +46,7 @@ check:
 	cargo fmt --all -- --check
 	cargo clippy --release --locked --all-targets -- -D warnings
 	cargo clippy --release --locked --features bench-internals --bench pure -- -D warnings
+	cargo clippy --release --locked -p holdfast-limit --all-targets -- -D warnings
 	cargo test --release --locked --test tidy --test tidy_docs
 	$(DENY) --locked check bans licenses sources
 
@@ -55,8 +57,9 @@ doc: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --document-private-items
 
 bench: build
-	@scripts/setup.sh test
-	HOLDFAST=$(BIN) benches/compare.py $(BENCH)
+	@scripts/setup.sh $(if $(findstring --postgres,$(BENCH)),postgres,test)
+	cargo build --release --locked -p holdfast-limit
+	HOLDFAST=$(BIN) HOLDFAST_LIMIT=$(LIMIT) benches/compare.py $(BENCH)
 
 bench-pure: setup
 	cargo bench --profile release --locked --features bench-internals --bench pure -- $(BENCH)

@@ -1,4 +1,4 @@
-"""What is measured: a Holdfast cluster and the unreplicated servers. Each ends what it started."""
+"""What is measured: a Holdfast cluster. It ends what it started."""
 
 import json
 import os
@@ -11,12 +11,10 @@ from machine import wait_for
 
 API_PORT, PEER_PORT, HTTP_PORT, NBD_PORT = 7400, 7401, 7480, 10809
 PODS = 3
+# How much of a file system of its own a pod's disk gets; its index and the references need some.
+DISK_PERCENT = 60
 # What pods report may be as old as two of their periods, and a little.
 REPORT_AGE_S = 3.0
-
-
-def answers(uri):
-    return subprocess.run(["nbdinfo", "--size", uri], capture_output=True).returncode == 0
 
 
 def is_free(port):
@@ -42,37 +40,14 @@ def free_port(first):
     return next(port for port in range(first, first + 1000) if is_free(port))
 
 
-class Floor:
-    """An unreplicated server on one prewritten file."""
-
-    def __init__(self, kind, folder, size_bytes):
-        port = free_port(17809)
-        self.uri = f"nbd://127.0.0.1:{port}/"
-        path = os.path.join(folder, f"{kind}.raw")
-        subprocess.run(["dd", "if=/dev/urandom", f"of={path}", "bs=4M",
-                        f"count={size_bytes >> 22}", "oflag=direct", "status=none"], check=True)
-        if kind == "nbdkit":
-            command = ["nbdkit", "--foreground", f"--port={port}", "--ipaddr=127.0.0.1",
-                       "--filter=fua", "file", path, "fuamode=force"]
-        else:
-            command = ["qemu-nbd", "--cache=none", "--aio=io_uring", "--format=raw",
-                       "--persistent", "--shared=16", f"--port={port}", "--bind=127.0.0.1", path]
-        self.process = subprocess.Popen(command)
-        wait_for(lambda: answers(self.uri), kind)
-
-    def pids(self):
-        return [self.process.pid]
-
-    def stop(self):
-        self.process.terminate()
-        self.process.wait()
-
-
 class Cluster:
-    """Three pods of Holdfast on this machine, started and restarted by `holdfast dev`."""
+    """Three pods of Holdfast on this machine, started and restarted by `holdfast dev`. `disks`: one
+    folder for each pod's disk, on file systems of their own."""
 
-    def __init__(self, binary, folder, wal_bytes, volumes, settings=(), restart_after="2s"):
+    def __init__(self, binary, folder, wal_bytes, volumes, settings=(), restart_after="2s",
+                 disks=()):
         self.data = os.path.join(folder, "cluster")
+        self.place_disks(disks, wal_bytes)
         self.binary, self.offset = binary, free_offset()
         self.log = open(os.path.join(folder, "dev.log"), "w")
         self.written = True
@@ -89,6 +64,18 @@ class Cluster:
         except BaseException:
             self.stop()
             raise
+
+    def place_disks(self, disks, wal_bytes):
+        """Writes configurations whose disks `holdfast dev` keeps."""
+        for number, disk in enumerate(disks, 1):
+            pod = os.path.join(self.data, f"pod-{number}")
+            os.makedirs(pod)
+            space = os.statvfs(disk)
+            size = space.f_bavail * space.f_frsize * DISK_PERCENT // 100 - wal_bytes
+            with open(os.path.join(pod, "holdfast.toml"), "w") as file:
+                file.write(f"data = {json.dumps(os.path.join(pod, 'data'))}\n"
+                           f"[[disk]]\npath = {json.dumps(disk)}\n"
+                           f"size = {size >> 20 << 20}\nwal_size = {wal_bytes}\n")
 
     def is_ready(self):
         if self.process.poll() is not None:

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs what is missing on a Debian machine, and nothing that is there.
 #
-#   scripts/setup.sh run     to build Holdfast and to run the demo
-#   scripts/setup.sh test    also what the tests and the benchmarks use
-#   scripts/setup.sh check   cargo-deny, into the target directory; rustfmt and clippy
+#   scripts/setup.sh run       to build Holdfast and to run the demo
+#   scripts/setup.sh test      also what the tests and the benchmarks use
+#   scripts/setup.sh postgres  what the benchmark with PostgreSQL uses as well
+#   scripts/setup.sh check     cargo-deny, into the target directory; rustfmt and clippy
 set -euo pipefail
 
 DENY_VERSION=0.20.2
@@ -27,13 +28,15 @@ missing_packages() {
     has qemu-img || echo qemu-utils
     has mkfs.ext4 && has e2fsck || echo e2fsprogs
     has python3 || echo python3
-    [ "$1" = test ] || return 0
+    [ "$1" != run ] || return 0
     has qemu-io || echo qemu-utils
     has fio || echo fio
     has nbdkit || echo nbdkit
     has fusermount3 || echo fuse3
     has losetup && has mount || echo mount
     /usr/bin/python3 -c 'import nbd' 2>/dev/null || echo python3-libnbd
+    [ "$1" = postgres ] || return 0
+    compgen -G '/usr/lib/postgresql/*/bin/pgbench' >/dev/null || echo postgresql
 }
 
 as_root() {
@@ -57,6 +60,15 @@ install_packages() {
         as_root apt-get update -qq
         as_root "${install[@]}" >/dev/null
     fi
+}
+
+# Debian's package makes a server and starts it, which a benchmark does not need. A machine that has
+# PostgreSQL already keeps its settings.
+without_a_server() {
+    local settings=/etc/postgresql-common/createcluster.conf
+    [ ! -e "$settings" ] || return 0
+    install_packages postgresql-common
+    as_root sed -i 's/^#\? *create_main_cluster *=.*/create_main_cluster = false/' "$settings"
 }
 
 check_rust() {
@@ -98,8 +110,11 @@ install_cargo_deny() {
 goal=${1:-run}
 check_rust
 case "$goal" in
-run | test)
+run | test | postgres)
     mapfile -t packages < <(missing_packages "$goal" | sort -u)
+    case " ${packages[*]} " in
+    *" postgresql "*) without_a_server ;;
+    esac
     if [ ${#packages[@]} -gt 0 ]; then
         install_packages "${packages[@]}"
     fi
@@ -109,7 +124,7 @@ check)
     install_cargo_deny
     ;;
 *)
-    echo "usage: $0 run|test|check" >&2
+    echo "usage: $0 run|test|postgres|check" >&2
     exit 2
     ;;
 esac
