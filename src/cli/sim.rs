@@ -52,6 +52,8 @@ enum PlanName {
     Clocks,
     /// Faults drawn from the seed; any disk may lose its data
     Unbounded,
+    /// A load that does not end, and one fault at a time
+    Load,
 }
 
 impl From<PlanName> for Plan {
@@ -61,6 +63,7 @@ impl From<PlanName> for Plan {
             PlanName::Rot => Plan::Rot,
             PlanName::Clocks => Plan::Clocks,
             PlanName::Unbounded => Plan::Unbounded,
+            PlanName::Load => Plan::Load,
         }
     }
 }

@@ -40,6 +40,11 @@ const HOT_MOVES_ONE_IN: u64 = 600;
 const HOT_PART: u64 = 8;
 /// Blocks of the longest request.
 const BLOCKS_MAX: u64 = 5;
+/// Blocks of the longest write of a sweep, and of the reads at its end.
+const SWEEP_BLOCKS: u64 = 256;
+const SWEEP_READS: u64 = 8;
+/// In a sweep, one in this many requests is an ordinary one.
+const SWEEP_BREAKS_ONE_IN: u64 = 6;
 
 /// The kinds of completions, in the low bits of a token below the connection number.
 const CONNECT: u64 = 1;
@@ -153,9 +158,12 @@ pub struct Client {
     rests_until: Mono,
     /// The first hot block.
     hot: u64,
+    /// Blocks that the sweep has written, and then also those that it has discarded.
+    swept: u64,
     pub plan: Plan,
     /// NBD errors without an explanation.
     pub errors: u64,
+    pub answers: u64,
 }
 
 impl Client {
@@ -176,8 +184,10 @@ impl Client {
             next_cookie: 0,
             rests_until: Mono(0),
             hot: 0,
+            swept: 0,
             plan: Plan::Mixed,
             errors: 0,
+            answers: 0,
         }
     }
 
@@ -336,6 +346,7 @@ impl Client {
             return false;
         }
         let request = self.requests.remove(&cookie).expect("just found");
+        self.answers += 1;
         let now = self.driver.now();
         self.ended(request, error, now, shared);
         self.reader.consume(16 + payload_bytes);
@@ -389,9 +400,11 @@ impl Client {
             match self.plan {
                 Plan::Done => return,
                 Plan::ReadAll { next_block } => {
-                    self.request(next_block * 2, 2, What::Read);
-                    self.plan = match next_block + 1 < self.target.region.end {
-                        true => Plan::ReadAll { next_block: next_block + 1 },
+                    let blocks = if self.target.load.sweeps { SWEEP_READS } else { 1 };
+                    let end = self.target.region.end.min(next_block + blocks);
+                    self.request(next_block * 2, (end - next_block) * 2, What::Read);
+                    self.plan = match end < self.target.region.end {
+                        true => Plan::ReadAll { next_block: end },
                         false => Plan::Done,
                     };
                 }
@@ -407,6 +420,9 @@ impl Client {
 
     fn invoke_random(&mut self, rng: &mut Rng, shared: &mut Shared) {
         let Target { blocks, load, half, .. } = self.target;
+        if load.sweeps && !rng.one_in(SWEEP_BREAKS_ONE_IN) {
+            return self.sweep(shared);
+        }
         let is_read = !rng.one_in(load.writes_one_in);
         let region = self.target.region.clone();
         let region = if is_read { 0..blocks } else { region };
@@ -414,7 +430,8 @@ impl Client {
         if let (false, Some(half)) = (is_read, half) {
             return self.write(block * 2 + half, 1, shared);
         }
-        let (first, registers) = match rng.below(8) {
+        let kind = if load.mostly_large && rng.one_in(2) { 2 } else { rng.below(8) };
+        let (first, registers) = match kind {
             // One half of a block.
             0 | 1 => (block * 2 + rng.below(2), 1),
             // Whole extents, if there are any: these use a WAL bypass.
@@ -434,6 +451,32 @@ impl Client {
             1 | 2 => self.zero(rng, first, registers, &mut shared.history),
             _ => self.write(first, registers, shared),
         }
+    }
+
+    /// Writes everything, shard by shard, and then discards it, shard by shard.
+    fn sweep(&mut self, shared: &mut Shared) {
+        let Target { blocks, blocks_per_shard, .. } = self.target;
+        if self.swept < blocks {
+            let left = blocks_per_shard - self.swept % blocks_per_shard;
+            let count = SWEEP_BLOCKS.min(left);
+            self.write(self.swept * 2, count * 2, shared);
+            self.swept += count;
+            return;
+        }
+        let first = self.swept - blocks;
+        self.discard(first * 2, blocks_per_shard * 2, &mut shared.history);
+        self.swept += blocks_per_shard;
+        if self.swept >= 2 * blocks {
+            self.swept = 0;
+        }
+    }
+
+    fn discard(&mut self, first: u64, registers: u64, history: &mut History) {
+        let now = self.driver.now();
+        let from = self.target.first_register + first;
+        let numbers = (from..from + registers).map(|register| history.zeroing(register, now));
+        let what = What::Trim(numbers.collect());
+        self.request(first, registers, what);
     }
 
     fn some_block(&mut self, rng: &mut Rng, region: Range<u64>) -> u64 {

@@ -21,7 +21,71 @@ use crate::types::{BLOCK_BYTES, Mono};
 
 const SECTOR_BYTES: usize = 512;
 
-type Page = Box<[u8]>;
+/// The content of a page. What clients write takes little memory.
+#[derive(Clone)]
+enum Page {
+    Raw(Box<[u8]>),
+    /// Each half begins with these bytes; all its others are equal.
+    Halves([Half; 2]),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Half {
+    head: [u8; HEAD_BYTES],
+    rest: u8,
+}
+
+const HALF_BYTES: usize = BLOCK_BYTES / 2;
+const HEAD_BYTES: usize = 8;
+
+impl Half {
+    fn of(bytes: &[u8]) -> Option<Half> {
+        let (head, rest) = bytes.split_first_chunk::<HEAD_BYTES>()?;
+        let is_even = rest[1..] == rest[..rest.len() - 1];
+        is_even.then_some(Half { head: *head, rest: rest[0] })
+    }
+
+    /// Writes the first bytes of the half.
+    fn read(&self, into: &mut [u8]) {
+        let head_len = HEAD_BYTES.min(into.len());
+        into[..head_len].copy_from_slice(&self.head[..head_len]);
+        into[head_len..].fill(self.rest);
+    }
+}
+
+impl Page {
+    fn of(bytes: &[u8]) -> Page {
+        let (first, second) = bytes.split_at(HALF_BYTES);
+        match (Half::of(first), Half::of(second)) {
+            (Some(first), Some(second)) => Page::Halves([first, second]),
+            _ => Page::Raw(bytes.into()),
+        }
+    }
+
+    /// Reads the first bytes of the page.
+    fn read(&self, into: &mut [u8]) {
+        match self {
+            Page::Raw(bytes) => into.copy_from_slice(&bytes[..into.len()]),
+            Page::Halves(halves) => {
+                let halves = halves.iter().zip(into.chunks_mut(HALF_BYTES));
+                halves.for_each(|(half, into)| half.read(into));
+            }
+        }
+    }
+
+    /// The bytes, for changes.
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        if let Page::Halves(_) = self {
+            let mut bytes = vec![0; BLOCK_BYTES];
+            self.read(&mut bytes);
+            *self = Page::Raw(bytes.into());
+        }
+        match self {
+            Page::Raw(bytes) => bytes,
+            Page::Halves(_) => unreachable!("it was just replaced"),
+        }
+    }
+}
 
 /// One disk, in whichever pod it is.
 #[derive(Default)]
@@ -109,8 +173,7 @@ pub const FRESH_NS: u64 = 1_000_000_000;
 /// One file of a disk.
 #[derive(Default)]
 pub struct SimFile {
-    /// `None`: zeroes. Each page is its own allocation: most pages are never written, and the
-    /// allocator reuses memory of the last run faster than it maps new memory.
+    /// `None`: zeroes, as most pages are never written.
     durable: Vec<Option<Page>>,
     /// Pages that reads see, and that are not durable.
     cached: BTreeMap<u64, Page>,
@@ -137,7 +200,7 @@ impl SimFile {
         for (page, bytes) in self.cached.range(first..end) {
             let at = (page - first) as usize * BLOCK_BYTES;
             let len = BLOCK_BYTES.min(into.len() - at);
-            into[at..at + len].copy_from_slice(&bytes[..len]);
+            bytes.read(&mut into[at..at + len]);
         }
     }
 
@@ -147,7 +210,7 @@ impl SimFile {
         let first = offset as usize / BLOCK_BYTES;
         for (page, out) in (first..).zip(into.chunks_mut(BLOCK_BYTES)) {
             match self.durable.get(page) {
-                Some(Some(bytes)) => out.copy_from_slice(&bytes[..out.len()]),
+                Some(Some(page)) => page.read(out),
                 _ => out.fill(0),
             }
         }
@@ -175,14 +238,14 @@ impl SimFile {
         let pages = first..first + (bytes.len() / BLOCK_BYTES) as u64;
         self.written[pages.start as usize..pages.end as usize].fill(now);
         if !durable {
-            self.cached.extend(pages.zip(bytes.chunks(BLOCK_BYTES).map(Page::from)));
+            self.cached.extend(pages.zip(bytes.chunks(BLOCK_BYTES).map(Page::of)));
             return;
         }
         if !self.cached.is_empty() {
             pages.clone().for_each(|page| drop(self.cached.remove(&page)));
         }
         for (page, bytes) in pages.zip(bytes.chunks(BLOCK_BYTES)) {
-            self.page_mut(page).copy_from_slice(bytes);
+            self.durable[page as usize] = Some(Page::of(bytes));
         }
     }
 
@@ -243,8 +306,8 @@ impl SimFile {
     }
 
     pub fn crash(&mut self, rng: &mut Rng) {
-        for (page, bytes) in std::mem::take(&mut self.cached) {
-            self.land(page, &bytes, Survives::Some, rng);
+        for (page, mut bytes) in std::mem::take(&mut self.cached) {
+            self.land(page, bytes.bytes_mut(), Survives::Some, rng);
         }
     }
 
@@ -265,7 +328,7 @@ impl SimFile {
     /// The durable content of a page, for changes.
     fn page_mut(&mut self, page: u64) -> &mut [u8] {
         let page = &mut self.durable[page as usize];
-        page.get_or_insert_with(|| vec![0; BLOCK_BYTES].into())
+        page.get_or_insert_with(|| Page::Raw(vec![0; BLOCK_BYTES].into())).bytes_mut()
     }
 }
 

@@ -38,6 +38,8 @@ pub enum Fault {
     StuckDisk(DiskNumber),
     /// The same for one file.
     StuckFile(DiskNumber, LaneFile),
+    /// No operation of the disk ends until the end of the run, when its pod starts again.
+    HungDisk(DiskNumber),
     /// The next operation on this file of the disk fails.
     Fails(DiskNumber, LaneFile),
     /// Bits flip in this many pages of a file.
@@ -126,6 +128,8 @@ pub enum Plan {
     Clocks,
     /// Like `Mixed`, but any disk may lose data: nothing is sure to survive.
     Unbounded,
+    /// Heavy runs, which `heavy` draws: a load that does not end, and one fault at a time.
+    Load,
 }
 
 /// The possible targets of faults.
@@ -154,6 +158,7 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
     let mut planned = Vec::new();
     while at < until {
         let fault = match plan {
+            Plan::Load => unreachable!("`heavy` draws the faults of heavy runs"),
             Plan::Clocks => Fault::ClockStops(rng.below(targets.pods as u64) as Host),
             Plan::Rot => Fault::Rot(bad_disk, LaneFile::Data, rng.between(1, 20)),
             Plan::Mixed => {

@@ -107,8 +107,30 @@ pub struct Kernel {
     /// Until these times the host's connections break, and its links are slow.
     pub resets_until: BTreeMap<Host, Mono>,
     pub slow_until: BTreeMap<Host, Mono>,
+    /// How fast the links between pods are; `None`: only their delay counts.
+    pub wire: Option<Wire>,
+    /// When everything that was sent from the first host to the second has left.
+    left_at: BTreeMap<(Host, Host), Mono>,
     pub trace: Trace,
     observer: Rc<RefCell<dyn DiskObserver>>,
+}
+
+/// The links between pods. All connections from one pod to another share the bandwidth of that
+/// direction, first come first served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wire {
+    /// Hosts below this number are pods.
+    pub pods: Host,
+    pub bytes_per_s: u64,
+    /// A send ends when no more than this many bytes of the direction have still to leave.
+    pub send_buffer_bytes: u64,
+}
+
+impl Wire {
+    /// The time that so many bytes take.
+    pub fn takes(&self, bytes: u64) -> Duration {
+        Duration::from_nanos(bytes * 1_000_000_000 / self.bytes_per_s)
+    }
 }
 
 /// The kernel's state of one host.
@@ -166,6 +188,8 @@ impl Kernel {
             cut: Vec::new(),
             resets_until: BTreeMap::new(),
             slow_until: BTreeMap::new(),
+            wire: None,
+            left_at: BTreeMap::new(),
             trace: Trace::default(),
             observer,
         }
@@ -487,12 +511,13 @@ impl Kernel {
         });
         let peer_host = state.peer_host;
         let resets = self.lasts(&self.resets_until, host) && self.rng.one_in(20);
+        let (left_at, taken_at) = self.leaves(host, peer_host, count as u64);
         // Bytes that are sent across a cut are lost, and the connection breaks sooner or later.
         if to.is_some_and(|to| self.is_cut(host, to)) {
             let hang = Duration::from_millis(self.rng.between(50, 3_000));
             self.schedule(hang, Event::HangUp { socket });
         } else if let Some(other) = self.sockets.get_mut(&peer).filter(|peer| !peer.inbound.mute) {
-            let at = (self.now + delay + other.inbound.lag).max(other.inbound.last_arrival);
+            let at = (left_at + delay + other.inbound.lag).max(other.inbound.last_arrival);
             other.inbound.last_arrival = at;
             other.inbound.broken |= resets;
             self.schedule_at(at, Event::Arrive { socket: peer, pieces: bufs, count });
@@ -504,11 +529,28 @@ impl Kernel {
             self.schedule(delay, Event::HangUp { socket });
         }
         let result = Ok(Done::Bytes(count));
+        let completion = Completion { token, result, buffers: Buffers::None };
+        if taken_at > self.now {
+            return self.end(host, taken_at.since(self.now), completion);
+        }
         let state = &mut self.hosts[host];
         if state.sent.is_empty() {
             state.hears_at = self.now + SENT_HEARD_AFTER;
         }
-        state.sent.push(Completion { token, result, buffers: Buffers::None });
+        state.sent.push(completion);
+    }
+
+    /// Puts bytes on the way from a host to another one. Returns when the last of them has left,
+    /// and when the kernel has taken all of them from the sender.
+    fn leaves(&mut self, from: Host, to: Host, bytes: u64) -> (Mono, Mono) {
+        let Some(wire) = self.wire.filter(|wire| from.max(to) < wire.pods) else {
+            return (self.now, self.now);
+        };
+        let left_at = self.left_at.entry((from, to)).or_default();
+        *left_at = (*left_at).max(self.now) + wire.takes(bytes);
+        let buffered = wire.takes(wire.send_buffer_bytes);
+        let taken_at = self.now + left_at.since(self.now).saturating_sub(buffered);
+        (*left_at, taken_at)
     }
 
     fn connect(&mut self, host: Host, token: Token, address: &Address) {
@@ -589,6 +631,7 @@ impl Kernel {
         self.alarms[host] = NO_ALARM;
         self.hosts[host].ready.clear();
         self.hosts[host].sent.clear();
+        self.left_at.retain(|(from, _), _| *from != host);
         self.listeners.retain(|_, (of, ..)| *of != host);
         let mine = self.sockets.iter().filter(|(_, state)| state.host == host);
         let mut mine: Vec<SocketId> = mine.map(|(id, _)| *id).collect();

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use super::{Options, Violation, run};
+use super::heavy_test::LASTS;
+use super::shape::Theme;
+use super::{Options, Plan, Violation, run};
 use crate::planted::{Mistake, with};
 
 const FAULTS_FOR: Duration = Duration::from_secs(20);
@@ -66,6 +68,9 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::CatalogLearnerEarly, 6),
 ];
 
+/// Mistakes that heavy runs find: the theme, and the number of seeds with that theme.
+const FOUND_BY_HEAVY_SEEDS: &[(Mistake, Theme, u64)] = &[];
+
 /// Mistakes that no seed found within 300, and the scenario that finds each.
 const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::EntriesCountedTwice, "entries_that_are_here_take_no_room_again"),
@@ -107,12 +112,24 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::ResyncingSource, "a_member_with_the_resyncing_flag_is_no_source"),
 ];
 
-/// The first seed that finds the mistake, and its violation.
-fn found_by(mistake: Mistake, seeds: u64) -> Option<(u64, Violation)> {
-    (1..=seeds).find_map(|seed| {
-        let violation = with(mistake, || run(&Options::new(seed, FAULTS_FOR))).err()?;
-        Some((seed, violation))
+/// The first run that finds the mistake, and its violation.
+fn found_by(
+    mistake: Mistake,
+    mut runs: impl Iterator<Item = Options>,
+) -> Option<(Options, Violation)> {
+    runs.find_map(|options| {
+        let violation = with(mistake, || run(&options)).err()?;
+        Some((options, violation))
     })
+}
+
+fn ordinary(seeds: u64) -> impl Iterator<Item = Options> {
+    (1..=seeds).map(|seed| Options::new(seed, FAULTS_FOR))
+}
+
+fn heavy(theme: Theme, seeds: u64) -> impl Iterator<Item = Options> {
+    let of_theme = (0..).filter(move |seed| Theme::of(*seed) == theme).take(seeds as usize);
+    of_theme.map(|seed| Options { plan: Plan::Load, ..Options::new(seed, LASTS) })
 }
 
 /// Calls `each` for all of these on a few threads.
@@ -127,23 +144,37 @@ fn in_parallel<T: Copy + Sync>(all: &[T], each: impl Fn(T) + Sync) {
 }
 
 /// `HOLDFAST_PLANTED="60 ResyncGoesBack TermNotCompared"` measures instead: it prints the first of
-/// 60 seeds that finds these mistakes, or all mistakes if none are named.
+/// 60 seeds that finds these mistakes, or all mistakes if none are named. `60 load ...`: of heavy
+/// runs.
 #[test]
 fn mistakes_are_found_within_so_many_seeds() {
     if let Ok(wanted) = std::env::var("HOLDFAST_PLANTED") {
         return measure(&wanted);
     }
-    let (seeds_used, missed) = (Mutex::new(BTreeSet::new()), Mutex::new(Vec::new()));
-    in_parallel(FOUND_BY_SEEDS, |(mistake, seeds)| match found_by(mistake, seeds) {
-        Some((seed, _)) => drop(seeds_used.lock().unwrap().insert(seed)),
-        None => missed.lock().unwrap().push((mistake, seeds)),
+    let (found, missed) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    let heavy_ones = FOUND_BY_HEAVY_SEEDS.iter().map(|of| (of.0, Some(of.1), of.2));
+    let all: Vec<(Mistake, Option<Theme>, u64)> =
+        FOUND_BY_SEEDS.iter().map(|of| (of.0, None, of.1)).chain(heavy_ones).collect();
+    in_parallel(&all, |(mistake, theme, seeds)| {
+        let first = match theme {
+            Some(theme) => found_by(mistake, heavy(theme, seeds)),
+            None => found_by(mistake, ordinary(seeds)),
+        };
+        match first {
+            Some((options, _)) => found.lock().unwrap().push((options.seed, theme.is_some())),
+            None => missed.lock().unwrap().push((mistake, seeds)),
+        }
     });
     let missed = missed.into_inner().unwrap();
     assert!(missed.is_empty(), "not noticed within so many seeds: {missed:?}");
     // Without a mistake, the same seeds pass.
-    let seeds: Vec<u64> = seeds_used.into_inner().unwrap().into_iter().collect();
-    in_parallel(&seeds, |seed| {
-        if let Err(violation) = run(&Options::new(seed, FAULTS_FOR)) {
+    let found: BTreeSet<(u64, bool)> = found.into_inner().unwrap().into_iter().collect();
+    in_parallel(&found.into_iter().collect::<Vec<_>>(), |(seed, is_heavy)| {
+        let options = match is_heavy {
+            true => Options { plan: Plan::Load, ..Options::new(seed, LASTS) },
+            false => Options::new(seed, FAULTS_FOR),
+        };
+        if let Err(violation) = run(&options) {
             panic!("without a mistake: {violation}");
         }
     });
@@ -152,13 +183,19 @@ fn mistakes_are_found_within_so_many_seeds() {
 fn measure(wanted: &str) {
     let mut words = wanted.split_whitespace();
     let seeds = words.next().and_then(|word| word.parse().ok()).expect("a number of seeds first");
-    let names: Vec<&str> = words.collect();
+    let (heavy, names): (Vec<&str>, Vec<&str>) = words.partition(|word| *word == "load");
+    let is_heavy = !heavy.is_empty();
     let is_wanted = |mistake: &Mistake| names.contains(&format!("{mistake:?}").as_str());
     let all = Mistake::ALL.iter().copied();
     let wanted: Vec<Mistake> = all.filter(|one| names.is_empty() || is_wanted(one)).collect();
-    in_parallel(&wanted, |mistake| match found_by(mistake, seeds) {
-        Some((_, violation)) => eprintln!("{mistake:?}: {violation}"),
-        None => eprintln!("{mistake:?}: not within {seeds} seeds"),
+    in_parallel(&wanted, |mistake| {
+        let plan = if is_heavy { Plan::Load } else { Plan::Mixed };
+        let lasts = if is_heavy { LASTS } else { FAULTS_FOR };
+        let runs = (1..=seeds).map(|seed| Options { plan, ..Options::new(seed, lasts) });
+        match found_by(mistake, runs) {
+            Some((_, violation)) => eprintln!("{mistake:?}: {violation}"),
+            None => eprintln!("{mistake:?}: not within {seeds} seeds"),
+        }
     });
 }
 
@@ -166,7 +203,8 @@ fn measure(wanted: &str) {
 fn every_mistake_is_found_by_somebody() {
     let by_seeds = FOUND_BY_SEEDS.iter().map(|(mistake, _)| mistake);
     let by_scenario = FOUND_BY_SCENARIO_ONLY.iter().map(|(mistake, _)| mistake);
-    let listed: Vec<&Mistake> = by_seeds.chain(by_scenario).collect();
+    let by_heavy = FOUND_BY_HEAVY_SEEDS.iter().map(|(mistake, ..)| mistake);
+    let listed: Vec<&Mistake> = by_seeds.chain(by_heavy).chain(by_scenario).collect();
     for mistake in Mistake::ALL {
         let times = listed.iter().filter(|one| **one == mistake).count();
         assert_eq!(times, 1, "{mistake:?} belongs into one of the lists, once");

@@ -13,7 +13,7 @@ use crate::sim::world::World;
 use crate::store::lane::{Lane, LaneFiles};
 use crate::store::messages::{Done, Effect, Event, ReadId};
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, EXTENT_BYTES};
-use crate::types::{MemberId, Segment, ShardId};
+use crate::types::{MemberId, Segment, ShardId, Uuid};
 use crate::view::{ClusterView, MemberReport, MemberState, ShardView, VolumeView};
 use crate::worker::execute;
 
@@ -71,6 +71,51 @@ impl World {
             let disks = self.disks_of(host);
             disks.into_iter().enumerate().find_map(|(lane, disk)| self.leak(host, lane, disk))
         })
+    }
+
+    /// The newest entry that any member of each shard has applied.
+    pub fn newest_applied(&self) -> BTreeMap<ShardId, u64> {
+        let mut newest = BTreeMap::new();
+        for member in self.member_reports().map(|(_, member)| member) {
+            let applied: &mut u64 = newest.entry(member.shard).or_default();
+            *applied = member.applied_index.max(*applied);
+        }
+        newest
+    }
+
+    /// Describes a member that is resyncing, or has not applied what others had applied `before`.
+    /// Members on a hung disk need not, but may not lead.
+    pub fn out_of_step(
+        &self,
+        before: &BTreeMap<ShardId, u64>,
+        hung: Option<DiskNumber>,
+    ) -> Option<Difference> {
+        if self.pods.iter().any(|pod| pod.worker.is_none()) {
+            return Some("a pod is down".to_owned());
+        }
+        let hung = hung.map(disk_id);
+        let mut all = self.member_reports();
+        let found = all.find(|(disk, member)| match Some(*disk) == hung {
+            true => member.state == MemberState::Leader,
+            false => {
+                let reached = before.get(&member.shard).copied().unwrap_or(0);
+                member.state == MemberState::Resyncing || member.applied_index < reached
+            }
+        });
+        let (disk, member) = found?;
+        let reached = before.get(&member.shard);
+        Some(format!("{member:?} of disk {disk}; others had {reached:?} before"))
+    }
+
+    /// All members of running pods that are not faulted, and their disks.
+    fn member_reports(&self) -> impl Iterator<Item = (Uuid, MemberReport)> {
+        let reports = self.pods.iter().filter_map(|pod| Some(pod.worker.as_ref()?.report()));
+        let disks = reports.flat_map(|report| report.disks);
+        let members = disks.flat_map(|disk| {
+            let on = disk.disk;
+            disk.members.into_iter().map(move |member| (on, member))
+        });
+        members.filter(|(_, member)| member.state != MemberState::Faulted)
     }
 
     /// The volumes that need none of these pods: each shard has a majority of replicas in other

@@ -9,7 +9,8 @@ use crate::replica::messages::ReadMode;
 use crate::sim::checks::Seen;
 use crate::sim::disk::{FRESH_NS, Loss, Sick};
 use crate::sim::faults::{Fault, Plan, Planned, Targets, draw};
-use crate::sim::kernel::Kernel;
+use crate::sim::heavy;
+use crate::sim::kernel::{Kernel, Wire};
 use crate::sim::names::{DiskNumber, Host, Moment};
 use crate::sim::rng::Rng;
 use crate::sim::shape::Shape;
@@ -41,12 +42,22 @@ impl Options {
         Options { seed, faults_for, plan, only, requests, reads, prints: false }
     }
 
+    fn shape(&self) -> Shape {
+        match self.plan {
+            Plan::Load => heavy::shape(self.seed),
+            _ => Shape::draw(self.seed),
+        }
+    }
+
     /// The faults of this run, with their numbers.
     pub fn faults(&self) -> Vec<(usize, Planned)> {
-        let shape = Shape::draw(self.seed);
+        let shape = self.shape();
         let Shape { pods, clients, bad_disk, .. } = shape;
         let targets = Targets { pods, disks: pods * shape.disks_per_pod, bad_disk, clients };
-        let all = draw(self.plan, self.seed, targets, self.faults_for);
+        let all = match self.plan {
+            Plan::Load => heavy::faults(self.seed, targets, self.faults_for),
+            plan => draw(plan, self.seed, targets, self.faults_for),
+        };
         let wanted = |number: &usize| self.only.as_ref().is_none_or(|only| only.contains(number));
         all.into_iter().enumerate().filter(|(number, _)| wanted(number)).collect()
     }
@@ -85,6 +96,8 @@ pub enum Violation {
     Panicked { seed: u64, what: String },
     #[error("seed {seed}: the replicas differ: {what}")]
     Differs { seed: u64, what: String },
+    #[error("seed {seed}: {virtual_s} seconds after a fault and under load: {what}")]
+    OutOfStep { seed: u64, virtual_s: u64, what: String },
     #[error("seed {seed}: {what}")]
     Broken { seed: u64, what: String },
 }
@@ -99,6 +112,19 @@ const GOVERN_EVERY: Duration = Duration::from_millis(100);
 /// Alarms for the begin and the end of a fault: base plus its number.
 const BEGIN: u64 = 1 << 16;
 const END: u64 = 1 << 17;
+
+/// Time limit for all members to be in step again, under load.
+const IN_STEP_S: u64 = 40;
+/// Who is in step has within this time what others have now.
+const IN_STEP_WITHIN: Duration = Duration::from_secs(2);
+/// Time until a heavy run is in full swing.
+const WARM_UP: Duration = Duration::from_secs(4);
+/// A heartbeat waits no longer than this, beside what the links carry before it.
+const HEARTBEAT_DELAY: Duration = Duration::from_millis(100);
+/// Bytes that may leave before a heartbeat: one send of each class, and what the kernel has.
+const BEFORE_HEARTBEAT_BYTES: u64 = 1280 << 10;
+/// A hung disk works again after this time, which does not come.
+const FOR_EVER: Mono = Mono(u64::MAX / 2);
 
 /// Practically stopped. Below -1,000,000 the pod's time would run backwards.
 const CLOCK_STOPS_PPM: i64 = -999_999;
@@ -140,13 +166,18 @@ pub fn run(options: &Options) -> Result<Outcome, Violation> {
 
 fn run_and_check(options: &Options) -> Result<Outcome, Violation> {
     let mut run = Run::new(options);
+    if options.plan == Plan::Load {
+        run.under_load(options.faults_for)?;
+    }
     while run.faults_on {
         run.step()?;
     }
     match options.plan {
         Plan::Unbounded => run.end_without_promises()?,
-        Plan::Mixed | Plan::Rot | Plan::Clocks => {
-            run.majority_answers()?;
+        Plan::Mixed | Plan::Rot | Plan::Clocks | Plan::Load => {
+            if options.plan != Plan::Load {
+                run.majority_answers()?;
+            }
             run.heal(&[]);
             run.all_answer(&[], None)?;
             run.check_history()?;
@@ -174,7 +205,7 @@ fn run_and_check(options: &Options) -> Result<Outcome, Violation> {
 
 impl Run {
     fn new(options: &Options) -> Run {
-        let mut shape = Shape::draw(options.seed);
+        let mut shape = options.shape();
         shape.reads = options.reads.unwrap_or(shape.reads);
         let pods = shape.pods;
         let mut run = Run {
@@ -190,7 +221,10 @@ impl Run {
         if options.plan == Plan::Unbounded {
             checks.expect_nothing();
         }
-        checks.distrust(run.world.shape.bad_disk);
+        match options.plan {
+            Plan::Load => checks.expect_ring(),
+            _ => checks.distrust(run.world.shape.bad_disk),
+        }
         checks.expect(run.world.shape.reads, options.plan != Plan::Clocks);
         drop(checks);
         let mut kernel = run.world.kernel.borrow_mut();
@@ -207,12 +241,16 @@ impl Run {
                 kernel.drift(host, [1_000_000, -950_000][rng.below(2) as usize]);
             }
         }
-        for (number, planned) in &run.faults {
-            kernel.alarm(planned.at, BEGIN + *number as u64);
+        if options.plan != Plan::Load {
+            for (number, planned) in &run.faults {
+                kernel.alarm(planned.at, BEGIN + *number as u64);
+            }
         }
         kernel.alarm(ROUND_EVERY, ROUND);
         kernel.alarm(GOVERN_EVERY, GOVERN);
-        kernel.alarm(options.faults_for, END_OF_FAULTS);
+        if options.plan != Plan::Load {
+            kernel.alarm(options.faults_for, END_OF_FAULTS);
+        }
         drop(kernel);
         run
     }
@@ -271,6 +309,57 @@ impl Run {
             }
             Some(BEGIN..END) => {}
             Some(end) => self.end(self.planned(end - END).fault),
+        }
+    }
+
+    /// A heavy run until its load ends: one fault after the other, and after each of them everybody
+    /// is in step again, under load.
+    fn under_load(&mut self, lasts: Duration) -> Result<(), Violation> {
+        let until = self.now() + lasts;
+        self.step_for(WARM_UP)?;
+        let waits = |wire: Wire| HEARTBEAT_DELAY + wire.takes(BEFORE_HEARTBEAT_BYTES);
+        let within = self.world.shape.wire.map(waits);
+        self.world.checks.borrow_mut().expect_heartbeats(within);
+        let mut hung = None;
+        for (_, planned) in self.faults.clone() {
+            self.begin(planned);
+            self.step_for(planned.lasts)?;
+            self.end(planned.fault);
+            if let Fault::HungDisk(disk) = planned.fault {
+                hung = Some(disk);
+            }
+            self.in_step(hung)?;
+            if self.now() > until {
+                break;
+            }
+        }
+        self.step_for(until.since(self.now()))?;
+        self.in_step(hung)?;
+        self.faults_on = false;
+        self.world.checks.borrow_mut().expect_heartbeats(None);
+        if let Some(disk) = hung {
+            self.world.unhang(disk);
+        }
+        Ok(())
+    }
+
+    /// Waits until all members have what others had two seconds before, nobody is being resynced,
+    /// and every client gets answers. The load goes on meanwhile.
+    fn in_step(&mut self, hung: Option<DiskNumber>) -> Result<(), Violation> {
+        let (seed, until) = (self.seed, self.now() + Duration::from_secs(IN_STEP_S));
+        loop {
+            let (before, answers) = (self.world.newest_applied(), self.world.answers());
+            self.step_for(IN_STEP_WITHIN)?;
+            let late = self.world.out_of_step(&before, hung);
+            let starves = |(before, now): (&u64, &u64)| before == now;
+            let starved = answers.iter().zip(&self.world.answers()).position(starves);
+            let asks = self.world.shared.requests_left != Some(0);
+            let starved = starved.filter(|_| asks);
+            let starved = starved.map(|client| format!("client {client} gets no answers"));
+            let Some(what) = late.or(starved) else { return Ok(()) };
+            if self.now() > until {
+                return Err(Violation::OutOfStep { seed, virtual_s: IN_STEP_S, what });
+            }
         }
     }
 
@@ -342,6 +431,7 @@ impl Run {
             | Fault::SlowFile(..)
             | Fault::StuckDisk(_)
             | Fault::StuckFile(..)
+            | Fault::HungDisk(_)
             | Fault::Lag(..)
             | Fault::Fails(..)
             | Fault::Rot(..)
@@ -496,6 +586,7 @@ fn begin_below_pods(kernel: &mut Kernel, fault: Fault, lasts: Duration, pods: us
         Fault::SlowDisk(disk) => kernel.disks[disk].sick.slow_until = until,
         Fault::SlowFile(disk, file) => kernel.disks[disk].sick.slow_file = Some((file, until)),
         Fault::StuckDisk(disk) => kernel.disks[disk].sick.stuck_until = until,
+        Fault::HungDisk(disk) => kernel.disks[disk].sick.stuck_until = FOR_EVER,
         Fault::StuckFile(disk, file) => {
             kernel.disks[disk].sick.stuck_files_until[file as usize] = until;
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::limits::{Budgets, LISTING_EXTENTS_MAX};
 use crate::replica::messages::ReadMode;
+use crate::sim::kernel::Wire;
 use crate::sim::names::DiskNumber;
 use crate::sim::rng::Rng;
 use crate::types::EXTENT_BYTES;
@@ -12,6 +13,8 @@ use crate::types::EXTENT_BYTES;
 /// Sizes of a run.
 #[derive(Clone, Debug)]
 pub struct Shape {
+    /// What a heavy run is about.
+    pub theme: Option<Theme>,
     pub pods: usize,
     pub disks_per_pod: usize,
     pub clients: usize,
@@ -21,6 +24,8 @@ pub struct Shape {
     pub blocks_per_shard: u64,
     /// There is a second volume with its own client.
     pub second_volume: bool,
+    /// Volumes like the main one, each with its own client.
+    pub further_volumes: u64,
     pub wal_bytes: u64,
     pub data_bytes: u64,
     /// The disks have too little space for all blocks of the volumes.
@@ -38,6 +43,33 @@ pub struct Shape {
     pub leaders_follow_clients: bool,
     pub budgets: Budgets,
     pub load: ClientLoad,
+    /// The speed of the links between pods.
+    pub wire: Option<Wire>,
+}
+
+/// What a heavy run is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Theme {
+    /// Pods are away: for less than a log ring, or for longer. Connections break.
+    Absences,
+    /// Whole shards are written and discarded again.
+    Discards,
+    /// The links are as fast as the load, or slower.
+    NarrowLinks,
+    /// A disk does nothing any more, for ever.
+    HungDisk,
+    /// A thousand shards, most of which are idle.
+    IdleShards,
+}
+
+impl Theme {
+    const ALL: [Theme; 5] =
+        [Theme::Absences, Theme::Discards, Theme::NarrowLinks, Theme::HungDisk, Theme::IdleShards];
+
+    /// Neighbouring seeds have different themes.
+    pub fn of(seed: u64) -> Theme {
+        Theme::ALL[(seed % Theme::ALL.len() as u64) as usize]
+    }
 }
 
 /// The load of the clients.
@@ -45,6 +77,8 @@ pub struct Shape {
 pub struct ClientLoad {
     /// The most whole extents in one write.
     pub large_extents: u64,
+    /// Half of the requests are writes of whole extents, instead of one in eight.
+    pub mostly_large: bool,
     /// Average rest of a client between bursts of requests.
     pub rest: Duration,
     /// Requests of one client in flight.
@@ -55,6 +89,8 @@ pub struct ClientLoad {
     pub is_hot: bool,
     /// Clients of two front ends write the same blocks, each its own half of every block.
     pub halves: bool,
+    /// Clients write whole shards and discard them, one shard after the other.
+    pub sweeps: bool,
 }
 
 /// Has room for several large entries of each member.
@@ -72,6 +108,7 @@ impl Shape {
         let mut rng = Rng::new(seed ^ 0x5a5a);
         let rng = &mut rng;
         let mut shape = Shape {
+            theme: None,
             pods: one_of(rng, [3, 3, 3, 4, 5]),
             clients: rng.between(1, 4) as usize,
             fronts: rng.between(1, 4) as usize,
@@ -79,6 +116,7 @@ impl Shape {
             shards: rng.between(1, 4) as usize,
             blocks_per_shard: rng.between(20, 200),
             second_volume: rng.one_in(3),
+            further_volumes: 0,
             wal_bytes: one_of(rng, [3 << 20, 4 << 20, LARGE_WAL_BYTES]),
             data_bytes: 64 << 20,
             is_tight: false,
@@ -92,6 +130,7 @@ impl Shape {
             leaders_follow_clients: !rng.one_in(3),
             budgets: one_of(rng, [Budgets::default(), Budgets::LEAST, LESS]),
             load: ClientLoad::draw(rng),
+            wire: None,
         };
         match rng.below(10) {
             0 => (shape.is_tight, shape.data_bytes) = (true, TIGHT_BYTES),
@@ -128,11 +167,13 @@ impl ClientLoad {
     fn draw(rng: &mut Rng) -> ClientLoad {
         ClientLoad {
             large_extents: 3,
+            mostly_large: false,
             rest: Duration::from_millis(one_of(rng, [10, 100, 300, 1_000, 1_000, 3_000])),
             depth: one_of(rng, [1, 6, 6, 16]),
             writes_one_in: one_of(rng, [2, 2, 2, 20]),
             is_hot: rng.one_in(3),
             halves: rng.one_in(6),
+            sweeps: false,
         }
     }
 }

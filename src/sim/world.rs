@@ -16,12 +16,12 @@ use crate::replica::messages::{Input, Output, ReadMode, Start};
 use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, What};
 use crate::sim::checks::Checks;
 use crate::sim::client::{Client, Shared, Target};
-use crate::sim::disk::{Loss, Power, SimDisk};
+use crate::sim::disk::{Loss, Power, Sick, SimDisk};
 use crate::sim::faults::Plan;
 use crate::sim::kernel::{Due, Kernel, SimDriver};
 use crate::sim::lane::{INDEX_ALARMS, Job, Jobs, SimFiles, SimIndex};
 use crate::sim::names::{DiskNumber, Host, disk_id, path_of, pod_id};
-use crate::sim::shape::Shape;
+use crate::sim::shape::{Shape, Theme};
 use crate::store::lane::LaneConfig;
 use crate::store::messages::{LaneFile, MemberRecord};
 use crate::store::open::{LaneFormat, format_lane};
@@ -92,7 +92,9 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, shape: Shape, plan: Plan) -> World {
         let checks = Rc::new(RefCell::new(Checks::default()));
-        let kernel = Rc::new(RefCell::new(Kernel::new(seed, checks.clone())));
+        let mut kernel = Kernel::new(seed, checks.clone());
+        kernel.wire = shape.wire;
+        let kernel = Rc::new(RefCell::new(kernel));
         let addresses = (0..shape.pods).map(|host| Addresses {
             api: peer_address(host),
             peer: peer_address(host),
@@ -363,6 +365,14 @@ impl World {
         self.kernel.borrow_mut().disks[disk].host = to;
     }
 
+    /// Replaces a hung disk's pod by a new process, for which the disk works.
+    pub fn unhang(&mut self, disk: DiskNumber) {
+        let host = self.host_of(disk);
+        self.crash(host, Loss::Power);
+        self.kernel.borrow_mut().disks[disk].sick = Sick::default();
+        self.start(host);
+    }
+
     pub fn is_up(&self, host: Host) -> bool {
         self.pods[host].worker.is_some()
     }
@@ -434,6 +444,11 @@ impl World {
         texts.collect::<Vec<String>>().join(", ")
     }
 
+    /// The answers that each client has had.
+    pub fn answers(&self) -> Vec<u64> {
+        self.attached.iter().map(|attached| attached.client.answers).collect()
+    }
+
     pub fn errors(&self) -> u64 {
         self.attached.iter().map(|attached| attached.client.errors).sum()
     }
@@ -483,6 +498,9 @@ impl World {
         if self.shape.second_volume {
             // The number picks the first front end, which other clients use, too.
             self.create_volume(SECOND * self.shape.pods as u64, 1, blocks_per_shard);
+        }
+        for further in 1..=self.shape.further_volumes {
+            self.create_volume(SECOND + further, shards, blocks_per_shard);
         }
     }
 
@@ -581,6 +599,10 @@ impl World {
         }
         loop {
             worker.round().expect("the simulated kernel takes everything");
+            if self.shape.theme == Some(Theme::Discards) {
+                let mut checks = self.checks.borrow_mut();
+                worker.lanes().for_each(|lane| checks.memory(&lane.space()));
+            }
             let woken = pod.woken.swap(false, Ordering::Relaxed);
             if pod.waits.get() && !woken {
                 return;

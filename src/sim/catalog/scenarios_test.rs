@@ -45,6 +45,9 @@ impl Scenario {
     /// A cluster that starts.
     fn begin(seed: u64, pods: usize) -> Scenario {
         let shape = Shape {
+            theme: None,
+            further_volumes: 0,
+            wire: None,
             pods,
             disks_per_pod: 1,
             clients: 1,
@@ -65,6 +68,8 @@ impl Scenario {
             leaders_follow_clients: true,
             budgets: Budgets::default(),
             load: ClientLoad {
+                mostly_large: false,
+                sweeps: false,
                 large_extents: 1,
                 rest: Duration::from_millis(100),
                 depth: 6,

@@ -227,6 +227,16 @@ impl Ledger {
         })
     }
 
+    /// The newest entry of `follower` that `leader` has, too; `None`: one of them has no log.
+    pub fn agreed(&self, follower: MemberId, leader: MemberId) -> Option<u64> {
+        let (own, other) = (self.members.get(&follower)?, self.members.get(&leader)?);
+        let is_same = |(index, logged): (&u64, &Logged)| {
+            let same = other.entries.get(index).is_some_and(|other| other.term == logged.term);
+            (same || *index <= other.floor).then_some(*index)
+        };
+        Some(own.entries.iter().rev().find_map(is_same).unwrap_or(own.floor))
+    }
+
     /// True when a member would know a later term after a crash.
     pub fn is_beyond(&self, member: MemberId, term: u64) -> bool {
         self.members.get(&member).is_some_and(|promised| promised.term > term)

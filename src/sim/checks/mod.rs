@@ -17,16 +17,22 @@
 //!   `log-reserve`).
 //! - `what_if`: a log snapshot replaces the log of its replica (rule `log-snapshot-replaces`).
 //! - `bounds`: memory and queues.
+//! - `catch_up`: nobody is resynced whom the log could serve.
+//! - `heartbeats`: load delays no heartbeat and deposes no leader.
+//! - `memory`: memory by account, at every step.
 //!
 //! [`Checks`] observes the disks and the pods. It keeps the first violation, which ends the run.
 //! `sim/replicas.rs` compares all replicas at the end.
 
 pub mod bounds;
 pub mod catalog;
+mod catch_up;
 mod content;
+mod heartbeats;
 pub mod history;
 mod leases;
 mod ledger;
+pub mod memory;
 mod raft;
 mod ring;
 mod seen;
@@ -37,6 +43,7 @@ mod wrong;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::time::Duration;
 
 use ::raft::eraftpb::MessageType;
 use bytes::Bytes;
@@ -45,7 +52,9 @@ use crate::io::driver::Token;
 use crate::limits::Budgets;
 use crate::log::Append;
 use crate::replica::messages::{Input, Output, ReadMode, Start};
+use crate::sim::checks::catch_up::CatchUp;
 use crate::sim::checks::content::Content;
+use crate::sim::checks::heartbeats::Heartbeats;
 use crate::sim::checks::leases::LeaseChecks;
 use crate::sim::checks::ledger::{Ledger, entries_of};
 use crate::sim::checks::raft::RaftChecks;
@@ -57,6 +66,7 @@ use crate::sim::disk::{DiskObserver, FileEvent, SimDisk};
 use crate::sim::names::{DiskNumber, Host, Moment};
 use crate::store::index::IndexStore;
 use crate::store::index::memory::MemoryIndex;
+use crate::store::lane::Space;
 use crate::store::messages::{IndexEdit, IndexJob, LaneFile, MemberRecord, Slot};
 use crate::store::superblock::Superblock;
 use crate::store::wal::format::{Batch, FormatError, Keys, decode, decode_fixed};
@@ -86,6 +96,8 @@ pub struct Checks {
     sessions: SessionChecks,
     content: Content,
     rings: RingChecks,
+    catch_up: CatchUp,
+    heartbeats: Heartbeats,
     keys: BTreeMap<DiskNumber, Keys>,
     /// All members that were ever on a disk.
     members: BTreeMap<Uuid, BTreeSet<MemberId>>,
@@ -96,6 +108,8 @@ pub struct Checks {
     gone: Vec<Gone>,
     /// The disk that may lose data by itself. Checks of durability spare it.
     bad_disk: Option<DiskNumber>,
+    /// Followers get entries from the logs of their leaders, as long as they are there.
+    expects_ring: bool,
     expects_nothing: bool,
     wrong: Option<Wrong>,
     /// Moments of ambushes, and their pods. The run takes them.
@@ -117,6 +131,21 @@ impl Checks {
     /// Ignores all violations from now on.
     pub fn expect_nothing(&mut self) {
         self.expects_nothing = true;
+    }
+
+    /// Expects that nobody is resynced whom a log could serve.
+    pub fn expect_ring(&mut self) {
+        self.expects_ring = true;
+    }
+
+    /// From now on no heartbeat takes longer than this; `None`: anything may happen.
+    pub fn expect_heartbeats(&mut self, within: Option<Duration>) {
+        self.heartbeats.expect(within);
+    }
+
+    /// The accounts of a lane's memory.
+    pub fn memory(&mut self, space: &Space) {
+        self.note(memory::of_lane(space));
     }
 
     /// A disk cannot be opened: a violation.
@@ -173,6 +202,10 @@ impl Checks {
     /// A member gets an input.
     pub fn input(&mut self, member: MemberId, input: &Input, now: Mono) {
         self.leases.input(member, input, now);
+        let in_time = self.heartbeats.input(member, input, now);
+        self.note(in_time);
+        let needed = self.catch_up.judge(now);
+        self.note(needed);
         let Some(shard) = self.raft.shard_of(member) else { return };
         let fits = self.sessions.input(shard, member, input);
         self.note(fits);
@@ -201,6 +234,10 @@ impl Checks {
                     self.moments.push((Moment::HandedOver, host));
                 }
                 self.raft.sends(&self.ledger, member, message)?;
+                self.heartbeats.sends(shard, message, now)?;
+                if message.get_msg_type() == MessageType::MsgHeartbeat {
+                    self.heartbeats.beats(member, self.raft.voters_of(shard), now)?;
+                }
                 self.leases.sends(member, message, now)
             }
             Output::Apply(applied) => {
@@ -229,7 +266,18 @@ impl Checks {
                 }
                 self.leases.role(member, *role);
                 self.sessions.role(member, *role);
-                self.raft.role(shard, *role)
+                let terms = self.raft.terms();
+                self.raft.role(shard, *role)?;
+                match self.raft.terms() > terms {
+                    true => self.heartbeats.elected(shard, *role),
+                    false => Ok(()),
+                }
+            }
+            Output::NeedsResync { member: follower }
+                if self.expects_ring && !self.resyncing.contains(follower) =>
+            {
+                self.catch_up.resyncs(&self.ledger, member, *follower, now);
+                Ok(())
             }
             _ => Ok(()),
         }
@@ -247,6 +295,7 @@ impl Checks {
         self.ledger.opened(disk);
         self.rings.opened(disk);
         self.rings.superblock(disk, superblock);
+        self.catch_up.opened(disk, superblock);
         self.seen.recoveries += u64::from(!members.is_empty());
         // Edits that were not flushed may have become durable before the pod died.
         for member in index.tombstones().expect("a simulated index answers") {
@@ -281,6 +330,7 @@ impl Checks {
         }
         let fits = self.rings.begins(number, &batch, trusted);
         self.note(fits);
+        self.catch_up.begins(number, &batch);
         self.ledger.begins(number, token, batch);
     }
 
@@ -325,6 +375,7 @@ impl Checks {
     fn superblock_written(&mut self, disk: &SimDisk) {
         if let Some(superblock) = superblock_of(&disk.superblock) {
             self.rings.superblock(disk.number, &superblock);
+            self.catch_up.superblock(disk.number, &superblock);
         }
     }
 

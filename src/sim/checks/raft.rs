@@ -80,6 +80,11 @@ impl RaftChecks {
         self.shards.get(&shard).map_or(0, |shard| shard.voters.len())
     }
 
+    /// The voters of a shard.
+    pub fn voters_of(&self, shard: ShardId) -> &[MemberId] {
+        self.shards.get(&shard).map_or(&[], |shard| &shard.voters)
+    }
+
     /// The newest term of a shard that has a leader.
     pub fn newest_led(&self, shard: ShardId) -> u64 {
         let newest = self.shards.get(&shard).and_then(|shard| shard.leaders.last_key_value());
