@@ -56,6 +56,8 @@ mistakes! {
     TailBeforeSuperblock,
     /// `idle-members-free-the-tail`: a lane settles while a read of the log holds the tail.
     SettledWhileRead,
+    /// `idle-members-free-the-tail`: the totals over members miss changes after the first.
+    ChangeNotCounted,
     /// `log-snapshot-replaces`: replay of a log snapshot appends its entries to the ones before it.
     LogSnapshotAppends,
     /// `kept-until-replaced`: an append releases what it replaces before the append is durable.
@@ -100,6 +102,8 @@ mistakes! {
     LeaseAfterTransfer,
     /// `quorum-reads-trust-no-clock`: reads use a lease, although no clock is trusted.
     LeaseDespiteQuorum,
+    /// `rest-ends-with-the-beat`: resting followers miss that their leader's lane beats no more.
+    SleepsOn,
     /// `own-term-before-reading`: a leader reads before it has applied an entry of its own term.
     ReadBeforeOwnTerm,
     /// `no-vote-within-lease`: a restarted member votes at once.

@@ -88,6 +88,7 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
         Mistake::SettledWhileRead,
         "a_read_of_the_log_that_takes_long_does_not_keep_the_tail_for_ever",
     ),
+    (Mistake::ChangeNotCounted, "a_round_looks_at_no_idle_member"),
     (Mistake::ReplacedLetGo, "what_is_replaced_stays_until_the_replacement_is_durable"),
     (Mistake::CutComesBack, "what_was_cut_never_comes_back"),
     (Mistake::NewLeaderTakesAll, "a_new_leader_takes_no_more_than_its_log_has_room_for"),
@@ -108,6 +109,10 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (
         Mistake::RegistersOnce,
         "a_registration_that_is_carried_out_late_is_noticed_by_the_pod_that_has_the_disk",
+    ),
+    (
+        Mistake::SleepsOn,
+        "followers_wake_when_the_beat_fails_to_come_and_leaders_beat_as_long_as_they_rest",
     ),
     (Mistake::ResyncingSource, "a_member_with_the_resyncing_flag_is_no_source"),
 ];

@@ -31,13 +31,9 @@ pub(super) struct Admission {
 impl Admission {
     /// Once per round: counts the unapplied and the unappended payloads of all members.
     pub(super) fn count(&mut self, core: &mut Core) {
-        let (mut unappended, mut unapplied_bytes) = (Unappended::default(), 0);
-        for member in core.members.values() {
-            unapplied_bytes += member.log.unapplied_bytes();
-            unappended.payload_bytes += member.unappended.payload_bytes;
-            unappended.extents += member.unappended.extents;
-        }
-        core.log.unapplied_bytes = unapplied_bytes + unappended.payload_bytes;
+        let totals = core.members.totals();
+        let unappended = totals.unappended;
+        core.log.unapplied_bytes = totals.unapplied_bytes + unappended.payload_bytes;
         self.slots.set(unappended.extents);
         self.bytes.set(unappended.payload_bytes);
         self.unappended = unappended;

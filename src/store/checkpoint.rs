@@ -53,7 +53,7 @@ impl Checkpoint {
 
     /// The flush of a checkpoint ended.
     pub(super) fn flushed(&mut self, core: &mut Core) {
-        let target = core.log.tail_target(&core.members, false);
+        let target = core.log.tail_target(&mut core.members, false);
         if target <= core.log.wal.tail().0 {
             self.running = false;
             return;
@@ -92,7 +92,7 @@ impl Checkpoint {
         let clock = &core.clock;
         let idle = clock.now >= clock.last_change + IDLE_AFTER && clock.settled < clock.last_change;
         // A resync step that waits for an empty overlay does not wait for a full ring.
-        let at_once = idle || core.members.values().any(|member| member.task.is_some());
+        let at_once = idle || !core.members.totals().with_task.is_empty();
         let (ring, used) = (core.log.ring_bytes, core.log.used_bytes());
         let (named, named_since) = core.alloc.named();
         let named = named * EXTENT_BYTES as u64;
@@ -103,7 +103,7 @@ impl Checkpoint {
         self.looked_at_bytes = used + named;
         core.stale = false;
         let (tail, tail_offset) = core.log.wal.tail();
-        let target = core.log.tail_target(&core.members, true);
+        let target = core.log.tail_target(&mut core.members, true);
         let reclaimable = match target > tail {
             true => (core.log.wal.offset_of(target) + ring - tail_offset) % ring,
             false => 0,
@@ -132,9 +132,15 @@ impl Checkpoint {
         }
     }
 
-    fn is_due(&self, core: &Core, writeback: &WriteBack, repair: &ReadRepair, fill: &Fill) -> bool {
+    fn is_due(
+        &self,
+        core: &mut Core,
+        writeback: &WriteBack,
+        repair: &ReadRepair,
+        fill: &Fill,
+    ) -> bool {
         // True if a flush would let the log drop entries, and the slots that they name.
-        let progress = || core.members.values().any(|m| m.flushed() > m.durable_flushed);
+        let progress = !core.members.totals().unflushed.is_empty();
         let slots_short = core.alloc.has_freed()
             && (writeback.starved
                 || core.alloc.free_unreserved() < u64::from(core.alloc.capacity() / 16));
@@ -150,20 +156,20 @@ impl Checkpoint {
         let many_of_few = u64::from(core.alloc.capacity() / 32).max(8) * EXTENT_BYTES as u64;
         let named_many = (fill.named_since >= (fill.ring / 4).min(many_of_few)
             || (fill.named > 0 && writeback.starved))
-            && progress();
-        let wanted = !writeback.parked.is_empty() && progress();
+            && progress;
+        let wanted = !writeback.parked.is_empty() && progress;
         fill.reclaimable >= worth || slots_short || named_many || wanted || at_rest
     }
 
     /// True when a checkpoint would change nothing that is durable.
-    fn is_settled(&self, core: &Core, writeback: &WriteBack) -> bool {
+    fn is_settled(&self, core: &mut Core, writeback: &WriteBack) -> bool {
         !core.unflushed
             && !self.running
             && !writeback.is_busy()
             && !core.alloc.has_freed()
             && !core.log.is_read()
-            && core.members.values().all(|member| member.is_settled())
-            && core.log.tail_target(&core.members, false) <= core.log.wal.tail().0
+            && core.members.totals().unsettled.is_empty()
+            && core.log.tail_target(&mut core.members, false) <= core.log.wal.tail().0
     }
 }
 

@@ -18,7 +18,8 @@ use crate::store::alloc::Allocator;
 use crate::store::effects::{AfterFlush, FlushPoint, Io, Pending};
 use crate::store::index::cache::RecordCache;
 use crate::store::lane_log::{LaneLog, confirm_appends};
-use crate::store::member::{LaneMember, Members, PendingAppend, Phase};
+use crate::store::member::{LaneMember, PendingAppend, Phase};
+use crate::store::members::Members;
 use crate::store::messages::{Event, IndexEdit, IndexJob, MemberRecord};
 use crate::store::overlay::{Content, OverlayBlock, PayloadCache};
 use crate::store::wal::BatchSeq;
@@ -52,6 +53,8 @@ pub(super) struct Core {
     pub log: LaneLog,
     pub records: RecordCache,
     pub payloads: PayloadCache,
+    /// Members that were created in this round.
+    pub new: Vec<MemberId>,
     /// Extents with overlay blocks, oldest first, each once: the queue of write-back.
     pub dirty: VecDeque<(MemberId, Extent)>,
     /// Something was committed to the index since the newest flush.
@@ -267,15 +270,13 @@ impl Core {
     /// Commits these edits and the new flushed positions of members, and flushes the index.
     pub(super) fn flush(&mut self, mut edits: Vec<IndexEdit>, after: AfterFlush) {
         let mut flushed = Vec::new();
-        for (id, member) in &mut self.members {
-            if member.phase != Phase::Live {
-                continue;
-            }
+        for id in self.members.totals().unflushed.clone() {
+            let Some(member) = self.live_mut(id) else { continue };
             if member.advance_record() {
                 edits.push(IndexEdit::PutMember(member.record.clone()));
             }
             if member.record.flushed_index != member.durable_flushed {
-                flushed.push((*id, member.record.flushed_index));
+                flushed.push((id, member.record.flushed_index));
             }
         }
         self.unflushed = false;
@@ -314,18 +315,29 @@ impl Core {
         let member = record.member;
         let known = self.members.contains_key(&member) || self.is_destroyed(member);
         assert!(!known, "a member id is never used twice");
-        let edits = vec![IndexEdit::PutMember(record.clone())];
         self.members.insert(member, LaneMember::new(record, Phase::Creating));
-        self.flush(edits, AfterFlush::Created(member));
+        self.new.push(member);
     }
 
-    /// The first record of a member is durable: the member goes live.
-    pub(super) fn created(&mut self, member: MemberId) {
-        if let Some(found) = self.members.get_mut(&member)
-            && found.phase == Phase::Creating
-        {
-            found.phase = Phase::Live;
-            self.io.events.push(Event::MemberDurable { member });
+    /// Stores the first records of the members that were created in this round, with one flush.
+    pub(super) fn store_new(&mut self) {
+        let mut new = std::mem::take(&mut self.new);
+        new.retain(|id| self.members.get(id).is_some_and(|it| it.phase == Phase::Creating));
+        if !new.is_empty() {
+            let record = |id: &MemberId| IndexEdit::PutMember(self.members[id].record.clone());
+            self.flush(new.iter().map(record).collect(), AfterFlush::Created(new));
+        }
+    }
+
+    /// The first records of members are durable: the members go live.
+    pub(super) fn created(&mut self, members: Vec<MemberId>) {
+        for member in members {
+            if let Some(found) = self.members.get_mut(&member)
+                && found.phase == Phase::Creating
+            {
+                found.phase = Phase::Live;
+                self.io.events.push(Event::MemberDurable { member });
+            }
         }
     }
 

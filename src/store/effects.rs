@@ -65,10 +65,10 @@ pub(super) struct FlushPoint {
     pub after: AfterFlush,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum AfterFlush {
     Checkpoint,
-    Created(MemberId),
+    Created(Vec<MemberId>),
     /// The record of a member changed, or the tombstone of a member that was not here.
     Recorded(MemberId),
     Destroyed(MemberId),

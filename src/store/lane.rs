@@ -133,7 +133,11 @@ impl Lane {
 
     /// Sets what a member will append without asking again.
     pub fn set_unappended(&mut self, member: MemberId, unappended: Unappended) {
-        if let Some(member) = self.core.members.get_mut(&member) {
+        let members = &mut self.core.members;
+        // Most say what they said before, and need not be counted anew.
+        if members.get(&member).is_some_and(|member| member.unappended != unappended)
+            && let Some(member) = members.get_mut(&member)
+        {
             member.unappended = unappended;
         }
     }
@@ -283,7 +287,7 @@ impl Lane {
         self.writeback.flushed(core);
         match after {
             AfterFlush::Checkpoint => self.checkpoint.flushed(core),
-            AfterFlush::Created(member) => core.created(member),
+            AfterFlush::Created(members) => core.created(members),
             AfterFlush::Recorded(member) => core.recorded(member),
             AfterFlush::Destroyed(member) => {
                 core.destroyed(member);
@@ -301,6 +305,7 @@ impl Lane {
         self.core.clock.advance(now);
         if let Some(core) = self.core.running() {
             self.admission.count(core);
+            core.store_new();
             core.start_batches();
             self.pace();
             let core = &mut self.core;
@@ -360,14 +365,13 @@ impl Lane {
     pub fn space(&self) -> Space {
         let (alloc, log) = (&self.core.alloc, &self.core.log);
         let slot = EXTENT_BYTES as u64;
-        let blocks = self.core.members.values().map(|member| member.overlay.blocks());
         Space {
             capacity_bytes: u64::from(alloc.capacity()) * slot,
             used_bytes: u64::from(alloc.used()) * slot,
             free_bytes: alloc.free_unreserved() * slot,
             log_bytes: log.ring_bytes,
             log_used_bytes: log.ring_bytes.saturating_sub(log.wal.free_bytes()),
-            overlay_blocks: blocks.sum(),
+            overlay_blocks: self.core.members.overlay_blocks(),
             media_faults: self.repair.media_faults,
             read_blocks: self.reads.blocks,
             read_overlay_blocks: self.reads.overlay_blocks,
@@ -377,7 +381,7 @@ impl Lane {
     /// Bytes that applied changes lack, with all soon free slots (rule `space-before-append`: 0).
     pub fn overdrawn_bytes(&self) -> u64 {
         let alloc = &self.core.alloc;
-        let overlays = self.core.members.values().flat_map(|member| member.overlay.range(..));
+        let overlays = self.core.members.iter().flat_map(|(_, member)| member.overlay.range(..));
         let (mut waiting, mut taken_over) = (0, 0);
         for (_, extent) in overlays {
             waiting += u64::from(extent.reserved && !extent.busy);

@@ -11,7 +11,8 @@ use crate::planted::planted;
 use crate::store::alloc::{Allocator, slots_at_most};
 use crate::store::effects::{Io, Pending};
 use crate::store::groups::{Group, GroupKind, Groups, Unplaced};
-use crate::store::member::{LaneMember, Members, Phase, Place, Retained};
+use crate::store::member::{LaneMember, Phase, Place, Retained};
+use crate::store::members::Members;
 use crate::store::messages::{Event, LaneFile, Slot};
 use crate::store::wal::{BatchSeq, GroupId, Item, Wal, WalConfig, WalPosition};
 use crate::types::EXTENT_BYTES;
@@ -225,16 +226,10 @@ impl LaneLog {
     }
 
     /// The oldest batch that recovery needs now, or would need after a checkpoint.
-    pub(super) fn tail_target(&self, members: &Members, after_checkpoint: bool) -> BatchSeq {
-        let needed = members.values().filter_map(|member| {
-            let flushed = match after_checkpoint {
-                true => member.flushed(),
-                false => member.durable_flushed,
-            };
-            member.oldest_needed(flushed)
-        });
+    pub(super) fn tail_target(&self, members: &mut Members, after_checkpoint: bool) -> BatchSeq {
+        let needed = members.oldest_needed(after_checkpoint);
         let pinned = self.pins.keys().next().copied();
-        let oldest = needed.chain(pinned).min();
+        let oldest = needed.into_iter().chain(pinned).min();
         // The newest durable batch is always kept.
         let durable = self.wal.newest_durable_kept();
         oldest.map_or(durable, |oldest| oldest.min(durable))
@@ -243,18 +238,10 @@ impl LaneLog {
     /// Writes a HardState where no durable one covers the applied entries: Raft writes none for a
     /// commit alone. Write-back needs it (rule `write-back-after-durable-commit`).
     pub(super) fn cover_applied(&mut self, members: &mut Members) {
-        for (id, member) in members {
-            let hard = &member.hard;
-            if hard.durable_commit >= member.applied_index
-                || member.is_ahead()
-                || hard.own_in_flight
-                || hard.groups_in_flight > 0
-                || member.phase != Phase::Live
-            {
-                continue;
-            }
-            let hard = HardState { commit: member.known_commit(), ..hard.newest };
-            self.push_own(member, hard, GroupKind::OwnHard, Item::Hard { member: *id, hard });
+        for id in members.totals().uncovered.clone() {
+            let member = members.get_mut(&id).expect("just counted");
+            let hard = HardState { commit: member.known_commit(), ..member.hard.newest };
+            self.push_own(member, hard, GroupKind::OwnHard, Item::Hard { member: id, hard });
         }
     }
 
@@ -263,16 +250,15 @@ impl LaneLog {
     pub(super) fn push_log_snapshot(&mut self, members: &mut Members) {
         let tail = self.tail_target(members, true);
         let durable = self.wal.durable_seq();
-        let holder = members.iter_mut().find(|(_, member)| {
-            let needed = member.oldest_needed(member.durable_flushed);
-            needed.is_some_and(|seq| seq <= tail && seq < durable)
-                && member.phase == Phase::Live
+        let can_move = |member: &LaneMember| {
+            member.phase == Phase::Live
                 && member.log.hold.is_none()
                 && member.hard.groups_in_flight == 0
                 && member.durable_flushed == member.applied_index
-        });
-        let Some((id, member)) = holder else { return };
-        let id = *id;
+        };
+        let in_reach = |seq| seq <= tail && seq < durable;
+        let Some(id) = members.find_holder(in_reach, can_move) else { return };
+        let member = members.get_mut(&id).expect("just counted");
         if member.log.unapplied_bytes() > self.log_snapshot_bytes_max() {
             return;
         }

@@ -1,7 +1,7 @@
 //! A lane's state of one member: retained log entries, durable HardState, metadata, overlay, and
 //! the extents that have a slot. Pure.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
@@ -14,8 +14,6 @@ use crate::store::wal::{BatchSeq, GroupId};
 use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, Extent, ExtentContent, MemberId, Unappended, block_crc,
 };
-
-pub(crate) type Members = BTreeMap<MemberId, LaneMember>;
 
 pub(crate) struct LaneMember {
     /// As of the newest submitted commit of the index.

@@ -8,7 +8,8 @@
 //! - The parts, each with its own state: `checkpoint`, `writeback` (with `round`), `resync`,
 //!   `bypass`, `read`, `read_repair`, `admission`.
 //! - `core`: the state that all parts borrow: members, allocator, log, caches, I/O, clock.
-//! - The parts of the core: `lane_log`, `groups`, `effects`, `member`, `overlay`, `alloc`.
+//! - The parts of the core: `lane_log`, `groups`, `effects`, `members` (each is a `member`),
+//!   `overlay`, `alloc`.
 //! - [`wal`], [`index`] and [`superblock`]: the disk formats. [`messages`]: its inputs and outputs.
 //!
 //! Invariant: knows neither `replica` nor `net`; touches `io` only for aligned memory. The one
@@ -30,6 +31,9 @@ mod lane_log;
 #[cfg(test)]
 mod lane_test;
 mod member;
+mod members;
+#[cfg(test)]
+pub(crate) mod members_test;
 pub mod messages;
 pub mod open;
 #[cfg(test)]

@@ -22,7 +22,8 @@ use crate::store::index::IndexStore;
 use crate::store::index::cache::RecordCache;
 use crate::store::lane::{Lane, LaneFiles, RecoveredEntry, RecoveredMember};
 use crate::store::lane_log::LaneLog;
-use crate::store::member::{LaneMember, Members, Phase, Place, Retained};
+use crate::store::member::{LaneMember, Phase, Place, Retained};
+use crate::store::members::Members;
 use crate::store::messages::{ExtentKey, IndexEdit, LaneFile, MemberRecord, Slot};
 use crate::store::overlay::PayloadCache;
 use crate::store::read::Reads;
@@ -213,9 +214,11 @@ fn take_logs(
 ) -> Result<Vec<RecoveredMember>, OpenError> {
     let mut tail_bytes = core.config.log_tail_bytes as u64;
     let mut out = Vec::with_capacity(core.members.len());
-    for (id, member) in &mut core.members {
-        let mut log = logs.remove(id).unwrap_or_default();
-        let is_faulted = faulted.contains(id);
+    let ids: Vec<MemberId> = core.members.iter().map(|(id, _)| *id).collect();
+    for id in ids {
+        let member = core.members.get_mut(&id).expect("just listed");
+        let mut log = logs.remove(&id).unwrap_or_default();
+        let is_faulted = faulted.contains(&id);
         if is_faulted {
             log.entries.clear();
         }
@@ -321,6 +324,7 @@ impl Found {
             tombstones: self.tombstones.into_iter().collect(),
             alloc: self.alloc,
             log,
+            new: Vec::new(),
             dirty: Default::default(),
             unflushed: false,
             stale: false,
@@ -417,7 +421,7 @@ fn read_index(
     let bytes_max = config.data_bytes_max.min(superblock.data_bytes_max);
     let slots = u32::try_from(bytes_max / EXTENT_BYTES as u64).unwrap_or(u32::MAX);
     let mut found = Found {
-        members: Members::new(),
+        members: Members::default(),
         alloc: Allocator::new(slots),
         faulted: index.faulted()?,
         tombstones,

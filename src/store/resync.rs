@@ -142,15 +142,13 @@ impl ResyncStore {
             let slots = Vec::new();
             self.scan(core, member, Extent(0), ScanPurpose::Destroy { slots });
         }
-        let ready = core.members.iter().filter(|(id, member)| {
-            let installing = self.installs.iter().any(|install| install.member == **id);
+        for id in core.members.totals().with_task.clone() {
+            let installing = self.installs.iter().any(|install| install.member == id);
             // Appends that wait for their slots came before the task.
-            let staged = bypass.holds_back(**id);
-            member.task.is_some() && member.overlay.is_empty() && !installing && !staged
-        });
-        let ready: Vec<MemberId> = ready.map(|(id, _)| *id).collect();
-        for id in ready {
-            end_task(core, id);
+            let staged = bypass.holds_back(id);
+            if core.members[&id].overlay.is_empty() && !installing && !staged {
+                end_task(core, id);
+            }
         }
     }
 }

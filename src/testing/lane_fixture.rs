@@ -12,6 +12,7 @@ use crate::sim::rng::Rng;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::index::run;
 use crate::store::lane::{Lane, LaneConfig, LaneFiles, RecoveredMember};
+use crate::store::members_test::assert_counted;
 use crate::store::messages::*;
 use crate::store::open::{LaneFormat, format_lane};
 use crate::testing::crash_disk::Disk;
@@ -374,6 +375,7 @@ impl Fixture {
     pub fn poll(&mut self) {
         let (mut effects, mut events) = (Vec::new(), Vec::new());
         self.lane.poll(self.now, &mut effects, &mut events);
+        assert_counted(&mut self.lane);
         for effect in effects {
             self.scribble(&effect);
             self.queue.push(effect);
