@@ -101,13 +101,14 @@ impl Node {
     }
 
     /// Takes over a view that is newer than the current one.
-    pub fn offer_view(&self, view: ClusterView) {
+    pub fn offer_view(&self, mut view: ClusterView) {
         self.view.send_if_modified(|current| {
             let newer = view.revision > current.revision;
             if newer {
                 for pod in &view.pods {
                     self.peers.learn_recorded(pod.pod, pod.api);
                 }
+                view.share(current);
                 *current = Arc::new(view);
             }
             newer

@@ -29,12 +29,17 @@ pub const DISKS_FREE_AFTER: Duration = Duration::from_secs(30);
 pub struct Heard {
     /// Without disks until they are open.
     pub report: PodReport,
+    /// Names this report among all of all pods.
+    pub id: u64,
     /// True once its disks are open: then it uses only the disks of the report.
     pub is_open: bool,
     /// Its member of the catalog, and the index that this member has applied.
-    pub catalog: Option<(MemberId, u64)>,
+    pub catalog: CatalogMember,
     pub version: String,
 }
+
+/// A pod's member of the catalog, and the index that this member has applied.
+pub type CatalogMember = Option<(MemberId, u64)>;
 
 /// Whether a pod uses a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +84,16 @@ impl Table {
         is_new
     }
 
+    /// A pod says what it said before under this id. False: that was not heard here.
+    pub fn hear_again(&mut self, now: Mono, pod: PodId, id: u64, catalog: CatalogMember) -> bool {
+        let known = self.heard.get_mut(&pod).filter(|(_, heard)| heard.is_open && heard.id == id);
+        if let Some((at, heard)) = known {
+            (*at, heard.catalog) = (now, catalog);
+            return true;
+        }
+        false
+    }
+
     /// Called regularly with whether this pod leads. The waiting times run from when it began to
     /// lead; what it heard when it led earlier may be outdated.
     pub fn set_leading(&mut self, now: Mono, leading: bool) {
@@ -119,6 +134,11 @@ impl Reports {
     /// See [`Table::hear`].
     pub fn hear(&self, pod: PodId, heard: Heard) -> bool {
         self.table().hear(clock::now(), pod, heard)
+    }
+
+    /// See [`Table::hear_again`].
+    pub fn hear_again(&self, pod: PodId, id: u64, catalog: CatalogMember) -> bool {
+        self.table().hear_again(clock::now(), pod, id, catalog)
     }
 
     /// See [`Table::set_leading`].
@@ -204,6 +224,19 @@ mod tests {
         assert_eq!(table.uses(at(29), OWNER, DISK), Use::Maybe);
         table.hear(at(33), OWNER, says(true, &[]));
         assert_eq!(table.uses(at(33), OWNER, DISK), Use::No);
+    }
+
+    #[test]
+    fn a_report_is_repeated_only_to_who_has_heard_it() {
+        let mut table = Table::default();
+        assert!(!table.hear_again(at(1), OWNER, 7, None), "a new leader has heard nothing");
+        table.hear(at(2), OWNER, Heard { id: 7, ..says(true, &[DISK]) });
+        assert!(!table.hear_again(at(3), OWNER, 8, None), "another report, or another process");
+        let catalog = Some((MemberId(4), 9));
+        assert!(table.hear_again(at(6), OWNER, 7, catalog));
+        let pods = table.pods(at(10));
+        assert_eq!(pods.up[&OWNER].catalog, catalog);
+        assert!(pods.up[&OWNER].has(DISK), "it counts as heard at the second time");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //!   volume is forgotten.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -398,7 +399,7 @@ impl CatalogState {
             volumes: self
                 .volumes
                 .iter()
-                .map(|(id, volume)| self.view_volume(*id, volume))
+                .map(|(id, volume)| Arc::new(self.view_volume(*id, volume)))
                 .collect(),
             destroyed: self
                 .destroyed

@@ -18,7 +18,8 @@ use crate::control::proto;
 use crate::control::proto::catalog_server::Catalog as _;
 use crate::control::reconcile::{Action, Facts, decide};
 use crate::control::registration::{REGISTER_AGAIN_AFTER, is_registered};
-use crate::types::{MemberId, PodId};
+use crate::io::clock;
+use crate::types::{MemberId, PodId, mix64};
 use crate::view::{ClusterView, PodReport};
 
 /// Longest wait for a view in one call.
@@ -199,26 +200,45 @@ pub async fn register(node: Arc<Node>) {
 pub async fn report(node: Arc<Node>) {
     let service = CatalogService { node: node.clone() };
     let mut reports = node.report.subscribe();
+    // The last report that a leader has, and its id. Few change while nothing happens.
+    let mut told: Option<(PodReport, u64)> = None;
     loop {
         let report = reports.borrow_and_update().clone();
+        let same = told.take().filter(|(last, _)| Some(last) == report.as_ref());
+        let is_same = same.is_some();
+        let report_id = same.map_or_else(new_report_id, |(_, id)| id);
         let member = node
             .catalog()
             .map(|catalog| (catalog.row.member, catalog.published.borrow().applied_index));
         let request = proto::ReportRequest {
             cluster: node.identity.cluster.to_string(),
             pod: node.identity.pod.0,
-            report: report.map(|report| to_json(&report)).unwrap_or_default().into(),
+            report: match (&report, is_same) {
+                (Some(report), false) => to_json(report).into(),
+                _ => Default::default(),
+            },
             catalog_member: member.map_or(0, |(member, _)| member.0),
             catalog_applied: member.map_or(0, |(_, applied)| applied),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            report_id,
+            is_same,
         };
-        if let Err(status) = service.report(Request::new(request)).await {
-            tracing::debug!("could not report to the catalog: {}", status.message());
+        match service.report(Request::new(request)).await {
+            Ok(answer) if answer.get_ref().is_unknown => continue,
+            Ok(_) => told = report.map(|report| (report, report_id)),
+            Err(status) => {
+                tracing::debug!("could not report to the catalog: {}", status.message());
+            }
         }
         sleep(REPORT_EVERY_LEAST).await;
         // Changed or not, the report is due again.
         let _changed = timeout(REPORT_EVERY - REPORT_EVERY_LEAST, reports.changed()).await;
     }
+}
+
+/// Another one for each report of each process.
+fn new_report_id() -> u64 {
+    mix64(clock::now().0 ^ mix64(u64::from(std::process::id())))
 }
 
 fn to_json(report: &PodReport) -> Vec<u8> {

@@ -218,18 +218,23 @@ fn report(
     catalog: &Catalog,
     request: &proto::ReportRequest,
 ) -> Result<proto::ReportResponse, Failure> {
+    let member = (request.catalog_member > 0)
+        .then_some((MemberId(request.catalog_member), request.catalog_applied));
+    let published = catalog.published.borrow();
+    let revision = published.state.as_ref().map_or(0, |state| state.revision);
+    if request.is_same {
+        let known = node.reports.hear_again(PodId(request.pod), request.report_id, member);
+        return Ok(proto::ReportResponse { revision, is_unknown: !known });
+    }
     let is_open = !request.report.is_empty();
     let report = match is_open {
         true => serde_json::from_slice(&request.report).map_err(|error| invalid(&error))?,
         false => PodReport { pod: PodId(request.pod), disks: Vec::new() },
     };
-    let member = (request.catalog_member > 0)
-        .then_some((MemberId(request.catalog_member), request.catalog_applied));
-    let heard = Heard { report, is_open, catalog: member, version: request.version.clone() };
+    let (id, version) = (request.report_id, request.version.clone());
+    let heard = Heard { report, id, is_open, catalog: member, version };
     if node.reports.hear(PodId(request.pod), heard) {
         node.wake.notify_one();
     }
-    let published = catalog.published.borrow();
-    let revision = published.state.as_ref().map_or(0, |state| state.revision);
-    Ok(proto::ReportResponse { revision })
+    Ok(proto::ReportResponse { revision, is_unknown: false })
 }

@@ -88,7 +88,7 @@ impl Catalog {
         pod.report_at = now + if soon { REPORT_SOON } else { REPORT_EVERY };
         let applied = |member: &SimMember| (member.row().member, member.known().applied_index);
         let catalog = pod.member.as_ref().map(applied);
-        let heard = Heard { report, is_open: true, catalog, version: String::new() };
+        let heard = Heard { report, is_open: true, catalog, ..Heard::default() };
         let me = pod_id(host);
         let leader = if pod.leads() { Some(me) } else { pod.leader(me) };
         if let Some(leader) = leader {
