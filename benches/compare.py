@@ -8,7 +8,7 @@ them in turn: A B C A B C, means compared with means. Prints the table and the c
     benches/compare.py [--binary PATH] [--limit PATH] [--dir DIR] [--rounds 5] [--seconds 5]
                        [--only NAME ...] [--beside NAME ...] [--connections 1 4]
                        [--clients leader other] [--one-disk-each] [--sustained] [--rest]
-                       [--postgres] [--markdown FILE]
+                       [--postgres] [--scale] [--markdown FILE]
 
 Before every run it waits until nothing of Holdfast is left to be written back and the machine is
 idle. Bursts of writes fit in the log; `--sustained` writes five logs full and counts the last half.
@@ -26,6 +26,7 @@ import tempfile
 
 import postgres
 import rest
+import scale
 from disks import WHAT, Disks
 from machine import (children_seconds, conditions, cpu_ticks, process_seconds, wait_for_idle,
                      TICKS_PER_SECOND)
@@ -298,9 +299,13 @@ def arguments():
                         help="pgbench on ext4 over nbdfuse and a loop device, needs root; alone "
                              "unless jobs are named")
     parser.add_argument("--postgres-seconds", type=int, default=10)
+    parser.add_argument("--scale", action="store_true",
+                        help="what idle shards and volumes cost; alone unless jobs are named")
+    parser.add_argument("--idle-shards", type=int, default=4000, help="for --scale; 0: none")
+    parser.add_argument("--idle-volumes", type=int, default=2000, help="for --scale; 0: none")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there, too")
     options = parser.parse_args()
-    if options.only is None and options.postgres:
+    if options.only is None and (options.postgres or options.scale):
         options.only = []
     if options.one_disk_each:
         options.volume_gib = min(options.volume_gib, SMALL_VOLUME_GIB)
@@ -339,6 +344,14 @@ def measure(bench, jobs):
     if options.rest:
         rest.measure(options.binary, os.path.join(bench.folder, "rest"), bench.wal_bytes,
                      options.rest_rounds, lambda result: bench.rest.add(result.cells()))
+    if options.scale:
+        job = next(job for job in JOBS if job.name == "write-4k-qd1")
+        scale.measure(
+            lambda place: Cluster(options.binary, place, bench.wal_bytes,
+                                  [(scale.BUSY, "4GiB")], ["leaders_follow_clients=false"]),
+            bench.folder, options.idle_shards, options.idle_volumes, options.rounds,
+            lambda uri, pids: fio(nbd(uri), job, 4 * GIB, 1, pids, options.seconds),
+            lambda result: bench.rest.add(result.cells()))
 
 
 def main():

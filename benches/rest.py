@@ -46,7 +46,7 @@ def memory(cluster, detail):
                   f"{detail}; pods: {each}")
 
 
-def idle_cpu(cluster, shards):
+def idle_cpu(cluster, shards, aim=1):
     pids = cluster.pids()
     wait_for_idle()
     before = [process_seconds([pid]) for pid in pids]
@@ -55,7 +55,7 @@ def idle_cpu(cluster, shards):
     took = time.monotonic() - start
     shares = [100 * (process_seconds([pid]) - was) / took for pid, was in zip(pids, before)]
     each = ", ".join(f"{share:.2f}" for share in shares)
-    return Result("CPU of a pod at rest", max(shares), "% of a core", 1,
+    return Result("CPU of a pod at rest", max(shares), "% of a core", aim,
                   f"{shards} idle shards, over {IDLE_S} s; pods: {each}")
 
 
