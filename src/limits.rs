@@ -78,6 +78,14 @@ pub const TICK: Duration = Duration::from_millis(100);
 pub const ELECTION_TICKS: usize = 8;
 /// Ticks between heartbeats.
 pub const HEARTBEAT_TICKS: usize = 2;
+/// Ticks without any event before a group may rest.
+pub const REST_AFTER_TICKS: u32 = 10;
+/// Resting followers wake when the lane of their leader was not heard for this long. The rest of
+/// the time before an election is left for a heartbeat.
+pub const BEAT_LAPSE: Duration = Duration::from_millis(500);
+/// A resting leader wakes after this time at the latest, its followers after twice that, whatever
+/// they were told: so nobody rests for ever.
+pub const REST_TIME: Duration = Duration::from_secs(60);
 /// Bound of the drift between clocks during one lease.
 pub const LEASE_DRIFT: Duration = Duration::from_millis(50);
 /// Length of a lease, from the sending of a round of heartbeats (rule
@@ -96,3 +104,7 @@ const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX >= 2 * ENTRY_BYTES_MAX);
 const _: () = assert!(SHARD_PROPOSAL_BYTES_MAX >= Budgets::LEAST.shard_bytes);
 const _: () = assert!(LINK_QUEUE_BYTES_MAX >= Budgets::LEAST.link_bytes);
 const _: () = assert!(HEARTBEAT_TICKS * 3 < ELECTION_TICKS);
+const _: () = assert!(
+    BEAT_LAPSE.as_millis() + 3 * TICK.as_millis() <= TICK.as_millis() * ELECTION_TICKS as u128
+);
+const _: () = assert!(BEAT_LAPSE.as_millis() > 2 * TICK.as_millis() * HEARTBEAT_TICKS as u128);

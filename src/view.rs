@@ -1,8 +1,11 @@
 //! The data path's view of the cluster, made by `control`, read by `worker` and `volume`. Always
-//! complete, never a difference. The newest revision wins.
+//! complete, never a difference. The newest revision wins. A new view shares its unchanged volumes
+//! with the one before, so that the data path sees at once what differs.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{MemberId, PodId, ShardId, Uuid, VolumeId};
@@ -14,10 +17,60 @@ pub struct ClusterView {
     pub cluster: Uuid,
     pub pods: Vec<PodView>,
     pub disks: Vec<DiskView>,
-    pub volumes: Vec<VolumeView>,
+    pub volumes: Vec<Arc<VolumeView>>,
     /// Members to destroy wherever they are found (rule `destroy-by-record-only`). Each stays
     /// listed until its disk has reported the destruction.
     pub destroyed: Vec<(Uuid, MemberId)>,
+}
+
+/// A volume that differs between two views; never `None` in both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeChange {
+    pub before: Option<Arc<VolumeView>>,
+    pub now: Option<Arc<VolumeView>>,
+}
+
+impl ClusterView {
+    /// Uses the memory of the volumes of an older view that are still the same.
+    pub fn share(&mut self, older: &ClusterView) {
+        let known: FxHashMap<VolumeId, &Arc<VolumeView>> =
+            older.volumes.iter().map(|volume| (volume.volume, volume)).collect();
+        for volume in &mut self.volumes {
+            if let Some(same) = known.get(&volume.volume)
+                && **same == *volume
+            {
+                *volume = Arc::clone(same);
+            }
+        }
+    }
+
+    /// The volumes that differ from those of an older view. Shared ones before and behind the
+    /// differences are not looked at.
+    pub fn changes_since(&self, older: &ClusterView) -> Vec<VolumeChange> {
+        let (mut before, mut now) = (&older.volumes[..], &self.volumes[..]);
+        while let ([one, before_rest @ ..], [other, now_rest @ ..]) = (before, now)
+            && Arc::ptr_eq(one, other)
+        {
+            (before, now) = (before_rest, now_rest);
+        }
+        while let ([before_rest @ .., one], [now_rest @ .., other]) = (before, now)
+            && Arc::ptr_eq(one, other)
+        {
+            (before, now) = (before_rest, now_rest);
+        }
+        let mut known: FxHashMap<VolumeId, &Arc<VolumeView>> =
+            before.iter().map(|volume| (volume.volume, volume)).collect();
+        let mut changes = Vec::new();
+        for volume in now {
+            let before = known.remove(&volume.volume);
+            if before != Some(volume) {
+                changes.push(VolumeChange { before: before.cloned(), now: Some(volume.clone()) });
+            }
+        }
+        let gone = before.iter().filter(|volume| known.contains_key(&volume.volume));
+        changes.extend(gone.map(|gone| VolumeChange { before: Some(gone.clone()), now: None }));
+        changes
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,4 +172,46 @@ pub enum MemberState {
     Faulted,
     /// An orphan replica: on the disk, but unknown to the catalog. Kept and shown, never served.
     Orphan,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(volumes: &[(u64, &str)]) -> ClusterView {
+        let volume = |(volume, name): &(u64, &str)| VolumeView {
+            volume: VolumeId(*volume),
+            name: (*name).to_owned(),
+            size_bytes: 4096,
+            stripe_width: 1,
+            stripe_bytes: 4096,
+            shards: Vec::new(),
+            deleting: false,
+        };
+        let volumes = volumes.iter().map(volume).map(Arc::new).collect();
+        ClusterView { volumes, ..ClusterView::default() }
+    }
+
+    #[test]
+    fn changes_are_what_differs_whether_memory_is_shared_or_not() {
+        let before = view(&[(1, "a"), (2, "b"), (3, "c"), (4, "d")]);
+        for shares in [false, true] {
+            let mut now = view(&[(1, "a"), (3, "other"), (4, "d"), (5, "new")]);
+            if shares {
+                now.share(&before);
+                assert!(Arc::ptr_eq(&now.volumes[2], &before.volumes[3]));
+            }
+            let changes = now.changes_since(&before);
+            let names = changes.iter().map(|change| {
+                let name = |side: &Option<Arc<VolumeView>>| side.as_ref().map(|v| v.name.clone());
+                (name(&change.before), name(&change.now))
+            });
+            let some = |name: &str| Some(name.to_owned());
+            assert_eq!(
+                names.collect::<Vec<_>>(),
+                [(some("c"), some("other")), (None, some("new")), (some("b"), None)]
+            );
+            assert_eq!(now.changes_since(&now.clone()), []);
+        }
+    }
 }

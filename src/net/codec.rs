@@ -17,6 +17,9 @@
 //! 10 extent            call, ok u8: extent u32, layer u32, last changed  present blocks
 //!                      u64, present u16, zero u16, crcs; or error
 //! 11 space             free bytes
+//! 12 rest              to, from, term, index
+//! 13 awake             to, from
+//! 14 beat
 //! ```
 //!
 //! Ids, terms and indexes are u64, counts u32; byte strings follow their u32 length. `operation`
@@ -53,6 +56,9 @@ mod kind {
     pub const EXTENT_REQUEST: u8 = 9;
     pub const EXTENT: u8 = 10;
     pub const SPACE: u8 = 11;
+    pub const REST: u8 = 12;
+    pub const AWAKE: u8 = 13;
+    pub const BEAT: u8 = 14;
 }
 
 /// Why a message cannot be sent: its fields are inconsistent, or it does not fit into a frame.
@@ -129,6 +135,15 @@ fn put_message(meta: &mut BytesMut, payload: &mut Vec<Bytes>, message: PeerMessa
             }
             kind::RESPONSE
         }
+        PeerMessage::Rest { to, from, term, index } => {
+            meta.put_u64s_le(&[to.0, from.0, term, index]);
+            kind::REST
+        }
+        PeerMessage::Awake { to, from } => {
+            meta.put_u64s_le(&[to.0, from.0]);
+            kind::AWAKE
+        }
+        PeerMessage::Beat => kind::BEAT,
         other => put_resync(meta, payload, other),
     }
 }
@@ -190,7 +205,10 @@ fn put_resync(meta: &mut BytesMut, payload: &mut Vec<Bytes>, message: PeerMessag
         PeerMessage::Raft { .. }
         | PeerMessage::RaftBatch { .. }
         | PeerMessage::Request { .. }
-        | PeerMessage::Response { .. } => unreachable!("encoded by the caller"),
+        | PeerMessage::Response { .. }
+        | PeerMessage::Rest { .. }
+        | PeerMessage::Awake { .. }
+        | PeerMessage::Beat => unreachable!("encoded by the caller"),
     }
 }
 
@@ -326,6 +344,14 @@ fn take_message(
                 false => Err(take_error(meta)?),
             },
         },
+        kind::REST => PeerMessage::Rest {
+            to: meta.member()?,
+            from: meta.member()?,
+            term: meta.u64()?,
+            index: meta.u64()?,
+        },
+        kind::AWAKE => PeerMessage::Awake { to: meta.member()?, from: meta.member()? },
+        kind::BEAT => PeerMessage::Beat,
         other => take_resync(other, meta, &mut payload)?,
     };
     payload.end()?;

@@ -381,6 +381,9 @@ fn admission(message: &PeerMessage, queue_bytes_max: usize) -> (usize, SendError
         | PeerMessage::ResyncDone { .. }
         | PeerMessage::Manifest { .. }
         | PeerMessage::Extent { .. }
+        | PeerMessage::Rest { .. }
+        | PeerMessage::Awake { .. }
+        | PeerMessage::Beat
         | PeerMessage::Space { .. } => (queue_bytes_max, SendError::Overflow),
     }
 }

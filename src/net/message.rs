@@ -70,6 +70,21 @@ pub enum PeerMessage {
         call: CallId,
         result: Result<ExtentContent, BlockError>,
     },
+    /// The leader `from` offers a follower that their group rests: with the sender's `Beat`s as the
+    /// only sign of life, until one of both says `Awake`. `index`: the end of its log.
+    Rest {
+        to: MemberId,
+        from: MemberId,
+        term: u64,
+        index: u64,
+    },
+    /// `from` does not rest, or not any more.
+    Awake {
+        to: MemberId,
+        from: MemberId,
+    },
+    /// The sender's lane is alive, and so are all its leaders that rest by this connection.
+    Beat,
     /// Bytes that the sender's lane can still allocate (rule `space-before-append`). Sent on
     /// changes, at most as often as heartbeats.
     Space {

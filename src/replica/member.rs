@@ -7,7 +7,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::replica::messages::{Input, MemberConfig, Output, ReqId, Role, Start};
+use crate::replica::messages::{Input, MemberConfig, Output, ReqId, Rest, Role, Start};
 use crate::replica::running::{Broken, Running};
 use crate::types::{BlockError, MemberId, Mono, Unappended};
 
@@ -150,6 +150,22 @@ impl Member {
         match &self.state {
             Condition::Running(running) => running.unappended(),
             Condition::Faulted => Unappended::default(),
+        }
+    }
+
+    /// On a leader in whose group nothing happened for a while: the offer to all other voters.
+    pub fn offers_rest(&self) -> Option<Rest> {
+        match &self.state {
+            Condition::Running(running) => running.offers_rest(),
+            Condition::Faulted => None,
+        }
+    }
+
+    /// True when this follower has everything that the offer names, and may rest.
+    pub fn may_rest(&self, offer: &Rest) -> bool {
+        match &self.state {
+            Condition::Running(running) => running.may_rest(offer),
+            Condition::Faulted => false,
         }
     }
 

@@ -10,7 +10,7 @@ use raft::eraftpb::Message;
 use crate::io::buffer::Pool;
 use crate::log::{Append, Applied, HardState, LogEntry};
 use crate::types::{
-    Block, BlockError, BlockRange, MemberId, Origin, ShardId, ShardOp, ShardReply, VolumeId,
+    Block, BlockError, BlockRange, MemberId, Mono, Origin, ShardId, ShardOp, ShardReply, VolumeId,
 };
 
 /// Identifies a client request at this worker until it is answered.
@@ -129,6 +129,11 @@ pub enum Input {
         req: ReqId,
         data: Bytes,
     },
+    /// The member rested until now (see [`Rest`]). At this time it last heard its leader's lane. A
+    /// leader begins to count its heartbeats anew.
+    Woken {
+        heard: Mono,
+    },
     /// Asks for an index at or above every write that was acknowledged before, confirmed by a
     /// quorum or a lease. Answered with `Barrier`.
     Barrier {
@@ -174,6 +179,17 @@ pub enum Output {
     Faulted {
         reason: String,
     },
+}
+
+/// A leader's offer to a follower that the group rests: both have everything, and nobody asked for
+/// anything for a while. The follower's clock stops until it is woken. Lanes beat for all their
+/// resting members at once, and wake them when a beat fails to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rest {
+    pub leader: MemberId,
+    pub term: u64,
+    /// The last entry: committed, and applied by the leader.
+    pub index: u64,
 }
 
 /// The leader, as this member knows it.

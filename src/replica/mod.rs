@@ -18,6 +18,9 @@ mod persist;
 mod raft_adapter;
 pub mod raft_message;
 mod read;
+mod rest;
+#[cfg(test)]
+mod rest_test;
 mod resync;
 #[cfg(test)]
 mod rules_test;

@@ -116,6 +116,11 @@ impl Persist {
         self.held.is_empty()
     }
 
+    /// True when everything written is durable, and a commit index of at least `commit` is written.
+    pub fn has_all(&self, commit: u64) -> bool {
+        self.is_idle() && self.written.commit >= commit
+    }
+
     /// True while a log write that replaces the log by a snapshot is in flight.
     pub fn is_resetting(&self) -> bool {
         self.held.iter().any(|held| held.reset.is_some())

@@ -83,6 +83,11 @@ impl Reads {
         true
     }
 
+    /// True when no read waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// Voids all confirmations, because the leadership began or ended.
     pub fn reset(&mut self) {
         self.forget_answers();

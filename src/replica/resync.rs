@@ -66,6 +66,11 @@ impl Resync {
         }
     }
 
+    /// True when no follower needs a resync.
+    pub fn is_empty(&self) -> bool {
+        self.episodes.is_empty()
+    }
+
     pub fn is_lagging(&self, member: u64) -> bool {
         self.episodes.iter().any(|episode| episode.member == member)
     }

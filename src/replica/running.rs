@@ -34,17 +34,17 @@ pub enum Broken {
 
 /// A member that is not faulted. See the module.
 pub struct Running {
-    config: MemberConfig,
-    raft: RaftAdapter,
-    applier: Applier,
-    applied_index: u64,
+    pub(super) config: MemberConfig,
+    pub(super) raft: RaftAdapter,
+    pub(super) applier: Applier,
+    pub(super) applied_index: u64,
     /// Term of the newest applied entry.
     applied_term: u64,
-    persist: Persist,
-    votes: Votes,
-    writes: Writes,
-    reads: Reads,
-    resync: Resync,
+    pub(super) persist: Persist,
+    pub(super) votes: Votes,
+    pub(super) writes: Writes,
+    pub(super) reads: Reads,
+    pub(super) resync: Resync,
     /// The newest time of any call. No request arrived later, so leases are judged by it.
     newest: Mono,
     /// The term in which this member led after the last event.
@@ -52,20 +52,22 @@ pub struct Running {
     /// The last reported role.
     role: Role,
     /// A snapshot that waits for a known leader, or for its log write.
-    install: Option<Reset>,
+    pub(super) install: Option<Reset>,
     /// Number of the round of heartbeats that leaves in this poll.
     round: Option<u64>,
     /// The commit index must be written even if nothing else is.
     write_commit: bool,
     /// The part of the log that is kept for a follower.
-    keep: Option<Keep>,
+    pub(super) keep: Option<Keep>,
+    /// Ticks in a row without any other event than an answer to a heartbeat.
+    pub(super) quiet_ticks: u32,
     /// Outputs that leave first at the next poll.
     outbox: Vec<Output>,
 }
 
 /// Keeps entries after an index for some more ticks.
 #[derive(Clone, Copy, Debug)]
-struct Keep {
+pub(super) struct Keep {
     above: u64,
     ticks: u32,
 }
@@ -117,6 +119,7 @@ impl Running {
             round: None,
             write_commit: false,
             keep: None,
+            quiet_ticks: 0,
             outbox: Vec::new(),
         })
     }
@@ -143,7 +146,7 @@ impl Running {
     }
 
     /// This member leads and has applied an entry of its own term.
-    fn is_serving(&self) -> bool {
+    pub(super) fn is_serving(&self) -> bool {
         let own_term = self.applied_term == self.raft.term() || planted!(ReadBeforeOwnTerm);
         self.raft.is_leader() && own_term && !self.votes.resyncing
     }
@@ -165,6 +168,7 @@ impl Running {
 
     pub fn handle(&mut self, now: Mono, input: Input) -> Result<(), Broken> {
         self.newest = self.newest.max(now);
+        self.count_quiet(&input);
         match input {
             Input::Tick => self.on_tick(now),
             Input::Peer(message) => self.on_peer(now, *message),
@@ -193,6 +197,7 @@ impl Running {
             Input::ChangeMembers(change) => self.on_change_members(change),
             Input::Propose { req, data } => self.on_propose(req, data),
             Input::Barrier { req } => self.on_read(req, ReadKind::Barrier),
+            Input::Woken { heard } => self.on_woken(now, heard),
         }
         self.after_raft();
         Ok(())

@@ -48,6 +48,11 @@ impl Votes {
         Votes { quiet_until, resyncing }
     }
 
+    /// The leader's lane was heard at this time, while the member rested.
+    pub fn heard(&mut self, at: Mono) {
+        self.quiet_until = self.quiet_until.max(at + QUIET);
+    }
+
     /// True when raft-rs may see this message of a peer.
     pub fn admits(&mut self, now: Mono, message: &Message, at: &Situation) -> bool {
         match message.get_msg_type() {

@@ -206,7 +206,8 @@ impl World {
         let view = self.catalog.view();
         let blocks_of = |shard: ShardId| {
             let mut volumes = view.volumes.iter();
-            let has = |volume: &&VolumeView| volume.shards.iter().any(|has| has.shard == shard);
+            let has =
+                |volume: &&Arc<VolumeView>| volume.shards.iter().any(|has| has.shard == shard);
             volumes.find(has).map(|volume| (volume.stripe_bytes / BLOCK_BYTES as u64) as u32)
         };
         let worker = self.pods[host].worker.as_ref().expect("all pods are up");

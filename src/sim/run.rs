@@ -31,6 +31,8 @@ pub struct Options {
     pub requests: Option<u64>,
     /// Replaces the value that the seed draws.
     pub reads: Option<ReadMode>,
+    /// Shards of the main volume instead of the few that the seed draws: most are idle.
+    pub shards: Option<usize>,
     /// Prints a line for every event.
     pub prints: bool,
 }
@@ -39,7 +41,8 @@ impl Options {
     /// Runs a seed with all faults that it draws.
     pub fn new(seed: u64, faults_for: Duration) -> Options {
         let (plan, only, requests, reads) = (Plan::Mixed, None, None, None);
-        Options { seed, faults_for, plan, only, requests, reads, prints: false }
+        let (shards, prints) = (None, false);
+        Options { seed, faults_for, plan, only, requests, reads, shards, prints }
     }
 
     fn shape(&self) -> Shape {
@@ -207,6 +210,7 @@ impl Run {
     fn new(options: &Options) -> Run {
         let mut shape = options.shape();
         shape.reads = options.reads.unwrap_or(shape.reads);
+        shape.shards = options.shards.unwrap_or(shape.shards);
         let pods = shape.pods;
         let mut run = Run {
             seed: options.seed,

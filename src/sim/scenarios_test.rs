@@ -110,6 +110,13 @@ fn clocks_that_stop_make_reads_stale_under_leases_and_not_with_quorums() {
     assert_eq!(stale(ReadMode::Quorum), None);
 }
 
+/// Most members rest. Each must be there when a client or a fault wakes it.
+#[test]
+fn a_thousand_members_rest_and_wake() {
+    let options = Options::new(3, Duration::from_secs(6));
+    must_pass(&Options { shards: Some(340), ..options });
+}
+
 /// If any disk may lose anything, nothing is sure to survive. Still nobody reads content that was
 /// never written, nobody panics, and the only errors are EIO and ENOSPC.
 #[test]

@@ -226,6 +226,10 @@ mod strategies {
             (call(), result(extent()))
                 .prop_map(|(call, result)| PeerMessage::Extent { call, result }),
             any::<u64>().prop_map(|free_bytes| PeerMessage::Space { free_bytes }),
+            (member(), member(), any::<u64>(), any::<u64>())
+                .prop_map(|(to, from, term, index)| PeerMessage::Rest { to, from, term, index }),
+            (member(), member()).prop_map(|(to, from)| PeerMessage::Awake { to, from }),
+            Just(PeerMessage::Beat),
         ]
     }
 

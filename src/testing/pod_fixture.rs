@@ -529,7 +529,7 @@ pub fn view(revision: u64, volumes: Vec<VolumeView>) -> ClusterView {
         cluster: CLUSTER,
         pods: (1..=3).map(pod).collect(),
         disks: (1..=3).map(disk).collect(),
-        volumes,
+        volumes: volumes.into_iter().map(Arc::new).collect(),
         destroyed: Vec::new(),
     }
 }

@@ -142,6 +142,11 @@ impl Volume {
         self.work.requests.len()
     }
 
+    /// Operations are sent and not answered.
+    pub fn is_asking(&self) -> bool {
+        !self.work.attempts.is_empty()
+    }
+
     /// Bytes of the unanswered requests.
     pub fn bytes(&self) -> usize {
         self.work.bytes

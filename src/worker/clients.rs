@@ -3,6 +3,8 @@
 //! - May call: the routers and the driver.
 //! - Is told: ends of operations, answers of routers, deleted volumes, and ticks.
 
+use std::collections::BTreeMap;
+
 use rustc_hash::FxHashMap;
 
 use crate::front::nbd::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
@@ -11,7 +13,7 @@ use crate::io::driver::{Buffers, Completion, Done, Driver, Op, SocketId};
 use crate::limits::CLIENTS_MAX;
 use crate::planted::planted;
 use crate::types::{BlockError, BlockReply, VolumeId};
-use crate::view::ClusterView;
+use crate::view::{VolumeChange, VolumeView};
 use crate::volume::{ConnId as VolumeConn, Volume};
 use crate::worker::WorkerConfig;
 use crate::worker::routers::Routers;
@@ -73,19 +75,37 @@ impl Clients {
     }
 }
 
-impl Exports for ClusterView {
+/// The exported volumes by their names.
+#[derive(Default)]
+pub struct Exported(BTreeMap<String, Export>);
+
+impl Exported {
+    pub fn update(&mut self, changes: &[VolumeChange]) {
+        for before in changes.iter().filter_map(|change| change.before.as_ref()) {
+            let is_it = |export: &Export| export.volume == before.volume;
+            if self.0.get(&before.name).is_some_and(is_it) {
+                self.0.remove(&before.name);
+            }
+        }
+        let exported = changes.iter().filter_map(|change| change.now.as_ref());
+        for volume in exported.filter(|volume| !volume.deleting) {
+            let VolumeView { volume, name, size_bytes, .. } = &**volume;
+            let export = Export { volume: *volume, size_bytes: *size_bytes, read_only: false };
+            self.0.insert(name.clone(), export);
+        }
+    }
+}
+
+impl Exports for Exported {
     fn list(&self) -> Vec<String> {
-        let exported = self.volumes.iter().filter(|volume| !volume.deleting);
-        exported.map(|volume| volume.name.clone()).collect()
+        self.0.keys().cloned().collect()
     }
 
     fn open(&self, name: &str) -> Option<Export> {
-        let mut exported = self.volumes.iter().filter(|volume| !volume.deleting);
-        let volume = match name {
-            "" => exported.next().filter(|_| exported.next().is_none())?,
-            name => exported.find(|volume| volume.name == name)?,
-        };
-        Some(Export { volume: volume.volume, size_bytes: volume.size_bytes, read_only: false })
+        match name {
+            "" if self.0.len() == 1 => self.0.values().next().cloned(),
+            name => self.0.get(name).cloned(),
+        }
     }
 }
 
@@ -94,8 +114,7 @@ pub struct ClientHandler<'a> {
     pub clients: &'a mut Clients,
     pub driver: &'a mut dyn Driver,
     pub routers: &'a mut Routers,
-    /// The exported volumes.
-    pub view: &'a ClusterView,
+    pub exported: &'a Exported,
 }
 
 impl ClientHandler<'_> {
@@ -149,7 +168,7 @@ impl ClientHandler<'_> {
         {
             client.unparsed = !client.may_ask(conn, self.routers);
             if !client.unparsed {
-                client.session.feed(&mut client.stream.reader, self.view, outputs);
+                client.session.feed(&mut client.stream.reader, self.exported, outputs);
             }
         }
         self.session_outputs(conn);

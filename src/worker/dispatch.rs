@@ -8,12 +8,12 @@ use bytes::Bytes;
 use crate::io::driver::Completion;
 use crate::net::link::LinkEvent;
 use crate::net::message::PeerMessage;
-use crate::replica::messages::{Input, Output, Role, Start};
+use crate::replica::messages::{Input, Output, Rest, Role, Start};
 use crate::store::messages::{Event, MemberRecord, ReadBlocks, ReadId};
 use crate::types::{
     BlockError, BlockRange, MemberId, Origin, Segment, ShardId, ShardOp, ShardReply, VolumeId,
 };
-use crate::view::{ClusterView, MemberView};
+use crate::view::{ClusterView, MemberView, VolumeChange, VolumeView};
 use crate::volume::VolumeOutput;
 use crate::worker::Worker;
 use crate::worker::admission::Admission;
@@ -35,8 +35,8 @@ impl Worker {
     }
 
     pub(super) fn client_handler(&mut self) -> ClientHandler<'_> {
-        let Worker { driver, clients, routers, reconciler, .. } = self;
-        ClientHandler { clients, driver: driver.as_mut(), routers, view: &reconciler.view }
+        let Worker { driver, clients, routers, exported, .. } = self;
+        ClientHandler { clients, driver: driver.as_mut(), routers, exported }
     }
 
     pub(super) fn resync_handler(&mut self) -> ResyncHandler<'_> {
@@ -65,37 +65,37 @@ impl Worker {
 
     /// Takes a view of the cluster, unless it has a newer one.
     pub fn view_changed(&mut self, view: Arc<ClusterView>) {
-        if view.revision >= self.reconciler.view.revision {
-            self.reconciler.view = view;
-            self.reconcile();
+        if view.revision < self.reconciler.view.revision {
+            return;
         }
-    }
-
-    fn reconcile(&mut self) {
-        let view = Arc::clone(&self.reconciler.view);
-        self.peers.update_view(&view);
-        for volume in &view.volumes {
-            for shard in &volume.shards {
-                self.reconcile_handler().shard(volume, shard);
+        let changes = self.reconciler.take_view(Arc::clone(&view));
+        self.peers.update_view(&view, &changes);
+        self.exported.update(&changes);
+        for VolumeChange { before, now } in changes {
+            match now {
+                Some(volume) => self.reconcile(&volume),
+                None => self.close_volume(before.expect("it was there before").volume),
             }
-            if !volume.deleting {
-                self.routers.update_view(volume);
-            }
-        }
-        for volume in self.routers.gone(&view) {
-            self.close_volume(volume);
         }
         self.reconcile_handler().destroy_doomed(&view);
         self.reports.due = true;
     }
 
+    /// Makes members and router of one volume match the view.
+    fn reconcile(&mut self, volume: &VolumeView) {
+        self.reconcile_handler().volume(volume);
+        match volume.deleting {
+            true => self.close_volume(volume.volume),
+            false => self.routers.update_view(volume),
+        }
+    }
+
     /// Removes the router of a deleted volume and ends its connections.
     fn close_volume(&mut self, volume: VolumeId) {
-        if let Some(router) = self.routers.at(volume) {
-            router.remove();
-        }
+        let Some(router) = self.routers.at(volume) else { return };
+        router.remove();
         self.poll_volume(volume);
-        self.routers.all.remove(&volume);
+        self.routers.forget(volume);
         self.client_handler().close_volume(volume);
     }
 
@@ -104,14 +104,25 @@ impl Worker {
         match self.reconciler.pending.remove(&member) {
             None => self.resync_handler().durable(member),
             Some(Pending::Destroying) => {
-                self.reconciler.destroyed.push((self.lanes.get(lane).place.disk, member));
+                self.reconciler.destroyed.insert((self.lanes.get(lane).place.disk, member));
                 self.reports.due = true;
             }
             Some(Pending::Creating(record, peers)) => {
                 let start = Start { meta: record.meta.clone(), ..Start::default() };
                 self.start_member(lane, &record, start, peers);
-                self.reconcile();
+                self.member_created(record.volume);
             }
+        }
+    }
+
+    /// A member was made. The view of its volume may be another one by now.
+    fn member_created(&mut self, volume: VolumeId) {
+        self.reports.due = true;
+        let Some(volume) = self.reconciler.volume(volume) else { return };
+        self.reconcile(&volume);
+        if volume.deleting {
+            let view = Arc::clone(&self.reconciler.view);
+            self.reconcile_handler().destroy_doomed(&view);
         }
     }
 
@@ -176,6 +187,7 @@ impl Worker {
         };
         if let (Some(runtime), Some(pod)) = (self.members.get_mut(member), through) {
             runtime.demand.note(pod);
+            self.members.asked.insert(member);
         }
         match self.admission().refuse(member, &op) {
             Some(error) => self.peer_handler().answer(req, Err(error)),
@@ -240,6 +252,7 @@ impl Worker {
                 if let Some(runtime) = self.members.get_mut(member) {
                     runtime.faulted = Some(reason);
                 }
+                self.members.wake(self.now, member);
                 self.reports.due = true;
             }
         }
@@ -442,6 +455,15 @@ impl Worker {
                 true => self.repair_handler().arrived(call, result),
                 false => self.resync_handler().extent_arrived(call, result),
             },
+            PeerMessage::Rest { to, from: leader, term, index } => {
+                let offer = Rest { leader, term, index };
+                if !self.members.rest_follower(self.now, to, conn, &offer) {
+                    self.members.wake(self.now, to);
+                    self.peer_handler().send_on(conn, PeerMessage::Awake { to: leader, from: to });
+                }
+            }
+            PeerMessage::Awake { to, .. } => self.members.wake(self.now, to),
+            PeerMessage::Beat => self.members.rests.heard(self.now, conn),
             PeerMessage::Space { free_bytes } => self.peers.space_told(conn, free_bytes),
         }
     }

@@ -35,6 +35,11 @@ impl Demand {
         }
     }
 
+    /// True when the end of a window would change nothing.
+    pub fn is_at_rest(&self) -> bool {
+        self.counts.is_empty() && self.leaning.is_none()
+    }
+
     /// Ends a window. Returns the pod to move to when enough windows agree.
     pub fn end_of_window(&mut self) -> Option<PodId> {
         let counts = std::mem::take(&mut self.counts);

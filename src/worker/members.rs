@@ -3,11 +3,13 @@
 //! - May call: nobody.
 //! - Is told: inputs, by all other components.
 
+use std::collections::BTreeSet;
+
 use rustc_hash::FxHashMap;
 
 use crate::io::buffer::Pool;
 use crate::replica::member::Member;
-use crate::replica::messages::{Input, MemberConfig, Output, Role, Start};
+use crate::replica::messages::{Input, MemberConfig, Output, Rest, Role, Start};
 use crate::store::messages::MemberRecord;
 use crate::types::{MemberId, Mono, PodId, ShardId, Uuid, VolumeId};
 use crate::view::{MemberState, MemberView};
@@ -15,6 +17,8 @@ use crate::worker::WorkerConfig;
 use crate::worker::follow::Demand;
 use crate::worker::observer::Observer;
 use crate::worker::requests::Requests;
+use crate::worker::rests::Rests;
+use crate::worker::token::ConnKey;
 
 /// One member of this worker.
 pub struct MemberRuntime {
@@ -55,6 +59,13 @@ pub struct Members {
     /// Members with unpolled inputs.
     pub touched: Vec<MemberId>,
     pub requests: Requests,
+    /// Members that clients asked in this window, or of whose clients earlier windows know.
+    pub asked: BTreeSet<MemberId>,
+    /// Members that do not rest: they have ticks.
+    awake: BTreeSet<MemberId>,
+    pub rests: Rests,
+    /// Members that woke, and those that they must tell.
+    pub woken: Vec<(MemberId, ConnKey, MemberId)>,
     pub observer: Option<Box<dyn Observer>>,
 }
 
@@ -66,6 +77,10 @@ impl Members {
             members: FxHashMap::default(),
             touched: Vec::new(),
             requests: Requests::default(),
+            asked: BTreeSet::new(),
+            awake: BTreeSet::new(),
+            rests: Rests::default(),
+            woken: Vec::new(),
             observer: None,
         }
     }
@@ -125,15 +140,66 @@ impl Members {
             demand: Default::default(),
         };
         self.members.insert(record.member, runtime);
+        self.awake.insert(record.member);
         self.touched.push(record.member);
     }
 
     pub fn remove(&mut self, member: MemberId) {
+        self.end_rest(Mono::default(), member);
+        self.awake.remove(&member);
         self.members.remove(&member);
+    }
+
+    /// A leader rests, if all its followers were offered that; see [`Rests::rest_leader`].
+    pub fn rest_leader(&mut self, now: Mono, leader: MemberId, others: Vec<(ConnKey, MemberId)>) {
+        if self.awake.remove(&leader) {
+            self.rests.rest_leader(now, leader, others);
+        }
+    }
+
+    /// A follower takes an offer to rest. False: it must stay awake.
+    pub fn rest_follower(&mut self, now: Mono, to: MemberId, conn: ConnKey, offer: &Rest) -> bool {
+        let found = self.members.get(&to).filter(|runtime| runtime.faulted.is_none());
+        let rests = found.is_some_and(|runtime| runtime.member.may_rest(offer));
+        if rests && self.awake.remove(&to) {
+            self.rests.rest_follower(now, to, conn, offer.leader);
+        }
+        // One that rests by another connection will miss the beat there, and say so.
+        rests && self.rests.is_resting(to)
+    }
+
+    /// The connections over which lanes of this pod must beat for resting leaders.
+    pub fn beats(&self) -> Vec<ConnKey> {
+        self.rests.beats().collect()
+    }
+
+    /// Wakes a member, if it rests.
+    pub fn wake(&mut self, now: Mono, member: MemberId) {
+        let Some(heard) = self.end_rest(now, member) else { return };
+        self.input(now, member, Input::Woken { heard });
+    }
+
+    /// Wakes all members that rest by a connection.
+    pub fn wake_conn(&mut self, now: Mono, conn: ConnKey) {
+        for member in self.rests.of_conn(conn) {
+            self.wake(now, member);
+        }
+    }
+
+    /// Returns when the member last heard its leader's lane, if it rested.
+    fn end_rest(&mut self, now: Mono, member: MemberId) -> Option<Mono> {
+        let woken = self.rests.wake(now, member)?;
+        self.awake.insert(member);
+        let told = woken.others.into_iter().map(|(conn, other)| (member, conn, other));
+        self.woken.extend(told);
+        Some(woken.heard)
     }
 
     /// Gives a member an input; it is polled at the end of the round.
     pub fn input(&mut self, now: Mono, member: MemberId, input: Input) {
+        if self.rests.is_resting(member) && !matches!(input, Input::Tick) {
+            self.wake(now, member);
+        }
         let Some(runtime) = self.members.get_mut(&member) else { return };
         if runtime.faulted.is_some() {
             return;
@@ -155,10 +221,20 @@ impl Members {
     }
 
     pub fn tick(&mut self, now: Mono) {
-        let members: Vec<MemberId> = self.members.keys().copied().collect();
-        for member in members {
+        for member in self.rests.due(now) {
+            self.wake(now, member);
+        }
+        let awake: Vec<MemberId> = self.awake.iter().copied().collect();
+        for member in awake {
             self.input(now, member, Input::Tick);
         }
+    }
+
+    /// Leaders in whose groups nothing happens, and their offers to their followers.
+    pub fn offers_of_rest(&self) -> Vec<Rest> {
+        let awake = self.awake.iter().filter_map(|member| self.members.get(member));
+        let awake = awake.filter(|runtime| runtime.role.serving && runtime.faulted.is_none());
+        awake.filter_map(|runtime| runtime.member.offers_rest()).collect()
     }
 
     /// Tells members that the data connection to a disk of another pod is down.
@@ -197,20 +273,20 @@ impl Members {
         }
     }
 
-    /// Ends a window of every member, and moves leaderships to their clients.
+    /// Ends a window of the members that clients ask, and moves leaderships to their clients.
     pub fn follow_clients(&mut self, now: Mono) {
         let here = self.config.pod;
         let mut moves: Vec<(MemberId, MemberId)> = Vec::new();
-        for (member, runtime) in &mut self.members {
-            let Some(pod) = runtime.demand.end_of_window() else { continue };
-            if !self.config.leaders_follow_clients {
-                continue;
-            }
-            let there = runtime.peers.iter().find(|peer| peer.pod == pod);
-            if let Some(there) = there.filter(|_| pod != here && runtime.role.serving) {
-                moves.push((*member, there.member));
-            }
-        }
+        let Members { members, asked, config, .. } = self;
+        asked.retain(|member| {
+            let Some(runtime) = members.get_mut(member) else { return false };
+            let pod = runtime.demand.end_of_window();
+            let pod = pod.filter(|pod| config.leaders_follow_clients && *pod != here);
+            let there = runtime.peers.iter().find(|peer| Some(peer.pod) == pod);
+            let there = there.filter(|_| runtime.role.serving);
+            moves.extend(there.map(|there| (*member, there.member)));
+            !runtime.demand.is_at_rest()
+        });
         for (member, to) in moves {
             tracing::info!(%member, %to, "the leadership follows its client");
             self.input(now, member, Input::TransferLeader(to));

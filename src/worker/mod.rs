@@ -38,6 +38,7 @@ mod reads;
 mod reconcile;
 mod reports;
 mod requests;
+mod rests;
 mod resync;
 #[cfg(test)]
 mod resync_test;
@@ -46,6 +47,7 @@ mod routers;
 mod start;
 mod stream;
 mod token;
+mod touched;
 mod watchdog;
 
 /// The primitives of the mailbox: std's here, loom's in its test.

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use raft::eraftpb::Message;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Buffers, Completion, Done, Driver, Op, SocketId};
@@ -17,10 +17,10 @@ use crate::net::incarnations::Incarnations;
 use crate::net::link::{Established, Link, LinkError, LinkEvent, SendError, Target as LaneTarget};
 use crate::net::message::{CallId, PeerMessage};
 use crate::planted::planted;
-use crate::replica::messages::ReqId;
+use crate::replica::messages::{ReqId, Rest};
 use crate::replica::raft_message;
 use crate::types::{BlockError, EXTENT_BYTES, MemberId, Mono, PodId, Uuid, mix64};
-use crate::view::{ClusterView, MemberView};
+use crate::view::{ClusterView, DiskView, MemberView, PodView, VolumeChange};
 use crate::worker::WorkerConfig;
 use crate::worker::members::Members;
 use crate::worker::owed::{ExtentAsk, Owed};
@@ -76,6 +76,10 @@ pub struct Peers {
     routes: FxHashMap<MemberId, (Uuid, Uuid)>,
     /// Bytes that lanes of other pods can still allocate, as last announced.
     free_bytes: FxHashMap<Uuid, u64>,
+    /// Pods and disks as of the newest view; `None`: the routes are not those of a view.
+    places: Option<(Vec<PodView>, Vec<DiskView>)>,
+    /// Connections that no view wants any more, to be closed.
+    unwanted: Vec<ConnKey>,
     next_conn: ConnKey,
     next_call: u64,
 }
@@ -111,24 +115,41 @@ impl Peers {
     /// one pod: a moved disk can bring a pod a second replica. For forwarded requests, the first
     /// disk of a pod (by id: both ends must agree) is connected to every disk of another pod. The
     /// view may name a disk here that has moved: no route begins at it if another of ours will do.
-    pub fn update_view(&mut self, view: &ClusterView) {
-        for disk in &view.disks {
-            self.seen.place(disk.disk, disk.pod);
+    pub fn update_view(&mut self, view: &ClusterView, changes: &[VolumeChange]) {
+        let places = (view.pods.clone(), view.disks.clone());
+        let moved = self.places.as_ref() != Some(&places);
+        if moved {
+            self.places = None;
+            view.disks.iter().for_each(|disk| self.seen.place(disk.disk, disk.pod));
+            self.forget_unnamed(view);
         }
         let disks_of = |pod| view.disks.iter().filter(move |disk| disk.pod == pod);
         let first_of = |pod| disks_of(pod).map(|disk| disk.disk).min();
         let own = self.own;
         let Some(first) = first_of(own) else { return };
         let is_here = |disk| self.locals.iter().any(|local| local.disk == disk);
-        self.routes.clear();
-        let mut pairs: Vec<(Uuid, Uuid)> = Vec::new();
+        let (mut gone, mut new) = (Vec::new(), Vec::new());
+        match moved {
+            true => {
+                self.routes.clear();
+                new.extend(&view.volumes);
+            }
+            false => {
+                gone.extend(changes.iter().filter_map(|change| change.before.as_ref()));
+                new.extend(changes.iter().filter_map(|change| change.now.as_ref()));
+            }
+        }
+        for member in gone.iter().flat_map(|gone| &gone.shards).flat_map(|shard| &shard.members) {
+            self.routes.remove(&member.member);
+        }
+        let mut pairs: FxHashSet<(Uuid, Uuid)> = FxHashSet::default();
         for theirs in view.disks.iter().filter(|disk| disk.pod != own) {
-            pairs.push((first, theirs.disk));
+            pairs.insert((first, theirs.disk));
             if first_of(theirs.pod) == Some(theirs.disk) {
                 pairs.extend(disks_of(own).map(|ours| (ours.disk, theirs.disk)));
             }
         }
-        for shard in view.volumes.iter().flat_map(|volume| &volume.shards) {
+        for shard in new.iter().flat_map(|volume| &volume.shards) {
             let ours = || shard.members.iter().filter(|member| member.pod == own);
             for member in &shard.members {
                 let ours = || ours().map(|ours| ours.disk).filter(|disk| *disk != member.disk);
@@ -141,9 +162,24 @@ impl Peers {
         }
         for (local, remote) in pairs {
             for purpose in [Purpose::Data, Purpose::Resync] {
-                self.want(view, local, remote, purpose);
+                if moved || !self.wanted.contains_key(&(local, remote, purpose)) {
+                    self.want(view, local, remote, purpose);
+                }
             }
         }
+        self.places = Some(places);
+    }
+
+    /// Forgets disks that the view does not name any more, and the connections to them.
+    fn forget_unnamed(&mut self, view: &ClusterView) {
+        let named: FxHashSet<Uuid> = view.disks.iter().map(|disk| disk.disk).collect();
+        self.free_bytes.retain(|disk, _| named.contains(disk));
+        let unwanted = &mut self.unwanted;
+        self.wanted.retain(|(local, remote, _), wanted| {
+            let stays = named.contains(local) && named.contains(remote);
+            unwanted.extend(wanted.conn.filter(|_| !stays));
+            stays
+        });
     }
 
     fn want(&mut self, view: &ClusterView, local: Uuid, remote: Uuid, purpose: Purpose) {
@@ -333,6 +369,23 @@ impl PeerHandler<'_> {
         self.send_to(to, PeerMessage::Raft { to, header, payloads });
     }
 
+    /// Offers rest to all other voters of a leader here. Returns the connections to them; `None`:
+    /// not all can be reached, and the leader stays awake.
+    pub fn offer_rest(&mut self, offer: &Rest) -> Option<Vec<(ConnKey, MemberId)>> {
+        let Rest { leader: from, term, index } = *offer;
+        let peers = &self.members.get(from)?.peers;
+        let conn_to = |peer: &MemberView| {
+            Some((self.peers.conn_to(peer.member, Purpose::Data)?, peer.member))
+        };
+        let others = peers.iter().map(conn_to).collect::<Option<Vec<(ConnKey, MemberId)>>>()?;
+        for (conn, to) in &others {
+            self.send_on(*conn, PeerMessage::Rest { to: *to, from, term, index });
+        }
+        // Followers that took the offer hear no beat, and wake.
+        let all_there = others.iter().all(|(conn, _)| self.peers.conns.contains_key(conn));
+        all_there.then_some(others)
+    }
+
     /// Sends on a connection, if it is still there.
     pub fn send_on(&mut self, conn: ConnKey, message: PeerMessage) {
         let Some(state) = self.peers.conns.get_mut(&conn) else { return };
@@ -389,6 +442,7 @@ impl PeerHandler<'_> {
             runtime.faulted = Some(reason);
             runtime.role = Default::default();
         }
+        self.members.wake(self.now, member);
         for req in self.members.requests.of_member(member) {
             self.answer(req, Err(BlockError::Unknown));
         }
@@ -397,6 +451,10 @@ impl PeerHandler<'_> {
     /// Closes silent links, and dials those that must exist and are not up.
     pub fn tick(&mut self) {
         let now = self.now;
+        for conn in std::mem::take(&mut self.peers.unwanted) {
+            tracing::info!("a link is closed: its disks are not part of the cluster any more");
+            self.close(conn);
+        }
         let silent = |(conn, state): (&ConnKey, &Conn)| {
             let kept = state.pair.is_some_and(|(_, _, purpose)| purpose == Purpose::Resync)
                 && planted!(DeadResyncLinkKept);
@@ -528,6 +586,7 @@ impl PeerHandler<'_> {
             }
         }
         self.routers.link_ended(self.now, conn);
+        self.members.wake_conn(self.now, conn);
         if let Some((_, remote, Purpose::Data)) = lost {
             self.members.unreachable(self.now, remote);
         }
@@ -536,11 +595,13 @@ impl PeerHandler<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::limits::Budgets;
     use crate::replica::messages::ReadMode;
     use crate::types::{ShardId, VolumeId};
-    use crate::view::{DiskView, PodView, ShardView, VolumeView};
+    use crate::view::{ShardView, VolumeView};
 
     /// A pod that has the disks that the view says, but for one.
     fn peers_of(pod: u64, view: &ClusterView, gone: Option<Uuid>) -> Peers {
@@ -559,7 +620,7 @@ mod tests {
             let DiskView { disk, pod } = *disk;
             peers.add_local(Identity { cluster: view.cluster, pod, disk, lane: 0, incarnation: 1 });
         }
-        peers.update_view(view);
+        peers.update_view(view, &[]);
         peers
     }
 
@@ -594,7 +655,7 @@ mod tests {
             disks: disks
                 .map(|(number, pod)| DiskView { disk: disk(number), pod: PodId(*pod) })
                 .collect(),
-            volumes: vec![volume],
+            volumes: vec![Arc::new(volume)],
             destroyed: Vec::new(),
         }
     }

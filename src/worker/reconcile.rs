@@ -1,5 +1,6 @@
 //! Makes this pod's members, routers and links match the catalog's view. Level-triggered: it runs
-//! with every view, and again when something that it waits for has ended.
+//! for a volume with every view in which the volume differs, and again when something that it waits
+//! for has ended.
 //!
 //! A catalog that was restored from an old copy gives taken ids again. So an id alone never decides
 //! about a member here. A member that differs from the view is an *orphan*: it is kept and
@@ -8,6 +9,7 @@
 //! - May call: lanes, members, resyncs (they end with their member), and waiters for answers.
 //! - Is told: views, and records of members that became durable.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -15,9 +17,10 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::replica::member::VolumeBlocks;
 use crate::replica::meta::Meta;
 use crate::store::messages::MemberRecord;
-use crate::types::{BLOCK_BYTES, MemberId, Uuid};
+use crate::types::{BLOCK_BYTES, MemberId, ShardId, Uuid, VolumeId};
 use crate::view::{
-    ClusterView, DiskReport, MemberReport, MemberState, MemberView, ShardView, VolumeView,
+    ClusterView, DiskReport, MemberReport, MemberState, MemberView, ShardView, VolumeChange,
+    VolumeView,
 };
 use crate::worker::lanes::{LaneRuntime, Lanes};
 use crate::worker::members::Members;
@@ -38,12 +41,35 @@ pub struct Reconciler {
     /// Members that the store is making or destroying.
     pub pending: FxHashMap<MemberId, Pending>,
     /// Members that were destroyed, for reports.
-    pub destroyed: Vec<(Uuid, MemberId)>,
+    pub destroyed: BTreeSet<(Uuid, MemberId)>,
+    /// The volumes of the view, and those of them that are being deleted.
+    volumes: FxHashMap<VolumeId, Arc<VolumeView>>,
+    deleting: BTreeSet<VolumeId>,
     /// Orphans: members that differ from what the catalog says.
     orphans: FxHashSet<MemberId>,
 }
 
 impl Reconciler {
+    /// Takes a newer view, and returns the volumes that differ in it.
+    pub fn take_view(&mut self, view: Arc<ClusterView>) -> Vec<VolumeChange> {
+        let changes = view.changes_since(&self.view);
+        self.view = view;
+        for gone in changes.iter().filter_map(|change| change.before.as_ref()) {
+            self.volumes.remove(&gone.volume);
+            self.deleting.remove(&gone.volume);
+        }
+        for volume in changes.iter().filter_map(|change| change.now.as_ref()) {
+            self.volumes.insert(volume.volume, Arc::clone(volume));
+            self.deleting.extend(volume.deleting.then_some(volume.volume));
+        }
+        changes
+    }
+
+    /// The volume as of the newest view.
+    pub fn volume(&self, volume: VolumeId) -> Option<Arc<VolumeView>> {
+        self.volumes.get(&volume).cloned()
+    }
+
     /// What this pod reports to the catalog.
     pub fn report(&self, lanes: &Lanes, members: &Members, resyncs: &Resyncs) -> Vec<DiskReport> {
         let of = |lane| self.disk_report(lane, members, resyncs);
@@ -94,13 +120,20 @@ pub struct ReconcileHandler<'a> {
 }
 
 impl ReconcileHandler<'_> {
-    /// Makes this pod's members of a shard match the view.
-    pub fn shard(&mut self, volume: &VolumeView, shard: &ShardView) {
+    /// Makes this pod's members of a volume match the view.
+    pub fn volume(&mut self, volume: &VolumeView) {
+        for (place, shard) in volume.shards.iter().enumerate() {
+            self.shard(volume, shard, blocks_of(volume, place));
+        }
+    }
+
+    fn shard(&mut self, volume: &VolumeView, shard: &ShardView, blocks: VolumeBlocks) {
         for member in &shard.members {
             let Some(lane) = self.lanes.of_disk(member.disk) else { continue };
             let others: Vec<MemberView> =
                 shard.members.iter().filter(|other| *other != member).copied().collect();
-            if !self.is_as_told(volume, shard, member.member, lane) {
+            let told = (volume.volume, shard.shard, lane, blocks);
+            if !self.is_as_told(member.member, told) {
                 self.estrange(volume, member.member);
             } else if let Some(runtime) = self.out.members.get_mut(member.member) {
                 runtime.peers = others;
@@ -111,17 +144,16 @@ impl ReconcileHandler<'_> {
                 && !self.lanes.get(lane).lane.is_destroyed(member.member)
                 && !volume.deleting
             {
-                self.create(volume, shard, member.member, lane, others);
+                self.create(volume, shard, blocks, member.member, lane, others);
             }
         }
     }
 
     /// False for a member that is here and that differs from the view.
-    fn is_as_told(&self, volume: &VolumeView, shard: &ShardView, id: MemberId, lane: u8) -> bool {
+    fn is_as_told(&self, id: MemberId, told: (VolumeId, ShardId, u8, VolumeBlocks)) -> bool {
         let Some(here) = self.out.members.get(id) else { return true };
         let is = (here.volume, here.shard, here.lane, here.member.blocks());
-        !self.reconciler.orphans.contains(&id)
-            && is == (volume.volume, shard.shard, lane, blocks_of(volume, shard))
+        !self.reconciler.orphans.contains(&id) && is == told
     }
 
     /// Makes a member an orphan, out of service until the pod starts again, and logs it once.
@@ -147,11 +179,11 @@ impl ReconcileHandler<'_> {
         &mut self,
         volume: &VolumeView,
         shard: &ShardView,
+        blocks: VolumeBlocks,
         member: MemberId,
         lane: u8,
         others: Vec<MemberView>,
     ) {
-        let blocks = blocks_of(volume, shard);
         let voters: Vec<MemberId> = shard.members.iter().map(|voter| voter.member).collect();
         let record = MemberRecord {
             member,
@@ -173,11 +205,12 @@ impl ReconcileHandler<'_> {
     /// Destroys the members that the catalog records as destroyed.
     pub fn destroy_doomed(&mut self, view: &ClusterView) {
         // The catalog forgets a member when it has heard that it is gone; so do the reports.
-        self.reconciler.destroyed.retain(|gone| view.destroyed.contains(gone));
         let doomed: FxHashSet<(Uuid, MemberId)> = view.destroyed.iter().copied().collect();
+        self.reconciler.destroyed.retain(|gone| doomed.contains(gone));
         // A volume stays, as one that is being deleted, until the last of its members is gone.
-        let deleted = view.volumes.iter().filter(|volume| volume.deleting);
-        for member in deleted.flat_map(|volume| &volume.shards).flat_map(|shard| &shard.members) {
+        let deleting = self.reconciler.deleting.iter();
+        let deleting: Vec<_> = deleting.filter_map(|id| self.reconciler.volume(*id)).collect();
+        for member in deleting.iter().flat_map(|volume| &volume.shards).flat_map(|it| &it.members) {
             if doomed.contains(&(member.disk, member.member)) {
                 self.destroy(member.disk, member.member);
             }
@@ -205,9 +238,9 @@ impl ReconcileHandler<'_> {
     }
 }
 
-fn blocks_of(volume: &VolumeView, shard: &ShardView) -> VolumeBlocks {
-    let place = volume.shards.iter().position(|known| known.shard == shard.shard);
-    let start = place.unwrap_or(0) as u64 * volume.stripe_bytes;
+/// The blocks of the shard at this place of the volume.
+fn blocks_of(volume: &VolumeView, place: usize) -> VolumeBlocks {
+    let start = place as u64 * volume.stripe_bytes;
     let bytes = volume.stripe_bytes.min(volume.size_bytes - start);
     VolumeBlocks {
         first: start / BLOCK_BYTES as u64,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Completion, Driver};
-use crate::limits::TICK;
+use crate::limits::{HEARTBEAT_TICKS, TICK};
 use crate::net::handshake::Identity;
 use crate::net::link::LinkEvent;
 use crate::net::message::PeerMessage;
@@ -18,7 +18,7 @@ use crate::view::{ClusterView, DiskReport, PodReport};
 use crate::volume::{SessionSource, VolumeOutput};
 use crate::worker::WorkerConfig;
 use crate::worker::backlog::Backlog;
-use crate::worker::clients::Clients;
+use crate::worker::clients::{Clients, Exported};
 use crate::worker::error::StartError;
 use crate::worker::follow::WINDOW;
 use crate::worker::lanes::{LaneRuntime, Lanes};
@@ -63,6 +63,7 @@ pub struct Worker {
     pub(super) routers: Routers,
     pub(super) peers: Peers,
     pub(super) clients: Clients,
+    pub(super) exported: Exported,
     pub(super) listeners: Listeners,
     pub(super) resyncs: Resyncs,
     pub(super) read_repairs: ReadRepairs,
@@ -74,6 +75,7 @@ pub struct Worker {
     /// Rounds made, for the watchdog.
     rounds: Arc<AtomicU64>,
     pub(super) next_tick: Mono,
+    next_beat: Mono,
     next_window: Mono,
     next_trim: Mono,
     stopping: Option<Mono>,
@@ -106,6 +108,7 @@ impl Worker {
             routers: Routers::new(&config, sessions),
             peers: Peers::new(&config, pool.clone()),
             clients: Clients::new(&config, pool.clone()),
+            exported: Exported::default(),
             listeners: Listeners::default(),
             resyncs: Resyncs::default(),
             read_repairs: ReadRepairs::default(),
@@ -119,6 +122,7 @@ impl Worker {
             pool,
             rounds: Arc::default(),
             next_tick: now + TICK,
+            next_beat: now,
             next_window: now + WINDOW,
             next_trim: now + TRIM_EVERY,
             stopping: None,
@@ -222,7 +226,7 @@ impl Worker {
         if is_tick {
             self.tick();
         }
-        if self.reports.due {
+        if self.reports.is_due(self.now) {
             self.reports.send(self.now, self.report());
         }
         self.lanes.wake(self.now, is_tick);
@@ -238,7 +242,7 @@ impl Worker {
             return Duration::ZERO;
         }
         let lanes = self.lanes.all.iter().filter_map(|lane| lane.lane.deadline());
-        let until = lanes.chain(self.routers.deadlines()).fold(self.next_tick, Mono::min);
+        let until = lanes.chain(self.routers.deadline()).fold(self.next_tick, Mono::min);
         until.since(self.driver.now())
     }
 
@@ -272,6 +276,7 @@ impl Worker {
     fn tick(&mut self) {
         let now = self.now;
         self.next_tick = now + TICK;
+        self.rest();
         self.members.tick(now);
         self.step_down_from_hung_lanes();
         self.resync_handler().tick();
@@ -289,6 +294,23 @@ impl Worker {
         if now >= self.next_window {
             self.next_window = now + WINDOW;
             self.members.follow_clients(now);
+        }
+    }
+
+    /// Offers rest to groups in which nothing happens, and beats for those that rest. Before their
+    /// ticks: what they sent at the last one is answered by now, and answers would wake them.
+    fn rest(&mut self) {
+        for offer in self.members.offers_of_rest() {
+            let leader = offer.leader;
+            if let Some(others) = self.peer_handler().offer_rest(&offer) {
+                self.members.rest_leader(self.now, leader, others);
+            }
+        }
+        if self.now >= self.next_beat {
+            self.next_beat = self.now + TICK * HEARTBEAT_TICKS as u32;
+            for conn in self.members.beats() {
+                self.peer_handler().send_on(conn, PeerMessage::Beat);
+            }
         }
     }
 
@@ -321,6 +343,8 @@ impl Worker {
                 self.poll_volume(volume);
             } else if let Some(member) = self.members.touched.pop() {
                 self.poll_member(member);
+            } else if let Some((from, conn, to)) = self.members.woken.pop() {
+                self.peer_handler().send_on(conn, PeerMessage::Awake { to, from });
             } else if let Some(lane) = self.lanes.touched.pop() {
                 self.poll_lane(lane);
             } else {

@@ -3,15 +3,18 @@
 //! - May call: nobody.
 //! - Is told: requests of clients, leaders of shards, answers of members, and ends of links.
 
+use std::collections::BTreeSet;
+
 use rustc_hash::FxHashMap;
 
 use crate::net::message::CallId;
 use crate::types::{BlockError, MemberId, Mono, PodId, VolumeId};
-use crate::view::{ClusterView, VolumeView};
+use crate::view::VolumeView;
 use crate::volume::{SessionSource, Volume, VolumeOutput};
 use crate::worker::WorkerConfig;
 use crate::worker::requests::{Answer, Asker};
 use crate::worker::token::ConnKey;
+use crate::worker::touched::Touched;
 
 /// A request of a router here that another pod carries out.
 pub struct Forwarded {
@@ -27,9 +30,12 @@ pub struct Routers {
     bytes_max: usize,
     pub all: FxHashMap<VolumeId, Volume>,
     /// Routers with unpolled inputs.
-    pub touched: Vec<VolumeId>,
-    /// Routers with a deadline.
-    waiting: Vec<VolumeId>,
+    pub touched: Touched<VolumeId>,
+    /// Routers with a deadline, by time, and the deadline of each.
+    due: BTreeSet<(Mono, VolumeId)>,
+    deadlines: FxHashMap<VolumeId, Mono>,
+    /// Routers that wait for an answer: only these need ticks.
+    asking: BTreeSet<VolumeId>,
     pub forwarded: FxHashMap<CallId, Forwarded>,
 }
 
@@ -40,8 +46,10 @@ impl Routers {
             sessions,
             bytes_max: config.budgets.volume_bytes,
             all: FxHashMap::default(),
-            touched: Vec::new(),
-            waiting: Vec::new(),
+            touched: Touched::default(),
+            due: BTreeSet::new(),
+            deadlines: FxHashMap::default(),
+            asking: BTreeSet::new(),
             forwarded: FxHashMap::default(),
         }
     }
@@ -49,40 +57,65 @@ impl Routers {
     /// The router, to give it an input. It is polled at the end of the round.
     pub fn at(&mut self, volume: VolumeId) -> Option<&mut Volume> {
         let router = self.all.get_mut(&volume)?;
-        if !self.touched.contains(&volume) {
-            self.touched.push(volume);
-        }
+        self.touched.push(volume);
         Some(router)
     }
 
     pub fn poll(&mut self, now: Mono, volume: VolumeId, outputs: &mut Vec<VolumeOutput>) {
         let Some(router) = self.all.get_mut(&volume) else { return };
         router.poll(now, outputs);
-        if router.deadline().is_some() && !self.waiting.contains(&volume) {
-            self.waiting.push(volume);
+        // Only a poll asks, and only a poll moves the deadline of a router that has no input.
+        if router.is_asking() {
+            self.asking.insert(volume);
+        }
+        let deadline = router.deadline();
+        self.set_deadline(volume, deadline);
+    }
+
+    fn set_deadline(&mut self, volume: VolumeId, deadline: Option<Mono>) {
+        let before = match deadline {
+            Some(deadline) => self.deadlines.insert(volume, deadline),
+            None => self.deadlines.remove(&volume),
+        };
+        if before != deadline {
+            before.map(|before| self.due.remove(&(before, volume)));
+            self.due.extend(deadline.map(|deadline| (deadline, volume)));
         }
     }
 
     pub fn tick(&mut self, now: Mono) {
-        let volumes: Vec<VolumeId> = self.all.keys().copied().collect();
-        for volume in volumes {
-            self.at(volume).expect("it is here").tick(now);
-        }
+        let Routers { all, asking, touched, .. } = self;
+        asking.retain(|volume| {
+            let asks = all.get_mut(volume).filter(|router| router.is_asking());
+            let still = asks.is_some();
+            if let Some(router) = asks {
+                router.tick(now);
+                touched.push(*volume);
+            }
+            still
+        });
     }
 
-    pub fn deadlines(&self) -> impl Iterator<Item = Mono> {
-        self.waiting.iter().filter_map(|volume| self.all.get(volume)?.deadline())
+    /// The first time at which a router must be polled without an input.
+    pub fn deadline(&self) -> Option<Mono> {
+        self.due.first().map(|(deadline, _)| *deadline)
     }
 
     /// Polls the routers whose deadline has come.
     pub fn wake(&mut self, now: Mono) {
-        for volume in std::mem::take(&mut self.waiting) {
-            match self.all.get(&volume).and_then(Volume::deadline) {
-                Some(deadline) if deadline > now => self.waiting.push(volume),
-                Some(_) => drop(self.at(volume)),
-                None => {}
-            }
+        while let Some((deadline, volume)) = self.due.first().copied()
+            && deadline <= now
+        {
+            self.set_deadline(volume, None);
+            self.at(volume);
         }
+    }
+
+    /// Forgets a router that is removed.
+    pub fn forget(&mut self, volume: VolumeId) {
+        self.all.remove(&volume);
+        self.asking.remove(&volume);
+        self.set_deadline(volume, None);
     }
 
     /// Takes the catalog's view of a volume that is not being deleted.
@@ -92,14 +125,6 @@ impl Routers {
         let router = self.all.entry(view.volume);
         router.and_modify(|router| router.update_view(view)).or_insert_with(new);
         self.at(view.volume);
-    }
-
-    /// Volumes that the catalog deletes or does not have any more.
-    pub fn gone(&self, view: &ClusterView) -> Vec<VolumeId> {
-        let gone = |volume: &VolumeId| {
-            !view.volumes.iter().any(|known| known.volume == *volume && !known.deleting)
-        };
-        self.all.keys().copied().filter(gone).collect()
     }
 
     /// A member answers.

@@ -155,6 +155,9 @@ fn seed_messages() -> Vec<(&'static str, PeerMessage)> {
         ("raft-batch", batch),
         ("request-write", request),
         ("response-data", response(Ok(read))),
+        ("rest", PeerMessage::Rest { to: MemberId(1), from: MemberId(2), term: 3, index: 4 }),
+        ("awake", PeerMessage::Awake { to: MemberId(1), from: MemberId(2) }),
+        ("beat", PeerMessage::Beat),
         ("response-error", response(Err(BlockError::NotLeader { hint, term: 5 }))),
     ]
 }
