@@ -28,8 +28,8 @@ import postgres
 import rest
 import scale
 from disks import WHAT, Disks
-from machine import (children_seconds, conditions, cpu_ticks, process_seconds, wait_for_idle,
-                     TICKS_PER_SECOND)
+from machine import (children_seconds, conditions, cpu_ticks, process_seconds, stop_all,
+                     wait_for_idle, TICKS_PER_SECOND)
 from references import Limit, Nbdkit, Quorum, Qemu, Raw, nbd
 from servers import PODS, Cluster
 from table import Table
@@ -173,9 +173,7 @@ class Bench:
             self.running.append(self.references[kind])
 
     def stop(self):
-        while self.running:
-            self.running[-1].stop()
-            self.running.pop()
+        stop_all(self.running)
 
     def note(self, text):
         self.notes.append(text)
@@ -375,7 +373,7 @@ def main():
                 file.write(bench.rest.markdown())
                 file.write("".join(f"- {name}: {text}\n" for name, text in found))
     finally:
-        # What is still mounted keeps the folder, and the error says so.
+        # What is still mounted keeps the folder: this fails then, and says so.
         bench.stop()
         shutil.rmtree(folder)
     return 0

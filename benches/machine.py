@@ -69,6 +69,18 @@ def wait_for(condition, what, limit_s=60, every_s=0.1):
         time.sleep(every_s)
 
 
+def stop_all(running):
+    """Stops everything in reverse order, also when something of it cannot be stopped; then fails."""
+    failed = []
+    while running:
+        try:
+            running.pop().stop()
+        except (Exception, SystemExit) as error:
+            failed.append(str(error))
+    if failed:
+        raise SystemExit("could not stop everything: " + "; ".join(failed))
+
+
 def output_of(*command):
     """The first line that a program prints, or nothing."""
     try:

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 
 from disks import run
-from machine import wait_for, wait_for_idle
+from machine import stop_all, wait_for, wait_for_idle
 from references import Nbdkit
 from servers import Cluster
 
@@ -183,6 +183,4 @@ def measure(options, folder, show):
                         database.measure(clients, options.postgres_seconds))
             rows(clients, results, show)
     finally:
-        while running:
-            running[-1].stop()
-            running.pop()
+        stop_all(running)

@@ -195,5 +195,12 @@ class Cluster:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=60)
-        self.log.close()
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            # Its pods die with it.
+            self.process.kill()
+            self.process.wait()
+            raise
+        finally:
+            self.log.close()
