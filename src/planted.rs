@@ -116,6 +116,11 @@ mistakes! {
     TermNotCompared,
     /// `resend-in-new-session`: a write of unknown outcome is sent again under its old session.
     RetryUnderOldSession,
+    /// `sessions-only-grow`: a refused session is followed by the next one, however high the
+    /// recorded one is.
+    RefusedSessionCountsOn,
+    /// `outdone-hangs-up`: a front end that was outdone sends its writes again in a higher session.
+    OutdoneGoesOn,
     /// `overlapping-writes-in-order`: overlapping writes are sent at the same time.
     OverlapNotOrdered,
     /// `hang-up-before-execute`: requests of a client are executed after it has hung up.

@@ -346,9 +346,10 @@ pub enum BlockError {
     /// session.
     #[error("the outcome of the request is not known yet")]
     Unknown,
-    /// A higher session of the same front end was seen. The change was certainly not applied.
-    #[error("a newer session of this front end is in use")]
-    StaleSession,
+    /// A higher session of the same front end was seen: `recorded`. The change was certainly not
+    /// applied.
+    #[error("session {recorded} of this front end is in use, which is newer")]
+    StaleSession { recorded: u64 },
     /// A newer attachment was granted. The change was not applied, and never will be.
     #[error("a newer attachment has fenced this client")]
     Fenced,
@@ -376,7 +377,7 @@ impl BlockError {
             BlockError::NotLeader { .. }
                 | BlockError::Busy
                 | BlockError::Unknown
-                | BlockError::StaleSession
+                | BlockError::StaleSession { .. }
         )
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,13 +19,17 @@ use crate::limits::Budgets;
 use crate::replica::messages::ReadMode;
 use crate::types::Uuid;
 use crate::view::ClusterView;
+use crate::volume::SessionSource;
 use crate::worker::{self, DiskOptions, StartOptions, WorkerConfig};
+
+const RECORD_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// What a pod remembers of its data path, in `data-path.json` of its directory.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Memory {
-    /// Copy of the number of starts in `pod.json`; the larger one counts.
+    /// Copy of the number of starts in `pod.json`; the larger one counts. Also what sessions go on
+    /// in after a directory was restored.
     starts: u32,
     /// Every disk that was ever opened, by its folder.
     disks: BTreeMap<PathBuf, Uuid>,
@@ -94,12 +99,16 @@ pub fn start(
 ) -> anyhow::Result<Arc<dyn DataPath>> {
     let file = memory_file(config);
     let mut memory = Memory::load(&file)?;
-    let options = options(config, identity, number, &memory)?;
+    let sessions = SessionSource::new(number);
+    let recorded = with_recorder(sessions.clone(), file.clone())?;
+    let options = options(config, identity, recorded, &memory)?;
     let worker = worker::start(options, Box::new(move |report| reports.send(report)))?;
     let disks = worker.disks().to_vec();
     for disk in &disks {
         memory.disks.insert(disk.path.clone(), disk.disk);
     }
+    // A disk may have been opened more often than this directory knows of.
+    memory.starts = memory.starts.max(sessions.incarnation());
     memory.store(&file)?;
     let disks = disks
         .into_iter()
@@ -112,10 +121,52 @@ pub fn start(
     Ok(Arc::new(Running { worker: Mutex::new(Some(worker)), disks }))
 }
 
+/// Stores the number of a start that sessions go on in, when a shard has seen higher ones than this
+/// directory knows of. The next start is then numbered above it.
+fn with_recorder(sessions: SessionSource, file: PathBuf) -> anyhow::Result<SessionSource> {
+    let (ask, asked) = sync_channel(1);
+    let raised = sessions.clone();
+    let record = move || {
+        for starts in asked {
+            if raised.incarnation() >= starts {
+                continue;
+            }
+            match store_starts(&file, starts) {
+                Ok(()) => {
+                    tracing::warn!(
+                        starts,
+                        "shards have seen a later start of this pod than this one: its directory \
+                         is an old copy; sessions go on above"
+                    );
+                    raised.raise(starts);
+                }
+                Err(error) => {
+                    tracing::error!("writes wait until this pod's start is numbered: {error:#}");
+                    std::thread::sleep(RECORD_AGAIN_AFTER);
+                }
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("sessions".to_owned())
+        .spawn(record)
+        .context("could not start the thread that numbers sessions")?;
+    // A full channel: the thread is asked already, and is asked again.
+    Ok(sessions.with_recorder(Arc::new(move |starts| {
+        let _asked_already = ask.try_send(starts);
+    })))
+}
+
+fn store_starts(file: &Path, starts: u32) -> anyhow::Result<()> {
+    let mut memory = Memory::load(file)?;
+    memory.starts = memory.starts.max(starts);
+    memory.store(file)
+}
+
 fn options(
     config: &Config,
     identity: Identity,
-    number: u32,
+    sessions: SessionSource,
     memory: &Memory,
 ) -> anyhow::Result<StartOptions> {
     let mut disks = Vec::new();
@@ -150,7 +201,7 @@ fn options(
                 link_bytes: size(config.budgets.link.0),
             },
         },
-        incarnation: number,
+        sessions,
         driver: match config.io {
             IoMethod::Auto => DriverKind::Auto,
             IoMethod::IoUring => DriverKind::IoUring,
@@ -188,11 +239,28 @@ mod tests {
             let mut directory = PodDirectory::open(root.path()).unwrap();
             count_start(&config, &mut directory).unwrap()
         };
-        // A pod of an earlier version counted in this file only.
+        // The file has counted on alone.
         let memory = Memory { starts: 6, ..Memory::default() };
         memory.store(&memory_file(&config)).unwrap();
         assert_eq!((start(), start()), (7, 8));
         std::fs::remove_file(memory_file(&config)).unwrap();
         assert_eq!(start(), 9);
+    }
+
+    #[test]
+    fn sessions_above_those_of_an_old_copy_are_numbered_durably_first() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("data-path.json");
+        Memory { starts: 3, ..Memory::default() }.store(&file).unwrap();
+        let sessions = with_recorder(SessionSource::new(3), file.clone()).unwrap();
+        let recorded = (9 << 32) + 7;
+        let above = loop {
+            match sessions.above(recorded) {
+                Some(session) => break session,
+                None => std::thread::yield_now(),
+            }
+        };
+        assert_eq!(above >> 32, 10);
+        assert_eq!(Memory::load(&file).unwrap().starts, 10);
     }
 }

@@ -11,7 +11,7 @@
 //!        2 data     crcs, count u32, per segment: zero u8, len u32    payload: data segments
 //!        3 status   count u32, per run: count u32, hole u8
 //! range  first u32, count u32      crcs  count u32, count x u32
-//! error  code u8; not-leader: optional hint u64, term u64
+//! error  code u8; not-leader: optional hint u64, term u64; stale session: recorded u64
 //! ```
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -195,7 +195,7 @@ pub(super) fn put_error(meta: &mut BytesMut, error: &BlockError) {
         BlockError::NotLeader { .. } => 1,
         BlockError::Busy => 2,
         BlockError::Unknown => 3,
-        BlockError::StaleSession => 4,
+        BlockError::StaleSession { .. } => 4,
         BlockError::Fenced => 5,
         BlockError::OutOfRange => 6,
         BlockError::ReadOnly => 7,
@@ -209,6 +209,9 @@ pub(super) fn put_error(meta: &mut BytesMut, error: &BlockError) {
         meta.put_optional_u64(hint.map(|member| member.0));
         meta.put_u64_le(*term);
     }
+    if let BlockError::StaleSession { recorded } = error {
+        meta.put_u64_le(*recorded);
+    }
 }
 
 pub(super) fn take_error(meta: &mut Fields) -> Result<BlockError, FieldError> {
@@ -219,7 +222,7 @@ pub(super) fn take_error(meta: &mut Fields) -> Result<BlockError, FieldError> {
         },
         2 => BlockError::Busy,
         3 => BlockError::Unknown,
-        4 => BlockError::StaleSession,
+        4 => BlockError::StaleSession { recorded: meta.u64()? },
         5 => BlockError::Fenced,
         6 => BlockError::OutOfRange,
         7 => BlockError::ReadOnly,

@@ -140,7 +140,9 @@ impl Applier {
         }
         let verdict = self.meta.judge_session(origin.front_end, origin.session);
         match verdict {
-            SessionVerdict::Stale => return Err(BlockError::StaleSession),
+            SessionVerdict::Stale { recorded } => {
+                return Err(BlockError::StaleSession { recorded });
+            }
             SessionVerdict::TooMany => return Err(BlockError::Busy),
             SessionVerdict::Current | SessionVerdict::Newer => (),
         }

@@ -69,6 +69,24 @@ fn three_members_elect_replicate_apply_and_read() {
     cluster.settle();
 }
 
+/// The pods of the other voters hear of the new shard later. The first voter still goes first: one
+/// pod would lead every new shard otherwise, the one that hears of them first.
+#[test]
+fn the_first_voter_leads_a_new_shard_even_if_it_is_made_first() {
+    for seed in 1..=20 {
+        let mut cluster = Cluster::new(seed, 3);
+        let others = [MemberId(2), MemberId(3)];
+        others.iter().for_each(|other| cluster.crash(*other));
+        cluster.run(500);
+        assert_eq!(cluster.leader(), None);
+        assert_eq!(cluster.nodes[&MemberId(1)].role.term, 0, "a question raises no term");
+        others.iter().for_each(|other| cluster.start(*other));
+        assert!(cluster.run_until(500, |cluster| cluster.leader().is_some()), "seed {seed}");
+        assert_eq!(cluster.leader(), Some(MemberId(1)), "seed {seed}");
+        cluster.settle();
+    }
+}
+
 #[test]
 fn an_idle_follower_applies_and_makes_its_commit_durable() {
     let mut cluster = Cluster::new(3, 3);
@@ -120,7 +138,7 @@ fn a_lower_session_and_a_lower_epoch_are_refused_at_apply() {
     let other = cluster.write_as(leader, other, 1, 1);
     cluster.run(20);
     assert!(done(&cluster, first) && done(&cluster, newer) && done(&cluster, other));
-    assert_eq!(cluster.result(stale), Some(&Err(BlockError::StaleSession)));
+    assert_eq!(cluster.result(stale), Some(&Err(BlockError::StaleSession { recorded: 2 })));
     assert_eq!(cluster.nodes[&leader].store[0].tags, [newer.0; 8]);
 
     let attached = cluster.write_as(leader, origin(3, 2), 2, 1);
@@ -140,7 +158,7 @@ fn a_lower_session_and_a_lower_epoch_are_refused_at_apply() {
     let leader = cluster.elect();
     let late = cluster.write_as(leader, origin(3, 1), 0, 1);
     cluster.run(20);
-    assert_eq!(cluster.result(late), Some(&Err(BlockError::StaleSession)));
+    assert_eq!(cluster.result(late), Some(&Err(BlockError::StaleSession { recorded: 2 })));
 }
 
 #[test]

@@ -27,8 +27,10 @@ const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 32;
 /// Front ends whose sessions are remembered. Requests of any further front end are refused.
 pub const FRONT_ENDS_MAX: usize = 4096;
-/// Largest number of members of each kind in one configuration.
-const MEMBERS_MAX: usize = 64;
+/// Largest number of members of each kind in one configuration. The encoder relies on it. It is
+/// checked where a configuration comes in: in [`changed_conf`], in [`Meta::decode`], and when a pod
+/// makes a member.
+pub const MEMBERS_MAX: usize = 64;
 
 /// The metadata of a shard as of some applied index.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -62,14 +64,14 @@ pub enum SessionVerdict {
     /// Higher than the recorded one, or the first of its front end. To be recorded.
     Newer,
     /// Lower than the recorded one.
-    Stale,
+    Stale { recorded: u64 },
     /// The limit of remembered front ends is reached.
     TooMany,
 }
 
 impl Meta {
     /// Metadata of a new shard. All members of a shard start with the same voters in the same
-    /// order. The first voter campaigns first.
+    /// order. The first voter campaigns first. At most [`MEMBERS_MAX`] voters.
     pub fn new(voters: &[MemberId], blocks: u32) -> Meta {
         let conf = ConfState {
             voters: voters.iter().map(|member| member.0).collect(),
@@ -85,7 +87,9 @@ impl Meta {
         }
         match self.sessions.binary_search_by_key(&front_end, |(id, _)| *id) {
             Ok(at) if self.sessions[at].1 == session => SessionVerdict::Current,
-            Ok(at) if self.sessions[at].1 > session => SessionVerdict::Stale,
+            Ok(at) if self.sessions[at].1 > session => {
+                SessionVerdict::Stale { recorded: self.sessions[at].1 }
+            }
             Ok(_) => SessionVerdict::Newer,
             Err(_) if self.sessions.len() >= FRONT_ENDS_MAX => SessionVerdict::TooMany,
             Err(_) => SessionVerdict::Newer,
@@ -130,7 +134,8 @@ impl Meta {
         bytes.put_u32_le(self.blocks);
         bytes.put_u64_le(self.attachment_epoch);
         for list in lists {
-            bytes.put_u16_le(u16::try_from(list.len()).expect("far fewer members than 65536"));
+            assert!(list.len() <= MEMBERS_MAX, "checked where a configuration comes in");
+            bytes.put_u16_le(list.len() as u16);
         }
         bytes.put_count(self.sessions.len());
         bytes.put_u32_le(0);
@@ -196,7 +201,14 @@ pub fn changed_conf(conf: &ConfState, change: &ConfChangeV2) -> Result<ConfState
         changer.simple(&change.changes)?
     };
     tracker.apply_conf(next, changes, 1);
-    Ok(tracker.conf().to_conf_state())
+    let conf = tracker.conf().to_conf_state();
+    let lists = [&conf.voters, &conf.voters_outgoing, &conf.learners, &conf.learners_next];
+    match lists.iter().all(|list| list.len() <= MEMBERS_MAX) {
+        true => Ok(conf),
+        false => Err(raft::Error::ConfChangeError(format!(
+            "a configuration has at most {MEMBERS_MAX} members of a kind"
+        ))),
+    }
 }
 
 /// A tracker in the given configuration, built by the steps that led to it.
@@ -277,12 +289,27 @@ mod tests {
             meta.record_session(PodId(front_end), 5);
         }
         let verdict = |front_end, session| meta.judge_session(PodId(front_end), session);
-        assert_eq!(verdict(7, 4), SessionVerdict::Stale);
+        assert_eq!(verdict(7, 4), SessionVerdict::Stale { recorded: 5 });
         assert_eq!(verdict(7, 5), SessionVerdict::Current);
         assert_eq!(verdict(7, 6), SessionVerdict::Newer);
         assert_eq!(verdict(7, 0), SessionVerdict::Current);
         assert_eq!(verdict(0, 9), SessionVerdict::Current);
         assert_eq!(verdict(FRONT_ENDS_MAX as u64 + 1, 1), SessionVerdict::TooMany);
+    }
+
+    #[test]
+    fn a_configuration_that_could_not_be_stored_is_refused() {
+        let mut meta = Meta::new(&[MemberId(1)], 1);
+        let add = |id: u64| {
+            let mut change = ConfChangeV2::default();
+            change.mut_changes().push(single(id, ConfChangeType::AddLearnerNode));
+            change
+        };
+        for id in 2..2 + MEMBERS_MAX as u64 {
+            meta.set_conf(changed_conf(&meta.conf, &add(id)).unwrap());
+            assert_eq!(Meta::decode(&meta.encode()).unwrap(), meta);
+        }
+        assert!(changed_conf(&meta.conf, &add(1000)).is_err());
     }
 
     #[test]

@@ -44,7 +44,7 @@ fn a_member_that_was_resynced_knows_the_sessions() {
     assert_eq!(cluster.leader(), Some(behind));
     let late = cluster.write_as(behind, session(1), 0, 1);
     cluster.run(20);
-    assert_eq!(cluster.result(late), Some(&Err(BlockError::StaleSession)));
+    assert_eq!(cluster.result(late), Some(&Err(BlockError::StaleSession { recorded: 2 })));
     assert_eq!(cluster.nodes[&behind].store[0].tags, [newer.0; 8]);
     cluster.settle();
 }

@@ -61,6 +61,8 @@ pub struct Running {
     pub(super) keep: Option<Keep>,
     /// Ticks in a row without any other event than an answer to a heartbeat.
     pub(super) quiet_ticks: u32,
+    /// The first leader of a new shard: it campaigns at once.
+    goes_first: bool,
     /// Outputs that leave first at the next poll.
     outbox: Vec<Output>,
 }
@@ -90,7 +92,8 @@ impl Running {
         let applied_term = log.term(applied_index).map_err(Broken::Raft)?;
         let mut raft = RaftAdapter::new(config.member, config.seed, applied_index, log)
             .map_err(Broken::Raft)?;
-        if fresh && meta.conf.voters.first() == Some(&config.member.0) {
+        let goes_first = fresh && meta.conf.voters.first() == Some(&config.member.0);
+        if goes_first {
             raft.hasten_election();
         }
         let geometry = Geometry {
@@ -120,6 +123,7 @@ impl Running {
             write_commit: false,
             keep: None,
             quiet_ticks: 0,
+            goes_first,
             outbox: Vec::new(),
         })
     }
@@ -245,6 +249,10 @@ impl Running {
         let held_back = !at.is_leader && at.sole_voter;
         if !held_back && (!campaigns || self.votes.may_campaign(now, &at)) {
             self.raft.raw.tick();
+            // The other voters may not exist yet. A question before the vote raises no term.
+            if campaigns && self.goes_first && self.raft.term() == 0 {
+                self.raft.hasten_election();
+            }
         }
         self.write_commit = self.persist.wants_commit(self.raft.committed());
         let left = |keep: Keep| Some(Keep { ticks: keep.ticks.checked_sub(1)?, ..keep });

@@ -114,6 +114,11 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
         Mistake::SleepsOn,
         "followers_wake_when_the_beat_fails_to_come_and_leaders_beat_as_long_as_they_rest",
     ),
+    (
+        Mistake::RefusedSessionCountsOn,
+        "a_front_end_that_starts_from_an_old_copy_goes_on_above_what_was_recorded",
+    ),
+    (Mistake::OutdoneGoesOn, "an_outdone_front_end_drops_what_came_before"),
     (Mistake::ResyncingSource, "a_member_with_the_resyncing_flag_is_no_source"),
 ];
 

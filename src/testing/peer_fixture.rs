@@ -119,10 +119,10 @@ mod strategies {
         prop_oneof![
             (option::of(member()), any::<u64>())
                 .prop_map(|(hint, term)| BlockError::NotLeader { hint, term }),
+            any::<u64>().prop_map(|recorded| BlockError::StaleSession { recorded }),
             prop::sample::select(vec![
                 BlockError::Busy,
                 BlockError::Unknown,
-                BlockError::StaleSession,
                 BlockError::Fenced,
                 BlockError::OutOfRange,
                 BlockError::ReadOnly,

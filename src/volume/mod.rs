@@ -16,6 +16,11 @@
 //! it still arrives. Later overlapping writes wait until the second one is answered. See `route.rs`
 //! for terms and probes.
 //!
+//! A shard may have recorded a higher session than this process ever used. Before the first write
+//! of this process there, the pod's directory is an old copy: the volume goes on in a session
+//! above. After it, another process of the same pod has taken over, and clients may have written
+//! something newer there (rule `outdone-hangs-up`).
+//!
 //! Invariant: depends neither on `replica` nor on `net` nor on `store`. It has no clock.
 
 pub mod layout;
@@ -25,7 +30,7 @@ mod request;
 mod route;
 pub mod session;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::limits::{CONNECTION_IN_FLIGHT_BYTES_MIN, VOLUME_IN_FLIGHT_BYTES_MAX};
@@ -41,7 +46,8 @@ use crate::volume::order::WriteOrder;
 pub use crate::volume::request::ConnId;
 use crate::volume::request::{Attempt, PieceInFlight, Purpose, Request};
 use crate::volume::route::ShardRoute;
-pub use crate::volume::session::SessionSource;
+use crate::volume::session::VolumeSession;
+pub use crate::volume::session::{Recorder, SessionSource};
 
 /// Time after which an unanswered probe is forgotten, and another member is asked.
 const PROBE_PATIENCE: Duration = Duration::from_millis(500);
@@ -68,6 +74,8 @@ pub enum VolumeOutput {
     },
     /// Answer a client.
     Reply { conn: ConnId, handle: u64, result: Result<BlockReply, BlockError> },
+    /// End all connections of the volume without an answer (rule `outdone-hangs-up`).
+    HangUp,
 }
 
 /// A volume of a front end. See the module.
@@ -76,8 +84,9 @@ pub struct Volume {
     layout: Layout,
     /// The volume is deleted, or being deleted.
     gone: bool,
-    sessions: SessionSource,
-    session: u64,
+    session: VolumeSession,
+    /// All connections are to end.
+    hanging_up: bool,
     /// Bytes of requests in flight, beyond which connections only get their minimum.
     bytes_max: usize,
     work: Work,
@@ -108,8 +117,8 @@ impl Volume {
             me,
             layout: Layout::new(&view),
             gone: false,
-            session: sessions.next(),
-            sessions,
+            session: VolumeSession::new(sessions),
+            hanging_up: false,
             bytes_max: VOLUME_IN_FLIGHT_BYTES_MAX,
             work: Work::default(),
             order: WriteOrder::default(),
@@ -134,7 +143,7 @@ impl Volume {
 
     /// The session of new requests.
     pub fn session(&self) -> u64 {
-        self.session
+        self.session.number()
     }
 
     /// Unanswered requests, including those of ended connections.
@@ -142,9 +151,9 @@ impl Volume {
         self.work.requests.len()
     }
 
-    /// Operations are sent and not answered.
+    /// Operations are sent and not answered, or wait for a higher session. It needs ticks.
     pub fn is_asking(&self) -> bool {
-        !self.work.attempts.is_empty()
+        !self.work.attempts.is_empty() || self.session.is_outdone()
     }
 
     /// Bytes of the unanswered requests.
@@ -166,6 +175,10 @@ impl Volume {
     /// Takes a client's request; `handle` comes back with the answer. The caller checks first that
     /// the connection has not ended (rule `hang-up-before-execute`).
     pub fn request(&mut self, conn: ConnId, handle: u64, op: BlockOp) {
+        if self.hanging_up {
+            // Its connection ends, too.
+            return;
+        }
         if let Some(result) = self.answer_at_once(&op) {
             self.replies.push(VolumeOutput::Reply { conn, handle, result });
             return;
@@ -310,6 +323,10 @@ impl Volume {
 
     /// Appends all operations to send and all answers.
     pub fn poll(&mut self, now: Mono, out: &mut Vec<VolumeOutput>) {
+        self.session.catch_up();
+        if std::mem::take(&mut self.hanging_up) {
+            out.push(VolumeOutput::HangUp);
+        }
         let mut active = std::mem::take(&mut self.active);
         active.retain(|shard| {
             self.send_waiting(now, *shard, out);
@@ -397,6 +414,9 @@ impl Volume {
                 return;
             };
             let piece = self.work.pieces.get_mut(key).expect("what waits is there");
+            if self.session.is_outdone() && piece.piece.op.is_write() {
+                return;
+            }
             let Some((to, term)) = route.leader() else {
                 self.probe(now, shard, out);
                 return;
@@ -441,7 +461,7 @@ impl Volume {
             shard,
             pod: to.pod,
             member: to.member,
-            session: self.session,
+            session: self.session.number(),
             sent_at: now,
         });
         let route = &mut self.routes[shard];
@@ -453,7 +473,11 @@ impl Volume {
             shard: route.shard,
             to,
             term,
-            origin: Origin { attachment_epoch: 0, front_end: self.me, session: self.session },
+            origin: Origin {
+                attachment_epoch: 0,
+                front_end: self.me,
+                session: self.session.number(),
+            },
             op,
         }
     }
@@ -490,6 +514,8 @@ impl Volume {
         piece.sent = false;
         let writes = piece.piece.op.is_write();
         let result = self.judge(key, result);
+        let route = &mut self.routes[attempt.shard];
+        route.has_written |= writes && result.is_ok();
         let again = match &result {
             Ok(_) => false,
             Err(BlockError::NoSuchVolume) => !self.gone,
@@ -500,14 +526,21 @@ impl Volume {
         }
         // The change under this session may still arrive, or its session was refused. From now on
         // everything uses a higher session.
-        let over = match &result {
-            Err(BlockError::Unknown) => writes,
-            Err(BlockError::StaleSession) => true,
+        let outdone = match &result {
+            _ if planted!(RetryUnderOldSession) => false,
+            Err(BlockError::Unknown) if writes => {
+                self.session.lost(attempt.session);
+                false
+            }
+            Err(BlockError::StaleSession { recorded }) => {
+                let is_other = self.session.refused(attempt.session, *recorded);
+                is_other && route.has_written && !planted!(OutdoneGoesOn)
+            }
             _ => false,
         };
-        let over = over && !planted!(RetryUnderOldSession);
-        if over && attempt.session == self.session {
-            self.session = self.sessions.next();
+        if outdone {
+            // Ends this piece, too.
+            return self.hang_up();
         }
         let request = self.work.pieces.get(key).expect("just seen").request;
         let request = self.work.requests.get(request).expect("it has pieces");
@@ -515,6 +548,18 @@ impl Volume {
             return self.end_piece(key, Err(BlockError::NoSuchVolume));
         }
         self.routes[attempt.shard].waiting.push_front(key);
+    }
+
+    /// Drops all that is not sent, and ends the connections. What comes over later ones is newer
+    /// than what the other process has done.
+    fn hang_up(&mut self) {
+        self.routes.iter_mut().for_each(|route| route.has_written = false);
+        let conns: BTreeSet<ConnId> =
+            self.work.requests.iter().map(|(_, request)| request.conn).collect();
+        for conn in conns {
+            self.close_connection(conn);
+        }
+        self.hanging_up = true;
     }
 
     /// Checks an answer against its operation. A read that fails its checksums is retried once.

@@ -35,6 +35,8 @@ pub(super) struct ShardRoute {
     window_bytes: usize,
     /// The probe in flight.
     pub probe: Option<u64>,
+    /// A write of this process was applied.
+    pub has_written: bool,
     /// The shard is in the list of shards that have something to send.
     pub active: bool,
     members: Vec<MemberView>,
@@ -59,6 +61,7 @@ impl ShardRoute {
             in_flight_bytes: 0,
             window_bytes: WINDOW_BYTES_MAX,
             probe: None,
+            has_written: false,
             active: false,
             members: view.members.clone(),
             leader: None,

@@ -13,6 +13,9 @@ use crate::view::ShardView;
 const ME: PodId = PodId(2);
 const CONN: ConnId = ConnId(1);
 const TERM: u64 = 7;
+/// Stands for all connections, which are closed.
+const NOBODY: ConnId = ConnId(0);
+const HANG_UP: Reply = (NOBODY, 0, Ok(BlockReply::Done));
 
 fn member(number: u64) -> MemberView {
     MemberView { member: MemberId(number), disk: Uuid::default(), pod: PodId(number) }
@@ -72,6 +75,7 @@ fn poll(volume: &mut Volume, now: Mono) -> (Vec<Sent>, Vec<Reply>) {
                 sent.push(Sent { ticket, to, term, session, op });
             }
             VolumeOutput::Reply { conn, handle, result } => replies.push((conn, handle, result)),
+            VolumeOutput::HangUp => replies.push((NOBODY, 0, Ok(BlockReply::Done))),
         }
     }
     (sent, replies)
@@ -222,10 +226,84 @@ fn a_refused_session_is_replaced_and_a_lost_read_is_not_a_new_one() {
     volume.request(CONN, 2, block_write(9, 1));
     let (sent, _) = poll(&mut volume, at(0));
     let write = sent.iter().find(|sent| sent.op.is_write()).expect("the write is sent");
-    let stale = Err(BlockError::StaleSession);
+    let stale = Err(BlockError::StaleSession { recorded: write.session });
     volume.shard_result(at(0), write.ticket, MemberId(1), TERM + 1, stale);
     let (sent, _) = poll(&mut volume, at(0));
     assert!(sent[0].op.is_write() && sent[0].session > before);
+}
+
+fn refused(volume: &mut Volume, sent: &Sent, recorded: u64) {
+    let stale = Err(BlockError::StaleSession { recorded });
+    volume.shard_result(at(0), sent.ticket, sent.to, TERM, stale);
+}
+
+/// The directory of the pod was restored: it counts from start 3, and was started nine times.
+#[test]
+fn a_front_end_that_starts_from_an_old_copy_goes_on_above_what_was_recorded() {
+    let recorded = (9 << 32) + 4;
+    let mut volume = led();
+    volume.request(CONN, 1, block_write(0, 1));
+    volume.request(CONN, 2, block_write(1, 2));
+    let (sent, _) = poll(&mut volume, at(0));
+    refused(&mut volume, &sent[0], recorded);
+    refused(&mut volume, &sent[1], recorded);
+    let (again, replies) = poll(&mut volume, at(0));
+    assert_eq!((again.len(), replies), (2, vec![]), "at once");
+    for sent in &again {
+        assert!(sent.session > 10 << 32, "earlier processes may have used any session of start 9");
+        done(&mut volume, sent);
+    }
+    assert_eq!(poll(&mut volume, at(0)).1.len(), 2);
+}
+
+/// A later start must count from there: it would take the same numbers again otherwise.
+#[test]
+fn a_session_above_the_recorded_one_is_stored_before_it_is_used() {
+    let source = SessionSource::new(3).with_recorder(std::sync::Arc::new(|_| ()));
+    let mut volume = Volume::new(view(), ME, source.clone());
+    volume.role(ShardId(1), Some(MemberId(1)), TERM);
+    volume.request(CONN, 1, block_write(0, 1));
+    let (sent, _) = poll(&mut volume, at(0));
+    refused(&mut volume, &sent[0], 9 << 32);
+    volume.request(CONN, 2, block_read(5));
+    let (sent, _) = poll(&mut volume, at(0));
+    assert!(sent.is_empty(), "what is first in the queue waits, and all behind it");
+    assert!(volume.is_asking(), "nobody would poll it otherwise");
+    source.raise(10);
+    let (sent, _) = poll(&mut volume, at(100));
+    assert_eq!(sent.len(), 2);
+    assert!(sent[0].op.is_write() && sent[0].session > 10 << 32);
+}
+
+/// Another process runs under this pod's identity, and clients went there. This one comes back from
+/// a pause with their older writes.
+#[test]
+fn an_outdone_front_end_drops_what_came_before() {
+    let recorded = (9 << 32) + 1;
+    let mut volume = led();
+    volume.request(CONN, 1, block_write(0, b'f'));
+    let (sent, _) = poll(&mut volume, at(0));
+    done(&mut volume, &sent[0]);
+    poll(&mut volume, at(0));
+    for (handle, block) in [(2, 0), (3, 1), (4, 0)] {
+        volume.request(CONN, handle, block_write(block, b'o'));
+    }
+    volume.request(ConnId(7), 5, block_write(2, b'o'));
+    let (sent, _) = poll(&mut volume, at(0));
+    assert_eq!(sent.len(), 3, "one waits for its turn");
+    sent.iter().for_each(|sent| refused(&mut volume, sent, recorded));
+    // Came in the same round as the refusal, over a connection that is about to end.
+    volume.request(CONN, 9, block_write(3, b'o'));
+    let (again, replies) = poll(&mut volume, at(0));
+    assert!(again.is_empty(), "an old write is sent after newer ones: {again:?}");
+    assert_eq!(replies, [HANG_UP], "and nobody gets an answer");
+    assert_eq!(volume.requests_in_flight(), 0);
+    // A client that comes back has newer writes.
+    volume.request(ConnId(8), 6, block_write(0, b'n'));
+    let (sent, _) = poll(&mut volume, at(0));
+    assert!(sent.len() == 1 && sent[0].session > recorded);
+    done(&mut volume, &sent[0]);
+    assert_eq!(poll(&mut volume, at(0)).1, [(ConnId(8), 6, Ok(BlockReply::Done))]);
 }
 
 #[test]
@@ -420,6 +498,11 @@ fn connections_that_come_and_go_during_a_pause_leave_nothing_behind() {
 #[test]
 fn broken_rules_are_noticed() {
     assert_found(Mistake::TermWithoutLeader, a_term_that_nobody_leads_in_keeps_no_leader_out);
+    assert_found(
+        Mistake::RefusedSessionCountsOn,
+        a_front_end_that_starts_from_an_old_copy_goes_on_above_what_was_recorded,
+    );
+    assert_found(Mistake::OutdoneGoesOn, an_outdone_front_end_drops_what_came_before);
     assert_found(
         Mistake::RetryUnderOldSession,
         a_write_with_unknown_outcome_is_sent_under_a_higher_session,

@@ -386,7 +386,10 @@ impl World {
             ticket: proposal.ticket,
             from: fake.members[leader],
             term: fake.term,
-            result: if stale { Err(BlockError::StaleSession) } else { Ok(ShardReply::Done) },
+            result: match stale {
+                true => Err(BlockError::StaleSession { recorded: fake.session }),
+                false => Ok(ShardReply::Done),
+            },
         });
     }
 
@@ -443,6 +446,7 @@ impl World {
                     self.calls.push(Call { ticket, shard, to, term, session, op });
                 }
                 VolumeOutput::Reply { conn, handle, result } => self.reply(conn, handle, result),
+                VolumeOutput::HangUp => panic!("nobody has outdone it"),
             }
         }
     }

@@ -245,15 +245,15 @@ impl ClientHandler<'_> {
         self.driver.submit(Target::Closed.token(), Op::Close { socket: client.stream.socket });
     }
 
-    /// Ends the connections of a deleted volume.
-    pub fn close_volume(&mut self, volume: VolumeId) {
+    /// Ends the connections of a volume.
+    pub fn close_volume(&mut self, volume: VolumeId, reason: CloseReason) {
         let of = |(conn, client): (&ConnKey, &Client)| {
             let export = client.session.export()?;
             (export.volume == volume).then_some(*conn)
         };
         let conns: Vec<ConnKey> = self.clients.clients.iter().filter_map(of).collect();
         for conn in conns {
-            self.close(conn, CloseReason::UnknownExport);
+            self.close(conn, reason);
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::front::nbd::CloseReason;
 use crate::io::driver::Completion;
 use crate::net::link::LinkEvent;
 use crate::net::message::PeerMessage;
@@ -96,7 +97,7 @@ impl Worker {
         router.remove();
         self.poll_volume(volume);
         self.routers.forget(volume);
-        self.client_handler().close_volume(volume);
+        self.client_handler().close_volume(volume, CloseReason::UnknownExport);
     }
 
     /// A record of a member became durable: created, destroyed, or a step of its resync.
@@ -148,6 +149,10 @@ impl Worker {
             match output {
                 VolumeOutput::Reply { conn, handle, result } => {
                     self.client_handler().reply(conn.0 as ConnKey, handle, result);
+                }
+                VolumeOutput::HangUp => {
+                    tracing::warn!(%volume, "another process of this pod uses the volume: closed");
+                    self.client_handler().close_volume(volume, CloseReason::Outdone);
                 }
                 VolumeOutput::Send { ticket, shard, to, term, origin, op } => {
                     if self.members.get(to.member).is_some() {
@@ -263,7 +268,8 @@ impl Worker {
         let before = std::mem::replace(&mut runtime.role, role);
         let (volume, shard) = (runtime.volume, runtime.shard);
         let Role { term, leader, serving } = role;
-        tracing::info!(%member, %shard, term, ?leader, serving, "role");
+        let leads = leader.map(|leader| leader.0);
+        tracing::info!(%member, %shard, term, leader = leads, serving, "role");
         // A leader that does not serve yet refuses requests.
         let leader = leader.filter(|leader| *leader != member || serving);
         if let Some(router) = self.routers.at(volume) {

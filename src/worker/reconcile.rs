@@ -15,7 +15,7 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::replica::member::VolumeBlocks;
-use crate::replica::meta::Meta;
+use crate::replica::meta::{MEMBERS_MAX, Meta};
 use crate::store::messages::MemberRecord;
 use crate::types::{BLOCK_BYTES, MemberId, ShardId, Uuid, VolumeId};
 use crate::view::{
@@ -185,6 +185,11 @@ impl ReconcileHandler<'_> {
         others: Vec<MemberView>,
     ) {
         let voters: Vec<MemberId> = shard.members.iter().map(|voter| voter.member).collect();
+        if voters.len() > MEMBERS_MAX {
+            let count = voters.len();
+            tracing::error!(%member, shard = %shard.shard, count, "too many voters: not created");
+            return;
+        }
         let record = MemberRecord {
             member,
             shard: shard.shard,

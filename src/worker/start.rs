@@ -43,8 +43,8 @@ const EARLIER_IO_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub struct StartOptions {
     pub worker: WorkerConfig,
-    /// Grows with every start of the pod, and numbers its sessions (rule `sessions-only-grow`).
-    pub incarnation: u32,
+    /// Numbers the sessions of this start (rule `sessions-only-grow`).
+    pub sessions: SessionSource,
     pub driver: DriverKind,
     /// Who carries out durable writes for io_uring.
     pub durable_writes: DurableWrites,
@@ -127,7 +127,8 @@ pub fn start(
         }
         Err(error) => {
             if let Err(unheard) = ready.send(Err(error)) {
-                tracing::error!(error = ?unheard.0.err(), "the data path did not start");
+                let reason = unheard.0.err().map(|error| describe(&error));
+                tracing::error!(reason, "the data path did not start");
             }
             Ok(())
         }
@@ -170,7 +171,11 @@ fn build(
     let (inbox, receiver) = mailbox(MAILBOX_MESSAGES, wake);
     let pool = Pool::default();
     let (opened, failed) = open_disks(options, driver.as_mut(), &pool, &inbox)?;
-    let sessions = SessionSource::new(options.incarnation);
+    let sessions = options.sessions.clone();
+    for disk in &opened {
+        // Each start opens each disk. This counts on when the pod's directory is an old copy.
+        sessions.raise(u32::try_from(disk.runtime.lane.superblock().incarnation).unwrap_or(0));
+    }
     let mut worker = Worker::new(options.worker.clone(), driver, pool, receiver, report, sessions);
     let mut disks = Vec::new();
     for disk in opened {

@@ -20,7 +20,7 @@ pub fn errno(error: &BlockError, writes: bool) -> Errno {
         BlockError::NotLeader { .. }
         | BlockError::Busy
         | BlockError::Unknown
-        | BlockError::StaleSession => Errno::Io,
+        | BlockError::StaleSession { .. } => Errno::Io,
         BlockError::Fenced | BlockError::ReadOnly => Errno::Perm,
         BlockError::OutOfRange if writes => Errno::NoSpc,
         BlockError::OutOfRange | BlockError::Invalid => Errno::Inval,

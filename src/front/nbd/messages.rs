@@ -44,6 +44,9 @@ pub enum CloseReason {
     Aborted,
     #[error("the client asked for an unknown export")]
     UnknownExport,
+    /// Another process of this pod used the volume since. The client may have newer writes there.
+    #[error("this front end was outdone")]
+    Outdone,
     #[error("the client does not speak the protocol")]
     Malformed,
 }

@@ -158,6 +158,7 @@ fn seed_messages() -> Vec<(&'static str, PeerMessage)> {
         ("rest", PeerMessage::Rest { to: MemberId(1), from: MemberId(2), term: 3, index: 4 }),
         ("awake", PeerMessage::Awake { to: MemberId(1), from: MemberId(2) }),
         ("beat", PeerMessage::Beat),
+        ("response-stale", response(Err(BlockError::StaleSession { recorded: 6 << 32 | 1 }))),
         ("response-error", response(Err(BlockError::NotLeader { hint, term: 5 }))),
     ]
 }
