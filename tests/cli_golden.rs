@@ -83,6 +83,7 @@ fn volumes() -> Vec<Volume> {
     vec![
         volume("demo", 8 << 30, VolumeState::Degraded, "2 replicas are missing"),
         volume("a-volume-with-a-long-name", 5000 << 20, VolumeState::Ready, ""),
+        volume("new", 8 << 30, VolumeState::Creating, "1 of 2 shards have no leader yet"),
         volume("stuck", 8 << 30, VolumeState::Paused, waits),
     ]
 }

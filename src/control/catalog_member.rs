@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Message};
 
-use crate::control::command::{CatalogCommand, Envelope, Outcome, Ticket, decode, encode};
+use crate::control::command::{CatalogCommand, Envelope, Outcome, Ticket, decode, encode, listed};
 use crate::control::reconcile::{Group, MembershipChange};
 use crate::control::state::{CatalogError, CatalogState};
 use crate::control::storage::{MemberRow, MemberStorage, Recovered, Snapshot};
@@ -246,7 +246,8 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
         if let MembershipChange::Promote(members) = change
             && !self.may_vote(members)
         {
-            tracing::info!(?members, "not promoted: the list of the catalog's members changes");
+            let members = listed(members);
+            tracing::info!(members, "not promoted: the list of the catalog's members changes");
             return;
         }
         self.member.handle(now, Input::ChangeMembers(conf_change(change)));

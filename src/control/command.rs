@@ -4,6 +4,7 @@
 //!
 //! A member must never skip a command that its version does not know: the members would differ.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,9 @@ use crate::types::{MemberId, PodId, Uuid, VolumeId};
 
 /// Version of commands and state that this software writes.
 pub const FORMAT: u8 = 1;
+
+/// Longest list of ids in a log line.
+const LISTED_MAX: usize = 8;
 
 /// A command, with the ticket of the request that waits for its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,16 +49,59 @@ pub enum CatalogCommand {
     DeleteVolume {
         request_id: String,
         name: String,
-        /// Deletes only the volume with this id. Commands of the first versions have none.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        volume: Option<VolumeId>,
+        /// Deletes only the volume with this id.
+        volume: VolumeId,
     },
+    /// Every shard of these volumes has had a leader: they can be used.
+    Created { volumes: Vec<VolumeId> },
     /// These members no longer exist on this disk, durably.
     Destroyed { disk: Uuid, members: Vec<MemberId> },
     /// Gives these pods a member of the catalog each, except those that have one.
     AddCatalogMembers { pods: Vec<PodId> },
     /// This member leaves the catalog for good.
     RemoveCatalogMember { member: MemberId },
+}
+
+/// What it does, in words.
+impl fmt::Display for CatalogCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CatalogCommand::Join { addresses, .. } => {
+                write!(f, "the pod at {} joins", addresses.api)
+            }
+            CatalogCommand::Register { pod, disks, .. } => {
+                write!(f, "pod {pod} registers {} disks", disks.len())
+            }
+            CatalogCommand::CreateVolume { name, size_bytes, .. } => {
+                write!(f, "volume {name} of {size_bytes} bytes is created")
+            }
+            CatalogCommand::DeleteVolume { name, volume, .. } => {
+                write!(f, "volume {name} ({volume}) is deleted")
+            }
+            CatalogCommand::Created { volumes } => {
+                write!(f, "volumes {} can be used", listed(volumes))
+            }
+            CatalogCommand::Destroyed { disk, members } => {
+                write!(f, "replicas {} are gone from disk {disk}", listed(members))
+            }
+            CatalogCommand::AddCatalogMembers { pods } => {
+                write!(f, "pods {} get members of the catalog", listed(pods))
+            }
+            CatalogCommand::RemoveCatalogMember { member } => {
+                write!(f, "member {member} leaves the catalog")
+            }
+        }
+    }
+}
+
+/// Ids in a text: `1, 2, 3`. Of many, only the first.
+pub fn listed<T: fmt::Display>(ids: &[T]) -> String {
+    let shown: Vec<String> = ids.iter().take(LISTED_MAX).map(T::to_string).collect();
+    let more = ids.len() - shown.len();
+    match more {
+        0 => shown.join(", "),
+        _ => format!("{} and {more} more", shown.join(", ")),
+    }
 }
 
 /// The addresses on which a pod listens.

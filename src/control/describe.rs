@@ -1,13 +1,12 @@
 //! Describes the state and the reports for the API. Pure.
 
-use std::collections::BTreeMap;
-
+use crate::control::creation::Replicas;
 use crate::control::proto;
 use crate::control::reconcile::Group;
 use crate::control::reports::Pods;
 use crate::control::state::{CatalogState, Shard, Volume};
-use crate::types::{MemberId, PodId, Uuid, VolumeId};
-use crate::view::{DiskReport, MemberReport, MemberState};
+use crate::types::{PodId, VolumeId};
+use crate::view::MemberState;
 
 /// The inputs of a description.
 pub struct Describe<'a> {
@@ -15,8 +14,7 @@ pub struct Describe<'a> {
     group: &'a Group,
     pods: &'a Pods,
     leader: PodId,
-    disks: BTreeMap<Uuid, &'a DiskReport>,
-    members: BTreeMap<MemberId, &'a MemberReport>,
+    replicas: Replicas<'a>,
 }
 
 impl<'a> Describe<'a> {
@@ -26,18 +24,8 @@ impl<'a> Describe<'a> {
         pods: &'a Pods,
         leader: PodId,
     ) -> Describe<'a> {
-        let reports = || pods.up.values().flat_map(|heard| &heard.report.disks);
-        Describe {
-            state,
-            group,
-            pods,
-            leader,
-            disks: reports().map(|disk| (disk.disk, disk)).collect(),
-            members: reports()
-                .flat_map(|disk| &disk.members)
-                .map(|member| (member.member, member))
-                .collect(),
-        }
+        let replicas = Replicas::new(pods.up.values().map(|heard| &heard.report));
+        Describe { state, group, pods, leader, replicas }
     }
 
     pub fn status(&self) -> proto::StatusResponse {
@@ -115,7 +103,7 @@ impl<'a> Describe<'a> {
             .disks
             .iter()
             .map(|(id, disk)| {
-                let report = self.disks.get(id);
+                let report = self.replicas.disks.get(id);
                 let failed = report.and_then(|report| report.failed.clone());
                 let state = match (report, &failed) {
                     (None, _) => proto::DiskState::Unreachable,
@@ -164,7 +152,10 @@ impl<'a> Describe<'a> {
     fn volume(&self, id: VolumeId, volume: &Volume) -> proto::Volume {
         let shards: Vec<proto::Shard> =
             volume.shards.iter().map(|shard| self.shard(shard)).collect();
-        let (state, reason) = judge(volume, &shards);
+        let (state, reason) = match volume.creating && !volume.deleting {
+            true => self.judge_new(volume, &shards),
+            false => judge(volume, &shards),
+        };
         let pods = self.state.pods.values();
         proto::Volume {
             id: id.0,
@@ -178,13 +169,25 @@ impl<'a> Describe<'a> {
         }
     }
 
+    /// The state of a volume that the catalog does not know to be usable, and the reason.
+    fn judge_new(&self, volume: &Volume, shards: &[proto::Shard]) -> (proto::VolumeState, String) {
+        let without = shards.iter().filter(|shard| shard.leader_pod == 0).count();
+        let missing: usize = volume.shards.iter().map(|shard| self.replicas.missing(shard)).sum();
+        let reason = match (without, missing) {
+            (0, 0) => return judge(volume, shards),
+            (0, 1) => "1 replica is not made yet".to_owned(),
+            (0, _) => format!("{missing} replicas are not made yet"),
+            _ => format!("{without} of {} shards have no leader yet", shards.len()),
+        };
+        (proto::VolumeState::Creating, reason)
+    }
+
     fn shard(&self, shard: &Shard) -> proto::Shard {
         let mut leader: Option<(u64, PodId)> = None;
         let mut replicas = Vec::with_capacity(shard.members.len());
         for member in &shard.members {
             let pod = self.state.disks[&member.disk].pod;
-            let failed = self.disks.get(&member.disk).is_some_and(|disk| disk.failed.is_some());
-            let report = self.members.get(&member.member).filter(|_| !failed);
+            let report = self.replicas.get(member.member, member.disk);
             if let Some(report) = report.filter(|report| report.state == MemberState::Leader)
                 && leader.is_none_or(|(term, _)| report.term > term)
             {

@@ -62,6 +62,13 @@ pub enum IdentityError {
     InUse { path: PathBuf },
 }
 
+/// True when the pod with this directory belongs to a cluster.
+pub fn has_joined(directory: &Path) -> bool {
+    let name = directory.join("pod.json");
+    let file = fs::read(&name).ok().and_then(|bytes| parse(&name, &bytes).ok());
+    file.is_some_and(|file| file.identity.is_some())
+}
+
 /// The directory of a pod, locked against a second process.
 #[derive(Debug)]
 pub struct PodDirectory {
@@ -197,11 +204,13 @@ mod tests {
         let join_id = {
             let mut directory = PodDirectory::open(&path).unwrap();
             assert_eq!(directory.file().identity, None);
+            assert!(!has_joined(&path));
             assert!(matches!(PodDirectory::open(&path), Err(IdentityError::InUse { .. })));
             directory.set_identity(identity).unwrap();
             directory.set_catalog_member(Some(MemberId(9))).unwrap();
             directory.file().join_id
         };
+        assert!(has_joined(&path));
         let directory = PodDirectory::open(&path).unwrap();
         assert_eq!(directory.file().identity, Some(identity));
         assert_eq!(directory.file().catalog_member, Some(MemberId(9)));

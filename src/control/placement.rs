@@ -2,6 +2,9 @@
 //!
 //! The replicas of a shard go to different pods. Of the disks, those with the fewest replicas per
 //! free byte come first.
+//!
+//! The first replica of a shard is the first to campaign, and leads at first. So the pods take
+//! turns, over all volumes: otherwise one pod would lead everything that nobody uses yet.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -23,6 +26,8 @@ pub struct Candidate {
     pub free_bytes: u64,
     /// Replicas that it already holds.
     pub members: u64,
+    /// Shards of which it holds the first replica.
+    pub firsts: u64,
 }
 
 /// Why the replicas were not placed.
@@ -61,7 +66,7 @@ pub fn layout(size_bytes: u64) -> (u64, u64) {
 
 /// The disks that can take replicas, and a text that names the unreachable pods.
 pub fn candidates(state: &CatalogState, pods: &Pods) -> (Vec<Candidate>, String) {
-    let members = state.members_per_disk();
+    let (members, firsts) = (state.members_per_disk(), state.firsts_per_disk());
     let reports = pods.up.values().flat_map(|heard| &heard.report.disks);
     let candidates = reports
         .filter(|report| report.failed.is_none())
@@ -72,6 +77,7 @@ pub fn candidates(state: &CatalogState, pods: &Pods) -> (Vec<Candidate>, String)
                 pod: disk.pod,
                 free_bytes: report.capacity_bytes.saturating_sub(report.used_bytes),
                 members: members.get(&report.disk).copied().unwrap_or(0),
+                firsts: firsts.get(&report.disk).copied().unwrap_or(0),
             })
         })
         .collect();
@@ -108,6 +114,10 @@ pub fn place(
         let (name, unreachable) = (name.to_owned(), unreachable.to_owned());
         return Err(PlacementError::TooFewPods { name, replicas, pods: pods.len(), unreachable });
     }
+    let mut firsts: BTreeMap<PodId, u64> = BTreeMap::new();
+    for candidate in candidates {
+        *firsts.entry(candidate.pod).or_default() += candidate.firsts;
+    }
     let mut placement = Placement::default();
     let mut positions: BTreeMap<Uuid, u16> = BTreeMap::new();
     for _ in 0..shards {
@@ -116,8 +126,12 @@ pub fn place(
             .map(|disks| disks.iter_mut().min_by(|a, b| by_load(a, b)).expect("not empty"))
             .collect();
         best.sort_by(|a, b| by_load(a, b));
+        best.truncate(replicas as usize);
+        let first = (0..best.len()).min_by_key(|at| firsts[&best[*at].pod]).expect("a replica");
+        best.rotate_left(first);
+        *firsts.entry(best[0].pod).or_default() += 1;
         let mut shard = Vec::with_capacity(replicas as usize);
-        for disk in best.into_iter().take(replicas as usize) {
+        for disk in best {
             disk.members += 1;
             let position = *positions.entry(disk.disk).or_insert_with(|| {
                 placement.disks.push(disk.disk);
@@ -146,7 +160,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn candidate(disk: u8, pod: u64, free_bytes: u64) -> Candidate {
-        Candidate { disk: Uuid([disk; 16]), pod: PodId(pod), free_bytes, members: 0 }
+        let disk = Uuid([disk; 16]);
+        Candidate { disk, pod: PodId(pod), free_bytes, members: 0, firsts: 0 }
     }
 
     proptest! {
@@ -201,6 +216,29 @@ mod tests {
         }
         let counts: Vec<i32> = counts.into_values().collect();
         assert_eq!(counts, [10, 20, 30, 40]);
+    }
+
+    /// The pods of the first replicas, in the order of the shards.
+    fn first_pods(placement: &Placement, candidates: &[Candidate]) -> Vec<u64> {
+        let pod_of: BTreeMap<Uuid, u64> = candidates.iter().map(|c| (c.disk, c.pod.0)).collect();
+        let first = |shard: &Vec<u16>| pod_of[&placement.disks[usize::from(shard[0])]];
+        placement.shards.iter().map(first).collect()
+    }
+
+    /// One pod has more space than the others, so its disk comes first by load.
+    #[test]
+    fn pods_take_turns_with_the_first_replica() {
+        let mut candidates: Vec<Candidate> =
+            (1..=3u8).map(|n| candidate(n, u64::from(n), u64::from(n) << 40)).collect();
+        let placement = place("v", 12, 3, &candidates, "").unwrap();
+        let firsts = first_pods(&placement, &candidates);
+        for pod in 1..=3 {
+            assert_eq!(firsts.iter().filter(|first| **first == pod).count(), 4, "{firsts:?}");
+        }
+        // The next volume, of one shard, goes on where the last one ended.
+        candidates[2].firsts = 1;
+        let next = place("w", 1, 3, &candidates, "").unwrap();
+        assert_ne!(first_pods(&next, &candidates), [3]);
     }
 
     #[test]

@@ -7,12 +7,14 @@
 //! that the group never has an even number of voters (two are worse than one).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
-use crate::control::command::CatalogCommand;
+use crate::control::command::{CatalogCommand, listed};
+use crate::control::creation::Replicas;
 use crate::control::reports::Pods;
 use crate::control::state::CatalogState;
 use crate::planted::planted;
-use crate::types::{MemberId, PodId, Uuid};
+use crate::types::{MemberId, PodId, Uuid, VolumeId};
 use crate::view::PodReport;
 
 /// The members of the catalog's group, as its leader knows them.
@@ -76,6 +78,23 @@ pub enum MembershipChange {
     Remove(MemberId),
 }
 
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::Propose(command) => command.fmt(f),
+            Action::Change(MembershipChange::AddLearner(member)) => {
+                write!(f, "member {member} of the catalog begins as a learner")
+            }
+            Action::Change(MembershipChange::Promote(members)) => {
+                write!(f, "members {} of the catalog become voters", listed(members))
+            }
+            Action::Change(MembershipChange::Remove(member)) => {
+                write!(f, "learner {member} of the catalog is removed")
+            }
+        }
+    }
+}
+
 /// Number of voters for a cluster of `pods` pods.
 pub fn voters_due(pods: usize) -> usize {
     match pods {
@@ -88,6 +107,7 @@ pub fn voters_due(pods: usize) -> usize {
 /// All actions that are due now.
 pub fn decide(state: &CatalogState, facts: &Facts) -> Vec<Action> {
     let mut actions = destroyed_members(state, &facts.reports);
+    actions.extend(created_volumes(state, &facts.reports));
     actions.extend(catalog_membership(state, facts));
     actions
 }
@@ -106,6 +126,16 @@ fn destroyed_members(state: &CatalogState, reports: &BTreeMap<PodId, PodReport>)
         .filter(|(_, members)| !members.is_empty())
         .map(|(disk, members)| Action::Propose(CatalogCommand::Destroyed { disk, members }))
         .collect()
+}
+
+/// Records the volumes of which all shards have leaders for the first time.
+fn created_volumes(state: &CatalogState, reports: &BTreeMap<PodId, PodReport>) -> Option<Action> {
+    let mut creating = state.volumes.iter().filter(|(_, volume)| volume.creating).peekable();
+    creating.peek()?;
+    let replicas = Replicas::new(reports.values());
+    let created = creating.filter(|(_, volume)| replicas.have_come(volume));
+    let volumes: Vec<VolumeId> = created.map(|(id, _)| *id).collect();
+    (!volumes.is_empty()).then_some(Action::Propose(CatalogCommand::Created { volumes }))
 }
 
 /// At most one step: each change must be applied before the next is decided.

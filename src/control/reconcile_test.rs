@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::command::Addresses;
-use crate::view::DiskReport;
+use crate::control::command::{Addresses, NewDisk, Outcome, Placement};
+use crate::view::{DiskReport, MemberReport, MemberState};
 
 fn state(pods: u8) -> CatalogState {
     let at = "127.0.0.1:1".parse().unwrap();
@@ -113,6 +113,57 @@ fn what_disks_have_destroyed_is_noted_once() {
     assert_eq!(decide(&state, &facts), [Action::Propose(noted)]);
     state.destroyed.insert(disk, members(&[7]));
     assert_eq!(decide(&state, &facts), []);
+}
+
+/// Reports of pods 1 to 3 about members 2 to 4 on their disks.
+fn reports(states: [Option<MemberState>; 3]) -> BTreeMap<PodId, PodReport> {
+    let report = |(pod, state): (u64, &Option<MemberState>)| {
+        let member = MemberId(pod + 1);
+        let of = |state: MemberState| MemberReport { member, state, ..MemberReport::default() };
+        let members = state.map(of).into_iter().collect();
+        let disk = Uuid([pod as u8; 16]);
+        let disks = vec![DiskReport { disk, members, ..DiskReport::default() }];
+        (PodId(pod), PodReport { pod: PodId(pod), disks })
+    };
+    (1..).zip(&states).map(report).collect()
+}
+
+#[test]
+fn a_volume_is_created_when_its_shards_have_leaders_and_what_can_be_there_is_there() {
+    let mut state = state(3);
+    let addresses = state.pods[&PodId(1)].addresses;
+    for pod in 1..=3 {
+        let disk = NewDisk { disk: Uuid([pod; 16]), path: String::new(), capacity_bytes: 1 << 40 };
+        let (pod, disks) = (PodId(pod.into()), vec![disk]);
+        state.apply(CatalogCommand::Register { pod, addresses, disks }).unwrap();
+    }
+    let create = CatalogCommand::CreateVolume {
+        request_id: String::new(),
+        name: "demo".to_owned(),
+        size_bytes: 4096,
+        stripe_bytes: 4096,
+        placement: Placement {
+            disks: [1, 2, 3].map(|disk| Uuid([disk; 16])).to_vec(),
+            shards: vec![vec![0, 1, 2]],
+        },
+    };
+    let Ok(Outcome::Volume(volume)) = state.apply(create) else { panic!("it is created") };
+    let (leader, follower) = (Some(MemberState::Leader), Some(MemberState::Follower));
+    let mut facts = facts(&[1, 2, 3], &[1, 2, 3]);
+    let mut due = |state: &CatalogState, reports| {
+        facts.reports = reports;
+        decide(state, &facts)
+    };
+    let created = [Action::Propose(CatalogCommand::Created { volumes: vec![volume] })];
+    assert_eq!(due(&state, reports([None, None, None])), []);
+    assert_eq!(due(&state, reports([follower, follower, follower])), [], "nobody leads");
+    assert_eq!(due(&state, reports([leader, follower, None])), [], "a replica is not made yet");
+    let mut without_pod = reports([follower, leader, None]);
+    without_pod.remove(&PodId(3));
+    assert_eq!(due(&state, without_pod), created, "an unreachable pod is not waited for");
+    assert_eq!(due(&state, reports([leader, follower, follower])), created);
+    state.apply(CatalogCommand::Created { volumes: vec![volume] }).unwrap();
+    assert_eq!(due(&state, reports([leader, follower, follower])), []);
 }
 
 /// Carries a change out as the group would.

@@ -79,6 +79,8 @@ pub struct Volume {
     /// Reserved: the class of disks for the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
+    /// Until all shards have leaders for the first time.
+    pub creating: bool,
     pub deleting: bool,
     pub shards: Vec<Shard>,
 }
@@ -161,6 +163,7 @@ impl CatalogState {
             CatalogCommand::DeleteVolume { request_id, name, volume } => {
                 self.once(request_id, |state| state.delete_volume(&name, volume))
             }
+            CatalogCommand::Created { volumes } => Ok(self.confirm_created(&volumes)),
             CatalogCommand::Destroyed { disk, members } => {
                 Ok(self.confirm_destroyed(disk, &members))
             }
@@ -276,6 +279,7 @@ impl CatalogState {
                 replicas,
                 key_id: None,
                 class: None,
+                creating: true,
                 deleting: false,
                 shards,
             },
@@ -309,14 +313,21 @@ impl CatalogState {
         }
     }
 
-    fn delete_volume(
-        &mut self,
-        name: &str,
-        meant: Option<VolumeId>,
-    ) -> Result<Outcome, CatalogError> {
+    /// The revision grows with each volume that was still being created.
+    fn confirm_created(&mut self, volumes: &[VolumeId]) -> Outcome {
+        for volume in volumes {
+            if let Some(record) = self.volumes.get_mut(volume).filter(|record| record.creating) {
+                record.creating = false;
+                self.revision += 1;
+            }
+        }
+        Outcome::Done
+    }
+
+    fn delete_volume(&mut self, name: &str, meant: VolumeId) -> Result<Outcome, CatalogError> {
         let (volume, _) = self
             .volume_by_name(name)
-            .filter(|(found, _)| meant.is_none_or(|meant| meant == *found))
+            .filter(|(found, _)| meant == *found)
             .ok_or_else(|| CatalogError::NoSuchVolume { name: name.to_owned() })?;
         let record = self.volumes.get_mut(&volume).expect("it was just found");
         record.deleting = true;
@@ -381,6 +392,16 @@ impl CatalogState {
         let shards = self.volumes.values().flat_map(|volume| &volume.shards);
         for member in shards.flat_map(|shard| &shard.members) {
             *counts.entry(member.disk).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Shards of which a disk has the first replica, which is the first to campaign.
+    pub fn firsts_per_disk(&self) -> BTreeMap<Uuid, u64> {
+        let mut counts = BTreeMap::new();
+        let used = self.volumes.values().filter(|volume| !volume.deleting);
+        for first in used.flat_map(|volume| &volume.shards).flat_map(|it| it.members.first()) {
+            *counts.entry(first.disk).or_default() += 1;
         }
         counts
     }

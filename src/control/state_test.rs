@@ -42,6 +42,7 @@ fn create(state: &CatalogState, name: &str, size_bytes: u64, replicas: u32) -> C
             pod: record.pod,
             free_bytes: 1 << 40,
             members: counts.get(disk).copied().unwrap_or(0),
+            firsts: 0,
         })
         .collect();
     let (stripe_bytes, shards) = layout(size_bytes);
@@ -54,9 +55,11 @@ fn create(state: &CatalogState, name: &str, size_bytes: u64, replicas: u32) -> C
     }
 }
 
-fn delete(name: &str, request_id: &str) -> CatalogCommand {
+/// Deletes the volume that has this name now.
+fn delete(state: &CatalogState, name: &str, request_id: &str) -> CatalogCommand {
     let (request_id, name) = (request_id.to_owned(), name.to_owned());
-    CatalogCommand::DeleteVolume { request_id, name, volume: None }
+    let volume = state.volume_by_name(&name).map_or(VolumeId(0), |(volume, _)| volume);
+    CatalogCommand::DeleteVolume { request_id, name, volume }
 }
 
 /// The request to delete a volume arrives when another volume has its name.
@@ -75,7 +78,7 @@ fn a_late_request_does_not_delete_another_volume_of_the_same_name() {
     let delete = |id: &str, volume| CatalogCommand::DeleteVolume {
         request_id: id.to_owned(),
         name: "demo".to_owned(),
-        volume: Some(volume),
+        volume,
     };
     let first = make(&mut state, "make 1");
     state.apply(delete("delete 1", first)).unwrap();
@@ -99,10 +102,10 @@ fn a_request_that_is_sent_again_is_carried_out_once() {
     assert_eq!(state.apply(command), first);
     assert_eq!(state, after);
 
-    let deleted = state.apply(delete("demo", "d"));
-    assert_eq!(state.apply(delete("demo", "d")), deleted);
+    let deleted = state.apply(delete(&state, "demo", "d"));
+    assert_eq!(state.apply(delete(&state, "demo", "d")), deleted);
     let gone = CatalogError::NoSuchVolume { name: "demo".to_owned() };
-    assert_eq!(state.apply(delete("demo", "another")), Err(gone));
+    assert_eq!(state.apply(delete(&state, "demo", "another")), Err(gone));
 
     let join = CatalogCommand::Join { join_id: Uuid([2; 16]), addresses: addresses(7) };
     assert_eq!(state.apply(join), Ok(Outcome::Pod(PodId(2))), "a pod that joins again");
@@ -113,7 +116,7 @@ fn a_deleted_volume_is_forgotten_when_every_disk_gave_it_up() {
     let mut state = cluster(3);
     state.apply(create(&state, "demo", 10 * GIB, 3)).unwrap();
     state.apply(create(&state, "other", GIB, 3)).unwrap();
-    state.apply(delete("demo", "")).unwrap();
+    state.apply(delete(&state, "demo", "")).unwrap();
     // The name is free at once.
     let mut again = create(&state, "demo", GIB, 1);
     if let CatalogCommand::CreateVolume { request_id, .. } = &mut again {
@@ -133,6 +136,21 @@ fn a_deleted_volume_is_forgotten_when_every_disk_gave_it_up() {
     assert_eq!(state.volumes.len(), 2);
     assert!(state.destroyed.is_empty());
     assert!(state.volumes.values().all(|volume| !volume.deleting));
+}
+
+#[test]
+fn a_volume_is_being_created_until_it_was_said_that_it_serves() {
+    let mut state = cluster(3);
+    let Ok(Outcome::Volume(volume)) = state.apply(create(&state, "demo", GIB, 3)) else {
+        panic!("it is created")
+    };
+    assert!(state.volumes[&volume].creating);
+    let created = CatalogCommand::Created { volumes: vec![volume, VolumeId(99)] };
+    state.apply(created.clone()).unwrap();
+    assert!(!state.volumes[&volume].creating);
+    let revision = state.revision;
+    state.apply(created).unwrap();
+    assert_eq!(state.revision, revision, "said twice");
 }
 
 #[test]
@@ -164,7 +182,7 @@ fn nonsense_changes_nothing() {
         with(&|_, _, _, placement| placement.shards[0] = vec![0, 1, 9]),
         with(&|_, _, _, placement| placement.disks[0] = Uuid([77; 16])),
         with(&|_, _, _, placement| placement.shards.clear()),
-        delete("nothing", ""),
+        delete(&state, "nothing", ""),
         CatalogCommand::Register { pod: PodId(9), addresses: addresses(1), disks: vec![] },
         CatalogCommand::AddCatalogMembers { pods: vec![PodId(9)] },
     ] {
@@ -178,6 +196,7 @@ enum Step {
     Join(u8),
     Register { pod: u8, disk: u8 },
     Create { name: u8, gib: u64, replicas: u32 },
+    Created(u64),
     Delete(u8),
     Confirm { disk: u8, share: usize },
     AddMembers(u8),
@@ -190,6 +209,7 @@ fn step() -> impl Strategy<Value = Step> {
         (1u8..9, 1u8..12).prop_map(|(pod, disk)| Step::Register { pod, disk }),
         (1u8..6, 1u64..20, prop::sample::select(vec![1u32, 3, 5]))
             .prop_map(|(name, gib, replicas)| Step::Create { name, gib, replicas }),
+        (1u64..6).prop_map(Step::Created),
         (1u8..6).prop_map(Step::Delete),
         (1u8..12, 1usize..4).prop_map(|(disk, share)| Step::Confirm { disk, share }),
         (1u8..9).prop_map(Step::AddMembers),
@@ -215,7 +235,8 @@ fn command_of(state: &CatalogState, step: &Step, at: usize) -> CatalogCommand {
             }
             command
         }
-        Step::Delete(name) => delete(&format!("v{name}"), &at.to_string()),
+        Step::Created(volume) => CatalogCommand::Created { volumes: vec![VolumeId(*volume)] },
+        Step::Delete(name) => delete(state, &format!("v{name}"), &at.to_string()),
         Step::Confirm { disk, share } => {
             let disk = Uuid([*disk; 16]);
             let members = state.destroyed.get(&disk).into_iter().flatten();
@@ -272,7 +293,7 @@ proptest! {
         let names: Vec<String> = state.volumes.values().map(|it| it.name.clone()).collect();
         for name in names {
             // Volumes that are being deleted have given up their names.
-            let _deleting = state.apply(delete(&name, "")).is_err();
+            let _deleting = state.apply(delete(&state, &name, "")).is_err();
         }
         for (disk, members) in state.destroyed.clone() {
             let members = members.into_iter().collect();

@@ -260,7 +260,7 @@ pub async fn reconcile(node: Arc<Node>) {
         let pods = node.reports.pods();
         let facts = Facts::new(state, &published.group, published.applied_index, pods);
         for action in decide(state, &facts) {
-            tracing::info!(?action, "reconciling");
+            tracing::info!("reconciling: {action}");
             match action {
                 Action::Change(change) => catalog.change(change),
                 Action::Propose(command) => {

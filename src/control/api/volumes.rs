@@ -80,16 +80,17 @@ impl Volumes for VolumesService {
         mut request: Request<proto::DeleteVolumeRequest>,
     ) -> Result<Response<proto::DeleteVolumeResponse>, Status> {
         name_request(&mut request.get_mut().request_id)?;
-        if request.get_ref().volume.is_none() {
-            let volume = self.resolve(&request.get_ref().name).await?;
-            request.get_mut().volume = Some(volume.0);
-        }
+        let volume = match request.get_ref().volume {
+            Some(volume) => VolumeId(volume),
+            None => self.resolve(&request.get_ref().name).await?,
+        };
+        // The pod that carries it out deletes this volume and no later one of the name.
+        request.get_mut().volume = Some(volume.0);
         on_leader(
             &self.node,
             request,
             |catalog, request| async move {
-                let proto::DeleteVolumeRequest { name, request_id, volume } = request;
-                let volume = volume.map(VolumeId);
+                let proto::DeleteVolumeRequest { name, request_id, .. } = request;
                 catalog.propose(CatalogCommand::DeleteVolume { request_id, name, volume }).await?;
                 Ok(proto::DeleteVolumeResponse {})
             },

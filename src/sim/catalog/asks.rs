@@ -14,7 +14,7 @@ use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::pod::Waiting;
 use crate::sim::catalog::{Catalog, Event, Pods, join_id};
 use crate::sim::names::{Host, host_of, pod_id};
-use crate::types::BLOCK_BYTES;
+use crate::types::{BLOCK_BYTES, VolumeId};
 
 /// Time limit for the answer to a call.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
@@ -116,12 +116,12 @@ impl Catalog {
         let request_id = call.request_id();
         let at_once = match what {
             What::Delete { name, volume } => {
-                let (name, volume) = (name.clone(), Some(*volume));
+                let (name, volume) = (name.clone(), *volume);
                 Some(CatalogCommand::DeleteVolume { request_id, name, volume })
             }
             What::DeleteNothing => {
                 let name = "nothing".to_owned();
-                Some(CatalogCommand::DeleteVolume { request_id, name, volume: None })
+                Some(CatalogCommand::DeleteVolume { request_id, name, volume: VolumeId(0) })
             }
             What::Join { host: of, .. } => {
                 let addresses = self.pods[*of].addresses.expect("every pod has an address");

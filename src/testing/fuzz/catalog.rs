@@ -6,7 +6,7 @@ use crate::control::command::{
 };
 use crate::control::state::CatalogState;
 use crate::testing::fuzz::Seeds;
-use crate::types::{MemberId, PodId, Uuid};
+use crate::types::{MemberId, PodId, Uuid, VolumeId};
 
 const GIB: u64 = 1 << 30;
 
@@ -51,7 +51,7 @@ fn addresses(port: u16) -> Addresses {
     Addresses { api: at(port), peer: at(port + 1), nbd: Some(at(port + 2)) }
 }
 
-fn commands() -> [(&'static str, CatalogCommand); 9] {
+fn commands() -> [(&'static str, CatalogCommand); 10] {
     let create = |name: &str| CatalogCommand::CreateVolume {
         request_id: format!("create {name}"),
         name: name.to_owned(),
@@ -74,7 +74,7 @@ fn commands() -> [(&'static str, CatalogCommand); 9] {
     let delete = CatalogCommand::DeleteVolume {
         request_id: "d".to_owned(),
         name: "old".to_owned(),
-        volume: None,
+        volume: VolumeId(1),
     };
     let members = [2, 3, 4].map(MemberId).to_vec();
     [
@@ -85,6 +85,7 @@ fn commands() -> [(&'static str, CatalogCommand); 9] {
         ("register-three", register(3)),
         ("add-members", CatalogCommand::AddCatalogMembers { pods: vec![PodId(1), PodId(2)] }),
         ("create", create("old")),
+        ("created", CatalogCommand::Created { volumes: vec![VolumeId(1)] }),
         ("delete", delete),
         ("destroyed", CatalogCommand::Destroyed { disk: Uuid([1; 16]), members }),
     ]
