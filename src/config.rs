@@ -250,8 +250,15 @@ pub enum ConfigError {
     NeedsAdvertise { key: &'static str, listen: SocketAddr },
     #[error("`{key}.advertise` is {advertise}, which is not an address others can connect to")]
     BadAdvertise { key: &'static str, advertise: SocketAddr },
-    #[error("`{first}.listen` and `{second}.listen` are both {listen}")]
+    #[error(
+        "`{first}.listen` and `{second}.listen` are both {listen}: give each a port of its own"
+    )]
     SameListen { first: &'static str, second: &'static str, listen: SocketAddr },
+    #[error(
+        "`{first}.listen` ({one}) and `{second}.listen` ({other}) take the same port of one \
+         address: give each a port of its own"
+    )]
+    PortTaken { first: &'static str, second: &'static str, one: SocketAddr, other: SocketAddr },
     #[error(
         "`hang_limit_seconds` is {0}; it must be 0 (never) or from {HANG_LIMIT_SECONDS_MIN} to \
          {HANG_LIMIT_SECONDS_MAX}"
@@ -323,8 +330,13 @@ impl Config {
             {
                 return Err(ConfigError::BadAdvertise { key, advertise });
             }
-            if let Some((first, ..)) = all[..index].iter().find(|(_, other, _)| *other == listen) {
-                return Err(ConfigError::SameListen { first, second: key, listen });
+            let clash = all[..index].iter().find(|(_, other, _)| overlap(*other, listen));
+            if let Some((first, one, _)) = clash {
+                let (one, second) = (*one, key);
+                return Err(match one == listen {
+                    true => ConfigError::SameListen { first, second, listen },
+                    false => ConfigError::PortTaken { first, second, one, other: listen },
+                });
             }
         }
         Ok(())
@@ -512,6 +524,16 @@ fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
+/// True when two listeners cannot have both addresses: 0.0.0.0 covers every address of IPv4, and
+/// [::] covers these, too.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let covers = |all: SocketAddr, one: SocketAddr| {
+        all.ip().is_unspecified() && (all.is_ipv6() || one.is_ipv4())
+    };
+    let same = one.ip() == other.ip() || covers(one, other) || covers(other, one);
+    one.port() == other.port() && same
+}
+
 fn check_host_port(address: &str) -> Result<(), ConfigError> {
     let valid = address
         .rsplit_once(':')
@@ -558,6 +580,14 @@ mod tests {
     }
 
     #[test]
+    fn one_port_on_two_addresses_is_no_clash() {
+        parse("data = '/d'\n[api]\nlisten = '127.0.0.2:7401'").unwrap();
+        parse("data = '/d'\n[http]\nlisten = '[::1]:7401'").unwrap();
+        let api = "[api]\nlisten = '0.0.0.0:7400'\nadvertise = '192.0.2.1:7400'";
+        parse(&format!("data = '/d'\n{api}\n[http]\nlisten = '[::1]:7400'")).unwrap();
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (text, says) in [
             ("data = '/d'\nsize = 3", "unknown field"),
@@ -570,6 +600,14 @@ mod tests {
             ("data = '/d'\n[[disk]]\npath = 'a'\nsize = '1GB'", "unknown unit"),
             ("data = '/d'\n[api]\nlisten = '0.0.0.0:7400'", "api.advertise"),
             ("data = '/d'\n[api]\nlisten = '127.0.0.1:7401'", "are both 127.0.0.1:7401"),
+            (
+                "data = '/d'\n[api]\nlisten = '0.0.0.0:7401'\nadvertise = '192.0.2.1:7401'",
+                "`api.listen` (0.0.0.0:7401) and `peer.listen` (127.0.0.1:7401) take the same",
+            ),
+            (
+                "data = '/d'\n[http]\nlisten = '[::]:10809'",
+                "`nbd.listen` (127.0.0.1:10809) and `http.listen` ([::]:10809) take the same",
+            ),
             ("data = '/d'\n[nbd]\nlisten = '127.0.0.1:0'", "nbd.listen` needs a port"),
             ("data = '/d'\nhang_limit_seconds = 1", "hang_limit_seconds"),
             ("data = '/d'\nhang_limit_seconds = 3601", "hang_limit_seconds"),

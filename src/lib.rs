@@ -1,6 +1,9 @@
 //! Holdfast: replicated block storage. The module map, top down; imports point down only
 //! (`tests/tidy.rs` holds this, `ARCHITECTURE.md` explains it).
 
+// These macros panic when nobody reads the output any more: see `cli::output`.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod cli;
 pub mod config;
 pub mod control;

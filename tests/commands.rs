@@ -59,6 +59,83 @@ fn status_shows_what_is_not_written_back_and_where_reads_come_from() {
     }
 }
 
+/// Runs a command whose output nobody reads; returns its exit code and what it says of errors.
+fn unread(cluster: &Cluster, arguments: &[&str]) -> (Option<i32>, String) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = Command::new(program())
+        .args(arguments)
+        .args(["--endpoint", &cluster.endpoint(1)])
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .output()
+        .expect("run holdfast");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn commands_end_quietly_when_nobody_reads_what_they_print() {
+    let cluster = Setup::new("commands_unread").volume("demo", "64MiB").start();
+    let commands = [
+        &["status"][..],
+        &["volume", "list"],
+        &["volume", "show", "demo"],
+        &["volume", "create", "more", "--size", "64MiB"],
+        &["volume", "delete", "more"],
+        &["pod", "list"],
+        &["disk", "list"],
+        &["bench", "demo", "--seconds", "1"],
+        &["sim", "--seconds", "1"],
+    ];
+    for output in ["table", "json"] {
+        for command in commands {
+            let command = [command, &["--output", output]].concat();
+            assert_eq!(unread(&cluster, &command), (Some(0), String::new()), "{command:?}");
+        }
+    }
+    // What was asked for is done all the same, and a failure is one.
+    let (code, said) = unread(&cluster, &["volume", "show", "more"]);
+    assert!(code == Some(3) && said.contains("more"), "{code:?}: {said}");
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = Command::new(program())
+        .args(["status", "--endpoint", &cluster.endpoint(1)])
+        .stdout(full)
+        .output()
+        .expect("run holdfast");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("standard output"), "{said}");
+}
+
+#[test]
+fn a_new_volume_can_be_used_at_once_and_is_led_by_all_pods() {
+    let cluster = Setup::new("commands_create").volume("demo", "64MiB").start();
+    let create = ["volume", "create", "wide", "--size", "48GiB", "--json"];
+    let volume: Value = serde_json::from_str(&holdfast(&cluster, 2, &create)).unwrap();
+    assert_eq!(volume["state"], "ready", "{volume}");
+    let leaders: Vec<u64> = volume["shards"]
+        .as_array()
+        .expect("shards are listed")
+        .iter()
+        .map(|shard| shard["leader_pod"].as_u64().expect("it is led"))
+        .collect();
+    assert_eq!(leaders.len(), 12);
+    for pod in 1..=PODS as u64 {
+        assert!(leaders.contains(&pod), "pod {pod} leads nothing of {leaders:?}");
+    }
+    // A command that does not wait says that the volume is new, and not that it needs attention.
+    let create = ["volume", "create", "later", "--size", "200GiB", "--no-wait", "--json"];
+    let volume: Value = serde_json::from_str(&holdfast(&cluster, 3, &create)).unwrap();
+    assert_eq!(volume["state"], "creating", "{volume}");
+    wait_until("it can be used", || {
+        let show = ["volume", "show", "later", "--json"];
+        let volume: Value = serde_json::from_str(&holdfast(&cluster, 1, &show)).unwrap();
+        let status: Value =
+            serde_json::from_str(&holdfast(&cluster, 1, &["status", "--json"])).unwrap();
+        assert!(!status["problems"].to_string().contains("later"), "{status}");
+        volume["state"] == "ready"
+    });
+}
+
 /// `holdfast bench` as JSON; panics when it fails.
 fn bench(cluster: &Cluster, arguments: &[&str]) -> Value {
     let whole = [&["bench", "demo", "--seconds", "1", "--json"], arguments].concat();

@@ -52,6 +52,7 @@ fn a_cluster_is_where_it_should_be_ends_when_told_and_keeps_its_data() {
     refused(&dev(&cluster, "data", cluster.offset), "--data");
     refused(&dev(&cluster, "elsewhere", cluster.offset), "--port-offset");
 
+    assert_eq!(ids(&cluster), [1, 2, 3], "pod N has the id N");
     let status = cluster.terminate();
     assert!(status.success(), "{status}");
     for (pod, pid) in (1..).zip(&pids) {
@@ -65,6 +66,51 @@ fn a_cluster_is_where_it_should_be_ends_when_told_and_keeps_its_data() {
         let read = cluster.connect(PODS, "demo").read(4096 * pod as u64, 4096).unwrap();
         assert_eq!(read, [pod as u8; 4096]);
     }
+    assert_eq!(ids(&cluster), [1, 2, 3]);
+}
+
+/// The ids that pods 1, 2, ... have in the cluster.
+fn ids(cluster: &Cluster) -> Vec<u64> {
+    let pods = cluster.ask(&["pod", "list"]).expect("a pod answers");
+    let pods = pods.as_array().expect("pods are listed");
+    let id = |pod: usize| {
+        let of = pods.iter().find(|found| found["api"] == cluster.endpoint(pod).as_str());
+        of.and_then(|found| found["id"].as_u64()).expect("it is listed")
+    };
+    (1..=PODS).map(id).collect()
+}
+
+/// The files that count the starts of a pod.
+const COUNTERS: [&str; 2] = ["data/pod.json", "data/data-path.json"];
+
+/// The directory of a pod is restored from a copy of before the last starts. The shards have seen
+/// higher sessions of this pod since.
+#[test]
+fn a_pod_whose_directory_is_an_old_copy_writes_again() {
+    let mut cluster = Setup::new("dev_contract_restored").volume("demo", "64MiB").start();
+    cluster.stop();
+    let paths: Vec<_> = COUNTERS.iter().map(|name| cluster.pod_dir(2).join(name)).collect();
+    let copies: Vec<String> = paths.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    // As after so many more starts.
+    for (path, text) in paths.iter().zip(&copies) {
+        let mut counter: serde_json::Value = serde_json::from_str(text).unwrap();
+        counter["starts"] = 40.into();
+        fs::write(path, counter.to_string()).unwrap();
+    }
+    cluster.start_again();
+    cluster.connect(2, "demo").write(0, &[1; 4096]).unwrap();
+    cluster.stop();
+    for (path, text) in paths.iter().zip(&copies) {
+        fs::write(path, text).unwrap();
+    }
+    cluster.start_again();
+    cluster.connect(2, "demo").write(0, &[2; 4096]).unwrap();
+    assert_eq!(cluster.connect(1, "demo").read(0, 4096).unwrap(), [2; 4096]);
+    let starts = || {
+        let text = fs::read_to_string(&paths[1]).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["starts"].as_u64().unwrap()
+    };
+    assert!(starts() > 41, "what it goes on in is stored: {}", starts());
 }
 
 #[test]
@@ -82,14 +128,13 @@ fn a_pod_that_died_is_started_again_or_left_as_it_was_told() {
         fs::read_to_string(cluster.dir.join("dev.log")).is_ok_and(|log| log.contains(words))
     };
     wait_until("dev has noticed", || says("is not restarted"));
-    // The others notice later than a restart would take. (The catalog numbers pods as they join, so
-    // this one need not be pod 2 there.)
+    // The others notice later than a restart would take.
     wait_until("the others miss it", || {
         let output = Command::new(program())
             .args(["status", "--endpoint", &cluster.endpoint(1)])
             .output()
             .expect("run holdfast status");
-        String::from_utf8_lossy(&output.stdout).contains("is unreachable")
+        String::from_utf8_lossy(&output.stdout).contains("pod 2 is unreachable")
     });
     assert_eq!(cluster.pid(2), None);
     assert!(cluster.terminate().success());

@@ -242,6 +242,7 @@ fn import_directions(source: &Source<'_>) -> Vec<Violation> {
 const PURE_CONTROL: &[&str] = &[
     "catalog_member.rs",
     "command.rs",
+    "creation.rs",
     "placement.rs",
     "reconcile.rs",
     "registration.rs",
@@ -336,6 +337,37 @@ fn glob_imports(source: &Source<'_>) -> Vec<Violation> {
         .collect()
 }
 
+/// Logs are read by people: a field that is given as `?value`, or `{:?}` in a text, shows our own
+/// types as the compiler writes them, as in `Some(MemberId(7))`.
+fn debug_in_logs(source: &Source<'_>) -> Vec<Violation> {
+    let (mut found, mut depth) = (Vec::new(), 0i64);
+    for (line, code) in source.production() {
+        let begins = LOG_CALLS.iter().filter_map(|call| code.find(call)).min();
+        let inside = match (depth > 0, begins) {
+            (true, _) => code,
+            (false, Some(at)) => &code[at..],
+            (false, None) => continue,
+        };
+        let parens = |paren: char| inside.chars().filter(|char| *char == paren).count() as i64;
+        depth = (depth + parens('(') - parens(')')).max(0);
+        let mut fields = inside.split([',', '(', '=']).map(str::trim_start);
+        if fields.any(|field| field.starts_with('?')) || source.lines[line - 1].contains(":?}") {
+            let what = "a log line with a Debug form: give values their Display, and an optional \
+                        one as `Option` of a number or text";
+            found.push(source.violation(line, what.to_string()));
+        }
+    }
+    found
+}
+
+const LOG_CALLS: &[&str] = &[
+    "tracing::trace!(",
+    "tracing::debug!(",
+    "tracing::info!(",
+    "tracing::warn!(",
+    "tracing::error!(",
+];
+
 /// Variant names that do not tell the error.
 const CATCH_ALL: &[&str] = &[
     "Error", "Other", "Generic", "Internal", "Message", "Custom", "Io", "Unknown", "Failed",
@@ -406,10 +438,19 @@ fn scattered_impls(sources: &[(&str, &str)]) -> Vec<Violation> {
 
 fn check(path: &str, text: &str) -> Vec<Violation> {
     let source = Source::new(path, text);
-    [import_directions, purity, sizes, unfinished, ignored_tests, glob_imports, stringly_errors]
-        .iter()
-        .flat_map(|rule| rule(&source))
-        .collect()
+    [
+        import_directions,
+        purity,
+        sizes,
+        unfinished,
+        ignored_tests,
+        glob_imports,
+        debug_in_logs,
+        stringly_errors,
+    ]
+    .iter()
+    .flat_map(|rule| rule(&source))
+    .collect()
 }
 
 fn rust_files(folder: &Path, out: &mut Vec<PathBuf>) {
@@ -489,6 +530,11 @@ fn every_rule_fires() {
         ("src/io/a.rs", "use crate::types::*;", 1, "glob import"),
         ("src/store/a.rs", "use crate::store::messages::*;", 0, ""),
         ("src/io/a.rs", "#[cfg(test)]\nmod tests {\n    use super::*;\n}", 0, ""),
+        ("src/io/a.rs", "tracing::info!(%pod, ?leader, \"role\");", 1, "Debug form"),
+        ("src/io/a.rs", "tracing::warn!(\n    error = ?why,\n    \"no\"\n);", 2, "Debug form"),
+        ("src/io/a.rs", "tracing::warn!(\"at {place:?}\");", 1, "Debug form"),
+        ("src/io/a.rs", "tracing::warn!(%why, \"why?\");\nlet x = f(g?, h);", 0, ""),
+        ("src/io/a.rs", "panic!(\"{role:?}\");", 0, ""),
         ("src/io/a.rs", "enum FooError {\n    Generic(String),\n}", 2, "catch-all"),
         ("src/io/a.rs", "enum Name {\n    Text(String),\n}", 0, ""),
     ];

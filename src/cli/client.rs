@@ -6,7 +6,7 @@ use anyhow::Context;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
-use crate::cli::exit::CallError;
+use crate::cli::exit::{CallError, UsageError};
 use crate::control::identity::random_uuid;
 use crate::control::proto::cluster_client::ClusterClient;
 use crate::control::proto::disks_client::DisksClient;
@@ -30,11 +30,11 @@ impl Client {
             true => endpoint.to_owned(),
             false => format!("http://{endpoint}"),
         };
-        let channel = Endpoint::from_shared(uri)
-            .with_context(|| format!("{endpoint:?} is not an endpoint, such as 127.0.0.1:7400"))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(CALL_TIMEOUT)
-            .connect_lazy();
+        let no_endpoint =
+            || UsageError(format!("{endpoint:?} is not an endpoint, such as 127.0.0.1:7400"));
+        let parsed = Endpoint::from_shared(uri).map_err(|_| no_endpoint())?;
+        parsed.uri().port().ok_or_else(no_endpoint)?;
+        let channel = parsed.connect_timeout(CONNECT_TIMEOUT).timeout(CALL_TIMEOUT).connect_lazy();
         Ok(Client { endpoint: endpoint.to_owned(), channel })
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Exit codes: 0 done; 1 failed; 2 wrong command line; 3 no such object; 4 the cluster cannot be
 //! reached or has no majority; 5 the request conflicts with the state (a name is taken, there are
-//! too few pods).
+//! too few pods). A command whose reader closes its output ends quietly with 0.
 
 pub mod bench;
 pub mod client;
@@ -11,6 +11,7 @@ mod data_path;
 pub mod dev;
 pub mod disk;
 pub mod exit;
+pub mod output;
 pub mod pod;
 pub mod render;
 pub mod serve;
@@ -23,6 +24,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::client::Client;
+use crate::cli::output::OutputError;
 
 /// Replicated block storage.
 #[derive(Debug, Parser)]
@@ -97,8 +99,11 @@ pub fn run() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if matches!(error.downcast_ref(), Some(OutputError::Closed)) => {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::note(&format!("error: {error:#}"));
             exit::code_of(&error)
         }
     }
@@ -120,7 +125,6 @@ fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
             CliCommand::Pod(command) => pod::run(&client, command, output).await?,
             CliCommand::Disk(command) => disk::run(&client, command, output).await?,
         };
-        print!("{text}");
-        Ok(())
+        Ok(output::print(&text)?)
     })
 }

@@ -7,7 +7,7 @@ use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::data_path;
+use crate::cli::{data_path, output};
 use crate::config::Config;
 use crate::control::identity::{PodDirectory, write_atomically};
 use crate::control::server::Server;
@@ -25,7 +25,7 @@ pub fn run(args: &Args) -> ExitCode {
     let config = match read(&args.config) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::note(&format!("error: {error:#}"));
             return ExitCode::FAILURE;
         }
     };

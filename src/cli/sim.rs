@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::cli::output;
 use crate::config::{Log, LogFormat};
 use crate::sim::{Options, Outcome, Plan, Seen, Violation, run as run_seed, shrink};
 use crate::telemetry::logs;
@@ -100,8 +101,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Err(error);
     }
     let total = total.into_inner().unwrap_or_else(|error| error.into_inner());
-    total.print(start.elapsed().as_secs_f64());
-    Ok(())
+    Ok(output::print(&total.text(start.elapsed().as_secs_f64()))?)
 }
 
 /// Totals over all seeds.
@@ -124,18 +124,21 @@ impl Total {
         self.seen += outcome.seen;
     }
 
-    fn print(&self, took_s: f64) {
+    fn text(&self, took_s: f64) -> String {
         let virtual_s = self.virtual_ms as f64 / 1e3;
-        println!("seen: {}; {} of {} ended without a pod", self.seen, self.spared, self.seeds);
-        println!(
-            "{} seeds, {} requests, {:.2} virtual hours, {:.0} seeds a minute, \
-             {:.0} times real time",
+        format!(
+            "seen: {}; {} of {} ended without a pod\n\
+             {} seeds, {} requests, {:.2} virtual hours, {:.0} seeds a minute, \
+             {:.0} times real time\n",
+            self.seen,
+            self.spared,
+            self.seeds,
             self.seeds,
             self.requests,
             virtual_s / 3600.0,
             self.seeds as f64 * 60.0 / took_s,
             virtual_s / took_s
-        );
+        )
     }
 }
 
@@ -148,10 +151,10 @@ fn one(args: &Args, seed: u64) -> anyhow::Result<Outcome> {
         ..Options::new(seed, Duration::from_secs(args.seconds))
     };
     let outcome = run_seed(&options).map_err(|violation| failure(args, options, violation))?;
-    println!(
+    output::line(&format!(
         "seed {seed}: {} requests, {} faults, {} virtual ms, trace {:016x}",
         outcome.requests, outcome.faults, outcome.virtual_ms, outcome.trace
-    );
+    ))?;
     Ok(outcome)
 }
 
@@ -160,7 +163,8 @@ fn failure(args: &Args, options: Options, violation: Violation) -> anyhow::Error
     let found = args.shrink.then(|| shrink(&quiet)).flatten();
     let (smallest, violation) = found.unwrap_or((quiet, violation));
     for (number, fault) in smallest.faults() {
-        println!("fault {number}: {fault}");
+        // The violation counts, also when nobody reads the list.
+        let _unread = output::line(&format!("fault {number}: {fault}"));
     }
     let mut again = format!("holdfast sim --seed {} --seconds {}", smallest.seed, args.seconds);
     if let Some(only) = &smallest.only {

@@ -57,6 +57,15 @@ pub enum Purpose {
     Resync,
 }
 
+impl std::fmt::Display for Purpose {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Purpose::Data => "data",
+            Purpose::Resync => "resync",
+        })
+    }
+}
+
 /// Opens a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {

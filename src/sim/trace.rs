@@ -1,6 +1,8 @@
 //! The trace of a run: a hash of all events, which only equal runs share, and on demand a line for
 //! every event.
 
+use std::io::Write;
+
 use crate::types::{Mono, mix64};
 
 /// See the module.
@@ -19,7 +21,9 @@ impl Trace {
             self.hash = mix64(self.hash ^ *number);
         }
         if self.prints {
-            println!("{:12.6} {}", now.0 as f64 / 1e9, text());
+            let mut out = std::io::stdout().lock();
+            // The command notices a closed output when it prints the outcome.
+            let _unread = writeln!(out, "{:12.6} {}", now.0 as f64 / 1e9, text());
         }
     }
 }

@@ -117,8 +117,12 @@ impl Admission<'_> {
                 false => lane.admit(to, payload_bytes, &ranges),
             };
             let Some(error) = refusal(admitted) else { break };
-            let space = lane.space();
-            tracing::debug!(member = %to, payload_bytes, ?space, %error, "entries are refused");
+            let (free_bytes, log_used_bytes) =
+                (lane.space().free_bytes, lane.space().log_used_bytes);
+            tracing::debug!(
+                member = %to, payload_bytes, free_bytes, log_used_bytes, %error,
+                "entries are refused"
+            );
             count = match count > earlier && earlier > here {
                 true => earlier,
                 false => here + (count - here) / 2,

@@ -544,7 +544,7 @@ impl PeerHandler<'_> {
             // The view that names this pair is still to come; the dialer tries again.
             return self.close(conn);
         };
-        tracing::info!(pod = %peer.pod, ?purpose, "link up");
+        tracing::info!(pod = %peer.pod, %purpose, "link up");
         wanted.attempt = 0;
         wanted.up = true;
         let older = wanted.conn.replace(conn).filter(|older| *older != conn);

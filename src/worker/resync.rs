@@ -398,7 +398,8 @@ impl ResyncHandler<'_> {
             return;
         }
         if !refused.is_empty() {
-            tracing::warn!(%member, ?refused, "extents of a resync cannot be put in place");
+            let (count, first) = (refused.len(), refused[0].0);
+            tracing::warn!(%member, count, first, "extents of a resync cannot be put in place");
             return self.ended(member, false);
         }
         resync.heard = now;

@@ -64,7 +64,8 @@ impl Watchdog {
                 if watch.look(start.elapsed(), rounds.load(Ordering::Relaxed)) {
                     tracing::error!(
                         rounds = watch.rounds,
-                        "the data path has hung for {limit:?}; this pod ends"
+                        "the data path has hung for {} seconds; this pod ends",
+                        limit.as_secs()
                     );
                     std::process::abort();
                 }

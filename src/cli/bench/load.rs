@@ -9,6 +9,7 @@ use hdrhistogram::Histogram;
 
 use crate::cli::bench::nbd::{Connection, Target};
 use crate::cli::bench::pattern::{Pattern, Requests};
+use crate::cli::output;
 use crate::types::mix64;
 
 /// How long to wait for answers after the last request.
@@ -193,7 +194,7 @@ impl<'a> Thread<'a> {
                 self.answered(answer.cookie, answer.error);
             }
             if let Err(error) = result {
-                eprintln!("a connection to {} broke: {error:#}", self.load.target);
+                output::note(&format!("a connection to {} broke: {error:#}", self.load.target));
                 self.broken();
             }
         }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::cli::client::{Client, request_id};
 use crate::cli::dev::layout::Layout;
+use crate::cli::output::{self, OutputError};
 use crate::config::size::ByteSize;
 use crate::control::proto::{
     CreateVolumeRequest, DiskState, ListVolumesRequest, PodState, StatusRequest, Volume,
@@ -29,10 +30,10 @@ pub async fn bring_up(layout: &Layout, volumes: &[(String, ByteSize)]) -> anyhow
     let there = list(&client).await?;
     for (name, size) in volumes {
         match there.iter().find(|volume| volume.name == *name) {
-            Some(volume) if volume.size_bytes != size.0 => eprintln!(
+            Some(volume) if volume.size_bytes != size.0 => output::note(&format!(
                 "volume {name} exists with {}; its size stays",
                 ByteSize(volume.size_bytes)
-            ),
+            )),
             Some(_) => {}
             None => create(&client, name, *size, replicas).await?,
         }
@@ -41,7 +42,11 @@ pub async fn bring_up(layout: &Layout, volumes: &[(String, ByteSize)]) -> anyhow
         let name = &volume.name;
         let what = format!("volume {name} can be used");
         until(&what, || usable(&client, name, first.nbd.listen)).await?;
-        println!("ready nbd://{}/{name}", first.nbd.listen);
+        match output::line(&format!("ready nbd://{}/{name}", first.nbd.listen)) {
+            // The cluster is there for others, too.
+            Ok(()) | Err(OutputError::Closed) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(())
 }

@@ -12,6 +12,8 @@ use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_dea
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::cli::dev::layout::PodLayout;
+use crate::cli::output;
+use crate::control::identity::has_joined;
 
 /// Interval of checks of the processes.
 const LOOK: Duration = Duration::from_millis(50);
@@ -34,12 +36,18 @@ struct Pod {
     config_file: PathBuf,
     pid_file: PathBuf,
     log_file: PathBuf,
+    /// Directory of its identity.
+    data: PathBuf,
+    /// It and all pods before it belong to the cluster.
+    has_joined: bool,
     /// It has served at least once. Before that, its end is an error of the whole command.
     has_served: bool,
     state: ChildState,
 }
 
 enum ChildState {
+    /// Not all pods before it have joined.
+    New,
     Running(Child),
     /// The time of its next start.
     Waiting(Instant),
@@ -49,7 +57,6 @@ enum ChildState {
 impl Children {
     /// Starts no process yet; [`Children::tend`] does.
     pub fn new(pods: &[PodLayout], restart_after: RestartAfter) -> Children {
-        let now = Instant::now();
         let pods = pods
             .iter()
             .map(|pod| Pod {
@@ -57,8 +64,10 @@ impl Children {
                 config_file: pod.config_file(),
                 pid_file: pod.pid_file(),
                 log_file: pod.log_file(),
+                data: pod.config.data.clone(),
+                has_joined: false,
                 has_served: false,
-                state: ChildState::Waiting(now),
+                state: ChildState::New,
             })
             .collect();
         Children { pods, restart_after }
@@ -67,11 +76,25 @@ impl Children {
     /// Starts the pods that are due, and notices those that ended. Fails when a pod ended before it
     /// ever served.
     pub async fn tend(&mut self) -> anyhow::Result<()> {
+        self.admit();
         for pod in &mut self.pods {
             pod.tend(self.restart_after)?;
         }
         sleep(LOOK).await;
         Ok(())
+    }
+
+    /// Lets pods begin. The cluster gives ids in the order in which pods join, so each one waits
+    /// until all before it have joined. Then pod N has the id N.
+    fn admit(&mut self) {
+        let mut all_before = true;
+        for pod in &mut self.pods {
+            if all_before && matches!(pod.state, ChildState::New) {
+                pod.state = ChildState::Waiting(Instant::now());
+            }
+            all_before = all_before && (pod.has_joined || has_joined(&pod.data));
+            pod.has_joined = all_before;
+        }
     }
 
     /// Asks all processes to stop, and kills those that do not.
@@ -87,9 +110,9 @@ impl Children {
             if let ChildState::Running(child) = &mut pod.state
                 && timeout(deadline - Instant::now(), ended(child)).await.is_err()
             {
-                eprintln!("pod {number} did not stop in time; killing it");
+                output::note(&format!("pod {number} did not stop in time; killing it"));
                 if let Err(error) = child.kill().and_then(|()| child.wait().map(drop)) {
-                    eprintln!("could not kill pod {number}: {error}");
+                    output::note(&format!("could not kill pod {number}: {error}"));
                 }
             }
         }
@@ -105,7 +128,7 @@ async fn ended(child: &mut Child) {
 impl Pod {
     fn tend(&mut self, restart_after: RestartAfter) -> anyhow::Result<()> {
         match &mut self.state {
-            ChildState::Left => Ok(()),
+            ChildState::New | ChildState::Left => Ok(()),
             ChildState::Waiting(until) if *until > Instant::now() => Ok(()),
             ChildState::Waiting(_) => {
                 self.state = ChildState::Running(self.start()?);
@@ -134,11 +157,11 @@ impl Pod {
         }
         match restart_after {
             RestartAfter::Never => {
-                eprintln!("pod {number} ended ({status}) and is not restarted");
+                output::note(&format!("pod {number} ended ({status}) and is not restarted"));
                 self.state = ChildState::Left;
             }
             RestartAfter::Time(time) => {
-                eprintln!("pod {number} ended ({status}); it restarts after {time:?}");
+                output::note(&format!("pod {number} ended ({status}); it restarts after {time:?}"));
                 self.state = ChildState::Waiting(Instant::now() + time);
             }
         }
@@ -180,7 +203,7 @@ impl Pod {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let sent = pid.map(|pid| kill_process(pid, signal));
         if let Some(Err(error)) = sent {
-            eprintln!("could not signal pod {}: {error}", self.number);
+            output::note(&format!("could not signal pod {}: {error}", self.number));
         }
     }
 }
@@ -220,6 +243,41 @@ fn last_error(log: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::dev::layout::Layout;
+    use crate::config::size::ByteSize;
+    use crate::control::identity::{Identity, PodDirectory};
+    use crate::types::{PodId, Uuid};
+
+    #[test]
+    fn a_pod_starts_when_all_before_it_have_joined() {
+        let root = tempfile::tempdir().unwrap();
+        let wal = ByteSize(256 << 20);
+        let layout = Layout::new(root.path().to_owned(), 3, 0, &[], wal).unwrap();
+        let mut children = Children::new(&layout.pods, RestartAfter::Never);
+        let mut may_start = || {
+            children.admit();
+            let new = |pod: &&Pod| matches!(pod.state, ChildState::New);
+            3 - children.pods.iter().filter(new).count()
+        };
+        let join = |pod: usize| {
+            let mut directory = PodDirectory::open(&layout.pods[pod].config.data).unwrap();
+            let identity = Identity { cluster: Uuid([1; 16]), pod: PodId(pod as u64 + 1) };
+            directory.set_identity(identity).unwrap();
+        };
+        assert_eq!(may_start(), 1);
+        join(0);
+        assert_eq!(may_start(), 2);
+        // It has a directory, and no identity yet.
+        PodDirectory::open(&layout.pods[1].config.data).unwrap();
+        assert_eq!(may_start(), 2);
+        join(1);
+        assert_eq!(may_start(), 3);
+        join(2);
+        let mut resumed = Children::new(&layout.pods, RestartAfter::Never);
+        resumed.admit();
+        let waits = |pod: &Pod| matches!(pod.state, ChildState::Waiting(_));
+        assert!(resumed.pods.iter().all(waits), "a cluster that is resumed starts at once");
+    }
 
     #[test]
     fn the_reason_comes_from_the_log() {

@@ -1,7 +1,8 @@
 //! Directories and ports of a development cluster.
 //!
 //! Pod N, counted from 1, lives in `DIR/pod-N`: `holdfast.toml`, `pid`, `log`, `disk-1/`, and its
-//! identity in `data/`. Its ports are the defaults + 100 x (N - 1) + the offset.
+//! identity in `data/`. Its id in the cluster is N. Its ports are the defaults + 100 x (N - 1) +
+//! the offset.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};

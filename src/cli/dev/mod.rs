@@ -19,6 +19,7 @@ use crate::cli::dev::children::{Children, RestartAfter};
 use crate::cli::dev::layout::Layout;
 use crate::cli::volume::volume_name;
 use crate::config::size::ByteSize;
+use crate::types::BLOCK_BYTES;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -104,7 +105,12 @@ fn lock(path: &std::path::Path) -> anyhow::Result<File> {
 
 fn volume_and_size(text: &str) -> Result<(String, ByteSize), String> {
     let (name, size) = text.split_once(':').ok_or("write NAME:SIZE, as in demo:10GiB")?;
-    Ok((volume_name(name)?, size.parse().map_err(|error| format!("{error}"))?))
+    let size: ByteSize = size.parse().map_err(|error| format!("{error}"))?;
+    // The pods would refuse it, but only once the cluster is there.
+    if size.0 == 0 || !size.0.is_multiple_of(BLOCK_BYTES as u64) {
+        return Err(format!("a volume's size is a multiple of 4KiB; {size} is not"));
+    }
+    Ok((volume_name(name)?, size))
 }
 
 /// Parses one line of a configuration. A value that is not TOML is taken as text.
@@ -154,7 +160,7 @@ mod tests {
         );
         assert!(setting("io").is_err() && setting("=3").is_err());
         assert_eq!(volume_and_size("demo:1GiB"), Ok(("demo".into(), ByteSize(1 << 30))));
-        for text in ["demo", "demo:", "Demo:1GiB", ":1GiB"] {
+        for text in ["demo", "demo:", "Demo:1GiB", ":1GiB", "demo:1", "demo:0"] {
             assert!(volume_and_size(text).is_err(), "{text}");
         }
     }

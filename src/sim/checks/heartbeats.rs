@@ -46,7 +46,7 @@ impl Heartbeats {
     /// From now on heartbeats take no longer than this, leases last and leaders stay.
     pub fn expect(&mut self, within: Option<Duration>) {
         if self.within.is_some() {
-            tracing::info!(longest = ?self.longest, "heartbeats");
+            tracing::info!(longest_us = self.longest.as_micros() as u64, "heartbeats");
         }
         *self = Heartbeats { within, ..Heartbeats::default() };
     }
