@@ -8,7 +8,7 @@ them in turn: A B C A B C, means compared with means. Prints the table and the c
     benches/compare.py [--binary PATH] [--limit PATH] [--dir DIR] [--rounds 5] [--seconds 5]
                        [--only NAME ...] [--beside NAME ...] [--connections 1 4]
                        [--clients leader other] [--one-disk-each] [--sustained] [--rest]
-                       [--postgres] [--scale] [--markdown FILE]
+                       [--postgres] [--scale] [--absence] [--markdown FILE]
 
 Before every run it waits until nothing of Holdfast is left to be written back and the machine is
 idle. Bursts of writes fit in the log; `--sustained` writes five logs full and counts the last half.
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 
+import absence
 import postgres
 import rest
 import scale
@@ -150,6 +151,7 @@ class Bench:
             [17, -5, 9, 21, -8, -8, -8, -8, -8, -9, -9, -7, -7, -13, -7, 30])
         self.rest = Table(["", "value", "aim", "", "conditions"], [38, -18, -18, 6, 60])
         self.postgres = Table(postgres.HEAD, postgres.WIDTHS)
+        self.absence = Table(absence.HEAD, absence.WIDTHS)
         self.notes = []
 
     def start(self, kinds):
@@ -301,9 +303,12 @@ def arguments():
                         help="what idle shards and volumes cost; alone unless jobs are named")
     parser.add_argument("--idle-shards", type=int, default=4000, help="for --scale; 0: none")
     parser.add_argument("--idle-volumes", type=int, default=2000, help="for --scale; 0: none")
+    parser.add_argument("--absence", action="store_true",
+                        help="stop a pod for 30 s under 10,000 writes a second on 200 shards; "
+                             "alone unless jobs are named")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there, too")
     options = parser.parse_args()
-    if options.only is None and (options.postgres or options.scale):
+    if options.only is None and (options.postgres or options.scale or options.absence):
         options.only = []
     if options.one_disk_each:
         options.volume_gib = min(options.volume_gib, SMALL_VOLUME_GIB)
@@ -339,6 +344,10 @@ def measure(bench, jobs):
     if options.postgres:
         bench.postgres.begin()
         postgres.measure(options, os.path.join(bench.folder, "postgres"), bench.postgres.add)
+    if options.absence:
+        bench.absence.begin()
+        absence.measure(options.binary, os.path.join(bench.folder, "absence"), bench.wal_bytes,
+                        bench.absence.add)
     if options.rest:
         rest.measure(options.binary, os.path.join(bench.folder, "rest"), bench.wal_bytes,
                      options.rest_rounds, lambda result: bench.rest.add(result.cells()))
@@ -370,6 +379,7 @@ def main():
                 file.write(bench.table.markdown())
                 file.write("".join(f"- {note}\n" for note in bench.notes) + "\n")
                 file.write(bench.postgres.markdown())
+                file.write(bench.absence.markdown())
                 file.write(bench.rest.markdown())
                 file.write("".join(f"- {name}: {text}\n" for name, text in found))
     finally:

@@ -37,6 +37,20 @@ pub const CONNECTION_IN_FLIGHT_BYTES_MIN: usize = 1 << 20;
 pub const SHARD_PROPOSAL_BYTES_MAX: usize = 64 << 20;
 /// Default of [`Budgets::link_bytes`].
 pub const LINK_QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Payload bytes that one fetch of entries from the log gives, unless one entry alone is larger.
+pub const LOG_FETCH_BYTES_MAX: usize = 1 << 20;
+/// Batches of the log that one fetch looks into.
+pub const LOG_FETCH_BATCHES_MAX: usize = 32;
+/// Fetches of entries in flight per lane, for all its replicas; others wait in order.
+pub const LOG_FETCHES_MAX: usize = 4;
+/// Payload bytes of fetched entries that a follower has been sent and has not answered.
+pub const FED_BYTES_MAX: usize = 4 << 20;
+/// Terms that a replica can tell of entries that it has only in the log on the disk.
+pub const LOG_TERMS_MAX: usize = 64;
+/// Resyncs that copy into the replicas of one lane at a time; others wait in order.
+pub const RESYNCS_INTO_LANE_MAX: usize = 4;
+/// Resyncs that one lane is the source of at a time; other followers wait for their offer.
+pub const RESYNCS_FROM_LANE_MAX: usize = 4;
 
 /// The bounds of memory for work in flight that a pod's configuration may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

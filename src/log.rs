@@ -27,6 +27,13 @@ pub struct LogEntry {
     pub payload: Bytes,
 }
 
+/// The log does not have an entry any more, or cannot read it. `first`: the first one after it that
+/// may still be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogGone {
+    pub first: u64,
+}
+
 /// A 64 KiB slot of a data file: slot N starts at byte N x 64 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub u32);

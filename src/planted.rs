@@ -169,6 +169,18 @@ mistakes! {
     AnsweredBeforeDurable,
     /// `conflicting-suffix-truncated`: a conflicting entry is added to the logged entries.
     SuffixNotTruncated,
+    /// `fetched-as-logged`: a payload is read back without a check of its checksum.
+    FetchedUnchecked,
+    /// `fetched-as-logged`: what the ring overwrote during a fetch counts as bit rot.
+    FetchedOverwritten,
+    /// `resync-beyond-the-ring`: a follower that is behind the memory of its leader is resynced.
+    ResyncInsteadOfRing,
+    /// `fetched-as-logged`: a leader sends entries that its store gave without looking at them.
+    FetchedNotCompared,
+    /// `resync-slows-clients`: clients write as fast as they can, whatever a resync needs.
+    ResyncNeverSlows,
+    /// `resync-shares-the-lane`: copies of a resync always go before write-back.
+    ResyncsBeforeWriteBack,
     /// `catalog-answers-after-apply`: a command is answered when only the leader's log has it.
     CatalogAnswersEarly,
     /// `ids-never-reused`: a catalog member gets an id that the next one gets, too.

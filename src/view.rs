@@ -145,6 +145,9 @@ pub struct DiskReport {
     pub read_bytes: u64,
     #[serde(default)]
     pub read_dirty_bytes: u64,
+    /// Resyncs into replicas of this disk that began since the pod started.
+    #[serde(default)]
+    pub resyncs: u64,
     /// Why the disk was given up, if it was.
     pub failed: Option<String>,
     pub members: Vec<MemberReport>,

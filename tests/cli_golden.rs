@@ -45,6 +45,7 @@ fn disks() -> Vec<Disk> {
         dirty_bytes: used_bytes >> 13,
         read_bytes: 8 << 20,
         read_dirty_bytes: 2 << 20,
+        resyncs: 5,
     };
     vec![
         disk('a', 1, 1536 << 30, DiskState::Up, ""),

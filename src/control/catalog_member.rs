@@ -165,6 +165,7 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
             first_block_in_volume: 0,
             blocks: 1,
             log_tail_bytes: kept.log_tail_bytes,
+            log_on_disk: false,
             proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
             reads: ReadMode::Lease,
             pool: Pool::default(),
@@ -333,10 +334,10 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
                 tracing::info!(term, leader, serving, "the catalog's leader or term changed");
                 self.known.role = role;
             }
-            Output::NeedsResync { member } => self.send_state(member),
+            Output::NeedsResync { member, .. } => self.send_state(member),
             Output::Faulted { reason } => return Err(MemberError::Faulted(reason)),
-            Output::Read { .. } | Output::ReadBase { .. } => {
-                unreachable!("nobody reads blocks of the catalog")
+            Output::Read { .. } | Output::ReadBase { .. } | Output::FetchLog { .. } => {
+                unreachable!("nobody reads blocks or entries of the catalog")
             }
         }
         Ok(())

@@ -121,6 +121,7 @@ impl<'a> Describe<'a> {
                     dirty_bytes: report.map_or(0, |report| report.dirty_bytes),
                     read_bytes: report.map_or(0, |report| report.read_bytes),
                     read_dirty_bytes: report.map_or(0, |report| report.read_dirty_bytes),
+                    resyncs: report.map_or(0, |report| report.resyncs),
                     replicas: count(replicas.get(id).copied().unwrap_or(0) as usize),
                     state: state.into(),
                     reason: failed.unwrap_or_default(),

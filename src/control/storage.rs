@@ -143,6 +143,7 @@ impl Storage {
             compacted_index,
             compacted_term,
             entries,
+            on_disk: None,
             meta: snapshot.meta.clone(),
             resyncing: false,
             faulted: false,

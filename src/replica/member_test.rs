@@ -502,6 +502,7 @@ fn config() -> MemberConfig {
         first_block_in_volume: 0,
         blocks: BLOCKS,
         log_tail_bytes: 0,
+        log_on_disk: false,
         proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
         reads: ReadMode::Lease,
         pool: Pool::default(),
@@ -653,6 +654,13 @@ fn random_run(seed: u64) -> (u64, usize) {
     let ids: Vec<MemberId> = cluster.nodes.keys().copied().collect();
     if seed.is_multiple_of(3) {
         cluster.log_tail_bytes = 30_000;
+    }
+    if seed % 3 == 1 {
+        (cluster.log_tail_bytes, cluster.ring_entries) = (9_000, 20 + 10 * (seed % 10));
+        for id in &ids {
+            cluster.crash(*id);
+            cluster.start(*id);
+        }
     }
     cluster.faults = Faults {
         drop: cluster.rng.below(6),

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use raft::eraftpb::Message;
 
 use crate::io::buffer::Pool;
-use crate::log::{Append, Applied, HardState, LogEntry};
+use crate::log::{Append, Applied, HardState, LogEntry, LogGone};
+use crate::replica::terms::Terms;
 use crate::types::{
     Block, BlockError, BlockRange, MemberId, Mono, Origin, ShardId, ShardOp, ShardReply, VolumeId,
 };
@@ -32,6 +33,8 @@ pub struct MemberConfig {
     pub blocks: u32,
     /// Bytes of applied entries kept in memory for followers that lag a little.
     pub log_tail_bytes: usize,
+    /// The store's log has older entries, and gives them back: [`Output::FetchLog`].
+    pub log_on_disk: bool,
     /// Limit of the bytes of proposals in flight.
     pub proposal_bytes_max: usize,
     pub reads: ReadMode,
@@ -62,6 +65,8 @@ pub struct Start {
     /// Entries from `compacted_index + 1` on, contiguous, with payloads. Those up to
     /// `applied_index` serve followers only.
     pub entries: Vec<LogEntry>,
+    /// The terms of entries that only the log on the disk has, up to `compacted_index`.
+    pub on_disk: Option<Terms>,
     /// Shard metadata as of `applied_index`: configuration, epochs, sessions, size.
     pub meta: Bytes,
     /// The durable resyncing flag is set: no serving until it is cleared, and late campaigns.
@@ -93,6 +98,11 @@ pub enum Input {
     Base {
         ticket: u64,
         result: Result<Option<Bytes>, BlockError>,
+    },
+    /// Answer to [`Output::FetchLog`]: entries from `low` on, at least one.
+    LogFetched {
+        low: u64,
+        result: Result<Vec<LogEntry>, NotFetched>,
     },
     /// The link to this member's lane is down; raft-rs needs to know.
     Unreachable(MemberId),
@@ -171,9 +181,17 @@ pub enum Output {
     },
     /// Leader or term changed.
     Role(Role),
-    /// On the leader: this follower lags behind the log and must be resynced.
+    /// On the leader: asks the store for applied entries from `low` on and before `high`. The
+    /// follower `to` waits for them.
+    FetchLog {
+        to: MemberId,
+        low: u64,
+        high: u64,
+    },
+    /// On the leader: this follower must be resynced.
     NeedsResync {
         member: MemberId,
+        reason: ResyncReason,
     },
     /// This member is broken (a raft-rs invariant, a conflicting log) and has stopped.
     Faulted {
@@ -192,6 +210,24 @@ pub struct Rest {
     pub index: u64,
 }
 
+/// Why a fetch brought no entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotFetched {
+    /// Not asked: the way to the follower is full. raft-rs asks again.
+    Busy,
+    /// The log on the disk does not have the first entry any more.
+    Gone(LogGone),
+}
+
+/// Why a follower needs a resync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ResyncReason {
+    /// The leader's log, in memory and on the disk, begins behind what the follower has.
+    BehindLog,
+    /// The follower has no configuration, and cannot start from the log.
+    Uninitialised,
+}
+
 /// The leader, as this member knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Role {
@@ -199,4 +235,13 @@ pub struct Role {
     pub leader: Option<MemberId>,
     /// This member leads and has applied an entry of its own term.
     pub serving: bool,
+}
+
+impl std::fmt::Display for ResyncReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ResyncReason::BehindLog => "the log does not reach back far enough",
+            ResyncReason::Uninitialised => "it is empty",
+        })
+    }
 }

@@ -8,6 +8,10 @@
 pub mod apply;
 pub mod command;
 pub mod entry;
+mod feed;
+#[cfg(test)]
+mod feed_test;
+mod keep;
 mod log_tail;
 pub mod member;
 #[cfg(test)]
@@ -25,5 +29,6 @@ mod resync;
 #[cfg(test)]
 mod rules_test;
 mod running;
+pub mod terms;
 mod votes;
 mod write;

@@ -115,6 +115,27 @@ impl RaftAdapter {
         progress.is_some_and(|progress| progress.state == ProgressState::Replicate)
     }
 
+    /// The next entry for a follower.
+    pub fn next_index(&self, member: u64) -> Option<u64> {
+        self.raw.raft.prs().get(member).map(|progress| progress.next_idx)
+    }
+
+    /// True when a follower was heard within the last election timeout.
+    pub fn is_heard(&self, member: u64) -> bool {
+        self.raw.raft.prs().get(member).is_some_and(|progress| progress.recent_active)
+    }
+
+    /// The followers that would be sent this entry next, in the order of their ids.
+    pub fn waiting_at(&self, index: u64) -> Vec<u64> {
+        let raft = &self.raw.raft;
+        let waits = raft.prs().iter().filter(|(id, progress)| {
+            **id != raft.id && progress.next_idx == index && !progress.is_paused()
+        });
+        let mut waits: Vec<u64> = waits.map(|(id, _)| *id).collect();
+        waits.sort_unstable();
+        waits
+    }
+
     /// True when raft-rs would accept a proposal of `bytes` payload bytes.
     pub fn accepts(&self, bytes: usize) -> bool {
         let raft = &self.raw.raft;

@@ -69,7 +69,7 @@ impl Running {
             && self.persist.has_all(index)
             && self.raft.raw.raft.raft_log.unstable_entries().is_empty()
             && self.install.is_none()
-            && self.keep.is_none()
+            && self.keep.above().is_none()
             && !self.votes.resyncing
     }
 

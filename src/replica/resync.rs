@@ -5,7 +5,7 @@
 //! progress. If that answer is lost, the commit index in the follower's next heartbeat answer
 //! replaces it: see [`Resync::is_lagging`].
 
-use crate::replica::messages::Output;
+use crate::replica::messages::{Output, ResyncReason};
 use crate::types::MemberId;
 
 /// Ticks after which a follower that still lags is reported again.
@@ -23,17 +23,18 @@ struct Episode {
     ticks: u32,
     /// raft-rs asked again since then.
     asked: bool,
+    reason: ResyncReason,
 }
 
 impl Resync {
     /// Notes that raft-rs wanted a snapshot for `member`. Reports it once per episode.
-    pub fn wanted(&mut self, member: u64, out: &mut Vec<Output>) {
+    pub fn wanted(&mut self, member: u64, reason: ResyncReason, out: &mut Vec<Output>) {
         if let Some(episode) = self.episodes.iter_mut().find(|known| known.member == member) {
             episode.asked = true;
             return;
         }
-        self.episodes.push(Episode { member, ticks: 0, asked: false });
-        out.push(Output::NeedsResync { member: MemberId(member) });
+        self.episodes.push(Episode { member, ticks: 0, asked: false, reason });
+        out.push(Output::NeedsResync { member: MemberId(member), reason });
     }
 
     /// Reports followers again that still lag after a while. Forgets the others.
@@ -46,7 +47,8 @@ impl Resync {
             let lags = std::mem::take(&mut episode.asked);
             episode.ticks = 0;
             if lags {
-                out.push(Output::NeedsResync { member: MemberId(episode.member) });
+                let (member, reason) = (MemberId(episode.member), episode.reason);
+                out.push(Output::NeedsResync { member, reason });
             }
             lags
         });

@@ -8,13 +8,16 @@ use crate::log::{Append, Change, HardState, Reset};
 use crate::planted::planted;
 use crate::replica::apply::{Applier, ApplyError, conf_change_of};
 use crate::replica::entry::log_entry;
+use crate::replica::feed::Feeds;
+use crate::replica::keep::LogKeep;
 use crate::replica::log_tail::{Kept, LogError, LogTail};
-use crate::replica::messages::{Input, MemberConfig, Output, ReqId, Role, Start};
+use crate::replica::messages::{Input, MemberConfig, Output, ReqId, ResyncReason, Role, Start};
 use crate::replica::meta::{Meta, MetaError};
 use crate::replica::persist::{APPENDS_IN_FLIGHT_MAX, Persist};
 use crate::replica::raft_adapter::RaftAdapter;
 use crate::replica::read::{ReadKind, ReadState, Reads};
 use crate::replica::resync::Resync;
+use crate::replica::terms::Terms;
 use crate::replica::votes::{Situation, Votes};
 use crate::replica::write::{Geometry, Writes};
 use crate::types::{BlockError, MemberId, Mono, Origin, ShardOp, Unappended};
@@ -45,6 +48,7 @@ pub struct Running {
     pub(super) writes: Writes,
     pub(super) reads: Reads,
     pub(super) resync: Resync,
+    pub(super) feeds: Feeds,
     /// The newest time of any call. No request arrived later, so leases are judged by it.
     newest: Mono,
     /// The term in which this member led after the last event.
@@ -58,7 +62,7 @@ pub struct Running {
     /// The commit index must be written even if nothing else is.
     write_commit: bool,
     /// The part of the log that is kept for a follower.
-    pub(super) keep: Option<Keep>,
+    pub(super) keep: LogKeep,
     /// Ticks in a row without any other event than an answer to a heartbeat.
     pub(super) quiet_ticks: u32,
     /// The first leader of a new shard: it campaigns at once.
@@ -67,17 +71,6 @@ pub struct Running {
     outbox: Vec<Output>,
 }
 
-/// Keeps entries after an index for some more ticks.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Keep {
-    above: u64,
-    ticks: u32,
-}
-
-/// Ticks for which the log is kept for a follower that copies. A little longer than a copying
-/// follower waits without an answer.
-const KEEP_TICKS: u32 = 150;
-
 impl Running {
     pub fn start(config: MemberConfig, start: Start, now: Mono) -> Result<Running, Broken> {
         let meta = Meta::decode(&start.meta)?;
@@ -85,10 +78,14 @@ impl Running {
             && start.applied_index == 0
             && start.compacted_index == 0
             && start.entries.is_empty();
-        let compacted = (start.compacted_index, start.compacted_term);
+        let terms = start.on_disk.filter(|_| config.log_on_disk);
+        let terms = terms.unwrap_or(Terms::new(start.compacted_index, start.compacted_term));
         let applied_index = start.applied_index;
         let conf = meta.conf.clone();
-        let log = LogTail::new(start.hard, conf, compacted, applied_index, start.entries)?;
+        let mut log = LogTail::new(start.hard, conf, terms, applied_index, start.entries)?;
+        if config.log_on_disk {
+            log = log.with_disk();
+        }
         let applied_term = log.term(applied_index).map_err(Broken::Raft)?;
         let mut raft = RaftAdapter::new(config.member, config.seed, applied_index, log)
             .map_err(Broken::Raft)?;
@@ -115,13 +112,14 @@ impl Running {
             writes,
             reads,
             resync: Resync::default(),
+            feeds: Feeds::default(),
             newest: now,
             led_term: None,
             role: Role::default(),
             install: None,
             round: None,
             write_commit: false,
-            keep: None,
+            keep: LogKeep::default(),
             quiet_ticks: 0,
             goes_first,
             outbox: Vec::new(),
@@ -183,19 +181,21 @@ impl Running {
                     self.refuse(req, error);
                 }
             }
+            Input::LogFetched { low, result } => {
+                self.feeds.fetched(&mut self.raft, low, result);
+            }
             Input::Unreachable(member) => self.raft.raw.report_unreachable(member.0),
             Input::TransferLeader(member) => self.on_transfer(member),
             Input::InstallSnapshot { index, term, meta } => {
                 self.on_install(Reset { index, term, meta });
             }
             Input::ResyncEnded { member, ok } => {
-                self.keep = None;
+                self.keep.end();
                 self.resync.ended(member, ok);
             }
             Input::KeepLog { anew } => {
-                let from_here = anew.then_some(Keep { above: self.applied_index, ticks: 0 });
-                let keep = from_here.or(self.keep);
-                self.keep = keep.map(|keep| Keep { ticks: KEEP_TICKS, ..keep });
+                let applied_bytes = self.raft.raw.store().applied_bytes();
+                self.keep.keep(anew, self.applied_index, applied_bytes);
             }
             Input::Resyncing(resyncing) => self.votes.resyncing = resyncing,
             Input::ChangeMembers(change) => self.on_change_members(change),
@@ -220,6 +220,7 @@ impl Running {
         }
         self.reads.reset();
         self.resync.clear();
+        self.feeds.clear();
         self.writes.recheck();
     }
 
@@ -255,8 +256,7 @@ impl Running {
             }
         }
         self.write_commit = self.persist.wants_commit(self.raft.committed());
-        let left = |keep: Keep| Some(Keep { ticks: keep.ticks.checked_sub(1)?, ..keep });
-        self.keep = self.keep.and_then(left);
+        self.keep.tick();
         if at.is_leader {
             self.resync.tick(&mut self.outbox);
         }
@@ -291,11 +291,12 @@ impl Running {
             self.reads.answered(message.from, u64::from_le_bytes(round), me, conf);
         }
         if std::mem::take(&mut message.request_snapshot) != 0 {
-            self.resync.wanted(message.from, &mut self.outbox);
+            let reason = ResyncReason::Uninitialised;
+            self.resync.wanted(message.from, reason, &mut self.outbox);
             return;
         }
-        let compacted = self.raft.raw.store().compacted();
-        let caught_up = message.commit >= compacted && message.commit <= self.raft.last_index();
+        let base = self.raft.raw.store().base();
+        let caught_up = message.commit >= base && message.commit <= self.raft.last_index();
         if !self.resync.is_lagging(message.from) || !caught_up {
             return;
         }
@@ -414,8 +415,12 @@ impl Running {
         let state = self.read_state();
         self.reads.serve(&state, out);
         let wanted = self.raft.raw.mut_store().take_wanted();
-        for member in wanted.into_iter().filter(|_| self.raft.is_leader()) {
-            self.resync.wanted(member, out);
+        let asked = self.raft.raw.mut_store().take_asked();
+        if self.raft.is_leader() {
+            for member in wanted {
+                self.resync.wanted(member, ResyncReason::BehindLog, out);
+            }
+            asked.into_iter().for_each(|asked| self.feeds.ask(&self.raft, asked, out));
         }
         let role = self.role();
         if role != self.role {
@@ -463,7 +468,11 @@ impl Running {
                 let serving = self.is_serving();
                 self.writes.unblock(serving, out);
                 let in_flight = self.persist.in_flight();
-                self.writes.propose(&mut self.raft, in_flight, APPENDS_IN_FLIGHT_MAX);
+                let applied_bytes = self.raft.raw.store().applied_bytes();
+                let chunks = self.keep.proposals(applied_bytes, self.config.proposal_bytes_max);
+                if self.writes.propose(&mut self.raft, in_flight, APPENDS_IN_FLIGHT_MAX, chunks) {
+                    self.keep.proposed();
+                }
                 self.raft.pin();
             }
             let raft = &self.raft.raw.raft;
@@ -668,7 +677,7 @@ impl Running {
         let log = self.raft.raw.mut_store();
         log.applied_to(last_index);
         let bytes_max = self.config.proposal_bytes_max;
-        let kept = self.keep.map(|keep| Kept { above: keep.above, bytes_max });
+        let kept = self.keep.above().map(|above| Kept { above, bytes_max });
         log.compact_to(self.config.log_tail_bytes, kept);
         Ok(())
     }

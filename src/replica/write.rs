@@ -275,21 +275,30 @@ impl Writes {
         found
     }
 
-    /// The gate: proposes the waiting entries if nothing is in flight or enough bytes wait.
-    pub fn propose(&mut self, raft: &mut RaftAdapter, in_flight: InFlight, in_flight_max: usize) {
+    /// The gate: proposes the waiting entries, in at most so many chunks, if nothing is in flight
+    /// or enough bytes wait. True when it proposed some.
+    pub fn propose(
+        &mut self,
+        raft: &mut RaftAdapter,
+        in_flight: InFlight,
+        in_flight_max: usize,
+        chunks_max: usize,
+    ) -> bool {
         if self.waiting.is_empty() {
-            return;
+            return false;
         }
         let enough = self.waiting_bytes >= GATE_BYTES.max(in_flight.newest_bytes);
         let open = in_flight.count == 0 || (enough && in_flight.count < in_flight_max);
         if !open || !raft.accepts(0) {
-            return;
+            return false;
         }
-        let mut proposed = self.tracked.len() - self.waiting.len();
-        while let Some((entries, payload_bytes)) = self.next_chunk() {
+        let first = self.tracked.len() - self.waiting.len();
+        let mut proposed = first;
+        for _ in 0..chunks_max {
+            let Some((entries, payload_bytes)) = self.next_chunk() else { break };
             if !raft.accepts(payload_bytes) {
                 self.put_back(entries);
-                return;
+                break;
             }
             let count = entries.len();
             let last = raft.last_index();
@@ -300,6 +309,7 @@ impl Writes {
             }
             proposed += count;
         }
+        proposed > first
     }
 
     /// The waiting entries of the next `MsgAppend`, and their payload bytes.

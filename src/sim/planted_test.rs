@@ -27,7 +27,7 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::SessionNotChecked, 600),
     (Mistake::CatalogRequestTwice, 180),
     (Mistake::TailBeforeSuperblock, 120),
-    (Mistake::ResyncEndsEarly, 120),
+    (Mistake::ResyncEndsEarly, 400),
     (Mistake::SlotReusedBeforeFlush, 40),
     (Mistake::AdmittedWithoutSpace, 40),
     (Mistake::NoReserve, 60),
@@ -44,7 +44,7 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::ResentThroughSecondConnection, 12),
     (Mistake::MetaNotStored, 12),
     (Mistake::ResyncKeepsExtents, 30),
-    (Mistake::DeadResyncLinkKept, 12),
+    (Mistake::DeadResyncLinkKept, 250),
     (Mistake::LogWriteNotDurable, 6),
     (Mistake::IndexBeforeData, 6),
     (Mistake::FlushedIsNewestApplied, 6),
@@ -69,7 +69,8 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
 ];
 
 /// Mistakes that heavy runs find: the theme, and the number of seeds with that theme.
-const FOUND_BY_HEAVY_SEEDS: &[(Mistake, Theme, u64)] = &[];
+const FOUND_BY_HEAVY_SEEDS: &[(Mistake, Theme, u64)] =
+    &[(Mistake::ResyncInsteadOfRing, Theme::Absences, 4)];
 
 /// Mistakes that no seed found within 300, and the scenario that finds each.
 const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
@@ -120,6 +121,11 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     ),
     (Mistake::OutdoneGoesOn, "an_outdone_front_end_drops_what_came_before"),
     (Mistake::ResyncingSource, "a_member_with_the_resyncing_flag_is_no_source"),
+    (Mistake::FetchedNotCompared, "entries_of_another_term_are_never_sent"),
+    (Mistake::FetchedUnchecked, "an_entry_that_fails_its_checksum_is_gone_and_reported"),
+    (Mistake::FetchedOverwritten, "a_fetch_does_not_hold_the_ring"),
+    (Mistake::ResyncNeverSlows, "clients_are_slowed_when_rounds_do_not_shrink"),
+    (Mistake::ResyncsBeforeWriteBack, "copies_and_write_back_take_turns"),
 ];
 
 /// The first run that finds the mistake, and its violation.

@@ -297,9 +297,13 @@ impl Core {
                 true => member.log.compact_to(flushed, term),
                 false => member.log.compact(flushed),
             };
+            for (index, entry) in member.log.take_past() {
+                self.log.past.add(id, index, &entry);
+            }
             self.alloc.unreserve(reserved);
             self.release_left(id);
         }
+        self.log.past.prune(self.log.wal.oldest_intact());
         point.after
     }
 
@@ -366,6 +370,7 @@ impl Core {
         self.alloc.unreserve(member.log.drop_after(0) + overlay.reserved_slots());
         member.log.hold = None;
         member.hard.durable_seq = None;
+        self.log.past.forget(id);
         // No restart uses the log of a faulted member, so its slots are free.
         self.release_left(id);
         self.stale = true;
@@ -377,6 +382,7 @@ impl Core {
         self.alloc.unreserve(gone.log.reset(0, 0) + gone.overlay.reserved_slots());
         self.release_left(member);
         self.members.remove(&member);
+        self.log.past.forget(member);
         self.records.forget(|key| key.member == member);
         self.io.events.push(Event::MemberDurable { member });
     }

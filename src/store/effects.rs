@@ -33,11 +33,21 @@ pub(super) enum Pending {
     },
     Flush(FlushPoint),
     Scan,
+    Fetch(FetchOp),
 }
 
 pub(super) enum ReadOp {
     Piece { read: ReadId, piece: usize },
     Records { read: ReadId, keys: Vec<ExtentKey> },
+}
+
+/// A read of the log for a fetch of entries.
+pub(super) struct FetchOp {
+    pub number: u64,
+    pub piece: usize,
+    /// Position of this part of the payload; `None`: the header pages.
+    pub part: Option<usize>,
+    pub pinned: Vec<Slot>,
 }
 
 pub(super) enum RoundOp {
@@ -78,7 +88,12 @@ pub(super) enum AfterFlush {
 impl Pending {
     /// A failed read of data is a bad copy; any other failure poisons the lane.
     pub(super) fn may_fail(&self) -> bool {
-        matches!(self, Pending::Read(ReadOp::Piece { .. }) | Pending::Round(RoundOp::Payload(_)))
+        matches!(
+            self,
+            Pending::Read(ReadOp::Piece { .. })
+                | Pending::Round(RoundOp::Payload(_))
+                | Pending::Fetch(_)
+        )
     }
 }
 

@@ -12,6 +12,7 @@ use crate::store::bypass::WalBypass;
 use crate::store::checkpoint::{Checkpoint, idle_at};
 use crate::store::core::Core;
 use crate::store::effects::{AfterFlush, FlushPoint, Pending};
+use crate::store::log_fetch::LogFetches;
 use crate::store::member::Task;
 use crate::store::messages::*;
 use crate::store::read::{Purpose, ReadState, Reads};
@@ -70,6 +71,7 @@ pub struct Lane {
     pub(super) writeback: WriteBack,
     pub(super) resync: ResyncStore,
     pub(super) checkpoint: Checkpoint,
+    pub(super) fetches: LogFetches,
 }
 
 impl Lane {
@@ -174,6 +176,13 @@ impl Lane {
         self.reads.start(core, &mut self.repair, state);
     }
 
+    /// Reads applied entries back from the log, from `low` on and before `high`, as many as
+    /// `LOG_FETCH_BYTES_MAX` allows. `Event::LogFetched` follows.
+    pub fn fetch_log(&mut self, member: MemberId, low: u64, high: u64) {
+        let Some(core) = self.core.running() else { return };
+        self.fetches.fetch(core, member, low, high);
+    }
+
     /// Takes another replica's copy of an extent, for blocks without an intact copy here. Content
     /// that does not fit is ignored; the next read shows that.
     pub fn repair(&mut self, member: MemberId, content: ExtentContent) {
@@ -271,6 +280,7 @@ impl Lane {
             (Pending::Bypass { member, number }, Done::Written) => {
                 self.bypass.written(core, member, number);
             }
+            (Pending::Fetch(op), done) => self.fetches.complete(core, op, done),
             (Pending::Superblock { half }, Done::Written) => self.checkpoint.written(core, half),
             (Pending::Flush(point), Done::Index(IndexDone::Committed)) => self.flushed(point),
             (Pending::Scan, Done::Index(IndexDone::Scanned(found))) => {
@@ -325,7 +335,11 @@ impl Lane {
         if !self.writeback.is_busy() {
             self.resync.step(core, &self.bypass);
         }
-        if !self.writeback.is_busy()
+        let write_back_first = !self.writeback.is_busy() && self.resync.gives_way(core);
+        if write_back_first {
+            // It looks at the ring, whether or not that has changed.
+            core.stale = true;
+        } else if !self.writeback.is_busy()
             && let Some(install) = self.resync.next_install()
         {
             self.writeback.install(core, repair, install);
@@ -333,12 +347,20 @@ impl Lane {
         if !self.writeback.is_busy() {
             self.writeback.start_move(core, repair);
         }
-        let Some(fill) = self.checkpoint.look(core) else { return };
-        if fill.at_once || fill.pressure() > 0.0 {
+        let fill = self.checkpoint.look(core);
+        if let Some(fill) = fill.as_ref().filter(|fill| fill.at_once || fill.pressure() > 0.0) {
             core.log.cover_applied(&mut core.members);
             self.writeback.pace(core, repair, fill.pressure());
         }
-        self.checkpoint.pace(core, &self.writeback, repair, &fill);
+        if write_back_first
+            && !self.writeback.is_busy()
+            && let Some(install) = self.resync.next_install()
+        {
+            self.writeback.install(core, repair, install);
+        }
+        if let Some(fill) = fill {
+            self.checkpoint.pace(core, &self.writeback, repair, &fill);
+        }
     }
 
     /// When `poll` must run again without any input (idle mark, pacing).
@@ -372,7 +394,7 @@ impl Lane {
             log_bytes: log.ring_bytes,
             log_used_bytes: log.ring_bytes.saturating_sub(log.wal.free_bytes()),
             overlay_blocks: self.core.members.overlay_blocks(),
-            media_faults: self.repair.media_faults,
+            media_faults: self.repair.media_faults + self.fetches.media_faults,
             read_blocks: self.reads.blocks,
             read_overlay_blocks: self.reads.overlay_blocks,
         }

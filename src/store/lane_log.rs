@@ -14,6 +14,7 @@ use crate::store::groups::{Group, GroupKind, Groups, Unplaced};
 use crate::store::member::{LaneMember, Phase, Place, Retained};
 use crate::store::members::Members;
 use crate::store::messages::{Event, LaneFile, Slot};
+use crate::store::past::Past;
 use crate::store::wal::{BatchSeq, GroupId, Item, Wal, WalConfig, WalPosition};
 use crate::types::EXTENT_BYTES;
 
@@ -23,6 +24,8 @@ pub(super) struct LaneLog {
     pub ring_bytes: u64,
     reserve_bytes: u64,
     groups: Groups,
+    /// What followers may still read behind the retained entries.
+    pub past: Past,
     /// Reads of the ring in flight, per batch.
     pins: BTreeMap<BatchSeq, u32>,
     /// Unapplied and unappended payload bytes of all members, as of the newest round or append.
@@ -34,6 +37,7 @@ impl LaneLog {
         LaneLog {
             ring_bytes: config.ring_bytes,
             reserve_bytes: config.reserve_bytes,
+            past: Past::new(config.ring_bytes),
             wal: Wal::new(config, position),
             groups: Groups::default(),
             pins: BTreeMap::new(),

@@ -218,7 +218,7 @@ pub(crate) struct HardTrack {
     pub own_in_flight: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Retained {
     pub term: u64,
     /// The push that wrote it: a replacement of the entry has another one.
@@ -254,6 +254,8 @@ pub(crate) struct RetainedLog {
     pub hold: Option<(GroupId, BatchSeq)>,
     /// Slots of dropped entries.
     left: Vec<Slot>,
+    /// Entries that recovery no longer needs, since the last `take_past`.
+    past: Vec<(u64, Retained)>,
 }
 
 impl RetainedLog {
@@ -265,7 +267,18 @@ impl RetainedLog {
             unapplied_bytes: 0,
             hold: None,
             left: Vec::new(),
+            past: Vec::new(),
         }
+    }
+
+    /// Takes the entries that `compact` dropped since the last call, oldest first.
+    pub(crate) fn take_past(&mut self) -> Vec<(u64, Retained)> {
+        std::mem::take(&mut self.past)
+    }
+
+    /// The index before the first entry.
+    pub(crate) fn base_index(&self) -> u64 {
+        self.base_index
     }
 
     /// Takes the slots of entries dropped since the last call. They are free once the drop is
@@ -334,6 +347,7 @@ impl RetainedLog {
             reserved += self.drop_one(&gone);
             self.base_index += 1;
             self.base_term = gone.term;
+            self.past.push((self.base_index, Retained { unapplied: None, ..gone }));
         }
         reserved
     }

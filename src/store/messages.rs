@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 pub use crate::log::Slot;
+use crate::log::{LogEntry, LogGone};
 use crate::types::{
     BlockError, Extent, ExtentContent, ManifestChunk, MemberId, Segment, ShardId, StatusRun,
     VolumeId,
@@ -208,6 +209,12 @@ pub enum Event {
     Installed {
         read: ReadId,
         refused: Vec<Extent>,
+    },
+    /// Answer to `Lane::fetch_log`: the entries from `low` on, at least one.
+    LogFetched {
+        member: MemberId,
+        low: u64,
+        result: Result<Vec<LogEntry>, LogGone>,
     },
     /// The disk failed (a write or a flush): everything on this lane stops, for good.
     Poisoned {

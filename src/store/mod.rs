@@ -6,10 +6,10 @@
 //! - [`open`]: makes a lane from the files of a disk.
 //! - [`lane`]: the interface. It alone knows all parts, and dispatches to them.
 //! - The parts, each with its own state: `checkpoint`, `writeback` (with `round`), `resync`,
-//!   `bypass`, `read`, `read_repair`, `admission`.
+//!   `bypass`, `read`, `read_repair`, `log_fetch`, `admission`.
 //! - `core`: the state that all parts borrow: members, allocator, log, caches, I/O, clock.
-//! - The parts of the core: `lane_log`, `groups`, `effects`, `members` (each is a `member`),
-//!   `overlay`, `alloc`.
+//! - The parts of the core: `lane_log`, `groups`, `past`, `effects`, `members` (each is a
+//!   `member`), `overlay`, `alloc`.
 //! - [`wal`], [`index`] and [`superblock`]: the disk formats. [`messages`]: its inputs and outputs.
 //!
 //! Invariant: knows neither `replica` nor `net`; touches `io` only for aligned memory. The one
@@ -30,6 +30,9 @@ pub mod lane;
 mod lane_log;
 #[cfg(test)]
 mod lane_test;
+mod log_fetch;
+#[cfg(test)]
+mod log_fetch_test;
 mod member;
 mod members;
 #[cfg(test)]
@@ -39,6 +42,7 @@ pub mod open;
 #[cfg(test)]
 mod open_test;
 mod overlay;
+mod past;
 mod read;
 mod read_repair;
 #[cfg(test)]

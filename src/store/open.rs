@@ -22,6 +22,7 @@ use crate::store::index::IndexStore;
 use crate::store::index::cache::RecordCache;
 use crate::store::lane::{Lane, LaneFiles, RecoveredEntry, RecoveredMember};
 use crate::store::lane_log::LaneLog;
+use crate::store::log_fetch::LogFetches;
 use crate::store::member::{LaneMember, Phase, Place, Retained};
 use crate::store::members::Members;
 use crate::store::messages::{ExtentKey, IndexEdit, LaneFile, MemberRecord, Slot};
@@ -183,6 +184,7 @@ impl Lane {
             writeback: WriteBack::default(),
             resync: ResyncStore::default(),
             checkpoint: Checkpoint::new(superblock),
+            fetches: LogFetches::default(),
         };
         Ok((lane, members))
     }

@@ -31,6 +31,8 @@ pub(super) struct ResyncStore {
     scans: FxHashMap<OpId, Scan>,
     /// Extents that wait for their round of write-back.
     installs: VecDeque<Install>,
+    /// An install was the last to take its turn, so that write-back is next.
+    installed: bool,
     /// Members to destroy as soon as no round runs.
     doomed: Vec<MemberId>,
 }
@@ -114,7 +116,22 @@ impl ResyncStore {
     }
 
     pub(super) fn next_install(&mut self) -> Option<Install> {
-        self.installs.pop_front()
+        let install = self.installs.pop_front();
+        self.installed = install.is_some();
+        install
+    }
+
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.installs.len()
+    }
+
+    /// True when an install waits and write-back goes first: they take turns while the log is more
+    /// than half full. A resync that never let go would fill it (rule `resync-shares-the-lane`).
+    pub(super) fn gives_way(&mut self, core: &Core) -> bool {
+        let is_pressed = core.log.used_bytes() > core.log.ring_bytes / 2;
+        let installed = std::mem::take(&mut self.installed);
+        installed && is_pressed && !self.installs.is_empty() && !planted!(ResyncsBeforeWriteBack)
     }
 
     pub(super) fn destroy(&mut self, core: &mut Core, member: MemberId) {

@@ -501,3 +501,50 @@ fn broken_rules_are_noticed() {
         a_resync_is_not_acknowledged_before_what_it_copied_is_durable,
     );
 }
+
+/// Copies arrive without an end, and clients of another member write. The log must not fill up.
+fn copies_beside_writes() {
+    let mut fixture = Fixture::with(7, 1, FORMAT.wal_bytes, 64 * EXTENT_BYTES as u64);
+    fixture.create(MemberRecord { member: TARGET, ..record(1) });
+    for at in 0..BLOCKS / BLOCKS_PER_EXTENT {
+        let first = Extent(at).first_block();
+        let range = BlockRange { first, count: BLOCKS_PER_EXTENT };
+        fixture.write(SOURCE, FixtureOp::Write { range, seed: u64::from(at) });
+    }
+    fixture.rest();
+    fixture.lane.begin_resync(TARGET);
+    durable(&mut fixture);
+    let (index, listed) = manifest(&mut fixture, SOURCE);
+    let extents: Vec<ExtentContent> =
+        listed.keys().map(|extent| fetch(&mut fixture, *extent)).collect();
+    let mut refused = 0;
+    for number in 0..600 {
+        let range = BlockRange { first: Block((number % 40) as u32), count: 4 };
+        match fixture.lane.admit(SOURCE, range.bytes(), &[range]) {
+            Ok(()) => {
+                let last = fixture.models[&SOURCE].log.len() as u64;
+                fixture.append(SOURCE, last + 1, &[FixtureOp::Write { range, seed: number }]);
+            }
+            Err(_) => refused += 1,
+        }
+        for _ in 0..24 {
+            // Two installs always wait.
+            while fixture.lane.resync.waiting() < 2 {
+                let (read, delete) = (ReadId(1 << 43), Vec::new());
+                fixture.lane.install_extents(read, TARGET, index, extents.clone(), delete);
+            }
+            fixture.poll();
+            fixture.complete_one();
+            fixture.commit_all(SOURCE);
+        }
+        fixture.events.clear();
+    }
+    assert!(!fixture.poisoned);
+    assert!(refused < 200, "{refused} of 600 writes found the log full");
+}
+
+#[test]
+fn copies_and_write_back_take_turns() {
+    copies_beside_writes();
+    assert_found(Mistake::ResyncsBeforeWriteBack, copies_beside_writes);
+}

@@ -9,11 +9,13 @@ use raft::eraftpb::Message;
 
 use crate::io::buffer::Pool;
 use crate::limits::SHARD_PROPOSAL_BYTES_MAX;
-use crate::log::{Append, Applied, Change, HardState, LogEntry};
+use crate::log::{Append, Applied, Change, HardState, LogEntry, LogGone};
 use crate::replica::apply::Applier;
 use crate::replica::entry::raft_entry;
 use crate::replica::member::Member;
-use crate::replica::messages::{Input, MemberConfig, Output, ReadMode, ReqId, Role, Start};
+use crate::replica::messages::{
+    Input, MemberConfig, NotFetched, Output, ReadMode, ReqId, Role, Start,
+};
 use crate::replica::meta::Meta;
 use crate::replica::raft_message;
 use crate::sim::rng::Rng;
@@ -72,6 +74,8 @@ enum Event {
     Tick(MemberId, u64),
     Confirm(MemberId, u64),
     Base(MemberId, u64, u64, Block),
+    /// The store answers a fetch of entries: from one index on, and before another.
+    Fetched(MemberId, u64, u64, u64),
     Poll(MemberId),
     Resync(MemberId, MemberId),
 }
@@ -113,6 +117,14 @@ pub struct Cluster {
     pub trace: u64,
     pub resyncs: usize,
     pub log_tail_bytes: usize,
+    /// Of members that start from now on.
+    pub proposal_bytes_max: usize,
+    /// Entries that members can read back from their disks, the newest ones. 0: no member asks.
+    pub ring_entries: u64,
+    /// The next entries from a disk are not those of the log.
+    pub wrong_fetch: Option<fn(&mut LogEntry)>,
+    /// Fetches that brought entries.
+    pub fetches: usize,
     /// Of members that start from now on: decides their election timeouts.
     pub member_seed: u64,
     /// How members that start from now on read.
@@ -144,6 +156,10 @@ impl Cluster {
             trace: 0,
             resyncs: 0,
             log_tail_bytes: 1 << 20,
+            proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
+            ring_entries: 0,
+            wrong_fetch: None,
+            fetches: 0,
             member_seed: 42,
             reads: ReadMode::Lease,
             events: BTreeMap::new(),
@@ -207,7 +223,8 @@ impl Cluster {
         let generation = self.generation.entry(id).or_default();
         *generation += 1;
         let generation = *generation;
-        let log_tail_bytes = self.log_tail_bytes;
+        let (log_tail_bytes, log_on_disk) = (self.log_tail_bytes, self.ring_entries > 0);
+        let proposal_bytes_max = self.proposal_bytes_max;
         let node = self.nodes.get_mut(&id).unwrap();
         let disk = &node.disk;
         let mut applier = Applier::new(Meta::decode(&disk.meta).unwrap());
@@ -225,6 +242,7 @@ impl Cluster {
             compacted_index: disk.base.0,
             compacted_term: disk.base.1,
             entries: disk.entries.clone(),
+            on_disk: None,
             meta: meta.clone(),
             resyncing: disk.resyncing,
             faulted: false,
@@ -237,7 +255,8 @@ impl Cluster {
             first_block_in_volume: 0,
             blocks: BLOCKS,
             log_tail_bytes,
-            proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
+            log_on_disk,
+            proposal_bytes_max,
             reads: self.reads,
             pool: Pool::default(),
         };
@@ -432,6 +451,12 @@ impl Cluster {
                     self.handle(id, Input::Base { ticket, result });
                 }
             }
+            Event::Fetched(id, generation, low, high) => {
+                if self.generation[&id] == generation {
+                    let result = self.read_log(id, low, high);
+                    self.handle(id, Input::LogFetched { low, result });
+                }
+            }
             Event::Poll(id) => self.poll(id),
             Event::Resync(leader, member) => self.resync(leader, member),
         }
@@ -490,7 +515,11 @@ impl Cluster {
                 }
                 self.nodes.get_mut(&id).unwrap().role = role;
             }
-            Output::NeedsResync { member } => {
+            Output::FetchLog { low, high, .. } => {
+                let delay = 20 + self.rng.below(self.faults.disk_us);
+                self.at(delay, Event::Fetched(id, generation, low, high));
+            }
+            Output::NeedsResync { member, .. } => {
                 self.resyncs += 1;
                 let delay = self.rng.below(50_000);
                 self.at(delay, Event::Resync(id, member));
@@ -512,6 +541,24 @@ impl Cluster {
             let delay = 20 + self.rng.below(self.faults.delay_us);
             self.at(delay, Event::Deliver(to, Box::new(message)));
         }
+    }
+
+    /// What a store does for a follower that is behind the memory of its leader.
+    fn read_log(&mut self, id: MemberId, low: u64, high: u64) -> Result<Vec<LogEntry>, NotFetched> {
+        let disk = &self.nodes[&id].disk;
+        let last = disk.base.0 + disk.entries.len() as u64;
+        let first = (disk.base.0 + 1).max((last + 1).saturating_sub(self.ring_entries));
+        if low < first {
+            return Err(NotFetched::Gone(LogGone { first }));
+        }
+        let wanted = disk.entries.iter().filter(|entry| entry.index >= low && entry.index < high);
+        let mut found: Vec<LogEntry> =
+            wanted.take(1 + self.rng.below(8) as usize).cloned().collect();
+        if let Some(spoil) = self.wrong_fetch.take() {
+            found.iter_mut().for_each(spoil);
+        }
+        self.fetches += 1;
+        Ok(found)
     }
 
     /// State machine safety: every member applies the same entry at an index, and a partial

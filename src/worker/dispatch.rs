@@ -9,7 +9,7 @@ use crate::front::nbd::CloseReason;
 use crate::io::driver::Completion;
 use crate::net::link::LinkEvent;
 use crate::net::message::PeerMessage;
-use crate::replica::messages::{Input, Output, Rest, Role, Start};
+use crate::replica::messages::{Input, NotFetched, Output, Rest, Role, Start};
 use crate::store::messages::{Event, MemberRecord, ReadBlocks, ReadId};
 use crate::types::{
     BlockError, BlockRange, MemberId, Origin, Segment, ShardId, ShardOp, ShardReply, VolumeId,
@@ -248,9 +248,16 @@ impl Worker {
                 unreachable!("only the catalog's member is asked for barriers")
             }
             Output::Role(role) => self.role_changed(member, role),
-            Output::NeedsResync { member: behind } => {
-                let offer = PeerMessage::ResyncOffer { to: behind, source: member };
-                self.peer_handler().send_to(behind, offer);
+            Output::FetchLog { to, low, high } => match self.peers.has_room_for(to) {
+                true => self.lanes.at(lane).fetch_log(member, low, high),
+                false => {
+                    let result = Err(NotFetched::Busy);
+                    self.members.input(self.now, member, Input::LogFetched { low, result });
+                }
+            },
+            Output::NeedsResync { member: behind, reason } => {
+                tracing::info!(%member, %behind, %reason, "a follower needs a resync");
+                self.resync_handler().offer(member, behind);
             }
             Output::Faulted { reason } => {
                 tracing::error!(%member, reason, "a replica is faulted: it takes no part any more");
@@ -297,6 +304,10 @@ impl Worker {
                 self.members.input(self.now, member, Input::Appended { number });
             }
             Event::MemberDurable { member } => self.member_durable(lane, member),
+            Event::LogFetched { member, low, result } => {
+                let result = result.map_err(NotFetched::Gone);
+                self.members.input(self.now, member, Input::LogFetched { low, result });
+            }
             Event::ResyncOvertaken { member } => self.resync_handler().overtaken(member),
             Event::PayloadLost { member, extent } => {
                 self.repair_handler().repair((member, extent), true, None);
@@ -444,6 +455,7 @@ impl Worker {
             }
             PeerMessage::ResyncOffer { to, source } => self.resync_handler().offered(to, source),
             PeerMessage::ResyncDone { to, member, ok } => {
+                self.resync_handler().offer_ended(to, member);
                 self.members.input(self.now, to, Input::ResyncEnded { member, ok });
             }
             PeerMessage::ManifestRequest { call, source, from } => {

@@ -122,6 +122,7 @@ impl Members {
             seed: self.config.seed ^ record.member.0,
             blocks: record.blocks,
             log_tail_bytes: self.config.log_tail_bytes,
+            log_on_disk: true,
             proposal_bytes_max: self.config.budgets.shard_bytes,
             reads: self.config.reads,
             pool: self.pool.clone(),

@@ -238,6 +238,14 @@ impl Peers {
         self.wanted.get(&(local, remote, purpose)).filter(|wanted| wanted.up)?.conn
     }
 
+    /// True when the link to a member is up and at most half full. There is room for entries that
+    /// are read back from the log, and they leave room for new ones.
+    pub fn has_room_for(&self, member: MemberId) -> bool {
+        let conn = self.conn_to(member, Purpose::Data);
+        let state = conn.and_then(|conn| self.conns.get(&conn));
+        state.is_some_and(|state| state.link.queue_bytes() <= self.link_bytes_max / 2)
+    }
+
     /// The first data connection to a pod, of any lanes, in an order that is the same in every run.
     fn conn_to_pod(&self, pod: PodId) -> Option<ConnKey> {
         let leads_there = |((_, _, purpose), wanted): &(&Pair, &Wanted)| {

@@ -104,6 +104,7 @@ impl Reconciler {
             dirty_bytes: space.overlay_blocks * BLOCK_BYTES as u64,
             read_bytes: space.read_blocks * BLOCK_BYTES as u64,
             read_dirty_bytes: space.read_overlay_blocks * BLOCK_BYTES as u64,
+            resyncs: resyncs.begun(lane.number),
             failed: lane.poisoned.clone(),
             members,
             destroyed: gone.map(|(_, member)| *member).collect(),

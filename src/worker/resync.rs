@@ -22,6 +22,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
+use crate::limits::RESYNCS_INTO_LANE_MAX;
 use crate::net::message::{CallId, PeerMessage};
 use crate::planted::planted;
 use crate::replica::messages::Input;
@@ -32,6 +33,7 @@ use crate::types::{
 };
 use crate::worker::lanes::Lanes;
 use crate::worker::members::{MemberRuntime, Members};
+use crate::worker::offers::{Offer, Offers};
 use crate::worker::owed::ExtentAsk;
 use crate::worker::peers::PeerHandler;
 use crate::worker::reads::{PeerAsk, ReadTarget};
@@ -208,12 +210,32 @@ pub struct Resyncs {
     /// When each member with the durable resyncing flag asks for a resync by itself, unless one
     /// runs. The leader may not offer one: the member's log may reach far enough again.
     resume_at: FxHashMap<MemberId, Mono>,
+    /// Offers, by member and source, for which the member's lane has no room yet.
+    waiting: VecDeque<(MemberId, MemberId)>,
+    /// Offers of members here to their followers.
+    pub offers: Offers,
+    /// Resyncs that began since the start, per lane.
+    begun: FxHashMap<u8, u64>,
 }
 
 impl Resyncs {
     /// A member with the resyncing flag and without a resync: it asks for one, from `at` on.
     pub fn resume(&mut self, member: MemberId, at: Mono) {
         self.resume_at.insert(member, at);
+    }
+
+    /// Resyncs into replicas of a lane that began since the start of the pod.
+    pub fn begun(&self, lane: u8) -> u64 {
+        self.begun.get(&lane).copied().unwrap_or(0)
+    }
+
+    /// True when another resync may copy into this lane.
+    fn has_room(&self, members: &Members, lane: u8) -> bool {
+        let copies = self.running.iter().filter(|(member, resync)| {
+            !matches!(resync.step, Step::CatchingUp | Step::Clearing)
+                && members.lane_of(**member) == Some(lane)
+        });
+        copies.count() < RESYNCS_INTO_LANE_MAX
     }
 
     /// Ends the resync of a faulted member, which keeps the flag.
@@ -223,6 +245,7 @@ impl Resyncs {
 
     /// Forgets a destroyed member.
     pub fn forget(&mut self, member: MemberId) {
+        self.waiting.retain(|(waiting, _)| *waiting != member);
         self.running.remove(&member);
         self.resume_at.remove(&member);
     }
@@ -282,11 +305,47 @@ impl ResyncHandler<'_> {
             }
             Some(_) => return,
         };
+        if !self.resyncs.has_room(self.out.members, runtime.lane) {
+            if !self.resyncs.waiting.contains(&(member, source)) {
+                self.resyncs.waiting.push_back((member, source));
+            }
+            return;
+        }
+        *self.resyncs.begun.entry(runtime.lane).or_default() += 1;
         tracing::info!(%member, %source, "resync begins");
         let resync = Resync::new(source, runtime.role.term, reflects, self.out.now);
         self.resyncs.running.insert(member, resync);
         self.lanes.at(runtime.lane).begin_resync(member);
         self.reports.due = true;
+    }
+
+    /// Takes up offers that have waited for room. Those of deposed leaders are dropped.
+    fn take_up_waiting(&mut self) {
+        for (member, source) in std::mem::take(&mut self.resyncs.waiting) {
+            self.offered(member, source);
+        }
+    }
+
+    /// The store of a member here does not reach back to what a follower has.
+    pub fn offer(&mut self, source: MemberId, to: MemberId) {
+        let Some(lane) = self.out.members.lane_of(source) else { return };
+        if self.resyncs.offers.add(self.out.now, Offer { lane, source, to }) {
+            self.out.send_to(to, PeerMessage::ResyncOffer { to, source });
+        }
+    }
+
+    /// A follower of a member here says that its resync ended.
+    pub fn offer_ended(&mut self, source: MemberId, to: MemberId) {
+        self.resyncs.offers.ended(source, to);
+        self.offer_next();
+    }
+
+    fn offer_next(&mut self) {
+        let members = &self.out.members;
+        let leads = |source| members.role_of(source).leader == Some(source);
+        for Offer { source, to, .. } in self.resyncs.offers.next(self.out.now, leads) {
+            self.out.send_to(to, PeerMessage::ResyncOffer { to, source });
+        }
     }
 
     /// A record of a member with a resync became durable.
@@ -480,6 +539,8 @@ impl ResyncHandler<'_> {
     pub fn tick(&mut self) {
         let now = self.out.now;
         self.resume();
+        self.offer_next();
+        self.take_up_waiting();
         let members = self.out.members.iter().map(|(member, _)| member);
         let members: Vec<MemberId> =
             members.filter(|member| self.resyncs.is_resyncing(*member)).collect();
@@ -551,6 +612,7 @@ impl ResyncHandler<'_> {
         let Some(lane) = self.resyncs.source_lane(self.out.members, source) else {
             return self.out.send_on(conn, PeerMessage::Manifest { call, answer: None });
         };
+        self.resyncs.offers.heard(self.out.now, source);
         let keep_log = Input::KeepLog { anew: from == Extent(0) };
         self.out.members.input(self.out.now, source, keep_log);
         let read = self.lanes.reads.add(ReadTarget::PeerManifest(ask));
@@ -574,6 +636,7 @@ impl ResyncHandler<'_> {
         if !self.out.peers.promise(conn, EXTENT_BYTES) {
             return self.out.peers.wait(conn, ask);
         }
+        self.resyncs.offers.heard(self.out.now, source);
         self.out.members.input(self.out.now, source, Input::KeepLog { anew: false });
         let ask = PeerAsk { conn, call, source };
         let read = self.lanes.reads.add(ReadTarget::PeerExtent(ask));

@@ -15,6 +15,7 @@ use crate::replica::apply::Applier;
 use crate::replica::entry::raft_entry;
 use crate::replica::messages::Start;
 use crate::replica::meta::Meta;
+use crate::replica::terms::Terms;
 use crate::store::index::IndexStore;
 use crate::store::index::rocks::RocksIndex;
 use crate::store::lane::{self, Lane, LaneConfig, RecoveredEntry, RecoveredMember};
@@ -332,6 +333,7 @@ fn replay(
         compacted_index: record.flushed_index,
         compacted_term: record.flushed_term,
         entries: Vec::new(),
+        on_disk: None,
         meta: record.meta.clone(),
         resyncing: record.resyncing,
         faulted,
@@ -340,6 +342,7 @@ fn replay(
         return Ok((record, start));
     }
     let mut applier = Applier::new(Meta::decode(&record.meta)?);
+    let mut terms = Terms::new(record.flushed_index, record.flushed_term);
     for RecoveredEntry { entry, loaded, .. } in entries {
         let (index, term) = (entry.index, entry.term);
         let known = raft_entry(&entry).ok_or(OpenLaneError::EntryType { index })?;
@@ -351,10 +354,12 @@ fn replay(
             start.entries.push(entry);
         } else {
             assert!(index <= commit, "an entry that is not applied is always loaded");
-            start.entries.clear();
+            start.entries.drain(..).for_each(|entry| terms.push(entry.term));
+            terms.push(term);
             (start.compacted_index, start.compacted_term) = (index, term);
         }
     }
+    start.on_disk = Some(terms);
     start.meta = applier.meta.encode();
     Ok((record, start))
 }

@@ -66,6 +66,7 @@ impl Database {
             compacted_index: self.compacted.0,
             compacted_term: self.compacted.1,
             entries: self.entries.iter().cloned().collect(),
+            on_disk: None,
             meta: snapshot.meta.clone(),
             resyncing: false,
             faulted: false,

@@ -51,7 +51,7 @@ use bytes::Bytes;
 use crate::io::driver::Token;
 use crate::limits::Budgets;
 use crate::log::Append;
-use crate::replica::messages::{Input, Output, ReadMode, Start};
+use crate::replica::messages::{Input, Output, ReadMode, ResyncReason, Start};
 use crate::sim::checks::catch_up::CatchUp;
 use crate::sim::checks::content::Content;
 use crate::sim::checks::heartbeats::Heartbeats;
@@ -273,7 +273,7 @@ impl Checks {
                     false => Ok(()),
                 }
             }
-            Output::NeedsResync { member: follower }
+            Output::NeedsResync { member: follower, reason: ResyncReason::BehindLog }
                 if self.expects_ring && !self.resyncing.contains(follower) =>
             {
                 self.catch_up.resyncs(&self.ledger, member, *follower, now);

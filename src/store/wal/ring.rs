@@ -7,6 +7,9 @@
 //! **Space.** Everything from the oldest kept batch to the head is in use. [`Wal::free_bytes`] is
 //! the room for entries. HardStates, resets and log snapshots are placed while there is any room.
 //! So the reserve (rule `log-reserve`) holds if `free_bytes` admits the entries.
+//!
+//! **What can be read back.** A batch below the tail is intact until another one is placed over it.
+//! [`Wal::span`] has every batch of which no byte was given away. Nothing holds them.
 
 use std::collections::VecDeque;
 
@@ -16,7 +19,9 @@ use crate::io::buffer::{Pool, is_aligned};
 use crate::planted::planted;
 use crate::types::BLOCK_BYTES;
 
-use super::format::{self, FIXED_BYTES, HEADER_BYTES_MAX, Header, Keys, RECORD_BYTES};
+use super::format::{
+    self, Batch, FIXED_BYTES, FormatError, HEADER_BYTES_MAX, Header, Keys, RECORD_BYTES,
+};
 use super::{BatchSeq, BatchWrite, GroupId, Item, Placed, WalConfig, WalPosition};
 
 /// Most batches not contiguously durable. Recovery skips as many numbers: a crash may hide them.
@@ -97,6 +102,7 @@ impl Wal {
             space: Space {
                 ring_bytes: config.ring_bytes,
                 head: at.head_offset,
+                intact: spans(&at.kept, at.head_offset, config.ring_bytes),
                 kept: at.kept.into(),
                 released_seq: at.tail_seq,
             },
@@ -150,13 +156,13 @@ impl Wal {
         let count = self.cut();
         let index: Bytes = format::item_index(self.items(count)).into();
         let header = self.header(count, &index);
-        let offset = self.space.place(header.total_bytes())?;
+        let header_bytes = header.header_bytes() as u64;
+        let offset = self.space.place(header.seq, header.total_bytes(), header_bytes)?;
         let header = Header { offset, ..header };
         let (bufs, crc) = self.encode(pool, count, &header, &index);
         let placed = self.placed(count, &header);
 
         let groups = self.waiting.take(count);
-        self.space.kept.push_back((header.seq, offset));
         self.in_flight.push_back(InFlight {
             seq: header.seq,
             bytes: header.total_bytes(),
@@ -356,6 +362,32 @@ impl Wal {
         self.chain.next_seq
     }
 
+    /// The place of a batch that no later batch has overwritten, not even in part.
+    pub fn span(&self, seq: BatchSeq) -> Option<Span> {
+        let intact = &self.space.intact;
+        let position = intact.binary_search_by_key(&seq, |span| span.seq).ok()?;
+        Some(intact[position])
+    }
+
+    /// The oldest batch that has a [`Wal::span`]; without any, the next batch.
+    pub fn oldest_intact(&self) -> BatchSeq {
+        self.space.intact.front().map_or(self.chain.next_seq, |span| span.seq)
+    }
+
+    /// Decodes header pages that were read back from the place of `span`. They must be this batch.
+    ///
+    /// `Ok(Err(bytes))`: the header has more pages, `bytes` in all.
+    pub fn decode(&self, span: Span, pages: &[u8]) -> Result<Result<Batch, usize>, FormatError> {
+        let header = format::decode_fixed(&self.keys, pages)?;
+        if (header.seq, header.offset) != (span.seq, span.offset) {
+            return Err(FormatError::NoHeader);
+        }
+        match pages.get(..header.header_bytes()) {
+            Some(pages) => format::decode(&self.keys, &header, pages).map(Ok),
+            None => Ok(Err(header.header_bytes())),
+        }
+    }
+
     /// Offset of a batch that is still kept.
     pub fn offset_of(&self, seq: BatchSeq) -> u64 {
         let kept = &self.space.kept;
@@ -428,12 +460,35 @@ fn gather<'a>(
     assert_eq!((left_bytes, filled), (0, 0), "the pages were counted");
 }
 
+/// The place of a batch in the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub seq: BatchSeq,
+    pub offset: u64,
+    /// At least its length.
+    pub bytes: u64,
+    /// Bytes of its header pages, or less if recovery found it.
+    pub header_bytes: u64,
+}
+
+/// The spans of the batches that recovery kept. A batch ends where the next one starts, or earlier.
+fn spans(kept: &[(BatchSeq, u64)], head: u64, ring_bytes: u64) -> VecDeque<Span> {
+    let ends = kept.iter().skip(1).map(|next| next.1).chain([head]);
+    let span = |((seq, offset), end): (&(BatchSeq, u64), u64)| {
+        let end = if end > *offset { end } else { ring_bytes };
+        Span { seq: *seq, offset: *offset, bytes: end - offset, header_bytes: PAGE }
+    };
+    kept.iter().zip(ends).map(span).collect()
+}
+
 struct Space {
     ring_bytes: u64,
     /// Below `ring_bytes`. Equal to the offset of the oldest kept batch: the ring is full.
     head: u64,
     /// Number and offset of every batch that is kept, oldest first.
     kept: VecDeque<(BatchSeq, u64)>,
+    /// The kept batches, and before them those that were released and are not overwritten.
+    intact: VecDeque<Span>,
     /// The durable tail.
     released_seq: BatchSeq,
 }
@@ -450,7 +505,7 @@ impl Space {
     }
 
     /// Gives a batch its place; `None`: there is no room.
-    fn place(&mut self, bytes: u64) -> Option<u64> {
+    fn place(&mut self, seq: BatchSeq, bytes: u64, header_bytes: u64) -> Option<u64> {
         let (here, at_start) = self.free();
         let offset = if bytes <= here {
             self.head
@@ -459,8 +514,25 @@ impl Space {
         } else {
             return None;
         };
+        self.overwrite(offset, offset + bytes);
+        self.kept.push_back((seq, offset));
+        self.intact.push_back(Span { seq, offset, bytes, header_bytes });
         self.head = (offset + bytes) % self.ring_bytes;
         Some(offset)
+    }
+
+    /// Forgets the batches in this range: the oldest, because the ring is written in order. Those
+    /// behind the head are older than all at the start of the file.
+    fn overwrite(&mut self, start: u64, end: u64) {
+        let wraps = start < self.head;
+        while let Some(oldest) = self.intact.front() {
+            let skipped = wraps && oldest.offset >= self.head;
+            let shares = oldest.offset < end && start < oldest.offset + oldest.bytes;
+            if !skipped && !shares {
+                break;
+            }
+            self.intact.pop_front();
+        }
     }
 
     /// The largest batch that can be placed now.

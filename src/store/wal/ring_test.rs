@@ -335,3 +335,45 @@ proptest! {
         model.crash(last)?;
     }
 }
+
+/// A model of the pages: which batch wrote each of them last.
+#[test]
+fn a_span_is_intact_to_its_last_byte_and_forgotten_no_sooner() {
+    let mut rng = crate::sim::rng::Rng::new(1);
+    for pages in [16, 37, 64] {
+        let mut space = Space {
+            ring_bytes: pages * PAGE,
+            head: 0,
+            kept: VecDeque::new(),
+            intact: VecDeque::new(),
+            released_seq: BatchSeq(1),
+        };
+        let mut model: Vec<Option<BatchSeq>> = vec![None; pages as usize];
+        let mut kept: VecDeque<(BatchSeq, u64)> = VecDeque::new();
+        for seq in (1..2000).map(BatchSeq) {
+            let bytes = (1 + rng.below(pages / 3)) * PAGE;
+            if let Some(offset) = space.place(seq, bytes, PAGE) {
+                let (first, count) = (offset / PAGE, bytes / PAGE);
+                model[first as usize..(first + count) as usize].fill(Some(seq));
+                kept.push_back((seq, count));
+            }
+            // The tail moves, often behind all that is kept.
+            if rng.below(3) == 0 {
+                let count = rng.below(kept.len() as u64 + 1) as usize;
+                kept.drain(..count);
+                space.kept.drain(..count);
+            }
+            for span in &space.intact {
+                let first = (span.offset / PAGE) as usize;
+                let of_span = &model[first..first + (span.bytes / PAGE) as usize];
+                assert!(of_span.iter().all(|page| *page == Some(span.seq)), "{span:?}");
+            }
+            for batch in &kept {
+                assert!(space.intact.iter().any(|span| span.seq == batch.0), "{batch:?} is kept");
+            }
+            assert!(space.intact.iter().map(|span| span.seq).is_sorted());
+        }
+        let used: u64 = space.intact.iter().map(|span| span.bytes).sum();
+        assert!(used >= pages * PAGE / 3, "much of the ring can be read back");
+    }
+}
