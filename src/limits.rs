@@ -19,6 +19,18 @@ pub const READ_BYTES_MAX: usize = 1 << 20;
 pub const FRAME_PAYLOAD_BYTES_MAX: usize = 8 << 20;
 /// The largest metadata (Raft messages without their payloads, manifests) of one peer frame.
 pub const FRAME_META_BYTES_MAX: usize = 4 << 20;
+/// Bytes that a link hands to the kernel at a time: a heartbeat waits behind no more, and the rest
+/// of one frame (rule `heartbeats-go-first`).
+pub const SEND_BYTES_MAX: usize = 512 << 10;
+/// Bytes that the kernel takes from a send beyond those that the network takes at once.
+pub const UNSENT_BYTES_MAX: usize = 256 << 10;
+/// The largest term or index that a peer may name. At a million a second, a group needs a hundred
+/// thousand years to reach it, and sums stay far from an overflow.
+pub const RAFT_NUMBER_MAX: u64 = 1 << 62;
+/// Entries in one Raft message: more than fit into the smallest form of each.
+pub const MESSAGE_ENTRIES_MAX: usize = 32 << 10;
+/// Questions for extents of one peer that wait for their turn.
+pub const EXTENT_ASKS_MAX: usize = 1 << 18;
 /// Default length of a shard.
 pub const SHARD_BYTES: u64 = 4 << 30;
 /// The largest volume.
@@ -27,6 +39,79 @@ pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
 pub const CONNECTION_BYTES_MAX: usize = 64 << 20;
 /// NBD connections per pod.
 pub const CLIENTS_MAX: usize = 4096;
+/// Unfinished handshakes of NBD clients, and as many of peers (rule
+/// `every-handshake-has-a-deadline`).
+const HANDSHAKES_MAX: usize = 1024;
+/// Of these, from one source.
+const HANDSHAKES_OF_SOURCE_MAX: usize = 256;
+/// Connections to a pod's API.
+const API_CONNECTIONS_MAX: usize = 1024;
+/// Longest handshake of a client or a peer.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection ends when sent bytes are not acknowledged for so long; a silent one ends a little
+/// earlier, by keepalive.
+pub const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(120);
+/// Descriptors that a disk needs at most: its files, and the tables of its index, also while it
+/// writes new ones.
+pub const DISK_FILES_MAX: u64 = 128;
+/// Descriptors that a pod needs besides: its catalog, logs, threads, commands of its own.
+pub const OWN_FILES_MAX: u64 = 192;
+/// With fewer descriptors than this for connections, a pod refuses to start.
+const SOCKETS_MIN: u64 = 64;
+
+/// How many connections a pod takes, so that its own files always find a descriptor (rule
+/// `descriptors-for-our-own-files`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketLimits {
+    /// NBD connections with an export.
+    pub clients: usize,
+    /// Unfinished handshakes of clients, and as many of peers.
+    pub handshakes: usize,
+    /// Of these, from one source.
+    pub handshakes_of_source: usize,
+    pub api: usize,
+}
+
+impl Default for SocketLimits {
+    fn default() -> SocketLimits {
+        SocketLimits {
+            clients: CLIENTS_MAX,
+            handshakes: HANDSHAKES_MAX,
+            handshakes_of_source: HANDSHAKES_OF_SOURCE_MAX,
+            api: API_CONNECTIONS_MAX,
+        }
+    }
+}
+
+impl SocketLimits {
+    /// Descriptors for the files of a pod with this many disks.
+    pub fn reserve(disks: usize) -> u64 {
+        OWN_FILES_MAX + DISK_FILES_MAX * disks as u64
+    }
+
+    /// The limits for a process that may have `open_files` descriptors. `None`: too few to serve.
+    pub fn of(open_files: u64, disks: usize) -> Option<SocketLimits> {
+        let sockets = open_files.checked_sub(SocketLimits::reserve(disks))?;
+        if sockets < SOCKETS_MIN {
+            return None;
+        }
+        // Half of them for clients; an eighth each for both handshakes, the API, and links.
+        let part = |of: u64| usize::try_from(sockets / of).unwrap_or(usize::MAX);
+        let all = SocketLimits::default();
+        Some(SocketLimits {
+            clients: all.clients.min(part(2)),
+            handshakes: all.handshakes.min(part(8)),
+            handshakes_of_source: all.handshakes_of_source.min(part(16)),
+            api: all.api.min(part(8)),
+        })
+    }
+
+    /// Descriptors with which nothing is limited further.
+    pub fn wanted(disks: usize) -> u64 {
+        2 * CLIENTS_MAX as u64 + SocketLimits::reserve(disks)
+    }
+}
+
 /// Requests in flight per connection.
 pub const CONNECTION_REQUESTS_MAX: usize = 1024;
 /// Default of [`Budgets::volume_bytes`].
@@ -108,6 +193,8 @@ pub const LEASE: Duration = Duration::from_millis(
     TICK.as_millis() as u64 * (ELECTION_TICKS as u64 - 1) - LEASE_DRIFT.as_millis() as u64,
 );
 
+const _: () = assert!(HANDSHAKES_OF_SOURCE_MAX < HANDSHAKES_MAX);
+const _: () = assert!(2 * CLIENTS_MAX >= 8 * HANDSHAKES_MAX);
 const _: () = assert!(ENTRY_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(ENTRY_BYTES_MAX.is_multiple_of(EXTENT_BYTES));
 const _: () = assert!(BYPASS_BYTES_MIN.is_multiple_of(EXTENT_BYTES));
@@ -122,3 +209,23 @@ const _: () = assert!(
     BEAT_LAPSE.as_millis() + 3 * TICK.as_millis() <= TICK.as_millis() * ELECTION_TICKS as u128
 );
 const _: () = assert!(BEAT_LAPSE.as_millis() > 2 * TICK.as_millis() * HEARTBEAT_TICKS as u128);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_files_find_a_descriptor_whatever_the_limit() {
+        for disks in [1, 3, 24] {
+            assert_eq!(SocketLimits::of(SocketLimits::reserve(disks), disks), None);
+            let wanted = SocketLimits::of(SocketLimits::wanted(disks), disks);
+            assert_eq!(wanted, Some(SocketLimits::default()));
+            for open_files in SocketLimits::reserve(disks) + SOCKETS_MIN..20_000 {
+                let limits = SocketLimits::of(open_files, disks).expect("enough");
+                let sockets = limits.clients + 2 * limits.handshakes + limits.api;
+                assert!(sockets as u64 + SocketLimits::reserve(disks) <= open_files);
+                assert!(limits.handshakes_of_source > 0);
+            }
+        }
+    }
+}

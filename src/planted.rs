@@ -181,6 +181,14 @@ mistakes! {
     ResyncNeverSlows,
     /// `resync-shares-the-lane`: copies of a resync always go before write-back.
     ResyncsBeforeWriteBack,
+    /// `heartbeats-go-first`: heartbeats wait behind all data that was sent before.
+    HeartbeatBehindData,
+    /// `congestion-keeps-the-leader`: a full link counts as a member that does not lead.
+    CongestionIsNoLeader,
+    /// `peers-are-checked-on-arrival`: what a peer sends is taken as it is.
+    PeersAreBelieved,
+    /// `every-handshake-has-a-deadline`: whoever connects may stay without a word.
+    HandshakesWithoutEnd,
     /// `catalog-answers-after-apply`: a command is answered when only the leader's log has it.
     CatalogAnswersEarly,
     /// `ids-never-reused`: a catalog member gets an id that the next one gets, too.

@@ -15,7 +15,7 @@ use crate::control::data_path::{DataPath, ReportSink};
 use crate::control::identity::{Identity, PodDirectory, write_atomically};
 use crate::io::driver::Address;
 use crate::io::{DriverKind, DurableWrites};
-use crate::limits::Budgets;
+use crate::limits::{Budgets, SocketLimits};
 use crate::replica::messages::ReadMode;
 use crate::types::Uuid;
 use crate::view::ClusterView;
@@ -90,18 +90,19 @@ pub fn count_start(config: &Config, directory: &mut PodDirectory) -> anyhow::Res
     Ok(memory.starts)
 }
 
-/// Opens the disks, and starts worker and front ends. `number`: of this start of the pod.
+/// Opens the disks, and starts worker and front ends. `start`: the number of this start of the pod,
+/// and its bounds on connections.
 pub fn start(
     config: &Config,
     identity: Identity,
-    number: u32,
+    (number, sockets): (u32, SocketLimits),
     reports: ReportSink,
 ) -> anyhow::Result<Arc<dyn DataPath>> {
     let file = memory_file(config);
     let mut memory = Memory::load(&file)?;
     let sessions = SessionSource::new(number);
     let recorded = with_recorder(sessions.clone(), file.clone())?;
-    let options = options(config, identity, recorded, &memory)?;
+    let options = options(config, identity, (recorded, sockets), &memory)?;
     let worker = worker::start(options, Box::new(move |report| reports.send(report)))?;
     let disks = worker.disks().to_vec();
     for disk in &disks {
@@ -166,7 +167,7 @@ fn store_starts(file: &Path, starts: u32) -> anyhow::Result<()> {
 fn options(
     config: &Config,
     identity: Identity,
-    sessions: SessionSource,
+    (sessions, sockets): (SessionSource, SocketLimits),
     memory: &Memory,
 ) -> anyhow::Result<StartOptions> {
     let mut disks = Vec::new();
@@ -200,6 +201,7 @@ fn options(
                 shard_bytes: size(config.budgets.shard.0),
                 link_bytes: size(config.budgets.link.0),
             },
+            sockets,
         },
         sessions,
         driver: match config.io {

@@ -11,7 +11,7 @@ use crate::cli::{data_path, output};
 use crate::config::Config;
 use crate::control::identity::{PodDirectory, write_atomically};
 use crate::control::server::Server;
-use crate::limits::CLIENTS_MAX;
+use crate::limits::SocketLimits;
 use crate::telemetry::logs;
 
 #[derive(Debug, clap::Args)]
@@ -45,27 +45,37 @@ fn read(path: &Path) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// Descriptors besides those of clients: database files, links, the control plane.
-const OTHER_FILES: u64 = 1024;
-
-/// Raises the limit: each connection takes a descriptor, and defaults suit only select(2).
-fn raise_open_files() {
+/// Raises the limit of open files, for defaults suit only select(2). Returns how many connections
+/// of each kind the pod may take, so that its own files always find a descriptor.
+fn raise_open_files(disks: usize) -> anyhow::Result<SocketLimits> {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::warn!(%error, "could not raise the limit of open files");
     }
-    let wanted = CLIENTS_MAX as u64 + OTHER_FILES;
-    let current = getrlimit(Resource::Nofile).current;
-    if let Some(limit) = current.filter(|limit| *limit < wanted) {
+    let Some(open_files) = getrlimit(Resource::Nofile).current else {
+        return Ok(SocketLimits::default());
+    };
+    let wanted = SocketLimits::wanted(disks);
+    let remedy = "raise the hard limit (LimitNOFILE= of systemd, ulimit -Hn)";
+    let limits = SocketLimits::of(open_files, disks).with_context(|| {
+        format!(
+            "this pod may open {open_files} files, and needs {} for its {disks} disks alone: \
+             {remedy} to {wanted}",
+            SocketLimits::reserve(disks)
+        )
+    })?;
+    if limits != SocketLimits::default() {
+        let SocketLimits { clients, .. } = limits;
         tracing::warn!(
-            "this pod may open {limit} files, which is not enough for {CLIENTS_MAX} clients: raise \
-             the hard limit (LimitNOFILE= of systemd, ulimit -Hn) to {wanted}"
+            "this pod may open {open_files} files, and serves {clients} NBD clients at most: \
+             {remedy} to {wanted}"
         );
     }
+    Ok(limits)
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {
-    raise_open_files();
+    let sockets = raise_open_files(config.disks.len())?;
     config.check_disks()?;
     let mut directory = PodDirectory::open(&config.data)?;
     let number = data_path::count_start(&config, &mut directory)?;
@@ -75,7 +85,7 @@ fn serve(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("could not start the threads of the control plane")?;
-    let result = runtime.block_on(serve_until_told(&config, directory, number));
+    let result = runtime.block_on(serve_until_told(&config, directory, number, sockets));
     runtime.shutdown_background();
     result
 }
@@ -85,6 +95,7 @@ async fn serve_until_told(
     config: &Config,
     directory: PodDirectory,
     number: u32,
+    sockets: SocketLimits,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -95,13 +106,13 @@ async fn serve_until_told(
         }
     };
     let server = tokio::select! {
-        server = Server::start(config, directory) => server?,
+        server = Server::start(config, directory, sockets.api) => server?,
         () = told() => return Ok(()),
     };
     let data_path = {
         let (config, identity) = (config.clone(), server.identity());
         let reports = server.report_sink();
-        let start = move || data_path::start(&config, identity, number, reports);
+        let start = move || data_path::start(&config, identity, (number, sockets), reports);
         tokio::task::spawn_blocking(start).await.context("could not start the data path")?
     };
     let data_path = match data_path {

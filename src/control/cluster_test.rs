@@ -53,7 +53,7 @@ impl TestPod {
         config.join = self.seeds.clone();
         config.api.listen = "127.0.0.1:0".parse().unwrap();
         let directory = PodDirectory::open(&config.data).unwrap();
-        let server = Server::start(&config, directory).await.unwrap();
+        let server = Server::start(&config, directory, 64).await.unwrap();
         let disk = Uuid([self.number; 16]);
         let data_path = NullDataPath::new(server.identity(), vec![disk], server.report_sink());
         let data_path = Arc::new(data_path);

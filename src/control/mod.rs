@@ -13,6 +13,7 @@ pub mod catalog_member;
 #[cfg(test)]
 mod cluster_test;
 pub mod command;
+pub mod connections;
 pub mod creation;
 pub mod data_path;
 pub mod describe;

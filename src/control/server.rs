@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
-use tonic::transport::server::TcpIncoming;
+use tokio_stream::Stream;
 
 use crate::config::Config;
 use crate::control::api::catalog::CatalogService;
@@ -19,6 +19,7 @@ use crate::control::api::pods::PodsService;
 use crate::control::api::volumes::VolumesService;
 use crate::control::catalog::chain;
 use crate::control::command::Addresses;
+use crate::control::connections::{Connection, accept};
 use crate::control::data_path::{DataPath, ReportSink};
 use crate::control::identity::{Identity, PodDirectory, random_uuid};
 use crate::control::join::{JoinError, identity};
@@ -76,8 +77,12 @@ pub struct Server {
 
 impl Server {
     /// Starts the API, this pod's member of the catalog, and the tasks around them. Waits until the
-    /// pod has joined a cluster, if it belongs to none yet.
-    pub async fn start(config: &Config, mut directory: PodDirectory) -> Result<Server, StartError> {
+    /// pod has joined a cluster, if it belongs to none yet. `connections_max`: to the API.
+    pub async fn start(
+        config: &Config,
+        mut directory: PodDirectory,
+        connections_max: usize,
+    ) -> Result<Server, StartError> {
         let listen = config.api.listen;
         let fail = |source| StartError::Listen { listen, source };
         let listener = TcpListener::bind(listen).await.map_err(fail)?;
@@ -98,7 +103,7 @@ impl Server {
             tracing::error!("this pod takes no part in the catalog: {}", chain(&error));
         }
         let (stop, stopped) = watch::channel(false);
-        let api = tokio::spawn(serve_api(node.clone(), listener, stopped));
+        let api = tokio::spawn(serve_api(node.clone(), accept(listener, connections_max), stopped));
         let server = Server {
             node: node.clone(),
             stop,
@@ -204,13 +209,12 @@ impl Server {
 
 async fn serve_api(
     node: Arc<Node>,
-    listener: TcpListener,
+    incoming: impl Stream<Item = std::io::Result<Connection>>,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
     let catalog = CatalogServer::new(CatalogService { node: node.clone() })
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_WITHIN))
@@ -251,7 +255,7 @@ mod tests {
         config.init = true;
         config.api.listen = "127.0.0.1:0".parse().unwrap();
         let directory = PodDirectory::open(&config.data).unwrap();
-        let server = Server::start(&config, directory).await.unwrap();
+        let server = Server::start(&config, directory, 16).await.unwrap();
         server.node.catalog_lost.send_replace(Some("the disk is full".to_owned()));
         let failure = server.failed().await.to_string();
         assert!(failure.contains("the disk is full"), "{failure}");

@@ -49,6 +49,9 @@ pub struct Snapshot {
     pub state: Option<CatalogState>,
 }
 
+/// Open tables of the database; the pod's descriptors are counted.
+const OPEN_FILES_MAX: i32 = 64;
+
 /// Everything from which a member starts.
 #[derive(Debug)]
 pub struct Recovered {
@@ -93,6 +96,7 @@ impl Storage {
     pub fn open(path: &Path) -> Result<Storage, StorageError> {
         let mut options = Options::default();
         options.create_if_missing(true);
+        options.set_max_open_files(OPEN_FILES_MAX);
         // A crash may cut the last write short. Any other damage is an error, not a shorter log:
         // this member has promised what the log held.
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);

@@ -5,7 +5,7 @@
 //! `Recv` and one `Send` are in flight per socket; the caller ensures that. The driver owns the
 //! buffers from `submit` until the completion, which returns them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,6 +136,10 @@ pub trait Driver {
         timeout: Option<Duration>,
         out: &mut Vec<Completion>,
     ) -> std::io::Result<()>;
+
+    /// The address at the other end of a TCP connection; `None` for unix sockets, and when it is
+    /// gone.
+    fn source(&self, socket: SocketId) -> Option<IpAddr>;
 
     /// True when the other end has closed the connection or is known to be gone, even if received
     /// bytes still wait. Does not block.

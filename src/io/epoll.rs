@@ -5,6 +5,7 @@ mod connection;
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -281,6 +282,13 @@ impl Driver for Epoll {
                 }
                 left = Some(rest);
             }
+        }
+    }
+
+    fn source(&self, socket: SocketId) -> Option<IpAddr> {
+        match self.handles.get(socket.0 as usize) {
+            Some(Some(Handle::Socket(connection))) => socket::source(connection),
+            _ => None,
         }
     }
 

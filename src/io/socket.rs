@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem::size_of;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -12,6 +13,7 @@ use rustix::time::Timespec;
 use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::io::driver::Address;
+use crate::limits::{UNACKNOWLEDGED_MAX, UNSENT_BYTES_MAX};
 
 /// Connections that may wait for their `Accept`.
 const BACKLOG: libc::c_int = 1024;
@@ -41,7 +43,7 @@ pub(super) fn prepare_connect(address: &Address) -> io::Result<(OwnedFd, SockAdd
     let (socket, sockaddr) = socket_for(address)?;
     if let Address::Tcp(_) = address {
         set_tcp_options(&socket)?;
-        set_syn_repeats(&socket)?;
+        set_tcp_number(&socket, libc::TCP_SYNCNT, SYN_REPEATS)?;
     }
     Ok((socket.into(), sockaddr))
 }
@@ -54,16 +56,26 @@ pub(super) fn prepare_accepted(fd: impl AsFd, is_tcp: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Small messages leave at once. A silent connection ends within a minute when the other end lost
-/// power or network.
+/// Small messages leave at once, and few bytes wait in the kernel, where nothing can overtake them
+/// (rule `heartbeats-go-first`). A silent connection ends within a minute when the other end lost
+/// power or network. While sent bytes are not acknowledged, keepalive is blind: another limit ends
+/// the connection then.
 fn set_tcp_options(fd: impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(&fd);
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+    set_tcp_number(&socket, libc::TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX as libc::c_int)?;
     let probes = TcpKeepalive::new()
         .with_time(Duration::from_secs(30))
         .with_interval(Duration::from_secs(10))
         .with_retries(3);
     socket.set_tcp_keepalive(&probes)
+}
+
+/// The address at the other end.
+pub(super) fn source(fd: impl AsFd) -> Option<IpAddr> {
+    let address = SockRef::from(&fd).peer_addr().ok()?;
+    Some(address.as_socket()?.ip())
 }
 
 /// Ends the connection for both sides, even if others still hold the socket.
@@ -109,15 +121,15 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-fn set_syn_repeats(socket: &Socket) -> io::Result<()> {
-    let count = SYN_REPEATS;
+/// Sets an option of TCP whose value is a number.
+fn set_tcp_number(socket: &Socket, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     // SAFETY: the option's value is one int, which outlives the call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::IPPROTO_TCP,
-            libc::TCP_SYNCNT,
-            (&raw const count).cast(),
+            option,
+            (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };

@@ -14,6 +14,7 @@ mod slots;
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -484,6 +485,10 @@ impl Driver for Uring {
                 return Ok(());
             }
         }
+    }
+
+    fn source(&self, socket: SocketId) -> Option<IpAddr> {
+        self.handles.get(socket.0).filter(|open| open.is_socket).and_then(socket::source)
     }
 
     fn has_hung_up(&self, socket: SocketId) -> bool {

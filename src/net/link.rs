@@ -3,39 +3,33 @@
 //! States: `Calling` (hello sent, waiting for the welcome), `Called` (waiting for a hello), `Up`,
 //! `Ended`. Bytes come in through [`Link::feed`] and leave through [`Link::take_output`].
 //!
-//! Order: messages arrive in the order of sending. Consecutive Raft messages without payloads leave
+//! Order: messages arrive in the order of sending, but for *light* ones, which overtake all others
+//! (rule `heartbeats-go-first`). Light are answers without data, signs of life, announcements of
+//! space, and what [`Link::send_first`] was given. Raft messages without payloads leave together,
 //! as one [`PeerMessage::RaftBatch`].
 //!
 //! Bounds: the send queue has at most [`LINK_QUEUE_BYTES_MAX`]. Requests get half of it and Raft
 //! messages with entries three quarters, so clients cannot fill it. Raft messages that do not fit
 //! are dropped and counted; Raft sends them again.
 
-use std::collections::VecDeque;
-
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::fields::FieldError;
 use crate::io::stream::StreamReader;
 use crate::limits::LINK_QUEUE_BYTES_MAX;
-use crate::net::codec::{EncodeError, decode, encode, pieces};
-use crate::net::frame::{FrameError, FrameReader, HEAD_BYTES, write_head};
+use crate::net::codec::{EncodeError, Encoded, decode, encode, pieces};
+use crate::net::frame::{FrameError, FrameReader, HEAD_BYTES};
 use crate::net::handshake::{
     Greeting, GreetingError, Hello, Identity, PROTOCOL_MAX, PROTOCOL_MIN, Purpose, Refusal,
     RefusalCode, Welcome, choose_version, format, frame_seeds, parse,
 };
 use crate::net::incarnations::Incarnations;
 use crate::net::message::PeerMessage;
-use crate::types::{MemberId, PodId, Uuid};
+use crate::net::output::{BATCH_BYTES_MAX, Lane, Output};
+use crate::types::{PodId, Uuid};
 
-/// Bytes of headers in one batch. A longer header leaves alone.
-const BATCH_BYTES_MAX: usize = 256 << 10;
-/// Bytes in one [`Link::take_output`], unless one message is larger. Sends stay short, and queued
-/// bytes are counted where the bounds are checked.
-const OUTPUT_BYTES_MAX: usize = 4 << 20;
-/// Number of slices that one system call takes.
-const OUTPUT_SLICES_MAX: usize = 1000;
-/// Consecutive heads and meta parts of frames share buffers of about this size.
-const HEADS_BYTES_MAX: usize = 64 << 10;
+/// A longer answer does not leave before data.
+const LIGHT_BYTES_MAX: usize = 4 << 10;
 
 /// The lane that a dialer calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,11 +269,21 @@ impl Link {
     }
 
     fn greet(&mut self, greeting: &Greeting) {
-        self.output.push(format(greeting));
+        self.output.push_greeting(format(greeting));
     }
 
     /// Queues a message. [`SendError`] tells how to handle a message that was not queued.
     pub fn send(&mut self, message: PeerMessage) -> Result<(), SendError> {
+        self.queue(message, Lane::Data)
+    }
+
+    /// Queues a message that may overtake everything that waits (rule `heartbeats-go-first`). Only
+    /// for messages without payload, whose order to others does not matter.
+    pub fn send_first(&mut self, message: PeerMessage) -> Result<(), SendError> {
+        self.queue(message, Lane::Light)
+    }
+
+    fn queue(&mut self, message: PeerMessage, lane: Lane) -> Result<(), SendError> {
         let LinkState::Up { send_seed, .. } = self.state else {
             return Err(SendError::NotUp);
         };
@@ -292,14 +296,11 @@ impl Link {
                 self.counters.raft_dropped += 1;
                 return Err(SendError::Dropped);
             }
-            if self.output.batch_bytes + header.len() > BATCH_BYTES_MAX {
-                self.flush_batch(send_seed);
-            }
-            self.output.batch_bytes += header.len() + BATCH_ITEM_BYTES;
-            self.output.batch.push((*to, header.clone()));
+            self.output.push_light(send_seed, lane, *to, header.clone());
             return Ok(());
         }
         let (up_to_bytes, error) = admission(&message, self.queue_bytes_max);
+        let is_first = goes_first(&message);
         let encoded = encode(message).map_err(|source| SendError::Encode { source })?;
         if waiting_bytes + HEAD_BYTES + encoded.bytes() > up_to_bytes {
             match error {
@@ -309,35 +310,29 @@ impl Link {
             }
             return Err(error);
         }
-        self.flush_batch(send_seed);
-        self.counters.frames_sent += 1;
-        self.output.push_frame(send_seed, encoded.kind, &encoded.meta, encoded.payload);
+        let lane = match lane {
+            Lane::Data if is_first => Lane::Light,
+            lane => lane,
+        };
+        let lane = if is_light(&encoded) { lane } else { Lane::Data };
+        self.output.push_frame(send_seed, lane, encoded);
         Ok(())
     }
 
-    fn flush_batch(&mut self, send_seed: u32) {
-        if self.output.batch.is_empty() {
-            return;
-        }
-        let messages = std::mem::take(&mut self.output.batch);
-        self.output.batch_bytes = 0;
-        let batch = encode(PeerMessage::RaftBatch { messages }).expect("a batch is bounded");
-        self.counters.frames_sent += 1;
-        self.output.push_frame(send_seed, batch.kind, &batch.meta, batch.payload);
-    }
-
-    /// The next bytes to send, in order; empty: nothing is queued. Call it when no send is in
-    /// flight: once per round, and again when a send has ended.
+    /// The next bytes to send; empty: nothing is queued. Call it when no send is in flight: once
+    /// per round, and again when a send has ended. It gives out little at a time, so that light
+    /// messages need not wait for long.
     pub fn take_output(&mut self) -> Vec<Bytes> {
-        if let LinkState::Up { send_seed, .. } = self.state {
-            self.flush_batch(send_seed);
-        }
-        self.output.take()
+        let seed = match self.state {
+            LinkState::Up { send_seed, .. } => Some(send_seed),
+            _ => None,
+        };
+        self.output.take(seed)
     }
 
     /// Bytes queued for [`Link::take_output`].
     pub fn queue_bytes(&self) -> usize {
-        self.output.bytes + self.output.batch_bytes
+        self.output.bytes()
     }
 
     /// The result of the handshake, if the link is up.
@@ -349,12 +344,26 @@ impl Link {
     }
 
     pub fn counters(&self) -> LinkCounters {
-        self.counters
+        LinkCounters { frames_sent: self.output.frames_sent, ..self.counters }
     }
 }
 
-/// Bytes of member and length before each header of a batch.
-const BATCH_ITEM_BYTES: usize = 12;
+/// True for messages whose order to data does not matter.
+fn goes_first(message: &PeerMessage) -> bool {
+    matches!(
+        message,
+        PeerMessage::Response { .. }
+            | PeerMessage::Rest { .. }
+            | PeerMessage::Awake { .. }
+            | PeerMessage::Beat
+            | PeerMessage::Space { .. }
+    )
+}
+
+/// True for what has no payload and is short.
+fn is_light(encoded: &Encoded) -> bool {
+    encoded.payload.is_empty() && encoded.meta.len() <= LIGHT_BYTES_MAX
+}
 
 /// Requests are refused beyond this many queued bytes.
 fn requests_up_to_bytes(queue_bytes_max: usize) -> usize {
@@ -465,55 +474,6 @@ fn check_cluster(local: &Identity, peer: &Identity) -> Result<(), Refusal> {
                 local.cluster, peer.cluster
             ),
         }),
-    }
-}
-
-/// The send queue. It sends `pieces`, then `heads`, which the next payload closes, then `batch`,
-/// whose light messages become one frame.
-#[derive(Default)]
-struct Output {
-    pieces: VecDeque<Bytes>,
-    heads: BytesMut,
-    /// Length of `pieces` and `heads`.
-    bytes: usize,
-    batch: Vec<(MemberId, Bytes)>,
-    batch_bytes: usize,
-}
-
-impl Output {
-    fn push(&mut self, piece: Bytes) {
-        self.close_heads();
-        self.bytes += piece.len();
-        self.pieces.push_back(piece);
-    }
-
-    fn push_frame(&mut self, seed: u32, kind: u8, meta: &[u8], payload: Vec<Bytes>) {
-        if self.heads.len() >= HEADS_BYTES_MAX {
-            self.close_heads();
-        }
-        write_head(&mut self.heads, seed, kind, meta, &payload);
-        self.bytes += HEAD_BYTES + meta.len();
-        payload.into_iter().for_each(|slice| self.push(slice));
-    }
-
-    fn close_heads(&mut self) {
-        if !self.heads.is_empty() {
-            self.pieces.push_back(self.heads.split().freeze());
-        }
-    }
-
-    fn take(&mut self) -> Vec<Bytes> {
-        self.close_heads();
-        let (mut count, mut taken_bytes) = (0, 0);
-        for piece in &self.pieces {
-            if count == OUTPUT_SLICES_MAX || (count > 0 && taken_bytes >= OUTPUT_BYTES_MAX) {
-                break;
-            }
-            count += 1;
-            taken_bytes += piece.len();
-        }
-        self.bytes -= taken_bytes;
-        self.pieces.drain(..count).collect()
     }
 }
 

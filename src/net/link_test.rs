@@ -3,13 +3,15 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use bytes::BytesMut;
+
 use super::*;
-use crate::io::buffer::Pool;
-use crate::io::buffer::is_aligned;
-use crate::net::codec::Encoded;
+use crate::io::buffer::{Pool, is_aligned};
+use crate::limits::SEND_BYTES_MAX;
 use crate::net::message::CallId;
+use crate::planted::{Mistake, assert_found};
 use crate::testing::peer_fixture::{message, pour};
-use crate::types::{BLOCK_BYTES, BlockRange, ShardId, ShardOp};
+use crate::types::{BLOCK_BYTES, BlockRange, MemberId, ShardId, ShardOp, ShardReply};
 
 fn identity(pod: u64) -> Identity {
     Identity {
@@ -139,6 +141,63 @@ fn flatten(messages: Vec<PeerMessage>) -> Vec<PeerMessage> {
         .collect()
 }
 
+/// Those that may overtake others, and the others; both keep their order.
+fn in_lanes(messages: Vec<PeerMessage>) -> (Vec<PeerMessage>, Vec<PeerMessage>) {
+    let is_first = |message: &PeerMessage| match message {
+        PeerMessage::Rest { .. }
+        | PeerMessage::Awake { .. }
+        | PeerMessage::Beat
+        | PeerMessage::Space { .. } => true,
+        PeerMessage::Response { result: Ok(ShardReply::Data { segments, .. }), .. } => {
+            segments.iter().all(|segment| matches!(segment, crate::types::Segment::Zero(_)))
+        }
+        PeerMessage::Response { .. } => true,
+        _ => false,
+    };
+    flatten(messages).into_iter().partition(is_first)
+}
+
+/// Heartbeats go first (rule `heartbeats-go-first`): behind many megabytes of entries, one waits
+/// for a send and the rest of a frame.
+fn a_heartbeat_overtakes_data() {
+    let (mut here, mut there) = joined();
+    const FRAMES: usize = 24;
+    (0..FRAMES).for_each(|_| here.link.send(heavy(1 << 20)).unwrap());
+    let before: Vec<Bytes> = here.link.take_output();
+    here.link.send_first(light(7, b"heartbeat")).unwrap();
+    here.link.send(light(8, b"empty append")).unwrap();
+    let mut waited_bytes: usize = before.iter().map(Bytes::len).sum();
+    there.receive(&before.concat(), 1 << 20).unwrap();
+    let (mut data, mut heard_after) = (0, None);
+    loop {
+        let output = here.link.take_output().concat();
+        assert!(output.len() <= SEND_BYTES_MAX + 4096, "a send is short: {}", output.len());
+        if output.is_empty() {
+            break;
+        }
+        waited_bytes += output.len();
+        there.receive(&output, 1 << 20).unwrap();
+        for message in flatten(there.messages()) {
+            match message {
+                PeerMessage::Raft { to: MemberId(7), .. } => heard_after = Some(waited_bytes),
+                PeerMessage::Raft { to: MemberId(8), .. } => {
+                    assert_eq!(data, FRAMES, "appends stay in order");
+                }
+                _ => data += 1,
+            }
+        }
+    }
+    assert_eq!(data, FRAMES, "the frames around it are whole");
+    let bound = (1 << 20) + 2 * SEND_BYTES_MAX;
+    assert!(heard_after.is_some_and(|bytes| bytes <= bound), "{heard_after:?} bytes before it");
+}
+
+#[test]
+fn a_heartbeat_waits_for_one_send_and_the_rest_of_a_frame() {
+    a_heartbeat_overtakes_data();
+    assert_found(Mistake::HeartbeatBehindData, a_heartbeat_overtakes_data);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
@@ -150,14 +209,28 @@ proptest! {
         answers.iter().for_each(|message| there.link.send(message.clone()).unwrap());
         there.receive(&here.drain(), step).unwrap();
         here.receive(&there.drain(), step).unwrap();
-        prop_assert_eq!(flatten(there.messages()), flatten(sent));
-        prop_assert_eq!(flatten(here.messages()), flatten(answers));
+        prop_assert_eq!(in_lanes(there.messages()), in_lanes(sent));
+        prop_assert_eq!(in_lanes(here.messages()), in_lanes(answers));
     }
 
     #[test]
     fn arbitrary_bytes_never_panic(input in vec(any::<u8>(), 0..400)) {
         crate::testing::fuzz::peer::fuzz_one(&input);
     }
+}
+
+/// The acceptor may send as soon as it has sent its welcome.
+#[test]
+fn nothing_overtakes_a_greeting() {
+    let (mut dialer, mut acceptor) =
+        (End::dial(identity(1), identity(2)), End::accept(identity(2)));
+    acceptor.receive(&dialer.drain(), 100).unwrap();
+    let space = PeerMessage::Space { free_bytes: 7 };
+    acceptor.link.send(space.clone()).unwrap();
+    acceptor.link.send_first(light(1, b"heartbeat")).unwrap();
+    dialer.receive(&acceptor.drain(), 100).unwrap();
+    assert!(matches!(dialer.events[0], LinkEvent::Up(_)));
+    assert!(dialer.events[1..].contains(&LinkEvent::Message(space)));
 }
 
 #[test]
@@ -216,7 +289,7 @@ fn one_send_is_short_and_the_queue_shrinks_by_it() {
     (0..20).for_each(|_| here.link.send(heavy(1 << 20)).unwrap());
     let before = here.link.queue_bytes();
     let taken: usize = here.link.take_output().iter().map(Bytes::len).sum();
-    assert!(taken <= OUTPUT_BYTES_MAX + (1 << 20));
+    assert!(taken <= SEND_BYTES_MAX);
     assert_eq!(here.link.queue_bytes(), before - taken);
 }
 
@@ -323,7 +396,7 @@ fn a_message_that_cannot_be_understood_ends_the_link() {
         panic!("up");
     };
     let nonsense = Encoded { kind: 200, meta: BytesMut::new(), payload: Vec::new() };
-    here.link.output.push_frame(send_seed, nonsense.kind, &nonsense.meta, nonsense.payload);
+    here.link.output.push_frame(send_seed, Lane::Data, nonsense);
     let error = there.receive(&here.drain(), 100);
     assert_eq!(
         error,

@@ -11,3 +11,4 @@ pub mod incarnations;
 pub mod link;
 pub mod message;
 mod operation;
+mod output;

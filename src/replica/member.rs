@@ -7,6 +7,8 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use raft::eraftpb::Message;
+
 use crate::replica::messages::{Input, MemberConfig, Output, ReqId, Rest, Role, Start};
 use crate::replica::running::{Broken, Running};
 use crate::types::{BlockError, MemberId, Mono, Unappended};
@@ -126,6 +128,14 @@ impl Member {
         match &self.state {
             Condition::Running(running) => running.applied_term(),
             Condition::Faulted => 0,
+        }
+    }
+
+    /// Why no honest member can have sent this; `None`: it may have.
+    pub fn contradiction(&self, message: &Message) -> Option<&'static str> {
+        match &self.state {
+            Condition::Running(running) => running.contradiction(message),
+            Condition::Faulted => None,
         }
     }
 

@@ -7,6 +7,7 @@
 
 pub mod apply;
 pub mod command;
+mod contradiction;
 pub mod entry;
 mod feed;
 #[cfg(test)]

@@ -7,10 +7,15 @@
 
 use bytes::{BufMut, Bytes};
 use protobuf::Message as _;
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
 use crate::fields::{FieldError, Fields, PutFields};
-use crate::limits::{ENTRY_BYTES_MAX, FRAME_META_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
+use crate::limits::{
+    ENTRY_BYTES_MAX, FRAME_META_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, MESSAGE_ENTRIES_MAX,
+    RAFT_NUMBER_MAX,
+};
+use crate::replica::command::{self, CommandError, EntryCommand};
+use crate::types::BlockRange;
 
 const VERSION: u8 = 1;
 const PREFIX_BYTES: usize = 8;
@@ -28,6 +33,26 @@ pub enum MessageError {
     Protobuf(#[from] protobuf::ProtobufError),
     #[error("a Raft message and its payloads do not fit together")]
     Payloads,
+    #[error("replicas of shards send no {0:?}")]
+    Kind(MessageType),
+    #[error("it has {what} {number}, beyond every number that a group reaches")]
+    Number { what: &'static str, number: u64 },
+    #[error("it is for replica {0}")]
+    Address(u64),
+    #[error("entry {index} of term {term} does not follow entry {before} of term {term_before}")]
+    Order { index: u64, term: u64, before: u64, term_before: u64 },
+    #[error("entry {index} has a command that cannot be decoded")]
+    Command {
+        index: u64,
+        #[source]
+        source: CommandError,
+    },
+    #[error("entry {index} changes blocks beyond the end of the shard")]
+    Range { index: u64 },
+    #[error("entry {index} has a payload of {bytes} bytes, which does not fit its command")]
+    Payload { index: u64, bytes: usize },
+    #[error("entry {index} has a command that shards do not have")]
+    NoShardCommand { index: u64 },
 }
 
 /// Splits a message into the header and the non-empty payloads of its entries, in order.
@@ -62,6 +87,9 @@ pub fn join(header: &[u8], payloads: Vec<Bytes>) -> Result<Message, MessageError
     }
     fields.skip(3)?;
     let count = fields.count(4)?;
+    if count > MESSAGE_ENTRIES_MAX {
+        return Err(MessageError::TooLong(header.len()));
+    }
     let mut lengths = Fields::new(fields.slice(count * 4)?);
     let body = Bytes::copy_from_slice(fields.rest());
     let mut message = Message::parse_from_carllerche_bytes(&body)?;
@@ -87,9 +115,96 @@ pub fn join(header: &[u8], payloads: Vec<Bytes>) -> Result<Message, MessageError
     Ok(message)
 }
 
-/// True for a message without entries. Light messages of many groups can share one frame.
-pub fn is_light(message: &Message) -> bool {
-    message.entries.is_empty() && message.get_msg_type() != MessageType::MsgSnapshot
+/// True for a message that may overtake appends that were sent before it (rule
+/// `heartbeats-go-first`). Raft allows it for all; but an append that overtakes the one before it
+/// is rejected, and raft-rs sends everything again.
+pub fn may_overtake(message: &Message) -> bool {
+    let kind = message.get_msg_type();
+    kind != MessageType::MsgAppend && kind != MessageType::MsgSnapshot
+}
+
+/// Checks that a member of a shard may have sent this message to `to`, a member with this many
+/// blocks. raft-rs and the log rely on it. Returns the blocks that each entry changes.
+pub fn check(
+    message: &Message,
+    to: u64,
+    blocks: u32,
+) -> Result<Vec<Option<BlockRange>>, MessageError> {
+    let kind = message.get_msg_type();
+    match kind {
+        MessageType::MsgAppend => {}
+        MessageType::MsgAppendResponse
+        | MessageType::MsgHeartbeat
+        | MessageType::MsgHeartbeatResponse
+        | MessageType::MsgRequestVote
+        | MessageType::MsgRequestVoteResponse
+        | MessageType::MsgRequestPreVote
+        | MessageType::MsgRequestPreVoteResponse
+        | MessageType::MsgTimeoutNow
+            if message.entries.is_empty() => {}
+        kind => return Err(MessageError::Kind(kind)),
+    }
+    if message.to != to || message.from == to {
+        return Err(MessageError::Address(message.to));
+    }
+    let numbers = [
+        ("term", message.term),
+        ("a log term of", message.log_term),
+        ("index", message.index),
+        ("commit index", message.commit),
+        ("a commit term of", message.commit_term),
+        ("a hint of", message.reject_hint),
+    ];
+    if let Some((what, number)) = numbers.into_iter().find(|(_, number)| *number > RAFT_NUMBER_MAX)
+    {
+        return Err(MessageError::Number { what, number });
+    }
+    // raft-rs gives entries behind the end of a log the term 0, and would find that they match.
+    if kind == MessageType::MsgAppend && (message.index == 0) != (message.log_term == 0) {
+        let (index, term) = (message.index, message.log_term);
+        return Err(MessageError::Order { index, term, before: 0, term_before: 0 });
+    }
+    let (mut before, mut term_before) = (message.index, message.log_term.max(1));
+    let mut ranges = Vec::with_capacity(message.entries.len());
+    for entry in &message.entries {
+        let Entry { index, term, .. } = *entry;
+        if index != before + 1 || term < term_before || term > message.term {
+            return Err(MessageError::Order { index, term, before, term_before });
+        }
+        (before, term_before) = (index, term);
+        ranges.push(check_entry(entry, blocks)?);
+    }
+    Ok(ranges)
+}
+
+/// Checks an entry for a member of a shard. Returns the blocks that it changes.
+fn check_entry(entry: &Entry, blocks: u32) -> Result<Option<BlockRange>, MessageError> {
+    let (index, bytes) = (entry.index, entry.data.len());
+    // The members of a shard do not change yet.
+    if entry.entry_type != EntryType::EntryNormal {
+        return Err(MessageError::NoShardCommand { index });
+    }
+    let command = match entry.context.is_empty() {
+        true => EntryCommand::Touch,
+        false => {
+            command::decode(&entry.context)
+                .map_err(|source| MessageError::Command { index, source })?
+                .1
+        }
+    };
+    let (range, wanted_bytes) = match command {
+        EntryCommand::Write { range, .. } => (Some(range), range.bytes()),
+        EntryCommand::Zero { range, .. } => (Some(range), 0),
+        EntryCommand::Touch => (None, 0),
+        EntryCommand::Opaque => return Err(MessageError::NoShardCommand { index }),
+    };
+    if range.is_some_and(|range| range.end() > blocks) {
+        return Err(MessageError::Range { index });
+    }
+    match bytes as u64 == wanted_bytes {
+        true => Ok(range),
+        false => Err(MessageError::Payload { index, bytes }),
+    }
 }
 
 #[cfg(test)]
@@ -151,8 +266,10 @@ mod tests {
     }
 
     #[test]
-    fn only_messages_without_entries_are_light() {
-        assert!(is_light(&message(&[])));
-        assert!(!is_light(&message(&[0])));
+    fn appends_stay_in_order_with_or_without_entries() {
+        let mut heartbeat = message(&[]);
+        assert!(!may_overtake(&heartbeat) && !may_overtake(&message(&[0])));
+        heartbeat.set_msg_type(MessageType::MsgHeartbeat);
+        assert!(may_overtake(&heartbeat));
     }
 }

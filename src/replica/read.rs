@@ -38,6 +38,8 @@ pub struct Reads {
     /// Newest round that a quorum answered.
     confirmed: u64,
     lease_until: Mono,
+    /// The end of the newest lease of which it was said that it ended.
+    lapsed: Mono,
     mode: ReadMode,
     /// The leadership was offered to another member in this term, so there is no lease any more.
     lease_given_up: bool,
@@ -176,6 +178,16 @@ impl Reads {
         }
         let found = self.answered.iter().find(|(id, _)| *id == voter);
         found.map_or(0, |(_, round)| *round)
+    }
+
+    /// True once for every lease that ended before a newer one began.
+    pub fn has_lapsed(&mut self, now: Mono) -> bool {
+        let ended = Mono(0) < self.lease_until && self.lease_until <= now;
+        let lapsed = ended && self.mode == ReadMode::Lease && self.lapsed != self.lease_until;
+        if lapsed {
+            self.lapsed = self.lease_until;
+        }
+        lapsed
     }
 
     fn has_lease(&self, now: Mono) -> bool {

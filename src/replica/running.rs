@@ -7,6 +7,7 @@ use raft::eraftpb::{ConfChangeTransition, ConfChangeV2, Entry, Message, MessageT
 use crate::log::{Append, Change, HardState, Reset};
 use crate::planted::planted;
 use crate::replica::apply::{Applier, ApplyError, conf_change_of};
+use crate::replica::contradiction::contradiction;
 use crate::replica::entry::log_entry;
 use crate::replica::feed::Feeds;
 use crate::replica::keep::LogKeep;
@@ -430,6 +431,11 @@ impl Running {
         Ok(())
     }
 
+    /// See [`contradiction`].
+    pub fn contradiction(&self, message: &Message) -> Option<&'static str> {
+        contradiction(&self.raft, message)
+    }
+
     pub fn has_entry(&self, index: u64, term: u64) -> bool {
         index <= self.applied_index || self.raft.raw.raft.raft_log.match_term(index, term)
     }
@@ -733,6 +739,10 @@ impl Running {
     fn begin_round(&mut self, now: Mono) -> bool {
         if !self.reads.wants_round(&self.read_state()) {
             return false;
+        }
+        if self.reads.has_lapsed(now) {
+            let member = self.config.member.0;
+            tracing::info!(member, "the lease has lapsed: reads wait for a majority");
         }
         self.round = Some(self.reads.begin_round(now));
         self.raft.raw.ping();

@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -748,6 +749,11 @@ impl Driver for SimDriver {
             kernel.wake(self.host, timeout);
         }
         Ok(())
+    }
+
+    /// All simulated connections count as of one machine.
+    fn source(&self, _: SocketId) -> Option<IpAddr> {
+        None
     }
 
     fn has_hung_up(&self, socket: SocketId) -> bool {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::control::command::Addresses;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, OpenFile};
+use crate::limits::SocketLimits;
 use crate::replica::messages::{Input, Output, ReadMode, Start};
 use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, What};
 use crate::sim::checks::Checks;
@@ -255,6 +256,7 @@ impl World {
             leaders_follow_clients: self.shape.leaders_follow_clients,
             reads: self.shape.reads,
             budgets: self.shape.budgets,
+            sockets: SocketLimits::default(),
         };
         let sessions = SessionSource::new(starts);
         let report = Box::new(|_| {});

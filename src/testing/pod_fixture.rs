@@ -3,7 +3,8 @@
 //! has a thousand rounds.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,12 @@ use crate::io::driver::{
     Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
     Wake, Waker,
 };
-use crate::limits::{Budgets, LISTING_EXTENTS_MAX, TICK};
-use crate::net::message::CallId;
+use crate::io::stream::StreamReader;
+use crate::limits::{Budgets, LISTING_EXTENTS_MAX, SocketLimits, TICK};
+use crate::net::handshake::{Identity, Purpose};
+use crate::net::incarnations::Incarnations;
+use crate::net::link::{Link, LinkEvent, Target};
+use crate::net::message::{CallId, PeerMessage};
 use crate::replica::messages::ReadMode;
 use crate::replica::raft_message;
 use crate::store::index::memory::MemoryIndex;
@@ -25,7 +30,7 @@ use crate::store::lane::{LaneConfig, LaneFiles as _};
 use crate::store::messages::{IndexJob, LaneFile, OpId};
 use crate::store::open::{LaneFormat, format_lane};
 use crate::testing::crash_disk::Disk;
-use crate::testing::stream_fixture::land;
+use crate::testing::stream_fixture::{land, receive};
 use crate::types::{EXTENT_BYTES, MemberId, Mono, Origin, PodId, ShardId, ShardOp, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskView, MemberState, MemberView, PodView, ShardView, VolumeView};
 use crate::volume::SessionSource;
@@ -61,17 +66,27 @@ struct Kernel {
     now: Mono,
     disk: Disk,
     sockets: BTreeMap<SocketId, Socket>,
+    /// Those of peers.
+    links: BTreeSet<SocketId>,
     next_socket: u32,
-    to_accept: VecDeque<SocketId>,
-    accept: Option<Token>,
+    /// Connections, with the listeners that they are for, and accepts that wait for one.
+    to_accept: VecDeque<(SocketId, SocketId)>,
+    accepts: BTreeMap<SocketId, Token>,
     /// Accepts fail, and how many have.
     fails_accepts: bool,
     failed_accepts: u32,
     submitted: VecDeque<(Token, Op)>,
+    /// Sends do not end, but for those to clients.
+    holds_links: bool,
     /// Writes of the log do not end.
     holds_log: bool,
     held: Vec<(Token, Op)>,
 }
+
+const FOR_NBD: SocketId = SocketId(u32::MAX);
+const FOR_PEERS: SocketId = SocketId(u32::MAX - 1);
+/// The address on which the pod waits for peers.
+const PEERS: &str = "peers";
 
 const LOG: FileId = FileId(LaneFile::Wal as u32);
 
@@ -99,6 +114,10 @@ impl Kernel {
                 Ok(Done::Bytes(len))
             }
             Op::Sync { .. } => Ok(Done::Bytes(0)),
+            Op::Send { socket, .. } if self.holds_links && self.links.contains(&socket) => {
+                self.held.push((token, op));
+                return;
+            }
             Op::Send { socket, bufs } => {
                 let bytes = bufs.concat();
                 if let Some(socket) = self.sockets.get_mut(&socket) {
@@ -115,9 +134,8 @@ impl Kernel {
                 self.failed_accepts += 1;
                 Err(std::io::Error::from_raw_os_error(libc::EMFILE))
             }
-            Op::Accept { .. } => {
-                // The other listener is for peers, of whom there are none.
-                self.accept = Some(token);
+            Op::Accept { listener } => {
+                self.accepts.insert(listener, token);
                 return;
             }
             Op::Connect { .. } => Err(std::io::ErrorKind::ConnectionRefused.into()),
@@ -131,10 +149,10 @@ impl Kernel {
 
     /// Ends what waited for a client.
     fn arrive(&mut self, out: &mut Vec<Completion>) {
-        if let Some(token) = self.accept
-            && let Some(socket) = self.to_accept.pop_front()
+        if let Some((listener, socket)) = self.to_accept.front().copied()
+            && let Some(token) = self.accepts.remove(&listener)
         {
-            self.accept = None;
+            self.to_accept.pop_front();
             let result = Ok(Done::Accepted(socket));
             out.push(Completion { token, result, buffers: Buffers::None });
         }
@@ -173,7 +191,12 @@ impl Driver for Fixture {
     }
 
     fn listen(&mut self, address: &Address) -> std::io::Result<(SocketId, Address)> {
-        Ok((SocketId(u32::MAX), address.clone()))
+        let listener = if *address == Address::Unix(PEERS.into()) { FOR_PEERS } else { FOR_NBD };
+        Ok((listener, address.clone()))
+    }
+
+    fn source(&self, _: SocketId) -> Option<IpAddr> {
+        None
     }
 
     fn submit(&mut self, token: Token, op: Op) {
@@ -302,9 +325,10 @@ impl Pod {
 
     /// A Raft message from another pod.
     pub fn raft(&mut self, message: Message) {
-        let to = MemberId(message.to);
+        let (to, message_from) = (MemberId(message.to), message.from);
         let (header, payloads) = raft_message::split(message);
-        self.worker.raft_message(to, &header, payloads);
+        let pod = PodId(message_from % 10);
+        self.worker.raft_message(pod, to, &header, payloads).expect("peers of tests are honest");
     }
 
     /// A request of a router in another pod. Nobody waits for the answer.
@@ -359,6 +383,16 @@ impl Pod {
         kernel.submitted.extend(held);
     }
 
+    /// Whether nobody reads from links.
+    pub fn hold_links(&mut self, holds: bool) {
+        let mut kernel = self.fixture.0.borrow_mut();
+        kernel.holds_links = holds;
+        if !holds {
+            let held = std::mem::take(&mut kernel.held);
+            kernel.submitted.extend(held);
+        }
+    }
+
     /// Whether there are no descriptors for more connections.
     pub fn fail_accepts(&mut self, fails: bool) {
         self.fixture.0.borrow_mut().fails_accepts = fails;
@@ -368,17 +402,66 @@ impl Pod {
         self.fixture.0.borrow().failed_accepts
     }
 
+    fn open_socket(&mut self, listener: SocketId) -> SocketId {
+        let mut kernel = self.fixture.0.borrow_mut();
+        kernel.next_socket += 1;
+        let socket = SocketId(kernel.next_socket);
+        kernel.sockets.insert(socket, Socket::default());
+        kernel.to_accept.push_back((listener, socket));
+        if listener == FOR_PEERS {
+            kernel.links.insert(socket);
+        }
+        socket
+    }
+
+    /// Somebody connects as a client, and says nothing.
+    pub fn connect_silently(&mut self) -> Client {
+        Client { socket: self.open_socket(FOR_NBD) }
+    }
+
+    /// Somebody connects as a peer, and says nothing.
+    pub fn dial_silently(&mut self) -> Client {
+        Client { socket: self.open_socket(FOR_PEERS) }
+    }
+
+    /// Connections that the pod has not closed.
+    pub fn open_connections(&self) -> usize {
+        self.fixture.0.borrow().sockets.len()
+    }
+
+    /// Another pod of the cluster, with a link to this one.
+    pub fn link_from(&mut self, pod: u64, purpose: Purpose) -> Peer {
+        let disk = Uuid([pod as u8; 16]);
+        let from = Identity { cluster: CLUSTER, pod: PodId(pod), disk, lane: 0, incarnation: 1 };
+        let target = Target { pod: POD, disk: DISK, lane: 0 };
+        let socket = self.open_socket(FOR_PEERS);
+        let mut peer = Peer {
+            socket,
+            link: Link::dial(from, target, purpose, u64::from(socket.0)),
+            reader: StreamReader::new(Pool::default()),
+            seen: Incarnations::default(),
+        };
+        self.run_until("a link is up", |pod| {
+            peer.messages(pod);
+            peer.link.established().is_some()
+        });
+        peer
+    }
+
+    /// What this pod has of a member: roles, positions, and the end of its log.
+    pub fn digest(&self, member: MemberId) -> String {
+        let member = &self.member(member).member;
+        let last = (0..100).rev().find(|index| {
+            (0..10).any(|term| *index > member.applied_index() && member.has_entry(*index, term))
+        });
+        let (role, faulted) = (member.role(), member.is_faulted());
+        let (applied, committed) = (member.applied_index(), member.committed());
+        format!("{role:?} applied {applied} committed {committed} {last:?} faulted {faulted}")
+    }
+
     /// A client that has opened a volume.
     pub fn connect(&mut self, volume: &str) -> Client {
-        let socket = {
-            let mut kernel = self.fixture.0.borrow_mut();
-            kernel.next_socket += 1;
-            let socket = SocketId(kernel.next_socket);
-            kernel.sockets.insert(socket, Socket::default());
-            kernel.to_accept.push_back(socket);
-            socket
-        };
-        let client = Client { socket };
+        let client = self.connect_silently();
         let flags = wire::CLIENT_FLAG_FIXED_NEWSTYLE | wire::CLIENT_FLAG_NO_ZEROES;
         let name = [&(volume.len() as u32).to_be_bytes(), volume.as_bytes(), &[0, 0]].concat();
         client.send(self, &flags.to_be_bytes());
@@ -430,6 +513,7 @@ fn start(
         leaders_follow_clients: false,
         reads: ReadMode::Lease,
         budgets,
+        sockets: SocketLimits::default(),
     };
     let (driver, sessions) = (Box::new(fixture.clone()), SessionSource::new(incarnation));
     let mut worker = Worker::new(config, driver, pool, receiver, Box::new(|_| {}), sessions);
@@ -438,6 +522,7 @@ fn start(
         worker.start_member(0, &record, start, Vec::new());
     }
     worker.listen_nbd(&Address::Unix("fixture".into())).expect("it always listens");
+    worker.listen_peers(&Address::Unix(PEERS.into())).expect("it always listens");
     worker
 }
 
@@ -450,6 +535,11 @@ impl Client {
     fn send(&self, pod: &mut Pod, bytes: &[u8]) {
         let mut kernel = pod.fixture.0.borrow_mut();
         kernel.sockets.get_mut(&self.socket).expect("it is connected").to_pod.extend(bytes);
+    }
+
+    /// Sends any bytes.
+    pub fn say(&self, pod: &mut Pod, bytes: &[u8]) {
+        self.send(pod, bytes);
     }
 
     fn received(&self, pod: &Pod) -> Vec<u8> {
@@ -514,6 +604,62 @@ impl Client {
     }
 
     /// True when the pod has let go of the connection.
+    pub fn is_closed(&self, pod: &Pod) -> bool {
+        !pod.fixture.0.borrow().sockets.contains_key(&self.socket)
+    }
+}
+
+/// Another pod: its end of a link.
+pub struct Peer {
+    socket: SocketId,
+    link: Link,
+    reader: StreamReader,
+    seen: Incarnations,
+}
+
+impl Peer {
+    /// Sends a message, which need not be honest.
+    pub fn send(&mut self, pod: &mut Pod, message: PeerMessage) {
+        self.link.send(message).expect("it can be encoded");
+        self.messages(pod);
+    }
+
+    /// Sends a Raft message.
+    pub fn raft(&mut self, pod: &mut Pod, message: Message) {
+        let to = MemberId(message.to);
+        let (header, payloads) = raft_message::split(message);
+        self.send(pod, PeerMessage::Raft { to, header, payloads });
+    }
+
+    /// Hands over what was sent, and takes what has come.
+    pub fn messages(&mut self, pod: &mut Pod) -> Vec<PeerMessage> {
+        let mut kernel = pod.fixture.0.borrow_mut();
+        let Some(socket) = kernel.sockets.get_mut(&self.socket) else { return Vec::new() };
+        let mut events = Vec::new();
+        let received = std::mem::take(&mut socket.to_client);
+        let mut feed = |link: &mut Link, reader: &mut StreamReader| {
+            link.feed(reader, &mut self.seen, &mut events).expect("this pod is honest");
+        };
+        let mut left = &received[..];
+        while !left.is_empty() {
+            left = receive(&mut self.reader, left, usize::MAX);
+            feed(&mut self.link, &mut self.reader);
+        }
+        loop {
+            let output = self.link.take_output();
+            if output.is_empty() {
+                break;
+            }
+            socket.to_pod.extend(output.concat());
+        }
+        let messages = events.into_iter().filter_map(|event| match event {
+            LinkEvent::Message(message) => Some(message),
+            LinkEvent::Up(_) => None,
+        });
+        messages.collect()
+    }
+
+    /// True when the pod has closed the link.
     pub fn is_closed(&self, pod: &Pod) -> bool {
         !pod.fixture.0.borrow().sockets.contains_key(&self.socket)
     }

@@ -5,14 +5,14 @@
 //! - Is told: clients' operations and peers' Raft messages, before a member gets them.
 
 use bytes::Bytes;
-use raft::eraftpb::{Entry, EntryType, Message};
+use raft::eraftpb::{Entry, Message};
 
 use crate::planted::planted;
-use crate::replica::command::{self, CommandError, EntryCommand};
-use crate::replica::raft_message;
+use crate::replica::raft_message::{self, MessageError};
 use crate::store::lane::Refusal;
-use crate::types::{BlockError, BlockRange, MemberId, ShardOp};
+use crate::types::{BlockError, BlockRange, MemberId, PodId, ShardOp};
 use crate::view::MemberView;
+use crate::worker::intake::Breach;
 use crate::worker::lanes::Lanes;
 use crate::worker::members::{MemberRuntime, Members};
 use crate::worker::peers::Peers;
@@ -65,38 +65,52 @@ impl Admission<'_> {
         able * 2 <= voters
     }
 
-    /// Decodes a peer's Raft message for a member, without the entries for which the lane has no
-    /// room (rule `log-reserve`): the leader sends those again. `None`: nothing is left of it.
-    pub fn raft_message(&self, to: MemberId, header: &[u8], data: Vec<Bytes>) -> Option<Message> {
-        self.members.get(to)?;
-        let joined = raft_message::join(header, data).map_err(|error| {
-            tracing::warn!(%to, %error, "a peer sent a Raft message that cannot be decoded");
-        });
-        let mut message = joined.ok()?;
-        if message.to != to.0 {
-            tracing::warn!(%to, addressed = message.to, "a Raft message went to the wrong member");
-            return None;
+    /// Decodes and checks a Raft message of `pod` for a member, without the entries for which the
+    /// lane has no room (rule `log-reserve`): the leader sends those again. `None`: nothing is left
+    /// of it.
+    pub fn raft_message(
+        &self,
+        pod: PodId,
+        to: MemberId,
+        header: &[u8],
+        data: Vec<Bytes>,
+    ) -> Result<Option<Message>, Breach> {
+        let Some(runtime) = self.members.get(to) else { return Ok(None) };
+        let wrong = |source| Breach::Raft { to, source };
+        let mut message = raft_message::join(header, data).map_err(wrong)?;
+        let checked = raft_message::check(&message, to.0, runtime.member.blocks().count);
+        let ranges = believed(checked, &message).map_err(wrong)?;
+        if !runtime.is_peer(MemberId(message.from), pod) {
+            // The views of two pods may differ for a while.
+            tracing::debug!(%to, from = message.from, %pod, "a Raft message of a stranger");
+            return Ok(None);
+        }
+        if let Some(what) = runtime.member.contradiction(&message) {
+            return Err(Breach::Contradiction { to, what });
         }
         if message.entries.is_empty() {
-            return Some(message);
+            return Ok(Some(message));
         }
         if self.resyncs.refuses_entries(to) {
-            return None;
+            return Ok(None);
         }
-        let count = self.admit_entries(to, &message).map_err(|error| {
-            tracing::warn!(%to, %error, "a peer sent an entry that cannot be decoded");
-        });
+        let count = self.admit_entries(to, &message, &ranges);
         // Raft acknowledges only the entries that it gets.
-        message.entries.truncate(count.ok()?);
+        message.entries.truncate(count);
         let has_news = !message.entries.is_empty() || self.tells_of_commits(to, &message);
-        has_news.then_some(message)
+        Ok(has_news.then_some(message))
     }
 
     /// How many entries of a message, from the first on, the member may have: those that are here
     /// already, and then all the rest, or those of earlier terms, or half as many until they find
     /// room. A message may be larger than what a small log takes at a time.
-    fn admit_entries(&self, to: MemberId, message: &Message) -> Result<usize, CommandError> {
-        let Some(runtime) = self.members.get(to) else { return Ok(0) };
+    fn admit_entries(
+        &self,
+        to: MemberId,
+        message: &Message,
+        ranges: &[Option<BlockRange>],
+    ) -> usize {
+        let Some(runtime) = self.members.get(to) else { return 0 };
         let entries: &[Entry] = &message.entries;
         // They need no room, and the leader must hear that they are here. Entries that it does not
         // know of are never committed, and stay in the log.
@@ -111,7 +125,7 @@ impl Admission<'_> {
         while count > here {
             let taken = &entries[here..count];
             let payload_bytes = taken.iter().map(|entry| entry.data.len() as u64).sum();
-            let ranges = ranges(taken)?;
+            let ranges: Vec<BlockRange> = ranges[here..count].iter().flatten().copied().collect();
             let admitted = match count <= earlier && !planted!(EarlierTermsRefused) {
                 true => lane.admit_earlier_term(to, payload_bytes, &ranges),
                 false => lane.admit(to, payload_bytes, &ranges),
@@ -128,7 +142,7 @@ impl Admission<'_> {
                 false => here + (count - here) / 2,
             };
         }
-        Ok(count)
+        count
     }
 
     /// True when a message brings a newer commit index: applying what is committed makes room.
@@ -147,19 +161,13 @@ fn refusal(admitted: Result<(), Refusal>) -> Option<BlockError> {
     }
 }
 
-/// The blocks that entries change.
-fn ranges(entries: &[Entry]) -> Result<Vec<BlockRange>, CommandError> {
-    let mut ranges = Vec::new();
-    for entry in entries.iter().filter(|entry| !entry.context.is_empty()) {
-        if entry.entry_type != EntryType::EntryNormal {
-            continue;
-        }
-        match command::decode(&entry.context)?.1 {
-            EntryCommand::Write { range, .. } | EntryCommand::Zero { range, .. } => {
-                ranges.push(range)
-            }
-            EntryCommand::Touch | EntryCommand::Opaque => {}
-        }
+/// The result of a check, or of none.
+fn believed(
+    checked: Result<Vec<Option<BlockRange>>, MessageError>,
+    message: &Message,
+) -> Result<Vec<Option<BlockRange>>, MessageError> {
+    match checked {
+        Err(_) if planted!(PeersAreBelieved) => Ok(vec![None; message.entries.len()]),
+        checked => checked,
     }
-    Ok(ranges)
 }

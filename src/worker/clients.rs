@@ -10,12 +10,12 @@ use rustc_hash::FxHashMap;
 use crate::front::nbd::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
 use crate::io::buffer::Pool;
 use crate::io::driver::{Buffers, Completion, Done, Driver, Op, SocketId};
-use crate::limits::CLIENTS_MAX;
 use crate::planted::planted;
-use crate::types::{BlockError, BlockReply, VolumeId};
+use crate::types::{BlockError, BlockReply, Mono, VolumeId};
 use crate::view::{VolumeChange, VolumeView};
 use crate::volume::{ConnId as VolumeConn, Volume};
 use crate::worker::WorkerConfig;
+use crate::worker::handshakes::Handshakes;
 use crate::worker::routers::Routers;
 use crate::worker::stream::Stream;
 use crate::worker::token::{ConnKey, Target};
@@ -23,6 +23,8 @@ use crate::worker::token::{ConnKey, Target};
 struct Client {
     stream: Stream,
     session: Session,
+    /// It has no export yet.
+    is_new: bool,
     /// Closes when all output is sent.
     closing: bool,
     touched: bool,
@@ -52,6 +54,9 @@ pub struct Clients {
     pool: Pool,
     /// Bytes of requests that are taken from one connection at a time.
     bytes_max: usize,
+    /// Connections with an export.
+    served_max: usize,
+    handshakes: Handshakes,
     clients: FxHashMap<ConnKey, Client>,
     touched: Vec<ConnKey>,
     next: ConnKey,
@@ -62,7 +67,13 @@ pub struct Clients {
 
 impl Clients {
     pub fn new(config: &WorkerConfig, pool: Pool) -> Clients {
-        Clients { pool, bytes_max: config.budgets.connection_bytes, ..Clients::default() }
+        Clients {
+            pool,
+            bytes_max: config.budgets.connection_bytes,
+            served_max: config.sockets.clients,
+            handshakes: Handshakes::new(config.sockets),
+            ..Clients::default()
+        }
     }
 
     fn touch(&mut self, conn: ConnKey) {
@@ -111,6 +122,7 @@ impl Exports for Exported {
 
 /// The connections, and the parts that they call.
 pub struct ClientHandler<'a> {
+    pub now: Mono,
     pub clients: &'a mut Clients,
     pub driver: &'a mut dyn Driver,
     pub routers: &'a mut Routers,
@@ -119,7 +131,8 @@ pub struct ClientHandler<'a> {
 
 impl ClientHandler<'_> {
     pub fn accepted(&mut self, socket: SocketId) {
-        if self.clients.clients.len() >= CLIENTS_MAX {
+        let served = self.clients.clients.len() - self.clients.handshakes.len();
+        if served >= self.clients.served_max {
             tracing::warn!("a new NBD connection is closed: the pod has as many as it can serve");
             self.driver.submit(Target::Closed.token(), Op::Close { socket });
             return;
@@ -129,8 +142,14 @@ impl ClientHandler<'_> {
         let stream = Stream::new(socket, self.clients.pool.clone());
         let session = Session::with_bytes_max(self.clients.bytes_max);
         let (closing, touched, unparsed, held_back) = (false, false, false, false);
-        let client = Client { stream, session, closing, touched, unparsed, held_back };
+        let client =
+            Client { stream, session, is_new: true, closing, touched, unparsed, held_back };
         self.clients.clients.insert(conn, client);
+        let source = self.driver.source(socket);
+        if let Some(oldest) = self.clients.handshakes.begin(self.now, conn, source) {
+            tracing::debug!(conn = oldest, "a handshake is given up: too many are unfinished");
+            self.close(oldest, CloseReason::Disconnected);
+        }
         self.feed(conn);
     }
 
@@ -162,13 +181,17 @@ impl ClientHandler<'_> {
         if self.has_hung_up(conn) {
             return self.close(conn, CloseReason::Disconnected);
         }
-        let Clients { clients, outputs, .. } = &mut *self.clients;
+        let Clients { clients, outputs, handshakes, .. } = &mut *self.clients;
         if let Some(client) = clients.get_mut(&conn)
             && client.stream.wants_receive()
         {
             client.unparsed = !client.may_ask(conn, self.routers);
             if !client.unparsed {
                 client.session.feed(&mut client.stream.reader, self.exported, outputs);
+                if client.is_new && client.session.export().is_some() {
+                    client.is_new = false;
+                    handshakes.end(conn);
+                }
             }
         }
         self.session_outputs(conn);
@@ -187,8 +210,12 @@ impl ClientHandler<'_> {
         self.driver.has_hung_up(client.stream.socket) && !planted!(ProcessedAfterHangUp)
     }
 
-    /// Closes held-back connections whose client has hung up, and drops their requests in routers.
+    /// Closes connections whose handshake lasts too long. Closes held-back connections whose client
+    /// has hung up, and drops their requests in routers.
     pub fn tick(&mut self) {
+        for conn in self.clients.handshakes.overdue(self.now) {
+            self.close(conn, CloseReason::Disconnected);
+        }
         let ended = |(conn, client): (&ConnKey, &Client)| {
             let ended = client.held_back && self.driver.has_hung_up(client.stream.socket);
             (ended && !planted!(ProcessedAfterHangUp)).then_some(*conn)
@@ -238,6 +265,7 @@ impl ClientHandler<'_> {
     fn close(&mut self, conn: ConnKey, reason: CloseReason) {
         let Some(client) = self.clients.clients.remove(&conn) else { return };
         tracing::debug!(conn, %reason, "an NBD connection is closed");
+        self.clients.handshakes.end(conn);
         let export = client.session.export();
         if let Some(router) = export.and_then(|export| self.routers.at(export.volume)) {
             router.close_connection(VolumeConn(u64::from(conn)));

@@ -12,13 +12,15 @@ use crate::net::message::PeerMessage;
 use crate::replica::messages::{Input, NotFetched, Output, Rest, Role, Start};
 use crate::store::messages::{Event, MemberRecord, ReadBlocks, ReadId};
 use crate::types::{
-    BlockError, BlockRange, MemberId, Origin, Segment, ShardId, ShardOp, ShardReply, VolumeId,
+    BlockError, BlockRange, MemberId, Origin, PodId, Segment, ShardId, ShardOp, ShardReply,
+    VolumeId,
 };
 use crate::view::{ClusterView, MemberView, VolumeChange, VolumeView};
 use crate::volume::VolumeOutput;
 use crate::worker::Worker;
 use crate::worker::admission::Admission;
 use crate::worker::clients::ClientHandler;
+use crate::worker::intake::{Breach, Intake};
 use crate::worker::listeners::Purpose;
 use crate::worker::owed::ExtentAsk;
 use crate::worker::peers::PeerHandler;
@@ -36,8 +38,8 @@ impl Worker {
     }
 
     pub(super) fn client_handler(&mut self) -> ClientHandler<'_> {
-        let Worker { driver, clients, routers, exported, .. } = self;
-        ClientHandler { clients, driver: driver.as_mut(), routers, exported }
+        let Worker { now, driver, clients, routers, exported, .. } = self;
+        ClientHandler { now: *now, clients, driver: driver.as_mut(), routers, exported }
     }
 
     pub(super) fn resync_handler(&mut self) -> ResyncHandler<'_> {
@@ -200,10 +202,18 @@ impl Worker {
         }
     }
 
-    pub(super) fn raft_message(&mut self, to: MemberId, header: &[u8], payloads: Vec<Bytes>) {
-        if let Some(message) = self.admission().raft_message(to, header, payloads) {
+    /// A Raft message of another pod.
+    pub(super) fn raft_message(
+        &mut self,
+        pod: PodId,
+        to: MemberId,
+        header: &[u8],
+        payloads: Vec<Bytes>,
+    ) -> Result<(), Breach> {
+        if let Some(message) = self.admission().raft_message(pod, to, header, payloads)? {
             self.members.input(self.now, to, Input::Peer(Box::new(message)));
         }
+        Ok(())
     }
 
     /// Polls a member and carries out its outputs, in order.
@@ -409,6 +419,7 @@ impl Worker {
     pub(super) fn peer_received(&mut self, conn: ConnKey, completion: Completion) {
         let mut events = std::mem::take(&mut self.scratch.link_events);
         let received = self.peer_handler().received(conn, completion, &mut events);
+        let mut taken = Ok(());
         for event in events.drain(..) {
             match event {
                 LinkEvent::Up(established) => {
@@ -418,12 +429,17 @@ impl Worker {
                         self.peer_handler().send_on(conn, PeerMessage::Space { free_bytes });
                     }
                 }
-                LinkEvent::Message(message) => self.peer_message(conn, message),
+                LinkEvent::Message(message) => taken = self.peer_message(conn, message),
+            }
+            if taken.is_err() {
+                break;
             }
         }
         self.scratch.link_events = events;
-        if let Err(error) = received {
-            self.peer_handler().end(conn, &error);
+        match (taken, received) {
+            (Err(breach), _) => self.peer_handler().end(conn, &breach),
+            (Ok(()), Err(error)) => self.peer_handler().end(conn, &error),
+            (Ok(()), Ok(())) => {}
         }
     }
 
@@ -432,12 +448,22 @@ impl Worker {
         self.resync_handler().resume_asks(conn);
     }
 
-    fn peer_message(&mut self, conn: ConnKey, message: PeerMessage) {
+    /// Takes a message, unless the check of its content fails (rule
+    /// `peers-are-checked-on-arrival`).
+    fn peer_message(&mut self, conn: ConnKey, message: PeerMessage) -> Result<(), Breach> {
+        // A link that ended meanwhile has no pod.
+        let Some(pod) = self.peers.pod_of(conn) else { return Ok(()) };
+        let intake = Intake { members: &self.members, routers: &self.routers };
+        if !intake.check(pod, conn, &message)? {
+            return Ok(());
+        }
         match message {
-            PeerMessage::Raft { to, header, payloads } => self.raft_message(to, &header, payloads),
+            PeerMessage::Raft { to, header, payloads } => {
+                return self.raft_message(pod, to, &header, payloads);
+            }
             PeerMessage::RaftBatch { messages } => {
                 for (to, header) in messages {
-                    self.raft_message(to, &header, Vec::new());
+                    self.raft_message(pod, to, &header, Vec::new())?;
                 }
             }
             PeerMessage::Request { call, shard, to, term, origin, op } => {
@@ -445,7 +471,8 @@ impl Worker {
                 if owed_bytes > 0 && !self.peers.promise(conn, owed_bytes) {
                     let result = Err(BlockError::Busy);
                     let response = PeerMessage::Response { call, term: 0, result };
-                    return self.peer_handler().send_on(conn, response);
+                    self.peer_handler().send_on(conn, response);
+                    return Ok(());
                 }
                 let waiter = Waiter::Peer { conn, call, owed_bytes };
                 self.request((Some(shard), to), term, origin, op, waiter);
@@ -463,15 +490,15 @@ impl Worker {
                 self.resync_handler().manifest_asked(ask, from);
             }
             PeerMessage::Manifest { call, answer } => {
-                self.resync_handler().manifest_arrived(call, answer);
+                return self.resync_handler().manifest_arrived(pod, call, answer);
             }
             PeerMessage::ExtentRequest { call, source, extent, layer } => {
                 let ask = ExtentAsk { call, source, extent, layer };
-                self.resync_handler().extent_asked(conn, ask);
+                return self.resync_handler().extent_asked(conn, ask);
             }
             PeerMessage::Extent { call, result } => match self.read_repairs.asks(call) {
                 true => self.repair_handler().arrived(call, result),
-                false => self.resync_handler().extent_arrived(call, result),
+                false => return self.resync_handler().extent_arrived(pod, call, result),
             },
             PeerMessage::Rest { to, from: leader, term, index } => {
                 let offer = Rest { leader, term, index };
@@ -484,5 +511,6 @@ impl Worker {
             PeerMessage::Beat => self.members.rests.heard(self.now, conn),
             PeerMessage::Space { free_bytes } => self.peers.space_told(conn, free_bytes),
         }
+        Ok(())
     }
 }

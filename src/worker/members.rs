@@ -39,6 +39,11 @@ pub struct MemberRuntime {
 }
 
 impl MemberRuntime {
+    /// True when `other` is another replica of this shard, on that pod.
+    pub fn is_peer(&self, other: MemberId, pod: PodId) -> bool {
+        self.peers.iter().any(|peer| (peer.member, peer.pod) == (other, pod))
+    }
+
     /// The state for reports; `resyncing`: the replica is not whole.
     pub fn state(&self, resyncing: bool) -> MemberState {
         match self.faulted {

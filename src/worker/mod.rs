@@ -12,11 +12,18 @@ mod admission;
 mod admission_test;
 mod backlog;
 mod clients;
+mod complaints;
 mod disks;
 mod dispatch;
 mod error;
 mod follow;
+mod handshakes;
+#[cfg(test)]
+mod handshakes_test;
 mod index_thread;
+mod intake;
+#[cfg(test)]
+mod intake_test;
 mod lanes;
 mod listeners;
 mod mailbox;
@@ -56,7 +63,7 @@ mod sync {
     pub use std::sync::{Arc, Mutex, MutexGuard};
 }
 
-use crate::limits::Budgets;
+use crate::limits::{Budgets, SocketLimits};
 use crate::replica::messages::ReadMode;
 use crate::types::{PodId, Uuid};
 
@@ -84,4 +91,6 @@ pub struct WorkerConfig {
     pub reads: ReadMode,
     /// Bounds on memory in flight.
     pub budgets: Budgets,
+    /// Bounds on connections.
+    pub sockets: SocketLimits,
 }

@@ -11,6 +11,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Buffers, Completion, Done, Driver, Op, SocketId};
+use crate::limits::{EXTENT_ASKS_MAX, HANDSHAKE_TIMEOUT};
 use crate::net::backoff::reconnect_pause;
 use crate::net::handshake::{Identity, Purpose};
 use crate::net::incarnations::Incarnations;
@@ -22,6 +23,8 @@ use crate::replica::raft_message;
 use crate::types::{BlockError, EXTENT_BYTES, MemberId, Mono, PodId, Uuid, mix64};
 use crate::view::{ClusterView, DiskView, MemberView, PodView, VolumeChange};
 use crate::worker::WorkerConfig;
+use crate::worker::complaints::Complaints;
+use crate::worker::handshakes::Handshakes;
 use crate::worker::members::Members;
 use crate::worker::owed::{ExtentAsk, Owed};
 use crate::worker::requests::{Answer, Asker, Waiter};
@@ -59,6 +62,17 @@ struct Conn {
     owed: Owed,
 }
 
+/// Why a connection is closed that broke no rule of the protocol.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+enum EndReason {
+    #[error("nothing was heard over it for {} seconds", SILENCE.as_secs())]
+    Silent,
+    #[error("its handshake did not end within {} seconds", HANDSHAKE_TIMEOUT.as_secs())]
+    HandshakeLate,
+    #[error("too many handshakes are unfinished, and its is the oldest")]
+    HandshakesFull,
+}
+
 /// Every link of a worker.
 #[derive(Default)]
 pub struct Peers {
@@ -82,6 +96,8 @@ pub struct Peers {
     unwanted: Vec<ConnKey>,
     next_conn: ConnKey,
     next_call: u64,
+    complaints: Complaints,
+    handshakes: Handshakes,
 }
 
 impl Peers {
@@ -91,6 +107,7 @@ impl Peers {
             seed: config.seed,
             own: config.pod,
             link_bytes_max: config.budgets.link_bytes,
+            handshakes: Handshakes::new(config.sockets),
             ..Peers::default()
         }
     }
@@ -273,11 +290,14 @@ impl Peers {
         }
     }
 
-    /// Queues a question for an extent whose answer has no room.
-    pub fn wait(&mut self, conn: ConnKey, ask: ExtentAsk) {
-        if let Some(state) = self.conns.get_mut(&conn) {
+    /// Queues a question for an extent whose answer has no room. False: too many wait.
+    pub fn wait(&mut self, conn: ConnKey, ask: ExtentAsk) -> bool {
+        let Some(state) = self.conns.get_mut(&conn) else { return true };
+        let has_room = state.owed.waiting.len() < EXTENT_ASKS_MAX;
+        if has_room {
             state.owed.waiting.push_back(ask);
         }
+        has_room
     }
 
     /// The question that has waited longest, when there is room for its answer.
@@ -373,8 +393,14 @@ impl PeerHandler<'_> {
 
     pub fn send_raft(&mut self, message: Message) {
         let to = MemberId(message.to);
+        let goes_first = raft_message::may_overtake(&message);
+        let Some(conn) = self.peers.conn_to(to, Purpose::Data) else { return };
         let (header, payloads) = raft_message::split(message);
-        self.send_to(to, PeerMessage::Raft { to, header, payloads });
+        let message = PeerMessage::Raft { to, header, payloads };
+        match goes_first {
+            true => self.send(conn, message, Link::send_first),
+            false => self.send(conn, message, Link::send),
+        }
     }
 
     /// Offers rest to all other voters of a leader here. Returns the connections to them; `None`:
@@ -396,12 +422,22 @@ impl PeerHandler<'_> {
 
     /// Sends on a connection, if it is still there.
     pub fn send_on(&mut self, conn: ConnKey, message: PeerMessage) {
+        self.send(conn, message, Link::send);
+    }
+
+    fn send(
+        &mut self,
+        conn: ConnKey,
+        message: PeerMessage,
+        send: impl FnOnce(&mut Link, PeerMessage) -> Result<(), SendError>,
+    ) {
         let Some(state) = self.peers.conns.get_mut(&conn) else { return };
-        match state.link.send(message) {
+        match send(&mut state.link, message) {
             Ok(()) | Err(SendError::Dropped) => self.peers.touch(conn),
             Err(SendError::NotUp | SendError::Busy) => {}
             Err(error) => {
-                tracing::warn!(%error, "a link to another pod is closed");
+                let pod = self.peers.pod_of(conn);
+                self.peers.complaints.warn(self.now, pod, &error);
                 self.close(conn);
             }
         }
@@ -412,21 +448,19 @@ impl PeerHandler<'_> {
         // The usual lane may be gone before the catalog knows; any lane there finds the member.
         let usual = self.peers.conn_to(to.member, Purpose::Data);
         let conn = usual.or_else(|| self.peers.conn_to_pod(to.pod));
-        let sent = conn.filter(|conn| {
-            let state = self.peers.conns.get_mut(conn);
-            state.is_some_and(|state| state.link.send(request).is_ok())
-        });
-        match sent {
-            Some(conn) => {
+        let state = conn.and_then(|conn| Some((conn, self.peers.conns.get_mut(&conn)?)));
+        let sent = state.map(|(conn, state)| state.link.send(request).map(|()| conn));
+        let refused = match sent {
+            Some(Ok(conn)) => {
                 let forwarded = Forwarded { conn, asker, member: to.member };
                 self.routers.forwarded.insert(call, forwarded);
-                self.peers.touch(conn);
+                return self.peers.touch(conn);
             }
-            None => {
-                let refused = Err(BlockError::NotLeader { hint: None, term: 0 });
-                self.routers.answered(self.now, asker, to.member, 0, refused);
-            }
-        }
+            // The leader is as good as before; only the way to it is full.
+            Some(Err(SendError::Busy)) if !planted!(CongestionIsNoLeader) => BlockError::Busy,
+            _ => BlockError::NotLeader { hint: None, term: 0 },
+        };
+        self.routers.answered(self.now, asker, to.member, 0, Err(refused));
     }
 
     /// Answers a request once: to a router here, or to another pod.
@@ -470,8 +504,10 @@ impl PeerHandler<'_> {
         };
         let silent: Vec<ConnKey> = self.peers.conns.iter().filter_map(silent).collect();
         for conn in silent {
-            tracing::warn!("a link to another pod is silent and is closed");
-            self.close(conn);
+            self.give_up(conn, EndReason::Silent);
+        }
+        for conn in self.peers.handshakes.overdue(now) {
+            self.give_up(conn, EndReason::HandshakeLate);
         }
         let is_due = |(_, wanted): &(&Pair, &Wanted)| {
             wanted.dials && wanted.conn.is_none() && now >= wanted.next_attempt
@@ -490,6 +526,8 @@ impl PeerHandler<'_> {
         let connect = Op::Connect { address: Address::Tcp(wanted.address) };
         let link = Link::dial(*identity, target, purpose, nonce);
         let conn = self.peers.add(link, None, Some(pair), self.now);
+        // We open few: it counts for no cap.
+        self.peers.handshakes.dialled(self.now, conn);
         self.peers.wanted.entry(pair).and_modify(|wanted| wanted.conn = Some(conn));
         self.driver.submit(Target::PeerConnect(conn).token(), connect);
     }
@@ -513,6 +551,17 @@ impl PeerHandler<'_> {
         let link = Link::accept(self.peers.locals.clone(), nonce);
         let conn = self.peers.add(link, Some(socket), None, self.now);
         self.peers.touch(conn);
+        let source = self.driver.source(socket);
+        if let Some(oldest) = self.peers.handshakes.begin(self.now, conn, source) {
+            self.give_up(oldest, EndReason::HandshakesFull);
+        }
+    }
+
+    /// Closes a connection that brings nothing.
+    fn give_up(&mut self, conn: ConnKey, reason: EndReason) {
+        let pod = self.peers.pod_of(conn);
+        self.peers.complaints.warn(self.now, pod, &reason);
+        self.close(conn);
     }
 
     /// A receive ended; its messages are in `events` now. After an error the caller ends the link.
@@ -538,8 +587,9 @@ impl PeerHandler<'_> {
     }
 
     /// Ends a link that broke the protocol, and sends first what tells the other pod why.
-    pub fn end(&mut self, conn: ConnKey, error: &LinkError) {
-        tracing::warn!(%error, "a link to another pod is closed");
+    pub fn end(&mut self, conn: ConnKey, error: &dyn std::error::Error) {
+        let pod = self.peers.pod_of(conn);
+        self.peers.complaints.warn(self.now, pod, error);
         self.peers.flush(self.driver, conn);
         self.close(conn);
     }
@@ -553,6 +603,7 @@ impl PeerHandler<'_> {
             return self.close(conn);
         };
         tracing::info!(pod = %peer.pod, %purpose, "link up");
+        self.peers.handshakes.end(conn);
         wanted.attempt = 0;
         wanted.up = true;
         let older = wanted.conn.replace(conn).filter(|older| *older != conn);
@@ -576,6 +627,7 @@ impl PeerHandler<'_> {
 
     fn close(&mut self, conn: ConnKey) {
         let Some(state) = self.peers.conns.remove(&conn) else { return };
+        self.peers.handshakes.end(conn);
         if let Some(stream) = state.stream {
             let close = Op::Close { socket: stream.socket };
             self.driver.submit(Target::Closed.token(), close);
@@ -606,7 +658,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::limits::Budgets;
+    use crate::limits::{Budgets, SocketLimits};
     use crate::replica::messages::ReadMode;
     use crate::types::{ShardId, VolumeId};
     use crate::view::{ShardView, VolumeView};
@@ -621,6 +673,7 @@ mod tests {
             leaders_follow_clients: false,
             reads: ReadMode::Lease,
             budgets: Budgets::default(),
+            sockets: SocketLimits::default(),
         };
         let mut peers = Peers::new(&config, Pool::default());
         let here = view.disks.iter().filter(|disk| disk.pod.0 == pod && Some(disk.disk) != gone);

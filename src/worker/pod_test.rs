@@ -6,8 +6,10 @@ use raft::eraftpb::{Message, MessageType};
 
 use super::pod_fixture::{DISK, Pod, VOLUME_BYTES, view, volume};
 use crate::limits::{Budgets, ELECTION_TICKS, TICK};
+use crate::net::handshake::Purpose;
+use crate::net::message::PeerMessage;
 use crate::planted::{Mistake, assert_found};
-use crate::types::{BLOCK_BYTES, Block, BlockRange, MemberId, ShardId, ShardOp};
+use crate::types::{BLOCK_BYTES, Block, BlockRange, MemberId, ShardId, ShardOp, ShardReply};
 use crate::view::{MemberState, VolumeView};
 
 const MIB: usize = 1 << 20;
@@ -281,6 +283,52 @@ fn broken_rules_are_noticed() {
     for (mistake, scenario) in expected {
         assert_found(mistake, scenario);
     }
+}
+
+/// The pod with the leader is well, and nothing is read of the link to it for a while (rule
+/// `congestion-keeps-the-leader`). Nobody else is asked who leads; the writes wait, and go to the
+/// same leader.
+fn a_full_link_is_no_reason_to_look_for_another_leader() {
+    const PODS: [u64; 3] = [1, 2, 3];
+    let mut pod = Pod::new(Budgets { link_bytes: 16 * MIB, ..Budgets::default() });
+    pod.view(view(1, vec![volume(1, "v", &PODS)]));
+    pod.run_until("the replica is here", |pod| pod.state_of(MemberId(11)).is_some());
+    let mut leader = pod.link_from(2, Purpose::Data);
+    let mut heartbeat = Message { from: 12, to: 11, term: 1, ..Message::default() };
+    heartbeat.set_msg_type(MessageType::MsgHeartbeat);
+    let client = pod.connect("v");
+    leader.raft(&mut pod, heartbeat.clone());
+    pod.run(SOON);
+    pod.hold_links(true);
+    for at in 0..16 {
+        client.write(&mut pod, at * MIB as u64, MIB, b'x');
+    }
+    pod.run(4 * TICK);
+    pod.hold_links(false);
+    let mut written = std::collections::BTreeSet::new();
+    pod.run_until("all writes arrive", |pod| {
+        if pod.is_after_tick() {
+            leader.raft(pod, heartbeat.clone());
+        }
+        for message in leader.messages(pod) {
+            let PeerMessage::Request { call, to, op, .. } = message else { continue };
+            assert_eq!(to, MemberId(12));
+            let ShardOp::Write { range, .. } = op else { panic!("it was asked for {op:?}") };
+            written.insert(range.first);
+            let result = Ok(ShardReply::Done);
+            leader.send(pod, PeerMessage::Response { call, term: 1, result });
+        }
+        written.len() == 16
+    });
+}
+
+#[test]
+fn a_full_link_keeps_the_leader() {
+    a_full_link_is_no_reason_to_look_for_another_leader();
+    assert_found(
+        Mistake::CongestionIsNoLeader,
+        a_full_link_is_no_reason_to_look_for_another_leader,
+    );
 }
 
 #[test]

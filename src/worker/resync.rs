@@ -29,8 +29,9 @@ use crate::replica::messages::Input;
 use crate::store::messages::ReadId;
 use crate::types::{
     BlockError, EXTENT_BYTES, Extent, ExtentContent, ManifestChunk, ManifestEntry, MemberId, Mono,
-    Unappended,
+    PodId, Unappended,
 };
+use crate::worker::intake::{Breach, check_content, check_manifest};
 use crate::worker::lanes::Lanes;
 use crate::worker::members::{MemberRuntime, Members};
 use crate::worker::offers::{Offer, Offers};
@@ -142,7 +143,8 @@ pub(super) struct Round {
     listing: Option<CallId>,
     /// Where the chunk after this one starts.
     pub(super) next: Option<Extent>,
-    fetching: Vec<CallId>,
+    /// The extents asked for.
+    fetching: Vec<(CallId, Extent)>,
     pub(super) to_fetch: VecDeque<(Extent, u32)>,
     pub(super) to_delete: Vec<(Extent, u32)>,
     pub(super) arrived: Vec<ExtentContent>,
@@ -172,6 +174,11 @@ impl Round {
             self.to_delete.extend(self.own.pop_front().as_ref().map(key));
         }
         self.next = chunk.next;
+    }
+
+    /// The extent that this call in flight asks for.
+    fn asked(&self, call: CallId) -> Option<Extent> {
+        self.fetching.iter().find(|(fetch, _)| *fetch == call).map(|(_, extent)| *extent)
     }
 
     /// True when this read of our own list is the one in flight, and not a late one.
@@ -422,23 +429,57 @@ impl ResyncHandler<'_> {
     }
 
     /// A chunk of the source's list arrived.
-    pub fn manifest_arrived(&mut self, call: CallId, answer: Option<(ManifestChunk, Bytes)>) {
+    pub fn manifest_arrived(
+        &mut self,
+        pod: PodId,
+        call: CallId,
+        answer: Option<(ManifestChunk, Bytes)>,
+    ) -> Result<(), Breach> {
         let is_of = |round: &Round| round.listing == Some(call);
-        let Some((member, resync)) = self.resyncs.heard(self.out.now, is_of) else { return };
+        let Some((member, resync)) = self.resyncs.heard(self.out.now, is_of) else {
+            return Ok(());
+        };
+        let Some(runtime) = self.out.members.get(member) else { return Ok(()) };
+        if !runtime.is_peer(resync.source, pod) {
+            return Err(Breach::OthersCall);
+        }
         resync.round.listing = None;
         let Some((chunk, meta)) = answer else {
-            return self.ended(member, false);
+            self.ended(member, false);
+            return Ok(());
         };
+        if let Err(breach) = check_manifest(runtime.member.blocks().count, &chunk, &meta) {
+            self.ended(member, false);
+            return Err(breach);
+        }
         resync.listed(&chunk, meta);
         self.copy(member);
+        Ok(())
     }
 
-    pub fn extent_arrived(&mut self, call: CallId, result: Result<ExtentContent, BlockError>) {
-        let is_of = |round: &Round| round.fetching.contains(&call);
-        let Some((member, resync)) = self.resyncs.heard(self.out.now, is_of) else { return };
-        resync.round.fetching.retain(|fetch| *fetch != call);
+    pub fn extent_arrived(
+        &mut self,
+        pod: PodId,
+        call: CallId,
+        result: Result<ExtentContent, BlockError>,
+    ) -> Result<(), Breach> {
+        let is_of = |round: &Round| round.asked(call).is_some();
+        let Some((member, resync)) = self.resyncs.heard(self.out.now, is_of) else {
+            return Ok(());
+        };
+        let Some(runtime) = self.out.members.get(member) else { return Ok(()) };
+        let asked = resync.round.asked(call).expect("just seen");
+        if !runtime.is_peer(resync.source, pod) {
+            return Err(Breach::OthersCall);
+        }
+        resync.round.fetching.retain(|(fetch, _)| *fetch != call);
         match result {
             Ok(content) => {
+                let blocks = runtime.member.blocks().count;
+                if let Err(breach) = check_content(blocks, asked, &content) {
+                    self.ended(member, false);
+                    return Err(breach);
+                }
                 resync.fetched(content);
                 self.copy(member);
             }
@@ -447,6 +488,7 @@ impl ResyncHandler<'_> {
                 self.ended(member, false);
             }
         }
+        Ok(())
     }
 
     /// Extents are in place, except refused ones: damaged on the way, no space, or older than ours.
@@ -507,7 +549,7 @@ impl ResyncHandler<'_> {
                 return;
             }
             let Some((extent, layer)) = round.to_fetch.pop_front() else { return };
-            round.fetching.push(call);
+            round.fetching.push((call, extent));
             let source = resync.source;
             self.out.send_to(source, PeerMessage::ExtentRequest { call, source, extent, layer });
         }
@@ -627,20 +669,25 @@ impl ResyncHandler<'_> {
     }
 
     /// A peer asks for an extent. When the network is slower than our disk, the question waits.
-    pub fn extent_asked(&mut self, conn: ConnKey, ask: ExtentAsk) {
+    pub fn extent_asked(&mut self, conn: ConnKey, ask: ExtentAsk) -> Result<(), Breach> {
         let ExtentAsk { call, source, extent, layer } = ask;
         let Some(lane) = self.resyncs.source_lane(self.out.members, source) else {
             let result = Err(BlockError::NotLeader { hint: None, term: 0 });
-            return self.out.send_on(conn, PeerMessage::Extent { call, result });
+            self.out.send_on(conn, PeerMessage::Extent { call, result });
+            return Ok(());
         };
         if !self.out.peers.promise(conn, EXTENT_BYTES) {
-            return self.out.peers.wait(conn, ask);
+            return match self.out.peers.wait(conn, ask) {
+                true => Ok(()),
+                false => Err(Breach::TooManyAsks),
+            };
         }
         self.resyncs.offers.heard(self.out.now, source);
         self.out.members.input(self.out.now, source, Input::KeepLog { anew: false });
         let ask = PeerAsk { conn, call, source };
         let read = self.lanes.reads.add(ReadTarget::PeerExtent(ask));
         self.lanes.at(lane).fetch_extent(read, source, extent, layer);
+        Ok(())
     }
 
     /// An extent that a peer asked for was read, or cannot be.
@@ -654,7 +701,9 @@ impl ResyncHandler<'_> {
     /// Answers questions for extents that have waited for room.
     pub fn resume_asks(&mut self, conn: ConnKey) {
         while let Some(ask) = self.out.peers.next_ask(conn) {
-            self.extent_asked(conn, ask);
+            // It has left the queue, so that there is room for it.
+            let asked = self.extent_asked(conn, ask);
+            asked.expect("one question takes the place of another");
         }
     }
 }

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use self::ports::{API_PORT, NBD_PORT, port_of};
+use self::ports::{API_PORT, NBD_PORT, PEER_PORT, port_of};
 
 /// Pods of every test cluster, numbered from 1.
 pub const PODS: usize = 3;
@@ -47,6 +47,7 @@ pub struct Setup {
     disk_paths: Vec<(usize, PathBuf)>,
     data_paths: Vec<(usize, PathBuf)>,
     settings: Vec<&'static str>,
+    open_files: Option<u32>,
 }
 
 impl Setup {
@@ -60,6 +61,7 @@ impl Setup {
             disk_paths: Vec::new(),
             data_paths: Vec::new(),
             settings: Vec::new(),
+            open_files: None,
         }
     }
 
@@ -90,6 +92,12 @@ impl Setup {
     /// Directory of a pod's identity and catalog, instead of one in its folder.
     pub fn data_path(mut self, pod: usize, path: PathBuf) -> Setup {
         self.data_paths.push((pod, path));
+        self
+    }
+
+    /// Descriptors that each process may have.
+    pub fn open_files(mut self, count: u32) -> Setup {
+        self.open_files = Some(count);
         self
     }
 
@@ -165,7 +173,14 @@ pub fn program() -> PathBuf {
 }
 
 fn spawn_dev(dir: &Path, offset: u16, setup: &Setup) -> Child {
-    let mut command = Command::new(program());
+    let mut command = match setup.open_files {
+        None => Command::new(program()),
+        Some(count) => {
+            let mut limited = Command::new("prlimit");
+            limited.arg(format!("--nofile={count}:{count}")).arg(program());
+            limited
+        }
+    };
     command
         .arg("dev")
         .args(["--pods", &PODS.to_string()])
@@ -212,6 +227,16 @@ impl Cluster {
     /// The NBD address of a pod.
     pub fn nbd_address(&self, pod: usize) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, port_of(NBD_PORT, pod, self.offset)))
+    }
+
+    /// The address of a pod for its peers.
+    pub fn peer_address(&self, pod: usize) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port_of(PEER_PORT, pod, self.offset)))
+    }
+
+    /// The address of a pod's API.
+    pub fn api_address(&self, pod: usize) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port_of(API_PORT, pod, self.offset)))
     }
 
     /// URI of a volume through a pod.
