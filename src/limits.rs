@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::types::{BLOCK_BYTES, EXTENT_BYTES};
+use crate::types::{BLOCK_BYTES, EXTENT_BYTES, ZERO_EXTENT_BYTES};
 
 /// The largest client request (NBD's advertised maximum block size).
 pub const REQUEST_BYTES_MAX: usize = 32 << 20;
@@ -86,6 +86,17 @@ impl Default for Budgets {
     }
 }
 
+/// The longest range that one log entry zeroes or trims. Each of its extents takes time when the
+/// entry is applied, and memory of the overlay from then on.
+pub const ZERO_BYTES_MAX: u64 = 16 << 20;
+/// Extents that all unapplied entries of a lane may zero: to apply them all at once takes
+/// milliseconds. Beyond it, each member may have one entry.
+pub const ZERO_EXTENTS_UNAPPLIED_MAX: u64 = 8192;
+/// Bytes that the overlays of one lane may take, without payloads (rule `overlay-is-bounded`).
+pub const OVERLAY_BYTES_MAX: u64 = 32 << 20;
+/// After a trim, a write that finds no slot is asked to come again for this long.
+pub const SPACE_HOPE: Duration = Duration::from_secs(5);
+
 /// One Raft tick.
 pub const TICK: Duration = Duration::from_millis(100);
 /// Ticks without a leader before an election: the lower bound. The upper is twice this minus one.
@@ -122,3 +133,7 @@ const _: () = assert!(
     BEAT_LAPSE.as_millis() + 3 * TICK.as_millis() <= TICK.as_millis() * ELECTION_TICKS as u128
 );
 const _: () = assert!(BEAT_LAPSE.as_millis() > 2 * TICK.as_millis() * HEARTBEAT_TICKS as u128);
+const _: () = assert!(ZERO_BYTES_MAX.is_multiple_of(EXTENT_BYTES as u64));
+const _: () = assert!(ZERO_EXTENTS_UNAPPLIED_MAX >= ZERO_BYTES_MAX / EXTENT_BYTES as u64);
+const _: () =
+    assert!(8 * ZERO_EXTENTS_UNAPPLIED_MAX * ZERO_EXTENT_BYTES as u64 <= OVERLAY_BYTES_MAX);

@@ -80,6 +80,14 @@ mistakes! {
     FullLogIsDeaf,
     /// `full-log-still-commits`: entries of earlier terms get no more room than new ones.
     EarlierTermsRefused,
+    /// `overlay-is-bounded`: what a change will take of the overlay is charged nowhere.
+    DiscardUncharged,
+    /// `trimmed-space-comes-back`: only slots that are free already count.
+    TrimmedSpaceForgotten,
+    /// `trimmed-space-comes-back`: a trim of a part of a block leaves the block as it is.
+    TrimLeavesEdges,
+    /// `data-before-index`: write-back zeroes blocks of an extent that a newer entry wrote.
+    TrimBelowNewerWrite,
     /// `space-before-append`: entries are admitted without a slot for each.
     AdmittedWithoutSpace,
     /// `log-reserve`, `space-before-append`: an elected member counts no requests before it serves.

@@ -32,3 +32,4 @@ mod running;
 pub mod terms;
 mod votes;
 mod write;
+mod zeroes;

@@ -508,9 +508,10 @@ impl Client {
         let from = self.target.first_register + first;
         let zeroed = from..from + registers;
         let numbers = zeroed.map(|register| history.zeroing(register, now)).collect();
-        // A trim may leave partial blocks unchanged.
+        // Trims zero parts of blocks, too.
         let whole = first.is_multiple_of(2) && registers.is_multiple_of(2);
-        let what = match whole && rng.one_in(2) {
+        let trims = if whole { rng.one_in(2) } else { first.is_multiple_of(3) };
+        let what = match trims {
             true => What::Trim(numbers),
             false => What::Zero(numbers),
         };

@@ -47,6 +47,7 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::DeadResyncLinkKept, 250),
     (Mistake::LogWriteNotDurable, 6),
     (Mistake::IndexBeforeData, 6),
+    (Mistake::TrimBelowNewerWrite, 12),
     (Mistake::FlushedIsNewestApplied, 6),
     (Mistake::ReplayOverNewer, 30),
     (Mistake::PartialFromOldBase, 6),
@@ -126,6 +127,9 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::FetchedOverwritten, "a_fetch_does_not_hold_the_ring"),
     (Mistake::ResyncNeverSlows, "clients_are_slowed_when_rounds_do_not_shrink"),
     (Mistake::ResyncsBeforeWriteBack, "copies_and_write_back_take_turns"),
+    (Mistake::DiscardUncharged, "trims_are_admitted_while_the_overlay_has_room"),
+    (Mistake::TrimmedSpaceForgotten, "a_write_finds_the_space_that_a_trim_has_just_freed"),
+    (Mistake::TrimLeavesEdges, "trims_that_meet_inside_a_block_zero_all_of_it"),
 ];
 
 /// The first run that finds the mistake, and its violation.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::control::command::Addresses;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, OpenFile};
+use crate::limits::OVERLAY_BYTES_MAX;
 use crate::replica::messages::{Input, Output, ReadMode, Start};
 use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, What};
 use crate::sim::checks::Checks;
@@ -299,6 +300,11 @@ impl World {
         let config = LaneConfig {
             data_bytes_max: self.shape.data_bytes_of(disk),
             dirty_cache_bytes: self.shape.dirty_cache_bytes,
+            // A bound that runs with large discards reach.
+            overlay_bytes_max: match self.shape.theme {
+                Some(Theme::Discards) => self.shape.wal_bytes / 32,
+                _ => OVERLAY_BYTES_MAX,
+            },
             index_cache_bytes: 1 << 16,
             log_tail_bytes: self.shape.log_tail_bytes,
             bypass_bytes_min: self.shape.bypass_bytes_min,

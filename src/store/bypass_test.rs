@@ -4,6 +4,7 @@
 use crate::log::{Append, LogEntry, WholeExtents};
 use crate::planted::{Mistake, assert_found};
 use crate::store::index::IndexStore;
+use crate::store::lane::{Demand, Source};
 use crate::store::messages::*;
 use crate::testing::lane_fixture::*;
 use crate::types::*;
@@ -301,7 +302,11 @@ fn a_log_snapshot_names_the_slots_again() {
     for number in 0..600u32 {
         let at = (number * 7) % 60;
         let mut patience = 0;
-        while fixture.lane.admit(ONE, 4 * 4096, &[range(at, 4)]).is_err() {
+        while fixture
+            .lane
+            .admit(Source::Client, ONE, &Demand::write(4 * 4096, &[range(at, 4)]))
+            .is_err()
+        {
             fixture.settle();
             patience += 1;
             assert!(patience < 10, "the ring is stuck at write {number}");

@@ -26,7 +26,7 @@ use crate::store::log_fetch::LogFetches;
 use crate::store::member::{LaneMember, Phase, Place, Retained};
 use crate::store::members::Members;
 use crate::store::messages::{ExtentKey, IndexEdit, LaneFile, MemberRecord, Slot};
-use crate::store::overlay::PayloadCache;
+use crate::store::overlay::{Overlay, OverlayGauge, PayloadCache};
 use crate::store::read::Reads;
 use crate::store::read_repair::ReadRepair;
 use crate::store::resync::ResyncStore;
@@ -35,7 +35,7 @@ use crate::store::wal::recover::{LogPart, Marks, load_payload, recover};
 use crate::store::wal::replay::{FaultReason, Flushed, LoggedEntry, MemberLog, replay};
 use crate::store::wal::{BatchSeq, WalConfig};
 use crate::store::writeback::WriteBack;
-use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId, Uuid};
+use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId, Mono, Uuid};
 
 /// The recovered log of each member.
 type Logs = BTreeMap<MemberId, MemberLog>;
@@ -127,6 +127,7 @@ pub fn read_superblock(files: &mut dyn LaneFiles) -> Result<Superblock, OpenErro
 struct Found {
     members: Members,
     alloc: Allocator,
+    overlay_bytes: OverlayGauge,
     faulted: Vec<MemberId>,
     tombstones: Vec<MemberId>,
 }
@@ -320,6 +321,11 @@ impl Found {
         Core {
             records: RecordCache::new(config.index_cache_bytes),
             payloads: PayloadCache::new(config.dirty_cache_bytes),
+            overlay_bytes: self.overlay_bytes,
+            unapplied_zeroes: 0,
+            giving_back: 0,
+            settled_extents: 0,
+            hope: Mono::default(),
             config,
             pool,
             members: self.members,
@@ -425,11 +431,12 @@ fn read_index(
     let mut found = Found {
         members: Members::default(),
         alloc: Allocator::new(slots),
+        overlay_bytes: OverlayGauge::default(),
         faulted: index.faulted()?,
         tombstones,
     };
     for record in index.members()? {
-        let member = read_member(record, &mut found.alloc, index)?;
+        let member = read_member(record, &found.overlay_bytes, &mut found.alloc, index)?;
         found.members.insert(member.id(), member);
     }
     Ok(found)
@@ -438,11 +445,12 @@ fn read_index(
 /// Reads a member's extents: slots, presence map, and records newer than `flushed`.
 fn read_member(
     record: MemberRecord,
+    gauge: &OverlayGauge,
     alloc: &mut Allocator,
     index: &mut dyn IndexStore,
 ) -> Result<LaneMember, OpenError> {
     let extents = record.blocks.div_ceil(BLOCKS_PER_EXTENT);
-    let mut member = LaneMember::new(record, Phase::Live);
+    let mut member = LaneMember::new(record, Overlay::counted(gauge), Phase::Live);
     let mut from = Extent(0);
     loop {
         let found = index.scan(member.id(), from, LISTING_EXTENTS_MAX)?;

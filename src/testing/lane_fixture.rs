@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
 
-use crate::limits::LISTING_EXTENTS_MAX;
+use crate::limits::{LISTING_EXTENTS_MAX, OVERLAY_BYTES_MAX};
 use crate::log::{Append, Applied, Change, HardState, LogEntry, Reset, WholeExtents};
 use crate::sim::rng::Rng;
 use crate::store::index::memory::MemoryIndex;
@@ -160,7 +160,7 @@ impl Model {
     }
 
     /// Forgets what was applied: a restart.
-    fn rewind(&mut self, to: u64) {
+    pub fn rewind(&mut self, to: u64) {
         for versions in &mut self.blocks {
             versions.retain(|(index, _)| *index <= to);
         }
@@ -265,6 +265,7 @@ impl Fixture {
         let config = LaneConfig {
             data_bytes_max,
             dirty_cache_bytes: 64 << 10,
+            overlay_bytes_max: OVERLAY_BYTES_MAX,
             index_cache_bytes: 4 * 192,
             log_tail_bytes: 96 << 10,
             bypass_bytes_min: usize::MAX,

@@ -16,7 +16,7 @@ use crate::io::driver::{
     Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
     Wake, Waker,
 };
-use crate::limits::{Budgets, LISTING_EXTENTS_MAX, TICK};
+use crate::limits::{Budgets, LISTING_EXTENTS_MAX, OVERLAY_BYTES_MAX, TICK};
 use crate::net::message::CallId;
 use crate::replica::messages::ReadMode;
 use crate::replica::raft_message;
@@ -403,6 +403,7 @@ fn start(
     let config = LaneConfig {
         data_bytes_max: DATA_BYTES,
         dirty_cache_bytes: 1 << 20,
+        overlay_bytes_max: OVERLAY_BYTES_MAX,
         index_cache_bytes: 1 << 16,
         log_tail_bytes: 1 << 20,
         bypass_bytes_min: usize::MAX,

@@ -10,7 +10,7 @@ use raft::eraftpb::{Entry, EntryType, Message};
 use crate::planted::planted;
 use crate::replica::command::{self, CommandError, EntryCommand};
 use crate::replica::raft_message;
-use crate::store::lane::Refusal;
+use crate::store::lane::{Demand, Refusal, Source};
 use crate::types::{BlockError, BlockRange, MemberId, ShardOp};
 use crate::view::MemberView;
 use crate::worker::lanes::Lanes;
@@ -45,8 +45,16 @@ impl Admission<'_> {
             return None;
         }
         let lane = &self.lanes.get(runtime.lane).lane;
-        let refused = refusal(lane.admit(member, op.payload_bytes() as u64, &[op.range()]))
+        let (payload_bytes, zero_extents) = (op.payload_bytes() as u64, op.zero_extents());
+        let ranges = if op.needs_space() { &[op.range()][..] } else { &[] };
+        let demand = Demand { payload_bytes, ranges, zero_extents };
+        let refused = refusal(lane.admit(Source::Client, member, &demand))
             .or_else(|| self.lacks_space(runtime, member, op).then_some(BlockError::NoSpace));
+        let refused = refused.map(|error| match error {
+            // Trims are about to give space back here, so they are on the other replicas.
+            BlockError::NoSpace if lane.hopes_for_space() => BlockError::Busy,
+            error => error,
+        });
         // Changes that it has not applied yet may give space back.
         refused.map(|error| if role.serving { error } else { BlockError::Busy })
     }
@@ -54,7 +62,7 @@ impl Admission<'_> {
     /// True when a majority cannot take what needs new space (rule `space-before-append`).
     fn lacks_space(&self, runtime: &MemberRuntime, member: MemberId, op: &ShardOp) -> bool {
         let lane = &self.lanes.get(runtime.lane).lane;
-        if op.payload_bytes() == 0 || !lane.allocates(member, &[op.range()]) {
+        if !op.needs_space() || !lane.allocates(member, &[op.range()]) {
             return false;
         }
         let has_space = |peer: &&MemberView| {
@@ -111,12 +119,13 @@ impl Admission<'_> {
         while count > here {
             let taken = &entries[here..count];
             let payload_bytes = taken.iter().map(|entry| entry.data.len() as u64).sum();
-            let ranges = ranges(taken)?;
-            let admitted = match count <= earlier && !planted!(EarlierTermsRefused) {
-                true => lane.admit_earlier_term(to, payload_bytes, &ranges),
-                false => lane.admit(to, payload_bytes, &ranges),
+            let (ranges, zero_extents) = changes(taken)?;
+            let source = match count <= earlier && !planted!(EarlierTermsRefused) {
+                true => Source::EarlierTerm,
+                false => Source::Leader,
             };
-            let Some(error) = refusal(admitted) else { break };
+            let demand = Demand { payload_bytes, ranges: &ranges, zero_extents };
+            let Some(error) = refusal(lane.admit(source, to, &demand)) else { break };
             let (free_bytes, log_used_bytes) =
                 (lane.space().free_bytes, lane.space().log_used_bytes);
             tracing::debug!(
@@ -147,19 +156,18 @@ fn refusal(admitted: Result<(), Refusal>) -> Option<BlockError> {
     }
 }
 
-/// The blocks that entries change.
-fn ranges(entries: &[Entry]) -> Result<Vec<BlockRange>, CommandError> {
-    let mut ranges = Vec::new();
+/// The blocks that entries write, and the number of extents that they zero.
+fn changes(entries: &[Entry]) -> Result<(Vec<BlockRange>, u64), CommandError> {
+    let (mut ranges, mut zero_extents) = (Vec::new(), 0);
     for entry in entries.iter().filter(|entry| !entry.context.is_empty()) {
         if entry.entry_type != EntryType::EntryNormal {
             continue;
         }
         match command::decode(&entry.context)?.1 {
-            EntryCommand::Write { range, .. } | EntryCommand::Zero { range, .. } => {
-                ranges.push(range)
-            }
+            EntryCommand::Write { range, .. } => ranges.push(range),
+            EntryCommand::Zero { range, .. } => zero_extents += range.extent_count(),
             EntryCommand::Touch | EntryCommand::Opaque => {}
         }
     }
-    Ok(ranges)
+    Ok((ranges, zero_extents))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver, FileId, OpenFile};
 use crate::io::{DriverKind, DurableWrites};
-use crate::limits::{BYPASS_BYTES_MIN, LISTING_EXTENTS_MAX};
+use crate::limits::{BYPASS_BYTES_MIN, LISTING_EXTENTS_MAX, OVERLAY_BYTES_MAX};
 use crate::log::HardState;
 use crate::replica::apply::Applier;
 use crate::replica::entry::raft_entry;
@@ -286,6 +286,7 @@ fn open_disk(
     let config = LaneConfig {
         data_bytes_max: superblock.data_bytes_max,
         dirty_cache_bytes: options.dirty_cache_bytes,
+        overlay_bytes_max: OVERLAY_BYTES_MAX,
         index_cache_bytes: options.index_cache_bytes,
         log_tail_bytes: options.worker.log_tail_bytes,
         bypass_bytes_min: if options.wal_bypass { BYPASS_BYTES_MIN } else { usize::MAX },
