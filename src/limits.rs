@@ -72,6 +72,17 @@ impl Default for Budgets {
     }
 }
 
+/// The largest data file of a new disk. File systems have a largest file: 16 TiB on ext4.
+pub const DATA_FILE_BYTES: u64 = 8 << 40;
+/// Operations of one kind (durable writes; all others) that a disk has in an io_uring. Others wait.
+pub const DISK_RING_OPS: usize = 64;
+/// Threads for the durable writes of a disk: more than the writes that a log has in flight.
+pub const DISK_DURABLE_THREADS: usize = 4;
+/// Threads for the other operations on the files of a disk.
+pub const DISK_FILE_THREADS: usize = 8;
+/// A start gives up a disk that has not answered for this long, and goes on without it.
+pub const DISK_OPEN_SILENCE_MAX: Duration = Duration::from_secs(30);
+
 /// One Raft tick.
 pub const TICK: Duration = Duration::from_millis(100);
 /// Ticks without a leader before an election: the lower bound. The upper is twice this minus one.

@@ -28,6 +28,8 @@ mistakes! {
     FoundNotConfirmed,
     /// `data-before-index`: a round commits its records without a sync of the data file before.
     IndexBeforeData,
+    /// `data-before-index`: a sync covers only the first data file.
+    OneDataFileSynced,
     /// `flushed-is-a-low-water-mark`: the index claims to have everything that is applied.
     FlushedIsNewestApplied,
     /// `replay-skips-newer`: replay applies entries to extents with newer content.
@@ -50,6 +52,8 @@ mistakes! {
     /// `recovery-commit-covers-flushed`: the HardState's commit counts, although more is written
     /// back.
     CommitBelowFlushed,
+    /// `incarnation-per-open`: a superblock from before the newest open is believed.
+    OldSuperblockTrusted,
     /// `superblock-copies-settled`: an update of the superblock begins while its copies differ.
     SuperblockNotSettled,
     /// `tail-after-superblock`: the ring is freed before the superblock says so.

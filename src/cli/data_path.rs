@@ -14,7 +14,7 @@ use crate::control::data_path::{DataPath, ReportSink};
 use crate::control::identity::{Identity, PodDirectory, write_atomically};
 use crate::io::driver::Address;
 use crate::io::{DriverKind, DurableWrites};
-use crate::limits::Budgets;
+use crate::limits::{Budgets, DATA_FILE_BYTES};
 use crate::replica::messages::ReadMode;
 use crate::types::Uuid;
 use crate::view::ClusterView;
@@ -127,6 +127,7 @@ fn options(
             known,
             // A formatted disk stores its size itself.
             data_bytes_max: if is_new { disk.data_bytes_max()? } else { 0 },
+            data_file_bytes: DATA_FILE_BYTES,
             wal_bytes: disk.wal_size.0,
         });
     }

@@ -28,6 +28,7 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::CatalogRequestTwice, 180),
     (Mistake::TailBeforeSuperblock, 120),
     (Mistake::ResyncEndsEarly, 120),
+    (Mistake::OneDataFileSynced, 60),
     (Mistake::SlotReusedBeforeFlush, 40),
     (Mistake::AdmittedWithoutSpace, 40),
     (Mistake::NoReserve, 60),

@@ -610,3 +610,7 @@ fn cuts(host: Host, pods: usize) -> impl Iterator<Item = (Host, Host)> {
     let others = (0..pods).filter(move |other| *other != host);
     others.flat_map(move |other| [(host, other), (other, host)])
 }
+
+#[cfg(test)]
+#[path = "hang_test.rs"]
+mod hang_test;

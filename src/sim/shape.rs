@@ -161,6 +161,12 @@ impl Shape {
     pub fn data_bytes_of(&self, disk: DiskNumber) -> u64 {
         self.tiny.filter(|tiny| tiny.0 == disk).map_or(self.data_bytes, |tiny| tiny.1)
     }
+
+    /// Size of a data file of this disk: every second disk has several.
+    pub fn data_file_bytes_of(&self, disk: DiskNumber) -> u64 {
+        let slots = self.data_bytes_of(disk) / EXTENT_BYTES as u64;
+        if disk.is_multiple_of(2) { 0 } else { slots.div_ceil(4) * EXTENT_BYTES as u64 }
+    }
 }
 
 impl ClientLoad {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::control::command::Addresses;
 use crate::io::buffer::Pool;
-use crate::io::driver::{Address, Driver, OpenFile};
+use crate::io::driver::{Address, Driver};
 use crate::replica::messages::{Input, Output, ReadMode, Start};
 use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, What};
 use crate::sim::checks::Checks;
@@ -20,11 +20,11 @@ use crate::sim::disk::{Loss, Power, Sick, SimDisk};
 use crate::sim::faults::Plan;
 use crate::sim::kernel::{Due, Kernel, SimDriver};
 use crate::sim::lane::{INDEX_ALARMS, Job, Jobs, SimFiles, SimIndex};
-use crate::sim::names::{DiskNumber, Host, disk_id, path_of, pod_id};
+use crate::sim::names::{DiskNumber, Host, disk_id, pod_id};
 use crate::sim::shape::{Shape, Theme};
 use crate::store::lane::LaneConfig;
 use crate::store::messages::{LaneFile, MemberRecord};
-use crate::store::open::{LaneFormat, format_lane};
+use crate::store::open::{LaneFormat, data_files, format_lane};
 use crate::types::{MemberId, Uuid};
 use crate::view::ClusterView;
 use crate::volume::SessionSource;
@@ -204,6 +204,7 @@ impl World {
             seed: 0x5eed ^ number as u64,
             wal_bytes: self.shape.wal_bytes,
             data_bytes_max,
+            data_file_bytes: self.shape.data_file_bytes_of(number),
         };
         let mut files = self.files(number, Pool::default());
         format_lane(&mut files, &format).expect("the shape of a run makes a good disk");
@@ -321,14 +322,16 @@ impl World {
         self.kernel.borrow_mut().disks[disk].failures = 0;
         let superblock = opened.superblock();
         self.checks.borrow_mut().opened(disk, superblock, &mut index.borrow_mut(), &members);
-        let mut open = |file: LaneFile| {
-            let file = OpenFile { path: path_of(disk, file), create: false };
-            driver.open(&file).expect("every disk has it")
-        };
+        let places = data_files(superblock).expect("the shape of a run makes a good disk");
+        let parts = (0..places.count()).map(|number| {
+            let start = places.start_of(number);
+            start..start + places.bytes_of(number)
+        });
         let files = OpenFiles {
-            superblock: open(LaneFile::Superblock),
-            wal: open(LaneFile::Wal),
-            data: open(LaneFile::Data),
+            superblock: driver.open(disk, LaneFile::Superblock, 0..u64::MAX),
+            wal: driver.open(disk, LaneFile::Wal, 0..u64::MAX),
+            data: parts.map(|part| driver.open(disk, LaneFile::Data, part)).collect(),
+            places,
         };
         let runner = SimIndex {
             disk,

@@ -470,14 +470,16 @@ fn an_entry_whose_slot_is_another_s_faults_its_member() {
 #[test]
 fn the_disk_says_that_its_log_may_name_slots() {
     let fixture = Fixture::new(1, 1);
-    assert_eq!(fixture.lane.superblock().features, 0);
+    // The fixture has several data files.
+    let files = crate::store::superblock::FEATURE_DATA_FILES;
+    assert_eq!(fixture.lane.superblock().features, files);
     let mut fixture = self::fixture(12);
-    let feature = crate::store::superblock::FEATURE_BYPASS;
-    assert_eq!(fixture.lane.superblock().features, feature);
+    let both = crate::store::superblock::FEATURE_BYPASS | files;
+    assert_eq!(fixture.lane.superblock().features, both);
     fixture.write(ONE, write(0, 16, 1));
     fixture.rest();
     fixture.crash();
-    assert_eq!(fixture.lane.superblock().features, feature, "checkpoints keep it");
+    assert_eq!(fixture.lane.superblock().features, both, "checkpoints keep it");
 }
 
 /// A story with everything in it, cut off after each of its effects.

@@ -22,6 +22,7 @@ mod bypass;
 mod bypass_test;
 mod checkpoint;
 mod core;
+pub mod data_files;
 mod effects;
 mod extent_map;
 mod groups;

@@ -14,7 +14,7 @@ use crate::store::index::run;
 use crate::store::lane::{Lane, LaneConfig, LaneFiles, RecoveredMember};
 use crate::store::members_test::assert_counted;
 use crate::store::messages::*;
-use crate::store::open::{LaneFormat, format_lane};
+use crate::store::open::{LaneFormat, data_files, format_lane};
 use crate::testing::crash_disk::Disk;
 use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, EXTENT_BYTES, MemberId, Mono, Segment,
@@ -88,6 +88,7 @@ pub const FORMAT: LaneFormat = LaneFormat {
     seed: 77,
     wal_bytes: 1 << 20,
     data_bytes_max: 12 * EXTENT_BYTES as u64,
+    data_file_bytes: 3 * EXTENT_BYTES as u64,
 };
 
 /// Blocks of every shard: 6 extents and a bit.
@@ -437,7 +438,21 @@ impl Fixture {
         self.complete_one();
     }
 
+    /// Asserts that a transfer is within one data file.
+    fn in_one_file(&self, file: LaneFile, offset: u64, len: usize) {
+        if file == LaneFile::Data {
+            data_files(self.lane.superblock()).unwrap().locate(offset, len);
+        }
+    }
+
     pub fn carry_out(&mut self, effect: Effect) {
+        match &effect {
+            Effect::Write { file, offset, bufs, .. } => {
+                self.in_one_file(*file, *offset, bufs.iter().map(Bytes::len).sum());
+            }
+            Effect::Read { file, offset, len, .. } => self.in_one_file(*file, *offset, *len),
+            Effect::Sync { .. } | Effect::Index { .. } => {}
+        }
         let (op, done) = match effect {
             Effect::Write { op, file, offset, bufs, durable } => {
                 self.disk.file(file).write(offset, &bufs.concat(), durable);
@@ -663,7 +678,7 @@ impl Fixture {
         found
     }
 
-    fn reopen(&mut self) {
+    pub fn reopen(&mut self) {
         let found = self.reopen_unchecked();
         assert_eq!(found.len(), self.models.len());
         for found in found {

@@ -48,6 +48,11 @@ pub enum StartError {
     )]
     Busy { path: PathBuf },
     #[error(
+        "the disk {path} does not answer: the pod was started without it. Look at the device; the \
+         pod takes the disk back when it is started again"
+    )]
+    Silent { path: PathBuf },
+    #[error(
         "the disk {path} belongs to cluster {theirs}, but this pod is of cluster {ours}: give \
          the pod an empty folder, or start it in the cluster that the disk belongs to"
     )]
@@ -91,6 +96,7 @@ impl StartError {
             }
             StartError::DiskFile { .. }
             | StartError::Busy { .. }
+            | StartError::Silent { .. }
             | StartError::Open { .. }
             | StartError::Index { .. } => true,
             _ => false,

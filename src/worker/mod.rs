@@ -26,6 +26,7 @@ mod mailbox;
 mod mailbox_test;
 mod members;
 mod observer;
+mod opening;
 mod owed;
 mod peers;
 #[cfg(test)]

@@ -20,6 +20,8 @@ use super::{BatchSeq, WalConfig, WalPosition};
 /// The superblock's positions in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marks {
+    /// The newest open that the superblock knows. No batch can be of a later one.
+    pub last_open: u64,
     pub tail_seq: BatchSeq,
     pub tail_offset: u64,
     pub durable_seq: BatchSeq,
@@ -46,14 +48,13 @@ impl WalConfig {
     }
 }
 
-/// Reads the whole ring once, 1 MiB at a time. `config.incarnation` may be the superblock's or the
-/// raised one; [`super::Wal::new`] needs the raised one.
+/// Reads the whole ring once, 1 MiB at a time. `config.incarnation` is the raised one, of this open.
 pub fn recover(
     config: &WalConfig,
     marks: &Marks,
     read: &mut ReadRing<'_>,
 ) -> Result<Recovered, RecoverError> {
-    let scanned = scan(config, marks.tail_seq, read)?;
+    let scanned = scan(config, marks, read)?;
     let headers = || scanned.found.iter().map(|found| &found.batch.header);
     let newest = Newest {
         seq: headers().map(|h| h.seq).max().unwrap_or_default(),
