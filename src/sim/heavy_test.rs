@@ -18,3 +18,9 @@ fn the_load_goes_on_whatever_happens() {
         }
     }
 }
+
+#[test]
+fn the_same_seed_gives_the_same_heavy_run() {
+    let options = Options { plan: Plan::Load, ..Options::new(18, LASTS) };
+    assert_eq!(run(&options), run(&options));
+}

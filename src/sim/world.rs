@@ -15,7 +15,7 @@ use crate::io::driver::{Address, Driver, OpenFile};
 use crate::replica::messages::{Input, Output, ReadMode, Start};
 use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, What};
 use crate::sim::checks::Checks;
-use crate::sim::client::{Client, Shared, Target};
+use crate::sim::client::{Client, RARELY, Shared, Target};
 use crate::sim::disk::{Loss, Power, Sick, SimDisk};
 use crate::sim::faults::Plan;
 use crate::sim::kernel::{Due, Kernel, SimDriver};
@@ -138,13 +138,17 @@ impl World {
     ) {
         let host = self.shape.pods + self.attached.len();
         let driver = self.driver(host, Rc::default(), Arc::default());
+        let mut load = self.shape.load;
+        if self.shape.theme == Some(Theme::IdleShards) && volume != MAIN {
+            load.rest = RARELY;
+        }
         let target = Target {
             export: volume.to_owned(),
             first_register: number << VOLUME_SHIFT,
             region,
             blocks,
             blocks_per_shard,
-            load: self.shape.load,
+            load,
             half: (self.shape.load.halves && volume == MAIN).then_some(front as u64),
             may_be_full: self.shape.is_tight,
             may_be_lost: self.unbounded,
@@ -444,9 +448,11 @@ impl World {
         texts.collect::<Vec<String>>().join(", ")
     }
 
-    /// The answers that each client has had.
-    pub fn answers(&self) -> Vec<u64> {
-        self.attached.iter().map(|attached| attached.client.answers).collect()
+    /// The answers that each busy client has had, and the slowest of them since the last call.
+    pub fn answers(&mut self) -> Vec<(u64, Duration)> {
+        let busy = self.attached.iter_mut().map(|attached| &mut attached.client);
+        let busy = busy.filter(|client| client.is_busy());
+        busy.map(|client| (client.answers, std::mem::take(&mut client.slowest))).collect()
     }
 
     pub fn errors(&self) -> u64 {
@@ -500,6 +506,7 @@ impl World {
             self.create_volume(SECOND * self.shape.pods as u64, 1, blocks_per_shard);
         }
         for further in 1..=self.shape.further_volumes {
+            let shards = self.shape.further_shards.unwrap_or(shards);
             self.create_volume(SECOND + further, shards, blocks_per_shard);
         }
     }
@@ -599,8 +606,9 @@ impl World {
         }
         loop {
             worker.round().expect("the simulated kernel takes everything");
-            if self.shape.theme == Some(Theme::Discards) {
+            if self.shape.theme.is_some_and(|theme| theme != Theme::IdleShards) {
                 let mut checks = self.checks.borrow_mut();
+                checks.load(&worker.load(), &self.shape.budgets, self.attached.len());
                 worker.lanes().for_each(|lane| checks.memory(&lane.space()));
             }
             let woken = pod.woken.swap(false, Ordering::Relaxed);
