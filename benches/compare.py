@@ -25,6 +25,7 @@ import sys
 import tempfile
 
 import absence
+import discard
 import postgres
 import rest
 import scale
@@ -294,6 +295,8 @@ def arguments():
     parser.add_argument("--sustained-rounds", type=int, default=2)
     parser.add_argument("--rest", action="store_true",
                         help="memory and CPU at rest, start with a full log, fail-over")
+    parser.add_argument("--discard", action="store_true",
+                        help="memory, stalls and the next start when volumes are discarded")
     parser.add_argument("--rest-rounds", type=int, default=3)
     parser.add_argument("--postgres", action="store_true",
                         help="pgbench on ext4 over nbdfuse and a loop device, needs root; alone "
@@ -359,6 +362,9 @@ def measure(bench, jobs):
             bench.folder, options.idle_shards, options.idle_volumes, options.rounds,
             lambda uri, pids: fio(nbd(uri), job, 4 * GIB, 1, pids, options.seconds),
             lambda result: bench.rest.add(result.cells()))
+    if options.discard:
+        discard.measure(options.binary, os.path.join(bench.folder, "discard"), bench.wal_bytes,
+                        lambda result: bench.rest.add(result.cells()))
 
 
 def main():

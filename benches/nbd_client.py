@@ -1,4 +1,4 @@
-"""Just enough of an NBD client to write blocks one after another and to notice when it stalls."""
+"""Just enough of an NBD client to write and trim, and to notice when it stalls."""
 
 import socket
 import struct
@@ -6,7 +6,7 @@ import time
 
 OPTION_GO = 7
 REPLY_ACK, REPLY_INFO = 1, 3
-WRITE = 1
+WRITE, TRIM = 1, 4
 
 
 class Connection:
@@ -41,14 +41,34 @@ class Connection:
 
     def write(self, offset, data):
         """Returns when the write is acknowledged."""
-        self.socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, WRITE, 0, offset, len(data))
-                            + data)
+        self.send(WRITE, offset, len(data), data)
+        self.answered()
+
+    def send(self, kind, offset, length, data=b""):
+        self.socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, kind, 0, offset, length) + data)
+
+    def answered(self):
+        """Takes the answer of some request without data."""
         _, error, _ = struct.unpack(">IIQ", self.receive(16))
         if error:
-            raise OSError(f"the write failed: {error}")
+            raise OSError(f"a request failed: {error}")
 
     def close(self):
         self.socket.close()
+
+
+def pipeline(connection, requests, depth):
+    """Sends requests (kind, offset, length, data), at most so many at a time; returns at the last
+    answer."""
+    in_flight = 0
+    for request in requests:
+        connection.send(*request)
+        in_flight += 1
+        if in_flight == depth:
+            connection.answered()
+            in_flight -= 1
+    for _ in range(in_flight):
+        connection.answered()
 
 
 def write_steadily(ports, export, stop, acknowledged):

@@ -20,7 +20,7 @@ use holdfast::net::message::PeerMessage;
 use holdfast::store::index::{decode_extent, encode_extent};
 use holdfast::store::messages::ExtentRecord;
 use holdfast::store::wal::{GroupId, Item, Wal, WalConfig, WalPosition};
-use holdfast::store::{Content, Overlay, OverlayBlock};
+use holdfast::store::{Content, Dirty, Overlay, OverlayBlock};
 use holdfast::types::{
     BLOCK_BYTES, Block, BlockOp, BlockReply, MemberId, PodId, Segment, Uuid, VolumeId, block_crc,
     mix64,
@@ -97,7 +97,10 @@ fn overlay(criterion: &mut Criterion) {
             index += 1;
             let at = random(index);
             let extent = overlay.get(at.extent()).expect("all blocks are in it");
-            extent.get(at.in_extent()).map(|block| block.index)
+            match extent.get(at.in_extent()) {
+                Some(Dirty::Written(block)) => Some(block.index),
+                Some(Dirty::Zero) | None => None,
+            }
         });
     });
 }
@@ -256,6 +259,7 @@ fn placement(criterion: &mut Criterion) {
         pod: PodId(u64::from(number % 25)),
         free_bytes: (1 << 40) + mix64(u64::from(number)) % (1 << 40),
         members: u64::from(number % 7),
+        firsts: u64::from(number % 3),
     };
     let candidates: Vec<Candidate> = (0..100).map(candidate).collect();
     for shards in [1, 256] {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::types::{BLOCK_BYTES, EXTENT_BYTES};
+use crate::types::{BLOCK_BYTES, EXTENT_BYTES, ZERO_EXTENT_BYTES};
 
 /// The largest client request (NBD's advertised maximum block size).
 pub const REQUEST_BYTES_MAX: usize = 32 << 20;
@@ -130,6 +130,8 @@ pub const LOG_FETCH_BATCHES_MAX: usize = 32;
 pub const LOG_FETCHES_MAX: usize = 4;
 /// Payload bytes of fetched entries that a follower has been sent and has not answered.
 pub const FED_BYTES_MAX: usize = 4 << 20;
+/// Ticks after which fetched entries count as lost, if their follower acknowledges nothing.
+pub const FED_TICKS_MAX: u32 = 2 * ELECTION_TICKS as u32;
 /// Terms that a replica can tell of entries that it has only in the log on the disk.
 pub const LOG_TERMS_MAX: usize = 64;
 /// Resyncs that copy into the replicas of one lane at a time; others wait in order.
@@ -171,6 +173,27 @@ impl Default for Budgets {
     }
 }
 
+/// The largest data file of a new disk. File systems have a largest file: 16 TiB on ext4.
+pub const DATA_FILE_BYTES: u64 = 8 << 40;
+/// Operations of one kind (durable writes; all others) that a disk has in an io_uring. Others wait.
+pub const DISK_RING_OPS: usize = 64;
+/// Threads for the durable writes of a disk: more than the writes that a log has in flight.
+pub const DISK_DURABLE_THREADS: usize = 4;
+/// Threads for the other operations on the files of a disk.
+pub const DISK_FILE_THREADS: usize = 8;
+/// A start gives up a disk that has not answered for this long, and goes on without it.
+pub const DISK_OPEN_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// The longest range that one log entry zeroes or trims. Each of its extents takes time when the
+/// entry is applied, and memory of the overlay from then on.
+pub const ZERO_BYTES_MAX: u64 = 16 << 20;
+/// Extents that all unapplied entries of a lane may zero: to apply them all at once takes
+/// milliseconds. Beyond it, each member may have one entry.
+pub const ZERO_EXTENTS_UNAPPLIED_MAX: u64 = 8192;
+/// Bytes that the overlays of one lane may take, without payloads (rule `overlay-is-bounded`).
+pub const OVERLAY_BYTES_MAX: u64 = 32 << 20;
+/// After a trim, a write that finds no slot is asked to come again for this long.
+pub const SPACE_HOPE: Duration = Duration::from_secs(5);
+
 /// One Raft tick.
 pub const TICK: Duration = Duration::from_millis(100);
 /// Ticks without a leader before an election: the lower bound. The upper is twice this minus one.
@@ -209,6 +232,10 @@ const _: () = assert!(
     BEAT_LAPSE.as_millis() + 3 * TICK.as_millis() <= TICK.as_millis() * ELECTION_TICKS as u128
 );
 const _: () = assert!(BEAT_LAPSE.as_millis() > 2 * TICK.as_millis() * HEARTBEAT_TICKS as u128);
+const _: () = assert!(ZERO_BYTES_MAX.is_multiple_of(EXTENT_BYTES as u64));
+const _: () = assert!(ZERO_EXTENTS_UNAPPLIED_MAX >= ZERO_BYTES_MAX / EXTENT_BYTES as u64);
+const _: () =
+    assert!(8 * ZERO_EXTENTS_UNAPPLIED_MAX * ZERO_EXTENT_BYTES as u64 <= OVERLAY_BYTES_MAX);
 
 #[cfg(test)]
 mod tests {

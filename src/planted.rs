@@ -28,6 +28,8 @@ mistakes! {
     FoundNotConfirmed,
     /// `data-before-index`: a round commits its records without a sync of the data file before.
     IndexBeforeData,
+    /// `data-before-index`: a sync covers only the first data file.
+    OneDataFileSynced,
     /// `flushed-is-a-low-water-mark`: the index claims to have everything that is applied.
     FlushedIsNewestApplied,
     /// `replay-skips-newer`: replay applies entries to extents with newer content.
@@ -50,6 +52,8 @@ mistakes! {
     /// `recovery-commit-covers-flushed`: the HardState's commit counts, although more is written
     /// back.
     CommitBelowFlushed,
+    /// `incarnation-per-open`: a superblock from before the newest open is believed.
+    OldSuperblockTrusted,
     /// `superblock-copies-settled`: an update of the superblock begins while its copies differ.
     SuperblockNotSettled,
     /// `tail-after-superblock`: the ring is freed before the superblock says so.
@@ -80,6 +84,14 @@ mistakes! {
     FullLogIsDeaf,
     /// `full-log-still-commits`: entries of earlier terms get no more room than new ones.
     EarlierTermsRefused,
+    /// `overlay-is-bounded`: what a change will take of the overlay is charged nowhere.
+    DiscardUncharged,
+    /// `trimmed-space-comes-back`: only slots that are free already count.
+    TrimmedSpaceForgotten,
+    /// `trimmed-space-comes-back`: a trim of a part of a block leaves the block as it is.
+    TrimLeavesEdges,
+    /// `data-before-index`: write-back zeroes blocks of an extent that a newer entry wrote.
+    TrimBelowNewerWrite,
     /// `space-before-append`: entries are admitted without a slot for each.
     AdmittedWithoutSpace,
     /// `log-reserve`, `space-before-append`: an elected member counts no requests before it serves.
@@ -169,18 +181,6 @@ mistakes! {
     AnsweredBeforeDurable,
     /// `conflicting-suffix-truncated`: a conflicting entry is added to the logged entries.
     SuffixNotTruncated,
-    /// `fetched-as-logged`: a payload is read back without a check of its checksum.
-    FetchedUnchecked,
-    /// `fetched-as-logged`: what the ring overwrote during a fetch counts as bit rot.
-    FetchedOverwritten,
-    /// `resync-beyond-the-ring`: a follower that is behind the memory of its leader is resynced.
-    ResyncInsteadOfRing,
-    /// `fetched-as-logged`: a leader sends entries that its store gave without looking at them.
-    FetchedNotCompared,
-    /// `resync-slows-clients`: clients write as fast as they can, whatever a resync needs.
-    ResyncNeverSlows,
-    /// `resync-shares-the-lane`: copies of a resync always go before write-back.
-    ResyncsBeforeWriteBack,
     /// `heartbeats-go-first`: heartbeats wait behind all data that was sent before.
     HeartbeatBehindData,
     /// `congestion-keeps-the-leader`: a full link counts as a member that does not lead.
@@ -189,6 +189,20 @@ mistakes! {
     PeersAreBelieved,
     /// `every-handshake-has-a-deadline`: whoever connects may stay without a word.
     HandshakesWithoutEnd,
+    /// `fetched-as-logged`: a payload is read back without a check of its checksum.
+    FetchedUnchecked,
+    /// `fetched-as-logged`: what the ring overwrote during a fetch counts as bit rot.
+    FetchedOverwritten,
+    /// `resync-beyond-the-ring`: entries that a follower was fed and that were lost count for ever.
+    FedForEver,
+    /// `resync-beyond-the-ring`: a follower that is behind the memory of its leader is resynced.
+    ResyncInsteadOfRing,
+    /// `fetched-as-logged`: a leader sends entries that its store gave without looking at them.
+    FetchedNotCompared,
+    /// `resync-slows-clients`: clients write as fast as they can, whatever a resync needs.
+    ResyncNeverSlows,
+    /// `resync-shares-the-lane`: copies of a resync always go before write-back.
+    ResyncsBeforeWriteBack,
     /// `catalog-answers-after-apply`: a command is answered when only the leader's log has it.
     CatalogAnswersEarly,
     /// `ids-never-reused`: a catalog member gets an id that the next one gets, too.

@@ -12,6 +12,9 @@ pub const EXTENT_BYTES: usize = 65536;
 /// Blocks in an extent.
 pub const BLOCKS_PER_EXTENT: u32 = (EXTENT_BYTES / BLOCK_BYTES) as u32;
 
+/// Charged for each extent of a zero write or a trim: memory that the overlay may take for it.
+pub const ZERO_EXTENT_BYTES: usize = 128;
+
 const _: () = assert!(BLOCKS_PER_EXTENT == 16, "the masks of the index are 16 bits wide");
 
 macro_rules! id_u64 {
@@ -160,6 +163,12 @@ impl BlockRange {
     pub fn bytes(self) -> u64 {
         u64::from(self.count) * BLOCK_BYTES as u64
     }
+
+    /// Number of extents that the range touches.
+    pub fn extent_count(self) -> u64 {
+        let last = Block(self.end().max(1) - 1).extent();
+        u64::from(last.0 - self.first.extent().0) + 1
+    }
 }
 
 /// A point of a pod's monotonic clock (BOOTTIME), in nanoseconds. Never compared across pods.
@@ -239,6 +248,29 @@ impl ShardOp {
         match self {
             ShardOp::Write { data, .. } | ShardOp::WritePartial { data, .. } => data.len(),
             _ => 0,
+        }
+    }
+
+    /// Extents that it zeroes or trims.
+    pub fn zero_extents(&self) -> u64 {
+        match self {
+            ShardOp::Zero { range, .. } => range.extent_count(),
+            _ => 0,
+        }
+    }
+
+    /// What it costs, for budgets: its payload, and the memory for what it zeroes.
+    pub fn charge_bytes(&self) -> usize {
+        self.payload_bytes() + self.zero_extents() as usize * ZERO_EXTENT_BYTES
+    }
+
+    /// False for what needs no slot anywhere: where a part of a block becomes zeroes, the block has
+    /// a slot, or is zero already and is not written.
+    pub fn needs_space(&self) -> bool {
+        match self {
+            ShardOp::Write { .. } => true,
+            ShardOp::WritePartial { data, .. } => data.iter().any(|byte| *byte != 0),
+            ShardOp::Zero { .. } | ShardOp::Read { .. } | ShardOp::Status { .. } => false,
         }
     }
 }
@@ -321,6 +353,11 @@ pub enum BlockOp {
         offset: u64,
         len: u32,
     },
+}
+
+/// What zeroing so many bytes costs, for budgets: memory of the overlay for each extent.
+pub fn zero_charge_bytes(len_bytes: u64) -> usize {
+    (len_bytes.div_ceil(EXTENT_BYTES as u64) + 1) as usize * ZERO_EXTENT_BYTES
 }
 
 /// The answer of a volume to a successful operation.

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::tools::{noise, run_as_root, text, try_run};
+use support::tools::{noise, run_as_root, text, try_run, try_run_as_root};
 use support::{Setup, wait_until};
 
 const PIECE: usize = 64 << 10;
@@ -81,15 +81,11 @@ fn has_ended(process: &mut Child) -> bool {
 
 impl Drop for FailingDisk {
     fn drop(&mut self) {
-        let as_root = |arguments: &[&str]| match rustix::process::geteuid().is_root() {
-            true => try_run(arguments[0], &arguments[1..]),
-            false => try_run("sudo", &[&["-n"], arguments].concat()),
-        };
         if self.mounted {
-            as_root(&["umount", "-l", text(&self.folder.join("mnt"))]);
+            try_run_as_root("umount", &["-l", text(&self.folder.join("mnt"))]);
         }
         if let Some(device) = &self.device {
-            as_root(&["losetup", "-d", device]);
+            try_run_as_root("losetup", &["-d", device]);
         }
         try_run("fusermount3", &["-u", "-z", text(&self.folder.join("fuse"))]);
         // Terminated, so that it also ends its own server; a kill would leave that running.

@@ -2,19 +2,23 @@
 //! ring and in threads) and the epoll driver. Machines without io_uring skip its half, and print
 //! that.
 
+mod support;
+
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast::io::buffer::{AlignedBuf, Pool};
 use holdfast::io::driver::{
-    Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
+    Address, Buffers, Completion, Disk, Done, Driver, FileId, Op, RecvBufs, SocketId, Token,
 };
+use holdfast::io::file::{ExclusiveFile, FileError, OpenFile};
 use holdfast::io::{DriverError, DriverKind, DurableWrites, driver, driver_with};
+use support::hanging::HangingDisk;
 use tempfile::TempDir;
 
 macro_rules! contract {
@@ -51,6 +55,8 @@ contract!(
     more_operations_than_any_queue_holds_all_complete,
     an_empty_write_completes,
     a_connection_carries_bytes_both_ways,
+    a_disk_that_never_answers_leaves_others_at_work,
+    a_full_socket_delays_no_other,
     a_large_send_survives_a_slow_reader,
     a_send_of_many_parts_arrives_in_order,
     a_receive_fills_landing_then_staging,
@@ -147,7 +153,12 @@ impl Rig {
 
     fn open(&mut self, name: &str) -> FileId {
         let path = self.directory.path().join(name);
-        self.driver.open(&OpenFile { path, create: true }).unwrap()
+        self.add(&OpenFile { path, create: true }, Disk(0)).unwrap()
+    }
+
+    fn add(&mut self, file: &OpenFile, disk: Disk) -> Result<FileId, FileError> {
+        let file = ExclusiveFile::open(file)?;
+        Ok(self.driver.add_file(file, disk).unwrap())
     }
 
     fn block(&self, seed: usize) -> Bytes {
@@ -279,13 +290,13 @@ fn a_file_that_something_else_holds_is_not_opened(mut rig: Rig) {
     let other = std::fs::File::create(&path).unwrap();
     rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let open = OpenFile { path, create: false };
-    let refused = rig.driver.open(&open).unwrap_err();
-    assert_eq!(refused.kind(), std::io::ErrorKind::ResourceBusy);
+    let refused = rig.add(&open, Disk(0)).unwrap_err();
+    assert!(matches!(refused, FileError::Busy { .. }), "{refused}");
     drop(other);
-    let file = rig.driver.open(&open).unwrap();
+    let file = rig.add(&open, Disk(0)).unwrap();
     let bufs = vec![rig.block(1)];
     assert_eq!(rig.count(Op::Write { file, offset: 0, bufs, durable: true }), 4096);
-    assert!(rig.driver.open(&open).is_err(), "it has it already");
+    assert!(rig.add(&open, Disk(0)).is_err(), "it has it already");
 }
 
 fn a_write_that_fails_says_so(mut rig: Rig) {
@@ -383,6 +394,99 @@ fn a_connection_carries_bytes_both_ways(mut rig: Rig) {
             assert_eq!(rig.count(Op::Close { socket }), 0);
         }
     }
+}
+
+/// One disk has more in flight than any pool has threads; all operations on the other one go on.
+fn a_disk_that_never_answers_leaves_others_at_work(mut rig: Rig) {
+    const HELD: usize = 600;
+    let name = rig.directory.path().file_name().unwrap().to_str().unwrap().to_owned();
+    let hanging = HangingDisk::new(&format!("{name}-disk"));
+    let open = OpenFile { path: hanging.path().join("file"), create: true };
+    let stuck = rig.add(&open, Disk(1)).unwrap();
+    let bufs = vec![rig.blocks(0, HELD)];
+    rig.count(Op::Write { file: stuck, offset: 0, bufs, durable: true });
+    let file = rig.open("file");
+    let hang = hanging.hang();
+    let held: Vec<Token> = (0..HELD)
+        .map(|number| {
+            let offset = number as u64 * 4096;
+            let bufs = vec![rig.block(number)];
+            rig.submit(match number % 4 {
+                0 => Op::Write { file: stuck, offset, bufs, durable: true },
+                1 => Op::Write { file: stuck, offset, bufs, durable: false },
+                2 => Op::Read { file: stuck, offset, buf: rig.pool.take(4096) },
+                _ => Op::Sync { file: stuck },
+            })
+        })
+        .collect();
+    rig.enter(Some(Duration::ZERO));
+    for round in 0..100 {
+        let offset = round as u64 * 4096;
+        for durable in [true, false] {
+            let bufs = vec![rig.block(round)];
+            assert_eq!(rig.count(Op::Write { file, offset, bufs, durable }), 4096);
+        }
+        assert_eq!(rig.count(Op::Sync { file }), 0);
+        assert!(rig.read(file, offset, 4096) == pattern(round, 4096));
+    }
+    assert!(rig.early.len() < HELD, "the disk hangs");
+    drop(hang);
+    for token in held {
+        rig.wait(token).result.unwrap();
+    }
+    assert!(rig.read(stuck, 4 * 4096, 4096) == pattern(4, 4096));
+    // The driver closes the file before its server ends.
+    let Rig { driver, .. } = rig;
+    drop(driver);
+}
+
+/// The buffer of one socket is full, and its reader sleeps. A small send waits there, and nothing
+/// that another socket receives waits for it.
+fn a_full_socket_delays_no_other(mut rig: Rig) {
+    let listener = UnixListener::bind(rig.directory.path().join("socket")).unwrap();
+    let address = Address::Unix(rig.directory.path().join("socket"));
+    let connect = |rig: &mut Rig| {
+        let socket = rig.connect(address.clone());
+        (socket, listener.accept().unwrap().0)
+    };
+    let small = |rig: &Rig| vec![rig.blocks(1, 2)];
+    // How many sends fit?
+    let (probe, _asleep) = connect(&mut rig);
+    let mut fit = 0;
+    loop {
+        let bufs = small(&rig);
+        let token = rig.submit(Op::Send { socket: probe, bufs });
+        rig.enter(Some(Duration::ZERO));
+        if rig.early.remove(&token).is_none() {
+            break;
+        }
+        fit += 1;
+    }
+    assert!(fit > 0);
+    let (full, mut sleeper) = connect(&mut rig);
+    for _ in 0..fit {
+        let bufs = small(&rig);
+        assert_eq!(rig.count(Op::Send { socket: full, bufs }), 8192);
+    }
+    let (other, mut peer) = connect(&mut rig);
+    peer.write_all(b"ping").unwrap();
+    let bufs = small(&rig);
+    let waits = rig.submit(Op::Send { socket: full, bufs });
+    let bufs = staging(&rig.pool, 4096);
+    let received = rig.submit(Op::Recv { socket: other, bufs });
+    // Longer than the watchdog of a test lets it wait.
+    while !rig.early.contains_key(&received) {
+        rig.enter(Some(Duration::from_secs(3600)));
+    }
+    assert!(!rig.early.contains_key(&waits));
+    let mut all = vec![0; (fit + 1) * 8192];
+    let reader = std::thread::spawn(move || {
+        sleeper.read_exact(&mut all).unwrap();
+        all
+    });
+    assert_eq!(count(&rig.wait(waits)), 8192);
+    let all = reader.join().unwrap();
+    assert!(all.chunks(8192).all(|piece| *piece == pattern(1, 8192)));
 }
 
 fn a_large_send_survives_a_slow_reader(mut rig: Rig) {

@@ -15,7 +15,7 @@ use crate::control::data_path::{DataPath, ReportSink};
 use crate::control::identity::{Identity, PodDirectory, write_atomically};
 use crate::io::driver::Address;
 use crate::io::{DriverKind, DurableWrites};
-use crate::limits::{Budgets, SocketLimits};
+use crate::limits::{Budgets, DATA_FILE_BYTES, SocketLimits};
 use crate::replica::messages::ReadMode;
 use crate::types::Uuid;
 use crate::view::ClusterView;
@@ -95,14 +95,15 @@ pub fn count_start(config: &Config, directory: &mut PodDirectory) -> anyhow::Res
 pub fn start(
     config: &Config,
     identity: Identity,
-    (number, sockets): (u32, SocketLimits),
+    start: (u32, SocketLimits),
     reports: ReportSink,
 ) -> anyhow::Result<Arc<dyn DataPath>> {
     let file = memory_file(config);
     let mut memory = Memory::load(&file)?;
+    let (number, sockets) = start;
     let sessions = SessionSource::new(number);
     let recorded = with_recorder(sessions.clone(), file.clone())?;
-    let options = options(config, identity, (recorded, sockets), &memory)?;
+    let options = options(config, identity, recorded, sockets, &memory)?;
     let worker = worker::start(options, Box::new(move |report| reports.send(report)))?;
     let disks = worker.disks().to_vec();
     for disk in &disks {
@@ -167,7 +168,8 @@ fn store_starts(file: &Path, starts: u32) -> anyhow::Result<()> {
 fn options(
     config: &Config,
     identity: Identity,
-    (sessions, sockets): (SessionSource, SocketLimits),
+    sessions: SessionSource,
+    sockets: SocketLimits,
     memory: &Memory,
 ) -> anyhow::Result<StartOptions> {
     let mut disks = Vec::new();
@@ -179,6 +181,7 @@ fn options(
             known,
             // A formatted disk stores its size itself.
             data_bytes_max: if is_new { disk.data_bytes_max()? } else { 0 },
+            data_file_bytes: DATA_FILE_BYTES,
             wal_bytes: disk.wal_size.0,
         });
     }

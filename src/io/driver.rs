@@ -1,7 +1,8 @@
 //! The completion trait of the data path. A worker owns exactly one driver. Threads share nothing
 //! of it but the [`Waker`].
 //!
-//! Order: operations start in the order of submission, and complete in any order. At most one
+//! Order: operations on a socket start in the order of submission, as do the durable writes to the
+//! files of one disk, and the other operations on them. They complete in any order. At most one
 //! `Recv` and one `Send` are in flight per socket; the caller ensures that. The driver owns the
 //! buffers from `submit` until the completion, which returns them.
 
@@ -13,11 +14,17 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::io::buffer::AlignedBuf;
+use crate::io::file::ExclusiveFile;
 use crate::types::Mono;
 
-/// A file opened through [`Driver::open`].
+/// A file of a driver: see [`Driver::add_file`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId(pub u32);
+
+/// A disk of a driver: files that fail and hang together. One that hangs delays operations on its
+/// own files only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Disk(pub u8);
 
 /// A socket or listener of a driver. Reused only after its `Close` completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,14 +40,6 @@ pub enum Address {
     /// TCP; TCP_NODELAY is set on every connection.
     Tcp(SocketAddr),
     Unix(PathBuf),
-}
-
-/// How to open a file for O_DIRECT. Offsets, lengths and memory are multiples of 4 KiB.
-#[derive(Clone, Debug)]
-pub struct OpenFile {
-    pub path: PathBuf,
-    /// Create it when it is missing.
-    pub create: bool,
 }
 
 /// Operations on files and sockets.
@@ -115,10 +114,8 @@ pub trait Driver {
     /// Reads the clock (CLOCK_BOOTTIME).
     fn now(&self) -> Mono;
 
-    /// Opens a file for this driver only. Fails with `ResourceBusy` while another driver of any
-    /// process has it open, or while requests of a killed process are in flight. It blocks, so it
-    /// is only for start and control.
-    fn open(&mut self, file: &OpenFile) -> std::io::Result<FileId>;
+    /// Takes over a file of `disk`.
+    fn add_file(&mut self, file: ExclusiveFile, disk: Disk) -> std::io::Result<FileId>;
 
     /// Size of an open file in bytes.
     fn size_bytes(&self, file: FileId) -> std::io::Result<u64>;

@@ -16,16 +16,15 @@ use socket2::SockAddr;
 
 use self::connection::{Connection, Progress};
 use crate::io::driver::{
-    Address, Completion, Done, Driver, FileId, Op, OpenFile, SocketId, Token, Waker,
+    Address, Completion, Disk, Done, Driver, FileId, Op, SocketId, Token, Waker,
 };
+use crate::io::file::ExclusiveFile;
 use crate::io::operation::{buffers_of, file_of, is_empty_transfer, unknown};
 use crate::io::threads::FileThreads;
 use crate::io::wake::EventFd;
 use crate::io::{DriverError, clock, file, socket};
 use crate::types::Mono;
 
-/// Threads for files: enough for the log's writes in flight, and some reads.
-const FILE_THREADS: usize = 8;
 /// Events per system call.
 const EVENTS_MAX: usize = 256;
 /// Event id of the eventfd. Events of sockets carry the socket's id.
@@ -45,7 +44,7 @@ pub(super) struct Epoll {
 }
 
 enum Handle {
-    File(Arc<OwnedFd>),
+    File(Arc<OwnedFd>, Disk),
     Socket(Box<Connection>),
 }
 
@@ -62,7 +61,7 @@ impl Epoll {
                 submitted: VecDeque::new(),
                 handles: Vec::new(),
                 free: Vec::new(),
-                files: FileThreads::start(FILE_THREADS, Arc::clone(&wake))?,
+                files: FileThreads::new(Arc::clone(&wake)),
                 wake,
                 progress: Vec::new(),
             })
@@ -83,7 +82,10 @@ impl Epoll {
             Op::Accept { listener } => return self.begin_on_socket(token, listener, op, out),
             _ => match self.file(file_of(&op).expect("all other operations are on files")) {
                 Some(_) if is_empty_transfer(&op) => Ok(Done::Bytes(0)),
-                Some(file) => return self.files.queue(token, Arc::clone(file), op),
+                Some((file, disk)) => {
+                    let (file, disk) = (Arc::clone(file), disk);
+                    return self.files.queue(disk, token, file, op);
+                }
                 None => Err(unknown()),
             },
         };
@@ -190,13 +192,13 @@ impl Epoll {
     fn socket(&mut self, id: SocketId) -> Option<&mut Connection> {
         match self.handles.get_mut(id.0 as usize)?.as_mut()? {
             Handle::Socket(connection) => Some(connection),
-            Handle::File(_) => None,
+            Handle::File(..) => None,
         }
     }
 
-    fn file(&self, id: FileId) -> Option<&Arc<OwnedFd>> {
+    fn file(&self, id: FileId) -> Option<(&Arc<OwnedFd>, Disk)> {
         match self.handles.get(id.0 as usize)?.as_ref()? {
-            Handle::File(file) => Some(file),
+            Handle::File(file, disk) => Some((file, *disk)),
             Handle::Socket(_) => None,
         }
     }
@@ -238,15 +240,14 @@ impl Driver for Epoll {
         clock::now()
     }
 
-    fn open(&mut self, open: &OpenFile) -> io::Result<FileId> {
-        let fd = file::open_exclusive(open)?;
+    fn add_file(&mut self, file: ExclusiveFile, disk: Disk) -> io::Result<FileId> {
         let index = self.vacant();
-        self.put(index, Handle::File(Arc::new(fd)));
+        self.put(index, Handle::File(Arc::new(file.into_fd()), disk));
         Ok(FileId(index))
     }
 
     fn size_bytes(&self, file: FileId) -> io::Result<u64> {
-        file::size_bytes(self.file(file).ok_or_else(unknown)?.as_fd())
+        file::size_bytes(self.file(file).ok_or_else(unknown)?.0.as_fd())
     }
 
     fn listen(&mut self, address: &Address) -> io::Result<(SocketId, Address)> {

@@ -10,13 +10,20 @@ use bytes::Bytes;
 use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, StatxFlags};
 
 use crate::io::buffer::{Pool, is_aligned};
-use crate::io::driver::OpenFile;
 use crate::types::BLOCK_BYTES;
 
 /// `STATX_DIOALIGN` of statx(2), since Linux 6.1.
 const STATX_DIOALIGN: StatxFlags = StatxFlags::from_bits_retain(0x2000);
 /// Bytes that one system call zeroes or reads.
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// How to open a file for O_DIRECT. Offsets, lengths and memory are multiples of 4 KiB.
+#[derive(Clone, Debug)]
+pub struct OpenFile {
+    pub path: PathBuf,
+    /// Create it when it is missing.
+    pub create: bool,
+}
 
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -86,17 +93,48 @@ pub fn open_direct(file: &OpenFile) -> Result<OwnedFd, FileError> {
     Ok(opened.into())
 }
 
-/// Like [`open_direct`], for one driver at a time. The lock lasts until the last holder of the open
-/// file is gone, requests in flight included. So requests of a killed process keep the next driver
-/// out, and cannot overwrite what that one has read.
-pub(super) fn open_exclusive(file: &OpenFile) -> Result<OwnedFd, FileError> {
-    let opened = open_direct(file)?;
-    let path = file.path.clone();
-    match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(opened),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(FileError::Busy { path }),
-        Err(errno) => Err(FileError::Prepare { path, source: errno.into() }),
+/// A file that is open for O_DIRECT, and locked for one driver. The lock lasts until the last
+/// holder of the open file is gone, requests in flight included. So requests of a killed process
+/// keep the next driver out, and cannot overwrite what that one has read.
+#[derive(Debug)]
+pub struct ExclusiveFile(OwnedFd);
+
+impl ExclusiveFile {
+    /// Like [`open_direct`]. [`FileError::Busy`] while another driver of any process has it open,
+    /// or while requests of a killed process are in flight. Blocks.
+    pub fn open(file: &OpenFile) -> Result<ExclusiveFile, FileError> {
+        let opened = open_direct(file)?;
+        let path = file.path.clone();
+        match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(ExclusiveFile(opened)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(FileError::Busy { path }),
+            Err(errno) => Err(FileError::Prepare { path, source: errno.into() }),
+        }
     }
+
+    pub(super) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+}
+
+/// True if operations that io_uring cannot carry out at once wait for this file system only: on
+/// ext4 and XFS since Linux 6.4. On others, writes that have to wait are put into few queues by the
+/// address of their file, which files of different disks may share. And the begin of an operation
+/// may wait itself, as it does for FUSE, which asks its server first.
+pub(super) fn waits_alone(fd: impl AsFd) -> bool {
+    const EXT4: libc::c_long = 0xEF53;
+    const XFS: libc::c_long = 0x5846_5342;
+    let uname = rustix::system::uname();
+    let is_new = is_release_at_least(&uname.release().to_string_lossy(), (6, 4));
+    let file_system = rustix::fs::fstatfs(fd).map(|found| found.f_type as libc::c_long);
+    is_new && matches!(file_system, Ok(EXT4 | XFS))
+}
+
+/// Compares the first two numbers of a kernel's release, such as `6.1.0-13-amd64`.
+fn is_release_at_least(release: &str, least: (u32, u32)) -> bool {
+    let digits = |part: &str| part.chars().take_while(char::is_ascii_digit).collect::<String>();
+    let mut numbers = release.split('.').map(|part| digits(part).parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= least
 }
 
 /// Kernels before 6.1 do not tell the alignment: the accepted O_DIRECT must suffice.
@@ -306,6 +344,16 @@ mod tests {
         let path = directory.path().join("missing");
         let missing = open_direct(&OpenFile { path, create: false }).unwrap_err();
         assert_eq!(io::Error::from(missing).kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        for release in ["6.4.0", "6.18.44-cloud", "7.0-rc1", "6.10"] {
+            assert!(is_release_at_least(release, (6, 4)), "{release}");
+        }
+        for release in ["6.1.0-13-amd64", "5.15.0", "6.3-rc4", "6", "unknown", ""] {
+            assert!(!is_release_at_least(release, (6, 4)), "{release}");
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub enum DurableWrites {
     /// In the ring, with RWF_DSYNC: least work. The flush waits for a kernel worker, which takes
     /// milliseconds while all processors are busy.
     Ring,
-    /// In a few threads, with `pwritev2`.
+    /// In a few threads per disk, with `pwritev2`.
     Threads,
 }
 

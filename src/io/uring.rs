@@ -8,6 +8,7 @@
 //! To close a socket: mark it, cancel its operations in flight, and close it after the last answer.
 //! No operation starts on a marked socket.
 
+mod disks;
 mod handles;
 mod slots;
 
@@ -22,21 +23,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
+use self::disks::Disks;
 use self::handles::{Handle, Handles};
 use self::slots::{CANCEL, Ended, Slots, Verdict, WAKE, user_data};
 use crate::io::driver::{
-    Address, Completion, Done, Driver, FileId, Op, OpenFile, SocketId, Token, Wake, Waker,
+    Address, Completion, Disk, Done, Driver, FileId, Op, SocketId, Token, Wake, Waker,
 };
+use crate::io::file::ExclusiveFile;
 use crate::io::operation::{buffers_of, closed, file_of, is_empty_transfer, unknown};
-use crate::io::threads::FileThreads;
+use crate::io::threads::{FileThreads, Kind};
 use crate::io::wake::EventFd;
 use crate::io::{DriverError, DurableWrites, clock, file, socket};
 use crate::types::Mono;
 
 /// Number of flag sets to try, best first: for Linux 6.1, 6.0, 5.19, and any.
 const FLAG_SETS: u32 = 4;
-/// Threads for durable writes: more than the writes that a log has in flight.
-const WRITE_THREADS: usize = 4;
 /// How long a dropped driver waits for the kernel to release its memory.
 const DROP_WAIT: Duration = Duration::from_secs(10);
 
@@ -55,12 +56,14 @@ pub(super) struct Uring {
     ready: Vec<Completion>,
     /// Reused list of the completions that one look at the queue finds.
     reaped: Vec<cqueue::Entry>,
-    /// Durable writes for the threads; they start with the next round.
-    durable: VecDeque<(Token, Arc<OwnedFd>, Op)>,
-    threads: Option<FileThreads>,
-    /// Small sends that the next system call starts. They end at once, into the socket's buffer,
-    /// and the caller does not wait for them. So the wait counts past them, which saves a wake-up
-    /// per round. A late one delays others once, by the timeout at most.
+    /// What each disk has in the ring.
+    disks: Disks,
+    /// Operations for the threads; they start with the next round.
+    for_threads: VecDeque<(Disk, Token, Arc<OwnedFd>, Op)>,
+    threads: FileThreads,
+    durable_writes: DurableWrites,
+    /// Small sends that the next system call starts. They are marked to end at once, and the caller
+    /// does not wait for them. So the wait counts past them, which saves a wake-up per round.
     small_sends: u32,
     wake: Arc<EventFd>,
     /// Where the kernel writes the eventfd's count.
@@ -97,11 +100,7 @@ impl Uring {
     /// Creates a ring for the calling thread.
     pub fn new(durable_writes: DurableWrites) -> Result<Uring, DriverError> {
         let mut uring = Uring::with(Sizes::default(), 0)?;
-        if durable_writes == DurableWrites::Threads {
-            let wake = Arc::clone(&uring.wake);
-            let threads = FileThreads::start(WRITE_THREADS, wake);
-            uring.threads = Some(threads.map_err(setup("threads for durable writes"))?);
-        }
+        uring.durable_writes = durable_writes;
         Ok(uring)
     }
 
@@ -112,8 +111,13 @@ impl Uring {
             return Err(DriverError::TooOld { missing: "timeouts of a wait (Linux 5.11)" });
         }
         let fixed_count = register_table(&ring, sizes.registered_max)?;
+        // Asks only: two zeroes change nothing.
+        if ring.submitter().register_iowq_max_workers(&mut [0, 0]).is_err() {
+            return Err(DriverError::TooOld { missing: "a limit of kernel workers (Linux 5.15)" });
+        }
         let wake = EventFd::new(false)
             .map_err(|source| DriverError::Setup { what: "an eventfd", source })?;
+        let wake = Arc::new(wake);
         Ok(Uring {
             ring,
             has_taskrun_flag,
@@ -123,9 +127,11 @@ impl Uring {
             ready: Vec::new(),
             reaped: Vec::with_capacity(sizes.completion_entries as usize),
             small_sends: 0,
-            durable: VecDeque::new(),
-            threads: None,
-            wake: Arc::new(wake),
+            disks: Disks::default(),
+            for_threads: VecDeque::new(),
+            threads: FileThreads::new(Arc::clone(&wake)),
+            durable_writes: DurableWrites::Ring,
+            wake,
             wake_count: Box::new(UnsafeCell::new(0)),
             wake_armed: false,
             woken: false,
@@ -290,9 +296,7 @@ impl Uring {
                 WAKE => {
                     self.wake_armed = false;
                     self.woken = true;
-                    if let Some(threads) = &self.threads {
-                        threads.take_done(out);
-                    }
+                    self.threads.take_done(out);
                 }
                 CANCEL => self.cancelled(high, entry.result()),
                 index => self.answered(index, high, entry.result(), out),
@@ -334,6 +338,7 @@ impl Uring {
         let failed_connect = slot.is_connect() && ended.is_err();
         let close_now = closing && open.in_flight.is_empty();
         let is_tcp = open.is_tcp;
+        let of_disk = (!open.is_socket).then(|| (open.disk, Kind::of(slot.op())));
         let buffers = self.slots.end(index);
         let result = ended.and_then(|ended| match ended {
             Ended::Done(done) => Ok(done),
@@ -341,6 +346,11 @@ impl Uring {
             Ended::Accepted(fd) => self.adopt(fd, is_tcp, closing),
         });
         out.push(Completion { token, result, buffers });
+        if let Some((disk, kind)) = of_disk
+            && let Some((token, handle, op)) = self.disks.leave(disk, kind)
+        {
+            self.begin(token, handle, op);
+        }
         if failed_connect {
             // The error of the connect itself is the useful one.
             let _ = self.handles.remove(&self.ring, handle);
@@ -373,15 +383,31 @@ impl Uring {
         self.push(read.build().user_data(user_data(0, WAKE)));
     }
 
-    /// Hands durable writes to their threads just before the system call: a thread takes longer to
-    /// wake up than the kernel takes to start a send.
-    fn start_durable(&mut self) {
-        let Some(threads) = &self.threads else {
-            return;
-        };
-        for (token, file, op) in self.durable.drain(..) {
-            threads.queue(token, file, op);
+    /// Hands operations to their threads just before the system call: a thread takes longer to wake
+    /// up than the kernel takes to start a send.
+    fn start_threads(&mut self) {
+        for (disk, token, file, op) in self.for_threads.drain(..) {
+            self.threads.queue(disk, token, file, op);
         }
+    }
+
+    /// True for an operation on a file that the ring must not carry out.
+    fn is_for_threads(&self, open: &Handle, op: &Op) -> bool {
+        let all = open.delays_others && self.disks.are_several();
+        all || Kind::of(op) == Kind::Durable && self.durable_writes == DurableWrites::Threads
+    }
+
+    /// Puts an operation into the ring.
+    fn begin(&mut self, token: Token, handle: u32, op: Op) {
+        let is_small_send = is_small_send(&op);
+        let index = self.start(token, handle, op);
+        let slot = self.slots.get(index);
+        if is_small_send {
+            self.small_sends += 1;
+            slot.set_at_once();
+        }
+        let entry = slot.entry(index);
+        self.push(entry);
     }
 
     /// True while entries wait for submission to the kernel.
@@ -401,9 +427,10 @@ impl Driver for Uring {
         clock::now()
     }
 
-    fn open(&mut self, open: &OpenFile) -> io::Result<FileId> {
-        let fd = file::open_exclusive(open)?;
-        let handle = self.handles.add(&self.ring, Handle::file(fd))?;
+    fn add_file(&mut self, file: ExclusiveFile, disk: Disk) -> io::Result<FileId> {
+        let workers = self.disks.add(disk);
+        self.ring.submitter().register_iowq_max_workers(&mut [workers, 0])?;
+        let handle = self.handles.add(&self.ring, Handle::file(file.into_fd(), disk))?;
         Ok(FileId(handle))
     }
 
@@ -438,13 +465,16 @@ impl Driver for Uring {
                 if is_empty_transfer(&op) {
                     return self.end_at_once(token, op, Ok(Done::Bytes(0)));
                 }
-                if self.threads.is_some() && matches!(op, Op::Write { durable: true, .. }) {
-                    return self.durable.push_back((token, open.shared_fd(), op));
+                if wants_socket {
+                    return self.begin(token, number, op);
                 }
-                self.small_sends += u32::from(is_small_send(&op));
-                let index = self.start(token, number, op);
-                let entry = self.slots.get(index).entry(index);
-                self.push(entry);
+                let disk = open.disk;
+                if self.is_for_threads(open, &op) {
+                    return self.for_threads.push_back((disk, token, open.shared_fd(), op));
+                }
+                if let Some((token, number, op)) = self.disks.enter(disk, (token, number, op)) {
+                    self.begin(token, number, op);
+                }
             }
             _ => self.end_at_once(token, op, Err(unknown())),
         }
@@ -464,7 +494,7 @@ impl Driver for Uring {
             _ => None,
         };
         self.arm_wake();
-        self.start_durable();
+        self.start_threads();
         loop {
             self.push_backlog();
             let wait_now = if self.backlog.is_empty() { wait } else { Wait::No };

@@ -128,6 +128,15 @@ pub fn decode(context: &[u8]) -> Result<(Origin, EntryCommand), CommandError> {
     Ok((origin, command))
 }
 
+/// Extents that a command zeroes, for accounts; 0 when it cannot be decoded.
+pub fn zero_extents(context: &[u8]) -> u64 {
+    let is_zero = matches!(context.get(1), Some(&KIND_ZERO | &KIND_TRIM));
+    match is_zero.then(|| decode(context)) {
+        Some(Ok((_, EntryCommand::Zero { range, .. }))) => range.extent_count(),
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

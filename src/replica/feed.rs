@@ -4,8 +4,9 @@
 
 use raft::ProgressState;
 
-use crate::limits::FED_BYTES_MAX;
+use crate::limits::{FED_BYTES_MAX, FED_TICKS_MAX};
 use crate::log::{LogEntry, LogGone};
+use crate::planted::planted;
 use crate::replica::log_tail::Asked;
 use crate::replica::messages::{NotFetched, Output};
 use crate::replica::raft_adapter::RaftAdapter;
@@ -24,6 +25,9 @@ struct Fed {
     to: u64,
     last: u64,
     bytes: usize,
+    /// What the follower had acknowledged when it was last seen to move, and ticks since then.
+    matched: u64,
+    ticks: u32,
 }
 
 impl Feeds {
@@ -79,9 +83,22 @@ impl Feeds {
         for to in raft.waiting_at(low) {
             raft.raw.raft.send_append(to);
             let last = raft.next_index(to).map_or(0, |next| next - 1);
-            self.fed.push(Fed { to, last, bytes });
+            let matched = raft.matched_index(to).unwrap_or(0);
+            self.fed.push(Fed { to, last, bytes, matched, ticks: 0 });
         }
         raft.raw.mut_store().take_back();
+    }
+
+    /// Forgets what was sent to followers that acknowledge nothing. It may be lost: a follower
+    /// whose log is full drops entries without a word. The next append then shows where it is.
+    pub fn tick(&mut self, raft: &RaftAdapter) {
+        for fed in &mut self.fed {
+            match raft.matched_index(fed.to) {
+                Some(matched) if matched > fed.matched => (fed.matched, fed.ticks) = (matched, 0),
+                _ => fed.ticks += 1,
+            }
+        }
+        self.fed.retain(|fed| fed.ticks < FED_TICKS_MAX || planted!(FedForEver));
     }
 
     /// This member does not lead any more. Fetches in flight come back and are dropped.

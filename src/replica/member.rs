@@ -179,6 +179,14 @@ impl Member {
         }
     }
 
+    /// Extents that accepted changes zero which are not applied yet.
+    pub fn unapplied_zeroes(&self) -> u64 {
+        match &self.state {
+            Condition::Running(running) => running.unapplied_zeroes(),
+            Condition::Faulted => 0,
+        }
+    }
+
     /// Bytes of proposals in flight: payload and overhead.
     pub fn proposed_bytes(&self) -> usize {
         match &self.state {

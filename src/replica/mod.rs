@@ -33,3 +33,4 @@ mod running;
 pub mod terms;
 mod votes;
 mod write;
+mod zeroes;

@@ -120,6 +120,11 @@ impl RaftAdapter {
         self.raw.raft.prs().get(member).map(|progress| progress.next_idx)
     }
 
+    /// The last entry that a follower has acknowledged.
+    pub fn matched_index(&self, member: u64) -> Option<u64> {
+        self.raw.raft.prs().get(member).map(|progress| progress.matched)
+    }
+
     /// True when a follower was heard within the last election timeout.
     pub fn is_heard(&self, member: u64) -> bool {
         self.raw.raft.prs().get(member).is_some_and(|progress| progress.recent_active)

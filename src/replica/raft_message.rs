@@ -12,7 +12,7 @@ use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use crate::fields::{FieldError, Fields, PutFields};
 use crate::limits::{
     ENTRY_BYTES_MAX, FRAME_META_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, MESSAGE_ENTRIES_MAX,
-    RAFT_NUMBER_MAX,
+    RAFT_NUMBER_MAX, ZERO_BYTES_MAX,
 };
 use crate::replica::command::{self, CommandError, EntryCommand};
 use crate::types::BlockRange;
@@ -198,7 +198,8 @@ fn check_entry(entry: &Entry, blocks: u32) -> Result<Option<BlockRange>, Message
         EntryCommand::Touch => (None, 0),
         EntryCommand::Opaque => return Err(MessageError::NoShardCommand { index }),
     };
-    if range.is_some_and(|range| range.end() > blocks) {
+    let too_long = |range: BlockRange| wanted_bytes == 0 && range.bytes() > ZERO_BYTES_MAX;
+    if range.is_some_and(|range| range.end() > blocks || too_long(range)) {
         return Err(MessageError::Range { index });
     }
     match bytes as u64 == wanted_bytes {

@@ -7,6 +7,7 @@ use raft::eraftpb::{ConfChangeTransition, ConfChangeV2, Entry, Message, MessageT
 use crate::log::{Append, Change, HardState, Reset};
 use crate::planted::planted;
 use crate::replica::apply::{Applier, ApplyError, conf_change_of};
+use crate::replica::command;
 use crate::replica::contradiction::contradiction;
 use crate::replica::entry::log_entry;
 use crate::replica::feed::Feeds;
@@ -21,6 +22,7 @@ use crate::replica::resync::Resync;
 use crate::replica::terms::Terms;
 use crate::replica::votes::{Situation, Votes};
 use crate::replica::write::{Geometry, Writes};
+use crate::replica::zeroes::UnappliedZeroes;
 use crate::types::{BlockError, MemberId, Mono, Origin, ShardOp, Unappended};
 
 /// Why a member cannot go on: the step that failed, with its cause.
@@ -62,6 +64,8 @@ pub struct Running {
     round: Option<u64>,
     /// The commit index must be written even if nothing else is.
     write_commit: bool,
+    /// Appended entries that zero blocks and are not applied yet.
+    zeroes: UnappliedZeroes,
     /// The part of the log that is kept for a follower.
     pub(super) keep: LogKeep,
     /// Ticks in a row without any other event than an answer to a heartbeat.
@@ -83,6 +87,10 @@ impl Running {
         let terms = terms.unwrap_or(Terms::new(start.compacted_index, start.compacted_term));
         let applied_index = start.applied_index;
         let conf = meta.conf.clone();
+        let mut zeroes = UnappliedZeroes::default();
+        for entry in start.entries.iter().filter(|entry| entry.index > applied_index) {
+            zeroes.appended(entry.index, &entry.context);
+        }
         let mut log = LogTail::new(start.hard, conf, terms, applied_index, start.entries)?;
         if config.log_on_disk {
             log = log.with_disk();
@@ -120,6 +128,7 @@ impl Running {
             install: None,
             round: None,
             write_commit: false,
+            zeroes,
             keep: LogKeep::default(),
             quiet_ticks: 0,
             goes_first,
@@ -260,6 +269,7 @@ impl Running {
         self.keep.tick();
         if at.is_leader {
             self.resync.tick(&mut self.outbox);
+            self.feeds.tick(&self.raft);
         }
     }
 
@@ -467,6 +477,13 @@ impl Running {
         }
     }
 
+    /// Extents that accepted changes zero which are not applied yet.
+    pub fn unapplied_zeroes(&self) -> u64 {
+        let unstable = self.raft.raw.raft.raft_log.unstable_entries().iter();
+        let unstable: u64 = unstable.map(|entry| command::zero_extents(&entry.context)).sum();
+        self.writes.waiting_zeroes() + unstable + self.zeroes.extents()
+    }
+
     /// Proposes, and turns Readies into outputs, until nothing is left to do.
     fn drain(&mut self, now: Mono, out: &mut Vec<Output>) -> Result<(), Broken> {
         loop {
@@ -551,6 +568,7 @@ impl Running {
         let whole = entries.iter().filter_map(|entry| self.applier.whole_extents(entry));
         let whole_extents = whole.collect();
         let logged = entries.iter().map(log_entry).collect();
+        entries.iter().for_each(|entry| self.zeroes.appended(entry.index, &entry.context));
         self.raft.raw.mut_store().append(entries);
         let member = self.config.member;
         Append { member, number, hard, reset, entries: logged, whole_extents }
@@ -604,6 +622,7 @@ impl Running {
         self.applier = Applier::new(meta);
         self.applied_index = reset.index;
         self.applied_term = reset.term;
+        self.zeroes = UnappliedZeroes::default();
         Ok(Some(reset))
     }
 
@@ -669,6 +688,7 @@ impl Running {
                 self.change_conf(&change, applied.meta.is_some());
             }
             self.applied_index = entry.index;
+            self.zeroes.applied(entry.index);
             let answer = self.writes.applied(entry.index, applied.refused.clone());
             out.push(Output::Apply(applied));
             if let Some((req, result)) = answer {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use raft::eraftpb::Entry;
 
 use crate::io::buffer::Pool;
-use crate::limits::ENTRY_BYTES_MAX;
+use crate::limits::{ENTRY_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::planted::planted;
 use crate::replica::command::{self, EntryCommand};
 use crate::replica::messages::{Output, ReqId};
@@ -122,7 +122,7 @@ impl Writes {
         let charge = REQUEST_OVERHEAD_BYTES
             + match op {
                 ShardOp::WritePartial { .. } => BLOCK_BYTES,
-                _ => op.payload_bytes(),
+                _ => op.charge_bytes(),
             };
         if self.charged_bytes + charge > self.bytes_max {
             return Err(BlockError::Busy);
@@ -180,7 +180,7 @@ impl Writes {
                     && data.len() < BLOCK_BYTES
                     && end.is_some_and(|end| end <= BLOCK_BYTES)
             }
-            ShardOp::Zero { .. } => true,
+            ShardOp::Zero { range, .. } => range.bytes() <= ZERO_BYTES_MAX,
             ShardOp::Read { .. } | ShardOp::Status { .. } => false,
         };
         if valid { Ok(()) } else { Err(BlockError::Invalid) }
@@ -265,6 +265,12 @@ impl Writes {
                 Some((held.req, error))
             }
         }
+    }
+
+    /// Extents that requests zero which are not in the Raft log yet.
+    pub fn waiting_zeroes(&self) -> u64 {
+        let waiting = self.waiting.iter().map(|entry| command::zero_extents(&entry.context));
+        waiting.chain(self.blocked.iter().map(|held| held.op.zero_extents())).sum()
     }
 
     /// Requests that are not in the Raft log yet.
@@ -397,7 +403,8 @@ fn whole_entry(origin: Origin, op: ShardOp) -> Entry {
     }
 }
 
-/// Merges a partial write into `base`, and returns the whole block as an entry.
+/// Merges a partial write into `base`, and returns the whole block as an entry. A block of which
+/// only zeroes are left is trimmed: so two trims that meet inside a block give it back.
 fn merge(
     pool: &Pool,
     geometry: &Geometry,
@@ -416,9 +423,12 @@ fn merge(
     }
     let start = *offset_bytes as usize;
     whole[start..start + data.len()].copy_from_slice(data);
+    let range = BlockRange { first: *block, count: 1 };
+    if whole.iter().all(|byte| *byte == 0) {
+        return Ok(whole_entry(origin, ShardOp::Zero { range, trim: true }));
+    }
     let block_in_volume = geometry.first_block_in_volume + u64::from(block.0);
     let crc = block_crc(geometry.volume, block_in_volume, &whole);
-    let range = BlockRange { first: *block, count: 1 };
     let context = command::encode_write(origin, range, &[crc]);
     Ok(entry(context, whole.freeze()))
 }
@@ -426,6 +436,7 @@ fn merge(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::ZERO_EXTENT_BYTES;
 
     #[test]
     fn what_is_in_flight_is_bounded_as_it_was_said() {
@@ -445,5 +456,41 @@ mod tests {
             assert!((0..mib - 1).all(|number| push(number).is_ok()));
             assert_eq!(push(mib), Err(BlockError::Busy));
         }
+    }
+
+    #[test]
+    fn trims_are_charged_for_what_stores_will_keep_of_them() {
+        let volume = VolumeId(1);
+        let geometry = Geometry { blocks: 1 << 18, volume, first_block_in_volume: 0 };
+        let mut writes = Writes::new(geometry, 1 << 20, Pool::default());
+        let mut push = |number: usize, count: u32| {
+            let op = ShardOp::Zero { range: BlockRange { first: Block(0), count }, trim: true };
+            writes.push(ReqId(number as u64), Origin::default(), op)
+        };
+        assert_eq!(push(0, 4097), Err(BlockError::Invalid), "longer than one entry may be");
+        let taken = (1..).take_while(|number| push(*number, 4096).is_ok()).count();
+        assert_eq!(taken, (1 << 20) / (256 * ZERO_EXTENT_BYTES + REQUEST_OVERHEAD_BYTES));
+        assert_eq!(writes.waiting_zeroes(), taken as u64 * 256);
+    }
+
+    #[test]
+    fn a_block_of_which_only_zeroes_are_left_is_trimmed() {
+        let (block, data) = (Block(5), Bytes::from(vec![0; 1024]));
+        let geometry = Geometry { blocks: 16, volume: VolumeId(1), first_block_in_volume: 0 };
+        let merged = |base: Option<Vec<u8>>| {
+            let op = ShardOp::WritePartial { block, offset_bytes: 512, data: data.clone() };
+            let base = base.map(Bytes::from);
+            let entry = merge(&Pool::default(), &geometry, Origin::default(), &op, base).unwrap();
+            (command::decode(&entry.context).unwrap().1, entry.data)
+        };
+        let trim = EntryCommand::Zero { range: BlockRange { first: block, count: 1 }, trim: true };
+        assert_eq!(merged(None), (trim.clone(), Bytes::new()));
+        let mut base = vec![0; BLOCK_BYTES];
+        base[512..1536].fill(7);
+        assert_eq!(merged(Some(base.clone())), (trim, Bytes::new()));
+        base[1536] = 7;
+        let (command, bytes) = merged(Some(base));
+        assert!(matches!(command, EntryCommand::Write { .. }) && bytes[1536] == 7);
+        assert!(bytes[..1536].iter().all(|byte| *byte == 0));
     }
 }

@@ -29,6 +29,8 @@ const HALF_BYTES: usize = BLOCK_BYTES / 2;
 const HEAD_BYTES: usize = 28;
 /// A waiting client looks again after this time.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Clients that rest for so long ask for next to nothing.
+pub const RARELY: Duration = Duration::from_secs(60);
 /// ENOSPC in the NBD protocol.
 const NO_SPACE: u32 = 28;
 /// EIO in the NBD protocol.
@@ -164,6 +166,8 @@ pub struct Client {
     /// NBD errors without an explanation.
     pub errors: u64,
     pub answers: u64,
+    /// The longest time until an answer came, since this was last looked at.
+    pub slowest: Duration,
 }
 
 impl Client {
@@ -188,6 +192,7 @@ impl Client {
             plan: Plan::Mixed,
             errors: 0,
             answers: 0,
+            slowest: Duration::ZERO,
         }
     }
 
@@ -237,6 +242,11 @@ impl Client {
         self.target.blocks = 0;
         self.plan = Plan::Done;
         self.hang_up();
+    }
+
+    /// The client asks for something all the time.
+    pub fn is_busy(&self) -> bool {
+        self.target.load.rest < RARELY && self.target.blocks > 0
     }
 
     /// True when a reading plan has ended.
@@ -348,6 +358,7 @@ impl Client {
         let request = self.requests.remove(&cookie).expect("just found");
         self.answers += 1;
         let now = self.driver.now();
+        self.slowest = self.slowest.max(now.since(request.invoked));
         self.ended(request, error, now, shared);
         self.reader.consume(16 + payload_bytes);
         true
@@ -508,9 +519,10 @@ impl Client {
         let from = self.target.first_register + first;
         let zeroed = from..from + registers;
         let numbers = zeroed.map(|register| history.zeroing(register, now)).collect();
-        // A trim may leave partial blocks unchanged.
+        // Trims zero parts of blocks, too.
         let whole = first.is_multiple_of(2) && registers.is_multiple_of(2);
-        let what = match whole && rng.one_in(2) {
+        let trims = if whole { rng.one_in(2) } else { first.is_multiple_of(3) };
+        let what = match trims {
             true => What::Trim(numbers),
             false => What::Zero(numbers),
         };

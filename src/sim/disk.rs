@@ -249,10 +249,14 @@ impl SimFile {
         }
     }
 
-    pub fn sync(&mut self) {
-        for (page, bytes) in std::mem::take(&mut self.cached) {
+    /// Makes what was written to this part durable.
+    pub fn sync(&mut self, part: Range<u64>) {
+        let pages = part.start / BLOCK_BYTES as u64..part.end.div_ceil(BLOCK_BYTES as u64);
+        let beyond = self.cached.split_off(&pages.end);
+        for (page, bytes) in self.cached.split_off(&pages.start) {
             self.durable[page as usize] = Some(bytes);
         }
+        self.cached.extend(beyond);
     }
 
     /// Flips a bit of some page that was last written before `before`. Half of the time it is one
@@ -358,8 +362,15 @@ pub struct Sick {
     pub slow_until: Mono,
     /// The same for one file.
     pub slow_file: Option<(LaneFile, Mono)>,
-    /// No operation ends before this time.
+    /// No operation ends before this time; the greatest one: never.
     pub stuck_until: Mono,
     /// The same for each file, in the order of [`FILES`].
     pub stuck_files_until: [Mono; 3],
+}
+
+impl Sick {
+    /// True while no operation ends.
+    pub fn hangs(&self, now: Mono) -> bool {
+        self.stuck_until > now
+    }
 }

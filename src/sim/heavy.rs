@@ -44,6 +44,8 @@ pub fn shape(seed: u64) -> Shape {
             let bytes_per_s = [12_500_000, 25_000_000, 50_000_000][rng.below(3) as usize];
             let (pods, send_buffer_bytes) = (shape.pods, 256 << 10);
             shape.wire = Some(Wire { pods, bytes_per_s, send_buffer_bytes });
+            // One connection for data from pod to pod: others would add a send each.
+            shape.disks_per_pod = 1;
             shape.wal_bytes = 64 << 20;
             shape.shards = rng.between(4, 12) as usize;
             shape.blocks_per_shard = EXTENT * 16;
@@ -53,7 +55,7 @@ pub fn shape(seed: u64) -> Shape {
             shape.load.depth = 32;
             shape.load.rest = Duration::ZERO;
             shape.leaders_follow_clients = false;
-            shape.reads = ReadMode::Lease;
+            shape.budgets = Budgets::default();
         }
         Theme::HungDisk => {
             shape.disks_per_pod = rng.between(2, 4) as usize;
@@ -61,10 +63,9 @@ pub fn shape(seed: u64) -> Shape {
             shape.load.rest = Duration::from_millis(rng.between(20, 100));
         }
         Theme::IdleShards => {
-            shape.shards = 400;
             shape.blocks_per_shard = EXTENT;
-            shape.load.is_hot = true;
-            shape.load.rest = Duration::from_millis(100);
+            (shape.further_volumes, shape.further_shards) = (1, Some(500));
+            shape.load.rest = Duration::from_millis(50);
         }
     }
     shape
@@ -82,6 +83,7 @@ fn basis(theme: Theme, rng: &mut Rng) -> Shape {
         blocks_per_shard: rng.between(64, 400),
         second_volume: false,
         further_volumes: 0,
+        further_shards: None,
         wal_bytes: 12 << 20,
         data_bytes: DATA_BYTES,
         is_tight: false,
@@ -93,7 +95,7 @@ fn basis(theme: Theme, rng: &mut Rng) -> Shape {
         listing_extents: [64, LISTING_EXTENTS_MAX][rng.below(2) as usize],
         reads: ReadMode::Lease,
         leaders_follow_clients: rng.one_in(2),
-        budgets: Budgets::default(),
+        budgets: [Budgets::default(), Budgets::LEAST][rng.below(2) as usize],
         load: ClientLoad {
             large_extents: 3,
             mostly_large: false,

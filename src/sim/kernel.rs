@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::net::IpAddr;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,11 +15,11 @@ use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
 use crate::io::driver::{
-    Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
-    Waker,
+    Address, Buffers, Completion, Disk, Done, Driver, FileId, Op, RecvBufs, SocketId, Token, Waker,
 };
+use crate::io::file::ExclusiveFile;
 use crate::sim::disk::{DiskObserver, FileEvent, Loss, SimDisk, SimFile};
-use crate::sim::names::{DiskNumber, Host, file_at};
+use crate::sim::names::{DiskNumber, Host};
 use crate::sim::rng::Rng;
 use crate::sim::trace::Trace;
 use crate::slab::Slab;
@@ -96,7 +97,8 @@ pub struct Kernel {
     events: Slab<Event>,
     next_event: u64,
     pub disks: Vec<SimDisk>,
-    open: FxHashMap<(Host, FileId), (DiskNumber, LaneFile)>,
+    /// Each with the part of the lane's file that it has.
+    open: FxHashMap<(Host, FileId), (DiskNumber, LaneFile, Range<u64>)>,
     next_id: u32,
     sockets: FxHashMap<SocketId, Socket>,
     listeners: BTreeMap<SocketId, (Host, Address, VecDeque<SocketId>, Option<Token>)>,
@@ -312,7 +314,7 @@ impl Kernel {
         let (Op::Read { file, .. } | Op::Write { file, .. } | Op::Sync { file }) = &op else {
             panic!("not an operation on a file: {op:?}");
         };
-        let (number, name) = *self.open.get(&(host, *file)).expect("an open file");
+        let (number, name, part) = self.open.get(&(host, *file)).expect("an open file").clone();
         let (now, disk) = (self.now, &mut self.disks[number]);
         let happens = |fault: &mut Option<LaneFile>| fault.take_if(|of| *of == name).is_some();
         let fails = happens(&mut disk.sick.fails) || disk.sick.dead_until > now;
@@ -346,7 +348,7 @@ impl Kernel {
             }
             _ => {
                 if !fails && !lies {
-                    disk.file(name).sync();
+                    disk.file(name).sync(part);
                 }
                 let ended = FileEvent::SyncEnds;
                 self.observer.borrow_mut().observe(disk, name, ended);
@@ -442,11 +444,17 @@ impl Kernel {
         self.cut.contains(&(from, to))
     }
 
-    fn submit(&mut self, host: Host, token: Token, op: Op) {
+    fn submit(&mut self, host: Host, token: Token, mut op: Op) {
         let life = self.hosts[host].life;
         match op {
             Op::Read { file, .. } | Op::Write { file, .. } | Op::Sync { file } => {
-                let (disk, name) = *self.open.get(&(host, file)).expect("an open file");
+                let (disk, name, part) = self.open.get(&(host, file)).expect("an open file");
+                let (disk, name) = (*disk, *name);
+                // From here on it is an offset in the lane's file.
+                if let Op::Read { offset, .. } | Op::Write { offset, .. } = &mut op {
+                    *offset += part.start;
+                    assert!(*offset < part.end, "a transfer is within its file");
+                }
                 if let Op::Write { offset, bufs, .. } = &op {
                     let begins = FileEvent::WriteBegins { token, offset: *offset, bufs };
                     self.observer.borrow_mut().observe(&self.disks[disk], name, begins);
@@ -620,7 +628,7 @@ impl Kernel {
             };
             if let (true, Op::Write { file, offset, bufs, .. }) = ((*of, *then) == (host, life), op)
             {
-                let (disk, name) = *self.open.get(&(host, *file)).expect("an open file");
+                let (disk, name, _) = self.open.get(&(host, *file)).expect("an open file").clone();
                 let target = self.disks[disk].file(name);
                 let bytes = bufs.concat();
                 match loss {
@@ -687,6 +695,14 @@ pub struct SimDriver {
 }
 
 impl SimDriver {
+    /// Opens this part of a lane's file, as a file of its own.
+    pub fn open(&mut self, disk: DiskNumber, file: LaneFile, part: Range<u64>) -> FileId {
+        let mut kernel = self.kernel.borrow_mut();
+        let id = FileId(kernel.new_id());
+        kernel.open.insert((self.host, id), (disk, file, part));
+        id
+    }
+
     /// The socket at the other end, while the connection exists.
     pub fn peer_of(&self, socket: SocketId) -> Option<SocketId> {
         self.kernel.borrow().sockets.get(&socket).map(|state| state.peer)
@@ -706,17 +722,14 @@ impl Driver for SimDriver {
         self.kernel.borrow().local_time(self.host)
     }
 
-    fn open(&mut self, file: &OpenFile) -> std::io::Result<FileId> {
-        let mut kernel = self.kernel.borrow_mut();
-        let found = file_at(&file.path).ok_or(std::io::ErrorKind::NotFound)?;
-        let id = FileId(kernel.new_id());
-        kernel.open.insert((self.host, id), found);
-        Ok(id)
+    fn add_file(&mut self, file: ExclusiveFile, _: Disk) -> std::io::Result<FileId> {
+        panic!("{file:?}: a simulated pod has simulated files only")
     }
 
     fn size_bytes(&self, file: FileId) -> std::io::Result<u64> {
         let mut kernel = self.kernel.borrow_mut();
-        let (disk, name) = *kernel.open.get(&(self.host, file)).expect("an open file");
+        let found = kernel.open.get(&(self.host, file));
+        let (disk, name, _) = found.expect("an open file").clone();
         Ok(kernel.disks[disk].file(name).bytes)
     }
 

@@ -1,7 +1,5 @@
 //! Names that all parts of the simulator share: of hosts, disks, files and moments.
 
-use std::path::{Path, PathBuf};
-
 use crate::store::messages::LaneFile;
 use crate::types::{PodId, Uuid};
 
@@ -28,18 +26,6 @@ pub fn disk_id(disk: DiskNumber) -> Uuid {
 
 /// The files of a disk.
 pub const FILES: [LaneFile; 3] = [LaneFile::Superblock, LaneFile::Wal, LaneFile::Data];
-
-/// The path of a disk's file.
-pub fn path_of(disk: DiskNumber, file: LaneFile) -> PathBuf {
-    format!("{disk}/{file:?}").into()
-}
-
-/// The reverse of [`path_of`].
-pub fn file_at(path: &Path) -> Option<(DiskNumber, LaneFile)> {
-    let (disk, name) = path.to_str()?.split_once('/')?;
-    let found = FILES.into_iter().find(|file| format!("{file:?}") == name)?;
-    Some((disk.parse().ok()?, found))
-}
 
 /// A moment for an ambush: something is half done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,7 +19,7 @@ const THREADS: usize = 2;
 /// above the measured one: changes of the simulator change what a seed draws. The slowest ones come
 /// first.
 const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
-    (Mistake::FoundNotConfirmed, 300),
+    (Mistake::FoundNotConfirmed, 600),
     (Mistake::VotesAfterRestart, 600),
     (Mistake::VotesWithinLease, 600),
     (Mistake::ProcessedAfterHangUp, 250),
@@ -32,8 +32,8 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::AdmittedWithoutSpace, 40),
     (Mistake::NoReserve, 60),
     (Mistake::TombstonesForgotten, 30),
-    (Mistake::EmptyMemberVotes, 60),
-    (Mistake::LeaseAfterTransfer, 30),
+    (Mistake::EmptyMemberVotes, 120),
+    (Mistake::LeaseAfterTransfer, 100),
     (Mistake::HardStateAfterEntries, 20),
     (Mistake::SuffixNotTruncated, 20),
     (Mistake::LogSnapshotAppends, 12),
@@ -43,10 +43,11 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::OverlapNotOrdered, 20),
     (Mistake::ResentThroughSecondConnection, 12),
     (Mistake::MetaNotStored, 12),
-    (Mistake::ResyncKeepsExtents, 30),
+    (Mistake::ResyncKeepsExtents, 60),
     (Mistake::DeadResyncLinkKept, 250),
     (Mistake::LogWriteNotDurable, 6),
     (Mistake::IndexBeforeData, 6),
+    (Mistake::TrimBelowNewerWrite, 12),
     (Mistake::FlushedIsNewestApplied, 6),
     (Mistake::ReplayOverNewer, 30),
     (Mistake::PartialFromOldBase, 6),
@@ -59,7 +60,7 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::ReadBeforeOwnTerm, 6),
     (Mistake::SessionsNotInstalled, 6),
     (Mistake::HardStateNotLogged, 6),
-    (Mistake::ResyncMissesWrites, 60),
+    (Mistake::ResyncMissesWrites, 120),
     (Mistake::ResyncAcksBeforeData, 6),
     (Mistake::VolumesShareBudget, 6),
     (Mistake::AnsweredBeforeDurable, 6),
@@ -69,12 +70,13 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
 ];
 
 /// Mistakes that heavy runs find: the theme, and the number of seeds with that theme.
-const FOUND_BY_HEAVY_SEEDS: &[(Mistake, Theme, u64)] =
-    &[(Mistake::ResyncInsteadOfRing, Theme::Absences, 4)];
+const FOUND_BY_HEAVY_SEEDS: &[(Mistake, Theme, u64)] = &[
+    (Mistake::ResyncInsteadOfRing, Theme::Absences, 6),
+    (Mistake::HeartbeatBehindData, Theme::NarrowLinks, 6),
+];
 
 /// Mistakes that no seed found within 300, and the scenario that finds each.
 const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
-    (Mistake::HeartbeatBehindData, "a_heartbeat_waits_for_one_send_and_the_rest_of_a_frame"),
     (Mistake::CongestionIsNoLeader, "a_full_link_keeps_the_leader"),
     (Mistake::PeersAreBelieved, "hostile_contents_end_a_link_and_nothing_else"),
     (Mistake::HandshakesWithoutEnd, "whoever_connects_and_says_nothing_locks_nobody_out"),
@@ -125,11 +127,17 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     ),
     (Mistake::OutdoneGoesOn, "an_outdone_front_end_drops_what_came_before"),
     (Mistake::ResyncingSource, "a_member_with_the_resyncing_flag_is_no_source"),
+    (Mistake::FedForEver, "a_follower_that_lost_what_it_was_fed_gets_it_again"),
     (Mistake::FetchedNotCompared, "entries_of_another_term_are_never_sent"),
     (Mistake::FetchedUnchecked, "an_entry_that_fails_its_checksum_is_gone_and_reported"),
     (Mistake::FetchedOverwritten, "a_fetch_does_not_hold_the_ring"),
     (Mistake::ResyncNeverSlows, "clients_are_slowed_when_rounds_do_not_shrink"),
     (Mistake::ResyncsBeforeWriteBack, "copies_and_write_back_take_turns"),
+    (Mistake::OldSuperblockTrusted, "a_ring_that_must_not_be_judged_is_refused"),
+    (Mistake::OneDataFileSynced, "a_sync_is_of_all_data_files"),
+    (Mistake::DiscardUncharged, "trims_are_admitted_while_the_overlay_has_room"),
+    (Mistake::TrimmedSpaceForgotten, "a_write_finds_the_space_that_a_trim_has_just_freed"),
+    (Mistake::TrimLeavesEdges, "trims_that_meet_inside_a_block_zero_all_of_it"),
 ];
 
 /// The first run that finds the mistake, and its violation.

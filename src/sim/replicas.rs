@@ -132,7 +132,13 @@ impl World {
             };
             let is_tiny = |disk| self.shape.tiny.is_some_and(|tiny| disk_id(tiny.0) == disk);
             let disks = worker.report().disks.into_iter();
-            let disks = disks.filter(|disk| disk.failed.is_none() && !is_tiny(disk.disk));
+            let kernel = self.kernel.borrow();
+            let hangs = |disk| {
+                let mut all = kernel.disks.iter();
+                all.any(|of| disk_id(of.number) == disk && of.sick.hangs(kernel.now))
+            };
+            let can_answer = |disk| !is_tiny(disk) && !hangs(disk);
+            let disks = disks.filter(|disk| disk.failed.is_none() && can_answer(disk.disk));
             for member in disks.flat_map(|disk| disk.members) {
                 let counts = !matches!(member.state, MemberState::Faulted | MemberState::Orphan);
                 *present.entry(member.shard).or_default() += usize::from(counts);

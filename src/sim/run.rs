@@ -13,7 +13,7 @@ use crate::sim::heavy;
 use crate::sim::kernel::{Kernel, Wire};
 use crate::sim::names::{DiskNumber, Host, Moment};
 use crate::sim::rng::Rng;
-use crate::sim::shape::Shape;
+use crate::sim::shape::{Shape, Theme};
 use crate::sim::world::World;
 use crate::store::messages::LaneFile;
 use crate::types::Mono;
@@ -120,12 +120,16 @@ const END: u64 = 1 << 17;
 const IN_STEP_S: u64 = 40;
 /// Who is in step has within this time what others have now.
 const IN_STEP_WITHIN: Duration = Duration::from_secs(2);
+/// In step, every request is answered within this time.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
+/// Ticks of a member that is awake, with a margin for clocks that are fast.
+const TICKS_PER_S: u64 = 11;
 /// Time until a heavy run is in full swing.
 const WARM_UP: Duration = Duration::from_secs(4);
 /// A heartbeat waits no longer than this, beside what the links carry before it.
-const HEARTBEAT_DELAY: Duration = Duration::from_millis(100);
-/// Bytes that may leave before a heartbeat: one send of each class, and what the kernel has.
-const BEFORE_HEARTBEAT_BYTES: u64 = 1280 << 10;
+const HEARTBEAT_DELAY: Duration = Duration::from_millis(50);
+/// Bytes that may leave before a heartbeat: what the kernel has, one send, and the rest of a frame.
+const BEFORE_HEARTBEAT_BYTES: u64 = (256 + 512 + 1024) << 10;
 /// A hung disk works again after this time, which does not come.
 const FOR_EVER: Mono = Mono(u64::MAX / 2);
 
@@ -353,18 +357,44 @@ impl Run {
         let (seed, until) = (self.seed, self.now() + Duration::from_secs(IN_STEP_S));
         loop {
             let (before, answers) = (self.world.newest_applied(), self.world.answers());
+            self.world.checks.borrow_mut().take_ticks();
             self.step_for(IN_STEP_WITHIN)?;
             let late = self.world.out_of_step(&before, hung);
-            let starves = |(before, now): (&u64, &u64)| before == now;
-            let starved = answers.iter().zip(&self.world.answers()).position(starves);
-            let asks = self.world.shared.requests_left != Some(0);
-            let starved = starved.filter(|_| asks);
-            let starved = starved.map(|client| format!("client {client} gets no answers"));
-            let Some(what) = late.or(starved) else { return Ok(()) };
+            let late = late.or_else(|| self.starved(&answers));
+            let late = late.or_else(|| self.wakes_idle());
+            let Some(what) = late else { return Ok(()) };
             if self.now() > until {
                 return Err(Violation::OutOfStep { seed, virtual_s: IN_STEP_S, what });
             }
         }
+    }
+
+    /// Describes a busy client that got no answers since the last look, or waited long for one.
+    fn starved(&mut self, before: &[(u64, Duration)]) -> Option<String> {
+        let waits_at_most = match self.world.shape.theme {
+            Some(Theme::NarrowLinks) => Duration::MAX,
+            _ => ANSWERED_WITHIN,
+        };
+        if self.world.shared.requests_left == Some(0) {
+            return None;
+        }
+        let now = self.world.answers();
+        let mut all = before.iter().zip(now).enumerate();
+        all.find_map(|(client, ((before, _), (answers, slowest)))| {
+            let starves = answers == *before || slowest > waits_at_most;
+            starves.then(|| format!("client {client}: {} answers, {slowest:?}", answers - before))
+        })
+    }
+
+    /// Members of which nobody wants anything do not count the time, but now and then.
+    fn wakes_idle(&mut self) -> Option<String> {
+        let Shape { pods, further_shards, shards, .. } = self.world.shape;
+        let idle = further_shards? * pods as u64;
+        let ticks = self.world.checks.borrow_mut().take_ticks();
+        let seconds = IN_STEP_WITHIN.as_secs();
+        let busy = (shards * pods) as u64 * seconds * TICKS_PER_S;
+        (ticks > busy + idle * seconds)
+            .then(|| format!("{ticks} ticks, {busy} of them of busy members; {idle} are idle"))
     }
 
     fn alarm(&mut self, after: Duration, what: u64) {
@@ -610,3 +640,7 @@ fn cuts(host: Host, pods: usize) -> impl Iterator<Item = (Host, Host)> {
     let others = (0..pods).filter(move |other| *other != host);
     others.flat_map(move |other| [(host, other), (other, host)])
 }
+
+#[cfg(test)]
+#[path = "hang_test.rs"]
+mod hang_test;

@@ -26,6 +26,8 @@ pub struct Shape {
     pub second_volume: bool,
     /// Volumes like the main one, each with its own client.
     pub further_volumes: u64,
+    /// The number of their shards, if not that of the main one.
+    pub further_shards: Option<u64>,
     pub wal_bytes: u64,
     pub data_bytes: u64,
     /// The disks have too little space for all blocks of the volumes.
@@ -58,7 +60,7 @@ pub enum Theme {
     NarrowLinks,
     /// A disk does nothing any more, for ever.
     HungDisk,
-    /// A thousand shards, most of which are idle.
+    /// Hundreds of shards of which nobody wants anything.
     IdleShards,
 }
 
@@ -117,6 +119,7 @@ impl Shape {
             blocks_per_shard: rng.between(20, 200),
             second_volume: rng.one_in(3),
             further_volumes: 0,
+            further_shards: None,
             wal_bytes: one_of(rng, [3 << 20, 4 << 20, LARGE_WAL_BYTES]),
             data_bytes: 64 << 20,
             is_tight: false,
@@ -160,6 +163,12 @@ impl Shape {
     /// The size of a disk's data file, in bytes.
     pub fn data_bytes_of(&self, disk: DiskNumber) -> u64 {
         self.tiny.filter(|tiny| tiny.0 == disk).map_or(self.data_bytes, |tiny| tiny.1)
+    }
+
+    /// Size of a data file of this disk: every second disk has several.
+    pub fn data_file_bytes_of(&self, disk: DiskNumber) -> u64 {
+        let slots = self.data_bytes_of(disk) / EXTENT_BYTES as u64;
+        if disk.is_multiple_of(2) { 0 } else { slots.div_ceil(4) * EXTENT_BYTES as u64 }
     }
 }
 

@@ -11,21 +11,21 @@ use std::time::Duration;
 
 use crate::control::command::Addresses;
 use crate::io::buffer::Pool;
-use crate::io::driver::{Address, Driver, OpenFile};
-use crate::limits::SocketLimits;
+use crate::io::driver::{Address, Driver};
+use crate::limits::{OVERLAY_BYTES_MAX, SocketLimits};
 use crate::replica::messages::{Input, Output, ReadMode, Start};
 use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, What};
 use crate::sim::checks::Checks;
-use crate::sim::client::{Client, Shared, Target};
+use crate::sim::client::{Client, RARELY, Shared, Target};
 use crate::sim::disk::{Loss, Power, Sick, SimDisk};
 use crate::sim::faults::Plan;
 use crate::sim::kernel::{Due, Kernel, SimDriver};
 use crate::sim::lane::{INDEX_ALARMS, Job, Jobs, SimFiles, SimIndex};
-use crate::sim::names::{DiskNumber, Host, disk_id, path_of, pod_id};
+use crate::sim::names::{DiskNumber, Host, disk_id, pod_id};
 use crate::sim::shape::{Shape, Theme};
 use crate::store::lane::LaneConfig;
 use crate::store::messages::{LaneFile, MemberRecord};
-use crate::store::open::{LaneFormat, format_lane};
+use crate::store::open::{LaneFormat, data_files, format_lane};
 use crate::types::{MemberId, Uuid};
 use crate::view::ClusterView;
 use crate::volume::SessionSource;
@@ -139,13 +139,17 @@ impl World {
     ) {
         let host = self.shape.pods + self.attached.len();
         let driver = self.driver(host, Rc::default(), Arc::default());
+        let mut load = self.shape.load;
+        if self.shape.theme == Some(Theme::IdleShards) && volume != MAIN {
+            load.rest = RARELY;
+        }
         let target = Target {
             export: volume.to_owned(),
             first_register: number << VOLUME_SHIFT,
             region,
             blocks,
             blocks_per_shard,
-            load: self.shape.load,
+            load,
             half: (self.shape.load.halves && volume == MAIN).then_some(front as u64),
             may_be_full: self.shape.is_tight,
             may_be_lost: self.unbounded,
@@ -205,6 +209,7 @@ impl World {
             seed: 0x5eed ^ number as u64,
             wal_bytes: self.shape.wal_bytes,
             data_bytes_max,
+            data_file_bytes: self.shape.data_file_bytes_of(number),
         };
         let mut files = self.files(number, Pool::default());
         format_lane(&mut files, &format).expect("the shape of a run makes a good disk");
@@ -301,6 +306,11 @@ impl World {
         let config = LaneConfig {
             data_bytes_max: self.shape.data_bytes_of(disk),
             dirty_cache_bytes: self.shape.dirty_cache_bytes,
+            // A bound that runs with large discards reach.
+            overlay_bytes_max: match self.shape.theme {
+                Some(Theme::Discards) => self.shape.wal_bytes / 32,
+                _ => OVERLAY_BYTES_MAX,
+            },
             index_cache_bytes: 1 << 16,
             log_tail_bytes: self.shape.log_tail_bytes,
             bypass_bytes_min: self.shape.bypass_bytes_min,
@@ -323,14 +333,16 @@ impl World {
         self.kernel.borrow_mut().disks[disk].failures = 0;
         let superblock = opened.superblock();
         self.checks.borrow_mut().opened(disk, superblock, &mut index.borrow_mut(), &members);
-        let mut open = |file: LaneFile| {
-            let file = OpenFile { path: path_of(disk, file), create: false };
-            driver.open(&file).expect("every disk has it")
-        };
+        let places = data_files(superblock).expect("the shape of a run makes a good disk");
+        let parts = (0..places.count()).map(|number| {
+            let start = places.start_of(number);
+            start..start + places.bytes_of(number)
+        });
         let files = OpenFiles {
-            superblock: open(LaneFile::Superblock),
-            wal: open(LaneFile::Wal),
-            data: open(LaneFile::Data),
+            superblock: driver.open(disk, LaneFile::Superblock, 0..u64::MAX),
+            wal: driver.open(disk, LaneFile::Wal, 0..u64::MAX),
+            data: parts.map(|part| driver.open(disk, LaneFile::Data, part)).collect(),
+            places,
         };
         let runner = SimIndex {
             disk,
@@ -446,9 +458,11 @@ impl World {
         texts.collect::<Vec<String>>().join(", ")
     }
 
-    /// The answers that each client has had.
-    pub fn answers(&self) -> Vec<u64> {
-        self.attached.iter().map(|attached| attached.client.answers).collect()
+    /// The answers that each busy client has had, and the slowest of them since the last call.
+    pub fn answers(&mut self) -> Vec<(u64, Duration)> {
+        let busy = self.attached.iter_mut().map(|attached| &mut attached.client);
+        let busy = busy.filter(|client| client.is_busy());
+        busy.map(|client| (client.answers, std::mem::take(&mut client.slowest))).collect()
     }
 
     pub fn errors(&self) -> u64 {
@@ -502,6 +516,7 @@ impl World {
             self.create_volume(SECOND * self.shape.pods as u64, 1, blocks_per_shard);
         }
         for further in 1..=self.shape.further_volumes {
+            let shards = self.shape.further_shards.unwrap_or(shards);
             self.create_volume(SECOND + further, shards, blocks_per_shard);
         }
     }
@@ -601,8 +616,9 @@ impl World {
         }
         loop {
             worker.round().expect("the simulated kernel takes everything");
-            if self.shape.theme == Some(Theme::Discards) {
+            if self.shape.theme.is_some_and(|theme| theme != Theme::IdleShards) {
                 let mut checks = self.checks.borrow_mut();
+                checks.load(&worker.load(), &self.shape.budgets, self.attached.len());
                 worker.lanes().for_each(|lane| checks.memory(&lane.space()));
             }
             let woken = pod.woken.swap(false, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Which slots of the data file are free. Pure.
+//! Which slots of the data files are free. Pure.
 //!
 //! A slot is *free*, *in use* (an index record names it, or a write-back fills it), or *waiting*:
 //! freed by an index commit that is not durable yet, or pinned by a read in flight. A waiting slot
@@ -14,10 +14,13 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::planted::planted;
+use crate::store::data_files::DataFiles;
 use crate::store::messages::Slot;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT};
 
 pub(crate) struct Allocator {
+    /// The files that the slots are in.
+    pub(crate) files: DataFiles,
     /// Bit set: not free.
     words: Vec<u64>,
     slots: u32,
@@ -47,8 +50,9 @@ pub(crate) enum SlotConflict {
 }
 
 impl Allocator {
-    pub(crate) fn new(slots: u32) -> Allocator {
+    pub(crate) fn new(slots: u32, files: DataFiles) -> Allocator {
         Allocator {
+            files,
             words: vec![0; (slots as usize).div_ceil(64)],
             slots,
             taken: 0,
@@ -276,9 +280,14 @@ fn place(slot: Slot) -> (usize, u64) {
 mod tests {
     use super::*;
 
+    fn new(slots: u32) -> Allocator {
+        let bytes = u64::from(slots) * crate::types::EXTENT_BYTES as u64;
+        Allocator::new(slots, DataFiles::new(bytes, 0).unwrap())
+    }
+
     #[test]
     fn a_slot_waits_for_the_flush_and_for_its_readers() {
-        let mut alloc = Allocator::new(2);
+        let mut alloc = new(2);
         let (first, second) = (alloc.allocate().unwrap(), alloc.allocate().unwrap());
         assert_eq!((first, second), (Slot(0), Slot(1)));
         assert_eq!(alloc.allocate(), None);
@@ -296,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_named_slot_is_free_when_neither_log_nor_index_names_it() {
-        let mut alloc = Allocator::new(1);
+        let mut alloc = new(1);
         // Never adopted: free with its entry.
         let slot = alloc.allocate_named().unwrap();
         assert!(alloc.is_named(slot));
@@ -334,7 +343,7 @@ mod tests {
 
     #[test]
     fn the_index_cannot_name_a_slot_twice_or_beyond_the_end() {
-        let mut alloc = Allocator::new(70);
+        let mut alloc = new(70);
         assert_eq!(alloc.occupy(Slot(69)), Ok(()));
         assert_eq!(alloc.occupy(Slot(69)), Err(SlotConflict::OwnedTwice));
         assert_eq!(alloc.occupy(Slot(70)), Err(SlotConflict::OutOfRange));
@@ -345,7 +354,7 @@ mod tests {
 
     #[test]
     fn reservations_and_the_margin_are_not_for_others() {
-        let mut alloc = Allocator::new(128);
+        let mut alloc = new(128);
         assert_eq!(alloc.free_unreserved(), 126);
         alloc.reserve(100);
         assert_eq!(alloc.free_unreserved(), 26);

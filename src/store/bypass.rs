@@ -126,7 +126,7 @@ fn bypass(core: &mut Core, admission: &Admission, request: &mut Append) -> usize
         assert_eq!(slots.len(), count, "as many were free");
         let payload = std::mem::take(&mut entry.payload);
         let payload = if is_aligned(&payload) { payload } else { core.pool.copy(&payload) };
-        for (first, run) in runs(&slots) {
+        for (first, run) in core.alloc.files.runs(&slots) {
             let bytes = payload.slice(first * EXTENT_BYTES..(first + run) * EXTENT_BYTES);
             let pending = Pending::Bypass { member, number };
             let durable = !planted!(BypassNotDurable);
@@ -173,16 +173,4 @@ fn may_bypass(
     }
     // The log would have its own checksum; slots have only these.
     member.first_bad(known.first.first_block(), &entry.payload, &known.crcs).is_none()
-}
-
-/// Runs of neighbouring slots, for one write or read each: position of the first, and count.
-pub(super) fn runs(slots: &[Slot]) -> Vec<(usize, usize)> {
-    let mut runs: Vec<(usize, usize)> = Vec::new();
-    for (at, slot) in slots.iter().enumerate() {
-        match runs.last_mut() {
-            Some((_, count)) if slots[at - 1].0 + 1 == slot.0 => *count += 1,
-            _ => runs.push((at, 1)),
-        }
-    }
-    runs
 }

@@ -4,6 +4,7 @@
 use crate::log::{Append, LogEntry, WholeExtents};
 use crate::planted::{Mistake, assert_found};
 use crate::store::index::IndexStore;
+use crate::store::lane::{Demand, Source};
 use crate::store::messages::*;
 use crate::testing::lane_fixture::*;
 use crate::types::*;
@@ -301,7 +302,11 @@ fn a_log_snapshot_names_the_slots_again() {
     for number in 0..600u32 {
         let at = (number * 7) % 60;
         let mut patience = 0;
-        while fixture.lane.admit(ONE, 4 * 4096, &[range(at, 4)]).is_err() {
+        while fixture
+            .lane
+            .admit(Source::Client, ONE, &Demand::write(4 * 4096, &[range(at, 4)]))
+            .is_err()
+        {
             fixture.settle();
             patience += 1;
             assert!(patience < 10, "the ring is stuck at write {number}");
@@ -470,14 +475,16 @@ fn an_entry_whose_slot_is_another_s_faults_its_member() {
 #[test]
 fn the_disk_says_that_its_log_may_name_slots() {
     let fixture = Fixture::new(1, 1);
-    assert_eq!(fixture.lane.superblock().features, 0);
+    // The fixture has several data files.
+    let files = crate::store::superblock::FEATURE_DATA_FILES;
+    assert_eq!(fixture.lane.superblock().features, files);
     let mut fixture = self::fixture(12);
-    let feature = crate::store::superblock::FEATURE_BYPASS;
-    assert_eq!(fixture.lane.superblock().features, feature);
+    let both = crate::store::superblock::FEATURE_BYPASS | files;
+    assert_eq!(fixture.lane.superblock().features, both);
     fixture.write(ONE, write(0, 16, 1));
     fixture.rest();
     fixture.crash();
-    assert_eq!(fixture.lane.superblock().features, feature, "checkpoints keep it");
+    assert_eq!(fixture.lane.superblock().features, both, "checkpoints keep it");
 }
 
 /// A story with everything in it, cut off after each of its effects.

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use crate::planted::planted;
+use crate::store::admission::OVERLAY_ZEROES;
 use crate::store::core::Core;
 use crate::store::effects::{AfterFlush, Pending};
 use crate::store::messages::LaneFile;
@@ -15,8 +16,10 @@ use crate::store::read_repair::ReadRepair;
 use crate::store::superblock::{self, Superblock};
 use crate::store::wal::BatchSeq;
 use crate::store::writeback::WriteBack;
-use crate::types::{EXTENT_BYTES, Mono};
+use crate::types::{EXTENT_BYTES, Mono, ZERO_EXTENT_BYTES};
 
+/// Part of the overlays' bound at which their write-back begins.
+const OVERLAY_REST: f64 = 0.375;
 /// Without a change for this long, everything is written back.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
 
@@ -28,6 +31,8 @@ pub(super) struct Checkpoint {
     next: Option<Superblock>,
     /// Bytes of the ring in use, plus bytes of named slots, at the last look.
     looked_at_bytes: u64,
+    /// Bytes of the overlays then.
+    looked_at_overlay: u64,
 }
 
 /// How full the ring is.
@@ -40,6 +45,11 @@ pub(super) struct Fill {
     named: u64,
     /// Part of `named` that was named since the newest flush.
     named_since: u64,
+    /// Bytes of the overlays, and their bound.
+    overlay: u64,
+    overlay_max: u64,
+    /// The disk is nearly full, and slots can be given back.
+    space_waits: bool,
     /// Nothing has changed for a while, and something is not durable yet.
     idle: bool,
     /// Everything is to be written back, however full the ring is.
@@ -48,7 +58,13 @@ pub(super) struct Fill {
 
 impl Checkpoint {
     pub(super) fn new(superblock: Superblock) -> Checkpoint {
-        Checkpoint { superblock, running: false, next: None, looked_at_bytes: 0 }
+        Checkpoint {
+            superblock,
+            running: false,
+            next: None,
+            looked_at_bytes: 0,
+            looked_at_overlay: 0,
+        }
     }
 
     /// The flush of a checkpoint ended.
@@ -92,15 +108,19 @@ impl Checkpoint {
         let clock = &core.clock;
         let idle = clock.now >= clock.last_change + IDLE_AFTER && clock.settled < clock.last_change;
         // A resync step that waits for an empty overlay does not wait for a full ring.
-        let at_once = idle || !core.members.totals().with_task.is_empty();
+        let space_waits = core.space_waits();
+        let at_once = idle || space_waits || !core.members.totals().with_task.is_empty();
         let (ring, used) = (core.log.ring_bytes, core.log.used_bytes());
         let (named, named_since) = core.alloc.named();
         let named = named * EXTENT_BYTES as u64;
-        let moved = (used + named).abs_diff(self.looked_at_bytes) >= ring / 256;
+        let (overlay, overlay_max) = (core.overlay_bytes.bytes(), core.config.overlay_bytes_max);
+        let moved = (used + named).abs_diff(self.looked_at_bytes) >= ring / 256
+            || overlay.abs_diff(self.looked_at_overlay) >= overlay_max / 256;
         if !(at_once || moved || core.stale) {
             return None;
         }
         self.looked_at_bytes = used + named;
+        self.looked_at_overlay = overlay;
         core.stale = false;
         let (tail, tail_offset) = core.log.wal.tail();
         let target = core.log.tail_target(&mut core.members, true);
@@ -109,7 +129,18 @@ impl Checkpoint {
             false => 0,
         };
         let named_since = named_since * EXTENT_BYTES as u64;
-        Some(Fill { ring, used, reclaimable, named, named_since, idle, at_once })
+        Some(Fill {
+            ring,
+            used,
+            reclaimable,
+            named,
+            named_since,
+            overlay,
+            overlay_max,
+            space_waits,
+            idle,
+            at_once,
+        })
     }
 
     /// Starts a checkpoint if it is worth it, and makes room in the ring.
@@ -143,6 +174,7 @@ impl Checkpoint {
         let progress = !core.members.totals().unflushed.is_empty();
         let slots_short = core.alloc.has_freed()
             && (writeback.starved
+                || (core.hopes_for_space() && core.slots_are_low())
                 || core.alloc.free_unreserved() < u64::from(core.alloc.capacity() / 16));
         let nothing_left = !writeback.is_busy() && core.dirty.is_empty();
         // While a repair or a read of the log is in flight, this would not be the last one.
@@ -155,10 +187,13 @@ impl Checkpoint {
         // Not for every slot: only for many, or when write-back lacks slots.
         let many_of_few = u64::from(core.alloc.capacity() / 32).max(8) * EXTENT_BYTES as u64;
         let named_many = (fill.named_since >= (fill.ring / 4).min(many_of_few)
-            || (fill.named > 0 && writeback.starved))
+            || (fill.named > 0 && (writeback.starved || fill.space_waits)))
             && progress;
         let wanted = !writeback.parked.is_empty() && progress;
-        fill.reclaimable >= worth || slots_short || named_many || wanted || at_rest
+        // A restart replays what was written back since, into the overlay again.
+        let settled = core.settled_extents * ZERO_EXTENT_BYTES as u64;
+        let replayed_many = settled >= fill.overlay_max / 4 && progress;
+        fill.reclaimable >= worth || slots_short || named_many || wanted || replayed_many || at_rest
     }
 
     /// True when a checkpoint would change nothing that is durable.
@@ -197,6 +232,11 @@ impl Fill {
         let pinned = pinned as f64 / self.ring as f64;
         const REST_BELOW: f64 = 0.5;
         const ALL_ABOVE: f64 = 0.85;
-        ((pinned - REST_BELOW) / (ALL_ABOVE - REST_BELOW)).max(0.0)
+        let by_log = (pinned - REST_BELOW) / (ALL_ABOVE - REST_BELOW);
+        // It does all it can before trims are refused.
+        let overlay = self.overlay as f64 / self.overlay_max as f64;
+        let by_overlay = (overlay - OVERLAY_REST) / (OVERLAY_ZEROES - OVERLAY_REST);
+        let by_space = if self.space_waits { 1.0 } else { 0.0 };
+        by_log.max(by_overlay).max(by_space)
     }
 }

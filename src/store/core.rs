@@ -12,6 +12,7 @@ use std::collections::{BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use crate::io::buffer::Pool;
+use crate::limits::SPACE_HOPE;
 use crate::log::{Append, Applied, Change};
 use crate::planted::planted;
 use crate::store::alloc::Allocator;
@@ -21,9 +22,9 @@ use crate::store::lane_log::{LaneLog, confirm_appends};
 use crate::store::member::{LaneMember, PendingAppend, Phase};
 use crate::store::members::Members;
 use crate::store::messages::{Event, IndexEdit, IndexJob, MemberRecord};
-use crate::store::overlay::{Content, OverlayBlock, PayloadCache};
+use crate::store::overlay::{Content, Overlay, OverlayBlock, OverlayGauge, PayloadCache, ZeroRun};
 use crate::store::wal::BatchSeq;
-use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, Extent, MemberId, Mono};
+use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, BlockRange, Extent, MemberId, Mono};
 
 /// The settings of a lane.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub struct LaneConfig {
     pub data_bytes_max: u64,
     /// Bytes of memory for payloads of the overlay.
     pub dirty_cache_bytes: usize,
+    /// Bytes of memory for the overlays, without payloads (rule `overlay-is-bounded`).
+    pub overlay_bytes_max: u64,
     /// Bytes of memory for extent records.
     pub index_cache_bytes: usize,
     /// Bytes of applied payloads, over all members, that the open loads for followers.
@@ -55,6 +58,16 @@ pub(super) struct Core {
     pub payloads: PayloadCache,
     /// Members that were created in this round.
     pub new: Vec<MemberId>,
+    /// Bytes of all overlays.
+    pub overlay_bytes: OverlayGauge,
+    /// Extents that entries zero which are not applied yet, of all members.
+    pub unapplied_zeroes: u64,
+    /// Dirty extents whose write-back gives space back.
+    pub giving_back: u64,
+    /// Extents written back since the newest flush.
+    pub settled_extents: u64,
+    /// Until then, slots may come back that trims have just freed.
+    pub hope: Mono,
     /// Extents with overlay blocks, oldest first, each once: the queue of write-back.
     pub dirty: VecDeque<(MemberId, Extent)>,
     /// Something was committed to the index since the newest flush.
@@ -151,6 +164,7 @@ impl Core {
         let Some(found) = self.members.get_mut(&member) else { return };
         if let Some(gone) = found.overlay.forget_empty(extent) {
             self.alloc.unreserve(u64::from(gone.reserved));
+            self.giving_back -= u64::from(gone.gives_back);
             return;
         }
         let has_slot = found.presence.get(extent);
@@ -168,6 +182,50 @@ impl Core {
             self.alloc.unreserve(1);
         }
         overlay.reserved = wants;
+        let gives_back = has_slot && !overlay.has_data();
+        self.giving_back -= u64::from(overlay.gives_back);
+        self.giving_back += u64::from(gives_back);
+        overlay.gives_back = gives_back;
+    }
+
+    /// Sets how many extents the unapplied entries of a member zero.
+    pub(super) fn set_unapplied_zeroes(&mut self, member: MemberId, extents: u64) {
+        // Most rounds change nothing: then the member need not be counted anew.
+        let Some(was) = self.members.get(&member).map(|found| found.unapplied_zeroes) else {
+            return;
+        };
+        if was == extents {
+            return;
+        }
+        self.members.get_mut(&member).expect("just seen").unapplied_zeroes = extents;
+        self.unapplied_zeroes = self.unapplied_zeroes - was + extents;
+        if extents > was {
+            self.hope_for_space();
+        }
+    }
+
+    fn hope_for_space(&mut self) {
+        self.hope = self.clock.now + SPACE_HOPE;
+    }
+
+    /// True when slots that trims give back may be free soon.
+    pub(super) fn hopes_for_space(&self) -> bool {
+        self.clock.now < self.hope && !planted!(TrimmedSpaceForgotten)
+    }
+
+    /// True when few slots are free, and write-back or a checkpoint would give some back.
+    pub(super) fn space_waits(&self) -> bool {
+        let (named, _) = self.alloc.named();
+        let gives_back = self.giving_back > 0 || (named > 0 && self.hopes_for_space());
+        gives_back && self.slots_are_low()
+    }
+
+    /// True when few slots are free.
+    pub(super) fn slots_are_low(&self) -> bool {
+        const LOW_SLOTS: u64 = 512;
+        let capacity = u64::from(self.alloc.capacity());
+        let low = (capacity / 16).max(LOW_SLOTS.min(capacity.div_ceil(4)));
+        self.alloc.free_unreserved() < low
     }
 
     pub(super) fn is_destroyed(&self, member: MemberId) -> bool {
@@ -247,23 +305,22 @@ impl Core {
         for extent in range.extents() {
             let found = self.members.get_mut(&member).expect("just seen");
             assert!(range.end() <= found.record.blocks, "inside the shard");
-            let commit = found.hard.durable_commit;
             let overlay = found.overlay.get(extent);
-            let known = found.presence.get(extent) || overlay.is_some();
             // Zeroes keep only a slot that exists or is reserved: they reserved none themselves.
             let has_space =
                 found.presence.get(extent) || overlay.is_some_and(|overlay| overlay.reserved);
+            let known = has_space || overlay.is_some();
             if !known || found.newer.includes(extent, index) {
                 continue;
             }
-            let first = extent.first_block().0.max(range.first.0);
-            let end = (extent.first_block().0 + BLOCKS_PER_EXTENT).min(range.end());
-            for at in (first..end).map(Block) {
-                let content = Content::Zero { keep: keep && has_space };
-                let block = OverlayBlock { index, crc: 0, content, cached: None };
-                found.overlay.insert(at, block, commit);
-            }
+            let first = extent.first_block().0;
+            let from = range.first.0.max(first) - first;
+            let end = range.end().min(first + BLOCKS_PER_EXTENT) - first;
+            let mask = (u16::MAX << from) & (u16::MAX >> (BLOCKS_PER_EXTENT - end));
+            let run = ZeroRun { index, mask, keep: keep && has_space };
+            found.overlay.zero(extent, run, found.hard.durable_commit);
             self.overlay_changed(member, extent);
+            self.hope_for_space();
         }
     }
 
@@ -280,6 +337,7 @@ impl Core {
             }
         }
         self.unflushed = false;
+        self.settled_extents = 0;
         let point = FlushPoint { freed: self.alloc.take_freed(), flushed, after };
         let flush = true;
         self.io.index(Pending::Flush(point), IndexJob::Commit { edits, flush });
@@ -319,7 +377,8 @@ impl Core {
         let member = record.member;
         let known = self.members.contains_key(&member) || self.is_destroyed(member);
         assert!(!known, "a member id is never used twice");
-        self.members.insert(member, LaneMember::new(record, Phase::Creating));
+        let overlay = Overlay::counted(&self.overlay_bytes);
+        self.members.insert(member, LaneMember::new(record, overlay, Phase::Creating));
         self.new.push(member);
     }
 
@@ -366,13 +425,16 @@ impl Core {
         if member.phase != Phase::Faulted {
             return;
         }
-        let overlay = std::mem::take(&mut member.overlay);
+        let empty = Overlay::counted(&self.overlay_bytes);
+        let overlay = std::mem::replace(&mut member.overlay, empty);
+        self.giving_back -= overlay.giving_back();
         self.alloc.unreserve(member.log.drop_after(0) + overlay.reserved_slots());
         member.log.hold = None;
         member.hard.durable_seq = None;
         self.log.past.forget(id);
         // No restart uses the log of a faulted member, so its slots are free.
         self.release_left(id);
+        self.set_unapplied_zeroes(id, 0);
         self.stale = true;
     }
 
@@ -380,7 +442,9 @@ impl Core {
     pub(super) fn destroyed(&mut self, member: MemberId) {
         let gone = self.members.get_mut(&member).expect("destroyed once");
         self.alloc.unreserve(gone.log.reset(0, 0) + gone.overlay.reserved_slots());
+        self.giving_back -= gone.overlay.giving_back();
         self.release_left(member);
+        self.set_unapplied_zeroes(member, 0);
         self.members.remove(&member);
         self.log.past.forget(member);
         self.records.forget(|key| key.member == member);

@@ -1,5 +1,6 @@
 //! A map from the extents of a shard. Every write looks its extents up several times, at places
-//! outside any cache. A table of tables finds an extent in two steps, where a tree takes many.
+//! outside any cache. A table of tables finds an extent in few steps, where a tree takes many. The
+//! values are boxed: random writes to a large shard use few places of each inner table.
 
 use std::ops::{Bound, RangeBounds};
 
@@ -11,13 +12,15 @@ const CHUNK: u32 = 64;
 pub(crate) struct ExtentMap<T> {
     /// The inner table at place `n` has the extents from `n * CHUNK` on; `None`: it is empty.
     chunks: Vec<Option<Box<Chunk<T>>>>,
+    /// Inner tables in use.
+    used: usize,
     len: usize,
 }
 
 struct Chunk<T> {
     /// One bit for each used place.
     taken: u64,
-    places: [Option<T>; CHUNK as usize],
+    places: [Option<Box<T>>; CHUNK as usize],
 }
 
 /// The inner table of an extent, and the place in it.
@@ -27,7 +30,7 @@ fn place_of(extent: Extent) -> (usize, usize) {
 
 impl<T> Default for ExtentMap<T> {
     fn default() -> ExtentMap<T> {
-        ExtentMap { chunks: Vec::new(), len: 0 }
+        ExtentMap { chunks: Vec::new(), used: 0, len: 0 }
     }
 }
 
@@ -36,14 +39,26 @@ impl<T> ExtentMap<T> {
         self.len == 0
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Bytes of both kinds of tables, and of the values.
+    pub(crate) fn bytes(&self) -> usize {
+        const ALLOCATION_BYTES: usize = 8;
+        let values = self.len * (size_of::<T>() + ALLOCATION_BYTES);
+        let tables = self.chunks.len() * size_of::<Option<Box<Chunk<T>>>>();
+        self.used * size_of::<Chunk<T>>() + tables + values
+    }
+
     pub(crate) fn get(&self, extent: Extent) -> Option<&T> {
         let (chunk, place) = place_of(extent);
-        self.chunks.get(chunk)?.as_ref()?.places[place].as_ref()
+        self.chunks.get(chunk)?.as_ref()?.places[place].as_deref()
     }
 
     pub(crate) fn get_mut(&mut self, extent: Extent) -> Option<&mut T> {
         let (chunk, place) = place_of(extent);
-        self.chunks.get_mut(chunk)?.as_mut()?.places[place].as_mut()
+        self.chunks.get_mut(chunk)?.as_mut()?.places[place].as_deref_mut()
     }
 
     /// The value of this extent; inserts the default if there is none.
@@ -55,8 +70,10 @@ impl<T> ExtentMap<T> {
         if chunk >= self.chunks.len() {
             self.chunks.resize_with(chunk + 1, || None);
         }
-        let chunk = self.chunks[chunk]
-            .get_or_insert_with(|| Box::new(Chunk { taken: 0, places: [const { None }; 64] }));
+        let chunk = self.chunks[chunk].get_or_insert_with(|| {
+            self.used += 1;
+            Box::new(Chunk { taken: 0, places: [const { None }; 64] })
+        });
         let bit = 1 << place;
         if chunk.taken & bit == 0 {
             chunk.taken |= bit;
@@ -73,8 +90,12 @@ impl<T> ExtentMap<T> {
         self.len -= 1;
         if chunk.taken == 0 {
             self.chunks[number] = None;
+            self.used -= 1;
         }
-        Some(gone)
+        if self.len == 0 {
+            self.chunks = Vec::new();
+        }
+        Some(*gone)
     }
 
     /// The extents of this range with their values, in order.
@@ -93,7 +114,7 @@ impl<T> ExtentMap<T> {
             .flat_map(|(number, chunk)| {
                 let places = (0..CHUNK).zip(&chunk.places);
                 places.filter_map(move |(place, found)| {
-                    Some((Extent(number * CHUNK + place), found.as_ref()?))
+                    Some((Extent(number * CHUNK + place), found.as_deref()?))
                 })
             })
             .skip_while({
@@ -154,7 +175,12 @@ mod tests {
         let mut map = ExtentMap::<u64>::default();
         *map.get_or_default(Extent(1000)) = 1;
         assert!(map.chunks.iter().flatten().count() == 1);
+        let bytes = map.bytes();
+        assert!(bytes > 64 * 8 && bytes < 1024, "{bytes}");
+        *map.get_or_default(Extent(0)) = 1;
         map.remove(Extent(1000));
-        assert!(map.chunks.iter().flatten().count() == 0);
+        assert!(map.chunks.iter().flatten().count() == 1 && map.bytes() == bytes);
+        map.remove(Extent(0));
+        assert_eq!((map.bytes(), map.chunks.capacity()), (0, 0));
     }
 }

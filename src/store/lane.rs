@@ -25,7 +25,7 @@ use crate::types::{
     BLOCKS_PER_EXTENT, BlockRange, EXTENT_BYTES, Extent, ExtentContent, MemberId, Mono, Unappended,
 };
 
-pub use crate::store::admission::Refusal;
+pub use crate::store::admission::{Demand, Refusal, Source};
 pub use crate::store::core::LaneConfig;
 
 /// Without a new batch for this long, a batch with only the durable mark is written.
@@ -101,36 +101,22 @@ impl Lane {
         }
     }
 
-    /// Checks whether changes of these blocks may be proposed or appended now. The promise ends
-    /// with the round. `payload_bytes` 0 without ranges: an entry that needs no slot (trim, zero).
+    /// Checks whether a change may be proposed or appended now. The promise ends with the round.
     ///
     /// The log cannot reclaim unapplied entries. A stuck member may have as many bytes of them as
     /// it leaves to all others, so that it stops nobody.
-    pub fn admit(
-        &self,
-        member: MemberId,
-        payload_bytes: u64,
-        ranges: &[BlockRange],
-    ) -> Result<(), Refusal> {
-        let log = &self.core.log;
-        let share = (log.ring_bytes / 16).saturating_sub(log.unapplied_bytes);
-        let staged_bytes = self.bypass.staged_bytes();
-        self.admission.admit(&self.core, share, staged_bytes, member, payload_bytes, ranges)
+    pub fn admit(&self, source: Source, member: MemberId, demand: &Demand) -> Result<(), Refusal> {
+        self.admission.admit(&self.core, source, self.bypass.staged_bytes(), member, demand)
     }
 
-    /// Like `admit`, for entries of an earlier term than the leader's. They cannot be refused for
-    /// long: until a majority has them, nothing of this term is committed or applied. A restart
-    /// forgets the newest commit index, so they can be more than were ever admitted. As many as a
-    /// log snapshot holds are taken, whatever other members have (rule `full-log-still-commits`).
-    pub fn admit_earlier_term(
-        &self,
-        member: MemberId,
-        payload_bytes: u64,
-        ranges: &[BlockRange],
-    ) -> Result<(), Refusal> {
-        let (share, staged_bytes) =
-            (self.core.log.log_snapshot_bytes_max(), self.bypass.staged_bytes());
-        self.admission.admit(&self.core, share, staged_bytes, member, payload_bytes, ranges)
+    /// True when slots that trims give back may be free soon (rule `trimmed-space-comes-back`).
+    pub fn hopes_for_space(&self) -> bool {
+        self.core.hopes_for_space()
+    }
+
+    /// Sets how many extents the unapplied entries of a member zero, proposed ones included.
+    pub fn set_unapplied_zeroes(&mut self, member: MemberId, extents: u64) {
+        self.core.set_unapplied_zeroes(member, extents);
     }
 
     /// Sets what a member will append without asking again.
@@ -394,6 +380,7 @@ impl Lane {
             log_bytes: log.ring_bytes,
             log_used_bytes: log.ring_bytes.saturating_sub(log.wal.free_bytes()),
             overlay_blocks: self.core.members.overlay_blocks(),
+            overlay_bytes: self.core.overlay_bytes.bytes(),
             media_faults: self.repair.media_faults + self.fetches.media_faults,
             read_blocks: self.reads.blocks,
             read_overlay_blocks: self.reads.overlay_blocks,
@@ -425,6 +412,8 @@ pub struct Space {
     pub log_bytes: u64,
     pub log_used_bytes: u64,
     pub overlay_blocks: u64,
+    /// Bytes of memory for these, without payloads.
+    pub overlay_bytes: u64,
     /// Reads since the start without an intact copy here.
     pub media_faults: u64,
     /// Blocks that reads asked for since the start, without holes.

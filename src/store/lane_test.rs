@@ -1,7 +1,7 @@
 //! A lane against crashes: random work in a tiny log, power cuts at random moments.
 
 use crate::planted::{Mistake, is_found};
-use crate::store::lane::Refusal;
+use crate::store::lane::{Demand, Refusal, Source};
 use crate::store::messages::LaneFile;
 use crate::testing::lane_fixture::*;
 use crate::types::*;
@@ -33,7 +33,9 @@ fn random_op(fixture: &mut Fixture, member: MemberId) -> Option<FixtureOp> {
         2 => (FixtureOp::Clear { range }, 0),
         _ => (FixtureOp::Write { range, seed }, range.bytes()),
     };
-    fixture.lane.admit(member, bytes, &[range]).ok().map(|()| op)
+    let zero_extents = if bytes == 0 { range.extent_count() } else { 0 };
+    let demand = Demand { payload_bytes: bytes, ranges: &[range], zero_extents };
+    fixture.lane.admit(Source::Client, member, &demand).ok().map(|()| op)
 }
 
 fn random_append(fixture: &mut Fixture, member: MemberId) {
@@ -135,21 +137,24 @@ fn a_lane_comes_to_rest_with_everything_written_back() {
     fixture.crash();
     let space = fixture.lane.space();
     assert_eq!((space.overlay_blocks, space.used_bytes), (0, 2 * EXTENT_BYTES as u64));
-    assert_eq!(fixture.lane.admit(member, 4096, &[range]), Ok::<(), Refusal>(()));
+    assert_eq!(
+        fixture.lane.admit(Source::Client, member, &Demand::write(4096, &[range])),
+        Ok::<(), Refusal>(())
+    );
 }
 
 /// Random crashes find these mistakes within the seeds that the test above runs.
 #[test]
 fn broken_rules_are_noticed_by_random_crashes() {
     let mistakes = [
-        (Mistake::LogWriteNotDurable, 0..6),
+        (Mistake::LogWriteNotDurable, 0..40),
         (Mistake::IndexBeforeData, 0..1),
         (Mistake::FlushedIsNewestApplied, 0..1),
         (Mistake::ReplayOverNewer, 0..3),
-        (Mistake::BypassNotDurable, 0..3),
-        (Mistake::AdmittedWithoutSpace, 0..6),
-        (Mistake::WrittenBackUncovered, 0..22),
-        (Mistake::CutComesBack, 160..200),
+        (Mistake::BypassNotDurable, 0..40),
+        (Mistake::AdmittedWithoutSpace, 0..40),
+        (Mistake::WrittenBackUncovered, 0..100),
+        (Mistake::CutComesBack, 0..400),
         (Mistake::MetaNotStored, 0..1),
         (Mistake::SuffixNotTruncated, 0..1),
     ];

@@ -20,7 +20,6 @@ use bytes::Bytes;
 use crate::limits::{LOG_FETCH_BATCHES_MAX, LOG_FETCH_BYTES_MAX, LOG_FETCHES_MAX};
 use crate::log::{Bypass, LogEntry, LogGone};
 use crate::planted::planted;
-use crate::store::bypass::runs;
 use crate::store::core::Core;
 use crate::store::effects::{FetchOp, Pending};
 use crate::store::member::LaneMember;
@@ -213,7 +212,7 @@ fn piece_at(core: &Core, member: &LaneMember, index: u64, high: u64) -> Option<P
         false => retained(member, index, high)?,
     };
     let span = core.log.wal.span(run.place.seq)?;
-    let parts = usize::from(run.bytes > 0) + runs(&run.slots).len();
+    let parts = usize::from(run.bytes > 0) + core.alloc.files.runs(&run.slots).len();
     let payload = vec![Bytes::new(); parts];
     Some(Piece { run, span, header: Vec::new(), payload, failed: false })
 }
@@ -241,7 +240,7 @@ fn issue(core: &mut Core, fetch: &mut Fetch) {
             let (offset, len) = (run.place.payload_offset, run.bytes as usize);
             core.io.read(Pending::Fetch(op(Some(0))), LaneFile::Wal, offset, len);
         }
-        for (part, (first, count)) in runs(&run.slots).into_iter().enumerate() {
+        for (part, (first, count)) in core.alloc.files.runs(&run.slots).into_iter().enumerate() {
             let pinned = run.slots[first..first + count].to_vec();
             pinned.iter().for_each(|slot| core.alloc.pin(*slot));
             let (offset, len) = (run.slots[first].offset(), count * EXTENT_BYTES);

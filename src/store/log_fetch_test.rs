@@ -2,6 +2,7 @@
 
 use crate::log::{LogEntry, LogGone};
 use crate::planted::{Mistake, assert_found};
+use crate::store::lane::{Demand, Source};
 use crate::store::messages::{Done, Effect, Event, LaneFile};
 use crate::testing::lane_fixture::*;
 use crate::types::*;
@@ -291,8 +292,9 @@ fn random_fetches(seed: u64) {
                     2 => whole(fixture.random.below(4) as u32, seed),
                     _ => write(fixture.random.below(u64::from(BLOCKS)) as u32, seed),
                 };
-                let range = BlockRange { first: Block(0), count: BLOCKS };
-                if fixture.lane.admit(member, EXTENT_BYTES as u64, &[range]).is_ok() {
+                let ranges = [BlockRange { first: Block(0), count: BLOCKS }];
+                let demand = Demand::write(EXTENT_BYTES as u64, &ranges);
+                if fixture.lane.admit(Source::Client, member, &demand).is_ok() {
                     let replaces = fixture.random.one_in(10) && last > commit;
                     let from = if replaces { commit + 1 } else { last + 1 };
                     fixture.append(member, from, &[op]);

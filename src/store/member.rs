@@ -28,6 +28,8 @@ pub(crate) struct LaneMember {
     pub log: RetainedLog,
     /// Entries that the replica will append.
     pub unappended: Unappended,
+    /// Extents that its unapplied entries zero.
+    pub unapplied_zeroes: u64,
     pub hard: HardTrack,
     /// (Raft index, metadata as of it), ascending, above `record.flushed_index`.
     pub metas: VecDeque<(u64, Bytes)>,
@@ -69,7 +71,7 @@ pub(crate) struct PendingAppend {
 
 impl LaneMember {
     /// A member with this index record and an empty log.
-    pub(crate) fn new(record: MemberRecord, phase: Phase) -> LaneMember {
+    pub(crate) fn new(record: MemberRecord, overlay: Overlay, phase: Phase) -> LaneMember {
         let (index, term) = (record.flushed_index, record.flushed_term);
         LaneMember {
             durable_flushed: index,
@@ -78,9 +80,10 @@ impl LaneMember {
             applied_term: term,
             log: RetainedLog::new(index, term),
             unappended: Unappended::default(),
+            unapplied_zeroes: 0,
             hard: HardTrack { durable_commit: index, ..HardTrack::default() },
             metas: VecDeque::new(),
-            overlay: Overlay::default(),
+            overlay,
             presence: Presence::new(record.blocks),
             newer: NewerExtents::default(),
             appends: VecDeque::new(),

@@ -22,6 +22,9 @@ mod bypass;
 mod bypass_test;
 mod checkpoint;
 mod core;
+pub mod data_files;
+#[cfg(test)]
+mod discard_test;
 mod effects;
 mod extent_map;
 mod groups;
@@ -58,7 +61,7 @@ pub mod wal;
 mod writeback;
 
 #[cfg(feature = "bench-internals")]
-pub use overlay::{Content, Overlay, OverlayBlock, OverlayExtent};
+pub use overlay::{Content, Dirty, Overlay, OverlayBlock, OverlayExtent};
 
 /// Why a lane cannot be opened.
 #[derive(Debug, thiserror::Error)]

@@ -14,9 +14,10 @@ use crate::planted::planted;
 use crate::store::OpenError;
 use crate::store::admission::Admission;
 use crate::store::alloc::{Allocator, SlotConflict, slots_at_most};
-use crate::store::bypass::{WalBypass, runs};
+use crate::store::bypass::WalBypass;
 use crate::store::checkpoint::Checkpoint;
 use crate::store::core::{Clock, Core, LaneConfig};
+use crate::store::data_files::DataFiles;
 use crate::store::effects::Io;
 use crate::store::index::IndexStore;
 use crate::store::index::cache::RecordCache;
@@ -26,7 +27,7 @@ use crate::store::log_fetch::LogFetches;
 use crate::store::member::{LaneMember, Phase, Place, Retained};
 use crate::store::members::Members;
 use crate::store::messages::{ExtentKey, IndexEdit, LaneFile, MemberRecord, Slot};
-use crate::store::overlay::PayloadCache;
+use crate::store::overlay::{Overlay, OverlayGauge, PayloadCache};
 use crate::store::read::Reads;
 use crate::store::read_repair::ReadRepair;
 use crate::store::resync::ResyncStore;
@@ -35,7 +36,7 @@ use crate::store::wal::recover::{LogPart, Marks, load_payload, recover};
 use crate::store::wal::replay::{FaultReason, Flushed, LoggedEntry, MemberLog, replay};
 use crate::store::wal::{BatchSeq, WalConfig};
 use crate::store::writeback::WriteBack;
-use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId, Uuid};
+use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, Extent, MemberId, Mono, Uuid};
 
 /// The recovered log of each member.
 type Logs = BTreeMap<MemberId, MemberLog>;
@@ -55,26 +56,41 @@ pub struct LaneFormat {
     /// Size of the log's ring, a multiple of 4 KiB, at least [`WAL_BYTES_MIN`].
     pub wal_bytes: u64,
     pub data_bytes_max: u64,
+    /// Size of a data file, a multiple of the size of a slot; 0: all data is in one file.
+    pub data_file_bytes: u64,
 }
 
 /// Writes a new disk's superblock. The log's file was written over once; the index is empty.
 pub fn format_lane(files: &mut dyn LaneFiles, format: &LaneFormat) -> Result<(), OpenError> {
     check_ring(format.wal_bytes)?;
+    let has_several = data_files_of(format.data_bytes_max, format.data_file_bytes)?.count() > 1;
     let superblock = Superblock {
         sequence: 1,
         cluster: format.cluster,
         disk: format.disk,
         incarnation: 0,
         lanes: 1,
-        features: 0,
+        features: if has_several { superblock::FEATURE_DATA_FILES } else { 0 },
         seed: format.seed,
         wal_bytes: format.wal_bytes,
         data_bytes_max: format.data_bytes_max,
+        data_file_bytes: format.data_file_bytes,
         tail_seq: 1,
         tail_offset: 0,
         durable_seq: 0,
     };
     write_superblock(files, &superblock)
+}
+
+/// The data files of a disk.
+pub fn data_files(superblock: &Superblock) -> Result<DataFiles, OpenError> {
+    data_files_of(superblock.data_bytes_max, superblock.data_file_bytes)
+}
+
+fn data_files_of(data_bytes: u64, file_bytes: u64) -> Result<DataFiles, OpenError> {
+    DataFiles::new(data_bytes, file_bytes).ok_or(OpenError::Unusable(
+        "the size of a data file is not a multiple of 64 KiB: the superblock is damaged",
+    ))
 }
 
 fn check_ring(wal_bytes: u64) -> Result<(), OpenError> {
@@ -127,6 +143,7 @@ pub fn read_superblock(files: &mut dyn LaneFiles) -> Result<Superblock, OpenErro
 struct Found {
     members: Members,
     alloc: Allocator,
+    overlay_bytes: OverlayGauge,
     faulted: Vec<MemberId>,
     tombstones: Vec<MemberId>,
 }
@@ -149,9 +166,11 @@ impl Lane {
         if !planted!(SuperblockNotSettled) {
             settle_superblock(files, &superblock)?;
         }
+        let last_open = superblock.incarnation;
         superblock.incarnation += 1;
         let wal_config = wal_config(&superblock);
         let marks = Marks {
+            last_open,
             tail_seq: BatchSeq(superblock.tail_seq),
             tail_offset: superblock.tail_offset,
             durable_seq: BatchSeq(superblock.durable_seq),
@@ -232,7 +251,8 @@ fn take_logs(
         hard.durable_commit = hard.newest.commit;
         // Nothing in the log of a faulted member may hold the tail.
         hard.durable_seq = log.hard_seq.filter(|_| !is_faulted);
-        let entries = load_entries(member, log.entries, &mut tail_bytes, &core.pool, files)?;
+        let (data_files, pool) = (core.alloc.files, &core.pool);
+        let entries = load_entries(member, log.entries, &mut tail_bytes, data_files, pool, files)?;
         let mut recovered = Vec::with_capacity(entries.len());
         for (logged, payload) in entries {
             core.alloc.reserve(u64::from(slots_at_most(logged.entry.payload_bytes)));
@@ -254,6 +274,7 @@ fn load_entries(
     member: &LaneMember,
     logged: Vec<LoggedEntry>,
     tail_bytes: &mut u64,
+    data_files: DataFiles,
     pool: &Pool,
     files: &mut dyn LaneFiles,
 ) -> Result<Vec<(LoggedEntry, Option<Bytes>)>, OpenError> {
@@ -267,7 +288,7 @@ fn load_entries(
             // It stays on the disk.
         } else if let Some(bypass) = &logged.entry.bypass {
             // A read will find an applied payload that is bad.
-            payload = load_bypassed(member, bypass, pool, files);
+            payload = load_bypassed(member, bypass, data_files, pool, files);
             if payload.is_none() && !is_applied {
                 return Err(OpenError::Unusable("a payload was lost at the open: check the disk"));
             }
@@ -320,6 +341,11 @@ impl Found {
         Core {
             records: RecordCache::new(config.index_cache_bytes),
             payloads: PayloadCache::new(config.dirty_cache_bytes),
+            overlay_bytes: self.overlay_bytes,
+            unapplied_zeroes: 0,
+            giving_back: 0,
+            settled_extents: 0,
+            hope: Mono::default(),
             config,
             pool,
             members: self.members,
@@ -375,7 +401,7 @@ impl Found {
             let unapplied = log.entries.iter().filter(|logged| logged.entry.index > commit);
             let damaged = unapplied.filter_map(|logged| {
                 let bypass = logged.entry.bypass.as_ref()?;
-                let found = load_bypassed(member, bypass, pool, files);
+                let found = load_bypassed(member, bypass, self.alloc.files, pool, files);
                 found.is_none().then_some(logged.entry.index)
             });
             if let (None, Some(index)) = (log.faulted, { damaged }.next()) {
@@ -424,12 +450,13 @@ fn read_index(
     let slots = u32::try_from(bytes_max / EXTENT_BYTES as u64).unwrap_or(u32::MAX);
     let mut found = Found {
         members: Members::default(),
-        alloc: Allocator::new(slots),
+        alloc: Allocator::new(slots, data_files(superblock)?),
+        overlay_bytes: OverlayGauge::default(),
         faulted: index.faulted()?,
         tombstones,
     };
     for record in index.members()? {
-        let member = read_member(record, &mut found.alloc, index)?;
+        let member = read_member(record, &found.overlay_bytes, &mut found.alloc, index)?;
         found.members.insert(member.id(), member);
     }
     Ok(found)
@@ -438,11 +465,12 @@ fn read_index(
 /// Reads a member's extents: slots, presence map, and records newer than `flushed`.
 fn read_member(
     record: MemberRecord,
+    gauge: &OverlayGauge,
     alloc: &mut Allocator,
     index: &mut dyn IndexStore,
 ) -> Result<LaneMember, OpenError> {
     let extents = record.blocks.div_ceil(BLOCKS_PER_EXTENT);
-    let mut member = LaneMember::new(record, Phase::Live);
+    let mut member = LaneMember::new(record, Overlay::counted(gauge), Phase::Live);
     let mut from = Extent(0);
     loop {
         let found = index.scan(member.id(), from, LISTING_EXTENTS_MAX)?;
@@ -519,12 +547,13 @@ fn take_named(
 fn load_bypassed(
     member: &LaneMember,
     bypass: &Bypass,
+    data_files: DataFiles,
     pool: &Pool,
     files: &mut dyn LaneFiles,
 ) -> Option<Bytes> {
     let slots = bypass.slots();
     let mut payload = pool.take(slots.len() * EXTENT_BYTES);
-    for (first, run) in runs(&slots) {
+    for (first, run) in data_files.runs(&slots) {
         let len = run * EXTENT_BYTES;
         let bytes = files.read(LaneFile::Data, slots[first].offset(), len).ok()?;
         payload.get_mut(first * EXTENT_BYTES..)?.get_mut(..len)?.copy_from_slice(&bytes);

@@ -7,7 +7,8 @@ use crate::sim::rng::Rng;
 use crate::store::lane::{Lane, LaneFiles};
 use crate::store::messages::LaneFile;
 use crate::testing::crash_disk::Disk;
-use crate::testing::lane_fixture::Fixture;
+use crate::testing::lane_fixture::{Fixture, FixtureOp};
+use crate::types::{Block, BlockRange, MemberId};
 
 /// A disk whose power fails after this many writes.
 struct Unsteady<'a> {
@@ -56,6 +57,25 @@ fn a_disk_can_be_opened_however_often_power_fails_meanwhile() {
             }
         }
     }
+}
+
+/// Somebody brings back the superblock that was written by the open before the last one.
+#[test]
+fn a_superblock_from_an_earlier_open_is_refused() {
+    let mut fixture = Fixture::new(1, 1);
+    let earlier = fixture.disk.file(LaneFile::Superblock).now.clone();
+    fixture.reopen();
+    let member = MemberId(1);
+    let range = BlockRange { first: Block(0), count: 1 };
+    fixture.write(member, FixtureOp::Write { range, seed: 7 });
+    fixture.settle();
+    fixture.disk.file(LaneFile::Superblock).write(0, &earlier, true);
+    let (config, pool) = (fixture.config.clone(), fixture.disk.pool.clone());
+    let refused = Lane::open(config, pool, &mut fixture.disk, &mut fixture.index);
+    let Err(error) = refused else { panic!("the log is of a newer open") };
+    let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    let text = format!("{error}: {source}");
+    assert!(text.contains("older copy") && text.contains("empty folder"), "{text}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::store::member::{LaneMember, Phase};
 use crate::store::messages::{
     Done, Event, ExtentKey, ExtentRecord, IndexDone, IndexJob, LaneFile, ReadBlocks, ReadId, Slot,
 };
-use crate::store::overlay::{Content, OverlayExtent};
+use crate::store::overlay::{Content, Dirty, OverlayBlock, OverlayExtent};
 use crate::store::read_repair::{ReadRepair, patched};
 use crate::store::wal::BatchSeq;
 use crate::types::{
@@ -162,24 +162,20 @@ impl Plan {
         let first = range.first.0.max(start);
         let end = range.end().min(start + BLOCKS_PER_EXTENT);
         for at in (first..end).map(Block) {
-            if let Some(block) = overlay.and_then(|overlay| overlay.get(at.in_extent())) {
-                match (block.content, &block.cached) {
-                    (Content::Zero { .. }, _) => self.push(at, Place::Hole, 0, None),
-                    (Content::Log { .. } | Content::Slot(_), Some(data)) => {
-                        self.push(at, Place::Memory, block.crc, Some(data.clone()));
-                    }
-                    (content, None) => {
-                        let repaired = patched(patch, at.in_extent(), block.crc, block.index);
-                        let place = match content {
-                            _ if repaired.is_some() => Place::Memory,
-                            Content::Log { position } => log_place(member, block.index, position),
-                            Content::Slot(slot) => Place::Slot { slot, block: at.in_extent() },
-                            Content::Zero { .. } => Place::Hole,
-                        };
-                        self.push(at, place, block.crc, repaired);
-                    }
+            match overlay.and_then(|overlay| overlay.get(at.in_extent())) {
+                Some(Dirty::Written(block)) => {
+                    let (place, data) = match &block.cached {
+                        Some(data) => (Place::Memory, Some(data.clone())),
+                        None => uncached(member, at, block, patch),
+                    };
+                    self.push(at, place, block.crc, data);
+                    continue;
                 }
-                continue;
+                Some(Dirty::Zero) => {
+                    self.push(at, Place::Hole, 0, None);
+                    continue;
+                }
+                None => {}
             }
             match record {
                 Some(record) if record.present & (1 << at.in_extent()) != 0 => {
@@ -198,6 +194,22 @@ impl Plan {
         let recorded = record.map_or(0, |record| record.last_changed);
         self.last_changed = self.last_changed.max(newest).max(recorded);
     }
+}
+
+/// The place of an overlay block whose bytes are not in memory, unless a copy from elsewhere is.
+fn uncached(
+    member: &LaneMember,
+    at: Block,
+    block: &OverlayBlock,
+    patch: Option<&ExtentContent>,
+) -> (Place, Option<Bytes>) {
+    let repaired = patched(patch, at.in_extent(), block.crc, block.index);
+    let place = match block.content {
+        _ if repaired.is_some() => Place::Memory,
+        Content::Log { position } => log_place(member, block.index, position),
+        Content::Slot(slot) => Place::Slot { slot, block: at.in_extent() },
+    };
+    (place, repaired)
 }
 
 fn log_place(member: &LaneMember, index: u64, position: u16) -> Place {

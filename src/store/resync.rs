@@ -22,7 +22,7 @@ use crate::store::member::{LaneMember, Phase, Task};
 use crate::store::messages::{
     Event, ExtentKey, ExtentRecord, IndexEdit, IndexJob, OpId, ReadId, Slot,
 };
-use crate::store::overlay::{Content, OverlayExtent};
+use crate::store::overlay::OverlayExtent;
 use crate::store::round::Install;
 use crate::types::{Extent, ExtentContent, ManifestChunk, ManifestEntry, MemberId};
 
@@ -273,12 +273,8 @@ fn entry(
     };
     if let Some(overlay) = overlay {
         entry.last_changed = entry.last_changed.max(overlay.newest());
-        for (position, block) in overlay.iter() {
-            match block.content {
-                Content::Log { .. } | Content::Slot(_) => entry.present |= 1 << position,
-                Content::Zero { .. } => entry.present &= !(1 << position),
-            }
-        }
+        overlay.written().for_each(|(position, _)| entry.present |= 1 << position);
+        overlay.zeroes().iter().for_each(|run| entry.present &= !run.mask);
     }
     (entry.present != 0).then_some(entry)
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::planted::{Mistake, assert_found};
+use crate::store::lane::{Demand, Source};
 use crate::store::messages::*;
 use crate::testing::lane_fixture::*;
 use crate::types::*;
@@ -520,7 +521,9 @@ fn copies_beside_writes() {
     let mut refused = 0;
     for number in 0..600 {
         let range = BlockRange { first: Block((number % 40) as u32), count: 4 };
-        match fixture.lane.admit(SOURCE, range.bytes(), &[range]) {
+        let ranges = [range];
+        let demand = Demand::write(range.bytes(), &ranges);
+        match fixture.lane.admit(Source::Client, SOURCE, &demand) {
             Ok(()) => {
                 let last = fixture.models[&SOURCE].log.len() as u64;
                 fixture.append(SOURCE, last + 1, &[FixtureOp::Write { range, seed: number }]);

@@ -10,7 +10,7 @@ use crate::planted::planted;
 use crate::store::alloc::Allocator;
 use crate::store::member::LaneMember;
 use crate::store::messages::{ExtentKey, ExtentRecord, ReadId, Slot};
-use crate::store::overlay::{Content, OverlayBlock};
+use crate::store::overlay::{Content, OverlayBlock, ZeroRun};
 use crate::store::read_repair::patched;
 use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Extent, ExtentContent, MemberId};
 
@@ -53,8 +53,8 @@ pub(super) struct Update {
 }
 
 pub(super) enum Source {
-    /// Blocks of the overlay.
-    Overlay(Vec<Snapshot>),
+    /// Blocks of the overlay: written ones, and zeroed ones.
+    Overlay(Vec<Snapshot>, Vec<ZeroRun>),
     /// Replaces the whole extent, and drops its overlay.
     Replace(ExtentContent),
     /// Deletes the extent and its overlay.
@@ -117,7 +117,7 @@ impl Update {
     pub(super) fn record(&self, member: &LaneMember) -> Option<ExtentRecord> {
         let mut record = match (&self.source, &self.old) {
             // A bypassed entry's slot does not have the blocks of the old slot.
-            (Source::Overlay(_), Some(old)) if self.adopted.is_none() => old.clone(),
+            (Source::Overlay(..), Some(old)) if self.adopted.is_none() => old.clone(),
             _ => ExtentRecord {
                 slot: Slot(0),
                 present: 0,
@@ -129,18 +129,14 @@ impl Update {
         };
         record.last_changed = record.last_changed.max(self.newest);
         match &self.source {
-            Source::Overlay(snapshots) => {
+            Source::Overlay(snapshots, zeroes) => {
                 for snapshot in snapshots {
                     let bit = 1 << snapshot.position;
-                    match snapshot.content {
-                        Content::Log { .. } | Content::Slot(_) => {
-                            record.present |= bit;
-                            record.zero &= !bit;
-                            record.crcs[snapshot.position as usize] = snapshot.crc;
-                        }
-                        Content::Zero { keep } => clear_blocks(&mut record, bit, keep),
-                    }
+                    record.present |= bit;
+                    record.zero &= !bit;
+                    record.crcs[snapshot.position as usize] = snapshot.crc;
                 }
+                zeroes.iter().for_each(|run| clear_blocks(&mut record, run.mask, run.keep));
             }
             Source::Replace(content) => {
                 record.present = content.present;
@@ -154,10 +150,15 @@ impl Update {
         (record.present != 0 || record.zero != 0).then_some(record)
     }
 
+    /// True when it brings no block, and only takes some away.
+    pub(super) fn only_zeroes(&self) -> bool {
+        matches!(&self.source, Source::Overlay(snapshots, _) if snapshots.is_empty())
+    }
+
     /// True when it writes bytes to its slot.
     pub(super) fn has_data(&self) -> bool {
         match &self.source {
-            Source::Overlay(snapshots) => {
+            Source::Overlay(snapshots, _) => {
                 snapshots.iter().any(|snapshot| matches!(snapshot.content, Content::Log { .. }))
             }
             Source::Replace(content) | Source::Move(content) => content.present != 0,
@@ -181,7 +182,7 @@ impl Update {
             last = Some(position);
         };
         match &self.source {
-            Source::Overlay(snapshots) => {
+            Source::Overlay(snapshots, _) => {
                 for snapshot in snapshots {
                     if let Content::Log { .. } = snapshot.content {
                         let data = snapshot.data.clone().expect("read back before the writes");

@@ -1,7 +1,7 @@
 //! The rules of the store that one lane can show, one scenario each.
 
 use crate::planted::{Mistake, assert_found};
-use crate::store::lane::{RecoveredMember, Refusal};
+use crate::store::lane::{Demand, RecoveredMember, Refusal, Source};
 use crate::store::messages::*;
 use crate::testing::lane_fixture::*;
 use crate::types::*;
@@ -223,8 +223,14 @@ fn zeroes_give_space_back_unless_it_is_to_be_kept() {
     fixture.crash();
     assert_eq!(fixture.lane.space().used_bytes, 2 * slot, "kept over a crash");
     // The kept slots are for their own extents only.
-    assert_eq!(fixture.lane.admit(ONE, 4096, &[range(40, 1)]), Err(Refusal::NoSpace));
-    assert_eq!(fixture.lane.admit(ONE, 4096, &[range(3, 1)]), Ok(()));
+    assert_eq!(
+        fixture.lane.admit(Source::Client, ONE, &Demand::write(4096, &[range(40, 1)])),
+        Err(Refusal::NoSpace)
+    );
+    assert_eq!(
+        fixture.lane.admit(Source::Client, ONE, &Demand::write(4096, &[range(3, 1)])),
+        Ok(())
+    );
     fixture.write(ONE, write(3, 1, 9));
     fixture.rest();
     fixture.check_all();
@@ -290,7 +296,7 @@ fn the_ring_is_not_overwritten_before_the_superblock_has_the_new_tail() {
     let first_page = page(&fixture);
     for number in 0..400 {
         let at = (number * 7) % 60;
-        match fixture.lane.admit(ONE, 4 * 4096, &[range(at, 4)]) {
+        match fixture.lane.admit(Source::Client, ONE, &Demand::write(4 * 4096, &[range(at, 4)])) {
             Ok(()) => fixture.write(ONE, write(at, 4, u64::from(number) * 10)),
             Err(refusal) => {
                 assert_eq!(refusal, Refusal::LogFull);
@@ -306,7 +312,10 @@ fn the_ring_is_not_overwritten_before_the_superblock_has_the_new_tail() {
     fixture.models.get_mut(&ONE).unwrap().commit = fixture.models[&ONE].log.len() as u64;
     fixture.commit_all(ONE);
     fixture.rest();
-    assert_eq!(fixture.lane.admit(ONE, 4 * 4096, &[range(0, 4)]), Ok(()));
+    assert_eq!(
+        fixture.lane.admit(Source::Client, ONE, &Demand::write(4 * 4096, &[range(0, 4)])),
+        Ok(())
+    );
     fixture.check_all();
 }
 
@@ -322,7 +331,11 @@ fn a_payload_that_is_being_read_back_is_not_overwritten() {
     assert!(fixture.queue.iter().any(is_log_read), "a round reads payloads back");
     for number in 0..300 {
         let at = number % 5 * 4;
-        if fixture.lane.admit(ONE, 4 * 4096, &[range(at, 4)]).is_ok() {
+        if fixture
+            .lane
+            .admit(Source::Client, ONE, &Demand::write(4 * 4096, &[range(at, 4)]))
+            .is_ok()
+        {
             fixture.append(
                 ONE,
                 fixture.models[&ONE].log.len() as u64 + 1,
@@ -399,7 +412,9 @@ fn stuck_and_idle_members_do_not_hold_the_ring() {
     for number in 0..1000 {
         let at = (number * 7) % 60;
         let mut patience = 0;
-        while fixture.lane.admit(ONE, 4 * 4096, &[range(at, 4)]) == Err(Refusal::LogFull) {
+        while fixture.lane.admit(Source::Client, ONE, &Demand::write(4 * 4096, &[range(at, 4)]))
+            == Err(Refusal::LogFull)
+        {
             fixture.settle();
             patience += 1;
             assert!(patience < 10, "the ring is stuck at write {number}");
@@ -420,14 +435,14 @@ fn stuck_and_idle_members_do_not_hold_the_ring() {
 fn hard_states_have_room_when_entries_have_none() {
     let mut fixture = Fixture::with(1, 2, FORMAT.wal_bytes, 60 * EXTENT_BYTES as u64);
     let mut last = 0;
-    while fixture.lane.admit(ONE, 4096, &[range(0, 1)]).is_ok() {
+    while fixture.lane.admit(Source::Client, ONE, &Demand::write(4096, &[range(0, 1)])).is_ok() {
         last += 1;
         fixture.append(ONE, last, &[write(0, 1, last)]);
         fixture.settle();
         assert!(last < 1000, "unapplied entries are bounded");
     }
     assert_eq!(
-        fixture.lane.admit(TWO, 4096, &[range(0, 1)]),
+        fixture.lane.admit(Source::Client, TWO, &Demand::write(4096, &[range(0, 1)])),
         Ok(()),
         "one that is stuck stops nobody else"
     );
@@ -438,7 +453,10 @@ fn hard_states_have_room_when_entries_have_none() {
     assert_eq!(fixture.models[&ONE].committable(), last);
     fixture.commit_all(ONE);
     fixture.rest();
-    assert_eq!(fixture.lane.admit(ONE, 4096, &[range(0, 1)]), Ok(()));
+    assert_eq!(
+        fixture.lane.admit(Source::Client, ONE, &Demand::write(4096, &[range(0, 1)])),
+        Ok(())
+    );
     fixture.crash();
 }
 
@@ -448,7 +466,11 @@ fn hard_states_have_room_when_the_log_is_full_and_nothing_is_written_back() {
     let is_index = |effect: &Effect| matches!(effect, Effect::Index { .. });
     let fill = |fixture: &mut Fixture, payload_bytes: u64, op: fn(u32) -> FixtureOp| {
         let mut number = 0;
-        while fixture.lane.admit(ONE, payload_bytes, &[range(number % 60, 1)]).is_ok() {
+        while fixture
+            .lane
+            .admit(Source::Client, ONE, &Demand::write(payload_bytes, &[range(number % 60, 1)]))
+            .is_ok()
+        {
             number += 1;
             assert!(number < 1000, "the log is never full");
             fixture.append(ONE, fixture.models[&ONE].log.len() as u64 + 1, &[op(number % 60)]);
@@ -473,17 +495,26 @@ fn without_space_overwrites_reads_and_trims_go_on() {
     fixture.write(ONE, write(0, 17, 1));
     fixture.rest();
     let elsewhere = [range(64, 1)];
-    assert_eq!(fixture.lane.admit(ONE, 4096, &elsewhere), Err(Refusal::NoSpace));
-    assert_eq!(fixture.lane.admit(ONE, 4096, &[range(20, 1)]), Ok(()));
+    assert_eq!(
+        fixture.lane.admit(Source::Client, ONE, &Demand::write(4096, &elsewhere)),
+        Err(Refusal::NoSpace)
+    );
+    assert_eq!(
+        fixture.lane.admit(Source::Client, ONE, &Demand::write(4096, &[range(20, 1)])),
+        Ok(())
+    );
     fixture.write(ONE, write(20, 1, 2));
-    assert_eq!(fixture.lane.admit(ONE, 0, &[]), Ok(()));
+    assert_eq!(fixture.lane.admit(Source::Client, ONE, &Demand::write(0, &[])), Ok(()));
     fixture.write(ONE, zero(0, 16));
     fixture.rest();
-    assert_eq!(fixture.lane.admit(ONE, 4096, &elsewhere), Ok(()));
+    assert_eq!(fixture.lane.admit(Source::Client, ONE, &Demand::write(4096, &elsewhere)), Ok(()));
     // Promised to this entry, not yet written back: nobody else gets it.
     fixture.append(ONE, 4, &[write(64, 1, 3)]);
     fixture.poll();
-    assert_eq!(fixture.lane.admit(ONE, 4096, &[range(80, 1)]), Err(Refusal::NoSpace));
+    assert_eq!(
+        fixture.lane.admit(Source::Client, ONE, &Demand::write(4096, &[range(80, 1)])),
+        Err(Refusal::NoSpace)
+    );
     fixture.settle();
     fixture.commit_all(ONE);
     fixture.rest();
@@ -498,7 +529,9 @@ fn what_is_not_appended_yet_counts() {
     let mut holds = |payload_bytes, extents| {
         fixture.lane.set_unappended(ONE, Unappended { payload_bytes, extents });
         fixture.poll();
-        [ONE, TWO].map(|member| fixture.lane.admit(member, 4096, &[range(0, 1)]))
+        [ONE, TWO].map(|member| {
+            fixture.lane.admit(Source::Client, member, &Demand::write(4096, &[range(0, 1)]))
+        })
     };
     assert_eq!(holds(2 * 4096, 1), [Ok(()), Ok(())]);
     // It may take less than it could: that will be known soon.

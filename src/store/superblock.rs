@@ -7,11 +7,12 @@
 //!  0 [u8;8] magic "HOLDDISK"          64 u64 incarnation
 //!  8 u32    CRC-32 of bytes 12..4096  72 u64 secret seed of the log
 //! 12 u16    format version, 1         80 u64 bytes of the log's ring
-//! 14 u16    copy number, 0 to 3       88 u64 largest size of the data file in bytes
+//! 14 u16    copy number, 0 to 3       88 u64 largest size of all data in bytes
 //! 16 u64    feature bits             96 u64 sequence of the log's tail
 //! 24 u64    sequence                 104 u64 offset of the log's tail
 //! 32 uuid   cluster                  112 u64 largest sequence of the log known durable
-//! 48 uuid   disk                     120 u16 lanes; zeroes from 122 on
+//! 48 uuid   disk                     120 u16 lanes; 122 zeroes
+//!                                    128 u64 size of a data file, 0: one for all; then zeroes
 //! ```
 //!
 //! Bytes 0 to 32 keep their place and meaning in every later version.
@@ -32,8 +33,10 @@ pub const FILE_BYTES: usize = COPIES * BLOCK_BYTES;
 
 /// The log may hold bypassed entries, whose payload is in slots of the data file.
 pub const FEATURE_BYPASS: u64 = 1;
+/// The data is in several files.
+pub const FEATURE_DATA_FILES: u64 = 2;
 /// Feature bits that this program knows.
-pub const FEATURES_KNOWN: u64 = FEATURE_BYPASS;
+pub const FEATURES_KNOWN: u64 = FEATURE_BYPASS | FEATURE_DATA_FILES;
 
 const MAGIC: [u8; 8] = *b"HOLDDISK";
 const VERSION: u16 = 1;
@@ -59,6 +62,8 @@ pub struct Superblock {
     pub seed: u64,
     pub wal_bytes: u64,
     pub data_bytes_max: u64,
+    /// Size of a data file, a multiple of the size of a slot. 0: all data is in one file.
+    pub data_file_bytes: u64,
     /// Sequence of the oldest batch that recovery reads, and its offset in bytes.
     pub tail_seq: u64,
     pub tail_offset: u64,
@@ -111,6 +116,8 @@ fn encode_copy(superblock: &Superblock, copy: u16) -> [u8; BLOCK_BYTES] {
         superblock.durable_seq,
     ]);
     fields.put_u16_le(superblock.lanes);
+    fields.put_slice(&[0; 6]);
+    fields.put_u64_le(superblock.data_file_bytes);
     let crc = crc32fast::hash(&page[CRC_END..]);
     page[..CRC_AT].copy_from_slice(&MAGIC);
     page[CRC_AT..CRC_END].copy_from_slice(&crc.to_le_bytes());
@@ -167,7 +174,7 @@ fn take_superblock(
     features: u64,
     sequence: u64,
 ) -> Result<Superblock, FieldError> {
-    Ok(Superblock {
+    let mut superblock = Superblock {
         features,
         sequence,
         cluster: fields.uuid()?,
@@ -180,7 +187,11 @@ fn take_superblock(
         tail_offset: fields.u64()?,
         durable_seq: fields.u64()?,
         lanes: fields.u16()?,
-    })
+        data_file_bytes: 0,
+    };
+    let _zeroes = [fields.u16()?, fields.u16()?, fields.u16()?];
+    superblock.data_file_bytes = fields.u64()?;
+    Ok(superblock)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ fn sample(sequence: u64) -> Superblock {
         seed: 0x5eed,
         wal_bytes: 1 << 30,
         data_bytes_max: 1 << 40,
+        data_file_bytes: 1 << 38,
         tail_seq: 12,
         tail_offset: 8192,
         durable_seq: 20 + sequence,

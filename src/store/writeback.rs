@@ -17,11 +17,13 @@ use crate::store::messages::{
 use crate::store::overlay::Content;
 use crate::store::read_repair::ReadRepair;
 use crate::store::round::{Install, Outcome, Round, Snapshot, Source, Update, moved_record};
-use crate::types::{BLOCK_BYTES, Block, Extent, MemberId, Mono};
+use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, Extent, MemberId, Mono};
 
 /// Extents of one round, at the lowest and the highest pressure.
 const EXTENTS_MIN: usize = 8;
 const EXTENTS_MAX: usize = 256;
+/// Extents that only lose blocks, for each of these: they write nothing to the data file.
+const ZEROED_PER_EXTENT: usize = 4;
 /// Data writes in flight at the same time.
 const WRITES_MIN: usize = 4;
 const WRITES_MAX: usize = 32;
@@ -69,9 +71,15 @@ impl WriteBack {
         writes_max: usize,
     ) {
         let (mut updates, mut uncovered) = (Vec::new(), Vec::new());
+        let mut room = extents_max * ZEROED_PER_EXTENT;
         for _ in 0..core.dirty.len().min(4 * extents_max) {
-            if updates.len() < extents_max {
-                updates.extend(take_dirty(core, repair, &mut uncovered));
+            if room == 0 {
+                break;
+            }
+            if let Some(update) = take_dirty(core, repair, &mut uncovered) {
+                let size = if update.only_zeroes() { 1 } else { ZEROED_PER_EXTENT };
+                room = room.saturating_sub(size);
+                updates.push(update);
             }
         }
         // Back to the front: at the end, one would hold the log's tail until all others are done.
@@ -184,7 +192,10 @@ impl WriteBack {
                 if record.is_none() {
                     return core.io.poison(format!("the index lost {key:?}"));
                 }
-                core.records.learn(key, record.clone());
+                // A record that is about to go takes no place of others in the cache.
+                if !update.only_zeroes() {
+                    core.records.learn(key, record.clone());
+                }
                 update.old = record;
             }
         }
@@ -251,7 +262,7 @@ impl WriteBack {
         let is_named = |old: &Slot| core.alloc.is_named(*old) && !planted!(NamedSlotWritten);
         match (old.filter(is_named), &update.source) {
             (Some(named), _) if !update.has_data() => return Ok(named),
-            (Some(_), Source::Overlay(_)) => return Err(Outcome::Parked),
+            (Some(_), Source::Overlay(..)) => return Err(Outcome::Parked),
             // The whole extent is here, so it can move.
             (Some(_), Source::Replace(_) | Source::Delete | Source::Move(_)) => {}
             (None, _) => {
@@ -262,7 +273,7 @@ impl WriteBack {
         }
         // A copy takes no slot promised to applied writes (rule `space-before-append`).
         let overlay = core.members[&update.key.member].overlay.get(update.key.extent);
-        let is_promised = matches!(update.source, Source::Overlay(_))
+        let is_promised = matches!(update.source, Source::Overlay(..))
             || overlay.is_some_and(|overlay| overlay.reserved);
         let may_take =
             is_promised || core.alloc.free_unreserved() > 0 || planted!(CopyTakesPromised);
@@ -333,7 +344,7 @@ impl WriteBack {
                 }
                 Outcome::Delete => {
                     if let Some(old) = old {
-                        core.records.committed(&update.key);
+                        core.records.deleted(&update.key);
                         core.alloc.free(old);
                     }
                 }
@@ -350,6 +361,7 @@ impl WriteBack {
         let (read, refused) = install.unzip();
         let mut refused = refused.unwrap_or_default();
         core.stale = true;
+        core.settled_extents += updates.len() as u64;
         for update in updates {
             let key = update.key;
             if let Some(adopted) = update.adopted.filter(|_| !update.outcome.is_done()) {
@@ -399,10 +411,12 @@ fn take_dirty(
     // Blocks newer than a bypassed entry wait for the next round.
     let bypassed = overlay.bypassed();
     let of_round = |index: u64| bypassed.is_none_or(|(bypassed, _)| index == bypassed);
-    let blocks = overlay.iter().filter(|(_, block)| of_round(block.index));
+    let blocks = overlay.written().filter(|(_, block)| of_round(block.index));
     let snapshots = blocks.map(|(position, block)| Snapshot::new(position, block, patch));
+    let zeroes = overlay.zeroes().iter().filter(|run| of_round(run.index)).copied();
     let newest = bypassed.map_or(overlay.newest(), |(index, _)| index);
-    let mut update = Update::new(key, newest, Source::Overlay(snapshots.collect()));
+    let source = Source::Overlay(snapshots.collect(), zeroes.collect());
+    let mut update = Update::new(key, newest, source);
     if let Some((_, slot)) = bypassed {
         update.adopted = Some(slot);
         core.alloc.adopt(slot);
@@ -412,7 +426,7 @@ fn take_dirty(
 
 /// Reads the payloads of an update that are not in memory; returns the number of effects.
 fn read_back(core: &mut Core, number: usize, update: &Update) -> usize {
-    let Source::Overlay(snapshots) = &update.source else { return 0 };
+    let Source::Overlay(snapshots, _) = &update.source else { return 0 };
     let member = &core.members[&update.key.member];
     let mut runs: Vec<(PayloadRun, u64)> = Vec::new();
     for (at, snapshot) in snapshots.iter().enumerate() {
@@ -442,7 +456,7 @@ fn read_back(core: &mut Core, number: usize, update: &Update) -> usize {
 
 /// Keeps the payloads that were read back; false: one fails its checksum.
 fn keep_payload(core: &Core, update: &mut Update, run: PayloadRun, done: Done) -> bool {
-    let Source::Overlay(snapshots) = &mut update.source else {
+    let Source::Overlay(snapshots, _) = &mut update.source else {
         unreachable!("only overlay blocks are read back");
     };
     let data = match done {
@@ -470,11 +484,10 @@ fn settle(
 ) {
     let (key, extent, done) = (update.key, update.key.extent, update.outcome.is_done());
     match update.source {
-        Source::Overlay(snapshots) if done => {
-            for snapshot in snapshots {
-                let at = Block(extent.first_block().0 + snapshot.position);
-                member.overlay.settle(at, snapshot.index);
-            }
+        Source::Overlay(snapshots, zeroes) if done => {
+            let mut written = [0; BLOCKS_PER_EXTENT as usize];
+            snapshots.iter().for_each(|it| written[it.position as usize] = it.index);
+            member.overlay.settle(extent, &written, &zeroes);
             repair.written_back(&key);
         }
         Source::Replace(_) if done => {
@@ -501,6 +514,6 @@ fn settle(
             // Nothing was applied, but the move has to become durable.
             clock.settled = Mono::default();
         }
-        Source::Overlay(_) | Source::Delete | Source::Move(_) => {}
+        Source::Overlay(..) | Source::Delete | Source::Move(_) => {}
     }
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
 
-use crate::limits::LISTING_EXTENTS_MAX;
+use crate::limits::{LISTING_EXTENTS_MAX, OVERLAY_BYTES_MAX};
 use crate::log::{Append, Applied, Change, HardState, LogEntry, Reset, WholeExtents};
 use crate::sim::rng::Rng;
 use crate::store::index::memory::MemoryIndex;
@@ -14,7 +14,7 @@ use crate::store::index::run;
 use crate::store::lane::{Lane, LaneConfig, LaneFiles, RecoveredMember};
 use crate::store::members_test::assert_counted;
 use crate::store::messages::*;
-use crate::store::open::{LaneFormat, format_lane};
+use crate::store::open::{LaneFormat, data_files, format_lane};
 use crate::testing::crash_disk::Disk;
 use crate::types::{
     BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, EXTENT_BYTES, MemberId, Mono, Segment,
@@ -88,6 +88,7 @@ pub const FORMAT: LaneFormat = LaneFormat {
     seed: 77,
     wal_bytes: 1 << 20,
     data_bytes_max: 12 * EXTENT_BYTES as u64,
+    data_file_bytes: 3 * EXTENT_BYTES as u64,
 };
 
 /// Blocks of every shard: 6 extents and a bit.
@@ -160,7 +161,7 @@ impl Model {
     }
 
     /// Forgets what was applied: a restart.
-    fn rewind(&mut self, to: u64) {
+    pub fn rewind(&mut self, to: u64) {
         for versions in &mut self.blocks {
             versions.retain(|(index, _)| *index <= to);
         }
@@ -265,13 +266,16 @@ impl Fixture {
         let config = LaneConfig {
             data_bytes_max,
             dirty_cache_bytes: 64 << 10,
+            overlay_bytes_max: OVERLAY_BYTES_MAX,
             index_cache_bytes: 4 * 192,
             log_tail_bytes: 96 << 10,
             bypass_bytes_min: usize::MAX,
             listing_extents: LISTING_EXTENTS_MAX,
         };
         let mut disk = Disk::new(wal_bytes, data_bytes_max);
-        let format = LaneFormat { wal_bytes, data_bytes_max, ..FORMAT };
+        // Files of a few slots, so that there are several; or one, as most disks have.
+        let data_file_bytes = if seed % 4 == 2 { 0 } else { FORMAT.data_file_bytes };
+        let format = LaneFormat { wal_bytes, data_bytes_max, data_file_bytes, ..FORMAT };
         format_lane(&mut disk, &format).unwrap();
         let mut index = MemoryIndex::default();
         let opened = Lane::open(config.clone(), disk.pool.clone(), &mut disk, &mut index);
@@ -437,7 +441,21 @@ impl Fixture {
         self.complete_one();
     }
 
+    /// Asserts that a transfer is within one data file.
+    fn in_one_file(&self, file: LaneFile, offset: u64, len: usize) {
+        if file == LaneFile::Data {
+            data_files(self.lane.superblock()).unwrap().locate(offset, len);
+        }
+    }
+
     pub fn carry_out(&mut self, effect: Effect) {
+        match &effect {
+            Effect::Write { file, offset, bufs, .. } => {
+                self.in_one_file(*file, *offset, bufs.iter().map(Bytes::len).sum());
+            }
+            Effect::Read { file, offset, len, .. } => self.in_one_file(*file, *offset, *len),
+            Effect::Sync { .. } | Effect::Index { .. } => {}
+        }
         let (op, done) = match effect {
             Effect::Write { op, file, offset, bufs, durable } => {
                 self.disk.file(file).write(offset, &bufs.concat(), durable);
@@ -663,7 +681,7 @@ impl Fixture {
         found
     }
 
-    fn reopen(&mut self) {
+    pub fn reopen(&mut self) {
         let found = self.reopen_unchecked();
         assert_eq!(found.len(), self.models.len());
         for found in found {

@@ -41,7 +41,12 @@ impl Fixture {
             wal: Wal::new(config.clone(), WalPosition::fresh()),
             config,
             pool: Pool::default(),
-            marks: Marks { tail_seq: BatchSeq(1), tail_offset: 0, durable_seq: BatchSeq(0) },
+            marks: Marks {
+                last_open: 1,
+                tail_seq: BatchSeq(1),
+                tail_offset: 0,
+                durable_seq: BatchSeq(0),
+            },
             written: BTreeMap::new(),
             groups: 0,
         }
@@ -91,6 +96,7 @@ impl Fixture {
 
     pub fn release_to(&mut self, seq: BatchSeq) {
         self.marks = Marks {
+            last_open: self.marks.last_open,
             tail_seq: seq,
             tail_offset: match self.written.get(&seq) {
                 Some((offset, _)) => *offset,
@@ -123,6 +129,7 @@ impl Fixture {
     pub fn reopen(&mut self) -> Recovered {
         self.config.incarnation += 1;
         let recovered = self.recover().expect("the log can be read");
+        self.marks.last_open = self.config.incarnation;
         self.wal = Wal::new(self.config.clone(), recovered.position.clone());
         recovered
     }

@@ -14,11 +14,12 @@ use raft::eraftpb::Message;
 use crate::front::nbd::wire;
 use crate::io::buffer::Pool;
 use crate::io::driver::{
-    Address, Buffers, Completion, Done, Driver, FileId, Op, OpenFile, RecvBufs, SocketId, Token,
-    Wake, Waker,
+    Address, Buffers, Completion, Disk as IoDisk, Done, Driver, FileId, Op, RecvBufs, SocketId,
+    Token, Wake, Waker,
 };
+use crate::io::file::ExclusiveFile;
 use crate::io::stream::StreamReader;
-use crate::limits::{Budgets, LISTING_EXTENTS_MAX, SocketLimits, TICK};
+use crate::limits::{Budgets, LISTING_EXTENTS_MAX, OVERLAY_BYTES_MAX, SocketLimits, TICK};
 use crate::net::handshake::{Identity, Purpose};
 use crate::net::incarnations::Incarnations;
 use crate::net::link::{Link, LinkEvent, Target};
@@ -28,7 +29,7 @@ use crate::replica::raft_message;
 use crate::store::index::memory::MemoryIndex;
 use crate::store::lane::{LaneConfig, LaneFiles as _};
 use crate::store::messages::{IndexJob, LaneFile, OpId};
-use crate::store::open::{LaneFormat, format_lane};
+use crate::store::open::{LaneFormat, data_files, format_lane};
 use crate::testing::crash_disk::Disk;
 use crate::testing::stream_fixture::{land, receive};
 use crate::types::{EXTENT_BYTES, MemberId, Mono, Origin, PodId, ShardId, ShardOp, Uuid, VolumeId};
@@ -48,6 +49,7 @@ pub const DISK: Uuid = Uuid([1; 16]);
 pub const VOLUME_BYTES: u64 = 16 << 20;
 const WAL_BYTES: u64 = 16 << 20;
 const DATA_BYTES: u64 = 1024 * EXTENT_BYTES as u64;
+const DATA_FILE_BYTES: u64 = 5 * EXTENT_BYTES as u64;
 /// Rounds until a test gives up waiting.
 const ROUNDS_MAX: u32 = 20_000;
 
@@ -89,9 +91,15 @@ const FOR_PEERS: SocketId = SocketId(u32::MAX - 1);
 const PEERS: &str = "peers";
 
 const LOG: FileId = FileId(LaneFile::Wal as u32);
+const DATA: u32 = LaneFile::Data as u32;
 
-fn lane_file(file: FileId) -> LaneFile {
-    [LaneFile::Superblock, LaneFile::Wal, LaneFile::Data][file.0 as usize]
+/// The lane's file, and where in it this file begins: the data is in several files.
+fn lane_file(file: FileId) -> (LaneFile, u64) {
+    match file.0 {
+        0 => (LaneFile::Superblock, 0),
+        1 => (LaneFile::Wal, 0),
+        _ => (LaneFile::Data, u64::from(file.0 - DATA) * DATA_FILE_BYTES),
+    }
 }
 
 impl Kernel {
@@ -104,12 +112,14 @@ impl Kernel {
             }
             Op::Write { file, offset, bufs, .. } => {
                 let bytes = bufs.concat();
-                self.disk.file(lane_file(file)).write(offset, &bytes, true);
+                let (file, start) = lane_file(file);
+                self.disk.file(file).write(start + offset, &bytes, true);
                 Ok(Done::Bytes(bytes.len()))
             }
             Op::Read { file, offset, mut buf } => {
-                let (at, len) = (offset as usize, buf.len());
-                buf.copy_from_slice(&self.disk.file(lane_file(file)).now[at..at + len]);
+                let (file, start) = lane_file(file);
+                let (at, len) = ((start + offset) as usize, buf.len());
+                buf.copy_from_slice(&self.disk.file(file).now[at..at + len]);
                 buffers = Buffers::Read(buf);
                 Ok(Done::Bytes(len))
             }
@@ -182,12 +192,12 @@ impl Driver for Fixture {
         self.0.borrow().now
     }
 
-    fn open(&mut self, file: &OpenFile) -> std::io::Result<FileId> {
+    fn add_file(&mut self, file: ExclusiveFile, _: IoDisk) -> std::io::Result<FileId> {
         panic!("{file:?}: the fixture opens the files itself")
     }
 
     fn size_bytes(&self, file: FileId) -> std::io::Result<u64> {
-        self.0.borrow_mut().disk.size_bytes(lane_file(file))
+        self.0.borrow_mut().disk.size_bytes(lane_file(file).0)
     }
 
     fn listen(&mut self, address: &Address) -> std::io::Result<(SocketId, Address)> {
@@ -263,6 +273,7 @@ impl Pod {
             seed: 9,
             wal_bytes: WAL_BYTES,
             data_bytes_max: DATA_BYTES,
+            data_file_bytes: DATA_FILE_BYTES,
         };
         format_lane(&mut kernel.disk, &format).expect("a new disk");
         let mut fixture = Fixture(Rc::new(RefCell::new(kernel)));
@@ -486,6 +497,7 @@ fn start(
     let config = LaneConfig {
         data_bytes_max: DATA_BYTES,
         dirty_cache_bytes: 1 << 20,
+        overlay_bytes_max: OVERLAY_BYTES_MAX,
         index_cache_bytes: 1 << 16,
         log_tail_bytes: 1 << 20,
         bypass_bytes_min: usize::MAX,
@@ -497,10 +509,12 @@ fn start(
         open_lane(config, &pool, &mut fixture.0.borrow_mut().disk, &mut *index.borrow_mut());
     let (lane, members) = opened.expect("what a pod wrote can be opened again");
     let file = |file: LaneFile| FileId(file as u32);
+    let places = data_files(lane.superblock()).expect("a disk of the fixture");
     let files = OpenFiles {
         superblock: file(LaneFile::Superblock),
         wal: file(LaneFile::Wal),
-        data: file(LaneFile::Data),
+        data: (DATA..).map(FileId).take(places.count()).collect(),
+        places,
     };
     let place = DiskPlace { disk: DISK, path: "fixture".to_owned(), lock: None };
     let runner = Box::new(Index { store: Rc::clone(index), inbox });

@@ -6,15 +6,15 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::io::buffer::is_aligned;
-use crate::limits::{BYPASS_BYTES_MIN, ENTRY_BYTES_MAX, READ_BYTES_MAX};
+use crate::limits::{BYPASS_BYTES_MIN, ENTRY_BYTES_MAX, READ_BYTES_MAX, ZERO_BYTES_MAX};
+use crate::planted::planted;
 use crate::types::{
     BLOCK_BYTES, Block, BlockOp, BlockRange, EXTENT_BYTES, ShardOp, VolumeId, ZeroHow, block_crc,
 };
 use crate::view::VolumeView;
 
-/// The longest range of one Zero or Status of a shard. These have no payload, but each extent has a
-/// cost.
-pub const ZERO_BYTES_MAX: u64 = 256 << 20;
+/// The longest range of one status query of a shard: it has no payload, but each extent has a cost.
+const STATUS_BYTES_MAX: u64 = 256 << 20;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -71,8 +71,8 @@ impl Layout {
     }
 
     /// Splits an operation within the volume into pieces of whole blocks, and partial blocks at the
-    /// edges of writes. No piece crosses a shard or exceeds its limit. Reads and status queries are
-    /// widened to whole blocks (see [`crate::volume::read`]), trims are narrowed.
+    /// edges of writes and trims. No piece crosses a shard or exceeds its limit. Reads and status
+    /// queries are widened to whole blocks (see [`crate::volume::read`]).
     pub fn cut(&self, op: &BlockOp, pieces: &mut Vec<Piece>) {
         match op {
             BlockOp::Read { offset, len } => {
@@ -83,7 +83,7 @@ impl Layout {
             }
             BlockOp::Status { offset, len } => {
                 let blocks = covering(*offset, u64::from(*len));
-                self.cut_blocks(blocks, ZERO_BYTES_MAX, pieces, |_, range| ShardOp::Status {
+                self.cut_blocks(blocks, STATUS_BYTES_MAX, pieces, |_, range| ShardOp::Status {
                     range,
                 });
             }
@@ -100,7 +100,9 @@ impl Layout {
                 });
             }
             BlockOp::Zero { offset, len, how } => {
-                if *how != ZeroHow::Trim {
+                // Parts of blocks are zeroed by trims, too: two trims that meet inside a block give
+                // it back (rule `trimmed-space-comes-back`).
+                if *how != ZeroHow::Trim || !planted!(TrimLeavesEdges) {
                     self.cut_edges(*offset, u64::from(*len), pieces, &|part| {
                         static ZEROES: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
                         Bytes::from_static(&ZEROES[..(part.end - part.start) as usize])
@@ -196,7 +198,6 @@ impl Layout {
 pub fn changed_blocks(op: &BlockOp) -> Option<Range<u64>> {
     let bytes = match op {
         BlockOp::Write { offset, data } => covering(*offset, data.len() as u64),
-        BlockOp::Zero { offset, len, how: ZeroHow::Trim } => within(*offset, u64::from(*len)),
         BlockOp::Zero { offset, len, .. } => covering(*offset, u64::from(*len)),
         BlockOp::Read { .. } | BlockOp::Flush | BlockOp::Status { .. } => return None,
     };
@@ -304,12 +305,8 @@ mod tests {
             BlockOp::Write { offset, data } => {
                 bytes[*offset as usize..][..data.len()].copy_from_slice(data);
             }
-            BlockOp::Zero { offset, len, how: ZeroHow::Free | ZeroHow::Keep } => {
+            BlockOp::Zero { offset, len, .. } => {
                 bytes[*offset as usize..][..*len as usize].fill(0);
-            }
-            BlockOp::Zero { offset, len, how: ZeroHow::Trim } => {
-                let blocks = within(*offset, u64::from(*len));
-                bytes[blocks.start as usize..blocks.end as usize].fill(0);
             }
             _ => {}
         }
@@ -354,6 +351,29 @@ mod tests {
             })
             .collect();
         assert_eq!(shapes, [(0, 1, 3996), (2, 1, 2148), (1, 1, 4096)]);
+    }
+
+    /// The kernel splits a large discard at 4 GiB less 512 bytes when it uses sectors of 512.
+    #[test]
+    fn trims_that_meet_inside_a_block_zero_all_of_it() {
+        let layout = layout(4, 64 << 10);
+        let mut bytes = vec![0xaa; 64 << 10];
+        for (offset, len) in [(0, (24 << 10) - 512), ((24 << 10) - 512, (40 << 10) + 512)] {
+            let mut pieces = Vec::new();
+            layout.cut(&BlockOp::Zero { offset, len, how: ZeroHow::Trim }, &mut pieces);
+            pieces.iter().for_each(|piece| carry_out(&layout, piece, &mut bytes));
+            let edges = |piece: &&Piece| matches!(piece.op, ShardOp::WritePartial { .. });
+            assert!(pieces.iter().filter(edges).all(|piece| !piece.op.needs_space()));
+        }
+        assert!(bytes.iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn broken_rules_are_noticed() {
+        crate::planted::assert_found(
+            crate::planted::Mistake::TrimLeavesEdges,
+            trims_that_meet_inside_a_block_zero_all_of_it,
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::types::{
     BLOCK_BYTES, BlockError, BlockOp, BlockReply, PodId, Segment, ShardReply, StatusRun,
+    zero_charge_bytes,
 };
 use crate::volume::layout::{self, Piece};
 use crate::volume::read;
@@ -58,7 +59,7 @@ impl PieceInFlight {
     pub fn bytes(&self) -> usize {
         match &self.piece.op {
             crate::types::ShardOp::Read { range } => range.bytes() as usize,
-            op => op.payload_bytes(),
+            op => op.charge_bytes(),
         }
     }
 }
@@ -76,7 +77,8 @@ impl Request {
                 (Wanted::Status(from..from + u64::from(*len)), 0)
             }
             BlockOp::Write { data, .. } => (Wanted::Done, data.len()),
-            BlockOp::Zero { .. } | BlockOp::Flush => (Wanted::Done, 0),
+            BlockOp::Zero { len, .. } => (Wanted::Done, zero_charge_bytes(u64::from(*len))),
+            BlockOp::Flush => (Wanted::Done, 0),
         };
         Request {
             conn,

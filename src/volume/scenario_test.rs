@@ -417,8 +417,6 @@ fn what_is_out_of_range_or_needs_nobody_is_answered_at_once() {
         (BlockOp::Read { offset: 1 << 30, len: 1 }, Err(BlockError::OutOfRange)),
         (BlockOp::Read { offset: u64::MAX, len: 2 }, Err(BlockError::OutOfRange)),
         (BlockOp::Read { offset: 0, len: 0 }, Err(BlockError::Invalid)),
-        // A trim of less than a block frees nothing.
-        (BlockOp::Zero { offset: 1, len: 4096, how: ZeroHow::Trim }, Ok(BlockReply::Done)),
     ];
     for (op, expected) in table {
         volume.request(CONN, 1, op);
@@ -458,6 +456,20 @@ fn bytes_in_flight_to_one_shard_are_bounded() {
     assert_eq!(volume.deadline(), None, "it waits for answers, not for time");
     volume.shard_result(at(0), sent[0].ticket, MemberId(1), TERM, Err(BlockError::MediaFault));
     assert_eq!(poll(&mut volume, at(0)).0.len(), 1);
+}
+
+/// A trim has no payload; what stores keep of it counts instead.
+#[test]
+fn trims_count_against_the_bounds_of_a_volume() {
+    let mut volume = led().with_bytes_max(1 << 20);
+    let trim = |len| BlockOp::Zero { offset: 0, len, how: ZeroHow::Trim };
+    volume.request(CONN, 0, trim(256 << 20));
+    assert!(volume.wants_requests(CONN));
+    volume.request(CONN, 1, trim(256 << 20));
+    assert!(!volume.wants_requests(CONN), "8192 extents of 128 bytes");
+    assert!(volume.wants_requests(ConnId(2)));
+    let (sent, _) = poll(&mut volume, at(0));
+    assert_eq!(sent.len(), 16, "in pieces of 16 MiB; the second waits for the first");
 }
 
 #[test]

@@ -262,15 +262,10 @@ impl World {
     fn new_write(&mut self, offset: usize, len: usize, kind: usize) -> (BlockOp, Kind) {
         self.writes += 1;
         let number = self.writes;
-        let (mut start, mut end) = (offset, offset + len);
+        let (start, end) = (offset, offset + len);
         let op = match kind {
             0 | 1 => {
-                let trim = kind == 0;
-                if trim {
-                    start = start.next_multiple_of(BLOCK_BYTES);
-                    end = (end - end % BLOCK_BYTES).max(start);
-                }
-                let how = if trim { ZeroHow::Trim } else { ZeroHow::Free };
+                let how = if kind == 0 { ZeroHow::Trim } else { ZeroHow::Free };
                 BlockOp::Zero { offset: offset as u64, len: len as u32, how }
             }
             _ => {

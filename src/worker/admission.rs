@@ -8,8 +8,9 @@ use bytes::Bytes;
 use raft::eraftpb::{Entry, Message};
 
 use crate::planted::planted;
+use crate::replica::command;
 use crate::replica::raft_message::{self, MessageError};
-use crate::store::lane::Refusal;
+use crate::store::lane::{Demand, Refusal, Source};
 use crate::types::{BlockError, BlockRange, MemberId, PodId, ShardOp};
 use crate::view::MemberView;
 use crate::worker::intake::Breach;
@@ -45,8 +46,16 @@ impl Admission<'_> {
             return None;
         }
         let lane = &self.lanes.get(runtime.lane).lane;
-        let refused = refusal(lane.admit(member, op.payload_bytes() as u64, &[op.range()]))
+        let (payload_bytes, zero_extents) = (op.payload_bytes() as u64, op.zero_extents());
+        let ranges = if op.needs_space() { &[op.range()][..] } else { &[] };
+        let demand = Demand { payload_bytes, ranges, zero_extents };
+        let refused = refusal(lane.admit(Source::Client, member, &demand))
             .or_else(|| self.lacks_space(runtime, member, op).then_some(BlockError::NoSpace));
+        let refused = refused.map(|error| match error {
+            // Trims are about to give space back here, so they are on the other replicas.
+            BlockError::NoSpace if lane.hopes_for_space() => BlockError::Busy,
+            error => error,
+        });
         // Changes that it has not applied yet may give space back.
         refused.map(|error| if role.serving { error } else { BlockError::Busy })
     }
@@ -54,7 +63,7 @@ impl Admission<'_> {
     /// True when a majority cannot take what needs new space (rule `space-before-append`).
     fn lacks_space(&self, runtime: &MemberRuntime, member: MemberId, op: &ShardOp) -> bool {
         let lane = &self.lanes.get(runtime.lane).lane;
-        if op.payload_bytes() == 0 || !lane.allocates(member, &[op.range()]) {
+        if !op.needs_space() || !lane.allocates(member, &[op.range()]) {
             return false;
         }
         let has_space = |peer: &&MemberView| {
@@ -125,16 +134,21 @@ impl Admission<'_> {
         while count > here {
             let taken = &entries[here..count];
             let payload_bytes = taken.iter().map(|entry| entry.data.len() as u64).sum();
-            let ranges: Vec<BlockRange> = ranges[here..count].iter().flatten().copied().collect();
-            let admitted = match count <= earlier && !planted!(EarlierTermsRefused) {
-                true => lane.admit_earlier_term(to, payload_bytes, &ranges),
-                false => lane.admit(to, payload_bytes, &ranges),
+            let written = taken.iter().zip(&ranges[here..count]);
+            let written = written.filter(|(entry, _)| !entry.data.is_empty());
+            let written: Vec<BlockRange> = written.filter_map(|(_, range)| *range).collect();
+            let zero_extents = taken.iter().map(|entry| command::zero_extents(&entry.context));
+            let demand =
+                Demand { payload_bytes, ranges: &written, zero_extents: zero_extents.sum() };
+            let source = match count <= earlier && !planted!(EarlierTermsRefused) {
+                true => Source::EarlierTerm,
+                false => Source::Leader,
             };
-            let Some(error) = refusal(admitted) else { break };
-            let (free_bytes, log_used_bytes) =
-                (lane.space().free_bytes, lane.space().log_used_bytes);
+            let Some(error) = refusal(lane.admit(source, to, &demand)) else { break };
+            let space = lane.space();
             tracing::debug!(
-                member = %to, payload_bytes, free_bytes, log_used_bytes, %error,
+                member = %to, payload_bytes, free_bytes = space.free_bytes,
+                log_used_bytes = space.log_used_bytes, overlay_bytes = space.overlay_bytes, %error,
                 "entries are refused"
             );
             count = match count > earlier && earlier > here {

@@ -6,10 +6,12 @@ use raft::eraftpb::{Entry, Message, MessageType};
 
 use super::pod_fixture::{Pod, view, volume};
 use crate::io::buffer::Pool;
-use crate::limits::{Budgets, ELECTION_TICKS, TICK};
+use crate::limits::{Budgets, ELECTION_TICKS, TICK, ZERO_EXTENTS_UNAPPLIED_MAX};
 use crate::planted::{Mistake, assert_found};
-use crate::replica::command::encode_write;
-use crate::types::{BLOCK_BYTES, Block, BlockRange, MemberId, Origin, PodId, ShardOp};
+use crate::replica::command::{EntryCommand, encode, encode_write};
+use crate::types::{
+    BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, MemberId, Origin, PodId, ShardOp,
+};
 use crate::view::MemberState;
 
 const FOLLOWER: MemberId = MemberId(11);
@@ -30,28 +32,47 @@ fn follower() -> Pod {
 
 /// Entries of these indexes, after one of the same term, as the leader sends them.
 fn append(indexes: std::ops::Range<u64>, entries_term: u64, commit: u64) -> Message {
+    let pool = Pool::default();
+    let entry = |index| Entry {
+        data: pool.copy(&[7; BLOCKS as usize * BLOCK_BYTES]),
+        context: context(index),
+        ..Entry::default()
+    };
+    append_of(indexes, entries_term, commit, entry)
+}
+
+/// Like `append`, of trims of 256 extents.
+fn append_trims(indexes: std::ops::Range<u64>, entries_term: u64) -> Message {
+    let range = BlockRange { first: Block(0), count: 256 * BLOCKS_PER_EXTENT };
+    let context = || encode(origin(), &EntryCommand::Zero { range, trim: true });
+    let entry = |_| Entry { context: context(), ..Entry::default() };
+    append_of(indexes, entries_term, 0, entry)
+}
+
+fn append_of(
+    indexes: std::ops::Range<u64>,
+    entries_term: u64,
+    commit: u64,
+    entry: impl Fn(u64) -> Entry,
+) -> Message {
     let mut message = Message::default();
     message.set_msg_type(MessageType::MsgAppend);
     (message.from, message.to, message.term) = (LEADER.0, FOLLOWER.0, TERM);
     message.index = indexes.start - 1;
     message.log_term = if message.index == 0 { 0 } else { entries_term };
     message.commit = commit;
-    let pool = Pool::default();
-    let entry = |index: u64| Entry {
-        index,
-        term: entries_term,
-        data: pool.copy(&[7; BLOCKS as usize * BLOCK_BYTES]),
-        context: context(index),
-        ..Entry::default()
-    };
+    let entry = |index| Entry { index, term: entries_term, ..entry(index) };
     message.set_entries(indexes.map(entry).collect::<Vec<Entry>>().into());
     message
 }
 
 fn context(index: u64) -> Bytes {
-    let origin = Origin { attachment_epoch: 0, front_end: PodId(2), session: 1 };
     let range = BlockRange { first: Block(index as u32 % 100 * 16), count: BLOCKS };
-    encode_write(origin, range, &[0; BLOCKS as usize])
+    encode_write(origin(), range, &[0; BLOCKS as usize])
+}
+
+fn origin() -> Origin {
+    Origin { attachment_epoch: 0, front_end: PodId(2), session: 1 }
 }
 
 /// Sends one entry after the other until one is refused; returns how many were taken.
@@ -123,8 +144,27 @@ fn a_new_leader_takes_no_more_than_its_log_has_room_for() {
     assert!(!pod.has_entry(FOLLOWER, more, FIRST_TERM), "{more}, and a follower takes {taken}");
 }
 
+/// All of them may be applied at once (rule `overlay-is-bounded`).
+#[test]
+fn a_follower_takes_few_unapplied_trims_and_all_of_an_earlier_term() {
+    const FEW: u64 = ZERO_EXTENTS_UNAPPLIED_MAX / 2 / 256;
+    for (term, taken) in [(TERM, FEW), (TERM - 1, 3 * FEW)] {
+        let mut pod = follower();
+        for index in 1..=3 * FEW {
+            pod.raft(append_trims(index..index + 1, term));
+            pod.round();
+        }
+        assert!(pod.has_entry(FOLLOWER, taken, term));
+        assert!(!pod.has_entry(FOLLOWER, taken + 1, term), "more than {taken} of term {term}");
+    }
+}
+
 #[test]
 fn broken_rules_are_noticed() {
+    assert_found(
+        Mistake::DiscardUncharged,
+        a_follower_takes_few_unapplied_trims_and_all_of_an_earlier_term,
+    );
     assert_found(Mistake::NewLeaderTakesAll, a_new_leader_takes_no_more_than_its_log_has_room_for);
     assert_found(Mistake::EntriesCountedTwice, entries_that_are_here_take_no_room_again);
     assert_found(Mistake::FullLogIsDeaf, a_follower_whose_log_is_full_hears_of_commits);

@@ -3,16 +3,21 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
 use crate::io::buffer::Pool;
-use crate::io::driver::OpenFile;
-use crate::io::file::{BlockingFile, sync_directory_of};
+use crate::io::file::OpenFile;
+use crate::io::file::{BlockingFile, ExclusiveFile, sync_directory_of};
+use crate::store::OpenError;
+use crate::store::data_files::{DataFiles, data_file_name};
 use crate::store::index::rocks::RocksIndex;
 use crate::store::lane;
 use crate::store::messages::LaneFile;
-use crate::store::open::{LaneFormat, format_lane};
+use crate::store::open::{LaneFormat, data_files, format_lane, read_superblock};
+use crate::store::superblock::Superblock;
 use crate::types::{BLOCK_BYTES, Uuid};
 use crate::worker::error::StartError;
 
@@ -21,6 +26,20 @@ pub const LANE: &str = "lane-0";
 /// A folder with this file is a disk.
 pub const SUPERBLOCK: &str = "superblock";
 
+/// Counts what a disk has answered.
+#[derive(Clone, Debug, Default)]
+pub struct Signs(pub Arc<AtomicU64>);
+
+impl Signs {
+    pub fn note(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct DiskOptions {
     pub path: PathBuf,
@@ -28,6 +47,8 @@ pub struct DiskOptions {
     pub known: Option<Uuid>,
     /// For a new disk, as `wal_bytes` is; the disk keeps both from then on.
     pub data_bytes_max: u64,
+    /// The largest data file: `DATA_FILE_BYTES` but in tests.
+    pub data_file_bytes: u64,
     pub wal_bytes: u64,
 }
 
@@ -101,7 +122,7 @@ fn refuse_foreign_files(path: &Path) -> Result<(), StartError> {
     }
 }
 
-/// Makes an empty log, an empty data file and an empty index, all durable.
+/// Makes an empty log, empty data files and an empty index, all durable.
 fn make_lane(lane: &Path, disk: &DiskOptions, pool: &Pool) -> Result<(), StartError> {
     if exists(lane)? {
         std::fs::remove_dir_all(lane).map_err(file_error("clear", lane))?;
@@ -111,16 +132,20 @@ fn make_lane(lane: &Path, disk: &DiskOptions, pool: &Pool) -> Result<(), StartEr
     create(&wal, pool)?
         .fill_with_zeroes(disk.wal_bytes)
         .map_err(|source| StartError::DiskFile { path: wal.clone(), source })?;
-    let data = lane.join("data");
-    create(&data, pool)?;
-    File::options()
-        .write(true)
-        .open(&data)
-        .and_then(|file| {
-            file.set_len(disk.data_bytes_max)?;
-            file.sync_all()
-        })
-        .map_err(file_error("set the length of", &data))?;
+    let places = DataFiles::new(disk.data_bytes_max, disk.data_file_bytes)
+        .expect("the bound of a data file is whole slots");
+    for number in 0..places.count() {
+        let data = lane.join(data_file_name(number));
+        create(&data, pool)?;
+        File::options()
+            .write(true)
+            .open(&data)
+            .and_then(|file| {
+                file.set_len(places.bytes_of(number))?;
+                file.sync_all()
+            })
+            .map_err(file_error("set the length of", &data))?;
+    }
     let index = lane.join("index");
     RocksIndex::create(&index)
         .map_err(|source| StartError::Index { path: disk.path.clone(), source })?;
@@ -134,7 +159,7 @@ fn make_superblock(
     pool: &Pool,
 ) -> Result<(), StartError> {
     create(superblock, pool)?;
-    let mut files = DiskFiles::open_with(superblock, lane, pool)?;
+    let mut files = DiskFiles::open_with(superblock, lane, pool, &Signs::default())?;
     format_lane(&mut files, format)
         .map_err(|source| StartError::Open { path: superblock.to_owned(), source: source.into() })
 }
@@ -170,54 +195,107 @@ fn new_identity(cluster: Uuid, disk: &DiskOptions) -> Result<LaneFormat, StartEr
         seed: u64::from_le_bytes(seed),
         wal_bytes: disk.wal_bytes,
         data_bytes_max: disk.data_bytes_max,
+        data_file_bytes: disk.data_file_bytes,
     })
 }
 
 /// Blocking access to a disk's files.
 pub struct DiskFiles {
+    lane: PathBuf,
+    pool: Pool,
     superblock: BlockingFile,
     wal: BlockingFile,
-    data: BlockingFile,
+    /// Empty until [`DiskFiles::open_data`].
+    data: Vec<BlockingFile>,
+    places: Option<DataFiles>,
+    signs: Signs,
 }
 
 impl DiskFiles {
-    pub fn open(path: &Path, pool: &Pool) -> Result<DiskFiles, StartError> {
-        DiskFiles::open_with(&path.join(SUPERBLOCK), &path.join(LANE), pool)
+    /// Opens superblock and log. Every transfer is noted in `signs`.
+    pub fn open(path: &Path, pool: &Pool, signs: &Signs) -> Result<DiskFiles, StartError> {
+        DiskFiles::open_with(&path.join(SUPERBLOCK), &path.join(LANE), pool, signs)
     }
 
-    fn open_with(superblock: &Path, lane: &Path, pool: &Pool) -> Result<DiskFiles, StartError> {
-        let open = |path: PathBuf| {
-            BlockingFile::open(&OpenFile { path: path.clone(), create: false }, pool.clone())
-                .map_err(|source| StartError::DiskFile { path, source })
-        };
+    fn open_with(
+        superblock: &Path,
+        lane: &Path,
+        pool: &Pool,
+        signs: &Signs,
+    ) -> Result<DiskFiles, StartError> {
         Ok(DiskFiles {
-            superblock: open(superblock.to_owned())?,
-            wal: open(lane.join("wal"))?,
-            data: open(lane.join("data"))?,
+            superblock: open_file(superblock.to_owned(), pool)?,
+            wal: open_file(lane.join("wal"), pool)?,
+            lane: lane.to_owned(),
+            pool: pool.clone(),
+            data: Vec::new(),
+            places: None,
+            signs: signs.clone(),
         })
     }
 
-    fn file(&self, file: LaneFile) -> &BlockingFile {
+    /// Reads the superblock, and opens the data files that it names.
+    pub fn open_data(&mut self) -> Result<(Superblock, DataFiles), StartError> {
+        let path = self.lane.parent().unwrap_or(&self.lane).to_owned();
+        let failed = |source: OpenError| StartError::Open { path, source: source.into() };
+        let found = read_superblock(self)
+            .and_then(|superblock| data_files(&superblock).map(|places| (superblock, places)));
+        let (superblock, places) = found.map_err(failed)?;
+        self.data = (0..places.count())
+            .map(|number| open_file(self.lane.join(data_file_name(number)), &self.pool))
+            .collect::<Result<_, _>>()?;
+        self.places = Some(places);
+        Ok((superblock, places))
+    }
+
+    /// The file that has this range, and the offset in it.
+    fn locate(&self, file: LaneFile, offset: u64, len: usize) -> (&BlockingFile, u64) {
         match file {
-            LaneFile::Superblock => &self.superblock,
-            LaneFile::Wal => &self.wal,
-            LaneFile::Data => &self.data,
+            LaneFile::Superblock => (&self.superblock, offset),
+            LaneFile::Wal => (&self.wal, offset),
+            LaneFile::Data => {
+                let places = self.places.expect("the data files are open");
+                let (number, offset) = places.locate(offset, len);
+                (&self.data[number], offset)
+            }
         }
     }
 }
 
+fn open_file(path: PathBuf, pool: &Pool) -> Result<BlockingFile, StartError> {
+    BlockingFile::open(&OpenFile { path: path.clone(), create: false }, pool.clone())
+        .map_err(|source| StartError::DiskFile { path, source })
+}
+
+/// The files of a disk, locked for the driver.
+pub struct LockedFiles {
+    pub superblock: ExclusiveFile,
+    pub wal: ExclusiveFile,
+    pub data: Vec<ExclusiveFile>,
+}
+
 impl lane::LaneFiles for DiskFiles {
     fn read(&mut self, file: LaneFile, offset: u64, len: usize) -> std::io::Result<Bytes> {
-        self.file(file).read_at(offset, len)
+        let (file, offset) = self.locate(file, offset, len);
+        let read = file.read_at(offset, len);
+        self.signs.note();
+        read
     }
 
     fn write(&mut self, file: LaneFile, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
         assert!(bytes.len().is_multiple_of(BLOCK_BYTES), "whole blocks are written");
-        self.file(file).write_at(offset, bytes)
+        let (file, offset) = self.locate(file, offset, bytes.len());
+        let written = file.write_at(offset, bytes);
+        self.signs.note();
+        written
     }
 
     fn size_bytes(&mut self, file: LaneFile) -> std::io::Result<u64> {
-        self.file(file).size_bytes()
+        match file {
+            LaneFile::Superblock => self.superblock.size_bytes(),
+            LaneFile::Wal => self.wal.size_bytes(),
+            LaneFile::Data => self.data.iter().map(BlockingFile::size_bytes).sum(),
+        }
     }
 }
 
@@ -226,7 +304,8 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::store::open::{WAL_BYTES_MIN, read_superblock};
+    use crate::store::lane::LaneFiles;
+    use crate::store::open::WAL_BYTES_MIN;
 
     const CLUSTER: Uuid = Uuid([1; 16]);
 
@@ -236,17 +315,20 @@ mod tests {
         let folder = tempfile::tempdir_in(binary.parent().unwrap()).unwrap();
         let path = folder.path().to_owned();
         let (data_bytes_max, wal_bytes) = (4 << 20, WAL_BYTES_MIN);
-        (folder, DiskOptions { path, known: None, data_bytes_max, wal_bytes })
+        // Three data files: of 1.5 MiB, 1.5 MiB and 1 MiB.
+        let data_file_bytes = 3 << 19;
+        (folder, DiskOptions { path, known: None, data_bytes_max, data_file_bytes, wal_bytes })
     }
 
     fn is_whole(disk: &DiskOptions) {
         let path = &disk.path;
         assert!(is_formatted(path).unwrap());
         assert!(!path.join("superblock.new").exists() && !path.join("lane-0.new").exists());
-        let mut files = DiskFiles::open(path, &Pool::default()).unwrap();
-        assert_eq!(read_superblock(&mut files).unwrap().cluster, CLUSTER);
+        let mut files = DiskFiles::open(path, &Pool::default(), &Signs::default()).unwrap();
+        assert_eq!(files.open_data().unwrap().0.cluster, CLUSTER);
         assert_eq!(files.wal.size_bytes().unwrap(), disk.wal_bytes);
-        assert_eq!(files.data.size_bytes().unwrap(), disk.data_bytes_max);
+        let sizes: Vec<u64> = files.data.iter().map(|file| file.size_bytes().unwrap()).collect();
+        assert_eq!(sizes, [3 << 19, 3 << 19, 1 << 20]);
         RocksIndex::open(&path.join(LANE).join("index")).unwrap();
     }
 
@@ -297,6 +379,43 @@ mod tests {
         assert!(matches!(refused, StartError::NoSuperblock { .. }), "{refused}");
         fs::rename(elsewhere.path(), disk.path.join(SUPERBLOCK)).unwrap();
         is_whole(&disk);
+    }
+
+    #[test]
+    fn each_byte_of_the_data_has_a_place_in_one_file() {
+        let (_folder, disk) = folder();
+        format(CLUSTER, &disk, &Pool::default()).unwrap();
+        let mut files = DiskFiles::open(&disk.path, &Pool::default(), &Signs::default()).unwrap();
+        files.open_data().unwrap();
+        let slots = (0..disk.data_bytes_max).step_by(crate::types::EXTENT_BYTES);
+        for (number, offset) in slots.clone().enumerate() {
+            files.write(LaneFile::Data, offset, &[number as u8 + 1; BLOCK_BYTES]).unwrap();
+        }
+        for (number, offset) in slots.enumerate() {
+            let read = files.read(LaneFile::Data, offset, BLOCK_BYTES).unwrap();
+            assert!(read.iter().all(|byte| *byte == number as u8 + 1), "{number}");
+        }
+        let last = fs::read(disk.path.join(LANE).join("data-2")).unwrap();
+        assert_eq!((last.len(), last[0]), (1 << 20, 49));
+        fs::remove_file(disk.path.join(LANE).join("data-1")).unwrap();
+        let mut files = DiskFiles::open(&disk.path, &Pool::default(), &Signs::default()).unwrap();
+        let refused = files.open_data().unwrap_err();
+        assert!(matches!(refused, StartError::DiskFile { .. }), "{refused}");
+    }
+
+    /// ext4 has no file of 16 TiB.
+    #[test]
+    fn a_disk_larger_than_any_file_is_formatted() {
+        let (_folder, mut disk) = folder();
+        disk.data_bytes_max = 40 << 40;
+        disk.data_file_bytes = crate::limits::DATA_FILE_BYTES;
+        format(CLUSTER, &disk, &Pool::default()).unwrap();
+        let mut files = DiskFiles::open(&disk.path, &Pool::default(), &Signs::default()).unwrap();
+        files.open_data().unwrap();
+        assert_eq!(files.size_bytes(LaneFile::Data).unwrap(), 40 << 40);
+        let last = (40 << 40) - BLOCK_BYTES as u64;
+        files.write(LaneFile::Data, last, &[7; BLOCK_BYTES]).unwrap();
+        assert_eq!(files.read(LaneFile::Data, last, BLOCK_BYTES).unwrap()[..], [7; BLOCK_BYTES]);
     }
 
     #[test]

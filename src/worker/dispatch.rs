@@ -229,7 +229,10 @@ impl Worker {
         self.scratch.outputs = outputs;
         if let Some(runtime) = self.members.get(member) {
             let unappended = runtime.member.unappended();
-            self.lanes.get_mut(runtime.lane).lane.set_unappended(member, unappended);
+            let zeroes = runtime.member.unapplied_zeroes();
+            let lane = &mut self.lanes.get_mut(runtime.lane).lane;
+            lane.set_unappended(member, unappended);
+            lane.set_unapplied_zeroes(member, zeroes);
         }
     }
 

@@ -48,6 +48,11 @@ pub enum StartError {
     )]
     Busy { path: PathBuf },
     #[error(
+        "the disk {path} does not answer: the pod was started without it. Look at the device; the \
+         pod takes the disk back when it is started again"
+    )]
+    Silent { path: PathBuf },
+    #[error(
         "the disk {path} belongs to cluster {theirs}, but this pod is of cluster {ours}: give \
          the pod an empty folder, or start it in the cluster that the disk belongs to"
     )]
@@ -91,6 +96,7 @@ impl StartError {
             }
             StartError::DiskFile { .. }
             | StartError::Busy { .. }
+            | StartError::Silent { .. }
             | StartError::Open { .. }
             | StartError::Index { .. } => true,
             _ => false,
@@ -109,4 +115,19 @@ pub enum OpenLaneError {
     Meta(#[from] MetaError),
     #[error("entry {index} is of a type that this version does not know")]
     EntryType { index: u64 },
+}
+
+/// A worker that fails takes its process with it: a pod without a data path must not look alive.
+pub(super) fn or_die(run: impl FnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the data path failed; this pod ends");
+            std::process::abort();
+        }
+        Err(_) => {
+            tracing::error!("the data path panicked; this pod ends");
+            std::process::abort();
+        }
+    }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use crate::io::buffer::Pool;
 use crate::io::driver::{Buffers, Completion, Done as IoDone, Driver, FileId, Op};
+use crate::planted::planted;
+use crate::store::data_files::DataFiles;
 use crate::store::lane::Lane;
 use crate::store::messages::{Done, Effect, Event, LaneFile, OpId};
 use crate::types::{BlockRange, MemberId, Mono, Uuid};
@@ -79,11 +81,44 @@ impl Lanes {
 }
 
 /// The open files of a disk.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct OpenFiles {
     pub superblock: FileId,
     pub wal: FileId,
-    pub data: FileId,
+    /// As many as `places` says.
+    pub data: Vec<FileId>,
+    pub places: DataFiles,
+}
+
+impl OpenFiles {
+    /// The file that has this range of a lane's file, and the offset in it.
+    fn locate(&self, file: LaneFile, offset: u64, len: usize) -> (FileId, u64) {
+        match file {
+            LaneFile::Superblock => (self.superblock, offset),
+            LaneFile::Wal => (self.wal, offset),
+            LaneFile::Data => {
+                let (number, offset) = self.places.locate(offset, len);
+                (self.data[number], offset)
+            }
+        }
+    }
+
+    fn all_of(&self, file: LaneFile) -> &[FileId] {
+        match file {
+            LaneFile::Superblock => std::slice::from_ref(&self.superblock),
+            LaneFile::Wal => std::slice::from_ref(&self.wal),
+            LaneFile::Data if planted!(OneDataFileSynced) => &self.data[..1],
+            LaneFile::Data => &self.data,
+        }
+    }
+}
+
+/// A sync in flight, of one or more files.
+struct SyncInFlight {
+    op: OpId,
+    left: usize,
+    /// What the first file that failed said.
+    failed: Option<Done>,
 }
 
 /// The disk of a lane.
@@ -107,6 +142,7 @@ pub struct LaneRuntime {
     announced: Option<(u64, Mono)>,
     /// Effects that the driver has not got yet.
     pending: Vec<Effect>,
+    syncs: Vec<SyncInFlight>,
     /// Writes in flight that appends wait for, and their start, oldest first.
     log_writes: Vec<(OpId, Mono)>,
     /// The oldest operation in flight, and since when it was seen to be the oldest.
@@ -125,7 +161,7 @@ impl LaneRuntime {
         pool: Pool,
     ) -> LaneRuntime {
         let (poisoned, announced, oldest) = (None, None, None);
-        let (pending, log_writes) = (Vec::new(), Vec::new());
+        let (pending, log_writes, syncs) = (Vec::new(), Vec::new(), Vec::new());
         LaneRuntime {
             lane,
             place,
@@ -134,6 +170,7 @@ impl LaneRuntime {
             poisoned,
             announced,
             pending,
+            syncs,
             log_writes,
             oldest,
             number,
@@ -163,16 +200,20 @@ impl LaneRuntime {
                 if durable && file != LaneFile::Superblock {
                     self.log_writes.push((op, now));
                 }
-                let file = self.file(file);
+                let len = bufs.iter().map(bytes::Bytes::len).sum();
+                let (file, offset) = self.files.locate(file, offset, len);
                 driver.submit(target(op), Op::Write { file, offset, bufs, durable });
             }
             Effect::Read { op, file, offset, len } => {
-                let (file, buf) = (self.file(file), self.pool.take(len));
+                let (file, offset) = self.files.locate(file, offset, len);
+                let buf = self.pool.take(len);
                 driver.submit(target(op), Op::Read { file, offset, buf });
             }
             Effect::Sync { op, file } => {
                 let token = Target::LaneSync(self.number, op).token();
-                driver.submit(token, Op::Sync { file: self.file(file) });
+                let files = self.files.all_of(file);
+                self.syncs.push(SyncInFlight { op, left: files.len(), failed: None });
+                files.iter().for_each(|file| driver.submit(token, Op::Sync { file: *file }));
             }
             Effect::Index { op, job } => self.index.submit(op, job),
         }
@@ -192,7 +233,25 @@ impl LaneRuntime {
             (Ok(_), _) if is_sync => Done::Synced,
             (Ok(_), _) => Done::Written,
         };
-        self.lane.complete(op, done);
+        let done = if is_sync { self.synced(op, done) } else { Some(done) };
+        if let Some(done) = done {
+            self.lane.complete(op, done);
+        }
+    }
+
+    /// One file of a sync has ended: returns the end of the whole, when it is the last one.
+    fn synced(&mut self, op: OpId, done: Done) -> Option<Done> {
+        let position = self.syncs.iter().position(|sync| sync.op == op);
+        let position = position.expect("a sync that is in flight");
+        let sync = &mut self.syncs[position];
+        sync.left -= 1;
+        if !matches!(done, Done::Synced) {
+            sync.failed.get_or_insert(done);
+        }
+        if sync.left > 0 {
+            return None;
+        }
+        Some(self.syncs.swap_remove(position).failed.unwrap_or(Done::Synced))
     }
 
     /// The disk and its free bytes, when they changed or a sign of life to other pods is due.
@@ -218,12 +277,27 @@ impl LaneRuntime {
         overdue(self.log_writes.first(), LOG_WRITE_HUNG)
             || overdue(self.oldest.as_ref(), OPERATION_HUNG)
     }
+}
 
-    fn file(&self, file: LaneFile) -> FileId {
-        match file {
-            LaneFile::Superblock => self.files.superblock,
-            LaneFile::Wal => self.files.wal,
-            LaneFile::Data => self.files.data,
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::planted::{Mistake, assert_found};
+    use crate::types::EXTENT_BYTES;
+
+    #[test]
+    fn a_sync_is_of_all_data_files() {
+        let slot = EXTENT_BYTES as u64;
+        let places = DataFiles::new(5 * slot, 2 * slot).expect("whole slots");
+        let data: Vec<FileId> = (2..5).map(FileId).collect();
+        assert_eq!(places.count(), data.len());
+        let files = OpenFiles { superblock: FileId(0), wal: FileId(1), data, places };
+        assert_eq!(files.all_of(LaneFile::Wal), [FileId(1)]);
+        assert_eq!(files.all_of(LaneFile::Data), [FileId(2), FileId(3), FileId(4)]);
+    }
+
+    #[test]
+    fn broken_rules_are_noticed() {
+        assert_found(Mistake::OneDataFileSynced, a_sync_is_of_all_data_files);
     }
 }

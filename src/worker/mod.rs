@@ -34,6 +34,8 @@ mod mailbox_test;
 mod members;
 mod observer;
 mod offers;
+mod opening;
+mod options;
 mod owed;
 mod peers;
 #[cfg(test)]
@@ -44,6 +46,7 @@ mod pod_test;
 mod read_repair;
 mod reads;
 mod reconcile;
+mod recovery;
 mod reports;
 mod requests;
 mod rests;
@@ -74,8 +77,10 @@ pub use index_thread::{IndexRunner, execute};
 pub use lanes::{DiskPlace, LaneRuntime, OpenFiles};
 pub use mailbox::{Receiver, Sender, Wake, mailbox};
 pub use observer::Observer;
+pub use options::StartOptions;
+pub use recovery::open_lane;
 pub use round::{Worker, WorkerCommand};
-pub use start::{DataPath, PodDisk, StartOptions, open_lane, start};
+pub use start::{DataPath, PodDisk, start};
 
 /// The fixed settings of a worker.
 #[derive(Clone, Debug)]

@@ -8,6 +8,7 @@
 #![allow(dead_code, reason = "every test program uses another part of this")]
 
 pub mod disk;
+pub mod hanging;
 pub mod mounted;
 pub mod nbd;
 pub mod ports;

@@ -32,6 +32,14 @@ pub fn run_as_root(program: &str, arguments: &[&str]) -> String {
     }
 }
 
+/// Like [`try_run`], as root.
+pub fn try_run_as_root(program: &str, arguments: &[&str]) -> Output {
+    match rustix::process::geteuid().is_root() {
+        true => try_run(program, arguments),
+        false => try_run("sudo", &[&["-n", program], arguments].concat()),
+    }
+}
+
 /// Pseudorandom bytes of a seed.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len + 8);

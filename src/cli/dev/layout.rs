@@ -84,7 +84,7 @@ impl Layout {
             let directory = root.join(format!("pod-{number}"));
             let first = layout.pods.first().map(|pod: &PodLayout| pod.config.api.listen);
             let disk = Disk { path: directory.join("disk-1"), size, wal_size };
-            let config = config(&directory, &listen, first, disk);
+            let config = config(&directory, &listen, first, disk)?;
             config.validate()?;
             layout.pods.push(PodLayout { number, directory, config });
         }
@@ -175,10 +175,17 @@ impl Listeners {
     }
 }
 
-fn config(directory: &Path, listen: &Listeners, first: Option<SocketAddr>, disk: Disk) -> Config {
-    let before = Config::load(&directory.join("holdfast.toml")).ok();
+fn config(
+    directory: &Path,
+    listen: &Listeners,
+    first: Option<SocketAddr>,
+    disk: Disk,
+) -> anyhow::Result<Config> {
+    let file = directory.join("holdfast.toml");
+    // One that cannot be read may name other disks than the usual one.
+    let before = if file.exists() { Some(Config::load(&file)?) } else { None };
     let disks = before.map(|config| config.disks).filter(|disks| !disks.is_empty());
-    Config {
+    Ok(Config {
         data: directory.join("data"),
         init: first.is_none(),
         join: first.iter().map(SocketAddr::to_string).collect(),
@@ -196,7 +203,7 @@ fn config(directory: &Path, listen: &Listeners, first: Option<SocketAddr>, disk:
         budgets: Default::default(),
         log: Log { level: "info".to_owned(), format: LogFormat::Json },
         disks: disks.unwrap_or_else(|| vec![disk]),
-    }
+    })
 }
 
 fn merge(table: &mut toml::Table, setting: &toml::Table) {

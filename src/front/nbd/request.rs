@@ -8,7 +8,7 @@ use crate::front::nbd::messages::{Export, SessionOutput};
 use crate::front::nbd::option::Negotiated;
 use crate::front::nbd::wire::{self, RequestHeader, chunk, command, command_flag};
 use crate::limits::REQUEST_BYTES_MAX;
-use crate::types::{BlockError, BlockOp, BlockReply, Segment, ZeroHow};
+use crate::types::{BlockError, BlockOp, BlockReply, Segment, ZeroHow, zero_charge_bytes};
 
 /// A status query is cut to this length; the protocol allows shorter answers.
 const STATUS_BYTES_MAX: u32 = 256 << 20;
@@ -111,11 +111,13 @@ fn writes(command: u16) -> bool {
     matches!(command, command::WRITE | command::TRIM | command::WRITE_ZEROES)
 }
 
-/// Bytes that a request occupies until its reply is sent: its own data or its answer's.
+/// Bytes that a request occupies until its reply is sent: its own data or its answer's, or the
+/// memory that stores will take for it.
 pub(super) fn charge_bytes(header: &RequestHeader) -> usize {
     match header.command {
         command::READ | command::WRITE => header.length as usize,
         command::BLOCK_STATUS => 8 * STATUS_RUNS_MAX,
+        command::TRIM | command::WRITE_ZEROES => zero_charge_bytes(u64::from(header.length)),
         _ => 0,
     }
 }

@@ -256,6 +256,24 @@ fn bytes_are_bounded(mut client: Client, bytes_max: usize) {
     assert_eq!(client.requests.len(), 1);
 }
 
+/// A trim has no payload, and stores keep something of each of its extents.
+#[test]
+fn trims_in_flight_are_bounded_and_one_is_always_taken() {
+    let mut client = Client::open_with(false, 1 << 20);
+    client.receive(&request(0, command::TRIM, 0, 0, u32::MAX - 511), usize::MAX);
+    assert_eq!(client.requests.len(), 1, "more than the bound, and alone");
+    client.receive(&request(0, command::WRITE_ZEROES, 1, 0, 4096), usize::MAX);
+    assert_eq!(client.requests.len(), 1);
+    assert!(!client.session.wants_input());
+    let (handle, _) = client.requests.pop().unwrap();
+    client.session.reply(handle, Ok(BlockReply::Done), &mut client.out);
+    client.collect(false);
+    client.session.sent(16);
+    client.session.feed(&mut client.reader, &EXPORTS, &mut client.out);
+    client.collect(false);
+    assert_eq!(client.requests.len(), 1);
+}
+
 /// A stream that opens an export and then asks for all sorts of things.
 fn any_stream() -> impl Strategy<Value = Vec<u8>> {
     let one = (0u16..9, 0u16..32, prop_oneof![0u64..20_000, SIZE_BYTES - 9000..SIZE_BYTES + 10]);

@@ -7,12 +7,17 @@ use std::sync::Arc;
 use io_uring::IoUring;
 
 use super::slots::Target;
-use crate::io::driver::Token;
+use crate::io::driver::{Disk, Token};
+use crate::io::file;
 
 /// An open file or socket.
 pub(super) struct Handle {
     fd: Arc<OwnedFd>,
     pub is_socket: bool,
+    /// Of a file.
+    pub disk: Disk,
+    /// An operation on this file that has to wait may delay others in the ring.
+    pub delays_others: bool,
     /// Connections accepted from it are TCP.
     pub is_tcp: bool,
     /// Slots of the operations in flight on a socket.
@@ -22,8 +27,9 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    pub fn file(fd: OwnedFd) -> Handle {
-        Handle::new(fd, false, false)
+    pub fn file(fd: OwnedFd, disk: Disk) -> Handle {
+        let delays_others = !file::waits_alone(&fd);
+        Handle { disk, delays_others, ..Handle::new(fd, false, false) }
     }
 
     pub fn socket(fd: OwnedFd, is_tcp: bool) -> Handle {
@@ -36,7 +42,9 @@ impl Handle {
     }
 
     fn new(fd: OwnedFd, is_socket: bool, is_tcp: bool) -> Handle {
-        Handle { fd: Arc::new(fd), is_socket, is_tcp, in_flight: Vec::new(), closing: None }
+        let (disk, in_flight, closing) = (Disk(0), Vec::new(), None);
+        let fd = Arc::new(fd);
+        Handle { fd, is_socket, disk, delays_others: false, is_tcp, in_flight, closing }
     }
 }
 

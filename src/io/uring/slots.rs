@@ -60,6 +60,9 @@ pub(super) struct Slot {
     total_bytes: usize,
     header: libc::msghdr,
     address: Option<SockAddr>,
+    /// A send that ends at once: with nothing sent while the socket's buffer is full. The driver
+    /// then starts it again, to wait.
+    at_once: bool,
 }
 
 /// The slots. They are boxed because the kernel holds pointers into them.
@@ -134,6 +137,7 @@ impl Slot {
             // SAFETY: a msghdr of zeroes is a valid, empty one.
             header: unsafe { mem::zeroed() },
             address: None,
+            at_once: false,
         }
     }
 
@@ -143,6 +147,7 @@ impl Slot {
         self.handle = handle;
         self.target = target;
         self.retries_left = RETRIES_MAX;
+        self.at_once = false;
         gather_op(&mut self.gather, &mut op);
         self.total_bytes = self.gather.remaining_bytes();
         self.op = Some(op);
@@ -151,6 +156,16 @@ impl Slot {
     /// Sets the address of a `Connect`.
     pub fn set_address(&mut self, address: SockAddr) {
         self.address = Some(address);
+    }
+
+    /// Makes this `Send` end at once, whatever the socket's buffer takes.
+    pub fn set_at_once(&mut self) {
+        self.at_once = true;
+    }
+
+    /// The operation, while it is in flight.
+    pub fn op(&self) -> &Op {
+        self.op.as_ref().expect("in use")
     }
 
     pub fn is_connect(&self) -> bool {
@@ -199,8 +214,9 @@ impl Slot {
                 self.header.msg_iov = window.as_ptr().cast_mut();
                 self.header.msg_iovlen = window.len() as _;
                 // With WAITALL the kernel continues a short send itself.
+                let wait = if self.at_once { libc::MSG_DONTWAIT } else { libc::MSG_WAITALL };
                 opcode::SendMsg::new(fd, &raw const self.header)
-                    .flags((libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32)
+                    .flags((libc::MSG_NOSIGNAL | wait) as u32)
                     .build()
             }
             Op::Accept { .. } => {
@@ -220,6 +236,10 @@ impl Slot {
     /// Interprets the kernel's answer: bytes, a descriptor, or a negative errno. On a socket that
     /// is `closing` no operation starts again.
     pub fn judge(&mut self, result: i32, closing: bool) -> Verdict {
+        let was_at_once = std::mem::take(&mut self.at_once);
+        if was_at_once && result == -libc::EAGAIN && !closing {
+            return Verdict::Again;
+        }
         let Ok(count) = usize::try_from(result) else {
             let never_began = matches!(-result, libc::EINTR | libc::EAGAIN);
             if never_began && !closing && self.retries_left > 0 {

@@ -47,6 +47,7 @@ impl Scenario {
         let shape = Shape {
             theme: None,
             further_volumes: 0,
+            further_shards: None,
             wire: None,
             pods,
             disks_per_pod: 1,

@@ -111,6 +111,8 @@ pub struct Checks {
     /// Followers get entries from the logs of their leaders, as long as they are there.
     expects_ring: bool,
     expects_nothing: bool,
+    /// Ticks that members got.
+    ticks: u64,
     wrong: Option<Wrong>,
     /// Moments of ambushes, and their pods. The run takes them.
     pub moments: Vec<(Moment, Host)>,
@@ -141,6 +143,11 @@ impl Checks {
     /// From now on no heartbeat takes longer than this; `None`: anything may happen.
     pub fn expect_heartbeats(&mut self, within: Option<Duration>) {
         self.heartbeats.expect(within);
+    }
+
+    /// The ticks that members got since the last call.
+    pub fn take_ticks(&mut self) -> u64 {
+        std::mem::take(&mut self.ticks)
     }
 
     /// The accounts of a lane's memory.
@@ -201,6 +208,7 @@ impl Checks {
 
     /// A member gets an input.
     pub fn input(&mut self, member: MemberId, input: &Input, now: Mono) {
+        self.ticks += u64::from(matches!(input, Input::Tick));
         self.leases.input(member, input, now);
         let in_time = self.heartbeats.input(member, input, now);
         self.note(in_time);

@@ -44,6 +44,7 @@ pub fn log_snapshots_are_enough(batch: &Batch, disk: &SimDisk) -> Checked {
         Ok(bytes.into())
     };
     let marks = Marks {
+        last_open: superblock.incarnation,
         tail_seq: BatchSeq(superblock.tail_seq),
         tail_offset: superblock.tail_offset,
         durable_seq: BatchSeq(superblock.durable_seq),

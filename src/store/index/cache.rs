@@ -72,6 +72,17 @@ impl RecordCache {
         }
     }
 
+    /// The commit of a deletion ended. Presence tells of it, so that the cache need not.
+    pub(crate) fn deleted(&mut self, key: &ExtentKey) {
+        self.committed(key);
+        if let Some(place) = self.places.get(key).copied()
+            && self.entries[place].held == 0
+            && self.entries[place].record.is_none()
+        {
+            self.remove(place);
+        }
+    }
+
     /// Drops all matching records that are not held.
     pub(crate) fn forget(&mut self, matches: impl Fn(&ExtentKey) -> bool) {
         let mut place = 0;

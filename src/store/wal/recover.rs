@@ -14,16 +14,8 @@ pub use super::decide::{LogPart, Lost, LostMembers};
 use super::format::{self, Keys};
 use super::ring::IN_FLIGHT_MAX;
 use super::scan::scan;
-pub use super::scan::{ReadRing, RecoverError};
+pub use super::scan::{Marks, ReadRing, RecoverError};
 use super::{BatchSeq, WalConfig, WalPosition};
-
-/// The superblock's positions in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Marks {
-    pub tail_seq: BatchSeq,
-    pub tail_offset: u64,
-    pub durable_seq: BatchSeq,
-}
 
 /// The result of a recovery.
 #[derive(Debug)]
@@ -46,14 +38,14 @@ impl WalConfig {
     }
 }
 
-/// Reads the whole ring once, 1 MiB at a time. `config.incarnation` may be the superblock's or the
-/// raised one; [`super::Wal::new`] needs the raised one.
+/// Reads the whole ring once, 1 MiB at a time. `config.incarnation` is the raised one, of this
+/// open.
 pub fn recover(
     config: &WalConfig,
     marks: &Marks,
     read: &mut ReadRing<'_>,
 ) -> Result<Recovered, RecoverError> {
-    let scanned = scan(config, marks.tail_seq, read)?;
+    let scanned = scan(config, marks, read)?;
     let headers = || scanned.found.iter().map(|found| &found.batch.header);
     let newest = Newest {
         seq: headers().map(|h| h.seq).max().unwrap_or_default(),

@@ -436,7 +436,8 @@ fn an_old_lap_in_the_place_of_a_lost_write_is_noticed() {
 #[test]
 fn a_ring_that_must_not_be_judged_is_refused() {
     let mut fixture = four_batches();
-    fixture.config.incarnation = 0;
+    // A superblock from before the newest open, which this open has raised to the same number.
+    fixture.marks.last_open = 0;
     let error = fixture.recover().unwrap_err();
     let newer = matches!(error, RecoverError::NewerIncarnation { found: 1, ours: 0 });
     assert!(newer, "{error}");
@@ -571,6 +572,7 @@ proptest! {
 
 #[test]
 fn broken_rules_are_noticed() {
+    assert_found(Mistake::OldSuperblockTrusted, a_ring_that_must_not_be_judged_is_refused);
     assert_found(Mistake::CutAtFirstBad, every_case_of_the_table);
     assert_found(Mistake::CutComesBack, what_was_cut_never_comes_back);
     assert_found(Mistake::SequenceReused, a_number_of_which_every_trace_is_gone_is_not_used_again);

@@ -84,10 +84,11 @@ fn ring(input: &[u8], make: fn(&[u8]) -> Vec<u8>) {
         ring_bytes: RING_BYTES as u64,
         disk: KEYS.disk,
         seed: KEYS.seed,
-        incarnation: u64::from(*incarnation),
+        incarnation: u64::from(*incarnation) + 1,
         reserve_bytes: BLOCK_BYTES as u64,
     };
     let marks = Marks {
+        last_open: u64::from(*incarnation),
         tail_seq: BatchSeq(u64::from(*tail)),
         tail_offset: u64::from(*tail_page) % RING_PAGES as u64 * BLOCK_BYTES as u64,
         durable_seq: BatchSeq(u64::from(*durable)),
@@ -184,13 +185,14 @@ pub fn fuzz_seeds() -> Seeds {
         seed: KEYS.seed,
         wal_bytes: RING_BYTES as u64,
         data_bytes_max: 1 << 30,
+        data_file_bytes: 1 << 28,
         tail_seq: 1,
         tail_offset: 0,
         durable_seq: 2,
     };
     let copies = superblock::encode(&superblock).concat();
     // What a superblock says fits in the first bytes of each copy.
-    let fields = superblock::encode(&superblock).map(|page| page[..128].to_vec()).concat();
+    let fields = superblock::encode(&superblock).map(|page| page[..136].to_vec()).concat();
     let batches = seed_batches().concat();
     let ring = forged_ring(&batches);
     vec![
