@@ -3,9 +3,11 @@
 //! ones, and of those only the terms are here. An entry that raft-rs wants of them is *asked for*,
 //! and lent to it once the store has read it (rule `resync-beyond-the-ring`).
 //!
-//!     base           compacted         applied              last
-//!     ---+----------------+----------------+------------------+
-//!        |  on the disk   |         in memory                 |
+//! ```text
+//! base           compacted         applied              last
+//! ---+----------------+----------------+------------------+
+//!    |  on the disk   |         in memory                 |
+//! ```
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

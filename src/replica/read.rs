@@ -190,6 +190,13 @@ impl Reads {
         lapsed
     }
 
+    /// The group rested until now. That a lease ended meanwhile is no news.
+    pub fn rested(&mut self, now: Mono) {
+        if self.lease_until <= now {
+            self.lapsed = self.lease_until;
+        }
+    }
+
     fn has_lease(&self, now: Mono) -> bool {
         let forever = self.lease_until > Mono(0) && planted!(LeaseWithoutEnd);
         let trusted = self.mode == ReadMode::Lease || planted!(LeaseDespiteQuorum);

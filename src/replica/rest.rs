@@ -78,6 +78,7 @@ impl Running {
         if self.raft.is_leader() {
             // It counts again whether a majority answers, from now on.
             self.raft.raw.raft.election_elapsed = 0;
+            self.reads.rested(now);
             return;
         }
         self.votes.heard(heard);
