@@ -185,9 +185,9 @@ mistakes! {
     HeartbeatBehindData,
     /// `congestion-keeps-the-leader`: a full link counts as a member that does not lead.
     CongestionIsNoLeader,
-    /// `peers-are-checked-on-arrival`: what a peer sends is taken as it is.
+    /// `peers-are-checked-on-arrival`: messages of a peer are taken unchecked.
     PeersAreBelieved,
-    /// `every-handshake-has-a-deadline`: whoever connects may stay without a word.
+    /// `every-handshake-has-a-deadline`: a connection may stay without a word.
     HandshakesWithoutEnd,
     /// `fetched-as-logged`: a payload is read back without a check of its checksum.
     FetchedUnchecked,

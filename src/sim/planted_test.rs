@@ -79,7 +79,7 @@ const FOUND_BY_HEAVY_SEEDS: &[(Mistake, Theme, u64)] = &[
 const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::CongestionIsNoLeader, "a_full_link_keeps_the_leader"),
     (Mistake::PeersAreBelieved, "hostile_contents_end_a_link_and_nothing_else"),
-    (Mistake::HandshakesWithoutEnd, "whoever_connects_and_says_nothing_locks_nobody_out"),
+    (Mistake::HandshakesWithoutEnd, "silent_connections_lock_nobody_out"),
     (Mistake::EntriesCountedTwice, "entries_that_are_here_take_no_room_again"),
     (Mistake::FullLogIsDeaf, "a_follower_whose_log_is_full_hears_of_commits"),
     (Mistake::EarlierTermsRefused, "entries_of_an_earlier_term_may_take_more_than_new_ones"),

@@ -13,7 +13,7 @@ use crate::types::EXTENT_BYTES;
 /// Sizes of a run.
 #[derive(Clone, Debug)]
 pub struct Shape {
-    /// What a heavy run is about.
+    /// The theme of a heavy run.
     pub theme: Option<Theme>,
     pub pods: usize,
     pub disks_per_pod: usize,
@@ -49,7 +49,7 @@ pub struct Shape {
     pub wire: Option<Wire>,
 }
 
-/// What a heavy run is about.
+/// The theme of a heavy run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Theme {
     /// Pods are away: for less than a log ring, or for longer. Connections break.

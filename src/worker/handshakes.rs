@@ -2,7 +2,7 @@
 //! `every-handshake-has-a-deadline`). A part of clients and of peers.
 //!
 //! There is a cap in all, and one per source, so that nobody keeps others out: beyond a cap, the
-//! oldest one of the fullest kind is given up. Whoever means it ends its handshake soon.
+//! oldest one of the fullest kind is given up. A real client ends its handshake soon.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

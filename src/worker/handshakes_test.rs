@@ -55,7 +55,7 @@ fn silent_peers_lock_nobody_out() {
 }
 
 #[test]
-fn whoever_connects_and_says_nothing_locks_nobody_out() {
+fn silent_connections_lock_nobody_out() {
     silent_clients_lock_nobody_out();
     silent_peers_lock_nobody_out();
     assert_found(Mistake::HandshakesWithoutEnd, silent_clients_lock_nobody_out);

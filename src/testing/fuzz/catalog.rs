@@ -20,7 +20,7 @@ pub fn fuzz_one(input: &[u8]) {
     if mode % 2 == 1 {
         if let Ok(state) = decode::<CatalogState>(rest) {
             assert_eq!(decode::<CatalogState>(&encode(&state)).ok().as_ref(), Some(&state));
-            // One that contradicts itself is refused by whoever gets it.
+            // One that contradicts itself is refused by its receiver.
             if state.check().is_ok() {
                 commands().into_iter().for_each(|(_, command)| carry_out(state.clone(), command));
             }
