@@ -1,5 +1,6 @@
 //! Checks that a follower is resynced only when its leader's log does not have all entries that it
-//! misses.
+//! misses. The payload of an entry that bypassed the log is in slots, which may be used anew once
+//! the entry is written back. So a follower that lacks such an entry is not judged.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -39,7 +40,14 @@ struct Judged {
 #[derive(Default)]
 struct Kept {
     disk: DiskNumber,
-    entries: BTreeMap<u64, BatchSeq>,
+    entries: BTreeMap<u64, Place>,
+}
+
+/// Where an entry is.
+struct Place {
+    seq: BatchSeq,
+    /// Its payload is not in the log.
+    bypassed: bool,
 }
 
 impl CatchUp {
@@ -55,7 +63,7 @@ impl CatchUp {
         let tail = BatchSeq(superblock.tail_seq);
         self.tails.insert(disk, tail);
         for kept in self.members.values_mut().filter(|kept| kept.disk == disk) {
-            while let Some(oldest) = kept.entries.first_entry().filter(|of| *of.get() < tail) {
+            while let Some(oldest) = kept.entries.first_entry().filter(|of| of.get().seq < tail) {
                 oldest.remove();
             }
         }
@@ -71,7 +79,8 @@ impl CatchUp {
                 let kept = self.members.entry(member).or_default();
                 kept.disk = disk;
                 kept.entries.split_off(&entry.index);
-                kept.entries.insert(entry.index, batch.header.seq);
+                let (seq, bypassed) = (batch.header.seq, entry.bypass.is_some());
+                kept.entries.insert(entry.index, Place { seq, bypassed });
             }
         }
     }
@@ -80,7 +89,10 @@ impl CatchUp {
     pub fn resyncs(&mut self, ledger: &Ledger, leader: MemberId, follower: MemberId, now: Mono) {
         let Some(agreed) = ledger.agreed(follower, leader) else { return };
         let Some(kept) = self.members.get(&leader) else { return };
-        let Some(seq) = kept.entries.get(&(agreed + 1)) else { return };
+        let Some(Place { seq, .. }) = kept.entries.get(&(agreed + 1)) else { return };
+        if kept.entries.range(agreed + 1..).any(|(_, place)| place.bypassed) {
+            return;
+        }
         let newest = kept.entries.last_key_value().map_or(0, |(index, _)| *index);
         let what = format!(
             "{leader:?} resyncs {follower:?}, which has entry {agreed}, and its log has all \
