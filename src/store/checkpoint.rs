@@ -156,7 +156,7 @@ impl Checkpoint {
             core.flush(Vec::new(), AfterFlush::Checkpoint);
         }
         if fill.used > fill.ring / 2 && !self.running {
-            core.log.push_log_snapshot(&mut core.members);
+            core.log.push_log_snapshots(&mut core.members);
         }
         if fill.idle && self.is_settled(core, writeback) {
             core.clock.settled = core.clock.last_change;

@@ -18,6 +18,11 @@ use crate::store::past::Past;
 use crate::store::wal::{BatchSeq, GroupId, Item, Wal, WalConfig, WalPosition};
 use crate::types::EXTENT_BYTES;
 
+/// Members whose needs move to the head of the ring at the same time.
+const LOG_SNAPSHOTS_AT_ONCE: usize = 64;
+/// Part of the ring behind the tail whose holders move together.
+const NEAR_THE_TAIL: u64 = 16;
+
 pub(super) struct LaneLog {
     pub wal: Wal,
     /// Bytes of the ring file, and the part that only HardStates and log snapshots may use.
@@ -249,9 +254,11 @@ impl LaneLog {
         }
     }
 
-    /// Moves all that recovery needs of the tail's holder to the head of the ring: unapplied
-    /// entries if it is stuck, its HardState if it is idle (rule `idle-members-free-the-tail`).
-    pub(super) fn push_log_snapshot(&mut self, members: &mut Members) {
+    /// Moves all that recovery needs of the tail's holders to the head of the ring: unapplied
+    /// entries of those that are stuck, HardStates of those that are idle (rule
+    /// `idle-members-free-the-tail`). Holders of batches near the tail move with them, so that
+    /// thousands of idle members take few batches.
+    pub(super) fn push_log_snapshots(&mut self, members: &mut Members) {
         let tail = self.tail_target(members, true);
         let durable = self.wal.durable_seq();
         let can_move = |member: &LaneMember| {
@@ -260,12 +267,23 @@ impl LaneLog {
                 && member.hard.groups_in_flight == 0
                 && member.durable_flushed == member.applied_index
         };
-        let in_reach = |seq| seq <= tail && seq < durable;
-        let Some(id) = members.find_holder(in_reach, can_move) else { return };
-        let member = members.get_mut(&id).expect("just counted");
-        if member.log.unapplied_bytes() > self.log_snapshot_bytes_max() {
-            return;
+        let (_, start) = self.wal.tail();
+        let is_near = |seq| {
+            let behind_tail = (self.wal.offset_of(seq) + self.ring_bytes - start) % self.ring_bytes;
+            behind_tail < self.ring_bytes / NEAR_THE_TAIL
+        };
+        let in_reach = |seq| seq < durable && (seq <= tail || is_near(seq));
+        let mut left_bytes = self.log_snapshot_bytes_max();
+        for id in members.holders(LOG_SNAPSHOTS_AT_ONCE, in_reach, can_move) {
+            let member = members.get_mut(&id).expect("just counted");
+            let Some(left) = left_bytes.checked_sub(member.log.unapplied_bytes()) else { return };
+            left_bytes = left;
+            self.push_log_snapshot(member);
         }
+    }
+
+    fn push_log_snapshot(&mut self, member: &mut LaneMember) {
+        let id = member.id();
         let compacted_index = member.durable_flushed;
         let retained = || member.log.from(compacted_index + 1);
         let entries = retained().map(|(_, retained)| retained.unapplied.as_deref().cloned());

@@ -195,17 +195,18 @@ impl Members {
         })
     }
 
-    /// The first member that needs a batch `in_reach`, oldest batch first, and for which `can` is
-    /// true.
-    pub(crate) fn find_holder(
+    /// Up to `most` members that need a batch `in_reach` and for which `can` is true, oldest batch
+    /// first. Looks at a bounded number of them.
+    pub(crate) fn holders(
         &mut self,
+        most: usize,
         in_reach: impl Fn(BatchSeq) -> bool,
         can: impl Fn(&LaneMember) -> bool,
-    ) -> Option<MemberId> {
+    ) -> Vec<MemberId> {
         self.totals();
         let holders = self.totals.needed.iter().take_while(|(seq, _)| in_reach(*seq));
-        let mut holders = holders.map(|(_, id)| *id);
-        holders.find(|id| self.get(id).is_some_and(&can))
+        let holders = holders.map(|(_, id)| *id).take(4 * most);
+        holders.filter(|id| self.get(id).is_some_and(&can)).take(most).collect()
     }
 
     /// The oldest batch that recovery needs of any member now, or would need after a checkpoint.

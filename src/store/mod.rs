@@ -57,6 +57,8 @@ mod round;
 #[cfg(test)]
 mod rules_test;
 pub mod superblock;
+#[cfg(test)]
+mod tail_test;
 pub mod wal;
 mod writeback;
 
