@@ -113,17 +113,21 @@ impl Worker {
             Some(Pending::Creating(record, peers)) => {
                 let start = Start { meta: record.meta.clone(), ..Start::default() };
                 self.start_member(lane, &record, start, peers);
-                self.member_created(record.volume);
+                self.reports.due = true;
+                self.reconciler.created.insert(record.volume);
             }
         }
     }
 
-    /// A member was made. The view of its volume may be another one by now.
-    fn member_created(&mut self, volume: VolumeId) {
-        self.reports.due = true;
-        let Some(volume) = self.reconciler.volume(volume) else { return };
-        self.reconcile(&volume);
-        if volume.deleting {
+    /// Members of these volumes were made. The view of a volume may be another one by now.
+    fn members_created(&mut self) {
+        let mut deletes = false;
+        for volume in std::mem::take(&mut self.reconciler.created) {
+            let Some(volume) = self.reconciler.volume(volume) else { continue };
+            self.reconcile(&volume);
+            deletes |= volume.deleting;
+        }
+        if deletes {
             let view = Arc::clone(&self.reconciler.view);
             self.reconcile_handler().destroy_doomed(&view);
         }
@@ -309,6 +313,8 @@ impl Worker {
             self.lane_event(lane, event);
         }
         self.scratch.events = events;
+        // Once for all that the lane has made: the look costs as much as the volume has shards.
+        self.members_created();
     }
 
     fn lane_event(&mut self, lane: u8, event: Event) {

@@ -40,6 +40,8 @@ pub struct Reconciler {
     pub view: Arc<ClusterView>,
     /// Members that the store is making or destroying.
     pub pending: FxHashMap<MemberId, Pending>,
+    /// Volumes whose members were made since the last look at them.
+    pub created: BTreeSet<VolumeId>,
     /// Members that were destroyed, for reports.
     pub destroyed: BTreeSet<(Uuid, MemberId)>,
     /// The volumes of the view, and those of them that are being deleted.
