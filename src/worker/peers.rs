@@ -352,6 +352,14 @@ impl Peers {
         stream.receive(driver, Target::PeerRecv(conn).token());
     }
 
+    /// Like [`Peers::submit`], for the first link that changed.
+    pub fn submit_first(&mut self, driver: &mut dyn Driver) {
+        if !self.touched.is_empty() {
+            let conn = self.touched.remove(0);
+            self.flush(driver, conn);
+        }
+    }
+
     /// Starts sends and receives of every link that changed.
     pub fn submit(&mut self, driver: &mut dyn Driver) {
         for conn in std::mem::take(&mut self.touched) {

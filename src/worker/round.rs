@@ -353,12 +353,15 @@ impl Worker {
         }
     }
 
-    /// Hands all to the driver, sends first: followers then write their logs while this pod does.
+    /// Hands all to the driver; the kernel carries out sends in this order, before the next entry.
+    /// One follower and this pod's log are enough for a commit, so the log is second, and other
+    /// followers come last.
     fn submit(&mut self) {
-        self.peers.submit(self.driver.as_mut());
         self.client_handler().submit();
+        self.peers.submit_first(self.driver.as_mut());
         for lane in &mut self.lanes.all {
             lane.submit(self.now, self.driver.as_mut());
         }
+        self.peers.submit(self.driver.as_mut());
     }
 }
