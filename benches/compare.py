@@ -67,8 +67,8 @@ JOBS = [
     # 0.87: a latency of 1.15 times the bare loop's.
     Job("write-4k-qd1", "randwrite", "4k", 1, {"limit": 0.87, "nbdkit": None, "quorum": None}),
     Job("write-4k-qd32", "randwrite", "4k", 32, {"nbdkit": 0.85, "limit": None}, cpu=50),
-    Job("write-16k-qd16", "randwrite", "16k", 16, {"nbdkit": 0.75, "quorum": None}),
-    Job("write-64k-qd16", "randwrite", "64k", 16, {"nbdkit": 0.6, "quorum": None}),
+    Job("write-16k-qd16", "randwrite", "16k", 16, {"nbdkit": 0.75, "limit": None, "quorum": None}),
+    Job("write-64k-qd16", "randwrite", "64k", 16, {"nbdkit": 0.6, "limit": None, "quorum": None}),
     Job("write-1m-qd8", "write", "1m", 8, {"qemu": 0.85}),
     Job("read-4k-qd1", "randread", "4k", 1, {"raw": None, "qemu": 1.3}),
     Job("read-4k-qd32", "randread", "4k", 32, {"raw": 0.8, "qemu": None}),
