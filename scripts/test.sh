@@ -21,16 +21,20 @@ if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
 fi
 
 # Simulated clusters from seeds that nobody has run before: every commit has its own, so that what
-# fails here fails in the next run, too. They count as one test.
+# fails here fails in the next run, too. Each plan counts as one test.
 seed=$((16#$(git rev-parse --short=8 HEAD 2>/dev/null || date +%s)))
-if "$HOLDFAST" sim --seed "$seed" --count 1200 --seconds 20 --threads "$(nproc)" --shrink >"$log" 2>&1; then
-    passed=$((passed + 1))
-    tail -n 2 "$log"
-else
-    failed=$((failed + 1))
-    status=1
-    tail -n 60 "$log"
-fi
+simulate() {
+    if "$HOLDFAST" sim --seed "$seed" "$@" --threads "$(nproc)" --shrink >"$log" 2>&1; then
+        passed=$((passed + 1))
+        tail -n 2 "$log"
+    else
+        failed=$((failed + 1))
+        status=1
+        tail -n 60 "$log"
+    fi
+}
+simulate --count 1200 --seconds 20
+simulate --plan load --count 24 --seconds 10
 
 # The demo counts as one test.
 if make --no-print-directory demo DEMO=check; then
