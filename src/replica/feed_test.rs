@@ -1,10 +1,11 @@
 //! Followers that are behind the memory of their leader, and get entries from its disk (rules
 //! `resync-beyond-the-ring` and `fetched-as-logged`).
 
+use crate::limits::FED_BYTES_MAX;
 use crate::planted::{Mistake, assert_found, with};
 use crate::replica::messages::Input;
 use crate::testing::group_fixture::{BLOCKS, CALM, Cluster, Faults};
-use crate::types::MemberId;
+use crate::types::{BLOCK_BYTES, MemberId};
 
 /// A group of three that has nothing applied in memory, and so many entries on its disks.
 fn cluster(seed: u64, ring_entries: u64) -> Cluster {
@@ -27,6 +28,10 @@ fn write_some(cluster: &mut Cluster, leader: MemberId, count: u32) {
 
 /// A follower hears nothing while the leader takes 60 writes, as one that was stopped does.
 fn absence(cluster: &mut Cluster) -> (MemberId, MemberId) {
+    absence_of(cluster, 60)
+}
+
+fn absence_of(cluster: &mut Cluster, writes: u32) -> (MemberId, MemberId) {
     let leader = cluster.elect();
     cluster.run(300);
     let behind = MemberId(leader.0 % 3 + 1);
@@ -34,7 +39,7 @@ fn absence(cluster: &mut Cluster) -> (MemberId, MemberId) {
         cluster.cut.insert((behind, other));
         cluster.cut.insert((other, behind));
     }
-    write_some(cluster, leader, 60);
+    write_some(cluster, leader, writes);
     cluster.cut.clear();
     (leader, behind)
 }
@@ -95,6 +100,28 @@ fn lost_appends_are_sent_again_without_a_resync() {
     cluster.settle();
     assert_eq!(cluster.resyncs, 0);
     assert!(cluster.fetches > 0);
+}
+
+/// A follower whose log is full drops what it is fed without a word: as much as may be on its way.
+fn all_that_is_on_its_way_is_lost() {
+    let mut cluster = cluster(38, 4000);
+    cluster.fetch_entries = 64;
+    let (leader, behind) = absence_of(&mut cluster, 2 * (FED_BYTES_MAX / BLOCK_BYTES) as u32);
+    let applied = |cluster: &Cluster| cluster.nodes[&behind].applied.0;
+    let (before, target) = (applied(&cluster), cluster.nodes[&leader].applied.0);
+    assert!(cluster.run_until(20_000, |cluster| applied(cluster) > before));
+    cluster.full.insert(behind);
+    cluster.run(10_000);
+    cluster.full.clear();
+    assert!(applied(&cluster) < target, "it lacks entries still");
+    assert!(cluster.run_until(60_000, |cluster| applied(cluster) >= target));
+    assert_eq!(cluster.resyncs, 0);
+}
+
+#[test]
+fn a_follower_that_lost_what_it_was_fed_gets_it_again() {
+    all_that_is_on_its_way_is_lost();
+    assert_found(Mistake::FedForEver, all_that_is_on_its_way_is_lost);
 }
 
 /// The store gives back something else. The follower must not get it.

@@ -110,6 +110,8 @@ pub struct Cluster {
     pub faults: Faults,
     /// Directed links that lose everything.
     pub cut: BTreeSet<(MemberId, MemberId)>,
+    /// Members whose full log drops every entry without a word.
+    pub full: BTreeSet<MemberId>,
     /// Members whose log writes are not confirmed.
     pub stuck_disks: BTreeSet<MemberId>,
     pub calls: BTreeMap<ReqId, Call>,
@@ -123,6 +125,8 @@ pub struct Cluster {
     pub ring_entries: u64,
     /// The next entries from a disk are not those of the log.
     pub wrong_fetch: Option<fn(&mut LogEntry)>,
+    /// Entries that one fetch brings, at most.
+    pub fetch_entries: u64,
     /// Fetches that brought entries.
     pub fetches: usize,
     /// Of members that start from now on: decides their election timeouts.
@@ -151,6 +155,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             faults: CALM,
             cut: BTreeSet::new(),
+            full: BTreeSet::new(),
             stuck_disks: BTreeSet::new(),
             calls: BTreeMap::new(),
             trace: 0,
@@ -159,6 +164,7 @@ impl Cluster {
             proposal_bytes_max: SHARD_PROPOSAL_BYTES_MAX,
             ring_entries: 0,
             wrong_fetch: None,
+            fetch_entries: 8,
             fetches: 0,
             member_seed: 42,
             reads: ReadMode::Lease,
@@ -534,6 +540,9 @@ impl Cluster {
         if self.cut.contains(&(from, to)) || self.rng.percent(self.faults.drop) {
             return;
         }
+        if self.full.contains(&to) && !message.entries.is_empty() {
+            return;
+        }
         let (header, payloads) = raft_message::split(message);
         let copies = 1 + usize::from(self.rng.percent(self.faults.double));
         for _ in 0..copies {
@@ -553,7 +562,7 @@ impl Cluster {
         }
         let wanted = disk.entries.iter().filter(|entry| entry.index >= low && entry.index < high);
         let mut found: Vec<LogEntry> =
-            wanted.take(1 + self.rng.below(8) as usize).cloned().collect();
+            wanted.take(1 + self.rng.below(self.fetch_entries) as usize).cloned().collect();
         if let Some(spoil) = self.wrong_fetch.take() {
             found.iter_mut().for_each(spoil);
         }
@@ -689,6 +698,7 @@ impl Cluster {
     pub fn settle(&mut self) {
         self.faults = CALM;
         self.cut.clear();
+        self.full.clear();
         self.stuck_disks.clear();
         let ids: Vec<MemberId> = self.nodes.keys().copied().collect();
         for id in &ids {
