@@ -20,7 +20,7 @@ use crate::types::EXTENT_BYTES;
 
 /// Members whose needs move to the head of the ring at the same time.
 const LOG_SNAPSHOTS_AT_ONCE: usize = 64;
-/// Part of the ring behind the tail whose holders move together.
+/// Idle members move together with the tail's holders within this part of the ring: a sixteenth.
 const NEAR_THE_TAIL: u64 = 16;
 
 pub(super) struct LaneLog {
@@ -256,16 +256,21 @@ impl LaneLog {
 
     /// Moves all that recovery needs of the tail's holders to the head of the ring: unapplied
     /// entries of those that are stuck, HardStates of those that are idle (rule
-    /// `idle-members-free-the-tail`). Holders of batches near the tail move with them, so that
-    /// thousands of idle members take few batches.
+    /// `idle-members-free-the-tail`). Idle members near the tail move with them, so that thousands
+    /// take few batches. Entries move only when they must: they take room in the reserve.
     pub(super) fn push_log_snapshots(&mut self, members: &mut Members) {
         let tail = self.tail_target(members, true);
         let durable = self.wal.durable_seq();
+        let holds_tail = |member: &LaneMember| {
+            let needed = member.oldest_needed(member.durable_flushed);
+            needed.is_some_and(|seq| seq <= tail)
+        };
         let can_move = |member: &LaneMember| {
             member.phase == Phase::Live
                 && member.log.hold.is_none()
                 && member.hard.groups_in_flight == 0
                 && member.durable_flushed == member.applied_index
+                && (member.log.unapplied_bytes() == 0 || holds_tail(member))
         };
         let (_, start) = self.wal.tail();
         let is_near = |seq| {

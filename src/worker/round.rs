@@ -353,9 +353,8 @@ impl Worker {
         }
     }
 
-    /// Hands all to the driver; the kernel carries out sends in this order, before the next entry.
-    /// One follower and this pod's log are enough for a commit, so the log is second, and other
-    /// followers come last.
+    /// Hands all to the driver. The kernel starts one after another, and a send takes its time. One
+    /// follower and this pod's log are enough for a commit: other followers come after the log.
     fn submit(&mut self) {
         self.client_handler().submit();
         self.peers.submit_first(self.driver.as_mut());
