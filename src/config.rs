@@ -17,7 +17,7 @@
 
 pub mod size;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -67,6 +67,8 @@ pub struct Config {
     /// Written (with the process id) once the pod serves, and removed when it stops.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid_file: Option<PathBuf>,
+    #[serde(default)]
+    pub node: Node,
     #[serde(default = "Listen::api")]
     pub api: Listen,
     #[serde(default = "Listen::peer")]
@@ -81,6 +83,19 @@ pub struct Config {
     pub log: Log,
     #[serde(default, rename = "disk")]
     pub disks: Vec<Disk>,
+}
+
+/// The machine of this pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Default: the host name. In Kubernetes it is the name of the node. Replicas of a volume are
+    /// kept on different nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What placement and people choose by, such as `zone = "a"`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A directory for one disk's files, on its own file system.

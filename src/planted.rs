@@ -213,6 +213,12 @@ mistakes! {
     RegistersOnce,
     /// `request-carried-out-once`: a repeated request is carried out again.
     CatalogRequestTwice,
+    /// `changed-rows-are-the-state`: a row that a command removes stays on the disk.
+    RowsStayBehind,
+    /// `differences-add-up`: a pod is not told of rows that are gone.
+    SyncForgetsRemovals,
+    /// `histories-are-not-compared`: a pod compares revisions of two histories.
+    HistoriesCompared,
 }
 
 #[cfg(test)]

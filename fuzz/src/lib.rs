@@ -28,7 +28,7 @@ pub mod control {
     pub mod command;
     #[path = "../../src/control/names.rs"]
     pub mod names;
-    #[path = "../../src/control/state.rs"]
+    #[path = "../../src/control/state/mod.rs"]
     pub mod state;
 }
 
@@ -72,6 +72,8 @@ pub mod store {
 pub mod testing {
     #[path = "../../src/testing/fuzz/mod.rs"]
     pub mod fuzz;
+    #[path = "../../src/testing/catalog_fixture.rs"]
+    mod catalog_fixture;
     #[path = "../../src/testing/peer_fixture.rs"]
     mod peer_fixture;
     #[path = "../../src/testing/stream_fixture.rs"]

@@ -12,7 +12,7 @@ use crate::cli::client::{Client, request_id};
 use crate::cli::exit::NotCreated;
 use crate::cli::{output, render};
 use crate::config::size::ByteSize;
-use crate::control::names::check_volume_name;
+use crate::control::names::check_name;
 use crate::control::proto::{
     CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ListVolumesRequest, Volume,
     VolumeState,
@@ -133,6 +133,6 @@ async fn until_created(client: &Client, created: Volume) -> anyhow::Result<Volum
 
 /// Parser for clap: returns a valid name, or the reason of its refusal.
 pub fn volume_name(text: &str) -> Result<String, String> {
-    check_volume_name(text).map_err(|error| error.to_string())?;
+    check_name(text).map_err(|error| error.to_string())?;
     Ok(text.to_owned())
 }

@@ -206,7 +206,7 @@ impl<S: MemberStorage, O: Outbound> Driver<S, O> {
             // The requester is gone, and may have sent another request since.
             Event::Propose(_, reply) if reply.is_closed() => {}
             Event::Propose(command, reply) => {
-                let ask = member.propose(now, command);
+                let ask = member.propose(now, clock::wall_ms(), command);
                 self.asked.proposals.insert(ask, reply);
             }
             Event::Barrier(reply) => {
@@ -268,12 +268,11 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::command::{Addresses, CatalogCommand};
     use crate::control::membership::first;
-    use crate::control::state::CatalogState;
-    use crate::control::storage::Storage;
+    use crate::control::state::rows::RowChange;
+    use crate::control::storage::{Point, Storage};
     use crate::log::Append;
-    use crate::types::Uuid;
+    use crate::testing::catalog_fixture::{first_pod, join};
 
     /// Far longer than any step takes.
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -293,14 +292,23 @@ mod tests {
     impl MemberStorage for Broken {
         type Error = std::io::Error;
 
-        fn append(&mut self, _: &Append, _: Option<&Snapshot>) -> std::io::Result<()> {
+        fn append(&mut self, _: &Append) -> std::io::Result<()> {
             match self {
                 Broken::Fails => Err(std::io::Error::other("the disk is full")),
                 Broken::Panics => panic!("the disk is a mess"),
             }
         }
 
-        fn checkpoint(&mut self, _: &Snapshot, _: (u64, u64)) -> std::io::Result<()> {
+        fn applied(
+            &mut self,
+            _: &Point,
+            _: &[RowChange],
+            _: Option<(u64, u64)>,
+        ) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn install(&mut self, _: &Append, _: &Snapshot) -> std::io::Result<()> {
             Ok(())
         }
     }
@@ -308,10 +316,8 @@ mod tests {
     /// The only member of a new catalog.
     fn recovered() -> (tempfile::TempDir, Storage, Recovered) {
         let root = tempfile::tempdir().unwrap();
-        let at = "127.0.0.1:1".parse().unwrap();
-        let addresses = Addresses { api: at, peer: at, nbd: None };
-        let (row, snapshot) = first(CatalogState::new(Uuid([1; 16]), Uuid([2; 16]), addresses));
-        let storage = Storage::open(root.path()).unwrap();
+        let (row, snapshot) = first(first_pod());
+        let mut storage = Storage::open(root.path()).unwrap();
         storage.create(row, &snapshot).unwrap();
         let recovered = storage.recover().unwrap().unwrap();
         (root, storage, recovered)
@@ -348,12 +354,7 @@ mod tests {
             driver.settle().unwrap();
             assert!(Instant::now() < deadline, "the only voter leads");
         }
-        let revision = || published.borrow().state.as_ref().unwrap().revision;
-        let join = |number| {
-            let at = "127.0.0.1:2".parse().unwrap();
-            let addresses = Addresses { api: at, peer: at, nbd: None };
-            CatalogCommand::Join { join_id: Uuid([number; 16]), addresses }
-        };
+        let revision = || published.borrow().state.as_ref().unwrap().revision();
         let before = revision();
         let (reply, answer) = oneshot::channel();
         drop(answer);

@@ -9,13 +9,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Message};
 
 use crate::control::command::{CatalogCommand, Envelope, Outcome, Ticket, decode, encode, listed};
 use crate::control::reconcile::{Group, MembershipChange};
+use crate::control::state::rows::RowChange;
 use crate::control::state::{CatalogError, CatalogState};
-use crate::control::storage::{MemberRow, MemberStorage, Recovered, Snapshot};
+use crate::control::storage::{MemberRow, MemberStorage, Point, Recovered, Snapshot};
 use crate::io::buffer::Pool;
 use crate::limits::{SHARD_PROPOSAL_BYTES_MAX, TICK};
 use crate::log::{Append, Applied};
@@ -32,15 +32,15 @@ pub const TICK_EVERY: Duration = TICK.saturating_mul(2);
 /// How much of its log a member keeps.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept {
-    /// Entries applied between two snapshots.
-    pub snapshot_every: u64,
+    /// Applied entries that stay in the log, for members that are behind; up to twice as many.
+    pub entries: u64,
     /// Bytes of applied entries kept in memory.
     pub log_tail_bytes: usize,
 }
 
 impl Default for Kept {
     fn default() -> Kept {
-        Kept { snapshot_every: 256, log_tail_bytes: 1 << 20 }
+        Kept { entries: 2048, log_tail_bytes: 1 << 20 }
     }
 }
 
@@ -125,11 +125,14 @@ pub struct CatalogMember<S, O> {
     outbound: O,
     member: Member,
     known: Published,
-    /// Term of the entry at `known.applied_index`.
-    applied_term: u64,
-    meta: Bytes,
-    /// Index and term of the last snapshot. The next checkpoint compacts the log up to here.
-    snapshot_at: (u64, u64),
+    /// Newer than the published one until the next settling. `None` until there is a first one.
+    state: Option<CatalogState>,
+    /// The newest applied entry, and the rows that are not written since.
+    point: Point,
+    unwritten: Vec<RowChange>,
+    is_written: bool,
+    /// Index and term up to which the log is compacted next, once enough is applied beyond it.
+    compact_at: (u64, u64),
     /// A received state, until the member resets its log to it.
     pending_install: Option<Snapshot>,
     asked: Asked,
@@ -171,11 +174,13 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
             pool: Pool::default(),
         };
         let known = Published {
-            state: snapshot.state.map(Arc::new),
+            state: snapshot.state.clone().map(Arc::new),
             group: group_of(&snapshot.meta)?,
             applied_index: snapshot.index,
             ..Published::default()
         };
+        let compact_at = (snapshot.index, snapshot.term);
+        let Snapshot { index, term, meta, state } = snapshot;
         Ok(CatalogMember {
             row,
             kept,
@@ -183,9 +188,11 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
             outbound,
             member: Member::start(config, start, now),
             known,
-            applied_term: snapshot.term,
-            meta: snapshot.meta,
-            snapshot_at: (snapshot.index, snapshot.term),
+            state,
+            point: Point { index, term, meta },
+            unwritten: Vec::new(),
+            is_written: true,
+            compact_at,
             pending_install: None,
             asked: Asked {
                 run,
@@ -217,8 +224,8 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
         self.member.handle(now, Input::Peer(message));
     }
 
-    /// Proposes a command; answered when it is applied here.
-    pub fn propose(&mut self, now: Mono, command: CatalogCommand) -> AskId {
+    /// Proposes a command at `at_ms` (since 1970); answered when it is applied here.
+    pub fn propose(&mut self, now: Mono, at_ms: u64, command: CatalogCommand) -> AskId {
         let ask = self.asked.next_ask();
         if let CatalogCommand::RemoveCatalogMember { member } = command {
             if !self.may_leave(member) {
@@ -228,7 +235,7 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
             self.asked.removals.insert(ask);
         }
         let ticket = self.ticket(ask);
-        let data = encode(&Envelope { ticket, command }).into();
+        let data = encode(&Envelope { ticket, at_ms, command }).into();
         self.asked.proposals.insert(ask);
         self.member.handle(now, Input::Propose { req: ReqId(ask.0), data });
         ask
@@ -265,9 +272,9 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
     fn may_vote(&mut self, members: &[MemberId]) -> bool {
         let Asked { removals, proposals, .. } = &mut self.asked;
         removals.retain(|ask| proposals.contains(ask));
-        let listed = self.known.state.as_ref().map(|state| &state.catalog);
+        let state = self.state.as_ref();
         let is_listed =
-            |member: &MemberId| listed.is_some_and(|listed| listed.contains_key(member));
+            |member: &MemberId| state.is_some_and(|state| state.catalog.contains_key(member));
         removals.is_empty() && self.known.role.serving && members.iter().all(is_listed)
     }
 
@@ -294,7 +301,7 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
         let mut outputs = Vec::new();
         self.member.poll(now, &mut outputs);
         if outputs.is_empty() {
-            self.checkpoint()?;
+            self.write_rows()?;
             self.known.group.changing = self.member.is_changing();
             return Ok(false);
         }
@@ -344,24 +351,16 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
     }
 
     fn append(&mut self, now: Mono, append: Append) -> Result<(), MemberError> {
-        let mut installed = None;
-        if let Some(reset) = &append.reset {
-            let pending = self.pending_install.take();
-            installed = pending.filter(|pending| pending.index == reset.index);
-            if installed.is_none() {
-                return Err(MemberError::NoState);
+        match &append.reset {
+            None => {
+                let stored = self.storage.append(&append);
+                stored.map_err(|error| MemberError::Storage(error.into()))?;
             }
-        }
-        let stored = self.storage.append(&append, installed.as_ref());
-        stored.map_err(|error| MemberError::Storage(error.into()))?;
-        if let Some(snapshot) = installed {
-            tracing::info!(index = snapshot.index, "took over the catalog's state");
-            self.known.group = group_of(&snapshot.meta)?;
-            self.known.applied_index = snapshot.index;
-            self.known.state = snapshot.state.map(Arc::new);
-            self.applied_term = snapshot.term;
-            self.meta = snapshot.meta;
-            self.snapshot_at = (snapshot.index, snapshot.term);
+            Some(reset) => {
+                let pending = self.pending_install.take();
+                let pending = pending.filter(|pending| pending.index == reset.index);
+                self.take_over(&append, pending.ok_or(MemberError::NoState)?)?;
+            }
         }
         if planted!(CatalogAnswersEarly) {
             let asks = std::mem::take(&mut self.asked.proposals).into_iter();
@@ -372,45 +371,66 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
         Ok(())
     }
 
+    /// Replaces log and state by those of a snapshot.
+    fn take_over(&mut self, append: &Append, snapshot: Snapshot) -> Result<(), MemberError> {
+        let stored = self.storage.install(append, &snapshot);
+        stored.map_err(|error| MemberError::Storage(error.into()))?;
+        tracing::info!(index = snapshot.index, "took over the catalog's state");
+        let Snapshot { index, term, meta, state } = snapshot;
+        self.known.group = group_of(&meta)?;
+        self.known.applied_index = index;
+        self.known.state = state.clone().map(Arc::new);
+        self.state = state;
+        self.point = Point { index, term, meta };
+        self.unwritten.clear();
+        (self.is_written, self.compact_at) = (true, (index, term));
+        Ok(())
+    }
+
     fn apply(&mut self, applied: Applied) -> Result<(), MemberError> {
         if let Some(meta) = applied.meta {
             self.known.group = group_of(&meta)?;
-            self.meta = meta;
+            self.point.meta = meta;
         }
         self.known.applied_index = applied.index;
-        self.applied_term = applied.term;
+        (self.point.index, self.point.term) = (applied.index, applied.term);
+        self.is_written = false;
         let Some(command) = applied.command else {
             return Ok(());
         };
-        let Envelope { ticket, command } = decode(&command)?;
-        let state = self.known.state.as_mut().ok_or(MemberError::NoState)?;
-        let outcome = Arc::make_mut(state).apply(command);
+        let Envelope { ticket, at_ms, command } = decode(&command)?;
+        let state = self.state.as_mut().ok_or(MemberError::NoState)?;
+        let carried_out = state.apply(at_ms, command);
+        self.unwritten.extend(carried_out.changes);
         let ask = AskId(ticket.number);
         if ticket.run == self.asked.run && self.asked.proposals.remove(&ask) {
-            self.asked.answers.push(Answer::Proposal(ask, outcome.map_err(AskError::from)));
+            let outcome = carried_out.outcome.map_err(AskError::from);
+            self.asked.answers.push(Answer::Proposal(ask, outcome));
         }
         Ok(())
     }
 
-    /// Writes a snapshot once enough is applied, and compacts the log up to the one before.
-    fn checkpoint(&mut self) -> Result<(), MemberError> {
-        if self.known.applied_index < self.snapshot_at.0 + self.kept.snapshot_every {
+    /// Writes the rows that have changed, publishes the state, and compacts the log once enough is
+    /// applied.
+    fn write_rows(&mut self) -> Result<(), MemberError> {
+        if self.is_written {
             return Ok(());
         }
-        let snapshot = self.snapshot();
-        let stored = self.storage.checkpoint(&snapshot, self.snapshot_at);
+        let compacted = (self.point.index >= self.compact_at.0 + self.kept.entries)
+            .then(|| std::mem::replace(&mut self.compact_at, (self.point.index, self.point.term)));
+        let stored = self.storage.applied(&self.point, &self.unwritten, compacted);
         stored.map_err(|error| MemberError::Storage(error.into()))?;
-        self.snapshot_at = (snapshot.index, snapshot.term);
+        if !self.unwritten.is_empty() {
+            self.known.state = self.state.clone().map(Arc::new);
+        }
+        self.unwritten.clear();
+        self.is_written = true;
         Ok(())
     }
 
     fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            index: self.known.applied_index,
-            term: self.applied_term,
-            meta: self.meta.clone(),
-            state: self.known.state.as_deref().cloned(),
-        }
+        let Point { index, term, ref meta } = self.point;
+        Snapshot { index, term, meta: meta.clone(), state: self.state.clone() }
     }
 
     fn send_state(&self, member: MemberId) {

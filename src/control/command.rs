@@ -4,6 +4,7 @@
 //!
 //! A member must never skip a command that its version does not know: the members would differ.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
@@ -22,6 +23,8 @@ const LISTED_MAX: usize = 8;
 pub struct Envelope {
     /// Unique over all members and restarts. The proposing member answers the request by it.
     pub ticket: Ticket,
+    /// The proposer's time, in ms since 1970. The state takes its time from here.
+    pub at_ms: u64,
     pub command: CatalogCommand,
 }
 
@@ -35,15 +38,23 @@ pub struct Ticket {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CatalogCommand {
-    /// A pod joins the cluster. The same `join_id` always gives the same pod.
-    Join { join_id: Uuid, addresses: Addresses },
-    /// A pod has started: its addresses and disks now. A disk may come from another pod.
-    Register { pod: PodId, addresses: Addresses, disks: Vec<NewDisk> },
+    /// A pod joins the cluster. The same `uid` always gives the same pod.
+    Join {
+        uid: Uuid,
+        addresses: Addresses,
+        node: NewNode,
+    },
+    /// A pod has started: its addresses, node and disks now. A disk may come from another pod.
+    Register {
+        pod: PodId,
+        uid: Uuid,
+        addresses: Addresses,
+        node: NewNode,
+        disks: Vec<NewDisk>,
+    },
     CreateVolume {
         request_id: String,
-        name: String,
-        size_bytes: u64,
-        stripe_bytes: u64,
+        volume: NewVolume,
         placement: Placement,
     },
     DeleteVolume {
@@ -53,13 +64,22 @@ pub enum CatalogCommand {
         volume: VolumeId,
     },
     /// Every shard of these volumes has had a leader: they can be used.
-    Created { volumes: Vec<VolumeId> },
+    Created {
+        volumes: Vec<VolumeId>,
+    },
     /// These members no longer exist on this disk, durably.
-    Destroyed { disk: Uuid, members: Vec<MemberId> },
+    Destroyed {
+        disk: Uuid,
+        members: Vec<MemberId>,
+    },
     /// Gives these pods a member of the catalog each, except those that have one.
-    AddCatalogMembers { pods: Vec<PodId> },
+    AddCatalogMembers {
+        pods: Vec<PodId>,
+    },
     /// This member leaves the catalog for good.
-    RemoveCatalogMember { member: MemberId },
+    RemoveCatalogMember {
+        member: MemberId,
+    },
 }
 
 /// What it does, in words.
@@ -72,7 +92,7 @@ impl fmt::Display for CatalogCommand {
             CatalogCommand::Register { pod, disks, .. } => {
                 write!(f, "pod {pod} registers {} disks", disks.len())
             }
-            CatalogCommand::CreateVolume { name, size_bytes, .. } => {
+            CatalogCommand::CreateVolume { volume: NewVolume { name, size_bytes, .. }, .. } => {
                 write!(f, "volume {name} of {size_bytes} bytes is created")
             }
             CatalogCommand::DeleteVolume { name, volume, .. } => {
@@ -110,6 +130,28 @@ pub struct Addresses {
     pub api: SocketAddr,
     pub peer: SocketAddr,
     pub nbd: Option<SocketAddr>,
+}
+
+/// The machine of a pod, as the pod describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewNode {
+    pub name: String,
+    /// Of the present boot; empty when it is not known.
+    pub boot_id: String,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What a new volume is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewVolume {
+    pub uid: Uuid,
+    pub name: String,
+    pub class: String,
+    pub labels: BTreeMap<String, String>,
+    pub size_bytes: u64,
+    pub stripe_bytes: u64,
+    /// 1, 3 or 5.
+    pub replicas: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

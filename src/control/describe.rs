@@ -1,31 +1,30 @@
 //! Describes the state and the reports for the API. Pure.
 
-use crate::control::creation::Replicas;
+use crate::control::creation::missing;
 use crate::control::proto;
 use crate::control::reconcile::Group;
 use crate::control::reports::Pods;
-use crate::control::state::{CatalogState, Shard, Volume};
-use crate::types::{PodId, VolumeId};
+use crate::control::state::CatalogState;
+use crate::control::state::rows::{Shard, Volume};
+use crate::types::{PodId, ShardId, VolumeId};
 use crate::view::MemberState;
 
 /// The inputs of a description.
 pub struct Describe<'a> {
     state: &'a CatalogState,
     group: &'a Group,
-    pods: &'a Pods,
+    pods: Pods<'a>,
     leader: PodId,
-    replicas: Replicas<'a>,
 }
 
 impl<'a> Describe<'a> {
     pub fn new(
         state: &'a CatalogState,
         group: &'a Group,
-        pods: &'a Pods,
+        pods: Pods<'a>,
         leader: PodId,
     ) -> Describe<'a> {
-        let replicas = Replicas::new(pods.up.values().map(|heard| &heard.report));
-        Describe { state, group, pods, leader, replicas }
+        Describe { state, group, pods, leader }
     }
 
     pub fn status(&self) -> proto::StatusResponse {
@@ -44,8 +43,8 @@ impl<'a> Describe<'a> {
             }
         }
         proto::StatusResponse {
-            cluster: self.state.cluster.to_string(),
-            revision: self.state.revision,
+            cluster: self.state.cluster.uid.to_string(),
+            revision: self.state.revision(),
             leader_pod: self.leader.0,
             pods,
             disks,
@@ -55,13 +54,11 @@ impl<'a> Describe<'a> {
     }
 
     pub fn pods(&self) -> Vec<proto::Pod> {
-        let replicas = self.state.members_per_disk();
         self.state
             .pods
             .iter()
             .map(|(pod, record)| {
-                let disks = self.state.disks.iter().filter(|(_, disk)| disk.pod == *pod);
-                let heard = self.pods.up.get(pod);
+                let heard = self.pods.get(*pod);
                 let state = match heard {
                     Some(_) => proto::PodState::Up,
                     None => proto::PodState::Unreachable,
@@ -73,9 +70,11 @@ impl<'a> Describe<'a> {
                     nbd: record.addresses.nbd.map(|nbd| nbd.to_string()).unwrap_or_default(),
                     state: state.into(),
                     catalog: self.catalog_part(*pod).to_owned(),
-                    disks: count(disks.clone().count()),
-                    replicas: disks
-                        .map(|(disk, _)| count(replicas.get(disk).copied().unwrap_or(0) as usize))
+                    disks: count(self.state.disks_of(*pod).count()),
+                    replicas: self
+                        .state
+                        .disks_of(*pod)
+                        .map(|disk| count(self.state.members_on(disk) as usize))
                         .sum(),
                     version: heard.map(|heard| heard.version.clone()).unwrap_or_default(),
                 }
@@ -84,26 +83,24 @@ impl<'a> Describe<'a> {
     }
 
     fn catalog_part(&self, pod: PodId) -> &'static str {
-        let member = self.state.catalog.iter().find(|(_, other)| **other == pod);
-        match member {
+        match self.state.index.catalog_by_pod.get(&pod) {
             None => "",
-            Some((member, _)) if self.group.voters.contains(member) => match pod == self.leader {
+            Some(member) if self.group.voters.contains(member) => match pod == self.leader {
                 true => "leader",
                 false => "voter",
             },
-            Some((member, _)) if self.group.learners.contains(member) => "learner",
+            Some(member) if self.group.learners.contains(member) => "learner",
             Some(_) => "joining",
         }
     }
 
     pub fn disks(&self) -> Vec<proto::Disk> {
-        let replicas = self.state.members_per_disk();
         let mut disks: Vec<proto::Disk> = self
             .state
             .disks
             .iter()
             .map(|(id, disk)| {
-                let report = self.replicas.disks.get(id);
+                let report = self.pods.disk(*id);
                 let failed = report.and_then(|report| report.failed.clone());
                 let state = match (report, &failed) {
                     (None, _) => proto::DiskState::Unreachable,
@@ -122,7 +119,7 @@ impl<'a> Describe<'a> {
                     read_bytes: report.map_or(0, |report| report.read_bytes),
                     read_dirty_bytes: report.map_or(0, |report| report.read_dirty_bytes),
                     resyncs: report.map_or(0, |report| report.resyncs),
-                    replicas: count(replicas.get(id).copied().unwrap_or(0) as usize),
+                    replicas: count(self.state.members_on(*id) as usize),
                     state: state.into(),
                     reason: failed.unwrap_or_default(),
                 }
@@ -151,8 +148,8 @@ impl<'a> Describe<'a> {
     }
 
     fn volume(&self, id: VolumeId, volume: &Volume) -> proto::Volume {
-        let shards: Vec<proto::Shard> =
-            volume.shards.iter().map(|shard| self.shard(shard)).collect();
+        let shards = self.state.shards_of(volume);
+        let shards: Vec<proto::Shard> = shards.map(|(id, shard)| self.shard(id, shard)).collect();
         let (state, reason) = match volume.creating && !volume.deleting {
             true => self.judge_new(volume, &shards),
             false => judge(volume, &shards),
@@ -173,7 +170,8 @@ impl<'a> Describe<'a> {
     /// The state of a volume that the catalog does not know to be usable, and the reason.
     fn judge_new(&self, volume: &Volume, shards: &[proto::Shard]) -> (proto::VolumeState, String) {
         let without = shards.iter().filter(|shard| shard.leader_pod == 0).count();
-        let missing: usize = volume.shards.iter().map(|shard| self.replicas.missing(shard)).sum();
+        let all = self.state.shards_of(volume);
+        let missing: usize = all.map(|(_, shard)| missing(self.pods, shard)).sum();
         let reason = match (without, missing) {
             (0, 0) => return judge(volume, shards),
             (0, 1) => "1 replica is not made yet".to_owned(),
@@ -183,12 +181,12 @@ impl<'a> Describe<'a> {
         (proto::VolumeState::Creating, reason)
     }
 
-    fn shard(&self, shard: &Shard) -> proto::Shard {
+    fn shard(&self, id: ShardId, shard: &Shard) -> proto::Shard {
         let mut leader: Option<(u64, PodId)> = None;
         let mut replicas = Vec::with_capacity(shard.members.len());
         for member in &shard.members {
             let pod = self.state.disks[&member.disk].pod;
-            let report = self.replicas.get(member.member, member.disk);
+            let report = self.pods.member(member.member, member.disk);
             if let Some(report) = report.filter(|report| report.state == MemberState::Leader)
                 && leader.is_none_or(|(term, _)| report.term > term)
             {
@@ -202,7 +200,7 @@ impl<'a> Describe<'a> {
             });
         }
         let leader_pod = leader.map_or(0, |(_, pod)| pod.0);
-        proto::Shard { id: shard.shard.0, replicas, leader_pod }
+        proto::Shard { id: id.0, replicas, leader_pod }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Identity of this pod: `<data>/pod.json`, written atomically, and durable before its first use.
 //!
-//! A pod first chooses a `join_id` and writes it down; only then it joins. After a crash in between
+//! A pod first chooses its `uid` and writes it down; only then it joins. After a crash in between
 //! it joins again under the same id and gets the same pod id.
 
 use std::fs::{self, File, OpenOptions};
@@ -19,7 +19,7 @@ const FORMAT: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct PodFile {
     pub format: u32,
-    pub join_id: Uuid,
+    pub uid: Uuid,
     /// Missing until the pod has joined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
@@ -79,7 +79,7 @@ pub struct PodDirectory {
 
 impl PodDirectory {
     /// Opens and locks the directory, or creates it. A pod without a file gets one with a fresh
-    /// `join_id`.
+    /// `uid`.
     pub fn open(path: &Path) -> Result<PodDirectory, IdentityError> {
         fs::create_dir_all(path).map_err(|source| fail("create", path, source))?;
         let lock = lock(&path.join("lock"))?;
@@ -87,10 +87,10 @@ impl PodDirectory {
         let file = match fs::read(&name) {
             Ok(bytes) => parse(&name, &bytes)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let join_id = random_uuid().map_err(|source| fail("read", random(), source))?;
+                let uid = random_uuid().map_err(|source| fail("read", random(), source))?;
                 let file = PodFile {
                     format: FORMAT,
-                    join_id,
+                    uid,
                     identity: None,
                     catalog_member: None,
                     starts: 0,
@@ -197,24 +197,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_identity_survives_and_the_join_id_never_changes() {
+    fn an_identity_survives_and_the_uid_never_changes() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("data");
         let identity = Identity { cluster: Uuid([3; 16]), pod: PodId(7) };
-        let join_id = {
+        let uid = {
             let mut directory = PodDirectory::open(&path).unwrap();
             assert_eq!(directory.file().identity, None);
             assert!(!has_joined(&path));
             assert!(matches!(PodDirectory::open(&path), Err(IdentityError::InUse { .. })));
             directory.set_identity(identity).unwrap();
             directory.set_catalog_member(Some(MemberId(9))).unwrap();
-            directory.file().join_id
+            directory.file().uid
         };
         assert!(has_joined(&path));
         let directory = PodDirectory::open(&path).unwrap();
         assert_eq!(directory.file().identity, Some(identity));
         assert_eq!(directory.file().catalog_member, Some(MemberId(9)));
-        assert_eq!(directory.file().join_id, join_id);
+        assert_eq!(directory.file().uid, uid);
     }
 
     #[test]

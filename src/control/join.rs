@@ -8,7 +8,7 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
 use crate::config::Config;
-use crate::control::command::{Addresses, FORMAT};
+use crate::control::command::{Addresses, FORMAT, NewNode};
 use crate::control::identity::{Identity, IdentityError, PodDirectory};
 use crate::control::membership::{MembershipError, initialise};
 use crate::control::proto::JoinRequest;
@@ -46,6 +46,7 @@ pub async fn identity(
     config: &Config,
     directory: &mut PodDirectory,
     addresses: Addresses,
+    node: &NewNode,
 ) -> Result<(Identity, Vec<String>), JoinError> {
     if let Some(identity) = directory.file().identity {
         return Ok((identity, Vec::new()));
@@ -57,7 +58,7 @@ pub async fn identity(
                 return Err(JoinError::UsedDisk { disk, data });
             }
         }
-        let identity = initialise(directory, addresses)?;
+        let identity = initialise(directory, addresses, node.clone())?;
         tracing::info!(cluster = %identity.cluster, "made a new cluster");
         return Ok((identity, Vec::new()));
     }
@@ -65,11 +66,12 @@ pub async fn identity(
         return Err(JoinError::Nowhere);
     }
     let request = JoinRequest {
-        join_id: directory.file().join_id.to_string(),
+        uid: directory.file().uid.to_string(),
         api: addresses.api.to_string(),
         peer: addresses.peer.to_string(),
         nbd: addresses.nbd.map(|nbd| nbd.to_string()).unwrap_or_default(),
         format: u32::from(FORMAT),
+        node: Some(node.clone().into()),
     };
     for seed in config.join.iter().cycle() {
         match ask(seed, &request).await {

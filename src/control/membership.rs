@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
 use crate::control::catalog::Catalog;
-use crate::control::command::Addresses;
+use crate::control::command::{Addresses, NewNode};
 use crate::control::identity::{Identity, IdentityError, PodDirectory, random_uuid};
 use crate::control::node::Node;
 use crate::control::outbound::Queues;
-use crate::control::state::CatalogState;
+use crate::control::state::{CatalogState, NewCluster};
 use crate::control::storage::{MemberRow, Recovered, Snapshot, Storage, StorageError};
+use crate::io::clock;
 use crate::replica::meta::{Meta, MetaError};
 use crate::types::{MemberId, PodId};
 
@@ -55,7 +56,7 @@ fn removed(data: &Path) -> PathBuf {
 
 fn open(path: &Path) -> Result<(Storage, Option<Recovered>), MembershipError> {
     let fail = |source| MembershipError::Storage { path: path.to_owned(), source };
-    let storage = Storage::open(path).map_err(fail)?;
+    let mut storage = Storage::open(path).map_err(fail)?;
     let recovered = storage.recover().map_err(fail)?;
     Ok((storage, recovered))
 }
@@ -65,6 +66,7 @@ fn open(path: &Path) -> Result<(Storage, Option<Recovered>), MembershipError> {
 pub fn initialise(
     directory: &mut PodDirectory,
     addresses: Addresses,
+    node: NewNode,
 ) -> Result<Identity, MembershipError> {
     let path = database(directory.path());
     let (storage, recovered) = open(&path)?;
@@ -72,10 +74,14 @@ pub fn initialise(
         Some(recovered) => recovered
             .snapshot
             .state
-            .filter(|state| state.pods.values().any(|pod| pod.join_id == directory.file().join_id)),
+            .filter(|state| state.index.pods_by_uid.contains_key(&directory.file().uid)),
         None => {
-            let cluster = random_uuid().map_err(MembershipError::Random)?;
-            let state = CatalogState::new(cluster, directory.file().join_id, addresses);
+            let state = CatalogState::new(NewCluster {
+                uid: random_uuid().map_err(MembershipError::Random)?,
+                history: random_uuid().map_err(MembershipError::Random)?,
+                pod: (directory.file().uid, addresses, node),
+                now_ms: clock::wall_ms(),
+            });
             let (row, snapshot) = first(state.clone());
             storage
                 .create(row, &snapshot)
@@ -84,7 +90,7 @@ pub fn initialise(
         }
     };
     let state = state.ok_or(MembershipError::Foreign { path })?;
-    let identity = Identity { cluster: state.cluster, pod: PodId(1) };
+    let identity = Identity { cluster: state.cluster.uid, pod: PodId(1) };
     directory.set_catalog_member(Some(MemberId(1)))?;
     directory.set_identity(identity)?;
     Ok(identity)
@@ -186,7 +192,7 @@ pub fn unborn() -> Snapshot {
 
 /// The first and only member of a new cluster.
 pub fn first(state: CatalogState) -> (MemberRow, Snapshot) {
-    let row = MemberRow { member: MemberId(1), since_revision: state.revision };
+    let row = MemberRow { member: MemberId(1), since_revision: state.revision() };
     let meta = Meta::new(&[row.member], 1).encode();
     (row, Snapshot { index: 1, term: 1, meta, state: Some(state) })
 }
@@ -198,7 +204,7 @@ fn create(node: &Arc<Node>, row: MemberRow) -> Result<(), MembershipError> {
     if directory.file().catalog_member == Some(row.member) {
         return Err(MembershipError::Lost { member: row.member, path });
     }
-    let (storage, recovered) = open(&path)?;
+    let (mut storage, recovered) = open(&path)?;
     assert!(recovered.is_none(), "an existing member was started before");
     let fail = |source| MembershipError::Storage { path: path.clone(), source };
     storage.create(row, &unborn()).map_err(fail)?;
@@ -270,6 +276,7 @@ async fn blocking(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::catalog_fixture::node;
     use crate::types::Uuid;
 
     /// A stopped pod that is the only member of its catalog.
@@ -279,10 +286,10 @@ mod tests {
         let mut directory = PodDirectory::open(data).unwrap();
         let identity = match directory.file().identity {
             Some(identity) => identity,
-            None => initialise(&mut directory, addresses).unwrap(),
+            None => initialise(&mut directory, addresses, node(1)).unwrap(),
         };
         assert_ne!(identity.cluster, Uuid::default());
-        Arc::new(Node::new(identity, addresses, Vec::new(), directory, 1))
+        Arc::new(Node::new(identity, addresses, node(1), Vec::new(), directory, 1))
     }
 
     /// The pod is killed during a removal: the database is renamed, and one file of it is gone.

@@ -2,22 +2,27 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::{Notify, watch};
 
 use crate::control::catalog::Catalog;
-use crate::control::command::{Addresses, NewDisk};
+use crate::control::command::{Addresses, NewDisk, NewNode};
 use crate::control::identity::{Identity, PodDirectory};
 use crate::control::peers::Peers;
 use crate::control::reports::Reports;
-use crate::types::PodId;
+use crate::control::sync::kept::{Keeper, Kept};
+use crate::control::sync::mirror::{Mirror, MirrorError};
+use crate::control::sync::update::{Position, Update};
+use crate::types::{MemberId, PodId, Uuid};
 use crate::view::{ClusterView, PodReport};
 
 /// One pod's control plane.
 pub struct Node {
     pub identity: Identity,
     pub addresses: Addresses,
+    /// The machine of this pod.
+    pub machine: NewNode,
     /// `host:port` of pods to ask when no other address answers.
     pub seeds: Vec<String>,
     pub directory: Mutex<PodDirectory>,
@@ -36,6 +41,7 @@ pub struct Node {
     pub wake: Notify,
     /// A random number of the process.
     pub run: u64,
+    mirror: Mutex<(Mirror, Option<Keeper>)>,
     catalog: RwLock<Option<Arc<Catalog>>>,
     leader: Mutex<Option<(PodId, SocketAddr)>>,
 }
@@ -44,6 +50,7 @@ impl Node {
     pub fn new(
         identity: Identity,
         addresses: Addresses,
+        machine: NewNode,
         seeds: Vec<String>,
         directory: PodDirectory,
         run: u64,
@@ -51,6 +58,7 @@ impl Node {
         Node {
             identity,
             addresses,
+            machine,
             seeds,
             directory: Mutex::new(directory),
             peers: Peers::default(),
@@ -61,6 +69,7 @@ impl Node {
             catalog_lost: watch::Sender::new(None),
             wake: Notify::new(),
             run,
+            mirror: Mutex::default(),
             catalog: RwLock::new(None),
             leader: Mutex::new(None),
         }
@@ -75,6 +84,14 @@ impl Node {
     pub fn set_catalog(&self, catalog: Option<Arc<Catalog>>) -> Option<Arc<Catalog>> {
         let mut place = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut place, catalog)
+    }
+
+    /// True when this pod has a member of the catalog that knows a leader.
+    pub fn knows_leader(&self) -> bool {
+        self.catalog().is_some_and(|catalog| {
+            let published = catalog.published.borrow();
+            published.state.is_some() && published.leader(catalog.row.member).is_some()
+        })
     }
 
     /// This pod's member, when it leads.
@@ -100,25 +117,63 @@ impl Node {
         *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = leader;
     }
 
-    /// Takes over a view that is newer than the current one.
-    pub fn offer_view(&self, mut view: ClusterView) {
-        self.view.send_if_modified(|current| {
-            let newer = view.revision > current.revision;
-            if newer {
-                for pod in &view.pods {
-                    self.peers.learn_recorded(pod.pod, pod.api);
-                }
-                view.share(current);
-                *current = Arc::new(view);
-            }
-            newer
-        });
+    /// How far this pod knows the catalog.
+    pub fn position(&self) -> Position {
+        self.mirror().0.position()
     }
 
-    /// The file that keeps the newest view for the next start.
-    pub fn view_file(&self) -> PathBuf {
+    /// The members of the catalog and their pods, as far as this pod knows, and the revision.
+    pub fn catalog_members(&self) -> (u64, Vec<(MemberId, PodId)>) {
+        let mirror = &self.mirror().0;
+        (mirror.position().revision, mirror.catalog())
+    }
+
+    /// Takes what this pod lacks, and shows it to the data path.
+    pub fn take_update(&self, update: Update) -> Result<(), MirrorError> {
+        let mut place = self.mirror();
+        let (mirror, keeper) = &mut *place;
+        mirror.take(&update)?;
+        self.show(mirror);
+        if let Some(keeper) = keeper {
+            keeper.keep(update, mirror);
+        }
+        Ok(())
+    }
+
+    /// Starts from what this pod knew when it ran last, and keeps what it learns.
+    pub fn start_from(&self, mirror: Mirror, kept: Kept) {
+        let mut place = self.mirror();
+        self.show(&mirror);
+        *place = (mirror, Some(Keeper::start(kept)));
+    }
+
+    fn show(&self, mirror: &Mirror) {
+        let view = mirror.view();
+        if view.pods != self.view.borrow().pods {
+            for pod in &view.pods {
+                self.peers.learn_recorded(pod.pod, pod.api);
+            }
+        }
+        for (member, pod) in mirror.catalog() {
+            self.peers.learn_member(member, pod);
+        }
+        self.view.send_replace(Arc::clone(view));
+    }
+
+    fn mirror(&self) -> MutexGuard<'_, (Mirror, Option<Keeper>)> {
+        // No update is left half done.
+        self.mirror.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The uid that this pod chose before it joined.
+    pub fn uid(&self) -> Uuid {
+        self.directory.lock().unwrap_or_else(PoisonError::into_inner).file().uid
+    }
+
+    /// The file that keeps the mirror for the next start.
+    pub fn sync_file(&self) -> PathBuf {
         let directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
-        directory.path().join("view.json")
+        directory.path().join("sync")
     }
 
     /// True when a message's cluster is this pod's.

@@ -9,11 +9,11 @@ use protobuf::Message as _;
 use raft::eraftpb::Message;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::control::catalog_member::Outbound;
-use crate::control::command::encode;
 use crate::control::node::Node;
-use crate::control::proto::{InstallRequest, RaftBatch};
+use crate::control::proto::{InstallHead, InstallPiece, RaftBatch, StateRow};
 use crate::control::storage::Snapshot;
 use crate::types::MemberId;
 
@@ -105,14 +105,42 @@ const SEND_WITHIN: std::time::Duration = std::time::Duration::from_secs(1);
 async fn install(node: &Node, to: MemberId, snapshot: Snapshot) -> Result<(), tonic::Status> {
     let api = node.peers.pod_of(to).and_then(|pod| node.peers.api_of(pod));
     let api = api.ok_or_else(|| tonic::Status::unavailable("its address is not known"))?;
-    let request = InstallRequest {
+    let Snapshot { index, term, meta, state } = snapshot;
+    let state = state.ok_or_else(|| tonic::Status::internal("there is no state to send"))?;
+    let head = InstallHead {
         cluster: node.identity.cluster.to_string(),
         to_member: to.0,
-        index: snapshot.index,
-        term: snapshot.term,
-        meta: snapshot.meta.clone(),
-        state: Bytes::from(encode(&snapshot.state)),
+        index,
+        term,
+        meta,
+        rows: state.rows().count() as u64,
     };
-    node.peers.catalog(api).install(request).await?;
+    let (pieces, waiting) = mpsc::channel(PIECES_AHEAD);
+    // Ends with the receiver: the call failed, or has all pieces.
+    tokio::task::spawn_blocking(move || {
+        let mut piece = InstallPiece { head: Some(head), rows: Vec::new() };
+        let mut bytes = 0;
+        for (key, row) in state.rows() {
+            let key = Bytes::from(key.encode());
+            bytes += key.len() + row.len();
+            piece.rows.push(StateRow { key, row });
+            if bytes >= PIECE_BYTES {
+                bytes = 0;
+                if pieces.blocking_send(std::mem::take(&mut piece)).is_err() {
+                    return;
+                }
+            }
+        }
+        let _gone = pieces.blocking_send(piece);
+    });
+    let mut request = tonic::Request::new(ReceiverStream::new(waiting));
+    request.set_timeout(INSTALL_WITHIN);
+    node.peers.streaming(api).install(request).await?;
     Ok(())
 }
+
+/// Bytes of one piece of a state, and pieces that wait to be sent.
+const PIECE_BYTES: usize = 256 << 10;
+const PIECES_AHEAD: usize = 4;
+/// A state that takes longer is sent anew.
+const INSTALL_WITHIN: std::time::Duration = std::time::Duration::from_secs(300);

@@ -15,14 +15,14 @@ use crate::control::state::CatalogState;
 use crate::types::{MemberId, PodId};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longer than any wait of the other end within a call.
+/// Longer than any wait of the other end within a call. The sending of a state has its own.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Interval of keep-alive pings. Without an answer within [`KEEP_ALIVE_WITHIN`] the connection is
 /// closed, and its waiting calls fail: later they would be outdated.
 pub const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(2);
 pub const KEEP_ALIVE_WITHIN: Duration = Duration::from_secs(3);
-/// The largest message between pods: a whole view or state.
-pub const MESSAGE_BYTES_MAX: usize = 256 << 20;
+/// The largest message between pods: a report of a pod with very many replicas.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Debug, Default)]
 pub struct Peers {
@@ -36,6 +36,8 @@ struct Inner {
     /// Addresses in the last state. A message's address is overridden only when these change.
     recorded: HashMap<PodId, SocketAddr>,
     channels: HashMap<SocketAddr, Channel>,
+    /// Without an end to their calls: streams last as long as the pods.
+    streams: HashMap<SocketAddr, Channel>,
 }
 
 impl Peers {
@@ -47,10 +49,10 @@ impl Peers {
     /// Takes over the addresses and members in the catalog's state.
     pub fn learn_state(&self, state: &CatalogState) {
         let mut inner = self.inner();
-        for (pod, record) in &state.pods {
+        for (pod, record) in state.pods.iter() {
             inner.record(*pod, record.addresses.api);
         }
-        inner.members.extend(state.catalog.iter().map(|(member, pod)| (*member, *pod)));
+        inner.members.extend(state.catalog.iter().map(|(member, it)| (*member, it.pod)));
     }
 
     /// Takes over the recorded address of one pod.
@@ -88,6 +90,13 @@ impl Peers {
         self.inner().channels.entry(api).or_insert_with(|| connect(api)).clone()
     }
 
+    /// A client of another pod's internal service, for its streams.
+    pub fn streaming(&self, api: SocketAddr) -> CatalogClient<Channel> {
+        let mut inner = self.inner();
+        let channel = inner.streams.entry(api).or_insert_with(|| endpoint(api).connect_lazy());
+        CatalogClient::new(channel.clone())
+    }
+
     /// A client of another pod's internal service.
     pub fn catalog(&self, api: SocketAddr) -> CatalogClient<Channel> {
         CatalogClient::new(self.channel(api))
@@ -105,15 +114,17 @@ impl Inner {
 }
 
 fn connect(api: SocketAddr) -> Channel {
+    endpoint(api).timeout(CALL_TIMEOUT).connect_lazy()
+}
+
+fn endpoint(api: SocketAddr) -> Endpoint {
     // A URI cannot express the scope of an IPv6 address.
     let api = SocketAddr::new(api.ip(), api.port());
     Endpoint::from_shared(format!("http://{api}"))
         .expect("an address makes a URI")
         .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(CALL_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
         .keep_alive_timeout(KEEP_ALIVE_WITHIN)
         .keep_alive_while_idle(true)
         .tcp_nodelay(true)
-        .connect_lazy()
 }

@@ -65,10 +65,9 @@ pub fn layout(size_bytes: u64) -> (u64, u64) {
 }
 
 /// The disks that can take replicas, and a text that names the unreachable pods.
-pub fn candidates(state: &CatalogState, pods: &Pods) -> (Vec<Candidate>, String) {
-    let (members, firsts) = (state.members_per_disk(), state.firsts_per_disk());
-    let reports = pods.up.values().flat_map(|heard| &heard.report.disks);
-    let candidates = reports
+pub fn candidates(state: &CatalogState, pods: Pods<'_>) -> (Vec<Candidate>, String) {
+    let candidates = pods
+        .disks()
         .filter(|report| report.failed.is_none())
         .filter_map(|report| {
             let disk = state.disks.get(&report.disk)?;
@@ -76,17 +75,13 @@ pub fn candidates(state: &CatalogState, pods: &Pods) -> (Vec<Candidate>, String)
                 disk: report.disk,
                 pod: disk.pod,
                 free_bytes: report.capacity_bytes.saturating_sub(report.used_bytes),
-                members: members.get(&report.disk).copied().unwrap_or(0),
-                firsts: firsts.get(&report.disk).copied().unwrap_or(0),
+                members: state.members_on(report.disk),
+                firsts: state.firsts_on(report.disk),
             })
         })
         .collect();
-    let unreachable: Vec<String> = state
-        .pods
-        .keys()
-        .filter(|pod| !pods.up.contains_key(pod))
-        .map(|pod| pod.to_string())
-        .collect();
+    let unreachable: Vec<String> =
+        state.pods.keys().filter(|pod| !pods.is_up(**pod)).map(|pod| pod.to_string()).collect();
     let unreachable = match unreachable.as_slice() {
         [] => String::new(),
         [pod] => format!(" (pod {pod} is unreachable)"),

@@ -6,16 +6,15 @@
 //! learners until they have caught up. Then all missing voters are promoted in one joint change, so
 //! that the group never has an even number of voters (two are worse than one).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::control::command::{CatalogCommand, listed};
-use crate::control::creation::Replicas;
+use crate::control::creation::has_come;
 use crate::control::reports::Pods;
 use crate::control::state::CatalogState;
 use crate::planted::planted;
-use crate::types::{MemberId, PodId, Uuid, VolumeId};
-use crate::view::PodReport;
+use crate::types::{MemberId, PodId, VolumeId};
 
 /// The members of the catalog's group, as its leader knows them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,8 +29,8 @@ pub struct Group {
 }
 
 /// What the leader knows besides the state.
-#[derive(Clone, Debug, Default)]
-pub struct Facts {
+#[derive(Clone)]
+pub struct Facts<'a> {
     pub group: Group,
     /// Reachable pods.
     pub alive: BTreeSet<PodId>,
@@ -39,25 +38,30 @@ pub struct Facts {
     pub unreachable: BTreeSet<PodId>,
     /// Members of the catalog that have applied nearly everything.
     pub caught_up: BTreeSet<MemberId>,
-    pub reports: BTreeMap<PodId, PodReport>,
+    pub reports: Pods<'a>,
 }
 
 /// How many entries a member may lag to become a voter.
 const CAUGHT_UP_WITHIN: u64 = 64;
 
-impl Facts {
+impl<'a> Facts<'a> {
     /// The facts of a leader that has applied up to `applied_index`.
-    pub fn new(state: &CatalogState, group: &Group, applied_index: u64, pods: Pods) -> Facts {
-        let unreachable = match pods.is_complete {
-            true => state.pods.keys().filter(|pod| !pods.up.contains_key(pod)).copied().collect(),
+    pub fn new(
+        state: &CatalogState,
+        group: &Group,
+        applied_index: u64,
+        reports: Pods<'a>,
+    ) -> Facts<'a> {
+        let unreachable = match reports.is_complete() {
+            true => state.pods.keys().filter(|pod| !reports.is_up(**pod)).copied().collect(),
             false => BTreeSet::new(),
         };
         Facts {
             group: group.clone(),
-            alive: pods.up.keys().copied().collect(),
+            alive: reports.up().map(|(pod, _)| pod).collect(),
             unreachable,
-            caught_up: pods.caught_up(applied_index, CAUGHT_UP_WITHIN),
-            reports: pods.up.into_iter().map(|(pod, heard)| (pod, heard.report)).collect(),
+            caught_up: reports.caught_up(applied_index, CAUGHT_UP_WITHIN),
+            reports,
         }
     }
 }
@@ -105,41 +109,39 @@ pub fn voters_due(pods: usize) -> usize {
 }
 
 /// All actions that are due now.
-pub fn decide(state: &CatalogState, facts: &Facts) -> Vec<Action> {
-    let mut actions = destroyed_members(state, &facts.reports);
-    actions.extend(created_volumes(state, &facts.reports));
+pub fn decide(state: &CatalogState, facts: &Facts<'_>) -> Vec<Action> {
+    let mut actions = destroyed_members(state, facts.reports);
+    actions.extend(created_volumes(state, facts.reports));
     actions.extend(catalog_membership(state, facts));
     actions
 }
 
 /// Records members that no longer exist on their disks.
-fn destroyed_members(state: &CatalogState, reports: &BTreeMap<PodId, PodReport>) -> Vec<Action> {
-    let mut gone: BTreeMap<Uuid, Vec<MemberId>> = BTreeMap::new();
-    for disk in reports.values().flat_map(|report| &report.disks) {
-        let Some(outstanding) = state.destroyed.get(&disk.disk) else {
-            continue;
-        };
-        let members = disk.destroyed.iter().filter(|member| outstanding.contains(member));
-        gone.entry(disk.disk).or_default().extend(members);
+fn destroyed_members(state: &CatalogState, reports: Pods<'_>) -> Vec<Action> {
+    let mut actions = Vec::new();
+    for report in reports.with_destroyed() {
+        let disk = report.disk;
+        let gone = report.destroyed.iter().filter(|member| state.is_doomed(disk, **member));
+        let members: Vec<MemberId> = gone.copied().collect();
+        if !members.is_empty() {
+            actions.push(Action::Propose(CatalogCommand::Destroyed { disk, members }));
+        }
     }
-    gone.into_iter()
-        .filter(|(_, members)| !members.is_empty())
-        .map(|(disk, members)| Action::Propose(CatalogCommand::Destroyed { disk, members }))
-        .collect()
+    actions
 }
 
 /// Records the volumes of which all shards have leaders for the first time.
-fn created_volumes(state: &CatalogState, reports: &BTreeMap<PodId, PodReport>) -> Option<Action> {
-    let mut creating = state.volumes.iter().filter(|(_, volume)| volume.creating).peekable();
-    creating.peek()?;
-    let replicas = Replicas::new(reports.values());
-    let created = creating.filter(|(_, volume)| replicas.have_come(volume));
-    let volumes: Vec<VolumeId> = created.map(|(id, _)| *id).collect();
+fn created_volumes(state: &CatalogState, reports: Pods<'_>) -> Option<Action> {
+    let created = state.index.creating.iter().filter(|volume| {
+        let volume = &state.volumes[*volume];
+        has_come(state, reports, volume)
+    });
+    let volumes: Vec<VolumeId> = created.copied().collect();
     (!volumes.is_empty()).then_some(Action::Propose(CatalogCommand::Created { volumes }))
 }
 
 /// At most one step: each change must be applied before the next is decided.
-fn catalog_membership(state: &CatalogState, facts: &Facts) -> Option<Action> {
+fn catalog_membership(state: &CatalogState, facts: &Facts<'_>) -> Option<Action> {
     let group = &facts.group;
     // The leader's member ends a joint configuration itself.
     if group.voters.is_empty() || group.joint || group.changing {
@@ -174,19 +176,18 @@ fn catalog_membership(state: &CatalogState, facts: &Facts) -> Option<Action> {
 
 /// Gives reachable pods a member of the catalog. Removes a member that became unreachable before it
 /// became a voter, so that another pod can take its place.
-fn assign(state: &CatalogState, facts: &Facts, due: usize) -> Option<Action> {
+fn assign(state: &CatalogState, facts: &Facts<'_>, due: usize) -> Option<Action> {
     let is_voter = |member: &MemberId| facts.group.voters.contains(member);
-    let assigned: BTreeSet<PodId> = state.catalog.values().copied().collect();
     let free: Vec<PodId> = state
         .pods
         .keys()
-        .filter(|p| !assigned.contains(p) && facts.alive.contains(p))
+        .filter(|pod| !state.index.catalog_by_pod.contains_key(pod) && facts.alive.contains(pod))
         .copied()
         .collect();
     let lost = state
         .catalog
         .iter()
-        .find(|(member, pod)| !is_voter(member) && facts.unreachable.contains(pod));
+        .find(|(member, it)| !is_voter(member) && facts.unreachable.contains(&it.pod));
     let missing = due.saturating_sub(state.catalog.len());
     if missing > 0 && free.len() >= missing {
         let pods = free[..missing].to_vec();

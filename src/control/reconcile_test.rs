@@ -1,39 +1,45 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::command::{Addresses, NewDisk, Outcome, Placement};
-use crate::view::{DiskReport, MemberReport, MemberState};
+use crate::control::command::Outcome;
+use crate::control::reports::{Heard, Table};
+use crate::testing::catalog_fixture::{cluster, create_on, first_pod, join};
+use crate::types::{Mono, Uuid};
+use crate::view::{DiskReport, MemberReport, MemberState, PodReport};
 
+/// Pods without disks.
 fn state(pods: u8) -> CatalogState {
-    let at = "127.0.0.1:1".parse().unwrap();
-    let addresses = Addresses { api: at, peer: at, nbd: None };
-    let mut state = CatalogState::new(Uuid([9; 16]), Uuid([1; 16]), addresses);
-    for number in 2..=pods {
-        let join_id = Uuid([number; 16]);
-        state.apply(CatalogCommand::Join { join_id, addresses }).unwrap();
-    }
+    let mut state = first_pod();
+    (2..=pods).for_each(|number| carry_out(&mut state, join(number)));
     state
+}
+
+fn carry_out(state: &mut CatalogState, command: CatalogCommand) {
+    state.apply(1, command).outcome.unwrap();
 }
 
 fn members(ids: &[u64]) -> BTreeSet<MemberId> {
     ids.iter().copied().map(MemberId).collect()
 }
 
-fn facts(voters: &[u64], alive: &[u64]) -> Facts {
+fn facts<'a>(table: &'a Table, voters: &[u64], alive: &[u64]) -> Facts<'a> {
     Facts {
         group: Group { voters: members(voters), ..Group::default() },
         alive: alive.iter().copied().map(PodId).collect(),
-        ..Facts::default()
+        unreachable: BTreeSet::new(),
+        caught_up: BTreeSet::new(),
+        reports: table.pods(Mono(1)),
     }
 }
 
 #[test]
 fn steps_from_one_voter_to_three() {
+    let table = Table::default();
     let mut state = state(3);
-    let mut facts = facts(&[1], &[1, 2, 3]);
+    let mut facts = facts(&table, &[1], &[1, 2, 3]);
     let add = CatalogCommand::AddCatalogMembers { pods: vec![PodId(2), PodId(3)] };
     assert_eq!(decide(&state, &facts), [Action::Propose(add.clone())]);
-    state.apply(add).unwrap();
+    carry_out(&mut state, add);
     let learner = |member| [Action::Change(MembershipChange::AddLearner(MemberId(member)))];
     assert_eq!(decide(&state, &facts), learner(2));
     facts.group.learners = members(&[2]);
@@ -54,10 +60,11 @@ fn steps_from_one_voter_to_three() {
 /// member may be a voter before any other action is carried out.
 #[test]
 fn nobody_is_struck_off_while_a_promotion_is_in_flight() {
+    let table = Table::default();
     let mut state = state(6);
     let pods = [2, 3, 4, 5].map(PodId).to_vec();
-    state.apply(CatalogCommand::AddCatalogMembers { pods }).unwrap();
-    let mut facts = facts(&[1, 2, 3], &[1, 2, 3, 4, 5, 6]);
+    carry_out(&mut state, CatalogCommand::AddCatalogMembers { pods });
+    let mut facts = facts(&table, &[1, 2, 3], &[1, 2, 3, 4, 5, 6]);
     facts.group.learners = members(&[4, 5]);
     facts.caught_up = members(&[1, 2, 3, 4, 5]);
     let promote = MembershipChange::Promote(vec![MemberId(4), MemberId(5)]);
@@ -72,26 +79,28 @@ fn nobody_is_struck_off_while_a_promotion_is_in_flight() {
 
 #[test]
 fn nothing_is_done_for_pods_that_are_not_there() {
+    let table = Table::default();
     let state = state(3);
-    assert_eq!(decide(&state, &facts(&[1], &[1, 2])), [], "two of three would not do");
+    assert_eq!(decide(&state, &facts(&table, &[1], &[1, 2])), [], "two of three would not do");
     let two = self::state(2);
-    assert_eq!(decide(&two, &facts(&[1], &[1, 2])), [], "one voter is right for two pods");
-    assert_eq!(decide(&state, &facts(&[], &[1, 2, 3])), [], "nothing is known yet");
+    assert_eq!(decide(&two, &facts(&table, &[1], &[1, 2])), [], "one voter is right for two pods");
+    assert_eq!(decide(&state, &facts(&table, &[], &[1, 2, 3])), [], "nothing is known yet");
 }
 
 #[test]
 fn a_pod_that_goes_away_while_it_joins_is_replaced() {
+    let table = Table::default();
     let mut state = state(4);
     let pods = vec![PodId(2), PodId(3)];
-    state.apply(CatalogCommand::AddCatalogMembers { pods }).unwrap();
-    let mut facts = facts(&[1], &[1, 2, 4]);
+    carry_out(&mut state, CatalogCommand::AddCatalogMembers { pods });
+    let mut facts = facts(&table, &[1], &[1, 2, 4]);
     facts.group.learners = members(&[2, 3]);
     facts.caught_up = members(&[1, 2]);
     assert_eq!(decide(&state, &facts), [], "a new leader has not heard from everybody yet");
     facts.unreachable = BTreeSet::from([PodId(3)]);
     let remove = CatalogCommand::RemoveCatalogMember { member: MemberId(3) };
     assert_eq!(decide(&state, &facts), [Action::Propose(remove.clone())]);
-    state.apply(remove).unwrap();
+    carry_out(&mut state, remove);
     let leave = MembershipChange::Remove(MemberId(3));
     assert_eq!(decide(&state, &facts), [Action::Change(leave)]);
     facts.group.learners = members(&[2]);
@@ -99,71 +108,69 @@ fn a_pod_that_goes_away_while_it_joins_is_replaced() {
     assert_eq!(decide(&state, &facts), [Action::Propose(add)]);
 }
 
-#[test]
-fn what_disks_have_destroyed_is_noted_once() {
-    let mut state = state(1);
-    let disk = Uuid([5; 16]);
-    state.destroyed.insert(disk, members(&[7, 8]));
-    let mut facts = facts(&[1], &[1]);
-    let report =
-        DiskReport { disk, destroyed: vec![MemberId(6), MemberId(8)], ..DiskReport::default() };
-    let report = PodReport { pod: PodId(1), disks: vec![report] };
-    facts.reports = BTreeMap::from([(PodId(1), report)]);
-    let noted = CatalogCommand::Destroyed { disk, members: vec![MemberId(8)] };
-    assert_eq!(decide(&state, &facts), [Action::Propose(noted)]);
-    state.destroyed.insert(disk, members(&[7]));
-    assert_eq!(decide(&state, &facts), []);
-}
-
-/// Reports of pods 1 to 3 about members 2 to 4 on their disks.
-fn reports(states: [Option<MemberState>; 3]) -> BTreeMap<PodId, PodReport> {
-    let report = |(pod, state): (u64, &Option<MemberState>)| {
+/// What a leader has heard when pods 1 to 3 report these states of members 2 to 4 on their disks.
+fn heard(states: [Option<MemberState>; 3], destroyed: &[u64]) -> Table {
+    let mut table = Table::default();
+    for (pod, state) in (1..).zip(states) {
         let member = MemberId(pod + 1);
         let of = |state: MemberState| MemberReport { member, state, ..MemberReport::default() };
-        let members = state.map(of).into_iter().collect();
-        let disk = Uuid([pod as u8; 16]);
-        let disks = vec![DiskReport { disk, members, ..DiskReport::default() }];
-        (PodId(pod), PodReport { pod: PodId(pod), disks })
-    };
-    (1..).zip(&states).map(report).collect()
+        let disk = DiskReport {
+            disk: Uuid([pod as u8; 16]),
+            members: state.map(of).into_iter().collect(),
+            destroyed: destroyed.iter().copied().map(MemberId).collect(),
+            ..DiskReport::default()
+        };
+        let report = PodReport { pod: PodId(pod), disks: vec![disk] };
+        table.hear(Mono(1), PodId(pod), Heard { report, is_open: true, ..Heard::default() });
+    }
+    table
+}
+
+/// Three pods with a disk each, and a volume on them.
+fn with_volume() -> (CatalogState, VolumeId) {
+    let mut state = cluster(3);
+    match state.apply(1, create_on("demo", &[1, 2, 3])).outcome {
+        Ok(Outcome::Volume(volume)) => (state, volume),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_disks_have_destroyed_is_noted_once() {
+    let (mut state, volume) = with_volume();
+    let created = CatalogCommand::Created { volumes: vec![volume] };
+    carry_out(&mut state, created);
+    let table = heard([None, None, None], &[2, 9]);
+    let facts = facts(&table, &[1, 2, 3], &[1, 2, 3]);
+    assert_eq!(decide(&state, &facts), [], "the volume is in use");
+    let (request_id, name) = (String::new(), "demo".to_owned());
+    carry_out(&mut state, CatalogCommand::DeleteVolume { request_id, name, volume });
+    let (disk, members) = (Uuid([1; 16]), vec![MemberId(2)]);
+    let noted = CatalogCommand::Destroyed { disk, members };
+    assert_eq!(decide(&state, &facts), [Action::Propose(noted.clone())]);
+    carry_out(&mut state, noted);
+    assert_eq!(decide(&state, &facts), []);
 }
 
 #[test]
 fn a_volume_is_created_when_its_shards_have_leaders_and_what_can_be_there_is_there() {
-    let mut state = state(3);
-    let addresses = state.pods[&PodId(1)].addresses;
-    for pod in 1..=3 {
-        let disk = NewDisk { disk: Uuid([pod; 16]), path: String::new(), capacity_bytes: 1 << 40 };
-        let (pod, disks) = (PodId(pod.into()), vec![disk]);
-        state.apply(CatalogCommand::Register { pod, addresses, disks }).unwrap();
-    }
-    let create = CatalogCommand::CreateVolume {
-        request_id: String::new(),
-        name: "demo".to_owned(),
-        size_bytes: 4096,
-        stripe_bytes: 4096,
-        placement: Placement {
-            disks: [1, 2, 3].map(|disk| Uuid([disk; 16])).to_vec(),
-            shards: vec![vec![0, 1, 2]],
-        },
-    };
-    let Ok(Outcome::Volume(volume)) = state.apply(create) else { panic!("it is created") };
+    let (mut state, volume) = with_volume();
     let (leader, follower) = (Some(MemberState::Leader), Some(MemberState::Follower));
-    let mut facts = facts(&[1, 2, 3], &[1, 2, 3]);
-    let mut due = |state: &CatalogState, reports| {
-        facts.reports = reports;
-        decide(state, &facts)
-    };
+    let due =
+        |state: &CatalogState, table: &Table| decide(state, &facts(table, &[1, 2, 3], &[1, 2, 3]));
     let created = [Action::Propose(CatalogCommand::Created { volumes: vec![volume] })];
-    assert_eq!(due(&state, reports([None, None, None])), []);
-    assert_eq!(due(&state, reports([follower, follower, follower])), [], "nobody leads");
-    assert_eq!(due(&state, reports([leader, follower, None])), [], "a replica is not made yet");
-    let mut without_pod = reports([follower, leader, None]);
-    without_pod.remove(&PodId(3));
-    assert_eq!(due(&state, without_pod), created, "an unreachable pod is not waited for");
-    assert_eq!(due(&state, reports([leader, follower, follower])), created);
-    state.apply(CatalogCommand::Created { volumes: vec![volume] }).unwrap();
-    assert_eq!(due(&state, reports([leader, follower, follower])), []);
+    assert_eq!(due(&state, &heard([None, None, None], &[])), []);
+    let nobody_leads = heard([follower, follower, follower], &[]);
+    assert_eq!(due(&state, &nobody_leads), []);
+    let not_made_yet = heard([leader, follower, None], &[]);
+    assert_eq!(due(&state, &not_made_yet), []);
+    let mut without_pod = heard([follower, leader, None], &[]);
+    without_pod.hear(Mono(1), PodId(3), Heard::default());
+    assert_eq!(due(&state, &without_pod), created, "a disk that is not there is not waited for");
+    let complete = heard([leader, follower, follower], &[]);
+    assert_eq!(due(&state, &complete), created);
+    carry_out(&mut state, CatalogCommand::Created { volumes: vec![volume] });
+    assert_eq!(due(&state, &complete), []);
 }
 
 /// Carries a change out as the group would.
@@ -193,26 +200,26 @@ proptest! {
         let mut state = state(pods);
         let mut group = Group { voters: members(&[1]), ..Group::default() };
         let calm = std::iter::repeat_n(vec![true; 9], 60);
-        let mut at_rest = false;
+        let (mut at_rest, table) = (false, Table::default());
         for mood in moods.into_iter().chain(calm) {
             let all = state.pods.keys().copied();
             let (alive, unreachable): (BTreeSet<PodId>, BTreeSet<PodId>) =
                 all.partition(|pod| pod.0 == 1 || mood[pod.0 as usize - 1]);
             let caught_up =
-                state.catalog.iter().filter(|(_, pod)| alive.contains(pod)).map(|it| *it.0);
+                state.catalog.iter().filter(|(_, it)| alive.contains(&it.pod)).map(|it| *it.0);
             let facts = Facts {
                 group: group.clone(),
                 alive: alive.clone(),
                 unreachable,
                 caught_up: caught_up.collect(),
-                reports: BTreeMap::new(),
+                reports: table.pods(Mono(1)),
             };
             let actions = decide(&state, &facts);
             at_rest = actions.is_empty();
             for action in actions {
                 match action {
                     Action::Propose(command) => {
-                        state.apply(command).unwrap();
+                        carry_out(&mut state, command);
                     }
                     Action::Change(next) => change(&mut group, next),
                 }

@@ -35,46 +35,30 @@ pub fn is_registered(
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use super::*;
-    use crate::control::command::CatalogCommand;
     use crate::control::state::CatalogState;
-    use crate::types::Uuid;
-
-    fn addresses(port: u16) -> Addresses {
-        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        Addresses { api: at(port), peer: at(port + 1), nbd: None }
-    }
-
-    fn disk(number: u8) -> NewDisk {
-        NewDisk { disk: Uuid([number; 16]), path: "somewhere".to_owned(), capacity_bytes: 1 << 30 }
-    }
+    use crate::control::state::view::view;
+    use crate::testing::catalog_fixture::{addresses_of, first_pod, join, new_disk, register};
 
     /// A disk moves to another pod, and an older registration of its first pod arrives last.
     #[test]
     fn a_registration_that_comes_late_is_noticed_by_the_pod_that_has_the_disk() {
-        let mut state = CatalogState::new(Uuid([1; 16]), Uuid([2; 16]), addresses(100));
-        let joins = CatalogCommand::Join { join_id: Uuid([3; 16]), addresses: addresses(200) };
-        state.apply(joins).unwrap();
-        let old = [disk(1), disk(2)];
-        let new = [disk(2), disk(3)];
-        let register = |pod, disks: &[NewDisk]| CatalogCommand::Register {
-            pod: PodId(pod),
-            addresses: addresses(100 * pod as u16),
-            disks: disks.to_vec(),
+        let mut state = first_pod();
+        let apply = |state: &mut CatalogState, command| state.apply(1, command).outcome.unwrap();
+        apply(&mut state, join(2));
+        let old = [new_disk(1), new_disk(2)];
+        let new = [new_disk(2), new_disk(3)];
+        let has = |state: &CatalogState, pod: u8, disks: &[NewDisk]| {
+            is_registered(&view(state), PodId(pod.into()), &addresses_of(pod), disks)
         };
-        let has = |state: &CatalogState, pod, disks: &[NewDisk]| {
-            is_registered(&state.view(), PodId(pod), &addresses(100 * pod as u16), disks)
-        };
-        state.apply(register(1, &old)).unwrap();
+        apply(&mut state, register(1, &old));
         assert!(has(&state, 1, &old) && !has(&state, 2, &new));
-        state.apply(register(2, &new)).unwrap();
+        apply(&mut state, register(2, &new));
         assert!(has(&state, 1, &old[..1]) && has(&state, 2, &new));
-        state.apply(register(1, &old)).unwrap();
+        apply(&mut state, register(1, &old));
         assert!(!has(&state, 2, &new), "and registers once more");
-        state.apply(register(2, &new)).unwrap();
+        apply(&mut state, register(2, &new));
         assert!(has(&state, 1, &old[..1]) && has(&state, 2, &new));
-        assert!(!is_registered(&state.view(), PodId(2), &addresses(300), &new), "it has moved");
+        assert!(!is_registered(&view(&state), PodId(2), &addresses_of(3), &new), "it has moved");
     }
 }

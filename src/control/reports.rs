@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
+
 use crate::io::clock;
 use crate::types::{MemberId, Mono, PodId, Uuid};
-use crate::view::PodReport;
+use crate::view::{DiskReport, MemberReport, PodReport};
 
 /// A pod that was silent this long is unreachable.
 pub const UNREACHABLE_AFTER: Duration = Duration::from_secs(5);
@@ -56,6 +58,11 @@ pub enum Use {
 pub struct Table {
     heard: BTreeMap<PodId, (Mono, Heard)>,
     leading_since: Option<Mono>,
+    /// Where the last report of a disk or a replica is: so no question looks at all reports.
+    disks: FxHashMap<Uuid, (PodId, usize)>,
+    members: FxHashMap<MemberId, (PodId, usize, usize)>,
+    /// Disks on which members were destroyed that the catalog may not know of.
+    with_destroyed: BTreeSet<Uuid>,
 }
 
 /// The table of this pod, for use by several threads.
@@ -64,15 +71,11 @@ pub struct Reports {
     table: Mutex<Table>,
 }
 
-/// The pods, as of one moment.
-#[derive(Clone, Debug, Default)]
-pub struct Pods {
-    /// The pods that are reachable, with their last reports.
-    pub up: BTreeMap<PodId, Heard>,
-    /// The leader has listened long enough to call the other pods unreachable in answers.
-    pub has_listened: bool,
-    /// The leader has listened long enough to act on it.
-    pub is_complete: bool,
+/// The reachable pods and what they reported, as of one moment.
+#[derive(Clone, Copy)]
+pub struct Pods<'a> {
+    table: &'a Table,
+    now: Mono,
 }
 
 impl Table {
@@ -80,8 +83,38 @@ impl Table {
     pub fn hear(&mut self, now: Mono, pod: PodId, heard: Heard) -> bool {
         let before = self.heard.get(&pod).map(|(_, before)| (before.is_open, &before.report));
         let is_new = before != Some((heard.is_open, &heard.report));
-        self.heard.insert(pod, (now, heard));
+        match is_new {
+            true => self.replace(now, pod, heard),
+            false => drop(self.heard.insert(pod, (now, heard))),
+        }
         is_new
+    }
+
+    /// Replaces the report of a pod. A disk that has moved belongs to the pod that was heard last.
+    fn replace(&mut self, now: Mono, pod: PodId, heard: Heard) {
+        if let Some((_, before)) = self.heard.remove(&pod) {
+            for disk in &before.report.disks {
+                if self.disks.get(&disk.disk).is_some_and(|at| at.0 == pod) {
+                    self.disks.remove(&disk.disk);
+                    self.with_destroyed.remove(&disk.disk);
+                }
+                for member in &disk.members {
+                    if self.members.get(&member.member).is_some_and(|at| at.0 == pod) {
+                        self.members.remove(&member.member);
+                    }
+                }
+            }
+        }
+        for (at, disk) in heard.report.disks.iter().enumerate() {
+            self.disks.insert(disk.disk, (pod, at));
+            if !disk.destroyed.is_empty() {
+                self.with_destroyed.insert(disk.disk);
+            }
+            for (member_at, member) in disk.members.iter().enumerate() {
+                self.members.insert(member.member, (pod, at, member_at));
+            }
+        }
+        self.heard.insert(pod, (now, heard));
     }
 
     /// A pod says what it said before under this id. False: that was not heard here.
@@ -100,14 +133,8 @@ impl Table {
         self.leading_since = leading.then_some(self.leading_since.unwrap_or(now));
     }
 
-    pub fn pods(&self, now: Mono) -> Pods {
-        let is_up = |(_, (at, _)): &(_, &(Mono, _))| now.since(*at) < UNREACHABLE_AFTER;
-        let up = self.heard.iter().filter(is_up);
-        Pods {
-            up: up.map(|(pod, (_, heard))| (*pod, heard.clone())).collect(),
-            has_listened: self.leads_for(now, LISTENED_AFTER),
-            is_complete: self.leads_for(now, COMPLETE_AFTER),
-        }
+    pub fn pods(&self, now: Mono) -> Pods<'_> {
+        Pods { table: self, now }
     }
 
     fn leads_for(&self, now: Mono, time: Duration) -> bool {
@@ -146,8 +173,9 @@ impl Reports {
         self.table().set_leading(clock::now(), leading);
     }
 
-    pub fn pods(&self) -> Pods {
-        self.table().pods(clock::now())
+    /// Answers from the reports. Keep it short: reports wait meanwhile.
+    pub fn with<T>(&self, answer: impl FnOnce(Pods<'_>) -> T) -> T {
+        answer(self.table().pods(clock::now()))
     }
 
     /// See [`Table::uses`].
@@ -167,12 +195,62 @@ impl Heard {
     }
 }
 
-impl Pods {
+impl<'a> Pods<'a> {
+    /// The last report of a pod, unless it is unreachable.
+    pub fn get(&self, pod: PodId) -> Option<&'a Heard> {
+        let (at, heard) = self.table.heard.get(&pod)?;
+        (self.now.since(*at) < UNREACHABLE_AFTER).then_some(heard)
+    }
+
+    pub fn is_up(&self, pod: PodId) -> bool {
+        self.get(pod).is_some()
+    }
+
+    /// The pods that are reachable, with their last reports.
+    pub fn up(&self) -> impl Iterator<Item = (PodId, &'a Heard)> {
+        let pods = *self;
+        let all = self.table.heard.keys();
+        all.filter_map(move |pod| pods.get(*pod).map(|heard| (*pod, heard)))
+    }
+
+    /// The leader has listened long enough to call the other pods unreachable in answers.
+    pub fn has_listened(&self) -> bool {
+        self.table.leads_for(self.now, LISTENED_AFTER)
+    }
+
+    /// The leader has listened long enough to act on it.
+    pub fn is_complete(&self) -> bool {
+        self.table.leads_for(self.now, COMPLETE_AFTER)
+    }
+
+    /// The disks of all reachable pods.
+    pub fn disks(&self) -> impl Iterator<Item = &'a DiskReport> {
+        self.up().flat_map(|(_, heard)| &heard.report.disks)
+    }
+
+    /// The last report of a disk, unless its pod is unreachable.
+    pub fn disk(&self, disk: Uuid) -> Option<&'a DiskReport> {
+        let (pod, at) = self.table.disks.get(&disk)?;
+        Some(&self.get(*pod)?.report.disks[*at])
+    }
+
+    /// The last report of a replica on a disk, unless the disk has failed or is unreachable.
+    pub fn member(&self, member: MemberId, disk: Uuid) -> Option<&'a MemberReport> {
+        let (pod, at, member_at) = self.table.members.get(&member)?;
+        let found = &self.get(*pod)?.report.disks[*at];
+        (found.disk == disk && found.failed.is_none()).then(|| &found.members[*member_at])
+    }
+
+    /// Disks with members that were destroyed, as far as reported.
+    pub fn with_destroyed(&self) -> impl Iterator<Item = &'a DiskReport> {
+        let pods = *self;
+        self.table.with_destroyed.iter().filter_map(move |disk| pods.disk(*disk))
+    }
+
     /// Members of the catalog that are at most `behind` entries behind `applied`.
     pub fn caught_up(&self, applied: u64, behind: u64) -> BTreeSet<MemberId> {
-        self.up
-            .values()
-            .filter_map(|heard| heard.catalog)
+        self.up()
+            .filter_map(|(_, heard)| heard.catalog)
             .filter(|(_, at)| *at > 0 && at + behind >= applied)
             .map(|(member, _)| member)
             .collect()
@@ -182,7 +260,6 @@ impl Pods {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::DiskReport;
 
     const OWNER: PodId = PodId(1);
     const DISK: Uuid = Uuid([1; 16]);
@@ -235,8 +312,38 @@ mod tests {
         let catalog = Some((MemberId(4), 9));
         assert!(table.hear_again(at(6), OWNER, 7, catalog));
         let pods = table.pods(at(10));
-        assert_eq!(pods.up[&OWNER].catalog, catalog);
-        assert!(pods.up[&OWNER].has(DISK), "it counts as heard at the second time");
+        let heard = pods.get(OWNER).unwrap();
+        assert_eq!(heard.catalog, catalog);
+        assert!(heard.has(DISK), "it counts as heard at the second time");
+    }
+
+    #[test]
+    fn what_is_found_is_in_the_last_report_of_who_has_it() {
+        let mut table = Table::default();
+        let member = |member: u64| MemberReport { member: MemberId(member), ..Default::default() };
+        let with = |pod, disk, members: &[u64], destroyed: &[u64]| {
+            let members = members.iter().copied().map(member).collect();
+            let destroyed = destroyed.iter().copied().map(MemberId).collect();
+            let disk = DiskReport { disk, members, destroyed, ..DiskReport::default() };
+            let report = PodReport { pod, disks: vec![disk] };
+            Heard { report, is_open: true, ..Heard::default() }
+        };
+        let (other, late) = (PodId(2), Uuid([2; 16]));
+        table.hear(at(1), OWNER, with(OWNER, DISK, &[1, 2], &[]));
+        table.hear(at(1), other, with(other, late, &[3], &[4]));
+        let found = |table: &Table, member: u64, disk| {
+            table.pods(at(2)).member(MemberId(member), disk).map(|it| it.member.0)
+        };
+        assert_eq!(found(&table, 2, DISK), Some(2));
+        assert_eq!(found(&table, 2, late), None, "it is on another disk");
+        assert_eq!(table.pods(at(2)).with_destroyed().count(), 1);
+        // The disk moves, and its first pod reports once more before it notices.
+        table.hear(at(2), other, with(other, DISK, &[1, 5], &[]));
+        assert_eq!((found(&table, 2, DISK), found(&table, 5, DISK)), (Some(2), Some(5)));
+        assert_eq!(table.pods(at(2)).with_destroyed().count(), 0);
+        table.hear(at(2), OWNER, with(OWNER, late, &[], &[]));
+        assert_eq!((found(&table, 2, DISK), found(&table, 1, DISK)), (None, Some(1)));
+        assert!(table.pods(at(7)).disk(DISK).is_none(), "its pod has gone silent");
     }
 
     #[test]

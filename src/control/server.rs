@@ -23,6 +23,7 @@ use crate::control::connections::{Connection, accept};
 use crate::control::data_path::{DataPath, ReportSink};
 use crate::control::identity::{Identity, PodDirectory, random_uuid};
 use crate::control::join::{JoinError, identity};
+use crate::control::machine::this_node;
 use crate::control::membership;
 use crate::control::node::Node;
 use crate::control::peers::{KEEP_ALIVE_EVERY, KEEP_ALIVE_WITHIN, MESSAGE_BYTES_MAX};
@@ -31,6 +32,8 @@ use crate::control::proto::cluster_server::ClusterServer;
 use crate::control::proto::disks_server::DisksServer;
 use crate::control::proto::pods_server::PodsServer;
 use crate::control::proto::volumes_server::VolumesServer;
+use crate::control::sync::kept::Kept;
+use crate::control::sync::mirror::Mirror;
 use crate::control::tasks;
 use crate::view::ClusterView;
 
@@ -92,12 +95,13 @@ impl Server {
             peer: config.peer_address(),
             nbd: Some(config.nbd_address()),
         };
-        let (identity, others) = identity(config, &mut directory, addresses).await?;
+        let machine = this_node(config);
+        let (identity, others) = identity(config, &mut directory, addresses, &machine).await?;
         let run = random_uuid().map_err(StartError::Random)?;
         let run = u64::from_le_bytes(run.0[..8].try_into().expect("8 of 16 bytes"));
         let seeds = config.join.iter().cloned().chain(others).collect();
-        let node = Arc::new(Node::new(identity, addresses, seeds, directory, run));
-        load_view(&node);
+        let node = Arc::new(Node::new(identity, addresses, machine, seeds, directory, run));
+        load_mirror(&node);
         if let Err(error) = membership::resume(&node).await {
             // The data path and the other members of the catalog can do without this one.
             tracing::error!("this pod takes no part in the catalog: {}", chain(&error));
@@ -230,15 +234,14 @@ async fn serve_api(
         .await
 }
 
-/// Loads the view of the last run, by which this pod may serve at once.
-fn load_view(node: &Node) {
-    let path: PathBuf = node.view_file();
-    let Ok(bytes) = std::fs::read(&path) else {
-        return;
-    };
-    match serde_json::from_slice::<ClusterView>(&bytes) {
-        Ok(view) if view.cluster == node.identity.cluster => node.offer_view(view),
-        Ok(_) => tracing::warn!("{} is of another cluster; ignored", path.display()),
+/// Loads what this pod knew when it ran last: by that it may serve at once.
+fn load_mirror(node: &Node) {
+    let path: PathBuf = node.sync_file();
+    match Kept::open(&path) {
+        Ok((kept, mirror)) => match mirror.view().cluster == node.identity.cluster {
+            true => node.start_from(mirror, kept),
+            false => node.start_from(Mirror::default(), kept),
+        },
         Err(error) => tracing::warn!("{} cannot be read; ignored: {error}", path.display()),
     }
 }

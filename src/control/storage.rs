@@ -1,13 +1,18 @@
 //! The log and the state of this pod's member of the catalog, in a RocksDB of its own
-//! (`<data>/catalog`). Every write is one synced batch.
+//! (`<data>/catalog`). All writes are batches in one write-ahead log, so after a crash the newest
+//! ones are missing at most, and never one before another that is there.
 //!
 //! | key | value |
 //! |---|---|
 //! | `member` | JSON of [`MemberRow`] |
 //! | `hard` | protobuf HardState |
 //! | `compacted` | index, term: the point before the first entry; u64, big endian |
-//! | `snapshot` | applied index, term: u64 BE; length of meta: u32 BE; meta; encoded state |
+//! | `applied` | index, term: u64 BE; generation: u32 BE; metadata of the group |
 //! | `e` + index (u64 BE) | protobuf Entry |
+//! | `r` + generation (u32 BE) + key | a row of the state, see [`crate::control::state::rows`] |
+//!
+//! The rows of the generation in `applied` are the state as of that entry. A state that comes from
+//! the leader is written under the next generation, and counts with the batch that names it.
 
 use std::path::Path;
 
@@ -18,8 +23,9 @@ use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, WriteBatch, 
 use serde::{Deserialize, Serialize};
 
 use crate::control::command::{CodecError, decode, encode};
-use crate::control::state::CatalogState;
-use crate::log::{Append, HardState};
+use crate::control::state::rows::{RowChange, RowError, RowKey};
+use crate::control::state::{CatalogState, StateError};
+use crate::log::{Append, HardState, LogEntry};
 use crate::replica::entry::{log_entry, raft_entry};
 use crate::replica::messages::Start;
 use crate::store::index::rocks_threads::one_more_database;
@@ -28,7 +34,9 @@ use crate::types::MemberId;
 const MEMBER: &[u8] = b"member";
 const HARD: &[u8] = b"hard";
 const COMPACTED: &[u8] = b"compacted";
-const SNAPSHOT: &[u8] = b"snapshot";
+const APPLIED: &[u8] = b"applied";
+/// Bytes of one batch of a state that is installed.
+const INSTALL_BATCH_BYTES: usize = 1 << 20;
 
 /// The owner of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,27 +76,51 @@ pub enum StorageError {
     Damaged { what: &'static str },
     #[error("an entry or the hard state in the catalog's database cannot be decoded")]
     Protobuf(#[from] protobuf::ProtobufError),
-    #[error("the state in the catalog's database cannot be read")]
-    CatalogState(#[from] CodecError),
+    #[error("the identity of the member in the catalog's database cannot be read")]
+    Member(#[from] CodecError),
+    #[error("a row in the catalog's database cannot be read")]
+    Row(#[from] RowError),
+    #[error("the state in the catalog's database cannot be used")]
+    State(#[from] StateError),
 }
 
-/// Storage for the log and the state of a member of the catalog. Every call is atomic, and durable
-/// when it returns.
+/// An applied entry, with the metadata of the group as of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Point {
+    pub index: u64,
+    pub term: u64,
+    /// As encoded by [`crate::replica::meta`].
+    pub meta: Bytes,
+}
+
+/// Storage for the log and the state of a member of the catalog. Every call is atomic, and none is
+/// durable before an earlier one.
 pub trait MemberStorage {
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Carries out one log write. `installed` is the state that comes with a reset.
-    fn append(&mut self, append: &Append, installed: Option<&Snapshot>) -> Result<(), Self::Error>;
+    /// Carries out one log write that resets nothing. Durable when it returns.
+    fn append(&mut self, append: &Append) -> Result<(), Self::Error>;
 
-    /// Replaces the snapshot, and deletes the entries up to `compacted` (index, term), which the
-    /// snapshot covers.
-    fn checkpoint(&mut self, snapshot: &Snapshot, compacted: (u64, u64))
-    -> Result<(), Self::Error>;
+    /// The rows that the entries up to `point` have changed. With `compacted` (index, term) it also
+    /// deletes the entries up to there, which must be applied. May become durable later: the
+    /// entries would be applied again.
+    fn applied(
+        &mut self,
+        point: &Point,
+        changes: &[RowChange],
+        compacted: Option<(u64, u64)>,
+    ) -> Result<(), Self::Error>;
+
+    /// Carries out a log write that resets the log to a snapshot, and takes over its state. Durable
+    /// when it returns.
+    fn install(&mut self, append: &Append, snapshot: &Snapshot) -> Result<(), Self::Error>;
 }
 
 /// The RocksDB of this pod's member. Used by one thread.
 pub struct Storage {
     db: DB,
+    /// The generation of the rows that count.
+    generation: u32,
 }
 
 impl Storage {
@@ -103,35 +135,64 @@ impl Storage {
         options.set_keep_log_file_num(2);
         options.set_max_total_wal_size(16 << 20);
         one_more_database()?;
-        Ok(Storage { db: DB::open(&options, path)? })
+        Ok(Storage { db: DB::open(&options, path)?, generation: 0 })
     }
 
     /// Initialises the log of a member. `snapshot` is the point before its first entry.
     pub fn create(&self, row: MemberRow, snapshot: &Snapshot) -> Result<(), StorageError> {
-        let hard = HardState { term: snapshot.term, vote: 0, commit: snapshot.index };
+        let Snapshot { index, term, ref meta, ref state } = *snapshot;
+        let hard = HardState { term, vote: 0, commit: index };
         let mut batch = WriteBatch::default();
         batch.put(MEMBER, encode(&row));
         batch.put(HARD, eraftpb::HardState::from(hard).write_to_bytes()?);
-        batch.put(COMPACTED, encode_point(snapshot.index, snapshot.term));
-        batch.put(SNAPSHOT, encode_snapshot(snapshot));
+        batch.put(COMPACTED, encode_point(index, term));
+        let point = Point { index, term, meta: meta.clone() };
+        batch.put(APPLIED, encode_applied(&point, 0));
+        for (key, row) in state.iter().flat_map(|state| state.rows()) {
+            batch.put(row_key(0, &key), row);
+        }
         self.write(batch)
     }
 
     /// Reads the log and the state; `None` in an empty database.
-    pub fn recover(&self) -> Result<Option<Recovered>, StorageError> {
+    pub fn recover(&mut self) -> Result<Option<Recovered>, StorageError> {
         let Some(row) = self.db.get(MEMBER)? else {
             return Ok(None);
         };
         let row: MemberRow = decode(&row)?;
         let hard = self.db.get(HARD)?.ok_or(StorageError::Damaged { what: "the hard state" })?;
-        let hard = eraftpb::HardState::parse_from_bytes(&hard)?.into();
-        let point = self.db.get(COMPACTED)?;
-        let (compacted_index, compacted_term) = point
+        let mut hard: HardState = eraftpb::HardState::parse_from_bytes(&hard)?.into();
+        let start = self.db.get(COMPACTED)?;
+        let (compacted_index, compacted_term) = start
             .as_deref()
             .and_then(decode_point)
             .ok_or(StorageError::Damaged { what: "the start of the log" })?;
-        let snapshot = self.db.get(SNAPSHOT)?.unwrap_or_default();
-        let snapshot = decode_snapshot(Bytes::from(snapshot))?;
+        let applied = self.db.get(APPLIED)?;
+        let (point, generation) = applied
+            .and_then(decode_applied)
+            .filter(|(point, _)| point.index >= compacted_index)
+            .ok_or(StorageError::Damaged { what: "the applied entry" })?;
+        self.generation = generation;
+        self.delete_other_generations()?;
+        let state = self.read_state()?;
+        // What was applied is committed; the hard state need not say so yet.
+        hard.commit = hard.commit.max(point.index);
+        let start = Start {
+            hard,
+            applied_index: point.index,
+            compacted_index,
+            compacted_term,
+            entries: self.read_entries()?,
+            on_disk: None,
+            meta: point.meta.clone(),
+            resyncing: false,
+            faulted: false,
+        };
+        let Point { index, term, meta } = point;
+        Ok(Some(Recovered { row, start, snapshot: Snapshot { index, term, meta, state } }))
+    }
+
+    fn read_entries(&self) -> Result<Vec<LogEntry>, StorageError> {
         let mut entries = Vec::new();
         let first = entry_key(0);
         for row in self.db.iterator(IteratorMode::From(&first, Direction::Forward)) {
@@ -141,18 +202,32 @@ impl Storage {
             }
             entries.push(log_entry(&Entry::parse_from_carllerche_bytes(&Bytes::from(value))?));
         }
-        let start = Start {
-            hard,
-            applied_index: snapshot.index,
-            compacted_index,
-            compacted_term,
-            entries,
-            on_disk: None,
-            meta: snapshot.meta.clone(),
-            resyncing: false,
-            faulted: false,
-        };
-        Ok(Some(Recovered { row, start, snapshot }))
+        Ok(entries)
+    }
+
+    /// The state of the present generation; `None` without rows.
+    fn read_state(&self) -> Result<Option<CatalogState>, StorageError> {
+        let prefix = generation_key(self.generation);
+        let mut rows = Vec::new();
+        for row in self.db.iterator(IteratorMode::From(&prefix, Direction::Forward)) {
+            let (key, value) = row?;
+            let Some(key) = key.strip_prefix(&prefix[..]) else { break };
+            rows.push((RowKey::decode(key)?, Bytes::from(value)));
+        }
+        match rows.is_empty() {
+            true => Ok(None),
+            false => Ok(Some(CatalogState::from_rows(rows)?)),
+        }
+    }
+
+    /// An install that was interrupted leaves rows behind.
+    fn delete_other_generations(&self) -> Result<(), StorageError> {
+        let (first, last) = (generation_key(0), [b's', 0, 0, 0, 0]);
+        let (ours, next) = (generation_key(self.generation), after(self.generation));
+        let mut batch = WriteBatch::default();
+        batch.delete_range(first, ours);
+        batch.delete_range(next, last);
+        self.write(batch)
     }
 
     fn write(&self, batch: WriteBatch) -> Result<(), StorageError> {
@@ -160,51 +235,88 @@ impl Storage {
         options.set_sync(true);
         Ok(self.db.write_opt(batch, &options)?)
     }
+
+    /// Writes the rows of a state under a generation that does not count yet.
+    fn stage(&self, generation: u32, state: &CatalogState) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        batch.delete_range(generation_key(generation), after(generation));
+        for (key, row) in state.rows() {
+            batch.put(row_key(generation, &key), row);
+            if batch.size_in_bytes() >= INSTALL_BATCH_BYTES {
+                self.db.write(std::mem::take(&mut batch))?;
+            }
+        }
+        Ok(self.db.write(batch)?)
+    }
+}
+
+/// Adds the hard state and the entries of a log write to a batch.
+fn add_log(batch: &mut WriteBatch, append: &Append) -> Result<(), StorageError> {
+    if let Some(hard) = append.hard {
+        batch.put(HARD, eraftpb::HardState::from(hard).write_to_bytes()?);
+    }
+    if let Some(first) = append.entries.first() {
+        batch.delete_range(entry_key(first.index), entry_key(u64::MAX));
+    }
+    for entry in &append.entries {
+        let known = raft_entry(entry).expect("converted from a raft-rs entry before");
+        batch.put(entry_key(entry.index), known.write_to_bytes()?);
+    }
+    Ok(())
 }
 
 impl MemberStorage for Storage {
     type Error = StorageError;
 
-    fn append(
-        &mut self,
-        append: &Append,
-        installed: Option<&Snapshot>,
-    ) -> Result<(), StorageError> {
+    fn append(&mut self, append: &Append) -> Result<(), StorageError> {
+        assert!(append.reset.is_none(), "a reset comes with a state");
         let mut batch = WriteBatch::default();
-        if let Some(reset) = &append.reset {
-            let installed = installed.expect("a reset comes with a state");
-            assert_eq!((reset.index, reset.term), (installed.index, installed.term));
-            batch.delete_range(entry_key(0), entry_key(u64::MAX));
-            batch.put(COMPACTED, encode_point(reset.index, reset.term));
-            batch.put(SNAPSHOT, encode_snapshot(installed));
-        }
-        if let Some(hard) = append.hard {
-            batch.put(HARD, eraftpb::HardState::from(hard).write_to_bytes()?);
-        }
-        if let Some(first) = append.entries.first() {
-            batch.delete_range(entry_key(first.index), entry_key(u64::MAX));
-        }
-        for entry in &append.entries {
-            let known = raft_entry(entry).expect("converted from a raft-rs entry before");
-            batch.put(entry_key(entry.index), known.write_to_bytes()?);
-        }
+        add_log(&mut batch, append)?;
         match batch.is_empty() {
             true => Ok(()),
             false => self.write(batch),
         }
     }
 
-    fn checkpoint(
+    fn applied(
         &mut self,
-        snapshot: &Snapshot,
-        compacted: (u64, u64),
+        point: &Point,
+        changes: &[RowChange],
+        compacted: Option<(u64, u64)>,
     ) -> Result<(), StorageError> {
-        assert!(compacted.0 <= snapshot.index, "the snapshot covers the deleted entries");
         let mut batch = WriteBatch::default();
-        batch.put(SNAPSHOT, encode_snapshot(snapshot));
-        batch.put(COMPACTED, encode_point(compacted.0, compacted.1));
-        batch.delete_range(entry_key(0), entry_key(compacted.0 + 1));
-        self.write(batch)
+        for RowChange { key, row } in changes {
+            let key = row_key(self.generation, key);
+            match row {
+                Some(row) => batch.put(key, row),
+                None => batch.delete(key),
+            }
+        }
+        batch.put(APPLIED, encode_applied(point, self.generation));
+        if let Some((index, term)) = compacted {
+            assert!(index <= point.index, "deleted entries are applied");
+            batch.put(COMPACTED, encode_point(index, term));
+            batch.delete_range(entry_key(0), entry_key(index + 1));
+        }
+        Ok(self.db.write(batch)?)
+    }
+
+    fn install(&mut self, append: &Append, snapshot: &Snapshot) -> Result<(), StorageError> {
+        let reset = append.reset.as_ref().expect("the log is reset to the snapshot");
+        assert_eq!((reset.index, reset.term), (snapshot.index, snapshot.term));
+        let generation = self.generation.wrapping_add(1);
+        if let Some(state) = &snapshot.state {
+            self.stage(generation, state)?;
+        }
+        let mut batch = WriteBatch::default();
+        batch.delete_range(entry_key(0), entry_key(u64::MAX));
+        batch.put(COMPACTED, encode_point(reset.index, reset.term));
+        add_log(&mut batch, append)?;
+        let (index, term, meta) = (snapshot.index, snapshot.term, snapshot.meta.clone());
+        batch.put(APPLIED, encode_applied(&Point { index, term, meta }, generation));
+        self.write(batch)?;
+        self.generation = generation;
+        self.delete_other_generations()
     }
 }
 
@@ -227,78 +339,40 @@ fn decode_point(bytes: &[u8]) -> Option<(u64, u64)> {
     Some((u64::from_be_bytes(*index), u64::from_be_bytes(term)))
 }
 
-fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
-    let meta_len = u32::try_from(snapshot.meta.len()).expect("metadata is small");
-    let mut bytes = encode_point(snapshot.index, snapshot.term).to_vec();
-    bytes.extend_from_slice(&meta_len.to_be_bytes());
-    bytes.extend_from_slice(&snapshot.meta);
-    bytes.extend_from_slice(&encode(&snapshot.state));
+fn generation_key(generation: u32) -> [u8; 5] {
+    let mut key = [b'r'; 5];
+    key[1..].copy_from_slice(&generation.to_be_bytes());
+    key
+}
+
+/// Above all keys of a generation.
+fn after(generation: u32) -> [u8; 5] {
+    match generation.checked_add(1) {
+        Some(next) => generation_key(next),
+        None => [b's', 0, 0, 0, 0],
+    }
+}
+
+fn row_key(generation: u32, key: &RowKey) -> Vec<u8> {
+    [&generation_key(generation)[..], &key.encode()].concat()
+}
+
+fn encode_applied(point: &Point, generation: u32) -> Vec<u8> {
+    let mut bytes = encode_point(point.index, point.term).to_vec();
+    bytes.extend_from_slice(&generation.to_be_bytes());
+    bytes.extend_from_slice(&point.meta);
     bytes
 }
 
-fn decode_snapshot(bytes: Bytes) -> Result<Snapshot, StorageError> {
-    const DAMAGED: StorageError = StorageError::Damaged { what: "the snapshot" };
-    let (point, rest) = bytes.split_first_chunk::<16>().ok_or(DAMAGED)?;
-    let (index, term) = decode_point(point).ok_or(DAMAGED)?;
-    let (len, rest) = rest.split_first_chunk::<4>().ok_or(DAMAGED)?;
-    let (meta, state) = rest.split_at_checked(u32::from_be_bytes(*len) as usize).ok_or(DAMAGED)?;
-    Ok(Snapshot { index, term, meta: bytes.slice_ref(meta), state: decode(state)? })
+fn decode_applied(bytes: Vec<u8>) -> Option<(Point, u32)> {
+    let bytes = Bytes::from(bytes);
+    let (point, rest) = bytes.split_first_chunk::<16>()?;
+    let (index, term) = decode_point(point)?;
+    let (generation, meta) = rest.split_first_chunk::<4>()?;
+    let meta = bytes.slice_ref(meta);
+    Some((Point { index, term, meta }, u32::from_be_bytes(*generation)))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::control::command::Addresses;
-    use crate::log::LogEntry;
-    use crate::types::Uuid;
-
-    fn state() -> CatalogState {
-        let at = "127.0.0.1:1".parse().unwrap();
-        CatalogState::new(Uuid([1; 16]), Uuid([2; 16]), Addresses { api: at, peer: at, nbd: None })
-    }
-
-    fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<LogEntry> {
-        let payload = Bytes::from_static(&[7]);
-        let entry =
-            |index| LogEntry { index, term, payload: payload.clone(), ..Default::default() };
-        range.map(entry).collect()
-    }
-
-    fn snapshot(index: u64, state: Option<CatalogState>) -> Snapshot {
-        Snapshot { index, term: 1, meta: Bytes::from_static(b"meta"), state }
-    }
-
-    fn indexes(storage: &Storage) -> Vec<u64> {
-        let recovered = storage.recover().unwrap().unwrap();
-        recovered.start.entries.iter().map(|entry| entry.index).collect()
-    }
-
-    #[test]
-    fn a_log_is_appended_to_cut_compacted_and_reset() {
-        let root = tempfile::tempdir().unwrap();
-        let mut storage = Storage::open(root.path()).unwrap();
-        assert!(storage.recover().unwrap().is_none());
-        let row = MemberRow { member: MemberId(3), since_revision: 9 };
-        storage.create(row, &snapshot(1, Some(state()))).unwrap();
-
-        let append = |entries| Append { number: 1, entries, ..Append::default() };
-        storage.append(&append(entries(2..=6, 1)), None).unwrap();
-        storage.append(&append(entries(5..=5, 2)), None).unwrap();
-        assert_eq!(indexes(&storage), [2, 3, 4, 5], "a replaced entry takes its successors along");
-
-        storage.checkpoint(&snapshot(4, Some(state())), (3, 1)).unwrap();
-        let recovered = storage.recover().unwrap().unwrap();
-        assert_eq!(recovered.row, row);
-        assert_eq!((recovered.start.compacted_index, recovered.start.applied_index), (3, 4));
-        assert_eq!(recovered.snapshot.state, Some(state()));
-        assert_eq!(&recovered.start.meta[..], b"meta");
-        assert_eq!(indexes(&storage), [4, 5]);
-
-        let reset = crate::log::Reset { index: 9, term: 1, meta: Bytes::new() };
-        let append = Append { number: 2, reset: Some(reset), ..Append::default() };
-        storage.append(&append, Some(&snapshot(9, Some(state())))).unwrap();
-        let recovered = storage.recover().unwrap().unwrap();
-        assert_eq!((recovered.start.compacted_index, recovered.start.applied_index), (9, 9));
-        assert!(recovered.start.entries.is_empty());
-    }
-}
+#[path = "storage_test.rs"]
+mod tests;

@@ -5,25 +5,26 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::{sleep, timeout};
 use tonic::{Request, Status};
 
 use crate::control::api::catalog::CatalogService;
 use crate::control::catalog::chain;
 use crate::control::data_path::DataPath;
-use crate::control::identity::write_atomically;
 use crate::control::membership;
 use crate::control::node::Node;
 use crate::control::proto;
 use crate::control::proto::catalog_server::Catalog as _;
 use crate::control::reconcile::{Action, Facts, decide};
 use crate::control::registration::{REGISTER_AGAIN_AFTER, is_registered};
+use crate::control::sync::update::{Position, Update, update};
 use crate::io::clock;
-use crate::types::{MemberId, PodId, mix64};
+use crate::types::{PodId, mix64};
 use crate::view::{ClusterView, PodReport};
 
-/// Longest wait for a view in one call.
-const WATCH_MS: u32 = 3_000;
+/// A stream from which nothing comes for so long has ended.
+const SYNC_SILENT_AFTER: Duration = Duration::from_secs(10);
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// Interval of checks when nothing wakes a task earlier.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -31,7 +32,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 const REPORT_EVERY_LEAST: Duration = Duration::from_millis(100);
 
-/// Takes views from this pod's own member of the catalog.
+/// Follows this pod's own member of the catalog.
 pub async fn follow_own_member(node: Arc<Node>) {
     loop {
         let Some(catalog) = node.catalog() else {
@@ -42,10 +43,9 @@ pub async fn follow_own_member(node: Arc<Node>) {
         drop(catalog);
         let now = published.borrow_and_update().clone();
         if let Some(state) = now.state
-            && state.revision > node.view.borrow().revision
+            && let Some(update) = update(&state, node.position())
         {
-            node.peers.learn_state(&state);
-            node.offer_view(state.view());
+            take(&node, update);
             node.wake.notify_one();
         }
         // The member may be replaced, so look again after a while.
@@ -55,15 +55,18 @@ pub async fn follow_own_member(node: Arc<Node>) {
     }
 }
 
-/// Takes views from other pods while this pod has no member that knows a leader.
+/// Takes an update. One that does not fit is logged; the pod stays with what it knows.
+fn take(node: &Node, update: Update) {
+    if let Err(error) = node.take_update(update) {
+        tracing::error!("what the catalog says is not followed: {}", chain(&error));
+    }
+}
+
+/// Follows other pods while this pod has no member that knows a leader.
 pub async fn follow_others(node: Arc<Node>) {
     let mut next = 0;
     loop {
-        let knows_leader = node.catalog().is_some_and(|catalog| {
-            let published = catalog.published.borrow();
-            published.state.is_some() && published.leader(catalog.row.member).is_some()
-        });
-        if knows_leader {
+        if node.knows_leader() {
             sleep(LOOK_EVERY).await;
             continue;
         }
@@ -73,14 +76,10 @@ pub async fn follow_others(node: Arc<Node>) {
             continue;
         }
         let target = targets[next % targets.len()];
-        match watch(&node, target).await {
-            Ok(()) => {}
-            Err(status) => {
-                tracing::debug!(%target, "could not get a view: {}", status.message());
-                next += 1;
-                sleep(RETRY_AFTER).await;
-            }
-        }
+        let ended = sync(&node, target).await;
+        tracing::debug!(%target, "the catalog cannot be followed there: {}", ended.message());
+        next += 1;
+        sleep(RETRY_AFTER).await;
     }
 }
 
@@ -99,58 +98,65 @@ async fn targets(node: &Node) -> Vec<SocketAddr> {
     targets
 }
 
-async fn watch(node: &Arc<Node>, target: SocketAddr) -> Result<(), Status> {
-    let request = proto::WatchRequest {
+/// Follows the catalog through another pod until that ends.
+async fn sync(node: &Arc<Node>, target: SocketAddr) -> Status {
+    match follow(node, target).await {
+        Ok(()) => Status::unavailable("the stream has ended"),
+        Err(status) => status,
+    }
+}
+
+async fn follow(node: &Arc<Node>, target: SocketAddr) -> Result<(), Status> {
+    let Position { history, revision } = node.position();
+    let history = Bytes::copy_from_slice(&history.0);
+    let request = proto::SyncRequest {
         cluster: node.identity.cluster.to_string(),
         pod: node.identity.pod.0,
         api: node.addresses.api.to_string(),
-        known_revision: node.view.borrow().revision,
-        wait_ms: WATCH_MS,
+        position: Some(proto::SyncPosition { history, revision }),
     };
-    let answer = node.peers.catalog(target).watch(request).await?.into_inner();
-    let mut members = Vec::with_capacity(answer.members.len());
-    for member in &answer.members {
-        let (id, pod) = (MemberId(member.member), PodId(member.pod));
-        node.peers.learn_member(id, pod);
-        members.push((id, pod));
+    let mut messages = node.peers.streaming(target).sync(request).await?.into_inner();
+    let mut rows = Vec::new();
+    let silence = || Status::deadline_exceeded("the stream has gone silent");
+    loop {
+        let message = timeout(SYNC_SILENT_AFTER, messages.message()).await;
+        let Some(message) = message.map_err(|_| silence())?? else { return Ok(()) };
+        if let Ok(api) = message.leader_api.parse() {
+            node.set_leader(Some((PodId(message.leader_pod), api)));
+        }
+        if let Some(mut piece) = message.update {
+            rows.append(&mut piece.rows);
+            if message.more {
+                continue;
+            }
+            piece.rows = std::mem::take(&mut rows);
+            let update = Update::from_message(piece);
+            let update = update.map_err(|error| Status::internal(chain(&error)))?;
+            let taken = node.take_update(update);
+            taken.map_err(|error| Status::internal(chain(&error)))?;
+        }
+        let (revision, members) = node.catalog_members();
+        if let Err(error) = membership::follow(node, revision, &members).await {
+            tracing::error!("{}", chain(&error));
+            return Err(Status::unavailable("this pod's part of the catalog cannot be made"));
+        }
+        if node.knows_leader() {
+            return Ok(());
+        }
     }
-    if let Ok(api) = answer.leader_api.parse() {
-        node.set_leader(Some((PodId(answer.leader_pod), api)));
-    }
-    if !answer.view.is_empty() {
-        let view = serde_json::from_slice(&answer.view)
-            .map_err(|error| Status::internal(format!("a view cannot be read: {error}")))?;
-        node.offer_view(view);
-    }
-    if let Err(error) = membership::follow(node, answer.revision, &members).await {
-        tracing::error!("{}", chain(&error));
-        sleep(REPORT_EVERY).await;
-    }
-    Ok(())
 }
 
-/// Gives the data path the newest view after each change, and keeps it for the next start.
+/// Gives the data path the newest view after each change.
 pub async fn hand_over_views(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
     let mut views = node.view.subscribe();
     loop {
         let view = views.borrow_and_update().clone();
         if view.revision > 0 {
             data_path.set_view(view.clone());
-            keep(&node, &view).await;
         }
         if views.changed().await.is_err() {
             return;
         }
-    }
-}
-
-/// Keeps the view: a pod that starts while the catalog has no majority serves by it.
-async fn keep(node: &Node, view: &ClusterView) {
-    let path = node.view_file();
-    let bytes = serde_json::to_vec(view).expect("our own types have a JSON form");
-    let kept = tokio::task::spawn_blocking(move || write_atomically(&path, &bytes)).await;
-    if let Ok(Err(error)) = kept {
-        tracing::warn!("could not keep the view of the cluster: {error}");
     }
 }
 
@@ -169,6 +175,8 @@ pub async fn register(node: Arc<Node>) {
         api: node.addresses.api.to_string(),
         peer: node.addresses.peer.to_string(),
         nbd: node.addresses.nbd.map(|nbd| nbd.to_string()).unwrap_or_default(),
+        uid: node.uid().to_string(),
+        node: Some(node.machine.clone().into()),
         disks: disks
             .iter()
             .map(|disk| proto::RegisterDisk {
@@ -257,9 +265,10 @@ pub async fn reconcile(node: Arc<Node>) {
         let Some(state) = &published.state else {
             continue;
         };
-        let pods = node.reports.pods();
-        let facts = Facts::new(state, &published.group, published.applied_index, pods);
-        for action in decide(state, &facts) {
+        let (group, applied) = (&published.group, published.applied_index);
+        let actions =
+            node.reports.with(|pods| decide(state, &Facts::new(state, group, applied, pods)));
+        for action in actions {
             tracing::info!("reconciling: {action}");
             match action {
                 Action::Change(change) => catalog.change(change),

@@ -65,6 +65,8 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::VolumesShareBudget, 6),
     (Mistake::AnsweredBeforeDurable, 6),
     (Mistake::CatalogAnswersEarly, 6),
+    (Mistake::RowsStayBehind, 20),
+    (Mistake::SyncForgetsRemovals, 40),
     (Mistake::CatalogMemberReused, 6),
     (Mistake::CatalogLearnerEarly, 6),
 ];
@@ -77,6 +79,7 @@ const FOUND_BY_HEAVY_SEEDS: &[(Mistake, Theme, u64)] = &[
 
 /// Mistakes that no seed found within 300, and the scenario that finds each.
 const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
+    (Mistake::HistoriesCompared, "revisions_of_two_histories_are_not_compared"),
     (Mistake::CongestionIsNoLeader, "a_full_link_keeps_the_leader"),
     (Mistake::PeersAreBelieved, "hostile_contents_end_a_link_and_nothing_else"),
     (Mistake::HandshakesWithoutEnd, "silent_connections_lock_nobody_out"),

@@ -5,6 +5,7 @@
 //! A fixture that needs what only its part sees is a module of that part, and its file is here:
 //! `pod_fixture` of `worker`, `fuzz/index` of `store::index`.
 
+pub mod catalog_fixture;
 pub mod crash_disk;
 pub mod fuzz;
 pub mod group_fixture;

@@ -47,7 +47,7 @@ impl NullDataPath {
 fn members(view: &ClusterView, disk: Uuid) -> Vec<MemberReport> {
     let shards = view.volumes.iter().flat_map(|volume| &volume.shards);
     let members = shards.flat_map(|shard| {
-        let first = shard.members[0].member;
+        let first = shard.members.first().map(|first| first.member).unwrap_or_default();
         shard.members.iter().map(move |member| (shard.shard, first, member))
     });
     members

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
 use crate::config::size::ByteSize;
-use crate::config::{Config, Disk, IoMethod, Listen, Log, LogFormat, Nbd, ports};
+use crate::config::{Config, Disk, IoMethod, Listen, Log, LogFormat, Nbd, Node, ports};
 
 /// Time for killed pods to release their ports.
 const PORTS_WITHIN: Duration = Duration::from_secs(3);
@@ -196,6 +196,11 @@ fn config(
         reads: Default::default(),
         hang_limit_seconds: 10,
         pid_file: Some(directory.join("pid")),
+        // Each pod stands for a machine of its own.
+        node: Node {
+            name: directory.file_name().map(|name| name.to_string_lossy().into_owned()),
+            ..Node::default()
+        },
         api: Listen::at(listen.api),
         peer: Listen::at(listen.peer),
         nbd: Nbd { listen: listen.nbd, ..Nbd::default() },

@@ -160,7 +160,7 @@ mod tests {
         );
         assert!(setting("io").is_err() && setting("=3").is_err());
         assert_eq!(volume_and_size("demo:1GiB"), Ok(("demo".into(), ByteSize(1 << 30))));
-        for text in ["demo", "demo:", "Demo:1GiB", ":1GiB", "demo:1", "demo:0"] {
+        for text in ["demo", "demo:", "De mo:1GiB", ":1GiB", "demo:1", "demo:0"] {
             assert!(volume_and_size(text).is_err(), "{text}");
         }
     }

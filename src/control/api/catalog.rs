@@ -1,30 +1,37 @@
 //! Internal calls between pods: the catalog's own traffic, views and reports.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use protobuf::Message as _;
 use raft::eraftpb::Message;
-use tokio::time::{Instant, timeout_at};
-use tonic::{Request, Response, Status};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::control::api::route::{Failure, on_leader, read};
-use crate::control::api::{invalid, parse_addresses};
+use crate::control::api::{invalid, parse_addresses, parse_node};
 use crate::control::catalog::Catalog;
-use crate::control::command::{CatalogCommand, NewDisk, decode};
+use crate::control::command::{CatalogCommand, NewDisk};
 use crate::control::node::Node;
 use crate::control::proto;
 use crate::control::proto::catalog_client::CatalogClient;
 use crate::control::proto::catalog_server::Catalog as CatalogApi;
 use crate::control::reports::{DISKS_FREE_AFTER, Heard, Use};
 use crate::control::state::CatalogState;
+use crate::control::state::rows::RowKey;
 use crate::control::storage::Snapshot;
+use crate::control::sync::update::{Position, Update, position_of, update};
 use crate::replica::meta::Meta;
 use crate::types::{MemberId, PodId};
 use crate::view::PodReport;
 
-/// The longest wait for a newer view.
-const WATCH_MS_MAX: u32 = 10_000;
+/// A stream of a pod says at least this often that it goes on.
+const SYNC_SILENT_MAX: Duration = Duration::from_secs(3);
+/// Messages that wait for a slow pod; changes meanwhile are merged.
+const SYNC_MESSAGES_AHEAD: usize = 2;
 /// Messages in one call at most.
 const MESSAGES_MAX: usize = 1024;
 
@@ -61,33 +68,31 @@ impl CatalogApi for CatalogService {
 
     async fn install(
         &self,
-        request: Request<proto::InstallRequest>,
+        request: Request<Streaming<proto::InstallPiece>>,
     ) -> Result<Response<proto::InstallResponse>, Status> {
-        let proto::InstallRequest { cluster, to_member, index, term, meta, state } =
-            request.into_inner();
-        check_cluster(&self.node, &cluster)?;
-        let state: Option<CatalogState> = decode(&state).map_err(|error| invalid(&error))?;
-        Meta::decode(&meta).map_err(|error| invalid(&error))?;
-        let cluster = self.node.identity.cluster;
-        if state.as_ref().is_none_or(|state| state.cluster != cluster) {
-            return Err(Status::invalid_argument("this is not the state of this cluster"));
-        }
-        state.iter().try_for_each(CatalogState::check).map_err(|error| invalid(&error))?;
-        let catalog = self.node.catalog().filter(|it| it.row.member.0 == to_member);
-        let catalog = catalog
-            .ok_or_else(|| Status::unavailable("this pod has no such member of the catalog yet"))?;
-        catalog.install(Snapshot { index, term, meta, state });
+        install(&self.node, request.into_inner()).await?;
         Ok(Response::new(proto::InstallResponse {}))
     }
 
-    async fn watch(
+    type SyncStream = ReceiverStream<Result<proto::SyncMessage, Status>>;
+
+    async fn sync(
         &self,
-        request: Request<proto::WatchRequest>,
-    ) -> Result<Response<proto::WatchResponse>, Status> {
+        request: Request<proto::SyncRequest>,
+    ) -> Result<Response<Self::SyncStream>, Status> {
         let request = request.into_inner();
         check_cluster(&self.node, &request.cluster)?;
         learn_address(&self.node, PodId(request.pod), &request.api)?;
-        watch(&self.node, &request).await.map(Response::new)
+        let position = position_of(request.position).map_err(|error| invalid(&error))?;
+        let (messages, waiting) = mpsc::channel(SYNC_MESSAGES_AHEAD);
+        let node = Arc::clone(&self.node);
+        tokio::spawn(async move {
+            // An error is the reader's reason to look elsewhere.
+            if let Err(status) = tell(&node, position, &messages).await {
+                let _gone = messages.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(waiting)))
     }
 
     async fn register(
@@ -119,6 +124,39 @@ impl CatalogApi for CatalogService {
     }
 }
 
+/// Takes a whole state in pieces, and gives it to this pod's member.
+async fn install(node: &Node, mut pieces: Streaming<proto::InstallPiece>) -> Result<(), Status> {
+    let incomplete = || Status::invalid_argument("the state of the catalog is incomplete");
+    let mut piece = pieces.message().await?.ok_or_else(incomplete)?;
+    let head = piece.head.take().ok_or_else(incomplete)?;
+    let proto::InstallHead { cluster, to_member, index, term, meta, rows: expected } = head;
+    check_cluster(node, &cluster)?;
+    Meta::decode(&meta).map_err(|error| invalid(&error))?;
+    let is_here = || node.catalog().filter(|it| it.row.member.0 == to_member);
+    let absent = || Status::unavailable("this pod has no such member of the catalog yet");
+    is_here().ok_or_else(absent)?;
+    let mut rows = Vec::new();
+    loop {
+        for proto::StateRow { key, row } in piece.rows {
+            rows.push((RowKey::decode(&key).map_err(|error| invalid(&error))?, row));
+        }
+        match pieces.message().await? {
+            Some(next) => piece = next,
+            None => break,
+        }
+    }
+    if rows.len() as u64 != expected {
+        return Err(incomplete());
+    }
+    let state = CatalogState::from_rows(rows).map_err(|error| invalid(&error))?;
+    if state.cluster.uid != node.identity.cluster {
+        return Err(Status::invalid_argument("this is not the state of this cluster"));
+    }
+    let catalog = is_here().ok_or_else(absent)?;
+    catalog.install(Snapshot { index, term, meta, state: Some(state) });
+    Ok(())
+}
+
 fn check_cluster(node: &Node, cluster: &str) -> Result<(), Status> {
     match node.is_our_cluster(cluster) {
         true => Ok(()),
@@ -135,42 +173,64 @@ fn learn_address(node: &Node, pod: PodId, api: &str) -> Result<(), Status> {
     Ok(())
 }
 
-async fn watch(node: &Node, request: &proto::WatchRequest) -> Result<proto::WatchResponse, Status> {
-    let deadline = Instant::now() + Duration::from_millis(request.wait_ms.min(WATCH_MS_MAX).into());
-    let Some(catalog) = node.catalog() else {
-        return Err(Status::unavailable("this pod is not a member of the catalog"));
-    };
-    let mut published = catalog.published.clone();
-    let newer = |state: &Option<Arc<CatalogState>>| {
-        state.as_ref().is_some_and(|state| state.revision > request.known_revision)
-    };
+/// Tells a pod what it lacks, then each change, until the pod is gone. An error: the state of this
+/// pod may be outdated.
+async fn tell(
+    node: &Node,
+    mut position: Position,
+    messages: &mpsc::Sender<Result<proto::SyncMessage, Status>>,
+) -> Result<(), Status> {
+    let absent = || Status::unavailable("this pod is not a member of the catalog");
+    let catalog = node.catalog().ok_or_else(absent)?;
+    let (me, mut published) = (catalog.row.member, catalog.published.clone());
+    drop(catalog);
+    let mut told_at: Option<Instant> = None;
+    let mut told_leader = None;
     loop {
         let now = published.borrow_and_update().clone();
-        let leader = now.leader(catalog.row.member).and_then(|leader| node.peers.pod_of(leader));
+        let leader = now.leader(me).and_then(|leader| node.peers.pod_of(leader));
         let (Some(state), Some(leader)) = (&now.state, leader) else {
-            // The state of this pod may be outdated.
             return Err(Status::unavailable("this pod knows no leader of the catalog"));
         };
-        let waited = !newer(&now.state)
-            && matches!(timeout_at(deadline, published.changed()).await, Ok(Ok(())));
-        if !waited {
-            let view = match newer(&now.state) {
-                true => serde_json::to_vec(&state.view()).expect("our own types have a JSON form"),
-                false => Vec::new(),
-            };
-            let api = |pod: PodId| node.peers.api_of(pod).map(|api| api.to_string());
-            let members = state.catalog.iter().map(|(member, pod)| proto::CatalogMember {
-                member: member.0,
-                pod: pod.0,
-                api: api(*pod).unwrap_or_default(),
-            });
-            return Ok(proto::WatchResponse {
-                revision: state.revision,
-                view: view.into(),
-                members: members.collect(),
+        let update = update(state, position);
+        let is_due = told_at.is_none_or(|at| at.elapsed() >= SYNC_SILENT_MAX);
+        if update.is_some() || told_leader != Some(leader) || is_due {
+            let api = node.peers.api_of(leader).map(|api| api.to_string());
+            let message = proto::SyncMessage {
                 leader_pod: leader.0,
-                leader_api: api(leader).unwrap_or_default(),
-            });
+                leader_api: api.unwrap_or_default(),
+                ..proto::SyncMessage::default()
+            };
+            if !send_update(messages, &message, update.as_ref()).await {
+                return Ok(());
+            }
+            position = update.map_or(position, |update| update.to);
+            (told_at, told_leader) = (Some(Instant::now()), Some(leader));
+        }
+        // Changed or not, look again; this pod's member may be gone.
+        let changed = timeout(SYNC_SILENT_MAX, published.changed()).await;
+        if matches!(changed, Ok(Err(_))) {
+            return Err(absent());
+        }
+    }
+}
+
+/// Sends an update in pieces; false when the receiver is gone.
+async fn send_update(
+    messages: &mpsc::Sender<Result<proto::SyncMessage, Status>>,
+    message: &proto::SyncMessage,
+    update: Option<&Update>,
+) -> bool {
+    let mut pieces: VecDeque<_> = update.map(Update::pieces).unwrap_or_default().into();
+    loop {
+        let piece = pieces.pop_front();
+        let more = !pieces.is_empty();
+        let message = proto::SyncMessage { update: piece, more, ..message.clone() };
+        if messages.send(Ok(message)).await.is_err() {
+            return false;
+        }
+        if !more {
+            return true;
         }
     }
 }
@@ -182,6 +242,8 @@ async fn register(
 ) -> Result<proto::RegisterResponse, Failure> {
     let addresses = parse_addresses(&request.api, &request.peer, &request.nbd)?;
     let pod = PodId(request.pod);
+    let uid = request.uid.parse().map_err(|error| invalid(&error))?;
+    let machine = parse_node(request.node)?;
     let mut disks = Vec::with_capacity(request.disks.len());
     for disk in request.disks {
         let proto::RegisterDisk { disk, path, capacity_bytes } = disk;
@@ -209,7 +271,8 @@ async fn register(
             known.pod
         ))));
     }
-    catalog.propose(CatalogCommand::Register { pod, addresses, disks }).await?;
+    let command = CatalogCommand::Register { pod, uid, addresses, node: machine, disks };
+    catalog.propose(command).await?;
     Ok(proto::RegisterResponse {})
 }
 
@@ -221,7 +284,7 @@ fn report(
     let member = (request.catalog_member > 0)
         .then_some((MemberId(request.catalog_member), request.catalog_applied));
     let published = catalog.published.borrow();
-    let revision = published.state.as_ref().map_or(0, |state| state.revision);
+    let revision = published.state.as_ref().map_or(0, |state| state.revision());
     if request.is_same {
         let known = node.reports.hear_again(PodId(request.pod), request.report_id, member);
         return Ok(proto::ReportResponse { revision, is_unknown: !known });

@@ -43,14 +43,17 @@ pub async fn describe<T>(
     catalog: Arc<Catalog>,
     with: impl FnOnce(Describe<'_>) -> T,
 ) -> Result<T, Failure> {
-    let mut pods = node.reports.pods();
     loop {
         let (state, published) = read(&catalog).await?;
-        if pods.has_listened || state.pods.keys().all(|pod| pods.up.contains_key(pod)) {
-            let me = node.identity.pod;
-            return Ok(with(Describe::new(&state, &published.group, &pods, me)));
+        let group = &published.group;
+        let me = node.identity.pod;
+        // Held only while the answer is made.
+        let pods_known = node
+            .reports
+            .with(|pods| pods.has_listened() || state.pods.keys().all(|pod| pods.is_up(*pod)));
+        if pods_known {
+            return Ok(node.reports.with(|pods| with(Describe::new(&state, group, pods, me))));
         }
         sleep(LOOK_EVERY).await;
-        pods = node.reports.pods();
     }
 }

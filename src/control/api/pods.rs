@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use crate::control::api::cluster::describe;
 use crate::control::api::route::{Failure, on_leader, read};
-use crate::control::api::{invalid, parse_addresses};
+use crate::control::api::{invalid, parse_addresses, parse_node};
 use crate::control::catalog::Catalog;
 use crate::control::command::{CatalogCommand, FORMAT, Outcome};
 use crate::control::node::Node;
@@ -49,16 +49,17 @@ async fn join(catalog: Arc<Catalog>, request: JoinRequest) -> Result<JoinRespons
             request.format
         ))));
     }
-    let join_id = request.join_id.parse().map_err(|error| invalid(&error))?;
+    let uid = request.uid.parse().map_err(|error| invalid(&error))?;
+    let node = parse_node(request.node)?;
     let addresses = parse_addresses(&request.api, &request.peer, &request.nbd)?;
-    let outcome = catalog.propose(CatalogCommand::Join { join_id, addresses }).await?;
+    let outcome = catalog.propose(CatalogCommand::Join { uid, addresses, node }).await?;
     let Outcome::Pod(pod) = outcome else {
         return Err(Failure::Final(Status::internal("joining made no pod")));
     };
     let (state, _) = read(&catalog).await?;
     let others = state.pods.iter().filter(|(other, _)| **other != pod);
     Ok(JoinResponse {
-        cluster: state.cluster.to_string(),
+        cluster: state.cluster.uid.to_string(),
         pod: pod.0,
         api: others.map(|(_, record)| record.addresses.api.to_string()).collect(),
     })

@@ -53,10 +53,15 @@ fn status_of(error: &CatalogError) -> Status {
         CatalogError::NameTaken { .. } => {
             Status::already_exists(format!("{text}; choose another name, or delete it first"))
         }
+        CatalogError::NameNotFreeYet { .. } => Status::already_exists(text),
+        CatalogError::NoSuchClass { .. } => Status::invalid_argument(text),
+        CatalogError::WrongPod { .. } => Status::failed_precondition(text),
+        CatalogError::RequestReused { .. } => Status::already_exists(text),
         CatalogError::NoSuchVolume { .. } => {
             Status::not_found(format!("{text}; `holdfast volume list` shows what there is"))
         }
         CatalogError::BadName { .. }
+        | CatalogError::BadLabels
         | CatalogError::BadSize { .. }
         | CatalogError::BadRequestId => Status::invalid_argument(text),
         CatalogError::NoSuchPod { .. } => Status::not_found(text),
@@ -125,7 +130,7 @@ fn no_leader(node: &Node, last: Option<&Status>) -> Status {
             .voters
             .iter()
             .filter_map(|member| state.catalog.get(member))
-            .map(|pod| pod.to_string())
+            .map(|it| it.pod.to_string())
             .collect();
         let needed = voters.len() / 2 + 1;
         text += &format!("; {needed} of pods {} have to be up", voters.join(", "));

@@ -1,5 +1,6 @@
 //! Block volumes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::control::api::cluster::describe;
 use crate::control::api::route::{Failure, on_leader, read};
 use crate::control::catalog::Catalog;
 use crate::control::catalog_member::AskError;
-use crate::control::command::{CatalogCommand, Outcome};
+use crate::control::command::{CatalogCommand, NewVolume, Outcome, Placement};
 use crate::control::describe::Describe;
 use crate::control::identity::random_uuid;
 use crate::control::node::Node;
@@ -157,21 +158,30 @@ async fn place_and_propose(
     let proto::CreateVolumeRequest { name, size_bytes, replicas, request_id } = request;
     let replicas = if *replicas == 0 { REPLICAS } else { *replicas };
     let (stripe_bytes, shards) = layout(*size_bytes);
+    let volume = NewVolume {
+        uid: random_uuid().map_err(|error| Status::internal(error.to_string()))?,
+        name: name.clone(),
+        class: if replicas == 1 { "local" } else { "replicated" }.to_owned(),
+        labels: BTreeMap::new(),
+        size_bytes: *size_bytes,
+        stripe_bytes,
+        replicas,
+    };
     let mut placements = 0;
     loop {
         let (state, _) = read(catalog).await?;
-        if let Some(outcome) = state.answered(request_id) {
-            return Ok(outcome);
+        if state.answered(request_id).is_some() || state.volume_by_name(name).is_some() {
+            // It may be what is asked for; the state decides.
+            return Ok(catalog.propose(create_command(request_id, &volume, None)).await?);
         }
-        if state.volume_by_name(name).is_some() {
-            let name = name.clone();
-            return Err(AskError::Refused(CatalogError::NameTaken { name }).into());
-        }
-        let pods = node.reports.pods();
-        let (candidates, unreachable) = candidates(&state, &pods);
-        let placement = match place(name, shards, replicas, &candidates, &unreachable) {
+        let (placed, has_listened) = node.reports.with(|pods| {
+            let (candidates, unreachable) = candidates(&state, pods);
+            let placed = place(name, shards, replicas, &candidates, &unreachable);
+            (placed, pods.has_listened())
+        });
+        let placement = match placed {
             Ok(placement) => placement,
-            Err(PlacementError::TooFewPods { .. }) if !pods.has_listened => {
+            Err(PlacementError::TooFewPods { .. }) if !has_listened => {
                 sleep(LOOK_EVERY).await;
                 continue;
             }
@@ -185,17 +195,23 @@ async fn place_and_propose(
             }
         };
         placements += 1;
-        let command = CatalogCommand::CreateVolume {
-            request_id: request_id.clone(),
-            name: name.clone(),
-            size_bytes: *size_bytes,
-            stripe_bytes,
-            placement,
-        };
+        let command = create_command(request_id, &volume, Some(placement));
         match catalog.propose(command).await {
             Err(AskError::Refused(CatalogError::StalePlacement)) if placements < PLACEMENTS_MAX => {
             }
             result => return Ok(result?),
         }
+    }
+}
+
+fn create_command(
+    request_id: &str,
+    volume: &NewVolume,
+    placement: Option<Placement>,
+) -> CatalogCommand {
+    CatalogCommand::CreateVolume {
+        request_id: request_id.to_owned(),
+        volume: volume.clone(),
+        placement: placement.unwrap_or_default(),
     }
 }

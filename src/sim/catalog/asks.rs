@@ -1,10 +1,11 @@
 //! The world's requests to the catalog. A pod forwards each to the leader, again and again until
 //! the outcome is known. The leader executes it like the API.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::control::catalog_member::{Answer, AskError};
-use crate::control::command::{CatalogCommand, NewDisk, Outcome};
+use crate::control::command::{CatalogCommand, NewDisk, NewVolume as New, Outcome};
 use crate::control::placement::{PlacementError, candidates, place};
 use crate::control::registration::REGISTER_AGAIN_AFTER;
 use crate::control::reports::{Pods as Reported, Use};
@@ -12,9 +13,9 @@ use crate::control::state::{CatalogError, CatalogState};
 use crate::sim::catalog::call::{Ask, Call, Ended, NewVolume, Verdict, What};
 use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::pod::Waiting;
-use crate::sim::catalog::{Catalog, Event, Pods, join_id};
+use crate::sim::catalog::{Catalog, Event, Pods, node_of, pod_uid};
 use crate::sim::names::{Host, host_of, pod_id};
-use crate::types::{BLOCK_BYTES, VolumeId};
+use crate::types::{BLOCK_BYTES, Uuid, VolumeId};
 
 /// Time limit for the answer to a call.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
@@ -107,7 +108,7 @@ impl Catalog {
 
     /// Executes a call on the leader; another member answers `Again`.
     pub(super) fn serve(&mut self, host: Host, call: Call) {
-        let now = self.local_time(host);
+        let (now, at_ms) = (self.local_time(host), self.wall_ms());
         if !self.pods[host].leads() {
             return self.reply(host, call, Verdict::Again);
         }
@@ -125,14 +126,15 @@ impl Catalog {
             }
             What::Join { host: of, .. } => {
                 let addresses = self.pods[*of].addresses.expect("every pod has an address");
-                Some(CatalogCommand::Join { join_id: join_id(*of), addresses })
+                let (uid, node) = (pod_uid(*of), node_of(*of));
+                Some(CatalogCommand::Join { uid, addresses, node })
             }
             What::Register { .. } | What::Create(_) => None,
         };
         let pod = &mut self.pods[host];
         let member = pod.member.as_mut().expect("it leads");
         let (id, waiting) = match at_once {
-            Some(command) => (member.propose(now, command), Waiting::CatalogCommand(call)),
+            Some(command) => (member.propose(now, at_ms, command), Waiting::CatalogCommand(call)),
             None => (member.barrier(now), Waiting::Read(call, floor)),
         };
         pod.waiting.insert(id, waiting);
@@ -178,13 +180,13 @@ impl Catalog {
 
     /// The leader decides on a call, from its present state.
     fn decide(&mut self, host: Host, call: Call) {
-        let now = self.local_time(host);
+        let (now, at_ms) = (self.local_time(host), self.wall_ms());
         let pod = &self.pods[host];
         let Some(state) = pod.state() else { return self.reply(host, call, Verdict::Again) };
         let reports = pod.reports.pods(now);
         let decided = match &self.asks[call.ask].what {
             What::Register { host: of, disks, .. } => {
-                let of = pod_id(*of);
+                let (of, uid, node) = (pod_id(*of), pod_uid(*of), node_of(*of));
                 let holder = |new: &NewDisk| {
                     let known = state.disks.get(&new.disk).filter(|known| known.pod != of);
                     known.is_some_and(|known| pod.reports.uses(now, known.pod, new.disk) != Use::No)
@@ -193,13 +195,13 @@ impl Catalog {
                     true => Err(Verdict::Later),
                     false => {
                         let (addresses, disks) = (state.pods[&of].addresses, disks.clone());
-                        Ok(CatalogCommand::Register { pod: of, addresses, disks })
+                        Ok(CatalogCommand::Register { pod: of, uid, addresses, node, disks })
                     }
                 }
             }
             What::Create(volume) => match state.answered(&call.request_id()) {
                 Some(outcome) => Err(Verdict::Done(outcome)),
-                None => placed(volume, call.request_id(), state, &reports),
+                None => placed(volume, call.request_id(), state, reports),
             },
             What::Delete { .. } | What::DeleteNothing | What::Join { .. } => {
                 unreachable!("proposed at once")
@@ -210,7 +212,7 @@ impl Catalog {
             Ok(command) => {
                 let pod = &mut self.pods[host];
                 let member = pod.member.as_mut().expect("it has just answered");
-                let id = member.propose(now, command);
+                let id = member.propose(now, at_ms, command);
                 pod.waiting.insert(id, Waiting::CatalogCommand(call));
             }
         }
@@ -281,7 +283,7 @@ fn placed(
     volume: &NewVolume,
     request_id: String,
     state: &CatalogState,
-    reports: &Reported,
+    reports: Reported<'_>,
 ) -> Result<CatalogCommand, Verdict> {
     let NewVolume { name, shards, blocks_per_shard, .. } = volume;
     if state.volume_by_name(name).is_some() {
@@ -290,14 +292,19 @@ fn placed(
     let (candidates, unreachable) = candidates(state, reports);
     let stripe_bytes = blocks_per_shard * BLOCK_BYTES as u64;
     match place(name, *shards, 3, &candidates, &unreachable) {
-        Ok(placement) => Ok(CatalogCommand::CreateVolume {
-            request_id,
-            name: name.clone(),
-            size_bytes: stripe_bytes * shards,
-            stripe_bytes,
-            placement,
-        }),
-        Err(PlacementError::TooFewPods { .. }) if !reports.has_listened => Err(Verdict::Again),
+        Ok(placement) => {
+            let volume = New {
+                uid: Uuid([1; 16]),
+                name: name.clone(),
+                class: "replicated".to_owned(),
+                labels: BTreeMap::new(),
+                size_bytes: stripe_bytes * shards,
+                stripe_bytes,
+                replicas: 3,
+            };
+            Ok(CatalogCommand::CreateVolume { request_id, volume, placement })
+        }
+        Err(PlacementError::TooFewPods { .. }) if !reports.has_listened() => Err(Verdict::Again),
         Err(PlacementError::TooFewPods { .. }) => Err(Verdict::Later),
         Err(error @ PlacementError::BadReplicas { .. }) => panic!("{error}"),
     }

@@ -19,9 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::control::catalog_member::{Kept, TICK_EVERY};
-use crate::control::command::{Addresses, CatalogCommand, NewDisk};
+use crate::control::command::{Addresses, CatalogCommand, NewDisk, NewNode};
 use crate::control::membership::first;
-use crate::control::state::CatalogState;
+use crate::control::state::{CatalogState, NewCluster};
 use crate::sim::catalog::call::Ask;
 pub use crate::sim::catalog::call::{Ended, NewVolume, What};
 use crate::sim::catalog::network::{Packet, fate};
@@ -101,13 +101,18 @@ impl Catalog {
     ) -> Catalog {
         let mut rng = Rng::new(seed ^ 0xca7a);
         let addresses: Vec<Addresses> = addresses.collect();
-        let mut state = CatalogState::new(cluster, join_id(0), addresses[0]);
+        let mut state = CatalogState::new(NewCluster {
+            uid: cluster,
+            history: Uuid([0xf7; 16]),
+            pod: (pod_uid(0), addresses[0], node_of(0)),
+            now_ms: 0,
+        });
         // Volumes need three pods. Some may join later.
         let at_once = if rng.one_in(2) { addresses.len() } else { 1 };
         for host in 1..at_once {
-            let (join_id, addresses) = (join_id(host), addresses[host]);
-            let joined = state.apply(CatalogCommand::Join { join_id, addresses });
-            assert!(joined.is_ok(), "everybody may join");
+            let (uid, addresses, node) = (pod_uid(host), addresses[host], node_of(host));
+            let joined = state.apply(0, CatalogCommand::Join { uid, addresses, node });
+            assert!(joined.outcome.is_ok(), "everybody may join");
         }
         let mut pods: Vec<ControlPod> = Vec::new();
         for (host, addresses) in addresses.into_iter().enumerate() {
@@ -120,7 +125,7 @@ impl Catalog {
         let (row, snapshot) = first(state);
         pods[0].database = Some(Rc::new(RefCell::new(Database::create(row, &snapshot))));
         let kept = Kept {
-            snapshot_every: [4, 32, 256][rng.below(3) as usize],
+            entries: [4, 32, 256][rng.below(3) as usize],
             log_tail_bytes: [1 << 10, 16 << 10, 1 << 20][rng.below(3) as usize],
         };
         let every = [0, 0, 50, 500][rng.below(4) as usize];
@@ -171,8 +176,12 @@ impl Catalog {
         if self.rng.one_in(2) {
             self.die_writing(host);
         }
-        let keeps_view = !self.rng.one_in(4);
-        self.pods[host].crash(keeps_view);
+        if let Some(database) = &self.pods[host].database {
+            let unsynced = database.borrow().unsynced() as u64;
+            database.borrow_mut().lose_power(self.rng.below(unsynced + 1) as usize);
+        }
+        let keeps_mirror = !self.rng.one_in(4);
+        self.pods[host].crash(keeps_mirror);
     }
 
     fn die_writing(&mut self, host: Host) {
@@ -297,6 +306,11 @@ impl Catalog {
         self.kernel.borrow_mut().alarm(after, alarm);
     }
 
+    /// The time of day, which is the same everywhere.
+    fn wall_ms(&self) -> u64 {
+        self.kernel.borrow().now.0 / 1_000_000
+    }
+
     fn local_time(&self, host: Host) -> Mono {
         self.kernel.borrow().local_time(host)
     }
@@ -321,7 +335,7 @@ impl Catalog {
     pub fn follow(&mut self, host: Host, is_stopped: &dyn Fn(Host) -> bool) -> Arc<ClusterView> {
         let own = &mut self.pods[host];
         if let Some(state) = own.state().cloned() {
-            own.offer_view(&state);
+            own.take_state(&state);
         }
         if !own.can_be_followed()
             && let Some(other) = self.target(host, is_stopped)
@@ -358,7 +372,7 @@ impl Catalog {
         let (now, run, kept) = (self.local_time(host), self.rng.next(), self.kept);
         let own = &mut self.pods[host];
         own.leader_hint = leader;
-        own.offer_view(&state);
+        own.take_state(&state);
         if own.follow(pod_id(host), &state) {
             own.resume(now, kept, run);
         }
@@ -392,7 +406,13 @@ impl Catalog {
     }
 }
 
-/// The id that a pod chose before it joined.
-fn join_id(host: Host) -> Uuid {
+/// The uid that a pod chose before it joined.
+fn pod_uid(host: Host) -> Uuid {
     Uuid([0xf0 + host as u8; 16])
+}
+
+/// The machine of a pod.
+fn node_of(host: Host) -> NewNode {
+    let name = format!("node-{host}");
+    NewNode { name, boot_id: String::new(), labels: BTreeMap::new() }
 }

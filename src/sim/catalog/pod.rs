@@ -14,7 +14,10 @@ use crate::control::membership::{Step, step, unborn};
 use crate::control::reconcile::Action;
 use crate::control::reports::Table;
 use crate::control::state::CatalogState;
+use crate::control::state::view::view as view_of;
 use crate::control::storage::Snapshot;
+use crate::control::sync::mirror::Mirror;
+use crate::control::sync::update::{Update, update};
 use crate::sim::catalog::call::Call;
 use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::store::{Database, Encoded, SimStorage};
@@ -51,10 +54,10 @@ pub enum Waiting {
 /// See the module.
 #[derive(Default)]
 pub struct ControlPod {
-    /// Durable: the database of its member, and its newest two views, as a pod may die before the
+    /// Durable: the database of its member, and its newest two mirrors, as a pod may die before the
     /// last one is durable.
     pub database: Option<Rc<RefCell<Database>>>,
-    pub views: [Arc<ClusterView>; 2],
+    pub mirrors: [Mirror; 2],
     /// Durable as well: the pod has joined the cluster.
     pub has_joined: bool,
     /// The pod does not join before this moment.
@@ -93,7 +96,7 @@ impl ControlPod {
     pub fn start(&mut self, now: Mono, kept: Kept, run: u64) {
         let durable = ControlPod {
             database: self.database.take(),
-            views: self.views.clone(),
+            mirrors: self.mirrors.clone(),
             has_joined: self.has_joined,
             joins_at: self.joins_at,
             addresses: self.addresses,
@@ -115,13 +118,13 @@ impl ControlPod {
         self.member = Some(member.expect("what a member wrote can be read"));
     }
 
-    /// The process dies. The newest view may not be durable.
-    pub fn crash(&mut self, keeps_view: bool) {
+    /// The process dies. The newest mirror may not be durable.
+    pub fn crash(&mut self, keeps_mirror: bool) {
         self.is_up = false;
         self.member = None;
         self.outbox.0.borrow_mut().clear();
-        if !keeps_view {
-            self.views[1] = Arc::clone(&self.views[0]);
+        if !keeps_mirror {
+            self.mirrors[1] = self.mirrors[0].clone();
         }
     }
 
@@ -148,8 +151,8 @@ impl ControlPod {
     }
 
     pub fn pod_of(&self, member: MemberId) -> Option<PodId> {
-        let recorded = self.state().and_then(|state| state.catalog.get(&member));
-        recorded.or_else(|| self.places.get(&member)).copied()
+        let recorded = self.state().and_then(|state| state.catalog.get(&member)).map(|it| it.pod);
+        recorded.or_else(|| self.places.get(&member).copied())
     }
 
     fn known_leader(&self) -> Option<MemberId> {
@@ -165,23 +168,25 @@ impl ControlPod {
 
     /// The newest view of this pod.
     pub fn view(&self) -> &Arc<ClusterView> {
-        &self.views[1]
+        self.mirrors[1].view()
     }
 
-    pub fn offer_view(&mut self, state: &CatalogState) {
-        if state.revision > self.view().revision {
-            self.views[0] = Arc::clone(&self.views[1]);
-            self.views[1] = Arc::new(state.view());
-        }
+    /// Takes what the mirror lacks of a state. Differences must add up to the whole.
+    pub fn take_state(&mut self, state: &CatalogState) {
+        let Some(update) = update(state, self.mirrors[1].position()) else { return };
+        let update = Update::decode(&update.encode()).expect("our own update can be read");
+        self.mirrors[0] = self.mirrors[1].clone();
+        self.mirrors[1].take(&update).expect("one cluster has one history");
+        assert_eq!(**self.view(), view_of(state), "the differences do not add up to the whole");
     }
 
     /// Takes over the list of catalog members from another pod's state; true when this pod has a
     /// new member, which must be started.
     pub fn follow(&mut self, me: PodId, state: &CatalogState) -> bool {
-        self.places.extend(state.catalog.iter().map(|(member, pod)| (*member, *pod)));
-        let members: Vec<_> = state.catalog.iter().map(|(member, pod)| (*member, *pod)).collect();
+        self.places.extend(state.catalog.iter().map(|(member, it)| (*member, it.pod)));
+        let members: Vec<_> = state.catalog.iter().map(|(member, it)| (*member, it.pod)).collect();
         let row = self.database.as_ref().map(|database| database.borrow().row);
-        match step(row, me, state.revision, &members) {
+        match step(row, me, state.revision(), &members) {
             Step::Nothing => false,
             Step::Remove(_) => {
                 (self.member, self.database) = (None, None);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::call::What;
 use super::pod::{ControlPod, Waiting};
-use super::{Event, Host, NewVolume, Packet, pod_id};
+use super::{Event, Host, NewVolume, Packet, node_of, pod_id, pod_uid};
 use crate::control::command::CatalogCommand;
 use crate::control::reconcile::MembershipChange;
 use crate::limits::{Budgets, LISTING_EXTENTS_MAX};
@@ -218,7 +218,7 @@ fn a_member_that_was_away_for_long_gets_the_state() {
     let last = |pod: &ControlPod| pod.known().map_or(0, |known| known.applied_index);
     let before = last(scenario.pod(leader));
     // More than two snapshots apart; after a restart, the disk has nothing but the log.
-    let enough = before + 2 * scenario.world.catalog.kept.snapshot_every + 1;
+    let enough = before + 2 * scenario.world.catalog.kept.entries + 1;
     while last(scenario.pod(leader)) < enough {
         scenario.world.catalog.ask(What::DeleteNothing);
         let ask = scenario.world.catalog.asks.len() - 1;
@@ -320,7 +320,7 @@ fn a_member_that_becomes_a_voter_is_not_struck_from_the_list() {
         if promoted_first {
             member.change(now, &promote);
         }
-        member.propose(now, remove.clone());
+        member.propose(now, 1, remove.clone());
         member.change(now, &promote);
         scenario.world.catalog.settle(leader);
         let check = |scenario: &Scenario| {
@@ -345,7 +345,7 @@ fn a_voter_is_not_struck_from_the_list() {
     let now = scenario.world.catalog.local_time(leader);
     let member = scenario.world.catalog.pods[leader].member.as_mut().expect("it leads");
     let voter = *member.known().group.voters.last().expect("three");
-    member.propose(now, CatalogCommand::RemoveCatalogMember { member: voter });
+    member.propose(now, 1, CatalogCommand::RemoveCatalogMember { member: voter });
     scenario.world.catalog.settle(leader);
     scenario.run_for(Duration::from_secs(5));
     assert!(scenario.pod(leader).state().expect("it leads").catalog.contains_key(&voter));
@@ -378,10 +378,11 @@ fn registration_comes_late() {
         };
         scenario.until("its pod has registered", |world| place(world) == Some(pod_id(1)));
         let addresses = scenario.pod(0).addresses.expect("every pod has an address");
-        let late = CatalogCommand::Register { pod: pod_id(0), addresses, disks: vec![disk] };
+        let (pod, uid, node, disks) = (pod_id(0), pod_uid(0), node_of(0), vec![disk]);
+        let late = CatalogCommand::Register { pod, uid, addresses, node, disks };
         let now = scenario.world.catalog.local_time(leader);
         let pod = &mut scenario.world.catalog.pods[leader];
-        pod.member.as_mut().expect("it leads").propose(now, late);
+        pod.member.as_mut().expect("it leads").propose(now, 1, late);
         scenario.world.catalog.settle(leader);
         scenario.until("it is carried out", |world| place(world) == Some(pod_id(0)));
         scenario.until("the pod notices", |world| place(world) == Some(pod_id(1)));

@@ -1,46 +1,66 @@
-//! The database of a pod's catalog member. Writes are durable whatever happens to the pod. A write
-//! is atomic, and a pod can die right before or after one.
+//! The database of a pod's catalog member. Log writes and installs are durable when they return.
+//! The rows that entries change become durable with the next of these, or get lost. Every write is
+//! atomic, and a pod can die right before or after one.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use bytes::Bytes;
 
-use crate::control::command::{decode, encode};
-use crate::control::storage::{MemberRow, MemberStorage, Recovered, Snapshot};
+use crate::control::state::CatalogState;
+use crate::control::state::rows::{RowChange, RowKey};
+use crate::control::storage::{MemberRow, MemberStorage, Point, Recovered, Snapshot};
 use crate::log::{Append, HardState, LogEntry};
 use crate::replica::messages::Start;
 
-/// The form of a snapshot on disks and between pods.
+/// A state by rows, and the entry as of which it is.
 #[derive(Clone, Debug)]
 pub struct Encoded {
-    pub index: u64,
-    pub term: u64,
-    pub meta: Bytes,
-    pub state: Bytes,
+    point: Point,
+    /// `None`: there is no state yet.
+    rows: Option<BTreeMap<RowKey, Bytes>>,
 }
 
 impl Encoded {
     pub fn new(snapshot: &Snapshot) -> Encoded {
         let Snapshot { index, term, ref meta, ref state } = *snapshot;
-        Encoded { index, term, meta: meta.clone(), state: encode(state).into() }
+        let rows = state.as_ref().map(|state| state.rows().collect());
+        Encoded { point: Point { index, term, meta: meta.clone() }, rows }
     }
 
     pub fn decode(&self) -> Snapshot {
-        let state = decode(&self.state).expect("a state that was written can be read");
-        Snapshot { index: self.index, term: self.term, meta: self.meta.clone(), state }
+        let Point { index, term, ref meta } = self.point;
+        let state = self.rows.clone().map(|rows| {
+            CatalogState::from_rows(rows).expect("a state that was written can be read")
+        });
+        Snapshot { index, term, meta: meta.clone(), state }
+    }
+
+    fn change(&mut self, point: &Point, changes: &[RowChange]) {
+        self.point = point.clone();
+        for RowChange { key, row } in changes {
+            let rows = self.rows.as_mut().expect("there is a state before a command");
+            match row {
+                Some(row) => drop(rows.insert(key.clone(), row.clone())),
+                None => drop(rows.remove(key)),
+            }
+        }
     }
 }
+
+/// Rows that were written and are not durable, with the point up to which the log is compacted.
+type Unsynced = (Point, Vec<RowChange>, Option<(u64, u64)>);
 
 /// See the module.
 pub struct Database {
     pub row: MemberRow,
     hard: HardState,
     compacted: (u64, u64),
-    snapshot: Encoded,
+    state: Encoded,
     /// Entries after `compacted`.
     entries: VecDeque<LogEntry>,
+    unsynced: Vec<Unsynced>,
     /// The pod dies at the write after this many.
     pub writes_left: Option<u64>,
 }
@@ -52,16 +72,22 @@ pub struct PowerFailed;
 
 impl Database {
     pub fn create(row: MemberRow, snapshot: &Snapshot) -> Database {
-        let hard = HardState { term: snapshot.term, vote: 0, commit: snapshot.index };
-        let compacted = (snapshot.index, snapshot.term);
-        let snapshot = Encoded::new(snapshot);
-        Database { row, hard, compacted, snapshot, entries: VecDeque::new(), writes_left: None }
+        Database {
+            row,
+            hard: HardState { term: snapshot.term, vote: 0, commit: snapshot.index },
+            compacted: (snapshot.index, snapshot.term),
+            state: Encoded::new(snapshot),
+            entries: VecDeque::new(),
+            unsynced: Vec::new(),
+            writes_left: None,
+        }
     }
 
     pub fn recover(&self) -> Recovered {
-        let snapshot = self.snapshot.decode();
+        let snapshot = self.state.decode();
+        let hard = HardState { commit: self.hard.commit.max(snapshot.index), ..self.hard };
         let start = Start {
-            hard: self.hard,
+            hard,
             applied_index: snapshot.index,
             compacted_index: self.compacted.0,
             compacted_term: self.compacted.1,
@@ -72,6 +98,31 @@ impl Database {
             faulted: false,
         };
         Recovered { row: self.row, start, snapshot }
+    }
+
+    /// The pod dies: the first so many writes of rows have become durable.
+    pub fn lose_power(&mut self, durable: usize) {
+        let lost = self.unsynced.split_off(durable.min(self.unsynced.len()));
+        drop(lost);
+        self.sync();
+    }
+
+    /// Writes of rows that are not durable.
+    pub fn unsynced(&self) -> usize {
+        self.unsynced.len()
+    }
+
+    fn sync(&mut self) {
+        for (point, changes, compacted) in std::mem::take(&mut self.unsynced) {
+            self.state.change(&point, &changes);
+            if let Some(compacted) = compacted {
+                assert!(compacted.0 <= point.index, "what is forgotten is applied");
+                assert!(compacted.0 >= self.compacted.0, "a log never grows at its beginning");
+                let gone = usize::try_from(compacted.0 - self.compacted.0).expect("few are here");
+                self.entries.drain(..gone);
+                self.compacted = compacted;
+            }
+        }
     }
 
     pub fn entry(&self, index: u64) -> Option<&LogEntry> {
@@ -91,14 +142,8 @@ impl Database {
         }
     }
 
-    fn append(&mut self, append: &Append, installed: Option<&Snapshot>) {
-        if let Some(reset) = &append.reset {
-            let installed = installed.expect("a reset comes with a state");
-            assert_eq!((reset.index, reset.term), (installed.index, installed.term));
-            self.entries.clear();
-            self.compacted = (reset.index, reset.term);
-            self.snapshot = Encoded::new(installed);
-        }
+    fn append(&mut self, append: &Append) {
+        self.sync();
         self.hard = append.hard.unwrap_or(self.hard);
         if let Some(first) = append.entries.first() {
             let kept = first.index.checked_sub(self.compacted.0 + 1);
@@ -112,13 +157,14 @@ impl Database {
         }
     }
 
-    fn checkpoint(&mut self, snapshot: &Snapshot, compacted: (u64, u64)) {
-        assert!(compacted.0 <= snapshot.index, "what is forgotten is in the snapshot");
-        assert!(compacted.0 >= self.compacted.0, "a log never grows at its beginning");
-        self.snapshot = Encoded::new(snapshot);
-        let gone = usize::try_from(compacted.0 - self.compacted.0).expect("below what is here");
-        self.entries.drain(..gone);
-        self.compacted = compacted;
+    fn install(&mut self, append: &Append, snapshot: &Snapshot) {
+        let reset = append.reset.as_ref().expect("the log is reset to the snapshot");
+        assert_eq!((reset.index, reset.term), (snapshot.index, snapshot.term));
+        self.unsynced.clear();
+        self.entries.clear();
+        self.compacted = (reset.index, reset.term);
+        self.state = Encoded::new(snapshot);
+        self.append(append);
     }
 }
 
@@ -128,21 +174,29 @@ pub struct SimStorage(pub Rc<RefCell<Database>>);
 impl MemberStorage for SimStorage {
     type Error = PowerFailed;
 
-    fn append(&mut self, append: &Append, installed: Option<&Snapshot>) -> Result<(), PowerFailed> {
+    fn append(&mut self, append: &Append) -> Result<(), PowerFailed> {
         let mut database = self.0.borrow_mut();
         database.begin()?;
-        database.append(append, installed);
+        database.append(append);
         Ok(())
     }
 
-    fn checkpoint(
+    fn applied(
         &mut self,
-        snapshot: &Snapshot,
-        compacted: (u64, u64),
+        point: &Point,
+        changes: &[RowChange],
+        compacted: Option<(u64, u64)>,
     ) -> Result<(), PowerFailed> {
         let mut database = self.0.borrow_mut();
         database.begin()?;
-        database.checkpoint(snapshot, compacted);
+        database.unsynced.push((point.clone(), changes.to_vec(), compacted));
+        Ok(())
+    }
+
+    fn install(&mut self, append: &Append, snapshot: &Snapshot) -> Result<(), PowerFailed> {
+        let mut database = self.0.borrow_mut();
+        database.begin()?;
+        database.install(append, snapshot);
         Ok(())
     }
 }

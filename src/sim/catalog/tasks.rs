@@ -117,14 +117,14 @@ impl Catalog {
 
     /// Carries out decisions, up to the next proposal.
     pub(super) fn continue_reconciling(&mut self, host: Host) {
-        let now = self.local_time(host);
+        let (now, at_ms) = (self.local_time(host), self.wall_ms());
         let pod = &mut self.pods[host];
         let Some(member) = &mut pod.member else { return };
         while let Some(action) = pod.to_do.pop_front() {
             match action {
                 Action::Change(change) => member.change(now, &change),
                 Action::Propose(command) => {
-                    let id = member.propose(now, command);
+                    let id = member.propose(now, at_ms, command);
                     pod.waiting.insert(id, Waiting::Reconciler);
                     return;
                 }

@@ -8,10 +8,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::control::catalog_member::Published;
-use crate::control::command::{Envelope, Outcome, Ticket, decode, encode};
+use crate::control::command::{Envelope, Outcome, Ticket, decode};
 use crate::control::reconcile::{Group, voters_due};
 use crate::control::state::CatalogState;
+use crate::control::state::rows::{RowChange, RowKey};
+use crate::control::state::view::view as view_of;
 use crate::log::LogEntry;
 use crate::types::MemberId;
 use crate::view::ClusterView;
@@ -19,6 +23,8 @@ use crate::view::ClusterView;
 /// See the module.
 pub struct CatalogCheck {
     state: CatalogState,
+    /// The rows that were written for it.
+    rows: BTreeMap<RowKey, Bytes>,
     view: Arc<ClusterView>,
     /// For each entry from the first on: hashes of the entry and of the state after it.
     entries: Vec<(u64, u64)>,
@@ -55,14 +61,16 @@ impl Ids {
     }
 }
 
+/// Entries between comparisons of all rows.
+const ROWS_COMPARED_EVERY: usize = 16;
 /// The log index of the initial state of a cluster.
 const FIRST: u64 = 1;
 
 impl CatalogCheck {
     pub fn new(state: CatalogState) -> CatalogCheck {
         let mut check = CatalogCheck {
-            view: Arc::new(state.view()),
-            entries: vec![(0, hash_of(&state))],
+            view: Arc::new(view_of(&state)),
+            entries: vec![(0, state.fingerprint())],
             applied: HashMap::new(),
             acknowledged_index: FIRST,
             leaders: BTreeMap::new(),
@@ -71,6 +79,7 @@ impl CatalogCheck {
             ids: Default::default(),
             created: BTreeSet::new(),
             deleted: BTreeSet::new(),
+            rows: state.rows().collect(),
             state,
         };
         check.state_changed();
@@ -123,7 +132,7 @@ impl CatalogCheck {
         }
         let at = known.applied_index.checked_sub(FIRST).expect("a state has an index");
         let (_, expected) = self.entries[at as usize];
-        assert_eq!(hash_of(state), expected, "the state of {member:?} differs at {at}");
+        assert_eq!(state.fingerprint(), expected, "the state of {member:?} differs at {at}");
     }
 
     /// A member has applied this entry.
@@ -137,31 +146,33 @@ impl CatalogCheck {
         assert_eq!(entry.index, self.index() + 1, "entries are applied in order");
         let is_command = entry.kind == 0 && !entry.payload.is_empty();
         if is_command {
-            let Envelope { ticket, command } = decode(&entry.payload).expect("our own commands");
-            let before = self.state.revision;
-            let outcome = self.state.apply(command);
-            let after = self.state.revision;
+            let envelope: Envelope = decode(&entry.payload).expect("our own commands");
+            let Envelope { ticket, at_ms, command } = envelope;
+            let before = self.state.revision();
+            let applied = self.state.apply(at_ms, command);
+            let after = self.state.revision();
             assert!(after >= before, "the revision went back");
-            assert!(outcome.is_ok() || after == before, "an error means that nothing changed");
+            assert_eq!(applied.changes.is_empty(), after == before, "every change has a revision");
+            self.rows_add_up(&applied.changes);
             self.state_changed();
             let first = self.applied.insert(ticket, entry.index);
             assert_eq!(first, None, "one proposal is in the log twice");
         }
-        self.entries.push((what, hash_of(&self.state)));
+        self.entries.push((what, self.state.fingerprint()));
     }
 
     fn state_changed(&mut self) {
         let state = &self.state;
         state.check_invariants();
-        let shards = || state.volumes.values().flat_map(|volume| &volume.shards);
-        let members = shards().flat_map(|shard| &shard.members).map(|member| member.member.0);
+        let shards = state.shards.values();
+        let members = shards.flat_map(|shard| &shard.members).map(|member| member.member.0);
         let [pods, volumes, shard_ids, member_ids] = &mut self.ids;
         pods.see(state.pods.keys().map(|pod| pod.0).collect());
         volumes.see(state.volumes.keys().map(|volume| volume.0).collect());
-        shard_ids.see(shards().map(|shard| shard.shard.0).collect());
+        shard_ids.see(state.shards.keys().map(|shard| shard.0).collect());
         member_ids.see(members.chain(state.catalog.keys().map(|member| member.0)).collect());
-        if state.revision != self.view.revision {
-            self.view = Arc::new(state.view());
+        if state.revision() != self.view.revision {
+            self.view = Arc::new(view_of(state));
         }
     }
 
@@ -189,9 +200,26 @@ impl CatalogCheck {
         self.created.insert(name.to_owned());
     }
 
+    fn is_usable(&self, name: &str) -> bool {
+        self.state.volume_by_name(name).is_some_and(|(_, volume)| !volume.deleting)
+    }
+
+    /// The changed rows of all commands add up to the whole state.
+    fn rows_add_up(&mut self, changes: &[RowChange]) {
+        for RowChange { key, row } in changes {
+            match row {
+                Some(row) => drop(self.rows.insert(key.clone(), row.clone())),
+                None => drop(self.rows.remove(key)),
+            }
+        }
+        if self.entries.len().is_multiple_of(ROWS_COMPARED_EVERY) {
+            assert!(self.state.rows().eq(self.rows.clone()), "the changed rows do not add up");
+        }
+    }
+
     /// A client has been told that the volume is gone.
     pub fn deleted(&mut self, name: &str) {
-        assert!(self.state.volume_by_name(name).is_none(), "{name} was deleted, and is there");
+        assert!(!self.is_usable(name), "{name} was deleted, and is there");
         self.deleted.insert(name.to_owned());
     }
 
@@ -202,7 +230,7 @@ impl CatalogCheck {
         members: impl Iterator<Item = (MemberId, &'a Published)>,
     ) -> Option<String> {
         for name in &self.created {
-            let is_there = self.state.volume_by_name(name).is_some();
+            let is_there = self.is_usable(name);
             assert_eq!(is_there, !self.deleted.contains(name), "whether there is {name}");
         }
         let voters: BTreeSet<MemberId> = self.state.catalog.keys().copied().collect();
@@ -222,12 +250,6 @@ impl CatalogCheck {
         }
         (!missing.is_empty()).then(|| format!("the catalog's members {missing:?} are missing"))
     }
-}
-
-fn hash_of(state: &CatalogState) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    encode(state).hash(&mut hasher);
-    hasher.finish()
 }
 
 fn hash_entry(entry: &LogEntry) -> u64 {

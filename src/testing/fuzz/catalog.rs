@@ -1,29 +1,34 @@
 //! One run of a fuzzer over what the members of the catalog read: the commands in its log and its
 //! whole state, from a disk or from another pod.
 
-use crate::control::command::{
-    Addresses, CatalogCommand, Envelope, NewDisk, Placement, Ticket, decode, encode,
-};
+use bytes::Bytes;
+
+use crate::control::command::{CatalogCommand, Envelope, Placement, Ticket, decode, encode};
 use crate::control::state::CatalogState;
+use crate::control::state::rows::RowKey;
+use crate::control::state::view::view;
+use crate::testing::catalog_fixture::{first_pod, join, new_disk, new_volume, register};
 use crate::testing::fuzz::Seeds;
 use crate::types::{MemberId, PodId, Uuid, VolumeId};
 
 const GIB: u64 = 1 << 30;
+/// The length of a key, and of a row, before it in the input.
+const LEN_BYTES: usize = 4;
 
 /// Reads `input`: its first byte chooses what the rest is: 0 a command, which is then carried out,
-/// 1 the state, on which some commands are carried out. Panics when something is wrong with the
-/// reader.
+/// 1 the rows of a state, on which some commands are carried out. Panics when something is wrong
+/// with the reader.
 pub fn fuzz_one(input: &[u8]) {
     let Some((mode, rest)) = input.split_first() else {
         return;
     };
     if mode % 2 == 1 {
-        if let Ok(state) = decode::<CatalogState>(rest) {
-            assert_eq!(decode::<CatalogState>(&encode(&state)).ok().as_ref(), Some(&state));
-            // One that contradicts itself is refused by its receiver.
-            if state.check().is_ok() {
-                commands().into_iter().for_each(|(_, command)| carry_out(state.clone(), command));
-            }
+        let Some(rows) = rows(rest) else { return };
+        // Rows that contradict each other are refused.
+        if let Ok(state) = CatalogState::from_rows(rows) {
+            let again = CatalogState::from_rows(state.rows()).expect("our own rows");
+            assert_eq!(again, state);
+            commands().into_iter().for_each(|(_, command)| carry_out(state.clone(), command));
         }
         return;
     }
@@ -33,44 +38,46 @@ pub fn fuzz_one(input: &[u8]) {
     }
 }
 
+/// The rows in an input: length and bytes of each key and row.
+fn rows(mut input: &[u8]) -> Option<Vec<(RowKey, Bytes)>> {
+    let mut rows = Vec::new();
+    while !input.is_empty() {
+        let key = RowKey::decode(&part(&mut input)?).ok()?;
+        rows.push((key, part(&mut input)?));
+    }
+    Some(rows)
+}
+
+fn part(input: &mut &[u8]) -> Option<Bytes> {
+    let (len, rest) = input.split_first_chunk::<LEN_BYTES>()?;
+    let (part, rest) = rest.split_at_checked(u32::from_be_bytes(*len) as usize)?;
+    *input = rest;
+    Some(Bytes::copy_from_slice(part))
+}
+
 fn carry_out(mut state: CatalogState, command: CatalogCommand) {
     let before = state.clone();
-    match state.apply(command) {
+    match state.apply(7, command).outcome {
         Ok(_) => {
             state.check_invariants();
-            let is_newer = state.revision > before.revision;
+            let is_newer = state.revision() > before.revision();
             assert!(is_newer || state == before, "every change has a revision");
-            assert_eq!(state.view().volumes.len(), state.volumes.len());
+            assert_eq!(view(&state).volumes.len(), state.volumes.len());
         }
         Err(_) => assert_eq!(state, before, "an error changes nothing"),
     }
 }
 
-fn addresses(port: u16) -> Addresses {
-    let at = |port| std::net::SocketAddr::from(([127, 0, 0, 1], port));
-    Addresses { api: at(port), peer: at(port + 1), nbd: Some(at(port + 2)) }
-}
-
 fn commands() -> [(&'static str, CatalogCommand); 10] {
     let create = |name: &str| CatalogCommand::CreateVolume {
         request_id: format!("create {name}"),
-        name: name.to_owned(),
-        size_bytes: 2 * GIB,
-        stripe_bytes: GIB,
+        volume: new_volume(name, 2 * GIB, GIB, 3),
         placement: Placement {
             disks: [1, 2, 3].map(|number| Uuid([number; 16])).to_vec(),
             shards: vec![vec![0, 1, 2], vec![2, 0, 1]],
         },
     };
-    let register = |number: u8| CatalogCommand::Register {
-        pod: PodId(u64::from(number)),
-        addresses: addresses(1000 * u16::from(number)),
-        disks: vec![NewDisk {
-            disk: Uuid([number; 16]),
-            path: format!("/disk-{number}"),
-            capacity_bytes: 1 << 40,
-        }],
-    };
+    let register = |number: u8| register(number, &[new_disk(number)]);
     let delete = CatalogCommand::DeleteVolume {
         request_id: "d".to_owned(),
         name: "old".to_owned(),
@@ -78,8 +85,8 @@ fn commands() -> [(&'static str, CatalogCommand); 10] {
     };
     let members = [2, 3, 4].map(MemberId).to_vec();
     [
-        ("join-two", CatalogCommand::Join { join_id: Uuid([2; 16]), addresses: addresses(2000) }),
-        ("join-three", CatalogCommand::Join { join_id: Uuid([3; 16]), addresses: addresses(3000) }),
+        ("join-two", join(2)),
+        ("join-three", join(3)),
         ("register-one", register(1)),
         ("register-two", register(2)),
         ("register-three", register(3)),
@@ -93,9 +100,9 @@ fn commands() -> [(&'static str, CatalogCommand); 10] {
 
 /// A cluster with a volume that is being deleted and one in use.
 fn three_pods() -> CatalogState {
-    let mut state = CatalogState::new(Uuid([9; 16]), Uuid([1; 16]), addresses(1000));
+    let mut state = first_pod();
     for (name, command) in commands() {
-        assert!(state.apply(command).is_ok(), "{name}");
+        assert!(state.apply(1, command).outcome.is_ok(), "{name}");
     }
     state
 }
@@ -107,10 +114,18 @@ pub fn fuzz_seeds() -> Seeds {
         .into_iter()
         .chain([removal])
         .map(|(name, command)| {
-            let envelope = Envelope { ticket: Ticket { run: 7, number: 1 }, command };
+            let ticket = Ticket { run: 7, number: 1 };
+            let envelope = Envelope { ticket, at_ms: 1, command };
             (name, [&[0], &encode(&envelope)[..]].concat())
         })
         .collect();
-    seeds.push(("state", [&[1], &encode(&three_pods())[..]].concat()));
+    let mut state = vec![1];
+    for (key, row) in three_pods().rows() {
+        for part in [&key.encode()[..], &row] {
+            state.extend_from_slice(&(part.len() as u32).to_be_bytes());
+            state.extend_from_slice(part);
+        }
+    }
+    seeds.push(("state", state));
     seeds
 }

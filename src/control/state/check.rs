@@ -1,0 +1,80 @@
+//! The invariants of the catalog's state.
+
+use std::collections::BTreeSet;
+
+use crate::control::state::rows::Counters;
+use crate::control::state::tables::Tables;
+use crate::types::{MemberId, PodId, Uuid};
+
+/// Ids and revisions beyond this would leave too few numbers.
+const COUNT_MAX: u64 = 1 << 62;
+
+/// A state that no sequence of commands makes: damaged, or made by other software.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the catalog contradicts itself: {0}")]
+pub struct Contradiction(&'static str);
+
+fn holds(holds: bool, what: &'static str) -> Result<(), Contradiction> {
+    if holds { Ok(()) } else { Err(Contradiction(what)) }
+}
+
+/// Checks the invariants of a state from outside.
+pub fn check(state: &Tables) -> Result<(), Contradiction> {
+    let Counters { pod, volume, shard, member, request } = state.head.next;
+    let counts = [state.head.revision, pod, volume, shard, member, request];
+    holds(counts.iter().all(|count| *count < COUNT_MAX), "a number was used up")?;
+    holds(!state.catalog.is_empty(), "the catalog has no member")?;
+    let is_pod = |pod: &PodId| state.pods.contains_key(pod);
+    let mut catalog = state.catalog.values();
+    holds(catalog.all(|it| is_pod(&it.pod)), "the catalog is on a pod that is not there")?;
+    let one_each = state.index.catalog_by_pod.size() == state.catalog.len();
+    holds(one_each, "a pod has two members of the catalog")?;
+    holds(state.disks.values().all(|disk| is_pod(&disk.pod)), "a disk's pod is not there")?;
+    let has_node = |node: &str| state.nodes.contains_key(node);
+    holds(state.pods.values().all(|pod| has_node(&pod.node)), "a pod's node is not there")?;
+    holds(state.index.pods_by_uid.size() == state.pods.len(), "two pods have one uid")?;
+    holds(state.pods.keys().all(|id| id.0 < pod), "a pod's id was never given")?;
+    holds(state.volumes.keys().all(|id| id.0 < volume), "a volume's id was never given")?;
+    let names = state.index.volumes_by_name.size();
+    holds(names == state.volumes.len(), "two volumes have one name")?;
+    let requests = state.index.requests.size();
+    holds(requests == state.answered.len(), "two answers have one id")?;
+    holds(state.answered.keys().all(|id| *id < request), "a request's number was never given")?;
+    check_volumes(state)?;
+    check_shards(state, shard, member)
+}
+
+fn check_volumes(state: &Tables) -> Result<(), Contradiction> {
+    let mut shards = 0;
+    for volume in state.volumes.values() {
+        let ids = volume.shard_ids();
+        holds(ids.start.0.checked_add(volume.shards.into()).is_some(), "a shard has no id")?;
+        let left = state.shards_of(volume).count();
+        holds(left > 0, "a volume has no shards")?;
+        holds(volume.deleting || left == volume.shards as usize, "a shard of a volume is missing")?;
+        shards += left;
+    }
+    holds(shards == state.shards.len(), "a shard belongs to no volume, or to two")
+}
+
+fn check_shards(state: &Tables, next: u64, next_member: u64) -> Result<(), Contradiction> {
+    let mut members: BTreeSet<MemberId> = state.catalog.keys().copied().collect();
+    for (id, shard) in state.shards.iter() {
+        let volume = state.volumes.get(&shard.volume);
+        let volume = volume.ok_or(Contradiction("a shard's volume is not there"))?;
+        let place = volume.first_shard.0.checked_add(shard.place.into());
+        holds(place == Some(id.0), "a shard is at the wrong place")?;
+        holds(id.0 < next, "a shard's id was never given")?;
+        let count = shard.members.len();
+        let all = volume.replicas as usize;
+        let fits = if volume.deleting { (1..=all).contains(&count) } else { count == all };
+        holds(fits, "a shard has too many or few replicas")?;
+        let disks: BTreeSet<Uuid> = shard.members.iter().map(|m| m.disk).collect();
+        holds(disks.len() == count, "two replicas share a disk")?;
+        holds(disks.iter().all(|disk| state.disks.contains_key(disk)), "a disk is missing")?;
+        for member in &shard.members {
+            holds(members.insert(member.member), "a member is there twice")?;
+        }
+    }
+    holds(members.iter().all(|id| id.0 < next_member), "a member's id was never given")
+}

@@ -1,0 +1,49 @@
+//! Why commands are refused.
+
+use crate::control::names::NameError;
+use crate::types::PodId;
+
+/// Longest id of a request.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CatalogError {
+    #[error("a volume named {name:?} exists already, and is not what is asked for")]
+    NameTaken { name: String },
+    #[error(
+        "volume {name:?} is being deleted; its name is free when its disks gave its space back"
+    )]
+    NameNotFreeYet { name: String },
+    #[error("there is no volume named {name:?}")]
+    NoSuchVolume { name: String },
+    #[error("there is no class named {name:?}; there are {known}")]
+    NoSuchClass { name: String, known: String },
+    #[error("{name:?} cannot be a name")]
+    BadName {
+        name: String,
+        #[source]
+        source: NameError,
+    },
+    #[error(
+        "a volume's size is a multiple of 4096 bytes, from 4KiB to 1PiB; {size_bytes} bytes is not"
+    )]
+    BadSize { size_bytes: u64 },
+    #[error("an object has at most {labels} labels of {bytes} bytes each", labels = LABELS_MAX,
+        bytes = LABEL_BYTES_MAX)]
+    BadLabels,
+    #[error("pod {pod} is not part of this cluster")]
+    NoSuchPod { pod: PodId },
+    #[error("pod {pod} has another identity; a directory of another pod was copied or restored")]
+    WrongPod { pod: PodId },
+    #[error("the disks changed while the replicas were being placed")]
+    StalePlacement,
+    #[error("the name of a request has at most {REQUEST_ID_BYTES_MAX} bytes")]
+    BadRequestId,
+    #[error("request {id:?} was used for something else before; a new request needs a new id")]
+    RequestReused { id: String },
+}
+
+/// Most labels of an object, and the most bytes of a key or a value.
+pub const LABELS_MAX: usize = 64;
+pub const LABEL_BYTES_MAX: usize = 253;

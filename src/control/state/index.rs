@@ -1,0 +1,137 @@
+//! What is found in the state by something else than its key. Made from the tables alone, and kept
+//! as they change. Like tables, indexes share memory with their copies.
+
+use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
+
+use crate::control::state::rows::{Answered, CatalogMember, Disk, Pod, Shard, Volume};
+use crate::types::{MemberId, PodId, ShardId, Uuid, VolumeId};
+
+type Map<K, V> = RedBlackTreeMapSync<K, V>;
+type Set<K> = RedBlackTreeSetSync<K>;
+
+/// What a disk holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Its replicas, also those that are to be destroyed.
+    pub members: Map<MemberId, ShardId>,
+    /// Shards of which it has the first replica.
+    pub firsts: u64,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    pub pods_by_uid: Map<Uuid, PodId>,
+    pub disks_by_pod: Map<PodId, Set<Uuid>>,
+    pub volumes_by_name: Map<String, VolumeId>,
+    pub creating: Set<VolumeId>,
+    pub deleting: Set<VolumeId>,
+    pub held: Map<Uuid, Held>,
+    pub catalog_by_pod: Map<PodId, MemberId>,
+    pub requests: Map<String, u64>,
+    /// Shards that are left of each volume.
+    pub shards_left: Map<VolumeId, u32>,
+}
+
+impl Index {
+    pub(super) fn pod(&mut self, key: &PodId, before: Option<&Pod>, now: Option<&Pod>) {
+        if let Some(before) = before {
+            self.pods_by_uid.remove_mut(&before.uid);
+        }
+        if let Some(now) = now {
+            self.pods_by_uid.insert_mut(now.uid, *key);
+        }
+    }
+
+    pub(super) fn disk(&mut self, key: &Uuid, before: Option<&Disk>, now: Option<&Disk>) {
+        for (pod, is_in) in [(before, false), (now, true)].map(|(it, is)| (it.map(|d| d.pod), is)) {
+            let Some(pod) = pod else { continue };
+            let mut disks = self.disks_by_pod.get(&pod).cloned().unwrap_or_default();
+            set(&mut disks, key, is_in);
+            match disks.is_empty() {
+                true => drop(self.disks_by_pod.remove_mut(&pod)),
+                false => self.disks_by_pod.insert_mut(pod, disks),
+            }
+        }
+    }
+
+    pub(super) fn volume(&mut self, key: &VolumeId, before: Option<&Volume>, now: Option<&Volume>) {
+        if let Some(before) = before {
+            self.volumes_by_name.remove_mut(&before.name);
+        }
+        if let Some(now) = now {
+            self.volumes_by_name.insert_mut(now.name.clone(), *key);
+        }
+        set(&mut self.creating, key, now.is_some_and(|now| now.creating && !now.deleting));
+        set(&mut self.deleting, key, now.is_some_and(|now| now.deleting));
+    }
+
+    pub(super) fn shard(&mut self, key: &ShardId, before: Option<&Shard>, now: Option<&Shard>) {
+        for (place, member) in before.iter().flat_map(|shard| shard.members.iter().enumerate()) {
+            self.change_held(member.disk, |held| {
+                held.members.remove_mut(&member.member);
+                held.firsts -= u64::from(place == 0);
+            });
+        }
+        for (place, member) in now.iter().flat_map(|shard| shard.members.iter().enumerate()) {
+            self.change_held(member.disk, |held| {
+                held.members.insert_mut(member.member, *key);
+                held.firsts += u64::from(place == 0);
+            });
+        }
+        let Some(volume) = before.or(now).map(|shard| shard.volume) else { return };
+        let left = self.shards_left.get(&volume).copied().unwrap_or(0);
+        let left = left + u32::from(now.is_some()) - u32::from(before.is_some());
+        match left {
+            0 => drop(self.shards_left.remove_mut(&volume)),
+            _ => self.shards_left.insert_mut(volume, left),
+        }
+    }
+
+    fn change_held(&mut self, disk: Uuid, change: impl FnOnce(&mut Held)) {
+        if !self.held.contains_key(&disk) {
+            self.held.insert_mut(disk, Held::default());
+        }
+        let held = self.held.get_mut(&disk).expect("it was just put there");
+        change(held);
+        if held.members.is_empty() {
+            assert_eq!(held.firsts, 0, "a disk without replicas has no first one");
+            self.held.remove_mut(&disk);
+        }
+    }
+
+    pub(super) fn catalog_member(
+        &mut self,
+        key: &MemberId,
+        before: Option<&CatalogMember>,
+        now: Option<&CatalogMember>,
+    ) {
+        if let Some(before) = before {
+            self.catalog_by_pod.remove_mut(&before.pod);
+        }
+        if let Some(now) = now {
+            self.catalog_by_pod.insert_mut(now.pod, *key);
+        }
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        key: &u64,
+        before: Option<&Answered>,
+        now: Option<&Answered>,
+    ) {
+        if let Some(before) = before {
+            self.requests.remove_mut(&before.id);
+        }
+        if let Some(now) = now {
+            self.requests.insert_mut(now.id.clone(), *key);
+        }
+    }
+}
+
+fn set<K: Ord + Clone>(of: &mut Set<K>, key: &K, is_in: bool) {
+    match is_in {
+        true => of.insert_mut(key.clone()),
+        false => drop(of.remove_mut(key)),
+    }
+}

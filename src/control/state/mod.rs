@@ -1,0 +1,298 @@
+//! The catalog's state, on which the members of its Raft group agree. Pure and deterministic: the
+//! same commands in the same order give the same state on every member. So nothing here may depend
+//! on a clock, on reports, or on the version of the software; a command carries the time.
+//!
+//! The state is rows, one for each object ([`rows`]), in tables that share memory with their copies
+//! ([`table`]). A command changes the rows that it is about, and these are what is written down.
+//!
+//! Invariants ([`CatalogState::check`]):
+//! - ids only grow and are never given twice (rule `ids-never-reused`);
+//! - no shard has two replicas on one disk, or had two on one pod when it was created;
+//! - a deleted volume keeps its name and its shards until each of its members was confirmed as
+//!   destroyed.
+
+pub mod check;
+pub mod error;
+pub mod index;
+mod pods;
+mod recent;
+pub mod rows;
+pub mod table;
+pub mod tables;
+pub mod view;
+mod volumes;
+
+use std::ops::Deref;
+
+use bytes::Bytes;
+
+use crate::control::command::{Addresses, CatalogCommand, NewNode, NewVolume, Outcome};
+use crate::control::state::check::{Contradiction, check};
+pub use crate::control::state::error::CatalogError;
+use crate::control::state::error::REQUEST_ID_BYTES_MAX;
+use crate::control::state::recent::Recent;
+use crate::control::state::rows::{
+    Answered, CatalogMember, Class, Cluster, Labels, RowChange, RowError, RowKey,
+};
+use crate::control::state::tables::{Tables, take};
+use crate::planted::planted;
+use crate::types::{MemberId, PodId, Uuid};
+
+/// Named requests whose answers are kept at least, and the time for which they are kept (rule
+/// `request-carried-out-once`).
+const REQUESTS_KEPT: usize = 1024;
+const REQUESTS_KEPT_MS: u64 = 10 * 60 * 1000;
+/// Named requests whose answers are kept at most.
+const REQUESTS_MAX: usize = 1 << 18;
+/// Answers that one command forgets at most.
+const FORGOTTEN_AT_ONCE: usize = 4;
+/// The feature level of clusters that this software makes.
+pub const LEVEL: u32 = 1;
+
+/// See the module. A copy is cheap.
+#[derive(Clone, Debug, Default)]
+pub struct CatalogState {
+    tables: Tables,
+    /// Not a part of what members agree on: one that has restarted remembers less.
+    recent: Recent,
+}
+
+impl PartialEq for CatalogState {
+    fn eq(&self, other: &CatalogState) -> bool {
+        self.tables == other.tables
+    }
+}
+
+/// What one command did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    pub outcome: Result<Outcome, CatalogError>,
+    /// The rows that differ now; none after an error.
+    pub changes: Vec<RowChange>,
+}
+
+/// Why rows make no state.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error(transparent)]
+    Row(#[from] RowError),
+    #[error(transparent)]
+    Contradiction(#[from] Contradiction),
+}
+
+impl Deref for CatalogState {
+    type Target = Tables;
+
+    fn deref(&self) -> &Tables {
+        &self.tables
+    }
+}
+
+impl CatalogState {
+    /// A new cluster of one pod, which holds the only member of the catalog.
+    pub fn new(cluster: NewCluster) -> CatalogState {
+        let NewCluster { uid, history, pod, now_ms } = cluster;
+        let mut tables = Tables::default();
+        tables.head.next = rows::Counters { pod: 1, volume: 1, shard: 1, member: 1, request: 1 };
+        let (ancestors, created_ms) = (Vec::new(), now_ms);
+        tables.put_cluster(Cluster { uid, history, ancestors, level: LEVEL, created_ms });
+        for (name, replicas, failure_domain) in FIRST_CLASSES {
+            let class = Class {
+                replicas,
+                failure_domain: failure_domain.to_owned(),
+                overcommit_percent: 200,
+                io_timeout_ms: 0,
+                labels: Labels::new(),
+                created_ms: now_ms,
+            };
+            tables.put(name.to_owned(), class);
+        }
+        let (pod_uid, addresses, node) = pod;
+        let pod = pods::join(&mut tables, now_ms, pod_uid, addresses, node)
+            .expect("the first pod of a cluster has a good name");
+        let Outcome::Pod(pod) = pod else { unreachable!("joining makes a pod") };
+        let member = MemberId(take(&mut tables.head.next.member));
+        tables.put(member, CatalogMember { pod });
+        tables.seal(now_ms);
+        CatalogState::of(tables)
+    }
+
+    fn of(tables: Tables) -> CatalogState {
+        let recent = Recent::after(tables.head.revision);
+        CatalogState { tables, recent }
+    }
+
+    /// The state that these rows are: what [`Tables::rows`] gave, in any order.
+    pub fn from_rows(
+        rows: impl IntoIterator<Item = (RowKey, Bytes)>,
+    ) -> Result<CatalogState, StateError> {
+        let mut tables = Tables::default();
+        for (key, row) in rows {
+            tables.load(&key, &row)?;
+        }
+        let state = CatalogState::of(tables);
+        check(&state.tables)?;
+        Ok(state)
+    }
+
+    pub fn revision(&self) -> u64 {
+        self.head.revision
+    }
+
+    /// Carries out a command that was proposed at `now_ms` (since 1970).
+    pub fn apply(&mut self, now_ms: u64, command: CatalogCommand) -> Applied {
+        let tables = &mut self.tables;
+        // Clocks differ; time in the state does not go back.
+        let now_ms = now_ms.max(tables.head.now_ms);
+        let outcome = carry_out(tables, now_ms, command);
+        assert!(outcome.is_ok() || !tables.has_changed(), "an error changes nothing");
+        let changes = self.tables.seal(now_ms);
+        if !changes.is_empty() {
+            self.recent.push(self.tables.head.revision, &changes);
+        }
+        Applied { outcome, changes }
+    }
+
+    /// The keys of the rows that have changed after `revision`, perhaps repeatedly; `None` when
+    /// that is not remembered any more.
+    pub fn changed_since(&self, revision: u64) -> Option<impl Iterator<Item = &RowKey>> {
+        self.recent.since(revision)
+    }
+
+    /// The outcome of a named request, if it was carried out before.
+    pub fn answered(&self, id: &str) -> Option<Outcome> {
+        answered(&self.tables, id).map(|answered| answered.outcome)
+    }
+
+    /// Panics when an invariant does not hold.
+    pub fn check_invariants(&self) {
+        if let Err(broken) = check(&self.tables) {
+            panic!("{broken}");
+        }
+    }
+}
+
+/// From what a cluster is made.
+#[derive(Clone, Debug)]
+pub struct NewCluster {
+    pub uid: Uuid,
+    pub history: Uuid,
+    /// The first pod: its uid, its addresses and its node.
+    pub pod: (Uuid, Addresses, NewNode),
+    pub now_ms: u64,
+}
+
+/// The classes of a new cluster: name, replicas, failure domain.
+const FIRST_CLASSES: [(&str, u32, &str); 3] =
+    [("replicated", 3, "node"), ("replicated-zones", 3, "zone"), ("local", 1, "node")];
+
+fn carry_out(
+    tables: &mut Tables,
+    now_ms: u64,
+    command: CatalogCommand,
+) -> Result<Outcome, CatalogError> {
+    match command {
+        CatalogCommand::Join { uid, addresses, node } => {
+            pods::join(tables, now_ms, uid, addresses, node)
+        }
+        CatalogCommand::Register { pod, uid, addresses, node, disks } => {
+            pods::register(tables, now_ms, (pod, uid), addresses, node, disks)
+        }
+        CatalogCommand::CreateVolume { request_id, volume, placement } => {
+            let NewVolume { name, class, labels, size_bytes, replicas, .. } = &volume;
+            let content = content(&("create", name, class, labels, size_bytes, replicas));
+            once(tables, now_ms, request_id, content, |tables| {
+                volumes::create(tables, now_ms, volume, &placement)
+            })
+        }
+        CatalogCommand::DeleteVolume { request_id, name, volume } => {
+            let content = content(&("delete", &name));
+            once(tables, now_ms, request_id, content, |tables| {
+                volumes::delete(tables, &name, volume)
+            })
+        }
+        CatalogCommand::Created { volumes } => Ok(volumes::confirm_created(tables, &volumes)),
+        CatalogCommand::Destroyed { disk, members } => {
+            Ok(volumes::confirm_destroyed(tables, disk, &members))
+        }
+        CatalogCommand::AddCatalogMembers { pods } => add_catalog_members(tables, &pods),
+        CatalogCommand::RemoveCatalogMember { member } => {
+            if tables.catalog.len() > 1 {
+                tables.remove::<CatalogMember>(&member);
+            }
+            Ok(Outcome::Done)
+        }
+    }
+}
+
+fn answered<'a>(tables: &'a Tables, id: &str) -> Option<&'a Answered> {
+    if id.is_empty() || planted!(CatalogRequestTwice) {
+        return None;
+    }
+    tables.index.requests.get(id).map(|number| &tables.answered[number])
+}
+
+/// Carries out a named request once. A repeated one gets the answer of the first.
+fn once(
+    tables: &mut Tables,
+    now_ms: u64,
+    id: String,
+    content: u64,
+    carry_out: impl FnOnce(&mut Tables) -> Result<Outcome, CatalogError>,
+) -> Result<Outcome, CatalogError> {
+    if id.len() > REQUEST_ID_BYTES_MAX {
+        return Err(CatalogError::BadRequestId);
+    }
+    match answered(tables, &id) {
+        Some(answered) if answered.content == content => return Ok(answered.outcome),
+        Some(_) => return Err(CatalogError::RequestReused { id }),
+        None => {}
+    }
+    let outcome = carry_out(tables)?;
+    if !id.is_empty() {
+        forget_answers(tables, now_ms);
+        let number = take(&mut tables.head.next.request);
+        tables.put(number, Answered { id, content, outcome, at_ms: now_ms });
+    }
+    Ok(outcome)
+}
+
+/// Forgets the oldest answers, a few at a time.
+fn forget_answers(tables: &mut Tables, now_ms: u64) {
+    for _ in 0..FORGOTTEN_AT_ONCE {
+        let oldest = tables.answered.iter().next().map(|(number, it)| (*number, it.at_ms));
+        let Some((number, at_ms)) = oldest else { return };
+        let kept = tables.answered.len();
+        let is_old = kept >= REQUESTS_KEPT && now_ms.saturating_sub(at_ms) >= REQUESTS_KEPT_MS;
+        if !is_old && kept < REQUESTS_MAX {
+            return;
+        }
+        tables.remove::<Answered>(&number);
+    }
+}
+
+fn add_catalog_members(tables: &mut Tables, pods: &[PodId]) -> Result<Outcome, CatalogError> {
+    if let Some(pod) = pods.iter().find(|pod| !tables.pods.contains_key(pod)) {
+        return Err(CatalogError::NoSuchPod { pod: *pod });
+    }
+    for pod in pods {
+        if !tables.index.catalog_by_pod.contains_key(pod) {
+            let member = match planted!(CatalogMemberReused) {
+                true => tables.head.next.member,
+                false => take(&mut tables.head.next.member),
+            };
+            tables.put(MemberId(member), CatalogMember { pod: *pod });
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// A number for the content of a request, the same on every member.
+fn content(of: &impl serde::Serialize) -> u64 {
+    let bytes = rows::encode_row(0, of);
+    rows::hash_row(&RowKey::Head, &bytes)
+}
+
+#[cfg(test)]
+#[path = "state_test.rs"]
+mod tests;

@@ -1,0 +1,314 @@
+//! The objects of the catalog's state, and the form of their rows on disks and between pods.
+//!
+//! | key | object |
+//! |---|---|
+//! | `h` | [`Head`] |
+//! | `c` | [`Cluster`] |
+//! | `n` name | [`Node`] |
+//! | `p` id (u64) | [`Pod`] |
+//! | `d` id (16 bytes) | [`Disk`] |
+//! | `k` name | [`Class`] |
+//! | `v` id (u64) | [`Volume`] |
+//! | `s` id (u64) | [`Shard`] |
+//! | `m` id (u64) | [`CatalogMember`] |
+//! | `r` number (u64) | [`Answered`] |
+//!
+//! Numbers are big endian. A row is the revision that changed it (u64, big endian) and JSON. A
+//! field that the reader does not know is an error: rows of a newer feature level are not read.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::control::command::{Addresses, Outcome};
+use crate::types::{MemberId, PodId, ShardId, Uuid, VolumeId};
+
+/// Labels of an object: what people and placement choose by.
+pub type Labels = BTreeMap<String, String>;
+
+/// What changes with every command that changes anything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Head {
+    /// Grows by one with each command that changes something.
+    pub revision: u64,
+    pub next: Counters,
+    /// The newest time that a command carried, in ms since 1970. It never goes back.
+    pub now_ms: u64,
+}
+
+/// The next id of each kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counters {
+    pub pod: u64,
+    pub volume: u64,
+    pub shard: u64,
+    pub member: u64,
+    pub request: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    pub uid: Uuid,
+    /// Made by `init`, and made anew by every restore. Revisions of two histories cannot be
+    /// compared.
+    pub history: Uuid,
+    /// The histories that this one descends from, the oldest first.
+    pub ancestors: Vec<Uuid>,
+    /// The feature level that all pods have to support.
+    pub level: u32,
+    pub created_ms: u64,
+}
+
+/// A machine on which volumes are used.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Of the machine's present boot; empty when it is not known.
+    pub boot_id: String,
+    pub labels: Labels,
+    pub created_ms: u64,
+}
+
+/// A storage pod. It may have no disks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pod {
+    /// Chosen by the pod before it joined; never changes.
+    pub uid: Uuid,
+    /// Name of its node.
+    pub node: String,
+    pub addresses: Addresses,
+    pub created_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    pub pod: PodId,
+    pub path: String,
+    pub capacity_bytes: u64,
+    pub created_ms: u64,
+}
+
+/// What a user may ask for when a volume is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Class {
+    /// 1, 3 or 5.
+    pub replicas: u32,
+    /// The replicas of a shard differ in this label of their nodes; `node`: in the node.
+    pub failure_domain: String,
+    /// How much may be provisioned on a disk, in percent of its capacity.
+    pub overcommit_percent: u32,
+    /// I/O without a majority fails after this time; 0: it waits for ever.
+    pub io_timeout_ms: u64,
+    pub labels: Labels,
+    pub created_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    pub uid: Uuid,
+    pub name: String,
+    pub class: String,
+    pub labels: Labels,
+    pub size_bytes: u64,
+    /// Always 1 for now.
+    pub stripe_width: u32,
+    pub stripe_bytes: u64,
+    pub replicas: u32,
+    /// Its shards have the ids from `first_shard` on.
+    pub first_shard: ShardId,
+    pub shards: u32,
+    /// Until all shards have leaders for the first time.
+    pub creating: bool,
+    /// Its replicas are being destroyed. The volume is forgotten, and its name free, with the last.
+    pub deleting: bool,
+    pub created_ms: u64,
+}
+
+impl Volume {
+    /// The ids that its shards have or had.
+    pub fn shard_ids(&self) -> std::ops::Range<ShardId> {
+        let first = self.first_shard.0;
+        ShardId(first)..ShardId(first + u64::from(self.shards))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shard {
+    pub volume: VolumeId,
+    /// Position in the volume, from 0 on.
+    pub place: u32,
+    /// Of a volume that is being deleted: the members that are still to be destroyed.
+    pub members: Vec<ShardMember>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardMember {
+    pub member: MemberId,
+    pub disk: Uuid,
+}
+
+/// A member of the catalog, also one that its pod is still to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogMember {
+    pub pod: PodId,
+}
+
+/// A named request that was carried out (rule `request-carried-out-once`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answered {
+    pub id: String,
+    /// Of method and content: another request must not use the id.
+    pub content: u64,
+    pub outcome: Outcome,
+    pub at_ms: u64,
+}
+
+/// Names a row.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RowKey {
+    Head,
+    Cluster,
+    Node(String),
+    Pod(PodId),
+    Disk(Uuid),
+    Class(String),
+    Volume(VolumeId),
+    Shard(ShardId),
+    CatalogMember(MemberId),
+    Answered(u64),
+}
+
+/// A row that a command has changed: its encoded form, or `None` for one that is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowChange {
+    pub key: RowKey,
+    pub row: Option<Bytes>,
+}
+
+/// Why a row cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RowError {
+    #[error("a row has a key that is not known: {0:?}")]
+    Key(Vec<u8>),
+    #[error("a row is too short")]
+    Short,
+    #[error("the row {key:?} cannot be read; it may come from a newer version")]
+    Value {
+        key: RowKey,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl RowKey {
+    pub fn encode(&self) -> Vec<u8> {
+        let with = |kind: u8, id: &[u8]| [&[kind], id].concat();
+        match self {
+            RowKey::Head => vec![b'h'],
+            RowKey::Cluster => vec![b'c'],
+            RowKey::Node(name) => with(b'n', name.as_bytes()),
+            RowKey::Pod(pod) => with(b'p', &pod.0.to_be_bytes()),
+            RowKey::Disk(disk) => with(b'd', &disk.0),
+            RowKey::Class(name) => with(b'k', name.as_bytes()),
+            RowKey::Volume(volume) => with(b'v', &volume.0.to_be_bytes()),
+            RowKey::Shard(shard) => with(b's', &shard.0.to_be_bytes()),
+            RowKey::CatalogMember(member) => with(b'm', &member.0.to_be_bytes()),
+            RowKey::Answered(number) => with(b'r', &number.to_be_bytes()),
+        }
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<RowKey, RowError> {
+        let unknown = || RowError::Key(bytes.to_vec());
+        let (kind, id) = bytes.split_first().ok_or_else(unknown)?;
+        let number = || id.try_into().map(u64::from_be_bytes).map_err(|_| unknown());
+        let name = || String::from_utf8(id.to_vec()).map_err(|_| unknown());
+        Ok(match kind {
+            b'h' if id.is_empty() => RowKey::Head,
+            b'c' if id.is_empty() => RowKey::Cluster,
+            b'n' => RowKey::Node(name()?),
+            b'p' => RowKey::Pod(PodId(number()?)),
+            b'd' => RowKey::Disk(Uuid(id.try_into().map_err(|_| unknown())?)),
+            b'k' => RowKey::Class(name()?),
+            b'v' => RowKey::Volume(VolumeId(number()?)),
+            b's' => RowKey::Shard(ShardId(number()?)),
+            b'm' => RowKey::CatalogMember(MemberId(number()?)),
+            b'r' => RowKey::Answered(number()?),
+            _ => return Err(unknown()),
+        })
+    }
+}
+
+/// The encoded form of a row: the revision and JSON.
+pub fn encode_row<V: Serialize>(revision: u64, value: &V) -> Bytes {
+    let mut bytes = revision.to_be_bytes().to_vec();
+    serde_json::to_writer(&mut bytes, value).expect("our own types have a JSON form");
+    Bytes::from(bytes)
+}
+
+/// Reads the revision and the object of a row.
+pub fn decode_row<V: DeserializeOwned>(key: &RowKey, row: &[u8]) -> Result<(u64, V), RowError> {
+    let (revision, json) = row.split_first_chunk::<8>().ok_or(RowError::Short)?;
+    let value = serde_json::from_slice(json)
+        .map_err(|source| RowError::Value { key: key.clone(), source })?;
+    Ok((u64::from_be_bytes(*revision), value))
+}
+
+/// A stable hash of a row, by its key and its encoded form (FNV-1a, 64 bits).
+pub(super) fn hash_row(key: &RowKey, row: &[u8]) -> u64 {
+    let bytes = key.encode();
+    bytes.iter().chain(row).fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_survive_their_encoding_and_others_are_refused() {
+        let keys = [
+            RowKey::Head,
+            RowKey::Cluster,
+            RowKey::Node("worker-1".to_owned()),
+            RowKey::Pod(PodId(7)),
+            RowKey::Disk(Uuid([3; 16])),
+            RowKey::Class("replicated".to_owned()),
+            RowKey::Volume(VolumeId(u64::MAX)),
+            RowKey::Shard(ShardId(0)),
+            RowKey::CatalogMember(MemberId(1)),
+            RowKey::Answered(9),
+        ];
+        for key in keys {
+            assert_eq!(RowKey::decode(&key.encode()).unwrap(), key);
+        }
+        for bytes in [&b""[..], b"x", b"h1", b"p1234567", b"d123", b"n\xff"] {
+            assert!(RowKey::decode(bytes).is_err(), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_of_a_newer_version_is_refused() {
+        let key = RowKey::CatalogMember(MemberId(1));
+        let row = encode_row(5, &CatalogMember { pod: PodId(2) });
+        assert_eq!(decode_row(&key, &row).unwrap(), (5, CatalogMember { pod: PodId(2) }));
+        let mut newer = 5u64.to_be_bytes().to_vec();
+        newer.extend_from_slice(br#"{"pod":2,"soul":1}"#);
+        let error = decode_row::<CatalogMember>(&key, &newer).unwrap_err();
+        assert!(error.to_string().contains("newer version"), "{error}");
+        assert!(decode_row::<CatalogMember>(&key, &newer[..7]).is_err());
+    }
+}

@@ -1,0 +1,73 @@
+//! The state as the data path sees it.
+
+use std::sync::Arc;
+
+use crate::control::command::Addresses;
+use crate::control::state::CatalogState;
+use crate::control::state::rows::{Pod, Shard, ShardMember, Volume};
+use crate::types::{PodId, ShardId, Uuid, VolumeId};
+use crate::view::{ClusterView, DiskView, MemberView, PodView, ShardView, VolumeView};
+
+/// The whole cluster. Takes as long as there are objects: for tests and checks.
+pub fn view(state: &CatalogState) -> ClusterView {
+    let doomed = state.index.deleting.iter().flat_map(|volume| {
+        let shards = state.shards_of(&state.volumes[volume]);
+        shards.flat_map(|(_, shard)| shard.members.iter().map(|it| (it.disk, it.member)))
+    });
+    let shard = |shard: ShardId| state.shards.get(&shard);
+    let pod_of = |disk: Uuid| state.disks.get(&disk).map(|disk| disk.pod);
+    let volumes = state.volumes.iter().map(|(id, volume)| {
+        let volume = view_volume(*id, volume, shard, pod_of);
+        Arc::new(volume.expect("the state has all shards and disks"))
+    });
+    ClusterView {
+        revision: state.revision(),
+        cluster: state.cluster.uid,
+        pods: state.pods.iter().map(|(pod, record)| view_pod(*pod, record)).collect(),
+        disks: state
+            .disks
+            .iter()
+            .map(|(disk, record)| DiskView { disk: *disk, pod: record.pod })
+            .collect(),
+        volumes: volumes.collect(),
+        destroyed: doomed.collect(),
+    }
+}
+
+pub fn view_pod(pod: PodId, record: &Pod) -> PodView {
+    let Addresses { api, peer, nbd } = record.addresses;
+    PodView { pod, peer, api, nbd }
+}
+
+/// A volume with all of its shards; `None` when a shard of a volume in use, or the disk of a
+/// member, is not known.
+pub fn view_volume<'a>(
+    id: VolumeId,
+    volume: &Volume,
+    shard: impl Fn(ShardId) -> Option<&'a Shard>,
+    pod_of: impl Fn(Uuid) -> Option<PodId>,
+) -> Option<VolumeView> {
+    let view_member = |member: &ShardMember| {
+        let ShardMember { member, disk } = *member;
+        Some(MemberView { member, disk, pod: pod_of(disk)? })
+    };
+    let ids = volume.shard_ids();
+    let shards = (ids.start.0..ids.end.0).map(ShardId).map(|id| {
+        let members = match shard(id) {
+            Some(shard) => shard.members.iter().map(view_member).collect::<Option<_>>()?,
+            // A shard whose members are all destroyed keeps its place, with none.
+            None if volume.deleting => Vec::new(),
+            None => return None,
+        };
+        Some(ShardView { shard: id, members })
+    });
+    Some(VolumeView {
+        volume: id,
+        name: volume.name.clone(),
+        size_bytes: volume.size_bytes,
+        stripe_width: volume.stripe_width,
+        stripe_bytes: volume.stripe_bytes,
+        shards: shards.collect::<Option<_>>()?,
+        deleting: volume.deleting,
+    })
+}

@@ -1,0 +1,243 @@
+//! The part of the catalog that a pod knows, and the view that its data path gets of it. Pure.
+//!
+//! Invariant: the rows here are those of the catalog as of the mirror's position; a difference from
+//! another position is refused.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rpds::RedBlackTreeMapSync;
+
+use crate::control::state::rows::{
+    CatalogMember, Cluster, Disk, Pod, RowError, RowKey, Shard, Volume, decode_row, encode_row,
+};
+use crate::control::state::tables::Object;
+use crate::control::state::view::{view_pod, view_volume};
+use crate::control::sync::update::{Position, Update};
+use crate::types::{MemberId, PodId, ShardId, Uuid, VolumeId};
+use crate::view::{ClusterView, DiskView, VolumeView};
+
+type Map<K, V> = RedBlackTreeMapSync<K, V>;
+
+/// Why a mirror does not take an update.
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorError {
+    #[error("the update continues revision {from}, and revision {at} is here")]
+    Gap { from: u64, at: u64 },
+    #[error(
+        "the catalog does not descend from what this pod knows (its history is {theirs}, and \
+         {ours} here): it was restored or made anew; this pod stays with what it knows"
+    )]
+    Fork { ours: Uuid, theirs: Uuid },
+    #[error("the update is of cluster {theirs}, and this pod belongs to {ours}")]
+    Foreign { ours: Uuid, theirs: Uuid },
+    #[error("the update names {what} that is not in it")]
+    Missing { what: &'static str },
+    #[error(transparent)]
+    Row(#[from] RowError),
+}
+
+/// See the module. A copy is cheap.
+#[derive(Clone, Debug, Default)]
+pub struct Mirror {
+    at: Position,
+    cluster: Cluster,
+    pods: Map<PodId, Pod>,
+    disks: Map<Uuid, Disk>,
+    volumes: Map<VolumeId, Volume>,
+    shards: Map<ShardId, Shard>,
+    catalog: Map<MemberId, CatalogMember>,
+    view: Arc<ClusterView>,
+}
+
+/// What differs in the view.
+#[derive(Default)]
+struct Touched {
+    volumes: BTreeSet<VolumeId>,
+    disks: bool,
+    pods: bool,
+}
+
+impl Mirror {
+    pub fn position(&self) -> Position {
+        self.at
+    }
+
+    /// The cluster as the data path sees it.
+    pub fn view(&self) -> &Arc<ClusterView> {
+        &self.view
+    }
+
+    /// The members of the catalog, and their pods.
+    pub fn catalog(&self) -> Vec<(MemberId, PodId)> {
+        self.catalog.iter().map(|(member, it)| (*member, it.pod)).collect()
+    }
+
+    /// Everything that is here, as an update for an empty mirror.
+    pub fn whole(&self) -> Update {
+        fn rows<T: Object>(of: &Map<T::Key, T>) -> impl Iterator<Item = (RowKey, Option<Bytes>)> {
+            of.iter().map(|(key, it)| (T::key(key), Some(encode_row(0, it))))
+        }
+        let mut all = vec![(RowKey::Cluster, Some(encode_row(0, &self.cluster)))];
+        all.extend(rows::<Pod>(&self.pods));
+        all.extend(rows::<Disk>(&self.disks));
+        all.extend(rows::<Volume>(&self.volumes));
+        all.extend(rows::<Shard>(&self.shards));
+        all.extend(rows::<CatalogMember>(&self.catalog));
+        Update { from: Position::default(), to: self.at, is_whole: true, rows: all }
+    }
+
+    /// Takes an update. After an error nothing has changed.
+    pub fn take(&mut self, update: &Update) -> Result<(), MirrorError> {
+        if !update.is_whole && update.from != self.at {
+            let (from, at) = (update.from.revision, self.at.revision);
+            return Err(MirrorError::Gap { from, at });
+        }
+        let mut next = match update.is_whole {
+            true => Mirror::default(),
+            false => self.clone(),
+        };
+        let mut touched = Touched::default();
+        for (key, row) in &update.rows {
+            next.change(key, row.as_ref(), &mut touched)?;
+        }
+        next.at = update.to;
+        self.check_origin(&next)?;
+        next.make_view(&self.view, &touched)?;
+        *self = next;
+        Ok(())
+    }
+
+    /// A mirror follows its own cluster, in its own history or in one that descends from it.
+    fn check_origin(&self, next: &Mirror) -> Result<(), MirrorError> {
+        if next.cluster.history != next.at.history {
+            return Err(MirrorError::Missing { what: "a history" });
+        }
+        if self.at.revision == 0 {
+            return Ok(());
+        }
+        let (ours, theirs) = (self.cluster.uid, next.cluster.uid);
+        if ours != theirs {
+            return Err(MirrorError::Foreign { ours, theirs });
+        }
+        let ours = self.at.history;
+        let descends = next.at.history == ours || next.cluster.ancestors.contains(&ours);
+        let theirs = next.at.history;
+        if descends { Ok(()) } else { Err(MirrorError::Fork { ours, theirs }) }
+    }
+
+    fn change(
+        &mut self,
+        key: &RowKey,
+        row: Option<&Bytes>,
+        touched: &mut Touched,
+    ) -> Result<(), MirrorError> {
+        match key {
+            RowKey::Cluster => {
+                let row = row.ok_or(MirrorError::Missing { what: "the cluster's own row" })?;
+                self.cluster = decode_row(key, row)?.1;
+            }
+            RowKey::Pod(pod) => {
+                touched.pods = true;
+                put(&mut self.pods, *pod, key, row)?;
+            }
+            RowKey::Disk(disk) => {
+                touched.disks = true;
+                let before = self.disks.get(disk).map(|disk| disk.pod);
+                put(&mut self.disks, *disk, key, row)?;
+                if before != self.disks.get(disk).map(|disk| disk.pod) {
+                    touched.volumes.extend(self.volumes_on(*disk));
+                }
+            }
+            RowKey::Volume(volume) => {
+                touched.volumes.insert(*volume);
+                put(&mut self.volumes, *volume, key, row)?;
+            }
+            RowKey::Shard(shard) => {
+                touched.volumes.extend(self.shards.get(shard).map(|shard| shard.volume));
+                put(&mut self.shards, *shard, key, row)?;
+                touched.volumes.extend(self.shards.get(shard).map(|shard| shard.volume));
+            }
+            RowKey::CatalogMember(member) => put(&mut self.catalog, *member, key, row)?,
+            // Pods are not told of these.
+            RowKey::Head | RowKey::Node(_) | RowKey::Class(_) | RowKey::Answered(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Volumes with a replica on a disk. Disks seldom move.
+    fn volumes_on(&self, disk: Uuid) -> impl Iterator<Item = VolumeId> {
+        let on_it = move |shard: &&Shard| shard.members.iter().any(|member| member.disk == disk);
+        self.shards.values().filter(on_it).map(|shard| shard.volume)
+    }
+
+    /// Makes the view anew; what did not change shares the memory of the older one.
+    fn make_view(&mut self, older: &ClusterView, touched: &Touched) -> Result<(), MirrorError> {
+        let mut view = ClusterView::clone(&self.view);
+        (view.revision, view.cluster) = (self.at.revision, self.cluster.uid);
+        if touched.pods {
+            view.pods = self.pods.iter().map(|(pod, record)| view_pod(*pod, record)).collect();
+        }
+        if touched.disks {
+            let disks = self.disks.iter();
+            view.disks = disks.map(|(disk, it)| DiskView { disk: *disk, pod: it.pod }).collect();
+        }
+        for id in &touched.volumes {
+            let now = self.view_volume(*id)?;
+            let place = view.volumes.binary_search_by_key(id, |volume| volume.volume);
+            match (place, now) {
+                (Ok(at), Some(now)) => view.volumes[at] = Arc::new(now),
+                (Ok(at), None) => drop(view.volumes.remove(at)),
+                (Err(at), Some(now)) => view.volumes.insert(at, Arc::new(now)),
+                (Err(_), None) => {}
+            }
+        }
+        if touched.volumes.iter().any(|id| self.was_or_is_deleting(*id)) {
+            view.destroyed = doomed(&view);
+        }
+        if self.view.revision == 0 {
+            view.share(older);
+        }
+        self.view = Arc::new(view);
+        Ok(())
+    }
+
+    fn was_or_is_deleting(&self, id: VolumeId) -> bool {
+        let at = self.view.volumes.binary_search_by_key(&id, |volume| volume.volume);
+        at.is_ok_and(|at| self.view.volumes[at].deleting)
+            || self.volumes.get(&id).is_some_and(|volume| volume.deleting)
+    }
+
+    fn view_volume(&self, id: VolumeId) -> Result<Option<VolumeView>, MirrorError> {
+        let Some(volume) = self.volumes.get(&id) else { return Ok(None) };
+        let shard = |shard: ShardId| self.shards.get(&shard);
+        let pod_of = |disk: Uuid| self.disks.get(&disk).map(|disk| disk.pod);
+        let view = view_volume(id, volume, shard, pod_of);
+        view.map(Some).ok_or(MirrorError::Missing { what: "a disk or a shard" })
+    }
+}
+
+/// The members of deleted volumes.
+fn doomed(view: &ClusterView) -> Vec<(Uuid, MemberId)> {
+    let deleting = view.volumes.iter().filter(|volume| volume.deleting);
+    let members = deleting.flat_map(|volume| &volume.shards).flat_map(|shard| &shard.members);
+    members.map(|member| (member.disk, member.member)).collect()
+}
+
+fn put<T: Object>(
+    map: &mut Map<T::Key, T>,
+    id: T::Key,
+    key: &RowKey,
+    row: Option<&Bytes>,
+) -> Result<(), RowError> {
+    match row {
+        Some(row) => map.insert_mut(id, decode_row(key, row)?.1),
+        None => drop(map.remove_mut(&id)),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "mirror_test.rs"]
+mod tests;
