@@ -22,7 +22,7 @@ use holdfast::store::messages::ExtentRecord;
 use holdfast::store::wal::{GroupId, Item, Wal, WalConfig, WalPosition};
 use holdfast::store::{Content, Dirty, Overlay, OverlayBlock};
 use holdfast::types::{
-    BLOCK_BYTES, Block, BlockOp, BlockReply, MemberId, PodId, Segment, Uuid, VolumeId, block_crc,
+    AttachmentId, BLOCK_BYTES, Block, BlockOp, BlockReply, MemberId, PodId, Segment, Uuid, VolumeId, block_crc,
     mix64,
 };
 
@@ -131,7 +131,8 @@ impl Exports for OneExport {
     }
 
     fn open(&self, _: &str) -> Option<Export> {
-        Some(Export { volume: VolumeId(1), size_bytes: 1 << 30, read_only: false })
+        let (volume, attachment) = (VolumeId(1), AttachmentId::NONE);
+        Some(Export { volume, attachment, size_bytes: 1 << 30, read_only: false })
     }
 }
 

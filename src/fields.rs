@@ -6,7 +6,10 @@
 
 use bytes::{Buf, BufMut, Bytes};
 
-use crate::types::{Block, BlockRange, Extent, MemberId, Origin, PodId, Uuid};
+use crate::types::{
+    AccessMode, AccessSet, AttachmentId, Block, BlockRange, Extent, Generation, Grant, MemberId,
+    Origin, PodId, Session, Uuid,
+};
 
 /// Why bytes do not hold the fields that a format demands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +26,9 @@ pub enum FieldError {
 pub fn value(field: &'static str, value: impl Into<u64>) -> FieldError {
     FieldError::Value { field, value: value.into() }
 }
+
+/// Encoded bytes of one grant.
+const GRANT_BYTES: usize = 9;
 
 /// Takes fields off the front of a byte string in one piece: [`Bytes`] or a slice.
 pub struct Fields<B = Bytes> {
@@ -94,11 +100,36 @@ impl<B: Buf> Fields<B> {
     }
 
     pub fn origin(&mut self) -> Result<Origin, FieldError> {
-        Ok(Origin {
-            attachment_epoch: self.u64()?,
-            front_end: PodId(self.u64()?),
-            session: self.u64()?,
-        })
+        Ok(Origin { attachment: AttachmentId(self.u64()?), session: self.session()? })
+    }
+
+    /// Counter and pod.
+    pub fn session(&mut self) -> Result<Session, FieldError> {
+        Ok(Session { counter: self.u64()?, pod: PodId(self.u64()?) })
+    }
+
+    /// Attachment and mode.
+    pub fn grant(&mut self) -> Result<Grant, FieldError> {
+        let attachment = AttachmentId(self.u64()?);
+        let mode = match self.u8()? {
+            1 => AccessMode::ReadWrite,
+            2 => AccessMode::ReadOnly,
+            3 => AccessMode::Raw,
+            other => return Err(value("mode of an attachment", other)),
+        };
+        Ok(Grant { attachment, mode })
+    }
+
+    /// A valid access set: generation, open, and the grants behind their number.
+    pub fn access_set(&mut self) -> Result<AccessSet, FieldError> {
+        let (generation, open) = (Generation(self.u64()?), self.flag("open")?);
+        let count = self.count(GRANT_BYTES)?;
+        let grants = (0..count).map(|_| self.grant()).collect::<Result<Vec<_>, _>>()?;
+        let set = AccessSet { generation, open, grants };
+        match set.is_valid() {
+            true => Ok(set),
+            false => Err(value("generation of an access set", generation.0)),
+        }
     }
 
     /// A range of at least one block, whose end does not overflow.
@@ -211,7 +242,28 @@ pub trait PutFields: BufMut {
     }
 
     fn put_origin(&mut self, origin: Origin) {
-        self.put_u64s_le(&[origin.attachment_epoch, origin.front_end.0, origin.session]);
+        self.put_u64_le(origin.attachment.0);
+        self.put_session(origin.session);
+    }
+
+    fn put_session(&mut self, session: Session) {
+        self.put_u64s_le(&[session.counter, session.pod.0]);
+    }
+
+    fn put_grant(&mut self, grant: Grant) {
+        self.put_u64_le(grant.attachment.0);
+        self.put_u8(match grant.mode {
+            AccessMode::ReadWrite => 1,
+            AccessMode::ReadOnly => 2,
+            AccessMode::Raw => 3,
+        });
+    }
+
+    fn put_access_set(&mut self, set: &AccessSet) {
+        self.put_u64_le(set.generation.0);
+        self.put_flag(set.open);
+        self.put_count(set.grants.len());
+        set.grants.iter().for_each(|grant| self.put_grant(*grant));
     }
 
     fn put_flag(&mut self, flag: bool) {
@@ -246,7 +298,8 @@ mod tests {
 
     #[test]
     fn every_cut_is_refused_and_nothing_may_follow() {
-        let origin = Origin { attachment_epoch: 1, front_end: PodId(2), session: 3 };
+        let session = Session { counter: 3, pod: PodId(2) };
+        let origin = Origin { attachment: AttachmentId(1), session };
         let mut bytes = Vec::new();
         bytes.put_origin(origin);
         bytes.put_string(b"text");

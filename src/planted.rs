@@ -122,8 +122,26 @@ mistakes! {
     VotesAfterRestart,
     /// `no-vote-within-lease`: a member grants a vote while it hears a leader.
     VotesWithinLease,
-    /// `session-checked-at-apply`: sessions and epochs are not checked when an entry is applied.
+    /// `session-checked-at-apply`: attachment and session are not checked when a write is applied.
     SessionNotChecked,
+    /// `session-checked-at-apply`: a session above the recorded one counts, too.
+    HigherSessionCounts,
+    /// `session-checked-at-apply`: a leader serves reads to clients that are fenced.
+    FencedReadServed,
+    /// `read-only-at-apply`: writes under a read-only attachment take effect.
+    ReadOnlyWrites,
+    /// `access-changes-by-entry`: a write whose attachment is not in the access set takes it over.
+    WriteChangesAccess,
+    /// `fenced-for-ever`: an access set takes an attachment that was fenced before.
+    FencedIdAdmitted,
+    /// `grant-waits-for-all-shards`: a round ends when a majority of the shards have answered.
+    GrantByMajority,
+    /// `grant-waits-for-all-shards`: a shard answers before the entry is committed.
+    FenceAnswersEarly,
+    /// `touch-before-anything`: the first request to a shard goes without a touch.
+    FirstRequestUntouched,
+    /// `outdone-hangs-up`: a session that renews another follows those of other front ends, too.
+    RenewsOverOthers,
     /// `term-checked-at-propose`: the term of a request is not compared.
     TermNotCompared,
     /// `resend-in-new-session`: a write of unknown outcome is sent again under its old session.
@@ -131,7 +149,8 @@ mistakes! {
     /// `sessions-only-grow`: a refused session is followed by the next one, however high the
     /// recorded one is.
     RefusedSessionCountsOn,
-    /// `outdone-hangs-up`: a front end that was outdone sends its writes again in a higher session.
+    /// `outdone-hangs-up`: a front end that was outdone sends its requests again in a higher
+    /// session.
     OutdoneGoesOn,
     /// `overlapping-writes-in-order`: overlapping writes are sent at the same time.
     OverlapNotOrdered,
@@ -140,7 +159,7 @@ mistakes! {
     /// `ended-connection-hands-over-nothing`: later writes do not wait for those of an ended
     /// connection.
     ResentThroughSecondConnection,
-    /// `meta-with-blocks`: a resync brings the blocks, but neither epoch nor sessions.
+    /// `meta-with-blocks`: a resync brings the blocks, but not who may use the shard.
     SessionsNotInstalled,
     /// `meta-with-blocks`: a checkpoint stores the shard's metadata as of the start.
     MetaNotStored,

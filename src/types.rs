@@ -51,6 +51,20 @@ id_u64!(
     /// One member of a shard. The catalog assigns the id and never reuses it.
     MemberId
 );
+id_u64!(
+    /// A node's right to use a volume. The catalog assigns the id from the volume's counter and
+    /// never reuses it. 0 is no attachment: the volume is open.
+    AttachmentId
+);
+id_u64!(
+    /// Counts the changes of who may use a volume, from the same counter as its attachments.
+    Generation
+);
+
+impl AttachmentId {
+    /// Without an attachment: for open volumes only.
+    pub const NONE: AttachmentId = AttachmentId(0);
+}
 
 /// A random 128-bit identity (of a cluster or a disk), written as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -190,15 +204,87 @@ impl std::ops::Add<Duration> for Mono {
     }
 }
 
-/// The sender of a request, kept in every log entry (rule `session-checked-at-apply`).
+/// A front end's use of one shard. A shard records one for each attachment, and only a higher one
+/// replaces it (rule `sessions-only-grow`). Counter 0: none was recorded.
 ///
-/// `attachment_epoch` 0 means no attachment. `front_end` is the pod that numbers the sessions. The
-/// `session` of a front end only grows, across its restarts, too.
+/// The low bits of a counter are the tag of the process, drawn when it started. So two processes
+/// under one identity never have the same session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Session {
+    pub counter: u64,
+    /// The pod of the front end.
+    pub pod: PodId,
+}
+
+impl Session {
+    /// The bits of a counter that are the process's tag.
+    pub const TAG_MASK: u64 = (1 << 24) - 1;
+
+    /// True when one process has both.
+    pub fn is_of_the_process_of(self, other: Session) -> bool {
+        self.pod == other.pod && (self.counter ^ other.counter) & Session::TAG_MASK == 0
+    }
+}
+
+/// The sender of a request, kept in every log entry (rule `session-checked-at-apply`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Origin {
-    pub attachment_epoch: u64,
-    pub front_end: PodId,
-    pub session: u64,
+    pub attachment: AttachmentId,
+    pub session: Session,
+}
+
+/// What an attachment may do.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum AccessMode {
+    /// One node reads and writes.
+    ReadWrite,
+    /// Many nodes read. Shards refuse their writes.
+    ReadOnly,
+    /// Many nodes read and write, and coordinate their writes themselves.
+    Raw,
+}
+
+/// An attachment that may use a volume.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+pub struct Grant {
+    pub attachment: AttachmentId,
+    pub mode: AccessMode,
+}
+
+/// The attachments that may use a shard at a time. Their clients are few: nodes.
+pub const GRANTS_MAX: usize = 256;
+
+/// Who may use a volume: an access set, as the catalog wants it in every shard. A shard takes it
+/// if its generation is higher than the shard's own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct AccessSet {
+    pub generation: Generation,
+    /// Anybody may use it, without an attachment.
+    pub open: bool,
+    /// In the order of their ids.
+    pub grants: Vec<Grant>,
+}
+
+impl Default for AccessSet {
+    /// A volume that anybody may use.
+    fn default() -> AccessSet {
+        AccessSet { generation: Generation(0), open: true, grants: Vec::new() }
+    }
+}
+
+impl AccessSet {
+    /// False for what no catalog asks for. An id is not above the generation, because both are of
+    /// one counter: so a shard that does not list an id knows whether it had it.
+    pub fn is_valid(&self) -> bool {
+        let in_order = self.grants.is_sorted_by(|one, next| one.attachment < next.attachment);
+        let in_bounds = |grant: &Grant| (1..=self.generation.0).contains(&grant.attachment.0);
+        in_order && self.grants.len() <= GRANTS_MAX && self.grants.iter().all(in_bounds)
+    }
 }
 
 /// One operation on one shard, complete and validated. Offsets are relative to the shard.
@@ -216,6 +302,12 @@ pub enum ShardOp {
     Zero { range: BlockRange, trim: bool },
     /// Answered with [`ShardReply::Status`] for exactly the range.
     Status { range: BlockRange },
+    /// Records the session of its origin, before anything else is asked for in it. It `renews` when
+    /// requests from before depend on it: then it must not follow another front end's session.
+    Touch { renews: bool },
+    /// Sets who may use the shard. Answered with [`ShardReply::Access`], whoever sends it. May be
+    /// repeated.
+    SetAccess(AccessSet),
 }
 
 impl ShardOp {
@@ -227,9 +319,12 @@ impl ShardOp {
         }
     }
 
-    /// The blocks this operation touches.
+    /// The blocks this operation touches; no block for those that touch none.
     pub fn range(&self) -> BlockRange {
         match self {
+            ShardOp::Touch { .. } | ShardOp::SetAccess(_) => {
+                BlockRange { first: Block(0), count: 0 }
+            }
             ShardOp::Read { range }
             | ShardOp::Write { range, .. }
             | ShardOp::Zero { range, .. }
@@ -240,6 +335,15 @@ impl ShardOp {
 
     /// True when the operation changes bytes.
     pub fn is_write(&self) -> bool {
+        match self {
+            ShardOp::Write { .. } | ShardOp::WritePartial { .. } | ShardOp::Zero { .. } => true,
+            ShardOp::Read { .. } | ShardOp::Status { .. } => false,
+            ShardOp::Touch { .. } | ShardOp::SetAccess(_) => false,
+        }
+    }
+
+    /// True when the operation is carried out by an entry of the log.
+    pub fn is_logged(&self) -> bool {
         !matches!(self, ShardOp::Read { .. } | ShardOp::Status { .. })
     }
 
@@ -271,6 +375,7 @@ impl ShardOp {
             ShardOp::Write { .. } => true,
             ShardOp::WritePartial { data, .. } => data.iter().any(|byte| *byte != 0),
             ShardOp::Zero { .. } | ShardOp::Read { .. } | ShardOp::Status { .. } => false,
+            ShardOp::Touch { .. } | ShardOp::SetAccess(_) => false,
         }
     }
 }
@@ -314,6 +419,11 @@ pub enum ShardReply {
         crcs: Vec<u32>,
     },
     Status(Vec<StatusRun>),
+    /// The generation of the shard's access set, which is applied on a majority. It is below the
+    /// one that was asked for when the shard refused that.
+    Access {
+        generation: Generation,
+    },
 }
 
 /// How to treat the space of blocks that will read as zeroes.
@@ -383,12 +493,18 @@ pub enum BlockError {
     /// session.
     #[error("the outcome of the request is not known yet")]
     Unknown,
-    /// A higher session of the same front end was seen: `recorded`. The change was certainly not
-    /// applied.
-    #[error("session {recorded} of this front end is in use, which is newer")]
-    StaleSession { recorded: u64 },
-    /// A newer attachment was granted. The change was not applied, and never will be.
-    #[error("a newer attachment has fenced this client")]
+    /// A higher session was recorded for the attachment. The change was certainly not applied.
+    #[error("a newer session of pod {} is in use", recorded.pod)]
+    StaleSession { recorded: Session },
+    /// No session was recorded yet, or a lower one. The change was certainly not applied.
+    #[error("the session was not recorded yet")]
+    NotTouched,
+    /// The shard has not heard of the attachment yet. The change was certainly not applied.
+    #[error("the shard has not heard of the attachment yet")]
+    NotYet,
+    /// The attachment may not use the shard any more. The change was not applied, and never will
+    /// be.
+    #[error("this client is fenced: it may not use the volume any more")]
     Fenced,
     #[error("the request reaches beyond the end of the volume")]
     OutOfRange,
@@ -415,6 +531,8 @@ impl BlockError {
                 | BlockError::Busy
                 | BlockError::Unknown
                 | BlockError::StaleSession { .. }
+                | BlockError::NotTouched
+                | BlockError::NotYet
         )
     }
 }

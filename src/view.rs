@@ -8,7 +8,9 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{MemberId, PodId, ShardId, Uuid, VolumeId};
+use crate::types::{
+    AccessMode, AccessSet, AttachmentId, Generation, MemberId, PodId, ShardId, Uuid, VolumeId,
+};
 
 /// The cluster as of one revision of the catalog.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,12 +103,35 @@ pub struct VolumeView {
     pub shards: Vec<ShardView>,
     /// The volume is being deleted and is no longer exported.
     pub deleting: bool,
+    /// Anybody may use it, by its name. Otherwise only attachments may, by their uids.
+    #[serde(default = "is_open_unless_said")]
+    pub open: bool,
+    /// The attachments that every shard has admitted (rule `grant-waits-for-all-shards`).
+    #[serde(default)]
+    pub attachments: Vec<AttachmentView>,
+}
+
+fn is_open_unless_said() -> bool {
+    true
+}
+
+/// An attachment that may use its volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentView {
+    pub id: AttachmentId,
+    /// Its export has this name.
+    pub uid: Uuid,
+    pub mode: AccessMode,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardView {
     pub shard: ShardId,
     pub members: Vec<MemberView>,
+    /// Who may use the shard when it is made. It never changes; the shard's own metadata says who
+    /// may use it now (rule `born-from-the-birth-record`).
+    #[serde(default)]
+    pub birth: AccessSet,
 }
 
 /// A voter of a shard, and its location.
@@ -162,6 +187,9 @@ pub struct MemberReport {
     pub term: u64,
     pub leader: Option<MemberId>,
     pub applied_index: u64,
+    /// The generation of the access set that is applied here.
+    #[serde(default)]
+    pub access: Generation,
     pub state: MemberState,
 }
 
@@ -190,6 +218,8 @@ mod tests {
             stripe_bytes: 4096,
             shards: Vec::new(),
             deleting: false,
+            open: true,
+            attachments: Vec::new(),
         };
         let volumes = volumes.iter().map(volume).map(Arc::new).collect();
         ClusterView { volumes, ..ClusterView::default() }

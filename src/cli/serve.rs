@@ -77,24 +77,22 @@ fn raise_open_files(disks: usize) -> anyhow::Result<SocketLimits> {
 fn serve(config: Config) -> anyhow::Result<()> {
     let sockets = raise_open_files(config.disks.len())?;
     config.check_disks()?;
-    let mut directory = PodDirectory::open(&config.data)?;
-    let number = data_path::count_start(&config, &mut directory)?;
+    let directory = PodDirectory::open(&config.data)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
         .enable_all()
         .build()
         .context("could not start the threads of the control plane")?;
-    let result = runtime.block_on(serve_until_told(&config, directory, number, sockets));
+    let result = runtime.block_on(serve_until_told(&config, directory, sockets));
     runtime.shutdown_background();
     result
 }
 
-/// Serves until a signal or a failure. `number`: the number of this start of the pod.
+/// Serves until a signal or a failure.
 async fn serve_until_told(
     config: &Config,
     directory: PodDirectory,
-    number: u32,
     sockets: SocketLimits,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -112,7 +110,7 @@ async fn serve_until_told(
     let data_path = {
         let (config, identity) = (config.clone(), server.identity());
         let reports = server.report_sink();
-        let start = move || data_path::start(&config, identity, (number, sockets), reports);
+        let start = move || data_path::start(&config, identity, sockets, reports);
         tokio::task::spawn_blocking(start).await.context("could not start the data path")?
     };
     let data_path = match data_path {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::control::command::NewDisk;
+use crate::types::{AccessSet, VolumeId};
 use crate::view::{ClusterView, PodReport};
+use crate::worker::AccessAnswer;
 
 /// The data path of this pod, as the control plane sees it. It has its own threads.
 pub trait DataPath: Send + Sync {
@@ -14,6 +16,11 @@ pub trait DataPath: Send + Sync {
 
     /// Takes the whole cluster as of a newer revision. Must not block for long.
     fn set_view(&self, view: Arc<ClusterView>);
+
+    /// Has an access set committed in every shard of a volume (rule `grant-waits-for-all-shards`).
+    /// Must not block for long; the answer comes from the data path's thread, and is dropped when
+    /// the data path stops. May be repeated, by any pod.
+    fn set_access(&self, volume: VolumeId, set: AccessSet, answer: AccessAnswer);
 
     /// Stops it, and returns when all I/O has ended. Called once.
     fn stop(&self);

@@ -27,10 +27,6 @@ pub struct PodFile {
     /// If the log is missing later, its promises are lost, and the member must not vote again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catalog_member: Option<MemberId>,
-    /// Number of starts of this pod; numbers its sessions (rule `sessions-only-grow`). Counting
-    /// from 1 again under the same identity would make all its writes fail.
-    #[serde(default)]
-    pub starts: u32,
 }
 
 /// A cluster, and a pod in it.
@@ -87,14 +83,9 @@ impl PodDirectory {
         let file = match fs::read(&name) {
             Ok(bytes) => parse(&name, &bytes)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let uid = random_uuid().map_err(|source| fail("read", random(), source))?;
-                let file = PodFile {
-                    format: FORMAT,
-                    uid,
-                    identity: None,
-                    catalog_member: None,
-                    starts: 0,
-                };
+let uid = random_uuid().map_err(|source| fail("read", random(), source))?;
+                let (format, identity, catalog_member) = (FORMAT, None, None);
+                let file = PodFile { format, uid, identity, catalog_member };
                 write(path, &file)?;
                 file
             }
@@ -115,13 +106,6 @@ impl PodDirectory {
     pub fn set_identity(&mut self, identity: Identity) -> Result<(), IdentityError> {
         self.file.identity = Some(identity);
         write(&self.path, &self.file)
-    }
-
-    /// Numbers this start, above all earlier ones and above `known`. Durable when this returns.
-    pub fn count_start(&mut self, known: u32) -> Result<u32, IdentityError> {
-        self.file.starts = self.file.starts.max(known) + 1;
-        write(&self.path, &self.file)?;
-        Ok(self.file.starts)
     }
 
     /// Durable when this returns.

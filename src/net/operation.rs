@@ -7,11 +7,15 @@
 //!        3 partial  block u32, offset u32      payload: the bytes
 //!        4 zero     range, trim u8
 //!        5 status   range
+//!        6 touch    renews u8
+//!        7 access   generation u64, open u8, count u32, per attachment: id u64, mode u8
 //! reply  1 done
 //!        2 data     crcs, count u32, per segment: zero u8, len u32    payload: data segments
 //!        3 status   count u32, per run: count u32, hole u8
+//!        4 access   generation u64
 //! range  first u32, count u32      crcs  count u32, count x u32
-//! error  code u8; not-leader: optional hint u64, term u64; stale session: recorded u64
+//! error  code u8; not-leader: optional hint u64, term u64; stale session: counter u64,
+//!        pod u64
 //! ```
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -19,7 +23,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::fields::{FieldError, Fields, PutFields, value};
 use crate::limits::{ENTRY_BYTES_MAX, READ_BYTES_MAX};
 use crate::types::{
-    BLOCK_BYTES, Block, BlockError, MemberId, Segment, ShardOp, ShardReply, StatusRun,
+    BLOCK_BYTES, Block, BlockError, Generation, MemberId, Segment, ShardOp, ShardReply, StatusRun,
 };
 
 pub(super) fn put_op(meta: &mut BytesMut, payload: &mut Vec<Bytes>, op: ShardOp) {
@@ -49,6 +53,14 @@ pub(super) fn put_op(meta: &mut BytesMut, payload: &mut Vec<Bytes>, op: ShardOp)
             meta.put_u8(5);
             meta.put_range(range);
         }
+        ShardOp::Touch { renews } => {
+            meta.put_u8(6);
+            meta.put_flag(renews);
+        }
+        ShardOp::SetAccess(set) => {
+            meta.put_u8(7);
+            meta.put_access_set(&set);
+        }
     }
 }
 
@@ -67,6 +79,8 @@ pub(super) fn take_op(meta: &mut Fields, payload: &mut Fields) -> Result<ShardOp
         },
         4 => ShardOp::Zero { range: meta.range()?, trim: meta.flag("trim")? },
         5 => ShardOp::Status { range: meta.range()? },
+        6 => ShardOp::Touch { renews: meta.flag("renews")? },
+        7 => ShardOp::SetAccess(meta.access_set()?),
         other => return Err(value("kind of operation", other)),
     };
     check_op(&op)?;
@@ -77,6 +91,14 @@ pub(super) fn take_op(meta: &mut Fields, payload: &mut Fields) -> Result<ShardOp
 /// connection on an invalid operation.
 pub(super) fn check_op(op: &ShardOp) -> Result<(), FieldError> {
     let range = op.range();
+    match op {
+        ShardOp::Touch { .. } => return Ok(()),
+        ShardOp::SetAccess(set) if set.is_valid() => return Ok(()),
+        ShardOp::SetAccess(set) => {
+            return Err(value("generation of an access set", set.generation.0));
+        }
+        _ => {}
+    }
     if range.count == 0 || range.first.0.checked_add(range.count).is_none() {
         return Err(value("number of blocks", range.count));
     }
@@ -92,6 +114,7 @@ pub(super) fn check_op(op: &ShardOp) -> Result<(), FieldError> {
             !data.is_empty() && data.len() < BLOCK_BYTES && end <= BLOCK_BYTES as u64
         }
         ShardOp::Zero { .. } | ShardOp::Status { .. } => true,
+        ShardOp::Touch { .. } | ShardOp::SetAccess(_) => true,
     };
     match length_fits {
         true => Ok(()),
@@ -123,6 +146,10 @@ pub(super) fn put_reply(meta: &mut BytesMut, payload: &mut Vec<Bytes>, reply: Sh
                 meta.put_flag(run.hole);
             }
         }
+        ShardReply::Access { generation } => {
+            meta.put_u8(4);
+            meta.put_u64_le(generation.0);
+        }
     }
 }
 
@@ -153,6 +180,7 @@ pub(super) fn take_reply(
                 .collect();
             ShardReply::Status(runs?)
         }
+        4 => ShardReply::Access { generation: Generation(meta.u64()?) },
         other => return Err(value("kind of answer", other)),
     };
     check_reply(&reply)?;
@@ -162,7 +190,7 @@ pub(super) fn take_reply(
 /// Checks the guarantees of [`ShardReply`].
 pub(super) fn check_reply(reply: &ShardReply) -> Result<(), FieldError> {
     match reply {
-        ShardReply::Done => Ok(()),
+        ShardReply::Done | ShardReply::Access { .. } => Ok(()),
         ShardReply::Data { segments, crcs } => {
             let mut total_bytes = 0u64;
             for segment in segments {
@@ -203,6 +231,8 @@ pub(super) fn put_error(meta: &mut BytesMut, error: &BlockError) {
         BlockError::MediaFault => 9,
         BlockError::NoSuchVolume => 10,
         BlockError::Invalid => 11,
+        BlockError::NotTouched => 12,
+        BlockError::NotYet => 13,
     };
     meta.put_u8(code);
     if let BlockError::NotLeader { hint, term } = error {
@@ -210,7 +240,7 @@ pub(super) fn put_error(meta: &mut BytesMut, error: &BlockError) {
         meta.put_u64_le(*term);
     }
     if let BlockError::StaleSession { recorded } = error {
-        meta.put_u64_le(*recorded);
+        meta.put_session(*recorded);
     }
 }
 
@@ -222,7 +252,7 @@ pub(super) fn take_error(meta: &mut Fields) -> Result<BlockError, FieldError> {
         },
         2 => BlockError::Busy,
         3 => BlockError::Unknown,
-        4 => BlockError::StaleSession { recorded: meta.u64()? },
+        4 => BlockError::StaleSession { recorded: meta.session()? },
         5 => BlockError::Fenced,
         6 => BlockError::OutOfRange,
         7 => BlockError::ReadOnly,
@@ -230,6 +260,8 @@ pub(super) fn take_error(meta: &mut Fields) -> Result<BlockError, FieldError> {
         9 => BlockError::MediaFault,
         10 => BlockError::NoSuchVolume,
         11 => BlockError::Invalid,
+        12 => BlockError::NotTouched,
+        13 => BlockError::NotYet,
         other => return Err(value("block error", other)),
     })
 }

@@ -11,7 +11,7 @@ use raft::prelude::ConfChangeSingle;
 use crate::log::{Applied, Change, WholeExtents};
 use crate::planted::planted;
 use crate::replica::command::{self, CommandError, EntryCommand};
-use crate::replica::meta::{Meta, SessionVerdict, changed_conf};
+use crate::replica::meta::{Meta, changed_conf};
 use crate::types::{BLOCKS_PER_EXTENT, BlockError, BlockRange, EXTENT_BYTES, Origin};
 
 /// Applies committed entries to the metadata, in order, and returns their changes of blocks.
@@ -88,8 +88,8 @@ impl Applier {
             .unwrap_or_else(|| command::decode(&entry.context))
             .map_err(|source| ApplyError::Command { index, source })?;
         self.check_payload(entry, &command)?;
-        match self.admit(origin) {
-            Ok(raised) => applied.meta = raised.then(|| self.meta.encode()),
+        match self.admit(origin, &command) {
+            Ok(changed) => applied.meta = changed.then(|| self.meta.encode()),
             Err(refused) => {
                 applied.refused = Some(refused);
                 return Ok(applied);
@@ -102,7 +102,7 @@ impl Applier {
             EntryCommand::Zero { range, trim } => {
                 applied.change = Some(Change::Zero { range, trim })
             }
-            EntryCommand::Touch => (),
+            EntryCommand::Touch { .. } | EntryCommand::SetAccess(_) => (),
             EntryCommand::Opaque => applied.command = Some(entry.data.clone()),
         }
         Ok(applied)
@@ -118,7 +118,7 @@ impl Applier {
                 (inside(range), bytes == 0 || bytes as u64 == range.bytes())
             }
             EntryCommand::Zero { range, .. } => (inside(range), bytes == 0),
-            EntryCommand::Touch => (true, bytes == 0),
+            EntryCommand::Touch { .. } | EntryCommand::SetAccess(_) => (true, bytes == 0),
             EntryCommand::Opaque => (true, true),
         };
         if !inside {
@@ -130,32 +130,25 @@ impl Applier {
         Ok(())
     }
 
-    /// Checks epoch and session (rule `session-checked-at-apply`). True: one of them was raised.
-    fn admit(&mut self, origin: Origin) -> Result<bool, BlockError> {
-        if planted!(SessionNotChecked) {
-            return Ok(false);
-        }
-        if origin.attachment_epoch < self.meta.attachment_epoch {
-            return Err(BlockError::Fenced);
-        }
-        let verdict = self.meta.judge_session(origin.front_end, origin.session);
-        match verdict {
-            SessionVerdict::Stale { recorded } => {
-                return Err(BlockError::StaleSession { recorded });
+    /// Checks who sent an entry (rule `session-checked-at-apply`), and changes who may use the
+    /// shard. True: that was changed. Only a touch and a set do (rule `access-changes-by-entry`).
+    fn admit(&mut self, origin: Origin, command: &EntryCommand) -> Result<bool, BlockError> {
+        let access = &mut self.meta.access;
+        match command {
+            EntryCommand::Touch { renews } => access.touch(origin, *renews).map(|()| true),
+            EntryCommand::SetAccess(set) => Ok(access.set(set)),
+            EntryCommand::Opaque => Ok(false),
+            EntryCommand::Write { .. } | EntryCommand::Zero { .. } => {
+                if planted!(SessionNotChecked) {
+                    return Ok(false);
+                }
+                let judged = access.judge(origin, true);
+                if judged.is_err() && planted!(WriteChangesAccess) {
+                    return Ok(access.give_to(origin));
+                }
+                judged.map(|()| false)
             }
-            SessionVerdict::TooMany => return Err(BlockError::Busy),
-            SessionVerdict::Current | SessionVerdict::Newer => (),
         }
-        let mut raised = false;
-        if verdict == SessionVerdict::Newer {
-            self.meta.record_session(origin.front_end, origin.session);
-            raised = true;
-        }
-        if origin.attachment_epoch > self.meta.attachment_epoch {
-            self.meta.attachment_epoch = origin.attachment_epoch;
-            raised = true;
-        }
-        Ok(raised)
     }
 
     /// The new metadata, or `None` if the change does not fit. All members then ignore it alike.

@@ -1,19 +1,21 @@
 //! Codec of `Entry.context`: the command of a log entry. `Entry.data` holds only the payload.
 //!
-//! Layout, little endian, version 1:
+//! Layout, little endian, version 2:
 //!
 //! | offset | size | field |
 //! |---|---|---|
-//! | 0 | 1 | version (1) |
-//! | 1 | 1 | kind: 1 write, 2 zero, 3 trim, 4 touch, 5 opaque |
+//! | 0 | 1 | version (2) |
+//! | 1 | 1 | kind: 1 write, 2 zero, 3 trim, 4 touch, 5 opaque, 6 touch that renews, 7 access |
 //! | 2 | 2 | zero |
 //! | 4 | 4 | first block of the shard |
 //! | 8 | 4 | number of blocks |
 //! | 12 | 4 | zero |
-//! | 16 | 8 | attachment epoch |
-//! | 24 | 8 | front end |
-//! | 32 | 8 | session |
+//! | 16 | 8 | attachment |
+//! | 24 | 8 | counter of the session |
+//! | 32 | 8 | pod of the session |
 //! | 40 | 4 x blocks | write only: one checksum per block |
+//! | 40 | 13 | access only: generation u64, open u8, number of attachments u32 |
+//! | 53 | 9 each | attachment u64, mode u8: 1 read and write, 2 read only, 3 raw |
 //!
 //! Nothing follows. Kinds without blocks have zeroes in the block fields. An `EntryNormal` with
 //! empty context and data is the no-op of raft-rs. The payload is exactly the blocks of a write,
@@ -23,15 +25,17 @@ use bytes::{BufMut, Bytes};
 
 use crate::fields::{FieldError, Fields, PutFields};
 use crate::limits::ENTRY_BYTES_MAX;
-use crate::types::{BLOCK_BYTES, Block, BlockRange, Origin};
+use crate::types::{AccessSet, BLOCK_BYTES, Block, BlockRange, Origin};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEADER_BYTES: usize = 40;
 const KIND_WRITE: u8 = 1;
 const KIND_ZERO: u8 = 2;
 const KIND_TRIM: u8 = 3;
 const KIND_TOUCH: u8 = 4;
 const KIND_OPAQUE: u8 = 5;
+const KIND_RENEW: u8 = 6;
+const KIND_ACCESS: u8 = 7;
 /// Largest number of blocks in one write.
 const WRITE_BLOCKS_MAX: u32 = (ENTRY_BYTES_MAX / BLOCK_BYTES) as u32;
 
@@ -42,8 +46,10 @@ pub enum EntryCommand {
     Write { range: BlockRange, crcs: Vec<u32> },
     /// The blocks read as zeroes from then on; with `trim` their space is given back.
     Zero { range: BlockRange, trim: bool },
-    /// Changes no block. Only raises the recorded attachment epoch and session of its origin.
-    Touch,
+    /// Changes no block. Records the session of its origin (rule `touch-before-anything`).
+    Touch { renews: bool },
+    /// Changes no block. Sets who may use the shard.
+    SetAccess(AccessSet),
     /// A command of the catalog's own group; the payload is passed on unchanged.
     Opaque,
 }
@@ -79,7 +85,13 @@ pub fn encode(origin: Origin, command: &EntryCommand) -> Bytes {
             let kind = if *trim { KIND_TRIM } else { KIND_ZERO };
             header(kind, origin, range.first.0, range.count, 0)
         }
-        EntryCommand::Touch => header(KIND_TOUCH, origin, 0, 0, 0),
+        EntryCommand::Touch { renews: false } => header(KIND_TOUCH, origin, 0, 0, 0),
+        EntryCommand::Touch { renews: true } => header(KIND_RENEW, origin, 0, 0, 0),
+        EntryCommand::SetAccess(set) => {
+            let mut context = header(KIND_ACCESS, origin, 0, 0, 0);
+            context.put_access_set(set);
+            context
+        }
         EntryCommand::Opaque => header(KIND_OPAQUE, origin, 0, 0, 0),
     };
     Bytes::from(context)
@@ -120,12 +132,19 @@ pub fn decode(context: &[u8]) -> Result<(Origin, EntryCommand), CommandError> {
         KIND_WRITE => EntryCommand::Write { range, crcs: fields.u32s(count as usize)? },
         KIND_ZERO => EntryCommand::Zero { range, trim: false },
         KIND_TRIM => EntryCommand::Zero { range, trim: true },
-        KIND_TOUCH => EntryCommand::Touch,
+        KIND_TOUCH => EntryCommand::Touch { renews: false },
+        KIND_RENEW => EntryCommand::Touch { renews: true },
+        KIND_ACCESS => EntryCommand::SetAccess(fields.access_set()?),
         KIND_OPAQUE => EntryCommand::Opaque,
         other => return Err(CommandError::Kind(other)),
     };
     fields.end()?;
     Ok((origin, command))
+}
+
+/// True for a command that sets who may use the shard.
+pub fn sets_access(context: &[u8]) -> bool {
+    context.get(1) == Some(&KIND_ACCESS)
 }
 
 /// Extents that a command zeroes, for accounts; 0 when it cannot be decoded.
@@ -142,7 +161,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::types::PodId;
+    use crate::types::{AccessMode, AttachmentId, Generation, Grant, PodId, Session};
+
+    fn any_access() -> impl Strategy<Value = AccessSet> {
+        let modes = [AccessMode::ReadWrite, AccessMode::ReadOnly, AccessMode::Raw];
+        let ids = prop::collection::btree_map(1u64..100, 0..modes.len(), 0..5);
+        (100u64..200, any::<bool>(), ids).prop_map(move |(generation, open, ids)| {
+            let grant = |(id, mode)| Grant { attachment: AttachmentId(id), mode: modes[mode] };
+            let grants = ids.into_iter().map(grant).collect();
+            AccessSet { generation: Generation(generation), open, grants }
+        })
+    }
 
     fn any_command() -> impl Strategy<Value = EntryCommand> {
         let range = (0u32..1 << 20, 1u32..=WRITE_BLOCKS_MAX)
@@ -153,7 +182,8 @@ mod tests {
                 crcs: (0..range.count).map(|i| i.wrapping_mul(0x9e37_79b9)).collect(),
             }),
             (range, any::<bool>()).prop_map(|(range, trim)| EntryCommand::Zero { range, trim }),
-            Just(EntryCommand::Touch),
+            any::<bool>().prop_map(|renews| EntryCommand::Touch { renews }),
+            any_access().prop_map(EntryCommand::SetAccess),
             Just(EntryCommand::Opaque),
         ]
     }
@@ -162,11 +192,12 @@ mod tests {
         #[test]
         fn a_command_survives_its_encoding(
             command in any_command(),
-            epoch in any::<u64>(),
-            front_end in any::<u64>(),
-            session in any::<u64>(),
+            attachment in any::<u64>(),
+            counter in any::<u64>(),
+            pod in any::<u64>(),
         ) {
-            let origin = Origin { attachment_epoch: epoch, front_end: PodId(front_end), session };
+            let session = Session { counter, pod: PodId(pod) };
+            let origin = Origin { attachment: AttachmentId(attachment), session };
             let bytes = encode(origin, &command);
             prop_assert_eq!(decode(&bytes).unwrap(), (origin, command));
             for cut in [0, 1, 39, bytes.len() - 1] {

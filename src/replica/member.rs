@@ -11,7 +11,7 @@ use raft::eraftpb::Message;
 
 use crate::replica::messages::{Input, MemberConfig, Output, ReqId, Rest, Role, Start};
 use crate::replica::running::{Broken, Running};
-use crate::types::{BlockError, MemberId, Mono, Unappended};
+use crate::types::{BlockError, Generation, MemberId, Mono, Unappended};
 
 /// One member of one Raft group.
 pub struct Member {
@@ -200,6 +200,14 @@ impl Member {
         match &self.state {
             Condition::Running(running) => Some(running.meta()),
             Condition::Faulted => None,
+        }
+    }
+
+    /// The generation of the access set that is applied here; 0 when faulted.
+    pub fn generation(&self) -> Generation {
+        match &self.state {
+            Condition::Running(running) => running.applier.meta.access.generation,
+            Condition::Faulted => Generation(0),
         }
     }
 

@@ -11,18 +11,13 @@ use crate::planted::{Mistake, assert_found};
 use crate::replica::member::Member;
 use crate::replica::messages::{Input, MemberConfig, Output, ReadMode, ReqId, Start};
 use crate::replica::meta::Meta;
-use crate::testing::group_fixture::{BLOCKS, Call, Cluster, Faults};
+use crate::testing::group_fixture::{BLOCKS, Call, Cluster, Faults, ORIGIN};
 use crate::types::{
-    Block, BlockError, BlockRange, MemberId, Mono, Origin, PodId, ShardId, ShardOp, ShardReply,
-    VolumeId,
+    Block, BlockError, BlockRange, MemberId, Mono, ShardId, ShardOp, ShardReply, VolumeId,
 };
 
 fn done(cluster: &Cluster, req: ReqId) -> bool {
     cluster.result(req) == Some(&Ok(ShardReply::Done))
-}
-
-fn origin(attachment_epoch: u64, session: u64) -> Origin {
-    Origin { attachment_epoch, front_end: PodId(9), session }
 }
 
 /// Cuts a member off from everyone, both ways.
@@ -118,47 +113,13 @@ fn a_partial_write_waits_for_earlier_entries_and_later_ones_wait_for_it() {
     let (w, o, t) = (whole.0, one.0, two.0);
     assert_eq!(cluster.nodes[&leader].store[5].tags, [w, o, t, w, w, w, w, w]);
     let three = cluster.write_sector(leader, 5, 3);
-    let over = cluster.write_as(leader, Origin::default(), 4, 2);
+    let over = cluster.write_as(leader, ORIGIN, 4, 2);
     cluster.run(20);
     assert!(done(&cluster, three) && done(&cluster, over));
     assert_eq!(cluster.nodes[&leader].store[5].tags, [over.0; 8]);
     let store = &cluster.nodes[&leader].store;
     assert!(store[6].index < store[5].index);
     cluster.settle();
-}
-
-#[test]
-fn a_lower_session_and_a_lower_epoch_are_refused_at_apply() {
-    let mut cluster = Cluster::new(5, 3);
-    let leader = cluster.elect();
-    let first = cluster.write_as(leader, origin(0, 1), 0, 1);
-    let newer = cluster.write_as(leader, origin(0, 2), 0, 1);
-    let stale = cluster.write_as(leader, origin(0, 1), 0, 1);
-    let other = Origin { front_end: PodId(8), ..origin(0, 1) };
-    let other = cluster.write_as(leader, other, 1, 1);
-    cluster.run(20);
-    assert!(done(&cluster, first) && done(&cluster, newer) && done(&cluster, other));
-    assert_eq!(cluster.result(stale), Some(&Err(BlockError::StaleSession { recorded: 2 })));
-    assert_eq!(cluster.nodes[&leader].store[0].tags, [newer.0; 8]);
-
-    let attached = cluster.write_as(leader, origin(3, 2), 2, 1);
-    let fenced = cluster.write_as(leader, origin(2, 2), 2, 1);
-    let unattached = cluster.write_as(leader, origin(0, 2), 2, 1);
-    cluster.run(20);
-    assert!(done(&cluster, attached));
-    assert_eq!(cluster.result(fenced), Some(&Err(BlockError::Fenced)));
-    assert_eq!(cluster.result(unattached), Some(&Err(BlockError::Fenced)));
-    cluster.settle();
-    let meta = Meta::decode(&cluster.nodes[&MemberId(3)].meta).unwrap();
-    assert_eq!(meta.attachment_epoch, 3);
-
-    // What a restarted member knows of sessions comes from the log.
-    cluster.crash(leader);
-    cluster.start(leader);
-    let leader = cluster.elect();
-    let late = cluster.write_as(leader, origin(3, 1), 0, 1);
-    cluster.run(20);
-    assert_eq!(cluster.result(late), Some(&Err(BlockError::StaleSession { recorded: 2 })));
 }
 
 #[test]
@@ -193,11 +154,11 @@ fn requests_that_do_not_fit_are_refused_before_anything_is_proposed() {
         (partial(0, 0), BlockError::Invalid),
     ];
     for (op, error) in cases {
-        let req = cluster.call_as(leader, term, Origin::default(), op.clone());
+        let req = cluster.call_as(leader, term, ORIGIN, op.clone());
         cluster.run(5);
         assert_eq!(cluster.result(req), Some(&Err(error)), "{op:?}");
     }
-    let wrong_term = cluster.call_as(leader, term + 1, Origin::default(), read(block(0, 1)));
+    let wrong_term = cluster.call_as(leader, term + 1, ORIGIN, read(block(0, 1)));
     let follower = follower_of(&cluster, leader);
     let elsewhere = cluster.write(follower, 0);
     cluster.run(5);
@@ -715,7 +676,7 @@ fn one_seed_is_one_run() {
 
 #[test]
 fn broken_rules_are_noticed() {
-    let expected: [(Mistake, fn()); 10] = [
+    let expected: [(Mistake, fn()); 9] = [
         (
             Mistake::PartialFromOldBase,
             a_partial_write_waits_for_earlier_entries_and_later_ones_wait_for_it,
@@ -729,7 +690,6 @@ fn broken_rules_are_noticed() {
             a_restarted_member_does_not_help_to_elect_within_the_lease_that_it_granted,
         ),
         (Mistake::VotesWithinLease, votes_are_refused_within_the_lease_and_after_a_restart),
-        (Mistake::SessionNotChecked, a_lower_session_and_a_lower_epoch_are_refused_at_apply),
         (
             Mistake::TermNotCompared,
             requests_that_do_not_fit_are_refused_before_anything_is_proposed,

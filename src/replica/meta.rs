@@ -1,32 +1,38 @@
 //! Shard metadata: the state of a member besides its blocks. The store, checkpoints and manifests
 //! carry it as opaque bytes (rule `meta-with-blocks`).
 //!
-//! Layout, little endian, version 1:
+//! Layout, little endian, version 2:
 //!
 //! | offset | size | field |
 //! |---|---|---|
-//! | 0 | 1 | version (1) |
+//! | 0 | 1 | version (2) |
 //! | 1 | 1 | 1 when a joint configuration is left by itself |
-//! | 2 | 2 | zero |
+//! | 2 | 1 | 1 when the shard is open |
+//! | 3 | 1 | zero |
 //! | 4 | 4 | length of the shard in blocks |
-//! | 8 | 8 | attachment epoch |
-//! | 16 | 8 | four u16 counts: voters, outgoing voters, learners, next learners |
-//! | 24 | 4 | number of front ends |
-//! | 28 | 4 | zero |
-//! | 32 | 8 each | the members, in the order of the counts |
-//! | ... | 16 each | front end and its highest session, ordered by front end |
+//! | 8 | 8 | generation of the access set |
+//! | 16 | 8 | the floor of forgotten front ends |
+//! | 24 | 8 | four u16 counts: voters, outgoing voters, learners, next learners |
+//! | 32 | 4 | two u16 counts: holders, front ends |
+//! | 36 | 4 | zero |
+//! | 40 | 8 each | the members, in the order of the counts |
+//! | ... | 25 each | holders by id: attachment u64, mode u8, session |
+//! | ... | 16 each | sessions of front ends without an attachment, by pod |
+//!
+//! A session is its counter and its pod, u64 each.
 
 use bytes::{BufMut, Bytes};
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
 use raft::{Changer, ProgressTracker};
 
 use crate::fields::{FieldError, Fields, PutFields};
-use crate::types::{MemberId, PodId};
+use crate::replica::access::{Access, FRONT_ENDS_MAX, Holder};
+use crate::types::{AccessSet, GRANTS_MAX, Generation, MemberId};
 
-const VERSION: u8 = 1;
-const HEADER_BYTES: usize = 32;
-/// Front ends whose sessions are remembered. Requests of any further front end are refused.
-pub const FRONT_ENDS_MAX: usize = 4096;
+const VERSION: u8 = 2;
+const HEADER_BYTES: usize = 40;
+const HOLDER_BYTES: usize = 25;
+const SESSION_BYTES: usize = 16;
 /// Largest number of members of each kind in one configuration. The encoder relies on it. It is
 /// checked where a configuration comes in: in [`changed_conf`], in [`Meta::decode`], and when a pod
 /// makes a member.
@@ -37,12 +43,10 @@ pub const MEMBERS_MAX: usize = 64;
 pub struct Meta {
     /// Length of the shard in blocks. Entries beyond it are never applied.
     pub blocks: u32,
-    /// Entries with a lower epoch are refused.
-    pub attachment_epoch: u64,
+    /// Who may use the shard.
+    pub access: Access,
     /// The Raft configuration.
     pub conf: ConfState,
-    /// Highest session seen per front end, ordered by front end.
-    sessions: Vec<(PodId, u64)>,
 }
 
 /// Why bytes cannot be decoded as shard metadata.
@@ -56,22 +60,9 @@ pub enum MetaError {
     Bounds,
 }
 
-/// How a session number compares with the recorded one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SessionVerdict {
-    /// The recorded session, or one that is exempt from the check.
-    Current,
-    /// Higher than the recorded one, or the first of its front end. To be recorded.
-    Newer,
-    /// Lower than the recorded one.
-    Stale { recorded: u64 },
-    /// The limit of remembered front ends is reached.
-    TooMany,
-}
-
 impl Meta {
-    /// Metadata of a new shard. All members of a shard start with the same voters in the same
-    /// order. The first voter campaigns first. At most [`MEMBERS_MAX`] voters.
+    /// Metadata of a new shard that anybody may use. All members of a shard start with the same
+    /// voters in the same order. The first voter campaigns first. At most [`MEMBERS_MAX`] voters.
     pub fn new(voters: &[MemberId], blocks: u32) -> Meta {
         let conf = ConfState {
             voters: voters.iter().map(|member| member.0).collect(),
@@ -80,31 +71,9 @@ impl Meta {
         Meta { blocks, conf, ..Meta::default() }
     }
 
-    /// Judges a session without recording it. Front end 0 and session 0 are exempt.
-    pub fn judge_session(&self, front_end: PodId, session: u64) -> SessionVerdict {
-        if front_end.0 == 0 || session == 0 {
-            return SessionVerdict::Current;
-        }
-        match self.sessions.binary_search_by_key(&front_end, |(id, _)| *id) {
-            Ok(at) if self.sessions[at].1 == session => SessionVerdict::Current,
-            Ok(at) if self.sessions[at].1 > session => {
-                SessionVerdict::Stale { recorded: self.sessions[at].1 }
-            }
-            Ok(_) => SessionVerdict::Newer,
-            Err(_) if self.sessions.len() >= FRONT_ENDS_MAX => SessionVerdict::TooMany,
-            Err(_) => SessionVerdict::Newer,
-        }
-    }
-
-    /// Records a session that was judged [`SessionVerdict::Newer`].
-    pub fn record_session(&mut self, front_end: PodId, session: u64) {
-        match self.sessions.binary_search_by_key(&front_end, |(id, _)| *id) {
-            Ok(at) => self.sessions[at].1 = self.sessions[at].1.max(session),
-            Err(at) => {
-                assert!(self.sessions.len() < FRONT_ENDS_MAX, "judged before");
-                self.sessions.insert(at, (front_end, session));
-            }
-        }
+    /// The same for a shard that is born with this access set (rule `born-from-the-birth-record`).
+    pub fn born(voters: &[MemberId], blocks: u32, access: &AccessSet) -> Meta {
+        Meta { access: Access::born(access), ..Meta::new(voters, blocks) }
     }
 
     /// True when `member` is the only voter.
@@ -127,22 +96,29 @@ impl Meta {
     }
 
     pub fn encode(&self) -> Bytes {
-        let lists = self.member_lists();
+        let (lists, access) = (self.member_lists(), &self.access);
         let members: usize = lists.iter().map(|list| list.len()).sum();
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + members * 8 + self.sessions.len() * 16);
-        bytes.put_slice(&[VERSION, u8::from(self.conf.auto_leave), 0, 0]);
+        let (holders, front_ends) = (access.holders.len(), access.front_ends.len());
+        assert!(holders <= GRANTS_MAX && front_ends <= FRONT_ENDS_MAX, "they are bounded");
+        let access_bytes = holders * HOLDER_BYTES + front_ends * SESSION_BYTES;
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + members * 8 + access_bytes);
+        let flags = [u8::from(self.conf.auto_leave), u8::from(access.open)];
+        bytes.put_slice(&[VERSION, flags[0], flags[1], 0]);
         bytes.put_u32_le(self.blocks);
-        bytes.put_u64_le(self.attachment_epoch);
+        bytes.put_u64s_le(&[access.generation.0, access.floor]);
         for list in lists {
             assert!(list.len() <= MEMBERS_MAX, "checked where a configuration comes in");
             bytes.put_u16_le(list.len() as u16);
         }
-        bytes.put_count(self.sessions.len());
+        bytes.put_u16_le(holders as u16);
+        bytes.put_u16_le(front_ends as u16);
         bytes.put_u32_le(0);
         lists.into_iter().for_each(|list| bytes.put_u64s_le(list));
-        for (front_end, session) in &self.sessions {
-            bytes.put_u64s_le(&[front_end.0, *session]);
+        for holder in &access.holders {
+            bytes.put_grant(holder.grant);
+            bytes.put_session(holder.session);
         }
+        access.front_ends.iter().for_each(|session| bytes.put_session(*session));
         Bytes::from(bytes)
     }
 
@@ -158,33 +134,42 @@ impl Meta {
             return Err(MetaError::Version(version));
         }
         let auto_leave = fields.flag("leaving a joint configuration")?;
-        fields.skip(2)?;
-        let (blocks, attachment_epoch) = (fields.u32()?, fields.u64()?);
-        let mut counts = [0; 4];
+        let open = fields.flag("open")?;
+        fields.skip(1)?;
+        let blocks = fields.u32()?;
+        let (generation, floor) = (Generation(fields.u64()?), fields.u64()?);
+        let mut counts = [0; 6];
         for count in &mut counts {
             *count = usize::from(fields.u16()?);
         }
-        let front_ends = fields.u32()? as usize;
         fields.skip(4)?;
-        if counts.iter().any(|count| *count > MEMBERS_MAX) || front_ends > FRONT_ENDS_MAX {
+        let [members @ .., holders, front_ends] = counts;
+        let too_many = members.iter().any(|count| *count > MEMBERS_MAX);
+        if too_many || holders > GRANTS_MAX || front_ends > FRONT_ENDS_MAX {
             return Err(MetaError::Bounds);
         }
         let mut list = |count: usize| (0..count).map(|_| fields.u64()).collect::<Result<_, _>>();
         let conf = ConfState {
-            voters: list(counts[0])?,
-            voters_outgoing: list(counts[1])?,
-            learners: list(counts[2])?,
-            learners_next: list(counts[3])?,
+            voters: list(members[0])?,
+            voters_outgoing: list(members[1])?,
+            learners: list(members[2])?,
+            learners_next: list(members[3])?,
             auto_leave,
             ..ConfState::default()
         };
-        let pair = |_| Ok((PodId(fields.u64()?), fields.u64()?));
-        let sessions = (0..front_ends).map(pair).collect::<Result<Vec<_>, FieldError>>()?;
-        fields.end()?;
-        if !sessions.is_sorted_by(|left, right| left.0 < right.0) {
-            return Err(MetaError::Bounds);
+        let mut access = Access { generation, open, floor, ..Access::default() };
+        for _ in 0..holders {
+            let (grant, session) = (fields.grant()?, fields.session()?);
+            access.holders.push(Holder { grant, session });
         }
-        Ok(Meta { blocks, attachment_epoch, conf, sessions })
+        for _ in 0..front_ends {
+            access.front_ends.push(fields.session()?);
+        }
+        fields.end()?;
+        match access.is_valid() {
+            true => Ok(Meta { blocks, access, conf }),
+            false => Err(MetaError::Bounds),
+        }
     }
 }
 
@@ -252,6 +237,7 @@ mod tests {
     use raft::eraftpb::ConfChangeTransition;
 
     use super::*;
+    use crate::types::{AccessMode, AttachmentId, Grant, Origin, PodId, Session};
 
     proptest! {
         #[test]
@@ -259,15 +245,30 @@ mod tests {
             voters in prop::collection::vec(1u64..9, 0..5),
             learners in prop::collection::vec(10u64..19, 0..3),
             blocks in any::<u32>(),
-            epoch in any::<u64>(),
+            generation in 50u64..1 << 60,
+            open in any::<bool>(),
+            holders in prop::collection::btree_map(1u64..50, 1u64..9, 0..8),
             sessions in prop::collection::btree_map(1u64..50, 1u64..9, 0..8),
         ) {
             let ids: Vec<MemberId> = voters.into_iter().map(MemberId).collect();
-            let mut meta = Meta::new(&ids, blocks);
-            meta.attachment_epoch = epoch;
+            let modes = [AccessMode::ReadWrite, AccessMode::ReadOnly, AccessMode::Raw];
+            let grant = |(id, counter): (&u64, &u64)| Grant {
+                attachment: AttachmentId(*id),
+                mode: modes[*counter as usize % 3],
+            };
+            let grants = holders.iter().map(grant).collect();
+            let set = AccessSet { generation: Generation(generation), open, grants };
+            let mut meta = Meta::born(&ids, blocks, &set);
             meta.conf.learners = learners;
-            for (front_end, session) in sessions {
-                meta.record_session(PodId(front_end), session);
+            for (attachment, counter) in holders {
+                let session = Session { counter, pod: PodId(counter) };
+                let origin = Origin { attachment: AttachmentId(attachment), session };
+                meta.access.touch(origin, false).unwrap();
+            }
+            for (pod, counter) in sessions.into_iter().filter(|_| open) {
+                let session = Session { counter, pod: PodId(pod) };
+                let origin = Origin { attachment: AttachmentId::NONE, session };
+                meta.access.touch(origin, false).unwrap();
             }
             let bytes = meta.encode();
             prop_assert_eq!(Meta::decode(&bytes).unwrap(), meta);
@@ -280,21 +281,6 @@ mod tests {
         ) {
             let _ = Meta::decode(&bytes);
         }
-    }
-
-    #[test]
-    fn sessions_are_bounded_and_only_grow() {
-        let mut meta = Meta::new(&[], 1);
-        for front_end in 1..=FRONT_ENDS_MAX as u64 {
-            meta.record_session(PodId(front_end), 5);
-        }
-        let verdict = |front_end, session| meta.judge_session(PodId(front_end), session);
-        assert_eq!(verdict(7, 4), SessionVerdict::Stale { recorded: 5 });
-        assert_eq!(verdict(7, 5), SessionVerdict::Current);
-        assert_eq!(verdict(7, 6), SessionVerdict::Newer);
-        assert_eq!(verdict(7, 0), SessionVerdict::Current);
-        assert_eq!(verdict(0, 9), SessionVerdict::Current);
-        assert_eq!(verdict(FRONT_ENDS_MAX as u64 + 1, 1), SessionVerdict::TooMany);
     }
 
     #[test]

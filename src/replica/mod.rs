@@ -5,6 +5,9 @@
 //! Invariant: depends neither on `store` nor on `net`, and on `io` only for aligned memory.
 //! Requests to them leave as [`messages::Output`]; answers arrive as [`messages::Input`].
 
+pub mod access;
+#[cfg(test)]
+mod access_test;
 pub mod apply;
 pub mod command;
 mod contradiction;

@@ -185,7 +185,7 @@ fn check_entry(entry: &Entry, blocks: u32) -> Result<Option<BlockRange>, Message
         return Err(MessageError::NoShardCommand { index });
     }
     let command = match entry.context.is_empty() {
-        true => EntryCommand::Touch,
+        true => EntryCommand::Touch { renews: false },
         false => {
             command::decode(&entry.context)
                 .map_err(|source| MessageError::Command { index, source })?
@@ -195,7 +195,7 @@ fn check_entry(entry: &Entry, blocks: u32) -> Result<Option<BlockRange>, Message
     let (range, wanted_bytes) = match command {
         EntryCommand::Write { range, .. } => (Some(range), range.bytes()),
         EntryCommand::Zero { range, .. } => (Some(range), 0),
-        EntryCommand::Touch => (None, 0),
+        EntryCommand::Touch { .. } | EntryCommand::SetAccess(_) => (None, 0),
         EntryCommand::Opaque => return Err(MessageError::NoShardCommand { index }),
     };
     let too_long = |range: BlockRange| wanted_bytes == 0 && range.bytes() > ZERO_BYTES_MAX;

@@ -17,8 +17,9 @@ use raft::eraftpb::ConfState;
 
 use crate::limits::LEASE;
 use crate::planted::planted;
+use crate::replica::access::Access;
 use crate::replica::messages::{Output, ReadMode, ReqId};
-use crate::types::{BlockRange, Mono};
+use crate::types::{BlockRange, Mono, Origin};
 
 /// Largest number of reads that wait at one member.
 const READS_WAITING_MAX: usize = 4096;
@@ -57,7 +58,8 @@ struct Waiting {
 /// The action when a read may go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadKind {
-    Blocks { range: BlockRange, status: bool },
+    /// The leader asks again whether the origin may read, when it serves the read.
+    Blocks { origin: Origin, range: BlockRange, status: bool },
     Barrier,
 }
 
@@ -212,7 +214,7 @@ impl Reads {
     }
 
     /// Releases every read that the applied state can serve now.
-    pub fn serve(&mut self, state: &ReadState, out: &mut Vec<Output>) {
+    pub fn serve(&mut self, state: &ReadState, access: &Access, out: &mut Vec<Output>) {
         if self.waiting.is_empty() || !state.serving {
             return;
         }
@@ -224,7 +226,12 @@ impl Reads {
             }
             let req = read.req;
             out.push(match read.kind {
-                ReadKind::Blocks { range, status } => Output::Read { req, range, status },
+                ReadKind::Blocks { origin, range, status } => match access.judge(origin, false) {
+                    Err(error) if !planted!(FencedReadServed) => {
+                        Output::Reply { req, result: Err(error) }
+                    }
+                    _ => Output::Read { req, range, status },
+                },
                 ReadKind::Barrier => Output::Barrier { req },
             });
             self.waiting.pop_front();

@@ -5,6 +5,8 @@
 //! progress. If that answer is lost, the commit index in the follower's next heartbeat answer
 //! replaces it: see [`Resync::is_lagging`].
 
+use raft::eraftpb::{Message, MessageType};
+
 use crate::replica::messages::{Output, ResyncReason};
 use crate::types::MemberId;
 
@@ -84,5 +86,15 @@ impl Resync {
 
     pub fn clear(&mut self) {
         self.episodes.clear();
+    }
+}
+
+/// Makes a member without a configuration ask for a resync with every answer to a heartbeat. It
+/// cannot start from the log, whose first entries assume a configuration.
+pub fn mark_uninitialised(messages: &mut [Message]) {
+    for message in messages {
+        if message.get_msg_type() == MessageType::MsgHeartbeatResponse {
+            message.request_snapshot = 1;
+        }
     }
 }

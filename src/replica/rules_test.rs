@@ -3,10 +3,11 @@
 use crate::planted::{Mistake, assert_found};
 use crate::replica::messages::{Input, ReadMode};
 use crate::testing::group_fixture::{BLOCKS, Cluster};
-use crate::types::{BlockError, MemberId, Origin, PodId};
+use crate::types::{AttachmentId, BlockError, MemberId, Origin, PodId, Session};
 
-fn session(session: u64) -> Origin {
-    Origin { attachment_epoch: 0, front_end: PodId(9), session }
+fn session(counter: u64) -> Origin {
+    let session = Session { counter: counter << 24, pod: PodId(9) };
+    Origin { attachment: AttachmentId::NONE, session }
 }
 
 /// A group of three, set up by `with`.
@@ -28,6 +29,8 @@ fn a_member_that_was_resynced_knows_the_sessions() {
     let leader = cluster.elect();
     let behind = MemberId(leader.0 % 3 + 1);
     cluster.crash(behind);
+    cluster.touch(leader, session(1));
+    cluster.touch(leader, session(2));
     let newer = cluster.write_as(leader, session(2), 0, 1);
     for at in 0..40 {
         cluster.write(leader, 1 + at % (BLOCKS - 1));
@@ -44,7 +47,8 @@ fn a_member_that_was_resynced_knows_the_sessions() {
     assert_eq!(cluster.leader(), Some(behind));
     let late = cluster.write_as(behind, session(1), 0, 1);
     cluster.run(20);
-    assert_eq!(cluster.result(late), Some(&Err(BlockError::StaleSession { recorded: 2 })));
+    let recorded = session(2).session;
+    assert_eq!(cluster.result(late), Some(&Err(BlockError::StaleSession { recorded })));
     assert_eq!(cluster.nodes[&behind].store[0].tags, [newer.0; 8]);
     cluster.settle();
 }

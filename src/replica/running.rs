@@ -18,12 +18,12 @@ use crate::replica::meta::{Meta, MetaError};
 use crate::replica::persist::{APPENDS_IN_FLIGHT_MAX, Persist};
 use crate::replica::raft_adapter::RaftAdapter;
 use crate::replica::read::{ReadKind, ReadState, Reads};
-use crate::replica::resync::Resync;
+use crate::replica::resync::{Resync, mark_uninitialised};
 use crate::replica::terms::Terms;
 use crate::replica::votes::{Situation, Votes};
 use crate::replica::write::{Geometry, Writes};
 use crate::replica::zeroes::UnappliedZeroes;
-use crate::types::{BlockError, MemberId, Mono, Origin, ShardOp, Unappended};
+use crate::types::{BlockError, MemberId, Mono, Origin, ShardOp, ShardReply, Unappended};
 
 /// Why a member cannot go on: the step that failed, with its cause.
 #[derive(Debug, thiserror::Error)]
@@ -340,10 +340,16 @@ impl Running {
                     self.refuse(req, BlockError::OutOfRange);
                     return;
                 }
-                self.on_read(req, ReadKind::Blocks { range, status });
+                self.on_read(req, ReadKind::Blocks { origin, range, status });
             }
-            write => {
-                if let Err(error) = self.writes.push(req, origin, write) {
+            logged => {
+                if let ShardOp::SetAccess(set) = &logged
+                    && planted!(FenceAnswersEarly)
+                {
+                    let result = Ok(ShardReply::Access { generation: set.generation });
+                    self.outbox.push(Output::Reply { req, result });
+                }
+                if let Err(error) = self.writes.push(req, origin, logged) {
                     self.refuse(req, error);
                 }
             }
@@ -424,7 +430,7 @@ impl Running {
         self.append_commit(out);
         out.append(&mut self.outbox);
         let state = self.read_state();
-        self.reads.serve(&state, out);
+        self.reads.serve(&state, &self.applier.meta.access, out);
         let wanted = self.raft.raw.mut_store().take_wanted();
         let asked = self.raft.raw.mut_store().take_asked();
         if self.raft.is_leader() {
@@ -689,7 +695,8 @@ impl Running {
             }
             self.applied_index = entry.index;
             self.zeroes.applied(entry.index);
-            let answer = self.writes.applied(entry.index, applied.refused.clone());
+            let generation = self.applier.meta.access.generation;
+            let answer = self.writes.applied(entry.index, applied.refused.clone(), generation);
             out.push(Output::Apply(applied));
             if let Some((req, result)) = answer {
                 out.push(Output::Reply { req, result });
@@ -784,15 +791,5 @@ impl Running {
         let (number, hard) = self.persist.begin(0, hard, 0, 0, None);
         let member = self.config.member;
         out.push(Output::Append(Append { member, number, hard, ..Append::default() }));
-    }
-}
-
-/// Makes a member without a configuration ask for a resync with every answer to a heartbeat. It
-/// cannot start from the log, whose first entries assume a configuration.
-fn mark_uninitialised(messages: &mut [Message]) {
-    for message in messages {
-        if message.get_msg_type() == MessageType::MsgHeartbeatResponse {
-            message.request_snapshot = 1;
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! Client writes on the leader: checks, partial blocks (rule `whole-blocks-in-log`), the gate that
+//! Client writes, and other requests that become entries, on the leader: checks, partial blocks (rule `whole-blocks-in-log`), the gate that
 //! forms batches, and the answer once the entry is applied here.
 //!
 //! A request is first *blocked*: it waits for earlier requests to its blocks, or for the content of
@@ -17,8 +17,8 @@ use crate::replica::command::{self, EntryCommand};
 use crate::replica::messages::{Output, ReqId};
 use crate::replica::raft_adapter::{APPEND_BYTES_MAX, RaftAdapter};
 use crate::types::{
-    BLOCK_BYTES, Block, BlockError, BlockRange, Origin, ShardOp, ShardReply, Unappended, VolumeId,
-    block_crc,
+    BLOCK_BYTES, Block, BlockError, BlockRange, Generation, Origin, ShardOp, ShardReply,
+    Unappended, VolumeId, block_crc,
 };
 
 /// Bytes that must wait before a second batch starts beside one in flight.
@@ -71,6 +71,8 @@ struct Tracked {
     req: ReqId,
     range: BlockRange,
     charge: usize,
+    /// It is answered with the generation of the access set.
+    sets_access: bool,
     /// 0 until proposed.
     index: u64,
 }
@@ -162,7 +164,7 @@ impl Writes {
     fn check(&self, op: &ShardOp) -> Result<(), BlockError> {
         let range = op.range();
         let end = range.first.0.checked_add(range.count);
-        if range.count == 0 {
+        if range.count == 0 && op.is_write() {
             return Err(BlockError::Invalid);
         }
         if end.is_none_or(|end| end > self.geometry.blocks) {
@@ -181,6 +183,8 @@ impl Writes {
                     && end.is_some_and(|end| end <= BLOCK_BYTES)
             }
             ShardOp::Zero { range, .. } => range.bytes() <= ZERO_BYTES_MAX,
+            ShardOp::Touch { .. } => true,
+            ShardOp::SetAccess(set) => set.is_valid(),
             ShardOp::Read { .. } | ShardOp::Status { .. } => false,
         };
         if valid { Ok(()) } else { Err(BlockError::Invalid) }
@@ -192,8 +196,9 @@ impl Writes {
 
     fn wait(&mut self, req: ReqId, charge: usize, range: BlockRange, entry: Entry) {
         self.waiting_bytes += entry.data.len() + REQUEST_OVERHEAD_BYTES;
+        let sets_access = command::sets_access(&entry.context);
         self.waiting.push_back(entry);
-        self.tracked.push_back(Tracked { req, range, charge, index: 0 });
+        self.tracked.push_back(Tracked { req, range, charge, sets_access, index: 0 });
     }
 
     /// Advances blocked requests, and requests bases through `out`. `serving`: an entry of the own
@@ -345,11 +350,13 @@ impl Writes {
         }
     }
 
-    /// Returns the answer to the request, if any, whose entry at `index` was applied here.
+    /// Returns the answer to the request, if any, whose entry at `index` was applied here; the
+    /// shard's access set has this generation now.
     pub fn applied(
         &mut self,
         index: u64,
         refused: Option<BlockError>,
+        generation: Generation,
     ) -> Option<(ReqId, Result<ShardReply, BlockError>)> {
         if self.tracked.front()?.index != index {
             return None;
@@ -360,6 +367,7 @@ impl Writes {
         self.recheck = true;
         let result = match refused {
             Some(error) => Err(error),
+            None if done.sets_access => Ok(ShardReply::Access { generation }),
             None => Ok(ShardReply::Done),
         };
         Some((done.req, result))
@@ -398,6 +406,13 @@ fn whole_entry(origin: Origin, op: ShardOp) -> Entry {
         ShardOp::Zero { range, trim } => {
             let context = command::encode(origin, &EntryCommand::Zero { range, trim });
             entry(context, Bytes::new())
+        }
+        ShardOp::Touch { renews } => {
+            entry(command::encode(origin, &EntryCommand::Touch { renews }), Bytes::new())
+        }
+        ShardOp::SetAccess(set) => {
+            let command = EntryCommand::SetAccess(set);
+            entry(command::encode(Origin::default(), &command), Bytes::new())
         }
         other => unreachable!("not a write of whole blocks: {other:?}"),
     }

@@ -28,7 +28,6 @@ use crate::store::messages::{LaneFile, MemberRecord};
 use crate::store::open::{LaneFormat, data_files, format_lane};
 use crate::types::{MemberId, Uuid};
 use crate::view::ClusterView;
-use crate::volume::SessionSource;
 use crate::worker::{
     DiskPlace, LaneRuntime, Observer, OpenFiles, Receiver, Sender, Wake, Worker, WorkerCommand,
     WorkerConfig, mailbox, open_lane,
@@ -256,6 +255,7 @@ impl World {
         let config = WorkerConfig {
             cluster: CLUSTER,
             pod: pod_id(host),
+            process: u64::from(starts),
             seed: host as u64 + 1,
             log_tail_bytes: self.shape.log_tail_bytes,
             leaders_follow_clients: self.shape.leaders_follow_clients,
@@ -263,9 +263,8 @@ impl World {
             budgets: self.shape.budgets,
             sockets: SocketLimits::default(),
         };
-        let sessions = SessionSource::new(starts);
         let report = Box::new(|_| {});
-        let mut worker = Worker::new(config, Box::new(driver), pool, receiver, report, sessions);
+        let mut worker = Worker::new(config, Box::new(driver), pool, receiver, report);
         let (kernel, checks) = (Rc::clone(&self.kernel), Rc::clone(&self.checks));
         worker.watch(Box::new(Watch { kernel, checks, host }));
         for (lane, (runtime, members)) in (0u8..).zip(lanes) {

@@ -20,8 +20,8 @@ use crate::replica::meta::Meta;
 use crate::replica::raft_message;
 use crate::sim::rng::Rng;
 use crate::types::{
-    BLOCK_BYTES, Block, BlockError, BlockRange, MemberId, Mono, Origin, ShardId, ShardOp,
-    ShardReply, VolumeId, block_crc,
+    AttachmentId, BLOCK_BYTES, Block, BlockError, BlockRange, MemberId, Mono, Origin, PodId,
+    Session, ShardId, ShardOp, ShardReply, VolumeId, block_crc,
 };
 
 /// Blocks of the shard under test.
@@ -30,6 +30,11 @@ pub const BLOCKS: u32 = 8;
 pub const SECTORS: usize = 8;
 const SECTOR_BYTES: usize = BLOCK_BYTES / SECTORS;
 const VOLUME: VolumeId = VolumeId(77);
+/// The session of requests for which a test names none: the shard is made with it.
+pub const ORIGIN: Origin = Origin {
+    attachment: AttachmentId::NONE,
+    session: Session { counter: 1 << 24, pod: PodId(99) },
+};
 
 /// What a block holds: the tag in each sector, and the index of the entry that changed it last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -179,11 +184,24 @@ impl Cluster {
             known: Store::default(),
         };
         let ids: Vec<MemberId> = (1..=members).map(MemberId).collect();
-        let meta = Meta::new(&ids, BLOCKS).encode();
-        for id in ids {
-            cluster.add(id, meta.clone());
-        }
+        let mut meta = Meta::new(&ids, BLOCKS);
+        meta.access.touch(ORIGIN, false).expect("anybody may use it");
+        cluster.members_start_with(&meta);
         cluster
+    }
+
+    /// Makes the members of a shard that is born with this metadata.
+    pub fn members_start_with(&mut self, meta: &Meta) {
+        for id in meta.conf.voters.iter().copied().map(MemberId) {
+            self.add(id, meta.encode());
+        }
+    }
+
+    /// A request to record a session; it must succeed.
+    pub fn touch(&mut self, id: MemberId, origin: Origin) {
+        let touch = self.call_as(id, 0, origin, ShardOp::Touch { renews: false });
+        self.run(20);
+        assert_eq!(self.result(touch), Some(&Ok(ShardReply::Done)));
     }
 
     /// A new, empty member, started.
@@ -342,7 +360,7 @@ impl Cluster {
 
     pub fn read(&mut self, id: MemberId, first: u32, count: u32) -> ReqId {
         let range = BlockRange { first: Block(first), count };
-        self.call_as(id, 0, Origin::default(), ShardOp::Read { range })
+        self.call_as(id, 0, ORIGIN, ShardOp::Read { range })
     }
 
     /// Writes whole blocks; every sector gets the request's number as its tag.
@@ -358,7 +376,7 @@ impl Cluster {
     }
 
     pub fn write(&mut self, id: MemberId, first: u32) -> ReqId {
-        self.write_as(id, Origin::default(), first, 1)
+        self.write_as(id, ORIGIN, first, 1)
     }
 
     /// Writes one sector of a block.
@@ -371,13 +389,13 @@ impl Cluster {
             offset_bytes: (sector * SECTOR_BYTES) as u32,
             data,
         };
-        self.call_tagged(ReqId(tag), id, 0, Origin::default(), op)
+        self.call_tagged(ReqId(tag), id, 0, ORIGIN, op)
     }
 
     pub fn zero(&mut self, id: MemberId, first: u32, count: u32) -> ReqId {
         let range = BlockRange { first: Block(first), count };
         let op = ShardOp::Zero { range, trim: true };
-        self.call_as(id, 0, Origin::default(), op)
+        self.call_as(id, 0, ORIGIN, op)
     }
 
     pub fn result(&self, req: ReqId) -> Option<&Result<ShardReply, BlockError>> {

@@ -6,7 +6,7 @@ use crate::io::buffer::Pool;
 use crate::io::stream::StreamReader;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::testing::stream_fixture::receive;
-use crate::types::{BLOCK_BYTES, BlockError, BlockOp, BlockReply, VolumeId};
+use crate::types::{AttachmentId, BLOCK_BYTES, BlockError, BlockOp, BlockReply, VolumeId};
 
 pub const SIZE_BYTES: u64 = 5 << 30;
 /// Flags of a writable export without structured replies.
@@ -27,6 +27,7 @@ impl Exports for Table {
         };
         place.map(|place| Export {
             volume: VolumeId(place as u64),
+            attachment: AttachmentId::NONE,
             size_bytes: SIZE_BYTES,
             read_only: self.0[place] == "frozen",
         })

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex};
 use crate::control::command::NewDisk;
 use crate::control::data_path::{DataPath, ReportSink};
 use crate::control::identity::Identity;
-use crate::types::{MemberId, Uuid};
+use crate::types::{AccessSet, Generation, MemberId, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskReport, MemberReport, MemberState, PodReport};
+use crate::volume::access::AccessDone;
+use crate::worker::AccessAnswer;
 
 pub struct NullDataPath {
     identity: Identity,
@@ -58,6 +60,7 @@ fn members(view: &ClusterView, disk: Uuid) -> Vec<MemberReport> {
             term: 1,
             leader: Some(first),
             applied_index: 1,
+            access: Generation(0),
             state: match member.member == first {
                 true => MemberState::Leader,
                 false => MemberState::Follower,
@@ -79,6 +82,11 @@ impl DataPath for NullDataPath {
     fn set_view(&self, view: Arc<ClusterView>) {
         self.reports.send(self.report(&view));
         self.views.lock().unwrap().push(view);
+    }
+
+    fn set_access(&self, _: VolumeId, set: AccessSet, answer: AccessAnswer) {
+        let done = AccessDone { generation: set.generation, shards: 1 };
+        (answer.0)(Ok(done));
     }
 
     fn stop(&self) {}

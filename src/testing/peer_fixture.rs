@@ -48,9 +48,9 @@ mod strategies {
     };
     use crate::net::message::{CallId, PeerMessage};
     use crate::types::{
-        BLOCK_BYTES, Block, BlockError, BlockRange, Extent, ExtentContent, ManifestChunk,
-        ManifestEntry, MemberId, Origin, PodId, Segment, ShardId, ShardOp, ShardReply, StatusRun,
-        Uuid,
+        AccessMode, AccessSet, AttachmentId, BLOCK_BYTES, Block, BlockError, BlockRange, Extent,
+        ExtentContent, Generation, Grant, ManifestChunk, ManifestEntry, MemberId, Origin, PodId,
+        Segment, Session, ShardId, ShardOp, ShardReply, StatusRun, Uuid,
     };
 
     fn blocks(count: impl Into<prop::collection::SizeRange>) -> impl Strategy<Value = Bytes> {
@@ -98,7 +98,23 @@ mod strategies {
             partial,
             (range(256), any::<bool>()).prop_map(|(range, trim)| ShardOp::Zero { range, trim }),
             range(256).prop_map(|range| ShardOp::Status { range }),
+            any::<bool>().prop_map(|renews| ShardOp::Touch { renews }),
+            access_set().prop_map(ShardOp::SetAccess),
         ]
+    }
+
+    fn access_set() -> impl Strategy<Value = AccessSet> {
+        let mode = prop::sample::select(vec![
+            AccessMode::ReadWrite,
+            AccessMode::ReadOnly,
+            AccessMode::Raw,
+        ]);
+        let ids = prop::collection::btree_map(1u64..100, mode, 0..5);
+        (100u64..1 << 60, any::<bool>(), ids).prop_map(|(generation, open, ids)| {
+            let grant = |(id, mode)| Grant { attachment: AttachmentId(id), mode };
+            let grants = ids.into_iter().map(grant).collect();
+            AccessSet { generation: Generation(generation), open, grants }
+        })
     }
 
     fn reply() -> impl Strategy<Value = ShardReply> {
@@ -112,18 +128,26 @@ mod strategies {
             ShardReply::Data { segments, crcs }
         });
         let run = (1u32..1000, any::<bool>()).prop_map(|(count, hole)| StatusRun { count, hole });
-        prop_oneof![Just(ShardReply::Done), data, vec(run, 1..20).prop_map(ShardReply::Status),]
+        let access = any::<u64>()
+            .prop_map(|generation| ShardReply::Access { generation: Generation(generation) });
+        let status = vec(run, 1..20).prop_map(ShardReply::Status);
+        prop_oneof![Just(ShardReply::Done), data, status, access]
     }
 
     fn error() -> impl Strategy<Value = BlockError> {
         prop_oneof![
             (option::of(member()), any::<u64>())
                 .prop_map(|(hint, term)| BlockError::NotLeader { hint, term }),
-            any::<u64>().prop_map(|recorded| BlockError::StaleSession { recorded }),
+            any::<[u64; 2]>().prop_map(|[counter, pod]| {
+                let recorded = Session { counter, pod: PodId(pod) };
+                BlockError::StaleSession { recorded }
+            }),
             prop::sample::select(vec![
                 BlockError::Busy,
                 BlockError::Unknown,
                 BlockError::Fenced,
+                BlockError::NotTouched,
+                BlockError::NotYet,
                 BlockError::OutOfRange,
                 BlockError::ReadOnly,
                 BlockError::NoSpace,
@@ -191,9 +215,8 @@ mod strategies {
             to: MemberId(numbers[2]),
             term: numbers[3],
             origin: Origin {
-                attachment_epoch: numbers[4],
-                front_end: PodId(numbers[5]),
-                session: numbers[6],
+                attachment: AttachmentId(numbers[4]),
+                session: Session { counter: numbers[6], pod: PodId(numbers[5]) },
             },
             op,
         })

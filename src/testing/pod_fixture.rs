@@ -32,9 +32,11 @@ use crate::store::messages::{IndexJob, LaneFile, OpId};
 use crate::store::open::{LaneFormat, data_files, format_lane};
 use crate::testing::crash_disk::Disk;
 use crate::testing::stream_fixture::{land, receive};
-use crate::types::{EXTENT_BYTES, MemberId, Mono, Origin, PodId, ShardId, ShardOp, Uuid, VolumeId};
+use crate::types::{
+    AccessSet, AttachmentId, EXTENT_BYTES, MemberId, Mono, Origin, PodId, Session, ShardId, ShardOp,
+    Uuid, VolumeId,
+};
 use crate::view::{ClusterView, DiskView, MemberState, MemberView, PodView, ShardView, VolumeView};
-use crate::volume::SessionSource;
 use crate::worker::members::MemberRuntime;
 use crate::worker::requests::Waiter;
 use crate::worker::token::ConnKey;
@@ -319,7 +321,7 @@ impl Pod {
 
     /// Requests that the router of a volume has.
     pub fn requests_in_flight(&self, volume: u64) -> usize {
-        self.worker.routers.all[&VolumeId(volume)].requests_in_flight()
+        self.worker.routers.all[&(VolumeId(volume), AttachmentId::NONE)].requests_in_flight()
     }
 
     /// Some time passes.
@@ -350,7 +352,8 @@ impl Pod {
 
     /// Such a request for a shard.
     pub fn request_for(&mut self, shard: ShardId, member: MemberId, op: ShardOp) {
-        let origin = Origin { attachment_epoch: 0, front_end: PodId(2), session: 1 };
+        let session = Session { counter: 1, pod: PodId(2) };
+        let origin = Origin { attachment: AttachmentId::NONE, session };
         let waiter = Waiter::Peer { conn: ConnKey::MAX, call: CallId(1), owed_bytes: 0 };
         self.worker.request((Some(shard), member), 0, origin, op, waiter);
     }
@@ -492,7 +495,7 @@ fn start(
     fixture: &mut Fixture,
     index: &Rc<RefCell<MemoryIndex>>,
     budgets: Budgets,
-    incarnation: u32,
+    starts: u32,
 ) -> Worker {
     let config = LaneConfig {
         data_bytes_max: DATA_BYTES,
@@ -522,6 +525,7 @@ fn start(
     let config = WorkerConfig {
         cluster: CLUSTER,
         pod: POD,
+        process: u64::from(starts),
         seed: 1,
         log_tail_bytes: 1 << 20,
         leaders_follow_clients: false,
@@ -529,8 +533,8 @@ fn start(
         budgets,
         sockets: SocketLimits::default(),
     };
-    let (driver, sessions) = (Box::new(fixture.clone()), SessionSource::new(incarnation));
-    let mut worker = Worker::new(config, driver, pool, receiver, Box::new(|_| {}), sessions);
+    let driver = Box::new(fixture.clone());
+    let mut worker = Worker::new(config, driver, pool, receiver, Box::new(|_| {}));
     worker.add_lane(runtime);
     for (record, start) in members {
         worker.start_member(0, &record, start, Vec::new());
@@ -711,7 +715,10 @@ pub fn volume(number: u64, name: &str, pods: &[u64]) -> VolumeView {
         shards: vec![ShardView {
             shard: ShardId(number),
             members: pods.iter().map(member).collect(),
+            birth: AccessSet::default(),
         }],
         deleting: false,
+        open: true,
+        attachments: Vec::new(),
     }
 }

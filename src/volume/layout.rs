@@ -242,7 +242,7 @@ mod tests {
 
     use super::*;
     use crate::io::buffer::Pool;
-    use crate::types::{PodId, ShardId, Uuid};
+    use crate::types::{AccessSet, PodId, ShardId, Uuid};
     use crate::view::{MemberView, ShardView};
 
     fn layout(stripe_blocks: u64, size_bytes: u64) -> Layout {
@@ -257,9 +257,15 @@ mod tests {
             stripe_width: 1,
             stripe_bytes,
             shards: shards
-                .map(|shard| ShardView { shard: ShardId(shard), members: vec![member] })
+                .map(|shard| ShardView {
+                    shard: ShardId(shard),
+                    members: vec![member],
+                    birth: AccessSet::default(),
+                })
                 .collect(),
             deleting: false,
+            open: true,
+            attachments: Vec::new(),
         })
     }
 

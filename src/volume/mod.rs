@@ -11,18 +11,19 @@
 //! no longer be learned. [`Volume::pod_down`] does that for all of a pod. A member that is not open
 //! on its pod answers `NotLeader`.
 //!
-//! Retries: a request without a leader waits, however long, and gets no error. A write with an
-//! unknown outcome is sent again under a higher session, so that the shard refuses the first one if
-//! it still arrives. Later overlapping writes wait until the second one is answered. See `route.rs`
-//! for terms and probes.
+//! Retries: a request without a leader waits, however long, and gets no error. Each shard has a
+//! session of its own, which a *touch* has recorded before the first request (see `session.rs`). A
+//! write with an unknown outcome is sent again under a higher session, so that the shard refuses
+//! the first one if it still arrives. Later overlapping writes wait until the second one is
+//! answered. See `route.rs` for terms and probes.
 //!
-//! A shard may have recorded a higher session than this process ever used. Before the first write
-//! of this process there, the pod's directory is an old copy: the volume goes on in a session
-//! above. After it, another process of the same pod has taken over, and clients may have written
-//! something newer there (rule `outdone-hangs-up`).
+//! A shard may have recorded a session of another front end. Before clients rely on this one there,
+//! it goes on in a session above. Later, another front end has taken over, and clients may have
+//! written something newer there (rule `outdone-hangs-up`).
 //!
 //! Invariant: depends neither on `replica` nor on `net` nor on `store`. It has no clock.
 
+pub mod access;
 pub mod layout;
 pub mod order;
 pub mod read;
@@ -37,17 +38,17 @@ use crate::limits::{CONNECTION_IN_FLIGHT_BYTES_MIN, VOLUME_IN_FLIGHT_BYTES_MAX};
 use crate::planted::planted;
 use crate::slab::Slab;
 use crate::types::{
-    Block, BlockError, BlockOp, BlockRange, BlockReply, MemberId, Mono, Origin, PodId, ShardId,
-    ShardOp, ShardReply, VolumeId,
+    AttachmentId, Block, BlockError, BlockOp, BlockRange, BlockReply, MemberId, Mono, Origin,
+    PodId, Session, ShardId, ShardOp, ShardReply, VolumeId,
 };
 use crate::view::{MemberView, VolumeView};
+use crate::volume::access::{AccessDone, RoundId, Rounds};
 use crate::volume::layout::{Layout, Piece};
 use crate::volume::order::WriteOrder;
 pub use crate::volume::request::ConnId;
 use crate::volume::request::{Attempt, PieceInFlight, Purpose, Request};
 use crate::volume::route::ShardRoute;
-use crate::volume::session::VolumeSession;
-pub use crate::volume::session::{Recorder, SessionSource};
+pub use crate::volume::session::FrontEnd;
 
 /// Time after which an unanswered probe is forgotten, and another member is asked.
 const PROBE_PATIENCE: Duration = Duration::from_millis(500);
@@ -76,17 +77,23 @@ pub enum VolumeOutput {
     Reply { conn: ConnId, handle: u64, result: Result<BlockReply, BlockError> },
     /// End all connections of the volume without an answer (rule `outdone-hangs-up`).
     HangUp,
+    /// A round of [`Volume::set_access`] has ended.
+    AccessSet { round: RoundId, result: Result<AccessDone, BlockError> },
 }
 
 /// A volume of a front end. See the module.
 pub struct Volume {
-    me: PodId,
+    front_end: FrontEnd,
+    /// The attachment of all requests.
+    attachment: AttachmentId,
     layout: Layout,
     /// The volume is deleted, or being deleted.
     gone: bool,
-    session: VolumeSession,
+    /// Connections that have sent something.
+    conns: BTreeSet<ConnId>,
     /// All connections are to end.
     hanging_up: bool,
+    rounds: Rounds,
     /// Bytes of requests in flight, beyond which connections only get their minimum.
     bytes_max: usize,
     work: Work,
@@ -111,14 +118,16 @@ struct Work {
 }
 
 impl Volume {
-    /// All volumes of the pod share `sessions`.
-    pub fn new(view: VolumeView, me: PodId, sessions: SessionSource) -> Volume {
+    /// The volume as used under one attachment.
+    pub fn new(view: &VolumeView, attachment: AttachmentId, front_end: FrontEnd) -> Volume {
         let mut volume = Volume {
-            me,
-            layout: Layout::new(&view),
+            front_end,
+            attachment,
+            layout: Layout::new(view),
             gone: false,
-            session: VolumeSession::new(sessions),
+            conns: BTreeSet::new(),
             hanging_up: false,
+            rounds: Rounds::default(),
             bytes_max: VOLUME_IN_FLIGHT_BYTES_MAX,
             work: Work::default(),
             order: WriteOrder::default(),
@@ -127,7 +136,7 @@ impl Volume {
             active: Vec::new(),
             replies: Vec::new(),
         };
-        volume.update_view(&view);
+        volume.update_view(view);
         volume
     }
 
@@ -141,9 +150,15 @@ impl Volume {
         self.layout.volume
     }
 
-    /// The session of new requests.
-    pub fn session(&self) -> u64 {
-        self.session.number()
+    /// The session of new requests to the shard at this place; `None`: it must be touched first.
+    pub fn session(&self, shard: usize) -> Option<Session> {
+        self.routes[shard].session.current()
+    }
+
+    /// Nobody uses it, and nothing is in flight.
+    pub fn is_unused(&self) -> bool {
+        let idle = self.work.requests.is_empty() && self.work.attempts.is_empty();
+        idle && self.conns.is_empty() && self.rounds.is_empty()
     }
 
     /// Unanswered requests, including those of ended connections.
@@ -151,9 +166,9 @@ impl Volume {
         self.work.requests.len()
     }
 
-    /// Operations are sent and not answered, or wait for a higher session. It needs ticks.
+    /// Operations are sent and not answered. It needs ticks.
     pub fn is_asking(&self) -> bool {
-        !self.work.attempts.is_empty() || self.session.is_outdone()
+        !self.work.attempts.is_empty()
     }
 
     /// Bytes of the unanswered requests.
@@ -179,6 +194,7 @@ impl Volume {
             // Its connection ends, too.
             return;
         }
+        self.conns.insert(conn);
         if let Some(result) = self.answer_at_once(&op) {
             self.replies.push(VolumeOutput::Reply { conn, handle, result });
             return;
@@ -195,6 +211,9 @@ impl Volume {
 
     /// The connection has ended: drops its unsent pieces, and later the results of the others.
     pub fn close_connection(&mut self, conn: ConnId) {
+        if self.conns.remove(&conn) && self.conns.is_empty() {
+            self.routes.iter_mut().for_each(|route| route.session.is_relied_on = false);
+        }
         let of_conn = |request: &Request| request.conn == conn;
         let keys: Vec<u64> = (self.work.requests.iter())
             .filter_map(|(key, request)| of_conn(request).then_some(key))
@@ -246,6 +265,10 @@ impl Volume {
             Err(BlockError::Unknown) => route.lost(now, from),
             Err(BlockError::NoSuchVolume) => route.refused(now, from, None, term),
             Err(BlockError::Busy) => route.busy(now, from, term),
+            Err(BlockError::NotYet) => {
+                route.confirmed(from, term);
+                route.pause(now);
+            }
             _ => route.confirmed(from, term),
         }
         self.end_attempt(ticket, attempt, result);
@@ -287,7 +310,8 @@ impl Volume {
                 continue;
             }
             self.route_of.insert(shard.shard, index);
-            self.routes.push(ShardRoute::new(shard, self.me));
+            self.routes.push(ShardRoute::new(shard, self.front_end.pod));
+            self.join_rounds(index);
         }
         if view.deleting {
             self.remove();
@@ -297,6 +321,7 @@ impl Volume {
     /// The volume is deleted: ends all unsent pieces.
     pub fn remove(&mut self) {
         self.gone = true;
+        self.end_rounds();
         let keys: Vec<u64> = (self.work.pieces.iter())
             .filter_map(|(key, piece)| (!piece.sent).then_some(key))
             .collect();
@@ -308,7 +333,7 @@ impl Volume {
         self.lose(now, |attempt| {
             let patience = match attempt.purpose {
                 Purpose::Probe => PROBE_PATIENCE,
-                Purpose::Piece(_) => ATTEMPT_PATIENCE,
+                Purpose::Piece(_) | Purpose::Touch | Purpose::Access(_) => ATTEMPT_PATIENCE,
             };
             now.since(attempt.sent_at) >= patience
         });
@@ -316,21 +341,20 @@ impl Volume {
 
     /// The time at which `poll` has work even without inputs.
     pub fn deadline(&self) -> Option<Mono> {
-        let waits = |route: &&ShardRoute| !route.waiting.is_empty() && route.probe.is_none();
+        let waits = |route: &&ShardRoute| route.has_work() && route.probe.is_none();
         let routes = self.active.iter().map(|shard| &self.routes[*shard]);
         routes.filter(waits).filter_map(ShardRoute::resumes_at).min()
     }
 
     /// Appends all operations to send and all answers.
     pub fn poll(&mut self, now: Mono, out: &mut Vec<VolumeOutput>) {
-        self.session.catch_up();
         if std::mem::take(&mut self.hanging_up) {
             out.push(VolumeOutput::HangUp);
         }
         let mut active = std::mem::take(&mut self.active);
         active.retain(|shard| {
             self.send_waiting(now, *shard, out);
-            let more = !self.routes[*shard].waiting.is_empty();
+            let more = self.routes[*shard].has_work();
             self.routes[*shard].active = more;
             more
         });
@@ -398,7 +422,7 @@ impl Volume {
 
     fn activate(&mut self, shard: usize) {
         let route = &mut self.routes[shard];
-        if !route.active && !route.waiting.is_empty() {
+        if !route.active && route.has_work() {
             route.active = true;
             self.active.push(shard);
         }
@@ -407,20 +431,23 @@ impl Volume {
     fn send_waiting(&mut self, now: Mono, shard: usize, out: &mut Vec<VolumeOutput>) {
         loop {
             let route = &mut self.routes[shard];
-            if !route.may_send(now) {
+            if !route.may_send(now) || !route.has_work() {
                 return;
             }
-            let Some(key) = route.waiting.front().copied() else {
-                return;
+            let Some(leader) = route.leader() else {
+                return self.probe(now, shard, out);
             };
+            if let Some(round) = route.rounds.pop_front() {
+                let Some(op) = self.round_op(round) else { continue };
+                out.push(self.send(now, Purpose::Access(round), shard, leader, self.no_session(), op));
+                continue;
+            }
+            let untouched = || planted!(FirstRequestUntouched).then(|| self.front_end.above(0));
+            let Some(session) = route.session.current().or_else(untouched) else {
+                return self.touch(now, shard, leader, out);
+            };
+            let key = *route.waiting.front().expect("there is work");
             let piece = self.work.pieces.get_mut(key).expect("what waits is there");
-            if self.session.is_outdone() && piece.piece.op.is_write() {
-                return;
-            }
-            let Some((to, term)) = route.leader() else {
-                self.probe(now, shard, out);
-                return;
-            };
             let bytes = piece.bytes();
             if !route.has_room(bytes) {
                 return;
@@ -429,8 +456,13 @@ impl Volume {
             route.in_flight_bytes += bytes;
             piece.sent = true;
             let op = piece.piece.op.clone();
-            out.push(self.send(now, Purpose::Piece(key), shard, to, term, op));
+            out.push(self.send(now, Purpose::Piece(key), shard, leader, session, op));
         }
+    }
+
+    /// Stands for a session where none is asked for.
+    fn no_session(&self) -> Session {
+        Session { counter: 0, pod: self.front_end.pod }
     }
 
     /// Asks one member whether it leads, unless a probe is in flight.
@@ -444,7 +476,8 @@ impl Volume {
         };
         let range = BlockRange { first: Block(0), count: 1 };
         let op = ShardOp::Status { range };
-        out.push(self.send(now, Purpose::Probe, shard, to, 0, op));
+        // Only a leader judges a session: its refusal is as good.
+        out.push(self.send(now, Purpose::Probe, shard, (to, 0), self.no_session(), op));
     }
 
     fn send(
@@ -452,8 +485,8 @@ impl Volume {
         now: Mono,
         purpose: Purpose,
         shard: usize,
-        to: MemberView,
-        term: u64,
+        (to, term): (MemberView, u64),
+        session: Session,
         op: ShardOp,
     ) -> VolumeOutput {
         let ticket = self.work.attempts.insert(Attempt {
@@ -461,23 +494,21 @@ impl Volume {
             shard,
             pod: to.pod,
             member: to.member,
-            session: self.session.number(),
+            session,
             sent_at: now,
         });
         let route = &mut self.routes[shard];
-        if purpose == Purpose::Probe {
-            route.probe = Some(ticket);
+        match purpose {
+            Purpose::Probe => route.probe = Some(ticket),
+            Purpose::Touch => route.session.touch = Some(ticket),
+            Purpose::Piece(_) | Purpose::Access(_) => {}
         }
         VolumeOutput::Send {
             ticket: Ticket(ticket),
             shard: route.shard,
             to,
             term,
-            origin: Origin {
-                attachment_epoch: 0,
-                front_end: self.me,
-                session: self.session.number(),
-            },
+            origin: Origin { attachment: self.attachment, session },
             op,
         }
     }
@@ -495,27 +526,40 @@ impl Volume {
         }
     }
 
-    /// Ends an attempt. Its piece ends, too, or waits for the next attempt.
     fn end_attempt(
         &mut self,
         ticket: Ticket,
         attempt: Attempt,
         result: Result<ShardReply, BlockError>,
     ) {
-        let route = &mut self.routes[attempt.shard];
-        let Purpose::Piece(key) = attempt.purpose else {
-            if route.probe == Some(ticket.0) {
-                route.probe = None;
+        match attempt.purpose {
+            Purpose::Piece(key) => self.end_piece_attempt(key, attempt, result),
+            Purpose::Touch => self.touched(ticket, attempt, &result),
+            Purpose::Access(round) => self.round_answered(round, attempt.shard, result),
+            Purpose::Probe => {
+                let probe = &mut self.routes[attempt.shard].probe;
+                probe.take_if(|probe| *probe == ticket.0);
             }
-            return;
-        };
+        }
+    }
+
+    /// Ends an attempt at a piece. The piece ends, too, or waits for the next attempt.
+    fn end_piece_attempt(
+        &mut self,
+        key: u64,
+        attempt: Attempt,
+        result: Result<ShardReply, BlockError>,
+    ) {
+        let route = &mut self.routes[attempt.shard];
         let piece = self.work.pieces.get_mut(key).expect("sent pieces stay");
         route.in_flight_bytes -= piece.bytes();
         piece.sent = false;
-        let writes = piece.piece.op.is_write();
+        let (request, writes) = (piece.request, piece.piece.op.is_write());
         let result = self.judge(key, result);
-        let route = &mut self.routes[attempt.shard];
-        route.has_written |= writes && result.is_ok();
+        let request = self.work.requests.get(request).expect("it has pieces");
+        let abandoned = request.abandoned;
+        let session = &mut self.routes[attempt.shard].session;
+        session.is_relied_on |= result.is_ok() && !abandoned;
         let again = match &result {
             Ok(_) => false,
             Err(BlockError::NoSuchVolume) => !self.gone,
@@ -526,37 +570,28 @@ impl Volume {
         }
         // The change under this session may still arrive, or its session was refused. From now on
         // everything uses a higher session.
-        let outdone = match &result {
-            _ if planted!(RetryUnderOldSession) => false,
-            Err(BlockError::Unknown) if writes => {
-                self.session.lost(attempt.session);
-                false
-            }
+        match &result {
+            _ if planted!(RetryUnderOldSession) => {}
+            Err(BlockError::Unknown) if writes => session.lost(attempt.session),
+            Err(BlockError::NotTouched) => session.lost(attempt.session),
             Err(BlockError::StaleSession { recorded }) => {
-                let is_other = self.session.refused(attempt.session, *recorded);
-                is_other && route.has_written && !planted!(OutdoneGoesOn)
+                if self.is_outdone(attempt, *recorded) {
+                    // Ends this piece, too.
+                    return self.hang_up();
+                }
             }
-            _ => false,
-        };
-        if outdone {
-            // Ends this piece, too.
-            return self.hang_up();
+            _ => {}
         }
-        let request = self.work.pieces.get(key).expect("just seen").request;
-        let request = self.work.requests.get(request).expect("it has pieces");
-        if request.abandoned || self.gone {
+        if abandoned || self.gone {
             return self.end_piece(key, Err(BlockError::NoSuchVolume));
         }
         self.routes[attempt.shard].waiting.push_front(key);
     }
 
     /// Drops all that is not sent, and ends the connections. What comes over later ones is newer
-    /// than what the other process has done.
+    /// than what the other front end has done.
     fn hang_up(&mut self) {
-        self.routes.iter_mut().for_each(|route| route.has_written = false);
-        let conns: BTreeSet<ConnId> =
-            self.work.requests.iter().map(|(_, request)| request.conn).collect();
-        for conn in conns {
+        for conn in self.conns.clone() {
             self.close_connection(conn);
         }
         self.hanging_up = true;
@@ -651,6 +686,8 @@ impl Volume {
     }
 }
 
+#[cfg(test)]
+mod access_test;
 #[cfg(test)]
 mod scenario_test;
 #[cfg(test)]

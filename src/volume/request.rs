@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::types::{
-    BLOCK_BYTES, BlockError, BlockOp, BlockReply, PodId, Segment, ShardReply, StatusRun,
+    BLOCK_BYTES, BlockError, BlockOp, BlockReply, PodId, Segment, Session, ShardReply, StatusRun,
     zero_charge_bytes,
 };
 use crate::volume::layout::{self, Piece};
@@ -169,7 +169,7 @@ pub(super) struct Attempt {
     pub shard: usize,
     pub pod: PodId,
     pub member: crate::types::MemberId,
-    pub session: u64,
+    pub session: Session,
     pub sent_at: crate::types::Mono,
 }
 
@@ -179,4 +179,8 @@ pub(super) enum Purpose {
     Piece(u64),
     /// The attempt asks whether the member leads.
     Probe,
+    /// The attempt has a session recorded.
+    Touch,
+    /// The attempt sets who may use the shard, in this round.
+    Access(u64),
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::planted::planted;
 use crate::types::{MemberId, Mono, PodId, ShardId};
 use crate::view::{MemberView, ShardView};
+use crate::volume::session::ShardSession;
 
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
@@ -35,8 +36,9 @@ pub(super) struct ShardRoute {
     window_bytes: usize,
     /// The probe in flight.
     pub probe: Option<u64>,
-    /// A write of this process was applied.
-    pub has_written: bool,
+    pub session: ShardSession,
+    /// Rounds that wait to be sent, oldest first.
+    pub rounds: VecDeque<u64>,
     /// The shard is in the list of shards that have something to send.
     pub active: bool,
     members: Vec<MemberView>,
@@ -61,7 +63,8 @@ impl ShardRoute {
             in_flight_bytes: 0,
             window_bytes: WINDOW_BYTES_MAX,
             probe: None,
-            has_written: false,
+            session: ShardSession::default(),
+            rounds: VecDeque::new(),
             active: false,
             members: view.members.clone(),
             leader: None,
@@ -71,6 +74,11 @@ impl ShardRoute {
             pause: PAUSE_MIN,
             resume_at: Mono(0),
         }
+    }
+
+    /// Something waits to be sent.
+    pub fn has_work(&self) -> bool {
+        !self.waiting.is_empty() || !self.rounds.is_empty()
     }
 
     /// The members have changed.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::*;
 use crate::io::buffer::Pool;
 use crate::planted::{Mistake, assert_found};
-use crate::types::{BLOCK_BYTES, Segment, StatusRun, Uuid, ZeroHow, block_crc};
+use crate::types::{AccessSet, BLOCK_BYTES, Segment, StatusRun, Uuid, ZeroHow, block_crc};
 use crate::view::ShardView;
 
 const ME: PodId = PodId(2);
@@ -28,13 +28,23 @@ fn view() -> VolumeView {
         size_bytes: 1 << 30,
         stripe_width: 1,
         stripe_bytes: 1 << 30,
-        shards: vec![ShardView { shard: ShardId(1), members: [1, 2, 3].map(member).to_vec() }],
+        shards: vec![ShardView {
+            shard: ShardId(1),
+            members: [1, 2, 3].map(member).to_vec(),
+            birth: AccessSet::default(),
+        }],
         deleting: false,
+        open: true,
+        attachments: Vec::new(),
     }
 }
 
+/// This process, and another one of the same pod.
+const FRONT_END: u64 = 3;
+const OTHER: u64 = 4;
+
 fn volume() -> Volume {
-    Volume::new(view(), ME, SessionSource::new(3))
+    Volume::new(&view(), AttachmentId(6), FrontEnd::new(ME, FRONT_END))
 }
 
 /// A volume that knows member 1 as the leader.
@@ -58,24 +68,44 @@ struct Sent {
     ticket: Ticket,
     to: MemberId,
     term: u64,
-    session: u64,
+    session: Session,
     op: ShardOp,
 }
 
 type Reply = (ConnId, u64, Result<BlockReply, BlockError>);
 
+/// What the volume sends and answers; shards record every session that they are asked to.
 fn poll(volume: &mut Volume, now: Mono) -> (Vec<Sent>, Vec<Reply>) {
+    let (mut sent, mut replies) = (Vec::new(), Vec::new());
+    loop {
+        let (more, answers) = poll_once(volume, now);
+        replies.extend(answers);
+        let is_touch = |sent: &Sent| matches!(sent.op, ShardOp::Touch { .. });
+        let (touches, others): (Vec<Sent>, Vec<Sent>) = more.into_iter().partition(is_touch);
+        sent.extend(others);
+        if touches.is_empty() {
+            return (sent, replies);
+        }
+        for touch in touches {
+            let done = Ok(ShardReply::Done);
+            volume.shard_result(now, touch.ticket, touch.to, touch.term, done);
+        }
+    }
+}
+
+fn poll_once(volume: &mut Volume, now: Mono) -> (Vec<Sent>, Vec<Reply>) {
     let (mut out, mut sent, mut replies) = (Vec::new(), Vec::new(), Vec::new());
     volume.poll(now, &mut out);
     for output in out {
         match output {
             VolumeOutput::Send { ticket, to, term, origin, op, .. } => {
-                assert_eq!((origin.front_end, origin.attachment_epoch), (ME, 0));
+                assert_eq!((origin.session.pod, origin.attachment), (ME, AttachmentId(6)));
                 let (to, session) = (to.member, origin.session);
                 sent.push(Sent { ticket, to, term, session, op });
             }
             VolumeOutput::Reply { conn, handle, result } => replies.push((conn, handle, result)),
             VolumeOutput::HangUp => replies.push((NOBODY, 0, Ok(BlockReply::Done))),
+            VolumeOutput::AccessSet { .. } => panic!("see access_test"),
         }
     }
     (sent, replies)
@@ -217,69 +247,90 @@ fn a_write_with_unknown_outcome_is_sent_under_a_higher_session() {
 #[test]
 fn a_refused_session_is_replaced_and_a_lost_read_is_not_a_new_one() {
     let mut volume = led();
-    let before = volume.session();
     volume.request(CONN, 1, block_read(0));
     let (sent, _) = poll(&mut volume, at(0));
+    let before = volume.session(0);
     volume.shard_result(at(0), sent[0].ticket, MemberId(1), TERM, Err(BlockError::Unknown));
-    assert_eq!(volume.session(), before);
+    assert_eq!(volume.session(0), before);
     volume.role(ShardId(1), Some(MemberId(1)), TERM + 1);
     volume.request(CONN, 2, block_write(9, 1));
     let (sent, _) = poll(&mut volume, at(0));
     let write = sent.iter().find(|sent| sent.op.is_write()).expect("the write is sent");
-    let stale = Err(BlockError::StaleSession { recorded: write.session });
+    let recorded = FrontEnd::new(ME, FRONT_END).above(write.session.counter);
+    let stale = Err(BlockError::StaleSession { recorded });
     volume.shard_result(at(0), write.ticket, MemberId(1), TERM + 1, stale);
     let (sent, _) = poll(&mut volume, at(0));
-    assert!(sent[0].op.is_write() && sent[0].session > before);
+    assert!(sent[0].op.is_write() && sent[0].session > recorded);
 }
 
-fn refused(volume: &mut Volume, sent: &Sent, recorded: u64) {
+fn refused(volume: &mut Volume, sent: &Sent, recorded: Session) {
     let stale = Err(BlockError::StaleSession { recorded });
     volume.shard_result(at(0), sent.ticket, sent.to, TERM, stale);
 }
 
-/// The directory of the pod was restored: it counts from start 3, and was started nine times.
+/// What the pod's earlier processes have recorded in a shard.
+fn of_others(count: u64) -> Session {
+    FrontEnd::new(ME, OTHER).above(count << 24)
+}
+
+/// Reads, too: whoever sees a shard has ended the sessions before.
 #[test]
-fn a_front_end_that_starts_from_an_old_copy_goes_on_above_what_was_recorded() {
-    let recorded = (9 << 32) + 4;
+fn nothing_is_asked_of_a_shard_before_a_session_is_recorded() {
+    let mut volume = led();
+    volume.request(CONN, 1, block_read(0));
+    volume.request(CONN, 2, block_write(0, 1));
+    let (touch, _) = poll_once(&mut volume, at(0));
+    assert_eq!((touch.len(), &touch[0].op), (1, &ShardOp::Touch { renews: false }));
+    assert_eq!((touch[0].to, touch[0].term), (MemberId(1), TERM));
+    assert!(poll_once(&mut volume, at(0)).0.is_empty(), "one at a time");
+    done(&mut volume, &touch[0]);
+    let (sent, _) = poll_once(&mut volume, at(0));
+    assert_eq!(sent.len(), 2);
+    assert!(sent.iter().all(|sent| sent.session == touch[0].session));
+    done(&mut volume, &sent[1]);
+    volume.request(CONN, 3, block_write(0, 2));
+    assert!(poll_once(&mut volume, at(0)).0[0].op.is_write(), "and then at once");
+}
+
+/// The pod was started anew, and does not know what it had recorded.
+#[test]
+fn a_front_end_that_starts_again_goes_on_above_what_was_recorded() {
     let mut volume = led();
     volume.request(CONN, 1, block_write(0, 1));
     volume.request(CONN, 2, block_write(1, 2));
-    let (sent, _) = poll(&mut volume, at(0));
-    refused(&mut volume, &sent[0], recorded);
-    refused(&mut volume, &sent[1], recorded);
-    let (again, replies) = poll(&mut volume, at(0));
-    assert_eq!((again.len(), replies), (2, vec![]), "at once");
-    for sent in &again {
-        assert!(sent.session > 10 << 32, "earlier processes may have used any session of start 9");
-        done(&mut volume, sent);
-    }
+    let (touch, _) = poll_once(&mut volume, at(0));
+    refused(&mut volume, &touch[0], of_others(9));
+    let (touch, replies) = poll_once(&mut volume, at(0));
+    assert_eq!((touch.len(), replies), (1, vec![]), "at once");
+    assert!(touch[0].session > of_others(9));
+    done(&mut volume, &touch[0]);
+    let (sent, _) = poll_once(&mut volume, at(0));
+    assert!(sent.iter().all(|sent| sent.op.is_write() && sent.session == touch[0].session));
+    sent.iter().for_each(|sent| done(&mut volume, sent));
     assert_eq!(poll(&mut volume, at(0)).1.len(), 2);
 }
 
-/// A later start must count from there: it would take the same numbers again otherwise.
+/// A touch got lost, and may still be carried out. The next one must not be the same: a second
+/// process of this pod could have recorded that.
 #[test]
-fn a_session_above_the_recorded_one_is_stored_before_it_is_used() {
-    let source = SessionSource::new(3).with_recorder(std::sync::Arc::new(|_| ()));
-    let mut volume = Volume::new(view(), ME, source.clone());
-    volume.role(ShardId(1), Some(MemberId(1)), TERM);
+fn a_touch_of_unknown_outcome_is_followed_by_a_higher_one() {
+    let mut volume = led();
     volume.request(CONN, 1, block_write(0, 1));
-    let (sent, _) = poll(&mut volume, at(0));
-    refused(&mut volume, &sent[0], 9 << 32);
-    volume.request(CONN, 2, block_read(5));
-    let (sent, _) = poll(&mut volume, at(0));
-    assert!(sent.is_empty(), "what is first in the queue waits, and all behind it");
-    assert!(volume.is_asking(), "nobody would poll it otherwise");
-    source.raise(10);
-    let (sent, _) = poll(&mut volume, at(100));
-    assert_eq!(sent.len(), 2);
-    assert!(sent[0].op.is_write() && sent[0].session > 10 << 32);
+    let (first, _) = poll_once(&mut volume, at(0));
+    volume.shard_result(at(0), first[0].ticket, MemberId(1), TERM, Err(BlockError::Unknown));
+    volume.role(ShardId(1), Some(MemberId(1)), TERM + 1);
+    let (second, _) = poll_once(&mut volume, at(0));
+    assert!(matches!(second[0].op, ShardOp::Touch { .. }));
+    assert!(second[0].session > first[0].session);
+    done(&mut volume, &first[0]);
+    assert_eq!(volume.session(0), None, "a late answer means nothing");
 }
 
-/// Another process runs under this pod's identity, and clients went there. This one comes back from
-/// a pause with their older writes.
+/// Another front end has taken over: the client went to another pod, or another process runs under
+/// this pod's identity. This one comes back from a pause with the client's older requests.
 #[test]
 fn an_outdone_front_end_drops_what_came_before() {
-    let recorded = (9 << 32) + 1;
+    let recorded = of_others(9);
     let mut volume = led();
     volume.request(CONN, 1, block_write(0, b'f'));
     let (sent, _) = poll(&mut volume, at(0));
@@ -304,6 +355,60 @@ fn an_outdone_front_end_drops_what_came_before() {
     assert!(sent.len() == 1 && sent[0].session > recorded);
     done(&mut volume, &sent[0]);
     assert_eq!(poll(&mut volume, at(0)).1, [(ConnId(8), 6, Ok(BlockReply::Done))]);
+}
+
+/// The same, when the outcome of a write is unknown: its touch must not follow the other's session.
+#[test]
+fn a_touch_for_what_may_have_taken_place_renews() {
+    let mut volume = led();
+    volume.request(CONN, 1, block_write(0, b'o'));
+    let (sent, _) = poll(&mut volume, at(0));
+    volume.shard_result(at(0), sent[0].ticket, MemberId(1), TERM, Err(BlockError::Unknown));
+    volume.role(ShardId(1), Some(MemberId(1)), TERM + 1);
+    let (touch, _) = poll_once(&mut volume, at(0));
+    assert_eq!(touch[0].op, ShardOp::Touch { renews: true });
+    refused(&mut volume, &touch[0], of_others(1));
+    let (sent, replies) = poll_once(&mut volume, at(0));
+    assert!(sent.is_empty(), "an old write is sent after newer ones: {sent:?}");
+    assert_eq!(replies, [HANG_UP]);
+    // The client came back to this pod, and nobody relies on what was before.
+    volume.request(ConnId(8), 2, block_write(0, b'n'));
+    let (touch, _) = poll_once(&mut volume, at(0));
+    assert_eq!(touch[0].op, ShardOp::Touch { renews: false });
+}
+
+/// A client went to another pod and came back.
+#[test]
+fn a_front_end_without_clients_is_not_outdone() {
+    let mut volume = led();
+    volume.request(CONN, 1, block_write(0, 1));
+    let (sent, _) = poll(&mut volume, at(0));
+    done(&mut volume, &sent[0]);
+    volume.close_connection(CONN);
+    volume.request(ConnId(2), 2, block_write(0, 2));
+    let (sent, _) = poll(&mut volume, at(0));
+    let recorded = Session { pod: PodId(3), ..of_others(9) };
+    refused(&mut volume, &sent[0], recorded);
+    let (again, replies) = poll(&mut volume, at(0));
+    assert!(again[0].session > recorded && replies.is_empty());
+}
+
+#[test]
+fn a_fenced_client_gets_errors_and_an_early_one_waits() {
+    let mut volume = led();
+    volume.request(CONN, 1, block_write(0, 1));
+    volume.request(CONN, 2, block_write(0, 2));
+    let (touch, _) = poll_once(&mut volume, at(0));
+    volume.shard_result(at(0), touch[0].ticket, MemberId(1), TERM, Err(BlockError::NotYet));
+    assert_eq!(poll_once(&mut volume, at(0)).1, [], "it waits");
+    let deadline = volume.deadline().expect("a pause");
+    let (touch, _) = poll_once(&mut volume, deadline);
+    volume.shard_result(deadline, touch[0].ticket, MemberId(1), TERM, Err(BlockError::Fenced));
+    let (_, replies) = poll_once(&mut volume, deadline);
+    assert_eq!(replies, [(CONN, 1, Err(BlockError::Fenced))]);
+    let (touch, _) = poll_once(&mut volume, deadline);
+    volume.shard_result(deadline, touch[0].ticket, MemberId(1), TERM, Err(BlockError::Fenced));
+    assert_eq!(poll_once(&mut volume, deadline).1, [(CONN, 2, Err(BlockError::Fenced))]);
 }
 
 #[test]
@@ -512,7 +617,11 @@ fn broken_rules_are_noticed() {
     assert_found(Mistake::TermWithoutLeader, a_term_that_nobody_leads_in_keeps_no_leader_out);
     assert_found(
         Mistake::RefusedSessionCountsOn,
-        a_front_end_that_starts_from_an_old_copy_goes_on_above_what_was_recorded,
+        a_front_end_that_starts_again_goes_on_above_what_was_recorded,
+    );
+    assert_found(
+        Mistake::FirstRequestUntouched,
+        nothing_is_asked_of_a_shard_before_a_session_is_recorded,
     );
     assert_found(Mistake::OutdoneGoesOn, an_outdone_front_end_drops_what_came_before);
     assert_found(

@@ -42,7 +42,7 @@ impl Admission<'_> {
         };
         let role = runtime.member.role();
         let takes_all = !role.serving && planted!(NewLeaderTakesAll);
-        if !op.is_write() || role.leader != Some(member) || takes_all {
+        if !op.is_logged() || role.leader != Some(member) || takes_all {
             return None;
         }
         let lane = &self.lanes.get(runtime.lane).lane;

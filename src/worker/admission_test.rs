@@ -10,7 +10,8 @@ use crate::limits::{Budgets, ELECTION_TICKS, TICK, ZERO_EXTENTS_UNAPPLIED_MAX};
 use crate::planted::{Mistake, assert_found};
 use crate::replica::command::{EntryCommand, encode, encode_write};
 use crate::types::{
-    BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, MemberId, Origin, PodId, ShardOp,
+    AttachmentId, BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, MemberId, Origin, PodId, Session,
+    ShardOp,
 };
 use crate::view::MemberState;
 
@@ -72,7 +73,8 @@ fn context(index: u64) -> Bytes {
 }
 
 fn origin() -> Origin {
-    Origin { attachment_epoch: 0, front_end: PodId(2), session: 1 }
+    let session = Session { counter: 1, pod: PodId(2) };
+    Origin { attachment: AttachmentId::NONE, session }
 }
 
 /// Sends one entry after the other until one is refused; returns how many were taken.

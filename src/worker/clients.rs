@@ -11,11 +11,12 @@ use crate::front::nbd::{CloseReason, Export, Exports, Session, SessionHandle, Se
 use crate::io::buffer::Pool;
 use crate::io::driver::{Buffers, Completion, Done, Driver, Op, SocketId};
 use crate::planted::planted;
-use crate::types::{BlockError, BlockReply, Mono, VolumeId};
-use crate::view::{VolumeChange, VolumeView};
+use crate::types::{AccessMode, AttachmentId, BlockError, BlockReply, Mono, Uuid, VolumeId};
+use crate::view::{AttachmentView, VolumeChange, VolumeView};
 use crate::volume::{ConnId as VolumeConn, Volume};
 use crate::worker::WorkerConfig;
 use crate::worker::handshakes::Handshakes;
+use crate::worker::requests::RouterKey;
 use crate::worker::routers::Routers;
 use crate::worker::stream::Stream;
 use crate::worker::token::{ConnKey, Target};
@@ -43,7 +44,7 @@ impl Client {
         if planted!(VolumesShareBudget) && !routers.all.values().all(Volume::has_room) {
             return false;
         }
-        let router = self.session.export().and_then(|export| routers.all.get(&export.volume));
+        let router = self.session.export().and_then(|export| routers.all.get(&key_of(export)));
         router.is_none_or(|router| router.wants_requests(VolumeConn(u64::from(conn))))
     }
 }
@@ -86,36 +87,57 @@ impl Clients {
     }
 }
 
-/// The exported volumes by their names.
+/// The router that carries out the requests of an export's clients.
+fn key_of(export: &Export) -> RouterKey {
+    (export.volume, export.attachment)
+}
+
+/// What clients may open: open volumes by their names, and attachments by their uids.
 #[derive(Default)]
-pub struct Exported(BTreeMap<String, Export>);
+pub struct Exported {
+    open: BTreeMap<String, Export>,
+    attachments: BTreeMap<Uuid, Export>,
+}
 
 impl Exported {
     pub fn update(&mut self, changes: &[VolumeChange]) {
         for before in changes.iter().filter_map(|change| change.before.as_ref()) {
             let is_it = |export: &Export| export.volume == before.volume;
-            if self.0.get(&before.name).is_some_and(is_it) {
-                self.0.remove(&before.name);
+            if self.open.get(&before.name).is_some_and(is_it) {
+                self.open.remove(&before.name);
+            }
+            for attachment in &before.attachments {
+                self.attachments.remove(&attachment.uid);
             }
         }
         let exported = changes.iter().filter_map(|change| change.now.as_ref());
         for volume in exported.filter(|volume| !volume.deleting) {
-            let VolumeView { volume, name, size_bytes, .. } = &**volume;
-            let export = Export { volume: *volume, size_bytes: *size_bytes, read_only: false };
-            self.0.insert(name.clone(), export);
+            let VolumeView { volume: id, name, size_bytes, .. } = &**volume;
+            let (volume_id, size_bytes) = (*id, *size_bytes);
+            let (attachment, read_only) = (AttachmentId::NONE, false);
+            let export = Export { volume: volume_id, attachment, size_bytes, read_only };
+            if volume.open {
+                self.open.insert(name.clone(), export.clone());
+            }
+            for AttachmentView { id, uid, mode } in &volume.attachments {
+                let read_only = *mode == AccessMode::ReadOnly;
+                let export = Export { attachment: *id, read_only, ..export.clone() };
+                self.attachments.insert(*uid, export);
+            }
         }
     }
 }
 
 impl Exports for Exported {
     fn list(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
+        self.open.keys().cloned().collect()
     }
 
     fn open(&self, name: &str) -> Option<Export> {
+        let attachment = name.parse().ok().and_then(|uid: Uuid| self.attachments.get(&uid));
         match name {
-            "" if self.0.len() == 1 => self.0.values().next().cloned(),
-            name => self.0.get(name).cloned(),
+            "" if self.open.len() == 1 => self.open.values().next().cloned(),
+            name => attachment.or_else(|| self.open.get(name)).cloned(),
         }
     }
 }
@@ -188,7 +210,8 @@ impl ClientHandler<'_> {
             client.unparsed = !client.may_ask(conn, self.routers);
             if !client.unparsed {
                 client.session.feed(&mut client.stream.reader, self.exported, outputs);
-                if client.is_new && client.session.export().is_some() {
+                if let Some(export) = client.session.export().filter(|_| client.is_new) {
+                    self.routers.open(key_of(export));
                     client.is_new = false;
                     handshakes.end(conn);
                 }
@@ -237,8 +260,8 @@ impl ClientHandler<'_> {
                     client.closing = true;
                 }
                 SessionOutput::Request { handle, op } => {
-                    let volume = client.session.export().expect("requests follow an export").volume;
-                    match self.routers.at(volume) {
+                    let export = client.session.export().expect("requests follow an export");
+                    match self.routers.at(key_of(export)) {
                         Some(router) => router.request(VolumeConn(u64::from(conn)), handle.0, op),
                         None => abandoned.push((conn, handle)),
                     }
@@ -266,18 +289,28 @@ impl ClientHandler<'_> {
         let Some(client) = self.clients.clients.remove(&conn) else { return };
         tracing::debug!(conn, %reason, "an NBD connection is closed");
         self.clients.handshakes.end(conn);
-        let export = client.session.export();
-        if let Some(router) = export.and_then(|export| self.routers.at(export.volume)) {
+        if let Some(key) = client.session.export().map(key_of)
+            && let Some(router) = self.routers.at(key)
+        {
             router.close_connection(VolumeConn(u64::from(conn)));
+            self.routers.retire(key);
         }
         self.driver.submit(Target::Closed.token(), Op::Close { socket: client.stream.socket });
     }
 
     /// Ends the connections of a volume.
     pub fn close_volume(&mut self, volume: VolumeId, reason: CloseReason) {
+        self.close_all(reason, |export| export.volume == volume);
+    }
+
+    /// Ends the connections that use a volume under one attachment.
+    pub fn close_use(&mut self, key: RouterKey, reason: CloseReason) {
+        self.close_all(reason, |export| key_of(export) == key);
+    }
+
+    fn close_all(&mut self, reason: CloseReason, of: impl Fn(&Export) -> bool) {
         let of = |(conn, client): (&ConnKey, &Client)| {
-            let export = client.session.export()?;
-            (export.volume == volume).then_some(*conn)
+            client.session.export().is_some_and(&of).then_some(*conn)
         };
         let conns: Vec<ConnKey> = self.clients.clients.iter().filter_map(of).collect();
         for conn in conns {

@@ -27,7 +27,7 @@ use crate::worker::peers::PeerHandler;
 use crate::worker::read_repair::RepairHandler;
 use crate::worker::reads::{BlockRead, PeerAsk, ReadTarget, Reader};
 use crate::worker::reconcile::{Pending, ReconcileHandler};
-use crate::worker::requests::Waiter;
+use crate::worker::requests::{RouterKey, Waiter};
 use crate::worker::resync::ResyncHandler;
 use crate::worker::token::ConnKey;
 
@@ -85,7 +85,7 @@ impl Worker {
     }
 
     /// Makes members and router of one volume match the view.
-    fn reconcile(&mut self, volume: &VolumeView) {
+    fn reconcile(&mut self, volume: &Arc<VolumeView>) {
         self.reconcile_handler().volume(volume);
         match volume.deleting {
             true => self.close_volume(volume.volume),
@@ -93,11 +93,13 @@ impl Worker {
         }
     }
 
-    /// Removes the router of a deleted volume and ends its connections.
+    /// Removes the routers of a deleted volume and ends its connections.
     fn close_volume(&mut self, volume: VolumeId) {
-        let Some(router) = self.routers.at(volume) else { return };
-        router.remove();
-        self.poll_volume(volume);
+        for key in self.routers.of_volume(volume) {
+            let Some(router) = self.routers.at(key) else { return };
+            router.remove();
+            self.poll_volume(key);
+        }
         self.routers.forget(volume);
         self.client_handler().close_volume(volume, CloseReason::UnknownExport);
     }
@@ -148,27 +150,34 @@ impl Worker {
     }
 
     /// Polls a router and carries out its outputs.
-    pub(super) fn poll_volume(&mut self, volume: VolumeId) {
+    pub(super) fn poll_volume(&mut self, key: RouterKey) {
         let mut outputs = std::mem::take(&mut self.scratch.routes);
-        self.routers.poll(self.now, volume, &mut outputs);
+        self.routers.poll(self.now, key, &mut outputs);
         for output in outputs.drain(..) {
             match output {
                 VolumeOutput::Reply { conn, handle, result } => {
                     self.client_handler().reply(conn.0 as ConnKey, handle, result);
                 }
                 VolumeOutput::HangUp => {
-                    tracing::warn!(%volume, "another process of this pod uses the volume: closed");
-                    self.client_handler().close_volume(volume, CloseReason::Outdone);
+                    let (volume, attachment) = key;
+                    tracing::warn!(
+                        %volume, %attachment,
+                        "another front end uses the volume under this attachment: closed"
+                    );
+                    self.client_handler().close_use(key, CloseReason::Outdone);
+                }
+                VolumeOutput::AccessSet { round, result } => {
+                    self.routers.access_set(key.0, round, result);
                 }
                 VolumeOutput::Send { ticket, shard, to, term, origin, op } => {
                     if self.members.get(to.member).is_some() {
-                        let waiter = Waiter::Volume((volume, ticket));
+                        let waiter = Waiter::Volume((key, ticket));
                         self.request((None, to.member), term, origin, op, waiter);
                     } else {
                         let (call, member) = (self.peers.next_call(), to.member);
                         let request =
                             PeerMessage::Request { call, shard, to: member, term, origin, op };
-                        self.peer_handler().forward(call, (volume, ticket), to, request);
+                        self.peer_handler().forward(call, (key, ticket), to, request);
                     }
                 }
             }
@@ -296,7 +305,8 @@ impl Worker {
         tracing::info!(%member, %shard, term, leader = leads, serving, "role");
         // A leader that does not serve yet refuses requests.
         let leader = leader.filter(|leader| *leader != member || serving);
-        if let Some(router) = self.routers.at(volume) {
+        for key in self.routers.of_volume(volume) {
+            let Some(router) = self.routers.at(key) else { continue };
             // A replaced leader may be silent on an open connection.
             if let Some(old) = before.leader.filter(|old| leader.is_some_and(|new| new != *old)) {
                 router.link_down(self.now, old);

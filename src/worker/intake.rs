@@ -11,7 +11,7 @@ use crate::planted::planted;
 use crate::replica::meta::Meta;
 use crate::replica::raft_message::MessageError;
 use crate::types::{
-    BLOCKS_PER_EXTENT, BlockError, Extent, ExtentContent, ManifestChunk, MemberId, PodId,
+    BLOCKS_PER_EXTENT, BlockError, Extent, ExtentContent, ManifestChunk, MemberId, PodId, ShardOp,
 };
 use crate::worker::members::Members;
 use crate::worker::routers::Routers;
@@ -60,16 +60,17 @@ impl Intake<'_> {
     /// False: drop it. `pod` sent it over `conn`.
     pub fn check(&self, pod: PodId, conn: ConnKey, message: &PeerMessage) -> Result<bool, Breach> {
         match message {
-            PeerMessage::Request { term, origin, .. } => {
+            PeerMessage::Request { term, origin, op, .. } => {
                 check_number("the term", *term)?;
-                if origin.front_end != pod {
-                    return Err(breach("as origin pod", origin.front_end.0));
+                if origin.session.pod != pod {
+                    return Err(breach("as origin pod", origin.session.pod.0));
                 }
-                // Attachments are not built yet. A higher epoch would fence everybody else.
-                match origin.attachment_epoch {
-                    0 => Ok(true),
-                    epoch => Err(breach("the attachment epoch", epoch)),
+                // Nothing could follow the last of either.
+                check_number("the session", origin.session.counter)?;
+                if let ShardOp::SetAccess(set) = op {
+                    check_number("the access generation", set.generation.0)?;
                 }
+                Ok(true)
             }
             PeerMessage::Response { call, term, result } => {
                 check_number("the term", *term)?;

@@ -18,7 +18,8 @@ use crate::replica::command::{EntryCommand, encode, encode_write};
 use crate::replica::raft_message;
 use crate::testing::peer_fixture;
 use crate::types::{
-    BLOCK_BYTES, Block, BlockError, BlockRange, Extent, MemberId, Origin, PodId, ShardId, ShardOp,
+    AttachmentId, BLOCK_BYTES, Block, BlockError, BlockRange, Extent, MemberId, Origin, PodId, Session,
+    ShardId, ShardOp,
 };
 use crate::view::MemberState;
 
@@ -31,8 +32,15 @@ const BLOCKS: u32 = (VOLUME_BYTES / BLOCK_BYTES as u64) as u32;
 /// Entries that are committed before the hostility begins.
 const COMMITTED: u64 = 4;
 
-fn origin(front_end: u64) -> Origin {
-    Origin { attachment_epoch: 0, front_end: PodId(front_end), session: 1 }
+fn origin(pod: u64) -> Origin {
+    let session = Session { counter: 1, pod: PodId(pod) };
+    Origin { attachment: AttachmentId::NONE, session }
+}
+
+/// The last session that there can be: nobody could follow it.
+fn last_session() -> Origin {
+    let session = Session { counter: u64::MAX, pod: PodId(2) };
+    Origin { session, ..origin(2) }
 }
 
 fn message(kind: MessageType, from: u64) -> Message {
@@ -210,7 +218,7 @@ fn breaches() -> Vec<(&'static str, PeerMessage)> {
             },
         ),
         ("another pod's requests", request(0, origin(3))),
-        ("an attachment", request(0, Origin { attachment_epoch: 9, ..origin(2) })),
+        ("the last session", request(0, last_session())),
         ("a request of the last term", request(u64::MAX, origin(2))),
         ("an extent beyond the end", ask(BLOCKS / 16, 0)),
         ("the last extent", ask(u32::MAX, 0)),
@@ -362,7 +370,7 @@ fn other_messages() -> impl Strategy<Value = PeerMessage> {
         match &mut message {
             PeerMessage::Request { shard, to, term, origin, .. } => {
                 (*shard, *to, *term) = (ShardId(here.0 / 10), here, number);
-                (origin.front_end, origin.attachment_epoch) = (PodId(2), number % 2);
+                (origin.session.pod, origin.attachment) = (PodId(2), AttachmentId(number % 2));
             }
             PeerMessage::ResyncOffer { to, source } => {
                 (*to, *source) = (here, MemberId(LEADER));

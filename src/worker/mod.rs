@@ -80,6 +80,7 @@ pub use observer::Observer;
 pub use options::StartOptions;
 pub use recovery::open_lane;
 pub use round::{Worker, WorkerCommand};
+pub use routers::AccessAnswer;
 pub use start::{DataPath, PodDisk, start};
 
 /// The fixed settings of a worker.
@@ -87,6 +88,8 @@ pub use start::{DataPath, PodDisk, start};
 pub struct WorkerConfig {
     pub cluster: Uuid,
     pub pod: PodId,
+    /// Drawn by every start of the pod (rule `sessions-only-grow`).
+    pub process: u64,
     /// Seeds the election timeouts.
     pub seed: u64,
     /// Log tail of a member: bytes of applied payloads that it keeps for followers.

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use crate::io::driver::Address;
 use crate::io::{DriverKind, DurableWrites};
-use crate::volume::SessionSource;
 use crate::worker::WorkerConfig;
 use crate::worker::disks::DiskOptions;
 
@@ -12,8 +11,6 @@ use crate::worker::disks::DiskOptions;
 #[derive(Clone, Debug)]
 pub struct StartOptions {
     pub worker: WorkerConfig,
-    /// Numbers the sessions of this start (rule `sessions-only-grow`).
-    pub sessions: SessionSource,
     pub driver: DriverKind,
     /// Who carries out durable writes for io_uring.
     pub durable_writes: DurableWrites,

@@ -668,7 +668,7 @@ mod tests {
     use super::*;
     use crate::limits::{Budgets, SocketLimits};
     use crate::replica::messages::ReadMode;
-    use crate::types::{ShardId, VolumeId};
+    use crate::types::{AccessSet, ShardId, VolumeId};
     use crate::view::{ShardView, VolumeView};
 
     /// A pod that has the disks that the view says, but for one.
@@ -676,6 +676,7 @@ mod tests {
         let config = WorkerConfig {
             cluster: view.cluster,
             pod: PodId(pod),
+            process: pod,
             seed: pod,
             log_tail_bytes: 0,
             leaders_follow_clients: false,
@@ -705,6 +706,7 @@ mod tests {
         let shards = (0..pods_of_disks.len()).map(|shard| ShardView {
             shard: ShardId(shard as u64 + 1),
             members: (0..3).map(|replica| member(shard, replica)).collect(),
+            birth: AccessSet::default(),
         });
         let volume = VolumeView {
             volume: VolumeId(1),
@@ -714,6 +716,8 @@ mod tests {
             stripe_bytes: 0,
             shards: shards.collect(),
             deleting: false,
+            open: true,
+            attachments: Vec::new(),
         };
         let pod = |pod| PodView { pod: PodId(pod), peer: address, api: address, nbd: None };
         let disks = pods_of_disks.iter().enumerate();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use raft::eraftpb::{Message, MessageType};
 
-use super::pod_fixture::{DISK, Pod, VOLUME_BYTES, view, volume};
+use super::pod_fixture::{DISK, Peer, Pod, VOLUME_BYTES, view, volume};
 use crate::limits::{Budgets, ELECTION_TICKS, TICK};
 use crate::net::handshake::Purpose;
 use crate::net::message::PeerMessage;
@@ -53,6 +53,9 @@ fn nothing_of_a_client_is_executed_after_it_hung_up() {
     let mut pod = serving(tight());
     let far = 4 * MIB as u64;
     let (old, new) = (pod.connect("v"), pod.connect("v"));
+    // The shard knows the session of this pod from then on.
+    old.write(&mut pod, 0, BLOCK_BYTES, b'a');
+    pod.run_until("a write is answered", |pod| old.written(pod) == [0]);
     // All of it happens between two ticks: there is nothing else to notice that a client has gone.
     pod.run_until("a tick has just been", |pod| pod.is_after_tick());
     pod.hold_log();
@@ -298,7 +301,19 @@ fn a_full_link_is_no_reason_to_look_for_another_leader() {
     heartbeat.set_msg_type(MessageType::MsgHeartbeat);
     let client = pod.connect("v");
     leader.raft(&mut pod, heartbeat.clone());
-    pod.run(SOON);
+    client.write(&mut pod, 0, BLOCK_BYTES, b'x');
+    let answer = |leader: &mut Peer, pod: &mut Pod, call| {
+        let result = Ok(ShardReply::Done);
+        leader.send(pod, PeerMessage::Response { call, term: 1, result });
+    };
+    pod.run_until("a first write is answered", |pod| {
+        for message in leader.messages(pod) {
+            if let PeerMessage::Request { call, .. } = message {
+                answer(&mut leader, pod, call);
+            }
+        }
+        client.written(pod) == [0]
+    });
     pod.hold_links(true);
     for at in 0..16 {
         client.write(&mut pod, at * MIB as u64, MIB, b'x');
@@ -315,8 +330,7 @@ fn a_full_link_is_no_reason_to_look_for_another_leader() {
             assert_eq!(to, MemberId(12));
             let ShardOp::Write { range, .. } = op else { panic!("it was asked for {op:?}") };
             written.insert(range.first);
-            let result = Ok(ShardReply::Done);
-            leader.send(pod, PeerMessage::Response { call, term: 1, result });
+            answer(&mut leader, pod, call);
         }
         written.len() == 16
     });

@@ -88,6 +88,7 @@ impl Reconciler {
                 term: runtime.role.term,
                 leader: runtime.role.leader,
                 applied_index: runtime.member.applied_index(),
+                access: runtime.member.generation(),
                 state: match self.orphans.contains(&member) {
                     true => MemberState::Orphan,
                     false => runtime.state(resyncs.is_resyncing(member)),
@@ -201,7 +202,7 @@ impl ReconcileHandler<'_> {
             blocks: blocks.count,
             flushed_index: 0,
             flushed_term: 0,
-            meta: Meta::new(&voters, blocks.count).encode(),
+            meta: Meta::born(&voters, blocks.count, &shard.birth).encode(),
             resyncing: false,
         };
         tracing::info!(%member, shard = %shard.shard, volume = %volume.name, "replica created");

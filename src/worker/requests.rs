@@ -4,12 +4,15 @@ use rustc_hash::FxHashMap;
 
 use crate::net::message::CallId;
 use crate::replica::messages::ReqId;
-use crate::types::{BlockError, MemberId, ShardReply, VolumeId};
+use crate::types::{AttachmentId, BlockError, MemberId, ShardReply, VolumeId};
 use crate::volume::Ticket;
 use crate::worker::token::ConnKey;
 
+/// A volume as it is used under one attachment: it has a router of its own.
+pub type RouterKey = (VolumeId, AttachmentId);
+
 /// A request of a router of this worker.
-pub type Asker = (VolumeId, Ticket);
+pub type Asker = (RouterKey, Ticket);
 
 /// The answer of a member.
 pub type Answer = Result<ShardReply, BlockError>;

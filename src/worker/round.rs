@@ -13,9 +13,9 @@ use crate::net::message::PeerMessage;
 use crate::replica::messages::Output;
 use crate::store::lane::Lane;
 use crate::store::messages::{Done, Event, OpId};
-use crate::types::{Mono, Uuid};
+use crate::types::{AccessSet, Mono, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskReport, PodReport};
-use crate::volume::{SessionSource, VolumeOutput};
+use crate::volume::VolumeOutput;
 use crate::worker::WorkerConfig;
 use crate::worker::backlog::Backlog;
 use crate::worker::clients::{Clients, Exported};
@@ -31,7 +31,7 @@ use crate::worker::read_repair::ReadRepairs;
 use crate::worker::reconcile::Reconciler;
 use crate::worker::reports::Reports;
 use crate::worker::resync::Resyncs;
-use crate::worker::routers::Routers;
+use crate::worker::routers::{AccessAnswer, Routers};
 use crate::worker::token::Target;
 
 /// Messages taken from the mailbox in one round.
@@ -48,6 +48,12 @@ pub enum WorkerCommand {
         lane: u8,
         op: OpId,
         done: Done,
+    },
+    /// Have an access set committed in every shard of a volume.
+    SetAccess {
+        volume: VolumeId,
+        set: AccessSet,
+        answer: AccessAnswer,
     },
     /// Hand the leaderships away, then stop.
     Stop,
@@ -99,13 +105,12 @@ impl Worker {
         pool: Pool,
         inbox: Receiver<WorkerCommand>,
         report: Box<dyn Fn(PodReport) + Send>,
-        sessions: SessionSource,
     ) -> Worker {
         let now = driver.now();
         Worker {
             lanes: Lanes::default(),
             members: Members::new(config.clone(), pool.clone()),
-            routers: Routers::new(&config, sessions),
+            routers: Routers::new(&config),
             peers: Peers::new(&config, pool.clone()),
             clients: Clients::new(&config, pool.clone()),
             exported: Exported::default(),
@@ -264,6 +269,9 @@ impl Worker {
         match command {
             WorkerCommand::View(view) => self.view_changed(view),
             WorkerCommand::Index { lane, op, done } => self.lanes.at(lane).complete(op, done),
+            WorkerCommand::SetAccess { volume, set, answer } => {
+                self.routers.set_access(volume, set, answer);
+            }
             WorkerCommand::Stop => {
                 tracing::info!("stopping: leaderships move away");
                 self.stopping.get_or_insert(self.now + Duration::from_secs(2));
@@ -339,8 +347,8 @@ impl Worker {
     /// Polls touched parts until none is left. Lanes come last: a round's log writes share a batch.
     fn settle(&mut self) {
         loop {
-            if let Some(volume) = self.routers.touched.pop() {
-                self.poll_volume(volume);
+            if let Some(key) = self.routers.touched.pop() {
+                self.poll_volume(key);
             } else if let Some(member) = self.members.touched.pop() {
                 self.poll_member(member);
             } else if let Some((from, conn, to)) = self.members.woken.pop() {

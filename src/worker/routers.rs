@@ -1,18 +1,22 @@
-//! The routers: volumes as clients of this pod use them.
-//! - Owns: the routers, and the requests that other pods carry out for them.
+//! The routers: volumes as clients of this pod use them, one for each attachment.
+//! - Owns: the routers, the requests that other pods carry out for them, and who waits for changes
+//!   of access.
 //! - May call: nobody.
 //! - Is told: requests of clients, leaders of shards, answers of members, and ends of links.
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
 use crate::net::message::CallId;
-use crate::types::{BlockError, MemberId, Mono, PodId, VolumeId};
+use crate::types::{AccessSet, AttachmentId, BlockError, MemberId, Mono, VolumeId};
 use crate::view::VolumeView;
-use crate::volume::{SessionSource, Volume, VolumeOutput};
+use crate::volume::access::{AccessDone, RoundId};
+use crate::volume::{FrontEnd, Volume, VolumeOutput};
 use crate::worker::WorkerConfig;
-use crate::worker::requests::{Answer, Asker};
+use crate::worker::requests::{Answer, Asker, RouterKey};
 use crate::worker::token::ConnKey;
 use crate::worker::touched::Touched;
 
@@ -23,29 +27,47 @@ pub struct Forwarded {
     pub member: MemberId,
 }
 
+/// Takes the end of a change of access, on the worker's thread: it must not block. It is dropped
+/// without a call when the worker ends.
+pub struct AccessAnswer(pub Box<dyn FnOnce(Result<AccessDone, BlockError>) + Send>);
+
+impl fmt::Debug for AccessAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AccessAnswer")
+    }
+}
+
 /// The routers of a worker.
 pub struct Routers {
-    own: PodId,
-    sessions: SessionSource,
+    front_end: FrontEnd,
     bytes_max: usize,
-    pub all: FxHashMap<VolumeId, Volume>,
+    /// Each volume of the view has one without an attachment, whoever may use it: it also carries
+    /// changes of access. Those of attachments are there while clients use them.
+    pub all: FxHashMap<RouterKey, Volume>,
+    views: FxHashMap<VolumeId, Arc<VolumeView>>,
+    /// The attachments with a router, of volumes that have some.
+    attached: FxHashMap<VolumeId, BTreeSet<AttachmentId>>,
+    /// Who waits for the end of a round.
+    rounds: FxHashMap<(VolumeId, RoundId), AccessAnswer>,
     /// Routers with unpolled inputs.
-    pub touched: Touched<VolumeId>,
+    pub touched: Touched<RouterKey>,
     /// Routers with a deadline, by time, and the deadline of each.
-    due: BTreeSet<(Mono, VolumeId)>,
-    deadlines: FxHashMap<VolumeId, Mono>,
+    due: BTreeSet<(Mono, RouterKey)>,
+    deadlines: FxHashMap<RouterKey, Mono>,
     /// Routers that wait for an answer: only these need ticks.
-    asking: BTreeSet<VolumeId>,
+    asking: BTreeSet<RouterKey>,
     pub forwarded: FxHashMap<CallId, Forwarded>,
 }
 
 impl Routers {
-    pub fn new(config: &WorkerConfig, sessions: SessionSource) -> Routers {
+    pub fn new(config: &WorkerConfig) -> Routers {
         Routers {
-            own: config.pod,
-            sessions,
+            front_end: FrontEnd::new(config.pod, config.process),
             bytes_max: config.budgets.volume_bytes,
             all: FxHashMap::default(),
+            views: FxHashMap::default(),
+            attached: FxHashMap::default(),
+            rounds: FxHashMap::default(),
             touched: Touched::default(),
             due: BTreeSet::new(),
             deadlines: FxHashMap::default(),
@@ -55,45 +77,106 @@ impl Routers {
     }
 
     /// The router, to give it an input. It is polled at the end of the round.
-    pub fn at(&mut self, volume: VolumeId) -> Option<&mut Volume> {
-        let router = self.all.get_mut(&volume)?;
-        self.touched.push(volume);
+    pub fn at(&mut self, key: RouterKey) -> Option<&mut Volume> {
+        let router = self.all.get_mut(&key)?;
+        self.touched.push(key);
         Some(router)
     }
 
-    pub fn poll(&mut self, now: Mono, volume: VolumeId, outputs: &mut Vec<VolumeOutput>) {
-        let Some(router) = self.all.get_mut(&volume) else { return };
+    /// All routers of a volume.
+    pub fn of_volume(&self, volume: VolumeId) -> Vec<RouterKey> {
+        let attached = self.attached.get(&volume).into_iter().flatten().copied();
+        let all = std::iter::once(AttachmentId::NONE).chain(attached);
+        all.map(|attachment| (volume, attachment)).collect()
+    }
+
+    /// A client uses a volume now: its router is there, unless the volume is gone.
+    pub fn open(&mut self, key: RouterKey) {
+        let (volume, attachment) = key;
+        let Some(view) = self.views.get(&volume) else { return };
+        if !self.all.contains_key(&key) {
+            let router = Volume::new(view, attachment, self.front_end);
+            self.all.insert(key, router.with_bytes_max(self.bytes_max));
+            self.attached.entry(volume).or_default().insert(attachment);
+        }
+    }
+
+    /// Forgets the router of an attachment that nobody uses any more.
+    pub fn retire(&mut self, key: RouterKey) {
+        let (volume, attachment) = key;
+        let is_unused = self.all.get(&key).is_some_and(Volume::is_unused);
+        if attachment == AttachmentId::NONE || !is_unused {
+            return;
+        }
+        self.remove(key);
+        if let Some(attached) = self.attached.get_mut(&volume) {
+            attached.remove(&attachment);
+            if attached.is_empty() {
+                self.attached.remove(&volume);
+            }
+        }
+    }
+
+    /// Has an access set committed in every shard of a volume.
+    pub fn set_access(&mut self, volume: VolumeId, set: AccessSet, answer: AccessAnswer) {
+        match self.at((volume, AttachmentId::NONE)) {
+            Some(router) => {
+                let round = router.set_access(set);
+                self.rounds.insert((volume, round), answer);
+            }
+            None => (answer.0)(Err(BlockError::NoSuchVolume)),
+        }
+    }
+
+    /// A round has ended.
+    pub fn access_set(
+        &mut self,
+        volume: VolumeId,
+        round: RoundId,
+        result: Result<AccessDone, BlockError>,
+    ) {
+        if let Some(answer) = self.rounds.remove(&(volume, round)) {
+            (answer.0)(result);
+        }
+    }
+
+    pub fn poll(&mut self, now: Mono, key: RouterKey, outputs: &mut Vec<VolumeOutput>) {
+        let Some(router) = self.all.get_mut(&key) else { return };
         router.poll(now, outputs);
         // Only a poll asks, and only a poll moves the deadline of a router that has no input.
         if router.is_asking() {
-            self.asking.insert(volume);
+            self.asking.insert(key);
         }
         let deadline = router.deadline();
-        self.set_deadline(volume, deadline);
+        self.set_deadline(key, deadline);
     }
 
-    fn set_deadline(&mut self, volume: VolumeId, deadline: Option<Mono>) {
+    fn set_deadline(&mut self, key: RouterKey, deadline: Option<Mono>) {
         let before = match deadline {
-            Some(deadline) => self.deadlines.insert(volume, deadline),
-            None => self.deadlines.remove(&volume),
+            Some(deadline) => self.deadlines.insert(key, deadline),
+            None => self.deadlines.remove(&key),
         };
         if before != deadline {
-            before.map(|before| self.due.remove(&(before, volume)));
-            self.due.extend(deadline.map(|deadline| (deadline, volume)));
+            before.map(|before| self.due.remove(&(before, key)));
+            self.due.extend(deadline.map(|deadline| (deadline, key)));
         }
     }
 
     pub fn tick(&mut self, now: Mono) {
         let Routers { all, asking, touched, .. } = self;
-        asking.retain(|volume| {
-            let asks = all.get_mut(volume).filter(|router| router.is_asking());
+        let mut ended = Vec::new();
+        asking.retain(|key| {
+            let asks = all.get_mut(key).filter(|router| router.is_asking());
             let still = asks.is_some();
             if let Some(router) = asks {
                 router.tick(now);
-                touched.push(*volume);
+                touched.push(*key);
             }
+            ended.extend((!still).then_some(*key));
             still
         });
+        // A client may have gone while something was in flight.
+        ended.into_iter().for_each(|key| self.retire(key));
     }
 
     /// The first time at which a router must be polled without an input.
@@ -103,34 +186,45 @@ impl Routers {
 
     /// Polls the routers whose deadline has come.
     pub fn wake(&mut self, now: Mono) {
-        while let Some((deadline, volume)) = self.due.first().copied()
+        while let Some((deadline, key)) = self.due.first().copied()
             && deadline <= now
         {
-            self.set_deadline(volume, None);
-            self.at(volume);
+            self.set_deadline(key, None);
+            self.at(key);
         }
     }
 
-    /// Forgets a router that is removed.
+    /// Forgets the routers of a volume that is gone.
     pub fn forget(&mut self, volume: VolumeId) {
-        self.all.remove(&volume);
-        self.asking.remove(&volume);
-        self.set_deadline(volume, None);
+        self.of_volume(volume).into_iter().for_each(|key| self.remove(key));
+        self.views.remove(&volume);
+        self.attached.remove(&volume);
+    }
+
+    fn remove(&mut self, key: RouterKey) {
+        self.all.remove(&key);
+        self.asking.remove(&key);
+        self.set_deadline(key, None);
     }
 
     /// Takes the catalog's view of a volume that is not being deleted.
-    pub fn update_view(&mut self, view: &VolumeView) {
-        let new = || Volume::new(view.clone(), self.own, self.sessions.clone());
-        let new = || new().with_bytes_max(self.bytes_max);
-        let router = self.all.entry(view.volume);
-        router.and_modify(|router| router.update_view(view)).or_insert_with(new);
-        self.at(view.volume);
+    pub fn update_view(&mut self, view: &Arc<VolumeView>) {
+        let own = (view.volume, AttachmentId::NONE);
+        self.views.insert(view.volume, Arc::clone(view));
+        let new = || Volume::new(view, own.1, self.front_end).with_bytes_max(self.bytes_max);
+        self.all.entry(own).or_insert_with(new);
+        for key in self.of_volume(view.volume) {
+            if let Some(router) = self.at(key) {
+                router.update_view(view);
+            }
+            self.retire(key);
+        }
     }
 
     /// A member answers.
     pub fn answered(&mut self, now: Mono, of: Asker, member: MemberId, term: u64, answer: Answer) {
-        let (volume, ticket) = of;
-        if let Some(router) = self.at(volume) {
+        let (key, ticket) = of;
+        if let Some(router) = self.at(key) {
             router.shard_result(now, ticket, member, term, answer);
         }
     }

@@ -9,7 +9,7 @@ use crate::io::buffer::Pool;
 use crate::io::driver::{Disk, Driver};
 use crate::replica::messages::Start;
 use crate::store::messages::MemberRecord;
-use crate::types::Uuid;
+use crate::types::{AccessSet, Uuid, VolumeId};
 use crate::view::{ClusterView, PodReport};
 use crate::worker::disks::file_error;
 use crate::worker::error::{StartError, or_die};
@@ -19,6 +19,7 @@ use crate::worker::mailbox::{Sender, Wake, mailbox};
 use crate::worker::opening::{self, RecoveredDisk};
 use crate::worker::options::StartOptions;
 use crate::worker::round::{Worker, WorkerCommand};
+use crate::worker::routers::AccessAnswer;
 use crate::worker::watchdog::Watchdog;
 
 /// Messages that wait for a worker; the index threads block when it is full.
@@ -48,6 +49,12 @@ impl DataPath {
     /// Tells the worker of a newer view; blocks while its mailbox is full.
     pub fn set_view(&self, view: Arc<ClusterView>) {
         send(&self.inbox, WorkerCommand::View(view));
+    }
+
+    /// Has an access set committed in every shard of a volume (rule `grant-waits-for-all-shards`).
+    /// May be repeated, by any pod.
+    pub fn set_access(&self, volume: VolumeId, set: AccessSet, answer: AccessAnswer) {
+        send(&self.inbox, WorkerCommand::SetAccess { volume, set, answer });
     }
 
     /// Moves the leaderships away and ends the thread.
@@ -119,12 +126,7 @@ fn build(
     let (inbox, receiver) = mailbox(MAILBOX_MESSAGES, wake);
     let pool = Pool::default();
     let (opened, failed) = open_disks(options, driver.as_mut(), &pool, &inbox)?;
-    let sessions = options.sessions.clone();
-    for disk in &opened {
-        // Each start opens each disk. This counts on when the pod's directory is an old copy.
-        sessions.raise(u32::try_from(disk.runtime.lane.superblock().incarnation).unwrap_or(0));
-    }
-    let mut worker = Worker::new(options.worker.clone(), driver, pool, receiver, report, sessions);
+    let mut worker = Worker::new(options.worker.clone(), driver, pool, receiver, report);
     let mut disks = Vec::new();
     for disk in opened {
         disks.push(disk.shown);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::control::command::Addresses;
 use crate::control::state::CatalogState;
 use crate::control::state::rows::{Pod, Shard, ShardMember, Volume};
-use crate::types::{PodId, ShardId, Uuid, VolumeId};
+use crate::types::{AccessSet, PodId, ShardId, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskView, MemberView, PodView, ShardView, VolumeView};
 
 /// The whole cluster. Takes as long as there are objects: for tests and checks.
@@ -59,7 +59,7 @@ pub fn view_volume<'a>(
             None if volume.deleting => Vec::new(),
             None => return None,
         };
-        Some(ShardView { shard: id, members })
+        Some(ShardView { shard: id, members, birth: AccessSet::default() })
     });
     Some(VolumeView {
         volume: id,
@@ -69,5 +69,7 @@ pub fn view_volume<'a>(
         stripe_bytes: volume.stripe_bytes,
         shards: shards.collect::<Option<_>>()?,
         deleting: volume.deleting,
+        open: true,
+        attachments: Vec::new(),
     })
 }

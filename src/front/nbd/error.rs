@@ -16,11 +16,15 @@ pub enum Errno {
 /// The client's error number. `writes`: the request would have changed bytes.
 pub fn errno(error: &BlockError, writes: bool) -> Errno {
     match error {
-        // The router retries these errors. One that arrives here is a plain failure.
+        // The router retries these errors, or ends the connection without an answer. One that
+        // arrives here is a plain failure.
         BlockError::NotLeader { .. }
         | BlockError::Busy
         | BlockError::Unknown
-        | BlockError::StaleSession { .. } => Errno::Io,
+        | BlockError::StaleSession { .. }
+        | BlockError::NotTouched
+        | BlockError::NotYet => Errno::Io,
+        // For ever: whatever the client does, it does not use this volume again.
         BlockError::Fenced | BlockError::ReadOnly => Errno::Perm,
         BlockError::OutOfRange if writes => Errno::NoSpc,
         BlockError::OutOfRange | BlockError::Invalid => Errno::Inval,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::types::{BlockOp, VolumeId};
+use crate::types::{AttachmentId, BlockOp, VolumeId};
 
 /// Identifies a request of one session until its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,15 +12,17 @@ pub struct SessionHandle(pub u64);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
     pub volume: VolumeId,
+    /// The attachment under which the client uses it.
+    pub attachment: AttachmentId,
     pub size_bytes: u64,
     pub read_only: bool,
 }
 
 /// The volumes that can be exported.
 pub trait Exports {
-    /// All names.
+    /// All names that anybody may know.
     fn list(&self) -> Vec<String>;
-    /// Opens the export of this name. "" means the only export, if there is exactly one.
+    /// Opens the export of this name. "" means the only one of the list, if there is exactly one.
     fn open(&self, name: &str) -> Option<Export>;
 }
 
@@ -44,7 +46,7 @@ pub enum CloseReason {
     Aborted,
     #[error("the client asked for an unknown export")]
     UnknownExport,
-    /// Another process of this pod used the volume since. The client may have newer writes there.
+    /// Another front end used the volume since. The client may have newer writes there.
     #[error("this front end was outdone")]
     Outdone,
     #[error("the client does not speak the protocol")]

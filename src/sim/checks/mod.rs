@@ -187,6 +187,7 @@ impl Checks {
 
     /// Takes over a newer view of the cluster.
     pub fn learn(&mut self, view: &ClusterView) {
+        self.sessions.learn(view);
         if self.raft.learn(view) {
             let shards = view.volumes.iter().flat_map(|volume| &volume.shards);
             for member in shards.flat_map(|shard| &shard.members) {

@@ -8,7 +8,10 @@ use crate::replica::command::{self, EntryCommand};
 use crate::replica::meta::Meta;
 use crate::replica::raft_message;
 use crate::testing::fuzz::Seeds;
-use crate::types::{BLOCK_BYTES, Block, BlockRange, MemberId, Origin, PodId};
+use crate::types::{
+    AccessMode, AccessSet, AttachmentId, BLOCK_BYTES, Block, BlockRange, Generation, Grant, MemberId,
+    Origin, PodId, Session,
+};
 
 /// Reads `input`: its first byte chooses what the rest is: 0 the command of an entry, 1 a group's
 /// metadata, 2 the header of a Raft message. Panics when something is wrong with the reader.
@@ -48,10 +51,18 @@ pub fn fuzz_one(input: &[u8]) {
 
 /// Good inputs by name, for a fuzzer to start from.
 pub fn fuzz_seeds() -> Seeds {
-    let origin = Origin { attachment_epoch: 1, front_end: PodId(2), session: 3 };
+    let session = Session { counter: 3, pod: PodId(2) };
+    let origin = Origin { attachment: AttachmentId(1), session };
+    let mode = AccessMode::ReadWrite;
+    let grants = vec![Grant { attachment: origin.attachment, mode }];
+    let set = AccessSet { generation: Generation(4), open: true, grants };
     let range = BlockRange { first: Block(7), count: 2 };
     let entry = |command: &EntryCommand| [&[0], &command::encode(origin, command)[..]].concat();
-    let meta = Meta::new(&[MemberId(1), MemberId(2), MemberId(3)], 1 << 20);
+    let mut meta = Meta::born(&[MemberId(1), MemberId(2), MemberId(3)], 1 << 20, &set);
+    let others = Origin { attachment: AttachmentId::NONE, ..origin };
+    for origin in [origin, others] {
+        meta.access.touch(origin, false).expect("both may use it");
+    }
     let mut append = Message::default();
     append.set_msg_type(MessageType::MsgAppend);
     append.term = 9;
@@ -63,7 +74,8 @@ pub fn fuzz_seeds() -> Seeds {
     vec![
         ("write", entry(&EntryCommand::Write { range, crcs: vec![1, 2] })),
         ("trim", entry(&EntryCommand::Zero { range, trim: true })),
-        ("touch", entry(&EntryCommand::Touch)),
+        ("touch", entry(&EntryCommand::Touch { renews: false })),
+        ("access", entry(&EntryCommand::SetAccess(set))),
         ("meta", [&[1], &meta.encode()[..]].concat()),
         ("append", [&[2], &raft_message::split(append).0[..]].concat()),
     ]

@@ -5,7 +5,7 @@ use crate::io::buffer::Pool;
 use crate::io::stream::{STAGING_BYTES, StreamReader};
 use crate::limits::{CONNECTION_BYTES_MAX, CONNECTION_REQUESTS_MAX, REQUEST_BYTES_MAX};
 use crate::testing::stream_fixture::receive;
-use crate::types::{BlockError, BlockOp, BlockReply, Segment, VolumeId};
+use crate::types::{AttachmentId, BlockError, BlockOp, BlockReply, Segment, VolumeId};
 
 /// Two exports, one of them read-only.
 struct TwoExports;
@@ -21,7 +21,8 @@ impl Exports for TwoExports {
             "frozen" => true,
             _ => return None,
         };
-        Some(Export { volume: VolumeId(1), size_bytes: (8 << 30) + 100, read_only })
+        let (volume, attachment) = (VolumeId(1), AttachmentId::NONE);
+        Some(Export { volume, attachment, size_bytes: (8 << 30) + 100, read_only })
     }
 }
 

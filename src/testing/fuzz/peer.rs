@@ -13,8 +13,8 @@ use crate::net::message::{CallId, PeerMessage};
 use crate::testing::fuzz::Seeds;
 use crate::testing::peer_fixture::{cut, pour};
 use crate::types::{
-    BLOCK_BYTES, Block, BlockError, BlockRange, MemberId, Origin, PodId, Segment, ShardId, ShardOp,
-    ShardReply, Uuid,
+    BLOCK_BYTES, Block, BlockError, BlockRange, MemberId, Origin, PodId, Segment, Session, ShardId,
+    ShardOp, ShardReply, Uuid,
 };
 
 const DIALER_NONCE: u64 = 1;
@@ -150,6 +150,7 @@ fn seed_messages() -> Vec<(&'static str, PeerMessage)> {
     };
     let response = |result| PeerMessage::Response { call: CallId(1), term: 4, result };
     let hint = Some(MemberId(2));
+    let recorded = Session { counter: 6 << 24 | 1, pod: PodId(2) };
     vec![
         ("raft", raft),
         ("raft-batch", batch),
@@ -158,7 +159,7 @@ fn seed_messages() -> Vec<(&'static str, PeerMessage)> {
         ("rest", PeerMessage::Rest { to: MemberId(1), from: MemberId(2), term: 3, index: 4 }),
         ("awake", PeerMessage::Awake { to: MemberId(1), from: MemberId(2) }),
         ("beat", PeerMessage::Beat),
-        ("response-stale", response(Err(BlockError::StaleSession { recorded: 6 << 32 | 1 }))),
+        ("response-stale", response(Err(BlockError::StaleSession { recorded }))),
         ("response-error", response(Err(BlockError::NotLeader { hint, term: 5 }))),
     ]
 }
