@@ -22,8 +22,8 @@ use holdfast::store::messages::ExtentRecord;
 use holdfast::store::wal::{GroupId, Item, Wal, WalConfig, WalPosition};
 use holdfast::store::{Content, Dirty, Overlay, OverlayBlock};
 use holdfast::types::{
-    AttachmentId, BLOCK_BYTES, Block, BlockOp, BlockReply, MemberId, PodId, Segment, Uuid, VolumeId, block_crc,
-    mix64,
+    AttachmentId, BLOCK_BYTES, Block, BlockOp, BlockReply, MemberId, PodId, Segment, Uuid,
+    VolumeId, block_crc, mix64,
 };
 
 /// Bytes that describe a write of one block inside its entry.

@@ -83,7 +83,10 @@ impl Access {
         let (recorded, _) = self.recorded(origin)?;
         let session = origin.session;
         let is_known = recorded.counter > 0;
-        if is_known && renews && !session.is_of_the_process_of(recorded) && !planted!(RenewsOverOthers)
+        if is_known
+            && renews
+            && !session.is_of_the_process_of(recorded)
+            && !planted!(RenewsOverOthers)
         {
             return Err(BlockError::StaleSession { recorded });
         }
@@ -138,7 +141,11 @@ impl Access {
     /// What a mistake that tests plant does: a write takes the shard.
     pub(super) fn give_to(&mut self, origin: Origin) -> bool {
         let first = self.holders.first_mut();
-        first.map(|holder| (holder.grant.attachment, holder.session) = (origin.attachment, origin.session)).is_some()
+        first
+            .map(|holder| {
+                (holder.grant.attachment, holder.session) = (origin.attachment, origin.session)
+            })
+            .is_some()
     }
 
     /// False for what [`Access::set`] and [`Access::touch`] never make.
@@ -309,10 +316,7 @@ mod tests {
     fn broken_rules_are_noticed() {
         assert_found(Mistake::FencedIdAdmitted, a_fenced_attachment_never_comes_back);
         assert_found(Mistake::ReadOnlyWrites, read_only_attachments_write_nothing);
-        assert_found(
-            Mistake::HigherSessionCounts,
-            only_the_recorded_session_of_a_holder_counts,
-        );
+        assert_found(Mistake::HigherSessionCounts, only_the_recorded_session_of_a_holder_counts);
         assert_found(
             Mistake::RenewsOverOthers,
             another_process_of_the_same_pod_is_another_front_end,

@@ -5,8 +5,8 @@ use crate::replica::messages::ReqId;
 use crate::replica::meta::Meta;
 use crate::testing::group_fixture::{Cluster, ORIGIN};
 use crate::types::{
-    AccessMode, AccessSet, AttachmentId, Block, BlockError, BlockRange, Generation, Grant, MemberId,
-    Origin, PodId, Session, ShardOp, ShardReply,
+    AccessMode, AccessSet, AttachmentId, Block, BlockError, BlockRange, Generation, Grant,
+    MemberId, Origin, PodId, Session, ShardOp, ShardReply,
 };
 
 fn done(cluster: &Cluster, req: ReqId) -> bool {

@@ -59,7 +59,11 @@ struct Waiting {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadKind {
     /// The leader asks again whether the origin may read, when it serves the read.
-    Blocks { origin: Origin, range: BlockRange, status: bool },
+    Blocks {
+        origin: Origin,
+        range: BlockRange,
+        status: bool,
+    },
     Barrier,
 }
 

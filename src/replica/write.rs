@@ -1,5 +1,6 @@
-//! Client writes, and other requests that become entries, on the leader: checks, partial blocks (rule `whole-blocks-in-log`), the gate that
-//! forms batches, and the answer once the entry is applied here.
+//! Client writes, and other requests that become entries, on the leader: checks, partial blocks
+//! (rule `whole-blocks-in-log`), the gate that forms batches, and the answer once the entry is
+//! applied here.
 //!
 //! A request is first *blocked*: it waits for earlier requests to its blocks, or for the content of
 //! a partially written block. Then it is *waiting*: an entry behind the gate. Then it is

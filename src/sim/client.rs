@@ -1,9 +1,10 @@
 //! A client of the simulated cluster. It speaks NBD to one pod over a simulated connection, keeps
 //! several requests in flight, and tells the history its observations.
 //!
-//! Every client stays with one front end. Clients of different front ends write different blocks,
-//! and read all of them. More is not promised without attachments: a front end sends a write with
-//! an unknown outcome again, and orders only its own writes.
+//! A client without an attachment stays with one front end. Such clients of different front ends
+//! write different blocks, and read all of them. More is not promised: a front end sends a write
+//! with an unknown outcome again, and orders only its own writes. A client with an attachment goes
+//! from pod to pod. When it is fenced, it goes on asking, and gets errors or no answers.
 //!
 //! Each block has two registers, at bytes 0 and 2048, so that partial writes of a half meet writes
 //! of whole blocks (rule `whole-blocks-in-log`).
@@ -18,7 +19,7 @@ use bytes::{Buf, Bytes};
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Buffers, Completion, Done, Driver, Op, SocketId, Token};
 use crate::io::stream::StreamReader;
-use crate::sim::checks::history::{History, Value};
+use crate::sim::checks::history::{History, Value, WRITER_SHIFT};
 use crate::sim::kernel::SimDriver;
 use crate::sim::rng::Rng;
 use crate::sim::shape::ClientLoad;
@@ -35,6 +36,10 @@ pub const RARELY: Duration = Duration::from_secs(60);
 const NO_SPACE: u32 = 28;
 /// EIO in the NBD protocol.
 const IO_ERROR: u32 = 5;
+/// EPERM in the NBD protocol.
+const NOT_PERMITTED: u32 = 1;
+/// Before a client that found no export looks again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// Of this many requests, one goes to other than the hot blocks, or moves them.
 const COLD_ONE_IN: u64 = 16;
 const HOT_MOVES_ONE_IN: u64 = 600;
@@ -83,6 +88,10 @@ enum What {
 }
 
 impl What {
+    fn writes(&self) -> bool {
+        !matches!(self, What::Read | What::Flush)
+    }
+
     /// The NBD command.
     fn command(&self) -> u16 {
         match self {
@@ -124,6 +133,8 @@ pub struct Target {
     pub may_be_full: bool,
     /// Any request may end with EIO.
     pub may_be_lost: bool,
+    /// Shards must refuse its writes.
+    pub read_only: bool,
 }
 
 /// State that all clients of a run share.
@@ -137,6 +148,8 @@ pub struct Shared {
     pub requests: u64,
     /// Writes that were refused for lack of space.
     pub full: u64,
+    /// Requests that were refused because the client is fenced.
+    pub fenced: u64,
 }
 
 /// See the module.
@@ -163,6 +176,10 @@ pub struct Client {
     /// Blocks that the sweep has written, and then also those that it has discarded.
     swept: u64,
     pub plan: Plan,
+    /// Its attachment is leaving, or has left: any request may end with EPERM.
+    pub may_be_fenced: bool,
+    /// It connects no earlier.
+    connects_at: Mono,
     /// NBD errors without an explanation.
     pub errors: u64,
     pub answers: u64,
@@ -190,6 +207,8 @@ impl Client {
             hot: 0,
             swept: 0,
             plan: Plan::Mixed,
+            may_be_fenced: false,
+            connects_at: Mono(0),
             errors: 0,
             answers: 0,
             slowest: Duration::ZERO,
@@ -220,6 +239,7 @@ impl Client {
         }
         match self.state {
             ClientState::Idle if self.plan == Plan::Done => {}
+            ClientState::Idle if self.driver.now() < self.connects_at => {}
             ClientState::Idle => {
                 self.state = ClientState::Connecting;
                 self.driver.submit(self.token(CONNECT), Op::Connect { address: address.clone() });
@@ -242,6 +262,16 @@ impl Client {
         self.target.blocks = 0;
         self.plan = Plan::Done;
         self.hang_up();
+    }
+
+    /// Identifies it in the history.
+    pub fn writer(&self) -> u64 {
+        self.driver.host as u64
+    }
+
+    /// True when it is about to connect: to any pod, if it has an attachment.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state, ClientState::Idle)
     }
 
     /// The client asks for something all the time.
@@ -281,6 +311,9 @@ impl Client {
         if let Some(socket) = self.socket.take() {
             self.ended.extend(self.driver.peer_of(socket));
             self.driver.submit(self.token(CLOSE), Op::Close { socket });
+        }
+        if matches!(self.state, ClientState::Exporting) {
+            self.connects_at = self.driver.now() + ASK_AGAIN_AFTER;
         }
         self.connection += 1;
         self.reader = StreamReader::new(self.pool.clone());
@@ -368,12 +401,20 @@ impl Client {
     fn ended(&mut self, request: InFlight, error: u32, now: Mono, shared: &mut Shared) {
         if error != 0 {
             let full = self.target.may_be_full && error == NO_SPACE;
-            let full = full && !matches!(request.what, What::Read | What::Flush);
+            let full = full && request.what.writes();
             shared.full += u64::from(full);
             let lost = self.target.may_be_lost && error == IO_ERROR;
-            self.errors += u64::from(!full && !lost);
+            let refused = self.target.read_only && request.what.writes();
+            let fenced = (self.may_be_fenced || refused) && error == NOT_PERMITTED;
+            shared.fenced += u64::from(fenced && self.may_be_fenced);
+            self.errors += u64::from(!full && !lost && !fenced);
             return;
         }
+        if !matches!(request.what, What::Flush) {
+            shared.history.succeeded(self.writer(), request.invoked);
+        }
+        // A read-only client has written something.
+        self.errors += u64::from(self.target.read_only && request.what.writes());
         let first = self.target.first_register + request.first;
         let history = &mut shared.history;
         match request.what {
@@ -483,9 +524,10 @@ impl Client {
     }
 
     fn discard(&mut self, first: u64, registers: u64, history: &mut History) {
-        let now = self.driver.now();
+        let (line, now) = (self.writer() << WRITER_SHIFT, self.driver.now());
         let from = self.target.first_register + first;
-        let numbers = (from..from + registers).map(|register| history.zeroing(register, now));
+        let zeroed = from..from + registers;
+        let numbers = zeroed.map(|register| history.zeroing(register, line, now));
         let what = What::Trim(numbers.collect());
         self.request(first, registers, what);
     }
@@ -515,10 +557,10 @@ impl Client {
     }
 
     fn zero(&mut self, rng: &mut Rng, first: u64, registers: u64, history: &mut History) {
-        let now = self.driver.now();
+        let (line, now) = (self.writer() << WRITER_SHIFT, self.driver.now());
         let from = self.target.first_register + first;
         let zeroed = from..from + registers;
-        let numbers = zeroed.map(|register| history.zeroing(register, now)).collect();
+        let numbers = zeroed.map(|register| history.zeroing(register, line, now)).collect();
         // Trims zero parts of blocks, too.
         let whole = first.is_multiple_of(2) && registers.is_multiple_of(2);
         let trims = if whole { rng.one_in(2) } else { first.is_multiple_of(3) };
@@ -536,7 +578,7 @@ impl Client {
         if self.ended.drain(..).any(|socket| !driver.has_hung_up(socket)) {
             self.line += 1;
         }
-        ((driver.host as u64) << 32) | self.line
+        ((driver.host as u64) << WRITER_SHIFT) | self.line
     }
 
     /// Up to this many whole extents around or before a block, within the writable region.

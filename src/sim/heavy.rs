@@ -84,6 +84,7 @@ fn basis(theme: Theme, rng: &mut Rng) -> Shape {
         second_volume: false,
         further_volumes: 0,
         further_shards: None,
+        handed_shards: 0,
         wal_bytes: 12 << 20,
         data_bytes: DATA_BYTES,
         is_tight: false,

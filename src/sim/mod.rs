@@ -7,14 +7,15 @@
 //!
 //! Imports point one way. A file may import the files before it in this list: `names`, `rng` and
 //! `trace` (shared by all); `disk` and `kernel` (below the pods, observed); `checks` (observers);
-//! `shape`, `faults` and `heavy` (drawn from the seed); `client`, `catalog` and `lane` (parts of a
-//! cluster); `world` (the cluster); `replicas` (checks at its end); `run`; `shrink`.
+//! `shape`, `faults` and `heavy` (drawn from the seed); `client`, `handover`, `catalog` and `lane`
+//! (parts of a cluster); `world` (the cluster); `replicas` (checks at its end); `run`; `shrink`.
 
 mod catalog;
 mod checks;
 mod client;
 mod disk;
 mod faults;
+mod handover;
 mod heavy;
 #[cfg(test)]
 mod heavy_test;

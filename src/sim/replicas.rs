@@ -160,7 +160,7 @@ impl World {
         };
         others().all(|host| {
             let mut disks = self.disks_of(host).into_iter();
-            self.pods[host].told == view.revision && disks.all(|disk| is_right(host, disk))
+            self.pods[host].view.revision == view.revision && disks.all(|disk| is_right(host, disk))
         })
     }
 

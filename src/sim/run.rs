@@ -194,6 +194,7 @@ fn run_and_check(options: &Options) -> Result<Outcome, Violation> {
     let kernel = run.world.kernel.borrow();
     let mut seen = run.world.checks.borrow().seen;
     seen.full = run.world.shared.full;
+    (seen.handovers, seen.fenced) = (run.world.handovers(), run.world.shared.fenced);
     let outcome = Outcome {
         requests: run.world.shared.requests,
         faults: run.faults.len(),

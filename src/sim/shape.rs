@@ -28,6 +28,8 @@ pub struct Shape {
     pub further_volumes: u64,
     /// The number of their shards, if not that of the main one.
     pub further_shards: Option<u64>,
+    /// The shards of a closed volume whose holder changes; 0: there is none.
+    pub handed_shards: u64,
     pub wal_bytes: u64,
     pub data_bytes: u64,
     /// The disks have too little space for all blocks of the volumes.
@@ -120,6 +122,7 @@ impl Shape {
             second_volume: rng.one_in(3),
             further_volumes: 0,
             further_shards: None,
+            handed_shards: 0,
             wal_bytes: one_of(rng, [3 << 20, 4 << 20, LARGE_WAL_BYTES]),
             data_bytes: 64 << 20,
             is_tight: false,
@@ -156,6 +159,10 @@ impl Shape {
             if shape.bypass_bytes_min != usize::MAX {
                 shape.bypass_bytes_min = EXTENT_BYTES;
             }
+        }
+        let mut rng = Rng::new(seed ^ 0xa77ac4);
+        if rng.one_in(2) {
+            shape.handed_shards = rng.between(1, 4);
         }
         shape
     }

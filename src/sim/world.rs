@@ -19,6 +19,7 @@ use crate::sim::checks::Checks;
 use crate::sim::client::{Client, RARELY, Shared, Target};
 use crate::sim::disk::{Loss, Power, Sick, SimDisk};
 use crate::sim::faults::Plan;
+use crate::sim::handover::{HANDED, Handover, Holder, Step};
 use crate::sim::kernel::{Due, Kernel, SimDriver};
 use crate::sim::lane::{INDEX_ALARMS, Job, Jobs, SimFiles, SimIndex};
 use crate::sim::names::{DiskNumber, Host, disk_id, pod_id};
@@ -26,11 +27,11 @@ use crate::sim::shape::{Shape, Theme};
 use crate::store::lane::LaneConfig;
 use crate::store::messages::{LaneFile, MemberRecord};
 use crate::store::open::{LaneFormat, data_files, format_lane};
-use crate::types::{MemberId, Uuid};
+use crate::types::{AccessMode, AccessSet, MemberId, Uuid};
 use crate::view::ClusterView;
 use crate::worker::{
-    DiskPlace, LaneRuntime, Observer, OpenFiles, Receiver, Sender, Wake, Worker, WorkerCommand,
-    WorkerConfig, mailbox, open_lane,
+    AccessAnswer, DiskPlace, LaneRuntime, Observer, OpenFiles, Receiver, Sender, Wake, Worker,
+    WorkerCommand, WorkerConfig, mailbox, open_lane,
 };
 
 const CLUSTER: Uuid = Uuid([7; 16]);
@@ -41,6 +42,8 @@ const VOLUME_SHIFT: u32 = 32;
 
 /// Number of the second volume. Numbers of faults that create volumes stay below.
 const SECOND: u64 = 1 << 16;
+/// Number of the volume whose holder changes.
+const NUMBER_OF_HANDED: u64 = SECOND + (1 << 15);
 /// Time limit until all pods have joined and the first volume exists.
 const BEGINS_WITHIN: Duration = Duration::from_secs(60);
 /// How often pods look for newer views.
@@ -57,8 +60,9 @@ pub(super) struct Pod {
     pub stopped: bool,
     /// The pod is down until all its disks work again.
     waits_for_disk: bool,
-    /// Revision of the newest view that it got.
-    pub told: u64,
+    /// The newest view that it got, and the version of the attachments in it.
+    pub view: Arc<ClusterView>,
+    told_access: u64,
 }
 
 /// A client, the volume that it uses, and the pod that it connects to.
@@ -66,6 +70,8 @@ pub(super) struct Attached {
     client: Client,
     volume: String,
     front: Host,
+    /// It connects to any pod.
+    roams: bool,
 }
 
 /// A member from the store, and its start state.
@@ -86,6 +92,9 @@ pub struct World {
     avoided: Vec<Host>,
     /// Any disk may lose data.
     unbounded: bool,
+    /// The volume whose holder changes, when it exists.
+    handover: Option<Handover>,
+    seed: u64,
     jobs: Jobs,
 }
 
@@ -113,6 +122,8 @@ impl World {
             pools: (0..shape.pods).map(|_| Pool::default()).collect(),
             avoided: Vec::new(),
             unbounded: plan == Plan::Unbounded,
+            handover: None,
+            seed,
             jobs: Jobs::default(),
             shape,
         };
@@ -127,6 +138,7 @@ impl World {
         world
     }
 
+    /// Attaches a client to an open volume.
     pub(super) fn attach(
         &mut self,
         volume: &str,
@@ -136,8 +148,6 @@ impl World {
         blocks: u64,
         blocks_per_shard: u64,
     ) {
-        let host = self.shape.pods + self.attached.len();
-        let driver = self.driver(host, Rc::default(), Arc::default());
         let mut load = self.shape.load;
         if self.shape.theme == Some(Theme::IdleShards) && volume != MAIN {
             load.rest = RARELY;
@@ -152,10 +162,85 @@ impl World {
             half: (self.shape.load.halves && volume == MAIN).then_some(front as u64),
             may_be_full: self.shape.is_tight,
             may_be_lost: self.unbounded,
+            read_only: false,
         };
+        self.add_client(target, volume, front, false);
+    }
+
+    /// Returns the client's number.
+    fn add_client(&mut self, target: Target, volume: &str, front: Host, roams: bool) -> usize {
+        let number = self.attached.len();
+        let host = self.shape.pods + number;
+        let driver = self.driver(host, Rc::default(), Arc::default());
         let client = Client::new(driver, target, self.clients_pool.clone());
-        self.attached.push(Attached { client, volume: volume.to_owned(), front });
+        self.attached.push(Attached { client, volume: volume.to_owned(), front, roams });
         self.kernel.borrow_mut().wake(host, Duration::from_millis(1));
+        number
+    }
+
+    /// Changes of the holder of the handed volume.
+    pub fn handovers(&self) -> u64 {
+        self.handover.as_ref().map_or(0, |handover| handover.ended)
+    }
+
+    /// Lets the holder of the handed volume change.
+    fn hand_over(&mut self) {
+        let now = self.kernel.borrow().now;
+        let Some(handover) = &mut self.handover else { return };
+        let steps = handover.step(now, self.catalog.is_closing);
+        for step in steps {
+            match step {
+                Step::Ask(set, answer) => self.ask_for_access(set, answer),
+                Step::MayBeFenced(client) => self.attached[client].client.may_be_fenced = true,
+                Step::Fenced(client) => {
+                    let client = &mut self.attached[client].client;
+                    self.shared.history.fenced(client.writer(), now);
+                    if self.catalog.is_closing {
+                        client.retire();
+                    }
+                }
+                Step::Admitted(holder) => self.admit(&holder),
+                Step::Moves(client) if !self.catalog.is_closing => self.hang_up(client),
+                Step::Moves(_) => {}
+            }
+        }
+    }
+
+    /// Some pod is asked, which may be dead or cut off.
+    fn ask_for_access(&mut self, set: AccessSet, answer: AccessAnswer) {
+        let mut volumes = self.catalog.view().volumes.iter();
+        let Some(volume) = volumes.find(|volume| volume.name == HANDED) else { return };
+        let volume = volume.volume;
+        let host = self.kernel.borrow_mut().rng.below(self.shape.pods as u64) as Host;
+        if let Some(inbox) = &self.pods[host].inbox {
+            let sent = inbox.send(WorkerCommand::SetAccess { volume, set, answer });
+            assert!(sent.is_ok(), "it has room");
+            self.kernel.borrow_mut().wake(host, Duration::ZERO);
+        }
+    }
+
+    /// Gives a client to a holder that every shard has admitted.
+    fn admit(&mut self, holder: &Holder) {
+        let Shape { handed_shards, blocks_per_shard, load, .. } = self.shape;
+        let blocks = handed_shards * blocks_per_shard;
+        let target = Target {
+            export: holder.export(),
+            first_register: NUMBER_OF_HANDED << VOLUME_SHIFT,
+            region: 0..blocks,
+            blocks,
+            blocks_per_shard,
+            load,
+            half: holder.half,
+            may_be_full: self.shape.is_tight,
+            may_be_lost: false,
+            read_only: holder.grant.mode == AccessMode::ReadOnly,
+        };
+        let number = self.add_client(target, HANDED, 0, true);
+        let handover = self.handover.as_mut().expect("it has admitted the holder");
+        handover.attached(holder.grant.attachment, number);
+        if self.catalog.is_closing {
+            self.attached[number].client.read_all();
+        }
     }
 
     /// Creates a volume with a client of its own. `number` is unique within the run.
@@ -279,7 +364,7 @@ impl World {
         pod.worker = Some(worker);
         pod.inbox = Some(inbox);
         pod.stopped = false;
-        pod.told = 0;
+        pod.view = Arc::default();
         // It may serve the members of its stored view again.
         self.tell(host, self.catalog.stored_view(host));
         self.kernel.borrow_mut().wake(host, Duration::ZERO);
@@ -430,10 +515,18 @@ impl World {
     pub fn read_all(&mut self, avoided: &[Host]) {
         self.avoided = avoided.to_vec();
         self.catalog.is_closing = true;
+        self.retire_fenced();
         for client in 0..self.attached.len() {
             self.attached[client].client.read_all();
             // Also wakes clients that had nothing left to do and no connection.
             self.hang_up(client);
+        }
+    }
+
+    /// No more is asked by clients that are fenced, or are about to be.
+    fn retire_fenced(&mut self) {
+        for attached in self.attached.iter_mut().filter(|attached| attached.client.may_be_fenced) {
+            attached.client.retire();
         }
     }
 
@@ -451,7 +544,7 @@ impl World {
 
     /// Describes the clients that have not yet read everything.
     pub fn waiting(&self, volumes: Option<&BTreeSet<String>>) -> String {
-        let texts = self.wait(volumes).map(|Attached { client, volume, front }| {
+        let texts = self.wait(volumes).map(|Attached { client, volume, front, .. }| {
             format!("a client of {volume} through pod {front}: {client}")
         });
         texts.collect::<Vec<String>>().join(", ")
@@ -510,6 +603,12 @@ impl World {
                 next = now + GOVERN_EVERY;
             }
         }
+        if self.shape.handed_shards > 0 && !self.unbounded {
+            let (name, number) = (HANDED.to_owned(), Some(NUMBER_OF_HANDED));
+            let shards = self.shape.handed_shards;
+            let volume = NewVolume { name, number, shards, blocks_per_shard };
+            self.catalog.ask(What::Create(volume));
+        }
         if self.shape.second_volume {
             // The number picks the first front end, which other clients use, too.
             self.create_volume(SECOND * self.shape.pods as u64, 1, blocks_per_shard);
@@ -539,6 +638,7 @@ impl World {
         let (blocks, pods) = (shards * blocks_per_shard, self.shape.pods);
         match number {
             Some(_) if self.catalog.is_closing => {}
+            Some(NUMBER_OF_HANDED) => self.handover = Some(Handover::new(self.seed, *shards)),
             Some(number) => {
                 let front = *number as Host % pods;
                 self.attach(name, number + 1, front, 0..blocks, blocks, *blocks_per_shard);
@@ -561,6 +661,7 @@ impl World {
     /// Delivers newer views to pods: with probability one half to each pod, or (`all`) to every
     /// pod.
     pub fn govern(&mut self, all: bool) {
+        self.hand_over();
         for worker in self.pods.iter().filter_map(|pod| pod.worker.as_ref()) {
             let (load, connections) = (worker.load(), self.attached.len());
             self.checks.borrow_mut().load(&load, &self.shape.budgets, connections);
@@ -578,12 +679,23 @@ impl World {
         }
     }
 
-    /// Gives a pod the view, if it is newer than its last one.
+    /// Gives a pod the view, if it is newer than its last one, or attachments have changed.
     fn tell(&mut self, host: Host, view: Arc<ClusterView>) {
         let pod = &mut self.pods[host];
-        let Some(inbox) = pod.inbox.as_ref().filter(|_| pod.told < view.revision) else { return };
+        let Some(inbox) = &pod.inbox else { return };
+        let version = self.handover.as_ref().map_or(0, |handover| handover.version);
+        if pod.view.revision >= view.revision && pod.told_access == version {
+            return;
+        }
+        if pod.view.revision < view.revision {
+            pod.view = view;
+        }
+        if pod.view.revision == 0 {
+            return;
+        }
+        pod.told_access = version;
+        let view = Handover::dress(self.handover.as_ref(), &pod.view);
         self.checks.borrow_mut().learn(&view);
-        pod.told = view.revision;
         assert!(inbox.send(WorkerCommand::View(view)).is_ok(), "it has room");
         self.kernel.borrow_mut().wake(host, Duration::ZERO);
     }
@@ -628,8 +740,11 @@ impl World {
     }
 
     fn run_client(&mut self, number: usize) {
-        let Attached { client, front, .. } = &mut self.attached[number];
+        let Attached { client, front, roams, .. } = &mut self.attached[number];
         let mut rng = self.kernel.borrow_mut().rng.clone();
+        if *roams && client.is_idle() {
+            *front = rng.below(self.shape.pods as u64) as Host;
+        }
         let fronts = (0..self.shape.pods).map(|further| (*front + further) % self.shape.pods);
         let front = fronts.into_iter().find(|front| !self.avoided.contains(front));
         let front = front.expect("some pods are not avoided");

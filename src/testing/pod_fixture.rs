@@ -33,16 +33,16 @@ use crate::store::open::{LaneFormat, data_files, format_lane};
 use crate::testing::crash_disk::Disk;
 use crate::testing::stream_fixture::{land, receive};
 use crate::types::{
-    AccessSet, AttachmentId, EXTENT_BYTES, MemberId, Mono, Origin, PodId, Session, ShardId, ShardOp,
-    Uuid, VolumeId,
+    AccessSet, AttachmentId, EXTENT_BYTES, Generation, MemberId, Mono, Origin, PodId, Session,
+    ShardId, ShardOp, Uuid, VolumeId,
 };
 use crate::view::{ClusterView, DiskView, MemberState, MemberView, PodView, ShardView, VolumeView};
 use crate::worker::members::MemberRuntime;
 use crate::worker::requests::Waiter;
 use crate::worker::token::ConnKey;
 use crate::worker::{
-    DiskPlace, IndexRunner, LaneRuntime, OpenFiles, Sender, Worker, WorkerCommand, WorkerConfig,
-    execute, mailbox, open_lane,
+    AccessAnswer, DiskPlace, IndexRunner, LaneRuntime, OpenFiles, Sender, Worker, WorkerCommand,
+    WorkerConfig, execute, mailbox, open_lane,
 };
 
 const CLUSTER: Uuid = Uuid([7; 16]);
@@ -358,6 +358,18 @@ impl Pod {
         self.worker.request((Some(shard), member), 0, origin, op, waiter);
     }
 
+    /// Has an access set committed in all shards of a volume. Returns the lowest generation.
+    pub fn set_access(&mut self, volume: u64, set: AccessSet) -> Generation {
+        let done = Arc::new(std::sync::Mutex::new(None));
+        let sink = Arc::clone(&done);
+        let answer = move |result| *sink.lock().expect("nobody panics") = Some(result);
+        let answer = AccessAnswer(Box::new(answer));
+        self.worker.routers.set_access(VolumeId(volume), set, answer);
+        self.run_until("all shards answer", |_| done.lock().expect("nobody panics").is_some());
+        let result = done.lock().expect("nobody panics").take().expect("just seen");
+        result.expect("the volume is here").generation
+    }
+
     fn member(&self, member: MemberId) -> &MemberRuntime {
         self.worker.members.get(member).expect("it is here")
     }
@@ -602,6 +614,15 @@ impl Client {
             None => panic!("not the answer to a write: {reply:?}"),
         });
         replies.collect()
+    }
+
+    /// The errors of all answers so far, which have no payload; forgets them.
+    pub fn errors(&self, pod: &mut Pod) -> Vec<u32> {
+        let received = self.received(pod);
+        self.take(pod);
+        let error =
+            |reply: &[u8]| u32::from_be_bytes(reply[4..8].try_into().expect("a whole reply"));
+        received.chunks(16).map(error).collect()
     }
 
     /// The first byte that is stored there.

@@ -1,17 +1,12 @@
-//! A volume's sessions in its shards, and changes of who may use it: parts of [`Volume`].
-//!
-//! A *round* has an access set committed in every shard. It ends when all of them have answered,
-//! those that were added meanwhile, too (rule `grant-waits-for-all-shards`). Repeating one is
-//! harmless.
+//! Changes of who may use a volume. A *round* has an access set committed in every shard. It ends
+//! when all of them have answered, those that were added meanwhile, too (rule
+//! `grant-waits-for-all-shards`). Repeating one is harmless.
 
 use std::collections::BTreeSet;
 
 use crate::planted::planted;
 use crate::slab::Slab;
-use crate::types::{AccessSet, BlockError, Generation, Mono, Session, ShardOp, ShardReply};
-use crate::view::MemberView;
-use crate::volume::request::{Attempt, Purpose};
-use crate::volume::{Ticket, Volume, VolumeOutput};
+use crate::types::{AccessSet, BlockError, Generation, ShardOp, ShardReply};
 
 /// Rounds of a volume at a time. Changes that wait are to be merged into one.
 const ROUNDS_MAX: usize = 16;
@@ -28,6 +23,18 @@ pub struct AccessDone {
     pub generation: Generation,
     /// The shards that have it.
     pub shards: usize,
+}
+
+/// A round and its result.
+pub(super) type Ended = (RoundId, Result<AccessDone, BlockError>);
+
+/// What follows from a shard's answer.
+pub(super) enum Next {
+    /// Other shards have not answered, or the round has ended before.
+    Wait,
+    /// Ask the shard again.
+    Again,
+    End(Ended),
 }
 
 /// The rounds of a volume.
@@ -49,139 +56,74 @@ impl Rounds {
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
-}
 
-impl Volume {
-    /// Has an access set committed in every shard; [`VolumeOutput::AccessSet`] is its end.
-    pub fn set_access(&mut self, set: AccessSet) -> RoundId {
-        let shards = self.routes.len();
+    /// Begins a round over so many shards. An error: it cannot be done, and has ended.
+    pub fn begin(&mut self, set: AccessSet, shards: usize) -> (RoundId, Result<(), BlockError>) {
         let refused = match () {
-            () if self.gone => Some(BlockError::NoSuchVolume),
-            () if !set.is_valid() => Some(BlockError::Invalid),
-            () if self.rounds.all.len() >= ROUNDS_MAX => Some(BlockError::Busy),
-            () => None,
+            () if !set.is_valid() => Err(BlockError::Invalid),
+            () if self.all.len() >= ROUNDS_MAX => Err(BlockError::Busy),
+            () => Ok(()),
         };
         let (left, lowest) = ((0..shards).collect(), Generation(u64::MAX));
-        let key = self.rounds.all.insert(Round { set, left, shards, lowest });
-        match refused {
-            Some(error) => self.end_round(key, Err(error)),
-            None => (0..shards).for_each(|shard| self.queue_round(key, shard)),
+        let key = self.all.insert(Round { set, left, shards, lowest });
+        if refused.is_err() {
+            self.all.remove(key);
         }
-        RoundId(key)
+        (RoundId(key), refused)
     }
 
-    fn queue_round(&mut self, key: u64, shard: usize) {
-        self.routes[shard].rounds.push_back(key);
-        self.activate(shard);
-    }
-
-    /// A shard was added.
-    pub(super) fn join_rounds(&mut self, shard: usize) {
-        let keys: Vec<u64> = self.rounds.all.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            let round = self.rounds.all.get_mut(key).expect("just listed");
+    /// A shard was added. Returns the rounds in which it must be asked.
+    pub fn join(&mut self, shard: usize) -> Vec<u64> {
+        let keys: Vec<u64> = self.all.iter().map(|(key, _)| key).collect();
+        for key in &keys {
+            let round = self.all.get_mut(*key).expect("just listed");
             round.left.insert(shard);
             round.shards += 1;
-            self.queue_round(key, shard);
         }
+        keys
     }
 
     /// What to ask a shard for in the round; `None`: the round has ended.
-    pub(super) fn round_op(&self, key: u64) -> Option<ShardOp> {
-        self.rounds.all.get(key).map(|round| ShardOp::SetAccess(round.set.clone()))
+    pub fn op(&self, key: u64) -> Option<ShardOp> {
+        self.all.get(key).map(|round| ShardOp::SetAccess(round.set.clone()))
     }
 
     /// A shard has answered.
-    pub(super) fn round_answered(
+    pub fn answered(
         &mut self,
         key: u64,
         shard: usize,
         result: Result<ShardReply, BlockError>,
-    ) {
-        let Some(round) = self.rounds.all.get_mut(key) else { return };
+    ) -> Next {
+        let Some(round) = self.all.get_mut(key) else { return Next::Wait };
         let generation = match result {
             Ok(ShardReply::Access { generation }) => generation,
-            Err(BlockError::Invalid) => return self.end_round(key, Err(BlockError::Invalid)),
+            Err(BlockError::Invalid) => return self.end(key, Err(BlockError::Invalid)),
             // May be repeated, whatever became of it.
-            _ => return self.queue_round(key, shard),
+            _ => return Next::Again,
         };
         round.left.remove(&shard);
         round.lowest = round.lowest.min(generation);
         let enough = planted!(GrantByMajority) && round.left.len() * 2 < round.shards;
-        if round.left.is_empty() || enough {
-            let done = AccessDone { generation: round.lowest, shards: round.shards };
-            self.end_round(key, Ok(done));
+        if !round.left.is_empty() && !enough {
+            return Next::Wait;
         }
+        let done = AccessDone { generation: round.lowest, shards: round.shards };
+        self.end(key, Ok(done))
     }
 
-    fn end_round(&mut self, key: u64, result: Result<AccessDone, BlockError>) {
-        self.rounds.all.remove(key);
-        self.replies.push(VolumeOutput::AccessSet { round: RoundId(key), result });
+    fn end(&mut self, key: u64, result: Result<AccessDone, BlockError>) -> Next {
+        self.all.remove(key);
+        Next::End((RoundId(key), result))
     }
 
     /// The volume is deleted.
-    pub(super) fn end_rounds(&mut self) {
-        let keys: Vec<u64> = self.rounds.all.iter().map(|(key, _)| key).collect();
-        keys.into_iter().for_each(|key| self.end_round(key, Err(BlockError::NoSuchVolume)));
-    }
-
-    /// Has a session recorded, unless that is in flight.
-    pub(super) fn touch(
-        &mut self,
-        now: Mono,
-        shard: usize,
-        (to, term): (MemberView, u64),
-        out: &mut Vec<VolumeOutput>,
-    ) {
-        let session = &mut self.routes[shard].session;
-        if session.touch.is_some() {
-            return;
-        }
-        let (next, renews) = (session.next(self.front_end), session.is_relied_on);
-        let op = ShardOp::Touch { renews };
-        out.push(self.send(now, Purpose::Touch, shard, (to, term), next, op));
-    }
-
-    /// A touch was answered.
-    pub(super) fn touched(
-        &mut self,
-        ticket: Ticket,
-        attempt: Attempt,
-        result: &Result<ShardReply, BlockError>,
-    ) {
-        let is_used = !self.conns.is_empty();
-        let session = &mut self.routes[attempt.shard].session;
-        if session.touch == Some(ticket.0) {
-            session.touch = None;
-        }
-        match result {
-            Ok(_) => {
-                session.recorded(attempt.session);
-                session.is_relied_on |= is_used;
-            }
-            Err(BlockError::StaleSession { recorded }) => {
-                if self.is_outdone(attempt, *recorded) {
-                    self.hang_up();
-                }
-            }
-            Err(error) if !error.is_retryable() && *error != BlockError::NoSuchVolume => {
-                self.fail_waiting(attempt.shard, error);
-            }
-            Err(_) => {}
-        }
-    }
-
-    /// A session was refused. True: clients rely on a session that is another front end's by now.
-    pub(super) fn is_outdone(&mut self, attempt: Attempt, recorded: Session) -> bool {
-        let front_end = self.front_end;
-        let session = &mut self.routes[attempt.shard].session;
-        let is_other = session.refused(front_end, attempt.session, recorded);
-        is_other && session.is_relied_on && !planted!(OutdoneGoesOn)
-    }
-
-    /// The shard will never carry out what waits for it: this client is fenced.
-    fn fail_waiting(&mut self, shard: usize, error: &BlockError) {
-        let waiting = self.routes[shard].waiting.iter().copied().collect();
-        self.drop_pieces(waiting, error.clone());
+    pub fn end_all(&mut self) -> Vec<Ended> {
+        let keys: Vec<u64> = self.all.iter().map(|(key, _)| key).collect();
+        let gone = |key| {
+            self.all.remove(key);
+            (RoundId(key), Err(BlockError::NoSuchVolume))
+        };
+        keys.into_iter().map(gone).collect()
     }
 }

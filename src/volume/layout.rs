@@ -302,6 +302,7 @@ mod tests {
             ShardOp::Zero { .. } => bytes[at..at + range.bytes() as usize].fill(0),
             ShardOp::Read { .. } => assert!(range.bytes() <= READ_BYTES_MAX as u64),
             ShardOp::Status { .. } => {}
+            other => panic!("no client asks for {other:?}"),
         }
     }
 

@@ -25,6 +25,7 @@
 
 pub mod access;
 pub mod layout;
+mod messages;
 pub mod order;
 pub mod read;
 mod request;
@@ -38,12 +39,13 @@ use crate::limits::{CONNECTION_IN_FLIGHT_BYTES_MIN, VOLUME_IN_FLIGHT_BYTES_MAX};
 use crate::planted::planted;
 use crate::slab::Slab;
 use crate::types::{
-    AttachmentId, Block, BlockError, BlockOp, BlockRange, BlockReply, MemberId, Mono, Origin,
-    PodId, Session, ShardId, ShardOp, ShardReply, VolumeId,
+    AccessSet, AttachmentId, Block, BlockError, BlockOp, BlockRange, BlockReply, MemberId, Mono,
+    Origin, PodId, Session, ShardId, ShardOp, ShardReply, VolumeId,
 };
 use crate::view::{MemberView, VolumeView};
-use crate::volume::access::{AccessDone, RoundId, Rounds};
+use crate::volume::access::{Ended, Next, RoundId, Rounds};
 use crate::volume::layout::{Layout, Piece};
+pub use crate::volume::messages::{Ticket, VolumeOutput};
 use crate::volume::order::WriteOrder;
 pub use crate::volume::request::ConnId;
 use crate::volume::request::{Attempt, PieceInFlight, Purpose, Request};
@@ -55,31 +57,6 @@ const PROBE_PATIENCE: Duration = Duration::from_millis(500);
 /// Time after which an unanswered attempt is given up. Usually the loss of its link ends it
 /// earlier; this covers a loss that nobody noticed.
 const ATTEMPT_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Identifies a sent operation until its result arrives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket(pub u64);
-
-/// The actions that a volume requests from its driver.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VolumeOutput {
-    /// Send this to a member, on this pod or another.
-    Send {
-        ticket: Ticket,
-        shard: ShardId,
-        to: MemberView,
-        /// The term in which `to` is known to lead; 0: unknown (probes only).
-        term: u64,
-        origin: Origin,
-        op: ShardOp,
-    },
-    /// Answer a client.
-    Reply { conn: ConnId, handle: u64, result: Result<BlockReply, BlockError> },
-    /// End all connections of the volume without an answer (rule `outdone-hangs-up`).
-    HangUp,
-    /// A round of [`Volume::set_access`] has ended.
-    AccessSet { round: RoundId, result: Result<AccessDone, BlockError> },
-}
 
 /// A volume of a front end. See the module.
 pub struct Volume {
@@ -94,6 +71,8 @@ pub struct Volume {
     /// All connections are to end.
     hanging_up: bool,
     rounds: Rounds,
+    /// Sessions that were recorded, by shard, and are not used before the clients are checked.
+    unchecked: Vec<(usize, Session)>,
     /// Bytes of requests in flight, beyond which connections only get their minimum.
     bytes_max: usize,
     work: Work,
@@ -128,6 +107,7 @@ impl Volume {
             conns: BTreeSet::new(),
             hanging_up: false,
             rounds: Rounds::default(),
+            unchecked: Vec::new(),
             bytes_max: VOLUME_IN_FLIGHT_BYTES_MAX,
             work: Work::default(),
             order: WriteOrder::default(),
@@ -311,7 +291,9 @@ impl Volume {
             }
             self.route_of.insert(shard.shard, index);
             self.routes.push(ShardRoute::new(shard, self.front_end.pod));
-            self.join_rounds(index);
+            for round in self.rounds.join(index) {
+                self.queue_round(round, index);
+            }
         }
         if view.deleting {
             self.remove();
@@ -321,7 +303,7 @@ impl Volume {
     /// The volume is deleted: ends all unsent pieces.
     pub fn remove(&mut self) {
         self.gone = true;
-        self.end_rounds();
+        self.rounds.end_all().into_iter().for_each(|ended| self.end_round(ended));
         let keys: Vec<u64> = (self.work.pieces.iter())
             .filter_map(|(key, piece)| (!piece.sent).then_some(key))
             .collect();
@@ -350,6 +332,9 @@ impl Volume {
     pub fn poll(&mut self, now: Mono, out: &mut Vec<VolumeOutput>) {
         if std::mem::take(&mut self.hanging_up) {
             out.push(VolumeOutput::HangUp);
+        }
+        if !self.unchecked.is_empty() {
+            out.push(VolumeOutput::WhoIsThere);
         }
         let mut active = std::mem::take(&mut self.active);
         active.retain(|shard| {
@@ -438,8 +423,15 @@ impl Volume {
                 return self.probe(now, shard, out);
             };
             if let Some(round) = route.rounds.pop_front() {
-                let Some(op) = self.round_op(round) else { continue };
-                out.push(self.send(now, Purpose::Access(round), shard, leader, self.no_session(), op));
+                let Some(op) = self.rounds.op(round) else { continue };
+                out.push(self.send(
+                    now,
+                    Purpose::Access(round),
+                    shard,
+                    leader,
+                    self.no_session(),
+                    op,
+                ));
                 continue;
             }
             let untouched = || planted!(FirstRequestUntouched).then(|| self.front_end.above(0));
@@ -535,12 +527,98 @@ impl Volume {
         match attempt.purpose {
             Purpose::Piece(key) => self.end_piece_attempt(key, attempt, result),
             Purpose::Touch => self.touched(ticket, attempt, &result),
-            Purpose::Access(round) => self.round_answered(round, attempt.shard, result),
+            Purpose::Access(round) => match self.rounds.answered(round, attempt.shard, result) {
+                Next::Wait => {}
+                Next::Again => self.queue_round(round, attempt.shard),
+                Next::End(ended) => self.end_round(ended),
+            },
             Purpose::Probe => {
                 let probe = &mut self.routes[attempt.shard].probe;
                 probe.take_if(|probe| *probe == ticket.0);
             }
         }
+    }
+
+    /// Has an access set committed in every shard; [`VolumeOutput::AccessSet`] is its end.
+    pub fn set_access(&mut self, set: AccessSet) -> RoundId {
+        let (round, begun) = self.rounds.begin(set, self.routes.len());
+        match begun {
+            Err(error) => self.end_round((round, Err(error))),
+            Ok(()) if self.gone => {
+                self.rounds.end_all().into_iter().for_each(|ended| self.end_round(ended));
+            }
+            Ok(()) => (0..self.routes.len()).for_each(|shard| self.queue_round(round.0, shard)),
+        }
+        round
+    }
+
+    fn queue_round(&mut self, round: u64, shard: usize) {
+        self.routes[shard].rounds.push_back(round);
+        self.activate(shard);
+    }
+
+    fn end_round(&mut self, (round, result): Ended) {
+        self.replies.push(VolumeOutput::AccessSet { round, result });
+    }
+
+    /// Has a session recorded, unless that is in flight.
+    fn touch(
+        &mut self,
+        now: Mono,
+        shard: usize,
+        leader: (MemberView, u64),
+        out: &mut Vec<VolumeOutput>,
+    ) {
+        let session = &mut self.routes[shard].session;
+        if session.touch.is_some() {
+            return;
+        }
+        let (next, renews) = (session.next(self.front_end), session.is_relied_on);
+        let op = ShardOp::Touch { renews };
+        out.push(self.send(now, Purpose::Touch, shard, leader, next, op));
+    }
+
+    /// A touch was answered.
+    fn touched(
+        &mut self,
+        ticket: Ticket,
+        attempt: Attempt,
+        result: &Result<ShardReply, BlockError>,
+    ) {
+        if result.is_err() {
+            let touch = &mut self.routes[attempt.shard].session.touch;
+            touch.take_if(|touch| *touch == ticket.0);
+        }
+        match result {
+            Ok(_) => self.unchecked.push((attempt.shard, attempt.session)),
+            Err(BlockError::StaleSession { recorded }) => {
+                if self.is_outdone(attempt, *recorded) {
+                    self.hang_up();
+                }
+            }
+            // The shard will never carry out what waits: this client is fenced.
+            Err(error) if !error.is_retryable() && *error != BlockError::NoSuchVolume => {
+                let waiting = self.routes[attempt.shard].waiting.iter().copied().collect();
+                self.drop_pieces(waiting, error.clone());
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// The connections of clients that have hung up are closed.
+    pub fn clients_checked(&mut self) {
+        let is_used = !self.conns.is_empty();
+        for (shard, recorded) in std::mem::take(&mut self.unchecked) {
+            self.routes[shard].session.recorded(recorded, is_used);
+            self.activate(shard);
+        }
+    }
+
+    /// A session was refused. True: clients rely on a session that is another front end's by now.
+    fn is_outdone(&mut self, attempt: Attempt, recorded: Session) -> bool {
+        let session = &mut self.routes[attempt.shard].session;
+        let is_other = session.refused(self.front_end, attempt.session, recorded);
+        is_other && session.is_relied_on && !planted!(OutdoneGoesOn)
     }
 
     /// Ends an attempt at a piece. The piece ends, too, or waits for the next attempt.

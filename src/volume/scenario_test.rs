@@ -96,6 +96,10 @@ fn poll(volume: &mut Volume, now: Mono) -> (Vec<Sent>, Vec<Reply>) {
 fn poll_once(volume: &mut Volume, now: Mono) -> (Vec<Sent>, Vec<Reply>) {
     let (mut out, mut sent, mut replies) = (Vec::new(), Vec::new(), Vec::new());
     volume.poll(now, &mut out);
+    if out.contains(&VolumeOutput::WhoIsThere) {
+        volume.clients_checked();
+        volume.poll(now, &mut out);
+    }
     for output in out {
         match output {
             VolumeOutput::Send { ticket, to, term, origin, op, .. } => {
@@ -105,6 +109,7 @@ fn poll_once(volume: &mut Volume, now: Mono) -> (Vec<Sent>, Vec<Reply>) {
             }
             VolumeOutput::Reply { conn, handle, result } => replies.push((conn, handle, result)),
             VolumeOutput::HangUp => replies.push((NOBODY, 0, Ok(BlockReply::Done))),
+            VolumeOutput::WhoIsThere => {}
             VolumeOutput::AccessSet { .. } => panic!("see access_test"),
         }
     }
@@ -326,6 +331,25 @@ fn a_touch_of_unknown_outcome_is_followed_by_a_higher_one() {
     assert_eq!(volume.session(0), None, "a late answer means nothing");
 }
 
+/// The pod stood still with a client's first write to a shard. The client hung up meanwhile, and
+/// wrote something newer there through another pod.
+#[test]
+fn who_is_gone_when_a_session_is_recorded_writes_nothing() {
+    let mut volume = led();
+    volume.request(CONN, 1, block_write(0, b'o'));
+    volume.request(ConnId(2), 2, block_write(1, b'x'));
+    let (touch, _) = poll_once(&mut volume, at(0));
+    done(&mut volume, &touch[0]);
+    let mut out = Vec::new();
+    volume.poll(at(0), &mut out);
+    assert_eq!(out, [VolumeOutput::WhoIsThere], "nothing is sent before that is known");
+    volume.close_connection(CONN);
+    volume.clients_checked();
+    let (sent, _) = poll_once(&mut volume, at(0));
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].op.range().first, Block(1));
+}
+
 /// Another front end has taken over: the client went to another pod, or another process runs under
 /// this pod's identity. This one comes back from a pause with the client's older requests.
 #[test]
@@ -404,9 +428,8 @@ fn a_fenced_client_gets_errors_and_an_early_one_waits() {
     let deadline = volume.deadline().expect("a pause");
     let (touch, _) = poll_once(&mut volume, deadline);
     volume.shard_result(deadline, touch[0].ticket, MemberId(1), TERM, Err(BlockError::Fenced));
-    let (_, replies) = poll_once(&mut volume, deadline);
+    let (touch, replies) = poll_once(&mut volume, deadline);
     assert_eq!(replies, [(CONN, 1, Err(BlockError::Fenced))]);
-    let (touch, _) = poll_once(&mut volume, deadline);
     volume.shard_result(deadline, touch[0].ticket, MemberId(1), TERM, Err(BlockError::Fenced));
     assert_eq!(poll_once(&mut volume, deadline).1, [(CONN, 2, Err(BlockError::Fenced))]);
 }

@@ -1,4 +1,4 @@
-//! The session of a front end in one shard (rules `touch-before-anything` and `sessions-only-grow`).
+//! The session of a front end in one shard (rules `touch-before-anything`, `sessions-only-grow`).
 //!
 //! Before its first request to a shard, and before it sends again what may have taken place, a
 //! front end has a *touch* committed there. It records a session above all that the front end has
@@ -62,9 +62,11 @@ impl ShardSession {
         next
     }
 
-    /// The shard has recorded this session.
-    pub fn recorded(&mut self, session: Session) {
+    /// The touch has ended: the shard has recorded this session. `is_used`: by clients.
+    pub fn recorded(&mut self, session: Session, is_used: bool) {
+        self.touch = None;
         self.current = Some(session);
+        self.is_relied_on |= is_used;
     }
 
     /// A change under this session may still take place, or the shard does not know it.
@@ -99,13 +101,13 @@ mod tests {
         let first = session.next(ours);
         let second = session.next(ours);
         assert!(first < second && ours.is_of(second) && !others.is_of(second));
-        session.recorded(second);
+        session.recorded(second, true);
         let recorded = others.above(7 << COUNT_SHIFT);
         assert!(session.refused(ours, second, recorded), "another process of this pod");
         assert_eq!(session.current(), None);
         let third = session.next(ours);
         assert!(third > recorded);
-        session.recorded(third);
+        session.recorded(third, true);
         assert!(!session.refused(ours, second, third), "it was our own");
         assert_eq!(session.current(), Some(third), "the answer came late");
         session.lost(second);

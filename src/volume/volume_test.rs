@@ -468,6 +468,10 @@ impl World {
                 }
                 VolumeOutput::Reply { conn, handle, result } => self.reply(conn, handle, result),
                 VolumeOutput::HangUp => panic!("nobody has outdone it"),
+                VolumeOutput::WhoIsThere => {
+                    self.volume.clients_checked();
+                    self.poll();
+                }
                 VolumeOutput::AccessSet { .. } => panic!("nobody has asked for that"),
             }
         }

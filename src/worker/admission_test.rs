@@ -10,8 +10,8 @@ use crate::limits::{Budgets, ELECTION_TICKS, TICK, ZERO_EXTENTS_UNAPPLIED_MAX};
 use crate::planted::{Mistake, assert_found};
 use crate::replica::command::{EntryCommand, encode, encode_write};
 use crate::types::{
-    AttachmentId, BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, MemberId, Origin, PodId, Session,
-    ShardOp,
+    AttachmentId, BLOCK_BYTES, BLOCKS_PER_EXTENT, Block, BlockRange, MemberId, Origin, PodId,
+    Session, ShardOp,
 };
 use crate::view::MemberState;
 

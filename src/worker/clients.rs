@@ -261,7 +261,12 @@ impl ClientHandler<'_> {
                 }
                 SessionOutput::Request { handle, op } => {
                     let export = client.session.export().expect("requests follow an export");
-                    match self.routers.at(key_of(export)) {
+                    let key = key_of(export);
+                    if !self.routers.all.contains_key(&key) {
+                        // It was forgotten while nobody asked for anything.
+                        self.routers.open(key);
+                    }
+                    match self.routers.at(key) {
                         Some(router) => router.request(VolumeConn(u64::from(conn)), handle.0, op),
                         None => abandoned.push((conn, handle)),
                     }
@@ -306,6 +311,18 @@ impl ClientHandler<'_> {
     /// Ends the connections that use a volume under one attachment.
     pub fn close_use(&mut self, key: RouterKey, reason: CloseReason) {
         self.close_all(reason, |export| key_of(export) == key);
+    }
+
+    /// Ends the connections of a use whose clients have hung up (rule `hang-up-before-execute`).
+    pub fn close_hung_up(&mut self, key: RouterKey) {
+        let of = |(conn, client): (&ConnKey, &Client)| {
+            let is_it = client.session.export().is_some_and(|export| key_of(export) == key);
+            (is_it && self.driver.has_hung_up(client.stream.socket)).then_some(*conn)
+        };
+        let gone: Vec<ConnKey> = self.clients.clients.iter().filter_map(of).collect();
+        for conn in gone {
+            self.close(conn, CloseReason::Disconnected);
+        }
     }
 
     fn close_all(&mut self, reason: CloseReason, of: impl Fn(&Export) -> bool) {

@@ -166,6 +166,12 @@ impl Worker {
                     );
                     self.client_handler().close_use(key, CloseReason::Outdone);
                 }
+                VolumeOutput::WhoIsThere => {
+                    self.client_handler().close_hung_up(key);
+                    if let Some(router) = self.routers.at(key) {
+                        router.clients_checked();
+                    }
+                }
                 VolumeOutput::AccessSet { round, result } => {
                     self.routers.access_set(key.0, round, result);
                 }

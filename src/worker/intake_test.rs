@@ -18,8 +18,8 @@ use crate::replica::command::{EntryCommand, encode, encode_write};
 use crate::replica::raft_message;
 use crate::testing::peer_fixture;
 use crate::types::{
-    AttachmentId, BLOCK_BYTES, Block, BlockError, BlockRange, Extent, MemberId, Origin, PodId, Session,
-    ShardId, ShardOp,
+    AttachmentId, BLOCK_BYTES, Block, BlockError, BlockRange, Extent, MemberId, Origin, PodId,
+    Session, ShardId, ShardOp,
 };
 use crate::view::MemberState;
 

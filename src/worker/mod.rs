@@ -7,6 +7,8 @@
 //! Invariant: a worker depends only on its driver, its mailbox and its index runners. The
 //! simulator replaces these three and runs this very code.
 
+#[cfg(test)]
+mod access_test;
 mod admission;
 #[cfg(test)]
 mod admission_test;

@@ -48,6 +48,7 @@ impl Scenario {
             theme: None,
             further_volumes: 0,
             further_shards: None,
+            handed_shards: 0,
             wire: None,
             pods,
             disks_per_pod: 1,

@@ -11,6 +11,9 @@
 //! of them or by the initial content. No write of zeroes may lie between two observations of one
 //! value. This check finds less, and never reports a false violation.
 //!
+//! A *writer* (the upper half of a line) may be fenced at some moment. What it wrote took place
+//! before that, or never; and nothing that it asks for later succeeds.
+//!
 //! Writes of a block in one line (a connection, and the client's next one if the pod knows that the
 //! earlier one has ended) take place in the order of sending (rule `overlapping-writes-in-order`).
 
@@ -30,6 +33,10 @@ pub struct History {
     pub operations: u64,
     /// A value that two writes of a block carry: the history cannot be checked.
     twice: Option<(u64, Value)>,
+    /// When each writer was fenced.
+    fences: BTreeMap<u64, Mono>,
+    /// A fenced client got what it asked for.
+    after_fence: Option<Contradiction>,
 }
 
 /// All observations of one block.
@@ -44,6 +51,7 @@ struct Register {
 /// A write of zeroes.
 #[derive(Clone, Copy, Debug)]
 struct Zeroing {
+    writer: u64,
     invoked: Mono,
     /// [`NEVER`]: the outcome is unknown.
     responded: Mono,
@@ -63,6 +71,8 @@ struct Cluster {
 }
 
 const NEVER: Mono = Mono(u64::MAX);
+/// The bits of a line above this one say whose it is.
+pub const WRITER_SHIFT: u32 = 32;
 
 impl Cluster {
     fn new() -> Cluster {
@@ -108,11 +118,12 @@ impl History {
     }
 
     /// A client sends a write of zeroes; returns the number for [`History::zeroed`].
-    pub fn zeroing(&mut self, block: u64, at: Mono) -> usize {
+    pub fn zeroing(&mut self, block: u64, line: u64, at: Mono) -> usize {
         tracing::trace!(block, at = at.0, "zeroing");
         self.operations += 1;
         let zeroings = &mut self.blocks.entry(block).or_default().zeroings;
-        zeroings.push(Zeroing { invoked: at, responded: NEVER });
+        let writer = line >> WRITER_SHIFT;
+        zeroings.push(Zeroing { writer, invoked: at, responded: NEVER });
         zeroings.len() - 1
     }
 
@@ -135,6 +146,20 @@ impl History {
         cluster.first_response = cluster.first_response.min(responded);
         cluster.last_invocation = cluster.last_invocation.max(invoked);
         cluster.happened = true;
+    }
+
+    /// From now on the writer changes nothing any more.
+    pub fn fenced(&mut self, writer: u64, at: Mono) {
+        tracing::trace!(writer, at = at.0, "fenced");
+        self.fences.entry(writer).or_insert(at);
+    }
+
+    /// A client got what it asked for at that time.
+    pub fn succeeded(&mut self, writer: u64, invoked: Mono) {
+        if self.fences.get(&writer).is_some_and(|fenced| *fenced < invoked) {
+            let text = || format!("writer {writer} succeeded at {}, and was fenced", invoked.0);
+            self.after_fence.get_or_insert_with(text);
+        }
     }
 
     /// All blocks, in order.
@@ -160,17 +185,38 @@ impl History {
         if let Some((block, value)) = self.twice {
             return Err(format!("block {block}: {value} was written twice"));
         }
+        if let Some(what) = &self.after_fence {
+            return Err(what.clone());
+        }
         self.blocks().try_for_each(|(block, register)| {
-            register.check().map_err(|what| format!("block {block}: {what}"))
+            let fenced = register.before_fences(&self.fences);
+            let register = fenced.as_ref().unwrap_or(register);
+            register.check(&self.fences).map_err(|what| format!("block {block}: {what}"))
         })
     }
 }
 
 impl Register {
-    fn check(&self) -> Result<(), Contradiction> {
+    /// The same, with the writes of fenced writers before their fences. `None`: there are none.
+    fn before_fences(&self, fences: &BTreeMap<u64, Mono>) -> Option<Register> {
+        let fence_of = |cluster: &Cluster| fences.get(&(cluster.line >> WRITER_SHIFT)).copied();
+        if !self.clusters.values().any(|cluster| fence_of(cluster).is_some()) {
+            return None;
+        }
+        let (zeroings, zero_reads) = (self.zeroings.clone(), self.zero_reads.clone());
+        let mut fenced = Register { clusters: self.clusters.clone(), zeroings, zero_reads };
+        for cluster in fenced.clusters.values_mut().filter(|cluster| cluster.happened) {
+            if let Some(fence) = fence_of(cluster) {
+                cluster.first_response = cluster.first_response.min(fence);
+            }
+        }
+        Some(fenced)
+    }
+
+    fn check(&self, fences: &BTreeMap<u64, Mono>) -> Result<(), Contradiction> {
         check_order(&self.clusters)?;
         if !self.zeroings.is_empty() {
-            self.check_zeroes()?;
+            self.check_zeroes(fences)?;
             return check_zones(&self.clusters);
         }
         let mut clusters = self.clusters.clone();
@@ -183,14 +229,16 @@ impl Register {
         check_zones(&clusters)
     }
 
-    fn check_zeroes(&self) -> Result<(), Contradiction> {
+    fn check_zeroes(&self, fences: &BTreeMap<u64, Mono>) -> Result<(), Contradiction> {
         let happened = || self.clusters.iter().filter(|(_, cluster)| cluster.happened);
-        let first = Zeroing { invoked: Mono(0), responded: Mono(0) };
+        let first = Zeroing { writer: u64::MAX, invoked: Mono(0), responded: Mono(0) };
         // Each write's invocation, and the moment at which newer content certainly replaced it.
         let stood = |zeroing: &Zeroing| {
-            let newer = happened().filter(|(_, cluster)| {
-                cluster.written.is_some_and(|written| written > zeroing.responded)
-            });
+            // If it took place at all.
+            let fence = fences.get(&zeroing.writer).copied().unwrap_or(NEVER);
+            let latest = zeroing.responded.min(fence);
+            let newer = happened()
+                .filter(|(_, cluster)| cluster.written.is_some_and(|written| written > latest));
             let overwritten = newer.map(|(_, cluster)| cluster.first_response).min();
             (zeroing.invoked, overwritten.unwrap_or(NEVER))
         };
@@ -333,7 +381,7 @@ mod tests {
             history.writing(7, 1, 1, Mono(10));
             history.acknowledged(7, 1, Mono(20));
             if let Some((invoked, responded)) = zeroed {
-                let number = history.zeroing(7, Mono(invoked));
+                let number = history.zeroing(7, 0, Mono(invoked));
                 responded.into_iter().for_each(|at| history.zeroed(7, number, Mono(at)));
             }
             for (value, at) in reads {
@@ -347,6 +395,46 @@ mod tests {
         assert!(!written(Some((60, Some(70))), &[(0, 50)]), "lost, whatever comes later");
         assert!(!written(Some((2, Some(5))), &[(0, 50)]), "the zeroes of before are back");
         assert!(!written(Some((30, Some(40))), &[(1, 50)]), "the zeroes are lost");
+    }
+
+    #[test]
+    fn what_a_fenced_writer_does_later_is_found() {
+        let line = 5 << WRITER_SHIFT;
+        // The write of a client without an answer, the fence at 50, then reads of others.
+        let check = |reads: &[(Value, u64)]| {
+            let mut history = History::default();
+            history.writing(7, 1, 0, Mono(1));
+            history.acknowledged(7, 1, Mono(2));
+            history.writing(7, 2, line, Mono(10));
+            history.fenced(5, Mono(50));
+            for (value, at) in reads {
+                history.read(7, *value, Mono(*at), Mono(at + 5));
+            }
+            history.check().is_ok()
+        };
+        assert!(check(&[(1, 20), (2, 60), (2, 70)]) && check(&[(1, 60), (1, 70)]));
+        assert!(!check(&[(1, 60), (2, 70)]), "it took place after the fence");
+        let late = |invoked: u64| {
+            let mut history = History::default();
+            history.fenced(5, Mono(50));
+            history.succeeded(5, Mono(invoked));
+            history.check().is_ok()
+        };
+        assert!(late(49) && !late(51));
+        // Zeroes of which nobody knows whether they took place.
+        let zeroed = |reads: &[(Value, u64)]| {
+            let mut history = History::default();
+            history.zeroing(7, line, Mono(10));
+            history.fenced(5, Mono(50));
+            history.writing(7, 3, 0, Mono(60));
+            history.acknowledged(7, 3, Mono(65));
+            for (value, at) in reads {
+                history.read(7, *value, Mono(*at), Mono(at + 5));
+            }
+            history.check().is_ok()
+        };
+        assert!(zeroed(&[(0, 55), (3, 70)]));
+        assert!(!zeroed(&[(3, 70), (0, 80)]), "the zeroes came after the fence");
     }
 
     #[test]

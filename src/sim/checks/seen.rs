@@ -30,11 +30,14 @@ pub struct Seen {
     pub faulted: u64,
     /// Requests that were refused for lack of space.
     pub full: u64,
+    /// Changes of the holder of a closed volume, and requests of fenced clients that got errors.
+    pub handovers: u64,
+    pub fenced: u64,
 }
 
 impl Seen {
     /// Names and values of all counters.
-    pub fn all(&self) -> [(&'static str, u64); 11] {
+    pub fn all(&self) -> [(&'static str, u64); 13] {
         [
             ("terms", self.terms),
             ("laps", self.laps),
@@ -47,6 +50,8 @@ impl Seen {
             ("failed starts", self.failed_starts),
             ("faulted members", self.faulted),
             ("full disks", self.full),
+            ("handovers", self.handovers),
+            ("fenced requests", self.fenced),
         ]
     }
 
@@ -76,6 +81,8 @@ impl AddAssign for Seen {
         self.failed_starts += other.failed_starts;
         self.faulted += other.faulted;
         self.full += other.full;
+        self.handovers += other.handovers;
+        self.fenced += other.fenced;
     }
 }
 

@@ -9,8 +9,8 @@ use crate::replica::meta::Meta;
 use crate::replica::raft_message;
 use crate::testing::fuzz::Seeds;
 use crate::types::{
-    AccessMode, AccessSet, AttachmentId, BLOCK_BYTES, Block, BlockRange, Generation, Grant, MemberId,
-    Origin, PodId, Session,
+    AccessMode, AccessSet, AttachmentId, BLOCK_BYTES, Block, BlockRange, Generation, Grant,
+    MemberId, Origin, PodId, Session,
 };
 
 /// Reads `input`: its first byte chooses what the rest is: 0 the command of an entry, 1 a group's
