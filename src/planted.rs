@@ -232,6 +232,8 @@ mistakes! {
     RegistersOnce,
     /// `request-carried-out-once`: a repeated request is carried out again.
     CatalogRequestTwice,
+    /// `grant-waits-for-all-shards`: an attachment counts with the end of any round.
+    ActiveEarly,
     /// `changed-rows-are-the-state`: a row that a command removes stays on the disk.
     RowsStayBehind,
     /// `differences-add-up`: a pod is not told of rows that are gone.

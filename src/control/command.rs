@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{MemberId, PodId, Uuid, VolumeId};
+use crate::types::{AccessMode, AttachmentId, Generation, MemberId, PodId, Uuid, VolumeId};
 
 /// Version of commands and state that this software writes.
 pub const FORMAT: u8 = 1;
@@ -62,6 +62,44 @@ pub enum CatalogCommand {
         name: String,
         /// Deletes only the volume with this id.
         volume: VolumeId,
+        /// Also while a node has it.
+        force: bool,
+    },
+    /// A node may use a volume, once every shard has admitted it. `uid`: of a new attachment.
+    Publish {
+        volume: VolumeId,
+        node: String,
+        mode: AccessMode,
+        uid: Uuid,
+    },
+    /// A node may not use a volume any more, once every shard has fenced it.
+    Unpublish {
+        volume: VolumeId,
+        node: String,
+    },
+    /// Anybody may use a volume, or only attachments.
+    SetOpen {
+        volume: VolumeId,
+        open: bool,
+    },
+    /// A node is lost in this boot: it loses its volumes, and gets no others.
+    DeclareLost {
+        node: String,
+        boot_id: String,
+    },
+    /// No device of a lost node is left from before.
+    ClearLost {
+        node: String,
+    },
+    /// Every shard of the volume has this generation of its access set.
+    AccessIsSet {
+        volume: VolumeId,
+        generation: Generation,
+    },
+    /// A shard of the volume has a generation that this catalog did not give.
+    AccessOutdone {
+        volume: VolumeId,
+        seen: Generation,
     },
     /// Every shard of these volumes has had a leader: they can be used.
     Created {
@@ -97,6 +135,24 @@ impl fmt::Display for CatalogCommand {
             }
             CatalogCommand::DeleteVolume { name, volume, .. } => {
                 write!(f, "volume {name} ({volume}) is deleted")
+            }
+            CatalogCommand::Publish { volume, node, .. } => {
+                write!(f, "volume {volume} is published to node {node}")
+            }
+            CatalogCommand::Unpublish { volume, node } => {
+                write!(f, "volume {volume} is taken from node {node}")
+            }
+            CatalogCommand::SetOpen { volume, open } => match open {
+                true => write!(f, "volume {volume} is open to everybody"),
+                false => write!(f, "volume {volume} is for attachments only"),
+            },
+            CatalogCommand::DeclareLost { node, .. } => write!(f, "node {node} is lost"),
+            CatalogCommand::ClearLost { node } => write!(f, "node {node} is not lost any more"),
+            CatalogCommand::AccessIsSet { volume, generation } => {
+                write!(f, "all shards of volume {volume} have access set {generation}")
+            }
+            CatalogCommand::AccessOutdone { volume, seen } => {
+                write!(f, "a shard of volume {volume} has access set {seen} of another history")
             }
             CatalogCommand::Created { volumes } => {
                 write!(f, "volumes {} can be used", listed(volumes))
@@ -152,6 +208,8 @@ pub struct NewVolume {
     pub stripe_bytes: u64,
     /// 1, 3 or 5.
     pub replicas: u32,
+    /// Anybody may use it; otherwise only attachments may, from birth.
+    pub open: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,6 +233,7 @@ pub enum Outcome {
     Done,
     Pod(PodId),
     Volume(VolumeId),
+    Attachment(VolumeId, AttachmentId),
 }
 
 /// Why an entry or a state cannot be read.

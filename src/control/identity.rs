@@ -83,7 +83,7 @@ impl PodDirectory {
         let file = match fs::read(&name) {
             Ok(bytes) => parse(&name, &bytes)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-let uid = random_uuid().map_err(|source| fail("read", random(), source))?;
+                let uid = random_uuid().map_err(|source| fail("read", random(), source))?;
                 let (format, identity, catalog_member) = (FORMAT, None, None);
                 let file = PodFile { format, uid, identity, catalog_member };
                 write(path, &file)?;

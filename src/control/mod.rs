@@ -1,12 +1,13 @@
 //! The control plane: the catalog (a Raft group of its own), its API, and the decisions made from
 //! it. It is never on the I/O path: the data path works with the last view that it received.
 //!
-//! Pure: [`command`], [`state`], [`placement`], [`reconcile`], [`registration`], [`describe`],
-//! [`names`], and [`catalog_member`], which the simulator runs too. All else runs on tokio, except
-//! the catalog's thread.
+//! Pure: [`access`], [`command`], [`state`], [`placement`], [`reconcile`], [`registration`],
+//! [`describe`], [`names`], and [`catalog_member`], which the simulator runs too. Most of [`sync`]
+//! is pure as well. All else runs on tokio, except the catalog's thread.
 //!
 //! Invariant: the data path sees the cluster only through [`crate::view::ClusterView`].
 
+pub mod access;
 pub mod api;
 pub mod catalog;
 pub mod catalog_member;

@@ -144,7 +144,7 @@ fn what_disks_have_destroyed_is_noted_once() {
     let facts = facts(&table, &[1, 2, 3], &[1, 2, 3]);
     assert_eq!(decide(&state, &facts), [], "the volume is in use");
     let (request_id, name) = (String::new(), "demo".to_owned());
-    carry_out(&mut state, CatalogCommand::DeleteVolume { request_id, name, volume });
+    carry_out(&mut state, CatalogCommand::DeleteVolume { request_id, name, volume, force: false });
     let (disk, members) = (Uuid([1; 16]), vec![MemberId(2)]);
     let noted = CatalogCommand::Destroyed { disk, members };
     assert_eq!(decide(&state, &facts), [Action::Propose(noted.clone())]);

@@ -150,7 +150,8 @@ impl Server {
     /// Registers the data path's disks, and gives it the view and every later one.
     pub fn attach(&self, data_path: Arc<dyn DataPath>) {
         self.node.disks.send_replace(Some(data_path.disks()));
-        self.spawn(tasks::hand_over_views(self.node.clone(), data_path));
+        self.spawn(tasks::hand_over_views(self.node.clone(), data_path.clone()));
+        self.spawn(tasks::set_access(self.node.clone(), data_path));
     }
 
     /// Returns when a part has failed that needs a restart of the pod.

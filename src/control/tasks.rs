@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tonic::{Request, Status};
 
+use crate::control::access::AccessRounds;
 use crate::control::api::catalog::CatalogService;
 use crate::control::catalog::chain;
 use crate::control::data_path::DataPath;
@@ -20,8 +23,9 @@ use crate::control::reconcile::{Action, Facts, decide};
 use crate::control::registration::{REGISTER_AGAIN_AFTER, is_registered};
 use crate::control::sync::update::{Position, Update, update};
 use crate::io::clock;
-use crate::types::{PodId, mix64};
+use crate::types::{BlockError, PodId, mix64};
 use crate::view::{ClusterView, PodReport};
+use crate::worker::AccessAnswer;
 
 /// A stream from which nothing comes for so long has ended.
 const SYNC_SILENT_AFTER: Duration = Duration::from_secs(10);
@@ -278,6 +282,46 @@ pub async fn reconcile(node: Arc<Node>) {
                     }
                 }
             }
+        }
+    }
+}
+
+/// On the leader: has access sets committed in the shards, through this pod's data path.
+pub async fn set_access(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
+    let mut rounds = AccessRounds::default();
+    let mut waiting = JoinSet::new();
+    loop {
+        let Some(catalog) = node.leading() else {
+            rounds.forget();
+            waiting.abort_all();
+            sleep(LOOK_EVERY).await;
+            continue;
+        };
+        let mut published = catalog.published.clone();
+        let state = published.borrow_and_update().state.clone();
+        for (volume, set) in state.iter().flat_map(|state| rounds.due(state)) {
+            let (told, answer) = oneshot::channel();
+            let told = AccessAnswer(Box::new(move |result| {
+                // An error means that this pod does not lead any more.
+                let _gone = told.send(result);
+            }));
+            data_path.set_access(volume, set, told);
+            waiting.spawn(async move { (volume, answer.await.unwrap_or(Err(BlockError::Busy))) });
+        }
+        tokio::select! {
+            Some(ended) = waiting.join_next() => {
+                let Ok((volume, result)) = ended else { continue };
+                let failed = result.is_err();
+                if let Some(command) = rounds.ended(volume, result)
+                    && let Err(error) = catalog.propose(command).await
+                {
+                    tracing::info!("could not record an access set: {}", chain(&error));
+                }
+                if failed {
+                    sleep(RETRY_AFTER).await;
+                }
+            }
+            _ = timeout(LOOK_EVERY, published.changed()) => {}
         }
     }
 }

@@ -85,6 +85,7 @@ const FOUND_BY_HEAVY_SEEDS: &[(Mistake, Theme, u64)] = &[
 
 /// Mistakes that no seed found within 300, and the scenario that finds each.
 const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
+    (Mistake::ActiveEarly, "an_attachment_counts_only_when_every_shard_knows_it"),
     (Mistake::HistoriesCompared, "revisions_of_two_histories_are_not_compared"),
     (Mistake::CongestionIsNoLeader, "a_full_link_keeps_the_leader"),
     (Mistake::PeersAreBelieved, "hostile_contents_end_a_link_and_nothing_else"),

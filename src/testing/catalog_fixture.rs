@@ -85,5 +85,6 @@ pub fn new_volume(name: &str, size_bytes: u64, stripe_bytes: u64, replicas: u32)
         size_bytes,
         stripe_bytes,
         replicas,
+        open: true,
     }
 }

@@ -85,7 +85,8 @@ impl DataPath for NullDataPath {
     }
 
     fn set_access(&self, _: VolumeId, set: AccessSet, answer: AccessAnswer) {
-        let done = AccessDone { generation: set.generation, shards: 1 };
+        let (generation, highest) = (set.generation, set.generation);
+        let done = AccessDone { generation, highest, shards: 1 };
         (answer.0)(Ok(done));
     }
 

@@ -21,6 +21,9 @@ pub struct AccessDone {
     /// The lowest generation of any shard. Below the one that was asked for: a shard refused it,
     /// because the set has an attachment that was fenced there.
     pub generation: Generation,
+    /// The highest of any shard. Above the one that was asked for: a shard has an access set that
+    /// the asker does not know of.
+    pub highest: Generation,
     /// The shards that have it.
     pub shards: usize,
 }
@@ -50,6 +53,7 @@ struct Round {
     left: BTreeSet<usize>,
     shards: usize,
     lowest: Generation,
+    highest: Generation,
 }
 
 impl Rounds {
@@ -65,7 +69,8 @@ impl Rounds {
             () => Ok(()),
         };
         let (left, lowest) = ((0..shards).collect(), Generation(u64::MAX));
-        let key = self.all.insert(Round { set, left, shards, lowest });
+        let highest = Generation(0);
+        let key = self.all.insert(Round { set, left, shards, lowest, highest });
         if refused.is_err() {
             self.all.remove(key);
         }
@@ -104,11 +109,13 @@ impl Rounds {
         };
         round.left.remove(&shard);
         round.lowest = round.lowest.min(generation);
+        round.highest = round.highest.max(generation);
         let enough = planted!(GrantByMajority) && round.left.len() * 2 < round.shards;
         if !round.left.is_empty() && !enough {
             return Next::Wait;
         }
-        let done = AccessDone { generation: round.lowest, shards: round.shards };
+        let (generation, highest, shards) = (round.lowest, round.highest, round.shards);
+        let done = AccessDone { generation, highest, shards };
         self.end(key, Ok(done))
     }
 

@@ -90,7 +90,7 @@ fn a_round_ends_when_every_shard_has_answered() {
     let (new, ended) = poll(&mut volume);
     assert_eq!((new.len(), new[0].0, ended.len()), (1, 4, 0));
     answer(&mut volume, new[0].1, Ok(7));
-    let done = AccessDone { generation: Generation(7), shards: 4 };
+    let done = AccessDone { generation: Generation(7), highest: Generation(8), shards: 4 };
     assert_eq!(poll(&mut volume).1, [(round, Ok(done))]);
     assert!(volume.is_unused());
 }
@@ -102,7 +102,7 @@ fn a_shard_that_refuses_is_seen_in_the_answer() {
     for (shard, ticket, _) in poll(&mut volume).0 {
         answer(&mut volume, ticket, Ok(if shard == 1 { 6 } else { 7 }));
     }
-    let done = AccessDone { generation: Generation(6), shards: 2 };
+    let done = AccessDone { generation: Generation(6), highest: Generation(7), shards: 2 };
     assert_eq!(poll(&mut volume).1, [(round, Ok(done))]);
 }
 

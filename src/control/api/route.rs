@@ -54,6 +54,13 @@ fn status_of(error: &CatalogError) -> Status {
             Status::already_exists(format!("{text}; choose another name, or delete it first"))
         }
         CatalogError::NameNotFreeYet { .. } => Status::already_exists(text),
+        CatalogError::NoSuchNode { .. } => Status::not_found(text),
+        CatalogError::NodeLost { .. }
+        | CatalogError::NodeRebooted { .. }
+        | CatalogError::VolumeOpen { .. }
+        | CatalogError::Held { .. } => Status::failed_precondition(text),
+        CatalogError::OtherMode { .. } => Status::already_exists(text),
+        CatalogError::TooManyAttachments { .. } => Status::resource_exhausted(text),
         CatalogError::NoSuchClass { .. } => Status::invalid_argument(text),
         CatalogError::WrongPod { .. } => Status::failed_precondition(text),
         CatalogError::RequestReused { .. } => Status::already_exists(text),

@@ -92,7 +92,14 @@ impl Volumes for VolumesService {
             request,
             |catalog, request| async move {
                 let proto::DeleteVolumeRequest { name, request_id, .. } = request;
-                catalog.propose(CatalogCommand::DeleteVolume { request_id, name, volume }).await?;
+                catalog
+                    .propose(CatalogCommand::DeleteVolume {
+                        request_id,
+                        name,
+                        volume,
+                        force: false,
+                    })
+                    .await?;
                 Ok(proto::DeleteVolumeResponse {})
             },
             |channel, call| async move { VolumesClient::new(channel).delete(call).await },
@@ -166,6 +173,7 @@ async fn place_and_propose(
         size_bytes: *size_bytes,
         stripe_bytes,
         replicas,
+        open: true,
     };
     let mut placements = 0;
     loop {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::control::state::rows::Counters;
 use crate::control::state::tables::Tables;
-use crate::types::{MemberId, PodId, Uuid};
+use crate::types::{AccessMode, MemberId, PodId, Uuid};
 
 /// Ids and revisions beyond this would leave too few numbers.
 const COUNT_MAX: u64 = 1 << 62;
@@ -41,6 +41,7 @@ pub fn check(state: &Tables) -> Result<(), Contradiction> {
     holds(requests == state.answered.len(), "two answers have one id")?;
     holds(state.answered.keys().all(|id| *id < request), "a request's number was never given")?;
     check_volumes(state)?;
+    check_attachments(state)?;
     check_shards(state, shard, member)
 }
 
@@ -49,12 +50,37 @@ fn check_volumes(state: &Tables) -> Result<(), Contradiction> {
     for volume in state.volumes.values() {
         let ids = volume.shard_ids();
         holds(ids.start.0.checked_add(volume.shards.into()).is_some(), "a shard has no id")?;
+        let access = volume.access;
+        let in_order = access.applied <= access.wanted && access.wanted.0 <= access.counter;
+        holds(in_order && access.counter < COUNT_MAX, "a volume has an access set of the future")?;
         let left = state.shards_of(volume).count();
         holds(left > 0, "a volume has no shards")?;
         holds(volume.deleting || left == volume.shards as usize, "a shard of a volume is missing")?;
         shards += left;
     }
     holds(shards == state.shards.len(), "a shard belongs to no volume, or to two")
+}
+
+fn check_attachments(state: &Tables) -> Result<(), Contradiction> {
+    let uids = state.index.attachments_by_uid.size();
+    holds(uids == state.attachments.len(), "two attachments have one uid")?;
+    for ((volume, id), attachment) in state.attachments.iter() {
+        let volume = state.volumes.get(volume);
+        let access = volume.ok_or(Contradiction("an attachment's volume is not there"))?.access;
+        holds((1..=access.counter).contains(&id.0), "an attachment's id was never given")?;
+        let end = attachment.ends_with;
+        let is_known = end.is_none_or(|end| end.0 > id.0 && end <= access.wanted);
+        holds(is_known, "an attachment ends with a generation that was never wanted")?;
+        let admitted = id.0 <= access.applied.0 && end.is_none();
+        holds(!attachment.active || admitted, "an attachment is active before all shards know it")?;
+    }
+    state.volumes.iter().try_for_each(|(id, volume)| {
+        let stay = || state.attachments_of(*id).filter(|(_, it)| it.ends_with.is_none());
+        let writers = stay().filter(|(_, it)| it.mode == AccessMode::ReadWrite).count();
+        let alone = writers == 0 || stay().count() == 1;
+        holds(alone, "a volume has a writer and other attachments")?;
+        holds(!volume.access.open || stay().count() == 0, "an open volume has an attachment")
+    })
 }
 
 fn check_shards(state: &Tables, next: u64, next_member: u64) -> Result<(), Contradiction> {

@@ -38,6 +38,20 @@ pub enum CatalogError {
     WrongPod { pod: PodId },
     #[error("the disks changed while the replicas were being placed")]
     StalePlacement,
+    #[error("there is no node named {node:?}")]
+    NoSuchNode { node: String },
+    #[error("node {node} was declared lost; it gets no volumes before it has started anew")]
+    NodeLost { node: String },
+    #[error("node {node} has started anew since; look again whether it is lost")]
+    NodeRebooted { node: String },
+    #[error("volume {name} is open: anybody may use it, and no node can have it for itself")]
+    VolumeOpen { name: String },
+    #[error("volume {name} is in use by node {holder}; it has to be unpublished there first")]
+    Held { name: String, holder: String },
+    #[error("node {node} has this volume in another mode")]
+    OtherMode { node: String },
+    #[error("volume {name} has as many attachments as it can have")]
+    TooManyAttachments { name: String },
     #[error("the name of a request has at most {REQUEST_ID_BYTES_MAX} bytes")]
     BadRequestId,
     #[error("request {id:?} was used for something else before; a new request needs a new id")]

@@ -3,7 +3,9 @@
 
 use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 
-use crate::control::state::rows::{Answered, CatalogMember, Disk, Pod, Shard, Volume};
+use crate::control::state::rows::{
+    Answered, Attachment, AttachmentKey, CatalogMember, Disk, Pod, Shard, Volume,
+};
 use crate::types::{MemberId, PodId, ShardId, Uuid, VolumeId};
 
 type Map<K, V> = RedBlackTreeMapSync<K, V>;
@@ -26,6 +28,10 @@ pub struct Index {
     pub volumes_by_name: Map<String, VolumeId>,
     pub creating: Set<VolumeId>,
     pub deleting: Set<VolumeId>,
+    /// Volumes of which a shard may not have the access set that is wanted.
+    pub access_changing: Set<VolumeId>,
+    pub attachments_by_uid: Map<Uuid, AttachmentKey>,
+    pub attachments_by_node: Map<String, Set<AttachmentKey>>,
     pub held: Map<Uuid, Held>,
     pub catalog_by_pod: Map<PodId, MemberId>,
     pub requests: Map<String, u64>,
@@ -44,14 +50,11 @@ impl Index {
     }
 
     pub(super) fn disk(&mut self, key: &Uuid, before: Option<&Disk>, now: Option<&Disk>) {
-        for (pod, is_in) in [(before, false), (now, true)].map(|(it, is)| (it.map(|d| d.pod), is)) {
-            let Some(pod) = pod else { continue };
-            let mut disks = self.disks_by_pod.get(&pod).cloned().unwrap_or_default();
-            set(&mut disks, key, is_in);
-            match disks.is_empty() {
-                true => drop(self.disks_by_pod.remove_mut(&pod)),
-                false => self.disks_by_pod.insert_mut(pod, disks),
-            }
+        if let Some(before) = before {
+            set_in(&mut self.disks_by_pod, &before.pod, key, false);
+        }
+        if let Some(now) = now {
+            set_in(&mut self.disks_by_pod, &now.pod, key, true);
         }
     }
 
@@ -64,6 +67,8 @@ impl Index {
         }
         set(&mut self.creating, key, now.is_some_and(|now| now.creating && !now.deleting));
         set(&mut self.deleting, key, now.is_some_and(|now| now.deleting));
+        let changes = |now: &Volume| now.access.wanted > now.access.applied && !now.deleting;
+        set(&mut self.access_changing, key, now.is_some_and(changes));
     }
 
     pub(super) fn shard(&mut self, key: &ShardId, before: Option<&Shard>, now: Option<&Shard>) {
@@ -100,6 +105,22 @@ impl Index {
         }
     }
 
+    pub(super) fn attachment(
+        &mut self,
+        key: &AttachmentKey,
+        before: Option<&Attachment>,
+        now: Option<&Attachment>,
+    ) {
+        if let Some(before) = before {
+            self.attachments_by_uid.remove_mut(&before.uid);
+            set_in(&mut self.attachments_by_node, &before.node, key, false);
+        }
+        if let Some(now) = now {
+            self.attachments_by_uid.insert_mut(now.uid, *key);
+            set_in(&mut self.attachments_by_node, &now.node, key, true);
+        }
+    }
+
     pub(super) fn catalog_member(
         &mut self,
         key: &MemberId,
@@ -133,5 +154,20 @@ fn set<K: Ord + Clone>(of: &mut Set<K>, key: &K, is_in: bool) {
     match is_in {
         true => of.insert_mut(key.clone()),
         false => drop(of.remove_mut(key)),
+    }
+}
+
+/// Puts a key into the set of a group, or removes it.
+fn set_in<G: Ord + Clone, K: Ord + Clone>(
+    groups: &mut Map<G, Set<K>>,
+    group: &G,
+    key: &K,
+    is_in: bool,
+) {
+    let mut members = groups.get(group).cloned().unwrap_or_default();
+    set(&mut members, key, is_in);
+    match members.is_empty() {
+        true => drop(groups.remove_mut(group)),
+        false => groups.insert_mut(group.clone(), members),
     }
 }

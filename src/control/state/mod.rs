@@ -11,6 +11,7 @@
 //! - a deleted volume keeps its name and its shards until each of its members was confirmed as
 //!   destroyed.
 
+mod attachments;
 pub mod check;
 pub mod error;
 pub mod index;
@@ -199,17 +200,34 @@ fn carry_out(
             pods::register(tables, now_ms, (pod, uid), addresses, node, disks)
         }
         CatalogCommand::CreateVolume { request_id, volume, placement } => {
-            let NewVolume { name, class, labels, size_bytes, replicas, .. } = &volume;
-            let content = content(&("create", name, class, labels, size_bytes, replicas));
+            let NewVolume { name, class, labels, size_bytes, replicas, open, .. } = &volume;
+            let content = content(&("create", name, class, labels, size_bytes, replicas, open));
             once(tables, now_ms, request_id, content, |tables| {
                 volumes::create(tables, now_ms, volume, &placement)
             })
         }
-        CatalogCommand::DeleteVolume { request_id, name, volume } => {
+        CatalogCommand::DeleteVolume { request_id, name, volume, force } => {
             let content = content(&("delete", &name));
             once(tables, now_ms, request_id, content, |tables| {
-                volumes::delete(tables, &name, volume)
+                volumes::delete(tables, &name, volume, force)
             })
+        }
+        CatalogCommand::Publish { volume, node, mode, uid } => {
+            attachments::publish(tables, now_ms, volume, node, mode, uid)
+        }
+        CatalogCommand::Unpublish { volume, node } => {
+            Ok(attachments::unpublish(tables, volume, &node))
+        }
+        CatalogCommand::SetOpen { volume, open } => attachments::set_open(tables, volume, open),
+        CatalogCommand::DeclareLost { node, boot_id } => {
+            attachments::declare_lost(tables, &node, &boot_id)
+        }
+        CatalogCommand::ClearLost { node } => attachments::clear_lost(tables, &node),
+        CatalogCommand::AccessIsSet { volume, generation } => {
+            Ok(attachments::confirm(tables, volume, generation))
+        }
+        CatalogCommand::AccessOutdone { volume, seen } => {
+            Ok(attachments::outdone(tables, volume, seen))
         }
         CatalogCommand::Created { volumes } => Ok(volumes::confirm_created(tables, &volumes)),
         CatalogCommand::Destroyed { disk, members } => {

@@ -79,7 +79,8 @@ fn put_node(tables: &mut Tables, now_ms: u64, new: NewNode) {
     let NewNode { name, boot_id, labels } = new;
     let known = tables.nodes.get(&name);
     let created_ms = known.map_or(now_ms, |known| known.created_ms);
-    let now = Node { boot_id, labels, created_ms };
+    let lost_boot_id = known.and_then(|known| known.lost_boot_id.clone());
+    let now = Node { boot_id, labels, lost_boot_id, created_ms };
     if known != Some(&now) {
         tables.put(name, now);
     }

@@ -10,6 +10,7 @@
 //! | `k` name | [`Class`] |
 //! | `v` id (u64) | [`Volume`] |
 //! | `s` id (u64) | [`Shard`] |
+//! | `a` volume (u64), id (u64) | [`Attachment`] |
 //! | `m` id (u64) | [`CatalogMember`] |
 //! | `r` number (u64) | [`Answered`] |
 //!
@@ -23,7 +24,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::control::command::{Addresses, Outcome};
-use crate::types::{MemberId, PodId, ShardId, Uuid, VolumeId};
+use crate::types::{
+    AccessMode, AccessSet, AttachmentId, Generation, MemberId, PodId, ShardId, Uuid, VolumeId,
+};
 
 /// Labels of an object: what people and placement choose by.
 pub type Labels = BTreeMap<String, String>;
@@ -71,7 +74,16 @@ pub struct Node {
     /// Of the machine's present boot; empty when it is not known.
     pub boot_id: String,
     pub labels: Labels,
+    /// The boot in which it was declared lost: it gets no new attachments in that boot.
+    pub lost_boot_id: Option<String>,
     pub created_ms: u64,
+}
+
+impl Node {
+    /// True when it was declared lost, and has not started anew since.
+    pub fn is_lost(&self) -> bool {
+        self.lost_boot_id.as_ref() == Some(&self.boot_id)
+    }
 }
 
 /// A storage pod. It may have no disks.
@@ -126,6 +138,7 @@ pub struct Volume {
     /// Its shards have the ids from `first_shard` on.
     pub first_shard: ShardId,
     pub shards: u32,
+    pub access: VolumeAccess,
     /// Until all shards have leaders for the first time.
     pub creating: bool,
     /// Its replicas are being destroyed. The volume is forgotten, and its name free, with the last.
@@ -141,6 +154,37 @@ impl Volume {
     }
 }
 
+/// How far the access sets of a volume's shards are (rule `grant-waits-for-all-shards`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeAccess {
+    /// Anybody may use it, without an attachment.
+    pub open: bool,
+    /// The newest number that was given to an attachment or to a generation.
+    pub counter: u64,
+    /// The generation that every shard is to have, and the newest one that every shard has.
+    pub wanted: Generation,
+    pub applied: Generation,
+}
+
+/// A node's right to use a volume. It survives the node's reboots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attachment {
+    /// The name of its export.
+    pub uid: Uuid,
+    pub node: String,
+    pub mode: AccessMode,
+    /// Every shard has admitted it.
+    pub active: bool,
+    /// It ends: the first generation without it. It is forgotten when every shard has that.
+    pub ends_with: Option<Generation>,
+    pub created_ms: u64,
+}
+
+/// The volume of an attachment, and its id in that volume.
+pub type AttachmentKey = (VolumeId, AttachmentId);
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shard {
@@ -149,6 +193,8 @@ pub struct Shard {
     pub place: u32,
     /// Of a volume that is being deleted: the members that are still to be destroyed.
     pub members: Vec<ShardMember>,
+    /// Who may use it when it is made (rule `born-from-the-birth-record`). Never changes.
+    pub birth: AccessSet,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,6 +233,7 @@ pub enum RowKey {
     Class(String),
     Volume(VolumeId),
     Shard(ShardId),
+    Attachment(AttachmentKey),
     CatalogMember(MemberId),
     Answered(u64),
 }
@@ -225,6 +272,9 @@ impl RowKey {
             RowKey::Class(name) => with(b'k', name.as_bytes()),
             RowKey::Volume(volume) => with(b'v', &volume.0.to_be_bytes()),
             RowKey::Shard(shard) => with(b's', &shard.0.to_be_bytes()),
+            RowKey::Attachment((volume, id)) => {
+                with(b'a', &[volume.0.to_be_bytes(), id.0.to_be_bytes()].concat())
+            }
             RowKey::CatalogMember(member) => with(b'm', &member.0.to_be_bytes()),
             RowKey::Answered(number) => with(b'r', &number.to_be_bytes()),
         }
@@ -244,6 +294,12 @@ impl RowKey {
             b'k' => RowKey::Class(name()?),
             b'v' => RowKey::Volume(VolumeId(number()?)),
             b's' => RowKey::Shard(ShardId(number()?)),
+            b'a' => {
+                let (volume, id) = id.split_first_chunk::<8>().ok_or_else(unknown)?;
+                let id = id.try_into().map_err(|_| unknown())?;
+                let (volume, id) = (u64::from_be_bytes(*volume), u64::from_be_bytes(id));
+                RowKey::Attachment((VolumeId(volume), AttachmentId(id)))
+            }
             b'm' => RowKey::CatalogMember(MemberId(number()?)),
             b'r' => RowKey::Answered(number()?),
             _ => return Err(unknown()),
@@ -289,13 +345,14 @@ mod tests {
             RowKey::Class("replicated".to_owned()),
             RowKey::Volume(VolumeId(u64::MAX)),
             RowKey::Shard(ShardId(0)),
+            RowKey::Attachment((VolumeId(3), AttachmentId(4))),
             RowKey::CatalogMember(MemberId(1)),
             RowKey::Answered(9),
         ];
         for key in keys {
             assert_eq!(RowKey::decode(&key.encode()).unwrap(), key);
         }
-        for bytes in [&b""[..], b"x", b"h1", b"p1234567", b"d123", b"n\xff"] {
+        for bytes in [&b""[..], b"x", b"h1", b"p1234567", b"d123", b"n\xff", b"a12345678", b"a1"] {
             assert!(RowKey::decode(bytes).is_err(), "{bytes:?}");
         }
     }

@@ -60,7 +60,7 @@ fn doomed(state: &CatalogState) -> BTreeMap<Uuid, Vec<MemberId>> {
 fn delete(state: &CatalogState, name: &str, request_id: &str) -> CatalogCommand {
     let (request_id, name) = (request_id.to_owned(), name.to_owned());
     let volume = state.volume_by_name(&name).map_or(VolumeId(0), |(volume, _)| volume);
-    CatalogCommand::DeleteVolume { request_id, name, volume }
+    CatalogCommand::DeleteVolume { request_id, name, volume, force: false }
 }
 
 /// Every disk confirms that it has destroyed what it had to.
@@ -85,6 +85,7 @@ fn a_late_request_does_not_delete_another_volume_of_the_same_name() {
         request_id: id.to_owned(),
         name: "demo".to_owned(),
         volume,
+        force: false,
     };
     let first = make(&mut state, "make 1");
     apply(&mut state, delete("delete 1", first)).unwrap();

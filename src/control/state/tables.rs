@@ -9,12 +9,12 @@ use serde::de::DeserializeOwned;
 
 use crate::control::state::index::Index;
 use crate::control::state::rows::{
-    Answered, CatalogMember, Class, Cluster, Disk, Head, Node, Pod, RowChange, RowError, RowKey,
-    Shard, Volume, decode_row, encode_row, hash_row,
+    Answered, Attachment, AttachmentKey, CatalogMember, Class, Cluster, Disk, Head, Node, Pod,
+    RowChange, RowError, RowKey, Shard, Volume, decode_row, encode_row, hash_row,
 };
 use crate::control::state::table::{Row, Table};
 use crate::planted::planted;
-use crate::types::{MemberId, PodId, ShardId, Uuid, VolumeId};
+use crate::types::{AccessSet, AttachmentId, Grant, MemberId, PodId, ShardId, Uuid, VolumeId};
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +29,7 @@ pub struct Tables {
     pub classes: Table<String, Class>,
     pub volumes: Table<VolumeId, Volume>,
     pub shards: Table<ShardId, Shard>,
+    pub attachments: Table<AttachmentKey, Attachment>,
     pub catalog: Table<MemberId, CatalogMember>,
     pub answered: Table<u64, Answered>,
     pub index: Index,
@@ -121,6 +122,23 @@ impl Tables {
         self.index.disks_by_pod.get(&pod).into_iter().flat_map(|disks| disks.iter().copied())
     }
 
+    /// The attachments of a volume, in the order of their ids.
+    pub fn attachments_of(
+        &self,
+        volume: VolumeId,
+    ) -> impl Iterator<Item = (AttachmentId, &Attachment)> {
+        let ids = (volume, AttachmentId(0))..=(volume, AttachmentId(u64::MAX));
+        self.attachments.range(ids).map(|((_, id), attachment)| (*id, attachment))
+    }
+
+    /// Who may use a volume, as every shard is to know it.
+    pub fn access_of(&self, volume: VolumeId) -> AccessSet {
+        let access = self.volumes[&volume].access;
+        let stay = self.attachments_of(volume).filter(|(_, it)| it.ends_with.is_none());
+        let grants = stay.map(|(attachment, it)| Grant { attachment, mode: it.mode });
+        AccessSet { generation: access.wanted, open: access.open, grants: grants.collect() }
+    }
+
     /// Replicas on a disk, including those to be destroyed: they still take space.
     pub fn members_on(&self, disk: Uuid) -> u64 {
         self.index.held.get(&disk).map_or(0, |held| held.members.size() as u64)
@@ -169,6 +187,7 @@ impl Tables {
             RowKey::Class(name) => self.load_one::<Class>(name.clone(), key, row)?,
             RowKey::Volume(volume) => self.load_one::<Volume>(*volume, key, row)?,
             RowKey::Shard(shard) => self.load_one::<Shard>(*shard, key, row)?,
+            RowKey::Attachment(id) => self.load_one::<Attachment>(*id, key, row)?,
             RowKey::CatalogMember(member) => self.load_one::<CatalogMember>(*member, key, row)?,
             RowKey::Answered(number) => self.load_one::<Answered>(*number, key, row)?,
         }
@@ -197,6 +216,7 @@ impl Tables {
             .chain(encoded(&self.classes))
             .chain(encoded(&self.volumes))
             .chain(encoded(&self.shards))
+            .chain(encoded(&self.attachments))
             .chain(encoded(&self.catalog))
             .chain(encoded(&self.answered))
     }
@@ -264,6 +284,7 @@ object!(Disk, Uuid, disks, Index::disk);
 object!(Class, String, classes);
 object!(Volume, VolumeId, volumes, Index::volume);
 object!(Shard, ShardId, shards, Index::shard);
+object!(Attachment, AttachmentKey, attachments, Index::attachment);
 object!(CatalogMember, MemberId, catalog, Index::catalog_member);
 object!(Answered, u64, answered, Index::answered);
 

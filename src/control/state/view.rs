@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use crate::control::command::Addresses;
 use crate::control::state::CatalogState;
-use crate::control::state::rows::{Pod, Shard, ShardMember, Volume};
-use crate::types::{AccessSet, PodId, ShardId, Uuid, VolumeId};
-use crate::view::{ClusterView, DiskView, MemberView, PodView, ShardView, VolumeView};
+use crate::control::state::rows::{Attachment, Pod, Shard, ShardMember, Volume};
+use crate::types::{AccessSet, AttachmentId, PodId, ShardId, Uuid, VolumeId};
+use crate::view::{
+    AttachmentView, ClusterView, DiskView, MemberView, PodView, ShardView, VolumeView,
+};
 
 /// The whole cluster. Takes as long as there are objects: for tests and checks.
 pub fn view(state: &CatalogState) -> ClusterView {
@@ -17,7 +19,8 @@ pub fn view(state: &CatalogState) -> ClusterView {
     let shard = |shard: ShardId| state.shards.get(&shard);
     let pod_of = |disk: Uuid| state.disks.get(&disk).map(|disk| disk.pod);
     let volumes = state.volumes.iter().map(|(id, volume)| {
-        let volume = view_volume(*id, volume, shard, pod_of);
+        let attachments = state.attachments_of(*id);
+        let volume = view_volume(*id, volume, attachments, shard, pod_of);
         Arc::new(volume.expect("the state has all shards and disks"))
     });
     ClusterView {
@@ -44,6 +47,7 @@ pub fn view_pod(pod: PodId, record: &Pod) -> PodView {
 pub fn view_volume<'a>(
     id: VolumeId,
     volume: &Volume,
+    attachments: impl Iterator<Item = (AttachmentId, &'a Attachment)>,
     shard: impl Fn(ShardId) -> Option<&'a Shard>,
     pod_of: impl Fn(Uuid) -> Option<PodId>,
 ) -> Option<VolumeView> {
@@ -53,14 +57,19 @@ pub fn view_volume<'a>(
     };
     let ids = volume.shard_ids();
     let shards = (ids.start.0..ids.end.0).map(ShardId).map(|id| {
-        let members = match shard(id) {
-            Some(shard) => shard.members.iter().map(view_member).collect::<Option<_>>()?,
+        let (members, birth) = match shard(id) {
+            Some(shard) => {
+                let members = shard.members.iter().map(view_member).collect::<Option<_>>()?;
+                (members, shard.birth.clone())
+            }
             // A shard whose members are all destroyed keeps its place, with none.
-            None if volume.deleting => Vec::new(),
+            None if volume.deleting => (Vec::new(), AccessSet::default()),
             None => return None,
         };
-        Some(ShardView { shard: id, members, birth: AccessSet::default() })
+        Some(ShardView { shard: id, members, birth })
     });
+    // Before every shard knows an attachment, its front end does nothing.
+    let active = attachments.filter(|(_, it)| it.active);
     Some(VolumeView {
         volume: id,
         name: volume.name.clone(),
@@ -69,7 +78,9 @@ pub fn view_volume<'a>(
         stripe_bytes: volume.stripe_bytes,
         shards: shards.collect::<Option<_>>()?,
         deleting: volume.deleting,
-        open: true,
-        attachments: Vec::new(),
+        open: volume.access.open,
+        attachments: active
+            .map(|(id, it)| AttachmentView { id, uid: it.uid, mode: it.mode })
+            .collect(),
     })
 }

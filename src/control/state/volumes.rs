@@ -6,10 +6,10 @@ use crate::control::command::{NewVolume, Outcome, Placement};
 use crate::control::names::check_name;
 use crate::control::state::error::CatalogError;
 use crate::control::state::pods::check_labels;
-use crate::control::state::rows::{Shard, ShardMember, Volume};
+use crate::control::state::rows::{Attachment, Shard, ShardMember, Volume, VolumeAccess};
 use crate::control::state::tables::{Tables, take};
 use crate::limits::VOLUME_BYTES_MAX;
-use crate::types::{BLOCK_BYTES, MemberId, ShardId, Uuid, VolumeId};
+use crate::types::{AccessSet, AttachmentId, BLOCK_BYTES, MemberId, ShardId, Uuid, VolumeId};
 
 /// Makes a volume, or finds the one of this name that is what is asked for.
 pub(super) fn create(
@@ -32,9 +32,10 @@ pub(super) fn create(
             let member = MemberId(take(&mut tables.head.next.member));
             members.push(ShardMember { member, disk: placement.disks[usize::from(*position)] });
         }
-        tables.put(shard, Shard { volume, place, members });
+        let birth = AccessSet { open: new.open, ..AccessSet::default() };
+        tables.put(shard, Shard { volume, place, members, birth });
     }
-    let NewVolume { uid, name, class, labels, size_bytes, stripe_bytes, replicas } = new;
+    let NewVolume { uid, name, class, labels, size_bytes, stripe_bytes, replicas, open } = new;
     let shards = u32::try_from(placement.shards.len()).expect("a bounded number of shards");
     let made = Volume {
         uid,
@@ -47,6 +48,7 @@ pub(super) fn create(
         replicas,
         first_shard,
         shards,
+        access: VolumeAccess { open, ..VolumeAccess::default() },
         creating: true,
         deleting: false,
         created_ms: now_ms,
@@ -78,8 +80,8 @@ fn existing(tables: &Tables, new: &NewVolume) -> Result<Option<VolumeId>, Catalo
     if known.deleting {
         return Err(CatalogError::NameNotFreeYet { name: new.name.clone() });
     }
-    let is = (&known.class, &known.labels, known.size_bytes, known.replicas);
-    match is == (&new.class, &new.labels, new.size_bytes, new.replicas) {
+    let is = (&known.class, &known.labels, known.size_bytes, known.replicas, known.access.open);
+    match is == (&new.class, &new.labels, new.size_bytes, new.replicas, new.open) {
         true => Ok(Some(*id)),
         false => Err(CatalogError::NameTaken { name: new.name.clone() }),
     }
@@ -125,16 +127,22 @@ pub(super) fn confirm_created(tables: &mut Tables, volumes: &[VolumeId]) -> Outc
     Outcome::Done
 }
 
-/// From now on the volume cannot be used, and its replicas are destroyed.
+/// From now on the volume cannot be used, and its replicas are destroyed. Refused while a node has
+/// it, unless forced.
 pub(super) fn delete(
     tables: &mut Tables,
     name: &str,
     meant: VolumeId,
+    force: bool,
 ) -> Result<Outcome, CatalogError> {
     let found = tables.index.volumes_by_name.get(name).filter(|found| **found == meant).copied();
     let none = || CatalogError::NoSuchVolume { name: name.to_owned() };
     let volume = found.ok_or_else(none)?;
     let record = &tables.volumes[&volume];
+    let holder = tables.attachments_of(volume).next().map(|(_, it)| it.node.clone());
+    if let Some(holder) = holder.filter(|_| !force && !record.deleting) {
+        return Err(CatalogError::Held { name: name.to_owned(), holder });
+    }
     if !record.deleting {
         let now = Volume { deleting: true, ..record.clone() };
         tables.put(volume, now);
@@ -158,6 +166,8 @@ pub(super) fn confirm_destroyed(tables: &mut Tables, disk: Uuid, members: &[Memb
             false => tables.put(id, shard),
         }
         if !tables.index.shards_left.contains_key(&volume) {
+            let gone: Vec<AttachmentId> = tables.attachments_of(volume).map(|it| it.0).collect();
+            gone.into_iter().for_each(|id| tables.remove::<Attachment>(&(volume, id)));
             tables.remove::<Volume>(&volume);
         }
     }

@@ -10,12 +10,13 @@ use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
 
 use crate::control::state::rows::{
-    CatalogMember, Cluster, Disk, Pod, RowError, RowKey, Shard, Volume, decode_row, encode_row,
+    Attachment, AttachmentKey, CatalogMember, Cluster, Disk, Pod, RowError, RowKey, Shard, Volume,
+    decode_row, encode_row,
 };
 use crate::control::state::tables::Object;
 use crate::control::state::view::{view_pod, view_volume};
 use crate::control::sync::update::{Position, Update};
-use crate::types::{MemberId, PodId, ShardId, Uuid, VolumeId};
+use crate::types::{AttachmentId, MemberId, PodId, ShardId, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskView, VolumeView};
 
 type Map<K, V> = RedBlackTreeMapSync<K, V>;
@@ -47,6 +48,7 @@ pub struct Mirror {
     disks: Map<Uuid, Disk>,
     volumes: Map<VolumeId, Volume>,
     shards: Map<ShardId, Shard>,
+    attachments: Map<AttachmentKey, Attachment>,
     catalog: Map<MemberId, CatalogMember>,
     view: Arc<ClusterView>,
 }
@@ -84,6 +86,7 @@ impl Mirror {
         all.extend(rows::<Disk>(&self.disks));
         all.extend(rows::<Volume>(&self.volumes));
         all.extend(rows::<Shard>(&self.shards));
+        all.extend(rows::<Attachment>(&self.attachments));
         all.extend(rows::<CatalogMember>(&self.catalog));
         Update { from: Position::default(), to: self.at, is_whole: true, rows: all }
     }
@@ -159,6 +162,10 @@ impl Mirror {
                 put(&mut self.shards, *shard, key, row)?;
                 touched.volumes.extend(self.shards.get(shard).map(|shard| shard.volume));
             }
+            RowKey::Attachment(id) => {
+                touched.volumes.insert(id.0);
+                put(&mut self.attachments, *id, key, row)?;
+            }
             RowKey::CatalogMember(member) => put(&mut self.catalog, *member, key, row)?,
             // Pods are not told of these.
             RowKey::Head | RowKey::Node(_) | RowKey::Class(_) | RowKey::Answered(_) => {}
@@ -213,7 +220,9 @@ impl Mirror {
         let Some(volume) = self.volumes.get(&id) else { return Ok(None) };
         let shard = |shard: ShardId| self.shards.get(&shard);
         let pod_of = |disk: Uuid| self.disks.get(&disk).map(|disk| disk.pod);
-        let view = view_volume(id, volume, shard, pod_of);
+        let ids = (id, AttachmentId(0))..=(id, AttachmentId(u64::MAX));
+        let attachments = self.attachments.range(ids).map(|((_, id), it)| (*id, it));
+        let view = view_volume(id, volume, attachments, shard, pod_of);
         view.map(Some).ok_or(MirrorError::Missing { what: "a disk or a shard" })
     }
 }

@@ -211,7 +211,8 @@ proptest! {
                 Step::Delete(name) => {
                     let name = format!("v{name}");
                     let volume = state.volume_by_name(&name).map(|it| it.0).unwrap_or_default();
-                    CatalogCommand::DeleteVolume { request_id: String::new(), name, volume }
+                    let request_id = String::new();
+                    CatalogCommand::DeleteVolume { request_id, name, volume, force: false }
                 }
                 Step::Confirm(disk) => {
                     let disk = Uuid([disk; 16]);

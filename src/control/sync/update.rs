@@ -40,6 +40,7 @@ fn concerns(key: &RowKey) -> bool {
         | RowKey::Disk(_)
         | RowKey::Volume(_)
         | RowKey::Shard(_)
+        | RowKey::Attachment(_)
         | RowKey::CatalogMember(_) => true,
         RowKey::Head | RowKey::Node(_) | RowKey::Class(_) | RowKey::Answered(_) => false,
     }
@@ -82,6 +83,7 @@ fn row(state: &CatalogState, key: &RowKey) -> Option<Bytes> {
         RowKey::Disk(disk) => of(&state.disks, disk),
         RowKey::Volume(volume) => of(&state.volumes, volume),
         RowKey::Shard(shard) => of(&state.shards, shard),
+        RowKey::Attachment(key) => of(&state.attachments, key),
         RowKey::CatalogMember(member) => of(&state.catalog, member),
         RowKey::Head | RowKey::Node(_) | RowKey::Class(_) | RowKey::Answered(_) => None,
     }

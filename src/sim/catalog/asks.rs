@@ -118,11 +118,16 @@ impl Catalog {
         let at_once = match what {
             What::Delete { name, volume } => {
                 let (name, volume) = (name.clone(), *volume);
-                Some(CatalogCommand::DeleteVolume { request_id, name, volume })
+                Some(CatalogCommand::DeleteVolume { request_id, name, volume, force: false })
             }
             What::DeleteNothing => {
                 let name = "nothing".to_owned();
-                Some(CatalogCommand::DeleteVolume { request_id, name, volume: VolumeId(0) })
+                Some(CatalogCommand::DeleteVolume {
+                    request_id,
+                    name,
+                    volume: VolumeId(0),
+                    force: false,
+                })
             }
             What::Join { host: of, .. } => {
                 let addresses = self.pods[*of].addresses.expect("every pod has an address");
@@ -301,6 +306,7 @@ fn placed(
                 size_bytes: stripe_bytes * shards,
                 stripe_bytes,
                 replicas: 3,
+                open: true,
             };
             Ok(CatalogCommand::CreateVolume { request_id, volume, placement })
         }

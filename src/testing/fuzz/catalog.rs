@@ -82,6 +82,7 @@ fn commands() -> [(&'static str, CatalogCommand); 10] {
         request_id: "d".to_owned(),
         name: "old".to_owned(),
         volume: VolumeId(1),
+        force: false,
     };
     let members = [2, 3, 4].map(MemberId).to_vec();
     [

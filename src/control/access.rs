@@ -1,0 +1,120 @@
+//! The rounds by which the catalog's leader has access sets committed in the shards. Pure: from the
+//! state, and from the ends of rounds.
+//!
+//! One round of a volume is on its way at a time. Changes meanwhile are merged into the next one.
+//! A new leader begins all rounds anew; repeating one is harmless.
+
+use std::collections::BTreeMap;
+
+use crate::control::command::CatalogCommand;
+use crate::control::state::CatalogState;
+use crate::types::{AccessSet, BlockError, Generation, VolumeId};
+use crate::volume::access::AccessDone;
+
+/// Rounds on their way at a time.
+const ROUNDS_MAX: usize = 1024;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct AccessRounds {
+    on_their_way: BTreeMap<VolumeId, Generation>,
+}
+
+impl AccessRounds {
+    /// The rounds to begin now.
+    pub fn due(&mut self, state: &CatalogState) -> Vec<(VolumeId, AccessSet)> {
+        let mut due = Vec::new();
+        for volume in state.index.access_changing.iter() {
+            if self.on_their_way.len() >= ROUNDS_MAX {
+                break;
+            }
+            if !self.on_their_way.contains_key(volume) {
+                let set = state.access_of(*volume);
+                self.on_their_way.insert(*volume, set.generation);
+                due.push((*volume, set));
+            }
+        }
+        due
+    }
+
+    /// A round has ended. Returns what the catalog is to record; `None`: the round is due again.
+    pub fn ended(
+        &mut self,
+        volume: VolumeId,
+        result: Result<AccessDone, BlockError>,
+    ) -> Option<CatalogCommand> {
+        let asked = self.on_their_way.remove(&volume)?;
+        let AccessDone { generation, highest, .. } = result.ok()?;
+        Some(match (generation, highest) == (asked, asked) {
+            true => CatalogCommand::AccessIsSet { volume, generation },
+            // A shard has refused the set, or has one that this catalog never gave.
+            false => CatalogCommand::AccessOutdone { volume, seen: highest.max(asked) },
+        })
+    }
+
+    /// This pod does not lead any more: what is on its way is nobody's.
+    pub fn forget(&mut self) {
+        self.on_their_way.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::catalog_fixture::{cluster, create_on};
+    use crate::types::{AccessMode, Uuid};
+
+    const VOLUME: VolumeId = VolumeId(1);
+
+    fn publish(state: &mut CatalogState, node: u8) {
+        let (node, uid) = (format!("node-{node}"), Uuid([node; 16]));
+        let mode = AccessMode::Raw;
+        let command = CatalogCommand::Publish { volume: VOLUME, node, mode, uid };
+        state.apply(1, command).outcome.unwrap();
+    }
+
+    fn done(generation: u64, highest: u64) -> Result<AccessDone, BlockError> {
+        let (generation, highest) = (Generation(generation), Generation(highest));
+        Ok(AccessDone { generation, highest, shards: 1 })
+    }
+
+    #[test]
+    fn changes_that_come_during_a_round_are_merged_into_the_next() {
+        let mut state = cluster(3);
+        let mut create = create_on("demo", &[1]);
+        if let CatalogCommand::CreateVolume { volume, .. } = &mut create {
+            volume.open = false;
+        }
+        state.apply(1, create).outcome.unwrap();
+        let mut rounds = AccessRounds::default();
+        assert_eq!(rounds.due(&state), []);
+        publish(&mut state, 1);
+        assert_eq!(rounds.due(&state), [(VOLUME, state.access_of(VOLUME))]);
+        publish(&mut state, 2);
+        publish(&mut state, 3);
+        assert_eq!(rounds.due(&state), [], "one at a time");
+        let first = rounds.ended(VOLUME, done(1, 1)).unwrap();
+        let generation = Generation(1);
+        assert_eq!(first, CatalogCommand::AccessIsSet { volume: VOLUME, generation });
+        state.apply(1, first).outcome.unwrap();
+        let due = rounds.due(&state);
+        assert_eq!(due[0].1.generation, Generation(3), "both at once");
+        assert_eq!(rounds.ended(VOLUME, Err(BlockError::Busy)), None);
+        assert_eq!(rounds.due(&state), due, "it is due again");
+        let last = rounds.ended(VOLUME, done(3, 3)).unwrap();
+        state.apply(1, last).outcome.unwrap();
+        assert_eq!(rounds.due(&state), []);
+    }
+
+    /// The catalog was restored: shards have access sets of a newer past, or refuse an old id.
+    #[test]
+    fn shards_that_know_better_are_heard() {
+        for (generation, highest) in [(1, 9), (0, 1), (9, 9)] {
+            let mut rounds = AccessRounds::default();
+            rounds.on_their_way.insert(VOLUME, Generation(1));
+            let seen = Generation(highest.max(1));
+            let told = rounds.ended(VOLUME, done(generation, highest));
+            assert_eq!(told, Some(CatalogCommand::AccessOutdone { volume: VOLUME, seen }));
+        }
+    }
+}

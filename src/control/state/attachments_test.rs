@@ -1,0 +1,233 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::control::command::{CatalogCommand, NewNode};
+use crate::control::state::CatalogState;
+use crate::control::state::view::view;
+use crate::planted::{Mistake, assert_found};
+use crate::testing::catalog_fixture::{cluster, create_on, node, register};
+use crate::types::{AccessSet, Grant};
+
+const VOLUME: VolumeId = VolumeId(1);
+
+fn apply(state: &mut CatalogState, command: CatalogCommand) -> Result<Outcome, CatalogError> {
+    let outcome = state.apply(5, command).outcome;
+    state.check_invariants();
+    outcome
+}
+
+/// Three nodes, and a volume that is closed from birth.
+fn closed() -> CatalogState {
+    let mut state = cluster(3);
+    let mut create = create_on("demo", &[1, 2, 3]);
+    if let CatalogCommand::CreateVolume { volume, .. } = &mut create {
+        volume.open = false;
+    }
+    assert_eq!(apply(&mut state, create), Ok(Outcome::Volume(VOLUME)));
+    state
+}
+
+fn publish(node: u8, mode: AccessMode, uid: u8) -> CatalogCommand {
+    let (node, uid) = (format!("node-{node}"), Uuid([uid; 16]));
+    CatalogCommand::Publish { volume: VOLUME, node, mode, uid }
+}
+
+fn unpublish(node: u8) -> CatalogCommand {
+    CatalogCommand::Unpublish { volume: VOLUME, node: format!("node-{node}") }
+}
+
+fn confirm(generation: u64) -> CatalogCommand {
+    CatalogCommand::AccessIsSet { volume: VOLUME, generation: Generation(generation) }
+}
+
+fn wanted(state: &CatalogState) -> AccessSet {
+    state.access_of(VOLUME)
+}
+
+fn set(generation: u64, ids: &[u64]) -> AccessSet {
+    let grant = |id: &u64| Grant { attachment: AttachmentId(*id), mode: AccessMode::ReadWrite };
+    let grants = ids.iter().map(grant).collect();
+    AccessSet { generation: Generation(generation), open: false, grants }
+}
+
+/// The attachments that the data path serves.
+fn served(state: &CatalogState) -> Vec<u64> {
+    view(state).volumes[0].attachments.iter().map(|it| it.id.0).collect()
+}
+
+const RWO: AccessMode = AccessMode::ReadWrite;
+
+#[test]
+fn a_volume_goes_from_one_node_to_the_next_in_one_round() {
+    let mut state = closed();
+    assert!(state.index.access_changing.is_empty(), "it is closed from birth");
+    let first = Outcome::Attachment(VOLUME, AttachmentId(1));
+    assert_eq!(apply(&mut state, publish(1, RWO, 11)), Ok(first));
+    assert_eq!(apply(&mut state, publish(1, RWO, 12)), Ok(first), "it is repeated");
+    assert_eq!((wanted(&state), served(&state)), (set(1, &[1]), vec![]));
+    let held = CatalogError::Held { name: "demo".to_owned(), holder: "node-1".to_owned() };
+    assert_eq!(apply(&mut state, publish(2, RWO, 13)), Err(held));
+    apply(&mut state, confirm(1)).unwrap();
+    assert_eq!(served(&state), [1]);
+    assert!(state.index.access_changing.is_empty());
+
+    // The first one ends, and the second comes, before any shard knows.
+    apply(&mut state, unpublish(1)).unwrap();
+    assert!(served(&state).is_empty(), "its front ends stop at once");
+    let second = Outcome::Attachment(VOLUME, AttachmentId(3));
+    assert_eq!(apply(&mut state, publish(2, RWO, 13)), Ok(second));
+    assert_eq!(wanted(&state), set(3, &[3]), "one round fences and admits");
+    // A round that was on its way ends: it knows nothing of the second.
+    apply(&mut state, confirm(2)).unwrap();
+    assert!(served(&state).is_empty());
+    assert_eq!(state.attachments.len(), 1, "the first is fenced everywhere");
+    apply(&mut state, confirm(3)).unwrap();
+    assert_eq!(served(&state), [3]);
+    apply(&mut state, confirm(2)).unwrap();
+    apply(&mut state, confirm(9)).unwrap();
+    assert_eq!(state.volumes[&VOLUME].access.applied, Generation(3), "nothing goes back or ahead");
+}
+
+#[test]
+fn an_attachment_counts_only_when_every_shard_knows_it() {
+    assert_found(Mistake::ActiveEarly, a_volume_goes_from_one_node_to_the_next_in_one_round);
+}
+
+#[test]
+fn many_may_read_and_many_may_share_and_nobody_mixes() {
+    for mode in [AccessMode::ReadOnly, AccessMode::Raw] {
+        let mut state = closed();
+        apply(&mut state, publish(1, mode, 11)).unwrap();
+        apply(&mut state, publish(2, mode, 12)).unwrap();
+        assert!(apply(&mut state, publish(3, RWO, 13)).is_err());
+        let other = CatalogError::OtherMode { node: "node-1".to_owned() };
+        assert_eq!(apply(&mut state, publish(1, RWO, 14)), Err(other));
+        apply(&mut state, unpublish(1)).unwrap();
+        assert_eq!(wanted(&state).grants.len(), 1, "fencing one leaves the others");
+    }
+}
+
+#[test]
+fn a_volume_is_open_or_has_attachments() {
+    let mut state = cluster(3);
+    apply(&mut state, create_on("demo", &[1, 2, 3])).unwrap();
+    assert!(apply(&mut state, publish(1, RWO, 11)).is_err());
+    let open = |open| CatalogCommand::SetOpen { volume: VOLUME, open };
+    apply(&mut state, open(false)).unwrap();
+    assert_eq!(wanted(&state), set(1, &[]));
+    assert!(!view(&state).volumes[0].open, "it is closed by its name at once");
+    apply(&mut state, publish(1, RWO, 11)).unwrap();
+    assert!(apply(&mut state, open(true)).is_err());
+}
+
+#[test]
+fn a_volume_in_use_is_deleted_by_force_only() {
+    let mut state = closed();
+    apply(&mut state, publish(1, RWO, 11)).unwrap();
+    let delete = |force| {
+        let (request_id, name) = (String::new(), "demo".to_owned());
+        CatalogCommand::DeleteVolume { request_id, name, volume: VOLUME, force }
+    };
+    assert!(matches!(apply(&mut state, delete(false)), Err(CatalogError::Held { .. })));
+    apply(&mut state, delete(true)).unwrap();
+    assert!(state.index.access_changing.is_empty(), "nothing is asked of its shards");
+    for (disk, member) in view(&state).destroyed {
+        let members = vec![member];
+        apply(&mut state, CatalogCommand::Destroyed { disk, members }).unwrap();
+    }
+    assert!(state.attachments.is_empty() && state.index.attachments_by_node.is_empty());
+}
+
+#[test]
+fn a_lost_node_loses_its_volumes_until_it_starts_anew() {
+    let mut state = closed();
+    apply(&mut state, publish(1, RWO, 11)).unwrap();
+    apply(&mut state, confirm(1)).unwrap();
+    let lost = |boot_id: &str| CatalogCommand::DeclareLost {
+        node: "node-1".to_owned(),
+        boot_id: boot_id.to_owned(),
+    };
+    let late = CatalogError::NodeRebooted { node: "node-1".to_owned() };
+    assert_eq!(apply(&mut state, lost("an older boot")), Err(late));
+    apply(&mut state, lost("boot")).unwrap();
+    assert_eq!((wanted(&state), served(&state)), (set(2, &[]), vec![]));
+    apply(&mut state, confirm(2)).unwrap();
+    assert!(state.attachments.is_empty());
+    let barred = CatalogError::NodeLost { node: "node-1".to_owned() };
+    assert_eq!(apply(&mut state, publish(1, RWO, 12)), Err(barred));
+    let mut back = register(1, &[]);
+    if let CatalogCommand::Register { node: named, .. } = &mut back {
+        *named = NewNode { boot_id: "next boot".to_owned(), ..node(1) };
+    }
+    apply(&mut state, back).unwrap();
+    apply(&mut state, publish(1, RWO, 12)).unwrap();
+}
+
+/// The catalog was restored from a copy that does not know of the newest attachments.
+#[test]
+fn what_a_restored_catalog_believes_to_be_attached_ends() {
+    let mut state = closed();
+    apply(&mut state, publish(1, RWO, 11)).unwrap();
+    apply(&mut state, confirm(1)).unwrap();
+    let seen = CatalogCommand::AccessOutdone { volume: VOLUME, seen: Generation(7) };
+    apply(&mut state, seen).unwrap();
+    assert!(served(&state).is_empty());
+    assert!(wanted(&state).generation > Generation(7) && wanted(&state).grants.is_empty());
+    let next = apply(&mut state, publish(2, RWO, 12)).unwrap();
+    let Outcome::Attachment(_, id) = next else { panic!("{next:?}") };
+    assert!(id.0 > 7, "an id that was fenced never comes back");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Publish(u8, usize),
+    Unpublish(u8),
+    Lost(u8),
+    Confirm(u64),
+    ConfirmAll,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (1u8..4, 0usize..3).prop_map(|(node, mode)| Step::Publish(node, mode)),
+        (1u8..4).prop_map(Step::Unpublish),
+        (1u8..4).prop_map(Step::Lost),
+        (0u64..20).prop_map(Step::Confirm),
+        Just(Step::ConfirmAll),
+    ]
+}
+
+proptest! {
+    /// Whatever is asked for in whatever order: nobody is served beside a writer, and nobody before
+    /// every shard knows.
+    #[test]
+    fn a_writer_is_alone(steps in prop::collection::vec(step(), 1..60)) {
+        let mut state = closed();
+        let modes = [RWO, AccessMode::ReadOnly, AccessMode::Raw];
+        let mut given = std::collections::BTreeSet::new();
+        for (at, step) in steps.into_iter().enumerate() {
+            let command = match step {
+                Step::Publish(node, mode) => publish(node, modes[mode], at as u8 + 100),
+                Step::Unpublish(node) => unpublish(node),
+                Step::Lost(node) => CatalogCommand::DeclareLost {
+                    node: format!("node-{node}"),
+                    boot_id: "boot".to_owned(),
+                },
+                Step::Confirm(generation) => confirm(generation),
+                Step::ConfirmAll => confirm(wanted(&state).generation.0),
+            };
+            let before: Vec<AttachmentKey> = state.attachments.keys().copied().collect();
+            // Some are refused, and change nothing.
+            let _outcome = apply(&mut state, command);
+            for key in state.attachments.keys().filter(|key| !before.contains(key)) {
+                prop_assert!(given.insert(*key), "an id is given once");
+            }
+            let volume = &view(&state).volumes[0];
+            let writers = volume.attachments.iter().filter(|it| it.mode == RWO).count();
+            prop_assert!(writers == 0 || volume.attachments.len() == 1);
+            let applied = state.volumes[&VOLUME].access.applied;
+            prop_assert!(volume.attachments.iter().all(|it| it.id.0 <= applied.0));
+            prop_assert!(wanted(&state).is_valid());
+        }
+    }
+}
