@@ -251,10 +251,13 @@ impl<S: MemberStorage, O: Outbound> CatalogMember<S, O> {
 
     /// Changes the group. A promotion is dropped when the members have changed since its decision.
     pub fn change(&mut self, now: Mono, change: &MembershipChange) {
-        if let MembershipChange::Promote(members) = change
-            && !self.may_vote(members)
-        {
-            let members = listed(members);
+        let new_voters = match change {
+            MembershipChange::Promote(members) => members.as_slice(),
+            MembershipChange::Replace { by, .. } => std::slice::from_ref(by),
+            MembershipChange::AddLearner(_) | MembershipChange::Remove(_) => &[],
+        };
+        if !new_voters.is_empty() && !self.may_vote(new_voters) {
+            let members = listed(new_voters);
             tracing::info!(members, "not promoted: the list of the catalog's members changes");
             return;
         }
@@ -471,13 +474,18 @@ fn group_of(meta: &[u8]) -> Result<Group, MetaError> {
 }
 
 fn conf_change(change: &MembershipChange) -> ConfChangeV2 {
-    let (kind, members) = match change {
-        MembershipChange::AddLearner(member) => (ConfChangeType::AddLearnerNode, vec![*member]),
-        MembershipChange::Promote(members) => (ConfChangeType::AddNode, members.clone()),
-        MembershipChange::Remove(member) => (ConfChangeType::RemoveNode, vec![*member]),
+    let singles = match change {
+        MembershipChange::AddLearner(member) => vec![(ConfChangeType::AddLearnerNode, *member)],
+        MembershipChange::Promote(members) => {
+            members.iter().map(|member| (ConfChangeType::AddNode, *member)).collect()
+        }
+        MembershipChange::Replace { voter, by } => {
+            vec![(ConfChangeType::AddNode, *by), (ConfChangeType::RemoveNode, *voter)]
+        }
+        MembershipChange::Remove(member) => vec![(ConfChangeType::RemoveNode, *member)],
     };
     let mut change = ConfChangeV2::default();
-    for member in members {
+    for (kind, member) in singles {
         let mut single = ConfChangeSingle::default();
         single.set_change_type(kind);
         single.node_id = member.0;

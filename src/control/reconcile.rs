@@ -2,12 +2,15 @@
 //! catalog's own group, and the reports of the pods. Level-triggered and idempotent: it is asked
 //! regularly, and demands nothing once all is as it should be.
 //!
-//! The catalog has 1 voter on fewer than 3 pods, 3 on 3 or 4, and 5 on 5 or more. New members are
-//! learners until they have caught up. Then all missing voters are promoted in one joint change, so
-//! that the group never has an even number of voters (two are worse than one).
+//! The catalog has 1 voter with fewer than 3 nodes, 3 with 3 or 4, and 5 with 5 or more, on
+//! different nodes and in different zones as far as there are. New members are learners until they
+//! have caught up. Then all missing voters are promoted in one joint change, so that the group
+//! never has an even number of voters (two are worse than one). A voter that is silent for long is
+//! replaced by a learner, in one joint change, too.
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 use crate::control::command::{CatalogCommand, listed};
 use crate::control::creation::has_come;
@@ -36,22 +39,31 @@ pub struct Facts<'a> {
     pub alive: BTreeSet<PodId>,
     /// Unreachable pods. A new leader does not know of any yet.
     pub unreachable: BTreeSet<PodId>,
+    /// Pods that were silent for so long that their members of the catalog are replaced.
+    pub lost: BTreeSet<PodId>,
     /// Members of the catalog that have applied nearly everything.
     pub caught_up: BTreeSet<MemberId>,
     pub reports: Pods<'a>,
 }
 
+/// A voter is replaced when its pod was silent for so long. It is longer than a machine takes to
+/// start again; meanwhile the others decide without it.
+pub const VOTER_LOST_AFTER: Duration = Duration::from_secs(120);
+
 /// How many entries a member may lag to become a voter.
 const CAUGHT_UP_WITHIN: u64 = 64;
 
 impl<'a> Facts<'a> {
-    /// The facts of a leader that has applied up to `applied_index`.
+    /// The facts of a leader that has applied up to `applied_index`. `lost_after`: when a voter is
+    /// replaced.
     pub fn new(
         state: &CatalogState,
         group: &Group,
         applied_index: u64,
         reports: Pods<'a>,
+        lost_after: Duration,
     ) -> Facts<'a> {
+        let with_member = state.catalog.values().map(|it| it.pod);
         let unreachable = match reports.is_complete() {
             true => state.pods.keys().filter(|pod| !reports.is_up(**pod)).copied().collect(),
             false => BTreeSet::new(),
@@ -60,6 +72,7 @@ impl<'a> Facts<'a> {
             group: group.clone(),
             alive: reports.up().map(|(pod, _)| pod).collect(),
             unreachable,
+            lost: with_member.filter(|pod| reports.is_silent_for(*pod, lost_after)).collect(),
             caught_up: reports.caught_up(applied_index, CAUGHT_UP_WITHIN),
             reports,
         }
@@ -78,6 +91,11 @@ pub enum MembershipChange {
     AddLearner(MemberId),
     /// Makes learners voters, in one joint change.
     Promote(Vec<MemberId>),
+    /// Makes a learner a voter in place of another one, in one joint change.
+    Replace {
+        voter: MemberId,
+        by: MemberId,
+    },
     /// Removes a learner.
     Remove(MemberId),
 }
@@ -92,6 +110,9 @@ impl fmt::Display for Action {
             Action::Change(MembershipChange::Promote(members)) => {
                 write!(f, "members {} of the catalog become voters", listed(members))
             }
+            Action::Change(MembershipChange::Replace { voter, by }) => {
+                write!(f, "member {by} of the catalog becomes a voter in place of {voter}")
+            }
             Action::Change(MembershipChange::Remove(member)) => {
                 write!(f, "learner {member} of the catalog is removed")
             }
@@ -99,9 +120,9 @@ impl fmt::Display for Action {
     }
 }
 
-/// Number of voters for a cluster of `pods` pods.
-pub fn voters_due(pods: usize) -> usize {
-    match pods {
+/// Number of voters for a cluster of pods on so many nodes.
+pub fn voters_due(nodes: usize) -> usize {
+    match nodes {
         0..=2 => 1,
         3..=4 => 3,
         _ => 5,
@@ -151,17 +172,19 @@ fn catalog_membership(state: &CatalogState, facts: &Facts<'_>) -> Option<Action>
     if let Some(member) = unknown {
         return Some(Action::Change(MembershipChange::Remove(*member)));
     }
-    let due = voters_due(state.pods.len());
+    let nodes: BTreeSet<&str> = state.pods.values().map(|pod| pod.node.as_str()).collect();
+    let due = voters_due(nodes.len());
     if group.voters.len() >= due {
-        return remove_surplus(state, group);
+        return match lost_voter(state, facts) {
+            Some(voter) => replace(state, facts, voter),
+            None => remove_surplus(state, group),
+        };
     }
     if let Some(action) = assign(state, facts, due) {
         return Some(action);
     }
-    let joining =
-        |member: &&MemberId| !group.voters.contains(member) && !group.learners.contains(member);
-    if let Some(member) = state.catalog.keys().find(joining) {
-        return Some(Action::Change(MembershipChange::AddLearner(*member)));
+    if let Some(member) = joining(state, group) {
+        return Some(Action::Change(MembershipChange::AddLearner(member)));
     }
     let wanted = due - group.voters.len();
     let ready: Vec<MemberId> = group
@@ -174,29 +197,102 @@ fn catalog_membership(state: &CatalogState, facts: &Facts<'_>) -> Option<Action>
     (ready.len() == wanted).then_some(Action::Change(MembershipChange::Promote(ready)))
 }
 
+/// A listed member that is not in the group yet.
+fn joining(state: &CatalogState, group: &Group) -> Option<MemberId> {
+    let is_in =
+        |member: &MemberId| group.voters.contains(member) || group.learners.contains(member);
+    state.catalog.keys().copied().find(|member| !is_in(member))
+}
+
 /// Gives reachable pods a member of the catalog. Removes a member that became unreachable before it
 /// became a voter, so that another pod can take its place.
 fn assign(state: &CatalogState, facts: &Facts<'_>, due: usize) -> Option<Action> {
-    let is_voter = |member: &MemberId| facts.group.voters.contains(member);
-    let free: Vec<PodId> = state
-        .pods
-        .keys()
-        .filter(|pod| !state.index.catalog_by_pod.contains_key(pod) && facts.alive.contains(pod))
-        .copied()
-        .collect();
-    let lost = state
-        .catalog
-        .iter()
-        .find(|(member, it)| !is_voter(member) && facts.unreachable.contains(&it.pod));
     let missing = due.saturating_sub(state.catalog.len());
+    let free = free_pods(state, facts, missing.max(1));
     if missing > 0 && free.len() >= missing {
-        let pods = free[..missing].to_vec();
-        return Some(Action::Propose(CatalogCommand::AddCatalogMembers { pods }));
+        return Some(Action::Propose(CatalogCommand::AddCatalogMembers { pods: free }));
     }
-    if let (0, Some((member, _)), false) = (missing, lost, free.is_empty()) {
-        return Some(Action::Propose(CatalogCommand::RemoveCatalogMember { member: *member }));
+    match missing == 0 && !free.is_empty() {
+        true => strike_unreachable(state, facts),
+        false => None,
     }
-    None
+}
+
+/// Removes a member whose pod became unreachable before it became a voter.
+fn strike_unreachable(state: &CatalogState, facts: &Facts<'_>) -> Option<Action> {
+    let is_voter = |member: &MemberId| facts.group.voters.contains(member);
+    let mut members = state.catalog.iter();
+    let (member, _) =
+        members.find(|(member, it)| !is_voter(member) && facts.unreachable.contains(&it.pod))?;
+    Some(Action::Propose(CatalogCommand::RemoveCatalogMember { member: *member }))
+}
+
+/// Up to `count` reachable pods without a member, each on the node, then in the zone, with the
+/// fewest members.
+fn free_pods(state: &CatalogState, facts: &Facts<'_>, count: usize) -> Vec<PodId> {
+    let mut taken: Vec<PodId> = state.catalog.values().map(|it| it.pod).collect();
+    taken.retain(|pod| !facts.lost.contains(pod));
+    let is_free = |pod: &PodId| !state.index.catalog_by_pod.contains_key(pod);
+    let mut free: Vec<PodId> = facts.alive.iter().copied().filter(is_free).collect();
+    free.retain(|pod| state.pods.contains_key(pod));
+    let mut chosen = Vec::new();
+    while chosen.len() < count && !free.is_empty() {
+        let crowd = |pod: &PodId| {
+            let in_common = |of: fn(&CatalogState, PodId) -> Option<&str>| {
+                let own = of(state, *pod);
+                taken.iter().filter(|other| own.is_some() && of(state, **other) == own).count()
+            };
+            (in_common(node_of), in_common(zone_of), *pod)
+        };
+        let best = (0..free.len()).min_by_key(|at| crowd(&free[*at])).expect("not empty");
+        let pod = free.swap_remove(best);
+        taken.push(pod);
+        chosen.push(pod);
+    }
+    chosen.sort_unstable();
+    chosen
+}
+
+fn node_of(state: &CatalogState, pod: PodId) -> Option<&str> {
+    Some(&state.pods.get(&pod)?.node)
+}
+
+fn zone_of(state: &CatalogState, pod: PodId) -> Option<&str> {
+    let node = state.nodes.get(node_of(state, pod)?)?;
+    node.labels.get(ZONE).map(String::as_str)
+}
+
+/// The label of a node that says in which zone it is.
+const ZONE: &str = "zone";
+
+/// A voter whose pod is silent for long.
+fn lost_voter(state: &CatalogState, facts: &Facts<'_>) -> Option<MemberId> {
+    let mut voters = facts.group.voters.iter().copied();
+    voters.find(|voter| state.catalog.get(voter).is_some_and(|it| facts.lost.contains(&it.pod)))
+}
+
+/// The next step towards another voter in place of one that is lost.
+fn replace(state: &CatalogState, facts: &Facts<'_>, voter: MemberId) -> Option<Action> {
+    let group = &facts.group;
+    if let Some(strike) = strike_unreachable(state, facts) {
+        return Some(strike);
+    }
+    if let Some(member) = joining(state, group) {
+        return Some(Action::Change(MembershipChange::AddLearner(member)));
+    }
+    let ready =
+        |member: &&MemberId| facts.caught_up.contains(member) || planted!(CatalogLearnerEarly);
+    match group.learners.first() {
+        Some(_) => {
+            let by = *group.learners.iter().find(ready)?;
+            Some(Action::Change(MembershipChange::Replace { voter, by }))
+        }
+        None => {
+            let pods = free_pods(state, facts, 1);
+            let add = CatalogCommand::AddCatalogMembers { pods: pods.clone() };
+            (!pods.is_empty()).then_some(Action::Propose(add))
+        }
+    }
 }
 
 /// Removes members that are no voters once there are enough voters.

@@ -27,6 +27,7 @@ fn facts<'a>(table: &'a Table, voters: &[u64], alive: &[u64]) -> Facts<'a> {
         group: Group { voters: members(voters), ..Group::default() },
         alive: alive.iter().copied().map(PodId).collect(),
         unreachable: BTreeSet::new(),
+        lost: BTreeSet::new(),
         caught_up: BTreeSet::new(),
         reports: table.pods(Mono(1)),
     }
@@ -135,6 +136,65 @@ fn with_volume() -> (CatalogState, VolumeId) {
     }
 }
 
+/// A pod of three is gone for good, and a fourth is there.
+#[test]
+fn a_voter_that_is_lost_is_replaced() {
+    let table = Table::default();
+    let mut state = state(4);
+    let pods = vec![PodId(2), PodId(3)];
+    carry_out(&mut state, CatalogCommand::AddCatalogMembers { pods });
+    let mut facts = facts(&table, &[1, 2, 3], &[1, 3, 4]);
+    facts.unreachable = BTreeSet::from([PodId(2)]);
+    assert_eq!(decide(&state, &facts), [], "it may come back");
+    facts.lost = BTreeSet::from([PodId(2)]);
+    let add = CatalogCommand::AddCatalogMembers { pods: vec![PodId(4)] };
+    assert_eq!(decide(&state, &facts), [Action::Propose(add.clone())]);
+    carry_out(&mut state, add);
+    let learner = MembershipChange::AddLearner(MemberId(4));
+    assert_eq!(decide(&state, &facts), [Action::Change(learner)]);
+    facts.group.learners = members(&[4]);
+    assert_eq!(decide(&state, &facts), [], "it has not caught up");
+    facts.caught_up = members(&[1, 3, 4]);
+    let replace = MembershipChange::Replace { voter: MemberId(2), by: MemberId(4) };
+    assert_eq!(decide(&state, &facts), [Action::Change(replace.clone())]);
+    // The lost one comes back just before: nothing is replaced.
+    let strike = |member| CatalogCommand::RemoveCatalogMember { member: MemberId(member) };
+    let mut back = facts.clone();
+    back.lost.clear();
+    assert_eq!(decide(&state, &back), [Action::Propose(strike(4))]);
+    change(&mut facts.group, replace);
+    assert_eq!(decide(&state, &facts), [Action::Propose(strike(2))]);
+    carry_out(&mut state, strike(2));
+    assert_eq!(decide(&state, &facts), []);
+}
+
+#[test]
+fn voters_are_on_different_nodes_and_in_different_zones() {
+    let table = Table::default();
+    let mut state = first_pod();
+    for (number, machine, zone) in
+        [(1, 1, "a"), (2, 1, "a"), (3, 2, "a"), (4, 3, "b"), (5, 4, "c"), (6, 5, "a")]
+    {
+        let mut join = join(number);
+        if let CatalogCommand::Join { node, .. } = &mut join {
+            node.name = format!("machine-{machine}");
+            node.labels.insert("zone".to_owned(), zone.to_owned());
+        }
+        carry_out(&mut state, join);
+    }
+    // The first pod was there before it had a zone.
+    let facts = facts(&table, &[1], &[1, 2, 3, 4, 5, 6]);
+    let Some(Action::Propose(CatalogCommand::AddCatalogMembers { pods })) =
+        decide(&state, &facts).pop()
+    else {
+        panic!("voters are missing")
+    };
+    assert_eq!(pods, [3, 4, 5, 6].map(PodId), "no two on one machine");
+    let chosen = free_pods(&state, &facts, 2);
+    let zones: BTreeSet<_> = chosen.iter().map(|pod| zone_of(&state, *pod)).collect();
+    assert_eq!(zones.len(), 2, "{chosen:?}");
+}
+
 #[test]
 fn what_disks_have_destroyed_is_noted_once() {
     let (mut state, volume) = with_volume();
@@ -182,6 +242,10 @@ fn change(group: &mut Group, change: MembershipChange) {
         MembershipChange::Remove(member) => {
             assert!(group.learners.remove(&member), "only learners are removed");
         }
+        MembershipChange::Replace { voter, by } => {
+            assert!(group.learners.remove(&by), "learners first");
+            assert!(group.voters.remove(&voter) && group.voters.insert(by));
+        }
         MembershipChange::Promote(members) => {
             for member in members {
                 assert!(group.learners.remove(&member), "learners first");
@@ -211,6 +275,7 @@ proptest! {
                 group: group.clone(),
                 alive: alive.clone(),
                 unreachable,
+                lost: BTreeSet::new(),
                 caught_up: caught_up.collect(),
                 reports: table.pods(Mono(1)),
             };

@@ -202,6 +202,12 @@ impl<'a> Pods<'a> {
         (self.now.since(*at) < UNREACHABLE_AFTER).then_some(heard)
     }
 
+    /// True when a leader has listened for so long without hearing of a pod.
+    pub fn is_silent_for(&self, pod: PodId, time: Duration) -> bool {
+        let heard = self.table.heard.get(&pod).map(|(at, _)| *at);
+        self.table.leads_for(self.now, time) && heard.is_none_or(|at| self.now.since(at) >= time)
+    }
+
     pub fn is_up(&self, pod: PodId) -> bool {
         self.get(pod).is_some()
     }

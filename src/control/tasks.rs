@@ -19,7 +19,7 @@ use crate::control::membership;
 use crate::control::node::Node;
 use crate::control::proto;
 use crate::control::proto::catalog_server::Catalog as _;
-use crate::control::reconcile::{Action, Facts, decide};
+use crate::control::reconcile::{Action, Facts, VOTER_LOST_AFTER, decide};
 use crate::control::registration::{REGISTER_AGAIN_AFTER, is_registered};
 use crate::control::sync::update::{Position, Update, update};
 use crate::io::clock;
@@ -270,8 +270,9 @@ pub async fn reconcile(node: Arc<Node>) {
             continue;
         };
         let (group, applied) = (&published.group, published.applied_index);
-        let actions =
-            node.reports.with(|pods| decide(state, &Facts::new(state, group, applied, pods)));
+        let actions = node
+            .reports
+            .with(|pods| decide(state, &Facts::new(state, group, applied, pods, VOTER_LOST_AFTER)));
         for action in actions {
             tracing::info!("reconciling: {action}");
             match action {

@@ -15,6 +15,8 @@ use crate::sim::catalog::{Catalog, Event, Pods};
 use crate::sim::names::{Host, host_of, pod_id};
 use crate::types::{MemberId, Mono};
 
+/// A voter is replaced much earlier than in production, so that it happens in a run.
+const VOTER_LOST_AFTER: Duration = Duration::from_secs(6);
 /// How often the leader reconciles, if nothing wakes it earlier.
 const RECONCILE_EVERY: Duration = Duration::from_millis(500);
 /// Interval of reports; shorter when the catalog waits for one.
@@ -110,7 +112,8 @@ impl Catalog {
         let Some(known) = pod.member.as_ref().map(SimMember::known) else { return };
         let Some(state) = &known.state else { return };
         let pods = pod.reports.pods(now);
-        let facts = Facts::new(state, &known.group, known.applied_index, pods);
+        let (group, applied) = (&known.group, known.applied_index);
+        let facts = Facts::new(state, group, applied, pods, VOTER_LOST_AFTER);
         pod.to_do = decide(state, &facts).into();
         self.continue_reconciling(host);
     }
