@@ -591,10 +591,8 @@ impl Volume {
         }
         match result {
             Ok(_) => self.unchecked.push((attempt.shard, attempt.session)),
-            Err(BlockError::StaleSession { recorded }) => {
-                if self.is_outdone(attempt, *recorded) {
-                    self.hang_up();
-                }
+            Err(BlockError::StaleSession { recorded }) if self.is_outdone(attempt, *recorded) => {
+                self.hang_up();
             }
             // The shard will never carry out what waits: this client is fenced.
             Err(error) if !error.is_retryable() && *error != BlockError::NoSuchVolume => {
@@ -652,11 +650,9 @@ impl Volume {
             _ if planted!(RetryUnderOldSession) => {}
             Err(BlockError::Unknown) if writes => session.lost(attempt.session),
             Err(BlockError::NotTouched) => session.lost(attempt.session),
-            Err(BlockError::StaleSession { recorded }) => {
-                if self.is_outdone(attempt, *recorded) {
-                    // Ends this piece, too.
-                    return self.hang_up();
-                }
+            Err(BlockError::StaleSession { recorded }) if self.is_outdone(attempt, *recorded) => {
+                // Ends this piece, too.
+                return self.hang_up();
             }
             _ => {}
         }
@@ -669,7 +665,10 @@ impl Volume {
     /// Drops all that is not sent, and ends the connections. What comes over later ones is newer
     /// than what the other front end has done.
     fn hang_up(&mut self) {
-        for conn in self.conns.clone() {
+        // Also what is left of connections that have ended before.
+        let of_requests = self.work.requests.iter().map(|(_, request)| request.conn);
+        let conns: BTreeSet<ConnId> = self.conns.iter().copied().chain(of_requests).collect();
+        for conn in conns {
             self.close_connection(conn);
         }
         self.hanging_up = true;

@@ -381,6 +381,19 @@ fn an_outdone_front_end_drops_what_came_before() {
     assert_eq!(poll(&mut volume, at(0)).1, [(ConnId(8), 6, Ok(BlockReply::Done))]);
 }
 
+/// One of two connections has ended with a write in flight. The other one still relies on this pod.
+#[test]
+fn an_outdone_front_end_forgets_what_is_left_of_ended_connections() {
+    let mut volume = led();
+    volume.request(CONN, 1, block_write(0, b'o'));
+    volume.request(ConnId(7), 2, block_write(1, b'o'));
+    let (sent, _) = poll(&mut volume, at(0));
+    volume.close_connection(CONN);
+    sent.iter().for_each(|sent| refused(&mut volume, sent, of_others(9)));
+    assert_eq!(poll(&mut volume, at(0)).1, [HANG_UP]);
+    assert!(volume.requests_in_flight() == 0 && volume.order.is_empty());
+}
+
 /// The same, when the outcome of a write is unknown: its touch must not follow the other's session.
 #[test]
 fn a_touch_for_what_may_have_taken_place_renews() {
