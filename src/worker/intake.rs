@@ -74,8 +74,12 @@ impl Intake<'_> {
             }
             PeerMessage::Response { call, term, result } => {
                 check_number("the term", *term)?;
-                if let Err(BlockError::NotLeader { term, .. }) = result {
-                    check_number("the term", *term)?;
+                match result {
+                    Err(BlockError::NotLeader { term, .. }) => check_number("the term", *term)?,
+                    Err(BlockError::StaleSession { recorded }) => {
+                        check_number("the session", recorded.counter)?;
+                    }
+                    _ => {}
                 }
                 match self.routers.forwarded.get(call) {
                     Some(forwarded) if forwarded.conn != conn => Err(Breach::OthersCall),

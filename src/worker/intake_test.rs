@@ -239,6 +239,14 @@ fn breaches() -> Vec<(&'static str, PeerMessage)> {
                 result: Err(BlockError::NotLeader { hint: None, term: RAFT_NUMBER_MAX + 1 }),
             },
         ),
+        (
+            "a last session that was recorded",
+            PeerMessage::Response {
+                call: CallId(1),
+                term: 1,
+                result: Err(BlockError::StaleSession { recorded: last_session().session }),
+            },
+        ),
     ];
     for kind in [
         MessageType::MsgHup,
