@@ -1,35 +1,63 @@
 //! Compiles the gRPC services. protox reads the definitions, so no protoc is needed.
 
 use std::error::Error;
+use std::path::PathBuf;
 
-const PROTOS: &[&str] = &[
-    "proto/holdfast/v1/catalog.proto",
+use prost::Message as _;
+
+/// The API of the cluster.
+const API: &[&str] = &[
+    "proto/holdfast/v1/classes.proto",
     "proto/holdfast/v1/cluster.proto",
     "proto/holdfast/v1/disks.proto",
+    "proto/holdfast/v1/meta.proto",
+    "proto/holdfast/v1/nodes.proto",
     "proto/holdfast/v1/pods.proto",
+    "proto/holdfast/v1/shards.proto",
     "proto/holdfast/v1/volumes.proto",
 ];
 
-/// Messages that `-o json` prints as they are.
-const PRINTED: &[&str] = &["Volume", "Shard", "Replica", "Pod", "Disk", "StatusResponse"];
+/// What pods say among themselves.
+const INTERNAL: &[&str] =
+    &["proto/holdfast/internal/v1/catalog.proto", "proto/holdfast/internal/v1/joining.proto"];
 
-/// Fields that are printed as the name of their state, not as its number.
-const STATES: &[(&str, &str)] =
-    &[("Volume", "volume_state"), ("Pod", "pod_state"), ("Disk", "disk_state")];
+/// Fields that are printed as the name of their value, not as its number.
+const NAMED: &[(&str, &str)] = &[
+    ("Condition.status", "condition_status"),
+    ("PhaseCount.phase", "phase"),
+    ("Problem.phase", "phase"),
+    ("NodeStatus.phase", "phase"),
+    ("PodStatus.phase", "phase"),
+    ("DiskStatus.phase", "phase"),
+    ("ClassStatus.phase", "phase"),
+    ("VolumeStatus.phase", "phase"),
+    ("ShardStatus.phase", "phase"),
+];
+
+/// Services, requests and lists, which nobody prints.
+const UNPRINTED: &[&str] = &["Request", "Response", "Query"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile(PROTOS, ["proto"])?;
+    let api = protox::compile(API, ["proto"])?;
+    // For the reflection service.
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("holdfast.v1.bin"), api.encode_to_vec())?;
     let mut builder = tonic_prost_build::configure().bytes(".");
-    for message in PRINTED {
-        let path = format!(".holdfast.v1.{message}");
-        builder = builder.type_attribute(path, "#[derive(serde::Serialize)]");
+    for message in api.file.iter().flat_map(|file| &file.message_type) {
+        let name = message.name();
+        let is_printed = !UNPRINTED.iter().any(|ending| name.ends_with(ending));
+        if is_printed || matches!(name, "StatusResponse" | "CapacityResponse") {
+            let path = format!(".holdfast.v1.{name}");
+            builder = builder.message_attribute(path, "#[derive(serde::Serialize)]");
+        }
     }
-    for (message, function) in STATES {
-        let path = format!(".holdfast.v1.{message}.state");
+    for (field, function) in NAMED {
         let attribute = format!("#[serde(serialize_with = \"{function}\")]");
-        builder = builder.field_attribute(path, attribute);
+        builder = builder.field_attribute(format!(".holdfast.v1.{field}"), attribute);
     }
-    builder.compile_fds(descriptors)?;
+    // Sorted, so that the same object is always printed in the same way.
+    builder = builder.btree_map(".holdfast.v1.Meta.labels");
+    builder.compile_fds(protox::compile([API, INTERNAL].concat(), ["proto"])?)?;
     Ok(())
 }

@@ -104,7 +104,7 @@ def measure(binary, folder, wal_bytes, add):
 
         def settled():
             nonlocal fullest
-            fullest = max(fullest, *(disk["log_used_bytes"] for disk in cluster.status()["disks"]))
+            fullest = max(fullest, *(disk["log_used_bytes"] for disk in cluster.disks()))
             return is_back(cluster)
 
         # Reports of a pod that was away are old at first.

@@ -127,9 +127,10 @@ def measure(binary, folder, wal_bytes, rounds, show):
         cluster.wait_written_back()
         shards, number = len(volumes), 0
         while shards < REST_SHARDS:
-            cluster.command("volume", "create", f"wide-{number}", "--size", "40GiB")
+            cluster.command("volume", "create", f"wide-{number}", "--size", "40GiB", "--class", "dev")
             shards, number = shards + 10, number + 1
-        wait_for(lambda: all(each["state"] == "ready" for each in cluster.status()["volumes"]),
+        wait_for(lambda: all(each["status"]["phase"] == "ready"
+                             for each in cluster.objects("volume", "list")),
                  "all shards to have leaders", 120)
         time.sleep(10)
         show(idle_cpu(cluster, shards))

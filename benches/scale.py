@@ -21,14 +21,15 @@ SETTLE_S = 30
 
 def all_lead(cluster, volumes):
     """True when there are so many volumes, and every shard has a leader."""
-    found = cluster.status()["volumes"]
-    leads = all(shard["leader_pod"] for volume in found for shard in volume["shards"])
-    return len(found) == volumes and leads
+    status = cluster.status()
+    phases = {phase["phase"] for phase in status["volumes"]["phases"]}
+    return status["volumes"]["total"] == volumes and phases <= {"ready", "degraded"}
 
 
 def add_shards(cluster, shards):
     """One volume of so many shards."""
-    cluster.command("volume", "create", "wide", "--size", str(shards * SHARD_BYTES))
+    cluster.command("volume", "create", "wide", "--size", str(shards * SHARD_BYTES),
+                    "--class", "dev")
     return 2
 
 
@@ -36,8 +37,8 @@ def add_volumes(cluster, volumes):
     """So many volumes of one shard."""
     with concurrent.futures.ThreadPoolExecutor(CREATES) as pool:
         names = [f"idle-{number}" for number in range(volumes)]
-        list(pool.map(lambda name: cluster.command("volume", "create", name, "--size", "1GiB"),
-                      names))
+        list(pool.map(lambda name: cluster.command("volume", "create", name, "--size", "1GiB",
+                                                   "--class", "dev"), names))
     return volumes + 1
 
 

@@ -116,6 +116,14 @@ class Cluster:
     def status(self):
         return json.loads(self.command("status", "-o", "json"))
 
+    def objects(self, *command):
+        """What a list prints, as JSON."""
+        return json.loads(self.command(*command, "-o", "json"))
+
+    def disks(self):
+        """The status of every disk."""
+        return [disk["status"] for disk in self.objects("disk", "list")]
+
     def nbd_port(self, pod):
         return NBD_PORT + 100 * (pod - 1) + self.offset
 
@@ -127,10 +135,10 @@ class Cluster:
         found = []
 
         def look():
-            status = self.status()
-            pods = {pod["id"]: pod["nbd"] for pod in status["pods"]}
-            shards = [each for each in status["volumes"] if each["name"] == volume][0]["shards"]
-            nbd = pods.get(shards[0]["leader_pod"])
+            pods = {pod["meta"]["name"]: pod["status"]["nbd"]
+                    for pod in self.objects("pod", "list")}
+            shards = self.objects("shard", "list", "--volume", volume)
+            nbd = pods.get(str(shards[0]["status"]["leader_pod"]))
             if nbd is not None:
                 found.append((int(nbd.rsplit(":", 1)[1]) - self.offset - NBD_PORT) // 100 + 1)
             return bool(found)
@@ -151,7 +159,7 @@ class Cluster:
         since = None
         deadline = time.monotonic() + 600
         while since is None or time.monotonic() - since < REPORT_AGE_S:
-            disks = self.status()["disks"]
+            disks = self.disks()
             if sum(disk["dirty_bytes"] for disk in disks) > 0 or len(disks) < PODS:
                 since = None
             elif since is None:
@@ -174,14 +182,14 @@ class Cluster:
 
     def log_used(self):
         """(used, length) of the fullest log, as last reported."""
-        disks = self.status()["disks"]
+        disks = self.disks()
         fullest = max(disks, key=lambda disk: disk["log_used_bytes"])
         return fullest["log_used_bytes"], fullest["log_bytes"]
 
     def read_counts(self):
         """(bytes read, those of them in dirty blocks) since the pods started."""
         time.sleep(REPORT_AGE_S)
-        disks = self.status()["disks"]
+        disks = self.disks()
         return (sum(disk["read_bytes"] for disk in disks),
                 sum(disk["read_dirty_bytes"] for disk in disks))
 

@@ -22,9 +22,10 @@ fn holdfast(cluster: &Cluster, pod: usize, arguments: &[&str]) -> String {
 }
 
 fn disks(cluster: &Cluster, pod: usize) -> Vec<Value> {
-    let status: Value =
-        serde_json::from_str(&holdfast(cluster, pod, &["status", "-o", "json"])).unwrap();
-    status["disks"].as_array().expect("disks are listed").clone()
+    let disks: Value =
+        serde_json::from_str(&holdfast(cluster, pod, &["disk", "list", "-o", "json"])).unwrap();
+    let disks = disks.as_array().expect("disks are listed");
+    disks.iter().map(|disk| disk["status"].clone()).collect()
 }
 
 /// The sum of a number over all disks.
@@ -84,10 +85,16 @@ fn commands_end_quietly_when_nobody_reads_what_they_print() {
         &["volume", "delete", "more"],
         &["pod", "list"],
         &["disk", "list"],
+        &["shard", "list"],
+        &["class", "list"],
+        &["class", "capacity"],
+        &["explain", "volume", "demo"],
+        &["wait", "volume/demo", "--for", "ready"],
+        &["completion", "bash"],
         &["bench", "demo", "--seconds", "1"],
         &["sim", "--seconds", "1"],
     ];
-    for output in ["table", "json"] {
+    for output in ["table", "wide", "json", "yaml"] {
         for command in commands {
             let command = [command, &["--output", output]].concat();
             assert_eq!(unread(&cluster, &command), (Some(0), String::new()), "{command:?}");
@@ -109,31 +116,96 @@ fn commands_end_quietly_when_nobody_reads_what_they_print() {
 #[test]
 fn a_new_volume_can_be_used_at_once_and_is_led_by_all_pods() {
     let cluster = Setup::new("commands_create").volume("demo", "64MiB").start();
-    let create = ["volume", "create", "wide", "--size", "48GiB", "--json"];
+    let create = ["volume", "create", "wide", "--size", "48GiB", "--class", "dev", "--json"];
     let volume: Value = serde_json::from_str(&holdfast(&cluster, 2, &create)).unwrap();
-    assert_eq!(volume["state"], "ready", "{volume}");
-    let leaders: Vec<u64> = volume["shards"]
+    assert_eq!(volume["status"]["phase"], "ready", "{volume}");
+    let list = ["shard", "list", "--volume", "wide", "--json"];
+    let shards: Value = serde_json::from_str(&holdfast(&cluster, 1, &list)).unwrap();
+    let leaders: Vec<u64> = shards
         .as_array()
         .expect("shards are listed")
         .iter()
-        .map(|shard| shard["leader_pod"].as_u64().expect("it is led"))
+        .map(|shard| shard["status"]["leader_pod"].as_u64().expect("it is led"))
         .collect();
     assert_eq!(leaders.len(), 12);
     for pod in 1..=PODS as u64 {
         assert!(leaders.contains(&pod), "pod {pod} leads nothing of {leaders:?}");
     }
     // A command that does not wait says that the volume is new, and not that it needs attention.
-    let create = ["volume", "create", "later", "--size", "200GiB", "--no-wait", "--json"];
+    let create = ["volume", "create", "later", "--size", "200GiB", "--class", "dev"];
+    let create = [&create[..], &["--no-wait", "--json"]].concat();
     let volume: Value = serde_json::from_str(&holdfast(&cluster, 3, &create)).unwrap();
-    assert_eq!(volume["state"], "creating", "{volume}");
+    assert_eq!(volume["status"]["phase"], "creating", "{volume}");
     wait_until("it can be used", || {
         let show = ["volume", "show", "later", "--json"];
         let volume: Value = serde_json::from_str(&holdfast(&cluster, 1, &show)).unwrap();
         let status: Value =
             serde_json::from_str(&holdfast(&cluster, 1, &["status", "--json"])).unwrap();
         assert!(!status["problems"].to_string().contains("later"), "{status}");
-        volume["state"] == "ready"
+        volume["status"]["phase"] == "ready"
     });
+}
+
+/// Runs a command that fails; returns its exit code and what it says.
+fn refused(cluster: &Cluster, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(program())
+        .args(arguments)
+        .args(["--endpoint", &cluster.endpoint(2)])
+        .output()
+        .expect("run holdfast");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn objects_can_be_waited_for_watched_and_explained() {
+    let cluster = Setup::new("commands_wait").volume("demo", "64MiB").start();
+    let name = "Db_01.main";
+    let create = ["volume", "create", name, "--size", "64MiB", "--class", "replicated"];
+    holdfast(&cluster, 1, &create);
+    // The same again does nothing, and something else under the name is refused.
+    holdfast(&cluster, 2, &create);
+    let (code, said) = refused(&cluster, &["volume", "create", name, "--size", "128MiB"]);
+    assert!(code == Some(5) && said.contains("[NAME_TAKEN]"), "{code:?}: {said}");
+    let unknown = ["volume", "create", "x", "--size", "1GiB", "--class", "y"];
+    let (code, said) = refused(&cluster, &unknown);
+    assert!(code == Some(3) && said.contains("replicated-zones"), "{code:?}: {said}");
+    assert_eq!(cluster.connect(3, name).size_bytes, 64 << 20);
+
+    // Labels choose what is listed; a class of the user's own is checked and promised within.
+    holdfast(&cluster, 3, &["volume", "label", name, "tier=gold", "old=1"]);
+    holdfast(&cluster, 3, &["volume", "label", name, "old-"]);
+    let gold = holdfast(&cluster, 1, &["volume", "list", "-l", "tier=gold,!old", "-o", "wide"]);
+    assert!(gold.contains(name) && !gold.contains("demo"), "{gold}");
+    let class = ["class", "create", "tight", "--overcommit", "10", "--failure-domain", "node"];
+    holdfast(&cluster, 1, &class);
+    let large = ["volume", "create", "large", "--size", "512TiB", "--class", "tight"];
+    let (code, said) = refused(&cluster, &large);
+    assert!(code == Some(5) && said.contains("[NO_CAPACITY]"), "{code:?}: {said}");
+    let (code, said) = refused(&cluster, &["class", "delete", "replicated"]);
+    assert!(code == Some(5) && said.contains(name), "{code:?}: {said}");
+    holdfast(&cluster, 1, &["class", "delete", "tight"]);
+
+    let waited = holdfast(&cluster, 2, &["wait", &format!("volume/{name}"), "--for", "ready"]);
+    assert!(waited.contains("AllReplicasGood"), "{waited}");
+    let (code, said) = refused(&cluster, &["wait", "volume/none", "--for", "ready"]);
+    assert!(code == Some(3) && said.contains("none"), "{code:?}: {said}");
+    let never = ["wait", "volume/demo", "--for", "paused", "--timeout", "1"];
+    let (code, said) = refused(&cluster, &never);
+    assert!(code == Some(4) && said.contains("it is ready"), "{code:?}: {said}");
+    let explained = holdfast(&cluster, 1, &["explain", "volume", "demo"]);
+    assert!(explained.contains("volume demo is ready."), "{explained}");
+
+    cluster.freeze(3);
+    holdfast(&cluster, 1, &["wait", "pod/3", "--for", "condition=Reachable=false"]);
+    holdfast(&cluster, 1, &["wait", "volume/demo", "--for", "degraded"]);
+    let explained = holdfast(&cluster, 1, &["explain", "volume", "demo"]);
+    assert!(explained.contains("on pod 3 is unreported"), "{explained}");
+    let status = holdfast(&cluster, 1, &["status"]);
+    assert!(status.contains("attention: pod 3 is unreachable"), "{status}");
+    cluster.thaw(3);
+    holdfast(&cluster, 1, &["wait", "volume/demo", "--for", "condition=redundant"]);
+    holdfast(&cluster, 1, &["volume", "delete", name]);
+    holdfast(&cluster, 1, &["wait", &format!("volume/{name}"), "--for", "deleted"]);
 }
 
 /// `holdfast bench` as JSON; panics when it fails.

@@ -74,8 +74,10 @@ fn ids(cluster: &Cluster) -> Vec<u64> {
     let pods = cluster.ask(&["pod", "list"]).expect("a pod answers");
     let pods = pods.as_array().expect("pods are listed");
     let id = |pod: usize| {
-        let of = pods.iter().find(|found| found["api"] == cluster.endpoint(pod).as_str());
-        of.and_then(|found| found["id"].as_u64()).expect("it is listed")
+        let at = cluster.endpoint(pod);
+        let of = pods.iter().find(|found| found["status"]["api"] == at.as_str());
+        let name = of.and_then(|found| found["meta"]["name"].as_str()).expect("it is listed");
+        name.parse().expect("pods have numbers")
     };
     (1..=PODS).map(id).collect()
 }

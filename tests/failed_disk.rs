@@ -19,15 +19,16 @@ const READERS: u64 = 40;
 /// The disk in `path`, as the cluster shows it.
 fn disk(cluster: &Cluster, path: &Path) -> Option<Value> {
     let path = path.to_str()?;
-    let status = cluster.ask(&["status"])?;
-    status["disks"].as_array()?.iter().find(|disk| disk["path"] == *path).cloned()
+    let disks = cluster.ask(&["disk", "list"])?;
+    let disks = disks.as_array()?.iter().map(|disk| disk["status"].clone());
+    disks.into_iter().find(|disk| disk["path"] == *path)
 }
 
 fn wait_for_state(cluster: &Cluster, path: &Path, state: &str) -> Value {
     let mut found = Value::Null;
     wait_until("a disk is in the state it should be in", || {
         found = disk(cluster, path).unwrap_or_default();
-        found["state"].to_string().to_lowercase().contains(state)
+        found["phase"] == state
     });
     found
 }
@@ -59,7 +60,7 @@ fn a_pod_goes_on_without_a_disk_that_is_damaged_or_hangs() {
     fs::write(&superblock, vec![0; intact.len()]).unwrap();
     cluster.start_again();
     let failed = wait_for_state(&cluster, &first, "failed");
-    let reason = failed["reason"].as_str().unwrap();
+    let reason = failed["conditions"][0]["message"].as_str().unwrap();
     assert!(reason.contains("disk-1") && reason.contains("superblock"), "{reason}");
     wait_for_state(&cluster, &second, "up");
     assert!(cluster.connect(2, "demo").read(0, PIECE).unwrap() == noise(0, PIECE));

@@ -243,7 +243,9 @@ const PURE_CONTROL: &[&str] = &[
     "catalog_member.rs",
     "command.rs",
     "creation.rs",
+    "names.rs",
     "placement.rs",
+    "reason.rs",
     "reconcile.rs",
     "registration.rs",
     "state.rs",
@@ -254,8 +256,9 @@ fn is_pure(path: &str) -> bool {
     let Some(inside) = path.strip_prefix("src/") else {
         return false;
     };
-    let pure_folder =
-        ["replica/", "net/", "volume/", "store/"].iter().any(|folder| inside.starts_with(folder));
+    let pure_folder = ["replica/", "net/", "volume/", "store/", "control/objects/"]
+        .iter()
+        .any(|folder| inside.starts_with(folder));
     let vocabulary = ["types.rs", "log.rs", "fields.rs", "limits.rs", "view.rs"].contains(&inside);
     let protocol = inside.starts_with("front/") && !inside.ends_with("server.rs");
     let decisions = PURE_CONTROL.iter().any(|name| inside.strip_prefix("control/") == Some(name));

@@ -8,9 +8,12 @@ use tonic::{Response, Status};
 
 use crate::cli::exit::{CallError, UsageError};
 use crate::control::identity::random_uuid;
+use crate::control::proto::classes_client::ClassesClient;
 use crate::control::proto::cluster_client::ClusterClient;
 use crate::control::proto::disks_client::DisksClient;
+use crate::control::proto::nodes_client::NodesClient;
 use crate::control::proto::pods_client::PodsClient;
+use crate::control::proto::shards_client::ShardsClient;
 use crate::control::proto::volumes_client::VolumesClient;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -50,6 +53,18 @@ impl Client {
         DisksClient::new(self.channel.clone())
     }
 
+    pub fn nodes(&self) -> NodesClient<Channel> {
+        NodesClient::new(self.channel.clone())
+    }
+
+    pub fn classes(&self) -> ClassesClient<Channel> {
+        ClassesClient::new(self.channel.clone())
+    }
+
+    pub fn shards(&self) -> ShardsClient<Channel> {
+        ShardsClient::new(self.channel.clone())
+    }
+
     pub fn cluster(&self) -> ClusterClient<Channel> {
         ClusterClient::new(self.channel.clone())
     }
@@ -60,9 +75,16 @@ impl Client {
         doing: impl Into<String>,
         answer: Result<Response<T>, Status>,
     ) -> Result<T, CallError> {
-        answer
-            .map(Response::into_inner)
-            .map_err(|status| CallError::new(doing.into(), &self.endpoint, status))
+        self.told(doing, answer.map(Response::into_inner))
+    }
+
+    /// Unwraps what a watch tells.
+    pub fn told<T>(
+        &self,
+        doing: impl Into<String>,
+        told: Result<T, Status>,
+    ) -> Result<T, CallError> {
+        told.map_err(|status| CallError::new(doing.into(), &self.endpoint, status))
     }
 }
 

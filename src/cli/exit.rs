@@ -4,6 +4,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::control::reason::{DOMAIN, Reason};
 
 /// A failed call to a pod.
 #[derive(Debug)]
@@ -21,6 +24,16 @@ impl CallError {
 
     pub fn code(&self) -> Code {
         self.status.code()
+    }
+
+    /// Why the call was refused; `None` when no pod answered, or one of a newer version.
+    pub fn reason(&self) -> Option<Reason> {
+        Reason::of(&self.reason_word()?)
+    }
+
+    fn reason_word(&self) -> Option<String> {
+        let info = self.status.get_details_error_info()?;
+        (info.domain == DOMAIN).then_some(info.reason)
     }
 
     /// True when no pod answered, as opposed to a refusal.
@@ -57,7 +70,11 @@ impl std::fmt::Display for CallError {
                 status.message()
             );
         }
-        write!(f, "could not {doing}: {}", status.message())
+        write!(f, "could not {doing}: {}", status.message())?;
+        match self.reason_word() {
+            Some(word) => write!(f, " [{word}]"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -72,7 +89,8 @@ pub struct UsageError(pub String);
 #[derive(Debug, thiserror::Error)]
 #[error(
     "volume {name} is recorded, but could not be used within {} seconds: {reason}; it becomes \
-     usable by itself, and `holdfast volume show {name}` tells what is missing", .waited.as_secs()
+     usable by itself, and `holdfast explain volume {name}` tells what is missing",
+    .waited.as_secs()
 )]
 pub struct NotCreated {
     pub name: String,
@@ -80,13 +98,38 @@ pub struct NotCreated {
     pub waited: Duration,
 }
 
+/// What somebody waited for did not come.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{kind} {name} is not {wanted} after {} seconds: it is {now}; `holdfast explain {kind} {name}` \
+     tells why", .waited.as_secs()
+)]
+pub struct WaitedInVain {
+    pub kind: &'static str,
+    pub name: String,
+    pub wanted: String,
+    pub now: String,
+    pub waited: Duration,
+}
+
+/// An object that is not there, or no longer.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no {kind} named {name:?}; `holdfast {kind} list` shows what there is")]
+pub struct NotThere {
+    pub kind: &'static str,
+    pub name: String,
+}
+
 /// The exit code for an error.
 pub fn code_of(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(|cause| cause.is::<UsageError>()) {
         return ExitCode::from(2);
     }
-    if error.chain().any(|cause| cause.is::<NotCreated>()) {
+    if error.chain().any(|cause| cause.is::<NotCreated>() || cause.is::<WaitedInVain>()) {
         return ExitCode::from(4);
+    }
+    if error.chain().any(|cause| cause.is::<NotThere>()) {
+        return ExitCode::from(3);
     }
     let call = error.chain().find_map(|cause| cause.downcast_ref::<CallError>());
     ExitCode::from(call.map_or(1, |call| code_of_status(call.code())))
@@ -97,7 +140,11 @@ fn code_of_status(code: Code) -> u8 {
         Code::InvalidArgument | Code::OutOfRange => 2,
         Code::NotFound => 3,
         Code::Unavailable | Code::DeadlineExceeded => 4,
-        Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted => 5,
+        Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::ResourceExhausted => 5,
+        Code::PermissionDenied | Code::Unauthenticated => 6,
         _ => 1,
     }
 }
@@ -118,6 +165,19 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_shows_its_reason() {
+        let details = tonic_types::ErrorDetails::with_error_info(
+            Reason::NameTaken.word(),
+            DOMAIN,
+            std::collections::HashMap::new(),
+        );
+        let status = Status::with_error_details(Code::AlreadyExists, "it exists", details);
+        let error = CallError::new("create".to_owned(), "127.0.0.1:7400", status);
+        assert_eq!(error.to_string(), "could not create: it exists [NAME_TAKEN]");
+        assert_eq!(error.reason(), Some(Reason::NameTaken));
+    }
+
+    #[test]
     fn every_kind_of_failure_has_its_documented_code() {
         for (code, exit) in [
             (Code::Internal, 1),
@@ -127,6 +187,8 @@ mod tests {
             (Code::DeadlineExceeded, 4),
             (Code::AlreadyExists, 5),
             (Code::FailedPrecondition, 5),
+            (Code::ResourceExhausted, 5),
+            (Code::PermissionDenied, 6),
         ] {
             assert_eq!(code_of_status(code), exit, "{code:?}");
         }

@@ -2,22 +2,33 @@
 //! lines that carry them out. The work is done in other modules.
 //!
 //! Exit codes: 0 done; 1 failed; 2 wrong command line; 3 no such object; 4 the cluster cannot be
-//! reached or has no majority; 5 the request conflicts with the state (a name is taken, there are
-//! too few pods). A command whose reader closes its output ends quietly with 0.
+//! reached or has no majority, or what was waited for did not come; 5 the request conflicts with
+//! the state (a name is taken, there are too few pods, there is too little room); 6 not allowed. A
+//! command whose reader closes its output ends quietly with 0.
 
 pub mod bench;
+pub mod class;
 pub mod client;
 mod data_path;
 pub mod dev;
 pub mod disk;
 pub mod exit;
+pub mod explain;
+pub mod list;
+pub mod manual;
+pub mod node;
+pub mod noun;
 pub mod output;
 pub mod pod;
 pub mod render;
 pub mod serve;
+pub mod shard;
 pub mod sim;
 pub mod status;
+pub mod time;
 pub mod volume;
+pub mod wait;
+pub mod watch;
 
 use std::process::ExitCode;
 
@@ -30,7 +41,8 @@ use crate::cli::output::OutputError;
 #[derive(Debug, Parser)]
 #[command(name = "holdfast", version, arg_required_else_help = true)]
 #[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, \
-                        4 cluster unavailable, 5 conflict")]
+                        4 cluster unavailable or waited in vain, 5 conflict or no room, \
+                        6 not allowed")]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -62,7 +74,16 @@ impl Global {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     Table,
+    /// A table with further columns
+    Wide,
     Json,
+    Yaml,
+}
+
+impl Output {
+    pub fn is_wide(self) -> bool {
+        self == Output::Wide
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -77,15 +98,32 @@ enum CliCommand {
     Status,
     /// Put load on a volume, and measure its answers
     Bench(bench::Args),
+    /// Tell in sentences how an object is, and what could be done
+    Explain(explain::Args),
+    /// Wait until an object is as wanted
+    Wait(wait::Args),
     /// Block volumes
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
+    /// Pieces of volumes
+    #[command(subcommand)]
+    Shard(shard::ShardCommand),
+    /// What a volume may be
+    #[command(subcommand)]
+    Class(class::ClassCommand),
+    /// Machines on which volumes are used
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// Storage pods
     #[command(subcommand)]
     Pod(pod::PodCommand),
     /// Disks of the pods
     #[command(subcommand)]
     Disk(disk::DiskCommand),
+    /// Print a script that completes command lines in a shell
+    Completion(manual::CompletionArgs),
+    /// Write the manual pages
+    Man(manual::ManArgs),
 }
 
 /// Parses the command line and carries it out.
@@ -95,6 +133,8 @@ pub fn run() -> ExitCode {
         CliCommand::Serve(args) => return serve::run(&args),
         CliCommand::Dev(args) => dev::run(&args),
         CliCommand::Sim(args) => sim::run(&args),
+        CliCommand::Completion(args) => manual::completion(&args).and_then(printed),
+        CliCommand::Man(args) => manual::man(&args).and_then(printed),
         other => run_client(&cli.global, other),
     };
     match result {
@@ -109,6 +149,10 @@ pub fn run() -> ExitCode {
     }
 }
 
+fn printed(text: String) -> anyhow::Result<()> {
+    Ok(output::print(&text)?)
+}
+
 /// Runs a command that consists of one or a few calls to a pod.
 fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -116,12 +160,19 @@ fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
         let client = Client::new(&global.endpoint)?;
         let output = global.output();
         let text = match command {
-            CliCommand::Serve(_) | CliCommand::Dev(_) | CliCommand::Sim(_) => {
-                unreachable!("handled by the caller")
-            }
+            CliCommand::Serve(_)
+            | CliCommand::Dev(_)
+            | CliCommand::Sim(_)
+            | CliCommand::Completion(_)
+            | CliCommand::Man(_) => unreachable!("handled by the caller"),
             CliCommand::Status => status::run(&client, output).await?,
             CliCommand::Bench(args) => bench::run(&client, args, output).await?,
+            CliCommand::Explain(args) => explain::run(&client, args, output).await?,
+            CliCommand::Wait(args) => wait::run(&client, args, output).await?,
             CliCommand::Volume(command) => volume::run(&client, command, output).await?,
+            CliCommand::Shard(command) => shard::run(&client, command, output).await?,
+            CliCommand::Class(command) => class::run(&client, command, output).await?,
+            CliCommand::Node(command) => node::run(&client, command, output).await?,
             CliCommand::Pod(command) => pod::run(&client, command, output).await?,
             CliCommand::Disk(command) => disk::run(&client, command, output).await?,
         };

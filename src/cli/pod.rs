@@ -4,21 +4,23 @@ use clap::Subcommand;
 
 use crate::cli::Output;
 use crate::cli::client::Client;
-use crate::cli::render;
-use crate::control::proto::ListPodsRequest;
+use crate::cli::list::{WhichWatched, list_or_watch, show};
+use crate::control::proto::Pod;
 
 #[derive(Debug, Subcommand)]
 pub enum PodCommand {
     /// List the pods
-    List,
+    List {
+        #[command(flatten)]
+        which: WhichWatched,
+    },
+    /// Show one pod
+    Show { name: String },
 }
 
 pub async fn run(client: &Client, command: PodCommand, output: Output) -> anyhow::Result<String> {
-    let PodCommand::List = command;
-    let answer = client.pods().list(ListPodsRequest {}).await;
-    let pods = client.check("list the pods", answer)?.pods;
-    match output {
-        Output::Table => Ok(render::pods(&pods)),
-        Output::Json => render::json(&pods),
+    match command {
+        PodCommand::List { which } => list_or_watch::<Pod>(client, &which, "", output).await,
+        PodCommand::Show { name } => show::<Pod>(client, &name, output).await,
     }
 }

@@ -1,141 +1,450 @@
-//! Renders answers as text for people and JSON for programs. Pure; golden files in
+//! Renders answers as text for people, and as JSON and YAML for programs. Pure; golden files in
 //! `tests/golden/cli/` fix the output.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 
+use crate::cli::time::{length, moment};
 use crate::config::size::ByteSize;
-use crate::control::proto::{Disk, Pod, StatusResponse, Volume};
+use crate::control::objects::describe::Object;
+use crate::control::proto::{
+    Class, Condition, ConditionStatus, Disk, Node, Phase, Pod, Problem, Shard, StatusResponse,
+    Summary, Volume,
+};
+
+/// A kind of object as rows of a table.
+pub trait Rows: Object + Serialize {
+    /// The word for one.
+    const WORD: &'static str;
+    /// What a table without rows says.
+    const NONE: &'static str;
+    const HEAD: &'static [&'static str];
+    /// Columns aligned to the right.
+    const RIGHT: &'static [usize];
+    /// Further columns of a wide table.
+    const WIDE: &'static [&'static str];
+
+    fn row(&self) -> Vec<String>;
+    fn wide(&self) -> Vec<String>;
+    /// Everything, by names. What all objects have is left out.
+    fn fields(&self) -> Vec<(&'static str, String)>;
+    fn conditions(&self) -> &[Condition];
+}
 
 /// Indented JSON with a final newline.
 pub fn json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
-pub fn volumes(volumes: &[Volume]) -> String {
-    let rows = volumes.iter().map(|volume| {
-        vec![
-            volume.name.clone(),
-            ByteSize(volume.size_bytes).to_string(),
-            volume.replicas.to_string(),
-            volume.shards.len().to_string(),
-            volume.state_name(),
-            volume.reason.clone(),
-        ]
-    });
-    let head = ["NAME", "SIZE", "REPLICAS", "SHARDS", "STATE", ""];
-    table(&head, &[1, 2, 3], rows, "no volumes")
+/// A YAML document.
+pub fn yaml<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<String> {
+    Ok(serde_norway::to_string(value)?)
 }
 
-/// One volume with its shards.
-pub fn volume(volume: &Volume) -> String {
-    let mut text = fields(&[
-        ("name", volume.name.clone()),
-        ("id", volume.id.to_string()),
-        ("size", ByteSize(volume.size_bytes).to_string()),
-        ("replicas", volume.replicas.to_string()),
-        ("state", state_and_reason(volume)),
-        (
-            "nbd",
-            volume
-                .nbd
-                .iter()
-                .map(|at| format!("nbd://{at}/{}", volume.name))
-                .collect::<Vec<_>>()
-                .join(" "),
-        ),
-    ]);
-    let rows = volume.shards.iter().flat_map(|shard| {
-        shard.replicas.iter().map(|replica| {
-            vec![
-                shard.id.to_string(),
-                replica.member.to_string(),
-                replica.pod.to_string(),
-                replica.disk.clone(),
-                replica.state.clone(),
-            ]
-        })
-    });
-    text.push('\n');
-    text + &table(&["SHARD", "REPLICA", "POD", "DISK", "STATE"], &[0, 1, 2], rows, "no shards")
+/// A table of objects.
+pub fn objects<T: Rows>(objects: &[T], is_wide: bool) -> String {
+    let rows = objects.iter().map(|object| row(object, is_wide));
+    table(&head::<T>(is_wide), T::RIGHT, rows, T::NONE)
 }
 
-pub fn pods(pods: &[Pod]) -> String {
-    let rows = pods.iter().map(|pod| {
-        vec![
-            pod.id.to_string(),
-            pod.state_name(),
-            pod.api.clone(),
-            pod.nbd.clone(),
-            pod.catalog.clone(),
-            pod.disks.to_string(),
-            pod.replicas.to_string(),
-            pod.version.clone(),
-        ]
-    });
-    let head = ["POD", "STATE", "API", "NBD", "CATALOG", "DISKS", "REPLICAS", "VERSION"];
-    table(&head, &[0, 5, 6], rows, "no pods")
+/// The head of a table of objects.
+pub fn head<T: Rows>(is_wide: bool) -> Vec<&'static str> {
+    let wide = if is_wide { T::WIDE } else { &[] };
+    [T::HEAD, wide].concat()
 }
 
-pub fn disks(disks: &[Disk]) -> String {
-    let rows = disks.iter().map(|disk| {
-        vec![
-            disk.id.clone(),
-            disk.pod.to_string(),
-            disk.path.clone(),
-            ByteSize(disk.used_bytes).rounded(),
-            ByteSize(disk.capacity_bytes).rounded(),
-            ByteSize(disk.log_used_bytes).rounded(),
-            ByteSize(disk.dirty_bytes).rounded(),
-            disk.replicas.to_string(),
-            disk.state_name(),
-            disk.reason.clone(),
-        ]
-    });
-    let head = ["DISK", "POD", "PATH", "USED", "CAPACITY", "LOG", "DIRTY", "REPLICAS", "STATE", ""];
-    table(&head, &[1, 3, 4, 5, 6, 7], rows, "no disks")
+/// One object as a row.
+pub fn row<T: Rows>(object: &T, is_wide: bool) -> Vec<String> {
+    let mut row = object.row();
+    if is_wide {
+        row.extend(object.wide());
+    }
+    row
 }
 
-/// The whole cluster.
-pub fn status(status: &StatusResponse) -> String {
-    let leader = match status.leader_pod {
-        0 => "none".to_owned(),
-        pod => format!("pod {pod}"),
-    };
-    let mut text = fields(&[
-        ("cluster", status.cluster.clone()),
-        ("catalog", format!("revision {}, led by {leader}", status.revision)),
-    ]);
-    for part in [pods(&status.pods), disks(&status.disks), volumes(&status.volumes)] {
+/// One object with all that is known of it. `now_unix_ms`: for lengths of time.
+pub fn object<T: Rows>(object: &T, now_unix_ms: u64) -> String {
+    let meta = object.meta();
+    let mut all = vec![("name", meta.name.clone()), ("uid", meta.uid.clone())];
+    if !meta.labels.is_empty() {
+        all.push(("labels", labels(object)));
+    }
+    if meta.created_unix_ms > 0 {
+        all.push(("created", moment(meta.created_unix_ms)));
+    }
+    all.push(("phase", object.phase().word()));
+    all.extend(object.fields());
+    let mut text = fields(&all);
+    if !object.conditions().is_empty() {
         text.push('\n');
-        text.push_str(&part);
-    }
-    text.push('\n');
-    if status.problems.is_empty() {
-        text.push_str("nothing needs attention\n");
-    }
-    for problem in &status.problems {
-        text.push_str(&format!("attention: {problem}\n"));
+        text.push_str(&conditions(object.conditions(), now_unix_ms));
     }
     text
 }
 
-fn state_and_reason(volume: &Volume) -> String {
-    match volume.reason.as_str() {
-        "" => volume.state_name(),
-        reason => format!("{} ({reason})", volume.state_name()),
+fn conditions(conditions: &[Condition], now_unix_ms: u64) -> String {
+    let rows = conditions.iter().map(|condition| {
+        let since = match condition.since_unix_ms {
+            0 => String::new(),
+            since => length(now_unix_ms.saturating_sub(since)),
+        };
+        vec![
+            condition.r#type.clone(),
+            condition.status().word(),
+            since,
+            condition.reason.clone(),
+            condition.message.clone(),
+        ]
+    });
+    table(&["CONDITION", "STATUS", "FOR", "REASON", ""], &[], rows, "no conditions")
+}
+
+/// What is not as it should be, in the words of the conditions; empty: nothing.
+fn worst(conditions: &[Condition]) -> String {
+    let bad = conditions.iter().find(|it| it.status() != ConditionStatus::True);
+    bad.map(|it| it.message.clone()).unwrap_or_default()
+}
+
+fn labels<T: Object>(object: &T) -> String {
+    let pairs: Vec<String> =
+        object.meta().labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    pairs.join(",")
+}
+
+macro_rules! status {
+    ($object:expr) => {
+        $object.status.clone().unwrap_or_default()
+    };
+}
+
+macro_rules! conditions {
+    () => {
+        fn conditions(&self) -> &[Condition] {
+            self.status.as_ref().map_or(&[], |status| &status.conditions)
+        }
+    };
+}
+
+impl Rows for Node {
+    const WORD: &'static str = "node";
+    const NONE: &'static str = "no nodes";
+    const HEAD: &'static [&'static str] = &["NODE", "PHASE", "PODS", "LABELS"];
+    const RIGHT: &'static [usize] = &[];
+    const WIDE: &'static [&'static str] = &["BOOT"];
+
+    fn row(&self) -> Vec<String> {
+        let pods: Vec<String> = status!(self).pods.iter().map(u64::to_string).collect();
+        vec![self.meta().name.clone(), self.phase().word(), pods.join(","), labels(self)]
+    }
+
+    fn wide(&self) -> Vec<String> {
+        vec![status!(self).boot_id]
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let status = status!(self);
+        let pods: Vec<String> = status.pods.iter().map(u64::to_string).collect();
+        vec![("pods", pods.join(" ")), ("boot", status.boot_id)]
+    }
+
+    conditions!();
+}
+
+impl Rows for Pod {
+    const WORD: &'static str = "pod";
+    const NONE: &'static str = "no pods";
+    const HEAD: &'static [&'static str] =
+        &["POD", "PHASE", "API", "NBD", "CATALOG", "DISKS", "REPLICAS", "VERSION"];
+    const RIGHT: &'static [usize] = &[0, 5, 6];
+    const WIDE: &'static [&'static str] = &["NODE", "PEER", "UID"];
+
+    fn row(&self) -> Vec<String> {
+        let status = status!(self);
+        vec![
+            self.meta().name.clone(),
+            self.phase().word(),
+            status.api,
+            status.nbd,
+            status.catalog,
+            status.disks.to_string(),
+            status.replicas.to_string(),
+            status.version,
+        ]
+    }
+
+    fn wide(&self) -> Vec<String> {
+        let status = status!(self);
+        vec![status.node, status.peer, self.meta().uid.clone()]
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let status = status!(self);
+        vec![
+            ("node", status.node),
+            ("api", status.api),
+            ("peer", status.peer),
+            ("nbd", status.nbd),
+            ("catalog", status.catalog),
+            ("disks", status.disks.to_string()),
+            ("replicas", status.replicas.to_string()),
+            ("version", status.version),
+        ]
+    }
+
+    conditions!();
+}
+
+impl Rows for Disk {
+    const WORD: &'static str = "disk";
+    const NONE: &'static str = "no disks";
+    const HEAD: &'static [&'static str] =
+        &["DISK", "POD", "PATH", "USED", "CAPACITY", "LOG", "DIRTY", "REPLICAS", "PHASE", ""];
+    const RIGHT: &'static [usize] = &[1, 3, 4, 5, 6, 7];
+    const WIDE: &'static [&'static str] = &["READ", "READ-DIRTY", "RESYNCS"];
+
+    fn row(&self) -> Vec<String> {
+        let status = status!(self);
+        vec![
+            self.meta().name.clone(),
+            status.pod.to_string(),
+            status.path,
+            ByteSize(status.used_bytes).rounded(),
+            ByteSize(status.capacity_bytes).rounded(),
+            ByteSize(status.log_used_bytes).rounded(),
+            ByteSize(status.dirty_bytes).rounded(),
+            status.replicas.to_string(),
+            self.phase().word(),
+            worst(&status.conditions),
+        ]
+    }
+
+    fn wide(&self) -> Vec<String> {
+        let status = status!(self);
+        vec![
+            ByteSize(status.read_bytes).rounded(),
+            ByteSize(status.read_dirty_bytes).rounded(),
+            status.resyncs.to_string(),
+        ]
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let status = status!(self);
+        let of = |used, all| format!("{} of {}", ByteSize(used).rounded(), ByteSize(all).rounded());
+        vec![
+            ("pod", status.pod.to_string()),
+            ("path", status.path),
+            ("used", of(status.used_bytes, status.capacity_bytes)),
+            ("log", of(status.log_used_bytes, status.log_bytes)),
+            ("dirty", ByteSize(status.dirty_bytes).rounded()),
+            ("replicas", status.replicas.to_string()),
+            ("resyncs", status.resyncs.to_string()),
+        ]
+    }
+
+    conditions!();
+}
+
+impl Rows for Class {
+    const WORD: &'static str = "class";
+    const NONE: &'static str = "no classes";
+    const HEAD: &'static [&'static str] = &["CLASS", "REPLICAS", "DOMAIN", "OVERCOMMIT", "TIMEOUT"];
+    const RIGHT: &'static [usize] = &[1, 3];
+    const WIDE: &'static [&'static str] = &["LABELS"];
+
+    fn row(&self) -> Vec<String> {
+        let spec = self.spec.clone().unwrap_or_default();
+        vec![
+            self.meta().name.clone(),
+            spec.replicas.to_string(),
+            spec.failure_domain.clone(),
+            format!("{}%", spec.overcommit_percent),
+            timeout(spec.io_timeout_ms),
+        ]
+    }
+
+    fn wide(&self) -> Vec<String> {
+        vec![labels(self)]
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let spec = self.spec.clone().unwrap_or_default();
+        vec![
+            ("replicas", spec.replicas.to_string()),
+            ("domain", spec.failure_domain.clone()),
+            ("overcommit", format!("{}%", spec.overcommit_percent)),
+            ("timeout", timeout(spec.io_timeout_ms)),
+        ]
+    }
+
+    conditions!();
+}
+
+fn timeout(ms: u64) -> String {
+    match ms {
+        0 => "none".to_owned(),
+        ms => format!("{ms}ms"),
+    }
+}
+
+impl Rows for Volume {
+    const WORD: &'static str = "volume";
+    const NONE: &'static str = "no volumes";
+    const HEAD: &'static [&'static str] =
+        &["NAME", "SIZE", "CLASS", "REPLICAS", "SHARDS", "PHASE", ""];
+    const RIGHT: &'static [usize] = &[1, 3, 4];
+    const WIDE: &'static [&'static str] = &["UID", "LABELS"];
+
+    fn row(&self) -> Vec<String> {
+        let (spec, status) = (self.spec.clone().unwrap_or_default(), status!(self));
+        vec![
+            self.meta().name.clone(),
+            ByteSize(spec.size_bytes).to_string(),
+            spec.class,
+            spec.replicas.to_string(),
+            status.shards.to_string(),
+            self.phase().word(),
+            worst(&status.conditions),
+        ]
+    }
+
+    fn wide(&self) -> Vec<String> {
+        vec![self.meta().uid.clone(), labels(self)]
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let (spec, status) = (self.spec.clone().unwrap_or_default(), status!(self));
+        let name = &self.meta().name;
+        let nbd: Vec<String> = status.nbd.iter().map(|at| format!("nbd://{at}/{name}")).collect();
+        let mut fields = vec![
+            ("id", status.id.to_string()),
+            ("size", ByteSize(spec.size_bytes).to_string()),
+            ("class", spec.class),
+            ("replicas", spec.replicas.to_string()),
+            ("shards", format!("{} of {}", status.shards, ByteSize(status.stripe_bytes))),
+            ("nbd", nbd.join(" ")),
+        ];
+        if let Some(progress) = &status.progress {
+            let text = format!("{} of {} {}", progress.done, progress.total, progress.unit);
+            fields.push(("progress", text));
+        }
+        fields
+    }
+
+    conditions!();
+}
+
+impl Rows for Shard {
+    const WORD: &'static str = "shard";
+    const NONE: &'static str = "no shards";
+    const HEAD: &'static [&'static str] =
+        &["SHARD", "VOLUME", "POSITION", "LEADER", "REPLICAS", "PHASE", ""];
+    const RIGHT: &'static [usize] = &[0, 2, 3];
+    const WIDE: &'static [&'static str] = &["MEMBERS"];
+
+    fn row(&self) -> Vec<String> {
+        let status = status!(self);
+        let leader = match status.leader_pod {
+            0 => "none".to_owned(),
+            pod => pod.to_string(),
+        };
+        let pods: Vec<String> = status.replicas.iter().map(|it| it.pod.to_string()).collect();
+        vec![
+            self.meta().name.clone(),
+            status.volume,
+            status.position.to_string(),
+            leader,
+            pods.join(","),
+            self.phase().word(),
+            worst(&status.conditions),
+        ]
+    }
+
+    fn wide(&self) -> Vec<String> {
+        let replicas = status!(self).replicas;
+        let members = replicas.iter().map(|it| format!("{}:{}:{}", it.member, it.pod, it.state));
+        vec![members.collect::<Vec<_>>().join(" ")]
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let status = status!(self);
+        let mut fields = vec![
+            ("volume", status.volume),
+            ("position", status.position.to_string()),
+            ("leader", format!("pod {}", status.leader_pod)),
+        ];
+        for it in &status.replicas {
+            let text = format!("{} on pod {}, disk {}: {}", it.member, it.pod, it.disk, it.state);
+            fields.push(("replica", text));
+        }
+        fields
+    }
+
+    conditions!();
+}
+
+/// The whole cluster, on one screen. `now_unix_ms`: for lengths of time.
+pub fn status(status: &StatusResponse, now_unix_ms: u64) -> String {
+    let leader = match status.leader_pod {
+        0 => "none".to_owned(),
+        pod => format!("pod {pod}"),
+    };
+    let catalog = status.catalog.unwrap_or_default();
+    let voters = format!("{} of {} voters up", catalog.voters_up, catalog.voters);
+    let space = |bytes| ByteSize(bytes).rounded();
+    let of = |summary: &Option<Summary>| summary.as_ref().map(counts).unwrap_or_default();
+    let mut text = fields(&[
+        ("cluster", status.cluster.clone()),
+        ("catalog", format!("revision {}, led by {leader}, {voters}", status.revision)),
+        ("pods", of(&status.pods)),
+        ("disks", of(&status.disks)),
+        ("volumes", format!("{}; {} shards", of(&status.volumes), status.shards)),
+        ("space", format!("{} of {} used", space(status.used_bytes), space(status.capacity_bytes))),
+    ]);
+    text.push('\n');
+    if status.problems.is_empty() {
+        return text + "nothing needs attention\n";
+    }
+    for problem in &status.problems {
+        text.push_str(&attention(problem, now_unix_ms));
+    }
+    let more = status.problems_total.saturating_sub(status.problems.len() as u64);
+    if more > 0 {
+        text.push_str(&format!("and {more} more\n"));
+    }
+    text + "\n`holdfast explain KIND NAME` tells more of one of them\n"
+}
+
+fn attention(problem: &Problem, now_unix_ms: u64) -> String {
+    let Problem { kind, name, message, since_unix_ms, .. } = problem;
+    let phase = problem.phase().word();
+    let since = length(now_unix_ms.saturating_sub(*since_unix_ms));
+    let why = if message.is_empty() { String::new() } else { format!(": {message}") };
+    format!("attention: {kind} {name} is {phase}, for {since}{why}\n")
+}
+
+/// `4: 3 up, 1 unreachable`.
+fn counts(summary: &Summary) -> String {
+    let of = |count: &crate::control::proto::PhaseCount| {
+        let phase = Phase::try_from(count.phase).unwrap_or_default();
+        format!("{} {}", count.count, phase.word())
+    };
+    let phases: Vec<String> = summary.phases.iter().map(of).collect();
+    match phases.is_empty() {
+        true => summary.total.to_string(),
+        false => format!("{}: {}", summary.total, phases.join(", ")),
     }
 }
 
 fn fields(fields: &[(&str, String)]) -> String {
+    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(9);
     fields
         .iter()
-        .map(|(name, value)| format!("{name:<9} {value}").trim_end().to_owned() + "\n")
+        .map(|(name, value)| format!("{name:<width$} {value}").trim_end().to_owned() + "\n")
         .collect()
 }
 
 /// A table without lines; `right` names the columns that are aligned to the right.
-fn table(
+pub fn table(
     head: &[&str],
     right: &[usize],
     rows: impl Iterator<Item = Vec<String>>,

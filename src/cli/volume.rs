@@ -1,49 +1,69 @@
 //! `holdfast volume ...`
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::bail;
 use clap::Subcommand;
-use tokio::time::{Instant, sleep};
-use tonic::Code;
+use tokio::time::Instant;
 
-use crate::cli::Output;
 use crate::cli::client::{Client, request_id};
-use crate::cli::exit::NotCreated;
-use crate::cli::{output, render};
+use crate::cli::exit::{NotCreated, UsageError, WaitedInVain};
+use crate::cli::list::{WhichWatched, deleted, label, list_or_watch, one};
+use crate::cli::noun::Noun as _;
+use crate::cli::wait::{Wanted, until};
+use crate::cli::{Output, output, render};
 use crate::config::size::ByteSize;
 use crate::control::names::check_name;
+use crate::control::objects::describe::Object as _;
+use crate::control::objects::selector::{Labels, check_labels};
 use crate::control::proto::{
-    CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ListVolumesRequest, Volume,
-    VolumeState,
+    CreateVolumeRequest, DeleteVolumeRequest, ListShardsRequest, Phase, Query, UpdateVolumeRequest,
+    Volume, VolumeSpec,
 };
 
 /// A new volume usually takes less than a second.
 const CREATED_WITHIN: Duration = Duration::from_secs(60);
 const QUIET_FOR: Duration = Duration::from_secs(3);
-const ASK_EVERY: Duration = Duration::from_millis(100);
+/// Shards that `show` lists at most.
+const SHARDS_SHOWN: u32 = 20;
 
 #[derive(Debug, Subcommand)]
 pub enum VolumeCommand {
-    /// Create a volume
+    /// Create a volume; the same again does nothing
     Create {
-        /// A DNS label: a-z, 0-9 and -
+        /// 1 to 128 of a-z, A-Z, 0-9, `.`, `_` and `-`
         #[arg(value_parser = volume_name)]
         name: String,
         /// As in 10GiB
         #[arg(long)]
         size: ByteSize,
-        /// Copies, each on another pod: 1, 3 or 5
-        #[arg(long, default_value_t = 3)]
-        replicas: u32,
+        /// What kind of volume; `holdfast class list` shows what there is
+        #[arg(long, default_value = "replicated")]
+        class: String,
+        /// Copies, each on another pod: 1, 3 or 5; by default as the class says
+        #[arg(long)]
+        replicas: Option<u32>,
+        /// A label of the volume; may be repeated
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+        labels: Vec<(String, String)>,
         /// Return when the volume is recorded, before it can be used
         #[arg(long)]
         no_wait: bool,
     },
     /// List the volumes
-    List,
-    /// Show one volume with its shards
+    List {
+        #[command(flatten)]
+        which: WhichWatched,
+    },
+    /// Show one volume
     Show { name: String },
+    /// Give a volume labels, or take them away
+    Label {
+        name: String,
+        /// KEY=VALUE sets a label, KEY- takes it away
+        #[arg(required = true, value_name = "LABEL")]
+        labels: Vec<String>,
+    },
     /// Delete a volume and everything on it
     Delete { name: String },
 }
@@ -53,82 +73,130 @@ pub async fn run(
     command: VolumeCommand,
     output: Output,
 ) -> anyhow::Result<String> {
-    let mut volumes = client.volumes();
     match command {
-        VolumeCommand::Create { name, size, replicas, no_wait } => {
-            let doing = format!("create volume {name}");
-            let request_id = request_id()?;
-            let size_bytes = size.0;
-            let request = CreateVolumeRequest { name, size_bytes, replicas, request_id };
-            let mut volume = client.check(doing, volumes.create(request).await)?;
-            if !no_wait {
+        VolumeCommand::Create { name, size, class, replicas, labels, no_wait } => {
+            let labels: Labels = labels.into_iter().collect();
+            check_labels(&labels).map_err(|error| UsageError(error.to_string()))?;
+            let replicas = replicas.unwrap_or(0);
+            let spec = VolumeSpec { size_bytes: size.0, class, replicas };
+            let mut volume = create(client, &name, spec, labels).await?;
+            if !no_wait && volume.phase() == Phase::Creating {
                 volume = until_created(client, volume).await?;
             }
             match output {
-                Output::Table => Ok(render::volumes(&[volume])),
-                Output::Json => render::json(&volume),
+                Output::Table | Output::Wide => Ok(render::objects(&[volume], output.is_wide())),
+                Output::Json | Output::Yaml => one(&volume, output),
             }
         }
-        VolumeCommand::List => {
-            let answer = volumes.list(ListVolumesRequest {}).await;
-            let volumes = client.check("list the volumes", answer)?.volumes;
-            match output {
-                Output::Table => Ok(render::volumes(&volumes)),
-                Output::Json => render::json(&volumes),
-            }
-        }
-        VolumeCommand::Show { name } => {
-            let doing = format!("show volume {name}");
-            let volume = client.check(doing, volumes.get(GetVolumeRequest { name }).await)?;
-            match output {
-                Output::Table => Ok(render::volume(&volume)),
-                Output::Json => render::json(&volume),
-            }
+        VolumeCommand::List { which } => list_or_watch::<Volume>(client, &which, "", output).await,
+        VolumeCommand::Show { name } => show(client, &name, output).await,
+        VolumeCommand::Label { name, labels } => {
+            let volume = Volume::get(client, &name).await?;
+            let revision = volume.meta().revision;
+            let labels = relabelled(volume.meta().labels.clone(), &labels)?;
+            let (doing, request_id) = (format!("label volume {name}"), request_id()?);
+            let labels = labels.into_iter().collect();
+            let request = UpdateVolumeRequest { name, revision, labels, request_id };
+            one(&client.check(doing, client.volumes().update(request).await)?, output)
         }
         VolumeCommand::Delete { name } => {
-            let doing = format!("delete volume {name}");
+            let (doing, uid) = (format!("delete volume {name}"), String::new());
             let request_id = request_id()?;
-            let request = DeleteVolumeRequest { name: name.clone(), request_id, volume: None };
-            client.check(doing, volumes.delete(request).await)?;
-            match output {
-                Output::Table => Ok(format!("volume {name} is deleted\n")),
-                Output::Json => render::json(&serde_json::json!({ "deleted": name })),
-            }
+            let request = DeleteVolumeRequest { name: name.clone(), request_id, uid };
+            client.check(doing, client.volumes().delete(request).await)?;
+            deleted("volume", &name, output)
         }
     }
 }
 
-/// Waits until a new volume can be used. An end of the waiting leaves the volume as it is.
-async fn until_created(client: &Client, created: Volume) -> anyhow::Result<Volume> {
-    let (begin, mut is_told) = (Instant::now(), false);
-    let mut volume = created;
-    while volume.state() == VolumeState::Creating {
-        let name = volume.name.clone();
-        if begin.elapsed() >= CREATED_WITHIN {
-            let reason = volume.reason;
-            return Err(NotCreated { name, reason, waited: CREATED_WITHIN }.into());
-        }
-        if begin.elapsed() >= QUIET_FOR && !is_told {
-            is_told = true;
-            output::note(&format!(
-                "volume {name} is recorded; waiting until it can be used: {} (Ctrl-C leaves the \
-                 volume, --no-wait does not wait)",
-                volume.reason
-            ));
-        }
-        sleep(ASK_EVERY).await;
-        let id = volume.id;
-        let answer = client.volumes().get(GetVolumeRequest { name: name.clone() }).await;
-        volume = match client.check(format!("wait for volume {name}, which is recorded"), answer) {
-            // A change of the catalog's leader passes.
-            Err(error) if error.code() == Code::Unavailable => volume,
-            answer => answer?,
-        };
-        if volume.id != id {
-            bail!("volume {name} was deleted while this waited for it");
+/// The labels after these changes.
+fn relabelled(mut labels: Labels, changes: &[String]) -> Result<Labels, UsageError> {
+    for change in changes {
+        match (change.split_once('='), change.strip_suffix('-')) {
+            (Some((key, value)), _) => {
+                labels.insert(key.to_owned(), value.to_owned());
+            }
+            (None, Some(key)) => {
+                labels.remove(key);
+            }
+            (None, None) => {
+                let text = format!("{change:?} is neither KEY=VALUE nor KEY-");
+                return Err(UsageError(text));
+            }
         }
     }
-    Ok(volume)
+    check_labels(&labels).map_err(|error| UsageError(error.to_string()))?;
+    Ok(labels)
+}
+
+/// Asks for a volume.
+pub async fn create(
+    client: &Client,
+    name: &str,
+    spec: VolumeSpec,
+    labels: BTreeMap<String, String>,
+) -> anyhow::Result<Volume> {
+    let request = CreateVolumeRequest {
+        name: name.to_owned(),
+        spec: Some(spec),
+        labels: labels.into_iter().collect(),
+        request_id: request_id()?,
+    };
+    let answer = client.volumes().create(request).await;
+    Ok(client.check(format!("create volume {name}"), answer)?)
+}
+
+/// A volume with its first shards.
+async fn show(client: &Client, name: &str, output: Output) -> anyhow::Result<String> {
+    let volume = Volume::get(client, name).await?;
+    let text = one(&volume, output)?;
+    if matches!(output, Output::Json | Output::Yaml) {
+        return Ok(text);
+    }
+    let query = Query { page_size: SHARDS_SHOWN, ..Query::default() };
+    let request = ListShardsRequest { query: Some(query), volume: name.to_owned() };
+    let answer = client.shards().list(request).await;
+    let shards = client.check(format!("list the shards of volume {name}"), answer)?.shards;
+    let mut text = format!("{text}\n{}", render::objects(&shards, output.is_wide()));
+    let more = volume.status.map_or(0, |status| status.shards).saturating_sub(shards.len() as u64);
+    if more > 0 {
+        text += &format!("and {more} more: `holdfast shard list --volume {name}`\n");
+    }
+    Ok(text)
+}
+
+/// Waits until a new volume can be used. An end of the waiting leaves the volume as it is.
+async fn until_created(client: &Client, created: Volume) -> anyhow::Result<Volume> {
+    let (begin, mut told) = (Instant::now(), String::new());
+    let name = created.meta().name.clone();
+    let tell = |volume: &Volume| {
+        let state = progress(volume);
+        if begin.elapsed() >= QUIET_FOR && state != told {
+            output::note(&format!(
+                "volume {name} is recorded; waiting until it can be used: {state} (Ctrl-C leaves \
+                 the volume, --no-wait does not wait)"
+            ));
+            told = state;
+        }
+    };
+    match until(client, &created.meta().name, &Wanted::Usable, CREATED_WITHIN, tell).await {
+        Ok(volume) => Ok(volume.unwrap_or(created)),
+        Err(error) => match error.downcast::<WaitedInVain>() {
+            Ok(WaitedInVain { name, now, waited, .. }) => {
+                Err(NotCreated { name, reason: now, waited }.into())
+            }
+            Err(error) => Err(error),
+        },
+    }
+}
+
+/// `3 of 12 replicas`, or what is missing.
+fn progress(volume: &Volume) -> String {
+    let status = volume.status.clone().unwrap_or_default();
+    match status.progress {
+        Some(it) if it.done < it.total => format!("{} of {} {}", it.done, it.total, it.unit),
+        _ => status.conditions.first().map(|it| it.message.clone()).unwrap_or_default(),
+    }
 }
 
 /// Parser for clap: returns a valid name, or the reason of its refusal.

@@ -12,10 +12,11 @@ use tonic::Code;
 use crate::config::Config;
 use crate::control::identity::PodDirectory;
 use crate::control::proto::cluster_client::ClusterClient;
+use crate::control::proto::shards_client::ShardsClient;
 use crate::control::proto::volumes_client::VolumesClient;
 use crate::control::proto::{
-    CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, StatusRequest, StatusResponse,
-    VolumeState,
+    CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ListShardsRequest, Phase,
+    StatusRequest, StatusResponse, Summary, VolumeSpec,
 };
 use crate::control::server::Server;
 use crate::testing::null_data_path::NullDataPath;
@@ -24,11 +25,11 @@ use crate::types::Uuid;
 /// Far longer than any step; only a failing test waits this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-struct TestPod {
+pub(super) struct TestPod {
     number: u8,
     data: PathBuf,
     seeds: Vec<String>,
-    server: Option<Server>,
+    pub(super) server: Option<Server>,
     data_path: Option<Arc<NullDataPath>>,
 }
 
@@ -46,7 +47,7 @@ impl TestPod {
     }
 
     /// Starts it on ports that the system picks: others after every start.
-    async fn start(&mut self) {
+    pub(super) async fn start(&mut self) {
         let mut config: Config = toml::from_str("data = 'set below'").unwrap();
         config.data = self.data.clone();
         config.init = self.seeds.is_empty();
@@ -62,7 +63,7 @@ impl TestPod {
         (self.server, self.data_path) = (Some(server), Some(data_path));
     }
 
-    async fn stop(&mut self) {
+    pub(super) async fn stop(&mut self) {
         self.data_path = None;
         self.server.take().unwrap().stop().await;
     }
@@ -71,11 +72,11 @@ impl TestPod {
         self.server.as_ref().unwrap().addresses().api
     }
 
-    fn endpoint(&self) -> String {
+    pub(super) fn endpoint(&self) -> String {
         format!("http://{}", self.api())
     }
 
-    fn id(&self) -> u64 {
+    pub(super) fn id(&self) -> u64 {
         self.server.as_ref().unwrap().identity().pod.0
     }
 
@@ -86,7 +87,11 @@ impl TestPod {
     }
 
     /// Waits until the status is as it should be.
-    async fn until(&self, what: &str, holds: impl Fn(&StatusResponse) -> bool) -> StatusResponse {
+    pub(super) async fn until(
+        &self,
+        what: &str,
+        holds: impl Fn(&StatusResponse) -> bool,
+    ) -> StatusResponse {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let status = self.status().await;
@@ -98,32 +103,49 @@ impl TestPod {
         }
     }
 
-    async fn volumes(&self) -> VolumesClient<tonic::transport::Channel> {
+    pub(super) async fn volumes(&self) -> VolumesClient<tonic::transport::Channel> {
         VolumesClient::connect(self.endpoint()).await.unwrap()
     }
 
-    async fn create(&self, name: &str, request_id: &str) -> Result<u64, tonic::Status> {
+    /// Creates a volume, and returns its number.
+    pub(super) async fn create(
+        &self,
+        name: &str,
+        request_id: &str,
+        size_bytes: u64,
+    ) -> Result<u64, tonic::Status> {
         let request = CreateVolumeRequest {
             name: name.to_owned(),
-            size_bytes: 10 << 30,
-            replicas: 3,
+            spec: Some(VolumeSpec { size_bytes, ..VolumeSpec::default() }),
             request_id: request_id.to_owned(),
+            ..CreateVolumeRequest::default()
         };
-        Ok(self.volumes().await.create(request).await?.into_inner().id)
+        let volume = self.volumes().await.create(request).await?.into_inner();
+        Ok(volume.status.unwrap().id)
     }
 }
 
-fn voters(status: &StatusResponse) -> usize {
-    let parts = status.pods.iter().map(|pod| pod.catalog.as_str());
-    parts.filter(|part| matches!(*part, "voter" | "leader")).count()
+pub(super) const SIZE: u64 = 10 << 30;
+
+/// How many objects there are, and how many of them in a phase.
+fn counts(summary: &Option<Summary>, phase: Phase) -> (u64, u64) {
+    let summary = summary.as_ref().unwrap();
+    let of_phase = summary.phases.iter().filter(|count| count.phase() == phase);
+    (summary.total, of_phase.map(|count| count.count).sum())
 }
 
-fn all_up(status: &StatusResponse, count: usize) -> bool {
-    let up = status.disks.iter().filter(|disk| disk.state_name() == "up").count();
-    status.pods.len() == count && up == count && status.problems.is_empty()
+fn voters(status: &StatusResponse) -> u32 {
+    status.catalog.unwrap().voters
 }
 
-async fn three_pods(root: &Path) -> Vec<TestPod> {
+pub(super) fn all_up(status: &StatusResponse, count: u64) -> bool {
+    let up = (count, count);
+    counts(&status.pods, Phase::Up) == up
+        && counts(&status.disks, Phase::Up) == up
+        && status.problems.is_empty()
+}
+
+pub(super) async fn three_pods(root: &Path) -> Vec<TestPod> {
     let mut pods = vec![TestPod::new(root, 1, None).await];
     let first = pods[0].api();
     for number in 2..=3 {
@@ -137,8 +159,8 @@ async fn three_pods(root: &Path) -> Vec<TestPod> {
 }
 
 fn usable(status: &StatusResponse) -> bool {
-    let mut states = status.volumes.iter().map(|volume| volume.state());
-    states.all(|state| state == VolumeState::Ready)
+    let (all, ready) = counts(&status.volumes, Phase::Ready);
+    all == ready
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -149,13 +171,20 @@ async fn a_cluster_of_three_survives_the_loss_of_its_leader_and_of_all() {
     assert_eq!(ids, BTreeSet::from([1, 2, 3]));
 
     // A request repeated through another pod is carried out once.
-    let demo = pods[2].create("demo", "request-1").await.unwrap();
-    assert_eq!(pods[1].create("demo", "request-1").await.unwrap(), demo);
-    assert_eq!(pods[0].create("demo", "request-2").await.unwrap(), demo, "it is what is there");
-    let taken = pods[0].create("other", "request-1").await.unwrap_err();
+    let demo = pods[2].create("demo", "request-1", SIZE).await.unwrap();
+    assert_eq!(pods[1].create("demo", "request-1", SIZE).await.unwrap(), demo);
+    // So is another one that asks for the same.
+    assert_eq!(pods[1].create("demo", "request-2", SIZE).await.unwrap(), demo);
+    let taken = pods[0].create("demo", "request-3", 2 * SIZE).await.unwrap_err();
+    assert_eq!(taken.code(), Code::AlreadyExists, "{taken}");
+    let taken = pods[0].create("other", "request-1", SIZE).await.unwrap_err();
     assert_eq!(taken.code(), Code::AlreadyExists, "{taken}");
     let status = pods[1].until("the volume is ready", usable).await;
-    let replicas = status.volumes[0].shards[0].replicas.iter();
+    let mut shards = ShardsClient::connect(pods[1].endpoint()).await.unwrap();
+    let request = ListShardsRequest { volume: "demo".to_owned(), ..ListShardsRequest::default() };
+    let shards = shards.list(request).await.unwrap().into_inner().shards;
+    assert_eq!(shards.len(), 3);
+    let replicas = shards[0].status.as_ref().unwrap().replicas.iter();
     assert_eq!(replicas.map(|it| it.pod).collect::<BTreeSet<_>>(), ids);
 
     let leads = |pod: &TestPod| pod.id() == status.leader_pod;
@@ -166,34 +195,36 @@ async fn a_cluster_of_three_survives_the_loss_of_its_leader_and_of_all() {
 
     // It comes back on another port, and frees the space of the deleted volume.
     pods[leader].start().await;
-    let clean = |status: &StatusResponse| status.volumes.is_empty() && all_up(status, 3);
+    let clean = |status: &StatusResponse| {
+        counts(&status.volumes, Phase::Deleting) == (0, 0) && all_up(status, 3)
+    };
     for pod in &pods {
         pod.until("everything is gone and everybody is back", clean).await;
     }
-    let third = pods[0].create("third", "").await.unwrap();
+    let third = pods[0].create("third", "", SIZE).await.unwrap();
     assert!(third > demo, "ids are never used again");
     all_restart(&mut pods, third).await;
 }
 
 /// Deletes the volume `demo`.
 async fn two_of_three_answer(one: &TestPod, other: &TestPod, demo: u64) {
-    let second = one.create("second", "").await;
+    let second = one.create("second", "", SIZE).await;
     let second = second.expect_err("two pods cannot hold three replicas");
     assert_eq!(second.code(), Code::FailedPrecondition, "{second}");
-    let text = "volume second needs 3 replicas on different pods, but only 2 pods have a usable";
+    let text = "volume second needs 3 replicas on different nodes, but only 2 nodes have a";
     assert!(second.message().contains(text), "{second}");
 
     let mut volumes = other.volumes().await;
     let name = "demo".to_owned();
     let get = GetVolumeRequest { name: name.clone() };
-    assert_eq!(volumes.get(get).await.unwrap().into_inner().id, demo);
-    let request_id = String::new();
-    let delete = DeleteVolumeRequest { name, request_id, volume: None };
-    let late = DeleteVolumeRequest { volume: Some(demo + 1), ..delete.clone() };
+    let found = volumes.get(get).await.unwrap().into_inner();
+    assert_eq!(found.status.unwrap().id, demo);
+    let delete = DeleteVolumeRequest { name, ..DeleteVolumeRequest::default() };
+    let late = DeleteVolumeRequest { uid: "another".to_owned(), ..delete.clone() };
     assert_eq!(volumes.delete(late).await.unwrap_err().code(), Code::NotFound);
     volumes.delete(delete.clone()).await.unwrap();
     volumes.delete(delete).await.expect("it is being deleted, as asked for");
-    let deleting = |status: &StatusResponse| status.volumes.len() == 1;
+    let deleting = |status: &StatusResponse| counts(&status.volumes, Phase::Deleting) == (1, 1);
     one.until("the deleted volume waits for the pod", deleting).await;
 }
 
@@ -209,7 +240,7 @@ async fn all_restart(pods: &mut [TestPod], volume: u64) {
         first.get_or_insert(pod.api());
     }
     let back = |status: &StatusResponse| {
-        all_up(status, 3) && usable(status) && status.volumes.iter().any(|it| it.id == volume)
+        all_up(status, 3) && counts(&status.volumes, Phase::Ready) == (1, 1)
     };
     for pod in pods.iter() {
         pod.until("everybody is back", back).await;
@@ -243,7 +274,8 @@ async fn a_pod_that_was_away_for_long_gets_the_whole_state() {
     pods[0].start().await;
     pods[1].seeds = vec![pods[0].api().to_string()];
     pods[1].start().await;
-    let two = |status: &StatusResponse| status.disks.len() == 3 && status.leader_pod > 0;
+    let two =
+        |status: &StatusResponse| counts(&status.disks, Phase::Up).0 == 3 && status.leader_pod > 0;
     pods[0].until("two of three lead", two).await;
 
     pods[2].seeds = vec![pods[0].api().to_string()];

@@ -101,6 +101,30 @@ pub enum CatalogCommand {
         volume: VolumeId,
         seen: Generation,
     },
+    /// Changes what may be changed of a volume.
+    UpdateVolume {
+        request_id: String,
+        volume: VolumeId,
+        update: VolumeUpdate,
+    },
+    /// Makes a class, unless the same one is there.
+    CreateClass {
+        request_id: String,
+        name: String,
+        class: NewClass,
+    },
+    /// Changes a class. Volumes that are there stay as they are.
+    UpdateClass {
+        request_id: String,
+        name: String,
+        class: NewClass,
+        based_on: u64,
+    },
+    /// Removes a class that no volume names.
+    DeleteClass {
+        request_id: String,
+        name: String,
+    },
     /// Every shard of these volumes has had a leader: they can be used.
     Created {
         volumes: Vec<VolumeId>,
@@ -154,6 +178,12 @@ impl fmt::Display for CatalogCommand {
             CatalogCommand::AccessOutdone { volume, seen } => {
                 write!(f, "a shard of volume {volume} has access set {seen} of another history")
             }
+            CatalogCommand::UpdateVolume { volume, .. } => {
+                write!(f, "volume {volume} is changed")
+            }
+            CatalogCommand::CreateClass { name, .. } => write!(f, "class {name} is created"),
+            CatalogCommand::UpdateClass { name, .. } => write!(f, "class {name} is changed"),
+            CatalogCommand::DeleteClass { name, .. } => write!(f, "class {name} is deleted"),
             CatalogCommand::Created { volumes } => {
                 write!(f, "volumes {} can be used", listed(volumes))
             }
@@ -210,6 +240,32 @@ pub struct NewVolume {
     pub replicas: u32,
     /// Anybody may use it; otherwise only attachments may, from birth.
     pub open: bool,
+}
+
+/// What may be changed of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeUpdate {
+    /// Revision of the volume's row that this is based on; 0: whatever it is.
+    pub based_on: u64,
+    /// All labels from now on.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What a class is to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewClass {
+    /// 1, 3 or 5.
+    pub replicas: u32,
+    /// A label of nodes, or `node`.
+    pub failure_domain: String,
+    /// Empty: any.
+    pub disk_class: String,
+    pub overcommit_percent: u32,
+    pub io_timeout_ms: u64,
+    /// 0: no limit.
+    pub iops_max: u64,
+    pub bytes_per_second_max: u64,
+    pub labels: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

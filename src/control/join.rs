@@ -11,8 +11,8 @@ use crate::config::Config;
 use crate::control::command::{Addresses, FORMAT, NewNode};
 use crate::control::identity::{Identity, IdentityError, PodDirectory};
 use crate::control::membership::{MembershipError, initialise};
-use crate::control::proto::JoinRequest;
-use crate::control::proto::pods_client::PodsClient;
+use crate::control::proto::internal::JoinRequest;
+use crate::control::proto::internal::joining_client::JoiningClient;
 use crate::types::{ParseUuidError, PodId};
 
 const CALL_WITHIN: Duration = Duration::from_secs(15);
@@ -94,7 +94,7 @@ async fn ask(seed: &str, request: &JoinRequest) -> Result<(Identity, Vec<String>
     let endpoint = Endpoint::from_shared(format!("http://{seed}"))
         .map_err(|error| JoinError::Refused(Status::invalid_argument(error.to_string())))?;
     let channel = endpoint.connect_timeout(CALL_WITHIN).timeout(CALL_WITHIN).connect_lazy();
-    let answer = PodsClient::new(channel).join(Request::new(request.clone())).await;
+    let answer = JoiningClient::new(channel).join(Request::new(request.clone())).await;
     let answer = answer.map_err(JoinError::Refused)?.into_inner();
     let identity = Identity { cluster: answer.cluster.parse()?, pod: PodId(answer.pod) };
     Ok((identity, answer.api))

@@ -2,13 +2,15 @@
 //! it. It is never on the I/O path: the data path works with the last view that it received.
 //!
 //! Pure: [`access`], [`command`], [`state`], [`placement`], [`reconcile`], [`registration`],
-//! [`describe`], [`names`], and [`catalog_member`], which the simulator runs too. Most of [`sync`]
+//! [`objects`], [`names`], and [`catalog_member`], which the simulator runs too. Most of [`sync`]
 //! is pure as well. All else runs on tokio, except the catalog's thread.
 //!
 //! Invariant: the data path sees the cluster only through [`crate::view::ClusterView`].
 
 pub mod access;
 pub mod api;
+#[cfg(test)]
+mod api_test;
 pub mod catalog;
 pub mod catalog_member;
 #[cfg(test)]
@@ -17,17 +19,20 @@ pub mod command;
 pub mod connections;
 pub mod creation;
 pub mod data_path;
-pub mod describe;
 pub mod identity;
 pub mod join;
 pub mod machine;
 pub mod membership;
 pub mod names;
 pub mod node;
+pub mod objects;
+pub mod observe;
+pub mod observed;
 pub mod outbound;
 pub mod peers;
 pub mod placement;
 pub mod proto;
+pub mod reason;
 pub mod reconcile;
 pub mod registration;
 pub mod reports;

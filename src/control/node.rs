@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use crate::control::catalog::Catalog;
 use crate::control::command::{Addresses, NewDisk, NewNode};
 use crate::control::identity::{Identity, PodDirectory};
+use crate::control::observed::Observed;
 use crate::control::peers::Peers;
 use crate::control::reports::Reports;
 use crate::control::sync::kept::{Keeper, Kept};
@@ -29,6 +30,8 @@ pub struct Node {
     pub peers: Peers,
     /// On the leader: the last report of every pod.
     pub reports: Reports,
+    /// On the leader: what all objects are like, and since when.
+    pub observed: Observed,
     /// The newest view that this pod has.
     pub view: watch::Sender<Arc<ClusterView>>,
     /// The last report of this pod's data path.
@@ -63,6 +66,7 @@ impl Node {
             directory: Mutex::new(directory),
             peers: Peers::default(),
             reports: Reports::default(),
+            observed: Observed::new(run),
             view: watch::Sender::default(),
             report: watch::Sender::new(None),
             disks: watch::Sender::new(None),

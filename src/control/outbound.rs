@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::control::catalog_member::Outbound;
 use crate::control::node::Node;
-use crate::control::proto::{InstallHead, InstallPiece, RaftBatch, StateRow};
+use crate::control::proto::internal::{InstallHead, InstallPiece, RaftBatch, StateRow};
 use crate::control::storage::Snapshot;
 use crate::types::MemberId;
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
 
-use crate::control::proto::catalog_client::CatalogClient;
+use crate::control::proto::internal::catalog_client::CatalogClient;
 use crate::control::state::CatalogState;
 use crate::types::{MemberId, PodId};
 

@@ -1,17 +1,21 @@
 //! Places the replicas of a new volume. Pure: from the known state of the disks to a placement.
 //!
-//! The replicas of a shard go to different pods. Of the disks, those with the fewest replicas per
-//! free byte come first.
+//! The replicas of a shard go to different failure domains: to nodes of different names, or of
+//! different values of the label that the class names. A disk promises its capacity as often as the
+//! class says (overcommit). Of the disks with room, those with the fewest replicas per free byte
+//! come first.
 //!
 //! The first replica of a shard is the first to campaign, and leads at first. So the pods take
 //! turns, over all volumes: otherwise one pod would lead everything that nobody uses yet.
 
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
 
+use crate::config::size::ByteSize;
 use crate::control::command::Placement;
 use crate::control::reports::Pods;
 use crate::control::state::CatalogState;
+use crate::control::state::rows::Class;
 use crate::limits::SHARD_BYTES;
 use crate::types::{PodId, Uuid};
 
@@ -23,35 +27,92 @@ pub const SHARDS_MAX: u64 = 4096;
 pub struct Candidate {
     pub disk: Uuid,
     pub pod: PodId,
+    /// What no two replicas of a shard have in common.
+    pub domain: String,
     pub free_bytes: u64,
+    /// What it may still promise.
+    pub room_bytes: u64,
     /// Replicas that it already holds.
     pub members: u64,
     /// Shards of which it holds the first replica.
     pub firsts: u64,
 }
 
+/// The disks that a volume may use.
+#[derive(Clone, Debug, Default)]
+pub struct Candidates {
+    pub disks: Vec<Candidate>,
+    /// The label of nodes in which the replicas of a shard differ, or [`NODE`].
+    pub failure_domain: String,
+    pub overcommit_percent: u32,
+    pub capacity_bytes: u64,
+    /// Names what is left out, in words for people; may be empty.
+    pub left_out: String,
+}
+
+/// The failure domain of classes whose replicas are on different nodes.
+pub const NODE: &str = "node";
+
+/// What is to be placed.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish<'a> {
+    pub name: &'a str,
+    pub shards: u64,
+    /// Of the longest shard. More than 0.
+    pub shard_bytes: u64,
+    pub replicas: u32,
+}
+
 /// Why the replicas were not placed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlacementError {
     #[error(
-        "volume {name} needs {replicas} replicas on different pods, but only {pods} \
-         {} a usable disk{unreachable}", have(.pods)
+        "volume {name} needs {replicas} replicas on {}, but only {domains} {} a usable \
+         disk{left_out}", that_differ(.failure_domain), have(.domains, .failure_domain)
     )]
-    TooFewPods {
+    TooFewDomains {
         name: String,
         replicas: u32,
-        pods: usize,
-        /// Names the unreachable pods, in words for people; may be empty.
-        unreachable: String,
+        domains: usize,
+        failure_domain: String,
+        /// Names what was left out, in words for people; may be empty.
+        left_out: String,
+    },
+    #[error(
+        "volume {name} of {} with {replicas} replicas does not fit: the disks may promise \
+         {overcommit_percent}% of their {}, of which a volume of {} is left{left_out}",
+        ByteSize(*.wanted_bytes).rounded(), ByteSize(*.capacity_bytes).rounded(),
+        ByteSize(*.largest_bytes).rounded()
+    )]
+    NoRoom {
+        name: String,
+        replicas: u32,
+        wanted_bytes: u64,
+        /// The largest volume that would fit, about.
+        largest_bytes: u64,
+        capacity_bytes: u64,
+        overcommit_percent: u32,
+        left_out: String,
     },
     #[error("a volume has 1, 3 or 5 replicas, not {replicas}")]
     BadReplicas { replicas: u32 },
 }
 
-fn have(pods: &usize) -> &'static str {
-    match pods {
-        1 => "pod has",
-        _ => "pods have",
+fn that_differ(failure_domain: &str) -> String {
+    match failure_domain {
+        NODE => "different nodes".to_owned(),
+        label => format!("nodes that differ in their label {label}"),
+    }
+}
+
+fn have(domains: &usize, failure_domain: &str) -> String {
+    let (one, many) = match failure_domain {
+        NODE => ("node".to_owned(), "nodes".to_owned()),
+        label => (format!("value of {label}"), format!("values of {label}")),
+    };
+    match domains {
+        1 => format!("{one} has"),
+        _ => format!("{many} have"),
     }
 }
 
@@ -64,70 +125,133 @@ pub fn layout(size_bytes: u64) -> (u64, u64) {
     (stripe_bytes, size_bytes.div_ceil(stripe_bytes))
 }
 
-/// The disks that can take replicas, and a text that names the unreachable pods.
-pub fn candidates(state: &CatalogState, pods: Pods<'_>) -> (Vec<Candidate>, String) {
-    let candidates = pods
-        .disks()
-        .filter(|report| report.failed.is_none())
-        .filter_map(|report| {
-            let disk = state.disks.get(&report.disk)?;
-            Some(Candidate {
-                disk: report.disk,
-                pod: disk.pod,
-                free_bytes: report.capacity_bytes.saturating_sub(report.used_bytes),
-                members: state.members_on(report.disk),
-                firsts: state.firsts_on(report.disk),
-            })
-        })
-        .collect();
+/// The disks that can take replicas of a volume of this class.
+pub fn candidates(state: &CatalogState, pods: Pods<'_>, class: &Class) -> Candidates {
+    let (mut disks, mut capacity_bytes, mut unlabelled) = (Vec::new(), 0, 0);
+    for report in pods.disks().filter(|report| report.failed.is_none()) {
+        let Some(pod) = state.disks.get(&report.disk).map(|disk| disk.pod) else { continue };
+        let Some(domain) = domain(state, pod, &class.failure_domain) else {
+            unlabelled += 1;
+            continue;
+        };
+        capacity_bytes += report.capacity_bytes;
+        let promised = promised(report.capacity_bytes, class.overcommit_percent);
+        disks.push(Candidate {
+            disk: report.disk,
+            pod,
+            domain,
+            free_bytes: report.capacity_bytes.saturating_sub(report.used_bytes),
+            room_bytes: promised.saturating_sub(state.provisioned_on(report.disk)),
+            members: state.members_on(report.disk),
+            firsts: state.firsts_on(report.disk),
+        });
+    }
     let unreachable: Vec<String> =
         state.pods.keys().filter(|pod| !pods.is_up(**pod)).map(|pod| pod.to_string()).collect();
     let unreachable = match unreachable.as_slice() {
-        [] => String::new(),
-        [pod] => format!(" (pod {pod} is unreachable)"),
-        pods => format!(" (pods {} are unreachable)", pods.join(", ")),
+        [] => None,
+        [pod] => Some(format!("pod {pod} is unreachable")),
+        pods => Some(format!("pods {} are unreachable", pods.join(", "))),
     };
-    (candidates, unreachable)
+    let unlabelled = (unlabelled > 0).then(|| {
+        let label = &class.failure_domain;
+        format!("disks on nodes without the label {label}, {unlabelled} of them, do not count")
+    });
+    let left_out: Vec<String> = unreachable.into_iter().chain(unlabelled).collect();
+    Candidates {
+        disks,
+        failure_domain: class.failure_domain.clone(),
+        overcommit_percent: class.overcommit_percent,
+        capacity_bytes,
+        left_out: match left_out.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", left_out.join("; ")),
+        },
+    }
 }
 
-/// Places `shards` shards of volume `name`, each with `replicas` replicas.
-pub fn place(
-    name: &str,
-    shards: u64,
-    replicas: u32,
-    candidates: &[Candidate],
-    unreachable: &str,
-) -> Result<Placement, PlacementError> {
+/// How much a disk may promise.
+pub fn promised(capacity_bytes: u64, overcommit_percent: u32) -> u64 {
+    let promised = u128::from(capacity_bytes) * u128::from(overcommit_percent) / 100;
+    u64::try_from(promised).unwrap_or(u64::MAX)
+}
+
+/// The failure domain of a pod; `None`: its node lacks the label.
+pub fn domain(state: &CatalogState, pod: PodId, failure_domain: &str) -> Option<String> {
+    let name = &state.pods.get(&pod)?.node;
+    match failure_domain {
+        NODE => Some(name.clone()),
+        label => state.nodes.get(name)?.labels.get(label).cloned(),
+    }
+}
+
+/// The largest volume of which each of `replicas` copies lies in another domain than the others.
+/// `room`: what each disk can take, with its domain.
+pub fn largest<D: Ord>(room: impl IntoIterator<Item = (D, u64)>, replicas: u32) -> u64 {
+    let mut domains = BTreeMap::new();
+    for (domain, bytes) in room {
+        *domains.entry(domain).or_insert(0u64) += bytes;
+    }
+    let mut left: Vec<u64> = domains.into_values().collect();
+    left.sort_unstable_by(|a, b| b.cmp(a));
+    // No domain can use more than the size of the volume. So the largest ones count as that size,
+    // and the others share what is left of the copies.
+    let sizes = (0..replicas.max(1) as usize).map(|large| {
+        let rest: u64 = left.iter().skip(large).sum();
+        rest / (u64::from(replicas.max(1)) - large as u64)
+    });
+    sizes.min().unwrap_or(0)
+}
+
+/// Places the replicas of all shards of a volume.
+pub fn place(wish: Wish<'_>, from: &Candidates) -> Result<Placement, PlacementError> {
+    let Wish { name, replicas, .. } = wish;
     if !matches!(replicas, 1 | 3 | 5) {
         return Err(PlacementError::BadReplicas { replicas });
     }
-    let mut pods: BTreeMap<PodId, Vec<Candidate>> = BTreeMap::new();
-    for candidate in candidates.iter().filter(|candidate| candidate.free_bytes > 0) {
-        pods.entry(candidate.pod).or_default().push(candidate.clone());
+    let mut domains: Domains<'_> = BTreeMap::new();
+    for candidate in from.disks.iter().filter(|candidate| candidate.free_bytes > 0) {
+        domains.entry(&candidate.domain).or_default().push(candidate.clone());
     }
-    if pods.len() < replicas as usize {
-        let (name, unreachable) = (name.to_owned(), unreachable.to_owned());
-        return Err(PlacementError::TooFewPods { name, replicas, pods: pods.len(), unreachable });
+    if domains.len() < replicas as usize {
+        return Err(PlacementError::TooFewDomains {
+            name: name.to_owned(),
+            replicas,
+            domains: domains.len(),
+            failure_domain: from.failure_domain.clone(),
+            left_out: from.left_out.clone(),
+        });
     }
+    // Where the usual order leaves no room for the last shards, another one may.
+    let placed = place_by(wish, from, domains.clone(), false);
+    placed.or_else(|| place_by(wish, from, domains, true)).ok_or_else(|| no_room(wish, from))
+}
+
+/// Candidates by their failure domain.
+type Domains<'a> = BTreeMap<&'a str, Vec<Candidate>>;
+
+/// Places shard after shard; `None`: there is no room for one.
+fn place_by(
+    wish: Wish<'_>,
+    from: &Candidates,
+    mut domains: Domains<'_>,
+    by_room: bool,
+) -> Option<Placement> {
     let mut firsts: BTreeMap<PodId, u64> = BTreeMap::new();
-    for candidate in candidates {
+    for candidate in &from.disks {
         *firsts.entry(candidate.pod).or_default() += candidate.firsts;
     }
     let mut placement = Placement::default();
     let mut positions: BTreeMap<Uuid, u16> = BTreeMap::new();
-    for _ in 0..shards {
-        let mut best: Vec<&mut Candidate> = pods
-            .values_mut()
-            .map(|disks| disks.iter_mut().min_by(|a, b| by_load(a, b)).expect("not empty"))
-            .collect();
-        best.sort_by(|a, b| by_load(a, b));
-        best.truncate(replicas as usize);
+    for _ in 0..wish.shards {
+        let mut best = choose(&mut domains, wish, by_room)?;
         let first = (0..best.len()).min_by_key(|at| firsts[&best[*at].pod]).expect("a replica");
         best.rotate_left(first);
         *firsts.entry(best[0].pod).or_default() += 1;
-        let mut shard = Vec::with_capacity(replicas as usize);
+        let mut shard = Vec::with_capacity(best.len());
         for disk in best {
             disk.members += 1;
+            disk.room_bytes -= wish.shard_bytes;
             let position = *positions.entry(disk.disk).or_insert_with(|| {
                 placement.disks.push(disk.disk);
                 u16::try_from(placement.disks.len() - 1).expect("at most 20480 replicas")
@@ -136,7 +260,49 @@ pub fn place(
         }
         placement.shards.push(shard);
     }
-    Ok(placement)
+    Some(placement)
+}
+
+/// The disks for one shard: by load, or where most room is left.
+fn choose<'a>(
+    domains: &'a mut Domains<'_>,
+    wish: Wish<'_>,
+    by_room: bool,
+) -> Option<Vec<&'a mut Candidate>> {
+    let Wish { shard_bytes, replicas, .. } = wish;
+    let best_of = |disks: &'a mut Vec<Candidate>| {
+        let room: u64 = disks.iter().map(|disk| disk.room_bytes / shard_bytes).sum();
+        let with_room = disks.iter_mut().filter(|disk| disk.room_bytes >= shard_bytes);
+        let best = match by_room {
+            true => with_room.max_by_key(|disk| (disk.room_bytes, disk.disk)),
+            false => with_room.min_by(|a, b| by_load(a, b)),
+        };
+        best.map(|disk| (room, disk))
+    };
+    let mut best: Vec<(u64, &mut Candidate)> = domains.values_mut().filter_map(best_of).collect();
+    match by_room {
+        true => best.sort_by_key(|(room, _)| Reverse(*room)),
+        false => best.sort_by(|a, b| by_load(a.1, b.1)),
+    }
+    let is_enough = best.len() >= replicas as usize;
+    best.truncate(replicas as usize);
+    is_enough.then(|| best.into_iter().map(|(_, disk)| disk).collect())
+}
+
+fn no_room(wish: Wish<'_>, from: &Candidates) -> PlacementError {
+    let Wish { name, shards, shard_bytes, replicas } = wish;
+    let usable = from.disks.iter().filter(|disk| disk.free_bytes > 0);
+    // A shard is on one disk.
+    let room = usable.map(|disk| (&disk.domain, disk.room_bytes / shard_bytes));
+    PlacementError::NoRoom {
+        name: name.to_owned(),
+        replicas,
+        wanted_bytes: shards * shard_bytes,
+        largest_bytes: largest(room, replicas) * shard_bytes,
+        capacity_bytes: from.capacity_bytes,
+        overcommit_percent: from.overcommit_percent,
+        left_out: from.left_out.clone(),
+    }
 }
 
 /// Orders by replicas per free byte. Ties: more free space first, then by identity.
@@ -154,40 +320,93 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
+    const GIB: u64 = 1 << 30;
+
+    /// A disk of a pod on a node of its own, with room for everything.
     fn candidate(disk: u8, pod: u64, free_bytes: u64) -> Candidate {
-        let disk = Uuid([disk; 16]);
-        Candidate { disk, pod: PodId(pod), free_bytes, members: 0, firsts: 0 }
+        let (disk, domain) = (Uuid([disk; 16]), format!("node-{pod}"));
+        let (pod, room_bytes) = (PodId(pod), 1 << 50);
+        Candidate { disk, pod, domain, free_bytes, room_bytes, members: 0, firsts: 0 }
+    }
+
+    fn from(disks: &[Candidate]) -> Candidates {
+        let (failure_domain, overcommit_percent) = (NODE.to_owned(), 200);
+        let capacity_bytes = 7 << 30;
+        let (disks, left_out) = (disks.to_vec(), String::new());
+        Candidates { disks, failure_domain, overcommit_percent, capacity_bytes, left_out }
+    }
+
+    fn wish(name: &str, shards: u64, replicas: u32) -> Wish<'_> {
+        Wish { name, shards, shard_bytes: GIB, replicas }
     }
 
     proptest! {
         #[test]
-        fn replicas_are_always_on_different_pods(
-            disks in prop::collection::vec((1u64..8, 0u64..1 << 40), 1..30),
+        fn replicas_are_in_different_domains_on_disks_with_room(
+            disks in prop::collection::vec((1u64..8, 0u64..4, 0u64..20), 1..30),
             shards in 1u64..50,
             replicas in prop::sample::select(vec![1u32, 3, 5]),
         ) {
             let candidates: Vec<Candidate> = disks
                 .iter()
                 .enumerate()
-                .map(|(index, (pod, free))| candidate(index as u8, *pod, *free))
+                .map(|(index, (pod, free, room))| {
+                    let domain = format!("rack-{}", pod / 2);
+                    let room_bytes = room * GIB;
+                    let made = candidate(index as u8, *pod, *free << 30);
+                    Candidate { domain, room_bytes, ..made }
+                })
                 .collect();
-            let pod_of: BTreeMap<Uuid, PodId> =
-                candidates.iter().map(|c| (c.disk, c.pod)).collect();
-            let usable: BTreeSet<PodId> =
-                candidates.iter().filter(|c| c.free_bytes > 0).map(|c| c.pod).collect();
-            match place("v", shards, replicas, &candidates, "") {
-                Err(_) => prop_assert!(usable.len() < replicas as usize),
+            let by_disk: BTreeMap<Uuid, &Candidate> =
+                candidates.iter().map(|it| (it.disk, it)).collect();
+            let usable = || candidates.iter().filter(|it| it.free_bytes > 0);
+            let domains: BTreeSet<&str> = usable().map(|it| it.domain.as_str()).collect();
+            let fits = largest(usable().map(|it| (&it.domain, it.room_bytes / GIB)), replicas);
+            match place(wish("v", shards, replicas), &from(&candidates)) {
+                Err(PlacementError::TooFewDomains { .. }) => {
+                    prop_assert!(domains.len() < replicas as usize);
+                }
+                Err(PlacementError::NoRoom { largest_bytes, .. }) => {
+                    prop_assert_eq!(largest_bytes, fits * GIB);
+                    prop_assert!(shards > fits);
+                }
+                Err(error) => panic!("{error}"),
                 Ok(placement) => {
                     prop_assert_eq!(placement.shards.len() as u64, shards);
+                    prop_assert!(shards <= fits);
+                    let mut taken: BTreeMap<Uuid, u64> = BTreeMap::new();
                     for shard in &placement.shards {
-                        let pods: BTreeSet<PodId> = shard
-                            .iter()
-                            .map(|position| pod_of[&placement.disks[*position as usize]])
-                            .collect();
-                        prop_assert_eq!(pods.len(), replicas as usize);
+                        let disks = shard.iter().map(|at| placement.disks[usize::from(*at)]);
+                        let found: BTreeSet<&str> =
+                            disks.clone().map(|disk| by_disk[&disk].domain.as_str()).collect();
+                        prop_assert_eq!(found.len(), replicas as usize);
+                        disks.for_each(|disk| *taken.entry(disk).or_default() += GIB);
+                    }
+                    for (disk, bytes) in taken {
+                        prop_assert!(bytes <= by_disk[&disk].room_bytes);
                     }
                 }
             }
+        }
+
+        /// A volume of units that are placed one by one, each copy where most room is left.
+        #[test]
+        fn the_largest_volume_is_the_largest(
+            room in prop::collection::vec(0u64..12, 0..6),
+            replicas in prop::sample::select(vec![1u32, 3, 5]),
+        ) {
+            let size = largest(room.iter().copied().enumerate(), replicas);
+            let (mut left, mut placed) = (room, 0);
+            loop {
+                left.sort_unstable_by(|a, b| b.cmp(a));
+                let Some(copies) = left.get_mut(..replicas as usize) else { break };
+                if copies.contains(&0) {
+                    break;
+                }
+                copies.iter_mut().for_each(|bytes| *bytes -= 1);
+                placed += 1;
+            }
+            prop_assert_eq!(size, placed);
         }
 
         #[test]
@@ -204,7 +423,7 @@ mod tests {
     fn disks_fill_in_proportion_to_their_free_space() {
         let candidates: Vec<Candidate> =
             (1..=4u8).map(|n| candidate(n, u64::from(n), u64::from(n) << 40)).collect();
-        let placement = place("v", 100, 1, &candidates, "").unwrap();
+        let placement = place(wish("v", 100, 1), &from(&candidates)).unwrap();
         let mut counts = BTreeMap::new();
         for shard in &placement.shards {
             *counts.entry(placement.disks[shard[0] as usize]).or_insert(0) += 1;
@@ -225,31 +444,41 @@ mod tests {
     fn pods_take_turns_with_the_first_replica() {
         let mut candidates: Vec<Candidate> =
             (1..=3u8).map(|n| candidate(n, u64::from(n), u64::from(n) << 40)).collect();
-        let placement = place("v", 12, 3, &candidates, "").unwrap();
+        let placement = place(wish("v", 12, 3), &from(&candidates)).unwrap();
         let firsts = first_pods(&placement, &candidates);
         for pod in 1..=3 {
             assert_eq!(firsts.iter().filter(|first| **first == pod).count(), 4, "{firsts:?}");
         }
         // The next volume, of one shard, goes on where the last one ended.
         candidates[2].firsts = 1;
-        let next = place("w", 1, 3, &candidates, "").unwrap();
+        let next = place(wish("w", 1, 3), &from(&candidates)).unwrap();
         assert_ne!(first_pods(&next, &candidates), [3]);
     }
 
     #[test]
     fn refusals_say_what_is_missing() {
         let two = [candidate(1, 1, 9), candidate(2, 2, 9), candidate(3, 2, 9), candidate(4, 3, 0)];
+        let refused = |wish, from: &Candidates| place(wish, from).unwrap_err().to_string();
         assert_eq!(
-            place("demo", 1, 3, &two, "").unwrap_err().to_string(),
-            "volume demo needs 3 replicas on different pods, but only 2 pods have a usable disk"
+            refused(wish("demo", 1, 3), &from(&two)),
+            "volume demo needs 3 replicas on different nodes, but only 2 nodes have a usable disk"
         );
+        let left_out = " (pods 2, 3 are unreachable)".to_owned();
+        let zone = Candidates { failure_domain: "zone".to_owned(), left_out, ..from(&two[..1]) };
         assert_eq!(
-            place("demo", 1, 3, &two[..1], " (2 pods are unreachable)").unwrap_err().to_string(),
-            "volume demo needs 3 replicas on different pods, but only 1 pod has a usable disk \
-             (2 pods are unreachable)"
+            refused(wish("demo", 1, 3), &zone),
+            "volume demo needs 3 replicas on nodes that differ in their label zone, but only 1 \
+             value of zone has a usable disk (pods 2, 3 are unreachable)"
         );
-        let error = place("demo", 1, 2, &two, "").unwrap_err();
+        let small = [1u64, 2, 4]
+            .map(|gib| Candidate { room_bytes: gib * GIB + 5, ..candidate(gib as u8, gib, 9) });
+        assert_eq!(
+            refused(wish("demo", 2, 3), &from(&small)),
+            "volume demo of 2GiB with 3 replicas does not fit: the disks may promise 200% of \
+             their 7GiB, of which a volume of 1GiB is left"
+        );
+        let error = place(wish("demo", 1, 2), &from(&two)).unwrap_err();
         assert_eq!(error, PlacementError::BadReplicas { replicas: 2 });
-        assert!(place("demo", 1, 0, &two, "").is_err());
+        assert!(place(wish("demo", 1, 0), &from(&two)).is_err());
     }
 }

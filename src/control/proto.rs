@@ -6,40 +6,43 @@ use serde::Serializer;
 
 tonic::include_proto!("holdfast.v1");
 
-/// The last word of a state's name in lower case: `ready` for `VOLUME_STATE_READY`.
+/// What pods say among themselves.
+pub mod internal {
+    tonic::include_proto!("holdfast.internal.v1");
+}
+
+/// The definitions of the API, for clients that ask for them.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/holdfast.v1.bin"));
+
+impl Phase {
+    /// In lower case: `ready`.
+    pub fn word(self) -> String {
+        last_word(self.as_str_name())
+    }
+
+    /// The phase of a word.
+    pub fn of(word: &str) -> Option<Phase> {
+        Phase::from_str_name(&format!("PHASE_{}", word.to_ascii_uppercase()))
+            .filter(|phase| *phase != Phase::Unspecified)
+    }
+}
+
+impl ConditionStatus {
+    /// In lower case: `true`.
+    pub fn word(self) -> String {
+        last_word(self.as_str_name())
+    }
+}
+
+/// The last word of a value's name in lower case: `ready` for `PHASE_READY`.
 fn last_word(name: &str) -> String {
     name.rsplit('_').next().unwrap_or(name).to_ascii_lowercase()
 }
 
-impl Volume {
-    pub fn state_name(&self) -> String {
-        last_word(self.state().as_str_name())
-    }
+fn phase<S: Serializer>(phase: &i32, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&Phase::try_from(*phase).unwrap_or_default().word())
 }
 
-impl Pod {
-    pub fn state_name(&self) -> String {
-        last_word(self.state().as_str_name())
-    }
-}
-
-impl Disk {
-    pub fn state_name(&self) -> String {
-        last_word(self.state().as_str_name())
-    }
-}
-
-fn volume_state<S: Serializer>(state: &i32, to: S) -> Result<S::Ok, S::Error> {
-    let state = VolumeState::try_from(*state).unwrap_or_default();
-    to.serialize_str(&last_word(state.as_str_name()))
-}
-
-fn pod_state<S: Serializer>(state: &i32, to: S) -> Result<S::Ok, S::Error> {
-    let state = PodState::try_from(*state).unwrap_or_default();
-    to.serialize_str(&last_word(state.as_str_name()))
-}
-
-fn disk_state<S: Serializer>(state: &i32, to: S) -> Result<S::Ok, S::Error> {
-    let state = DiskState::try_from(*state).unwrap_or_default();
-    to.serialize_str(&last_word(state.as_str_name()))
+fn condition_status<S: Serializer>(status: &i32, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&ConditionStatus::try_from(*status).unwrap_or_default().word())
 }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
+use tokio::sync::watch;
 
 use crate::io::clock;
 use crate::types::{MemberId, Mono, PodId, Uuid};
@@ -69,6 +70,8 @@ pub struct Table {
 #[derive(Debug, Default)]
 pub struct Reports {
     table: Mutex<Table>,
+    /// Counts the reports that brought news.
+    heard: watch::Sender<u64>,
 }
 
 /// The reachable pods and what they reported, as of one moment.
@@ -160,7 +163,16 @@ impl Table {
 impl Reports {
     /// See [`Table::hear`].
     pub fn hear(&self, pod: PodId, heard: Heard) -> bool {
-        self.table().hear(clock::now(), pod, heard)
+        let is_new = self.table().hear(clock::now(), pod, heard);
+        if is_new {
+            self.heard.send_modify(|count| *count += 1);
+        }
+        is_new
+    }
+
+    /// Tells of every report that brings news.
+    pub fn heard(&self) -> watch::Receiver<u64> {
+        self.heard.subscribe()
     }
 
     /// See [`Table::hear_again`].

@@ -13,9 +13,14 @@ use tokio_stream::Stream;
 
 use crate::config::Config;
 use crate::control::api::catalog::CatalogService;
+use crate::control::api::classes::ClassesService;
 use crate::control::api::cluster::ClusterService;
 use crate::control::api::disks::DisksService;
+use crate::control::api::health;
+use crate::control::api::joining::JoiningService;
+use crate::control::api::nodes::NodesService;
 use crate::control::api::pods::PodsService;
+use crate::control::api::shards::ShardsService;
 use crate::control::api::volumes::VolumesService;
 use crate::control::catalog::chain;
 use crate::control::command::Addresses;
@@ -26,11 +31,17 @@ use crate::control::join::{JoinError, identity};
 use crate::control::machine::this_node;
 use crate::control::membership;
 use crate::control::node::Node;
+use crate::control::observe::observe;
 use crate::control::peers::{KEEP_ALIVE_EVERY, KEEP_ALIVE_WITHIN, MESSAGE_BYTES_MAX};
-use crate::control::proto::catalog_server::CatalogServer;
+use crate::control::proto::DESCRIPTORS;
+use crate::control::proto::classes_server::ClassesServer;
 use crate::control::proto::cluster_server::ClusterServer;
 use crate::control::proto::disks_server::DisksServer;
+use crate::control::proto::internal::catalog_server::CatalogServer;
+use crate::control::proto::internal::joining_server::JoiningServer;
+use crate::control::proto::nodes_server::NodesServer;
 use crate::control::proto::pods_server::PodsServer;
+use crate::control::proto::shards_server::ShardsServer;
 use crate::control::proto::volumes_server::VolumesServer;
 use crate::control::sync::kept::Kept;
 use crate::control::sync::mirror::Mirror;
@@ -118,7 +129,8 @@ impl Server {
         server.spawn(tasks::follow_others(node.clone()));
         server.spawn(tasks::register(node.clone()));
         server.spawn(tasks::report(node.clone()));
-        server.spawn(tasks::reconcile(node));
+        server.spawn(tasks::reconcile(node.clone()));
+        server.spawn(observe(node));
         Ok(server)
     }
 
@@ -220,13 +232,23 @@ async fn serve_api(
     let catalog = CatalogServer::new(CatalogService { node: node.clone() })
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .build_v1()
+        .expect("our own definitions can be read");
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_WITHIN))
         .add_service(catalog)
+        .add_service(JoiningServer::new(JoiningService { node: node.clone() }))
+        .add_service(health::service(&node))
+        .add_service(reflection)
+        .add_service(ClassesServer::new(ClassesService { node: node.clone() }))
         .add_service(ClusterServer::new(ClusterService { node: node.clone() }))
         .add_service(DisksServer::new(DisksService { node: node.clone() }))
+        .add_service(NodesServer::new(NodesService { node: node.clone() }))
         .add_service(PodsServer::new(PodsService { node: node.clone() }))
+        .add_service(ShardsServer::new(ShardsService { node: node.clone() }))
         .add_service(VolumesServer::new(VolumesService { node }))
         .serve_with_incoming_shutdown(incoming, async move {
             // An error means that the server is gone: stop as well.

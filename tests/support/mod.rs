@@ -285,13 +285,11 @@ impl Cluster {
 
     /// The pod that leads the first shard of a volume, as the cluster reports it.
     pub fn leader(&self, volume: &str) -> Option<usize> {
-        let shown = self.ask(&["volume", "show", volume])?;
-        let leader = number_in(&shown["shards"][0]["leader_pod"])?;
-        let pods = self.ask(&["pod", "list"])?;
-        let pods = pods.as_array().or_else(|| pods["pods"].as_array())?;
-        let led = pods.iter().find(|pod| number_in(&pod["id"]) == Some(leader))?.to_string();
+        let shards = self.ask(&["shard", "list", "--volume", volume])?;
+        let leader = shards[0]["status"]["leader_pod"].as_u64().filter(|pod| *pod > 0)?;
+        let led = self.ask(&["pod", "show", &leader.to_string()])?;
         // Pods are identified by their addresses here.
-        (1..=PODS).find(|pod| led.contains(&self.endpoint(*pod)))
+        (1..=PODS).find(|pod| led["status"]["api"] == self.endpoint(*pod).as_str())
     }
 
     /// Leaders follow their client: reads a one-shard volume through a pod until that pod leads it.
@@ -446,11 +444,6 @@ impl Drop for Cluster {
             remove_dir(&self.dir);
         }
     }
-}
-
-/// A number, which JSON may encode as text.
-fn number_in(value: &serde_json::Value) -> Option<u64> {
-    value.as_u64().or_else(|| value.as_str()?.parse().ok())
 }
 
 fn remove_dir(dir: &Path) {

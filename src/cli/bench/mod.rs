@@ -20,9 +20,10 @@ use crate::cli::bench::nbd::Target;
 use crate::cli::bench::pattern::Pattern;
 use crate::cli::client::Client;
 use crate::cli::exit::UsageError;
+use crate::cli::noun::Noun as _;
 use crate::cli::render;
 use crate::config::size::ByteSize;
-use crate::control::proto::{GetVolumeRequest, ListPodsRequest, Pod, Volume};
+use crate::control::proto::Volume;
 use crate::limits::REQUEST_BYTES_MAX;
 
 #[derive(Debug, clap::Args)]
@@ -99,8 +100,9 @@ pub async fn run(client: &Client, args: Args, output: Output) -> anyhow::Result<
         ..report::Report::new(&outcome)
     };
     match output {
-        Output::Table => Ok(report::text(&report)),
+        Output::Table | Output::Wide => Ok(report::text(&report)),
         Output::Json => render::json(&report),
+        Output::Yaml => render::yaml(&report),
     }
 }
 
@@ -142,12 +144,9 @@ fn target(address: &str) -> Result<Target, UsageError> {
 
 /// The pod that leads most shards of a volume, as a client close to the data would choose.
 async fn leading_pod(client: &Client, name: &str) -> anyhow::Result<Target> {
-    let request = GetVolumeRequest { name: name.to_owned() };
-    let volume =
-        client.check(format!("find volume {name}"), client.volumes().get(request).await)?;
-    let pods = client.pods().list(ListPodsRequest {}).await;
-    let pods = client.check("list the pods", pods)?.pods;
-    let Some(address) = busiest(&volume, &pods) else {
+    let volume = Volume::get(client, name).await?;
+    // Those that lead most come first.
+    let Some(address) = volume.status.and_then(|status| status.nbd.into_iter().next()) else {
         bail!("no pod serves NBD; name an address with --nbd");
     };
     let address =
@@ -155,19 +154,11 @@ async fn leading_pod(client: &Client, name: &str) -> anyhow::Result<Target> {
     Ok(Target::Tcp(address))
 }
 
-/// NBD address of the pod that leads most shards; of any pod if none leads.
-fn busiest<'a>(volume: &Volume, pods: &'a [Pod]) -> Option<&'a str> {
-    let leads = |pod: &Pod| volume.shards.iter().filter(|shard| shard.leader_pod == pod.id).count();
-    let serving = pods.iter().filter(|pod| !pod.nbd.is_empty());
-    serving.max_by_key(|pod| leads(pod)).map(|pod| pod.nbd.as_str())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::control::proto::Shard;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -203,21 +194,5 @@ mod tests {
         assert!(matches!(target("127.0.0.1:10809"), Ok(Target::Tcp(_))));
         assert!(matches!(target("./nbd.socket"), Ok(Target::Unix(_))));
         assert!(target("nowhere").is_err());
-    }
-
-    #[test]
-    fn the_client_goes_where_most_shards_are_led() {
-        let pod = |id, nbd: &str| Pod { id, nbd: nbd.to_owned(), ..Pod::default() };
-        let pods = [pod(1, "a"), pod(2, "b"), pod(3, "")];
-        let led_by = |leaders: &[u64]| Volume {
-            shards: leaders
-                .iter()
-                .map(|leader_pod| Shard { leader_pod: *leader_pod, ..Shard::default() })
-                .collect(),
-            ..Volume::default()
-        };
-        assert_eq!(busiest(&led_by(&[1, 2, 2]), &pods), Some("b"));
-        assert_eq!(busiest(&led_by(&[1, 1, 2]), &pods), Some("a"));
-        assert_eq!(busiest(&led_by(&[3]), &pods[2..]), None);
     }
 }

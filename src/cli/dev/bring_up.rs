@@ -1,22 +1,29 @@
 //! Brings a started development cluster to usable volumes.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::cli::client::{Client, request_id};
+use crate::cli::client::Client;
 use crate::cli::dev::layout::Layout;
+use crate::cli::noun::{Noun as _, all};
 use crate::cli::output::{self, OutputError};
+use crate::cli::volume::create;
 use crate::config::size::ByteSize;
+use crate::control::objects::describe::Object as _;
+use crate::control::placement::NODE;
 use crate::control::proto::{
-    CreateVolumeRequest, DiskState, ListVolumesRequest, PodState, StatusRequest, Volume,
-    VolumeState,
+    ClassSpec, CreateClassRequest, Phase, Query, StatusRequest, Summary, Volume, VolumeSpec,
 };
+use crate::control::reason::Reason;
 use crate::control::reconcile::voters_due;
 
+/// Class of the volumes that the command line names.
+const CLASS: &str = "dev";
 /// Time limit of each step.
 const STEP_WITHIN: Duration = Duration::from_secs(120);
 const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -26,20 +33,24 @@ pub async fn bring_up(layout: &Layout, volumes: &[(String, ByteSize)]) -> anyhow
     let first = &layout.pods[0].config;
     let client = Client::new(&first.api.listen.to_string())?;
     until("all pods serve", || all_serve(layout, &client)).await?;
-    let replicas = if layout.pods.len() >= 3 { 3 } else { 1 };
+    create_class(&client, if layout.pods.len() >= 3 { 3 } else { 1 }).await?;
     let there = list(&client).await?;
     for (name, size) in volumes {
-        match there.iter().find(|volume| volume.name == *name) {
-            Some(volume) if volume.size_bytes != size.0 => output::note(&format!(
+        match there.iter().find(|volume| volume.meta().name == *name) {
+            Some(volume) if size_of(volume) != *size => output::note(&format!(
                 "volume {name} exists with {}; its size stays",
-                ByteSize(volume.size_bytes)
+                size_of(volume)
             )),
             Some(_) => {}
-            None => create(&client, name, *size, replicas).await?,
+            None => {
+                let (size_bytes, class) = (size.0, CLASS.to_owned());
+                let spec = VolumeSpec { size_bytes, class, replicas: 0 };
+                create(&client, name, spec, BTreeMap::new()).await?;
+            }
         }
     }
     for volume in list(&client).await? {
-        let name = &volume.name;
+        let name = &volume.meta().name;
         let what = format!("volume {name} can be used");
         until(&what, || usable(&client, name, first.nbd.listen)).await?;
         match output::line(&format!("ready nbd://{}/{name}", first.nbd.listen)) {
@@ -49,6 +60,28 @@ pub async fn bring_up(layout: &Layout, volumes: &[(String, ByteSize)]) -> anyhow
         }
     }
     Ok(())
+}
+
+/// Makes the class of the volumes here. The pods share the disks of one machine, so how much each
+/// of them may promise says nothing.
+async fn create_class(client: &Client, replicas: u32) -> anyhow::Result<()> {
+    let spec = ClassSpec {
+        replicas,
+        failure_domain: NODE.to_owned(),
+        overcommit_percent: 1_000_000,
+        ..ClassSpec::default()
+    };
+    let request = CreateClassRequest {
+        name: CLASS.to_owned(),
+        spec: Some(spec),
+        ..CreateClassRequest::default()
+    };
+    let made = client.classes().create(request).await;
+    match client.check(format!("create class {CLASS}"), made) {
+        // Somebody has changed it.
+        Err(error) if error.reason() == Some(Reason::NameTaken) => Ok(()),
+        made => Ok(made.map(drop)?),
+    }
 }
 
 /// Asks until the answer is `None`. After the time limit, the last answer says what is missing.
@@ -78,10 +111,12 @@ async fn all_serve(layout: &Layout, client: &Client) -> anyhow::Result<Option<St
     }
     let answer = client.cluster().status(StatusRequest {}).await;
     let status = client.check("get the status of the cluster", answer)?;
-    let up = status.pods.iter().filter(|pod| pod.state() == PodState::Up).count();
-    let disks = status.disks.iter().filter(|disk| disk.state() == DiskState::Up).count();
-    let parts = status.pods.iter().map(|pod| pod.catalog.as_str());
-    let voters = parts.filter(|part| matches!(*part, "leader" | "voter")).count();
+    let up = |summary: &Option<Summary>| {
+        let phases = summary.iter().flat_map(|summary| &summary.phases);
+        phases.filter(|it| it.phase() == Phase::Up).map(|it| it.count as usize).sum::<usize>()
+    };
+    let (up, disks) = (up(&status.pods), up(&status.disks));
+    let voters = status.catalog.map_or(0, |catalog| catalog.voters as usize);
     let pods = layout.pods.len();
     // From here on a cluster of three or more pods survives the loss of one.
     match up >= pods && disks >= pods && voters >= voters_due(pods) {
@@ -93,30 +128,20 @@ async fn all_serve(layout: &Layout, client: &Client) -> anyhow::Result<Option<St
 }
 
 async fn list(client: &Client) -> anyhow::Result<Vec<Volume>> {
-    let answer = client.volumes().list(ListVolumesRequest {}).await;
-    let volumes = client.check("list the volumes", answer)?.volumes;
-    Ok(volumes.into_iter().filter(|volume| volume.state() != VolumeState::Deleting).collect())
+    let volumes = all::<Volume>(client, Query::default(), "").await?;
+    Ok(volumes.into_iter().filter(|volume| !volume.meta().deleting).collect())
 }
 
-async fn create(client: &Client, name: &str, size: ByteSize, replicas: u32) -> anyhow::Result<()> {
-    let request = CreateVolumeRequest {
-        name: name.to_owned(),
-        size_bytes: size.0,
-        replicas,
-        request_id: request_id()?,
-    };
-    let answer = client.volumes().create(request).await;
-    client.check(format!("create volume {name}"), answer)?;
-    Ok(())
+fn size_of(volume: &Volume) -> ByteSize {
+    ByteSize(volume.spec.as_ref().map_or(0, |spec| spec.size_bytes))
 }
 
 /// `None` once a leader serves every shard and the front end accepts connections.
 async fn usable(client: &Client, name: &str, nbd: SocketAddr) -> anyhow::Result<Option<String>> {
-    let volumes = list(client).await?;
-    let volume = volumes.iter().find(|volume| volume.name == name);
-    let volume = volume.context("the volume no longer exists")?;
-    if !matches!(volume.state(), VolumeState::Ready | VolumeState::Degraded) {
-        return Ok(Some(volume.reason.clone()));
+    let volume = Volume::get(client, name).await?;
+    if !matches!(volume.phase(), Phase::Ready | Phase::Degraded) {
+        let conditions = volume.status.unwrap_or_default().conditions;
+        return Ok(Some(conditions.first().map_or_else(String::new, |it| it.message.clone())));
     }
     match timeout(ASK_EVERY * 10, TcpStream::connect(nbd)).await {
         Ok(Ok(_)) => Ok(None),

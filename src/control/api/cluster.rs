@@ -1,18 +1,18 @@
 //! The cluster as a whole.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::time::sleep;
 use tonic::{Request, Response, Status};
 
-use crate::control::api::route::{Failure, on_leader, read};
-use crate::control::catalog::Catalog;
-use crate::control::describe::Describe;
+use crate::control::api::errors::no_such;
+use crate::control::api::objects::describe;
+use crate::control::api::route::on_leader;
 use crate::control::node::Node;
+use crate::control::objects::describe::Describe;
+use crate::control::objects::key::{Kind, ObjectKey};
 use crate::control::proto::cluster_client::ClusterClient;
 use crate::control::proto::cluster_server::Cluster;
-use crate::control::proto::{StatusRequest, StatusResponse};
+use crate::control::proto::{CapacityRequest, CapacityResponse, StatusRequest, StatusResponse};
 
 pub struct ClusterService {
     pub node: Arc<Node>,
@@ -27,33 +27,47 @@ impl Cluster for ClusterService {
         on_leader(
             &self.node,
             request,
-            |catalog, _| describe(&self.node, catalog, |describe| describe.status()),
+            |catalog, _| async move {
+                describe(&self.node, &catalog, |from, _| from.status()).await
+            },
             |channel, call| async move { ClusterClient::new(channel).status(call).await },
+        )
+        .await
+    }
+
+    async fn capacity(
+        &self,
+        request: Request<CapacityRequest>,
+    ) -> Result<Response<CapacityResponse>, Status> {
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move {
+                let found =
+                    describe(&self.node, &catalog, |from, _| capacity(from, &request.class));
+                Ok(found.await??)
+            },
+            |channel, call| async move { ClusterClient::new(channel).capacity(call).await },
         )
         .await
     }
 }
 
-/// Interval of checks while a new leader has not heard from all pods.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-
-/// Reads the leader's state and describes it. A new leader first listens to the pods.
-pub async fn describe<T>(
-    node: &Node,
-    catalog: Arc<Catalog>,
-    with: impl FnOnce(Describe<'_>) -> T,
-) -> Result<T, Failure> {
-    loop {
-        let (state, published) = read(&catalog).await?;
-        let group = &published.group;
-        let me = node.identity.pod;
-        // Held only while the answer is made.
-        let pods_known = node
-            .reports
-            .with(|pods| pods.has_listened() || state.pods.keys().all(|pod| pods.is_up(*pod)));
-        if pods_known {
-            return Ok(node.reports.with(|pods| with(Describe::new(&state, group, pods, me))));
-        }
-        sleep(LOOK_EVERY).await;
+/// Of one class, or of all.
+fn capacity(from: &Describe<'_>, class: &str) -> Result<CapacityResponse, Status> {
+    let names = from.source.keys_after(Kind::Class, None).filter_map(|key| match key {
+        ObjectKey::Class(name) => Some(name),
+        _ => None,
+    });
+    let wanted = names.filter(|name| class.is_empty() || class == name);
+    let classes: Vec<_> = wanted
+        .filter_map(|name| {
+            let row = from.source.class(&name)?;
+            Some(from.capacity(&name, &row.value))
+        })
+        .collect();
+    match classes.is_empty() && !class.is_empty() {
+        true => Err(no_such(Kind::Class, class)),
+        false => Ok(CapacityResponse { classes }),
     }
 }

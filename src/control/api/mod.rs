@@ -1,24 +1,50 @@
 //! The gRPC services, one file per noun. Every pod answers; the leader carries out calls that need
-//! it (see [`route`]).
+//! it (see [`route`]). [`objects`] has what all nouns have in common, [`errors`] what callers are
+//! told when they are refused.
 
 pub mod catalog;
+pub mod classes;
 pub mod cluster;
+pub mod deadline;
 pub mod disks;
+pub mod errors;
+pub mod health;
+pub mod joining;
+pub mod nodes;
+pub mod objects;
 pub mod pods;
+pub mod requests;
 pub mod route;
+pub mod shards;
 pub mod volumes;
 
 use tonic::Status;
 
-use crate::control::catalog::chain;
+use crate::control::api::errors::Refusal;
 use crate::control::command::{Addresses, NewNode};
-use crate::control::proto;
+use crate::control::proto::internal::NodeSpec;
+use crate::control::reason::Reason;
+
+/// The machine of a pod that joins or registers.
+fn parse_node(node: Option<NodeSpec>) -> Result<NewNode, Status> {
+    let none = || Status::from(Refusal::new(Reason::BadRequest, "the pod names no node"));
+    let NodeSpec { name, boot_id, labels } = node.ok_or_else(none)?;
+    Ok(NewNode { name, boot_id, labels: labels.into_iter().collect() })
+}
+
+impl From<NewNode> for NodeSpec {
+    fn from(node: NewNode) -> NodeSpec {
+        let NewNode { name, boot_id, labels } = node;
+        NodeSpec { name, boot_id, labels: labels.into_iter().collect() }
+    }
+}
 
 /// Parses the addresses of a request.
 fn parse_addresses(api: &str, peer: &str, nbd: &str) -> Result<Addresses, Status> {
     let parse = |what: &str, text: &str| {
         text.parse().map_err(|_| {
-            Status::invalid_argument(format!("the {what} address {text:?} is not ip:port"))
+            let message = format!("the {what} address {text:?} is not ip:port");
+            Status::from(Refusal::new(Reason::BadRequest, message))
         })
     };
     Ok(Addresses {
@@ -26,23 +52,4 @@ fn parse_addresses(api: &str, peer: &str, nbd: &str) -> Result<Addresses, Status
         peer: parse("peer", peer)?,
         nbd: if nbd.is_empty() { None } else { Some(parse("NBD", nbd)?) },
     })
-}
-
-/// The machine of a pod that joins or registers.
-fn parse_node(node: Option<proto::NodeSpec>) -> Result<NewNode, Status> {
-    let node = node.ok_or_else(|| Status::invalid_argument("the pod names no node"))?;
-    let proto::NodeSpec { name, boot_id, labels } = node;
-    Ok(NewNode { name, boot_id, labels: labels.into_iter().collect() })
-}
-
-impl From<NewNode> for proto::NodeSpec {
-    fn from(node: NewNode) -> proto::NodeSpec {
-        let NewNode { name, boot_id, labels } = node;
-        proto::NodeSpec { name, boot_id, labels: labels.into_iter().collect() }
-    }
-}
-
-/// A request with invalid content.
-fn invalid(error: &dyn std::error::Error) -> Status {
-    Status::invalid_argument(chain(error))
 }

@@ -1,18 +1,19 @@
-//! Storage pods, and how a process becomes one.
+//! Storage pods.
 
 use std::sync::Arc;
 
+use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status};
 
-use crate::control::api::cluster::describe;
-use crate::control::api::route::{Failure, on_leader, read};
-use crate::control::api::{invalid, parse_addresses, parse_node};
-use crate::control::catalog::Catalog;
-use crate::control::command::{CatalogCommand, FORMAT, Outcome};
+use crate::control::api::objects::{Event, Events, get, page, watch};
+use crate::control::api::route::on_leader;
 use crate::control::node::Node;
+use crate::control::objects::describe::Object as _;
 use crate::control::proto::pods_client::PodsClient;
 use crate::control::proto::pods_server::Pods;
-use crate::control::proto::{JoinRequest, JoinResponse, ListPodsRequest, ListPodsResponse};
+use crate::control::proto::{
+    GetPodRequest, ListPodsRequest, ListPodsResponse, Pod, WatchPodsRequest, WatchPodsResponse,
+};
 
 pub struct PodsService {
     pub node: Arc<Node>,
@@ -27,40 +28,56 @@ impl Pods for PodsService {
         on_leader(
             &self.node,
             request,
-            |catalog, _| describe(&self.node, catalog, |all| ListPodsResponse { pods: all.pods() }),
+            |catalog, request| async move {
+                let page = page::<Pod>(&self.node, &catalog, request.query, "", |source, after| {
+                    Ok(source.keys_after(Pod::KIND, after))
+                })
+                .await?;
+                Ok(ListPodsResponse {
+                    pods: page.objects,
+                    next_page_token: page.next.unwrap_or_default(),
+                    resume_token: page.mark.encode(),
+                })
+            },
             |channel, call| async move { PodsClient::new(channel).list(call).await },
         )
         .await
     }
 
-    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
-        on_leader(&self.node, request, join, |channel, call| async move {
-            PodsClient::new(channel).join(call).await
-        })
+    async fn get(&self, request: Request<GetPodRequest>) -> Result<Response<Pod>, Status> {
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move { get(&self.node, &catalog, &request.name).await },
+            |channel, call| async move { PodsClient::new(channel).get(call).await },
+        )
+        .await
+    }
+
+    type WatchStream = Events<WatchPodsResponse>;
+
+    async fn watch(
+        &self,
+        request: Request<WatchPodsRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move {
+                let token = &request.resume_token;
+                let events = watch::<Pod>(&self.node, catalog, request.query, token).await?;
+                Ok(Box::pin(events.map(|event| event.map(message))) as Self::WatchStream)
+            },
+            |channel, call| async move {
+                let events = PodsClient::new(channel).watch(call).await?;
+                Ok(events.map(|events| Box::pin(events) as Self::WatchStream))
+            },
+        )
         .await
     }
 }
 
-async fn join(catalog: Arc<Catalog>, request: JoinRequest) -> Result<JoinResponse, Failure> {
-    if request.format < u32::from(FORMAT) {
-        return Err(Failure::Final(Status::failed_precondition(format!(
-            "the pod knows the catalog's format up to {}, and this cluster uses {FORMAT}; start \
-             a newer version",
-            request.format
-        ))));
-    }
-    let uid = request.uid.parse().map_err(|error| invalid(&error))?;
-    let node = parse_node(request.node)?;
-    let addresses = parse_addresses(&request.api, &request.peer, &request.nbd)?;
-    let outcome = catalog.propose(CatalogCommand::Join { uid, addresses, node }).await?;
-    let Outcome::Pod(pod) = outcome else {
-        return Err(Failure::Final(Status::internal("joining made no pod")));
-    };
-    let (state, _) = read(&catalog).await?;
-    let others = state.pods.iter().filter(|(other, _)| **other != pod);
-    Ok(JoinResponse {
-        cluster: state.cluster.uid.to_string(),
-        pod: pod.0,
-        api: others.map(|(_, record)| record.addresses.api.to_string()).collect(),
-    })
+fn message(event: Event<Pod>) -> WatchPodsResponse {
+    let Event { change, object, resume_token } = event;
+    WatchPodsResponse { change: change.into(), pod: object, resume_token }
 }

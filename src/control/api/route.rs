@@ -4,20 +4,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
-use crate::control::catalog::{Catalog, chain};
+use crate::control::api::deadline::timeout_of;
+use crate::control::api::errors::{Refusal, of_catalog};
+use crate::control::catalog::Catalog;
 use crate::control::catalog_member::{AskError, Published};
 use crate::control::node::Node;
-use crate::control::state::{CatalogError, CatalogState};
+use crate::control::reason::Reason;
+use crate::control::state::CatalogState;
 
 /// How long a call looks for a leader.
 const LEADER_WITHIN: Duration = Duration::from_secs(10);
 /// How long one pod may take before the call looks for another leader.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// So long before the caller's deadline it gets an answer that says what was missing.
+const ANSWER_WITHIN: Duration = Duration::from_millis(100);
 /// Marks a forwarded call, which is not forwarded again.
 const PASSED_ON: &str = "holdfast-passed-on";
 
@@ -38,41 +43,11 @@ impl From<Status> for Failure {
 impl From<AskError> for Failure {
     fn from(error: AskError) -> Failure {
         match error {
-            AskError::Refused(error) => Failure::Final(status_of(&error)),
+            AskError::Refused(error) => Failure::Final(of_catalog(&error)),
             AskError::NotLeader | AskError::Busy | AskError::Outdated | AskError::Stopped => {
                 Failure::NotLeader
             }
         }
-    }
-}
-
-/// The one table from the catalog's errors to gRPC codes.
-fn status_of(error: &CatalogError) -> Status {
-    let text = chain(error);
-    match error {
-        CatalogError::NameTaken { .. } => {
-            Status::already_exists(format!("{text}; choose another name, or delete it first"))
-        }
-        CatalogError::NameNotFreeYet { .. } => Status::already_exists(text),
-        CatalogError::NoSuchNode { .. } => Status::not_found(text),
-        CatalogError::NodeLost { .. }
-        | CatalogError::NodeRebooted { .. }
-        | CatalogError::VolumeOpen { .. }
-        | CatalogError::Held { .. } => Status::failed_precondition(text),
-        CatalogError::OtherMode { .. } => Status::already_exists(text),
-        CatalogError::TooManyAttachments { .. } => Status::resource_exhausted(text),
-        CatalogError::NoSuchClass { .. } => Status::invalid_argument(text),
-        CatalogError::WrongPod { .. } => Status::failed_precondition(text),
-        CatalogError::RequestReused { .. } => Status::already_exists(text),
-        CatalogError::NoSuchVolume { .. } => {
-            Status::not_found(format!("{text}; `holdfast volume list` shows what there is"))
-        }
-        CatalogError::BadName { .. }
-        | CatalogError::BadLabels
-        | CatalogError::BadSize { .. }
-        | CatalogError::BadRequestId => Status::invalid_argument(text),
-        CatalogError::NoSuchPod { .. } => Status::not_found(text),
-        CatalogError::StalePlacement => Status::aborted(format!("{text}; try again")),
     }
 }
 
@@ -91,18 +66,24 @@ where
     RemoteFuture: Future<Output = Result<Response<Res>, Status>>,
 {
     let passed_on = request.metadata().contains_key(PASSED_ON);
+    let patience = timeout_of(request.metadata());
     let request = request.into_inner();
-    let deadline = Instant::now() + LEADER_WITHIN;
+    let began = Instant::now();
+    let callers = patience.map(|it| began + it.saturating_sub(ANSWER_WITHIN.min(it / 4)));
+    let deadline = began + LEADER_WITHIN;
+    let deadline = callers.map_or(deadline, |callers| callers.min(deadline));
     loop {
         let mut last = None;
         if let Some(catalog) = node.leading() {
-            match local(catalog, request.clone()).await {
-                Ok(answer) => return Ok(Response::new(answer)),
-                Err(Failure::Final(status)) => return Err(status),
-                Err(Failure::NotLeader) => {}
+            match within(callers, local(catalog, request.clone())).await {
+                None => return Err(too_late()),
+                Some(Ok(answer)) => return Ok(Response::new(answer)),
+                Some(Err(Failure::Final(status))) => return Err(status),
+                Some(Err(Failure::NotLeader)) => {}
             }
         } else if passed_on {
-            return Err(Status::unavailable("this pod does not lead the catalog"));
+            let message = "this pod does not lead the catalog";
+            return Err(Refusal::new(Reason::NotLeader, message).passing().into());
         } else if let Some((_, api)) = node.leader() {
             let mut call = Request::new(request.clone());
             call.metadata_mut().insert(PASSED_ON, "1".parse().expect("a plain value"));
@@ -115,11 +96,28 @@ where
             }
             node.set_leader(None);
         }
-        if Instant::now() >= deadline {
-            return Err(no_leader(node, last.as_ref()));
+        let now = Instant::now();
+        if now >= deadline {
+            let is_early = callers.is_some_and(|callers| callers < began + LEADER_WITHIN);
+            let reason = if is_early { Reason::DeadlineExceeded } else { Reason::NoLeader };
+            return Err(Refusal::new(reason, no_leader(node, last.as_ref())).passing().into());
         }
-        sleep(LOOK_EVERY).await;
+        sleep(LOOK_EVERY.min(deadline - now)).await;
     }
+}
+
+/// `None`: the caller's deadline ended before the answer came.
+async fn within<T>(deadline: Option<Instant>, answer: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        None => Some(answer.await),
+        Some(deadline) => timeout_at(deadline, answer).await.ok(),
+    }
+}
+
+fn too_late() -> Status {
+    let message = "the deadline of the call ended before the catalog had an answer; what was asked \
+                   for may still be done";
+    Refusal::new(Reason::DeadlineExceeded, message).passing().into()
 }
 
 /// True when another try may succeed.
@@ -129,7 +127,7 @@ fn is_passing(status: &Status) -> bool {
 }
 
 /// Names the pods that are needed for a leader.
-fn no_leader(node: &Node, last: Option<&Status>) -> Status {
+fn no_leader(node: &Node, last: Option<&Status>) -> String {
     let published = node.catalog().map(|catalog| catalog.published.borrow().clone());
     let mut text = "the catalog has no leader that this pod can reach".to_owned();
     if let Some(Published { group, state: Some(state), .. }) = &published {
@@ -148,7 +146,7 @@ fn no_leader(node: &Node, last: Option<&Status>) -> Status {
     if let Some(last) = last {
         text += &format!(" ({})", last.message());
     }
-    Status::unavailable(text)
+    text
 }
 
 /// The leader's state after everything that was acknowledged before the call.

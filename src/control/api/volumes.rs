@@ -1,33 +1,45 @@
 //! Block volumes.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
+use tokio_stream::StreamExt as _;
 use tonic::{Code, Request, Response, Status};
 
-use crate::control::api::cluster::describe;
+use crate::control::api::errors::{Refusal, broken, no_such, of_placement};
+use crate::control::api::objects::{Event, Events, describe, get, page, watch};
+use crate::control::api::requests::{checked, name_request};
 use crate::control::api::route::{Failure, on_leader, read};
 use crate::control::catalog::Catalog;
 use crate::control::catalog_member::AskError;
-use crate::control::command::{CatalogCommand, NewVolume, Outcome, Placement};
-use crate::control::describe::Describe;
+use crate::control::command::{CatalogCommand, NewVolume, Outcome, Placement, VolumeUpdate};
 use crate::control::identity::random_uuid;
 use crate::control::node::Node;
-use crate::control::placement::{PlacementError, candidates, layout, place};
-use crate::control::proto;
+use crate::control::objects::describe::Object as _;
+use crate::control::objects::key::{Kind, ObjectKey};
+use crate::control::placement::{PlacementError, Wish, candidates, layout, place};
 use crate::control::proto::volumes_client::VolumesClient;
 use crate::control::proto::volumes_server::Volumes;
-use crate::control::state::CatalogError;
+use crate::control::proto::{
+    CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest,
+    ListVolumesRequest, ListVolumesResponse, UpdateVolumeRequest, View, Volume,
+    WatchVolumesRequest, WatchVolumesResponse,
+};
+use crate::control::reason::Reason;
+use crate::control::state::{CatalogError, CatalogState};
 use crate::types::VolumeId;
 
-/// Default number of replicas.
-const REPLICAS: u32 = 3;
+/// The class of a volume that names none.
+const CLASS: &str = "replicated";
 /// How many placements are tried while the disks change.
 const PLACEMENTS_MAX: usize = 5;
 /// Interval of checks while a new leader has not heard from all pods.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Classes that a refusal names at most.
+const CLASSES_SHOWN: usize = 20;
+/// Stands for a volume that was not there when a request came.
+const NOBODY: &str = "-";
 
 pub struct VolumesService {
     pub node: Arc<Node>,
@@ -37,8 +49,8 @@ pub struct VolumesService {
 impl Volumes for VolumesService {
     async fn create(
         &self,
-        mut request: Request<proto::CreateVolumeRequest>,
-    ) -> Result<Response<proto::Volume>, Status> {
+        mut request: Request<CreateVolumeRequest>,
+    ) -> Result<Response<Volume>, Status> {
         name_request(&mut request.get_mut().request_id)?;
         on_leader(
             &self.node,
@@ -51,175 +63,221 @@ impl Volumes for VolumesService {
 
     async fn list(
         &self,
-        request: Request<proto::ListVolumesRequest>,
-    ) -> Result<Response<proto::ListVolumesResponse>, Status> {
-        let list = |all: Describe<'_>| proto::ListVolumesResponse { volumes: all.volumes() };
+        request: Request<ListVolumesRequest>,
+    ) -> Result<Response<ListVolumesResponse>, Status> {
         on_leader(
             &self.node,
             request,
-            |catalog, _| describe(&self.node, catalog, list),
+            |catalog, request| async move {
+                let query = request.query;
+                let page = page::<Volume>(&self.node, &catalog, query, "", |source, after| {
+                    Ok(source.keys_after(Volume::KIND, after))
+                })
+                .await?;
+                Ok(ListVolumesResponse {
+                    volumes: page.objects,
+                    next_page_token: page.next.unwrap_or_default(),
+                    resume_token: page.mark.encode(),
+                })
+            },
             |channel, call| async move { VolumesClient::new(channel).list(call).await },
         )
         .await
     }
 
-    async fn get(
-        &self,
-        request: Request<proto::GetVolumeRequest>,
-    ) -> Result<Response<proto::Volume>, Status> {
+    async fn get(&self, request: Request<GetVolumeRequest>) -> Result<Response<Volume>, Status> {
         on_leader(
             &self.node,
             request,
-            |catalog, request| get(&self.node, catalog, request.name),
+            |catalog, request| async move { get(&self.node, &catalog, &request.name).await },
             |channel, call| async move { VolumesClient::new(channel).get(call).await },
+        )
+        .await
+    }
+
+    type WatchStream = Events<WatchVolumesResponse>;
+
+    async fn watch(
+        &self,
+        request: Request<WatchVolumesRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move {
+                let token = &request.resume_token;
+                let events = watch::<Volume>(&self.node, catalog, request.query, token).await?;
+                Ok(Box::pin(events.map(|event| event.map(message))) as Self::WatchStream)
+            },
+            |channel, call| async move {
+                let events = VolumesClient::new(channel).watch(call).await?;
+                Ok(events.map(|events| Box::pin(events) as Self::WatchStream))
+            },
+        )
+        .await
+    }
+
+    async fn update(
+        &self,
+        mut request: Request<UpdateVolumeRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        name_request(&mut request.get_mut().request_id)?;
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| update(&self.node, catalog, request),
+            |channel, call| async move { VolumesClient::new(channel).update(call).await },
         )
         .await
     }
 
     async fn delete(
         &self,
-        mut request: Request<proto::DeleteVolumeRequest>,
-    ) -> Result<Response<proto::DeleteVolumeResponse>, Status> {
-        name_request(&mut request.get_mut().request_id)?;
-        let volume = match request.get_ref().volume {
-            Some(volume) => VolumeId(volume),
-            None => self.resolve(&request.get_ref().name).await?,
-        };
-        // The pod that carries it out deletes this volume and no later one of the name.
-        request.get_mut().volume = Some(volume.0);
+        mut request: Request<DeleteVolumeRequest>,
+    ) -> Result<Response<DeleteVolumeResponse>, Status> {
+        let wanted = request.get_mut();
+        name_request(&mut wanted.request_id)?;
+        if wanted.uid.is_empty() {
+            // The pod that carries it out deletes this volume and no later one of the name.
+            wanted.uid = self.uid_of(&wanted.name).await?;
+        }
         on_leader(
             &self.node,
             request,
-            |catalog, request| async move {
-                let proto::DeleteVolumeRequest { name, request_id, .. } = request;
-                catalog
-                    .propose(CatalogCommand::DeleteVolume {
-                        request_id,
-                        name,
-                        volume,
-                        force: false,
-                    })
-                    .await?;
-                Ok(proto::DeleteVolumeResponse {})
-            },
+            |catalog, request| async move { delete(&catalog, request).await },
             |channel, call| async move { VolumesClient::new(channel).delete(call).await },
         )
         .await
     }
 }
 
+fn message(event: Event<Volume>) -> WatchVolumesResponse {
+    let Event { change, object, resume_token } = event;
+    WatchVolumesResponse { change: change.into(), volume: object, resume_token }
+}
+
 impl VolumesService {
-    /// Id of the volume that has this name now, or 0: a repeated request may have deleted it
-    /// already, and still gets its answer.
-    async fn resolve(&self, name: &str) -> Result<VolumeId, Status> {
-        if let Some(catalog) = self.node.leading()
-            && let Ok((state, _)) = read(&catalog).await
-        {
-            return Ok(state.volume_by_name(name).map_or(VolumeId(0), |(volume, _)| volume));
-        }
-        match self.get(Request::new(proto::GetVolumeRequest { name: name.to_owned() })).await {
-            Ok(found) => Ok(VolumeId(found.into_inner().id)),
-            Err(status) if status.code() == Code::NotFound => Ok(VolumeId(0)),
+    /// Uid of the volume that has this name now, or [`NOBODY`]: a repeated request may have deleted
+    /// it already, and still gets its answer.
+    async fn uid_of(&self, name: &str) -> Result<String, Status> {
+        match self.get(Request::new(GetVolumeRequest { name: name.to_owned() })).await {
+            Ok(found) => Ok(found.into_inner().meta.map(|meta| meta.uid).unwrap_or_default()),
+            Err(status) if status.code() == Code::NotFound => Ok(NOBODY.to_owned()),
             Err(status) => Err(status),
         }
     }
 }
 
-/// Gives a request without an id one, so that it can be forwarded and repeated.
-fn name_request(request_id: &mut String) -> Result<(), Status> {
-    if request_id.is_empty() {
-        let name = random_uuid()
-            .map_err(|error| Status::internal(format!("could not name the request: {error}")))?;
-        *request_id = name.to_string();
-    }
-    Ok(())
+async fn update(
+    node: &Node,
+    catalog: Arc<Catalog>,
+    request: UpdateVolumeRequest,
+) -> Result<Volume, Failure> {
+    let UpdateVolumeRequest { name, revision, labels, request_id } = request;
+    let labels = checked(labels)?;
+    let (state, _) = read(&catalog).await?;
+    let (volume, _) = state.volume_by_name(&name).ok_or_else(|| no_such(Kind::Volume, &name))?;
+    let update = VolumeUpdate { based_on: revision, labels };
+    catalog.propose(CatalogCommand::UpdateVolume { request_id, volume, update }).await?;
+    get(node, &catalog, &name).await
 }
 
-async fn get(node: &Node, catalog: Arc<Catalog>, name: String) -> Result<proto::Volume, Failure> {
-    let found = describe(node, catalog, |all| all.volume_by_name(&name)).await?;
-    found.ok_or_else(|| no_such_volume(name))
-}
-
-fn no_such_volume(name: String) -> Failure {
-    AskError::Refused(CatalogError::NoSuchVolume { name }).into()
+async fn delete(
+    catalog: &Catalog,
+    request: DeleteVolumeRequest,
+) -> Result<DeleteVolumeResponse, Failure> {
+    let DeleteVolumeRequest { name, request_id, uid } = request;
+    let (state, _) = read(catalog).await?;
+    let found = state.volume_by_name(&name).filter(|(_, volume)| volume.uid.to_string() == uid);
+    let volume = found.map_or(VolumeId(0), |(volume, _)| volume);
+    catalog.propose(CatalogCommand::DeleteVolume { request_id, name, volume }).await?;
+    Ok(DeleteVolumeResponse {})
 }
 
 async fn create(
     node: &Node,
     catalog: Arc<Catalog>,
-    request: proto::CreateVolumeRequest,
-) -> Result<proto::Volume, Failure> {
+    request: CreateVolumeRequest,
+) -> Result<Volume, Failure> {
     let outcome = place_and_propose(node, &catalog, &request).await?;
     let Outcome::Volume(id) = outcome else {
-        return Err(Failure::Final(Status::internal("creating made no volume")));
+        return Err(Failure::Final(broken("creating made no volume")));
     };
-    let found = describe(node, catalog, |all| all.volume_by_id(id)).await?;
-    found.ok_or_else(|| no_such_volume(request.name))
+    let key = ObjectKey::Volume(id);
+    let found = describe(node, &catalog, |from, _| Volume::describe(from, &key, View::Full));
+    found.await?.ok_or_else(|| no_such(Kind::Volume, &request.name).into())
+}
+
+/// What a request asks for, with everything that it left open.
+fn wanted(request: &CreateVolumeRequest, state: &CatalogState) -> Result<NewVolume, Status> {
+    let spec = request.spec.clone().unwrap_or_default();
+    let class = if spec.class.is_empty() { CLASS } else { &spec.class };
+    let found = state.classes.get(class).ok_or_else(|| no_such_class(state, class))?;
+    let (stripe_bytes, _) = layout(spec.size_bytes);
+    let uid =
+        random_uuid().map_err(|error| broken(format!("could not make an identity: {error}")))?;
+    let labels = checked(request.labels.clone())?;
+    Ok(NewVolume {
+        uid,
+        name: request.name.clone(),
+        class: class.to_owned(),
+        labels,
+        size_bytes: spec.size_bytes,
+        stripe_bytes,
+        replicas: if spec.replicas == 0 { found.replicas } else { spec.replicas },
+    })
+}
+
+/// Names the classes that there are.
+fn no_such_class(state: &CatalogState, name: &str) -> Status {
+    let known: Vec<&str> = state.classes.keys().map(String::as_str).take(CLASSES_SHOWN).collect();
+    let message = format!("there is no class named {name:?}; there are {}", known.join(", "));
+    Refusal::new(Reason::NoSuchClass, message).about(Kind::Class, name).into()
 }
 
 async fn place_and_propose(
     node: &Node,
     catalog: &Catalog,
-    request: &proto::CreateVolumeRequest,
+    request: &CreateVolumeRequest,
 ) -> Result<Outcome, Failure> {
-    let proto::CreateVolumeRequest { name, size_bytes, replicas, request_id } = request;
-    let replicas = if *replicas == 0 { REPLICAS } else { *replicas };
-    let (stripe_bytes, shards) = layout(*size_bytes);
-    let volume = NewVolume {
-        uid: random_uuid().map_err(|error| Status::internal(error.to_string()))?,
-        name: name.clone(),
-        class: if replicas == 1 { "local" } else { "replicated" }.to_owned(),
-        labels: BTreeMap::new(),
-        size_bytes: *size_bytes,
-        stripe_bytes,
-        replicas,
-        open: true,
-    };
     let mut placements = 0;
     loop {
         let (state, _) = read(catalog).await?;
-        if state.answered(request_id).is_some() || state.volume_by_name(name).is_some() {
+        let volume = wanted(request, &state)?;
+        let name = &volume.name;
+        let propose = |placement: Placement| {
+            let (request_id, volume) = (request.request_id.clone(), volume.clone());
+            catalog.propose(CatalogCommand::CreateVolume { request_id, volume, placement })
+        };
+        if state.answered(&request.request_id).is_some() || state.volume_by_name(name).is_some() {
             // It may be what is asked for; the state decides.
-            return Ok(catalog.propose(create_command(request_id, &volume, None)).await?);
+            return Ok(propose(Placement::default()).await?);
         }
-        let (placed, has_listened) = node.reports.with(|pods| {
-            let (candidates, unreachable) = candidates(&state, pods);
-            let placed = place(name, shards, replicas, &candidates, &unreachable);
-            (placed, pods.has_listened())
-        });
+        let wish = Wish {
+            name,
+            shards: volume.size_bytes.div_ceil(volume.stripe_bytes),
+            shard_bytes: volume.stripe_bytes.min(volume.size_bytes),
+            replicas: volume.replicas,
+        };
+        let class = &state.classes[&volume.class];
+        let (candidates, has_listened) =
+            node.reports.with(|pods| (candidates(&state, pods, class), pods.has_listened()));
+        let placed = place(wish, &candidates);
         let placement = match placed {
             Ok(placement) => placement,
-            Err(PlacementError::TooFewPods { .. }) if !has_listened => {
+            Err(PlacementError::TooFewDomains { .. } | PlacementError::NoRoom { .. })
+                if !has_listened =>
+            {
                 sleep(LOOK_EVERY).await;
                 continue;
             }
-            Err(error @ PlacementError::BadReplicas { .. }) => {
-                return Err(Failure::Final(Status::invalid_argument(error.to_string())));
-            }
-            Err(error) => {
-                return Err(Failure::Final(Status::failed_precondition(format!(
-                    "{error}; add pods, or ask for fewer replicas"
-                ))));
-            }
+            Err(error) => return Err(of_placement(&error).into()),
         };
         placements += 1;
-        let command = create_command(request_id, &volume, Some(placement));
-        match catalog.propose(command).await {
+        match propose(placement).await {
             Err(AskError::Refused(CatalogError::StalePlacement)) if placements < PLACEMENTS_MAX => {
             }
             result => return Ok(result?),
         }
-    }
-}
-
-fn create_command(
-    request_id: &str,
-    volume: &NewVolume,
-    placement: Option<Placement>,
-) -> CatalogCommand {
-    CatalogCommand::CreateVolume {
-        request_id: request_id.to_owned(),
-        volume: volume.clone(),
-        placement: placement.unwrap_or_default(),
     }
 }

@@ -32,6 +32,14 @@ pub enum CatalogError {
     #[error("an object has at most {labels} labels of {bytes} bytes each", labels = LABELS_MAX,
         bytes = LABEL_BYTES_MAX)]
     BadLabels,
+    #[error("a class named {name:?} exists already, and is not what is asked for")]
+    ClassTaken { name: String },
+    #[error("class {name:?} cannot be deleted while volumes name it, as {volume} does")]
+    ClassInUse { name: String, volume: String },
+    #[error("a class cannot be like this: {0}")]
+    BadClass(&'static str),
+    #[error("it has changed since revision {based_on}: it is at {revision} now")]
+    Conflict { based_on: u64, revision: u64 },
     #[error("pod {pod} is not part of this cluster")]
     NoSuchPod { pod: PodId },
     #[error("pod {pod} has another identity; a directory of another pod was copied or restored")]

@@ -18,6 +18,8 @@ pub struct Held {
     pub members: Map<MemberId, ShardId>,
     /// Shards of which it has the first replica.
     pub firsts: u64,
+    /// Length of all replicas.
+    pub provisioned_bytes: u64,
 }
 
 /// See the module.
@@ -72,17 +74,23 @@ impl Index {
     }
 
     pub(super) fn shard(&mut self, key: &ShardId, before: Option<&Shard>, now: Option<&Shard>) {
-        for (place, member) in before.iter().flat_map(|shard| shard.members.iter().enumerate()) {
-            self.change_held(member.disk, |held| {
-                held.members.remove_mut(&member.member);
-                held.firsts -= u64::from(place == 0);
-            });
+        if let Some(before) = before {
+            for (place, member) in before.members.iter().enumerate() {
+                self.change_held(member.disk, |held| {
+                    held.members.remove_mut(&member.member);
+                    held.firsts -= u64::from(place == 0);
+                    held.provisioned_bytes -= before.bytes;
+                });
+            }
         }
-        for (place, member) in now.iter().flat_map(|shard| shard.members.iter().enumerate()) {
-            self.change_held(member.disk, |held| {
-                held.members.insert_mut(member.member, *key);
-                held.firsts += u64::from(place == 0);
-            });
+        if let Some(now) = now {
+            for (place, member) in now.members.iter().enumerate() {
+                self.change_held(member.disk, |held| {
+                    held.members.insert_mut(member.member, *key);
+                    held.firsts += u64::from(place == 0);
+                    held.provisioned_bytes += now.bytes;
+                });
+            }
         }
         let Some(volume) = before.or(now).map(|shard| shard.volume) else { return };
         let left = self.shards_left.get(&volume).copied().unwrap_or(0);

@@ -13,6 +13,7 @@
 
 mod attachments;
 pub mod check;
+mod classes;
 pub mod error;
 pub mod index;
 mod pods;
@@ -27,14 +28,12 @@ use std::ops::Deref;
 
 use bytes::Bytes;
 
-use crate::control::command::{Addresses, CatalogCommand, NewNode, NewVolume, Outcome};
+use crate::control::command::{Addresses, CatalogCommand, NewClass, NewNode, NewVolume, Outcome};
 use crate::control::state::check::{Contradiction, check};
 pub use crate::control::state::error::CatalogError;
 use crate::control::state::error::REQUEST_ID_BYTES_MAX;
 use crate::control::state::recent::Recent;
-use crate::control::state::rows::{
-    Answered, CatalogMember, Class, Cluster, Labels, RowChange, RowError, RowKey,
-};
+use crate::control::state::rows::{Answered, CatalogMember, Cluster, RowChange, RowError, RowKey};
 use crate::control::state::tables::{Tables, take};
 use crate::planted::planted;
 use crate::types::{MemberId, PodId, Uuid};
@@ -98,15 +97,11 @@ impl CatalogState {
         let (ancestors, created_ms) = (Vec::new(), now_ms);
         tables.put_cluster(Cluster { uid, history, ancestors, level: LEVEL, created_ms });
         for (name, replicas, failure_domain) in FIRST_CLASSES {
-            let class = Class {
-                replicas,
-                failure_domain: failure_domain.to_owned(),
-                overcommit_percent: 200,
-                io_timeout_ms: 0,
-                labels: Labels::new(),
-                created_ms: now_ms,
-            };
-            tables.put(name.to_owned(), class);
+            let (failure_domain, overcommit_percent) = (failure_domain.to_owned(), 200);
+            let class =
+                NewClass { replicas, failure_domain, overcommit_percent, ..NewClass::default() };
+            classes::create(&mut tables, now_ms, name.to_owned(), class)
+                .expect("the first classes are good ones");
         }
         let (pod_uid, addresses, node) = pod;
         let pod = pods::join(&mut tables, now_ms, pod_uid, addresses, node)
@@ -228,6 +223,28 @@ fn carry_out(
         }
         CatalogCommand::AccessOutdone { volume, seen } => {
             Ok(attachments::outdone(tables, volume, seen))
+        }
+        CatalogCommand::UpdateVolume { request_id, volume, update } => {
+            let content = content(&("update", volume, &update));
+            once(tables, now_ms, request_id, content, |tables| {
+                volumes::update(tables, volume, update)
+            })
+        }
+        CatalogCommand::CreateClass { request_id, name, class } => {
+            let content = content(&("create class", &name, &class));
+            once(tables, now_ms, request_id, content, |tables| {
+                classes::create(tables, now_ms, name, class)
+            })
+        }
+        CatalogCommand::UpdateClass { request_id, name, class, based_on } => {
+            let content = content(&("update class", &name, &class, based_on));
+            once(tables, now_ms, request_id, content, |tables| {
+                classes::update(tables, name, class, based_on)
+            })
+        }
+        CatalogCommand::DeleteClass { request_id, name } => {
+            let content = content(&("delete class", &name));
+            once(tables, now_ms, request_id, content, |tables| classes::delete(tables, &name))
         }
         CatalogCommand::Created { volumes } => Ok(volumes::confirm_created(tables, &volumes)),
         CatalogCommand::Destroyed { disk, members } => {

@@ -115,11 +115,18 @@ pub struct Class {
     pub replicas: u32,
     /// The replicas of a shard differ in this label of their nodes; `node`: in the node.
     pub failure_domain: String,
+    /// Only disks of this class; empty: all.
+    pub disk_class: String,
     /// How much may be provisioned on a disk, in percent of its capacity.
     pub overcommit_percent: u32,
     /// I/O without a majority fails after this time; 0: it waits for ever.
     pub io_timeout_ms: u64,
+    /// Limits of each volume; 0: none. Not enforced yet.
+    pub iops_max: u64,
+    pub bytes_per_second_max: u64,
     pub labels: Labels,
+    /// Counts the changes of all but the labels.
+    pub generation: u64,
     pub created_ms: u64,
 }
 
@@ -191,6 +198,8 @@ pub struct Shard {
     pub volume: VolumeId,
     /// Position in the volume, from 0 on.
     pub place: u32,
+    /// Length: that of the volume's stripe, but of the last shard what is left.
+    pub bytes: u64,
     /// Of a volume that is being deleted: the members that are still to be destroyed.
     pub members: Vec<ShardMember>,
     /// Who may use it when it is made (rule `born-from-the-birth-record`). Never changes.

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::control::command::{NewVolume, Placement, decode, encode};
-use crate::control::placement::{Candidate, layout, place};
+use crate::control::placement::{Candidate, Candidates, Wish, layout, place};
 use crate::control::state::view::view;
 use crate::testing::catalog_fixture::{
     addresses, cluster, first_pod, join, new_disk, new_volume, node, register,
@@ -26,16 +26,20 @@ fn create(state: &CatalogState, name: &str, size_bytes: u64, replicas: u32) -> C
         .map(|(disk, record)| Candidate {
             disk: *disk,
             pod: record.pod,
+            domain: record.pod.to_string(),
             free_bytes: 1 << 40,
+            room_bytes: 1 << 50,
             members: state.members_on(*disk),
             firsts: 0,
         })
         .collect();
     let (stripe_bytes, shards) = layout(size_bytes);
+    let wish = Wish { name, shards, shard_bytes: stripe_bytes, replicas };
+    let candidates = Candidates { disks: candidates, ..Candidates::default() };
     CatalogCommand::CreateVolume {
         request_id: format!("create {name}"),
         volume: new_volume(name, size_bytes, stripe_bytes, replicas),
-        placement: place(name, shards, replicas, &candidates, "").unwrap_or_default(),
+        placement: place(wish, &candidates).unwrap_or_default(),
     }
 }
 

@@ -144,6 +144,11 @@ impl Tables {
         self.index.held.get(&disk).map_or(0, |held| held.members.size() as u64)
     }
 
+    /// Length of all replicas on a disk, whatever of it was ever written.
+    pub fn provisioned_on(&self, disk: Uuid) -> u64 {
+        self.index.held.get(&disk).map_or(0, |held| held.provisioned_bytes)
+    }
+
     /// Shards of which a disk has the first replica, which is the first to campaign.
     pub fn firsts_on(&self, disk: Uuid) -> u64 {
         self.index.held.get(&disk).map_or(0, |held| held.firsts)

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::control::command::{NewVolume, Outcome, Placement};
+use crate::control::command::{NewVolume, Outcome, Placement, VolumeUpdate};
 use crate::control::names::check_name;
+use crate::control::state::classes::{check_based_on, no_such_class};
 use crate::control::state::error::CatalogError;
 use crate::control::state::pods::check_labels;
 use crate::control::state::rows::{Attachment, Shard, ShardMember, Volume, VolumeAccess};
@@ -33,7 +34,9 @@ pub(super) fn create(
             members.push(ShardMember { member, disk: placement.disks[usize::from(*position)] });
         }
         let birth = AccessSet { open: new.open, ..AccessSet::default() };
-        tables.put(shard, Shard { volume, place, members, birth });
+        let begin = u64::from(place) * new.stripe_bytes;
+        let bytes = (new.size_bytes - begin).min(new.stripe_bytes);
+        tables.put(shard, Shard { volume, place, bytes, members, birth });
     }
     let NewVolume { uid, name, class, labels, size_bytes, stripe_bytes, replicas, open } = new;
     let shards = u32::try_from(placement.shards.len()).expect("a bounded number of shards");
@@ -62,9 +65,7 @@ fn check_new(tables: &Tables, new: &NewVolume) -> Result<(), CatalogError> {
     check_name(name).map_err(|source| CatalogError::BadName { name: name.clone(), source })?;
     check_labels(&new.labels)?;
     if !tables.classes.contains_key(class) {
-        let known: Vec<&str> = tables.classes.keys().map(String::as_str).collect();
-        let (name, known) = (class.clone(), known.join(", "));
-        return Err(CatalogError::NoSuchClass { name, known });
+        return Err(no_such_class(tables, class));
     }
     let block = BLOCK_BYTES as u64;
     if !(block..=VOLUME_BYTES_MAX).contains(size_bytes) || !size_bytes.is_multiple_of(block) {
@@ -114,6 +115,24 @@ fn check_placement(
         }
     }
     Ok(())
+}
+
+/// Changes the labels of a volume.
+pub(super) fn update(
+    tables: &mut Tables,
+    volume: VolumeId,
+    update: VolumeUpdate,
+) -> Result<Outcome, CatalogError> {
+    let VolumeUpdate { based_on, labels } = update;
+    check_labels(&labels)?;
+    let none = || CatalogError::NoSuchVolume { name: volume.to_string() };
+    let row = tables.volumes.row(&volume).ok_or_else(none)?;
+    check_based_on(based_on, row.revision)?;
+    if row.value.labels != labels {
+        let now = Volume { labels, ..row.value.clone() };
+        tables.put(volume, now);
+    }
+    Ok(Outcome::Volume(volume))
 }
 
 /// The revision grows when a volume was still being created.

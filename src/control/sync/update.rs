@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::control::proto;
+use crate::control::proto::internal as proto;
 use crate::control::state::CatalogState;
 use crate::control::state::rows::{RowError, RowKey, encode_row};
 use crate::control::state::table::Table;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::control::catalog_member::{Answer, AskError};
 use crate::control::command::{CatalogCommand, NewDisk, NewVolume as New, Outcome};
-use crate::control::placement::{PlacementError, candidates, place};
+use crate::control::placement::{PlacementError, Wish, candidates, place};
 use crate::control::registration::REGISTER_AGAIN_AFTER;
 use crate::control::reports::{Pods as Reported, Use};
 use crate::control::state::{CatalogError, CatalogState};
@@ -294,9 +294,10 @@ fn placed(
     if state.volume_by_name(name).is_some() {
         return Err(Verdict::Refused(CatalogError::NameTaken { name: name.clone() }));
     }
-    let (candidates, unreachable) = candidates(state, reports);
+    let candidates = candidates(state, reports, &state.classes["replicated"]);
     let stripe_bytes = blocks_per_shard * BLOCK_BYTES as u64;
-    match place(name, *shards, 3, &candidates, &unreachable) {
+    let wish = Wish { name, shards: *shards, shard_bytes: stripe_bytes, replicas: 3 };
+    match place(wish, &candidates) {
         Ok(placement) => {
             let volume = New {
                 uid: Uuid([1; 16]),
@@ -310,8 +311,8 @@ fn placed(
             };
             Ok(CatalogCommand::CreateVolume { request_id, volume, placement })
         }
-        Err(PlacementError::TooFewPods { .. }) if !reports.has_listened() => Err(Verdict::Again),
-        Err(PlacementError::TooFewPods { .. }) => Err(Verdict::Later),
-        Err(error @ PlacementError::BadReplicas { .. }) => panic!("{error}"),
+        Err(PlacementError::BadReplicas { .. }) => panic!("three replicas are well"),
+        Err(_) if !reports.has_listened() => Err(Verdict::Again),
+        Err(_) => Err(Verdict::Later),
     }
 }

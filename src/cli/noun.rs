@@ -1,0 +1,131 @@
+//! The calls that all kinds of objects have in common, for commands that do the same with each.
+
+use std::pin::Pin;
+
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::Status;
+
+use crate::cli::client::Client;
+use crate::cli::exit::CallError;
+use crate::cli::render::Rows;
+use crate::control::proto::{
+    Change, Class, Disk, GetClassRequest, GetDiskRequest, GetNodeRequest, GetPodRequest,
+    GetShardRequest, GetVolumeRequest, ListClassesRequest, ListDisksRequest, ListNodesRequest,
+    ListPodsRequest, ListShardsRequest, ListVolumesRequest, Node, Pod, Query, Shard, Volume,
+    WatchDisksRequest, WatchNodesRequest, WatchPodsRequest, WatchVolumesRequest,
+};
+
+/// Some of the objects, and the token of the next page.
+pub type Page<T> = (Vec<T>, String);
+
+/// What a watch tells.
+#[derive(Clone, Debug)]
+pub struct Told<T> {
+    pub change: Change,
+    pub object: Option<T>,
+    pub resume_token: String,
+}
+
+/// What a watch gives.
+pub type Telling<T> = Pin<Box<dyn Stream<Item = Result<Told<T>, Status>> + Send>>;
+
+/// A kind of object that can be listed and shown. `within`: the object that it must belong to;
+/// empty: any.
+pub trait Noun: Rows {
+    fn page(
+        client: &Client,
+        query: Query,
+        within: &str,
+    ) -> impl Future<Output = Result<Page<Self>, CallError>>;
+
+    fn get(client: &Client, name: &str) -> impl Future<Output = Result<Self, CallError>>;
+}
+
+/// A kind of object that can be watched.
+pub trait Watched: Noun {
+    fn watch(
+        client: &Client,
+        query: Query,
+        resume_token: String,
+    ) -> impl Future<Output = Result<Telling<Self>, CallError>>;
+}
+
+/// All objects that a query selects, page by page.
+pub async fn all<T: Noun>(
+    client: &Client,
+    query: Query,
+    within: &str,
+) -> Result<Vec<T>, CallError> {
+    let (mut objects, mut query) = (Vec::new(), Query { page_size: 1000, ..query });
+    loop {
+        let (page, next) = T::page(client, query.clone(), within).await?;
+        objects.extend(page);
+        if next.is_empty() {
+            return Ok(objects);
+        }
+        query.page_token = next;
+    }
+}
+
+macro_rules! noun {
+    ($noun:ident, $nouns:ident, $get:ident, $list:ident { $($field:ident: $value:expr),* }) => {
+        impl Noun for $noun {
+            // Few nouns belong to others.
+            #[allow(unused_variables)]
+            async fn page(
+                client: &Client,
+                query: Query,
+                within: &str,
+            ) -> Result<Page<$noun>, CallError> {
+                let request = $list { query: Some(query), $($field: $value(within)),* };
+                let answer = client.$nouns().list(request).await;
+                let page = client.check(format!("list the {}", stringify!($nouns)), answer)?;
+                Ok((page.$nouns, page.next_page_token))
+            }
+
+            async fn get(client: &Client, name: &str) -> Result<$noun, CallError> {
+                let answer = client.$nouns().get($get { name: name.to_owned() }).await;
+                client.check(format!("show {} {name}", $noun::WORD), answer)
+            }
+        }
+    };
+}
+
+macro_rules! watched {
+    ($noun:ident, $nouns:ident, $field:ident, $watch:ident) => {
+        impl Watched for $noun {
+            async fn watch(
+                client: &Client,
+                query: Query,
+                resume_token: String,
+            ) -> Result<Telling<$noun>, CallError> {
+                let request = $watch { query: Some(query), resume_token };
+                let answer = client.$nouns().watch(request).await;
+                let events = client.check(format!("watch the {}", stringify!($nouns)), answer)?;
+                Ok(Box::pin(events.map(|event| {
+                    event.map(|event| Told {
+                        change: event.change(),
+                        object: event.$field,
+                        resume_token: event.resume_token,
+                    })
+                })))
+            }
+        }
+    };
+}
+
+noun!(Node, nodes, GetNodeRequest, ListNodesRequest {});
+noun!(Pod, pods, GetPodRequest, ListPodsRequest {});
+noun!(Disk, disks, GetDiskRequest, ListDisksRequest { pod: number });
+noun!(Class, classes, GetClassRequest, ListClassesRequest {});
+noun!(Volume, volumes, GetVolumeRequest, ListVolumesRequest {});
+noun!(Shard, shards, GetShardRequest, ListShardsRequest { volume: str::to_owned });
+watched!(Node, nodes, node, WatchNodesRequest);
+watched!(Pod, pods, pod, WatchPodsRequest);
+watched!(Disk, disks, disk, WatchDisksRequest);
+watched!(Volume, volumes, volume, WatchVolumesRequest);
+
+/// The number of a pod; 0 for none.
+fn number(within: &str) -> u64 {
+    within.parse().unwrap_or(0)
+}

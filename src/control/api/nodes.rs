@@ -1,0 +1,89 @@
+//! Machines on which volumes are used.
+
+use std::sync::Arc;
+
+use tokio_stream::StreamExt as _;
+use tonic::{Request, Response, Status};
+
+use crate::control::api::objects::{Event, Events, get, page, watch};
+use crate::control::api::route::on_leader;
+use crate::control::node::Node;
+use crate::control::objects::describe::Object as _;
+use crate::control::proto;
+use crate::control::proto::nodes_client::NodesClient;
+use crate::control::proto::nodes_server::Nodes;
+use crate::control::proto::{
+    GetNodeRequest, ListNodesRequest, ListNodesResponse, WatchNodesRequest, WatchNodesResponse,
+};
+
+pub struct NodesService {
+    pub node: Arc<Node>,
+}
+
+#[tonic::async_trait]
+impl Nodes for NodesService {
+    async fn list(
+        &self,
+        request: Request<ListNodesRequest>,
+    ) -> Result<Response<ListNodesResponse>, Status> {
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move {
+                let page = page::<proto::Node>(
+                    &self.node,
+                    &catalog,
+                    request.query,
+                    "",
+                    |source, after| Ok(source.keys_after(proto::Node::KIND, after)),
+                )
+                .await?;
+                Ok(ListNodesResponse {
+                    nodes: page.objects,
+                    next_page_token: page.next.unwrap_or_default(),
+                    resume_token: page.mark.encode(),
+                })
+            },
+            |channel, call| async move { NodesClient::new(channel).list(call).await },
+        )
+        .await
+    }
+
+    async fn get(&self, request: Request<GetNodeRequest>) -> Result<Response<proto::Node>, Status> {
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move { get(&self.node, &catalog, &request.name).await },
+            |channel, call| async move { NodesClient::new(channel).get(call).await },
+        )
+        .await
+    }
+
+    type WatchStream = Events<WatchNodesResponse>;
+
+    async fn watch(
+        &self,
+        request: Request<WatchNodesRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move {
+                let token = &request.resume_token;
+                let events =
+                    watch::<proto::Node>(&self.node, catalog, request.query, token).await?;
+                Ok(Box::pin(events.map(|event| event.map(message))) as Self::WatchStream)
+            },
+            |channel, call| async move {
+                let events = NodesClient::new(channel).watch(call).await?;
+                Ok(events.map(|events| Box::pin(events) as Self::WatchStream))
+            },
+        )
+        .await
+    }
+}
+
+fn message(event: Event<proto::Node>) -> WatchNodesResponse {
+    let Event { change, object, resume_token } = event;
+    WatchNodesResponse { change: change.into(), node: object, resume_token }
+}

@@ -1,0 +1,156 @@
+//! Follows the catalog's records and the reports on the catalog's leader: judges what was touched,
+//! remembers since when things are as they are, and numbers the changes for those who watch. Pure;
+//! the clock is an argument.
+//!
+//! It looks only at what differs from the time before.
+
+use std::collections::BTreeSet;
+
+use crate::control::objects::cursor::Mark;
+use crate::control::objects::judge::Judge;
+use crate::control::objects::key::{Kind, ObjectKey};
+use crate::control::objects::ledger::Ledger;
+use crate::control::objects::ring::{Ring, TooOld};
+use crate::control::objects::seen::Seen;
+use crate::control::objects::source::Source;
+use crate::control::proto::Phase;
+use crate::control::reports::Pods;
+use crate::types::Uuid;
+
+/// Changes that are kept for those who watch.
+const CHANGES_MAX: usize = 1 << 16;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Observer {
+    /// A random number of the process: its changes have numbers of their own.
+    run: u64,
+    history: Uuid,
+    revision: u64,
+    seen: Seen,
+    ledger: Ledger,
+    changes: Ring<Changed>,
+}
+
+/// A change that somebody may watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    pub key: ObjectKey,
+    /// Of an object that is gone now.
+    pub gone: Option<Gone>,
+}
+
+/// Who an object was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gone {
+    pub uid: String,
+    pub name: String,
+}
+
+impl Observer {
+    pub fn new(run: u64) -> Observer {
+        Observer {
+            run,
+            history: Uuid::default(),
+            revision: 0,
+            seen: Seen::default(),
+            ledger: Ledger::default(),
+            changes: Ring::new(CHANGES_MAX),
+        }
+    }
+
+    pub fn seen(&self) -> &Seen {
+        &self.seen
+    }
+
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The moment up to which it has seen everything.
+    pub fn mark(&self) -> Mark {
+        let sequence = self.changes.last();
+        Mark { history: self.history, revision: self.revision, run: self.run, sequence }
+    }
+
+    /// The changes since a moment. An error: they are not known any more.
+    pub fn since(&self, mark: &Mark) -> Result<impl Iterator<Item = &Changed>, TooOld> {
+        if (mark.history, mark.run) != (self.history, self.run) {
+            return Err(TooOld);
+        }
+        self.changes.since(mark.sequence)
+    }
+
+    /// Takes over the state and the reports as of `now_ms` (since 1970). True when anything
+    /// changed. A state that is older than the last one counts for nothing.
+    pub fn update(&mut self, source: Source<'_>, pods: Pods<'_>, now_ms: u64) -> bool {
+        let before = self.changes.last();
+        let mut due = BTreeSet::new();
+        let is_other = source.history() != self.history;
+        if is_other || source.revision() > self.revision {
+            match source.changed_since(self.revision).filter(|_| !is_other) {
+                Some(changed) => due.extend(changed),
+                None => due.extend(self.everything(source)),
+            }
+            (self.history, self.revision) = (source.history(), source.revision());
+        } else if source.revision() < self.revision {
+            return false;
+        }
+        let touched = self.seen.hear(pods);
+        due.extend(touched.pods.iter().map(|pod| ObjectKey::Pod(*pod)));
+        due.extend(touched.disks.iter().map(|disk| ObjectKey::Disk(*disk)));
+        due.extend(touched.shards.iter().map(|shard| ObjectKey::Shard(*shard)));
+        // A volume is as its shards are, and a node as its pods.
+        let owners = due.iter().filter_map(|key| match key {
+            ObjectKey::Shard(shard) => Some(ObjectKey::Volume(source.shard(*shard)?.value.volume)),
+            ObjectKey::Pod(pod) => Some(ObjectKey::Node(source.pod(*pod)?.value.node.clone())),
+            _ => None,
+        });
+        let owners: Vec<ObjectKey> = owners.collect();
+        due.extend(owners);
+        for key in due {
+            self.judge(source, &key, now_ms);
+        }
+        self.changes.last() > before
+    }
+
+    /// Everything that is there, and everything that was.
+    fn everything(&self, source: Source<'_>) -> BTreeSet<ObjectKey> {
+        let mut all: BTreeSet<ObjectKey> = self.ledger.keys().cloned().collect();
+        for kind in Kind::ALL {
+            all.extend(source.keys_after(kind, None));
+        }
+        all
+    }
+
+    /// Shards are many, and nobody watches one: only those are remembered that are not well.
+    fn judge(&mut self, source: Source<'_>, key: &ObjectKey, now_ms: u64) {
+        let judge = Judge { source, seen: &self.seen };
+        let judged = judge.judge(key);
+        if key.kind() == Kind::Shard {
+            match judged.filter(|judged| judged.judgement.phase != Phase::Ready) {
+                Some(judged) => {
+                    self.ledger.judge(key, judged, now_ms);
+                }
+                None => {
+                    self.ledger.forget(key);
+                }
+            }
+            return;
+        }
+        match judged {
+            Some(judged) => {
+                if self.ledger.judge(key, judged, now_ms) {
+                    self.changes.push(Changed { key: key.clone(), gone: None });
+                }
+            }
+            None => {
+                let known = self.ledger.get(key);
+                let gone = known.map(|it| Gone { uid: it.uid.clone(), name: it.name.clone() });
+                if self.ledger.forget(key) {
+                    self.changes.push(Changed { key: key.clone(), gone });
+                }
+            }
+        }
+    }
+}

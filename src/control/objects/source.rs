@@ -1,0 +1,170 @@
+//! The records of the catalog, as the descriptions of objects read them: by key, in order of keys,
+//! each with the revision that changed it.
+
+use std::ops::Bound;
+
+use crate::control::objects::key::{Kind, ObjectKey};
+use crate::control::placement::domain;
+use crate::control::state::CatalogState;
+use crate::control::state::rows::{Class, Disk, Node, Pod, RowKey, Shard, Volume};
+use crate::control::state::table::Row;
+use crate::types::{MemberId, PodId, ShardId, Uuid, VolumeId};
+
+/// Keys of objects.
+pub type Keys<'a> = Box<dyn Iterator<Item = ObjectKey> + 'a>;
+
+/// See the module.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    state: &'a CatalogState,
+}
+
+impl<'a> Source<'a> {
+    pub fn new(state: &'a CatalogState) -> Source<'a> {
+        Source { state }
+    }
+
+    pub fn cluster(self) -> Uuid {
+        self.state.cluster.uid
+    }
+
+    pub fn history(self) -> Uuid {
+        self.state.cluster.history
+    }
+
+    pub fn revision(self) -> u64 {
+        self.state.revision()
+    }
+
+    pub fn node(self, name: &str) -> Option<&'a Row<Node>> {
+        self.state.nodes.row(name)
+    }
+
+    pub fn pod(self, pod: PodId) -> Option<&'a Row<Pod>> {
+        self.state.pods.row(&pod)
+    }
+
+    pub fn disk(self, disk: Uuid) -> Option<&'a Row<Disk>> {
+        self.state.disks.row(&disk)
+    }
+
+    pub fn class(self, name: &str) -> Option<&'a Row<Class>> {
+        self.state.classes.row(name)
+    }
+
+    pub fn volume(self, volume: VolumeId) -> Option<&'a Row<Volume>> {
+        self.state.volumes.row(&volume)
+    }
+
+    pub fn shard(self, shard: ShardId) -> Option<&'a Row<Shard>> {
+        self.state.shards.row(&shard)
+    }
+
+    pub fn volume_by_name(self, name: &str) -> Option<(VolumeId, &'a Row<Volume>)> {
+        let (volume, _) = self.state.volume_by_name(name)?;
+        Some((volume, self.volume(volume)?))
+    }
+
+    /// The shards of a volume that are left, in order.
+    pub fn shards_of(self, volume: &'a Volume) -> impl Iterator<Item = (ShardId, &'a Shard)> {
+        self.state.shards_of(volume)
+    }
+
+    /// The pods of a node.
+    pub fn pods_of(self, node: &str) -> impl Iterator<Item = PodId> + use<'a, '_> {
+        let pods = self.state.pods.iter().filter(move |(_, pod)| pod.node == node);
+        pods.map(|(pod, _)| *pod)
+    }
+
+    /// Replicas on a disk, those that are to be destroyed included.
+    pub fn replicas_on(self, disk: Uuid) -> u64 {
+        self.state.members_on(disk)
+    }
+
+    /// Length of all replicas on a disk.
+    pub fn provisioned_on(self, disk: Uuid) -> u64 {
+        self.state.provisioned_on(disk)
+    }
+
+    /// The failure domain of a disk; `None`: its node lacks the label.
+    pub fn domain_of(self, disk: Uuid, failure_domain: &str) -> Option<String> {
+        domain(self.state, self.disk(disk)?.value.pod, failure_domain)
+    }
+
+    pub fn has(self, key: &ObjectKey) -> bool {
+        match key {
+            ObjectKey::Node(name) => self.state.nodes.contains_key(name),
+            ObjectKey::Pod(pod) => self.state.pods.contains_key(pod),
+            ObjectKey::Disk(disk) => self.state.disks.contains_key(disk),
+            ObjectKey::Class(name) => self.state.classes.contains_key(name),
+            ObjectKey::Volume(volume) => self.state.volumes.contains_key(volume),
+            ObjectKey::Shard(shard) => self.state.shards.contains_key(shard),
+        }
+    }
+
+    /// The pod's member of the catalog.
+    pub fn catalog_member(self, pod: PodId) -> Option<MemberId> {
+        self.state.index.catalog_by_pod.get(&pod).copied()
+    }
+
+    /// The pods of the catalog's members.
+    pub fn catalog_pods(self) -> impl Iterator<Item = (MemberId, PodId)> + use<'a> {
+        self.state.catalog.iter().map(|(member, it)| (*member, it.pod))
+    }
+
+    /// How many objects of a kind there are.
+    pub fn count(self, kind: Kind) -> u64 {
+        let count = match kind {
+            Kind::Node => self.state.nodes.len(),
+            Kind::Pod => self.state.pods.len(),
+            Kind::Disk => self.state.disks.len(),
+            Kind::Class => self.state.classes.len(),
+            Kind::Volume => self.state.volumes.len(),
+            Kind::Shard => self.state.shards.len(),
+        };
+        count as u64
+    }
+
+    pub fn disks_of(self, pod: PodId) -> impl Iterator<Item = Uuid> + use<'a> {
+        let disks = self.state.disks.iter().filter(move |(_, disk)| disk.pod == pod);
+        disks.map(|(disk, _)| *disk)
+    }
+
+    /// Keys of the objects of a kind behind `after`, in order.
+    pub fn keys_after(self, kind: Kind, after: Option<&ObjectKey>) -> Keys<'a> {
+        macro_rules! keys {
+            ($table:ident, $kind:ident) => {{
+                let after = match after {
+                    Some(ObjectKey::$kind(key)) => Bound::Excluded(key.clone()),
+                    _ => Bound::Unbounded,
+                };
+                let rows = self.state.$table.range((after, Bound::Unbounded));
+                Box::new(rows.map(|(key, _)| ObjectKey::$kind(key.clone())))
+            }};
+        }
+        match kind {
+            Kind::Node => keys!(nodes, Node),
+            Kind::Pod => keys!(pods, Pod),
+            Kind::Disk => keys!(disks, Disk),
+            Kind::Class => keys!(classes, Class),
+            Kind::Volume => keys!(volumes, Volume),
+            Kind::Shard => keys!(shards, Shard),
+        }
+    }
+
+    /// The objects that changed behind a revision; `None` when that is not known any more.
+    pub fn changed_since(self, revision: u64) -> Option<impl Iterator<Item = ObjectKey> + use<'a>> {
+        let changed = self.state.changed_since(revision)?;
+        Some(changed.filter_map(|key| {
+            Some(match key {
+                RowKey::Node(name) => ObjectKey::Node(name.clone()),
+                RowKey::Pod(pod) => ObjectKey::Pod(*pod),
+                RowKey::Disk(disk) => ObjectKey::Disk(*disk),
+                RowKey::Class(name) => ObjectKey::Class(name.clone()),
+                RowKey::Volume(volume) => ObjectKey::Volume(*volume),
+                RowKey::Shard(shard) => ObjectKey::Shard(*shard),
+                _ => return None,
+            })
+        }))
+    }
+}
