@@ -30,7 +30,7 @@ pub struct Condition {
 pub struct Ledger {
     standings: HashMap<ObjectKey, Standing>,
     counts: BTreeMap<(Kind, i32), u64>,
-    /// Those with a severity, the worst last.
+    /// Those with a severity, the worst last. A shard is as its volume is, and not among them.
     bad: BTreeSet<(u8, ObjectKey)>,
 }
 
@@ -61,7 +61,7 @@ impl Ledger {
         }
         self.forget(key);
         *self.counts.entry((key.kind(), now.phase.into())).or_default() += 1;
-        if severity(now.phase) > 0 {
+        if severity(now.phase) > 0 && key.kind() != Kind::Shard {
             self.bad.insert((severity(now.phase), key.clone()));
         }
         self.standings.insert(key.clone(), now);

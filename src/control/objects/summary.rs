@@ -17,9 +17,8 @@ impl Describe<'_> {
     pub fn status(&self) -> StatusResponse {
         let works = |report: &crate::view::DiskReport| report.failed.is_none();
         let disks = || self.seen.disks().map(|(_, disk)| &disk.report).filter(|it| works(it));
-        // A shard is as its volume is: volumes tell enough.
-        let told = |kind| matches!(kind, Kind::Pod | Kind::Disk | Kind::Volume);
-        let bad = || self.ledger.bad().filter(move |(key, _)| told(key.kind()));
+        // A node is as its pods are, and pods are told.
+        let bad = || self.ledger.bad().filter(|(key, _)| key.kind() != Kind::Node);
         StatusResponse {
             cluster: self.source.cluster().to_string(),
             revision: self.source.revision(),
