@@ -276,14 +276,14 @@ async fn a_watch_goes_on_under_another_leader(pod: &TestPod, old_leader: u64, to
     pod.until("there is another leader", elected).await;
     let only_a = Query { name: "a".to_owned(), ..Query::default() };
     let mut resumed = watch(pod, only_a, token).await.unwrap();
-    let (mut known, mut is_degraded) = (Vec::new(), false);
+    let (mut known, mut is_hurt) = (Vec::new(), false);
     // A pod is away, which the leader notices sooner or later.
-    while !is_degraded || !known.contains(&Change::Bookmark) {
+    while !is_hurt || !known.contains(&Change::Bookmark) {
         let (change, volume, _) = told(&mut resumed).await;
         known.push(change);
         if let Some(volume) = volume {
             assert_eq!(volume.meta.as_ref().unwrap().name, "a");
-            is_degraded = volume.status.unwrap().phase() == Phase::Degraded;
+            is_hurt = volume.status.unwrap().phase() != Phase::Ready;
         }
     }
     assert_eq!(known[0], Change::Present, "{known:?}");

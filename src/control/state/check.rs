@@ -40,6 +40,8 @@ pub fn check(state: &Tables) -> Result<(), Contradiction> {
     let requests = state.index.requests.size();
     holds(requests == state.answered.len(), "two answers have one id")?;
     holds(state.answered.keys().all(|id| *id < request), "a request's number was never given")?;
+    let mut classes = state.classes.values();
+    holds(classes.all(|class| class.generation < COUNT_MAX), "a generation was used up")?;
     check_volumes(state)?;
     check_attachments(state)?;
     check_shards(state, shard, member)
@@ -91,6 +93,10 @@ fn check_shards(state: &Tables, next: u64, next_member: u64) -> Result<(), Contr
         let place = volume.first_shard.0.checked_add(shard.place.into());
         holds(place == Some(id.0), "a shard is at the wrong place")?;
         holds(id.0 < next, "a shard's id was never given")?;
+        let begin = volume.stripe_bytes.checked_mul(shard.place.into());
+        let left = begin.and_then(|begin| volume.size_bytes.checked_sub(begin));
+        let bytes = left.map(|left| left.min(volume.stripe_bytes));
+        holds(bytes == Some(shard.bytes), "a shard has another length than its volume says")?;
         let count = shard.members.len();
         let all = volume.replicas as usize;
         let fits = if volume.deleting { (1..=all).contains(&count) } else { count == all };

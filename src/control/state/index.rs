@@ -79,7 +79,7 @@ impl Index {
                 self.change_held(member.disk, |held| {
                     held.members.remove_mut(&member.member);
                     held.firsts -= u64::from(place == 0);
-                    held.provisioned_bytes -= before.bytes;
+                    held.provisioned_bytes = held.provisioned_bytes.wrapping_sub(before.bytes);
                 });
             }
         }
@@ -88,7 +88,8 @@ impl Index {
                 self.change_held(member.disk, |held| {
                     held.members.insert_mut(member.member, *key);
                     held.firsts += u64::from(place == 0);
-                    held.provisioned_bytes += now.bytes;
+                    // Rows that were not checked yet may have any length.
+                    held.provisioned_bytes = held.provisioned_bytes.wrapping_add(now.bytes);
                 });
             }
         }
