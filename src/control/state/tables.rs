@@ -206,7 +206,9 @@ impl Tables {
         row: &[u8],
     ) -> Result<(), RowError> {
         let (revision, value) = decode_row::<T>(row_key, row)?;
-        self.place(key, row_key, row, revision, value);
+        // Two texts may mean the same: an identity in capitals, for instance.
+        let bytes = encode_row(revision, &value);
+        self.place(key, row_key, &bytes, revision, value);
         Ok(())
     }
 
