@@ -118,7 +118,8 @@ fn volume(name: &str, size_bytes: u64, phase: Phase, conditions: [Condition; 2])
         nbd: vec!["192.0.2.1:10809".to_owned(), "192.0.2.2:10809".to_owned()],
         id: 7,
     };
-    let spec = VolumeSpec { size_bytes, class: "replicated".to_owned(), replicas: 3 };
+    let class = "replicated".to_owned();
+    let spec = VolumeSpec { size_bytes, class, replicas: 3, closed: false };
     let mut meta = meta(&"7".repeat(32), name);
     meta.as_mut().unwrap().labels.insert("tier".to_owned(), "gold".to_owned());
     Volume { meta, spec: Some(spec), status: Some(status) }

@@ -320,6 +320,7 @@ impl Rows for Volume {
             ("size", ByteSize(spec.size_bytes).to_string()),
             ("class", spec.class),
             ("replicas", spec.replicas.to_string()),
+            ("access", if spec.closed { "attachments only" } else { "everybody" }.to_owned()),
             ("shards", format!("{} of {}", status.shards, ByteSize(status.stripe_bytes))),
             ("nbd", nbd.join(" ")),
         ];

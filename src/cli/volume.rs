@@ -46,6 +46,9 @@ pub enum VolumeCommand {
         /// A label of the volume; may be repeated
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
         labels: Vec<(String, String)>,
+        /// Let only nodes use it that it is published to
+        #[arg(long)]
+        closed: bool,
         /// Return when the volume is recorded, before it can be used
         #[arg(long)]
         no_wait: bool,
@@ -65,7 +68,12 @@ pub enum VolumeCommand {
         labels: Vec<String>,
     },
     /// Delete a volume and everything on it
-    Delete { name: String },
+    Delete {
+        name: String,
+        /// Also while a node has it
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 pub async fn run(
@@ -74,11 +82,11 @@ pub async fn run(
     output: Output,
 ) -> anyhow::Result<String> {
     match command {
-        VolumeCommand::Create { name, size, class, replicas, labels, no_wait } => {
+        VolumeCommand::Create { name, size, class, replicas, labels, closed, no_wait } => {
             let labels: Labels = labels.into_iter().collect();
             check_labels(&labels).map_err(|error| UsageError(error.to_string()))?;
             let replicas = replicas.unwrap_or(0);
-            let spec = VolumeSpec { size_bytes: size.0, class, replicas };
+            let spec = VolumeSpec { size_bytes: size.0, class, replicas, closed };
             let mut volume = create(client, &name, spec, labels).await?;
             if !no_wait && volume.phase() == Phase::Creating {
                 volume = until_created(client, volume).await?;
@@ -99,10 +107,10 @@ pub async fn run(
             let request = UpdateVolumeRequest { name, revision, labels, request_id };
             one(&client.check(doing, client.volumes().update(request).await)?, output)
         }
-        VolumeCommand::Delete { name } => {
+        VolumeCommand::Delete { name, force } => {
             let (doing, uid) = (format!("delete volume {name}"), String::new());
             let request_id = request_id()?;
-            let request = DeleteVolumeRequest { name: name.clone(), request_id, uid };
+            let request = DeleteVolumeRequest { name: name.clone(), request_id, uid, force };
             client.check(doing, client.volumes().delete(request).await)?;
             deleted("volume", &name, output)
         }

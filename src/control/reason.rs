@@ -83,6 +83,18 @@ reasons! {
         "the object has changed since the revision that the update is based on; read it again",
     NameNotFreeYet "NAME_NOT_FREE_YET" FailedPrecondition
         "the name belongs to a volume that is being deleted",
+    NodeLost "NODE_LOST" FailedPrecondition
+        "the node was declared lost, and gets no volumes before it has started anew",
+    NodeRebooted "NODE_REBOOTED" FailedPrecondition
+        "the node has started anew since; look again whether it is lost",
+    VolumeOpen "VOLUME_OPEN" FailedPrecondition
+        "the volume is open to everybody, so no node can have it for itself",
+    VolumeInUse "VOLUME_IN_USE" FailedPrecondition
+        "a node has the volume; it has to be unpublished there first",
+    OtherMode "OTHER_MODE" AlreadyExists
+        "the node has the volume in another mode",
+    TooManyAttachments "TOO_MANY_ATTACHMENTS" ResourceExhausted
+        "the volume has as many attachments as it can have",
     PlacementStale "PLACEMENT_STALE" Aborted
         "the disks changed while replicas were placed",
     TooFewDomains "TOO_FEW_DOMAINS" FailedPrecondition

@@ -44,7 +44,7 @@ pub async fn bring_up(layout: &Layout, volumes: &[(String, ByteSize)]) -> anyhow
             Some(_) => {}
             None => {
                 let (size_bytes, class) = (size.0, CLASS.to_owned());
-                let spec = VolumeSpec { size_bytes, class, replicas: 0 };
+                let spec = VolumeSpec { size_bytes, class, ..VolumeSpec::default() };
                 create(&client, name, spec, BTreeMap::new()).await?;
             }
         }

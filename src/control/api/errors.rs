@@ -138,6 +138,26 @@ pub fn of_catalog(error: &CatalogError) -> Status {
         CatalogError::NoSuchPod { pod } => {
             Refusal::new(Reason::NoSuchPod, text).about(Kind::Pod, pod.to_string())
         }
+        CatalogError::NoSuchNode { node } => return no_such(Kind::Node, node),
+        CatalogError::NodeLost { node } => {
+            Refusal::new(Reason::NodeLost, text).about(Kind::Node, node)
+        }
+        CatalogError::NodeRebooted { node } => {
+            Refusal::new(Reason::NodeRebooted, text).about(Kind::Node, node)
+        }
+        CatalogError::VolumeOpen { name } => {
+            Refusal::new(Reason::VolumeOpen, text).about(Kind::Volume, name)
+        }
+        CatalogError::Held { name, holder } => {
+            let refusal = Refusal::new(Reason::VolumeInUse, text).about(Kind::Volume, name);
+            refusal.with("holder", holder)
+        }
+        CatalogError::OtherMode { node } => {
+            Refusal::new(Reason::OtherMode, text).about(Kind::Node, node)
+        }
+        CatalogError::TooManyAttachments { name } => {
+            Refusal::new(Reason::TooManyAttachments, text).about(Kind::Volume, name)
+        }
         CatalogError::StalePlacement => {
             Refusal::new(Reason::PlacementStale, format!("{text}; try again")).passing()
         }

@@ -186,11 +186,11 @@ async fn delete(
     catalog: &Catalog,
     request: DeleteVolumeRequest,
 ) -> Result<DeleteVolumeResponse, Failure> {
-    let DeleteVolumeRequest { name, request_id, uid } = request;
+    let DeleteVolumeRequest { name, request_id, uid, force } = request;
     let (state, _) = read(catalog).await?;
     let found = state.volume_by_name(&name).filter(|(_, volume)| volume.uid.to_string() == uid);
     let volume = found.map_or(VolumeId(0), |(volume, _)| volume);
-    catalog.propose(CatalogCommand::DeleteVolume { request_id, name, volume }).await?;
+    catalog.propose(CatalogCommand::DeleteVolume { request_id, name, volume, force }).await?;
     Ok(DeleteVolumeResponse {})
 }
 
@@ -225,6 +225,7 @@ fn wanted(request: &CreateVolumeRequest, state: &CatalogState) -> Result<NewVolu
         size_bytes: spec.size_bytes,
         stripe_bytes,
         replicas: if spec.replicas == 0 { found.replicas } else { spec.replicas },
+        open: !spec.closed,
     })
 }
 

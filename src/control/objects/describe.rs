@@ -243,6 +243,7 @@ impl<'a> Describe<'a> {
             size_bytes: volume.size_bytes,
             class: volume.class.clone(),
             replicas: volume.replicas,
+            closed: !volume.access.open,
         };
         Some(Volume { meta: Some(meta), spec: Some(spec), status: Some(status) })
     }
