@@ -275,6 +275,11 @@ pub enum ConfigError {
     )]
     PortTaken { first: &'static str, second: &'static str, one: SocketAddr, other: SocketAddr },
     #[error(
+        "`http.listen` is {listen}; it must be a loopback address such as 127.0.0.1, because \
+         metrics are served without TLS"
+    )]
+    HttpNotLoopback { listen: SocketAddr },
+    #[error(
         "`hang_limit_seconds` is {0}; it must be 0 (never) or from {HANG_LIMIT_SECONDS_MIN} to \
          {HANG_LIMIT_SECONDS_MAX}"
     )]
@@ -340,6 +345,9 @@ impl Config {
             if key != "http" && advertise.is_none() && listen.ip().is_unspecified() {
                 return Err(ConfigError::NeedsAdvertise { key, listen });
             }
+            if key == "http" && !listen.ip().is_loopback() {
+                return Err(ConfigError::HttpNotLoopback { listen });
+            }
             if let Some(advertise) = advertise
                 && (advertise.ip().is_unspecified() || advertise.port() == 0)
             {
@@ -377,12 +385,14 @@ impl Config {
         Ok(())
     }
 
-    /// Checks that every disk's directory exists, and that no two disks share one.
-    pub fn check_disks(&self) -> Result<(), ConfigError> {
+    /// Checks that the directory of every new disk exists, and that no two disks share one. A disk
+    /// that `is_known` and is not there is refused alone, later.
+    pub fn check_disks(&self, is_known: impl Fn(&Path) -> bool) -> Result<(), ConfigError> {
         let mut seen = BTreeSet::new();
         for disk in &self.disks {
             let path = disk.path.clone();
             match std::fs::metadata(&path) {
+                _ if is_known(&path) => {}
                 Ok(meta) if !meta.is_dir() => return Err(ConfigError::DiskNotDirectory { path }),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     return Err(ConfigError::DiskMissing { path });
@@ -620,9 +630,11 @@ mod tests {
                 "`api.listen` (0.0.0.0:7401) and `peer.listen` (127.0.0.1:7401) take the same",
             ),
             (
-                "data = '/d'\n[http]\nlisten = '[::]:10809'",
-                "`nbd.listen` (127.0.0.1:10809) and `http.listen` ([::]:10809) take the same",
+                "data = '/d'\n[nbd]\nlisten = '[::]:7401'\nadvertise = '192.0.2.1:7401'",
+                "`peer.listen` (127.0.0.1:7401) and `nbd.listen` ([::]:7401) take the same",
             ),
+            ("data = '/d'\n[http]\nlisten = '0.0.0.0:7480'", "must be a loopback address"),
+            ("data = '/d'\n[http]\nlisten = '192.0.2.1:7480'", "served without TLS"),
             ("data = '/d'\n[nbd]\nlisten = '127.0.0.1:0'", "nbd.listen` needs a port"),
             ("data = '/d'\nhang_limit_seconds = 1", "hang_limit_seconds"),
             ("data = '/d'\nhang_limit_seconds = 3601", "hang_limit_seconds"),
@@ -652,13 +664,15 @@ mod tests {
         let mut config = parse("data = '/d'\n[[disk]]\npath = 'a'\n[[disk]]\npath = 'b'").unwrap();
         config.disks[0].path = root.path().join("a");
         config.disks[1].path = root.path().join("b");
-        assert!(matches!(config.check_disks(), Err(ConfigError::DiskMissing { .. })));
+        let check = |config: &Config| config.check_disks(|_| false);
+        assert!(matches!(check(&config), Err(ConfigError::DiskMissing { .. })));
+        assert!(config.check_disks(|_| true).is_ok(), "the pod had both, and goes on without");
         std::fs::create_dir(&config.disks[0].path).unwrap();
         std::os::unix::fs::symlink(&config.disks[0].path, &config.disks[1].path).unwrap();
-        assert!(matches!(config.check_disks(), Err(ConfigError::DiskTwice(_))));
+        assert!(matches!(check(&config), Err(ConfigError::DiskTwice(_))));
         std::fs::remove_file(&config.disks[1].path).unwrap();
         std::fs::create_dir(&config.disks[1].path).unwrap();
-        config.check_disks().unwrap();
+        check(&config).unwrap();
     }
 
     #[test]

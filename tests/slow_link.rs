@@ -108,7 +108,7 @@ impl Cluster {
         let config = format!(
             "data = {:?}\n{join}\n[node]\nname = \"node-{pod}\"\n\
              [api]\nlisten = \"{own}:7400\"\n[peer]\nlisten = \"{own}:7401\"\n\
-             [nbd]\nlisten = \"{own}:10809\"\nsocket = {:?}\n[http]\nlisten = \"{own}:7480\"\n\
+             [nbd]\nlisten = \"{own}:10809\"\nsocket = {:?}\n\
              [[disk]]\npath = {:?}\nsize = \"2GiB\"\nwal_size = \"512MiB\"\n",
             dir.join("data"),
             self.socket(pod),

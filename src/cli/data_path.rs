@@ -16,6 +16,7 @@ use crate::io::driver::Address;
 use crate::io::{DriverKind, DurableWrites};
 use crate::limits::{Budgets, DATA_FILE_BYTES, SocketLimits};
 use crate::replica::messages::ReadMode;
+use crate::telemetry::Telemetry;
 use crate::types::{AccessSet, Uuid, VolumeId};
 use crate::view::ClusterView;
 use crate::worker::{self, AccessAnswer, DiskOptions, StartOptions, WorkerConfig};
@@ -81,18 +82,34 @@ fn memory_file(config: &Config) -> PathBuf {
     config.data.join("data-path.json")
 }
 
+/// Checks the directories of disks that this pod never had: somebody is adding them, and is there
+/// to see the error.
+pub fn check_disks(config: &Config) -> anyhow::Result<()> {
+    let memory = Memory::load(&memory_file(config))?;
+    Ok(config.check_disks(|path| memory.disks.contains_key(path))?)
+}
+
 /// Opens the disks, and starts worker and front ends.
 pub fn start(
     config: &Config,
     identity: Identity,
     sockets: SocketLimits,
     reports: ReportSink,
+    telemetry: &Telemetry,
 ) -> anyhow::Result<Arc<dyn DataPath>> {
     let file = memory_file(config);
     let known = Memory::load(&file)?;
     let mut memory = known.clone();
     let options = options(config, identity, sockets, &memory)?;
     let worker = worker::start(options, Box::new(move |report| reports.send(report)))?;
+    let meters = worker.meters();
+    telemetry.registry.add(meters.clone());
+    let rounds = meters.rounds.clone();
+    telemetry.health.check(move || match meters.view_revision.get() {
+        0 => vec!["the data path knows no volumes yet: it waits for the catalog".to_owned()],
+        _ => Vec::new(),
+    });
+    telemetry.health.serves(rounds);
     let disks = worker.disks().to_vec();
     for disk in &disks {
         memory.disks.insert(disk.path.clone(), disk.disk);

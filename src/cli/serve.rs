@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -12,7 +13,8 @@ use crate::config::Config;
 use crate::control::identity::{PodDirectory, write_atomically};
 use crate::control::server::Server;
 use crate::limits::SocketLimits;
-use crate::telemetry::logs;
+use crate::telemetry::metrics::process::Process;
+use crate::telemetry::{Telemetry, http, logs};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -76,8 +78,8 @@ fn raise_open_files(disks: usize) -> anyhow::Result<SocketLimits> {
 
 fn serve(config: Config) -> anyhow::Result<()> {
     let sockets = raise_open_files(config.disks.len())?;
-    config.check_disks()?;
     let directory = PodDirectory::open(&config.data)?;
+    data_path::check_disks(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
@@ -89,7 +91,7 @@ fn serve(config: Config) -> anyhow::Result<()> {
     result
 }
 
-/// Serves until a signal or a failure.
+/// Serves until a signal.
 async fn serve_until_told(
     config: &Config,
     directory: PodDirectory,
@@ -103,14 +105,19 @@ async fn serve_until_told(
             _ = interrupt.recv() => {}
         }
     };
+    let telemetry = Telemetry::default();
+    telemetry.registry.add(Arc::new(Process::default()));
+    let http = http::Server::bind(config.http.listen, telemetry.clone()).await?;
+    tokio::spawn(http.run());
     let server = tokio::select! {
         server = Server::start(config, directory, sockets.api) => server?,
         () = told() => return Ok(()),
     };
+    telemetry.registry.add(Arc::new(server.meters()));
     let data_path = {
         let (config, identity) = (config.clone(), server.identity());
         let reports = server.report_sink();
-        let start = move || data_path::start(&config, identity, sockets, reports);
+        let start = move || data_path::start(&config, identity, sockets, reports, &telemetry);
         tokio::task::spawn_blocking(start).await.context("could not start the data path")?
     };
     let data_path = match data_path {
@@ -121,15 +128,14 @@ async fn serve_until_told(
         }
     };
     server.attach(data_path.clone());
-    if let Some(file) = &config.pid_file {
-        write_atomically(file, format!("{}\n", std::process::id()).as_bytes())
-            .with_context(|| format!("could not write {}", file.display()))?;
+    if let Some(file) = &config.pid_file
+        && let Err(error) = write_atomically(file, format!("{}\n", std::process::id()).as_bytes())
+    {
+        // On a full file system, say.
+        tracing::error!("could not write {}: {error}", file.display());
     }
     tracing::info!(pod = server.identity().pod.0, "serving");
-    let ended = tokio::select! {
-        () = told() => Ok(()),
-        failure = server.failed() => Err(failure),
-    };
+    told().await;
     tracing::info!("stopping");
     if let Some(file) = &config.pid_file
         && let Err(error) = std::fs::remove_file(file)
@@ -140,5 +146,5 @@ async fn serve_until_told(
         .await
         .context("could not stop the data path")?;
     server.stop().await;
-    Ok(ended?)
+    Ok(())
 }

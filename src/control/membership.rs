@@ -12,7 +12,7 @@ use crate::control::state::{CatalogState, NewCluster};
 use crate::control::storage::{MemberRow, Recovered, Snapshot, Storage, StorageError};
 use crate::io::clock;
 use crate::replica::meta::{Meta, MetaError};
-use crate::types::{MemberId, PodId};
+use crate::types::{MemberId, PodId, mix64};
 
 #[derive(Debug, thiserror::Error)]
 pub enum MembershipError {
@@ -101,6 +101,19 @@ pub async fn resume(node: &Arc<Node>) -> Result<(), MembershipError> {
     blocking(node, resume_now).await
 }
 
+/// Starts a member again that has stopped by itself.
+pub async fn restart(node: &Arc<Node>) -> Result<(), MembershipError> {
+    blocking(node, |node| {
+        // Until the new one is there, its place is taken: nobody makes another member.
+        if let Some(stopped) = node.catalog() {
+            stopped.stop();
+        }
+        node.catalog_lost.send_replace(None);
+        resume_now(node)
+    })
+    .await
+}
+
 fn resume_now(node: &Arc<Node>) -> Result<(), MembershipError> {
     let mut directory = node.directory.lock().unwrap_or_else(PoisonError::into_inner);
     let path = database(directory.path());
@@ -137,7 +150,9 @@ fn start(node: &Arc<Node>, storage: Storage, recovered: Recovered) -> Result<(),
             node.catalog_lost.send_replace(Some(reason));
         }
     };
-    let catalog = Catalog::start(storage, recovered, node.run, Queues::new(node), lost)?;
+    // Proposals of an earlier member of this process must not be taken for its own.
+    let run = mix64(node.run ^ mix64(clock::now().0));
+    let catalog = Catalog::start(storage, recovered, run, Queues::new(node), lost)?;
     node.set_catalog(Some(Arc::new(catalog)));
     Ok(())
 }

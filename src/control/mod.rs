@@ -9,6 +9,7 @@
 
 pub mod access;
 pub mod api;
+pub mod api_meters;
 #[cfg(test)]
 mod api_test;
 pub mod catalog;
@@ -25,6 +26,7 @@ pub mod machine;
 pub mod membership;
 pub mod names;
 pub mod node;
+pub mod node_meters;
 pub mod objects;
 pub mod observe;
 pub mod observed;
@@ -36,8 +38,10 @@ pub mod reason;
 pub mod reconcile;
 pub mod registration;
 pub mod reports;
+pub mod revival;
 pub mod server;
 pub mod state;
 pub mod storage;
+pub mod supervise;
 pub mod sync;
 pub mod tasks;

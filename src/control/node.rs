@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::{Notify, watch};
 
+use crate::control::api_meters::ApiMeters;
 use crate::control::catalog::Catalog;
 use crate::control::command::{Addresses, NewDisk, NewNode};
 use crate::control::identity::{Identity, PodDirectory};
 use crate::control::observed::Observed;
 use crate::control::peers::Peers;
 use crate::control::reports::Reports;
+use crate::control::supervise::Restarts;
 use crate::control::sync::kept::{Keeper, Kept};
 use crate::control::sync::mirror::{Mirror, MirrorError};
 use crate::control::sync::update::{Position, Update};
@@ -38,12 +40,16 @@ pub struct Node {
     pub report: watch::Sender<Option<PodReport>>,
     /// This pod's disks, once they are open.
     pub disks: watch::Sender<Option<Vec<NewDisk>>>,
-    /// Why this pod's member of the catalog stopped, when a restart of the pod may help.
+    /// Why this pod's member of the catalog does not run, until it does again.
     pub catalog_lost: watch::Sender<Option<String>>,
     /// Wakes the leader's reconciler.
     pub wake: Notify,
     /// A random number of the process.
     pub run: u64,
+    /// Requests to the API.
+    pub api_meters: Arc<ApiMeters>,
+    /// Background tasks that were started again.
+    pub restarts: Arc<Restarts>,
     mirror: Mutex<(Mirror, Option<Keeper>)>,
     catalog: RwLock<Option<Arc<Catalog>>>,
     leader: Mutex<Option<(PodId, SocketAddr)>>,
@@ -74,6 +80,8 @@ impl Node {
             wake: Notify::new(),
             run,
             mirror: Mutex::default(),
+            api_meters: Arc::default(),
+            restarts: Arc::default(),
             catalog: RwLock::new(None),
             leader: Mutex::new(None),
         }

@@ -38,6 +38,8 @@ pub struct Heard {
     pub is_open: bool,
     /// Its member of the catalog, and the index that this member has applied.
     pub catalog: CatalogMember,
+    /// Why that member does not run; empty: it does, or there is none.
+    pub catalog_failed: String,
     pub version: String,
 }
 
@@ -208,6 +210,12 @@ impl Heard {
 }
 
 impl<'a> Pods<'a> {
+    /// Entries that the slowest member of the catalog has not applied, among those that are up.
+    pub fn catalog_lag(&self, applied: u64) -> u64 {
+        let members = self.up().filter_map(|(_, heard)| heard.catalog);
+        members.map(|(_, at)| applied.saturating_sub(at)).max().unwrap_or(0)
+    }
+
     /// The last report of a pod, unless it is unreachable.
     pub fn get(&self, pod: PodId) -> Option<&'a Heard> {
         let (at, heard) = self.table.heard.get(&pod)?;

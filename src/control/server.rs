@@ -22,6 +22,7 @@ use crate::control::api::nodes::NodesService;
 use crate::control::api::pods::PodsService;
 use crate::control::api::shards::ShardsService;
 use crate::control::api::volumes::VolumesService;
+use crate::control::api_meters::Counted;
 use crate::control::catalog::chain;
 use crate::control::command::Addresses;
 use crate::control::connections::{Connection, accept};
@@ -31,6 +32,7 @@ use crate::control::join::{JoinError, identity};
 use crate::control::machine::this_node;
 use crate::control::membership;
 use crate::control::node::Node;
+use crate::control::node_meters::NodeMeters;
 use crate::control::observe::observe;
 use crate::control::peers::{KEEP_ALIVE_EVERY, KEEP_ALIVE_WITHIN, MESSAGE_BYTES_MAX};
 use crate::control::proto::DESCRIPTORS;
@@ -43,6 +45,8 @@ use crate::control::proto::nodes_server::NodesServer;
 use crate::control::proto::pods_server::PodsServer;
 use crate::control::proto::shards_server::ShardsServer;
 use crate::control::proto::volumes_server::VolumesServer;
+use crate::control::revival::revive;
+use crate::control::supervise::supervise;
 use crate::control::sync::kept::Kept;
 use crate::control::sync::mirror::Mirror;
 use crate::control::tasks;
@@ -63,29 +67,16 @@ pub enum StartError {
     Random(#[source] std::io::Error),
 }
 
-/// Why a part of the control plane ended by itself.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerFailure {
-    #[error("the API server failed")]
-    Api(#[from] tonic::transport::Error),
-    #[error("the API server ended")]
-    Ended,
-    #[error(
-        "this pod's member of the catalog has stopped ({reason}); look at the disk that holds \
-         `data`, and start the pod again"
-    )]
-    Catalog { reason: String },
-}
-
 /// How long interrupted tasks may take to end.
 const UNLOCK_WITHIN: Duration = Duration::from_secs(5);
 const UNLOCK_LOOK: Duration = Duration::from_millis(5);
+/// Before the API is served again after an error.
+const API_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// One pod's control plane.
 pub struct Server {
     node: Arc<Node>,
     stop: watch::Sender<bool>,
-    api: tokio::sync::Mutex<Option<JoinHandle<Result<(), tonic::transport::Error>>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -115,22 +106,25 @@ impl Server {
         load_mirror(&node);
         if let Err(error) = membership::resume(&node).await {
             // The data path and the other members of the catalog can do without this one.
-            tracing::error!("this pod takes no part in the catalog: {}", chain(&error));
+            let reason = chain(&error);
+            tracing::error!("this pod takes no part in the catalog: {reason}");
+            node.catalog_lost.send_replace(Some(reason));
         }
         let (stop, stopped) = watch::channel(false);
-        let api = tokio::spawn(serve_api(node.clone(), accept(listener, connections_max), stopped));
-        let server = Server {
-            node: node.clone(),
-            stop,
-            api: tokio::sync::Mutex::new(Some(api)),
-            tasks: Mutex::default(),
-        };
-        server.spawn(tasks::follow_own_member(node.clone()));
-        server.spawn(tasks::follow_others(node.clone()));
-        server.spawn(tasks::register(node.clone()));
-        server.spawn(tasks::report(node.clone()));
-        server.spawn(tasks::reconcile(node.clone()));
-        server.spawn(observe(node));
+        let server = Server { node: node.clone(), stop, tasks: Mutex::default() };
+        // The first time with the port that is held already.
+        let first = Arc::new(Mutex::new(Some(listener)));
+        server.keep("api", move |node| {
+            let listener = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+            serve_api_on(node, listener, (listen, connections_max), stopped.clone())
+        });
+        server.keep("follow_own_member", tasks::follow_own_member);
+        server.keep("follow_others", tasks::follow_others);
+        server.keep("register", tasks::register);
+        server.keep("report", tasks::report);
+        server.keep("reconcile", tasks::reconcile);
+        server.keep("revive_catalog", revive);
+        server.keep("observe", observe);
         Ok(server)
     }
 
@@ -148,6 +142,11 @@ impl Server {
         ReportSink { report: self.node.report.clone() }
     }
 
+    /// The metrics of the control plane.
+    pub fn meters(&self) -> NodeMeters {
+        NodeMeters(Arc::downgrade(&self.node))
+    }
+
     /// The newest view, and every later one.
     pub fn views(&self) -> watch::Receiver<Arc<ClusterView>> {
         self.node.view.subscribe()
@@ -162,38 +161,9 @@ impl Server {
     /// Registers the data path's disks, and gives it the view and every later one.
     pub fn attach(&self, data_path: Arc<dyn DataPath>) {
         self.node.disks.send_replace(Some(data_path.disks()));
-        self.spawn(tasks::hand_over_views(self.node.clone(), data_path.clone()));
-        self.spawn(tasks::set_access(self.node.clone(), data_path));
-    }
-
-    /// Returns when a part has failed that needs a restart of the pod.
-    pub async fn failed(&self) -> ServerFailure {
-        let mut lost = self.node.catalog_lost.subscribe();
-        let lost = async {
-            match lost.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
-                Ok(reason) => ServerFailure::Catalog { reason: reason.unwrap_or_default() },
-                Err(_) => ServerFailure::Ended,
-            }
-        };
-        tokio::select! {
-            failure = self.api_failed() => failure,
-            failure = lost => failure,
-        }
-    }
-
-    async fn api_failed(&self) -> ServerFailure {
-        let mut api = self.api.lock().await;
-        match api.as_mut() {
-            Some(running) => {
-                let ended = running.await;
-                *api = None;
-                match ended {
-                    Ok(Err(error)) => error.into(),
-                    Ok(Ok(())) | Err(_) => ServerFailure::Ended,
-                }
-            }
-            None => ServerFailure::Ended,
-        }
+        let of = data_path.clone();
+        self.keep("hand_over_views", move |node| tasks::hand_over_views(node, of.clone()));
+        self.keep("set_access", move |node| tasks::set_access(node, data_path.clone()));
     }
 
     /// Stops everything in order. The catalog's log is closed and the directory unlocked when this
@@ -202,9 +172,6 @@ impl Server {
         self.stop.send_replace(true);
         for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             task.abort();
-        }
-        if let Some(api) = self.api.lock().await.take() {
-            api.abort();
         }
         membership::stop(&self.node).await;
         // Interrupted tasks and requests drop the node a moment later.
@@ -218,9 +185,41 @@ impl Server {
         }
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let task = tokio::spawn(task);
+    /// Runs a task in the background, and again when it panics.
+    fn keep<T>(&self, name: &'static str, task: impl Fn(Arc<Node>) -> T + Send + Sync + 'static)
+    where
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let node = self.node.clone();
+        let kept = supervise(name, node.restarts.clone(), move || task(node.clone()));
+        let task = tokio::spawn(kept);
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+    }
+}
+
+/// Serves the API until the pod stops, on `listener` or a new one.
+async fn serve_api_on(
+    node: Arc<Node>,
+    mut listener: Option<TcpListener>,
+    (listen, connections_max): (SocketAddr, usize),
+    stopped: watch::Receiver<bool>,
+) {
+    while !*stopped.borrow() {
+        let ended = match listener.take() {
+            Some(listener) => {
+                let incoming = accept(listener, connections_max);
+                let served = serve_api(node.clone(), incoming, stopped.clone()).await;
+                served.map_err(|error| chain(&error))
+            }
+            None => Err("it has no listener".to_owned()),
+        };
+        if *stopped.borrow() {
+            return;
+        }
+        let reason = ended.err();
+        tracing::error!(reason, "the API server ended; it is started again");
+        sleep(API_AGAIN_AFTER).await;
+        listener = TcpListener::bind(listen).await.ok();
     }
 }
 
@@ -239,22 +238,27 @@ async fn serve_api(
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_WITHIN))
-        .add_service(catalog)
-        .add_service(JoiningServer::new(JoiningService { node: node.clone() }))
+        .add_service(counted(&node, catalog))
+        .add_service(counted(&node, JoiningServer::new(JoiningService { node: node.clone() })))
         .add_service(health::service(&node))
         .add_service(reflection)
-        .add_service(ClassesServer::new(ClassesService { node: node.clone() }))
-        .add_service(ClusterServer::new(ClusterService { node: node.clone() }))
-        .add_service(DisksServer::new(DisksService { node: node.clone() }))
-        .add_service(NodesServer::new(NodesService { node: node.clone() }))
-        .add_service(PodsServer::new(PodsService { node: node.clone() }))
-        .add_service(ShardsServer::new(ShardsService { node: node.clone() }))
-        .add_service(VolumesServer::new(VolumesService { node }))
+        .add_service(counted(&node, ClassesServer::new(ClassesService { node: node.clone() })))
+        .add_service(counted(&node, ClusterServer::new(ClusterService { node: node.clone() })))
+        .add_service(counted(&node, DisksServer::new(DisksService { node: node.clone() })))
+        .add_service(counted(&node, NodesServer::new(NodesService { node: node.clone() })))
+        .add_service(counted(&node, PodsServer::new(PodsService { node: node.clone() })))
+        .add_service(counted(&node, ShardsServer::new(ShardsService { node: node.clone() })))
+        .add_service(counted(&node, VolumesServer::new(VolumesService { node: node.clone() })))
         .serve_with_incoming_shutdown(incoming, async move {
             // An error means that the server is gone: stop as well.
             let _stopped = stopped.wait_for(|stopped| *stopped).await;
         })
         .await
+}
+
+/// A service whose requests show in the metrics.
+fn counted<S>(node: &Arc<Node>, service: S) -> Counted<S> {
+    Counted { service, meters: node.api_meters.clone() }
 }
 
 /// Loads what this pod knew when it ran last: by that it may serve at once.
@@ -274,7 +278,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_pod_whose_member_of_the_catalog_is_lost_has_failed() {
+    async fn a_member_of_the_catalog_that_is_lost_comes_back() {
         let root = tempfile::tempdir().unwrap();
         let mut config: Config = toml::from_str("data = 'set below'").unwrap();
         config.data = root.path().to_owned();
@@ -282,9 +286,18 @@ mod tests {
         config.api.listen = "127.0.0.1:0".parse().unwrap();
         let directory = PodDirectory::open(&config.data).unwrap();
         let server = Server::start(&config, directory, 16).await.unwrap();
-        server.node.catalog_lost.send_replace(Some("the disk is full".to_owned()));
-        let failure = server.failed().await.to_string();
-        assert!(failure.contains("the disk is full"), "{failure}");
+        let node = server.node.clone();
+        let mut view = server.views();
+        view.wait_for(|view| view.revision > 0).await.unwrap();
+        let before = node.catalog().unwrap();
+        node.catalog_lost.send_replace(Some("the disk is full".to_owned()));
+        let again = || node.catalog().filter(|now| !Arc::ptr_eq(now, &before) && now.leads());
+        while again().is_none() {
+            sleep(UNLOCK_LOOK).await;
+        }
+        assert_eq!(*node.catalog_lost.borrow(), None);
+        assert_eq!(again().unwrap().row, before.row);
+        drop(node);
         server.stop().await;
     }
 }

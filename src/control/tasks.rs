@@ -213,12 +213,15 @@ pub async fn report(node: Arc<Node>) {
     let service = CatalogService { node: node.clone() };
     let mut reports = node.report.subscribe();
     // The last report that a leader has, and its id. Few change while nothing happens.
-    let mut told: Option<(PodReport, u64)> = None;
+    let mut told: Option<(PodReport, u64, String)> = None;
     loop {
         let report = reports.borrow_and_update().clone();
-        let same = told.take().filter(|(last, _)| Some(last) == report.as_ref());
+        let catalog_failed = node.catalog_lost.borrow().clone().unwrap_or_default();
+        let same = told
+            .take()
+            .filter(|(last, _, failed)| Some(last) == report.as_ref() && *failed == catalog_failed);
         let is_same = same.is_some();
-        let report_id = same.map_or_else(new_report_id, |(_, id)| id);
+        let report_id = same.map_or_else(new_report_id, |(_, id, _)| id);
         let member = node
             .catalog()
             .map(|catalog| (catalog.row.member, catalog.published.borrow().applied_index));
@@ -234,10 +237,11 @@ pub async fn report(node: Arc<Node>) {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             report_id,
             is_same,
+            catalog_failed: catalog_failed.clone(),
         };
         match service.report(Request::new(request)).await {
             Ok(answer) if answer.get_ref().is_unknown => continue,
-            Ok(_) => told = report.map(|report| (report, report_id)),
+            Ok(_) => told = report.map(|report| (report, report_id, catalog_failed)),
             Err(status) => {
                 tracing::debug!("could not report to the catalog: {}", status.message());
             }

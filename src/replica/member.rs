@@ -195,6 +195,14 @@ impl Member {
         }
     }
 
+    /// Leases that ended before a read, since the start.
+    pub fn lease_lapses(&self) -> u64 {
+        match &self.state {
+            Condition::Running(running) => running.reads.lapses,
+            Condition::Faulted => 0,
+        }
+    }
+
     /// Shard metadata as of [`Member::applied_index`]; `None` when faulted.
     pub fn meta(&self) -> Option<bytes::Bytes> {
         match &self.state {

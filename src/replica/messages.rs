@@ -165,6 +165,8 @@ pub enum Output {
         req: ReqId,
         range: BlockRange,
         status: bool,
+        /// Nobody had to be asked: there is a lease, or no other voter.
+        leased: bool,
     },
     /// Requests the stored content of one block, as of all entries applied so far.
     ReadBase {

@@ -41,6 +41,8 @@ pub struct Reads {
     lease_until: Mono,
     /// The end of the newest lease of which it was said that it ended.
     lapsed: Mono,
+    /// Leases that ended so.
+    pub lapses: u64,
     mode: ReadMode,
     /// The leadership was offered to another member in this term, so there is no lease any more.
     lease_given_up: bool,
@@ -192,6 +194,7 @@ impl Reads {
         let lapsed = ended && self.mode == ReadMode::Lease && self.lapsed != self.lease_until;
         if lapsed {
             self.lapsed = self.lease_until;
+            self.lapses += 1;
         }
         lapsed
     }
@@ -234,7 +237,7 @@ impl Reads {
                     Err(error) if !planted!(FencedReadServed) => {
                         Output::Reply { req, result: Err(error) }
                     }
-                    _ => Output::Read { req, range, status },
+                    _ => Output::Read { req, range, status, leased: free },
                 },
                 ReadKind::Barrier => Output::Barrier { req },
             });

@@ -40,7 +40,7 @@ impl Backlog {
             asks,
             volume_bytes_max: routers.all.values().map(Volume::bytes).max().unwrap_or(0),
             shard_bytes_max: shard_bytes.max().unwrap_or(0),
-            link_bytes_max: peers.queue_bytes_max(),
+            link_bytes_max: peers.queues().max().unwrap_or(0),
             overdrawn_bytes: lanes.all.iter().map(|lane| lane.lane.overdrawn_bytes()).sum(),
         }
     }

@@ -4,6 +4,7 @@
 //! - Is told: ends of operations, answers of routers, deleted volumes, and ticks.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
@@ -11,6 +12,8 @@ use crate::front::nbd::{CloseReason, Export, Exports, Session, SessionHandle, Se
 use crate::io::buffer::Pool;
 use crate::io::driver::{Buffers, Completion, Done, Driver, Op, SocketId};
 use crate::planted::planted;
+use crate::slab::Slab;
+use crate::telemetry::metrics::data_path::{DataPath as Meters, Operation, Outcome};
 use crate::types::{AccessMode, AttachmentId, BlockError, BlockReply, Mono, Uuid, VolumeId};
 use crate::view::{AttachmentView, VolumeChange, VolumeView};
 use crate::volume::{ConnId as VolumeConn, Volume};
@@ -20,6 +23,7 @@ use crate::worker::requests::RouterKey;
 use crate::worker::routers::Routers;
 use crate::worker::stream::Stream;
 use crate::worker::token::{ConnKey, Target};
+use crate::worker::words::{operation_of, outcome_of, transferred_bytes};
 
 struct Client {
     stream: Stream,
@@ -36,6 +40,16 @@ struct Client {
     /// Nothing is received although more may have come. By the time it is parsed it may be old,
     /// and the client may have hung up.
     held_back: bool,
+    /// Its requests that are not answered.
+    begun: Slab<Begun>,
+}
+
+/// A request that is not answered.
+struct Begun {
+    handle: SessionHandle,
+    operation: Operation,
+    bytes: u64,
+    since: Mono,
 }
 
 impl Client {
@@ -63,18 +77,35 @@ pub struct Clients {
     next: ConnKey,
     outputs: Vec<SessionOutput>,
     /// Requests for deleted volumes.
-    abandoned: Vec<(ConnKey, SessionHandle)>,
+    abandoned: Vec<(ConnKey, u64)>,
+    meters: Arc<Meters>,
 }
 
 impl Clients {
-    pub fn new(config: &WorkerConfig, pool: Pool) -> Clients {
+    pub fn new(config: &WorkerConfig, pool: Pool, meters: Arc<Meters>) -> Clients {
         Clients {
+            meters,
             pool,
             bytes_max: config.budgets.connection_bytes,
             served_max: config.sockets.clients,
             handshakes: Handshakes::new(config.sockets),
             ..Clients::default()
         }
+    }
+
+    /// Connections, also those without an export.
+    pub fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Bytes in flight of each connection.
+    pub fn queues(&self) -> impl Iterator<Item = usize> {
+        self.clients.values().map(|client| client.session.bytes_in_flight())
+    }
+
+    /// The router of each connection.
+    pub fn routers(&self) -> impl Iterator<Item = RouterKey> {
+        self.clients.values().filter_map(|client| client.session.export()).map(key_of)
     }
 
     fn touch(&mut self, conn: ConnKey) {
@@ -142,6 +173,16 @@ impl Exports for Exported {
     }
 }
 
+fn count(meters: &Meters, begun: &Begun, outcome: Outcome, now: Mono) {
+    let Begun { operation, bytes, since, .. } = *begun;
+    meters.nbd.answered(operation, outcome, now.since(since));
+    match (operation, outcome) {
+        (Operation::Read, Outcome::Ok) => meters.nbd.read_bytes.add(bytes),
+        (Operation::Write, Outcome::Ok) => meters.nbd.written_bytes.add(bytes),
+        _ => {}
+    }
+}
+
 /// The connections, and the parts that they call.
 pub struct ClientHandler<'a> {
     pub now: Mono,
@@ -164,8 +205,9 @@ impl ClientHandler<'_> {
         let stream = Stream::new(socket, self.clients.pool.clone());
         let session = Session::with_bytes_max(self.clients.bytes_max);
         let (closing, touched, unparsed, held_back) = (false, false, false, false);
+        let (is_new, begun) = (true, Slab::default());
         let client =
-            Client { stream, session, is_new: true, closing, touched, unparsed, held_back };
+            Client { stream, session, is_new, closing, touched, unparsed, held_back, begun };
         self.clients.clients.insert(conn, client);
         let source = self.driver.source(socket);
         if let Some(oldest) = self.clients.handshakes.begin(self.now, conn, source) {
@@ -266,9 +308,12 @@ impl ClientHandler<'_> {
                         // It was forgotten while nobody asked for anything.
                         self.routers.open(key);
                     }
+                    let (operation, bytes) = (operation_of(&op), transferred_bytes(&op));
+                    let begun = Begun { handle, operation, bytes, since: self.now };
+                    let begun = client.begun.insert(begun);
                     match self.routers.at(key) {
-                        Some(router) => router.request(VolumeConn(u64::from(conn)), handle.0, op),
-                        None => abandoned.push((conn, handle)),
+                        Some(router) => router.request(VolumeConn(u64::from(conn)), begun, op),
+                        None => abandoned.push((conn, begun)),
                     }
                 }
             }
@@ -276,15 +321,17 @@ impl ClientHandler<'_> {
     }
 
     fn answer_abandoned(&mut self) {
-        while let Some((conn, handle)) = self.clients.abandoned.pop() {
-            self.reply(conn, handle.0, Err(BlockError::NoSuchVolume));
+        while let Some((conn, begun)) = self.clients.abandoned.pop() {
+            self.reply(conn, begun, Err(BlockError::NoSuchVolume));
         }
     }
 
-    pub fn reply(&mut self, conn: ConnKey, handle: u64, result: Result<BlockReply, BlockError>) {
-        let Clients { clients, outputs, .. } = &mut *self.clients;
+    pub fn reply(&mut self, conn: ConnKey, begun: u64, result: Result<BlockReply, BlockError>) {
+        let Clients { clients, outputs, meters, .. } = &mut *self.clients;
         if let Some(client) = clients.get_mut(&conn) {
-            client.session.reply(SessionHandle(handle), result, outputs);
+            let begun = client.begun.remove(begun).expect("a request is answered once");
+            count(meters, &begun, outcome_of(&result), self.now);
+            client.session.reply(begun.handle, result, outputs);
         }
         self.session_outputs(conn);
         self.feed(conn);

@@ -11,6 +11,7 @@ use crate::net::link::LinkEvent;
 use crate::net::message::PeerMessage;
 use crate::replica::messages::{Input, NotFetched, Output, Rest, Role, Start};
 use crate::store::messages::{Event, MemberRecord, ReadBlocks, ReadId};
+use crate::telemetry::metrics::data_path::ReadStage;
 use crate::types::{
     BlockError, BlockRange, MemberId, Origin, PodId, Segment, ShardId, ShardOp, ShardReply,
     VolumeId,
@@ -27,7 +28,7 @@ use crate::worker::peers::PeerHandler;
 use crate::worker::read_repair::RepairHandler;
 use crate::worker::reads::{BlockRead, PeerAsk, ReadTarget, Reader};
 use crate::worker::reconcile::{Pending, ReconcileHandler};
-use crate::worker::requests::{RouterKey, Waiter};
+use crate::worker::requests::{Kind, RouterKey, Waiter, Waiting};
 use crate::worker::resync::ResyncHandler;
 use crate::worker::token::ConnKey;
 
@@ -71,6 +72,7 @@ impl Worker {
         if view.revision < self.reconciler.view.revision {
             return;
         }
+        self.meters.view_revision.set(view.revision);
         let changes = self.reconciler.take_view(Arc::clone(&view));
         self.peers.update_view(&view, &changes);
         self.exported.update(&changes);
@@ -201,7 +203,8 @@ impl Worker {
         op: ShardOp,
         waiter: Waiter,
     ) {
-        let req = self.members.requests.add(member, waiter);
+        let (kind, since) = (Kind::of(&op), self.now);
+        let req = self.members.requests.add(Waiting { member, waiter, kind, since });
         let here = self.members.get(member).map(|runtime| runtime.shard);
         if here.is_some_and(|here| shard.is_some_and(|shard| shard != here)) {
             let refused = Err(BlockError::NotLeader { hint: None, term: 0 });
@@ -259,20 +262,27 @@ impl Worker {
         let lane = self.members.lane_of(member).expect("it was polled");
         match output {
             Output::Send(message) => self.peer_handler().send_raft(*message),
-            Output::Append(append) => self.lanes.at(lane).append(append),
-            Output::Apply(applied) => self.lanes.at(lane).apply(member, applied),
-            Output::Read { req, range, status } => {
+            Output::Append(append) => {
+                self.members.note_append(self.now, member, &append);
+                self.lanes.at(lane).append(append);
+            }
+            Output::Apply(applied) => {
+                self.members.note_apply(member, applied.index);
+                self.lanes.at(lane).apply(member, applied);
+            }
+            Output::Read { req, range, status, leased } => {
+                self.members.note_read(self.now, req, leased);
                 let reader = Reader::Request(req);
                 let target = match status {
                     true => ReadTarget::Status(req),
-                    false => ReadTarget::Blocks(BlockRead { member, range, reader, repaired: 0 }),
+                    false => ReadTarget::Blocks(BlockRead::new(self.now, member, range, reader)),
                 };
                 self.lanes.read(lane, member, range, target);
             }
             Output::ReadBase { ticket, block } => {
                 let range = BlockRange { first: block, count: 1 };
                 let reader = Reader::Base { ticket };
-                let read = BlockRead { member, range, reader, repaired: 0 };
+                let read = BlockRead::new(self.now, member, range, reader);
                 self.lanes.read(lane, member, range, ReadTarget::Blocks(read));
             }
             Output::Reply { req, result } => self.peer_handler().answer(req, result),
@@ -303,8 +313,8 @@ impl Worker {
     }
 
     fn role_changed(&mut self, member: MemberId, role: Role) {
-        let Some(runtime) = self.members.get_mut(member) else { return };
-        let before = std::mem::replace(&mut runtime.role, role);
+        let Some(before) = self.members.set_role(member, role) else { return };
+        let Some(runtime) = self.members.get(member) else { return };
         let (volume, shard) = (runtime.volume, runtime.shard);
         let Role { term, leader, serving } = role;
         let leads = leader.map(|leader| leader.0);
@@ -336,6 +346,7 @@ impl Worker {
     fn lane_event(&mut self, lane: u8, event: Event) {
         match event {
             Event::Appended { member, number } => {
+                self.members.note_logged(self.now, member, number);
                 self.members.input(self.now, member, Input::Appended { number });
             }
             Event::MemberDurable { member } => self.member_durable(lane, member),
@@ -397,12 +408,17 @@ impl Worker {
     }
 
     fn blocks_read(&mut self, read: ReadId, result: Result<ReadBlocks, BlockError>) {
-        let ReadTarget::Blocks(BlockRead { member, reader, .. }) = self.lanes.reads.take(read)
+        let ReadTarget::Blocks(BlockRead { member, reader, since, .. }) =
+            self.lanes.reads.take(read)
         else {
             panic!("blocks answer something else")
         };
         match reader {
             Reader::Request(req) => {
+                if result.is_ok() {
+                    let took = self.now.since(since);
+                    self.meters.read_stage(ReadStage::Stored).record(took, 1);
+                }
                 let reply = result.map(|blocks| ShardReply::Data {
                     segments: blocks.segments,
                     crcs: blocks.crcs,

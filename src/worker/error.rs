@@ -87,19 +87,22 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// True when one disk is damaged or fails: the pod goes on with others. False: a wrong setup.
+    /// True when one disk is damaged, fails, is missing or is not the one that was there: a pod
+    /// that had the disk goes on without it. False: nothing of the pod can run.
     pub fn is_of_one_disk(&self) -> bool {
-        use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
         match self {
-            StartError::File { source, .. } => {
-                !matches!(source.kind(), NotADirectory | NotFound | PermissionDenied)
-            }
-            StartError::DiskFile { .. }
+            StartError::Driver(_) | StartError::Listen { .. } | StartError::Thread(_) => false,
+            StartError::File { .. }
+            | StartError::DiskFile { .. }
+            | StartError::NotEmpty { .. }
+            | StartError::NoSuperblock { .. }
+            | StartError::InUse { .. }
             | StartError::Busy { .. }
             | StartError::Silent { .. }
+            | StartError::OtherCluster { .. }
+            | StartError::Missing { .. }
             | StartError::Open { .. }
             | StartError::Index { .. } => true,
-            _ => false,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! - May call: the driver and the index runners.
 //! - Is told: ends of operations, and inputs of other components through [`Lanes::at`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::io::buffer::Pool;
@@ -11,6 +12,7 @@ use crate::planted::planted;
 use crate::store::data_files::DataFiles;
 use crate::store::lane::Lane;
 use crate::store::messages::{Done, Effect, Event, LaneFile, OpId};
+use crate::telemetry::metrics::data_path::Disk as Meters;
 use crate::types::{BlockRange, MemberId, Mono, Uuid};
 use crate::view::DiskReport;
 use crate::worker::index_thread::IndexRunner;
@@ -74,8 +76,15 @@ impl Lanes {
         }
     }
 
-    pub fn completed(&mut self, lane: u8, op: OpId, is_sync: bool, completion: Completion) {
-        self.get_mut(lane).completed(op, is_sync, completion);
+    /// An operation of a lane ended.
+    pub fn completed(
+        &mut self,
+        now: Mono,
+        (lane, op): (u8, OpId),
+        is_sync: bool,
+        completion: Completion,
+    ) {
+        self.get_mut(lane).completed(now, op, is_sync, completion);
         self.at(lane);
     }
 }
@@ -149,6 +158,8 @@ pub struct LaneRuntime {
     oldest: Option<(OpId, Mono)>,
     pub number: u8,
     pool: Pool,
+    /// The metrics of the disk.
+    pub meters: Arc<Meters>,
 }
 
 impl LaneRuntime {
@@ -175,6 +186,7 @@ impl LaneRuntime {
             oldest,
             number,
             pool,
+            meters: Arc::default(),
         }
     }
 
@@ -219,8 +231,11 @@ impl LaneRuntime {
         }
     }
 
-    fn completed(&mut self, op: OpId, is_sync: bool, completion: Completion) {
-        self.log_writes.retain(|(write, _)| *write != op);
+    fn completed(&mut self, now: Mono, op: OpId, is_sync: bool, completion: Completion) {
+        if let Some(place) = self.log_writes.iter().position(|(write, _)| *write == op) {
+            let (_, began) = self.log_writes.remove(place);
+            self.meters.log_writes.record(now.since(began), 1);
+        }
         let done = match (completion.result, completion.buffers) {
             (Err(error), _) => Done::Failed(error.kind(), error.to_string()),
             (Ok(IoDone::Bytes(count)), Buffers::Read(buf)) if count == buf.len() => {

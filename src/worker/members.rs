@@ -4,20 +4,24 @@
 //! - Is told: inputs, by all other components.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
 use crate::io::buffer::Pool;
+use crate::log::Append;
 use crate::replica::member::Member;
-use crate::replica::messages::{Input, MemberConfig, Output, Rest, Role, Start};
+use crate::replica::messages::{Input, MemberConfig, Output, ReqId, Rest, Role, Start};
 use crate::store::messages::MemberRecord;
+use crate::telemetry::metrics::data_path::{DataPath as Meters, ReadStage, WriteStage};
 use crate::types::{MemberId, Mono, PodId, ShardId, Uuid, VolumeId};
 use crate::view::{MemberState, MemberView};
 use crate::worker::WorkerConfig;
 use crate::worker::follow::Demand;
 use crate::worker::observer::Observer;
-use crate::worker::requests::Requests;
+use crate::worker::requests::{Kind, Requests, Waiting};
 use crate::worker::rests::Rests;
+use crate::worker::stages::Stages;
 use crate::worker::token::ConnKey;
 
 /// One member of this worker.
@@ -36,6 +40,10 @@ pub struct MemberRuntime {
     pub known: bool,
     /// Where its requests come from.
     pub demand: Demand,
+    /// Stages of its writes, while it leads.
+    stages: Stages,
+    /// Lapsed leases that are counted.
+    lapses: u64,
 }
 
 impl MemberRuntime {
@@ -72,10 +80,11 @@ pub struct Members {
     /// Members that woke, and those that they must tell.
     pub woken: Vec<(MemberId, ConnKey, MemberId)>,
     pub observer: Option<Box<dyn Observer>>,
+    pub meters: Arc<Meters>,
 }
 
 impl Members {
-    pub fn new(config: WorkerConfig, pool: Pool) -> Members {
+    pub fn new(config: WorkerConfig, pool: Pool, meters: Arc<Meters>) -> Members {
         Members {
             config,
             pool,
@@ -87,6 +96,7 @@ impl Members {
             rests: Rests::default(),
             woken: Vec::new(),
             observer: None,
+            meters,
         }
     }
 
@@ -144,6 +154,8 @@ impl Members {
             touched: true,
             faulted,
             demand: Default::default(),
+            stages: Stages::default(),
+            lapses: 0,
         };
         self.members.insert(record.member, runtime);
         self.awake.insert(record.member);
@@ -223,6 +235,9 @@ impl Members {
         if let Some(runtime) = self.members.get_mut(&member) {
             runtime.touched = false;
             runtime.member.poll(now, outputs);
+            let lapses = runtime.member.lease_lapses();
+            let before = std::mem::replace(&mut runtime.lapses, lapses);
+            self.meters.lease_lapses.add(lapses.saturating_sub(before));
         }
     }
 
@@ -276,6 +291,74 @@ impl Members {
             .collect();
         for (member, to) in transfers {
             self.input(now, member, Input::TransferLeader(to));
+        }
+    }
+
+    /// A member's role changed.
+    pub fn set_role(&mut self, member: MemberId, role: Role) -> Option<Role> {
+        let runtime = self.members.get_mut(&member)?;
+        let before = std::mem::replace(&mut runtime.role, role);
+        let (led, leads) = (before.leader == Some(member), role.leader == Some(member));
+        if !leads {
+            runtime.stages.clear();
+        }
+        self.meters.term_changes.add(u64::from(role.term > before.term));
+        self.meters.elections_won.add(u64::from(leads && !led));
+        Some(before)
+    }
+
+    /// A member writes to its log.
+    pub fn note_append(&mut self, now: Mono, member: MemberId, append: &Append) {
+        let Some(runtime) = self.members.get_mut(&member) else { return };
+        if runtime.role.leader == Some(member) {
+            runtime.stages.appended(now, append);
+        }
+    }
+
+    /// The log has what a member wrote.
+    pub fn note_logged(&mut self, now: Mono, member: MemberId, number: u64) {
+        let Some(runtime) = self.members.get(&member) else { return };
+        if let Some((took, entries)) = runtime.stages.logged(now, number) {
+            self.meters.write_stage(WriteStage::Logged).record(took, entries);
+        }
+    }
+
+    /// A member applies an entry.
+    pub fn note_apply(&mut self, member: MemberId, index: u64) {
+        if let Some(runtime) = self.members.get_mut(&member) {
+            runtime.stages.applied(index);
+        }
+    }
+
+    /// A read may be served: its leader knows that it leads.
+    pub fn note_read(&self, now: Mono, req: ReqId, leased: bool) {
+        let stage = if leased { ReadStage::Leased } else { ReadStage::Asked };
+        if let Some(read) = self.requests.get(req).filter(|read| read.kind == Kind::Read) {
+            self.meters.read_stage(stage).record(now.since(read.since), 1);
+        }
+    }
+
+    /// A resync into a member here ended.
+    pub fn note_resync_end(&self, ok: bool) {
+        let Meters { resyncs_done, resyncs_failed, .. } = &*self.meters;
+        if ok { resyncs_done.add(1) } else { resyncs_failed.add(1) }
+    }
+
+    /// A request was carried out.
+    pub fn note_done(&mut self, now: Mono, request: &Waiting) {
+        let (took, meters) = (now.since(request.since), &self.meters);
+        match request.kind {
+            Kind::Read => meters.read_stage(ReadStage::Answered).record(took, 1),
+            Kind::Write => {
+                meters.write_stage(WriteStage::Answered).record(took, 1);
+                let runtime = self.members.get_mut(&request.member);
+                if let Some(logged) = runtime.and_then(|runtime| runtime.stages.take_applied()) {
+                    let queued = logged.since(request.since);
+                    meters.write_stage(WriteStage::Queued).record(queued, 1);
+                    meters.write_stage(WriteStage::Committed).record(now.since(logged), 1);
+                }
+            }
+            Kind::Other => {}
         }
     }
 

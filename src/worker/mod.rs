@@ -19,6 +19,7 @@ mod disks;
 mod dispatch;
 mod error;
 mod follow;
+mod fronts;
 mod handshakes;
 #[cfg(test)]
 mod handshakes_test;
@@ -34,6 +35,7 @@ mod mailbox;
 #[expect(clippy::duplicate_mod)]
 mod mailbox_test;
 mod members;
+mod meters;
 mod observer;
 mod offers;
 mod opening;
@@ -57,11 +59,13 @@ mod resync;
 mod resync_test;
 mod round;
 mod routers;
+mod stages;
 mod start;
 mod stream;
 mod token;
 mod touched;
 mod watchdog;
+mod words;
 
 /// The primitives of the mailbox: std's here, loom's in its test.
 mod sync {

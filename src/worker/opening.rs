@@ -127,7 +127,8 @@ fn open_disk(
     signs: &Signs,
 ) -> Result<RecoveredDisk, StartError> {
     let path = &disk.path;
-    let lock = disks::lock(path)?;
+    let until = Instant::now() + EARLIER_IO_WAIT;
+    let lock = lock_disk(disk, until, signs)?;
     if !disks::is_formatted(path)? {
         if let Some(disk) = disk.known {
             return Err(StartError::Missing { path: path.clone(), disk });
@@ -136,7 +137,6 @@ fn open_disk(
     }
     let mut files = DiskFiles::open(path, pool, signs)?;
     // Before anything is read: from here on nobody else writes.
-    let until = Instant::now() + EARLIER_IO_WAIT;
     let lock_file = |name: &Path| lock_file(&path.join(name), until, signs);
     let superblock_file = lock_file(Path::new(SUPERBLOCK))?;
     let wal = lock_file(&Path::new(LANE).join("wal"))?;
@@ -169,6 +169,23 @@ fn open_disk(
         .map_err(|source| StartError::Open { path: path.clone(), source })?;
     let files = LockedFiles { superblock: superblock_file, wal, data };
     Ok(RecoveredDisk { lock, files, places, index, lane, members })
+}
+
+/// Locks a disk. The earlier process of a disk that this pod had may still be ending.
+fn lock_disk(
+    disk: &DiskOptions,
+    until: Instant,
+    signs: &Signs,
+) -> Result<std::fs::File, StartError> {
+    loop {
+        match disks::lock(&disk.path) {
+            Err(StartError::InUse { .. }) if disk.known.is_some() && Instant::now() < until => {
+                signs.note();
+                std::thread::sleep(EARLIER_IO_PAUSE);
+            }
+            locked => return locked,
+        }
+    }
 }
 
 /// Locks a file for the driver, after the I/O that an earlier process left in flight has ended.

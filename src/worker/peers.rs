@@ -24,13 +24,15 @@ use crate::types::{BlockError, EXTENT_BYTES, MemberId, Mono, PodId, Uuid, mix64}
 use crate::view::{ClusterView, DiskView, MemberView, PodView, VolumeChange};
 use crate::worker::WorkerConfig;
 use crate::worker::complaints::Complaints;
+use crate::worker::fronts::{self, front_of, is_front};
 use crate::worker::handshakes::Handshakes;
 use crate::worker::members::Members;
 use crate::worker::owed::{ExtentAsk, Owed};
-use crate::worker::requests::{Answer, Asker, Waiter};
+use crate::worker::requests::{Answer, Asker, Waiter, Waiting};
 use crate::worker::routers::{Forwarded, Routers};
 use crate::worker::stream::Stream;
 use crate::worker::token::{ConnKey, Target};
+use crate::worker::words::link_purpose;
 
 /// A connection on which nothing came for this long is dead.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -143,7 +145,8 @@ impl Peers {
         let disks_of = |pod| view.disks.iter().filter(move |disk| disk.pod == pod);
         let first_of = |pod| disks_of(pod).map(|disk| disk.disk).min();
         let own = self.own;
-        let Some(first) = first_of(own) else { return };
+        let front = self.locals.first().map(|local| local.disk).filter(|disk| is_front(*disk));
+        let Some(first) = front.or_else(|| first_of(own)) else { return };
         let is_here = |disk| self.locals.iter().any(|local| local.disk == disk);
         let (mut gone, mut new) = (Vec::new(), Vec::new());
         match moved {
@@ -177,8 +180,12 @@ impl Peers {
                 }
             }
         }
+        if let Some(front) = front {
+            pairs = fronts::pairs_of(front, own, view).into_iter().collect();
+        }
         for (local, remote) in pairs {
-            for purpose in [Purpose::Data, Purpose::Resync] {
+            let both = [Purpose::Data, Purpose::Resync];
+            for purpose in both.into_iter().take(if front.is_some() { 1 } else { 2 }) {
                 if moved || !self.wanted.contains_key(&(local, remote, purpose)) {
                     self.want(view, local, remote, purpose);
                 }
@@ -189,7 +196,9 @@ impl Peers {
 
     /// Forgets disks that the view does not name any more, and the connections to them.
     fn forget_unnamed(&mut self, view: &ClusterView) {
-        let named: FxHashSet<Uuid> = view.disks.iter().map(|disk| disk.disk).collect();
+        let fronts = view.pods.iter().map(|pod| front_of(pod.pod));
+        let named = view.disks.iter().map(|disk| disk.disk).chain(fronts);
+        let named: FxHashSet<Uuid> = named.collect();
         self.free_bytes.retain(|disk, _| named.contains(disk));
         let unwanted = &mut self.unwanted;
         self.wanted.retain(|(local, remote, _), wanted| {
@@ -205,7 +214,7 @@ impl Peers {
         let wanted = self.wanted.entry((local, remote, purpose)).or_insert(Wanted {
             pod: pod.pod,
             address: pod.peer,
-            dials: local < remote,
+            dials: local < remote || is_front(local),
             attempt: 0,
             next_attempt: Mono::default(),
             conn: None,
@@ -215,14 +224,34 @@ impl Peers {
         wanted.address = pod.peer;
     }
 
+    /// Takes a pod without lanes that has called, until the connection ends.
+    fn admit_front(&mut self, (local, remote, purpose): Pair) {
+        let Some((pods, _)) = &self.places else { return };
+        let Some(PodView { pod, peer, .. }) = fronts::caller(pods, remote, purpose) else { return };
+        self.wanted.entry((local, remote, purpose)).or_insert(Wanted {
+            pod: *pod,
+            address: *peer,
+            dials: false,
+            attempt: 0,
+            next_attempt: Mono::default(),
+            conn: None,
+            up: false,
+        });
+    }
+
     fn nonce(&mut self, now: Mono) -> u64 {
         self.next_call += 1;
         mix64(now.0 ^ mix64(self.seed ^ self.next_call))
     }
 
-    /// Bytes in the longest queue of a link.
-    pub fn queue_bytes_max(&self) -> usize {
-        self.conns.values().map(|conn| conn.link.queue_bytes()).max().unwrap_or(0)
+    /// Bytes in the queue of each link.
+    pub fn queues(&self) -> impl Iterator<Item = usize> {
+        self.conns.values().map(|conn| conn.link.queue_bytes())
+    }
+
+    /// The connections that must exist, and whether they are up.
+    pub fn links(&self) -> impl Iterator<Item = (Purpose, bool)> {
+        self.wanted.iter().map(|((_, _, purpose), wanted)| (*purpose, wanted.up))
     }
 
     /// Promised answers of all links, in bytes, and questions that wait.
@@ -248,6 +277,12 @@ impl Peers {
             wanted.conn.filter(|_| wanted.up && *ours == local)
         };
         self.wanted.iter().filter_map(of).collect()
+    }
+
+    /// The connections of this pod's front, if it has one. Nothing else keeps them from silence.
+    pub fn front_conns(&self) -> Vec<ConnKey> {
+        let fronts = self.locals.iter().map(|local| local.disk).filter(|disk| is_front(*disk));
+        fronts.flat_map(|front| self.conns_of(front)).collect()
     }
 
     fn conn_to(&self, member: MemberId, purpose: Purpose) -> Option<ConnKey> {
@@ -460,7 +495,8 @@ impl PeerHandler<'_> {
         let sent = state.map(|(conn, state)| state.link.send(request).map(|()| conn));
         let refused = match sent {
             Some(Ok(conn)) => {
-                let forwarded = Forwarded { conn, asker, member: to.member };
+                let (member, since) = (to.member, self.now);
+                let forwarded = Forwarded { conn, asker, member, since };
                 self.routers.forwarded.insert(call, forwarded);
                 return self.peers.touch(conn);
             }
@@ -473,7 +509,11 @@ impl PeerHandler<'_> {
 
     /// Answers a request once: to a router here, or to another pod.
     pub fn answer(&mut self, req: ReqId, result: Answer) {
-        let Some((member, waiter)) = self.members.requests.take(req) else { return };
+        let Some(request) = self.members.requests.take(req) else { return };
+        if result.is_ok() {
+            self.members.note_done(self.now, &request);
+        }
+        let Waiting { member, waiter, .. } = request;
         let term = self.members.role_of(member).term;
         match waiter {
             Waiter::Volume(asker) => {
@@ -597,6 +637,7 @@ impl PeerHandler<'_> {
     /// Ends a link that broke the protocol, and sends first what tells the other pod why.
     pub fn end(&mut self, conn: ConnKey, error: &dyn std::error::Error) {
         let pod = self.peers.pod_of(conn);
+        self.members.meters.link_errors.add(1);
         self.peers.complaints.warn(self.now, pod, error);
         self.peers.flush(self.driver, conn);
         self.close(conn);
@@ -606,11 +647,13 @@ impl PeerHandler<'_> {
     pub fn up(&mut self, conn: ConnKey, established: &Established) {
         let Established { local, peer, purpose, .. } = established;
         let pair = (local.disk, peer.disk, *purpose);
+        self.peers.admit_front(pair);
         let Some(wanted) = self.peers.wanted.get_mut(&pair) else {
             // The view that names this pair is still to come; the dialer tries again.
             return self.close(conn);
         };
         tracing::info!(pod = %peer.pod, %purpose, "link up");
+        self.members.meters.links[link_purpose(*purpose) as usize].ups.add(1);
         self.peers.handshakes.end(conn);
         wanted.attempt = 0;
         wanted.up = true;
@@ -655,6 +698,12 @@ impl PeerHandler<'_> {
         }
         self.routers.link_ended(self.now, conn);
         self.members.wake_conn(self.now, conn);
+        if let Some(pair @ (_, _, purpose)) = lost {
+            if is_front(pair.1) {
+                self.peers.wanted.remove(&pair);
+            }
+            self.members.meters.links[link_purpose(purpose) as usize].losses.add(1);
+        }
         if let Some((_, remote, Purpose::Data)) = lost {
             self.members.unreachable(self.now, remote);
         }
@@ -662,114 +711,5 @@ impl PeerHandler<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::limits::{Budgets, SocketLimits};
-    use crate::replica::messages::ReadMode;
-    use crate::types::{AccessSet, ShardId, VolumeId};
-    use crate::view::{ShardView, VolumeView};
-
-    /// A pod that has the disks that the view says, but for one.
-    fn peers_of(pod: u64, view: &ClusterView, gone: Option<Uuid>) -> Peers {
-        let config = WorkerConfig {
-            cluster: view.cluster,
-            pod: PodId(pod),
-            process: pod,
-            seed: pod,
-            log_tail_bytes: 0,
-            leaders_follow_clients: false,
-            reads: ReadMode::Lease,
-            budgets: Budgets::default(),
-            sockets: SocketLimits::default(),
-        };
-        let mut peers = Peers::new(&config, Pool::default());
-        let here = view.disks.iter().filter(|disk| disk.pod.0 == pod && Some(disk.disk) != gone);
-        for disk in here {
-            let DiskView { disk, pod } = *disk;
-            peers.add_local(Identity { cluster: view.cluster, pod, disk, lane: 0, incarnation: 1 });
-        }
-        peers.update_view(view, &[]);
-        peers
-    }
-
-    /// Disks are given by the pod they are in; every three of them in a row have a shard.
-    fn view(pods_of_disks: &[u64]) -> ClusterView {
-        let address: SocketAddr = "127.0.0.1:1".parse().expect("an address");
-        let disk = |number: usize| Uuid([number as u8 + 1; 16]);
-        let member = |shard: usize, replica: usize| {
-            let at = (shard + replica) % pods_of_disks.len();
-            let member = MemberId((shard * 3 + replica) as u64 + 1);
-            MemberView { member, disk: disk(at), pod: PodId(pods_of_disks[at]) }
-        };
-        let shards = (0..pods_of_disks.len()).map(|shard| ShardView {
-            shard: ShardId(shard as u64 + 1),
-            members: (0..3).map(|replica| member(shard, replica)).collect(),
-            birth: AccessSet::default(),
-        });
-        let volume = VolumeView {
-            volume: VolumeId(1),
-            name: "v".to_owned(),
-            size_bytes: 0,
-            stripe_width: 1,
-            stripe_bytes: 0,
-            shards: shards.collect(),
-            deleting: false,
-            open: true,
-            attachments: Vec::new(),
-        };
-        let pod = |pod| PodView { pod: PodId(pod), peer: address, api: address, nbd: None };
-        let disks = pods_of_disks.iter().enumerate();
-        ClusterView {
-            revision: 1,
-            cluster: Uuid([7; 16]),
-            pods: (1..=4).map(pod).collect(),
-            disks: disks
-                .map(|(number, pod)| DiskView { disk: disk(number), pod: PodId(*pod) })
-                .collect(),
-            volumes: vec![Arc::new(volume)],
-            destroyed: Vec::new(),
-        }
-    }
-
-    /// A connection that only one end wants is closed by the other, again and again.
-    #[test]
-    fn both_ends_want_the_same_connections_and_every_member_can_be_reached() {
-        // One disk each; two each; moved together in every way, also two replicas of a shard.
-        let layouts: [&[u64]; 5] =
-            [&[1, 2, 3], &[1, 2, 3, 1, 2, 3], &[1, 1, 2, 2, 3, 4], &[1, 1, 1, 2, 3], &[4, 1, 1, 2]];
-        for layout in layouts {
-            let view = view(layout);
-            let ends: Vec<Peers> = (1..=4).map(|pod| peers_of(pod, &view, None)).collect();
-            let pod_of = |disk: &Uuid| {
-                view.disks.iter().find(|known| known.disk == *disk).expect("it is known").pod
-            };
-            for peers in &ends {
-                for (local, remote, purpose) in peers.wanted.keys() {
-                    let other = &ends[pod_of(remote).0 as usize - 1];
-                    let back = (*remote, *local, *purpose);
-                    assert!(other.wanted.contains_key(&back), "{layout:?}: {local} {remote}");
-                }
-                if !layout.contains(&peers.own.0) {
-                    continue;
-                }
-                for member in view.volumes[0].shards.iter().flat_map(|shard| &shard.members) {
-                    let route = peers.routes.get(&member.member);
-                    let there = route.map(|(local, remote)| (*local, *remote, Purpose::Data));
-                    let wanted = there.is_some_and(|pair| peers.wanted.contains_key(&pair));
-                    assert!(wanted || member.pod == peers.own, "{layout:?}: {member:?}");
-                }
-            }
-        }
-    }
-    /// The first disk of pod 1 was moved, and its new pod cannot say so: the other replica that
-    /// pod 1 has of the same shard talks to the third.
-    #[test]
-    fn no_way_begins_at_a_disk_that_is_not_here_any_more() {
-        let view = view(&[1, 1, 2, 3]);
-        let peers = peers_of(1, &view, Some(view.disks[0].disk));
-        let third = view.volumes[0].shards[0].members[2];
-        assert_eq!(peers.routes[&third.member], (view.disks[1].disk, third.disk));
-    }
-}
+#[path = "peers_test.rs"]
+mod tests;

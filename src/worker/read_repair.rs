@@ -69,6 +69,10 @@ enum Step {
 }
 
 impl ReadRepairs {
+    pub fn len(&self) -> usize {
+        self.running.len()
+    }
+
     fn running(&mut self, place: Place) -> Option<&mut Repair> {
         self.running.iter_mut().find(|repair| repair.place == place)
     }
@@ -209,6 +213,7 @@ impl RepairHandler<'_> {
         let Some(repair) = self.read_repairs.end(place) else { return };
         let (member, extent) = place;
         tracing::warn!(%member, extent = extent.0, "the block is intact again");
+        self.out.members.meters.read_repaired.add(1);
         let Some(lane) = self.out.members.lane_of(member) else { return };
         self.lanes.at(lane).resume_writeback(member, extent);
         for read in repair.waiting {
@@ -239,6 +244,7 @@ impl RepairHandler<'_> {
             self.read_repairs.forget_old_failures(now);
             self.read_repairs.failed.push((place, now));
             tracing::error!(%member, extent, "no replica has an intact copy");
+            self.out.members.meters.read_repairs_failed.add(1);
         }
         if hopeless && for_writeback {
             self.lose_member(member);

@@ -5,7 +5,7 @@ use rustc_hash::FxHashMap;
 use crate::net::message::CallId;
 use crate::replica::messages::ReqId;
 use crate::store::messages::ReadId;
-use crate::types::{BlockRange, Extent, MemberId};
+use crate::types::{BlockRange, Extent, MemberId, Mono};
 use crate::worker::token::ConnKey;
 
 /// The purpose of a read of the store.
@@ -39,6 +39,14 @@ pub struct BlockRead {
     pub reader: Reader,
     /// Bad blocks met so far.
     pub repaired: u32,
+    /// When it began, before all repairs.
+    pub since: Mono,
+}
+
+impl BlockRead {
+    pub fn new(now: Mono, member: MemberId, range: BlockRange, reader: Reader) -> BlockRead {
+        BlockRead { member, range, reader, repaired: 0, since: now }
+    }
 }
 
 /// Why a member reads blocks.

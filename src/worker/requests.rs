@@ -4,7 +4,7 @@ use rustc_hash::FxHashMap;
 
 use crate::net::message::CallId;
 use crate::replica::messages::ReqId;
-use crate::types::{AttachmentId, BlockError, MemberId, ShardReply, VolumeId};
+use crate::types::{AttachmentId, BlockError, MemberId, Mono, ShardOp, ShardReply, VolumeId};
 use crate::volume::Ticket;
 use crate::worker::token::ConnKey;
 
@@ -26,23 +26,55 @@ pub enum Waiter {
     Peer { conn: ConnKey, call: CallId, owed_bytes: usize },
 }
 
+/// What a request asks for, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Read,
+    Write,
+    Other,
+}
+
+impl Kind {
+    pub fn of(op: &ShardOp) -> Kind {
+        match op {
+            ShardOp::Read { .. } => Kind::Read,
+            op if op.is_write() => Kind::Write,
+            _ => Kind::Other,
+        }
+    }
+}
+
+/// A request that is not answered yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    pub member: MemberId,
+    pub waiter: Waiter,
+    pub kind: Kind,
+    /// When it came.
+    pub since: Mono,
+}
+
 /// The unanswered requests of members of this worker.
 #[derive(Default)]
 pub struct Requests {
     next: u64,
-    waiting: FxHashMap<ReqId, (MemberId, Waiter)>,
+    waiting: FxHashMap<ReqId, Waiting>,
 }
 
 impl Requests {
-    pub fn add(&mut self, member: MemberId, waiter: Waiter) -> ReqId {
+    pub fn add(&mut self, waiting: Waiting) -> ReqId {
         self.next += 1;
         let req = ReqId(self.next);
-        self.waiting.insert(req, (member, waiter));
+        self.waiting.insert(req, waiting);
         req
     }
 
+    pub fn get(&self, req: ReqId) -> Option<&Waiting> {
+        self.waiting.get(&req)
+    }
+
     /// The waiter, once.
-    pub fn take(&mut self, req: ReqId) -> Option<(MemberId, Waiter)> {
+    pub fn take(&mut self, req: ReqId) -> Option<Waiting> {
         self.waiting.remove(&req)
     }
 
@@ -52,8 +84,7 @@ impl Requests {
 
     /// Every open request of a member.
     pub fn of_member(&self, member: MemberId) -> Vec<ReqId> {
-        let of =
-            |(req, (asked, _)): (&ReqId, &(MemberId, Waiter))| (*asked == member).then_some(*req);
+        let of = |(req, asked): (&ReqId, &Waiting)| (asked.member == member).then_some(*req);
         self.waiting.iter().filter_map(of).collect()
     }
 }

@@ -231,6 +231,17 @@ impl Resyncs {
         self.resume_at.insert(member, at);
     }
 
+    pub fn len(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Extents that are known to differ, and are not in place.
+    pub fn pending_extents(&self) -> u64 {
+        let rounds = self.running.values().map(|resync| &resync.round);
+        let pending = |of: &Round| of.to_fetch.len() + of.fetching.len() + of.arrived.len();
+        rounds.map(|round| pending(round) as u64).sum()
+    }
+
     /// Resyncs into replicas of a lane that began since the start of the pod.
     pub fn begun(&self, lane: u8) -> u64 {
         self.begun.get(&lane).copied().unwrap_or(0)
@@ -481,6 +492,7 @@ impl ResyncHandler<'_> {
                     return Err(breach);
                 }
                 resync.fetched(content);
+                self.out.members.meters.resync_fetched_bytes.add(EXTENT_BYTES as u64);
                 self.copy(member);
             }
             Err(error) => {
@@ -635,6 +647,7 @@ impl ResyncHandler<'_> {
     fn ended(&mut self, member: MemberId, ok: bool) {
         let Some(resync) = self.resyncs.running.remove(&member) else { return };
         tracing::info!(%member, ok, "resync ended");
+        self.out.members.note_resync_end(ok);
         if ok {
             self.resyncs.resume_at.remove(&member);
             self.out.members.input(self.out.now, member, Input::Resyncing(false));

@@ -1,7 +1,7 @@
 //! The round: reap -> handle -> poll -> submit. [`Worker`] owns all components.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::io::buffer::Pool;
@@ -13,6 +13,7 @@ use crate::net::message::PeerMessage;
 use crate::replica::messages::Output;
 use crate::store::lane::Lane;
 use crate::store::messages::{Done, Event, OpId};
+use crate::telemetry::metrics::data_path::DataPath as Meters;
 use crate::types::{AccessSet, Mono, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskReport, PodReport};
 use crate::volume::VolumeOutput;
@@ -21,10 +22,12 @@ use crate::worker::backlog::Backlog;
 use crate::worker::clients::{Clients, Exported};
 use crate::worker::error::StartError;
 use crate::worker::follow::WINDOW;
+use crate::worker::fronts::{FRONT_OPENED, front_of};
 use crate::worker::lanes::{LaneRuntime, Lanes};
 use crate::worker::listeners::{Listeners, Purpose};
 use crate::worker::mailbox::Receiver;
 use crate::worker::members::{MemberRuntime, Members};
+use crate::worker::meters::{self, Look};
 use crate::worker::observer::Observer;
 use crate::worker::peers::Peers;
 use crate::worker::read_repair::ReadRepairs;
@@ -38,6 +41,8 @@ use crate::worker::token::Target;
 const MESSAGES_PER_ROUND: usize = 256;
 /// Unused memory begins to go back after this time, which is longer than write-back's waves.
 const TRIM_EVERY: Duration = Duration::from_secs(10);
+/// Between two looks at what metrics show as of now.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What other threads tell a worker.
 #[derive(Debug)]
@@ -75,15 +80,15 @@ pub struct Worker {
     pub(super) read_repairs: ReadRepairs,
     pub(super) reconciler: Reconciler,
     pub(super) reports: Reports,
+    pub(super) meters: Arc<Meters>,
     pub(super) scratch: Scratch,
     inbox: Receiver<WorkerCommand>,
     pool: Pool,
-    /// Rounds made, for the watchdog.
-    rounds: Arc<AtomicU64>,
     pub(super) next_tick: Mono,
     next_beat: Mono,
     next_window: Mono,
     next_trim: Mono,
+    next_look: Mono,
     stopping: Option<Mono>,
 }
 
@@ -107,35 +112,40 @@ impl Worker {
         report: Box<dyn Fn(PodReport) + Send>,
     ) -> Worker {
         let now = driver.now();
+        let meters = Arc::new(Meters::default());
+        meters::set_limits(&meters, &config.budgets);
         Worker {
             lanes: Lanes::default(),
-            members: Members::new(config.clone(), pool.clone()),
-            routers: Routers::new(&config),
+            members: Members::new(config.clone(), pool.clone(), Arc::clone(&meters)),
+            routers: Routers::new(&config, Arc::clone(&meters)),
             peers: Peers::new(&config, pool.clone()),
-            clients: Clients::new(&config, pool.clone()),
+            clients: Clients::new(&config, pool.clone(), Arc::clone(&meters)),
             exported: Exported::default(),
             listeners: Listeners::default(),
             resyncs: Resyncs::default(),
             read_repairs: ReadRepairs::default(),
             reconciler: Reconciler::default(),
             reports: Reports::new(now, report),
+            meters,
             scratch: Scratch::default(),
             config,
             driver,
             now,
             inbox,
             pool,
-            rounds: Arc::default(),
             next_tick: now + TICK,
             next_beat: now,
             next_window: now + WINDOW,
             next_trim: now + TRIM_EVERY,
+            next_look: now,
             stopping: None,
         }
     }
 
     /// Adds a recovered lane.
-    pub fn add_lane(&mut self, runtime: LaneRuntime) {
+    pub fn add_lane(&mut self, mut runtime: LaneRuntime) {
+        let place = &runtime.place;
+        runtime.meters = self.meters.add_disk(place.disk.to_string(), place.path.clone());
         let superblock = runtime.lane.superblock();
         self.peers.add_local(Identity {
             cluster: superblock.cluster,
@@ -147,8 +157,16 @@ impl Worker {
         self.lanes.all.push(runtime);
     }
 
+    /// Adds the identity of a pod without a lane, by which its clients reach those of other pods.
+    pub fn add_front(&mut self) {
+        let WorkerConfig { cluster, pod, .. } = self.config;
+        let disk = front_of(pod);
+        self.peers.add_local(Identity { cluster, pod, disk, lane: 0, incarnation: FRONT_OPENED });
+    }
+
     /// Adds a disk that could not be opened: it has no lane, and shows in reports.
     pub fn add_failed_disk(&mut self, disk: Uuid, path: String, capacity: u64, reason: String) {
+        self.meters.add_disk(disk.to_string(), path.clone());
         let (capacity_bytes, failed) = (capacity, Some(reason));
         let report = DiskReport { disk, path, capacity_bytes, failed, ..DiskReport::default() };
         self.lanes.failed.push(report);
@@ -188,9 +206,9 @@ impl Worker {
         PodReport { pod: self.config.pod, disks }
     }
 
-    /// The counter of rounds. A healthy worker makes at least one for every tick.
-    pub fn rounds(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.rounds)
+    /// Its metrics, which it goes on writing.
+    pub fn meters(&self) -> Arc<Meters> {
+        Arc::clone(&self.meters)
     }
 
     /// Runs rounds until it is told to stop.
@@ -209,7 +227,7 @@ impl Worker {
     }
 
     pub fn round(&mut self) -> std::io::Result<()> {
-        self.rounds.fetch_add(1, Ordering::Relaxed);
+        self.meters.rounds.fetch_add(1, Ordering::Relaxed);
         let timeout = self.timeout();
         let mut completions = std::mem::take(&mut self.scratch.completions);
         match self.driver.enter(Some(timeout), &mut completions) {
@@ -232,7 +250,9 @@ impl Worker {
             self.tick();
         }
         if self.reports.is_due(self.now) {
-            self.reports.send(self.now, self.report());
+            let report = self.report();
+            meters::count_replicas(&self.lanes.all, &report);
+            self.reports.send(self.now, report);
         }
         self.lanes.wake(self.now, is_tick);
         self.routers.wake(self.now);
@@ -253,8 +273,12 @@ impl Worker {
 
     fn completed(&mut self, completion: Completion) {
         match Target::of(completion.token) {
-            Target::Lane(lane, op) => self.lanes.completed(lane, op, false, completion),
-            Target::LaneSync(lane, op) => self.lanes.completed(lane, op, true, completion),
+            Target::Lane(lane, op) => {
+                self.lanes.completed(self.now, (lane, op), false, completion);
+            }
+            Target::LaneSync(lane, op) => {
+                self.lanes.completed(self.now, (lane, op), true, completion);
+            }
             Target::Accept(listener) => self.accepted(listener, completion),
             Target::ClientRecv(conn) => self.client_handler().received(conn, completion),
             Target::ClientSend(conn) => self.client_handler().sent(conn, completion),
@@ -299,9 +323,27 @@ impl Worker {
             self.next_trim = now + TRIM_EVERY;
             self.pool.trim();
         }
+        if now >= self.next_look {
+            self.next_look = now + LOOK_EVERY;
+            meters::look(&self.seen());
+        }
         if now >= self.next_window {
             self.next_window = now + WINDOW;
             self.members.follow_clients(now);
+        }
+    }
+
+    fn seen(&self) -> Look<'_> {
+        Look {
+            meters: &self.meters,
+            clients: &self.clients,
+            routers: &self.routers,
+            members: &self.members,
+            peers: &self.peers,
+            resyncs: &self.resyncs,
+            lanes: &self.lanes.all,
+            read_repairs: self.read_repairs.len(),
+            buffer_bytes: self.pool.in_use_bytes(),
         }
     }
 
@@ -316,7 +358,7 @@ impl Worker {
         }
         if self.now >= self.next_beat {
             self.next_beat = self.now + TICK * HEARTBEAT_TICKS as u32;
-            for conn in self.members.beats() {
+            for conn in self.members.beats().into_iter().chain(self.peers.front_conns()) {
                 self.peer_handler().send_on(conn, PeerMessage::Beat);
             }
         }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use crate::net::message::CallId;
+use crate::telemetry::metrics::data_path::DataPath as Meters;
 use crate::types::{AccessSet, AttachmentId, BlockError, MemberId, Mono, VolumeId};
 use crate::view::VolumeView;
 use crate::volume::access::{AccessDone, RoundId};
@@ -25,6 +26,8 @@ pub struct Forwarded {
     pub conn: ConnKey,
     pub asker: Asker,
     pub member: MemberId,
+    /// When it was sent.
+    pub since: Mono,
 }
 
 /// Takes the end of a change of access, on the worker's thread: it must not block. It is dropped
@@ -57,10 +60,11 @@ pub struct Routers {
     /// Routers that wait for an answer: only these need ticks.
     asking: BTreeSet<RouterKey>,
     pub forwarded: FxHashMap<CallId, Forwarded>,
+    meters: Arc<Meters>,
 }
 
 impl Routers {
-    pub fn new(config: &WorkerConfig) -> Routers {
+    pub fn new(config: &WorkerConfig, meters: Arc<Meters>) -> Routers {
         Routers {
             front_end: FrontEnd::new(config.pod, config.process),
             bytes_max: config.budgets.volume_bytes,
@@ -73,6 +77,7 @@ impl Routers {
             deadlines: FxHashMap::default(),
             asking: BTreeSet::new(),
             forwarded: FxHashMap::default(),
+            meters,
         }
     }
 
@@ -231,7 +236,10 @@ impl Routers {
 
     /// Another pod answers.
     pub fn response(&mut self, now: Mono, call: CallId, term: u64, answer: Answer) {
-        if let Some(Forwarded { asker, member, .. }) = self.forwarded.remove(&call) {
+        if let Some(Forwarded { asker, member, since, .. }) = self.forwarded.remove(&call) {
+            if answer.is_ok() {
+                self.meters.forwarded.record(now.since(since), 1);
+            }
             self.answered(now, asker, member, term, answer);
         }
     }

@@ -9,6 +9,7 @@ use crate::io::buffer::Pool;
 use crate::io::driver::{Disk, Driver};
 use crate::replica::messages::Start;
 use crate::store::messages::MemberRecord;
+use crate::telemetry::metrics::data_path::DataPath as Meters;
 use crate::types::{AccessSet, Uuid, VolumeId};
 use crate::view::{ClusterView, PodReport};
 use crate::worker::disks::file_error;
@@ -37,6 +38,7 @@ pub struct PodDisk {
 pub struct DataPath {
     inbox: Sender<WorkerCommand>,
     disks: Vec<PodDisk>,
+    meters: Arc<Meters>,
     thread: Option<JoinHandle<std::io::Result<()>>>,
 }
 
@@ -44,6 +46,11 @@ impl DataPath {
     /// Its disks, also those that could not be opened.
     pub fn disks(&self) -> &[PodDisk] {
         &self.disks
+    }
+
+    /// Its metrics, which the worker goes on writing.
+    pub fn meters(&self) -> Arc<Meters> {
+        Arc::clone(&self.meters)
     }
 
     /// Tells the worker of a newer view; blocks while its mailbox is full.
@@ -90,7 +97,7 @@ pub fn start(
     let (ready, started) = sync_channel(1);
     let run = move || match build(&options, report) {
         Ok((mut worker, inbox, disks, _watchdog)) => {
-            if ready.send(Ok((inbox, disks))).is_err() {
+            if ready.send(Ok((inbox, disks, worker.meters()))).is_err() {
                 return Ok(());
             }
             worker.run()
@@ -107,10 +114,10 @@ pub fn start(
         .name("worker".to_owned())
         .spawn(move || or_die(run))
         .map_err(StartError::Thread)?;
-    let (inbox, disks) = started
+    let (inbox, disks, meters) = started
         .recv()
         .map_err(|_| StartError::Thread(std::io::Error::other("the worker panicked")))??;
-    Ok(DataPath { inbox, disks, thread: Some(thread) })
+    Ok(DataPath { inbox, disks, meters, thread: Some(thread) })
 }
 
 type Built = (Worker, Sender<WorkerCommand>, Vec<PodDisk>, Option<Watchdog>);
@@ -127,6 +134,9 @@ fn build(
     let pool = Pool::default();
     let (opened, failed) = open_disks(options, driver.as_mut(), &pool, &inbox)?;
     let mut worker = Worker::new(options.worker.clone(), driver, pool, receiver, report);
+    if opened.is_empty() {
+        worker.add_front();
+    }
     let mut disks = Vec::new();
     for disk in opened {
         disks.push(disk.shown);
@@ -144,7 +154,8 @@ fn build(
     for address in &options.nbd {
         worker.listen_nbd(address)?;
     }
-    let watchdog = options.hang_limit.map(|limit| Watchdog::start(limit, worker.rounds()));
+    let watchdog =
+        options.hang_limit.map(|limit| Watchdog::start(limit, worker.meters().rounds.clone()));
     Ok((worker, inbox, disks, watchdog.transpose().map_err(StartError::Thread)?))
 }
 
@@ -160,15 +171,16 @@ struct OpenedDisk {
 /// A disk that could not be opened, and why.
 type FailedDisk = (PodDisk, String);
 
-/// Opens what can be opened: the disk is the unit of failure. An error of a disk that this pod
-/// never had ends the start: somebody is adding the disk, and is there to see the error.
+/// Opens what can be opened: the disk is the unit of failure, and a pod serves clients even without
+/// any. An error of a disk that this pod never had ends the start: somebody is adding the disk, and
+/// is there to see the error.
 fn open_disks(
     options: &StartOptions,
     driver: &mut dyn Driver,
     pool: &Pool,
     inbox: &Sender<WorkerCommand>,
 ) -> Result<(Vec<OpenedDisk>, Vec<FailedDisk>), StartError> {
-    let (mut opened, mut failed, mut first) = (Vec::new(), Vec::new(), None);
+    let (mut opened, mut failed) = (Vec::new(), Vec::new());
     for (disk, recovered) in options.disks.iter().zip(opening::open_all(options, pool)?) {
         // Lanes are numbered as the worker will hold them: a failed disk has none.
         let number = opened.len() as u8;
@@ -190,12 +202,8 @@ fn open_disks(
         tracing::error!(disk = %uuid, "a disk cannot be used, the pod goes without it: {reason}");
         let path = disk.path.clone();
         failed.push((PodDisk { disk: uuid, path, capacity_bytes }, reason));
-        first.get_or_insert(error);
     }
-    match first {
-        Some(error) if opened.is_empty() => Err(error),
-        _ => Ok((opened, failed)),
-    }
+    Ok((opened, failed))
 }
 
 /// Gives a recovered disk to the driver, and its index to a thread.

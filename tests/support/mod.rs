@@ -9,6 +9,7 @@
 
 pub mod disk;
 pub mod hanging;
+pub mod metrics;
 pub mod mounted;
 pub mod nbd;
 pub mod ports;

@@ -111,11 +111,14 @@ async fn all_serve(layout: &Layout, client: &Client) -> anyhow::Result<Option<St
     }
     let answer = client.cluster().status(StatusRequest {}).await;
     let status = client.check("get the status of the cluster", answer)?;
-    let up = |summary: &Option<Summary>| {
+    let in_phases = |summary: &Option<Summary>, wanted: &[Phase]| {
         let phases = summary.iter().flat_map(|summary| &summary.phases);
-        phases.filter(|it| it.phase() == Phase::Up).map(|it| it.count as usize).sum::<usize>()
+        let counts = phases.filter(|it| wanted.contains(&it.phase())).map(|it| it.count as usize);
+        counts.sum::<usize>()
     };
-    let (up, disks) = (up(&status.pods), up(&status.disks));
+    let up = in_phases(&status.pods, &[Phase::Up]);
+    // A pod says what it has, also that a disk of it failed.
+    let disks = in_phases(&status.disks, &[Phase::Up, Phase::Failed]);
     let voters = status.catalog.map_or(0, |catalog| catalog.voters as usize);
     let pods = layout.pods.len();
     // From here on a cluster of three or more pods survives the loss of one.

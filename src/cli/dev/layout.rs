@@ -47,9 +47,14 @@ impl PodLayout {
     }
 
     /// The purpose and address of every listener.
-    fn listeners(&self) -> [(&'static str, SocketAddr); 3] {
+    fn listeners(&self) -> [(&'static str, SocketAddr); 4] {
         let config = &self.config;
-        [("API", config.api.listen), ("peer", config.peer.listen), ("NBD", config.nbd.listen)]
+        [
+            ("API", config.api.listen),
+            ("peer", config.peer.listen),
+            ("NBD", config.nbd.listen),
+            ("HTTP", config.http.listen),
+        ]
     }
 }
 
@@ -169,7 +174,8 @@ impl Listeners {
         Ok(Listeners {
             api: at(ports::API)?,
             peer: at(ports::PEER)?,
-            http: at(ports::HTTP)?,
+            // Without TLS, it is for this machine only.
+            http: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), at(ports::HTTP)?.port()),
             nbd: at(ports::NBD)?,
         })
     }
@@ -273,7 +279,7 @@ mod tests {
         layout.write().unwrap();
         for pod in &layout.pods {
             assert_eq!(Config::load(&pod.config_file()).unwrap(), pod.config);
-            pod.config.check_disks().unwrap();
+            pod.config.check_disks(|_| false).unwrap();
         }
         let mut moved = layout.pods[0].config.clone();
         moved.disks[0].size = Some(ByteSize(5 << 30));

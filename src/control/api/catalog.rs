@@ -296,7 +296,8 @@ fn report(
         false => PodReport { pod: PodId(request.pod), disks: Vec::new() },
     };
     let (id, version) = (request.report_id, request.version.clone());
-    let heard = Heard { report, id, is_open, catalog: member, version };
+    let catalog_failed = request.catalog_failed.clone();
+    let heard = Heard { report, id, is_open, catalog: member, catalog_failed, version };
     if node.reports.hear(PodId(request.pod), heard) {
         node.wake.notify_one();
     }

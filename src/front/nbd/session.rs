@@ -126,6 +126,11 @@ impl Session {
         self.load.requests.len()
     }
 
+    /// Bytes that count against the bound.
+    pub fn bytes_in_flight(&self) -> usize {
+        self.load.charged_bytes + self.load.unsent_bytes
+    }
+
     /// Reports that `bytes` of the output have been sent.
     pub fn sent(&mut self, bytes: usize) {
         assert!(bytes <= self.load.unsent_bytes, "more bytes were sent than queued");
