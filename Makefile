@@ -17,7 +17,7 @@ help:
 	@echo "make demo-clean         remove the data of the demo ($(HOLDFAST_DEMO_DIR))"
 	@echo "make test               everything that CI runs"
 	@echo "make check              formatting, lints, licences, rules of the code base"
-	@echo "make bench              measure, beside unreplicated servers"
+	@echo "make bench              measure, beside unreplicated servers (BENCH=--control: the catalog)"
 	@echo "make bench-pure         measure the parts that do no I/O (BENCH=NAME: one of them)"
 	@echo "make doc                the documentation of the code, without warnings"
 	@echo "make sim MINUTES=30     simulated clusters with faults, from seeds that are new"
@@ -45,7 +45,8 @@ check:
 	@scripts/setup.sh check
 	cargo fmt --all -- --check
 	cargo clippy --release --locked --all-targets -- -D warnings
-	cargo clippy --release --locked --features bench-internals --bench pure -- -D warnings
+	cargo clippy --release --locked --features bench-internals --bench pure --bench control \
+		-- -D warnings
 	cargo clippy --release --locked -p holdfast-limit --all-targets -- -D warnings
 	cargo test --release --locked --test tidy --test tidy_docs
 	$(DENY) --locked check bans licenses sources
@@ -56,10 +57,13 @@ fmt:
 doc: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --document-private-items
 
+BENCH_CONTROL = cargo bench --profile release --locked --features bench-internals --bench control
+BENCH_VOLUMES = HOLDFAST=$(BIN) HOLDFAST_LIMIT=$(LIMIT) benches/compare.py $(BENCH)
+
 bench: build
 	@scripts/setup.sh $(if $(findstring --postgres,$(BENCH)),postgres,test)
 	cargo build --release --locked -p holdfast-limit
-	HOLDFAST=$(BIN) HOLDFAST_LIMIT=$(LIMIT) benches/compare.py $(BENCH)
+	$(if $(findstring --control,$(BENCH)),$(BENCH_CONTROL),$(BENCH_VOLUMES))
 
 bench-pure: setup
 	cargo bench --profile release --locked --features bench-internals --bench pure -- $(BENCH)

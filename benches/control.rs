@@ -1,0 +1,324 @@
+//! The catalog at the size of a large cluster: `make bench BENCH="--control"`.
+//!
+//! One production member of the catalog (its thread, its database, its state) and the reports of
+//! simulated pods. Volumes are placed and proposed as the API does it, 32 at a time. Other members,
+//! the network and the data path are not part of it.
+//!
+//! `HOLDFAST_CONTROL="PODS DISKS_PER_POD VOLUMES SHARDS"` gives another size.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use raft::eraftpb::Message;
+
+use holdfast::control::catalog::Catalog;
+use holdfast::control::catalog_member::Outbound;
+use holdfast::control::command::{Addresses, CatalogCommand, NewDisk, NewNode, NewVolume, Outcome};
+use holdfast::control::membership::first;
+use holdfast::control::placement::{Wish, candidates, layout, place};
+use holdfast::control::reports::{Heard, Reports};
+use holdfast::control::state::{CatalogState, NewCluster};
+use holdfast::control::storage::{Snapshot, Storage};
+use holdfast::control::sync::mirror::Mirror;
+use holdfast::control::sync::update::{Position, update};
+use holdfast::types::{AccessMode, MemberId, PodId, Uuid, VolumeId, mix64};
+use holdfast::view::{DiskReport, PodReport};
+
+const CONCURRENT: u64 = 32;
+const MEASURED: u64 = 2_000;
+const DISK_BYTES: u64 = 4 << 40;
+const SHARD_BYTES: u64 = 4 << 30;
+
+/// The size of the cluster.
+struct Size {
+    pods: u64,
+    disks_per_pod: u64,
+    volumes: u64,
+    shards_per_volume: u64,
+}
+
+struct Nobody;
+
+impl Outbound for Nobody {
+    fn send(&self, _: Message) {}
+    fn install(&self, _: MemberId, _: Snapshot) {}
+}
+
+/// A random identity for a number.
+fn uid(kind: u64, number: u64) -> Uuid {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&mix64(kind).to_be_bytes());
+    bytes[8..].copy_from_slice(&mix64(number).to_be_bytes());
+    Uuid(bytes)
+}
+
+fn addresses(pod: u64) -> Addresses {
+    let port = |offset| (10_000 + (pod * 4 + offset) % 50_000) as u16;
+    let at = |offset| std::net::SocketAddr::from(([127, 0, 0, 1], port(offset)));
+    Addresses { api: at(0), peer: at(1), nbd: Some(at(2)) }
+}
+
+fn node(pod: u64) -> NewNode {
+    NewNode { name: format!("node-{pod}"), ..NewNode::default() }
+}
+
+fn disk_of(size: &Size, pod: u64, disk: u64) -> Uuid {
+    uid(2, pod * size.disks_per_pod + disk)
+}
+
+/// A cluster without volumes.
+fn cluster(size: &Size) -> CatalogState {
+    let mut state = CatalogState::new(NewCluster {
+        uid: uid(0, 0),
+        history: uid(0, 1),
+        pod: (uid(1, 1), addresses(1), node(1)),
+        now_ms: 1,
+    });
+    for pod in 1..=size.pods {
+        let disks = (0..size.disks_per_pod).map(|disk| NewDisk {
+            disk: disk_of(size, pod, disk),
+            path: format!("/disk-{disk}"),
+            capacity_bytes: DISK_BYTES,
+        });
+        let (id, uid, addresses, node) = (PodId(pod), uid(1, pod), addresses(pod), node(pod));
+        let join = CatalogCommand::Join { uid, addresses, node: node.clone() };
+        let register =
+            CatalogCommand::Register { pod: id, uid, addresses, node, disks: disks.collect() };
+        for command in [join, register] {
+            state.apply(1, command).outcome.expect("pods may join and register");
+        }
+    }
+    state
+}
+
+/// What the pods report: empty disks.
+fn reports(size: &Size) -> Reports {
+    let reports = Reports::default();
+    reports.set_leading(true);
+    for pod in 1..=size.pods {
+        let disks = (0..size.disks_per_pod).map(|disk| DiskReport {
+            disk: disk_of(size, pod, disk),
+            capacity_bytes: DISK_BYTES,
+            ..DiskReport::default()
+        });
+        let report = PodReport { pod: PodId(pod), disks: disks.collect() };
+        reports.hear(PodId(pod), Heard { report, is_open: true, ..Heard::default() });
+    }
+    reports
+}
+
+fn create(state: &CatalogState, reports: &Reports, number: u64, shards: u64) -> CatalogCommand {
+    let name = format!("pvc-{}", uid(3, number));
+    let class = state.classes.get("replicated").expect("every cluster has it");
+    let candidates = reports.with(|pods| candidates(state, pods, class));
+    let size_bytes = shards * SHARD_BYTES;
+    let (stripe_bytes, shards) = layout(size_bytes);
+    let wish = Wish { name: &name, shards, shard_bytes: stripe_bytes, replicas: 3 };
+    let placement = place(wish, &candidates).expect("there is room");
+    let volume = NewVolume {
+        uid: uid(3, number),
+        name: name.clone(),
+        class: "replicated".to_owned(),
+        labels: Default::default(),
+        size_bytes,
+        stripe_bytes,
+        replicas: 3,
+        open: false,
+    };
+    CatalogCommand::CreateVolume { request_id: name, volume, placement }
+}
+
+/// Bytes of this process that are in memory.
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
+    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.expect("a number of pages") * 4096
+}
+
+/// Bytes that this process has given to the system to write.
+fn written_bytes() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").expect("Linux has it");
+    let line = io.lines().find(|line| line.starts_with("wchar:")).expect("Linux counts it");
+    line.trim_start_matches("wchar:").trim().parse().expect("a number")
+}
+
+fn state_of(catalog: &Catalog) -> Arc<CatalogState> {
+    catalog.published.borrow().state.clone().expect("it has a state")
+}
+
+/// Carries out `count` commands, [`CONCURRENT`] at a time, and prints what one takes.
+async fn measure<F>(catalog: &Arc<Catalog>, what: &str, count: u64, command: F)
+where
+    F: Fn(u64, &CatalogState) -> CatalogCommand + Send + Sync + 'static,
+{
+    let (next, command) = (Arc::new(AtomicU64::new(0)), Arc::new(command));
+    let (began, written) = (Instant::now(), written_bytes());
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..CONCURRENT {
+        let (catalog, next, command) = (catalog.clone(), next.clone(), command.clone());
+        tasks.spawn(async move {
+            let mut times = Histogram::<u64>::new(3).expect("three digits");
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= count {
+                    return times;
+                }
+                let began = Instant::now();
+                let command = command(number, &state_of(&catalog));
+                catalog.propose(command).await.expect("the command is carried out");
+                times.saturating_record(began.elapsed().as_micros() as u64);
+            }
+        });
+    }
+    let mut times = Histogram::<u64>::new(3).expect("three digits");
+    while let Some(done) = tasks.join_next().await {
+        times.add(done.expect("the task ends")).expect("the same bounds");
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let bytes = (written_bytes() - written) / count;
+    println!(
+        "{what:<44} {:>7.0}/s   p50 {:>6.1} ms   p99 {:>6.1} ms   {bytes:>6} bytes written each",
+        count as f64 / seconds,
+        times.value_at_quantile(0.5) as f64 / 1000.0,
+        times.value_at_quantile(0.99) as f64 / 1000.0,
+    );
+}
+
+/// Volumes without reports of their replicas, applied to a state and not logged.
+fn fill(state: &mut CatalogState, size: &Size, reports: &Reports) {
+    for number in 0..size.volumes {
+        let disks = (0..3).map(|copy| {
+            let pod = (mix64(number) + copy * size.pods / 3) % size.pods + 1;
+            disk_of(size, pod, mix64(number + copy) % size.disks_per_pod)
+        });
+        let disks: Vec<Uuid> = disks.collect();
+        let mut command = match number {
+            0 => create(state, reports, number, size.shards_per_volume),
+            _ => create_on(number, &disks, size.shards_per_volume),
+        };
+        if let CatalogCommand::CreateVolume { request_id, .. } = &mut command {
+            request_id.clear();
+        }
+        let volume = match state.apply(1, command).outcome.expect("it is created") {
+            Outcome::Volume(volume) => volume,
+            other => panic!("creating gave {other:?}"),
+        };
+        let created = CatalogCommand::Created { volumes: vec![volume] };
+        state.apply(1, created).outcome.expect("it is recorded");
+    }
+}
+
+fn create_on(number: u64, disks: &[Uuid], shards: u64) -> CatalogCommand {
+    let size_bytes = shards * SHARD_BYTES;
+    let placement = holdfast::control::command::Placement {
+        disks: disks.to_vec(),
+        shards: (0..shards).map(|_| vec![0, 1, 2]).collect(),
+    };
+    let volume = NewVolume {
+        uid: uid(3, number),
+        name: format!("pvc-{}", uid(3, number)),
+        class: "replicated".to_owned(),
+        labels: Default::default(),
+        size_bytes,
+        stripe_bytes: SHARD_BYTES,
+        replicas: 3,
+        open: false,
+    };
+    CatalogCommand::CreateVolume { request_id: String::new(), volume, placement }
+}
+
+/// Starts the only member of a catalog with this state.
+fn start(path: &std::path::Path, state: CatalogState) -> Arc<Catalog> {
+    let (row, snapshot) = first(state);
+    let mut storage = Storage::open(path).expect("the folder can be written");
+    storage.create(row, &snapshot).expect("the disk has room");
+    drop(snapshot);
+    let recovered = storage.recover().expect("it was just written").expect("there is a member");
+    let lost = |reason| panic!("the catalog has stopped: {reason}");
+    let catalog = Catalog::start(storage, recovered, 1, Nobody, lost).expect("its own state");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !catalog.leads() {
+        assert!(Instant::now() < deadline, "the only voter leads");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Arc::new(catalog)
+}
+
+/// What a pod is told after one change, and from the beginning.
+fn sync(state: &CatalogState, before: &CatalogState) {
+    let mut mirror = Mirror::default();
+    let began = Instant::now();
+    let whole = update(state, Position::default()).expect("it has nothing");
+    let bytes = whole.encode().len();
+    mirror.take(&whole).expect("it is whole");
+    let took = began.elapsed();
+    println!("a pod from nothing: {:.1} MiB, {took:.1?} with its view", bytes as f64 / 1048576.0);
+    let position = Position { history: before.cluster.history, revision: before.revision() };
+    let changes = state.revision() - before.revision();
+    match update(state, position) {
+        Some(update) if !update.is_whole => println!(
+            "a pod that lacks {changes} changes: {} bytes each",
+            update.encode().len() as u64 / changes.max(1)
+        ),
+        _ => println!("a pod that lacks {changes} changes gets everything anew"),
+    }
+}
+
+async fn run(size: Size, folder: &std::path::Path) {
+    let Size { pods, disks_per_pod, volumes, shards_per_volume } = size;
+    println!(
+        "{pods} pods, {} disks, {volumes} volumes, {} shards of 3 replicas; {CONCURRENT} at a time",
+        pods * disks_per_pod,
+        volumes * shards_per_volume
+    );
+    let reports = Arc::new(reports(&size));
+    let empty = start(&folder.join("empty"), cluster(&size));
+    let told = reports.clone();
+    let make = move |number, state: &CatalogState| create(state, &told, u64::MAX / 2 + number, 1);
+    measure(&empty, "create, no volumes yet", MEASURED, make.clone()).await;
+    empty.stop();
+    drop(empty);
+
+    let before_bytes = resident_bytes();
+    let began = Instant::now();
+    let mut state = cluster(&size);
+    fill(&mut state, &size, &reports);
+    let used = resident_bytes().saturating_sub(before_bytes);
+    println!(
+        "the state: made in {:.1?}, {:.0} MiB in memory",
+        began.elapsed(),
+        used as f64 / 1048576.0
+    );
+    let began = Instant::now();
+    let full = start(&folder.join("full"), state);
+    println!("written, read again and checked in {:.1?}", began.elapsed());
+    let before = state_of(&full);
+    measure(&full, "create, with all volumes", MEASURED, make).await;
+    sync(&state_of(&full), &before);
+    let publish = move |number: u64, _: &CatalogState| CatalogCommand::Publish {
+        volume: VolumeId(number % volumes + 1),
+        node: format!("node-{}", number % pods + 1),
+        mode: AccessMode::ReadWrite,
+        uid: uid(4, number),
+    };
+    measure(&full, "publish, without the round over the shards", MEASURED.min(volumes), publish)
+        .await;
+    println!("the process has {:.0} MiB in memory", resident_bytes() as f64 / 1048576.0);
+    full.stop();
+}
+
+fn main() {
+    let words = std::env::var("HOLDFAST_CONTROL").unwrap_or_else(|_| "1000 10 100000 3".to_owned());
+    let numbers: Vec<u64> = words.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    let [pods, disks_per_pod, volumes, shards_per_volume] = numbers[..] else {
+        panic!("HOLDFAST_CONTROL has four numbers: pods, disks of each, volumes, shards of each")
+    };
+    let size = Size { pods, disks_per_pod, volumes, shards_per_volume };
+    let folder = std::env::temp_dir().join(format!("holdfast-control-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("the folder for temporary files can be written");
+    let runtime = tokio::runtime::Runtime::new().expect("the system has threads");
+    runtime.block_on(run(size, &folder));
+    std::fs::remove_dir_all(&folder).expect("the folder is ours");
+}
