@@ -7,6 +7,7 @@ use prost::Message as _;
 
 /// The API of the cluster.
 const API: &[&str] = &[
+    "proto/holdfast/v1/attachments.proto",
     "proto/holdfast/v1/classes.proto",
     "proto/holdfast/v1/cluster.proto",
     "proto/holdfast/v1/disks.proto",
@@ -26,6 +27,8 @@ const NAMED: &[(&str, &str)] = &[
     ("Condition.status", "condition_status"),
     ("PhaseCount.phase", "phase"),
     ("Problem.phase", "phase"),
+    ("AttachmentSpec.mode", "access_mode"),
+    ("AttachmentStatus.phase", "phase"),
     ("NodeStatus.phase", "phase"),
     ("PodStatus.phase", "phase"),
     ("DiskStatus.phase", "phase"),

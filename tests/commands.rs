@@ -157,6 +157,43 @@ fn refused(cluster: &Cluster, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
+fn a_closed_volume_is_published_to_one_node_at_a_time() {
+    let cluster = Setup::new("commands_publish").volume("demo", "64MiB").start();
+    let create = ["volume", "create", "own", "--size", "64MiB", "--closed"];
+    holdfast(&cluster, 1, &create);
+    let publish = |node: &'static str| ["attachment", "publish", "own", node];
+    let published = holdfast(&cluster, 2, &publish("pod-1"));
+    assert!(published.contains("Admitted"), "{published}");
+    // The same again finds it; another node is told who has the volume.
+    holdfast(&cluster, 3, &publish("pod-1"));
+    let (code, said) = refused(&cluster, &publish("pod-2"));
+    assert!(code == Some(5) && said.contains("pod-1"), "{code:?}: {said}");
+    let (code, said) = refused(&cluster, &["attachment", "publish", "demo", "pod-1"]);
+    assert!(code == Some(5) && said.contains("[VOLUME_OPEN]"), "{code:?}: {said}");
+    let (code, said) = refused(&cluster, &["volume", "delete", "own"]);
+    assert!(code == Some(5) && said.contains("[VOLUME_IN_USE]"), "{code:?}: {said}");
+    let list = holdfast(&cluster, 1, &["attachment", "list", "--node", "pod-1"]);
+    assert!(list.contains("own") && list.contains("ready"), "{list}");
+    holdfast(&cluster, 1, &["attachment", "unpublish", "own", "pod-1"]);
+    let none = holdfast(&cluster, 1, &["attachment", "list", "--volume", "own"]);
+    assert!(none.contains("no attachments"), "{none}");
+    holdfast(&cluster, 2, &publish("pod-2"));
+
+    // A node that is lost loses its volumes, and gets them back when it is cleared.
+    let node: Value =
+        serde_json::from_str(&holdfast(&cluster, 1, &["node", "show", "pod-2", "--json"])).unwrap();
+    let boot_id = node["status"]["boot_id"].as_str().expect("it has started").to_owned();
+    let (code, said) = refused(&cluster, &["node", "lost", "pod-2", "--boot-id", "another"]);
+    assert!(code == Some(5) && said.contains("[NODE_REBOOTED]"), "{code:?}: {said}");
+    holdfast(&cluster, 1, &["node", "lost", "pod-2", "--boot-id", &boot_id]);
+    let (code, said) = refused(&cluster, &publish("pod-2"));
+    assert!(code == Some(5) && said.contains("[NODE_LOST]"), "{code:?}: {said}");
+    holdfast(&cluster, 3, &publish("pod-3"));
+    holdfast(&cluster, 1, &["node", "clear-lost", "pod-2"]);
+    holdfast(&cluster, 1, &["volume", "delete", "own", "--force"]);
+}
+
+#[test]
 fn objects_can_be_waited_for_watched_and_explained() {
     let cluster = Setup::new("commands_wait").volume("demo", "64MiB").start();
     let name = "Db_01.main";

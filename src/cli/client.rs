@@ -8,6 +8,7 @@ use tonic::{Response, Status};
 
 use crate::cli::exit::{CallError, UsageError};
 use crate::control::identity::random_uuid;
+use crate::control::proto::attachments_client::AttachmentsClient;
 use crate::control::proto::classes_client::ClassesClient;
 use crate::control::proto::cluster_client::ClusterClient;
 use crate::control::proto::disks_client::DisksClient;
@@ -51,6 +52,10 @@ impl Client {
 
     pub fn disks(&self) -> DisksClient<Channel> {
         DisksClient::new(self.channel.clone())
+    }
+
+    pub fn attachments(&self) -> AttachmentsClient<Channel> {
+        AttachmentsClient::new(self.channel.clone())
     }
 
     pub fn nodes(&self) -> NodesClient<Channel> {

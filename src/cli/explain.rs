@@ -10,7 +10,7 @@ use crate::control::objects::condition::Why;
 use crate::control::objects::key::Kind;
 use crate::control::observed::unix_ms;
 use crate::control::proto::{
-    Class, Condition, ConditionStatus, Disk, Node, Phase, Pod, Query, Shard, Volume,
+    Attachment, Class, Condition, ConditionStatus, Disk, Node, Phase, Pod, Query, Shard, Volume,
 };
 
 /// Parts of an object that are named at most.
@@ -18,7 +18,7 @@ const PARTS_MAX: usize = 8;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// node, pod, disk, class, volume or shard
+    /// node, pod, disk, class, volume, shard or attachment
     #[arg(value_parser = kind)]
     kind: Kind,
     name: String,
@@ -38,6 +38,7 @@ pub async fn run(client: &Client, args: Args, output: Output) -> anyhow::Result<
             explain::<Pod>(client, &name, disks.iter().map(bad_disk).collect(), output).await
         }
         Kind::Disk => explain::<Disk>(client, &name, Vec::new(), output).await,
+        Kind::Attachment => explain::<Attachment>(client, &name, Vec::new(), output).await,
         Kind::Class => explain::<Class>(client, &name, Vec::new(), output).await,
         Kind::Shard => {
             let shard = Shard::get(client, &name).await?;

@@ -90,7 +90,11 @@ pub async fn list_or_watch<T: Watched>(
 }
 
 /// Prints changes until nobody reads them.
-async fn watch<T: Watched>(client: &Client, query: Query, output: Output) -> anyhow::Result<()> {
+pub async fn watch<T: Watched>(
+    client: &Client,
+    query: Query,
+    output: Output,
+) -> anyhow::Result<()> {
     let is_wide = output == Output::Wide;
     let view = if is_wide { View::Full } else { View::Basic };
     let mut follow = Follow::<T>::new(client, Query { view: view.into(), ..query });

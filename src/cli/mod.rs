@@ -6,6 +6,7 @@
 //! the state (a name is taken, there are too few pods, there is too little room); 6 not allowed. A
 //! command whose reader closes its output ends quietly with 0.
 
+pub mod attachment;
 pub mod bench;
 pub mod class;
 pub mod client;
@@ -111,6 +112,9 @@ enum CliCommand {
     /// What a volume may be
     #[command(subcommand)]
     Class(class::ClassCommand),
+    /// Which node may use which closed volume
+    #[command(subcommand)]
+    Attachment(attachment::AttachmentCommand),
     /// Machines on which volumes are used
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -172,6 +176,7 @@ fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
             CliCommand::Volume(command) => volume::run(&client, command, output).await?,
             CliCommand::Shard(command) => shard::run(&client, command, output).await?,
             CliCommand::Class(command) => class::run(&client, command, output).await?,
+            CliCommand::Attachment(command) => attachment::run(&client, command, output).await?,
             CliCommand::Node(command) => node::run(&client, command, output).await?,
             CliCommand::Pod(command) => pod::run(&client, command, output).await?,
             CliCommand::Disk(command) => disk::run(&client, command, output).await?,

@@ -9,9 +9,10 @@ use crate::cli::client::Client;
 use crate::cli::exit::CallError;
 use crate::cli::render::Rows;
 use crate::control::proto::{
-    Change, Class, Disk, GetClassRequest, GetDiskRequest, GetNodeRequest, GetPodRequest,
-    GetShardRequest, GetVolumeRequest, ListClassesRequest, ListDisksRequest, ListNodesRequest,
-    ListPodsRequest, ListShardsRequest, ListVolumesRequest, Node, Pod, Query, Shard, Volume,
+    Attachment, Change, Class, Disk, GetAttachmentRequest, GetClassRequest, GetDiskRequest,
+    GetNodeRequest, GetPodRequest, GetShardRequest, GetVolumeRequest, ListAttachmentsRequest,
+    ListClassesRequest, ListDisksRequest, ListNodesRequest, ListPodsRequest, ListShardsRequest,
+    ListVolumesRequest, Node, Pod, Query, Shard, Volume, WatchAttachmentsRequest,
     WatchDisksRequest, WatchNodesRequest, WatchPodsRequest, WatchVolumesRequest,
 };
 
@@ -119,11 +120,27 @@ noun!(Pod, pods, GetPodRequest, ListPodsRequest {});
 noun!(Disk, disks, GetDiskRequest, ListDisksRequest { pod: number });
 noun!(Class, classes, GetClassRequest, ListClassesRequest {});
 noun!(Volume, volumes, GetVolumeRequest, ListVolumesRequest {});
+noun!(
+    Attachment,
+    attachments,
+    GetAttachmentRequest,
+    ListAttachmentsRequest { volume: volume_of, node: node_of }
+);
 noun!(Shard, shards, GetShardRequest, ListShardsRequest { volume: str::to_owned });
 watched!(Node, nodes, node, WatchNodesRequest);
 watched!(Pod, pods, pod, WatchPodsRequest);
 watched!(Disk, disks, disk, WatchDisksRequest);
+watched!(Attachment, attachments, attachment, WatchAttachmentsRequest);
 watched!(Volume, volumes, volume, WatchVolumesRequest);
+
+/// The parts of `VOLUME/NODE`, of which each may be empty.
+fn volume_of(within: &str) -> String {
+    within.split_once('/').map(|(volume, _)| volume.to_owned()).unwrap_or_default()
+}
+
+fn node_of(within: &str) -> String {
+    within.split_once('/').map(|(_, node)| node.to_owned()).unwrap_or_default()
+}
 
 /// The number of a pod; 0 for none.
 fn number(within: &str) -> u64 {

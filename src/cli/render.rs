@@ -8,8 +8,8 @@ use crate::cli::time::{length, moment};
 use crate::config::size::ByteSize;
 use crate::control::objects::describe::Object;
 use crate::control::proto::{
-    Class, Condition, ConditionStatus, Disk, Node, Phase, Pod, Problem, Shard, StatusResponse,
-    Summary, Volume,
+    Attachment, Class, Condition, ConditionStatus, Disk, Node, Phase, Pod, Problem, Shard,
+    StatusResponse, Summary, Volume,
 };
 
 /// A kind of object as rows of a table.
@@ -144,7 +144,8 @@ impl Rows for Node {
     fn fields(&self) -> Vec<(&'static str, String)> {
         let status = status!(self);
         let pods: Vec<String> = status.pods.iter().map(u64::to_string).collect();
-        vec![("pods", pods.join(" ")), ("boot", status.boot_id)]
+        let lost = if status.lost { "yes" } else { "no" };
+        vec![("pods", pods.join(" ")), ("boot", status.boot_id), ("lost", lost.to_owned())]
     }
 
     conditions!();
@@ -378,6 +379,41 @@ impl Rows for Shard {
             fields.push(("replica", text));
         }
         fields
+    }
+
+    conditions!();
+}
+
+impl Rows for Attachment {
+    const WORD: &'static str = "attachment";
+    const NONE: &'static str = "no attachments";
+    const HEAD: &'static [&'static str] = &["VOLUME", "NODE", "MODE", "PHASE", ""];
+    const RIGHT: &'static [usize] = &[];
+    const WIDE: &'static [&'static str] = &["UID", "SINCE"];
+
+    fn row(&self) -> Vec<String> {
+        let spec = self.spec.clone().unwrap_or_default();
+        vec![
+            spec.volume.clone(),
+            spec.node.clone(),
+            spec.mode().word().to_owned(),
+            self.phase().word(),
+            worst(&status!(self).conditions),
+        ]
+    }
+
+    fn wide(&self) -> Vec<String> {
+        vec![self.meta().uid.clone(), moment(self.meta().created_unix_ms)]
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let spec = self.spec.clone().unwrap_or_default();
+        vec![
+            ("volume", spec.volume.clone()),
+            ("node", spec.node.clone()),
+            ("mode", spec.mode().word().to_owned()),
+            ("id", status!(self).id.to_string()),
+        ]
     }
 
     conditions!();

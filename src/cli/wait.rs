@@ -13,7 +13,7 @@ use crate::cli::watch::Follow;
 use crate::control::objects::condition::Type;
 use crate::control::objects::key::Kind;
 use crate::control::proto::{
-    Change, Condition, ConditionStatus, Disk, Node, Phase, Pod, Query, View, Volume,
+    Attachment, Change, Condition, ConditionStatus, Disk, Node, Phase, Pod, Query, View, Volume,
 };
 
 /// What an object is to be.
@@ -48,6 +48,9 @@ pub async fn run(client: &Client, args: Args, output: Output) -> anyhow::Result<
         Kind::Pod => wait_and_print::<Pod>(client, &name, &wanted, within, output).await,
         Kind::Disk => wait_and_print::<Disk>(client, &name, &wanted, within, output).await,
         Kind::Volume => wait_and_print::<Volume>(client, &name, &wanted, within, output).await,
+        Kind::Attachment => {
+            wait_and_print::<Attachment>(client, &name, &wanted, within, output).await
+        }
         Kind::Class | Kind::Shard => {
             Err(UsageError(format!("a {} cannot be waited for", kind.word())).into())
         }

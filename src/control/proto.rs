@@ -27,6 +27,17 @@ impl Phase {
     }
 }
 
+impl AccessMode {
+    /// As on the command line: `read-write`.
+    pub fn word(self) -> &'static str {
+        match self {
+            AccessMode::Unspecified | AccessMode::ReadWrite => "read-write",
+            AccessMode::ReadOnly => "read-only",
+            AccessMode::Raw => "raw",
+        }
+    }
+}
+
 impl ConditionStatus {
     /// In lower case: `true`.
     pub fn word(self) -> String {
@@ -41,6 +52,10 @@ fn last_word(name: &str) -> String {
 
 fn phase<S: Serializer>(phase: &i32, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&Phase::try_from(*phase).unwrap_or_default().word())
+}
+
+fn access_mode<S: Serializer>(mode: &i32, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(AccessMode::try_from(*mode).unwrap_or_default().word())
 }
 
 fn condition_status<S: Serializer>(status: &i32, to: S) -> Result<S::Ok, S::Error> {

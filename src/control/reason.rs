@@ -73,6 +73,8 @@ reasons! {
         "there is no class of this name",
     NoSuchVolume "NO_SUCH_VOLUME" NotFound
         "there is no volume of this name, or it is another than meant",
+    NoSuchAttachment "NO_SUCH_ATTACHMENT" NotFound
+        "there is no attachment of this name",
     NoSuchShard "NO_SUCH_SHARD" NotFound
         "there is no shard of this name",
     NameTaken "NAME_TAKEN" AlreadyExists
@@ -105,6 +107,8 @@ reasons! {
         "the changes since the resume token are no longer known; list again",
     LeaderChanged "LEADER_CHANGED" Unavailable
         "the leader of the catalog changed during a watch; resume it",
+    ShardsWaiting "SHARDS_WAITING" Unavailable
+        "not every shard of a volume has admitted or fenced a node yet; it goes on by itself",
     NoLeader "NO_LEADER" Unavailable
         "no leader of the catalog was found in time",
     NotLeader "NOT_LEADER" Unavailable

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 use tokio_stream::Stream;
 
 use crate::config::Config;
+use crate::control::api::attachments::AttachmentsService;
 use crate::control::api::catalog::CatalogService;
 use crate::control::api::classes::ClassesService;
 use crate::control::api::cluster::ClusterService;
@@ -36,6 +37,7 @@ use crate::control::node_meters::NodeMeters;
 use crate::control::observe::observe;
 use crate::control::peers::{KEEP_ALIVE_EVERY, KEEP_ALIVE_WITHIN, MESSAGE_BYTES_MAX};
 use crate::control::proto::DESCRIPTORS;
+use crate::control::proto::attachments_server::AttachmentsServer;
 use crate::control::proto::classes_server::ClassesServer;
 use crate::control::proto::cluster_server::ClusterServer;
 use crate::control::proto::disks_server::DisksServer;
@@ -242,6 +244,10 @@ async fn serve_api(
         .add_service(counted(&node, JoiningServer::new(JoiningService { node: node.clone() })))
         .add_service(health::service(&node))
         .add_service(reflection)
+        .add_service(counted(
+            &node,
+            AttachmentsServer::new(AttachmentsService { node: node.clone() }),
+        ))
         .add_service(counted(&node, ClassesServer::new(ClassesService { node: node.clone() })))
         .add_service(counted(&node, ClusterServer::new(ClusterService { node: node.clone() })))
         .add_service(counted(&node, DisksServer::new(DisksService { node: node.clone() })))

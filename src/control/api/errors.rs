@@ -92,6 +92,7 @@ pub fn no_such(kind: Kind, name: &str) -> Status {
         Kind::Class => Reason::NoSuchClass,
         Kind::Volume => Reason::NoSuchVolume,
         Kind::Shard => Reason::NoSuchShard,
+        Kind::Attachment => Reason::NoSuchAttachment,
     };
     let word = kind.word();
     let message =

@@ -10,6 +10,7 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::health_reporter;
 
+use crate::control::api::attachments::AttachmentsService;
 use crate::control::api::classes::ClassesService;
 use crate::control::api::cluster::ClusterService;
 use crate::control::api::disks::DisksService;
@@ -18,6 +19,7 @@ use crate::control::api::pods::PodsService;
 use crate::control::api::shards::ShardsService;
 use crate::control::api::volumes::VolumesService;
 use crate::control::node::Node;
+use crate::control::proto::attachments_server::AttachmentsServer;
 use crate::control::proto::classes_server::ClassesServer;
 use crate::control::proto::cluster_server::ClusterServer;
 use crate::control::proto::disks_server::DisksServer;
@@ -29,7 +31,8 @@ use crate::control::proto::volumes_server::VolumesServer;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Services whose health is told.
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
+    <AttachmentsServer<AttachmentsService> as NamedService>::NAME,
     <ClassesServer<ClassesService> as NamedService>::NAME,
     <ClusterServer<ClusterService> as NamedService>::NAME,
     <DisksServer<DisksService> as NamedService>::NAME,

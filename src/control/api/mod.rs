@@ -2,6 +2,7 @@
 //! it (see [`route`]). [`objects`] has what all nouns have in common, [`errors`] what callers are
 //! told when they are refused.
 
+pub mod attachments;
 pub mod catalog;
 pub mod classes;
 pub mod cluster;

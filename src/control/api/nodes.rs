@@ -7,13 +7,15 @@ use tonic::{Request, Response, Status};
 
 use crate::control::api::objects::{Event, Events, get, page, watch};
 use crate::control::api::route::on_leader;
+use crate::control::command::CatalogCommand;
 use crate::control::node::Node;
 use crate::control::objects::describe::Object as _;
 use crate::control::proto;
 use crate::control::proto::nodes_client::NodesClient;
 use crate::control::proto::nodes_server::Nodes;
 use crate::control::proto::{
-    GetNodeRequest, ListNodesRequest, ListNodesResponse, WatchNodesRequest, WatchNodesResponse,
+    ClearLostRequest, DeclareLostRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse,
+    WatchNodesRequest, WatchNodesResponse,
 };
 
 pub struct NodesService {
@@ -55,6 +57,41 @@ impl Nodes for NodesService {
             request,
             |catalog, request| async move { get(&self.node, &catalog, &request.name).await },
             |channel, call| async move { NodesClient::new(channel).get(call).await },
+        )
+        .await
+    }
+
+    async fn declare_lost(
+        &self,
+        request: Request<DeclareLostRequest>,
+    ) -> Result<Response<proto::Node>, Status> {
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move {
+                let DeclareLostRequest { name, boot_id } = request;
+                let node = name.clone();
+                catalog.propose(CatalogCommand::DeclareLost { node, boot_id }).await?;
+                get(&self.node, &catalog, &name).await
+            },
+            |channel, call| async move { NodesClient::new(channel).declare_lost(call).await },
+        )
+        .await
+    }
+
+    async fn clear_lost(
+        &self,
+        request: Request<ClearLostRequest>,
+    ) -> Result<Response<proto::Node>, Status> {
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move {
+                let node = request.name.clone();
+                catalog.propose(CatalogCommand::ClearLost { node }).await?;
+                get(&self.node, &catalog, &request.name).await
+            },
+            |channel, call| async move { NodesClient::new(channel).clear_lost(call).await },
         )
         .await
     }

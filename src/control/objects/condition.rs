@@ -16,6 +16,8 @@ pub enum Type {
     Available,
     /// Every replica is there and has caught up.
     Redundant,
+    /// Every shard knows an attachment as the catalog wants it.
+    Settled,
 }
 
 /// Truth of a condition.
@@ -44,6 +46,9 @@ pub enum Why {
     ReplicasResyncing,
     ReplicasFaulted,
     BeingDeleted,
+    Admitted,
+    BeingAdmitted,
+    BeingFenced,
 }
 
 /// A reason in words.
@@ -57,8 +62,14 @@ pub struct Explained {
 }
 
 impl Type {
-    pub const ALL: [Type; 5] =
-        [Type::Reachable, Type::DisksWork, Type::Usable, Type::Available, Type::Redundant];
+    pub const ALL: [Type; 6] = [
+        Type::Reachable,
+        Type::DisksWork,
+        Type::Usable,
+        Type::Available,
+        Type::Redundant,
+        Type::Settled,
+    ];
 
     pub fn word(self) -> &'static str {
         match self {
@@ -67,12 +78,13 @@ impl Type {
             Type::Usable => "Usable",
             Type::Available => "Available",
             Type::Redundant => "Redundant",
+            Type::Settled => "Settled",
         }
     }
 }
 
 impl Why {
-    pub const ALL: [Why; 15] = [
+    pub const ALL: [Why; 18] = [
         Why::Reporting,
         Why::Silent,
         Why::AllDisksWork,
@@ -88,6 +100,9 @@ impl Why {
         Why::ReplicasResyncing,
         Why::ReplicasFaulted,
         Why::BeingDeleted,
+        Why::Admitted,
+        Why::BeingAdmitted,
+        Why::BeingFenced,
     ];
 
     /// Never changes: programs compare it.
@@ -108,6 +123,9 @@ impl Why {
             Why::ReplicasResyncing => "ReplicasResyncing",
             Why::ReplicasFaulted => "ReplicasFaulted",
             Why::BeingDeleted => "BeingDeleted",
+            Why::Admitted => "Admitted",
+            Why::BeingAdmitted => "BeingAdmitted",
+            Why::BeingFenced => "BeingFenced",
         }
     }
 
@@ -124,6 +142,7 @@ impl Why {
             Why::Working => well("the disk works"),
             Why::AllShardsLed => well("every shard has a leader"),
             Why::AllReplicasGood => well("every replica is there and has caught up"),
+            Why::Admitted => well("every shard has admitted the attachment"),
             other => other.explained_bad(),
         }
     }
@@ -183,7 +202,19 @@ impl Why {
                 "the replicas are destroyed as their pods answer",
                 "nothing, unless a pod or disk with replicas of it is away for good",
             ),
+            Why::BeingAdmitted => (
+                "some shards have not admitted the attachment yet",
+                "the shards are asked again until all have; a shard without a leader keeps it \
+                 waiting",
+                "see whether the volume is paused: `holdfast explain volume` tells what is missing",
+            ),
+            Why::BeingFenced => (
+                "some shards have not fenced the attachment yet",
+                "the shards are asked again until all have; those that have refuse the node",
+                "see whether the volume is paused: `holdfast explain volume` tells what is missing",
+            ),
             Why::Reporting
+            | Why::Admitted
             | Why::AllDisksWork
             | Why::Working
             | Why::AllShardsLed

@@ -12,13 +12,13 @@ use crate::control::objects::observer::Observer;
 use crate::control::objects::seen::Seen;
 use crate::control::objects::source::Source;
 use crate::control::proto::{
-    Class, ClassSpec, ClassStatus, Condition, Disk, DiskStatus, Limits, Meta, Node, NodeStatus,
-    Phase, Pod, PodStatus, Progress, Replica, Shard, ShardStatus, View, Volume, VolumeSpec,
-    VolumeStatus,
+    AccessMode, Attachment, AttachmentSpec, AttachmentStatus, Class, ClassSpec, ClassStatus,
+    Condition, Disk, DiskStatus, Limits, Meta, Node, NodeStatus, Phase, Pod, PodStatus, Progress,
+    Replica, Shard, ShardStatus, View, Volume, VolumeSpec, VolumeStatus,
 };
 use crate::control::reconcile::Group;
 use crate::control::state::rows;
-use crate::types::{MemberId, PodId, Uuid};
+use crate::types::{self, MemberId, PodId, Uuid};
 use crate::view::{DiskReport, MemberState};
 
 /// NBD addresses that a volume shows at most.
@@ -87,6 +87,7 @@ object!(Disk, disk);
 object!(Class, class);
 object!(Volume, volume);
 object!(Shard, shard);
+object!(Attachment, attachment);
 
 impl<'a> Describe<'a> {
     pub fn new(
@@ -136,6 +137,7 @@ impl<'a> Describe<'a> {
             observed_generation: 1,
             boot_id: row.value.boot_id.clone(),
             pods: self.source.pods_of(name).take(PODS_MAX).map(|pod| pod.0).collect(),
+            lost: row.value.is_lost(),
         };
         let meta = meta(name, name, row.revision, row.value.created_ms);
         let meta = Meta { labels: row.value.labels.clone(), ..meta };
@@ -290,6 +292,33 @@ impl<'a> Describe<'a> {
         let meta = meta(&name, &name, row.revision, volume.created_ms);
         let meta = Meta { deleting: volume.deleting, ..meta };
         Some(Shard { meta: Some(meta), status: Some(status) })
+    }
+
+    fn attachment(&self, key: &ObjectKey, _: View) -> Option<Attachment> {
+        let ObjectKey::Attachment(key_of) = key else { return None };
+        let row = self.source.attachment(*key_of)?;
+        let volume = &self.source.volume(key_of.0)?.value;
+        let (phase, conditions) = self.state(key);
+        let status = AttachmentStatus {
+            phase: phase.into(),
+            conditions,
+            observed_generation: 1,
+            id: key_of.1.0,
+        };
+        let mode = match row.value.mode {
+            types::AccessMode::ReadWrite => AccessMode::ReadWrite,
+            types::AccessMode::ReadOnly => AccessMode::ReadOnly,
+            types::AccessMode::Raw => AccessMode::Raw,
+        };
+        let spec = AttachmentSpec {
+            volume: volume.name.clone(),
+            node: row.value.node.clone(),
+            mode: mode.into(),
+        };
+        let name = row.value.uid.to_string();
+        let meta = meta(&name, &name, row.revision, row.value.created_ms);
+        let meta = Meta { deleting: row.value.ends_with.is_some(), ..meta };
+        Some(Attachment { meta: Some(meta), spec: Some(spec), status: Some(status) })
     }
 
     fn replica(&self, member: MemberId, disk: Uuid) -> Replica {

@@ -8,8 +8,8 @@ use crate::control::objects::key::ObjectKey;
 use crate::control::objects::seen::Seen;
 use crate::control::objects::source::Source;
 use crate::control::proto::Phase;
-use crate::control::state::rows::{Shard, ShardMember, Volume};
-use crate::types::{PodId, Uuid};
+use crate::control::state::rows::{Attachment, Shard, ShardMember, Volume};
+use crate::types::{PodId, Uuid, VolumeId};
 use crate::view::MemberState;
 
 /// What objects are judged by.
@@ -67,6 +67,11 @@ impl<'a> Judge<'a> {
                 let volume = self.source.volume(row.value.volume)?;
                 named(row.revision, &shard.to_string(), self.shard(&row.value, &volume.value))
             }
+            ObjectKey::Attachment(attachment) => {
+                let row = self.source.attachment(*attachment)?;
+                let judgement = self.attachment(attachment.0, &row.value);
+                named(row.revision, &row.value.uid.to_string(), judgement)
+            }
         }
     }
 
@@ -117,6 +122,26 @@ impl<'a> Judge<'a> {
                 }
             },
         };
+        Judgement { phase, statements: vec![statement] }
+    }
+
+    fn attachment(&self, volume: VolumeId, attachment: &Attachment) -> Judgement {
+        let (phase, why) = match (attachment.ends_with, attachment.active) {
+            (Some(_), _) => (Phase::Deleting, Why::BeingFenced),
+            (None, false) => (Phase::Creating, Why::BeingAdmitted),
+            (None, true) => {
+                let statement = Statement::holds(Type::Settled, Why::Admitted);
+                return Judgement { phase: Phase::Ready, statements: vec![statement] };
+            }
+        };
+        let waiting = self.source.volume(volume).map(|row| self.tally(&row.value));
+        let message = match waiting.unwrap_or_default() {
+            Tally { without_leader: 0, .. } => "it is waited for the shards".to_owned(),
+            Tally { without_leader, shards, .. } => {
+                format!("{without_leader} of {shards} shards have no leader")
+            }
+        };
+        let statement = Statement::new(Type::Settled, Truth::False, why, message);
         Judgement { phase, statements: vec![statement] }
     }
 

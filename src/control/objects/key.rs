@@ -1,6 +1,6 @@
 //! Names of objects inside a pod, across all kinds.
 
-use crate::types::{PodId, ShardId, Uuid, VolumeId};
+use crate::types::{AttachmentId, PodId, ShardId, Uuid, VolumeId};
 
 /// A kind of object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -11,11 +11,19 @@ pub enum Kind {
     Class,
     Volume,
     Shard,
+    Attachment,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 6] =
-        [Kind::Node, Kind::Pod, Kind::Disk, Kind::Class, Kind::Volume, Kind::Shard];
+    pub const ALL: [Kind; 7] = [
+        Kind::Node,
+        Kind::Pod,
+        Kind::Disk,
+        Kind::Class,
+        Kind::Volume,
+        Kind::Shard,
+        Kind::Attachment,
+    ];
 
     /// The word for one object, as on the command line.
     pub fn word(self) -> &'static str {
@@ -26,6 +34,7 @@ impl Kind {
             Kind::Class => "class",
             Kind::Volume => "volume",
             Kind::Shard => "shard",
+            Kind::Attachment => "attachment",
         }
     }
 
@@ -44,6 +53,7 @@ pub enum ObjectKey {
     Class(String),
     Volume(VolumeId),
     Shard(ShardId),
+    Attachment((VolumeId, AttachmentId)),
 }
 
 impl ObjectKey {
@@ -55,6 +65,7 @@ impl ObjectKey {
             ObjectKey::Class(_) => Kind::Class,
             ObjectKey::Volume(_) => Kind::Volume,
             ObjectKey::Shard(_) => Kind::Shard,
+            ObjectKey::Attachment(_) => Kind::Attachment,
         }
     }
 
@@ -64,7 +75,7 @@ impl ObjectKey {
             ObjectKey::Node(name) | ObjectKey::Class(name) => Some(name.clone()),
             ObjectKey::Disk(disk) => Some(disk.to_string()),
             ObjectKey::Shard(shard) => Some(shard.to_string()),
-            ObjectKey::Pod(_) | ObjectKey::Volume(_) => None,
+            ObjectKey::Pod(_) | ObjectKey::Volume(_) | ObjectKey::Attachment(_) => None,
         }
     }
 
@@ -76,6 +87,9 @@ impl ObjectKey {
             | ObjectKey::Volume(VolumeId(id))
             | ObjectKey::Shard(ShardId(id)) => id.to_be_bytes().to_vec(),
             ObjectKey::Disk(disk) => disk.0.to_vec(),
+            ObjectKey::Attachment((volume, id)) => {
+                [volume.0.to_be_bytes(), id.0.to_be_bytes()].concat()
+            }
         }
     }
 
@@ -90,6 +104,12 @@ impl ObjectKey {
             Kind::Class => ObjectKey::Class(name()?),
             Kind::Volume => ObjectKey::Volume(VolumeId(number()?)),
             Kind::Shard => ObjectKey::Shard(ShardId(number()?)),
+            Kind::Attachment => {
+                let (volume, id) = bytes.split_first_chunk::<8>()?;
+                let id = u64::from_be_bytes(id.try_into().ok()?);
+                let volume = VolumeId(u64::from_be_bytes(*volume));
+                ObjectKey::Attachment((volume, AttachmentId(id)))
+            }
         })
     }
 }

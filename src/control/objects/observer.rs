@@ -107,6 +107,12 @@ impl Observer {
             _ => None,
         });
         let owners: Vec<ObjectKey> = owners.collect();
+        // What an attachment waits for is told by its volume.
+        let waiting = owners.iter().filter_map(|key| match key {
+            ObjectKey::Volume(volume) => Some(source.attachments_of(*volume)),
+            _ => None,
+        });
+        due.extend(waiting.flatten().map(ObjectKey::Attachment));
         due.extend(owners);
         for key in due {
             self.judge(source, &key, now_ms);

@@ -126,6 +126,7 @@ pub fn key_of(source: Source<'_>, kind: Kind, name: &str) -> Option<ObjectKey> {
         Kind::Pod => ObjectKey::Pod(PodId(number()?)),
         Kind::Shard => ObjectKey::Shard(ShardId(number()?)),
         Kind::Disk => ObjectKey::Disk(name.parse().ok()?),
+        Kind::Attachment => ObjectKey::Attachment(source.attachment_by_uid(name.parse().ok()?)?),
         Kind::Volume => ObjectKey::Volume(source.volume_by_name(name)?.0),
     };
     source.has(&key).then_some(key)

@@ -6,7 +6,9 @@ use std::ops::Bound;
 use crate::control::objects::key::{Kind, ObjectKey};
 use crate::control::placement::domain;
 use crate::control::state::CatalogState;
-use crate::control::state::rows::{Class, Disk, Node, Pod, RowKey, Shard, Volume};
+use crate::control::state::rows::{
+    Attachment, AttachmentKey, Class, Disk, Node, Pod, RowKey, Shard, Volume,
+};
 use crate::control::state::table::Row;
 use crate::types::{MemberId, PodId, ShardId, Uuid, VolumeId};
 
@@ -65,6 +67,23 @@ impl<'a> Source<'a> {
         Some((volume, self.volume(volume)?))
     }
 
+    pub fn attachment(self, key: AttachmentKey) -> Option<&'a Row<Attachment>> {
+        self.state.attachments.row(&key)
+    }
+
+    pub fn attachment_by_uid(self, uid: Uuid) -> Option<AttachmentKey> {
+        self.state.index.attachments_by_uid.get(&uid).copied()
+    }
+
+    pub fn attachments_of(self, volume: VolumeId) -> impl Iterator<Item = AttachmentKey> + use<'a> {
+        self.state.attachments_of(volume).map(move |(id, _)| (volume, id))
+    }
+
+    pub fn attachments_on(self, node: &str) -> impl Iterator<Item = AttachmentKey> + use<'a> {
+        let held = self.state.index.attachments_by_node.get(node);
+        held.into_iter().flat_map(|keys| keys.iter().copied())
+    }
+
     /// The shards of a volume that are left, in order.
     pub fn shards_of(self, volume: &'a Volume) -> impl Iterator<Item = (ShardId, &'a Shard)> {
         self.state.shards_of(volume)
@@ -99,6 +118,7 @@ impl<'a> Source<'a> {
             ObjectKey::Class(name) => self.state.classes.contains_key(name),
             ObjectKey::Volume(volume) => self.state.volumes.contains_key(volume),
             ObjectKey::Shard(shard) => self.state.shards.contains_key(shard),
+            ObjectKey::Attachment(key) => self.state.attachments.contains_key(key),
         }
     }
 
@@ -121,6 +141,7 @@ impl<'a> Source<'a> {
             Kind::Class => self.state.classes.len(),
             Kind::Volume => self.state.volumes.len(),
             Kind::Shard => self.state.shards.len(),
+            Kind::Attachment => self.state.attachments.len(),
         };
         count as u64
     }
@@ -149,6 +170,7 @@ impl<'a> Source<'a> {
             Kind::Class => keys!(classes, Class),
             Kind::Volume => keys!(volumes, Volume),
             Kind::Shard => keys!(shards, Shard),
+            Kind::Attachment => keys!(attachments, Attachment),
         }
     }
 
@@ -163,6 +185,7 @@ impl<'a> Source<'a> {
                 RowKey::Class(name) => ObjectKey::Class(name.clone()),
                 RowKey::Volume(volume) => ObjectKey::Volume(*volume),
                 RowKey::Shard(shard) => ObjectKey::Shard(*shard),
+                RowKey::Attachment(key) => ObjectKey::Attachment(*key),
                 _ => return None,
             })
         }))
