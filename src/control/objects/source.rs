@@ -147,8 +147,7 @@ impl<'a> Source<'a> {
     }
 
     pub fn disks_of(self, pod: PodId) -> impl Iterator<Item = Uuid> + use<'a> {
-        let disks = self.state.disks.iter().filter(move |(_, disk)| disk.pod == pod);
-        disks.map(|(disk, _)| *disk)
+        self.state.disks_of(pod)
     }
 
     /// Keys of the objects of a kind behind `after`, in order.
