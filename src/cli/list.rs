@@ -120,7 +120,12 @@ pub async fn watch<T: Watched>(
                 print(&format!("---\n{}", render::yaml(&told)?))?;
             }
             Output::Table | Output::Wide => {
-                let row = [vec![word], render::row(&object, is_wide)].concat();
+                // Of what is gone, nothing but the name is known.
+                let row = match told.change {
+                    Change::Deleted => vec![object.meta().name.clone()],
+                    _ => render::row(&object, is_wide),
+                };
+                let row = [vec![word], row].concat();
                 match &mut present {
                     Some(rows) if told.change == Change::Present => {
                         if rows.is_empty() {

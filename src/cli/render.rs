@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::cli::time::{length, moment};
 use crate::config::size::ByteSize;
 use crate::control::objects::describe::Object;
+use crate::control::objects::judge::some;
 use crate::control::proto::{
     Attachment, Class, Condition, ConditionStatus, Disk, Node, Phase, Pod, Problem, Shard,
     StatusResponse, Summary, Volume,
@@ -434,7 +435,7 @@ pub fn status(status: &StatusResponse, now_unix_ms: u64) -> String {
         ("catalog", format!("revision {}, led by {leader}, {voters}", status.revision)),
         ("pods", of(&status.pods)),
         ("disks", of(&status.disks)),
-        ("volumes", format!("{}; {} shards", of(&status.volumes), status.shards)),
+        ("volumes", format!("{}; {}", of(&status.volumes), some(status.shards, "shard", "shards"))),
         ("space", format!("{} of {} used", space(status.used_bytes), space(status.capacity_bytes))),
     ]);
     text.push('\n');

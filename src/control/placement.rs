@@ -292,13 +292,14 @@ fn choose<'a>(
 fn no_room(wish: Wish<'_>, from: &Candidates) -> PlacementError {
     let Wish { name, shards, shard_bytes, replicas } = wish;
     let usable = from.disks.iter().filter(|disk| disk.free_bytes > 0);
-    // A shard is on one disk.
-    let room = usable.map(|disk| (&disk.domain, disk.room_bytes / shard_bytes));
+    // A shard is on one disk, and shards of a smaller volume may be shorter.
+    let unit = shard_bytes.min(SHARD_BYTES);
+    let room = usable.map(|disk| (&disk.domain, disk.room_bytes / unit));
     PlacementError::NoRoom {
         name: name.to_owned(),
         replicas,
         wanted_bytes: shards * shard_bytes,
-        largest_bytes: largest(room, replicas) * shard_bytes,
+        largest_bytes: largest(room, replicas) * unit,
         capacity_bytes: from.capacity_bytes,
         overcommit_percent: from.overcommit_percent,
         left_out: from.left_out.clone(),
