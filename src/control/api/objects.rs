@@ -261,8 +261,10 @@ impl<T: Object> Watcher<T> {
             let (objects, mark, last) = self
                 .look(|from, observer| {
                     let mut last = None;
-                    let keys = all::<T>(from.source, after.as_ref()).take(AT_ONCE);
+                    let keys = all::<T>(from.source, after.as_ref());
+                    let keys = self.filter.narrow(from.source, T::KIND, after.clone(), keys);
                     let objects: Vec<T> = keys
+                        .take(AT_ONCE)
                         .filter_map(|key| {
                             let object = T::describe(from, &key, self.filter.view);
                             last = Some(key);

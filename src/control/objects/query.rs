@@ -93,6 +93,21 @@ impl Filter {
         Ok(self.page.as_ref().map(last).transpose()?)
     }
 
+    /// Of these keys behind `after`, the one that is asked for by name, if one is.
+    pub fn narrow<'a>(
+        &self,
+        source: Source<'a>,
+        kind: Kind,
+        after: Option<ObjectKey>,
+        keys: Keys<'a>,
+    ) -> Keys<'a> {
+        if self.name.is_empty() {
+            return keys;
+        }
+        let named = key_of(source, kind, &self.name).into_iter();
+        Box::new(named.filter(move |key| after.as_ref().is_none_or(|after| key > after)))
+    }
+
     /// True when an object fits.
     pub fn fits<T: Object>(&self, object: &T) -> bool {
         self.has_name(&object.meta().name)
@@ -144,14 +159,7 @@ pub fn list<T: Object>(
         Some(page) if page.mark.history != now.history => return Err(QueryError::OtherHistory),
         Some(page) => page.mark,
     };
-    let mut keys: Keys<'_> = match filter.name.as_str() {
-        "" => keys,
-        name => {
-            let after = filter.after(T::KIND)?;
-            let named = key_of(from.source, T::KIND, name).into_iter();
-            Box::new(named.filter(move |key| after.as_ref().is_none_or(|after| key > after)))
-        }
-    };
+    let mut keys = filter.narrow(from.source, T::KIND, filter.after(T::KIND)?, keys);
     let (mut objects, mut last, mut looked_at) = (Vec::new(), None, 0);
     for key in &mut keys {
         looked_at += 1;
