@@ -89,7 +89,18 @@ impl Observer {
         let is_other = source.history() != self.history;
         if is_other || source.revision() > self.revision {
             match source.changed_since(self.revision).filter(|_| !is_other) {
-                Some(changed) => due.extend(changed),
+                Some(changed) => {
+                    for key in changed {
+                        // Shards are new, or go, as their volume does.
+                        let volume = match &key {
+                            ObjectKey::Volume(volume) => source.volume(*volume),
+                            _ => None,
+                        };
+                        let shards = volume.into_iter().flat_map(|it| source.shards_of(&it.value));
+                        due.extend(shards.map(|(shard, _)| ObjectKey::Shard(shard)));
+                        due.insert(key);
+                    }
+                }
                 None => due.extend(self.everything(source)),
             }
             (self.history, self.revision) = (source.history(), source.revision());
@@ -160,3 +171,7 @@ impl Observer {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "observer_test.rs"]
+mod tests;
