@@ -10,6 +10,7 @@ const API: &[&str] = &[
     "proto/holdfast/v1/attachments.proto",
     "proto/holdfast/v1/classes.proto",
     "proto/holdfast/v1/cluster.proto",
+    "proto/holdfast/v1/credentials.proto",
     "proto/holdfast/v1/disks.proto",
     "proto/holdfast/v1/meta.proto",
     "proto/holdfast/v1/nodes.proto",

@@ -8,7 +8,7 @@ them in turn: A B C A B C, means compared with means. Prints the table and the c
     benches/compare.py [--binary PATH] [--limit PATH] [--dir DIR] [--rounds 5] [--seconds 5]
                        [--only NAME ...] [--beside NAME ...] [--connections 1 4]
                        [--clients leader other] [--one-disk-each] [--sustained] [--rest]
-                       [--postgres] [--scale] [--absence] [--markdown FILE]
+                       [--postgres] [--scale] [--absence] [--tls] [--markdown FILE]
 
 Before every run it waits until nothing of Holdfast is left to be written back and the machine is
 idle. Bursts of writes fit in the log; `--sustained` writes five logs full and counts the last half.
@@ -29,6 +29,7 @@ import discard
 import postgres
 import rest
 import scale
+import tls
 from disks import WHAT, Disks
 from machine import (children_seconds, conditions, cpu_ticks, process_seconds, stop_all,
                      wait_for_idle, TICKS_PER_SECOND)
@@ -153,6 +154,7 @@ class Bench:
         self.rest = Table(["", "value", "aim", "", "conditions"], [38, -18, -18, 6, 60])
         self.postgres = Table(postgres.HEAD, postgres.WIDTHS)
         self.absence = Table(absence.HEAD, absence.WIDTHS)
+        self.tls = Table(tls.HEAD, tls.WIDTHS)
         self.notes = []
 
     def start(self, kinds):
@@ -309,9 +311,14 @@ def arguments():
     parser.add_argument("--absence", action="store_true",
                         help="stop a pod for 30 s under 10,000 writes a second on 200 shards; "
                              "alone unless jobs are named")
+    parser.add_argument("--tls", action="store_true",
+                        help="two clusters in turn, with TLS between pods and without; alone "
+                             "unless jobs are named")
+    parser.add_argument("--tls-rounds", type=int, default=9)
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there, too")
     options = parser.parse_args()
-    if options.only is None and (options.postgres or options.scale or options.absence):
+    alone = options.postgres or options.scale or options.absence or options.tls
+    if options.only is None and alone:
         options.only = []
     if options.one_disk_each:
         options.volume_gib = min(options.volume_gib, SMALL_VOLUME_GIB)
@@ -351,6 +358,10 @@ def measure(bench, jobs):
         bench.absence.begin()
         absence.measure(options.binary, os.path.join(bench.folder, "absence"), bench.wal_bytes,
                         bench.absence.add)
+    if options.tls:
+        bench.tls.begin()
+        tls.measure(options, os.path.join(bench.folder, "tls"), bench.wal_bytes, JOBS, fio,
+                    bench.tls.add)
     if options.rest:
         rest.measure(options.binary, os.path.join(bench.folder, "rest"), bench.wal_bytes,
                      options.rest_rounds, lambda result: bench.rest.add(result.cells()))
@@ -386,6 +397,7 @@ def main():
                 file.write("".join(f"- {note}\n" for note in bench.notes) + "\n")
                 file.write(bench.postgres.markdown())
                 file.write(bench.absence.markdown())
+                file.write(bench.tls.markdown())
                 file.write(bench.rest.markdown())
                 file.write("".join(f"- {name}: {text}\n" for name, text in found))
     finally:

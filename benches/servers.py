@@ -42,17 +42,17 @@ def free_port(first):
 
 class Cluster:
     """Three pods of Holdfast on this machine, started and restarted by `holdfast dev`. `disks`: one
-    folder for each pod's disk, on file systems of their own."""
+    folder for each pod's disk, on file systems of their own. `extra`: more arguments."""
 
     def __init__(self, binary, folder, wal_bytes, volumes, settings=(), restart_after="2s",
-                 disks=()):
+                 disks=(), extra=()):
         self.data = os.path.join(folder, "cluster")
         self.place_disks(disks, wal_bytes)
         self.binary, self.offset = binary, free_offset()
         self.log = open(os.path.join(folder, "dev.log"), "w")
         self.written = True
         command = [binary, "dev", "--data", self.data, "--port-offset", str(self.offset),
-                   "--wal-size", str(wal_bytes), "--restart-after", restart_after]
+                   "--wal-size", str(wal_bytes), "--restart-after", restart_after, *extra]
         for setting in settings:
             command += ["--set", setting]
         for name, size in volumes:

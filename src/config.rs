@@ -69,8 +69,12 @@ pub struct Config {
     pub pid_file: Option<PathBuf>,
     #[serde(default)]
     pub node: Node,
-    #[serde(default = "Listen::api")]
-    pub api: Listen,
+    /// Lets a pod without a certificate listen on addresses that others can reach. Anybody there
+    /// can then do everything.
+    #[serde(default)]
+    pub insecure: bool,
+    #[serde(default)]
+    pub api: Api,
     #[serde(default = "Listen::peer")]
     pub peer: Listen,
     #[serde(default)]
@@ -122,6 +126,18 @@ pub struct Listen {
     pub advertise: Option<SocketAddr>,
 }
 
+/// The listener of the API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Api {
+    pub listen: SocketAddr,
+    /// The address given to others. Default: `listen`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<SocketAddr>,
+    /// Takes plain connections beside those under TLS, as an administrator's. Loopback only.
+    pub plaintext: bool,
+}
+
 /// Addresses at which clients reach volumes over NBD.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -133,6 +149,9 @@ pub struct Nbd {
     /// An additional unix socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+    /// Takes plain connections, too. Loopback only, and the default there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plaintext: Option<bool>,
 }
 
 /// The kernel interface for data-path I/O.
@@ -280,6 +299,17 @@ pub enum ConfigError {
     )]
     HttpNotLoopback { listen: SocketAddr },
     #[error(
+        "`{key}.plaintext` is set, but `{key}.listen` is {listen}, which others can reach: plain \
+         connections are for loopback addresses"
+    )]
+    PlaintextForOthers { key: &'static str, listen: SocketAddr },
+    #[error(
+        "this pod has no certificate, and `{key}.listen` is {listen}, which others can reach: give \
+         it a certificate (see docs/security.md), or listen on a loopback address; or set \
+         `insecure = true`, and anybody who reaches it can do everything"
+    )]
+    NoCertificate { key: &'static str, listen: SocketAddr },
+    #[error(
         "`hang_limit_seconds` is {0}; it must be 0 (never) or from {HANG_LIMIT_SECONDS_MIN} to \
          {HANG_LIMIT_SECONDS_MAX}"
     )]
@@ -326,6 +356,7 @@ impl Config {
             return Err(ConfigError::HangLimit(hang_limit));
         }
         self.validate_listeners()?;
+        self.validate_plaintext()?;
         self.validate_disks()?;
         self.budgets.validate()
     }
@@ -360,6 +391,30 @@ impl Config {
                     true => ConfigError::SameListen { first, second, listen },
                     false => ConfigError::PortTaken { first, second, one, other: listen },
                 });
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_plaintext(&self) -> Result<(), ConfigError> {
+        for (key, listen, plaintext) in [
+            ("api", self.api.listen, self.api.plaintext),
+            ("nbd", self.nbd.listen, self.nbd.plaintext == Some(true)),
+        ] {
+            if plaintext && !listen.ip().is_loopback() {
+                return Err(ConfigError::PlaintextForOthers { key, listen });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the listeners of a pod without a certificate.
+    pub fn check_without_certificate(&self) -> Result<(), ConfigError> {
+        for (key, listen) in
+            [("api", self.api.listen), ("peer", self.peer.listen), ("nbd", self.nbd.listen)]
+        {
+            if !self.insecure && !listen.ip().is_loopback() {
+                return Err(ConfigError::NoCertificate { key, listen });
             }
         }
         Ok(())
@@ -417,6 +472,11 @@ impl Config {
         self.peer.advertise.unwrap_or(self.peer.listen)
     }
 
+    /// True when NBD clients need no TLS.
+    pub fn nbd_takes_plaintext(&self) -> bool {
+        self.nbd.plaintext.unwrap_or(self.nbd.listen.ip().is_loopback())
+    }
+
     /// Address of the volumes for clients.
     pub fn nbd_address(&self) -> SocketAddr {
         self.nbd.advertise.unwrap_or(self.nbd.listen)
@@ -456,10 +516,6 @@ impl Listen {
         Listen { listen, advertise: None }
     }
 
-    fn api() -> Listen {
-        Listen::at(loopback(ports::API))
-    }
-
     fn peer() -> Listen {
         Listen::at(loopback(ports::PEER))
     }
@@ -477,9 +533,15 @@ pub mod ports {
     pub const NBD: u16 = 10809;
 }
 
+impl Default for Api {
+    fn default() -> Api {
+        Api { listen: loopback(ports::API), advertise: None, plaintext: false }
+    }
+}
+
 impl Default for Nbd {
     fn default() -> Nbd {
-        Nbd { listen: default_nbd_listen(), advertise: None, socket: None }
+        Nbd { listen: default_nbd_listen(), advertise: None, socket: None, plaintext: None }
     }
 }
 
@@ -652,10 +714,25 @@ mod tests {
             ("data = '/d'\n[budgets]\nlink = '15MiB'", "from 16MiB to"),
             ("data = '/d'\n[budgets]\nmemory = '1GiB'", "unknown field"),
             ("data = '/d'\ndurable_writes = 'never'", "never"),
+            ("data = '/d'\n[api]\nlisten = '192.0.2.1:7400'\nplaintext = true", "api.plaintext"),
+            ("data = '/d'\n[nbd]\nlisten = '192.0.2.1:1'\nplaintext = true", "nbd.plaintext"),
         ] {
             let error = parse(text).expect_err(text);
             assert!(error.contains(says), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn without_a_certificate_only_this_machine_is_listened_to() {
+        parse("data = '/d'").unwrap().check_without_certificate().unwrap();
+        let open = "[peer]\nlisten = '192.0.2.1:7401'";
+        let error = parse(&format!("data = '/d'\n{open}")).unwrap().check_without_certificate();
+        assert!(matches!(error, Err(ConfigError::NoCertificate { key: "peer", .. })));
+        let insecure = parse(&format!("data = '/d'\ninsecure = true\n{open}")).unwrap();
+        insecure.check_without_certificate().unwrap();
+        assert!(insecure.nbd_takes_plaintext());
+        let nbd = parse("data = '/d'\n[nbd]\nlisten = '192.0.2.1:10809'").unwrap();
+        assert!(!nbd.nbd_takes_plaintext());
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod log;
 pub mod net;
 pub mod planted;
 pub mod replica;
+pub mod security;
 pub mod sim;
 pub mod slab;
 pub mod store;

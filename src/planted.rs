@@ -208,6 +208,12 @@ mistakes! {
     PeersAreBelieved,
     /// `every-handshake-has-a-deadline`: a connection may stay without a word.
     HandshakesWithoutEnd,
+    /// `links-name-their-pods`: any pod's certificate is good enough for a link.
+    LinkOfAnyPod,
+    /// `pods-need-no-clock`: the dates of pods' certificates count.
+    PodDatesCount,
+    /// `removed-pods-are-refused`: the authority's signature is enough.
+    RemovedPodTrusted,
     /// `fetched-as-logged`: a payload is read back without a check of its checksum.
     FetchedUnchecked,
     /// `fetched-as-logged`: what the ring overwrote during a fetch counts as bit rot.

@@ -1,5 +1,6 @@
 //! A connection to a pod's API.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -7,15 +8,19 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
 use crate::cli::exit::{CallError, UsageError};
+use crate::control::connector::connector;
 use crate::control::identity::random_uuid;
+use crate::control::local;
 use crate::control::proto::attachments_client::AttachmentsClient;
 use crate::control::proto::classes_client::ClassesClient;
 use crate::control::proto::cluster_client::ClusterClient;
+use crate::control::proto::credentials_client::CredentialsClient;
 use crate::control::proto::disks_client::DisksClient;
 use crate::control::proto::nodes_client::NodesClient;
 use crate::control::proto::pods_client::PodsClient;
 use crate::control::proto::shards_client::ShardsClient;
 use crate::control::proto::volumes_client::VolumesClient;
+use crate::security::credentials::{Credentials, Tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longer than a pod looks for the catalog's leader.
@@ -29,17 +34,43 @@ pub struct Client {
 }
 
 impl Client {
+    /// A client without credentials.
     pub fn new(endpoint: &str) -> anyhow::Result<Client> {
-        let uri = match endpoint.contains("://") {
-            true => endpoint.to_owned(),
-            false => format!("http://{endpoint}"),
+        Client::with_credentials(endpoint, None)
+    }
+
+    /// A client of `host:port`, under TLS if it has credentials, or of `unix:PATH`.
+    pub fn with_credentials(
+        endpoint: &str,
+        credentials: Option<&Credentials>,
+    ) -> anyhow::Result<Client> {
+        let no_endpoint = || {
+            let what = "is not an endpoint, such as 127.0.0.1:7400 or unix:/PATH/api.sock";
+            UsageError(format!("{endpoint:?} {what}"))
         };
-        let no_endpoint =
-            || UsageError(format!("{endpoint:?} is not an endpoint, such as 127.0.0.1:7400"));
-        let parsed = Endpoint::from_shared(uri).map_err(|_| no_endpoint())?;
+        let built = |channel| Client { endpoint: endpoint.to_owned(), channel };
+        if let Some(path) = endpoint.strip_prefix("unix:") {
+            let path = local::short(Path::new(path)).context("could not find the socket")?;
+            let uri = format!("unix:{}", path.display());
+            let parsed = Endpoint::from_shared(uri).map_err(|_| no_endpoint())?;
+            return Ok(built(limited(parsed).connect_lazy()));
+        }
+        let (scheme, address) = endpoint.split_once("://").unwrap_or(("", endpoint));
+        let parsed =
+            Endpoint::from_shared(format!("http://{address}")).map_err(|_| no_endpoint())?;
         parsed.uri().port().ok_or_else(no_endpoint)?;
-        let channel = parsed.connect_timeout(CONNECT_TIMEOUT).timeout(CALL_TIMEOUT).connect_lazy();
-        Ok(Client { endpoint: endpoint.to_owned(), channel })
+        match (scheme, credentials) {
+            ("" | "https", Some(credentials)) => {
+                let tls = Tls::new(credentials, credentials.trust())?;
+                Ok(built(limited(parsed).connect_with_connector_lazy(connector(&tls)?)))
+            }
+            ("" | "http", _) => Ok(built(limited(parsed).connect_lazy())),
+            ("https", None) => Err(UsageError(
+                "https needs credentials: give --credentials, or --cert, --key and --ca".to_owned(),
+            )
+            .into()),
+            _ => Err(no_endpoint().into()),
+        }
     }
 
     pub fn volumes(&self) -> VolumesClient<Channel> {
@@ -70,6 +101,10 @@ impl Client {
         ShardsClient::new(self.channel.clone())
     }
 
+    pub fn credentials(&self) -> CredentialsClient<Channel> {
+        CredentialsClient::new(self.channel.clone())
+    }
+
     pub fn cluster(&self) -> ClusterClient<Channel> {
         ClusterClient::new(self.channel.clone())
     }
@@ -91,6 +126,10 @@ impl Client {
     ) -> Result<T, CallError> {
         told.map_err(|status| CallError::new(doing.into(), &self.endpoint, status))
     }
+}
+
+fn limited(endpoint: Endpoint) -> Endpoint {
+    endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(CALL_TIMEOUT)
 }
 
 /// A new request id; keep it over retries of the request.

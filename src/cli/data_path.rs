@@ -16,10 +16,11 @@ use crate::io::driver::Address;
 use crate::io::{DriverKind, DurableWrites};
 use crate::limits::{Budgets, DATA_FILE_BYTES, SocketLimits};
 use crate::replica::messages::ReadMode;
+use crate::security::credentials::Tls;
 use crate::telemetry::Telemetry;
 use crate::types::{AccessSet, Uuid, VolumeId};
 use crate::view::ClusterView;
-use crate::worker::{self, AccessAnswer, DiskOptions, StartOptions, WorkerConfig};
+use crate::worker::{self, AccessAnswer, DiskOptions, StartOptions, WorkerConfig, WorkerTls};
 
 /// What a pod remembers of its data path, in `data-path.json` of its directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -96,11 +97,14 @@ pub fn start(
     sockets: SocketLimits,
     reports: ReportSink,
     telemetry: &Telemetry,
+    tls: Option<&Tls>,
 ) -> anyhow::Result<Arc<dyn DataPath>> {
     let file = memory_file(config);
     let known = Memory::load(&file)?;
     let mut memory = known.clone();
-    let options = options(config, identity, sockets, &memory)?;
+    let mut options = options(config, identity, sockets, &memory)?;
+    let plain_clients = config.nbd_takes_plaintext();
+    options.tls = tls.map(|tls| WorkerTls::new(tls, plain_clients)).transpose()?;
     let worker = worker::start(options, Box::new(move |report| reports.send(report)))?;
     let meters = worker.meters();
     telemetry.registry.add(meters.clone());
@@ -182,6 +186,7 @@ fn options(
         wal_bypass: config.wal_bypass,
         disks,
         peer: Address::Tcp(config.peer.listen),
+        tls: None,
         nbd,
         dirty_cache_bytes: size(config.budgets.dirty_cache.0),
         index_cache_bytes: size(config.budgets.index_cache.0),

@@ -8,6 +8,7 @@
 
 pub mod attachment;
 pub mod bench;
+pub mod cert;
 pub mod class;
 pub mod client;
 mod data_path;
@@ -15,6 +16,7 @@ pub mod dev;
 pub mod disk;
 pub mod exit;
 pub mod explain;
+pub mod init;
 pub mod list;
 pub mod manual;
 pub mod node;
@@ -27,16 +29,19 @@ pub mod shard;
 pub mod sim;
 pub mod status;
 pub mod time;
+pub mod token;
 pub mod volume;
 pub mod wait;
 pub mod watch;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::client::Client;
 use crate::cli::output::OutputError;
+use crate::security::files::Paths;
 
 /// Replicated block storage.
 #[derive(Debug, Parser)]
@@ -54,9 +59,21 @@ pub struct Cli {
 /// Options of every command that talks to a cluster.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// API address of any pod
+    /// API address of any pod, or unix:PATH of the socket of a pod on this machine
     #[arg(long, global = true, env = "HOLDFAST_ENDPOINT", default_value = "127.0.0.1:7400")]
     pub endpoint: String,
+    /// Directory with client-cert.pem, client-key.pem and ca-cert.pem
+    #[arg(long, global = true, env = "HOLDFAST_CREDENTIALS", value_name = "DIR")]
+    credentials: Option<PathBuf>,
+    /// Certificate of the caller, instead of the directory's
+    #[arg(long, global = true, value_name = "FILE", requires = "key", requires = "ca")]
+    cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, global = true, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// Certificate of the cluster's authority
+    #[arg(long, global = true, value_name = "FILE", requires = "cert")]
+    ca: Option<PathBuf>,
     /// How to print results
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -66,6 +83,21 @@ pub struct Global {
 }
 
 impl Global {
+    /// A client of the endpoint, with the credentials that were given.
+    fn client(&self) -> anyhow::Result<Client> {
+        let paths = match (&self.cert, &self.key, &self.ca, &self.credentials) {
+            (Some(certificate), Some(key), Some(ca), _) => Some(Paths {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                authority: ca.clone(),
+            }),
+            (.., Some(directory)) => Some(Paths::of_client(directory)),
+            _ => None,
+        };
+        let credentials = paths.map(|paths| paths.load()).transpose()?;
+        Client::with_credentials(&self.endpoint, credentials.as_ref())
+    }
+
     /// How results are printed.
     pub fn output(&self) -> Output {
         if self.json { Output::Json } else { self.output }
@@ -93,6 +125,16 @@ enum CliCommand {
     Serve(serve::Args),
     /// Run a whole cluster on this machine, for development and tests
     Dev(dev::Args),
+    /// Make the authority of a new cluster, and its first certificates, as files
+    Init(init::Args),
+    /// Join a cluster by a token: the pod gets its number and its certificate
+    Join(token::JoinArgs),
+    /// Certificates
+    #[command(subcommand)]
+    Cert(cert::CertCommand),
+    /// Tokens, by which pods join and people get certificates
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Simulate whole clusters from seeds, in virtual time
     Sim(sim::Args),
     /// Show the cluster, and what needs attention
@@ -139,6 +181,13 @@ pub fn run() -> ExitCode {
         CliCommand::Sim(args) => sim::run(&args),
         CliCommand::Completion(args) => manual::completion(&args).and_then(printed),
         CliCommand::Man(args) => manual::man(&args).and_then(printed),
+        CliCommand::Init(args) => init::run(&args).and_then(printed),
+        CliCommand::Join(args) => block_on(token::join(&args)).and_then(printed),
+        CliCommand::Cert(command) => {
+            let (endpoint, output) = (&cli.global.endpoint, cli.global.output());
+            let done = block_on(cert::run(command, endpoint, || cli.global.client(), output));
+            done.and_then(|text| Ok(output::print(&text)?))
+        }
         other => run_client(&cli.global, other),
     };
     match result {
@@ -153,6 +202,11 @@ pub fn run() -> ExitCode {
     }
 }
 
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(work)
+}
+
 fn printed(text: String) -> anyhow::Result<()> {
     Ok(output::print(&text)?)
 }
@@ -161,14 +215,17 @@ fn printed(text: String) -> anyhow::Result<()> {
 fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let client = Client::new(&global.endpoint)?;
+        let client = global.client()?;
         let output = global.output();
         let text = match command {
             CliCommand::Serve(_)
             | CliCommand::Dev(_)
             | CliCommand::Sim(_)
             | CliCommand::Completion(_)
-            | CliCommand::Man(_) => unreachable!("handled by the caller"),
+            | CliCommand::Man(_)
+            | CliCommand::Init(_)
+            | CliCommand::Join(_)
+            | CliCommand::Cert(_) => unreachable!("handled by the caller"),
             CliCommand::Status => status::run(&client, output).await?,
             CliCommand::Bench(args) => bench::run(&client, args, output).await?,
             CliCommand::Explain(args) => explain::run(&client, args, output).await?,
@@ -178,6 +235,7 @@ fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
             CliCommand::Class(command) => class::run(&client, command, output).await?,
             CliCommand::Attachment(command) => attachment::run(&client, command, output).await?,
             CliCommand::Node(command) => node::run(&client, command, output).await?,
+            CliCommand::Token(command) => token::run(&client, command, output).await?,
             CliCommand::Pod(command) => pod::run(&client, command, output).await?,
             CliCommand::Disk(command) => disk::run(&client, command, output).await?,
         };

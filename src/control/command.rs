@@ -134,6 +134,25 @@ pub enum CatalogCommand {
         disk: Uuid,
         members: Vec<MemberId>,
     },
+    /// The catalog gets the authority's key, once.
+    SetAuthority {
+        authority: Authority,
+    },
+    PutToken {
+        id: String,
+        token: Token,
+    },
+    RemoveToken {
+        id: String,
+    },
+    /// A certificate was signed.
+    PutCertificate {
+        serial: String,
+        certificate: Certificate,
+    },
+    RevokeCertificate {
+        serial: String,
+    },
     /// Gives these pods a member of the catalog each, except those that have one.
     AddCatalogMembers {
         pods: Vec<PodId>,
@@ -190,6 +209,17 @@ impl fmt::Display for CatalogCommand {
             CatalogCommand::Destroyed { disk, members } => {
                 write!(f, "replicas {} are gone from disk {disk}", listed(members))
             }
+            CatalogCommand::SetAuthority { .. } => f.write_str("the catalog gets the authority"),
+            CatalogCommand::PutToken { id, token } => {
+                write!(f, "token {id} for {} is made", token.kind)
+            }
+            CatalogCommand::RemoveToken { id } => write!(f, "token {id} is revoked"),
+            CatalogCommand::PutCertificate { serial, certificate } => {
+                write!(f, "certificate {serial} for {} is issued", certificate.subject)
+            }
+            CatalogCommand::RevokeCertificate { serial } => {
+                write!(f, "certificate {serial} is revoked")
+            }
             CatalogCommand::AddCatalogMembers { pods } => {
                 write!(f, "pods {} get members of the catalog", listed(pods))
             }
@@ -208,6 +238,49 @@ pub fn listed<T: fmt::Display>(ids: &[T]) -> String {
         0 => shown.join(", "),
         _ => format!("{} and {more} more", shown.join(", ")),
     }
+}
+
+/// The cluster's authority, which signs certificates.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authority {
+    /// DER, hexadecimal.
+    pub certificate: String,
+    pub key: Hidden,
+    pub created_ms: u64,
+}
+
+/// A text that nobody may read in a log.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Hidden(pub String);
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// A token. Its secret is not kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    pub kind: String,
+    /// SHA-256, hexadecimal.
+    pub secret_hash: String,
+    /// Seconds since 1970.
+    pub expires_s: u64,
+    pub created_ms: u64,
+}
+
+/// A certificate that the authority has signed for somebody who asked this cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    pub subject: String,
+    /// Seconds since 1970.
+    pub expires_s: u64,
+    pub created_ms: u64,
 }
 
 /// The addresses on which a pod listens.

@@ -9,10 +9,12 @@ use tonic::{Code, Request, Status};
 
 use crate::config::Config;
 use crate::control::command::{Addresses, FORMAT, NewNode};
+use crate::control::connector::Connector;
 use crate::control::identity::{Identity, IdentityError, PodDirectory};
 use crate::control::membership::{MembershipError, initialise};
 use crate::control::proto::internal::JoinRequest;
 use crate::control::proto::internal::joining_client::JoiningClient;
+use crate::control::tls::{OwnTlsError, load_subject, own_connector};
 use crate::types::{ParseUuidError, PodId};
 
 const CALL_WITHIN: Duration = Duration::from_secs(15);
@@ -38,6 +40,8 @@ pub enum JoinError {
     File(#[from] IdentityError),
     #[error("could not make a new cluster")]
     Initialise(#[from] MembershipError),
+    #[error(transparent)]
+    Tls(#[from] OwnTlsError),
 }
 
 /// Returns the identity of this pod: its own, or a new one as the configuration says, with the API
@@ -58,7 +62,9 @@ pub async fn identity(
                 return Err(JoinError::UsedDisk { disk, data });
             }
         }
-        let identity = initialise(directory, addresses, node.clone())?;
+        // Its certificate was issued before there was a cluster.
+        let cluster = load_subject(&config.data)?.map(|subject| subject.cluster);
+        let identity = initialise(directory, addresses, node.clone(), cluster)?;
         tracing::info!(cluster = %identity.cluster, "made a new cluster");
         return Ok((identity, Vec::new()));
     }
@@ -73,8 +79,9 @@ pub async fn identity(
         format: u32::from(FORMAT),
         node: Some(node.clone().into()),
     };
+    let connector = own_connector(&config.data)?;
     for seed in config.join.iter().cycle() {
-        match ask(seed, &request).await {
+        match ask(seed, &request, connector.as_ref()).await {
             Ok((identity, others)) => {
                 directory.set_identity(identity)?;
                 tracing::info!(cluster = %identity.cluster, pod = identity.pod.0, "joined");
@@ -90,10 +97,18 @@ pub async fn identity(
     unreachable!("`cycle` of a list that is not empty never ends")
 }
 
-async fn ask(seed: &str, request: &JoinRequest) -> Result<(Identity, Vec<String>), JoinError> {
+async fn ask(
+    seed: &str,
+    request: &JoinRequest,
+    connector: Option<&Connector>,
+) -> Result<(Identity, Vec<String>), JoinError> {
     let endpoint = Endpoint::from_shared(format!("http://{seed}"))
         .map_err(|error| JoinError::Refused(Status::invalid_argument(error.to_string())))?;
-    let channel = endpoint.connect_timeout(CALL_WITHIN).timeout(CALL_WITHIN).connect_lazy();
+    let endpoint = endpoint.connect_timeout(CALL_WITHIN).timeout(CALL_WITHIN);
+    let channel = match connector {
+        Some(connector) => endpoint.connect_with_connector_lazy(connector.clone()),
+        None => endpoint.connect_lazy(),
+    };
     let answer = JoiningClient::new(channel).join(Request::new(request.clone())).await;
     let answer = answer.map_err(JoinError::Refused)?.into_inner();
     let identity = Identity { cluster: answer.cluster.parse()?, pod: PodId(answer.pod) };

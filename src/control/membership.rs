@@ -12,7 +12,8 @@ use crate::control::state::{CatalogState, NewCluster};
 use crate::control::storage::{MemberRow, Recovered, Snapshot, Storage, StorageError};
 use crate::io::clock;
 use crate::replica::meta::{Meta, MetaError};
-use crate::types::{MemberId, PodId, mix64};
+use crate::security::files::{FilesError, make_private_directory};
+use crate::types::{MemberId, PodId, Uuid, mix64};
 
 #[derive(Debug, thiserror::Error)]
 pub enum MembershipError {
@@ -22,6 +23,8 @@ pub enum MembershipError {
         #[source]
         source: StorageError,
     },
+    #[error(transparent)]
+    Directory(#[from] FilesError),
     #[error("could not read or write the identity of this pod")]
     Identity(#[from] IdentityError),
     #[error("the configuration of the catalog's group cannot be read")]
@@ -56,17 +59,20 @@ fn removed(data: &Path) -> PathBuf {
 
 fn open(path: &Path) -> Result<(Storage, Option<Recovered>), MembershipError> {
     let fail = |source| MembershipError::Storage { path: path.to_owned(), source };
+    // The authority's key is in it.
+    make_private_directory(path)?;
     let mut storage = Storage::open(path).map_err(fail)?;
     let recovered = storage.recover().map_err(fail)?;
     Ok((storage, recovered))
 }
 
 /// Makes a new cluster with this pod as its first, and as the only member of the catalog. Can be
-/// called again after an interrupted attempt.
+/// called again after an interrupted attempt. `cluster`: its identity, if it was chosen already.
 pub fn initialise(
     directory: &mut PodDirectory,
     addresses: Addresses,
     node: NewNode,
+    cluster: Option<Uuid>,
 ) -> Result<Identity, MembershipError> {
     let path = database(directory.path());
     let (storage, recovered) = open(&path)?;
@@ -76,8 +82,12 @@ pub fn initialise(
             .state
             .filter(|state| state.index.pods_by_uid.contains_key(&directory.file().uid)),
         None => {
+            let uid = match cluster {
+                Some(cluster) => cluster,
+                None => random_uuid().map_err(MembershipError::Random)?,
+            };
             let state = CatalogState::new(NewCluster {
-                uid: random_uuid().map_err(MembershipError::Random)?,
+                uid,
                 history: random_uuid().map_err(MembershipError::Random)?,
                 pod: (directory.file().uid, addresses, node),
                 now_ms: clock::wall_ms(),
@@ -292,7 +302,6 @@ async fn blocking(
 mod tests {
     use super::*;
     use crate::testing::catalog_fixture::node;
-    use crate::types::Uuid;
 
     /// A stopped pod that is the only member of its catalog.
     fn pod(data: &Path) -> Arc<Node> {
@@ -301,7 +310,7 @@ mod tests {
         let mut directory = PodDirectory::open(data).unwrap();
         let identity = match directory.file().identity {
             Some(identity) => identity,
-            None => initialise(&mut directory, addresses, node(1)).unwrap(),
+            None => initialise(&mut directory, addresses, node(1), None).unwrap(),
         };
         assert_ne!(identity.cluster, Uuid::default());
         Arc::new(Node::new(identity, addresses, node(1), Vec::new(), directory, 1))

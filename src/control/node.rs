@@ -182,6 +182,11 @@ impl Node {
         self.directory.lock().unwrap_or_else(PoisonError::into_inner).file().uid
     }
 
+    /// The serials of certificates that are void before their time, as far as this pod knows.
+    pub fn revoked(&self) -> Vec<String> {
+        self.mirror().0.revoked()
+    }
+
     /// The file that keeps the mirror for the next start.
     pub fn sync_file(&self) -> PathBuf {
         let directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);

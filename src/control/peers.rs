@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
 
+use crate::control::connector::Connector;
 use crate::control::proto::internal::catalog_client::CatalogClient;
 use crate::control::state::CatalogState;
 use crate::types::{MemberId, PodId};
@@ -24,12 +25,12 @@ pub const KEEP_ALIVE_WITHIN: Duration = Duration::from_secs(3);
 /// The largest message between pods: a report of a pod with very many replicas.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Peers {
     inner: Mutex<Inner>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Inner {
     pods: HashMap<PodId, SocketAddr>,
     members: HashMap<MemberId, PodId>,
@@ -38,12 +39,19 @@ struct Inner {
     channels: HashMap<SocketAddr, Channel>,
     /// Without an end to their calls: streams last as long as the pods.
     streams: HashMap<SocketAddr, Channel>,
+    /// `None`: this pod has no certificate, nor have the others.
+    connector: Option<Connector>,
 }
 
 impl Peers {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         // No update can be left half done.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connects under TLS from now on.
+    pub fn use_tls(&self, connector: Connector) {
+        self.inner().connector = Some(connector);
     }
 
     /// Takes over the addresses and members in the catalog's state.
@@ -87,14 +95,16 @@ impl Peers {
 
     /// The connection to an address, opened at its first use and kept.
     pub fn channel(&self, api: SocketAddr) -> Channel {
-        self.inner().channels.entry(api).or_insert_with(|| connect(api)).clone()
+        let Inner { channels, connector, .. } = &mut *self.inner();
+        let new = || connect(endpoint(api).timeout(CALL_TIMEOUT), connector.as_ref());
+        channels.entry(api).or_insert_with(new).clone()
     }
 
     /// A client of another pod's internal service, for its streams.
     pub fn streaming(&self, api: SocketAddr) -> CatalogClient<Channel> {
-        let mut inner = self.inner();
-        let channel = inner.streams.entry(api).or_insert_with(|| endpoint(api).connect_lazy());
-        CatalogClient::new(channel.clone())
+        let Inner { streams, connector, .. } = &mut *self.inner();
+        let new = || connect(endpoint(api), connector.as_ref());
+        CatalogClient::new(streams.entry(api).or_insert_with(new).clone())
     }
 
     /// A client of another pod's internal service.
@@ -113,8 +123,11 @@ impl Inner {
     }
 }
 
-fn connect(api: SocketAddr) -> Channel {
-    endpoint(api).timeout(CALL_TIMEOUT).connect_lazy()
+fn connect(endpoint: Endpoint, connector: Option<&Connector>) -> Channel {
+    match connector {
+        Some(connector) => endpoint.connect_with_connector_lazy(connector.clone()),
+        None => endpoint.connect_lazy(),
+    }
 }
 
 fn endpoint(api: SocketAddr) -> Endpoint {

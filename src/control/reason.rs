@@ -77,6 +77,16 @@ reasons! {
         "there is no attachment of this name",
     NoSuchShard "NO_SUCH_SHARD" NotFound
         "there is no shard of this name",
+    NoSuchToken "NO_SUCH_TOKEN" NotFound
+        "there is no token with this id",
+    NoSuchCertificate "NO_SUCH_CERTIFICATE" NotFound
+        "no certificate with this serial was issued here",
+    TooManyTokens "TOO_MANY_TOKENS" ResourceExhausted
+        "there are as many tokens as there can be",
+    AuthorityExists "AUTHORITY_EXISTS" FailedPrecondition
+        "the cluster has another authority",
+    CertificateOfPod "CERTIFICATE_OF_POD" FailedPrecondition
+        "a pod's certificate is void when the pod is removed, and not before",
     NameTaken "NAME_TAKEN" AlreadyExists
         "an object has the name, and another spec than asked for",
     ClassInUse "CLASS_IN_USE" FailedPrecondition

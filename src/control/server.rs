@@ -1,7 +1,8 @@
 //! One pod's control plane: starts and stops all of its parts.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,14 +10,17 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::service::Routes;
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::control::api::attachments::AttachmentsService;
 use crate::control::api::catalog::CatalogService;
 use crate::control::api::classes::ClassesService;
 use crate::control::api::cluster::ClusterService;
+use crate::control::api::credentials::CredentialsService;
 use crate::control::api::disks::DisksService;
+use crate::control::api::guard::guarded;
 use crate::control::api::health;
 use crate::control::api::joining::JoiningService;
 use crate::control::api::nodes::NodesService;
@@ -26,10 +30,12 @@ use crate::control::api::volumes::VolumesService;
 use crate::control::api_meters::Counted;
 use crate::control::catalog::chain;
 use crate::control::command::Addresses;
-use crate::control::connections::{Connection, accept};
+use crate::control::connections::{Accepts, Connection, accept, accept_local};
+use crate::control::connector::{acceptor, connector};
 use crate::control::data_path::{DataPath, ReportSink};
 use crate::control::identity::{Identity, PodDirectory, random_uuid};
 use crate::control::join::{JoinError, identity};
+use crate::control::local::listen;
 use crate::control::machine::this_node;
 use crate::control::membership;
 use crate::control::node::Node;
@@ -40,6 +46,7 @@ use crate::control::proto::DESCRIPTORS;
 use crate::control::proto::attachments_server::AttachmentsServer;
 use crate::control::proto::classes_server::ClassesServer;
 use crate::control::proto::cluster_server::ClusterServer;
+use crate::control::proto::credentials_server::CredentialsServer;
 use crate::control::proto::disks_server::DisksServer;
 use crate::control::proto::internal::catalog_server::CatalogServer;
 use crate::control::proto::internal::joining_server::JoiningServer;
@@ -52,6 +59,11 @@ use crate::control::supervise::supervise;
 use crate::control::sync::kept::Kept;
 use crate::control::sync::mirror::Mirror;
 use crate::control::tasks;
+use crate::control::tls::{
+    OwnTlsError, give_authority, load_own, trust_pods_of, trust_pods_of_views,
+};
+use crate::security::credentials::Tls;
+use crate::security::trust::Trust;
 use crate::view::ClusterView;
 
 /// Why the control plane did not start.
@@ -67,10 +79,16 @@ pub enum StartError {
     Join(#[from] JoinError),
     #[error("could not read random bytes")]
     Random(#[source] std::io::Error),
+    #[error(transparent)]
+    Tls(#[from] OwnTlsError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
 }
 
 /// How long interrupted tasks may take to end.
 const UNLOCK_WITHIN: Duration = Duration::from_secs(5);
+/// Connections of local administrators.
+const LOCAL_CONNECTIONS_MAX: usize = 32;
 const UNLOCK_LOOK: Duration = Duration::from_millis(5);
 /// Before the API is served again after an error.
 const API_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -78,6 +96,8 @@ const API_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// One pod's control plane.
 pub struct Server {
     node: Arc<Node>,
+    /// `None`: this pod has no certificate.
+    tls: Option<Tls>,
     stop: watch::Sender<bool>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -101,11 +121,21 @@ impl Server {
         };
         let machine = this_node(config);
         let (identity, others) = identity(config, &mut directory, addresses, &machine).await?;
+        let tls = load_own(&config.data, identity)?;
+        let accepts = accepts(config, tls.as_ref())?;
+        let trust = tls.as_ref().map(|tls| tls.trust().clone());
         let run = random_uuid().map_err(StartError::Random)?;
         let run = u64::from_le_bytes(run.0[..8].try_into().expect("8 of 16 bytes"));
         let seeds = config.join.iter().cloned().chain(others).collect();
         let node = Arc::new(Node::new(identity, addresses, machine, seeds, directory, run));
+        if let Some(tls) = &tls {
+            node.peers.use_tls(connector(tls).map_err(OwnTlsError::from)?);
+        }
         load_mirror(&node);
+        if let Some(trust) = &trust {
+            trust_pods_of(&node.view.borrow(), trust);
+            trust.set_revoked(node.revoked());
+        }
         if let Err(error) = membership::resume(&node).await {
             // The data path and the other members of the catalog can do without this one.
             let reason = chain(&error);
@@ -113,12 +143,15 @@ impl Server {
             node.catalog_lost.send_replace(Some(reason));
         }
         let (stop, stopped) = watch::channel(false);
-        let server = Server { node: node.clone(), stop, tasks: Mutex::default() };
+        let tasks_trust = trust.clone();
+        let data = config.data.clone();
+        let doors = Doors { listen, connections_max, accepts, trust, data };
+        let server = Server { node: node.clone(), tls, stop, tasks: Mutex::default() };
         // The first time with the port that is held already.
         let first = Arc::new(Mutex::new(Some(listener)));
         server.keep("api", move |node| {
             let listener = first.lock().unwrap_or_else(PoisonError::into_inner).take();
-            serve_api_on(node, listener, (listen, connections_max), stopped.clone())
+            serve_api_on(node, listener, doors.clone(), stopped.clone())
         });
         server.keep("follow_own_member", tasks::follow_own_member);
         server.keep("follow_others", tasks::follow_others);
@@ -127,7 +160,17 @@ impl Server {
         server.keep("reconcile", tasks::reconcile);
         server.keep("revive_catalog", revive);
         server.keep("observe", observe);
+        if let Some(trust) = tasks_trust {
+            server.keep("trust", move |node| trust_pods_of_views(node, trust.clone()));
+            let tls = config.data.join("tls");
+            server.keep("give_authority", move |node| give_authority(node, tls.clone()));
+        }
         Ok(server)
+    }
+
+    /// TLS of this pod; `None`: it has no certificate.
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     pub fn identity(&self) -> Identity {
@@ -199,18 +242,32 @@ impl Server {
     }
 }
 
+/// Where the API is served, and for whom.
+#[derive(Clone)]
+struct Doors {
+    listen: SocketAddr,
+    connections_max: usize,
+    accepts: Accepts,
+    /// `None`: this pod has no certificate.
+    trust: Option<Trust>,
+    data: PathBuf,
+}
+
 /// Serves the API until the pod stops, on `listener` or a new one.
 async fn serve_api_on(
     node: Arc<Node>,
     mut listener: Option<TcpListener>,
-    (listen, connections_max): (SocketAddr, usize),
+    doors: Doors,
     stopped: watch::Receiver<bool>,
 ) {
+    let Doors { listen, connections_max, accepts, trust, data } = doors;
     while !*stopped.borrow() {
         let ended = match listener.take() {
             Some(listener) => {
-                let incoming = accept(listener, connections_max);
-                let served = serve_api(node.clone(), incoming, stopped.clone()).await;
+                let incoming = accept(listener, connections_max, accepts.clone());
+                let incoming = incoming.merge(administrators(&data));
+                let served =
+                    serve_api(node.clone(), incoming, trust.clone(), stopped.clone()).await;
                 served.map_err(|error| chain(&error))
             }
             None => Err("it has no listener".to_owned()),
@@ -228,6 +285,7 @@ async fn serve_api_on(
 async fn serve_api(
     node: Arc<Node>,
     incoming: impl Stream<Item = std::io::Result<Connection>>,
+    trust: Option<Trust>,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
     let catalog = CatalogServer::new(CatalogService { node: node.clone() })
@@ -237,10 +295,7 @@ async fn serve_api(
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .build_v1()
         .expect("our own definitions can be read");
-    tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_WITHIN))
-        .add_service(counted(&node, catalog))
+    let routes = Routes::new(counted(&node, catalog))
         .add_service(counted(&node, JoiningServer::new(JoiningService { node: node.clone() })))
         .add_service(health::service(&node))
         .add_service(reflection)
@@ -250,11 +305,19 @@ async fn serve_api(
         ))
         .add_service(counted(&node, ClassesServer::new(ClassesService { node: node.clone() })))
         .add_service(counted(&node, ClusterServer::new(ClusterService { node: node.clone() })))
+        .add_service(counted(
+            &node,
+            CredentialsServer::new(CredentialsService { node: node.clone() }),
+        ))
         .add_service(counted(&node, DisksServer::new(DisksService { node: node.clone() })))
         .add_service(counted(&node, NodesServer::new(NodesService { node: node.clone() })))
         .add_service(counted(&node, PodsServer::new(PodsService { node: node.clone() })))
         .add_service(counted(&node, ShardsServer::new(ShardsService { node: node.clone() })))
-        .add_service(counted(&node, VolumesServer::new(VolumesService { node: node.clone() })))
+        .add_service(counted(&node, VolumesServer::new(VolumesService { node: node.clone() })));
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_WITHIN))
+        .add_routes(guarded(routes, trust))
         .serve_with_incoming_shutdown(incoming, async move {
             // An error means that the server is gone: stop as well.
             let _stopped = stopped.wait_for(|stopped| *stopped).await;
@@ -265,6 +328,31 @@ async fn serve_api(
 /// A service whose requests show in the metrics.
 fn counted<S>(node: &Arc<Node>, service: S) -> Counted<S> {
     Counted { service, meters: node.api_meters.clone() }
+}
+
+/// Connections of local administrators. A pod that cannot take them goes without.
+fn administrators(data: &Path) -> Pin<Box<dyn Stream<Item = std::io::Result<Connection>> + Send>> {
+    let own = rustix::process::getuid().as_raw();
+    match listen(data) {
+        Ok(listener) => Box::pin(accept_local(listener, LOCAL_CONNECTIONS_MAX, own)),
+        Err(error) => {
+            tracing::error!("there is no local socket of the API: {}", chain(&error));
+            Box::pin(tokio_stream::empty())
+        }
+    }
+}
+
+/// How the API takes connections over TCP.
+fn accepts(config: &Config, tls: Option<&Tls>) -> Result<Accepts, StartError> {
+    let Some(tls) = tls else {
+        config.check_without_certificate()?;
+        return Ok(Accepts::Plain);
+    };
+    let acceptor = acceptor(tls).map_err(OwnTlsError::from)?;
+    Ok(match config.api.plaintext {
+        true => Accepts::Both(acceptor),
+        false => Accepts::Tls(acceptor),
+    })
 }
 
 /// Loads what this pod knew when it ran last: by that it may serve at once.

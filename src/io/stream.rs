@@ -116,6 +116,29 @@ impl StreamReader {
         RecvBufs { landing, landing_from, staging, staging_from: self.end }
     }
 
+    /// Takes bytes that came by no receive, as far as there is room. Returns how many. No receive
+    /// may be in flight.
+    pub fn push(&mut self, data: &[u8]) -> usize {
+        let mut landed = 0;
+        if let Landing::Here { buf, from, filled, len } = &mut self.landing {
+            landed = data.len().min(*len - *filled);
+            let at = *from + *filled;
+            buf[at..at + landed].copy_from_slice(&data[..landed]);
+            *filled += landed;
+        }
+        let rest = &data[landed..];
+        let staging = self.staging.as_mut().expect("no receive is in flight");
+        if staging.len() - self.end < rest.len() {
+            staging.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        let staged = rest.len().min(staging.len() - self.end);
+        staging[self.end..self.end + staged].copy_from_slice(&rest[..staged]);
+        self.end += staged;
+        landed + staged
+    }
+
     /// Takes back the buffers of a `Recv` that received `count` bytes.
     pub fn received(&mut self, bufs: RecvBufs, count: usize) {
         let mut staged = count;

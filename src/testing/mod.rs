@@ -15,6 +15,7 @@ pub mod nbd_fixture;
 pub mod null_data_path;
 pub mod peer_fixture;
 pub mod stream_fixture;
+pub mod tls_fixture;
 
 mod corpora_test;
 mod mutations_test;

@@ -1,7 +1,9 @@
 //! What the tests of the session share: a client, and the messages of both sides.
 
 use crate::front::nbd::wire::{self, info, option, reply};
-use crate::front::nbd::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
+use crate::front::nbd::{
+    CloseReason, Encryption, Export, Exports, Session, SessionHandle, SessionOutput,
+};
 use crate::io::buffer::Pool;
 use crate::io::stream::StreamReader;
 use crate::limits::REQUEST_BYTES_MAX;
@@ -45,11 +47,17 @@ pub struct Client {
     pub sent: Vec<u8>,
     pub requests: Vec<(SessionHandle, BlockOp)>,
     pub closed: Option<CloseReason>,
+    pub tls_started: bool,
 }
 
 impl Client {
     pub fn new() -> Client {
         Client::with_session(Session::new())
+    }
+
+    /// A client of a listener that says this of TLS.
+    pub fn of(encryption: Encryption) -> Client {
+        Client::with_session(Session::new().with_encryption(encryption))
     }
 
     fn with_session(session: Session) -> Client {
@@ -62,6 +70,7 @@ impl Client {
             sent: Vec::new(),
             requests: Vec::new(),
             closed: None,
+            tls_started: false,
         };
         client.session.feed(&mut client.reader, &EXPORTS, &mut client.out);
         client.collect(true);
@@ -106,6 +115,7 @@ impl Client {
                     }
                 }
                 SessionOutput::Request { handle, op } => self.requests.push((handle, op)),
+                SessionOutput::StartTls => self.tls_started = true,
                 SessionOutput::Close { reason } => self.closed = Some(reason),
             }
         }

@@ -8,10 +8,14 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use crate::front::nbd::{CloseReason, Export, Exports, Session, SessionHandle, SessionOutput};
+use crate::front::nbd::{
+    CloseReason, Encryption, Export, Exports, Session, SessionHandle, SessionOutput,
+};
 use crate::io::buffer::Pool;
 use crate::io::driver::{Buffers, Completion, Done, Driver, Op, SocketId};
 use crate::planted::planted;
+use crate::security::channel::TlsError;
+use crate::security::subject::Role;
 use crate::slab::Slab;
 use crate::telemetry::metrics::data_path::{DataPath as Meters, Operation, Outcome};
 use crate::types::{AccessMode, AttachmentId, BlockError, BlockReply, Mono, Uuid, VolumeId};
@@ -22,6 +26,7 @@ use crate::worker::handshakes::Handshakes;
 use crate::worker::requests::RouterKey;
 use crate::worker::routers::Routers;
 use crate::worker::stream::Stream;
+use crate::worker::tls::WorkerTls;
 use crate::worker::token::{ConnKey, Target};
 use crate::worker::words::{operation_of, outcome_of, transferred_bytes};
 
@@ -63,10 +68,47 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Parses what has arrived, and is allowed to.
+    fn feed(
+        &mut self,
+        exported: &Exported,
+        outputs: &mut Vec<SessionOutput>,
+    ) -> Result<(), TlsError> {
+        loop {
+            let opened = self.stream.open()?;
+            // A node's certificate is for its attachments, and a name is none.
+            let is_node = matches!(
+                self.stream.peer().map(|holder| &holder.subject.role),
+                Some(Role::CsiNode(_))
+            );
+            let exports: &dyn Exports = if is_node { &Nothing } else { exported };
+            self.session.feed(&mut self.stream.reader, exports, outputs);
+            if !opened {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// No exports at all.
+struct Nothing;
+
+impl Exports for Nothing {
+    fn list(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn open(&self, _name: &str) -> Option<Export> {
+        None
+    }
+}
+
 /// The NBD connections of a worker.
 #[derive(Default)]
 pub struct Clients {
     pool: Pool,
+    tls: Option<WorkerTls>,
     /// Bytes of requests that are taken from one connection at a time.
     bytes_max: usize,
     /// Connections with an export.
@@ -106,6 +148,15 @@ impl Clients {
     /// The router of each connection.
     pub fn routers(&self) -> impl Iterator<Item = RouterKey> {
         self.clients.values().filter_map(|client| client.session.export()).map(key_of)
+    }
+
+    /// Clients of listeners that are added later may ask for TLS.
+    pub fn use_tls(&mut self, tls: WorkerTls) {
+        self.tls = Some(tls);
+    }
+
+    pub fn tls(&self) -> Option<&WorkerTls> {
+        self.tls.as_ref()
     }
 
     fn touch(&mut self, conn: ConnKey) {
@@ -193,7 +244,7 @@ pub struct ClientHandler<'a> {
 }
 
 impl ClientHandler<'_> {
-    pub fn accepted(&mut self, socket: SocketId) {
+    pub fn accepted(&mut self, socket: SocketId, encryption: Encryption) {
         let served = self.clients.clients.len() - self.clients.handshakes.len();
         if served >= self.clients.served_max {
             tracing::warn!("a new NBD connection is closed: the pod has as many as it can serve");
@@ -204,6 +255,7 @@ impl ClientHandler<'_> {
         let conn = self.clients.next;
         let stream = Stream::new(socket, self.clients.pool.clone());
         let session = Session::with_bytes_max(self.clients.bytes_max);
+        let session = session.with_encryption(encryption);
         let (closing, touched, unparsed, held_back) = (false, false, false, false);
         let (is_new, begun) = (true, Slab::default());
         let client =
@@ -230,9 +282,9 @@ impl ClientHandler<'_> {
 
     pub fn sent(&mut self, conn: ConnKey, completion: Completion) {
         let Some(client) = self.clients.clients.get_mut(&conn) else { return };
-        client.stream.sent();
+        let count = client.stream.sent();
         match completion.result {
-            Ok(Done::Bytes(count)) => {
+            Ok(Done::Bytes(_)) => {
                 client.session.sent(count);
                 self.feed(conn);
             }
@@ -251,7 +303,13 @@ impl ClientHandler<'_> {
         {
             client.unparsed = !client.may_ask(conn, self.routers);
             if !client.unparsed {
-                client.session.feed(&mut client.stream.reader, self.exported, outputs);
+                if let Err(error) = client.feed(self.exported, outputs) {
+                    tracing::debug!(conn, "TLS of an NBD connection: {error}");
+                    // The alert, as far as it leaves at once.
+                    client.stream.send(self.driver, Target::ClientSend(conn).token());
+                    outputs.clear();
+                    return self.close(conn, CloseReason::Disconnected);
+                }
                 if let Some(export) = client.session.export().filter(|_| client.is_new) {
                     self.routers.open(key_of(export));
                     client.is_new = false;
@@ -292,11 +350,18 @@ impl ClientHandler<'_> {
     }
 
     fn session_outputs(&mut self, conn: ConnKey) {
-        let Clients { clients, outputs, abandoned, .. } = &mut *self.clients;
+        let Clients { clients, outputs, abandoned, tls, pool, .. } = &mut *self.clients;
         for output in outputs.drain(..) {
             let Some(client) = clients.get_mut(&conn) else { continue };
             match output {
                 SessionOutput::Send(bytes) => client.stream.queue([bytes]),
+                SessionOutput::StartTls => match tls {
+                    Some(tls) if client.stream.reader.peek().is_empty() => {
+                        client.stream.start_tls(tls.client(pool.clone()));
+                    }
+                    // What came behind the option came from nobody in particular.
+                    _ => client.closing = true,
+                },
                 SessionOutput::Close { reason } => {
                     tracing::debug!(conn, %reason, "an NBD connection ends");
                     client.closing = true;

@@ -452,7 +452,7 @@ impl Worker {
         let Some((purpose, socket)) = self.listeners.accepted(listener, completion) else { return };
         match purpose {
             Purpose::Peer => self.peer_handler().accepted(socket),
-            Purpose::Nbd => self.client_handler().accepted(socket),
+            Purpose::Nbd(encryption) => self.client_handler().accepted(socket, encryption),
         }
         self.listeners.accept(self.driver.as_mut(), listener);
     }

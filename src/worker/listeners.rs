@@ -3,13 +3,14 @@
 //! - May call: the driver.
 //! - Is told: ends of accepts, and ticks.
 
+use crate::front::nbd::Encryption;
 use crate::io::driver::{Address, Completion, Done, Driver, Op, SocketId};
 use crate::worker::token::Target;
 
 /// The kind of connections that a listener takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    Nbd,
+    Nbd(Encryption),
     Peer,
 }
 

@@ -15,6 +15,9 @@ mod admission_test;
 mod backlog;
 mod clients;
 mod complaints;
+mod conn;
+#[cfg(test)]
+mod conn_test;
 mod disks;
 mod dispatch;
 mod error;
@@ -62,6 +65,7 @@ mod routers;
 mod stages;
 mod start;
 mod stream;
+mod tls;
 mod token;
 mod touched;
 mod watchdog;
@@ -88,6 +92,7 @@ pub use recovery::open_lane;
 pub use round::{Worker, WorkerCommand};
 pub use routers::AccessAnswer;
 pub use start::{DataPath, PodDisk, start};
+pub use tls::WorkerTls;
 
 /// The fixed settings of a worker.
 #[derive(Clone, Debug)]

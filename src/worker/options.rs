@@ -6,6 +6,7 @@ use crate::io::driver::Address;
 use crate::io::{DriverKind, DurableWrites};
 use crate::worker::WorkerConfig;
 use crate::worker::disks::DiskOptions;
+use crate::worker::tls::WorkerTls;
 
 /// What a pod's data path is started with.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct StartOptions {
     pub disks: Vec<DiskOptions>,
     /// Where peers connect.
     pub peer: Address,
+    /// TLS of links and of clients; `None`: this pod has no certificate.
+    pub tls: Option<WorkerTls>,
     /// Where NBD clients connect.
     pub nbd: Vec<Address>,
     pub dirty_cache_bytes: usize,

@@ -4,18 +4,17 @@
 //! - Is told: views, ends of operations, and messages to send, by all other components.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use raft::eraftpb::Message;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Buffers, Completion, Done, Driver, Op, SocketId};
-use crate::limits::{EXTENT_ASKS_MAX, HANDSHAKE_TIMEOUT};
+use crate::limits::EXTENT_ASKS_MAX;
 use crate::net::backoff::reconnect_pause;
 use crate::net::handshake::{Identity, Purpose};
 use crate::net::incarnations::Incarnations;
-use crate::net::link::{Established, Link, LinkError, LinkEvent, SendError, Target as LaneTarget};
+use crate::net::link::{Established, Link, LinkEvent, SendError, Target as LaneTarget};
 use crate::net::message::{CallId, PeerMessage};
 use crate::planted::planted;
 use crate::replica::messages::{ReqId, Rest};
@@ -24,21 +23,16 @@ use crate::types::{BlockError, EXTENT_BYTES, MemberId, Mono, PodId, Uuid, mix64}
 use crate::view::{ClusterView, DiskView, MemberView, PodView, VolumeChange};
 use crate::worker::WorkerConfig;
 use crate::worker::complaints::Complaints;
+use crate::worker::conn::{Conn, EndReason, Pair, ReceiveError, SILENCE};
 use crate::worker::fronts::{self, front_of, is_front};
 use crate::worker::handshakes::Handshakes;
 use crate::worker::members::Members;
 use crate::worker::owed::{ExtentAsk, Owed};
 use crate::worker::requests::{Answer, Asker, Waiter, Waiting};
 use crate::worker::routers::{Forwarded, Routers};
-use crate::worker::stream::Stream;
+use crate::worker::tls::WorkerTls;
 use crate::worker::token::{ConnKey, Target};
 use crate::worker::words::link_purpose;
-
-/// A connection on which nothing came for this long is dead.
-const SILENCE: Duration = Duration::from_secs(5);
-
-/// A pair of lanes, ours first, and the purpose of the connection.
-type Pair = (Uuid, Uuid, Purpose);
 
 /// A connection that must exist.
 struct Wanted {
@@ -53,32 +47,11 @@ struct Wanted {
     up: bool,
 }
 
-struct Conn {
-    /// `None` until the connection is made.
-    stream: Option<Stream>,
-    link: Link,
-    pair: Option<Pair>,
-    touched: bool,
-    /// When something last arrived.
-    heard: Mono,
-    owed: Owed,
-}
-
-/// Why a connection is closed that broke no rule of the protocol.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-enum EndReason {
-    #[error("nothing was heard over it for {} seconds", SILENCE.as_secs())]
-    Silent,
-    #[error("its handshake did not end within {} seconds", HANDSHAKE_TIMEOUT.as_secs())]
-    HandshakeLate,
-    #[error("too many handshakes are unfinished, and its is the oldest")]
-    HandshakesFull,
-}
-
 /// Every link of a worker.
 #[derive(Default)]
 pub struct Peers {
     pool: Pool,
+    tls: Option<WorkerTls>,
     seed: u64,
     own: PodId,
     /// Limit of the frames that wait on one link, in bytes.
@@ -112,6 +85,11 @@ impl Peers {
             handshakes: Handshakes::new(config.sockets),
             ..Peers::default()
         }
+    }
+
+    /// All links are under TLS from now on.
+    pub fn use_tls(&mut self, tls: WorkerTls) {
+        self.tls = Some(tls);
     }
 
     /// Adds a lane of this worker, which can dial and be dialled.
@@ -359,11 +337,15 @@ impl Peers {
         pair: Option<Pair>,
         at: Mono,
     ) -> ConnKey {
-        let stream = socket.map(|socket| Stream::new(socket, self.pool.clone()));
         let link = link.with_queue_bytes_max(self.link_bytes_max);
         let (touched, owed) = (false, Owed::default());
+        let mut conn = Conn { stream: None, link, pair, touched, heard: at, owed };
+        if let Some(socket) = socket {
+            let channel = self.tls.as_ref().map(|tls| tls.called(self.pool.clone()));
+            conn.connected(socket, self.pool.clone(), channel);
+        }
         self.next_conn += 1;
-        self.conns.insert(self.next_conn, Conn { stream, link, pair, touched, heard: at, owed });
+        self.conns.insert(self.next_conn, conn);
         self.next_conn
     }
 
@@ -583,7 +565,8 @@ impl PeerHandler<'_> {
     pub fn connected(&mut self, conn: ConnKey, completion: Completion) {
         match (self.peers.conns.get_mut(&conn), completion.result) {
             (Some(state), Ok(Done::Connected(socket))) => {
-                state.stream = Some(Stream::new(socket, self.peers.pool.clone()));
+                let channel = self.peers.tls.as_ref().map(|tls| tls.dial(self.peers.pool.clone()));
+                state.connected(socket, self.peers.pool.clone(), channel);
                 self.peers.touch(conn);
             }
             (None, Ok(Done::Connected(socket))) => {
@@ -618,7 +601,7 @@ impl PeerHandler<'_> {
         conn: ConnKey,
         completion: Completion,
         events: &mut Vec<LinkEvent>,
-    ) -> Result<(), LinkError> {
+    ) -> Result<(), ReceiveError> {
         let Some(state) = self.peers.conns.get_mut(&conn) else { return Ok(()) };
         let Some(stream) = &mut state.stream else { return Ok(()) };
         let (Ok(Done::Bytes(count @ 1..)), Buffers::Recv(bufs)) =
@@ -629,7 +612,7 @@ impl PeerHandler<'_> {
         };
         stream.received(bufs, count);
         state.heard = self.now;
-        let fed = state.link.feed(&mut stream.reader, &mut self.peers.seen, events);
+        let fed = state.feed(&mut self.peers.seen, events);
         self.peers.touch(conn);
         fed
     }

@@ -35,6 +35,7 @@ use crate::worker::reconcile::Reconciler;
 use crate::worker::reports::Reports;
 use crate::worker::resync::Resyncs;
 use crate::worker::routers::{AccessAnswer, Routers};
+use crate::worker::tls::{WorkerTls, encryption_at};
 use crate::worker::token::Target;
 
 /// Messages taken from the mailbox in one round.
@@ -142,6 +143,12 @@ impl Worker {
         }
     }
 
+    /// Links are under TLS from now on. Clients of listeners that are added later may ask for it.
+    pub fn use_tls(&mut self, tls: WorkerTls) {
+        self.clients.use_tls(tls.clone());
+        self.peers.use_tls(tls);
+    }
+
     /// Adds a recovered lane.
     pub fn add_lane(&mut self, mut runtime: LaneRuntime) {
         let place = &runtime.place;
@@ -173,7 +180,7 @@ impl Worker {
     }
 
     pub fn listen_nbd(&mut self, address: &Address) -> Result<Address, StartError> {
-        self.listen(address, Purpose::Nbd)
+        self.listen(address, Purpose::Nbd(encryption_at(address, self.clients.tls())))
     }
 
     pub fn listen_peers(&mut self, address: &Address) -> Result<Address, StartError> {

@@ -137,6 +137,9 @@ fn build(
     if opened.is_empty() {
         worker.add_front();
     }
+    if let Some(tls) = &options.tls {
+        worker.use_tls(tls.clone());
+    }
     let mut disks = Vec::new();
     for disk in opened {
         disks.push(disk.shown);

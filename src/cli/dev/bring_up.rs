@@ -21,6 +21,7 @@ use crate::control::proto::{
 };
 use crate::control::reason::Reason;
 use crate::control::reconcile::voters_due;
+use crate::security::credentials::Credentials;
 
 /// Class of the volumes that the command line names.
 const CLASS: &str = "dev";
@@ -29,9 +30,13 @@ const STEP_WITHIN: Duration = Duration::from_secs(120);
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// Waits for the pods, creates the volumes, and prints a line for each usable volume.
-pub async fn bring_up(layout: &Layout, volumes: &[(String, ByteSize)]) -> anyhow::Result<()> {
+pub async fn bring_up(
+    layout: &Layout,
+    volumes: &[(String, ByteSize)],
+    credentials: Option<&Credentials>,
+) -> anyhow::Result<()> {
     let first = &layout.pods[0].config;
-    let client = Client::new(&first.api.listen.to_string())?;
+    let client = Client::with_credentials(&first.api.listen.to_string(), credentials)?;
     until("all pods serve", || all_serve(layout, &client)).await?;
     create_class(&client, if layout.pods.len() >= 3 { 3 } else { 1 }).await?;
     let there = list(&client).await?;

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
 use crate::config::size::ByteSize;
-use crate::config::{Config, Disk, IoMethod, Listen, Log, LogFormat, Nbd, Node, ports};
+use crate::config::{Api, Config, Disk, IoMethod, Listen, Log, LogFormat, Nbd, Node, ports};
 
 /// Time for killed pods to release their ports.
 const PORTS_WITHIN: Duration = Duration::from_secs(3);
@@ -207,7 +207,8 @@ fn config(
             name: directory.file_name().map(|name| name.to_string_lossy().into_owned()),
             ..Node::default()
         },
-        api: Listen::at(listen.api),
+        insecure: false,
+        api: Api { listen: listen.api, advertise: None, plaintext: listen.api.ip().is_loopback() },
         peer: Listen::at(listen.peer),
         nbd: Nbd { listen: listen.nbd, ..Nbd::default() },
         http: Listen::at(listen.http),

@@ -5,6 +5,7 @@
 
 mod bring_up;
 mod children;
+mod credentials;
 pub mod layout;
 
 use std::fs::File;
@@ -44,6 +45,9 @@ pub struct Args {
     /// One address per pod
     #[arg(long, value_delimiter = ',', value_name = "A,B,C")]
     addresses: Vec<IpAddr>,
+    /// Give the pods of a new cluster no certificates, and with them no TLS
+    #[arg(long)]
+    no_tls: bool,
     /// Restart a pod this long after it died, or `never`
     #[arg(long, default_value = "2s", value_name = "TIME", value_parser = restart_after)]
     restart_after: RestartAfter,
@@ -62,15 +66,20 @@ async fn run_cluster(args: &Args) -> anyhow::Result<()> {
         .with_context(|| format!("could not create {}", args.data.display()))?;
     let data = args.data.canonicalize().context("could not resolve the directory")?;
     let _lock = lock(&data.join("lock"))?;
+    let root = data.clone();
     let mut layout =
         Layout::new(data, args.pods, args.port_offset, &args.addresses, args.wal_size)?;
     layout.set(&args.settings)?;
     layout.wait_for_ports().await?;
     layout.write()?;
+    let credentials = match args.no_tls {
+        true => None,
+        false => credentials::issue_all(&root, &layout.pods)?,
+    };
     let mut children = Children::new(&layout.pods, args.restart_after);
     let mut is_up = false;
     let ended = {
-        let up = bring_up::bring_up(&layout, &args.volumes);
+        let up = bring_up::bring_up(&layout, &args.volumes, credentials.as_ref());
         tokio::pin!(up);
         loop {
             tokio::select! {

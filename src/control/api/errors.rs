@@ -159,6 +159,11 @@ pub fn of_catalog(error: &CatalogError) -> Status {
         CatalogError::TooManyAttachments { name } => {
             Refusal::new(Reason::TooManyAttachments, text).about(Kind::Volume, name)
         }
+        CatalogError::NoSuchToken { .. } => Refusal::new(Reason::NoSuchToken, text),
+        CatalogError::NoSuchCertificate { .. } => Refusal::new(Reason::NoSuchCertificate, text),
+        CatalogError::AuthorityExists => Refusal::new(Reason::AuthorityExists, text),
+        CatalogError::TooManyTokens => Refusal::new(Reason::TooManyTokens, text),
+        CatalogError::CertificateOfPod => Refusal::new(Reason::CertificateOfPod, text),
         CatalogError::StalePlacement => {
             Refusal::new(Reason::PlacementStale, format!("{text}; try again")).passing()
         }

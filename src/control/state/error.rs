@@ -62,6 +62,16 @@ pub enum CatalogError {
     TooManyAttachments { name: String },
     #[error("the name of a request has at most {REQUEST_ID_BYTES_MAX} bytes")]
     BadRequestId,
+    #[error("the cluster has another authority")]
+    AuthorityExists,
+    #[error("there are too many tokens; revoke some")]
+    TooManyTokens,
+    #[error("there is no token {id:?}")]
+    NoSuchToken { id: String },
+    #[error("no certificate with the serial {serial:?} was issued here")]
+    NoSuchCertificate { serial: String },
+    #[error("it is a pod's; remove the pod from the cluster instead")]
+    CertificateOfPod,
     #[error("request {id:?} was used for something else before; a new request needs a new id")]
     RequestReused { id: String },
 }

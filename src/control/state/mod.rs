@@ -14,6 +14,7 @@
 mod attachments;
 pub mod check;
 mod classes;
+pub mod credentials;
 pub mod error;
 pub mod index;
 mod pods;
@@ -246,6 +247,13 @@ fn carry_out(
             let content = content(&("delete class", &name));
             once(tables, now_ms, request_id, content, |tables| classes::delete(tables, &name))
         }
+        CatalogCommand::SetAuthority { authority } => credentials::set_authority(tables, authority),
+        CatalogCommand::PutToken { id, token } => credentials::put_token(tables, now_ms, id, token),
+        CatalogCommand::RemoveToken { id } => credentials::remove_token(tables, id),
+        CatalogCommand::PutCertificate { serial, certificate } => {
+            Ok(credentials::put_certificate(tables, now_ms, serial, certificate))
+        }
+        CatalogCommand::RevokeCertificate { serial } => credentials::revoke(tables, now_ms, serial),
         CatalogCommand::Created { volumes } => Ok(volumes::confirm_created(tables, &volumes)),
         CatalogCommand::Destroyed { disk, members } => {
             Ok(volumes::confirm_destroyed(tables, disk, &members))

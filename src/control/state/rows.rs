@@ -13,6 +13,10 @@
 //! | `a` volume (u64), id (u64) | [`Attachment`] |
 //! | `m` id (u64) | [`CatalogMember`] |
 //! | `r` number (u64) | [`Answered`] |
+//! | `u` number (u64) | [`Authority`] |
+//! | `t` id (text) | [`Token`] |
+//! | `x` serial (text) | [`Certificate`] |
+//! | `y` serial (text) | [`Revoked`] |
 //!
 //! Numbers are big endian. A row is the revision that changed it (u64, big endian) and JSON. A
 //! field that the reader does not know is an error: rows of a newer feature level are not read.
@@ -24,6 +28,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::control::command::{Addresses, Outcome};
+pub use crate::control::command::{Authority, Certificate, Hidden, Token};
 use crate::types::{
     AccessMode, AccessSet, AttachmentId, Generation, MemberId, PodId, ShardId, Uuid, VolumeId,
 };
@@ -231,6 +236,16 @@ pub struct Answered {
     pub at_ms: u64,
 }
 
+/// A certificate that is void before its time. All pods know these.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revoked {
+    pub subject: String,
+    /// Seconds since 1970.
+    pub expires_s: u64,
+    pub revoked_ms: u64,
+}
+
 /// Names a row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RowKey {
@@ -245,6 +260,10 @@ pub enum RowKey {
     Attachment(AttachmentKey),
     CatalogMember(MemberId),
     Answered(u64),
+    Authority(u64),
+    Token(String),
+    Certificate(String),
+    Revoked(String),
 }
 
 /// A row that a command has changed: its encoded form, or `None` for one that is gone.
@@ -286,6 +305,10 @@ impl RowKey {
             }
             RowKey::CatalogMember(member) => with(b'm', &member.0.to_be_bytes()),
             RowKey::Answered(number) => with(b'r', &number.to_be_bytes()),
+            RowKey::Authority(number) => with(b'u', &number.to_be_bytes()),
+            RowKey::Token(id) => with(b't', id.as_bytes()),
+            RowKey::Certificate(serial) => with(b'x', serial.as_bytes()),
+            RowKey::Revoked(serial) => with(b'y', serial.as_bytes()),
         }
     }
 
@@ -311,6 +334,10 @@ impl RowKey {
             }
             b'm' => RowKey::CatalogMember(MemberId(number()?)),
             b'r' => RowKey::Answered(number()?),
+            b'u' => RowKey::Authority(number()?),
+            b't' => RowKey::Token(name()?),
+            b'x' => RowKey::Certificate(name()?),
+            b'y' => RowKey::Revoked(name()?),
             _ => return Err(unknown()),
         })
     }
@@ -357,6 +384,10 @@ mod tests {
             RowKey::Attachment((VolumeId(3), AttachmentId(4))),
             RowKey::CatalogMember(MemberId(1)),
             RowKey::Answered(9),
+            RowKey::Authority(1),
+            RowKey::Token("0123456789abcdef".to_owned()),
+            RowKey::Certificate("4f".to_owned()),
+            RowKey::Revoked("4f".to_owned()),
         ];
         for key in keys {
             assert_eq!(RowKey::decode(&key.encode()).unwrap(), key);

@@ -9,8 +9,9 @@ use serde::de::DeserializeOwned;
 
 use crate::control::state::index::Index;
 use crate::control::state::rows::{
-    Answered, Attachment, AttachmentKey, CatalogMember, Class, Cluster, Disk, Head, Node, Pod,
-    RowChange, RowError, RowKey, Shard, Volume, decode_row, encode_row, hash_row,
+    Answered, Attachment, AttachmentKey, Authority, CatalogMember, Certificate, Class, Cluster,
+    Disk, Head, Node, Pod, Revoked, RowChange, RowError, RowKey, Shard, Token, Volume, decode_row,
+    encode_row, hash_row,
 };
 use crate::control::state::table::{Row, Table};
 use crate::planted::planted;
@@ -32,6 +33,10 @@ pub struct Tables {
     pub attachments: Table<AttachmentKey, Attachment>,
     pub catalog: Table<MemberId, CatalogMember>,
     pub answered: Table<u64, Answered>,
+    pub authorities: Table<u64, Authority>,
+    pub tokens: Table<String, Token>,
+    pub certificates: Table<String, Certificate>,
+    pub revoked: Table<String, Revoked>,
     pub index: Index,
     /// The sum of the hashes of all rows but the head's. Equal states have equal ones.
     rows_hash: u64,
@@ -195,6 +200,12 @@ impl Tables {
             RowKey::Attachment(id) => self.load_one::<Attachment>(*id, key, row)?,
             RowKey::CatalogMember(member) => self.load_one::<CatalogMember>(*member, key, row)?,
             RowKey::Answered(number) => self.load_one::<Answered>(*number, key, row)?,
+            RowKey::Authority(number) => self.load_one::<Authority>(*number, key, row)?,
+            RowKey::Token(id) => self.load_one::<Token>(id.clone(), key, row)?,
+            RowKey::Certificate(serial) => {
+                self.load_one::<Certificate>(serial.clone(), key, row)?;
+            }
+            RowKey::Revoked(serial) => self.load_one::<Revoked>(serial.clone(), key, row)?,
         }
         Ok(())
     }
@@ -226,6 +237,10 @@ impl Tables {
             .chain(encoded(&self.attachments))
             .chain(encoded(&self.catalog))
             .chain(encoded(&self.answered))
+            .chain(encoded(&self.authorities))
+            .chain(encoded(&self.tokens))
+            .chain(encoded(&self.certificates))
+            .chain(encoded(&self.revoked))
     }
 
     /// Equal states have equal fingerprints, and others almost certainly not.
@@ -294,6 +309,10 @@ object!(Shard, ShardId, shards, Index::shard);
 object!(Attachment, AttachmentKey, attachments, Index::attachment);
 object!(CatalogMember, MemberId, catalog, Index::catalog_member);
 object!(Answered, u64, answered, Index::answered);
+object!(Authority, u64, authorities);
+object!(Token, String, tokens);
+object!(Certificate, String, certificates);
+object!(Revoked, String, revoked);
 
 /// The next id.
 pub(super) fn take(next: &mut u64) -> u64 {

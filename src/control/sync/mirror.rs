@@ -10,8 +10,8 @@ use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
 
 use crate::control::state::rows::{
-    Attachment, AttachmentKey, CatalogMember, Cluster, Disk, Pod, RowError, RowKey, Shard, Volume,
-    decode_row, encode_row,
+    Attachment, AttachmentKey, CatalogMember, Cluster, Disk, Pod, Revoked, RowError, RowKey, Shard,
+    Volume, decode_row, encode_row,
 };
 use crate::control::state::tables::Object;
 use crate::control::state::view::{view_pod, view_volume};
@@ -50,6 +50,7 @@ pub struct Mirror {
     shards: Map<ShardId, Shard>,
     attachments: Map<AttachmentKey, Attachment>,
     catalog: Map<MemberId, CatalogMember>,
+    revoked: Map<String, Revoked>,
     view: Arc<ClusterView>,
 }
 
@@ -76,6 +77,11 @@ impl Mirror {
         self.catalog.iter().map(|(member, it)| (*member, it.pod)).collect()
     }
 
+    /// The serials of certificates that are void before their time.
+    pub fn revoked(&self) -> Vec<String> {
+        self.revoked.keys().cloned().collect()
+    }
+
     /// Everything that is here, as an update for an empty mirror.
     pub fn whole(&self) -> Update {
         fn rows<T: Object>(of: &Map<T::Key, T>) -> impl Iterator<Item = (RowKey, Option<Bytes>)> {
@@ -88,6 +94,7 @@ impl Mirror {
         all.extend(rows::<Shard>(&self.shards));
         all.extend(rows::<Attachment>(&self.attachments));
         all.extend(rows::<CatalogMember>(&self.catalog));
+        all.extend(rows::<Revoked>(&self.revoked));
         Update { from: Position::default(), to: self.at, is_whole: true, rows: all }
     }
 
@@ -167,8 +174,10 @@ impl Mirror {
                 put(&mut self.attachments, *id, key, row)?;
             }
             RowKey::CatalogMember(member) => put(&mut self.catalog, *member, key, row)?,
+            RowKey::Revoked(serial) => put(&mut self.revoked, serial.clone(), key, row)?,
             // Pods are not told of these.
             RowKey::Head | RowKey::Node(_) | RowKey::Class(_) | RowKey::Answered(_) => {}
+            RowKey::Authority(_) | RowKey::Token(_) | RowKey::Certificate(_) => {}
         }
         Ok(())
     }

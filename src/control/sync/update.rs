@@ -41,8 +41,11 @@ fn concerns(key: &RowKey) -> bool {
         | RowKey::Volume(_)
         | RowKey::Shard(_)
         | RowKey::Attachment(_)
-        | RowKey::CatalogMember(_) => true,
+        | RowKey::CatalogMember(_)
+        | RowKey::Revoked(_) => true,
         RowKey::Head | RowKey::Node(_) | RowKey::Class(_) | RowKey::Answered(_) => false,
+        // The authority's key is the catalog's own.
+        RowKey::Authority(_) | RowKey::Token(_) | RowKey::Certificate(_) => false,
     }
 }
 
@@ -85,7 +88,9 @@ fn row(state: &CatalogState, key: &RowKey) -> Option<Bytes> {
         RowKey::Shard(shard) => of(&state.shards, shard),
         RowKey::Attachment(key) => of(&state.attachments, key),
         RowKey::CatalogMember(member) => of(&state.catalog, member),
+        RowKey::Revoked(serial) => of(&state.revoked, serial),
         RowKey::Head | RowKey::Node(_) | RowKey::Class(_) | RowKey::Answered(_) => None,
+        RowKey::Authority(_) | RowKey::Token(_) | RowKey::Certificate(_) => None,
     }
 }
 

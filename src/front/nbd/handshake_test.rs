@@ -209,6 +209,61 @@ fn the_handshake_answers_as_the_specification_says() {
     }
 }
 
+/// The client asks for TLS and then starts anew, under it.
+#[test]
+fn tls_begins_where_it_is_offered_and_nothing_is_answered_before_where_it_is_required() {
+    let starttls = client_option(option::STARTTLS, &[]);
+    let required = |code: u32| answer(code, reply::ERR_TLS_REQD, &[]);
+    for piece_bytes in [usize::MAX, 1] {
+        let mut client = Client::of(Encryption::Required);
+        client.take_sent();
+        let early = [
+            vec![0, 0, 0, 3],
+            client_option(option::LIST, &[]),
+            structured(),
+            go("a", &[]),
+            go("no such export", &[]),
+            client_option(option::STARTTLS, b"x"),
+            client_option(77, &[]),
+        ];
+        client.receive(&early.concat(), piece_bytes);
+        let answers = [
+            required(option::LIST),
+            required(option::STRUCTURED_REPLY),
+            required(option::GO),
+            required(option::GO),
+            invalid(option::STARTTLS),
+            required(77),
+        ];
+        assert_eq!(client.take_sent(), answers.concat());
+        assert!(!client.tls_started && client.closed.is_none());
+        client.receive(&starttls, piece_bytes);
+        assert_eq!(client.take_sent(), ack(option::STARTTLS));
+        assert!(client.tls_started);
+        // Twice is once too often.
+        client.receive(&[starttls.clone(), go("a", &[])].concat(), piece_bytes);
+        let opened = join(&[&go_answer(option::GO, FLAGS), &ack(option::GO)]);
+        assert_eq!(client.take_sent(), [invalid(option::STARTTLS), opened].concat());
+    }
+    // Choices of before do not count.
+    let mut client = Client::of(Encryption::Offered);
+    client.take_sent();
+    client.receive(&[vec![0, 0, 0, 3], structured(), starttls].concat(), usize::MAX);
+    assert_eq!(client.take_sent(), [ack(option::STRUCTURED_REPLY), ack(option::STARTTLS)].concat());
+    client.receive(&go("a", &[]), usize::MAX);
+    let opened = join(&[&go_answer(option::GO, FLAGS), &ack(option::GO)]);
+    assert_eq!(client.take_sent(), opened);
+    // It has no error reply.
+    let mut client = Client::of(Encryption::Required);
+    let early = [vec![0, 0, 0, 3], client_option(option::EXPORT_NAME, b"a")];
+    client.receive(&early.concat(), usize::MAX);
+    assert_eq!(client.closed, Some(CloseReason::NeedsTls));
+    let mut client = Client::of(Encryption::Required);
+    let aborts = [vec![0, 0, 0, 3], client_option(option::ABORT, &[])];
+    client.receive(&aborts.concat(), usize::MAX);
+    assert_eq!(client.closed, Some(CloseReason::Aborted));
+}
+
 /// The fuzzer's corpus is made from the cases above. With HOLDFAST_WRITE_CORPUS set it is written
 /// anew.
 #[test]

@@ -26,11 +26,26 @@ pub trait Exports {
     fn open(&self, name: &str) -> Option<Export>;
 }
 
+/// What a listener says of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encryption {
+    /// There is none: a unix socket, or a pod without a certificate.
+    #[default]
+    None,
+    /// A client may ask for it.
+    Offered,
+    /// Before it, nothing else is answered.
+    Required,
+}
+
 /// What a session wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionOutput {
     /// Send these bytes to the client.
     Send(Bytes),
+    /// Everything before is sent as it is, and what comes next, both ways, is under TLS. Only when
+    /// nothing has come behind the option that asked for it.
+    StartTls,
     /// Execute this on the volume of the session's export.
     Request { handle: SessionHandle, op: BlockOp },
     /// Close the connection after everything before is sent.
@@ -51,4 +66,6 @@ pub enum CloseReason {
     Outdone,
     #[error("the client does not speak the protocol")]
     Malformed,
+    #[error("the client asked for an export before TLS, which is required here")]
+    NeedsTls,
 }

@@ -10,7 +10,7 @@ mod request;
 pub mod session;
 pub mod wire;
 
-pub use messages::{CloseReason, Export, Exports, SessionHandle, SessionOutput};
+pub use messages::{CloseReason, Encryption, Export, Exports, SessionHandle, SessionOutput};
 pub use session::Session;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use bytes::{BufMut, BytesMut};
 
 use crate::fields::{FieldError, Fields, value};
-use crate::front::nbd::messages::{CloseReason, Export, Exports};
+use crate::front::nbd::messages::{CloseReason, Encryption, Export, Exports};
 use crate::front::nbd::wire::{self, export_flag, info, option, reply, take_string};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::types::BLOCK_BYTES;
@@ -14,6 +14,9 @@ const QUERIES_MAX: u32 = 64;
 /// The client's choices so far.
 #[derive(Debug, Default)]
 pub(super) struct Negotiated {
+    /// What the listener says of TLS, until it is used.
+    pub encryption: Encryption,
+    pub under_tls: bool,
     /// The client uses the fixed newstyle handshake.
     pub fixed_newstyle: bool,
     /// The answer to EXPORT_NAME goes without its 124 zeroes.
@@ -29,6 +32,7 @@ pub(super) struct Negotiated {
 #[derive(Debug)]
 pub(super) enum Next {
     Option,
+    StartTls,
     Transmission(Export),
     Close(CloseReason),
 }
@@ -41,13 +45,22 @@ pub(super) fn answer(
     exports: &dyn Exports,
     out: &mut BytesMut,
 ) -> Next {
+    let tls_required = negotiated.encryption == Encryption::Required;
     if code == option::EXPORT_NAME {
-        return export_name(data, negotiated, exports, out);
+        // It has no error reply.
+        return match tls_required {
+            true => Next::Close(CloseReason::NeedsTls),
+            false => export_name(data, negotiated, exports, out),
+        };
     }
     if !negotiated.fixed_newstyle {
         return Next::Close(CloseReason::Malformed);
     }
     match code {
+        option::STARTTLS => return start_tls(data, negotiated, out),
+        code if tls_required && code != option::ABORT => {
+            wire::put_option_reply(out, code, reply::ERR_TLS_REQD, &[]);
+        }
         option::ABORT => {
             wire::put_option_reply(out, code, reply::ACK, &[]);
             return Next::Close(CloseReason::Aborted);
@@ -67,6 +80,25 @@ pub(super) fn answer(
         _ => wire::put_option_reply(out, code, reply::ERR_UNSUP, &[]),
     }
     Next::Option
+}
+
+/// STARTTLS: whatever was chosen before was chosen by somebody who could not be known.
+fn start_tls(data: &[u8], negotiated: &mut Negotiated, out: &mut BytesMut) -> Next {
+    let refusal = match negotiated.encryption {
+        _ if !data.is_empty() => Some(reply::ERR_INVALID),
+        Encryption::None if negotiated.under_tls => Some(reply::ERR_INVALID),
+        Encryption::None => Some(reply::ERR_UNSUP),
+        Encryption::Offered | Encryption::Required => None,
+    };
+    if let Some(refusal) = refusal {
+        wire::put_option_reply(out, option::STARTTLS, refusal, &[]);
+        return Next::Option;
+    }
+    let Negotiated { fixed_newstyle, no_zeroes, .. } = *negotiated;
+    let fresh = Negotiated::default();
+    *negotiated = Negotiated { fixed_newstyle, no_zeroes, under_tls: true, ..fresh };
+    wire::put_option_reply(out, option::STARTTLS, reply::ACK, &[]);
+    Next::StartTls
 }
 
 /// EXPORT_NAME has no error reply, so every error ends the connection.

@@ -17,7 +17,9 @@ use bytes::BytesMut;
 
 use crate::fields::Fields;
 use crate::front::nbd::error::Errno;
-use crate::front::nbd::messages::{CloseReason, Export, Exports, SessionHandle, SessionOutput};
+use crate::front::nbd::messages::{
+    CloseReason, Encryption, Export, Exports, SessionHandle, SessionOutput,
+};
 use crate::front::nbd::option::{self, Negotiated, Next};
 use crate::front::nbd::request::{self, Action, InFlight, Sink};
 use crate::front::nbd::wire::{self, OptionHeader, RequestHeader, command, reply};
@@ -103,6 +105,12 @@ impl Session {
             refused_bytes: None,
             scratch: BytesMut::new(),
         }
+    }
+
+    /// A session of a listener that says this of TLS.
+    pub fn with_encryption(mut self, encryption: Encryption) -> Session {
+        self.negotiated.encryption = encryption;
+        self
     }
 
     /// The opened export; `None` during the handshake.
@@ -264,6 +272,10 @@ impl Session {
         self.sink(out).flush();
         match next {
             Next::Option => true,
+            Next::StartTls => {
+                out.push(SessionOutput::StartTls);
+                false
+            }
             Next::Transmission(export) => {
                 self.export = Some(export);
                 self.state = SessionState::Request;

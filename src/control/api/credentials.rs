@@ -1,0 +1,309 @@
+//! Tokens and certificates. The leader signs, with the key that the catalog has. A certificate is
+//! recorded before anybody gets it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tonic::{Code, Request, Response, Status};
+
+use crate::control::api::errors::invalid;
+use crate::control::api::parse_addresses;
+use crate::control::api::route::{Failure, on_leader, read};
+use crate::control::catalog::Catalog;
+use crate::control::command::{Addresses, CatalogCommand, FORMAT, NewNode, Outcome};
+use crate::control::connections::{Caller, Who};
+use crate::control::node::Node;
+use crate::control::proto;
+use crate::control::proto::credentials_client::CredentialsClient;
+use crate::control::proto::credentials_server::Credentials;
+use crate::control::state::CatalogState;
+use crate::control::state::credentials::AUTHORITY;
+use crate::control::state::rows;
+use crate::security::authority::{Authority, Places};
+use crate::security::certificate::Certificate;
+use crate::security::issue::now_s;
+use crate::security::random::random;
+use crate::security::secret::{Secret, bytes_from_hex, from_hex, to_hex};
+use crate::security::subject::{Role, Subject};
+use crate::security::token::{Token, TokenError, TokenId, TokenKind, TokenRecord};
+use crate::types::PodId;
+
+const LIFETIME_S: u64 = 60 * 60;
+const LIFETIME_S_MAX: u64 = 30 * 24 * 60 * 60;
+/// A request is much shorter.
+const REQUEST_BYTES_MAX: usize = 16 << 10;
+
+pub struct CredentialsService {
+    pub node: Arc<Node>,
+}
+
+#[tonic::async_trait]
+impl Credentials for CredentialsService {
+    async fn create_token(
+        &self,
+        request: Request<proto::CreateTokenRequest>,
+    ) -> Result<Response<proto::CreateTokenResponse>, Status> {
+        on_leader(&self.node, request, create_token, |channel, call| async move {
+            CredentialsClient::new(channel).create_token(call).await
+        })
+        .await
+    }
+
+    async fn list_tokens(
+        &self,
+        request: Request<proto::ListTokensRequest>,
+    ) -> Result<Response<proto::ListTokensResponse>, Status> {
+        let list = |catalog: Arc<Catalog>, _| async move {
+            let (state, _) = read(&catalog).await?;
+            let tokens = state.tokens.iter();
+            let tokens = tokens.map(|(id, token)| describe_token(id, token)).collect();
+            Ok(proto::ListTokensResponse { tokens })
+        };
+        on_leader(&self.node, request, list, |channel, call| async move {
+            CredentialsClient::new(channel).list_tokens(call).await
+        })
+        .await
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<proto::RevokeTokenRequest>,
+    ) -> Result<Response<proto::RevokeTokenResponse>, Status> {
+        let revoke = |catalog: Arc<Catalog>, request: proto::RevokeTokenRequest| async move {
+            catalog.propose(CatalogCommand::RemoveToken { id: request.id }).await?;
+            Ok(proto::RevokeTokenResponse {})
+        };
+        on_leader(&self.node, request, revoke, |channel, call| async move {
+            CredentialsClient::new(channel).revoke_token(call).await
+        })
+        .await
+    }
+
+    async fn enrol(
+        &self,
+        request: Request<proto::EnrolRequest>,
+    ) -> Result<Response<proto::EnrolResponse>, Status> {
+        on_leader(&self.node, request, enrol, |channel, call| async move {
+            CredentialsClient::new(channel).enrol(call).await
+        })
+        .await
+    }
+
+    async fn renew(
+        &self,
+        mut request: Request<proto::RenewRequest>,
+    ) -> Result<Response<proto::EnrolResponse>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
+        let holder = match caller.who() {
+            Who::Holder(holder) => &holder.subject,
+            _ => return Err(Status::unauthenticated("a certificate is needed to renew it")),
+        };
+        // A pod passes on what another one has asked, and that one has said who it is.
+        let is_passed_on = matches!(holder.role, Role::Pod(_));
+        if !is_passed_on || request.get_ref().subject.is_empty() {
+            request.get_mut().subject = holder.to_string();
+        }
+        on_leader(&self.node, request, renew, |channel, call| async move {
+            CredentialsClient::new(channel).renew(call).await
+        })
+        .await
+    }
+
+    async fn list_certificates(
+        &self,
+        request: Request<proto::ListCertificatesRequest>,
+    ) -> Result<Response<proto::ListCertificatesResponse>, Status> {
+        let list = |catalog: Arc<Catalog>, _| async move {
+            let (state, _) = read(&catalog).await?;
+            let describe = |(serial, it): (&String, &rows::Certificate)| proto::Certificate {
+                serial: serial.clone(),
+                subject: it.subject.clone(),
+                expires_s: it.expires_s,
+                revoked: state.revoked.contains_key(serial),
+            };
+            let certificates = state.certificates.iter().map(describe).collect();
+            Ok(proto::ListCertificatesResponse { certificates })
+        };
+        on_leader(&self.node, request, list, |channel, call| async move {
+            CredentialsClient::new(channel).list_certificates(call).await
+        })
+        .await
+    }
+
+    async fn revoke_certificate(
+        &self,
+        request: Request<proto::RevokeCertificateRequest>,
+    ) -> Result<Response<proto::RevokeCertificateResponse>, Status> {
+        let revoke = |catalog: Arc<Catalog>, request: proto::RevokeCertificateRequest| async move {
+            let serial = request.serial;
+            catalog.propose(CatalogCommand::RevokeCertificate { serial }).await?;
+            Ok(proto::RevokeCertificateResponse {})
+        };
+        on_leader(&self.node, request, revoke, |channel, call| async move {
+            CredentialsClient::new(channel).revoke_certificate(call).await
+        })
+        .await
+    }
+}
+
+fn describe_token(id: &str, token: &rows::Token) -> proto::Token {
+    proto::Token { id: id.to_owned(), kind: token.kind.clone(), expires_s: token.expires_s }
+}
+
+/// The authority of the catalog.
+fn authority_of(state: &CatalogState) -> Result<Authority, Failure> {
+    let Some(row) = state.authorities.get(&AUTHORITY) else {
+        return Err(refused(
+            Code::FailedPrecondition,
+            "the catalog has no authority: put authority.crt and authority.key into the `tls` \
+             directory of a pod, and start it again (docs/security.md)",
+        ));
+    };
+    let broken = || refused(Code::Internal, "the authority of the catalog cannot be read");
+    let certificate = bytes_from_hex(&row.certificate).ok_or_else(broken)?;
+    let key = Secret::new(bytes_from_hex(&row.key.0).ok_or_else(broken)?);
+    Authority::from_parts(&certificate, key).map_err(|_| broken())
+}
+
+fn refused(code: Code, text: impl Into<String>) -> Failure {
+    Failure::Final(Status::new(code, text))
+}
+
+async fn create_token(
+    catalog: Arc<Catalog>,
+    request: proto::CreateTokenRequest,
+) -> Result<proto::CreateTokenResponse, Failure> {
+    let kind = match request.role.as_str() {
+        "" => TokenKind::Pod,
+        role => format!("role:{role}").parse().map_err(|_| {
+            refused(Code::InvalidArgument, format!("{role:?} is not a role for a token"))
+        })?,
+    };
+    let lifetime_s = if request.lifetime_s == 0 { LIFETIME_S } else { request.lifetime_s };
+    if lifetime_s > LIFETIME_S_MAX {
+        return Err(refused(Code::InvalidArgument, "a token lasts 30 days at most"));
+    }
+    let (state, _) = read(&catalog).await?;
+    let authority = authority_of(&state)?;
+    let random = random().map_err(|error| refused(Code::Internal, error.to_string()))?;
+    let token = Token::new(kind, authority.root().hash(), random);
+    let record = token.record(now_s() + lifetime_s);
+    let row = rows::Token {
+        kind: record.kind.to_string(),
+        secret_hash: to_hex(&record.secret_hash),
+        expires_s: record.expires_s,
+        created_ms: now_s() * 1000,
+    };
+    let id = record.id.to_string();
+    let described = describe_token(&id, &row);
+    catalog.propose(CatalogCommand::PutToken { id, token: row }).await?;
+    let text = String::from_utf8_lossy(token.text().expose()).into_owned();
+    Ok(proto::CreateTokenResponse { text, token: Some(described) })
+}
+
+/// Checks a token that somebody shows. The answer does not say whether it exists.
+fn check_token(state: &CatalogState, text: &str) -> Result<Token, Failure> {
+    let wrong = |error: TokenError| refused(Code::Unauthenticated, error.to_string());
+    let token: Token = text.parse().map_err(wrong)?;
+    let row = state.tokens.get(&token.id.to_string()).ok_or_else(|| wrong(TokenError::Invalid))?;
+    record_of(token.id, row).and_then(|record| record.check(&token, now_s())).map_err(wrong)?;
+    Ok(token)
+}
+
+fn record_of(id: TokenId, row: &rows::Token) -> Result<TokenRecord, TokenError> {
+    let secret_hash = from_hex(&row.secret_hash).ok_or(TokenError::Invalid)?;
+    Ok(TokenRecord { id, kind: row.kind.parse()?, secret_hash, expires_s: row.expires_s })
+}
+
+async fn enrol(
+    catalog: Arc<Catalog>,
+    request: proto::EnrolRequest,
+) -> Result<proto::EnrolResponse, Failure> {
+    let (state, _) = read(&catalog).await?;
+    let token = check_token(&state, &request.token)?;
+    let (role, places, others) = match (token.kind, request.pod) {
+        (TokenKind::Role(role), None) => (role, Places::default(), Vec::new()),
+        (TokenKind::Pod, Some(pod)) => {
+            let (pod, addresses) = join(&catalog, pod).await?;
+            let all = [Some(addresses.api), Some(addresses.peer), addresses.nbd];
+            let mut addresses: Vec<IpAddr> = all.iter().flatten().map(|at| at.ip()).collect();
+            addresses.sort_unstable();
+            addresses.dedup();
+            let others = state.pods.iter().filter(|(other, _)| **other != pod);
+            let others = others.map(|(_, record)| record.addresses.api.to_string()).collect();
+            (Role::Pod(pod), Places { addresses, names: Vec::new() }, others)
+        }
+        _ => return Err(refused(Code::InvalidArgument, "the token is for something else")),
+    };
+    let subject = Subject { cluster: state.cluster.uid, role };
+    let issued = sign(&catalog, &state, &request.request, &subject, &places).await?;
+    Ok(proto::EnrolResponse { api: others, ..issued })
+}
+
+async fn join(catalog: &Catalog, pod: proto::EnrolPod) -> Result<(PodId, Addresses), Failure> {
+    let proto::EnrolPod { uid, api, peer, nbd, format, node, boot_id, labels } = pod;
+    if format < u32::from(FORMAT) {
+        return Err(refused(
+            Code::FailedPrecondition,
+            format!(
+                "the pod knows the catalog's format up to {format}, and this cluster uses \
+                     {FORMAT}; start a newer version"
+            ),
+        ));
+    }
+    let uid = uid.parse().map_err(|error| invalid(&error))?;
+    let addresses = parse_addresses(&api, &peer, &nbd)?;
+    let node = NewNode { name: node, boot_id, labels: labels.into_iter().collect() };
+    match catalog.propose(CatalogCommand::Join { uid, addresses, node }).await? {
+        Outcome::Pod(pod) => Ok((pod, addresses)),
+        _ => Err(refused(Code::Internal, "joining made no pod")),
+    }
+}
+
+async fn renew(
+    catalog: Arc<Catalog>,
+    request: proto::RenewRequest,
+) -> Result<proto::EnrolResponse, Failure> {
+    let (state, _) = read(&catalog).await?;
+    let subject: Subject = request.subject.parse().map_err(|error| invalid(&error))?;
+    if subject.cluster != state.cluster.uid {
+        return Err(refused(Code::PermissionDenied, "the subject is of another cluster"));
+    }
+    let places = match subject.role {
+        Role::Pod(pod) => {
+            let record = state.pods.get(&pod);
+            let record = record.ok_or_else(|| refused(Code::PermissionDenied, "no such pod"))?;
+            Places { addresses: vec![record.addresses.api.ip()], names: Vec::new() }
+        }
+        _ => Places::default(),
+    };
+    sign(&catalog, &state, &request.request, &subject, &places).await
+}
+
+/// Signs, records, and then gives.
+async fn sign(
+    catalog: &Catalog,
+    state: &CatalogState,
+    request: &[u8],
+    subject: &Subject,
+    places: &Places,
+) -> Result<proto::EnrolResponse, Failure> {
+    let authority = authority_of(state)?;
+    if request.len() > REQUEST_BYTES_MAX {
+        return Err(refused(Code::InvalidArgument, "the request for a certificate is too long"));
+    }
+    let der =
+        authority.answer(request, subject, places, now_s()).map_err(|error| invalid(&error))?;
+    let read = Certificate::from_der(&der).map_err(|error| invalid(&error))?;
+    let certificate = rows::Certificate {
+        subject: subject.to_string(),
+        expires_s: u64::try_from(read.not_after_s).unwrap_or(0),
+        created_ms: now_s() * 1000,
+    };
+    catalog.propose(CatalogCommand::PutCertificate { serial: read.serial, certificate }).await?;
+    Ok(proto::EnrolResponse {
+        certificate: der.into(),
+        authority: authority.root().der().to_vec().into(),
+        api: Vec::new(),
+    })
+}

@@ -1,0 +1,121 @@
+//! The asking side of tokens: how a pod joins by one, and how anybody gets or renews a certificate.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use crate::control::command::{Addresses, FORMAT, NewNode};
+use crate::control::connector::{Connector, connector};
+use crate::control::identity::{Identity, IdentityError, PodDirectory};
+use crate::control::proto::credentials_client::CredentialsClient;
+use crate::control::proto::{EnrolPod, EnrolRequest, EnrolResponse, RenewRequest};
+use crate::security::authority::{AuthorityError, request};
+use crate::security::certificate::{CertificateError, Root};
+use crate::security::credentials::{Credentials, CredentialsError, Tls, client_with_token};
+use crate::security::files::{FilesError, Paths};
+use crate::security::secret::Secret;
+use crate::security::subject::Role;
+use crate::security::token::Token;
+
+const CALL_WITHIN: Duration = Duration::from_secs(30);
+
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    #[error("{0:?} is not host:port")]
+    Address(String),
+    #[error("the cluster gives no certificate: {}", .0.message())]
+    Refused(Status),
+    #[error("could not ask for a certificate")]
+    Request(#[from] AuthorityError),
+    #[error("the cluster's answer cannot be used")]
+    Answer(#[from] CertificateError),
+    #[error("the cluster's certificate cannot be used")]
+    Credentials(#[from] CredentialsError),
+    #[error("the cluster gave a certificate for {0}, which was not asked for")]
+    OtherSubject(String),
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+fn client(endpoint: &str, connector: Connector) -> Result<CredentialsClient<Channel>, EnrolError> {
+    let address = endpoint.strip_prefix("https://").unwrap_or(endpoint);
+    let wrong = || EnrolError::Address(endpoint.to_owned());
+    let parsed = Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?;
+    parsed.uri().port().ok_or_else(wrong)?;
+    let parsed = parsed.connect_timeout(CALL_WITHIN).timeout(CALL_WITHIN);
+    Ok(CredentialsClient::new(parsed.connect_with_connector_lazy(connector)))
+}
+
+/// Joins a cluster by a token: this pod gets its number and its certificate. Can be repeated after
+/// an interruption, and gives the same pod then. `endpoint`: the API of any pod.
+pub async fn join(
+    endpoint: &str,
+    token: &Token,
+    directory: &mut PodDirectory,
+    addresses: Addresses,
+    node: NewNode,
+) -> Result<Identity, EnrolError> {
+    let pod = EnrolPod {
+        uid: directory.file().uid.to_string(),
+        api: addresses.api.to_string(),
+        peer: addresses.peer.to_string(),
+        nbd: addresses.nbd.map(|nbd| nbd.to_string()).unwrap_or_default(),
+        format: u32::from(FORMAT),
+        node: node.name,
+        boot_id: node.boot_id,
+        labels: node.labels.into_iter().collect(),
+    };
+    let credentials = enrol(endpoint, token, Some(pod)).await?;
+    let subject = credentials.subject();
+    let Role::Pod(number) = subject.role else {
+        return Err(EnrolError::OtherSubject(subject.to_string()));
+    };
+    Paths::of_pod(directory.path()).store(&credentials)?;
+    let identity = Identity { cluster: subject.cluster, pod: number };
+    directory.set_identity(identity)?;
+    Ok(identity)
+}
+
+/// Gets a certificate for the role of a token.
+pub async fn get(endpoint: &str, token: &Token, to: &Path) -> Result<Role, EnrolError> {
+    let credentials = enrol(endpoint, token, None).await?;
+    Paths::of_client(to).store(&credentials)?;
+    Ok(credentials.subject().role.clone())
+}
+
+async fn enrol(
+    endpoint: &str,
+    token: &Token,
+    pod: Option<EnrolPod>,
+) -> Result<Credentials, EnrolError> {
+    let (key, request) = request()?;
+    let text = String::from_utf8_lossy(token.text().expose()).into_owned();
+    let asked = EnrolRequest { token: text, request: request.into(), pod };
+    let connector = Connector::new(client_with_token(token.authority)?);
+    let answer = client(endpoint, connector)?.enrol(Request::new(asked)).await;
+    credentials_of(key, answer.map_err(EnrolError::Refused)?.into_inner())
+}
+
+/// Replaces a certificate by a new one for the same subject, under a new key.
+pub async fn renew(endpoint: &str, paths: &Paths) -> Result<Role, EnrolError> {
+    let old = paths.load()?;
+    let tls = Tls::new(&old, old.trust())?;
+    let (key, request) = request()?;
+    let asked = RenewRequest { request: request.into(), subject: String::new() };
+    let answer = client(endpoint, connector(&tls)?)?.renew(Request::new(asked)).await;
+    let new = credentials_of(key, answer.map_err(EnrolError::Refused)?.into_inner())?;
+    if new.subject() != old.subject() {
+        return Err(EnrolError::OtherSubject(new.subject().to_string()));
+    }
+    paths.store(&new)?;
+    Ok(new.subject().role.clone())
+}
+
+fn credentials_of(key: Secret, answer: EnrolResponse) -> Result<Credentials, EnrolError> {
+    let root = Root::from_der(&answer.authority)?;
+    Ok(Credentials::new(answer.certificate.to_vec(), key, vec![root])?)
+}

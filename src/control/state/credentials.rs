@@ -1,0 +1,162 @@
+//! Commands about the authority, tokens and certificates.
+
+use crate::control::command::Outcome;
+use crate::control::state::error::CatalogError;
+use crate::control::state::rows::{Authority, Certificate, Revoked, Token};
+use crate::control::state::tables::{Object, Tables};
+
+/// Tokens that are not void, at most: they are for hours.
+const TOKENS_MAX: usize = 1000;
+/// Rows that have lost their meaning, of which one command removes so many.
+const FORGOTTEN_AT_ONCE: usize = 4;
+/// The one authority.
+pub const AUTHORITY: u64 = 1;
+
+/// The catalog gets the authority's key. It gets it once.
+pub(super) fn set_authority(
+    tables: &mut Tables,
+    authority: Authority,
+) -> Result<Outcome, CatalogError> {
+    match tables.authorities.get(&AUTHORITY) {
+        Some(known) if known.certificate == authority.certificate => {}
+        Some(_) => return Err(CatalogError::AuthorityExists),
+        None => tables.put(AUTHORITY, authority),
+    }
+    Ok(Outcome::Done)
+}
+
+pub(super) fn put_token(
+    tables: &mut Tables,
+    now_ms: u64,
+    id: String,
+    token: Token,
+) -> Result<Outcome, CatalogError> {
+    let is_void = |token: &Token| token.expires_s.saturating_mul(1000) <= now_ms;
+    if tables.tokens.len() >= TOKENS_MAX && !tables.tokens.values().any(is_void) {
+        return Err(CatalogError::TooManyTokens);
+    }
+    forget(tables, is_void);
+    tables.put(id, token);
+    Ok(Outcome::Done)
+}
+
+pub(super) fn remove_token(tables: &mut Tables, id: String) -> Result<Outcome, CatalogError> {
+    if !tables.tokens.contains_key(&id) {
+        return Err(CatalogError::NoSuchToken { id });
+    }
+    tables.remove::<Token>(&id);
+    Ok(Outcome::Done)
+}
+
+/// A certificate was signed. It is given to nobody before this is applied.
+pub(super) fn put_certificate(
+    tables: &mut Tables,
+    now_ms: u64,
+    serial: String,
+    certificate: Certificate,
+) -> Outcome {
+    let now_s = now_ms / 1000;
+    forget(tables, move |certificate: &Certificate| certificate.expires_s < now_s);
+    forget(tables, move |revoked: &Revoked| revoked.expires_s < now_s);
+    tables.put(serial, certificate);
+    Outcome::Done
+}
+
+pub(super) fn revoke(
+    tables: &mut Tables,
+    now_ms: u64,
+    serial: String,
+) -> Result<Outcome, CatalogError> {
+    if tables.revoked.contains_key(&serial) {
+        return Ok(Outcome::Done);
+    }
+    let Some(certificate) = tables.certificates.get(&serial) else {
+        return Err(CatalogError::NoSuchCertificate { serial });
+    };
+    if certificate.subject.contains("/pod/") {
+        return Err(CatalogError::CertificateOfPod);
+    }
+    let Certificate { subject, expires_s, .. } = certificate.clone();
+    tables.put(serial, Revoked { subject, expires_s, revoked_ms: now_ms });
+    Ok(Outcome::Done)
+}
+
+fn forget<T: Object>(tables: &mut Tables, is_over: impl Fn(&T) -> bool) {
+    let over = T::table(tables).iter().filter(|(_, it)| is_over(it));
+    let over: Vec<T::Key> = over.take(FORGOTTEN_AT_ONCE).map(|(key, _)| key.clone()).collect();
+    over.iter().for_each(|key| tables.remove::<T>(key));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::command::{CatalogCommand, Hidden};
+    use crate::control::state::CatalogState;
+    use crate::testing::catalog_fixture::first_pod;
+
+    fn token(expires_s: u64) -> Token {
+        let (kind, secret_hash) = ("pod".to_owned(), "00".to_owned());
+        Token { kind, secret_hash, expires_s, created_ms: 0 }
+    }
+
+    fn certificate(subject: &str, expires_s: u64) -> Certificate {
+        Certificate { subject: format!("holdfast://c/{subject}"), expires_s, created_ms: 0 }
+    }
+
+    fn apply(state: &mut CatalogState, now_ms: u64, command: CatalogCommand) -> bool {
+        let is_done = state.apply(now_ms, command).outcome.is_ok();
+        let rows: Vec<_> = state.rows().collect();
+        assert_eq!(CatalogState::from_rows(rows).unwrap(), *state);
+        is_done
+    }
+
+    #[test]
+    fn the_authority_is_set_once_and_its_key_is_not_shown() {
+        let mut state = first_pod();
+        let authority = |certificate: &str| Authority {
+            certificate: certificate.to_owned(),
+            key: Hidden("5ec2e7".to_owned()),
+            created_ms: 0,
+        };
+        let set = |certificate| CatalogCommand::SetAuthority { authority: authority(certificate) };
+        assert!(!format!("{:?} {}", set("aa"), set("aa")).contains("5ec2e7"));
+        assert!(apply(&mut state, 1, set("aa")) && apply(&mut state, 2, set("aa")));
+        assert!(!apply(&mut state, 3, set("bb")));
+        assert_eq!(state.authorities[&AUTHORITY].certificate, "aa");
+        assert!(!format!("{state:?}").contains("5ec2e7"));
+    }
+
+    #[test]
+    fn void_tokens_make_room_and_others_are_kept() {
+        let mut state = first_pod();
+        let put = |number: usize, expires_s| CatalogCommand::PutToken {
+            id: format!("{number:04}"),
+            token: token(expires_s),
+        };
+        for number in 0..TOKENS_MAX {
+            assert!(state.apply(1, put(number, 100)).outcome.is_ok());
+        }
+        assert!(!apply(&mut state, 1, put(TOKENS_MAX, 100)));
+        assert!(apply(&mut state, 100_000, put(TOKENS_MAX, 200)));
+        assert!(state.tokens.len() < TOKENS_MAX);
+        let remove = || CatalogCommand::RemoveToken { id: format!("{TOKENS_MAX:04}") };
+        assert!(apply(&mut state, 100_000, remove()) && !apply(&mut state, 100_000, remove()));
+    }
+
+    #[test]
+    fn a_persons_certificate_can_be_revoked_until_it_would_have_ended() {
+        let mut state = first_pod();
+        let put = |serial: &str, subject, expires_s| CatalogCommand::PutCertificate {
+            serial: serial.to_owned(),
+            certificate: certificate(subject, expires_s),
+        };
+        let revoke = |serial: &str| CatalogCommand::RevokeCertificate { serial: serial.to_owned() };
+        assert!(apply(&mut state, 1, put("1a", "admin/a", 10)));
+        assert!(apply(&mut state, 1, put("2b", "pod/1", 10)));
+        assert!(!apply(&mut state, 1, revoke("3c")) && !apply(&mut state, 1, revoke("2b")));
+        assert!(apply(&mut state, 1, revoke("1a")) && apply(&mut state, 1, revoke("1a")));
+        assert_eq!(state.revoked.len(), 1);
+        assert!(apply(&mut state, 11_000, put("4d", "admin/a", 100)));
+        assert_eq!((state.revoked.len(), state.certificates.len()), (0, 1));
+    }
+}
