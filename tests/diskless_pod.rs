@@ -83,6 +83,7 @@ fn clients_of_a_pod_without_disks_are_served_by_the_others() {
     let cluster = Setup::new("diskless_pod").volume("demo", "64MiB").start();
     write(&mut cluster.connect(1, "demo"), 0..10);
     let config = config(&cluster);
+    cluster.join(&config);
     let pod = Pod::start(&cluster, &config);
     let address = cluster.nbd_address(DISKLESS);
     let connect = || Client::connect(address, "demo").expect("connect to the pod without disks");

@@ -106,7 +106,7 @@ impl Cluster {
             _ => format!("join = [\"{}:7400\"]", address(1)),
         };
         let config = format!(
-            "data = {:?}\n{join}\n[node]\nname = \"node-{pod}\"\n\
+            "data = {:?}\n{join}\ninsecure = true\n[node]\nname = \"node-{pod}\"\n\
              [api]\nlisten = \"{own}:7400\"\n[peer]\nlisten = \"{own}:7401\"\n\
              [nbd]\nlisten = \"{own}:10809\"\nsocket = {:?}\n\
              [[disk]]\npath = {:?}\nsize = \"2GiB\"\nwal_size = \"512MiB\"\n",

@@ -251,6 +251,25 @@ impl Cluster {
         nbd::Client::connect(self.nbd_address(pod), volume).expect("connect to a pod")
     }
 
+    /// Makes a pod with this configuration a part of the cluster.
+    pub fn join(&self, config: &Path) {
+        let made = Command::new(program())
+            .args(["token", "create", "--endpoint", &self.endpoint(1)])
+            .output()
+            .expect("run holdfast token");
+        let file = self.dir.join("join-token");
+        fs::write(&file, made.stdout).unwrap();
+        let joined = Command::new(program())
+            .arg("join")
+            .arg("--config")
+            .arg(config)
+            .arg("--token-file")
+            .arg(&file)
+            .output()
+            .expect("run holdfast join");
+        assert!(joined.status.success(), "{joined:?}");
+    }
+
     /// Address of a pod's API, for `--endpoint`.
     pub fn endpoint(&self, pod: usize) -> String {
         let port = port_of(API_PORT, pod, self.offset);
