@@ -72,8 +72,8 @@ fn until(cluster: &Cluster, what: &str, mut condition: impl FnMut() -> bool) {
     wait_until(what, || {
         number += 1;
         let name = format!("other-{number}");
-        let _taken = cluster.ask(&["volume", "create", &name, "--size", "64MiB"]);
-        let _gone = cluster.ask(&["volume", "delete", &name, "--yes"]);
+        let _taken = cluster.ask(&["volume", "create", &name, "--size", "64MiB", "--class", "dev"]);
+        let _gone = cluster.ask(&["volume", "delete", &name]);
         condition()
     });
 }
@@ -131,7 +131,7 @@ fn io_goes_on_when_the_file_system_of_the_catalog_is_full() {
     io(&mut client, 100);
     wait_until("the cluster says so", || {
         let problems = problems(&cluster);
-        problems.contains("the catalog of pod 1 does not run")
+        problems.contains("CatalogStopped")
     });
     assert_eq!(get(1, cluster.offset, "/readyz").unwrap().0, 200, "it serves");
     assert_eq!(cluster.pid(1), Some(pid), "the process goes on");

@@ -7,6 +7,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use support::{Cluster, PODS, Setup, program, wait_until};
 
 /// A cluster that was used, and is stopped.
@@ -53,11 +55,13 @@ fn goes_on_without(cluster: &mut Cluster, pod: usize, disk: &Path, words: &[&str
     cluster.start_again();
     let mut reason = String::new();
     wait_until("the disk shows as failed", || {
-        let status = cluster.ask(&["status"]).unwrap_or_default();
-        let disks = status["disks"].as_array().cloned().unwrap_or_default();
-        let shown = disks.iter().find(|shown| shown["path"] == *disk.to_str().unwrap());
-        reason = shown.map_or_else(String::new, |shown| shown["reason"].to_string());
-        !reason.trim_matches('"').is_empty()
+        let disks = cluster.ask(&["disk", "list"]).unwrap_or_default();
+        let disks = disks.as_array().cloned().unwrap_or_default();
+        let here = |shown: &&Value| shown["status"]["path"] == *disk.to_str().unwrap();
+        let shown = disks.iter().find(here).map(|shown| shown["status"].clone());
+        let shown = shown.filter(|status| status["phase"] == "failed").unwrap_or_default();
+        reason = shown["conditions"][0]["message"].as_str().unwrap_or_default().to_owned();
+        !reason.is_empty()
     });
     assert_says(&reason, words);
     let read = cluster.connect(pod, "demo").read(0, 9).unwrap();

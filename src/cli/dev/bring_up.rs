@@ -121,7 +121,8 @@ async fn all_serve(layout: &Layout, client: &Client) -> anyhow::Result<Option<St
         let counts = phases.filter(|it| wanted.contains(&it.phase())).map(|it| it.count as usize);
         counts.sum::<usize>()
     };
-    let up = in_phases(&status.pods, &[Phase::Up]);
+    // Degraded: without its member of the catalog, which the voters show.
+    let up = in_phases(&status.pods, &[Phase::Up, Phase::Degraded]);
     // A pod says what it has, also that a disk of it failed.
     let disks = in_phases(&status.disks, &[Phase::Up, Phase::Failed]);
     let voters = status.catalog.map_or(0, |catalog| catalog.voters as usize);

@@ -10,6 +10,8 @@ pub enum Type {
     Reachable,
     /// All disks of a pod work.
     DisksWork,
+    /// The member of the catalog that a pod has runs. Only said when it does not.
+    CatalogRuns,
     /// A disk can be used.
     Usable,
     /// Every shard of a volume has a leader: I/O goes on.
@@ -35,6 +37,7 @@ pub enum Why {
     Silent,
     AllDisksWork,
     DiskFailed,
+    CatalogStopped,
     Working,
     GivenUp,
     PodSilent,
@@ -62,9 +65,10 @@ pub struct Explained {
 }
 
 impl Type {
-    pub const ALL: [Type; 6] = [
+    pub const ALL: [Type; 7] = [
         Type::Reachable,
         Type::DisksWork,
+        Type::CatalogRuns,
         Type::Usable,
         Type::Available,
         Type::Redundant,
@@ -75,6 +79,7 @@ impl Type {
         match self {
             Type::Reachable => "Reachable",
             Type::DisksWork => "DisksWork",
+            Type::CatalogRuns => "CatalogRuns",
             Type::Usable => "Usable",
             Type::Available => "Available",
             Type::Redundant => "Redundant",
@@ -84,11 +89,12 @@ impl Type {
 }
 
 impl Why {
-    pub const ALL: [Why; 18] = [
+    pub const ALL: [Why; 19] = [
         Why::Reporting,
         Why::Silent,
         Why::AllDisksWork,
         Why::DiskFailed,
+        Why::CatalogStopped,
         Why::Working,
         Why::GivenUp,
         Why::PodSilent,
@@ -112,6 +118,7 @@ impl Why {
             Why::Silent => "Silent",
             Why::AllDisksWork => "AllDisksWork",
             Why::DiskFailed => "DiskFailed",
+            Why::CatalogStopped => "CatalogStopped",
             Why::Working => "Working",
             Why::GivenUp => "GivenUp",
             Why::PodSilent => "PodSilent",
@@ -160,6 +167,11 @@ impl Why {
                 "a disk of the pod was given up",
                 "the replicas on it have stopped, and the others go on",
                 "`holdfast disk list` shows which disk, and why",
+            ),
+            Why::CatalogStopped => (
+                "the pod's member of the catalog does not run; its disks and clients do",
+                "the other members go on; the pod tries to start its own again",
+                "see whether the file system of the pod's `data` is full or broken",
             ),
             Why::GivenUp => (
                 "the disk failed and was given up until the pod starts again",

@@ -100,7 +100,12 @@ impl<'a> Judge<'a> {
             }
         };
         let reachable = Statement::holds(Type::Reachable, Why::Reporting);
-        Judgement { phase: Phase::Up, statements: vec![reachable, disks] }
+        if seen.catalog_failed.is_empty() {
+            return Judgement { phase: Phase::Up, statements: vec![reachable, disks] };
+        }
+        let (kind, why) = (Type::CatalogRuns, Why::CatalogStopped);
+        let stopped = Statement::new(kind, Truth::False, why, &seen.catalog_failed);
+        Judgement { phase: Phase::Degraded, statements: vec![stopped, reachable, disks] }
     }
 
     fn disk(&self, disk: Uuid, pod: PodId) -> Judgement {

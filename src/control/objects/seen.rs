@@ -20,6 +20,8 @@ pub struct Seen {
 pub struct SeenPod {
     pub version: String,
     pub failed_disks: u32,
+    /// Why its member of the catalog does not run; empty: it does, or there is none.
+    pub catalog_failed: String,
     is_open: bool,
     /// Id of the report.
     report: u64,
@@ -96,12 +98,14 @@ impl Seen {
             let now = SeenPod {
                 version: heard.version.clone(),
                 failed_disks: disks.iter().filter(|disk| disk.failed.is_some()).count() as u32,
+                catalog_failed: heard.catalog_failed.clone(),
                 is_open: heard.is_open,
                 report: heard.id,
                 disks: disks.iter().map(|disk| disk.disk).collect(),
             };
             let is_news = known.is_none_or(|known| {
-                (known.failed_disks, &known.version) != (now.failed_disks, &now.version)
+                (known.failed_disks, &known.version, &known.catalog_failed)
+                    != (now.failed_disks, &now.version, &now.catalog_failed)
             });
             if is_news {
                 touched.pods.insert(pod);
