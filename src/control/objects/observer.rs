@@ -109,7 +109,11 @@ impl Observer {
         }
         let touched = self.seen.hear(pods);
         due.extend(touched.pods.iter().map(|pod| ObjectKey::Pod(*pod)));
-        due.extend(touched.disks.iter().map(|disk| ObjectKey::Disk(*disk)));
+        for disk in &touched.disks {
+            // Also those with a replica that no pod reports: whether it could be there has changed.
+            due.extend(source.shards_on(*disk).map(ObjectKey::Shard));
+            due.insert(ObjectKey::Disk(*disk));
+        }
         due.extend(touched.shards.iter().map(|shard| ObjectKey::Shard(*shard)));
         // A volume is as its shards are, and a node as its pods.
         let owners = due.iter().filter_map(|key| match key {

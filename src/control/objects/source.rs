@@ -89,6 +89,12 @@ impl<'a> Source<'a> {
         self.state.shards_of(volume)
     }
 
+    /// The shards that have a replica on a disk.
+    pub fn shards_on(self, disk: Uuid) -> impl Iterator<Item = ShardId> + use<'a> {
+        let held = self.state.index.held.get(&disk);
+        held.into_iter().flat_map(|held| held.members.values().copied())
+    }
+
     /// The pods of a node.
     pub fn pods_of(self, node: &str) -> impl Iterator<Item = PodId> + use<'a, '_> {
         let pods = self.state.pods.iter().filter(move |(_, pod)| pod.node == node);
