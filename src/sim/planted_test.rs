@@ -26,7 +26,7 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::TermNotCompared, 200),
     (Mistake::SessionNotChecked, 600),
     (Mistake::CatalogRequestTwice, 180),
-    (Mistake::TailBeforeSuperblock, 120),
+    (Mistake::TailBeforeSuperblock, 600),
     (Mistake::ResyncEndsEarly, 400),
     (Mistake::SlotReusedBeforeFlush, 40),
     (Mistake::AdmittedWithoutSpace, 40),
