@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 
-use holdfast::control::placement::{Candidate, place};
+use holdfast::control::placement::{Candidate, Candidates, Wish, place};
 use holdfast::front::nbd::wire::{self, RequestHeader, command};
 use holdfast::front::nbd::{Export, Exports, Session, SessionOutput};
 use holdfast::io::buffer::Pool;
@@ -258,14 +258,18 @@ fn placement(criterion: &mut Criterion) {
     let candidate = |number: u8| Candidate {
         disk: Uuid([number; 16]),
         pod: PodId(u64::from(number % 25)),
+        domain: format!("node-{}", number % 25),
+        room_bytes: 1 << 50,
         free_bytes: (1 << 40) + mix64(u64::from(number)) % (1 << 40),
         members: u64::from(number % 7),
         firsts: u64::from(number % 3),
     };
-    let candidates: Vec<Candidate> = (0..100).map(candidate).collect();
+    let disks = (0..100).map(candidate).collect();
+    let candidates = Candidates { disks, overcommit_percent: 200, ..Candidates::default() };
     for shards in [1, 256] {
         criterion.bench_function(&format!("place_over_100_disks/{shards}"), |bencher| {
-            let place = || place("v", shards, 3, black_box(&candidates), "");
+            let wish = Wish { name: "v", shards, shard_bytes: 1 << 32, replicas: 3 };
+            let place = || place(wish, black_box(&candidates));
             bencher.iter(|| place().expect("there are pods enough"));
         });
     }
