@@ -321,7 +321,7 @@ fn a_pod_joins_by_a_token() {
         let pods = ask(&["pod", "list", "-o", "json"]);
         let pods: serde_json::Value = serde_json::from_str(&pods).unwrap_or_default();
         let pods = pods.as_array().cloned().unwrap_or_default();
-        pods.len() == 4 && pods.iter().all(|pod| pod["state"] == "up")
+        pods.len() == 4 && pods.iter().all(|pod| pod["status"]["phase"] == "up")
     });
     // The secret of a token is nowhere but with its holder.
     let secret = token.split('.').nth(3).unwrap();
