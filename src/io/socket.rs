@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::time::Timespec;
@@ -20,8 +20,25 @@ const BACKLOG: libc::c_int = 1024;
 /// Connection attempts are repeated after 1 and 3 seconds, and fail after 7.
 const SYN_REPEATS: libc::c_int = 2;
 
-/// Creates a listening socket, and returns its address.
+/// The kernel ends the rings of a process that was killed a while after the process, and their
+/// listeners with them. A pod that is started again at once finds its address taken meanwhile.
+const ADDRESS_FREE_WITHIN: Duration = Duration::from_secs(5);
+const ADDRESS_LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Creates a listening socket, and returns its address. Waits a while for one that is taken.
 pub(super) fn listen(address: &Address) -> io::Result<(OwnedFd, Address)> {
+    let deadline = Instant::now() + ADDRESS_FREE_WITHIN;
+    loop {
+        match listen_now(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(ADDRESS_LOOK_EVERY);
+            }
+            other => return other,
+        }
+    }
+}
+
+fn listen_now(address: &Address) -> io::Result<(OwnedFd, Address)> {
     let (socket, sockaddr) = socket_for(address)?;
     match address {
         Address::Tcp(_) => socket.set_reuse_address(true)?,
