@@ -17,7 +17,7 @@ use holdfast::control::catalog::Catalog;
 use holdfast::control::catalog_member::Outbound;
 use holdfast::control::command::{Addresses, CatalogCommand, NewDisk, NewNode, NewVolume, Outcome};
 use holdfast::control::membership::first;
-use holdfast::control::placement::{Wish, candidates, layout, place};
+use holdfast::control::placement::{Wish, layout, place_on_pods};
 use holdfast::control::reports::{Heard, Reports};
 use holdfast::control::state::{CatalogState, NewCluster};
 use holdfast::control::storage::{Snapshot, Storage};
@@ -109,14 +109,24 @@ fn reports(size: &Size) -> Reports {
     reports
 }
 
+/// The pods say again and again that nothing has changed.
+async fn keep_up(reports: Arc<Reports>, pods: u64) {
+    loop {
+        for pod in 1..=pods {
+            assert!(reports.hear_again(PodId(pod), 0, None), "its report is known");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 fn create(state: &CatalogState, reports: &Reports, number: u64, shards: u64) -> CatalogCommand {
     let name = format!("pvc-{}", uid(3, number));
     let class = state.classes.get("replicated").expect("every cluster has it");
-    let candidates = reports.with(|pods| candidates(state, pods, class));
     let size_bytes = shards * SHARD_BYTES;
     let (stripe_bytes, shards) = layout(size_bytes);
     let wish = Wish { name: &name, shards, shard_bytes: stripe_bytes, replicas: 3 };
-    let placement = place(wish, &candidates).expect("there is room");
+    let placed = reports.with(|pods| place_on_pods(state, pods, class, wish));
+    let placement = placed.unwrap_or_else(|error| panic!("{error}"));
     let volume = NewVolume {
         uid: uid(3, number),
         name: name.clone(),
@@ -168,7 +178,8 @@ where
                 let began = Instant::now();
                 let command = command(number, &state_of(&catalog));
                 catalog.propose(command).await.expect("the command is carried out");
-                times.saturating_record(began.elapsed().as_micros() as u64);
+                let took_us = began.elapsed().as_micros() as u64;
+                times.record(took_us).expect("it grows with its values");
             }
         });
     }
@@ -275,6 +286,7 @@ async fn run(size: Size, folder: &std::path::Path) {
     );
     let reports = Arc::new(reports(&size));
     let empty = start(&folder.join("empty"), cluster(&size));
+    tokio::spawn(keep_up(reports.clone(), pods));
     let told = reports.clone();
     let make = move |number, state: &CatalogState| create(state, &told, u64::MAX / 2 + number, 1);
     measure(&empty, "create, no volumes yet", MEASURED, make.clone()).await;

@@ -9,15 +9,16 @@
 //! turns, over all volumes: otherwise one pod would lead everything that nobody uses yet.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::size::ByteSize;
-use crate::control::command::Placement;
-use crate::control::reports::Pods;
+use crate::control::command::{Placement, listed};
+use crate::control::reports::{Heard, Pods};
 use crate::control::state::CatalogState;
 use crate::control::state::rows::Class;
 use crate::limits::SHARD_BYTES;
-use crate::types::{PodId, Uuid};
+use crate::types::{PodId, Uuid, mix64};
+use crate::view::DiskReport;
 
 /// Most shards of one volume. A larger volume has longer shards.
 pub const SHARDS_MAX: u64 = 4096;
@@ -125,10 +126,58 @@ pub fn layout(size_bytes: u64) -> (u64, u64) {
     (stripe_bytes, size_bytes.div_ceil(stripe_bytes))
 }
 
+/// Pods from which the disks for a small volume are chosen, and the pods and shards from which on
+/// that is done: to look at all disks of a large cluster takes longer than to make the volume.
+const SAMPLED_PODS: usize = 24;
+const SAMPLED_FROM_PODS: usize = 48;
+const SAMPLED_SHARDS_MAX: u64 = 16;
+/// Numbers of pods that are drawn at most; some may be unreachable.
+const DRAWS_MAX: u64 = 256;
+
+/// Places a volume, on disks of some pods where these do. The best of a few disks, chosen at random
+/// each time, keep all disks nearly as evenly filled as the best of all.
+pub fn place_on_pods(
+    state: &CatalogState,
+    pods: Pods<'_>,
+    class: &Class,
+    wish: Wish<'_>,
+) -> Result<Placement, PlacementError> {
+    if state.pods.len() >= SAMPLED_FROM_PODS && wish.shards <= SAMPLED_SHARDS_MAX {
+        let sample = sample(state, pods, wish.name);
+        let disks = sample.iter().flat_map(|heard| &heard.report.disks);
+        if let Ok(placement) = place(wish, &from_disks(state, pods, class, disks)) {
+            return Ok(placement);
+        }
+    }
+    place(wish, &candidates(state, pods, class))
+}
+
+/// Reachable pods, other ones for another name.
+fn sample<'a>(state: &CatalogState, pods: Pods<'a>, name: &str) -> Vec<&'a Heard> {
+    let seed = name.bytes().fold(0, |seed, byte| mix64(seed ^ u64::from(byte)));
+    let drawn = (0..DRAWS_MAX).map(|draw| PodId(1 + mix64(seed ^ draw) % state.head.next.pod));
+    let (mut known, mut sample) = (BTreeSet::new(), Vec::new());
+    for pod in drawn {
+        if sample.len() < SAMPLED_PODS && known.insert(pod) {
+            sample.extend(pods.get(pod));
+        }
+    }
+    sample
+}
+
 /// The disks that can take replicas of a volume of this class.
 pub fn candidates(state: &CatalogState, pods: Pods<'_>, class: &Class) -> Candidates {
+    from_disks(state, pods, class, pods.disks())
+}
+
+fn from_disks<'a>(
+    state: &CatalogState,
+    pods: Pods<'_>,
+    class: &Class,
+    from: impl Iterator<Item = &'a DiskReport>,
+) -> Candidates {
     let (mut disks, mut capacity_bytes, mut unlabelled) = (Vec::new(), 0, 0);
-    for report in pods.disks().filter(|report| report.failed.is_none()) {
+    for report in from.filter(|report| report.failed.is_none()) {
         let Some(pod) = state.disks.get(&report.disk).map(|disk| disk.pod) else { continue };
         let Some(domain) = domain(state, pod, &class.failure_domain) else {
             unlabelled += 1;
@@ -146,12 +195,12 @@ pub fn candidates(state: &CatalogState, pods: Pods<'_>, class: &Class) -> Candid
             firsts: state.firsts_on(report.disk),
         });
     }
-    let unreachable: Vec<String> =
-        state.pods.keys().filter(|pod| !pods.is_up(**pod)).map(|pod| pod.to_string()).collect();
+    let unreachable: Vec<PodId> =
+        state.pods.keys().filter(|pod| !pods.is_up(**pod)).copied().collect();
     let unreachable = match unreachable.as_slice() {
         [] => None,
         [pod] => Some(format!("pod {pod} is unreachable")),
-        pods => Some(format!("pods {} are unreachable", pods.join(", "))),
+        pods => Some(format!("pods {} are unreachable", listed(pods))),
     };
     let unlabelled = (unlabelled > 0).then(|| {
         let label = &class.failure_domain;
@@ -318,8 +367,12 @@ const _: () = assert!(SHARDS_MAX * 5 <= u16::MAX as u64);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::command::CatalogCommand;
+    use crate::control::reports::Table;
+    use crate::testing::catalog_fixture::{cluster, new_volume, register};
+    use crate::types::Mono;
+    use crate::view::PodReport;
     use proptest::prelude::*;
-    use std::collections::BTreeSet;
 
     const GIB: u64 = 1 << 30;
 
@@ -339,6 +392,60 @@ mod tests {
 
     fn wish(name: &str, shards: u64, replicas: u32) -> Wish<'_> {
         Wish { name, shards, shard_bytes: GIB, replicas }
+    }
+
+    /// 100 pods with a disk each, all of which report.
+    fn large() -> (CatalogState, Table) {
+        let (state, mut table) = (cluster(100), Table::default());
+        for pod in 1..=100 {
+            let disk = DiskReport {
+                disk: Uuid([pod as u8; 16]),
+                capacity_bytes: 1 << 40,
+                ..DiskReport::default()
+            };
+            let report = PodReport { pod: PodId(pod), disks: vec![disk] };
+            table.hear(Mono(1), PodId(pod), Heard { report, is_open: true, ..Heard::default() });
+        }
+        (state, table)
+    }
+
+    #[test]
+    fn small_volumes_fill_a_large_cluster_evenly() {
+        let (mut state, table) = large();
+        let class = state.classes["replicated"].clone();
+        for number in 0..1000 {
+            let name = format!("volume-{number}");
+            let placement =
+                place_on_pods(&state, table.pods(Mono(1)), &class, wish(&name, 1, 3)).unwrap();
+            let volume = new_volume(&name, GIB, GIB, 3);
+            let request_id = String::new();
+            let create = CatalogCommand::CreateVolume { request_id, volume, placement };
+            state.apply(1, create).outcome.unwrap();
+        }
+        let held: Vec<u64> = state.disks.keys().map(|disk| state.members_on(*disk)).collect();
+        let (least, most) = (held.iter().min().unwrap(), held.iter().max().unwrap());
+        assert!(*least >= 20 && *most <= 40, "30 on average: {least} to {most}");
+    }
+
+    /// Only three of many nodes have the label that the class asks for.
+    #[test]
+    fn what_a_few_pods_cannot_hold_is_placed_on_others() {
+        let (mut state, table) = large();
+        for pod in [7, 77, 97] {
+            let mut register = register(pod, &[]);
+            if let CatalogCommand::Register { node, .. } = &mut register {
+                node.labels.insert("zone".to_owned(), format!("zone-{pod}"));
+            }
+            state.apply(1, register).outcome.unwrap();
+        }
+        let class = state.classes["replicated-zones"].clone();
+        let placement =
+            place_on_pods(&state, table.pods(Mono(1)), &class, wish("v", 1, 3)).unwrap();
+        let disks: BTreeSet<Uuid> = placement.disks.into_iter().collect();
+        assert_eq!(disks, BTreeSet::from([7, 77, 97].map(|pod| Uuid([pod; 16]))));
+        let pods = table.pods(Mono(1) + std::time::Duration::from_secs(60));
+        let error = place_on_pods(&state, pods, &class, wish("v", 1, 3)).unwrap_err().to_string();
+        assert!(error.contains("and 92 more are unreachable"), "{error}");
     }
 
     proptest! {

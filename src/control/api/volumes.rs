@@ -18,7 +18,7 @@ use crate::control::identity::random_uuid;
 use crate::control::node::Node;
 use crate::control::objects::describe::Object as _;
 use crate::control::objects::key::{Kind, ObjectKey};
-use crate::control::placement::{PlacementError, Wish, candidates, layout, place};
+use crate::control::placement::{PlacementError, Wish, layout, place_on_pods};
 use crate::control::proto::volumes_client::VolumesClient;
 use crate::control::proto::volumes_server::Volumes;
 use crate::control::proto::{
@@ -261,9 +261,9 @@ async fn place_and_propose(
             replicas: volume.replicas,
         };
         let class = &state.classes[&volume.class];
-        let (candidates, has_listened) =
-            node.reports.with(|pods| (candidates(&state, pods, class), pods.has_listened()));
-        let placed = place(wish, &candidates);
+        let (placed, has_listened) = node
+            .reports
+            .with(|pods| (place_on_pods(&state, pods, class, wish), pods.has_listened()));
         let placement = match placed {
             Ok(placement) => placement,
             Err(PlacementError::TooFewDomains { .. } | PlacementError::NoRoom { .. })
