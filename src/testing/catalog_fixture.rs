@@ -24,7 +24,10 @@ pub fn new_disk(number: u8) -> NewDisk {
 
 /// The addresses of the pod with this number.
 pub fn addresses_of(number: u8) -> Addresses {
-    addresses(1000 * u16::from(number))
+    match u16::from(number) {
+        number @ ..=60 => addresses(1000 * number),
+        number => addresses(60_000 + 10 * number),
+    }
 }
 
 pub fn join(number: u8) -> CatalogCommand {
