@@ -108,6 +108,7 @@ fn clients_of_a_pod_without_disks_are_served_by_the_others() {
     let mut client = connect();
     check(&mut client, 0..30);
     write(&mut client, 30..40);
+    cluster.wait_serving(leader);
     check(&mut cluster.connect(1, "demo"), 0..40);
     cluster.wait_healthy();
     let listed = cluster.ask(&["pod", "list"]).expect("a pod answers");

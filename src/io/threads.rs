@@ -147,6 +147,9 @@ impl Drop for FileThreads {
                 queue = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
         }
+        // The last thread may hold the list a moment longer, and with it the buffers.
+        let done = std::mem::take(&mut *lock(&self.ended.done));
+        drop(done);
     }
 }
 
