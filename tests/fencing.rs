@@ -84,6 +84,16 @@ fn publish(cluster: &Cluster, node: &str) -> String {
     published["meta"]["name"].as_str().expect("an attachment has a uid").to_owned()
 }
 
+/// Connects as soon as the pod has heard of the attachment, a moment after the catalog's leader.
+fn connect(cluster: &Cluster, pod: usize, export: &str) -> Client {
+    let mut client = None;
+    support::wait_until("the pod knows the export", || {
+        client = Client::connect(cluster.nbd_address(pod), export).ok();
+        client.is_some()
+    });
+    client.expect("it was waited for")
+}
+
 #[test]
 fn a_client_before_the_fence_writes_nothing_behind_it() {
     let cluster = Setup::new("fencing").volume("demo", "64MiB").start();
@@ -101,7 +111,7 @@ fn a_client_before_the_fence_writes_nothing_behind_it() {
             writer.is_fenced.store(true, Ordering::SeqCst);
         }
         let export = publish(&cluster, node);
-        let mut client = cluster.connect(pod, &export);
+        let mut client = connect(&cluster, pod, &export);
         // The last holder's data, of no other.
         let seen: Vec<Vec<u8>> =
             offsets().map(|offset| client.read(offset, BLOCK_BYTES).unwrap()).collect();
