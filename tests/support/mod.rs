@@ -336,9 +336,11 @@ impl Cluster {
         wait_until("a killed pod is gone", || !is_running(pid));
     }
 
-    /// Stops a pod's process (SIGSTOP). To the others it looks like a cut network.
+    /// Stops a pod's process (SIGSTOP). To the others it looks like a cut network. On a busy machine
+    /// its threads run on for a moment: returns when all have stopped.
     pub fn freeze(&self, pod: usize) {
-        self.signal(pod, Signal::STOP);
+        let pid = self.signal(pod, Signal::STOP);
+        wait_until("all threads of a pod have stopped", || has_stopped(pid));
     }
 
     /// Lets a frozen pod continue.
@@ -470,6 +472,17 @@ fn remove_dir(dir: &Path) {
     if dir.exists() {
         fs::remove_dir_all(dir).unwrap_or_else(|e| eprintln!("remove {}: {e}", dir.display()));
     }
+}
+
+/// True when no thread of a process runs.
+fn has_stopped(pid: Pid) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()));
+    let stopped = |task: std::io::Result<fs::DirEntry>| {
+        let stat = task.and_then(|task| fs::read_to_string(task.path().join("stat")));
+        // The state follows the name, which is in parentheses.
+        stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+    };
+    tasks.is_ok_and(|mut tasks| tasks.all(stopped))
 }
 
 fn is_running(pid: Pid) -> bool {

@@ -9,6 +9,7 @@ use crate::control::command::{CatalogCommand, NewDisk, NewVolume as New, Outcome
 use crate::control::placement::{PlacementError, Wish, candidates, place};
 use crate::control::registration::REGISTER_AGAIN_AFTER;
 use crate::control::reports::{Pods as Reported, Use};
+use crate::control::state::rows::Class;
 use crate::control::state::{CatalogError, CatalogState};
 use crate::sim::catalog::call::{Ask, Call, Ended, NewVolume, Verdict, What};
 use crate::sim::catalog::network::Packet;
@@ -294,7 +295,10 @@ fn placed(
     if state.volume_by_name(name).is_some() {
         return Err(Verdict::Refused(CatalogError::NameTaken { name: name.clone() }));
     }
-    let candidates = candidates(state, reports, &state.classes["replicated"]);
+    // Disks are small, and runs fill them up: that is what disks refuse, not the catalog.
+    let overcommit_percent = u32::MAX;
+    let class = Class { overcommit_percent, ..state.classes["replicated"].clone() };
+    let candidates = candidates(state, reports, &class);
     let stripe_bytes = blocks_per_shard * BLOCK_BYTES as u64;
     let wish = Wish { name, shards: *shards, shard_bytes: stripe_bytes, replicas: 3 };
     match place(wish, &candidates) {
