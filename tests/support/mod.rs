@@ -336,8 +336,8 @@ impl Cluster {
         wait_until("a killed pod is gone", || !is_running(pid));
     }
 
-    /// Stops a pod's process (SIGSTOP). To the others it looks like a cut network. On a busy machine
-    /// its threads run on for a moment: returns when all have stopped.
+    /// Stops a pod's process (SIGSTOP). To the others it looks like a cut network. On a busy
+    /// machine its threads run on for a moment: returns when all have stopped.
     pub fn freeze(&self, pod: usize) {
         let pid = self.signal(pod, Signal::STOP);
         wait_until("all threads of a pod have stopped", || has_stopped(pid));
