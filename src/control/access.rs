@@ -48,7 +48,10 @@ impl AccessRounds {
         Some(match (generation, highest) == (asked, asked) {
             true => CatalogCommand::AccessIsSet { volume, generation },
             // A shard has refused the set, or has one that this catalog never gave.
-            false => CatalogCommand::AccessOutdone { volume, seen: highest.max(asked) },
+            false => {
+                let seen = highest.max(asked);
+                CatalogCommand::AccessOutdone { volume, asked, seen }
+            }
         })
     }
 
@@ -114,7 +117,8 @@ mod tests {
             rounds.on_their_way.insert(VOLUME, Generation(1));
             let seen = Generation(highest.max(1));
             let told = rounds.ended(VOLUME, done(generation, highest));
-            assert_eq!(told, Some(CatalogCommand::AccessOutdone { volume: VOLUME, seen }));
+            let asked = Generation(1);
+            assert_eq!(told, Some(CatalogCommand::AccessOutdone { volume: VOLUME, asked, seen }));
         }
     }
 }

@@ -99,6 +99,9 @@ pub enum CatalogCommand {
     /// A shard of the volume has a generation that this catalog did not give.
     AccessOutdone {
         volume: VolumeId,
+        /// The generation that the round asked the shard for.
+        asked: Generation,
+        /// The generation that the shard has.
         seen: Generation,
     },
     /// Changes what may be changed of a volume.
@@ -194,7 +197,7 @@ impl fmt::Display for CatalogCommand {
             CatalogCommand::AccessIsSet { volume, generation } => {
                 write!(f, "all shards of volume {volume} have access set {generation}")
             }
-            CatalogCommand::AccessOutdone { volume, seen } => {
+            CatalogCommand::AccessOutdone { volume, seen, .. } => {
                 write!(f, "a shard of volume {volume} has access set {seen} of another history")
             }
             CatalogCommand::UpdateVolume { volume, .. } => {

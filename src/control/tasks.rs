@@ -311,19 +311,22 @@ pub async fn set_access(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
                 let _gone = told.send(result);
             }));
             data_path.set_access(volume, set, told);
-            waiting.spawn(async move { (volume, answer.await.unwrap_or(Err(BlockError::Busy))) });
+            waiting.spawn(async move {
+                let result = answer.await.unwrap_or(Err(BlockError::Busy));
+                if result.is_err() {
+                    // Only this volume waits for its next try.
+                    sleep(RETRY_AFTER).await;
+                }
+                (volume, result)
+            });
         }
         tokio::select! {
             Some(ended) = waiting.join_next() => {
                 let Ok((volume, result)) = ended else { continue };
-                let failed = result.is_err();
                 if let Some(command) = rounds.ended(volume, result)
                     && let Err(error) = catalog.propose(command).await
                 {
                     tracing::info!("could not record an access set: {}", chain(&error));
-                }
-                if failed {
-                    sleep(RETRY_AFTER).await;
                 }
             }
             _ = timeout(LOOK_EVERY, published.changed()) => {}

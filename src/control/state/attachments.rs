@@ -165,10 +165,21 @@ pub(super) fn confirm(tables: &mut Tables, id: VolumeId, generation: Generation)
 /// Shards have other access sets than this catalog gave them: it was restored from an older copy.
 /// What it believes to be attached may have been fenced, and an id that was fenced never comes
 /// back. So all attachments end, and all further numbers are above those that were seen.
-pub(super) fn outdone(tables: &mut Tables, id: VolumeId, seen: Generation) -> Outcome {
+pub(super) fn outdone(
+    tables: &mut Tables,
+    id: VolumeId,
+    asked: Generation,
+    seen: Generation,
+) -> Outcome {
     let Some(volume) = tables.volumes.get(&id).filter(|volume| !volume.deleting) else {
         return Outcome::Done;
     };
+    // What this catalog wants by now may come from a later round than the one that tells.
+    let wanted = volume.access.wanted;
+    let is_refused = asked == wanted && seen == asked;
+    if seen <= wanted && !is_refused {
+        return Outcome::Done;
+    }
     let mut volume = volume.clone();
     volume.access.counter = volume.access.counter.max(seen.0);
     change(tables, id, volume);

@@ -169,8 +169,15 @@ fn what_a_restored_catalog_believes_to_be_attached_ends() {
     let mut state = closed();
     apply(&mut state, publish(1, RWO, 11)).unwrap();
     apply(&mut state, confirm(1)).unwrap();
-    let seen = CatalogCommand::AccessOutdone { volume: VOLUME, seen: Generation(7) };
-    apply(&mut state, seen).unwrap();
+    let outdone = |asked, seen| CatalogCommand::AccessOutdone {
+        volume: VOLUME,
+        asked: Generation(asked),
+        seen: Generation(seen),
+    };
+    // A round from before, which ends late, meets what this catalog itself gave since.
+    apply(&mut state, outdone(0, 1)).unwrap();
+    assert_eq!(served(&state), [1], "nobody loses a volume to it");
+    apply(&mut state, outdone(1, 7)).unwrap();
     assert!(served(&state).is_empty());
     assert!(wanted(&state).generation > Generation(7) && wanted(&state).grants.is_empty());
     let next = apply(&mut state, publish(2, RWO, 12)).unwrap();

@@ -222,8 +222,8 @@ fn carry_out(
         CatalogCommand::AccessIsSet { volume, generation } => {
             Ok(attachments::confirm(tables, volume, generation))
         }
-        CatalogCommand::AccessOutdone { volume, seen } => {
-            Ok(attachments::outdone(tables, volume, seen))
+        CatalogCommand::AccessOutdone { volume, asked, seen } => {
+            Ok(attachments::outdone(tables, volume, asked, seen))
         }
         CatalogCommand::UpdateVolume { request_id, volume, update } => {
             let content = content(&("update", volume, &update));
