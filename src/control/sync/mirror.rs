@@ -10,8 +10,8 @@ use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
 
 use crate::control::state::rows::{
-    Attachment, AttachmentKey, CatalogMember, Cluster, Disk, Pod, Revoked, RowError, RowKey, Shard,
-    Volume, decode_row, encode_row,
+    Attachment, AttachmentKey, CatalogMember, Class, Cluster, Disk, Node, Pod, Revoked, RowError,
+    RowKey, Shard, Volume, decode_row, encode_row,
 };
 use crate::control::state::tables::Object;
 use crate::control::state::view::{view_pod, view_volume};
@@ -44,6 +44,9 @@ pub enum MirrorError {
 pub struct Mirror {
     at: Position,
     cluster: Cluster,
+    /// Nobody here asks for nodes and classes: they are for a catalog that is to be recovered.
+    nodes: Map<String, Node>,
+    classes: Map<String, Class>,
     pods: Map<PodId, Pod>,
     disks: Map<Uuid, Disk>,
     volumes: Map<VolumeId, Volume>,
@@ -88,8 +91,10 @@ impl Mirror {
             of.iter().map(|(key, it)| (T::key(key), Some(encode_row(0, it))))
         }
         let mut all = vec![(RowKey::Cluster, Some(encode_row(0, &self.cluster)))];
+        all.extend(rows::<Node>(&self.nodes));
         all.extend(rows::<Pod>(&self.pods));
         all.extend(rows::<Disk>(&self.disks));
+        all.extend(rows::<Class>(&self.classes));
         all.extend(rows::<Volume>(&self.volumes));
         all.extend(rows::<Shard>(&self.shards));
         all.extend(rows::<Attachment>(&self.attachments));
@@ -148,6 +153,8 @@ impl Mirror {
                 let row = row.ok_or(MirrorError::Missing { what: "the cluster's own row" })?;
                 self.cluster = decode_row(key, row)?.1;
             }
+            RowKey::Node(name) => put(&mut self.nodes, name.clone(), key, row)?,
+            RowKey::Class(name) => put(&mut self.classes, name.clone(), key, row)?,
             RowKey::Pod(pod) => {
                 touched.pods = true;
                 put(&mut self.pods, *pod, key, row)?;
@@ -176,7 +183,7 @@ impl Mirror {
             RowKey::CatalogMember(member) => put(&mut self.catalog, *member, key, row)?,
             RowKey::Revoked(serial) => put(&mut self.revoked, serial.clone(), key, row)?,
             // Pods are not told of these.
-            RowKey::Head | RowKey::Node(_) | RowKey::Class(_) | RowKey::Answered(_) => {}
+            RowKey::Head | RowKey::Answered(_) => {}
             RowKey::Authority(_) | RowKey::Token(_) | RowKey::Certificate(_) => {}
         }
         Ok(())

@@ -36,14 +36,16 @@ pub struct Update {
 fn concerns(key: &RowKey) -> bool {
     match key {
         RowKey::Cluster
+        | RowKey::Node(_)
         | RowKey::Pod(_)
         | RowKey::Disk(_)
+        | RowKey::Class(_)
         | RowKey::Volume(_)
         | RowKey::Shard(_)
         | RowKey::Attachment(_)
         | RowKey::CatalogMember(_)
         | RowKey::Revoked(_) => true,
-        RowKey::Head | RowKey::Node(_) | RowKey::Class(_) | RowKey::Answered(_) => false,
+        RowKey::Head | RowKey::Answered(_) => false,
         // The authority's key is the catalog's own.
         RowKey::Authority(_) | RowKey::Token(_) | RowKey::Certificate(_) => false,
     }
@@ -82,14 +84,16 @@ fn row(state: &CatalogState, key: &RowKey) -> Option<Bytes> {
     }
     match key {
         RowKey::Cluster => Some(encode_row(state.cluster_revision, &state.cluster)),
+        RowKey::Node(name) => of(&state.nodes, name),
         RowKey::Pod(pod) => of(&state.pods, pod),
         RowKey::Disk(disk) => of(&state.disks, disk),
+        RowKey::Class(name) => of(&state.classes, name),
         RowKey::Volume(volume) => of(&state.volumes, volume),
         RowKey::Shard(shard) => of(&state.shards, shard),
         RowKey::Attachment(key) => of(&state.attachments, key),
         RowKey::CatalogMember(member) => of(&state.catalog, member),
         RowKey::Revoked(serial) => of(&state.revoked, serial),
-        RowKey::Head | RowKey::Node(_) | RowKey::Class(_) | RowKey::Answered(_) => None,
+        RowKey::Head | RowKey::Answered(_) => None,
         RowKey::Authority(_) | RowKey::Token(_) | RowKey::Certificate(_) => None,
     }
 }
