@@ -8,6 +8,7 @@ use prost::Message as _;
 /// The API of the cluster.
 const API: &[&str] = &[
     "proto/holdfast/v1/attachments.proto",
+    "proto/holdfast/v1/catalog_admin.proto",
     "proto/holdfast/v1/classes.proto",
     "proto/holdfast/v1/cluster.proto",
     "proto/holdfast/v1/credentials.proto",
@@ -39,7 +40,7 @@ const NAMED: &[(&str, &str)] = &[
 ];
 
 /// Services, requests and lists, which nobody prints.
-const UNPRINTED: &[&str] = &["Request", "Response", "Query"];
+const UNPRINTED: &[&str] = &["Request", "Response", "Query", "Piece"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -246,6 +246,12 @@ mistakes! {
     SyncForgetsRemovals,
     /// `histories-are-not-compared`: a pod compares revisions of two histories.
     HistoriesCompared,
+    /// `ids-never-reused`: a recovered catalog goes on with the numbers that it knows of.
+    NumbersGoOn,
+    /// `newest-knowledge-wins`: a recovery keeps what it heard first of a volume.
+    OldestKnowledgeWins,
+    /// `removals-stand`: a recovery takes every volume that any source has.
+    RemovedComesBack,
 }
 
 #[cfg(test)]

@@ -196,6 +196,7 @@ fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::cli::init;
+    use crate::control::tls::SEALED;
 
     /// What `init` prints and stores is enough to sign again after the key was lost.
     #[test]
@@ -209,7 +210,7 @@ mod tests {
         assert!(init::run(&args.init).is_err(), "it is made once");
         let key = said.lines().map(str::trim).find(|line| line.starts_with("holdfast-recovery-"));
         let authority = load_authority(&place).unwrap();
-        let sealed = std::fs::read(place.join(init::SEALED)).unwrap();
+        let sealed = std::fs::read(place.join(SEALED)).unwrap();
         let opened = RecoveryKey::parse(key.unwrap()).unwrap();
         let opened = opened.open(authority.cluster(), &sealed).unwrap();
         assert_eq!(opened.expose(), authority.key_der().expose());

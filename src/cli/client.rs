@@ -12,6 +12,7 @@ use crate::control::connector::connector;
 use crate::control::identity::random_uuid;
 use crate::control::local;
 use crate::control::proto::attachments_client::AttachmentsClient;
+use crate::control::proto::catalog_admin_client::CatalogAdminClient;
 use crate::control::proto::classes_client::ClassesClient;
 use crate::control::proto::cluster_client::ClusterClient;
 use crate::control::proto::credentials_client::CredentialsClient;
@@ -75,6 +76,10 @@ impl Client {
 
     pub fn volumes(&self) -> VolumesClient<Channel> {
         VolumesClient::new(self.channel.clone())
+    }
+
+    pub fn catalog_admin(&self) -> CatalogAdminClient<Channel> {
+        CatalogAdminClient::new(self.channel.clone())
     }
 
     pub fn pods(&self) -> PodsClient<Channel> {

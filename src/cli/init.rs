@@ -7,15 +7,13 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 
 use crate::control::identity::random_uuid;
+use crate::control::tls::SEALED;
 use crate::security::authority::{Authority, Places};
 use crate::security::files::{Paths, write_private};
 use crate::security::issue::{has_authority, issue, leave_key, now_s, store_authority};
 use crate::security::recovery::RecoveryKey;
 use crate::security::subject::{Name, Role};
 use crate::types::PodId;
-
-/// The authority's key, sealed by the recovery key, beside it.
-pub const SEALED: &str = "recovery.sealed";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -61,7 +59,9 @@ pub fn run(args: &Args) -> anyhow::Result<String> {
         let paths = Paths::in_tls(&directory.join(format!("pod-{pod}")));
         issue(&authority, cluster, Role::Pod(PodId(pod.into())), &places, &paths)?;
     }
+    // The catalog gets both from the first pod; its backups have the sealed one.
     leave_key(&directory.join("pod-1"), &authority)?;
+    write_private(&directory.join("pod-1").join(SEALED), &sealed)?;
     let (role, paths) = (Role::Admin(admin.clone()), Paths::of_client(&directory.join("admin")));
     issue(&authority, cluster, role, &Places::default(), &paths)?;
     // The authority comes last: until it is there, all of this can be done again.

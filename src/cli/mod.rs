@@ -8,6 +8,7 @@
 
 pub mod attachment;
 pub mod bench;
+pub mod catalog;
 pub mod cert;
 pub mod class;
 pub mod client;
@@ -132,6 +133,9 @@ enum CliCommand {
     /// Certificates
     #[command(subcommand)]
     Cert(cert::CertCommand),
+    /// Copies of the catalog, and its recovery
+    #[command(subcommand)]
+    Catalog(catalog::CatalogCommand),
     /// Tokens, by which pods join and people get certificates
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -188,6 +192,11 @@ pub fn run() -> ExitCode {
             let done = block_on(cert::run(command, endpoint, || cli.global.client(), output));
             done.and_then(|text| Ok(output::print(&text)?))
         }
+        CliCommand::Catalog(command) => {
+            let output = cli.global.output();
+            let done = block_on(catalog::run(command, || cli.global.client(), output));
+            done.and_then(|text| Ok(output::print(&text)?))
+        }
         other => run_client(&cli.global, other),
     };
     match result {
@@ -225,6 +234,7 @@ fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
             | CliCommand::Man(_)
             | CliCommand::Init(_)
             | CliCommand::Join(_)
+            | CliCommand::Catalog(_)
             | CliCommand::Cert(_) => unreachable!("handled by the caller"),
             CliCommand::Status => status::run(&client, output).await?,
             CliCommand::Bench(args) => bench::run(&client, args, output).await?,

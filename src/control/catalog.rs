@@ -316,7 +316,7 @@ mod tests {
     /// The only member of a new catalog.
     fn recovered() -> (tempfile::TempDir, Storage, Recovered) {
         let root = tempfile::tempdir().unwrap();
-        let (row, snapshot) = first(first_pod());
+        let (row, snapshot) = first(MemberId(1), first_pod());
         let mut storage = Storage::open(root.path()).unwrap();
         storage.create(row, &snapshot).unwrap();
         let recovered = storage.recover().unwrap().unwrap();

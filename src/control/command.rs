@@ -250,6 +250,9 @@ pub struct Authority {
     /// DER, hexadecimal.
     pub certificate: String,
     pub key: Hidden,
+    /// The key, sealed by the recovery key, hexadecimal: this is what backups have. Empty: it was
+    /// never sealed.
+    pub sealed: String,
     pub created_ms: u64,
 }
 

@@ -8,6 +8,8 @@ use crate::control::command::{Addresses, NewNode};
 use crate::control::identity::{Identity, IdentityError, PodDirectory, random_uuid};
 use crate::control::node::Node;
 use crate::control::outbound::Queues;
+use crate::control::recovery::plan::{self, Plan, PlanError};
+use crate::control::state::rebirth::NUMBERS_PER_HISTORY;
 use crate::control::state::{CatalogState, NewCluster};
 use crate::control::storage::{MemberRow, Recovered, Snapshot, Storage, StorageError};
 use crate::io::clock;
@@ -44,11 +46,19 @@ pub enum MembershipError {
     Random(#[source] std::io::Error),
     #[error("{path} holds the catalog of another pod; move it away, or restore pod.json")]
     Foreign { path: PathBuf },
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(
+        "a recovery of the catalog was begun here; start the pod again, or abandon the recovery \
+         with `holdfast catalog abandon`"
+    )]
+    Recovering,
     #[error("opening the catalog was interrupted")]
     Interrupted,
 }
 
-fn database(data: &Path) -> PathBuf {
+/// Where a pod's member has its log.
+pub fn database(data: &Path) -> PathBuf {
     data.join("catalog")
 }
 
@@ -92,7 +102,7 @@ pub fn initialise(
                 pod: (directory.file().uid, addresses, node),
                 now_ms: clock::wall_ms(),
             });
-            let (row, snapshot) = first(state.clone());
+            let (row, snapshot) = first(MemberId(1), state.clone());
             storage
                 .create(row, &snapshot)
                 .map_err(|source| MembershipError::Storage { path: path.clone(), source })?;
@@ -127,6 +137,10 @@ pub async fn restart(node: &Arc<Node>) -> Result<(), MembershipError> {
 fn resume_now(node: &Arc<Node>) -> Result<(), MembershipError> {
     let mut directory = node.directory.lock().unwrap_or_else(PoisonError::into_inner);
     let path = database(directory.path());
+    // Its member belongs to a history that ends.
+    if plan::is_begun(directory.path()) {
+        return Err(MembershipError::Recovering);
+    }
     remove_rest(directory.path())?;
     let promised = directory.file().catalog_member;
     if !path.exists() {
@@ -175,6 +189,9 @@ pub async fn follow(
 ) -> Result<(), MembershipError> {
     let row = node.catalog().map(|catalog| catalog.row);
     match step(row, node.identity.pod, revision, members) {
+        Step::Nothing if row.is_none() => {
+            blocking(node, move |node| forget_lost(node, revision)).await
+        }
         Step::Nothing => Ok(()),
         Step::Remove(row) => {
             tracing::info!(member = row.member.0, "this pod's member left the catalog");
@@ -182,6 +199,18 @@ pub async fn follow(
         }
         Step::Create(row) => blocking(node, move |node| create(node, row)).await,
     }
+}
+
+/// A member whose log was lost is not missed any more when its history has ended: no list of a later
+/// one can name it.
+fn forget_lost(node: &Arc<Node>, revision: u64) -> Result<(), MembershipError> {
+    let mut directory = node.directory.lock().unwrap_or_else(PoisonError::into_inner);
+    let first = revision / NUMBERS_PER_HISTORY * NUMBERS_PER_HISTORY;
+    if directory.file().catalog_member.is_some_and(|member| member.0 < first) {
+        directory.set_catalog_member(None)?;
+        node.catalog_lost.send_replace(None);
+    }
+    Ok(())
 }
 
 /// What a pod does about its member.
@@ -215,11 +244,54 @@ pub fn unborn() -> Snapshot {
     Snapshot { index: 0, term: 0, meta: Meta::new(&[], 1).encode(), state: None }
 }
 
-/// The first and only member of a new cluster.
-pub fn first(state: CatalogState) -> (MemberRow, Snapshot) {
-    let row = MemberRow { member: MemberId(1), since_revision: state.revision() };
+/// The first and only member of a new history.
+pub fn first(member: MemberId, state: CatalogState) -> (MemberRow, Snapshot) {
+    let row = MemberRow { member, since_revision: state.revision() };
     let meta = Meta::new(&[row.member], 1).encode();
     (row, Snapshot { index: 1, term: 1, meta, state: Some(state) })
+}
+
+/// The state of this pod's member, which does not run; `None`: there is no member, or it never had
+/// a state.
+pub fn read_state(data: &Path) -> Result<Option<CatalogState>, MembershipError> {
+    let path = database(data);
+    if !path.exists() {
+        return Ok(None);
+    }
+    Ok(open(&path)?.1.and_then(|recovered| recovered.snapshot.state))
+}
+
+/// Starts the catalog that was recovered, with this pod's member as its only one.
+pub async fn found(
+    node: &Arc<Node>,
+    plan: Plan,
+    state: CatalogState,
+) -> Result<(), MembershipError> {
+    blocking(node, move |node| found_now(node, &plan, state)).await
+}
+
+/// The plan ends when the new member is durable. Before, all of this can be done again.
+fn found_now(node: &Arc<Node>, plan: &Plan, state: CatalogState) -> Result<(), MembershipError> {
+    let mut directory = node.directory.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = database(directory.path());
+    plan::set_aside(directory.path(), plan, &path)?;
+    let (mut storage, recovered) = open(&path)?;
+    assert!(recovered.is_none(), "the old member was set aside");
+    assert_eq!(state.catalog.len(), 1, "a new history has one member");
+    let member = *state.catalog.keys().next().expect("one member");
+    let fail = |source| MembershipError::Storage { path: path.clone(), source };
+    let (row, snapshot) = first(member, state);
+    storage.create(row, &snapshot).map_err(fail)?;
+    let recovered = storage.recover().map_err(fail)?.expect("it was just created");
+    directory.set_catalog_member(Some(member))?;
+    plan::done(directory.path())?;
+    drop(directory);
+    start(node, storage, recovered)
+}
+
+/// Removes this pod's member, which belongs to a history that was replaced.
+pub async fn give_up(node: &Arc<Node>) -> Result<(), MembershipError> {
+    blocking(node, remove).await
 }
 
 /// Creates and starts a new member of this pod.

@@ -39,6 +39,7 @@ pub mod placement;
 pub mod proto;
 pub mod reason;
 pub mod reconcile;
+pub mod recovery;
 pub mod registration;
 pub mod reports;
 pub mod revival;

@@ -12,6 +12,7 @@ use crate::control::command::{Addresses, NewDisk, NewNode};
 use crate::control::identity::{Identity, PodDirectory};
 use crate::control::observed::Observed;
 use crate::control::peers::Peers;
+use crate::control::recovery::task::Recovery;
 use crate::control::reports::Reports;
 use crate::control::supervise::Restarts;
 use crate::control::sync::kept::{Keeper, Kept};
@@ -52,6 +53,7 @@ pub struct Node {
     pub restarts: Arc<Restarts>,
     mirror: Mutex<(Mirror, Option<Keeper>)>,
     catalog: RwLock<Option<Arc<Catalog>>>,
+    recovery: watch::Sender<Option<Arc<Recovery>>>,
     leader: Mutex<Option<(PodId, SocketAddr)>>,
 }
 
@@ -83,6 +85,7 @@ impl Node {
             api_meters: Arc::default(),
             restarts: Arc::default(),
             catalog: RwLock::new(None),
+            recovery: watch::Sender::new(None),
             leader: Mutex::new(None),
         }
     }
@@ -96,6 +99,20 @@ impl Node {
     pub fn set_catalog(&self, catalog: Option<Arc<Catalog>>) -> Option<Arc<Catalog>> {
         let mut place = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut place, catalog)
+    }
+
+    /// The recovery of the catalog that this pod carries out.
+    pub fn recovery(&self) -> Option<Arc<Recovery>> {
+        self.recovery.borrow().clone()
+    }
+
+    pub fn set_recovery(&self, recovery: Option<Arc<Recovery>>) {
+        self.recovery.send_replace(recovery);
+    }
+
+    /// Tells when the recovery ends.
+    pub fn recoveries(&self) -> watch::Receiver<Option<Arc<Recovery>>> {
+        self.recovery.subscribe()
     }
 
     /// True when this pod has a member of the catalog that knows a leader.
@@ -152,6 +169,12 @@ impl Node {
         Ok(())
     }
 
+    /// All that this pod was told.
+    pub fn mirror_copy(&self) -> Update {
+        let mirror = self.mirror().0.clone();
+        mirror.whole()
+    }
+
     /// Starts from what this pod knew when it ran last, and keeps what it learns.
     pub fn start_from(&self, mirror: Mirror, kept: Kept) {
         let mut place = self.mirror();
@@ -187,10 +210,15 @@ impl Node {
         self.mirror().0.revoked()
     }
 
+    /// This pod's own directory.
+    pub fn data(&self) -> PathBuf {
+        let directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        directory.path().to_owned()
+    }
+
     /// The file that keeps the mirror for the next start.
     pub fn sync_file(&self) -> PathBuf {
-        let directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
-        directory.path().join("sync")
+        self.data().join("sync")
     }
 
     /// True when a message's cluster is this pod's.

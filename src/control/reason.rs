@@ -81,6 +81,8 @@ reasons! {
         "there is no token with this id",
     NoSuchCertificate "NO_SUCH_CERTIFICATE" NotFound
         "no certificate with this serial was issued here",
+    TooManyPods "TOO_MANY_PODS" ResourceExhausted
+        "as many pods have joined as can, counting those that left",
     TooManyTokens "TOO_MANY_TOKENS" ResourceExhausted
         "there are as many tokens as there can be",
     AuthorityExists "AUTHORITY_EXISTS" FailedPrecondition
@@ -119,6 +121,8 @@ reasons! {
         "the leader of the catalog changed during a watch; resume it",
     ShardsWaiting "SHARDS_WAITING" Unavailable
         "not every shard of a volume has admitted or fenced a node yet; it goes on by itself",
+    NoRecovery "NO_RECOVERY" FailedPrecondition
+        "the catalog is not being recovered by this pod",
     NoLeader "NO_LEADER" Unavailable
         "no leader of the catalog was found in time",
     NotLeader "NOT_LEADER" Unavailable

@@ -16,6 +16,7 @@ use tonic::service::Routes;
 use crate::config::{Config, ConfigError};
 use crate::control::api::attachments::AttachmentsService;
 use crate::control::api::catalog::CatalogService;
+use crate::control::api::catalog_admin::CatalogAdminService;
 use crate::control::api::classes::ClassesService;
 use crate::control::api::cluster::ClusterService;
 use crate::control::api::credentials::CredentialsService;
@@ -44,6 +45,7 @@ use crate::control::observe::observe;
 use crate::control::peers::{KEEP_ALIVE_EVERY, KEEP_ALIVE_WITHIN, MESSAGE_BYTES_MAX};
 use crate::control::proto::DESCRIPTORS;
 use crate::control::proto::attachments_server::AttachmentsServer;
+use crate::control::proto::catalog_admin_server::CatalogAdminServer;
 use crate::control::proto::classes_server::ClassesServer;
 use crate::control::proto::cluster_server::ClusterServer;
 use crate::control::proto::credentials_server::CredentialsServer;
@@ -54,6 +56,8 @@ use crate::control::proto::nodes_server::NodesServer;
 use crate::control::proto::pods_server::PodsServer;
 use crate::control::proto::shards_server::ShardsServer;
 use crate::control::proto::volumes_server::VolumesServer;
+use crate::control::recovery;
+use crate::control::recovery::supersede::tell_left_behind;
 use crate::control::revival::revive;
 use crate::control::supervise::supervise;
 use crate::control::sync::kept::Kept;
@@ -136,9 +140,16 @@ impl Server {
             trust_pods_of(&node.view.borrow(), trust);
             trust.set_revoked(node.revoked());
         }
-        if let Err(error) = membership::resume(&node).await {
+        let begun = match recovery::task::resume(&node) {
+            Ok(None) => membership::resume(&node).await.map_err(|error| chain(&error)),
+            Ok(recovery) => {
+                node.set_recovery(recovery);
+                Ok(())
+            }
+            Err(error) => Err(chain(&error)),
+        };
+        if let Err(reason) = begun {
             // The data path and the other members of the catalog can do without this one.
-            let reason = chain(&error);
             tracing::error!("this pod takes no part in the catalog: {reason}");
             node.catalog_lost.send_replace(Some(reason));
         }
@@ -160,6 +171,8 @@ impl Server {
         server.keep("reconcile", tasks::reconcile);
         server.keep("revive_catalog", revive);
         server.keep("observe", observe);
+        server.keep("recover", recovery::task::recover);
+        server.keep("supersede", tell_left_behind);
         if let Some(trust) = tasks_trust {
             server.keep("trust", move |node| trust_pods_of_views(node, trust.clone()));
             let tls = config.data.join("tls");
@@ -302,6 +315,10 @@ async fn serve_api(
         .add_service(counted(
             &node,
             AttachmentsServer::new(AttachmentsService { node: node.clone() }),
+        ))
+        .add_service(counted(
+            &node,
+            CatalogAdminServer::new(CatalogAdminService { node: node.clone() }),
         ))
         .add_service(counted(&node, ClassesServer::new(ClassesService { node: node.clone() })))
         .add_service(counted(&node, ClusterServer::new(ClusterService { node: node.clone() })))

@@ -20,6 +20,7 @@ use crate::control::node::Node;
 use crate::control::proto::internal as proto;
 use crate::control::proto::internal::catalog_server::Catalog as _;
 use crate::control::reconcile::{Action, Facts, VOTER_LOST_AFTER, decide};
+use crate::control::recovery::task::offer;
 use crate::control::registration::{REGISTER_AGAIN_AFTER, is_registered};
 use crate::control::sync::update::{Position, Update, update};
 use crate::io::clock;
@@ -70,7 +71,8 @@ fn take(node: &Node, update: Update) {
 pub async fn follow_others(node: Arc<Node>) {
     let mut next = 0;
     loop {
-        if node.knows_leader() {
+        // A pod that recovers the catalog has to be followed.
+        if node.knows_leader() || node.recovery().is_some() {
             sleep(LOOK_EVERY).await;
             continue;
         }
@@ -120,11 +122,19 @@ async fn follow(node: &Arc<Node>, target: SocketAddr) -> Result<(), Status> {
         position: Some(proto::SyncPosition { history, revision }),
     };
     let mut messages = node.peers.streaming(target).sync(request).await?.into_inner();
-    let mut rows = Vec::new();
+    let (mut rows, mut has_offered) = (Vec::new(), false);
     let silence = || Status::deadline_exceeded("the stream has gone silent");
     loop {
         let message = timeout(SYNC_SILENT_AFTER, messages.message()).await;
         let Some(message) = message.map_err(|_| silence())?? else { return Ok(()) };
+        if let Some(recovering) = message.recovering {
+            if !std::mem::replace(&mut has_offered, true) {
+                let history = recovering.history.parse();
+                let history = history.map_err(|_| Status::internal("a history is malformed"))?;
+                offer(node, target, history).await?;
+            }
+            continue;
+        }
         if let Ok(api) = message.leader_api.parse() {
             node.set_leader(Some((PodId(message.leader_pod), api)));
         }

@@ -21,6 +21,8 @@ use crate::security::subject::{Role, Subject};
 use crate::security::trust::Trust;
 use crate::view::ClusterView;
 
+/// The authority's key, sealed by the recovery key, beside it.
+pub const SEALED: &str = "recovery.sealed";
 /// Interval at which a pod looks whether it leads the catalog.
 const LEAD_LOOK: Duration = Duration::from_millis(200);
 
@@ -108,9 +110,11 @@ pub async fn give_authority(node: Arc<Node>, directory: PathBuf) {
             return;
         }
     };
+    let sealed = std::fs::read(directory.join(SEALED)).ok();
     let row = Authority {
         certificate: to_hex(authority.root().der()),
         key: Hidden(to_hex(authority.key_der().expose())),
+        sealed: sealed.map(|sealed| to_hex(&sealed)).unwrap_or_default(),
         created_ms: now_s() * 1000,
     };
     loop {

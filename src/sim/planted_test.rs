@@ -87,6 +87,9 @@ const FOUND_BY_HEAVY_SEEDS: &[(Mistake, Theme, u64)] = &[
 const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::ActiveEarly, "an_attachment_counts_only_when_every_shard_knows_it"),
     (Mistake::HistoriesCompared, "revisions_of_two_histories_are_not_compared"),
+    (Mistake::NumbersGoOn, "a_recovery_finds_what_any_pod_knows"),
+    (Mistake::OldestKnowledgeWins, "a_recovery_finds_what_any_pod_knows"),
+    (Mistake::RemovedComesBack, "a_recovery_finds_what_any_pod_knows"),
     (Mistake::CongestionIsNoLeader, "a_full_link_keeps_the_leader"),
     (Mistake::PeersAreBelieved, "hostile_contents_end_a_link_and_nothing_else"),
     (Mistake::LinkOfAnyPod, "a_certificate_is_that_of_the_pod_which_speaks"),

@@ -14,12 +14,14 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::control::api::errors::invalid;
 use crate::control::api::route::{Failure, on_leader, read};
 use crate::control::api::{parse_addresses, parse_node};
-use crate::control::catalog::Catalog;
+use crate::control::catalog::{Catalog, chain};
 use crate::control::command::{CatalogCommand, NewDisk};
 use crate::control::node::Node;
 use crate::control::proto::internal as proto;
 use crate::control::proto::internal::catalog_client::CatalogClient;
 use crate::control::proto::internal::catalog_server::Catalog as CatalogApi;
+use crate::control::recovery::format;
+use crate::control::recovery::supersede::superseded;
 use crate::control::reports::{DISKS_FREE_AFTER, Heard, Use};
 use crate::control::state::CatalogState;
 use crate::control::state::rows::RowKey;
@@ -33,6 +35,8 @@ use crate::view::PodReport;
 const SYNC_SILENT_MAX: Duration = Duration::from_secs(3);
 /// Messages that wait for a slow pod; changes meanwhile are merged.
 const SYNC_MESSAGES_AHEAD: usize = 2;
+/// What a pod knows of a very large cluster.
+const OFFER_BYTES_MAX: usize = 1 << 30;
 /// Messages in one call at most.
 const MESSAGES_MAX: usize = 1024;
 
@@ -94,6 +98,23 @@ impl CatalogApi for CatalogService {
             }
         });
         Ok(Response::new(ReceiverStream::new(waiting)))
+    }
+
+    async fn offer(
+        &self,
+        request: Request<Streaming<proto::OfferPiece>>,
+    ) -> Result<Response<proto::OfferResponse>, Status> {
+        take_offer(&self.node, request.into_inner()).await?;
+        Ok(Response::new(proto::OfferResponse {}))
+    }
+
+    async fn supersede(
+        &self,
+        request: Request<proto::SupersedeRequest>,
+    ) -> Result<Response<proto::SupersedeResponse>, Status> {
+        let request = request.into_inner();
+        check_cluster(&self.node, &request.cluster)?;
+        Ok(Response::new(superseded(&self.node, request).await?))
     }
 
     async fn register(
@@ -158,6 +179,33 @@ async fn install(node: &Node, mut pieces: Streaming<proto::InstallPiece>) -> Res
     Ok(())
 }
 
+/// Takes what a pod knows, for the recovery that this pod carries out.
+async fn take_offer(node: &Node, mut pieces: Streaming<proto::OfferPiece>) -> Result<(), Status> {
+    let incomplete = || Status::invalid_argument("an offer for a recovery is incomplete");
+    let mut piece = pieces.message().await?.ok_or_else(incomplete)?;
+    let head = piece.head.take().ok_or_else(incomplete)?;
+    check_cluster(node, &head.cluster)?;
+    let other = || Status::failed_precondition("this pod does not recover that catalog");
+    let recovery = node.recovery().filter(|it| it.plan.history.to_string() == head.history);
+    let recovery = recovery.ok_or_else(other)?;
+    // One at a time: what pods know may be large.
+    let _turn = recovery.turn.lock().await;
+    let mut bytes = Vec::new();
+    loop {
+        if bytes.len() + piece.data.len() > OFFER_BYTES_MAX {
+            return Err(Status::resource_exhausted("an offer for a recovery is too large"));
+        }
+        bytes.extend_from_slice(&piece.data);
+        match pieces.message().await? {
+            Some(next) => piece = next,
+            None => break,
+        }
+    }
+    let copy = format::read(&bytes).map_err(|error| invalid(&error))?;
+    let heard = recovery.hear(PodId(head.pod), head.is_complete, copy);
+    heard.map_err(|error| Status::failed_precondition(chain(&error)))
+}
+
 fn check_cluster(node: &Node, cluster: &str) -> Result<(), Status> {
     match node.is_our_cluster(cluster) {
         true => Ok(()),
@@ -181,6 +229,9 @@ async fn tell(
     mut position: Position,
     messages: &mpsc::Sender<Result<proto::SyncMessage, Status>>,
 ) -> Result<(), Status> {
+    if node.recovery().is_some() {
+        return ask_for_knowledge(node, messages).await;
+    }
     let absent = || Status::unavailable("this pod is not a member of the catalog");
     let catalog = node.catalog().ok_or_else(absent)?;
     let (me, mut published) = (catalog.row.member, catalog.published.clone());
@@ -214,6 +265,25 @@ async fn tell(
             return Err(absent());
         }
     }
+}
+
+/// Asks a pod for what it knows, until the recovery ends. The pod then looks for the new catalog.
+async fn ask_for_knowledge(
+    node: &Node,
+    messages: &mpsc::Sender<Result<proto::SyncMessage, Status>>,
+) -> Result<(), Status> {
+    let mut recoveries = node.recoveries();
+    while let Some(recovery) = node.recovery() {
+        let history = recovery.plan.history.to_string();
+        let recovering = Some(proto::Recovering { history });
+        let message = proto::SyncMessage { recovering, ..proto::SyncMessage::default() };
+        if messages.send(Ok(message)).await.is_err() {
+            return Ok(());
+        }
+        // Ended or not, look again.
+        let _ended = timeout(SYNC_SILENT_MAX, recoveries.wait_for(Option::is_none)).await;
+    }
+    Err(Status::unavailable("the catalog was recovered"))
 }
 
 /// Sends an update in pieces; false when the receiver is gone.

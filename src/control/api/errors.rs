@@ -162,6 +162,7 @@ pub fn of_catalog(error: &CatalogError) -> Status {
         CatalogError::NoSuchToken { .. } => Refusal::new(Reason::NoSuchToken, text),
         CatalogError::NoSuchCertificate { .. } => Refusal::new(Reason::NoSuchCertificate, text),
         CatalogError::AuthorityExists => Refusal::new(Reason::AuthorityExists, text),
+        CatalogError::TooManyPods => Refusal::new(Reason::TooManyPods, text),
         CatalogError::TooManyTokens => Refusal::new(Reason::TooManyTokens, text),
         CatalogError::CertificateOfPod => Refusal::new(Reason::CertificateOfPod, text),
         CatalogError::StalePlacement => {

@@ -4,6 +4,7 @@
 
 pub mod attachments;
 pub mod catalog;
+pub mod catalog_admin;
 pub mod classes;
 pub mod cluster;
 pub mod credentials;

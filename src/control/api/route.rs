@@ -12,6 +12,7 @@ use crate::control::api::deadline::timeout_of;
 use crate::control::api::errors::{Refusal, of_catalog};
 use crate::control::catalog::Catalog;
 use crate::control::catalog_member::{AskError, Published};
+use crate::control::command::listed;
 use crate::control::node::Node;
 use crate::control::reason::Reason;
 use crate::control::state::CatalogState;
@@ -139,6 +140,13 @@ fn no_leader(node: &Node, last: Option<&Status>) -> String {
             .collect();
         let needed = voters.len() / 2 + 1;
         text += &format!("; {needed} of pods {} have to be up", voters.join(", "));
+    }
+    if let Some(recovery) = node.recovery() {
+        let missing = recovery.with(|gathering| gathering.missing());
+        text += &format!(
+            "; it is being recovered, and waits for pods {}: `holdfast catalog status` tells",
+            listed(&missing)
+        );
     }
     if let Some(reason) = published.and_then(|published| published.failed) {
         text += &format!("; the catalog of this pod has stopped: {reason}");

@@ -18,7 +18,13 @@ pub(super) fn set_authority(
     authority: Authority,
 ) -> Result<Outcome, CatalogError> {
     match tables.authorities.get(&AUTHORITY) {
-        Some(known) if known.certificate == authority.certificate => {}
+        Some(known) if known.certificate == authority.certificate => {
+            // Its sealed form may have come to light since.
+            if known.sealed.is_empty() && !authority.sealed.is_empty() {
+                let now = Authority { sealed: authority.sealed, ..known.clone() };
+                tables.put(AUTHORITY, now);
+            }
+        }
         Some(_) => return Err(CatalogError::AuthorityExists),
         None => tables.put(AUTHORITY, authority),
     }
@@ -116,6 +122,7 @@ mod tests {
         let authority = |certificate: &str| Authority {
             certificate: certificate.to_owned(),
             key: Hidden("5ec2e7".to_owned()),
+            sealed: String::new(),
             created_ms: 0,
         };
         let set = |certificate| CatalogCommand::SetAuthority { authority: authority(certificate) };

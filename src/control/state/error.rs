@@ -44,6 +44,8 @@ pub enum CatalogError {
     NoSuchPod { pod: PodId },
     #[error("pod {pod} has another identity; a directory of another pod was copied or restored")]
     WrongPod { pod: PodId },
+    #[error("as many pods have joined this cluster as can")]
+    TooManyPods,
     #[error("the disks changed while the replicas were being placed")]
     StalePlacement,
     #[error("there is no node named {node:?}")]

@@ -18,6 +18,7 @@ pub mod credentials;
 pub mod error;
 pub mod index;
 mod pods;
+pub mod rebirth;
 mod recent;
 pub mod rows;
 pub mod table;
@@ -95,8 +96,9 @@ impl CatalogState {
         let NewCluster { uid, history, pod, now_ms } = cluster;
         let mut tables = Tables::default();
         tables.head.next = rows::Counters { pod: 1, volume: 1, shard: 1, member: 1, request: 1 };
-        let (ancestors, created_ms) = (Vec::new(), now_ms);
-        tables.put_cluster(Cluster { uid, history, ancestors, level: LEVEL, created_ms });
+        let (ancestors, restores, created_ms) = (Vec::new(), 0, now_ms);
+        let level = LEVEL;
+        tables.put_cluster(Cluster { uid, history, ancestors, restores, level, created_ms });
         for (name, replicas, failure_domain) in FIRST_CLASSES {
             let (failure_domain, overcommit_percent) = (failure_domain.to_owned(), 200);
             let class =

@@ -3,6 +3,7 @@
 use crate::control::command::{Addresses, NewDisk, NewNode, Outcome};
 use crate::control::names::check_name;
 use crate::control::state::error::{CatalogError, LABEL_BYTES_MAX, LABELS_MAX};
+use crate::control::state::rebirth::PODS_PER_HISTORY;
 use crate::control::state::rows::{Disk, Labels, Node, Pod};
 use crate::control::state::tables::{Tables, take};
 use crate::types::{PodId, Uuid};
@@ -18,6 +19,11 @@ pub(super) fn join(
     check_node(&node)?;
     if let Some(pod) = tables.index.pods_by_uid.get(&uid) {
         return Ok(Outcome::Pod(*pod));
+    }
+    // The numbers beyond are for a later history.
+    let restores = tables.cluster.restores;
+    if tables.head.next.pod >= (restores + 1) * PODS_PER_HISTORY {
+        return Err(CatalogError::TooManyPods);
     }
     let pod = PodId(take(&mut tables.head.next.pod));
     let name = node.name.clone();

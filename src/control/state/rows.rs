@@ -67,6 +67,9 @@ pub struct Cluster {
     pub history: Uuid,
     /// The histories that this one descends from, the oldest first.
     pub ancestors: Vec<Uuid>,
+    /// How often the catalog was restored or recovered. Revisions and ids begin anew, above all
+    /// earlier ones, with each time ([`crate::control::state::rebirth`]).
+    pub restores: u64,
     /// The feature level that all pods have to support.
     pub level: u32,
     pub created_ms: u64,

@@ -122,7 +122,7 @@ impl Catalog {
             pods.push(ControlPod { has_joined, joins_at, addresses, ..ControlPod::default() });
         }
         let check = CatalogCheck::new(state.clone());
-        let (row, snapshot) = first(state);
+        let (row, snapshot) = first(MemberId(1), state);
         pods[0].database = Some(Rc::new(RefCell::new(Database::create(row, &snapshot))));
         let kept = Kept {
             entries: [4, 32, 256][rng.below(3) as usize],
