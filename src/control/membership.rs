@@ -201,8 +201,8 @@ pub async fn follow(
     }
 }
 
-/// A member whose log was lost is not missed any more when its history has ended: no list of a later
-/// one can name it.
+/// A member whose log was lost is not missed any more when its history has ended: no later list can
+/// name it.
 fn forget_lost(node: &Arc<Node>, revision: u64) -> Result<(), MembershipError> {
     let mut directory = node.directory.lock().unwrap_or_else(PoisonError::into_inner);
     let first = revision / NUMBERS_PER_HISTORY * NUMBERS_PER_HISTORY;

@@ -12,7 +12,7 @@ use crate::control::command::{Addresses, NewDisk, NewNode};
 use crate::control::identity::{Identity, PodDirectory};
 use crate::control::observed::Observed;
 use crate::control::peers::Peers;
-use crate::control::recovery::task::Recovery;
+use crate::control::recovery::running::Recovery;
 use crate::control::reports::Reports;
 use crate::control::supervise::Restarts;
 use crate::control::sync::kept::{Keeper, Kept};

@@ -56,9 +56,9 @@ use crate::control::proto::nodes_server::NodesServer;
 use crate::control::proto::pods_server::PodsServer;
 use crate::control::proto::shards_server::ShardsServer;
 use crate::control::proto::volumes_server::VolumesServer;
-use crate::control::recovery;
-use crate::control::recovery::supersede::tell_left_behind;
+use crate::control::recover;
 use crate::control::revival::revive;
+use crate::control::supersede::tell_left_behind;
 use crate::control::supervise::supervise;
 use crate::control::sync::kept::Kept;
 use crate::control::sync::mirror::Mirror;
@@ -140,7 +140,7 @@ impl Server {
             trust_pods_of(&node.view.borrow(), trust);
             trust.set_revoked(node.revoked());
         }
-        let begun = match recovery::task::resume(&node) {
+        let begun = match recover::resume(&node) {
             Ok(None) => membership::resume(&node).await.map_err(|error| chain(&error)),
             Ok(recovery) => {
                 node.set_recovery(recovery);
@@ -171,7 +171,7 @@ impl Server {
         server.keep("reconcile", tasks::reconcile);
         server.keep("revive_catalog", revive);
         server.keep("observe", observe);
-        server.keep("recover", recovery::task::recover);
+        server.keep("recover", recover::recover);
         server.keep("supersede", tell_left_behind);
         if let Some(trust) = tasks_trust {
             server.keep("trust", move |node| trust_pods_of_views(node, trust.clone()));

@@ -20,7 +20,7 @@ use crate::control::node::Node;
 use crate::control::proto::internal as proto;
 use crate::control::proto::internal::catalog_server::Catalog as _;
 use crate::control::reconcile::{Action, Facts, VOTER_LOST_AFTER, decide};
-use crate::control::recovery::task::offer;
+use crate::control::recover::offer;
 use crate::control::registration::{REGISTER_AGAIN_AFTER, is_registered};
 use crate::control::sync::update::{Position, Update, update};
 use crate::io::clock;

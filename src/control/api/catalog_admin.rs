@@ -21,7 +21,7 @@ use crate::control::reason::Reason;
 use crate::control::recovery::format::pieces;
 use crate::control::recovery::gathering::{Gathering, Heard};
 use crate::control::recovery::plan::copy_of;
-use crate::control::recovery::task;
+use crate::control::recovery::running;
 use crate::control::state::CatalogState;
 use crate::io::clock;
 use crate::types::PodId;
@@ -94,7 +94,7 @@ fn copied(state: Arc<CatalogState>) -> Pieces {
     Box::pin(ReceiverStream::new(told))
 }
 
-fn described(recovery: Option<&task::Recovery>) -> Recovery {
+fn described(recovery: Option<&running::Recovery>) -> Recovery {
     let Some(recovery) = recovery else { return Recovery::default() };
     let (found_history, found_revision) = recovery.with(Gathering::newest);
     let pod = |(pod, heard): (PodId, Heard)| {

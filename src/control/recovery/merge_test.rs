@@ -265,7 +265,8 @@ proptest! {
     fn a_lost_catalog_is_found_again(steps in prop::collection::vec(step(), 1..60)) {
         let mut state = cluster(PODS);
         let mut backup = copy(&state);
-        let mut pods: BTreeMap<u8, Source> = (1..=PODS).map(|pod| (pod, told(&state, pod))).collect();
+        let mut pods: BTreeMap<u8, Source> =
+            (1..=PODS).map(|pod| (pod, told(&state, pod))).collect();
         for (number, step) in (0..).zip(&steps) {
             match step {
                 Step::Told(pod) => drop(pods.insert(*pod, told(&state, *pod))),

@@ -4,12 +4,11 @@
 //! all pods have told, or a person has named those that are off for good, [`merge`] makes the state
 //! of the new catalog. It has one member, on this pod; others follow as usual.
 //!
-//! Pure: [`format`], [`merge`], [`note`], [`gathering`].
+//! Pure: [`format`], [`merge`], [`note`], [`gathering`]. [`crate::control::recover`] has the tasks.
 
 pub mod format;
 pub mod gathering;
 pub mod merge;
 pub mod note;
 pub mod plan;
-pub mod supersede;
-pub mod task;
+pub mod running;

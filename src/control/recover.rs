@@ -2,10 +2,10 @@
 //! does.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 
@@ -16,9 +16,10 @@ use crate::control::proto::internal::{OfferHead, OfferPiece};
 use crate::control::recovery::format::{Copy, Head, pieces};
 use crate::control::recovery::gathering::Gathering;
 use crate::control::recovery::merge::MergeError;
-use crate::control::recovery::plan::{Loaded, Plan, PlanError, copy_of, load};
+use crate::control::recovery::plan::{PlanError, copy_of, load};
+use crate::control::recovery::running::Recovery;
 use crate::io::clock;
-use crate::types::{PodId, Uuid};
+use crate::types::Uuid;
 
 /// Pieces that wait to be sent.
 const PIECES_AHEAD: usize = 4;
@@ -26,18 +27,6 @@ const PIECES_AHEAD: usize = 4;
 const OFFER_WITHIN: Duration = Duration::from_secs(300);
 /// Before another try to make the new catalog.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
-
-/// A recovery that this pod carries out.
-pub struct Recovery {
-    pub plan: Plan,
-    gathering: Mutex<Gathering>,
-    /// Held while an offer is taken.
-    pub turn: tokio::sync::Mutex<()>,
-    /// Counts what was heard.
-    heard: watch::Sender<u64>,
-    /// Why the new catalog could not be made.
-    failed: Mutex<Option<String>>,
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
@@ -47,49 +36,6 @@ pub enum RecoveryError {
     Merge(#[from] MergeError),
     #[error("the recovered catalog cannot be written")]
     Member(#[from] MembershipError),
-}
-
-impl Recovery {
-    fn new(loaded: Loaded, me: PodId) -> Result<Recovery, RecoveryError> {
-        let plan = loaded.plan.clone();
-        let gathering = Mutex::new(Gathering::new(loaded, me)?);
-        let (turn, heard) = (tokio::sync::Mutex::default(), watch::Sender::new(0));
-        Ok(Recovery { plan, gathering, turn, heard, failed: Mutex::default() })
-    }
-
-    /// Looks at what was gathered. Keep it short: others wait meanwhile.
-    pub fn with<T>(&self, look: impl FnOnce(&Gathering) -> T) -> T {
-        look(&self.gathering())
-    }
-
-    /// Takes what a pod knows.
-    pub fn hear(&self, pod: PodId, is_complete: bool, copy: Copy) -> Result<(), MergeError> {
-        let revision = copy.head.revision;
-        let heard = self.gathering().hear(pod, is_complete, copy);
-        match &heard {
-            Ok(()) => tracing::info!(pod = pod.0, revision, "a pod told what it knows"),
-            Err(error) => tracing::error!(pod = pod.0, "not used for the recovery: {error}"),
-        }
-        self.heard.send_modify(|count| *count += 1);
-        heard
-    }
-
-    /// See [`Gathering::leave_out`].
-    pub fn leave_out(&self, pods: &[PodId]) -> bool {
-        let is_done = self.gathering().leave_out(pods);
-        self.heard.send_modify(|count| *count += 1);
-        is_done
-    }
-
-    /// Why the new catalog could not be made at the last try.
-    pub fn failed(&self) -> Option<String> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn gathering(&self) -> MutexGuard<'_, Gathering> {
-        // A source is added as a whole, or not at all.
-        self.gathering.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Finds the recovery that was left for this pod, and lets it know what this pod knows.
@@ -107,7 +53,7 @@ pub fn resume(node: &Node) -> Result<Option<Arc<Recovery>>, RecoveryError> {
 /// Waits until everybody has told, then makes the new catalog. Returns when it runs.
 pub async fn recover(node: Arc<Node>) {
     let Some(recovery) = node.recovery() else { return };
-    let mut heard = recovery.heard.subscribe();
+    let mut heard = recovery.heard();
     loop {
         heard.borrow_and_update();
         if recovery.with(Gathering::is_complete) {
@@ -116,8 +62,7 @@ pub async fn recover(node: Arc<Node>) {
                 Err(error) => {
                     let why = chain(&error);
                     tracing::error!("the catalog cannot be recovered: {why}");
-                    let mut failed = recovery.failed.lock().unwrap_or_else(PoisonError::into_inner);
-                    *failed = Some(why);
+                    recovery.fail(why);
                 }
             }
             // Something may be heard that mends it; a full disk may have room again.
