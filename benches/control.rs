@@ -124,7 +124,8 @@ fn create(state: &CatalogState, reports: &Reports, number: u64, shards: u64) -> 
     let class = state.classes.get("replicated").expect("every cluster has it");
     let size_bytes = shards * SHARD_BYTES;
     let (stripe_bytes, shards) = layout(size_bytes);
-    let wish = Wish { name: &name, shards, shard_bytes: stripe_bytes, replicas: 3 };
+    let shard_bytes = stripe_bytes;
+    let wish = Wish { name: &name, shards, shard_bytes, replicas: 3, grows: false };
     let placed = reports.with(|pods| place_on_pods(state, pods, class, wish));
     let placement = placed.unwrap_or_else(|error| panic!("{error}"));
     let volume = NewVolume {

@@ -268,7 +268,7 @@ fn placement(criterion: &mut Criterion) {
     let candidates = Candidates { disks, overcommit_percent: 200, ..Candidates::default() };
     for shards in [1, 256] {
         criterion.bench_function(&format!("place_over_100_disks/{shards}"), |bencher| {
-            let wish = Wish { name: "v", shards, shard_bytes: 1 << 32, replicas: 3 };
+            let wish = Wish { name: "v", shards, shard_bytes: 1 << 32, replicas: 3, grows: false };
             let place = || place(wish, black_box(&candidates));
             bencher.iter(|| place().expect("there are pods enough"));
         });

@@ -33,6 +33,10 @@ pub const MESSAGE_ENTRIES_MAX: usize = 32 << 10;
 pub const EXTENT_ASKS_MAX: usize = 1 << 18;
 /// Default length of a shard.
 pub const SHARD_BYTES: u64 = 4 << 30;
+/// Most shards of one volume. A volume that is made larger than that has longer shards.
+pub const SHARDS_MAX: u64 = 4096;
+/// Longest time for which a deleted volume is kept: ten years.
+pub const RETENTION_MS_MAX: u64 = 3650 * 24 * 60 * 60 * 1000;
 /// The largest volume.
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
 /// Default of [`Budgets::connection_bytes`].

@@ -240,6 +240,13 @@ mistakes! {
     CatalogRequestTwice,
     /// `grant-waits-for-all-shards`: an attachment counts with the end of any round.
     ActiveEarly,
+    /// `grant-waits-for-all-shards`: a round that began before the volume grew counts.
+    NewShardsForgotten,
+    /// `size-after-new-shards`: clients get the new size before every new shard is ready.
+    GrownEarly,
+    /// `born-from-the-birth-record`: a new shard is born with the access set that the volume had
+    /// at its creation.
+    BornOutdated,
     /// `changed-rows-are-the-state`: a row that a command removes stays on the disk.
     RowsStayBehind,
     /// `differences-add-up`: a pod is not told of rows that are gone.

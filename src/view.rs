@@ -94,13 +94,18 @@ pub struct DiskView {
 pub struct VolumeView {
     pub volume: VolumeId,
     pub name: String,
+    /// What clients may use. It only grows.
     pub size_bytes: u64,
     /// Always 1 at present.
     pub stripe_width: u32,
-    /// Length of every shard except the last.
+    /// Length of every shard.
     pub stripe_bytes: u64,
-    /// In the order of their position in the volume.
+    /// In the order of their position in the volume. Of a growing volume there may be more than its
+    /// size takes.
     pub shards: Vec<ShardView>,
+    /// It is deleted and kept, or not quite back: no client may use it, and it keeps its members.
+    #[serde(default)]
+    pub withheld: bool,
     /// The volume is being deleted and is no longer exported.
     pub deleting: bool,
     /// Anybody may use it, by its name. Otherwise only attachments may, by their uids.
@@ -113,6 +118,13 @@ pub struct VolumeView {
 
 fn is_open_unless_said() -> bool {
     true
+}
+
+impl VolumeView {
+    /// True when this has less than an earlier view of the same volume. Nobody follows such a view.
+    pub fn shrinks(&self, before: &VolumeView) -> bool {
+        self.size_bytes < before.size_bytes || self.shards.len() < before.shards.len()
+    }
 }
 
 /// An attachment that may use its volume.
@@ -217,6 +229,7 @@ mod tests {
             stripe_width: 1,
             stripe_bytes: 4096,
             shards: Vec::new(),
+            withheld: false,
             deleting: false,
             open: true,
             attachments: Vec::new(),

@@ -30,6 +30,10 @@ pub trait Rows: Object + Serialize {
     /// Everything, by names. What all objects have is left out.
     fn fields(&self) -> Vec<(&'static str, String)>;
     fn conditions(&self) -> &[Condition];
+    /// What clients can use of it; 0 of what they do not use.
+    fn usable_bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// Indented JSON with a final newline.
@@ -288,6 +292,14 @@ fn timeout(ms: u64) -> String {
     }
 }
 
+/// The size that clients can use, and the one that is wanted if that is another.
+fn size(is_bytes: u64, wanted_bytes: u64) -> String {
+    match is_bytes == wanted_bytes {
+        true => ByteSize(is_bytes).to_string(),
+        false => format!("{} -> {}", ByteSize(is_bytes), ByteSize(wanted_bytes)),
+    }
+}
+
 impl Rows for Volume {
     const WORD: &'static str = "volume";
     const NONE: &'static str = "no volumes";
@@ -300,7 +312,7 @@ impl Rows for Volume {
         let (spec, status) = (self.spec.clone().unwrap_or_default(), status!(self));
         vec![
             self.meta().name.clone(),
-            ByteSize(spec.size_bytes).to_string(),
+            size(status.size_bytes, spec.size_bytes),
             spec.class,
             spec.replicas.to_string(),
             status.shards.to_string(),
@@ -319,18 +331,26 @@ impl Rows for Volume {
         let nbd: Vec<String> = status.nbd.iter().map(|at| format!("nbd://{at}/{name}")).collect();
         let mut fields = vec![
             ("id", status.id.to_string()),
-            ("size", ByteSize(spec.size_bytes).to_string()),
+            ("size", size(status.size_bytes, spec.size_bytes)),
             ("class", spec.class),
             ("replicas", spec.replicas.to_string()),
             ("access", if spec.closed { "attachments only" } else { "everybody" }.to_owned()),
             ("shards", format!("{} of {}", status.shards, ByteSize(status.stripe_bytes))),
             ("nbd", nbd.join(" ")),
         ];
+        if status.purge_unix_ms > 0 {
+            fields.push(("deleted", moment(status.deleted_unix_ms)));
+            fields.push(("purged at", moment(status.purge_unix_ms)));
+        }
         if let Some(progress) = &status.progress {
             let text = format!("{} of {} {}", progress.done, progress.total, progress.unit);
             fields.push(("progress", text));
         }
         fields
+    }
+
+    fn usable_bytes(&self) -> u64 {
+        self.status.as_ref().map_or(0, |status| status.size_bytes)
     }
 
     conditions!();

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use tokio::time::Instant;
+use tonic::Code;
 
 use crate::cli::client::{Client, request_id};
 use crate::cli::exit::{NotCreated, UsageError, WaitedInVain};
 use crate::cli::list::{WhichWatched, deleted, label, list_or_watch, one};
 use crate::cli::noun::Noun as _;
+use crate::cli::render::Rows as _;
 use crate::cli::wait::{Wanted, until};
 use crate::cli::{Output, output, render};
 use crate::config::size::ByteSize;
@@ -17,12 +19,16 @@ use crate::control::names::check_name;
 use crate::control::objects::describe::Object as _;
 use crate::control::objects::selector::{Labels, check_labels};
 use crate::control::proto::{
-    CreateVolumeRequest, DeleteVolumeRequest, ListShardsRequest, Phase, Query, UpdateVolumeRequest,
-    Volume, VolumeSpec,
+    CreateVolumeRequest, DeleteVolumeRequest, ListShardsRequest, Phase, Query,
+    UndeleteVolumeRequest, UpdateVolumeRequest, Volume, VolumeSpec,
 };
 
 /// A new volume usually takes less than a second.
 const CREATED_WITHIN: Duration = Duration::from_secs(60);
+/// New shards usually take less than a second, too.
+const GROWN_WITHIN: Duration = Duration::from_secs(60);
+/// A resize is tried so often while the volume's record changes.
+const RESIZES_MAX: usize = 10;
 const QUIET_FOR: Duration = Duration::from_secs(3);
 /// Shards that `show` lists at most.
 const SHARDS_SHOWN: u32 = 20;
@@ -67,12 +73,34 @@ pub enum VolumeCommand {
         #[arg(required = true, value_name = "LABEL")]
         labels: Vec<String>,
     },
-    /// Delete a volume and everything on it
+    /// Make a volume larger, also while clients use it
+    Resize {
+        name: String,
+        /// As in 10GiB; a volume does not shrink
+        size: ByteSize,
+        /// Return when the size is recorded, before clients can use it
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Delete a volume; for a day it can be brought back
     Delete {
         name: String,
         /// Also while a node has it
         #[arg(long)]
         force: bool,
+        /// For how long it can be brought back, as in 90m, 24h or 7d; 0: not at all
+        #[arg(long, default_value = "24h", value_parser = span)]
+        retention: Duration,
+        /// Free the space and the name of a volume that is deleted already
+        #[arg(long, conflicts_with_all = ["force", "retention"])]
+        purge: bool,
+    },
+    /// Bring a deleted volume back, with all that was on it
+    Undelete {
+        name: String,
+        /// Return before clients can use the volume
+        #[arg(long)]
+        no_wait: bool,
     },
 }
 
@@ -104,17 +132,87 @@ pub async fn run(
             let labels = relabelled(volume.meta().labels.clone(), &labels)?;
             let (doing, request_id) = (format!("label volume {name}"), request_id()?);
             let labels = labels.into_iter().collect();
-            let request = UpdateVolumeRequest { name, revision, labels, request_id };
+            let size_bytes = 0;
+            let request = UpdateVolumeRequest { name, revision, labels, request_id, size_bytes };
             one(&client.check(doing, client.volumes().update(request).await)?, output)
         }
-        VolumeCommand::Delete { name, force } => {
-            let (doing, uid) = (format!("delete volume {name}"), String::new());
-            let request_id = request_id()?;
-            let request = DeleteVolumeRequest { name: name.clone(), request_id, uid, force };
+        VolumeCommand::Resize { name, size, no_wait } => {
+            let mut volume = resize(client, &name, size).await?;
+            if !no_wait && volume.usable_bytes() < size.0 {
+                let wanted = Wanted::Size(size.0);
+                let found = until(client, &name, &wanted, GROWN_WITHIN, |_: &Volume| ()).await?;
+                volume = found.unwrap_or(volume);
+            }
+            one(&volume, output)
+        }
+        VolumeCommand::Delete { name, force, retention, purge } => {
+            let doing = match purge {
+                true => format!("purge volume {name}"),
+                false => format!("delete volume {name}"),
+            };
+            let retention_s = Some(retention.as_secs());
+            let (request_id, uid) = (request_id()?, String::new());
+            let request = DeleteVolumeRequest {
+                name: name.clone(),
+                request_id,
+                uid,
+                force,
+                retention_s,
+                purge,
+            };
             client.check(doing, client.volumes().delete(request).await)?;
+            if !purge && !retention.is_zero() && matches!(output, Output::Table | Output::Wide) {
+                output::note(&format!("`holdfast volume undelete {name}` brings it back"));
+            }
             deleted("volume", &name, output)
         }
+        VolumeCommand::Undelete { name, no_wait } => {
+            let (doing, request_id) = (format!("undelete volume {name}"), request_id()?);
+            let uid = String::new();
+            let request = UndeleteVolumeRequest { name, request_id, uid };
+            let mut volume = client.check(doing, client.volumes().undelete(request).await)?;
+            if !no_wait && volume.phase() == Phase::Creating {
+                volume = until_created(client, volume).await?;
+            }
+            one(&volume, output)
+        }
     }
+}
+
+/// Asks for a larger size. The labels stay as they are.
+async fn resize(client: &Client, name: &str, size: ByteSize) -> anyhow::Result<Volume> {
+    let (doing, size_bytes) = (format!("resize volume {name}"), size.0);
+    let mut tries = 0;
+    loop {
+        let volume = Volume::get(client, name).await?;
+        let (revision, labels) = (volume.meta().revision, volume.meta().labels.clone());
+        let (name, request_id) = (name.to_owned(), request_id()?);
+        let labels = labels.into_iter().collect();
+        let request = UpdateVolumeRequest { name, revision, labels, request_id, size_bytes };
+        let answer = client.volumes().update(request).await;
+        tries += 1;
+        // Its record has changed meanwhile, perhaps by itself.
+        if tries < RESIZES_MAX && answer.as_ref().is_err_and(|it| it.code() == Code::Aborted) {
+            continue;
+        }
+        return Ok(client.check(doing, answer)?);
+    }
+}
+
+/// Parser for clap: `90s`, `15m`, `24h`, `7d` or `0`.
+fn span(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| "write a time like 90m, 24h or 7d".to_owned())?;
+    let seconds = match &text[digits.len()..] {
+        "" if number == 0 => 0,
+        "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return Err("write a time with its unit, s, m, h or d, as in 24h".to_owned()),
+    };
+    let seconds = number.checked_mul(seconds).ok_or("it is too long")?;
+    Ok(Duration::from_secs(seconds))
 }
 
 /// The labels after these changes.

@@ -10,6 +10,7 @@ use crate::cli::exit::{NotThere, UsageError, WaitedInVain};
 use crate::cli::list::{one, phase};
 use crate::cli::noun::Watched;
 use crate::cli::watch::Follow;
+use crate::config::size::ByteSize;
 use crate::control::objects::condition::Type;
 use crate::control::objects::key::Kind;
 use crate::control::proto::{
@@ -23,6 +24,8 @@ pub enum Wanted {
     Condition(Type, ConditionStatus),
     /// Of a new volume.
     Usable,
+    /// Clients can use so many bytes of a volume.
+    Size(u64),
     Deleted,
 }
 
@@ -117,6 +120,7 @@ fn is<T: Watched>(object: &T, wanted: &Wanted) -> bool {
             object.conditions().iter().any(|it| it.r#type == kind.word() && it.status() == *status)
         }
         Wanted::Usable => object.phase() != Phase::Creating,
+        Wanted::Size(bytes) => object.usable_bytes() >= *bytes,
         Wanted::Deleted => false,
     }
 }
@@ -139,6 +143,7 @@ fn in_vain<T: Watched>(
         Wanted::Phase(phase) => phase.word(),
         Wanted::Condition(kind, status) => format!("{}={}", kind.word(), status.word()),
         Wanted::Usable => "usable".to_owned(),
+        Wanted::Size(bytes) => format!("{} large", ByteSize(*bytes)),
         Wanted::Deleted => "deleted".to_owned(),
     };
     WaitedInVain { kind: T::WORD, name: name.to_owned(), wanted, now, waited }

@@ -17,7 +17,8 @@ const ROUNDS_MAX: usize = 1024;
 /// See the module.
 #[derive(Debug, Default)]
 pub struct AccessRounds {
-    on_their_way: BTreeMap<VolumeId, Generation>,
+    /// What each was asked for, and the shards that the volume had.
+    on_their_way: BTreeMap<VolumeId, (Generation, u64)>,
 }
 
 impl AccessRounds {
@@ -30,7 +31,8 @@ impl AccessRounds {
             }
             if !self.on_their_way.contains_key(volume) {
                 let set = state.access_of(*volume);
-                self.on_their_way.insert(*volume, set.generation);
+                let shards = state.volumes[volume].shards();
+                self.on_their_way.insert(*volume, (set.generation, shards));
                 due.push((*volume, set));
             }
         }
@@ -38,21 +40,32 @@ impl AccessRounds {
     }
 
     /// A round has ended. Returns what the catalog is to record; `None`: the round is due again.
+    /// One that went to fewer shards than there are, because the data path did not know all of them
+    /// yet, is due again.
     pub fn ended(
         &mut self,
         volume: VolumeId,
         result: Result<AccessDone, BlockError>,
     ) -> Option<CatalogCommand> {
-        let asked = self.on_their_way.remove(&volume)?;
-        let AccessDone { generation, highest, .. } = result.ok()?;
+        let (asked, known) = self.on_their_way.remove(&volume)?;
+        let AccessDone { generation, highest, shards } = result.ok()?;
+        let shards = shards as u64;
+        if shards < known {
+            return None;
+        }
         Some(match (generation, highest) == (asked, asked) {
-            true => CatalogCommand::AccessIsSet { volume, generation },
+            true => CatalogCommand::AccessIsSet { volume, generation, shards },
             // A shard has refused the set, or has one that this catalog never gave.
             false => {
                 let seen = highest.max(asked);
                 CatalogCommand::AccessOutdone { volume, asked, seen }
             }
         })
+    }
+
+    /// Shards that a round of this volume must reach.
+    pub fn shards_due(&self, volume: VolumeId) -> u64 {
+        self.on_their_way.get(&volume).map_or(0, |(_, shards)| *shards)
     }
 
     /// This pod does not lead any more: what is on its way is nobody's.
@@ -98,7 +111,8 @@ mod tests {
         assert_eq!(rounds.due(&state), [], "one at a time");
         let first = rounds.ended(VOLUME, done(1, 1)).unwrap();
         let generation = Generation(1);
-        assert_eq!(first, CatalogCommand::AccessIsSet { volume: VOLUME, generation });
+        let expected = CatalogCommand::AccessIsSet { volume: VOLUME, generation, shards: 1 };
+        assert_eq!(first, expected);
         state.apply(1, first).outcome.unwrap();
         let due = rounds.due(&state);
         assert_eq!(due[0].1.generation, Generation(3), "both at once");
@@ -114,7 +128,7 @@ mod tests {
     fn shards_that_know_better_are_heard() {
         for (generation, highest) in [(1, 9), (0, 1), (9, 9)] {
             let mut rounds = AccessRounds::default();
-            rounds.on_their_way.insert(VOLUME, Generation(1));
+            rounds.on_their_way.insert(VOLUME, (Generation(1), 1));
             let seen = Generation(highest.max(1));
             let told = rounds.ended(VOLUME, done(generation, highest));
             let asked = Generation(1);

@@ -62,8 +62,19 @@ pub enum CatalogCommand {
         name: String,
         /// Deletes only the volume with this id.
         volume: VolumeId,
-        /// Also while a node has it.
-        force: bool,
+        how: Deletion,
+    },
+    /// A deleted volume comes back, if it is the one with this id.
+    UndeleteVolume {
+        request_id: String,
+        name: String,
+        volume: VolumeId,
+    },
+    /// The time of a deleted volume is over.
+    PurgeVolume {
+        volume: VolumeId,
+        /// The end that is meant, in ms since 1970.
+        purge_ms: u64,
     },
     /// A node may use a volume, once every shard has admitted it. `uid`: of a new attachment.
     Publish {
@@ -91,9 +102,16 @@ pub enum CatalogCommand {
     ClearLost {
         node: String,
     },
-    /// Every shard of the volume has this generation of its access set.
+    /// So many shards of the volume, all that were known, have this generation of its access set.
     AccessIsSet {
         volume: VolumeId,
+        generation: Generation,
+        shards: u64,
+    },
+    /// Every new shard of a growing volume has this generation of its access set.
+    Grown {
+        volume: VolumeId,
+        size_bytes: u64,
         generation: Generation,
     },
     /// A shard of the volume has a generation that this catalog did not give.
@@ -109,6 +127,8 @@ pub enum CatalogCommand {
         request_id: String,
         volume: VolumeId,
         update: VolumeUpdate,
+        /// Of the shards that are added.
+        placement: Placement,
     },
     /// Makes a class, unless the same one is there.
     CreateClass {
@@ -182,6 +202,12 @@ impl fmt::Display for CatalogCommand {
             CatalogCommand::DeleteVolume { name, volume, .. } => {
                 write!(f, "volume {name} ({volume}) is deleted")
             }
+            CatalogCommand::UndeleteVolume { name, volume, .. } => {
+                write!(f, "volume {name} ({volume}) comes back")
+            }
+            CatalogCommand::PurgeVolume { volume, .. } => {
+                write!(f, "the time of the deleted volume {volume} is over")
+            }
             CatalogCommand::Publish { volume, node, .. } => {
                 write!(f, "volume {volume} is published to node {node}")
             }
@@ -194,8 +220,11 @@ impl fmt::Display for CatalogCommand {
             },
             CatalogCommand::DeclareLost { node, .. } => write!(f, "node {node} is lost"),
             CatalogCommand::ClearLost { node } => write!(f, "node {node} is not lost any more"),
-            CatalogCommand::AccessIsSet { volume, generation } => {
-                write!(f, "all shards of volume {volume} have access set {generation}")
+            CatalogCommand::AccessIsSet { volume, generation, shards } => {
+                write!(f, "{shards} shards of volume {volume} have access set {generation}")
+            }
+            CatalogCommand::Grown { volume, size_bytes, .. } => {
+                write!(f, "volume {volume} has {size_bytes} bytes")
             }
             CatalogCommand::AccessOutdone { volume, seen, .. } => {
                 write!(f, "a shard of volume {volume} has access set {seen} of another history")
@@ -328,6 +357,19 @@ pub struct VolumeUpdate {
     pub based_on: u64,
     /// All labels from now on.
     pub labels: BTreeMap<String, String>,
+    /// The size that is wanted; 0: as it is.
+    pub size_bytes: u64,
+}
+
+/// How a volume is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deletion {
+    /// Also while a node has it.
+    pub force: bool,
+    /// For how long it can be brought back; 0: not at all.
+    pub retention_ms: u64,
+    /// Only what is deleted already: it is destroyed now.
+    pub purge: bool,
 }
 
 /// What a class is to be.

@@ -15,13 +15,10 @@ use crate::config::size::ByteSize;
 use crate::control::command::{Placement, listed};
 use crate::control::reports::{Heard, Pods};
 use crate::control::state::CatalogState;
-use crate::control::state::rows::Class;
-use crate::limits::SHARD_BYTES;
+use crate::control::state::rows::{Class, Volume};
+use crate::limits::{SHARD_BYTES, SHARDS_MAX};
 use crate::types::{PodId, Uuid, mix64};
 use crate::view::DiskReport;
-
-/// Most shards of one volume. A larger volume has longer shards.
-pub const SHARDS_MAX: u64 = 4096;
 
 /// A disk that can take replicas.
 #[derive(Clone, Debug)]
@@ -62,6 +59,8 @@ pub struct Wish<'a> {
     /// Of the longest shard. More than 0.
     pub shard_bytes: u64,
     pub replicas: u32,
+    /// The shards are added to a volume.
+    pub grows: bool,
 }
 
 /// Why the replicas were not placed.
@@ -80,13 +79,15 @@ pub enum PlacementError {
         left_out: String,
     },
     #[error(
-        "volume {name} of {} with {replicas} replicas does not fit: the disks may promise \
+        "{} {} with {replicas} replicas does not fit: the disks may promise \
          {overcommit_percent}% of their {}, of which a volume of {} is left{left_out}",
-        ByteSize(*.wanted_bytes).rounded(), ByteSize(*.capacity_bytes).rounded(),
-        ByteSize(*.largest_bytes).rounded()
+        that_is(.name, .grows), ByteSize(*.wanted_bytes).rounded(),
+        ByteSize(*.capacity_bytes).rounded(), ByteSize(*.largest_bytes).rounded()
     )]
     NoRoom {
         name: String,
+        /// It is there, and more of it does not fit.
+        grows: bool,
         replicas: u32,
         wanted_bytes: u64,
         /// The largest volume that would fit, about.
@@ -95,8 +96,37 @@ pub enum PlacementError {
         overcommit_percent: u32,
         left_out: String,
     },
+    #[error(
+        "volume {name} cannot grow by {} within its last shard: disk {disk} of pod {pod} may \
+         promise {overcommit_percent}% of its {}, of which {} is left",
+        ByteSize(*.wanted_bytes).rounded(), ByteSize(*.capacity_bytes).rounded(),
+        ByteSize(*.largest_bytes).rounded()
+    )]
+    NoRoomInLast {
+        name: String,
+        disk: Uuid,
+        pod: PodId,
+        wanted_bytes: u64,
+        largest_bytes: u64,
+        capacity_bytes: u64,
+        overcommit_percent: u32,
+    },
     #[error("a volume has 1, 3 or 5 replicas, not {replicas}")]
     BadReplicas { replicas: u32 },
+}
+
+impl PlacementError {
+    /// Pods that were not heard of yet may have room.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, PlacementError::TooFewDomains { .. } | PlacementError::NoRoom { .. })
+    }
+}
+
+fn that_is(name: &str, grows: &bool) -> String {
+    match grows {
+        true => format!("volume {name} cannot grow: another"),
+        false => format!("volume {name} of"),
+    }
 }
 
 fn that_differ(failure_domain: &str) -> String {
@@ -150,6 +180,51 @@ pub fn place_on_pods(
         }
     }
     place(wish, &candidates(state, pods, class))
+}
+
+/// Places the shards by which a volume grows to `size_bytes`, of which it needs `shards`. The disks
+/// of its last shard must have room for the part that is still missing there.
+pub fn place_growth(
+    state: &CatalogState,
+    pods: Pods<'_>,
+    volume: &Volume,
+    size_bytes: u64,
+    shards: u64,
+) -> Result<Placement, PlacementError> {
+    let class = &state.classes[&volume.class];
+    let place = u32::try_from(volume.shards() - 1).expect("a bounded number of shards");
+    let last = volume.shard_at(place).and_then(|shard| state.shards.get(&shard));
+    let last = last.expect("a volume in use has all of its shards");
+    let begin = u64::from(place) * volume.stripe_bytes;
+    let more_bytes = (size_bytes - begin).min(volume.stripe_bytes) - last.bytes;
+    for member in &last.members {
+        let disk = &state.disks[&member.disk];
+        let promised = promised(disk.capacity_bytes, class.overcommit_percent);
+        let left = promised.saturating_sub(state.provisioned_on(member.disk));
+        if left < more_bytes {
+            return Err(PlacementError::NoRoomInLast {
+                name: volume.name.clone(),
+                disk: member.disk,
+                pod: disk.pod,
+                wanted_bytes: more_bytes,
+                largest_bytes: left,
+                capacity_bytes: disk.capacity_bytes,
+                overcommit_percent: class.overcommit_percent,
+            });
+        }
+    }
+    if shards == 0 {
+        return Ok(Placement::default());
+    }
+    let mut from = candidates(state, pods, class);
+    for disk in &mut from.disks {
+        if last.members.iter().any(|member| member.disk == disk.disk) {
+            disk.room_bytes = disk.room_bytes.saturating_sub(more_bytes);
+        }
+    }
+    let (name, replicas) = (&volume.name, volume.replicas);
+    let shard_bytes = (size_bytes - begin - volume.stripe_bytes).min(volume.stripe_bytes);
+    self::place(Wish { name, shards, shard_bytes, replicas, grows: true }, &from)
 }
 
 /// Reachable pods, other ones for another name.
@@ -339,13 +414,14 @@ fn choose<'a>(
 }
 
 fn no_room(wish: Wish<'_>, from: &Candidates) -> PlacementError {
-    let Wish { name, shards, shard_bytes, replicas } = wish;
+    let Wish { name, shards, shard_bytes, replicas, grows } = wish;
     let usable = from.disks.iter().filter(|disk| disk.free_bytes > 0);
     // A shard is on one disk, and shards of a smaller volume may be shorter.
     let unit = shard_bytes.min(SHARD_BYTES);
     let room = usable.map(|disk| (&disk.domain, disk.room_bytes / unit));
     PlacementError::NoRoom {
         name: name.to_owned(),
+        grows,
         replicas,
         wanted_bytes: shards * shard_bytes,
         largest_bytes: largest(room, replicas) * unit,
@@ -391,7 +467,7 @@ mod tests {
     }
 
     fn wish(name: &str, shards: u64, replicas: u32) -> Wish<'_> {
-        Wish { name, shards, shard_bytes: GIB, replicas }
+        Wish { name, shards, shard_bytes: GIB, replicas, grows: false }
     }
 
     /// 100 pods with a disk each, all of which report.

@@ -97,6 +97,16 @@ reasons! {
         "the object has changed since the revision that the update is based on; read it again",
     NameNotFreeYet "NAME_NOT_FREE_YET" FailedPrecondition
         "the name belongs to a volume that is being deleted",
+    VolumeDeleted "VOLUME_DELETED" FailedPrecondition
+        "the volume was deleted and is still kept: it can be brought back, or purged",
+    NotDeleted "NOT_DELETED" FailedPrecondition
+        "only a volume that is deleted can be purged",
+    BadRetention "BAD_RETENTION" InvalidArgument
+        "a deleted volume cannot be kept for so long",
+    WouldShrink "WOULD_SHRINK" InvalidArgument
+        "a volume does not become smaller",
+    TooManyShards "TOO_MANY_SHARDS" FailedPrecondition
+        "the volume cannot have so many shards of its length",
     NodeLost "NODE_LOST" FailedPrecondition
         "the node was declared lost, and gets no volumes before it has started anew",
     NodeRebooted "NODE_REBOOTED" FailedPrecondition

@@ -13,7 +13,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::control::command::{CatalogCommand, listed};
-use crate::control::creation::has_come;
+use crate::control::creation::{has_come, has_grown};
 use crate::control::reports::Pods;
 use crate::control::state::CatalogState;
 use crate::planted::planted;
@@ -44,24 +44,30 @@ pub struct Facts<'a> {
     /// Members of the catalog that have applied nearly everything.
     pub caught_up: BTreeSet<MemberId>,
     pub reports: Pods<'a>,
+    /// The leader's wall clock, in ms since 1970.
+    pub now_ms: u64,
 }
 
 /// A voter is replaced when its pod was silent for so long. It is longer than a machine takes to
 /// start again; meanwhile the others decide without it.
 pub const VOTER_LOST_AFTER: Duration = Duration::from_secs(120);
 
+/// Deleted volumes whose destruction begins with one look at the state.
+const PURGED_AT_ONCE: usize = 16;
+
 /// How many entries a member may lag to become a voter.
 const CAUGHT_UP_WITHIN: u64 = 64;
 
 impl<'a> Facts<'a> {
     /// The facts of a leader that has applied up to `applied_index`. `lost_after`: when a voter is
-    /// replaced.
+    /// replaced. `now_ms`: the wall clock.
     pub fn new(
         state: &CatalogState,
         group: &Group,
         applied_index: u64,
         reports: Pods<'a>,
         lost_after: Duration,
+        now_ms: u64,
     ) -> Facts<'a> {
         let with_member = state.catalog.values().map(|it| it.pod);
         let unreachable = match reports.is_complete() {
@@ -75,6 +81,7 @@ impl<'a> Facts<'a> {
             lost: with_member.filter(|pod| reports.is_silent_for(*pod, lost_after)).collect(),
             caught_up: reports.caught_up(applied_index, CAUGHT_UP_WITHIN),
             reports,
+            now_ms,
         }
     }
 }
@@ -133,6 +140,8 @@ pub fn voters_due(nodes: usize) -> usize {
 pub fn decide(state: &CatalogState, facts: &Facts<'_>) -> Vec<Action> {
     let mut actions = destroyed_members(state, facts.reports);
     actions.extend(created_volumes(state, facts.reports));
+    actions.extend(grown_volumes(state, facts.reports));
+    actions.extend(purged_volumes(state, facts.now_ms));
     actions.extend(catalog_membership(state, facts));
     actions
 }
@@ -159,6 +168,25 @@ fn created_volumes(state: &CatalogState, reports: Pods<'_>) -> Option<Action> {
     });
     let volumes: Vec<VolumeId> = created.copied().collect();
     (!volumes.is_empty()).then_some(Action::Propose(CatalogCommand::Created { volumes }))
+}
+
+/// Raises the sizes for which all new shards are ready.
+fn grown_volumes(state: &CatalogState, reports: Pods<'_>) -> impl Iterator<Item = Action> {
+    let growing = state.index.growing.iter().map(|id| (*id, &state.volumes[id]));
+    let grown = growing.filter(move |(_, volume)| has_grown(state, reports, volume));
+    grown.filter_map(|(volume, row)| {
+        let (size_bytes, generation) = (row.growing_to?, row.access.wanted);
+        Some(Action::Propose(CatalogCommand::Grown { volume, size_bytes, generation }))
+    })
+}
+
+/// Destroys deleted volumes whose time is over. The clock of a leader decides, and the state's own
+/// time does, too.
+fn purged_volumes(state: &CatalogState, now_ms: u64) -> impl Iterator<Item = Action> {
+    let purges = state.index.purges.iter().copied();
+    let over = purges.take_while(move |(purge_ms, _)| *purge_ms <= now_ms);
+    over.take(PURGED_AT_ONCE)
+        .map(|(purge_ms, volume)| Action::Propose(CatalogCommand::PurgeVolume { volume, purge_ms }))
 }
 
 /// At most one step: each change must be applied before the next is decided.

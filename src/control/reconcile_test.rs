@@ -1,10 +1,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::command::Outcome;
+use crate::control::command::{Deletion, Outcome, Placement, VolumeUpdate};
 use crate::control::reports::{Heard, Table};
+use crate::planted::{Mistake, assert_found};
 use crate::testing::catalog_fixture::{cluster, create_on, first_pod, join};
-use crate::types::{Mono, Uuid};
+use crate::types::{Generation, Mono, Uuid};
 use crate::view::{DiskReport, MemberReport, MemberState, PodReport};
 
 /// Pods without disks.
@@ -30,6 +31,7 @@ fn facts<'a>(table: &'a Table, voters: &[u64], alive: &[u64]) -> Facts<'a> {
         lost: BTreeSet::new(),
         caught_up: BTreeSet::new(),
         reports: table.pods(Mono(1)),
+        now_ms: 1_000,
     }
 }
 
@@ -203,7 +205,10 @@ fn what_disks_have_destroyed_is_noted_once() {
     let facts = facts(&table, &[1, 2, 3], &[1, 2, 3]);
     assert_eq!(decide(&state, &facts), [], "the volume is in use");
     let (request_id, name) = (String::new(), "demo".to_owned());
-    carry_out(&mut state, CatalogCommand::DeleteVolume { request_id, name, volume, force: false });
+    carry_out(
+        &mut state,
+        CatalogCommand::DeleteVolume { request_id, name, volume, how: Deletion::default() },
+    );
     let (disk, members) = (Uuid([1; 16]), vec![MemberId(2)]);
     let noted = CatalogCommand::Destroyed { disk, members };
     assert_eq!(decide(&state, &facts), [Action::Propose(noted.clone())]);
@@ -230,6 +235,99 @@ fn a_volume_is_created_when_its_shards_have_leaders_and_what_can_be_there_is_the
     assert_eq!(due(&state, &complete), created);
     carry_out(&mut state, CatalogCommand::Created { volumes: vec![volume] });
     assert_eq!(due(&state, &complete), []);
+}
+
+/// The volume `demo` of one block gets two more shards.
+fn grow(state: &mut CatalogState, volume: VolumeId) {
+    let update = VolumeUpdate { based_on: 0, labels: Default::default(), size_bytes: 3 * 4096 };
+    let disks = [1, 2, 3].map(|disk| Uuid([disk; 16])).to_vec();
+    let placement = Placement { disks, shards: vec![vec![0, 1, 2], vec![1, 2, 0]] };
+    let request_id = String::new();
+    carry_out(state, CatalogCommand::UpdateVolume { request_id, volume, update, placement });
+}
+
+/// What pods report of the new shards: for each, the generation that its leader has.
+fn heard_of_new(state: &CatalogState, volume: VolumeId, leads: [Option<u64>; 2]) -> Table {
+    let mut table = Table::default();
+    for pod in 1..=3u8 {
+        let disk = Uuid([pod; 16]);
+        let new = state.shards_of(&state.volumes[&volume]).skip(1).zip(leads);
+        let members = new.map(|((shard, row), generation)| {
+            let member = row.members.iter().find(|it| it.disk == disk).expect("one on each");
+            let is_first = row.members[0].disk == disk;
+            let state = match generation.filter(|_| is_first) {
+                Some(_) => MemberState::Leader,
+                None => MemberState::Follower,
+            };
+            let access = Generation(generation.unwrap_or(99));
+            MemberReport { member: member.member, shard, state, access, ..MemberReport::default() }
+        });
+        let disk = DiskReport { disk, members: members.collect(), ..DiskReport::default() };
+        let report = PodReport { pod: PodId(pod.into()), disks: vec![disk] };
+        let heard = Heard { report, is_open: true, ..Heard::default() };
+        table.hear(Mono(1), PodId(pod.into()), heard);
+    }
+    table
+}
+
+fn a_size_is_raised_when_every_new_shard_has_the_newest_generation() {
+    let (mut state, volume) = with_volume();
+    carry_out(&mut state, CatalogCommand::Created { volumes: vec![volume] });
+    carry_out(&mut state, CatalogCommand::SetOpen { volume, open: false });
+    grow(&mut state, volume);
+    let due = |state: &CatalogState, leads| {
+        let table = heard_of_new(state, volume, leads);
+        decide(state, &facts(&table, &[1, 2, 3], &[1, 2, 3]))
+    };
+    let grown = |generation| {
+        let (size_bytes, generation) = (3 * 4096, Generation(generation));
+        CatalogCommand::Grown { volume, size_bytes, generation }
+    };
+    let nobody = heard([None, None, None], &[]);
+    assert_eq!(decide(&state, &facts(&nobody, &[1, 2, 3], &[1, 2, 3])), []);
+    assert_eq!(due(&state, [Some(1), None]), [], "one has no leader");
+    assert_eq!(due(&state, [Some(1), Some(0)]), [], "one has an older access set");
+    assert_eq!(due(&state, [Some(1), Some(1)]), [Action::Propose(grown(1))]);
+    // Meanwhile the volume gets another access set: the confirmation comes too late.
+    let node = "node-1".to_owned();
+    let (mode, uid) = (crate::types::AccessMode::ReadWrite, Uuid([9; 16]));
+    carry_out(&mut state, CatalogCommand::Publish { volume, node, mode, uid });
+    carry_out(&mut state, grown(1));
+    assert_eq!(state.volumes[&volume].size_bytes, 4096);
+    assert_eq!(due(&state, [Some(2), Some(1)]), []);
+    assert_eq!(due(&state, [Some(2), Some(3)]), [Action::Propose(grown(2))]);
+    carry_out(&mut state, grown(2));
+    assert_eq!(state.volumes[&volume].size_bytes, 3 * 4096);
+    assert_eq!(due(&state, [Some(2), Some(2)]), []);
+}
+
+#[test]
+fn new_shards_are_waited_for() {
+    a_size_is_raised_when_every_new_shard_has_the_newest_generation();
+    let scenario = a_size_is_raised_when_every_new_shard_has_the_newest_generation;
+    assert_found(Mistake::GrownEarly, scenario);
+}
+
+#[test]
+fn a_deleted_volume_is_purged_when_its_time_is_over() {
+    let (mut state, volume) = with_volume();
+    carry_out(&mut state, CatalogCommand::Created { volumes: vec![volume] });
+    let how = Deletion { retention_ms: 500, ..Deletion::default() };
+    let (request_id, name) = (String::new(), "demo".to_owned());
+    let deleted =
+        state.apply(1_000, CatalogCommand::DeleteVolume { request_id, name, volume, how });
+    deleted.outcome.unwrap();
+    let table = heard([None, None, None], &[]);
+    let mut facts = facts(&table, &[1, 2, 3], &[1, 2, 3]);
+    facts.now_ms = 1_499;
+    assert_eq!(decide(&state, &facts), []);
+    facts.now_ms = 1_500;
+    let purge = CatalogCommand::PurgeVolume { volume, purge_ms: 1_500 };
+    assert_eq!(decide(&state, &facts), [Action::Propose(purge.clone())]);
+    assert!(state.apply(1_499, purge.clone()).changes.is_empty(), "by the catalog's time, too");
+    assert!(!state.apply(1_500, purge).changes.is_empty());
+    assert_eq!(decide(&state, &facts), []);
+    assert!(state.volumes[&volume].deleting);
 }
 
 /// Carries a change out as the group would.
@@ -277,6 +375,7 @@ proptest! {
                 lost: BTreeSet::new(),
                 caught_up: caught_up.collect(),
                 reports: table.pods(Mono(1)),
+                now_ms: 1_000,
             };
             let actions = decide(&state, &facts);
             at_rest = actions.is_empty();

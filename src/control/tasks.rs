@@ -17,6 +17,7 @@ use crate::control::catalog::chain;
 use crate::control::data_path::DataPath;
 use crate::control::membership;
 use crate::control::node::Node;
+use crate::control::observed::unix_ms;
 use crate::control::proto::internal as proto;
 use crate::control::proto::internal::catalog_server::Catalog as _;
 use crate::control::reconcile::{Action, Facts, VOTER_LOST_AFTER, decide};
@@ -284,9 +285,11 @@ pub async fn reconcile(node: Arc<Node>) {
             continue;
         };
         let (group, applied) = (&published.group, published.applied_index);
-        let actions = node
-            .reports
-            .with(|pods| decide(state, &Facts::new(state, group, applied, pods, VOTER_LOST_AFTER)));
+        let now_ms = unix_ms();
+        let actions = node.reports.with(|pods| {
+            let lost_after = VOTER_LOST_AFTER;
+            decide(state, &Facts::new(state, group, applied, pods, lost_after, now_ms))
+        });
         for action in actions {
             tracing::info!("reconciling: {action}");
             match action {
@@ -321,9 +324,10 @@ pub async fn set_access(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
                 let _gone = told.send(result);
             }));
             data_path.set_access(volume, set, told);
+            let shards = rounds.shards_due(volume);
             waiting.spawn(async move {
                 let result = answer.await.unwrap_or(Err(BlockError::Busy));
-                if result.is_err() {
+                if result.is_err() || result.is_ok_and(|done| (done.shards as u64) < shards) {
                     // Only this volume waits for its next try.
                     sleep(RETRY_AFTER).await;
                 }

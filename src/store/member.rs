@@ -84,7 +84,7 @@ impl LaneMember {
             hard: HardTrack { durable_commit: index, ..HardTrack::default() },
             metas: VecDeque::new(),
             overlay,
-            presence: Presence::new(record.blocks),
+            presence: Presence::default(),
             newer: NewerExtents::default(),
             appends: VecDeque::new(),
             phase,
@@ -414,17 +414,14 @@ impl RetainedLog {
     }
 }
 
-/// One bit per extent: whether the index has its record.
+/// One bit per extent: whether the index has its record. As long as the last extent that had one: a
+/// tail that was never written costs nothing.
+#[derive(Default)]
 pub(crate) struct Presence {
     words: Vec<u64>,
 }
 
 impl Presence {
-    fn new(blocks: u32) -> Presence {
-        let extents = blocks.div_ceil(BLOCKS_PER_EXTENT) as usize;
-        Presence { words: vec![0; extents.div_ceil(64)] }
-    }
-
     pub(crate) fn get(&self, extent: Extent) -> bool {
         let word = self.words.get(extent.0 as usize / 64);
         word.is_some_and(|word| word & (1 << (extent.0 % 64)) != 0)
@@ -433,6 +430,9 @@ impl Presence {
     pub(crate) fn set(&mut self, extent: Extent, present: bool) {
         let place = extent.0 as usize / 64;
         if place >= self.words.len() {
+            if !present {
+                return;
+            }
             self.words.resize(place + 1, 0);
         }
         let bit = 1 << (extent.0 % 64);

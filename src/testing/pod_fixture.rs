@@ -738,6 +738,7 @@ pub fn volume(number: u64, name: &str, pods: &[u64]) -> VolumeView {
             members: pods.iter().map(member).collect(),
             birth: AccessSet::default(),
         }],
+        withheld: false,
         deleting: false,
         open: true,
         attachments: Vec::new(),

@@ -26,6 +26,7 @@ fn view(shards: u64) -> VolumeView {
         stripe_width: 1,
         stripe_bytes: SHARD_BYTES,
         shards: (1..=shards).map(shard).collect(),
+        withheld: false,
         deleting: false,
         open: true,
         attachments: Vec::new(),

@@ -263,6 +263,7 @@ mod tests {
                     birth: AccessSet::default(),
                 })
                 .collect(),
+            withheld: false,
             deleting: false,
             open: true,
             attachments: Vec::new(),

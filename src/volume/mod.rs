@@ -66,6 +66,8 @@ pub struct Volume {
     layout: Layout,
     /// The volume is deleted, or being deleted.
     gone: bool,
+    /// It is deleted and kept: no client may use it. Access sets still go to its shards.
+    withheld: bool,
     /// Connections that have sent something.
     conns: BTreeSet<ConnId>,
     /// All connections are to end.
@@ -104,6 +106,7 @@ impl Volume {
             attachment,
             layout: Layout::new(view),
             gone: false,
+            withheld: false,
             conns: BTreeSet::new(),
             hanging_up: false,
             rounds: Rounds::default(),
@@ -279,10 +282,13 @@ impl Volume {
         }
     }
 
-    /// Size, shards or members have changed. A volume never shrinks.
+    /// Size, shards or members have changed. A volume never shrinks: the caller does not follow such
+    /// a view. Requests in flight go on.
     pub fn update_view(&mut self, view: &VolumeView) {
         assert_eq!(view.volume, self.layout.volume);
         assert!(view.shards.len() >= self.routes.len(), "a volume does not lose shards");
+        assert!(view.size_bytes >= self.layout.size_bytes, "a volume does not shrink");
+        self.withheld = view.withheld;
         self.layout = Layout::new(view);
         for (index, shard) in view.shards.iter().enumerate() {
             if let Some(route) = self.routes.get_mut(index) {
@@ -356,7 +362,7 @@ impl Volume {
             | BlockOp::Status { offset, len }
             | BlockOp::Zero { offset, len, .. } => (*offset, u64::from(*len)),
         };
-        if self.gone {
+        if self.gone || self.withheld {
             return Some(Err(BlockError::NoSuchVolume));
         }
         if len == 0 {

@@ -33,6 +33,7 @@ fn view() -> VolumeView {
             members: [1, 2, 3].map(member).to_vec(),
             birth: AccessSet::default(),
         }],
+        withheld: false,
         deleting: false,
         open: true,
         attachments: Vec::new(),

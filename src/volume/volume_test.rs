@@ -41,6 +41,7 @@ fn view(pods: &[u64]) -> VolumeView {
         stripe_width: 1,
         stripe_bytes: SHARD_BYTES as u64,
         shards: (0..SHARDS as u64).map(shard).collect(),
+        withheld: false,
         deleting: false,
         open: true,
         attachments: Vec::new(),

@@ -182,8 +182,8 @@ pub struct Exported {
 }
 
 impl Exported {
-    pub fn update(&mut self, changes: &[VolumeChange]) {
-        for before in changes.iter().filter_map(|change| change.before.as_ref()) {
+    pub fn update<'a>(&mut self, changes: impl Iterator<Item = &'a VolumeChange> + Clone) {
+        for before in changes.clone().filter_map(|change| change.before.as_ref()) {
             let is_it = |export: &Export| export.volume == before.volume;
             if self.open.get(&before.name).is_some_and(is_it) {
                 self.open.remove(&before.name);
@@ -192,8 +192,8 @@ impl Exported {
                 self.attachments.remove(&attachment.uid);
             }
         }
-        let exported = changes.iter().filter_map(|change| change.now.as_ref());
-        for volume in exported.filter(|volume| !volume.deleting) {
+        let exported = changes.filter_map(|change| change.now.as_ref());
+        for volume in exported.filter(|volume| !volume.deleting && !volume.withheld) {
             let VolumeView { volume: id, name, size_bytes, .. } = &**volume;
             let (volume_id, size_bytes) = (*id, *size_bytes);
             let (attachment, read_only) = (AttachmentId::NONE, false);
@@ -413,6 +413,15 @@ impl ClientHandler<'_> {
             self.routers.retire(key);
         }
         self.driver.submit(Target::Closed.token(), Op::Close { socket: client.stream.socket });
+    }
+
+    /// A volume has grown: its clients may use the new size.
+    pub fn grow(&mut self, volume: VolumeId, size_bytes: u64) {
+        for client in self.clients.clients.values_mut() {
+            if client.session.export().is_some_and(|export| export.volume == volume) {
+                client.session.grow(size_bytes);
+            }
+        }
     }
 
     /// Ends the connections of a volume.

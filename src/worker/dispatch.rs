@@ -75,7 +75,9 @@ impl Worker {
         self.meters.view_revision.set(view.revision);
         let changes = self.reconciler.take_view(Arc::clone(&view));
         self.peers.update_view(&view, &changes);
-        self.exported.update(&changes);
+        let is_refused = |now: &Arc<VolumeView>| self.routers.refuses(now);
+        let followed = changes.iter().filter(|it| !it.now.as_ref().is_some_and(is_refused));
+        self.exported.update(followed);
         for VolumeChange { before, now } in changes {
             match now {
                 Some(volume) => self.reconcile(&volume),
@@ -89,9 +91,14 @@ impl Worker {
     /// Makes members and router of one volume match the view.
     fn reconcile(&mut self, volume: &Arc<VolumeView>) {
         self.reconcile_handler().volume(volume);
-        match volume.deleting {
-            true => self.close_volume(volume.volume),
-            false => self.routers.update_view(volume),
+        if volume.deleting {
+            return self.close_volume(volume.volume);
+        }
+        self.routers.update_view(volume);
+        match volume.withheld {
+            // The router stays, for changes of access.
+            true => self.client_handler().close_volume(volume.volume, CloseReason::UnknownExport),
+            false => self.client_handler().grow(volume.volume, volume.size_bytes),
         }
     }
 

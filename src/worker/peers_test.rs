@@ -52,6 +52,7 @@ fn view(pods_of_disks: &[u64]) -> ClusterView {
         stripe_width: 1,
         stripe_bytes: 0,
         shards: shards.collect(),
+        withheld: false,
         deleting: false,
         open: true,
         attachments: Vec::new(),

@@ -247,12 +247,12 @@ impl ReconcileHandler<'_> {
     }
 }
 
-/// The blocks of the shard at this place of the volume.
+/// The blocks of the shard at this place of the volume. The last one has the full length, too, so
+/// that the volume can grow; what is behind the volume's end costs nothing.
 fn blocks_of(volume: &VolumeView, place: usize) -> VolumeBlocks {
-    let start = place as u64 * volume.stripe_bytes;
-    let bytes = volume.stripe_bytes.min(volume.size_bytes - start);
+    let blocks = volume.stripe_bytes / BLOCK_BYTES as u64;
     VolumeBlocks {
-        first: start / BLOCK_BYTES as u64,
-        count: u32::try_from(bytes / BLOCK_BYTES as u64).expect("a shard is below 16 TiB"),
+        first: place as u64 * blocks,
+        count: u32::try_from(blocks).expect("a shard is below 16 TiB"),
     }
 }

@@ -212,8 +212,23 @@ impl Routers {
         self.set_deadline(key, None);
     }
 
-    /// Takes the catalog's view of a volume that is not being deleted.
+    /// True when this view has less of a volume than its routers use.
+    pub fn refuses(&self, view: &VolumeView) -> bool {
+        let known = self.views.get(&view.volume);
+        !view.deleting && known.is_some_and(|known| view.shrinks(known))
+    }
+
+    /// Takes the catalog's view of a volume that is not being deleted. One that shrinks the volume
+    /// is not followed: requests may be in flight behind its end.
     pub fn update_view(&mut self, view: &Arc<VolumeView>) {
+        if self.refuses(view) {
+            tracing::error!(
+                volume = %view.volume, name = %view.name, size_bytes = view.size_bytes,
+                "the catalog says that a volume has become smaller, which none does; the pod goes \
+                 on with the size that it knows: the catalog was probably restored from an old copy"
+            );
+            return;
+        }
         let own = (view.volume, AttachmentId::NONE);
         self.views.insert(view.volume, Arc::clone(view));
         let new = || Volume::new(view, own.1, self.front_end).with_bytes_max(self.bytes_max);

@@ -138,7 +138,11 @@ async fn all_serve(layout: &Layout, client: &Client) -> anyhow::Result<Option<St
 
 async fn list(client: &Client) -> anyhow::Result<Vec<Volume>> {
     let volumes = all::<Volume>(client, Query::default(), "").await?;
-    Ok(volumes.into_iter().filter(|volume| !volume.meta().deleting).collect())
+    Ok(volumes.into_iter().filter(|volume| !is_deleted(volume)).collect())
+}
+
+fn is_deleted(volume: &Volume) -> bool {
+    volume.meta().deleting || volume.phase() == Phase::Retained
 }
 
 fn size_of(volume: &Volume) -> ByteSize {

@@ -112,6 +112,26 @@ pub fn of_catalog(error: &CatalogError) -> Status {
         CatalogError::NameNotFreeYet { name } => {
             Refusal::new(Reason::NameNotFreeYet, text).about(Kind::Volume, name).passing()
         }
+        CatalogError::VolumeDeleted { name } => {
+            let text = format!(
+                "{text}; `holdfast volume undelete {name}` brings it back, and `holdfast volume \
+                 delete {name} --purge` frees its name and its space"
+            );
+            Refusal::new(Reason::VolumeDeleted, text).about(Kind::Volume, name)
+        }
+        CatalogError::NotDeleted { name } => {
+            Refusal::new(Reason::NotDeleted, text).about(Kind::Volume, name)
+        }
+        CatalogError::BadRetention => Refusal::new(Reason::BadRetention, text),
+        CatalogError::Shrinks { name, wanted_bytes, size_bytes } => {
+            let refusal = Refusal::new(Reason::WouldShrink, text).about(Kind::Volume, name);
+            refusal.with("wanted_bytes", wanted_bytes).with("size_bytes", size_bytes)
+        }
+        CatalogError::TooManyShards { name, size_bytes, largest_bytes } => {
+            let text = format!("{text}; make a larger volume, and copy the data");
+            let refusal = Refusal::new(Reason::TooManyShards, text).about(Kind::Volume, name);
+            refusal.with("size_bytes", size_bytes).with("largest_bytes", largest_bytes)
+        }
         CatalogError::NoSuchClass { name, .. } => {
             Refusal::new(Reason::NoSuchClass, text).about(Kind::Class, name)
         }
@@ -197,7 +217,8 @@ pub fn of_placement(error: &PlacementError) -> Status {
             let refusal = refusal.with("replicas", replicas).with("domains", domains);
             refusal.with("failure_domain", failure_domain)
         }
-        PlacementError::NoRoom { wanted_bytes, largest_bytes, capacity_bytes, .. } => {
+        PlacementError::NoRoom { wanted_bytes, largest_bytes, capacity_bytes, .. }
+        | PlacementError::NoRoomInLast { wanted_bytes, largest_bytes, capacity_bytes, .. } => {
             let text = format!(
                 "{error}; add disks, delete volumes, or take a class with a larger overcommit"
             );

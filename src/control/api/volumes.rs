@@ -13,23 +13,28 @@ use crate::control::api::requests::{checked, name_request};
 use crate::control::api::route::{Failure, on_leader, read};
 use crate::control::catalog::Catalog;
 use crate::control::catalog_member::AskError;
-use crate::control::command::{CatalogCommand, NewVolume, Outcome, Placement, VolumeUpdate};
+use crate::control::command::{
+    CatalogCommand, Deletion, NewVolume, Outcome, Placement, VolumeUpdate,
+};
 use crate::control::identity::random_uuid;
 use crate::control::node::Node;
 use crate::control::objects::describe::Object as _;
 use crate::control::objects::key::{Kind, ObjectKey};
-use crate::control::placement::{PlacementError, Wish, layout, place_on_pods};
+use crate::control::placement::{Wish, layout, place_growth, place_on_pods};
 use crate::control::proto::volumes_client::VolumesClient;
 use crate::control::proto::volumes_server::Volumes;
 use crate::control::proto::{
     CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest,
-    ListVolumesRequest, ListVolumesResponse, UpdateVolumeRequest, View, Volume,
-    WatchVolumesRequest, WatchVolumesResponse,
+    ListVolumesRequest, ListVolumesResponse, UndeleteVolumeRequest, UpdateVolumeRequest, View,
+    Volume, WatchVolumesRequest, WatchVolumesResponse,
 };
 use crate::control::reason::Reason;
+use crate::control::state::growth::check_growth;
 use crate::control::state::{CatalogError, CatalogState};
 use crate::types::VolumeId;
 
+/// For how long a deleted volume is kept if nobody says: a day.
+const RETENTION_S: u64 = 24 * 60 * 60;
 /// The class of a volume that names none.
 const CLASS: &str = "replicated";
 /// How many placements are tried while the disks change.
@@ -131,6 +136,24 @@ impl Volumes for VolumesService {
         .await
     }
 
+    async fn undelete(
+        &self,
+        mut request: Request<UndeleteVolumeRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let wanted = request.get_mut();
+        name_request(&mut wanted.request_id)?;
+        if wanted.uid.is_empty() {
+            wanted.uid = self.uid_of(&wanted.name).await?;
+        }
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| undelete(&self.node, catalog, request),
+            |channel, call| async move { VolumesClient::new(channel).undelete(call).await },
+        )
+        .await
+    }
+
     async fn delete(
         &self,
         mut request: Request<DeleteVolumeRequest>,
@@ -173,24 +196,73 @@ async fn update(
     catalog: Arc<Catalog>,
     request: UpdateVolumeRequest,
 ) -> Result<Volume, Failure> {
-    let UpdateVolumeRequest { name, revision, labels, request_id } = request;
-    let labels = checked(labels)?;
+    let UpdateVolumeRequest { name, revision, labels, request_id, size_bytes } = request;
+    let update = VolumeUpdate { based_on: revision, labels: checked(labels)?, size_bytes };
+    let mut placements = 0;
+    loop {
+        let (state, _) = read(&catalog).await?;
+        let found = state.volume_by_name(&name);
+        let (id, volume) = found.ok_or_else(|| no_such(Kind::Volume, &name))?;
+        let is_answered = state.answered(&request_id).is_some();
+        let placed = match check_growth(volume, size_bytes) {
+            Ok(Some(shards)) if !is_answered => node.reports.with(|pods| {
+                let placed = place_growth(&state, pods, volume, size_bytes, shards);
+                placed.map_err(|error| (error, pods.has_listened()))
+            }),
+            // The state refuses it, or has nothing to place.
+            _ => Ok(Placement::default()),
+        };
+        let placement = match placed {
+            Ok(placement) => placement,
+            Err((error, false)) if error.may_pass() => {
+                sleep(LOOK_EVERY).await;
+                continue;
+            }
+            Err((error, _)) => return Err(of_placement(&error).into()),
+        };
+        placements += 1;
+        let (request_id, update) = (request_id.clone(), update.clone());
+        let command = CatalogCommand::UpdateVolume { request_id, volume: id, update, placement };
+        match catalog.propose(command).await {
+            Err(AskError::Refused(CatalogError::StalePlacement)) if placements < PLACEMENTS_MAX => {
+            }
+            result => {
+                result?;
+                return get(node, &catalog, &name).await;
+            }
+        }
+    }
+}
+
+async fn undelete(
+    node: &Node,
+    catalog: Arc<Catalog>,
+    request: UndeleteVolumeRequest,
+) -> Result<Volume, Failure> {
+    let UndeleteVolumeRequest { name, request_id, uid } = request;
     let (state, _) = read(&catalog).await?;
-    let (volume, _) = state.volume_by_name(&name).ok_or_else(|| no_such(Kind::Volume, &name))?;
-    let update = VolumeUpdate { based_on: revision, labels };
-    catalog.propose(CatalogCommand::UpdateVolume { request_id, volume, update }).await?;
+    let volume = named(&state, &name, &uid);
+    let command = CatalogCommand::UndeleteVolume { request_id, name: name.clone(), volume };
+    catalog.propose(command).await?;
     get(node, &catalog, &name).await
+}
+
+/// The volume of this name and uid; 0: there is none.
+fn named(state: &CatalogState, name: &str, uid: &str) -> VolumeId {
+    let found = state.volume_by_name(name).filter(|(_, volume)| volume.uid.to_string() == uid);
+    found.map_or(VolumeId(0), |(volume, _)| volume)
 }
 
 async fn delete(
     catalog: &Catalog,
     request: DeleteVolumeRequest,
 ) -> Result<DeleteVolumeResponse, Failure> {
-    let DeleteVolumeRequest { name, request_id, uid, force } = request;
+    let DeleteVolumeRequest { name, request_id, uid, force, retention_s, purge } = request;
     let (state, _) = read(catalog).await?;
-    let found = state.volume_by_name(&name).filter(|(_, volume)| volume.uid.to_string() == uid);
-    let volume = found.map_or(VolumeId(0), |(volume, _)| volume);
-    catalog.propose(CatalogCommand::DeleteVolume { request_id, name, volume, force }).await?;
+    let volume = named(&state, &name, &uid);
+    let retention_ms = retention_s.unwrap_or(RETENTION_S).saturating_mul(1000);
+    let how = Deletion { force, retention_ms, purge };
+    catalog.propose(CatalogCommand::DeleteVolume { request_id, name, volume, how }).await?;
     Ok(DeleteVolumeResponse {})
 }
 
@@ -259,6 +331,7 @@ async fn place_and_propose(
             shards: volume.size_bytes.div_ceil(volume.stripe_bytes),
             shard_bytes: volume.stripe_bytes.min(volume.size_bytes),
             replicas: volume.replicas,
+            grows: false,
         };
         let class = &state.classes[&volume.class];
         let (placed, has_listened) = node
@@ -266,9 +339,7 @@ async fn place_and_propose(
             .with(|pods| (place_on_pods(&state, pods, class, wish), pods.has_listened()));
         let placement = match placed {
             Ok(placement) => placement,
-            Err(PlacementError::TooFewDomains { .. } | PlacementError::NoRoom { .. })
-                if !has_listened =>
-            {
+            Err(error) if error.may_pass() && !has_listened => {
                 sleep(LOOK_EVERY).await;
                 continue;
             }

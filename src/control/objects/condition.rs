@@ -20,6 +20,8 @@ pub enum Type {
     Redundant,
     /// Every shard knows an attachment as the catalog wants it.
     Settled,
+    /// Clients can use the whole size that is wanted. Only said when they cannot.
+    Grown,
 }
 
 /// Truth of a condition.
@@ -49,6 +51,9 @@ pub enum Why {
     ReplicasResyncing,
     ReplicasFaulted,
     BeingDeleted,
+    Retained,
+    BeingRestored,
+    NewShardsNotReady,
     Admitted,
     BeingAdmitted,
     BeingFenced,
@@ -65,7 +70,7 @@ pub struct Explained {
 }
 
 impl Type {
-    pub const ALL: [Type; 7] = [
+    pub const ALL: [Type; 8] = [
         Type::Reachable,
         Type::DisksWork,
         Type::CatalogRuns,
@@ -73,6 +78,7 @@ impl Type {
         Type::Available,
         Type::Redundant,
         Type::Settled,
+        Type::Grown,
     ];
 
     pub fn word(self) -> &'static str {
@@ -84,12 +90,13 @@ impl Type {
             Type::Available => "Available",
             Type::Redundant => "Redundant",
             Type::Settled => "Settled",
+            Type::Grown => "Grown",
         }
     }
 }
 
 impl Why {
-    pub const ALL: [Why; 19] = [
+    pub const ALL: [Why; 22] = [
         Why::Reporting,
         Why::Silent,
         Why::AllDisksWork,
@@ -106,6 +113,9 @@ impl Why {
         Why::ReplicasResyncing,
         Why::ReplicasFaulted,
         Why::BeingDeleted,
+        Why::Retained,
+        Why::BeingRestored,
+        Why::NewShardsNotReady,
         Why::Admitted,
         Why::BeingAdmitted,
         Why::BeingFenced,
@@ -130,6 +140,9 @@ impl Why {
             Why::ReplicasResyncing => "ReplicasResyncing",
             Why::ReplicasFaulted => "ReplicasFaulted",
             Why::BeingDeleted => "BeingDeleted",
+            Why::Retained => "Retained",
+            Why::BeingRestored => "BeingRestored",
+            Why::NewShardsNotReady => "NewShardsNotReady",
             Why::Admitted => "Admitted",
             Why::BeingAdmitted => "BeingAdmitted",
             Why::BeingFenced => "BeingFenced",
@@ -213,6 +226,24 @@ impl Why {
                 "it was deleted, and not all of its disks have given the space back yet",
                 "the replicas are destroyed as their pods answer",
                 "nothing, unless a pod or disk with replicas of it is away for good",
+            ),
+            Why::Retained => (
+                "it was deleted, and is kept for a while",
+                "when its time is over, its replicas are destroyed and its name is free",
+                "`holdfast volume undelete` brings it back; `holdfast volume delete --purge` frees \
+                 its space now",
+            ),
+            Why::BeingRestored => (
+                "it was deleted and comes back; some shards do not let clients in yet",
+                "the shards are asked again until all have; a shard without a leader keeps it \
+                 waiting",
+                "see whether pods with replicas of it are unreachable",
+            ),
+            Why::NewShardsNotReady => (
+                "the volume is to be larger, and its new shards are not ready",
+                "clients can use the new size when every new shard has a leader that knows who \
+                 may use the volume; until then they go on with the old one",
+                "see whether pods or disks that got new replicas are unreachable",
             ),
             Why::BeingAdmitted => (
                 "some shards have not admitted the attachment yet",

@@ -230,11 +230,14 @@ impl<'a> Describe<'a> {
             phase: phase.into(),
             conditions,
             observed_generation: 1,
-            progress: progress(phase, &self.judge().tally(volume), volume),
-            shards: volume.shards.into(),
+            progress: progress(phase, self.judge(), volume),
+            shards: volume.shards(),
             stripe_bytes: volume.stripe_bytes,
             nbd: if view == View::Full { self.addresses(volume) } else { Vec::new() },
             id: id.0,
+            size_bytes: volume.size_bytes,
+            deleted_unix_ms: volume.kept.map_or(0, |kept| kept.deleted_ms),
+            purge_unix_ms: volume.kept.map_or(0, |kept| kept.purge_ms),
         };
         let meta = Meta {
             labels: volume.labels.clone(),
@@ -242,7 +245,7 @@ impl<'a> Describe<'a> {
             ..meta(&volume.uid.to_string(), &volume.name, row.revision, volume.created_ms)
         };
         let spec = VolumeSpec {
-            size_bytes: volume.size_bytes,
+            size_bytes: volume.wanted_bytes(),
             class: volume.class.clone(),
             replicas: volume.replicas,
             closed: !volume.access.open,
@@ -366,15 +369,23 @@ fn meta(uid: &str, name: &str, revision: u64, created_unix_ms: u64) -> Meta {
     }
 }
 
-/// How far a volume has come that is not ready.
-fn progress(phase: Phase, tally: &Tally, volume: &rows::Volume) -> Option<Progress> {
-    let total = u64::from(volume.shards) * u64::from(volume.replicas);
-    let done = match phase {
-        Phase::Creating => tally.replicas - tally.missing,
+/// How far a volume has come that is not ready, or that grows.
+fn progress<'a>(phase: Phase, judge: Judge<'a>, volume: &'a rows::Volume) -> Option<Progress> {
+    let tally = judge.tally(volume);
+    let (done, total) = match phase {
+        Phase::Creating => (tally.replicas - tally.missing, tally.replicas),
         Phase::Degraded if tally.resyncing > 0 => {
-            tally.replicas - tally.resyncing - tally.missing - tally.faulted
+            let Tally { replicas, resyncing, missing, faulted, .. } = tally;
+            (replicas - resyncing - missing - faulted, replicas)
         }
-        Phase::Deleting => total.saturating_sub(tally.replicas),
+        Phase::Deleting => {
+            let total = volume.shards() * u64::from(volume.replicas);
+            (total.saturating_sub(judge.tally_of_all(volume).replicas), total)
+        }
+        _ if volume.growing_to.is_some() => {
+            let new = judge.tally_of_new(volume);
+            (new.replicas - new.missing, new.replicas)
+        }
         _ => return None,
     };
     let unit = "replicas".to_owned();

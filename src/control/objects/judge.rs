@@ -3,6 +3,7 @@
 //! A volume is *creating* until each of its shards has a leader and the replicas that can be there
 //! are there. The catalog then remembers it. A shard that is without a leader later is *paused*.
 
+use crate::config::size::ByteSize;
 use crate::control::objects::condition::{Judged, Judgement, Statement, Truth, Type, Why};
 use crate::control::objects::key::ObjectKey;
 use crate::control::objects::seen::Seen;
@@ -139,7 +140,7 @@ impl<'a> Judge<'a> {
                 return Judgement { phase: Phase::Ready, statements: vec![statement] };
             }
         };
-        let waiting = self.source.volume(volume).map(|row| self.tally(&row.value));
+        let waiting = self.source.volume(volume).map(|row| self.tally_of_all(&row.value));
         let message = match waiting.unwrap_or_default() {
             Tally { without_leader: 0, .. } => "it is waited for the shards".to_owned(),
             Tally { without_leader, shards, .. } => {
@@ -150,10 +151,24 @@ impl<'a> Judge<'a> {
         Judgement { phase, statements: vec![statement] }
     }
 
-    /// How the replicas of a volume are.
+    /// How the replicas of a volume are. Those of shards that clients cannot use yet do not count.
     pub fn tally(&self, volume: &'a Volume) -> Tally {
+        self.tally_of(volume, 0..volume.shards_in_use())
+    }
+
+    /// How the replicas of the shards are that a volume grows by.
+    pub fn tally_of_new(&self, volume: &'a Volume) -> Tally {
+        self.tally_of(volume, volume.shards_in_use()..volume.shards())
+    }
+
+    pub fn tally_of_all(&self, volume: &'a Volume) -> Tally {
+        self.tally_of(volume, 0..volume.shards())
+    }
+
+    fn tally_of(&self, volume: &'a Volume, places: std::ops::Range<u64>) -> Tally {
         let mut tally = Tally::default();
-        for (_, shard) in self.source.shards_of(volume) {
+        let all = self.source.shards_of(volume);
+        for (_, shard) in all.filter(|(_, shard)| places.contains(&shard.place.into())) {
             self.count(shard, &mut tally);
         }
         tally
@@ -186,13 +201,66 @@ impl<'a> Judge<'a> {
     }
 
     fn volume(&self, volume: &'a Volume) -> Judgement {
-        judge_tally(&self.tally(volume), volume.creating, volume.deleting)
+        let mut judgement = judge_tally(&self.tally(volume), Life::of(volume, volume.creating));
+        judgement.statements.extend(self.growth(volume));
+        judgement
+    }
+
+    /// What keeps clients from using the size that is wanted.
+    fn growth(&self, volume: &'a Volume) -> Option<Statement> {
+        let wanted_bytes =
+            volume.growing_to.filter(|_| !volume.deleting && volume.kept.is_none())?;
+        let new = self.tally_of_new(volume);
+        let is = ByteSize(volume.size_bytes).rounded();
+        let to = ByteSize(wanted_bytes).rounded();
+        let waits = match new {
+            Tally { without_leader: 0, unmade: 0, .. } => {
+                "it is waited for the access set of the new shards".to_owned()
+            }
+            Tally { without_leader: 0, unmade, .. } => {
+                format!("{} not made yet", some(unmade, "replica is", "replicas are"))
+            }
+            Tally { without_leader, shards, .. } => {
+                format!(
+                    "{without_leader} of {} no leader yet",
+                    some(shards, "new shard has", "new shards have")
+                )
+            }
+        };
+        let message = format!("from {is} to {to}: {waits}");
+        Some(Statement::new(Type::Grown, Truth::False, Why::NewShardsNotReady, message))
     }
 
     fn shard(&self, shard: &Shard, volume: &Volume) -> Judgement {
         let mut tally = Tally::default();
         self.count(shard, &mut tally);
-        judge_tally(&tally, volume.creating, volume.deleting)
+        let is_new = u64::from(shard.place) >= volume.shards_in_use();
+        judge_tally(&tally, Life::of(volume, volume.creating || is_new))
+    }
+}
+
+/// What the catalog's record says of a volume, or of one of its shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// `is_new`: it may not have been usable yet.
+    Used {
+        is_new: bool,
+    },
+    /// It was deleted, and can be brought back.
+    Retained,
+    /// It comes back.
+    Restoring,
+    Deleting,
+}
+
+impl Life {
+    fn of(volume: &Volume, is_new: bool) -> Life {
+        match volume {
+            Volume { deleting: true, .. } => Life::Deleting,
+            Volume { kept: Some(_), .. } => Life::Retained,
+            Volume { restoring: Some(_), .. } => Life::Restoring,
+            _ => Life::Used { is_new },
+        }
     }
 }
 
@@ -201,13 +269,19 @@ fn silent() -> Statement {
 }
 
 /// Judges a volume or a shard by its replicas.
-fn judge_tally(tally: &Tally, creating: bool, deleting: bool) -> Judgement {
-    if deleting {
-        let message = "its disks have not all given its space back";
-        let of = |kind| Statement::new(kind, Truth::False, Why::BeingDeleted, message);
-        let statements = vec![of(Type::Available), of(Type::Redundant)];
-        return Judgement { phase: Phase::Deleting, statements };
-    }
+fn judge_tally(tally: &Tally, life: Life) -> Judgement {
+    let creating = match life {
+        Life::Used { is_new } => is_new,
+        Life::Deleting => {
+            let message = "its disks have not all given its space back";
+            let of = |kind| Statement::new(kind, Truth::False, Why::BeingDeleted, message);
+            let statements = vec![of(Type::Available), of(Type::Redundant)];
+            return Judgement { phase: Phase::Deleting, statements };
+        }
+        // Whatever its replicas are like, nobody can use it. They are told of as always.
+        Life::Retained => return withheld(tally, Phase::Retained, Why::Retained),
+        Life::Restoring => return withheld(tally, Phase::Creating, Why::BeingRestored),
+    };
     let Tally { shards, without_leader, missing, resyncing, faulted, unmade, .. } = *tally;
     let is_new = creating && (without_leader > 0 || unmade > 0);
     let available = match (without_leader, is_new) {
@@ -244,6 +318,17 @@ fn judge_tally(tally: &Tally, creating: bool, deleting: bool) -> Judgement {
     Judgement { phase, statements: vec![available, redundant] }
 }
 
+fn withheld(tally: &Tally, phase: Phase, why: Why) -> Judgement {
+    let Judgement { mut statements, .. } = judge_tally(tally, Life::Used { is_new: false });
+    let message = match why {
+        Why::Retained => "it was deleted, and can be brought back".to_owned(),
+        _ if tally.without_leader == 0 => "it is waited for the shards".to_owned(),
+        _ => format!("{} of {} shards have no leader", tally.without_leader, tally.shards),
+    };
+    statements[0] = Statement::new(Type::Available, Truth::False, why, message);
+    Judgement { phase, statements }
+}
+
 /// `1 disk`, `2 disks`.
 pub fn some(count: u64, one: &str, many: &str) -> String {
     match count {
@@ -267,7 +352,11 @@ mod tests {
     };
 
     fn says(tally: Tally, creating: bool, deleting: bool) -> (Phase, Why, Why) {
-        let Judgement { phase, statements } = judge_tally(&tally, creating, deleting);
+        let life = match deleting {
+            true => Life::Deleting,
+            false => Life::Used { is_new: creating },
+        };
+        let Judgement { phase, statements } = judge_tally(&tally, life);
         let [available, redundant] = &statements[..] else { panic!("{statements:?}") };
         let kinds = (available.kind, redundant.kind);
         assert_eq!(kinds, (Type::Available, Type::Redundant));
@@ -299,6 +388,9 @@ mod tests {
         assert_eq!(says(unmade, true, false), (Phase::Creating, led, Why::NotMadeYet));
         let new = says(headless, true, false);
         assert_eq!(new, (Phase::Creating, Why::NotMadeYet, Why::ReplicasMissing));
+        let of = |life| judge_tally(&headless, life).statements[0].why;
+        assert_eq!(of(Life::Retained), Why::Retained, "whatever its shards are like");
+        assert_eq!(of(Life::Restoring), Why::BeingRestored);
         let gone = (Phase::Deleting, Why::BeingDeleted, Why::BeingDeleted);
         assert_eq!(says(headless, true, true), gone);
     }

@@ -73,8 +73,8 @@ impl World {
                 let (request_id, name) = (String::new(), format!("v{name}"));
                 let found = self.state.volume_by_name(&name).map(|(volume, _)| volume);
                 let Some(volume) = found else { return };
-                let force = false;
-                let command = CatalogCommand::DeleteVolume { request_id, name, volume, force };
+                let how = Deletion::default();
+                let command = CatalogCommand::DeleteVolume { request_id, name, volume, how };
                 self.state.apply(1, command).outcome.unwrap();
             }
             Step::Destroyed => {

@@ -65,7 +65,7 @@ pub(super) fn unpublish(tables: &mut Tables, id: VolumeId, node: &str) -> Outcom
 }
 
 /// The attachment ends when every shard has an access set without it.
-fn end(tables: &mut Tables, key: AttachmentKey) {
+pub(super) fn end(tables: &mut Tables, key: AttachmentKey) {
     let attachment = tables.attachments[&key].clone();
     let volume = tables.volumes[&key.0].clone();
     let ends_with = Some(change(tables, key.0, volume));
@@ -73,7 +73,7 @@ fn end(tables: &mut Tables, key: AttachmentKey) {
 }
 
 /// Asks for another generation in every shard.
-fn change(tables: &mut Tables, id: VolumeId, mut volume: Volume) -> Generation {
+pub(super) fn change(tables: &mut Tables, id: VolumeId, mut volume: Volume) -> Generation {
     volume.access.counter += 1;
     volume.access.wanted = Generation(volume.access.counter);
     let wanted = volume.access.wanted;
@@ -136,14 +136,22 @@ pub(super) fn clear_lost(tables: &mut Tables, name: &str) -> Result<Outcome, Cat
     Ok(Outcome::Done)
 }
 
-/// Every shard of the volume has this generation.
-pub(super) fn confirm(tables: &mut Tables, id: VolumeId, generation: Generation) -> Outcome {
+/// So many shards of the volume have this generation. It counts when these are all that there are
+/// by now: the round may have begun before the volume grew.
+pub(super) fn confirm(
+    tables: &mut Tables,
+    id: VolumeId,
+    generation: Generation,
+    shards: u64,
+) -> Outcome {
     let Some(volume) = tables.volumes.get(&id) else { return Outcome::Done };
-    if generation <= volume.access.applied || generation > volume.access.wanted {
+    let is_every = shards >= volume.shards() || planted!(NewShardsForgotten);
+    if generation <= volume.access.applied || generation > volume.access.wanted || !is_every {
         return Outcome::Done;
     }
     let mut volume = volume.clone();
     volume.access.applied = generation;
+    volume.restoring = volume.restoring.filter(|restoring| *restoring > generation);
     tables.put(id, volume);
     let all: Vec<(AttachmentId, Attachment)> =
         tables.attachments_of(id).map(|(attachment, it)| (attachment, it.clone())).collect();
@@ -191,7 +199,11 @@ pub(super) fn outdone(
 
 fn in_use(tables: &Tables, id: VolumeId) -> Result<&Volume, CatalogError> {
     let found = tables.volumes.get(&id).filter(|volume| !volume.deleting);
-    found.ok_or_else(|| CatalogError::NoSuchVolume { name: id.to_string() })
+    let volume = found.ok_or_else(|| CatalogError::NoSuchVolume { name: id.to_string() })?;
+    match volume.kept {
+        None => Ok(volume),
+        Some(_) => Err(CatalogError::VolumeDeleted { name: volume.name.clone() }),
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::command::{CatalogCommand, NewNode};
+use crate::control::command::{CatalogCommand, Deletion, NewNode};
 use crate::control::state::CatalogState;
 use crate::control::state::view::view;
 use crate::planted::{Mistake, assert_found};
@@ -37,7 +37,8 @@ fn unpublish(node: u8) -> CatalogCommand {
 }
 
 fn confirm(generation: u64) -> CatalogCommand {
-    CatalogCommand::AccessIsSet { volume: VOLUME, generation: Generation(generation) }
+    let generation = Generation(generation);
+    CatalogCommand::AccessIsSet { volume: VOLUME, generation, shards: 1 }
 }
 
 fn wanted(state: &CatalogState) -> AccessSet {
@@ -126,7 +127,8 @@ fn a_volume_in_use_is_deleted_by_force_only() {
     apply(&mut state, publish(1, RWO, 11)).unwrap();
     let delete = |force| {
         let (request_id, name) = (String::new(), "demo".to_owned());
-        CatalogCommand::DeleteVolume { request_id, name, volume: VOLUME, force }
+        let how = Deletion { force, ..Deletion::default() };
+        CatalogCommand::DeleteVolume { request_id, name, volume: VOLUME, how }
     };
     assert!(matches!(apply(&mut state, delete(false)), Err(CatalogError::Held { .. })));
     apply(&mut state, delete(true)).unwrap();

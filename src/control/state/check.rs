@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::control::state::rows::Counters;
+use crate::control::state::rows::{Counters, ShardRun, Volume};
 use crate::control::state::tables::Tables;
+use crate::limits::{SHARDS_MAX, VOLUME_BYTES_MAX};
 use crate::types::{AccessMode, MemberId, PodId, Uuid};
 
 /// Ids and revisions beyond this would leave too few numbers.
@@ -50,17 +51,44 @@ pub fn check(state: &Tables) -> Result<(), Contradiction> {
 fn check_volumes(state: &Tables) -> Result<(), Contradiction> {
     let mut shards = 0;
     for volume in state.volumes.values() {
-        let ids = volume.shard_ids();
-        holds(ids.start.0.checked_add(volume.shards.into()).is_some(), "a shard has no id")?;
+        check_shape(volume)?;
+        check_phase(volume)?;
         let access = volume.access;
         let in_order = access.applied <= access.wanted && access.wanted.0 <= access.counter;
         holds(in_order && access.counter < COUNT_MAX, "a volume has an access set of the future")?;
         let left = state.shards_of(volume).count();
         holds(left > 0, "a volume has no shards")?;
-        holds(volume.deleting || left == volume.shards as usize, "a shard of a volume is missing")?;
+        holds(volume.deleting || left as u64 == volume.shards(), "a shard of a volume is missing")?;
         shards += left;
     }
     holds(shards == state.shards.len(), "a shard belongs to no volume, or to two")
+}
+
+fn check_shape(volume: &Volume) -> Result<(), Contradiction> {
+    let has_ids = |run: &ShardRun| run.first.0.checked_add(run.count.into()).is_some();
+    holds(volume.runs.iter().all(|run| run.count > 0 && has_ids(run)), "a shard has no id")?;
+    let shards = volume.shards();
+    holds((1..=SHARDS_MAX).contains(&shards), "a volume has no shards, or too many")?;
+    holds(volume.stripe_bytes > 0, "a volume has shards without length")?;
+    let wanted_bytes = volume.wanted_bytes();
+    let sizes = [volume.size_bytes, wanted_bytes];
+    let are_sizes = sizes.iter().all(|size| (1..=VOLUME_BYTES_MAX).contains(size));
+    holds(are_sizes, "a volume has an impossible size")?;
+    holds(wanted_bytes.div_ceil(volume.stripe_bytes) == shards, "a volume has no place for bytes")?;
+    let waits = volume.growing_to.is_none_or(|wanted_bytes| {
+        wanted_bytes > volume.size_bytes && volume.shards_in_use() < shards
+    });
+    holds(waits, "a volume waits for a size that it has")
+}
+
+fn check_phase(volume: &Volume) -> Result<(), Contradiction> {
+    let Volume { access, kept, restoring, deleting, .. } = volume;
+    let phases = [kept.is_some(), restoring.is_some(), *deleting];
+    let one = phases.iter().filter(|is| **is).count() <= 1;
+    holds(one, "a volume is kept, comes back and is destroyed at once")?;
+    holds(kept.is_none_or(|kept| kept.deleted_ms <= kept.purge_ms), "a volume is kept backwards")?;
+    let comes = restoring.is_none_or(|at| at > access.applied && at <= access.wanted);
+    holds(comes, "a volume comes back with a generation that is not on its way")
 }
 
 fn check_attachments(state: &Tables) -> Result<(), Contradiction> {
@@ -81,7 +109,8 @@ fn check_attachments(state: &Tables) -> Result<(), Contradiction> {
         let writers = stay().filter(|(_, it)| it.mode == AccessMode::ReadWrite).count();
         let alone = writers == 0 || stay().count() == 1;
         holds(alone, "a volume has a writer and other attachments")?;
-        holds(!volume.access.open || stay().count() == 0, "an open volume has an attachment")
+        holds(!volume.access.open || stay().count() == 0, "an open volume has an attachment")?;
+        holds(volume.kept.is_none() || stay().count() == 0, "a deleted volume has an attachment")
     })
 }
 
@@ -90,13 +119,12 @@ fn check_shards(state: &Tables, next: u64, next_member: u64) -> Result<(), Contr
     for (id, shard) in state.shards.iter() {
         let volume = state.volumes.get(&shard.volume);
         let volume = volume.ok_or(Contradiction("a shard's volume is not there"))?;
-        let place = volume.first_shard.0.checked_add(shard.place.into());
-        holds(place == Some(id.0), "a shard is at the wrong place")?;
+        holds(volume.shard_at(shard.place) == Some(*id), "a shard is at the wrong place")?;
         holds(id.0 < next, "a shard's id was never given")?;
-        let begin = volume.stripe_bytes.checked_mul(shard.place.into());
-        let left = begin.and_then(|begin| volume.size_bytes.checked_sub(begin));
-        let bytes = left.map(|left| left.min(volume.stripe_bytes));
-        holds(bytes == Some(shard.bytes), "a shard has another length than its volume says")?;
+        let bytes = volume.bytes_at(shard.place);
+        holds(bytes == shard.bytes, "a shard promises something else than its volume says")?;
+        let born = shard.birth.generation.0 <= volume.access.counter;
+        holds(born, "a shard was born with an access set of the future")?;
         let count = shard.members.len();
         let all = volume.replicas as usize;
         let fits = if volume.deleting { (1..=all).contains(&count) } else { count == all };

@@ -1,6 +1,8 @@
 //! Why commands are refused.
 
+use crate::config::size::ByteSize;
 use crate::control::names::NameError;
+use crate::limits::SHARDS_MAX;
 use crate::types::PodId;
 
 /// Longest id of a request.
@@ -15,6 +17,23 @@ pub enum CatalogError {
         "volume {name:?} is being deleted; its name is free when its disks gave its space back"
     )]
     NameNotFreeYet { name: String },
+    #[error("volume {name:?} was deleted, and is still kept")]
+    VolumeDeleted { name: String },
+    #[error("volume {name:?} is not deleted; only what is deleted can be purged")]
+    NotDeleted { name: String },
+    #[error("a deleted volume is kept for ten years at most")]
+    BadRetention,
+    #[error(
+        "volume {name:?} has {} or is growing to that, and a volume does not shrink; {} is less",
+        ByteSize(*.wanted_bytes), ByteSize(*.size_bytes)
+    )]
+    Shrinks { name: String, wanted_bytes: u64, size_bytes: u64 },
+    #[error(
+        "volume {name:?} cannot grow to {}: with {SHARDS_MAX} shards of the length that it was \
+         made with, it has at most {}",
+        ByteSize(*.size_bytes), ByteSize(*.largest_bytes)
+    )]
+    TooManyShards { name: String, size_bytes: u64, largest_bytes: u64 },
     #[error("there is no volume named {name:?}")]
     NoSuchVolume { name: String },
     #[error("there is no class named {name:?}; there are {known}")]

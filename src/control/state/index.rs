@@ -18,7 +18,7 @@ pub struct Held {
     pub members: Map<MemberId, ShardId>,
     /// Shards of which it has the first replica.
     pub firsts: u64,
-    /// Length of all replicas.
+    /// What it promises to the volumes of its replicas.
     pub provisioned_bytes: u64,
 }
 
@@ -30,6 +30,10 @@ pub struct Index {
     pub volumes_by_name: Map<String, VolumeId>,
     pub creating: Set<VolumeId>,
     pub deleting: Set<VolumeId>,
+    /// Volumes whose new shards are not ready yet.
+    pub growing: Set<VolumeId>,
+    /// Deleted volumes that are kept, by the time at which each is to be destroyed.
+    pub purges: Set<(u64, VolumeId)>,
     /// Volumes of which a shard may not have the access set that is wanted.
     pub access_changing: Set<VolumeId>,
     pub attachments_by_uid: Map<Uuid, AttachmentKey>,
@@ -63,11 +67,23 @@ impl Index {
     pub(super) fn volume(&mut self, key: &VolumeId, before: Option<&Volume>, now: Option<&Volume>) {
         if let Some(before) = before {
             self.volumes_by_name.remove_mut(&before.name);
+            if let Some(kept) = before.kept {
+                self.purges.remove_mut(&(kept.purge_ms, *key));
+            }
         }
         if let Some(now) = now {
             self.volumes_by_name.insert_mut(now.name.clone(), *key);
+            if let Some(kept) = now.kept {
+                self.purges.insert_mut((kept.purge_ms, *key));
+            }
         }
-        set(&mut self.creating, key, now.is_some_and(|now| now.creating && !now.deleting));
+        let grows = |now: &Volume| now.growing_to.is_some() && now.kept.is_none() && !now.deleting;
+        set(&mut self.growing, key, now.is_some_and(grows));
+        set(
+            &mut self.creating,
+            key,
+            now.is_some_and(|now| now.creating && now.kept.is_none() && !now.deleting),
+        );
         set(&mut self.deleting, key, now.is_some_and(|now| now.deleting));
         let changes = |now: &Volume| now.access.wanted > now.access.applied && !now.deleting;
         set(&mut self.access_changing, key, now.is_some_and(changes));

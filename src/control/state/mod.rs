@@ -16,10 +16,12 @@ pub mod check;
 mod classes;
 pub mod credentials;
 pub mod error;
+pub mod growth;
 pub mod index;
 mod pods;
 pub mod rebirth;
 mod recent;
+mod retention;
 pub mod rows;
 pub mod table;
 pub mod tables;
@@ -204,11 +206,20 @@ fn carry_out(
                 volumes::create(tables, now_ms, volume, &placement)
             })
         }
-        CatalogCommand::DeleteVolume { request_id, name, volume, force } => {
-            let content = content(&("delete", &name));
+        CatalogCommand::DeleteVolume { request_id, name, volume, how } => {
+            let content = content(&("delete", &name, how.retention_ms, how.purge));
             once(tables, now_ms, request_id, content, |tables| {
-                volumes::delete(tables, &name, volume, force)
+                retention::delete(tables, now_ms, &name, volume, how)
             })
+        }
+        CatalogCommand::UndeleteVolume { request_id, name, volume } => {
+            let content = content(&("undelete", &name));
+            once(tables, now_ms, request_id, content, |tables| {
+                retention::undelete(tables, &name, volume)
+            })
+        }
+        CatalogCommand::PurgeVolume { volume, purge_ms } => {
+            Ok(retention::purge(tables, now_ms, volume, purge_ms))
         }
         CatalogCommand::Publish { volume, node, mode, uid } => {
             attachments::publish(tables, now_ms, volume, node, mode, uid)
@@ -221,16 +232,19 @@ fn carry_out(
             attachments::declare_lost(tables, &node, &boot_id)
         }
         CatalogCommand::ClearLost { node } => attachments::clear_lost(tables, &node),
-        CatalogCommand::AccessIsSet { volume, generation } => {
-            Ok(attachments::confirm(tables, volume, generation))
+        CatalogCommand::AccessIsSet { volume, generation, shards } => {
+            Ok(attachments::confirm(tables, volume, generation, shards))
+        }
+        CatalogCommand::Grown { volume, size_bytes, generation } => {
+            Ok(growth::confirm(tables, volume, size_bytes, generation))
         }
         CatalogCommand::AccessOutdone { volume, asked, seen } => {
             Ok(attachments::outdone(tables, volume, asked, seen))
         }
-        CatalogCommand::UpdateVolume { request_id, volume, update } => {
+        CatalogCommand::UpdateVolume { request_id, volume, update, placement } => {
             let content = content(&("update", volume, &update));
             once(tables, now_ms, request_id, content, |tables| {
-                volumes::update(tables, volume, update)
+                volumes::update(tables, volume, update, &placement)
             })
         }
         CatalogCommand::CreateClass { request_id, name, class } => {

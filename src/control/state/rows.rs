@@ -145,27 +145,97 @@ pub struct Volume {
     pub name: String,
     pub class: String,
     pub labels: Labels,
+    /// What clients may use.
     pub size_bytes: u64,
+    /// The size that is wanted, while new shards are not ready for it (rule
+    /// `size-after-new-shards`).
+    pub growing_to: Option<u64>,
     /// Always 1 for now.
     pub stripe_width: u32,
+    /// Length of every shard.
     pub stripe_bytes: u64,
     pub replicas: u32,
-    /// Its shards have the ids from `first_shard` on.
-    pub first_shard: ShardId,
-    pub shards: u32,
+    /// Its shards in the order of their places, those for the size that is wanted included.
+    pub runs: Vec<ShardRun>,
     pub access: VolumeAccess,
     /// Until all shards have leaders for the first time.
     pub creating: bool,
+    /// Deleted, and kept with its data.
+    pub kept: Option<Kept>,
+    /// Brought back after it was deleted: clients may use it when every shard has this generation.
+    pub restoring: Option<Generation>,
     /// Its replicas are being destroyed. The volume is forgotten, and its name free, with the last.
     pub deleting: bool,
     pub created_ms: u64,
 }
 
+/// Shards with ids that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardRun {
+    pub first: ShardId,
+    pub count: u32,
+}
+
+impl ShardRun {
+    pub fn ids(self) -> std::ops::Range<ShardId> {
+        self.first..ShardId(self.first.0.saturating_add(self.count.into()))
+    }
+}
+
+/// How long a deleted volume is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// In ms since 1970, by the catalog's time.
+    pub deleted_ms: u64,
+    /// From then on it is destroyed.
+    pub purge_ms: u64,
+}
+
 impl Volume {
-    /// The ids that its shards have or had.
-    pub fn shard_ids(&self) -> std::ops::Range<ShardId> {
-        let first = self.first_shard.0;
-        ShardId(first)..ShardId(first + u64::from(self.shards))
+    /// The ids that its shards have or had, in the order of their places.
+    pub fn shard_ids(&self) -> impl Iterator<Item = ShardId> {
+        let ids = self.runs.iter().map(|run| run.ids());
+        ids.flat_map(|ids| (ids.start.0..ids.end.0).map(ShardId))
+    }
+
+    /// The shard at a place.
+    pub fn shard_at(&self, place: u32) -> Option<ShardId> {
+        let mut left = place;
+        for run in &self.runs {
+            if left < run.count {
+                return Some(ShardId(run.first.0.checked_add(left.into())?));
+            }
+            left -= run.count;
+        }
+        None
+    }
+
+    /// Number of its shards.
+    pub fn shards(&self) -> u64 {
+        self.runs.iter().map(|run| u64::from(run.count)).sum()
+    }
+
+    /// How many of its shards, from the first one on, the size that clients may use takes.
+    pub fn shards_in_use(&self) -> u64 {
+        self.size_bytes.div_ceil(self.stripe_bytes)
+    }
+
+    /// The size that is wanted, in use or not yet.
+    pub fn wanted_bytes(&self) -> u64 {
+        self.growing_to.unwrap_or(self.size_bytes)
+    }
+
+    /// How much of the wanted size lies in the shard at a place.
+    pub fn bytes_at(&self, place: u32) -> u64 {
+        let begin = self.stripe_bytes.saturating_mul(place.into());
+        self.wanted_bytes().saturating_sub(begin).min(self.stripe_bytes)
+    }
+
+    /// Nobody may use it now, and it may come back: it is kept, or not yet back.
+    pub fn is_withheld(&self) -> bool {
+        self.kept.is_some() || self.restoring.is_some()
     }
 }
 
@@ -206,7 +276,8 @@ pub struct Shard {
     pub volume: VolumeId,
     /// Position in the volume, from 0 on.
     pub place: u32,
-    /// Length: that of the volume's stripe, but of the last shard what is left.
+    /// How much of the volume's wanted size lies in it: what its disks promise. Its length is that
+    /// of the volume's stripe.
     pub bytes: u64,
     /// Of a volume that is being deleted: the members that are still to be destroyed.
     pub members: Vec<ShardMember>,

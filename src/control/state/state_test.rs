@@ -4,13 +4,13 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::command::{NewVolume, Placement, decode, encode};
+use crate::control::command::{Deletion, NewVolume, Placement, VolumeUpdate, decode, encode};
 use crate::control::placement::{Candidate, Candidates, Wish, layout, place};
 use crate::control::state::view::view;
 use crate::testing::catalog_fixture::{
     addresses, cluster, first_pod, join, new_disk, new_volume, node, register,
 };
-use crate::types::VolumeId;
+use crate::types::{AccessMode, Generation, VolumeId};
 
 const GIB: u64 = 1 << 30;
 
@@ -19,8 +19,9 @@ fn apply(state: &mut CatalogState, command: CatalogCommand) -> Result<Outcome, C
     state.apply(2_000, command).outcome
 }
 
-fn create(state: &CatalogState, name: &str, size_bytes: u64, replicas: u32) -> CatalogCommand {
-    let candidates: Vec<Candidate> = state
+/// All disks, with room for everything.
+fn candidates(state: &CatalogState) -> Candidates {
+    let disks = state
         .disks
         .iter()
         .map(|(disk, record)| Candidate {
@@ -33,9 +34,13 @@ fn create(state: &CatalogState, name: &str, size_bytes: u64, replicas: u32) -> C
             firsts: 0,
         })
         .collect();
+    Candidates { disks, ..Candidates::default() }
+}
+
+fn create(state: &CatalogState, name: &str, size_bytes: u64, replicas: u32) -> CatalogCommand {
     let (stripe_bytes, shards) = layout(size_bytes);
-    let wish = Wish { name, shards, shard_bytes: stripe_bytes, replicas };
-    let candidates = Candidates { disks: candidates, ..Candidates::default() };
+    let wish = Wish { name, shards, shard_bytes: stripe_bytes, replicas, grows: false };
+    let candidates = candidates(state);
     CatalogCommand::CreateVolume {
         request_id: format!("create {name}"),
         volume: new_volume(name, size_bytes, stripe_bytes, replicas),
@@ -51,6 +56,22 @@ fn under(mut command: CatalogCommand, id: &str) -> CatalogCommand {
     command
 }
 
+/// Makes the volume that has this name larger.
+fn grow(state: &CatalogState, name: &str, size_bytes: u64, request_id: &str) -> CatalogCommand {
+    let found = state.volume_by_name(name);
+    let (id, shards, replicas) = found.map_or((VolumeId(0), 0, 3), |(id, volume)| {
+        let shards = size_bytes.div_ceil(volume.stripe_bytes).saturating_sub(volume.shards());
+        (id, shards, volume.replicas)
+    });
+    let wish = Wish { name, shards, shard_bytes: GIB, replicas, grows: true };
+    CatalogCommand::UpdateVolume {
+        request_id: request_id.to_owned(),
+        volume: id,
+        update: VolumeUpdate { based_on: 0, labels: BTreeMap::new(), size_bytes },
+        placement: place(wish, &candidates(state)).unwrap_or_default(),
+    }
+}
+
 /// The members that are to be destroyed, by disk.
 fn doomed(state: &CatalogState) -> BTreeMap<Uuid, Vec<MemberId>> {
     let mut all: BTreeMap<Uuid, Vec<MemberId>> = BTreeMap::new();
@@ -64,7 +85,7 @@ fn doomed(state: &CatalogState) -> BTreeMap<Uuid, Vec<MemberId>> {
 fn delete(state: &CatalogState, name: &str, request_id: &str) -> CatalogCommand {
     let (request_id, name) = (request_id.to_owned(), name.to_owned());
     let volume = state.volume_by_name(&name).map_or(VolumeId(0), |(volume, _)| volume);
-    CatalogCommand::DeleteVolume { request_id, name, volume, force: false }
+    CatalogCommand::DeleteVolume { request_id, name, volume, how: Deletion::default() }
 }
 
 /// Every disk confirms that it has destroyed what it had to.
@@ -89,7 +110,7 @@ fn a_late_request_does_not_delete_another_volume_of_the_same_name() {
         request_id: id.to_owned(),
         name: "demo".to_owned(),
         volume,
-        force: false,
+        how: Deletion::default(),
     };
     let first = make(&mut state, "make 1");
     apply(&mut state, delete("delete 1", first)).unwrap();
@@ -281,6 +302,14 @@ enum Step {
     Create { name: u8, gib: u64, replicas: u32 },
     Created(u64),
     Delete(u8),
+    Retain(u8),
+    Undelete(u8),
+    Purge,
+    Grow { name: u8, gib: u64 },
+    Grown(u8),
+    AccessIsSet { name: u8, shards: u64 },
+    SetOpen(u8, bool),
+    Publish { name: u8, node: u8 },
     Confirm { disk: u8, share: usize },
     AddMembers(u8),
     RemoveMember(u64),
@@ -294,6 +323,14 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(name, gib, replicas)| Step::Create { name, gib, replicas }),
         (1u64..6).prop_map(Step::Created),
         (1u8..6).prop_map(Step::Delete),
+        (1u8..6).prop_map(Step::Retain),
+        (1u8..6).prop_map(Step::Undelete),
+        Just(Step::Purge),
+        (1u8..6, 1u64..40).prop_map(|(name, gib)| Step::Grow { name, gib }),
+        (1u8..6).prop_map(Step::Grown),
+        (1u8..6, 1u64..12).prop_map(|(name, shards)| Step::AccessIsSet { name, shards }),
+        (1u8..6, any::<bool>()).prop_map(|(name, open)| Step::SetOpen(name, open)),
+        (1u8..6, 1u8..4).prop_map(|(name, node)| Step::Publish { name, node }),
         (1u8..12, 1usize..4).prop_map(|(disk, share)| Step::Confirm { disk, share }),
         (1u8..9).prop_map(Step::AddMembers),
         (1u64..30).prop_map(Step::RemoveMember),
@@ -310,6 +347,45 @@ fn command_of(state: &CatalogState, step: &Step, at: usize) -> CatalogCommand {
         }
         Step::Created(volume) => CatalogCommand::Created { volumes: vec![VolumeId(*volume)] },
         Step::Delete(name) => delete(state, &format!("v{name}"), &at.to_string()),
+        Step::Retain(name) => {
+            let mut command = delete(state, &format!("v{name}"), &at.to_string());
+            if let CatalogCommand::DeleteVolume { how, .. } = &mut command {
+                *how = Deletion { force: true, retention_ms: 10, purge: false };
+            }
+            command
+        }
+        Step::Undelete(name) => {
+            let (volume, name) = (id_of(state, *name), format!("v{name}"));
+            CatalogCommand::UndeleteVolume { request_id: at.to_string(), name, volume }
+        }
+        Step::Purge => {
+            let first = state.index.purges.first().copied();
+            let (purge_ms, volume) = first.unwrap_or((0, VolumeId(0)));
+            CatalogCommand::PurgeVolume { volume, purge_ms }
+        }
+        Step::Grow { name, gib } => grow(state, &format!("v{name}"), gib * GIB, &at.to_string()),
+        Step::Grown(name) => {
+            let volume = id_of(state, *name);
+            let row = state.volumes.get(&volume);
+            let size_bytes = row.map_or(0, |row| row.wanted_bytes());
+            let generation = row.map_or(Generation(0), |row| row.access.wanted);
+            CatalogCommand::Grown { volume, size_bytes, generation }
+        }
+        Step::AccessIsSet { name, shards } => {
+            let volume = id_of(state, *name);
+            let generation =
+                state.volumes.get(&volume).map_or(Generation(0), |row| row.access.wanted);
+            CatalogCommand::AccessIsSet { volume, generation, shards: *shards }
+        }
+        Step::SetOpen(name, open) => {
+            CatalogCommand::SetOpen { volume: id_of(state, *name), open: *open }
+        }
+        Step::Publish { name, node } => CatalogCommand::Publish {
+            volume: id_of(state, *name),
+            node: format!("node-{node}"),
+            mode: AccessMode::Raw,
+            uid: Uuid((at as u128).to_be_bytes()),
+        },
         Step::Confirm { disk, share } => {
             let disk = Uuid([*disk; 16]);
             let members = doomed(state).remove(&disk).unwrap_or_default();
@@ -323,6 +399,10 @@ fn command_of(state: &CatalogState, step: &Step, at: usize) -> CatalogCommand {
             CatalogCommand::RemoveCatalogMember { member: MemberId(*member) }
         }
     }
+}
+
+fn id_of(state: &CatalogState, name: u8) -> VolumeId {
+    state.volume_by_name(&format!("v{name}")).map_or(VolumeId(0), |(volume, _)| volume)
 }
 
 /// All members of shards and of the catalog.
@@ -379,12 +459,16 @@ proptest! {
         // All volumes are deleted, and every disk confirms it: no member remains.
         let names: Vec<String> = state.volumes.values().map(|it| it.name.clone()).collect();
         for name in names {
-            let command = delete(&state, &name, "");
+            let mut command = delete(&state, &name, "");
+            if let CatalogCommand::DeleteVolume { how, .. } = &mut command {
+                how.force = true;
+            }
             apply(&mut state, command).unwrap();
         }
         confirm_all(&mut state);
         state.check_invariants();
         prop_assert!(state.volumes.is_empty() && state.shards.is_empty());
         prop_assert!(state.index.held.is_empty() && state.index.deleting.is_empty());
+        prop_assert!(state.index.growing.is_empty() && state.index.purges.is_empty());
     }
 }

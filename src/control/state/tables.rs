@@ -119,7 +119,8 @@ impl Tables {
 
     /// The shards of a volume that are left, in the order of their places.
     pub fn shards_of(&self, volume: &Volume) -> impl Iterator<Item = (ShardId, &Shard)> {
-        self.shards.range(volume.shard_ids()).map(|(id, shard)| (*id, shard))
+        let runs = volume.runs.iter().flat_map(|run| self.shards.range(run.ids()));
+        runs.map(|(id, shard)| (*id, shard))
     }
 
     /// The disks of a pod.
@@ -138,10 +139,12 @@ impl Tables {
 
     /// Who may use a volume, as every shard is to know it.
     pub fn access_of(&self, volume: VolumeId) -> AccessSet {
-        let access = self.volumes[&volume].access;
+        let Volume { access, kept, .. } = &self.volumes[&volume];
         let stay = self.attachments_of(volume).filter(|(_, it)| it.ends_with.is_none());
         let grants = stay.map(|(attachment, it)| Grant { attachment, mode: it.mode });
-        AccessSet { generation: access.wanted, open: access.open, grants: grants.collect() }
+        // Nobody writes what may come back.
+        let open = access.open && kept.is_none();
+        AccessSet { generation: access.wanted, open, grants: grants.collect() }
     }
 
     /// Replicas on a disk, including those to be destroyed: they still take space.

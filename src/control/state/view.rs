@@ -55,8 +55,7 @@ pub fn view_volume<'a>(
         let ShardMember { member, disk } = *member;
         Some(MemberView { member, disk, pod: pod_of(disk)? })
     };
-    let ids = volume.shard_ids();
-    let shards = (ids.start.0..ids.end.0).map(ShardId).map(|id| {
+    let shards = volume.shard_ids().map(|id| {
         let (members, birth) = match shard(id) {
             Some(shard) => {
                 let members = shard.members.iter().map(view_member).collect::<Option<_>>()?;
@@ -77,6 +76,7 @@ pub fn view_volume<'a>(
         stripe_width: volume.stripe_width,
         stripe_bytes: volume.stripe_bytes,
         shards: shards.collect::<Option<_>>()?,
+        withheld: volume.is_withheld(),
         deleting: volume.deleting,
         open: volume.access.open,
         attachments: active

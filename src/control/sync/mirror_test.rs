@@ -214,7 +214,7 @@ proptest! {
                     let name = format!("v{name}");
                     let volume = state.volume_by_name(&name).map(|it| it.0).unwrap_or_default();
                     let request_id = String::new();
-                    CatalogCommand::DeleteVolume { request_id, name, volume, force: false }
+                    CatalogCommand::DeleteVolume { request_id, name, volume, how: Deletion::default() }
                 }
                 Step::Confirm(disk) => {
                     let disk = Uuid([disk; 16]);

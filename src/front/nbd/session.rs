@@ -118,6 +118,14 @@ impl Session {
         self.export.as_ref()
     }
 
+    /// The volume has grown: requests may go beyond what the client was told. NBD has no message
+    /// that tells the client.
+    pub fn grow(&mut self, size_bytes: u64) {
+        if let Some(export) = &mut self.export {
+            export.size_bytes = export.size_bytes.max(size_bytes);
+        }
+    }
+
     /// False while a bound is reached, and after the end: then receive nothing.
     pub fn wants_input(&self) -> bool {
         self.expects_input() && self.refused_bytes.is_none_or(|bytes| self.has_room(bytes))

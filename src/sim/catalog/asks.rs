@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::control::catalog_member::{Answer, AskError};
-use crate::control::command::{CatalogCommand, NewDisk, NewVolume as New, Outcome};
+use crate::control::command::{CatalogCommand, Deletion, NewDisk, NewVolume as New, Outcome};
 use crate::control::placement::{PlacementError, Wish, candidates, place};
 use crate::control::registration::REGISTER_AGAIN_AFTER;
 use crate::control::reports::{Pods as Reported, Use};
@@ -119,7 +119,8 @@ impl Catalog {
         let at_once = match what {
             What::Delete { name, volume } => {
                 let (name, volume) = (name.clone(), *volume);
-                Some(CatalogCommand::DeleteVolume { request_id, name, volume, force: false })
+                let how = Deletion::default();
+                Some(CatalogCommand::DeleteVolume { request_id, name, volume, how })
             }
             What::DeleteNothing => {
                 let name = "nothing".to_owned();
@@ -127,7 +128,7 @@ impl Catalog {
                     request_id,
                     name,
                     volume: VolumeId(0),
-                    force: false,
+                    how: Deletion::default(),
                 })
             }
             What::Join { host: of, .. } => {
@@ -300,7 +301,7 @@ fn placed(
     let class = Class { overcommit_percent, ..state.classes["replicated"].clone() };
     let candidates = candidates(state, reports, &class);
     let stripe_bytes = blocks_per_shard * BLOCK_BYTES as u64;
-    let wish = Wish { name, shards: *shards, shard_bytes: stripe_bytes, replicas: 3 };
+    let wish = Wish { name, shards: *shards, shard_bytes: stripe_bytes, replicas: 3, grows: false };
     match place(wish, &candidates) {
         Ok(placement) => {
             let volume = New {

@@ -100,7 +100,7 @@ impl Catalog {
 
     /// On the leader: decides the next actions, once all earlier ones are done.
     fn reconcile(&mut self, host: Host) {
-        let now = self.local_time(host);
+        let (now, now_ms) = (self.local_time(host), self.wall_ms());
         let pod = &mut self.pods[host];
         pod.reconcile_at = now + RECONCILE_EVERY;
         let leads = pod.leads();
@@ -113,7 +113,7 @@ impl Catalog {
         let Some(state) = &known.state else { return };
         let pods = pod.reports.pods(now);
         let (group, applied) = (&known.group, known.applied_index);
-        let facts = Facts::new(state, group, applied, pods, VOTER_LOST_AFTER);
+        let facts = Facts::new(state, group, applied, pods, VOTER_LOST_AFTER, now_ms);
         pod.to_do = decide(state, &facts).into();
         self.continue_reconciling(host);
     }

@@ -3,7 +3,9 @@
 
 use bytes::Bytes;
 
-use crate::control::command::{CatalogCommand, Envelope, Placement, Ticket, decode, encode};
+use crate::control::command::{
+    CatalogCommand, Deletion, Envelope, Placement, Ticket, VolumeUpdate, decode, encode,
+};
 use crate::control::state::CatalogState;
 use crate::control::state::rows::RowKey;
 use crate::control::state::view::view;
@@ -68,7 +70,7 @@ fn carry_out(mut state: CatalogState, command: CatalogCommand) {
     }
 }
 
-fn commands() -> [(&'static str, CatalogCommand); 10] {
+fn commands() -> [(&'static str, CatalogCommand); 11] {
     let create = |name: &str| CatalogCommand::CreateVolume {
         request_id: format!("create {name}"),
         volume: new_volume(name, 2 * GIB, GIB, 3),
@@ -82,7 +84,16 @@ fn commands() -> [(&'static str, CatalogCommand); 10] {
         request_id: "d".to_owned(),
         name: "old".to_owned(),
         volume: VolumeId(1),
-        force: false,
+        how: Deletion::default(),
+    };
+    let grow = CatalogCommand::UpdateVolume {
+        request_id: "g".to_owned(),
+        volume: VolumeId(1),
+        update: VolumeUpdate { based_on: 0, labels: Default::default(), size_bytes: 3 * GIB },
+        placement: Placement {
+            disks: [1, 2, 3].map(|number| Uuid([number; 16])).to_vec(),
+            shards: vec![vec![1, 2, 0]],
+        },
     };
     let members = [2, 3, 4].map(MemberId).to_vec();
     [
@@ -93,6 +104,7 @@ fn commands() -> [(&'static str, CatalogCommand); 10] {
         ("register-three", register(3)),
         ("add-members", CatalogCommand::AddCatalogMembers { pods: vec![PodId(1), PodId(2)] }),
         ("create", create("old")),
+        ("grow", grow),
         ("created", CatalogCommand::Created { volumes: vec![VolumeId(1)] }),
         ("delete", delete),
         ("destroyed", CatalogCommand::Destroyed { disk: Uuid([1; 16]), members }),
