@@ -117,6 +117,9 @@ fn volume(name: &str, size_bytes: u64, phase: Phase, conditions: [Condition; 2])
         stripe_bytes: 4 << 30,
         nbd: vec!["192.0.2.1:10809".to_owned(), "192.0.2.2:10809".to_owned()],
         id: 7,
+        size_bytes,
+        deleted_unix_ms: 0,
+        purge_unix_ms: 0,
     };
     let class = "replicated".to_owned();
     let spec = VolumeSpec { size_bytes, class, replicas: 3, closed: false };
@@ -139,7 +142,35 @@ fn volumes() -> Vec<Volume> {
         volume("a-volume-with-a-long-name", 5000 << 20, Phase::Ready, [led(), good]),
         volume("new", 8 << 30, Phase::Creating, [new, missing()]),
         volume("stuck", 8 << 30, Phase::Paused, [waits, missing()]),
+        growing(),
+        retained(),
     ]
+}
+
+/// Clients use the old size, and wait for the new one.
+fn growing() -> Volume {
+    let led = condition(Type::Available, Truth::True, Why::AllShardsLed, "");
+    let good = condition(Type::Redundant, Truth::True, Why::AllReplicasGood, "");
+    let mut volume = volume("growing", 20 << 30, Phase::Ready, [led, good]);
+    let message = "from 8GiB to 20GiB: 1 of 3 new shards have no leader yet";
+    let grown = condition(Type::Grown, Truth::False, Why::NewShardsNotReady, message);
+    let status = volume.status.as_mut().unwrap();
+    status.conditions.push(grown);
+    status.size_bytes = 8 << 30;
+    status.progress = Some(Progress { done: 7, total: 9, unit: "replicas".to_owned() });
+    volume
+}
+
+/// Deleted, and kept for a day.
+fn retained() -> Volume {
+    let message = "it was deleted, and can be brought back";
+    let gone = condition(Type::Available, Truth::False, Why::Retained, message);
+    let good = condition(Type::Redundant, Truth::True, Why::AllReplicasGood, "");
+    let mut volume = volume("retained", 8 << 30, Phase::Retained, [gone, good]);
+    let status = volume.status.as_mut().unwrap();
+    status.deleted_unix_ms = 1_772_348_889_000;
+    status.purge_unix_ms = status.deleted_unix_ms + 24 * 60 * 60 * 1000;
+    volume
 }
 
 fn shards() -> Vec<Shard> {
@@ -277,6 +308,8 @@ fn tables_look_as_they_did() {
     check("volume_list.txt", &render::objects(&volumes(), false));
     check("volume_list_wide.txt", &render::objects(&volumes(), true));
     check("volume_show.txt", &render::object(&volumes()[2], NOW_MS));
+    check("volume_show_growing.txt", &render::object(&volumes()[4], NOW_MS));
+    check("volume_show_retained.txt", &render::object(&volumes()[5], NOW_MS));
     check("pod_list.txt", &render::objects(&pods(), false));
     check("pod_list_wide.txt", &render::objects(&pods(), true));
     check("pod_show.txt", &render::object(&pods()[2], NOW_MS));
@@ -299,6 +332,8 @@ fn explanations_read_as_they_did() {
     let volumes = volumes();
     check("explain_paused.txt", &told(explain::sentences(&volumes[3], &parts, NOW_MS)));
     check("explain_ready.txt", &told(explain::sentences(&volumes[1], &[], NOW_MS)));
+    check("explain_growing.txt", &told(explain::sentences(&volumes[4], &[], NOW_MS)));
+    check("explain_retained.txt", &told(explain::sentences(&volumes[5], &[], NOW_MS)));
     let many: Vec<String> = (1..12).map(|n| format!("the replica of shard {n} is gone")).collect();
     check("explain_degraded.txt", &told(explain::sentences(&volumes[0], &many, NOW_MS)));
     check("explain_disk.txt", &told(explain::sentences(&disks()[1], &[], NOW_MS)));

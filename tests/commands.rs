@@ -82,7 +82,7 @@ fn commands_end_quietly_when_nobody_reads_what_they_print() {
         &["volume", "list"],
         &["volume", "show", "demo"],
         &["volume", "create", "more", "--size", "64MiB"],
-        &["volume", "delete", "more"],
+        &["volume", "delete", "more", "--retention", "0"],
         &["pod", "list"],
         &["disk", "list"],
         &["shard", "list"],
@@ -190,7 +190,7 @@ fn a_closed_volume_is_published_to_one_node_at_a_time() {
     assert!(code == Some(5) && said.contains("[NODE_LOST]"), "{code:?}: {said}");
     holdfast(&cluster, 3, &publish("pod-3"));
     holdfast(&cluster, 1, &["node", "clear-lost", "pod-2"]);
-    holdfast(&cluster, 1, &["volume", "delete", "own", "--force"]);
+    holdfast(&cluster, 1, &["volume", "delete", "own", "--force", "--retention", "0"]);
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn objects_can_be_waited_for_watched_and_explained() {
     assert!(status.contains("attention: pod 3 is unreachable"), "{status}");
     cluster.thaw(3);
     holdfast(&cluster, 1, &["wait", "volume/demo", "--for", "condition=redundant"]);
-    holdfast(&cluster, 1, &["volume", "delete", name]);
+    holdfast(&cluster, 1, &["volume", "delete", name, "--retention", "0"]);
     holdfast(&cluster, 1, &["wait", &format!("volume/{name}"), "--for", "deleted"]);
 }
 

@@ -73,7 +73,7 @@ fn until(cluster: &Cluster, what: &str, mut condition: impl FnMut() -> bool) {
         number += 1;
         let name = format!("other-{number}");
         let _taken = cluster.ask(&["volume", "create", &name, "--size", "64MiB", "--class", "dev"]);
-        let _gone = cluster.ask(&["volume", "delete", &name]);
+        let _gone = cluster.ask(&["volume", "delete", &name, "--retention", "0"]);
         condition()
     });
 }

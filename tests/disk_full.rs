@@ -88,7 +88,9 @@ fn a_full_disk_is_told_and_space_that_is_given_back_is_used_again() {
 
     // Deleting a volume frees space too.
     drop(other);
-    wait_until("the volume is deleted", || cluster.ask(&["volume", "delete", "other"]).is_some());
+    wait_until("the volume is deleted", || {
+        cluster.ask(&["volume", "delete", "other", "--retention", "0"]).is_some()
+    });
     space_comes_back(&mut client, full);
     check(&cluster, 64..full + 1);
     cluster.wait_healthy();

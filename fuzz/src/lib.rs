@@ -21,6 +21,12 @@ pub mod types;
 #[path = "../../src/view.rs"]
 pub mod view;
 
+#[path = "."]
+pub mod config {
+    #[path = "../../src/config/size.rs"]
+    pub mod size;
+}
+
 /// What the catalog agrees on, without its storage and its API.
 #[path = "."]
 pub mod control {

@@ -148,6 +148,7 @@ async fn updates_name_what_they_are_based_on(pod: &TestPod) {
         revision,
         labels: [("tier".to_owned(), tier.to_owned())].into(),
         request_id: String::new(),
+        size_bytes: 0,
     };
     let after = volumes.update(update("gold", revision)).await.unwrap().into_inner();
     assert_eq!(after.meta.unwrap().labels["tier"], "gold");
@@ -239,7 +240,8 @@ async fn a_watch_tells_every_change(pod: &TestPod) -> String {
         }
     }
     let name = "b".to_owned();
-    let delete = DeleteVolumeRequest { name, ..DeleteVolumeRequest::default() };
+    let delete =
+        DeleteVolumeRequest { name, retention_s: Some(0), ..DeleteVolumeRequest::default() };
     pod.volumes().await.delete(delete).await.unwrap();
     until_deleted(&mut all, "b").await;
     token

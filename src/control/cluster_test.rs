@@ -219,7 +219,8 @@ async fn two_of_three_answer(one: &TestPod, other: &TestPod, demo: u64) {
     let get = GetVolumeRequest { name: name.clone() };
     let found = volumes.get(get).await.unwrap().into_inner();
     assert_eq!(found.status.unwrap().id, demo);
-    let delete = DeleteVolumeRequest { name, ..DeleteVolumeRequest::default() };
+    let delete =
+        DeleteVolumeRequest { name, retention_s: Some(0), ..DeleteVolumeRequest::default() };
     let late = DeleteVolumeRequest { uid: "another".to_owned(), ..delete.clone() };
     assert_eq!(volumes.delete(late).await.unwrap_err().code(), Code::NotFound);
     volumes.delete(delete.clone()).await.unwrap();
@@ -265,7 +266,8 @@ async fn a_pod_that_was_away_for_long_gets_the_whole_state() {
     let mut volumes = pods[0].volumes().await;
     for _ in 0..600 {
         let name = "nothing".to_owned();
-        let delete = DeleteVolumeRequest { name, ..DeleteVolumeRequest::default() };
+        let delete =
+            DeleteVolumeRequest { name, retention_s: Some(0), ..DeleteVolumeRequest::default() };
         assert_eq!(volumes.delete(delete).await.unwrap_err().code(), Code::NotFound);
     }
     for pod in &mut pods[..2] {

@@ -27,6 +27,7 @@ use crate::control::sync::update::{Position, Update, update};
 use crate::io::clock;
 use crate::types::{BlockError, PodId, mix64};
 use crate::view::{ClusterView, PodReport};
+use crate::volume::access::AccessDone;
 use crate::worker::AccessAnswer;
 
 /// A stream from which nothing comes for so long has ended.
@@ -304,6 +305,11 @@ pub async fn reconcile(node: Arc<Node>) {
     }
 }
 
+/// The round went to all shards that the volume has.
+fn is_whole(result: &Result<AccessDone, BlockError>, shards: u64) -> bool {
+    result.as_ref().is_ok_and(|done| done.shards as u64 >= shards)
+}
+
 /// On the leader: has access sets committed in the shards, through this pod's data path.
 pub async fn set_access(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
     let mut rounds = AccessRounds::default();
@@ -317,7 +323,8 @@ pub async fn set_access(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
         };
         let mut published = catalog.published.clone();
         let state = published.borrow_and_update().state.clone();
-        for (volume, set) in state.iter().flat_map(|state| rounds.due(state)) {
+        let due = state.map(|state| rounds.due(&state)).unwrap_or_default();
+        for (volume, set) in due {
             let (told, answer) = oneshot::channel();
             let told = AccessAnswer(Box::new(move |result| {
                 // An error means that this pod does not lead any more.
@@ -327,7 +334,7 @@ pub async fn set_access(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
             let shards = rounds.shards_due(volume);
             waiting.spawn(async move {
                 let result = answer.await.unwrap_or(Err(BlockError::Busy));
-                if result.is_err() || result.is_ok_and(|done| (done.shards as u64) < shards) {
+                if !is_whole(&result, shards) {
                     // Only this volume waits for its next try.
                     sleep(RETRY_AFTER).await;
                 }

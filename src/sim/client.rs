@@ -178,6 +178,8 @@ pub struct Client {
     pub plan: Plan,
     /// Its attachment is leaving, or has left: any request may end with EPERM.
     pub may_be_fenced: bool,
+    /// The volume has so many blocks by now; a pod may not know it yet.
+    grows_to: Option<u64>,
     /// It connects no earlier.
     connects_at: Mono,
     /// NBD errors without an explanation.
@@ -208,6 +210,7 @@ impl Client {
             swept: 0,
             plan: Plan::Mixed,
             may_be_fenced: false,
+            grows_to: None,
             connects_at: Mono(0),
             errors: 0,
             answers: 0,
@@ -262,6 +265,16 @@ impl Client {
         self.target.blocks = 0;
         self.plan = Plan::Done;
         self.hang_up();
+    }
+
+    /// The volume has more blocks. The client uses them over its next connection, as far as the
+    /// pod says that they are there.
+    #[cfg(test)]
+    pub fn grow(&mut self, blocks: u64) {
+        if self.target.blocks > 0 {
+            self.grows_to = Some(blocks);
+            self.hang_up();
+        }
     }
 
     /// Identifies it in the history.
@@ -362,6 +375,12 @@ impl Client {
                     self.state = ClientState::Exporting;
                 }
                 ClientState::Exporting if arrived >= 10 => {
+                    let size_bytes = (&self.reader.peek()[..8]).get_u64();
+                    if let Some(blocks) = self.grows_to {
+                        let blocks = blocks.min(size_bytes / BLOCK_BYTES as u64);
+                        self.target.blocks = self.target.blocks.max(blocks);
+                        self.target.region = 0..self.target.blocks;
+                    }
                     self.reader.consume(10);
                     self.state = ClientState::Ready;
                 }

@@ -14,7 +14,7 @@ use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver};
 use crate::limits::{OVERLAY_BYTES_MAX, SocketLimits};
 use crate::replica::messages::{Input, Output, ReadMode, Start};
-use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, What};
+use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, Round, What};
 use crate::sim::checks::Checks;
 use crate::sim::client::{Client, RARELY, Shared, Target};
 use crate::sim::disk::{Loss, Power, Sick, SimDisk};
@@ -243,10 +243,54 @@ impl World {
         }
     }
 
+    /// Gives a client to an attachment of a closed volume. Returns the client's number.
+    #[cfg(test)]
+    pub(super) fn attach_by(&mut self, attachment: Uuid, volume: &str, blocks: u64) -> usize {
+        let Shape { blocks_per_shard, load, .. } = self.shape;
+        let target = Target {
+            export: attachment.to_string(),
+            first_register: NUMBER_OF_HANDED << VOLUME_SHIFT,
+            region: 0..blocks,
+            blocks,
+            blocks_per_shard,
+            load,
+            half: None,
+            may_be_full: false,
+            may_be_lost: false,
+            read_only: false,
+        };
+        self.add_client(target, volume, 0, true)
+    }
+
+    /// A client of a closed volume may be fenced from now on; `is_fenced`: it is.
+    #[cfg(test)]
+    pub(super) fn fence(&mut self, client: usize, is_fenced: bool) {
+        let now = self.kernel.borrow().now;
+        let client = &mut self.attached[client].client;
+        client.may_be_fenced = true;
+        if is_fenced {
+            self.shared.history.fenced(client.writer(), now);
+        }
+    }
+
+    /// A client may use so many blocks of its volume from now on.
+    #[cfg(test)]
+    pub(super) fn client_grows(&mut self, client: usize, blocks: u64) {
+        self.attached[client].client.grow(blocks);
+        self.kernel.borrow_mut().wake(self.shape.pods + client, Duration::from_millis(1));
+    }
+
     /// Creates a volume with a client of its own. `number` is unique within the run.
     pub fn create_volume(&mut self, number: u64, shards: u64, blocks_per_shard: u64) {
         let (name, number) = (volume_name(number), Some(number));
-        self.catalog.ask(What::Create(NewVolume { name, number, shards, blocks_per_shard }));
+        let closed = false;
+        self.catalog.ask(What::Create(NewVolume {
+            name,
+            number,
+            shards,
+            blocks_per_shard,
+            closed,
+        }));
     }
 
     pub fn delete_volume(&mut self, number: u64) {
@@ -588,8 +632,14 @@ impl World {
     /// Runs until the main volume exists. The second volume may come later.
     fn begin(&mut self) {
         let (shards, blocks_per_shard) = (self.shape.shards as u64, self.shape.blocks_per_shard);
-        let name = MAIN.to_owned();
-        self.catalog.ask(What::Create(NewVolume { name, number: None, shards, blocks_per_shard }));
+        let (name, number, closed) = (MAIN.to_owned(), None, false);
+        self.catalog.ask(What::Create(NewVolume {
+            name,
+            number,
+            shards,
+            blocks_per_shard,
+            closed,
+        }));
         let mut next = self.kernel.borrow().now;
         let deadline = next + BEGINS_WITHIN;
         while self.attached.is_empty() {
@@ -606,7 +656,8 @@ impl World {
         if self.shape.handed_shards > 0 && !self.unbounded {
             let (name, number) = (HANDED.to_owned(), Some(NUMBER_OF_HANDED));
             let shards = self.shape.handed_shards;
-            let volume = NewVolume { name, number, shards, blocks_per_shard };
+            let closed = false;
+            let volume = NewVolume { name, number, shards, blocks_per_shard, closed };
             self.catalog.ask(What::Create(volume));
         }
         if self.shape.second_volume {
@@ -627,6 +678,16 @@ impl World {
             report: &|host| all[host].worker.as_ref().map(Worker::report),
         };
         self.catalog.happens(alarm, &pods);
+        for (shard, newest) in self.catalog.take_grown() {
+            self.checks.borrow_mut().grown(shard, newest);
+        }
+        for Round { host, volume, set, answer } in self.catalog.take_rounds() {
+            if let Some(inbox) = &self.pods[host].inbox {
+                let sent = inbox.send(WorkerCommand::SetAccess { volume, set, answer });
+                assert!(sent.is_ok(), "it has room");
+                self.kernel.borrow_mut().wake(host, Duration::ZERO);
+            }
+        }
         for Ended::Created(volume) in std::mem::take(&mut self.catalog.ended) {
             self.attach_to(&volume);
         }
@@ -634,7 +695,10 @@ impl World {
 
     /// Attaches the clients of a new volume.
     fn attach_to(&mut self, volume: &NewVolume) {
-        let NewVolume { name, number, shards, blocks_per_shard } = volume;
+        let NewVolume { name, number, shards, blocks_per_shard, closed } = volume;
+        if *closed {
+            return;
+        }
         let (blocks, pods) = (shards * blocks_per_shard, self.shape.pods);
         match number {
             Some(_) if self.catalog.is_closing => {}

@@ -34,8 +34,8 @@ fn closed(attachment: u64, mode: AccessMode) -> VolumeView {
 fn a_closed_volume_is_opened_by_the_uids_of_its_attachments() {
     let mut exported = Exported::default();
     let mut change = |before: Option<VolumeView>, now: Option<VolumeView>| {
-        exported
-            .update(&[VolumeChange { before: before.map(Into::into), now: now.map(Into::into) }]);
+        let change = VolumeChange { before: before.map(Into::into), now: now.map(Into::into) };
+        exported.update([&change].into_iter());
         let open = |name: &str| exported.open(name).map(|of| (of.attachment.0, of.read_only));
         let names = ["v".to_owned(), uid(1).to_string(), uid(3).to_string(), String::new()];
         (names.map(|name| open(&name)), exported.list())

@@ -4,7 +4,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::command::CatalogCommand;
+use crate::control::command::{CatalogCommand, Deletion};
 use crate::control::objects::condition::Statement;
 use crate::control::reports::{Heard, Table};
 use crate::control::state::CatalogState;

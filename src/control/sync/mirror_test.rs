@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::command::{CatalogCommand, NewDisk};
+use crate::control::command::{CatalogCommand, Deletion, NewDisk};
 use crate::control::state::view::view;
 use crate::control::state::{CatalogState, NewCluster};
 use crate::control::sync::update::update;

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::control::catalog_member::{Answer, AskError};
-use crate::control::command::{CatalogCommand, Deletion, NewDisk, NewVolume as New, Outcome};
+use crate::control::command::{
+    CatalogCommand, Deletion, NewDisk, NewVolume as New, Outcome, VolumeUpdate,
+};
 use crate::control::placement::{PlacementError, Wish, candidates, place};
 use crate::control::registration::REGISTER_AGAIN_AFTER;
 use crate::control::reports::{Pods as Reported, Use};
@@ -16,7 +18,7 @@ use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::pod::Waiting;
 use crate::sim::catalog::{Catalog, Event, Pods, node_of, pod_uid};
 use crate::sim::names::{Host, host_of, pod_id};
-use crate::types::{BLOCK_BYTES, Uuid, VolumeId};
+use crate::types::{AccessMode, BLOCK_BYTES, Uuid, VolumeId};
 
 /// Time limit for the answer to a call.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(5);
@@ -52,8 +54,8 @@ impl Catalog {
         if is_there {
             let mut volumes = self.view().volumes.iter();
             let made = volumes.find(|volume| volume.name == name).expect("it is acknowledged");
-            let (name, volume) = (name.to_owned(), made.volume);
-            self.ask(What::Delete { name, volume });
+            let (name, volume, retention_ms) = (name.to_owned(), made.volume, 0);
+            self.ask(What::Delete { name, volume, retention_ms });
         }
         is_there
     }
@@ -117,9 +119,9 @@ impl Catalog {
         let what = &self.asks[call.ask].what;
         let request_id = call.request_id();
         let at_once = match what {
-            What::Delete { name, volume } => {
-                let (name, volume) = (name.clone(), *volume);
-                let how = Deletion::default();
+            What::Delete { name, volume, retention_ms } => {
+                let (name, volume, retention_ms) = (name.clone(), *volume, *retention_ms);
+                let how = Deletion { force: true, retention_ms, purge: false };
                 Some(CatalogCommand::DeleteVolume { request_id, name, volume, how })
             }
             What::DeleteNothing => {
@@ -136,7 +138,19 @@ impl Catalog {
                 let (uid, node) = (pod_uid(*of), node_of(*of));
                 Some(CatalogCommand::Join { uid, addresses, node })
             }
-            What::Register { .. } | What::Create(_) => None,
+            What::Undelete { name, volume } => {
+                let (name, volume) = (name.clone(), *volume);
+                Some(CatalogCommand::UndeleteVolume { request_id, name, volume })
+            }
+            What::Publish { volume, host: of, uid } => {
+                let (volume, node, uid) = (*volume, node_of(*of).name, *uid);
+                Some(CatalogCommand::Publish { volume, node, mode: AccessMode::ReadWrite, uid })
+            }
+            What::Unpublish { volume, host: of } => {
+                let (volume, node) = (*volume, node_of(*of).name);
+                Some(CatalogCommand::Unpublish { volume, node })
+            }
+            What::Register { .. } | What::Create(_) | What::Grow { .. } => None,
         };
         let pod = &mut self.pods[host];
         let member = pod.member.as_mut().expect("it leads");
@@ -162,6 +176,7 @@ impl Catalog {
         }
         match (waiting, answer) {
             (Waiting::Reconciler, _) => self.continue_reconciling(host),
+            (Waiting::Access, _) => {}
             (Waiting::Read(call, _), _) if refused => self.reply(host, call, Verdict::Again),
             (Waiting::Read(call, floor), _) => {
                 let known = self.pods[host].known().expect("it has just answered");
@@ -210,9 +225,11 @@ impl Catalog {
                 Some(outcome) => Err(Verdict::Done(outcome)),
                 None => placed(volume, call.request_id(), state, reports),
             },
-            What::Delete { .. } | What::DeleteNothing | What::Join { .. } => {
-                unreachable!("proposed at once")
-            }
+            What::Grow { name, shards } => match state.answered(&call.request_id()) {
+                Some(outcome) => Err(Verdict::Done(outcome)),
+                None => grown(name, *shards, call.request_id(), state, reports),
+            },
+            _ => unreachable!("proposed at once"),
         };
         match decided {
             Err(verdict) => self.reply(host, call, verdict),
@@ -254,7 +271,9 @@ impl Catalog {
                         self.check.created(&new.name, *outcome);
                         self.ended.push(Ended::Created(new.clone()));
                     }
-                    What::Delete { name, .. } => self.check.deleted(name),
+                    What::Delete { name, retention_ms: 0, .. } => self.check.deleted(name),
+                    What::Delete { .. } | What::Undelete { .. } | What::Grow { .. } => {}
+                    What::Publish { .. } | What::Unpublish { .. } => {}
                     What::Register { .. } => {
                         pod.compares_at = Some(now + REGISTER_AGAIN_AFTER);
                     }
@@ -292,7 +311,7 @@ fn placed(
     state: &CatalogState,
     reports: Reported<'_>,
 ) -> Result<CatalogCommand, Verdict> {
-    let NewVolume { name, shards, blocks_per_shard, .. } = volume;
+    let NewVolume { name, shards, blocks_per_shard, closed, .. } = volume;
     if state.volume_by_name(name).is_some() {
         return Err(Verdict::Refused(CatalogError::NameTaken { name: name.clone() }));
     }
@@ -312,11 +331,37 @@ fn placed(
                 size_bytes: stripe_bytes * shards,
                 stripe_bytes,
                 replicas: 3,
-                open: true,
+                open: !closed,
             };
             Ok(CatalogCommand::CreateVolume { request_id, volume, placement })
         }
         Err(PlacementError::BadReplicas { .. }) => panic!("three replicas are well"),
+        Err(_) if !reports.has_listened() => Err(Verdict::Again),
+        Err(_) => Err(Verdict::Later),
+    }
+}
+
+/// The command that gives a volume so many shards.
+fn grown(
+    name: &str,
+    shards: u64,
+    request_id: String,
+    state: &CatalogState,
+    reports: Reported<'_>,
+) -> Result<CatalogCommand, Verdict> {
+    let (id, volume) = state.volume_by_name(name).expect("it is there");
+    let new = shards.saturating_sub(volume.shards());
+    let overcommit_percent = u32::MAX;
+    let class = Class { overcommit_percent, ..state.classes["replicated"].clone() };
+    let candidates = candidates(state, reports, &class);
+    let wish =
+        Wish { name, shards: new, shard_bytes: volume.stripe_bytes, replicas: 3, grows: true };
+    match place(wish, &candidates) {
+        Ok(placement) => {
+            let size_bytes = shards * volume.stripe_bytes;
+            let update = VolumeUpdate { based_on: 0, labels: BTreeMap::new(), size_bytes };
+            Ok(CatalogCommand::UpdateVolume { request_id, volume: id, update, placement })
+        }
         Err(_) if !reports.has_listened() => Err(Verdict::Again),
         Err(_) => Err(Verdict::Later),
     }

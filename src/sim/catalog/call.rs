@@ -3,7 +3,7 @@
 use crate::control::command::{NewDisk, Outcome};
 use crate::control::state::CatalogError;
 use crate::sim::names::Host;
-use crate::types::VolumeId;
+use crate::types::{Uuid, VolumeId};
 
 /// The parameters of a new volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,10 +13,13 @@ pub struct NewVolume {
     pub number: Option<u64>,
     pub shards: u64,
     pub blocks_per_shard: u64,
+    /// Only attachments may use it, and the caller gives them clients.
+    pub closed: bool,
 }
 
 /// A request to the catalog.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(test), allow(dead_code, reason = "only scenarios ask for some of them"))]
 pub enum What {
     /// A pod joins the cluster.
     Join {
@@ -33,6 +36,27 @@ pub enum What {
     Delete {
         name: String,
         volume: VolumeId,
+        /// In ms; 0: it cannot be brought back.
+        retention_ms: u64,
+    },
+    Undelete {
+        name: String,
+        volume: VolumeId,
+    },
+    /// A volume gets so many shards.
+    Grow {
+        name: String,
+        shards: u64,
+    },
+    /// A pod's node may use a closed volume.
+    Publish {
+        volume: VolumeId,
+        host: Host,
+        uid: Uuid,
+    },
+    Unpublish {
+        volume: VolumeId,
+        host: Host,
     },
     /// Changes nothing, but adds an entry to the log.
     DeleteNothing,

@@ -5,8 +5,11 @@
 
 mod asks;
 mod call;
+#[cfg(test)]
+mod growth_test;
 mod network;
 mod pod;
+mod rounds;
 #[cfg(test)]
 mod scenarios_test;
 mod store;
@@ -26,12 +29,13 @@ use crate::sim::catalog::call::Ask;
 pub use crate::sim::catalog::call::{Ended, NewVolume, What};
 use crate::sim::catalog::network::{Packet, fate};
 use crate::sim::catalog::pod::ControlPod;
+pub use crate::sim::catalog::rounds::Round;
 use crate::sim::catalog::store::Database;
 use crate::sim::checks::catalog::CatalogCheck;
 use crate::sim::kernel::Kernel;
 use crate::sim::names::{DiskNumber, Host, disk_id, host_of, pod_id};
 use crate::sim::rng::Rng;
-use crate::types::{MemberId, Mono, Uuid};
+use crate::types::{Generation, MemberId, Mono, ShardId, Uuid};
 use crate::view::{ClusterView, PodReport};
 
 /// Alarms above this number belong to the catalog.
@@ -83,8 +87,9 @@ pub struct Catalog {
     events: BTreeMap<u64, Event>,
     next_event: u64,
     asks: Vec<Ask>,
-    /// Events that the world has not taken yet.
+    /// Events and rounds that the world has not taken yet.
     pub ended: Vec<Ended>,
+    rounds: Vec<Round>,
     /// The run ends: new volumes get no clients.
     pub is_closing: bool,
     check: CatalogCheck,
@@ -139,6 +144,7 @@ impl Catalog {
             next_event: 0,
             asks: Vec::new(),
             ended: Vec::new(),
+            rounds: Vec::new(),
             is_closing: false,
             check,
         };
@@ -313,6 +319,11 @@ impl Catalog {
 
     fn local_time(&self, host: Host) -> Mono {
         self.kernel.borrow().local_time(host)
+    }
+
+    /// Shards that clients may use since the last call, and the generation that each is to have.
+    pub fn take_grown(&mut self) -> Vec<(ShardId, Generation)> {
+        self.check.take_grown()
     }
 
     /// The cluster as of the newest command that any member has applied.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use raft::eraftpb::Message;
 
+use crate::control::access::AccessRounds;
 use crate::control::catalog_member::{AskId, CatalogMember, Kept, Outbound, Published};
 use crate::control::command::{Addresses, NewDisk};
 use crate::control::membership::{Step, step, unborn};
@@ -20,6 +21,7 @@ use crate::control::sync::mirror::Mirror;
 use crate::control::sync::update::{Update, update};
 use crate::sim::catalog::call::Call;
 use crate::sim::catalog::network::Packet;
+use crate::sim::catalog::rounds::Answers;
 use crate::sim::catalog::store::{Database, Encoded, SimStorage};
 use crate::sim::names::Host;
 use crate::types::{MemberId, Mono, PodId};
@@ -46,6 +48,8 @@ pub type SimMember = CatalogMember<SimStorage, Outbox>;
 /// The purpose of an answer of the member.
 pub enum Waiting {
     Reconciler,
+    /// The end of a round is recorded.
+    Access,
     /// A call that reads the leader's state, and the acknowledged index at its start.
     Read(Call, u64),
     CatalogCommand(Call),
@@ -80,6 +84,9 @@ pub struct ControlPod {
     pub reports: Table,
     /// Decisions of the reconciler that are not carried out yet.
     pub to_do: VecDeque<Action>,
+    /// Access sets that this leader has on their way to shards.
+    pub rounds: AccessRounds,
+    pub round_answers: Answers,
     /// Packets that arrived while the process was stopped.
     pub held: Vec<(Host, Packet)>,
     /// The next pod to ask for a view.

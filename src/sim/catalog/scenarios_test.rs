@@ -22,13 +22,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const GOVERN_EVERY: Duration = Duration::from_millis(100);
 const GOVERN: u64 = 1;
 
-struct Scenario {
-    world: World,
+pub(super) struct Scenario {
+    pub world: World,
 }
 
 impl Scenario {
     /// A cluster whose catalog has its full number of voters.
-    fn new(seed: u64, pods: usize) -> Scenario {
+    pub fn new(seed: u64, pods: usize) -> Scenario {
         let mut scenario = Scenario::begin(seed, pods);
         scenario.until("the group is whole", |world| {
             let voters = crate::control::reconcile::voters_due(world.shape.pods);
@@ -85,14 +85,16 @@ impl Scenario {
         Scenario { world }
     }
 
-    fn step(&mut self) {
+    pub fn step(&mut self) {
+        let wrong = self.world.checks.borrow().wrong().cloned();
+        assert_eq!(wrong, None);
         if self.world.step() == Some(GOVERN) {
             self.world.govern(true);
             self.world.kernel.borrow_mut().alarm(GOVERN_EVERY, GOVERN);
         }
     }
 
-    fn until(&mut self, what: &str, holds: impl Fn(&World) -> bool) {
+    pub fn until(&mut self, what: &str, holds: impl Fn(&World) -> bool) {
         let deadline = self.world.kernel.borrow().now + PATIENCE;
         while !holds(&self.world) {
             self.step();
@@ -116,7 +118,7 @@ impl Scenario {
         format!("{pods}\n{open:?}")
     }
 
-    fn run_for(&mut self, time: Duration) {
+    pub fn run_for(&mut self, time: Duration) {
         let until = self.world.kernel.borrow().now + time;
         while self.world.kernel.borrow().now < until {
             self.step();
@@ -127,23 +129,23 @@ impl Scenario {
         &self.world.catalog.pods[host]
     }
 
-    fn leader(&self) -> Option<Host> {
+    pub fn leader(&self) -> Option<Host> {
         self.world.catalog.pods.iter().position(ControlPod::leads)
     }
 
     /// Asks for a volume; returns the number of the request.
     fn create(&mut self) -> usize {
         let (name, number) = ("new".to_owned(), Some(0));
-        let new = NewVolume { name, number, shards: 2, blocks_per_shard: 16 };
+        let new = NewVolume { name, number, shards: 2, blocks_per_shard: 16, closed: false };
         self.world.catalog.ask(What::Create(new));
         self.world.catalog.asks.len() - 1
     }
 
-    fn until_done(&mut self, ask: usize) {
+    pub fn until_done(&mut self, ask: usize) {
         self.until("the request is done", |world| world.catalog.asks[ask].is_done);
     }
 
-    fn restart(&mut self, host: Host) {
+    pub fn restart(&mut self, host: Host) {
         self.world.crash(host, Loss::Power);
         self.world.start(host);
     }

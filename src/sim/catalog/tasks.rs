@@ -62,6 +62,7 @@ impl Catalog {
         if now >= pod.report_at {
             self.report(host, now, pods);
         }
+        self.access_rounds(host);
         if now >= self.pods[host].reconcile_at {
             self.reconcile(host);
         }

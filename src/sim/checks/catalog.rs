@@ -11,13 +11,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::control::catalog_member::Published;
-use crate::control::command::{Envelope, Outcome, Ticket, decode};
+use crate::control::command::{CatalogCommand, Envelope, Outcome, Ticket, decode};
 use crate::control::reconcile::{Group, voters_due};
 use crate::control::state::CatalogState;
-use crate::control::state::rows::{RowChange, RowKey};
+use crate::control::state::rows::{RowChange, RowKey, Volume};
 use crate::control::state::view::view as view_of;
 use crate::log::LogEntry;
-use crate::types::MemberId;
+use crate::types::{Generation, MemberId, ShardId};
 use crate::view::ClusterView;
 
 /// See the module.
@@ -41,6 +41,9 @@ pub struct CatalogCheck {
     ids: [Ids; 4],
     created: BTreeSet<String>,
     deleted: BTreeSet<String>,
+    /// Shards that clients may use by now, of volumes that were smaller before, and the newest
+    /// generation of the access set then.
+    grown: Vec<(ShardId, Generation)>,
 }
 
 /// Ids of one kind.
@@ -79,6 +82,7 @@ impl CatalogCheck {
             ids: Default::default(),
             created: BTreeSet::new(),
             deleted: BTreeSet::new(),
+            grown: Vec::new(),
             rows: state.rows().collect(),
             state,
         };
@@ -149,7 +153,14 @@ impl CatalogCheck {
             let envelope: Envelope = decode(&entry.payload).expect("our own commands");
             let Envelope { ticket, at_ms, command } = envelope;
             let before = self.state.revision();
+            let grows = match &command {
+                CatalogCommand::Grown { volume, .. } => self.state.volumes.get(volume).cloned(),
+                _ => None,
+            };
             let applied = self.state.apply(at_ms, command);
+            if let Some(smaller) = grows {
+                self.note_growth(&smaller);
+            }
             let after = self.state.revision();
             assert!(after >= before, "the revision went back");
             assert_eq!(applied.changes.is_empty(), after == before, "every change has a revision");
@@ -159,6 +170,23 @@ impl CatalogCheck {
             assert_eq!(first, None, "one proposal is in the log twice");
         }
         self.entries.push((what, self.state.fingerprint()));
+    }
+
+    fn note_growth(&mut self, before: &Volume) {
+        let Some((_, now)) = self.state.volume_by_name(&before.name) else { return };
+        let new = before.shards_in_use() as usize..now.shards_in_use() as usize;
+        let shards = now.shard_ids().take(new.end).skip(new.start);
+        self.grown.extend(shards.map(|shard| (shard, now.access.wanted)));
+    }
+
+    pub fn take_grown(&mut self) -> Vec<(ShardId, Generation)> {
+        std::mem::take(&mut self.grown)
+    }
+
+    /// The state after the newest command that any member has carried out.
+    #[cfg(test)]
+    pub fn state(&self) -> &CatalogState {
+        &self.state
     }
 
     fn state_changed(&mut self) {
@@ -201,7 +229,8 @@ impl CatalogCheck {
     }
 
     fn is_usable(&self, name: &str) -> bool {
-        self.state.volume_by_name(name).is_some_and(|(_, volume)| !volume.deleting)
+        let found = self.state.volume_by_name(name);
+        found.is_some_and(|(_, volume)| !volume.deleting && volume.kept.is_none())
     }
 
     /// The changed rows of all commands add up to the whole state.

@@ -70,7 +70,7 @@ use crate::store::lane::Space;
 use crate::store::messages::{IndexEdit, IndexJob, LaneFile, MemberRecord, Slot};
 use crate::store::superblock::Superblock;
 use crate::store::wal::format::{Batch, FormatError, Keys, decode, decode_fixed};
-use crate::types::{EXTENT_BYTES, MemberId, Mono, ShardOp, Uuid};
+use crate::types::{EXTENT_BYTES, Generation, MemberId, Mono, ShardId, ShardOp, Uuid};
 use crate::view::ClusterView;
 use crate::worker::Backlog;
 
@@ -194,6 +194,18 @@ impl Checks {
                 self.members.entry(member.disk).or_default().insert(member.member);
             }
         }
+    }
+
+    /// Clients may use a shard by which its volume has grown (rule `size-after-new-shards`).
+    pub fn grown(&mut self, shard: ShardId, newest: Generation) {
+        let (is_led, generation) = (self.raft.was_led(shard), self.sessions.generation(shard));
+        let checked = check(is_led && generation >= newest, || {
+            format!(
+                "clients may use {shard:?}: led {is_led}, at {generation:?} of {newest:?} of the \
+                 access set"
+            )
+        });
+        self.note(checked);
     }
 
     /// A member's record is committed to the index. True: it clears the resyncing flag.

@@ -47,6 +47,11 @@ struct Shard {
 }
 
 impl RaftChecks {
+    /// A shard has had a leader.
+    pub fn was_led(&self, shard: ShardId) -> bool {
+        self.shards.get(&shard).is_some_and(|shard| !shard.leaders.is_empty())
+    }
+
     /// Takes over a newer view. False: the view is not newer.
     pub fn learn(&mut self, view: &ClusterView) -> bool {
         if view.revision <= self.revision {

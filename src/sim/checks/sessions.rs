@@ -12,8 +12,8 @@ use crate::replica::messages::{Input, ReqId, Role};
 use crate::sim::checks::wrong::{Checked, check};
 use crate::store::wal::format::FoundEntry;
 use crate::types::{
-    AccessMode, AccessSet, AttachmentId, BlockError, MemberId, Origin, PodId, Session, ShardId,
-    ShardOp,
+    AccessMode, AccessSet, AttachmentId, BlockError, Generation, MemberId, Origin, PodId, Session,
+    ShardId, ShardOp,
 };
 use crate::view::ClusterView;
 
@@ -135,6 +135,12 @@ impl SessionChecks {
         for shard in view.volumes.iter().flat_map(|volume| &volume.shards) {
             self.shards.entry(shard.shard).or_default().birth = shard.birth.clone();
         }
+    }
+
+    /// The generation of the access set that a shard has, as of all applied entries.
+    pub fn generation(&self, shard: ShardId) -> Generation {
+        let Some(seen) = self.shards.get(&shard) else { return Generation(0) };
+        seen.access.as_ref().map_or(&seen.birth, |account| &account.set).generation
     }
 
     /// An entry is durable in some log of the shard for the first time.
