@@ -543,3 +543,47 @@ fn whatever_shards_do_writes_stay_in_order_and_reads_see_them() {
     }
     assert!(retried > 100, "outcomes were unknown in most runs");
 }
+
+/// The answer to a read of one block, if there is one at once.
+fn read_at(volume: &mut Volume, handle: u64, offset: u64) -> Option<BlockError> {
+    volume.request(ConnId(1), handle, BlockOp::Read { offset, len: BLOCK_BYTES as u32 });
+    let mut outputs = Vec::new();
+    volume.poll(Mono(1), &mut outputs);
+    outputs.into_iter().find_map(|output| match output {
+        VolumeOutput::Reply { handle: of, result, .. } if of == handle => result.err(),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_volume_grows_under_requests_in_flight() {
+    let mut seen = view(&[1, 2, 3]);
+    let mut volume = Volume::new(&seen, AttachmentId::NONE, FrontEnd::new(ME, 1));
+    assert_eq!(read_at(&mut volume, 1, 0), None, "it waits for a leader");
+    let end = (SHARDS * SHARD_BYTES) as u64;
+    assert_eq!(read_at(&mut volume, 2, end), Some(BlockError::OutOfRange));
+    // The new shard is there before clients may use it.
+    let last = ShardView { shard: ShardId(900), ..seen.shards[0].clone() };
+    seen.shards.push(last);
+    volume.update_view(&seen);
+    assert_eq!(read_at(&mut volume, 3, end), Some(BlockError::OutOfRange));
+    seen.size_bytes = end + 2 * BLOCK_BYTES as u64;
+    volume.update_view(&seen);
+    assert_eq!(read_at(&mut volume, 4, end), None);
+    assert_eq!(volume.requests_in_flight(), 2);
+    // The rest of the shard is there, and behind the end.
+    let beyond = end + 2 * BLOCK_BYTES as u64;
+    assert_eq!(read_at(&mut volume, 5, beyond), Some(BlockError::OutOfRange));
+    seen.withheld = true;
+    volume.update_view(&seen);
+    assert_eq!(read_at(&mut volume, 6, 0), Some(BlockError::NoSuchVolume));
+}
+
+#[test]
+#[should_panic(expected = "a volume does not shrink")]
+fn a_volume_does_not_shrink() {
+    let mut seen = view(&[1, 2, 3]);
+    let mut volume = Volume::new(&seen, AttachmentId::NONE, FrontEnd::new(ME, 1));
+    seen.size_bytes -= BLOCK_BYTES as u64;
+    volume.update_view(&seen);
+}

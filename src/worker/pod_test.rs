@@ -9,7 +9,9 @@ use crate::limits::{Budgets, ELECTION_TICKS, TICK};
 use crate::net::handshake::Purpose;
 use crate::net::message::PeerMessage;
 use crate::planted::{Mistake, assert_found};
-use crate::types::{BLOCK_BYTES, Block, BlockRange, MemberId, ShardId, ShardOp, ShardReply};
+use crate::types::{
+    AccessSet, BLOCK_BYTES, Block, BlockRange, Generation, MemberId, ShardId, ShardOp, ShardReply,
+};
 use crate::view::{MemberState, VolumeView};
 
 const MIB: usize = 1 << 20;
@@ -193,6 +195,51 @@ fn a_member_of_something_else_is_neither_served_nor_destroyed() {
         let client = pod.connect("v");
         assert_eq!(client.read_byte(&mut pod, 0), b'x');
     }
+}
+
+/// The volume `v` with so many bytes in use.
+fn sized(size_bytes: u64) -> VolumeView {
+    VolumeView { size_bytes, ..volume(1, "v", &[1]) }
+}
+
+#[test]
+fn a_volume_grows_under_its_clients_and_never_shrinks() {
+    const HALF: u64 = VOLUME_BYTES / 2;
+    let mut pod = Pod::new(Budgets::default());
+    pod.view(view(1, vec![sized(HALF)]));
+    pod.run_until("the only replica leads", |pod| leads(pod, 11));
+    let client = pod.connect("v");
+    client.write(&mut pod, HALF, BLOCK_BYTES, b'x');
+    pod.run_until("it is refused", |pod| !client.errors(pod).is_empty());
+    pod.view(view(2, vec![sized(VOLUME_BYTES)]));
+    client.write(&mut pod, HALF, BLOCK_BYTES, b'y');
+    pod.run_until("the new size is used", |pod| client.written(pod) == [HALF]);
+    // A catalog that was restored from an older copy.
+    pod.view(view(3, vec![sized(HALF)]));
+    assert_eq!(client.read_byte(&mut pod, HALF), b'y');
+    let new = pod.connect("v");
+    assert_eq!(new.read_byte(&mut pod, HALF), b'y');
+}
+
+#[test]
+fn a_deleted_volume_that_is_kept_has_no_clients_and_keeps_its_members() {
+    let mut pod = serving(Budgets::default());
+    let client = pod.connect("v");
+    client.write(&mut pod, 0, BLOCK_BYTES, b'x');
+    pod.run_until("a write is answered", |pod| client.written(pod) == [0]);
+    let withheld = VolumeView { withheld: true, ..volume(1, "v", &[1]) };
+    pod.view(view(2, vec![withheld.clone()]));
+    pod.run_until("its connection ends", |pod| client.is_closed(pod));
+    assert!(leads(&pod, 11));
+    // Access sets still go to its shards.
+    let generation = Generation(3);
+    let nobody = AccessSet { generation, ..AccessSet::default() };
+    assert_eq!(pod.set_access(1, nobody), generation);
+    let everybody = AccessSet { generation: Generation(4), open: true, ..AccessSet::default() };
+    assert_eq!(pod.set_access(1, everybody), Generation(4));
+    pod.view(view(3, vec![volume(1, "v", &[1])]));
+    let client = pod.connect("v");
+    assert_eq!(client.read_byte(&mut pod, 0), b'x');
 }
 
 /// A positive record names a member of a volume. Without one there is nothing to compare with.

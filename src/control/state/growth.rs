@@ -11,10 +11,9 @@ use crate::control::command::{Outcome, Placement};
 use crate::control::state::error::CatalogError;
 use crate::control::state::rows::{Shard, ShardMember, ShardRun, Volume};
 use crate::control::state::tables::{Tables, take};
-use crate::control::state::volumes::check_size;
-use crate::limits::SHARDS_MAX;
+use crate::limits::{SHARDS_MAX, VOLUME_BYTES_MAX};
 use crate::planted::planted;
-use crate::types::{AccessSet, Generation, MemberId, ShardId, VolumeId};
+use crate::types::{AccessSet, BLOCK_BYTES, Generation, MemberId, ShardId, VolumeId};
 
 /// Adds shards behind the last one of a volume, which the caller puts down. They get the lengths
 /// that the volume's wanted size says.
@@ -67,6 +66,15 @@ pub(super) fn check_placement(
         }
     }
     Ok(())
+}
+
+/// Checks that a volume can have this size.
+pub(super) fn check_size(size_bytes: u64) -> Result<(), CatalogError> {
+    let block = BLOCK_BYTES as u64;
+    match (block..=VOLUME_BYTES_MAX).contains(&size_bytes) && size_bytes.is_multiple_of(block) {
+        true => Ok(()),
+        false => Err(CatalogError::BadSize { size_bytes }),
+    }
 }
 
 /// Refuses a size that a volume cannot grow to. `None`: there is nothing to do.

@@ -8,7 +8,6 @@ use crate::control::state::growth;
 use crate::control::state::pods::check_labels;
 use crate::control::state::rows::{Attachment, Shard, Volume, VolumeAccess};
 use crate::control::state::tables::{Tables, take};
-use crate::limits::VOLUME_BYTES_MAX;
 use crate::types::{AccessSet, AttachmentId, BLOCK_BYTES, MemberId, Uuid, VolumeId};
 
 /// Makes a volume, or finds the one of this name that is what is asked for.
@@ -56,16 +55,7 @@ fn check_new(tables: &Tables, new: &NewVolume) -> Result<(), CatalogError> {
     if !tables.classes.contains_key(class) {
         return Err(no_such_class(tables, class));
     }
-    check_size(new.size_bytes)
-}
-
-/// Checks that a volume can have this size.
-pub(super) fn check_size(size_bytes: u64) -> Result<(), CatalogError> {
-    let block = BLOCK_BYTES as u64;
-    match (block..=VOLUME_BYTES_MAX).contains(&size_bytes) && size_bytes.is_multiple_of(block) {
-        true => Ok(()),
-        false => Err(CatalogError::BadSize { size_bytes }),
-    }
+    growth::check_size(new.size_bytes)
 }
 
 /// The volume that has this name, if it is what is asked for.

@@ -3,7 +3,8 @@
 use crate::control::command::{NewDisk, Outcome};
 use crate::control::state::CatalogError;
 use crate::sim::names::Host;
-use crate::types::{Uuid, VolumeId};
+use crate::types::{AccessSet, Uuid, VolumeId};
+use crate::worker::AccessAnswer;
 
 /// The parameters of a new volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +61,14 @@ pub enum What {
     },
     /// Changes nothing, but adds an entry to the log.
     DeleteNothing,
+}
+
+/// A round of an access set, for the worker of a pod.
+pub struct Round {
+    pub host: Host,
+    pub volume: VolumeId,
+    pub set: AccessSet,
+    pub answer: AccessAnswer,
 }
 
 /// A request and its progress.

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use raft::eraftpb::Message;
 
@@ -21,11 +21,11 @@ use crate::control::sync::mirror::Mirror;
 use crate::control::sync::update::{Update, update};
 use crate::sim::catalog::call::Call;
 use crate::sim::catalog::network::Packet;
-use crate::sim::catalog::rounds::Answers;
 use crate::sim::catalog::store::{Database, Encoded, SimStorage};
 use crate::sim::names::Host;
-use crate::types::{MemberId, Mono, PodId};
+use crate::types::{BlockError, MemberId, Mono, PodId, VolumeId};
 use crate::view::ClusterView;
+use crate::volume::access::AccessDone;
 
 /// Messages of a member until its pod sends them.
 #[derive(Clone, Default)]
@@ -54,6 +54,9 @@ pub enum Waiting {
     Read(Call, u64),
     CatalogCommand(Call),
 }
+
+/// Ends of rounds that the pod has not looked at yet.
+pub type Answers = Arc<Mutex<Vec<(VolumeId, Result<AccessDone, BlockError>)>>>;
 
 /// See the module.
 #[derive(Default)]

@@ -1,25 +1,13 @@
 //! Rounds of access sets, as [`crate::control::tasks::set_access`] has them committed: on the leader,
 //! through its own pod's data path.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::sim::catalog::Catalog;
-use crate::sim::catalog::pod::Waiting;
+use crate::sim::catalog::call::Round;
+use crate::sim::catalog::pod::{Answers, Waiting};
 use crate::sim::names::Host;
-use crate::types::{AccessSet, BlockError, VolumeId};
-use crate::volume::access::AccessDone;
 use crate::worker::AccessAnswer;
-
-/// Ends of rounds that the pod has not looked at yet.
-pub type Answers = Arc<Mutex<Vec<(VolumeId, Result<AccessDone, BlockError>)>>>;
-
-/// A round for the worker of a pod.
-pub struct Round {
-    pub host: Host,
-    pub volume: VolumeId,
-    pub set: AccessSet,
-    pub answer: AccessAnswer,
-}
 
 impl Catalog {
     /// The rounds that have begun since the last call.
