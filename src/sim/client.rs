@@ -267,8 +267,8 @@ impl Client {
         self.hang_up();
     }
 
-    /// The volume has more blocks. The client uses them over its next connection, as far as the
-    /// pod says that they are there.
+    /// The volume has more blocks. The client uses them over its next connections, as far as each
+    /// pod says that they are there: one that has just started may not know of them yet.
     #[cfg(test)]
     pub fn grow(&mut self, blocks: u64) {
         if self.target.blocks > 0 {
@@ -377,8 +377,7 @@ impl Client {
                 ClientState::Exporting if arrived >= 10 => {
                     let size_bytes = (&self.reader.peek()[..8]).get_u64();
                     if let Some(blocks) = self.grows_to {
-                        let blocks = blocks.min(size_bytes / BLOCK_BYTES as u64);
-                        self.target.blocks = self.target.blocks.max(blocks);
+                        self.target.blocks = blocks.min(size_bytes / BLOCK_BYTES as u64);
                         self.target.region = 0..self.target.blocks;
                     }
                     self.reader.consume(10);

@@ -259,7 +259,9 @@ impl World {
             may_be_lost: false,
             read_only: false,
         };
-        self.add_client(target, volume, 0, true)
+        let client = self.add_client(target, volume, 0, true);
+        self.client_grows(client, blocks);
+        client
     }
 
     /// A client of a closed volume may be fenced from now on; `is_fenced`: it is.

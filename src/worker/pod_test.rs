@@ -233,7 +233,7 @@ fn a_deleted_volume_that_is_kept_has_no_clients_and_keeps_its_members() {
     assert!(leads(&pod, 11));
     // Access sets still go to its shards.
     let generation = Generation(3);
-    let nobody = AccessSet { generation, ..AccessSet::default() };
+    let nobody = AccessSet { generation, open: false, grants: Vec::new() };
     assert_eq!(pod.set_access(1, nobody), generation);
     let everybody = AccessSet { generation: Generation(4), open: true, ..AccessSet::default() };
     assert_eq!(pod.set_access(1, everybody), Generation(4));

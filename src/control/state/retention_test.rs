@@ -66,7 +66,7 @@ fn publish(node: u8, uid: u8) -> CatalogCommand {
 }
 
 fn nobody(generation: u64) -> AccessSet {
-    AccessSet { generation: Generation(generation), ..AccessSet::default() }
+    AccessSet { generation: Generation(generation), open: false, grants: Vec::new() }
 }
 
 #[test]

@@ -135,6 +135,7 @@ impl Growth {
             self.scenario.world.start(host);
         }
         self.until("everybody knows everything", |world| world.catalog.unsettled().is_none());
+        self.scenario.run_for(Duration::from_secs(1));
         let holder = self.holder.expect("somebody has the volume");
         let blocks = blocks(&self.scenario.world);
         self.scenario.world.client_grows(holder.client, blocks);
