@@ -163,11 +163,12 @@ fn growing() -> Volume {
 
 /// Deleted, and kept for a day.
 fn retained() -> Volume {
-    let message = "it was deleted, and can be brought back";
+    let message = "it can be brought back";
     let gone = condition(Type::Available, Truth::False, Why::Retained, message);
     let good = condition(Type::Redundant, Truth::True, Why::AllReplicasGood, "");
     let mut volume = volume("retained", 8 << 30, Phase::Retained, [gone, good]);
     let status = volume.status.as_mut().unwrap();
+    status.nbd.clear();
     status.deleted_unix_ms = 1_772_348_889_000;
     status.purge_unix_ms = status.deleted_unix_ms + 24 * 60 * 60 * 1000;
     volume

@@ -340,7 +340,7 @@ impl Rows for Volume {
         ];
         if status.purge_unix_ms > 0 {
             fields.push(("deleted", moment(status.deleted_unix_ms)));
-            fields.push(("purged at", moment(status.purge_unix_ms)));
+            fields.push(("purged", moment(status.purge_unix_ms)));
         }
         if let Some(progress) = &status.progress {
             let text = format!("{} of {} {}", progress.done, progress.total, progress.unit);

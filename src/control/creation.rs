@@ -25,8 +25,8 @@ pub fn has_grown(state: &CatalogState, pods: Pods<'_>, volume: &Volume) -> bool 
     planted!(GrownEarly) || new.all(|(_, shard)| confirms(shard))
 }
 
-/// True when a leader of the shard has this generation, or a newer one. Generations only grow, so an
-/// old report is as good as a new one.
+/// True when a leader of the shard has this generation, or a newer one. Generations only grow, so
+/// an old report is as good as a new one.
 fn is_led(pods: Pods<'_>, shard: &Shard, generation: Generation) -> bool {
     let mut reports = shard.members.iter().filter_map(|it| pods.member(it.member, it.disk));
     reports.any(|report| report.state == MemberState::Leader && report.access >= generation)

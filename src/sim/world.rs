@@ -13,7 +13,7 @@ use crate::control::command::Addresses;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver};
 use crate::limits::{OVERLAY_BYTES_MAX, SocketLimits};
-use crate::replica::messages::{Input, Output, ReadMode, Start};
+use crate::replica::messages::{ReadMode, Start};
 use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, Round, What};
 use crate::sim::checks::Checks;
 use crate::sim::client::{Client, RARELY, Shared, Target};
@@ -24,14 +24,15 @@ use crate::sim::kernel::{Due, Kernel, SimDriver};
 use crate::sim::lane::{INDEX_ALARMS, Job, Jobs, SimFiles, SimIndex};
 use crate::sim::names::{DiskNumber, Host, disk_id, pod_id};
 use crate::sim::shape::{Shape, Theme};
+use crate::sim::watch::Watch;
 use crate::store::lane::LaneConfig;
 use crate::store::messages::{LaneFile, MemberRecord};
 use crate::store::open::{LaneFormat, data_files, format_lane};
-use crate::types::{AccessMode, AccessSet, MemberId, Uuid};
+use crate::types::{AccessMode, AccessSet, Uuid};
 use crate::view::ClusterView;
 use crate::worker::{
-    AccessAnswer, DiskPlace, LaneRuntime, Observer, OpenFiles, Receiver, Sender, Wake, Worker,
-    WorkerCommand, WorkerConfig, mailbox, open_lane,
+    AccessAnswer, DiskPlace, LaneRuntime, OpenFiles, Receiver, Sender, Wake, Worker, WorkerCommand,
+    WorkerConfig, mailbox, open_lane,
 };
 
 const CLUSTER: Uuid = Uuid([7; 16]);
@@ -67,7 +68,7 @@ pub(super) struct Pod {
 
 /// A client, the volume that it uses, and the pod that it connects to.
 pub(super) struct Attached {
-    client: Client,
+    pub client: Client,
     volume: String,
     front: Host,
     /// It connects to any pod.
@@ -168,7 +169,13 @@ impl World {
     }
 
     /// Returns the client's number.
-    fn add_client(&mut self, target: Target, volume: &str, front: Host, roams: bool) -> usize {
+    pub(super) fn add_client(
+        &mut self,
+        target: Target,
+        volume: &str,
+        front: Host,
+        roams: bool,
+    ) -> usize {
         let number = self.attached.len();
         let host = self.shape.pods + number;
         let driver = self.driver(host, Rc::default(), Arc::default());
@@ -212,6 +219,10 @@ impl World {
         let Some(volume) = volumes.find(|volume| volume.name == HANDED) else { return };
         let volume = volume.volume;
         let host = self.kernel.borrow_mut().rng.below(self.shape.pods as u64) as Host;
+        self.send_round(Round { host, volume, set, answer });
+    }
+
+    fn send_round(&mut self, Round { host, volume, set, answer }: Round) {
         if let Some(inbox) = &self.pods[host].inbox {
             let sent = inbox.send(WorkerCommand::SetAccess { volume, set, answer });
             assert!(sent.is_ok(), "it has room");
@@ -241,45 +252,6 @@ impl World {
         if self.catalog.is_closing {
             self.attached[number].client.read_all();
         }
-    }
-
-    /// Gives a client to an attachment of a closed volume. Returns the client's number.
-    #[cfg(test)]
-    pub(super) fn attach_by(&mut self, attachment: Uuid, volume: &str, blocks: u64) -> usize {
-        let Shape { blocks_per_shard, load, .. } = self.shape;
-        let target = Target {
-            export: attachment.to_string(),
-            first_register: NUMBER_OF_HANDED << VOLUME_SHIFT,
-            region: 0..blocks,
-            blocks,
-            blocks_per_shard,
-            load,
-            half: None,
-            may_be_full: false,
-            may_be_lost: false,
-            read_only: false,
-        };
-        let client = self.add_client(target, volume, 0, true);
-        self.client_grows(client, blocks);
-        client
-    }
-
-    /// A client of a closed volume may be fenced from now on; `is_fenced`: it is.
-    #[cfg(test)]
-    pub(super) fn fence(&mut self, client: usize, is_fenced: bool) {
-        let now = self.kernel.borrow().now;
-        let client = &mut self.attached[client].client;
-        client.may_be_fenced = true;
-        if is_fenced {
-            self.shared.history.fenced(client.writer(), now);
-        }
-    }
-
-    /// A client may use so many blocks of its volume from now on.
-    #[cfg(test)]
-    pub(super) fn client_grows(&mut self, client: usize, blocks: u64) {
-        self.attached[client].client.grow(blocks);
-        self.kernel.borrow_mut().wake(self.shape.pods + client, Duration::from_millis(1));
     }
 
     /// Creates a volume with a client of its own. `number` is unique within the run.
@@ -683,12 +655,8 @@ impl World {
         for (shard, newest) in self.catalog.take_grown() {
             self.checks.borrow_mut().grown(shard, newest);
         }
-        for Round { host, volume, set, answer } in self.catalog.take_rounds() {
-            if let Some(inbox) = &self.pods[host].inbox {
-                let sent = inbox.send(WorkerCommand::SetAccess { volume, set, answer });
-                assert!(sent.is_ok(), "it has room");
-                self.kernel.borrow_mut().wake(host, Duration::ZERO);
-            }
+        for round in std::mem::take(&mut self.catalog.rounds) {
+            self.send_round(round);
         }
         for Ended::Created(volume) in std::mem::take(&mut self.catalog.ended) {
             self.attach_to(&volume);
@@ -816,25 +784,6 @@ impl World {
         let front = front.expect("some pods are not avoided");
         client.run(&nbd_address(front), &mut rng, &mut self.shared);
         self.kernel.borrow_mut().rng.next();
-    }
-}
-
-/// Hands the inputs and outputs of a pod's members to the checkers.
-struct Watch {
-    kernel: Rc<RefCell<Kernel>>,
-    checks: Rc<RefCell<Checks>>,
-    host: Host,
-}
-
-impl Observer for Watch {
-    fn input(&mut self, member: MemberId, input: &Input) {
-        let now = self.kernel.borrow().now;
-        self.checks.borrow_mut().input(member, input, now);
-    }
-
-    fn output(&mut self, member: MemberId, output: &Output) {
-        let now = self.kernel.borrow().now;
-        self.checks.borrow_mut().output(self.host, member, output, now);
     }
 }
 

@@ -282,8 +282,8 @@ impl Volume {
         }
     }
 
-    /// Size, shards or members have changed. A volume never shrinks: the caller does not follow such
-    /// a view. Requests in flight go on.
+    /// Size, shards or members have changed. A volume never shrinks: the caller does not follow
+    /// such a view. Requests in flight go on.
     pub fn update_view(&mut self, view: &VolumeView) {
         assert_eq!(view.volume, self.layout.volume);
         assert!(view.shards.len() >= self.routes.len(), "a volume does not lose shards");

@@ -42,6 +42,10 @@ pub async fn bring_up(
     let there = list(&client).await?;
     for (name, size) in volumes {
         match there.iter().find(|volume| volume.meta().name == *name) {
+            Some(volume) if volume.phase() == Phase::Retained => output::note(&format!(
+                "volume {name} was deleted and is kept; `holdfast volume undelete {name}` brings \
+                 it back"
+            )),
             Some(volume) if size_of(volume) != *size => output::note(&format!(
                 "volume {name} exists with {}; its size stays",
                 size_of(volume)
@@ -54,7 +58,8 @@ pub async fn bring_up(
             }
         }
     }
-    for volume in list(&client).await? {
+    let is_there = |volume: &Volume| volume.phase() != Phase::Retained;
+    for volume in list(&client).await?.into_iter().filter(is_there) {
         let name = &volume.meta().name;
         let what = format!("volume {name} can be used");
         until(&what, || usable(&client, name, first.nbd.listen)).await?;
@@ -138,11 +143,7 @@ async fn all_serve(layout: &Layout, client: &Client) -> anyhow::Result<Option<St
 
 async fn list(client: &Client) -> anyhow::Result<Vec<Volume>> {
     let volumes = all::<Volume>(client, Query::default(), "").await?;
-    Ok(volumes.into_iter().filter(|volume| !is_deleted(volume)).collect())
-}
-
-fn is_deleted(volume: &Volume) -> bool {
-    volume.meta().deleting || volume.phase() == Phase::Retained
+    Ok(volumes.into_iter().filter(|volume| !volume.meta().deleting).collect())
 }
 
 fn size_of(volume: &Volume) -> ByteSize {

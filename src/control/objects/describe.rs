@@ -233,7 +233,10 @@ impl<'a> Describe<'a> {
             progress: progress(phase, self.judge(), volume),
             shards: volume.shards(),
             stripe_bytes: volume.stripe_bytes,
-            nbd: if view == View::Full { self.addresses(volume) } else { Vec::new() },
+            nbd: match view {
+                View::Full if !volume.is_withheld() => self.addresses(volume),
+                _ => Vec::new(),
+            },
             id: id.0,
             size_bytes: volume.size_bytes,
             deleted_unix_ms: volume.kept.map_or(0, |kept| kept.deleted_ms),

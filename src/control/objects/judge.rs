@@ -321,7 +321,7 @@ fn judge_tally(tally: &Tally, life: Life) -> Judgement {
 fn withheld(tally: &Tally, phase: Phase, why: Why) -> Judgement {
     let Judgement { mut statements, .. } = judge_tally(tally, Life::Used { is_new: false });
     let message = match why {
-        Why::Retained => "it was deleted, and can be brought back".to_owned(),
+        Why::Retained => "it can be brought back".to_owned(),
         _ if tally.without_leader == 0 => "it is waited for the shards".to_owned(),
         _ => format!("{} of {} shards have no leader", tally.without_leader, tally.shards),
     };

@@ -124,7 +124,8 @@ fn a_size_that_is_there_is_no_change_and_others_are_refused() {
     let said = |state: &mut CatalogState, command| apply(state, command).unwrap_err().to_string();
     assert_eq!(
         said(&mut state, grow(12, 0)),
-        "volume \"demo\" has 80KiB or is growing to that, and a volume does not shrink; 48KiB is less"
+        "volume \"demo\" has 80KiB or is growing to that, and a volume does not shrink; 48KiB is \
+         less"
     );
     let most = SHARDS_MAX * 8;
     assert!(said(&mut state, grow(most + 1, 0)).contains("at most 128MiB"));

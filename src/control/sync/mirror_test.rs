@@ -213,8 +213,8 @@ proptest! {
                 Step::Delete(name) => {
                     let name = format!("v{name}");
                     let volume = state.volume_by_name(&name).map(|it| it.0).unwrap_or_default();
-                    let request_id = String::new();
-                    CatalogCommand::DeleteVolume { request_id, name, volume, how: Deletion::default() }
+                    let (request_id, how) = (String::new(), Deletion::default());
+                    CatalogCommand::DeleteVolume { request_id, name, volume, how }
                 }
                 Step::Confirm(disk) => {
                     let disk = Uuid([disk; 16]);

@@ -9,6 +9,7 @@ use super::scenarios_test::Scenario;
 use super::{Host, NewVolume};
 use crate::control::state::CatalogState;
 use crate::planted::{Mistake, assert_found};
+use crate::sim::client::Target;
 use crate::sim::disk::Loss;
 use crate::sim::rng::Rng;
 use crate::sim::world::World;
@@ -18,6 +19,8 @@ const PODS: usize = 4;
 const NAME: &str = "grows";
 const BLOCKS_PER_SHARD: u64 = 20;
 const GROWTHS: usize = 5;
+/// Far from the registers of other volumes.
+const FIRST_REGISTER: u64 = 1 << 60;
 const RETENTION_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// A node that has the volume, and its client.
@@ -47,6 +50,43 @@ fn blocks(world: &World) -> u64 {
     volume.size_bytes / volume.stripe_bytes * BLOCKS_PER_SHARD
 }
 
+/// Gives a client to an attachment. Returns the client's number.
+fn attach(world: &mut World, attachment: Uuid) -> usize {
+    let target = Target {
+        export: attachment.to_string(),
+        first_register: FIRST_REGISTER,
+        region: 0..BLOCKS_PER_SHARD,
+        blocks: BLOCKS_PER_SHARD,
+        blocks_per_shard: BLOCKS_PER_SHARD,
+        load: world.shape.load,
+        half: None,
+        may_be_full: false,
+        may_be_lost: false,
+        read_only: false,
+    };
+    let client = world.add_client(target, NAME, 0, true);
+    grow_client(world, client, blocks(world));
+    client
+}
+
+/// A client may use so many blocks from now on.
+fn grow_client(world: &mut World, client: usize, blocks: u64) {
+    world.attached[client].client.grow(blocks);
+    let host = world.shape.pods + client;
+    world.kernel.borrow_mut().wake(host, Duration::from_millis(1));
+}
+
+/// A client may be fenced from now on.
+fn may_be_fenced(world: &mut World, client: usize) {
+    world.attached[client].client.may_be_fenced = true;
+}
+
+/// A client is fenced in every shard.
+fn fenced(world: &mut World, client: usize) {
+    let now = world.kernel.borrow().now;
+    world.shared.history.fenced(world.attached[client].client.writer(), now);
+}
+
 impl Growth {
     /// A closed volume of one shard.
     fn new(seed: u64) -> Growth {
@@ -74,7 +114,7 @@ impl Growth {
         let volume = self.volume;
         let before = self.holder.take();
         if let Some(Holder { host, client, .. }) = before {
-            self.scenario.world.fence(client, false);
+            may_be_fenced(&mut self.scenario.world, client);
             self.ask(What::Unpublish { volume, host });
             self.until("it is unpublished", |world| world.catalog.all_answered());
         }
@@ -93,9 +133,9 @@ impl Growth {
         });
         let world = &mut self.scenario.world;
         if let Some(before) = before {
-            world.fence(before.client, true);
+            fenced(world, before.client);
         }
-        let client = world.attach_by(attachment, NAME, blocks(world));
+        let client = attach(world, attachment);
         self.holder = Some(Holder { host, attachment, client });
     }
 
@@ -109,7 +149,7 @@ impl Growth {
         let wanted = self.shards * BLOCKS_PER_SHARD;
         self.until("clients may use the new size", |world| blocks(world) == wanted);
         if let Some(holder) = self.holder {
-            self.scenario.world.client_grows(holder.client, wanted);
+            grow_client(&mut self.scenario.world, holder.client, wanted);
         }
     }
 
@@ -138,7 +178,7 @@ impl Growth {
         self.scenario.run_for(Duration::from_secs(1));
         let holder = self.holder.expect("somebody has the volume");
         let blocks = blocks(&self.scenario.world);
-        self.scenario.world.client_grows(holder.client, blocks);
+        grow_client(&mut self.scenario.world, holder.client, blocks);
         self.run_a_while();
         self.scenario.world.read_all(&[]);
         self.until("everything is read", |world| world.all_read(None));
@@ -198,7 +238,7 @@ fn a_deleted_volume_comes_back_as_it_was() {
         it.end_growth();
         it.scenario.run_for(Duration::from_secs(2));
         let before = it.holder.take().expect("it was just admitted");
-        it.scenario.world.fence(before.client, false);
+        may_be_fenced(&mut it.scenario.world, before.client);
         let (volume, name) = (it.volume, NAME.to_owned());
         it.ask(What::Delete { name, volume, retention_ms: RETENTION_MS });
         it.run_a_while();
@@ -206,7 +246,7 @@ fn a_deleted_volume_comes_back_as_it_was() {
         it.until("the holder is fenced", |world| {
             world.catalog.all_answered() && state(world).attachments.is_empty()
         });
-        it.scenario.world.fence(before.client, true);
+        fenced(&mut it.scenario.world, before.client);
         it.run_a_while();
         let name = NAME.to_owned();
         it.ask(What::Undelete { name, volume });

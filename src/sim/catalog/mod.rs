@@ -88,7 +88,7 @@ pub struct Catalog {
     asks: Vec<Ask>,
     /// Events and rounds that the world has not taken yet.
     pub ended: Vec<Ended>,
-    rounds: Vec<Round>,
+    pub rounds: Vec<Round>,
     /// The run ends: new volumes get no clients.
     pub is_closing: bool,
     check: CatalogCheck,

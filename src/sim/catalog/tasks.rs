@@ -62,7 +62,9 @@ impl Catalog {
         if now >= pod.report_at {
             self.report(host, now, pods);
         }
-        self.access_rounds(host);
+        let at_ms = self.wall_ms();
+        let begun = self.pods[host].access_rounds(host, now, at_ms);
+        self.rounds.extend(begun);
         if now >= self.pods[host].reconcile_at {
             self.reconcile(host);
         }
