@@ -8,7 +8,8 @@
 //! Imports point one way. A file may import the files before it in this list: `names`, `rng` and
 //! `trace` (shared by all); `disk` and `kernel` (below the pods, observed); `checks` (observers);
 //! `shape`, `faults` and `heavy` (drawn from the seed); `client`, `handover`, `catalog`, `lane`
-//! and `watch` (parts of a cluster); `world` (the cluster); `replicas` (checks at its end); `run`; `shrink`.
+//! and `watch` (parts of a cluster); `world` (the cluster); `replicas` (checks at its end); `run`;
+//! `shrink`.
 
 mod catalog;
 mod checks;

@@ -1,5 +1,5 @@
-//! Rounds of access sets, as [`crate::control::tasks::set_access`] has them committed: on the leader,
-//! through the data path of its own pod.
+//! Rounds of access sets, as [`crate::control::tasks::set_access`] has them committed: on the
+//! leader, through the data path of its own pod.
 
 use std::sync::Arc;
 
