@@ -470,10 +470,10 @@ mod tests {
         Wish { name, shards, shard_bytes: GIB, replicas, grows: false }
     }
 
-    /// 100 pods with a disk each, all of which report.
-    fn large() -> (CatalogState, Table) {
-        let (state, mut table) = (cluster(100), Table::default());
-        for pod in 1..=100 {
+    /// Pods with a disk each, all of which report.
+    fn reporting(pods: u8) -> (CatalogState, Table) {
+        let (state, mut table) = (cluster(pods), Table::default());
+        for pod in 1..=u64::from(pods) {
             let disk = DiskReport {
                 disk: Uuid([pod as u8; 16]),
                 capacity_bytes: 1 << 40,
@@ -485,9 +485,45 @@ mod tests {
         (state, table)
     }
 
+    /// Three disks that promise 2 TiB each.
+    #[test]
+    fn a_volume_grows_into_what_its_disks_still_promise() {
+        let (mut state, table) = reporting(3);
+        let make = |state: &mut CatalogState, name: &str, gib: u64| {
+            let (volume, disks) = (new_volume(name, gib * GIB, 1024 * GIB, 3), [1, 2, 3]);
+            let disks = disks.map(|disk| Uuid([disk; 16])).to_vec();
+            let placement = Placement { disks, shards: vec![vec![0, 1, 2]] };
+            let request_id = String::new();
+            let create = CatalogCommand::CreateVolume { request_id, volume, placement };
+            state.apply(1, create).outcome.unwrap();
+        };
+        make(&mut state, "v", 512);
+        let grow = |state: &CatalogState, gib: u64| {
+            let (_, volume) = state.volume_by_name("v").unwrap();
+            let shards = gib.div_ceil(1024) - 1;
+            place_growth(state, table.pods(Mono(1)), volume, gib * GIB, shards)
+        };
+        assert_eq!(grow(&state, 1024), Ok(Placement::default()), "within its shard");
+        assert_eq!(grow(&state, 2048).unwrap().shards.len(), 1);
+        let refused = grow(&state, 2049).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "volume v cannot grow: another 2TiB with 3 replicas does not fit: the disks may \
+             promise 200% of their 3TiB, of which a volume of 1TiB is left"
+        );
+        make(&mut state, "w", 1024);
+        let refused = grow(&state, 2048).unwrap_err().to_string();
+        assert!(refused.contains("another 1TiB"), "{refused}");
+        make(&mut state, "x", 500);
+        let refused = grow(&state, 1024).unwrap_err().to_string();
+        assert!(refused.contains("cannot grow by 512GiB within its last shard"), "{refused}");
+        assert!(refused.ends_with("of which 12GiB is left"), "{refused}");
+        assert!(grow(&state, 524).is_ok());
+    }
+
     #[test]
     fn small_volumes_fill_a_large_cluster_evenly() {
-        let (mut state, table) = large();
+        let (mut state, table) = reporting(100);
         let class = state.classes["replicated"].clone();
         for number in 0..1000 {
             let name = format!("volume-{number}");
@@ -506,7 +542,7 @@ mod tests {
     /// Only three of many nodes have the label that the class asks for.
     #[test]
     fn what_a_few_pods_cannot_hold_is_placed_on_others() {
-        let (mut state, table) = large();
+        let (mut state, table) = reporting(100);
         for pod in [7, 77, 97] {
             let mut register = register(pod, &[]);
             if let CatalogCommand::Register { node, .. } = &mut register {
