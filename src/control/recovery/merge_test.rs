@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::command::CatalogCommand;
+use crate::control::command::{CatalogCommand, Deletion};
 use crate::control::state::rows::CatalogMember;
 use crate::control::state::view::view;
 use crate::planted::{Mistake, assert_found};
@@ -30,7 +30,8 @@ fn remove(state: &mut CatalogState, name: &str, disks: &[u8]) {
 fn delete(name: &str, state: &CatalogState) -> CatalogCommand {
     let volume = state.volume_by_name(name).map(|it| it.0).unwrap_or_default();
     let (request_id, name) = (String::new(), name.to_owned());
-    CatalogCommand::DeleteVolume { request_id, name, volume, force: true }
+    let how = Deletion { force: true, ..Deletion::default() };
+    CatalogCommand::DeleteVolume { request_id, name, volume, how }
 }
 
 /// Every replica that is to be destroyed is gone from this disk.
@@ -99,7 +100,7 @@ fn pods_know_more_than_the_backup() {
     let kept = state.volume_by_name("kept").unwrap().0;
     apply(&mut state, CatalogCommand::SetOpen { volume: kept, open: false });
     let wanted = state.volumes[&kept].access.wanted;
-    apply(&mut state, CatalogCommand::AccessIsSet { volume: kept, generation: wanted });
+    apply(&mut state, CatalogCommand::AccessIsSet { volume: kept, generation: wanted, shards: 1 });
     let publish = CatalogCommand::Publish {
         volume: kept,
         node: "node-2".to_owned(),
@@ -251,8 +252,9 @@ fn command(step: &Step, number: u8, state: &CatalogState) -> Option<CatalogComma
         },
         Step::Confirm(name) => {
             let volume = of(*name)?;
-            let generation: Generation = state.volumes[&volume].access.wanted;
-            CatalogCommand::AccessIsSet { volume, generation }
+            let row = &state.volumes[&volume];
+            let (generation, shards) = (row.access.wanted, row.shards());
+            CatalogCommand::AccessIsSet { volume, generation, shards }
         }
         Step::Told(_) | Step::BackUp => return None,
     })
