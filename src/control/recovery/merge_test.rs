@@ -8,7 +8,7 @@ use crate::control::state::rows::CatalogMember;
 use crate::control::state::view::view;
 use crate::planted::{Mistake, assert_found};
 use crate::testing::catalog_fixture::{cluster, create_on, join, new_disk, register};
-use crate::types::{AccessMode, Generation, MemberId};
+use crate::types::{AccessMode, MemberId};
 
 const PODS: u8 = 4;
 const NEW: Uuid = Uuid([77; 16]);
