@@ -6,6 +6,7 @@
 //!
 //! `HOLDFAST_CONTROL="PODS DISKS_PER_POD VOLUMES SHARDS"` gives another size.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -19,10 +20,13 @@ use holdfast::control::command::{Addresses, CatalogCommand, NewDisk, NewNode, Ne
 use holdfast::control::membership::first;
 use holdfast::control::placement::{Wish, layout, place_on_pods};
 use holdfast::control::reports::{Heard, Reports};
+use holdfast::control::state::audience::{audience, volumes_of};
+use holdfast::control::state::rows::encode_row;
 use holdfast::control::state::{CatalogState, NewCluster};
 use holdfast::control::storage::{Snapshot, Storage};
+use holdfast::control::sync::follower::{Follower, Idle};
 use holdfast::control::sync::mirror::Mirror;
-use holdfast::control::sync::update::{Position, update};
+use holdfast::control::sync::update::{Part, Position};
 use holdfast::types::{AccessMode, MemberId, PodId, Uuid, VolumeId, mix64};
 use holdfast::view::{DiskReport, PodReport};
 
@@ -258,24 +262,173 @@ fn start(path: &std::path::Path, state: CatalogState) -> Arc<Catalog> {
     Arc::new(catalog)
 }
 
-/// What a pod is told after one change, and from the beginning.
-fn sync(state: &CatalogState, before: &CatalogState) {
-    let mut mirror = Mirror::default();
-    let began = Instant::now();
-    let whole = update(state, Position::default()).expect("it has nothing");
-    let bytes = whole.encode().len();
-    mirror.take(&whole).expect("it is whole");
-    let took = began.elapsed();
-    println!("a pod from nothing: {:.1} MiB, {took:.1?} with its view", bytes as f64 / 1048576.0);
-    let position = Position { history: before.cluster.history, revision: before.revision() };
-    let changes = state.revision() - before.revision();
-    match update(state, position) {
-        Some(update) if !update.is_whole => println!(
-            "a pod that lacks {changes} changes: {} bytes each",
-            update.encode().len() as u64 / changes.max(1)
-        ),
-        _ => println!("a pod that lacks {changes} changes gets everything anew"),
+/// A pod's mirror, and what it was told.
+struct Told {
+    mirror: Mirror,
+    follower: Follower,
+}
+
+impl Told {
+    /// From nothing.
+    fn new(state: &CatalogState, pod: PodId) -> Told {
+        let (at, none) = (Position::default(), BTreeSet::new);
+        let follower = Follower::new(pod, at, none(), none());
+        let mut told = Told { mirror: Mirror::default(), follower };
+        let began = Instant::now();
+        let bytes = told.take(state, Idle::Now);
+        let took = began.elapsed();
+        let mib = bytes as f64 / 1_048_576.0;
+        let volumes = told.mirror.volumes().len();
+        println!("{pod} from nothing: {mib:.2} MiB, {volumes} volumes, {took:.1?} with its view");
+        told
     }
+
+    /// Bytes that it is sent.
+    fn take(&mut self, state: &CatalogState, idle: Idle) -> usize {
+        let Some(update) = self.follower.next(state, idle) else { return 0 };
+        let bytes = update.encode().len();
+        self.mirror.take(&update).expect("it follows");
+        bytes
+    }
+}
+
+/// What pods are told of small commands, one after another.
+fn sync(state: &CatalogState, size: &Size) {
+    let mut state = state.clone();
+    let (volume, concerned) = (VolumeId(7), |state: &CatalogState| audience(state, VolumeId(7)));
+    let pods = concerned(&state);
+    let away = (1..=size.pods).map(PodId).find(|pod| !pods.contains(pod));
+    let mut there = Told::new(&state, pods[0]);
+    let mut away = away.map(|pod| Told::new(&state, pod));
+    let record = |state: &CatalogState| encode_row(1, &state.volumes[&volume]).len();
+    println!("a volume's row has {} bytes", record(&state));
+    for number in 0..4 {
+        let node = format!("node-{}", size.pods + 1 + number);
+        let publish = CatalogCommand::Publish {
+            volume,
+            node: node.clone(),
+            mode: AccessMode::Raw,
+            uid: uid(5, number),
+        };
+        let report = |what: &str,
+                      there: &mut Told,
+                      away: &mut Option<Told>,
+                      state: &CatalogState| {
+            let here = there.take(state, Idle::Later);
+            let away = away.as_mut().map_or(0, |away| away.take(state, Idle::Later));
+            println!("{what}: {here} bytes to a pod of the volume, {away} bytes to another pod");
+        };
+        match number {
+            0 | 1 => {
+                let boot_id = "boot".to_owned();
+                // A node without a pod.
+                let machine = NewNode { name: node.clone(), boot_id, ..NewNode::default() };
+                let (uid, addresses) = (uid(9, number), addresses(size.pods + 1 + number));
+                state.apply(1, CatalogCommand::Join { uid, addresses, node: machine });
+                report("a pod joins", &mut there, &mut away, &state);
+                state.apply(1, publish).outcome.expect("it is published");
+                report("publish", &mut there, &mut away, &state);
+            }
+            2 => {
+                let generation = state.access_of(volume).generation;
+                state.apply(1, CatalogCommand::AccessIsSet { volume, generation });
+                report("a round over the shards ends", &mut there, &mut away, &state);
+            }
+            _ => {
+                let position = away.as_mut().map_or(0, |away| away.take(&state, Idle::Now));
+                println!("how far the catalog is, every 3 s: {position} bytes to another pod");
+            }
+        }
+    }
+    scan(&mut state, size);
+}
+
+/// Time that this process has had on cores.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux has it");
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    // Fields 14 and 15 of the line, in hundredths of a second.
+    let ticks = |at: usize| fields[at].parse::<u64>().expect("a number of ticks");
+    Duration::from_millis(10 * (ticks(11) + ticks(12)))
+}
+
+/// 200 commands a second, with a stream to each pod and without: what the streams cost.
+async fn streams(catalog: &Arc<Catalog>, size: &Size) {
+    for with_streams in [false, true] {
+        let mut tasks = tokio::task::JoinSet::new();
+        for pod in (1..=size.pods).filter(|_| with_streams) {
+            let mut published = catalog.published.clone();
+            tasks.spawn(async move {
+                let mut follower: Option<Follower> = None;
+                loop {
+                    let now = published.borrow_and_update().clone();
+                    let state = now.state.expect("it has a state");
+                    let follower = follower.get_or_insert_with(|| follower_of(&state, pod));
+                    if let Some(update) = follower.next(&state, Idle::Later) {
+                        std::hint::black_box(update.encode());
+                    }
+                    if published.changed().await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let (began, before) = (Instant::now(), cpu_time());
+        for number in 0..1_000 {
+            let volume = VolumeId(mix64(number) % size.volumes + 1);
+            let open = !state_of(catalog).volumes[&volume].access.open;
+            let command = CatalogCommand::SetOpen { volume, open };
+            // A volume with an attachment stays closed.
+            let _outcome = catalog.propose(command).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let share = (cpu_time() - before).as_secs_f64() / began.elapsed().as_secs_f64();
+        let streams = if with_streams { size.pods } else { 0 };
+        let rate = 1_000.0 / began.elapsed().as_secs_f64();
+        println!(
+            "{rate:.0} commands a second, {streams} streams: {:.0} % of a core",
+            share * 100.0
+        );
+        tasks.shutdown().await;
+    }
+}
+
+fn follower_of(state: &CatalogState, pod: u64) -> Follower {
+    let (history, revision) = (state.cluster.history, state.revision());
+    let volumes = volumes_of(state, PodId(pod));
+    let at = Position { history, revision, part: Part::of(&volumes) };
+    Follower::new(PodId(pod), at, volumes, BTreeSet::new())
+}
+
+/// All pods look at commands that do not concern most of them.
+fn scan(state: &mut CatalogState, size: &Size) {
+    let mut told: Vec<Follower> = (1..=size.pods).map(|pod| follower_of(state, pod)).collect();
+    // What the first look takes is not repeated.
+    told.iter_mut().for_each(|follower| drop(follower.next(state, Idle::Now)));
+    let commands = 200;
+    let (mut bytes, mut updates) = (0, 0);
+    let mut took = Duration::ZERO;
+    for number in 0..commands {
+        let volume = VolumeId(mix64(number) % size.volumes + 1);
+        let open = !state.volumes[&volume].access.open;
+        state.apply(1, CatalogCommand::SetOpen { volume, open });
+        let began = Instant::now();
+        for follower in &mut told {
+            if let Some(update) = follower.next(state, Idle::Later) {
+                bytes += update.encode().len();
+                updates += 1;
+            }
+        }
+        took += began.elapsed();
+    }
+    let each = took / (commands as u32 * told.len() as u32);
+    println!(
+        "{} streams and {commands} commands: {took:.1?}, {each:.0?} for each look; \
+         {updates} updates of {} bytes on average",
+        told.len(),
+        bytes / updates.max(1)
+    );
 }
 
 async fn run(size: Size, folder: &std::path::Path) {
@@ -307,9 +460,9 @@ async fn run(size: Size, folder: &std::path::Path) {
     let began = Instant::now();
     let full = start(&folder.join("full"), state);
     println!("written, read again and checked in {:.1?}", began.elapsed());
-    let before = state_of(&full);
     measure(&full, "create, with all volumes", MEASURED, make).await;
-    sync(&state_of(&full), &before);
+    sync(&state_of(&full), &size);
+    streams(&full, &size).await;
     let publish = move |number: u64, _: &CatalogState| CatalogCommand::Publish {
         volume: VolumeId(number % volumes + 1),
         node: format!("node-{}", number % pods + 1),

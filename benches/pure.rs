@@ -10,7 +10,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 
 use holdfast::control::placement::{Candidate, Candidates, Wish, place};
 use holdfast::front::nbd::wire::{self, RequestHeader, command};
-use holdfast::front::nbd::{Export, Exports, Session, SessionOutput};
+use holdfast::front::nbd::{Export, Exports, Opened, Session, SessionOutput};
 use holdfast::io::buffer::Pool;
 use holdfast::io::stream::StreamReader;
 use holdfast::log::{LogEntry, Slot};
@@ -130,9 +130,9 @@ impl Exports for OneExport {
         vec!["a".to_owned()]
     }
 
-    fn open(&self, _: &str) -> Option<Export> {
+    fn open(&self, _: &str) -> Opened {
         let (volume, attachment) = (VolumeId(1), AttachmentId::NONE);
-        Some(Export { volume, attachment, size_bytes: 1 << 30, read_only: false })
+        Opened::Export(Export { volume, attachment, size_bytes: 1 << 30, read_only: false })
     }
 }
 

@@ -251,6 +251,11 @@ mistakes! {
     RowsStayBehind,
     /// `differences-add-up`: a pod is not told of rows that are gone.
     SyncForgetsRemovals,
+    /// `sync-tells-what-concerns`: a volume that concerns a pod from now on comes with its changes
+    /// only.
+    EntersWithChanges,
+    /// `sync-tells-what-concerns`: a pod takes a difference between other volumes than it has.
+    PartNotCompared,
     /// `histories-are-not-compared`: a pod compares revisions of two histories.
     HistoriesCompared,
     /// `ids-never-reused`: a recovered catalog goes on with the numbers that it knows of.

@@ -1,6 +1,6 @@
 //! The data path's view of the cluster, made by `control`, read by `worker` and `volume`. Always
-//! complete, never a difference. The newest revision wins. A new view shares its unchanged volumes
-//! with the one before, so that the data path sees at once what differs.
+//! all that concerns the pod, never a difference. The newest revision wins. A new view shares its
+//! unchanged volumes with the one before, so that the data path sees at once what differs.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ pub struct ClusterView {
     pub cluster: Uuid,
     pub pods: Vec<PodView>,
     pub disks: Vec<DiskView>,
+    /// Those that concern this pod, ordered by their ids. Others exist.
     pub volumes: Vec<Arc<VolumeView>>,
     /// Members to destroy wherever they are found (rule `destroy-by-record-only`). Each stays
     /// listed until its disk has reported the destruction.
@@ -44,6 +45,12 @@ impl ClusterView {
                 *volume = Arc::clone(same);
             }
         }
+    }
+
+    /// A volume, if it is known here.
+    pub fn volume(&self, id: VolumeId) -> Option<&Arc<VolumeView>> {
+        let at = self.volumes.binary_search_by_key(&id, |volume| volume.volume).ok()?;
+        Some(&self.volumes[at])
     }
 
     /// The volumes that differ from those of an older view. Shared ones before and behind the

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use support::metrics::{get, scrape};
-use support::nbd::Client;
+use support::nbd::{Client, Negotiation};
 use support::ports::{API_PORT, HTTP_PORT, NBD_PORT, PEER_PORT, port_of};
 use support::tools::noise;
 use support::{Cluster, PODS, Setup, program, wait_until};
@@ -115,4 +115,53 @@ fn clients_of_a_pod_without_disks_are_served_by_the_others() {
     let pods = listed.as_array().expect("pods are listed");
     let has_none = |pod: &serde_json::Value| pod["status"]["disks"].as_u64().unwrap_or(0) == 0;
     assert_eq!((pods.len(), pods.iter().filter(|pod| has_none(pod)).count()), (4, 1), "{listed}");
+}
+
+/// The code of the error that a name gets.
+fn refusal(address: std::net::SocketAddr, name: &str) -> String {
+    match Negotiation::start(address, 3).unwrap().go(name) {
+        Ok(_) => "opened".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+const UNKNOWN: &str = "0x80000006";
+const SHUTDOWN: &str = "0x80000007";
+
+/// Takes the catalog from all pods that have it. Their disks stay.
+fn lose_catalog(cluster: &Cluster) {
+    for pod in 1..=PODS {
+        cluster.kill(pod);
+        let database = cluster.pod_dir(pod).join("data/catalog");
+        fs::rename(&database, database.with_extension("lost")).unwrap();
+    }
+    (1..=PODS).for_each(|pod| cluster.wait_serving(pod));
+}
+
+#[test]
+fn a_pod_serves_what_its_clients_had_open_without_the_catalog() {
+    let setup = Setup::new("sync_wants").restart_after("3s").volume("demo", "64MiB");
+    let cluster = setup.volume("other", "64MiB").start();
+    let config = config(&cluster);
+    cluster.join(&config);
+    let pod = Pod::start(&cluster, &config);
+    let address = cluster.nbd_address(DISKLESS);
+    // The pod has no replica of any volume: it asks for the one that its client names.
+    let mut client = Client::connect(address, "demo").expect("a volume that does not concern it");
+    write(&mut client, 0..10);
+    assert!(refusal(address, "nothing").starts_with(UNKNOWN), "nobody has it");
+    assert!(refusal(address, "").starts_with(UNKNOWN), "there are two");
+
+    lose_catalog(&cluster);
+    check(&mut client, 0..10);
+    drop((client, pod));
+    let _pod = Pod::start(&cluster, &config);
+    let mut client = Client::connect(address, "demo").expect("it had it open");
+    check(&mut client, 0..10);
+    write(&mut client, 10..20);
+    check(&mut client, 0..20);
+    // It never heard of this one, and nobody can tell it.
+    assert!(refusal(address, "other").starts_with(SHUTDOWN), "it may be there");
+    let mut known = Client::connect(cluster.nbd_address(1), "other").expect("pod 1 has a replica");
+    write(&mut known, 0..3);
 }

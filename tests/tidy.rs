@@ -250,6 +250,13 @@ const PURE_CONTROL: &[&str] = &[
     "reconcile.rs",
     "registration.rs",
     "state.rs",
+    "state/audience.rs",
+    "state/recent.rs",
+    "sync/follower.rs",
+    "sync/mirror.rs",
+    "sync/resolve.rs",
+    "sync/update.rs",
+    "sync/wants.rs",
 ];
 
 /// Modules without clock, socket, file, thread, randomness and `async`.

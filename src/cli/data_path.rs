@@ -10,7 +10,7 @@ use anyhow::Context;
 
 use crate::config::{Config, DurableWriteMethod, IoMethod, ReadMethod};
 use crate::control::command::NewDisk;
-use crate::control::data_path::{DataPath, ReportSink};
+use crate::control::data_path::{ControlLink, DataPath};
 use crate::control::identity::{Identity, random_uuid, write_atomically};
 use crate::io::driver::Address;
 use crate::io::{DriverKind, DurableWrites};
@@ -20,7 +20,9 @@ use crate::security::credentials::Tls;
 use crate::telemetry::Telemetry;
 use crate::types::{AccessSet, Uuid, VolumeId};
 use crate::view::ClusterView;
-use crate::worker::{self, AccessAnswer, DiskOptions, StartOptions, WorkerConfig, WorkerTls};
+use crate::worker::{
+    self, AccessAnswer, DiskOptions, Resolution, StartOptions, WorkerConfig, WorkerTls,
+};
 
 /// What a pod remembers of its data path, in `data-path.json` of its directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -71,6 +73,13 @@ impl DataPath for Running {
         }
     }
 
+    fn resolved(&self, question: u64, answer: Resolution) {
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(worker) = worker.as_ref() {
+            worker.resolved(question, answer);
+        }
+    }
+
     fn stop(&self) {
         let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(Err(error)) = worker.map(worker::DataPath::stop) {
@@ -95,7 +104,7 @@ pub fn start(
     config: &Config,
     identity: Identity,
     sockets: SocketLimits,
-    reports: ReportSink,
+    control: ControlLink,
     telemetry: &Telemetry,
     tls: Option<&Tls>,
 ) -> anyhow::Result<Arc<dyn DataPath>> {
@@ -105,7 +114,7 @@ pub fn start(
     let mut options = options(config, identity, sockets, &memory)?;
     let plain_clients = config.nbd_takes_plaintext();
     options.tls = tls.map(|tls| WorkerTls::new(tls, plain_clients)).transpose()?;
-    let worker = worker::start(options, Box::new(move |report| reports.send(report)))?;
+    let worker = worker::start(options, Box::new(control))?;
     let meters = worker.meters();
     telemetry.registry.add(meters.clone());
     let rounds = meters.rounds.clone();

@@ -116,10 +116,10 @@ async fn serve_until_told(
     telemetry.registry.add(Arc::new(server.meters()));
     let data_path = {
         let (config, identity) = (config.clone(), server.identity());
-        let reports = server.report_sink();
+        let control = server.control_link();
         let tls = server.tls().cloned();
         let start =
-            move || data_path::start(&config, identity, sockets, reports, &telemetry, tls.as_ref());
+            move || data_path::start(&config, identity, sockets, control, &telemetry, tls.as_ref());
         tokio::task::spawn_blocking(start).await.context("could not start the data path")?
     };
     let data_path = match data_path {

@@ -68,6 +68,11 @@ impl AccessRounds {
         self.on_their_way.get(&volume).map_or(0, |(_, shards)| *shards)
     }
 
+    /// The volumes with a round that has not ended.
+    pub fn on_their_way(&self) -> impl Iterator<Item = VolumeId> {
+        self.on_their_way.keys().copied()
+    }
+
     /// This pod does not lead any more: what is on its way is nobody's.
     pub fn forget(&mut self) {
         self.on_their_way.clear();

@@ -57,7 +57,7 @@ impl TestPod {
         let directory = PodDirectory::open(&config.data).unwrap();
         let server = Server::start(&config, directory, 64).await.unwrap();
         let disk = Uuid([self.number; 16]);
-        let data_path = NullDataPath::new(server.identity(), vec![disk], server.report_sink());
+        let data_path = NullDataPath::new(server.identity(), vec![disk], server.control_link());
         let data_path = Arc::new(data_path);
         server.attach(data_path.clone());
         (self.server, self.data_path) = (Some(server), Some(data_path));

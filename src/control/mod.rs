@@ -43,6 +43,7 @@ pub mod recover;
 pub mod recovery;
 pub mod registration;
 pub mod reports;
+pub mod resolve;
 pub mod revival;
 pub mod server;
 pub mod state;

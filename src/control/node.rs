@@ -1,10 +1,12 @@
 //! State shared by the tasks and services of one pod's control plane.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::control::api_meters::ApiMeters;
 use crate::control::catalog::Catalog;
@@ -15,11 +17,18 @@ use crate::control::peers::Peers;
 use crate::control::recovery::running::Recovery;
 use crate::control::reports::Reports;
 use crate::control::supervise::Restarts;
+use crate::control::sync::follower::Follower;
 use crate::control::sync::kept::{Keeper, Kept};
 use crate::control::sync::mirror::{Mirror, MirrorError};
 use crate::control::sync::update::{Position, Update};
-use crate::types::{MemberId, PodId, Uuid};
+use crate::control::sync::wants::{Full, Wants};
+use crate::io::clock;
+use crate::types::{MemberId, Mono, PodId, Uuid, VolumeId};
 use crate::view::{ClusterView, PodReport};
+use crate::worker::Question;
+
+/// Questions of the data path that wait to be looked at. Beyond that, clients get an error.
+const QUESTIONS_MAX: usize = 64;
 
 /// One pod's control plane.
 pub struct Node {
@@ -37,6 +46,15 @@ pub struct Node {
     pub observed: Observed,
     /// The newest view that this pod has.
     pub view: watch::Sender<Arc<ClusterView>>,
+    /// The newest view that the data path has.
+    pub handed_over: watch::Sender<Arc<ClusterView>>,
+    /// The volumes that clients of this pod use.
+    pub uses: watch::Sender<Arc<BTreeSet<VolumeId>>>,
+    /// The volumes that this pod wants to be told of.
+    pub wanted: watch::Sender<Arc<BTreeSet<VolumeId>>>,
+    /// What the data path asks, and who answers.
+    pub questions: mpsc::Sender<Question>,
+    pub asked: tokio::sync::Mutex<mpsc::Receiver<Question>>,
     /// The last report of this pod's data path.
     pub report: watch::Sender<Option<PodReport>>,
     /// This pod's disks, once they are open.
@@ -52,6 +70,7 @@ pub struct Node {
     /// Background tasks that were started again.
     pub restarts: Arc<Restarts>,
     mirror: Mutex<(Mirror, Option<Keeper>)>,
+    wants: Mutex<Wants>,
     catalog: RwLock<Option<Arc<Catalog>>>,
     recovery: watch::Sender<Option<Arc<Recovery>>>,
     leader: Mutex<Option<(PodId, SocketAddr)>>,
@@ -66,6 +85,7 @@ impl Node {
         directory: PodDirectory,
         run: u64,
     ) -> Node {
+        let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
         Node {
             identity,
             addresses,
@@ -76,12 +96,18 @@ impl Node {
             reports: Reports::default(),
             observed: Observed::new(run),
             view: watch::Sender::default(),
+            handed_over: watch::Sender::default(),
+            uses: watch::Sender::default(),
+            wanted: watch::Sender::default(),
+            questions,
+            asked: tokio::sync::Mutex::new(asked),
             report: watch::Sender::new(None),
             disks: watch::Sender::new(None),
             catalog_lost: watch::Sender::new(None),
             wake: Notify::new(),
             run,
             mirror: Mutex::default(),
+            wants: Mutex::default(),
             api_meters: Arc::default(),
             restarts: Arc::default(),
             catalog: RwLock::new(None),
@@ -151,6 +177,52 @@ impl Node {
         self.mirror().0.position()
     }
 
+    /// Follows the catalog from what this pod knows.
+    pub fn follower(&self) -> Follower {
+        let mirror = &self.mirror().0;
+        let wants = (**self.wanted.borrow()).clone();
+        Follower::new(self.identity.pod, mirror.position(), mirror.volumes(), wants)
+    }
+
+    /// How far this pod knows the catalog, and the volumes that it knows.
+    pub fn known(&self) -> (Position, BTreeSet<VolumeId>) {
+        let mirror = &self.mirror().0;
+        (mirror.position(), mirror.volumes())
+    }
+
+    /// Somebody is about to use volumes here, for so long at least.
+    pub fn want(
+        &self,
+        volumes: impl IntoIterator<Item = VolumeId>,
+        time: Duration,
+    ) -> Result<(), Full> {
+        self.with_wants(|wants, now| {
+            volumes.into_iter().try_for_each(|volume| wants.want(now, volume, time))
+        })
+    }
+
+    /// Clients use these volumes. Returns when a want ends.
+    pub fn keep_wants(&self, used: &BTreeSet<VolumeId>) -> Option<Mono> {
+        self.with_wants(|wants, now| {
+            wants.used(now, used);
+            wants.expire(now)
+        })
+    }
+
+    fn with_wants<T>(&self, change: impl FnOnce(&mut Wants, Mono) -> T) -> T {
+        let mut wants = self.wants.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut wants, clock::now());
+        let volumes = wants.volumes();
+        self.wanted.send_if_modified(|wanted| {
+            let is_new = **wanted != volumes;
+            if is_new {
+                *wanted = Arc::new(volumes);
+            }
+            is_new
+        });
+        result
+    }
+
     /// The members of the catalog and their pods, as far as this pod knows, and the revision.
     pub fn catalog_members(&self) -> (u64, Vec<(MemberId, PodId)>) {
         let mirror = &self.mirror().0;
@@ -179,6 +251,7 @@ impl Node {
     pub fn start_from(&self, mirror: Mirror, kept: Kept) {
         let mut place = self.mirror();
         self.show(&mirror);
+        self.with_wants(|wants, now| *wants = Wants::after_start(now, mirror.wants()));
         *place = (mirror, Some(Keeper::start(kept)));
     }
 

@@ -33,7 +33,7 @@ use crate::control::catalog::chain;
 use crate::control::command::Addresses;
 use crate::control::connections::{Accepts, Connection, accept, accept_local};
 use crate::control::connector::{acceptor, connector};
-use crate::control::data_path::{DataPath, ReportSink};
+use crate::control::data_path::{ControlLink, DataPath};
 use crate::control::identity::{Identity, PodDirectory, random_uuid};
 use crate::control::join::{JoinError, identity};
 use crate::control::local::listen;
@@ -57,6 +57,7 @@ use crate::control::proto::pods_server::PodsServer;
 use crate::control::proto::shards_server::ShardsServer;
 use crate::control::proto::volumes_server::VolumesServer;
 use crate::control::recover;
+use crate::control::resolve;
 use crate::control::revival::revive;
 use crate::control::supersede::tell_left_behind;
 use crate::control::supervise::supervise;
@@ -166,6 +167,7 @@ impl Server {
         });
         server.keep("follow_own_member", tasks::follow_own_member);
         server.keep("follow_others", tasks::follow_others);
+        server.keep("keep_wants", resolve::keep_wants);
         server.keep("register", tasks::register);
         server.keep("report", tasks::report);
         server.keep("reconcile", tasks::reconcile);
@@ -195,9 +197,13 @@ impl Server {
         self.node.addresses
     }
 
-    /// Takes the data path's reports.
-    pub fn report_sink(&self) -> ReportSink {
-        ReportSink { report: self.node.report.clone() }
+    /// Takes what the data path says and asks.
+    pub fn control_link(&self) -> ControlLink {
+        ControlLink {
+            report: self.node.report.clone(),
+            uses: self.node.uses.clone(),
+            questions: self.node.questions.clone(),
+        }
     }
 
     /// The metrics of the control plane.
@@ -221,7 +227,9 @@ impl Server {
         self.node.disks.send_replace(Some(data_path.disks()));
         let of = data_path.clone();
         self.keep("hand_over_views", move |node| tasks::hand_over_views(node, of.clone()));
-        self.keep("set_access", move |node| tasks::set_access(node, data_path.clone()));
+        let of = data_path.clone();
+        self.keep("set_access", move |node| tasks::set_access(node, of.clone()));
+        self.keep("resolve", move |node| resolve::answer_questions(node, data_path.clone()));
     }
 
     /// Stops everything in order. The catalog's log is closed and the directory unlocked when this

@@ -1,18 +1,20 @@
 //! Permanent tasks of a pod's control plane: it follows the catalog, registers and reports to the
 //! leader, and reconciles if it leads.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 
 use crate::control::access::AccessRounds;
 use crate::control::api::catalog::CatalogService;
+use crate::control::api::telling::SILENT_MAX;
 use crate::control::catalog::chain;
 use crate::control::data_path::DataPath;
 use crate::control::membership;
@@ -23,15 +25,20 @@ use crate::control::proto::internal::catalog_server::Catalog as _;
 use crate::control::reconcile::{Action, Facts, VOTER_LOST_AFTER, decide};
 use crate::control::recover::offer;
 use crate::control::registration::{REGISTER_AGAIN_AFTER, is_registered};
-use crate::control::sync::update::{Position, Update, update};
+use crate::control::sync::follower::Idle;
+use crate::control::sync::update::Update;
 use crate::io::clock;
-use crate::types::{BlockError, PodId, mix64};
+use crate::types::{AccessSet, BlockError, PodId, VolumeId, mix64};
 use crate::view::{ClusterView, PodReport};
 use crate::volume::access::AccessDone;
 use crate::worker::AccessAnswer;
 
 /// A stream from which nothing comes for so long has ended.
 const SYNC_SILENT_AFTER: Duration = Duration::from_secs(10);
+/// A volume that this pod wants is here within this time, if the catalog works.
+const VOLUME_HERE_WITHIN: Duration = Duration::from_secs(5);
+/// So long is a volume wanted after a round over its shards.
+const ROUND_WANTS_FOR: Duration = Duration::from_secs(10);
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// Interval of checks when nothing wakes a task earlier.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -41,6 +48,9 @@ const REPORT_EVERY_LEAST: Duration = Duration::from_millis(100);
 
 /// Follows this pod's own member of the catalog.
 pub async fn follow_own_member(node: Arc<Node>) {
+    let mut wanted = node.wanted.subscribe();
+    let mut follower = node.follower();
+    let (mut told_at, mut seen) = (Instant::now(), 0);
     loop {
         let Some(catalog) = node.catalog() else {
             sleep(LOOK_EVERY).await;
@@ -49,15 +59,31 @@ pub async fn follow_own_member(node: Arc<Node>) {
         let mut published = catalog.published.clone();
         drop(catalog);
         let now = published.borrow_and_update().clone();
-        if let Some(state) = now.state
-            && let Some(update) = update(&state, node.position())
-        {
-            take(&node, update);
-            node.wake.notify_one();
+        follower.want((**wanted.borrow_and_update()).clone());
+        if follower.position() != node.position() {
+            // Another pod was followed meanwhile.
+            follower = node.follower();
         }
-        // The member may be replaced, so look again after a while.
-        if let Ok(Err(_)) = timeout(LOOK_EVERY, published.changed()).await {
-            sleep(LOOK_EVERY).await;
+        if let Some(state) = now.state {
+            let is_due = told_at.elapsed() >= SILENT_MAX || node.position().revision == 0;
+            let idle = if is_due { Idle::Now } else { Idle::Later };
+            if let Some(update) = follower.next(&state, idle) {
+                take(&node, update);
+                told_at = Instant::now();
+            }
+            if state.revision() != seen {
+                seen = state.revision();
+                node.wake.notify_one();
+            }
+        }
+        tokio::select! {
+            // The member may be replaced, so look again after a while.
+            changed = timeout(LOOK_EVERY, published.changed()) => {
+                if let Ok(Err(_)) = changed {
+                    sleep(LOOK_EVERY).await;
+                }
+            }
+            _ = wanted.changed() => {}
         }
     }
 }
@@ -115,15 +141,21 @@ async fn sync(node: &Arc<Node>, target: SocketAddr) -> Status {
 }
 
 async fn follow(node: &Arc<Node>, target: SocketAddr) -> Result<(), Status> {
-    let Position { history, revision } = node.position();
-    let history = Bytes::copy_from_slice(&history.0);
-    let request = proto::SyncRequest {
-        cluster: node.identity.cluster.to_string(),
-        pod: node.identity.pod.0,
-        api: node.addresses.api.to_string(),
-        position: Some(proto::SyncPosition { history, revision }),
+    let (requests, waiting) = mpsc::channel(1);
+    let mut wanted = node.wanted.subscribe();
+    let first = first_request(node, &wanted.borrow_and_update());
+    let says = async move {
+        let mut request = first;
+        // The stream ends with its task, or the pod's wants do.
+        while requests.send(request).await.is_ok() && wanted.changed().await.is_ok() {
+            let wants = Some(wants(&wanted.borrow_and_update()));
+            request = proto::SyncRequest { wants, ..proto::SyncRequest::default() };
+        }
     };
-    let mut messages = node.peers.streaming(target).sync(request).await?.into_inner();
+    let mut said = JoinSet::new();
+    said.spawn(says);
+    let requests = ReceiverStream::new(waiting);
+    let mut messages = node.peers.streaming(target).sync(requests).await?.into_inner();
     let (mut rows, mut has_offered) = (Vec::new(), false);
     let silence = || Status::deadline_exceeded("the stream has gone silent");
     loop {
@@ -162,6 +194,23 @@ async fn follow(node: &Arc<Node>, target: SocketAddr) -> Result<(), Status> {
     }
 }
 
+/// What this pod has and wants.
+fn first_request(node: &Node, wanted: &BTreeSet<VolumeId>) -> proto::SyncRequest {
+    let (position, volumes) = node.known();
+    proto::SyncRequest {
+        cluster: node.identity.cluster.to_string(),
+        pod: node.identity.pod.0,
+        api: node.addresses.api.to_string(),
+        position: Some(position.into()),
+        volumes: volumes.iter().map(|volume| volume.0).collect(),
+        wants: Some(wants(wanted)),
+    }
+}
+
+fn wants(wanted: &BTreeSet<VolumeId>) -> proto::SyncWants {
+    proto::SyncWants { volumes: wanted.iter().map(|volume| volume.0).collect() }
+}
+
 /// Gives the data path the newest view after each change.
 pub async fn hand_over_views(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
     let mut views = node.view.subscribe();
@@ -169,6 +218,7 @@ pub async fn hand_over_views(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
         let view = views.borrow_and_update().clone();
         if view.revision > 0 {
             data_path.set_view(view.clone());
+            node.handed_over.send_replace(view);
         }
         if views.changed().await.is_err() {
             return;
@@ -325,15 +375,10 @@ pub async fn set_access(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
         let state = published.borrow_and_update().state.clone();
         let due = state.map(|state| rounds.due(&state)).unwrap_or_default();
         for (volume, set) in due {
-            let (told, answer) = oneshot::channel();
-            let told = AccessAnswer(Box::new(move |result| {
-                // An error means that this pod does not lead any more.
-                let _gone = told.send(result);
-            }));
-            data_path.set_access(volume, set, told);
+            let (node, data_path) = (node.clone(), data_path.clone());
             let shards = rounds.shards_due(volume);
             waiting.spawn(async move {
-                let result = answer.await.unwrap_or(Err(BlockError::Busy));
+                let result = set_access_of(&node, &*data_path, volume, set).await;
                 if !is_whole(&result, shards) {
                     // Only this volume waits for its next try.
                     sleep(RETRY_AFTER).await;
@@ -352,5 +397,30 @@ pub async fn set_access(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
             }
             _ = timeout(LOOK_EVERY, published.changed()) => {}
         }
+        // With as many wants as may be, a round may end early, and begins again.
+        let _full = node.want(rounds.on_their_way(), ROUND_WANTS_FOR);
     }
+}
+
+/// Has one round carried out. The volume may not concern this pod: it wants it meanwhile.
+async fn set_access_of(
+    node: &Node,
+    data_path: &dyn DataPath,
+    volume: VolumeId,
+    set: AccessSet,
+) -> Result<AccessDone, BlockError> {
+    node.want([volume], ROUND_WANTS_FOR).map_err(|_| BlockError::Busy)?;
+    let mut views = node.handed_over.subscribe();
+    let comes = views.wait_for(|view| view.volume(volume).is_some());
+    let is_here = timeout(VOLUME_HERE_WITHIN, comes).await.is_ok_and(|seen| seen.is_ok());
+    if !is_here {
+        return Err(BlockError::Busy);
+    }
+    let (told, answer) = oneshot::channel();
+    let told = AccessAnswer(Box::new(move |result| {
+        // An error means that this pod does not lead any more.
+        let _gone = told.send(result);
+    }));
+    data_path.set_access(volume, set, told);
+    answer.await.unwrap_or(Err(BlockError::Busy))
 }

@@ -7,13 +7,14 @@
 //!
 //! Imports point one way. A file may import the files before it in this list: `names`, `rng` and
 //! `trace` (shared by all); `disk` and `kernel` (below the pods, observed); `checks` (observers);
-//! `shape`, `faults` and `heavy` (drawn from the seed); `client`, `handover`, `catalog`, `lane`
-//! and `watch` (parts of a cluster); `world` (the cluster); `replicas` (checks at its end); `run`;
-//! `shrink`.
+//! `shape`, `faults` and `heavy` (drawn from the seed); `client`, `handover`, `catalog`, `lane`,
+//! `watch` and `said` (parts of a cluster); `world` (the cluster); `control` (between pods and their
+//! control planes); `replicas` (checks at its end); `run`; `shrink`.
 
 mod catalog;
 mod checks;
 mod client;
+mod control;
 mod disk;
 mod faults;
 mod handover;
@@ -28,6 +29,7 @@ mod planted_test;
 mod replicas;
 pub mod rng;
 mod run;
+mod said;
 #[cfg(test)]
 mod scenarios_test;
 mod shape;

@@ -23,6 +23,7 @@ use crate::sim::handover::{HANDED, Handover, Holder, Step};
 use crate::sim::kernel::{Due, Kernel, SimDriver};
 use crate::sim::lane::{INDEX_ALARMS, Job, Jobs, SimFiles, SimIndex};
 use crate::sim::names::{DiskNumber, Host, disk_id, pod_id};
+use crate::sim::said::{Said, SimControl};
 use crate::sim::shape::{Shape, Theme};
 use crate::sim::watch::Watch;
 use crate::store::lane::LaneConfig;
@@ -63,7 +64,9 @@ pub(super) struct Pod {
     waits_for_disk: bool,
     /// The newest view that it got, and the version of the attachments in it.
     pub view: Arc<ClusterView>,
-    told_access: u64,
+    pub told_access: u64,
+    /// What its worker has said to its control plane.
+    pub said: Rc<RefCell<Said>>,
 }
 
 /// A client, the volume that it uses, and the pod that it connects to.
@@ -94,7 +97,7 @@ pub struct World {
     /// Any disk may lose data.
     unbounded: bool,
     /// The volume whose holder changes, when it exists.
-    handover: Option<Handover>,
+    pub(super) handover: Option<Handover>,
     seed: u64,
     jobs: Jobs,
 }
@@ -191,7 +194,7 @@ impl World {
     }
 
     /// Lets the holder of the handed volume change.
-    fn hand_over(&mut self) {
+    pub(super) fn hand_over(&mut self) {
         let now = self.kernel.borrow().now;
         let Some(handover) = &mut self.handover else { return };
         let steps = handover.step(now, self.catalog.is_closing);
@@ -223,6 +226,7 @@ impl World {
     }
 
     fn send_round(&mut self, Round { host, volume, set, answer }: Round) {
+        self.bring(host, volume);
         if let Some(inbox) = &self.pods[host].inbox {
             let sent = inbox.send(WorkerCommand::SetAccess { volume, set, answer });
             assert!(sent.is_ok(), "it has room");
@@ -366,8 +370,10 @@ impl World {
             budgets: self.shape.budgets,
             sockets: SocketLimits::default(),
         };
-        let report = Box::new(|_| {});
-        let mut worker = Worker::new(config, Box::new(driver), pool, receiver, report);
+        let said = Rc::clone(&self.pods[host].said);
+        *said.borrow_mut() = Said::default();
+        let control = Box::new(SimControl(said));
+        let mut worker = Worker::new(config, Box::new(driver), pool, receiver, control);
         let (kernel, checks) = (Rc::clone(&self.kernel), Rc::clone(&self.checks));
         worker.watch(Box::new(Watch { kernel, checks, host }));
         for (lane, (runtime, members)) in (0u8..).zip(lanes) {
@@ -692,48 +698,6 @@ impl World {
         }
     }
 
-    /// Delivers newer views to pods: with probability one half to each pod, or (`all`) to every
-    /// pod.
-    pub fn govern(&mut self, all: bool) {
-        self.hand_over();
-        for worker in self.pods.iter().filter_map(|pod| pod.worker.as_ref()) {
-            let (load, connections) = (worker.load(), self.attached.len());
-            self.checks.borrow_mut().load(&load, &self.shape.budgets, connections);
-        }
-        for host in 0..self.pods.len() {
-            if !self.catalog.hears(host, all) {
-                continue;
-            }
-            let stopped: Vec<bool> = self.pods.iter().map(|pod| pod.stopped).collect();
-            if stopped[host] || self.pods[host].inbox.is_none() {
-                continue;
-            }
-            let view = self.catalog.follow(host, &|host| stopped[host]);
-            self.tell(host, view);
-        }
-    }
-
-    /// Gives a pod the view, if it is newer than its last one, or attachments have changed.
-    fn tell(&mut self, host: Host, view: Arc<ClusterView>) {
-        let pod = &mut self.pods[host];
-        let Some(inbox) = &pod.inbox else { return };
-        let version = self.handover.as_ref().map_or(0, |handover| handover.version);
-        if pod.view.revision >= view.revision && pod.told_access == version {
-            return;
-        }
-        if pod.view.revision < view.revision {
-            pod.view = view;
-        }
-        if pod.view.revision == 0 {
-            return;
-        }
-        pod.told_access = version;
-        let view = Handover::dress(self.handover.as_ref(), &pod.view);
-        self.checks.borrow_mut().learn(&view);
-        assert!(inbox.send(WorkerCommand::View(view)).is_ok(), "it has room");
-        self.kernel.borrow_mut().wake(host, Duration::ZERO);
-    }
-
     fn index_job_ends(&mut self, alarm: u64) {
         let job = self.jobs.borrow_mut().remove(&alarm);
         let Job { host, starts, lane, op, done, flush } = job.expect("every alarm has its job");
@@ -768,9 +732,10 @@ impl World {
             }
             let woken = pod.woken.swap(false, Ordering::Relaxed);
             if pod.waits.get() && !woken {
-                return;
+                break;
             }
         }
+        self.hear(host);
     }
 
     fn run_client(&mut self, number: usize) {

@@ -2,7 +2,7 @@
 
 use crate::front::nbd::wire::{self, info, option, reply};
 use crate::front::nbd::{
-    CloseReason, Encryption, Export, Exports, Session, SessionHandle, SessionOutput,
+    CloseReason, Encryption, Export, Exports, Opened, Session, SessionHandle, SessionOutput,
 };
 use crate::io::buffer::Pool;
 use crate::io::stream::StreamReader;
@@ -22,17 +22,22 @@ impl Exports for Table {
         self.0.iter().map(|name| (*name).to_owned()).collect()
     }
 
-    fn open(&self, name: &str) -> Option<Export> {
+    fn open(&self, name: &str) -> Opened {
         let place = match name {
             "" if self.0.len() == 1 => Some(0),
             _ => self.0.iter().position(|known| *known == name),
         };
-        place.map(|place| Export {
+        let Some(place) = place else { return Opened::Unknown };
+        Opened::Export(Export {
             volume: VolumeId(place as u64),
             attachment: AttachmentId::NONE,
             size_bytes: SIZE_BYTES,
             read_only: self.0[place] == "frozen",
         })
+    }
+
+    fn only(&self) -> Option<String> {
+        (self.0.len() == 1).then(|| self.0[0].to_owned())
     }
 }
 

@@ -3,27 +3,27 @@
 use std::sync::{Arc, Mutex};
 
 use crate::control::command::NewDisk;
-use crate::control::data_path::{DataPath, ReportSink};
+use crate::control::data_path::{ControlLink, DataPath};
 use crate::control::identity::Identity;
 use crate::types::{AccessSet, Generation, MemberId, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskReport, MemberReport, MemberState, PodReport};
 use crate::volume::access::AccessDone;
-use crate::worker::AccessAnswer;
+use crate::worker::{AccessAnswer, ControlPlane as _, Resolution};
 
 pub struct NullDataPath {
     identity: Identity,
     disks: Vec<NewDisk>,
-    reports: ReportSink,
+    control: ControlLink,
     pub views: Mutex<Vec<Arc<ClusterView>>>,
 }
 
 impl NullDataPath {
-    pub fn new(identity: Identity, disks: Vec<Uuid>, reports: ReportSink) -> NullDataPath {
+    pub fn new(identity: Identity, disks: Vec<Uuid>, control: ControlLink) -> NullDataPath {
         let disks = disks
             .into_iter()
             .map(|disk| NewDisk { disk, path: format!("/disks/{disk}"), capacity_bytes: 1 << 40 })
             .collect();
-        NullDataPath { identity, disks, reports, views: Mutex::default() }
+        NullDataPath { identity, disks, control, views: Mutex::default() }
     }
 
     fn report(&self, view: &ClusterView) -> PodReport {
@@ -80,7 +80,7 @@ impl DataPath for NullDataPath {
     }
 
     fn set_view(&self, view: Arc<ClusterView>) {
-        self.reports.send(self.report(&view));
+        self.control.report(self.report(&view));
         self.views.lock().unwrap().push(view);
     }
 
@@ -90,6 +90,8 @@ impl DataPath for NullDataPath {
         let done = AccessDone { generation, highest, shards: usize::MAX };
         (answer.0)(Ok(done));
     }
+
+    fn resolved(&self, _: u64, _: Resolution) {}
 
     fn stop(&self) {}
 }

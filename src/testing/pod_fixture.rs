@@ -36,13 +36,15 @@ use crate::types::{
     AccessSet, AttachmentId, EXTENT_BYTES, Generation, MemberId, Mono, Origin, PodId, Session,
     ShardId, ShardOp, Uuid, VolumeId,
 };
-use crate::view::{ClusterView, DiskView, MemberState, MemberView, PodView, ShardView, VolumeView};
+use crate::view::{
+    ClusterView, DiskView, MemberState, MemberView, PodReport, PodView, ShardView, VolumeView,
+};
 use crate::worker::members::MemberRuntime;
 use crate::worker::requests::Waiter;
 use crate::worker::token::ConnKey;
 use crate::worker::{
-    AccessAnswer, DiskPlace, IndexRunner, LaneRuntime, OpenFiles, Sender, Worker, WorkerCommand,
-    WorkerConfig, execute, mailbox, open_lane,
+    AccessAnswer, ControlPlane, DiskPlace, IndexRunner, LaneRuntime, OpenFiles, Question,
+    Resolution, Sender, Worker, WorkerCommand, WorkerConfig, execute, mailbox, open_lane,
 };
 
 const CLUSTER: Uuid = Uuid([7; 16]);
@@ -67,6 +69,9 @@ struct Socket {
 /// What is outside of the worker.
 #[derive(Default)]
 struct Kernel {
+    /// What the control plane was asked and told.
+    asked: Vec<Question>,
+    uses: BTreeSet<VolumeId>,
     now: Mono,
     disk: Disk,
     sockets: BTreeMap<SocketId, Socket>,
@@ -300,6 +305,20 @@ impl Pod {
         self.worker.view_changed(Arc::new(view));
     }
 
+    /// What the pod has asked its control plane, the newest first.
+    pub fn asked(&mut self) -> Option<Question> {
+        self.fixture.0.borrow_mut().asked.pop()
+    }
+
+    pub fn resolved(&mut self, question: u64, answer: Resolution) {
+        self.worker.client_handler().resolved(question, answer);
+    }
+
+    /// The volumes that clients use, as the control plane was told.
+    pub fn uses(&self) -> BTreeSet<VolumeId> {
+        self.fixture.0.borrow().uses.clone()
+    }
+
     pub fn round(&mut self) {
         self.worker.round().expect("the fixture's kernel does not fail");
     }
@@ -487,6 +506,13 @@ impl Pod {
 
     /// A client that has opened a volume.
     pub fn connect(&mut self, volume: &str) -> Client {
+        let client = self.ask_for(volume);
+        self.opened(&client);
+        client
+    }
+
+    /// A client that has asked for a volume.
+    pub fn ask_for(&mut self, volume: &str) -> Client {
         let client = self.connect_silently();
         let flags = wire::CLIENT_FLAG_FIXED_NEWSTYLE | wire::CLIENT_FLAG_NO_ZEROES;
         let name = [&(volume.len() as u32).to_be_bytes(), volume.as_bytes(), &[0, 0]].concat();
@@ -495,11 +521,15 @@ impl Pod {
         client.send(self, &wire::option::GO.to_be_bytes());
         client.send(self, &(name.len() as u32).to_be_bytes());
         client.send(self, &name);
+        client
+    }
+
+    /// Waits until the client has the volume that it asked for.
+    pub fn opened(&mut self, client: &Client) {
         let end = [&wire::option::GO.to_be_bytes()[..], &wire::reply::ACK.to_be_bytes(), &[0; 4]];
         let end = end.concat();
         self.run_until("an export is opened", |pod| client.received(pod).ends_with(&end));
         client.take(self);
-        client
     }
 }
 
@@ -546,7 +576,7 @@ fn start(
         sockets: SocketLimits::default(),
     };
     let driver = Box::new(fixture.clone());
-    let mut worker = Worker::new(config, driver, pool, receiver, Box::new(|_| {}));
+    let mut worker = Worker::new(config, driver, pool, receiver, Box::new(fixture.clone()));
     worker.add_lane(runtime);
     for (record, start) in members {
         worker.start_member(0, &record, start, Vec::new());
@@ -554,6 +584,20 @@ fn start(
     worker.listen_nbd(&Address::Unix("fixture".into())).expect("it always listens");
     worker.listen_peers(&Address::Unix(PEERS.into())).expect("it always listens");
     worker
+}
+
+/// A control plane that answers when the test says so.
+impl ControlPlane for Fixture {
+    fn report(&self, _: PodReport) {}
+
+    fn uses(&self, volumes: BTreeSet<VolumeId>) {
+        self.0.borrow_mut().uses = volumes;
+    }
+
+    fn resolve(&self, question: Question) -> bool {
+        self.0.borrow_mut().asked.push(question);
+        true
+    }
 }
 
 /// One connection of an NBD client; answers are simple replies.

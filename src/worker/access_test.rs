@@ -1,7 +1,6 @@
 //! A closed volume as clients of one pod see it.
 
 use super::pod_fixture::{Pod, view, volume};
-use crate::front::nbd::Exports as _;
 use crate::limits::Budgets;
 use crate::types::{
     AccessMode, AccessSet, AttachmentId, BLOCK_BYTES, Generation, Grant, MemberId, Uuid,
@@ -36,14 +35,14 @@ fn a_closed_volume_is_opened_by_the_uids_of_its_attachments() {
     let mut change = |before: Option<VolumeView>, now: Option<VolumeView>| {
         let change = VolumeChange { before: before.map(Into::into), now: now.map(Into::into) };
         exported.update([&change].into_iter());
-        let open = |name: &str| exported.open(name).map(|of| (of.attachment.0, of.read_only));
+        let open = |name: &str| exported.named(name).map(|of| (of.attachment.0, of.read_only));
         let names = ["v".to_owned(), uid(1).to_string(), uid(3).to_string(), String::new()];
         (names.map(|name| open(&name)), exported.list())
     };
     let by_name = Some((0, false));
     let open = volume(1, "v", &[1]);
     let listed = vec!["v".to_owned()];
-    assert_eq!(change(None, Some(open.clone())), ([by_name, None, None, by_name], listed));
+    assert_eq!(change(None, Some(open.clone())), ([by_name, None, None, None], listed));
     let first = closed(1, AccessMode::ReadOnly);
     let found = change(Some(open), Some(first.clone()));
     assert_eq!(found, ([None, Some((1, true)), None, None], vec![]), "nobody learns of it");

@@ -3,13 +3,13 @@
 //! - May call: the routers and the driver.
 //! - Is told: ends of operations, answers of routers, deleted volumes, and ticks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
 use crate::front::nbd::{
-    CloseReason, Encryption, Export, Exports, Session, SessionHandle, SessionOutput,
+    CloseReason, Encryption, Export, Exports, Opened, Session, SessionHandle, SessionOutput,
 };
 use crate::io::buffer::Pool;
 use crate::io::driver::{Buffers, Completion, Done, Driver, Op, SocketId};
@@ -22,6 +22,7 @@ use crate::types::{AccessMode, AttachmentId, BlockError, BlockReply, Mono, Uuid,
 use crate::view::{AttachmentView, VolumeChange, VolumeView};
 use crate::volume::{ConnId as VolumeConn, Volume};
 use crate::worker::WorkerConfig;
+use crate::worker::control_plane::{ControlPlane, Question, Resolution};
 use crate::worker::handshakes::Handshakes;
 use crate::worker::requests::RouterKey;
 use crate::worker::routers::Routers;
@@ -47,6 +48,14 @@ struct Client {
     held_back: bool,
     /// Its requests that are not answered.
     begun: Slab<Begun>,
+    /// The name of an export about which the control plane was asked, and its answer.
+    asked: Option<Asked>,
+}
+
+/// A question of a client's session.
+struct Asked {
+    question: Question,
+    answer: Option<Resolution>,
 }
 
 /// A request that is not answered.
@@ -82,8 +91,15 @@ impl Client {
                 self.stream.peer().map(|holder| &holder.subject.role),
                 Some(Role::CsiNode(_))
             );
-            let exports: &dyn Exports = if is_node { &Nothing } else { exported };
+            let asked = self.asked.as_ref();
+            let exports: &dyn Exports = match is_node {
+                true => &Nothing,
+                false => &Known { exported, asked },
+            };
             self.session.feed(&mut self.stream.reader, exports, outputs);
+            // An answer is for the options that came with the one that asked: later it may be
+            // another.
+            self.asked.take_if(|asked| asked.answer.is_some());
             if !opened {
                 return Ok(());
             }
@@ -99,8 +115,51 @@ impl Exports for Nothing {
         Vec::new()
     }
 
-    fn open(&self, _name: &str) -> Option<Export> {
-        None
+    fn open(&self, _name: &str) -> Opened {
+        Opened::Unknown
+    }
+}
+
+/// What this pod knows, and what it was told for one connection.
+struct Known<'a> {
+    exported: &'a Exported,
+    asked: Option<&'a Asked>,
+}
+
+impl Known<'_> {
+    /// The answer about a name.
+    fn answer(&self, name: &str) -> Option<Resolution> {
+        self.asked.filter(|asked| asked.question.name == name)?.answer
+    }
+}
+
+impl Exports for Known<'_> {
+    fn list(&self) -> Vec<String> {
+        self.exported.list()
+    }
+
+    fn only(&self) -> Option<String> {
+        match self.answer("") {
+            Some(Resolution::Found(volume)) => self.exported.open_volume(volume).map(|it| it.0),
+            _ => None,
+        }
+    }
+
+    fn open(&self, name: &str) -> Opened {
+        let found = match (name, self.answer(name)) {
+            ("", Some(Resolution::Found(volume))) => {
+                self.exported.open_volume(volume).map(|it| it.1)
+            }
+            // The pod may know one of several open volumes.
+            ("", _) => None,
+            _ => self.exported.named(name),
+        };
+        match (found, self.answer(name)) {
+            (Some(export), _) => Opened::Export(export),
+            (None, None) => Opened::Later,
+            (None, Some(Resolution::OutOfReach)) => Opened::OutOfReach,
+            (None, Some(Resolution::Found(_) | Resolution::Unknown)) => Opened::Unknown,
+        }
     }
 }
 
@@ -118,6 +177,12 @@ pub struct Clients {
     touched: Vec<ConnKey>,
     next: ConnKey,
     outputs: Vec<SessionOutput>,
+    /// Connections that wait for the answer to a question.
+    asking: BTreeMap<u64, ConnKey>,
+    next_question: u64,
+    /// The connections of each volume that clients use.
+    uses: BTreeMap<VolumeId, usize>,
+    has_new_uses: bool,
     /// Requests for deleted volumes.
     abandoned: Vec<(ConnKey, u64)>,
     meters: Arc<Meters>,
@@ -157,6 +222,27 @@ impl Clients {
 
     pub fn tls(&self) -> Option<&WorkerTls> {
         self.tls.as_ref()
+    }
+
+    /// The volumes that clients use, if these have changed.
+    pub fn new_uses(&mut self) -> Option<BTreeSet<VolumeId>> {
+        let is_new = std::mem::take(&mut self.has_new_uses);
+        is_new.then(|| self.uses.keys().copied().collect())
+    }
+
+    fn begin_use(&mut self, volume: VolumeId) {
+        let uses = self.uses.entry(volume).or_default();
+        *uses += 1;
+        self.has_new_uses |= *uses == 1;
+    }
+
+    fn end_use(&mut self, volume: VolumeId) {
+        let uses = self.uses.get_mut(&volume).expect("a use that ends has begun");
+        *uses -= 1;
+        if *uses == 0 {
+            self.uses.remove(&volume);
+            self.has_new_uses = true;
+        }
     }
 
     fn touch(&mut self, conn: ConnKey) {
@@ -210,17 +296,22 @@ impl Exported {
     }
 }
 
-impl Exports for Exported {
-    fn list(&self) -> Vec<String> {
+impl Exported {
+    /// The open volumes.
+    pub fn list(&self) -> Vec<String> {
         self.open.keys().cloned().collect()
     }
 
-    fn open(&self, name: &str) -> Option<Export> {
+    pub fn named(&self, name: &str) -> Option<Export> {
         let attachment = name.parse().ok().and_then(|uid: Uuid| self.attachments.get(&uid));
-        match name {
-            "" if self.open.len() == 1 => self.open.values().next().cloned(),
-            name => attachment.or_else(|| self.open.get(name)).cloned(),
-        }
+        attachment.or_else(|| self.open.get(name)).cloned()
+    }
+
+    /// The export of an open volume, and its name.
+    fn open_volume(&self, volume: VolumeId) -> Option<(String, Export)> {
+        let mut open = self.open.iter();
+        let found = open.find(|(_, export)| export.volume == volume);
+        found.map(|(name, export)| (name.clone(), export.clone()))
     }
 }
 
@@ -241,6 +332,7 @@ pub struct ClientHandler<'a> {
     pub driver: &'a mut dyn Driver,
     pub routers: &'a mut Routers,
     pub exported: &'a Exported,
+    pub control: &'a dyn ControlPlane,
 }
 
 impl ClientHandler<'_> {
@@ -257,9 +349,9 @@ impl ClientHandler<'_> {
         let session = Session::with_bytes_max(self.clients.bytes_max);
         let session = session.with_encryption(encryption);
         let (closing, touched, unparsed, held_back) = (false, false, false, false);
-        let (is_new, begun) = (true, Slab::default());
+        let (is_new, begun, asked) = (true, Slab::default(), None);
         let client =
-            Client { stream, session, is_new, closing, touched, unparsed, held_back, begun };
+            Client { stream, session, is_new, closing, touched, unparsed, held_back, begun, asked };
         self.clients.clients.insert(conn, client);
         let source = self.driver.source(socket);
         if let Some(oldest) = self.clients.handshakes.begin(self.now, conn, source) {
@@ -298,6 +390,7 @@ impl ClientHandler<'_> {
             return self.close(conn, CloseReason::Disconnected);
         }
         let Clients { clients, outputs, handshakes, .. } = &mut *self.clients;
+        let mut begun = None;
         if let Some(client) = clients.get_mut(&conn)
             && client.stream.wants_receive()
         {
@@ -314,11 +407,44 @@ impl ClientHandler<'_> {
                     self.routers.open(key_of(export));
                     client.is_new = false;
                     handshakes.end(conn);
+                    begun = Some(export.volume);
                 }
             }
         }
+        begun.into_iter().for_each(|volume| self.clients.begin_use(volume));
         self.session_outputs(conn);
         self.clients.touch(conn);
+        self.ask(conn);
+    }
+
+    /// Asks the control plane for the export that a session waits for.
+    fn ask(&mut self, conn: ConnKey) {
+        let Clients { clients, asking, next_question, .. } = &mut *self.clients;
+        let Some(client) = clients.get_mut(&conn).filter(|client| client.asked.is_none()) else {
+            return;
+        };
+        let Some(name) = client.session.awaits() else { return };
+        *next_question += 1;
+        let question = Question { id: *next_question, name: name.to_owned() };
+        client.asked = Some(Asked { question: question.clone(), answer: None });
+        asking.insert(question.id, conn);
+        let id = question.id;
+        if !self.control.resolve(question) {
+            self.resolved(id, Resolution::OutOfReach);
+        }
+    }
+
+    /// A question was answered.
+    pub fn resolved(&mut self, question: u64, answer: Resolution) {
+        let Some(conn) = self.clients.asking.remove(&question) else { return };
+        let Some(client) = self.clients.clients.get_mut(&conn) else { return };
+        let Some(asked) = &mut client.asked else { return };
+        asked.answer = Some(answer);
+        // What came behind the option may be old by now (rule `hang-up-before-execute`).
+        if self.driver.has_hung_up(client.stream.socket) {
+            return self.close(conn, CloseReason::Disconnected);
+        }
+        self.feed(conn);
     }
 
     /// Rule `hang-up-before-execute`: held-back input is executed only if its client is still
@@ -406,6 +532,12 @@ impl ClientHandler<'_> {
         let Some(client) = self.clients.clients.remove(&conn) else { return };
         tracing::debug!(conn, %reason, "an NBD connection is closed");
         self.clients.handshakes.end(conn);
+        if let Some(asked) = &client.asked {
+            self.clients.asking.remove(&asked.question.id);
+        }
+        if let Some(export) = client.session.export().filter(|_| !client.is_new) {
+            self.clients.end_use(export.volume);
+        }
         if let Some(key) = client.session.export().map(key_of)
             && let Some(router) = self.routers.at(key)
         {

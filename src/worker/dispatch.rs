@@ -39,8 +39,9 @@ impl Worker {
     }
 
     pub(super) fn client_handler(&mut self) -> ClientHandler<'_> {
-        let Worker { now, driver, clients, routers, exported, .. } = self;
-        ClientHandler { now: *now, clients, driver: driver.as_mut(), routers, exported }
+        let Worker { now, driver, clients, routers, exported, control, .. } = self;
+        let (driver, control) = (driver.as_mut(), &**control);
+        ClientHandler { now: *now, clients, driver, routers, exported, control }
     }
 
     pub(super) fn resync_handler(&mut self) -> ResyncHandler<'_> {
@@ -81,7 +82,11 @@ impl Worker {
         for VolumeChange { before, now } in changes {
             match now {
                 Some(volume) => self.reconcile(&volume),
-                None => self.close_volume(before.expect("it was there before").volume),
+                None => {
+                    let before = before.expect("it was there before");
+                    self.reconcile_handler().leaves(&before);
+                    self.close_volume(before.volume);
+                }
             }
         }
         self.reconcile_handler().destroy_doomed(&view);
@@ -102,7 +107,8 @@ impl Worker {
         }
     }
 
-    /// Removes the routers of a deleted volume and ends its connections.
+    /// Removes the routers of a volume that is deleted, or does not concern this pod any more, and
+    /// ends its connections.
     fn close_volume(&mut self, volume: VolumeId) {
         for key in self.routers.of_volume(volume) {
             let Some(router) = self.routers.at(key) else { return };
@@ -123,6 +129,8 @@ impl Worker {
             }
             Some(Pending::Creating(record, peers)) => {
                 let start = Start { meta: record.meta.clone(), ..Start::default() };
+                let is_known = self.reconciler.volume(record.volume).is_some();
+                let peers = if is_known { peers } else { Vec::new() };
                 self.start_member(lane, &record, start, peers);
                 self.reports.due = true;
                 self.reconciler.created.insert(record.volume);

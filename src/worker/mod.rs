@@ -18,6 +18,7 @@ mod complaints;
 mod conn;
 #[cfg(test)]
 mod conn_test;
+mod control_plane;
 mod disks;
 mod dispatch;
 mod error;
@@ -81,6 +82,7 @@ use crate::replica::messages::ReadMode;
 use crate::types::{PodId, Uuid};
 
 pub use backlog::Backlog;
+pub use control_plane::{ControlPlane, Question, Resolution};
 pub use disks::DiskOptions;
 pub use error::StartError;
 pub use index_thread::{IndexRunner, execute};

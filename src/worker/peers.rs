@@ -141,10 +141,17 @@ impl Peers {
             self.routes.remove(&member.member);
         }
         let mut pairs: FxHashSet<(Uuid, Uuid)> = FxHashSet::default();
-        for theirs in view.disks.iter().filter(|disk| disk.pod != own) {
-            pairs.insert((first, theirs.disk));
-            if first_of(theirs.pod) == Some(theirs.disk) {
-                pairs.extend(disks_of(own).map(|ours| (ours.disk, theirs.disk)));
+        if moved {
+            let mut firsts: FxHashMap<PodId, Uuid> = FxHashMap::default();
+            for disk in &view.disks {
+                let first = firsts.entry(disk.pod).or_insert(disk.disk);
+                *first = disk.disk.min(*first);
+            }
+            for theirs in view.disks.iter().filter(|disk| disk.pod != own) {
+                pairs.insert((first, theirs.disk));
+                if firsts[&theirs.pod] == theirs.disk {
+                    pairs.extend(disks_of(own).map(|ours| (ours.disk, theirs.disk)));
+                }
             }
         }
         for shard in new.iter().flat_map(|volume| &volume.shards) {
@@ -159,7 +166,10 @@ impl Peers {
             }
         }
         if let Some(front) = front {
-            pairs = fronts::pairs_of(front, own, view).into_iter().collect();
+            pairs.clear();
+            if moved {
+                pairs.extend(fronts::pairs_of(front, own, view));
+            }
         }
         for (local, remote) in pairs {
             let both = [Purpose::Data, Purpose::Resync];

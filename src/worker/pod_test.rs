@@ -1,5 +1,6 @@
 //! Named situations of one pod as its clients and the catalog see it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use raft::eraftpb::{Message, MessageType};
@@ -11,8 +12,10 @@ use crate::net::message::PeerMessage;
 use crate::planted::{Mistake, assert_found};
 use crate::types::{
     AccessSet, BLOCK_BYTES, Block, BlockRange, Generation, MemberId, ShardId, ShardOp, ShardReply,
+    VolumeId,
 };
 use crate::view::{MemberState, VolumeView};
+use crate::worker::Resolution;
 
 const MIB: usize = 1 << 20;
 /// Long enough for what is sent to arrive, and less than a tick.
@@ -158,6 +161,76 @@ fn a_member_that_the_catalog_does_not_know_is_kept_and_shown() {
     pod.run_until("it is used again", |pod| leads(pod, 11));
     let client = pod.connect("v");
     assert_eq!(client.read_byte(&mut pod, 0), b'x');
+}
+
+/// The volume does not concern the pod any more: the pod was told so, and not that it is deleted.
+#[test]
+fn a_volume_that_leaves_the_view_is_closed_and_kept() {
+    let mut pod = serving(Budgets::default());
+    let client = pod.connect("v");
+    client.write(&mut pod, 0, BLOCK_BYTES, b'x');
+    pod.run_until("a write is answered", |pod| client.written(pod) == [0]);
+    pod.view(view(2, Vec::new()));
+    pod.run_until("the connection ends", |pod| client.is_closed(pod));
+    pod.run(Duration::from_millis(2000));
+    assert_eq!(pod.state_of(MemberId(11)), Some(MemberState::Orphan));
+    assert!(!pod.has_destroyed(MemberId(11)));
+    // Nor does a record of another volume destroy it.
+    let deleting = VolumeView { deleting: true, ..volume(2, "other", &[1]) };
+    let mut after = view(3, vec![deleting]);
+    after.destroyed = vec![(DISK, MemberId(11))];
+    pod.view(after);
+    pod.run(Duration::from_millis(200));
+    assert!(!pod.has_destroyed(MemberId(11)));
+    pod.view(view(4, vec![volume(1, "v", &[1])]));
+    pod.run_until("it is used again", |pod| leads(pod, 11));
+    let client = pod.connect("v");
+    assert_eq!(client.read_byte(&mut pod, 0), b'x');
+}
+
+/// A client asks for a volume that does not concern the pod. It is asked for, and comes.
+#[test]
+fn an_export_that_is_not_known_is_asked_for() {
+    let mut pod = serving(Budgets::default());
+    assert_eq!(pod.uses(), BTreeSet::new());
+    let client = pod.ask_for("far");
+    pod.run(Duration::from_millis(100));
+    let question = pod.asked().expect("the control plane is asked");
+    assert_eq!((question.name.as_str(), pod.asked()), ("far", None), "once");
+    pod.view(view(2, vec![volume(1, "v", &[1]), volume(2, "far", &[1])]));
+    pod.resolved(question.id, Resolution::Found(VolumeId(2)));
+    pod.opened(&client);
+    client.write(&mut pod, 0, BLOCK_BYTES, b'x');
+    pod.run_until("its write is answered", |pod| client.written(pod) == [0]);
+    assert_eq!(pod.uses(), BTreeSet::from([VolumeId(2)]));
+    let second = pod.connect("far");
+    assert_eq!(second.read_byte(&mut pod, 0), b'x');
+    client.hang_up(&mut pod);
+    pod.run_until("it is gone", |pod| client.is_closed(pod));
+    assert_eq!(pod.uses(), BTreeSet::from([VolumeId(2)]), "one is left");
+    second.hang_up(&mut pod);
+    pod.run_until("it is gone", |pod| second.is_closed(pod));
+    pod.round();
+    assert_eq!(pod.uses(), BTreeSet::new());
+}
+
+#[test]
+fn an_answer_for_a_client_that_is_gone_opens_nothing() {
+    let mut pod = serving(Budgets::default());
+    let client = pod.ask_for("v2");
+    client.write(&mut pod, 0, BLOCK_BYTES, b'x');
+    pod.run(Duration::from_millis(100));
+    let question = pod.asked().expect("the control plane is asked");
+    client.hang_up(&mut pod);
+    pod.view(view(2, vec![volume(1, "v", &[1]), volume(2, "v2", &[1])]));
+    pod.resolved(question.id, Resolution::Found(VolumeId(2)));
+    pod.run_until("it is closed", |pod| client.is_closed(pod));
+    pod.run(Duration::from_millis(1000));
+    assert_eq!(pod.uses(), BTreeSet::new());
+    // Nor does one that comes twice.
+    pod.resolved(question.id, Resolution::Unknown);
+    let other = pod.connect("v2");
+    assert_ne!(other.read_byte(&mut pod, 0), b'x', "nothing was written");
 }
 
 /// The catalog went back to an old copy and gave the ids of one volume to another one. Neither

@@ -131,6 +131,18 @@ impl ReconcileHandler<'_> {
         }
     }
 
+    /// The volume does not concern this pod any more, or is gone. That destroys nothing (rule
+    /// `destroy-by-record-only`): a member that is here is out of service until the volume is back.
+    pub fn leaves(&mut self, volume: &VolumeView) {
+        for member in volume.shards.iter().flat_map(|shard| &shard.members) {
+            let here = self.out.members.get_mut(member.member);
+            if let Some(here) = here.filter(|here| here.volume == volume.volume) {
+                here.known = false;
+                here.peers.clear();
+            }
+        }
+    }
+
     fn shard(&mut self, volume: &VolumeView, shard: &ShardView, blocks: VolumeBlocks) {
         for member in &shard.members {
             let Some(lane) = self.lanes.of_disk(member.disk) else { continue };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::types::Mono;
 use crate::view::PodReport;
+use crate::worker::control_plane::ControlPlane;
 
 /// Between reports when only space changed: as often as control passes them on.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -14,19 +15,18 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// would take the time of a million.
 const REPORT_EVERY_LEAST: Duration = Duration::from_millis(100);
 
-/// When the next report is due, and where it goes.
+/// When the next report is due.
 pub struct Reports {
     /// Something has changed.
     pub due: bool,
     next: Mono,
     /// Not before this time.
     earliest: Mono,
-    send: Box<dyn Fn(PodReport) + Send>,
 }
 
 impl Reports {
-    pub fn new(now: Mono, send: Box<dyn Fn(PodReport) + Send>) -> Reports {
-        Reports { due: true, next: now, earliest: now, send }
+    pub fn new(now: Mono) -> Reports {
+        Reports { due: true, next: now, earliest: now }
     }
 
     pub fn tick(&mut self, now: Mono) {
@@ -37,10 +37,10 @@ impl Reports {
         self.due && now >= self.earliest
     }
 
-    pub fn send(&mut self, now: Mono, report: PodReport) {
+    pub fn send(&mut self, now: Mono, report: PodReport, to: &dyn ControlPlane) {
         self.due = false;
         self.next = now + REPORT_EVERY;
         self.earliest = now + REPORT_EVERY_LEAST;
-        (self.send)(report);
+        to.report(report);
     }
 }

@@ -20,6 +20,7 @@ use crate::volume::VolumeOutput;
 use crate::worker::WorkerConfig;
 use crate::worker::backlog::Backlog;
 use crate::worker::clients::{Clients, Exported};
+use crate::worker::control_plane::{ControlPlane, Resolution};
 use crate::worker::error::StartError;
 use crate::worker::follow::WINDOW;
 use crate::worker::fronts::{FRONT_OPENED, front_of};
@@ -61,6 +62,11 @@ pub enum WorkerCommand {
         set: AccessSet,
         answer: AccessAnswer,
     },
+    /// The answer to a question about the name of an export.
+    Resolved {
+        question: u64,
+        answer: Resolution,
+    },
     /// Hand the leaderships away, then stop.
     Stop,
 }
@@ -81,6 +87,7 @@ pub struct Worker {
     pub(super) read_repairs: ReadRepairs,
     pub(super) reconciler: Reconciler,
     pub(super) reports: Reports,
+    pub(super) control: Box<dyn ControlPlane>,
     pub(super) meters: Arc<Meters>,
     pub(super) scratch: Scratch,
     inbox: Receiver<WorkerCommand>,
@@ -110,7 +117,7 @@ impl Worker {
         driver: Box<dyn Driver>,
         pool: Pool,
         inbox: Receiver<WorkerCommand>,
-        report: Box<dyn Fn(PodReport) + Send>,
+        control: Box<dyn ControlPlane>,
     ) -> Worker {
         let now = driver.now();
         let meters = Arc::new(Meters::default());
@@ -126,7 +133,8 @@ impl Worker {
             resyncs: Resyncs::default(),
             read_repairs: ReadRepairs::default(),
             reconciler: Reconciler::default(),
-            reports: Reports::new(now, report),
+            reports: Reports::new(now),
+            control,
             meters,
             scratch: Scratch::default(),
             config,
@@ -259,7 +267,7 @@ impl Worker {
         if self.reports.is_due(self.now) {
             let report = self.report();
             meters::count_replicas(&self.lanes.all, &report);
-            self.reports.send(self.now, report);
+            self.reports.send(self.now, report, &*self.control);
         }
         self.lanes.wake(self.now, is_tick);
         self.routers.wake(self.now);
@@ -302,6 +310,9 @@ impl Worker {
             WorkerCommand::Index { lane, op, done } => self.lanes.at(lane).complete(op, done),
             WorkerCommand::SetAccess { volume, set, answer } => {
                 self.routers.set_access(volume, set, answer);
+            }
+            WorkerCommand::Resolved { question, answer } => {
+                self.client_handler().resolved(question, answer);
             }
             WorkerCommand::Stop => {
                 tracing::info!("stopping: leaderships move away");
@@ -414,6 +425,9 @@ impl Worker {
     /// follower and this pod's log are enough for a commit: other followers come after the log.
     fn submit(&mut self) {
         self.client_handler().submit();
+        if let Some(uses) = self.clients.new_uses() {
+            self.control.uses(uses);
+        }
         self.peers.submit_first(self.driver.as_mut());
         for lane in &mut self.lanes.all {
             lane.submit(self.now, self.driver.as_mut());

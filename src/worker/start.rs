@@ -11,7 +11,8 @@ use crate::replica::messages::Start;
 use crate::store::messages::MemberRecord;
 use crate::telemetry::metrics::data_path::DataPath as Meters;
 use crate::types::{AccessSet, Uuid, VolumeId};
-use crate::view::{ClusterView, PodReport};
+use crate::view::ClusterView;
+use crate::worker::control_plane::{ControlPlane, Resolution};
 use crate::worker::disks::file_error;
 use crate::worker::error::{StartError, or_die};
 use crate::worker::index_thread::{IndexThread, describe};
@@ -64,6 +65,11 @@ impl DataPath {
         send(&self.inbox, WorkerCommand::SetAccess { volume, set, answer });
     }
 
+    /// Answers a question of the worker, after the view that it was answered by.
+    pub fn resolved(&self, question: u64, answer: Resolution) {
+        send(&self.inbox, WorkerCommand::Resolved { question, answer });
+    }
+
     /// Moves the leaderships away and ends the thread.
     pub fn stop(mut self) -> std::io::Result<()> {
         send(&self.inbox, WorkerCommand::Stop);
@@ -92,10 +98,10 @@ fn send(inbox: &Sender<WorkerCommand>, mut command: WorkerCommand) {
 /// Starts the data path of a pod. Returns when everything is recovered and listening.
 pub fn start(
     options: StartOptions,
-    report: Box<dyn Fn(PodReport) + Send>,
+    control: Box<dyn ControlPlane + Send>,
 ) -> Result<DataPath, StartError> {
     let (ready, started) = sync_channel(1);
-    let run = move || match build(&options, report) {
+    let run = move || match build(&options, control) {
         Ok((mut worker, inbox, disks, _watchdog)) => {
             if ready.send(Ok((inbox, disks, worker.meters()))).is_err() {
                 return Ok(());
@@ -125,7 +131,7 @@ type Built = (Worker, Sender<WorkerCommand>, Vec<PodDisk>, Option<Watchdog>);
 /// Runs on the worker's own thread: an io_uring belongs to the thread that made it.
 fn build(
     options: &StartOptions,
-    report: Box<dyn Fn(PodReport) + Send>,
+    control: Box<dyn ControlPlane + Send>,
 ) -> Result<Built, StartError> {
     let mut driver = crate::io::driver_with(options.driver, options.durable_writes)?;
     let waker = driver.waker();
@@ -133,7 +139,7 @@ fn build(
     let (inbox, receiver) = mailbox(MAILBOX_MESSAGES, wake);
     let pool = Pool::default();
     let (opened, failed) = open_disks(options, driver.as_mut(), &pool, &inbox)?;
-    let mut worker = Worker::new(options.worker.clone(), driver, pool, receiver, report);
+    let mut worker = Worker::new(options.worker.clone(), driver, pool, receiver, control);
     if opened.is_empty() {
         worker.add_front();
     }

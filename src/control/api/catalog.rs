@@ -1,21 +1,21 @@
 //! Internal calls between pods: the catalog's own traffic, views and reports.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use protobuf::Message as _;
 use raft::eraftpb::Message;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::control::api::errors::invalid;
 use crate::control::api::route::{Failure, on_leader, read};
+use crate::control::api::telling::tell_pod;
 use crate::control::api::{parse_addresses, parse_node};
 use crate::control::catalog::{Catalog, chain};
 use crate::control::command::{CatalogCommand, NewDisk};
+use crate::control::connections::{Caller, Who};
 use crate::control::node::Node;
 use crate::control::proto::internal as proto;
 use crate::control::proto::internal::catalog_client::CatalogClient;
@@ -26,17 +26,16 @@ use crate::control::state::CatalogState;
 use crate::control::state::rows::RowKey;
 use crate::control::storage::Snapshot;
 use crate::control::supersede::superseded;
-use crate::control::sync::update::{Position, Update, position_of, update};
+use crate::control::sync::resolve::exported;
 use crate::replica::meta::Meta;
+use crate::security::subject::Role;
 use crate::types::{MemberId, PodId};
 use crate::view::PodReport;
 
-/// A stream of a pod says at least this often that it goes on.
-const SYNC_SILENT_MAX: Duration = Duration::from_secs(3);
-/// Messages that wait for a slow pod; changes meanwhile are merged.
-const SYNC_MESSAGES_AHEAD: usize = 2;
 /// What a pod knows of a very large cluster.
 const OFFER_BYTES_MAX: usize = 1 << 30;
+/// A pod that wants to be told says so at once.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(5);
 /// Messages in one call at most.
 const MESSAGES_MAX: usize = 1024;
 
@@ -83,21 +82,35 @@ impl CatalogApi for CatalogService {
 
     async fn sync(
         &self,
-        request: Request<proto::SyncRequest>,
+        request: Request<Streaming<proto::SyncRequest>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
-        let request = request.into_inner();
-        check_cluster(&self.node, &request.cluster)?;
-        learn_address(&self.node, PodId(request.pod), &request.api)?;
-        let position = position_of(request.position).map_err(|error| invalid(&error))?;
-        let (messages, waiting) = mpsc::channel(SYNC_MESSAGES_AHEAD);
-        let node = Arc::clone(&self.node);
-        tokio::spawn(async move {
-            // An error is the reader's reason to look elsewhere.
-            if let Err(status) = tell(&node, position, &messages).await {
-                let _gone = messages.send(Err(status)).await;
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(waiting)))
+        let caller = request.extensions().get::<Caller>().cloned();
+        let mut requests = request.into_inner();
+        let nothing = || Status::invalid_argument("the pod says nothing");
+        let first = timeout(FIRST_REQUEST_WITHIN, requests.message()).await;
+        let first = first.map_err(|_| nothing())??.ok_or_else(nothing)?;
+        check_cluster(&self.node, &first.cluster)?;
+        check_speaks_for_itself(caller.as_ref(), PodId(first.pod))?;
+        learn_address(&self.node, PodId(first.pod), &first.api)?;
+        Ok(Response::new(tell_pod(Arc::clone(&self.node), first, requests)?))
+    }
+
+    async fn resolve(
+        &self,
+        request: Request<proto::ResolveRequest>,
+    ) -> Result<Response<proto::ResolveResponse>, Status> {
+        check_cluster(&self.node, &request.get_ref().cluster)?;
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move {
+                let (state, _) = read(&catalog).await?;
+                let volume = exported(&state, &request.name).unwrap_or_default();
+                Ok(proto::ResolveResponse { volume: volume.0 })
+            },
+            |channel, call| async move { CatalogClient::new(channel).resolve(call).await },
+        )
+        .await
     }
 
     async fn offer(
@@ -216,94 +229,20 @@ fn check_cluster(node: &Node, cluster: &str) -> Result<(), Status> {
     }
 }
 
+/// What concerns a pod is told to that pod alone.
+fn check_speaks_for_itself(caller: Option<&Caller>, pod: PodId) -> Result<(), Status> {
+    match caller.map(Caller::who) {
+        Some(Who::Holder(holder)) if holder.subject.role != Role::Pod(pod) => {
+            Err(Status::permission_denied("a pod asks for itself"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn learn_address(node: &Node, pod: PodId, api: &str) -> Result<(), Status> {
     let api = api.parse().map_err(|_| Status::invalid_argument("an address is not ip:port"))?;
     node.peers.learn(pod, api);
     Ok(())
-}
-
-/// Tells a pod what it lacks, then each change, until the pod is gone. An error: the state of this
-/// pod may be outdated.
-async fn tell(
-    node: &Node,
-    mut position: Position,
-    messages: &mpsc::Sender<Result<proto::SyncMessage, Status>>,
-) -> Result<(), Status> {
-    if node.recovery().is_some() {
-        return ask_for_knowledge(node, messages).await;
-    }
-    let absent = || Status::unavailable("this pod is not a member of the catalog");
-    let catalog = node.catalog().ok_or_else(absent)?;
-    let (me, mut published) = (catalog.row.member, catalog.published.clone());
-    drop(catalog);
-    let mut told_at: Option<Instant> = None;
-    let mut told_leader = None;
-    loop {
-        let now = published.borrow_and_update().clone();
-        let leader = now.leader(me).and_then(|leader| node.peers.pod_of(leader));
-        let (Some(state), Some(leader)) = (&now.state, leader) else {
-            return Err(Status::unavailable("this pod knows no leader of the catalog"));
-        };
-        let update = update(state, position);
-        let is_due = told_at.is_none_or(|at| at.elapsed() >= SYNC_SILENT_MAX);
-        if update.is_some() || told_leader != Some(leader) || is_due {
-            let api = node.peers.api_of(leader).map(|api| api.to_string());
-            let message = proto::SyncMessage {
-                leader_pod: leader.0,
-                leader_api: api.unwrap_or_default(),
-                ..proto::SyncMessage::default()
-            };
-            if !send_update(messages, &message, update.as_ref()).await {
-                return Ok(());
-            }
-            position = update.map_or(position, |update| update.to);
-            (told_at, told_leader) = (Some(Instant::now()), Some(leader));
-        }
-        // Changed or not, look again; this pod's member may be gone.
-        let changed = timeout(SYNC_SILENT_MAX, published.changed()).await;
-        if matches!(changed, Ok(Err(_))) {
-            return Err(absent());
-        }
-    }
-}
-
-/// Asks a pod for what it knows, until the recovery ends. The pod then looks for the new catalog.
-async fn ask_for_knowledge(
-    node: &Node,
-    messages: &mpsc::Sender<Result<proto::SyncMessage, Status>>,
-) -> Result<(), Status> {
-    let mut recoveries = node.recoveries();
-    while let Some(recovery) = node.recovery() {
-        let history = recovery.plan.history.to_string();
-        let recovering = Some(proto::Recovering { history });
-        let message = proto::SyncMessage { recovering, ..proto::SyncMessage::default() };
-        if messages.send(Ok(message)).await.is_err() {
-            return Ok(());
-        }
-        // Ended or not, look again.
-        let _ended = timeout(SYNC_SILENT_MAX, recoveries.wait_for(Option::is_none)).await;
-    }
-    Err(Status::unavailable("the catalog was recovered"))
-}
-
-/// Sends an update in pieces; false when the receiver is gone.
-async fn send_update(
-    messages: &mpsc::Sender<Result<proto::SyncMessage, Status>>,
-    message: &proto::SyncMessage,
-    update: Option<&Update>,
-) -> bool {
-    let mut pieces: VecDeque<_> = update.map(Update::pieces).unwrap_or_default().into();
-    loop {
-        let piece = pieces.pop_front();
-        let more = !pieces.is_empty();
-        let message = proto::SyncMessage { update: piece, more, ..message.clone() };
-        if messages.send(Ok(message)).await.is_err() {
-            return false;
-        }
-        if !more {
-            return true;
-        }
-    }
 }
 
 async fn register(

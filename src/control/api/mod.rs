@@ -21,6 +21,7 @@ pub mod requests;
 pub mod rights;
 pub mod route;
 pub mod shards;
+pub mod telling;
 pub mod volumes;
 
 use tonic::Status;

@@ -26,6 +26,7 @@ pub struct Held {
 #[derive(Clone, Debug, Default)]
 pub struct Index {
     pub pods_by_uid: Map<Uuid, PodId>,
+    pub pods_by_node: Map<String, Set<PodId>>,
     pub disks_by_pod: Map<PodId, Set<Uuid>>,
     pub volumes_by_name: Map<String, VolumeId>,
     pub creating: Set<VolumeId>,
@@ -43,15 +44,19 @@ pub struct Index {
     pub requests: Map<String, u64>,
     /// Shards that are left of each volume.
     pub shards_left: Map<VolumeId, u32>,
+    /// The disks with replicas of each volume, ordered, and how many each has.
+    pub spread: Map<VolumeId, Vec<(Uuid, u32)>>,
 }
 
 impl Index {
     pub(super) fn pod(&mut self, key: &PodId, before: Option<&Pod>, now: Option<&Pod>) {
         if let Some(before) = before {
             self.pods_by_uid.remove_mut(&before.uid);
+            set_in(&mut self.pods_by_node, &before.node, key, false);
         }
         if let Some(now) = now {
             self.pods_by_uid.insert_mut(now.uid, *key);
+            set_in(&mut self.pods_by_node, &now.node, key, true);
         }
     }
 
@@ -109,12 +114,36 @@ impl Index {
                 });
             }
         }
+        for (shard, is_now) in [(before, false), (now, true)] {
+            let Some(shard) = shard else { continue };
+            for member in &shard.members {
+                self.change_spread(shard.volume, member.disk, is_now);
+            }
+        }
         let Some(volume) = before.or(now).map(|shard| shard.volume) else { return };
         let left = self.shards_left.get(&volume).copied().unwrap_or(0);
         let left = left + u32::from(now.is_some()) - u32::from(before.is_some());
         match left {
             0 => drop(self.shards_left.remove_mut(&volume)),
             _ => self.shards_left.insert_mut(volume, left),
+        }
+    }
+
+    /// A replica of the volume comes to the disk, or goes.
+    fn change_spread(&mut self, volume: VolumeId, disk: Uuid, comes: bool) {
+        if !self.spread.contains_key(&volume) {
+            self.spread.insert_mut(volume, Vec::new());
+        }
+        let spread = self.spread.get_mut(&volume).expect("it was just put there");
+        match (spread.binary_search_by_key(&disk, |it| it.0), comes) {
+            (Ok(at), true) => spread[at].1 += 1,
+            (Err(at), true) => spread.insert(at, (disk, 1)),
+            (Ok(at), false) if spread[at].1 > 1 => spread[at].1 -= 1,
+            (Ok(at), false) => drop(spread.remove(at)),
+            (Err(_), false) => panic!("a replica that goes was counted"),
+        }
+        if spread.is_empty() {
+            self.spread.remove_mut(&volume);
         }
     }
 

@@ -12,6 +12,7 @@
 //!   destroyed.
 
 mod attachments;
+pub mod audience;
 pub mod check;
 mod classes;
 pub mod credentials;
@@ -20,7 +21,7 @@ pub mod growth;
 pub mod index;
 mod pods;
 pub mod rebirth;
-mod recent;
+pub mod recent;
 mod retention;
 pub mod rows;
 pub mod table;
@@ -36,7 +37,7 @@ use crate::control::command::{Addresses, CatalogCommand, NewClass, NewNode, NewV
 use crate::control::state::check::{Contradiction, check};
 pub use crate::control::state::error::CatalogError;
 use crate::control::state::error::REQUEST_ID_BYTES_MAX;
-use crate::control::state::recent::Recent;
+use crate::control::state::recent::{Changed, Recent};
 use crate::control::state::rows::{Answered, CatalogMember, Cluster, RowChange, RowError, RowKey};
 use crate::control::state::tables::{Tables, take};
 use crate::planted::planted;
@@ -142,6 +143,7 @@ impl CatalogState {
 
     /// Carries out a command that was proposed at `now_ms` (since 1970).
     pub fn apply(&mut self, now_ms: u64, command: CatalogCommand) -> Applied {
+        let before = self.tables.clone();
         let tables = &mut self.tables;
         // Clocks differ; time in the state does not go back.
         let now_ms = now_ms.max(tables.head.now_ms);
@@ -149,7 +151,8 @@ impl CatalogState {
         assert!(outcome.is_ok() || !tables.has_changed(), "an error changes nothing");
         let changes = self.tables.seal(now_ms);
         if !changes.is_empty() {
-            self.recent.push(self.tables.head.revision, &changes);
+            let changed = audience::changed(&before, &self.tables, &changes);
+            self.recent.push(self.tables.head.revision, changed);
         }
         Applied { outcome, changes }
     }
@@ -157,6 +160,13 @@ impl CatalogState {
     /// The keys of the rows that have changed after `revision`, perhaps repeatedly; `None` when
     /// that is not remembered any more.
     pub fn changed_since(&self, revision: u64) -> Option<impl Iterator<Item = &RowKey>> {
+        let changed = self.recent.since(revision)?;
+        Some(changed.flat_map(Changed::keys))
+    }
+
+    /// What each command after `revision` has changed, and for whom; `None` when that is not
+    /// remembered any more.
+    pub fn commands_since(&self, revision: u64) -> Option<impl Iterator<Item = &Changed>> {
         self.recent.since(revision)
     }
 

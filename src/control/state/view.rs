@@ -1,5 +1,6 @@
 //! The state as the data path sees it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::control::command::Addresses;
@@ -12,13 +13,33 @@ use crate::view::{
 
 /// The whole cluster. Takes as long as there are objects: for tests and checks.
 pub fn view(state: &CatalogState) -> ClusterView {
-    let doomed = state.index.deleting.iter().flat_map(|volume| {
-        let shards = state.shards_of(&state.volumes[volume]);
+    view_if(state, |_, _| true)
+}
+
+/// The part that concerns a pod with these wants, found by a look at everything. For tests and
+/// checks.
+pub fn part(state: &CatalogState, pod: PodId, wants: &BTreeSet<VolumeId>) -> ClusterView {
+    let node = state.pods.get(&pod).map(|pod| &pod.node);
+    let is_ours = |member: &ShardMember| state.disks[&member.disk].pod == pod;
+    view_if(state, |id, volume| {
+        let mut members = state.shards_of(volume).flat_map(|(_, shard)| &shard.members);
+        let mut attachments = state.attachments_of(id);
+        wants.contains(&id)
+            || members.any(is_ours)
+            || attachments.any(|(_, attachment)| Some(&attachment.node) == node)
+    })
+}
+
+fn view_if(state: &CatalogState, shows: impl Fn(VolumeId, &Volume) -> bool) -> ClusterView {
+    let shown = || state.volumes.iter().filter(|(id, volume)| shows(**id, volume));
+    let deleting = shown().filter(|(_, volume)| volume.deleting);
+    let doomed = deleting.flat_map(|(_, volume)| {
+        let shards = state.shards_of(volume);
         shards.flat_map(|(_, shard)| shard.members.iter().map(|it| (it.disk, it.member)))
     });
     let shard = |shard: ShardId| state.shards.get(&shard);
     let pod_of = |disk: Uuid| state.disks.get(&disk).map(|disk| disk.pod);
-    let volumes = state.volumes.iter().map(|(id, volume)| {
+    let volumes = shown().map(|(id, volume)| {
         let attachments = state.attachments_of(*id);
         let volume = view_volume(*id, volume, attachments, shard, pod_of);
         Arc::new(volume.expect("the state has all shards and disks"))

@@ -155,14 +155,18 @@ fn keep_all(kept: &mut Kept, waiting: &Receiver<(Option<Update>, Mirror)>) {
 mod tests {
     use super::*;
     use crate::control::state::CatalogState;
-    use crate::control::sync::update::update;
+    use crate::control::sync::follower::{Follower, Idle};
     use crate::testing::catalog_fixture::{cluster, create_on};
+    use crate::types::{PodId, VolumeId};
 
     /// Makes a volume, and keeps the difference.
     fn go_on(kept: &mut Kept, mirror: &mut Mirror, state: &mut CatalogState, number: usize) {
         let create = create_on(&format!("volume-{number}"), &[1, 2, 3]);
         state.apply(1, create).outcome.unwrap();
-        let update = update(state, mirror.position()).unwrap();
+        // A pod that wants the volume, and has no disk of it.
+        let wants = (1..=number as u64 + 1).map(VolumeId).collect();
+        let (at, told) = (mirror.position(), mirror.volumes());
+        let update = Follower::new(PodId(9), at, told, wants).next(state, Idle::Now).unwrap();
         mirror.take(&update).unwrap();
         kept.keep(&update, mirror).unwrap();
     }
@@ -171,6 +175,7 @@ mod tests {
         let (kept, read) = Kept::open(path).unwrap();
         assert_eq!(read.position(), mirror.position());
         assert_eq!(read.view(), mirror.view());
+        assert_eq!(read.wants(), mirror.wants());
         kept
     }
 

@@ -15,7 +15,8 @@ use crate::control::state::rows::{
 };
 use crate::control::state::tables::Object;
 use crate::control::state::view::{view_pod, view_volume};
-use crate::control::sync::update::{Position, Update};
+use crate::control::sync::update::{Part, Position, Update};
+use crate::planted::planted;
 use crate::types::{AttachmentId, MemberId, PodId, ShardId, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskView, VolumeView};
 
@@ -33,6 +34,8 @@ pub enum MirrorError {
     Fork { ours: Uuid, theirs: Uuid },
     #[error("the update is of cluster {theirs}, and this pod belongs to {ours}")]
     Foreign { ours: Uuid, theirs: Uuid },
+    #[error("the update leads to other volumes than are here then")]
+    Part,
     #[error("the update names {what} that is not in it")]
     Missing { what: &'static str },
     #[error(transparent)]
@@ -54,6 +57,10 @@ pub struct Mirror {
     attachments: Map<AttachmentKey, Attachment>,
     catalog: Map<MemberId, CatalogMember>,
     revoked: Map<String, Revoked>,
+    /// The fingerprint of `volumes`.
+    part: Part,
+    /// The volumes that the pod wants, as the catalog has heard.
+    wants: Arc<BTreeSet<VolumeId>>,
     view: Arc<ClusterView>,
 }
 
@@ -73,6 +80,16 @@ impl Mirror {
     /// The cluster as the data path sees it.
     pub fn view(&self) -> &Arc<ClusterView> {
         &self.view
+    }
+
+    /// The volumes that are here.
+    pub fn volumes(&self) -> BTreeSet<VolumeId> {
+        self.volumes.keys().copied().collect()
+    }
+
+    /// The volumes that the pod wants, as the catalog has heard.
+    pub fn wants(&self) -> &BTreeSet<VolumeId> {
+        &self.wants
     }
 
     /// The members of the catalog, and their pods.
@@ -100,12 +117,17 @@ impl Mirror {
         all.extend(rows::<Attachment>(&self.attachments));
         all.extend(rows::<CatalogMember>(&self.catalog));
         all.extend(rows::<Revoked>(&self.revoked));
-        Update { from: Position::default(), to: self.at, is_whole: true, rows: all }
+        let wants = Some((*self.wants).clone());
+        Update { from: Position::default(), to: self.at, is_whole: true, rows: all, wants }
     }
 
     /// Takes an update. After an error nothing has changed.
     pub fn take(&mut self, update: &Update) -> Result<(), MirrorError> {
-        if !update.is_whole && update.from != self.at {
+        let mut at = self.at;
+        if planted!(PartNotCompared) {
+            at.part = update.from.part;
+        }
+        if !update.is_whole && update.from != at {
             let (from, at) = (update.from.revision, self.at.revision);
             return Err(MirrorError::Gap { from, at });
         }
@@ -119,6 +141,12 @@ impl Mirror {
         }
         next.at = update.to;
         self.check_origin(&next)?;
+        if next.part != update.to.part && !planted!(PartNotCompared) {
+            return Err(MirrorError::Part);
+        }
+        if let Some(wants) = &update.wants {
+            next.wants = Arc::new(wants.clone());
+        }
         next.make_view(&self.view, &touched)?;
         *self = next;
         Ok(())
@@ -169,15 +197,28 @@ impl Mirror {
             }
             RowKey::Volume(volume) => {
                 touched.volumes.insert(*volume);
+                let before = self.volumes.get(volume).cloned();
                 put(&mut self.volumes, *volume, key, row)?;
+                match (before, row.is_some()) {
+                    (None, true) => self.part.add(*volume),
+                    (Some(before), false) => self.leave(*volume, &before),
+                    _ => {}
+                }
             }
             RowKey::Shard(shard) => {
                 touched.volumes.extend(self.shards.get(shard).map(|shard| shard.volume));
                 put(&mut self.shards, *shard, key, row)?;
-                touched.volumes.extend(self.shards.get(shard).map(|shard| shard.volume));
+                let now = self.shards.get(shard).map(|shard| shard.volume);
+                if now.is_some_and(|volume| !self.volumes.contains_key(&volume)) {
+                    return Err(MirrorError::Missing { what: "the volume of a shard" });
+                }
+                touched.volumes.extend(now);
             }
             RowKey::Attachment(id) => {
                 touched.volumes.insert(id.0);
+                if row.is_some() && !self.volumes.contains_key(&id.0) {
+                    return Err(MirrorError::Missing { what: "the volume of an attachment" });
+                }
                 put(&mut self.attachments, *id, key, row)?;
             }
             RowKey::CatalogMember(member) => put(&mut self.catalog, *member, key, row)?,
@@ -187,6 +228,19 @@ impl Mirror {
             RowKey::Authority(_) | RowKey::Token(_) | RowKey::Certificate(_) => {}
         }
         Ok(())
+    }
+
+    /// What belongs to a volume goes with it.
+    fn leave(&mut self, id: VolumeId, volume: &Volume) {
+        self.part.remove(id);
+        for shard in volume.shard_ids() {
+            self.shards.remove_mut(&shard);
+        }
+        let ids = (id, AttachmentId(0))..=(id, AttachmentId(u64::MAX));
+        let gone: Vec<AttachmentKey> = self.attachments.range(ids).map(|it| *it.0).collect();
+        for key in &gone {
+            self.attachments.remove_mut(key);
+        }
     }
 
     /// Volumes with a replica on a disk. Disks seldom move.
@@ -227,8 +281,7 @@ impl Mirror {
     }
 
     fn was_or_is_deleting(&self, id: VolumeId) -> bool {
-        let at = self.view.volumes.binary_search_by_key(&id, |volume| volume.volume);
-        at.is_ok_and(|at| self.view.volumes[at].deleting)
+        self.view.volume(id).is_some_and(|volume| volume.deleting)
             || self.volumes.get(&id).is_some_and(|volume| volume.deleting)
     }
 

@@ -1,4 +1,4 @@
-//! What a pod's mirror lacks. Pure.
+//! What a pod's mirror lacks, in the form in which it is sent and kept. Pure.
 
 use std::collections::BTreeSet;
 
@@ -6,19 +6,45 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::control::proto::internal as proto;
-use crate::control::state::CatalogState;
-use crate::control::state::rows::{RowError, RowKey, encode_row};
-use crate::control::state::table::Table;
-use crate::control::state::tables::Object;
-use crate::planted::planted;
-use crate::types::Uuid;
+use crate::control::state::rows::{RowError, RowKey};
+use crate::types::{Uuid, VolumeId, mix64};
 
-/// How far a mirror is.
+/// How far a mirror is, and which volumes it has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     pub history: Uuid,
     /// 0: it has nothing.
     pub revision: u64,
+    pub part: Part,
+}
+
+impl From<Position> for proto::SyncPosition {
+    fn from(of: Position) -> proto::SyncPosition {
+        let history = Bytes::copy_from_slice(&of.history.0);
+        proto::SyncPosition { history, revision: of.revision, part: of.part.0 }
+    }
+}
+
+/// A fingerprint of a set of volumes. Two mirrors of one revision with equal parts are equal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Part(pub u64);
+
+impl Part {
+    pub fn of<'a>(volumes: impl IntoIterator<Item = &'a VolumeId>) -> Part {
+        let mut part = Part::default();
+        volumes.into_iter().for_each(|volume| part.add(*volume));
+        part
+    }
+
+    /// A volume that was not in the set comes in.
+    pub fn add(&mut self, volume: VolumeId) {
+        self.0 = self.0.wrapping_add(mix64(volume.0));
+    }
+
+    /// A volume of the set goes.
+    pub fn remove(&mut self, volume: VolumeId) {
+        self.0 = self.0.wrapping_sub(mix64(volume.0));
+    }
 }
 
 /// The changes from one position to another.
@@ -28,75 +54,15 @@ pub struct Update {
     pub to: Position,
     /// The rows are everything that there is; nothing before counts.
     pub is_whole: bool,
-    /// The rows that differ, with their encoded form, or `None` for those that are gone.
+    /// The rows that differ, with their encoded form, or `None` for those that are gone. With a
+    /// volume go its shards and its attachments.
     pub rows: Vec<(RowKey, Option<Bytes>)>,
-}
-
-/// True for a kind of row that pods are told of.
-fn concerns(key: &RowKey) -> bool {
-    match key {
-        RowKey::Cluster
-        | RowKey::Node(_)
-        | RowKey::Pod(_)
-        | RowKey::Disk(_)
-        | RowKey::Class(_)
-        | RowKey::Volume(_)
-        | RowKey::Shard(_)
-        | RowKey::Attachment(_)
-        | RowKey::CatalogMember(_)
-        | RowKey::Revoked(_) => true,
-        RowKey::Head | RowKey::Answered(_) => false,
-        // The authority's key is the catalog's own.
-        RowKey::Authority(_) | RowKey::Token(_) | RowKey::Certificate(_) => false,
-    }
+    /// The volumes that the pod wants, when these differ.
+    pub wants: Option<BTreeSet<VolumeId>>,
 }
 
 /// Bytes of rows in one message.
 const PIECE_BYTES: usize = 256 << 10;
-
-/// What a mirror at `from` lacks; `None` when it lacks nothing, or knows more than this state.
-pub fn update(state: &CatalogState, from: Position) -> Option<Update> {
-    let to = Position { history: state.cluster.history, revision: state.revision() };
-    let same_history = from.history == to.history || planted!(HistoriesCompared);
-    if same_history && from.revision >= to.revision {
-        return None;
-    }
-    let changed = (same_history && from.revision > 0).then(|| state.changed_since(from.revision));
-    Some(match changed.flatten() {
-        Some(keys) => {
-            let keys: BTreeSet<&RowKey> = keys.filter(|key| concerns(key)).collect();
-            let rows = keys.into_iter().map(|key| (key.clone(), row(state, key)));
-            let rows = rows.filter(|(_, row)| row.is_some() || !planted!(SyncForgetsRemovals));
-            Update { from, to, is_whole: false, rows: rows.collect() }
-        }
-        None => {
-            let all = state.rows().filter(|(key, _)| concerns(key));
-            let rows = all.map(|(key, row)| (key, Some(row))).collect();
-            Update { from: Position::default(), to, is_whole: true, rows }
-        }
-    })
-}
-
-/// A row in its encoded form, if it is there.
-fn row(state: &CatalogState, key: &RowKey) -> Option<Bytes> {
-    fn of<T: Object>(table: &Table<T::Key, T>, key: &T::Key) -> Option<Bytes> {
-        table.row(key).map(|row| encode_row(row.revision, &row.value))
-    }
-    match key {
-        RowKey::Cluster => Some(encode_row(state.cluster_revision, &state.cluster)),
-        RowKey::Node(name) => of(&state.nodes, name),
-        RowKey::Pod(pod) => of(&state.pods, pod),
-        RowKey::Disk(disk) => of(&state.disks, disk),
-        RowKey::Class(name) => of(&state.classes, name),
-        RowKey::Volume(volume) => of(&state.volumes, volume),
-        RowKey::Shard(shard) => of(&state.shards, shard),
-        RowKey::Attachment(key) => of(&state.attachments, key),
-        RowKey::CatalogMember(member) => of(&state.catalog, member),
-        RowKey::Revoked(serial) => of(&state.revoked, serial),
-        RowKey::Head | RowKey::Answered(_) => None,
-        RowKey::Authority(_) | RowKey::Token(_) | RowKey::Certificate(_) => None,
-    }
-}
 
 /// Why bytes are no update.
 #[derive(Debug, thiserror::Error)]
@@ -112,19 +78,19 @@ pub enum UpdateError {
 impl Update {
     /// The form in which it is kept and sent.
     pub fn message(&self) -> proto::SyncUpdate {
-        let position = |of: Position| proto::SyncPosition {
-            history: Bytes::copy_from_slice(&of.history.0),
-            revision: of.revision,
+        let wants = |wants: &BTreeSet<VolumeId>| proto::SyncWants {
+            volumes: wants.iter().map(|volume| volume.0).collect(),
         };
         let rows = self
             .rows
             .iter()
             .map(|(key, row)| proto::SyncRow { key: Bytes::from(key.encode()), row: row.clone() });
         proto::SyncUpdate {
-            from: Some(position(self.from)),
-            to: Some(position(self.to)),
+            from: Some(self.from.into()),
+            to: Some(self.to.into()),
             is_whole: self.is_whole,
             rows: rows.collect(),
+            wants: self.wants.as_ref().map(wants),
         }
     }
 
@@ -136,6 +102,7 @@ impl Update {
             to: position_of(message.to)?,
             is_whole: message.is_whole,
             rows: rows.collect::<Result<_, RowError>>()?,
+            wants: message.wants.map(|wants| wants.volumes.into_iter().map(VolumeId).collect()),
         })
     }
 
@@ -167,7 +134,7 @@ impl Update {
 
 /// Reads a position that another pod sent.
 pub fn position_of(message: Option<proto::SyncPosition>) -> Result<Position, UpdateError> {
-    let proto::SyncPosition { history, revision } = message.ok_or(UpdateError::Part)?;
+    let proto::SyncPosition { history, revision, part } = message.ok_or(UpdateError::Part)?;
     let history = history[..].try_into().map_err(|_| UpdateError::Part)?;
-    Ok(Position { history: Uuid(history), revision })
+    Ok(Position { history: Uuid(history), revision, part: Part(part) })
 }

@@ -5,6 +5,7 @@ use super::session::*;
 use super::wire::{self, command, info, option, reply};
 use crate::io::stream::STAGING_BYTES;
 use crate::testing::nbd_fixture::*;
+use crate::testing::stream_fixture::receive;
 
 /// A case of the handshake: what the client says, what it hears, and how it ends.
 struct Case {
@@ -266,6 +267,60 @@ fn tls_begins_where_it_is_offered_and_nothing_is_answered_before_where_it_is_req
 
 /// The fuzzer's corpus is made from the cases above. With HOLDFAST_WRITE_CORPUS set it is written
 /// anew.
+/// Whatever is asked for is not known here: this becomes of it.
+struct Elsewhere(Opened);
+
+impl Exports for Elsewhere {
+    fn list(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn open(&self, _: &str) -> Opened {
+        self.0.clone()
+    }
+}
+
+#[test]
+fn an_export_that_somebody_is_asked_for_is_waited_for() {
+    let mut client = Client::new();
+    client.receive(&1u32.to_be_bytes(), usize::MAX);
+    let feed = |client: &mut Client, becomes: Opened| {
+        let exports = Elsewhere(becomes);
+        client.session.feed(&mut client.reader, &exports, &mut client.out);
+        client.collect(true);
+        std::mem::take(&mut client.sent)
+    };
+    client.sent.clear();
+    let says = join(&[&go("far", &[]), &request(0, command::FLUSH, 1, 0, 0)]);
+    receive(&mut client.reader, &says, usize::MAX);
+    for _ in 0..2 {
+        assert_eq!(feed(&mut client, Opened::Later), b"");
+        assert_eq!(client.session.awaits(), Some("far"));
+        assert!(!client.session.wants_input());
+    }
+    let refused = feed(&mut client, Opened::OutOfReach);
+    let code = reply::ERR_SHUTDOWN.to_be_bytes();
+    assert!(refused.windows(4).any(|bytes| bytes == code), "another try may succeed");
+    assert_eq!(client.session.awaits(), None);
+
+    // With an answer, the session goes on as if it had known.
+    let mut client = Client::new();
+    client.receive(&1u32.to_be_bytes(), usize::MAX);
+    receive(&mut client.reader, &says, usize::MAX);
+    feed(&mut client, Opened::Later);
+    let export = EXPORTS.open("a");
+    assert!(!feed(&mut client, export).is_empty());
+    assert!(client.session.export().is_some());
+    assert_eq!(client.requests.len(), 1, "what came behind it is carried out once");
+
+    // The old option has no answer for errors.
+    let mut client = Client::new();
+    client.receive(&1u32.to_be_bytes(), usize::MAX);
+    receive(&mut client.reader, &client_option(option::EXPORT_NAME, b"far"), usize::MAX);
+    feed(&mut client, Opened::OutOfReach);
+    assert_eq!(client.closed, Some(CloseReason::OutOfReach));
+}
+
 #[test]
 fn the_corpus_holds_the_cases() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/nbd");

@@ -22,8 +22,24 @@ pub struct Export {
 pub trait Exports {
     /// All names that anybody may know.
     fn list(&self) -> Vec<String>;
-    /// Opens the export of this name. "" means the only one of the list, if there is exactly one.
-    fn open(&self, name: &str) -> Option<Export>;
+    /// Opens the export of this name. "" means the only one that there is, if there is exactly one.
+    fn open(&self, name: &str) -> Opened;
+    /// The name of the export that "" means.
+    fn only(&self) -> Option<String> {
+        None
+    }
+}
+
+/// What became of the wish for an export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opened {
+    Export(Export),
+    /// There is no such export.
+    Unknown,
+    /// Nobody can say at present whether there is one.
+    OutOfReach,
+    /// Somebody is asked. Then the same name is opened again.
+    Later,
 }
 
 /// What a listener says of TLS.
@@ -61,6 +77,8 @@ pub enum CloseReason {
     Aborted,
     #[error("the client asked for an unknown export")]
     UnknownExport,
+    #[error("the catalog could not be asked for the export")]
+    OutOfReach,
     /// Another front end used the volume since. The client may have newer writes there.
     #[error("this front end was outdone")]
     Outdone,

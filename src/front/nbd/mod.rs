@@ -10,7 +10,9 @@ mod request;
 pub mod session;
 pub mod wire;
 
-pub use messages::{CloseReason, Encryption, Export, Exports, SessionHandle, SessionOutput};
+pub use messages::{
+    CloseReason, Encryption, Export, Exports, Opened, SessionHandle, SessionOutput,
+};
 pub use session::Session;
 
 #[cfg(test)]

@@ -3,13 +3,15 @@
 use bytes::{BufMut, BytesMut};
 
 use crate::fields::{FieldError, Fields, value};
-use crate::front::nbd::messages::{CloseReason, Encryption, Export, Exports};
+use crate::front::nbd::messages::{CloseReason, Encryption, Export, Exports, Opened};
 use crate::front::nbd::wire::{self, export_flag, info, option, reply, take_string};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::types::BLOCK_BYTES;
 
 /// Most queries in one option.
 const QUERIES_MAX: u32 = 64;
+/// For people, beside the code of an error that another try may not meet.
+const OUT_OF_REACH: &str = "the catalog cannot be asked for this export now; try again";
 
 /// The client's choices so far.
 #[derive(Debug, Default)]
@@ -35,6 +37,8 @@ pub(super) enum Next {
     StartTls,
     Transmission(Export),
     Close(CloseReason),
+    /// The option is answered later, when the export of this name was asked for.
+    Later(String),
 }
 
 /// Answers one option whose data is complete.
@@ -75,7 +79,7 @@ pub(super) fn answer(
             wire::put_option_reply(out, code, reply::ERR_INVALID, &[]);
         }
         option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
-            meta_context(code, data, negotiated, exports, out);
+            return meta_context(code, data, negotiated, exports, out);
         }
         _ => wire::put_option_reply(out, code, reply::ERR_UNSUP, &[]),
     }
@@ -112,8 +116,11 @@ fn export_name(
         Ok(name) if name.len() <= wire::STRING_BYTES_MAX => name,
         _ => return Next::Close(CloseReason::Malformed),
     };
-    let Some(export) = exports.open(name) else {
-        return Next::Close(CloseReason::UnknownExport);
+    let export = match exports.open(name) {
+        Opened::Export(export) => export,
+        Opened::Unknown => return Next::Close(CloseReason::UnknownExport),
+        Opened::OutOfReach => return Next::Close(CloseReason::OutOfReach),
+        Opened::Later => return Next::Later(name.to_owned()),
     };
     let flags = transmission_flags(&export, negotiated);
     wire::put_export(out, export.size_bytes, flags, !negotiated.no_zeroes);
@@ -144,9 +151,9 @@ fn go(
         wire::put_option_reply(out, code, reply::ERR_INVALID, &[]);
         return Next::Option;
     };
-    let Some(export) = exports.open(name) else {
-        wire::put_option_reply(out, code, reply::ERR_UNKNOWN, &[]);
-        return Next::Option;
+    let export = match open(code, name, exports, out) {
+        Ok(export) => export,
+        Err(next) => return next,
     };
     let mut data = Vec::with_capacity(16);
     data.put_u16(info::EXPORT);
@@ -164,7 +171,7 @@ fn go(
     if wanted.chunks_exact(2).any(|kind| kind == info::NAME.to_be_bytes()) {
         data.clear();
         data.put_u16(info::NAME);
-        let only = if name.is_empty() { exports.list().pop() } else { None };
+        let only = if name.is_empty() { exports.only() } else { None };
         data.extend_from_slice(only.as_deref().unwrap_or(name).as_bytes());
         wire::put_option_reply(out, code, reply::INFO, &data);
     }
@@ -174,6 +181,18 @@ fn go(
     }
     enter(negotiated, name);
     Next::Transmission(export)
+}
+
+/// Opens an export, or answers that it cannot be opened.
+fn open(code: u32, name: &str, exports: &dyn Exports, out: &mut BytesMut) -> Result<Export, Next> {
+    let (reply, text) = match exports.open(name) {
+        Opened::Export(export) => return Ok(export),
+        Opened::Later => return Err(Next::Later(name.to_owned())),
+        Opened::Unknown => (reply::ERR_UNKNOWN, ""),
+        Opened::OutOfReach => (reply::ERR_SHUTDOWN, OUT_OF_REACH),
+    };
+    wire::put_option_reply(out, code, reply, text.as_bytes());
+    Err(Next::Option)
 }
 
 /// Parses the name and the requested kinds of information, still encoded.
@@ -196,7 +215,7 @@ fn meta_context(
     negotiated: &mut Negotiated,
     exports: &dyn Exports,
     out: &mut BytesMut,
-) {
+) -> Next {
     let setting = code == option::SET_META_CONTEXT;
     if setting {
         // A new selection replaces the old one, even when it fails.
@@ -205,11 +224,10 @@ fn meta_context(
     let parsed = parse_queries(data, setting).ok().filter(|_| negotiated.structured);
     let Some((name, wanted)) = parsed else {
         wire::put_option_reply(out, code, reply::ERR_INVALID, &[]);
-        return;
+        return Next::Option;
     };
-    if exports.open(name).is_none() {
-        wire::put_option_reply(out, code, reply::ERR_UNKNOWN, &[]);
-        return;
+    if let Err(next) = open(code, name, exports, out) {
+        return next;
     }
     if wanted {
         let id = if setting { wire::BASE_ALLOCATION_ID } else { 0 };
@@ -222,6 +240,7 @@ fn meta_context(
         negotiated.base_allocation_of = Some(name.to_owned());
     }
     wire::put_option_reply(out, code, reply::ACK, &[]);
+    Next::Option
 }
 
 /// Parses the name, and whether the queries select `base:allocation`. A listing also allows no

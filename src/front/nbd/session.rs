@@ -44,6 +44,8 @@ pub struct Session {
     load: Charge,
     /// Size of the next request, while the bounds leave no room for it.
     refused_bytes: Option<usize>,
+    /// The name of an export that somebody is asked for. Until then nothing is parsed.
+    awaits: Option<String>,
     /// Small replies, gathered for sending.
     scratch: BytesMut,
 }
@@ -103,6 +105,7 @@ impl Session {
             export: None,
             load: Charge::new(bytes_max),
             refused_bytes: None,
+            awaits: None,
             scratch: BytesMut::new(),
         }
     }
@@ -126,9 +129,19 @@ impl Session {
         }
     }
 
-    /// False while a bound is reached, and after the end: then receive nothing.
+    /// The name of an export that must be asked for before the session goes on: `Exports` opens it
+    /// `Later`. Feed again when it does not any more.
+    pub fn awaits(&self) -> Option<&str> {
+        self.awaits.as_deref()
+    }
+
+    /// False while a bound is reached, while an export is asked for, and after the end: then
+    /// receive nothing.
     pub fn wants_input(&self) -> bool {
-        self.expects_input() && self.refused_bytes.is_none_or(|bytes| self.has_room(bytes))
+        let waits = self.awaits.is_some();
+        self.expects_input()
+            && !waits
+            && self.refused_bytes.is_none_or(|bytes| self.has_room(bytes))
     }
 
     /// False when further bytes from the client have no meaning: it has disconnected, or the
@@ -160,7 +173,7 @@ impl Session {
         exports: &dyn Exports,
         out: &mut Vec<SessionOutput>,
     ) {
-        self.refused_bytes = None;
+        (self.refused_bytes, self.awaits) = (None, None);
         while self.step(reader, exports, out) {}
         self.sink(out).flush();
         if let (SessionState::Closing, true) = (self.state, self.load.requests.is_empty()) {
@@ -276,6 +289,11 @@ impl Session {
         };
         let negotiated = &mut self.negotiated;
         let next = option::answer(header.option, data, negotiated, exports, &mut self.scratch);
+        if let Next::Later(name) = next {
+            // The whole option is read again.
+            self.awaits = Some(name);
+            return false;
+        }
         reader.consume(whole);
         self.sink(out).flush();
         match next {
@@ -290,6 +308,7 @@ impl Session {
                 true
             }
             Next::Close(reason) => self.close(reason, out),
+            Next::Later(_) => unreachable!("it was looked at before"),
         }
     }
 

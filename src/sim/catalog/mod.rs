@@ -16,7 +16,7 @@ mod store;
 mod tasks;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,8 @@ use crate::control::catalog_member::{Kept, TICK_EVERY};
 use crate::control::command::{Addresses, CatalogCommand, NewDisk, NewNode};
 use crate::control::membership::first;
 use crate::control::state::{CatalogState, NewCluster};
+use crate::control::sync::resolve::exported;
+use crate::control::sync::wants::KEPT_FOR;
 use crate::sim::catalog::call::Ask;
 pub use crate::sim::catalog::call::{Ended, NewVolume, Round, What};
 use crate::sim::catalog::network::{Packet, fate};
@@ -34,8 +36,9 @@ use crate::sim::checks::catalog::CatalogCheck;
 use crate::sim::kernel::Kernel;
 use crate::sim::names::{DiskNumber, Host, disk_id, host_of, pod_id};
 use crate::sim::rng::Rng;
-use crate::types::{Generation, MemberId, Mono, ShardId, Uuid};
+use crate::types::{Generation, MemberId, Mono, ShardId, Uuid, VolumeId};
 use crate::view::{ClusterView, PodReport};
+use crate::worker::Resolution;
 
 /// Alarms above this number belong to the catalog.
 pub const CATALOG_ALARMS: u64 = 1 << 48;
@@ -343,10 +346,10 @@ impl Catalog {
     /// Updates and returns the newest view of a pod: from its own member or, if that knows no
     /// leader, from another pod.
     pub fn follow(&mut self, host: Host, is_stopped: &dyn Fn(Host) -> bool) -> Arc<ClusterView> {
+        let now = self.local_time(host);
         let own = &mut self.pods[host];
-        if let Some(state) = own.state().cloned() {
-            own.take_state(&state);
-        }
+        own.wants.expire(now);
+        own.take_own_state(pod_id(host));
         if !own.can_be_followed()
             && let Some(other) = self.target(host, is_stopped)
         {
@@ -374,6 +377,44 @@ impl Catalog {
         Some(other)
     }
 
+    /// Clients of a pod use these volumes.
+    pub fn uses(&mut self, host: Host, volumes: &BTreeSet<VolumeId>) {
+        let now = self.local_time(host);
+        self.pods[host].wants.used(now, volumes);
+    }
+
+    /// A pod is about to use a volume. False: it has not joined yet.
+    pub fn want(&mut self, host: Host, volume: VolumeId) -> bool {
+        let now = self.local_time(host);
+        let wanted = self.pods[host].wants.want(now, volume, KEPT_FOR);
+        wanted.expect("a run has few volumes");
+        self.pods[host].has_joined
+    }
+
+    /// Finds the volume behind the name of an export for a client of a pod.
+    pub fn resolve(
+        &mut self,
+        host: Host,
+        name: &str,
+        is_stopped: &dyn Fn(Host) -> bool,
+    ) -> Resolution {
+        let asked = match self.pods[host].can_be_followed() {
+            _ if !self.pods[host].has_joined => None,
+            true => Some(host),
+            false => self.target(host, is_stopped),
+        };
+        let Some(asked) = asked else { return Resolution::OutOfReach };
+        let state = self.pods[asked].state().expect("it can be followed");
+        let Some(volume) = exported(state, name) else { return Resolution::Unknown };
+        self.want(host, volume);
+        self.follow(host, is_stopped);
+        match self.pods[host].view().volume(volume) {
+            Some(_) => Resolution::Found(volume),
+            // The pod may know a newer state than the one that it follows.
+            None => Resolution::OutOfReach,
+        }
+    }
+
     /// Takes over the knowledge of another pod.
     fn watch(&mut self, host: Host, other: Host) {
         let state = Arc::clone(self.pods[other].state().expect("it can be followed"));
@@ -382,7 +423,7 @@ impl Catalog {
         let (now, run, kept) = (self.local_time(host), self.rng.next(), self.kept);
         let own = &mut self.pods[host];
         own.leader_hint = leader;
-        own.take_state(&state);
+        own.take_state(pod_id(host), &state);
         if own.follow(pod_id(host), &state) {
             own.resume(now, kept, run);
         }

@@ -15,10 +15,12 @@ use crate::control::membership::{Step, step, unborn};
 use crate::control::reconcile::Action;
 use crate::control::reports::Table;
 use crate::control::state::CatalogState;
-use crate::control::state::view::view as view_of;
+use crate::control::state::view::part;
 use crate::control::storage::Snapshot;
+use crate::control::sync::follower::{Follower, Idle};
 use crate::control::sync::mirror::Mirror;
-use crate::control::sync::update::{Update, update};
+use crate::control::sync::update::Update;
+use crate::control::sync::wants::Wants;
 use crate::sim::catalog::call::Call;
 use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::store::{Database, Encoded, SimStorage};
@@ -65,6 +67,10 @@ pub struct ControlPod {
     /// last one is durable.
     pub database: Option<Rc<RefCell<Database>>>,
     pub mirrors: [Mirror; 2],
+    /// What its clients use.
+    pub wants: Wants,
+    /// Follows the catalog through the pod's own member.
+    pub follower: Option<Follower>,
     /// Durable as well: the pod has joined the cluster.
     pub has_joined: bool,
     /// The pod does not join before this moment.
@@ -112,6 +118,7 @@ impl ControlPod {
             addresses: self.addresses,
             life: self.life + 1,
             is_up: true,
+            wants: Wants::after_start(now, self.mirrors[1].wants()),
             ..ControlPod::default()
         };
         *self = durable;
@@ -181,13 +188,37 @@ impl ControlPod {
         self.mirrors[1].view()
     }
 
-    /// Takes what the mirror lacks of a state. Differences must add up to the whole.
-    pub fn take_state(&mut self, state: &CatalogState) {
-        let Some(update) = update(state, self.mirrors[1].position()) else { return };
+    /// Takes what the mirror lacks of the state of its own member.
+    pub fn take_own_state(&mut self, me: PodId) {
+        let Some(state) = self.state().cloned() else { return };
+        let at = self.mirrors[1].position();
+        let follower = self.follower.take().filter(|follower| follower.position() == at);
+        let mut follower = follower.unwrap_or_else(|| self.new_follower(me));
+        self.take_from(&mut follower, me, &state);
+        self.follower = Some(follower);
+    }
+
+    /// Takes what the mirror lacks of the state of another pod's member, in a new stream.
+    pub fn take_state(&mut self, me: PodId, state: &CatalogState) {
+        let mut follower = self.new_follower(me);
+        self.take_from(&mut follower, me, state);
+    }
+
+    fn new_follower(&self, me: PodId) -> Follower {
+        let mirror = &self.mirrors[1];
+        Follower::new(me, mirror.position(), mirror.volumes(), self.wants.volumes())
+    }
+
+    /// Differences must add up to all that concerns the pod.
+    fn take_from(&mut self, follower: &mut Follower, me: PodId, state: &CatalogState) {
+        let wants = self.wants.volumes();
+        follower.want(wants.clone());
+        let Some(update) = follower.next(state, Idle::Now) else { return };
         let update = Update::decode(&update.encode()).expect("our own update can be read");
         self.mirrors[0] = self.mirrors[1].clone();
         self.mirrors[1].take(&update).expect("one cluster has one history");
-        assert_eq!(**self.view(), view_of(state), "the differences do not add up to the whole");
+        let expected = part(state, me, &wants);
+        assert_eq!(**self.view(), expected, "the differences do not add up to the whole");
     }
 
     /// Takes over the list of catalog members from another pod's state; true when this pod has a

@@ -1,6 +1,6 @@
 //! Arbitrary bytes against a session: what the fuzzer and the replay of its corpus both run.
 
-use crate::front::nbd::{Export, Exports, Session, SessionOutput};
+use crate::front::nbd::{Export, Exports, Opened, Session, SessionOutput};
 use crate::io::buffer::Pool;
 use crate::io::stream::{STAGING_BYTES, StreamReader};
 use crate::limits::{CONNECTION_BYTES_MAX, CONNECTION_REQUESTS_MAX, REQUEST_BYTES_MAX};
@@ -15,14 +15,14 @@ impl Exports for TwoExports {
         vec!["a".to_owned(), "frozen".to_owned()]
     }
 
-    fn open(&self, name: &str) -> Option<Export> {
+    fn open(&self, name: &str) -> Opened {
         let read_only = match name {
             "a" => false,
             "frozen" => true,
-            _ => return None,
+            _ => return Opened::Unknown,
         };
         let (volume, attachment) = (VolumeId(1), AttachmentId::NONE);
-        Some(Export { volume, attachment, size_bytes: (8 << 30) + 100, read_only })
+        Opened::Export(Export { volume, attachment, size_bytes: (8 << 30) + 100, read_only })
     }
 }
 
