@@ -247,7 +247,7 @@ fn create_on(number: u64, disks: &[Uuid], shards: u64) -> CatalogCommand {
 
 /// Starts the only member of a catalog with this state.
 fn start(path: &std::path::Path, state: CatalogState) -> Arc<Catalog> {
-    let (row, snapshot) = first(state);
+    let (row, snapshot) = first(MemberId(1), state);
     let mut storage = Storage::open(path).expect("the folder can be written");
     storage.create(row, &snapshot).expect("the disk has room");
     drop(snapshot);
