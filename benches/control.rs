@@ -331,7 +331,8 @@ fn sync(state: &CatalogState, size: &Size) {
             }
             2 => {
                 let generation = state.access_of(volume).generation;
-                state.apply(1, CatalogCommand::AccessIsSet { volume, generation });
+                let shards = state.volumes[&volume].shard_ids().count() as u64;
+                state.apply(1, CatalogCommand::AccessIsSet { volume, generation, shards });
                 report("a round over the shards ends", &mut there, &mut away, &state);
             }
             _ => {

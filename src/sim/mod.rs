@@ -8,8 +8,8 @@
 //! Imports point one way. A file may import the files before it in this list: `names`, `rng` and
 //! `trace` (shared by all); `disk` and `kernel` (below the pods, observed); `checks` (observers);
 //! `shape`, `faults` and `heavy` (drawn from the seed); `client`, `handover`, `catalog`, `lane`,
-//! `watch` and `said` (parts of a cluster); `world` (the cluster); `control` (between pods and their
-//! control planes); `replicas` (checks at its end); `run`; `shrink`.
+//! `watch` and `said` (parts of a cluster); `world` (the cluster); `control` (between pods and
+//! their control planes); `replicas` (checks at its end); `run`; `shrink`.
 
 mod catalog;
 mod checks;

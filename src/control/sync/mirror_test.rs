@@ -245,12 +245,12 @@ fn volumes_come_and_go() {
     let update = follow_with(&mut mirror, &mut follower, &state).unwrap();
     assert_eq!(volumes_in(&update), (set(other), no_wants()));
     let generation = state.access_of(other).generation;
-    apply(&mut state, CatalogCommand::AccessIsSet { volume: other, generation });
+    apply(&mut state, CatalogCommand::AccessIsSet { volume: other, generation, shards: 1 });
     follow_with(&mut mirror, &mut follower, &state).unwrap();
     assert_eq!(mirror.view().volumes[0].attachments.len(), 1);
     apply(&mut state, CatalogCommand::Unpublish { volume: other, node });
     let generation = state.access_of(other).generation;
-    apply(&mut state, CatalogCommand::AccessIsSet { volume: other, generation });
+    apply(&mut state, CatalogCommand::AccessIsSet { volume: other, generation, shards: 1 });
     let update = follow_with(&mut mirror, &mut follower, &state).unwrap();
     assert_eq!(volumes_in(&update), (no_wants(), set(other)));
     assert_eq!(**mirror.view(), ours(&state));
@@ -457,7 +457,7 @@ fn command_of(step: &Step, state: &CatalogState) -> CatalogCommand {
             let volume = id(name);
             let wanted = state.volumes.get(&volume).map(|volume| volume.access.wanted);
             let generation = wanted.unwrap_or_default();
-            CatalogCommand::AccessIsSet { volume, generation }
+            CatalogCommand::AccessIsSet { volume, generation, shards: 1 }
         }
         _ => CatalogCommand::Created { volumes: Vec::new() },
     }

@@ -1,14 +1,17 @@
 //! Finds the volume behind the name of an export. Pure.
 
 use crate::control::state::CatalogState;
+use crate::control::state::rows::Volume;
 use crate::types::{Uuid, VolumeId};
 
 /// The volume that may be exported under this name: an open one by its own name, any by the uid of
 /// an attachment that is active. "" means the only open one. For anybody else, a closed volume has
 /// no name.
 pub fn exported(state: &CatalogState, name: &str) -> Option<VolumeId> {
+    let is_usable = |volume: &&Volume| !volume.deleting && !volume.is_withheld();
     let is_open = |id: &VolumeId| {
-        state.volumes.get(id).is_some_and(|volume| volume.access.open && !volume.deleting)
+        let volume = state.volumes.get(id).filter(is_usable);
+        volume.is_some_and(|volume| volume.access.open)
     };
     if name.is_empty() {
         let mut open = state.volumes.keys().filter(|volume| is_open(volume));
@@ -16,8 +19,8 @@ pub fn exported(state: &CatalogState, name: &str) -> Option<VolumeId> {
     }
     let attached = name.parse().ok().and_then(|uid: Uuid| {
         let key = state.index.attachments_by_uid.get(&uid)?;
-        let is_there = !state.volumes.get(&key.0)?.deleting;
-        (state.attachments.get(key)?.active && is_there).then_some(key.0)
+        state.volumes.get(&key.0).filter(is_usable)?;
+        state.attachments.get(key)?.active.then_some(key.0)
     });
     let named = || state.volume_by_name(name).map(|(volume, _)| volume).filter(is_open);
     attached.or_else(named)
@@ -26,7 +29,7 @@ pub fn exported(state: &CatalogState, name: &str) -> Option<VolumeId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::command::CatalogCommand;
+    use crate::control::command::{CatalogCommand, Deletion};
     use crate::testing::catalog_fixture::{cluster, create_on};
     use crate::types::{AccessMode, Generation};
 
@@ -49,14 +52,16 @@ mod tests {
         let name = uid.to_string();
         assert_eq!(exported(&state, &name), None, "not before all shards know it");
         let generation = Generation(1);
-        apply(&mut state, CatalogCommand::AccessIsSet { volume: two, generation });
+        apply(&mut state, CatalogCommand::AccessIsSet { volume: two, generation, shards: 1 });
         assert_eq!(exported(&state, &name), Some(two));
         assert_eq!(exported(&state, "two"), None, "nobody learns of it");
         apply(&mut state, create_on("three", &[1, 2, 3]));
         assert_eq!(exported(&state, ""), None, "there are two");
-        for (name, volume) in [("two", two), ("three", VolumeId(3))] {
-            let (request_id, name, force) = (String::new(), name.to_owned(), true);
-            apply(&mut state, CatalogCommand::DeleteVolume { request_id, name, volume, force });
+        // A deleted volume that is kept for a while is nobody's, either.
+        for (name, volume, retention_ms) in [("two", two, 0), ("three", VolumeId(3), 1000)] {
+            let (request_id, name) = (String::new(), name.to_owned());
+            let how = Deletion { force: true, retention_ms, purge: false };
+            apply(&mut state, CatalogCommand::DeleteVolume { request_id, name, volume, how });
         }
         assert_eq!((exported(&state, &name), exported(&state, "three")), (None, None));
         assert_eq!(exported(&state, ""), Some(one));
