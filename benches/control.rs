@@ -305,6 +305,7 @@ fn sync(state: &CatalogState, size: &Size) {
     for number in 0..4 {
         let node = format!("node-{}", size.pods + 1 + number);
         let publish = CatalogCommand::Publish {
+            request_id: String::new(),
             volume,
             node: node.clone(),
             mode: AccessMode::Raw,
@@ -465,6 +466,7 @@ async fn run(size: Size, folder: &std::path::Path) {
     sync(&state_of(&full), &size);
     streams(&full, &size).await;
     let publish = move |number: u64, _: &CatalogState| CatalogCommand::Publish {
+        request_id: String::new(),
         volume: VolumeId(number % volumes + 1),
         node: format!("node-{}", number % pods + 1),
         mode: AccessMode::ReadWrite,

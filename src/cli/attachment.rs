@@ -3,7 +3,7 @@
 use clap::{Subcommand, ValueEnum};
 
 use crate::cli::Output;
-use crate::cli::client::Client;
+use crate::cli::client::{Client, request_id};
 use crate::cli::list::{Which, deleted, list, one, show, watch};
 use crate::control::proto::{AccessMode, Attachment, PublishRequest, UnpublishRequest};
 
@@ -69,7 +69,8 @@ pub async fn run(
                 Mode::ReadOnly => AccessMode::ReadOnly,
                 Mode::Raw => AccessMode::Raw,
             };
-            let request = PublishRequest { volume, node, mode: mode.into() };
+            let request =
+                PublishRequest { volume, node, mode: mode.into(), request_id: request_id()? };
             one(&client.check(doing, client.attachments().publish(request).await)?, output)
         }
         AttachmentCommand::Unpublish { volume, node } => {

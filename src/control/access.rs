@@ -90,7 +90,8 @@ mod tests {
     fn publish(state: &mut CatalogState, node: u8) {
         let (node, uid) = (format!("node-{node}"), Uuid([node; 16]));
         let mode = AccessMode::Raw;
-        let command = CatalogCommand::Publish { volume: VOLUME, node, mode, uid };
+        let command =
+            CatalogCommand::Publish { request_id: String::new(), volume: VOLUME, node, mode, uid };
         state.apply(1, command).outcome.unwrap();
     }
 

@@ -78,6 +78,7 @@ pub enum CatalogCommand {
     },
     /// A node may use a volume, once every shard has admitted it. `uid`: of a new attachment.
     Publish {
+        request_id: String,
         volume: VolumeId,
         node: String,
         mode: AccessMode,

@@ -388,6 +388,34 @@ mod tests {
         Arc::new(Node::new(identity, addresses, node(1), Vec::new(), directory, 1))
     }
 
+    #[test]
+    fn a_pod_that_cannot_take_a_difference_asks_for_everything() {
+        use crate::control::sync::follower::{Follower, Idle};
+        use crate::control::sync::update::Position;
+        use std::collections::BTreeSet;
+        let root = tempfile::tempdir().unwrap();
+        let node = pod(root.path());
+        let state = CatalogState::new(NewCluster {
+            uid: node.identity.cluster,
+            history: Uuid([5; 16]),
+            pod: (node.uid(), node.addresses, node.machine.clone()),
+            now_ms: 1,
+        });
+        let nothing = || (Position::default(), BTreeSet::new());
+        let mut from_nothing =
+            Follower::new(node.identity.pod, Position::default(), BTreeSet::new(), BTreeSet::new());
+        let whole = from_nothing.next(&state, Idle::Now).unwrap();
+        node.take_update(whole.clone()).unwrap();
+        let known = node.known();
+        assert_ne!(known, nothing());
+        let mut gap = whole.clone();
+        (gap.is_whole, gap.from.revision) = (false, 99);
+        assert!(node.take_update(gap).is_err());
+        assert_eq!((node.known(), node.position()), (nothing(), known.0));
+        node.take_update(whole).unwrap();
+        assert_eq!(node.known(), known);
+    }
+
     /// The pod is killed during a removal: the database is renamed, and one file of it is gone.
     #[tokio::test]
     async fn a_removal_that_was_interrupted_is_brought_to_its_end() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -70,6 +71,8 @@ pub struct Node {
     /// Background tasks that were started again.
     pub restarts: Arc<Restarts>,
     mirror: Mutex<(Mirror, Option<Keeper>)>,
+    /// The last update did not fit.
+    asks_anew: AtomicBool,
     wants: Mutex<Wants>,
     catalog: RwLock<Option<Arc<Catalog>>>,
     recovery: watch::Sender<Option<Arc<Recovery>>>,
@@ -107,6 +110,7 @@ impl Node {
             wake: Notify::new(),
             run,
             mirror: Mutex::default(),
+            asks_anew: AtomicBool::new(false),
             wants: Mutex::default(),
             api_meters: Arc::default(),
             restarts: Arc::default(),
@@ -179,13 +183,17 @@ impl Node {
 
     /// Follows the catalog from what this pod knows.
     pub fn follower(&self) -> Follower {
-        let mirror = &self.mirror().0;
+        let (position, volumes) = self.known();
         let wants = (**self.wanted.borrow()).clone();
-        Follower::new(self.identity.pod, mirror.position(), mirror.volumes(), wants)
+        Follower::new(self.identity.pod, position, volumes, wants)
     }
 
-    /// How far this pod knows the catalog, and the volumes that it knows.
+    /// How far this pod knows the catalog, and the volumes that it knows. Nothing, after an update
+    /// that did not fit: then it has to be told everything again.
     pub fn known(&self) -> (Position, BTreeSet<VolumeId>) {
+        if self.asks_anew.load(Ordering::Relaxed) {
+            return (Position::default(), BTreeSet::new());
+        }
         let mirror = &self.mirror().0;
         (mirror.position(), mirror.volumes())
     }
@@ -233,7 +241,10 @@ impl Node {
     pub fn take_update(&self, update: Update) -> Result<(), MirrorError> {
         let mut place = self.mirror();
         let (mirror, keeper) = &mut *place;
-        mirror.take(&update)?;
+        let taken = mirror.take(&update);
+        let asks_anew = taken.as_ref().is_err_and(|error| error.asks_anew());
+        self.asks_anew.store(asks_anew, Ordering::Relaxed);
+        taken?;
         self.show(mirror);
         if let Some(keeper) = keeper {
             keeper.keep(update, mirror);

@@ -291,7 +291,10 @@ fn a_size_is_raised_when_every_new_shard_has_the_newest_generation() {
     // Meanwhile the volume gets another access set: the confirmation comes too late.
     let node = "node-1".to_owned();
     let (mode, uid) = (crate::types::AccessMode::ReadWrite, Uuid([9; 16]));
-    carry_out(&mut state, CatalogCommand::Publish { volume, node, mode, uid });
+    carry_out(
+        &mut state,
+        CatalogCommand::Publish { request_id: String::new(), volume, node, mode, uid },
+    );
     carry_out(&mut state, grown(1));
     assert_eq!(state.volumes[&volume].size_bytes, 4096);
     assert_eq!(due(&state, [Some(2), Some(1)]), []);

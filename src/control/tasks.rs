@@ -88,7 +88,8 @@ pub async fn follow_own_member(node: Arc<Node>) {
     }
 }
 
-/// Takes an update. One that does not fit is logged; the pod stays with what it knows.
+/// Takes an update. One that does not fit is logged; the pod stays with what it knows, and asks for
+/// everything if that can help.
 fn take(node: &Node, update: Update) {
     if let Err(error) = node.take_update(update) {
         tracing::error!("what the catalog says is not followed: {}", chain(&error));

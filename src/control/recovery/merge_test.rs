@@ -102,6 +102,7 @@ fn pods_know_more_than_the_backup() {
     let wanted = state.volumes[&kept].access.wanted;
     apply(&mut state, CatalogCommand::AccessIsSet { volume: kept, generation: wanted, shards: 1 });
     let publish = CatalogCommand::Publish {
+        request_id: String::new(),
         volume: kept,
         node: "node-2".to_owned(),
         mode: AccessMode::ReadWrite,
@@ -245,6 +246,7 @@ fn command(step: &Step, number: u8, state: &CatalogState) -> Option<CatalogComma
         Step::Destroyed(disk) => destroyed(*disk, state),
         Step::Close(name) => CatalogCommand::SetOpen { volume: of(*name)?, open: false },
         Step::Publish(name, node) => CatalogCommand::Publish {
+            request_id: String::new(),
             volume: of(*name)?,
             node: format!("node-{node}"),
             mode: AccessMode::ReadWrite,

@@ -29,7 +29,7 @@ fn closed() -> CatalogState {
 
 fn publish(node: u8, mode: AccessMode, uid: u8) -> CatalogCommand {
     let (node, uid) = (format!("node-{node}"), Uuid([uid; 16]));
-    CatalogCommand::Publish { volume: VOLUME, node, mode, uid }
+    CatalogCommand::Publish { request_id: String::new(), volume: VOLUME, node, mode, uid }
 }
 
 fn unpublish(node: u8) -> CatalogCommand {
@@ -57,6 +57,24 @@ fn served(state: &CatalogState) -> Vec<u64> {
 }
 
 const RWO: AccessMode = AccessMode::ReadWrite;
+
+/// The call was repeated, and its first attempt comes last.
+#[test]
+fn a_publish_that_comes_late_gives_nobody_the_volume_again() {
+    let mut state = closed();
+    let mut late = publish(1, RWO, 1);
+    if let CatalogCommand::Publish { request_id, .. } = &mut late {
+        *request_id = "one request".to_owned();
+    }
+    let first = apply(&mut state, late.clone());
+    assert_eq!(first, Ok(Outcome::Attachment(VOLUME, AttachmentId(1))));
+    for command in [confirm(1), unpublish(1), confirm(2)] {
+        apply(&mut state, command).unwrap();
+    }
+    assert_eq!(apply(&mut state, late), first);
+    assert_eq!(state.attachments_of(VOLUME).count(), 0);
+    apply(&mut state, publish(2, RWO, 2)).unwrap();
+}
 
 #[test]
 fn a_volume_goes_from_one_node_to_the_next_in_one_round() {

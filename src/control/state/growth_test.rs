@@ -50,7 +50,13 @@ fn grown(blocks: u64, generation: u64) -> CatalogCommand {
 
 fn publish(node: u8) -> CatalogCommand {
     let (node, uid) = (format!("node-{node}"), Uuid([node; 16]));
-    CatalogCommand::Publish { volume: VOLUME, node, mode: AccessMode::Raw, uid }
+    CatalogCommand::Publish {
+        request_id: String::new(),
+        volume: VOLUME,
+        node,
+        mode: AccessMode::Raw,
+        uid,
+    }
 }
 
 fn unpublish(node: u8) -> CatalogCommand {

@@ -231,8 +231,12 @@ fn carry_out(
         CatalogCommand::PurgeVolume { volume, purge_ms } => {
             Ok(retention::purge(tables, now_ms, volume, purge_ms))
         }
-        CatalogCommand::Publish { volume, node, mode, uid } => {
-            attachments::publish(tables, now_ms, volume, node, mode, uid)
+        CatalogCommand::Publish { request_id, volume, node, mode, uid } => {
+            // One that comes late must not give the volume to a node that has given it back.
+            let content = content(&("publish", volume, &node, mode));
+            once(tables, now_ms, request_id, content, |tables| {
+                attachments::publish(tables, now_ms, volume, node, mode, uid)
+            })
         }
         CatalogCommand::Unpublish { volume, node } => {
             Ok(attachments::unpublish(tables, volume, &node))

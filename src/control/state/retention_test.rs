@@ -62,7 +62,13 @@ fn set(generation: u64) -> CatalogCommand {
 
 fn publish(node: u8, uid: u8) -> CatalogCommand {
     let (node, uid) = (format!("node-{node}"), Uuid([uid; 16]));
-    CatalogCommand::Publish { volume: VOLUME, node, mode: AccessMode::ReadWrite, uid }
+    CatalogCommand::Publish {
+        request_id: String::new(),
+        volume: VOLUME,
+        node,
+        mode: AccessMode::ReadWrite,
+        uid,
+    }
 }
 
 fn nobody(generation: u64) -> AccessSet {

@@ -381,6 +381,7 @@ fn command_of(state: &CatalogState, step: &Step, at: usize) -> CatalogCommand {
             CatalogCommand::SetOpen { volume: id_of(state, *name), open: *open }
         }
         Step::Publish { name, node } => CatalogCommand::Publish {
+            request_id: String::new(),
             volume: id_of(state, *name),
             node: format!("node-{node}"),
             mode: AccessMode::Raw,

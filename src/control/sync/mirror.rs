@@ -42,6 +42,17 @@ pub enum MirrorError {
     Row(#[from] RowError),
 }
 
+impl MirrorError {
+    /// True when the whole would fit: the difference, or what the mirror is said to have, is wrong.
+    pub fn asks_anew(&self) -> bool {
+        match self {
+            MirrorError::Gap { .. } | MirrorError::Part => true,
+            MirrorError::Missing { .. } | MirrorError::Row(_) => true,
+            MirrorError::Fork { .. } | MirrorError::Foreign { .. } => false,
+        }
+    }
+}
+
 /// See the module. A copy is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct Mirror {

@@ -241,7 +241,16 @@ fn volumes_come_and_go() {
     // The volume is attached to its node.
     apply(&mut state, CatalogCommand::SetOpen { volume: other, open: false });
     let (node, mode, uid) = ("node-2".to_owned(), AccessMode::Raw, Uuid([5; 16]));
-    apply(&mut state, CatalogCommand::Publish { volume: other, node: node.clone(), mode, uid });
+    apply(
+        &mut state,
+        CatalogCommand::Publish {
+            request_id: String::new(),
+            volume: other,
+            node: node.clone(),
+            mode,
+            uid,
+        },
+    );
     let update = follow_with(&mut mirror, &mut follower, &state).unwrap();
     assert_eq!(volumes_in(&update), (set(other), no_wants()));
     let generation = state.access_of(other).generation;
@@ -445,6 +454,7 @@ fn command_of(step: &Step, state: &CatalogState) -> CatalogCommand {
         }
         Step::SetOpen(name, open) => CatalogCommand::SetOpen { volume: id(name), open: *open },
         Step::Publish(name, node) => CatalogCommand::Publish {
+            request_id: String::new(),
             volume: id(name),
             node: format!("node-{node}"),
             mode: AccessMode::Raw,

@@ -48,7 +48,10 @@ mod tests {
         apply(&mut state, closed);
         assert_eq!((exported(&state, "two"), exported(&state, "")), (None, Some(one)));
         let (node, uid, mode) = ("node-1".to_owned(), Uuid([5; 16]), AccessMode::Raw);
-        apply(&mut state, CatalogCommand::Publish { volume: two, node, mode, uid });
+        apply(
+            &mut state,
+            CatalogCommand::Publish { request_id: String::new(), volume: two, node, mode, uid },
+        );
         let name = uid.to_string();
         assert_eq!(exported(&state, &name), None, "not before all shards know it");
         let generation = Generation(1);

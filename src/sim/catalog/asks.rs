@@ -144,7 +144,8 @@ impl Catalog {
             }
             What::Publish { volume, host: of, uid } => {
                 let (volume, node, uid) = (*volume, node_of(*of).name, *uid);
-                Some(CatalogCommand::Publish { volume, node, mode: AccessMode::ReadWrite, uid })
+                let (request_id, mode) = (format!("publish {uid}"), AccessMode::ReadWrite);
+                Some(CatalogCommand::Publish { request_id, volume, node, mode, uid })
             }
             What::Unpublish { volume, host: of } => {
                 let (volume, node) = (*volume, node_of(*of).name);
