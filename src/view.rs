@@ -128,9 +128,13 @@ fn is_open_unless_said() -> bool {
 }
 
 impl VolumeView {
-    /// True when this has less than an earlier view of the same volume. Nobody follows such a view.
+    /// True when this has less than an earlier view of the same volume, or another shard in a
+    /// place: a recovered catalog may not know that it grew. Nobody follows such a view.
     pub fn shrinks(&self, before: &VolumeView) -> bool {
-        self.size_bytes < before.size_bytes || self.shards.len() < before.shards.len()
+        let mut common = self.shards.iter().zip(&before.shards);
+        self.size_bytes < before.size_bytes
+            || self.shards.len() < before.shards.len()
+            || common.any(|(now, before)| now.shard != before.shard)
     }
 }
 

@@ -127,7 +127,7 @@ fn a_backup_and_what_pods_know_make_the_catalog_again() {
     assert!(output.status.success(), "{output:?}");
     create(&cluster, "later");
     write(&cluster, "later", 2);
-    cluster.ask(&["volume", "delete", "old"]);
+    cluster.ask(&["volume", "delete", "old", "--retention", "0"]);
     let is_gone = |cluster: &Cluster| {
         let listed = cluster.ask(&["volume", "list"]).unwrap_or_default().to_string();
         listed.contains("later") && !listed.contains("\"old\"")

@@ -223,7 +223,13 @@ fn begin(data: &Path, backup: Option<Copy>, dry_run: bool) -> anyhow::Result<Str
         made_ms: plan.begun_ms,
         rows: rows.len() as u64,
     };
-    gathering.hear(identity.pod, false, Copy { head, rows })?;
+    match head.revision {
+        0 => gathering.hear_nothing(identity.pod),
+        _ => gathering.hear(identity.pod, false, Copy { head, rows })?,
+    }
+    if gathering.newest().0.is_none() {
+        bail!("this pod knows nothing of the cluster; begin on another one, or with a backup");
+    }
     let others: Vec<PodId> = gathering.missing();
     text += &match others.is_empty() {
         true => "it waits for:      nobody\n".to_owned(),

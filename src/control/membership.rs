@@ -290,8 +290,13 @@ fn found_now(node: &Arc<Node>, plan: &Plan, state: CatalogState) -> Result<(), M
 }
 
 /// Removes this pod's member, which belongs to a history that was replaced.
-pub async fn give_up(node: &Arc<Node>) -> Result<(), MembershipError> {
-    blocking(node, remove).await
+pub async fn give_up(node: &Arc<Node>, row: MemberRow) -> Result<(), MembershipError> {
+    blocking(node, move |node| match node.catalog().is_some_and(|now| now.row == row) {
+        true => remove(node),
+        // It is gone already, and there may be one of the new history.
+        false => Ok(()),
+    })
+    .await
 }
 
 /// Creates and starts a new member of this pod.

@@ -52,6 +52,9 @@ pub struct Facts<'a> {
 /// start again; meanwhile the others decide without it.
 pub const VOTER_LOST_AFTER: Duration = Duration::from_secs(120);
 
+/// A leader that has led for so long was told if its catalog was replaced.
+const PURGES_ALONE_AFTER: Duration = Duration::from_secs(600);
+
 /// Deleted volumes whose destruction begins with one look at the state.
 const PURGED_AT_ONCE: usize = 16;
 
@@ -141,7 +144,7 @@ pub fn decide(state: &CatalogState, facts: &Facts<'_>) -> Vec<Action> {
     let mut actions = destroyed_members(state, facts.reports);
     actions.extend(created_volumes(state, facts.reports));
     actions.extend(grown_volumes(state, facts.reports));
-    actions.extend(purged_volumes(state, facts.now_ms));
+    actions.extend(purged_volumes(state, facts.reports, facts.now_ms));
     actions.extend(catalog_membership(state, facts));
     actions
 }
@@ -181,11 +184,22 @@ fn grown_volumes(state: &CatalogState, reports: Pods<'_>) -> impl Iterator<Item 
 }
 
 /// Destroys deleted volumes whose time is over. The clock of a leader decides, and the state's own
-/// time does, too.
-fn purged_volumes(state: &CatalogState, now_ms: u64) -> impl Iterator<Item = Action> {
+/// time does, too. A leader that does not hear from all replicas may be one of a catalog that was
+/// recovered without it, where the volume was brought back: it gets time to hear of that.
+fn purged_volumes(
+    state: &CatalogState,
+    reports: Pods<'_>,
+    now_ms: u64,
+) -> impl Iterator<Item = Action> {
     let purges = state.index.purges.iter().copied();
-    let over = purges.take_while(move |(purge_ms, _)| *purge_ms <= now_ms);
-    over.take(PURGED_AT_ONCE)
+    let over = purges.take_while(move |(purge_ms, _)| *purge_ms <= now_ms).take(PURGED_AT_ONCE);
+    let has_time = reports.has_led_for(PURGES_ALONE_AFTER);
+    let is_heard = move |volume: &VolumeId| {
+        let shards = state.shards_of(&state.volumes[volume]);
+        let mut members = shards.flat_map(|(_, shard)| &shard.members);
+        members.all(|member| reports.disk(member.disk).is_some())
+    };
+    over.filter(move |(_, volume)| has_time || is_heard(volume))
         .map(|(purge_ms, volume)| Action::Propose(CatalogCommand::PurgeVolume { volume, purge_ms }))
 }
 

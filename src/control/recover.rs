@@ -45,7 +45,10 @@ pub fn resume(node: &Node) -> Result<Option<Arc<Recovery>>, RecoveryError> {
     let me = node.identity.pod;
     let recovery = Recovery::new(loaded, me)?;
     let Knowledge { is_complete, copy } = knowledge(node);
-    recovery.hear(me, is_complete, copy)?;
+    match copy.head.revision {
+        0 => recovery.hear_nothing(me),
+        _ => recovery.hear(me, is_complete, copy)?,
+    }
     tracing::warn!("the catalog is to be recovered: waiting for what other pods know");
     Ok(Some(Arc::new(recovery)))
 }
@@ -98,7 +101,8 @@ fn knowledge(node: &Node) -> Knowledge {
     let made_ms = clock::wall_ms();
     match member.filter(|state| state.revision() >= told.to.revision) {
         Some(state) => {
-            let (head, rows) = copy_of(&state, made_ms, true);
+            // The key of the authority stays where it is.
+            let (head, rows) = copy_of(&state, made_ms, false);
             Knowledge { is_complete: true, copy: Copy { head, rows: rows.collect() } }
         }
         None => {

@@ -244,6 +244,11 @@ impl<'a> Pods<'a> {
         self.table.leads_for(self.now, LISTENED_AFTER)
     }
 
+    /// The leader leads for so long.
+    pub fn has_led_for(&self, time: Duration) -> bool {
+        self.table.leads_for(self.now, time)
+    }
+
     /// The leader has listened long enough to act on it.
     pub fn is_complete(&self) -> bool {
         self.table.leads_for(self.now, COMPLETE_AFTER)

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tonic::{Request, Status};
 
@@ -16,8 +17,8 @@ use crate::control::state::rows::Cluster;
 use crate::types::{PodId, Uuid};
 
 /// Interval of rounds, and the pods that one round tells.
-const ROUND_EVERY: Duration = Duration::from_secs(5);
-const AT_ONCE: usize = 16;
+const ROUND_EVERY: Duration = Duration::from_secs(1);
+const AT_ONCE: usize = 64;
 const CALL_WITHIN: Duration = Duration::from_secs(2);
 /// Ancestors in one request: a cluster is seldom restored.
 const ANCESTORS_MAX: usize = 4096;
@@ -36,10 +37,16 @@ pub async fn tell_left_behind(node: Arc<Node>) {
             let silent = state.pods.keys().filter(|pod| !pods.is_up(**pod));
             silent.copied().collect()
         });
+        // At once: those that are off must not delay those that come back.
+        let mut calls = JoinSet::new();
         for turn in 0..silent.len().min(AT_ONCE) {
             let pod = silent[(next + turn) % silent.len()];
             let Some(api) = node.peers.api_of(pod) else { continue };
-            if let Err(status) = tell(&node, api, &state.cluster).await {
+            let (node, cluster) = (Arc::clone(&node), state.cluster.clone());
+            calls.spawn(async move { (pod, tell(&node, api, &cluster).await) });
+        }
+        while let Some(ended) = calls.join_next().await {
+            if let Ok((pod, Err(status))) = ended {
                 tracing::debug!(pod = pod.0, "not told of the new catalog: {}", status.message());
             }
         }
@@ -78,14 +85,14 @@ pub async fn superseded(
         .map_err(|_| Status::invalid_argument("an address is not ip:port"))?;
     let ours = node.catalog().and_then(|catalog| {
         let published = catalog.published.borrow();
-        published.state.as_ref().map(|state| state.cluster.history)
+        published.state.as_ref().map(|state| (state.cluster.history, catalog.row))
     });
-    if ours.is_some_and(|ours| ancestors.contains(&ours)) {
+    if let Some((_, row)) = ours.filter(|(ours, _)| ancestors.contains(ours)) {
         tracing::warn!(
             history = request.history,
             "the catalog was recovered without this pod: its member gives up"
         );
-        membership::give_up(node).await.map_err(|error| Status::internal(chain(&error)))?;
+        membership::give_up(node, row).await.map_err(|error| Status::internal(chain(&error)))?;
         node.set_leader(Some((PodId(request.leader_pod), api)));
     }
     Ok(SupersedeResponse {})

@@ -163,6 +163,10 @@ async fn follow(node: &Arc<Node>, target: SocketAddr) -> Result<(), Status> {
         let message = timeout(SYNC_SILENT_AFTER, messages.message()).await;
         let Some(message) = message.map_err(|_| silence())?? else { return Ok(()) };
         if let Some(recovering) = message.recovering {
+            // Another pod may have a catalog that works.
+            if recovering.told {
+                return Err(Status::unavailable("it recovers the catalog"));
+            }
             if !std::mem::replace(&mut has_offered, true) {
                 let history = recovering.history.parse();
                 let history = history.map_err(|_| Status::internal("a history is malformed"))?;
@@ -368,7 +372,8 @@ pub async fn set_access(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
     loop {
         let Some(catalog) = node.leading() else {
             rounds.forget();
-            waiting.abort_all();
+            // With the results that were not looked at: they are of another time of leading.
+            waiting = JoinSet::new();
             sleep(LOOK_EVERY).await;
             continue;
         };
@@ -410,8 +415,10 @@ async fn set_access_of(
     volume: VolumeId,
     set: AccessSet,
 ) -> Result<AccessDone, BlockError> {
-    node.want([volume], ROUND_WANTS_FOR).map_err(|_| BlockError::Busy)?;
     let mut views = node.handed_over.subscribe();
+    if views.borrow().volume(volume).is_none() {
+        node.want([volume], ROUND_WANTS_FOR).map_err(|_| BlockError::Busy)?;
+    }
     let comes = views.wait_for(|view| view.volume(volume).is_some());
     let is_here = timeout(VOLUME_HERE_WITHIN, comes).await.is_ok_and(|seen| seen.is_ok());
     if !is_here {

@@ -180,6 +180,8 @@ pub struct Clients {
     /// Connections that wait for the answer to a question.
     asking: BTreeMap<u64, ConnKey>,
     next_question: u64,
+    /// Questions that the control plane did not take; at most one of each connection.
+    not_taken: Vec<u64>,
     /// The connections of each volume that clients use.
     uses: BTreeMap<VolumeId, usize>,
     has_new_uses: bool,
@@ -430,7 +432,15 @@ impl ClientHandler<'_> {
         asking.insert(question.id, conn);
         let id = question.id;
         if !self.control.resolve(question) {
-            self.resolved(id, Resolution::OutOfReach);
+            self.clients.not_taken.push(id);
+        }
+    }
+
+    /// Questions that were not taken are answered with the next tick. At once, a client with many
+    /// names would go through all of them within one call.
+    fn answer_not_taken(&mut self) {
+        for question in std::mem::take(&mut self.clients.not_taken) {
+            self.resolved(question, Resolution::OutOfReach);
         }
     }
 
@@ -462,6 +472,7 @@ impl ClientHandler<'_> {
     /// Closes connections whose handshake lasts too long. Closes held-back connections whose client
     /// has hung up, and drops their requests in routers.
     pub fn tick(&mut self) {
+        self.answer_not_taken();
         for conn in self.clients.handshakes.overdue(self.now) {
             self.close(conn, CloseReason::Disconnected);
         }

@@ -117,7 +117,8 @@ impl CatalogApi for CatalogService {
         &self,
         request: Request<Streaming<proto::OfferPiece>>,
     ) -> Result<Response<proto::OfferResponse>, Status> {
-        take_offer(&self.node, request.into_inner()).await?;
+        let caller = request.extensions().get::<Caller>().cloned();
+        take_offer(&self.node, caller.as_ref(), request.into_inner()).await?;
         Ok(Response::new(proto::OfferResponse {}))
     }
 
@@ -193,11 +194,16 @@ async fn install(node: &Node, mut pieces: Streaming<proto::InstallPiece>) -> Res
 }
 
 /// Takes what a pod knows, for the recovery that this pod carries out.
-async fn take_offer(node: &Node, mut pieces: Streaming<proto::OfferPiece>) -> Result<(), Status> {
+async fn take_offer(
+    node: &Node,
+    caller: Option<&Caller>,
+    mut pieces: Streaming<proto::OfferPiece>,
+) -> Result<(), Status> {
     let incomplete = || Status::invalid_argument("an offer for a recovery is incomplete");
     let mut piece = pieces.message().await?.ok_or_else(incomplete)?;
     let head = piece.head.take().ok_or_else(incomplete)?;
     check_cluster(node, &head.cluster)?;
+    check_speaks_for_itself(caller, PodId(head.pod))?;
     let other = || Status::failed_precondition("this pod does not recover that catalog");
     let recovery = node.recovery().filter(|it| it.plan.history.to_string() == head.history);
     let recovery = recovery.ok_or_else(other)?;

@@ -61,7 +61,7 @@ async fn tell(
     messages: &Messages,
 ) -> Result<(), Status> {
     if node.recovery().is_some() {
-        return ask_for_knowledge(node, messages).await;
+        return ask_for_knowledge(node, follower.pod(), messages).await;
     }
     let absent = || Status::unavailable("this pod is not a member of the catalog");
     let catalog = node.catalog().ok_or_else(absent)?;
@@ -106,11 +106,12 @@ async fn tell(
 }
 
 /// Asks a pod for what it knows, until the recovery ends. The pod then looks for the new catalog.
-async fn ask_for_knowledge(node: &Node, messages: &Messages) -> Result<(), Status> {
+async fn ask_for_knowledge(node: &Node, pod: PodId, messages: &Messages) -> Result<(), Status> {
     let mut recoveries = node.recoveries();
     while let Some(recovery) = node.recovery() {
         let history = recovery.plan.history.to_string();
-        let recovering = Some(proto::Recovering { history });
+        let told = recovery.with(|gathering| gathering.has_told(pod));
+        let recovering = Some(proto::Recovering { history, told });
         let message = proto::SyncMessage { recovering, ..proto::SyncMessage::default() };
         if messages.send(Ok(message)).await.is_err() {
             return Ok(());

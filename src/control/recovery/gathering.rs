@@ -72,6 +72,15 @@ impl Gathering {
         added
     }
 
+    /// A pod that knows nothing of the cluster.
+    pub fn hear_nothing(&mut self, pod: PodId) {
+        self.told.insert(pod, 0);
+    }
+
+    pub fn has_told(&self, pod: PodId) -> bool {
+        self.told.contains_key(&pod)
+    }
+
     /// These pods are off for good. False: one of them has told already, or is not known.
     pub fn leave_out(&mut self, pods: &[PodId]) -> bool {
         let known = self.merge.pods();

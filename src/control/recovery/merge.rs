@@ -78,8 +78,21 @@ struct VolumeRows {
     rows: Vec<(RowKey, Bytes)>,
 }
 
-/// The volumes that a source had, and the revision.
-type Had = (u64, BTreeSet<VolumeId>);
+/// What a source had.
+#[derive(Debug)]
+struct Had {
+    revision: u64,
+    volumes: BTreeSet<VolumeId>,
+    /// The disks of its own pod.
+    disks: BTreeSet<Uuid>,
+}
+
+impl Had {
+    /// It is newer than `revision`, and does not know this volume.
+    fn lacks(&self, id: VolumeId, revision: u64) -> bool {
+        self.revision > revision && !self.volumes.contains(&id)
+    }
+}
 
 /// What all sources know together. See the module.
 #[derive(Debug, Default)]
@@ -111,7 +124,12 @@ impl Merge {
         let cluster = self.newer_cluster(&name, read.cluster)?;
         (self.cluster, self.newest_revision) = (Some(cluster), self.newest_revision.max(revision));
         self.now_ms = self.now_ms.max(read.now_ms);
+        let disks = pod.map(|pod| disks_of(pod, &read.others)).unwrap_or_default();
         for (key, row) in read.others {
+            // Another source may have the key itself.
+            if is_sealed(&key, &row) {
+                continue;
+            }
             let known = self.others.get(&key).map_or(0, |(revision, _)| *revision);
             if known <= revision {
                 self.others.insert(key, (revision, row));
@@ -125,12 +143,13 @@ impl Merge {
                 self.volumes.insert(id, rows);
             }
         }
-        let is_newer = |before: Option<&Had>| before.is_none_or(|(before, _)| *before <= revision);
+        let is_newer =
+            |before: Option<&Had>| before.is_none_or(|before| before.revision <= revision);
         if let Some(pod) = pod.filter(|pod| is_newer(self.by_pod.get(pod))) {
-            self.by_pod.insert(pod, (revision, had.clone()));
+            self.by_pod.insert(pod, Had { revision, volumes: had.clone(), disks });
         }
         if is_complete && is_newer(self.complete.as_ref()) {
-            self.complete = Some((revision, had));
+            self.complete = Some(Had { revision, volumes: had, disks: BTreeSet::new() });
         }
         Ok(())
     }
@@ -221,7 +240,7 @@ impl Merge {
                 rows.retain(|(key, _)| *key != RowKey::Volume(*id));
                 rows.push((RowKey::Volume(*id), encode_row(found.revision, &volume)));
             }
-            if self.complete.as_ref().is_some_and(|(_, had)| !had.contains(id)) {
+            if self.complete.as_ref().is_some_and(|had| !had.volumes.contains(id)) {
                 notes.push(Note::OnlyPodsKnew { name: name.clone(), volume: *id });
             }
             all.insert(*id, rows);
@@ -232,10 +251,11 @@ impl Merge {
     /// See rule `removals-stand` in the module. One pod alone may have lost its replica to another
     /// one since.
     fn is_removed(&self, id: VolumeId, found: &VolumeRows) -> bool {
-        let lacks = |had: &Had| had.0 > found.revision && !had.1.contains(&id);
+        let lacks = |had: &Had| had.lacks(id, found.revision);
+        // Only a pod that had the disk then would know.
         let lacks_it = |disk: Uuid| {
             let pod = self.pod_of(disk).and_then(|pod| self.by_pod.get(&pod));
-            pod.is_some_and(lacks)
+            pod.is_some_and(|had| had.disks.contains(&disk) && lacks(had))
         };
         let has_lost = |shard: &Shard| {
             let lacking = shard.members.iter().filter(|member| lacks_it(member.disk));
@@ -263,12 +283,26 @@ fn is_outdated(key: &RowKey, row: &Bytes, is_kept: impl Fn(&VolumeId) -> bool) -
             Ok(_) => false,
             Err(_) => true,
         },
-        // In a backup the key is sealed.
-        RowKey::Authority(_) => {
-            !matches!(decode_row::<Authority>(key, row), Ok((_, it)) if !it.key.0.is_empty())
-        }
         _ => false,
     }
+}
+
+/// True for an authority whose key is sealed, as it is in backups.
+fn is_sealed(key: &RowKey, row: &Bytes) -> bool {
+    let has_key = || decode_row::<Authority>(key, row).is_ok_and(|(_, it)| !it.key.0.is_empty());
+    matches!(key, RowKey::Authority(_)) && !has_key()
+}
+
+/// The disks that a pod has, as its own source says.
+fn disks_of(pod: PodId, rows: &[(RowKey, Bytes)]) -> BTreeSet<Uuid> {
+    let disk = |(key, row): &(RowKey, Bytes)| match key {
+        RowKey::Disk(disk) => {
+            let (_, record) = decode_row::<Disk>(key, row).ok()?;
+            (record.pod == pod).then_some(*disk)
+        }
+        _ => None,
+    };
+    rows.iter().filter_map(disk).collect()
 }
 
 /// A name for a volume whose own name another one has by now.

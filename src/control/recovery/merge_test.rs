@@ -8,7 +8,7 @@ use crate::control::state::rows::CatalogMember;
 use crate::control::state::view::view;
 use crate::planted::{Mistake, assert_found};
 use crate::testing::catalog_fixture::{cluster, create_on, join, new_disk, register};
-use crate::types::{AccessMode, MemberId};
+use crate::types::{AccessMode, Generation, MemberId};
 
 const PODS: u8 = 4;
 const NEW: Uuid = Uuid([77; 16]);
@@ -80,7 +80,7 @@ fn merged(sources: impl IntoIterator<Item = Source>) -> Merged {
 fn volumes(state: &CatalogState) -> BTreeMap<VolumeId, String> {
     let text = |(id, volume): (&VolumeId, &Volume)| {
         let mut volume = volume.clone();
-        volume.access.counter = 0;
+        (volume.access.counter, volume.access.wanted) = (0, Generation(0));
         let shards: Vec<_> = state.shards_of(&volume).collect();
         let attachments: Vec<_> = state.attachments_of(*id).collect();
         (*id, format!("{volume:?} {shards:?} {attachments:?}"))

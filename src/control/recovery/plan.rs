@@ -69,6 +69,8 @@ pub enum PlanError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("{} is of format {found}; start the newer version that wrote it", path.display())]
+    Newer { path: PathBuf, found: u32 },
     #[error(
         "a recovery was begun in {} already; start the pod to go on with it, or abandon it with \
          `holdfast catalog abandon`",
@@ -172,8 +174,11 @@ pub fn load(data: &Path) -> Result<Option<Loaded>, PlanError> {
     }
     let file = path.join("plan.json");
     let bytes = fs::read(&file).map_err(fail("read", &file))?;
-    let plan: Plan =
-        serde_json::from_slice(&bytes).map_err(|source| PlanError::Plan { path: file, source })?;
+    let plan: Plan = serde_json::from_slice(&bytes)
+        .map_err(|source| PlanError::Plan { path: file.clone(), source })?;
+    if plan.format > FORMAT {
+        return Err(PlanError::Newer { path: file, found: plan.format });
+    }
     let copy = |name: &str| {
         let file = path.join(name);
         file.exists().then(|| read_copy(&file)).transpose()
@@ -190,6 +195,9 @@ pub fn set_aside(data: &Path, plan: &Plan, catalog: &Path) -> Result<(), PlanErr
         remove(catalog)?;
     } else if catalog.exists() {
         fs::rename(catalog, &before).map_err(fail("rename", catalog))?;
+    } else {
+        // It says that what is there from now on is new.
+        fs::create_dir(&before).map_err(fail("create", &before))?;
     }
     sync(data)
 }
@@ -198,6 +206,9 @@ pub fn set_aside(data: &Path, plan: &Plan, catalog: &Path) -> Result<(), PlanErr
 pub fn done(data: &Path) -> Result<(), PlanError> {
     let (path, gone) = (directory(data), data.join("recovery.done"));
     remove(&gone)?;
+    if !path.exists() {
+        return sync(data);
+    }
     fs::rename(&path, &gone).map_err(fail("rename", &path))?;
     sync(data)?;
     remove(&gone)
@@ -209,7 +220,10 @@ pub fn abandon(data: &Path, catalog: &Path) -> Result<bool, PlanError> {
     let before = before(data, &plan);
     if before.exists() {
         remove(catalog)?;
-        fs::rename(&before, catalog).map_err(fail("rename", &before))?;
+        // An empty one: there was no catalog.
+        if fs::remove_dir(&before).is_err() {
+            fs::rename(&before, catalog).map_err(fail("rename", &before))?;
+        }
         sync(data)?;
     }
     done(data)?;
@@ -264,7 +278,26 @@ mod tests {
         begin(data, &plan, None, None).unwrap();
         set_aside(data, &plan, &catalog).unwrap();
         done(data).unwrap();
+        done(data).unwrap();
         assert!(load(data).unwrap().is_none() && before(data, &plan).exists());
+    }
+
+    #[test]
+    fn a_new_catalog_does_not_outlive_a_recovery_that_was_abandoned() {
+        let root = tempfile::tempdir().unwrap();
+        let (data, catalog) = (root.path(), root.path().join("catalog"));
+        let plan = new_plan(Uuid([5; 16]), 7);
+        begin(data, &plan, None, None).unwrap();
+        // There was none before.
+        set_aside(data, &plan, &catalog).unwrap();
+        fs::create_dir(&catalog).unwrap();
+        fs::write(catalog.join("log"), b"new").unwrap();
+        set_aside(data, &plan, &catalog).unwrap();
+        assert!(!catalog.exists());
+        fs::create_dir(&catalog).unwrap();
+        fs::write(catalog.join("log"), b"new").unwrap();
+        assert!(abandon(data, &catalog).unwrap());
+        assert!(!catalog.exists() && !before(data, &plan).exists());
     }
 
     #[test]

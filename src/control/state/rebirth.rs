@@ -10,12 +10,12 @@ use bytes::Bytes;
 
 use crate::control::state::check::check;
 use crate::control::state::rows::{
-    CatalogMember, Cluster, Counters, Head, RowKey, Volume, VolumeAccess,
+    CatalogMember, Cluster, Counters, Head, Kept, RowKey, Volume, VolumeAccess,
 };
 use crate::control::state::tables::{Tables, take};
 use crate::control::state::{CatalogState, StateError};
 use crate::planted::planted;
-use crate::types::{MemberId, PodId, Uuid, VolumeId};
+use crate::types::{Generation, MemberId, PodId, Uuid, VolumeId};
 
 /// Revisions, and ids of each kind, in one history.
 pub const NUMBERS_PER_HISTORY: u64 = 1 << 40;
@@ -60,7 +60,7 @@ impl CatalogState {
         tables.put_cluster(cluster);
         let member = MemberId(take(&mut tables.head.next.member));
         tables.put(member, CatalogMember { pod });
-        number_attachments(&mut tables, restores * NUMBERS_PER_HISTORY);
+        ask_shards(&mut tables, restores * NUMBERS_PER_HISTORY, now_ms);
         tables.seal(now_ms);
         let state = CatalogState::of(tables);
         check(&state)?;
@@ -87,13 +87,23 @@ fn first_free(tables: &Tables) -> Counters {
     }
 }
 
-/// Attachments and access sets of a volume get numbers above those that any shard may have.
-fn number_attachments(tables: &mut Tables, first: u64) {
+/// Attachments and access sets of a volume get numbers above those that any shard may have. Every
+/// shard is asked for a new access set: what the sources believe may have changed since, and shards
+/// that know better refuse it ([`crate::control::state::attachments`]). A deleted volume that is
+/// kept gets its whole time again, so that somebody can look first.
+fn ask_shards(tables: &mut Tables, first: u64, now_ms: u64) {
     let ids: Vec<VolumeId> = tables.volumes.keys().copied().collect();
     for id in ids {
         let volume = tables.volumes[&id].clone();
-        let counter = volume.access.counter.max(first);
-        let access = VolumeAccess { counter, ..volume.access };
-        tables.put(id, Volume { access, ..volume });
+        if volume.deleting {
+            continue;
+        }
+        let counter = volume.access.counter.max(first) + 1;
+        let access = VolumeAccess { counter, wanted: Generation(counter), ..volume.access };
+        let kept = volume.kept.map(|kept| {
+            let time_ms = kept.purge_ms.saturating_sub(kept.deleted_ms);
+            Kept { purge_ms: kept.purge_ms.max(now_ms.saturating_add(time_ms)), ..kept }
+        });
+        tables.put(id, Volume { access, kept, ..volume });
     }
 }

@@ -68,6 +68,10 @@ impl Follower {
         Follower { pod, at, seen, told, part, wants, has_new_wants: true, unsure }
     }
 
+    pub fn pod(&self) -> PodId {
+        self.pod
+    }
+
     /// What the pod has been told of.
     pub fn position(&self) -> Position {
         self.at

@@ -34,6 +34,8 @@ pub enum MirrorError {
     Fork { ours: Uuid, theirs: Uuid },
     #[error("the update is of cluster {theirs}, and this pod belongs to {ours}")]
     Foreign { ours: Uuid, theirs: Uuid },
+    #[error("the update is of revision {to}, and revision {at} of the same history is here")]
+    Older { to: u64, at: u64 },
     #[error("the update leads to other volumes than are here then")]
     Part,
     #[error("the update names {what} that is not in it")]
@@ -49,6 +51,8 @@ impl MirrorError {
             MirrorError::Gap { .. } | MirrorError::Part => true,
             MirrorError::Missing { .. } | MirrorError::Row(_) => true,
             MirrorError::Fork { .. } | MirrorError::Foreign { .. } => false,
+            // The catalog's member that said so is behind.
+            MirrorError::Older { .. } => false,
         }
     }
 }
@@ -134,6 +138,9 @@ impl Mirror {
 
     /// Takes an update. After an error nothing has changed.
     pub fn take(&mut self, update: &Update) -> Result<(), MirrorError> {
+        if update.to.history == self.at.history && update.to.revision < self.at.revision {
+            return Err(MirrorError::Older { to: update.to.revision, at: self.at.revision });
+        }
         let mut at = self.at;
         if planted!(PartNotCompared) {
             at.part = update.from.part;

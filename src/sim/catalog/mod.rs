@@ -9,6 +9,8 @@ mod call;
 mod growth_test;
 mod network;
 mod pod;
+#[cfg(test)]
+mod recovery_test;
 mod rounds;
 #[cfg(test)]
 mod scenarios_test;

@@ -151,7 +151,7 @@ impl Scenario {
     }
 
     /// Everything becomes idle, with all members at the same entry.
-    fn end(mut self) {
+    pub fn end(mut self) {
         for host in 0..self.world.shape.pods {
             if !self.world.is_up(host) {
                 self.world.start(host);

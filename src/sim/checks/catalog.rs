@@ -90,6 +90,20 @@ impl CatalogCheck {
         check
     }
 
+    /// The catalog was recovered: from here on it has another log. Ids are still given once.
+    #[cfg(test)]
+    pub fn reborn(&mut self, state: CatalogState) {
+        self.entries = vec![(0, state.fingerprint())];
+        self.acknowledged_index = FIRST;
+        self.applied.clear();
+        self.leaders.clear();
+        self.reached.clear();
+        self.compared.clear();
+        self.rows = state.rows().collect();
+        self.state = state;
+        self.state_changed();
+    }
+
     /// A member has ended its round; `entry` returns the entry of its log at an index.
     pub fn observe<'a>(
         &mut self,
