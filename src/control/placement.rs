@@ -10,11 +10,13 @@
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use crate::config::size::ByteSize;
 use crate::control::command::{Placement, listed};
 use crate::control::reports::{Heard, Pods};
 use crate::control::state::CatalogState;
+use crate::control::state::rebirth::PODS_PER_HISTORY;
 use crate::control::state::rows::{Class, Volume};
 use crate::limits::{SHARD_BYTES, SHARDS_MAX};
 use crate::types::{PodId, Uuid, mix64};
@@ -163,6 +165,8 @@ const SAMPLED_FROM_PODS: usize = 48;
 const SAMPLED_SHARDS_MAX: u64 = 16;
 /// Numbers of pods that are drawn at most; some may be unreachable.
 const DRAWS_MAX: u64 = 256;
+/// The newest histories whose pods are drawn from.
+const HISTORIES_MAX: u64 = 16;
 
 /// Places a volume, on disks of some pods where these do. The best of a few disks, chosen at random
 /// each time, keep all disks nearly as evenly filled as the best of all.
@@ -227,10 +231,35 @@ pub fn place_growth(
     self::place(Wish { name, shards, shard_bytes, replicas, grows: true }, &from)
 }
 
+/// The numbers that pods have, nearly without gaps: they begin anew with every recovery of the
+/// catalog.
+fn numbers(state: &CatalogState) -> Vec<Range<u64>> {
+    let oldest = state.cluster.restores.saturating_sub(HISTORIES_MAX);
+    let histories = oldest..=state.cluster.restores;
+    let ranges = histories.filter_map(|history| {
+        let first = history * PODS_PER_HISTORY;
+        let all = PodId(first)..PodId(first + PODS_PER_HISTORY);
+        let mut pods = state.pods.range(all).map(|(pod, _)| pod.0);
+        let least = pods.next()?;
+        Some(least..pods.next_back().unwrap_or(least) + 1)
+    });
+    ranges.collect()
+}
+
 /// Reachable pods, other ones for another name.
 fn sample<'a>(state: &CatalogState, pods: Pods<'a>, name: &str) -> Vec<&'a Heard> {
     let seed = name.bytes().fold(0, |seed, byte| mix64(seed ^ u64::from(byte)));
-    let drawn = (0..DRAWS_MAX).map(|draw| PodId(1 + mix64(seed ^ draw) % state.head.next.pod));
+    let numbers = numbers(state);
+    let count = numbers.iter().map(|range| range.end - range.start).sum::<u64>().max(1);
+    let drawn = (0..DRAWS_MAX).filter_map(|draw| {
+        let mut at = mix64(seed ^ draw) % count;
+        numbers.iter().find_map(|range| {
+            let len = range.end - range.start;
+            let found = (at < len).then(|| PodId(range.start + at));
+            at = at.saturating_sub(len);
+            found
+        })
+    });
     let (mut known, mut sample) = (BTreeSet::new(), Vec::new());
     for pod in drawn {
         if sample.len() < SAMPLED_PODS && known.insert(pod) {
@@ -445,7 +474,9 @@ mod tests {
     use super::*;
     use crate::control::command::CatalogCommand;
     use crate::control::reports::Table;
-    use crate::testing::catalog_fixture::{cluster, new_volume, register};
+    use crate::control::state::rebirth::Rebirth;
+    use crate::control::state::rows::RowKey;
+    use crate::testing::catalog_fixture::{cluster, join, new_volume, register};
     use crate::types::Mono;
     use crate::view::PodReport;
     use proptest::prelude::*;
@@ -468,6 +499,19 @@ mod tests {
 
     fn wish(name: &str, shards: u64, replicas: u32) -> Wish<'_> {
         Wish { name, shards, shard_bytes: GIB, replicas, grows: false }
+    }
+
+    #[test]
+    fn pods_are_drawn_by_their_numbers_in_all_histories() {
+        let state = cluster(5);
+        assert_eq!(numbers(&state), [1..6]);
+        let is_kept = |key: &RowKey| !matches!(key, RowKey::Head | RowKey::CatalogMember(_));
+        let rows = state.rows().filter(|(key, _)| is_kept(key));
+        let (history, ancestors) = (Uuid([5; 16]), vec![state.cluster.history]);
+        let rebirth = Rebirth { history, ancestors, restores: 1, pod: PodId(1), now_ms: 1 };
+        let mut state = CatalogState::reborn(rows, rebirth).unwrap();
+        state.apply(1, join(6)).outcome.unwrap();
+        assert_eq!(numbers(&state), [1..6, 65_537..65_538]);
     }
 
     /// Pods with a disk each, all of which report.

@@ -79,7 +79,7 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
     }
 
     /// The objects with these keys, ordered.
-    pub fn range(&self, keys: impl RangeBounds<K>) -> impl Iterator<Item = (&K, &V)> {
+    pub fn range(&self, keys: impl RangeBounds<K>) -> impl DoubleEndedIterator<Item = (&K, &V)> {
         self.0.range(keys).map(|(key, row)| (key, &row.value))
     }
 
