@@ -27,6 +27,10 @@ pub struct PodFile {
     /// If the log is missing later, its promises are lost, and the member must not vote again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catalog_member: Option<MemberId>,
+    /// The newest member of the catalog that was ever here. Its promises, and those of older ones,
+    /// may be gone: none of them is made again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_member: Option<MemberId>,
 }
 
 /// A cluster, and a pod in it.
@@ -85,7 +89,8 @@ impl PodDirectory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let uid = random_uuid().map_err(|source| fail("read", random(), source))?;
                 let (format, identity, catalog_member) = (FORMAT, None, None);
-                let file = PodFile { format, uid, identity, catalog_member };
+                let newest_member = None;
+                let file = PodFile { format, uid, identity, catalog_member, newest_member };
                 write(path, &file)?;
                 file
             }
@@ -111,6 +116,7 @@ impl PodDirectory {
     /// Durable when this returns.
     pub fn set_catalog_member(&mut self, member: Option<MemberId>) -> Result<(), IdentityError> {
         self.file.catalog_member = member;
+        self.file.newest_member = self.file.newest_member.max(member);
         write(&self.path, &self.file)
     }
 }

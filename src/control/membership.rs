@@ -306,6 +306,10 @@ fn create(node: &Arc<Node>, row: MemberRow) -> Result<(), MembershipError> {
     if directory.file().catalog_member == Some(row.member) {
         return Err(MembershipError::Lost { member: row.member, path });
     }
+    if directory.file().newest_member >= Some(row.member) {
+        tracing::debug!(member = row.member.0, "a list of the catalog's members is outdated");
+        return Ok(());
+    }
     let (mut storage, recovered) = open(&path)?;
     assert!(recovered.is_none(), "an existing member was started before");
     let fail = |source| MembershipError::Storage { path: path.clone(), source };
@@ -440,5 +444,8 @@ mod tests {
         assert_eq!(node.catalog().unwrap().row, row);
         blocking(&node, remove).await.unwrap();
         assert!(node.catalog().is_none() && !removed(data).exists() && !database(data).exists());
+        // An older list comes late. What the member promised is gone.
+        blocking(&node, move |node| create(node, row)).await.unwrap();
+        assert!(node.catalog().is_none() && !database(data).exists());
     }
 }
