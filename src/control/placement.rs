@@ -504,7 +504,7 @@ mod tests {
     #[test]
     fn pods_are_drawn_by_their_numbers_in_all_histories() {
         let state = cluster(5);
-        assert_eq!(numbers(&state), [1..6]);
+        assert_eq!(numbers(&state).first(), Some(&(1..6)));
         let is_kept = |key: &RowKey| !matches!(key, RowKey::Head | RowKey::CatalogMember(_));
         let rows = state.rows().filter(|(key, _)| is_kept(key));
         let (history, ancestors) = (Uuid([5; 16]), vec![state.cluster.history]);
