@@ -117,7 +117,7 @@ fn other_than(pod: usize) -> usize {
 }
 
 #[test]
-fn a_volume_grows_under_its_client_whoever_dies() {
+fn a_volume_grows_under_its_client_while_pods_die() {
     let mut cluster = Setup::new("volume_grows").volume("demo", "64MiB").start();
     cluster.wait_healthy();
     let leader = catalog_leader(&cluster);
@@ -193,7 +193,7 @@ fn a_deleted_volume_comes_back_with_all_that_was_acknowledged() {
     let (code, said) = run(&cluster, 1, &create);
     assert!(code == Some(5) && said.contains("undelete"), "{code:?}: {said}");
 
-    // It is kept whoever dies meanwhile.
+    // It is kept while pods die.
     cluster.kill(catalog_leader(&cluster));
     must(&cluster, other_than(catalog_leader(&cluster)), &["volume", "undelete", "demo"]);
     let mut client = connect(&cluster, 2, 64 * MIB);

@@ -17,7 +17,7 @@ use crate::control::command::{Hidden, listed};
 use crate::control::identity::{PodDirectory, random_uuid};
 use crate::control::membership::{database, read_state};
 use crate::control::proto::{BackupRequest, GetRecoveryRequest, LeaveOutRequest, Recovery};
-use crate::control::recovery::format::{Copy, Head, read};
+use crate::control::recovery::format::{Copy, read};
 use crate::control::recovery::gathering::Gathering;
 use crate::control::recovery::plan::{self, Loaded, new_plan, read_copy};
 use crate::control::state::CatalogState;
@@ -214,19 +214,8 @@ fn begin(data: &Path, backup: Option<Copy>, dry_run: bool) -> anyhow::Result<Str
     });
     let loaded = Loaded { plan: plan.clone(), backup: backup.clone(), member: copied };
     let mut gathering = Gathering::new(loaded, identity.pod)?;
-    let whole = mirror.whole();
-    let rows: Vec<_> = whole.rows.into_iter().filter_map(|(key, row)| Some((key, row?))).collect();
-    let head = Head {
-        cluster: identity.cluster,
-        history: whole.to.history,
-        revision: whole.to.revision,
-        made_ms: plan.begun_ms,
-        rows: rows.len() as u64,
-    };
-    match head.revision {
-        0 => gathering.hear_nothing(identity.pod),
-        _ => gathering.hear(identity.pod, false, Copy { head, rows })?,
-    }
+    let told = plan::copy_of_told(mirror.whole(), identity.cluster, plan.begun_ms);
+    gathering.hear(identity.pod, false, told)?;
     if gathering.newest().0.is_none() {
         bail!("this pod knows nothing of the cluster; begin on another one, or with a backup");
     }

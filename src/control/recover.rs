@@ -13,10 +13,10 @@ use crate::control::catalog::chain;
 use crate::control::membership::{self, MembershipError};
 use crate::control::node::Node;
 use crate::control::proto::internal::{OfferHead, OfferPiece};
-use crate::control::recovery::format::{Copy, Head, pieces};
+use crate::control::recovery::format::{Copy, pieces};
 use crate::control::recovery::gathering::Gathering;
 use crate::control::recovery::merge::MergeError;
-use crate::control::recovery::plan::{PlanError, copy_of, load};
+use crate::control::recovery::plan::{PlanError, copy_of, copy_of_told, load};
 use crate::control::recovery::running::Recovery;
 use crate::io::clock;
 use crate::types::Uuid;
@@ -45,10 +45,7 @@ pub fn resume(node: &Node) -> Result<Option<Arc<Recovery>>, RecoveryError> {
     let me = node.identity.pod;
     let recovery = Recovery::new(loaded, me)?;
     let Knowledge { is_complete, copy } = knowledge(node);
-    match copy.head.revision {
-        0 => recovery.hear_nothing(me),
-        _ => recovery.hear(me, is_complete, copy)?,
-    }
+    recovery.hear(me, is_complete, copy)?;
     tracing::warn!("the catalog is to be recovered: waiting for what other pods know");
     Ok(Some(Arc::new(recovery)))
 }
@@ -106,16 +103,8 @@ fn knowledge(node: &Node) -> Knowledge {
             Knowledge { is_complete: true, copy: Copy { head, rows: rows.collect() } }
         }
         None => {
-            let rows: Vec<_> =
-                told.rows.into_iter().filter_map(|(key, row)| Some((key, row?))).collect();
-            let head = Head {
-                cluster: node.identity.cluster,
-                history: told.to.history,
-                revision: told.to.revision,
-                made_ms,
-                rows: rows.len() as u64,
-            };
-            Knowledge { is_complete: false, copy: Copy { head, rows } }
+            let copy = copy_of_told(told, node.identity.cluster, made_ms);
+            Knowledge { is_complete: false, copy }
         }
     }
 }
@@ -123,9 +112,6 @@ fn knowledge(node: &Node) -> Knowledge {
 /// Tells what this pod knows to a pod that recovers the catalog as `history`.
 pub async fn offer(node: &Node, target: SocketAddr, history: Uuid) -> Result<(), Status> {
     let Knowledge { is_complete, copy } = knowledge(node);
-    if copy.head.revision == 0 {
-        return Err(Status::failed_precondition("this pod knows nothing of the cluster"));
-    }
     let head = OfferHead {
         cluster: node.identity.cluster.to_string(),
         pod: node.identity.pod.0,

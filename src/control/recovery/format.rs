@@ -143,7 +143,7 @@ fn take_row<'a>(bytes: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
     let (key_len, row_len) = head.split_first_chunk::<2>()?;
     let (key, rest) = rest.split_at_checked(u16::from_le_bytes(*key_len).into())?;
     let row_len = u32::from_le_bytes(row_len.try_into().ok()?) as usize;
-    let (row, rest) = rest.split_at_checked(row_len)?;
+    let (row, rest) = rest.split_at_checked(row_len).filter(|_| row_len <= ROW_BYTES_MAX)?;
     *bytes = rest;
     Some((key, row))
 }

@@ -60,7 +60,11 @@ impl Gathering {
     pub fn hear(&mut self, pod: PodId, is_complete: bool, copy: Copy) -> Result<(), MergeError> {
         let Copy { head, rows } = copy;
         let (name, revision) = (format!("pod {pod}"), head.revision);
-        let added = self.merge.add(Source { name, pod: Some(pod), is_complete, revision, rows });
+        let added = match revision {
+            // It knows nothing of the cluster.
+            0 => Ok(()),
+            _ => self.merge.add(Source { name, pod: Some(pod), is_complete, revision, rows }),
+        };
         match &added {
             Ok(()) => {
                 self.told.insert(pod, revision);
@@ -70,11 +74,6 @@ impl Gathering {
             Err(error) => drop(self.refused.insert(pod, error.to_string())),
         }
         added
-    }
-
-    /// A pod that knows nothing of the cluster.
-    pub fn hear_nothing(&mut self, pod: PodId) {
-        self.told.insert(pod, 0);
     }
 
     pub fn has_told(&self, pod: PodId) -> bool {
@@ -136,9 +135,10 @@ impl Gathering {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::recovery::plan::{copy_of, new_plan};
+    use crate::control::recovery::plan::{copy_of, copy_of_told, new_plan};
     use crate::control::state::CatalogState;
     use crate::control::state::rows::{Cluster, RowKey, encode_row};
+    use crate::control::sync::mirror::Mirror;
     use crate::testing::catalog_fixture::cluster;
 
     const ME: PodId = PodId(1);
@@ -176,6 +176,18 @@ mod tests {
         assert!(gathering.is_complete());
         let state = gathering.finish(7).unwrap().state;
         assert_eq!(state.cluster.history, Uuid([5; 16]));
+    }
+
+    #[test]
+    fn a_pod_that_knows_nothing_is_not_waited_for() {
+        let state = cluster(2);
+        let mut gathering = gathering();
+        let nothing = copy_of_told(Mirror::default().whole(), state.cluster.uid, 1);
+        gathering.hear(ME, false, nothing).unwrap();
+        assert_eq!(gathering.newest().0, None, "there is no source yet");
+        gathering.hear(PodId(2), false, copy(&state)).unwrap();
+        assert!(gathering.is_complete());
+        gathering.finish(7).unwrap();
     }
 
     #[test]

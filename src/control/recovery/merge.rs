@@ -193,7 +193,7 @@ impl Merge {
     pub fn finish(&self, history: Uuid, pod: PodId, now_ms: u64) -> Result<Merged, MergeError> {
         let nothing = || MergeError::Nothing { name: "nobody".to_owned() };
         let cluster = self.cluster.clone().ok_or_else(nothing)?;
-        let restores = cluster.restores + 1;
+        let restores = cluster.restores.saturating_add(1);
         if restores > RESTORES_MAX {
             return Err(MergeError::Restores);
         }

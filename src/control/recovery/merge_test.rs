@@ -264,7 +264,7 @@ fn command(step: &Step, number: u8, state: &CatalogState) -> Option<CatalogComma
 }
 
 proptest! {
-    /// Whatever happened and whoever heard of it, there is a state again, and it gives no number
+    /// After any commands, heard by any pods, there is a state again, and it gives no number
     /// that was given before. When all pods have heard of everything, it is what there was.
     #[test]
     fn a_lost_catalog_is_found_again(steps in prop::collection::vec(step(), 1..60)) {

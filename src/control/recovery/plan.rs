@@ -7,7 +7,8 @@
 //! <data>/catalog.before-ID      that member's log; ID: the first digits of the new history
 //! ```
 //!
-//! The directory `recovery` appears as a whole, and vanishes when the new catalog is durable. Until
+//! The copies may have the authority's key, so nobody else can read them. The directory `recovery`
+//! appears as a whole, and vanishes when the new catalog is durable. Until
 //! then a recovery can be abandoned.
 
 use std::fs;
@@ -16,10 +17,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::identity::write_atomically;
 use crate::control::recovery::format::{Copy, FormatError, Head, pieces, read};
 use crate::control::state::CatalogState;
 use crate::control::state::rows::{Authority, Hidden, RowKey, encode_row};
+use crate::control::sync::update::Update;
+use crate::security::files::{FilesError, make_private_directory, write_private};
 use crate::types::Uuid;
 
 const FORMAT: u32 = 1;
@@ -57,6 +59,8 @@ pub enum PlanError {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Files(#[from] FilesError),
     #[error("cannot use {}", path.display())]
     Copy {
         path: PathBuf,
@@ -123,6 +127,14 @@ pub fn copy_of(
     (head, rows)
 }
 
+/// A copy of all that a pod was told.
+pub fn copy_of_told(whole: Update, cluster: Uuid, made_ms: u64) -> Copy {
+    let rows: Vec<_> = whole.rows.into_iter().filter_map(|(key, row)| Some((key, row?))).collect();
+    let (history, revision) = (whole.to.history, whole.to.revision);
+    let head = Head { cluster, history, revision, made_ms, rows: rows.len() as u64 };
+    Copy { head, rows }
+}
+
 /// Reads a copy of a catalog.
 pub fn read_copy(path: &Path) -> Result<Copy, PlanError> {
     let bytes = fs::read(path).map_err(fail("read", path))?;
@@ -142,11 +154,8 @@ pub fn begin(
     }
     let new = data.join("recovery.new");
     remove(&new)?;
-    fs::create_dir(&new).map_err(fail("create", &new))?;
-    let write = |name: &str, bytes: &[u8]| {
-        let file = new.join(name);
-        write_atomically(&file, bytes).map_err(fail("write", &file))
-    };
+    make_private_directory(&new)?;
+    let write = |name: &str, bytes: &[u8]| write_private(&new.join(name), bytes);
     if let Some(Copy { head, rows }) = backup {
         let bytes: Vec<u8> = pieces(head, rows.iter().cloned()).flatten().collect();
         write(BACKUP, &bytes)?;
@@ -248,6 +257,8 @@ pub fn new_plan(history: Uuid, begun_ms: u64) -> Plan {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::testing::catalog_fixture::cluster;
 
@@ -262,6 +273,9 @@ mod tests {
         let (plan, state) = (new_plan(Uuid([5; 16]), 7), cluster(3));
         begin(data, &plan, None, Some(&state)).unwrap();
         assert!(matches!(begin(data, &plan, None, None), Err(PlanError::Begun { .. })));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&directory(data)), 0o700);
+        assert_eq!(mode(&directory(data).join(MEMBER)), 0o600);
         let loaded = load(data).unwrap().unwrap();
         assert_eq!((loaded.plan, loaded.backup), (plan.clone(), None));
         assert_eq!(loaded.member.unwrap().head.revision, state.revision());

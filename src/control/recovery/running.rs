@@ -48,12 +48,6 @@ impl Recovery {
         heard
     }
 
-    /// See [`Gathering::hear_nothing`].
-    pub fn hear_nothing(&self, pod: PodId) {
-        self.gathering().hear_nothing(pod);
-        self.heard.send_modify(|count| *count += 1);
-    }
-
     /// See [`Gathering::leave_out`].
     pub fn leave_out(&self, pods: &[PodId]) -> bool {
         let is_done = self.gathering().leave_out(pods);

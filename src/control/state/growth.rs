@@ -122,7 +122,7 @@ pub(super) fn grow(
         let now = Shard { bytes, ..shard.clone() };
         tables.put(shard_id, now);
     }
-    // Whoever was fenced up to now is fenced in the new shards from birth.
+    // A holder that was fenced up to now is fenced in the new shards from birth.
     let birth = match planted!(BornOutdated) {
         true => AccessSet { open: volume.access.open, ..AccessSet::default() },
         false => tables.access_of(id),

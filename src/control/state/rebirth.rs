@@ -98,7 +98,7 @@ fn ask_shards(tables: &mut Tables, first: u64, now_ms: u64) {
         if volume.deleting {
             continue;
         }
-        let counter = volume.access.counter.max(first) + 1;
+        let counter = volume.access.counter.max(first).saturating_add(1);
         let access = VolumeAccess { counter, wanted: Generation(counter), ..volume.access };
         let kept = volume.kept.map(|kept| {
             let time_ms = kept.purge_ms.saturating_sub(kept.deleted_ms);

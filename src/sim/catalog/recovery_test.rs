@@ -12,9 +12,9 @@ use super::scenarios_test::Scenario;
 use super::store::Database;
 use super::{Catalog, Host, NewVolume, pod_id};
 use crate::control::membership::first;
-use crate::control::recovery::format::{Copy, Head};
+use crate::control::recovery::format::Copy;
 use crate::control::recovery::gathering::Gathering;
-use crate::control::recovery::plan::{Loaded, copy_of, new_plan};
+use crate::control::recovery::plan::{Loaded, copy_of, copy_of_told, new_plan};
 use crate::control::reports::Table;
 use crate::control::state::CatalogState;
 use crate::sim::disk::Loss;
@@ -37,15 +37,7 @@ fn copy(state: &CatalogState) -> Copy {
 /// What a pod was told, as it is on its disk.
 fn told(catalog: &Catalog, host: Host) -> Copy {
     let whole = catalog.pods[host].mirrors[1].whole();
-    let rows: Vec<_> = whole.rows.into_iter().filter_map(|(key, row)| Some((key, row?))).collect();
-    let head = Head {
-        cluster: catalog.check.state().cluster.uid,
-        history: whole.to.history,
-        revision: whole.to.revision,
-        made_ms: 1,
-        rows: rows.len() as u64,
-    };
-    Copy { head, rows }
+    copy_of_told(whole, catalog.check.state().cluster.uid, 1)
 }
 
 /// The catalog is lost but for the member of `away`, and made again on `host`.
