@@ -8,9 +8,9 @@ use holdfast::cli::bench::report::{self, Report, Side};
 use holdfast::cli::{class, explain, render};
 use holdfast::control::objects::condition::{Statement, Truth, Type, Why};
 use holdfast::control::proto::{
-    CatalogStatus, Class, ClassCapacity, ClassSpec, ClassStatus, Condition, Disk, DiskStatus, Meta,
-    Phase, PhaseCount, Pod, PodStatus, Problem, Progress, Replica, Shard, ShardStatus,
-    StatusResponse, Summary, Volume, VolumeSpec, VolumeStatus,
+    CatalogStatus, Class, ClassCapacity, ClassSpec, ClassStatus, Condition, Disk, DiskStatus,
+    Event, EventSeverity, Meta, Phase, PhaseCount, Pod, PodStatus, Problem, Progress, Replica,
+    Shard, ShardStatus, StatusResponse, Summary, Volume, VolumeSpec, VolumeStatus,
 };
 
 /// When the tables are made: 2026-03-01 07:08:09 UTC.
@@ -304,6 +304,33 @@ fn check(name: &str, text: &str) {
     assert_eq!(text, golden, "{} differs", path.display());
 }
 
+fn events() -> Vec<Event> {
+    let about = |kind: &str, name: &str, reason: &str, message: &str| Event {
+        object_kind: kind.to_owned(),
+        object_name: name.to_owned(),
+        object_uid: "0a".to_owned(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        severity: EventSeverity::Normal.into(),
+        count: 1,
+        first_unix_ms: NOW_MS - 3_600_000,
+        last_unix_ms: NOW_MS - 3_600_000,
+        ..Event::default()
+    };
+    let missing = Event {
+        condition: "Redundant".to_owned(),
+        severity: EventSeverity::Warning.into(),
+        count: 3,
+        last_unix_ms: NOW_MS - 5_000,
+        ..about("volume", "demo", "ReplicasMissing", "1 replica is missing")
+    };
+    vec![
+        about("volume", "demo", "VolumeCreated", "64MiB, of class replicated"),
+        about("cluster", "", "TokenMade", "4f, for pod"),
+        missing,
+    ]
+}
+
 #[test]
 fn tables_look_as_they_did() {
     check("volume_list.txt", &render::objects(&volumes(), false));
@@ -319,6 +346,8 @@ fn tables_look_as_they_did() {
     check("shard_list.txt", &render::objects(&shards(), false));
     check("shard_show.txt", &render::object(&shards()[0], NOW_MS));
     check("class_list.txt", &render::objects(&classes(), false));
+    check("event_list.txt", &render::objects(&events(), false));
+    check("event_list_wide.txt", &render::objects(&events(), true));
     check("class_capacity.txt", &class::capacities(&capacities()));
     check("status.txt", &render::status(&status(), NOW_MS));
     check("bench.txt", &report::text(&bench()));
@@ -337,6 +366,7 @@ fn explanations_read_as_they_did() {
     check("explain_retained.txt", &told(explain::sentences(&volumes[5], &[], NOW_MS)));
     let many: Vec<String> = (1..12).map(|n| format!("the replica of shard {n} is gone")).collect();
     check("explain_degraded.txt", &told(explain::sentences(&volumes[0], &many, NOW_MS)));
+    check("explain_history.txt", &told(explain::history(&events(), NOW_MS)));
     check("explain_disk.txt", &told(explain::sentences(&disks()[1], &[], NOW_MS)));
 }
 

@@ -243,6 +243,34 @@ fn objects_can_be_waited_for_watched_and_explained() {
     holdfast(&cluster, 1, &["wait", "volume/demo", "--for", "condition=redundant"]);
     holdfast(&cluster, 1, &["volume", "delete", name, "--retention", "0"]);
     holdfast(&cluster, 1, &["wait", &format!("volume/{name}"), "--for", "deleted"]);
+    history_is_told(&cluster, name);
+}
+
+/// What has happened to `demo`, to pod 3 and to a volume that is gone.
+fn history_is_told(cluster: &Cluster, gone: &str) {
+    let reasons = |object: &str| -> Vec<String> {
+        let events = holdfast(cluster, 2, &["event", "list", "--for", object, "-o", "json"]);
+        let events: Vec<Value> = serde_json::from_str(&events).unwrap();
+        let reasons = events.iter().map(|event| event["reason"].as_str().unwrap().to_owned());
+        reasons.collect()
+    };
+    let life = ["VolumeCreated", "VolumeUsable", "DestructionBegun", "Destroyed"];
+    let told = reasons(&format!("volume/{gone}"));
+    assert!(life.iter().all(|reason| told.iter().any(|it| it == reason)), "{told:?}");
+    assert_eq!(told.last().map(String::as_str), Some("Destroyed"), "{told:?}");
+    // Conditions are recorded soon after they are seen.
+    let is_told = |object: &str, bad: &str, well: &str| {
+        let told = reasons(object);
+        let at = |reason: &str| told.iter().rposition(|it| it == reason);
+        at(bad).is_some() && at(well) > at(bad)
+    };
+    wait_until("the conditions are told", || {
+        is_told("pod/3", "Silent", "Reporting")
+            && is_told("volume/demo", "ReplicasMissing", "AllReplicasGood")
+    });
+    let explained = holdfast(cluster, 1, &["explain", "volume", "demo"]);
+    assert!(explained.contains("AllReplicasGood"), "{explained}");
+    assert!(explained.contains("ago: ReplicasMissing: "), "{explained}");
 }
 
 /// `holdfast bench` as JSON; panics when it fails.

@@ -17,6 +17,7 @@ use crate::control::proto::classes_client::ClassesClient;
 use crate::control::proto::cluster_client::ClusterClient;
 use crate::control::proto::credentials_client::CredentialsClient;
 use crate::control::proto::disks_client::DisksClient;
+use crate::control::proto::events_client::EventsClient;
 use crate::control::proto::nodes_client::NodesClient;
 use crate::control::proto::pods_client::PodsClient;
 use crate::control::proto::shards_client::ShardsClient;
@@ -92,6 +93,10 @@ impl Client {
 
     pub fn attachments(&self) -> AttachmentsClient<Channel> {
         AttachmentsClient::new(self.channel.clone())
+    }
+
+    pub fn events(&self) -> EventsClient<Channel> {
+        EventsClient::new(self.channel.clone())
     }
 
     pub fn nodes(&self) -> NodesClient<Channel> {

@@ -3,6 +3,7 @@
 
 use crate::cli::Output;
 use crate::cli::client::Client;
+use crate::cli::exit::UsageError;
 use crate::cli::noun::{Noun, all};
 use crate::cli::render::{self, Rows};
 use crate::cli::time::{length, moment};
@@ -10,11 +11,14 @@ use crate::control::objects::condition::Why;
 use crate::control::objects::key::Kind;
 use crate::control::observed::unix_ms;
 use crate::control::proto::{
-    Attachment, Class, Condition, ConditionStatus, Disk, Node, Phase, Pod, Query, Shard, Volume,
+    Attachment, Class, Condition, ConditionStatus, Disk, Event, Node, Phase, Pod, Query, Shard,
+    Volume,
 };
 
 /// Parts of an object that are named at most.
 const PARTS_MAX: usize = 8;
+/// Events of an object that are told at most.
+const EVENTS_MAX: usize = 8;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -25,8 +29,11 @@ pub struct Args {
 }
 
 fn kind(text: &str) -> Result<Kind, String> {
-    let kinds = Kind::ALL.map(Kind::word).join(", ");
-    Kind::of(text).ok_or_else(|| format!("{text:?} is none of {kinds}"))
+    let kinds = || Kind::ALL.into_iter().filter(|kind| *kind != Kind::Event);
+    kinds().find(|kind| kind.word() == text).ok_or_else(|| {
+        let words: Vec<&str> = kinds().map(Kind::word).collect();
+        format!("{text:?} is none of {}", words.join(", "))
+    })
 }
 
 pub async fn run(client: &Client, args: Args, output: Output) -> anyhow::Result<String> {
@@ -49,6 +56,7 @@ pub async fn run(client: &Client, args: Args, output: Output) -> anyhow::Result<
             let parts = shards.iter().flat_map(bad_replicas).collect();
             explain::<Volume>(client, &name, parts, output).await
         }
+        Kind::Event => Err(UsageError("an event says everything itself".to_owned()).into()),
     }
 }
 
@@ -59,7 +67,10 @@ async fn explain<T: Noun>(
     output: Output,
 ) -> anyhow::Result<String> {
     let object = T::get(client, name).await?;
-    let sentences = sentences(&object, &parts, unix_ms());
+    let now_unix_ms = unix_ms();
+    let mut sentences = sentences(&object, &parts, now_unix_ms);
+    let events = all::<Event>(client, Query::default(), &object.history()).await?;
+    sentences.extend(history(&events, now_unix_ms));
     match output {
         Output::Table | Output::Wide => Ok(sentences.join("\n") + "\n"),
         Output::Json => render::json(&sentences),
@@ -146,6 +157,24 @@ fn explained(condition: &Condition, now_unix_ms: u64) -> Vec<String> {
         said.push(format!("What you could do: {}.", words.advice));
     }
     said
+}
+
+/// The newest events of an object, the newest first.
+pub fn history(events: &[Event], now_unix_ms: u64) -> Vec<String> {
+    let newest = events.iter().rev().take(EVENTS_MAX);
+    let told = newest.map(|event| {
+        let ago = length(now_unix_ms.saturating_sub(event.last_unix_ms));
+        let message = match event.message.as_str() {
+            "" => String::new(),
+            message => format!(": {message}"),
+        };
+        let times = match event.count {
+            0 | 1 => String::new(),
+            count => format!(", {count} times since {}", moment(event.first_unix_ms)),
+        };
+        format!("{ago} ago{times}: {}{message}.", event.reason)
+    });
+    told.collect()
 }
 
 fn since(condition: &Condition, now_unix_ms: u64) -> String {

@@ -95,9 +95,19 @@ pub async fn watch<T: Watched>(
     query: Query,
     output: Output,
 ) -> anyhow::Result<()> {
+    watch_within::<T>(client, query, "", output).await
+}
+
+/// As [`watch`], of objects that belong to another.
+pub async fn watch_within<T: Watched>(
+    client: &Client,
+    query: Query,
+    within: &str,
+    output: Output,
+) -> anyhow::Result<()> {
     let is_wide = output == Output::Wide;
     let view = if is_wide { View::Full } else { View::Basic };
-    let mut follow = Follow::<T>::new(client, Query { view: view.into(), ..query });
+    let mut follow = Follow::<T>::new(client, Query { view: view.into(), ..query }, within);
     let (mut present, mut widths) = (Some(Vec::new()), Vec::new());
     let head: Vec<String> = render::head::<T>(is_wide).into_iter().map(str::to_owned).collect();
     loop {

@@ -15,6 +15,7 @@ pub mod client;
 mod data_path;
 pub mod dev;
 pub mod disk;
+pub mod event;
 pub mod exit;
 pub mod explain;
 pub mod init;
@@ -161,6 +162,9 @@ enum CliCommand {
     /// Which node may use which closed volume
     #[command(subcommand)]
     Attachment(attachment::AttachmentCommand),
+    /// What has happened to objects
+    #[command(subcommand)]
+    Event(event::EventCommand),
     /// Machines on which volumes are used
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -244,6 +248,7 @@ fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
             CliCommand::Shard(command) => shard::run(&client, command, output).await?,
             CliCommand::Class(command) => class::run(&client, command, output).await?,
             CliCommand::Attachment(command) => attachment::run(&client, command, output).await?,
+            CliCommand::Event(command) => event::run(&client, command, output).await?,
             CliCommand::Node(command) => node::run(&client, command, output).await?,
             CliCommand::Token(command) => token::run(&client, command, output).await?,
             CliCommand::Pod(command) => pod::run(&client, command, output).await?,

@@ -9,11 +9,12 @@ use crate::cli::client::Client;
 use crate::cli::exit::CallError;
 use crate::cli::render::Rows;
 use crate::control::proto::{
-    Attachment, Change, Class, Disk, GetAttachmentRequest, GetClassRequest, GetDiskRequest,
+    Attachment, Change, Class, Disk, Event, GetAttachmentRequest, GetClassRequest, GetDiskRequest,
     GetNodeRequest, GetPodRequest, GetShardRequest, GetVolumeRequest, ListAttachmentsRequest,
-    ListClassesRequest, ListDisksRequest, ListNodesRequest, ListPodsRequest, ListShardsRequest,
-    ListVolumesRequest, Node, Pod, Query, Shard, Volume, WatchAttachmentsRequest,
-    WatchDisksRequest, WatchNodesRequest, WatchPodsRequest, WatchVolumesRequest,
+    ListClassesRequest, ListDisksRequest, ListEventsRequest, ListNodesRequest, ListPodsRequest,
+    ListShardsRequest, ListVolumesRequest, Node, Pod, Query, Shard, Volume,
+    WatchAttachmentsRequest, WatchDisksRequest, WatchEventsRequest, WatchNodesRequest,
+    WatchPodsRequest, WatchVolumesRequest,
 };
 
 /// Some of the objects, and the token of the next page.
@@ -47,6 +48,7 @@ pub trait Watched: Noun {
     fn watch(
         client: &Client,
         query: Query,
+        within: &str,
         resume_token: String,
     ) -> impl Future<Output = Result<Telling<Self>, CallError>>;
 }
@@ -93,14 +95,17 @@ macro_rules! noun {
 }
 
 macro_rules! watched {
-    ($noun:ident, $nouns:ident, $field:ident, $watch:ident) => {
+    ($noun:ident, $nouns:ident, $field:ident, $watch:ident { $($of:ident: $value:expr),* }) => {
         impl Watched for $noun {
+            #[allow(unused_variables)]
             async fn watch(
                 client: &Client,
                 query: Query,
+                within: &str,
                 resume_token: String,
             ) -> Result<Telling<$noun>, CallError> {
-                let request = $watch { query: Some(query), resume_token };
+                let query = Some(query);
+                let request = $watch { query, resume_token, $($of: $value(within)),* };
                 let answer = client.$nouns().watch(request).await;
                 let events = client.check(format!("watch the {}", stringify!($nouns)), answer)?;
                 Ok(Box::pin(events.map(|event| {
@@ -127,11 +132,40 @@ noun!(
     ListAttachmentsRequest { volume: volume_of, node: node_of }
 );
 noun!(Shard, shards, GetShardRequest, ListShardsRequest { volume: str::to_owned });
-watched!(Node, nodes, node, WatchNodesRequest);
-watched!(Pod, pods, pod, WatchPodsRequest);
-watched!(Disk, disks, disk, WatchDisksRequest);
-watched!(Attachment, attachments, attachment, WatchAttachmentsRequest);
-watched!(Volume, volumes, volume, WatchVolumesRequest);
+watched!(Node, nodes, node, WatchNodesRequest {});
+watched!(Pod, pods, pod, WatchPodsRequest {});
+watched!(Disk, disks, disk, WatchDisksRequest {});
+watched!(Attachment, attachments, attachment, WatchAttachmentsRequest {});
+watched!(Volume, volumes, volume, WatchVolumesRequest {});
+watched!(Event, events, event, WatchEventsRequest { object_kind: kind_of, object_name: name_of });
+
+/// Events are listed, not shown one by one.
+impl Noun for Event {
+    async fn page(client: &Client, query: Query, within: &str) -> Result<Page<Event>, CallError> {
+        let (object_kind, object_name) = (kind_of(within), name_of(within));
+        let request = ListEventsRequest { query: Some(query), object_kind, object_name };
+        let answer = client.events().list(request).await;
+        let page = client.check("list the events", answer)?;
+        Ok((page.events, page.next_page_token))
+    }
+
+    async fn get(client: &Client, name: &str) -> Result<Event, CallError> {
+        let query = Query { name: name.to_owned(), ..Query::default() };
+        let (events, _) = Event::page(client, query, "").await?;
+        let none = || Status::not_found(format!("there is no event named {name:?}"));
+        let found = events.into_iter().next().map(tonic::Response::new).ok_or_else(none);
+        client.check(format!("show event {name}"), found)
+    }
+}
+
+/// The parts of `KIND/NAME`, of which the name may be missing.
+fn kind_of(within: &str) -> String {
+    within.split_once('/').map_or(within, |(kind, _)| kind).to_owned()
+}
+
+fn name_of(within: &str) -> String {
+    within.split_once('/').map(|(_, name)| name.to_owned()).unwrap_or_default()
+}
 
 /// The parts of `VOLUME/NODE`, of which each may be empty.
 fn volume_of(within: &str) -> String {

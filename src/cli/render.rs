@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use crate::cli::time::{length, moment};
 use crate::config::size::ByteSize;
-use crate::control::objects::describe::Object;
+use crate::control::objects::describe::{Object, about};
 use crate::control::objects::judge::some;
 use crate::control::proto::{
-    Attachment, Class, Condition, ConditionStatus, Disk, Node, Phase, Pod, Problem, Shard,
+    Attachment, Class, Condition, ConditionStatus, Disk, Event, Node, Phase, Pod, Problem, Shard,
     StatusResponse, Summary, Volume,
 };
 
@@ -30,6 +30,11 @@ pub trait Rows: Object + Serialize {
     /// Everything, by names. What all objects have is left out.
     fn fields(&self) -> Vec<(&'static str, String)>;
     fn conditions(&self) -> &[Condition];
+    /// The object whose events are its history, as in `volume/demo`. Attachments and shards have that
+    /// of their volume.
+    fn history(&self) -> String {
+        about(Self::WORD, &self.meta().name)
+    }
     /// What clients can use of it; 0 of what they do not use.
     fn usable_bytes(&self) -> u64 {
         0
@@ -402,6 +407,11 @@ impl Rows for Shard {
         fields
     }
 
+    fn history(&self) -> String {
+        let volume = self.status.as_ref().map(|status| status.volume.as_str());
+        about("volume", volume.unwrap_or_default())
+    }
+
     conditions!();
 }
 
@@ -437,7 +447,51 @@ impl Rows for Attachment {
         ]
     }
 
+    fn history(&self) -> String {
+        let volume = self.spec.as_ref().map(|spec| spec.volume.as_str());
+        about("volume", volume.unwrap_or_default())
+    }
+
     conditions!();
+}
+
+impl Rows for Event {
+    const WORD: &'static str = "event";
+    const NONE: &'static str = "no events";
+    const HEAD: &'static [&'static str] = &["LAST", "OBJECT", "REASON", "COUNT", ""];
+    const RIGHT: &'static [usize] = &[3];
+    const WIDE: &'static [&'static str] = &["FIRST", "CONDITION", "SEVERITY", "OBJECT UID"];
+
+    fn row(&self) -> Vec<String> {
+        vec![
+            moment(self.last_unix_ms),
+            about(&self.object_kind, &self.object_name),
+            self.reason.clone(),
+            self.count.to_string(),
+            self.message.clone(),
+        ]
+    }
+
+    fn wide(&self) -> Vec<String> {
+        vec![
+            moment(self.first_unix_ms),
+            self.condition.clone(),
+            self.severity().word(),
+            self.object_uid.clone(),
+        ]
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let heads = Self::HEAD.iter().chain(Self::WIDE).map(|head| match *head {
+            "" => "message",
+            head => head,
+        });
+        heads.zip(self.row().into_iter().chain(self.wide())).collect()
+    }
+
+    fn conditions(&self) -> &[Condition] {
+        &[]
+    }
 }
 
 /// The whole cluster, on one screen. `now_unix_ms`: for lengths of time.

@@ -54,7 +54,7 @@ pub async fn run(client: &Client, args: Args, output: Output) -> anyhow::Result<
         Kind::Attachment => {
             wait_and_print::<Attachment>(client, &name, &wanted, within, output).await
         }
-        Kind::Class | Kind::Shard => {
+        Kind::Class | Kind::Shard | Kind::Event => {
             Err(UsageError(format!("a {} cannot be waited for", kind.word())).into())
         }
     }
@@ -85,7 +85,7 @@ pub async fn until<T: Watched>(
     mut tell: impl FnMut(&T),
 ) -> anyhow::Result<Option<T>> {
     let query = Query { name: name.to_owned(), view: View::Full.into(), ..Query::default() };
-    let mut follow = Follow::<T>::new(client, query);
+    let mut follow = Follow::<T>::new(client, query, "");
     let (deadline, mut last) = (Instant::now() + within, None);
     loop {
         let told = match timeout_at(deadline, follow.next()).await {

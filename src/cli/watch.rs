@@ -22,6 +22,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 pub struct Follow<'a, T> {
     client: &'a Client,
     query: Query,
+    within: String,
     resume_token: String,
     telling: Option<Telling<T>>,
     waiting: VecDeque<Told<T>>,
@@ -29,10 +30,12 @@ pub struct Follow<'a, T> {
 }
 
 impl<'a, T: Watched> Follow<'a, T> {
-    pub fn new(client: &'a Client, query: Query) -> Follow<'a, T> {
+    /// `within`: what the objects belong to; empty: anything.
+    pub fn new(client: &'a Client, query: Query, within: &str) -> Follow<'a, T> {
         Follow {
             client,
             query,
+            within: within.to_owned(),
             resume_token: String::new(),
             telling: None,
             waiting: VecDeque::new(),
@@ -64,7 +67,8 @@ impl<'a, T: Watched> Follow<'a, T> {
     async fn hear(&mut self) -> Result<Option<Told<T>>, CallError> {
         if self.telling.is_none() {
             let token = self.resume_token.clone();
-            self.telling = Some(T::watch(self.client, self.query.clone(), token).await?);
+            let query = self.query.clone();
+            self.telling = Some(T::watch(self.client, query, &self.within, token).await?);
         }
         let telling = self.telling.as_mut().expect("it was just begun");
         match telling.next().await {

@@ -185,6 +185,10 @@ pub enum CatalogCommand {
     RemoveCatalogMember {
         member: MemberId,
     },
+    /// The leader has seen how objects are by now.
+    RecordEvents {
+        seen: Vec<Sighting>,
+    },
 }
 
 /// What it does, in words.
@@ -258,6 +262,9 @@ impl fmt::Display for CatalogCommand {
             }
             CatalogCommand::RemoveCatalogMember { member } => {
                 write!(f, "member {member} leaves the catalog")
+            }
+            CatalogCommand::RecordEvents { seen } => {
+                write!(f, "{} conditions of objects have changed", seen.len())
             }
         }
     }
@@ -395,6 +402,22 @@ pub struct NewDisk {
     pub disk: Uuid,
     pub path: String,
     pub capacity_bytes: u64,
+}
+
+/// A condition of an object that has become another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sighting {
+    /// Kind of the object, as on the command line.
+    pub kind: String,
+    pub name: String,
+    pub uid: String,
+    /// Type of the condition.
+    pub condition: String,
+    /// Why it is what it is, in one word.
+    pub reason: String,
+    pub message: String,
+    /// It is as it should be.
+    pub well: bool,
 }
 
 /// Where the replicas of a volume go: for each shard, positions in `disks`.

@@ -28,14 +28,14 @@ impl Observed {
         &self,
         state: &CatalogState,
         reports: &Reports,
-        with: impl FnOnce(&Observer, u64) -> T,
+        with: impl FnOnce(&mut Observer, u64) -> T,
     ) -> T {
         let mut observer = self.observer.lock().unwrap_or_else(PoisonError::into_inner);
         let now_ms = unix_ms();
         if reports.with(|pods| observer.update(Source::new(state), pods, now_ms)) {
             self.last.send_replace(observer.mark().sequence);
         }
-        with(&observer, now_ms)
+        with(&mut observer, now_ms)
     }
 
     /// Tells of every change.

@@ -45,6 +45,13 @@ impl ConditionStatus {
     }
 }
 
+impl EventSeverity {
+    /// In lower case: `warning`.
+    pub fn word(self) -> String {
+        last_word(self.as_str_name())
+    }
+}
+
 /// The last word of a value's name in lower case: `ready` for `PHASE_READY`.
 fn last_word(name: &str) -> String {
     name.rsplit('_').next().unwrap_or(name).to_ascii_lowercase()
@@ -56,6 +63,10 @@ fn phase<S: Serializer>(phase: &i32, to: S) -> Result<S::Ok, S::Error> {
 
 fn access_mode<S: Serializer>(mode: &i32, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(AccessMode::try_from(*mode).unwrap_or_default().word())
+}
+
+fn event_severity<S: Serializer>(severity: &i32, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&EventSeverity::try_from(*severity).unwrap_or_default().word())
 }
 
 fn condition_status<S: Serializer>(status: &i32, to: S) -> Result<S::Ok, S::Error> {

@@ -77,6 +77,8 @@ reasons! {
         "there is no attachment of this name",
     NoSuchShard "NO_SUCH_SHARD" NotFound
         "there is no shard of this name",
+    NoSuchEvent "NO_SUCH_EVENT" NotFound
+        "there is no event of this name, or it was forgotten",
     NoSuchToken "NO_SUCH_TOKEN" NotFound
         "there is no token with this id",
     NoSuchCertificate "NO_SUCH_CERTIFICATE" NotFound

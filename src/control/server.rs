@@ -21,6 +21,7 @@ use crate::control::api::classes::ClassesService;
 use crate::control::api::cluster::ClusterService;
 use crate::control::api::credentials::CredentialsService;
 use crate::control::api::disks::DisksService;
+use crate::control::api::events::EventsService;
 use crate::control::api::guard::guarded;
 use crate::control::api::health;
 use crate::control::api::joining::JoiningService;
@@ -50,6 +51,7 @@ use crate::control::proto::classes_server::ClassesServer;
 use crate::control::proto::cluster_server::ClusterServer;
 use crate::control::proto::credentials_server::CredentialsServer;
 use crate::control::proto::disks_server::DisksServer;
+use crate::control::proto::events_server::EventsServer;
 use crate::control::proto::internal::catalog_server::CatalogServer;
 use crate::control::proto::internal::joining_server::JoiningServer;
 use crate::control::proto::nodes_server::NodesServer;
@@ -171,6 +173,7 @@ impl Server {
         server.keep("register", tasks::register);
         server.keep("report", tasks::report);
         server.keep("reconcile", tasks::reconcile);
+        server.keep("record_events", tasks::record_events);
         server.keep("revive_catalog", revive);
         server.keep("observe", observe);
         server.keep("recover", recover::recover);
@@ -324,6 +327,7 @@ async fn serve_api(
             &node,
             AttachmentsServer::new(AttachmentsService { node: node.clone() }),
         ))
+        .add_service(counted(&node, EventsServer::new(EventsService { node: node.clone() })))
         .add_service(counted(
             &node,
             CatalogAdminServer::new(CatalogAdminService { node: node.clone() }),

@@ -16,10 +16,12 @@ use crate::control::access::AccessRounds;
 use crate::control::api::catalog::CatalogService;
 use crate::control::api::telling::SILENT_MAX;
 use crate::control::catalog::chain;
+use crate::control::command::CatalogCommand;
 use crate::control::data_path::DataPath;
 use crate::control::membership;
 use crate::control::node::Node;
-use crate::control::observed::unix_ms;
+use crate::control::objects::source::Source;
+use crate::control::observed::{is_telling, unix_ms};
 use crate::control::proto::internal as proto;
 use crate::control::proto::internal::catalog_server::Catalog as _;
 use crate::control::reconcile::{Action, Facts, VOTER_LOST_AFTER, decide};
@@ -35,6 +37,8 @@ use crate::worker::AccessAnswer;
 
 /// A stream from which nothing comes for so long has ended.
 const SYNC_SILENT_AFTER: Duration = Duration::from_secs(10);
+/// Events that are recorded by one command.
+const EVENTS_AT_ONCE: usize = 128;
 /// A volume that this pod wants is here within this time, if the catalog works.
 const VOLUME_HERE_WITHIN: Duration = Duration::from_secs(5);
 /// So long is a volume wanted after a round over its shards.
@@ -356,6 +360,33 @@ pub async fn reconcile(node: Arc<Node>) {
                     }
                 }
             }
+        }
+    }
+}
+
+/// On the leader: records which conditions of objects have become others.
+pub async fn record_events(node: Arc<Node>) {
+    loop {
+        sleep(LOOK_EVERY).await;
+        let Some(catalog) = node.leading() else { continue };
+        let Some(state) = catalog.published.borrow().state.clone() else { continue };
+        // A new leader takes pods for silent from which it has not heard yet.
+        if !node.reports.with(|pods| is_telling(&state, pods)) {
+            continue;
+        }
+        let source = Source::new(&state);
+        let seen = node
+            .observed
+            .look(&state, &node.reports, |observer, _| observer.take_news(source, EVENTS_AT_ONCE));
+        if seen.is_empty() {
+            continue;
+        }
+        let command = CatalogCommand::RecordEvents { seen: seen.clone() };
+        if let Err(error) = catalog.propose(command).await {
+            tracing::info!("could not record events: {}", chain(&error));
+            node.observed.look(&state, &node.reports, |observer, _| {
+                observer.give_back(source, &seen);
+            });
         }
     }
 }

@@ -93,6 +93,8 @@ pub fn no_such(kind: Kind, name: &str) -> Status {
         Kind::Volume => Reason::NoSuchVolume,
         Kind::Shard => Reason::NoSuchShard,
         Kind::Attachment => Reason::NoSuchAttachment,
+        // It is forgotten after a while.
+        Kind::Event => Reason::NoSuchEvent,
     };
     let word = kind.word();
     let message =

@@ -11,6 +11,7 @@ pub mod credentials;
 pub mod deadline;
 pub mod disks;
 pub mod errors;
+pub mod events;
 pub mod guard;
 pub mod health;
 pub mod joining;

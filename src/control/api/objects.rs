@@ -19,7 +19,7 @@ use crate::control::objects::cursor::Mark;
 use crate::control::objects::describe::{Describe, Object};
 use crate::control::objects::key::{Kind, ObjectKey};
 use crate::control::objects::observer::{Changed, Gone, Observer};
-use crate::control::objects::query::{Filter, Page, key_of, list};
+use crate::control::objects::query::{Filter, Page, list};
 use crate::control::objects::ring::TooOld;
 use crate::control::objects::source::{Keys, Source};
 use crate::control::observed::is_telling;
@@ -69,7 +69,7 @@ pub async fn describe<T>(
 /// The object of this name.
 pub async fn get<T: Object>(node: &Node, catalog: &Catalog, name: &str) -> Result<T, Failure> {
     let found = describe(node, catalog, |from, _| {
-        let key = key_of(from.source, T::KIND, name)?;
+        let key = from.source.key_of(T::KIND, name)?;
         T::describe(from, &key, View::Full)
     });
     found.await?.ok_or_else(|| no_such(T::KIND, name).into())
@@ -104,7 +104,18 @@ pub async fn watch<T: Object>(
     query: Option<Query>,
     resume_token: &str,
 ) -> Result<Events<Event<T>>, Failure> {
-    let filter = Filter::new(query, "").map_err(|error| of_query(&error))?;
+    watch_within(node, catalog, query, "", resume_token).await
+}
+
+/// As [`watch`], of objects that are [`Object::is_within`].
+pub async fn watch_within<T: Object>(
+    node: &Arc<Node>,
+    catalog: Arc<Catalog>,
+    query: Option<Query>,
+    within: &str,
+    resume_token: &str,
+) -> Result<Events<Event<T>>, Failure> {
+    let filter = Filter::new(query, within).map_err(|error| of_query(&error))?;
     let resume = match resume_token {
         "" => None,
         token => Some(Mark::decode(token).map_err(|error| {

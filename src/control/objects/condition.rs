@@ -154,6 +154,23 @@ impl Why {
         Why::ALL.into_iter().find(|why| why.word() == word)
     }
 
+    /// True when a condition that becomes so is recorded as an event. The others belong to the life
+    /// of an object, of which its decisions tell, or follow from another object's condition.
+    pub fn makes_history(self) -> bool {
+        !matches!(
+            self,
+            Why::PodSilent
+                | Why::NotMadeYet
+                | Why::BeingDeleted
+                | Why::Retained
+                | Why::BeingRestored
+                | Why::NewShardsNotReady
+                | Why::Admitted
+                | Why::BeingAdmitted
+                | Why::BeingFenced
+        )
+    }
+
     pub fn explained(self) -> Explained {
         let well = |means| Explained { means, doing: "", advice: "" };
         match self {

@@ -13,8 +13,8 @@ use crate::control::objects::seen::Seen;
 use crate::control::objects::source::Source;
 use crate::control::proto::{
     AccessMode, Attachment, AttachmentSpec, AttachmentStatus, Class, ClassSpec, ClassStatus,
-    Condition, Disk, DiskStatus, Limits, Meta, Node, NodeStatus, Phase, Pod, PodStatus, Progress,
-    Replica, Shard, ShardStatus, View, Volume, VolumeSpec, VolumeStatus,
+    Condition, Disk, DiskStatus, Event, EventSeverity, Limits, Meta, Node, NodeStatus, Phase, Pod,
+    PodStatus, Progress, Replica, Shard, ShardStatus, View, Volume, VolumeSpec, VolumeStatus,
 };
 use crate::control::reconcile::Group;
 use crate::control::state::rows;
@@ -55,6 +55,12 @@ pub trait Object: Sized + Clone + Send + 'static {
     fn of_meta(meta: Meta) -> Self;
     fn meta(&self) -> &Meta;
     fn phase(&self) -> Phase;
+
+    /// True when the object belongs to what a request asks for besides its query. Most lists find
+    /// these objects by their keys.
+    fn is_within(&self, _within: &str) -> bool {
+        true
+    }
 }
 
 macro_rules! object {
@@ -88,6 +94,61 @@ object!(Class, class);
 object!(Volume, volume);
 object!(Shard, shard);
 object!(Attachment, attachment);
+
+impl Object for Event {
+    const KIND: Kind = Kind::Event;
+
+    fn describe(from: &Describe<'_>, key: &ObjectKey, _: View) -> Option<Event> {
+        let ObjectKey::Event(number) = key else { return None };
+        let row = from.source.event(*number)?;
+        let rows::Event { kind, name, uid, condition, reason, message, .. } = row.value.clone();
+        let rows::Event { warns, count, first_ms, last_ms, .. } = row.value;
+        let severity = if warns { EventSeverity::Warning } else { EventSeverity::Normal };
+        let number = number.to_string();
+        Some(Event {
+            meta: Some(meta(&number, &number, row.revision, last_ms)),
+            object_kind: kind,
+            object_name: name,
+            object_uid: uid,
+            condition,
+            reason,
+            message,
+            severity: severity.into(),
+            count,
+            first_unix_ms: first_ms,
+            last_unix_ms: last_ms,
+        })
+    }
+
+    fn of_meta(meta: Meta) -> Event {
+        Event { meta: Some(meta), ..Event::default() }
+    }
+
+    fn meta(&self) -> &Meta {
+        self.meta.as_ref().expect("a description has it")
+    }
+
+    /// Events have none.
+    fn phase(&self) -> Phase {
+        Phase::Unspecified
+    }
+
+    fn is_within(&self, within: &str) -> bool {
+        match within.split_once('/') {
+            None => within.is_empty() || within == self.object_kind,
+            Some(object) => object == (&self.object_kind, &self.object_name),
+        }
+    }
+}
+
+/// The object, or the kind of objects, that events are asked for: `volume/demo`, `volume`; empty:
+/// all.
+pub fn about(kind: &str, name: &str) -> String {
+    match name {
+        "" => kind.to_owned(),
+        _ => format!("{kind}/{name}"),
+    }
+}
 
 impl<'a> Describe<'a> {
     pub fn new(

@@ -68,6 +68,10 @@ impl<'a> Judge<'a> {
                 let volume = self.source.volume(row.value.volume)?;
                 named(row.revision, &shard.to_string(), self.shard(&row.value, &volume.value))
             }
+            ObjectKey::Event(number) => {
+                let judgement = Judgement { phase: Phase::Unspecified, statements: Vec::new() };
+                named(self.source.event(*number)?.revision, &number.to_string(), judgement)
+            }
             ObjectKey::Attachment(attachment) => {
                 let row = self.source.attachment(*attachment)?;
                 let judgement = self.attachment(attachment.0, &row.value);

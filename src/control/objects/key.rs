@@ -12,10 +12,11 @@ pub enum Kind {
     Volume,
     Shard,
     Attachment,
+    Event,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 8] = [
         Kind::Node,
         Kind::Pod,
         Kind::Disk,
@@ -23,6 +24,7 @@ impl Kind {
         Kind::Volume,
         Kind::Shard,
         Kind::Attachment,
+        Kind::Event,
     ];
 
     /// The word for one object, as on the command line.
@@ -35,6 +37,7 @@ impl Kind {
             Kind::Volume => "volume",
             Kind::Shard => "shard",
             Kind::Attachment => "attachment",
+            Kind::Event => "event",
         }
     }
 
@@ -54,6 +57,7 @@ pub enum ObjectKey {
     Volume(VolumeId),
     Shard(ShardId),
     Attachment((VolumeId, AttachmentId)),
+    Event(u64),
 }
 
 impl ObjectKey {
@@ -66,6 +70,7 @@ impl ObjectKey {
             ObjectKey::Volume(_) => Kind::Volume,
             ObjectKey::Shard(_) => Kind::Shard,
             ObjectKey::Attachment(_) => Kind::Attachment,
+            ObjectKey::Event(_) => Kind::Event,
         }
     }
 
@@ -75,6 +80,7 @@ impl ObjectKey {
             ObjectKey::Node(name) | ObjectKey::Class(name) => Some(name.clone()),
             ObjectKey::Disk(disk) => Some(disk.to_string()),
             ObjectKey::Shard(shard) => Some(shard.to_string()),
+            ObjectKey::Event(number) => Some(number.to_string()),
             ObjectKey::Pod(_) | ObjectKey::Volume(_) | ObjectKey::Attachment(_) => None,
         }
     }
@@ -85,7 +91,8 @@ impl ObjectKey {
             ObjectKey::Node(name) | ObjectKey::Class(name) => name.as_bytes().to_vec(),
             ObjectKey::Pod(PodId(id))
             | ObjectKey::Volume(VolumeId(id))
-            | ObjectKey::Shard(ShardId(id)) => id.to_be_bytes().to_vec(),
+            | ObjectKey::Shard(ShardId(id))
+            | ObjectKey::Event(id) => id.to_be_bytes().to_vec(),
             ObjectKey::Disk(disk) => disk.0.to_vec(),
             ObjectKey::Attachment((volume, id)) => {
                 [volume.0.to_be_bytes(), id.0.to_be_bytes()].concat()
@@ -104,6 +111,7 @@ impl ObjectKey {
             Kind::Class => ObjectKey::Class(name()?),
             Kind::Volume => ObjectKey::Volume(VolumeId(number()?)),
             Kind::Shard => ObjectKey::Shard(ShardId(number()?)),
+            Kind::Event => ObjectKey::Event(number()?),
             Kind::Attachment => {
                 let (volume, id) = bytes.split_first_chunk::<8>()?;
                 let id = u64::from_be_bytes(id.try_into().ok()?);

@@ -6,10 +6,12 @@
 
 use std::collections::BTreeSet;
 
+use crate::control::command::Sighting;
+use crate::control::objects::condition::Truth;
 use crate::control::objects::cursor::Mark;
 use crate::control::objects::judge::Judge;
 use crate::control::objects::key::{Kind, ObjectKey};
-use crate::control::objects::ledger::Ledger;
+use crate::control::objects::ledger::{Condition, Ledger, Standing};
 use crate::control::objects::ring::{Ring, TooOld};
 use crate::control::objects::seen::Seen;
 use crate::control::objects::source::Source;
@@ -30,6 +32,8 @@ pub struct Observer {
     seen: Seen,
     ledger: Ledger,
     changes: Ring<Changed>,
+    /// Objects whose conditions may be news for their histories.
+    unrecorded: BTreeSet<ObjectKey>,
 }
 
 /// A change that somebody may watch.
@@ -56,7 +60,27 @@ impl Observer {
             seen: Seen::default(),
             ledger: Ledger::default(),
             changes: Ring::new(CHANGES_MAX),
+            unrecorded: BTreeSet::new(),
         }
+    }
+
+    /// Some of the conditions that are not in the history of their objects yet, at most `max` or
+    /// those of one object.
+    pub fn take_news(&mut self, source: Source<'_>, max: usize) -> Vec<Sighting> {
+        let mut news = Vec::new();
+        while news.len() < max {
+            let Some(key) = self.unrecorded.pop_first() else { break };
+            let standing = self.ledger.get(&key).into_iter();
+            let sightings = standing.flat_map(|standing| sightings(key.kind(), standing));
+            news.extend(sightings.filter(|seen| source.is_news(seen)));
+        }
+        news
+    }
+
+    /// These could not be recorded, and are looked at again.
+    pub fn give_back(&mut self, source: Source<'_>, news: &[Sighting]) {
+        let keys = news.iter().filter_map(|seen| source.key_of(Kind::of(&seen.kind)?, &seen.name));
+        self.unrecorded.extend(keys);
     }
 
     pub fn seen(&self) -> &Seen {
@@ -162,10 +186,14 @@ impl Observer {
         match judged {
             Some(judged) => {
                 if self.ledger.judge(key, judged, now_ms) {
+                    if has_history(key.kind()) {
+                        self.unrecorded.insert(key.clone());
+                    }
                     self.changes.push(Changed { key: key.clone(), gone: None });
                 }
             }
             None => {
+                self.unrecorded.remove(key);
                 let known = self.ledger.get(key);
                 let gone = known.map(|it| Gone { uid: it.uid.clone(), name: it.name.clone() });
                 if self.ledger.forget(key) {
@@ -174,6 +202,25 @@ impl Observer {
             }
         }
     }
+}
+
+/// Objects of which conditions are recorded. A shard is as its volume is, and what an attachment
+/// waits for is told by its volume.
+fn has_history(kind: Kind) -> bool {
+    matches!(kind, Kind::Node | Kind::Pod | Kind::Disk | Kind::Volume)
+}
+
+fn sightings(kind: Kind, standing: &Standing) -> impl Iterator<Item = Sighting> {
+    let told = standing.conditions.iter().filter(|it| it.statement.why.makes_history());
+    told.map(move |Condition { statement, .. }| Sighting {
+        kind: kind.word().to_owned(),
+        name: standing.name.clone(),
+        uid: standing.uid.clone(),
+        condition: statement.kind.word().to_owned(),
+        reason: statement.why.word().to_owned(),
+        message: statement.message.clone(),
+        well: statement.truth == Truth::True,
+    })
 }
 
 #[cfg(test)]

@@ -168,4 +168,43 @@ proptest! {
             prop_assert!(!again, "nothing has changed");
         }
     }
+
+    /// The histories in the state lead to the present conditions, also when leaders change and
+    /// proposals are lost.
+    #[test]
+    fn histories_end_with_the_present(
+        steps in prop::collection::vec((prop::collection::vec(step(), 1..4), 0u8..4), 1..12),
+    ) {
+        let (mut world, mut observer) = (World::new(), Observer::new(7));
+        for (at_once, chance) in steps {
+            at_once.iter().for_each(|step| world.step(step));
+            world.report();
+            if chance == 0 {
+                // Another pod leads.
+                observer = Observer::new(world.now.0);
+            }
+            observer.update(Source::new(&world.state), world.table.pods(world.now), world.now.0);
+            if chance == 1 {
+                let lost = observer.take_news(Source::new(&world.state), 2);
+                observer.give_back(Source::new(&world.state), &lost);
+            }
+            loop {
+                let seen = observer.take_news(Source::new(&world.state), 2);
+                if seen.is_empty() {
+                    break;
+                }
+                let before = world.state.revision();
+                world.state.apply(1, CatalogCommand::RecordEvents { seen }).outcome.unwrap();
+                prop_assert!(world.state.revision() > before, "it was news");
+            }
+            let source = Source::new(&world.state);
+            let keys = observer.ledger().keys().filter(|key| has_history(key.kind()));
+            for key in keys {
+                let standing = observer.ledger().get(key).expect("it has the key");
+                for seen in sightings(key.kind(), standing) {
+                    prop_assert!(!source.is_news(&seen), "{:?} is not told", seen);
+                }
+            }
+        }
+    }
 }

@@ -6,7 +6,6 @@ use crate::control::objects::key::{Kind, ObjectKey};
 use crate::control::objects::selector::{Selector, SelectorError};
 use crate::control::objects::source::{Keys, Source};
 use crate::control::proto::{self, Phase, View};
-use crate::types::{PodId, ShardId};
 
 /// Size of a page that does not say.
 pub const PAGE_SIZE: u32 = 100;
@@ -104,13 +103,14 @@ impl Filter {
         if self.name.is_empty() {
             return keys;
         }
-        let named = key_of(source, kind, &self.name).into_iter();
+        let named = source.key_of(kind, &self.name).into_iter();
         Box::new(named.filter(move |key| after.as_ref().is_none_or(|after| key > after)))
     }
 
     /// True when an object fits.
     pub fn fits<T: Object>(&self, object: &T) -> bool {
         self.has_name(&object.meta().name)
+            && object.is_within(&self.within)
             && (self.phases.is_empty() || self.phases.contains(&object.phase()))
             && self.selector.selects(&object.meta().labels)
     }
@@ -130,21 +130,6 @@ impl Filter {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         })
     }
-}
-
-/// The key of a name; `None`: there is no such object.
-pub fn key_of(source: Source<'_>, kind: Kind, name: &str) -> Option<ObjectKey> {
-    let number = || name.parse::<u64>().ok();
-    let key = match kind {
-        Kind::Node => ObjectKey::Node(name.to_owned()),
-        Kind::Class => ObjectKey::Class(name.to_owned()),
-        Kind::Pod => ObjectKey::Pod(PodId(number()?)),
-        Kind::Shard => ObjectKey::Shard(ShardId(number()?)),
-        Kind::Disk => ObjectKey::Disk(name.parse().ok()?),
-        Kind::Attachment => ObjectKey::Attachment(source.attachment_by_uid(name.parse().ok()?)?),
-        Kind::Volume => ObjectKey::Volume(source.volume_by_name(name)?.0),
-    };
-    source.has(&key).then_some(key)
 }
 
 /// One page. `keys`: those of the objects in question, behind [`Filter::after`]; `now`: the moment.

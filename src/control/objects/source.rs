@@ -3,11 +3,13 @@
 
 use std::ops::Bound;
 
+use crate::control::command::Sighting;
 use crate::control::objects::key::{Kind, ObjectKey};
 use crate::control::placement::domain;
 use crate::control::state::CatalogState;
+use crate::control::state::events::is_new;
 use crate::control::state::rows::{
-    Attachment, AttachmentKey, Class, Disk, Node, Pod, RowKey, Shard, Volume,
+    Attachment, AttachmentKey, Class, Disk, Event, Node, Pod, RowKey, Shard, Volume,
 };
 use crate::control::state::table::Row;
 use crate::types::{MemberId, PodId, ShardId, Uuid, VolumeId};
@@ -84,6 +86,21 @@ impl<'a> Source<'a> {
         held.into_iter().flat_map(|keys| keys.iter().copied())
     }
 
+    pub fn event(self, number: u64) -> Option<&'a Row<Event>> {
+        self.state.events.row(&number)
+    }
+
+    /// The numbers of the events of an object, in order. `kind` is a word.
+    pub fn events_of(self, kind: &str, name: &str) -> impl Iterator<Item = u64> + use<'a> {
+        let numbers = self.state.index.events_of.get(&(kind.to_owned(), name.to_owned()));
+        numbers.into_iter().flat_map(|numbers| numbers.iter().copied())
+    }
+
+    /// True when the history of an object does not have this yet.
+    pub fn is_news(self, seen: &Sighting) -> bool {
+        is_new(self.state, seen)
+    }
+
     /// The shards of a volume that are left, in order.
     pub fn shards_of(self, volume: &'a Volume) -> impl Iterator<Item = (ShardId, &'a Shard)> {
         self.state.shards_of(volume)
@@ -93,6 +110,22 @@ impl<'a> Source<'a> {
     pub fn shards_on(self, disk: Uuid) -> impl Iterator<Item = ShardId> + use<'a> {
         let held = self.state.index.held.get(&disk);
         held.into_iter().flat_map(|held| held.members.values().copied())
+    }
+
+    /// The key of a name; `None`: there is no such object.
+    pub fn key_of(self, kind: Kind, name: &str) -> Option<ObjectKey> {
+        let number = || name.parse::<u64>().ok();
+        let key = match kind {
+            Kind::Node => ObjectKey::Node(name.to_owned()),
+            Kind::Class => ObjectKey::Class(name.to_owned()),
+            Kind::Pod => ObjectKey::Pod(PodId(number()?)),
+            Kind::Shard => ObjectKey::Shard(ShardId(number()?)),
+            Kind::Event => ObjectKey::Event(number()?),
+            Kind::Disk => ObjectKey::Disk(name.parse().ok()?),
+            Kind::Attachment => ObjectKey::Attachment(self.attachment_by_uid(name.parse().ok()?)?),
+            Kind::Volume => ObjectKey::Volume(self.volume_by_name(name)?.0),
+        };
+        self.has(&key).then_some(key)
     }
 
     /// The pods of a node.
@@ -125,6 +158,7 @@ impl<'a> Source<'a> {
             ObjectKey::Volume(volume) => self.state.volumes.contains_key(volume),
             ObjectKey::Shard(shard) => self.state.shards.contains_key(shard),
             ObjectKey::Attachment(key) => self.state.attachments.contains_key(key),
+            ObjectKey::Event(number) => self.state.events.contains_key(number),
         }
     }
 
@@ -148,6 +182,7 @@ impl<'a> Source<'a> {
             Kind::Volume => self.state.volumes.len(),
             Kind::Shard => self.state.shards.len(),
             Kind::Attachment => self.state.attachments.len(),
+            Kind::Event => self.state.events.len(),
         };
         count as u64
     }
@@ -176,6 +211,7 @@ impl<'a> Source<'a> {
             Kind::Volume => keys!(volumes, Volume),
             Kind::Shard => keys!(shards, Shard),
             Kind::Attachment => keys!(attachments, Attachment),
+            Kind::Event => keys!(events, Event),
         }
     }
 
@@ -191,6 +227,7 @@ impl<'a> Source<'a> {
                 RowKey::Volume(volume) => ObjectKey::Volume(*volume),
                 RowKey::Shard(shard) => ObjectKey::Shard(*shard),
                 RowKey::Attachment(key) => ObjectKey::Attachment(*key),
+                RowKey::Event(number) => ObjectKey::Event(*number),
                 _ => return None,
             })
         }))

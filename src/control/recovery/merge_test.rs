@@ -59,7 +59,7 @@ fn told(state: &CatalogState, pod: u8) -> Source {
     let concerns = |key: &RowKey| match key {
         RowKey::Volume(volume) | RowKey::Attachment((volume, _)) => here.contains(volume),
         RowKey::Shard(shard) => here.contains(&state.shards[shard].volume),
-        RowKey::Head | RowKey::Answered(_) => false,
+        RowKey::Head | RowKey::Answered(_) | RowKey::Event(_) => false,
         RowKey::Authority(_) | RowKey::Token(_) | RowKey::Certificate(_) => false,
         _ => true,
     };

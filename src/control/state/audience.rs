@@ -87,7 +87,8 @@ pub fn changed(before: &Tables, now: &Tables, changes: &[RowChange]) -> Changed 
             | RowKey::Answered(_)
             | RowKey::Authority(_)
             | RowKey::Token(_)
-            | RowKey::Certificate(_) => {
+            | RowKey::Certificate(_)
+            | RowKey::Event(_) => {
                 others.push(key.clone());
                 continue;
             }

@@ -21,8 +21,8 @@ fn holds(holds: bool, what: &'static str) -> Result<(), Contradiction> {
 
 /// Checks the invariants of a state from outside.
 pub fn check(state: &Tables) -> Result<(), Contradiction> {
-    let Counters { pod, volume, shard, member, request } = state.head.next;
-    let counts = [state.head.revision, pod, volume, shard, member, request];
+    let Counters { pod, volume, shard, member, request, event } = state.head.next;
+    let counts = [state.head.revision, pod, volume, shard, member, request, event];
     holds(counts.iter().all(|count| *count < COUNT_MAX), "a number was used up")?;
     holds(!state.catalog.is_empty(), "the catalog has no member")?;
     let is_pod = |pod: &PodId| state.pods.contains_key(pod);
@@ -41,6 +41,7 @@ pub fn check(state: &Tables) -> Result<(), Contradiction> {
     let requests = state.index.requests.size();
     holds(requests == state.answered.len(), "two answers have one id")?;
     holds(state.answered.keys().all(|id| *id < request), "a request's number was never given")?;
+    holds(state.events.keys().all(|id| *id < event), "an event's number was never given")?;
     let mut classes = state.classes.values();
     holds(classes.all(|class| class.generation < COUNT_MAX), "a generation was used up")?;
     check_volumes(state)?;

@@ -4,7 +4,7 @@
 use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 
 use crate::control::state::rows::{
-    Answered, Attachment, AttachmentKey, CatalogMember, Disk, Pod, Shard, Volume,
+    Answered, Attachment, AttachmentKey, CatalogMember, Disk, Event, Pod, Shard, Volume,
 };
 use crate::types::{MemberId, PodId, ShardId, Uuid, VolumeId};
 
@@ -42,6 +42,8 @@ pub struct Index {
     pub held: Map<Uuid, Held>,
     pub catalog_by_pod: Map<PodId, MemberId>,
     pub requests: Map<String, u64>,
+    /// The events of each object, by its kind and name.
+    pub events_of: Map<(String, String), Set<u64>>,
     /// Shards that are left of each volume.
     pub shards_left: Map<VolumeId, u32>,
     /// The disks with replicas of each volume, ordered, and how many each has.
@@ -200,6 +202,14 @@ impl Index {
         }
         if let Some(now) = now {
             self.requests.insert_mut(now.id.clone(), *key);
+        }
+    }
+
+    pub(super) fn event(&mut self, key: &u64, before: Option<&Event>, now: Option<&Event>) {
+        for (event, is_in) in [(before, false), (now, true)] {
+            if let Some(Event { kind, name, .. }) = event {
+                set_in(&mut self.events_of, &(kind.clone(), name.clone()), key, is_in);
+            }
         }
     }
 }

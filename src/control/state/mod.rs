@@ -16,8 +16,11 @@ pub mod audience;
 pub mod check;
 mod classes;
 pub mod credentials;
+mod decided;
 pub mod error;
+pub mod events;
 pub mod growth;
+pub mod happened;
 pub mod index;
 mod pods;
 pub mod rebirth;
@@ -35,6 +38,7 @@ use bytes::Bytes;
 
 use crate::control::command::{Addresses, CatalogCommand, NewClass, NewNode, NewVolume, Outcome};
 use crate::control::state::check::{Contradiction, check};
+use crate::control::state::decided::record_decisions;
 pub use crate::control::state::error::CatalogError;
 use crate::control::state::error::REQUEST_ID_BYTES_MAX;
 use crate::control::state::recent::{Changed, Recent};
@@ -96,9 +100,10 @@ impl Deref for CatalogState {
 impl CatalogState {
     /// A new cluster of one pod, which holds the only member of the catalog.
     pub fn new(cluster: NewCluster) -> CatalogState {
-        let NewCluster { uid, history, pod, now_ms } = cluster;
+        let NewCluster { uid, history, pod: first_pod, now_ms } = cluster;
         let mut tables = Tables::default();
-        tables.head.next = rows::Counters { pod: 1, volume: 1, shard: 1, member: 1, request: 1 };
+        let (pod, volume, shard, member, request, event) = (1, 1, 1, 1, 1, 1);
+        tables.head.next = rows::Counters { pod, volume, shard, member, request, event };
         let (ancestors, restores, created_ms) = (Vec::new(), 0, now_ms);
         let level = LEVEL;
         tables.put_cluster(Cluster { uid, history, ancestors, restores, level, created_ms });
@@ -109,7 +114,7 @@ impl CatalogState {
             classes::create(&mut tables, now_ms, name.to_owned(), class)
                 .expect("the first classes are good ones");
         }
-        let (pod_uid, addresses, node) = pod;
+        let (pod_uid, addresses, node) = first_pod;
         let pod = pods::join(&mut tables, now_ms, pod_uid, addresses, node)
             .expect("the first pod of a cluster has a good name");
         let Outcome::Pod(pod) = pod else { unreachable!("joining makes a pod") };
@@ -149,6 +154,9 @@ impl CatalogState {
         let now_ms = now_ms.max(tables.head.now_ms);
         let outcome = carry_out(tables, now_ms, command);
         assert!(outcome.is_ok() || !tables.has_changed(), "an error changes nothing");
+        if tables.has_changed() {
+            record_decisions(&before, tables, now_ms);
+        }
         let changes = self.tables.seal(now_ms);
         if !changes.is_empty() {
             let changed = audience::changed(&before, &self.tables, &changes);
@@ -293,6 +301,10 @@ fn carry_out(
             if tables.catalog.len() > 1 {
                 tables.remove::<CatalogMember>(&member);
             }
+            Ok(Outcome::Done)
+        }
+        CatalogCommand::RecordEvents { seen } => {
+            events::see(tables, now_ms, seen);
             Ok(Outcome::Done)
         }
     }

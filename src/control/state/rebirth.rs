@@ -9,8 +9,10 @@
 use bytes::Bytes;
 
 use crate::control::state::check::check;
+use crate::control::state::events::record;
+use crate::control::state::happened::Happened;
 use crate::control::state::rows::{
-    CatalogMember, Cluster, Counters, Head, Kept, RowKey, Volume, VolumeAccess,
+    CatalogMember, Cluster, Counters, Event, Head, Kept, RowKey, Volume, VolumeAccess,
 };
 use crate::control::state::tables::{Tables, take};
 use crate::control::state::{CatalogState, StateError};
@@ -61,6 +63,7 @@ impl CatalogState {
         let member = MemberId(take(&mut tables.head.next.member));
         tables.put(member, CatalogMember { pod });
         ask_shards(&mut tables, restores * NUMBERS_PER_HISTORY, now_ms);
+        record(&mut tables, now_ms, restored(history));
         tables.seal(now_ms);
         let state = CatalogState::of(tables);
         check(&state)?;
@@ -68,11 +71,22 @@ impl CatalogState {
     }
 }
 
+fn restored(history: Uuid) -> Event {
+    let happened = Happened::CatalogRestored;
+    Event {
+        kind: happened.kind().to_owned(),
+        reason: happened.word().to_owned(),
+        message: format!("history {history}"),
+        warns: happened.warns(),
+        ..Event::default()
+    }
+}
+
 /// The first ids of a history.
 fn first_numbers(restores: u64) -> Counters {
     let first = restores * NUMBERS_PER_HISTORY + 1;
     let pod = restores * PODS_PER_HISTORY + 1;
-    Counters { pod, volume: first, shard: first, member: first, request: first }
+    Counters { pod, volume: first, shard: first, member: first, request: first, event: first }
 }
 
 /// The ids after those that are there: another catalog may have given them since.
@@ -84,6 +98,7 @@ fn first_free(tables: &Tables) -> Counters {
         shard: tables.shards.keys().map(|id| id.0 + 1).max().unwrap_or(1),
         member: members.map(|it| it.member.0 + 1).max().unwrap_or(1),
         request: tables.answered.keys().map(|id| id + 1).max().unwrap_or(1),
+        event: tables.events.keys().map(|id| id + 1).max().unwrap_or(1),
     }
 }
 

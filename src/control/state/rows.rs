@@ -17,6 +17,7 @@
 //! | `t` id (text) | [`Token`] |
 //! | `x` serial (text) | [`Certificate`] |
 //! | `y` serial (text) | [`Revoked`] |
+//! | `e` number (u64) | [`Event`] |
 //!
 //! Numbers are big endian. A row is the revision that changed it (u64, big endian) and JSON. A
 //! field that the reader does not know is an error: rows of a newer feature level are not read.
@@ -56,6 +57,7 @@ pub struct Counters {
     pub shard: u64,
     pub member: u64,
     pub request: u64,
+    pub event: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -320,6 +322,26 @@ pub struct Revoked {
     pub revoked_ms: u64,
 }
 
+/// Something that happened to an object, perhaps several times ([`crate::control::state::events`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Event {
+    /// Kind and name of the object, as on the command line. It may be gone by now.
+    pub kind: String,
+    pub name: String,
+    pub uid: String,
+    /// Type of the condition that has become another; empty: it was decided.
+    pub condition: String,
+    /// One word of a list that docs/api.md has.
+    pub reason: String,
+    pub message: String,
+    /// Somebody should look.
+    pub warns: bool,
+    pub count: u32,
+    pub first_ms: u64,
+    pub last_ms: u64,
+}
+
 /// Names a row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RowKey {
@@ -338,6 +360,7 @@ pub enum RowKey {
     Token(String),
     Certificate(String),
     Revoked(String),
+    Event(u64),
 }
 
 /// A row that a command has changed: its encoded form, or `None` for one that is gone.
@@ -383,6 +406,7 @@ impl RowKey {
             RowKey::Token(id) => with(b't', id.as_bytes()),
             RowKey::Certificate(serial) => with(b'x', serial.as_bytes()),
             RowKey::Revoked(serial) => with(b'y', serial.as_bytes()),
+            RowKey::Event(number) => with(b'e', &number.to_be_bytes()),
         }
     }
 
@@ -412,6 +436,7 @@ impl RowKey {
             b't' => RowKey::Token(name()?),
             b'x' => RowKey::Certificate(name()?),
             b'y' => RowKey::Revoked(name()?),
+            b'e' => RowKey::Event(number()?),
             _ => return Err(unknown()),
         })
     }
@@ -462,6 +487,7 @@ mod tests {
             RowKey::Token("0123456789abcdef".to_owned()),
             RowKey::Certificate("4f".to_owned()),
             RowKey::Revoked("4f".to_owned()),
+            RowKey::Event(5),
         ];
         for key in keys {
             assert_eq!(RowKey::decode(&key.encode()).unwrap(), key);

@@ -246,8 +246,9 @@ fn differences_are_told_from_what_has_changed_lately() {
     assert!(state.changed_since(start - 1).is_none(), "what led here is not remembered");
     apply(&mut state, join(2)).unwrap();
     apply(&mut state, register(2, &[new_disk(2)])).unwrap();
+    let disk = RowKey::Disk(Uuid([2; 16]));
     let keys: BTreeSet<RowKey> = state.changed_since(start + 1).unwrap().cloned().collect();
-    assert_eq!(keys, BTreeSet::from([RowKey::Head, RowKey::Disk(Uuid([2; 16]))]));
+    assert_eq!(keys, BTreeSet::from([RowKey::Head, disk, RowKey::Event(3)]));
     assert!(state.changed_since(start).unwrap().any(|key| *key == RowKey::Pod(PodId(2))));
 }
 

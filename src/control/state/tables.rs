@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use crate::control::state::index::Index;
 use crate::control::state::rows::{
     Answered, Attachment, AttachmentKey, Authority, CatalogMember, Certificate, Class, Cluster,
-    Disk, Head, Node, Pod, Revoked, RowChange, RowError, RowKey, Shard, Token, Volume, decode_row,
-    encode_row, hash_row,
+    Disk, Event, Head, Node, Pod, Revoked, RowChange, RowError, RowKey, Shard, Token, Volume,
+    decode_row, encode_row, hash_row,
 };
 use crate::control::state::table::{Row, Table};
 use crate::planted::planted;
@@ -37,6 +37,7 @@ pub struct Tables {
     pub tokens: Table<String, Token>,
     pub certificates: Table<String, Certificate>,
     pub revoked: Table<String, Revoked>,
+    pub events: Table<u64, Event>,
     pub index: Index,
     /// The sum of the hashes of all rows but the head's. Equal states have equal ones.
     rows_hash: u64,
@@ -109,6 +110,11 @@ impl Tables {
     /// True when the present command has changed a row.
     pub fn has_changed(&self) -> bool {
         !self.changed.is_empty()
+    }
+
+    /// The rows that the present command has changed so far.
+    pub(super) fn changed_keys(&self) -> impl Iterator<Item = &RowKey> {
+        self.changed.keys()
     }
 
     /// The volume with this name, also while it is being deleted.
@@ -209,6 +215,7 @@ impl Tables {
                 self.load_one::<Certificate>(serial.clone(), key, row)?;
             }
             RowKey::Revoked(serial) => self.load_one::<Revoked>(serial.clone(), key, row)?,
+            RowKey::Event(number) => self.load_one::<Event>(*number, key, row)?,
         }
         Ok(())
     }
@@ -244,6 +251,7 @@ impl Tables {
             .chain(encoded(&self.tokens))
             .chain(encoded(&self.certificates))
             .chain(encoded(&self.revoked))
+            .chain(encoded(&self.events))
     }
 
     /// Equal states have equal fingerprints, and others almost certainly not.
@@ -316,6 +324,7 @@ object!(Authority, u64, authorities);
 object!(Token, String, tokens);
 object!(Certificate, String, certificates);
 object!(Revoked, String, revoked);
+object!(Event, u64, events, Index::event);
 
 /// The next id.
 pub(super) fn take(next: &mut u64) -> u64 {

@@ -236,7 +236,7 @@ fn row(state: &CatalogState, key: &RowKey) -> Option<Bytes> {
         RowKey::Attachment(key) => of(&state.attachments, key),
         RowKey::CatalogMember(member) => of(&state.catalog, member),
         RowKey::Revoked(serial) => of(&state.revoked, serial),
-        RowKey::Head | RowKey::Answered(_) => None,
+        RowKey::Head | RowKey::Answered(_) | RowKey::Event(_) => None,
         RowKey::Authority(_) | RowKey::Token(_) | RowKey::Certificate(_) => None,
     }
 }

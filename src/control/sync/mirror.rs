@@ -242,7 +242,7 @@ impl Mirror {
             RowKey::CatalogMember(member) => put(&mut self.catalog, *member, key, row)?,
             RowKey::Revoked(serial) => put(&mut self.revoked, serial.clone(), key, row)?,
             // Pods are not told of these.
-            RowKey::Head | RowKey::Answered(_) => {}
+            RowKey::Head | RowKey::Answered(_) | RowKey::Event(_) => {}
             RowKey::Authority(_) | RowKey::Token(_) | RowKey::Certificate(_) => {}
         }
         Ok(())
