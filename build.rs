@@ -54,7 +54,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for message in api.file.iter().flat_map(|file| &file.message_type) {
         let name = message.name();
         let is_printed = !UNPRINTED.iter().any(|ending| name.ends_with(ending));
-        if is_printed || matches!(name, "StatusResponse" | "CapacityResponse") {
+        if is_printed || matches!(name, "StatusResponse" | "CapacityResponse" | "GetLevelResponse")
+        {
             let path = format!(".holdfast.v1.{name}");
             builder = builder.message_attribute(path, "#[derive(serde::Serialize)]");
         }

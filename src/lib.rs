@@ -10,6 +10,7 @@ pub mod control;
 pub mod fields;
 pub mod front;
 pub mod io;
+pub mod level;
 pub mod limits;
 pub mod log;
 pub mod net;

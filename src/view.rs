@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
+use crate::level::Level;
 use crate::types::{
     AccessMode, AccessSet, AttachmentId, Generation, MemberId, PodId, ShardId, Uuid, VolumeId,
 };
@@ -17,6 +18,7 @@ use crate::types::{
 pub struct ClusterView {
     pub revision: u64,
     pub cluster: Uuid,
+    pub level: Level,
     pub pods: Vec<PodView>,
     pub disks: Vec<DiskView>,
     /// Those that concern this pod, ordered by their ids. Others exist.

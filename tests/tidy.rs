@@ -16,7 +16,7 @@ const COLUMNS_MAX: usize = 100;
 const IMPL_FILES_MAX: usize = 3;
 
 /// Vocabulary and small tools without logic of their own: any part may import these.
-const SHARED: &[&str] = &["types", "limits", "slab", "planted", "fields"];
+const SHARED: &[&str] = &["types", "limits", "level", "slab", "planted", "fields"];
 
 /// The crate's parts that each part of `src/` may import, besides itself and [`SHARED`]. An entry
 /// `io::buffer` allows that module only. For unlisted parts (`main`, `cli`, `control`, `worker`,
@@ -24,6 +24,7 @@ const SHARED: &[&str] = &["types", "limits", "slab", "planted", "fields"];
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("limits", &[]),
+    ("level", &[]),
     ("slab", &[]),
     ("planted", &[]),
     ("log", &[]),
@@ -267,7 +268,7 @@ fn is_pure(path: &str) -> bool {
     let pure_folder = ["replica/", "net/", "volume/", "store/", "control/objects/"]
         .iter()
         .any(|folder| inside.starts_with(folder));
-    let vocabulary = ["types.rs", "log.rs", "fields.rs", "limits.rs", "view.rs"].contains(&inside);
+    let vocabulary = ["types.rs", "log.rs", "fields.rs", "limits.rs", "level.rs", "view.rs"].contains(&inside);
     let protocol = inside.starts_with("front/") && !inside.ends_with("server.rs");
     let decisions = PURE_CONTROL.iter().any(|name| inside.strip_prefix("control/") == Some(name));
     let is_edge =

@@ -14,6 +14,7 @@ use crate::control::data_path::{ControlLink, DataPath};
 use crate::control::identity::{Identity, random_uuid, write_atomically};
 use crate::io::driver::Address;
 use crate::io::{DriverKind, DurableWrites};
+use crate::level::{Level, Levels, NEWEST};
 use crate::limits::{Budgets, DATA_FILE_BYTES, SocketLimits};
 use crate::replica::messages::ReadMode;
 use crate::security::credentials::Tls;
@@ -99,19 +100,23 @@ pub fn check_disks(config: &Config) -> anyhow::Result<()> {
     Ok(config.check_disks(|path| memory.disks.contains_key(path))?)
 }
 
-/// Opens the disks, and starts worker and front ends.
+/// Opens the disks, and starts worker and front ends. `level`: the feature level of the cluster, as
+/// far as the pod knows.
 pub fn start(
     config: &Config,
     identity: Identity,
+    level: Level,
     sockets: SocketLimits,
     control: ControlLink,
     telemetry: &Telemetry,
     tls: Option<&Tls>,
 ) -> anyhow::Result<Arc<dyn DataPath>> {
+    let levels = Levels { cluster: level, newest: NEWEST };
+    levels.admit(level).context("could not take part in this cluster")?;
     let file = memory_file(config);
     let known = Memory::load(&file)?;
     let mut memory = known.clone();
-    let mut options = options(config, identity, sockets, &memory)?;
+    let mut options = options(config, identity, levels, sockets, &memory)?;
     let plain_clients = config.nbd_takes_plaintext();
     options.tls = tls.map(|tls| WorkerTls::new(tls, plain_clients)).transpose()?;
     let worker = worker::start(options, Box::new(control))?;
@@ -144,6 +149,7 @@ pub fn start(
 fn options(
     config: &Config,
     identity: Identity,
+    levels: Levels,
     sockets: SocketLimits,
     memory: &Memory,
 ) -> anyhow::Result<StartOptions> {
@@ -167,6 +173,7 @@ fn options(
         worker: WorkerConfig {
             cluster: identity.cluster,
             pod: identity.pod,
+            levels,
             process: random.into_iter().fold(0, |number, byte| number << 8 | u64::from(byte)),
             seed: identity.pod.0,
             log_tail_bytes: size(config.budgets.log_tail.0),

@@ -12,6 +12,7 @@ pub mod catalog;
 pub mod cert;
 pub mod class;
 pub mod client;
+pub mod cluster;
 mod data_path;
 pub mod dev;
 pub mod disk;
@@ -142,6 +143,9 @@ enum CliCommand {
     Token(token::TokenCommand),
     /// Simulate whole clusters from seeds, in virtual time
     Sim(sim::Args),
+    /// The cluster as a whole
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// Show the cluster, and what needs attention
     Status,
     /// Put load on a volume, and measure its answers
@@ -240,6 +244,7 @@ fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
             | CliCommand::Join(_)
             | CliCommand::Catalog(_)
             | CliCommand::Cert(_) => unreachable!("handled by the caller"),
+            CliCommand::Cluster(command) => cluster::run(&client, command, output).await?,
             CliCommand::Status => status::run(&client, output).await?,
             CliCommand::Bench(args) => bench::run(&client, args, output).await?,
             CliCommand::Explain(args) => explain::run(&client, args, output).await?,

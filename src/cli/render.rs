@@ -30,8 +30,8 @@ pub trait Rows: Object + Serialize {
     /// Everything, by names. What all objects have is left out.
     fn fields(&self) -> Vec<(&'static str, String)>;
     fn conditions(&self) -> &[Condition];
-    /// The object whose events are its history, as in `volume/demo`. Attachments and shards have that
-    /// of their volume.
+    /// The object whose events are its history, as in `volume/demo`. Attachments and shards have
+    /// those of their volume.
     fn history(&self) -> String {
         about(Self::WORD, &self.meta().name)
     }

@@ -117,9 +117,11 @@ async fn serve_until_told(
     let data_path = {
         let (config, identity) = (config.clone(), server.identity());
         let control = server.control_link();
+        let level = server.views().borrow().level;
         let tls = server.tls().cloned();
-        let start =
-            move || data_path::start(&config, identity, sockets, control, &telemetry, tls.as_ref());
+        let start = move || {
+            data_path::start(&config, identity, level, sockets, control, &telemetry, tls.as_ref())
+        };
         tokio::task::spawn_blocking(start).await.context("could not start the data path")?
     };
     let data_path = match data_path {

@@ -43,7 +43,7 @@ pub struct Catalog {
 
 enum Event {
     Peer(Box<Message>),
-    Propose(CatalogCommand, oneshot::Sender<Result<Outcome, AskError>>),
+    Propose(Box<CatalogCommand>, oneshot::Sender<Result<Outcome, AskError>>),
     Barrier(oneshot::Sender<Result<(), AskError>>),
     Change(MembershipChange),
     Install(Box<Snapshot>),
@@ -82,7 +82,7 @@ impl Catalog {
 
     /// Proposes a command and waits until it is applied here.
     pub async fn propose(&self, command: CatalogCommand) -> Result<Outcome, AskError> {
-        self.ask(|reply| Event::Propose(command, reply)).await
+        self.ask(|reply| Event::Propose(Box::new(command), reply)).await
     }
 
     /// On the leader: waits until everything that was acknowledged before is applied here.
@@ -206,7 +206,7 @@ impl<S: MemberStorage, O: Outbound> Driver<S, O> {
             // The requester is gone, and may have sent another request since.
             Event::Propose(_, reply) if reply.is_closed() => {}
             Event::Propose(command, reply) => {
-                let ask = member.propose(now, clock::wall_ms(), command);
+                let ask = member.propose(now, clock::wall_ms(), *command);
                 self.asked.proposals.insert(ask, reply);
             }
             Event::Barrier(reply) => {
@@ -358,11 +358,11 @@ mod tests {
         let before = revision();
         let (reply, answer) = oneshot::channel();
         drop(answer);
-        driver.handle(Event::Propose(join(3), reply));
+        driver.handle(Event::Propose(Box::new(join(3)), reply));
         driver.settle().unwrap();
         assert_eq!(revision(), before);
         let (reply, mut answer) = oneshot::channel();
-        driver.handle(Event::Propose(join(4), reply));
+        driver.handle(Event::Propose(Box::new(join(4)), reply));
         driver.settle().unwrap();
         assert!(answer.try_recv().unwrap().is_ok());
         assert_eq!(revision(), before + 1);

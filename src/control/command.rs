@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::level::Level;
 use crate::types::{AccessMode, AttachmentId, Generation, MemberId, PodId, Uuid, VolumeId};
 
 /// Version of commands and state that this software writes.
@@ -43,6 +44,8 @@ pub enum CatalogCommand {
         uid: Uuid,
         addresses: Addresses,
         node: NewNode,
+        /// The newest feature level that its program supports.
+        newest: Level,
     },
     /// A pod has started: its addresses, node and disks now. A disk may come from another pod.
     Register {
@@ -50,7 +53,12 @@ pub enum CatalogCommand {
         uid: Uuid,
         addresses: Addresses,
         node: NewNode,
+        newest: Level,
         disks: Vec<NewDisk>,
+    },
+    /// The feature level of the cluster is at least this one from now on.
+    RaiseLevel {
+        level: Level,
     },
     CreateVolume {
         request_id: String,
@@ -201,6 +209,7 @@ impl fmt::Display for CatalogCommand {
             CatalogCommand::Register { pod, disks, .. } => {
                 write!(f, "pod {pod} registers {} disks", disks.len())
             }
+            CatalogCommand::RaiseLevel { level } => write!(f, "the feature level is {level}"),
             CatalogCommand::CreateVolume { volume: NewVolume { name, size_bytes, .. }, .. } => {
                 write!(f, "volume {name} of {size_bytes} bytes is created")
             }

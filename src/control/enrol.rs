@@ -6,11 +6,12 @@ use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-use crate::control::command::{Addresses, FORMAT, NewNode};
+use crate::control::command::{Addresses, NewNode};
 use crate::control::connector::{Connector, connector};
 use crate::control::identity::{Identity, IdentityError, PodDirectory};
 use crate::control::proto::credentials_client::CredentialsClient;
 use crate::control::proto::{EnrolPod, EnrolRequest, EnrolResponse, RenewRequest};
+use crate::level::NEWEST;
 use crate::security::authority::{AuthorityError, request};
 use crate::security::certificate::{CertificateError, Root};
 use crate::security::credentials::{Credentials, CredentialsError, Tls, client_with_token};
@@ -64,7 +65,7 @@ pub async fn join(
         api: addresses.api.to_string(),
         peer: addresses.peer.to_string(),
         nbd: addresses.nbd.map(|nbd| nbd.to_string()).unwrap_or_default(),
-        format: u32::from(FORMAT),
+        newest_level: NEWEST.0,
         node: node.name,
         boot_id: node.boot_id,
         labels: node.labels.into_iter().collect(),

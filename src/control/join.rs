@@ -8,13 +8,14 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
 use crate::config::Config;
-use crate::control::command::{Addresses, FORMAT, NewNode};
+use crate::control::command::{Addresses, NewNode};
 use crate::control::connector::Connector;
 use crate::control::identity::{Identity, IdentityError, PodDirectory};
 use crate::control::membership::{MembershipError, initialise};
 use crate::control::proto::internal::JoinRequest;
 use crate::control::proto::internal::joining_client::JoiningClient;
 use crate::control::tls::{OwnTlsError, load_subject, own_connector};
+use crate::level::NEWEST;
 use crate::types::{ParseUuidError, PodId};
 
 const CALL_WITHIN: Duration = Duration::from_secs(15);
@@ -76,7 +77,7 @@ pub async fn identity(
         api: addresses.api.to_string(),
         peer: addresses.peer.to_string(),
         nbd: addresses.nbd.map(|nbd| nbd.to_string()).unwrap_or_default(),
-        format: u32::from(FORMAT),
+        newest_level: NEWEST.0,
         node: Some(node.clone().into()),
     };
     let connector = own_connector(&config.data)?;

@@ -30,6 +30,7 @@ use crate::control::registration::{REGISTER_AGAIN_AFTER, is_registered};
 use crate::control::sync::follower::Idle;
 use crate::control::sync::update::Update;
 use crate::io::clock;
+use crate::level::NEWEST;
 use crate::types::{AccessSet, BlockError, PodId, VolumeId, mix64};
 use crate::view::{ClusterView, PodReport};
 use crate::volume::access::AccessDone;
@@ -213,6 +214,7 @@ fn first_request(node: &Node, wanted: &BTreeSet<VolumeId>) -> proto::SyncRequest
         position: Some(position.into()),
         volumes: volumes.iter().map(|volume| volume.0).collect(),
         wants: Some(wants(wanted)),
+        newest_level: NEWEST.0,
     }
 }
 
@@ -252,6 +254,7 @@ pub async fn register(node: Arc<Node>) {
         nbd: node.addresses.nbd.map(|nbd| nbd.to_string()).unwrap_or_default(),
         uid: node.uid().to_string(),
         node: Some(node.machine.clone().into()),
+        newest_level: NEWEST.0,
         disks: disks
             .iter()
             .map(|disk| proto::RegisterDisk {

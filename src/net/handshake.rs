@@ -13,10 +13,11 @@
 //!
 //! ```text
 //! hello     version_min u16, version_max u16, identity, to_disk 16 bytes, to_lane u16,
-//!           purpose u8 (1 data, 2 resync), nonce u64
-//! welcome   version u16, identity, nonce u64
+//!           purpose u8 (1 data, 2 resync), nonce u64, levels
+//! welcome   version u16, identity, nonce u64, levels
 //! refusal   code u16, text (UTF-8, the rest of the body)
 //! identity  cluster 16 bytes, pod u64, disk 16 bytes, lane u16, incarnation u64
+//! levels    feature level of the cluster u32, newest level of the program u32
 //! ```
 //!
 //! A reader ignores bytes after the fields that it knows, so that later versions can add fields.
@@ -24,6 +25,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::fields::{FieldError, Fields, value};
+use crate::level::{Level, Levels};
 use crate::types::{PodId, Uuid, mix64};
 
 /// The oldest protocol version of this program.
@@ -77,6 +79,7 @@ pub struct Hello {
     pub purpose: Purpose,
     /// A new random number for every connection.
     pub nonce: u64,
+    pub levels: Levels,
 }
 
 /// Accepts a connection.
@@ -86,6 +89,7 @@ pub struct Welcome {
     pub from: Identity,
     /// A new random number for every connection.
     pub nonce: u64,
+    pub levels: Levels,
 }
 
 /// The reason of a refusal, for programs.
@@ -103,6 +107,8 @@ pub enum RefusalCode {
     NoSuchLane,
     /// More different disks have called than any cluster has.
     TooManyDisks,
+    /// One side does not support the feature level of the other's cluster.
+    FeatureLevel,
     /// A code that this version does not know.
     Other(u16),
 }
@@ -181,11 +187,13 @@ fn parse_body(kind: u16, body: Bytes) -> Result<Greeting, FieldError> {
                 other => return Err(value("purpose", other)),
             },
             nonce: fields.u64()?,
+            levels: take_levels(&mut fields)?,
         }),
         2 => Greeting::Welcome(Welcome {
             version: fields.u16()?,
             from: take_identity(&mut fields)?,
             nonce: fields.u64()?,
+            levels: take_levels(&mut fields)?,
         }),
         3 => {
             let code = RefusalCode::from_number(fields.u16()?);
@@ -206,6 +214,10 @@ fn take_identity(fields: &mut Fields) -> Result<Identity, FieldError> {
     })
 }
 
+fn take_levels(fields: &mut Fields) -> Result<Levels, FieldError> {
+    Ok(Levels { cluster: Level(fields.u32()?), newest: Level(fields.u32()?) })
+}
+
 /// Encodes a greeting.
 pub fn format(greeting: &Greeting) -> Bytes {
     let mut body = BytesMut::with_capacity(128);
@@ -221,12 +233,14 @@ pub fn format(greeting: &Greeting) -> Bytes {
                 Purpose::Resync => 2,
             });
             body.put_u64_le(hello.nonce);
+            put_levels(&mut body, hello.levels);
             1
         }
         Greeting::Welcome(welcome) => {
             body.put_u16_le(welcome.version);
             put_identity(&mut body, &welcome.from);
             body.put_u64_le(welcome.nonce);
+            put_levels(&mut body, welcome.levels);
             2
         }
         Greeting::Refusal(refusal) => {
@@ -259,6 +273,11 @@ fn put_identity(body: &mut BytesMut, identity: &Identity) {
     body.put_u64_le(identity.incarnation);
 }
 
+fn put_levels(body: &mut BytesMut, levels: Levels) {
+    body.put_u32_le(levels.cluster.0);
+    body.put_u32_le(levels.newest.0);
+}
+
 impl RefusalCode {
     fn number(self) -> u16 {
         match self {
@@ -268,6 +287,7 @@ impl RefusalCode {
             RefusalCode::DuplicateDisk => 4,
             RefusalCode::NoSuchLane => 5,
             RefusalCode::TooManyDisks => 6,
+            RefusalCode::FeatureLevel => 7,
             RefusalCode::Other(number) => number,
         }
     }
@@ -280,6 +300,7 @@ impl RefusalCode {
             4 => RefusalCode::DuplicateDisk,
             5 => RefusalCode::NoSuchLane,
             6 => RefusalCode::TooManyDisks,
+            7 => RefusalCode::FeatureLevel,
             other => RefusalCode::Other(other),
         }
     }
@@ -334,6 +355,7 @@ mod tests {
                 incarnation: 4,
             },
             nonce: 5,
+            levels: Levels { cluster: Level(6), newest: Level(7) },
         });
         let mut bytes = format(&sent).to_vec();
         bytes.truncate(bytes.len() - CRC_BYTES);

@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use crate::fields::FieldError;
 use crate::io::stream::StreamReader;
+use crate::level::{Levels, TooOld};
 use crate::limits::LINK_QUEUE_BYTES_MAX;
 use crate::net::codec::{EncodeError, Encoded, decode, encode, pieces};
 use crate::net::frame::{FrameError, FrameReader, HEAD_BYTES};
@@ -127,6 +128,8 @@ enum LinkState {
 
 /// One connection between two lanes. See the module.
 pub struct Link {
+    /// Of this pod.
+    levels: Levels,
     state: LinkState,
     frames: FrameReader,
     output: Output,
@@ -137,9 +140,15 @@ pub struct Link {
 
 impl Link {
     /// A link over a connection that this side opened. Its hello is in [`Link::take_output`].
-    /// `nonce` is a new random number for every connection.
-    pub fn dial(local: Identity, target: Target, purpose: Purpose, nonce: u64) -> Link {
-        let mut link = Link::new(LinkState::Calling { local, target, purpose, nonce });
+    /// `nonce` is a new random number for every connection, `levels` are this pod's.
+    pub fn dial(
+        local: Identity,
+        levels: Levels,
+        target: Target,
+        purpose: Purpose,
+        nonce: u64,
+    ) -> Link {
+        let mut link = Link::new(levels, LinkState::Calling { local, target, purpose, nonce });
         link.greet(&Greeting::Hello(Hello {
             version_min: PROTOCOL_MIN,
             version_max: PROTOCOL_MAX,
@@ -148,17 +157,19 @@ impl Link {
             to_lane: target.lane,
             purpose,
             nonce,
+            levels,
         }));
         link
     }
 
     /// A link over an accepted connection. `locals` are the lanes that may be called.
-    pub fn accept(locals: Vec<Identity>, nonce: u64) -> Link {
-        Link::new(LinkState::Called { locals, nonce })
+    pub fn accept(locals: Vec<Identity>, levels: Levels, nonce: u64) -> Link {
+        Link::new(levels, LinkState::Called { locals, nonce })
     }
 
-    fn new(state: LinkState) -> Link {
+    fn new(levels: Levels, state: LinkState) -> Link {
         Link {
+            levels,
             state,
             frames: FrameReader::default(),
             output: Output::default(),
@@ -229,7 +240,8 @@ impl Link {
                 self.on_hello(&locals, nonce, &hello, seen)
             }
             (LinkState::Calling { local, target, purpose, nonce }, Greeting::Welcome(welcome)) => {
-                check_welcome(&local, &target, &welcome, seen)
+                check_levels(self.levels, welcome.levels)
+                    .and_then(|()| check_welcome(&local, &target, &welcome, seen))
                     .map_err(|refusal| LinkError::RefusedByUs { refusal })?;
                 let established =
                     Established { local, peer: welcome.from, purpose, version: welcome.version };
@@ -254,14 +266,21 @@ impl Link {
         hello: &Hello,
         seen: &mut Incarnations,
     ) -> Result<Established, LinkError> {
-        let (local, version) = match check_hello(locals, hello, seen) {
+        let checked = check_levels(self.levels, hello.levels);
+        let checked = checked.and_then(|()| check_hello(locals, hello, seen));
+        let (local, version) = match checked {
             Ok(agreed) => agreed,
             Err(refusal) => {
                 self.greet(&Greeting::Refusal(refusal.clone()));
                 return Err(LinkError::RefusedByUs { refusal });
             }
         };
-        self.greet(&Greeting::Welcome(Welcome { version, from: local, nonce }));
+        self.greet(&Greeting::Welcome(Welcome {
+            version,
+            from: local,
+            nonce,
+            levels: self.levels,
+        }));
         let established = Established { local, peer: hello.from, purpose: hello.purpose, version };
         let (receive_seed, send_seed) = frame_seeds(hello.nonce, nonce);
         self.state = LinkState::Up { established, receive_seed, send_seed };
@@ -405,6 +424,16 @@ fn next_greeting(reader: &mut StreamReader) -> Result<Option<Greeting>, LinkErro
         }
         None => Ok(None),
     }
+}
+
+/// Both sides refuse a program that is older than the other's cluster.
+fn check_levels(ours: Levels, theirs: Levels) -> Result<(), Refusal> {
+    let Err(TooOld { needed, newest }) = ours.meet(theirs) else { return Ok(()) };
+    let text = format!(
+        "one pod's cluster is at feature level {needed}, and the other's program supports levels \
+         up to {newest}: upgrade the older of the two"
+    );
+    Err(Refusal { code: RefusalCode::FeatureLevel, text })
 }
 
 /// The acceptor's check of a hello: the called lane, and the version to use.

@@ -7,6 +7,7 @@ use bytes::BytesMut;
 
 use super::*;
 use crate::io::buffer::{Pool, is_aligned};
+use crate::level::{Level, Levels};
 use crate::limits::SEND_BYTES_MAX;
 use crate::net::message::CallId;
 use crate::planted::{Mistake, assert_found};
@@ -43,11 +44,11 @@ impl End {
 
     fn dial(local: Identity, target: Identity) -> End {
         let target = Target { pod: target.pod, disk: target.disk, lane: target.lane };
-        End::new(Link::dial(local, target, Purpose::Data, 1234))
+        End::new(Link::dial(local, Levels::OWN, target, Purpose::Data, 1234))
     }
 
     fn accept(local: Identity) -> End {
-        End::new(Link::accept(vec![local], 5678))
+        End::new(Link::accept(vec![local], Levels::OWN, 5678))
     }
 
     fn receive(&mut self, bytes: &[u8], step: usize) -> Result<(), LinkError> {
@@ -337,6 +338,33 @@ fn other_clusters_copies_and_leftovers_are_refused_and_told_why() {
 }
 
 #[test]
+fn a_program_that_is_older_than_the_cluster_is_refused_by_both_sides() {
+    let of = |cluster, newest| Levels { cluster: Level(cluster), newest: Level(newest) };
+    for (dials, accepts, is_refused) in [
+        (of(1, 1), of(1, 2), false),
+        (of(1, 1), of(2, 2), true),
+        (of(2, 2), of(1, 1), true),
+        (of(2, 2), of(0, 2), false),
+    ] {
+        let theirs = identity(2);
+        let target = Target { pod: theirs.pod, disk: theirs.disk, lane: theirs.lane };
+        let mut dialer = End::new(Link::dial(identity(1), dials, target, Purpose::Data, 1234));
+        let mut acceptor = End::new(Link::accept(vec![theirs], accepts, 5678));
+        let accepted = acceptor.receive(&dialer.drain(), 100);
+        let answered = dialer.receive(&acceptor.drain(), 100);
+        let refused = |result: Result<(), LinkError>| match result {
+            Ok(()) => None,
+            Err(LinkError::RefusedByUs { refusal } | LinkError::RefusedByPeer { refusal }) => {
+                Some(refusal.code)
+            }
+            Err(other) => panic!("{other}"),
+        };
+        let expected = is_refused.then_some(RefusalCode::FeatureLevel);
+        assert_eq!((refused(accepted), refused(answered)), (expected, expected));
+    }
+}
+
+#[test]
 fn versions_that_do_not_meet_are_refused() {
     let mut acceptor = End::accept(identity(2));
     let hello = format(&Greeting::Hello(Hello {
@@ -347,6 +375,7 @@ fn versions_that_do_not_meet_are_refused() {
         to_lane: 0,
         purpose: Purpose::Data,
         nonce: 1,
+        levels: Levels::OWN,
     }));
     let result = acceptor.receive(&hello, 100);
     let Err(LinkError::RefusedByUs { refusal }) = result else {
@@ -364,8 +393,12 @@ fn a_dialer_refuses_the_wrong_answerer() {
     ] {
         let mut dialer = End::dial(identity(1), identity(2));
         dialer.seen.admit(&identity(2)).unwrap();
-        let welcome =
-            format(&Greeting::Welcome(Welcome { version: PROTOCOL_MAX, from: answerer, nonce: 1 }));
+        let welcome = format(&Greeting::Welcome(Welcome {
+            version: PROTOCOL_MAX,
+            from: answerer,
+            nonce: 1,
+            levels: Levels::OWN,
+        }));
         match dialer.receive(&welcome, 100) {
             Err(LinkError::RefusedByUs { refusal }) => assert_eq!(refusal.code, code),
             other => panic!("accepted: {other:?}"),
@@ -381,7 +414,7 @@ fn a_frame_of_another_connection_or_direction_ends_the_link() {
     // Reflected to its sender.
     assert!(matches!(here.receive(&bytes, 100), Err(LinkError::Frame { .. })));
     // The same disks and pods, but another connection.
-    let mut other = End::new(Link::accept(vec![identity(2)], 1));
+    let mut other = End::new(Link::accept(vec![identity(2)], Levels::OWN, 1));
     join(&mut End::dial(identity(1), identity(2)), &mut other, 100).unwrap();
     assert!(matches!(other.receive(&bytes, 100), Err(LinkError::Frame { .. })));
     there.receive(&bytes, 100).unwrap();

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::control::command::Addresses;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver};
+use crate::level::Levels;
 use crate::limits::{OVERLAY_BYTES_MAX, SocketLimits};
 use crate::replica::messages::{ReadMode, Start};
 use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, Round, What};
@@ -362,6 +363,7 @@ impl World {
         let config = WorkerConfig {
             cluster: CLUSTER,
             pod: pod_id(host),
+            levels: Levels::OWN,
             process: u64::from(starts),
             seed: host as u64 + 1,
             log_tail_bytes: self.shape.log_tail_bytes,
@@ -412,6 +414,7 @@ impl World {
         lane: u8,
     ) -> Option<(LaneRuntime, Vec<Recovered>)> {
         let config = LaneConfig {
+            levels: Levels::OWN,
             data_bytes_max: self.shape.data_bytes_of(disk),
             dirty_cache_bytes: self.shape.dirty_cache_bytes,
             // A bound that runs with large discards reach.

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use crate::level::Level;
 use crate::planted::planted;
 use crate::store::admission::OVERLAY_ZEROES;
 use crate::store::core::Core;
@@ -25,6 +26,8 @@ const IDLE_AFTER: Duration = Duration::from_secs(1);
 
 pub(super) struct Checkpoint {
     pub superblock: Superblock,
+    /// The feature level of the cluster. The next superblock has it.
+    pub level: Level,
     /// True from the flush until the superblock is written.
     running: bool,
     /// The superblock that is being written.
@@ -59,6 +62,7 @@ pub(super) struct Fill {
 impl Checkpoint {
     pub(super) fn new(superblock: Superblock) -> Checkpoint {
         Checkpoint {
+            level: superblock.level,
             superblock,
             running: false,
             next: None,
@@ -79,6 +83,7 @@ impl Checkpoint {
             tail_seq: target.0,
             tail_offset: core.log.wal.offset_of(target),
             durable_seq: core.log.wal.durable_seq().0,
+            level: self.level,
             ..self.superblock.clone()
         };
         if planted!(TailBeforeSuperblock) {

@@ -12,6 +12,7 @@ use std::collections::{BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use crate::io::buffer::Pool;
+use crate::level::Levels;
 use crate::limits::SPACE_HOPE;
 use crate::log::{Append, Applied, Change};
 use crate::planted::planted;
@@ -29,6 +30,7 @@ use crate::types::{BLOCK_BYTES, BLOCKS_PER_EXTENT, BlockRange, Extent, MemberId,
 /// The settings of a lane.
 #[derive(Clone, Debug)]
 pub struct LaneConfig {
+    pub levels: Levels,
     /// Largest size of the data file, in bytes.
     pub data_bytes_max: u64,
     /// Bytes of memory for payloads of the overlay.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::level::Level;
 use crate::log::{Append, Applied, HardState, LogEntry};
 use crate::store::admission::Admission;
 use crate::store::bypass::WalBypass;
@@ -75,6 +76,11 @@ pub struct Lane {
 }
 
 impl Lane {
+    /// The feature level of the cluster is at least this one. The next superblock says so.
+    pub fn raise_level(&mut self, level: Level) {
+        self.checkpoint.level = self.checkpoint.level.max(level);
+    }
+
     /// This disk's identity and incarnation.
     pub fn superblock(&self) -> &Superblock {
         &self.checkpoint.superblock

@@ -78,6 +78,8 @@ pub enum OpenError {
     Recover(#[from] wal::recover::RecoverError),
     #[error("could not load an entry of the log")]
     Load(#[from] wal::recover::LoadError),
+    #[error("its level does not fit")]
+    Level(#[from] crate::level::TooOld),
     #[error("{0}")]
     Unusable(&'static str),
 }

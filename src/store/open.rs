@@ -8,6 +8,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::io::buffer::Pool;
+use crate::level::Level;
 use crate::limits::LISTING_EXTENTS_MAX;
 use crate::log::{Bypass, LogEntry};
 use crate::planted::planted;
@@ -70,6 +71,7 @@ pub fn format_lane(files: &mut dyn LaneFiles, format: &LaneFormat) -> Result<(),
         disk: format.disk,
         incarnation: 0,
         lanes: 1,
+        level: Level::default(),
         features: if has_several { superblock::FEATURE_DATA_FILES } else { 0 },
         seed: format.seed,
         wal_bytes: format.wal_bytes,
@@ -158,6 +160,7 @@ impl Lane {
         index: &mut dyn IndexStore,
     ) -> Result<(Lane, Vec<RecoveredMember>), OpenError> {
         let mut superblock = read_superblock(files)?;
+        config.levels.admit(superblock.level)?;
         check_ring(superblock.wal_bytes)?;
         if files.size_bytes(LaneFile::Wal)? < superblock.wal_bytes {
             return Err(OpenError::Unusable("the log's file is shorter than the superblock says"));
@@ -168,6 +171,7 @@ impl Lane {
         }
         let last_open = superblock.incarnation;
         superblock.incarnation += 1;
+        superblock.level = superblock.level.max(config.levels.cluster);
         let wal_config = wal_config(&superblock);
         let marks = Marks {
             last_open,

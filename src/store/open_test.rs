@@ -2,8 +2,10 @@
 
 use bytes::Bytes;
 
+use crate::level::{Level, Levels, TooOld};
 use crate::planted::{Mistake, assert_found};
 use crate::sim::rng::Rng;
+use crate::store::OpenError;
 use crate::store::lane::{Lane, LaneFiles};
 use crate::store::messages::LaneFile;
 use crate::testing::crash_disk::Disk;
@@ -76,6 +78,37 @@ fn a_superblock_from_an_earlier_open_is_refused() {
     let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
     let text = format!("{error}: {source}");
     assert!(text.contains("older copy") && text.contains("empty folder"), "{text}");
+}
+
+/// A disk that was used at a feature level is refused by programs that do not support it.
+#[test]
+fn a_disk_of_a_newer_feature_level_is_refused_and_left_alone() {
+    let of = |cluster, newest| Levels { cluster: Level(cluster), newest: Level(newest) };
+    let mut fixture = Fixture::new(1, 1);
+    fixture.config.levels = of(1, 2);
+    fixture.reopen();
+    fixture.lane.raise_level(Level(2));
+    // Enough for the log's tail to move, with which the superblock is written.
+    let range = |number| BlockRange { first: Block(number % 64), count: 1 };
+    for number in 0u32.. {
+        if fixture.lane.superblock().level == Level(2) {
+            break;
+        }
+        assert!(number < 10_000, "the superblock is never written");
+        fixture.write(MemberId(1), FixtureOp::Write { range: range(number), seed: number.into() });
+        fixture.settle();
+    }
+    fixture.config.levels = of(0, 1);
+    let before = fixture.disk.file(LaneFile::Superblock).now.clone();
+    let (config, pool) = (fixture.config.clone(), fixture.disk.pool.clone());
+    let refused = Lane::open(config, pool, &mut fixture.disk, &mut fixture.index);
+    let Err(OpenError::Level(TooOld { needed, .. })) = refused else { panic!("it is too new") };
+    assert_eq!(needed, Level(2));
+    assert!(fixture.disk.file(LaneFile::Superblock).now == before, "nothing was changed");
+    // A pod that knows nothing of its cluster yet keeps what the disk knows.
+    fixture.config.levels = of(0, 2);
+    fixture.reopen();
+    assert_eq!(fixture.lane.superblock().level, Level(2));
 }
 
 #[test]

@@ -11,7 +11,7 @@
 //! 16 u64    feature bits             96 u64 sequence of the log's tail
 //! 24 u64    sequence                 104 u64 offset of the log's tail
 //! 32 uuid   cluster                  112 u64 largest sequence of the log known durable
-//! 48 uuid   disk                     120 u16 lanes; 122 zeroes
+//! 48 uuid   disk                     120 u16 lanes; 124 u32 feature level
 //!                                    128 u64 size of a data file, 0: one for all; then zeroes
 //! ```
 //!
@@ -20,6 +20,7 @@
 use bytes::BufMut;
 
 use crate::fields::{FieldError, Fields, PutFields};
+use crate::level::Level;
 use crate::types::{BLOCK_BYTES, Uuid};
 
 /// Copies of a superblock.
@@ -56,6 +57,8 @@ pub struct Superblock {
     /// Raised by every open.
     pub incarnation: u64,
     pub lanes: u16,
+    /// The feature level of the cluster when the disk was opened last, or higher.
+    pub level: Level,
     /// Features that a program must know to open the disk.
     pub features: u64,
     /// Secret of the log's checksums.
@@ -116,7 +119,8 @@ fn encode_copy(superblock: &Superblock, copy: u16) -> [u8; BLOCK_BYTES] {
         superblock.durable_seq,
     ]);
     fields.put_u16_le(superblock.lanes);
-    fields.put_slice(&[0; 6]);
+    fields.put_slice(&[0; 2]);
+    fields.put_u32_le(superblock.level.0);
     fields.put_u64_le(superblock.data_file_bytes);
     let crc = crc32fast::hash(&page[CRC_END..]);
     page[..CRC_AT].copy_from_slice(&MAGIC);
@@ -187,9 +191,11 @@ fn take_superblock(
         tail_offset: fields.u64()?,
         durable_seq: fields.u64()?,
         lanes: fields.u16()?,
+        level: Level::default(),
         data_file_bytes: 0,
     };
-    let _zeroes = [fields.u16()?, fields.u16()?, fields.u16()?];
+    let _zeroes = fields.u16()?;
+    superblock.level = Level(fields.u32()?);
     superblock.data_file_bytes = fields.u64()?;
     Ok(superblock)
 }

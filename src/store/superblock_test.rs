@@ -7,6 +7,7 @@ fn sample(sequence: u64) -> Superblock {
         disk: Uuid(*b"disk-for-testing"),
         incarnation: 3,
         lanes: 1,
+        level: Level(1),
         features: 0,
         seed: 0x5eed,
         wal_bytes: 1 << 30,

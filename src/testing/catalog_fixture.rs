@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use crate::control::command::{Addresses, CatalogCommand, NewDisk, NewNode, NewVolume, Placement};
 use crate::control::state::{CatalogState, NewCluster};
+use crate::level::NEWEST;
 use crate::types::{PodId, Uuid};
 
 pub fn addresses(port: u16) -> Addresses {
@@ -32,7 +33,7 @@ pub fn addresses_of(number: u8) -> Addresses {
 
 pub fn join(number: u8) -> CatalogCommand {
     let (uid, addresses) = (Uuid([number; 16]), addresses_of(number));
-    CatalogCommand::Join { uid, addresses, node: node(number) }
+    CatalogCommand::Join { uid, addresses, node: node(number), newest: NEWEST }
 }
 
 /// Pod `number` registers these disks.
@@ -42,6 +43,7 @@ pub fn register(number: u8, disks: &[NewDisk]) -> CatalogCommand {
         uid: Uuid([number; 16]),
         addresses: addresses_of(number),
         node: node(number),
+        newest: NEWEST,
         disks: disks.to_vec(),
     }
 }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
 
+use crate::level::Levels;
 use crate::limits::{LISTING_EXTENTS_MAX, OVERLAY_BYTES_MAX};
 use crate::log::{Append, Applied, Change, HardState, LogEntry, Reset, WholeExtents};
 use crate::sim::rng::Rng;
@@ -264,6 +265,7 @@ impl Fixture {
 
     pub fn with(seed: u64, members: u64, wal_bytes: u64, data_bytes_max: u64) -> Fixture {
         let config = LaneConfig {
+            levels: Levels::OWN,
             data_bytes_max,
             dirty_cache_bytes: 64 << 10,
             overlay_bytes_max: OVERLAY_BYTES_MAX,

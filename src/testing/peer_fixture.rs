@@ -43,6 +43,7 @@ mod strategies {
     use proptest::option;
     use proptest::prelude::*;
 
+    use crate::level::{Level, Levels};
     use crate::net::handshake::{
         Greeting, Hello, Identity, Purpose, Refusal, RefusalCode, Welcome,
     };
@@ -271,8 +272,13 @@ mod strategies {
     /// Every greeting, with texts that are not cut.
     pub fn greeting() -> impl Strategy<Value = Greeting> {
         let purpose = prop::sample::select(vec![Purpose::Data, Purpose::Resync]);
-        let hello = (identity(), any::<(u16, u16, [u8; 16], u16, u64)>(), purpose).prop_map(
-            |(from, (version_min, version_max, to_disk, to_lane, nonce), purpose)| {
+        let levels = || {
+            let of = |(cluster, newest)| Levels { cluster: Level(cluster), newest: Level(newest) };
+            any::<(u32, u32)>().prop_map(of)
+        };
+        let fields = any::<(u16, u16, [u8; 16], u16, u64)>();
+        let hello = (identity(), fields, purpose, levels()).prop_map(
+            |(from, (version_min, version_max, to_disk, to_lane, nonce), purpose, levels)| {
                 Greeting::Hello(Hello {
                     version_min,
                     version_max,
@@ -281,11 +287,14 @@ mod strategies {
                     to_lane,
                     purpose,
                     nonce,
+                    levels,
                 })
             },
         );
-        let welcome = (identity(), any::<u16>(), any::<u64>())
-            .prop_map(|(from, version, nonce)| Greeting::Welcome(Welcome { version, from, nonce }));
+        let welcome = (identity(), any::<u16>(), any::<u64>(), levels());
+        let welcome = welcome.prop_map(|(from, version, nonce, levels)| {
+            Greeting::Welcome(Welcome { version, from, nonce, levels })
+        });
         let codes = vec![
             RefusalCode::OtherCluster,
             RefusalCode::NoCommonVersion,

@@ -19,6 +19,7 @@ use crate::io::driver::{
 };
 use crate::io::file::ExclusiveFile;
 use crate::io::stream::StreamReader;
+use crate::level::Levels;
 use crate::limits::{Budgets, LISTING_EXTENTS_MAX, OVERLAY_BYTES_MAX, SocketLimits, TICK};
 use crate::net::handshake::{Identity, Purpose};
 use crate::net::incarnations::Incarnations;
@@ -482,7 +483,7 @@ impl Pod {
         let socket = self.open_socket(FOR_PEERS);
         let mut peer = Peer {
             socket,
-            link: Link::dial(from, target, purpose, u64::from(socket.0)),
+            link: Link::dial(from, Levels::OWN, target, purpose, u64::from(socket.0)),
             reader: StreamReader::new(Pool::default()),
             seen: Incarnations::default(),
         };
@@ -540,6 +541,7 @@ fn start(
     starts: u32,
 ) -> Worker {
     let config = LaneConfig {
+        levels: Levels::OWN,
         data_bytes_max: DATA_BYTES,
         dirty_cache_bytes: 1 << 20,
         overlay_bytes_max: OVERLAY_BYTES_MAX,
@@ -567,6 +569,7 @@ fn start(
     let config = WorkerConfig {
         cluster: CLUSTER,
         pod: POD,
+        levels: Levels::OWN,
         process: u64::from(starts),
         seed: 1,
         log_tail_bytes: 1 << 20,
@@ -756,6 +759,7 @@ pub fn view(revision: u64, volumes: Vec<VolumeView>) -> ClusterView {
     ClusterView {
         revision,
         cluster: CLUSTER,
+        level: Levels::OWN.cluster,
         pods: (1..=3).map(pod).collect(),
         disks: (1..=3).map(disk).collect(),
         volumes: volumes.into_iter().map(Arc::new).collect(),

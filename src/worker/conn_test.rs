@@ -8,6 +8,7 @@ use crate::io::driver::{
     Address, Completion, Disk, Driver, FileId, Op, RecvBufs, SocketId, Token, Waker,
 };
 use crate::io::file::ExclusiveFile;
+use crate::level::Levels;
 use crate::net::handshake::{Identity, Purpose};
 use crate::net::incarnations::Incarnations;
 use crate::net::link::{Link, LinkEvent, Target};
@@ -137,8 +138,8 @@ fn call(caller: &str, called: &str) -> (End, End) {
         WorkerTls::new(&tls, false).unwrap()
     };
     let target = Target { pod: PodId(2), disk: pods[1].disk, lane: 0 };
-    let dialled = Link::dial(pods[0], target, Purpose::Data, 1);
-    let accepted = Link::accept(vec![pods[1]], 2);
+    let dialled = Link::dial(pods[0], Levels::OWN, target, Purpose::Data, 1);
+    let accepted = Link::accept(vec![pods[1]], Levels::OWN, 2);
     let mut one = End::new(dialled, tls(caller).dial(Pool::default()), &pods);
     let mut other = End::new(accepted, tls(called).called(Pool::default()), &pods);
     talk(&mut one, &mut other);

@@ -76,6 +76,7 @@ impl Worker {
         self.meters.view_revision.set(view.revision);
         let changes = self.reconciler.take_view(Arc::clone(&view));
         self.peers.update_view(&view, &changes);
+        self.lanes.all.iter_mut().for_each(|lane| lane.lane.raise_level(view.level));
         let is_refused = |now: &Arc<VolumeView>| self.routers.refuses(now);
         let followed = changes.iter().filter(|it| !it.now.as_ref().is_some_and(is_refused));
         self.exported.update(followed);

@@ -77,6 +77,7 @@ mod sync {
     pub use std::sync::{Arc, Mutex, MutexGuard};
 }
 
+use crate::level::Levels;
 use crate::limits::{Budgets, SocketLimits};
 use crate::replica::messages::ReadMode;
 use crate::types::{PodId, Uuid};
@@ -101,6 +102,8 @@ pub use tls::WorkerTls;
 pub struct WorkerConfig {
     pub cluster: Uuid,
     pub pod: PodId,
+    /// When the pod started.
+    pub levels: Levels,
     /// Drawn by every start of the pod (rule `sessions-only-grow`).
     pub process: u64,
     /// Seeds the election timeouts.

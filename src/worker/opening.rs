@@ -156,6 +156,7 @@ fn open_disk(
         .map_err(|source| StartError::Index { path: path.clone(), source })?;
     signs.note();
     let config = LaneConfig {
+        levels: options.worker.levels,
         data_bytes_max: superblock.data_bytes_max,
         dirty_cache_bytes: options.dirty_cache_bytes,
         overlay_bytes_max: OVERLAY_BYTES_MAX,

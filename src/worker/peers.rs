@@ -10,6 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Buffers, Completion, Done, Driver, Op, SocketId};
+use crate::level::Levels;
 use crate::limits::EXTENT_ASKS_MAX;
 use crate::net::backoff::reconnect_pause;
 use crate::net::handshake::{Identity, Purpose};
@@ -54,6 +55,7 @@ pub struct Peers {
     tls: Option<WorkerTls>,
     seed: u64,
     own: PodId,
+    levels: Levels,
     /// Limit of the frames that wait on one link, in bytes.
     link_bytes_max: usize,
     locals: Vec<Identity>,
@@ -81,6 +83,7 @@ impl Peers {
             pool,
             seed: config.seed,
             own: config.pod,
+            levels: config.levels,
             link_bytes_max: config.budgets.link_bytes,
             handshakes: Handshakes::new(config.sockets),
             ..Peers::default()
@@ -113,6 +116,7 @@ impl Peers {
     /// disk of a pod (by id: both ends must agree) is connected to every disk of another pod. The
     /// view may name a disk here that has moved: no route begins at it if another of ours will do.
     pub fn update_view(&mut self, view: &ClusterView, changes: &[VolumeChange]) {
+        self.levels.cluster = self.levels.cluster.max(view.level);
         let places = (view.pods.clone(), view.disks.clone());
         let moved = self.places.as_ref() != Some(&places);
         if moved {
@@ -564,7 +568,7 @@ impl PeerHandler<'_> {
         let wanted = &self.peers.wanted[&pair];
         let target = LaneTarget { pod: wanted.pod, disk: remote, lane: 0 };
         let connect = Op::Connect { address: Address::Tcp(wanted.address) };
-        let link = Link::dial(*identity, target, purpose, nonce);
+        let link = Link::dial(*identity, self.peers.levels, target, purpose, nonce);
         let conn = self.peers.add(link, None, Some(pair), self.now);
         // We open few: it counts for no cap.
         self.peers.handshakes.dialled(self.now, conn);
@@ -589,7 +593,7 @@ impl PeerHandler<'_> {
     /// Another pod has dialled.
     pub fn accepted(&mut self, socket: SocketId) {
         let nonce = self.peers.nonce(self.now);
-        let link = Link::accept(self.peers.locals.clone(), nonce);
+        let link = Link::accept(self.peers.locals.clone(), self.peers.levels, nonce);
         let conn = self.peers.add(link, Some(socket), None, self.now);
         self.peers.touch(conn);
         let source = self.driver.source(socket);

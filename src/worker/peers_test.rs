@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::level::Levels;
 use crate::limits::{Budgets, SocketLimits};
 use crate::replica::messages::ReadMode;
 use crate::types::{AccessSet, ShardId, VolumeId};
@@ -13,6 +14,7 @@ fn peers_of(pod: u64, view: &ClusterView, gone: Option<Uuid>) -> Peers {
     let config = WorkerConfig {
         cluster: view.cluster,
         pod: PodId(pod),
+        levels: Levels::OWN,
         process: pod,
         seed: pod,
         log_tail_bytes: 0,
@@ -62,6 +64,7 @@ fn view(pods_of_disks: &[u64]) -> ClusterView {
     ClusterView {
         revision: 1,
         cluster: Uuid([7; 16]),
+        level: Levels::OWN.cluster,
         pods: (1..=4).map(pod).collect(),
         disks: disks
             .map(|(number, pod)| DiskView { disk: disk(number), pod: PodId(*pod) })

@@ -27,6 +27,7 @@ use crate::control::state::rows::RowKey;
 use crate::control::storage::Snapshot;
 use crate::control::supersede::superseded;
 use crate::control::sync::resolve::exported;
+use crate::level::Level;
 use crate::replica::meta::Meta;
 use crate::security::subject::Role;
 use crate::types::{MemberId, PodId};
@@ -260,6 +261,7 @@ async fn register(
     let pod = PodId(request.pod);
     let uid = request.uid.parse().map_err(|error| invalid(&error))?;
     let machine = parse_node(request.node)?;
+    let newest = Level(request.newest_level);
     let mut disks = Vec::with_capacity(request.disks.len());
     for disk in request.disks {
         let proto::RegisterDisk { disk, path, capacity_bytes } = disk;
@@ -287,7 +289,7 @@ async fn register(
             known.pod
         ))));
     }
-    let command = CatalogCommand::Register { pod, uid, addresses, node: machine, disks };
+    let command = CatalogCommand::Register { pod, uid, addresses, node: machine, newest, disks };
     catalog.propose(command).await?;
     Ok(proto::RegisterResponse {})
 }

@@ -6,13 +6,23 @@ use tonic::{Request, Response, Status};
 
 use crate::control::api::errors::no_such;
 use crate::control::api::objects::describe;
-use crate::control::api::route::on_leader;
+use crate::control::api::route::{on_leader, read};
+use crate::control::command::CatalogCommand;
 use crate::control::node::Node;
 use crate::control::objects::describe::Describe;
 use crate::control::objects::key::{Kind, ObjectKey};
 use crate::control::proto::cluster_client::ClusterClient;
 use crate::control::proto::cluster_server::Cluster;
-use crate::control::proto::{CapacityRequest, CapacityResponse, StatusRequest, StatusResponse};
+use crate::control::proto::{
+    CapacityRequest, CapacityResponse, GetLevelRequest, GetLevelResponse, RaiseLevelRequest,
+    RaiseLevelResponse, StatusRequest, StatusResponse,
+};
+use crate::control::state::CatalogState;
+use crate::control::state::upgrade::holding_back;
+use crate::level::Level;
+
+/// Pods that are named at most.
+const OLDER_PODS_MAX: usize = 20;
 
 pub struct ClusterService {
     pub node: Arc<Node>,
@@ -50,6 +60,53 @@ impl Cluster for ClusterService {
             |channel, call| async move { ClusterClient::new(channel).capacity(call).await },
         )
         .await
+    }
+
+    async fn get_level(
+        &self,
+        request: Request<GetLevelRequest>,
+    ) -> Result<Response<GetLevelResponse>, Status> {
+        on_leader(
+            &self.node,
+            request,
+            |catalog, _| async move { Ok(levels(&read(&catalog).await?.0)) },
+            |channel, call| async move { ClusterClient::new(channel).get_level(call).await },
+        )
+        .await
+    }
+
+    async fn raise_level(
+        &self,
+        request: Request<RaiseLevelRequest>,
+    ) -> Result<Response<RaiseLevelResponse>, Status> {
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move {
+                let level = match request.level {
+                    0 => levels(&read(&catalog).await?.0).level_of_all,
+                    level => level,
+                };
+                catalog.propose(CatalogCommand::RaiseLevel { level: Level(level) }).await?;
+                let level = read(&catalog).await?.0.cluster.level.0;
+                Ok(RaiseLevelResponse { level })
+            },
+            |channel, call| async move { ClusterClient::new(channel).raise_level(call).await },
+        )
+        .await
+    }
+}
+
+fn levels(state: &CatalogState) -> GetLevelResponse {
+    let level = state.cluster.level;
+    let supported = || holding_back(state, Level(u32::MAX)).map(|(_, newest)| newest);
+    let newest = supported().max().unwrap_or(level).max(level);
+    let older = holding_back(state, newest).map(|(pod, _)| pod.0);
+    GetLevelResponse {
+        level: level.0,
+        level_of_all: supported().min().unwrap_or(level).max(level).0,
+        newest_level: newest.0,
+        older_pods: older.take(OLDER_PODS_MAX).collect(),
     }
 }
 

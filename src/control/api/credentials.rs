@@ -10,7 +10,7 @@ use crate::control::api::errors::invalid;
 use crate::control::api::parse_addresses;
 use crate::control::api::route::{Failure, on_leader, read};
 use crate::control::catalog::Catalog;
-use crate::control::command::{Addresses, CatalogCommand, FORMAT, NewNode, Outcome};
+use crate::control::command::{Addresses, CatalogCommand, NewNode, Outcome};
 use crate::control::connections::{Caller, Who};
 use crate::control::node::Node;
 use crate::control::proto;
@@ -19,6 +19,7 @@ use crate::control::proto::credentials_server::Credentials;
 use crate::control::state::CatalogState;
 use crate::control::state::credentials::AUTHORITY;
 use crate::control::state::rows;
+use crate::level::Level;
 use crate::security::authority::{Authority, Places};
 use crate::security::certificate::Certificate;
 use crate::security::issue::now_s;
@@ -241,20 +242,14 @@ async fn enrol(
 }
 
 async fn join(catalog: &Catalog, pod: proto::EnrolPod) -> Result<(PodId, Addresses), Failure> {
-    let proto::EnrolPod { uid, api, peer, nbd, format, node, boot_id, labels } = pod;
-    if format < u32::from(FORMAT) {
-        return Err(refused(
-            Code::FailedPrecondition,
-            format!(
-                "the pod knows the catalog's format up to {format}, and this cluster uses \
-                     {FORMAT}; start a newer version"
-            ),
-        ));
-    }
+    let proto::EnrolPod { uid, api, peer, nbd, newest_level, node, boot_id, labels } = pod;
     let uid = uid.parse().map_err(|error| invalid(&error))?;
     let addresses = parse_addresses(&api, &peer, &nbd)?;
     let node = NewNode { name: node, boot_id, labels: labels.into_iter().collect() };
-    match catalog.propose(CatalogCommand::Join { uid, addresses, node }).await? {
+    match catalog
+        .propose(CatalogCommand::Join { uid, addresses, node, newest: Level(newest_level) })
+        .await?
+    {
         Outcome::Pod(pod) => Ok((pod, addresses)),
         _ => Err(refused(Code::Internal, "joining made no pod")),
     }

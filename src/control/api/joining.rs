@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use crate::control::api::errors::{Refusal, broken, invalid};
+use crate::control::api::errors::{broken, invalid};
 use crate::control::api::route::{Failure, on_leader, read};
 use crate::control::api::{parse_addresses, parse_node};
 use crate::control::catalog::Catalog;
-use crate::control::command::{CatalogCommand, FORMAT, Outcome};
+use crate::control::command::{CatalogCommand, Outcome};
 use crate::control::node::Node;
 use crate::control::proto::internal::joining_client::JoiningClient;
 use crate::control::proto::internal::joining_server::Joining;
 use crate::control::proto::internal::{JoinRequest, JoinResponse};
-use crate::control::reason::Reason;
+use crate::level::Level;
 
 pub struct JoiningService {
     pub node: Arc<Node>,
@@ -30,18 +30,11 @@ impl Joining for JoiningService {
 }
 
 async fn join(catalog: Arc<Catalog>, request: JoinRequest) -> Result<JoinResponse, Failure> {
-    if request.format < u32::from(FORMAT) {
-        let message = format!(
-            "the pod knows the catalog's format up to {}, and this cluster uses {FORMAT}; start \
-             a newer version",
-            request.format
-        );
-        return Err(Failure::Final(Refusal::new(Reason::VersionTooOld, message).into()));
-    }
     let uid = request.uid.parse().map_err(|error| invalid(&error))?;
     let node = parse_node(request.node)?;
+    let newest = Level(request.newest_level);
     let addresses = parse_addresses(&request.api, &request.peer, &request.nbd)?;
-    let outcome = catalog.propose(CatalogCommand::Join { uid, addresses, node }).await?;
+    let outcome = catalog.propose(CatalogCommand::Join { uid, addresses, node, newest }).await?;
     let Outcome::Pod(pod) = outcome else {
         return Err(Failure::Final(broken("joining made no pod")));
     };

@@ -15,6 +15,7 @@ use crate::control::proto::internal as proto;
 use crate::control::sync::follower::{Follower, Idle};
 use crate::control::sync::update::{Update, position_of};
 use crate::control::sync::wants::WANTS_MAX;
+use crate::level::{Level, Levels};
 use crate::types::{PodId, VolumeId};
 
 /// A stream of a pod says at least this often that it goes on, and how far the catalog is.
@@ -33,11 +34,12 @@ pub fn tell_pod(
     let position = position_of(first.position).map_err(|error| invalid(&error))?;
     let volumes = first.volumes.into_iter().map(VolumeId).collect();
     let wants = wants_of(first.wants)?;
+    let newest = Level(first.newest_level);
     let follower = Follower::new(PodId(first.pod), position, volumes, wants);
     let (messages, waiting) = mpsc::channel(MESSAGES_AHEAD);
     tokio::spawn(async move {
         // An error is the reader's reason to look elsewhere.
-        if let Err(status) = tell(&node, follower, requests, &messages).await {
+        if let Err(status) = tell(&node, follower, newest, requests, &messages).await {
             let _gone = messages.send(Err(status)).await;
         }
     });
@@ -57,6 +59,7 @@ fn wants_of(message: Option<proto::SyncWants>) -> Result<BTreeSet<VolumeId>, Sta
 async fn tell(
     node: &Node,
     mut follower: Follower,
+    newest: Level,
     mut requests: Streaming<proto::SyncRequest>,
     messages: &Messages,
 ) -> Result<(), Status> {
@@ -75,6 +78,11 @@ async fn tell(
         let (Some(state), Some(leader)) = (&now.state, leader) else {
             return Err(Status::unavailable("this pod knows no leader of the catalog"));
         };
+        let levels = Levels { newest, ..Levels::default() };
+        levels.admit(state.cluster.level).map_err(|error| {
+            let message = format!("the pod cannot be told of this cluster: {error}");
+            Status::failed_precondition(message)
+        })?;
         let is_due = told_at.is_none_or(|at| at.elapsed() >= SILENT_MAX);
         let speaks = told_leader != Some(leader) || is_due;
         let update = follower.next(state, if speaks { Idle::Now } else { Idle::Later });

@@ -71,9 +71,14 @@ impl Diff<'_> {
                     self.of_cluster(Happened::CertificateRevoked, message);
                 }
             }
-            // A shard is as its volume is, and the others are not objects of the API. The cluster's
-            // row changes with a restore, which tells itself.
-            RowKey::Shard(_) | RowKey::Cluster => {}
+            RowKey::Cluster => {
+                let (before, now) = (self.before.cluster.level, self.now.cluster.level);
+                if before != now {
+                    self.of_cluster(Happened::LevelRaised, format!("from {before} to {now}"));
+                }
+            }
+            // A shard is as its volume is, and the others are not objects of the API.
+            RowKey::Shard(_) => {}
             RowKey::Head | RowKey::Answered(_) | RowKey::Event(_) => {}
         }
     }

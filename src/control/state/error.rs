@@ -2,6 +2,7 @@
 
 use crate::config::size::ByteSize;
 use crate::control::names::NameError;
+use crate::level::TooOld;
 use crate::limits::SHARDS_MAX;
 use crate::types::PodId;
 
@@ -34,6 +35,14 @@ pub enum CatalogError {
         ByteSize(*.size_bytes), ByteSize(*.largest_bytes)
     )]
     TooManyShards { name: String, size_bytes: u64, largest_bytes: u64 },
+    #[error("the pod's program is too old for this cluster")]
+    TooOld(#[source] TooOld),
+    #[error("pod {pod} does not support the level")]
+    PodTooOld {
+        pod: PodId,
+        #[source]
+        source: TooOld,
+    },
     #[error("there is no volume named {name:?}")]
     NoSuchVolume { name: String },
     #[error("there is no class named {name:?}; there are {known}")]

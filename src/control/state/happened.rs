@@ -39,6 +39,7 @@ macro_rules! happened {
 
 happened! {
     CatalogRestored cluster "the catalog was restored or recovered, and has a new history",
+    LevelRaised cluster "the feature level was raised",
     AuthoritySet cluster "the catalog got the authority's key, or its sealed form",
     TokenMade cluster "a token was made",
     TokenRemoved cluster "a token was revoked, or its time was over",

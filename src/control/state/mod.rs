@@ -29,6 +29,7 @@ mod retention;
 pub mod rows;
 pub mod table;
 pub mod tables;
+pub mod upgrade;
 pub mod view;
 mod volumes;
 
@@ -44,6 +45,7 @@ use crate::control::state::error::REQUEST_ID_BYTES_MAX;
 use crate::control::state::recent::{Changed, Recent};
 use crate::control::state::rows::{Answered, CatalogMember, Cluster, RowChange, RowError, RowKey};
 use crate::control::state::tables::{Tables, take};
+use crate::level::NEWEST;
 use crate::planted::planted;
 use crate::types::{MemberId, PodId, Uuid};
 
@@ -55,8 +57,6 @@ const REQUESTS_KEPT_MS: u64 = 10 * 60 * 1000;
 const REQUESTS_MAX: usize = 1 << 18;
 /// Answers that one command forgets at most.
 const FORGOTTEN_AT_ONCE: usize = 4;
-/// The feature level of clusters that this software makes.
-pub const LEVEL: u32 = 1;
 
 /// See the module. A copy is cheap.
 #[derive(Clone, Debug, Default)]
@@ -105,7 +105,7 @@ impl CatalogState {
         let (pod, volume, shard, member, request, event) = (1, 1, 1, 1, 1, 1);
         tables.head.next = rows::Counters { pod, volume, shard, member, request, event };
         let (ancestors, restores, created_ms) = (Vec::new(), 0, now_ms);
-        let level = LEVEL;
+        let level = NEWEST;
         tables.put_cluster(Cluster { uid, history, ancestors, restores, level, created_ms });
         for (name, replicas, failure_domain) in FIRST_CLASSES {
             let (failure_domain, overcommit_percent) = (failure_domain.to_owned(), 200);
@@ -115,7 +115,7 @@ impl CatalogState {
                 .expect("the first classes are good ones");
         }
         let (pod_uid, addresses, node) = first_pod;
-        let pod = pods::join(&mut tables, now_ms, pod_uid, addresses, node)
+        let pod = pods::join(&mut tables, now_ms, pod_uid, addresses, node, NEWEST)
             .expect("the first pod of a cluster has a good name");
         let Outcome::Pod(pod) = pod else { unreachable!("joining makes a pod") };
         let member = MemberId(take(&mut tables.head.next.member));
@@ -211,12 +211,15 @@ fn carry_out(
     command: CatalogCommand,
 ) -> Result<Outcome, CatalogError> {
     match command {
-        CatalogCommand::Join { uid, addresses, node } => {
-            pods::join(tables, now_ms, uid, addresses, node)
+        CatalogCommand::Join { uid, addresses, node, newest } => {
+            upgrade::check_newest(tables, newest)?;
+            pods::join(tables, now_ms, uid, addresses, node, newest)
         }
-        CatalogCommand::Register { pod, uid, addresses, node, disks } => {
-            pods::register(tables, now_ms, (pod, uid), addresses, node, disks)
+        CatalogCommand::Register { pod, uid, addresses, node, newest, disks } => {
+            upgrade::check_newest(tables, newest)?;
+            pods::register(tables, now_ms, (pod, uid), addresses, node, newest, disks)
         }
+        CatalogCommand::RaiseLevel { level } => upgrade::raise(tables, level),
         CatalogCommand::CreateVolume { request_id, volume, placement } => {
             let NewVolume { name, class, labels, size_bytes, replicas, open, .. } = &volume;
             let content = content(&("create", name, class, labels, size_bytes, replicas, open));

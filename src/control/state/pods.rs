@@ -6,6 +6,7 @@ use crate::control::state::error::{CatalogError, LABEL_BYTES_MAX, LABELS_MAX};
 use crate::control::state::rebirth::PODS_PER_HISTORY;
 use crate::control::state::rows::{Disk, Labels, Node, Pod};
 use crate::control::state::tables::{Tables, take};
+use crate::level::Level;
 use crate::types::{PodId, Uuid};
 
 /// A pod joins. The same uid always gives the same pod.
@@ -15,6 +16,7 @@ pub(super) fn join(
     uid: Uuid,
     addresses: Addresses,
     node: NewNode,
+    newest_level: Level,
 ) -> Result<Outcome, CatalogError> {
     check_node(&node)?;
     if let Some(pod) = tables.index.pods_by_uid.get(&uid) {
@@ -28,7 +30,7 @@ pub(super) fn join(
     let pod = PodId(take(&mut tables.head.next.pod));
     let name = node.name.clone();
     put_node(tables, now_ms, node);
-    tables.put(pod, Pod { uid, node: name, addresses, created_ms: now_ms });
+    tables.put(pod, Pod { uid, node: name, addresses, newest_level, created_ms: now_ms });
     Ok(Outcome::Pod(pod))
 }
 
@@ -39,6 +41,7 @@ pub(super) fn register(
     (pod, uid): (PodId, Uuid),
     addresses: Addresses,
     node: NewNode,
+    newest_level: Level,
     disks: Vec<NewDisk>,
 ) -> Result<Outcome, CatalogError> {
     let known = tables.pods.get(&pod).ok_or(CatalogError::NoSuchPod { pod })?;
@@ -47,7 +50,7 @@ pub(super) fn register(
     }
     check_node(&node)?;
     let mut now = known.clone();
-    (now.addresses, now.node) = (addresses, node.name.clone());
+    (now.addresses, now.node, now.newest_level) = (addresses, node.name.clone(), newest_level);
     if now != *known {
         tables.put(pod, now);
     }

@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::command::{Addresses, Outcome};
 pub use crate::control::command::{Authority, Certificate, Hidden, Token};
+use crate::level::Level;
 use crate::types::{
     AccessMode, AccessSet, AttachmentId, Generation, MemberId, PodId, ShardId, Uuid, VolumeId,
 };
@@ -73,7 +74,7 @@ pub struct Cluster {
     /// earlier ones, with each time ([`crate::control::state::rebirth`]).
     pub restores: u64,
     /// The feature level that all pods have to support.
-    pub level: u32,
+    pub level: Level,
     pub created_ms: u64,
 }
 
@@ -105,6 +106,8 @@ pub struct Pod {
     /// Name of its node.
     pub node: String,
     pub addresses: Addresses,
+    /// The newest feature level that its program supports, as it said at its last start.
+    pub newest_level: Level,
     pub created_ms: u64,
 }
 

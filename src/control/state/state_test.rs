@@ -7,6 +7,7 @@ use super::*;
 use crate::control::command::{Deletion, NewVolume, Placement, VolumeUpdate, decode, encode};
 use crate::control::placement::{Candidate, Candidates, Wish, layout, place};
 use crate::control::state::view::view;
+use crate::level::NEWEST;
 use crate::testing::catalog_fixture::{
     addresses, cluster, first_pod, join, new_disk, new_volume, node, register,
 };
@@ -287,7 +288,12 @@ fn nonsense_changes_nothing() {
         with(&|_, placement| placement.shards.clear()),
         delete(&state, "nothing", ""),
         register(9, &[]),
-        CatalogCommand::Join { uid: Uuid([8; 16]), addresses: addresses(1), node: stranger },
+        CatalogCommand::Join {
+            uid: Uuid([8; 16]),
+            addresses: addresses(1),
+            node: stranger,
+            newest: NEWEST,
+        },
         CatalogCommand::AddCatalogMembers { pods: vec![PodId(9)] },
     ] {
         assert!(apply(&mut state, command.clone()).is_err(), "{command:?}");

@@ -47,6 +47,7 @@ fn view_if(state: &CatalogState, shows: impl Fn(VolumeId, &Volume) -> bool) -> C
     ClusterView {
         revision: state.revision(),
         cluster: state.cluster.uid,
+        level: state.cluster.level,
         pods: state.pods.iter().map(|(pod, record)| view_pod(*pod, record)).collect(),
         disks: state
             .disks

@@ -271,6 +271,7 @@ impl Mirror {
     fn make_view(&mut self, older: &ClusterView, touched: &Touched) -> Result<(), MirrorError> {
         let mut view = ClusterView::clone(&self.view);
         (view.revision, view.cluster) = (self.at.revision, self.cluster.uid);
+        view.level = self.cluster.level;
         if touched.pods {
             view.pods = self.pods.iter().map(|(pod, record)| view_pod(*pod, record)).collect();
         }

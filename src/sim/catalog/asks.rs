@@ -13,6 +13,7 @@ use crate::control::registration::REGISTER_AGAIN_AFTER;
 use crate::control::reports::{Pods as Reported, Use};
 use crate::control::state::rows::Class;
 use crate::control::state::{CatalogError, CatalogState};
+use crate::level::NEWEST;
 use crate::sim::catalog::call::{Ask, Call, Ended, NewVolume, Verdict, What};
 use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::pod::Waiting;
@@ -136,7 +137,7 @@ impl Catalog {
             What::Join { host: of, .. } => {
                 let addresses = self.pods[*of].addresses.expect("every pod has an address");
                 let (uid, node) = (pod_uid(*of), node_of(*of));
-                Some(CatalogCommand::Join { uid, addresses, node })
+                Some(CatalogCommand::Join { uid, addresses, node, newest: NEWEST })
             }
             What::Undelete { name, volume } => {
                 let (name, volume) = (name.clone(), *volume);
@@ -218,7 +219,14 @@ impl Catalog {
                     true => Err(Verdict::Later),
                     false => {
                         let (addresses, disks) = (state.pods[&of].addresses, disks.clone());
-                        Ok(CatalogCommand::Register { pod: of, uid, addresses, node, disks })
+                        Ok(CatalogCommand::Register {
+                            pod: of,
+                            uid,
+                            addresses,
+                            node,
+                            newest: NEWEST,
+                            disks,
+                        })
                     }
                 }
             }

@@ -29,6 +29,7 @@ use crate::control::membership::first;
 use crate::control::state::{CatalogState, NewCluster};
 use crate::control::sync::resolve::exported;
 use crate::control::sync::wants::KEPT_FOR;
+use crate::level::NEWEST;
 use crate::sim::catalog::call::Ask;
 pub use crate::sim::catalog::call::{Ended, NewVolume, Round, What};
 use crate::sim::catalog::network::{Packet, fate};
@@ -120,7 +121,8 @@ impl Catalog {
         let at_once = if rng.one_in(2) { addresses.len() } else { 1 };
         for host in 1..at_once {
             let (uid, addresses, node) = (pod_uid(host), addresses[host], node_of(host));
-            let joined = state.apply(0, CatalogCommand::Join { uid, addresses, node });
+            let joined =
+                state.apply(0, CatalogCommand::Join { uid, addresses, node, newest: NEWEST });
             assert!(joined.outcome.is_ok(), "everybody may join");
         }
         let mut pods: Vec<ControlPod> = Vec::new();

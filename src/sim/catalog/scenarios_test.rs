@@ -8,6 +8,7 @@ use super::pod::{ControlPod, Waiting};
 use super::{Event, Host, NewVolume, Packet, node_of, pod_id, pod_uid};
 use crate::control::command::CatalogCommand;
 use crate::control::reconcile::MembershipChange;
+use crate::level::NEWEST;
 use crate::limits::{Budgets, LISTING_EXTENTS_MAX};
 use crate::planted::{Mistake, assert_found};
 use crate::replica::messages::ReadMode;
@@ -382,7 +383,7 @@ fn registration_comes_late() {
         scenario.until("its pod has registered", |world| place(world) == Some(pod_id(1)));
         let addresses = scenario.pod(0).addresses.expect("every pod has an address");
         let (pod, uid, node, disks) = (pod_id(0), pod_uid(0), node_of(0), vec![disk]);
-        let late = CatalogCommand::Register { pod, uid, addresses, node, disks };
+        let late = CatalogCommand::Register { pod, uid, addresses, node, newest: NEWEST, disks };
         let now = scenario.world.catalog.local_time(leader);
         let pod = &mut scenario.world.catalog.pods[leader];
         pod.member.as_mut().expect("it leads").propose(now, 1, late);

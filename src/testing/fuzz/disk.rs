@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use crate::level::Level;
 use crate::log::{Bypass, BypassSlot, HardState, LogEntry, Slot};
 use crate::store::superblock::{self, COPIES};
 use crate::store::wal::format::{self, FIXED_BYTES, Header, Keys, RECORD_BYTES};
@@ -181,6 +182,7 @@ pub fn fuzz_seeds() -> Seeds {
         disk: KEYS.disk,
         incarnation: 3,
         lanes: 1,
+        level: Level(1),
         features: 0,
         seed: KEYS.seed,
         wal_bytes: RING_BYTES as u64,

@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::io::buffer::Pool;
 use crate::io::stream::StreamReader;
+use crate::level::{Level, Levels};
 use crate::net::codec::{decode, encode};
 use crate::net::frame::write_head;
 use crate::net::handshake::{Greeting, Hello, Identity, Purpose, Welcome, format, frame_seeds};
@@ -17,6 +18,7 @@ use crate::types::{
     ShardOp, ShardReply, Uuid,
 };
 
+const LEVELS: Levels = Levels { cluster: Level(1), newest: Level(1) };
 const DIALER_NONCE: u64 = 1;
 const ACCEPTOR_NONCE: u64 = 2;
 
@@ -83,12 +85,12 @@ fn identity(pod: u64) -> Identity {
 }
 
 fn acceptor() -> Link {
-    Link::accept(vec![identity(2)], ACCEPTOR_NONCE)
+    Link::accept(vec![identity(2)], LEVELS, ACCEPTOR_NONCE)
 }
 
 fn dialer() -> Link {
     let target = Target { pod: PodId(2), disk: identity(2).disk, lane: 0 };
-    Link::dial(identity(1), target, Purpose::Data, DIALER_NONCE)
+    Link::dial(identity(1), LEVELS, target, Purpose::Data, DIALER_NONCE)
 }
 
 fn hello() -> Bytes {
@@ -100,6 +102,7 @@ fn hello() -> Bytes {
         to_lane: 0,
         purpose: Purpose::Data,
         nonce: DIALER_NONCE,
+        levels: LEVELS,
     }))
 }
 
@@ -110,6 +113,7 @@ pub fn fuzz_seeds() -> Seeds {
         version: 1,
         from: identity(2),
         nonce: ACCEPTOR_NONCE,
+        levels: LEVELS,
     }));
     let mut seeds = vec![
         ("hello", [&[0, 17], &hello()[..]].concat()),
