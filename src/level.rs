@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// All levels, the oldest first, and the release that brought each. A cluster is made at the newest.
+/// All levels, the oldest first, and the release of each. A cluster is made at the newest.
 pub const LEVELS: &[(Level, &str)] = &[(Level(1), "0.1")];
 /// The newest level that this program supports.
 pub const NEWEST: Level = LEVELS[LEVELS.len() - 1].0;

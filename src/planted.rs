@@ -260,6 +260,8 @@ mistakes! {
     HistoriesCompared,
     /// `ids-never-reused`: a recovered catalog goes on with the numbers that it knows of.
     NumbersGoOn,
+    /// `nodes-open-what-is-theirs`: a node opens the attachment of another.
+    AnyNodeOpens,
     /// `level-after-all-pods`: the feature level is raised with a pod that does not support it.
     LevelRaisedEarly,
     /// `newest-knowledge-wins`: a recovery keeps what it heard first of a volume.

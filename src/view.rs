@@ -141,11 +141,13 @@ impl VolumeView {
 }
 
 /// An attachment that may use its volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachmentView {
     pub id: AttachmentId,
     /// Its export has this name.
     pub uid: Uuid,
+    /// The node that may use the volume by it.
+    pub node: String,
     pub mode: AccessMode,
 }
 

@@ -379,8 +379,12 @@ fn a_person_gets_renews_and_loses_a_certificate() {
 }
 
 fn nbds(cluster: &Cluster, pod: usize, credentials: &Path) -> String {
+    nbds_of(cluster, pod, "demo", credentials)
+}
+
+fn nbds_of(cluster: &Cluster, pod: usize, export: &str, credentials: &Path) -> String {
     let address = cluster.nbd_address(pod);
-    format!("nbds://{address}/demo?tls-certificates={}", text(credentials))
+    format!("nbds://{address}/{export}?tls-certificates={}", text(credentials))
 }
 
 #[test]
@@ -408,6 +412,30 @@ fn real_clients_use_volumes_under_tls() {
     assert!(compared.contains("identical"), "{compared}");
 }
 
+/// A closed volume is published to one node; other nodes' certificates do not open it.
+fn nodes_open_what_is_theirs(cluster: &Cluster, admin: &Path, refused: &dyn Fn(&str)) {
+    let with = ["--credentials", text(admin), "--endpoint", &cluster.endpoint(1), "-o", "json"];
+    let call = |arguments: &[&str]| {
+        let output = holdfast(&[arguments, &with].concat());
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    call(&["volume", "create", "closed", "--size", "1MiB", "--closed"]);
+    let nodes = call(&["node", "list"]);
+    let node = nodes[0]["meta"]["name"].as_str().unwrap();
+    let attachment = call(&["attachment", "publish", "closed", node]);
+    let uid = attachment["meta"]["uid"].as_str().unwrap();
+    let its = role(cluster, "its-node", &format!("csi-node/{node}"));
+    let other = role(cluster, "other-node", &format!("csi-node/{node}x"));
+    for pod in 1..=PODS {
+        let of = |name: &str, credentials: &Path| nbds_of(cluster, pod, name, credentials);
+        run("nbdinfo", &["--size", &of(uid, &its)]);
+        refused(&of(uid, &other));
+        refused(&of("closed", &its));
+        refused(&of("demo", &its));
+    }
+}
+
 #[test]
 fn clients_of_volumes_without_rights_are_refused() {
     let cluster = start("security_nbd_refused", false);
@@ -425,6 +453,7 @@ fn clients_of_volumes_without_rights_are_refused() {
         let directory = role(&cluster, &name.replace('/', "-"), name);
         refused(&nbds(&cluster, 1, &directory));
     }
+    nodes_open_what_is_theirs(&cluster, &admin, &refused);
     let expired = issue(&authority, "admin/ada", now_s() - YEAR_S);
     refused(&nbds(&cluster, 1, &directory(&cluster, "expired", &expired)));
     let foreign = Authority::new(authority.cluster(), now_s()).unwrap();

@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 use crate::cli::Output;
 use crate::cli::client::{Client, request_id};
-use crate::cli::list::{Which, deleted, label, list, one, show};
+use crate::cli::list::{WhichWatched, deleted, label, list_or_watch, one, show};
 use crate::cli::noun::Noun as _;
 use crate::cli::render;
 use crate::config::size::ByteSize;
@@ -21,7 +21,7 @@ pub enum ClassCommand {
     /// List the classes
     List {
         #[command(flatten)]
-        which: Which,
+        which: WhichWatched,
     },
     /// Show one class
     Show { name: String },
@@ -88,7 +88,7 @@ impl Spec {
 
 pub async fn run(client: &Client, command: ClassCommand, output: Output) -> anyhow::Result<String> {
     match command {
-        ClassCommand::List { which } => list::<Class>(client, &which, "", output).await,
+        ClassCommand::List { which } => list_or_watch::<Class>(client, &which, "", output).await,
         ClassCommand::Show { name } => show::<Class>(client, &name, output).await,
         ClassCommand::Create { name, spec } => {
             let doing = format!("create class {name}");

@@ -13,8 +13,8 @@ use crate::control::proto::{
     GetNodeRequest, GetPodRequest, GetShardRequest, GetVolumeRequest, ListAttachmentsRequest,
     ListClassesRequest, ListDisksRequest, ListEventsRequest, ListNodesRequest, ListPodsRequest,
     ListShardsRequest, ListVolumesRequest, Node, Pod, Query, Shard, Volume,
-    WatchAttachmentsRequest, WatchDisksRequest, WatchEventsRequest, WatchNodesRequest,
-    WatchPodsRequest, WatchVolumesRequest,
+    WatchAttachmentsRequest, WatchClassesRequest, WatchDisksRequest, WatchEventsRequest,
+    WatchNodesRequest, WatchPodsRequest, WatchVolumesRequest,
 };
 
 /// Some of the objects, and the token of the next page.
@@ -135,6 +135,7 @@ noun!(Shard, shards, GetShardRequest, ListShardsRequest { volume: str::to_owned 
 watched!(Node, nodes, node, WatchNodesRequest {});
 watched!(Pod, pods, pod, WatchPodsRequest {});
 watched!(Disk, disks, disk, WatchDisksRequest {});
+watched!(Class, classes, class, WatchClassesRequest {});
 watched!(Attachment, attachments, attachment, WatchAttachmentsRequest {});
 watched!(Volume, volumes, volume, WatchVolumesRequest {});
 watched!(Event, events, event, WatchEventsRequest { object_kind: kind_of, object_name: name_of });

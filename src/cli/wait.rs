@@ -14,7 +14,8 @@ use crate::config::size::ByteSize;
 use crate::control::objects::condition::Type;
 use crate::control::objects::key::Kind;
 use crate::control::proto::{
-    Attachment, Change, Condition, ConditionStatus, Disk, Node, Phase, Pod, Query, View, Volume,
+    Attachment, Change, Class, Condition, ConditionStatus, Disk, Node, Phase, Pod, Query, View,
+    Volume,
 };
 
 /// What an object is to be.
@@ -54,7 +55,8 @@ pub async fn run(client: &Client, args: Args, output: Output) -> anyhow::Result<
         Kind::Attachment => {
             wait_and_print::<Attachment>(client, &name, &wanted, within, output).await
         }
-        Kind::Class | Kind::Shard | Kind::Event => {
+        Kind::Class => wait_and_print::<Class>(client, &name, &wanted, within, output).await,
+        Kind::Shard | Kind::Event => {
             Err(UsageError(format!("a {} cannot be waited for", kind.word())).into())
         }
     }

@@ -124,6 +124,7 @@ impl Handover {
         let shown = |holder: &Holder| AttachmentView {
             id: holder.grant.attachment,
             uid: holder.uid(),
+            node: String::new(),
             mode: holder.shown,
         };
         let holders = handed.into_iter().flat_map(|handed| &handed.holders);

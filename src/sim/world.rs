@@ -12,7 +12,6 @@ use std::time::Duration;
 use crate::control::command::Addresses;
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver};
-use crate::level::Levels;
 use crate::limits::{OVERLAY_BYTES_MAX, SocketLimits};
 use crate::replica::messages::{ReadMode, Start};
 use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, Round, What};
@@ -27,14 +26,15 @@ use crate::sim::names::{DiskNumber, Host, disk_id, pod_id};
 use crate::sim::said::{Said, SimControl};
 use crate::sim::shape::{Shape, Theme};
 use crate::sim::watch::Watch;
+use crate::store::OpenError;
 use crate::store::lane::LaneConfig;
 use crate::store::messages::{LaneFile, MemberRecord};
 use crate::store::open::{LaneFormat, data_files, format_lane};
 use crate::types::{AccessMode, AccessSet, Uuid};
 use crate::view::ClusterView;
 use crate::worker::{
-    AccessAnswer, DiskPlace, LaneRuntime, OpenFiles, Receiver, Sender, Wake, Worker, WorkerCommand,
-    WorkerConfig, mailbox, open_lane,
+    AccessAnswer, DiskPlace, LaneRuntime, OpenFiles, OpenLaneError, Receiver, Sender, Wake, Worker,
+    WorkerCommand, WorkerConfig, mailbox, open_lane,
 };
 
 const CLUSTER: Uuid = Uuid([7; 16]);
@@ -363,7 +363,7 @@ impl World {
         let config = WorkerConfig {
             cluster: CLUSTER,
             pod: pod_id(host),
-            levels: Levels::OWN,
+            levels: self.catalog.levels(host),
             process: u64::from(starts),
             seed: host as u64 + 1,
             log_tail_bytes: self.shape.log_tail_bytes,
@@ -414,7 +414,7 @@ impl World {
         lane: u8,
     ) -> Option<(LaneRuntime, Vec<Recovered>)> {
         let config = LaneConfig {
-            levels: Levels::OWN,
+            levels: self.catalog.levels(host),
             data_bytes_max: self.shape.data_bytes_of(disk),
             dirty_cache_bytes: self.shape.dirty_cache_bytes,
             // A bound that runs with large discards reach.
@@ -435,6 +435,8 @@ impl World {
             Err(error) => {
                 let mut checks = self.checks.borrow_mut();
                 match self.kernel.borrow().disks[disk].power {
+                    // Its program is older than the disk.
+                    _ if matches!(error, OpenLaneError::Recover(OpenError::Level(_))) => {}
                     Power::HasFailed => checks.seen.failed_starts += 1,
                     Power::Stays | Power::FailsAfter(_) => checks.unusable(disk, &error),
                 }

@@ -2,6 +2,7 @@
 
 use super::pod_fixture::{Pod, view, volume};
 use crate::limits::Budgets;
+use crate::planted::{Mistake, assert_found};
 use crate::types::{
     AccessMode, AccessSet, AttachmentId, BLOCK_BYTES, Generation, Grant, MemberId, Uuid,
 };
@@ -25,7 +26,8 @@ fn closed(attachment: u64, mode: AccessMode) -> VolumeView {
     closed.open = false;
     closed.shards[0].birth = set(2, 1, AccessMode::ReadWrite);
     let id = AttachmentId(attachment);
-    closed.attachments = vec![AttachmentView { id, uid: uid(attachment), mode }];
+    let node = format!("node-{attachment}");
+    closed.attachments = vec![AttachmentView { id, uid: uid(attachment), node, mode }];
     closed
 }
 
@@ -35,7 +37,8 @@ fn a_closed_volume_is_opened_by_the_uids_of_its_attachments() {
     let mut change = |before: Option<VolumeView>, now: Option<VolumeView>| {
         let change = VolumeChange { before: before.map(Into::into), now: now.map(Into::into) };
         exported.update([&change].into_iter());
-        let open = |name: &str| exported.named(name).map(|of| (of.attachment.0, of.read_only));
+        let open =
+            |name: &str| exported.named(name, None).map(|of| (of.attachment.0, of.read_only));
         let names = ["v".to_owned(), uid(1).to_string(), uid(3).to_string(), String::new()];
         (names.map(|name| open(&name)), exported.list())
     };
@@ -50,6 +53,30 @@ fn a_closed_volume_is_opened_by_the_uids_of_its_attachments() {
     let found = change(Some(first), Some(second.clone()));
     assert_eq!(found.0, [None, None, Some((3, false)), None]);
     assert_eq!(change(Some(second), None).0, [None; 4]);
+}
+
+/// The certificate of a node opens the attachments of that node, and nothing else.
+fn nodes_open_what_is_theirs() {
+    let mut exported = Exported::default();
+    let changes = [volume(2, "open", &[1]), closed(1, AccessMode::ReadWrite)]
+        .map(|volume| VolumeChange { before: None, now: Some(volume.into()) });
+    exported.update(changes.iter());
+    let opens = |role: &str, name: &str| {
+        let role = role.parse().expect("a role");
+        exported.named(name, Some(&role)).is_some()
+    };
+    let name = uid(1).to_string();
+    assert!(opens("csi-node/node-1", &name) && opens("admin/a", &name));
+    for role in ["csi-node/node-2", "csi-node/node", "csi-controller/c", "viewer/v"] {
+        assert!(!opens(role, &name), "{role}");
+    }
+    assert!(opens("admin/a", "open") && !opens("csi-node/node-1", "open"));
+}
+
+#[test]
+fn a_node_opens_its_attachments_alone() {
+    nodes_open_what_is_theirs();
+    assert_found(Mistake::AnyNodeOpens, nodes_open_what_is_theirs);
 }
 
 #[test]

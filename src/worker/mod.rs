@@ -85,7 +85,7 @@ use crate::types::{PodId, Uuid};
 pub use backlog::Backlog;
 pub use control_plane::{ControlPlane, Question, Resolution};
 pub use disks::DiskOptions;
-pub use error::StartError;
+pub use error::{OpenLaneError, StartError};
 pub use index_thread::{IndexRunner, execute};
 pub use lanes::{DiskPlace, LaneRuntime, OpenFiles};
 pub use mailbox::{Receiver, Sender, Wake, mailbox};

@@ -58,6 +58,11 @@ impl Stream {
         self.tls.as_ref()?.peer()
     }
 
+    /// What has arrived, and [`Stream::peer`].
+    pub fn reader_and_peer(&mut self) -> (&mut StreamReader, Option<&Certificate>) {
+        (&mut self.reader, self.tls.as_ref().and_then(|tls| tls.peer()))
+    }
+
     /// Queues bytes behind those that wait already.
     pub fn queue(&mut self, pieces: impl IntoIterator<Item = Bytes>) {
         self.waiting.extend(pieces.into_iter().filter(|piece| !piece.is_empty()));

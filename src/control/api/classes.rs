@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status};
 
-use crate::control::api::objects::{get, page};
+use crate::control::api::objects::{Event, Events, get, page, watch};
 use crate::control::api::requests::{checked, name_request};
 use crate::control::api::route::on_leader;
 use crate::control::command::{CatalogCommand, NewClass};
@@ -15,7 +16,8 @@ use crate::control::proto::classes_client::ClassesClient;
 use crate::control::proto::classes_server::Classes;
 use crate::control::proto::{
     Class, ClassSpec, CreateClassRequest, DeleteClassRequest, DeleteClassResponse, GetClassRequest,
-    ListClassesRequest, ListClassesResponse, UpdateClassRequest,
+    ListClassesRequest, ListClassesResponse, UpdateClassRequest, WatchClassesRequest,
+    WatchClassesResponse,
 };
 
 pub struct ClassesService {
@@ -116,6 +118,33 @@ impl Classes for ClassesService {
         )
         .await
     }
+
+    type WatchStream = Events<WatchClassesResponse>;
+
+    async fn watch(
+        &self,
+        request: Request<WatchClassesRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move {
+                let token = &request.resume_token;
+                let events = watch::<Class>(&self.node, catalog, request.query, token).await?;
+                Ok(Box::pin(events.map(|event| event.map(message))) as Self::WatchStream)
+            },
+            |channel, call| async move {
+                let events = ClassesClient::new(channel).watch(call).await?;
+                Ok(events.map(|events| Box::pin(events) as Self::WatchStream))
+            },
+        )
+        .await
+    }
+}
+
+fn message(event: Event<Class>) -> WatchClassesResponse {
+    let Event { change, object, resume_token } = event;
+    WatchClassesResponse { change: change.into(), class: object, resume_token }
 }
 
 /// What a request asks for.

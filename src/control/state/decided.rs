@@ -104,9 +104,16 @@ impl Diff<'_> {
     fn pod(&mut self, pod: PodId) {
         let Some(now) = self.now.pods.get(&pod) else { return };
         let place = format!("at {}, on node {}", now.addresses.api, now.node);
-        match self.before.pods.get(&pod) {
-            None => self.of_pod(Happened::PodJoined, pod, &place),
-            Some(_) => self.of_pod(Happened::PodMoved, pod, &place),
+        let Some(before) = self.before.pods.get(&pod) else {
+            return self.of_pod(Happened::PodJoined, pod, &place);
+        };
+        if (before.addresses, &before.node) != (now.addresses, &now.node) {
+            self.of_pod(Happened::PodMoved, pod, &place);
+        }
+        let (old, new) = (before.newest_level, now.newest_level);
+        if old != new {
+            let message = format!("from {old} to {new}");
+            self.of_pod(Happened::PodUpgraded, pod, &message);
         }
     }
 

@@ -51,6 +51,7 @@ happened! {
     NodeCleared node "the node is not lost any more",
     PodJoined pod "the pod has joined the cluster",
     PodMoved pod "the pod has other addresses, or is on another node",
+    PodUpgraded pod "the pod's program supports other feature levels",
     CatalogMemberAdded pod "the pod gets a member of the catalog",
     CatalogMemberRemoved pod "the pod's member leaves the catalog",
     DiskAdded disk "a pod has registered the disk",

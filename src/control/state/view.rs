@@ -102,7 +102,12 @@ pub fn view_volume<'a>(
         deleting: volume.deleting,
         open: volume.access.open,
         attachments: active
-            .map(|(id, it)| AttachmentView { id, uid: it.uid, mode: it.mode })
+            .map(|(id, it)| AttachmentView {
+                id,
+                uid: it.uid,
+                node: it.node.clone(),
+                mode: it.mode,
+            })
             .collect(),
     })
 }

@@ -13,7 +13,6 @@ use crate::control::registration::REGISTER_AGAIN_AFTER;
 use crate::control::reports::{Pods as Reported, Use};
 use crate::control::state::rows::Class;
 use crate::control::state::{CatalogError, CatalogState};
-use crate::level::NEWEST;
 use crate::sim::catalog::call::{Ask, Call, Ended, NewVolume, Verdict, What};
 use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::pod::Waiting;
@@ -125,6 +124,7 @@ impl Catalog {
                 let how = Deletion { force: true, retention_ms, purge: false };
                 Some(CatalogCommand::DeleteVolume { request_id, name, volume, how })
             }
+            What::RaiseLevel(level) => Some(CatalogCommand::RaiseLevel { level: *level }),
             What::DeleteNothing => {
                 let name = "nothing".to_owned();
                 Some(CatalogCommand::DeleteVolume {
@@ -137,7 +137,7 @@ impl Catalog {
             What::Join { host: of, .. } => {
                 let addresses = self.pods[*of].addresses.expect("every pod has an address");
                 let (uid, node) = (pod_uid(*of), node_of(*of));
-                Some(CatalogCommand::Join { uid, addresses, node, newest: NEWEST })
+                Some(CatalogCommand::Join { uid, addresses, node, newest: self.pods[*of].newest })
             }
             What::Undelete { name, volume } => {
                 let (name, volume) = (name.clone(), *volume);
@@ -210,6 +210,7 @@ impl Catalog {
         let reports = pod.reports.pods(now);
         let decided = match &self.asks[call.ask].what {
             What::Register { host: of, disks, .. } => {
+                let newest = self.pods[*of].newest;
                 let (of, uid, node) = (pod_id(*of), pod_uid(*of), node_of(*of));
                 let holder = |new: &NewDisk| {
                     let known = state.disks.get(&new.disk).filter(|known| known.pod != of);
@@ -224,7 +225,7 @@ impl Catalog {
                             uid,
                             addresses,
                             node,
-                            newest: NEWEST,
+                            newest,
                             disks,
                         })
                     }
@@ -269,6 +270,7 @@ impl Catalog {
                 LOOK_EVERY
             }
             (Verdict::Later, _) => AGAIN_AFTER,
+            (Verdict::Refused(CatalogError::PodTooOld { .. }), What::RaiseLevel(_)) => AGAIN_AFTER,
             (Verdict::Refused(CatalogError::NoSuchVolume { .. }), What::DeleteNothing) => {
                 ask.is_done = true;
                 return;
@@ -282,7 +284,7 @@ impl Catalog {
                     }
                     What::Delete { name, retention_ms: 0, .. } => self.check.deleted(name),
                     What::Delete { .. } | What::Undelete { .. } | What::Grow { .. } => {}
-                    What::Publish { .. } | What::Unpublish { .. } => {}
+                    What::Publish { .. } | What::Unpublish { .. } | What::RaiseLevel(_) => {}
                     What::Register { .. } => {
                         pod.compares_at = Some(now + REGISTER_AGAIN_AFTER);
                     }

@@ -2,6 +2,7 @@
 
 use crate::control::command::{NewDisk, Outcome};
 use crate::control::state::CatalogError;
+use crate::level::Level;
 use crate::sim::names::Host;
 use crate::types::{AccessSet, Uuid, VolumeId};
 use crate::worker::AccessAnswer;
@@ -59,6 +60,8 @@ pub enum What {
         volume: VolumeId,
         host: Host,
     },
+    /// The feature level is raised, as soon as every pod supports it.
+    RaiseLevel(Level),
     /// Changes nothing, but adds an entry to the log.
     DeleteNothing,
 }

@@ -16,6 +16,8 @@ mod rounds;
 mod scenarios_test;
 mod store;
 mod tasks;
+#[cfg(test)]
+mod upgrade_test;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +31,7 @@ use crate::control::membership::first;
 use crate::control::state::{CatalogState, NewCluster};
 use crate::control::sync::resolve::exported;
 use crate::control::sync::wants::KEPT_FOR;
-use crate::level::NEWEST;
+use crate::level::{Levels, NEWEST};
 use crate::sim::catalog::call::Ask;
 pub use crate::sim::catalog::call::{Ended, NewVolume, Round, What};
 use crate::sim::catalog::network::{Packet, fate};
@@ -130,7 +132,14 @@ impl Catalog {
             let late = Duration::from_millis(if host < 3 { 0 } else { rng.below(10_000) });
             let (has_joined, joins_at) = (host < at_once, kernel.borrow().now + late);
             let addresses = Some(addresses);
-            pods.push(ControlPod { has_joined, joins_at, addresses, ..ControlPod::default() });
+            let newest = NEWEST;
+            pods.push(ControlPod {
+                has_joined,
+                joins_at,
+                addresses,
+                newest,
+                ..ControlPod::default()
+            });
         }
         let check = CatalogCheck::new(state.clone());
         let (row, snapshot) = first(MemberId(1), state);
@@ -340,6 +349,11 @@ impl Catalog {
     /// Whether a pod gets a newer view now: half of the time, or always with `all`.
     pub fn hears(&mut self, host: Host, all: bool) -> bool {
         self.pods[host].has_joined && (all || !self.rng.one_in(2))
+    }
+
+    /// The levels of a pod at its start.
+    pub fn levels(&self, host: Host) -> Levels {
+        Levels { cluster: self.stored_view(host).level, newest: self.pods[host].newest }
     }
 
     /// The view that a pod has on its disk.

@@ -21,6 +21,7 @@ use crate::control::sync::follower::{Follower, Idle};
 use crate::control::sync::mirror::Mirror;
 use crate::control::sync::update::Update;
 use crate::control::sync::wants::Wants;
+use crate::level::Level;
 use crate::sim::catalog::call::Call;
 use crate::sim::catalog::network::Packet;
 use crate::sim::catalog::store::{Database, Encoded, SimStorage};
@@ -76,6 +77,8 @@ pub struct ControlPod {
     /// The pod does not join before this moment.
     pub joins_at: Mono,
     pub addresses: Option<Addresses>,
+    /// The newest feature level of its program, also of the next start.
+    pub newest: Level,
     /// Grows with every start.
     pub life: u64,
     pub is_up: bool,
@@ -116,6 +119,7 @@ impl ControlPod {
             has_joined: self.has_joined,
             joins_at: self.joins_at,
             addresses: self.addresses,
+            newest: self.newest,
             life: self.life + 1,
             is_up: true,
             wants: Wants::after_start(now, self.mirrors[1].wants()),
