@@ -27,6 +27,7 @@ use holdfast::control::storage::{Snapshot, Storage};
 use holdfast::control::sync::follower::{Follower, Idle};
 use holdfast::control::sync::mirror::Mirror;
 use holdfast::control::sync::update::{Part, Position};
+use holdfast::level::NEWEST;
 use holdfast::types::{AccessMode, MemberId, PodId, Uuid, VolumeId, mix64};
 use holdfast::view::{DiskReport, PodReport};
 
@@ -87,9 +88,10 @@ fn cluster(size: &Size) -> CatalogState {
             capacity_bytes: DISK_BYTES,
         });
         let (id, uid, addresses, node) = (PodId(pod), uid(1, pod), addresses(pod), node(pod));
-        let join = CatalogCommand::Join { uid, addresses, node: node.clone() };
-        let register =
-            CatalogCommand::Register { pod: id, uid, addresses, node, disks: disks.collect() };
+        let newest = NEWEST;
+        let join = CatalogCommand::Join { uid, addresses, node: node.clone(), newest };
+        let disks = disks.collect();
+        let register = CatalogCommand::Register { pod: id, uid, addresses, node, newest, disks };
         for command in [join, register] {
             state.apply(1, command).outcome.expect("pods may join and register");
         }
@@ -325,7 +327,8 @@ fn sync(state: &CatalogState, size: &Size) {
                 // A node without a pod.
                 let machine = NewNode { name: node.clone(), boot_id, ..NewNode::default() };
                 let (uid, addresses) = (uid(9, number), addresses(size.pods + 1 + number));
-                state.apply(1, CatalogCommand::Join { uid, addresses, node: machine });
+                let join = CatalogCommand::Join { uid, addresses, node: machine, newest: NEWEST };
+                state.apply(1, join);
                 report("a pod joins", &mut there, &mut away, &state);
                 state.apply(1, publish).outcome.expect("it is published");
                 report("publish", &mut there, &mut away, &state);
@@ -343,6 +346,32 @@ fn sync(state: &CatalogState, size: &Size) {
         }
     }
     scan(&mut state, size);
+    reconnect(&mut state, size);
+}
+
+/// All pods connect at once: those that know an older revision, and then those that know nothing.
+/// One core does all of it here; a leader has its other members beside it.
+fn reconnect(state: &mut CatalogState, size: &Size) {
+    let mut told: Vec<Follower> = (1..=size.pods).map(|pod| follower_of(state, pod)).collect();
+    for number in 0..100 {
+        let volume = VolumeId(mix64(number) % size.volumes + 1);
+        let open = !state.volumes[&volume].access.open;
+        state.apply(1, CatalogCommand::SetOpen { volume, open });
+    }
+    let none = BTreeSet::new;
+    let nothing = |pod| Follower::new(PodId(pod), Position::default(), none(), none());
+    let again = measure_told("that know a revision of 100 commands ago", &mut told, state);
+    let mut told: Vec<Follower> = (1..=size.pods).map(nothing).collect();
+    let anew = measure_told("that know nothing", &mut told, state);
+    println!("{again}{anew}");
+}
+
+fn measure_told(which: &str, told: &mut [Follower], state: &CatalogState) -> String {
+    let began = Instant::now();
+    let updates = told.iter_mut().filter_map(|follower| follower.next(state, Idle::Now));
+    let bytes: usize = updates.map(|update| update.encode().len()).sum();
+    let (took, mib) = (began.elapsed(), bytes as f64 / 1_048_576.0);
+    format!("{} pods {which}: {mib:.1} MiB, {took:.1?} of one core\n", told.len())
 }
 
 /// Time that this process has had on cores.

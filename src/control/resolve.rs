@@ -16,6 +16,7 @@ use crate::control::proto::internal::catalog_server::Catalog as _;
 use crate::control::sync::wants::KEPT_FOR;
 use crate::io::clock;
 use crate::types::VolumeId;
+use crate::view::ClusterView;
 use crate::worker::{Question, Resolution};
 
 /// A client waits so long for an answer. It is shorter than the time that a handshake may take.
@@ -51,8 +52,8 @@ async fn resolve(node: &Arc<Node>, name: String) -> Resolution {
         name,
     });
     request.set_timeout(ANSWER_WITHIN);
-    let volume = match service.resolve(request).await {
-        Ok(answer) => VolumeId(answer.get_ref().volume),
+    let (volume, revision) = match service.resolve(request).await {
+        Ok(answer) => (VolumeId(answer.get_ref().volume), answer.get_ref().revision),
         Err(status) => {
             tracing::debug!("the name of an export cannot be asked for: {}", status.message());
             return Resolution::OutOfReach;
@@ -66,7 +67,10 @@ async fn resolve(node: &Arc<Node>, name: String) -> Resolution {
         return Resolution::OutOfReach;
     }
     let mut views = node.handed_over.subscribe();
-    match views.wait_for(|view| view.volume(volume).is_some()).await {
+    // The pod may know the volume as it was before the export.
+    let knows =
+        |view: &Arc<ClusterView>| view.revision >= revision && view.volume(volume).is_some();
+    match views.wait_for(knows).await {
         Ok(_) => Resolution::Found(volume),
         Err(_) => Resolution::OutOfReach,
     }

@@ -26,7 +26,7 @@ use crate::control::state::CatalogState;
 use crate::control::state::rows::RowKey;
 use crate::control::storage::Snapshot;
 use crate::control::supersede::superseded;
-use crate::control::sync::resolve::exported;
+use crate::control::sync::resolve::{exported, known_from};
 use crate::level::Level;
 use crate::replica::meta::Meta;
 use crate::security::subject::Role;
@@ -107,7 +107,8 @@ impl CatalogApi for CatalogService {
             |catalog, request| async move {
                 let (state, _) = read(&catalog).await?;
                 let volume = exported(&state, &request.name).unwrap_or_default();
-                Ok(proto::ResolveResponse { volume: volume.0 })
+                let revision = known_from(&state, volume, &request.name);
+                Ok(proto::ResolveResponse { volume: volume.0, revision })
             },
             |channel, call| async move { CatalogClient::new(channel).resolve(call).await },
         )

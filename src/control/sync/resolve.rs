@@ -26,6 +26,16 @@ pub fn exported(state: &CatalogState, name: &str) -> Option<VolumeId> {
     attached.or_else(named)
 }
 
+/// The revision from which on a pod that is told of the volume knows the export of this name.
+pub fn known_from(state: &CatalogState, volume: VolumeId, name: &str) -> u64 {
+    let of_volume = state.volumes.row(&volume).map(|row| row.revision);
+    let of_attachment = name.parse().ok().and_then(|uid: Uuid| {
+        let key = state.index.attachments_by_uid.get(&uid)?;
+        Some(state.attachments.row(key)?.revision)
+    });
+    of_volume.max(of_attachment).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,6 +67,8 @@ mod tests {
         let generation = Generation(1);
         apply(&mut state, CatalogCommand::AccessIsSet { volume: two, generation, shards: 1 });
         assert_eq!(exported(&state, &name), Some(two));
+        assert_eq!(known_from(&state, two, &name), state.revision());
+        assert!(known_from(&state, one, "one") < state.revision());
         assert_eq!(exported(&state, "two"), None, "nobody learns of it");
         apply(&mut state, create_on("three", &[1, 2, 3]));
         assert_eq!(exported(&state, ""), None, "there are two");
