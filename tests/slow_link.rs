@@ -10,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use support::network::{Network, address};
 use support::{PODS, program, wait_until};
 
 /// Of every pod's network interface, in both directions. With a third of the usual gigabit, what
@@ -18,63 +19,6 @@ const RATE: &str = "300mbit";
 /// How long the clients write.
 const RUNTIME: &str = "--runtime=8";
 const VOLUMES: [&str; 4] = ["a", "b", "c", "d"];
-
-/// Runs a command. `Err`: what it said.
-fn run(command: &str) -> Result<String, String> {
-    let mut words = command.split(' ');
-    let output = Command::new(words.next().unwrap()).args(words).output();
-    let output = output.map_err(|error| format!("{command}: {error}"))?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(format!("{command}: {}", String::from_utf8_lossy(&output.stderr).trim())),
-    }
-}
-
-/// The namespaces; deleted when dropped, and with them their interfaces.
-struct Network {
-    names: Vec<String>,
-}
-
-impl Network {
-    fn create() -> Result<Network, String> {
-        let prefix = format!("holdfast-{}", std::process::id());
-        let mut network = Network { names: Vec::new() };
-        for name in (0..=PODS).map(|pod| format!("{prefix}-{pod}")) {
-            run(&format!("ip netns add {name}"))?;
-            network.names.push(name);
-        }
-        let hub = &network.names[0];
-        run(&format!("ip -n {hub} link add bridge type bridge"))?;
-        run(&format!("ip -n {hub} addr add {}/24 dev bridge", address(0)))?;
-        run(&format!("ip -n {hub} link set bridge up"))?;
-        for (pod, name) in network.names.iter().enumerate().skip(1) {
-            run(&format!("ip -n {hub} link add to-{pod} type veth peer name net0 netns {name}"))?;
-            run(&format!("ip -n {hub} link set to-{pod} master bridge up"))?;
-            run(&format!("ip -n {name} addr add {}/24 dev net0", address(pod)))?;
-            run(&format!("ip -n {name} link set net0 up"))?;
-            run(&format!("ip -n {name} link set lo up"))?;
-            for (name, device) in [(name, "net0".to_owned()), (hub, format!("to-{pod}"))] {
-                let held = format!("tbf rate {RATE} burst 256kb latency 50ms");
-                run(&format!("tc -n {name} qdisc add dev {device} root {held}"))?;
-            }
-        }
-        Ok(network)
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        for name in &self.names {
-            if let Err(error) = run(&format!("ip netns del {name}")) {
-                eprintln!("{error}");
-            }
-        }
-    }
-}
-
-fn address(pod: usize) -> String {
-    format!("10.93.0.{}", if pod == 0 { 254 } else { pod })
-}
 
 /// The pods, each in its namespace; killed when dropped.
 struct Cluster {
@@ -117,9 +61,8 @@ impl Cluster {
         fs::create_dir_all(dir.join("disk")).unwrap();
         fs::write(dir.join("holdfast.toml"), config).unwrap();
         let log = fs::File::create(dir.join("log")).unwrap();
-        Command::new("ip")
-            .args(["netns", "exec", &self.network.names[pod]])
-            .arg(program())
+        self.network
+            .command(pod, &program())
             .arg("serve")
             .arg("--config")
             .arg(dir.join("holdfast.toml"))
@@ -136,9 +79,9 @@ impl Cluster {
 
     /// Runs a command of the program, and returns what it printed as JSON.
     fn ask(&self, arguments: &[&str]) -> Option<serde_json::Value> {
-        let output = Command::new("ip")
-            .args(["netns", "exec", &self.network.names[0]])
-            .arg(program())
+        let output = self
+            .network
+            .command(0, &program())
             .args(arguments)
             .args(["-o", "json", "--endpoint", &format!("{}:7400", address(1))])
             .output()
@@ -196,7 +139,8 @@ fn number(value: &serde_json::Value) -> f64 {
 
 #[test]
 fn a_saturated_network_causes_no_election_and_no_lapse_of_a_lease() {
-    let network = match Network::create() {
+    let held = |network: Network| network.hold_to(RATE).map(|()| network);
+    let network = match Network::create(PODS).and_then(held) {
         Ok(network) => network,
         Err(error) => {
             eprintln!("SKIPPED, NOTHING WAS TESTED: this machine cannot hold a network to a rate");

@@ -12,6 +12,7 @@ pub mod hanging;
 pub mod metrics;
 pub mod mounted;
 pub mod nbd;
+pub mod network;
 pub mod ports;
 pub mod power;
 pub mod tools;
