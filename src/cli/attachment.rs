@@ -76,7 +76,7 @@ pub async fn run(
         AttachmentCommand::Unpublish { volume, node } => {
             let doing = format!("take volume {volume} from node {node}");
             let what = format!("of volume {volume} on node {node}");
-            let request = UnpublishRequest { volume, node };
+            let request = UnpublishRequest { volume, node, request_id: request_id()? };
             client.check(doing, client.attachments().unpublish(request).await)?;
             deleted("attachment", &what, output)
         }

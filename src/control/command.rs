@@ -94,6 +94,7 @@ pub enum CatalogCommand {
     },
     /// A node may not use a volume any more, once every shard has fenced it.
     Unpublish {
+        request_id: String,
         volume: VolumeId,
         node: String,
     },
@@ -225,7 +226,7 @@ impl fmt::Display for CatalogCommand {
             CatalogCommand::Publish { volume, node, .. } => {
                 write!(f, "volume {volume} is published to node {node}")
             }
-            CatalogCommand::Unpublish { volume, node } => {
+            CatalogCommand::Unpublish { volume, node, .. } => {
                 write!(f, "volume {volume} is taken from node {node}")
             }
             CatalogCommand::SetOpen { volume, open } => match open {

@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 
 use crate::control::api::errors::{Refusal, broken, no_such};
 use crate::control::api::objects::{Event, Events, describe, get, page, watch};
+use crate::control::api::requests::name_request;
 use crate::control::api::route::{Failure, on_leader, read};
 use crate::control::catalog::Catalog;
 use crate::control::command::{CatalogCommand, Outcome};
@@ -39,8 +40,9 @@ pub struct AttachmentsService {
 impl Attachments for AttachmentsService {
     async fn publish(
         &self,
-        request: Request<PublishRequest>,
+        mut request: Request<PublishRequest>,
     ) -> Result<Response<Attachment>, Status> {
+        name_request(&mut request.get_mut().request_id)?;
         on_leader(
             &self.node,
             request,
@@ -52,8 +54,9 @@ impl Attachments for AttachmentsService {
 
     async fn unpublish(
         &self,
-        request: Request<UnpublishRequest>,
+        mut request: Request<UnpublishRequest>,
     ) -> Result<Response<UnpublishResponse>, Status> {
+        name_request(&mut request.get_mut().request_id)?;
         on_leader(
             &self.node,
             request,
@@ -184,15 +187,20 @@ async fn unpublish(
     catalog: &Catalog,
     request: UnpublishRequest,
 ) -> Result<UnpublishResponse, Failure> {
-    let UnpublishRequest { volume, node } = request;
+    let UnpublishRequest { volume, node, request_id } = request;
     let (state, _) = read(catalog).await?;
     let Some((volume, _)) = state.volume_by_name(&volume) else {
         return Ok(UnpublishResponse {});
     };
-    let command = CatalogCommand::Unpublish { volume, node: node.clone() };
+    let command = CatalogCommand::Unpublish { request_id, volume, node: node.clone() };
     catalog.propose(command).await?;
+    let (state, _) = read(catalog).await?;
+    // One that the node got since, when this request is a repeated one, stays.
+    let ending = state.attachments_of(volume).filter(|(_, it)| it.node == node);
+    let ending = ending.filter(|(_, it)| it.ends_with.is_some());
+    let ending: Vec<AttachmentKey> = ending.map(|(id, _)| (volume, id)).collect();
     let is_done =
-        |state: &CatalogState| state.attachments_of(volume).all(|(_, it)| it.node != node);
+        |state: &CatalogState| ending.iter().all(|key| !state.attachments.contains_key(key));
     until(catalog, "fenced the node", is_done).await?;
     Ok(UnpublishResponse {})
 }

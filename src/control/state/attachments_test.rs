@@ -33,7 +33,8 @@ fn publish(node: u8, mode: AccessMode, uid: u8) -> CatalogCommand {
 }
 
 fn unpublish(node: u8) -> CatalogCommand {
-    CatalogCommand::Unpublish { volume: VOLUME, node: format!("node-{node}") }
+    let (request_id, node) = (String::new(), format!("node-{node}"));
+    CatalogCommand::Unpublish { request_id, volume: VOLUME, node }
 }
 
 fn confirm(generation: u64) -> CatalogCommand {
@@ -74,6 +75,24 @@ fn a_publish_that_comes_late_gives_nobody_the_volume_again() {
     assert_eq!(apply(&mut state, late), first);
     assert_eq!(state.attachments_of(VOLUME).count(), 0);
     apply(&mut state, publish(2, RWO, 2)).unwrap();
+}
+
+#[test]
+fn an_unpublish_that_comes_late_takes_nothing_that_the_node_has_anew() {
+    let mut state = closed();
+    apply(&mut state, publish(1, RWO, 1)).unwrap();
+    let mut late = unpublish(1);
+    if let CatalogCommand::Unpublish { request_id, .. } = &mut late {
+        *request_id = "one request".to_owned();
+    }
+    for command in [confirm(1), late.clone(), confirm(2), publish(1, RWO, 2), confirm(3)] {
+        apply(&mut state, command).unwrap();
+    }
+    assert_eq!(served(&state), [3]);
+    assert_eq!(apply(&mut state, late), Ok(Outcome::Done));
+    assert_eq!((served(&state), wanted(&state)), (vec![3], set(3, &[3])));
+    apply(&mut state, unpublish(1)).unwrap();
+    assert!(served(&state).is_empty(), "another request");
 }
 
 #[test]

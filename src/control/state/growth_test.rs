@@ -60,7 +60,8 @@ fn publish(node: u8) -> CatalogCommand {
 }
 
 fn unpublish(node: u8) -> CatalogCommand {
-    CatalogCommand::Unpublish { volume: VOLUME, node: format!("node-{node}") }
+    let (request_id, node) = (String::new(), format!("node-{node}"));
+    CatalogCommand::Unpublish { request_id, volume: VOLUME, node }
 }
 
 fn set(generation: u64, shards: u64) -> CatalogCommand {

@@ -249,8 +249,12 @@ fn carry_out(
                 attachments::publish(tables, now_ms, volume, node, mode, uid)
             })
         }
-        CatalogCommand::Unpublish { volume, node } => {
-            Ok(attachments::unpublish(tables, volume, &node))
+        CatalogCommand::Unpublish { request_id, volume, node } => {
+            // One that comes late must not take the volume from a node that has it anew.
+            let content = content(&("unpublish", volume, &node));
+            once(tables, now_ms, request_id, content, |tables| {
+                Ok(attachments::unpublish(tables, volume, &node))
+            })
         }
         CatalogCommand::SetOpen { volume, open } => attachments::set_open(tables, volume, open),
         CatalogCommand::DeclareLost { node, boot_id } => {

@@ -257,7 +257,7 @@ fn volumes_come_and_go() {
     apply(&mut state, CatalogCommand::AccessIsSet { volume: other, generation, shards: 1 });
     follow_with(&mut mirror, &mut follower, &state).unwrap();
     assert_eq!(mirror.view().volumes[0].attachments.len(), 1);
-    apply(&mut state, CatalogCommand::Unpublish { volume: other, node });
+    apply(&mut state, CatalogCommand::Unpublish { request_id: String::new(), volume: other, node });
     let generation = state.access_of(other).generation;
     apply(&mut state, CatalogCommand::AccessIsSet { volume: other, generation, shards: 1 });
     let update = follow_with(&mut mirror, &mut follower, &state).unwrap();
@@ -461,7 +461,8 @@ fn command_of(step: &Step, state: &CatalogState) -> CatalogCommand {
             uid: Uuid([name * 16 + node; 16]),
         },
         Step::Unpublish(name, node) => {
-            CatalogCommand::Unpublish { volume: id(name), node: format!("node-{node}") }
+            let node = format!("node-{node}");
+            CatalogCommand::Unpublish { request_id: String::new(), volume: id(name), node }
         }
         Step::AccessIsSet(name) => {
             let volume = id(name);

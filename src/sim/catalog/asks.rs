@@ -150,7 +150,7 @@ impl Catalog {
             }
             What::Unpublish { volume, host: of } => {
                 let (volume, node) = (*volume, node_of(*of).name);
-                Some(CatalogCommand::Unpublish { volume, node })
+                Some(CatalogCommand::Unpublish { request_id, volume, node })
             }
             What::Register { .. } | What::Create(_) | What::Grow { .. } => None,
         };
