@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 
 use crate::cli::Output;
-use crate::cli::client::Client;
+use crate::cli::client::{Client, request_id};
 use crate::cli::render;
 use crate::config::Config;
 use crate::control::command::Addresses;
@@ -52,7 +52,8 @@ pub async fn run(client: &Client, command: TokenCommand, output: Output) -> anyh
     match command {
         TokenCommand::Create { role, lifetime } => {
             let role = role.unwrap_or_default();
-            let request = CreateTokenRequest { role, lifetime_s: lifetime };
+            let request =
+                CreateTokenRequest { role, lifetime_s: lifetime, request_id: request_id()? };
             let answer = client.credentials().create_token(request).await;
             let made = client.check("make a token", answer)?;
             Ok(format!("{}\n", made.text))
@@ -66,7 +67,8 @@ pub async fn run(client: &Client, command: TokenCommand, output: Output) -> anyh
             }
         }
         TokenCommand::Revoke { id } => {
-            let answer = client.credentials().revoke_token(RevokeTokenRequest { id }).await;
+            let request = RevokeTokenRequest { id, request_id: request_id()? };
+            let answer = client.credentials().revoke_token(request).await;
             client.check("revoke a token", answer)?;
             Ok(String::new())
         }

@@ -172,10 +172,12 @@ pub enum CatalogCommand {
         authority: Authority,
     },
     PutToken {
+        request_id: String,
         id: String,
         token: Token,
     },
     RemoveToken {
+        request_id: String,
         id: String,
     },
     /// A certificate was signed.
@@ -257,10 +259,10 @@ impl fmt::Display for CatalogCommand {
                 write!(f, "replicas {} are gone from disk {disk}", listed(members))
             }
             CatalogCommand::SetAuthority { .. } => f.write_str("the catalog gets the authority"),
-            CatalogCommand::PutToken { id, token } => {
+            CatalogCommand::PutToken { id, token, .. } => {
                 write!(f, "token {id} for {} is made", token.kind)
             }
-            CatalogCommand::RemoveToken { id } => write!(f, "token {id} is revoked"),
+            CatalogCommand::RemoveToken { id, .. } => write!(f, "token {id} is revoked"),
             CatalogCommand::PutCertificate { serial, certificate } => {
                 write!(f, "certificate {serial} for {} is issued", certificate.subject)
             }

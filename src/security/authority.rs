@@ -8,6 +8,7 @@ use rcgen::{
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, date_time_ymd,
 };
+use ring::hmac::{Context, HMAC_SHA512, Key};
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
 
 use crate::security::certificate::{CertificateError, Root};
@@ -27,6 +28,9 @@ const PERSON_LASTS: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 const BACKDATED: Duration = DAY;
 /// Later seconds have no form that every reader of certificates knows.
 const LATEST_S: u64 = 7_000_000_000;
+
+/// What [`Authority::derive`] derives, apart from everything else that is made with the key.
+const DERIVED: &[u8] = b"holdfast token\0";
 
 /// Why nothing was signed.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +114,15 @@ impl Authority {
 
     pub fn root(&self) -> &Root {
         &self.root
+    }
+
+    /// Bytes that only who has the key can know, always the same for the same name.
+    pub fn derive(&self, name: &str) -> [u8; 40] {
+        let mut keyed = Context::with_key(&Key::new(HMAC_SHA512, self.key.expose()));
+        keyed.update(DERIVED);
+        keyed.update(name.as_bytes());
+        let derived = keyed.sign();
+        derived.as_ref()[..40].try_into().expect("40 of 64 bytes")
     }
 
     /// PKCS #8, DER.

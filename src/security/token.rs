@@ -107,9 +107,9 @@ impl FromStr for TokenKind {
 }
 
 impl Token {
-    /// A new token of `random` bytes.
-    pub fn new(kind: TokenKind, authority: [u8; 32], random: [u8; 40]) -> Token {
-        let (id, secret) = random.split_at(8);
+    /// A token of bytes that nobody can guess.
+    pub fn new(kind: TokenKind, authority: [u8; 32], unguessable: [u8; 40]) -> Token {
+        let (id, secret) = unguessable.split_at(8);
         let id = TokenId(id.try_into().expect("8 of 40 bytes"));
         Token { kind, id, secret: Secret::new(secret), authority }
     }

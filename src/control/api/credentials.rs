@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use tonic::{Code, Request, Response, Status};
 
-use crate::control::api::errors::invalid;
+use crate::control::api::errors::{invalid, of_catalog};
 use crate::control::api::parse_addresses;
+use crate::control::api::requests::name_request;
 use crate::control::api::route::{Failure, on_leader, read};
 use crate::control::catalog::Catalog;
 use crate::control::command::{Addresses, CatalogCommand, NewNode, Outcome};
@@ -16,14 +17,13 @@ use crate::control::node::Node;
 use crate::control::proto;
 use crate::control::proto::credentials_client::CredentialsClient;
 use crate::control::proto::credentials_server::Credentials;
-use crate::control::state::CatalogState;
 use crate::control::state::credentials::AUTHORITY;
 use crate::control::state::rows;
+use crate::control::state::{CatalogError, CatalogState};
 use crate::level::Level;
 use crate::security::authority::{Authority, Places};
 use crate::security::certificate::Certificate;
 use crate::security::issue::now_s;
-use crate::security::random::random;
 use crate::security::secret::{Secret, bytes_from_hex, from_hex, to_hex};
 use crate::security::subject::{Role, Subject};
 use crate::security::token::{Token, TokenError, TokenId, TokenKind, TokenRecord};
@@ -42,8 +42,9 @@ pub struct CredentialsService {
 impl Credentials for CredentialsService {
     async fn create_token(
         &self,
-        request: Request<proto::CreateTokenRequest>,
+        mut request: Request<proto::CreateTokenRequest>,
     ) -> Result<Response<proto::CreateTokenResponse>, Status> {
+        name_request(&mut request.get_mut().request_id)?;
         on_leader(&self.node, request, create_token, |channel, call| async move {
             CredentialsClient::new(channel).create_token(call).await
         })
@@ -68,10 +69,12 @@ impl Credentials for CredentialsService {
 
     async fn revoke_token(
         &self,
-        request: Request<proto::RevokeTokenRequest>,
+        mut request: Request<proto::RevokeTokenRequest>,
     ) -> Result<Response<proto::RevokeTokenResponse>, Status> {
+        name_request(&mut request.get_mut().request_id)?;
         let revoke = |catalog: Arc<Catalog>, request: proto::RevokeTokenRequest| async move {
-            catalog.propose(CatalogCommand::RemoveToken { id: request.id }).await?;
+            let proto::RevokeTokenRequest { id, request_id } = request;
+            catalog.propose(CatalogCommand::RemoveToken { request_id, id }).await?;
             Ok(proto::RevokeTokenResponse {})
         };
         on_leader(&self.node, request, revoke, |channel, call| async move {
@@ -186,8 +189,9 @@ async fn create_token(
     }
     let (state, _) = read(&catalog).await?;
     let authority = authority_of(&state)?;
-    let random = random().map_err(|error| refused(Code::Internal, error.to_string()))?;
-    let token = Token::new(kind, authority.root().hash(), random);
+    // The same request gives the same token, whichever pod leads by then.
+    let secret = authority.derive(&request.request_id);
+    let token = Token::new(kind, authority.root().hash(), secret);
     let record = token.record(now_s() + lifetime_s);
     let row = rows::Token {
         kind: record.kind.to_string(),
@@ -195,11 +199,15 @@ async fn create_token(
         expires_s: record.expires_s,
         created_ms: now_s() * 1000,
     };
-    let id = record.id.to_string();
-    let described = describe_token(&id, &row);
-    catalog.propose(CatalogCommand::PutToken { id, token: row }).await?;
+    let (id, request_id) = (record.id.to_string(), request.request_id);
+    catalog.propose(CatalogCommand::PutToken { request_id, id: id.clone(), token: row }).await?;
+    let (state, _) = read(&catalog).await?;
+    let row = state
+        .tokens
+        .get(&id)
+        .ok_or_else(|| of_catalog(&CatalogError::NoSuchToken { id: id.clone() }))?;
     let text = String::from_utf8_lossy(token.text().expose()).into_owned();
-    Ok(proto::CreateTokenResponse { text, token: Some(described) })
+    Ok(proto::CreateTokenResponse { text, token: Some(describe_token(&id, row)) })
 }
 
 /// Checks a token that somebody shows. The answer does not say whether it exists.

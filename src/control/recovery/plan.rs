@@ -331,7 +331,10 @@ mod tests {
         };
         use crate::control::command::CatalogCommand::{PutToken, SetAuthority};
         state.apply(1, SetAuthority { authority }).outcome.unwrap();
-        state.apply(1, PutToken { id: "one".to_owned(), token }).outcome.unwrap();
+        state
+            .apply(1, PutToken { request_id: String::new(), id: "one".to_owned(), token })
+            .outcome
+            .unwrap();
         let text = |is_private| {
             let (head, rows) = copy_of(&state, 1, is_private);
             let bytes: Vec<u8> = pieces(&head, rows).flatten().collect();

@@ -134,9 +134,31 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_made_and_revoked_once_for_each_request() {
+        let mut state = first_pod();
+        let put = |request_id: &str, id: &str, expires_s| CatalogCommand::PutToken {
+            request_id: request_id.to_owned(),
+            id: id.to_owned(),
+            token: token(expires_s),
+        };
+        let remove = |request_id: &str| CatalogCommand::RemoveToken {
+            request_id: request_id.to_owned(),
+            id: "one".to_owned(),
+        };
+        assert!(apply(&mut state, 1, put("make", "one", 100)));
+        assert!(apply(&mut state, 2, put("make", "one", 200)), "it is repeated");
+        assert_eq!(state.tokens["one"].expires_s, 100);
+        assert!(apply(&mut state, 3, remove("revoke")) && apply(&mut state, 4, remove("revoke")));
+        assert!(apply(&mut state, 5, put("make", "one", 100)), "it comes late");
+        assert!(state.tokens.is_empty());
+        assert!(!apply(&mut state, 6, remove("another")));
+    }
+
+    #[test]
     fn void_tokens_make_room_and_others_are_kept() {
         let mut state = first_pod();
         let put = |number: usize, expires_s| CatalogCommand::PutToken {
+            request_id: String::new(),
             id: format!("{number:04}"),
             token: token(expires_s),
         };
@@ -146,7 +168,10 @@ mod tests {
         assert!(!apply(&mut state, 1, put(TOKENS_MAX, 100)));
         assert!(apply(&mut state, 100_000, put(TOKENS_MAX, 200)));
         assert!(state.tokens.len() < TOKENS_MAX);
-        let remove = || CatalogCommand::RemoveToken { id: format!("{TOKENS_MAX:04}") };
+        let remove = || {
+            let (request_id, id) = (String::new(), format!("{TOKENS_MAX:04}"));
+            CatalogCommand::RemoveToken { request_id, id }
+        };
         assert!(apply(&mut state, 100_000, remove()) && !apply(&mut state, 100_000, remove()));
     }
 

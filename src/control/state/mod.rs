@@ -293,8 +293,18 @@ fn carry_out(
             once(tables, now_ms, request_id, content, |tables| classes::delete(tables, &name))
         }
         CatalogCommand::SetAuthority { authority } => credentials::set_authority(tables, authority),
-        CatalogCommand::PutToken { id, token } => credentials::put_token(tables, now_ms, id, token),
-        CatalogCommand::RemoveToken { id } => credentials::remove_token(tables, id),
+        CatalogCommand::PutToken { request_id, id, token } => {
+            let content = content(&("token", &token.kind, &token.secret_hash));
+            once(tables, now_ms, request_id, content, |tables| {
+                credentials::put_token(tables, now_ms, id, token)
+            })
+        }
+        CatalogCommand::RemoveToken { request_id, id } => {
+            let content = content(&("revoke", &id));
+            once(tables, now_ms, request_id, content, |tables| {
+                credentials::remove_token(tables, id)
+            })
+        }
         CatalogCommand::PutCertificate { serial, certificate } => {
             Ok(credentials::put_certificate(tables, now_ms, serial, certificate))
         }
