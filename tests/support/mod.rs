@@ -8,7 +8,9 @@
 #![allow(dead_code, reason = "every test program uses another part of this")]
 
 pub mod disk;
+pub mod fleet;
 pub mod hanging;
+pub mod load;
 pub mod metrics;
 pub mod mounted;
 pub mod nbd;
@@ -469,7 +471,7 @@ impl Drop for Cluster {
     }
 }
 
-fn remove_dir(dir: &Path) {
+pub fn remove_dir(dir: &Path) {
     if dir.exists() {
         fs::remove_dir_all(dir).unwrap_or_else(|e| eprintln!("remove {}: {e}", dir.display()));
     }
