@@ -142,6 +142,7 @@ fn create(state: &CatalogState, reports: &Reports, number: u64, shards: u64) -> 
         size_bytes,
         stripe_bytes,
         replicas: 3,
+        io_timeout_ms: 0,
         open: false,
     };
     CatalogCommand::CreateVolume { request_id: name, volume, placement }
@@ -242,6 +243,7 @@ fn create_on(number: u64, disks: &[Uuid], shards: u64) -> CatalogCommand {
         size_bytes,
         stripe_bytes: SHARD_BYTES,
         replicas: 3,
+        io_timeout_ms: 0,
         open: false,
     };
     CatalogCommand::CreateVolume { request_id: String::new(), volume, placement }
@@ -311,6 +313,7 @@ fn sync(state: &CatalogState, size: &Size) {
             volume,
             node: node.clone(),
             mode: AccessMode::Raw,
+            io_timeout_ms: None,
             uid: uid(5, number),
         };
         let report = |what: &str,
@@ -499,6 +502,7 @@ async fn run(size: Size, folder: &std::path::Path) {
         volume: VolumeId(number % volumes + 1),
         node: format!("node-{}", number % pods + 1),
         mode: AccessMode::ReadWrite,
+        io_timeout_ms: None,
         uid: uid(4, number),
     };
     measure(&full, "publish, without the round over the shards", MEASURED.min(volumes), publish)

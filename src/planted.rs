@@ -152,6 +152,9 @@ mistakes! {
     /// `outdone-hangs-up`: a front end that was outdone sends its requests again in a higher
     /// session.
     OutdoneGoesOn,
+    /// `timed-out-keeps-its-place`: a write that timed out is forgotten, and may come after later
+    /// ones.
+    TimedOutForgotten,
     /// `overlapping-writes-in-order`: overlapping writes are sent at the same time.
     OverlapNotOrdered,
     /// `hang-up-before-execute`: requests of a client are executed after it has hung up.

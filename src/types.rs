@@ -520,6 +520,10 @@ pub enum BlockError {
     NoSuchVolume,
     #[error("the request is malformed")]
     Invalid,
+    /// The request has waited for as long as its volume lets requests wait. Its outcome is unknown.
+    /// Only front ends say that.
+    #[error("the volume did not answer within its timeout for I/O")]
+    TimedOut,
 }
 
 impl BlockError {
@@ -534,6 +538,12 @@ impl BlockError {
                 | BlockError::NotTouched
                 | BlockError::NotYet
         )
+    }
+
+    /// True when a shard with a leader says it.
+    pub fn is_answer(&self) -> bool {
+        let is_judged = matches!(self, BlockError::StaleSession { .. } | BlockError::NotTouched);
+        is_judged || !self.is_retryable()
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -120,6 +121,9 @@ pub struct VolumeView {
     /// Anybody may use it, by its name. Otherwise only attachments may, by their uids.
     #[serde(default = "is_open_unless_said")]
     pub open: bool,
+    /// I/O without an attachment fails when it has waited for so long; 0: it waits for ever.
+    #[serde(default)]
+    pub io_timeout_ms: u64,
     /// The attachments that every shard has admitted (rule `grant-waits-for-all-shards`).
     #[serde(default)]
     pub attachments: Vec<AttachmentView>,
@@ -138,6 +142,14 @@ impl VolumeView {
             || self.shards.len() < before.shards.len()
             || common.any(|(now, before)| now.shard != before.shard)
     }
+
+    /// How long I/O under this attachment, or under none, may wait; `None`: for ever.
+    pub fn io_timeout(&self, attachment: AttachmentId) -> Option<Duration> {
+        let of = |known: &&AttachmentView| known.id == attachment;
+        let found = self.attachments.iter().find(of);
+        let ms = found.map_or(self.io_timeout_ms, |found| found.io_timeout_ms);
+        (ms > 0).then(|| Duration::from_millis(ms))
+    }
 }
 
 /// An attachment that may use its volume.
@@ -149,6 +161,9 @@ pub struct AttachmentView {
     /// The node that may use the volume by it.
     pub node: String,
     pub mode: AccessMode,
+    /// Its I/O fails when it has waited for so long; 0: it waits for ever.
+    #[serde(default)]
+    pub io_timeout_ms: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -247,6 +262,7 @@ mod tests {
             withheld: false,
             deleting: false,
             open: true,
+            io_timeout_ms: 0,
             attachments: Vec::new(),
         };
         let volumes = volumes.iter().map(volume).map(Arc::new).collect();

@@ -120,6 +120,7 @@ fn volume(name: &str, size_bytes: u64, phase: Phase, conditions: [Condition; 2])
         size_bytes,
         deleted_unix_ms: 0,
         purge_unix_ms: 0,
+        io_timeout_ms: 0,
     };
     let class = "replicated".to_owned();
     let spec = VolumeSpec { size_bytes, class, replicas: 3, closed: false };

@@ -5,6 +5,7 @@ use clap::{Subcommand, ValueEnum};
 use crate::cli::Output;
 use crate::cli::client::{Client, request_id};
 use crate::cli::list::{Which, deleted, list, one, show, watch};
+use crate::cli::time::io_timeout;
 use crate::control::proto::{AccessMode, Attachment, PublishRequest, UnpublishRequest};
 
 #[derive(Debug, Subcommand)]
@@ -31,6 +32,10 @@ pub enum AttachmentCommand {
         node: String,
         #[arg(long, value_enum, default_value_t = Mode::ReadWrite)]
         mode: Mode,
+        /// I/O fails when it has waited for so long, as in 30s; 0: it waits for ever. By default as
+        /// the volume says. Of an attachment that is there already: from now on
+        #[arg(long, value_name = "TIME", value_parser = io_timeout)]
+        io_timeout: Option<u64>,
     },
     /// Take a volume from a node, in whatever state the node is
     Unpublish { volume: String, node: String },
@@ -62,15 +67,16 @@ pub async fn run(
             list::<Attachment>(client, &which, &format!("{volume}/{node}"), output).await
         }
         AttachmentCommand::Show { name } => show::<Attachment>(client, &name, output).await,
-        AttachmentCommand::Publish { volume, node, mode } => {
+        AttachmentCommand::Publish { volume, node, mode, io_timeout } => {
             let doing = format!("publish volume {volume} to node {node}");
             let mode = match mode {
                 Mode::ReadWrite => AccessMode::ReadWrite,
                 Mode::ReadOnly => AccessMode::ReadOnly,
                 Mode::Raw => AccessMode::Raw,
             };
-            let request =
-                PublishRequest { volume, node, mode: mode.into(), request_id: request_id()? };
+            let (mode, request_id) = (mode.into(), request_id()?);
+            let io_timeout_ms = io_timeout;
+            let request = PublishRequest { volume, node, mode, request_id, io_timeout_ms };
             one(&client.check(doing, client.attachments().publish(request).await)?, output)
         }
         AttachmentCommand::Unpublish { volume, node } => {

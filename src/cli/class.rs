@@ -9,6 +9,7 @@ use crate::cli::client::{Client, request_id};
 use crate::cli::list::{WhichWatched, deleted, label, list_or_watch, one, show};
 use crate::cli::noun::Noun as _;
 use crate::cli::render;
+use crate::cli::time::io_timeout;
 use crate::config::size::ByteSize;
 use crate::control::objects::describe::Object as _;
 use crate::control::proto::{
@@ -61,9 +62,9 @@ pub struct Spec {
     /// Percent of its capacity that a disk may promise
     #[arg(long, default_value_t = 200, value_name = "PERCENT")]
     overcommit: u32,
-    /// I/O fails after so long without a majority; 0: it waits
-    #[arg(long, default_value_t = 0)]
-    io_timeout_ms: u64,
+    /// I/O of its volumes fails when it has waited for so long, as in 30s; 0: it waits for ever
+    #[arg(long, default_value = "0", value_name = "TIME", value_parser = io_timeout)]
+    io_timeout: u64,
     /// A label of the class; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
@@ -76,7 +77,7 @@ impl Spec {
             failure_domain: self.failure_domain.clone(),
             disk_class: self.disk_class.clone(),
             overcommit_percent: self.overcommit,
-            io_timeout_ms: self.io_timeout_ms,
+            io_timeout_ms: self.io_timeout,
             limits: None,
         }
     }

@@ -4,7 +4,7 @@
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 
-use crate::cli::time::{length, moment};
+use crate::cli::time::{io_timeout_text, length, moment};
 use crate::config::size::ByteSize;
 use crate::control::objects::describe::{Object, about};
 use crate::control::objects::judge::some;
@@ -269,7 +269,7 @@ impl Rows for Class {
             spec.replicas.to_string(),
             spec.failure_domain.clone(),
             format!("{}%", spec.overcommit_percent),
-            timeout(spec.io_timeout_ms),
+            io_timeout_text(spec.io_timeout_ms),
         ]
     }
 
@@ -283,18 +283,11 @@ impl Rows for Class {
             ("replicas", spec.replicas.to_string()),
             ("domain", spec.failure_domain.clone()),
             ("overcommit", format!("{}%", spec.overcommit_percent)),
-            ("timeout", timeout(spec.io_timeout_ms)),
+            ("timeout", io_timeout_text(spec.io_timeout_ms)),
         ]
     }
 
     conditions!();
-}
-
-fn timeout(ms: u64) -> String {
-    match ms {
-        0 => "none".to_owned(),
-        ms => format!("{ms}ms"),
-    }
 }
 
 /// The size that clients can use, and the one that is wanted if that is another.
@@ -340,6 +333,7 @@ impl Rows for Volume {
             ("class", spec.class),
             ("replicas", spec.replicas.to_string()),
             ("access", if spec.closed { "attachments only" } else { "everybody" }.to_owned()),
+            ("timeout", io_timeout_text(status.io_timeout_ms)),
             ("shards", format!("{} of {}", status.shards, ByteSize(status.stripe_bytes))),
             ("nbd", nbd.join(" ")),
         ];
@@ -443,6 +437,7 @@ impl Rows for Attachment {
             ("volume", spec.volume.clone()),
             ("node", spec.node.clone()),
             ("mode", spec.mode().word().to_owned()),
+            ("timeout", io_timeout_text(spec.io_timeout_ms)),
             ("id", status!(self).id.to_string()),
         ]
     }

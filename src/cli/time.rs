@@ -1,4 +1,6 @@
-//! Moments and lengths of time as people read them. Pure.
+//! Moments and lengths of time as people read and write them. Pure.
+
+use std::time::Duration;
 
 /// `2026-03-01 07:08:09 UTC`.
 pub fn moment(unix_ms: u64) -> String {
@@ -16,6 +18,37 @@ pub fn length(ms: u64) -> String {
         seconds @ 120..7200 => format!("{}m", seconds / 60),
         seconds @ 7200..172_800 => format!("{}h", seconds / 3600),
         seconds => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// Parser for clap: `90s`, `15m`, `24h`, `7d` or `0`.
+pub fn span(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| "write a time like 90m, 24h or 7d".to_owned())?;
+    let seconds = match &text[digits.len()..] {
+        "" if number == 0 => 0,
+        "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return Err("write a time with its unit, s, m, h or d, as in 24h".to_owned()),
+    };
+    let seconds = number.checked_mul(seconds).ok_or("it is too long")?;
+    Ok(Duration::from_secs(seconds))
+}
+
+/// Parser for clap: a time after which I/O fails, in ms; 0: it never does.
+pub fn io_timeout(text: &str) -> Result<u64, String> {
+    let ms = span(text)?.as_millis();
+    u64::try_from(ms).map_err(|_| "it is too long".to_owned())
+}
+
+/// What [`io_timeout`] reads.
+pub fn io_timeout_text(ms: u64) -> String {
+    match ms {
+        0 => "none".to_owned(),
+        ms if ms.is_multiple_of(1000) => format!("{}s", ms / 1000),
+        ms => format!("{ms}ms"),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::cli::exit::{NotCreated, UsageError, WaitedInVain};
 use crate::cli::list::{WhichWatched, deleted, label, list_or_watch, one};
 use crate::cli::noun::Noun as _;
 use crate::cli::render::Rows as _;
+use crate::cli::time::span;
 use crate::cli::wait::{Wanted, until};
 use crate::cli::{Output, output, render};
 use crate::config::size::ByteSize;
@@ -197,22 +198,6 @@ async fn resize(client: &Client, name: &str, size: ByteSize) -> anyhow::Result<V
         }
         return Ok(client.check(doing, answer)?);
     }
-}
-
-/// Parser for clap: `90s`, `15m`, `24h`, `7d` or `0`.
-fn span(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| "write a time like 90m, 24h or 7d".to_owned())?;
-    let seconds = match &text[digits.len()..] {
-        "" if number == 0 => 0,
-        "s" => 1,
-        "m" => 60,
-        "h" => 60 * 60,
-        "d" => 24 * 60 * 60,
-        _ => return Err("write a time with its unit, s, m, h or d, as in 24h".to_owned()),
-    };
-    let seconds = number.checked_mul(seconds).ok_or("it is too long")?;
-    Ok(Duration::from_secs(seconds))
 }
 
 /// The labels after these changes.

@@ -90,8 +90,14 @@ mod tests {
     fn publish(state: &mut CatalogState, node: u8) {
         let (node, uid) = (format!("node-{node}"), Uuid([node; 16]));
         let mode = AccessMode::Raw;
-        let command =
-            CatalogCommand::Publish { request_id: String::new(), volume: VOLUME, node, mode, uid };
+        let command = CatalogCommand::Publish {
+            request_id: String::new(),
+            volume: VOLUME,
+            node,
+            mode,
+            io_timeout_ms: None,
+            uid,
+        };
         state.apply(1, command).outcome.unwrap();
     }
 

@@ -90,6 +90,8 @@ pub enum CatalogCommand {
         volume: VolumeId,
         node: String,
         mode: AccessMode,
+        /// `None`: as the volume says, or as the node has it.
+        io_timeout_ms: Option<u64>,
         uid: Uuid,
     },
     /// A node may not use a volume any more, once every shard has fenced it.
@@ -366,6 +368,8 @@ pub struct NewVolume {
     pub stripe_bytes: u64,
     /// 1, 3 or 5.
     pub replicas: u32,
+    /// As its class says.
+    pub io_timeout_ms: u64,
     /// Anybody may use it; otherwise only attachments may, from birth.
     pub open: bool,
 }

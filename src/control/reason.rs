@@ -51,6 +51,8 @@ reasons! {
         "a volume cannot have so many replicas",
     BadClass "BAD_CLASS" InvalidArgument
         "a class cannot be like this",
+    BadIoTimeout "BAD_IO_TIMEOUT" InvalidArgument
+        "I/O cannot have this timeout",
     BadLabels "BAD_LABELS" InvalidArgument
         "labels are too many or too long, or have signs that are not allowed",
     BadRequestId "BAD_REQUEST_ID" InvalidArgument

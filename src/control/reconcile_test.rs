@@ -293,7 +293,14 @@ fn a_size_is_raised_when_every_new_shard_has_the_newest_generation() {
     let (mode, uid) = (crate::types::AccessMode::ReadWrite, Uuid([9; 16]));
     carry_out(
         &mut state,
-        CatalogCommand::Publish { request_id: String::new(), volume, node, mode, uid },
+        CatalogCommand::Publish {
+            request_id: String::new(),
+            volume,
+            node,
+            mode,
+            io_timeout_ms: None,
+            uid,
+        },
     );
     carry_out(&mut state, grown(1));
     assert_eq!(state.volumes[&volume].size_bytes, 4096);

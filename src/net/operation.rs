@@ -222,7 +222,8 @@ pub(super) fn put_error(meta: &mut BytesMut, error: &BlockError) {
     let code = match error {
         BlockError::NotLeader { .. } => 1,
         BlockError::Busy => 2,
-        BlockError::Unknown => 3,
+        // No member has a timeout.
+        BlockError::Unknown | BlockError::TimedOut => 3,
         BlockError::StaleSession { .. } => 4,
         BlockError::Fenced => 5,
         BlockError::OutOfRange => 6,

@@ -133,6 +133,8 @@ pub struct Target {
     pub may_be_full: bool,
     /// Any request may end with EIO.
     pub may_be_lost: bool,
+    /// Any request may end with EIO, because it has waited for too long.
+    pub may_time_out: bool,
     /// Shards must refuse its writes.
     pub read_only: bool,
 }
@@ -150,6 +152,8 @@ pub struct Shared {
     pub full: u64,
     /// Requests that were refused because the client is fenced.
     pub fenced: u64,
+    /// Requests that have waited for too long.
+    pub timed_out: u64,
 }
 
 /// See the module.
@@ -425,7 +429,13 @@ impl Client {
             let refused = self.target.read_only && request.what.writes();
             let fenced = (self.may_be_fenced || refused) && error == NOT_PERMITTED;
             shared.fenced += u64::from(fenced && self.may_be_fenced);
-            self.errors += u64::from(!full && !lost && !fenced);
+            let timed_out = self.target.may_time_out && error == IO_ERROR;
+            shared.timed_out += u64::from(timed_out);
+            self.errors += u64::from(!full && !lost && !fenced && !timed_out);
+            if let (true, Plan::ReadAll { .. }) = (timed_out, self.plan) {
+                // It is asked for again, like everything else.
+                self.read_all();
+            }
             return;
         }
         if !matches!(request.what, What::Flush) {

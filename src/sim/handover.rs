@@ -121,11 +121,13 @@ impl Handover {
         let mut volume = VolumeView::clone(&view.volumes[at]);
         volume.open = false;
         volume.shards.iter_mut().for_each(|shard| shard.birth = Handover::birth());
+        let io_timeout_ms = volume.io_timeout_ms;
         let shown = |holder: &Holder| AttachmentView {
             id: holder.grant.attachment,
             uid: holder.uid(),
             node: String::new(),
             mode: holder.shown,
+            io_timeout_ms,
         };
         let holders = handed.into_iter().flat_map(|handed| &handed.holders);
         volume.attachments = holders.map(shown).collect();

@@ -108,6 +108,7 @@ fn basis(theme: Theme, rng: &mut Rng) -> Shape {
             sweeps: false,
         },
         wire: None,
+        io_timeout: None,
     }
 }
 

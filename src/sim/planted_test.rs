@@ -148,6 +148,7 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
         Mistake::RefusedSessionCountsOn,
         "a_front_end_that_starts_again_goes_on_above_what_was_recorded",
     ),
+    (Mistake::TimedOutForgotten, "a_write_that_timed_out_keeps_its_place_in_the_order"),
     (Mistake::OutdoneGoesOn, "an_outdone_front_end_drops_what_came_before"),
     (Mistake::FirstRequestUntouched, "nothing_is_asked_of_a_shard_before_a_session_is_recorded"),
     (Mistake::HigherSessionCounts, "only_the_recorded_session_takes_effect_at_apply"),

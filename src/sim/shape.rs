@@ -49,6 +49,8 @@ pub struct Shape {
     pub load: ClientLoad,
     /// The speed of the links between pods.
     pub wire: Option<Wire>,
+    /// Requests fail when they have waited for so long.
+    pub io_timeout: Option<Duration>,
 }
 
 /// The theme of a heavy run.
@@ -137,6 +139,7 @@ impl Shape {
             budgets: one_of(rng, [Budgets::default(), Budgets::LEAST, LESS]),
             load: ClientLoad::draw(rng),
             wire: None,
+            io_timeout: None,
         };
         match rng.below(10) {
             0 => (shape.is_tight, shape.data_bytes) = (true, TIGHT_BYTES),
@@ -165,6 +168,10 @@ impl Shape {
             shape.handed_shards = rng.between(1, 4);
         }
         shape
+    }
+
+    pub fn io_timeout_ms(&self) -> u64 {
+        self.io_timeout.map_or(0, |timeout| timeout.as_millis() as u64)
     }
 
     /// The size of a disk's data file, in bytes.

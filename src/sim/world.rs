@@ -167,6 +167,7 @@ impl World {
             half: (self.shape.load.halves && volume == MAIN).then_some(front as u64),
             may_be_full: self.shape.is_tight,
             may_be_lost: self.unbounded,
+            may_time_out: self.shape.io_timeout.is_some(),
             read_only: false,
         };
         self.add_client(target, volume, front, false);
@@ -249,6 +250,7 @@ impl World {
             half: holder.half,
             may_be_full: self.shape.is_tight,
             may_be_lost: false,
+            may_time_out: self.shape.io_timeout.is_some(),
             read_only: holder.grant.mode == AccessMode::ReadOnly,
         };
         let number = self.add_client(target, HANDED, 0, true);
@@ -269,6 +271,7 @@ impl World {
             shards,
             blocks_per_shard,
             closed,
+            io_timeout_ms: self.shape.io_timeout_ms(),
         }));
     }
 
@@ -624,6 +627,7 @@ impl World {
             shards,
             blocks_per_shard,
             closed,
+            io_timeout_ms: self.shape.io_timeout_ms(),
         }));
         let mut next = self.kernel.borrow().now;
         let deadline = next + BEGINS_WITHIN;
@@ -642,7 +646,9 @@ impl World {
             let (name, number) = (HANDED.to_owned(), Some(NUMBER_OF_HANDED));
             let shards = self.shape.handed_shards;
             let closed = false;
-            let volume = NewVolume { name, number, shards, blocks_per_shard, closed };
+            let io_timeout_ms = self.shape.io_timeout_ms();
+            let volume =
+                NewVolume { name, number, shards, blocks_per_shard, closed, io_timeout_ms };
             self.catalog.ask(What::Create(volume));
         }
         if self.shape.second_volume {
@@ -676,7 +682,7 @@ impl World {
 
     /// Attaches the clients of a new volume.
     fn attach_to(&mut self, volume: &NewVolume) {
-        let NewVolume { name, number, shards, blocks_per_shard, closed } = volume;
+        let NewVolume { name, number, shards, blocks_per_shard, closed, .. } = volume;
         if *closed {
             return;
         }

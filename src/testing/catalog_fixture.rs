@@ -90,6 +90,7 @@ pub fn new_volume(name: &str, size_bytes: u64, stripe_bytes: u64, replicas: u32)
         size_bytes,
         stripe_bytes,
         replicas,
+        io_timeout_ms: 0,
         open: true,
     }
 }

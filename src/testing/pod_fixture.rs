@@ -789,6 +789,7 @@ pub fn volume(number: u64, name: &str, pods: &[u64]) -> VolumeView {
         withheld: false,
         deleting: false,
         open: true,
+        io_timeout_ms: 0,
         attachments: Vec::new(),
     }
 }

@@ -29,6 +29,7 @@ fn view(shards: u64) -> VolumeView {
         withheld: false,
         deleting: false,
         open: true,
+        io_timeout_ms: 0,
         attachments: Vec::new(),
     }
 }

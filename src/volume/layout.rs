@@ -266,6 +266,7 @@ mod tests {
             withheld: false,
             deleting: false,
             open: true,
+            io_timeout_ms: 0,
             attachments: Vec::new(),
         })
     }

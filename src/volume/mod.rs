@@ -11,7 +11,8 @@
 //! no longer be learned. [`Volume::pod_down`] does that for all of a pod. A member that is not open
 //! on its pod answers `NotLeader`.
 //!
-//! Retries: a request without a leader waits, however long, and gets no error. Each shard has a
+//! Retries: a request without a leader waits, however long, and gets no error, unless the volume
+//! has an `io_timeout` (see `overdue.rs`). Each shard has a
 //! session of its own, which a *touch* has recorded before the first request (see `session.rs`). A
 //! write with an unknown outcome is sent again under a higher session, so that the shard refuses
 //! the first one if it still arrives. Later overlapping writes wait until the second one is
@@ -27,6 +28,7 @@ pub mod access;
 pub mod layout;
 mod messages;
 pub mod order;
+mod overdue;
 pub mod read;
 mod request;
 mod route;
@@ -39,14 +41,15 @@ use crate::limits::{CONNECTION_IN_FLIGHT_BYTES_MIN, VOLUME_IN_FLIGHT_BYTES_MAX};
 use crate::planted::planted;
 use crate::slab::Slab;
 use crate::types::{
-    AccessSet, AttachmentId, Block, BlockError, BlockOp, BlockRange, BlockReply, MemberId, Mono,
-    Origin, PodId, Session, ShardId, ShardOp, ShardReply, VolumeId,
+    AccessSet, AttachmentId, Block, BlockError, BlockOp, BlockRange, MemberId, Mono, Origin, PodId,
+    Session, ShardId, ShardOp, ShardReply, VolumeId,
 };
 use crate::view::{MemberView, VolumeView};
 use crate::volume::access::{Ended, Next, RoundId, Rounds};
 use crate::volume::layout::{Layout, Piece};
 pub use crate::volume::messages::{Ticket, VolumeOutput};
 use crate::volume::order::WriteOrder;
+use crate::volume::overdue::Overdue;
 pub use crate::volume::request::ConnId;
 use crate::volume::request::{Attempt, PieceInFlight, Purpose, Request};
 use crate::volume::route::ShardRoute;
@@ -73,6 +76,9 @@ pub struct Volume {
     /// All connections are to end.
     hanging_up: bool,
     rounds: Rounds,
+    /// Requests may wait for so long.
+    io_timeout: Option<Duration>,
+    overdue: Overdue,
     /// Sessions that were recorded, by shard, and are not used before the clients are checked.
     unchecked: Vec<(usize, Session)>,
     /// Bytes of requests in flight, beyond which connections only get their minimum.
@@ -110,6 +116,8 @@ impl Volume {
             conns: BTreeSet::new(),
             hanging_up: false,
             rounds: Rounds::default(),
+            io_timeout: None,
+            overdue: Overdue::default(),
             unchecked: Vec::new(),
             bytes_max: VOLUME_IN_FLIGHT_BYTES_MAX,
             work: Work::default(),
@@ -149,9 +157,10 @@ impl Volume {
         self.work.requests.len()
     }
 
-    /// Operations are sent and not answered. It needs ticks.
-    pub fn is_asking(&self) -> bool {
-        !self.work.attempts.is_empty()
+    /// Operations are sent and not answered, or requests may wait for too long.
+    pub fn needs_ticks(&self) -> bool {
+        let may_be_late = self.io_timeout.is_some() && !self.work.requests.is_empty();
+        may_be_late || !self.work.attempts.is_empty()
     }
 
     /// Bytes of the unanswered requests.
@@ -172,7 +181,7 @@ impl Volume {
 
     /// Takes a client's request; `handle` comes back with the answer. The caller checks first that
     /// the connection has not ended (rule `hang-up-before-execute`).
-    pub fn request(&mut self, conn: ConnId, handle: u64, op: BlockOp) {
+    pub fn request(&mut self, now: Mono, conn: ConnId, handle: u64, op: BlockOp) {
         if self.hanging_up {
             // Its connection ends, too.
             return;
@@ -182,7 +191,7 @@ impl Volume {
             self.replies.push(VolumeOutput::Reply { conn, handle, result });
             return;
         }
-        let request = Request::new(conn, handle, op);
+        let request = Request::new(now, conn, handle, op);
         self.work.bytes += request.charged_bytes;
         *self.work.bytes_of.entry(conn).or_default() += request.charged_bytes;
         let changed = request.changed.clone();
@@ -196,6 +205,7 @@ impl Volume {
     pub fn close_connection(&mut self, conn: ConnId) {
         if self.conns.remove(&conn) && self.conns.is_empty() {
             self.routes.iter_mut().for_each(|route| route.session.is_relied_on = false);
+            self.forget_overdue();
         }
         let of_conn = |request: &Request| request.conn == conn;
         let keys: Vec<u64> = (self.work.requests.iter())
@@ -254,8 +264,12 @@ impl Volume {
             }
             _ => route.confirmed(from, term),
         }
+        let is_answer = result.as_ref().err().is_none_or(BlockError::is_answer);
         self.end_attempt(ticket, attempt, result);
         self.activate(attempt.shard);
+        if is_answer {
+            self.routes[attempt.shard].answered(now);
+        }
     }
 
     /// All links to this pod are lost, or it has restarted. The outcome of its attempts is unknown.
@@ -289,6 +303,7 @@ impl Volume {
         assert!(view.shards.len() >= self.routes.len(), "a volume does not lose shards");
         assert!(view.size_bytes >= self.layout.size_bytes, "a volume does not shrink");
         self.withheld = view.withheld;
+        self.take_timeout(view);
         self.layout = Layout::new(view);
         for (index, shard) in view.shards.iter().enumerate() {
             if let Some(route) = self.routes.get_mut(index) {
@@ -309,6 +324,7 @@ impl Volume {
     /// The volume is deleted: ends all unsent pieces.
     pub fn remove(&mut self) {
         self.gone = true;
+        self.forget_overdue();
         self.rounds.end_all().into_iter().for_each(|ended| self.end_round(ended));
         let keys: Vec<u64> = (self.work.pieces.iter())
             .filter_map(|(key, piece)| (!piece.sent).then_some(key))
@@ -316,7 +332,8 @@ impl Volume {
         self.drop_pieces(keys, BlockError::NoSuchVolume);
     }
 
-    /// Gives up attempts that were not answered for too long.
+    /// Gives up attempts that were not answered for too long, and requests that have waited for
+    /// too long.
     pub fn tick(&mut self, now: Mono) {
         self.lose(now, |attempt| {
             let patience = match attempt.purpose {
@@ -325,6 +342,7 @@ impl Volume {
             };
             now.since(attempt.sent_at) >= patience
         });
+        self.time_out(now);
     }
 
     /// The time at which `poll` has work even without inputs.
@@ -354,30 +372,13 @@ impl Volume {
         out.append(&mut self.replies);
     }
 
-    fn answer_at_once(&self, op: &BlockOp) -> Option<Result<BlockReply, BlockError>> {
-        let (offset, len) = match op {
-            BlockOp::Flush => return Some(Ok(BlockReply::Done)),
-            BlockOp::Write { offset, data } => (*offset, data.len() as u64),
-            BlockOp::Read { offset, len }
-            | BlockOp::Status { offset, len }
-            | BlockOp::Zero { offset, len, .. } => (*offset, u64::from(*len)),
-        };
-        if self.gone || self.withheld {
-            return Some(Err(BlockError::NoSuchVolume));
-        }
-        if len == 0 {
-            return Some(Err(BlockError::Invalid));
-        }
-        (!self.layout.contains(offset, len)).then_some(Err(BlockError::OutOfRange))
-    }
-
     /// Starts requests whose turn has come, and the requests that this unblocks.
     fn start(&mut self, key: u64) {
         let mut next = Some(key);
         let mut ready = Vec::new();
         while let Some(key) = next {
             let request = self.work.requests.get_mut(key).expect("it has not ended");
-            if request.abandoned || self.gone {
+            if request.is_over() || self.gone {
                 request.fail(BlockError::NoSuchVolume);
                 self.end_request(key, &mut ready);
             } else {
@@ -417,12 +418,17 @@ impl Volume {
             route.active = true;
             self.active.push(shard);
         }
+        route.note_rest();
     }
 
     fn send_waiting(&mut self, now: Mono, shard: usize, out: &mut Vec<VolumeOutput>) {
         loop {
             let route = &mut self.routes[shard];
-            if !route.may_send(now) || !route.has_work() {
+            if !route.has_work() {
+                return route.note_rest();
+            }
+            route.asked_since.get_or_insert(now);
+            if !route.may_send(now) {
                 return;
             }
             let Some(leader) = route.leader() else {
@@ -444,7 +450,8 @@ impl Volume {
             let Some(session) = route.session.current().or_else(untouched) else {
                 return self.touch(now, shard, leader, out);
             };
-            let key = *route.waiting.front().expect("there is work");
+            // Otherwise only the session was owed.
+            let Some(key) = route.waiting.front().copied() else { return };
             let piece = self.work.pieces.get_mut(key).expect("what waits is there");
             let bytes = piece.bytes();
             if !route.has_room(bytes) {
@@ -603,6 +610,7 @@ impl Volume {
             // The shard will never carry out what waits: this client is fenced.
             Err(error) if !error.is_retryable() && *error != BlockError::NoSuchVolume => {
                 let waiting = self.routes[attempt.shard].waiting.iter().copied().collect();
+                self.settled(attempt.shard);
                 self.drop_pieces(waiting, error.clone());
             }
             Err(_) => {}
@@ -614,6 +622,7 @@ impl Volume {
         let is_used = !self.conns.is_empty();
         for (shard, recorded) in std::mem::take(&mut self.unchecked) {
             self.routes[shard].session.recorded(recorded, is_used);
+            self.settled(shard);
             self.activate(shard);
         }
     }
@@ -639,7 +648,7 @@ impl Volume {
         let (request, writes) = (piece.request, piece.piece.op.is_write());
         let result = self.judge(key, result);
         let request = self.work.requests.get(request).expect("it has pieces");
-        let abandoned = request.abandoned;
+        let (abandoned, is_over) = (request.abandoned, request.is_over());
         let session = &mut self.routes[attempt.shard].session;
         session.is_relied_on |= result.is_ok() && !abandoned;
         let again = match &result {
@@ -662,7 +671,7 @@ impl Volume {
             }
             _ => {}
         }
-        if abandoned || self.gone {
+        if is_over || self.gone {
             return self.end_piece(key, Err(BlockError::NoSuchVolume));
         }
         self.routes[attempt.shard].waiting.push_front(key);
@@ -771,6 +780,8 @@ impl Volume {
 
 #[cfg(test)]
 mod access_test;
+#[cfg(test)]
+mod overdue_test;
 #[cfg(test)]
 mod scenario_test;
 #[cfg(test)]

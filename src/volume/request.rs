@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::types::{
-    BLOCK_BYTES, BlockError, BlockOp, BlockReply, PodId, Segment, Session, ShardReply, StatusRun,
-    zero_charge_bytes,
+    BLOCK_BYTES, BlockError, BlockOp, BlockReply, Mono, PodId, Segment, Session, ShardReply,
+    StatusRun, zero_charge_bytes,
 };
 use crate::volume::layout::{self, Piece};
 use crate::volume::read;
@@ -18,6 +18,8 @@ pub struct ConnId(pub u64);
 pub(super) struct Request {
     pub conn: ConnId,
     pub handle: u64,
+    /// When it came.
+    pub since: Mono,
     /// The operation, until it is split into pieces.
     pub op: Option<BlockOp>,
     /// The blocks of the volume that a write changes.
@@ -26,6 +28,8 @@ pub(super) struct Request {
     pub charged_bytes: usize,
     /// The connection has ended: nothing more is sent, and nobody is answered.
     pub abandoned: bool,
+    /// It has waited for too long: nothing more is sent, and the client gets an error.
+    pub timed_out: bool,
     pieces_left: usize,
     wanted: Wanted,
     error: Option<BlockError>,
@@ -65,7 +69,7 @@ impl PieceInFlight {
 }
 
 impl Request {
-    pub fn new(conn: ConnId, handle: u64, op: BlockOp) -> Request {
+    pub fn new(now: Mono, conn: ConnId, handle: u64, op: BlockOp) -> Request {
         let skew = |offset: u64| offset % BLOCK_BYTES as u64;
         let (wanted, charged_bytes) = match &op {
             BlockOp::Read { offset, len } => {
@@ -83,15 +87,22 @@ impl Request {
         Request {
             conn,
             handle,
+            since: now,
             changed: layout::changed_blocks(&op),
             op: Some(op),
             charged_bytes,
             abandoned: false,
+            timed_out: false,
             pieces_left: 0,
             wanted,
             error: None,
             parts: Vec::new(),
         }
+    }
+
+    /// Nothing more is sent for it.
+    pub fn is_over(&self) -> bool {
+        self.abandoned || self.timed_out
     }
 
     /// Sets the number of pieces.
@@ -170,7 +181,7 @@ pub(super) struct Attempt {
     pub pod: PodId,
     pub member: crate::types::MemberId,
     pub session: Session,
-    pub sent_at: crate::types::Mono,
+    pub sent_at: Mono,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

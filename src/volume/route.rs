@@ -39,6 +39,11 @@ pub(super) struct ShardRoute {
     pub session: ShardSession,
     /// Rounds that wait to be sent, oldest first.
     pub rounds: VecDeque<u64>,
+    /// A request timed out here: the shard is to record a new session, whether something waits or
+    /// not.
+    pub owes_session: bool,
+    /// Since when something has been asked for all the time without any answer.
+    pub asked_since: Option<Mono>,
     /// The shard is in the list of shards that have something to send.
     pub active: bool,
     members: Vec<MemberView>,
@@ -65,6 +70,8 @@ impl ShardRoute {
             probe: None,
             session: ShardSession::default(),
             rounds: VecDeque::new(),
+            owes_session: false,
+            asked_since: None,
             active: false,
             members: view.members.clone(),
             leader: None,
@@ -78,7 +85,23 @@ impl ShardRoute {
 
     /// Something waits to be sent.
     pub fn has_work(&self) -> bool {
-        !self.waiting.is_empty() || !self.rounds.is_empty()
+        !self.waiting.is_empty() || !self.rounds.is_empty() || self.owes_session
+    }
+
+    fn asks(&self) -> bool {
+        self.in_flight_bytes > 0 || self.has_work()
+    }
+
+    /// The shard has answered something.
+    pub fn answered(&mut self, now: Mono) {
+        self.asked_since = self.asks().then_some(now);
+    }
+
+    /// Something that was asked for has ended.
+    pub fn note_rest(&mut self) {
+        if !self.asks() {
+            self.asked_since = None;
+        }
     }
 
     /// The members have changed.

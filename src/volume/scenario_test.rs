@@ -7,12 +7,14 @@ use bytes::Bytes;
 use super::*;
 use crate::io::buffer::Pool;
 use crate::planted::{Mistake, assert_found};
-use crate::types::{AccessSet, BLOCK_BYTES, Segment, StatusRun, Uuid, ZeroHow, block_crc};
+use crate::types::{
+    AccessSet, BLOCK_BYTES, BlockReply, Segment, StatusRun, Uuid, ZeroHow, block_crc,
+};
 use crate::view::ShardView;
 
-const ME: PodId = PodId(2);
-const CONN: ConnId = ConnId(1);
-const TERM: u64 = 7;
+pub(super) const ME: PodId = PodId(2);
+pub(super) const CONN: ConnId = ConnId(1);
+pub(super) const TERM: u64 = 7;
 /// Stands for all connections, which are closed.
 const NOBODY: ConnId = ConnId(0);
 const HANG_UP: Reply = (NOBODY, 0, Ok(BlockReply::Done));
@@ -21,7 +23,7 @@ fn member(number: u64) -> MemberView {
     MemberView { member: MemberId(number), disk: Uuid::default(), pod: PodId(number) }
 }
 
-fn view() -> VolumeView {
+pub(super) fn view() -> VolumeView {
     VolumeView {
         volume: VolumeId(5),
         name: "v".to_owned(),
@@ -36,6 +38,7 @@ fn view() -> VolumeView {
         withheld: false,
         deleting: false,
         open: true,
+        io_timeout_ms: 0,
         attachments: Vec::new(),
     }
 }
@@ -44,39 +47,39 @@ fn view() -> VolumeView {
 const FRONT_END: u64 = 3;
 const OTHER: u64 = 4;
 
-fn volume() -> Volume {
+pub(super) fn volume() -> Volume {
     Volume::new(&view(), AttachmentId(6), FrontEnd::new(ME, FRONT_END))
 }
 
 /// A volume that knows member 1 as the leader.
-fn led() -> Volume {
+pub(super) fn led() -> Volume {
     let mut volume = volume();
     volume.role(ShardId(1), Some(MemberId(1)), TERM);
     volume
 }
 
-fn block_write(block: u64, byte: u8) -> BlockOp {
+pub(super) fn block_write(block: u64, byte: u8) -> BlockOp {
     let data = Pool::default().copy(&[byte; BLOCK_BYTES]);
     BlockOp::Write { offset: block * BLOCK_BYTES as u64, data }
 }
 
-fn block_read(block: u64) -> BlockOp {
+pub(super) fn block_read(block: u64) -> BlockOp {
     BlockOp::Read { offset: block * BLOCK_BYTES as u64, len: BLOCK_BYTES as u32 }
 }
 
 #[derive(Debug)]
-struct Sent {
-    ticket: Ticket,
-    to: MemberId,
-    term: u64,
-    session: Session,
-    op: ShardOp,
+pub(super) struct Sent {
+    pub ticket: Ticket,
+    pub to: MemberId,
+    pub term: u64,
+    pub session: Session,
+    pub op: ShardOp,
 }
 
-type Reply = (ConnId, u64, Result<BlockReply, BlockError>);
+pub(super) type Reply = (ConnId, u64, Result<BlockReply, BlockError>);
 
 /// What the volume sends and answers; shards record every session that they are asked to.
-fn poll(volume: &mut Volume, now: Mono) -> (Vec<Sent>, Vec<Reply>) {
+pub(super) fn poll(volume: &mut Volume, now: Mono) -> (Vec<Sent>, Vec<Reply>) {
     let (mut sent, mut replies) = (Vec::new(), Vec::new());
     loop {
         let (more, answers) = poll_once(volume, now);
@@ -94,7 +97,7 @@ fn poll(volume: &mut Volume, now: Mono) -> (Vec<Sent>, Vec<Reply>) {
     }
 }
 
-fn poll_once(volume: &mut Volume, now: Mono) -> (Vec<Sent>, Vec<Reply>) {
+pub(super) fn poll_once(volume: &mut Volume, now: Mono) -> (Vec<Sent>, Vec<Reply>) {
     let (mut out, mut sent, mut replies) = (Vec::new(), Vec::new(), Vec::new());
     volume.poll(now, &mut out);
     if out.contains(&VolumeOutput::WhoIsThere) {
@@ -117,18 +120,18 @@ fn poll_once(volume: &mut Volume, now: Mono) -> (Vec<Sent>, Vec<Reply>) {
     (sent, replies)
 }
 
-fn at(ms: u64) -> Mono {
+pub(super) fn at(ms: u64) -> Mono {
     Mono(1) + Duration::from_millis(ms)
 }
 
-fn done(volume: &mut Volume, sent: &Sent) {
+pub(super) fn done(volume: &mut Volume, sent: &Sent) {
     volume.shard_result(at(0), sent.ticket, sent.to, TERM, Ok(ShardReply::Done));
 }
 
 #[test]
 fn the_local_member_is_asked_first_and_its_hint_is_followed() {
     let mut volume = volume();
-    volume.request(CONN, 1, block_write(0, 1));
+    volume.request(at(0), CONN, 1, block_write(0, 1));
     let (sent, _) = poll(&mut volume, at(0));
     assert_eq!((sent.len(), sent[0].to, sent[0].term), (1, MemberId(2), 0));
     assert!(!sent[0].op.is_write(), "a write is not sent before the term is known");
@@ -145,7 +148,7 @@ fn the_local_member_is_asked_first_and_its_hint_is_followed() {
 #[test]
 fn a_probe_that_succeeds_finds_the_leader() {
     let mut volume = volume();
-    volume.request(CONN, 1, block_write(0, 1));
+    volume.request(at(0), CONN, 1, block_write(0, 1));
     let (sent, _) = poll(&mut volume, at(0));
     let status = ShardReply::Status(vec![StatusRun { count: 1, hole: true }]);
     volume.shard_result(at(0), sent[0].ticket, MemberId(2), TERM, Ok(status));
@@ -159,7 +162,7 @@ fn a_probe_that_succeeds_finds_the_leader() {
 fn a_term_that_nobody_leads_in_keeps_no_leader_out() {
     let mut volume = volume();
     volume.role(ShardId(1), None, TERM + 2);
-    volume.request(CONN, 1, block_write(0, 1));
+    volume.request(at(0), CONN, 1, block_write(0, 1));
     let (sent, _) = poll(&mut volume, at(0));
     let alone = Err(BlockError::NotLeader { hint: None, term: TERM + 1 });
     volume.shard_result(at(0), sent[0].ticket, sent[0].to, TERM + 1, alone);
@@ -175,8 +178,8 @@ fn a_term_that_nobody_leads_in_keeps_no_leader_out() {
 #[test]
 fn without_a_leader_requests_wait_for_ever_and_ask_seldom() {
     let mut volume = volume();
-    volume.request(CONN, 1, block_write(0, 1));
-    volume.request(CONN, 2, block_read(0));
+    volume.request(at(0), CONN, 1, block_write(0, 1));
+    volume.request(at(0), CONN, 2, block_read(0));
     let (mut probes, mut asked) = (0, [0; 4]);
     for ms in 0..60_000 {
         if ms % 100 == 0 {
@@ -202,7 +205,7 @@ fn without_a_leader_requests_wait_for_ever_and_ask_seldom() {
 #[test]
 fn members_that_point_at_each_other_are_not_asked_in_a_loop() {
     let mut volume = led();
-    volume.request(CONN, 1, block_read(0));
+    volume.request(at(0), CONN, 1, block_read(0));
     let mut sends = 0;
     for _ in 0..1000 {
         for sent in poll(&mut volume, at(0)).0 {
@@ -219,7 +222,7 @@ fn members_that_point_at_each_other_are_not_asked_in_a_loop() {
 #[test]
 fn a_busy_shard_is_asked_again_after_a_pause() {
     let mut volume = led();
-    volume.request(CONN, 1, block_write(0, 1));
+    volume.request(at(0), CONN, 1, block_write(0, 1));
     let (sent, _) = poll(&mut volume, at(0));
     volume.shard_result(at(0), sent[0].ticket, MemberId(1), TERM, Err(BlockError::Busy));
     assert!(poll(&mut volume, at(0)).0.is_empty());
@@ -232,8 +235,8 @@ fn a_busy_shard_is_asked_again_after_a_pause() {
 #[test]
 fn a_write_with_unknown_outcome_is_sent_under_a_higher_session() {
     let mut volume = led();
-    volume.request(CONN, 1, block_write(0, 1));
-    volume.request(CONN, 2, block_write(0, 2));
+    volume.request(at(0), CONN, 1, block_write(0, 1));
+    volume.request(at(0), CONN, 2, block_write(0, 2));
     let (first, _) = poll(&mut volume, at(0));
     assert_eq!(first.len(), 1, "the second one waits for the first");
     volume.pod_down(at(0), PodId(1));
@@ -253,13 +256,13 @@ fn a_write_with_unknown_outcome_is_sent_under_a_higher_session() {
 #[test]
 fn a_refused_session_is_replaced_and_a_lost_read_is_not_a_new_one() {
     let mut volume = led();
-    volume.request(CONN, 1, block_read(0));
+    volume.request(at(0), CONN, 1, block_read(0));
     let (sent, _) = poll(&mut volume, at(0));
     let before = volume.session(0);
     volume.shard_result(at(0), sent[0].ticket, MemberId(1), TERM, Err(BlockError::Unknown));
     assert_eq!(volume.session(0), before);
     volume.role(ShardId(1), Some(MemberId(1)), TERM + 1);
-    volume.request(CONN, 2, block_write(9, 1));
+    volume.request(at(0), CONN, 2, block_write(9, 1));
     let (sent, _) = poll(&mut volume, at(0));
     let write = sent.iter().find(|sent| sent.op.is_write()).expect("the write is sent");
     let recorded = FrontEnd::new(ME, FRONT_END).above(write.session.counter);
@@ -283,8 +286,8 @@ fn of_others(count: u64) -> Session {
 #[test]
 fn nothing_is_asked_of_a_shard_before_a_session_is_recorded() {
     let mut volume = led();
-    volume.request(CONN, 1, block_read(0));
-    volume.request(CONN, 2, block_write(0, 1));
+    volume.request(at(0), CONN, 1, block_read(0));
+    volume.request(at(0), CONN, 2, block_write(0, 1));
     let (touch, _) = poll_once(&mut volume, at(0));
     assert_eq!((touch.len(), &touch[0].op), (1, &ShardOp::Touch { renews: false }));
     assert_eq!((touch[0].to, touch[0].term), (MemberId(1), TERM));
@@ -294,7 +297,7 @@ fn nothing_is_asked_of_a_shard_before_a_session_is_recorded() {
     assert_eq!(sent.len(), 2);
     assert!(sent.iter().all(|sent| sent.session == touch[0].session));
     done(&mut volume, &sent[1]);
-    volume.request(CONN, 3, block_write(0, 2));
+    volume.request(at(0), CONN, 3, block_write(0, 2));
     assert!(poll_once(&mut volume, at(0)).0[0].op.is_write(), "and then at once");
 }
 
@@ -302,8 +305,8 @@ fn nothing_is_asked_of_a_shard_before_a_session_is_recorded() {
 #[test]
 fn a_front_end_that_starts_again_goes_on_above_what_was_recorded() {
     let mut volume = led();
-    volume.request(CONN, 1, block_write(0, 1));
-    volume.request(CONN, 2, block_write(1, 2));
+    volume.request(at(0), CONN, 1, block_write(0, 1));
+    volume.request(at(0), CONN, 2, block_write(1, 2));
     let (touch, _) = poll_once(&mut volume, at(0));
     refused(&mut volume, &touch[0], of_others(9));
     let (touch, replies) = poll_once(&mut volume, at(0));
@@ -321,7 +324,7 @@ fn a_front_end_that_starts_again_goes_on_above_what_was_recorded() {
 #[test]
 fn a_touch_of_unknown_outcome_is_followed_by_a_higher_one() {
     let mut volume = led();
-    volume.request(CONN, 1, block_write(0, 1));
+    volume.request(at(0), CONN, 1, block_write(0, 1));
     let (first, _) = poll_once(&mut volume, at(0));
     volume.shard_result(at(0), first[0].ticket, MemberId(1), TERM, Err(BlockError::Unknown));
     volume.role(ShardId(1), Some(MemberId(1)), TERM + 1);
@@ -337,8 +340,8 @@ fn a_touch_of_unknown_outcome_is_followed_by_a_higher_one() {
 #[test]
 fn who_is_gone_when_a_session_is_recorded_writes_nothing() {
     let mut volume = led();
-    volume.request(CONN, 1, block_write(0, b'o'));
-    volume.request(ConnId(2), 2, block_write(1, b'x'));
+    volume.request(at(0), CONN, 1, block_write(0, b'o'));
+    volume.request(at(0), ConnId(2), 2, block_write(1, b'x'));
     let (touch, _) = poll_once(&mut volume, at(0));
     done(&mut volume, &touch[0]);
     let mut out = Vec::new();
@@ -357,25 +360,25 @@ fn who_is_gone_when_a_session_is_recorded_writes_nothing() {
 fn an_outdone_front_end_drops_what_came_before() {
     let recorded = of_others(9);
     let mut volume = led();
-    volume.request(CONN, 1, block_write(0, b'f'));
+    volume.request(at(0), CONN, 1, block_write(0, b'f'));
     let (sent, _) = poll(&mut volume, at(0));
     done(&mut volume, &sent[0]);
     poll(&mut volume, at(0));
     for (handle, block) in [(2, 0), (3, 1), (4, 0)] {
-        volume.request(CONN, handle, block_write(block, b'o'));
+        volume.request(at(0), CONN, handle, block_write(block, b'o'));
     }
-    volume.request(ConnId(7), 5, block_write(2, b'o'));
+    volume.request(at(0), ConnId(7), 5, block_write(2, b'o'));
     let (sent, _) = poll(&mut volume, at(0));
     assert_eq!(sent.len(), 3, "one waits for its turn");
     sent.iter().for_each(|sent| refused(&mut volume, sent, recorded));
     // Came in the same round as the refusal, over a connection that is about to end.
-    volume.request(CONN, 9, block_write(3, b'o'));
+    volume.request(at(0), CONN, 9, block_write(3, b'o'));
     let (again, replies) = poll(&mut volume, at(0));
     assert!(again.is_empty(), "an old write is sent after newer ones: {again:?}");
     assert_eq!(replies, [HANG_UP], "and nobody gets an answer");
     assert_eq!(volume.requests_in_flight(), 0);
     // A client that comes back has newer writes.
-    volume.request(ConnId(8), 6, block_write(0, b'n'));
+    volume.request(at(0), ConnId(8), 6, block_write(0, b'n'));
     let (sent, _) = poll(&mut volume, at(0));
     assert!(sent.len() == 1 && sent[0].session > recorded);
     done(&mut volume, &sent[0]);
@@ -386,8 +389,8 @@ fn an_outdone_front_end_drops_what_came_before() {
 #[test]
 fn an_outdone_front_end_forgets_what_is_left_of_ended_connections() {
     let mut volume = led();
-    volume.request(CONN, 1, block_write(0, b'o'));
-    volume.request(ConnId(7), 2, block_write(1, b'o'));
+    volume.request(at(0), CONN, 1, block_write(0, b'o'));
+    volume.request(at(0), ConnId(7), 2, block_write(1, b'o'));
     let (sent, _) = poll(&mut volume, at(0));
     volume.close_connection(CONN);
     sent.iter().for_each(|sent| refused(&mut volume, sent, of_others(9)));
@@ -399,7 +402,7 @@ fn an_outdone_front_end_forgets_what_is_left_of_ended_connections() {
 #[test]
 fn a_touch_for_what_may_have_taken_place_renews() {
     let mut volume = led();
-    volume.request(CONN, 1, block_write(0, b'o'));
+    volume.request(at(0), CONN, 1, block_write(0, b'o'));
     let (sent, _) = poll(&mut volume, at(0));
     volume.shard_result(at(0), sent[0].ticket, MemberId(1), TERM, Err(BlockError::Unknown));
     volume.role(ShardId(1), Some(MemberId(1)), TERM + 1);
@@ -410,7 +413,7 @@ fn a_touch_for_what_may_have_taken_place_renews() {
     assert!(sent.is_empty(), "an old write is sent after newer ones: {sent:?}");
     assert_eq!(replies, [HANG_UP]);
     // The client came back to this pod, and nobody relies on what was before.
-    volume.request(ConnId(8), 2, block_write(0, b'n'));
+    volume.request(at(0), ConnId(8), 2, block_write(0, b'n'));
     let (touch, _) = poll_once(&mut volume, at(0));
     assert_eq!(touch[0].op, ShardOp::Touch { renews: false });
 }
@@ -419,11 +422,11 @@ fn a_touch_for_what_may_have_taken_place_renews() {
 #[test]
 fn a_front_end_without_clients_is_not_outdone() {
     let mut volume = led();
-    volume.request(CONN, 1, block_write(0, 1));
+    volume.request(at(0), CONN, 1, block_write(0, 1));
     let (sent, _) = poll(&mut volume, at(0));
     done(&mut volume, &sent[0]);
     volume.close_connection(CONN);
-    volume.request(ConnId(2), 2, block_write(0, 2));
+    volume.request(at(0), ConnId(2), 2, block_write(0, 2));
     let (sent, _) = poll(&mut volume, at(0));
     let recorded = Session { pod: PodId(3), ..of_others(9) };
     refused(&mut volume, &sent[0], recorded);
@@ -434,8 +437,8 @@ fn a_front_end_without_clients_is_not_outdone() {
 #[test]
 fn a_fenced_client_gets_errors_and_an_early_one_waits() {
     let mut volume = led();
-    volume.request(CONN, 1, block_write(0, 1));
-    volume.request(CONN, 2, block_write(0, 2));
+    volume.request(at(0), CONN, 1, block_write(0, 1));
+    volume.request(at(0), CONN, 2, block_write(0, 2));
     let (touch, _) = poll_once(&mut volume, at(0));
     volume.shard_result(at(0), touch[0].ticket, MemberId(1), TERM, Err(BlockError::NotYet));
     assert_eq!(poll_once(&mut volume, at(0)).1, [], "it waits");
@@ -451,14 +454,14 @@ fn a_fenced_client_gets_errors_and_an_early_one_waits() {
 #[test]
 fn an_ended_connection_leaves_what_was_handed_over_and_nothing_else() {
     let mut volume = led();
-    volume.request(CONN, 1, block_write(0, 1));
-    volume.request(CONN, 2, block_write(0, 2));
+    volume.request(at(0), CONN, 1, block_write(0, 1));
+    volume.request(at(0), CONN, 2, block_write(0, 2));
     let (first, _) = poll(&mut volume, at(0));
-    volume.request(CONN, 3, block_write(1, 3));
+    volume.request(at(0), CONN, 3, block_write(1, 3));
     volume.close_connection(CONN);
     let other = ConnId(2);
-    volume.request(other, 4, block_write(0, 4));
-    volume.request(other, 5, block_write(1, 5));
+    volume.request(at(0), other, 4, block_write(0, 4));
+    volume.request(at(0), other, 5, block_write(1, 5));
     let (sent, _) = poll(&mut volume, at(0));
     assert_eq!(sent.len(), 1, "only block 1 is free: its earlier write was not handed over");
     assert_eq!(sent[0].op.range().first, Block(1));
@@ -474,11 +477,11 @@ fn an_ended_connection_leaves_what_was_handed_over_and_nothing_else() {
 #[test]
 fn what_waits_of_an_ended_connection_never_comes_after_a_newer_write() {
     let mut volume = volume();
-    volume.request(CONN, 1, block_write(0, b'o'));
+    volume.request(at(0), CONN, 1, block_write(0, b'o'));
     poll(&mut volume, at(0));
     volume.close_connection(CONN);
     let again = ConnId(2);
-    volume.request(again, 2, block_write(0, b'n'));
+    volume.request(at(0), again, 2, block_write(0, b'n'));
     volume.role(ShardId(1), Some(MemberId(1)), TERM);
     // The leader is busy: of the pieces that arrive together it takes only the last.
     let (mut stored, mut acknowledged) = (0, false);
@@ -512,7 +515,7 @@ fn a_read_that_does_not_match_its_checksum_is_asked_for_once_more() {
         (&bad, Err(BlockError::MediaFault)),
     ] {
         let mut volume = led();
-        volume.request(CONN, 1, block_read(6));
+        volume.request(at(0), CONN, 1, block_read(6));
         let (sent, _) = poll(&mut volume, at(0));
         volume.shard_result(at(0), sent[0].ticket, MemberId(1), TERM, answer(&bad));
         let (sent, replies) = poll(&mut volume, at(0));
@@ -527,7 +530,7 @@ fn an_error_of_one_piece_waits_for_the_others() {
     let mut volume = led();
     let data = Pool::default().copy(&[1; 2 * BLOCK_BYTES]);
     let data = data.slice(100..2 * BLOCK_BYTES);
-    volume.request(CONN, 1, BlockOp::Write { offset: 100, data });
+    volume.request(at(0), CONN, 1, BlockOp::Write { offset: 100, data });
     let (sent, _) = poll(&mut volume, at(0));
     assert_eq!(sent.len(), 2);
     volume.shard_result(at(0), sent[0].ticket, MemberId(1), TERM, Err(BlockError::NoSpace));
@@ -539,11 +542,11 @@ fn an_error_of_one_piece_waits_for_the_others() {
 #[test]
 fn a_deleted_volume_answers_what_waits() {
     let mut volume = volume();
-    volume.request(CONN, 1, block_write(0, 1));
-    volume.request(CONN, 2, block_write(0, 2));
+    volume.request(at(0), CONN, 1, block_write(0, 1));
+    volume.request(at(0), CONN, 2, block_write(0, 2));
     poll(&mut volume, at(0));
     volume.update_view(&VolumeView { deleting: true, ..view() });
-    volume.request(CONN, 3, block_read(0));
+    volume.request(at(0), CONN, 3, block_read(0));
     let (_, replies) = poll(&mut volume, at(0));
     let answered: Vec<(u64, bool)> = (replies.iter())
         .map(|(_, handle, result)| (*handle, *result == Err(BlockError::NoSuchVolume)))
@@ -561,7 +564,7 @@ fn what_is_out_of_range_or_needs_nobody_is_answered_at_once() {
         (BlockOp::Read { offset: 0, len: 0 }, Err(BlockError::Invalid)),
     ];
     for (op, expected) in table {
-        volume.request(CONN, 1, op);
+        volume.request(at(0), CONN, 1, op);
         let (sent, replies) = poll(&mut volume, at(0));
         assert!(sent.is_empty());
         assert_eq!(replies, [(CONN, 1, expected)]);
@@ -577,10 +580,10 @@ fn a_full_volume_leaves_every_connection_its_minimum() {
 
 fn fill_up(mut volume: Volume, len: u32) {
     let half = len / 2;
-    volume.request(ConnId(3), 1, BlockOp::Read { offset: 0, len: half });
+    volume.request(at(0), ConnId(3), 1, BlockOp::Read { offset: 0, len: half });
     assert!(volume.wants_requests(ConnId(3)));
     volume.close_connection(ConnId(3));
-    volume.request(CONN, 1, BlockOp::Read { offset: 0, len });
+    volume.request(at(0), CONN, 1, BlockOp::Read { offset: 0, len });
     assert!(!volume.wants_requests(CONN));
     assert!(volume.wants_requests(ConnId(2)));
     volume.close_connection(CONN);
@@ -591,7 +594,7 @@ fn fill_up(mut volume: Volume, len: u32) {
 fn bytes_in_flight_to_one_shard_are_bounded() {
     let mut volume = led();
     for handle in 0..4 {
-        volume.request(CONN, handle, BlockOp::Read { offset: 0, len: 16 << 20 });
+        volume.request(at(0), CONN, handle, BlockOp::Read { offset: 0, len: 16 << 20 });
     }
     let (sent, _) = poll(&mut volume, at(0));
     assert_eq!(sent.len(), 32, "32 MiB in pieces of 1 MiB");
@@ -605,9 +608,9 @@ fn bytes_in_flight_to_one_shard_are_bounded() {
 fn trims_count_against_the_bounds_of_a_volume() {
     let mut volume = led().with_bytes_max(1 << 20);
     let trim = |len| BlockOp::Zero { offset: 0, len, how: ZeroHow::Trim };
-    volume.request(CONN, 0, trim(256 << 20));
+    volume.request(at(0), CONN, 0, trim(256 << 20));
     assert!(volume.wants_requests(CONN));
-    volume.request(CONN, 1, trim(256 << 20));
+    volume.request(at(0), CONN, 1, trim(256 << 20));
     assert!(!volume.wants_requests(CONN), "8192 extents of 128 bytes");
     assert!(volume.wants_requests(ConnId(2)));
     let (sent, _) = poll(&mut volume, at(0));
@@ -618,7 +621,7 @@ fn trims_count_against_the_bounds_of_a_volume() {
 fn a_shard_that_stays_busy_is_not_flooded() {
     let mut volume = led();
     for handle in 0..30 {
-        volume.request(CONN, handle, BlockOp::Read { offset: handle << 20, len: 1 << 20 });
+        volume.request(at(0), CONN, handle, BlockOp::Read { offset: handle << 20, len: 1 << 20 });
     }
     let (mut sends, mut answered) = (0, 0);
     for ms in 0..10_000 {
@@ -639,7 +642,7 @@ fn connections_that_come_and_go_during_a_pause_leave_nothing_behind() {
     let mut volume = volume();
     for conn in 0..100 {
         for handle in 0..20 {
-            volume.request(ConnId(conn), handle, block_write(handle % 3, 1));
+            volume.request(at(0), ConnId(conn), handle, block_write(handle % 3, 1));
         }
         poll(&mut volume, at(conn));
         volume.close_connection(ConnId(conn));

@@ -76,6 +76,11 @@ impl ShardSession {
         }
     }
 
+    /// Nothing more is asked for in the present session.
+    pub fn close(&mut self) {
+        self.current = None;
+    }
+
     /// A shard refused session `used`, because it has recorded a higher one. True: another front
     /// end's, or another process's of this pod.
     pub fn refused(&mut self, front_end: FrontEnd, used: Session, recorded: Session) -> bool {

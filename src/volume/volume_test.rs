@@ -1,7 +1,8 @@
 //! A volume against shards that reorder, fail, move their leaders, answer late, twice or never, and
 //! keep requests of lost links for later. Writes of a word must still be applied in the order of
 //! their arrival. A read never misses a write that was acknowledged, or seen by a read, before it
-//! began. When the faults end, everything is answered.
+//! began. When the faults end, everything is answered. With an `io_timeout`, everything is answered
+//! within it, and a write that has timed out may take place late, but not after newer ones.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -10,8 +11,11 @@ use bytes::Bytes;
 
 use super::*;
 use crate::io::buffer::Pool;
+use crate::planted::{Mistake, assert_found};
 use crate::sim::rng::Rng;
-use crate::types::{AccessSet, BLOCK_BYTES, Segment, StatusRun, Uuid, ZeroHow, block_crc};
+use crate::types::{
+    AccessSet, BLOCK_BYTES, BlockReply, Segment, StatusRun, Uuid, ZeroHow, block_crc,
+};
 use crate::view::ShardView;
 
 const VOLUME: VolumeId = VolumeId(9);
@@ -44,6 +48,7 @@ fn view(pods: &[u64]) -> VolumeView {
         withheld: false,
         deleting: false,
         open: true,
+        io_timeout_ms: 0,
         attachments: Vec::new(),
     }
 }
@@ -95,6 +100,7 @@ struct FakeShard {
 /// A request for which a client waits.
 struct Waiting {
     conn: ConnId,
+    since: Mono,
     kind: Kind,
     offset: usize,
     len: usize,
@@ -127,11 +133,13 @@ struct World {
     zeroes: Vec<Vec<u32>>,
     healthy: bool,
     pool: Pool,
+    /// Requests that have waited for too long.
+    timed_out: usize,
 }
 
 impl World {
-    fn new(seed: u64) -> World {
-        let view = view(&[1, 2, 3]);
+    fn new(seed: u64, io_timeout_ms: u64) -> World {
+        let view = VolumeView { io_timeout_ms, ..view(&[1, 2, 3]) };
         let shards = view.shards.iter().map(|shard| FakeShard {
             bytes: vec![0; SHARD_BYTES],
             members: shard.members.clone(),
@@ -159,6 +167,7 @@ impl World {
             zeroes: vec![vec![0]; words],
             healthy: false,
             pool: Pool::default(),
+            timed_out: 0,
         }
     }
 
@@ -171,11 +180,20 @@ impl World {
             88..94 => {
                 self.now = self.now + Duration::from_millis(self.random.index(60) as u64);
                 self.volume.tick(self.now);
+                self.poll();
+                self.check_waiting();
             }
             94..100 if !self.healthy => self.fault(),
             _ => {}
         }
         self.poll();
+    }
+
+    /// Nobody waits for longer than the timeout.
+    fn check_waiting(&self) {
+        let timeout = self.volume.io_timeout().unwrap_or(Duration::MAX);
+        let waits = |waiting: &Waiting| self.now.since(waiting.since);
+        assert!(self.waiting.values().all(|waiting| waits(waiting) < timeout));
     }
 
     fn fault(&mut self) {
@@ -270,8 +288,9 @@ impl World {
         let conn = self.conns[self.random.index(self.conns.len())];
         let handle = self.next_handle;
         self.next_handle += 1;
-        self.waiting.insert(handle, Waiting { conn, kind, offset, len });
-        self.volume.request(conn, handle, op);
+        let since = self.now;
+        self.waiting.insert(handle, Waiting { conn, since, kind, offset, len });
+        self.volume.request(self.now, conn, handle, op);
     }
 
     fn new_write(&mut self, offset: usize, len: usize, kind: usize) -> (BlockOp, Kind) {
@@ -482,6 +501,9 @@ impl World {
         let waiting = self.waiting.remove(&handle).expect("answered once, while connected");
         assert_eq!(waiting.conn, conn);
         match (waiting.kind, result) {
+            (_, Err(BlockError::TimedOut)) if self.volume.io_timeout().is_some() => {
+                self.timed_out += 1;
+            }
             (Kind::Write(number, words), Ok(BlockReply::Done)) => {
                 for word in words {
                     self.floor[word] = self.floor[word].max(number);
@@ -527,7 +549,7 @@ impl World {
 fn whatever_shards_do_writes_stay_in_order_and_reads_see_them() {
     let mut retried = 0;
     for seed in 0..150 {
-        let mut world = World::new(seed);
+        let mut world = World::new(seed, 0);
         for _ in 0..4000 {
             world.step();
         }
@@ -544,9 +566,45 @@ fn whatever_shards_do_writes_stay_in_order_and_reads_see_them() {
     assert!(retried > 100, "outcomes were unknown in most runs");
 }
 
+/// After the faults, requests succeed again.
+#[test]
+fn what_has_waited_for_too_long_never_comes_after_newer_writes() {
+    let mut timed_out = 0;
+    for seed in 0..100 {
+        let mut world = World::new(seed, 300);
+        for _ in 0..4000 {
+            world.step();
+        }
+        timed_out += world.timed_out;
+        world.heal();
+        let mut steps = 0;
+        let mut last = world.timed_out;
+        let mut answered = 0;
+        while answered < 20 {
+            if world.waiting.is_empty() {
+                answered = if world.timed_out == last { answered + 1 } else { 0 };
+                last = world.timed_out;
+                world.issue();
+            }
+            world.step();
+            steps += 1;
+            assert!(steps < 200_000, "seed {seed}: requests go on failing");
+        }
+    }
+    assert!(timed_out > 1000, "only {timed_out} requests had to wait for too long");
+}
+
+#[test]
+fn a_forgotten_write_is_noticed() {
+    assert_found(
+        Mistake::TimedOutForgotten,
+        what_has_waited_for_too_long_never_comes_after_newer_writes,
+    );
+}
+
 /// The answer to a read of one block, if there is one at once.
 fn read_at(volume: &mut Volume, handle: u64, offset: u64) -> Option<BlockError> {
-    volume.request(ConnId(1), handle, BlockOp::Read { offset, len: BLOCK_BYTES as u32 });
+    volume.request(Mono(1), ConnId(1), handle, BlockOp::Read { offset, len: BLOCK_BYTES as u32 });
     let mut outputs = Vec::new();
     volume.poll(Mono(1), &mut outputs);
     outputs.into_iter().find_map(|output| match output {

@@ -26,8 +26,8 @@ fn closed(attachment: u64, mode: AccessMode) -> VolumeView {
     closed.open = false;
     closed.shards[0].birth = set(2, 1, AccessMode::ReadWrite);
     let id = AttachmentId(attachment);
-    let node = format!("node-{attachment}");
-    closed.attachments = vec![AttachmentView { id, uid: uid(attachment), node, mode }];
+    let (uid, node, io_timeout_ms) = (uid(attachment), format!("node-{attachment}"), 0);
+    closed.attachments = vec![AttachmentView { id, uid, node, mode, io_timeout_ms }];
     closed
 }
 

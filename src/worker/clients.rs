@@ -281,7 +281,7 @@ impl Exported {
             if volume.open {
                 self.open.insert(name.clone(), export.clone());
             }
-            for AttachmentView { id, uid, node, mode } in &volume.attachments {
+            for AttachmentView { id, uid, node, mode, .. } in &volume.attachments {
                 let read_only = *mode == AccessMode::ReadOnly;
                 let export = Export { attachment: *id, read_only, ..export.clone() };
                 self.attachments.insert(*uid, Attached { node: node.clone(), export });
@@ -517,7 +517,9 @@ impl ClientHandler<'_> {
                     let begun = Begun { handle, operation, bytes, since: self.now };
                     let begun = client.begun.insert(begun);
                     match self.routers.at(key) {
-                        Some(router) => router.request(VolumeConn(u64::from(conn)), begun, op),
+                        Some(router) => {
+                            router.request(self.now, VolumeConn(u64::from(conn)), begun, op)
+                        }
                         None => abandoned.push((conn, begun)),
                     }
                 }

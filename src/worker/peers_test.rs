@@ -57,6 +57,7 @@ fn view(pods_of_disks: &[u64]) -> ClusterView {
         withheld: false,
         deleting: false,
         open: true,
+        io_timeout_ms: 0,
         attachments: Vec::new(),
     };
     let pod = |pod| PodView { pod: PodId(pod), peer: address, api: address, nbd: None };

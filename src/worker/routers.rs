@@ -57,7 +57,8 @@ pub struct Routers {
     /// Routers with a deadline, by time, and the deadline of each.
     due: BTreeSet<(Mono, RouterKey)>,
     deadlines: FxHashMap<RouterKey, Mono>,
-    /// Routers that wait for an answer: only these need ticks.
+    /// Routers that wait for an answer, or whose requests may wait for too long: only these need
+    /// ticks.
     asking: BTreeSet<RouterKey>,
     pub forwarded: FxHashMap<CallId, Forwarded>,
     meters: Arc<Meters>,
@@ -149,7 +150,7 @@ impl Routers {
         let Some(router) = self.all.get_mut(&key) else { return };
         router.poll(now, outputs);
         // Only a poll asks, and only a poll moves the deadline of a router that has no input.
-        if router.is_asking() {
+        if router.needs_ticks() {
             self.asking.insert(key);
         }
         let deadline = router.deadline();
@@ -171,7 +172,7 @@ impl Routers {
         let Routers { all, asking, touched, .. } = self;
         let mut ended = Vec::new();
         asking.retain(|key| {
-            let asks = all.get_mut(key).filter(|router| router.is_asking());
+            let asks = all.get_mut(key).filter(|router| router.needs_ticks());
             let still = asks.is_some();
             if let Some(router) = asks {
                 router.tick(now);

@@ -36,6 +36,7 @@ pub fn outcome_of(result: &Result<BlockReply, BlockError>) -> Outcome {
         Err(BlockError::MediaFault) => Outcome::MediaFault,
         Err(BlockError::NoSuchVolume) => Outcome::NoSuchVolume,
         Err(BlockError::Invalid) => Outcome::Invalid,
+        Err(BlockError::TimedOut) => Outcome::TimedOut,
         Err(error) if error.is_retryable() => Outcome::Retry,
         Err(_) => Outcome::Invalid,
     }

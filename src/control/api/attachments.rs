@@ -166,8 +166,9 @@ async fn publish(
     let (volume, _) = state.volume_by_name(name).ok_or_else(|| no_such(Kind::Volume, name))?;
     let uid =
         random_uuid().map_err(|error| broken(format!("could not make an identity: {error}")))?;
-    let PublishRequest { request_id, node: holder, .. } = request;
-    let command = CatalogCommand::Publish { request_id, volume, node: holder, mode, uid };
+    let PublishRequest { request_id, node: holder, io_timeout_ms, .. } = request;
+    let command =
+        CatalogCommand::Publish { request_id, volume, node: holder, mode, io_timeout_ms, uid };
     let Outcome::Attachment(volume, id) = catalog.propose(command).await? else {
         return Err(Failure::Final(broken("publishing made no attachment")));
     };

@@ -144,6 +144,7 @@ pub fn of_catalog(error: &CatalogError) -> Status {
             Refusal::new(Reason::ClassInUse, text).about(Kind::Class, name)
         }
         CatalogError::BadClass(_) => Refusal::new(Reason::BadClass, text),
+        CatalogError::BadIoTimeout => Refusal::new(Reason::BadIoTimeout, text),
         CatalogError::Conflict { revision, .. } => {
             let text = format!("{text}; read it again, and decide anew");
             Refusal::new(Reason::RevisionConflict, text).with("revision", revision)

@@ -297,6 +297,7 @@ fn wanted(request: &CreateVolumeRequest, state: &CatalogState) -> Result<NewVolu
         size_bytes: spec.size_bytes,
         stripe_bytes,
         replicas: if spec.replicas == 0 { found.replicas } else { spec.replicas },
+        io_timeout_ms: found.io_timeout_ms,
         open: !spec.closed,
     })
 }

@@ -302,6 +302,7 @@ impl<'a> Describe<'a> {
             size_bytes: volume.size_bytes,
             deleted_unix_ms: volume.kept.map_or(0, |kept| kept.deleted_ms),
             purge_unix_ms: volume.kept.map_or(0, |kept| kept.purge_ms),
+            io_timeout_ms: volume.io_timeout_ms,
         };
         let meta = Meta {
             labels: volume.labels.clone(),
@@ -381,6 +382,7 @@ impl<'a> Describe<'a> {
             volume: volume.name.clone(),
             node: row.value.node.clone(),
             mode: mode.into(),
+            io_timeout_ms: row.value.io_timeout_ms,
         };
         let name = row.value.uid.to_string();
         let meta = meta(&name, &name, row.revision, row.value.created_ms);

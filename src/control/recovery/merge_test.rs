@@ -106,6 +106,7 @@ fn pods_know_more_than_the_backup() {
         volume: kept,
         node: "node-2".to_owned(),
         mode: AccessMode::ReadWrite,
+        io_timeout_ms: None,
         uid: Uuid([3; 16]),
     };
     apply(&mut state, publish);
@@ -251,6 +252,7 @@ fn command(step: &Step, number: u8, state: &CatalogState) -> Option<CatalogComma
             volume: of(*name)?,
             node: format!("node-{node}"),
             mode: AccessMode::ReadWrite,
+            io_timeout_ms: None,
             uid: Uuid([number; 16]),
         },
         Step::Confirm(name) => {

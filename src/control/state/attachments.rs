@@ -6,22 +6,32 @@
 //! over all shards is confirmed (rule `grant-waits-for-all-shards`).
 
 use crate::control::command::Outcome;
+use crate::control::state::classes::check_io_timeout;
 use crate::control::state::error::CatalogError;
 use crate::control::state::rows::{Attachment, AttachmentKey, Node, Volume};
 use crate::control::state::tables::Tables;
 use crate::planted::planted;
 use crate::types::{AccessMode, AttachmentId, GRANTS_MAX, Generation, Uuid, VolumeId};
 
+/// What a node is to get.
+pub(super) struct Wish {
+    pub node: String,
+    pub mode: AccessMode,
+    /// `None`: as the volume says, or as the node has it.
+    pub io_timeout_ms: Option<u64>,
+}
+
 /// Gives a node the right to use a volume, once every shard has admitted it. Finds the one that the
-/// node has.
+/// node has, and changes its timeout.
 pub(super) fn publish(
     tables: &mut Tables,
     now_ms: u64,
     id: VolumeId,
-    node: String,
-    mode: AccessMode,
+    wish: Wish,
     uid: Uuid,
 ) -> Result<Outcome, CatalogError> {
+    let Wish { node, mode, io_timeout_ms } = wish;
+    check_io_timeout(io_timeout_ms.unwrap_or(0))?;
     let volume = in_use(tables, id)?.clone();
     let known = tables.nodes.get(&node);
     let known = known.ok_or_else(|| CatalogError::NoSuchNode { node: node.clone() })?;
@@ -32,14 +42,19 @@ pub(super) fn publish(
         return Err(CatalogError::VolumeOpen { name: volume.name });
     }
     // One that ends holds nothing: the round that admits the new one fences it in every shard.
-    let mut others = 0;
-    for (attachment, other) in tables.attachments_of(id).filter(|(_, it)| it.ends_with.is_none()) {
-        if other.node == node {
-            return match other.mode == mode {
-                true => Ok(Outcome::Attachment(id, attachment)),
-                false => Err(CatalogError::OtherMode { node }),
-            };
+    let is_held = |(_, it): &(AttachmentId, &Attachment)| it.ends_with.is_none();
+    let own = tables.attachments_of(id).filter(is_held).find(|(_, it)| it.node == node);
+    if let Some((attachment, own)) = own.map(|(attachment, it)| (attachment, it.clone())) {
+        if own.mode != mode {
+            return Err(CatalogError::OtherMode { node });
         }
+        if let Some(io_timeout_ms) = io_timeout_ms.filter(|ms| *ms != own.io_timeout_ms) {
+            tables.put((id, attachment), Attachment { io_timeout_ms, ..own });
+        }
+        return Ok(Outcome::Attachment(id, attachment));
+    }
+    let mut others = 0;
+    for (_, other) in tables.attachments_of(id).filter(is_held) {
         if mode == AccessMode::ReadWrite || other.mode != mode {
             let holder = other.node.clone();
             return Err(CatalogError::Held { name: volume.name, holder });
@@ -49,8 +64,16 @@ pub(super) fn publish(
     if others >= GRANTS_MAX || tables.index.attachments_by_uid.contains_key(&uid) {
         return Err(CatalogError::TooManyAttachments { name: volume.name });
     }
+    let made = Attachment {
+        uid,
+        node,
+        mode,
+        io_timeout_ms: io_timeout_ms.unwrap_or(volume.io_timeout_ms),
+        active: false,
+        ends_with: None,
+        created_ms: now_ms,
+    };
     let attachment = AttachmentId(change(tables, id, volume).0);
-    let made = Attachment { uid, node, mode, active: false, ends_with: None, created_ms: now_ms };
     tables.put((id, attachment), made);
     Ok(Outcome::Attachment(id, attachment))
 }

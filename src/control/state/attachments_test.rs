@@ -29,7 +29,56 @@ fn closed() -> CatalogState {
 
 fn publish(node: u8, mode: AccessMode, uid: u8) -> CatalogCommand {
     let (node, uid) = (format!("node-{node}"), Uuid([uid; 16]));
-    CatalogCommand::Publish { request_id: String::new(), volume: VOLUME, node, mode, uid }
+    CatalogCommand::Publish {
+        request_id: String::new(),
+        volume: VOLUME,
+        node,
+        mode,
+        io_timeout_ms: None,
+        uid,
+    }
+}
+
+/// The same with a timeout for I/O.
+fn timed(mut command: CatalogCommand, ms: u64) -> CatalogCommand {
+    if let CatalogCommand::Publish { io_timeout_ms, .. } = &mut command {
+        *io_timeout_ms = Some(ms);
+    }
+    command
+}
+
+#[test]
+fn io_has_the_timeout_of_the_class_or_of_the_attachment() {
+    let mut state = cluster(3);
+    let mut create = create_on("demo", &[1, 2, 3]);
+    if let CatalogCommand::CreateVolume { volume, .. } = &mut create {
+        (volume.open, volume.io_timeout_ms) = (false, 30_000);
+    }
+    apply(&mut state, create).unwrap();
+    apply(&mut state, publish(1, AccessMode::Raw, 1)).unwrap();
+    apply(&mut state, timed(publish(2, AccessMode::Raw, 2), 5_000)).unwrap();
+    apply(&mut state, timed(publish(3, AccessMode::Raw, 3), 0)).unwrap();
+    apply(&mut state, confirm(3)).unwrap();
+    let timeouts = |state: &CatalogState| {
+        let view = view(state);
+        let ms = |attachment: u64| {
+            let timeout = view.volumes[0].io_timeout(AttachmentId(attachment));
+            timeout.map_or(0, |timeout| timeout.as_millis())
+        };
+        [0, 1, 2, 3].map(ms)
+    };
+    assert_eq!(timeouts(&state), [30_000, 30_000, 5_000, 0]);
+    // To publish again says nothing of it, or changes it, and is no other attachment.
+    let before = state.revision();
+    apply(&mut state, publish(2, AccessMode::Raw, 4)).unwrap();
+    assert_eq!(state.revision(), before);
+    let again = apply(&mut state, timed(publish(3, AccessMode::Raw, 4), 9_000));
+    assert_eq!(again, Ok(Outcome::Attachment(VOLUME, AttachmentId(3))));
+    assert_eq!(timeouts(&state), [30_000, 30_000, 5_000, 9_000]);
+    for bad in [1, 999, 24 * 3600 * 1000 + 1] {
+        let refused = apply(&mut state, timed(publish(3, AccessMode::Raw, 4), bad));
+        assert_eq!(refused, Err(CatalogError::BadIoTimeout));
+    }
 }
 
 fn unpublish(node: u8) -> CatalogCommand {

@@ -9,8 +9,9 @@ use crate::control::state::tables::Tables;
 
 /// Overcommit below this would leave disks empty, and above it means nothing.
 const OVERCOMMIT_PERCENT: std::ops::RangeInclusive<u32> = 10..=1_000_000;
-/// Longest time without a majority after which I/O may be made to fail.
-const IO_TIMEOUT_MS_MAX: u64 = 24 * 3600 * 1000;
+/// The times after which I/O may be made to fail. A shard may take a second or two to find another
+/// leader: with less, every restart of a pod would be an error.
+const IO_TIMEOUT_MS: std::ops::RangeInclusive<u64> = 1_000..=24 * 3600 * 1000;
 
 /// Makes a class, or finds the same one.
 pub(super) fn create(
@@ -78,6 +79,14 @@ pub(super) fn check_based_on(based_on: u64, revision: u64) -> Result<(), Catalog
     }
 }
 
+/// 0: I/O waits for ever.
+pub(super) fn check_io_timeout(ms: u64) -> Result<(), CatalogError> {
+    match ms == 0 || IO_TIMEOUT_MS.contains(&ms) {
+        true => Ok(()),
+        false => Err(CatalogError::BadIoTimeout),
+    }
+}
+
 fn check(new: &NewClass) -> Result<(), CatalogError> {
     let must = |holds: bool, what| if holds { Ok(()) } else { Err(CatalogError::BadClass(what)) };
     must(matches!(new.replicas, 1 | 3 | 5), "it has 1, 3 or 5 replicas")?;
@@ -85,7 +94,7 @@ fn check(new: &NewClass) -> Result<(), CatalogError> {
         OVERCOMMIT_PERCENT.contains(&new.overcommit_percent),
         "its overcommit is between 10 and 1000000 percent",
     )?;
-    must(new.io_timeout_ms <= IO_TIMEOUT_MS_MAX, "its io_timeout is a day at most")?;
+    check_io_timeout(new.io_timeout_ms)?;
     must(check_name(&new.failure_domain).is_ok(), "its failure domain is `node` or a label")?;
     let is_word = new.disk_class.is_empty() || check_name(&new.disk_class).is_ok();
     must(is_word, "its disk class is a name")?;

@@ -66,6 +66,8 @@ pub enum CatalogError {
     ClassInUse { name: String, volume: String },
     #[error("a class cannot be like this: {0}")]
     BadClass(&'static str),
+    #[error("I/O may fail after 1 second to a day, or wait for ever (0)")]
+    BadIoTimeout,
     #[error("it has changed since revision {based_on}: it is at {revision} now")]
     Conflict { based_on: u64, revision: u64 },
     #[error("pod {pod} is not part of this cluster")]

@@ -55,6 +55,7 @@ fn publish(node: u8) -> CatalogCommand {
         volume: VOLUME,
         node,
         mode: AccessMode::Raw,
+        io_timeout_ms: None,
         uid,
     }
 }

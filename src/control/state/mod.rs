@@ -242,11 +242,12 @@ fn carry_out(
         CatalogCommand::PurgeVolume { volume, purge_ms } => {
             Ok(retention::purge(tables, now_ms, volume, purge_ms))
         }
-        CatalogCommand::Publish { request_id, volume, node, mode, uid } => {
+        CatalogCommand::Publish { request_id, volume, node, mode, io_timeout_ms, uid } => {
             // One that comes late must not give the volume to a node that has given it back.
-            let content = content(&("publish", volume, &node, mode));
+            let content = content(&("publish", volume, &node, mode, io_timeout_ms));
             once(tables, now_ms, request_id, content, |tables| {
-                attachments::publish(tables, now_ms, volume, node, mode, uid)
+                let wish = attachments::Wish { node, mode, io_timeout_ms };
+                attachments::publish(tables, now_ms, volume, wish, uid)
             })
         }
         CatalogCommand::Unpublish { request_id, volume, node } => {

@@ -67,6 +67,7 @@ fn publish(node: u8, uid: u8) -> CatalogCommand {
         volume: VOLUME,
         node,
         mode: AccessMode::ReadWrite,
+        io_timeout_ms: None,
         uid,
     }
 }

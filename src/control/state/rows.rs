@@ -132,7 +132,7 @@ pub struct Class {
     pub disk_class: String,
     /// How much may be provisioned on a disk, in percent of its capacity.
     pub overcommit_percent: u32,
-    /// I/O without a majority fails after this time; 0: it waits for ever.
+    /// What its volumes get: I/O fails when it has waited for so long; 0: it waits for ever.
     pub io_timeout_ms: u64,
     /// Limits of each volume; 0: none. Not enforced yet.
     pub iops_max: u64,
@@ -160,6 +160,9 @@ pub struct Volume {
     /// Length of every shard.
     pub stripe_bytes: u64,
     pub replicas: u32,
+    /// I/O without an attachment fails when it has waited for so long; 0: it waits for ever. As its
+    /// class said when it was made.
+    pub io_timeout_ms: u64,
     /// Its shards in the order of their places, those for the size that is wanted included.
     pub runs: Vec<ShardRun>,
     pub access: VolumeAccess,
@@ -265,6 +268,8 @@ pub struct Attachment {
     pub uid: Uuid,
     pub node: String,
     pub mode: AccessMode,
+    /// Its I/O fails when it has waited for so long; 0: it waits for ever.
+    pub io_timeout_ms: u64,
     /// Every shard has admitted it.
     pub active: bool,
     /// It ends: the first generation without it. It is forgotten when every shard has that.

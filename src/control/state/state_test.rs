@@ -392,6 +392,7 @@ fn command_of(state: &CatalogState, step: &Step, at: usize) -> CatalogCommand {
             volume: id_of(state, *name),
             node: format!("node-{node}"),
             mode: AccessMode::Raw,
+            io_timeout_ms: None,
             uid: Uuid((at as u128).to_be_bytes()),
         },
         Step::Confirm { disk, share } => {

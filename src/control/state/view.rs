@@ -101,12 +101,14 @@ pub fn view_volume<'a>(
         withheld: volume.is_withheld(),
         deleting: volume.deleting,
         open: volume.access.open,
+        io_timeout_ms: volume.io_timeout_ms,
         attachments: active
             .map(|(id, it)| AttachmentView {
                 id,
                 uid: it.uid,
                 node: it.node.clone(),
                 mode: it.mode,
+                io_timeout_ms: it.io_timeout_ms,
             })
             .collect(),
     })

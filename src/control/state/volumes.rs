@@ -2,7 +2,7 @@
 
 use crate::control::command::{NewVolume, Outcome, Placement, VolumeUpdate};
 use crate::control::names::check_name;
-use crate::control::state::classes::{check_based_on, no_such_class};
+use crate::control::state::classes::{check_based_on, check_io_timeout, no_such_class};
 use crate::control::state::error::CatalogError;
 use crate::control::state::growth;
 use crate::control::state::pods::check_labels;
@@ -23,7 +23,17 @@ pub(super) fn create(
     }
     check_placement(tables, &new, placement)?;
     let volume = VolumeId(take(&mut tables.head.next.volume));
-    let NewVolume { uid, name, class, labels, size_bytes, stripe_bytes, replicas, open } = new;
+    let NewVolume {
+        uid,
+        name,
+        class,
+        labels,
+        size_bytes,
+        stripe_bytes,
+        replicas,
+        io_timeout_ms,
+        open,
+    } = new;
     let mut made = Volume {
         uid,
         name,
@@ -34,6 +44,7 @@ pub(super) fn create(
         stripe_width: 1,
         stripe_bytes,
         replicas,
+        io_timeout_ms,
         runs: Vec::new(),
         access: VolumeAccess { open, ..VolumeAccess::default() },
         creating: true,
@@ -55,6 +66,7 @@ fn check_new(tables: &Tables, new: &NewVolume) -> Result<(), CatalogError> {
     if !tables.classes.contains_key(class) {
         return Err(no_such_class(tables, class));
     }
+    check_io_timeout(new.io_timeout_ms)?;
     growth::check_size(new.size_bytes)
 }
 

@@ -248,6 +248,7 @@ fn volumes_come_and_go() {
             volume: other,
             node: node.clone(),
             mode,
+            io_timeout_ms: None,
             uid,
         },
     );
@@ -458,6 +459,7 @@ fn command_of(step: &Step, state: &CatalogState) -> CatalogCommand {
             volume: id(name),
             node: format!("node-{node}"),
             mode: AccessMode::Raw,
+            io_timeout_ms: None,
             uid: Uuid([name * 16 + node; 16]),
         },
         Step::Unpublish(name, node) => {

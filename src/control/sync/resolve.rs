@@ -60,7 +60,14 @@ mod tests {
         let (node, uid, mode) = ("node-1".to_owned(), Uuid([5; 16]), AccessMode::Raw);
         apply(
             &mut state,
-            CatalogCommand::Publish { request_id: String::new(), volume: two, node, mode, uid },
+            CatalogCommand::Publish {
+                request_id: String::new(),
+                volume: two,
+                node,
+                mode,
+                io_timeout_ms: None,
+                uid,
+            },
         );
         let name = uid.to_string();
         assert_eq!(exported(&state, &name), None, "not before all shards know it");

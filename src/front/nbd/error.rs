@@ -29,7 +29,7 @@ pub fn errno(error: &BlockError, writes: bool) -> Errno {
         BlockError::OutOfRange if writes => Errno::NoSpc,
         BlockError::OutOfRange | BlockError::Invalid => Errno::Inval,
         BlockError::NoSpace => Errno::NoSpc,
-        BlockError::MediaFault => Errno::Io,
+        BlockError::MediaFault | BlockError::TimedOut => Errno::Io,
         BlockError::NoSuchVolume => Errno::Shutdown,
     }
 }

@@ -146,7 +146,14 @@ impl Catalog {
             What::Publish { volume, host: of, uid } => {
                 let (volume, node, uid) = (*volume, node_of(*of).name, *uid);
                 let (request_id, mode) = (format!("publish {uid}"), AccessMode::ReadWrite);
-                Some(CatalogCommand::Publish { request_id, volume, node, mode, uid })
+                Some(CatalogCommand::Publish {
+                    request_id,
+                    volume,
+                    node,
+                    mode,
+                    io_timeout_ms: None,
+                    uid,
+                })
             }
             What::Unpublish { volume, host: of } => {
                 let (volume, node) = (*volume, node_of(*of).name);
@@ -322,7 +329,7 @@ fn placed(
     state: &CatalogState,
     reports: Reported<'_>,
 ) -> Result<CatalogCommand, Verdict> {
-    let NewVolume { name, shards, blocks_per_shard, closed, .. } = volume;
+    let NewVolume { name, shards, blocks_per_shard, closed, io_timeout_ms, .. } = volume;
     if state.volume_by_name(name).is_some() {
         return Err(Verdict::Refused(CatalogError::NameTaken { name: name.clone() }));
     }
@@ -342,6 +349,7 @@ fn placed(
                 size_bytes: stripe_bytes * shards,
                 stripe_bytes,
                 replicas: 3,
+                io_timeout_ms: *io_timeout_ms,
                 open: !closed,
             };
             Ok(CatalogCommand::CreateVolume { request_id, volume, placement })

@@ -17,6 +17,8 @@ pub struct NewVolume {
     pub blocks_per_shard: u64,
     /// Only attachments may use it, and the caller gives them clients.
     pub closed: bool,
+    /// 0: requests wait for ever.
+    pub io_timeout_ms: u64,
 }
 
 /// A request to the catalog.

@@ -62,6 +62,7 @@ fn attach(world: &mut World, attachment: Uuid) -> usize {
         half: None,
         may_be_full: false,
         may_be_lost: false,
+        may_time_out: false,
         read_only: false,
     };
     let client = world.add_client(target, NAME, 0, true);
@@ -93,7 +94,7 @@ impl Growth {
         let mut scenario = Scenario::new(seed, PODS);
         let (name, number, closed) = (NAME.to_owned(), Some(0), true);
         let (shards, blocks_per_shard) = (1, BLOCKS_PER_SHARD);
-        let new = NewVolume { name, number, shards, blocks_per_shard, closed };
+        let new = NewVolume { name, number, shards, blocks_per_shard, closed, io_timeout_ms: 0 };
         scenario.world.catalog.ask(What::Create(new));
         scenario.until("the volume is there", |world| world.catalog.all_answered());
         let volume = state(&scenario.world).volume_by_name(NAME).expect("it was made").0;

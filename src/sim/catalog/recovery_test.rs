@@ -80,7 +80,7 @@ fn ask(scenario: &mut Scenario, what: What) {
 fn create(scenario: &mut Scenario, number: u8) {
     let (name, shards, blocks_per_shard) = (format!("v{number}"), 1, 20);
     let number = Some(number.into());
-    let new = NewVolume { name, number, shards, blocks_per_shard, closed: true };
+    let new = NewVolume { name, number, shards, blocks_per_shard, closed: true, io_timeout_ms: 0 };
     ask(scenario, What::Create(new));
     heard(scenario);
 }

@@ -51,6 +51,7 @@ impl Scenario {
             further_shards: None,
             handed_shards: 0,
             wire: None,
+            io_timeout: None,
             pods,
             disks_per_pod: 1,
             clients: 1,
@@ -137,7 +138,14 @@ impl Scenario {
     /// Asks for a volume; returns the number of the request.
     fn create(&mut self) -> usize {
         let (name, number) = ("new".to_owned(), Some(0));
-        let new = NewVolume { name, number, shards: 2, blocks_per_shard: 16, closed: false };
+        let new = NewVolume {
+            name,
+            number,
+            shards: 2,
+            blocks_per_shard: 16,
+            closed: false,
+            io_timeout_ms: 0,
+        };
         self.world.catalog.ask(What::Create(new));
         self.world.catalog.asks.len() - 1
     }

@@ -45,6 +45,7 @@ words!(
         MediaFault = "media_fault",
         NoSuchVolume = "no_such_volume",
         Invalid = "invalid",
+        TimedOut = "timed_out",
         Retry = "retry",
     }
 );
