@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::cli::output;
+use crate::cli::time::{io_timeout, io_timeout_text};
 use crate::config::{Log, LogFormat};
 use crate::sim::{Options, Outcome, Plan, Seen, Violation, run as run_seed, shrink};
 use crate::telemetry::logs;
@@ -32,6 +33,9 @@ pub struct Args {
     /// Number of client requests while there are faults; then clients send no more
     #[arg(long)]
     requests: Option<u64>,
+    /// Requests of clients fail when they have waited for so long, as in 2s; 0: they wait
+    #[arg(long, default_value = "0", value_name = "TIME", value_parser = io_timeout)]
+    io_timeout: u64,
     /// Kind of faults
     #[arg(long, value_enum, default_value_t = PlanName::Mixed)]
     plan: PlanName,
@@ -147,6 +151,7 @@ fn one(args: &Args, seed: u64) -> anyhow::Result<Outcome> {
         only: args.only.clone(),
         requests: args.requests,
         plan: args.plan.into(),
+        io_timeout: (args.io_timeout > 0).then(|| Duration::from_millis(args.io_timeout)),
         prints: args.trace,
         ..Options::new(seed, Duration::from_secs(args.seconds))
     };
@@ -173,6 +178,9 @@ fn failure(args: &Args, options: Options, violation: Violation) -> anyhow::Error
     }
     if let Some(requests) = smallest.requests {
         again += &format!(" --requests {requests}");
+    }
+    if args.io_timeout > 0 {
+        again += &format!(" --io-timeout {}", io_timeout_text(args.io_timeout));
     }
     if let Some(plan) = clap::ValueEnum::to_possible_value(&args.plan) {
         again += &format!(" --plan {}", plan.get_name());

@@ -33,6 +33,8 @@ pub struct Options {
     pub reads: Option<ReadMode>,
     /// Shards of the main volume instead of the few that the seed draws: most are idle.
     pub shards: Option<usize>,
+    /// Requests of clients fail when they have waited for so long.
+    pub io_timeout: Option<Duration>,
     /// Prints a line for every event.
     pub prints: bool,
 }
@@ -41,8 +43,8 @@ impl Options {
     /// Runs a seed with all faults that it draws.
     pub fn new(seed: u64, faults_for: Duration) -> Options {
         let (plan, only, requests, reads) = (Plan::Mixed, None, None, None);
-        let (shards, prints) = (None, false);
-        Options { seed, faults_for, plan, only, requests, reads, shards, prints }
+        let (shards, io_timeout, prints) = (None, None, false);
+        Options { seed, faults_for, plan, only, requests, reads, shards, io_timeout, prints }
     }
 
     fn shape(&self) -> Shape {
@@ -76,6 +78,8 @@ pub struct Outcome {
     pub trace: u64,
     /// At the end, some volumes had to answer without one or two pods.
     pub spared: bool,
+    /// Requests that have waited for too long.
+    pub timed_out: u64,
     pub seen: Seen,
 }
 
@@ -201,6 +205,7 @@ fn run_and_check(options: &Options) -> Result<Outcome, Violation> {
         virtual_ms: kernel.now.0 / 1_000_000,
         trace: kernel.trace.hash,
         spared: run.spared,
+        timed_out: run.world.shared.timed_out,
         seen,
     };
     drop(kernel);
@@ -216,6 +221,7 @@ impl Run {
         let mut shape = options.shape();
         shape.reads = options.reads.unwrap_or(shape.reads);
         shape.shards = options.shards.unwrap_or(shape.shards);
+        shape.io_timeout = options.io_timeout;
         let pods = shape.pods;
         let mut run = Run {
             seed: options.seed,
@@ -645,3 +651,6 @@ fn cuts(host: Host, pods: usize) -> impl Iterator<Item = (Host, Host)> {
 #[cfg(test)]
 #[path = "hang_test.rs"]
 mod hang_test;
+#[cfg(test)]
+#[path = "majority_test.rs"]
+mod majority_test;

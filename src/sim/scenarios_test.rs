@@ -117,6 +117,19 @@ fn a_thousand_members_rest_and_wake() {
     must_pass(&Options { shards: Some(340), ..options });
 }
 
+/// Shards lose their majorities, again and again. Requests that wait for too long fail, and what
+/// they wrote may take place late, or never, but not after what was acknowledged since.
+#[test]
+fn requests_that_wait_for_too_long_fail_and_later_ones_succeed() {
+    let mut timed_out = 0;
+    for (seed, seconds) in (1..=40).map(|seed| (seed, 1 + seed % 3)) {
+        let options = Options::new(seed, Duration::from_secs(15));
+        let io_timeout = Some(Duration::from_secs(seconds));
+        timed_out += must_pass(&Options { io_timeout, ..options }).timed_out;
+    }
+    assert!(timed_out > 1000, "only {timed_out} requests had to wait for too long");
+}
+
 /// If any disk may lose anything, nothing is sure to survive. Still nobody reads content that was
 /// never written, nobody panics, and the only errors are EIO and ENOSPC.
 #[test]
