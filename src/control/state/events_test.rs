@@ -43,6 +43,7 @@ fn the_life_of_a_volume_is_told() {
         volume: VOLUME,
         node: format!("node-{node}"),
         mode: AccessMode::ReadWrite,
+        io_timeout_ms: None,
         uid: Uuid([node; 16]),
     };
     let is_set = |generation| CatalogCommand::AccessIsSet {
