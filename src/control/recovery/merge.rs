@@ -154,7 +154,9 @@ impl Merge {
         Ok(())
     }
 
-    /// The cluster's row of the newest history, when all of them are in one line.
+    /// The cluster's row of the newest history, when all of them are in one line. The feature level
+    /// is the highest that any source knows: disks and links may be at it (rule
+    /// `level-after-all-pods`).
     fn newer_cluster(&self, name: &str, found: Cluster) -> Result<Cluster, MergeError> {
         let Some(known) = &self.cluster else { return Ok(found) };
         let name = name.to_owned();
@@ -164,13 +166,15 @@ impl Merge {
         let descends = |one: &Cluster, of: &Cluster| {
             one.history == of.history || one.ancestors.contains(&of.history)
         };
-        if descends(known, &found) {
-            Ok(known.clone())
+        let level = known.level.max(found.level);
+        let newest = if descends(known, &found) {
+            known.clone()
         } else if descends(&found, known) {
-            Ok(found)
+            found
         } else {
-            Err(MergeError::Fork { name, found: found.history, other: known.history })
-        }
+            return Err(MergeError::Fork { name, found: found.history, other: known.history });
+        };
+        Ok(Cluster { level, ..newest })
     }
 
     /// The pods that any source names.

@@ -6,6 +6,7 @@ use super::*;
 use crate::control::command::{CatalogCommand, Deletion};
 use crate::control::state::rows::CatalogMember;
 use crate::control::state::view::view;
+use crate::level::Level;
 use crate::planted::{Mistake, assert_found};
 use crate::testing::catalog_fixture::{cluster, create_on, join, new_disk, register};
 use crate::types::{AccessMode, Generation, MemberId};
@@ -144,6 +145,25 @@ fn assert_new_numbers(reborn: &CatalogState, old: &CatalogState) {
     let CatalogMember { pod } = *reborn.catalog.values().next().unwrap();
     let member = *reborn.catalog.keys().next().unwrap();
     assert!(member >= MemberId(given.member), "pod {pod} has a member that never voted");
+}
+
+/// The level was raised after the backup, and disks were opened at it.
+#[test]
+fn the_feature_level_never_goes_back() {
+    let mut state = cluster(3);
+    let backup = copy(&state);
+    let next = Level(state.cluster.level.0 + 1);
+    for number in 1..=3 {
+        let mut again = register(number, &[new_disk(number)]);
+        if let CatalogCommand::Register { newest, .. } = &mut again {
+            *newest = next;
+        }
+        apply(&mut state, again);
+    }
+    apply(&mut state, CatalogCommand::RaiseLevel { level: next });
+    let pod = || told(&state, 1);
+    assert_eq!(merged([backup.clone(), pod()]).state.cluster.level, next);
+    assert_eq!(merged([pod(), backup]).state.cluster.level, next);
 }
 
 #[test]
