@@ -181,7 +181,8 @@ impl Ask {
             }
             Publish => {
                 let (node, mode) = ("w6".to_owned(), AccessMode::ReadWrite.into());
-                let publish = PublishRequest { volume: name, node, mode, request_id };
+                let (volume, rest) = (name, PublishRequest::default());
+                let publish = PublishRequest { volume, node, mode, request_id, ..rest };
                 Ok(uid(client.attachments().publish(publish).await?.into_inner().meta))
             }
             Unpublish => {
