@@ -325,6 +325,8 @@ pub struct Token {
     pub kind: String,
     /// SHA-256, hexadecimal.
     pub secret_hash: String,
+    /// Of the request that made it: a repeated one gets the same token.
+    pub request_id: String,
     /// Seconds since 1970.
     pub expires_s: u64,
     pub created_ms: u64,

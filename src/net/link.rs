@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 use crate::fields::FieldError;
 use crate::io::stream::StreamReader;
-use crate::level::{Levels, TooOld};
+use crate::level::{Level, Levels, TooOld};
 use crate::limits::LINK_QUEUE_BYTES_MAX;
 use crate::net::codec::{EncodeError, Encoded, decode, encode, pieces};
 use crate::net::frame::{FrameError, FrameReader, HEAD_BYTES};
@@ -51,6 +51,8 @@ pub enum LinkEvent {
 /// The result of the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Established {
+    /// The newest feature level that the peer supports.
+    pub newest: Level,
     /// Our lane: the called or the calling one.
     pub local: Identity,
     pub peer: Identity,
@@ -243,8 +245,9 @@ impl Link {
                 check_levels(self.levels, welcome.levels)
                     .and_then(|()| check_welcome(&local, &target, &welcome, seen))
                     .map_err(|refusal| LinkError::RefusedByUs { refusal })?;
+                let (peer, newest) = (welcome.from, welcome.levels.newest);
                 let established =
-                    Established { local, peer: welcome.from, purpose, version: welcome.version };
+                    Established { newest, local, peer, purpose, version: welcome.version };
                 let (send_seed, receive_seed) = frame_seeds(nonce, welcome.nonce);
                 self.state = LinkState::Up { established, receive_seed, send_seed };
                 Ok(established)
@@ -281,10 +284,19 @@ impl Link {
             nonce,
             levels: self.levels,
         }));
-        let established = Established { local, peer: hello.from, purpose: hello.purpose, version };
+        let (peer, purpose, newest) = (hello.from, hello.purpose, hello.levels.newest);
+        let established = Established { newest, local, peer, purpose, version };
         let (receive_seed, send_seed) = frame_seeds(hello.nonce, nonce);
         self.state = LinkState::Up { established, receive_seed, send_seed };
         Ok(established)
+    }
+
+    /// The newest feature level that the peer supports, once it is up.
+    pub fn peer_newest(&self) -> Option<Level> {
+        match &self.state {
+            LinkState::Up { established, .. } => Some(established.newest),
+            _ => None,
+        }
     }
 
     fn greet(&mut self, greeting: &Greeting) {

@@ -15,6 +15,7 @@ use crate::security::certificate::{CertificateError, Root};
 use crate::security::random::{NoRandom, random};
 use crate::security::secret::Secret;
 use crate::security::subject::{AUTHORITY, SCHEME, Subject};
+use crate::security::token::{SECRET_BYTES, TokenId};
 use crate::types::Uuid;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -29,7 +30,7 @@ const BACKDATED: Duration = DAY;
 /// Later seconds have no form that every reader of certificates knows.
 const LATEST_S: u64 = 7_000_000_000;
 
-/// What [`Authority::derive`] derives, apart from everything else that is made with the key.
+/// What [`Authority::token_secret`] derives, apart from everything else that is made with the key.
 const DERIVED: &[u8] = b"holdfast token\0";
 
 /// Why nothing was signed.
@@ -116,13 +117,12 @@ impl Authority {
         &self.root
     }
 
-    /// Bytes that only who has the key can know, always the same for the same name.
-    pub fn derive(&self, name: &str) -> [u8; 40] {
+    /// The secret of the token with this id. Only who has the key can know it.
+    pub fn token_secret(&self, id: TokenId) -> Secret {
         let mut keyed = Context::with_key(&Key::new(HMAC_SHA512, self.key.expose()));
         keyed.update(DERIVED);
-        keyed.update(name.as_bytes());
-        let derived = keyed.sign();
-        derived.as_ref()[..40].try_into().expect("40 of 64 bytes")
+        keyed.update(&id.0);
+        Secret::new(&keyed.sign().as_ref()[..SECRET_BYTES])
     }
 
     /// PKCS #8, DER.

@@ -20,7 +20,8 @@ use crate::security::secret::{Secret, equal_in_constant_time, from_hex, to_hex};
 use crate::security::subject::Role;
 
 const PREFIX: &str = "holdfast1";
-const SECRET_BYTES: usize = 32;
+/// Length of a token's secret.
+pub const SECRET_BYTES: usize = 32;
 
 /// Names a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -107,11 +108,10 @@ impl FromStr for TokenKind {
 }
 
 impl Token {
-    /// A token of bytes that nobody can guess.
-    pub fn new(kind: TokenKind, authority: [u8; 32], unguessable: [u8; 40]) -> Token {
-        let (id, secret) = unguessable.split_at(8);
-        let id = TokenId(id.try_into().expect("8 of 40 bytes"));
-        Token { kind, id, secret: Secret::new(secret), authority }
+    /// `secret`: of [`SECRET_BYTES`], which nobody can guess.
+    pub fn new(kind: TokenKind, authority: [u8; 32], id: TokenId, secret: Secret) -> Token {
+        assert_eq!(secret.expose().len(), SECRET_BYTES, "it is one of ours");
+        Token { kind, id, secret, authority }
     }
 
     /// What the cluster keeps of it.
@@ -175,8 +175,8 @@ mod tests {
     use super::*;
 
     fn token(kind: &str) -> Token {
-        let random = std::array::from_fn(|at| at as u8);
-        Token::new(kind.parse().unwrap(), [9; 32], random)
+        let secret = Secret::new([5; SECRET_BYTES]);
+        Token::new(kind.parse().unwrap(), [9; 32], TokenId([3; 8]), secret)
     }
 
     fn read_back(token: &Token) -> Token {

@@ -160,7 +160,7 @@ impl Lane {
         index: &mut dyn IndexStore,
     ) -> Result<(Lane, Vec<RecoveredMember>), OpenError> {
         let mut superblock = read_superblock(files)?;
-        config.levels.admit(superblock.level)?;
+        config.levels.admit(superblock.level.max(config.levels.cluster))?;
         check_ring(superblock.wal_bytes)?;
         if files.size_bytes(LaneFile::Wal)? < superblock.wal_bytes {
             return Err(OpenError::Unusable("the log's file is shorter than the superblock says"));

@@ -10,7 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Buffers, Completion, Done, Driver, Op, SocketId};
-use crate::level::Levels;
+use crate::level::{Level, Levels};
 use crate::limits::EXTENT_ASKS_MAX;
 use crate::net::backoff::reconnect_pause;
 use crate::net::handshake::{Identity, Purpose};
@@ -116,7 +116,10 @@ impl Peers {
     /// disk of a pod (by id: both ends must agree) is connected to every disk of another pod. The
     /// view may name a disk here that has moved: no route begins at it if another of ours will do.
     pub fn update_view(&mut self, view: &ClusterView, changes: &[VolumeChange]) {
-        self.levels.cluster = self.levels.cluster.max(view.level);
+        if view.level > self.levels.cluster {
+            self.levels.cluster = view.level;
+            self.leave_older(view.level);
+        }
         let places = (view.pods.clone(), view.disks.clone());
         let moved = self.places.as_ref() != Some(&places);
         if moved {
@@ -184,6 +187,14 @@ impl Peers {
             }
         }
         self.places = Some(places);
+    }
+
+    /// Leaves pods whose programs do not support this feature level, such as those on nodes that
+    /// were declared lost (rule `level-after-all-pods`).
+    fn leave_older(&mut self, level: Level) {
+        let is_older = |conn: &Conn| conn.link.peer_newest().is_some_and(|newest| newest < level);
+        let older = self.conns.iter().filter(|(_, conn)| is_older(conn));
+        self.unwanted.extend(older.map(|(key, _)| *key));
     }
 
     /// Forgets disks that the view does not name any more, and the connections to them.

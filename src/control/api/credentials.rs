@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tonic::{Code, Request, Response, Status};
 
-use crate::control::api::errors::{invalid, of_catalog};
+use crate::control::api::errors::{broken, invalid, of_catalog};
 use crate::control::api::parse_addresses;
 use crate::control::api::requests::name_request;
 use crate::control::api::route::{Failure, on_leader, read};
@@ -24,6 +24,7 @@ use crate::level::Level;
 use crate::security::authority::{Authority, Places};
 use crate::security::certificate::Certificate;
 use crate::security::issue::now_s;
+use crate::security::random::random;
 use crate::security::secret::{Secret, bytes_from_hex, from_hex, to_hex};
 use crate::security::subject::{Role, Subject};
 use crate::security::token::{Token, TokenError, TokenId, TokenKind, TokenRecord};
@@ -189,25 +190,30 @@ async fn create_token(
     }
     let (state, _) = read(&catalog).await?;
     let authority = authority_of(&state)?;
-    // The same request gives the same token, whichever pod leads by then.
-    let secret = authority.derive(&request.request_id);
-    let token = Token::new(kind, authority.root().hash(), secret);
-    let record = token.record(now_s() + lifetime_s);
+    let id = TokenId(random().map_err(|error| refused(Code::Internal, error.to_string()))?);
+    let token_of = |id: TokenId| {
+        Token::new(kind.clone(), authority.root().hash(), id, authority.token_secret(id))
+    };
+    let record = token_of(id).record(now_s() + lifetime_s);
+    let request_id = request.request_id;
     let row = rows::Token {
         kind: record.kind.to_string(),
         secret_hash: to_hex(&record.secret_hash),
         expires_s: record.expires_s,
         created_ms: now_s() * 1000,
+        request_id: request_id.clone(),
     };
-    let (id, request_id) = (record.id.to_string(), request.request_id);
-    catalog.propose(CatalogCommand::PutToken { request_id, id: id.clone(), token: row }).await?;
+    let put =
+        CatalogCommand::PutToken { request_id: request_id.clone(), id: id.to_string(), token: row };
+    catalog.propose(put).await?;
+    // A request that was carried out before has made another one, which may be void by now.
     let (state, _) = read(&catalog).await?;
-    let row = state
-        .tokens
-        .get(&id)
-        .ok_or_else(|| of_catalog(&CatalogError::NoSuchToken { id: id.clone() }))?;
+    let made = state.tokens.iter().find(|(_, row)| row.request_id == request_id);
+    let none = || of_catalog(&CatalogError::NoSuchToken { id: id.to_string() });
+    let (id, row) = made.ok_or_else(none)?;
+    let token = token_of(id.parse().map_err(|error: TokenError| broken(error.to_string()))?);
     let text = String::from_utf8_lossy(token.text().expose()).into_owned();
-    Ok(proto::CreateTokenResponse { text, token: Some(describe_token(&id, row)) })
+    Ok(proto::CreateTokenResponse { text, token: Some(describe_token(id, row)) })
 }
 
 /// Checks a token that somebody shows. The answer does not say whether it exists.

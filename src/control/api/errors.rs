@@ -185,7 +185,9 @@ pub fn of_catalog(error: &CatalogError) -> Status {
         CatalogError::NoSuchToken { .. } => Refusal::new(Reason::NoSuchToken, text),
         CatalogError::NoSuchCertificate { .. } => Refusal::new(Reason::NoSuchCertificate, text),
         CatalogError::AuthorityExists => Refusal::new(Reason::AuthorityExists, text),
-        CatalogError::TooOld(_) => Refusal::new(Reason::VersionTooOld, text),
+        CatalogError::TooOld(_) | CatalogError::NoSuchLevel { .. } => {
+            Refusal::new(Reason::VersionTooOld, text)
+        }
         CatalogError::PodTooOld { pod, .. } => {
             let text = format!("{text}; upgrade it first, or declare its node lost");
             Refusal::new(Reason::VersionTooOld, text).about(Kind::Pod, pod.to_string())

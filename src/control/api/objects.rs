@@ -213,7 +213,7 @@ impl<T: Object> Watcher<T> {
         let mut place = match start {
             Start::Behind(mark) => mark,
             Start::Present { gone } => {
-                for gone in gone.iter().filter(|gone| self.filter.has_name(&gone.name)) {
+                for gone in gone.iter().filter(|gone| self.filter.tells_end_of(&gone.name)) {
                     self.send(deleted(gone), String::new()).await?;
                 }
                 self.present().await?
@@ -325,6 +325,8 @@ impl<T: Object> Watcher<T> {
     ) -> Option<(Change, Option<T>)> {
         match T::describe(from, key, self.filter.view) {
             Some(object) if self.filter.fits(&object) => Some((Change::Updated, Some(object))),
+            // What belongs to something else was never told of.
+            _ if self.filter.is_within_one() => None,
             Some(object) => {
                 let meta = object.meta().clone();
                 let is_named = self.filter.has_name(&meta.name);

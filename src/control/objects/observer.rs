@@ -4,7 +4,7 @@
 //!
 //! It looks only at what differs from the time before.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::control::command::Sighting;
 use crate::control::objects::condition::Truth;
@@ -32,8 +32,9 @@ pub struct Observer {
     seen: Seen,
     ledger: Ledger,
     changes: Ring<Changed>,
-    /// Objects whose conditions may be news for their histories.
-    unrecorded: BTreeSet<ObjectKey>,
+    /// Objects whose conditions may be news for their histories. True: they were judged for the
+    /// first time, as all are by a new leader.
+    unrecorded: BTreeMap<ObjectKey, bool>,
 }
 
 /// A change that somebody may watch.
@@ -60,16 +61,23 @@ impl Observer {
             seen: Seen::default(),
             ledger: Ledger::default(),
             changes: Ring::new(CHANGES_MAX),
-            unrecorded: BTreeSet::new(),
+            unrecorded: BTreeMap::new(),
         }
     }
 
     /// Some of the conditions that are not in the history of their objects yet, at most `max` or
-    /// those of one object.
+    /// those of one object. What an earlier leader may have recorded, and which was forgotten
+    /// since, is not news: otherwise every new leader would fill the history with it.
     pub fn take_news(&mut self, source: Source<'_>, max: usize) -> Vec<Sighting> {
         let mut news = Vec::new();
         while news.len() < max {
-            let Some(key) = self.unrecorded.pop_first() else { break };
+            let Some((key, is_first)) = self.unrecorded.pop_first() else { break };
+            let kind = key.kind().word();
+            let name = self.ledger.get(&key).map_or("", |standing| &standing.name);
+            if is_first && source.forgets_events(kind) && source.events_of(kind, name).count() == 0
+            {
+                continue;
+            }
             let standing = self.ledger.get(&key).into_iter();
             let sightings = standing.flat_map(|standing| sightings(key.kind(), standing));
             news.extend(sightings.filter(|seen| source.is_news(seen)));
@@ -80,7 +88,7 @@ impl Observer {
     /// These could not be recorded, and are looked at again.
     pub fn give_back(&mut self, source: Source<'_>, news: &[Sighting]) {
         let keys = news.iter().filter_map(|seen| source.key_of(Kind::of(&seen.kind)?, &seen.name));
-        self.unrecorded.extend(keys);
+        self.unrecorded.extend(keys.map(|key| (key, false)));
     }
 
     pub fn seen(&self) -> &Seen {
@@ -185,9 +193,11 @@ impl Observer {
         }
         match judged {
             Some(judged) => {
+                let is_first = self.ledger.get(key).is_none();
                 if self.ledger.judge(key, judged, now_ms) {
                     if has_history(key.kind()) {
-                        self.unrecorded.insert(key.clone());
+                        let known = self.unrecorded.entry(key.clone()).or_insert(is_first);
+                        *known &= is_first;
                     }
                     self.changes.push(Changed { key: key.clone(), gone: None });
                 }

@@ -115,6 +115,17 @@ impl Filter {
             && self.selector.selects(&object.meta().labels)
     }
 
+    /// True when the end of an object with this name is told. Of objects that belong to one thing
+    /// for good, it is not: nobody knows any more to what it belonged.
+    pub fn tells_end_of(&self, name: &str) -> bool {
+        !self.is_within_one() && self.has_name(name)
+    }
+
+    /// True when only objects are asked for that belong to one thing.
+    pub fn is_within_one(&self) -> bool {
+        !self.within.is_empty()
+    }
+
     /// True when the filter asks for this name, or for none.
     pub fn has_name(&self, name: &str) -> bool {
         self.name.is_empty() || self.name == name

@@ -7,7 +7,7 @@ use crate::control::command::Sighting;
 use crate::control::objects::key::{Kind, ObjectKey};
 use crate::control::placement::domain;
 use crate::control::state::CatalogState;
-use crate::control::state::events::is_new;
+use crate::control::state::events::{is_full, is_new};
 use crate::control::state::rows::{
     Attachment, AttachmentKey, Class, Disk, Event, Node, Pod, RowKey, Shard, Volume,
 };
@@ -94,6 +94,11 @@ impl<'a> Source<'a> {
     pub fn events_of(self, kind: &str, name: &str) -> impl Iterator<Item = u64> + use<'a> {
         let numbers = self.state.index.events_of.get(&(kind.to_owned(), name.to_owned()));
         numbers.into_iter().flat_map(|numbers| numbers.iter().copied())
+    }
+
+    /// True when older events of this kind have been forgotten.
+    pub fn forgets_events(self, kind: &str) -> bool {
+        is_full(self.state, kind)
     }
 
     /// True when the history of an object does not have this yet.

@@ -103,6 +103,8 @@ pub struct Merge {
     now_ms: u64,
     /// Nodes, pods, disks, classes, answers, credentials.
     others: BTreeMap<RowKey, Known>,
+    /// Of the newest complete source.
+    events: Vec<(RowKey, Bytes)>,
     volumes: BTreeMap<VolumeId, VolumeRows>,
     by_pod: BTreeMap<PodId, Had>,
     /// Of the newest complete source.
@@ -125,9 +127,14 @@ impl Merge {
         (self.cluster, self.newest_revision) = (Some(cluster), self.newest_revision.max(revision));
         self.now_ms = self.now_ms.max(read.now_ms);
         let disks = pod.map(|pod| disks_of(pod, &read.others)).unwrap_or_default();
+        let mut events = Vec::new();
         for (key, row) in read.others {
             // Another source may have the key itself.
             if is_sealed(&key, &row) {
+                continue;
+            }
+            if let RowKey::Event(_) = key {
+                events.push((key, row));
                 continue;
             }
             let known = self.others.get(&key).map_or(0, |(revision, _)| *revision);
@@ -145,6 +152,10 @@ impl Merge {
         }
         let is_newer =
             |before: Option<&Had>| before.is_none_or(|before| before.revision <= revision);
+        // Two histories of an object are one that is told twice.
+        if is_complete && is_newer(self.complete.as_ref()) {
+            self.events = events;
+        }
         if let Some(pod) = pod.filter(|pod| is_newer(self.by_pod.get(pod))) {
             self.by_pod.insert(pod, Had { revision, volumes: had.clone(), disks });
         }
@@ -213,6 +224,7 @@ impl Merge {
         for found in volumes.into_values() {
             rows.extend(found);
         }
+        rows.extend(self.events.iter().cloned());
         let mut ancestors = cluster.ancestors;
         ancestors.push(cluster.history);
         let now_ms = now_ms.max(self.now_ms);

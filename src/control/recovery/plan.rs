@@ -326,6 +326,7 @@ mod tests {
         let token = crate::control::state::rows::Token {
             kind: "pod".to_owned(),
             secret_hash: "hash".to_owned(),
+            request_id: String::new(),
             expires_s: 1 << 40,
             created_ms: 1,
         };

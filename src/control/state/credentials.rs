@@ -102,7 +102,8 @@ mod tests {
 
     fn token(expires_s: u64) -> Token {
         let (kind, secret_hash) = ("pod".to_owned(), "00".to_owned());
-        Token { kind, secret_hash, expires_s, created_ms: 0 }
+        let request_id = String::new();
+        Token { kind, secret_hash, request_id, expires_s, created_ms: 0 }
     }
 
     fn certificate(subject: &str, expires_s: u64) -> Certificate {

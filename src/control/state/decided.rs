@@ -61,8 +61,9 @@ impl Diff<'_> {
                 // Pods renew theirs all the time.
                 let issued = self.now.certificates.get(serial);
                 if let Some(issued) = issued.filter(|it| !it.subject.contains("/pod/")) {
+                    // They are many: they must not push out what else happens to the cluster.
                     let message = format!("{serial}, for {}", issued.subject);
-                    self.of_cluster(Happened::CertificateIssued, message);
+                    self.add(Happened::CertificateIssued, "certificates", &issued.subject, message);
                 }
             }
             RowKey::Revoked(serial) => {

@@ -2,7 +2,7 @@
 
 use crate::config::size::ByteSize;
 use crate::control::names::NameError;
-use crate::level::TooOld;
+use crate::level::{Level, TooOld};
 use crate::limits::SHARDS_MAX;
 use crate::types::PodId;
 
@@ -37,6 +37,8 @@ pub enum CatalogError {
     TooManyShards { name: String, size_bytes: u64, largest_bytes: u64 },
     #[error("the pod's program is too old for this cluster")]
     TooOld(#[source] TooOld),
+    #[error("no pod supports level {level}; the newest that one supports is {newest}")]
+    NoSuchLevel { level: Level, newest: Level },
     #[error("pod {pod} does not support the level")]
     PodTooOld {
         pod: PodId,

@@ -1,15 +1,16 @@
 //! The history of objects: what was decided, and which conditions have become others. It is part of
 //! the state, so every member has the same, and a new leader goes on where the last one was.
 //!
-//! It is bounded for each object and in the whole; the oldest goes first. A condition that changes
-//! to and fro counts up one event instead of pushing out others.
+//! It is bounded for each object and for each kind; the oldest goes first. So volumes that lose
+//! replicas by the thousand do not push out the pod that was lost. A condition that changes to and
+//! fro counts up one event instead of pushing out others.
 
 use crate::control::command::Sighting;
 use crate::control::state::rows::Event;
 use crate::control::state::tables::{Tables, take};
 
-/// Events that are kept.
-pub const EVENTS_MAX: usize = 8192;
+/// Events of one kind of object that are kept; of volumes, which are many, four times as many.
+pub const EVENTS_OF_KIND_MAX: usize = 1024;
 /// Events of one object that are kept.
 pub const EVENTS_OF_ONE_MAX: usize = 32;
 /// The same condition within this time of the last one is counted there.
@@ -73,12 +74,22 @@ pub(super) fn record(tables: &mut Tables, now_ms: u64, mut event: Event) {
         let oldest = *numbers.first().expect("there are some");
         tables.remove::<Event>(&oldest);
     }
-    while tables.events.len() >= EVENTS_MAX {
-        let oldest = *tables.events.keys().next().expect("there are some");
+    if let Some(oldest) = oldest_if_full(tables, &event.kind) {
         tables.remove::<Event>(&oldest);
     }
     let number = take(&mut tables.head.next.event);
     tables.put(number, event);
+}
+
+/// True when older events of this kind have been forgotten, or are about to be.
+pub fn is_full(tables: &Tables, kind: &str) -> bool {
+    oldest_if_full(tables, kind).is_some()
+}
+
+fn oldest_if_full(tables: &Tables, kind: &str) -> Option<u64> {
+    let kept = if kind == "volume" { 4 * EVENTS_OF_KIND_MAX } else { EVENTS_OF_KIND_MAX };
+    let numbers = tables.index.events_of_kind.get(kind)?;
+    numbers.first().copied().filter(|_| numbers.size() >= kept)
 }
 
 /// The last place at or before `at` where a character begins.

@@ -125,8 +125,15 @@ fn one_object_pushes_out_its_own_events_only() {
 }
 
 #[test]
-fn the_oldest_of_all_go_first_and_long_messages_are_cut() {
+fn the_oldest_of_a_kind_go_first_and_long_messages_are_cut() {
+    const VOLUMES_MAX: usize = 4 * EVENTS_OF_KIND_MAX;
     let mut state = cluster(1);
+    let others = |state: &CatalogState| {
+        let all = state.events.values().filter(|event| event.kind != "volume");
+        all.cloned().collect::<Vec<Event>>()
+    };
+    let before = others(&state);
+    assert!(!before.is_empty());
     let long = "ü".repeat(MESSAGE_BYTES_MAX);
     let seen = |number: usize| Sighting {
         kind: "volume".to_owned(),
@@ -137,14 +144,16 @@ fn the_oldest_of_all_go_first_and_long_messages_are_cut() {
         message: long.clone(),
         well: false,
     };
-    let all: Vec<Sighting> = (0..=EVENTS_MAX).map(seen).collect();
+    let all: Vec<Sighting> = (0..=VOLUMES_MAX).map(seen).collect();
     for some in all.chunks(1024) {
+        assert_eq!(is_full(&state, "volume"), state.events.len() >= VOLUMES_MAX + before.len());
         let outcome = state.apply(3, CatalogCommand::RecordEvents { seen: some.to_vec() }).outcome;
         assert_eq!(outcome, Ok(Outcome::Done));
     }
-    assert_eq!(state.events.len(), EVENTS_MAX);
+    assert_eq!(state.events.len() - before.len(), VOLUMES_MAX);
+    assert_eq!(others(&state), before, "a storm of volumes does not push out its cause");
     assert_eq!(reasons(&state, "volume", "v0"), [] as [&str; 0]);
-    let last = events_of(&state, "volume", &format!("v{EVENTS_MAX}")).next().unwrap();
+    let last = events_of(&state, "volume", &format!("v{VOLUMES_MAX}")).next().unwrap();
     assert_eq!(last.message.len(), MESSAGE_BYTES_MAX);
     let rows: Vec<_> = state.rows().collect();
     assert_eq!(CatalogState::from_rows(rows).unwrap(), state);

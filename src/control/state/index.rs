@@ -44,6 +44,7 @@ pub struct Index {
     pub requests: Map<String, u64>,
     /// The events of each object, by its kind and name.
     pub events_of: Map<(String, String), Set<u64>>,
+    pub events_of_kind: Map<String, Set<u64>>,
     /// Shards that are left of each volume.
     pub shards_left: Map<VolumeId, u32>,
     /// The disks with replicas of each volume, ordered, and how many each has.
@@ -209,6 +210,7 @@ impl Index {
         for (event, is_in) in [(before, false), (now, true)] {
             if let Some(Event { kind, name, .. }) = event {
                 set_in(&mut self.events_of, &(kind.clone(), name.clone()), key, is_in);
+                set_in(&mut self.events_of_kind, kind, key, is_in);
             }
         }
     }

@@ -295,7 +295,7 @@ fn carry_out(
         }
         CatalogCommand::SetAuthority { authority } => credentials::set_authority(tables, authority),
         CatalogCommand::PutToken { request_id, id, token } => {
-            let content = content(&("token", &token.kind, &token.secret_hash));
+            let content = content(&("token", &token.kind));
             once(tables, now_ms, request_id, content, |tables| {
                 credentials::put_token(tables, now_ms, id, token)
             })

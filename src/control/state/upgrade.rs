@@ -14,6 +14,10 @@ pub(super) fn raise(tables: &mut Tables, level: Level) -> Result<Outcome, Catalo
     if level <= tables.cluster.level {
         return Ok(Outcome::Done);
     }
+    let newest = tables.pods.values().map(|pod| pod.newest_level).max().unwrap_or_default();
+    if level > newest {
+        return Err(CatalogError::NoSuchLevel { level, newest });
+    }
     let too_old = holding_back(tables, level).next();
     if let Some((pod, newest)) = too_old.filter(|_| !planted!(LevelRaisedEarly)) {
         return Err(CatalogError::PodTooOld { pod, source: TooOld { needed: level, newest } });
@@ -77,8 +81,10 @@ mod tests {
             pod: PodId(pod),
             source: TooOld { needed: NEXT, newest: NEWEST },
         };
-        assert_eq!(raise_next(&mut state), Err(old(1)));
+        let unknown = CatalogError::NoSuchLevel { level: NEXT, newest: NEWEST };
+        assert_eq!(raise_next(&mut state), Err(unknown));
         starts(&mut state, 1, NEXT).unwrap();
+        assert_eq!(raise_next(&mut state), Err(old(2)));
         starts(&mut state, 2, NEXT).unwrap();
         assert_eq!(raise_next(&mut state), Err(old(3)));
         starts(&mut state, 3, NEXT).unwrap();
@@ -102,6 +108,14 @@ mod tests {
         raise_next(&mut state).unwrap();
         assert!(matches!(starts(&mut state, 3, NEWEST), Err(CatalogError::TooOld(_))));
         starts(&mut state, 3, NEXT).unwrap();
+    }
+
+    #[test]
+    fn a_level_that_no_program_supports_is_refused_with_all_nodes_lost() {
+        let mut state = cluster(1);
+        let lost = CatalogCommand::DeclareLost { node: "node-1".into(), boot_id: "boot".into() };
+        apply(&mut state, lost).unwrap();
+        assert!(matches!(raise_next(&mut state), Err(CatalogError::NoSuchLevel { .. })));
     }
 
     /// The mistake: the level is raised with a pod that does not support it.
