@@ -263,6 +263,8 @@ mistakes! {
     HistoriesCompared,
     /// `ids-never-reused`: a recovered catalog goes on with the numbers that it knows of.
     NumbersGoOn,
+    /// `answers-find-their-asker`: an answer goes to a later router of the same attachment.
+    LateAnswersTaken,
     /// `nodes-open-what-is-theirs`: a node opens the attachment of another.
     AnyNodeOpens,
     /// `level-after-all-pods`: the feature level is raised with a pod that does not support it.

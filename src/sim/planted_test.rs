@@ -92,6 +92,7 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::BornOutdated, "shards_that_are_not_ready_are_noticed"),
     (Mistake::PartNotCompared, "a_difference_between_other_volumes_is_refused"),
     (Mistake::HistoriesCompared, "revisions_of_two_histories_are_not_compared"),
+    (Mistake::LateAnswersTaken, "an_answer_is_for_the_router_that_asked"),
     (Mistake::AnyNodeOpens, "a_node_opens_its_attachments_alone"),
     (Mistake::LevelRaisedEarly, "a_level_that_is_raised_early_is_found"),
     (Mistake::NumbersGoOn, "a_recovery_finds_what_any_pod_knows"),

@@ -195,13 +195,14 @@ impl Worker {
                 }
                 VolumeOutput::Send { ticket, shard, to, term, origin, op } => {
                     if self.members.get(to.member).is_some() {
-                        let waiter = Waiter::Volume((key, ticket));
+                        let waiter = Waiter::Volume(self.routers.asker(key, ticket));
                         self.request((None, to.member), term, origin, op, waiter);
                     } else {
                         let (call, member) = (self.peers.next_call(), to.member);
                         let request =
                             PeerMessage::Request { call, shard, to: member, term, origin, op };
-                        self.peer_handler().forward(call, (key, ticket), to, request);
+                        let asker = self.routers.asker(key, ticket);
+                        self.peer_handler().forward(call, asker, to, request);
                     }
                 }
             }

@@ -11,8 +11,15 @@ use crate::worker::token::ConnKey;
 /// A volume as it is used under one attachment: it has a router of its own.
 pub type RouterKey = (VolumeId, AttachmentId);
 
-/// A request of a router of this worker.
-pub type Asker = (RouterKey, Ticket);
+/// A request of a router of this worker. Routers come and go: an answer is for the one that asked,
+/// not for a later one of the same key (rule `answers-find-their-asker`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    pub router: RouterKey,
+    /// Another one for each router of this worker.
+    pub life: u64,
+    pub ticket: Ticket,
+}
 
 /// The answer of a member.
 pub type Answer = Result<ShardReply, BlockError>;

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use crate::net::message::CallId;
+use crate::planted::planted;
 use crate::telemetry::metrics::data_path::DataPath as Meters;
 use crate::types::{AccessSet, AttachmentId, BlockError, MemberId, Mono, VolumeId};
 use crate::view::VolumeView;
 use crate::volume::access::{AccessDone, RoundId};
-use crate::volume::{FrontEnd, Volume, VolumeOutput};
+use crate::volume::{FrontEnd, Ticket, Volume, VolumeOutput};
 use crate::worker::WorkerConfig;
 use crate::worker::requests::{Answer, Asker, RouterKey};
 use crate::worker::token::ConnKey;
@@ -60,6 +61,9 @@ pub struct Routers {
     /// Routers that wait for an answer, or whose requests may wait for too long: only these need
     /// ticks.
     asking: BTreeSet<RouterKey>,
+    /// The number of each router, and the next one.
+    lives: FxHashMap<RouterKey, u64>,
+    next_life: u64,
     pub forwarded: FxHashMap<CallId, Forwarded>,
     meters: Arc<Meters>,
 }
@@ -77,6 +81,8 @@ impl Routers {
             due: BTreeSet::new(),
             deadlines: FxHashMap::default(),
             asking: BTreeSet::new(),
+            lives: FxHashMap::default(),
+            next_life: 0,
             forwarded: FxHashMap::default(),
             meters,
         }
@@ -103,6 +109,7 @@ impl Routers {
         if !self.all.contains_key(&key) {
             let router = Volume::new(view, attachment, self.front_end);
             self.all.insert(key, router.with_bytes_max(self.bytes_max));
+            self.begin_life(key);
             self.attached.entry(volume).or_default().insert(attachment);
         }
     }
@@ -205,10 +212,22 @@ impl Routers {
         self.of_volume(volume).into_iter().for_each(|key| self.remove(key));
         self.views.remove(&volume);
         self.attached.remove(&volume);
+        self.rounds.retain(|(of, _), _| *of != volume);
+    }
+
+    fn begin_life(&mut self, key: RouterKey) {
+        self.next_life += 1;
+        self.lives.insert(key, self.next_life);
+    }
+
+    /// A request of a router that is there.
+    pub fn asker(&self, router: RouterKey, ticket: Ticket) -> Asker {
+        Asker { router, life: self.lives[&router], ticket }
     }
 
     fn remove(&mut self, key: RouterKey) {
         self.all.remove(&key);
+        self.lives.remove(&key);
         self.asking.remove(&key);
         self.set_deadline(key, None);
     }
@@ -232,8 +251,11 @@ impl Routers {
         }
         let own = (view.volume, AttachmentId::NONE);
         self.views.insert(view.volume, Arc::clone(view));
-        let new = || Volume::new(view, own.1, self.front_end).with_bytes_max(self.bytes_max);
-        self.all.entry(own).or_insert_with(new);
+        if !self.all.contains_key(&own) {
+            let router = Volume::new(view, own.1, self.front_end).with_bytes_max(self.bytes_max);
+            self.all.insert(own, router);
+            self.begin_life(own);
+        }
         for key in self.of_volume(view.volume) {
             if let Some(router) = self.at(key) {
                 router.update_view(view);
@@ -244,7 +266,11 @@ impl Routers {
 
     /// A member answers.
     pub fn answered(&mut self, now: Mono, of: Asker, member: MemberId, term: u64, answer: Answer) {
-        let (key, ticket) = of;
+        let Asker { router: key, life, ticket } = of;
+        if self.lives.get(&key) != Some(&life) && !planted!(LateAnswersTaken) {
+            // Whoever asked is gone.
+            return;
+        }
         if let Some(router) = self.at(key) {
             router.shard_result(now, ticket, member, term, answer);
         }
@@ -270,3 +296,7 @@ impl Routers {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "routers_test.rs"]
+mod tests;
