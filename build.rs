@@ -22,8 +22,11 @@ const API: &[&str] = &[
 ];
 
 /// What pods say among themselves.
-const INTERNAL: &[&str] =
-    &["proto/holdfast/internal/v1/catalog.proto", "proto/holdfast/internal/v1/joining.proto"];
+const INTERNAL: &[&str] = &[
+    "proto/holdfast/internal/v1/catalog.proto",
+    "proto/holdfast/internal/v1/joining.proto",
+    "proto/holdfast/internal/v1/rounds.proto",
+];
 
 /// Fields that are printed as the name of their value, not as its number.
 const NAMED: &[(&str, &str)] = &[

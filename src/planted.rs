@@ -271,6 +271,9 @@ mistakes! {
     LevelRaisedEarly,
     /// `newest-knowledge-wins`: a recovery keeps what it heard first of a volume.
     OldestKnowledgeWins,
+    /// `grant-waits-for-all-shards`: a round that the leader's pod cannot end is nobody else's, and
+    /// the grant waits for ever.
+    RoundsUnaided,
     /// `removals-stand`: a recovery takes every volume that any source has.
     RemovedComesBack,
 }

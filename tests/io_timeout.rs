@@ -6,6 +6,8 @@ mod support;
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use support::nbd::{Client, NbdError};
 use support::tools::noise;
 use support::{Cluster, PODS, Setup, wait_until};
@@ -30,6 +32,16 @@ fn connect(cluster: &Cluster, pod: usize, export: &str) -> Client {
     client.expect("just connected")
 }
 
+/// Runs a command until it succeeds: pods may still be joining.
+fn run(cluster: &Cluster, command: &[&str]) -> Value {
+    let mut printed = None;
+    wait_until("a command succeeds", || {
+        printed = cluster.ask(command);
+        printed.is_some()
+    });
+    printed.expect("just printed")
+}
+
 fn failed(result: &Result<(), NbdError>) -> bool {
     matches!(result, Err(NbdError::Server(EIO)))
 }
@@ -47,7 +59,7 @@ fn io_fails_without_a_majority_and_works_again_with_one() {
         &["class", "create", "quick", "--io-timeout", "2s"][..],
         &["volume", "create", "demo", "--size", "64MiB", "--class", "quick"],
     ] {
-        cluster.ask(command).expect("the command succeeds");
+        run(&cluster, command);
     }
     let shown = cluster.ask(&["volume", "show", "demo"]).expect("it was made");
     let timeout = &shown["status"]["io_timeout_ms"];
@@ -92,14 +104,14 @@ fn io_fails_without_a_majority_and_works_again_with_one() {
 #[test]
 fn an_attachment_gets_a_timeout_later() {
     let cluster = Setup::new("io_timeout_later").start();
-    let node = cluster.ask(&["node", "list"]).expect("there are nodes");
+    let node = run(&cluster, &["node", "list"]);
     let node = node[0]["meta"]["name"].as_str().expect("it has a name").to_owned();
-    cluster.ask(&["volume", "create", "demo", "--size", "64MiB", "--closed"]).expect("it is made");
+    run(&cluster, &["volume", "create", "demo", "--size", "64MiB", "--closed"]);
     let publish = ["attachment", "publish", "demo", &node];
-    let attachment = cluster.ask(&publish).expect("it is published");
+    let attachment = run(&cluster, &publish);
     let uid = attachment["meta"]["uid"].as_str().expect("it has a uid").to_owned();
     connect(&cluster, 1, &uid).write(0, &seed_of(1)).unwrap();
-    cluster.ask(&[&publish[..], &["--io-timeout", "2s"]].concat()).expect("it is published again");
+    run(&cluster, &[&publish[..], &["--io-timeout", "2s"]].concat());
     let shown = cluster.ask(&["attachment", "show", &uid]).expect("it is there");
     let timeout = &shown["spec"]["io_timeout_ms"];
     assert!(*timeout == 2000 || *timeout == "2000", "{shown}");

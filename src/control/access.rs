@@ -3,16 +3,58 @@
 //!
 //! One round of a volume is on its way at a time. Changes meanwhile are merged into the next one.
 //! A new leader begins all rounds anew; repeating one is harmless.
+//!
+//! A round goes through the data path of the leader's own pod. When that takes long, other pods are
+//! asked to carry it out, too, one after the other: the network may separate the leader's pod from
+//! a shard's leader, and not the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::control::command::CatalogCommand;
+use crate::control::reports::Pods;
 use crate::control::state::CatalogState;
-use crate::types::{AccessSet, BlockError, Generation, VolumeId};
+use crate::control::state::rows::Shard;
+use crate::planted::planted;
+use crate::types::{AccessSet, BlockError, Generation, PodId, VolumeId};
 use crate::volume::access::AccessDone;
 
 /// Rounds on their way at a time.
 const ROUNDS_MAX: usize = 1024;
+
+/// Another pod is asked when a round has taken so long, and then again and again. A shard that has
+/// just lost its leader has another one earlier.
+pub const HELP_AFTER: Duration = Duration::from_secs(2);
+
+/// A pod that may reach what this one does not: one with a replica of a shard of which nobody has
+/// reported the generation. Each attempt has another one. `None`: there is no other pod.
+pub fn helper(
+    state: &CatalogState,
+    pods: Pods<'_>,
+    own: PodId,
+    volume: VolumeId,
+    generation: Generation,
+    attempt: usize,
+) -> Option<PodId> {
+    let has_it = |shard: &&Shard| {
+        let mut members = shard.members.iter();
+        members.any(|it| pods.member(it.member, it.disk).is_some_and(|of| of.access >= generation))
+    };
+    let volume = state.volumes.get(&volume)?;
+    let shards = || state.shards_of(volume).map(|(_, shard)| shard);
+    let others = |shards: &mut dyn Iterator<Item = &Shard>| -> Vec<PodId> {
+        let members = shards.flat_map(|shard| &shard.members);
+        let with_replica: BTreeSet<PodId> =
+            members.filter_map(|it| Some(state.disks.get(&it.disk)?.pod)).collect();
+        with_replica.into_iter().filter(|pod| *pod != own && pods.is_up(*pod)).collect()
+    };
+    let mut likely = others(&mut shards().filter(|shard| !has_it(shard)));
+    if likely.is_empty() {
+        likely = others(&mut shards());
+    }
+    let count = likely.len();
+    (count > 0 && !planted!(RoundsUnaided)).then(|| likely[attempt % count])
+}
 
 /// See the module.
 #[derive(Debug, Default)]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -11,12 +12,13 @@ use tonic::Code;
 
 use crate::config::Config;
 use crate::control::identity::PodDirectory;
+use crate::control::proto::attachments_client::AttachmentsClient;
 use crate::control::proto::cluster_client::ClusterClient;
 use crate::control::proto::shards_client::ShardsClient;
 use crate::control::proto::volumes_client::VolumesClient;
 use crate::control::proto::{
     CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ListShardsRequest, Phase,
-    StatusRequest, StatusResponse, Summary, VolumeSpec,
+    PublishRequest, StatusRequest, StatusResponse, Summary, VolumeSpec,
 };
 use crate::control::server::Server;
 use crate::testing::null_data_path::NullDataPath;
@@ -299,4 +301,31 @@ async fn a_pod_that_was_away_for_long_gets_the_whole_state() {
     pods[2].until("the others lead", leads).await;
     pods[1].stop().await;
     pods[2].stop().await;
+}
+
+/// The leader of the catalog reaches no shard.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_pod_carries_out_a_round_that_the_leader_cannot() {
+    let root = tempfile::tempdir().unwrap();
+    let mut pods = three_pods(root.path()).await;
+    let spec = VolumeSpec { size_bytes: SIZE, closed: true, ..VolumeSpec::default() };
+    let name = "far".to_owned();
+    let create = CreateVolumeRequest { name, spec: Some(spec), ..CreateVolumeRequest::default() };
+    pods[0].volumes().await.create(create).await.unwrap();
+    let leader =
+        pods[0].until("there is a leader", |status| status.leader_pod > 0).await.leader_pod;
+    let leads = pods.iter().find(|pod| pod.id() == leader).expect("it is one of them");
+    let data_path = leads.data_path.as_ref().expect("it runs");
+    data_path.is_cut_off.store(true, Ordering::Relaxed);
+    let (volume, node) = ("far".to_owned(), "node-1".to_owned());
+    let request = PublishRequest { volume, node, ..PublishRequest::default() };
+    let mut attachments = AttachmentsClient::connect(pods[0].endpoint()).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(status) = attachments.publish(request.clone()).await {
+        assert!(Instant::now() < deadline, "{status}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    for pod in &mut pods {
+        pod.stop().await;
+    }
 }

@@ -45,6 +45,7 @@ pub mod registration;
 pub mod reports;
 pub mod resolve;
 pub mod revival;
+pub mod rounds;
 pub mod server;
 pub mod state;
 pub mod storage;

@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::control::api_meters::ApiMeters;
 use crate::control::catalog::Catalog;
 use crate::control::command::{Addresses, NewDisk, NewNode};
+use crate::control::data_path::DataPath;
 use crate::control::identity::{Identity, PodDirectory};
 use crate::control::observed::Observed;
 use crate::control::peers::Peers;
@@ -30,6 +31,9 @@ use crate::worker::Question;
 
 /// Questions of the data path that wait to be looked at. Beyond that, clients get an error.
 const QUESTIONS_MAX: usize = 64;
+
+/// Rounds of access sets that other pods are asked for at a time.
+const HELPS_MAX: usize = 64;
 
 /// One pod's control plane.
 pub struct Node {
@@ -62,6 +66,8 @@ pub struct Node {
     pub disks: watch::Sender<Option<Vec<NewDisk>>>,
     /// Why this pod's member of the catalog does not run, until it does again.
     pub catalog_lost: watch::Sender<Option<String>>,
+    /// Room for rounds that other pods are asked for.
+    pub helps: Semaphore,
     /// Wakes the leader's reconciler.
     pub wake: Notify,
     /// A random number of the process.
@@ -70,6 +76,8 @@ pub struct Node {
     pub api_meters: Arc<ApiMeters>,
     /// Background tasks that were started again.
     pub restarts: Arc<Restarts>,
+    /// Weak: the data path may hold this node.
+    data_path: OnceLock<Weak<dyn DataPath>>,
     mirror: Mutex<(Mirror, Option<Keeper>)>,
     /// The last update did not fit.
     asks_anew: AtomicBool,
@@ -107,6 +115,8 @@ impl Node {
             report: watch::Sender::new(None),
             disks: watch::Sender::new(None),
             catalog_lost: watch::Sender::new(None),
+            helps: Semaphore::new(HELPS_MAX),
+            data_path: OnceLock::new(),
             wake: Notify::new(),
             run,
             mirror: Mutex::default(),
@@ -196,6 +206,17 @@ impl Node {
         }
         let mirror = &self.mirror().0;
         (mirror.position(), mirror.volumes())
+    }
+
+    /// The data path of this pod, from now on.
+    pub fn use_data_path(&self, data_path: &Arc<dyn DataPath>) {
+        // There is one in the life of a pod.
+        let _first = self.data_path.set(Arc::downgrade(data_path));
+    }
+
+    /// The data path of this pod, while it runs.
+    pub fn data_path(&self) -> Option<Arc<dyn DataPath>> {
+        self.data_path.get()?.upgrade()
     }
 
     /// Somebody is about to use volumes here, for so long at least.

@@ -27,6 +27,7 @@ use crate::control::api::health;
 use crate::control::api::joining::JoiningService;
 use crate::control::api::nodes::NodesService;
 use crate::control::api::pods::PodsService;
+use crate::control::api::rounds::RoundsService;
 use crate::control::api::shards::ShardsService;
 use crate::control::api::volumes::VolumesService;
 use crate::control::api_meters::Counted;
@@ -54,6 +55,7 @@ use crate::control::proto::disks_server::DisksServer;
 use crate::control::proto::events_server::EventsServer;
 use crate::control::proto::internal::catalog_server::CatalogServer;
 use crate::control::proto::internal::joining_server::JoiningServer;
+use crate::control::proto::internal::rounds_server::RoundsServer;
 use crate::control::proto::nodes_server::NodesServer;
 use crate::control::proto::pods_server::PodsServer;
 use crate::control::proto::shards_server::ShardsServer;
@@ -61,6 +63,7 @@ use crate::control::proto::volumes_server::VolumesServer;
 use crate::control::recover;
 use crate::control::resolve;
 use crate::control::revival::revive;
+use crate::control::rounds;
 use crate::control::supersede::tell_left_behind;
 use crate::control::supervise::supervise;
 use crate::control::sync::kept::Kept;
@@ -228,10 +231,11 @@ impl Server {
     /// Registers the data path's disks, and gives it the view and every later one.
     pub fn attach(&self, data_path: Arc<dyn DataPath>) {
         self.node.disks.send_replace(Some(data_path.disks()));
+        self.node.use_data_path(&data_path);
         let of = data_path.clone();
         self.keep("hand_over_views", move |node| tasks::hand_over_views(node, of.clone()));
         let of = data_path.clone();
-        self.keep("set_access", move |node| tasks::set_access(node, of.clone()));
+        self.keep("set_access", move |node| rounds::set_access(node, of.clone()));
         self.keep("resolve", move |node| resolve::answer_questions(node, data_path.clone()));
     }
 
@@ -321,6 +325,7 @@ async fn serve_api(
         .expect("our own definitions can be read");
     let routes = Routes::new(counted(&node, catalog))
         .add_service(counted(&node, JoiningServer::new(JoiningService { node: node.clone() })))
+        .add_service(counted(&node, RoundsServer::new(RoundsService::new(node.clone()))))
         .add_service(health::service(&node))
         .add_service(reflection)
         .add_service(counted(

@@ -6,13 +6,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 
-use crate::control::access::AccessRounds;
 use crate::control::api::catalog::CatalogService;
 use crate::control::api::telling::SILENT_MAX;
 use crate::control::catalog::chain;
@@ -31,19 +30,13 @@ use crate::control::sync::follower::Idle;
 use crate::control::sync::update::Update;
 use crate::io::clock;
 use crate::level::NEWEST;
-use crate::types::{AccessSet, BlockError, PodId, VolumeId, mix64};
+use crate::types::{PodId, VolumeId, mix64};
 use crate::view::{ClusterView, PodReport};
-use crate::volume::access::AccessDone;
-use crate::worker::AccessAnswer;
 
 /// A stream from which nothing comes for so long has ended.
 const SYNC_SILENT_AFTER: Duration = Duration::from_secs(10);
 /// Events that are recorded by one command.
 const EVENTS_AT_ONCE: usize = 128;
-/// A volume that this pod wants is here within this time, if the catalog works.
-const VOLUME_HERE_WITHIN: Duration = Duration::from_secs(5);
-/// So long is a volume wanted after a round over its shards.
-const ROUND_WANTS_FOR: Duration = Duration::from_secs(10);
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// Interval of checks when nothing wakes a task earlier.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -392,77 +385,4 @@ pub async fn record_events(node: Arc<Node>) {
             });
         }
     }
-}
-
-/// The round went to all shards that the volume has.
-fn is_whole(result: &Result<AccessDone, BlockError>, shards: u64) -> bool {
-    result.as_ref().is_ok_and(|done| done.shards as u64 >= shards)
-}
-
-/// On the leader: has access sets committed in the shards, through this pod's data path.
-pub async fn set_access(node: Arc<Node>, data_path: Arc<dyn DataPath>) {
-    let mut rounds = AccessRounds::default();
-    let mut waiting = JoinSet::new();
-    loop {
-        let Some(catalog) = node.leading() else {
-            rounds.forget();
-            // With the results that were not looked at: they are of another time of leading.
-            waiting = JoinSet::new();
-            sleep(LOOK_EVERY).await;
-            continue;
-        };
-        let mut published = catalog.published.clone();
-        let state = published.borrow_and_update().state.clone();
-        let due = state.map(|state| rounds.due(&state)).unwrap_or_default();
-        for (volume, set) in due {
-            let (node, data_path) = (node.clone(), data_path.clone());
-            let shards = rounds.shards_due(volume);
-            waiting.spawn(async move {
-                let result = set_access_of(&node, &*data_path, volume, set).await;
-                if !is_whole(&result, shards) {
-                    // Only this volume waits for its next try.
-                    sleep(RETRY_AFTER).await;
-                }
-                (volume, result)
-            });
-        }
-        tokio::select! {
-            Some(ended) = waiting.join_next() => {
-                let Ok((volume, result)) = ended else { continue };
-                if let Some(command) = rounds.ended(volume, result)
-                    && let Err(error) = catalog.propose(command).await
-                {
-                    tracing::info!("could not record an access set: {}", chain(&error));
-                }
-            }
-            _ = timeout(LOOK_EVERY, published.changed()) => {}
-        }
-        // With as many wants as may be, a round may end early, and begins again.
-        let _full = node.want(rounds.on_their_way(), ROUND_WANTS_FOR);
-    }
-}
-
-/// Has one round carried out. The volume may not concern this pod: it wants it meanwhile.
-async fn set_access_of(
-    node: &Node,
-    data_path: &dyn DataPath,
-    volume: VolumeId,
-    set: AccessSet,
-) -> Result<AccessDone, BlockError> {
-    let mut views = node.handed_over.subscribe();
-    if views.borrow().volume(volume).is_none() {
-        node.want([volume], ROUND_WANTS_FOR).map_err(|_| BlockError::Busy)?;
-    }
-    let comes = views.wait_for(|view| view.volume(volume).is_some());
-    let is_here = timeout(VOLUME_HERE_WITHIN, comes).await.is_ok_and(|seen| seen.is_ok());
-    if !is_here {
-        return Err(BlockError::Busy);
-    }
-    let (told, answer) = oneshot::channel();
-    let told = AccessAnswer(Box::new(move |result| {
-        // An error means that this pod does not lead any more.
-        let _gone = told.send(result);
-    }));
-    data_path.set_access(volume, set, told);
-    answer.await.unwrap_or(Err(BlockError::Busy))
 }

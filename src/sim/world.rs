@@ -224,10 +224,14 @@ impl World {
         let Some(volume) = volumes.find(|volume| volume.name == HANDED) else { return };
         let volume = volume.volume;
         let host = self.kernel.borrow_mut().rng.below(self.shape.pods as u64) as Host;
-        self.send_round(Round { host, volume, set, answer });
+        self.send_round(Round { from: host, host, volume, set, answer });
     }
 
-    fn send_round(&mut self, Round { host, volume, set, answer }: Round) {
+    fn send_round(&mut self, Round { from, host, volume, set, answer }: Round) {
+        let is_cut = |way| self.kernel.borrow().cut.contains(&way);
+        if from != host && (is_cut((from, host)) || is_cut((host, from))) {
+            return;
+        }
         self.bring(host, volume);
         if let Some(inbox) = &self.pods[host].inbox {
             let sent = inbox.send(WorkerCommand::SetAccess { volume, set, answer });

@@ -1,5 +1,6 @@
 //! For tests: a data path that holds no data and reports success.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::control::command::NewDisk;
@@ -15,6 +16,10 @@ pub struct NullDataPath {
     disks: Vec<NewDisk>,
     control: ControlLink,
     pub views: Mutex<Vec<Arc<ClusterView>>>,
+    /// It reaches no shard.
+    pub is_cut_off: AtomicBool,
+    /// Rounds that shards do not answer.
+    waiting: Mutex<Vec<AccessAnswer>>,
 }
 
 impl NullDataPath {
@@ -23,7 +28,9 @@ impl NullDataPath {
             .into_iter()
             .map(|disk| NewDisk { disk, path: format!("/disks/{disk}"), capacity_bytes: 1 << 40 })
             .collect();
-        NullDataPath { identity, disks, control, views: Mutex::default() }
+        let (views, waiting) = (Mutex::default(), Mutex::default());
+        let is_cut_off = AtomicBool::new(false);
+        NullDataPath { identity, disks, control, views, is_cut_off, waiting }
     }
 
     fn report(&self, view: &ClusterView) -> PodReport {
@@ -85,6 +92,9 @@ impl DataPath for NullDataPath {
     }
 
     fn set_access(&self, _: VolumeId, set: AccessSet, answer: AccessAnswer) {
+        if self.is_cut_off.load(Ordering::Relaxed) {
+            return self.waiting.lock().unwrap().push(answer);
+        }
         let (generation, highest) = (set.generation, set.generation);
         // It stands for all of them, however many there are.
         let done = AccessDone { generation, highest, shards: usize::MAX };

@@ -61,6 +61,18 @@ impl Rounds {
         self.all.is_empty()
     }
 
+    /// Ends the rounds that want no more than this one: who asked for them asks for this one now, or
+    /// has gone on.
+    pub fn outdated(&mut self, generation: Generation) -> Vec<Ended> {
+        let older = self.all.iter().filter(|(_, round)| round.set.generation <= generation);
+        let keys: Vec<u64> = older.map(|(key, _)| key).collect();
+        let over = |key| {
+            self.all.remove(key);
+            (RoundId(key), Err(BlockError::Busy))
+        };
+        keys.into_iter().map(over).collect()
+    }
+
     /// Begins a round over so many shards. An error: it cannot be done, and has ended.
     pub fn begin(&mut self, set: AccessSet, shards: usize) -> (RoundId, Result<(), BlockError>) {
         let refused = match () {

@@ -108,6 +108,26 @@ fn a_shard_that_refuses_is_seen_in_the_answer() {
     assert_eq!(poll(&mut volume).1, [(round, Ok(done))]);
 }
 
+/// Who asks for a set asks several pods, again and again.
+#[test]
+fn a_round_takes_the_place_of_older_ones() {
+    let mut volume = led(2);
+    let busy = || Err(BlockError::Busy);
+    let (first, newer) = (volume.set_access(set(7)), volume.set_access(set(9)));
+    assert_eq!(poll(&mut volume).1, [(first, busy())]);
+    let older = volume.set_access(set(8));
+    let (sent, _) = poll(&mut volume);
+    assert_eq!(sent.len(), 2, "an older one ends none that is newer");
+    let again = volume.set_access(set(9));
+    let (sent, ended) = poll(&mut volume);
+    assert_eq!(ended, [(newer, busy()), (older, busy())]);
+    for (_, ticket, _) in sent {
+        answer(&mut volume, ticket, Ok(9));
+    }
+    let done = AccessDone { generation: Generation(9), highest: Generation(9), shards: 2 };
+    assert_eq!(poll(&mut volume).1, [(again, Ok(done))]);
+}
+
 #[test]
 fn what_cannot_be_done_is_answered_at_once() {
     let mut volume = led(2);

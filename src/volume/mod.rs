@@ -35,31 +35,23 @@ mod route;
 pub mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use crate::limits::{CONNECTION_IN_FLIGHT_BYTES_MIN, VOLUME_IN_FLIGHT_BYTES_MAX};
 use crate::planted::planted;
-use crate::slab::Slab;
 use crate::types::{
-    AccessSet, AttachmentId, Block, BlockError, BlockOp, BlockRange, MemberId, Mono, Origin, PodId,
-    Session, ShardId, ShardOp, ShardReply, VolumeId,
+    AccessSet, AttachmentId, Block, BlockError, BlockOp, BlockRange, BlockReply, MemberId, Mono,
+    Origin, PodId, Session, ShardId, ShardOp, ShardReply, VolumeId,
 };
 use crate::view::{MemberView, VolumeView};
 use crate::volume::access::{Ended, Next, RoundId, Rounds};
-use crate::volume::layout::{Layout, Piece};
+use crate::volume::layout::Layout;
 pub use crate::volume::messages::{Ticket, VolumeOutput};
 use crate::volume::order::WriteOrder;
 use crate::volume::overdue::Overdue;
 pub use crate::volume::request::ConnId;
-use crate::volume::request::{Attempt, PieceInFlight, Purpose, Request};
+use crate::volume::request::{Attempt, PieceInFlight, Purpose, Request, Work};
 use crate::volume::route::ShardRoute;
 pub use crate::volume::session::FrontEnd;
-
-/// Time after which an unanswered probe is forgotten, and another member is asked.
-const PROBE_PATIENCE: Duration = Duration::from_millis(500);
-/// Time after which an unanswered attempt is given up. Usually the loss of its link ends it
-/// earlier; this covers a loss that nobody noticed.
-const ATTEMPT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A volume of a front end. See the module.
 pub struct Volume {
@@ -76,8 +68,6 @@ pub struct Volume {
     /// All connections are to end.
     hanging_up: bool,
     rounds: Rounds,
-    /// Requests may wait for so long.
-    io_timeout: Option<Duration>,
     overdue: Overdue,
     /// Sessions that were recorded, by shard, and are not used before the clients are checked.
     unchecked: Vec<(usize, Session)>,
@@ -92,18 +82,6 @@ pub struct Volume {
     replies: Vec<VolumeOutput>,
 }
 
-/// The work in flight.
-#[derive(Debug, Default)]
-struct Work {
-    requests: Slab<Request>,
-    pieces: Slab<PieceInFlight>,
-    attempts: Slab<Attempt>,
-    bytes: usize,
-    bytes_of: BTreeMap<ConnId, usize>,
-    /// Reused buffer for the pieces of a request.
-    cut: Vec<Piece>,
-}
-
 impl Volume {
     /// The volume as used under one attachment.
     pub fn new(view: &VolumeView, attachment: AttachmentId, front_end: FrontEnd) -> Volume {
@@ -116,7 +94,6 @@ impl Volume {
             conns: BTreeSet::new(),
             hanging_up: false,
             rounds: Rounds::default(),
-            io_timeout: None,
             overdue: Overdue::default(),
             unchecked: Vec::new(),
             bytes_max: VOLUME_IN_FLIGHT_BYTES_MAX,
@@ -159,7 +136,7 @@ impl Volume {
 
     /// Operations are sent and not answered, or requests may wait for too long.
     pub fn needs_ticks(&self) -> bool {
-        let may_be_late = self.io_timeout.is_some() && !self.work.requests.is_empty();
+        let may_be_late = self.overdue.timeout.is_some() && !self.work.requests.is_empty();
         may_be_late || !self.work.attempts.is_empty()
     }
 
@@ -205,7 +182,7 @@ impl Volume {
     pub fn close_connection(&mut self, conn: ConnId) {
         if self.conns.remove(&conn) && self.conns.is_empty() {
             self.routes.iter_mut().for_each(|route| route.session.is_relied_on = false);
-            self.forget_overdue();
+            self.overdue.forget(&mut self.routes);
         }
         let of_conn = |request: &Request| request.conn == conn;
         let keys: Vec<u64> = (self.work.requests.iter())
@@ -230,11 +207,7 @@ impl Volume {
             .collect();
         self.drop_pieces(not_sent, BlockError::Unknown);
         for key in keys {
-            // Requests that wait for earlier writes have no pieces that could end.
-            let waits = |request: &Request| request.op.is_some();
-            if self.work.requests.get(key).is_some_and(waits) {
-                self.start(key);
-            }
+            self.end_if_waiting(key);
         }
         self.work.bytes_of.remove(&conn);
     }
@@ -303,7 +276,7 @@ impl Volume {
         assert!(view.shards.len() >= self.routes.len(), "a volume does not lose shards");
         assert!(view.size_bytes >= self.layout.size_bytes, "a volume does not shrink");
         self.withheld = view.withheld;
-        self.take_timeout(view);
+        self.overdue.timeout = view.io_timeout(self.attachment);
         self.layout = Layout::new(view);
         for (index, shard) in view.shards.iter().enumerate() {
             if let Some(route) = self.routes.get_mut(index) {
@@ -324,7 +297,7 @@ impl Volume {
     /// The volume is deleted: ends all unsent pieces.
     pub fn remove(&mut self) {
         self.gone = true;
-        self.forget_overdue();
+        self.overdue.forget(&mut self.routes);
         self.rounds.end_all().into_iter().for_each(|ended| self.end_round(ended));
         let keys: Vec<u64> = (self.work.pieces.iter())
             .filter_map(|(key, piece)| (!piece.sent).then_some(key))
@@ -335,14 +308,25 @@ impl Volume {
     /// Gives up attempts that were not answered for too long, and requests that have waited for
     /// too long.
     pub fn tick(&mut self, now: Mono) {
-        self.lose(now, |attempt| {
-            let patience = match attempt.purpose {
-                Purpose::Probe => PROBE_PATIENCE,
-                Purpose::Piece(_) | Purpose::Touch | Purpose::Access(_) => ATTEMPT_PATIENCE,
-            };
-            now.since(attempt.sent_at) >= patience
-        });
+        self.lose(now, |attempt| now.since(attempt.sent_at) >= attempt.purpose.patience());
         self.time_out(now);
+    }
+
+    /// Answers the requests that have waited for too long.
+    fn time_out(&mut self, now: Mono) {
+        let Work { requests, pieces, .. } = &mut self.work;
+        let late = self.overdue.late(now, requests, pieces, &mut self.routes);
+        if late.requests.is_empty() {
+            return;
+        }
+        self.lose(now, |of| of.purpose.piece().is_some_and(|key| late.sent.contains(&key)));
+        self.drop_pieces(late.unsent, BlockError::TimedOut);
+        for key in late.requests {
+            self.end_if_waiting(key);
+        }
+        for shard in self.overdue.given_up(&mut self.routes) {
+            self.activate(shard);
+        }
     }
 
     /// The time at which `poll` has work even without inputs.
@@ -370,6 +354,37 @@ impl Volume {
         assert!(self.active.is_empty(), "sending activates nothing");
         self.active = active;
         out.append(&mut self.replies);
+    }
+
+    fn answer_at_once(&self, op: &BlockOp) -> Option<Result<BlockReply, BlockError>> {
+        let (offset, len) = match op {
+            BlockOp::Flush if self.overdue.is_settled() => return Some(Ok(BlockReply::Done)),
+            BlockOp::Flush => return Some(Err(BlockError::TimedOut)),
+            BlockOp::Write { offset, data } => (*offset, data.len() as u64),
+            BlockOp::Read { offset, len }
+            | BlockOp::Status { offset, len }
+            | BlockOp::Zero { offset, len, .. } => (*offset, u64::from(*len)),
+        };
+        if self.gone || self.withheld {
+            return Some(Err(BlockError::NoSuchVolume));
+        }
+        if len == 0 {
+            return Some(Err(BlockError::Invalid));
+        }
+        if !self.layout.contains(offset, len) {
+            return Some(Err(BlockError::OutOfRange));
+        }
+        let at = |offset| self.layout.locate(offset).shard;
+        let refuses = self.overdue.refuses(at(offset)..=at(offset + len - 1));
+        refuses.then_some(Err(BlockError::TimedOut))
+    }
+
+    /// Ends a request that is over, and waits for earlier writes: it has no pieces that could end.
+    fn end_if_waiting(&mut self, key: u64) {
+        let waits = |request: &Request| request.op.is_some();
+        if self.work.requests.get(key).is_some_and(waits) {
+            self.start(key);
+        }
     }
 
     /// Starts requests whose turn has come, and the requests that this unblocks.
@@ -552,8 +567,13 @@ impl Volume {
         }
     }
 
-    /// Has an access set committed in every shard; [`VolumeOutput::AccessSet`] is its end.
+    /// Has an access set committed in every shard; [`VolumeOutput::AccessSet`] is its end. A newer
+    /// set, or the same again, ends it with `Busy`.
     pub fn set_access(&mut self, set: AccessSet) -> RoundId {
+        if set.is_valid() {
+            let over = self.rounds.outdated(set.generation);
+            over.into_iter().for_each(|ended| self.end_round(ended));
+        }
         let (round, begun) = self.rounds.begin(set, self.routes.len());
         match begun {
             Err(error) => self.end_round((round, Err(error))),
@@ -610,7 +630,7 @@ impl Volume {
             // The shard will never carry out what waits: this client is fenced.
             Err(error) if !error.is_retryable() && *error != BlockError::NoSuchVolume => {
                 let waiting = self.routes[attempt.shard].waiting.iter().copied().collect();
-                self.settled(attempt.shard);
+                self.overdue.settle(attempt.shard, &mut self.routes[attempt.shard]);
                 self.drop_pieces(waiting, error.clone());
             }
             Err(_) => {}
@@ -622,7 +642,7 @@ impl Volume {
         let is_used = !self.conns.is_empty();
         for (shard, recorded) in std::mem::take(&mut self.unchecked) {
             self.routes[shard].session.recorded(recorded, is_used);
-            self.settled(shard);
+            self.overdue.settle(shard, &mut self.routes[shard]);
             self.activate(shard);
         }
     }
@@ -663,6 +683,7 @@ impl Volume {
         // everything uses a higher session.
         match &result {
             _ if planted!(RetryUnderOldSession) => {}
+            _ if is_over && planted!(TimedOutForgotten) => {}
             Err(BlockError::Unknown) if writes => session.lost(attempt.session),
             Err(BlockError::NotTouched) => session.lost(attempt.session),
             Err(BlockError::StaleSession { recorded }) if self.is_outdone(attempt, *recorded) => {
@@ -697,18 +718,9 @@ impl Volume {
     ) -> Result<ShardReply, BlockError> {
         let in_flight = self.work.pieces.get_mut(key).expect("the caller has seen it");
         let piece = &in_flight.piece;
-        let count = piece.op.range().count;
-        let intact = match (&piece.op, &result) {
-            (_, Err(_)) => return result,
-            (ShardOp::Read { .. }, Ok(ShardReply::Data { segments, crcs })) => {
-                let first = self.layout.block_in_volume(piece);
-                read::is_intact(self.layout.volume, first, count, segments, crcs)
-            }
-            (ShardOp::Status { .. }, Ok(ShardReply::Status(runs))) => {
-                runs.iter().map(|run| u64::from(run.count)).sum::<u64>() == u64::from(count)
-            }
-            (op, Ok(ShardReply::Done)) => op.is_write(),
-            _ => false,
+        let intact = match &result {
+            Err(_) => return result,
+            Ok(reply) => read::fits(&self.layout, piece, reply),
         };
         if intact {
             return result;

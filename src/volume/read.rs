@@ -5,7 +5,23 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::io::buffer::zero_block;
-use crate::types::{BLOCK_BYTES, Segment, StatusRun, VolumeId, block_crc};
+use crate::types::{BLOCK_BYTES, Segment, ShardOp, ShardReply, StatusRun, VolumeId, block_crc};
+use crate::volume::layout::{Layout, Piece};
+
+/// True when a successful answer is one to this operation, and intact.
+pub fn fits(layout: &Layout, piece: &Piece, reply: &ShardReply) -> bool {
+    let count = piece.op.range().count;
+    match (&piece.op, reply) {
+        (ShardOp::Read { .. }, ShardReply::Data { segments, crcs }) => {
+            is_intact(layout.volume, layout.block_in_volume(piece), count, segments, crcs)
+        }
+        (ShardOp::Status { .. }, ShardReply::Status(runs)) => {
+            runs.iter().map(|run| u64::from(run.count)).sum::<u64>() == u64::from(count)
+        }
+        (op, ShardReply::Done) => op.is_write(),
+        _ => false,
+    }
+}
 
 /// True when an answer covers exactly `count` blocks, and every block matches its checksum. The
 /// checksum is 0 for blocks that read as zeroes and are not stored.

@@ -1,7 +1,10 @@
 //! The state of client requests in a volume.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Duration;
 
+use crate::slab::Slab;
 use crate::types::{
     BLOCK_BYTES, BlockError, BlockOp, BlockReply, Mono, PodId, Segment, Session, ShardReply,
     StatusRun, zero_charge_bytes,
@@ -12,6 +15,24 @@ use crate::volume::read;
 /// A client's connection to this front end. Chosen by the caller and never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u64);
+
+/// Time after which an unanswered probe is forgotten, and another member is asked.
+const PROBE_PATIENCE: Duration = Duration::from_millis(500);
+/// Time after which an unanswered attempt is given up. Usually the loss of its link ends it
+/// earlier; this covers a loss that nobody noticed.
+const ATTEMPT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The work in flight.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    pub requests: Slab<Request>,
+    pub pieces: Slab<PieceInFlight>,
+    pub attempts: Slab<Attempt>,
+    pub bytes: usize,
+    pub bytes_of: BTreeMap<ConnId, usize>,
+    /// Reused buffer for the pieces of a request.
+    pub cut: Vec<Piece>,
+}
 
 /// A client's request until it is answered.
 #[derive(Debug)]
@@ -194,4 +215,22 @@ pub(super) enum Purpose {
     Touch,
     /// The attempt sets who may use the shard, in this round.
     Access(u64),
+}
+
+impl Purpose {
+    /// How long an answer is waited for.
+    pub fn patience(self) -> Duration {
+        match self {
+            Purpose::Probe => PROBE_PATIENCE,
+            Purpose::Piece(_) | Purpose::Touch | Purpose::Access(_) => ATTEMPT_PATIENCE,
+        }
+    }
+
+    /// The piece that it carries out.
+    pub fn piece(self) -> Option<u64> {
+        match self {
+            Purpose::Piece(key) => Some(key),
+            Purpose::Probe | Purpose::Touch | Purpose::Access(_) => None,
+        }
+    }
 }

@@ -191,7 +191,7 @@ impl World {
 
     /// Nobody waits for longer than the timeout.
     fn check_waiting(&self) {
-        let timeout = self.volume.io_timeout().unwrap_or(Duration::MAX);
+        let timeout = self.volume.overdue.timeout.unwrap_or(Duration::MAX);
         let waits = |waiting: &Waiting| self.now.since(waiting.since);
         assert!(self.waiting.values().all(|waiting| waits(waiting) < timeout));
     }
@@ -501,7 +501,7 @@ impl World {
         let waiting = self.waiting.remove(&handle).expect("answered once, while connected");
         assert_eq!(waiting.conn, conn);
         match (waiting.kind, result) {
-            (_, Err(BlockError::TimedOut)) if self.volume.io_timeout().is_some() => {
+            (_, Err(BlockError::TimedOut)) if self.volume.overdue.timeout.is_some() => {
                 self.timed_out += 1;
             }
             (Kind::Write(number, words), Ok(BlockReply::Done)) => {

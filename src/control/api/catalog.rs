@@ -227,7 +227,7 @@ async fn take_offer(
     heard.map_err(|error| Status::failed_precondition(chain(&error)))
 }
 
-fn check_cluster(node: &Node, cluster: &str) -> Result<(), Status> {
+pub(super) fn check_cluster(node: &Node, cluster: &str) -> Result<(), Status> {
     match node.is_our_cluster(cluster) {
         true => Ok(()),
         false => Err(Status::failed_precondition(format!(

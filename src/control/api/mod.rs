@@ -20,6 +20,7 @@ pub mod objects;
 pub mod pods;
 pub mod requests;
 pub mod rights;
+pub mod rounds;
 pub mod route;
 pub mod shards;
 pub mod telling;

@@ -70,6 +70,9 @@ pub enum What {
 
 /// A round of an access set, for the worker of a pod.
 pub struct Round {
+    /// The leader's pod.
+    pub from: Host,
+    /// Who is to carry it out.
     pub host: Host,
     pub volume: VolumeId,
     pub set: AccessSet,

@@ -7,6 +7,8 @@ mod asks;
 mod call;
 #[cfg(test)]
 mod growth_test;
+#[cfg(test)]
+mod helped_test;
 mod network;
 mod pod;
 #[cfg(test)]

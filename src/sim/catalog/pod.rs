@@ -99,6 +99,8 @@ pub struct ControlPod {
     /// Access sets that this leader has on their way to shards.
     pub rounds: AccessRounds,
     pub round_answers: Answers,
+    /// When another pod is asked for each round, and how many were asked.
+    pub helps: BTreeMap<VolumeId, (Mono, usize)>,
     /// Packets that arrived while the process was stopped.
     pub held: Vec<(Host, Packet)>,
     /// The next pod to ask for a view.
