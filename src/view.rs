@@ -143,6 +143,12 @@ impl VolumeView {
             || common.any(|(now, before)| now.shard != before.shard)
     }
 
+    /// True for none, and for an attachment that is shown.
+    pub fn knows(&self, attachment: AttachmentId) -> bool {
+        let mut shown = self.attachments.iter();
+        attachment == AttachmentId::NONE || shown.any(|known| known.id == attachment)
+    }
+
     /// How long I/O under this attachment, or under none, may wait; `None`: for ever.
     pub fn io_timeout(&self, attachment: AttachmentId) -> Option<Duration> {
         let of = |known: &&AttachmentView| known.id == attachment;

@@ -61,8 +61,8 @@ impl Rounds {
         self.all.is_empty()
     }
 
-    /// Ends the rounds that want no more than this one: who asked for them asks for this one now, or
-    /// has gone on.
+    /// Ends the rounds that want no more than this one: who asked for them asks for this one now,
+    /// or has gone on.
     pub fn outdated(&mut self, generation: Generation) -> Vec<Ended> {
         let older = self.all.iter().filter(|(_, round)| round.set.generation <= generation);
         let keys: Vec<u64> = older.map(|(key, _)| key).collect();

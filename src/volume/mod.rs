@@ -276,7 +276,10 @@ impl Volume {
         assert!(view.shards.len() >= self.routes.len(), "a volume does not lose shards");
         assert!(view.size_bytes >= self.layout.size_bytes, "a volume does not shrink");
         self.withheld = view.withheld;
-        self.overdue.timeout = view.io_timeout(self.attachment);
+        // An attachment that ends is not shown any more, and its I/O may hang by then.
+        if view.knows(self.attachment) {
+            self.overdue.set_timeout(view.io_timeout(self.attachment), &mut self.routes);
+        }
         self.layout = Layout::new(view);
         for (index, shard) in view.shards.iter().enumerate() {
             if let Some(route) = self.routes.get_mut(index) {
@@ -308,7 +311,16 @@ impl Volume {
     /// Gives up attempts that were not answered for too long, and requests that have waited for
     /// too long.
     pub fn tick(&mut self, now: Mono) {
-        self.lose(now, |attempt| now.since(attempt.sent_at) >= attempt.purpose.patience());
+        let io_timeout = self.overdue.timeout;
+        self.lose(now, |attempt| {
+            let patience = attempt.purpose.patience();
+            // A silent shard is asked for a session as often as requests to it may fail.
+            let patience = match (attempt.purpose, io_timeout) {
+                (Purpose::Touch, Some(timeout)) => patience.min(timeout),
+                _ => patience,
+            };
+            now.since(attempt.sent_at) >= patience
+        });
         self.time_out(now);
     }
 
@@ -624,8 +636,14 @@ impl Volume {
         }
         match result {
             Ok(_) => self.unchecked.push((attempt.shard, attempt.session)),
-            Err(BlockError::StaleSession { recorded }) if self.is_outdone(attempt, *recorded) => {
-                self.hang_up();
+            Err(BlockError::StaleSession { recorded }) => {
+                if self.is_outdone(attempt, *recorded) {
+                    self.hang_up();
+                } else if !self.front_end.is_of(*recorded) {
+                    // What timed out here cannot take place any more. Clients may have gone on
+                    // through the other front end: it is not outdone for nothing.
+                    self.overdue.settle(attempt.shard, &mut self.routes[attempt.shard]);
+                }
             }
             // The shard will never carry out what waits: this client is fenced.
             Err(error) if !error.is_retryable() && *error != BlockError::NoSuchVolume => {

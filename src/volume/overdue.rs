@@ -45,6 +45,18 @@ pub(super) struct Late {
 }
 
 impl Overdue {
+    /// Requests may wait for another time from now on. What is silent is waited for anew: somebody
+    /// may have more patience now.
+    pub fn set_timeout(&mut self, timeout: Option<Duration>, routes: &mut [ShardRoute]) {
+        if self.timeout == timeout {
+            return;
+        }
+        self.timeout = timeout;
+        for shard in std::mem::take(&mut self.silent) {
+            routes[shard].owes_session = self.unsettled.contains(&shard);
+        }
+    }
+
     /// What a flush is told: false while a write may still take place that has failed.
     pub fn is_settled(&self) -> bool {
         self.unsettled.is_empty()

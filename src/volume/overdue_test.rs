@@ -5,7 +5,8 @@ use super::scenario_test::{
 };
 use super::*;
 use crate::planted::{Mistake, assert_found};
-use crate::types::BlockReply;
+use crate::types::{AccessMode, BlockReply, Uuid};
+use crate::view::AttachmentView;
 
 const TIMED_OUT: Result<BlockReply, BlockError> = Err(BlockError::TimedOut);
 
@@ -107,11 +108,74 @@ fn a_timeout_may_come_while_requests_wait() {
     assert_eq!(answers(&mut volume, 60_000), []);
     let mut volume = timed(volume);
     assert_eq!(answers(&mut volume, 60_100), [(CONN, 1, TIMED_OUT)]);
+    assert_eq!(at_once(&mut volume, 60_110, block_read(0)), [(CONN, 60_110, TIMED_OUT)]);
+    // Without a timeout, nothing fails any more, although the shard is still silent.
     volume.update_view(&view());
+    assert_eq!(at_once(&mut volume, 60_120, block_read(0)), []);
     volume.role(ShardId(1), Some(MemberId(1)), TERM);
     poll(&mut volume, at(60_200));
     volume.request(at(60_300), CONN, 2, block_read(0));
     assert_eq!(answers(&mut volume, 600_000), []);
+}
+
+/// A view of the volume with these attachments, each with this timeout.
+fn attached(ids: &[u64], io_timeout_ms: u64) -> VolumeView {
+    let attachments = ids.iter().map(|id| AttachmentView {
+        id: AttachmentId(*id),
+        uid: Uuid([*id as u8; 16]),
+        node: "node".to_owned(),
+        mode: AccessMode::ReadWrite,
+        io_timeout_ms,
+    });
+    VolumeView { attachments: attachments.collect(), ..view() }
+}
+
+/// An attachment that ends is not shown any more, and its shards may have no majority.
+#[test]
+fn an_attachment_keeps_its_timeout_while_it_ends() {
+    let front_end = FrontEnd::new(PodId(1), 1);
+    let mut volume = Volume::new(&attached(&[5], 2_000), AttachmentId(5), front_end);
+    volume.request(at(0), CONN, 1, block_read(0));
+    volume.update_view(&attached(&[], 2_000));
+    assert_eq!(answers(&mut volume, 2_000), [(CONN, 1, TIMED_OUT)]);
+}
+
+/// Nothing waits here any more, and clients may use another front end by now.
+#[test]
+fn another_front_ends_session_settles_what_timed_out() {
+    let mut volume = timed(volume());
+    volume.request(at(0), CONN, 1, block_write(0, 1));
+    assert_eq!(answers(&mut volume, 2_000), [(CONN, 1, TIMED_OUT)]);
+    volume.role(ShardId(1), Some(MemberId(1)), TERM);
+    let (touch, _) = poll_once(&mut volume, at(3_000));
+    let recorded = FrontEnd::new(PodId(2), 2).above(touch[0].session.counter);
+    let stale = Err(BlockError::StaleSession { recorded });
+    volume.shard_result(at(3_000), touch[0].ticket, MemberId(1), TERM, stale);
+    let flushed = Ok(BlockReply::Done);
+    assert_eq!(at_once(&mut volume, 3_100, BlockOp::Flush), [(CONN, 3_100, flushed)]);
+    assert!(poll_once(&mut volume, at(3_200)).0.is_empty(), "it takes nothing from the other");
+    // A request does.
+    volume.request(at(3_300), CONN, 2, block_read(0));
+    let (touch, _) = poll_once(&mut volume, at(3_300));
+    assert!(matches!(touch[..], [ref sent] if matches!(sent.op, ShardOp::Touch { .. })));
+    assert!(touch[0].session > recorded);
+}
+
+/// The leader takes the touch, and hangs.
+#[test]
+fn a_touch_is_given_up_in_time() {
+    let mut volume = timed(volume());
+    volume.request(at(0), CONN, 1, block_read(0));
+    assert_eq!(answers(&mut volume, 2_000), [(CONN, 1, TIMED_OUT)]);
+    volume.role(ShardId(1), Some(MemberId(1)), TERM);
+    assert_eq!(poll_once(&mut volume, at(3_000)).0.len(), 1);
+    volume.tick(at(4_999));
+    volume.role(ShardId(1), Some(MemberId(2)), TERM + 1);
+    assert!(poll_once(&mut volume, at(4_999)).0.iter().all(|sent| sent.to == MemberId(1)));
+    volume.tick(at(5_000));
+    let (again, _) = poll_once(&mut volume, at(5_000));
+    let touches = again.iter().filter(|sent| matches!(sent.op, ShardOp::Touch { .. }));
+    assert_eq!(touches.map(|sent| sent.to).collect::<Vec<_>>(), [MemberId(2)]);
 }
 
 #[test]

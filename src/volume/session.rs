@@ -30,7 +30,8 @@ impl FrontEnd {
         Session { counter: (count << COUNT_SHIFT) | self.tag, pod: self.pod }
     }
 
-    fn is_of(self, session: Session) -> bool {
+    /// True when a session is of this process.
+    pub fn is_of(self, session: Session) -> bool {
         session.is_of_the_process_of(Session { counter: self.tag, pod: self.pod })
     }
 }
