@@ -1,7 +1,7 @@
 //! The layout of a volume: maps offsets to shards, and splits client operations into operations on
 //! shards. Pure.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use bytes::Bytes;
 
@@ -9,7 +9,8 @@ use crate::io::buffer::is_aligned;
 use crate::limits::{BYPASS_BYTES_MIN, ENTRY_BYTES_MAX, READ_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::planted::planted;
 use crate::types::{
-    BLOCK_BYTES, Block, BlockOp, BlockRange, EXTENT_BYTES, ShardOp, VolumeId, ZeroHow, block_crc,
+    BLOCK_BYTES, Block, BlockError, BlockOp, BlockRange, EXTENT_BYTES, ShardOp, VolumeId, ZeroHow,
+    block_crc,
 };
 use crate::view::VolumeView;
 
@@ -68,6 +69,22 @@ impl Layout {
     /// True when the whole range is in the volume.
     pub fn contains(&self, offset: u64, len: u64) -> bool {
         offset.checked_add(len).is_some_and(|end| end <= self.size_bytes)
+    }
+
+    /// The shards of an operation, or why there are none; `None`: it is a flush.
+    pub fn shards_of(&self, op: &BlockOp) -> Option<Result<RangeInclusive<usize>, BlockError>> {
+        let (offset, len) = match op {
+            BlockOp::Flush => return None,
+            BlockOp::Write { offset, data } => (*offset, data.len() as u64),
+            BlockOp::Read { offset, len }
+            | BlockOp::Status { offset, len }
+            | BlockOp::Zero { offset, len, .. } => (*offset, u64::from(*len)),
+        };
+        Some(match len {
+            0 => Err(BlockError::Invalid),
+            _ if !self.contains(offset, len) => Err(BlockError::OutOfRange),
+            _ => Ok(self.locate(offset).shard..=self.locate(offset + len - 1).shard),
+        })
     }
 
     /// Splits an operation within the volume into pieces of whole blocks, and partial blocks at the

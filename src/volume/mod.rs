@@ -313,13 +313,7 @@ impl Volume {
     pub fn tick(&mut self, now: Mono) {
         let io_timeout = self.overdue.timeout;
         self.lose(now, |attempt| {
-            let patience = attempt.purpose.patience();
-            // A silent shard is asked for a session as often as requests to it may fail.
-            let patience = match (attempt.purpose, io_timeout) {
-                (Purpose::Touch, Some(timeout)) => patience.min(timeout),
-                _ => patience,
-            };
-            now.since(attempt.sent_at) >= patience
+            now.since(attempt.sent_at) >= attempt.purpose.patience(io_timeout)
         });
         self.time_out(now);
     }
@@ -369,26 +363,13 @@ impl Volume {
     }
 
     fn answer_at_once(&self, op: &BlockOp) -> Option<Result<BlockReply, BlockError>> {
-        let (offset, len) = match op {
-            BlockOp::Flush if self.overdue.is_settled() => return Some(Ok(BlockReply::Done)),
-            BlockOp::Flush => return Some(Err(BlockError::TimedOut)),
-            BlockOp::Write { offset, data } => (*offset, data.len() as u64),
-            BlockOp::Read { offset, len }
-            | BlockOp::Status { offset, len }
-            | BlockOp::Zero { offset, len, .. } => (*offset, u64::from(*len)),
-        };
-        if self.gone || self.withheld {
-            return Some(Err(BlockError::NoSuchVolume));
+        match self.layout.shards_of(op) {
+            None if self.overdue.is_settled() => Some(Ok(BlockReply::Done)),
+            None => Some(Err(BlockError::TimedOut)),
+            Some(_) if self.gone || self.withheld => Some(Err(BlockError::NoSuchVolume)),
+            Some(Err(error)) => Some(Err(error)),
+            Some(Ok(shards)) => self.overdue.refuses(shards).then_some(Err(BlockError::TimedOut)),
         }
-        if len == 0 {
-            return Some(Err(BlockError::Invalid));
-        }
-        if !self.layout.contains(offset, len) {
-            return Some(Err(BlockError::OutOfRange));
-        }
-        let at = |offset| self.layout.locate(offset).shard;
-        let refuses = self.overdue.refuses(at(offset)..=at(offset + len - 1));
-        refuses.then_some(Err(BlockError::TimedOut))
     }
 
     /// Ends a request that is over, and waits for earlier writes: it has no pieces that could end.

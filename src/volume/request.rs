@@ -218,11 +218,13 @@ pub(super) enum Purpose {
 }
 
 impl Purpose {
-    /// How long an answer is waited for.
-    pub fn patience(self) -> Duration {
-        match self {
-            Purpose::Probe => PROBE_PATIENCE,
-            Purpose::Piece(_) | Purpose::Touch | Purpose::Access(_) => ATTEMPT_PATIENCE,
+    /// How long an answer is waited for. A silent shard is asked for a session as often as requests
+    /// to it may fail.
+    pub fn patience(self, io_timeout: Option<Duration>) -> Duration {
+        match (self, io_timeout) {
+            (Purpose::Probe, _) => PROBE_PATIENCE,
+            (Purpose::Touch, Some(timeout)) => timeout.min(ATTEMPT_PATIENCE),
+            (Purpose::Piece(_) | Purpose::Touch | Purpose::Access(_), _) => ATTEMPT_PATIENCE,
         }
     }
 
