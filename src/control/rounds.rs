@@ -90,8 +90,12 @@ async fn carry_out(
         }
         tokio::select! {
             result = &mut own => return result,
-            Some(done) = have_carried_out(node, volume, &set, attempt) => return Ok(done),
-            else => {}
+            // One that could not do it is no reason to stop asking others.
+            helped = have_carried_out(node, volume, &set, attempt) => {
+                if let Some(done) = helped {
+                    return Ok(done);
+                }
+            }
         }
     }
     unreachable!("attempts do not end")

@@ -10,9 +10,24 @@ use crate::view::AttachmentView;
 
 const TIMED_OUT: Result<BlockReply, BlockError> = Err(BlockError::TimedOut);
 
+/// The attachment of the fixture.
+const OWN: u64 = 6;
+
+/// A view of the volume with these attachments, each with this timeout.
+fn attached(ids: &[u64], io_timeout_ms: u64) -> VolumeView {
+    let attachments = ids.iter().map(|id| AttachmentView {
+        id: AttachmentId(*id),
+        uid: Uuid([*id as u8; 16]),
+        node: "node".to_owned(),
+        mode: AccessMode::ReadWrite,
+        io_timeout_ms,
+    });
+    VolumeView { attachments: attachments.collect(), ..view() }
+}
+
 /// Lets requests wait for two seconds.
 fn timed(mut volume: Volume) -> Volume {
-    volume.update_view(&VolumeView { io_timeout_ms: 2_000, ..view() });
+    volume.update_view(&attached(&[OWN], 2_000));
     volume
 }
 
@@ -110,7 +125,7 @@ fn a_timeout_may_come_while_requests_wait() {
     assert_eq!(answers(&mut volume, 60_100), [(CONN, 1, TIMED_OUT)]);
     assert_eq!(at_once(&mut volume, 60_110, block_read(0)), [(CONN, 60_110, TIMED_OUT)]);
     // Without a timeout, nothing fails any more, although the shard is still silent.
-    volume.update_view(&view());
+    volume.update_view(&attached(&[OWN], 0));
     assert_eq!(at_once(&mut volume, 60_120, block_read(0)), []);
     volume.role(ShardId(1), Some(MemberId(1)), TERM);
     poll(&mut volume, at(60_200));
@@ -118,25 +133,12 @@ fn a_timeout_may_come_while_requests_wait() {
     assert_eq!(answers(&mut volume, 600_000), []);
 }
 
-/// A view of the volume with these attachments, each with this timeout.
-fn attached(ids: &[u64], io_timeout_ms: u64) -> VolumeView {
-    let attachments = ids.iter().map(|id| AttachmentView {
-        id: AttachmentId(*id),
-        uid: Uuid([*id as u8; 16]),
-        node: "node".to_owned(),
-        mode: AccessMode::ReadWrite,
-        io_timeout_ms,
-    });
-    VolumeView { attachments: attachments.collect(), ..view() }
-}
-
 /// An attachment that ends is not shown any more, and its shards may have no majority.
 #[test]
 fn an_attachment_keeps_its_timeout_while_it_ends() {
-    let front_end = FrontEnd::new(PodId(1), 1);
-    let mut volume = Volume::new(&attached(&[5], 2_000), AttachmentId(5), front_end);
+    let mut volume = timed(volume());
     volume.request(at(0), CONN, 1, block_read(0));
-    volume.update_view(&attached(&[], 2_000));
+    volume.update_view(&attached(&[], 0));
     assert_eq!(answers(&mut volume, 2_000), [(CONN, 1, TIMED_OUT)]);
 }
 

@@ -277,7 +277,10 @@ impl Catalog {
                 LOOK_EVERY
             }
             (Verdict::Later, _) => AGAIN_AFTER,
-            (Verdict::Refused(CatalogError::PodTooOld { .. }), What::RaiseLevel(_)) => AGAIN_AFTER,
+            (
+                Verdict::Refused(CatalogError::PodTooOld { .. } | CatalogError::NoSuchLevel { .. }),
+                What::RaiseLevel(_),
+            ) => AGAIN_AFTER,
             (Verdict::Refused(CatalogError::NoSuchVolume { .. }), What::DeleteNothing) => {
                 ask.is_done = true;
                 return;
