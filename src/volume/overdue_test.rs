@@ -120,6 +120,7 @@ fn flushes_fail_while_the_outcome_of_a_write_is_open() {
 fn a_timeout_may_come_while_requests_wait() {
     let mut volume = volume();
     volume.request(at(0), CONN, 1, block_read(0));
+    assert_eq!(answers(&mut volume, 0), []);
     assert_eq!(answers(&mut volume, 60_000), []);
     let mut volume = timed(volume);
     assert_eq!(answers(&mut volume, 60_100), [(CONN, 1, TIMED_OUT)]);
@@ -168,6 +169,7 @@ fn another_front_ends_session_settles_what_timed_out() {
 fn a_touch_is_given_up_in_time() {
     let mut volume = timed(volume());
     volume.request(at(0), CONN, 1, block_read(0));
+    assert_eq!(answers(&mut volume, 0), []);
     assert_eq!(answers(&mut volume, 2_000), [(CONN, 1, TIMED_OUT)]);
     volume.role(ShardId(1), Some(MemberId(1)), TERM);
     assert_eq!(poll_once(&mut volume, at(3_000)).0.len(), 1);
@@ -175,7 +177,7 @@ fn a_touch_is_given_up_in_time() {
     volume.role(ShardId(1), Some(MemberId(2)), TERM + 1);
     assert!(poll_once(&mut volume, at(4_999)).0.iter().all(|sent| sent.to == MemberId(1)));
     volume.tick(at(5_000));
-    let (again, _) = poll_once(&mut volume, at(5_000));
+    let (again, _) = poll_once(&mut volume, at(5_200));
     let touches = again.iter().filter(|sent| matches!(sent.op, ShardOp::Touch { .. }));
     assert_eq!(touches.map(|sent| sent.to).collect::<Vec<_>>(), [MemberId(2)]);
 }

@@ -281,6 +281,7 @@ impl Catalog {
                 Verdict::Refused(CatalogError::PodTooOld { .. } | CatalogError::NoSuchLevel { .. }),
                 What::RaiseLevel(_),
             ) => AGAIN_AFTER,
+            (Verdict::Refused(CatalogError::TooOld(_)), What::Register { .. }) => AGAIN_AFTER,
             (Verdict::Refused(CatalogError::NoSuchVolume { .. }), What::DeleteNothing) => {
                 ask.is_done = true;
                 return;

@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use super::Host;
 use super::call::What;
 use super::scenarios_test::Scenario;
+use super::{Host, NewVolume};
 use crate::level::{Level, NEWEST};
 use crate::sim::disk::Loss;
 use crate::sim::world::World;
@@ -52,6 +52,14 @@ fn a_cluster_is_upgraded_pod_by_pod_and_does_not_go_back() {
         scenario.until("every pod knows it", |world| {
             (0..PODS).all(|host| world.catalog.stored_view(host).level == NEXT)
         });
+        // A pod that loses its power may lose the last thing that it was told.
+        let (name, number) = ("next".to_owned(), Some(0));
+        let (shards, blocks_per_shard, io_timeout_ms, closed) = (1, 16, 0, true);
+        let next = NewVolume { name, number, shards, blocks_per_shard, io_timeout_ms, closed };
+        scenario.world.catalog.ask(What::Create(next));
+        let made = scenario.world.catalog.asks.len() - 1;
+        scenario.until_done(made);
+        clients_go_on(&mut scenario);
         restart(&mut scenario, 1, NEWEST);
         scenario.run_for(Duration::from_secs(3));
         assert!(!scenario.world.is_up(1), "it is too old, seed {seed}");
