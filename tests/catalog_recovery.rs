@@ -226,7 +226,7 @@ fn pods_that_were_given_up_do_not_bring_the_old_catalog_back() {
     write(&pods.cluster, "new", 3);
 }
 
-/// What signs certificates is in the backup, and needs the recovery key to get out.
+/// The authority's key is sealed in the backup, and the recovery key opens it.
 #[test]
 fn a_backup_and_the_recovery_key_make_certificates_again() {
     let place = |node| Place { node, zone: "a", has_disk: true };

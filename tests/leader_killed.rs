@@ -372,7 +372,7 @@ impl Test {
         found.expect("it has an answer")
     }
 
-    /// What there is after a round, and nothing else.
+    /// The state after a round, and nothing else.
     fn check(&self, round: usize) {
         let object = |operation: Operation| operation.object(round);
         let kept = ALL.into_iter().filter(|it| it.needs_volume() && *it != Destroy);

@@ -36,7 +36,7 @@ pub async fn run(
     }
 }
 
-/// What there is to say of the levels.
+/// The levels, in sentences.
 pub fn told(levels: &GetLevelResponse) -> String {
     let GetLevelResponse { level, level_of_all, newest_level, older_pods } = levels;
     let mut text = format!("the cluster is at feature level {level}\n");

@@ -431,7 +431,7 @@ pub struct Sighting {
     pub uid: String,
     /// Type of the condition.
     pub condition: String,
-    /// Why it is what it is, in one word.
+    /// The reason, in one word.
     pub reason: String,
     pub message: String,
     /// It is as it should be.

@@ -45,8 +45,8 @@ pub(super) struct Late {
 }
 
 impl Overdue {
-    /// Requests may wait for another time from now on. What is silent is waited for anew: somebody
-    /// may have more patience now.
+    /// Requests may wait for another time from now on. Silent shards are waited for anew: the
+    /// client may have more patience now.
     pub fn set_timeout(&mut self, timeout: Option<Duration>, routes: &mut [ShardRoute]) {
         if self.timeout == timeout {
             return;
@@ -57,7 +57,7 @@ impl Overdue {
         }
     }
 
-    /// What a flush is told: false while a write may still take place that has failed.
+    /// True when a flush may succeed: no write that has failed may still take place.
     pub fn is_settled(&self) -> bool {
         self.unsettled.is_empty()
     }

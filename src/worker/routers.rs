@@ -268,7 +268,7 @@ impl Routers {
     pub fn answered(&mut self, now: Mono, of: Asker, member: MemberId, term: u64, answer: Answer) {
         let Asker { router: key, life, ticket } = of;
         if self.lives.get(&key) != Some(&life) && !planted!(LateAnswersTaken) {
-            // Whoever asked is gone.
+            // The router that asked is gone.
             return;
         }
         if let Some(router) = self.at(key) {

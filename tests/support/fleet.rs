@@ -318,7 +318,7 @@ impl Front {
     }
 }
 
-/// A number in JSON; those of 64 bits may be texts. What is missing is 0.
+/// A number in JSON; those of 64 bits may be texts. A missing one is 0.
 pub fn number(value: &Value) -> u64 {
     value.as_u64().or_else(|| value.as_str()?.parse().ok()).unwrap_or(0)
 }

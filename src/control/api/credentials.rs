@@ -208,7 +208,10 @@ async fn create_token(
     catalog.propose(put).await?;
     // A request that was carried out before has made another one, which may be void by now.
     let (state, _) = read(&catalog).await?;
-    let made = state.tokens.iter().find(|(_, row)| row.request_id == request_id);
+    let kind_text = kind.to_string();
+    let is_earlier = |row: &rows::Token| row.request_id == request_id && row.kind == kind_text;
+    let own = state.tokens.iter().find(|(known, _)| **known == id.to_string());
+    let made = own.or_else(|| state.tokens.iter().find(|(_, row)| is_earlier(row)));
     let none = || of_catalog(&CatalogError::NoSuchToken { id: id.to_string() });
     let (id, row) = made.ok_or_else(none)?;
     let token = token_of(id.parse().map_err(|error: TokenError| broken(error.to_string()))?);

@@ -13,7 +13,7 @@ use crate::control::state::tables::Tables;
 use crate::planted::planted;
 use crate::types::{AccessMode, AttachmentId, GRANTS_MAX, Generation, Uuid, VolumeId};
 
-/// What a node is to get.
+/// A node's wish for an attachment.
 pub(super) struct Wish {
     pub node: String,
     pub mode: AccessMode,
