@@ -47,6 +47,10 @@ const NAMED: &[(&str, &str)] = &[
 /// Services, requests and lists, which nobody prints.
 const UNPRINTED: &[&str] = &["Request", "Response", "Query", "Piece"];
 
+/// Answers that are printed as they are.
+const PRINTED: &[&str] =
+    &["StatusResponse", "CapacityResponse", "GetLevelResponse", "GetAuthoritiesResponse"];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let api = protox::compile(API, ["proto"])?;
@@ -57,8 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for message in api.file.iter().flat_map(|file| &file.message_type) {
         let name = message.name();
         let is_printed = !UNPRINTED.iter().any(|ending| name.ends_with(ending));
-        if is_printed || matches!(name, "StatusResponse" | "CapacityResponse" | "GetLevelResponse")
-        {
+        if is_printed || PRINTED.contains(&name) {
             let path = format!(".holdfast.v1.{name}");
             builder = builder.message_attribute(path, "#[derive(serde::Serialize)]");
         }

@@ -119,7 +119,7 @@ fn reports(size: &Size) -> Reports {
 async fn keep_up(reports: Arc<Reports>, pods: u64) {
     loop {
         for pod in 1..=pods {
-            assert!(reports.hear_again(PodId(pod), 0, None), "its report is known");
+            assert!(reports.hear_again(PodId(pod), 0, Also::default()), "its report is known");
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

@@ -267,6 +267,12 @@ mistakes! {
     LateAnswersTaken,
     /// `nodes-open-what-is-theirs`: a node opens the attachment of another.
     AnyNodeOpens,
+    /// `pods-accept-each-other`: an authority signs for pods that others do not accept then.
+    AuthoritySignsEarly,
+    /// `pods-accept-each-other`: the old authority is trusted no more while a pod needs it.
+    AuthorityRetiredEarly,
+    /// `void-connections-end`: a connection stays when its certificate is void.
+    VoidConnectionsStay,
     /// `level-after-all-pods`: the feature level is raised with a pod that does not support it.
     LevelRaisedEarly,
     /// `newest-knowledge-wins`: a recovery keeps what it heard first of a volume.

@@ -412,6 +412,51 @@ fn real_clients_use_volumes_under_tls() {
     assert!(compared.contains("identical"), "{compared}");
 }
 
+/// A client that reads all the time, until it cannot.
+fn reads_on(uri: &str) -> Pod {
+    let script = format!(
+        "import nbd\nh = nbd.NBD()\nh.set_uri_allow_local_file(True)\nh.connect_uri({uri:?})\n\
+         while True: h.pread(4096, 0)"
+    );
+    let mut client = std::process::Command::new("/usr/bin/python3");
+    client.args(["-c", &script]);
+    client.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    Pod(client.spawn().expect("run python3"))
+}
+
+#[test]
+fn a_connection_ends_when_its_certificate_is_revoked() {
+    let cluster = start("security_revoked", false);
+    let admin = role(&cluster, "admin", "admin/ada");
+    let as_admin = ["--credentials", text(&admin), "--endpoint", &cluster.endpoint(1)];
+    let ask = |arguments: &[&str]| {
+        String::from_utf8(holdfast(&[arguments, &as_admin].concat()).stdout).unwrap()
+    };
+    let (file, thief) = (cluster.dir.join("token"), cluster.dir.join("thief"));
+    fs::write(&file, ask(&["token", "create", "--role", "admin/thief"])).unwrap();
+    let to = ["--to", text(&thief), "--endpoint", &cluster.endpoint(2)];
+    let got = holdfast(&[&["cert", "get", "--token-file", text(&file)][..], &to].concat());
+    assert!(got.status.success(), "{got:?}");
+    let mut client = reads_on(&nbds(&cluster, 2, &thief));
+    let mut other = reads_on(&nbds(&cluster, 2, &admin));
+    let mut watch = std::process::Command::new(program());
+    watch.args(["volume", "list", "--watch", "--credentials", text(&thief)]);
+    watch.args(["--endpoint", &cluster.endpoint(3)]).stdout(std::process::Stdio::null());
+    let mut watch = Pod(watch.stderr(std::process::Stdio::null()).spawn().unwrap());
+    wait_until("both clients read", || {
+        let page = support::metrics::scrape(2, cluster.offset);
+        page.get("holdfast_nbd_connections") == 2.0
+    });
+    assert!(watch.0.try_wait().unwrap().is_none() && client.0.try_wait().unwrap().is_none());
+    let certificates = ask(&["cert", "list"]);
+    let serial = certificates.lines().find(|line| line.ends_with("admin/thief")).unwrap();
+    ask(&["cert", "revoke", serial.split_whitespace().next().unwrap()]);
+    wait_until("the thief's connections end", || {
+        client.0.try_wait().unwrap().is_some() && watch.0.try_wait().unwrap().is_some()
+    });
+    assert!(other.0.try_wait().unwrap().is_none(), "nobody else's does");
+}
+
 /// A closed volume is published to one node; other nodes' certificates do not open it.
 fn nodes_open_what_is_theirs(cluster: &Cluster, admin: &Path, refused: &dyn Fn(&str)) {
     let with = ["--credentials", text(admin), "--endpoint", &cluster.endpoint(1), "-o", "json"];

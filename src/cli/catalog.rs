@@ -157,6 +157,7 @@ fn read_recovery_key(file: &Path) -> anyhow::Result<RecoveryKey> {
 /// Opens the authority's key in a backup. Returns a note for who has to know that it stays sealed.
 fn open_authority(copy: &mut Copy, key: Option<&RecoveryKey>) -> anyhow::Result<String> {
     let cluster = copy.head.cluster;
+    let (mut is_open, mut failed) = (false, None);
     for (row_key, row) in &mut copy.rows {
         if !matches!(row_key, RowKey::Authority(_)) {
             continue;
@@ -171,10 +172,21 @@ fn open_authority(copy: &mut Copy, key: Option<&RecoveryKey>) -> anyhow::Result<
         };
         let sealed = bytes_from_hex(&authority.sealed).filter(|sealed| !sealed.is_empty());
         let sealed = sealed.context("the backup has no sealed key of an authority")?;
-        authority.key = Hidden(to_hex(key.open(cluster, &sealed)?.expose()));
+        // While an authority was replaced there were two, with a recovery key each.
+        match key.open(cluster, &sealed) {
+            Ok(opened) => authority.key = Hidden(to_hex(opened.expose())),
+            Err(error) => {
+                failed = Some(error);
+                continue;
+            }
+        }
+        is_open = true;
         *row = encode_row(revision, &authority);
     }
-    Ok(String::new())
+    match failed {
+        Some(error) if !is_open => Err(error.into()),
+        _ => Ok(String::new()),
+    }
 }
 
 /// Begins a recovery on the pod with this directory.

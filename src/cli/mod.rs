@@ -7,6 +7,7 @@
 //! command whose reader closes its output ends quietly with 0.
 
 pub mod attachment;
+mod authority;
 pub mod bench;
 pub mod catalog;
 pub mod cert;
@@ -132,6 +133,9 @@ enum CliCommand {
     Init(init::Args),
     /// Join a cluster by a token: the pod gets its number and its certificate
     Join(token::JoinArgs),
+    /// The authority that signs the cluster's certificates
+    #[command(subcommand)]
+    Authority(authority::AuthorityCommand),
     /// Certificates
     #[command(subcommand)]
     Cert(cert::CertCommand),
@@ -255,6 +259,7 @@ fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
             CliCommand::Attachment(command) => attachment::run(&client, command, output).await?,
             CliCommand::Event(command) => event::run(&client, command, output).await?,
             CliCommand::Node(command) => node::run(&client, command, output).await?,
+            CliCommand::Authority(command) => authority::run(&client, command, output).await?,
             CliCommand::Token(command) => token::run(&client, command, output).await?,
             CliCommand::Pod(command) => pod::run(&client, command, output).await?,
             CliCommand::Disk(command) => disk::run(&client, command, output).await?,

@@ -46,6 +46,9 @@ pub struct JoinArgs {
     /// File with the token; - reads it from the input
     #[arg(long, value_name = "FILE")]
     token_file: PathBuf,
+    /// Get a new certificate for a pod that has joined before
+    #[arg(long)]
+    again: bool,
 }
 
 pub async fn run(client: &Client, command: TokenCommand, output: Output) -> anyhow::Result<String> {
@@ -80,8 +83,12 @@ pub async fn join(args: &JoinArgs) -> anyhow::Result<String> {
     let config = Config::load(&args.config)?;
     let token = read_token(&args.token_file)?;
     let mut directory = PodDirectory::open(&config.data)?;
-    if let Some(identity) = directory.file().identity {
-        bail!("this pod is pod {} of cluster {} already", identity.pod, identity.cluster);
+    if let Some(identity) = directory.file().identity.filter(|_| !args.again) {
+        bail!(
+            "this pod is pod {} of cluster {} already; --again gets it a new certificate",
+            identity.pod,
+            identity.cluster
+        );
     }
     let addresses = Addresses {
         api: config.api_address(),

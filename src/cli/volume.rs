@@ -20,7 +20,7 @@ use crate::control::names::check_name;
 use crate::control::objects::describe::Object as _;
 use crate::control::objects::selector::{Labels, check_labels};
 use crate::control::proto::{
-    CreateVolumeRequest, DeleteVolumeRequest, ListShardsRequest, Phase, Query,
+    CreateVolumeRequest, DeleteVolumeRequest, ListShardsRequest, Phase, Query, SetOpenRequest,
     UndeleteVolumeRequest, UpdateVolumeRequest, Volume, VolumeSpec,
 };
 
@@ -96,6 +96,10 @@ pub enum VolumeCommand {
         #[arg(long, conflicts_with_all = ["force", "retention"])]
         purge: bool,
     },
+    /// Let everybody with rights use a volume, without an attachment
+    Open { name: String },
+    /// Let only the nodes use a volume that it is published to. Clients without are cut off
+    Close { name: String },
     /// Bring a deleted volume back, with all that was on it
     Undelete {
         name: String,
@@ -167,6 +171,8 @@ pub async fn run(
             }
             deleted("volume", &name, output)
         }
+        VolumeCommand::Open { name } => one(&set_open(client, name, true).await?, output),
+        VolumeCommand::Close { name } => one(&set_open(client, name, false).await?, output),
         VolumeCommand::Undelete { name, no_wait } => {
             let (doing, request_id) = (format!("undelete volume {name}"), request_id()?);
             let uid = String::new();
@@ -178,6 +184,12 @@ pub async fn run(
             one(&volume, output)
         }
     }
+}
+
+async fn set_open(client: &Client, name: String, open: bool) -> anyhow::Result<Volume> {
+    let doing = format!("{} volume {name}", if open { "open" } else { "close" });
+    let request = SetOpenRequest { name, open, request_id: request_id()?, uid: String::new() };
+    Ok(client.check(doing, client.volumes().set_open(request).await)?)
 }
 
 /// Asks for a larger size. The labels stay as they are.

@@ -102,6 +102,7 @@ pub enum CatalogCommand {
     },
     /// Anybody may use a volume, or only attachments.
     SetOpen {
+        request_id: String,
         volume: VolumeId,
         open: bool,
     },
@@ -173,6 +174,14 @@ pub enum CatalogCommand {
     SetAuthority {
         authority: Authority,
     },
+    /// Another authority is trusted, too, and is to sign later.
+    ReplaceAuthority {
+        authority: Authority,
+    },
+    /// The next step of a replacement.
+    MoveAuthority {
+        step: AuthorityStep,
+    },
     PutToken {
         request_id: String,
         id: String,
@@ -233,7 +242,7 @@ impl fmt::Display for CatalogCommand {
             CatalogCommand::Unpublish { volume, node, .. } => {
                 write!(f, "volume {volume} is taken from node {node}")
             }
-            CatalogCommand::SetOpen { volume, open } => match open {
+            CatalogCommand::SetOpen { volume, open, .. } => match open {
                 true => write!(f, "volume {volume} is open to everybody"),
                 false => write!(f, "volume {volume} is for attachments only"),
             },
@@ -261,6 +270,12 @@ impl fmt::Display for CatalogCommand {
                 write!(f, "replicas {} are gone from disk {disk}", listed(members))
             }
             CatalogCommand::SetAuthority { .. } => f.write_str("the catalog gets the authority"),
+            CatalogCommand::ReplaceAuthority { .. } => f.write_str("a new authority is trusted"),
+            CatalogCommand::MoveAuthority { step } => f.write_str(match step {
+                AuthorityStep::Switch => "the new authority signs",
+                AuthorityStep::Finish => "the old authority is trusted no more",
+                AuthorityStep::Abandon => "the new authority is trusted no more",
+            }),
             CatalogCommand::PutToken { id, token, .. } => {
                 write!(f, "token {id} for {} is made", token.kind)
             }
@@ -307,6 +322,18 @@ pub struct Authority {
     pub created_ms: u64,
 }
 
+/// What becomes of an authority that is being replaced, and of the new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthorityStep {
+    /// The new one signs.
+    Switch,
+    /// The old one is trusted no more.
+    Finish,
+    /// The new one, which has not signed yet, is trusted no more.
+    Abandon,
+}
+
 /// A text that nobody may read in a log.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -337,6 +364,8 @@ pub struct Token {
 #[serde(deny_unknown_fields)]
 pub struct Certificate {
     pub subject: String,
+    /// Number of the authority that signed it.
+    pub authority: u64,
     /// Seconds since 1970.
     pub expires_s: u64,
     pub created_ms: u64,

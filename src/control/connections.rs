@@ -22,8 +22,10 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::transport::server::Connected;
 
 use crate::limits::{HANDSHAKE_TIMEOUT, TICK};
+use crate::planted::planted;
 use crate::security::certificate::Certificate;
 use crate::security::credentials::holder_of;
+use crate::security::trust::Trust;
 
 /// The first byte of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 22;
@@ -76,6 +78,8 @@ pub struct Connection {
     caller: Caller,
     /// Until the first bytes of a request arrive.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Whom this pod trusts, and the version of it that the caller was compared with last.
+    trust: Option<(Trust, u64)>,
     _counts: OwnedSemaphorePermit,
 }
 
@@ -94,19 +98,20 @@ pub fn accept(
     listener: TcpListener,
     count_max: usize,
     accepts: Accepts,
+    trust: Option<Trust>,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    accept_within(listener, count_max, accepts, HANDSHAKE_TIMEOUT)
+    accept_within(listener, count_max, (accepts, trust), HANDSHAKE_TIMEOUT)
 }
 
 fn accept_within(
     listener: TcpListener,
     count_max: usize,
-    accepts: Accepts,
+    (accepts, trust): (Accepts, Option<Trust>),
     patience: Duration,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let free = Arc::new(Semaphore::new(count_max));
     TcpListenerStream::new(listener).then(move |accepted| {
-        let (free, accepts) = (Arc::clone(&free), accepts.clone());
+        let (free, accepts, trust) = (Arc::clone(&free), accepts.clone(), trust.clone());
         async move {
             let counts = counted(free, &accepted).await?;
             let stream = accepted?;
@@ -119,7 +124,11 @@ fn accept_within(
                 }
             };
             let deadline = Some(Box::pin(sleep(patience)));
-            Ok(Connection { transport, caller, deadline, _counts: counts })
+            let trust = trust.map(|trust| {
+                let version = trust.version();
+                (trust, version)
+            });
+            Ok(Connection { transport, caller, deadline, trust, _counts: counts })
         }
     })
 }
@@ -143,7 +152,7 @@ pub fn accept_local(
             }
             let (transport, caller) = (Transport::Unix(stream), Caller::new(Who::Local));
             let deadline = Some(Box::pin(sleep(HANDSHAKE_TIMEOUT)));
-            Ok(Connection { transport, caller, deadline, _counts: counts })
+            Ok(Connection { transport, caller, deadline, trust: None, _counts: counts })
         }
     })
 }
@@ -212,10 +221,25 @@ impl Connection {
                 }
                 ready => {
                     self.transport = ready;
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(self.check_caller());
                 }
             };
         }
+    }
+
+    /// Fails when the caller's certificate has become void (rule `void-connections-end`).
+    fn check_caller(&mut self) -> io::Result<()> {
+        let Some((trust, compared)) = &mut self.trust else { return Ok(()) };
+        let version = trust.version();
+        if version == *compared || planted!(VoidConnectionsStay) {
+            return Ok(());
+        }
+        *compared = version;
+        let Who::Holder(held) = self.caller.who() else { return Ok(()) };
+        trust.check_holder(held).map_err(|error| {
+            tracing::info!(subject = %held.subject, "a connection to the API is closed: {error}");
+            io::Error::new(io::ErrorKind::ConnectionAborted, error)
+        })
     }
 
     /// Fails when the deadline has passed.
@@ -305,14 +329,20 @@ impl AsyncWrite for Connection {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tonic::codegen::Service as _;
 
     use super::*;
+    use crate::control::connector::{acceptor, connector};
+    use crate::planted::{Mistake, assert_found};
+    use crate::security::credentials::Tls;
+    use crate::testing::tls_fixture::Cluster;
 
     #[tokio::test]
     async fn a_silent_connection_makes_room_for_the_next() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let accepted = accept_within(listener, 1, Accepts::Plain, Duration::from_millis(20));
+        let accepted =
+            accept_within(listener, 1, (Accepts::Plain, None), Duration::from_millis(20));
         tokio::pin!(accepted);
         let _silent = TcpStream::connect(address).await.unwrap();
         let mut talks = TcpStream::connect(address).await.unwrap();
@@ -323,5 +353,46 @@ mod tests {
         drop(first);
         let mut second = accepted.next().await.unwrap().unwrap();
         assert_eq!(second.read_u8().await.unwrap(), b'x');
+    }
+    /// A person's certificate is revoked while a stream of theirs is open.
+    fn a_revoked_holder_is_cut_off() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let cluster = Cluster::new(1);
+            let (ada, trust) = (cluster.credentials("admin/ada"), cluster.trust());
+            let served = Tls::new(&cluster.credentials("pod/1"), trust.clone()).unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let accepts = Accepts::Tls(acceptor(&served).unwrap());
+            let accepted = accept(listener, 2, accepts, Some(trust.clone()));
+            tokio::pin!(accepted);
+            let own = Tls::new(&ada, cluster.trust()).unwrap();
+            let uri = format!("http://{address}").parse().unwrap();
+            let calls = tokio::spawn(connector(&own).unwrap().call(uri));
+            let mut connection = accepted.next().await.unwrap().unwrap();
+            let writes = tokio::spawn(async move {
+                let mut stream = calls.await.unwrap().unwrap().into_inner();
+                stream.write_all(b"abc").await.unwrap();
+                stream
+            });
+            assert_eq!(connection.read_u8().await.unwrap(), b'a');
+            trust.set_revoked(["another".to_owned()]);
+            assert_eq!(connection.read_u8().await.unwrap(), b'b');
+            let Who::Holder(held) = connection.caller.who() else { panic!("it has a certificate") };
+            trust.set_revoked([held.serial.clone()]);
+            let read = connection.read_u8().await.map_err(|error| error.kind());
+            assert_eq!(read, Err(io::ErrorKind::ConnectionAborted));
+            drop(writes.await.unwrap());
+        });
+    }
+
+    #[test]
+    fn a_connection_ends_when_its_certificate_is_void() {
+        a_revoked_holder_is_cut_off();
+    }
+
+    #[test]
+    fn a_connection_that_stays_with_a_void_certificate_is_found() {
+        assert_found(Mistake::VoidConnectionsStay, a_revoked_holder_is_cut_off);
     }
 }

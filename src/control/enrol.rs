@@ -75,8 +75,11 @@ pub async fn join(
     let Role::Pod(number) = subject.role else {
         return Err(EnrolError::OtherSubject(subject.to_string()));
     };
-    Paths::of_pod(directory.path()).store(&credentials)?;
     let identity = Identity { cluster: subject.cluster, pod: number };
+    if directory.file().identity.is_some_and(|known| known != identity) {
+        return Err(EnrolError::OtherSubject(subject.to_string()));
+    }
+    Paths::of_pod(directory.path()).store(&credentials)?;
     directory.set_identity(identity)?;
     Ok(identity)
 }
@@ -117,6 +120,10 @@ pub async fn renew(endpoint: &str, paths: &Paths) -> Result<Role, EnrolError> {
 }
 
 fn credentials_of(key: Secret, answer: EnrolResponse) -> Result<Credentials, EnrolError> {
-    let root = Root::from_der(&answer.authority)?;
-    Ok(Credentials::new(answer.certificate.to_vec(), key, vec![root])?)
+    Ok(Credentials::new(answer.certificate.to_vec(), key, roots_of(&answer)?)?)
+}
+
+/// The authorities that an answer names.
+fn roots_of(answer: &EnrolResponse) -> Result<Vec<Root>, CertificateError> {
+    answer.authorities.iter().map(|der| Root::from_der(der)).collect()
 }

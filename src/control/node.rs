@@ -18,12 +18,14 @@ use crate::control::observed::Observed;
 use crate::control::peers::Peers;
 use crate::control::recovery::running::Recovery;
 use crate::control::reports::Reports;
+use crate::control::state::rows::TrustedRoot;
 use crate::control::supervise::Restarts;
 use crate::control::sync::follower::Follower;
 use crate::control::sync::kept::{Keeper, Kept};
 use crate::control::sync::mirror::{Mirror, MirrorError};
 use crate::control::sync::update::{Position, Update};
 use crate::control::sync::wants::{Full, Wants};
+use crate::control::trusting::{Told, Trusting};
 use crate::io::clock;
 use crate::types::{MemberId, Mono, PodId, Uuid, VolumeId};
 use crate::view::{ClusterView, PodReport};
@@ -66,6 +68,8 @@ pub struct Node {
     pub disks: watch::Sender<Option<Vec<NewDisk>>>,
     /// Why this pod's member of the catalog does not run, until it does again.
     pub catalog_lost: watch::Sender<Option<String>>,
+    /// Whom this pod trusts by now.
+    pub trusting: watch::Sender<Trusting>,
     /// Room for rounds that other pods are asked for.
     pub helps: Semaphore,
     /// Wakes the leader's reconciler.
@@ -115,6 +119,7 @@ impl Node {
             report: watch::Sender::new(None),
             disks: watch::Sender::new(None),
             catalog_lost: watch::Sender::new(None),
+            trusting: watch::Sender::default(),
             helps: Semaphore::new(HELPS_MAX),
             data_path: OnceLock::new(),
             wake: Notify::new(),
@@ -313,6 +318,12 @@ impl Node {
     /// The serials of certificates that are void before their time, as far as this pod knows.
     pub fn revoked(&self) -> Vec<String> {
         self.mirror().0.revoked()
+    }
+
+    /// What the catalog says of authorities, and the revision that this pod has followed.
+    pub fn told_roots(&self) -> (u64, Told<TrustedRoot>) {
+        let mirror = &self.mirror().0;
+        (mirror.position().revision, mirror.roots())
     }
 
     /// This pod's own directory.

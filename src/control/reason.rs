@@ -91,6 +91,18 @@ reasons! {
         "there are as many tokens as there can be",
     AuthorityExists "AUTHORITY_EXISTS" FailedPrecondition
         "the cluster has another authority",
+    NoAuthority "NO_AUTHORITY" FailedPrecondition
+        "the catalog has no authority, or not its key",
+    AuthorityInReplacement "AUTHORITY_IN_REPLACEMENT" FailedPrecondition
+        "an authority is being replaced, and this step is not the next one",
+    NoReplacement "NO_REPLACEMENT" FailedPrecondition
+        "no authority is being replaced",
+    AuthorityReplaced "AUTHORITY_REPLACED" Aborted
+        "the authority was replaced meanwhile; ask again",
+    PodsNotReady "PODS_NOT_READY" FailedPrecondition
+        "some pods do not trust the new authority yet, or still use the old one",
+    CertificatesInUse "CERTIFICATES_IN_USE" FailedPrecondition
+        "certificates of the old authority are valid, and would be void",
     CertificateOfPod "CERTIFICATE_OF_POD" FailedPrecondition
         "a pod's certificate is void when the pod is removed, and not before",
     NameTaken "NAME_TAKEN" AlreadyExists

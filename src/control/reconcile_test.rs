@@ -273,7 +273,10 @@ fn heard_of_new(state: &CatalogState, volume: VolumeId, leads: [Option<u64>; 2])
 fn a_size_is_raised_when_every_new_shard_has_the_newest_generation() {
     let (mut state, volume) = with_volume();
     carry_out(&mut state, CatalogCommand::Created { volumes: vec![volume] });
-    carry_out(&mut state, CatalogCommand::SetOpen { volume, open: false });
+    carry_out(
+        &mut state,
+        CatalogCommand::SetOpen { request_id: String::new(), volume, open: false },
+    );
     grow(&mut state, volume);
     let due = |state: &CatalogState, leads| {
         let table = heard_of_new(state, volume, leads);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 use tokio::sync::watch;
 
+use crate::control::trusting::Trusting;
 use crate::io::clock;
 use crate::types::{MemberId, Mono, PodId, Uuid};
 use crate::view::{DiskReport, MemberReport, PodReport};
@@ -41,6 +42,14 @@ pub struct Heard {
     /// Why that member does not run; empty: it does, or there is none.
     pub catalog_failed: String,
     pub version: String,
+    pub trusting: Trusting,
+}
+
+/// What a pod says with every report, also with one that is the same as before.
+#[derive(Clone, Debug, Default)]
+pub struct Also {
+    pub catalog: CatalogMember,
+    pub trusting: Trusting,
 }
 
 /// A pod's member of the catalog, and the index that this member has applied.
@@ -123,10 +132,10 @@ impl Table {
     }
 
     /// A pod says what it said before under this id. False: that was not heard here.
-    pub fn hear_again(&mut self, now: Mono, pod: PodId, id: u64, catalog: CatalogMember) -> bool {
+    pub fn hear_again(&mut self, now: Mono, pod: PodId, id: u64, also: Also) -> bool {
         let known = self.heard.get_mut(&pod).filter(|(_, heard)| heard.is_open && heard.id == id);
         if let Some((at, heard)) = known {
-            (*at, heard.catalog) = (now, catalog);
+            (*at, heard.catalog, heard.trusting) = (now, also.catalog, also.trusting);
             return true;
         }
         false
@@ -178,8 +187,8 @@ impl Reports {
     }
 
     /// See [`Table::hear_again`].
-    pub fn hear_again(&self, pod: PodId, id: u64, catalog: CatalogMember) -> bool {
-        self.table().hear_again(clock::now(), pod, id, catalog)
+    pub fn hear_again(&self, pod: PodId, id: u64, also: Also) -> bool {
+        self.table().hear_again(clock::now(), pod, id, also)
     }
 
     /// See [`Table::set_leading`].
@@ -220,6 +229,11 @@ impl<'a> Pods<'a> {
     pub fn get(&self, pod: PodId) -> Option<&'a Heard> {
         let (at, heard) = self.table.heard.get(&pod)?;
         (self.now.since(*at) < UNREACHABLE_AFTER).then_some(heard)
+    }
+
+    /// Whom a pod trusts, as it said last, also if it is unreachable.
+    pub fn trusting(&self, pod: PodId) -> Option<&'a Trusting> {
+        self.table.heard.get(&pod).map(|(_, heard)| &heard.trusting)
     }
 
     /// True when a leader has listened for so long without hearing of a pod.
@@ -337,11 +351,18 @@ mod tests {
     #[test]
     fn a_report_is_repeated_only_to_who_has_heard_it() {
         let mut table = Table::default();
-        assert!(!table.hear_again(at(1), OWNER, 7, None), "a new leader has heard nothing");
+        assert!(
+            !table.hear_again(at(1), OWNER, 7, Also::default()),
+            "a new leader has heard nothing"
+        );
         table.hear(at(2), OWNER, Heard { id: 7, ..says(true, &[DISK]) });
-        assert!(!table.hear_again(at(3), OWNER, 8, None), "another report, or another process");
+        assert!(
+            !table.hear_again(at(3), OWNER, 8, Also::default()),
+            "another report, or another process"
+        );
         let catalog = Some((MemberId(4), 9));
-        assert!(table.hear_again(at(6), OWNER, 7, catalog));
+        let also = Also { catalog, ..Also::default() };
+        assert!(table.hear_again(at(6), OWNER, 7, also));
         let pods = table.pods(at(10));
         let heard = pods.get(OWNER).unwrap();
         assert_eq!(heard.catalog, catalog);

@@ -44,6 +44,7 @@ use crate::control::membership;
 use crate::control::node::Node;
 use crate::control::node_meters::NodeMeters;
 use crate::control::observe::observe;
+use crate::control::own_certificate::keep_certificate;
 use crate::control::peers::{KEEP_ALIVE_EVERY, KEEP_ALIVE_WITHIN, MESSAGE_BYTES_MAX};
 use crate::control::proto::DESCRIPTORS;
 use crate::control::proto::attachments_server::AttachmentsServer;
@@ -160,7 +161,6 @@ impl Server {
             node.catalog_lost.send_replace(Some(reason));
         }
         let (stop, stopped) = watch::channel(false);
-        let tasks_trust = trust.clone();
         let data = config.data.clone();
         let doors = Doors { listen, connections_max, accepts, trust, data };
         let server = Server { node: node.clone(), tls, stop, tasks: Mutex::default() };
@@ -181,7 +181,9 @@ impl Server {
         server.keep("observe", observe);
         server.keep("recover", recover::recover);
         server.keep("supersede", tell_left_behind);
-        if let Some(trust) = tasks_trust {
+        if let Some(tls) = server.tls.clone() {
+            let trust = tls.trust().clone();
+            server.keep("keep_certificate", move |node| keep_certificate(node, tls.clone()));
             server.keep("trust", move |node| trust_pods_of_views(node, trust.clone()));
             let tls = config.data.join("tls");
             server.keep("give_authority", move |node| give_authority(node, tls.clone()));
@@ -292,7 +294,7 @@ async fn serve_api_on(
     while !*stopped.borrow() {
         let ended = match listener.take() {
             Some(listener) => {
-                let incoming = accept(listener, connections_max, accepts.clone());
+                let incoming = accept(listener, connections_max, accepts.clone(), trust.clone());
                 let incoming = incoming.merge(administrators(&data));
                 let served =
                     serve_api(node.clone(), incoming, trust.clone(), stopped.clone()).await;

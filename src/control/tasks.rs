@@ -28,6 +28,7 @@ use crate::control::recover::offer;
 use crate::control::registration::{REGISTER_AGAIN_AFTER, is_registered};
 use crate::control::sync::follower::Idle;
 use crate::control::sync::update::Update;
+use crate::control::trusting::Trusting;
 use crate::io::clock;
 use crate::level::NEWEST;
 use crate::types::{PodId, VolumeId, mix64};
@@ -279,10 +280,12 @@ pub async fn register(node: Arc<Node>) {
 pub async fn report(node: Arc<Node>) {
     let service = CatalogService { node: node.clone() };
     let mut reports = node.report.subscribe();
+    let mut trustings = node.trusting.subscribe();
     // The last report that a leader has, and its id. Few change while nothing happens.
     let mut told: Option<(PodReport, u64, String)> = None;
     loop {
         let report = reports.borrow_and_update().clone();
+        let trusting = trustings.borrow_and_update().clone();
         let catalog_failed = node.catalog_lost.borrow().clone().unwrap_or_default();
         let same = told
             .take()
@@ -305,6 +308,7 @@ pub async fn report(node: Arc<Node>) {
             report_id,
             is_same,
             catalog_failed: catalog_failed.clone(),
+            trusting: Some(trusting.into()),
         };
         match service.report(Request::new(request)).await {
             Ok(answer) if answer.get_ref().is_unknown => continue,
@@ -315,7 +319,21 @@ pub async fn report(node: Arc<Node>) {
         }
         sleep(REPORT_EVERY_LEAST).await;
         // Changed or not, the report is due again.
-        let _changed = timeout(REPORT_EVERY - REPORT_EVERY_LEAST, reports.changed()).await;
+        tokio::select! {
+            _ = sleep(REPORT_EVERY - REPORT_EVERY_LEAST) => {}
+            _ = reports.changed() => {}
+            _ = trustings.changed() => {}
+        }
+    }
+}
+
+impl From<Trusting> for proto::Trusting {
+    fn from(it: Trusting) -> proto::Trusting {
+        proto::Trusting {
+            revision: it.revision,
+            trusts: it.trusts.iter().map(|hash| hash.to_vec().into()).collect(),
+            presents: it.presents.map(|hash| hash.to_vec().into()).unwrap_or_default(),
+        }
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Certificate {
     pub not_after_s: i64,
     /// Hexadecimal digits.
     pub serial: String,
+    /// The name of the authority that is said to have signed it, encoded.
+    pub issuer: Vec<u8>,
 }
 
 /// An authority that is trusted.
@@ -70,6 +72,8 @@ pub enum CertificateError {
     RemovedPod,
     #[error("the certificate was revoked")]
     Revoked,
+    #[error("the authority that signed the certificate was replaced: get a new certificate")]
+    Replaced,
 }
 
 impl Root {
@@ -110,6 +114,11 @@ impl Root {
     /// SHA-256 of the certificate, as tokens name it.
     pub fn hash(&self) -> [u8; 32] {
         sha256(&self.der)
+    }
+
+    /// True when an accepted certificate is by this authority: no two have one name.
+    pub fn is_issuer_of(&self, held: &Certificate) -> bool {
+        self.name == held.issuer
     }
 
     /// True when this (the bits of a P-256 key) is its public key.
@@ -208,6 +217,7 @@ fn read(certificate: &X509Certificate<'_>) -> Result<Certificate, CertificateErr
         not_before_s: validity.not_before.timestamp(),
         not_after_s: validity.not_after.timestamp(),
         serial: crate::security::secret::to_hex(certificate.raw_serial()),
+        issuer: certificate.issuer().as_raw().to_vec(),
     })
 }
 

@@ -26,7 +26,9 @@ pub enum CredentialsError {
     Certificate(#[from] CertificateError),
     #[error("cannot use the key, or it is not that of the certificate")]
     Key(#[source] rustls::Error),
-    #[error("{0} authorities are listed; there must be one, or two while one is replaced")]
+    #[error(
+        "{0} authorities are listed; there must be one, or up to {ROOTS_MAX} while one is replaced"
+    )]
     Authorities(usize),
     #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
@@ -35,7 +37,7 @@ pub enum CredentialsError {
 /// A certificate, its key, and the authorities that its holder trusts.
 #[derive(Clone, Debug)]
 pub struct Credentials {
-    subject: Subject,
+    held: Certificate,
     /// DER.
     certificate: Vec<u8>,
     /// PKCS #8, DER.
@@ -54,15 +56,15 @@ impl Credentials {
             return Err(CredentialsError::Authorities(roots.len()));
         }
         // Its dates are for others to judge.
-        let subject = crate::security::certificate::check(&certificate, &roots)?.subject;
-        let credentials = Credentials { subject, certificate, key, roots };
+        let held = crate::security::certificate::check(&certificate, &roots)?;
+        let credentials = Credentials { held, certificate, key, roots };
         let certified = credentials.certified()?;
         certified.keys_match().map_err(CredentialsError::Key)?;
         Ok(credentials)
     }
 
     pub fn subject(&self) -> &Subject {
-        &self.subject
+        &self.held.subject
     }
 
     /// DER.
@@ -79,9 +81,20 @@ impl Credentials {
         &self.roots
     }
 
+    /// The authority that signed the certificate.
+    pub fn issuer(&self) -> &Root {
+        let is_issuer = |root: &&Root| root.is_issuer_of(&self.held);
+        self.roots.iter().find(is_issuer).expect("it was checked when they were put together")
+    }
+
+    /// The same certificate, with trust in other authorities.
+    pub fn with_roots(&self, roots: Vec<Root>) -> Result<Credentials, CredentialsError> {
+        Credentials::new(self.certificate.clone(), self.key.clone(), roots)
+    }
+
     /// Trust in the authorities, for the cluster of the certificate.
     pub fn trust(&self) -> Trust {
-        Trust::new(self.subject.cluster, self.roots.clone())
+        Trust::new(self.held.subject.cluster, self.roots.clone())
     }
 
     fn certified(&self) -> Result<CertifiedKey, CredentialsError> {

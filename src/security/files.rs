@@ -95,16 +95,22 @@ impl Paths {
     }
 
     pub fn load(&self) -> Result<Credentials, FilesError> {
-        let key = read_private(&self.key)?;
+        let kept = self.load_with(&self.certificate);
+        // A replacement that was interrupted after its key had its name goes on here.
+        kept.or_else(|error| self.load_with(&beside(&self.certificate)).map_err(|_| error))
+    }
+
+    fn load_with(&self, certificate: &Path) -> Result<Credentials, FilesError> {
         let content = |path: &Path, what| FilesError::Content { path: path.to_owned(), what };
+        let key = read_private(&self.key)?;
         let key = PrivatePkcs8KeyDer::from_pem_slice(key.expose())
             .map_err(|_| content(&self.key, "a key, PEM of PKCS #8"))?;
         let key = Secret::new(key.secret_pkcs8_der());
-        let certificate = CertificateDer::from_pem_slice(&read(&self.certificate)?)
-            .map_err(|_| content(&self.certificate, "a certificate, PEM"))?;
+        let der = CertificateDer::from_pem_slice(&read(certificate)?)
+            .map_err(|_| content(certificate, "a certificate, PEM"))?;
         let roots = self.load_roots()?;
-        Credentials::new(certificate.to_vec(), key, roots)
-            .map_err(|source| FilesError::Credentials { path: self.certificate.clone(), source })
+        Credentials::new(der.to_vec(), key, roots)
+            .map_err(|source| FilesError::Credentials { path: certificate.to_owned(), source })
     }
 
     fn load_roots(&self) -> Result<Vec<Root>, FilesError> {
@@ -118,17 +124,30 @@ impl Paths {
         roots.collect()
     }
 
-    /// Writes all of them; the certificate, whose presence counts, last.
+    /// Writes all of them; the certificate, whose presence counts, last. After an interruption at
+    /// any point [`Paths::load`] finds the old certificate with its key, or the new one, as long as
+    /// the new authorities include the one that signed the old certificate.
     pub fn store(&self, credentials: &Credentials) -> Result<(), FilesError> {
         for path in [&self.certificate, &self.key, &self.authority] {
             make_private_directory(path.parent().unwrap_or(Path::new(".")))?;
         }
-        let roots = credentials.roots().iter().map(|root| pem("CERTIFICATE", root.der()));
+        if self.load_with(&self.certificate).is_err() && self.load().is_ok() {
+            take_over(&self.certificate)?;
+        }
+        let certificate = pem("CERTIFICATE", credentials.certificate());
+        let key = pem("PRIVATE KEY", credentials.key().expose());
+        self.store_roots(credentials.roots())?;
+        write_new(&self.certificate, certificate.expose())?;
+        write_private(&self.key, key.expose())?;
+        take_over(&self.certificate)
+    }
+
+    /// Replaces the list of authorities.
+    pub fn store_roots(&self, roots: &[Root]) -> Result<(), FilesError> {
+        let roots = roots.iter().map(|root| pem("CERTIFICATE", root.der()));
         let roots: Vec<_> = roots.collect();
         let roots: Vec<u8> = roots.iter().flat_map(|root| root.expose().to_vec()).collect();
-        write_private(&self.authority, &roots)?;
-        write_private(&self.key, pem("PRIVATE KEY", credentials.key().expose()).expose())?;
-        write_private(&self.certificate, pem("CERTIFICATE", credentials.certificate()).expose())
+        write_private(&self.authority, &roots)
     }
 }
 
@@ -163,9 +182,20 @@ pub fn make_private_directory(path: &Path) -> Result<(), FilesError> {
 
 /// Replaces a whole file, for its owner only. Durable when this returns.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FilesError> {
+    write_new(path, bytes)?;
+    take_over(path)
+}
+
+/// Where the next content of a file is written.
+fn beside(path: &Path) -> PathBuf {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
-    let new = PathBuf::from(new);
+    PathBuf::from(new)
+}
+
+/// Writes what is to replace a file, durably.
+fn write_new(path: &Path, bytes: &[u8]) -> Result<(), FilesError> {
+    let new = beside(path);
     // Whoever left it may have given it other permissions.
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -180,7 +210,16 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FilesError> {
         .open(&new)
         .map_err(io_error("create", &new))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io_error("write", &new))?;
-    fs::rename(&new, path).map_err(io_error("replace", path))?;
+    sync_directory_of(path)
+}
+
+/// Replaces a file by what was written for it.
+fn take_over(path: &Path) -> Result<(), FilesError> {
+    fs::rename(beside(path), path).map_err(io_error("replace", path))?;
+    sync_directory_of(path)
+}
+
+fn sync_directory_of(path: &Path) -> Result<(), FilesError> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
     File::open(directory)
@@ -246,6 +285,31 @@ mod tests {
         for file in files {
             assert_eq!(mode(&file.unwrap().path()), 0o600);
         }
+    }
+
+    /// Every state that an interruption of [`Paths::store`] can leave has a certificate with its
+    /// key, and the next replacement starts from there.
+    #[test]
+    fn an_interrupted_replacement_leaves_the_old_certificate_or_the_new_one() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::of_pod(root.path());
+        let (old, new) = (credentials(), credentials());
+        let both = vec![old.issuer().clone(), new.issuer().clone()];
+        let holds = || paths.load().unwrap().certificate().to_vec();
+        let of = |it: &Credentials| pem("CERTIFICATE", it.certificate());
+        paths.store(&old).unwrap();
+        paths.store_roots(&both).unwrap();
+        assert_eq!(holds(), old.certificate());
+        write_new(&paths.certificate, &of(&new).expose()[..100]).unwrap();
+        assert_eq!(holds(), old.certificate());
+        write_new(&paths.certificate, of(&new).expose()).unwrap();
+        assert_eq!(holds(), old.certificate());
+        write_private(&paths.key, pem("PRIVATE KEY", new.key().expose()).expose()).unwrap();
+        assert_eq!(holds(), new.certificate());
+        // Interrupted once more, with the first one unfinished.
+        let third = old.with_roots(both).unwrap();
+        paths.store(&third).unwrap();
+        assert_eq!(holds(), old.certificate());
     }
 
     #[test]

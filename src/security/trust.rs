@@ -2,6 +2,7 @@
 //! and changed while they run: an authority is replaced, a pod removed, a certificate revoked.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use crate::planted::planted;
@@ -9,16 +10,23 @@ use crate::security::certificate::{Certificate, CertificateError, Root, check};
 use crate::security::subject::Role;
 use crate::types::{PodId, Uuid};
 
-/// Two are trusted while an authority is being replaced.
-pub const ROOTS_MAX: usize = 2;
+/// Two are trusted while an authority is being replaced, and more for a while after a restore.
+pub const ROOTS_MAX: usize = 8;
 
 /// Clones share their content.
 #[derive(Clone, Debug)]
 pub struct Trust {
-    known: Arc<RwLock<Known>>,
+    shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
+struct Shared {
+    known: RwLock<Known>,
+    /// Counts the changes.
+    version: AtomicU64,
+}
+
+#[derive(Debug, PartialEq, Eq)]
 struct Known {
     cluster: Uuid,
     roots: Vec<Root>,
@@ -31,33 +39,44 @@ struct Known {
 impl Trust {
     pub fn new(cluster: Uuid, roots: Vec<Root>) -> Trust {
         let known = Known { cluster, roots, pods: None, revoked: BTreeSet::new() };
-        Trust { known: Arc::new(RwLock::new(known)) }
+        let shared = Shared { known: RwLock::new(known), version: AtomicU64::new(0) };
+        Trust { shared: Arc::new(shared) }
     }
 
     fn known(&self) -> RwLockReadGuard<'_, Known> {
         // No change can be left half done.
-        self.known.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.shared.known.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Known)) {
-        change(&mut self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner));
+    /// Replaces one part, unless it is the same.
+    fn set<T: PartialEq>(&self, part: impl FnOnce(&mut Known) -> &mut T, now: T) {
+        let mut known = self.shared.known.write();
+        let known = known.as_mut().unwrap_or_else(|poisoned| poisoned.get_mut());
+        let part = part(known);
+        if *part != now {
+            *part = now;
+            self.shared.version.fetch_add(1, Ordering::Release);
+        }
     }
 
     /// Replaces the trusted authorities.
     pub fn set_roots(&self, roots: Vec<Root>) {
-        self.change(|known| known.roots = roots);
+        self.set(|known| &mut known.roots, roots);
     }
 
     /// Replaces the list of pods. A pod that is not in it is refused from now on.
     pub fn set_pods(&self, pods: impl IntoIterator<Item = PodId>) {
-        let pods = pods.into_iter().collect();
-        self.change(|known| known.pods = Some(pods));
+        self.set(|known| &mut known.pods, Some(pods.into_iter().collect()));
     }
 
     /// Replaces the serials of certificates that are void before their time.
     pub fn set_revoked(&self, serials: impl IntoIterator<Item = String>) {
-        let revoked = serials.into_iter().collect();
-        self.change(|known| known.revoked = revoked);
+        self.set(|known| &mut known.revoked, serials.into_iter().collect());
+    }
+
+    /// Another number after each change: time to look at connections that exist.
+    pub fn version(&self) -> u64 {
+        self.shared.version.load(Ordering::Acquire)
     }
 
     /// The trusted authorities.
@@ -118,14 +137,27 @@ impl Trust {
 
     /// Checks a holder whose certificate was accepted before, for each request.
     pub fn check_again(&self, held: &Certificate, now_s: u64) -> Result<(), CertificateError> {
-        if let Role::Pod(pod) = held.subject.role
-            && !self.is_member(pod)
-        {
-            return Err(CertificateError::RemovedPod);
-        }
-        if self.known().revoked.contains(&held.serial) {
-            return Err(CertificateError::Revoked);
-        }
+        self.check_while_connected(held)?;
         held.check_dates(now_s)
+    }
+
+    /// The same, whatever the dates: a link or a client that this fails for is cut off.
+    pub fn check_while_connected(&self, held: &Certificate) -> Result<(), CertificateError> {
+        match held.subject.role {
+            Role::Pod(pod) if !self.is_member(pod) => Err(CertificateError::RemovedPod),
+            _ => self.check_holder(held),
+        }
+    }
+
+    /// The same for a connection to the API, which a pod may have that is about to join.
+    pub fn check_holder(&self, held: &Certificate) -> Result<(), CertificateError> {
+        let known = self.known();
+        if !known.roots.iter().any(|root| root.is_issuer_of(held)) {
+            return Err(CertificateError::Replaced);
+        }
+        match known.revoked.contains(&held.serial) {
+            true => Err(CertificateError::Revoked),
+            false => Ok(()),
+        }
     }
 }

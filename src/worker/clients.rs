@@ -487,6 +487,24 @@ impl ClientHandler<'_> {
         for conn in ended {
             self.close(conn, CloseReason::Disconnected);
         }
+        self.cut_void();
+    }
+
+    /// Ends the connections of clients whose certificates are void by now.
+    fn cut_void(&mut self) {
+        let trust = self.clients.tls.as_mut().and_then(WorkerTls::changed_trust);
+        let Some(trust) = trust else { return };
+        // A handshake that has not ended begins anew: what it was told may be outdated.
+        let is_void = |stream: &Stream| match stream.peer() {
+            Some(held) => trust.check_while_connected(held).is_err(),
+            None => stream.has_tls(),
+        };
+        let void = self.clients.clients.iter().filter(|(_, client)| is_void(&client.stream));
+        let void: Vec<ConnKey> = void.map(|(conn, _)| *conn).collect();
+        for conn in void {
+            tracing::warn!(conn, "a client's connection is closed: its certificate is void");
+            self.close(conn, CloseReason::Disconnected);
+        }
     }
 
     fn session_outputs(&mut self, conn: ConnKey) {

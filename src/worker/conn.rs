@@ -9,7 +9,9 @@ use crate::net::handshake::{Identity, Purpose};
 use crate::net::incarnations::Incarnations;
 use crate::net::link::{Established, Link, LinkError, LinkEvent};
 use crate::planted::planted;
+use crate::security::certificate::CertificateError;
 use crate::security::channel::{Channel, TlsError};
+use crate::security::trust::Trust;
 use crate::types::{Mono, Uuid};
 use crate::worker::owed::Owed;
 use crate::worker::stream::Stream;
@@ -42,6 +44,8 @@ pub enum EndReason {
     HandshakeLate,
     #[error("too many handshakes are unfinished, and its is the oldest")]
     HandshakesFull,
+    #[error("the certificate of the other pod is void")]
+    CertificateVoid(#[source] CertificateError),
 }
 
 /// Why what was received ends a connection.
@@ -63,6 +67,12 @@ impl Conn {
             stream.start_tls(channel);
         }
         self.stream = Some(stream);
+    }
+
+    /// Why the certificate of the other side is void by now, if it is.
+    pub fn void_by(&self, trust: &Trust) -> Option<CertificateError> {
+        let held = self.stream.as_ref()?.peer()?;
+        trust.check_while_connected(held).err()
     }
 
     /// Gives what has arrived to the link (rule `links-name-their-pods`). `events` gets what came

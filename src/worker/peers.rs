@@ -564,12 +564,25 @@ impl PeerHandler<'_> {
         for conn in self.peers.handshakes.overdue(now) {
             self.give_up(conn, EndReason::HandshakeLate);
         }
+        self.cut_void();
         let is_due = |(_, wanted): &(&Pair, &Wanted)| {
             wanted.dials && wanted.conn.is_none() && now >= wanted.next_attempt
         };
         let due = self.peers.wanted.iter().filter(is_due);
         let due: Vec<Pair> = due.map(|(pair, _)| *pair).collect();
         due.into_iter().for_each(|pair| self.dial(pair));
+    }
+
+    /// Ends links whose certificates are void by now. Each is made anew if it may.
+    fn cut_void(&mut self) {
+        let trust = self.peers.tls.as_mut().and_then(WorkerTls::changed_trust);
+        let Some(trust) = trust else { return };
+        let void = self.peers.conns.iter();
+        let void = void.filter_map(|(conn, state)| Some((*conn, state.void_by(&trust)?)));
+        let void: Vec<_> = void.collect();
+        for (conn, error) in void {
+            self.give_up(conn, EndReason::CertificateVoid(error));
+        }
     }
 
     fn dial(&mut self, pair: Pair) {
@@ -655,6 +668,12 @@ impl PeerHandler<'_> {
     pub fn up(&mut self, conn: ConnKey, established: &Established) {
         let Established { local, peer, purpose, .. } = established;
         let pair = (local.disk, peer.disk, *purpose);
+        // It may have become void during the handshake.
+        let trust = self.peers.tls.as_ref().map(WorkerTls::trust);
+        let state = self.peers.conns.get(&conn);
+        if let Some(error) = state.zip(trust).and_then(|(state, trust)| state.void_by(trust)) {
+            return self.give_up(conn, EndReason::CertificateVoid(error));
+        }
         self.peers.admit_front(pair);
         let Some(wanted) = self.peers.wanted.get_mut(&pair) else {
             // The view that names this pair is still to come; the dialer tries again.

@@ -8,10 +8,12 @@ use crate::front::nbd::Encryption;
 use crate::io::buffer::Pool;
 use crate::io::driver::Address;
 use crate::net::handshake::Identity;
+use crate::planted::planted;
 use crate::security::certificate::Certificate;
 use crate::security::channel::Channel;
 use crate::security::credentials::{CredentialsError, Tls};
 use crate::security::subject::{Role, Subject};
+use crate::security::trust::Trust;
 use crate::security::verifier::Expected;
 
 /// What a worker presents and accepts.
@@ -22,6 +24,9 @@ pub struct WorkerTls {
     clients: Arc<ServerConfig>,
     /// Clients over TCP may go without.
     plain_clients: bool,
+    trust: Trust,
+    /// The version of `trust` that the connections were compared with last.
+    compared: u64,
 }
 
 impl WorkerTls {
@@ -29,10 +34,25 @@ impl WorkerTls {
     pub fn new(tls: &Tls, plain_clients: bool) -> Result<WorkerTls, CredentialsError> {
         Ok(WorkerTls {
             plain_clients,
+            compared: tls.trust().version(),
+            trust: tls.trust().clone(),
             dialled: Arc::new(tls.client(Expected::Member, true)?),
             called: Arc::new(tls.server(Expected::Member, true)?),
             clients: Arc::new(tls.server(Expected::VolumeUser, true)?),
         })
+    }
+
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// What decides which connections go on (rule `void-connections-end`); `None`: it is as it was
+    /// at the last call.
+    pub fn changed_trust(&mut self) -> Option<Trust> {
+        let version = self.trust.version();
+        let is_new = version != self.compared && !planted!(VoidConnectionsStay);
+        self.compared = version;
+        is_new.then(|| self.trust.clone())
     }
 
     /// For a link that this pod opened, to a pod of the cluster.

@@ -130,7 +130,7 @@ impl Fleet {
         self.pod_dir(pod).join("data")
     }
 
-    fn config(&self, pod: usize) -> PathBuf {
+    pub fn config(&self, pod: usize) -> PathBuf {
         self.pod_dir(pod).join("holdfast.toml")
     }
 
@@ -149,7 +149,7 @@ impl Fleet {
         self.running[pod] = Some(child.expect("run holdfast serve"));
     }
 
-    fn log(&self, pod: usize) -> PathBuf {
+    pub fn log(&self, pod: usize) -> PathBuf {
         self.pod_dir(pod).join("log")
     }
 

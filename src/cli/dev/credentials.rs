@@ -9,6 +9,8 @@
 use std::net::IpAddr;
 use std::path::Path;
 
+use anyhow::bail;
+
 use crate::cli::dev::layout::PodLayout;
 use crate::control::identity::{has_joined, random_uuid};
 use crate::security::authority::{Authority, Places};
@@ -33,13 +35,25 @@ pub fn issue_all(root: &Path, pods: &[PodLayout]) -> anyhow::Result<Option<Crede
     }
     let authority = load_authority(&directory)?;
     let cluster = authority.cluster();
-    // Anew each time: its dates count.
-    issue(&authority, cluster, "admin/dev".parse()?, &Places::default(), &admin)?;
+    let known = if admin.exist() { Some(admin.load()?) } else { None };
+    let is_replaced = known.is_some_and(|it| !it.roots().contains(authority.root()));
+    if !is_replaced {
+        // Anew each time: its dates count.
+        issue(&authority, cluster, "admin/dev".parse()?, &Places::default(), &admin)?;
+    }
     let mut is_new = true;
     for pod in pods {
         is_new &= !has_joined(&pod.config.data);
         let paths = Paths::of_pod(&pod.config.data);
         if !paths.exist() {
+            if is_replaced {
+                bail!(
+                    "pod {} has no certificate, and the cluster has another authority than {}: put \
+                     the files of the new one there",
+                    pod.number,
+                    directory.display()
+                );
+            }
             let role = Role::Pod(PodId(u64::from(pod.number)));
             issue(&authority, cluster, role, &places(pod), &paths)?;
         }

@@ -21,15 +21,17 @@ use crate::control::proto::internal as proto;
 use crate::control::proto::internal::catalog_client::CatalogClient;
 use crate::control::proto::internal::catalog_server::Catalog as CatalogApi;
 use crate::control::recovery::format;
-use crate::control::reports::{DISKS_FREE_AFTER, Heard, Use};
+use crate::control::reports::{Also, DISKS_FREE_AFTER, Heard, Use};
 use crate::control::state::CatalogState;
 use crate::control::state::rows::RowKey;
 use crate::control::storage::Snapshot;
 use crate::control::supersede::superseded;
 use crate::control::sync::resolve::{exported, known_from};
+use crate::control::trusting::Trusting;
 use crate::level::Level;
 use crate::replica::meta::Meta;
 use crate::security::subject::Role;
+use crate::security::trust::ROOTS_MAX;
 use crate::types::{MemberId, PodId};
 use crate::view::PodReport;
 
@@ -305,7 +307,8 @@ fn report(
     let published = catalog.published.borrow();
     let revision = published.state.as_ref().map_or(0, |state| state.revision());
     if request.is_same {
-        let known = node.reports.hear_again(PodId(request.pod), request.report_id, member);
+        let also = Also { catalog: member, trusting: trusting_of(request.trusting.as_ref()) };
+        let known = node.reports.hear_again(PodId(request.pod), request.report_id, also);
         return Ok(proto::ReportResponse { revision, is_unknown: !known });
     }
     let is_open = !request.report.is_empty();
@@ -315,9 +318,23 @@ fn report(
     };
     let (id, version) = (request.report_id, request.version.clone());
     let catalog_failed = request.catalog_failed.clone();
-    let heard = Heard { report, id, is_open, catalog: member, catalog_failed, version };
+    let trusting = trusting_of(request.trusting.as_ref());
+    let heard = Heard { report, id, is_open, catalog: member, catalog_failed, version, trusting };
     if node.reports.hear(PodId(request.pod), heard) {
         node.wake.notify_one();
     }
     Ok(proto::ReportResponse { revision, is_unknown: false })
+}
+
+/// What cannot be read counts as nothing.
+fn trusting_of(said: Option<&proto::Trusting>) -> Trusting {
+    let Some(proto::Trusting { revision, trusts, presents }) = said else {
+        return Trusting::default();
+    };
+    let trusts = trusts.iter().take(ROOTS_MAX).filter_map(|hash| hash[..].try_into().ok());
+    Trusting {
+        revision: *revision,
+        trusts: trusts.collect(),
+        presents: presents[..].try_into().ok(),
+    }
 }

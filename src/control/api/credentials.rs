@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tonic::{Code, Request, Response, Status};
 
+use crate::control::api::authorities;
 use crate::control::api::errors::{broken, invalid, of_catalog};
 use crate::control::api::parse_addresses;
 use crate::control::api::requests::name_request;
@@ -17,7 +18,6 @@ use crate::control::node::Node;
 use crate::control::proto;
 use crate::control::proto::credentials_client::CredentialsClient;
 use crate::control::proto::credentials_server::Credentials;
-use crate::control::state::credentials::AUTHORITY;
 use crate::control::state::rows;
 use crate::control::state::{CatalogError, CatalogState};
 use crate::level::Level;
@@ -25,7 +25,7 @@ use crate::security::authority::{Authority, Places};
 use crate::security::certificate::Certificate;
 use crate::security::issue::now_s;
 use crate::security::random::random;
-use crate::security::secret::{Secret, bytes_from_hex, from_hex, to_hex};
+use crate::security::secret::{from_hex, to_hex};
 use crate::security::subject::{Role, Subject};
 use crate::security::token::{Token, TokenError, TokenId, TokenKind, TokenRecord};
 use crate::types::PodId;
@@ -108,8 +108,38 @@ impl Credentials for CredentialsService {
         if !is_passed_on || request.get_ref().subject.is_empty() {
             request.get_mut().subject = holder.to_string();
         }
-        on_leader(&self.node, request, renew, |channel, call| async move {
-            CredentialsClient::new(channel).renew(call).await
+        renew_on_leader(&self.node, request).await
+    }
+
+    async fn get_authorities(
+        &self,
+        request: Request<proto::GetAuthoritiesRequest>,
+    ) -> Result<Response<proto::GetAuthoritiesResponse>, Status> {
+        let get = |catalog, _| authorities::get(self.node.clone(), catalog);
+        on_leader(&self.node, request, get, |channel, call| async move {
+            CredentialsClient::new(channel).get_authorities(call).await
+        })
+        .await
+    }
+
+    async fn replace_authority(
+        &self,
+        request: Request<proto::ReplaceAuthorityRequest>,
+    ) -> Result<Response<proto::GetAuthoritiesResponse>, Status> {
+        let replace = |catalog, request| authorities::replace(self.node.clone(), catalog, request);
+        on_leader(&self.node, request, replace, |channel, call| async move {
+            CredentialsClient::new(channel).replace_authority(call).await
+        })
+        .await
+    }
+
+    async fn move_authority(
+        &self,
+        request: Request<proto::MoveAuthorityRequest>,
+    ) -> Result<Response<proto::GetAuthoritiesResponse>, Status> {
+        let step = |catalog, request| authorities::take_step(self.node.clone(), catalog, request);
+        on_leader(&self.node, request, step, |channel, call| async move {
+            CredentialsClient::new(channel).move_authority(call).await
         })
         .await
     }
@@ -120,11 +150,12 @@ impl Credentials for CredentialsService {
     ) -> Result<Response<proto::ListCertificatesResponse>, Status> {
         let list = |catalog: Arc<Catalog>, _| async move {
             let (state, _) = read(&catalog).await?;
+            let is_trusted = |number| state.cluster.roots.iter().any(|root| root.number == number);
             let describe = |(serial, it): (&String, &rows::Certificate)| proto::Certificate {
                 serial: serial.clone(),
                 subject: it.subject.clone(),
                 expires_s: it.expires_s,
-                revoked: state.revoked.contains_key(serial),
+                revoked: state.revoked.contains_key(serial) || !is_trusted(it.authority),
             };
             let certificates = state.certificates.iter().map(describe).collect();
             Ok(proto::ListCertificatesResponse { certificates })
@@ -155,21 +186,6 @@ fn describe_token(id: &str, token: &rows::Token) -> proto::Token {
     proto::Token { id: id.to_owned(), kind: token.kind.clone(), expires_s: token.expires_s }
 }
 
-/// The authority of the catalog.
-fn authority_of(state: &CatalogState) -> Result<Authority, Failure> {
-    let Some(row) = state.authorities.get(&AUTHORITY) else {
-        return Err(refused(
-            Code::FailedPrecondition,
-            "the catalog has no authority: put authority.crt and authority.key into the `tls` \
-             directory of a pod, and start it again (docs/security.md)",
-        ));
-    };
-    let broken = || refused(Code::Internal, "the authority of the catalog cannot be read");
-    let certificate = bytes_from_hex(&row.certificate).ok_or_else(broken)?;
-    let key = Secret::new(bytes_from_hex(&row.key.0).ok_or_else(broken)?);
-    Authority::from_parts(&certificate, key).map_err(|_| broken())
-}
-
 fn refused(code: Code, text: impl Into<String>) -> Failure {
     Failure::Final(Status::new(code, text))
 }
@@ -189,12 +205,12 @@ async fn create_token(
         return Err(refused(Code::InvalidArgument, "a token lasts 30 days at most"));
     }
     let (state, _) = read(&catalog).await?;
-    let authority = authority_of(&state)?;
+    let (_, authority) = authorities::signer(&state)?;
     let id = TokenId(random().map_err(|error| refused(Code::Internal, error.to_string()))?);
-    let token_of = |id: TokenId| {
+    let token_of = |authority: &Authority, id: TokenId| {
         Token::new(kind.clone(), authority.root().hash(), id, authority.token_secret(id))
     };
-    let record = token_of(id).record(now_s() + lifetime_s);
+    let record = token_of(&authority, id).record(now_s() + lifetime_s);
     let request_id = request.request_id;
     let row = rows::Token {
         kind: record.kind.to_string(),
@@ -212,9 +228,15 @@ async fn create_token(
     let is_earlier = |row: &rows::Token| row.request_id == request_id && row.kind == kind_text;
     let own = state.tokens.iter().find(|(known, _)| **known == id.to_string());
     let made = own.or_else(|| state.tokens.iter().find(|(_, row)| is_earlier(row)));
-    let none = || of_catalog(&CatalogError::NoSuchToken { id: id.to_string() });
+    let made_id = id.to_string();
+    let none = || of_catalog(&CatalogError::NoSuchToken { id: made_id.clone() });
     let (id, row) = made.ok_or_else(none)?;
-    let token = token_of(id.parse().map_err(|error: TokenError| broken(error.to_string()))?);
+    let parsed = id.parse().map_err(|error: TokenError| broken(error.to_string()))?;
+    // Another authority may sign by now than the one that its secret is derived from.
+    let mut by_all = authorities::all_with_keys(&state)?.into_iter();
+    let is_it = |token: &Token| to_hex(&token.record(0).secret_hash) == row.secret_hash;
+    let token = by_all.find_map(|by| Some(token_of(&by, parsed)).filter(is_it));
+    let token = token.ok_or_else(none)?;
     let text = String::from_utf8_lossy(token.text().expose()).into_owned();
     Ok(proto::CreateTokenResponse { text, token: Some(describe_token(id, row)) })
 }
@@ -243,19 +265,26 @@ async fn enrol(
         (TokenKind::Role(role), None) => (role, Places::default(), Vec::new()),
         (TokenKind::Pod, Some(pod)) => {
             let (pod, addresses) = join(&catalog, pod).await?;
-            let all = [Some(addresses.api), Some(addresses.peer), addresses.nbd];
-            let mut addresses: Vec<IpAddr> = all.iter().flatten().map(|at| at.ip()).collect();
-            addresses.sort_unstable();
-            addresses.dedup();
             let others = state.pods.iter().filter(|(other, _)| **other != pod);
             let others = others.map(|(_, record)| record.addresses.api.to_string()).collect();
-            (Role::Pod(pod), Places { addresses, names: Vec::new() }, others)
+            (Role::Pod(pod), places_of(&addresses), others)
         }
         _ => return Err(refused(Code::InvalidArgument, "the token is for something else")),
     };
     let subject = Subject { cluster: state.cluster.uid, role };
+    // A pod that has joined is waited for from now on, so it must know whom to trust by now.
+    let (state, _) = read(&catalog).await?;
     let issued = sign(&catalog, &state, &request.request, &subject, &places).await?;
     Ok(proto::EnrolResponse { api: others, ..issued })
+}
+
+/// Where clients may reach a pod.
+fn places_of(addresses: &Addresses) -> Places {
+    let all = [Some(addresses.api), Some(addresses.peer), addresses.nbd];
+    let mut addresses: Vec<IpAddr> = all.iter().flatten().map(|at| at.ip()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Places { addresses, names: Vec::new() }
 }
 
 async fn join(catalog: &Catalog, pod: proto::EnrolPod) -> Result<(PodId, Addresses), Failure> {
@@ -272,7 +301,20 @@ async fn join(catalog: &Catalog, pod: proto::EnrolPod) -> Result<(PodId, Address
     }
 }
 
+/// Asks the leader for a new certificate. The subject of the request was checked.
+pub async fn renew_on_leader(
+    node: &Arc<Node>,
+    request: Request<proto::RenewRequest>,
+) -> Result<Response<proto::EnrolResponse>, Status> {
+    let renew = |catalog, request| renew(node.clone(), catalog, request);
+    on_leader(node, request, renew, |channel, call| async move {
+        CredentialsClient::new(channel).renew(call).await
+    })
+    .await
+}
+
 async fn renew(
+    node: Arc<Node>,
     catalog: Arc<Catalog>,
     request: proto::RenewRequest,
 ) -> Result<proto::EnrolResponse, Failure> {
@@ -285,10 +327,11 @@ async fn renew(
         Role::Pod(pod) => {
             let record = state.pods.get(&pod);
             let record = record.ok_or_else(|| refused(Code::PermissionDenied, "no such pod"))?;
-            Places { addresses: vec![record.addresses.api.ip()], names: Vec::new() }
+            places_of(&record.addresses)
         }
         _ => Places::default(),
     };
+    authorities::check_renewal(&node, &state, &subject.role)?;
     sign(&catalog, &state, &request.request, &subject, &places).await
 }
 
@@ -300,7 +343,7 @@ async fn sign(
     subject: &Subject,
     places: &Places,
 ) -> Result<proto::EnrolResponse, Failure> {
-    let authority = authority_of(state)?;
+    let (number, authority) = authorities::signer(state)?;
     if request.len() > REQUEST_BYTES_MAX {
         return Err(refused(Code::InvalidArgument, "the request for a certificate is too long"));
     }
@@ -309,13 +352,14 @@ async fn sign(
     let read = Certificate::from_der(&der).map_err(|error| invalid(&error))?;
     let certificate = rows::Certificate {
         subject: subject.to_string(),
+        authority: number,
         expires_s: u64::try_from(read.not_after_s).unwrap_or(0),
         created_ms: now_s() * 1000,
     };
     catalog.propose(CatalogCommand::PutCertificate { serial: read.serial, certificate }).await?;
     Ok(proto::EnrolResponse {
         certificate: der.into(),
-        authority: authority.root().der().to_vec().into(),
+        authorities: authorities::trusted(state).into_iter().map(Into::into).collect(),
         api: Vec::new(),
     })
 }

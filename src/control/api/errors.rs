@@ -185,6 +185,14 @@ pub fn of_catalog(error: &CatalogError) -> Status {
         CatalogError::NoSuchToken { .. } => Refusal::new(Reason::NoSuchToken, text),
         CatalogError::NoSuchCertificate { .. } => Refusal::new(Reason::NoSuchCertificate, text),
         CatalogError::AuthorityExists => Refusal::new(Reason::AuthorityExists, text),
+        CatalogError::NoAuthority => Refusal::new(Reason::NoAuthority, text),
+        CatalogError::AuthorityInReplacement
+        | CatalogError::AuthorityNotInUse
+        | CatalogError::AuthorityInUse => Refusal::new(Reason::AuthorityInReplacement, text),
+        CatalogError::NoReplacement => Refusal::new(Reason::NoReplacement, text),
+        CatalogError::AuthorityReplaced => {
+            Refusal::new(Reason::AuthorityReplaced, format!("{text}; ask again")).passing()
+        }
         CatalogError::TooOld(_) | CatalogError::NoSuchLevel { .. } => {
             Refusal::new(Reason::VersionTooOld, text)
         }

@@ -3,6 +3,7 @@
 //! told when they are refused.
 
 pub mod attachments;
+mod authorities;
 pub mod catalog;
 pub mod catalog_admin;
 pub mod classes;

@@ -25,8 +25,8 @@ use crate::control::proto::volumes_client::VolumesClient;
 use crate::control::proto::volumes_server::Volumes;
 use crate::control::proto::{
     CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest,
-    ListVolumesRequest, ListVolumesResponse, UndeleteVolumeRequest, UpdateVolumeRequest, View,
-    Volume, WatchVolumesRequest, WatchVolumesResponse,
+    ListVolumesRequest, ListVolumesResponse, SetOpenRequest, UndeleteVolumeRequest,
+    UpdateVolumeRequest, View, Volume, WatchVolumesRequest, WatchVolumesResponse,
 };
 use crate::control::reason::Reason;
 use crate::control::state::growth::check_growth;
@@ -154,6 +154,24 @@ impl Volumes for VolumesService {
         .await
     }
 
+    async fn set_open(
+        &self,
+        mut request: Request<SetOpenRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let wanted = request.get_mut();
+        name_request(&mut wanted.request_id)?;
+        if wanted.uid.is_empty() {
+            wanted.uid = self.uid_of(&wanted.name).await?;
+        }
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| set_open(&self.node, catalog, request),
+            |channel, call| async move { VolumesClient::new(channel).set_open(call).await },
+        )
+        .await
+    }
+
     async fn delete(
         &self,
         mut request: Request<DeleteVolumeRequest>,
@@ -244,6 +262,18 @@ async fn undelete(
     let volume = named(&state, &name, &uid);
     let command = CatalogCommand::UndeleteVolume { request_id, name: name.clone(), volume };
     catalog.propose(command).await?;
+    get(node, &catalog, &name).await
+}
+
+async fn set_open(
+    node: &Node,
+    catalog: Arc<Catalog>,
+    request: SetOpenRequest,
+) -> Result<Volume, Failure> {
+    let SetOpenRequest { name, open, request_id, uid } = request;
+    let (state, _) = read(&catalog).await?;
+    let volume = named(&state, &name, &uid);
+    catalog.propose(CatalogCommand::SetOpen { request_id, volume, open }).await?;
     get(node, &catalog, &name).await
 }
 

@@ -123,7 +123,7 @@ impl Merge {
     pub fn add(&mut self, source: Source) -> Result<(), MergeError> {
         let Source { name, pod, is_complete, revision, rows } = source;
         let read = Rows::read(&name, rows)?;
-        let cluster = self.newer_cluster(&name, read.cluster)?;
+        let cluster = self.newer_cluster(&name, read.cluster, revision)?;
         (self.cluster, self.newest_revision) = (Some(cluster), self.newest_revision.max(revision));
         self.now_ms = self.now_ms.max(read.now_ms);
         let disks = pod.map(|pod| disks_of(pod, &read.others)).unwrap_or_default();
@@ -165,10 +165,15 @@ impl Merge {
         Ok(())
     }
 
-    /// The cluster's row of the newest history, when all of them are in one line. The feature level
+    /// The newest row of the cluster, when all histories are in one line. The feature level
     /// is the highest that any source knows: disks and links may be at it (rule
     /// `level-after-all-pods`).
-    fn newer_cluster(&self, name: &str, found: Cluster) -> Result<Cluster, MergeError> {
+    fn newer_cluster(
+        &self,
+        name: &str,
+        found: Cluster,
+        revision: u64,
+    ) -> Result<Cluster, MergeError> {
         let Some(known) = &self.cluster else { return Ok(found) };
         let name = name.to_owned();
         if found.uid != known.uid {
@@ -178,13 +183,11 @@ impl Merge {
             one.history == of.history || one.ancestors.contains(&of.history)
         };
         let level = known.level.max(found.level);
-        let newest = if descends(known, &found) {
-            known.clone()
-        } else if descends(&found, known) {
-            found
-        } else {
+        if !descends(known, &found) && !descends(&found, known) {
             return Err(MergeError::Fork { name, found: found.history, other: known.history });
-        };
+        }
+        // Those of a later history are greater.
+        let newest = if revision >= self.newest_revision { found } else { known.clone() };
         Ok(Cluster { level, ..newest })
     }
 

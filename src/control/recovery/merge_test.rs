@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::command::{CatalogCommand, Deletion};
+use crate::control::command::{AuthorityStep, CatalogCommand, Deletion, Hidden};
 use crate::control::state::rows::CatalogMember;
 use crate::control::state::view::view;
 use crate::level::Level;
@@ -99,7 +99,10 @@ fn pods_know_more_than_the_backup() {
     remove(&mut state, "old", &[1, 2, 3]);
     apply(&mut state, create_on("new", &[2, 3, 4]));
     let kept = state.volume_by_name("kept").unwrap().0;
-    apply(&mut state, CatalogCommand::SetOpen { volume: kept, open: false });
+    apply(
+        &mut state,
+        CatalogCommand::SetOpen { request_id: String::new(), volume: kept, open: false },
+    );
     let wanted = state.volumes[&kept].access.wanted;
     apply(&mut state, CatalogCommand::AccessIsSet { volume: kept, generation: wanted, shards: 1 });
     let publish = CatalogCommand::Publish {
@@ -164,6 +167,35 @@ fn the_feature_level_never_goes_back() {
     let pod = || told(&state, 1);
     assert_eq!(merged([backup.clone(), pod()]).state.cluster.level, next);
     assert_eq!(merged([pod(), backup]).state.cluster.level, next);
+}
+
+/// The authority was replaced after the backup: pods have certificates of the new one.
+#[test]
+fn the_newest_knowledge_of_authorities_counts_in_any_order() {
+    let mut state = cluster(PODS);
+    let authority = |certificate: &str| {
+        let (certificate, key) = (certificate.to_owned(), Hidden("00".to_owned()));
+        Authority { certificate, key, sealed: String::new(), created_ms: 0 }
+    };
+    apply(&mut state, CatalogCommand::SetAuthority { authority: authority("aa") });
+    let backup = state.clone();
+    apply(&mut state, CatalogCommand::ReplaceAuthority { authority: authority("bb") });
+    for step in [AuthorityStep::Switch, AuthorityStep::Finish] {
+        apply(&mut state, CatalogCommand::MoveAuthority { step });
+    }
+    let trusted = |merged: &Merged| {
+        let roots = merged.state.cluster.roots.iter().map(|root| root.certificate.clone());
+        let keys = merged.state.authorities.iter().map(|(number, _)| *number);
+        assert!(merged.state.cluster.others_trusted);
+        (roots.collect::<Vec<_>>(), keys.collect::<Vec<_>>())
+    };
+    let (old, new) = (|| copy(&backup), || told(&state, 1));
+    for sources in [[old(), new()], [new(), old()]] {
+        // Only the old key is known, and that signs nothing any more.
+        assert_eq!(trusted(&merged(sources)), (vec!["bb".to_owned()], vec![]));
+    }
+    assert_eq!(trusted(&merged([old(), copy(&state)])), (vec!["bb".to_owned()], vec![2]));
+    assert_eq!(trusted(&merged([old()])), (vec!["aa".to_owned()], vec![1]));
 }
 
 #[test]
@@ -266,7 +298,9 @@ fn command(step: &Step, number: u8, state: &CatalogState) -> Option<CatalogComma
         Step::Create(name, on) => create_on(&format!("v{name}"), on),
         Step::Delete(name) => delete(&format!("v{name}"), state),
         Step::Destroyed(disk) => destroyed(*disk, state),
-        Step::Close(name) => CatalogCommand::SetOpen { volume: of(*name)?, open: false },
+        Step::Close(name) => {
+            CatalogCommand::SetOpen { request_id: String::new(), volume: of(*name)?, open: false }
+        }
         Step::Publish(name, node) => CatalogCommand::Publish {
             request_id: String::new(),
             volume: of(*name)?,

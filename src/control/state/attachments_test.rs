@@ -199,7 +199,7 @@ fn a_volume_is_open_or_has_attachments() {
     let mut state = cluster(3);
     apply(&mut state, create_on("demo", &[1, 2, 3])).unwrap();
     assert!(apply(&mut state, publish(1, RWO, 11)).is_err());
-    let open = |open| CatalogCommand::SetOpen { volume: VOLUME, open };
+    let open = |open| CatalogCommand::SetOpen { request_id: String::new(), volume: VOLUME, open };
     apply(&mut state, open(false)).unwrap();
     assert_eq!(wanted(&state), set(1, &[]));
     assert!(!view(&state).volumes[0].open, "it is closed by its name at once");

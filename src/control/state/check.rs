@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::control::state::rows::{Counters, ShardRun, Volume};
+use crate::control::state::rows::{Authority, Counters, ShardRun, Volume};
 use crate::control::state::tables::Tables;
 use crate::limits::{SHARDS_MAX, VOLUME_BYTES_MAX};
 use crate::types::{AccessMode, MemberId, PodId, Uuid};
@@ -44,9 +44,21 @@ pub fn check(state: &Tables) -> Result<(), Contradiction> {
     holds(state.events.keys().all(|id| *id < event), "an event's number was never given")?;
     let mut classes = state.classes.values();
     holds(classes.all(|class| class.generation < COUNT_MAX), "a generation was used up")?;
+    check_authorities(state)?;
     check_volumes(state)?;
     check_attachments(state)?;
     check_shards(state, shard, member)
+}
+
+fn check_authorities(state: &Tables) -> Result<(), Contradiction> {
+    let roots = &state.cluster.roots;
+    let numbers: BTreeSet<u64> = roots.iter().map(|root| root.number).collect();
+    holds(roots.len() <= 2 && numbers.len() == roots.len(), "too many authorities are trusted")?;
+    holds(numbers.iter().all(|number| *number < COUNT_MAX), "an authority's number was used up")?;
+    let is_trusted = |(number, it): (&u64, &Authority)| {
+        roots.iter().any(|root| root.number == *number && root.certificate == it.certificate)
+    };
+    holds(state.authorities.iter().all(is_trusted), "an authority with a key is not trusted")
 }
 
 fn check_volumes(state: &Tables) -> Result<(), Contradiction> {

@@ -1,35 +1,14 @@
-//! Commands about the authority, tokens and certificates.
+//! Commands about tokens and certificates.
 
 use crate::control::command::Outcome;
 use crate::control::state::error::CatalogError;
-use crate::control::state::rows::{Authority, Certificate, Revoked, Token};
+use crate::control::state::rows::{Certificate, Revoked, Token};
 use crate::control::state::tables::{Object, Tables};
 
 /// Tokens that are not void, at most: they are for hours.
 const TOKENS_MAX: usize = 1000;
 /// Rows that have lost their meaning, of which one command removes so many.
 const FORGOTTEN_AT_ONCE: usize = 4;
-/// The one authority.
-pub const AUTHORITY: u64 = 1;
-
-/// The catalog gets the authority's key. It gets it once.
-pub(super) fn set_authority(
-    tables: &mut Tables,
-    authority: Authority,
-) -> Result<Outcome, CatalogError> {
-    match tables.authorities.get(&AUTHORITY) {
-        Some(known) if known.certificate == authority.certificate => {
-            // Its sealed form may have come to light since.
-            if known.sealed.is_empty() && !authority.sealed.is_empty() {
-                let now = Authority { sealed: authority.sealed, ..known.clone() };
-                tables.put(AUTHORITY, now);
-            }
-        }
-        Some(_) => return Err(CatalogError::AuthorityExists),
-        None => tables.put(AUTHORITY, authority),
-    }
-    Ok(Outcome::Done)
-}
 
 pub(super) fn put_token(
     tables: &mut Tables,
@@ -60,12 +39,19 @@ pub(super) fn put_certificate(
     now_ms: u64,
     serial: String,
     certificate: Certificate,
-) -> Outcome {
+) -> Result<Outcome, CatalogError> {
+    let signer = tables.cluster.roots.first().map(|root| root.number);
+    if signer != Some(certificate.authority) {
+        return Err(CatalogError::AuthorityReplaced);
+    }
     let now_s = now_ms / 1000;
-    forget(tables, move |certificate: &Certificate| certificate.expires_s < now_s);
+    let trusted: Vec<u64> = tables.cluster.roots.iter().map(|root| root.number).collect();
+    forget(tables, move |known: &Certificate| {
+        known.expires_s < now_s || !trusted.contains(&known.authority)
+    });
     forget(tables, move |revoked: &Revoked| revoked.expires_s < now_s);
     tables.put(serial, certificate);
-    Outcome::Done
+    Ok(Outcome::Done)
 }
 
 pub(super) fn revoke(
@@ -96,7 +82,7 @@ fn forget<T: Object>(tables: &mut Tables, is_over: impl Fn(&T) -> bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::command::{CatalogCommand, Hidden};
+    use crate::control::command::{Authority, AuthorityStep, CatalogCommand, Hidden};
     use crate::control::state::CatalogState;
     use crate::testing::catalog_fixture::first_pod;
 
@@ -107,7 +93,25 @@ mod tests {
     }
 
     fn certificate(subject: &str, expires_s: u64) -> Certificate {
-        Certificate { subject: format!("holdfast://c/{subject}"), expires_s, created_ms: 0 }
+        let subject = format!("holdfast://c/{subject}");
+        Certificate { subject, authority: 1, expires_s, created_ms: 0 }
+    }
+
+    fn put(serial: &str, subject: &str, expires_s: u64) -> CatalogCommand {
+        let certificate = certificate(subject, expires_s);
+        CatalogCommand::PutCertificate { serial: serial.to_owned(), certificate }
+    }
+
+    fn authority(certificate: &str) -> Authority {
+        let (certificate, key) = (certificate.to_owned(), Hidden("00".to_owned()));
+        Authority { certificate, key, sealed: String::new(), created_ms: 0 }
+    }
+
+    fn with_authority() -> CatalogState {
+        let mut state = first_pod();
+        let set = CatalogCommand::SetAuthority { authority: authority("aa") };
+        assert!(apply(&mut state, 1, set));
+        state
     }
 
     fn apply(state: &mut CatalogState, now_ms: u64, command: CatalogCommand) -> bool {
@@ -115,23 +119,6 @@ mod tests {
         let rows: Vec<_> = state.rows().collect();
         assert_eq!(CatalogState::from_rows(rows).unwrap(), *state);
         is_done
-    }
-
-    #[test]
-    fn the_authority_is_set_once_and_its_key_is_not_shown() {
-        let mut state = first_pod();
-        let authority = |certificate: &str| Authority {
-            certificate: certificate.to_owned(),
-            key: Hidden("5ec2e7".to_owned()),
-            sealed: String::new(),
-            created_ms: 0,
-        };
-        let set = |certificate| CatalogCommand::SetAuthority { authority: authority(certificate) };
-        assert!(!format!("{:?} {}", set("aa"), set("aa")).contains("5ec2e7"));
-        assert!(apply(&mut state, 1, set("aa")) && apply(&mut state, 2, set("aa")));
-        assert!(!apply(&mut state, 3, set("bb")));
-        assert_eq!(state.authorities[&AUTHORITY].certificate, "aa");
-        assert!(!format!("{state:?}").contains("5ec2e7"));
     }
 
     #[test]
@@ -178,11 +165,7 @@ mod tests {
 
     #[test]
     fn a_persons_certificate_can_be_revoked_until_it_would_have_ended() {
-        let mut state = first_pod();
-        let put = |serial: &str, subject, expires_s| CatalogCommand::PutCertificate {
-            serial: serial.to_owned(),
-            certificate: certificate(subject, expires_s),
-        };
+        let mut state = with_authority();
         let revoke = |serial: &str| CatalogCommand::RevokeCertificate { serial: serial.to_owned() };
         assert!(apply(&mut state, 1, put("1a", "admin/a", 10)));
         assert!(apply(&mut state, 1, put("2b", "pod/1", 10)));
@@ -191,5 +174,24 @@ mod tests {
         assert_eq!(state.revoked.len(), 1);
         assert!(apply(&mut state, 11_000, put("4d", "admin/a", 100)));
         assert_eq!((state.revoked.len(), state.certificates.len()), (0, 1));
+    }
+    #[test]
+    fn a_replaced_authority_signs_nothing_more_and_what_it_signed_is_forgotten() {
+        let mut state = with_authority();
+        assert!(apply(&mut state, 1, put("1a", "admin/a", 10)));
+        let replace = CatalogCommand::ReplaceAuthority { authority: authority("bb") };
+        let step = |step| CatalogCommand::MoveAuthority { step };
+        assert!(apply(&mut state, 1, replace) && apply(&mut state, 1, put("2b", "pod/1", 10)));
+        assert!(apply(&mut state, 1, step(AuthorityStep::Switch)));
+        assert!(!apply(&mut state, 1, put("3c", "admin/c", 10)), "signed before the switch");
+        let by_new = |serial: &str| CatalogCommand::PutCertificate {
+            serial: serial.to_owned(),
+            certificate: Certificate { authority: 2, ..certificate("admin/d", 10) },
+        };
+        assert!(apply(&mut state, 1, by_new("4d")));
+        assert_eq!(state.certificates.len(), 3);
+        assert!(apply(&mut state, 1, step(AuthorityStep::Finish)));
+        assert!(apply(&mut state, 1, by_new("5e")));
+        assert_eq!(state.certificates.len(), 2);
     }
 }

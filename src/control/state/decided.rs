@@ -50,7 +50,13 @@ impl Diff<'_> {
                     _ => {}
                 }
             }
-            RowKey::Authority(_) => self.of_cluster(Happened::AuthoritySet, String::new()),
+            RowKey::Authority(number) => {
+                // Otherwise the cluster's row tells.
+                let is_root = |of: &Tables| of.cluster.roots.iter().any(|it| it.number == *number);
+                if is_root(self.before) && is_root(self.now) {
+                    self.of_cluster(Happened::AuthoritySet, String::new());
+                }
+            }
             RowKey::Token(id) => match self.now.tokens.get(id) {
                 Some(token) => {
                     self.of_cluster(Happened::TokenMade, format!("{id}, for {}", token.kind));
@@ -77,11 +83,29 @@ impl Diff<'_> {
                 if before != now {
                     self.of_cluster(Happened::LevelRaised, format!("from {before} to {now}"));
                 }
+                self.roots();
             }
             // A shard is as its volume is, and the others are not objects of the API.
             RowKey::Shard(_) => {}
             RowKey::Head | RowKey::Answered(_) | RowKey::Event(_) => {}
         }
+    }
+
+    fn roots(&mut self) {
+        let numbers =
+            |of: &Tables| -> Vec<u64> { of.cluster.roots.iter().map(|root| root.number).collect() };
+        let (before, now) = (numbers(self.before), numbers(self.now));
+        let (happened, number) = match (&before[..], &now[..]) {
+            ([], [number]) => (Happened::AuthoritySet, *number),
+            ([old], [signs, number]) if old == signs => (Happened::AuthorityAdded, *number),
+            ([old, new], [signs, _]) if new == signs && old != new => {
+                (Happened::AuthoritySwitched, *signs)
+            }
+            ([_, retired], [signs]) if signs > retired => (Happened::AuthorityRetired, *retired),
+            ([_, abandoned], [_]) => (Happened::AuthorityAbandoned, *abandoned),
+            _ => return,
+        };
+        self.of_cluster(happened, format!("number {number}"));
     }
 
     fn node(&mut self, name: &str) {

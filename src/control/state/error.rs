@@ -98,6 +98,18 @@ pub enum CatalogError {
     BadRequestId,
     #[error("the cluster has another authority")]
     AuthorityExists,
+    #[error("the catalog has no authority that could be replaced")]
+    NoAuthority,
+    #[error("another authority is being introduced; finish that, or abandon it")]
+    AuthorityInReplacement,
+    #[error("no authority is being replaced")]
+    NoReplacement,
+    #[error("the new authority does not sign yet, so the old one is still needed")]
+    AuthorityNotInUse,
+    #[error("the new authority has signed; finish its introduction instead")]
+    AuthorityInUse,
+    #[error("the authority that signed was replaced meanwhile")]
+    AuthorityReplaced,
     #[error("there are too many tokens; revoke some")]
     TooManyTokens,
     #[error("there is no token {id:?}")]

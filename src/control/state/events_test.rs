@@ -52,7 +52,11 @@ fn the_life_of_a_volume_is_told() {
         shards: 1,
     };
     if state.volumes[&VOLUME].access.open {
-        apply(&mut state, 3, CatalogCommand::SetOpen { volume: VOLUME, open: false });
+        apply(
+            &mut state,
+            3,
+            CatalogCommand::SetOpen { request_id: String::new(), volume: VOLUME, open: false },
+        );
         apply(&mut state, 3, is_set(1));
     }
     let before = reasons(&state, "volume", "demo").len();

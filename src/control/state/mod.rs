@@ -13,9 +13,10 @@
 
 mod attachments;
 pub mod audience;
+mod authority;
 pub mod check;
 mod classes;
-pub mod credentials;
+mod credentials;
 mod decided;
 pub mod error;
 pub mod events;
@@ -106,7 +107,16 @@ impl CatalogState {
         tables.head.next = rows::Counters { pod, volume, shard, member, request, event };
         let (ancestors, restores, created_ms) = (Vec::new(), 0, now_ms);
         let level = NEWEST;
-        tables.put_cluster(Cluster { uid, history, ancestors, restores, level, created_ms });
+        tables.put_cluster(Cluster {
+            uid,
+            history,
+            ancestors,
+            restores,
+            level,
+            roots: Vec::new(),
+            others_trusted: false,
+            created_ms,
+        });
         for (name, replicas, failure_domain) in FIRST_CLASSES {
             let (failure_domain, overcommit_percent) = (failure_domain.to_owned(), 200);
             let class =
@@ -257,7 +267,12 @@ fn carry_out(
                 Ok(attachments::unpublish(tables, volume, &node))
             })
         }
-        CatalogCommand::SetOpen { volume, open } => attachments::set_open(tables, volume, open),
+        CatalogCommand::SetOpen { request_id, volume, open } => {
+            let content = content(&("set open", volume, open));
+            once(tables, now_ms, request_id, content, |tables| {
+                attachments::set_open(tables, volume, open)
+            })
+        }
         CatalogCommand::DeclareLost { node, boot_id } => {
             attachments::declare_lost(tables, &node, &boot_id)
         }
@@ -293,7 +308,9 @@ fn carry_out(
             let content = content(&("delete class", &name));
             once(tables, now_ms, request_id, content, |tables| classes::delete(tables, &name))
         }
-        CatalogCommand::SetAuthority { authority } => credentials::set_authority(tables, authority),
+        CatalogCommand::SetAuthority { authority } => authority::set(tables, authority),
+        CatalogCommand::ReplaceAuthority { authority } => authority::replace(tables, authority),
+        CatalogCommand::MoveAuthority { step } => authority::step(tables, step),
         CatalogCommand::PutToken { request_id, id, token } => {
             let content = content(&("token", &token.kind));
             once(tables, now_ms, request_id, content, |tables| {
@@ -307,7 +324,7 @@ fn carry_out(
             })
         }
         CatalogCommand::PutCertificate { serial, certificate } => {
-            Ok(credentials::put_certificate(tables, now_ms, serial, certificate))
+            credentials::put_certificate(tables, now_ms, serial, certificate)
         }
         CatalogCommand::RevokeCertificate { serial } => credentials::revoke(tables, now_ms, serial),
         CatalogCommand::Created { volumes } => Ok(volumes::confirm_created(tables, &volumes)),

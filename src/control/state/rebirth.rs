@@ -8,6 +8,7 @@
 
 use bytes::Bytes;
 
+use crate::control::state::authority::keep_trusted;
 use crate::control::state::check::check;
 use crate::control::state::events::record;
 use crate::control::state::happened::Happened;
@@ -58,8 +59,11 @@ impl CatalogState {
             false => first_numbers(restores),
         };
         tables.head = Head { revision: restores * NUMBERS_PER_HISTORY, next: first, now_ms };
-        let cluster = Cluster { history, ancestors, restores, ..tables.cluster.clone() };
+        let others_trusted = !tables.cluster.roots.is_empty();
+        let cluster =
+            Cluster { history, ancestors, restores, others_trusted, ..tables.cluster.clone() };
         tables.put_cluster(cluster);
+        keep_trusted(&mut tables);
         let member = MemberId(take(&mut tables.head.next.member));
         tables.put(member, CatalogMember { pod });
         ask_shards(&mut tables, restores * NUMBERS_PER_HISTORY, now_ms);

@@ -92,7 +92,13 @@ fn a_deleted_volume_is_kept_and_used_by_nobody() {
     let gone = Err(CatalogError::VolumeDeleted { name: "demo".to_owned() });
     assert_eq!(apply(&mut state, create_on("demo", &[1, 2, 3])), gone);
     assert_eq!(apply(&mut state, publish(1, 11)), gone);
-    assert_eq!(apply(&mut state, CatalogCommand::SetOpen { volume: VOLUME, open: false }), gone);
+    assert_eq!(
+        apply(
+            &mut state,
+            CatalogCommand::SetOpen { request_id: String::new(), volume: VOLUME, open: false }
+        ),
+        gone
+    );
     // To delete it again changes nothing, not even its time.
     let before = state.clone();
     apply_at(&mut state, 9_000, delete(DAY_MS)).unwrap();

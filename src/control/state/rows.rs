@@ -75,7 +75,22 @@ pub struct Cluster {
     pub restores: u64,
     /// The feature level that all pods have to support.
     pub level: Level,
+    /// The authorities whose certificates are accepted. The first one signs. Two while one is
+    /// replaced; none where pods have no certificates.
+    pub roots: Vec<TrustedRoot>,
+    /// Pods may trust others, too, and keep them: a catalog that was restored does not know what was
+    /// signed after its backup.
+    pub others_trusted: bool,
     pub created_ms: u64,
+}
+
+/// An authority that is trusted. All pods are told of it; its key is a row of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustedRoot {
+    pub number: u64,
+    /// DER, hexadecimal.
+    pub certificate: String,
 }
 
 /// A machine on which volumes are used.

@@ -384,9 +384,11 @@ fn command_of(state: &CatalogState, step: &Step, at: usize) -> CatalogCommand {
                 state.volumes.get(&volume).map_or(Generation(0), |row| row.access.wanted);
             CatalogCommand::AccessIsSet { volume, generation, shards: *shards }
         }
-        Step::SetOpen(name, open) => {
-            CatalogCommand::SetOpen { volume: id_of(state, *name), open: *open }
-        }
+        Step::SetOpen(name, open) => CatalogCommand::SetOpen {
+            request_id: String::new(),
+            volume: id_of(state, *name),
+            open: *open,
+        },
         Step::Publish { name, node } => CatalogCommand::Publish {
             request_id: String::new(),
             volume: id_of(state, *name),

@@ -11,11 +11,12 @@ use rpds::RedBlackTreeMapSync;
 
 use crate::control::state::rows::{
     Attachment, AttachmentKey, CatalogMember, Class, Cluster, Disk, Node, Pod, Revoked, RowError,
-    RowKey, Shard, Volume, decode_row, encode_row,
+    RowKey, Shard, TrustedRoot, Volume, decode_row, encode_row,
 };
 use crate::control::state::tables::Object;
 use crate::control::state::view::{view_pod, view_volume};
 use crate::control::sync::update::{Part, Position, Update};
+use crate::control::trusting::Told;
 use crate::planted::planted;
 use crate::types::{AttachmentId, MemberId, PodId, ShardId, Uuid, VolumeId};
 use crate::view::{ClusterView, DiskView, VolumeView};
@@ -115,6 +116,11 @@ impl Mirror {
     /// The serials of certificates that are void before their time.
     pub fn revoked(&self) -> Vec<String> {
         self.revoked.keys().cloned().collect()
+    }
+
+    /// The authorities.
+    pub fn roots(&self) -> Told<TrustedRoot> {
+        Told { roots: self.cluster.roots.clone(), others: self.cluster.others_trusted }
     }
 
     /// Everything that is here, as an update for an empty mirror.

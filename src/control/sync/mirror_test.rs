@@ -239,7 +239,10 @@ fn volumes_come_and_go() {
     assert_eq!(volumes_in(&update), (no_wants(), set(other)));
 
     // The volume is attached to its node.
-    apply(&mut state, CatalogCommand::SetOpen { volume: other, open: false });
+    apply(
+        &mut state,
+        CatalogCommand::SetOpen { request_id: String::new(), volume: other, open: false },
+    );
     let (node, mode, uid) = ("node-2".to_owned(), AccessMode::Raw, Uuid([5; 16]));
     apply(
         &mut state,
@@ -283,7 +286,10 @@ fn two_followers_of_one_mirror() {
     let mut own = resumed(&mirror, POD, BTreeSet::from([other]));
     let wanted = own.next(&state, Idle::Now).unwrap();
     mirror.take(&wanted).unwrap();
-    apply(&mut state, CatalogCommand::SetOpen { volume: other, open: false });
+    apply(
+        &mut state,
+        CatalogCommand::SetOpen { request_id: String::new(), volume: other, open: false },
+    );
     let unaware = stream.next(&state, Idle::Now).unwrap();
     let refused = match mirror.take(&unaware) {
         Ok(()) => false,
@@ -453,7 +459,9 @@ fn command_of(step: &Step, state: &CatalogState) -> CatalogCommand {
             let members = doomed.filter(|it| it.0 == disk).map(|it| it.1).collect();
             CatalogCommand::Destroyed { disk, members }
         }
-        Step::SetOpen(name, open) => CatalogCommand::SetOpen { volume: id(name), open: *open },
+        Step::SetOpen(name, open) => {
+            CatalogCommand::SetOpen { request_id: String::new(), volume: id(name), open: *open }
+        }
         Step::Publish(name, node) => CatalogCommand::Publish {
             request_id: String::new(),
             volume: id(name),
