@@ -19,7 +19,7 @@ use holdfast::control::catalog_member::Outbound;
 use holdfast::control::command::{Addresses, CatalogCommand, NewDisk, NewNode, NewVolume, Outcome};
 use holdfast::control::membership::first;
 use holdfast::control::placement::{Wish, layout, place_on_pods};
-use holdfast::control::reports::{Heard, Reports};
+use holdfast::control::reports::{Also, Heard, Reports};
 use holdfast::control::state::audience::{audience, volumes_of};
 use holdfast::control::state::rows::encode_row;
 use holdfast::control::state::{CatalogState, NewCluster};
@@ -359,7 +359,7 @@ fn reconnect(state: &mut CatalogState, size: &Size) {
     for number in 0..100 {
         let volume = VolumeId(mix64(number) % size.volumes + 1);
         let open = !state.volumes[&volume].access.open;
-        state.apply(1, CatalogCommand::SetOpen { volume, open });
+        state.apply(1, CatalogCommand::SetOpen { request_id: String::new(), volume, open });
     }
     let none = BTreeSet::new;
     let nothing = |pod| Follower::new(PodId(pod), Position::default(), none(), none());
@@ -412,7 +412,7 @@ async fn streams(catalog: &Arc<Catalog>, size: &Size) {
         for number in 0..1_000 {
             let volume = VolumeId(mix64(number) % size.volumes + 1);
             let open = !state_of(catalog).volumes[&volume].access.open;
-            let command = CatalogCommand::SetOpen { volume, open };
+            let command = CatalogCommand::SetOpen { request_id: String::new(), volume, open };
             // A volume with an attachment stays closed.
             let _outcome = catalog.propose(command).await;
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -446,7 +446,7 @@ fn scan(state: &mut CatalogState, size: &Size) {
     for number in 0..commands {
         let volume = VolumeId(mix64(number) % size.volumes + 1);
         let open = !state.volumes[&volume].access.open;
-        state.apply(1, CatalogCommand::SetOpen { volume, open });
+        state.apply(1, CatalogCommand::SetOpen { request_id: String::new(), volume, open });
         let began = Instant::now();
         for follower in &mut told {
             if let Some(update) = follower.next(state, Idle::Later) {

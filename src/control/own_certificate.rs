@@ -1,5 +1,5 @@
-//! This pod's own certificate follows the authorities of the cluster ([`crate::control::trusting`]):
-//! the pod trusts those that the catalog names, and gets a new certificate when another one signs.
+//! This pod's own certificate follows the cluster's authorities ([`crate::control::trusting`]): the
+//! pod trusts those that the catalog names, and gets a new certificate when another one signs.
 
 use std::sync::Arc;
 use std::time::Duration;

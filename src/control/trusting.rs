@@ -289,8 +289,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
-        /// Whatever happens, all pods accept each other; and in the end a replacement that was begun
-        /// can be finished.
+        /// Whatever happens, all pods accept each other; and in the end a replacement that was
+        /// begun can be finished.
         #[test]
         fn pods_accept_each_other(events in proptest::collection::vec(event(), 0..60)) {
             let mut model = Model::new();

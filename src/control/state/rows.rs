@@ -78,7 +78,7 @@ pub struct Cluster {
     /// The authorities whose certificates are accepted. The first one signs. Two while one is
     /// replaced; none where pods have no certificates.
     pub roots: Vec<TrustedRoot>,
-    /// Pods may trust others, too, and keep them: a catalog that was restored does not know what was
+    /// Pods may trust others, too, and keep them: a catalog that was restored does not know who has
     /// signed after its backup.
     pub others_trusted: bool,
     pub created_ms: u64,
