@@ -108,13 +108,14 @@ fn make(directory: &Path, cluster: Uuid) -> anyhow::Result<()> {
     let key = recovery.text();
     let key = std::str::from_utf8(key.expose()).expect("digits and dashes");
     make_private_directory(directory)?;
-    write_private(&directory.join(SEALED), &sealed)?;
-    store_authority(directory, &authority)?;
     output::line(&format!(
         "The recovery key of the new authority, shown this once. Keep it apart from {}:\n\n    \
          {key}\n",
         directory.display()
     ))?;
+    // An authority that is there has a recovery key that somebody has seen.
+    write_private(&directory.join(SEALED), &sealed)?;
+    store_authority(directory, &authority)?;
     Ok(())
 }
 

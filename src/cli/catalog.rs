@@ -157,11 +157,9 @@ fn read_recovery_key(file: &Path) -> anyhow::Result<RecoveryKey> {
 /// Opens the authority's key in a backup. Returns a note for who has to know that it stays sealed.
 fn open_authority(copy: &mut Copy, key: Option<&RecoveryKey>) -> anyhow::Result<String> {
     let cluster = copy.head.cluster;
-    let (mut is_open, mut failed) = (false, None);
+    let (mut is_open, mut failed) = (false, Vec::new());
     for (row_key, row) in &mut copy.rows {
-        if !matches!(row_key, RowKey::Authority(_)) {
-            continue;
-        }
+        let RowKey::Authority(number) = *row_key else { continue };
         let (revision, mut authority) = decode_row::<Authority>(row_key, row)?;
         let Some(key) = key else {
             return Ok(
@@ -170,22 +168,25 @@ fn open_authority(copy: &mut Copy, key: Option<&RecoveryKey>) -> anyhow::Result<
                     .to_owned(),
             );
         };
-        let sealed = bytes_from_hex(&authority.sealed).filter(|sealed| !sealed.is_empty());
-        let sealed = sealed.context("the backup has no sealed key of an authority")?;
         // While an authority was replaced there were two, with a recovery key each.
+        let sealed = bytes_from_hex(&authority.sealed).unwrap_or_default();
         match key.open(cluster, &sealed) {
             Ok(opened) => authority.key = Hidden(to_hex(opened.expose())),
             Err(error) => {
-                failed = Some(error);
+                failed.push((number, error));
                 continue;
             }
         }
         is_open = true;
         *row = encode_row(revision, &authority);
     }
-    match failed {
-        Some(error) if !is_open => Err(error.into()),
-        _ => Ok(String::new()),
+    let Some((number, error)) = failed.pop() else { return Ok(String::new()) };
+    match is_open {
+        false => Err(error).context("the recovery key opens no authority of the backup"),
+        true => Ok(format!(
+            "\nThe key of authority {number} stays sealed: it has another recovery key. If that one \
+             is to sign, follow docs/security.md.\n"
+        )),
     }
 }
 

@@ -181,6 +181,8 @@ pub enum CatalogCommand {
     /// The next step of a replacement.
     MoveAuthority {
         step: AuthorityStep,
+        /// Revision of the cluster's row that it was decided on.
+        based_on: u64,
     },
     PutToken {
         request_id: String,
@@ -271,7 +273,7 @@ impl fmt::Display for CatalogCommand {
             }
             CatalogCommand::SetAuthority { .. } => f.write_str("the catalog gets the authority"),
             CatalogCommand::ReplaceAuthority { .. } => f.write_str("a new authority is trusted"),
-            CatalogCommand::MoveAuthority { step } => f.write_str(match step {
+            CatalogCommand::MoveAuthority { step, .. } => f.write_str(match step {
                 AuthorityStep::Switch => "the new authority signs",
                 AuthorityStep::Finish => "the old authority is trusted no more",
                 AuthorityStep::Abandon => "the new authority is trusted no more",

@@ -27,6 +27,8 @@ use crate::control::sync::update::{Position, Update};
 use crate::control::sync::wants::{Full, Wants};
 use crate::control::trusting::{Told, Trusting};
 use crate::io::clock;
+use crate::security::certificate::Root;
+use crate::security::trust::Trust;
 use crate::types::{MemberId, Mono, PodId, Uuid, VolumeId};
 use crate::view::{ClusterView, PodReport};
 use crate::worker::Question;
@@ -68,8 +70,10 @@ pub struct Node {
     pub disks: watch::Sender<Option<Vec<NewDisk>>>,
     /// Why this pod's member of the catalog does not run, until it does again.
     pub catalog_lost: watch::Sender<Option<String>>,
-    /// Whom this pod trusts by now.
+    /// Whom this pod trusts by now, as it tells the leader.
     pub trusting: watch::Sender<Trusting>,
+    /// Set once, when this pod has a certificate.
+    trust: OnceLock<Trust>,
     /// Room for rounds that other pods are asked for.
     pub helps: Semaphore,
     /// Wakes the leader's reconciler.
@@ -120,6 +124,7 @@ impl Node {
             disks: watch::Sender::new(None),
             catalog_lost: watch::Sender::new(None),
             trusting: watch::Sender::default(),
+            trust: OnceLock::new(),
             helps: Semaphore::new(HELPS_MAX),
             data_path: OnceLock::new(),
             wake: Notify::new(),
@@ -318,6 +323,17 @@ impl Node {
     /// The serials of certificates that are void before their time, as far as this pod knows.
     pub fn revoked(&self) -> Vec<String> {
         self.mirror().0.revoked()
+    }
+
+    /// Whom this pod trusts, from now on.
+    pub fn use_trust(&self, trust: Trust) {
+        // There is one in the life of a pod.
+        let _first = self.trust.set(trust);
+    }
+
+    /// The authorities that this pod trusts.
+    pub fn trusted_roots(&self) -> Vec<Root> {
+        self.trust.get().map(Trust::roots).unwrap_or_default()
     }
 
     /// What the catalog says of authorities, and the revision that this pod has followed.

@@ -39,58 +39,99 @@ enum KeepError {
 /// Does what is due, for as long as the pod runs.
 pub async fn keep_certificate(node: Arc<Node>, tls: Tls) {
     let mut views = node.view.subscribe();
-    let paths = Paths::of_pod(&node.data());
-    let mut own = match paths.load() {
-        Ok(own) => own,
-        Err(error) => {
-            tracing::error!("this pod's certificate is not kept up to date: {}", chain(&error));
-            sleep(AGAIN_AFTER).await;
-            return;
-        }
-    };
+    let mut keeper = None;
+    let mut said = String::new();
     loop {
         views.borrow_and_update();
-        match step(&node, &tls, &paths, &own).await {
-            Ok(Some(next)) => own = next,
+        let done = match &mut keeper {
+            None => Keeper::open(&node).map(|opened| {
+                keeper = Some(opened);
+                true
+            }),
+            Some(keeper) => keeper.step(&node, &tls).await,
+        };
+        match done {
+            Ok(true) => {}
             // The sender lives as long as this pod.
-            Ok(None) => drop(views.changed().await),
+            Ok(false) => drop(views.changed().await),
             Err(error) => {
-                tracing::warn!("this pod's certificate is not up to date: {}", chain(&error));
+                let text = chain(&error);
+                if text != said {
+                    tracing::warn!("this pod's certificate is not up to date: {text}");
+                    said = text;
+                }
                 sleep(AGAIN_AFTER).await;
             }
         }
     }
 }
 
-/// Does one thing that is due, and returns what this pod has then; `None`: nothing was due.
-async fn step(
-    node: &Arc<Node>,
-    tls: &Tls,
-    paths: &Paths,
-    own: &Credentials,
-) -> Result<Option<Credentials>, KeepError> {
-    let (revision, told) = node.told_roots();
-    let next = match due(own.issuer(), own.roots(), &read(&told)?) {
-        Due::Trust(roots) => {
-            let (next, paths) = (own.with_roots(roots).map_err(EnrolError::from)?, paths.clone());
-            let roots = next.roots().to_vec();
-            spawn_blocking(move || paths.store_roots(&roots)).await??;
-            tls.trust().set_roots(next.roots().to_vec());
-            tracing::info!("this pod trusts {} authorities now", next.roots().len());
-            Some(next)
+/// What this pod has.
+struct Keeper {
+    paths: Paths,
+    own: Credentials,
+    /// A certificate that was signed, and is not stored yet.
+    signed: Option<Credentials>,
+    /// What the catalog said last, as it said it and as it is read.
+    told: (Told<TrustedRoot>, Told<Root>),
+}
+
+impl Keeper {
+    fn open(node: &Node) -> Result<Keeper, KeepError> {
+        let paths = Paths::of_pod(&node.data());
+        let own = paths.load()?;
+        Ok(Keeper { paths, own, signed: None, told: Default::default() })
+    }
+
+    /// Does one thing that is due; false: nothing is.
+    async fn step(&mut self, node: &Arc<Node>, tls: &Tls) -> Result<bool, KeepError> {
+        let (revision, told) = node.told_roots();
+        if told != self.told.0 {
+            self.told = (told.clone(), read(&told)?);
         }
-        due => {
-            tell(node, revision, own);
-            match due {
-                Due::Renew => Some(renew(node, paths, own).await?),
-                Due::Nothing | Due::Trust(_) => None,
+        match due(self.own.issuer(), self.own.roots(), &self.told.1) {
+            Due::Trust(roots) => {
+                let next = self.own.with_roots(roots).map_err(EnrolError::from)?;
+                let (paths, roots) = (self.paths.clone(), next.roots().to_vec());
+                spawn_blocking(move || paths.store_roots(&roots)).await??;
+                tls.trust().set_roots(next.roots().to_vec());
+                tracing::info!("this pod trusts {} authorities now", next.roots().len());
+                self.take(tls, next)?;
+                Ok(true)
+            }
+            Due::Renew => {
+                tell(node, revision, &self.own);
+                let signed = self.signed.take().filter(|it| it.issuer() == self.signer());
+                let next = match signed {
+                    Some(signed) => signed.with_roots(self.own.roots().to_vec()),
+                    None => Ok(renewed(node, &self.own).await?),
+                };
+                let next = next.map_err(EnrolError::from)?;
+                self.signed = Some(next.clone());
+                let (paths, stored) = (self.paths.clone(), next.clone());
+                spawn_blocking(move || paths.store(&stored)).await??;
+                self.signed = None;
+                tracing::info!("this pod has a certificate of the authority that signs now");
+                self.take(tls, next)?;
+                Ok(true)
+            }
+            Due::Nothing => {
+                tell(node, revision, &self.own);
+                Ok(false)
             }
         }
-    };
-    if let Some(next) = &next {
-        tls.present(next).map_err(EnrolError::from)?;
     }
-    Ok(next)
+
+    fn signer(&self) -> &Root {
+        &self.told.1.roots[0]
+    }
+
+    /// Presents what is stored.
+    fn take(&mut self, tls: &Tls, next: Credentials) -> Result<(), KeepError> {
+        tls.present(&next).map_err(EnrolError::from)?;
+        self.own = next;
+        Ok(())
+    }
 }
 
 fn read(told: &Told<TrustedRoot>) -> Result<Told<Root>, CertificateError> {
@@ -116,22 +157,14 @@ fn tell(node: &Node, revision: u64, own: &Credentials) {
 }
 
 /// Gets a certificate of the authority that signs. The old one stays trusted.
-async fn renew(
-    node: &Arc<Node>,
-    paths: &Paths,
-    own: &Credentials,
-) -> Result<Credentials, KeepError> {
-    let (key, request) = request().map_err(EnrolError::from)?;
+async fn renewed(node: &Arc<Node>, own: &Credentials) -> Result<Credentials, EnrolError> {
+    let (key, request) = request()?;
     let asked = RenewRequest { request: request.into(), subject: own.subject().to_string() };
     let answer = renew_on_leader(node, Request::new(asked)).await.map_err(EnrolError::Refused)?;
     let certificate = answer.into_inner().certificate.to_vec();
-    let next = Credentials::new(certificate, key, own.roots().to_vec());
-    let next = next.map_err(EnrolError::from)?;
-    if next.subject() != own.subject() {
-        return Err(EnrolError::OtherSubject(next.subject().to_string()).into());
+    let next = Credentials::new(certificate, key, own.roots().to_vec())?;
+    match next.subject() == own.subject() {
+        true => Ok(next),
+        false => Err(EnrolError::OtherSubject(next.subject().to_string())),
     }
-    let (paths, stored) = (paths.clone(), next.clone());
-    spawn_blocking(move || paths.store(&stored)).await??;
-    tracing::info!("this pod has a certificate of the authority that signs now");
-    Ok(next)
 }

@@ -99,6 +99,8 @@ reasons! {
         "no authority is being replaced",
     AuthorityReplaced "AUTHORITY_REPLACED" Aborted
         "the authority was replaced meanwhile; ask again",
+    AuthorityRetired "AUTHORITY_RETIRED" FailedPrecondition
+        "the authority was retired before, or is too much like a trusted one",
     PodsNotReady "PODS_NOT_READY" FailedPrecondition
         "some pods do not trust the new authority yet, or still use the old one",
     CertificatesInUse "CERTIFICATES_IN_USE" FailedPrecondition

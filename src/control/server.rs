@@ -144,6 +144,7 @@ impl Server {
         }
         load_mirror(&node);
         if let Some(trust) = &trust {
+            node.use_trust(trust.clone());
             trust_pods_of(&node.view.borrow(), trust);
             trust.set_revoked(node.revoked());
         }

@@ -131,8 +131,14 @@ pub async fn give_authority(node: Arc<Node>, directory: PathBuf) {
             Err(_) => sleep(LEAD_LOOK).await,
         }
     }
-    match std::fs::remove_file(&file) {
-        Ok(()) => tracing::info!("the catalog has the authority's key"),
-        Err(error) => tracing::warn!("could not remove {}: {error}", file.display()),
+    // Another key may come here later, and must not be taken for what this one seals.
+    for file in [directory.join(SEALED), file] {
+        match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!("could not remove {}: {error}", file.display());
+            }
+            _ => {}
+        }
     }
+    tracing::info!("the catalog has the authority's key");
 }

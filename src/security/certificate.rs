@@ -121,6 +121,11 @@ impl Root {
         self.name == held.issuer
     }
 
+    /// True for another authority that has the same name or key.
+    pub fn is_mistaken_for(&self, other: &Root) -> bool {
+        self.der != other.der && (self.name == other.name || self.public_key == other.public_key)
+    }
+
     /// True when this (the bits of a P-256 key) is its public key.
     pub fn has_public_key(&self, key: &[u8]) -> bool {
         self.public_key == key

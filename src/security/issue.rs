@@ -64,15 +64,19 @@ pub fn leave_key(directory: &Path, authority: &Authority) -> Result<(), IssueErr
     Ok(write_private(&key, pem("PRIVATE KEY", authority.key_der().expose()).expose())?)
 }
 
-/// Loads an authority.
+/// Loads an authority. Of several certificates it is the one that the key belongs to.
 pub fn load_authority(directory: &Path) -> Result<Authority, IssueError> {
     let [certificate, key] = files(directory);
     let content = |path: &Path| IssueError::Content { path: path.to_owned() };
-    let der = CertificateDer::from_pem_slice(read_private(&certificate)?.expose())
-        .map_err(|_| content(&certificate))?;
+    let pem = read_private(&certificate)?;
+    let ders = CertificateDer::pem_slice_iter(pem.expose()).collect::<Result<Vec<_>, _>>();
+    let ders = ders.map_err(|_| content(&certificate))?;
     let pkcs8 = PrivatePkcs8KeyDer::from_pem_slice(read_private(&key)?.expose())
         .map_err(|_| content(&key))?;
-    Ok(Authority::from_parts(&der, Secret::new(pkcs8.secret_pkcs8_der()))?)
+    let key = Secret::new(pkcs8.secret_pkcs8_der());
+    let all = ders.iter().map(|der| Authority::from_parts(der, key.clone()));
+    let found = all.reduce(|one, other| one.or(other));
+    Ok(found.ok_or_else(|| content(&certificate))??)
 }
 
 /// Issues credentials and stores them.

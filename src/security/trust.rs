@@ -151,6 +151,12 @@ impl Trust {
 
     /// The same for a connection to the API, which a pod may have that is about to join.
     pub fn check_holder(&self, held: &Certificate) -> Result<(), CertificateError> {
+        if let Role::Pod(pod) = held.subject.role
+            && !self.is_member(pod)
+            && self.newest_pod().is_some_and(|newest| pod <= newest)
+        {
+            return Err(CertificateError::RemovedPod);
+        }
         let known = self.known();
         if !known.roots.iter().any(|root| root.is_issuer_of(held)) {
             return Err(CertificateError::Replaced);

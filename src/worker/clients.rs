@@ -154,6 +154,8 @@ impl Exports for Known<'_> {
 pub struct Clients {
     pool: Pool,
     tls: Option<WorkerTls>,
+    /// Handshakes were going on when the connections were compared with whom this pod trusts.
+    shaking: bool,
     /// Bytes of requests that are taken from one connection at a time.
     bytes_max: usize,
     /// Connections with an export.
@@ -492,13 +494,17 @@ impl ClientHandler<'_> {
 
     /// Ends the connections of clients whose certificates are void by now.
     fn cut_void(&mut self) {
-        let trust = self.clients.tls.as_mut().and_then(WorkerTls::changed_trust);
-        let Some(trust) = trust else { return };
-        // A handshake that has not ended begins anew: what it was told may be outdated.
-        let is_void = |stream: &Stream| match stream.peer() {
-            Some(held) => trust.check_while_connected(held).is_err(),
-            None => stream.has_tls(),
+        let Some(tls) = &mut self.clients.tls else { return };
+        if !tls.has_new_trust() && !self.clients.shaking {
+            return;
+        }
+        let trust = tls.trust();
+        let is_void = |stream: &Stream| {
+            stream.peer().is_some_and(|held| trust.check_while_connected(held).is_err())
         };
+        // Handshakes that go on are looked at again: they may have begun with what was known before.
+        let is_shaking = |stream: &Stream| stream.has_tls() && stream.peer().is_none();
+        self.clients.shaking = self.clients.clients.values().any(|it| is_shaking(&it.stream));
         let void = self.clients.clients.iter().filter(|(_, client)| is_void(&client.stream));
         let void: Vec<ConnKey> = void.map(|(conn, _)| *conn).collect();
         for conn in void {

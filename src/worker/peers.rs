@@ -575,10 +575,12 @@ impl PeerHandler<'_> {
 
     /// Ends links whose certificates are void by now. Each is made anew if it may.
     fn cut_void(&mut self) {
-        let trust = self.peers.tls.as_mut().and_then(WorkerTls::changed_trust);
-        let Some(trust) = trust else { return };
+        let Some(tls) = &mut self.peers.tls else { return };
+        if !tls.has_new_trust() {
+            return;
+        }
         let void = self.peers.conns.iter();
-        let void = void.filter_map(|(conn, state)| Some((*conn, state.void_by(&trust)?)));
+        let void = void.filter_map(|(conn, state)| Some((*conn, state.void_by(tls.trust())?)));
         let void: Vec<_> = void.collect();
         for (conn, error) in void {
             self.give_up(conn, EndReason::CertificateVoid(error));

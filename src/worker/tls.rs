@@ -46,13 +46,13 @@ impl WorkerTls {
         &self.trust
     }
 
-    /// What decides which connections go on (rule `void-connections-end`); `None`: it is as it was
-    /// at the last call.
-    pub fn changed_trust(&mut self) -> Option<Trust> {
+    /// True when it has changed since the last call: connections are compared with it then (rule
+    /// `void-connections-end`).
+    pub fn has_new_trust(&mut self) -> bool {
         let version = self.trust.version();
         let is_new = version != self.compared && !planted!(VoidConnectionsStay);
         self.compared = version;
-        is_new.then(|| self.trust.clone())
+        is_new
     }
 
     /// For a link that this pod opened, to a pod of the cluster.

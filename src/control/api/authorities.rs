@@ -12,11 +12,13 @@ use crate::control::proto;
 use crate::control::reason::Reason;
 use crate::control::state::CatalogState;
 use crate::control::state::rows::{self, TrustedRoot};
-use crate::control::trusting::{hash_of, not_presenting, not_trusting};
+use crate::control::trusting::{hash_of, not_presenting, not_trusting, not_trusting_signer};
 use crate::security::authority::Authority;
+use crate::security::certificate::Root;
 use crate::security::issue::now_s;
 use crate::security::secret::{Secret, bytes_from_hex, to_hex};
 use crate::security::subject::Role;
+use crate::security::trust::ROOTS_MAX;
 use crate::types::PodId;
 
 /// A sealed key is much shorter.
@@ -25,8 +27,8 @@ const SEALED_BYTES_MAX: usize = 64 << 10;
 /// The authority that signs, with its number.
 pub fn signer(state: &CatalogState) -> Result<(u64, Authority), Failure> {
     let none = || {
-        let text = "the catalog has no authority, or its key is sealed: put authority.crt and \
-                    authority.key into the `tls` directory of a pod, and start it again \
+        let text = "the catalog has no authority, or its key is sealed: put authority.key and \
+                    recovery.sealed into the `tls` directory of a pod, and start it again \
                     (docs/security.md)";
         Failure::Final(Refusal::new(Reason::NoAuthority, text).into())
     };
@@ -49,10 +51,18 @@ fn with_key(state: &CatalogState, root: &TrustedRoot) -> Result<Option<Authority
     Ok(Some(Authority::from_parts(&certificate, key).map_err(|_| unreadable())?))
 }
 
-/// The certificates of all that are trusted, DER. The one that signs is first.
-pub fn trusted(state: &CatalogState) -> Vec<Vec<u8>> {
+/// The certificates of all that a new holder has to trust, DER. The one that signs is first. After a
+/// restore pods may have certificates of others, which this pod knows.
+pub fn trusted(node: &Node, state: &CatalogState) -> Vec<Vec<u8>> {
     let roots = state.cluster.roots.iter();
-    roots.filter_map(|root| bytes_from_hex(&root.certificate)).collect()
+    let mut all: Vec<_> = roots.filter_map(|root| bytes_from_hex(&root.certificate)).collect();
+    if state.cluster.others_trusted {
+        let others = node.trusted_roots().into_iter().map(|root| root.der().to_vec());
+        let others: Vec<_> = others.filter(|der| !all.contains(der)).collect();
+        all.extend(others);
+    }
+    all.truncate(ROOTS_MAX);
+    all
 }
 
 pub async fn get(
@@ -72,6 +82,11 @@ pub async fn replace(
     let proto::ReplaceAuthorityRequest { certificate, key, sealed } = request;
     let authority = Authority::from_parts(&certificate, Secret::new(&key[..]));
     let authority = authority.map_err(|error| invalid(&error))?;
+    let known = trusted(&node, &state).into_iter().filter_map(|der| Root::from_der(&der).ok());
+    if known.into_iter().any(|root| root.is_mistaken_for(authority.root())) {
+        let text = "the new authority has the name or the key of a trusted one; make another one";
+        return Err(Failure::Final(Refusal::new(Reason::AuthorityRetired, text).into()));
+    }
     if authority.cluster() != state.cluster.uid || sealed.len() > SEALED_BYTES_MAX {
         let text = "the authority is one of another cluster, or its sealed key is too long";
         return Err(Failure::Final(Refusal::new(Reason::BadRequest, text).into()));
@@ -110,7 +125,8 @@ pub async fn take_step(
             check_void(&state)?;
         }
     }
-    catalog.propose(CatalogCommand::MoveAuthority { step }).await?;
+    let based_on = state.cluster_revision;
+    catalog.propose(CatalogCommand::MoveAuthority { step, based_on }).await?;
     get(node, catalog).await
 }
 
@@ -156,15 +172,10 @@ fn not_ready(step: AuthorityStep, waits: &[PodId]) -> tonic::Status {
 /// Refuses a renewal that would give a pod a certificate which another pod does not accept (rule
 /// `pods-accept-each-other`).
 pub fn check_renewal(node: &Node, state: &CatalogState, role: &Role) -> Result<(), Failure> {
-    let (Role::Pod(pod), Some(signs)) = (role, state.cluster.roots.first()) else { return Ok(()) };
-    let hash = hash_of(signs);
-    let waits = node.reports.with(|pods| {
-        let said = |pod| pods.trusting(pod);
-        match said(*pod).is_some_and(|it| it.presents == Some(hash)) {
-            true => Vec::new(),
-            false => not_trusting(state, said, &hash),
-        }
-    });
+    if !matches!(role, Role::Pod(_)) {
+        return Ok(());
+    }
+    let waits = node.reports.with(|pods| not_trusting_signer(state, |pod| pods.trusting(pod)));
     match waits.is_empty() {
         true => Ok(()),
         false => Err(Failure::Final(not_ready(AuthorityStep::Switch, &waits))),

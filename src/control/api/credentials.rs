@@ -88,6 +88,7 @@ impl Credentials for CredentialsService {
         &self,
         request: Request<proto::EnrolRequest>,
     ) -> Result<Response<proto::EnrolResponse>, Status> {
+        let enrol = |catalog, request| enrol(self.node.clone(), catalog, request);
         on_leader(&self.node, request, enrol, |channel, call| async move {
             CredentialsClient::new(channel).enrol(call).await
         })
@@ -256,6 +257,7 @@ fn record_of(id: TokenId, row: &rows::Token) -> Result<TokenRecord, TokenError> 
 }
 
 async fn enrol(
+    node: Arc<Node>,
     catalog: Arc<Catalog>,
     request: proto::EnrolRequest,
 ) -> Result<proto::EnrolResponse, Failure> {
@@ -274,7 +276,7 @@ async fn enrol(
     let subject = Subject { cluster: state.cluster.uid, role };
     // A pod that has joined is waited for from now on, so it must know whom to trust by now.
     let (state, _) = read(&catalog).await?;
-    let issued = sign(&catalog, &state, &request.request, &subject, &places).await?;
+    let issued = sign(&node, &catalog, &state, &request.request, &subject, &places).await?;
     Ok(proto::EnrolResponse { api: others, ..issued })
 }
 
@@ -332,11 +334,12 @@ async fn renew(
         _ => Places::default(),
     };
     authorities::check_renewal(&node, &state, &subject.role)?;
-    sign(&catalog, &state, &request.request, &subject, &places).await
+    sign(&node, &catalog, &state, &request.request, &subject, &places).await
 }
 
 /// Signs, records, and then gives.
 async fn sign(
+    node: &Node,
     catalog: &Catalog,
     state: &CatalogState,
     request: &[u8],
@@ -359,7 +362,7 @@ async fn sign(
     catalog.propose(CatalogCommand::PutCertificate { serial: read.serial, certificate }).await?;
     Ok(proto::EnrolResponse {
         certificate: der.into(),
-        authorities: authorities::trusted(state).into_iter().map(Into::into).collect(),
+        authorities: authorities::trusted(node, state).into_iter().map(Into::into).collect(),
         api: Vec::new(),
     })
 }

@@ -189,6 +189,7 @@ pub fn of_catalog(error: &CatalogError) -> Status {
         CatalogError::AuthorityInReplacement
         | CatalogError::AuthorityNotInUse
         | CatalogError::AuthorityInUse => Refusal::new(Reason::AuthorityInReplacement, text),
+        CatalogError::AuthorityRetired => Refusal::new(Reason::AuthorityRetired, text),
         CatalogError::NoReplacement => Refusal::new(Reason::NoReplacement, text),
         CatalogError::AuthorityReplaced => {
             Refusal::new(Reason::AuthorityReplaced, format!("{text}; ask again")).passing()

@@ -129,16 +129,19 @@ impl Merge {
         let disks = pod.map(|pod| disks_of(pod, &read.others)).unwrap_or_default();
         let mut events = Vec::new();
         for (key, row) in read.others {
-            // Another source may have the key itself.
-            if is_sealed(&key, &row) {
-                continue;
-            }
             if let RowKey::Event(_) = key {
                 events.push((key, row));
                 continue;
             }
-            let known = self.others.get(&key).map_or(0, |(revision, _)| *revision);
-            if known <= revision {
+            let is_better = match self.others.get(&key) {
+                None => true,
+                // The key itself is worth more than its sealed form, whatever is newer.
+                Some((_, known)) if is_sealed(&key, known) != is_sealed(&key, &row) => {
+                    is_sealed(&key, known)
+                }
+                Some((known, _)) => *known <= revision,
+            };
+            if is_better {
                 self.others.insert(key, (revision, row));
             }
         }

@@ -181,7 +181,8 @@ fn the_newest_knowledge_of_authorities_counts_in_any_order() {
     let backup = state.clone();
     apply(&mut state, CatalogCommand::ReplaceAuthority { authority: authority("bb") });
     for step in [AuthorityStep::Switch, AuthorityStep::Finish] {
-        apply(&mut state, CatalogCommand::MoveAuthority { step });
+        let based_on = state.cluster_revision;
+        apply(&mut state, CatalogCommand::MoveAuthority { step, based_on });
     }
     let trusted = |merged: &Merged| {
         let roots = merged.state.cluster.roots.iter().map(|root| root.certificate.clone());
@@ -196,6 +197,22 @@ fn the_newest_knowledge_of_authorities_counts_in_any_order() {
     }
     assert_eq!(trusted(&merged([old(), copy(&state)])), (vec!["bb".to_owned()], vec![2]));
     assert_eq!(trusted(&merged([old()])), (vec!["aa".to_owned()], vec![1]));
+    // A sealed key is kept, and gives way to the key itself.
+    let sealed = || {
+        let mut source = copy(&backup);
+        for (key, row) in &mut source.rows {
+            if let RowKey::Authority(_) = key {
+                let (revision, known) = decode_row::<Authority>(key, row).unwrap();
+                let key = Hidden(String::new());
+                *row = encode_row(revision, &Authority { key, sealed: "5e".to_owned(), ..known });
+            }
+        }
+        source
+    };
+    let key = |merged: Merged| merged.state.authorities[&1].key.0.clone();
+    assert_eq!(key(merged([sealed()])), "");
+    assert_eq!(key(merged([sealed(), old()])), "00");
+    assert_eq!(key(merged([old(), sealed()])), "00");
 }
 
 #[test]

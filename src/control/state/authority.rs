@@ -19,6 +19,8 @@ use crate::control::state::tables::Tables;
 
 /// The number of a cluster's first authority.
 const FIRST: u64 = 1;
+/// Retired authorities that are remembered.
+const RETIRED_MAX: usize = 16;
 
 /// The catalog gets the authority's key. It gets it once.
 pub(super) fn set(tables: &mut Tables, authority: Authority) -> Result<Outcome, CatalogError> {
@@ -32,7 +34,11 @@ pub(super) fn set(tables: &mut Tables, authority: Authority) -> Result<Outcome, 
         None => return Err(CatalogError::AuthorityExists),
     };
     let now = match tables.authorities.get(&number) {
-        Some(known) if known.key.0.is_empty() => authority,
+        Some(known) if known.key.0.is_empty() => {
+            let sealed =
+                if authority.sealed.is_empty() { &known.sealed } else { &authority.sealed };
+            Authority { sealed: sealed.clone(), ..authority }
+        }
         // Its sealed form may have come to light since.
         Some(known) if known.sealed.is_empty() && !authority.sealed.is_empty() => {
             Authority { sealed: authority.sealed, ..known.clone() }
@@ -56,19 +62,36 @@ pub(super) fn replace(tables: &mut Tables, authority: Authority) -> Result<Outco
         [TrustedRoot { number, .. }] => number + 1,
         _ => return Err(CatalogError::AuthorityInReplacement),
     };
+    if tables.cluster.retired.contains(&authority.certificate) {
+        return Err(CatalogError::AuthorityRetired);
+    }
     roots.push(root_of(number, &authority));
     trust(tables, roots, tables.cluster.others_trusted);
     tables.put(number, authority);
     Ok(Outcome::Done)
 }
 
-/// A repeated step changes nothing.
-pub(super) fn step(tables: &mut Tables, step: AuthorityStep) -> Result<Outcome, CatalogError> {
+/// A repeated step changes nothing. Others are taken only from the cluster's row that they were
+/// decided on.
+pub(super) fn step(
+    tables: &mut Tables,
+    step: AuthorityStep,
+    based_on: u64,
+) -> Result<Outcome, CatalogError> {
+    let revision = tables.cluster_revision;
+    let is_current = revision == based_on;
+    let check = || match is_current {
+        true => Ok(()),
+        false => Err(CatalogError::Conflict { based_on, revision }),
+    };
     let others = tables.cluster.others_trusted;
     let [first, second] = &tables.cluster.roots[..] else {
         match step {
             AuthorityStep::Switch => return Err(CatalogError::NoReplacement),
-            AuthorityStep::Finish if others => trust(tables, tables.cluster.roots.clone(), false),
+            AuthorityStep::Finish if others => {
+                check()?;
+                trust(tables, tables.cluster.roots.clone(), false);
+            }
             AuthorityStep::Finish | AuthorityStep::Abandon => {}
         }
         return Ok(Outcome::Done);
@@ -77,15 +100,28 @@ pub(super) fn step(tables: &mut Tables, step: AuthorityStep) -> Result<Outcome, 
     let has_switched = first.number > second.number;
     match step {
         AuthorityStep::Switch if has_switched => return Ok(Outcome::Done),
-        AuthorityStep::Switch => trust(tables, vec![second, first], others),
         AuthorityStep::Finish if !has_switched => return Err(CatalogError::AuthorityNotInUse),
         AuthorityStep::Abandon if has_switched => return Err(CatalogError::AuthorityInUse),
+        _ => check()?,
+    }
+    match step {
+        AuthorityStep::Switch => trust(tables, vec![second, first], others),
         AuthorityStep::Finish | AuthorityStep::Abandon => {
             trust(tables, vec![first], others && step == AuthorityStep::Abandon);
             tables.remove::<Authority>(&second.number);
+            retire(tables, second);
         }
     }
     Ok(Outcome::Done)
+}
+
+/// What it has signed never counts again.
+fn retire(tables: &mut Tables, root: TrustedRoot) {
+    let mut cluster = tables.cluster.clone();
+    cluster.retired.push(root.certificate);
+    let forgotten = cluster.retired.len().saturating_sub(RETIRED_MAX);
+    cluster.retired.drain(..forgotten);
+    tables.put_cluster(cluster);
 }
 
 /// A recovered catalog keeps the keys of those that are trusted.
@@ -142,8 +178,13 @@ mod tests {
         CatalogCommand::ReplaceAuthority { authority: authority(certificate) }
     }
 
-    fn step(step: AuthorityStep) -> CatalogCommand {
-        CatalogCommand::MoveAuthority { step }
+    fn step(state: &CatalogState, step: AuthorityStep) -> CatalogCommand {
+        CatalogCommand::MoveAuthority { step, based_on: state.cluster_revision }
+    }
+
+    fn take(state: &mut CatalogState, next: AuthorityStep) -> Result<Outcome, CatalogError> {
+        let command = step(state, next);
+        apply(state, command)
     }
 
     /// The trusted ones, the one that signs first, and the numbers of those with keys.
@@ -171,15 +212,20 @@ mod tests {
         use AuthorityStep::{Abandon, Finish, Switch};
         let mut state = first_pod();
         apply(&mut state, set("aa")).unwrap();
-        assert_eq!(apply(&mut state, step(Switch)), Err(CatalogError::NoReplacement));
-        for (command, after) in [
-            (replace("bb"), (vec!["aa", "bb"], vec![1, 2])),
-            (step(Abandon), (vec!["aa"], vec![1])),
-            (replace("cc"), (vec!["aa", "cc"], vec![1, 2])),
-            (step(Switch), (vec!["cc", "aa"], vec![1, 2])),
-            (step(Finish), (vec!["cc"], vec![2])),
-            (replace("dd"), (vec!["cc", "dd"], vec![2, 3])),
-        ] {
+        assert_eq!(take(&mut state, Switch), Err(CatalogError::NoReplacement));
+        let replaces = |certificate| move |_: &CatalogState| replace(certificate);
+        let takes = |next| move |state: &CatalogState| step(state, next);
+        type Made = Box<dyn Fn(&CatalogState) -> CatalogCommand>;
+        let steps: [(Made, _); 6] = [
+            (Box::new(replaces("bb")), (vec!["aa", "bb"], vec![1, 2])),
+            (Box::new(takes(Abandon)), (vec!["aa"], vec![1])),
+            (Box::new(replaces("cc")), (vec!["aa", "cc"], vec![1, 2])),
+            (Box::new(takes(Switch)), (vec!["cc", "aa"], vec![1, 2])),
+            (Box::new(takes(Finish)), (vec!["cc"], vec![2])),
+            (Box::new(replaces("dd")), (vec!["cc", "dd"], vec![2, 3])),
+        ];
+        for (make, after) in steps {
+            let command = make(&state);
             apply(&mut state, command.clone()).unwrap();
             assert_eq!(known(&state), after);
             let revision = state.revision();
@@ -187,9 +233,25 @@ mod tests {
             assert_eq!((known(&state), state.revision()), (after, revision), "it is repeated");
         }
         assert_eq!(apply(&mut state, replace("ee")), Err(CatalogError::AuthorityInReplacement));
-        assert_eq!(apply(&mut state, step(Finish)), Err(CatalogError::AuthorityNotInUse));
-        apply(&mut state, step(Switch)).unwrap();
-        assert_eq!(apply(&mut state, step(Abandon)), Err(CatalogError::AuthorityInUse));
+        assert_eq!(take(&mut state, Finish), Err(CatalogError::AuthorityNotInUse));
+        let late = step(&state, Finish);
+        take(&mut state, Switch).unwrap();
+        assert_eq!(take(&mut state, Abandon), Err(CatalogError::AuthorityInUse));
+        let refused = apply(&mut state, late);
+        assert!(matches!(refused, Err(CatalogError::Conflict { .. })), "it was decided before");
+    }
+
+    #[test]
+    fn a_retired_authority_does_not_return() {
+        let mut state = first_pod();
+        apply(&mut state, set("aa")).unwrap();
+        apply(&mut state, replace("bb")).unwrap();
+        take(&mut state, AuthorityStep::Switch).unwrap();
+        take(&mut state, AuthorityStep::Finish).unwrap();
+        assert_eq!(apply(&mut state, replace("aa")), Err(CatalogError::AuthorityRetired));
+        apply(&mut state, replace("cc")).unwrap();
+        take(&mut state, AuthorityStep::Abandon).unwrap();
+        assert_eq!(apply(&mut state, replace("cc")), Err(CatalogError::AuthorityRetired));
     }
 
     #[test]

@@ -180,9 +180,13 @@ mod tests {
         let mut state = with_authority();
         assert!(apply(&mut state, 1, put("1a", "admin/a", 10)));
         let replace = CatalogCommand::ReplaceAuthority { authority: authority("bb") };
-        let step = |step| CatalogCommand::MoveAuthority { step };
+        let step = |state: &CatalogState, step| CatalogCommand::MoveAuthority {
+            step,
+            based_on: state.cluster_revision,
+        };
         assert!(apply(&mut state, 1, replace) && apply(&mut state, 1, put("2b", "pod/1", 10)));
-        assert!(apply(&mut state, 1, step(AuthorityStep::Switch)));
+        let switch = step(&state, AuthorityStep::Switch);
+        assert!(apply(&mut state, 1, switch));
         assert!(!apply(&mut state, 1, put("3c", "admin/c", 10)), "signed before the switch");
         let by_new = |serial: &str| CatalogCommand::PutCertificate {
             serial: serial.to_owned(),
@@ -190,7 +194,8 @@ mod tests {
         };
         assert!(apply(&mut state, 1, by_new("4d")));
         assert_eq!(state.certificates.len(), 3);
-        assert!(apply(&mut state, 1, step(AuthorityStep::Finish)));
+        let finish = step(&state, AuthorityStep::Finish);
+        assert!(apply(&mut state, 1, finish));
         assert!(apply(&mut state, 1, by_new("5e")));
         assert_eq!(state.certificates.len(), 2);
     }

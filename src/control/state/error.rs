@@ -108,6 +108,8 @@ pub enum CatalogError {
     AuthorityNotInUse,
     #[error("the new authority has signed; finish its introduction instead")]
     AuthorityInUse,
+    #[error("the authority was retired, and never returns; make another one")]
+    AuthorityRetired,
     #[error("the authority that signed was replaced meanwhile")]
     AuthorityReplaced,
     #[error("there are too many tokens; revoke some")]

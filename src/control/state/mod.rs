@@ -115,6 +115,7 @@ impl CatalogState {
             level,
             roots: Vec::new(),
             others_trusted: false,
+            retired: Vec::new(),
             created_ms,
         });
         for (name, replicas, failure_domain) in FIRST_CLASSES {
@@ -310,7 +311,7 @@ fn carry_out(
         }
         CatalogCommand::SetAuthority { authority } => authority::set(tables, authority),
         CatalogCommand::ReplaceAuthority { authority } => authority::replace(tables, authority),
-        CatalogCommand::MoveAuthority { step } => authority::step(tables, step),
+        CatalogCommand::MoveAuthority { step, based_on } => authority::step(tables, step, based_on),
         CatalogCommand::PutToken { request_id, id, token } => {
             let content = content(&("token", &token.kind));
             once(tables, now_ms, request_id, content, |tables| {

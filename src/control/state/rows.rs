@@ -81,6 +81,8 @@ pub struct Cluster {
     /// Pods may trust others, too, and keep them: a catalog that was restored does not know who has
     /// signed after its backup.
     pub others_trusted: bool,
+    /// The certificates of authorities that were retired last, hexadecimal: none of them returns.
+    pub retired: Vec<String>,
     pub created_ms: u64,
 }
 
