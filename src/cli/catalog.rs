@@ -184,8 +184,8 @@ fn open_authority(copy: &mut Copy, key: Option<&RecoveryKey>) -> anyhow::Result<
     match is_open {
         false => Err(error).context("the recovery key opens no authority of the backup"),
         true => Ok(format!(
-            "\nThe key of authority {number} stays sealed: it has another recovery key. If that one \
-             is to sign, follow docs/security.md.\n"
+            "\nThe key of authority {number} stays sealed: it has another recovery key. If that \
+             one is to sign, follow docs/security.md.\n"
         )),
     }
 }

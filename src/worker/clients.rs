@@ -502,7 +502,8 @@ impl ClientHandler<'_> {
         let is_void = |stream: &Stream| {
             stream.peer().is_some_and(|held| trust.check_while_connected(held).is_err())
         };
-        // Handshakes that go on are looked at again: they may have begun with what was known before.
+        // Handshakes that go on are looked at again: they may have begun with what was known
+        // before.
         let is_shaking = |stream: &Stream| stream.has_tls() && stream.peer().is_none();
         self.clients.shaking = self.clients.clients.values().any(|it| is_shaking(&it.stream));
         let void = self.clients.clients.iter().filter(|(_, client)| is_void(&client.stream));

@@ -51,8 +51,8 @@ fn with_key(state: &CatalogState, root: &TrustedRoot) -> Result<Option<Authority
     Ok(Some(Authority::from_parts(&certificate, key).map_err(|_| unreadable())?))
 }
 
-/// The certificates of all that a new holder has to trust, DER. The one that signs is first. After a
-/// restore pods may have certificates of others, which this pod knows.
+/// The certificates of all that a new holder has to trust, DER. The one that signs is first. After
+/// a restore pods may have certificates of others, which this pod knows.
 pub fn trusted(node: &Node, state: &CatalogState) -> Vec<Vec<u8>> {
     let roots = state.cluster.roots.iter();
     let mut all: Vec<_> = roots.filter_map(|root| bytes_from_hex(&root.certificate)).collect();
