@@ -73,5 +73,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Sorted, so that the same object is always printed in the same way.
     builder = builder.btree_map(".holdfast.v1.Meta.labels");
     builder.compile_fds(protox::compile([API, INTERNAL].concat(), ["proto"])?)?;
-    Ok(())
+    compile_csi()
+}
+
+/// The interface of container orchestrators.
+fn compile_csi() -> Result<(), Box<dyn Error>> {
+    let csi = protox::compile(["proto/csi/v1/csi.proto"], ["proto"])?;
+    let ours = csi.file.iter().filter(|file| file.package() == "csi.v1");
+    let messages = ours.flat_map(|file| &file.message_type);
+    // `src/csi/proto.rs` prints these without their secrets.
+    let unprinted = messages
+        .filter(|message| message.field.iter().any(|field| field.name() == "secrets"))
+        .map(|message| format!(".csi.v1.{}", message.name()));
+    let unprinted: Vec<String> = unprinted.collect();
+    let builder = tonic_prost_build::configure().btree_map(".csi.v1").skip_debug(unprinted);
+    Ok(builder.compile_fds(csi)?)
 }

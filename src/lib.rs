@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod csi;
 pub mod fields;
 pub mod front;
 pub mod io;

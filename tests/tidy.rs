@@ -47,7 +47,12 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("worker", "control"),
     ("worker", "sim"),
     ("control", "cli"),
+    ("control", "csi"),
     ("control", "sim"),
+    ("csi", "cli"),
+    ("csi", "sim"),
+    ("csi", "worker"),
+    ("worker", "csi"),
 ];
 
 /// Tokens of clocks, I/O, threads and chance in a pure module, and what to do instead.
