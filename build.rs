@@ -73,7 +73,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Sorted, so that the same object is always printed in the same way.
     builder = builder.btree_map(".holdfast.v1.Meta.labels");
     builder.compile_fds(protox::compile([API, INTERNAL].concat(), ["proto"])?)?;
+    compile_devices()?;
     compile_csi()
+}
+
+/// What programs of one node say to each other.
+fn compile_devices() -> Result<(), Box<dyn Error>> {
+    let devices = protox::compile(["proto/holdfast/node/v1/devices.proto"], ["proto"])?;
+    let printed = "#[derive(serde::Serialize)]";
+    let builder = tonic_prost_build::configure();
+    Ok(builder.message_attribute(".holdfast.node.v1.Device", printed).compile_fds(devices)?)
 }
 
 /// The interface of container orchestrators.

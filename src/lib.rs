@@ -4,6 +4,7 @@
 // These macros panic when nobody reads the output any more: see `cli::output`.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+pub mod attach;
 pub mod cli;
 pub mod config;
 pub mod control;

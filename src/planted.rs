@@ -273,6 +273,8 @@ mistakes! {
     AuthorityRetiredEarly,
     /// `void-connections-end`: a connection stays when its certificate is void.
     VoidConnectionsStay,
+    /// `relay-loses-no-request`: what a pod did not answer before it went is forgotten.
+    RelayForgets,
     /// `level-after-all-pods`: the feature level is raised with a pod that does not support it.
     LevelRaisedEarly,
     /// `newest-knowledge-wins`: a recovery keeps what it heard first of a volume.

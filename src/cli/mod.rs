@@ -6,6 +6,7 @@
 //! the state (a name is taken, there are too few pods, there is too little room); 6 not allowed. A
 //! command whose reader closes its output ends quietly with 0.
 
+pub mod attach;
 pub mod attachment;
 mod authority;
 pub mod bench;
@@ -27,6 +28,7 @@ pub mod node;
 pub mod noun;
 pub mod output;
 pub mod pod;
+pub mod relay;
 pub mod render;
 pub mod serve;
 pub mod shard;
@@ -45,6 +47,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::client::Client;
 use crate::cli::output::OutputError;
+use crate::security::credentials::Credentials;
 use crate::security::files::Paths;
 
 /// Replicated block storage.
@@ -89,6 +92,11 @@ pub struct Global {
 impl Global {
     /// A client of the endpoint, with the credentials that were given.
     fn client(&self) -> anyhow::Result<Client> {
+        Client::with_credentials(&self.endpoint, self.credentials()?.as_ref())
+    }
+
+    /// The credentials that were given.
+    fn credentials(&self) -> anyhow::Result<Option<Credentials>> {
         let paths = match (&self.cert, &self.key, &self.ca, &self.credentials) {
             (Some(certificate), Some(key), Some(ca), _) => Some(Paths {
                 certificate: certificate.clone(),
@@ -98,8 +106,7 @@ impl Global {
             (.., Some(directory)) => Some(Paths::of_client(directory)),
             _ => None,
         };
-        let credentials = paths.map(|paths| paths.load()).transpose()?;
-        Client::with_credentials(&self.endpoint, credentials.as_ref())
+        Ok(paths.map(|paths| paths.load()).transpose()?)
     }
 
     /// How results are printed.
@@ -152,6 +159,12 @@ enum CliCommand {
     Cluster(cluster::ClusterCommand),
     /// Show the cluster, and what needs attention
     Status,
+    /// Serve a volume on a local socket whose connections do not end when pods do
+    Relay(relay::Args),
+    /// Serve the block devices of this node
+    Attach(attach::Args),
+    /// Block devices of this node, which `holdfast attach` serves
+    Device(attach::DeviceArgs),
     /// Put load on a volume, and measure its answers
     Bench(bench::Args),
     /// Tell in sentences how an object is, and what could be done
@@ -209,6 +222,11 @@ pub fn run() -> ExitCode {
             let done = block_on(catalog::run(command, || cli.global.client(), output));
             done.and_then(|text| Ok(output::print(&text)?))
         }
+        CliCommand::Relay(args) => block_on(relay::run(&cli.global, &args)).and_then(printed),
+        CliCommand::Attach(args) => block_on(attach::serve(&cli.global, &args)).and_then(printed),
+        CliCommand::Device(args) => {
+            block_on(attach::ask(args, cli.global.output())).and_then(printed)
+        }
         other => run_client(&cli.global, other),
     };
     match result {
@@ -246,6 +264,9 @@ fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
             | CliCommand::Man(_)
             | CliCommand::Init(_)
             | CliCommand::Join(_)
+            | CliCommand::Relay(_)
+            | CliCommand::Attach(_)
+            | CliCommand::Device(_)
             | CliCommand::Catalog(_)
             | CliCommand::Cert(_) => unreachable!("handled by the caller"),
             CliCommand::Cluster(command) => cluster::run(&client, command, output).await?,

@@ -37,15 +37,18 @@ pub fn socket_of(data: &Path) -> PathBuf {
 pub fn listen(data: &Path) -> Result<UnixListener, LocalError> {
     let path = socket_of(data);
     make_private_directory(path.parent().expect("it has a folder"))?;
-    let fail = |source| LocalError::Listen { path: path.clone(), source };
-    // A process that is gone has left it.
-    match remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+    replace(&path).map_err(|source| LocalError::Listen { path: path.clone(), source })
+}
+
+/// Listens on a socket for its owner only, instead of a process that is gone.
+pub fn replace(path: &Path) -> io::Result<UnixListener> {
+    match remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(short(&path).map_err(fail)?).map_err(fail)?;
+    let listener = UnixListener::bind(short(path)?)?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(&path, mode).map_err(fail)?;
+    std::fs::set_permissions(path, mode)?;
     Ok(listener)
 }
 

@@ -98,6 +98,7 @@ const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::AuthoritySignsEarly, "an_authority_that_signs_early_or_retires_early_is_found"),
     (Mistake::AuthorityRetiredEarly, "an_authority_that_signs_early_or_retires_early_is_found"),
     (Mistake::VoidConnectionsStay, "a_connection_that_stays_with_a_void_certificate_is_found"),
+    (Mistake::RelayForgets, "a_relay_that_forgets_is_found"),
     (Mistake::LevelRaisedEarly, "a_level_that_is_raised_early_is_found"),
     (Mistake::NumbersGoOn, "a_recovery_finds_what_any_pod_knows"),
     (Mistake::OldestKnowledgeWins, "a_recovery_finds_what_any_pod_knows"),

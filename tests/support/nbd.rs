@@ -54,17 +54,24 @@ impl From<io::Error> for NbdError {
 }
 
 /// A connection in the negotiation phase.
-pub struct Negotiation {
-    pub stream: TcpStream,
+pub struct Negotiation<S = TcpStream> {
+    pub stream: S,
 }
 
 impl Negotiation {
     /// Connects and answers the greeting with these client flags (1 fixed newstyle, 2 no zeroes).
     pub fn start(address: SocketAddr, client_flags: u32) -> io::Result<Negotiation> {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
+        Negotiation::over(stream, client_flags)
+    }
+}
+
+impl<S: Read + Write> Negotiation<S> {
+    /// Answers the greeting that comes over a stream.
+    pub fn over(mut stream: S, client_flags: u32) -> io::Result<Negotiation<S>> {
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting)?;
         if greeting[..8] != INIT_MAGIC[..] || greeting[8..16] != OPTION_MAGIC[..] {
@@ -96,7 +103,7 @@ impl Negotiation {
     }
 
     /// Chooses an export; the connection then carries requests.
-    pub fn go(mut self, export: &str) -> io::Result<Client> {
+    pub fn go(mut self, export: &str) -> io::Result<Client<S>> {
         let mut data = (export.len() as u32).to_be_bytes().to_vec();
         data.extend(export.as_bytes());
         data.extend(0u16.to_be_bytes());
@@ -126,8 +133,8 @@ impl Negotiation {
 }
 
 /// A connection that carries requests.
-pub struct Client {
-    pub stream: TcpStream,
+pub struct Client<S = TcpStream> {
+    pub stream: S,
     pub size_bytes: u64,
     /// Transmission flags of the export.
     pub flags: u16,
@@ -139,6 +146,13 @@ impl Client {
         Negotiation::start(address, 3)?.go(export)
     }
 
+    /// True when the server has closed the connection (or closes it now).
+    pub fn is_closed(&mut self) -> bool {
+        closes(&mut self.stream)
+    }
+}
+
+impl<S: Read + Write> Client<S> {
     /// Sends any request, followed by `payload` unchanged. Returns its cookie.
     pub fn send(
         &mut self,
@@ -207,11 +221,6 @@ impl Client {
 
     pub fn write_zeroes(&mut self, offset: u64, len: u32) -> Result<(), NbdError> {
         self.call(WRITE_ZEROES, 0, offset, len)
-    }
-
-    /// True when the server has closed the connection (or closes it now).
-    pub fn is_closed(&mut self) -> bool {
-        closes(&mut self.stream)
     }
 }
 

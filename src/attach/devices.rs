@@ -1,0 +1,279 @@
+//! The devices of this node.
+//!
+//! Invariant: one attachment has one device at most, and a device is in the table from before it is
+//! made until after it is gone.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::attach::fuse::{FuseDevice, FuseError, socket_in, take_down};
+use crate::attach::relay::pods::{OpenError, Opener, PodAddress};
+use crate::attach::relay::run::Relay;
+use crate::attach::relay::serve::serve;
+use crate::control::catalog::chain;
+use crate::control::local::replace;
+use crate::security::credentials::Tls;
+use crate::security::files::{FilesError, make_private_directory};
+use crate::types::Uuid;
+
+/// Longest wait for a pod that opens an attachment.
+const OPEN_WITHIN: Duration = Duration::from_secs(20);
+/// As many as a node has volumes.
+const DEVICES_MAX: usize = 128;
+
+/// Why there is no device, or still one.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error("no pod opens attachment {0} now")]
+    NoPod(Uuid),
+    #[error("attachment {0} has a device, which is not read-only as asked, or is")]
+    OtherMode(Uuid),
+    #[error("this node has {DEVICES_MAX} devices, and no more")]
+    Full,
+    #[error("the relay cannot be set up")]
+    Relay(#[from] OpenError),
+    #[error("could not {doing} {}", path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("another `holdfast attach` has the devices in {}", .0.display())]
+    Locked(PathBuf),
+    #[error("the device of attachment {attachment} is broken, close it first: {why}")]
+    Broken { attachment: Uuid, why: String },
+    #[error(transparent)]
+    Directory(#[from] FilesError),
+    #[error(transparent)]
+    Fuse(#[from] FuseError),
+}
+
+/// A device as others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub attachment: Uuid,
+    pub path: PathBuf,
+    pub size_bytes: u64,
+    pub read_only: bool,
+    /// `None`: no pod can be reached, and requests wait.
+    pub pod: Option<PodAddress>,
+    /// Why it cannot be used any more.
+    pub broken: Option<String>,
+}
+
+/// See the module.
+pub struct Devices {
+    directory: PathBuf,
+    tls: Option<Tls>,
+    pods: watch::Receiver<Vec<PodAddress>>,
+    /// Locked, so that no other process has devices there.
+    _lock: File,
+    /// Each with a lock of its own: one that hangs holds up nobody else.
+    table: Mutex<BTreeMap<Uuid, Slot>>,
+}
+
+/// `None`: it is being made, or was taken away.
+type Slot = Arc<Mutex<Option<Device>>>;
+
+struct Device {
+    relay: Relay,
+    _server: Serving,
+    fuse: FuseDevice,
+    size_bytes: u64,
+    read_only: bool,
+}
+
+/// A task that ends with this.
+struct Serving(JoinHandle<()>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Devices {
+    /// Devices below `directory`. Takes away what an earlier process has left there, as far as
+    /// nobody uses it.
+    pub async fn begin(
+        directory: &Path,
+        tls: Option<Tls>,
+        pods: watch::Receiver<Vec<PodAddress>>,
+    ) -> Result<Devices, DeviceError> {
+        if !directory.exists() {
+            make_private_directory(directory)?;
+        }
+        let directory = directory.canonicalize().map_err(failed("find", directory))?;
+        let lock = lock(&directory)?;
+        for entry in fs::read_dir(&directory).map_err(failed("read", &directory))? {
+            let entry = entry.map_err(failed("read", &directory))?;
+            // What has another name is not ours.
+            let name = entry.file_name();
+            if name.to_str().is_none_or(|name| name.parse::<Uuid>().is_err()) {
+                continue;
+            }
+            let path = entry.path();
+            match take_down(&path).await {
+                Ok(()) => tracing::info!("removed {}, which was left", path.display()),
+                Err(error) => tracing::warn!(
+                    "{} was left by an earlier process, and stays: {}",
+                    path.display(),
+                    chain(&error)
+                ),
+            }
+        }
+        Ok(Devices { directory, tls, pods, _lock: lock, table: Mutex::default() })
+    }
+
+    /// The device of an attachment, made if it is not there.
+    pub async fn open(&self, attachment: Uuid, read_only: bool) -> Result<Shown, DeviceError> {
+        let slot = self.slot(attachment).await?;
+        let mut place = slot.lock().await;
+        if place.is_none() {
+            match self.make(attachment, read_only).await {
+                Ok(device) => *place = Some(device),
+                Err(error) => {
+                    drop(place);
+                    self.forget(attachment, &slot).await;
+                    return Err(error);
+                }
+            }
+        }
+        let device = place.as_mut().expect("it was just made");
+        let shown = device.shown(attachment);
+        match shown.broken {
+            // Its path may be another's by now.
+            Some(why) => Err(DeviceError::Broken { attachment, why }),
+            None if device.read_only != read_only => Err(DeviceError::OtherMode(attachment)),
+            None => Ok(shown),
+        }
+    }
+
+    /// Takes the device of an attachment away, if there is one.
+    pub async fn close(&self, attachment: Uuid) -> Result<(), DeviceError> {
+        let slot = self.slot(attachment).await?;
+        let mut place = slot.lock().await;
+        let closed = match place.as_mut() {
+            Some(device) => device.fuse.take_away().await,
+            // An earlier process may have left one.
+            None => take_down(&self.directory.join(attachment.to_string())).await,
+        };
+        if closed.is_ok() {
+            *place = None;
+        }
+        drop(place);
+        self.forget(attachment, &slot).await;
+        Ok(closed?)
+    }
+
+    /// All devices that can be looked at now, ordered by attachment.
+    pub async fn list(&self) -> Vec<Shown> {
+        let slots: Vec<_> =
+            self.table.lock().await.iter().map(|(id, slot)| (*id, slot.clone())).collect();
+        let mut all = Vec::new();
+        for (attachment, slot) in slots {
+            // One that is being made or taken away is not there.
+            let Ok(mut place) = slot.try_lock() else { continue };
+            all.extend(place.as_mut().map(|device| device.shown(attachment)));
+        }
+        all
+    }
+
+    async fn slot(&self, attachment: Uuid) -> Result<Slot, DeviceError> {
+        let mut table = self.table.lock().await;
+        let count = table.len();
+        match table.entry(attachment) {
+            std::collections::btree_map::Entry::Occupied(known) => Ok(known.get().clone()),
+            std::collections::btree_map::Entry::Vacant(_) if count >= DEVICES_MAX => {
+                Err(DeviceError::Full)
+            }
+            std::collections::btree_map::Entry::Vacant(free) => {
+                Ok(free.insert(Slot::default()).clone())
+            }
+        }
+    }
+
+    /// Removes a slot in which nothing is, unless somebody has begun to use it.
+    async fn forget(&self, attachment: Uuid, slot: &Slot) {
+        let mut table = self.table.lock().await;
+        let is_it = table.get(&attachment).is_some_and(|known| Arc::ptr_eq(known, slot));
+        // The table and the caller have it.
+        if is_it && Arc::strong_count(slot) == 2 && slot.try_lock().is_ok_and(|it| it.is_none()) {
+            table.remove(&attachment);
+        }
+    }
+
+    async fn make(&self, attachment: Uuid, read_only: bool) -> Result<Device, DeviceError> {
+        let directory = self.directory.join(attachment.to_string());
+        take_down(&directory).await?;
+        make_private_directory(&directory)?;
+        match self.make_in(&directory, attachment, read_only).await {
+            Ok(device) => Ok(device),
+            Err(error) => {
+                // What is left is removed by the next try, too.
+                if let Err(left) = take_down(&directory).await {
+                    tracing::warn!("{} stays: {left}", directory.display());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn make_in(
+        &self,
+        directory: &Path,
+        attachment: Uuid,
+        read_only: bool,
+    ) -> Result<Device, DeviceError> {
+        let opener = Opener::new(&attachment.to_string(), self.tls.as_ref())?;
+        let relay = Relay::start(opener, self.pods.clone());
+        let export = timeout(OPEN_WITHIN, relay.export()).await.ok().flatten();
+        let size_bytes = export.ok_or(DeviceError::NoPod(attachment))?.size_bytes;
+        let socket = socket_in(directory);
+        let listener = replace(&socket).map_err(failed("listen on", &socket))?;
+        let serving = relay.clone();
+        let server = Serving(tokio::spawn(async move { serve(&serving, &listener).await }));
+        let fuse = FuseDevice::make(directory, read_only).await?;
+        Ok(Device { relay, _server: server, fuse, size_bytes, read_only })
+    }
+}
+
+impl Device {
+    fn shown(&mut self, attachment: Uuid) -> Shown {
+        Shown {
+            attachment,
+            path: self.fuse.path().to_owned(),
+            size_bytes: self.size_bytes,
+            read_only: self.read_only,
+            pod: self.relay.course().borrow().pod.clone(),
+            broken: self.fuse.broken(),
+        }
+    }
+}
+
+/// Keeps other processes away from the devices in a directory.
+fn lock(directory: &Path) -> Result<File, DeviceError> {
+    let path = directory.join(".lock");
+    let file = File::create(&path).map_err(failed("create", &path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(DeviceError::Locked(directory.to_owned())),
+        Err(error) => Err(failed("lock", &path)(error.into())),
+    }
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DeviceError {
+    let path = path.to_owned();
+    move |source| DeviceError::Io { doing, path, source }
+}

@@ -1,0 +1,171 @@
+//! Connections to pods, with an export open.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use crate::attach::relay::hello::{Export, Hello, HelloError, Step};
+use crate::front::nbd::wire::export_flag;
+use crate::security::credentials::{CredentialsError, Tls};
+use crate::security::verifier::Expected;
+
+/// A pod that takes longer to open an export is left alone for now.
+const OPEN_WITHIN: Duration = Duration::from_secs(3);
+
+/// Where a pod serves NBD.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodAddress {
+    /// A pod of this node.
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for PodAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PodAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+            PodAddress::Tcp(address) => address.fmt(f),
+        }
+    }
+}
+
+/// Why a pod cannot be used now.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("could not connect")]
+    Connect(#[source] io::Error),
+    #[error("the connection broke")]
+    Broke(#[from] io::Error),
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    #[error("nothing was heard for {} seconds", OPEN_WITHIN.as_secs())]
+    Late,
+    #[error("the pod wants TLS, and there is no certificate here")]
+    NoCertificate,
+    #[error("the pod has another export than before: {now:?}, not {before:?}")]
+    Changed { before: Export, now: Export },
+    #[error("cannot use the certificate")]
+    Credentials(#[from] CredentialsError),
+}
+
+/// A stream of bytes to a pod.
+pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// A connection with an export open: requests may follow.
+pub struct Opened {
+    pub wire: Box<dyn Wire>,
+    pub export: Export,
+}
+
+/// Opens exports at pods.
+#[derive(Clone)]
+pub struct Opener {
+    export: String,
+    /// For connections over TCP; `None`: they are plain.
+    tls: Option<TlsConnector>,
+    /// As the first pod has opened it.
+    first: Arc<OnceLock<Export>>,
+}
+
+impl Opener {
+    /// Opens `export`, over TCP under TLS if there are credentials.
+    pub fn new(export: &str, tls: Option<&Tls>) -> Result<Opener, OpenError> {
+        let tls = tls.map(|tls| tls.client(Expected::Pod, false)).transpose()?;
+        let tls = tls.map(|config| TlsConnector::from(Arc::new(config)));
+        Ok(Opener { export: export.to_owned(), tls, first: Arc::default() })
+    }
+
+    pub async fn open(&self, pod: &PodAddress) -> Result<Opened, OpenError> {
+        let opened = timeout(OPEN_WITHIN, self.open_now(pod)).await;
+        let opened = opened.map_err(|_| OpenError::Late)??;
+        let (before, now) = (*self.first.get_or_init(|| opened.export), opened.export);
+        // What the client was told must stay true.
+        let is_smaller = now.size_bytes < before.size_bytes;
+        let lacks = before.flags & !now.flags != 0;
+        let is_read_only = (before.flags ^ now.flags) & export_flag::READ_ONLY != 0;
+        match is_smaller || lacks || is_read_only {
+            true => Err(OpenError::Changed { before, now }),
+            false => Ok(opened),
+        }
+    }
+
+    /// True when a pod has opened the export before.
+    pub fn was_open(&self) -> bool {
+        self.first.get().is_some()
+    }
+
+    async fn open_now(&self, pod: &PodAddress) -> Result<Opened, OpenError> {
+        match pod {
+            PodAddress::Unix(path) => {
+                let wire = UnixStream::connect(path).await.map_err(OpenError::Connect)?;
+                self.greet(wire, None).await
+            }
+            PodAddress::Tcp(address) => {
+                let wire = TcpStream::connect(address).await.map_err(OpenError::Connect)?;
+                wire.set_nodelay(true)?;
+                // When the connection is left, nothing of it may arrive later.
+                SockRef::from(&wire).set_linger(Some(Duration::ZERO))?;
+                self.greet(wire, self.tls.as_ref()).await
+            }
+        }
+    }
+
+    async fn greet<W: Wire + 'static>(
+        &self,
+        mut wire: W,
+        tls: Option<&TlsConnector>,
+    ) -> Result<Opened, OpenError> {
+        let mut hello = Hello::new(&self.export, tls.is_some());
+        match talk(&mut wire, &mut hello).await? {
+            Talked::Open(export) => Ok(Opened { wire: Box::new(wire), export }),
+            Talked::Tls => {
+                let tls = tls.ok_or(OpenError::NoCertificate)?;
+                // Pods are known by their certificates, not by their places.
+                let name = std::net::IpAddr::from([0, 0, 0, 0]).into();
+                let mut wire = tls.connect(name, wire).await?;
+                wire.write_all(&hello.under_tls()).await?;
+                wire.flush().await?;
+                match talk(&mut wire, &mut hello).await? {
+                    Talked::Open(export) => Ok(Opened { wire: Box::new(wire), export }),
+                    Talked::Tls => Err(HelloError::Answer.into()),
+                }
+            }
+        }
+    }
+}
+
+enum Talked {
+    Open(Export),
+    Tls,
+}
+
+/// Carries a handshake on until something else has to happen.
+async fn talk(wire: &mut (impl Wire + ?Sized), hello: &mut Hello) -> Result<Talked, OpenError> {
+    let mut bytes = BytesMut::new();
+    loop {
+        match hello.step(&mut bytes)? {
+            Step::Open(export) => return Ok(Talked::Open(export)),
+            // What came before TLS came from nobody in particular.
+            Step::Tls if !bytes.is_empty() => return Err(HelloError::Answer.into()),
+            Step::Tls => return Ok(Talked::Tls),
+            Step::Send(out) => {
+                wire.write_all(&out).await?;
+                wire.flush().await?;
+            }
+        }
+        if wire.read_buf(&mut bytes).await? == 0 {
+            return Err(OpenError::Broke(io::ErrorKind::UnexpectedEof.into()));
+        }
+    }
+}

@@ -1,0 +1,486 @@
+//! Drives the lines of a device: sockets on both sides, and the choice of the pod.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use crate::attach::relay::hello::{Export, HelloError};
+use crate::attach::relay::line::{FrontError, Line, PodError};
+use crate::attach::relay::pods::{OpenError, Opened, Opener, PodAddress, Wire};
+use crate::control::catalog::chain;
+
+/// Room for one receive.
+const RECEIVE_BYTES: usize = 256 << 10;
+/// What is read of a client whose requests have to wait.
+const LOOK_AHEAD_BYTES: usize = 1 << 20;
+/// EPERM, for requests of who may not use the volume any more.
+const REFUSED: u32 = 1;
+/// Pieces of one send.
+const PIECES_MAX: usize = 64;
+/// Before all pods are tried again. Doubles up to [`SEARCH_PAUSE_MAX`].
+const SEARCH_PAUSE: Duration = Duration::from_millis(50);
+const SEARCH_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// A course that fails sooner was of no use, and its pod comes last for a while.
+const SHORT: Duration = Duration::from_secs(5);
+const BARRED_FOR: Duration = Duration::from_secs(30);
+/// A pod that has not answered for so long is looked at.
+const QUIET_AFTER: Duration = Duration::from_secs(2);
+/// Interval at which the first pod of the list is looked at while another one is used.
+const RETURN_LOOK: Duration = Duration::from_secs(5);
+
+/// The pod that all lines of a device use. Another number: begin anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Course {
+    number: u64,
+    /// `None`: no pod can be reached, and requests wait.
+    pub pod: Option<PodAddress>,
+    /// As the pod says.
+    pub export: Option<Export>,
+    /// No pod opens the export any more: requests fail.
+    pub is_refused: bool,
+}
+
+/// Why a line ends.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    #[error("the client's connection broke")]
+    Client(#[from] io::Error),
+    #[error("the client broke the protocol")]
+    Protocol(#[from] FrontError),
+}
+
+/// The relay of one device. Ends with the last clone.
+#[derive(Clone)]
+pub struct Relay {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    opener: Opener,
+    course: watch::Receiver<Course>,
+    /// What lines say of the pod.
+    news: mpsc::Sender<News>,
+    pilot: JoinHandle<()>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.pilot.abort();
+    }
+}
+
+impl Relay {
+    /// Uses the first of `pods` that can be used, and goes back to the very first when it can be
+    /// used again.
+    pub fn start(opener: Opener, pods: watch::Receiver<Vec<PodAddress>>) -> Relay {
+        let (set_course, course) = watch::channel(Course::default());
+        let (news, heard) = mpsc::channel(64);
+        let pilot = Pilot { opener: opener.clone(), pods, set_course, heard, barred: None };
+        let pilot = tokio::spawn(pilot.steer());
+        Relay { shared: Arc::new(Shared { opener, course, news, pilot }) }
+    }
+
+    /// Which pod is used, now and later.
+    pub fn course(&self) -> watch::Receiver<Course> {
+        self.shared.course.clone()
+    }
+
+    /// The export, as soon as a pod has opened it; `None`: the relay ends.
+    pub async fn export(&self) -> Option<Export> {
+        let mut course = self.course();
+        let found = course.wait_for(|course| course.export.is_some()).await;
+        found.ok()?.export
+    }
+
+    /// Carries one connection of the device, which is past its handshake, until the client ends it.
+    /// `front_bytes`: what has come behind the handshake.
+    pub async fn carry(&self, front: impl Wire, front_bytes: BytesMut) -> Result<(), LineError> {
+        let (from_front, to_front) = split(front);
+        let mut carried = Carried {
+            line: Line::default(),
+            from_front,
+            to_front,
+            front_bytes,
+            pod_bytes: BytesMut::new(),
+            pod: None,
+            heard: Instant::now(),
+            unflushed: false,
+        };
+        carried.line.front_came(&mut carried.front_bytes)?;
+        let mut course = self.course();
+        let mut left = None;
+        loop {
+            let now = course.borrow_and_update().clone();
+            let moved = match now.is_refused {
+                true => carried.refuse().await?,
+                false => self.follow(&mut carried, &mut course, &now, &mut left).await?,
+            };
+            carried.leave_pod();
+            if moved == Moved::Over {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Carries a connection as long as a course lasts. `left`: the course whose pod was left.
+    async fn follow<F: Wire>(
+        &self,
+        carried: &mut Carried<F>,
+        course: &mut watch::Receiver<Course>,
+        now: &Course,
+        left: &mut Option<u64>,
+    ) -> Result<Moved, LineError> {
+        let opening = self.open(now, *left);
+        tokio::pin!(opening);
+        // Until the pod is open, the client is read and told what has come.
+        let opened = loop {
+            tokio::select! {
+                opened = &mut opening => break opened,
+                _ = course.changed() => return Ok(Moved::On),
+                moved = carried.turn() => if moved? == Moved::Over { return Ok(Moved::Over) },
+            }
+        };
+        carried.use_pod(opened);
+        loop {
+            let quiet_at = carried.heard + QUIET_AFTER;
+            tokio::select! {
+                _ = course.changed() => return Ok(Moved::On),
+                () = sleep_until(quiet_at), if carried.line.pending() > 0 => {
+                    self.say(News::Quiet(now.number)).await;
+                    carried.heard = Instant::now();
+                }
+                moved = carried.turn() => match moved? {
+                    Moved::On => {}
+                    Moved::Over => return Ok(Moved::Over),
+                    Moved::PodLost(error) => {
+                        tracing::info!("a pod is left: {error}");
+                        *left = Some(now.number);
+                        self.say(News::Failed(now.number)).await;
+                        return Ok(Moved::On);
+                    }
+                },
+            }
+        }
+    }
+
+    /// Opens the export at the pod of a course. Never returns for a course without one, and for one
+    /// whose pod cannot be used.
+    async fn open(&self, course: &Course, left: Option<u64>) -> Opened {
+        if let Some(pod) = course.pod.as_ref().filter(|_| left != Some(course.number)) {
+            match self.shared.opener.open(pod).await {
+                Ok(opened) => return opened,
+                Err(error) => {
+                    say(pod, &error);
+                    self.say(News::Failed(course.number)).await;
+                }
+            }
+        }
+        std::future::pending().await
+    }
+
+    async fn say(&self, news: News) {
+        // The pilot lives as long as this.
+        let _sent = self.shared.news.send(news).await;
+    }
+}
+
+/// What a line says of the pod of a course.
+#[derive(Clone, Copy, Debug)]
+enum News {
+    /// It cannot be used.
+    Failed(u64),
+    /// It has not answered for a while. Perhaps a volume has no majority, or the pod hangs.
+    Quiet(u64),
+}
+
+/// What a turn brought.
+#[derive(Debug)]
+enum Moved {
+    On,
+    Over,
+    PodLost(PodLoss),
+}
+
+impl PartialEq for Moved {
+    fn eq(&self, other: &Moved) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum PodLoss {
+    #[error("the connection ended")]
+    Ended,
+    #[error("the connection broke: {0}")]
+    Broke(#[from] io::Error),
+    #[error("it broke the protocol: {0}")]
+    Protocol(#[from] PodError),
+}
+
+type PodHalves = (ReadHalf<Box<dyn Wire>>, WriteHalf<Box<dyn Wire>>);
+
+/// A line with its sockets.
+struct Carried<F> {
+    line: Line,
+    from_front: ReadHalf<F>,
+    to_front: WriteHalf<F>,
+    front_bytes: BytesMut,
+    pod_bytes: BytesMut,
+    pod: Option<PodHalves>,
+    /// When the pod was heard last, or asked about.
+    heard: Instant,
+    /// The connection to the pod may have kept what it was given.
+    unflushed: bool,
+}
+
+impl<F: AsyncRead + AsyncWrite + Send + Unpin> Carried<F> {
+    /// Answers everything with an error until the client goes.
+    async fn refuse(&mut self) -> Result<Moved, LineError> {
+        loop {
+            self.line.refuse_all(REFUSED);
+            if self.turn().await? == Moved::Over {
+                return Ok(Moved::Over);
+            }
+        }
+    }
+
+    fn leave_pod(&mut self) {
+        self.pod = None;
+        self.unflushed = false;
+        self.pod_bytes.clear();
+        self.line.pod_lost();
+    }
+
+    fn use_pod(&mut self, opened: Opened) {
+        self.pod = Some(split(opened.wire));
+        self.heard = Instant::now();
+        self.line.pod_found();
+    }
+
+    /// Sends or receives once, whatever is possible first. Safe to be dropped.
+    async fn turn(&mut self) -> Result<Moved, LineError> {
+        if self.line.is_over() {
+            return Ok(Moved::Over);
+        }
+        let Carried { line, from_front, to_front, front_bytes, pod_bytes, pod, heard, unflushed } =
+            self;
+        if line.pending() == 0 {
+            *heard = Instant::now();
+        }
+        let answers: Vec<Bytes> = line.to_front().take(PIECES_MAX).cloned().collect();
+        let requests: Vec<Bytes> = line.to_pod().take(PIECES_MAX).cloned().collect();
+        let (from_pod, to_pod) = match pod {
+            Some((from, to)) => (Some(from), Some(to)),
+            None => (None, None),
+        };
+        front_bytes.reserve(RECEIVE_BYTES / 4);
+        pod_bytes.reserve(RECEIVE_BYTES / 4);
+        tokio::select! {
+            sent = send(to_front, &answers), if !answers.is_empty() => {
+                line.front_sent(sent?);
+            }
+            sent = to_pod_of(to_pod, &requests), if !requests.is_empty() || *unflushed => {
+                match sent {
+                    Ok(count) => {
+                        line.pod_sent(count);
+                        // TLS may have kept some of it.
+                        *unflushed = !requests.is_empty();
+                    }
+                    Err(error) => return Ok(Moved::PodLost(error.into())),
+                }
+            }
+            came = receive(from_pod, pod_bytes), if line.wants_pod() => match came {
+                Ok(0) => return Ok(Moved::PodLost(PodLoss::Ended)),
+                Ok(_) => {
+                    *heard = Instant::now();
+                    if let Err(error) = line.pod_came(pod_bytes) {
+                        return Ok(Moved::PodLost(error.into()));
+                    }
+                }
+                Err(error) => return Ok(Moved::PodLost(error.into())),
+            },
+            // Also when its requests have to wait: a client that is gone has to be noticed, or its
+            // requests would be sent again behind those of the next one.
+            came = from_front.read_buf(front_bytes),
+                if line.wants_front() || front_bytes.len() < LOOK_AHEAD_BYTES =>
+            {
+                if came? == 0 {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                }
+                line.front_came(front_bytes)?;
+            }
+        }
+        // What waited for room.
+        line.front_came(front_bytes)?;
+        Ok(Moved::On)
+    }
+}
+
+/// Sends some of it. Dropped before its end, it has sent nothing.
+async fn send(to: &mut (impl AsyncWrite + Unpin), pieces: &[Bytes]) -> io::Result<usize> {
+    let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+    match to.write_vectored(&slices).await? {
+        0 => Err(io::ErrorKind::WriteZero.into()),
+        count => Ok(count),
+    }
+}
+
+/// The same to a pod; without pieces, what the connection has kept leaves.
+async fn to_pod_of(
+    to: Option<&mut WriteHalf<Box<dyn Wire>>>,
+    pieces: &[Bytes],
+) -> io::Result<usize> {
+    match to {
+        Some(to) if pieces.is_empty() => to.flush().await.map(|()| 0),
+        Some(to) => send(to, pieces).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn receive(
+    from: Option<&mut ReadHalf<Box<dyn Wire>>>,
+    bytes: &mut BytesMut,
+) -> io::Result<usize> {
+    match from {
+        Some(from) => from.read_buf(bytes).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Chooses the pod of a device.
+struct Pilot {
+    opener: Opener,
+    pods: watch::Receiver<Vec<PodAddress>>,
+    set_course: watch::Sender<Course>,
+    heard: mpsc::Receiver<News>,
+    /// A pod that failed soon, and until when others are preferred.
+    barred: Option<(PodAddress, Instant)>,
+}
+
+/// What a search has found.
+enum Found {
+    Pod(PodAddress, Export),
+    /// Every pod says that there is no such export any more.
+    Nothing,
+}
+
+impl Pilot {
+    async fn steer(mut self) {
+        let (mut number, mut pause) = (0, SEARCH_PAUSE);
+        loop {
+            let Found::Pod(pod, export) = self.search().await else {
+                tracing::warn!("no pod opens the export any more: requests fail");
+                let course = Course { number: number + 1, is_refused: true, ..Course::default() };
+                self.set_course.send_replace(course);
+                return;
+            };
+            number += 1;
+            tracing::info!(%pod, "requests go to this pod");
+            let began = Instant::now();
+            let (export, is_refused) = (Some(export), false);
+            let course = Course { number, pod: Some(pod.clone()), export, is_refused };
+            self.set_course.send_replace(course);
+            let ended = self.stay(number, &pod).await;
+            if ended == Ended::Gone {
+                return;
+            }
+            number += 1;
+            self.set_course.send_replace(Course { number, ..Course::default() });
+            match ended == Ended::Failed && began.elapsed() < SHORT {
+                // It opens the export, and is of no use: others first, and no hurry.
+                true => {
+                    self.barred = Some((pod, Instant::now() + BARRED_FOR));
+                    sleep(pause).await;
+                    pause = (pause * 2).min(SEARCH_PAUSE_MAX);
+                }
+                false => pause = SEARCH_PAUSE,
+            }
+        }
+    }
+
+    /// Waits until the course is no good any more, or the first pod can be used again.
+    async fn stay(&mut self, number: u64, pod: &PodAddress) -> Ended {
+        let mut look = Instant::now() + RETURN_LOOK;
+        loop {
+            match timeout_at(look, self.heard.recv()).await {
+                Ok(None) => return Ended::Gone,
+                Ok(Some(News::Failed(of))) if of == number => return Ended::Failed,
+                // A pod that opens the export does not hang: then the volume has no majority.
+                Ok(Some(News::Quiet(of))) if of == number => {
+                    if let Err(error) = self.opener.open(pod).await {
+                        say(pod, &error);
+                        return Ended::Failed;
+                    }
+                }
+                // Others are about courses before this one.
+                Ok(Some(_)) => {}
+                Err(_) => {
+                    look = Instant::now() + RETURN_LOOK;
+                    if self.is_better(pod).await {
+                        return Ended::Better;
+                    }
+                }
+            }
+        }
+    }
+
+    /// True when the first pod of the list is another one, and can be used.
+    async fn is_better(&self, pod: &PodAddress) -> bool {
+        let first = self.pods.borrow().first().cloned();
+        match first.filter(|first| first != pod && !self.is_barred(first)) {
+            Some(first) => self.opener.open(&first).await.is_ok(),
+            None => false,
+        }
+    }
+
+    fn is_barred(&self, pod: &PodAddress) -> bool {
+        let barred = self.barred.as_ref();
+        barred.is_some_and(|(barred, until)| barred == pod && Instant::now() < *until)
+    }
+
+    /// Tries the pods in turn until one opens the export.
+    async fn search(&mut self) -> Found {
+        let mut pause = SEARCH_PAUSE;
+        loop {
+            let mut pods = self.pods.borrow_and_update().clone();
+            // The order of the others stays.
+            pods.sort_by_key(|pod| self.is_barred(pod));
+            let mut unknown = 0;
+            for pod in &pods {
+                match self.opener.open(pod).await {
+                    Ok(opened) => return Found::Pod(pod.clone(), opened.export),
+                    Err(error) => {
+                        unknown +=
+                            usize::from(matches!(error, OpenError::Hello(HelloError::Unknown)));
+                        say(pod, &error);
+                    }
+                }
+            }
+            if self.opener.was_open() && !pods.is_empty() && unknown == pods.len() {
+                return Found::Nothing;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(SEARCH_PAUSE_MAX);
+        }
+    }
+}
+
+fn say(pod: &PodAddress, error: &OpenError) {
+    tracing::debug!(%pod, "a pod cannot be used: {}", chain(error));
+}
+
+/// Why a course is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Failed,
+    /// The first pod of the list can be used again.
+    Better,
+    /// Nobody uses the relay any more.
+    Gone,
+}

@@ -1,0 +1,92 @@
+//! The devices as a service on a socket of this node.
+
+use std::sync::Arc;
+
+use tonic::{Code, Request, Response, Status};
+
+use crate::attach::devices::{DeviceError, Devices, Shown};
+use crate::attach::fuse::FuseError;
+use crate::attach::proto;
+use crate::attach::proto::devices_server::Devices as Service;
+use crate::control::catalog::chain;
+use crate::types::Uuid;
+
+/// See the module.
+pub struct DevicesService {
+    pub devices: Arc<Devices>,
+}
+
+#[tonic::async_trait]
+impl Service for DevicesService {
+    async fn open(
+        &self,
+        request: Request<proto::OpenDeviceRequest>,
+    ) -> Result<Response<proto::Device>, Status> {
+        let proto::OpenDeviceRequest { attachment, read_only } = request.into_inner();
+        let (devices, attachment) = (self.devices.clone(), parsed(&attachment)?);
+        let opened = to_its_end(async move { devices.open(attachment, read_only).await }).await?;
+        Ok(Response::new(opened.into()))
+    }
+
+    async fn close(
+        &self,
+        request: Request<proto::CloseDeviceRequest>,
+    ) -> Result<Response<proto::CloseDeviceResponse>, Status> {
+        let (devices, attachment) = (self.devices.clone(), parsed(&request.get_ref().attachment)?);
+        to_its_end(async move { devices.close(attachment).await }).await?;
+        Ok(Response::new(proto::CloseDeviceResponse {}))
+    }
+
+    async fn list(
+        &self,
+        _request: Request<proto::ListDevicesRequest>,
+    ) -> Result<Response<proto::ListDevicesResponse>, Status> {
+        let devices = self.devices.list().await.into_iter().map(Into::into).collect();
+        Ok(Response::new(proto::ListDevicesResponse { devices }))
+    }
+}
+
+/// A caller that goes away leaves nothing half done.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, DeviceError>> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::spawn(work).await;
+    let done = done.map_err(|error| Status::internal(format!("it was interrupted: {error}")))?;
+    done.map_err(|error| status_of(&error))
+}
+
+fn parsed(text: &str) -> Result<Uuid, Status> {
+    text.parse().map_err(|_| Status::invalid_argument(format!("{text:?} is no uid")))
+}
+
+/// The one table of errors of devices.
+fn status_of(error: &DeviceError) -> Status {
+    let code = match error {
+        DeviceError::NoPod(_) => Code::Unavailable,
+        DeviceError::OtherMode(_) => Code::AlreadyExists,
+        DeviceError::Full => Code::ResourceExhausted,
+        DeviceError::Fuse(FuseError::InUse(_)) | DeviceError::Broken { .. } => {
+            Code::FailedPrecondition
+        }
+        DeviceError::Locked(_)
+        | DeviceError::Relay(_)
+        | DeviceError::Io { .. }
+        | DeviceError::Directory(_)
+        | DeviceError::Fuse(_) => Code::Internal,
+    };
+    Status::new(code, chain(error))
+}
+
+impl From<Shown> for proto::Device {
+    fn from(it: Shown) -> proto::Device {
+        proto::Device {
+            attachment: it.attachment.to_string(),
+            path: it.path.display().to_string(),
+            size_bytes: it.size_bytes,
+            read_only: it.read_only,
+            kind: "fuse".to_owned(),
+            pod: it.pod.map(|pod| pod.to_string()).unwrap_or_default(),
+            broken: it.broken.unwrap_or_default(),
+        }
+    }
+}

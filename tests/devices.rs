@@ -1,0 +1,234 @@
+//! Block devices of a node by nbdfuse and loop: a file system on one notices no pod that goes, and
+//! nothing is left of a device that was closed. Needs root, FUSE and loop devices.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use support::tools::{noise, run, text};
+use support::{Cluster, PODS, Setup, program, wait_until};
+
+/// `holdfast attach` of one node; ends with the test. Its directory has a short name: that of a
+/// socket has 107 bytes at most.
+struct Attach {
+    child: Child,
+    dir: PathBuf,
+    _temporary: tempfile::TempDir,
+}
+
+impl Attach {
+    fn start(cluster: &Cluster) -> Attach {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = temporary.path().canonicalize().unwrap();
+        let mut attach = Attach { child: spawn(cluster, &dir), dir, _temporary: temporary };
+        attach.wait();
+        attach
+    }
+
+    fn wait(&mut self) {
+        wait_until("the devices are served", || self.ask(&["list"]).status.success());
+    }
+
+    /// `kill -9`, and another one.
+    fn kill_and_start(&mut self, cluster: &Cluster) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = spawn(cluster, &self.dir);
+        self.wait();
+    }
+
+    fn ask(&self, arguments: &[&str]) -> Output {
+        let socket = self.dir.join("attach.sock");
+        let mut command = Command::new(program());
+        command.arg("device").args(arguments).args(["--socket", text(&socket)]);
+        command.output().expect("run holdfast device")
+    }
+
+    fn open(&self, attachment: &str) -> PathBuf {
+        let opened = self.ask(&["open", attachment]);
+        assert!(opened.status.success(), "{opened:?}");
+        String::from_utf8(opened.stdout).unwrap().trim().into()
+    }
+
+    fn list(&self) -> Vec<Value> {
+        let listed = self.ask(&["list", "-o", "json"]);
+        serde_json::from_slice::<Value>(&listed.stdout).unwrap().as_array().unwrap().clone()
+    }
+
+    /// Nothing that belongs to a device is left.
+    fn assert_clean(&self) {
+        let devices = self.dir.join("devices");
+        let left = fs::read_dir(&devices).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), [".lock"]);
+        assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(text(&devices)));
+        assert!(!run("losetup", &["--list"]).contains(text(&devices)));
+    }
+}
+
+impl Drop for Attach {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(cluster: &Cluster, dir: &Path) -> Child {
+    let mut command = Command::new(program());
+    command.arg("attach").args(["--socket", text(&dir.join("attach.sock"))]);
+    command.args(["--directory", text(&dir.join("devices"))]);
+    command.args(["--endpoint", &cluster.endpoint(1)]);
+    for pod in 1..=PODS {
+        command.args(["--pod", &cluster.nbd_address(pod).to_string()]);
+    }
+    let log = fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
+    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    command.spawn().expect("run holdfast attach")
+}
+
+/// A closed volume that is published to the node of the cluster; its attachment's uid.
+fn publish(cluster: &Cluster, volume: &str) -> String {
+    let create = ["volume", "create", volume, "--size", "64MiB", "--class", "dev", "--closed"];
+    cluster.ask(&create).expect("the volume is created");
+    let nodes = cluster.ask(&["node", "list"]).unwrap();
+    let node = nodes[0]["meta"]["name"].as_str().unwrap().to_owned();
+    let attachment = cluster.ask(&["attachment", "publish", volume, &node]).unwrap();
+    attachment["meta"]["uid"].as_str().unwrap().to_owned()
+}
+
+/// A mounted file system; unmounted when the test fails.
+struct Mount(PathBuf, bool);
+
+impl Mount {
+    fn new(device: &Path, at: PathBuf) -> Mount {
+        fs::create_dir_all(&at).unwrap();
+        run("mount", &[text(device), text(&at)]);
+        run("mountpoint", &["-q", text(&at)]);
+        Mount(at, true)
+    }
+
+    fn end(mut self) {
+        run("umount", &[text(&self.0)]);
+        self.1 = false;
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if !self.1 {
+            return;
+        }
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+fn write(mount: &Mount, name: &str, seed: u64) {
+    let path = mount.0.join(name);
+    fs::write(&path, noise(seed, 1 << 20)).unwrap();
+    fs::File::open(&path).unwrap().sync_all().unwrap();
+}
+
+#[test]
+fn a_file_system_on_a_device_notices_no_pod_that_goes() {
+    let cluster = Setup::new("devices").volume("demo", "64MiB").start();
+    let attach = Attach::start(&cluster);
+    let attachment = publish(&cluster, "db");
+    let device = attach.open(&attachment);
+    assert_eq!(attach.open(&attachment), device, "it is there");
+    let listed = attach.list();
+    assert_eq!((listed.len(), &listed[0]["path"]), (1, &text(&device).into()));
+    let other = attach.ask(&["open", &attachment, "--read-only"]);
+    assert!(String::from_utf8_lossy(&other.stderr).contains("read-only"), "{other:?}");
+
+    run("mkfs.ext4", &["-q", text(&device)]);
+    let mount = Mount::new(&device, cluster.dir.join("mount"));
+    for (seed, pod) in [1, 2, 3, 1].into_iter().enumerate() {
+        cluster.kill(pod);
+        write(&mount, &format!("file-{seed}"), seed as u64);
+        cluster.wait_serving(pod);
+        cluster.wait_healthy();
+    }
+    let refused = attach.ask(&["close", &attachment]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("in use"), "{refused:?}");
+    write(&mount, "last", 9);
+    mount.end();
+    run("e2fsck", &["-f", "-n", text(&device)]);
+    let mount = Mount::new(&device, cluster.dir.join("mount"));
+    for (name, seed) in [("file-0", 0), ("file-1", 1), ("file-2", 2), ("file-3", 3), ("last", 9)] {
+        assert!(fs::read(mount.0.join(name)).unwrap() == noise(seed, 1 << 20), "{name}");
+    }
+    mount.end();
+    for _ in 0..2 {
+        let closed = attach.ask(&["close", &attachment]);
+        assert!(closed.status.success(), "{closed:?}");
+    }
+    attach.assert_clean();
+    // Nobody opens what is published no more.
+    let unpublished = cluster.ask(&["attachment", "list", "--volume", "db"]).unwrap();
+    let node = unpublished[0]["spec"]["node"].as_str().unwrap().to_owned();
+    cluster.ask(&["attachment", "unpublish", "db", &node]);
+    let gone = attach.ask(&["open", &attachment]);
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("no pod opens"), "{gone:?}");
+    attach.assert_clean();
+}
+
+#[test]
+fn what_a_killed_process_has_left_is_taken_away_when_nobody_uses_it() {
+    let cluster = Setup::new("devices_left").volume("demo", "64MiB").start();
+    let mut attach = Attach::start(&cluster);
+    let (one, two) = (publish(&cluster, "one"), publish(&cluster, "two"));
+    let (first, second) = (attach.open(&one), attach.open(&two));
+    run("mkfs.ext4", &["-q", text(&second)]);
+    let mount = Mount::new(&second, cluster.dir.join("mount"));
+    attach.kill_and_start(&cluster);
+    // One is used, so it stays, and the other one is made anew.
+    assert!(attach.list().is_empty());
+    let left = fs::read_dir(attach.dir.join("devices")).unwrap();
+    let left: BTreeSet<String> =
+        left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(left, BTreeSet::from([".lock".to_owned(), two.clone()]));
+    let second_one = Command::new(program())
+        .args(["attach", "--socket", text(&attach.dir.join("other.sock"))])
+        .args(["--directory", text(&attach.dir.join("devices"))])
+        .output()
+        .expect("run holdfast attach");
+    assert!(String::from_utf8_lossy(&second_one.stderr).contains("another"), "{second_one:?}");
+    let refused = attach.ask(&["open", &two]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("in use"), "{refused:?}");
+    let again = attach.open(&one);
+    run("mkfs.ext4", &["-q", "-F", text(&again)]);
+    drop(first);
+    // The slow path does not outlive its process: what is mounted has to be unmounted.
+    drop(mount);
+    wait_until("the other device is made anew", || attach.ask(&["open", &two]).status.success());
+    for attachment in [one, two] {
+        assert!(attach.ask(&["close", &attachment]).status.success());
+    }
+    attach.assert_clean();
+}
+
+/// A node loses a volume that is mounted there: its requests fail, and everything can be undone.
+#[test]
+fn a_fenced_device_fails_and_can_be_taken_away() {
+    let cluster = Setup::new("devices_fenced").volume("demo", "64MiB").start();
+    let attach = Attach::start(&cluster);
+    let attachment = publish(&cluster, "db");
+    let device = attach.open(&attachment);
+    run("mkfs.ext4", &["-q", text(&device)]);
+    let mount = Mount::new(&device, cluster.dir.join("mount"));
+    write(&mount, "before", 1);
+    let listed = cluster.ask(&["attachment", "list", "--volume", "db"]).unwrap();
+    let node = listed[0]["spec"]["node"].as_str().unwrap().to_owned();
+    cluster.ask(&["attachment", "unpublish", "db", &node]);
+    wait_until("requests fail", || {
+        let path = mount.0.join("after");
+        let written = fs::write(&path, noise(2, 1 << 20));
+        written.and_then(|()| fs::File::open(&path)?.sync_all()).is_err()
+    });
+    mount.end();
+    wait_until("the device is closed", || attach.ask(&["close", &attachment]).status.success());
+    attach.assert_clean();
+}
