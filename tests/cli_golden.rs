@@ -121,6 +121,8 @@ fn volume(name: &str, size_bytes: u64, phase: Phase, conditions: [Condition; 2])
         deleted_unix_ms: 0,
         purge_unix_ms: 0,
         io_timeout_ms: 0,
+        nodes: vec!["node-2".to_owned()],
+        replica_nodes: ["node-1", "node-2", "node-3"].map(str::to_owned).to_vec(),
     };
     let class = "replicated".to_owned();
     let spec = VolumeSpec { size_bytes, class, replicas: 3, closed: false };

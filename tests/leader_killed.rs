@@ -187,7 +187,12 @@ impl Ask {
             }
             Unpublish => {
                 let node = "w1".to_owned();
-                let unpublish = UnpublishRequest { volume: name, node, request_id };
+                let unpublish = UnpublishRequest {
+                    volume: name,
+                    node,
+                    request_id,
+                    ..UnpublishRequest::default()
+                };
                 client.attachments().unpublish(unpublish).await.map(|_| String::new())
             }
             DeclareLost => {

@@ -76,13 +76,16 @@ pub async fn run(
             };
             let (mode, request_id) = (mode.into(), request_id()?);
             let io_timeout_ms = io_timeout;
-            let request = PublishRequest { volume, node, mode, request_id, io_timeout_ms };
+            let volume_uid = String::new();
+            let request =
+                PublishRequest { volume, node, mode, request_id, io_timeout_ms, volume_uid };
             one(&client.check(doing, client.attachments().publish(request).await)?, output)
         }
         AttachmentCommand::Unpublish { volume, node } => {
             let doing = format!("take volume {volume} from node {node}");
             let what = format!("of volume {volume} on node {node}");
-            let request = UnpublishRequest { volume, node, request_id: request_id()? };
+            let (request_id, volume_uid) = (request_id()?, String::new());
+            let request = UnpublishRequest { volume, node, request_id, volume_uid };
             client.check(doing, client.attachments().unpublish(request).await)?;
             deleted("attachment", &what, output)
         }

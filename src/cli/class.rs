@@ -113,7 +113,7 @@ pub async fn run(client: &Client, command: ClassCommand, output: Output) -> anyh
             deleted("class", &name, output)
         }
         ClassCommand::Capacity { name } => {
-            let request = CapacityRequest { class: name.unwrap_or_default() };
+            let request = CapacityRequest { class: name.unwrap_or_default(), nodes: Vec::new() };
             let answer = client.cluster().capacity(request).await;
             let classes = client.check("get the capacity of the cluster", answer)?.classes;
             match output {

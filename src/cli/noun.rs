@@ -86,8 +86,11 @@ macro_rules! noun {
                 Ok((page.$nouns, page.next_page_token))
             }
 
+            // Most requests have the name alone.
+            #[allow(clippy::needless_update)]
             async fn get(client: &Client, name: &str) -> Result<$noun, CallError> {
-                let answer = client.$nouns().get($get { name: name.to_owned() }).await;
+                let request = $get { name: name.to_owned(), ..$get::default() };
+                let answer = client.$nouns().get(request).await;
                 client.check(format!("show {} {name}", $noun::WORD), answer)
             }
         }

@@ -244,6 +244,7 @@ pub async fn create(
         spec: Some(spec),
         labels: labels.into_iter().collect(),
         request_id: request_id()?,
+        nodes: Vec::new(),
     };
     let answer = client.volumes().create(request).await;
     Ok(client.check(format!("create volume {name}"), answer)?)

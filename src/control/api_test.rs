@@ -130,7 +130,10 @@ async fn refusals_have_reasons(pod: &TestPod) {
     let largest: u64 = numbers["largest_bytes"].parse().unwrap();
     assert!((1 << 40..2 << 40).contains(&largest), "{error}");
     let mut volumes = pod.volumes().await;
-    let error = volumes.get(GetVolumeRequest { name: "x".to_owned() }).await.unwrap_err();
+    let error = volumes
+        .get(GetVolumeRequest { name: "x".to_owned(), uid: String::new() })
+        .await
+        .unwrap_err();
     assert_eq!((error.code(), reason(&error)), (Code::NotFound, Some(Reason::NoSuchVolume)));
     let about = error.get_details_resource_info().unwrap();
     assert_eq!((about.resource_type.as_str(), about.resource_name.as_str()), ("volume", "x"));
@@ -141,7 +144,11 @@ async fn refusals_have_reasons(pod: &TestPod) {
 async fn updates_name_what_they_are_based_on(pod: &TestPod) {
     let mut volumes = pod.volumes().await;
     let name = || "e".to_owned();
-    let before = volumes.get(GetVolumeRequest { name: name() }).await.unwrap().into_inner();
+    let before = volumes
+        .get(GetVolumeRequest { name: name(), uid: String::new() })
+        .await
+        .unwrap()
+        .into_inner();
     let revision = before.meta.unwrap().revision;
     let update = |tier: &str, revision| UpdateVolumeRequest {
         name: name(),
@@ -165,7 +172,7 @@ async fn capacity_is_told_by_class(mut cluster: ClusterClient<tonic::transport::
     let of = |name: &str| answer.classes.iter().find(|it| it.class == name).unwrap();
     assert_eq!(of("replicated").disks, 3);
     assert!(of("local").available_bytes > of("replicated").available_bytes);
-    let request = CapacityRequest { class: "none".to_owned() };
+    let request = CapacityRequest { class: "none".to_owned(), nodes: Vec::new() };
     let error = cluster.capacity(request).await.unwrap_err();
     assert_eq!(reason(&error), Some(Reason::NoSuchClass));
 }

@@ -218,7 +218,7 @@ async fn two_of_three_answer(one: &TestPod, other: &TestPod, demo: u64) {
 
     let mut volumes = other.volumes().await;
     let name = "demo".to_owned();
-    let get = GetVolumeRequest { name: name.clone() };
+    let get = GetVolumeRequest { name: name.clone(), uid: String::new() };
     let found = volumes.get(get).await.unwrap().into_inner();
     assert_eq!(found.status.unwrap().id, demo);
     let delete =

@@ -186,6 +186,24 @@ pub fn place_on_pods(
     place(wish, &candidates(state, pods, class))
 }
 
+/// As [`place_on_pods`], on disks of these nodes alone. Empty: of any.
+pub fn place_on_nodes(
+    state: &CatalogState,
+    pods: Pods<'_>,
+    class: &Class,
+    wish: Wish<'_>,
+    nodes: &[String],
+) -> Result<Placement, PlacementError> {
+    if nodes.is_empty() {
+        return place_on_pods(state, pods, class, wish);
+    }
+    let mut from = candidates(state, pods, class);
+    let is_wanted = |pod| state.pods.get(&pod).is_some_and(|pod| nodes.contains(&pod.node));
+    from.disks.retain(|disk| is_wanted(disk.pod));
+    from.left_out.push_str(" (only disks of the nodes that the request names count)");
+    place(wish, &from)
+}
+
 /// Places the shards by which a volume grows to `size_bytes`, of which it needs `shards`. The disks
 /// of its last shard must have room for the part that is still missing there.
 pub fn place_growth(

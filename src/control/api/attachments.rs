@@ -27,7 +27,7 @@ use crate::control::proto::{
 use crate::control::reason::Reason;
 use crate::control::state::CatalogState;
 use crate::control::state::rows::AttachmentKey;
-use crate::types;
+use crate::types::{self, VolumeId};
 
 /// How long a call waits for the shards. It goes on without the call, and the call can be repeated.
 const SHARDS_WITHIN: Duration = Duration::from_secs(4);
@@ -162,8 +162,8 @@ async fn publish(
         AccessMode::Raw => types::AccessMode::Raw,
     };
     let (state, _) = read(&catalog).await?;
-    let name = &request.volume;
-    let (volume, _) = state.volume_by_name(name).ok_or_else(|| no_such(Kind::Volume, name))?;
+    let (name, uid) = (&request.volume, &request.volume_uid);
+    let volume = meant(&state, name, uid).ok_or_else(|| no_such(Kind::Volume, name))?;
     let uid =
         random_uuid().map_err(|error| broken(format!("could not make an identity: {error}")))?;
     let PublishRequest { request_id, node: holder, io_timeout_ms, .. } = request;
@@ -184,13 +184,19 @@ async fn publish(
     found.await?.ok_or_else(|| gone().into())
 }
 
+/// The volume of this name. `uid`: empty, or that of the volume that is meant.
+fn meant(state: &CatalogState, name: &str, uid: &str) -> Option<VolumeId> {
+    let (id, volume) = state.volume_by_name(name)?;
+    (uid.is_empty() || volume.uid.to_string() == uid).then_some(id)
+}
+
 async fn unpublish(
     catalog: &Catalog,
     request: UnpublishRequest,
 ) -> Result<UnpublishResponse, Failure> {
-    let UnpublishRequest { volume, node, request_id } = request;
+    let UnpublishRequest { volume, node, request_id, volume_uid } = request;
     let (state, _) = read(catalog).await?;
-    let Some((volume, _)) = state.volume_by_name(&volume) else {
+    let Some(volume) = meant(&state, &volume, &volume_uid) else {
         return Ok(UnpublishResponse {});
     };
     let command = CatalogCommand::Unpublish { request_id, volume, node: node.clone() };

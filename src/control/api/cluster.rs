@@ -53,8 +53,7 @@ impl Cluster for ClusterService {
             &self.node,
             request,
             |catalog, request| async move {
-                let found =
-                    describe(&self.node, &catalog, |from, _| capacity(from, &request.class));
+                let found = describe(&self.node, &catalog, |from, _| capacity(from, &request));
                 Ok(found.await??)
             },
             |channel, call| async move { ClusterClient::new(channel).capacity(call).await },
@@ -111,16 +110,17 @@ fn levels(state: &CatalogState) -> GetLevelResponse {
 }
 
 /// Of one class, or of all.
-fn capacity(from: &Describe<'_>, class: &str) -> Result<CapacityResponse, Status> {
+fn capacity(from: &Describe<'_>, of: &CapacityRequest) -> Result<CapacityResponse, Status> {
+    let CapacityRequest { class, nodes } = of;
     let names = from.source.keys_after(Kind::Class, None).filter_map(|key| match key {
         ObjectKey::Class(name) => Some(name),
         _ => None,
     });
-    let wanted = names.filter(|name| class.is_empty() || class == name);
+    let wanted = names.filter(|name| class.is_empty() || class == name.as_str());
     let classes: Vec<_> = wanted
         .filter_map(|name| {
             let row = from.source.class(&name)?;
-            Some(from.capacity(&name, &row.value))
+            Some(from.capacity(&name, &row.value, nodes))
         })
         .collect();
     match classes.is_empty() && !class.is_empty() {

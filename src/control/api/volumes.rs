@@ -20,7 +20,7 @@ use crate::control::identity::random_uuid;
 use crate::control::node::Node;
 use crate::control::objects::describe::Object as _;
 use crate::control::objects::key::{Kind, ObjectKey};
-use crate::control::placement::{Wish, layout, place_growth, place_on_pods};
+use crate::control::placement::{Wish, layout, place_growth, place_on_nodes};
 use crate::control::proto::volumes_client::VolumesClient;
 use crate::control::proto::volumes_server::Volumes;
 use crate::control::proto::{
@@ -94,7 +94,12 @@ impl Volumes for VolumesService {
         on_leader(
             &self.node,
             request,
-            |catalog, request| async move { get(&self.node, &catalog, &request.name).await },
+            |catalog, request| async move {
+                match request.uid.as_str() {
+                    "" => get(&self.node, &catalog, &request.name).await,
+                    uid => of_uid(&self.node, &catalog, uid).await,
+                }
+            },
             |channel, call| async move { VolumesClient::new(channel).get(call).await },
         )
         .await
@@ -201,12 +206,22 @@ impl VolumesService {
     /// Uid of the volume that has this name now, or [`NOBODY`]: a repeated request may have deleted
     /// it already, and still gets its answer.
     async fn uid_of(&self, name: &str) -> Result<String, Status> {
-        match self.get(Request::new(GetVolumeRequest { name: name.to_owned() })).await {
+        let request = GetVolumeRequest { name: name.to_owned(), ..GetVolumeRequest::default() };
+        match self.get(Request::new(request)).await {
             Ok(found) => Ok(found.into_inner().meta.map(|meta| meta.uid).unwrap_or_default()),
             Err(status) if status.code() == Code::NotFound => Ok(NOBODY.to_owned()),
             Err(status) => Err(status),
         }
     }
+}
+
+/// The volume with this uid.
+async fn of_uid(node: &Node, catalog: &Catalog, uid: &str) -> Result<Volume, Failure> {
+    let found = describe(node, catalog, |from, _| {
+        let volume = from.source.volume_by_uid(uid.parse().ok()?)?;
+        Volume::describe(from, &ObjectKey::Volume(volume), View::Full)
+    });
+    found.await?.ok_or_else(|| no_such(Kind::Volume, uid).into())
 }
 
 async fn update(
@@ -364,10 +379,10 @@ async fn place_and_propose(
             replicas: volume.replicas,
             grows: false,
         };
-        let class = &state.classes[&volume.class];
+        let (class, nodes) = (&state.classes[&volume.class], request.nodes.as_slice());
         let (placed, has_listened) = node
             .reports
-            .with(|pods| (place_on_pods(&state, pods, class, wish), pods.has_listened()));
+            .with(|pods| (place_on_nodes(&state, pods, class, wish, nodes), pods.has_listened()));
         let placement = match placed {
             Ok(placement) => placement,
             Err(error) if error.may_pass() && !has_listened => {

@@ -1,7 +1,7 @@
 //! Describes objects for the API. Pure: from the records, the last reports, and what the observer
 //! remembers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::control::command::Addresses;
 use crate::control::objects::condition::{Judgement, Statement};
@@ -18,13 +18,15 @@ use crate::control::proto::{
 };
 use crate::control::reconcile::Group;
 use crate::control::state::rows;
-use crate::types::{self, MemberId, PodId, Uuid};
+use crate::types::{self, MemberId, PodId, Uuid, VolumeId};
 use crate::view::{DiskReport, MemberState};
 
 /// NBD addresses that a volume shows at most.
 const ADDRESSES_MAX: usize = 8;
 /// Pods that a node shows at most.
 const PODS_MAX: usize = 16;
+/// Nodes with replicas that a volume shows at most.
+const REPLICA_NODES_MAX: usize = 16;
 
 /// The inputs of a description.
 #[derive(Clone, Copy)]
@@ -303,6 +305,8 @@ impl<'a> Describe<'a> {
             deleted_unix_ms: volume.kept.map_or(0, |kept| kept.deleted_ms),
             purge_unix_ms: volume.kept.map_or(0, |kept| kept.purge_ms),
             io_timeout_ms: volume.io_timeout_ms,
+            nodes: self.nodes_with(*id),
+            replica_nodes: self.replica_nodes(*id),
         };
         let meta = Meta {
             labels: volume.labels.clone(),
@@ -316,6 +320,21 @@ impl<'a> Describe<'a> {
             closed: !volume.access.open,
         };
         Some(Volume { meta: Some(meta), spec: Some(spec), status: Some(status) })
+    }
+
+    /// The nodes that have a volume, or are about to have or to lose it.
+    fn nodes_with(&self, volume: VolumeId) -> Vec<String> {
+        let rows = self.source.attachments_of(volume).filter_map(|key| self.source.attachment(key));
+        let nodes: BTreeSet<&String> = rows.map(|row| &row.value.node).collect();
+        nodes.into_iter().cloned().collect()
+    }
+
+    /// The nodes on which a volume's data lies.
+    fn replica_nodes(&self, volume: VolumeId) -> Vec<String> {
+        let pods = self.source.disks_with(volume).filter_map(|disk| self.pod_of(disk));
+        let rows = pods.filter_map(|pod| self.source.pod(pod));
+        let nodes: BTreeSet<&String> = rows.map(|row| &row.value.node).collect();
+        nodes.into_iter().take(REPLICA_NODES_MAX).cloned().collect()
     }
 
     /// NBD addresses of the pods that hold a volume, those that lead most of it first.

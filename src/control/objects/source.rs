@@ -69,6 +69,16 @@ impl<'a> Source<'a> {
         Some((volume, self.volume(volume)?))
     }
 
+    pub fn volume_by_uid(self, uid: Uuid) -> Option<VolumeId> {
+        Some(self.state.volume_by_uid(uid)?.0)
+    }
+
+    /// The disks with replicas of a volume.
+    pub fn disks_with(self, volume: VolumeId) -> impl Iterator<Item = Uuid> + use<'a> {
+        let spread = self.state.index.spread.get(&volume);
+        spread.into_iter().flat_map(|disks| disks.iter().map(|(disk, _)| *disk))
+    }
+
     pub fn attachment(self, key: AttachmentKey) -> Option<&'a Row<Attachment>> {
         self.state.attachments.row(&key)
     }

@@ -9,6 +9,7 @@ use crate::control::proto::{
     CatalogStatus, ClassCapacity, PhaseCount, Problem, StatusResponse, Summary,
 };
 use crate::control::state::rows::Class;
+use crate::types::Uuid;
 
 /// Problems that a summary shows at most.
 const PROBLEMS_MAX: usize = 20;
@@ -58,13 +59,14 @@ impl Describe<'_> {
         }
     }
 
-    /// What the disks have and hold, and what a class could still use of it.
-    pub fn capacity(&self, name: &str, class: &Class) -> ClassCapacity {
+    /// What the disks have and hold, and what a class could still use of it. `nodes`: only disks of
+    /// these; empty: of all.
+    pub fn capacity(&self, name: &str, class: &Class, nodes: &[String]) -> ClassCapacity {
         let mut capacity = ClassCapacity { class: name.to_owned(), ..ClassCapacity::default() };
         let mut room = Vec::new();
         for (disk, seen) in self.seen.disks().filter(|(_, it)| it.report.failed.is_none()) {
             let domain = self.source.domain_of(*disk, &class.failure_domain);
-            let Some(domain) = domain else { continue };
+            let Some(domain) = domain.filter(|_| self.is_on(*disk, nodes)) else { continue };
             let report = &seen.report;
             let provisioned = self.source.provisioned_on(*disk);
             capacity.disks += 1;
@@ -76,6 +78,11 @@ impl Describe<'_> {
         }
         capacity.available_bytes = largest(room, class.replicas);
         capacity
+    }
+
+    fn is_on(&self, disk: Uuid, nodes: &[String]) -> bool {
+        let pod = || self.source.pod(self.source.disk(disk)?.value.pod);
+        nodes.is_empty() || pod().is_some_and(|pod| nodes.contains(&pod.value.node))
     }
 }
 

@@ -29,6 +29,7 @@ pub struct Index {
     pub pods_by_node: Map<String, Set<PodId>>,
     pub disks_by_pod: Map<PodId, Set<Uuid>>,
     pub volumes_by_name: Map<String, VolumeId>,
+    pub volumes_by_uid: Map<Uuid, VolumeId>,
     pub creating: Set<VolumeId>,
     pub deleting: Set<VolumeId>,
     /// Volumes whose new shards are not ready yet.
@@ -75,12 +76,14 @@ impl Index {
     pub(super) fn volume(&mut self, key: &VolumeId, before: Option<&Volume>, now: Option<&Volume>) {
         if let Some(before) = before {
             self.volumes_by_name.remove_mut(&before.name);
+            self.volumes_by_uid.remove_mut(&before.uid);
             if let Some(kept) = before.kept {
                 self.purges.remove_mut(&(kept.purge_ms, *key));
             }
         }
         if let Some(now) = now {
             self.volumes_by_name.insert_mut(now.name.clone(), *key);
+            self.volumes_by_uid.insert_mut(now.uid, *key);
             if let Some(kept) = now.kept {
                 self.purges.insert_mut((kept.purge_ms, *key));
             }

@@ -123,6 +123,12 @@ impl Tables {
         Some((id, &self.volumes[&id]))
     }
 
+    /// The volume with this uid, also while it is being deleted.
+    pub fn volume_by_uid(&self, uid: Uuid) -> Option<(VolumeId, &Volume)> {
+        let id = *self.index.volumes_by_uid.get(&uid)?;
+        Some((id, &self.volumes[&id]))
+    }
+
     /// The shards of a volume that are left, in the order of their places.
     pub fn shards_of(&self, volume: &Volume) -> impl Iterator<Item = (ShardId, &Shard)> {
         let runs = volume.runs.iter().flat_map(|run| self.shards.range(run.ids()));
