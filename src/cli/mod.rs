@@ -15,6 +15,7 @@ pub mod cert;
 pub mod class;
 pub mod client;
 pub mod cluster;
+pub mod csi;
 mod data_path;
 pub mod dev;
 pub mod disk;
@@ -97,7 +98,12 @@ impl Global {
 
     /// The credentials that were given.
     fn credentials(&self) -> anyhow::Result<Option<Credentials>> {
-        let paths = match (&self.cert, &self.key, &self.ca, &self.credentials) {
+        Ok(self.paths().map(|paths| paths.load()).transpose()?)
+    }
+
+    /// Where the credentials are that were given.
+    fn paths(&self) -> Option<Paths> {
+        match (&self.cert, &self.key, &self.ca, &self.credentials) {
             (Some(certificate), Some(key), Some(ca), _) => Some(Paths {
                 certificate: certificate.clone(),
                 key: key.clone(),
@@ -105,8 +111,7 @@ impl Global {
             }),
             (.., Some(directory)) => Some(Paths::of_client(directory)),
             _ => None,
-        };
-        Ok(paths.map(|paths| paths.load()).transpose()?)
+        }
     }
 
     /// How results are printed.
@@ -149,6 +154,9 @@ enum CliCommand {
     /// Copies of the catalog, and its recovery
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
+    /// The driver for Kubernetes and other container orchestrators
+    #[command(subcommand)]
+    Csi(csi::CsiCommand),
     /// Tokens, by which pods join and people get certificates
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -208,6 +216,7 @@ pub fn run() -> ExitCode {
         CliCommand::Serve(args) => return serve::run(&args),
         CliCommand::Dev(args) => dev::run(&args),
         CliCommand::Sim(args) => sim::run(&args),
+        CliCommand::Csi(command) => csi::run(&cli.global, command),
         CliCommand::Completion(args) => manual::completion(&args).and_then(printed),
         CliCommand::Man(args) => manual::man(&args).and_then(printed),
         CliCommand::Init(args) => init::run(&args).and_then(printed),
@@ -259,6 +268,7 @@ fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
         let text = match command {
             CliCommand::Serve(_)
             | CliCommand::Dev(_)
+            | CliCommand::Csi(_)
             | CliCommand::Sim(_)
             | CliCommand::Completion(_)
             | CliCommand::Man(_)
