@@ -9,6 +9,7 @@ use crate::config::Log;
 use crate::csi::DRIVER_NAME;
 use crate::csi::api::Api;
 use crate::csi::controller::ControllerService;
+use crate::csi::credentials::keep;
 use crate::csi::identity::{DriverName, IdentityService};
 use crate::csi::proto::controller_server::ControllerServer;
 use crate::csi::proto::identity_server::IdentityServer;
@@ -49,11 +50,19 @@ pub fn run(global: &Global, command: CsiCommand) -> anyhow::Result<()> {
     runtime.block_on(controller(global, args))
 }
 
+/// A client of the API. Its certificate is kept valid.
+fn api(global: &Global) -> anyhow::Result<Api> {
+    let Some(paths) = global.paths() else { return Ok(Api::new(&global.endpoint, None)?) };
+    let credentials = paths.load()?;
+    let tls = Tls::new(&credentials, credentials.trust())?;
+    let api = Api::new(&global.endpoint, Some(&tls))?;
+    tokio::spawn(keep(paths, tls, global.endpoint.clone(), credentials));
+    Ok(api)
+}
+
 async fn controller(global: &Global, args: ControllerArgs) -> anyhow::Result<()> {
     let ControllerArgs { csi_endpoint, driver_name, csi_spec } = args;
-    let credentials = global.paths().map(|paths| paths.load()).transpose()?;
-    let tls = credentials.as_ref().map(|it| Tls::new(it, it.trust())).transpose()?;
-    let api = Api::new(&global.endpoint, tls.as_ref())?;
+    let api = api(global)?;
     let identity = IdentityService::of_controller(driver_name);
     let services = Routes::new(IdentityServer::new(identity))
         .add_service(ControllerServer::new(ControllerService::new(api, csi_spec)));

@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod controller;
+pub mod credentials;
 pub mod handle;
 pub mod identity;
 pub mod proto;

@@ -157,6 +157,10 @@ fn no_room_is_told_in_numbers(driver: &Driver) {
     let said = expand(driver, &id, range(1 << 40, 0), None);
     assert_refused(said, Code::ResourceExhausted);
     driver.delete(&id).unwrap();
+    wait_until("its space is free again", || {
+        let now = capacity::get(driver, GetCapacityRequest::default()).unwrap();
+        now.maximum_volume_size >= Some(most)
+    });
 }
 
 fn on(node: &str) -> Topology {
@@ -309,6 +313,10 @@ fn requests_go_on_at_other_pods_and_end_at_their_deadlines() {
     let setup = Setup::new("csi_pods").disk_sizes("1GiB", "64MiB").restart_after("never");
     let driver = Driver::ours(setup.start(), &[]);
     let id = driver.volume("pods");
+    wait_until("the catalog is on all pods", || {
+        let status = cluster(&driver).ask(&["status"]);
+        status.is_some_and(|status| status["catalog"]["voters"] == PODS)
+    });
     cluster(&driver).kill(1);
     driver.publish(to_publish(&id, "pod-2")).unwrap();
     driver.unpublish(&id, "pod-2").unwrap();
