@@ -2,7 +2,8 @@
 //! the specification. The cases of `tests/csi/` that are named in [`CASES`] hold for every driver:
 //!
 //! ```text
-//! HOLDFAST_CSI_ENDPOINT=/run/csi.sock HOLDFAST_CSI_NODES=node-1,node-2 cargo test --test csi -- a_driver
+//! HOLDFAST_CSI_ENDPOINT=/run/csi.sock HOLDFAST_CSI_NODES=node-1,node-2 \
+//!     cargo test --release --test csi -- a_driver
 //! ```
 //!
 //! Without an endpoint, Holdfast's own driver is tested, before a cluster of three pods.
