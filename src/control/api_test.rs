@@ -69,6 +69,7 @@ async fn the_api_keeps_its_conventions() {
     }
     pages_hold_each_object_once(pod).await;
     refusals_have_reasons(pod).await;
+    volumes_are_found_by_uid(pod).await;
     updates_name_what_they_are_based_on(pod).await;
     let capacity = ClusterClient::connect(pod.endpoint()).await.unwrap();
     capacity_is_told_by_class(capacity).await;
@@ -139,6 +140,22 @@ async fn refusals_have_reasons(pod: &TestPod) {
     assert_eq!((about.resource_type.as_str(), about.resource_name.as_str()), ("volume", "x"));
     let error = watch(pod, Query::default(), "12").await.unwrap_err();
     assert_eq!(reason(&error), Some(Reason::BadResumeToken));
+}
+
+async fn volumes_are_found_by_uid(pod: &TestPod) {
+    let mut volumes = pod.volumes().await;
+    let of_name = GetVolumeRequest { name: "e".to_owned(), uid: String::new() };
+    let volume = volumes.get(of_name).await.unwrap().into_inner();
+    let of_uid = |uid: &str| GetVolumeRequest { name: String::new(), uid: uid.to_owned() };
+    let uid = volume.meta.clone().unwrap().uid;
+    assert_eq!(volumes.get(of_uid(&uid)).await.unwrap().into_inner().meta, volume.meta);
+    assert_eq!(volume.status.unwrap().replica_nodes.len(), 3);
+    for unknown in [&"0".repeat(32), "nonsense"] {
+        let error = volumes.get(of_uid(unknown)).await.unwrap_err();
+        assert_eq!(reason(&error), Some(Reason::NoSuchVolume));
+        // Callers tell by this that the pod has looked at the uid.
+        assert_eq!(error.get_details_resource_info().unwrap().resource_name, unknown);
+    }
 }
 
 async fn updates_name_what_they_are_based_on(pod: &TestPod) {

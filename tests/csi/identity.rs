@@ -1,11 +1,12 @@
 //! Who the driver is, and what it can do.
 
 use holdfast::csi::proto::controller_service_capability::rpc::Type as Rpc;
+use holdfast::csi::proto::group_controller_client::GroupControllerClient;
 use holdfast::csi::proto::plugin_capability::{Type, service};
 use holdfast::csi::proto::{
     ControllerGetVolumeHealthRequest, ControllerListVolumeHealthRequest, CreateSnapshotRequest,
     DeleteSnapshotRequest, GetPluginCapabilitiesRequest, GetPluginInfoRequest, GetSnapshotRequest,
-    ListSnapshotsRequest, ProbeRequest,
+    GroupControllerGetCapabilitiesRequest, ListSnapshotsRequest, ProbeRequest,
 };
 use tonic::{Code, Status};
 
@@ -23,14 +24,25 @@ pub fn the_plugin_has_a_name_and_a_version(driver: &Driver) {
 }
 
 pub fn the_plugin_says_what_it_can_do(driver: &Driver) {
+    assert!(services(driver).contains(&service::Type::ControllerService));
+}
+
+fn services(driver: &Driver) -> Vec<service::Type> {
     let request = GetPluginCapabilitiesRequest {};
     let answer = driver.identity(async |mut it| it.get_plugin_capabilities(request).await);
     let types = answer.unwrap().capabilities.into_iter().map(|it| it.r#type.expect("its type"));
-    let mut services = types.filter_map(|it| match it {
+    let services = types.filter_map(|it| match it {
         Type::Service(service) => Some(service.r#type()),
         Type::VolumeExpansion(_) => None,
     });
-    assert!(services.any(|it| it == service::Type::ControllerService));
+    services.collect()
+}
+
+fn has_groups(driver: &Driver) -> bool {
+    let mut client = GroupControllerClient::new(driver.channel());
+    let request = GroupControllerGetCapabilitiesRequest {};
+    let answer = driver.wait(client.group_controller_get_capabilities(request));
+    answer.err().is_none_or(|status| status.code() != Code::Unimplemented)
 }
 
 pub fn a_probe_is_answered(driver: &Driver) {
@@ -57,6 +69,10 @@ pub fn every_capability_has_its_methods_and_others_are_unimplemented(driver: &Dr
     check!(GetSnapshot, get_snapshot, GetSnapshotRequest);
     check!(GetVolumeHealth, controller_get_volume_health, ControllerGetVolumeHealthRequest);
     check!(ListVolumeHealth, controller_list_volume_health, ControllerListVolumeHealthRequest);
+    assert_eq!(
+        has_groups(driver),
+        services(driver).contains(&service::Type::GroupControllerService)
+    );
     assert!(!driver.has(Rpc::Unknown));
     assert!(driver.has(Rpc::GetVolume) || !driver.has(Rpc::VolumeCondition));
     assert!(driver.has(Rpc::ListVolumes) || !driver.has(Rpc::ListVolumesPublishedNodes));

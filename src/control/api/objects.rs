@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use crate::control::api::errors::{Refusal, no_such, of_query};
-use crate::control::api::route::{Failure, read};
+use crate::control::api::route::{Failure, applied};
 use crate::control::catalog::Catalog;
 use crate::control::node::Node;
 use crate::control::objects::cursor::Mark;
@@ -52,8 +52,19 @@ pub async fn describe<T>(
     catalog: &Catalog,
     with: impl FnOnce(&Describe<'_>, &Observer) -> T,
 ) -> Result<T, Failure> {
+    catalog.barrier().await?;
+    describe_applied(node, catalog, with).await
+}
+
+/// As [`describe`], of the state that has what this call has changed: without asking the others
+/// once more whether this pod leads.
+pub async fn describe_applied<T>(
+    node: &Node,
+    catalog: &Catalog,
+    with: impl FnOnce(&Describe<'_>, &Observer) -> T,
+) -> Result<T, Failure> {
     loop {
-        let (state, published) = read(catalog).await?;
+        let (state, published) = applied(catalog)?;
         let is_telling = node.reports.with(|pods| is_telling(&state, pods));
         if is_telling {
             return Ok(node.observed.look(&state, &node.reports, |observer, now_ms| {
@@ -63,6 +74,8 @@ pub async fn describe<T>(
             }));
         }
         sleep(LOOK_EVERY).await;
+        // It may lead no more.
+        catalog.barrier().await?;
     }
 }
 

@@ -160,6 +160,11 @@ fn no_leader(node: &Node, last: Option<&Status>) -> String {
 /// The leader's state after everything that was acknowledged before the call.
 pub async fn read(catalog: &Catalog) -> Result<(Arc<CatalogState>, Published), Failure> {
     catalog.barrier().await?;
+    applied(catalog)
+}
+
+/// The state as this pod has applied it: with everything that it has answered.
+pub fn applied(catalog: &Catalog) -> Result<(Arc<CatalogState>, Published), Failure> {
     let published = catalog.published.borrow().clone();
     let state = published.state.clone().ok_or(Failure::NotLeader)?;
     Ok((state, published))

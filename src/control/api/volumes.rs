@@ -8,7 +8,7 @@ use tokio_stream::StreamExt as _;
 use tonic::{Code, Request, Response, Status};
 
 use crate::control::api::errors::{Refusal, broken, no_such, of_placement};
-use crate::control::api::objects::{Event, Events, describe, get, page, watch};
+use crate::control::api::objects::{Event, Events, describe, describe_applied, get, page, watch};
 use crate::control::api::requests::{checked, name_request};
 use crate::control::api::route::{Failure, on_leader, read};
 use crate::control::catalog::Catalog;
@@ -321,7 +321,8 @@ async fn create(
         return Err(Failure::Final(broken("creating made no volume")));
     };
     let key = ObjectKey::Volume(id);
-    let found = describe(node, &catalog, |from, _| Volume::describe(from, &key, View::Full));
+    let found =
+        describe_applied(node, &catalog, |from, _| Volume::describe(from, &key, View::Full));
     found.await?.ok_or_else(|| no_such(Kind::Volume, &request.name).into())
 }
 

@@ -13,6 +13,8 @@ mod size;
 mod topology;
 mod turns;
 
+use std::future::ready;
+
 use tonic::{Request, Response, Status};
 
 use crate::csi::api::Api;
@@ -162,9 +164,9 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerListVolumeHealthRequest>,
     ) -> Result<Response<ControllerListVolumeHealthResponse>, Status> {
-        self.needs_health()?;
-        served!(request, "ControllerListVolumeHealth", |call, request| {
-            list::list_health(&self.cluster, &call, request)
+        served!(request, "ControllerListVolumeHealth", |call, request| async {
+            self.needs_health()?;
+            list::list_health(&self.cluster, &call, request).await
         })
     }
 
@@ -172,9 +174,9 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerGetVolumeHealthRequest>,
     ) -> Result<Response<ControllerGetVolumeHealthResponse>, Status> {
-        self.needs_health()?;
-        served!(request, "ControllerGetVolumeHealth", volume_id, |call, request| {
-            list::get_health(&self.cluster, &call, request)
+        served!(request, "ControllerGetVolumeHealth", volume_id, |call, request| async {
+            self.needs_health()?;
+            list::get_health(&self.cluster, &call, request).await
         })
     }
 
@@ -197,30 +199,30 @@ impl Controller for ControllerService {
 
     async fn create_snapshot(
         &self,
-        _request: Request<CreateSnapshotRequest>,
+        request: Request<CreateSnapshotRequest>,
     ) -> Result<Response<CreateSnapshotResponse>, Status> {
-        Err(unimplemented("snapshots"))
+        served!(request, "CreateSnapshot", |call, _request| ready(Err(unimplemented("snapshots"))))
     }
 
     async fn delete_snapshot(
         &self,
-        _request: Request<DeleteSnapshotRequest>,
+        request: Request<DeleteSnapshotRequest>,
     ) -> Result<Response<DeleteSnapshotResponse>, Status> {
-        Err(unimplemented("snapshots"))
+        served!(request, "DeleteSnapshot", |call, _request| ready(Err(unimplemented("snapshots"))))
     }
 
     async fn list_snapshots(
         &self,
-        _request: Request<ListSnapshotsRequest>,
+        request: Request<ListSnapshotsRequest>,
     ) -> Result<Response<ListSnapshotsResponse>, Status> {
-        Err(unimplemented("snapshots"))
+        served!(request, "ListSnapshots", |call, _request| ready(Err(unimplemented("snapshots"))))
     }
 
     async fn get_snapshot(
         &self,
-        _request: Request<GetSnapshotRequest>,
+        request: Request<GetSnapshotRequest>,
     ) -> Result<Response<GetSnapshotResponse>, Status> {
-        Err(unimplemented("snapshots"))
+        served!(request, "GetSnapshot", |call, _request| ready(Err(unimplemented("snapshots"))))
     }
 
     async fn controller_expand_volume(
