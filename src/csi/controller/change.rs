@@ -42,7 +42,7 @@ pub async fn expand(
             let message = "and a volume does not shrink";
             Status::out_of_range(format!("volume {volume_id} has {now} bytes, {message}"))
         })?;
-        Ok((meta(volume).labels.clone(), if grown == now { 0 } else { grown }))
+        Ok((meta(volume).labels, if grown == now { 0 } else { grown }))
     };
     let mut volume = cluster.update(call, volume_id, grow).await?;
     let wanted = wanted_bytes(&volume);
@@ -75,7 +75,7 @@ pub async fn modify(
     let wanted = mutable_labels(&request.mutable_parameters).map_err(invalid)?;
     let _turn = turns.take(volume_id)?;
     let labelled = |volume: &proto::Volume| {
-        let mut labels = meta(volume).labels.clone();
+        let mut labels = meta(volume).labels;
         labels.extend(wanted.clone());
         Ok((labels, 0))
     };

@@ -149,9 +149,9 @@ pub async fn delete(
         }
     };
     let request = DeleteVolumeRequest {
-        name: meta(&volume).name.clone(),
+        name: meta(&volume).name,
         request_id: call.id(),
-        uid: meta(&volume).uid.clone(),
+        uid: meta(&volume).uid,
         force: false,
         retention_s: Some(RETENTION_S),
         purge: false,

@@ -32,12 +32,12 @@ pub async fn publish(
     let _turn = turns.take(volume_id)?;
     let volume = cluster.find(call.deadline, volume_id).await?;
     let publish = PublishRequest {
-        volume: meta(&volume).name.clone(),
+        volume: meta(&volume).name,
         node: request.node_id,
         mode: wanted.mode.into(),
         request_id: call.id(),
         io_timeout_ms: None,
-        volume_uid: meta(&volume).uid.clone(),
+        volume_uid: meta(&volume).uid,
     };
     let answer = cluster.api.call(call.deadline, publish, async |channel, call| {
         AttachmentsClient::new(channel).publish(call).await
@@ -83,10 +83,10 @@ async fn fence(
     part: usize,
 ) -> Result<(), Status> {
     let request = UnpublishRequest {
-        volume: meta(volume).name.clone(),
+        volume: meta(volume).name,
         node,
         request_id: call.id_of(part),
-        volume_uid: meta(volume).uid.clone(),
+        volume_uid: meta(volume).uid,
     };
     let answer = cluster.api.call(call.deadline, request, async |channel, call| {
         AttachmentsClient::new(channel).unpublish(call).await
