@@ -92,13 +92,15 @@ const CASES: &[Case] = cases! {
 fn a_driver_keeps_the_specification() {
     let driver = Driver::start("csi_conformance", &[]);
     let chosen = std::env::var("HOLDFAST_CSI_CASE").unwrap_or_default();
-    let mut failed = Vec::new();
+    let (mut failed, mut count) = (Vec::new(), 0);
     for (name, case) in CASES.iter().filter(|(name, _)| name.contains(&chosen)) {
+        count += 1;
         let began = std::time::Instant::now();
         let result = catch_unwind(AssertUnwindSafe(|| case(&driver)));
         let word = if result.is_ok() { "ok" } else { "FAILED" };
         println!("{name}: {word} ({} ms)", began.elapsed().as_millis());
         failed.extend(result.is_err().then_some(*name));
     }
+    assert!(count > 0, "no case is called {chosen:?}");
     assert!(failed.is_empty(), "{} cases failed: {failed:#?}", failed.len());
 }

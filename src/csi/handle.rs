@@ -73,8 +73,12 @@ pub fn volume_name(name: &str) -> Result<String, VolumeNameError> {
     if check_name(name).is_ok() {
         return Ok(name.to_owned());
     }
-    let hash = digest(&SHA256, name.as_bytes());
-    Ok(format!("csi-{}", to_hex(&hash.as_ref()[..HASH_BYTES])))
+    Ok(format!("csi-{}", hash_of(name)))
+}
+
+/// Stands for what the orchestrator calls a volume.
+pub fn hash_of(name: &str) -> String {
+    to_hex(&digest(&SHA256, name.as_bytes()).as_ref()[..HASH_BYTES])
 }
 
 #[cfg(test)]

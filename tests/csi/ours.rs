@@ -81,8 +81,9 @@ fn parameters_choose_class_and_labels(driver: &Driver) {
     let volume = shown(driver, &id);
     assert_eq!(volume["spec"]["class"], "local");
     assert_eq!(volume["spec"]["closed"], true, "from birth");
-    let labels = serde_json::json!({ "tier": "silver", "team/name": "db" });
-    assert_eq!(volume["meta"]["labels"], labels);
+    let labels = &volume["meta"]["labels"];
+    assert_eq!((&labels["tier"], &labels["team/name"]), (&"silver".into(), &"db".into()));
+    assert!(labels["csi.holdfast.io/made-for"].is_string(), "the driver knows its own: {labels}");
     // Keys of Kubernetes are no part of what is asked for.
     let mut again = request.clone();
     again.parameters.remove("csi.storage.k8s.io/pvc/name");
@@ -239,9 +240,12 @@ fn what_people_do_is_respected(driver: &Driver) {
     let said = assert_refused(driver.publish(to_publish(&id, "pod-1")), Code::FailedPrecondition);
     assert!(said.contains("open"), "{said}");
     assert_refused(driver.create(request.clone()), Code::AlreadyExists);
+    assert_refused(driver.delete(&id), Code::FailedPrecondition);
     holdfast(driver, &["volume", "close", &request.name]);
     holdfast(driver, &["volume", "delete", &request.name]);
-    // For a day it could be brought back; until then the orchestrator has no such volume.
+    // For a day it could be brought back; until then the orchestrator has no such volume, and does
+    // not shorten that.
+    driver.delete(&id).unwrap();
     assert_refused(asking::get(driver, &id), Code::NotFound);
     assert_refused(driver.publish(to_publish(&id, "pod-1")), Code::NotFound);
     assert_refused(driver.create(request.clone()), Code::AlreadyExists);
@@ -252,6 +256,16 @@ fn what_people_do_is_respected(driver: &Driver) {
     let again = driver.until(|| driver.create(request.clone())).unwrap().volume_id;
     assert_ne!(again, id);
     driver.delete(&again).unwrap();
+    // What a person made is not taken over, however alike it is.
+    let theirs = wanted(&unique("theirs"));
+    let size = driver.create(wanted(&unique("size"))).unwrap();
+    let bytes = size.capacity_bytes.to_string();
+    let create = ["volume", "create", &theirs.name, "--size", &bytes, "--closed"];
+    holdfast(driver, &create);
+    let said = assert_refused(driver.create(theirs.clone()), Code::AlreadyExists);
+    assert!(said.contains("has not made it"), "{said}");
+    holdfast(driver, &["volume", "delete", &theirs.name, "--retention", "0"]);
+    driver.delete(&size.volume_id).unwrap();
 }
 
 fn lost_nodes_get_nothing(driver: &Driver) {

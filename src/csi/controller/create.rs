@@ -8,11 +8,11 @@ use crate::control::reason::Reason;
 use crate::csi::api::ApiError;
 use crate::csi::controller::capability::Use;
 use crate::csi::controller::cluster::{Cluster, Lookup, described, is_deleted, meta, wanted_bytes};
-use crate::csi::controller::parameters::Parameters;
+use crate::csi::controller::parameters::{MADE_FOR, Parameters};
 use crate::csi::controller::size::{SizeError, SizeRange};
 use crate::csi::controller::topology;
 use crate::csi::controller::turns::Turns;
-use crate::csi::handle::volume_name;
+use crate::csi::handle::{hash_of, volume_name};
 use crate::csi::proto as csi;
 use crate::csi::served::Call;
 use crate::csi::status::{invalid, missing};
@@ -37,7 +37,8 @@ impl Wanted {
         }
         let size = SizeRange::of(request.capacity_range.as_ref()).map_err(out_of_range)?;
         let (parameters, mutable) = (&request.parameters, &request.mutable_parameters);
-        let parameters = Parameters::of(parameters, mutable).map_err(invalid)?;
+        let mut parameters = Parameters::of(parameters, mutable).map_err(invalid)?;
+        parameters.labels.insert(MADE_FOR.to_owned(), hash_of(&request.name));
         let topology = request.accessibility_requirements.as_ref();
         let tries = topology::tries(&parameters.class, topology);
         Ok(Wanted { name, size, parameters, tries })
@@ -51,6 +52,9 @@ impl Wanted {
         let bytes = wanted_bytes(volume);
         Some(match () {
             () if is_deleted(volume) => "it was deleted, and still has its name".to_owned(),
+            () if !has((&MADE_FOR.to_owned(), &labels[MADE_FOR])) => {
+                "this driver has not made it for this name".to_owned()
+            }
             () if !spec.closed => {
                 "everybody may use it; `holdfast volume close` ends that".to_owned()
             }
@@ -148,6 +152,16 @@ pub async fn delete(
             )));
         }
     };
+    if is_deleted(&volume) {
+        // By a person, who keeps it for a while.
+        return Ok(csi::DeleteVolumeResponse {});
+    }
+    if !volume.spec.as_ref().is_some_and(|spec| spec.closed) {
+        return Err(Status::failed_precondition(format!(
+            "volume {} is open, and may be in use: `holdfast volume close` it first",
+            meta(&volume).name
+        )));
+    }
     let request = DeleteVolumeRequest {
         name: meta(&volume).name,
         request_id: call.id(),

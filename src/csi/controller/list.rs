@@ -2,7 +2,6 @@
 
 use tonic::Status;
 
-use crate::control::objects::query::PAGE_SIZE_MAX;
 use crate::control::proto::cluster_client::ClusterClient;
 use crate::control::proto::volumes_client::VolumesClient;
 use crate::control::proto::{self, CapacityRequest, ListVolumesRequest, Phase, Query};
@@ -19,6 +18,8 @@ use crate::csi::spec::Spec;
 use crate::csi::status::{invalid, missing};
 use crate::limits::VOLUME_BYTES_MAX;
 
+/// Volumes of one page at most: a page has to fit into one message, with all labels and nodes.
+const PAGE_SIZE_MAX: u32 = 200;
 /// Phases of volumes that can be used.
 const PHASES: [Phase; 4] = [Phase::Creating, Phase::Ready, Phase::Degraded, Phase::Paused];
 

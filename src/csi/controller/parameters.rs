@@ -11,6 +11,11 @@ const CLASS_DEFAULT: &str = "replicated";
 const CLASS: &str = "class";
 /// What a key begins with that sets a label: `label.tier`.
 const LABEL: &str = "label.";
+/// Labels whose keys begin so are the driver's own.
+const OWN_LABELS: &str = "csi.holdfast.io/";
+/// Label of every volume that the driver has made: a hash of what the orchestrator calls it. A
+/// volume without it was made by somebody else, and is never taken for one that is asked for.
+pub const MADE_FOR: &str = "csi.holdfast.io/made-for";
 
 /// A parameter that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +28,8 @@ pub enum ParameterError {
     Empty { key: &'static str },
     #[error("the parameter {key:?} names no label")]
     NoLabel { key: String },
+    #[error("the parameter {key:?} names a label of the driver's own")]
+    OwnLabel { key: String },
 }
 
 /// Labels of a volume.
@@ -75,6 +82,9 @@ fn of_ours(parameters: &BTreeMap<String, String>) -> impl Iterator<Item = (&Stri
 fn label(key: &str) -> Result<Option<String>, ParameterError> {
     match key.strip_prefix(LABEL) {
         Some("") => Err(ParameterError::NoLabel { key: key.to_owned() }),
+        Some(label) if label.starts_with(OWN_LABELS) => {
+            Err(ParameterError::OwnLabel { key: key.to_owned() })
+        }
         label => Ok(label.map(str::to_owned)),
     }
 }
@@ -107,6 +117,8 @@ mod tests {
         assert!(error.contains("label."), "{error}");
         assert_eq!(read(&[("class", "")]), Err(ParameterError::Empty { key: "class" }));
         assert!(matches!(read(&[("label.", "x")]), Err(ParameterError::NoLabel { .. })));
+        let own = read(&[("label.csi.holdfast.io/made-for", "x")]);
+        assert!(matches!(own, Err(ParameterError::OwnLabel { .. })));
     }
 
     #[test]
