@@ -239,6 +239,11 @@ fn objects_can_be_waited_for_watched_and_explained() {
     assert!(explained.contains("on pod 3 is unreported"), "{explained}");
     let status = holdfast(&cluster, 1, &["status"]);
     assert!(status.contains("attention: pod 3 is unreachable"), "{status}");
+    // What is over before it is recorded, within half a second, has no event.
+    wait_until("the conditions are recorded", || {
+        let told = |object, reason| reasons(&cluster, object).iter().any(|it| it == reason);
+        told("pod/3", "Silent") && told("volume/demo", "ReplicasMissing")
+    });
     cluster.thaw(3);
     holdfast(&cluster, 1, &["wait", "volume/demo", "--for", "condition=redundant"]);
     holdfast(&cluster, 1, &["volume", "delete", name, "--retention", "0"]);
@@ -246,14 +251,17 @@ fn objects_can_be_waited_for_watched_and_explained() {
     history_is_told(&cluster, name);
 }
 
+/// The reasons of an object's events, the oldest first.
+fn reasons(cluster: &Cluster, object: &str) -> Vec<String> {
+    let events = holdfast(cluster, 2, &["event", "list", "--for", object, "-o", "json"]);
+    let events: Vec<Value> = serde_json::from_str(&events).unwrap();
+    let reasons = events.iter().map(|event| event["reason"].as_str().unwrap().to_owned());
+    reasons.collect()
+}
+
 /// What has happened to `demo`, to pod 3 and to a volume that is gone.
 fn history_is_told(cluster: &Cluster, gone: &str) {
-    let reasons = |object: &str| -> Vec<String> {
-        let events = holdfast(cluster, 2, &["event", "list", "--for", object, "-o", "json"]);
-        let events: Vec<Value> = serde_json::from_str(&events).unwrap();
-        let reasons = events.iter().map(|event| event["reason"].as_str().unwrap().to_owned());
-        reasons.collect()
-    };
+    let reasons = |object: &str| reasons(cluster, object);
     let life = ["VolumeCreated", "VolumeUsable", "DestructionBegun", "Destroyed"];
     let told = reasons(&format!("volume/{gone}"));
     assert!(life.iter().all(|reason| told.iter().any(|it| it == reason)), "{told:?}");
