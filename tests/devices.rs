@@ -89,16 +89,6 @@ fn spawn(cluster: &Cluster, dir: &Path) -> Child {
     command.spawn().expect("run holdfast attach")
 }
 
-/// A closed volume that is published to the node of the cluster; its attachment's uid.
-fn publish(cluster: &Cluster, volume: &str) -> String {
-    let create = ["volume", "create", volume, "--size", "64MiB", "--class", "dev", "--closed"];
-    cluster.ask(&create).expect("the volume is created");
-    let nodes = cluster.ask(&["node", "list"]).unwrap();
-    let node = nodes[0]["meta"]["name"].as_str().unwrap().to_owned();
-    let attachment = cluster.ask(&["attachment", "publish", volume, &node]).unwrap();
-    attachment["meta"]["uid"].as_str().unwrap().to_owned()
-}
-
 /// A mounted file system; unmounted when the test fails.
 struct Mount(PathBuf, bool);
 
@@ -135,7 +125,7 @@ fn write(mount: &Mount, name: &str, seed: u64) {
 fn a_file_system_on_a_device_notices_no_pod_that_goes() {
     let cluster = Setup::new("devices").volume("demo", "64MiB").start();
     let attach = Attach::start(&cluster);
-    let attachment = publish(&cluster, "db");
+    let attachment = cluster.publish("db");
     let device = attach.open(&attachment);
     assert_eq!(attach.open(&attachment), device, "it is there");
     let listed = attach.list();
@@ -179,7 +169,7 @@ fn a_file_system_on_a_device_notices_no_pod_that_goes() {
 fn what_a_killed_process_has_left_is_taken_away_when_nobody_uses_it() {
     let cluster = Setup::new("devices_left").volume("demo", "64MiB").start();
     let mut attach = Attach::start(&cluster);
-    let (one, two) = (publish(&cluster, "one"), publish(&cluster, "two"));
+    let (one, two) = (cluster.publish("one"), cluster.publish("two"));
     let (first, second) = (attach.open(&one), attach.open(&two));
     run("mkfs.ext4", &["-q", text(&second)]);
     let mount = Mount::new(&second, cluster.dir.join("mount"));
@@ -215,7 +205,7 @@ fn what_a_killed_process_has_left_is_taken_away_when_nobody_uses_it() {
 fn a_fenced_device_fails_and_can_be_taken_away() {
     let cluster = Setup::new("devices_fenced").volume("demo", "64MiB").start();
     let attach = Attach::start(&cluster);
-    let attachment = publish(&cluster, "db");
+    let attachment = cluster.publish("db");
     let device = attach.open(&attachment);
     run("mkfs.ext4", &["-q", text(&device)]);
     let mount = Mount::new(&device, cluster.dir.join("mount"));

@@ -64,20 +64,10 @@ fn work(client: &mut Client<UnixStream>, rounds: std::ops::Range<u64>) {
     }
 }
 
-/// A closed volume that is published to the node of the cluster; its attachment's uid.
-fn publish(cluster: &Cluster) -> String {
-    let create = ["volume", "create", "db", "--size", "64MiB", "--class", "dev", "--closed"];
-    cluster.ask(&create).expect("the volume is created");
-    let nodes = cluster.ask(&["node", "list"]).unwrap();
-    let node = nodes[0]["meta"]["name"].as_str().unwrap().to_owned();
-    let attachment = cluster.ask(&["attachment", "publish", "db", &node]).unwrap();
-    attachment["meta"]["uid"].as_str().unwrap().to_owned()
-}
-
 #[test]
 fn a_client_notices_no_pod_that_goes() {
     let cluster = Setup::new("relay").volume("demo", "64MiB").start();
-    let attachment = publish(&cluster);
+    let attachment = cluster.publish("db");
     let relay = Relay::start(&cluster, &attachment, &[]);
     let mut client = relay.connect(&attachment);
     work(&mut client, 0..50);
@@ -141,7 +131,7 @@ fn real_clients_use_it_over_tls_to_pods() {
         .expect("run holdfast relay");
     let said = String::from_utf8_lossy(&open.stderr).into_owned();
     assert!(!open.status.success() && said.contains("one pod only"), "{said}");
-    let attachment = publish(&cluster);
+    let attachment = cluster.publish("db");
     let relay = Relay::start(&cluster, &attachment, &["--credentials", text(&admin)]);
     let uri = format!("nbd+unix:///{attachment}?socket={}", text(&relay.socket));
     let (image, copy) = (cluster.dir.join("image"), cluster.dir.join("copy"));

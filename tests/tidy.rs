@@ -62,7 +62,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
 /// Tokens of clocks, I/O, threads and chance in a pure module, and what to do instead.
 const IMPURE: &[(&str, &str)] = &[
     ("async", "return outputs from `poll` instead"),
-    ("tokio", "only control and cli have a runtime"),
+    ("tokio", "only the control plane, the drivers and the command line have a runtime"),
     ("std::fs", "ask for an effect; files belong to io and worker"),
     ("std::thread", "threads belong to worker"),
     ("std::env", "take it as an argument"),

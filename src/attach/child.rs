@@ -8,10 +8,10 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// What a program says of an error is cut here.
+/// A program's words about an error are cut here.
 const SAID_BYTES_MAX: usize = 1024;
 
-/// Why a program did not do what it was run for.
+/// Why a program failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ChildError {
     #[error("could not run {program}; is it installed?")]

@@ -104,8 +104,7 @@ impl Drop for Serving {
 }
 
 impl Devices {
-    /// Devices below `directory`. Takes away what an earlier process has left there, as far as
-    /// nobody uses it.
+    /// Devices below `directory`. Takes away the devices of an earlier process that nobody uses.
     pub async fn begin(
         directory: &Path,
         tls: Option<Tls>,
@@ -118,7 +117,7 @@ impl Devices {
         let lock = lock(&directory)?;
         for entry in fs::read_dir(&directory).map_err(failed("read", &directory))? {
             let entry = entry.map_err(failed("read", &directory))?;
-            // What has another name is not ours.
+            // Other names are not ours.
             let name = entry.file_name();
             if name.to_str().is_none_or(|name| name.parse::<Uuid>().is_err()) {
                 continue;
@@ -221,7 +220,7 @@ impl Devices {
         match self.make_in(&directory, attachment, read_only).await {
             Ok(device) => Ok(device),
             Err(error) => {
-                // What is left is removed by the next try, too.
+                // The next try removes the rest, too.
                 if let Err(left) = take_down(&directory).await {
                     tracing::warn!("{} stays: {left}", directory.display());
                 }

@@ -141,7 +141,7 @@ impl FuseDevice {
     }
 }
 
-/// Takes away what is left of a device in `directory`, also of one that an earlier process made.
+/// Takes away the rest of a device in `directory`, also of one that an earlier process made.
 pub async fn take_down(directory: &Path) -> Result<(), FuseError> {
     let file = file_in(directory);
     for device in loops_of(&file)? {

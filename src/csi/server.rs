@@ -115,7 +115,7 @@ fn remove(path: &Path) -> Result<(), ServeError> {
     }
 }
 
-/// Serves until `stop`, and then a little longer, for requests that are under way.
+/// Serves until `stop`, and then a little longer, for requests in flight.
 pub async fn serve(
     at: &SocketPath,
     services: Routes,

@@ -186,6 +186,24 @@ fn local_volumes_lie_where_they_are_wanted(driver: &Driver) {
         driver.delete(&local.volume_id).unwrap();
         driver.delete(&everywhere.volume_id).unwrap();
     }
+    // A later preference counts before the rest, and what is there is not moved.
+    let wishes = |preferred: &[&str]| TopologyRequirement {
+        requisite: all(),
+        preferred: preferred.iter().copied().map(on).collect(),
+    };
+    let mut request = CreateVolumeRequest {
+        parameters: map(&[("class", "local")]),
+        accessibility_requirements: Some(wishes(&["no-such-node", "pod-2", "pod-1"])),
+        ..wanted(&unique("place"))
+    };
+    let local = driver.create(request.clone()).unwrap();
+    assert_eq!(local.accessible_topology, [on("pod-2")]);
+    request.accessibility_requirements =
+        Some(TopologyRequirement { requisite: vec![on("pod-1")], preferred: Vec::new() });
+    assert_refused(driver.create(request.clone()), Code::AlreadyExists);
+    request.accessibility_requirements = Some(wishes(&["pod-1"]));
+    assert_eq!(driver.create(request).unwrap().volume_id, local.volume_id);
+    driver.delete(&local.volume_id).unwrap();
     let strict = TopologyRequirement { requisite: vec![on("no-such-node")], preferred: Vec::new() };
     let request = CreateVolumeRequest {
         parameters: map(&[("class", "local")]),

@@ -73,6 +73,10 @@ pub fn another_mode_on_the_same_node_is_refused(driver: &Driver) {
     driver.publish(readonly(true)).unwrap();
     driver.publish(readonly(true)).unwrap();
     assert_refused(driver.publish(readonly(false)), Code::AlreadyExists);
+    // One node at a time, also if it only reads.
+    let elsewhere =
+        ControllerPublishVolumeRequest { readonly: true, ..to_publish(&id, &driver.nodes[1]) };
+    assert_refused(driver.publish(elsewhere), Code::FailedPrecondition);
     driver.unpublish(&id, node).unwrap();
     driver.publish(readonly(false)).unwrap();
     assert_refused(driver.publish(readonly(true)), Code::AlreadyExists);

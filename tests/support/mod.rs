@@ -306,6 +306,18 @@ impl Cluster {
         })
     }
 
+    /// Makes a closed volume, publishes it to the cluster's first node, and returns the uid of its
+    /// attachment, which names its export.
+    pub fn publish(&self, volume: &str) -> String {
+        let create = ["volume", "create", volume, "--size", "64MiB", "--class", "dev", "--closed"];
+        self.ask(&create).expect("the volume is created");
+        let nodes = self.ask(&["node", "list"]).expect("nodes are listed");
+        let node = nodes[0]["meta"]["name"].as_str().expect("a node has a name");
+        let attachment = self.ask(&["attachment", "publish", volume, node]);
+        let attachment = attachment.expect("the volume is published");
+        attachment["meta"]["uid"].as_str().expect("an attachment has a uid").to_owned()
+    }
+
     /// The pod that leads the first shard of a volume, as the cluster reports it.
     pub fn leader(&self, volume: &str) -> Option<usize> {
         let shards = self.ask(&["shard", "list", "--volume", volume])?;

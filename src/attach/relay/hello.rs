@@ -13,7 +13,7 @@ use crate::front::nbd::wire::{
 /// Longer answers to options are not ours.
 const ANSWER_BYTES_MAX: u32 = 64 << 10;
 
-/// What a pod says of an export.
+/// An export, by the words of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Export {
     pub size_bytes: u64,
@@ -66,7 +66,7 @@ impl Hello {
         Hello { export: export.to_owned(), state: State::Greeting, tls, found: None }
     }
 
-    /// Takes what has come from the front of `bytes`.
+    /// Reads the server's bytes, and takes them off the front of `bytes`.
     pub fn step(&mut self, bytes: &mut BytesMut) -> Result<Step, HelloError> {
         match self.state {
             State::Greeting => self.greeting(bytes),
@@ -74,7 +74,7 @@ impl Hello {
         }
     }
 
-    /// TLS is up: what is to be sent under it.
+    /// TLS is up: returns the bytes to send under it.
     pub fn under_tls(&mut self) -> Vec<u8> {
         self.go()
     }

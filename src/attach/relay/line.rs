@@ -89,7 +89,7 @@ impl Line {
         self.pending.len()
     }
 
-    /// Takes the whole requests off the front of what the client has sent.
+    /// Takes the whole requests off the front of the client's bytes.
     pub fn front_came(&mut self, bytes: &mut BytesMut) -> Result<(), FrontError> {
         while self.wants_front() {
             let header = match RequestHeader::decode(bytes) {
@@ -132,7 +132,7 @@ impl Line {
         Ok(())
     }
 
-    /// Takes the whole replies off the front of what the pod has sent.
+    /// Takes the whole replies off the front of the pod's bytes.
     pub fn pod_came(&mut self, bytes: &mut BytesMut) -> Result<(), PodError> {
         loop {
             let reply = match SimpleReply::decode(bytes) {
@@ -157,8 +157,8 @@ impl Line {
         }
     }
 
-    /// The connection to the pod has ended: what it did not answer is unknown. Bytes of it that
-    /// were not taken are void.
+    /// The connection to the pod has ended: the fate of unanswered requests is unknown. Its bytes
+    /// that were not taken are void.
     pub fn pod_lost(&mut self) {
         self.has_pod = false;
         self.to_pod.clear();

@@ -90,7 +90,7 @@ impl Opener {
         let opened = timeout(OPEN_WITHIN, self.open_now(pod)).await;
         let opened = opened.map_err(|_| OpenError::Late)??;
         let (before, now) = (*self.first.get_or_init(|| opened.export), opened.export);
-        // What the client was told must stay true.
+        // The client was told of the first one, and that must stay true.
         let is_smaller = now.size_bytes < before.size_bytes;
         let lacks = before.flags & !now.flags != 0;
         let is_read_only = (before.flags ^ now.flags) & export_flag::READ_ONLY != 0;
@@ -156,7 +156,7 @@ async fn talk(wire: &mut (impl Wire + ?Sized), hello: &mut Hello) -> Result<Talk
     loop {
         match hello.step(&mut bytes)? {
             Step::Open(export) => return Ok(Talked::Open(export)),
-            // What came before TLS came from nobody in particular.
+            // Bytes before TLS may be anybody's.
             Step::Tls if !bytes.is_empty() => return Err(HelloError::Answer.into()),
             Step::Tls => return Ok(Talked::Tls),
             Step::Send(out) => {

@@ -16,10 +16,10 @@ use crate::attach::relay::pods::{OpenError, Opened, Opener, PodAddress, Wire};
 use crate::control::catalog::chain;
 
 /// Room for one receive.
-const RECEIVE_BYTES: usize = 256 << 10;
-/// What is read of a client whose requests have to wait.
+const RECEIVE_BYTES: usize = 64 << 10;
+/// Bytes that are read of a client whose requests have to wait.
 const LOOK_AHEAD_BYTES: usize = 1 << 20;
-/// EPERM, for requests of who may not use the volume any more.
+/// EPERM: the attachment has ended, and its requests fail.
 const REFUSED: u32 = 1;
 /// Pieces of one send.
 const PIECES_MAX: usize = 64;
@@ -99,7 +99,7 @@ impl Relay {
     }
 
     /// Carries one connection of the device, which is past its handshake, until the client ends it.
-    /// `front_bytes`: what has come behind the handshake.
+    /// `front_bytes`: the bytes behind the handshake.
     pub async fn carry(&self, front: impl Wire, front_bytes: BytesMut) -> Result<(), LineError> {
         let (from_front, to_front) = split(front);
         let mut carried = Carried {
@@ -138,7 +138,7 @@ impl Relay {
     ) -> Result<Moved, LineError> {
         let opening = self.open(now, *left);
         tokio::pin!(opening);
-        // Until the pod is open, the client is read and told what has come.
+        // Meanwhile the client is read, and gets the answers that are here.
         let opened = loop {
             tokio::select! {
                 opened = &mut opening => break opened,
@@ -190,7 +190,7 @@ impl Relay {
     }
 }
 
-/// What a line says of the pod of a course.
+/// A line's news of the pod of a course.
 #[derive(Clone, Copy, Debug)]
 enum News {
     /// It cannot be used.
@@ -235,7 +235,7 @@ struct Carried<F> {
     pod: Option<PodHalves>,
     /// When the pod was heard last, or asked about.
     heard: Instant,
-    /// The connection to the pod may have kept what it was given.
+    /// The connection to the pod may hold bytes back, as TLS does.
     unflushed: bool,
 }
 
@@ -279,8 +279,8 @@ impl<F: AsyncRead + AsyncWrite + Send + Unpin> Carried<F> {
             Some((from, to)) => (Some(from), Some(to)),
             None => (None, None),
         };
-        front_bytes.reserve(RECEIVE_BYTES / 4);
-        pod_bytes.reserve(RECEIVE_BYTES / 4);
+        front_bytes.reserve(RECEIVE_BYTES);
+        pod_bytes.reserve(RECEIVE_BYTES);
         tokio::select! {
             sent = send(to_front, &answers), if !answers.is_empty() => {
                 line.front_sent(sent?);
@@ -316,7 +316,7 @@ impl<F: AsyncRead + AsyncWrite + Send + Unpin> Carried<F> {
                 line.front_came(front_bytes)?;
             }
         }
-        // What waited for room.
+        // Requests that waited for room.
         line.front_came(front_bytes)?;
         Ok(Moved::On)
     }
@@ -331,7 +331,7 @@ async fn send(to: &mut (impl AsyncWrite + Unpin), pieces: &[Bytes]) -> io::Resul
     }
 }
 
-/// The same to a pod; without pieces, what the connection has kept leaves.
+/// The same to a pod. Without pieces it flushes the connection.
 async fn to_pod_of(
     to: Option<&mut WriteHalf<Box<dyn Wire>>>,
     pieces: &[Bytes],
@@ -363,7 +363,7 @@ struct Pilot {
     barred: Option<(PodAddress, Instant)>,
 }
 
-/// What a search has found.
+/// The result of a search.
 enum Found {
     Pod(PodAddress, Export),
     /// Every pod says that there is no such export any more.

@@ -69,7 +69,7 @@ pub async fn serve_one(relay: &Relay, mut stream: impl Wire) -> Result<(), Serve
     }
 }
 
-/// Carries the handshake out. Returns what has come behind it; `None`: the client went.
+/// Carries the handshake out. Returns the bytes behind it; `None`: the client went.
 async fn greet(export: Export, stream: &mut impl Wire) -> Result<Option<BytesMut>, ServeError> {
     let (mut bytes, mut out) = (BytesMut::new(), BytesMut::new());
     let mut welcome = Welcome::new(export, &mut out);

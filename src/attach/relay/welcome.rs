@@ -13,8 +13,8 @@ use crate::front::nbd::wire::{
 
 /// Longer options are not for us.
 const OPTION_BYTES_MAX: u32 = 8 << 10;
-/// What our pods can do and the relay passes on. Not several connections: requests of two are sent
-/// again in no order, and writes of both may overlap.
+/// The abilities of pods that the relay passes on. Not several connections: requests of two are
+/// sent again in no order, and writes of both may overlap.
 const FLAGS: u16 = export_flag::HAS_FLAGS
     | export_flag::READ_ONLY
     | export_flag::SEND_FLUSH
@@ -52,7 +52,7 @@ impl Welcome {
         Welcome { export, flags: None }
     }
 
-    /// Takes what has come off the front of `bytes`; `out` gets what is to be sent.
+    /// Reads the client's bytes off the front of `bytes`; `out` gets the answer.
     pub fn step(
         &mut self,
         bytes: &mut BytesMut,

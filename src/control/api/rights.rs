@@ -37,6 +37,8 @@ const WITH_TOKEN: [&str; 1] = ["Credentials/Enrol"];
 const OF_NEW_PODS: [&str; 2] = ["Joining/Join", "Pods/Join"];
 /// Methods for everybody with a certificate.
 const OF_HOLDERS: [&str; 1] = ["Credentials/Renew"];
+/// Methods of those services that are for administrators: an open volume is fenced from nobody.
+const OF_ADMINS: [&str; 1] = ["Volumes/SetOpen"];
 const OF_CONTROLLERS: [&str; 2] = ["Volumes", "Attachments"];
 const OF_NODES: [&str; 2] = ["Attachments/Claim", "Nodes/Report"];
 /// How the names of methods begin that change nothing.
@@ -68,7 +70,7 @@ fn needs(path: &str) -> Needs {
         Needs::Look
     } else if OF_NODES.contains(&call) {
         Needs::Node
-    } else if OF_CONTROLLERS.contains(&service) {
+    } else if OF_CONTROLLERS.contains(&service) && !OF_ADMINS.contains(&call) {
         Needs::Volumes
     } else {
         Needs::Admin
@@ -200,6 +202,7 @@ mod tests {
                 "/holdfast.v1.Attachments/Claim",
                 &["local", "plain", "pod/1", "admin/a", "csi-controller/c", "csi-node/n"],
             ),
+            ("/holdfast.v1.Volumes/SetOpen", &["local", "plain", "pod/1", "admin/a"]),
             ("/holdfast.v1.Nodes/DeclareLost", &["local", "plain", "pod/1", "admin/a"]),
             ("/what/ever", &["local", "plain", "pod/1", "admin/a"]),
             ("", &["local", "plain", "pod/1", "admin/a"]),

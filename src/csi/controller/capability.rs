@@ -70,6 +70,20 @@ impl Use {
     }
 }
 
+/// True when one node at a time may have a volume with this capability, also if it only reads.
+pub fn is_for_one_node(capability: &VolumeCapability) -> bool {
+    let mode = capability.access_mode.as_ref().map(|mode| mode.mode());
+    matches!(
+        mode,
+        Some(
+            Mode::SingleNodeWriter
+                | Mode::SingleNodeReaderOnly
+                | Mode::SingleNodeSingleWriter
+                | Mode::SingleNodeMultiWriter
+        )
+    )
+}
+
 /// True when volumes may have a capability of which not everything is known yet: the orchestrator
 /// asks for capacity before it knows the access mode.
 pub fn is_possible(capability: &VolumeCapability) -> bool {

@@ -84,6 +84,12 @@ pub async fn create(
     request: csi::CreateVolumeRequest,
 ) -> Result<csi::CreateVolumeResponse, Status> {
     let wanted = Wanted::of(&request)?;
+    if wanted.tries.is_empty() {
+        return Err(Status::resource_exhausted(format!(
+            "none of the requisite places names a node of this driver ({})",
+            crate::csi::TOPOLOGY_KEY
+        )));
+    }
     let _turn = turns.take(&wanted.name)?;
     let volume = match make(cluster, call, &wanted).await {
         Ok(volume) => volume,
@@ -97,6 +103,12 @@ pub async fn create(
         }
         Err(error) => return Err(error.into()),
     };
+    if !topology::fits(&volume, &wanted.tries) {
+        return Err(Status::already_exists(format!(
+            "volume {} is there, and its data is on none of the nodes that are asked for",
+            wanted.name
+        )));
+    }
     let handle = cluster.handle(call.deadline, &volume).await?;
     Ok(csi::CreateVolumeResponse { volume: Some(described(handle, &volume)) })
 }

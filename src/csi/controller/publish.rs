@@ -4,7 +4,7 @@ use tonic::Status;
 
 use crate::control::proto::attachments_client::AttachmentsClient;
 use crate::control::proto::{self, PublishRequest, UnpublishRequest};
-use crate::csi::controller::capability::Use;
+use crate::csi::controller::capability::{Use, is_for_one_node};
 use crate::csi::controller::cluster::{Cluster, Lookup, meta, nodes};
 use crate::csi::controller::turns::Turns;
 use crate::csi::proto as csi;
@@ -31,6 +31,13 @@ pub async fn publish(
     let wanted = Use::of(capability).map_err(invalid)?.read_only(request.readonly);
     let _turn = turns.take(volume_id)?;
     let volume = cluster.find(call.deadline, volume_id).await?;
+    // The cluster would let many nodes read.
+    let others = || nodes(&volume).into_iter().find(|holder| *holder != request.node_id);
+    if let Some(holder) = others().filter(|_| request.readonly && is_for_one_node(capability)) {
+        return Err(Status::failed_precondition(format!(
+            "volume {volume_id} is for one node at a time, and node {holder} has it"
+        )));
+    }
     let publish = PublishRequest {
         volume: meta(&volume).name,
         node: request.node_id,

@@ -14,19 +14,35 @@ pub fn is_local(class: &str) -> bool {
     class == LOCAL
 }
 
+/// Preferred nodes that are tried one by one.
+const PREFERRED_MAX: usize = 16;
+
 /// The nodes on which a new volume may be made, those to try first in front; each list is one try.
-/// An empty list is any node.
+/// An empty list is any node. No try at all: the requisite places are none of ours.
 pub fn tries(class: &str, wanted: Option<&TopologyRequirement>) -> Vec<Vec<String>> {
     let any = || vec![Vec::new()];
     let Some(wanted) = wanted.filter(|_| is_local(class)) else { return any() };
     let requisite: Vec<String> = wanted.requisite.iter().filter_map(node_of).collect();
-    let preferred = wanted.preferred.iter().filter_map(node_of).next();
-    let mut tries: Vec<Vec<String>> = preferred.map(|node| vec![node]).into_iter().collect();
+    if requisite.is_empty() && !wanted.requisite.is_empty() {
+        return Vec::new();
+    }
+    let preferred = wanted.preferred.iter().filter_map(node_of);
+    let mut tries: Vec<Vec<String>> = preferred.take(PREFERRED_MAX).map(|it| vec![it]).collect();
     // Without requisite nodes a preference is no more than that.
     if !tries.contains(&requisite) {
         tries.push(requisite);
     }
     tries
+}
+
+/// True when a volume that is there could be the result of these tries.
+pub fn fits(volume: &Volume, tries: &[Vec<String>]) -> bool {
+    let class = volume.spec.as_ref().map(|spec| spec.class.as_str());
+    let is_on = |node: &String| {
+        volume.status.as_ref().is_some_and(|status| status.replica_nodes.contains(node))
+    };
+    !class.is_some_and(is_local)
+        || tries.iter().any(|nodes| nodes.is_empty() || nodes.iter().any(is_on))
 }
 
 /// The node that a topology names; `None`: it is one of another driver.
@@ -65,11 +81,14 @@ mod tests {
         let any: Vec<Vec<String>> = vec![Vec::new()];
         assert_eq!(tries("local", None), any);
         assert_eq!(tried("replicated", &["a"], &["a"]), any);
-        assert_eq!(tried("local", &["a", "b"], &["b", "a"]), [vec!["b"], vec!["a", "b"]]);
+        let all = tried("local", &["a", "b", "c"], &["b", "a"]);
+        assert_eq!(all, [vec!["b"], vec!["a"], vec!["a", "b", "c"]]);
         assert_eq!(tried("local", &["a"], &["a"]), [vec!["a"]]);
         assert_eq!(tried("local", &[], &["a"]), [vec!["a".to_owned()], Vec::new()]);
         let others = Topology { segments: [("zone".to_owned(), "z".to_owned())].into() };
         assert_eq!(node_of(&others), None);
+        let requisite = TopologyRequirement { requisite: vec![others], preferred: on(&["a"]) };
+        assert_eq!(tries("local", Some(&requisite)), Vec::<Vec<String>>::new());
     }
 
     #[test]
@@ -84,5 +103,9 @@ mod tests {
         };
         assert_eq!(of(&volume("local")), on(&["a"]));
         assert_eq!(of(&volume("replicated")), []);
+        let tries = |nodes: &[&str]| vec![nodes.iter().map(|it| (*it).to_owned()).collect()];
+        assert!(fits(&volume("local"), &tries(&["b", "a"])) && fits(&volume("local"), &tries(&[])));
+        assert!(!fits(&volume("local"), &tries(&["b"])));
+        assert!(fits(&volume("replicated"), &tries(&["b"])));
     }
 }
