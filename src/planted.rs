@@ -243,6 +243,10 @@ mistakes! {
     CatalogRequestTwice,
     /// `grant-waits-for-all-shards`: an attachment counts with the end of any round.
     ActiveEarly,
+    /// `a-volume-is-formatted-once`: a file system is begun on a volume that has one.
+    FormattedTwice,
+    /// `a-volume-is-formatted-once`: a restored catalog believes that a file system is not made.
+    BegunIsTrusted,
     /// `grant-waits-for-all-shards`: a round that began before the volume grew counts.
     NewShardsForgotten,
     /// `size-after-new-shards`: clients get the new size before every new shard is ready.

@@ -247,6 +247,35 @@ pub enum AccessMode {
     Raw,
 }
 
+/// A file system that nodes make of volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileSystemKind {
+    Ext4,
+    Xfs,
+}
+
+impl FileSystemKind {
+    /// As mount(8) and blkid(8) call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            FileSystemKind::Ext4 => "ext4",
+            FileSystemKind::Xfs => "xfs",
+        }
+    }
+
+    /// The one that has a name.
+    pub fn named(name: &str) -> Option<FileSystemKind> {
+        [FileSystemKind::Ext4, FileSystemKind::Xfs].into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+impl fmt::Display for FileSystemKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// An attachment that may use a volume.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,

@@ -11,7 +11,9 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::level::Level;
-use crate::types::{AccessMode, AttachmentId, Generation, MemberId, PodId, Uuid, VolumeId};
+use crate::types::{
+    AccessMode, AttachmentId, FileSystemKind, Generation, MemberId, PodId, Uuid, VolumeId,
+};
 
 /// Version of commands and state that this software writes.
 pub const FORMAT: u8 = 1;
@@ -99,6 +101,24 @@ pub enum CatalogCommand {
         request_id: String,
         volume: VolumeId,
         node: String,
+    },
+    /// A node is about to use a volume that it may use, in this boot.
+    Claim {
+        volume: VolumeId,
+        node: String,
+        boot_id: String,
+    },
+    /// A node makes a file system of a volume that it has, or has found one there.
+    RecordFileSystem {
+        volume: VolumeId,
+        node: String,
+        attachment: Uuid,
+        kind: FileSystemKind,
+        made: bool,
+    },
+    /// What a node says of itself.
+    ReportNode {
+        node: NewNode,
     },
     /// Anybody may use a volume, or only attachments.
     SetOpen {
@@ -244,6 +264,14 @@ impl fmt::Display for CatalogCommand {
             CatalogCommand::Unpublish { volume, node, .. } => {
                 write!(f, "volume {volume} is taken from node {node}")
             }
+            CatalogCommand::Claim { volume, node, .. } => {
+                write!(f, "node {node} is about to use volume {volume}")
+            }
+            CatalogCommand::RecordFileSystem { volume, kind, made, .. } => match made {
+                true => write!(f, "volume {volume} has a file system, {kind}"),
+                false => write!(f, "volume {volume} gets a file system, {kind}"),
+            },
+            CatalogCommand::ReportNode { node } => write!(f, "node {} reports itself", node.name),
             CatalogCommand::SetOpen { volume, open, .. } => match open {
                 true => write!(f, "volume {volume} is open to everybody"),
                 false => write!(f, "volume {volume} is for attachments only"),

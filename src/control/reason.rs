@@ -133,6 +133,10 @@ reasons! {
         "the volume is open to everybody, so no node can have it for itself",
     VolumeInUse "VOLUME_IN_USE" FailedPrecondition
         "a node has the volume; it has to be unpublished there first",
+    NotPublished "NOT_PUBLISHED" FailedPrecondition
+        "the volume is not published to the node, or not yet",
+    Formatted "FORMATTED" FailedPrecondition
+        "the volume has a file system, and gets no other one",
     OtherMode "OTHER_MODE" AlreadyExists
         "the node has the volume in another mode",
     TooManyAttachments "TOO_MANY_ATTACHMENTS" ResourceExhausted

@@ -88,6 +88,8 @@ const FOUND_BY_HEAVY_SEEDS: &[(Mistake, Theme, u64)] = &[
 const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::RoundsUnaided, "rounds_reach_what_the_leader_does_not"),
     (Mistake::ActiveEarly, "an_attachment_counts_only_when_every_shard_knows_it"),
+    (Mistake::FormattedTwice, "a_file_system_is_made_once"),
+    (Mistake::BegunIsTrusted, "a_file_system_is_made_once"),
     (Mistake::NewShardsForgotten, "new_shards_are_part_of_every_shard"),
     (Mistake::GrownEarly, "shards_that_are_not_ready_are_noticed"),
     (Mistake::BornOutdated, "shards_that_are_not_ready_are_noticed"),

@@ -10,9 +10,11 @@ use tonic::{Request, Response, Status};
 use crate::control::api::errors::{Refusal, broken, no_such};
 use crate::control::api::objects::{Event, Events, describe, get, page, watch};
 use crate::control::api::requests::name_request;
+use crate::control::api::rights::speaks_for;
 use crate::control::api::route::{Failure, on_leader, read};
 use crate::control::catalog::Catalog;
 use crate::control::command::{CatalogCommand, Outcome};
+use crate::control::connections::Caller;
 use crate::control::identity::random_uuid;
 use crate::control::node::Node;
 use crate::control::objects::describe::Object as _;
@@ -20,8 +22,9 @@ use crate::control::objects::key::{Kind, ObjectKey};
 use crate::control::proto::attachments_client::AttachmentsClient;
 use crate::control::proto::attachments_server::Attachments;
 use crate::control::proto::{
-    AccessMode, Attachment, GetAttachmentRequest, ListAttachmentsRequest, ListAttachmentsResponse,
-    PublishRequest, UnpublishRequest, UnpublishResponse, View, WatchAttachmentsRequest,
+    self, AccessMode, Attachment, ClaimRequest, ClaimResponse, GetAttachmentRequest,
+    ListAttachmentsRequest, ListAttachmentsResponse, PublishRequest, RecordFileSystemRequest,
+    RecordFileSystemResponse, UnpublishRequest, UnpublishResponse, View, WatchAttachmentsRequest,
     WatchAttachmentsResponse,
 };
 use crate::control::reason::Reason;
@@ -62,6 +65,38 @@ impl Attachments for AttachmentsService {
             request,
             |catalog, request| async move { unpublish(&catalog, request).await },
             |channel, call| async move { AttachmentsClient::new(channel).unpublish(call).await },
+        )
+        .await
+    }
+
+    async fn claim(
+        &self,
+        request: Request<ClaimRequest>,
+    ) -> Result<Response<ClaimResponse>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
+        speaks_for(caller.who(), &request.get_ref().node)?;
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| claim(&self.node, catalog, request),
+            |channel, call| async move { AttachmentsClient::new(channel).claim(call).await },
+        )
+        .await
+    }
+
+    async fn record_file_system(
+        &self,
+        request: Request<RecordFileSystemRequest>,
+    ) -> Result<Response<RecordFileSystemResponse>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
+        speaks_for(caller.who(), &request.get_ref().node)?;
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move { record_file_system(&catalog, request).await },
+            |channel, call| async move {
+                AttachmentsClient::new(channel).record_file_system(call).await
+            },
         )
         .await
     }
@@ -182,6 +217,55 @@ async fn publish(
         Status::from(Refusal::new(Reason::NoSuchAttachment, message))
     };
     found.await?.ok_or_else(|| gone().into())
+}
+
+async fn claim(
+    node: &Node,
+    catalog: Arc<Catalog>,
+    request: ClaimRequest,
+) -> Result<ClaimResponse, Failure> {
+    let ClaimRequest { volume_uid, node: holder, boot_id } = request;
+    let volume = of_uid(&catalog, &volume_uid).await?;
+    let command = CatalogCommand::Claim { volume, node: holder, boot_id };
+    let Outcome::Attachment(volume, id) = catalog.propose(command).await? else {
+        return Err(Failure::Final(broken("a claim found no attachment")));
+    };
+    let attachment = ObjectKey::Attachment((volume, id));
+    let volume = ObjectKey::Volume(volume);
+    let found = describe(node, &catalog, |from, _| {
+        let attachment = Attachment::describe(from, &attachment, View::Full)?;
+        let volume = proto::Volume::describe(from, &volume, View::Full)?;
+        Some(ClaimResponse { attachment: Some(attachment), volume: Some(volume) })
+    });
+    let gone = || {
+        let message = "the attachment was ended while it was claimed";
+        Status::from(Refusal::new(Reason::NotPublished, message))
+    };
+    found.await?.ok_or_else(|| gone().into())
+}
+
+async fn record_file_system(
+    catalog: &Catalog,
+    request: RecordFileSystemRequest,
+) -> Result<RecordFileSystemResponse, Failure> {
+    let RecordFileSystemRequest { volume_uid, node, attachment_uid, file_system } = request;
+    let bad = |message: &str| Status::from(Refusal::new(Reason::BadRequest, message));
+    let file_system = file_system.ok_or_else(|| bad("no file system is named"))?;
+    let kind = types::FileSystemKind::named(&file_system.kind);
+    let kind = kind.ok_or_else(|| bad("a file system is ext4 or xfs"))?;
+    let attachment = attachment_uid.parse();
+    let attachment = attachment.map_err(|_| bad("that is no uid of an attachment"))?;
+    let volume = of_uid(catalog, &volume_uid).await?;
+    let made = file_system.made;
+    let command = CatalogCommand::RecordFileSystem { volume, node, attachment, kind, made };
+    catalog.propose(command).await?;
+    Ok(RecordFileSystemResponse {})
+}
+
+async fn of_uid(catalog: &Catalog, uid: &str) -> Result<VolumeId, Failure> {
+    let (state, _) = read(catalog).await?;
+    let found = uid.parse().ok().and_then(|uid| state.volume_by_uid(uid));
+    Ok(found.ok_or_else(|| no_such(Kind::Volume, uid))?.0)
 }
 
 /// The volume of this name. `uid`: empty, or that of the volume that is meant.

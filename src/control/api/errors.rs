@@ -176,6 +176,12 @@ pub fn of_catalog(error: &CatalogError) -> Status {
             let refusal = Refusal::new(Reason::VolumeInUse, text).about(Kind::Volume, name);
             refusal.with("holder", holder)
         }
+        CatalogError::NotPublished { name, .. } => {
+            Refusal::new(Reason::NotPublished, text).about(Kind::Volume, name)
+        }
+        CatalogError::Formatted { name, .. } => {
+            Refusal::new(Reason::Formatted, text).about(Kind::Volume, name)
+        }
         CatalogError::OtherMode { node } => {
             Refusal::new(Reason::OtherMode, text).about(Kind::Node, node)
         }

@@ -6,8 +6,11 @@ use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status};
 
 use crate::control::api::objects::{Event, Events, get, page, watch};
-use crate::control::api::route::on_leader;
-use crate::control::command::CatalogCommand;
+use crate::control::api::requests::checked;
+use crate::control::api::rights::speaks_for;
+use crate::control::api::route::{on_leader, read};
+use crate::control::command::{CatalogCommand, NewNode};
+use crate::control::connections::Caller;
 use crate::control::node::Node;
 use crate::control::objects::describe::Object as _;
 use crate::control::proto;
@@ -15,7 +18,7 @@ use crate::control::proto::nodes_client::NodesClient;
 use crate::control::proto::nodes_server::Nodes;
 use crate::control::proto::{
     ClearLostRequest, DeclareLostRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse,
-    WatchNodesRequest, WatchNodesResponse,
+    ReportRequest, WatchNodesRequest, WatchNodesResponse,
 };
 
 pub struct NodesService {
@@ -57,6 +60,35 @@ impl Nodes for NodesService {
             request,
             |catalog, request| async move { get(&self.node, &catalog, &request.name).await },
             |channel, call| async move { NodesClient::new(channel).get(call).await },
+        )
+        .await
+    }
+
+    async fn report(
+        &self,
+        request: Request<ReportRequest>,
+    ) -> Result<Response<proto::Node>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
+        speaks_for(caller.who(), &request.get_ref().name)?;
+        on_leader(
+            &self.node,
+            request,
+            |catalog, request| async move {
+                let ReportRequest { name, boot_id, labels } = request;
+                let node = NewNode { name: name.clone(), boot_id, labels: checked(labels)? };
+                let (state, _) = read(&catalog).await?;
+                // Nodes say it again and again.
+                let known = state.nodes.get(&name);
+                let is_known = known.is_some_and(|known| {
+                    let has_pods = state.index.pods_by_node.contains_key(&name);
+                    known.boot_id == node.boot_id && (has_pods || known.labels == node.labels)
+                });
+                if !is_known {
+                    catalog.propose(CatalogCommand::ReportNode { node }).await?;
+                }
+                get(&self.node, &catalog, &name).await
+            },
+            |channel, call| async move { NodesClient::new(channel).report(call).await },
         )
         .await
     }

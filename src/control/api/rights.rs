@@ -40,7 +40,7 @@ const OF_HOLDERS: [&str; 1] = ["Credentials/Renew"];
 /// Methods of those services that are for administrators: an open volume is fenced from nobody.
 const OF_ADMINS: [&str; 1] = ["Volumes/SetOpen"];
 const OF_CONTROLLERS: [&str; 2] = ["Volumes", "Attachments"];
-const OF_NODES: [&str; 2] = ["Attachments/Claim", "Nodes/Report"];
+const OF_NODES: [&str; 3] = ["Attachments/Claim", "Attachments/RecordFileSystem", "Nodes/Report"];
 /// How the names of methods begin that change nothing.
 const LOOKS: [&str; 9] = [
     "Capacity",
@@ -74,6 +74,22 @@ fn needs(path: &str) -> Needs {
         Needs::Volumes
     } else {
         Needs::Admin
+    }
+}
+
+/// A node's driver speaks for its own node alone. Others may be asked for anybody, as pods are which
+/// pass a request on.
+pub fn speaks_for(who: &Who, node: &str) -> Result<(), Status> {
+    match who {
+        Who::Holder(holder) => match &holder.subject.role {
+            Role::CsiNode(own) if own.as_str() != node => {
+                let own = own.as_str();
+                let message = format!("the driver of node {own} does not speak for node {node}");
+                Err(Status::permission_denied(message))
+            }
+            _ => Ok(()),
+        },
+        _ => Ok(()),
     }
 }
 

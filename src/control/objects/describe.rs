@@ -13,8 +13,9 @@ use crate::control::objects::seen::Seen;
 use crate::control::objects::source::Source;
 use crate::control::proto::{
     AccessMode, Attachment, AttachmentSpec, AttachmentStatus, Class, ClassSpec, ClassStatus,
-    Condition, Disk, DiskStatus, Event, EventSeverity, Limits, Meta, Node, NodeStatus, Phase, Pod,
-    PodStatus, Progress, Replica, Shard, ShardStatus, View, Volume, VolumeSpec, VolumeStatus,
+    Condition, Disk, DiskStatus, Event, EventSeverity, FileSystem, Limits, Meta, Node, NodeStatus,
+    Phase, Pod, PodStatus, Progress, Replica, Shard, ShardStatus, View, Volume, VolumeSpec,
+    VolumeStatus,
 };
 use crate::control::reconcile::Group;
 use crate::control::state::rows;
@@ -307,6 +308,9 @@ impl<'a> Describe<'a> {
             io_timeout_ms: volume.io_timeout_ms,
             nodes: self.nodes_with(*id),
             replica_nodes: self.replica_nodes(*id),
+            file_system: volume
+                .file_system
+                .map(|it| FileSystem { kind: it.kind.name().to_owned(), made: it.made }),
         };
         let meta = Meta {
             labels: volume.labels.clone(),

@@ -220,7 +220,7 @@ pub(super) fn outdone(
     Outcome::Done
 }
 
-fn in_use(tables: &Tables, id: VolumeId) -> Result<&Volume, CatalogError> {
+pub(super) fn in_use(tables: &Tables, id: VolumeId) -> Result<&Volume, CatalogError> {
     let found = tables.volumes.get(&id).filter(|volume| !volume.deleting);
     let volume = found.ok_or_else(|| CatalogError::NoSuchVolume { name: id.to_string() })?;
     match volume.kept {

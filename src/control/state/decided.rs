@@ -202,6 +202,9 @@ impl Diff<'_> {
         let (was_open, is_open) = (before.access.open, now.access.open);
         add(!was_open && is_open, Happened::Opened, none());
         add(was_open && !is_open, Happened::Closed, none());
+        let made = |of: &Volume| of.file_system.filter(|it| it.made).map(|it| it.kind);
+        let kind = made(now).map(|kind| kind.to_string()).unwrap_or_default();
+        add(made(before).is_none() && made(now).is_some(), Happened::FileSystemMade, kind);
         let is_deleted = before.kept.is_none() && now.kept.is_some();
         add(is_deleted, Happened::Deleted, none());
         let comes_back = before.kept.is_some() && now.kept.is_none() && !now.deleting;

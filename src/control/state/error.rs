@@ -4,7 +4,7 @@ use crate::config::size::ByteSize;
 use crate::control::names::NameError;
 use crate::level::{Level, TooOld};
 use crate::limits::SHARDS_MAX;
-use crate::types::PodId;
+use crate::types::{FileSystemKind, PodId};
 
 /// Longest id of a request.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -90,6 +90,10 @@ pub enum CatalogError {
     VolumeOpen { name: String },
     #[error("volume {name} is in use by node {holder}; it has to be unpublished there first")]
     Held { name: String, holder: String },
+    #[error("volume {name} is not published to node {node}, or not yet")]
+    NotPublished { name: String, node: String },
+    #[error("volume {name} has a file system, {kind}, and gets no other one")]
+    Formatted { name: String, kind: FileSystemKind },
     #[error("node {node} has this volume in another mode")]
     OtherMode { node: String },
     #[error("volume {name} has as many attachments as it can have")]

@@ -15,6 +15,7 @@ mod attachments;
 pub mod audience;
 mod authority;
 pub mod check;
+mod claims;
 mod classes;
 mod credentials;
 mod decided;
@@ -44,7 +45,9 @@ use crate::control::state::decided::record_decisions;
 pub use crate::control::state::error::CatalogError;
 use crate::control::state::error::REQUEST_ID_BYTES_MAX;
 use crate::control::state::recent::{Changed, Recent};
-use crate::control::state::rows::{Answered, CatalogMember, Cluster, RowChange, RowError, RowKey};
+use crate::control::state::rows::{
+    Answered, CatalogMember, Cluster, FileSystem, RowChange, RowError, RowKey,
+};
 use crate::control::state::tables::{Tables, take};
 use crate::level::NEWEST;
 use crate::planted::planted;
@@ -268,6 +271,14 @@ fn carry_out(
                 Ok(attachments::unpublish(tables, volume, &node))
             })
         }
+        CatalogCommand::Claim { volume, node, boot_id } => {
+            claims::claim(tables, volume, &node, boot_id)
+        }
+        CatalogCommand::RecordFileSystem { volume, node, attachment, kind, made } => {
+            let file_system = FileSystem { kind, made };
+            claims::record_file_system(tables, volume, (&node, attachment), file_system)
+        }
+        CatalogCommand::ReportNode { node } => pods::report(tables, now_ms, node),
         CatalogCommand::SetOpen { request_id, volume, open } => {
             let content = content(&("set open", volume, open));
             once(tables, now_ms, request_id, content, |tables| {

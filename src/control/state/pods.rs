@@ -67,6 +67,22 @@ pub(super) fn register(
     Ok(Outcome::Done)
 }
 
+/// Takes over what a node says of itself. The labels of one with pods come from these.
+pub(super) fn report(
+    tables: &mut Tables,
+    now_ms: u64,
+    new: NewNode,
+) -> Result<Outcome, CatalogError> {
+    check_node(&new)?;
+    let has_pods = tables.index.pods_by_node.get(&new.name).is_some_and(|pods| pods.size() > 0);
+    let new = match tables.nodes.get(&new.name).filter(|_| has_pods) {
+        Some(known) => NewNode { labels: known.labels.clone(), ..new },
+        None => new,
+    };
+    put_node(tables, now_ms, new);
+    Ok(Outcome::Done)
+}
+
 fn check_node(node: &NewNode) -> Result<(), CatalogError> {
     let name = &node.name;
     check_name(name).map_err(|source| CatalogError::BadName { name: name.clone(), source })?;

@@ -123,6 +123,8 @@ fn ask_shards(tables: &mut Tables, first: u64, now_ms: u64) {
             let time_ms = kept.purge_ms.saturating_sub(kept.deleted_ms);
             Kept { purge_ms: kept.purge_ms.max(now_ms.saturating_add(time_ms)), ..kept }
         });
-        tables.put(id, Volume { access, kept, ..volume });
+        // One that was being made may have been used since.
+        let file_system = volume.file_system.filter(|it| it.made || planted!(BegunIsTrusted));
+        tables.put(id, Volume { access, kept, file_system, ..volume });
     }
 }

@@ -32,7 +32,8 @@ use crate::control::command::{Addresses, Outcome};
 pub use crate::control::command::{Authority, Certificate, Hidden, Token};
 use crate::level::Level;
 use crate::types::{
-    AccessMode, AccessSet, AttachmentId, Generation, MemberId, PodId, ShardId, Uuid, VolumeId,
+    AccessMode, AccessSet, AttachmentId, FileSystemKind, Generation, MemberId, PodId, ShardId,
+    Uuid, VolumeId,
 };
 
 /// Labels of an object: what people and placement choose by.
@@ -187,11 +188,22 @@ pub struct Volume {
     pub creating: bool,
     /// Deleted, and kept with its data.
     pub kept: Option<Kept>,
+    /// What a node has made of it.
+    pub file_system: Option<FileSystem>,
     /// Brought back after it was deleted: clients may use it when every shard has this generation.
     pub restoring: Option<Generation>,
     /// Its replicas are being destroyed. The volume is forgotten, and its name free, with the last.
     pub deleting: bool,
     pub created_ms: u64,
+}
+
+/// A file system that a node makes of a volume (rule `a-volume-is-formatted-once`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSystem {
+    pub kind: FileSystemKind,
+    /// It is complete. Otherwise it is being made, and nobody has written to it.
+    pub made: bool,
 }
 
 /// Shards with ids that follow each other.

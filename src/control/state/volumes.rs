@@ -49,6 +49,7 @@ pub(super) fn create(
         access: VolumeAccess { open, ..VolumeAccess::default() },
         creating: true,
         kept: None,
+        file_system: None,
         restoring: None,
         deleting: false,
         created_ms: now_ms,
