@@ -33,6 +33,7 @@ missing_packages() {
     has fio || echo fio
     has nbdkit || echo nbdkit
     has fusermount3 || echo fuse3
+    has mkfs.xfs || echo xfsprogs
     has tc || echo iproute2
     has losetup && has mount || echo mount
     /usr/bin/python3 -c 'import nbd' 2>/dev/null || echo python3-libnbd

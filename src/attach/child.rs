@@ -22,8 +22,12 @@ pub enum ChildError {
     },
     #[error("{program} did not end within {} seconds", within.as_secs())]
     Late { program: &'static str, within: Duration },
-    #[error("{program} failed: {said}")]
-    Failed { program: &'static str, said: String },
+    #[error("{program} failed{}: {said}", coded(*.code))]
+    Failed { program: &'static str, code: Option<i32>, said: String },
+}
+
+fn coded(code: Option<i32>) -> String {
+    code.map(|code| format!(" (exit code {code})")).unwrap_or_default()
 }
 
 /// Runs a program until it ends, and returns what it printed. One that is late is killed.
@@ -41,10 +45,12 @@ pub async fn run<A: AsRef<OsStr>>(
     match output.status.success() {
         true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
         false => {
-            let mut said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            // Some tell what is wrong on their standard output.
+            let told = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
+            let mut said = String::from_utf8_lossy(told).trim().to_owned();
             let cut = (0..=SAID_BYTES_MAX.min(said.len())).rev();
             said.truncate(cut.into_iter().find(|at| said.is_char_boundary(*at)).unwrap_or(0));
-            Err(ChildError::Failed { program, said })
+            Err(ChildError::Failed { program, code: output.status.code(), said })
         }
     }
 }

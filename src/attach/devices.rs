@@ -3,7 +3,7 @@
 //! Invariant: one attachment has one device at most, and a device is in the table from before it is
 //! made until after it is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::attach::fuse::{FuseDevice, FuseError, socket_in, take_down};
+use crate::attach::relay::blank::BlankError;
 use crate::attach::relay::pods::{OpenError, Opener, PodAddress};
 use crate::attach::relay::run::Relay;
 use crate::attach::relay::serve::serve;
@@ -53,10 +54,23 @@ pub enum DeviceError {
     Locked(PathBuf),
     #[error("the device of attachment {attachment} is broken, close it first: {why}")]
     Broken { attachment: Uuid, why: String },
+    #[error("attachment {0} has no device here")]
+    NoDevice(Uuid),
+    #[error("it is not known whether anything is allocated")]
+    Blank(#[from] BlankError),
     #[error(transparent)]
     Directory(#[from] FilesError),
     #[error(transparent)]
     Fuse(#[from] FuseError),
+}
+
+/// What a device is made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub attachment: Uuid,
+    pub read_only: bool,
+    /// Told to whoever looks; nothing else depends on it.
+    pub volume: String,
 }
 
 /// A device as others see it.
@@ -66,6 +80,8 @@ pub struct Shown {
     pub path: PathBuf,
     pub size_bytes: u64,
     pub read_only: bool,
+    /// As its opener called it.
+    pub volume: String,
     /// `None`: no pod can be reached, and requests wait.
     pub pod: Option<PodAddress>,
     /// Why it cannot be used any more.
@@ -81,6 +97,8 @@ pub struct Devices {
     _lock: File,
     /// Each with a lock of its own: one that hangs holds up nobody else.
     table: Mutex<BTreeMap<Uuid, Slot>>,
+    /// What an earlier process has left, and somebody has used since.
+    left: Mutex<BTreeSet<Uuid>>,
 }
 
 /// `None`: it is being made, or was taken away.
@@ -92,6 +110,7 @@ struct Device {
     fuse: FuseDevice,
     size_bytes: u64,
     read_only: bool,
+    volume: String,
 }
 
 /// A task that ends with this.
@@ -115,32 +134,52 @@ impl Devices {
         }
         let directory = directory.canonicalize().map_err(failed("find", directory))?;
         let lock = lock(&directory)?;
+        let mut left = BTreeSet::new();
         for entry in fs::read_dir(&directory).map_err(failed("read", &directory))? {
             let entry = entry.map_err(failed("read", &directory))?;
             // Other names are not ours.
             let name = entry.file_name();
-            if name.to_str().is_none_or(|name| name.parse::<Uuid>().is_err()) {
+            let Some(attachment) = name.to_str().and_then(|name| name.parse().ok()) else {
                 continue;
-            }
+            };
             let path = entry.path();
             match take_down(&path).await {
                 Ok(()) => tracing::info!("removed {}, which was left", path.display()),
-                Err(error) => tracing::warn!(
-                    "{} was left by an earlier process, and stays: {}",
-                    path.display(),
-                    chain(&error)
-                ),
+                Err(error) => {
+                    let (path, error) = (path.display(), chain(&error));
+                    tracing::warn!("{path} was left by an earlier process, and stays: {error}");
+                    left.insert(attachment);
+                }
             }
         }
-        Ok(Devices { directory, tls, pods, _lock: lock, table: Mutex::default() })
+        let (table, left) = (Mutex::default(), Mutex::new(left));
+        Ok(Devices { directory, tls, pods, _lock: lock, table, left })
+    }
+
+    /// Takes away what an earlier process has left, once nobody uses it any more.
+    pub async fn sweep(&self) {
+        let left: Vec<Uuid> = self.left.lock().await.iter().copied().collect();
+        for attachment in left {
+            let Ok(slot) = self.slot(attachment).await else { return };
+            let place = slot.lock().await;
+            // A new device has taken its place.
+            let is_gone = place.is_some()
+                || take_down(&self.directory.join(attachment.to_string())).await.is_ok();
+            drop(place);
+            self.forget(attachment, &slot).await;
+            if is_gone {
+                self.left.lock().await.remove(&attachment);
+            }
+        }
     }
 
     /// The device of an attachment, made if it is not there.
-    pub async fn open(&self, attachment: Uuid, read_only: bool) -> Result<Shown, DeviceError> {
+    pub async fn open(&self, wanted: Wanted) -> Result<Shown, DeviceError> {
+        let Wanted { attachment, read_only, .. } = wanted;
         let slot = self.slot(attachment).await?;
         let mut place = slot.lock().await;
         if place.is_none() {
-            match self.make(attachment, read_only).await {
+            match self.make(&wanted).await {
                 Ok(device) => *place = Some(device),
                 Err(error) => {
                     drop(place);
@@ -157,6 +196,14 @@ impl Devices {
             None if device.read_only != read_only => Err(DeviceError::OtherMode(attachment)),
             None => Ok(shown),
         }
+    }
+
+    /// True when nothing is allocated in the volume of a device, as a pod says.
+    pub async fn is_blank(&self, attachment: Uuid) -> Result<bool, DeviceError> {
+        let slot = self.table.lock().await.get(&attachment).cloned();
+        let slot = slot.ok_or(DeviceError::NoDevice(attachment))?;
+        let relay = slot.lock().await.as_ref().map(|device| device.relay.clone());
+        Ok(relay.ok_or(DeviceError::NoDevice(attachment))?.is_blank().await?)
     }
 
     /// Takes the device of an attachment away, if there is one.
@@ -213,11 +260,11 @@ impl Devices {
         }
     }
 
-    async fn make(&self, attachment: Uuid, read_only: bool) -> Result<Device, DeviceError> {
-        let directory = self.directory.join(attachment.to_string());
+    async fn make(&self, wanted: &Wanted) -> Result<Device, DeviceError> {
+        let directory = self.directory.join(wanted.attachment.to_string());
         take_down(&directory).await?;
         make_private_directory(&directory)?;
-        match self.make_in(&directory, attachment, read_only).await {
+        match self.make_in(&directory, wanted).await {
             Ok(device) => Ok(device),
             Err(error) => {
                 // The next try removes the rest, too.
@@ -229,12 +276,8 @@ impl Devices {
         }
     }
 
-    async fn make_in(
-        &self,
-        directory: &Path,
-        attachment: Uuid,
-        read_only: bool,
-    ) -> Result<Device, DeviceError> {
+    async fn make_in(&self, directory: &Path, wanted: &Wanted) -> Result<Device, DeviceError> {
+        let Wanted { attachment, read_only, ref volume } = *wanted;
         let opener = Opener::new(&attachment.to_string(), self.tls.as_ref())?;
         let relay = Relay::start(opener, self.pods.clone());
         let export = timeout(OPEN_WITHIN, relay.export()).await.ok().flatten();
@@ -244,19 +287,23 @@ impl Devices {
         let serving = relay.clone();
         let server = Serving(tokio::spawn(async move { serve(&serving, &listener).await }));
         let fuse = FuseDevice::make(directory, read_only).await?;
-        Ok(Device { relay, _server: server, fuse, size_bytes, read_only })
+        let volume = volume.clone();
+        Ok(Device { relay, _server: server, fuse, size_bytes, read_only, volume })
     }
 }
 
 impl Device {
     fn shown(&mut self, attachment: Uuid) -> Shown {
+        let course = self.relay.course().borrow().clone();
+        let refused = || "the volume was taken from this node".to_owned();
         Shown {
             attachment,
             path: self.fuse.path().to_owned(),
             size_bytes: self.size_bytes,
             read_only: self.read_only,
-            pod: self.relay.course().borrow().pod.clone(),
-            broken: self.fuse.broken(),
+            volume: self.volume.clone(),
+            pod: course.pod,
+            broken: self.fuse.broken().or_else(|| course.is_refused.then(refused)),
         }
     }
 }

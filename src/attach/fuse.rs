@@ -8,7 +8,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -19,6 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::attach::child::{ChildError, run};
+use crate::attach::mounts::{MOUNTS, Mounts};
 
 /// Longest wait for a program that does one thing.
 const WITHIN: Duration = Duration::from_secs(20);
@@ -179,30 +180,8 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FuseErr
 
 /// True when a file system is mounted there. Touches nothing of it, which could block.
 fn is_mounted(at: &Path) -> Result<bool, FuseError> {
-    let table = Path::new("/proc/self/mountinfo");
-    let text = fs::read_to_string(table).map_err(failed("read", table))?;
-    Ok(text.lines().any(|line| line.split(' ').nth(4).is_some_and(|it| unescaped(it) == *at)))
-}
-
-/// Blanks and the like are written as three octal digits (proc_pid_mountinfo(5)).
-fn unescaped(text: &str) -> PathBuf {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        let code = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code.filter(|_| *first == b'\\') {
-            Some(code) => {
-                out.push(code);
-                rest = &after[3..];
-            }
-            None => {
-                out.push(*first);
-                rest = after;
-            }
-        }
-    }
-    std::ffi::OsString::from_vec(out).into()
+    let mounts = Mounts::read().map_err(failed("read", Path::new(MOUNTS)))?;
+    Ok(mounts.top(at).is_some())
 }
 
 /// The loop devices whose content is this file.
@@ -235,9 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_of_mounts_are_read_as_the_kernel_writes_them() {
-        assert_eq!(unescaped("/a\\040b\\134c"), Path::new("/a b\\c"));
-        assert_eq!(unescaped("/plain\\9"), Path::new("/plain\\9"));
+    fn mounts_are_found_and_paths_stand_in_uris() {
         assert_eq!(encoded(Path::new("/a b/c?d")), "/a%20b/c%3Fd");
         assert!(is_mounted(Path::new("/proc")).unwrap());
         assert!(!is_mounted(Path::new("/proc/no such mount")).unwrap());

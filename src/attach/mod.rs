@@ -6,9 +6,10 @@
 //! Invariant: `relay-loses-no-request`: a request of the device has one answer, from a pod, or
 //! waits.
 
-mod child;
+pub mod child;
 pub mod devices;
 pub mod fuse;
+pub mod mounts;
 pub mod relay;
 pub mod service;
 

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use tonic::{Code, Request, Response, Status};
 
-use crate::attach::devices::{DeviceError, Devices, Shown};
+use crate::attach::devices::{DeviceError, Devices, Shown, Wanted};
 use crate::attach::fuse::FuseError;
 use crate::attach::proto;
 use crate::attach::proto::devices_server::Devices as Service;
 use crate::control::catalog::chain;
 use crate::types::Uuid;
+
+const VOLUME_BYTES_MAX: usize = 128;
 
 /// See the module.
 pub struct DevicesService {
@@ -22,9 +24,14 @@ impl Service for DevicesService {
         &self,
         request: Request<proto::OpenDeviceRequest>,
     ) -> Result<Response<proto::Device>, Status> {
-        let proto::OpenDeviceRequest { attachment, read_only } = request.into_inner();
-        let (devices, attachment) = (self.devices.clone(), parsed(&attachment)?);
-        let opened = to_its_end(async move { devices.open(attachment, read_only).await }).await?;
+        let proto::OpenDeviceRequest { attachment, read_only, volume } = request.into_inner();
+        if volume.len() > VOLUME_BYTES_MAX {
+            let message = format!("the volume's name is longer than {VOLUME_BYTES_MAX} bytes");
+            return Err(Status::invalid_argument(message));
+        }
+        let wanted = Wanted { attachment: parsed(&attachment)?, read_only, volume };
+        let devices = self.devices.clone();
+        let opened = to_its_end(async move { devices.open(wanted).await }).await?;
         Ok(Response::new(opened.into()))
     }
 
@@ -35,6 +42,16 @@ impl Service for DevicesService {
         let (devices, attachment) = (self.devices.clone(), parsed(&request.get_ref().attachment)?);
         to_its_end(async move { devices.close(attachment).await }).await?;
         Ok(Response::new(proto::CloseDeviceResponse {}))
+    }
+
+    async fn is_blank(
+        &self,
+        request: Request<proto::IsBlankRequest>,
+    ) -> Result<Response<proto::IsBlankResponse>, Status> {
+        let attachment = parsed(&request.get_ref().attachment)?;
+        let answer = self.devices.is_blank(attachment).await;
+        let blank = answer.map_err(|error| status_of(&error))?;
+        Ok(Response::new(proto::IsBlankResponse { blank }))
     }
 
     async fn list(
@@ -62,7 +79,8 @@ fn parsed(text: &str) -> Result<Uuid, Status> {
 /// The one table of errors of devices.
 fn status_of(error: &DeviceError) -> Status {
     let code = match error {
-        DeviceError::NoPod(_) => Code::Unavailable,
+        DeviceError::NoPod(_) | DeviceError::Blank(_) => Code::Unavailable,
+        DeviceError::NoDevice(_) => Code::NotFound,
         DeviceError::OtherMode(_) => Code::AlreadyExists,
         DeviceError::Full => Code::ResourceExhausted,
         DeviceError::Fuse(FuseError::InUse(_)) | DeviceError::Broken { .. } => {
@@ -87,6 +105,7 @@ impl From<Shown> for proto::Device {
             kind: "fuse".to_owned(),
             pod: it.pod.map(|pod| pod.to_string()).unwrap_or_default(),
             broken: it.broken.unwrap_or_default(),
+            volume: it.volume,
         }
     }
 }

@@ -27,6 +27,9 @@ use crate::security::credentials::Tls;
 /// Interval at which the cluster is asked where its pods are.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// Interval of looks at what earlier processes have left.
+const SWEEP_EVERY: Duration = Duration::from_secs(3);
+
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Socket to make, for programs of this node
@@ -40,7 +43,8 @@ pub struct Args {
     pods: Vec<PodAddress>,
 }
 
-const SOCKET: &str = "/run/holdfast/attach.sock";
+/// Where `holdfast attach` listens, unless it is told otherwise.
+pub const SOCKET: &str = "/run/holdfast/attach.sock";
 
 #[derive(Debug, clap::Args)]
 pub struct DeviceArgs {
@@ -75,7 +79,8 @@ pub async fn serve(global: &Global, args: &Args) -> anyhow::Result<String> {
     let tls = credentials.as_ref().map(|it| Tls::new(it, it.trust())).transpose()?;
     let (set_pods, pods) = watch::channel(args.pods.clone());
     let devices = Devices::begin(&args.directory, tls, pods).await?;
-    let service = DevicesService { devices: Arc::new(devices) };
+    let devices = Arc::new(devices);
+    let service = DevicesService { devices: devices.clone() };
     let listener = listen(&args.socket)?;
     let mut ends = signal(SignalKind::terminate())?;
     output::note(&format!("serving {}", args.socket.display()));
@@ -85,10 +90,19 @@ pub async fn serve(global: &Global, args: &Args) -> anyhow::Result<String> {
     tokio::select! {
         served = serving => served.context("could not serve devices")?,
         () = follow(global, &args.pods, &set_pods) => {}
+        () = sweep(&devices) => {}
         _ = ends.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
     Ok(String::new())
+}
+
+/// Takes away what earlier processes have left, as soon as nobody uses it.
+async fn sweep(devices: &Devices) {
+    loop {
+        devices.sweep().await;
+        sleep(SWEEP_EVERY).await;
+    }
 }
 
 fn listen(path: &Path) -> anyhow::Result<UnixListener> {
@@ -116,7 +130,9 @@ pub async fn ask(args: DeviceArgs, output: Output) -> anyhow::Result<String> {
     let mut client = client(&args.socket)?;
     match args.command {
         DeviceCommand::Open { attachment, read_only } => {
-            let answer = client.open(OpenDeviceRequest { attachment, read_only }).await;
+            let answer = client
+                .open(OpenDeviceRequest { attachment, read_only, volume: String::new() })
+                .await;
             let device = answer.map_err(said)?.into_inner();
             match output {
                 Output::Table | Output::Wide => Ok(format!("{}\n", device.path)),

@@ -7,6 +7,7 @@
 
 #![allow(dead_code, reason = "every test program uses another part of this")]
 
+pub mod attach;
 pub mod disk;
 pub mod fleet;
 pub mod hanging;

@@ -1,13 +1,14 @@
-//! The client's side of the NBD handshake: opens an export with simple replies ("Fixed newstyle
-//! negotiation"; NetworkBlockDevice/nbd, `doc/proto.md`). Pure.
+//! The client's side of the NBD handshake: opens an export with simple replies, or with structured
+//! ones that tell what is allocated ("Fixed newstyle negotiation"; NetworkBlockDevice/nbd,
+//! `doc/proto.md`). Pure.
 
 use bytes::{Buf, BytesMut};
 
 use crate::fields::{FieldError, Fields};
 use crate::front::nbd::wire::{
-    CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES,
-    GREETING_BYTES, MAGIC, OPTION_MAGIC, OPTION_REPLY_HEADER_BYTES, OPTION_REPLY_MAGIC,
-    OptionReplyHeader, export_query, info, option, put_option, reply,
+    BASE_ALLOCATION, CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, FLAG_FIXED_NEWSTYLE,
+    FLAG_NO_ZEROES, GREETING_BYTES, MAGIC, OPTION_MAGIC, OPTION_REPLY_HEADER_BYTES,
+    OPTION_REPLY_MAGIC, OptionReplyHeader, export_query, info, option, put_option, reply,
 };
 
 /// Longer answers to options are not ours.
@@ -49,6 +50,8 @@ pub enum Step {
 enum State {
     Greeting,
     StartTls,
+    Structured,
+    Context,
     Go,
 }
 
@@ -58,25 +61,35 @@ pub struct Hello {
     export: String,
     state: State,
     tls: bool,
+    /// Asks for what is allocated, too.
+    allocation: bool,
+    has_context: bool,
     found: Option<Export>,
 }
 
 impl Hello {
+    /// For simple replies.
     pub fn new(export: &str, tls: bool) -> Hello {
-        Hello { export: export.to_owned(), state: State::Greeting, tls, found: None }
+        let (export, state) = (export.to_owned(), State::Greeting);
+        Hello { export, state, tls, allocation: false, has_context: false, found: None }
+    }
+
+    /// For structured replies, with the context that tells what is allocated.
+    pub fn for_allocation(export: &str, tls: bool) -> Hello {
+        Hello { allocation: true, ..Hello::new(export, tls) }
     }
 
     /// Reads the server's bytes, and takes them off the front of `bytes`.
     pub fn step(&mut self, bytes: &mut BytesMut) -> Result<Step, HelloError> {
         match self.state {
             State::Greeting => self.greeting(bytes),
-            State::StartTls | State::Go => self.answers(bytes),
+            _ => self.answers(bytes),
         }
     }
 
     /// TLS is up: returns the bytes to send under it.
     pub fn under_tls(&mut self) -> Vec<u8> {
-        self.go()
+        self.first()
     }
 
     fn greeting(&mut self, bytes: &mut BytesMut) -> Result<Step, HelloError> {
@@ -97,9 +110,31 @@ impl Hello {
                 self.state = State::StartTls;
                 put_option(&mut out, option::STARTTLS, &[]);
             }
-            false => out.extend(self.go()),
+            false => out.extend(self.first()),
         }
         Ok(Step::Send(out))
+    }
+
+    /// The first option behind TLS.
+    fn first(&mut self) -> Vec<u8> {
+        if !self.allocation {
+            return self.go();
+        }
+        self.state = State::Structured;
+        let mut out = Vec::new();
+        put_option(&mut out, option::STRUCTURED_REPLY, &[]);
+        out
+    }
+
+    fn context(&mut self) -> Vec<u8> {
+        self.state = State::Context;
+        let mut data = Vec::new();
+        put_text(&mut data, &self.export);
+        data.extend(1u32.to_be_bytes());
+        put_text(&mut data, BASE_ALLOCATION);
+        let mut out = Vec::new();
+        put_option(&mut out, option::SET_META_CONTEXT, &data);
+        out
     }
 
     fn go(&mut self) -> Vec<u8> {
@@ -127,6 +162,16 @@ impl Hello {
             let data = &answer[OPTION_REPLY_HEADER_BYTES..];
             match (self.state, header.option, header.kind) {
                 (State::StartTls, option::STARTTLS, reply::ACK) => return Ok(Step::Tls),
+                (State::Structured, option::STRUCTURED_REPLY, reply::ACK) => {
+                    return Ok(Step::Send(self.context()));
+                }
+                (State::Context, option::SET_META_CONTEXT, reply::META_CONTEXT) => {
+                    // There is one, with the id that the pod's side of this program gives.
+                    self.has_context = data.get(4..) == Some(BASE_ALLOCATION.as_bytes());
+                }
+                (State::Context, option::SET_META_CONTEXT, reply::ACK) if self.has_context => {
+                    return Ok(Step::Send(self.go()));
+                }
                 (State::Go, option::GO, reply::INFO) => self.info(data)?,
                 (State::Go, option::GO, reply::ACK) => {
                     return self.found.map(Step::Open).ok_or(HelloError::Answer);
@@ -145,6 +190,8 @@ impl Hello {
         match self.state {
             State::Greeting => false,
             State::StartTls => asked == option::STARTTLS,
+            State::Structured => asked == option::STRUCTURED_REPLY,
+            State::Context => asked == option::SET_META_CONTEXT,
             State::Go => asked == option::GO,
         }
     }
@@ -161,4 +208,10 @@ impl Hello {
         self.found = Some(Export { size_bytes, flags });
         Ok(())
     }
+}
+
+/// A text with its length. Both are short: a uid or the name of a volume, and a constant.
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    out.extend((text.len() as u32).to_be_bytes());
+    out.extend(text.as_bytes());
 }

@@ -4,6 +4,7 @@
 //! All connections of a device use one pod at a time: shards refuse requests of a pod that another
 //! one has followed (docs/attachments.md).
 
+pub mod blank;
 pub mod hello;
 pub mod line;
 pub mod pods;

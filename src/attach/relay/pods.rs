@@ -87,7 +87,20 @@ impl Opener {
     }
 
     pub async fn open(&self, pod: &PodAddress) -> Result<Opened, OpenError> {
-        let opened = timeout(OPEN_WITHIN, self.open_now(pod)).await;
+        self.open_with(pod, Hello::new).await
+    }
+
+    /// The same, with structured replies that tell what is allocated.
+    pub async fn open_for_allocation(&self, pod: &PodAddress) -> Result<Opened, OpenError> {
+        self.open_with(pod, Hello::for_allocation).await
+    }
+
+    async fn open_with(
+        &self,
+        pod: &PodAddress,
+        hello: fn(&str, bool) -> Hello,
+    ) -> Result<Opened, OpenError> {
+        let opened = timeout(OPEN_WITHIN, self.open_now(pod, hello)).await;
         let opened = opened.map_err(|_| OpenError::Late)??;
         let (before, now) = (*self.first.get_or_init(|| opened.export), opened.export);
         // The client was told of the first one, and that must stay true.
@@ -105,18 +118,23 @@ impl Opener {
         self.first.get().is_some()
     }
 
-    async fn open_now(&self, pod: &PodAddress) -> Result<Opened, OpenError> {
+    async fn open_now(
+        &self,
+        pod: &PodAddress,
+        hello: fn(&str, bool) -> Hello,
+    ) -> Result<Opened, OpenError> {
         match pod {
             PodAddress::Unix(path) => {
                 let wire = UnixStream::connect(path).await.map_err(OpenError::Connect)?;
-                self.greet(wire, None).await
+                self.greet(wire, None, hello(&self.export, false)).await
             }
             PodAddress::Tcp(address) => {
                 let wire = TcpStream::connect(address).await.map_err(OpenError::Connect)?;
                 wire.set_nodelay(true)?;
                 // When the connection is left, nothing of it may arrive later.
                 SockRef::from(&wire).set_linger(Some(Duration::ZERO))?;
-                self.greet(wire, self.tls.as_ref()).await
+                let hello = hello(&self.export, self.tls.is_some());
+                self.greet(wire, self.tls.as_ref(), hello).await
             }
         }
     }
@@ -125,8 +143,8 @@ impl Opener {
         &self,
         mut wire: W,
         tls: Option<&TlsConnector>,
+        mut hello: Hello,
     ) -> Result<Opened, OpenError> {
-        let mut hello = Hello::new(&self.export, tls.is_some());
         match talk(&mut wire, &mut hello).await? {
             Talked::Open(export) => Ok(Opened { wire: Box::new(wire), export }),
             Talked::Tls => {

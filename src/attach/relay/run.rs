@@ -8,8 +8,9 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
+use crate::attach::relay::blank::{BlankError, is_blank};
 use crate::attach::relay::hello::{Export, HelloError};
 use crate::attach::relay::line::{FrontError, Line, PodError};
 use crate::attach::relay::pods::{OpenError, Opened, Opener, PodAddress, Wire};
@@ -31,6 +32,8 @@ const SHORT: Duration = Duration::from_secs(5);
 const BARRED_FOR: Duration = Duration::from_secs(30);
 /// A pod that has not answered for so long is looked at.
 const QUIET_AFTER: Duration = Duration::from_secs(2);
+/// Longest wait for a pod to ask.
+const POD_WITHIN: Duration = Duration::from_secs(20);
 /// Interval at which the first pod of the list is looked at while another one is used.
 const RETURN_LOOK: Duration = Duration::from_secs(5);
 
@@ -96,6 +99,14 @@ impl Relay {
         let mut course = self.course();
         let found = course.wait_for(|course| course.export.is_some()).await;
         found.ok()?.export
+    }
+
+    /// True when nothing of the export is allocated, as the pod in use says.
+    pub async fn is_blank(&self) -> Result<bool, BlankError> {
+        let mut course = self.course();
+        let pod = timeout(POD_WITHIN, course.wait_for(|course| course.pod.is_some())).await;
+        let pod = pod.ok().and_then(|found| found.ok()?.pod.clone()).ok_or(BlankError::Late)?;
+        is_blank(&self.shared.opener, &pod).await
     }
 
     /// Carries one connection of the device, which is past its handshake, until the client ends it.
