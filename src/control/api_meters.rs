@@ -66,7 +66,7 @@ fn name_of(path: &str) -> String {
 }
 
 /// The code as gRPC writes it.
-fn code_name(code: Code) -> &'static str {
+pub fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",
@@ -88,19 +88,37 @@ fn code_name(code: Code) -> &'static str {
     }
 }
 
-/// A service of the API whose requests are counted.
-#[derive(Clone)]
-pub struct Counted<S> {
-    pub service: S,
-    pub meters: Arc<ApiMeters>,
+/// Who counts answers.
+pub trait Answers: Send + Sync + 'static {
+    /// An answer to `path`, as in `/holdfast.v1.Volumes/List`.
+    fn answered(&self, path: &str, code: Code, took: Duration);
 }
 
-impl<S: NamedService> NamedService for Counted<S> {
+impl Answers for ApiMeters {
+    fn answered(&self, path: &str, code: Code, took: Duration) {
+        ApiMeters::answered(self, path, code, took);
+    }
+}
+
+/// A service whose requests are counted.
+pub struct Counted<S, M = ApiMeters> {
+    pub service: S,
+    pub meters: Arc<M>,
+}
+
+impl<S: Clone, M> Clone for Counted<S, M> {
+    fn clone(&self) -> Counted<S, M> {
+        Counted { service: self.service.clone(), meters: Arc::clone(&self.meters) }
+    }
+}
+
+impl<S: NamedService, M> NamedService for Counted<S, M> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S, Asked, Said> Service<Request<Asked>> for Counted<S>
+impl<S, M, Asked, Said> Service<Request<Asked>> for Counted<S, M>
 where
+    M: Answers,
     S: Service<Request<Asked>, Response = Response<Said>, Error = Infallible>,
     S::Future: Send + 'static,
 {

@@ -93,6 +93,11 @@ impl Deadline {
         Deadline(Instant::now() + patience.min(PATIENCE))
     }
 
+    /// That of work of our own.
+    pub fn after(time: Duration) -> Deadline {
+        Deadline(Instant::now() + time)
+    }
+
     /// The time that is left.
     pub fn left(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
@@ -212,6 +217,8 @@ fn then(status: &Status) -> Then {
         ) => Then::AskNext,
         (Some(_), _) => Then::GiveUp,
         (None, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled) => Then::AskNext,
+        // It may be behind with whom to trust, or its clock is wrong.
+        (None, Code::Unauthenticated) => Then::AskNext,
         // The connection broke: no pod has said so.
         (None, _) if std::error::Error::source(status).is_some() => Then::AskNext,
         (None, _) => Then::GiveUp,
@@ -260,6 +267,7 @@ mod tests {
         assert_eq!(then(&of(Reason::ShardsWaiting)), Then::AskAgain);
         assert_eq!(then(&of(Reason::NoLeader)), Then::AskNext);
         assert_eq!(then(&Status::unavailable("")), Then::AskNext);
+        assert_eq!(then(&Status::unauthenticated("")), Then::AskNext);
         assert_eq!(then(&Status::permission_denied("")), Then::GiveUp);
         let broken = Status::from_error(Box::new(std::io::Error::other("broken")));
         assert_eq!(then(&broken), Then::AskNext);

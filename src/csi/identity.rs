@@ -28,6 +28,12 @@ pub struct DriverNameError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriverName(String);
 
+impl DriverName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 impl std::str::FromStr for DriverName {
     type Err = DriverNameError;
 

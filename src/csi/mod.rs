@@ -6,15 +6,19 @@
 //! name. docs/csi.md is for those who use the driver.
 
 pub mod api;
+pub mod capability;
 pub mod controller;
 pub mod credentials;
 pub mod handle;
 pub mod identity;
+pub mod meters;
+pub mod node;
 pub mod proto;
 pub mod served;
 pub mod server;
 pub mod spec;
 pub mod status;
+pub mod turns;
 
 /// Name of the driver when nobody chooses another.
 pub const DRIVER_NAME: &str = "csi.holdfast.io";

@@ -76,3 +76,20 @@ impl Drop for Call {
         }
     }
 }
+
+/// Carries a request out, and logs its end. `$volume`: the field that names its volume.
+macro_rules! served {
+    ($request:ident, $method:literal, $volume:ident, |$call:ident, $inner:ident| $work:expr) => {{
+        let (metadata, _, $inner) = $request.into_parts();
+        let $call = Call::begin($method, &$inner.$volume, &metadata)?;
+        let answer = $work.await;
+        $call.end(answer)
+    }};
+    ($request:ident, $method:literal, |$call:ident, $inner:ident| $work:expr) => {{
+        let (metadata, _, $inner) = $request.into_parts();
+        let $call = Call::begin($method, "", &metadata)?;
+        let answer = $work.await;
+        $call.end(answer)
+    }};
+}
+pub(in crate::csi) use served;

@@ -6,16 +6,16 @@ use tokio::time::sleep;
 use tonic::Status;
 
 use crate::control::proto;
-use crate::csi::controller::capability::Use;
+use crate::csi::capability::Use;
 use crate::csi::controller::cluster::{Cluster, as_capacity, meta, usable_bytes, wanted_bytes};
 use crate::csi::controller::create::out_of_range;
 use crate::csi::controller::parameters::{Parameters, mutable_labels};
 use crate::csi::controller::size::SizeRange;
-use crate::csi::controller::turns::Turns;
 use crate::csi::proto as csi;
 use crate::csi::proto::validate_volume_capabilities_response::Confirmed;
 use crate::csi::served::Call;
 use crate::csi::status::{invalid, missing};
+use crate::csi::turns::Turns;
 
 /// Interval of looks while a volume grows.
 const LOOK_EVERY: Duration = Duration::from_millis(20);

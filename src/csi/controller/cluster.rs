@@ -1,6 +1,7 @@
 //! What the controller asks of the cluster: volumes by their handles.
 
 use tokio::sync::OnceCell;
+use tokio::time::timeout;
 use tonic::Status;
 
 use crate::control::proto::cluster_client::ClusterClient;
@@ -51,7 +52,10 @@ impl Cluster {
             let strange = || Status::internal(format!("{uid:?} is no uid of a cluster"));
             uid.parse().map_err(|_| strange())
         };
-        self.uid.get_or_try_init(ask).await.copied()
+        // Another call may be asking, and wait longer than this one.
+        let found = timeout(deadline.left(), self.uid.get_or_try_init(ask)).await;
+        let late = |_| Status::unavailable("the cluster's uid is not known yet: no pod answers");
+        found.map_err(late)?.copied()
     }
 
     /// The handle of a volume of this cluster.

@@ -6,16 +6,16 @@ use crate::control::proto::volumes_client::VolumesClient;
 use crate::control::proto::{self, CreateVolumeRequest, DeleteVolumeRequest, VolumeSpec};
 use crate::control::reason::Reason;
 use crate::csi::api::ApiError;
-use crate::csi::controller::capability::Use;
+use crate::csi::capability::Use;
 use crate::csi::controller::cluster::{Cluster, Lookup, described, is_deleted, meta, wanted_bytes};
 use crate::csi::controller::parameters::{MADE_FOR, Parameters};
 use crate::csi::controller::size::{SizeError, SizeRange};
 use crate::csi::controller::topology;
-use crate::csi::controller::turns::Turns;
 use crate::csi::handle::{hash_of, volume_name};
 use crate::csi::proto as csi;
 use crate::csi::served::Call;
 use crate::csi::status::{invalid, missing};
+use crate::csi::turns::Turns;
 
 /// A deleted volume is not kept: the orchestrator has its own protection against mistakes.
 const RETENTION_S: u64 = 0;

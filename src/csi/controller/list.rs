@@ -5,7 +5,7 @@ use tonic::Status;
 use crate::control::proto::cluster_client::ClusterClient;
 use crate::control::proto::volumes_client::VolumesClient;
 use crate::control::proto::{self, CapacityRequest, ListVolumesRequest, Phase, Query};
-use crate::csi::controller::capability::is_possible;
+use crate::csi::capability::is_possible;
 use crate::csi::controller::cluster::{Cluster, as_capacity, described, nodes};
 use crate::csi::controller::health::{condition, health};
 use crate::csi::controller::parameters::Parameters;

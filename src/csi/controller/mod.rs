@@ -1,7 +1,6 @@
 //! The controller service: one to one on the API. Every request is checked completely before the
 //! cluster is asked. Nothing is kept between requests but which volumes are being worked on.
 
-mod capability;
 mod change;
 mod cluster;
 mod create;
@@ -11,7 +10,6 @@ mod parameters;
 mod publish;
 mod size;
 mod topology;
-mod turns;
 
 use std::future::ready;
 
@@ -19,7 +17,6 @@ use tonic::{Request, Response, Status};
 
 use crate::csi::api::Api;
 use crate::csi::controller::cluster::Cluster;
-use crate::csi::controller::turns::Turns;
 use crate::csi::proto::controller_server::Controller;
 use crate::csi::proto::controller_service_capability::rpc::Type;
 use crate::csi::proto::controller_service_capability::{Rpc, Type as Capability};
@@ -38,9 +35,10 @@ use crate::csi::proto::{
     ListVolumesRequest, ListVolumesResponse, ValidateVolumeCapabilitiesRequest,
     ValidateVolumeCapabilitiesResponse,
 };
-use crate::csi::served::Call;
+use crate::csi::served::{Call, served};
 use crate::csi::spec::Spec;
 use crate::csi::status::unimplemented;
+use crate::csi::turns::Turns;
 
 /// What the controller can do, in each version of the specification.
 const CAPABILITIES: [Type; 10] = [
@@ -86,22 +84,6 @@ impl ControllerService {
             Spec::V1_13 => Ok(()),
         }
     }
-}
-
-/// Carries a request out, and logs its end. `$volume`: the field that names its volume.
-macro_rules! served {
-    ($request:ident, $method:literal, $volume:ident, |$call:ident, $inner:ident| $work:expr) => {{
-        let (metadata, _, $inner) = $request.into_parts();
-        let $call = Call::begin($method, &$inner.$volume, &metadata)?;
-        let answer = $work.await;
-        $call.end(answer)
-    }};
-    ($request:ident, $method:literal, |$call:ident, $inner:ident| $work:expr) => {{
-        let (metadata, _, $inner) = $request.into_parts();
-        let $call = Call::begin($method, "", &metadata)?;
-        let answer = $work.await;
-        $call.end(answer)
-    }};
 }
 
 #[tonic::async_trait]

@@ -4,12 +4,12 @@ use tonic::Status;
 
 use crate::control::proto::attachments_client::AttachmentsClient;
 use crate::control::proto::{self, PublishRequest, UnpublishRequest};
-use crate::csi::controller::capability::{Use, is_for_one_node};
+use crate::csi::capability::{Use, is_for_one_node};
 use crate::csi::controller::cluster::{Cluster, Lookup, meta, nodes};
-use crate::csi::controller::turns::Turns;
 use crate::csi::proto as csi;
 use crate::csi::served::Call;
 use crate::csi::status::{invalid, missing, no_volume};
+use crate::csi::turns::Turns;
 
 /// Gives a node the right to use a volume. It is never taken from another node. The node finds the
 /// way to the volume itself, so the answer has no context.

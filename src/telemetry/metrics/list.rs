@@ -546,6 +546,17 @@ pub static API_REQUEST_DURATION: Metric = Metric {
     help: "Time of requests to the API until the answer begins.",
 };
 
+// The CSI driver.
+
+pub static CSI_OPERATIONS: Metric = Metric {
+    name: "csi_plugin_operations",
+    kind: Kind::Histogram,
+    unit: Some(Unit::Seconds),
+    labels: &["driver_name", "method_name", "grpc_status_code"],
+    help: "Time of requests to the driver until their answer, as other drivers' libraries name it. \
+        Only processes of `holdfast csi` have it, with `--http-endpoint`.",
+};
+
 /// All metrics, under the headings of the page, in the order of the text.
 pub static SECTIONS: &[(&str, &[&Metric])] = &[
     (
@@ -627,6 +638,7 @@ pub static SECTIONS: &[(&str, &[&Metric])] = &[
             &API_REQUEST_DURATION,
         ],
     ),
+    ("The CSI driver", &[&CSI_OPERATIONS]),
 ];
 
 /// All metrics, in the order of the text.

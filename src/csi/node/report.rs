@@ -1,0 +1,37 @@
+//! The cluster hears of this node: without a report, a node without storage pods is not known, and
+//! no volume can be published to it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::control::catalog::chain;
+use crate::control::proto::ReportRequest;
+use crate::control::proto::nodes_client::NodesClient;
+use crate::csi::api::Deadline;
+use crate::csi::node::parts::Parts;
+
+const WITHIN: Duration = Duration::from_secs(30);
+/// Before it is said again: a catalog that was restored may have forgotten it.
+const AGAIN_AFTER: Duration = Duration::from_secs(300);
+
+/// Reports for as long as it runs.
+pub async fn report(parts: Arc<Parts>) {
+    loop {
+        let request = ReportRequest {
+            name: parts.node.clone(),
+            boot_id: parts.boot_id.clone(),
+            labels: Default::default(),
+        };
+        let report = async |channel, call| NodesClient::new(channel).report(call).await;
+        match parts.api.call(Deadline::after(WITHIN), request, report).await {
+            Ok(_) => sleep(AGAIN_AFTER).await,
+            // The call itself has waited for a pod that answers.
+            Err(error) => {
+                tracing::warn!("the cluster was not told of this node: {}", chain(&error));
+                sleep(WITHIN).await;
+            }
+        }
+    }
+}
