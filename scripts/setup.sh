@@ -36,6 +36,12 @@ missing_packages() {
     has mkfs.xfs || echo xfsprogs
     has tc || echo iproute2
     has losetup && has mount || echo mount
+    has qemu-system-x86_64 || echo qemu-system-x86
+    [ -x /bin/busybox ] || echo busybox-static
+    has cpio || echo cpio
+    has depmod || echo kmod
+    has strip || echo binutils
+    has xz || echo xz-utils
     /usr/bin/python3 -c 'import nbd' 2>/dev/null || echo python3-libnbd
     [ "$1" = postgres ] || return 0
     compgen -G '/usr/lib/postgresql/*/bin/pgbench' >/dev/null || echo postgresql
@@ -62,6 +68,41 @@ install_packages() {
         as_root apt-get update -qq
         as_root "${install[@]}" >/dev/null
     fi
+}
+
+# Kernels for the virtual machines of tests. They are not installed. Without one its test is skipped.
+fetch_kernels() {
+    local target=${CARGO_TARGET_DIR:-$HOME/.cache/holdfast/target}/kernels version package folder
+    has apt-get || return 0
+    for version in ${HOLDFAST_TEST_KERNELS:-6.12}; do
+        [ ! -e "$target/linux-$version.deb" ] || continue
+        folder=$(mktemp -d)
+        package=$(newest_kernel "$version")
+        if [ -z "$package" ]; then
+            as_root apt-get update -qq
+            package=$(newest_kernel "$version")
+        fi
+        echo "Fetching ${package:-a kernel $version}, which is not installed"
+        mkdir -p "$target"
+        # Old lists name packages that are gone.
+        if ! download "$folder" "$package"; then
+            as_root apt-get update -qq
+            download "$folder" "$(newest_kernel "$version")" || true
+        fi
+        mv "$folder"/*.deb "$target/linux-$version.deb" 2>/dev/null ||
+            echo "There is no kernel $version; its tests are skipped." >&2
+        rm -rf "$folder"
+    done
+}
+
+# Debian's cloud flavours are small.
+newest_kernel() {
+    apt-cache search --names-only "^linux-image-${1//./\\.}\\.[^ ]*cloud-amd64\$" |
+        cut -d' ' -f1 | grep -v unsigned | sort -V | tail -n 1
+}
+
+download() {
+    (cd "$1" && apt-get -qq -o APT::Sandbox::User=root download "$2" >/dev/null 2>&1)
 }
 
 # Debian's package makes a server and starts it, which a benchmark does not need. A machine that has
@@ -120,6 +161,7 @@ run | test | postgres)
     if [ ${#packages[@]} -gt 0 ]; then
         install_packages "${packages[@]}"
     fi
+    [ "$goal" = run ] || fetch_kernels
     ;;
 check)
     install_components

@@ -1,5 +1,6 @@
 //! Block devices of a node by nbdfuse and loop: a file system on one notices no pod that goes, and
-//! nothing is left of a device that was closed. Needs root, FUSE and loop devices.
+//! nothing is left of a device that was closed; it grows with its volume. Needs root, FUSE and loop
+//! devices.
 
 mod support;
 
@@ -66,10 +67,17 @@ fn a_file_system_on_a_device_notices_no_pod_that_goes() {
     }
     let refused = attach.ask(&["close", &attachment]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("in use"), "{refused:?}");
+    cluster.ask(&["volume", "resize", "db", "128MiB"]).expect("the volume grows");
+    let grown = attach.ask(&["grow", &attachment]);
+    assert!(grown.status.success(), "{grown:?}");
+    assert_eq!(attach.list()[0]["size_bytes"], 128 << 20);
     write(&mount, "last", 9);
     mount.end();
-    run("e2fsck", &["-f", "-n", text(&device)]);
+    run("e2fsck", &["-f", "-p", text(&device)]);
+    run("resize2fs", &[text(&device)]);
     let mount = Mount::new(&device, cluster.dir.join("mount"));
+    // More than the volume had.
+    fs::write(mount.0.join("large"), noise(10, 80 << 20)).expect("it fits");
     for (name, seed) in [("file-0", 0), ("file-1", 1), ("file-2", 2), ("file-3", 3), ("last", 9)] {
         assert!(fs::read(mount.0.join(name)).unwrap() == noise(seed, 1 << 20), "{name}");
     }

@@ -16,7 +16,9 @@ use std::path::Path;
 
 use driver::assert_refused;
 use holdfast::csi::proto::volume_usage::Unit;
-use holdfast::csi::proto::{NodeGetInfoRequest, NodeStageVolumeRequest};
+use holdfast::csi::proto::{
+    CapacityRange, ControllerExpandVolumeRequest, NodeGetInfoRequest, NodeStageVolumeRequest,
+};
 use kubelet::{Kind, Kubelet, NODE, Volume, until_done};
 use support::tools::{noise, run, text, try_run};
 use support::{PODS, wait_until};
@@ -97,6 +99,48 @@ fn a_volume_lives_as_a_file_system_or_a_device() {
         live(&kubelet, kind);
     }
     live_as_a_device(&kubelet);
+    kubelet.attach.assert_clean();
+}
+
+/// A volume grows while it is mounted and written, or while it is not.
+#[test]
+fn a_volume_grows_with_its_file_system() {
+    let kubelet = Kubelet::start("node_grow");
+    let grow = |volume: &Volume<'_>, mib: i64| {
+        let request = ControllerExpandVolumeRequest {
+            volume_id: volume.id.clone(),
+            capacity_range: Some(CapacityRange { required_bytes: mib << 20, limit_bytes: 0 }),
+            ..ControllerExpandVolumeRequest::default()
+        };
+        let answer =
+            kubelet.driver.controller(async |mut it| it.controller_expand_volume(request).await);
+        assert!(answer.unwrap().node_expansion_required);
+    };
+    let total = |volume: &Volume<'_>| volume.stats(&volume.target("a")).unwrap().usage[0].total;
+    for kind in ["ext4", "xfs"] {
+        let volume = kubelet.volume(Kind::Mounted(kind));
+        let target = volume.target("a");
+        volume.publish("a", false).unwrap();
+        write(&target, "first", 1);
+        grow(&volume, 1024);
+        for _ in 0..2 {
+            assert_eq!(volume.expand(&target, 1024 << 20).unwrap(), 1024 << 20);
+        }
+        assert!(total(&volume) > 900 << 20, "{}", total(&volume));
+        assert_refused(volume.expand(&target, 2048 << 20), Code::OutOfRange);
+        // More than it had.
+        fs::write(target.join("large"), noise(2, 520 << 20)).unwrap();
+        volume.unpublish("a").unwrap();
+        volume.unstage().unwrap();
+        grow(&volume, 1200);
+        volume.publish("a", false).unwrap();
+        assert!(total(&volume) > 1050 << 20, "{}", total(&volume));
+        assert_holds(&target, "first", 1);
+        assert!(fs::read(target.join("large")).unwrap() == noise(2, 520 << 20));
+        volume.unpublish("a").unwrap();
+        volume.unstage().unwrap();
+        volume.end();
+    }
     kubelet.attach.assert_clean();
 }
 

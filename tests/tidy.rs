@@ -280,8 +280,8 @@ fn is_pure(path: &str) -> bool {
     let vocabulary = ["types.rs", "log.rs", "fields.rs", "limits.rs", "level.rs", "view.rs"];
     let vocabulary = vocabulary.contains(&inside);
     let protocol = inside.starts_with("front/") && !inside.ends_with("server.rs");
-    let relay = ["hello.rs", "line.rs", "welcome.rs"];
-    let relay = relay.iter().any(|name| inside.strip_prefix("attach/relay/") == Some(name));
+    let attach = ["relay/hello.rs", "relay/line.rs", "relay/welcome.rs", "kernel/netlink.rs"];
+    let attach = attach.iter().any(|name| inside.strip_prefix("attach/") == Some(name));
     let decisions = PURE_CONTROL.iter().any(|name| inside.strip_prefix("control/") == Some(name));
     let is_edge =
         ["security/files.rs", "security/issue.rs", "security/random.rs"].contains(&inside);
@@ -289,7 +289,7 @@ fn is_pure(path: &str) -> bool {
     (pure_folder && inside != "store/index/rocks.rs")
         || vocabulary
         || protocol
-        || relay
+        || attach
         || security
         || decisions
 }

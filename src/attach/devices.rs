@@ -13,16 +13,21 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::sync::{Mutex, watch};
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use crate::attach::fuse::{FuseDevice, FuseError, socket_in, take_down};
+use crate::attach::backend::{Backend, BackendError};
+use crate::attach::fuse::take_down;
+use crate::attach::kernel::device::{Indexes, KernelDevice};
+use crate::attach::kernel::sysfs::Found;
+use crate::attach::kernel::{self, KernelError, Owner, sysfs};
 use crate::attach::relay::blank::BlankError;
+use crate::attach::relay::hello::Export;
 use crate::attach::relay::pods::{OpenError, Opener, PodAddress};
-use crate::attach::relay::run::Relay;
-use crate::attach::relay::serve::serve;
+use crate::attach::relay::run::{GrowError, Relay};
+use crate::attach::relay::welcome::passed_on;
+use crate::attach::thread::within;
 use crate::control::catalog::chain;
-use crate::control::local::replace;
+use crate::front::nbd::wire::export_flag;
 use crate::security::credentials::Tls;
 use crate::security::files::{FilesError, make_private_directory};
 use crate::types::Uuid;
@@ -31,6 +36,22 @@ use crate::types::Uuid;
 const OPEN_WITHIN: Duration = Duration::from_secs(20);
 /// As many as a node has volumes.
 const DEVICES_MAX: usize = 128;
+/// Interval at which the table is compared with the kernel's.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Longest wait for the kernel's words about one device.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
+/// For the whole node and one boot, whatever the directory is.
+const INDEXES: &str = "/run/holdfast/nbd-index";
+
+/// What devices are made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The kernel's NBD client where it can be used, otherwise nbdfuse.
+    #[default]
+    Auto,
+    Kernel,
+    Fuse,
+}
 
 /// Why there is no device, or still one.
 #[derive(Debug, thiserror::Error)]
@@ -54,23 +75,22 @@ pub enum DeviceError {
     Locked(PathBuf),
     #[error("the device of attachment {attachment} is broken, close it first: {why}")]
     Broken { attachment: Uuid, why: String },
-    #[error("attachment {0} has no device here")]
-    NoDevice(Uuid),
-    #[error("it is not known whether anything is allocated")]
-    Blank(#[from] BlankError),
     #[error(transparent)]
     Directory(#[from] FilesError),
+    #[error("attachment {0} has no device")]
+    Unknown(Uuid),
+    #[error("it is not known whether anything is allocated")]
+    Blank(#[from] BlankError),
+    #[error("the device does not grow")]
+    Grow(#[from] GrowError),
     #[error(transparent)]
-    Fuse(#[from] FuseError),
+    Backend(#[from] BackendError),
 }
 
-/// What a device is made for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    pub attachment: Uuid,
-    pub read_only: bool,
-    /// Told to whoever looks; nothing else depends on it.
-    pub volume: String,
+impl From<KernelError> for DeviceError {
+    fn from(error: KernelError) -> DeviceError {
+        DeviceError::Backend(error.into())
+    }
 }
 
 /// A device as others see it.
@@ -80,7 +100,8 @@ pub struct Shown {
     pub path: PathBuf,
     pub size_bytes: u64,
     pub read_only: bool,
-    /// As its opener called it.
+    pub kind: &'static str,
+    /// As the caller named it who opened the device.
     pub volume: String,
     /// `None`: no pod can be reached, and requests wait.
     pub pod: Option<PodAddress>,
@@ -95,10 +116,19 @@ pub struct Devices {
     pods: watch::Receiver<Vec<PodAddress>>,
     /// Locked, so that no other process has devices there.
     _lock: File,
+    /// `None`: the kernel has no devices of ours, and gets none.
+    kernel: Option<Kernel>,
     /// Each with a lock of its own: one that hangs holds up nobody else.
     table: Mutex<BTreeMap<Uuid, Slot>>,
-    /// What an earlier process has left, and somebody has used since.
+    /// What nbdfuse of an earlier process has left, and somebody has used since.
     left: Mutex<BTreeSet<Uuid>>,
+}
+
+/// The kernel's NBD client.
+struct Kernel {
+    indexes: Mutex<Indexes>,
+    /// New devices are made of it.
+    is_chosen: bool,
 }
 
 /// `None`: it is being made, or was taken away.
@@ -106,63 +136,51 @@ type Slot = Arc<Mutex<Option<Device>>>;
 
 struct Device {
     relay: Relay,
-    _server: Serving,
-    fuse: FuseDevice,
+    backend: Backend,
+    volume: String,
     size_bytes: u64,
     read_only: bool,
-    volume: String,
-}
-
-/// A task that ends with this.
-struct Serving(JoinHandle<()>);
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 impl Devices {
-    /// Devices below `directory`. Takes away the devices of an earlier process that nobody uses.
+    /// Devices below `directory`, and those that the kernel has kept of an earlier process. Takes
+    /// away the devices of its nbdfuse that nobody uses.
     pub async fn begin(
         directory: &Path,
         tls: Option<Tls>,
         pods: watch::Receiver<Vec<PodAddress>>,
+        choice: Choice,
     ) -> Result<Devices, DeviceError> {
         if !directory.exists() {
             make_private_directory(directory)?;
         }
         let directory = directory.canonicalize().map_err(failed("find", directory))?;
         let lock = lock(&directory)?;
-        let mut left = BTreeSet::new();
-        for entry in fs::read_dir(&directory).map_err(failed("read", &directory))? {
-            let entry = entry.map_err(failed("read", &directory))?;
-            // Other names are not ours.
-            let name = entry.file_name();
-            let Some(attachment) = name.to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            let path = entry.path();
-            match take_down(&path).await {
-                Ok(()) => tracing::info!("removed {}, which was left", path.display()),
-                Err(error) => {
-                    let (path, error) = (path.display(), chain(&error));
-                    tracing::warn!("{path} was left by an earlier process, and stays: {error}");
-                    left.insert(attachment);
-                }
-            }
-        }
-        let (table, left) = (Mutex::default(), Mutex::new(left));
-        Ok(Devices { directory, tls, pods, _lock: lock, table, left })
+        let left = Mutex::new(take_rest(&directory).await?);
+        let (kernel, table) = (client(choice).await?, Mutex::default());
+        let devices = Devices { directory, tls, pods, _lock: lock, kernel, table, left };
+        devices.adopt().await?;
+        Ok(devices)
     }
 
-    /// Takes away what an earlier process has left, once nobody uses it any more.
-    pub async fn sweep(&self) {
+    /// Compares the table with the kernel's, for ever: the kernel may have made a device after its
+    /// maker had given up. And takes away what is left, once nobody uses it.
+    pub async fn keep(&self) {
+        loop {
+            sleep(LOOK_EVERY).await;
+            self.sweep().await;
+            if let Err(error) = self.adopt().await {
+                tracing::warn!("the kernel's devices are not known: {}", chain(&error));
+            }
+        }
+    }
+
+    async fn sweep(&self) {
         let left: Vec<Uuid> = self.left.lock().await.iter().copied().collect();
         for attachment in left {
             let Ok(slot) = self.slot(attachment).await else { return };
             let place = slot.lock().await;
-            // A new device has taken its place.
+            // A new device may have taken its place.
             let is_gone = place.is_some()
                 || take_down(&self.directory.join(attachment.to_string())).await.is_ok();
             drop(place);
@@ -173,13 +191,57 @@ impl Devices {
         }
     }
 
+    /// Takes the kernel's devices over that are not in the table.
+    async fn adopt(&self) -> Result<(), DeviceError> {
+        if self.kernel.is_none() {
+            return Ok(());
+        }
+        let (_, all) = sysfs::look().map_err(failed("read", Path::new("/sys/block")))?;
+        for found in all {
+            let (index, attachment) = (found.index, found.owner.attachment);
+            // Whoever makes or takes away a device has its slot.
+            let mut table = self.table.lock().await;
+            if table.contains_key(&attachment) {
+                continue;
+            }
+            let slot: Slot = Slot::default();
+            let mut place = slot.clone().try_lock_owned().expect("nobody else has it");
+            table.insert(attachment, slot.clone());
+            drop(table);
+            match self.adopted(found).await {
+                Ok(device) => *place = Some(device),
+                Err(error) => tracing::warn!("nbd{index} is not known: {}", chain(&error)),
+            }
+            tracing::info!("nbd{index} of attachment {attachment} is taken over");
+            drop(place);
+            self.forget(attachment, &slot).await;
+        }
+        Ok(())
+    }
+
+    async fn adopted(&self, found: Found) -> Result<Device, DeviceError> {
+        let Found { index, owner } = found;
+        let known = within(LOOK_WITHIN, move || sysfs::export_of(index)).await;
+        let known = known.and_then(|known| known);
+        let export = known.map_err(failed("read of the device in", Path::new("/sys/block")))?;
+        let opener = Opener::new(&owner.attachment.to_string(), self.tls.as_ref())?.knows(export);
+        let relay = Relay::start(opener, self.pods.clone());
+        let volume = owner.volume.clone();
+        let backend = Backend::Kernel(KernelDevice::adopt(index, owner, &relay));
+        Ok(Device::new(relay, backend, volume, export))
+    }
+
     /// The device of an attachment, made if it is not there.
-    pub async fn open(&self, wanted: Wanted) -> Result<Shown, DeviceError> {
-        let Wanted { attachment, read_only, .. } = wanted;
+    pub async fn open(
+        &self,
+        attachment: Uuid,
+        read_only: bool,
+        volume: &str,
+    ) -> Result<Shown, DeviceError> {
         let slot = self.slot(attachment).await?;
         let mut place = slot.lock().await;
         if place.is_none() {
-            match self.make(&wanted).await {
+            match self.make(attachment, read_only, volume).await {
                 Ok(device) => *place = Some(device),
                 Err(error) => {
                     drop(place);
@@ -201,9 +263,9 @@ impl Devices {
     /// True when nothing is allocated in the volume of a device, as a pod says.
     pub async fn is_blank(&self, attachment: Uuid) -> Result<bool, DeviceError> {
         let slot = self.table.lock().await.get(&attachment).cloned();
-        let slot = slot.ok_or(DeviceError::NoDevice(attachment))?;
+        let slot = slot.ok_or(DeviceError::Unknown(attachment))?;
         let relay = slot.lock().await.as_ref().map(|device| device.relay.clone());
-        Ok(relay.ok_or(DeviceError::NoDevice(attachment))?.is_blank().await?)
+        Ok(relay.ok_or(DeviceError::Unknown(attachment))?.is_blank().await?)
     }
 
     /// Takes the device of an attachment away, if there is one.
@@ -211,9 +273,11 @@ impl Devices {
         let slot = self.slot(attachment).await?;
         let mut place = slot.lock().await;
         let closed = match place.as_mut() {
-            Some(device) => device.fuse.take_away().await,
+            Some(device) => device.backend.take_away().await,
             // An earlier process may have left one.
-            None => take_down(&self.directory.join(attachment.to_string())).await,
+            None => {
+                take_down(&self.directory.join(attachment.to_string())).await.map_err(Into::into)
+            }
         };
         if closed.is_ok() {
             *place = None;
@@ -221,6 +285,23 @@ impl Devices {
         drop(place);
         self.forget(attachment, &slot).await;
         Ok(closed?)
+    }
+
+    /// Lets the device of an attachment show all that its volume has by now.
+    pub async fn grow(&self, attachment: Uuid) -> Result<Shown, DeviceError> {
+        let slot = self.table.lock().await.get(&attachment).cloned();
+        let slot = slot.ok_or(DeviceError::Unknown(attachment))?;
+        let mut place = slot.lock().await;
+        let device = place.as_mut().ok_or(DeviceError::Unknown(attachment))?;
+        if let Some(why) = device.backend.broken() {
+            return Err(DeviceError::Broken { attachment, why });
+        }
+        let size_bytes = device.relay.grow().await?;
+        if size_bytes > device.size_bytes {
+            device.backend.grow(size_bytes).await?;
+            device.size_bytes = size_bytes;
+        }
+        Ok(device.shown(attachment))
     }
 
     /// All devices that can be looked at now, ordered by attachment.
@@ -260,52 +341,99 @@ impl Devices {
         }
     }
 
-    async fn make(&self, wanted: &Wanted) -> Result<Device, DeviceError> {
-        let directory = self.directory.join(wanted.attachment.to_string());
-        take_down(&directory).await?;
-        make_private_directory(&directory)?;
-        match self.make_in(&directory, wanted).await {
-            Ok(device) => Ok(device),
-            Err(error) => {
-                // The next try removes the rest, too.
-                if let Err(left) = take_down(&directory).await {
-                    tracing::warn!("{} stays: {left}", directory.display());
-                }
-                Err(error)
-            }
-        }
-    }
-
-    async fn make_in(&self, directory: &Path, wanted: &Wanted) -> Result<Device, DeviceError> {
-        let Wanted { attachment, read_only, ref volume } = *wanted;
+    async fn make(
+        &self,
+        attachment: Uuid,
+        read_only: bool,
+        volume: &str,
+    ) -> Result<Device, DeviceError> {
+        let owner = Owner::new(attachment, volume)?;
         let opener = Opener::new(&attachment.to_string(), self.tls.as_ref())?;
         let relay = Relay::start(opener, self.pods.clone());
         let export = timeout(OPEN_WITHIN, relay.export()).await.ok().flatten();
-        let size_bytes = export.ok_or(DeviceError::NoPod(attachment))?.size_bytes;
-        let socket = socket_in(directory);
-        let listener = replace(&socket).map_err(failed("listen on", &socket))?;
-        let serving = relay.clone();
-        let server = Serving(tokio::spawn(async move { serve(&serving, &listener).await }));
-        let fuse = FuseDevice::make(directory, read_only).await?;
-        let volume = volume.clone();
-        Ok(Device { relay, _server: server, fuse, size_bytes, read_only, volume })
+        let mut export = passed_on(export.ok_or(DeviceError::NoPod(attachment))?);
+        if read_only {
+            export.flags |= export_flag::READ_ONLY;
+        }
+        let backend = match &self.kernel {
+            Some(Kernel { indexes, is_chosen: true }) => {
+                Backend::kernel(indexes, owner, &relay, export).await?
+            }
+            Some(_) | None => {
+                let directory = self.directory.join(attachment.to_string());
+                Backend::fuse(&directory, &relay, export.size_bytes, read_only).await?
+            }
+        };
+        Ok(Device { read_only, ..Device::new(relay, backend, volume.to_owned(), export) })
     }
 }
 
 impl Device {
+    fn new(relay: Relay, backend: Backend, volume: String, export: Export) -> Device {
+        let read_only = export.flags & export_flag::READ_ONLY != 0;
+        Device { relay, backend, volume, size_bytes: export.size_bytes, read_only }
+    }
+
     fn shown(&mut self, attachment: Uuid) -> Shown {
         let course = self.relay.course().borrow().clone();
         let refused = || "the volume was taken from this node".to_owned();
         Shown {
             attachment,
-            path: self.fuse.path().to_owned(),
+            path: self.backend.path().to_owned(),
             size_bytes: self.size_bytes,
             read_only: self.read_only,
+            kind: self.backend.kind(),
             volume: self.volume.clone(),
             pod: course.pod,
-            broken: self.fuse.broken().or_else(|| course.is_refused.then(refused)),
+            broken: self.backend.broken().or_else(|| course.is_refused.then(refused)),
         }
     }
+}
+
+/// Takes away the devices that an earlier process has left in its directory. Returns those that
+/// somebody uses.
+async fn take_rest(directory: &Path) -> Result<BTreeSet<Uuid>, DeviceError> {
+    let mut left = BTreeSet::new();
+    for entry in fs::read_dir(directory).map_err(failed("read", directory))? {
+        let entry = entry.map_err(failed("read", directory))?;
+        // Other names are not ours.
+        let name = entry.file_name();
+        let Some(attachment) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let path = entry.path();
+        match take_down(&path).await {
+            Ok(()) => tracing::info!("removed {}, which was left", path.display()),
+            Err(error) => {
+                let (path, error) = (path.display(), chain(&error));
+                tracing::warn!("{path} was left by an earlier process, and stays: {error}");
+                left.insert(attachment);
+            }
+        }
+    }
+    Ok(left)
+}
+
+/// The kernel's NBD client, if it has or gets devices of ours.
+async fn client(choice: Choice) -> Result<Option<Kernel>, DeviceError> {
+    let is_chosen = match choice {
+        Choice::Fuse => false,
+        Choice::Kernel => kernel::prepare().await.map(|()| true)?,
+        Choice::Auto => match kernel::prepare().await {
+            Ok(()) => true,
+            Err(error) => {
+                let why = chain(&error);
+                tracing::warn!("devices take the slow path, nbdfuse and loop: {why}");
+                false
+            }
+        },
+    };
+    let (_, known) = sysfs::look().map_err(failed("read", Path::new("/sys/block")))?;
+    if !is_chosen && known.is_empty() {
+        return Ok(None);
+    }
+    let indexes = Mutex::new(Indexes::begin(Path::new(INDEXES))?);
+    Ok(Some(Kernel { indexes, is_chosen }))
 }
 
 /// Keeps other processes away from the devices in a directory.

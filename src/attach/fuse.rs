@@ -5,7 +5,11 @@
 //! <directory>/relay.sock        the relay, which nbdfuse talks to
 //! <directory>/device/nbd        the file; `device` is a mount of nbdfuse
 //! ```
+//!
+//! The file is much larger than the volume, and the loop device shows the part that the volume has.
+//! So the device can grow: nbdfuse never changes the size of its file.
 
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -19,12 +23,19 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::attach::child::{ChildError, run};
+use crate::attach::loops;
 use crate::attach::mounts::{MOUNTS, Mounts};
+use crate::attach::thread::within;
 
 /// Longest wait for a program that does one thing.
 const WITHIN: Duration = Duration::from_secs(20);
 /// Interval of looks at the kernel's tables, which tell of no change.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Size of the file: what loop devices take, in whole blocks of any size.
+pub const FILE_BYTES: u64 = (1 << 62) - (1 << 20);
+/// As devices of the kernel's NBD client have, so that a file system can be mounted on both.
+const SECTOR_BYTES: u64 = 4096;
 
 /// Why a device is not made or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -80,8 +91,12 @@ pub struct FuseDevice {
 }
 
 impl FuseDevice {
-    /// Makes a block device of what the relay in `directory` serves.
-    pub async fn make(directory: &Path, read_only: bool) -> Result<FuseDevice, FuseError> {
+    /// Makes a block device of what the relay in `directory` serves as [`FILE_BYTES`].
+    pub async fn make(
+        directory: &Path,
+        read_only: bool,
+        size_bytes: u64,
+    ) -> Result<FuseDevice, FuseError> {
         let mount = mount_in(directory);
         fs::create_dir_all(&mount).map_err(failed("create", &mount))?;
         let uri = format!("nbd+unix:///?socket={}", encoded(&socket_in(directory)));
@@ -104,7 +119,10 @@ impl FuseDevice {
             }
             sleep(LOOK_EVERY).await;
         }
-        let mut arguments = vec!["--find".into(), "--show".into()];
+        let mut arguments: Vec<OsString> =
+            ["--find", "--show", "--sector-size"].map(Into::into).into();
+        arguments.push(SECTOR_BYTES.to_string().into());
+        arguments.extend(["--sizelimit".into(), size_bytes.to_string().into()]);
         if read_only {
             arguments.push("--read-only".into());
         }
@@ -129,6 +147,13 @@ impl FuseDevice {
             Ok(Some(status)) => Some(format!("nbdfuse has ended: {status}")),
             Err(error) => Some(format!("nbdfuse cannot be waited for: {error}")),
         }
+    }
+
+    /// Lets the loop device show more of the file. Waits for writes that the kernel holds back.
+    pub async fn grow(&self, size_bytes: u64) -> Result<(), FuseError> {
+        let path = self.path.clone();
+        let grown = within(WITHIN, move || loops::limit(&path, size_bytes)).await;
+        grown.and_then(|done| done).map_err(failed("let grow", &self.path))
     }
 
     /// Takes it away, unless something uses it. After an error it may be broken.
@@ -185,7 +210,7 @@ fn is_mounted(at: &Path) -> Result<bool, FuseError> {
 }
 
 /// The loop devices whose content is this file.
-fn loops_of(file: &Path) -> Result<Vec<PathBuf>, FuseError> {
+pub fn loops_of(file: &Path) -> Result<Vec<PathBuf>, FuseError> {
     let table = Path::new("/sys/block");
     let mut found = Vec::new();
     for entry in fs::read_dir(table).map_err(failed("read", table))? {
@@ -200,7 +225,7 @@ fn loops_of(file: &Path) -> Result<Vec<PathBuf>, FuseError> {
 }
 
 /// True when a file system, a program with exclusive access or another device uses it.
-fn is_used(device: &Path) -> Result<bool, FuseError> {
+pub fn is_used(device: &Path) -> Result<bool, FuseError> {
     let exclusive = i32::try_from((OFlags::EXCL | OFlags::CLOEXEC).bits()).unwrap_or_default();
     match OpenOptions::new().read(true).custom_flags(exclusive).open(device) {
         Ok(_) => Ok(false),

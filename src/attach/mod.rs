@@ -6,12 +6,17 @@
 //! Invariant: `relay-loses-no-request`: a request of the device has one answer, from a pod, or
 //! waits.
 
+mod backend;
 pub mod child;
 pub mod devices;
 pub mod fuse;
+pub mod guard;
+pub mod kernel;
+mod loops;
 pub mod mounts;
 pub mod relay;
 pub mod service;
+mod thread;
 
 /// The service's messages.
 pub mod proto {

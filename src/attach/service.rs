@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use tonic::{Code, Request, Response, Status};
 
-use crate::attach::devices::{DeviceError, Devices, Shown, Wanted};
+use crate::attach::backend::BackendError;
+use crate::attach::devices::{DeviceError, Devices, Shown};
 use crate::attach::fuse::FuseError;
+use crate::attach::kernel::KernelError;
 use crate::attach::proto;
 use crate::attach::proto::devices_server::Devices as Service;
 use crate::control::catalog::chain;
 use crate::types::Uuid;
-
-const VOLUME_BYTES_MAX: usize = 128;
 
 /// See the module.
 pub struct DevicesService {
@@ -25,13 +25,9 @@ impl Service for DevicesService {
         request: Request<proto::OpenDeviceRequest>,
     ) -> Result<Response<proto::Device>, Status> {
         let proto::OpenDeviceRequest { attachment, read_only, volume } = request.into_inner();
-        if volume.len() > VOLUME_BYTES_MAX {
-            let message = format!("the volume's name is longer than {VOLUME_BYTES_MAX} bytes");
-            return Err(Status::invalid_argument(message));
-        }
-        let wanted = Wanted { attachment: parsed(&attachment)?, read_only, volume };
-        let devices = self.devices.clone();
-        let opened = to_its_end(async move { devices.open(wanted).await }).await?;
+        let (devices, attachment) = (self.devices.clone(), parsed(&attachment)?);
+        let opened = async move { devices.open(attachment, read_only, &volume).await };
+        let opened = to_its_end(opened).await?;
         Ok(Response::new(opened.into()))
     }
 
@@ -52,6 +48,15 @@ impl Service for DevicesService {
         let answer = self.devices.is_blank(attachment).await;
         let blank = answer.map_err(|error| status_of(&error))?;
         Ok(Response::new(proto::IsBlankResponse { blank }))
+    }
+
+    async fn grow(
+        &self,
+        request: Request<proto::GrowDeviceRequest>,
+    ) -> Result<Response<proto::Device>, Status> {
+        let (devices, attachment) = (self.devices.clone(), parsed(&request.get_ref().attachment)?);
+        let grown = to_its_end(async move { devices.grow(attachment).await }).await?;
+        Ok(Response::new(grown.into()))
     }
 
     async fn list(
@@ -79,20 +84,32 @@ fn parsed(text: &str) -> Result<Uuid, Status> {
 /// The one table of errors of devices.
 fn status_of(error: &DeviceError) -> Status {
     let code = match error {
-        DeviceError::NoPod(_) | DeviceError::Blank(_) => Code::Unavailable,
-        DeviceError::NoDevice(_) => Code::NotFound,
+        DeviceError::NoPod(_) | DeviceError::Grow(_) | DeviceError::Blank(_) => Code::Unavailable,
         DeviceError::OtherMode(_) => Code::AlreadyExists,
+        DeviceError::Unknown(_) => Code::NotFound,
         DeviceError::Full => Code::ResourceExhausted,
-        DeviceError::Fuse(FuseError::InUse(_)) | DeviceError::Broken { .. } => {
-            Code::FailedPrecondition
-        }
+        DeviceError::Broken { .. } => Code::FailedPrecondition,
+        DeviceError::Backend(error) => code_of(error),
         DeviceError::Locked(_)
         | DeviceError::Relay(_)
         | DeviceError::Io { .. }
-        | DeviceError::Directory(_)
-        | DeviceError::Fuse(_) => Code::Internal,
+        | DeviceError::Directory(_) => Code::Internal,
     };
     Status::new(code, chain(error))
+}
+
+fn code_of(error: &BackendError) -> Code {
+    match error {
+        BackendError::Fuse(FuseError::InUse(_)) | BackendError::Kernel(KernelError::InUse(_)) => {
+            Code::FailedPrecondition
+        }
+        BackendError::Kernel(KernelError::NotConnected(_)) => Code::Unavailable,
+        BackendError::Kernel(KernelError::Volume) => Code::InvalidArgument,
+        BackendError::Listen { .. }
+        | BackendError::Directory(_)
+        | BackendError::Fuse(_)
+        | BackendError::Kernel(_) => Code::Internal,
+    }
 }
 
 impl From<Shown> for proto::Device {
@@ -102,7 +119,7 @@ impl From<Shown> for proto::Device {
             path: it.path.display().to_string(),
             size_bytes: it.size_bytes,
             read_only: it.read_only,
-            kind: "fuse".to_owned(),
+            kind: it.kind.to_owned(),
             pod: it.pod.map(|pod| pod.to_string()).unwrap_or_default(),
             broken: it.broken.unwrap_or_default(),
             volume: it.volume,

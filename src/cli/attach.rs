@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -13,10 +13,13 @@ use tokio::time::sleep;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
 
-use crate::attach::devices::Devices;
+use crate::attach::devices::{Choice, Devices};
+use crate::attach::guard;
 use crate::attach::proto::devices_client::DevicesClient;
 use crate::attach::proto::devices_server::DevicesServer;
-use crate::attach::proto::{CloseDeviceRequest, Device, ListDevicesRequest, OpenDeviceRequest};
+use crate::attach::proto::{
+    CloseDeviceRequest, Device, GrowDeviceRequest, ListDevicesRequest, OpenDeviceRequest,
+};
 use crate::attach::relay::pods::PodAddress;
 use crate::attach::service::DevicesService;
 use crate::cli::relay::{parse_pod, pods_of};
@@ -26,9 +29,6 @@ use crate::security::credentials::Tls;
 
 /// Interval at which the cluster is asked where its pods are.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-
-/// Interval of looks at what earlier processes have left.
-const SWEEP_EVERY: Duration = Duration::from_secs(3);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -41,6 +41,20 @@ pub struct Args {
     /// Where the pod of this node serves NBD: unix:PATH or IP:PORT; it is preferred
     #[arg(long = "pod", value_name = "ADDRESS", value_parser = parse_pod)]
     pods: Vec<PodAddress>,
+    /// What devices are made of
+    #[arg(long, value_enum, default_value_t = Made::Auto)]
+    backend: Made,
+}
+
+/// What devices are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Made {
+    /// The kernel's NBD client where it can be used, otherwise nbdfuse
+    Auto,
+    /// The kernel's NBD client, or nothing
+    Kernel,
+    /// nbdfuse and a loop device, which is slow
+    Fuse,
 }
 
 /// Where `holdfast attach` listens, unless it is told otherwise.
@@ -63,6 +77,14 @@ pub enum DeviceCommand {
         attachment: String,
         #[arg(long)]
         read_only: bool,
+        /// Name of the volume, which the device keeps and `list` shows
+        #[arg(long, value_name = "NAME", default_value = "")]
+        volume: String,
+    },
+    /// Let a block device show all that its volume has by now
+    Grow {
+        /// Uid of the attachment
+        attachment: String,
     },
     /// Take a block device away that nothing uses
     Close {
@@ -75,11 +97,16 @@ pub enum DeviceCommand {
 
 /// Serves until it is told to stop. Devices that are in use stay until then.
 pub async fn serve(global: &Global, args: &Args) -> anyhow::Result<String> {
+    guard::protect();
     let credentials = global.credentials()?;
     let tls = credentials.as_ref().map(|it| Tls::new(it, it.trust())).transpose()?;
     let (set_pods, pods) = watch::channel(args.pods.clone());
-    let devices = Devices::begin(&args.directory, tls, pods).await?;
-    let devices = Arc::new(devices);
+    let choice = match args.backend {
+        Made::Auto => Choice::Auto,
+        Made::Kernel => Choice::Kernel,
+        Made::Fuse => Choice::Fuse,
+    };
+    let devices = Arc::new(Devices::begin(&args.directory, tls, pods, choice).await?);
     let service = DevicesService { devices: devices.clone() };
     let listener = listen(&args.socket)?;
     let mut ends = signal(SignalKind::terminate())?;
@@ -90,19 +117,11 @@ pub async fn serve(global: &Global, args: &Args) -> anyhow::Result<String> {
     tokio::select! {
         served = serving => served.context("could not serve devices")?,
         () = follow(global, &args.pods, &set_pods) => {}
-        () = sweep(&devices) => {}
+        () = devices.keep() => {}
         _ = ends.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
     Ok(String::new())
-}
-
-/// Takes away what earlier processes have left, as soon as nobody uses it.
-async fn sweep(devices: &Devices) {
-    loop {
-        devices.sweep().await;
-        sleep(SWEEP_EVERY).await;
-    }
 }
 
 fn listen(path: &Path) -> anyhow::Result<UnixListener> {
@@ -129,16 +148,14 @@ async fn follow(global: &Global, first: &[PodAddress], set: &watch::Sender<Vec<P
 pub async fn ask(args: DeviceArgs, output: Output) -> anyhow::Result<String> {
     let mut client = client(&args.socket)?;
     match args.command {
-        DeviceCommand::Open { attachment, read_only } => {
-            let answer = client
-                .open(OpenDeviceRequest { attachment, read_only, volume: String::new() })
-                .await;
-            let device = answer.map_err(said)?.into_inner();
-            match output {
-                Output::Table | Output::Wide => Ok(format!("{}\n", device.path)),
-                Output::Json => render::json(&device),
-                Output::Yaml => render::yaml(&device),
-            }
+        DeviceCommand::Open { attachment, read_only, volume } => {
+            let request = OpenDeviceRequest { attachment, read_only, volume };
+            let answer = client.open(request).await;
+            one(&answer.map_err(said)?.into_inner(), output)
+        }
+        DeviceCommand::Grow { attachment } => {
+            let answer = client.grow(GrowDeviceRequest { attachment }).await;
+            one(&answer.map_err(said)?.into_inner(), output)
         }
         DeviceCommand::Close { attachment } => {
             client.close(CloseDeviceRequest { attachment }).await.map_err(said)?;
@@ -159,6 +176,14 @@ fn client(socket: &Path) -> anyhow::Result<DevicesClient<Channel>> {
 
 fn said(status: tonic::Status) -> anyhow::Error {
     anyhow::anyhow!("`holdfast attach` does not do it: {}", status.message())
+}
+
+fn one(device: &Device, output: Output) -> anyhow::Result<String> {
+    match output {
+        Output::Table | Output::Wide => Ok(format!("{}\n", device.path)),
+        Output::Json => render::json(device),
+        Output::Yaml => render::yaml(device),
+    }
 }
 
 fn listed(devices: &[Device], output: Output) -> anyhow::Result<String> {

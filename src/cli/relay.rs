@@ -72,7 +72,7 @@ pub async fn run(global: &Global, args: &Args) -> anyhow::Result<String> {
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        () = serve(&relay, &listener) => {}
+        () = serve(&relay, &listener, None) => {}
         _ = ends.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
         () = ready => {}

@@ -90,7 +90,7 @@ fn spawn(cluster: &Cluster, dir: &Path) -> Child {
     let mut command = Command::new(program());
     command.arg("attach").args(["--socket", text(&dir.join("attach.sock"))]);
     command.args(["--directory", text(&dir.join("devices"))]);
-    command.args(["--endpoint", &cluster.endpoint(1)]);
+    command.args(["--backend", "fuse", "--endpoint", &cluster.endpoint(1)]);
     for pod in 1..=PODS {
         command.args(["--pod", &cluster.nbd_address(pod).to_string()]);
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -15,12 +15,18 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::attach::relay::hello::{Export, Hello, HelloError, Step};
-use crate::front::nbd::wire::export_flag;
+use crate::front::nbd::wire::{
+    REQUEST_MAGIC, RequestHeader, SIMPLE_REPLY_BYTES, SIMPLE_REPLY_MAGIC, SimpleReply, command,
+    export_flag, put_request,
+};
 use crate::security::credentials::{CredentialsError, Tls};
 use crate::security::verifier::Expected;
 
 /// A pod that takes longer to open an export is left alone for now.
 const OPEN_WITHIN: Duration = Duration::from_secs(3);
+
+/// Each volume has so many.
+const LOOK_BYTES: usize = 4096;
 
 /// Where a pod serves NBD.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,8 +80,8 @@ pub struct Opener {
     export: String,
     /// For connections over TCP; `None`: they are plain.
     tls: Option<TlsConnector>,
-    /// As the first pod has opened it.
-    first: Arc<OnceLock<Export>>,
+    /// What the client knows of the export, which must stay true: as the first pod has opened it.
+    known: Arc<Mutex<Option<Export>>>,
 }
 
 impl Opener {
@@ -83,7 +89,23 @@ impl Opener {
     pub fn new(export: &str, tls: Option<&Tls>) -> Result<Opener, OpenError> {
         let tls = tls.map(|tls| tls.client(Expected::Pod, false)).transpose()?;
         let tls = tls.map(|config| TlsConnector::from(Arc::new(config)));
-        Ok(Opener { export: export.to_owned(), tls, first: Arc::default() })
+        Ok(Opener { export: export.to_owned(), tls, known: Arc::default() })
+    }
+
+    /// The client uses the export already, and knows it as this.
+    pub fn knows(self, export: Export) -> Opener {
+        self.set_known(|_| export);
+        self
+    }
+
+    /// From now on the client may use so many bytes: pods with less are of no use.
+    pub fn grow(&self, size_bytes: u64) {
+        self.set_known(|known| Export { size_bytes, ..known });
+    }
+
+    fn set_known(&self, change: impl FnOnce(Export) -> Export) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = Some(change(known.unwrap_or(Export { size_bytes: 0, flags: 0 })));
     }
 
     pub async fn open(&self, pod: &PodAddress) -> Result<Opened, OpenError> {
@@ -102,11 +124,13 @@ impl Opener {
     ) -> Result<Opened, OpenError> {
         let opened = timeout(OPEN_WITHIN, self.open_now(pod, hello)).await;
         let opened = opened.map_err(|_| OpenError::Late)??;
-        let (before, now) = (*self.first.get_or_init(|| opened.export), opened.export);
-        // The client was told of the first one, and that must stay true.
+        let now = opened.export;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *known.get_or_insert(now);
         let is_smaller = now.size_bytes < before.size_bytes;
         let lacks = before.flags & !now.flags != 0;
-        let is_read_only = (before.flags ^ now.flags) & export_flag::READ_ONLY != 0;
+        // A client that only reads may go to a pod that would let it write.
+        let is_read_only = !before.flags & now.flags & export_flag::READ_ONLY != 0;
         match is_smaller || lacks || is_read_only {
             true => Err(OpenError::Changed { before, now }),
             false => Ok(opened),
@@ -115,7 +139,16 @@ impl Opener {
 
     /// True when a pod has opened the export before.
     pub fn was_open(&self) -> bool {
-        self.first.get().is_some()
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Returns the export as a pod has it now. It has answered a read, so its first part has a
+    /// majority.
+    pub async fn look(&self, pod: &PodAddress) -> Result<Export, OpenError> {
+        let mut opened = self.open(pod).await?;
+        let looked = timeout(OPEN_WITHIN, first_block(&mut *opened.wire)).await;
+        looked.map_err(|_| OpenError::Late)??;
+        Ok(opened.export)
     }
 
     async fn open_now(
@@ -160,6 +193,25 @@ impl Opener {
                 }
             }
         }
+    }
+}
+
+/// Reads the first block.
+async fn first_block(wire: &mut dyn Wire) -> Result<(), OpenError> {
+    let (magic, command, length) = (REQUEST_MAGIC, command::READ, LOOK_BYTES as u32);
+    let request = RequestHeader { magic, flags: 0, command, cookie: 1, offset: 0, length };
+    let mut bytes = Vec::new();
+    put_request(&mut bytes, &request);
+    wire.write_all(&bytes).await?;
+    wire.flush().await?;
+    let mut answer = [0; SIMPLE_REPLY_BYTES];
+    wire.read_exact(&mut answer).await?;
+    match SimpleReply::decode(&answer) {
+        Ok(SimpleReply { magic: SIMPLE_REPLY_MAGIC, error: 0, cookie: 1 }) => {
+            wire.read_exact(&mut [0; LOOK_BYTES]).await?;
+            Ok(())
+        }
+        _ => Err(HelloError::Answer.into()),
     }
 }
 

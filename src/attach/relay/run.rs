@@ -1,5 +1,6 @@
 //! Drives the lines of a device: sockets on both sides, and the choice of the pod.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,8 @@ const BARRED_FOR: Duration = Duration::from_secs(30);
 const QUIET_AFTER: Duration = Duration::from_secs(2);
 /// Longest wait for a pod to ask.
 const POD_WITHIN: Duration = Duration::from_secs(20);
+/// Longest wait for pods that know of a volume's new size.
+const GROW_WITHIN: Duration = Duration::from_secs(20);
 /// Interval at which the first pod of the list is looked at while another one is used.
 const RETURN_LOOK: Duration = Duration::from_secs(5);
 
@@ -58,6 +61,17 @@ pub enum LineError {
     Protocol(#[from] FrontError),
 }
 
+/// Why a device does not use more of its volume.
+#[derive(Debug, thiserror::Error)]
+pub enum GrowError {
+    #[error("no pod can be reached now")]
+    NoPod,
+    #[error("the pod does not answer for its part of the volume")]
+    Pod(#[from] OpenError),
+    #[error("no pod took the requests over within {} seconds", GROW_WITHIN.as_secs())]
+    Late,
+}
+
 /// The relay of one device. Ends with the last clone.
 #[derive(Clone)]
 pub struct Relay {
@@ -69,6 +83,8 @@ struct Shared {
     course: watch::Receiver<Course>,
     /// What lines say of the pod.
     news: mpsc::Sender<News>,
+    /// By the number of a line: the course whose pod it uses.
+    lines: watch::Sender<BTreeMap<u64, u64>>,
     pilot: JoinHandle<()>,
 }
 
@@ -86,7 +102,8 @@ impl Relay {
         let (news, heard) = mpsc::channel(64);
         let pilot = Pilot { opener: opener.clone(), pods, set_course, heard, barred: None };
         let pilot = tokio::spawn(pilot.steer());
-        Relay { shared: Arc::new(Shared { opener, course, news, pilot }) }
+        let lines = watch::Sender::default();
+        Relay { shared: Arc::new(Shared { opener, course, news, lines, pilot }) }
     }
 
     /// Which pod is used, now and later.
@@ -109,6 +126,32 @@ impl Relay {
         is_blank(&self.shared.opener, &pod).await
     }
 
+    /// Lets the lines use all that the volume has by now, and returns its size. Requests behind the
+    /// old end go to pods that know of the new one.
+    pub async fn grow(&self) -> Result<u64, GrowError> {
+        let now = self.shared.course.borrow().clone();
+        let (Some(pod), Some(export)) = (now.pod, now.export) else { return Err(GrowError::NoPod) };
+        let size_bytes = self.shared.opener.look(&pod).await?.size_bytes;
+        if size_bytes > export.size_bytes {
+            self.shared.opener.grow(size_bytes);
+            self.say(News::Grown(size_bytes)).await;
+        }
+        match timeout(GROW_WITHIN, self.all_use(size_bytes)).await {
+            Ok(()) => Ok(size_bytes),
+            Err(_) => Err(GrowError::Late),
+        }
+    }
+
+    /// Waits until all lines use a pod that knows of so many bytes.
+    async fn all_use(&self, size_bytes: u64) {
+        let mut course = self.course();
+        let knows = |course: &Course| course.export.is_some_and(|it| it.size_bytes >= size_bytes);
+        // Both live as long as this.
+        let number = course.wait_for(knows).await.map_or(u64::MAX, |course| course.number);
+        let mut lines = self.shared.lines.subscribe();
+        let _all = lines.wait_for(|lines| lines.values().all(|used| *used >= number)).await;
+    }
+
     /// Carries one connection of the device, which is past its handshake, until the client ends it.
     /// `front_bytes`: the bytes behind the handshake.
     pub async fn carry(&self, front: impl Wire, front_bytes: BytesMut) -> Result<(), LineError> {
@@ -124,13 +167,14 @@ impl Relay {
             unflushed: false,
         };
         carried.line.front_came(&mut carried.front_bytes)?;
+        let place = Place::new(&self.shared.lines);
         let mut course = self.course();
         let mut left = None;
         loop {
             let now = course.borrow_and_update().clone();
             let moved = match now.is_refused {
                 true => carried.refuse().await?,
-                false => self.follow(&mut carried, &mut course, &now, &mut left).await?,
+                false => self.follow(&mut carried, &mut course, &now, &mut left, &place).await?,
             };
             carried.leave_pod();
             if moved == Moved::Over {
@@ -146,6 +190,7 @@ impl Relay {
         course: &mut watch::Receiver<Course>,
         now: &Course,
         left: &mut Option<u64>,
+        place: &Place<'_>,
     ) -> Result<Moved, LineError> {
         let opening = self.open(now, *left);
         tokio::pin!(opening);
@@ -158,6 +203,7 @@ impl Relay {
             }
         };
         carried.use_pod(opened);
+        place.uses(now.number);
         loop {
             let quiet_at = carried.heard + QUIET_AFTER;
             tokio::select! {
@@ -201,6 +247,37 @@ impl Relay {
     }
 }
 
+/// A line's place in the list of all, until it ends.
+struct Place<'a> {
+    lines: &'a watch::Sender<BTreeMap<u64, u64>>,
+    number: u64,
+}
+
+impl Place<'_> {
+    fn new(lines: &watch::Sender<BTreeMap<u64, u64>>) -> Place<'_> {
+        let mut number = 0;
+        lines.send_modify(|lines| {
+            number = lines.last_key_value().map_or(0, |(last, _)| last + 1);
+            lines.insert(number, 0);
+        });
+        Place { lines, number }
+    }
+
+    fn uses(&self, course: u64) {
+        self.lines.send_modify(|lines| {
+            lines.insert(self.number, course);
+        });
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.lines.send_modify(|lines| {
+            lines.remove(&self.number);
+        });
+    }
+}
+
 /// A line's news of the pod of a course.
 #[derive(Clone, Copy, Debug)]
 enum News {
@@ -208,6 +285,8 @@ enum News {
     Failed(u64),
     /// It has not answered for a while. Perhaps a volume has no majority, or the pod hangs.
     Quiet(u64),
+    /// The volume has grown to so many bytes, and the client is about to use them.
+    Grown(u64),
 }
 
 /// What a turn brought.
@@ -394,10 +473,10 @@ impl Pilot {
             number += 1;
             tracing::info!(%pod, "requests go to this pod");
             let began = Instant::now();
-            let (export, is_refused) = (Some(export), false);
-            let course = Course { number, pod: Some(pod.clone()), export, is_refused };
+            let (known, is_refused) = (Some(export), false);
+            let course = Course { number, pod: Some(pod.clone()), export: known, is_refused };
             self.set_course.send_replace(course);
-            let ended = self.stay(number, &pod).await;
+            let ended = self.stay(number, &pod, export).await;
             if ended == Ended::Gone {
                 return;
             }
@@ -416,12 +495,15 @@ impl Pilot {
     }
 
     /// Waits until the course is no good any more, or the first pod can be used again.
-    async fn stay(&mut self, number: u64, pod: &PodAddress) -> Ended {
+    async fn stay(&mut self, number: u64, pod: &PodAddress, export: Export) -> Ended {
         let mut look = Instant::now() + RETURN_LOOK;
         loop {
             match timeout_at(look, self.heard.recv()).await {
                 Ok(None) => return Ended::Gone,
                 Ok(Some(News::Failed(of))) if of == number => return Ended::Failed,
+                Ok(Some(News::Grown(size_bytes))) if export.size_bytes < size_bytes => {
+                    return Ended::Better;
+                }
                 // A pod that opens the export does not hang: then the volume has no majority.
                 Ok(Some(News::Quiet(of))) if of == number => {
                     if let Err(error) = self.opener.open(pod).await {
@@ -490,7 +572,7 @@ fn say(pod: &PodAddress, error: &OpenError) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     Failed,
-    /// The first pod of the list can be used again.
+    /// The first pod of the list can be used again, or the same one for more of the volume.
     Better,
     /// Nobody uses the relay any more.
     Gone,

@@ -32,8 +32,9 @@ pub enum ServeError {
     Late,
 }
 
-/// Serves connections for ever.
-pub async fn serve(relay: &Relay, listener: &UnixListener) {
+/// Serves connections for ever. `size_bytes`: clients are told of this size, and never use what
+/// is behind the real one.
+pub async fn serve(relay: &Relay, listener: &UnixListener, size_bytes: Option<u64>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -41,7 +42,8 @@ pub async fn serve(relay: &Relay, listener: &UnixListener) {
                 match accepted {
                     Ok((stream, _)) => {
                         let relay = relay.clone();
-                        connections.spawn(async move { serve_one(&relay, stream).await });
+                        let work = async move { serve_one(&relay, stream, size_bytes).await };
+                        connections.spawn(work);
                     }
                     Err(error) => {
                         // Such as no free descriptor: those that are there go on.
@@ -60,8 +62,13 @@ pub async fn serve(relay: &Relay, listener: &UnixListener) {
 }
 
 /// Serves one connection from its first byte on. Waits until some pod has opened the export.
-pub async fn serve_one(relay: &Relay, mut stream: impl Wire) -> Result<(), ServeError> {
+async fn serve_one(
+    relay: &Relay,
+    mut stream: impl Wire,
+    size_bytes: Option<u64>,
+) -> Result<(), ServeError> {
     let Some(export) = relay.export().await else { return Ok(()) };
+    let export = Export { size_bytes: size_bytes.unwrap_or(export.size_bytes), ..export };
     let greeted = timeout(HANDSHAKE_TIMEOUT, greet(export, &mut stream)).await;
     match greeted.map_err(|_| ServeError::Late)?? {
         Some(bytes) => Ok(relay.carry(stream, bytes).await?),

@@ -22,6 +22,11 @@ const FLAGS: u16 = export_flag::HAS_FLAGS
     | export_flag::SEND_TRIM
     | export_flag::SEND_WRITE_ZEROES;
 
+/// What a client is told: not all that pods can do is passed on.
+pub fn passed_on(export: Export) -> Export {
+    Export { flags: export.flags & FLAGS, ..export }
+}
+
 /// The client said something that no client says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the client does not speak NBD as it should")]
@@ -48,8 +53,7 @@ impl Welcome {
     /// `out` gets the greeting.
     pub fn new(export: Export, out: &mut BytesMut) -> Welcome {
         put_greeting(out);
-        let export = Export { flags: export.flags & FLAGS, ..export };
-        Welcome { export, flags: None }
+        Welcome { export: passed_on(export), flags: None }
     }
 
     /// Reads the client's bytes off the front of `bytes`; `out` gets the answer.

@@ -10,7 +10,9 @@ use tonic::{Code, Request, Status};
 
 use crate::attach::mounts::DeviceNumber;
 use crate::attach::proto::devices_client::DevicesClient;
-use crate::attach::proto::{self, CloseDeviceRequest, IsBlankRequest, ListDevicesRequest};
+use crate::attach::proto::{
+    self, CloseDeviceRequest, GrowDeviceRequest, IsBlankRequest, ListDevicesRequest,
+};
 use crate::control::local;
 use crate::types::Uuid;
 
@@ -107,6 +109,13 @@ impl Devices {
             volume: volume.to_string(),
         };
         let answer = self.client().open(timed(request)).await;
+        Ok(answer.map_err(|status| self.said(&status))?.into_inner().into())
+    }
+
+    /// Lets a device show all that its volume has by now.
+    pub async fn grow(&self, attachment: &str) -> Result<Device, Status> {
+        let request = GrowDeviceRequest { attachment: attachment.to_owned() };
+        let answer = self.client().grow(timed(request)).await;
         Ok(answer.map_err(|status| self.said(&status))?.into_inner().into())
     }
 

@@ -98,11 +98,11 @@ pub async fn expand(
     required_bytes: u64,
 ) -> Result<u64, Status> {
     let Place { device, file_system } = find(parts, volume_id, at).await?;
+    let device = parts.devices.grow(&device.attachment).await?;
     let size_bytes = device.size_bytes;
     if size_bytes < required_bytes {
-        return Err(Status::failed_precondition(format!(
-            "the device has {size_bytes} bytes, not {required_bytes} yet: it grows when the volume \
-             is staged the next time"
+        return Err(Status::out_of_range(format!(
+            "the volume has {size_bytes} bytes, and {required_bytes} are wanted"
         )));
     }
     if let Some(kind) = file_system {

@@ -66,7 +66,8 @@ mod tests {
         assert_eq!(names.len(), count);
         for metric in all() {
             let (name, full) = (metric.name, metric.full_name());
-            assert!(name.starts_with("holdfast_") || name.starts_with("process_"), "{name}");
+            let known = ["holdfast_", "process_", "csi_plugin_"];
+            assert!(known.iter().any(|prefix| name.starts_with(prefix)), "{name}");
             let is_word = |char: char| char.is_ascii_lowercase() || char == '_';
             assert!(name.chars().all(is_word), "{name}");
             let unit = ["total", "seconds", "bytes", "info", "count", "sum", "bucket"];
