@@ -15,6 +15,7 @@
 //! advertise = "192.0.2.1:7400"        # needed if others cannot connect to `listen`
 //! ```
 
+pub mod kubernetes;
 pub mod size;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -85,6 +86,8 @@ pub struct Config {
     pub budgets: Budgets,
     #[serde(default)]
     pub log: Log,
+    #[serde(default, skip_serializing_if = "kubernetes::Kubernetes::is_default")]
+    pub kubernetes: kubernetes::Kubernetes,
     #[serde(default, rename = "disk")]
     pub disks: Vec<Disk>,
 }
@@ -314,6 +317,11 @@ pub enum ConfigError {
          {HANG_LIMIT_SECONDS_MAX}"
     )]
     HangLimit(u32),
+    #[error(
+        "`kubernetes.enrol` is set without `kubernetes.namespace`: name the namespace of the \
+         service accounts holdfast-pod, holdfast-csi-node and so on"
+    )]
+    NoNamespace,
     #[error("`budgets.{key}` is {size}; it must be from {least} to {most}")]
     BudgetRange { key: &'static str, size: ByteSize, least: ByteSize, most: ByteSize },
 }
@@ -358,6 +366,7 @@ impl Config {
         self.validate_listeners()?;
         self.validate_plaintext()?;
         self.validate_disks()?;
+        self.kubernetes.validate()?;
         self.budgets.validate()
     }
 

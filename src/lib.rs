@@ -12,6 +12,7 @@ pub mod csi;
 pub mod fields;
 pub mod front;
 pub mod io;
+pub mod kubernetes;
 pub mod level;
 pub mod limits;
 pub mod log;

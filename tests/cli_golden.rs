@@ -123,6 +123,7 @@ fn volume(name: &str, size_bytes: u64, phase: Phase, conditions: [Condition; 2])
         io_timeout_ms: 0,
         nodes: vec!["node-2".to_owned()],
         replica_nodes: ["node-1", "node-2", "node-3"].map(str::to_owned).to_vec(),
+        file_system: None,
     };
     let class = "replicated".to_owned();
     let spec = VolumeSpec { size_bytes, class, replicas: 3, closed: false };

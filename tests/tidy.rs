@@ -47,16 +47,22 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("worker", "control"),
     ("worker", "sim"),
     ("attach", "cli"),
+    ("attach", "kubernetes"),
     ("attach", "sim"),
     ("attach", "worker"),
     ("control", "attach"),
     ("control", "cli"),
     ("control", "csi"),
+    ("control", "kubernetes"),
     ("control", "sim"),
     ("csi", "cli"),
+    ("csi", "kubernetes"),
     ("csi", "sim"),
     ("csi", "worker"),
     ("worker", "csi"),
+    ("worker", "kubernetes"),
+    ("kubernetes", "cli"),
+    ("kubernetes", "sim"),
 ];
 
 /// Tokens of clocks, I/O, threads and chance in a pure module, and what to do instead.
@@ -282,6 +288,8 @@ fn is_pure(path: &str) -> bool {
     let protocol = inside.starts_with("front/") && !inside.ends_with("server.rs");
     let attach = ["relay/hello.rs", "relay/line.rs", "relay/welcome.rs", "kernel/netlink.rs"];
     let attach = attach.iter().any(|name| inside.strip_prefix("attach/") == Some(name));
+    let kubernetes = ["bootstrap.rs", "failover.rs", "review.rs", "template.rs"];
+    let kubernetes = kubernetes.iter().any(|name| inside.strip_prefix("kubernetes/") == Some(name));
     let decisions = PURE_CONTROL.iter().any(|name| inside.strip_prefix("control/") == Some(name));
     let is_edge =
         ["security/files.rs", "security/issue.rs", "security/random.rs"].contains(&inside);
@@ -291,6 +299,7 @@ fn is_pure(path: &str) -> bool {
         || protocol
         || attach
         || security
+        || kubernetes
         || decisions
 }
 

@@ -14,7 +14,7 @@ use crate::cli::Output;
 use crate::cli::client::Client;
 use crate::cli::render;
 use crate::cli::token::read_token;
-use crate::control::enrol;
+use crate::control::enrol::{self, Proof};
 use crate::control::proto::{ListCertificatesRequest, RevokeCertificateRequest};
 use crate::security::authority::{Authority, Places};
 use crate::security::certificate::{Certificate, Root};
@@ -107,7 +107,7 @@ pub async fn run(
         CertCommand::Show { file } => show(&file),
         CertCommand::Recover(args) => recover(&args),
         CertCommand::Get(GetArgs { token_file, to }) => {
-            let role = enrol::get(endpoint, &read_token(&token_file)?, &to).await?;
+            let role = enrol::get(endpoint, Proof::Token(&read_token(&token_file)?), &to).await?;
             Ok(format!("{role} has a certificate in {}\n", to.display()))
         }
         CertCommand::Renew { directory } => {

@@ -11,6 +11,7 @@ use tonic::service::Routes;
 
 use crate::cli::Global;
 use crate::cli::attach::SOCKET;
+use crate::cli::kubernetes::fail_over;
 use crate::config::Log;
 use crate::control::api_meters::Counted;
 use crate::control::machine::boot_id;
@@ -75,6 +76,8 @@ pub struct ControllerArgs {
     /// Serve metrics and health over plain HTTP here, for everybody who can reach it
     #[arg(long, value_name = "IP:PORT")]
     http_endpoint: Option<SocketAddr>,
+    #[command(flatten)]
+    fail_over: fail_over::Args,
 }
 
 /// Runs a part of the driver. `--endpoint` may name several pods, with commas between them.
@@ -95,20 +98,22 @@ pub fn run(global: &Global, command: CsiCommand) -> anyhow::Result<()> {
 }
 
 /// A client of the API. Its certificate is kept valid.
-fn api(global: &Global) -> anyhow::Result<Api> {
-    let Some(paths) = global.paths() else { return Ok(Api::new(&global.endpoint, None)?) };
+fn api(global: &Global) -> anyhow::Result<(Api, Option<Tls>)> {
+    let Some(paths) = global.paths() else { return Ok((Api::new(&global.endpoint, None)?, None)) };
     let credentials = paths.load()?;
     let tls = Tls::new(&credentials, credentials.trust())?;
     let api = Api::new(&global.endpoint, Some(&tls))?;
-    tokio::spawn(keep(paths, tls, global.endpoint.clone(), credentials));
-    Ok(api)
+    tokio::spawn(keep(paths, tls.clone(), global.endpoint.clone(), credentials));
+    Ok((api, Some(tls)))
 }
 
 async fn controller(global: &Global, args: ControllerArgs) -> anyhow::Result<()> {
-    let ControllerArgs { csi_endpoint, driver_name, csi_spec, http_endpoint } = args;
+    let ControllerArgs { csi_endpoint, driver_name, csi_spec, http_endpoint, fail_over } = args;
     let meters = Arc::new(CsiMeters::new(driver_name.clone()));
     let _http = serve_http(http_endpoint, meters.clone()).await?;
-    let service = ControllerService::new(api(global)?, csi_spec);
+    let (api, tls) = api(global)?;
+    fail_over::begin(fail_over, &global.endpoint, tls, driver_name.as_str())?;
+    let service = ControllerService::new(api, csi_spec);
     let identity = IdentityServer::new(IdentityService::of_controller(driver_name));
     let services = Routes::new(Counted { service: identity, meters: meters.clone() })
         .add_service(Counted { service: ControllerServer::new(service), meters });
@@ -121,7 +126,7 @@ async fn node(global: &Global, args: NodeArgs) -> anyhow::Result<()> {
     let boot_id = boot_id().context("could not read the machine's boot id")?;
     let meters = Arc::new(CsiMeters::new(driver_name.clone()));
     let _http = serve_http(http_endpoint, meters.clone()).await?;
-    let (api, devices) = (api(global)?, Devices::at(&devices)?);
+    let ((api, _), devices) = (api(global)?, Devices::at(&devices)?);
     let service = NodeService::new(api, devices, node, boot_id, csi_spec);
     let _reports = Background(tokio::spawn(service.report()));
     let identity = IdentityServer::new(IdentityService::of_node(driver_name));

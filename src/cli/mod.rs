@@ -23,6 +23,7 @@ pub mod event;
 pub mod exit;
 pub mod explain;
 pub mod init;
+pub mod kubernetes;
 pub mod list;
 pub mod manual;
 pub mod node;
@@ -157,6 +158,9 @@ enum CliCommand {
     /// The driver for Kubernetes and other container orchestrators
     #[command(subcommand)]
     Csi(csi::CsiCommand),
+    /// Holdfast in Kubernetes: its certificates and its storage pods
+    #[command(subcommand)]
+    Kubernetes(kubernetes::KubernetesCommand),
     /// Tokens, by which pods join and people get certificates
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -217,6 +221,7 @@ pub fn run() -> ExitCode {
         CliCommand::Dev(args) => dev::run(&args),
         CliCommand::Sim(args) => sim::run(&args),
         CliCommand::Csi(command) => csi::run(&cli.global, command),
+        CliCommand::Kubernetes(command) => kubernetes::run(&cli.global, command),
         CliCommand::Completion(args) => manual::completion(&args).and_then(printed),
         CliCommand::Man(args) => manual::man(&args).and_then(printed),
         CliCommand::Init(args) => init::run(&args).and_then(printed),
@@ -269,6 +274,7 @@ fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
             CliCommand::Serve(_)
             | CliCommand::Dev(_)
             | CliCommand::Csi(_)
+            | CliCommand::Kubernetes(_)
             | CliCommand::Sim(_)
             | CliCommand::Completion(_)
             | CliCommand::Man(_)

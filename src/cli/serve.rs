@@ -12,6 +12,7 @@ use crate::cli::{data_path, output};
 use crate::config::Config;
 use crate::control::identity::{PodDirectory, write_atomically};
 use crate::control::server::Server;
+use crate::kubernetes::reviewer::Reviewer;
 use crate::limits::SocketLimits;
 use crate::telemetry::metrics::process::Process;
 use crate::telemetry::{Telemetry, http, logs};
@@ -76,7 +77,8 @@ fn raise_open_files(disks: usize) -> anyhow::Result<SocketLimits> {
     Ok(limits)
 }
 
-fn serve(config: Config) -> anyhow::Result<()> {
+/// Serves until a signal. Logging is set up.
+pub fn serve(config: Config) -> anyhow::Result<()> {
     let sockets = raise_open_files(config.disks.len())?;
     let directory = PodDirectory::open(&config.data)?;
     data_path::check_disks(&config)?;
@@ -114,6 +116,9 @@ async fn serve_until_told(
         () = told() => return Ok(()),
     };
     telemetry.registry.add(Arc::new(server.meters()));
+    if config.kubernetes.enrol {
+        server.use_voucher(Arc::new(Reviewer::new(config.kubernetes.namespace.clone())));
+    }
     let data_path = {
         let (config, identity) = (config.clone(), server.identity());
         let control = server.control_link();

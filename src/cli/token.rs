@@ -11,7 +11,7 @@ use crate::cli::client::{Client, request_id};
 use crate::cli::render;
 use crate::config::Config;
 use crate::control::command::Addresses;
-use crate::control::enrol;
+use crate::control::enrol::{self, Proof};
 use crate::control::identity::PodDirectory;
 use crate::control::machine::this_node;
 use crate::control::proto::{CreateTokenRequest, ListTokensRequest, RevokeTokenRequest};
@@ -98,7 +98,7 @@ pub async fn join(args: &JoinArgs) -> anyhow::Result<String> {
     let mut last = None;
     for endpoint in &config.join {
         let node = this_node(&config);
-        match enrol::join(endpoint, &token, &mut directory, addresses, node).await {
+        match enrol::join(endpoint, Proof::Token(&token), &mut directory, addresses, node).await {
             Ok(identity) => {
                 return Ok(format!("joined cluster {} as pod {}", identity.cluster, identity.pod));
             }

@@ -14,11 +14,14 @@ use crate::control::proto::{EnrolPod, EnrolRequest, EnrolResponse, RenewRequest}
 use crate::level::NEWEST;
 use crate::security::authority::{AuthorityError, request};
 use crate::security::certificate::{CertificateError, Root};
-use crate::security::credentials::{Credentials, CredentialsError, Tls, client_with_token};
+use crate::security::credentials::{
+    Credentials, CredentialsError, Tls, client_with_token, client_without_certificate,
+};
 use crate::security::files::{FilesError, Paths};
 use crate::security::secret::Secret;
 use crate::security::subject::Role;
 use crate::security::token::Token;
+use crate::security::trust::Trust;
 
 const CALL_WITHIN: Duration = Duration::from_secs(30);
 
@@ -42,6 +45,36 @@ pub enum EnrolError {
     Identity(#[from] IdentityError),
 }
 
+/// What somebody without a certificate shows to get one.
+#[derive(Clone, Copy, Debug)]
+pub enum Proof<'a> {
+    Token(&'a Token),
+    /// A token of Kubernetes, for one of our service accounts. `trust`: the cluster's authorities.
+    ServiceAccount {
+        token: &'a Secret,
+        trust: &'a Trust,
+    },
+}
+
+impl Proof<'_> {
+    fn connector(&self) -> Result<Connector, CredentialsError> {
+        Ok(Connector::new(match self {
+            Proof::Token(token) => client_with_token(token.authority)?,
+            Proof::ServiceAccount { trust, .. } => client_without_certificate((*trust).clone())?,
+        }))
+    }
+
+    /// A request that shows it.
+    fn request(&self, request: Vec<u8>, pod: Option<EnrolPod>) -> EnrolRequest {
+        let text = |secret: &Secret| String::from_utf8_lossy(secret.expose()).into_owned();
+        let (token, service_account_token) = match self {
+            Proof::Token(token) => (text(&token.text()), String::new()),
+            Proof::ServiceAccount { token, .. } => (String::new(), text(token)),
+        };
+        EnrolRequest { token, request: request.into(), pod, service_account_token }
+    }
+}
+
 fn client(endpoint: &str, connector: Connector) -> Result<CredentialsClient<Channel>, EnrolError> {
     let address = endpoint.strip_prefix("https://").unwrap_or(endpoint);
     let wrong = || EnrolError::Address(endpoint.to_owned());
@@ -51,11 +84,11 @@ fn client(endpoint: &str, connector: Connector) -> Result<CredentialsClient<Chan
     Ok(CredentialsClient::new(parsed.connect_with_connector_lazy(connector)))
 }
 
-/// Joins a cluster by a token: this pod gets its number and its certificate. Can be repeated after
+/// Joins a cluster: this pod gets its number and its certificate. Can be repeated after
 /// an interruption, and gives the same pod then. `endpoint`: the API of any pod.
 pub async fn join(
     endpoint: &str,
-    token: &Token,
+    proof: Proof<'_>,
     directory: &mut PodDirectory,
     addresses: Addresses,
     node: NewNode,
@@ -70,7 +103,7 @@ pub async fn join(
         boot_id: node.boot_id,
         labels: node.labels.into_iter().collect(),
     };
-    let credentials = enrol(endpoint, token, Some(pod)).await?;
+    let credentials = enrol(endpoint, proof, Some(pod)).await?;
     let subject = credentials.subject();
     let Role::Pod(number) = subject.role else {
         return Err(EnrolError::OtherSubject(subject.to_string()));
@@ -84,23 +117,26 @@ pub async fn join(
     Ok(identity)
 }
 
-/// Gets a certificate for the role of a token.
-pub async fn get(endpoint: &str, token: &Token, to: &Path) -> Result<Role, EnrolError> {
-    let credentials = enrol(endpoint, token, None).await?;
+/// Gets a certificate for the role that the proof is for.
+pub async fn get(endpoint: &str, proof: Proof<'_>, to: &Path) -> Result<Role, EnrolError> {
+    let credentials = enrol(endpoint, proof, None).await?;
     Paths::of_client(to).store(&credentials)?;
     Ok(credentials.subject().role.clone())
 }
 
+/// Gets a certificate for the role that the proof is for, and stores it nowhere.
+pub async fn credentials_for(endpoint: &str, proof: Proof<'_>) -> Result<Credentials, EnrolError> {
+    enrol(endpoint, proof, None).await
+}
+
 async fn enrol(
     endpoint: &str,
-    token: &Token,
+    proof: Proof<'_>,
     pod: Option<EnrolPod>,
 ) -> Result<Credentials, EnrolError> {
     let (key, request) = request()?;
-    let text = String::from_utf8_lossy(token.text().expose()).into_owned();
-    let asked = EnrolRequest { token: text, request: request.into(), pod };
-    let connector = Connector::new(client_with_token(token.authority)?);
-    let answer = client(endpoint, connector)?.enrol(Request::new(asked)).await;
+    let asked = proof.request(request, pod);
+    let answer = client(endpoint, proof.connector()?)?.enrol(Request::new(asked)).await;
     credentials_of(key, answer.map_err(EnrolError::Refused)?.into_inner())
 }
 

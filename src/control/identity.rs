@@ -64,9 +64,13 @@ pub enum IdentityError {
 
 /// True when the pod with this directory belongs to a cluster.
 pub fn has_joined(directory: &Path) -> bool {
+    peek(directory).is_some_and(|file| file.identity.is_some())
+}
+
+/// What the file of the pod with this directory says now; another process may use the directory.
+pub fn peek(directory: &Path) -> Option<PodFile> {
     let name = directory.join("pod.json");
-    let file = fs::read(&name).ok().and_then(|bytes| parse(&name, &bytes).ok());
-    file.is_some_and(|file| file.identity.is_some())
+    fs::read(&name).ok().and_then(|bytes| parse(&name, &bytes).ok())
 }
 
 /// The directory of a pod, locked against a second process.

@@ -56,3 +56,4 @@ pub mod sync;
 pub mod tasks;
 pub mod tls;
 pub mod trusting;
+pub mod voucher;

@@ -26,6 +26,7 @@ use crate::control::sync::mirror::{Mirror, MirrorError};
 use crate::control::sync::update::{Position, Update};
 use crate::control::sync::wants::{Full, Wants};
 use crate::control::trusting::{Told, Trusting};
+use crate::control::voucher::Voucher;
 use crate::io::clock;
 use crate::security::certificate::Root;
 use crate::security::trust::Trust;
@@ -74,6 +75,8 @@ pub struct Node {
     pub trusting: watch::Sender<Trusting>,
     /// Set once, when this pod has a certificate.
     trust: OnceLock<Trust>,
+    /// Set once, when an orchestrator vouches for programs.
+    voucher: OnceLock<Arc<dyn Voucher>>,
     /// Room for rounds that other pods are asked for.
     pub helps: Semaphore,
     /// Wakes the leader's reconciler.
@@ -125,6 +128,7 @@ impl Node {
             catalog_lost: watch::Sender::new(None),
             trusting: watch::Sender::default(),
             trust: OnceLock::new(),
+            voucher: OnceLock::new(),
             helps: Semaphore::new(HELPS_MAX),
             data_path: OnceLock::new(),
             wake: Notify::new(),
@@ -329,6 +333,17 @@ impl Node {
     pub fn use_trust(&self, trust: Trust) {
         // There is one in the life of a pod.
         let _first = self.trust.set(trust);
+    }
+
+    /// Programs get certificates by what this one says of them, from now on.
+    pub fn use_voucher(&self, voucher: Arc<dyn Voucher>) {
+        // There is one in the life of a pod.
+        let _first = self.voucher.set(voucher);
+    }
+
+    /// Who vouches for programs; `None`: nobody.
+    pub fn voucher(&self) -> Option<Arc<dyn Voucher>> {
+        self.voucher.get().cloned()
     }
 
     /// The authorities that this pod trusts.

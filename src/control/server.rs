@@ -73,6 +73,7 @@ use crate::control::tasks;
 use crate::control::tls::{
     OwnTlsError, give_authority, load_own, trust_pods_of, trust_pods_of_views,
 };
+use crate::control::voucher::Voucher;
 use crate::security::credentials::Tls;
 use crate::security::trust::Trust;
 use crate::view::ClusterView;
@@ -240,6 +241,11 @@ impl Server {
         let of = data_path.clone();
         self.keep("set_access", move |node| rounds::set_access(node, of.clone()));
         self.keep("resolve", move |node| resolve::answer_questions(node, data_path.clone()));
+    }
+
+    /// Programs get certificates by what `voucher` says of them.
+    pub fn use_voucher(&self, voucher: Arc<dyn Voucher>) {
+        self.node.use_voucher(voucher);
     }
 
     /// Stops everything in order. The catalog's log is closed and the directory unlocked when this

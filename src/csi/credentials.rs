@@ -77,7 +77,7 @@ async fn step(
 }
 
 /// True when two thirds of a certificate's time are over.
-fn is_due(credentials: &Credentials, now_s: u64) -> Result<bool, CertificateError> {
+pub fn is_due(credentials: &Credentials, now_s: u64) -> Result<bool, CertificateError> {
     let held = Certificate::from_der(credentials.certificate())?;
     let third_s = held.not_after_s.saturating_sub(held.not_before_s) / 3;
     let due_s = held.not_after_s.saturating_sub(third_s);

@@ -206,6 +206,18 @@ pub fn client_with_token(authority: [u8; 32]) -> Result<ClientConfig, Credential
     Ok(config)
 }
 
+/// Settings of somebody who knows the cluster's authorities and has no certificate yet.
+pub fn client_without_certificate(trust: Trust) -> Result<ClientConfig, CredentialsError> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Verifier::new(trust, Expected::Pod))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    Ok(config)
+}
+
 /// The holder of a certificate that a handshake has accepted.
 pub fn holder_of(chain: Option<&[CertificateDer<'_>]>) -> Option<Certificate> {
     Certificate::from_der(chain?.first()?).ok()

@@ -84,7 +84,7 @@ use crate::types::{PodId, Uuid};
 
 pub use backlog::Backlog;
 pub use control_plane::{ControlPlane, Question, Resolution};
-pub use disks::DiskOptions;
+pub use disks::{DiskOptions, SUPERBLOCK};
 pub use error::{OpenLaneError, StartError};
 pub use index_thread::{IndexRunner, execute};
 pub use lanes::{DiskPlace, LaneRuntime, OpenFiles};

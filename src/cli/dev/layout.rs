@@ -214,6 +214,7 @@ fn config(
         http: Listen::at(listen.http),
         budgets: Default::default(),
         log: Log { level: "info".to_owned(), format: LogFormat::Json },
+        kubernetes: Default::default(),
         disks: disks.unwrap_or_else(|| vec![disk]),
     })
 }

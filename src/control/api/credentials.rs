@@ -20,12 +20,13 @@ use crate::control::proto::credentials_client::CredentialsClient;
 use crate::control::proto::credentials_server::Credentials;
 use crate::control::state::rows;
 use crate::control::state::{CatalogError, CatalogState};
+use crate::control::voucher::{VouchError, Vouched};
 use crate::level::Level;
 use crate::security::authority::{Authority, Places};
 use crate::security::certificate::Certificate;
 use crate::security::issue::now_s;
 use crate::security::random::random;
-use crate::security::secret::{from_hex, to_hex};
+use crate::security::secret::{Secret, from_hex, to_hex};
 use crate::security::subject::{Role, Subject};
 use crate::security::token::{Token, TokenError, TokenId, TokenKind, TokenRecord};
 use crate::types::PodId;
@@ -256,16 +257,59 @@ fn record_of(id: TokenId, row: &rows::Token) -> Result<TokenRecord, TokenError> 
     Ok(TokenRecord { id, kind: row.kind.parse()?, secret_hash, expires_s: row.expires_s })
 }
 
+/// What somebody may get.
+enum Permit {
+    Role(Role),
+    /// `node`: the only one that it may be on.
+    Pod {
+        node: Option<String>,
+    },
+}
+
+impl From<TokenKind> for Permit {
+    fn from(kind: TokenKind) -> Permit {
+        match kind {
+            TokenKind::Pod => Permit::Pod { node: None },
+            TokenKind::Role(role) => Permit::Role(role),
+        }
+    }
+}
+
+/// Asks who vouches for programs about the token of one.
+async fn vouched(node: &Node, token: String) -> Result<Permit, Failure> {
+    let token = Secret::new(token.into_bytes());
+    let Some(voucher) = node.voucher() else {
+        let text = "this pod takes no tokens of Kubernetes: set `kubernetes.enrol`";
+        return Err(refused(Code::Unauthenticated, text));
+    };
+    if token.expose().len() > REQUEST_BYTES_MAX {
+        return Err(refused(Code::Unauthenticated, TokenError::Malformed.to_string()));
+    }
+    match voucher.vouch(&token).await {
+        Ok(Vouched::Pod { node }) => Ok(Permit::Pod { node: Some(node) }),
+        Ok(Vouched::Role(role)) => Ok(Permit::Role(role)),
+        Err(VouchError::Refused(text)) => Err(refused(Code::Unauthenticated, text)),
+        Err(error) => Err(refused(Code::Unavailable, error.to_string())),
+    }
+}
+
 async fn enrol(
     node: Arc<Node>,
     catalog: Arc<Catalog>,
     request: proto::EnrolRequest,
 ) -> Result<proto::EnrolResponse, Failure> {
     let (state, _) = read(&catalog).await?;
-    let token = check_token(&state, &request.token)?;
-    let (role, places, others) = match (token.kind, request.pod) {
-        (TokenKind::Role(role), None) => (role, Places::default(), Vec::new()),
-        (TokenKind::Pod, Some(pod)) => {
+    let permit = match request.service_account_token.is_empty() {
+        true => check_token(&state, &request.token)?.kind.into(),
+        false => vouched(&node, request.service_account_token).await?,
+    };
+    let (role, places, others) = match (permit, request.pod) {
+        (Permit::Role(role), None) => (role, Places::default(), Vec::new()),
+        (Permit::Pod { node }, Some(pod)) => {
+            if let Some(node) = node.filter(|node| *node != pod.node) {
+                let text = format!("the token is from node {node}, and the pod is on {}", pod.node);
+                return Err(refused(Code::PermissionDenied, text));
+            }
             let (pod, addresses) = join(&catalog, pod).await?;
             let others = state.pods.iter().filter(|(other, _)| **other != pod);
             let others = others.map(|(_, record)| record.addresses.api.to_string()).collect();

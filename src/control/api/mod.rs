@@ -19,6 +19,7 @@ pub mod joining;
 pub mod nodes;
 pub mod objects;
 pub mod pods;
+pub mod reaching;
 pub mod requests;
 pub mod rights;
 pub mod rounds;

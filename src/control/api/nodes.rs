@@ -6,6 +6,7 @@ use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status};
 
 use crate::control::api::objects::{Event, Events, get, page, watch};
+use crate::control::api::reaching;
 use crate::control::api::requests::checked;
 use crate::control::api::rights::speaks_for;
 use crate::control::api::route::{on_leader, read};
@@ -17,9 +18,14 @@ use crate::control::proto;
 use crate::control::proto::nodes_client::NodesClient;
 use crate::control::proto::nodes_server::Nodes;
 use crate::control::proto::{
-    ClearLostRequest, DeclareLostRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse,
-    ReportRequest, WatchNodesRequest, WatchNodesResponse,
+    CheckReachableRequest, CheckReachableResponse, ClearLostRequest, DeclareLostRequest,
+    GetNodeRequest, ListNodesRequest, ListNodesResponse, ReportRequest, WatchNodesRequest,
+    WatchNodesResponse,
 };
+use crate::types::PodId;
+
+/// Pods of one machine that can be tried.
+const PODS_MAX: usize = 16;
 
 pub struct NodesService {
     pub node: Arc<Node>,
@@ -126,6 +132,18 @@ impl Nodes for NodesService {
             |channel, call| async move { NodesClient::new(channel).clear_lost(call).await },
         )
         .await
+    }
+
+    async fn check_reachable(
+        &self,
+        request: Request<CheckReachableRequest>,
+    ) -> Result<Response<CheckReachableResponse>, Status> {
+        let pods = request.into_inner().pods;
+        if pods.len() > PODS_MAX {
+            return Err(Status::invalid_argument(format!("at most {PODS_MAX} pods can be tried")));
+        }
+        let addresses = pods.into_iter().filter_map(|pod| self.node.peers.api_of(PodId(pod)));
+        Ok(Response::new(reaching::check(addresses.collect()).await))
     }
 
     type WatchStream = Events<WatchNodesResponse>;

@@ -40,6 +40,8 @@ const OF_HOLDERS: [&str; 1] = ["Credentials/Renew"];
 /// Methods of those services that are for administrators: an open volume is fenced from nobody.
 const OF_ADMINS: [&str; 1] = ["Volumes/SetOpen"];
 const OF_CONTROLLERS: [&str; 2] = ["Volumes", "Attachments"];
+/// A controller may fence a node, volume by volume, so it may do that at once, too.
+const OF_FAIL_OVER: [&str; 1] = ["Nodes/DeclareLost"];
 const OF_NODES: [&str; 3] = ["Attachments/Claim", "Attachments/RecordFileSystem", "Nodes/Report"];
 /// How the names of methods begin that change nothing.
 const LOOKS: [&str; 9] = [
@@ -70,7 +72,9 @@ fn needs(path: &str) -> Needs {
         Needs::Look
     } else if OF_NODES.contains(&call) {
         Needs::Node
-    } else if OF_CONTROLLERS.contains(&service) && !OF_ADMINS.contains(&call) {
+    } else if OF_FAIL_OVER.contains(&call)
+        || OF_CONTROLLERS.contains(&service) && !OF_ADMINS.contains(&call)
+    {
         Needs::Volumes
     } else {
         Needs::Admin
@@ -219,7 +223,11 @@ mod tests {
                 &["local", "plain", "pod/1", "admin/a", "csi-controller/c", "csi-node/n"],
             ),
             ("/holdfast.v1.Volumes/SetOpen", &["local", "plain", "pod/1", "admin/a"]),
-            ("/holdfast.v1.Nodes/DeclareLost", &["local", "plain", "pod/1", "admin/a"]),
+            (
+                "/holdfast.v1.Nodes/DeclareLost",
+                &["local", "plain", "pod/1", "admin/a", "csi-controller/c"],
+            ),
+            ("/holdfast.v1.Nodes/ClearLost", &["local", "plain", "pod/1", "admin/a"]),
             ("/what/ever", &["local", "plain", "pod/1", "admin/a"]),
             ("", &["local", "plain", "pod/1", "admin/a"]),
         ] {

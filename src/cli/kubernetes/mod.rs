@@ -1,0 +1,23 @@
+//! `holdfast kubernetes ...`: what Holdfast needs around it in a Kubernetes cluster.
+
+mod enrol;
+pub mod fail_over;
+mod pod;
+
+use crate::cli::{Global, block_on, printed};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum KubernetesCommand {
+    /// Get a certificate by the token of a service account, and write it as files
+    Enrol(enrol::Args),
+    /// Run a storage pod; the first ones make the cluster, the others join it
+    Pod(pod::Args),
+}
+
+/// Carries it out.
+pub fn run(global: &Global, command: KubernetesCommand) -> anyhow::Result<()> {
+    match command {
+        KubernetesCommand::Enrol(args) => block_on(enrol::run(global, &args)).and_then(printed),
+        KubernetesCommand::Pod(args) => pod::run(args),
+    }
+}

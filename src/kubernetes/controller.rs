@@ -1,0 +1,314 @@
+//! The fail-over: looks at the catalog and at Kubernetes, decides by [`crate::kubernetes::failover`],
+//! and carries the steps out. Everything that it knows between two looks is how old the Leases are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::control::catalog::chain;
+use crate::csi::api::{ApiError, OpenError as ApiOpenError};
+use crate::csi::handle::hash_of;
+use crate::kubernetes::catalog_view::{Catalog, CatalogView};
+use crate::kubernetes::client::{self, OpenError};
+use crate::kubernetes::failover::{KubeNode, LEASE_AGE_MAX, Seen, Step, acts, decide, suspects};
+use crate::kubernetes::kube_view::{About, Claim, KubeError, Kubernetes, Told};
+use crate::kubernetes::leases::Leases;
+use crate::kubernetes::patience::Patience;
+
+/// Interval of looks while all is well.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// And while a node is silent or lost.
+const LOOK_CLOSELY_EVERY: Duration = Duration::from_millis(500);
+/// Interval of looks at the taints of all nodes.
+const TAINTS_EVERY: Duration = Duration::from_secs(30);
+/// Nodes that are probed in one look. If more are silent, the fault is elsewhere.
+const PROBED_MAX: usize = 4;
+
+/// Whether nodes are declared lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    On,
+    Off,
+    /// What would be done is told, and nothing is done.
+    DryRun,
+}
+
+impl FromStr for Mode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Mode, Self::Err> {
+        match text {
+            "on" => Ok(Mode::On),
+            "off" => Ok(Mode::Off),
+            "dry-run" => Ok(Mode::DryRun),
+            _ => Err("write on, off or dry-run"),
+        }
+    }
+}
+
+/// Where the controller is.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    pub mode: Mode,
+    /// Node of this instance.
+    pub node: String,
+    /// Namespace of all instances.
+    pub namespace: String,
+    /// Labels of their Pods.
+    pub selector: String,
+    /// Name of the CSI driver.
+    pub driver: String,
+}
+
+/// Why a look, or a step, failed. The next look repeats it.
+#[derive(Debug, thiserror::Error)]
+pub enum FailOverError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Kube(#[from] KubeError),
+    #[error("could not ask the cluster")]
+    Api(#[from] ApiError),
+    #[error("could not connect to a pod")]
+    Pod(#[from] ApiOpenError),
+}
+
+/// See the module.
+pub struct FailOver {
+    setting: Setting,
+    catalog: Catalog,
+    kubernetes: Option<Kubernetes>,
+    leases: Leases,
+    /// The clock of the Leases.
+    began: Instant,
+    /// The nodes that had our taint, and when that was looked at last.
+    tainted: (Vec<String>, Option<Instant>),
+}
+
+/// The claims of Pods, by the uids of the Pods.
+type Claims = BTreeMap<String, Vec<Claim>>;
+
+impl FailOver {
+    pub fn new(setting: Setting, catalog: Catalog) -> FailOver {
+        FailOver {
+            setting,
+            catalog,
+            kubernetes: None,
+            leases: Leases::default(),
+            began: Instant::now(),
+            tainted: (Vec::new(), None),
+        }
+    }
+
+    /// Looks and acts for as long as the process runs.
+    pub async fn run(mut self) {
+        let mut patience = Patience::default();
+        loop {
+            match self.round().await {
+                Ok(pause) => {
+                    patience.renew();
+                    sleep(pause).await;
+                }
+                Err(error) => patience.wait(&format!("the fail-over: {}", chain(&error))).await,
+            }
+        }
+    }
+
+    /// One look, and what follows from it. Returns the pause until the next.
+    async fn round(&mut self) -> Result<Duration, FailOverError> {
+        let kubernetes = self.kubernetes().await?;
+        // Every instance knows how old the Leases are, so that any can take over at once.
+        let leases = kubernetes.leases().await?;
+        self.leases.see(self.began.elapsed(), leases);
+        let view = self.catalog.view().await?;
+        self.look_at_taints(&kubernetes).await?;
+        let is_quiet = view.nodes.values().all(|node| !node.is_silent && !node.is_lost);
+        if is_quiet && self.tainted.0.is_empty() {
+            return Ok(LOOK_EVERY);
+        }
+        let Setting { namespace, selector, node, .. } = &self.setting;
+        let controllers = kubernetes.nodes_of_pods(namespace, selector).await?;
+        if acts(node, view.leader.as_deref(), &controllers, &view.nodes) {
+            let (seen, claims) = self.look(&kubernetes, view).await?;
+            for step in decide(&seen) {
+                self.take(&kubernetes, &step, &claims).await?;
+            }
+        }
+        Ok(LOOK_CLOSELY_EVERY)
+    }
+
+    async fn kubernetes(&mut self) -> Result<Kubernetes, FailOverError> {
+        if let Some(kubernetes) = &self.kubernetes {
+            return Ok(kubernetes.clone());
+        }
+        let made = Kubernetes::new(client::open().await?, self.setting.driver.clone());
+        Ok(self.kubernetes.insert(made).clone())
+    }
+
+    async fn look_at_taints(&mut self, kubernetes: &Kubernetes) -> Result<(), FailOverError> {
+        let (tainted, looked) = &self.tainted;
+        let is_due = !tainted.is_empty() || looked.is_none_or(|at| at.elapsed() >= TAINTS_EVERY);
+        if is_due {
+            self.tainted = (kubernetes.tainted().await?, Some(Instant::now()));
+        }
+        Ok(())
+    }
+
+    /// All that matters of nodes that are silent, lost or tainted.
+    async fn look(
+        &self,
+        kubernetes: &Kubernetes,
+        mut view: CatalogView,
+    ) -> Result<(Seen, Claims), FailOverError> {
+        let mut nodes = std::mem::take(&mut view.nodes);
+        let mut claims = Claims::new();
+        for (name, node) in &mut nodes {
+            let lease_age = self.leases.age(name, self.began.elapsed());
+            let tainted = self.tainted.0.contains(name);
+            node.kube = Some(KubeNode { tainted, lease_age, ..KubeNode::default() });
+            let is_young = lease_age.is_some_and(|age| age < LEASE_AGE_MAX);
+            if node.is_lost {
+                let found = kubernetes.of_node(name).await?;
+                let of_pods = found.pods.iter().flat_map(|(_, volumes)| volumes);
+                let of_attachments = found.attachments.iter().map(|(_, volume)| volume);
+                let in_use = found.kube.iter().flat_map(|kube| &kube.in_use);
+                let volumes: BTreeSet<_> =
+                    of_pods.chain(of_attachments).chain(in_use).cloned().collect();
+                node.holds = self.catalog.held(&view, name, &volumes).await?;
+                (node.kube, node.attachments, node.pods) =
+                    (found.kube, found.attachments, found.pods);
+                claims.extend(found.claims);
+            } else if node.is_silent && !is_young && !kubernetes.has_node(name).await? {
+                node.kube = None;
+            }
+        }
+        let mut seen = Seen { nodes, since_last: None };
+        let suspects = suspects(&seen);
+        if !suspects.is_empty() {
+            seen.since_last = self.catalog.since_last().await?;
+        }
+        for suspect in suspects.into_iter().take(PROBED_MAX) {
+            let probes = self.catalog.probe(&view, &suspect).await?;
+            tracing::info!(node = suspect, ?probes, "a node is silent, and its Lease has ended");
+            if let Some(node) = seen.nodes.get_mut(&suspect) {
+                node.probes = Some(probes);
+            }
+        }
+        Ok((seen, claims))
+    }
+
+    /// Carries a step out, and tells of it.
+    async fn take(
+        &mut self,
+        kubernetes: &Kubernetes,
+        step: &Step,
+        claims: &Claims,
+    ) -> Result<(), FailOverError> {
+        let is_done = self.setting.mode == Mode::On;
+        let said = words(step, is_done);
+        if is_done {
+            tracing::info!("{}", said.message);
+            self.carry_out(kubernetes, step).await?;
+        }
+        if !matches!(step, Step::Taint { .. } | Step::Untaint { .. }) {
+            // People are told once; a step that stands for long is repeated silently.
+            let key = hash_of(&format!("{step:?} {is_done}"));
+            let told = Told { key: &key, ..said.told() };
+            kubernetes.tell(About { kind: "Node", namespace: "", name: said.node }, told).await?;
+            let of_pod = match step {
+                Step::DeletePod { pod, .. } => claims.get(&pod.uid),
+                _ => None,
+            };
+            for (namespace, name) in of_pod.into_iter().flatten() {
+                let about = About { kind: "PersistentVolumeClaim", namespace, name };
+                let key = hash_of(&format!("{step:?} {is_done} {namespace} {name}"));
+                kubernetes.tell(about, Told { key: &key, ..said.told() }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn carry_out(
+        &mut self,
+        kubernetes: &Kubernetes,
+        step: &Step,
+    ) -> Result<(), FailOverError> {
+        match step {
+            Step::DeclareLost { node, boot_id } => {
+                self.catalog.declare_lost(node, boot_id).await?;
+            }
+            Step::Taint { node } => {
+                kubernetes.set_taint(node, true).await?;
+                self.tainted.0.push(node.clone());
+            }
+            Step::Untaint { node } => {
+                kubernetes.set_taint(node, false).await?;
+                self.tainted.0.retain(|it| it != node);
+            }
+            Step::RemoveInUse { node, volumes } => kubernetes.remove_in_use(node, volumes).await?,
+            Step::DeleteAttachment { attachment, .. } => {
+                kubernetes.delete_attachment(attachment).await?;
+            }
+            Step::DeletePod { pod, .. } => kubernetes.delete_pod(pod).await?,
+            Step::Refuse { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+/// A step in words.
+struct Said<'a> {
+    node: &'a str,
+    reason: &'static str,
+    message: String,
+    is_warning: bool,
+}
+
+impl Said<'_> {
+    fn told(&self) -> Told<'_> {
+        let Said { reason, message, is_warning, .. } = self;
+        Told { key: "", reason, message, is_warning: *is_warning }
+    }
+}
+
+fn words(step: &Step, is_done: bool) -> Said<'_> {
+    let (node, reason, message, is_warning) = match step {
+        Step::DeclareLost { node, .. } => {
+            let why = "no pod reaches it, and its Lease has ended";
+            (node, "HoldfastNodeLost", format!("node {node} is declared lost: {why}"), true)
+        }
+        Step::Taint { node } => {
+            (node, "HoldfastTainted", format!("node {node} gets the taint of lost nodes"), false)
+        }
+        Step::Untaint { node } => {
+            let message = format!("node {node} is not lost any more: the taint is taken away");
+            (node, "HoldfastNodeBack", message, false)
+        }
+        Step::RemoveInUse { node, volumes } => {
+            let count = volumes.len();
+            let message = format!("{count} volumes of lost node {node} are fenced: not in use");
+            (node, "HoldfastVolumesFenced", message, false)
+        }
+        Step::DeleteAttachment { node, attachment } => {
+            let name = &attachment.name;
+            let message = format!("a volume of lost node {node} is fenced: {name} is deleted");
+            (node, "HoldfastVolumeDetached", message, false)
+        }
+        Step::DeletePod { node, pod } => {
+            let (namespace, name) = (&pod.namespace, &pod.name);
+            let message = format!(
+                "the volumes of Pod {namespace}/{name} on lost node {node} are fenced: it is \
+                 deleted, so that another one can run elsewhere"
+            );
+            (node, "HoldfastPodDeleted", message, true)
+        }
+        Step::Refuse { node, why } => {
+            let message = format!("node {node} is cut off, and is not declared lost: {why}");
+            (node, "HoldfastNotDeclaredLost", message, true)
+        }
+    };
+    let message = if is_done { message } else { format!("dry run, nothing is done: {message}") };
+    Said { node, reason, message, is_warning }
+}

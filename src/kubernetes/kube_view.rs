@@ -1,0 +1,368 @@
+//! What Kubernetes says of nodes, for the fail-over, and the changes that it makes there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{
+    Event, EventSource, Node as KubeObject, ObjectReference, PersistentVolume, Pod, Taint,
+};
+use k8s_openapi::api::storage::v1::VolumeAttachment;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, Client};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::kubernetes::client::{is_conflict, is_missing};
+use crate::kubernetes::failover::{Handle, KubeNode, ObjectRef};
+
+/// Keeps Pods away from a lost node.
+pub const TAINT: &str = "holdfast.io/lost";
+const LEASES: &str = "kube-node-lease";
+const PAGE: u32 = 500;
+
+/// Why Kubernetes cannot be asked or changed.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {action} in Kubernetes")]
+pub struct KubeError {
+    action: &'static str,
+    #[source]
+    source: Box<kube::Error>,
+}
+
+fn fail(action: &'static str) -> impl FnOnce(kube::Error) -> KubeError {
+    move |source| KubeError { action, source: Box::new(source) }
+}
+
+/// A claim of a volume: namespace and name.
+pub type Claim = (String, String);
+
+/// What Kubernetes says of one node.
+#[derive(Clone, Debug, Default)]
+pub struct OfNode {
+    /// `None`: there is no such object. The age of the Lease is not filled in.
+    pub kube: Option<KubeNode>,
+    /// VolumeAttachments of our driver.
+    pub attachments: Vec<(ObjectRef, Handle)>,
+    /// Pods, with our volumes that they use.
+    pub pods: Vec<(ObjectRef, BTreeSet<Handle>)>,
+    /// The claims that Pods use, by the uid of the Pod.
+    pub claims: BTreeMap<String, Vec<Claim>>,
+}
+
+/// The API server of Kubernetes.
+#[derive(Clone)]
+pub struct Kubernetes {
+    client: Client,
+    driver: String,
+}
+
+impl Kubernetes {
+    /// `driver`: name of our CSI driver.
+    pub fn new(client: Client, driver: String) -> Kubernetes {
+        Kubernetes { client, driver }
+    }
+
+    /// When each kubelet has renewed its Lease, as it says.
+    pub async fn leases(&self) -> Result<BTreeMap<String, String>, KubeError> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), LEASES);
+        let leases = all(&leases, ListParams::default()).await.map_err(fail("list the Leases"))?;
+        let renewed = leases.into_iter().filter_map(|lease| {
+            let time = lease.spec.and_then(|spec| spec.renew_time);
+            Some((lease.metadata.name?, time.map(|time| time.0.to_string()).unwrap_or_default()))
+        });
+        Ok(renewed.collect())
+    }
+
+    /// The nodes on which Pods with these labels run.
+    pub async fn nodes_of_pods(
+        &self,
+        namespace: &str,
+        selector: &str,
+    ) -> Result<BTreeSet<String>, KubeError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let params = ListParams::default().labels(selector);
+        let pods = all(&pods, params).await.map_err(fail("list the Pods of the controller"))?;
+        Ok(pods.into_iter().filter_map(|pod| pod.spec?.node_name).collect())
+    }
+
+    /// True when there is such a Node object.
+    pub async fn has_node(&self, node: &str) -> Result<bool, KubeError> {
+        let found = self.nodes().get_opt(node).await.map_err(fail("read a Node"))?;
+        Ok(found.is_some())
+    }
+
+    /// The nodes that have our taint.
+    pub async fn tainted(&self) -> Result<Vec<String>, KubeError> {
+        let nodes: Api<KubeObject> = Api::all(self.client.clone());
+        let nodes = all(&nodes, ListParams::default()).await.map_err(fail("list the Nodes"))?;
+        let tainted = nodes.into_iter().filter(|node| taints(node).iter().any(is_ours));
+        Ok(tainted.filter_map(|node| node.metadata.name).collect())
+    }
+
+    /// All that matters of one node.
+    pub async fn of_node(&self, node: &str) -> Result<OfNode, KubeError> {
+        let volumes = self.volumes().await?;
+        let object = self.nodes().get_opt(node).await.map_err(fail("read a Node"))?;
+        let prefix = self.in_use_prefix();
+        let kube = object.map(|object| {
+            let in_use = object.status.as_ref().and_then(|status| status.volumes_in_use.clone());
+            let in_use = in_use.unwrap_or_default();
+            let ours = in_use.iter().filter_map(|it| it.strip_prefix(&prefix));
+            KubeNode {
+                tainted: taints(&object).iter().any(is_ours),
+                in_use: ours.map(str::to_owned).collect(),
+                lease_age: None,
+            }
+        });
+        let by_name: BTreeMap<&str, &Handle> =
+            volumes.iter().map(|it| (it.name.as_str(), &it.handle)).collect();
+        let attachments: Api<VolumeAttachment> = Api::all(self.client.clone());
+        let attachments = all(&attachments, ListParams::default()).await;
+        let attachments = attachments.map_err(fail("list the VolumeAttachments"))?;
+        let ours = attachments
+            .into_iter()
+            .filter(|it| it.spec.attacher == self.driver && it.spec.node_name == node);
+        let attachments = ours.filter_map(|it| {
+            let volume = it.spec.source.persistent_volume_name.as_deref()?;
+            Some((reference(&it.metadata), (*by_name.get(volume)?).clone()))
+        });
+        let mut found = OfNode { kube, attachments: attachments.collect(), ..OfNode::default() };
+        self.pods_of(node, &volumes, &mut found).await?;
+        Ok(found)
+    }
+
+    async fn pods_of(
+        &self,
+        node: &str,
+        volumes: &[Volume],
+        found: &mut OfNode,
+    ) -> Result<(), KubeError> {
+        let by_claim: BTreeMap<&Claim, &Handle> =
+            volumes.iter().filter_map(|it| Some((it.claim.as_ref()?, &it.handle))).collect();
+        let pods: Api<Pod> = Api::all(self.client.clone());
+        let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        for pod in all(&pods, params).await.map_err(fail("list the Pods of a node"))? {
+            // Servers choose by the field; a server that does not must not cost a Pod its life.
+            if pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) != Some(node) {
+                continue;
+            }
+            let own = reference(&pod.metadata);
+            let claims: Vec<Claim> = claims_of(&own, &pod)
+                .into_iter()
+                .filter(|claim| by_claim.contains_key(claim))
+                .collect();
+            let handles = claims.iter().map(|claim| by_claim[claim].clone()).collect();
+            found.claims.insert(own.uid.clone(), claims);
+            found.pods.push((own, handles));
+        }
+        Ok(())
+    }
+
+    /// Our volumes.
+    async fn volumes(&self) -> Result<Vec<Volume>, KubeError> {
+        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
+        let volumes = all(&volumes, ListParams::default()).await;
+        let volumes = volumes.map_err(fail("list the PersistentVolumes"))?;
+        let ours = volumes.into_iter().filter_map(|volume| {
+            let spec = volume.spec?;
+            let csi = spec.csi.filter(|csi| csi.driver == self.driver)?;
+            let claim = spec.claim_ref.and_then(|claim| Some((claim.namespace?, claim.name?)));
+            Some(Volume { name: volume.metadata.name?, handle: csi.volume_handle, claim })
+        });
+        Ok(ours.collect())
+    }
+
+    fn nodes(&self) -> Api<KubeObject> {
+        Api::all(self.client.clone())
+    }
+
+    fn in_use_prefix(&self) -> String {
+        format!("kubernetes.io/csi/{}^", self.driver)
+    }
+
+    /// Adds our taint to a node, or takes it away.
+    pub async fn set_taint(&self, node: &str, wanted: bool) -> Result<(), KubeError> {
+        let action = "change the taints of a Node";
+        let Some(object) = self.nodes().get_opt(node).await.map_err(fail(action))? else {
+            return Ok(());
+        };
+        let mut now = taints(&object);
+        if now.iter().any(is_ours) == wanted {
+            return Ok(());
+        }
+        now.retain(|taint| !is_ours(taint));
+        if wanted {
+            let effect = "NoSchedule".to_owned();
+            now.push(Taint { key: TAINT.to_owned(), effect, ..Taint::default() });
+        }
+        let patch = json!({ "metadata": unchanged(&object.metadata), "spec": { "taints": now } });
+        let params = PatchParams::default();
+        let patched = self.nodes().patch(node, &params, &Patch::Merge(&patch)).await;
+        settled(patched).map_err(fail(action))
+    }
+
+    /// Takes volumes from what a node uses, as its kubelet would when it has unmounted them.
+    pub async fn remove_in_use(
+        &self,
+        node: &str,
+        volumes: &BTreeSet<Handle>,
+    ) -> Result<(), KubeError> {
+        let action = "change the status of a Node";
+        let Some(object) = self.nodes().get_opt(node).await.map_err(fail(action))? else {
+            return Ok(());
+        };
+        let prefix = self.in_use_prefix();
+        let before = object.status.and_then(|status| status.volumes_in_use).unwrap_or_default();
+        let stays =
+            |it: &&String| it.strip_prefix(&prefix).is_none_or(|handle| !volumes.contains(handle));
+        let now: Vec<&String> = before.iter().filter(stays).collect();
+        let status = json!({ "volumesInUse": now });
+        let patch = json!({ "metadata": unchanged(&object.metadata), "status": status });
+        let params = PatchParams::default();
+        let patched = self.nodes().patch_status(node, &params, &Patch::Merge(&patch)).await;
+        settled(patched).map_err(fail(action))
+    }
+
+    /// Deletes a VolumeAttachment, if it is still the same.
+    pub async fn delete_attachment(&self, attachment: &ObjectRef) -> Result<(), KubeError> {
+        let attachments: Api<VolumeAttachment> = Api::all(self.client.clone());
+        let deleted = attachments.delete(&attachment.name, &only(attachment, None)).await;
+        settled(deleted).map_err(fail("delete a VolumeAttachment"))
+    }
+
+    /// Deletes a Pod at once, if it is still the same.
+    pub async fn delete_pod(&self, pod: &ObjectRef) -> Result<(), KubeError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let deleted = pods.delete(&pod.name, &only(pod, Some(0))).await;
+        settled(deleted).map_err(fail("delete a Pod"))
+    }
+
+    /// Tells people of something. The same key is told once.
+    pub async fn tell(&self, about: About<'_>, told: Told<'_>) -> Result<(), KubeError> {
+        let About { kind, namespace, name } = about;
+        let of = if namespace.is_empty() { "default" } else { namespace };
+        let now = Time(Timestamp::now());
+        let event = Event {
+            metadata: ObjectMeta {
+                name: Some(format!("holdfast-{}", told.key)),
+                namespace: Some(of.to_owned()),
+                ..ObjectMeta::default()
+            },
+            involved_object: ObjectReference {
+                kind: Some(kind.to_owned()),
+                name: Some(name.to_owned()),
+                namespace: Some(namespace.to_owned()).filter(|it| !it.is_empty()),
+                // The kubelet tells of nodes by their names.
+                uid: (kind == "Node").then(|| name.to_owned()),
+                ..ObjectReference::default()
+            },
+            reason: Some(told.reason.to_owned()),
+            message: Some(told.message.to_owned()),
+            type_: Some(if told.is_warning { "Warning" } else { "Normal" }.to_owned()),
+            source: Some(EventSource { component: Some("holdfast".to_owned()), host: None }),
+            first_timestamp: Some(now.clone()),
+            last_timestamp: Some(now),
+            count: Some(1),
+            ..Event::default()
+        };
+        let events: Api<Event> = Api::namespaced(self.client.clone(), of);
+        let told = events.create(&PostParams::default(), &event).await;
+        settled(told).map_err(fail("tell of an event"))
+    }
+}
+
+/// What an event is about. Without a namespace: of the whole cluster.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    pub kind: &'a str,
+    pub namespace: &'a str,
+    pub name: &'a str,
+}
+
+/// What an event says.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// Letters, digits and dashes.
+    pub key: &'a str,
+    pub reason: &'a str,
+    pub message: &'a str,
+    pub is_warning: bool,
+}
+
+/// A PersistentVolume of ours.
+struct Volume {
+    name: String,
+    handle: Handle,
+    claim: Option<Claim>,
+}
+
+/// Everything of a kind, page by page.
+async fn all<K>(api: &Api<K>, params: ListParams) -> Result<Vec<K>, kube::Error>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let (mut items, mut asked) = (Vec::new(), params.limit(PAGE));
+    loop {
+        let page = api.list(&asked).await?;
+        items.extend(page.items);
+        match page.metadata.continue_.filter(|next| !next.is_empty()) {
+            Some(next) => asked = asked.continue_token(&next),
+            None => return Ok(items),
+        }
+    }
+}
+
+fn taints(node: &KubeObject) -> Vec<Taint> {
+    node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default()
+}
+
+fn is_ours(taint: &Taint) -> bool {
+    taint.key == TAINT
+}
+
+fn reference(meta: &ObjectMeta) -> ObjectRef {
+    ObjectRef {
+        namespace: meta.namespace.clone().unwrap_or_default(),
+        name: meta.name.clone().unwrap_or_default(),
+        uid: meta.uid.clone().unwrap_or_default(),
+    }
+}
+
+/// The claims that a Pod uses, also those that were made for it.
+fn claims_of(own: &ObjectRef, pod: &Pod) -> Vec<Claim> {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.clone()).unwrap_or_default();
+    let claims = volumes.into_iter().filter_map(|volume| {
+        let name = match (volume.persistent_volume_claim, volume.ephemeral) {
+            (Some(claim), _) => claim.claim_name,
+            (None, Some(_)) => format!("{}-{}", own.name, volume.name),
+            (None, None) => return None,
+        };
+        Some((own.namespace.clone(), name))
+    });
+    claims.collect()
+}
+
+/// A patch is refused when the object has changed since it was read.
+fn unchanged(meta: &ObjectMeta) -> Value {
+    json!({ "resourceVersion": meta.resource_version })
+}
+
+fn only(object: &ObjectRef, grace_period_seconds: Option<u32>) -> DeleteParams {
+    let preconditions = Preconditions { uid: Some(object.uid.clone()), resource_version: None };
+    DeleteParams {
+        grace_period_seconds,
+        preconditions: Some(preconditions),
+        ..DeleteParams::default()
+    }
+}
+
+/// What has changed meanwhile, or is gone, is looked at anew.
+fn settled<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error> {
+    match result {
+        Err(error) if !is_conflict(&error) && !is_missing(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
