@@ -10,6 +10,7 @@ pub mod failover;
 pub mod home;
 pub mod kube_view;
 pub mod leases;
+pub mod manifests;
 pub mod objects;
 pub mod patience;
 pub mod pod;

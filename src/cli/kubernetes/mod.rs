@@ -2,6 +2,7 @@
 
 mod enrol;
 pub mod fail_over;
+mod manifests;
 mod pod;
 
 use crate::cli::{Global, block_on, printed};
@@ -12,6 +13,8 @@ pub enum KubernetesCommand {
     Enrol(enrol::Args),
     /// Run a storage pod; the first ones make the cluster, the others join it
     Pod(pod::Args),
+    /// Print what is applied to a cluster, as YAML
+    Manifests(manifests::Args),
 }
 
 /// Carries it out.
@@ -19,5 +22,6 @@ pub fn run(global: &Global, command: KubernetesCommand) -> anyhow::Result<()> {
     match command {
         KubernetesCommand::Enrol(args) => block_on(enrol::run(global, &args)).and_then(printed),
         KubernetesCommand::Pod(args) => pod::run(args),
+        KubernetesCommand::Manifests(args) => manifests::run(&args).and_then(printed),
     }
 }
