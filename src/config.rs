@@ -15,6 +15,7 @@
 //! advertise = "192.0.2.1:7400"        # needed if others cannot connect to `listen`
 //! ```
 
+pub mod http;
 pub mod kubernetes;
 pub mod size;
 
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use http::Http;
 use size::ByteSize;
 
 use crate::limits;
@@ -80,8 +82,8 @@ pub struct Config {
     pub peer: Listen,
     #[serde(default)]
     pub nbd: Nbd,
-    #[serde(default = "Listen::http")]
-    pub http: Listen,
+    #[serde(default)]
+    pub http: Http,
     #[serde(default)]
     pub budgets: Budgets,
     #[serde(default)]
@@ -298,7 +300,7 @@ pub enum ConfigError {
     PortTaken { first: &'static str, second: &'static str, one: SocketAddr, other: SocketAddr },
     #[error(
         "`http.listen` is {listen}; it must be a loopback address such as 127.0.0.1, because \
-         metrics are served without TLS"
+         metrics are served without TLS, or `http.plaintext = true` has to say that this is meant"
     )]
     HttpNotLoopback { listen: SocketAddr },
     #[error(
@@ -364,6 +366,7 @@ impl Config {
             return Err(ConfigError::HangLimit(hang_limit));
         }
         self.validate_listeners()?;
+        self.http.validate()?;
         self.validate_plaintext()?;
         self.validate_disks()?;
         self.kubernetes.validate()?;
@@ -375,7 +378,7 @@ impl Config {
             ("api", self.api.listen, self.api.advertise),
             ("peer", self.peer.listen, self.peer.advertise),
             ("nbd", self.nbd.listen, self.nbd.advertise),
-            ("http", self.http.listen, self.http.advertise),
+            ("http", self.http.listen, None),
         ];
         for (index, (key, listen, advertise)) in all.into_iter().enumerate() {
             if listen.port() == 0 {
@@ -384,9 +387,6 @@ impl Config {
             // The address of HTTP is not given to others.
             if key != "http" && advertise.is_none() && listen.ip().is_unspecified() {
                 return Err(ConfigError::NeedsAdvertise { key, listen });
-            }
-            if key == "http" && !listen.ip().is_loopback() {
-                return Err(ConfigError::HttpNotLoopback { listen });
             }
             if let Some(advertise) = advertise
                 && (advertise.ip().is_unspecified() || advertise.port() == 0)
@@ -527,10 +527,6 @@ impl Listen {
 
     fn peer() -> Listen {
         Listen::at(loopback(ports::PEER))
-    }
-
-    fn http() -> Listen {
-        Listen::at(loopback(ports::HTTP))
     }
 }
 
@@ -681,6 +677,7 @@ mod tests {
         parse("data = '/d'\n[http]\nlisten = '[::1]:7401'").unwrap();
         let api = "[api]\nlisten = '0.0.0.0:7400'\nadvertise = '192.0.2.1:7400'";
         parse(&format!("data = '/d'\n{api}\n[http]\nlisten = '[::1]:7400'")).unwrap();
+        parse("data = '/d'\n[http]\nlisten = '0.0.0.0:7480'\nplaintext = true").unwrap();
     }
 
     #[test]

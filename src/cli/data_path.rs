@@ -127,6 +127,8 @@ pub fn start(
         0 => vec!["the data path knows no volumes yet: it waits for the catalog".to_owned()],
         _ => Vec::new(),
     });
+    let of_replicas = worker.meters();
+    telemetry.health.check_step(move || of_replicas.out_of_step());
     telemetry.health.serves(rounds);
     let disks = worker.disks().to_vec();
     for disk in &disks {

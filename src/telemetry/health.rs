@@ -12,6 +12,7 @@ pub struct Health {
     /// The counter of rounds of the data path, once it runs.
     rounds: OnceLock<Arc<AtomicU64>>,
     checks: Mutex<Vec<Missing>>,
+    steps: Mutex<Vec<Missing>>,
 }
 
 impl Health {
@@ -24,6 +25,11 @@ impl Health {
     /// Adds a check, which returns what is missing.
     pub fn check(&self, missing: impl Fn() -> Vec<String> + Send + Sync + 'static) {
         self.checks.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(missing));
+    }
+
+    /// Adds a check, which returns what makes another pod's absence harmful now.
+    pub fn check_step(&self, lags: impl Fn() -> Vec<String> + Send + Sync + 'static) {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(lags));
     }
 
     /// Rounds that the data path has made; `None` before it runs.
@@ -40,5 +46,12 @@ impl Health {
             missing.push(text.to_owned());
         }
         missing
+    }
+    /// Why another pod should not be stopped now, in words: this one does not serve, or is not in
+    /// step with the others.
+    pub fn out_of_step(&self) -> Vec<String> {
+        let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        let lags = steps.iter().flat_map(|lags| lags());
+        self.missing().into_iter().chain(lags).collect()
     }
 }

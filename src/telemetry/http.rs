@@ -1,4 +1,4 @@
-//! The HTTP server of a pod: `/metrics`, `/healthz` and `/readyz`. It answers whatever happens to
+//! The HTTP server of a pod: `/metrics`, `/healthz`, `/readyz` and `/instep`. It answers whatever happens to
 //! the catalog, and to everything else but the process.
 //!
 //! Each connection is for one request, and for a few seconds. There are few at a time; further ones
@@ -68,6 +68,7 @@ impl Server {
             .route("/metrics", get(metrics))
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
+            .route("/instep", get(instep))
             .with_state(self.telemetry);
         let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let bounded = Bounded { listener: self.listener, free, timeout: self.timeout };
@@ -96,8 +97,17 @@ async fn healthz(State(telemetry): State<Telemetry>) -> Response {
     answer(StatusCode::OK, TEXT, "ok\n".to_owned())
 }
 
+/// The pod serves.
 async fn readyz(State(telemetry): State<Telemetry>) -> Response {
-    let missing = telemetry.health.missing();
+    unless(&telemetry.health.missing())
+}
+
+/// The pod serves, and its replicas are good: another pod may be stopped.
+async fn instep(State(telemetry): State<Telemetry>) -> Response {
+    unless(&telemetry.health.out_of_step())
+}
+
+fn unless(missing: &[String]) -> Response {
     match missing.is_empty() {
         true => answer(StatusCode::OK, TEXT, "ok\n".to_owned()),
         false => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, missing.join("\n") + "\n"),
@@ -246,8 +256,23 @@ mod tests {
             ready.contains("503") && ready.ends_with("\r\n\r\nit waits for a tram\n"),
             "{ready}"
         );
+        let instep = ask(address, "/instep").await;
+        assert!(instep.contains("503") && instep.contains("tram"), "{instep}");
         let stuck = ask(address, "/healthz").await;
         assert!(stuck.starts_with("HTTP/1.1 503") && stuck.contains("no round"), "{stuck}");
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_serves_may_be_out_of_step() {
+        let telemetry = Telemetry::default();
+        let health = telemetry.health.clone();
+        health.serves(Arc::new(std::sync::atomic::AtomicU64::new(0)));
+        let address = serve(CONNECTION_TIMEOUT, telemetry).await;
+        assert!(ask(address, "/instep").await.starts_with("HTTP/1.1 200"));
+        health.check_step(|| vec!["a replica is resynced".to_owned()]);
+        assert!(ask(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        let instep = ask(address, "/instep").await;
+        assert!(instep.contains("503") && instep.contains("a replica is resynced"), "{instep}");
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
+use crate::config::http::Http;
 use crate::config::size::ByteSize;
 use crate::config::{Api, Config, Disk, IoMethod, Listen, Log, LogFormat, Nbd, Node, ports};
 
@@ -211,7 +212,7 @@ fn config(
         api: Api { listen: listen.api, advertise: None, plaintext: listen.api.ip().is_loopback() },
         peer: Listen::at(listen.peer),
         nbd: Nbd { listen: listen.nbd, ..Nbd::default() },
-        http: Listen::at(listen.http),
+        http: Http::at(listen.http),
         budgets: Default::default(),
         log: Log { level: "info".to_owned(), format: LogFormat::Json },
         kubernetes: Default::default(),

@@ -4,6 +4,7 @@ mod enrol;
 pub mod fail_over;
 mod manifests;
 mod pod;
+mod uninstall;
 
 use crate::cli::{Global, block_on, printed};
 
@@ -15,6 +16,8 @@ pub enum KubernetesCommand {
     Pod(pod::Args),
     /// Print what is applied to a cluster, as YAML
     Manifests(manifests::Args),
+    /// Take Holdfast away from a cluster, unless it still has volumes
+    Uninstall(uninstall::Args),
 }
 
 /// Carries it out.
@@ -23,5 +26,6 @@ pub fn run(global: &Global, command: KubernetesCommand) -> anyhow::Result<()> {
         KubernetesCommand::Enrol(args) => block_on(enrol::run(global, &args)).and_then(printed),
         KubernetesCommand::Pod(args) => pod::run(args),
         KubernetesCommand::Manifests(args) => manifests::run(&args).and_then(printed),
+        KubernetesCommand::Uninstall(args) => block_on(uninstall::run(&args)).and_then(printed),
     }
 }

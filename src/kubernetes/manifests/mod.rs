@@ -1,6 +1,7 @@
 //! What is applied to a Kubernetes cluster, made from the templates of the Helm chart and its values.
 //! The program has both in it, so that what runs and what is applied are of one version.
 
+pub mod removal;
 pub mod template;
 pub mod values;
 
@@ -203,7 +204,8 @@ mod tests {
 
     #[test]
     fn values_get_where_they_belong() {
-        let text = rendered(&["csi.controller.replicas=1", "image.tag=7", "global.imageRegistry=r"]);
+        let text =
+            rendered(&["csi.controller.replicas=1", "image.tag=7", "global.imageRegistry=r"]);
         let deployments = of_kind(&text, "Deployment");
         let controller = deployments.iter().find(|it| it["spec"]["replicas"] == 1).unwrap();
         assert_eq!(controller["metadata"]["namespace"], "there");

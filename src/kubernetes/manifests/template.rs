@@ -212,9 +212,8 @@ fn operand(word: &str, blocks: &[Block]) -> Option<String> {
 }
 
 fn is_path(path: &str) -> bool {
-    let is_name = |name: &str| {
-        !name.is_empty() && name.chars().all(|letter| letter.is_ascii_alphanumeric())
-    };
+    let is_name =
+        |name: &str| !name.is_empty() && name.chars().all(|letter| letter.is_ascii_alphanumeric());
     path.split('.').all(is_name)
 }
 

@@ -4,13 +4,8 @@
 use serde_json::{Map, Value, json};
 
 /// Maps and lists that a person fills as they like.
-const FREE: &[&str] = &[
-    "additionalLabels",
-    "imagePullSecrets",
-    "nodeSelector",
-    "resources",
-    "tolerations",
-];
+const FREE: &[&str] =
+    &["additionalLabels", "imagePullSecrets", "nodeSelector", "resources", "tolerations"];
 
 /// Values that are one of a few words.
 const CHOICES: &[(&str, &[&str])] = &[

@@ -213,6 +213,27 @@ impl Default for DataPath {
 }
 
 impl DataPath {
+    /// Why the replicas of this pod are not in step with the others, in words. Replicas that catch
+    /// up from the log of their leader are not seen here.
+    pub fn out_of_step(&self) -> Vec<String> {
+        let mut lags = Vec::new();
+        let mut lag = |count: u64, what: &str| {
+            if count > 0 {
+                lags.push(format!("{count} {what}"));
+            }
+        };
+        let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_state = |state: Replica| -> u64 {
+            disks.iter().map(|disk| disk.replicas[state as usize].get()).sum()
+        };
+        lag(disks.iter().filter(|disk| disk.up.get() == 0).count() as u64, "disks are not used");
+        lag(of_state(Replica::Faulted), "replicas gave up");
+        lag(of_state(Replica::Resyncing), "replicas are resynced");
+        let down = self.links.iter().map(|links| links.down.get()).sum();
+        lag(down, "disks of other pods are not reached");
+        lags
+    }
+
     /// Adds a disk, before the worker runs.
     pub fn add_disk(&self, disk: String, path: String) -> Arc<Disk> {
         let disk = Arc::new(Disk { disk, path, ..Disk::default() });
