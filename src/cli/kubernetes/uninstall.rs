@@ -6,15 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams};
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
 use tokio::time::{Instant, sleep};
 
 use crate::cli::kubernetes::manifests::Chosen;
 use crate::cli::output::note;
+use crate::kubernetes::client::{is_missing, open};
 use crate::kubernetes::manifests::removal::{Object, check, order};
 
-/// How long the API server may take for an answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// How long the controller's pods may take to end.
 const END_WITHIN: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -36,7 +35,7 @@ pub struct Args {
 pub async fn run(args: &Args) -> anyhow::Result<String> {
     let choice = args.chosen.choice()?;
     let (first, then) = order(&choice)?;
-    let client = client().await?;
+    let client = open().await?;
     check(&volumes(&client).await?, choice.driver())?;
     if args.dry_run {
         let all = first.iter().chain(&then);
@@ -56,15 +55,6 @@ pub async fn run(args: &Args) -> anyhow::Result<String> {
          To give it up, delete the namespace, and on each node the directories of the disks and of \
          storage.directory.\n"
     ))
-}
-
-async fn client() -> anyhow::Result<Client> {
-    let mut config = Config::infer()
-        .await
-        .context("could not find a Kubernetes cluster: set KUBECONFIG, or have ~/.kube/config")?;
-    config.connect_timeout = Some(ANSWER_WITHIN);
-    config.read_timeout = Some(ANSWER_WITHIN);
-    Client::try_from(config).context("could not set up the client of the Kubernetes API")
 }
 
 /// All volumes of the Kubernetes cluster.
@@ -96,7 +86,7 @@ async fn delete(client: &Client, objects: &[Object]) -> anyhow::Result<()> {
         };
         match api.delete(&object.name, &DeleteParams::background()).await {
             Ok(_) => note(&format!("deleted {}", said(object))),
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) if is_missing(&error) => {}
             Err(error) => {
                 let what = format!(
                     "could not delete {}; what is left can be deleted by the same \
