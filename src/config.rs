@@ -366,7 +366,9 @@ impl Config {
             return Err(ConfigError::HangLimit(hang_limit));
         }
         self.validate_listeners()?;
-        self.http.validate()?;
+        if !self.http.is_meant() {
+            return Err(ConfigError::HttpNotLoopback { listen: self.http.listen });
+        }
         self.validate_plaintext()?;
         self.validate_disks()?;
         self.kubernetes.validate()?;
@@ -534,7 +536,7 @@ impl Listen {
 pub mod ports {
     pub const API: u16 = 7400;
     pub const PEER: u16 = 7401;
-    pub const HTTP: u16 = 7480;
+    pub const HTTP: u16 = super::http::PORT;
     pub const NBD: u16 = 10809;
 }
 

@@ -1,6 +1,6 @@
-//! What is applied to Kubernetes: `deploy/` is what the program prints, Helm makes the same objects of
-//! the chart, Kubernetes' schemas know every field, and nothing names metrics or pages that do not
-//! exist. To write `deploy/` anew: `UPDATE_GOLDEN=1 cargo test --release --test manifests`.
+//! What is applied to Kubernetes: `deploy/` is what the program prints, Helm makes the same objects
+//! of the chart, Kubernetes' schemas know every field, and nothing names metrics or pages that do
+//! not exist. To write `deploy/` anew: `UPDATE_GOLDEN=1 cargo test --release --test manifests`.
 //!
 //! `scripts/setup.sh test` fetches Helm and the schemas. Where their registries cannot be reached it
 //! leaves a note, and the tests that need them say so.

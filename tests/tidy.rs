@@ -300,6 +300,7 @@ fn is_pure(path: &str) -> bool {
         || attach
         || security
         || kubernetes
+        || inside.starts_with("kubernetes/manifests/")
         || decisions
 }
 

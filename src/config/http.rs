@@ -1,10 +1,11 @@
 //! The listener for metrics and health.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, loopback, ports};
+/// Default port.
+pub const PORT: u16 = 7480;
 
 /// Where a pod serves `/metrics`, `/healthz`, `/readyz` and `/instep`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,16 +24,14 @@ impl Http {
         Http { listen, plaintext: false }
     }
 
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
-        match self.plaintext || self.listen.ip().is_loopback() {
-            true => Ok(()),
-            false => Err(ConfigError::HttpNotLoopback { listen: self.listen }),
-        }
+    /// True when others cannot reach it, or are meant to.
+    pub fn is_meant(&self) -> bool {
+        self.plaintext || self.listen.ip().is_loopback()
     }
 }
 
 impl Default for Http {
     fn default() -> Http {
-        Http::at(loopback(ports::HTTP))
+        Http::at((Ipv4Addr::LOCALHOST, PORT).into())
     }
 }

@@ -1,5 +1,5 @@
-//! The HTTP server of a pod: `/metrics`, `/healthz`, `/readyz` and `/instep`. It answers whatever happens to
-//! the catalog, and to everything else but the process.
+//! The HTTP server of a pod: `/metrics`, `/healthz`, `/readyz` and `/instep`. It answers whatever
+//! happens to the catalog, and to everything else but the process.
 //!
 //! Each connection is for one request, and for a few seconds. There are few at a time; further ones
 //! wait to be accepted. So slow or idle clients cost little, and are gone soon. Answers are as long

@@ -51,9 +51,9 @@ pub async fn run(args: &Args) -> anyhow::Result<String> {
     let namespace = &choice.namespace;
     Ok(format!(
         "Holdfast is gone. The disks of the nodes are as they were, and so are the Secrets and the \
-         ConfigMap of namespace {namespace}: applying the manifests again brings the cluster back.\n\
-         To give it up, delete the namespace, and on each node the directories of the disks and of \
-         storage.directory.\n"
+         ConfigMap of namespace {namespace}: applying the manifests again brings the cluster \
+         back.\nTo give it up, delete the namespace, and on each node the directories of the \
+         disks and of storage.directory.\n"
     ))
 }
 

@@ -1,5 +1,5 @@
-//! What is applied to a Kubernetes cluster, made from the templates of the Helm chart and its values.
-//! The program has both in it, so that what runs and what is applied are of one version.
+//! What is applied to a Kubernetes cluster, made from the templates of the Helm chart and its
+//! values. The program has both in it, so that what runs and what is applied are of one version.
 
 pub mod removal;
 pub mod template;

@@ -1,5 +1,5 @@
-//! Reads the templates of the Helm chart. They keep to the small part of Go's template language that
-//! is described here, and are translated to Jinja's, which `minijinja` renders.
+//! Reads the templates of the Helm chart. They keep to the small part of Go's template language
+//! that is described here, and are translated to Jinja's, which `minijinja` renders.
 //!
 //! ```text
 //! {{ .Values.a.b | quote }}   a value; operands are `.path`, `$.path`, `$name`, "text", numbers;

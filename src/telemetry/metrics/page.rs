@@ -11,9 +11,9 @@ address is `http.listen` of its [configuration](configuration.md). Every number 
 alone. Counters begin at 0 when the process starts, and only grow.
 
 Beside them are `/healthz` (200 while the data path makes rounds, or is not started yet) and
-`/readyz` (200 when the pod serves; otherwise 503, and each line says what it waits for). `/instep`
-is for upgrades: 200 when the pod serves, all its disks are used, none of its replicas is resynced or
-gave up, and it reaches the other pods. Then another pod may be stopped.
+`/readyz` (200 when the pod serves; otherwise 503, and each line says what it waits for).
+`/instep` is for upgrades: 200 when the pod serves, all its disks are used, none of its replicas is
+resynced or gave up, and it reaches the other pods. Then another pod may be stopped.
 
 This page is made from `src/telemetry/metrics/list.rs`; see `tests/metrics_page.rs`.
 ";
