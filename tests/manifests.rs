@@ -2,7 +2,7 @@
 //! of the chart, Kubernetes' schemas know every field, and nothing names metrics or pages that do
 //! not exist. To write `deploy/` anew: `UPDATE_GOLDEN=1 cargo test --release --test manifests`.
 //!
-//! `scripts/setup.sh test` fetches Helm and the schemas. Where their registries cannot be reached it
+//! `scripts/setup.sh test` fetches Helm and the schemas. Where a registry cannot be reached it
 //! leaves a note, and the tests that need them say so.
 
 mod support;
