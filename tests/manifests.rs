@@ -7,6 +7,8 @@
 
 mod support;
 
+// `tests/kubernetes.rs` uses the rest of it.
+#[allow(dead_code)]
 #[path = "kubernetes/api.rs"]
 mod api;
 

@@ -79,7 +79,11 @@ fn merge_at(value: &mut Value, change: Value, path: &str) -> Result<(), ValuesEr
     let is_free = FREE.contains(&path.rsplit('.').next().unwrap_or_default());
     let choices = CHOICES.iter().find(|(name, _)| *name == path);
     match (value, change) {
-        (Value::Object(there), Value::Object(changes)) if is_free => there.extend(changes),
+        (Value::Object(there), Value::Object(changes)) if is_free => {
+            there.extend(changes);
+            // Helm takes this for: not there.
+            there.retain(|_, value| !value.is_null());
+        }
         (Value::Object(there), Value::Object(changes)) => {
             for (name, change) in changes {
                 let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
@@ -90,27 +94,30 @@ fn merge_at(value: &mut Value, change: Value, path: &str) -> Result<(), ValuesEr
             }
         }
         (Value::Array(there), Value::Array(changes)) => match there.first() {
-            Some(pattern) if !is_free => {
-                let pattern = pattern.clone();
-                *there = changes
-                    .into_iter()
-                    .map(|change| {
-                        let mut item = blank(&pattern);
-                        merge_at(&mut item, change, &format!("{path}[]")).map(|()| item)
-                    })
-                    .collect::<Result<_, _>>()?;
-            }
+            Some(pattern) if !is_free => *there = items_like(pattern, changes, path)?,
             _ => *there = changes,
         },
-        (value, Value::String(word)) if choices.is_some_and(|(_, all)| !all.contains(&&*word)) => {
-            let (_, choices) = choices.expect("it has choices");
-            let _ = value;
-            let (path, choices) = (path.to_owned(), choices.join(", "));
-            return Err(ValuesError::Choice { path, found: word, choices });
+        (value, change) => {
+            let choices = choices.map(|(_, choices)| *choices).unwrap_or_default();
+            let word = change.as_str().unwrap_or_default();
+            if !choices.is_empty() && !choices.contains(&word) {
+                let (path, found, choices) = (path.to_owned(), word.to_owned(), choices.join(", "));
+                return Err(ValuesError::Choice { path, found, choices });
+            }
+            *value = change;
         }
-        (value, change) => *value = change,
     }
     Ok(())
+}
+
+/// The items of a list, each as the first one of the defaults is.
+fn items_like(pattern: &Value, items: Vec<Value>, path: &str) -> Result<Vec<Value>, ValuesError> {
+    let path = format!("{path}[]");
+    let complete = |item| {
+        let mut whole = blank(pattern);
+        merge_at(&mut whole, item, &path).map(|()| whole)
+    };
+    items.into_iter().map(complete).collect()
 }
 
 /// What an item of a list has where a person says nothing: what is empty.
@@ -147,7 +154,6 @@ fn kind(value: &Value) -> &'static str {
 pub fn schema(defaults: &Value) -> Value {
     let mut schema = schema_at(defaults, "");
     schema["$schema"] = json!("http://json-schema.org/draft-07/schema#");
-    // What Helm hands to every chart.
     schema
 }
 
@@ -193,7 +199,8 @@ mod tests {
     #[test]
     fn changes_are_merged_into_the_defaults() {
         let mut values = defaults();
-        let change = parse("nodeSelector: {c: d}\ndisks: [{name: x}, {name: y, create: true}]");
+        let change =
+            parse("nodeSelector: {c: d, e: null}\ndisks: [{name: x}, {name: y, create: true}]");
         merge(&mut values, change.unwrap()).unwrap();
         assign(&mut values, "csi.replicas=1").unwrap();
         assign(&mut values, "csi.failOver=off").unwrap();
