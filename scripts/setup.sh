@@ -54,7 +54,8 @@ missing_packages() {
 missing_for_images() {
     has mmdebstrap || echo mmdebstrap
     has umoci || echo umoci
-    has crun || echo crun
+    has runc || echo runc
+    has strip || echo binutils
     has curl || echo curl
     has python3 || echo python3
 }

@@ -6,8 +6,8 @@
 #
 # The packages are of the Debian release that this machine runs, and come from where it gets its own
 # (or from the source file that SOURCES names): the program needs the C library that it was built
-# with. Needed here: mmdebstrap, umoci, python3. With SOURCE_DATE_EPOCH set, the same packages and
-# the same program give the same layer.
+# with. Needed here: mmdebstrap, umoci, python3, strip. With SOURCE_DATE_EPOCH set, the same packages
+# and the same program give the same layer.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
@@ -16,9 +16,9 @@ if [ $# -lt 2 ]; then
 fi
 program=$(realpath "$1")
 archive=$(realpath -m "$2")
-for tool in mmdebstrap umoci python3; do
+for tool in mmdebstrap umoci python3 strip; do
     if ! command -v "$tool" >/dev/null; then
-        echo "$tool is missing: apt-get install $tool" >&2
+        echo "$tool is missing: apt-get install ${tool/strip/binutils}" >&2
         exit 1
     fi
 done
@@ -46,6 +46,9 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+# Names stay, so that backtraces say where they were.
+strip --strip-debug -o "$work/holdfast" "$program"
+
 mmdebstrap --quiet --mode=root --variant=essential \
     --include="$(IFS=,; echo "${packages[*]}")" \
     --dpkgopt='path-exclude=/usr/share/man/*' \
@@ -53,7 +56,7 @@ mmdebstrap --quiet --mode=root --variant=essential \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' \
     --dpkgopt='path-include=/usr/share/doc/*/copyright' \
-    --customize-hook="install -D -m 0755 '$program' \"\$1/usr/local/bin/holdfast\"" \
+    --customize-hook="install -D -m 0755 '$work/holdfast' \"\$1/usr/local/bin/holdfast\"" \
     --customize-hook='rm -rf "$1"/var/cache/apt "$1"/var/lib/apt/lists "$1"/var/log/*' \
     --customize-hook='mkdir -p "$1"/csi "$1"/registration "$1"/run/holdfast "$1"/etc/holdfast' \
     "$release" "$work/root.tar" "$sources"

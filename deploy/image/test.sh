@@ -4,11 +4,12 @@
 #
 #   deploy/image/test.sh ARCHIVE
 #
-# Needed here: umoci, crun (or RUNTIME=runc), python3, curl.
+# Needed here: umoci, runc (or RUNTIME=crun, where the kernel's control groups are all of version
+# 2), python3, curl.
 set -euo pipefail
 
 archive=$(realpath "$1")
-runtime=${RUNTIME:-crun}
+runtime=${RUNTIME:-runc}
 work=$(mktemp -d)
 container=holdfast-image-test-$$
 server=
@@ -38,13 +39,14 @@ cp "$work/bundle/config.json" "$work/plain.json"
 # configure JSON: what differs from the bundle that umoci made.
 configure() {
     python3 - "$work/plain.json" "$work/bundle/config.json" "$1" <<'END'
-import json, sys
+import json, resource, sys
 plain, made, changes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 config = json.load(open(plain))
 process = config["process"]
 process["terminal"] = False
 process["args"] = changes.get("command") or process["args"] + changes["args"]
-process["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 65536, "hard": 65536}]
+limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+process["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": limit, "hard": limit}]
 capabilities = changes.get("capabilities", [])
 process["capabilities"] = {set: capabilities for set in ("bounding", "effective", "permitted")}
 config["root"]["readonly"] = True
@@ -60,13 +62,16 @@ END
 }
 
 # 1. Every program is there that Holdfast calls, and runs.
-configure '{"command": ["/bin/sh", "-euc", "
-    holdfast --version
-    for tool in mkfs.ext4 e2fsck resize2fs tune2fs mkfs.xfs xfs_growfs blkid losetup blockdev mount \
-        umount findmnt modprobe nbdfuse fusermount3 sleep; do
-        command -v $tool >/dev/null || { echo $tool is missing; exit 1; }
-    done
-    test -s /etc/ssl/certs/ca-certificates.crt"]}'
+cat >"$work/look" <<'END'
+set -eu
+holdfast --version
+for tool in mkfs.ext4 e2fsck resize2fs tune2fs mkfs.xfs xfs_growfs blkid losetup blockdev mount \
+    umount findmnt modprobe nbdfuse fusermount3 sleep; do
+    command -v $tool >/dev/null || { echo $tool is missing; exit 1; }
+done
+test -s /etc/ssl/certs/ca-certificates.crt
+END
+configure '{"command": ["/bin/sh", "/look"], "binds": [["'"$work/look"'", "/look", "ro"]]}'
 "$runtime" run --bundle "$work/bundle" "$container" >"$work/log" 2>&1 || fail "a program is missing"
 cat "$work/log"
 
