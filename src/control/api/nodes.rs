@@ -21,7 +21,6 @@ use crate::control::proto::{
     CheckReachableRequest, CheckReachableResponse, ClearLostRequest, DeclareLostRequest,
     GetNodeRequest, ListNodesRequest, ListNodesResponse, ReportRequest, WatchNodesRequest,
     WatchNodesResponse,
-    GetNodeRequest, ListNodesRequest, ListNodesResponse, WatchNodesRequest, WatchNodesResponse,
 };
 use crate::types::PodId;
 
