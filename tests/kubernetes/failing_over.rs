@@ -27,8 +27,8 @@ impl Controllers {
     fn start(nodes: &Nodes, mode: &str, on: &[usize]) -> Controllers {
         let running = (0..=COUNT).map(|node| {
             on.contains(&node).then(|| {
-                let log = fs::File::options().create(true).append(true);
-                let log = log.open(nodes.dir.join(format!("controller-{node}.log"))).unwrap();
+                let path = nodes.dir.join(format!("controller-{node}.log"));
+                let log = fs::File::options().create(true).append(true).open(path).unwrap();
                 let socket = nodes.dir.join(format!("csi-{node}.sock"));
                 let mut controller = nodes.command(node, "controller");
                 controller
