@@ -23,6 +23,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const LOOK_CLOSELY_EVERY: Duration = Duration::from_millis(500);
 /// Interval of looks at the taints of all nodes.
 const TAINTS_EVERY: Duration = Duration::from_secs(30);
+/// What people were told is remembered up to this many times.
+const TOLD_MAX: usize = 1000;
 /// Nodes that are probed in one look. If more are silent, the fault is elsewhere.
 const PROBED_MAX: usize = 4;
 
@@ -85,6 +87,8 @@ pub struct FailOver {
     began: Instant,
     /// The nodes that had our taint, and when that was looked at last.
     tainted: (Vec<String>, Option<Instant>),
+    /// Keys of what people were told. What stands for long is not told at every look.
+    told: BTreeSet<String>,
 }
 
 /// The claims of Pods, by the uids of the Pods.
@@ -99,6 +103,7 @@ impl FailOver {
             leases: Leases::default(),
             began: Instant::now(),
             tainted: (Vec::new(), None),
+            told: BTreeSet::new(),
         }
     }
 
@@ -207,14 +212,16 @@ impl FailOver {
         claims: &Claims,
     ) -> Result<(), FailOverError> {
         let is_done = self.setting.mode == Mode::On;
-        let said = words(step, is_done);
         if is_done {
-            tracing::info!("{}", said.message);
             self.carry_out(kubernetes, step).await?;
         }
+        let said = words(step, is_done);
+        let key = hash_of(&format!("{step:?} {is_done}"));
+        if self.told.contains(&key) {
+            return Ok(());
+        }
+        tracing::info!("{}", said.message);
         if !matches!(step, Step::Taint { .. } | Step::Untaint { .. }) {
-            // People are told once; a step that stands for long is repeated silently.
-            let key = hash_of(&format!("{step:?} {is_done}"));
             let told = Told { key: &key, ..said.told() };
             kubernetes.tell(About { kind: "Node", namespace: "", name: said.node }, told).await?;
             let of_pod = match step {
@@ -226,6 +233,10 @@ impl FailOver {
                 let key = hash_of(&format!("{step:?} {is_done} {namespace} {name}"));
                 kubernetes.tell(about, Told { key: &key, ..said.told() }).await?;
             }
+            if self.told.len() >= TOLD_MAX {
+                self.told.clear();
+            }
+            self.told.insert(key);
         }
         Ok(())
     }

@@ -175,9 +175,12 @@ fn taints(nodes: &Nodes, node: usize) -> Vec<String> {
     taints.iter().filter_map(|it| it["key"].as_str().map(str::to_owned)).collect()
 }
 
+/// What another node's pod says.
 fn is_lost(nodes: &Nodes, node: usize) -> bool {
-    let shown = nodes.ask(&["node", "show", &node_name(node)]);
-    shown.is_some_and(|shown| shown["status"]["lost"] == true)
+    let other = if node == 1 { 2 } else { 1 };
+    let shown = nodes.run(other, &["node", "show", &node_name(node), "-o", "json"]);
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap_or_default();
+    shown["status"]["lost"] == true
 }
 
 /// Reasons of events in Kubernetes, with what they are about.
