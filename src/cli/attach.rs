@@ -25,6 +25,7 @@ use crate::attach::service::DevicesService;
 use crate::cli::relay::{parse_pod, pods_of};
 use crate::cli::{Global, Output, output, render};
 use crate::control::local::{replace, short};
+use crate::csi::credentials::keep;
 use crate::security::credentials::Tls;
 
 /// Interval at which the cluster is asked where its pods are.
@@ -106,6 +107,10 @@ pub async fn serve(global: &Global, args: &Args) -> anyhow::Result<String> {
         Made::Kernel => Choice::Kernel,
         Made::Fuse => Choice::Fuse,
     };
+    if let (Some(paths), Some(tls), Some(held)) = (global.paths(), tls.clone(), credentials) {
+        // It runs for longer than its certificate is valid.
+        tokio::spawn(keep(paths, tls, global.endpoint.clone(), held));
+    }
     let devices = Arc::new(Devices::begin(&args.directory, tls, pods, choice).await?);
     let service = DevicesService { devices: devices.clone() };
     let listener = listen(&args.socket)?;
