@@ -231,7 +231,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     /// Only what is off is declared lost, only what is fenced is taken from it, and in the end
     /// everything is taken from those that are lost, and nothing is left of it on the others.
