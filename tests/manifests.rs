@@ -7,8 +7,7 @@
 
 mod support;
 
-// `tests/kubernetes.rs` uses the rest of it.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "tests/kubernetes.rs uses the rest of it")]
 #[path = "kubernetes/api.rs"]
 mod api;
 
