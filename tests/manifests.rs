@@ -112,6 +112,37 @@ fn deploy_is_what_the_program_prints() {
     assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
 }
 
+/// The containers of an object that run this program.
+fn our_containers(object: &Value) -> Vec<&Value> {
+    let pod = &object["spec"]["template"]["spec"];
+    let all = ["initContainers", "containers"].into_iter().filter_map(|of| pod[of].as_array());
+    let ours = |container: &&Value| {
+        let image = container["image"].as_str().unwrap();
+        image.starts_with("localhost/holdfast:") && container["command"].is_null()
+    };
+    all.flatten().filter(ours).collect()
+}
+
+/// Options that another version does not know would keep every pod from starting.
+#[test]
+fn the_program_takes_the_arguments_of_its_containers() {
+    let mut count = 0;
+    for assignments in [&[][..], &["metrics.enabled=true", "csi.failOver=dry-run"]] {
+        let objects = documents(&render(&chosen(assignments)).unwrap()).unwrap();
+        for container in objects.iter().flat_map(our_containers) {
+            let arguments = container["args"].as_array().unwrap().iter();
+            let arguments: Vec<String> = arguments
+                .map(|it| it.as_str().unwrap().replace("$(HOST_IP)", "192.0.2.1"))
+                .collect();
+            // It reads all that stands before.
+            let output = Command::new(program()).args(&arguments).arg("--help").output().unwrap();
+            assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+            count += 1;
+        }
+    }
+    assert_eq!(count, 2 * 7);
+}
+
 #[test]
 fn helm_makes_the_same_objects() {
     let Some(tools) = tools() else { return };
