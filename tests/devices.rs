@@ -68,7 +68,7 @@ fn a_file_system_on_a_device_notices_no_pod_that_goes() {
     let refused = attach.ask(&["close", &attachment]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("in use"), "{refused:?}");
     cluster.ask(&["volume", "resize", "db", "128MiB"]).expect("the volume grows");
-    let grown = attach.ask(&["grow", &attachment]);
+    let grown = attach.ask(&["grow", &attachment, "--size", "128MiB"]);
     assert!(grown.status.success(), "{grown:?}");
     assert_eq!(attach.list()[0]["size_bytes"], 128 << 20);
     write(&mount, "last", 9);

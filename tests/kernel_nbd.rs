@@ -137,7 +137,7 @@ fn grows(cluster: &Cluster, node: &mut Node, path: &str) {
     let before: u64 =
         node.machine.run("df -k /mnt | tail -n 1 | awk '{print $2}'").trim().parse().unwrap();
     cluster.ask(&["volume", "resize", "db", "128MiB"]).expect("the volume grows");
-    node.machine.run(&format!("holdfast device grow {}", node.attachment));
+    node.machine.run(&format!("holdfast device grow {} --size 128MiB", node.attachment));
     assert_eq!(node.device()["size_bytes"], 128 << 20);
     node.machine.run(&format!("resize2fs {path} 2>&1"));
     let after: u64 =

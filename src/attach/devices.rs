@@ -75,12 +75,12 @@ pub enum DeviceError {
     Locked(PathBuf),
     #[error("the device of attachment {attachment} is broken, close it first: {why}")]
     Broken { attachment: Uuid, why: String },
-    #[error(transparent)]
-    Directory(#[from] FilesError),
-    #[error("attachment {0} has no device")]
-    Unknown(Uuid),
+    #[error("attachment {0} has no device here")]
+    NoDevice(Uuid),
     #[error("it is not known whether anything is allocated")]
     Blank(#[from] BlankError),
+    #[error(transparent)]
+    Directory(#[from] FilesError),
     #[error("the device does not grow")]
     Grow(#[from] GrowError),
     #[error(transparent)]
@@ -93,6 +93,15 @@ impl From<KernelError> for DeviceError {
     }
 }
 
+/// What a device is made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub attachment: Uuid,
+    pub read_only: bool,
+    /// Told to whoever looks; nothing else depends on it.
+    pub volume: String,
+}
+
 /// A device as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
@@ -101,7 +110,7 @@ pub struct Shown {
     pub size_bytes: u64,
     pub read_only: bool,
     pub kind: &'static str,
-    /// As the caller named it who opened the device.
+    /// As its opener called it.
     pub volume: String,
     /// `None`: no pod can be reached, and requests wait.
     pub pod: Option<PodAddress>,
@@ -120,7 +129,7 @@ pub struct Devices {
     kernel: Option<Kernel>,
     /// Each with a lock of its own: one that hangs holds up nobody else.
     table: Mutex<BTreeMap<Uuid, Slot>>,
-    /// What nbdfuse of an earlier process has left, and somebody has used since.
+    /// What an earlier process has left, and somebody has used since.
     left: Mutex<BTreeSet<Uuid>>,
 }
 
@@ -156,37 +165,38 @@ impl Devices {
         }
         let directory = directory.canonicalize().map_err(failed("find", directory))?;
         let lock = lock(&directory)?;
-        let left = Mutex::new(take_rest(&directory).await?);
-        let (kernel, table) = (client(choice).await?, Mutex::default());
+        let left = take_rest(&directory).await?;
+        let kernel = client(choice).await?;
+        let (table, left) = (Mutex::default(), Mutex::new(left));
         let devices = Devices { directory, tls, pods, _lock: lock, kernel, table, left };
         devices.adopt().await?;
         Ok(devices)
     }
 
-    /// Compares the table with the kernel's, for ever: the kernel may have made a device after its
-    /// maker had given up. And takes away what is left, once nobody uses it.
-    pub async fn keep(&self) {
-        loop {
-            sleep(LOOK_EVERY).await;
-            self.sweep().await;
-            if let Err(error) = self.adopt().await {
-                tracing::warn!("the kernel's devices are not known: {}", chain(&error));
-            }
-        }
-    }
-
-    async fn sweep(&self) {
+    /// Takes away what an earlier process has left, once nobody uses it any more.
+    pub async fn sweep(&self) {
         let left: Vec<Uuid> = self.left.lock().await.iter().copied().collect();
         for attachment in left {
             let Ok(slot) = self.slot(attachment).await else { return };
             let place = slot.lock().await;
-            // A new device may have taken its place.
+            // A new device has taken its place.
             let is_gone = place.is_some()
                 || take_down(&self.directory.join(attachment.to_string())).await.is_ok();
             drop(place);
             self.forget(attachment, &slot).await;
             if is_gone {
                 self.left.lock().await.remove(&attachment);
+            }
+        }
+    }
+
+    /// Compares the table with the kernel's, for ever: the kernel may have made a device after its
+    /// maker had given up.
+    pub async fn keep(&self) {
+        loop {
+            sleep(LOOK_EVERY).await;
+            if let Err(error) = self.adopt().await {
+                tracing::warn!("the kernel's devices are not known: {}", chain(&error));
             }
         }
     }
@@ -209,10 +219,12 @@ impl Devices {
             table.insert(attachment, slot.clone());
             drop(table);
             match self.adopted(found).await {
-                Ok(device) => *place = Some(device),
+                Ok(device) => {
+                    tracing::info!("nbd{index} of attachment {attachment} is taken over");
+                    *place = Some(device);
+                }
                 Err(error) => tracing::warn!("nbd{index} is not known: {}", chain(&error)),
             }
-            tracing::info!("nbd{index} of attachment {attachment} is taken over");
             drop(place);
             self.forget(attachment, &slot).await;
         }
@@ -232,16 +244,12 @@ impl Devices {
     }
 
     /// The device of an attachment, made if it is not there.
-    pub async fn open(
-        &self,
-        attachment: Uuid,
-        read_only: bool,
-        volume: &str,
-    ) -> Result<Shown, DeviceError> {
+    pub async fn open(&self, wanted: Wanted) -> Result<Shown, DeviceError> {
+        let Wanted { attachment, read_only, .. } = wanted;
         let slot = self.slot(attachment).await?;
         let mut place = slot.lock().await;
         if place.is_none() {
-            match self.make(attachment, read_only, volume).await {
+            match self.make(&wanted).await {
                 Ok(device) => *place = Some(device),
                 Err(error) => {
                     drop(place);
@@ -263,9 +271,9 @@ impl Devices {
     /// True when nothing is allocated in the volume of a device, as a pod says.
     pub async fn is_blank(&self, attachment: Uuid) -> Result<bool, DeviceError> {
         let slot = self.table.lock().await.get(&attachment).cloned();
-        let slot = slot.ok_or(DeviceError::Unknown(attachment))?;
+        let slot = slot.ok_or(DeviceError::NoDevice(attachment))?;
         let relay = slot.lock().await.as_ref().map(|device| device.relay.clone());
-        Ok(relay.ok_or(DeviceError::Unknown(attachment))?.is_blank().await?)
+        Ok(relay.ok_or(DeviceError::NoDevice(attachment))?.is_blank().await?)
     }
 
     /// Takes the device of an attachment away, if there is one.
@@ -287,16 +295,17 @@ impl Devices {
         Ok(closed?)
     }
 
-    /// Lets the device of an attachment show all that its volume has by now.
-    pub async fn grow(&self, attachment: Uuid) -> Result<Shown, DeviceError> {
+    /// Lets the device of an attachment show all that its volume has by now, `wanted` bytes at
+    /// least.
+    pub async fn grow(&self, attachment: Uuid, wanted: u64) -> Result<Shown, DeviceError> {
         let slot = self.table.lock().await.get(&attachment).cloned();
-        let slot = slot.ok_or(DeviceError::Unknown(attachment))?;
+        let slot = slot.ok_or(DeviceError::NoDevice(attachment))?;
         let mut place = slot.lock().await;
-        let device = place.as_mut().ok_or(DeviceError::Unknown(attachment))?;
+        let device = place.as_mut().ok_or(DeviceError::NoDevice(attachment))?;
         if let Some(why) = device.backend.broken() {
             return Err(DeviceError::Broken { attachment, why });
         }
-        let size_bytes = device.relay.grow().await?;
+        let size_bytes = device.relay.grow(wanted).await?;
         if size_bytes > device.size_bytes {
             device.backend.grow(size_bytes).await?;
             device.size_bytes = size_bytes;
@@ -341,12 +350,8 @@ impl Devices {
         }
     }
 
-    async fn make(
-        &self,
-        attachment: Uuid,
-        read_only: bool,
-        volume: &str,
-    ) -> Result<Device, DeviceError> {
+    async fn make(&self, wanted: &Wanted) -> Result<Device, DeviceError> {
+        let Wanted { attachment, read_only, ref volume } = *wanted;
         let owner = Owner::new(attachment, volume)?;
         let opener = Opener::new(&attachment.to_string(), self.tls.as_ref())?;
         let relay = Relay::start(opener, self.pods.clone());
@@ -364,7 +369,7 @@ impl Devices {
                 Backend::fuse(&directory, &relay, export.size_bytes, read_only).await?
             }
         };
-        Ok(Device { read_only, ..Device::new(relay, backend, volume.to_owned(), export) })
+        Ok(Device { read_only, ..Device::new(relay, backend, volume.clone(), export) })
     }
 }
 

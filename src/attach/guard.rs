@@ -15,17 +15,15 @@ const LAST: &str = "-1000";
 /// Asks the kernel for all of it, for this thread and those that it starts. A right that is missing
 /// is said in the log: devices work without, while there is enough memory.
 pub fn protect() {
-    let wishes: [(&str, fn() -> io::Result<()>); 3] = [
-        ("its writes to be free of the limits for dirty pages", || {
-            Ok(configure_io_flusher_behavior(true)?)
-        }),
-        ("to be killed last when memory runs out", || fs::write("/proc/self/oom_score_adj", LAST)),
-        ("its memory to stay", stay),
-    ];
-    for (wish, ask) in wishes {
-        if let Err(error) = ask() {
-            tracing::warn!("the kernel does not allow {wish}: {}", chain(&error));
-        }
+    let asked = configure_io_flusher_behavior(true).map_err(io::Error::from);
+    say("its writes to be free of the limits for dirty pages", asked);
+    say("to be killed last when memory runs out", fs::write("/proc/self/oom_score_adj", LAST));
+    say("its memory to stay", stay());
+}
+
+fn say(wish: &str, asked: io::Result<()>) {
+    if let Err(error) = asked {
+        tracing::warn!("the kernel does not allow {wish}: {}", chain(&error));
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Code, Request, Response, Status};
 
 use crate::attach::backend::BackendError;
-use crate::attach::devices::{DeviceError, Devices, Shown};
+use crate::attach::devices::{DeviceError, Devices, Shown, Wanted};
 use crate::attach::fuse::FuseError;
 use crate::attach::kernel::KernelError;
 use crate::attach::proto;
@@ -25,9 +25,9 @@ impl Service for DevicesService {
         request: Request<proto::OpenDeviceRequest>,
     ) -> Result<Response<proto::Device>, Status> {
         let proto::OpenDeviceRequest { attachment, read_only, volume } = request.into_inner();
-        let (devices, attachment) = (self.devices.clone(), parsed(&attachment)?);
-        let opened = async move { devices.open(attachment, read_only, &volume).await };
-        let opened = to_its_end(opened).await?;
+        let wanted = Wanted { attachment: parsed(&attachment)?, read_only, volume };
+        let devices = self.devices.clone();
+        let opened = to_its_end(async move { devices.open(wanted).await }).await?;
         Ok(Response::new(opened.into()))
     }
 
@@ -54,8 +54,10 @@ impl Service for DevicesService {
         &self,
         request: Request<proto::GrowDeviceRequest>,
     ) -> Result<Response<proto::Device>, Status> {
-        let (devices, attachment) = (self.devices.clone(), parsed(&request.get_ref().attachment)?);
-        let grown = to_its_end(async move { devices.grow(attachment).await }).await?;
+        let proto::GrowDeviceRequest { attachment, size_bytes } = request.into_inner();
+        let (devices, attachment) = (self.devices.clone(), parsed(&attachment)?);
+        let grown = async move { devices.grow(attachment, size_bytes).await };
+        let grown = to_its_end(grown).await?;
         Ok(Response::new(grown.into()))
     }
 
@@ -84,9 +86,9 @@ fn parsed(text: &str) -> Result<Uuid, Status> {
 /// The one table of errors of devices.
 fn status_of(error: &DeviceError) -> Status {
     let code = match error {
-        DeviceError::NoPod(_) | DeviceError::Grow(_) | DeviceError::Blank(_) => Code::Unavailable,
+        DeviceError::NoPod(_) | DeviceError::Blank(_) | DeviceError::Grow(_) => Code::Unavailable,
+        DeviceError::NoDevice(_) => Code::NotFound,
         DeviceError::OtherMode(_) => Code::AlreadyExists,
-        DeviceError::Unknown(_) => Code::NotFound,
         DeviceError::Full => Code::ResourceExhausted,
         DeviceError::Broken { .. } => Code::FailedPrecondition,
         DeviceError::Backend(error) => code_of(error),

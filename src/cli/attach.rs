@@ -24,12 +24,15 @@ use crate::attach::relay::pods::PodAddress;
 use crate::attach::service::DevicesService;
 use crate::cli::relay::{parse_pod, pods_of};
 use crate::cli::{Global, Output, output, render};
+use crate::config::size::ByteSize;
 use crate::control::local::{replace, short};
-use crate::csi::credentials::keep;
 use crate::security::credentials::Tls;
 
 /// Interval at which the cluster is asked where its pods are.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// Interval of looks at what earlier processes have left.
+const SWEEP_EVERY: Duration = Duration::from_secs(3);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -86,6 +89,9 @@ pub enum DeviceCommand {
     Grow {
         /// Uid of the attachment
         attachment: String,
+        /// Wait until the volume has this size, as in 20GiB
+        #[arg(long, value_name = "SIZE")]
+        size: Option<ByteSize>,
     },
     /// Take a block device away that nothing uses
     Close {
@@ -107,10 +113,6 @@ pub async fn serve(global: &Global, args: &Args) -> anyhow::Result<String> {
         Made::Kernel => Choice::Kernel,
         Made::Fuse => Choice::Fuse,
     };
-    if let (Some(paths), Some(tls), Some(held)) = (global.paths(), tls.clone(), credentials) {
-        // It runs for longer than its certificate is valid.
-        tokio::spawn(keep(paths, tls, global.endpoint.clone(), held));
-    }
     let devices = Arc::new(Devices::begin(&args.directory, tls, pods, choice).await?);
     let service = DevicesService { devices: devices.clone() };
     let listener = listen(&args.socket)?;
@@ -122,11 +124,20 @@ pub async fn serve(global: &Global, args: &Args) -> anyhow::Result<String> {
     tokio::select! {
         served = serving => served.context("could not serve devices")?,
         () = follow(global, &args.pods, &set_pods) => {}
+        () = sweep(&devices) => {}
         () = devices.keep() => {}
         _ = ends.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
     Ok(String::new())
+}
+
+/// Takes away what earlier processes have left, as soon as nobody uses it.
+async fn sweep(devices: &Devices) {
+    loop {
+        devices.sweep().await;
+        sleep(SWEEP_EVERY).await;
+    }
 }
 
 fn listen(path: &Path) -> anyhow::Result<UnixListener> {
@@ -158,8 +169,9 @@ pub async fn ask(args: DeviceArgs, output: Output) -> anyhow::Result<String> {
             let answer = client.open(request).await;
             one(&answer.map_err(said)?.into_inner(), output)
         }
-        DeviceCommand::Grow { attachment } => {
-            let answer = client.grow(GrowDeviceRequest { attachment }).await;
+        DeviceCommand::Grow { attachment, size } => {
+            let size_bytes = size.map_or(0, |size| size.0);
+            let answer = client.grow(GrowDeviceRequest { attachment, size_bytes }).await;
             one(&answer.map_err(said)?.into_inner(), output)
         }
         DeviceCommand::Close { attachment } => {

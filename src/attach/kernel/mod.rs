@@ -40,7 +40,7 @@ pub mod sysfs;
 pub use calls::CallError;
 
 /// Longest name of a volume that a device keeps.
-pub const VOLUME_BYTES_MAX: usize = 64;
+pub const VOLUME_BYTES_MAX: usize = 128;
 /// In earlier ones, requests may hang while a device is taken away. The identifier came with 5.14.
 const KERNEL_MIN: (u32, u32) = (5, 19);
 const MODPROBE_WITHIN: Duration = Duration::from_secs(20);
@@ -161,7 +161,7 @@ mod tests {
             let owner = Owner::new(uid, volume).unwrap();
             assert_eq!(owner.to_string().parse(), Ok(owner));
         }
-        assert!(Owner::new(uid, &"a".repeat(65)).is_err() && Owner::new(uid, "a\nb").is_err());
+        assert!(Owner::new(uid, &"a".repeat(129)).is_err() && Owner::new(uid, "a\nb").is_err());
         for other in ["", "holdfast:", "holdfast:x:", "holdfast:12:db", "qemu"] {
             assert_eq!(other.parse::<Owner>(), Err(NotOurs), "{other}");
         }

@@ -37,6 +37,7 @@ const QUIET_AFTER: Duration = Duration::from_secs(2);
 const POD_WITHIN: Duration = Duration::from_secs(20);
 /// Longest wait for pods that know of a volume's new size.
 const GROW_WITHIN: Duration = Duration::from_secs(20);
+const GROW_LOOK: Duration = Duration::from_millis(200);
 /// Interval at which the first pod of the list is looked at while another one is used.
 const RETURN_LOOK: Duration = Duration::from_secs(5);
 
@@ -68,6 +69,8 @@ pub enum GrowError {
     NoPod,
     #[error("the pod does not answer for its part of the volume")]
     Pod(#[from] OpenError),
+    #[error("the pod knows of {has} bytes of the volume, not of {wanted}")]
+    Smaller { has: u64, wanted: u64 },
     #[error("no pod took the requests over within {} seconds", GROW_WITHIN.as_secs())]
     Late,
 }
@@ -126,20 +129,30 @@ impl Relay {
         is_blank(&self.shared.opener, &pod).await
     }
 
-    /// Lets the lines use all that the volume has by now, and returns its size. Requests behind the
-    /// old end go to pods that know of the new one.
-    pub async fn grow(&self) -> Result<u64, GrowError> {
-        let now = self.shared.course.borrow().clone();
-        let (Some(pod), Some(export)) = (now.pod, now.export) else { return Err(GrowError::NoPod) };
-        let size_bytes = self.shared.opener.look(&pod).await?.size_bytes;
-        if size_bytes > export.size_bytes {
-            self.shared.opener.grow(size_bytes);
-            self.say(News::Grown(size_bytes)).await;
-        }
-        match timeout(GROW_WITHIN, self.all_use(size_bytes)).await {
+    /// Lets the lines use all that the volume has by now, `wanted` bytes at least, and returns its
+    /// size. Requests behind the old end go to pods that know of the new one.
+    pub async fn grow(&self, wanted: u64) -> Result<u64, GrowError> {
+        let until = Instant::now() + GROW_WITHIN;
+        // A pod hears of it a little later than who has asked for it.
+        let size_bytes = loop {
+            match self.size_bytes().await? {
+                has if has >= wanted => break has,
+                has if Instant::now() > until => return Err(GrowError::Smaller { has, wanted }),
+                _ => sleep(GROW_LOOK).await,
+            }
+        };
+        self.shared.opener.grow(size_bytes);
+        self.say(News::Grown(size_bytes)).await;
+        match timeout_at(until, self.all_use(size_bytes)).await {
             Ok(()) => Ok(size_bytes),
             Err(_) => Err(GrowError::Late),
         }
+    }
+
+    /// What the pod that is used has of the volume now.
+    async fn size_bytes(&self) -> Result<u64, GrowError> {
+        let pod = self.shared.course.borrow().pod.clone().ok_or(GrowError::NoPod)?;
+        Ok(self.shared.opener.look(&pod).await?.size_bytes)
     }
 
     /// Waits until all lines use a pod that knows of so many bytes.
