@@ -151,6 +151,10 @@ fn live_as_a_device(kubelet: &Kubelet) {
         volume.publish("a", false).unwrap();
     }
     let target = volume.target("a");
+    // Nothing keeps writers from a device that only looks read-only.
+    assert_refused(volume.publish("b", true), Code::FailedPrecondition);
+    let busy = assert_refused(volume.unstage(), Code::FailedPrecondition);
+    assert!(busy.contains(text(&target)), "it names the user: {busy}");
     assert!(fs::metadata(&target).unwrap().file_type().is_block_device());
     let mut device = fs::File::options().read(true).write(true).open(&target).unwrap();
     device.write_all(&noise(1, 1 << 20)).unwrap();
@@ -316,6 +320,40 @@ fn a_file_system_is_made_once_whatever_is_killed() {
         }
         fs::remove_file(&marker).unwrap();
     }
+    kubelet.attach.assert_clean();
+}
+
+/// A file system whose making failed is no licence to make one later: somebody has had the device
+/// since.
+#[test]
+fn data_on_a_device_survive_a_file_system_that_was_only_begun() {
+    let kubelet = Kubelet::start("node_begun");
+    let program = kubelet.attach.dir.join("tools/mkfs.ext4");
+    fs::write(&program, "#!/bin/sh\necho it fails >&2\nexit 1\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let volume = kubelet.volume(Kind::Mounted("ext4"));
+    let said = assert_refused(volume.stage(), Code::Internal);
+    assert!(said.contains("it fails"), "{said}");
+    volume.unstage().unwrap();
+    fs::remove_file(&program).unwrap();
+    let (id, name) = (volume.id.clone(), volume.name.clone());
+    let device = Volume::again(&kubelet, id.clone(), Kind::Block, format!("{name}-raw"));
+    device.publish("raw", false).unwrap();
+    let mut file = fs::File::options().write(true).open(device.target("raw")).unwrap();
+    file.write_all(&noise(1, 1 << 20)).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    device.unpublish("raw").unwrap();
+    device.unstage().unwrap();
+    assert_refused(volume.stage(), Code::FailedPrecondition);
+    volume.unstage().unwrap();
+    device.publish("raw", false).unwrap();
+    let mut found = vec![0; 1 << 20];
+    fs::File::open(device.target("raw")).unwrap().read_exact(&mut found).unwrap();
+    assert!(found == noise(1, 1 << 20), "the data are there");
+    device.unpublish("raw").unwrap();
+    device.unstage().unwrap();
+    volume.end();
     kubelet.attach.assert_clean();
 }
 

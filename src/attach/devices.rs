@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::sync::{Mutex, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::attach::backend::{Backend, BackendError};
 use crate::attach::fuse::take_down;
@@ -32,6 +32,8 @@ use crate::security::credentials::Tls;
 use crate::security::files::{FilesError, make_private_directory};
 use crate::types::Uuid;
 
+/// Longest wait for devices that are being made or taken away, when all are listed.
+const LIST_WITHIN: Duration = Duration::from_secs(10);
 /// Longest wait for a pod that opens an attachment.
 const OPEN_WITHIN: Duration = Duration::from_secs(20);
 /// As many as a node has volumes.
@@ -40,8 +42,8 @@ const DEVICES_MAX: usize = 128;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Longest wait for the kernel's words about one device.
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
-/// For the whole node and one boot, whatever the directory is.
-const INDEXES: &str = "/run/holdfast/nbd-index";
+/// In the directory, which outlives the process and ends with the boot.
+const INDEXES: &str = ".nbd-index";
 
 /// What devices are made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +79,8 @@ pub enum DeviceError {
     Broken { attachment: Uuid, why: String },
     #[error("attachment {0} has no device here")]
     NoDevice(Uuid),
+    #[error("the device of attachment {0} cannot be looked at now")]
+    Busy(Uuid),
     #[error("it is not known whether anything is allocated")]
     Blank(#[from] BlankError),
     #[error(transparent)]
@@ -131,6 +135,8 @@ pub struct Devices {
     table: Mutex<BTreeMap<Uuid, Slot>>,
     /// What an earlier process has left, and somebody has used since.
     left: Mutex<BTreeSet<Uuid>>,
+    /// The kernel has devices of these attachments, and they could not be taken over yet.
+    unknown: Mutex<BTreeSet<Uuid>>,
 }
 
 /// The kernel's NBD client.
@@ -166,15 +172,15 @@ impl Devices {
         let directory = directory.canonicalize().map_err(failed("find", directory))?;
         let lock = lock(&directory)?;
         let left = take_rest(&directory).await?;
-        let kernel = client(choice).await?;
-        let (table, left) = (Mutex::default(), Mutex::new(left));
-        let devices = Devices { directory, tls, pods, _lock: lock, kernel, table, left };
+        let kernel = client(choice, &directory).await?;
+        let (table, left, unknown) = (Mutex::default(), Mutex::new(left), Mutex::default());
+        let devices = Devices { directory, tls, pods, _lock: lock, kernel, table, left, unknown };
         devices.adopt().await?;
         Ok(devices)
     }
 
     /// Takes away what an earlier process has left, once nobody uses it any more.
-    pub async fn sweep(&self) {
+    async fn sweep(&self) {
         let left: Vec<Uuid> = self.left.lock().await.iter().copied().collect();
         for attachment in left {
             let Ok(slot) = self.slot(attachment).await else { return };
@@ -191,10 +197,12 @@ impl Devices {
     }
 
     /// Compares the table with the kernel's, for ever: the kernel may have made a device after its
-    /// maker had given up.
+    /// maker had given up. And takes away what is left, once nobody uses it.
     pub async fn keep(&self) {
         loop {
             sleep(LOOK_EVERY).await;
+            self.sweep().await;
+            self.tidy().await;
             if let Err(error) = self.adopt().await {
                 tracing::warn!("the kernel's devices are not known: {}", chain(&error));
             }
@@ -207,6 +215,8 @@ impl Devices {
             return Ok(());
         }
         let (_, all) = sysfs::look().map_err(failed("read", Path::new("/sys/block")))?;
+        let shown: BTreeSet<Uuid> = all.iter().map(|found| found.owner.attachment).collect();
+        self.unknown.lock().await.retain(|attachment| shown.contains(attachment));
         for found in all {
             let (index, attachment) = (found.index, found.owner.attachment);
             // Whoever makes or takes away a device has its slot.
@@ -222,8 +232,12 @@ impl Devices {
                 Ok(device) => {
                     tracing::info!("nbd{index} of attachment {attachment} is taken over");
                     *place = Some(device);
+                    self.unknown.lock().await.remove(&attachment);
                 }
-                Err(error) => tracing::warn!("nbd{index} is not known: {}", chain(&error)),
+                Err(error) => {
+                    tracing::warn!("nbd{index} is not known: {}", chain(&error));
+                    self.unknown.lock().await.insert(attachment);
+                }
             }
             drop(place);
             self.forget(attachment, &slot).await;
@@ -248,6 +262,10 @@ impl Devices {
         let Wanted { attachment, read_only, .. } = wanted;
         let slot = self.slot(attachment).await?;
         let mut place = slot.lock().await;
+        if place.is_none() && self.unknown.lock().await.contains(&attachment) {
+            // A second device of a volume would destroy what is on the first one.
+            return Err(DeviceError::Busy(attachment));
+        }
         if place.is_none() {
             match self.make(&wanted).await {
                 Ok(device) => *place = Some(device),
@@ -313,17 +331,33 @@ impl Devices {
         Ok(device.shown(attachment))
     }
 
-    /// All devices that can be looked at now, ordered by attachment.
-    pub async fn list(&self) -> Vec<Shown> {
-        let slots: Vec<_> =
-            self.table.lock().await.iter().map(|(id, slot)| (*id, slot.clone())).collect();
-        let mut all = Vec::new();
-        for (attachment, slot) in slots {
-            // One that is being made or taken away is not there.
-            let Ok(mut place) = slot.try_lock() else { continue };
-            all.extend(place.as_mut().map(|device| device.shown(attachment)));
+    /// All devices, ordered by attachment; of `volume` alone, if it is one. Refused while a device
+    /// cannot be looked at: who takes it for gone would do harm.
+    pub async fn list(&self, volume: &str) -> Result<Vec<Shown>, DeviceError> {
+        if let Some(attachment) = self.unknown.lock().await.first() {
+            return Err(DeviceError::Busy(*attachment));
         }
-        all
+        let attachments: Vec<Uuid> = self.table.lock().await.keys().copied().collect();
+        let until = Instant::now() + LIST_WITHIN;
+        let mut all = Vec::new();
+        for attachment in attachments {
+            let slot = self.table.lock().await.get(&attachment).cloned();
+            let Some(slot) = slot else { continue };
+            let place = timeout_at(until, slot.lock()).await;
+            let mut place = place.map_err(|_| DeviceError::Busy(attachment))?;
+            let is_meant = |device: &&mut Device| volume.is_empty() || device.volume == volume;
+            let device = place.as_mut().filter(is_meant);
+            all.extend(device.map(|device| device.shown(attachment)));
+        }
+        Ok(all)
+    }
+
+    /// Forgets slots in which nothing is and that nobody has.
+    async fn tidy(&self) {
+        let is_used = |slot: &Slot| {
+            Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|place| place.is_some())
+        };
+        self.table.lock().await.retain(|_, slot| is_used(slot));
     }
 
     async fn slot(&self, attachment: Uuid) -> Result<Slot, DeviceError> {
@@ -420,7 +454,7 @@ async fn take_rest(directory: &Path) -> Result<BTreeSet<Uuid>, DeviceError> {
 }
 
 /// The kernel's NBD client, if it has or gets devices of ours.
-async fn client(choice: Choice) -> Result<Option<Kernel>, DeviceError> {
+async fn client(choice: Choice, directory: &Path) -> Result<Option<Kernel>, DeviceError> {
     let is_chosen = match choice {
         Choice::Fuse => false,
         Choice::Kernel => kernel::prepare().await.map(|()| true)?,
@@ -437,7 +471,7 @@ async fn client(choice: Choice) -> Result<Option<Kernel>, DeviceError> {
     if !is_chosen && known.is_empty() {
         return Ok(None);
     }
-    let indexes = Mutex::new(Indexes::begin(Path::new(INDEXES))?);
+    let indexes = Mutex::new(Indexes::begin(&directory.join(INDEXES))?);
     Ok(Some(Kernel { indexes, is_chosen }))
 }
 

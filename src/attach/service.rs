@@ -63,9 +63,11 @@ impl Service for DevicesService {
 
     async fn list(
         &self,
-        _request: Request<proto::ListDevicesRequest>,
+        request: Request<proto::ListDevicesRequest>,
     ) -> Result<Response<proto::ListDevicesResponse>, Status> {
-        let devices = self.devices.list().await.into_iter().map(Into::into).collect();
+        let listed = self.devices.list(&request.get_ref().volume).await;
+        let listed = listed.map_err(|error| status_of(&error))?;
+        let devices = listed.into_iter().map(Into::into).collect();
         Ok(Response::new(proto::ListDevicesResponse { devices }))
     }
 }
@@ -86,7 +88,10 @@ fn parsed(text: &str) -> Result<Uuid, Status> {
 /// The one table of errors of devices.
 fn status_of(error: &DeviceError) -> Status {
     let code = match error {
-        DeviceError::NoPod(_) | DeviceError::Blank(_) | DeviceError::Grow(_) => Code::Unavailable,
+        DeviceError::NoPod(_)
+        | DeviceError::Busy(_)
+        | DeviceError::Blank(_)
+        | DeviceError::Grow(_) => Code::Unavailable,
         DeviceError::NoDevice(_) => Code::NotFound,
         DeviceError::OtherMode(_) => Code::AlreadyExists,
         DeviceError::Full => Code::ResourceExhausted,

@@ -31,9 +31,6 @@ use crate::security::credentials::Tls;
 /// Interval at which the cluster is asked where its pods are.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// Interval of looks at what earlier processes have left.
-const SWEEP_EVERY: Duration = Duration::from_secs(3);
-
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Socket to make, for programs of this node
@@ -124,20 +121,11 @@ pub async fn serve(global: &Global, args: &Args) -> anyhow::Result<String> {
     tokio::select! {
         served = serving => served.context("could not serve devices")?,
         () = follow(global, &args.pods, &set_pods) => {}
-        () = sweep(&devices) => {}
         () = devices.keep() => {}
         _ = ends.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
     Ok(String::new())
-}
-
-/// Takes away what earlier processes have left, as soon as nobody uses it.
-async fn sweep(devices: &Devices) {
-    loop {
-        devices.sweep().await;
-        sleep(SWEEP_EVERY).await;
-    }
 }
 
 fn listen(path: &Path) -> anyhow::Result<UnixListener> {
@@ -179,7 +167,7 @@ pub async fn ask(args: DeviceArgs, output: Output) -> anyhow::Result<String> {
             Ok(String::new())
         }
         DeviceCommand::List => {
-            let answer = client.list(ListDevicesRequest {}).await.map_err(said)?;
+            let answer = client.list(ListDevicesRequest::default()).await.map_err(said)?;
             listed(&answer.into_inner().devices, output)
         }
     }

@@ -119,6 +119,8 @@ pub enum CatalogCommand {
     /// What a node says of itself.
     ReportNode {
         node: NewNode,
+        /// It has no device of a volume.
+        has_no_device: bool,
     },
     /// Anybody may use a volume, or only attachments.
     SetOpen {
@@ -271,7 +273,9 @@ impl fmt::Display for CatalogCommand {
                 true => write!(f, "volume {volume} has a file system, {kind}"),
                 false => write!(f, "volume {volume} gets a file system, {kind}"),
             },
-            CatalogCommand::ReportNode { node } => write!(f, "node {} reports itself", node.name),
+            CatalogCommand::ReportNode { node, .. } => {
+                write!(f, "node {} reports itself", node.name)
+            }
             CatalogCommand::SetOpen { volume, open, .. } => match open {
                 true => write!(f, "volume {volume} is open to everybody"),
                 false => write!(f, "volume {volume} is for attachments only"),

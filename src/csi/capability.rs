@@ -97,6 +97,8 @@ fn attachment_mode(mode: Mode, is_block: bool) -> Result<AccessMode, CapabilityE
     let refused = |remedy| Err(CapabilityError::Mode { mode: mode.as_str_name(), remedy });
     match mode {
         Mode::Unknown => Err(CapabilityError::NoAccessMode),
+        // A device that somebody could write to cannot be shown as one that is only read.
+        Mode::SingleNodeReaderOnly if is_block => Ok(AccessMode::ReadOnly),
         // A single node has it to itself, also if it only reads.
         Mode::SingleNodeWriter
         | Mode::SingleNodeReaderOnly
@@ -127,7 +129,7 @@ mod tests {
         for (mode, mounted, block) in [
             (Mode::Unknown, None, None),
             (Mode::SingleNodeWriter, Some(ReadWrite), Some(ReadWrite)),
-            (Mode::SingleNodeReaderOnly, Some(ReadWrite), Some(ReadWrite)),
+            (Mode::SingleNodeReaderOnly, Some(ReadWrite), Some(ReadOnly)),
             (Mode::SingleNodeSingleWriter, Some(ReadWrite), Some(ReadWrite)),
             (Mode::SingleNodeMultiWriter, Some(ReadWrite), Some(ReadWrite)),
             (Mode::MultiNodeReaderOnly, Some(ReadOnly), Some(ReadOnly)),

@@ -128,7 +128,8 @@ impl Opener {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let before = *known.get_or_insert(now);
         let is_smaller = now.size_bytes < before.size_bytes;
-        let lacks = before.flags & !now.flags != 0;
+        // A device may be read-only although its attachment is not.
+        let lacks = before.flags & !now.flags & !export_flag::READ_ONLY != 0;
         // A client that only reads may go to a pod that would let it write.
         let is_read_only = !before.flags & now.flags & export_flag::READ_ONLY != 0;
         match is_smaller || lacks || is_read_only {

@@ -80,17 +80,19 @@ impl Nodes for NodesService {
             &self.node,
             request,
             |catalog, request| async move {
-                let ReportRequest { name, boot_id, labels } = request;
+                let ReportRequest { name, boot_id, labels, has_no_device } = request;
                 let node = NewNode { name: name.clone(), boot_id, labels: checked(labels)? };
                 let (state, _) = read(&catalog).await?;
                 // Nodes say it again and again.
                 let known = state.nodes.get(&name);
                 let is_known = known.is_some_and(|known| {
                     let has_pods = state.index.pods_by_node.contains_key(&name);
-                    known.boot_id == node.boot_id && (has_pods || known.labels == node.labels)
+                    let is_new = has_no_device && known.lost_boot_id.is_some();
+                    let is_so = has_pods || known.labels == node.labels;
+                    known.boot_id == node.boot_id && is_so && !is_new
                 });
                 if !is_known {
-                    catalog.propose(CatalogCommand::ReportNode { node }).await?;
+                    catalog.propose(CatalogCommand::ReportNode { node, has_no_device }).await?;
                 }
                 get(&self.node, &catalog, &name).await
             },

@@ -103,7 +103,7 @@ fn has(role: &Role, needs: Needs) -> bool {
         // They pass on what others have asked of them and were allowed.
         Role::Pod(_) => true,
         Role::Admin(_) => !matches!(needs, Pod | NewPod),
-        Role::CsiController(_) => matches!(needs, Look | Volumes | Node | Holder),
+        Role::CsiController(_) => matches!(needs, Look | Volumes | Holder),
         Role::CsiNode(_) => matches!(needs, Look | Node | Holder),
         Role::Viewer(_) => matches!(needs, Look | Holder),
     }
@@ -220,7 +220,7 @@ mod tests {
             ),
             (
                 "/holdfast.v1.Attachments/Claim",
-                &["local", "plain", "pod/1", "admin/a", "csi-controller/c", "csi-node/n"],
+                &["local", "plain", "pod/1", "admin/a", "csi-node/n"],
             ),
             ("/holdfast.v1.Volumes/SetOpen", &["local", "plain", "pod/1", "admin/a"]),
             (

@@ -43,7 +43,7 @@ pub(super) fn record_file_system(
     let key = active(tables, id, node)?;
     let volume = tables.volumes[&id].clone();
     let held = &tables.attachments[&key];
-    if held.uid != attachment || held.mode == AccessMode::ReadOnly {
+    if held.uid != attachment || held.mode != AccessMode::ReadWrite {
         return Err(CatalogError::NotPublished { name: volume.name, node: node.to_owned() });
     }
     match volume.file_system {

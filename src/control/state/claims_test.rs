@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::command::CatalogCommand;
+use crate::control::command::{CatalogCommand, NewNode};
 use crate::control::state::CatalogState;
 use crate::control::state::rebirth::Rebirth;
 use crate::planted::{Mistake, assert_found};
@@ -161,6 +161,32 @@ fn file_systems_are_recorded_by_who_has_the_volume() {
     apply(&mut state, record(1, 1, FileSystemKind::Ext4, true)).unwrap();
     let other = apply(&mut state, record(1, 1, FileSystemKind::Xfs, true));
     assert!(matches!(other, Err(CatalogError::Formatted { .. })), "{other:?}");
+}
+
+/// A node that was declared lost and did not start anew is free when its last device is gone.
+#[test]
+fn a_lost_node_without_devices_is_lost_no_more() {
+    let mut state = closed();
+    publish(&mut state, 1, AccessMode::ReadWrite, 1);
+    confirm(&mut state);
+    apply(&mut state, claim(1, "boot")).unwrap();
+    let lost = CatalogCommand::DeclareLost { node: named(1), boot_id: "boot".into() };
+    apply(&mut state, lost).unwrap();
+    let report = |has_no_device| {
+        let labels = Default::default();
+        let node = NewNode { name: named(1), boot_id: "boot".into(), labels };
+        CatalogCommand::ReportNode { node, has_no_device }
+    };
+    apply(&mut state, report(false)).unwrap();
+    assert!(state.nodes["node-1"].is_lost());
+    assert!(state.attachments.values().all(|it| it.ends_with.is_some()), "it is fenced");
+    apply(&mut state, report(true)).unwrap();
+    assert!(!state.nodes["node-1"].is_lost());
+    assert!(state.attachments.values().all(|it| it.ends_with.is_some()), "and stays fenced");
+    // One without pods becomes known.
+    let node = NewNode { name: "worker".into(), boot_id: "b".into(), labels: Default::default() };
+    apply(&mut state, CatalogCommand::ReportNode { node, has_no_device: true }).unwrap();
+    assert_eq!(state.nodes["worker"].boot_id, "b");
 }
 
 #[test]

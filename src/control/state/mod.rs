@@ -278,7 +278,9 @@ fn carry_out(
             let file_system = FileSystem { kind, made };
             claims::record_file_system(tables, volume, (&node, attachment), file_system)
         }
-        CatalogCommand::ReportNode { node } => pods::report(tables, now_ms, node),
+        CatalogCommand::ReportNode { node, has_no_device } => {
+            pods::report(tables, now_ms, node, has_no_device)
+        }
         CatalogCommand::SetOpen { request_id, volume, open } => {
             let content = content(&("set open", volume, open));
             once(tables, now_ms, request_id, content, |tables| {

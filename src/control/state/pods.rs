@@ -2,6 +2,7 @@
 
 use crate::control::command::{Addresses, NewDisk, NewNode, Outcome};
 use crate::control::names::check_name;
+use crate::control::state::attachments::clear_lost;
 use crate::control::state::error::{CatalogError, LABEL_BYTES_MAX, LABELS_MAX};
 use crate::control::state::rebirth::PODS_PER_HISTORY;
 use crate::control::state::rows::{Disk, Labels, Node, Pod};
@@ -67,11 +68,13 @@ pub(super) fn register(
     Ok(Outcome::Done)
 }
 
-/// Takes over what a node says of itself. The labels of one with pods come from these.
+/// Takes over what a node says of itself. The labels of one with pods come from these. One that was
+/// declared lost, and has no device of that time any more, is lost no more.
 pub(super) fn report(
     tables: &mut Tables,
     now_ms: u64,
     new: NewNode,
+    has_no_device: bool,
 ) -> Result<Outcome, CatalogError> {
     check_node(&new)?;
     let has_pods = tables.index.pods_by_node.get(&new.name).is_some_and(|pods| pods.size() > 0);
@@ -79,7 +82,11 @@ pub(super) fn report(
         Some(known) => NewNode { labels: known.labels.clone(), ..new },
         None => new,
     };
+    let name = new.name.clone();
     put_node(tables, now_ms, new);
+    if has_no_device {
+        return clear_lost(tables, &name);
+    }
     Ok(Outcome::Done)
 }
 

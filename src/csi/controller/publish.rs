@@ -3,7 +3,7 @@
 use tonic::Status;
 
 use crate::control::proto::attachments_client::AttachmentsClient;
-use crate::control::proto::{self, PublishRequest, UnpublishRequest};
+use crate::control::proto::{self, AccessMode, PublishRequest, UnpublishRequest};
 use crate::csi::capability::{Use, is_for_one_node};
 use crate::csi::controller::cluster::{Cluster, Lookup, meta, nodes};
 use crate::csi::proto as csi;
@@ -33,7 +33,8 @@ pub async fn publish(
     let volume = cluster.find(call.deadline, volume_id).await?;
     // The cluster would let many nodes read.
     let others = || nodes(&volume).into_iter().find(|holder| *holder != request.node_id);
-    if let Some(holder) = others().filter(|_| request.readonly && is_for_one_node(capability)) {
+    let reads = wanted.mode == AccessMode::ReadOnly;
+    if let Some(holder) = others().filter(|_| reads && is_for_one_node(capability)) {
         return Err(Status::failed_precondition(format!(
             "volume {volume_id} is for one node at a time, and node {holder} has it"
         )));

@@ -112,9 +112,9 @@ impl Devices {
         Ok(answer.map_err(|status| self.said(&status))?.into_inner().into())
     }
 
-    /// Lets a device show all that its volume has by now.
-    pub async fn grow(&self, attachment: &str) -> Result<Device, Status> {
-        let request = GrowDeviceRequest { attachment: attachment.to_owned() };
+    /// Lets a device show all that its volume has by now, so many bytes at least.
+    pub async fn grow(&self, attachment: &str, size_bytes: u64) -> Result<Device, Status> {
+        let request = GrowDeviceRequest { attachment: attachment.to_owned(), size_bytes };
         let answer = self.client().grow(timed(request)).await;
         Ok(answer.map_err(|status| self.said(&status))?.into_inner().into())
     }
@@ -135,10 +135,18 @@ impl Devices {
 
     /// The devices of a volume: that of its present attachment, and those of ones that ended.
     pub async fn of(&self, volume: Uuid) -> Result<Vec<Device>, Status> {
-        let volume = volume.to_string();
-        let answer = self.client().list(timed(ListDevicesRequest {})).await;
+        self.listed(volume.to_string()).await
+    }
+
+    /// All devices of this node.
+    pub async fn all(&self) -> Result<Vec<Device>, Status> {
+        self.listed(String::new()).await
+    }
+
+    async fn listed(&self, volume: String) -> Result<Vec<Device>, Status> {
+        let answer = self.client().list(timed(ListDevicesRequest { volume })).await;
         let all = answer.map_err(|status| self.said(&status))?.into_inner().devices;
-        Ok(all.into_iter().filter(|it| it.volume == volume).map(Device::from).collect())
+        Ok(all.into_iter().map(Device::from).collect())
     }
 
     fn said(&self, status: &Status) -> Status {

@@ -145,15 +145,19 @@ pub async fn bind(from: &Path, at: &Path, read_only: bool) -> Result<(), Status>
     if !read_only {
         return Ok(());
     }
-    let arguments = ["-o".as_ref(), "remount,bind,ro".as_ref(), at.as_os_str()];
-    match run("mount", arguments, MOUNT_WITHIN).await {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            // Or somebody would write.
-            unmount(at).await?;
-            Err(failed("make the place read-only", &error))
-        }
+    let made = make_read_only(at).await;
+    if made.is_err() {
+        // Or somebody would write.
+        unmount(at).await?;
     }
+    made
+}
+
+/// Nobody writes at this place any more. What is shown elsewhere stays as it is.
+pub async fn make_read_only(at: &Path) -> Result<(), Status> {
+    let arguments = ["-o".as_ref(), "remount,bind,ro".as_ref(), at.as_os_str()];
+    let made = run("mount", arguments, MOUNT_WITHIN).await;
+    made.map(drop).map_err(|error| failed("make the place read-only", &error))
 }
 
 /// Takes the uppermost mount at a path away.

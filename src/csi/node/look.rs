@@ -98,13 +98,8 @@ pub async fn expand(
     required_bytes: u64,
 ) -> Result<u64, Status> {
     let Place { device, file_system } = find(parts, volume_id, at).await?;
-    let device = parts.devices.grow(&device.attachment).await?;
+    let device = parts.devices.grow(&device.attachment, required_bytes).await?;
     let size_bytes = device.size_bytes;
-    if size_bytes < required_bytes {
-        return Err(Status::out_of_range(format!(
-            "the volume has {size_bytes} bytes, and {required_bytes} are wanted"
-        )));
-    }
     if let Some(kind) = file_system {
         grow(kind, &device.path, at).await?;
     }

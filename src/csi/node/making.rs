@@ -10,7 +10,7 @@ use crate::types::FileSystemKind;
 pub enum Record {
     None,
     /// Its making has begun, and nobody has used it.
-    Begun,
+    Begun(FileSystemKind),
     Made(FileSystemKind),
 }
 
@@ -66,7 +66,7 @@ pub fn plan(
             Plan::Use { kind: fits(kind)?, is_news: false }
         }
         (Record::Made(kind), _) => return Err(MakingError::Gone(kind)),
-        (Record::Begun, _) => Plan::MakeOverOurs(new),
+        (Record::Begun(_), _) => Plan::MakeOverOurs(new),
         (Record::None, Found::FileSystem(kind)) => {
             Plan::Use { kind: fits(*kind)?, is_news: !read_only }
         }
@@ -120,7 +120,7 @@ mod tests {
                 Err(MakingError::OtherKind { has: Ext4, wanted: Xfs }),
             ),
             (Record::None, other(), None, Err(MakingError::Occupied("LVM2_member".to_owned()))),
-            (Record::Begun, Found::FileSystem(Ext4), Some(Xfs), Ok(Plan::MakeOverOurs(Xfs))),
+            (Record::Begun(Ext4), Found::FileSystem(Ext4), Some(Xfs), Ok(Plan::MakeOverOurs(Xfs))),
             (
                 Record::Made(Xfs),
                 Found::FileSystem(Xfs),
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn nothing_is_made_on_a_volume_that_is_only_read() {
-        for record in [Record::None, Record::Begun] {
+        for record in [Record::None, Record::Begun(Ext4)] {
             assert_eq!(plan(record, &Found::Nothing, None, true), Err(MakingError::ReadOnly));
         }
         let used = plan(Record::None, &Found::FileSystem(Xfs), None, true);

@@ -37,6 +37,8 @@ pub struct Claim {
     pub attachment: Uuid,
     /// The shards refuse writes.
     pub read_only: bool,
+    /// Other nodes write, too.
+    pub is_shared: bool,
     pub record: Record,
 }
 
@@ -86,12 +88,14 @@ fn claimed(answer: ClaimResponse) -> Option<Claim> {
     let Volume { status, .. } = answer.volume?;
     let record = match status?.file_system {
         None => Record::None,
-        Some(FileSystem { made: false, .. }) => Record::Begun,
+        Some(FileSystem { made: false, kind }) => Record::Begun(FileSystemKind::named(&kind)?),
         Some(FileSystem { kind, .. }) => Record::Made(FileSystemKind::named(&kind)?),
     };
+    let mode = spec?.mode();
     Some(Claim {
         attachment: meta?.uid.parse().ok()?,
-        read_only: spec?.mode() == AccessMode::ReadOnly,
+        read_only: mode == AccessMode::ReadOnly,
+        is_shared: mode == AccessMode::Raw,
         record,
     })
 }

@@ -9,9 +9,9 @@ use tonic::Status;
 use crate::attach::mounts::DeviceNumber;
 use crate::csi::api::Deadline;
 use crate::csi::node::devices::{Device, number_at};
-use crate::csi::node::file_system::{bind, unmount};
+use crate::csi::node::file_system::{bind, make_read_only, unmount};
 use crate::csi::node::parts::{Parts, mounts};
-use crate::csi::node::stage::{Wanted, occupied, stage};
+use crate::csi::node::stage::{Wanted, cannot_be_read_only, occupied, stage};
 
 /// Shows a volume at `target`. What is not staged is staged first: an empty directory is never
 /// shown in place of a volume.
@@ -23,6 +23,9 @@ pub async fn publish(
     read_only: bool,
 ) -> Result<(), Status> {
     let staged = stage(parts, deadline, wanted).await?;
+    if read_only && wanted.mounted.is_none() && !staged.read_only {
+        return Err(cannot_be_read_only());
+    }
     let read_only = read_only || staged.read_only;
     match wanted.mounted {
         Some(_) => show_files(&staged.device, &wanted.at, target, read_only).await,
@@ -40,6 +43,8 @@ async fn show_files(
     if let Some(found) = mounts()?.top(target) {
         return match found.device == number {
             true if found.is_read_only == read_only => Ok(()),
+            // An earlier try ended between its two steps.
+            true if read_only => make_read_only(target).await,
             true => Err(other_way(target)),
             false => Err(occupied(target, found)),
         };

@@ -1,6 +1,8 @@
 //! The cluster hears of this node: without a report, a node without storage pods is not known, and
-//! no volume can be published to it.
+//! no volume can be published to it. And a node that was declared lost says when it has no device of
+//! that time any more.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +15,9 @@ use crate::csi::api::Deadline;
 use crate::csi::node::parts::Parts;
 
 const WITHIN: Duration = Duration::from_secs(30);
-/// Before it is said again: a catalog that was restored may have forgotten it.
-const AGAIN_AFTER: Duration = Duration::from_secs(300);
+/// Before it is said again: a catalog that was restored may have forgotten it, and a node that was
+/// declared lost is free when the last of its devices is gone.
+const AGAIN_AFTER: Duration = Duration::from_secs(20);
 
 /// Reports for as long as it runs.
 pub async fn report(parts: Arc<Parts>) {
@@ -22,7 +25,9 @@ pub async fn report(parts: Arc<Parts>) {
         let request = ReportRequest {
             name: parts.node.clone(),
             boot_id: parts.boot_id.clone(),
-            labels: Default::default(),
+            labels: HashMap::new(),
+            // What cannot be looked at may be there.
+            has_no_device: parts.devices.all().await.is_ok_and(|all| all.is_empty()),
         };
         let report = async |channel, call| NodesClient::new(channel).report(call).await;
         match parts.api.call(Deadline::after(WITHIN), request, report).await {

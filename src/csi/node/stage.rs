@@ -12,7 +12,7 @@ use crate::csi::api::Deadline;
 use crate::csi::capability::Use;
 use crate::csi::node::devices::Device;
 use crate::csi::node::file_system::{check, check_clean, grow, make, mount, probe, unmount};
-use crate::csi::node::making::{Plan, plan};
+use crate::csi::node::making::{Plan, Record, plan};
 use crate::csi::node::parts::{Claim, Parts, handle, mounts};
 use crate::csi::proto::VolumeCapability;
 use crate::csi::proto::volume_capability::AccessType;
@@ -82,12 +82,32 @@ pub struct Staged {
 pub async fn stage(parts: &Parts, deadline: Deadline, wanted: &Wanted) -> Result<Staged, Status> {
     let volume = handle(&wanted.volume_id)?.volume;
     let claim = parts.claim(deadline, &wanted.volume_id).await?;
+    if claim.is_shared && wanted.mounted.is_some() {
+        return Err(Status::failed_precondition(
+            "the volume is published for several nodes that write: two that mount a file system \
+             destroy it",
+        ));
+    }
+    if wanted.mounted.is_none() && wanted.read_only && !claim.read_only {
+        return Err(cannot_be_read_only());
+    }
     clear(parts, volume, claim.attachment, &wanted.at).await?;
     let device = parts.devices.open(claim.attachment, claim.read_only, volume).await?;
     let read_only = wanted.read_only || claim.read_only;
-    if let Some(mounted) = &wanted.mounted {
-        let staging = Staging { parts, volume, claim, mounted, device: &device, read_only };
-        staging.put_at(&wanted.at).await?;
+    match &wanted.mounted {
+        Some(mounted) => {
+            let staging = Staging { parts, volume, claim, mounted, device: &device, read_only };
+            staging.put_at(&wanted.at).await?;
+        }
+        None => {
+            // Somebody may write from now on: an unfinished file system is no reason any more to
+            // make one over it.
+            if let Record::Begun(kind) = claim.record
+                && !read_only
+            {
+                parts.record(volume, claim.attachment, kind, true).await?;
+            }
+        }
     }
     Ok(Staged { device, read_only })
 }
@@ -108,7 +128,10 @@ impl Staging<'_> {
         let Staging { mounted, device, read_only, .. } = *self;
         let number = device.number()?;
         match mounts()?.top(at) {
-            Some(found) if found.device == number => return self.is_as_wanted(at, found),
+            Some(found) if found.device == number => {
+                let kind = self.as_wanted(at, found)?;
+                return self.grow(kind, at).await;
+            }
             Some(found) => return Err(occupied(at, found)),
             None => {}
         }
@@ -118,22 +141,26 @@ impl Staging<'_> {
         }
         let kind = self.ready().await?;
         mount(kind, &device.path, at, &mounted.options, read_only).await?;
-        match read_only {
+        self.grow(kind, at).await
+    }
+
+    /// The volume may have grown while it was not mounted, or an earlier try ended before this.
+    async fn grow(&self, kind: FileSystemKind, at: &Path) -> Result<(), Status> {
+        match self.read_only {
             true => Ok(()),
-            // The volume may have grown while it was not mounted.
-            false => grow(kind, &device.path, at).await,
+            false => grow(kind, &self.device.path, at).await,
         }
     }
 
-    fn is_as_wanted(&self, at: &Path, found: &Mount) -> Result<(), Status> {
-        let is_kind = self.mounted.kind.is_none_or(|kind| kind.name() == found.kind);
-        match is_kind && found.root == Path::new("/") && found.is_read_only == self.read_only {
-            true => Ok(()),
-            false => Err(Status::already_exists(format!(
-                "the volume is mounted at {} in another way",
-                at.display()
-            ))),
-        }
+    /// The file system of what is mounted, if it is so as it is wanted.
+    fn as_wanted(&self, at: &Path, found: &Mount) -> Result<FileSystemKind, Status> {
+        let is_so = found.root == Path::new("/") && found.is_read_only == self.read_only;
+        let kind = FileSystemKind::named(&found.kind)
+            .filter(|kind| is_so && self.mounted.kind.is_none_or(|wanted| wanted == *kind));
+        kind.ok_or_else(|| {
+            let at = at.display();
+            Status::already_exists(format!("the volume is mounted at {at} in another way"))
+        })
     }
 
     /// Makes sure that the device has a file system which can be mounted.
@@ -220,14 +247,28 @@ async fn give_back(parts: &Parts, device: &Device) -> Result<(), Status> {
     parts.devices.close(&device.attachment).await
 }
 
-/// Where a device is mounted.
+/// Where a device is mounted, or shown to a workload.
 fn other_use(device: &Device) -> Result<Option<PathBuf>, Status> {
     // The path of one that cannot be used may be another's by now: its closing tells.
     if device.broken.is_some() {
         return Ok(None);
     }
-    let number = device.number()?;
-    Ok(mounts()?.of(number).next().map(|mount| mount.at.clone()))
+    let (number, mounts) = (device.number()?, mounts()?);
+    // The file of a device, bound from where devices are.
+    let name = device.path.file_name().map(|name| Path::new("/").join(name));
+    let is_shown = |mount: &&Mount| {
+        mount.kind == "devtmpfs" && name.as_ref().is_some_and(|name| mount.root == *name)
+    };
+    let found = mounts.of(number).next().or_else(|| mounts.iter().find(is_shown));
+    Ok(found.map(|mount| mount.at.clone()))
+}
+
+/// A device whose writes nobody refuses would be shown as one that is only read.
+pub fn cannot_be_read_only() -> Status {
+    Status::failed_precondition(
+        "the volume is published to this node for writing, so its device cannot be read-only; \
+         publish it read-only",
+    )
 }
 
 /// Undoes [`stage`], whatever of it was done. Asks nothing of the cluster.
