@@ -17,7 +17,7 @@ use vm::Machine;
 /// Longer than the timer of the kernel's requests ([`LOOK_MS`]).
 ///
 /// [`LOOK_MS`]: holdfast::attach::kernel::device::LOOK_MS
-const OUTAGE_S: u64 = 12;
+const OUTAGE_S: u64 = 8;
 /// Writes files of noise for ever, and their sums to a place that cannot fail.
 const WRITER: &str = "writer() { n=0; while [ ! -e /tmp/stop ]; do n=$((n + 1)); f=f$((n % 24)); \
     dd if=/dev/urandom of=/tmp/$f bs=64k count=6 2>/dev/null; \
