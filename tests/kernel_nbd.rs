@@ -102,7 +102,7 @@ fn a_file_system_on_the_kernels_client_sees_no_error() {
 fn on(kernel: &str) {
     let setup = Setup::new("kernel_nbd").volume("demo", "64MiB").restart_after("never");
     let cluster = setup.start();
-    let machine = Machine::start(kernel, &cluster.dir, &[&program()]);
+    let machine = Machine::start(kernel, &cluster.dir, &[("holdfast", program().as_path())]);
     let attachment = cluster.publish("db");
     let mut node = Node::start(machine, &cluster, attachment.clone());
     let opened = node.machine.run(&format!("holdfast device open {attachment} --volume db"));

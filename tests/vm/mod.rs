@@ -34,7 +34,12 @@ const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_net",
 ];
-const PROGRAMS: &[&str] = &["/sbin/mkfs.ext4", "/sbin/e2fsck", "/sbin/resize2fs"];
+/// By their names there: some programs go by that.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("mkfs.ext4", "/sbin/mkfs.ext4"),
+    ("e2fsck", "/sbin/e2fsck"),
+    ("resize2fs", "/sbin/resize2fs"),
+];
 
 /// A running machine; ends with the test.
 pub struct Machine {
@@ -61,8 +66,8 @@ pub fn lacks(version: &str) -> Option<String> {
 }
 
 impl Machine {
-    /// Starts a machine whose files are made in `dir`. `programs` are in its path.
-    pub fn start(version: &str, dir: &Path, programs: &[&Path]) -> Machine {
+    /// Starts a machine whose files are made in `dir`. `programs` are in its path, by these names.
+    pub fn start(version: &str, dir: &Path, programs: &[(&str, &Path)]) -> Machine {
         let dir = dir.join("vm");
         remove_dir(&dir);
         fs::create_dir_all(&dir).unwrap();
@@ -114,8 +119,12 @@ impl Machine {
     /// Runs a line until it ends well.
     pub fn until(&mut self, what: &str, line: &str) {
         let until = Instant::now() + PATIENCE;
-        while self.try_run(line).0 != 0 {
-            assert!(Instant::now() < until, "waited in vain: {what}");
+        loop {
+            let (code, printed) = self.try_run(line);
+            if code == 0 {
+                return;
+            }
+            assert!(Instant::now() < until, "waited in vain: {what}; {line} says:\n{printed}");
             thread::sleep(Duration::from_millis(100));
         }
     }
@@ -165,7 +174,7 @@ fn first_in(directory: &Path, start: &str) -> PathBuf {
 }
 
 /// Makes the root in one archive.
-fn archive(dir: &Path, kernel: &Path, programs: &[&Path]) -> PathBuf {
+fn archive(dir: &Path, kernel: &Path, programs: &[(&str, &Path)]) -> PathBuf {
     let root = dir.join("root");
     for name in ["bin", "proc", "sys", "dev", "tmp", "run", "etc", "mnt", "lib64"] {
         fs::create_dir_all(root.join(name)).unwrap();
@@ -174,8 +183,9 @@ fn archive(dir: &Path, kernel: &Path, programs: &[&Path]) -> PathBuf {
     run("chmod", &["755", text(&root.join("init"))]);
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
     fs::copy("/etc/mke2fs.conf", root.join("etc/mke2fs.conf")).unwrap();
-    for program in PROGRAMS.iter().map(Path::new).chain(programs.iter().copied()) {
-        add_program(&root, program);
+    let ours = PROGRAMS.iter().map(|(name, path)| (*name, Path::new(*path)));
+    for (name, program) in ours.chain(programs.iter().copied()) {
+        add_program(&root, name, program);
     }
     add_modules(&root, kernel);
     let archive = dir.join("root.cpio");
@@ -189,16 +199,9 @@ fn archive(dir: &Path, kernel: &Path, programs: &[&Path]) -> PathBuf {
 }
 
 /// Copies a program without its debugging data, and the libraries that it loads.
-fn add_program(root: &Path, program: &Path) {
-    let program = program.canonicalize().unwrap_or_else(|_| panic!("{}", program.display()));
-    // `mkfs.ext4` is another name of `mke2fs`, which takes its defaults from the name.
-    let name = match program.file_name().and_then(|name| name.to_str()) {
-        Some("mke2fs") => "mkfs.ext4",
-        Some(name) => name,
-        None => panic!("{} has no name", program.display()),
-    };
-    run("strip", &["-o", text(&root.join("bin").join(name)), text(&program)]);
-    let listed = run("ldd", &[text(&program)]);
+fn add_program(root: &Path, name: &str, program: &Path) {
+    run("strip", &["-o", text(&root.join("bin").join(name)), text(program)]);
+    let listed = run("ldd", &[text(program)]);
     for library in listed.split_whitespace().filter(|word| word.starts_with('/')) {
         let to = root.join(&library[1..]);
         fs::create_dir_all(to.parent().unwrap()).unwrap();
