@@ -57,7 +57,7 @@ impl Catalog {
         });
         let status = status.await?;
         let pods = self.pods().await?;
-        let leads = |pod: &&Pod| uid(pod) == status.leader_pod && status.leader_pod > 0;
+        let leads = |pod: &&Pod| number(pod) == status.leader_pod && status.leader_pod > 0;
         let leader = pods.iter().find(leads).map(node_of);
         let mut view = CatalogView { pods, leader, cluster: status.cluster, ..Default::default() };
         let mut token = String::new();
@@ -186,7 +186,7 @@ impl Catalog {
     pub async fn probe(&self, view: &CatalogView, node: &str) -> Result<Probes, OpenError> {
         let (own, others): (Vec<&Pod>, Vec<&Pod>) =
             view.pods.iter().partition(|pod| node_of(pod) == node);
-        let own: Vec<u64> = own.into_iter().map(uid).collect();
+        let own: Vec<u64> = own.into_iter().map(number).collect();
         let in_catalog = |pod: &Pod| matches!(role(pod), "leader" | "voter");
         let catalog = view.pods.iter().filter(|pod| in_catalog(pod)).count();
         let mut probes = Probes { catalog, ..Probes::default() };
@@ -238,8 +238,9 @@ fn page(token: &str) -> Query {
     Query { page_size: PAGE, page_token: token.to_owned(), ..Query::default() }
 }
 
-fn uid(pod: &Pod) -> u64 {
-    pod.meta.as_ref().and_then(|meta| meta.uid.parse().ok()).unwrap_or(0)
+/// The name of a pod is its number; its uid is another thing.
+fn number(pod: &Pod) -> u64 {
+    pod.meta.as_ref().and_then(|meta| meta.name.parse().ok()).unwrap_or(0)
 }
 
 fn node_of(pod: &Pod) -> String {
