@@ -211,33 +211,50 @@ impl FailOver {
         step: &Step,
         claims: &Claims,
     ) -> Result<(), FailOverError> {
-        let is_done = self.setting.mode == Mode::On;
-        if is_done {
-            self.carry_out(kubernetes, step).await?;
+        if self.setting.mode != Mode::On {
+            return self.tell(kubernetes, step, claims).await;
         }
-        let said = words(step, is_done);
+        // Once a Pod is gone, nobody knows whose claims it had.
+        if matches!(step, Step::DeletePod { .. }) {
+            self.tell(kubernetes, step, claims).await?;
+        }
+        self.carry_out(kubernetes, step).await?;
+        self.tell(kubernetes, step, claims).await
+    }
+
+    /// Tells people of a step, unless they were told of it.
+    async fn tell(
+        &mut self,
+        kubernetes: &Kubernetes,
+        step: &Step,
+        claims: &Claims,
+    ) -> Result<(), FailOverError> {
+        let is_done = self.setting.mode == Mode::On;
         let key = hash_of(&format!("{step:?} {is_done}"));
+        let is_small = matches!(step, Step::Taint { .. } | Step::Untaint { .. });
         if self.told.contains(&key) {
             return Ok(());
         }
+        let said = words(step, is_done);
         tracing::info!("{}", said.message);
-        if !matches!(step, Step::Taint { .. } | Step::Untaint { .. }) {
-            let told = Told { key: &key, ..said.told() };
-            kubernetes.tell(About { kind: "Node", namespace: "", name: said.node }, told).await?;
-            let of_pod = match step {
-                Step::DeletePod { pod, .. } => claims.get(&pod.uid),
-                _ => None,
-            };
-            for (namespace, name) in of_pod.into_iter().flatten() {
-                let about = About { kind: "PersistentVolumeClaim", namespace, name };
-                let key = hash_of(&format!("{step:?} {is_done} {namespace} {name}"));
-                kubernetes.tell(about, Told { key: &key, ..said.told() }).await?;
-            }
-            if self.told.len() >= TOLD_MAX {
-                self.told.clear();
-            }
-            self.told.insert(key);
+        if is_small {
+            return Ok(());
         }
+        let told = Told { key: &key, ..said.told() };
+        kubernetes.tell(About { kind: "Node", namespace: "", name: said.node }, told).await?;
+        let of_pod = match step {
+            Step::DeletePod { pod, .. } => claims.get(&pod.uid),
+            _ => None,
+        };
+        for (namespace, name) in of_pod.into_iter().flatten() {
+            let about = About { kind: "PersistentVolumeClaim", namespace, name };
+            let key = hash_of(&format!("{step:?} {is_done} {namespace} {name}"));
+            kubernetes.tell(about, Told { key: &key, ..said.told() }).await?;
+        }
+        if self.told.len() >= TOLD_MAX {
+            self.told.clear();
+        }
+        self.told.insert(key);
         Ok(())
     }
 
