@@ -5,6 +5,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Log, LogFormat};
 
+/// The client of Kubernetes logs every failed try as an error. Who tries says it in its own words, and
+/// not each time.
+const KUBERNETES: &str = "kube_client";
+
 /// Why logs could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogsError {
@@ -23,6 +27,10 @@ pub fn start(log: &Log) -> Result<(), LogsError> {
     let filter = EnvFilter::builder()
         .parse(&log.level)
         .map_err(|source| LogsError::Level { level: log.level.clone(), source })?;
+    let filter = match log.level.contains(KUBERNETES) {
+        true => filter,
+        false => filter.add_directive(format!("{KUBERNETES}=off").parse().expect("a directive")),
+    };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.format {
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
