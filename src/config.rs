@@ -371,7 +371,9 @@ impl Config {
         }
         self.validate_plaintext()?;
         self.validate_disks()?;
-        self.kubernetes.validate()?;
+        if self.kubernetes.lacks_namespace() {
+            return Err(ConfigError::NoNamespace);
+        }
         self.budgets.validate()
     }
 

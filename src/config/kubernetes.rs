@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
-
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -21,10 +19,8 @@ impl Kubernetes {
         *self == Kubernetes::default()
     }
 
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
-        match self.enrol && self.namespace.is_empty() {
-            true => Err(ConfigError::NoNamespace),
-            false => Ok(()),
-        }
+    /// True when the namespace is needed and missing.
+    pub fn lacks_namespace(&self) -> bool {
+        self.enrol && self.namespace.is_empty()
     }
 }
