@@ -1,5 +1,5 @@
-//! Holdfast before an API server of Kubernetes: storage pods that make one cluster by themselves, and
-//! programs that get certificates by the tokens of their service accounts. The API server is a
+//! Holdfast before an API server of Kubernetes: storage pods that make one cluster by themselves,
+//! and programs that get certificates by the tokens of their service accounts. The API server is a
 //! recording one (`tests/kubernetes/api.rs`), the programs are the real ones.
 
 mod support;

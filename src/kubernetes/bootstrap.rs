@@ -1,5 +1,6 @@
-//! How a cluster comes to be on the storage nodes of a Kubernetes cluster, without a person. Pure: from
-//! what a node has at home and the record that all of them share, to the next step of that node.
+//! How a cluster comes to be on the storage nodes of a Kubernetes cluster, without a person. Pure:
+//! from what a node has at home and the record that all of them share, to the next step of that
+//! node.
 //!
 //! The record lies in a Secret, and is changed by compare-and-swap only:
 //!
@@ -7,8 +8,8 @@
 //! empty --> initializing(node, directory, cluster) --> made(cluster, authorities)
 //! ```
 //!
-//! Every node reports what its disks carry. When all that are expected report empty disks, the first
-//! of them by name makes the cluster, and the others join it. The rules:
+//! Every node reports what its disks carry. When all that are expected report empty disks, the
+//! first of them by name makes the cluster, and the others join it. The rules:
 //!
 //! - A node that belongs to a cluster serves, whatever the record says, and writes down that the
 //!   cluster is made. So a record that was lost comes back from the disks.
@@ -123,7 +124,8 @@ pub enum Step {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Why {
     #[error(
-        "{missing} more storage nodes are needed, labelled as the values say, before a cluster is made"
+        "{missing} more storage nodes are needed, labelled as the values say, before a cluster is \
+         made"
     )]
     TooFew { missing: usize },
     #[error("storage nodes have not reported yet: {}", .0.join(", "))]
@@ -154,7 +156,8 @@ pub enum Why {
     Known(Uuid),
 }
 
-/// Decides the next step. `known`: the cluster that a second place names, which outlives the record.
+/// Decides the next step. `known`: the cluster that a second place names, which outlives the
+/// record.
 pub fn decide(
     own: &Own,
     record: Option<&Record>,
@@ -206,8 +209,8 @@ pub fn publish(own: &Own, record: Option<&Record>) -> Result<Option<Record>, Oth
 /// The record names another cluster than this node belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this node belongs to cluster {own}, and the Secret names cluster {found}: this node serves its \
-     own; remove the one that is not wanted"
+    "this node belongs to cluster {own}, and the Secret names cluster {found}: this node serves \
+     its own; remove the one that is not wanted"
 )]
 pub struct OtherCluster {
     own: Uuid,

@@ -1,5 +1,5 @@
-//! Nodes that bootstrap a cluster, in every order, with crashes, lost records, and machines that are
-//! installed anew in between.
+//! Nodes that bootstrap a cluster, in every order, with crashes, lost records, and machines that
+//! are installed anew in between.
 
 use proptest::prelude::*;
 

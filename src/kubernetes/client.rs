@@ -1,5 +1,5 @@
-//! The client of the API server of Kubernetes: by `KUBECONFIG`, or by the service account of the Pod
-//! that this program runs in.
+//! The client of the API server of Kubernetes: by `KUBECONFIG`, or by the service account of the
+//! Pod that this program runs in.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! The fail-over: looks at the catalog and at Kubernetes, decides by [`crate::kubernetes::failover`],
-//! and carries the steps out. Everything that it knows between two looks is how old the Leases are.
+//! The fail-over: looks at the catalog and at Kubernetes, decides by
+//! [`crate::kubernetes::failover`], and carries the steps out. Everything that it knows between two
+//! looks is how old the Leases are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -12,7 +13,9 @@ use crate::csi::api::{ApiError, OpenError as ApiOpenError};
 use crate::csi::handle::hash_of;
 use crate::kubernetes::catalog_view::{Catalog, CatalogView};
 use crate::kubernetes::client::{self, OpenError};
-use crate::kubernetes::failover::{KubeNode, LEASE_AGE_MAX, Seen, Step, acts, decide, suspects};
+use crate::kubernetes::failover::{
+    KubeNode, LEASE_AGE_MAX, Probes, Seen, Step, acts, decide, suspects,
+};
 use crate::kubernetes::kube_view::{About, Claim, KubeError, Kubernetes, Told};
 use crate::kubernetes::leases::Leases;
 use crate::kubernetes::patience::Patience;
@@ -196,7 +199,14 @@ impl FailOver {
         }
         for suspect in suspects.into_iter().take(PROBED_MAX) {
             let probes = self.catalog.probe(&view, &suspect).await?;
-            tracing::info!(node = suspect, ?probes, "a node is silent, and its Lease has ended");
+            let Probes { catalog, catalog_failed, reached } = probes;
+            tracing::info!(
+                node = suspect,
+                catalog,
+                catalog_failed,
+                reached,
+                "a node is silent, and its Lease has ended"
+            );
             if let Some(node) = seen.nodes.get_mut(&suspect) {
                 node.probes = Some(probes);
             }

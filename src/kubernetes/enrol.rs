@@ -1,5 +1,5 @@
-//! How a program that runs beside the cluster in Kubernetes gets its certificate: by the token of its
-//! service account. It waits for a cluster that is not there yet.
+//! How a program that runs beside the cluster in Kubernetes gets its certificate: by the token of
+//! its service account. It waits for a cluster that is not there yet.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
-//! What to do about nodes that are lost. Pure: from what the catalog and Kubernetes say to steps, each
-//! of which can be repeated. Nothing is remembered between two looks, so that a controller may end at
-//! any moment and another one go on.
+//! What to do about nodes that are lost. Pure: from what the catalog and Kubernetes say to steps,
+//! each of which can be repeated. Nothing is remembered between two looks, so that a controller may
+//! end at any moment and another one go on.
 //!
 //! A node is declared lost when all of these hold:
 //!
@@ -10,8 +10,8 @@
 //! - Nobody was declared lost in the last [`ONE_PER`], and with it no more than a third are lost.
 //!
 //! Then the catalog fences it. What is fenced, and only that, is taken from it in Kubernetes: so no
-//! other node can get a volume that this one may still write to. All is lifted when the catalog does
-//! not call the node lost any more.
+//! other node can get a volume that this one may still write to. All is lifted when the catalog
+//! does not call the node lost any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -142,8 +142,8 @@ pub enum Refusal {
 
 /// True when the controller on node `own` acts. Of all that have a controller the one acts that is
 /// beside the catalog's leader; if there is none, the first that is well. All controllers know the
-/// same, by the catalog's leader: so one acts, but for the moment in which that changes. Steps can be
-/// repeated, so two of them do no harm.
+/// same, by the catalog's leader: so one acts, but for the moment in which that changes. Steps can
+/// be repeated, so two of them do no harm.
 pub fn acts(
     own: &str,
     leader: Option<&str>,

@@ -1,5 +1,6 @@
-//! What a storage node has at home: the directory of its pod, and its disks. Here are also the steps of
-//! [`crate::kubernetes::bootstrap`] that change it. Each of them can be interrupted and done again.
+//! What a storage node has at home: the directory of its pod, and its disks. Here are also the
+//! steps of [`crate::kubernetes::bootstrap`] that change it. Each of them can be interrupted and
+//! done again.
 //!
 //! ```text
 //! <data>/bootstrap/            keys that were made for a new cluster; complete when it is there

@@ -1,5 +1,6 @@
-//! For how long kubelets have not renewed their Leases. A Lease says when it was renewed by the clock
-//! of its node, which may be wrong: so what counts is for how long it was seen not to change. Pure.
+//! For how long kubelets have not renewed their Leases. A Lease says when it was renewed by the
+//! clock of its node, which may be wrong: so what counts is for how long it was seen not to change.
+//! Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

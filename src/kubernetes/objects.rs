@@ -104,8 +104,8 @@ impl Objects {
         written.map_err(fail("write the Secret holdfast-cluster"))
     }
 
-    /// Leaves the recovery key of a cluster for a person; false: somebody else has changed the object
-    /// meanwhile.
+    /// Leaves the recovery key of a cluster for a person; false: somebody else has changed the
+    /// object meanwhile.
     pub async fn leave_recovery_key(
         &self,
         cluster: Uuid,

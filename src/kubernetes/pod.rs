@@ -1,5 +1,5 @@
-//! A storage pod in Kubernetes: carries out the steps of [`crate::kubernetes::bootstrap`] until it can
-//! serve, and writes down afterwards which cluster there is.
+//! A storage pod in Kubernetes: carries out the steps of [`crate::kubernetes::bootstrap`] until it
+//! can serve, and writes down afterwards which cluster there is.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -86,8 +86,8 @@ enum Then {
     Wait(String),
 }
 
-/// Returns the configuration to serve with, when this pod can serve. A pod with an identity can, and
-/// nobody is asked.
+/// Returns the configuration to serve with, when this pod can serve. A pod with an identity can,
+/// and nobody is asked.
 pub async fn bootstrap(setting: &Setting) -> Result<Config, IdentityError> {
     let mut directory = PodDirectory::open(&setting.config.data)?;
     if directory.file().identity.is_some() {

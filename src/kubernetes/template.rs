@@ -1,5 +1,5 @@
-//! The configuration of a storage pod in Kubernetes: one template for all nodes, and what Kubernetes
-//! tells of this one. Pure.
+//! The configuration of a storage pod in Kubernetes: one template for all nodes, and what
+//! Kubernetes tells of this one. Pure.
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -5,8 +5,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Log, LogFormat};
 
-/// The client of Kubernetes logs every failed try as an error. Who tries says it in its own words, and
-/// not each time.
+/// The client of Kubernetes logs every failed try as an error. Who tries says it in its own words,
+/// and not each time.
 const KUBERNETES: &str = "kube_client";
 
 /// Why logs could not be set up.

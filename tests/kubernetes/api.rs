@@ -1,5 +1,5 @@
-//! An API server of Kubernetes for tests: it keeps objects of any kind with resource versions, refuses
-//! stale changes, reviews tokens, and records every request. Plain HTTP on loopback.
+//! An API server of Kubernetes for tests: it keeps objects of any kind with resource versions,
+//! refuses stale changes, reviews tokens, and records every request. Plain HTTP on loopback.
 //!
 //! It knows no schemas, no defaults and no rights: `recorded` says who has asked for what.
 

@@ -1,6 +1,6 @@
 //! Storage nodes of a Kubernetes cluster: each is a process of `holdfast kubernetes pod`, with a
-//! directory and ports of its own on loopback, before the API server of `api`. All are gone when the
-//! test ends.
+//! directory and ports of its own on loopback, before the API server of `api`. All are gone when
+//! the test ends.
 
 use std::fs;
 use std::net::TcpListener;

@@ -1,5 +1,5 @@
-//! Whether this pod can reach a machine. A machine that refuses a connection is there: only silence,
-//! and routers that say that nobody is there, count as a failure.
+//! Whether this pod can reach a machine. A machine that refuses a connection is there: only
+//! silence, and routers that say that nobody is there, count as a failure.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
