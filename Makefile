@@ -47,9 +47,7 @@ test:
 check:
 	@scripts/setup.sh check
 	cargo fmt --all -- --check
-	cargo clippy --release --locked --all-targets -- -D warnings
-	cargo clippy --release --locked --features bench-internals --bench pure --bench control \
-		-- -D warnings
+	cargo clippy --release --locked --features bench-internals --all-targets -- -D warnings
 	cargo clippy --release --locked -p holdfast-limit --all-targets -- -D warnings
 	cargo test --release --locked --test tidy --test tidy_docs
 	$(DENY) --locked check bans licenses sources

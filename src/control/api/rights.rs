@@ -81,8 +81,8 @@ fn needs(path: &str) -> Needs {
     }
 }
 
-/// A node's driver speaks for its own node alone. Others may be asked for anybody, as pods are which
-/// pass a request on.
+/// A node's driver speaks for its own node alone. Others may ask for anybody, as pods do which pass
+/// a request on.
 pub fn speaks_for(who: &Who, node: &str) -> Result<(), Status> {
     match who {
         Who::Holder(holder) => match &holder.subject.role {

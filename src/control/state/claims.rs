@@ -1,12 +1,13 @@
-//! Commands of a node about a volume that is published to it.
+//! What nodes say: of themselves, and of volumes that are published to them.
 //!
-//! Invariant: `a-volume-is-formatted-once`: after a file system was recorded as made, none is begun.
-//! A node records that it begins, makes the file system, records that it is made, and only then
-//! lets anybody write to it. So one that was begun and not made holds nobody's data.
+//! Invariant: `a-volume-is-formatted-once`: after a file system was recorded as made, none is
+//! begun. A node records that it begins, makes the file system, records that it is made, and only
+//! then lets anybody write to it. So one that was begun and not made holds nobody's data.
 
-use crate::control::command::Outcome;
-use crate::control::state::attachments::in_use;
+use crate::control::command::{NewNode, Outcome};
+use crate::control::state::attachments::{clear_lost, in_use};
 use crate::control::state::error::CatalogError;
+use crate::control::state::pods::{check_node, put_node};
 use crate::control::state::rows::{AttachmentKey, FileSystem, Node, Volume};
 use crate::control::state::tables::Tables;
 use crate::planted::planted;
@@ -54,6 +55,28 @@ pub(super) fn record_file_system(
         _ => {}
     }
     tables.put(id, Volume { file_system: Some(now), ..volume });
+    Ok(Outcome::Done)
+}
+
+/// Takes over what a node says of itself. The labels of one with pods come from these. One that was
+/// declared lost, and has no device of that time any more, is lost no more.
+pub(super) fn report(
+    tables: &mut Tables,
+    now_ms: u64,
+    new: NewNode,
+    has_no_device: bool,
+) -> Result<Outcome, CatalogError> {
+    check_node(&new)?;
+    let has_pods = tables.index.pods_by_node.get(&new.name).is_some_and(|pods| pods.size() > 0);
+    let new = match tables.nodes.get(&new.name).filter(|_| has_pods) {
+        Some(known) => NewNode { labels: known.labels.clone(), ..new },
+        None => new,
+    };
+    let name = new.name.clone();
+    put_node(tables, now_ms, new);
+    if has_no_device {
+        return clear_lost(tables, &name);
+    }
     Ok(Outcome::Done)
 }
 

@@ -279,7 +279,7 @@ fn carry_out(
             claims::record_file_system(tables, volume, (&node, attachment), file_system)
         }
         CatalogCommand::ReportNode { node, has_no_device } => {
-            pods::report(tables, now_ms, node, has_no_device)
+            claims::report(tables, now_ms, node, has_no_device)
         }
         CatalogCommand::SetOpen { request_id, volume, open } => {
             let content = content(&("set open", volume, open));

@@ -2,7 +2,6 @@
 
 use crate::control::command::{Addresses, NewDisk, NewNode, Outcome};
 use crate::control::names::check_name;
-use crate::control::state::attachments::clear_lost;
 use crate::control::state::error::{CatalogError, LABEL_BYTES_MAX, LABELS_MAX};
 use crate::control::state::rebirth::PODS_PER_HISTORY;
 use crate::control::state::rows::{Disk, Labels, Node, Pod};
@@ -68,29 +67,7 @@ pub(super) fn register(
     Ok(Outcome::Done)
 }
 
-/// Takes over what a node says of itself. The labels of one with pods come from these. One that was
-/// declared lost, and has no device of that time any more, is lost no more.
-pub(super) fn report(
-    tables: &mut Tables,
-    now_ms: u64,
-    new: NewNode,
-    has_no_device: bool,
-) -> Result<Outcome, CatalogError> {
-    check_node(&new)?;
-    let has_pods = tables.index.pods_by_node.get(&new.name).is_some_and(|pods| pods.size() > 0);
-    let new = match tables.nodes.get(&new.name).filter(|_| has_pods) {
-        Some(known) => NewNode { labels: known.labels.clone(), ..new },
-        None => new,
-    };
-    let name = new.name.clone();
-    put_node(tables, now_ms, new);
-    if has_no_device {
-        return clear_lost(tables, &name);
-    }
-    Ok(Outcome::Done)
-}
-
-fn check_node(node: &NewNode) -> Result<(), CatalogError> {
+pub(super) fn check_node(node: &NewNode) -> Result<(), CatalogError> {
     let name = &node.name;
     check_name(name).map_err(|source| CatalogError::BadName { name: name.clone(), source })?;
     check_labels(&node.labels)
@@ -107,7 +84,7 @@ pub(super) fn check_labels(labels: &Labels) -> Result<(), CatalogError> {
 }
 
 /// Makes the node, or takes over what its pod says of it now.
-fn put_node(tables: &mut Tables, now_ms: u64, new: NewNode) {
+pub(super) fn put_node(tables: &mut Tables, now_ms: u64, new: NewNode) {
     let NewNode { name, boot_id, labels } = new;
     let known = tables.nodes.get(&name);
     let created_ms = known.map_or(now_ms, |known| known.created_ms);

@@ -1,6 +1,6 @@
 //! The cluster hears of this node: without a report, a node without storage pods is not known, and
-//! no volume can be published to it. And a node that was declared lost says when it has no device of
-//! that time any more.
+//! no volume can be published to it. And a node that was declared lost says when it has no device
+//! of that time any more.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -282,7 +282,7 @@ pub async fn unstage(parts: &Parts, volume_id: &str, at: &Path) -> Result<(), St
     let devices = parts.devices.of(volume).await?;
     // What is there is mounted from a device of the volume, or from one that is no more.
     while let Some(top) = mounts()?.top(at) {
-        tracing::debug!("unmounting {}, of device {:?}", at.display(), top.device);
+        tracing::debug!("unmounting {}, of a {}", at.display(), top.kind);
         unmount(at).await?;
     }
     for device in devices {
