@@ -17,3 +17,4 @@ pub mod pod;
 pub mod review;
 pub mod reviewer;
 pub mod template;
+pub mod zone;

@@ -8,6 +8,7 @@ use anyhow::Context;
 use crate::cli::serve::serve;
 use crate::kubernetes::pod::{Setting, bootstrap, publish_for_ever};
 use crate::kubernetes::template::{Place, fill};
+use crate::kubernetes::zone;
 use crate::telemetry::logs;
 
 #[derive(Debug, clap::Args)]
@@ -66,7 +67,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("could not start the thread that follows Kubernetes")?;
-    let config = runtime.block_on(bootstrap(&setting))?;
+    let mut config = runtime.block_on(bootstrap(&setting))?;
+    let labels = runtime.block_on(zone::labels(&config.data, &setting.node));
+    for (name, value) in labels {
+        // What the template says comes first.
+        config.node.labels.entry(name).or_insert(value);
+    }
     // On a thread of its own: nothing of it may hold up the pod.
     std::thread::Builder::new()
         .name("kubernetes".to_owned())
