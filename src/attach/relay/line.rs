@@ -19,6 +19,9 @@ use crate::planted::planted;
 /// Unanswered requests of one connection. The Linux kernel sends 128.
 const PENDING_MAX: usize = 4096;
 
+/// EPERM in replies: the attachment has ended, or only reads.
+pub const DENIED: u32 = 1;
+
 /// Why a connection of the device ends.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrontError {
@@ -62,6 +65,8 @@ pub struct Line {
     /// Of all that is pending: data of requests and of their replies.
     pending_bytes: usize,
     has_pod: bool,
+    /// The pod in use has answered that something is not permitted.
+    is_denied: bool,
     /// The client has said that it goes.
     is_over: bool,
 }
@@ -82,6 +87,12 @@ impl Line {
     /// The client goes, and nothing is left to do.
     pub fn is_over(&self) -> bool {
         self.is_over && self.pending.is_empty() && self.to_front.is_empty()
+    }
+
+    /// The pod in use has answered [`DENIED`]: to a write of a reader, or because the attachment has
+    /// ended.
+    pub fn is_denied(&self) -> bool {
+        self.is_denied
     }
 
     /// Requests without an answer.
@@ -149,6 +160,7 @@ impl Line {
                 bytes.reserve(whole_bytes - bytes.len());
                 return Ok(());
             }
+            self.is_denied |= reply.error == DENIED;
             self.to_front.push_back(bytes.split_to(whole_bytes).freeze());
             self.to_front_bytes += whole_bytes;
             self.by_cookie.remove(&reply.cookie);
@@ -161,6 +173,7 @@ impl Line {
     /// that were not taken are void.
     pub fn pod_lost(&mut self) {
         self.has_pod = false;
+        self.is_denied = false;
         self.to_pod.clear();
         if planted!(RelayForgets) {
             self.pending.clear();

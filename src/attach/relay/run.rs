@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::attach::relay::blank::{BlankError, is_blank};
 use crate::attach::relay::hello::{Export, HelloError};
-use crate::attach::relay::line::{FrontError, Line, PodError};
+use crate::attach::relay::line::{DENIED, FrontError, Line, PodError};
 use crate::attach::relay::pods::{OpenError, Opened, Opener, PodAddress, Wire};
 use crate::control::catalog::chain;
 
@@ -21,8 +21,6 @@ use crate::control::catalog::chain;
 const RECEIVE_BYTES: usize = 64 << 10;
 /// Bytes that are read of a client whose requests have to wait.
 const LOOK_AHEAD_BYTES: usize = 1 << 20;
-/// EPERM: the attachment has ended, and its requests fail.
-const REFUSED: u32 = 1;
 /// Pieces of one send.
 const PIECES_MAX: usize = 64;
 /// Before all pods are tried again. Doubles up to [`SEARCH_PAUSE_MAX`].
@@ -216,6 +214,7 @@ impl Relay {
             }
         };
         carried.use_pod(opened);
+        let mut ask_at = Instant::now();
         place.uses(now.number);
         loop {
             let quiet_at = carried.heard + QUIET_AFTER;
@@ -226,6 +225,11 @@ impl Relay {
                     carried.heard = Instant::now();
                 }
                 moved = carried.turn() => match moved? {
+                    Moved::On if carried.line.is_denied() && Instant::now() >= ask_at => {
+                        // Perhaps the export is gone, or will be soon.
+                        ask_at = Instant::now() + RETURN_LOOK;
+                        self.say(News::Quiet(now.number)).await;
+                    }
                     Moved::On => {}
                     Moved::Over => return Ok(Moved::Over),
                     Moved::PodLost(error) => {
@@ -296,7 +300,8 @@ impl Drop for Place<'_> {
 enum News {
     /// It cannot be used.
     Failed(u64),
-    /// It has not answered for a while. Perhaps a volume has no majority, or the pod hangs.
+    /// It has not answered for a while, or has denied something. Perhaps a volume has no majority,
+    /// the pod hangs, or the export is gone.
     Quiet(u64),
     /// The volume has grown to so many bytes, and the client is about to use them.
     Grown(u64),
@@ -346,7 +351,7 @@ impl<F: AsyncRead + AsyncWrite + Send + Unpin> Carried<F> {
     /// Answers everything with an error until the client goes.
     async fn refuse(&mut self) -> Result<Moved, LineError> {
         loop {
-            self.line.refuse_all(REFUSED);
+            self.line.refuse_all(DENIED);
             if self.turn().await? == Moved::Over {
                 return Ok(Moved::Over);
             }
