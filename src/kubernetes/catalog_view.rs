@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::task::JoinSet;
 
+use crate::control::catalog::chain;
 use crate::control::proto::attachments_client::AttachmentsClient;
 use crate::control::proto::cluster_client::ClusterClient;
 use crate::control::proto::events_client::EventsClient;
@@ -200,14 +201,25 @@ impl Catalog {
         let probers = voters.into_iter().map(|pod| (true, pod));
         for (votes, pod) in probers.chain(rest.into_iter().take(PROBERS).map(|pod| (false, pod))) {
             let endpoint = pod.status.as_ref().map(|status| status.api.clone());
-            let api = Api::new(&endpoint.unwrap_or_default(), self.tls.as_ref())?;
+            let endpoint = endpoint.unwrap_or_default();
+            let api = Api::new(&endpoint, self.tls.as_ref())?;
             let request = CheckReachableRequest { pods: own.clone() };
             asked.spawn(async move {
                 let until = Deadline::after(PROBE_WITHIN);
                 let answer = api.call(until, request, async |channel, call| {
                     NodesClient::new(channel).check_reachable(call).await
                 });
-                answer.await.ok().map(|answer| (votes, answer))
+                match answer.await {
+                    Ok(answer) => Some((votes, answer)),
+                    Err(error) => {
+                        let error = chain(&error);
+                        tracing::info!(
+                            pod = endpoint,
+                            "a pod cannot tell whom it reaches: {error}"
+                        );
+                        None
+                    }
+                }
             });
         }
         while let Some(answer) = asked.join_next().await {
