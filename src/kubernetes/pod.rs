@@ -81,7 +81,7 @@ pub struct Setting {
 
 /// What comes of one step.
 enum Then {
-    Serve(Config),
+    Serve(Box<Config>),
     LookAgain,
     Wait(String),
 }
@@ -96,7 +96,7 @@ pub async fn bootstrap(setting: &Setting) -> Result<Config, IdentityError> {
     let (mut patience, mut objects) = (Patience::default(), None);
     loop {
         match step(setting, &mut directory, &mut objects).await {
-            Ok(Then::Serve(config)) => return Ok(config),
+            Ok(Then::Serve(config)) => return Ok(*config),
             Ok(Then::LookAgain) => patience.renew(),
             Ok(Then::Wait(why)) => patience.wait(&why).await,
             Err(error) => patience.wait(&chain(&error)).await,
@@ -135,7 +135,7 @@ async fn step(
     let expected = expected(setting, objects).await?;
     let step = decide(&own, read.record.as_ref(), known, &expected);
     match step {
-        Step::Serve => Ok(Then::Serve(config.clone())),
+        Step::Serve => Ok(Then::Serve(Box::new(config.clone()))),
         Step::Wait(why) => Ok(Then::Wait(why.to_string())),
         Step::Write(record) => objects.write(&read, &record).await.map(|_| Then::LookAgain),
         Step::Prepare => {
@@ -150,12 +150,12 @@ async fn step(
                 return Ok(Then::LookAgain);
             }
             tracing::info!(%cluster, "this node makes the cluster");
-            return Ok(Then::Serve(Config { init: true, ..config.clone() }));
+            return Ok(Then::Serve(Box::new(Config { init: true, ..config.clone() })));
         }
         Step::Join { cluster, authorities, pods } => {
             home::abandon_prepared(&config.data)?;
             join(setting, directory, cluster, &authorities, &pods).await?;
-            return Ok(Then::Serve(Config { join: pods, ..config.clone() }));
+            return Ok(Then::Serve(Box::new(Config { join: pods, ..config.clone() })));
         }
     }
     .map_err(PodError::from)

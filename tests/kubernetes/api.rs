@@ -140,12 +140,6 @@ impl FakeApi {
         self.store().objects.remove(&key).is_some()
     }
 
-    pub fn names(&self, kind: &str) -> Vec<String> {
-        let store = self.store();
-        let of_kind = store.objects.keys().filter(|(found, ..)| found == kind);
-        of_kind.map(|(_, _, name)| name.clone()).collect()
-    }
-
     /// All requests so far.
     pub fn recorded(&self) -> Vec<Recorded> {
         self.store().recorded.clone()

@@ -305,6 +305,9 @@ fn lose(nodes: &Nodes, victim: usize, kubelets: &Kubelets) {
     ] {
         assert!(nodes.api.get(kind, space, name).is_some(), "{name} is none of our business");
     }
+    let recorded = nodes.api.recorded();
+    let mut deletions = recorded.iter().filter(|it| it.what.starts_with("DELETE"));
+    assert!(deletions.all(|it| it.token == "controller"), "others have no right to that");
     let told = told(nodes);
     for (reason, about) in
         [("HoldfastPodDeleted", "claim-db-0"), ("HoldfastPodDeleted", name.as_str())]
