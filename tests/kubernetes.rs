@@ -228,6 +228,8 @@ fn a_record_that_is_lost_comes_back(nodes: &mut Nodes, cluster: &str) {
     nodes.install_anew(3);
     nodes.api.set_down(false);
     nodes.start(3);
+    // Pods may not make it. A person applies the manifests again.
+    nodes.apply_secrets();
     wait_until("the record is back, and the new node has joined", || {
         state(nodes) == "made" && nodes.identity(3).is_some()
     });

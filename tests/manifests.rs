@@ -278,9 +278,6 @@ impl Installed {
             let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
             api.put(&plural, &namespace, object);
         }
-        for (kind, name) in [("secrets", "holdfast-cluster"), ("configmaps", "holdfast-cluster")] {
-            api.put(kind, "holdfast", json!({ "metadata": { "name": name } }));
-        }
         Installed { api, directory: tempfile::tempdir().unwrap() }
     }
 
@@ -325,7 +322,8 @@ fn uninstall_takes_what_was_applied_and_leaves_the_cluster() {
     installed.put_volume("pv-1", "csi.example");
     let output = installed.uninstall(&["--dry-run"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
-    let count = objects(&read("deploy/kubernetes/holdfast.yaml")).len();
+    // The two Secrets and the ConfigMap of the cluster stay.
+    let count = objects(&read("deploy/kubernetes/holdfast.yaml")).len() - 3;
     assert_eq!(text(&output.stdout).lines().count(), count);
     assert_eq!(installed.deleted(), [""; 0]);
 
@@ -338,7 +336,8 @@ fn uninstall_takes_what_was_applied_and_leaves_the_cluster() {
     for kind in ["daemonsets", "deployments", "clusterroles", "storageclasses", "csidrivers"] {
         assert!(installed.api.names(kind).is_empty(), "{kind}");
     }
-    assert_eq!(installed.api.names("secrets"), ["holdfast-cluster"]);
+    assert_eq!(installed.api.names("secrets"), ["holdfast-cluster", "holdfast-recovery"]);
+    assert_eq!(installed.api.names("configmaps"), ["holdfast-cluster"]);
     assert_eq!(installed.api.names("persistentvolumes"), ["pv-1"]);
     // Nothing is left to do, and that is no error.
     assert!(installed.uninstall(&[]).status.success());

@@ -136,7 +136,7 @@ pub enum Why {
     Turn(String),
     #[error(
         "node {0} makes the cluster. If that node is gone for good, and never served, delete the \
-         Secret: the others begin anew"
+         Secret holdfast-cluster and apply the manifests again: the others begin anew"
     )]
     Making(String),
     #[error(
@@ -151,7 +151,8 @@ pub enum Why {
     Damaged(String),
     #[error(
         "cluster {0} was made here before, and none of its nodes has come up: nobody makes another \
-         one. If it is gone for good, delete the ConfigMap"
+         one. If it is gone for good, delete the ConfigMap holdfast-cluster and apply the manifests \
+         again"
     )]
     Known(Uuid),
 }

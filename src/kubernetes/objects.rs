@@ -5,13 +5,14 @@
 //! Secret    holdfast-recovery   recovery-key, cluster: a person should copy it, and delete it here
 //! ConfigMap holdfast-cluster    ca.crt (PEM), uid, endpoints: for programs of the namespace
 //! ```
+//!
+//! The manifests make them, empty, so that storage pods need no right to make Secrets.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret as SecretObject};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use serde::Serialize;
@@ -39,6 +40,8 @@ pub enum ObjectsError {
     },
     #[error("the Secret {CLUSTER} holds a record that this version cannot read")]
     Record(#[source] serde_json::Error),
+    #[error("{0} is not there: apply the manifests again, which make it anew, empty")]
+    Missing(&'static str),
 }
 
 fn fail(action: &'static str) -> impl FnOnce(kube::Error) -> ObjectsError {
@@ -95,12 +98,10 @@ impl Objects {
     /// Replaces the record; false: somebody else has changed it since it was read.
     pub async fn write(&self, read: &Read, record: &Record) -> Result<bool, ObjectsError> {
         let bytes = serde_json::to_vec(record).map_err(ObjectsError::Record)?;
-        let mut object = read.object.clone().unwrap_or_else(|| SecretObject {
-            metadata: named(CLUSTER),
-            ..SecretObject::default()
-        });
+        let missing = ObjectsError::Missing("the Secret holdfast-cluster");
+        let mut object = read.object.clone().ok_or(missing)?;
         object.data.get_or_insert_default().insert(RECORD.to_owned(), ByteString(bytes));
-        let written = put(&self.secrets(), &object, read.object.is_some()).await;
+        let written = put(&self.secrets(), &object).await;
         written.map_err(fail("write the Secret holdfast-cluster"))
     }
 
@@ -117,13 +118,9 @@ impl Objects {
         ];
         let found = self.secrets().get_opt(RECOVERY).await;
         let found = found.map_err(fail("read the Secret holdfast-recovery"))?;
-        let is_there = found.is_some();
-        let mut object = found.unwrap_or_else(|| SecretObject {
-            metadata: named(RECOVERY),
-            ..SecretObject::default()
-        });
+        let mut object = found.ok_or(ObjectsError::Missing("the Secret holdfast-recovery"))?;
         object.data = Some(BTreeMap::from(data));
-        let written = put(&self.secrets(), &object, is_there).await;
+        let written = put(&self.secrets(), &object).await;
         written.map_err(fail("write the Secret holdfast-recovery"))
     }
 
@@ -142,15 +139,13 @@ impl Objects {
         if now == before {
             return Ok(());
         }
-        let is_there = found.is_some();
-        let mut object =
-            found.unwrap_or_else(|| ConfigMap { metadata: named(CLUSTER), ..ConfigMap::default() });
+        let mut object = found.ok_or(ObjectsError::Missing("the ConfigMap holdfast-cluster"))?;
         let data = object.data.get_or_insert_default();
         data.insert("ca.crt".to_owned(), now.authorities);
         data.insert("uid".to_owned(), now.uid);
         data.insert("endpoints".to_owned(), now.endpoints);
         // What another one has written meanwhile is looked at the next time.
-        let written = put(&self.config_maps(), &object, is_there).await;
+        let written = put(&self.config_maps(), &object).await;
         written.map(drop).map_err(fail("write the ConfigMap holdfast-cluster"))
     }
 
@@ -170,33 +165,19 @@ impl Objects {
     }
 }
 
-fn named(name: &str) -> ObjectMeta {
-    let labels = [("app.kubernetes.io/name".to_owned(), "holdfast".to_owned())];
-    ObjectMeta {
-        name: Some(name.to_owned()),
-        labels: Some(BTreeMap::from(labels)),
-        ..ObjectMeta::default()
-    }
-}
-
 fn public_of(found: Option<&ConfigMap>) -> Public {
     let data = found.and_then(|found| found.data.clone()).unwrap_or_default();
     let of = |key: &str| data.get(key).cloned().unwrap_or_default();
     Public { authorities: of("ca.crt"), uid: of("uid"), endpoints: of("endpoints") }
 }
 
-/// Makes an object, or replaces the one that was read; false: it has changed meanwhile.
-async fn put<K>(api: &Api<K>, object: &K, is_there: bool) -> Result<bool, kube::Error>
+/// Replaces an object that was read; false: it has changed meanwhile.
+async fn put<K>(api: &Api<K>, object: &K) -> Result<bool, kube::Error>
 where
     K: Clone + Debug + DeserializeOwned + Serialize + kube::Resource,
 {
     let name = object.meta().name.clone().unwrap_or_default();
-    let params = PostParams::default();
-    let result = match is_there {
-        true => api.replace(&name, &params, object).await,
-        false => api.create(&params, object).await,
-    };
-    match result {
+    match api.replace(&name, &PostParams::default(), object).await {
         Ok(_) => Ok(true),
         Err(error) if is_conflict(&error) || is_missing(&error) => Ok(false),
         Err(error) => Err(error),

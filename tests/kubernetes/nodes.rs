@@ -68,6 +68,8 @@ impl Nodes {
         };
         let offset = if network.is_some() { 0 } else { free_offset() };
         let nodes = Nodes { api, dir, network, offset, running, _turn: turn };
+        nodes.apply_secrets();
+        nodes.api.put("configmaps", NAMESPACE, json!({ "metadata": { "name": "holdfast-cluster" } }));
         for node in 1..=count {
             let labels = json!({ "holdfast.io/storage": "true" });
             let meta = json!({ "name": node_name(node), "labels": labels });
@@ -82,6 +84,16 @@ impl Nodes {
             fs::create_dir_all(nodes.disk(node)).unwrap();
         }
         nodes
+    }
+
+    /// Makes the Secrets that are not there, empty, as the manifests do.
+    pub fn apply_secrets(&self) {
+        for name in ["holdfast-cluster", "holdfast-recovery"] {
+            if self.api.get("secrets", NAMESPACE, name).is_none() {
+                let secret = json!({ "metadata": { "name": name }, "type": "Opaque" });
+                self.api.put("secrets", NAMESPACE, secret);
+            }
+        }
     }
 
     fn node_dir(&self, node: usize) -> PathBuf {

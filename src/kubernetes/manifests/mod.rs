@@ -28,6 +28,7 @@ pub const DEFAULT_NAMESPACE: &str = "holdfast";
 /// In the order in which they are applied.
 const TEMPLATES: &[(&str, &str)] = &[
     ("accounts.yaml", chart!("templates/accounts.yaml")),
+    ("cluster.yaml", chart!("templates/cluster.yaml")),
     ("rights.yaml", chart!("templates/rights.yaml")),
     ("storage.yaml", chart!("templates/storage.yaml")),
     ("node.yaml", chart!("templates/node.yaml")),
@@ -259,6 +260,40 @@ mod tests {
         }
         // Secrets of the whole cluster are for nobody.
         assert!(verbs(&on, "secrets").is_empty());
+    }
+
+    /// With the right to create Secrets, a storage pod could make a token of another account.
+    /// `data` in the template would overwrite what the pods have written.
+    #[test]
+    fn storage_pods_find_their_objects_and_create_none() {
+        let text = rendered(&[]);
+        let roles = of_kind(&text, "Role");
+        let role = roles.iter().find(|role| role["metadata"]["name"] == "holdfast-pod").unwrap();
+        let mut named = Vec::new();
+        for rule in role["rules"].as_array().unwrap() {
+            assert_eq!(rule["verbs"], json!(["get", "update"]));
+            named.extend(rule["resourceNames"].as_array().unwrap().iter().cloned());
+        }
+        let mut made: Vec<Value> = of_kind(&text, "Secret");
+        made.extend(of_kind(&text, "ConfigMap"));
+        made.retain(|it| it["metadata"]["name"] != "holdfast-pod");
+        let names: Vec<Value> = made.iter().map(|it| it["metadata"]["name"].clone()).collect();
+        assert_eq!(names, named);
+        for object in made {
+            assert!(object["data"].is_null() && object["stringData"].is_null(), "{object}");
+        }
+    }
+
+    /// A rolling update replaces pods that are not available at once, whatever it is told.
+    #[test]
+    fn storage_pods_wait_for_a_person_and_drains_for_guards() {
+        let text = rendered(&[]);
+        let sets = of_kind(&text, "DaemonSet");
+        let pods = sets.iter().find(|set| set["metadata"]["name"] == "holdfast-pod").unwrap();
+        assert_eq!(pods["spec"]["updateStrategy"], json!({ "type": "OnDelete" }));
+        let budget = &of_kind(&text, "PodDisruptionBudget")[0]["spec"];
+        assert_eq!(budget["maxUnavailable"], 1);
+        assert_eq!(budget["unhealthyPodEvictionPolicy"], "IfHealthyBudget");
     }
 
     /// A text that would end its place in the YAML is no way to smuggle objects in.

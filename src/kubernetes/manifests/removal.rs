@@ -1,4 +1,6 @@
 //! What is taken away when Holdfast leaves a Kubernetes cluster, and when that must not be. Pure.
+//!
+//! Objects that Helm is told to keep stay here, too: they say which cluster there is.
 
 use k8s_openapi::api::core::v1::PersistentVolume;
 use serde_json::Value;
@@ -69,7 +71,9 @@ fn named(volume: &PersistentVolume) -> String {
 pub fn order(choice: &Choice) -> Result<(Vec<Object>, Vec<Object>), ManifestsError> {
     let text = render(choice)?;
     let all = documents(&text).map_err(|source| ManifestsError::Yaml { name: "output", source })?;
-    let objects = all.iter().rev().filter_map(object);
+    let is_kept =
+        |it: &&Value| it["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep";
+    let objects = all.iter().rev().filter(|it| !is_kept(it)).filter_map(object);
     Ok(objects.partition(|object| match object.kind.as_str() {
         "StorageClass" => true,
         "Deployment" => object.name == "holdfast-csi-controller",
@@ -161,5 +165,7 @@ mod tests {
         assert_eq!((&*driver.plural, &*driver.group), ("csidrivers", "storage.k8s.io"));
         assert_eq!(then.last().unwrap().plural, "serviceaccounts");
         assert!(then.iter().all(|it| it.kind != "Namespace" && it.kind != "Secret"));
+        let maps = then.iter().filter(|it| it.kind == "ConfigMap").map(|it| it.name.as_str());
+        assert_eq!(maps.collect::<Vec<_>>(), ["holdfast-pod"]);
     }
 }
