@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use crate::control::command::{Addresses, NewNode};
 use crate::control::connector::{Connector, connector};
 use crate::control::identity::{Identity, IdentityError, PodDirectory};
+use crate::control::proto::cluster_client::ClusterClient;
 use crate::control::proto::credentials_client::CredentialsClient;
-use crate::control::proto::{EnrolPod, EnrolRequest, EnrolResponse, RenewRequest};
+use crate::control::proto::{EnrolPod, EnrolRequest, EnrolResponse, RenewRequest, StatusRequest};
 use crate::level::NEWEST;
 use crate::security::authority::{AuthorityError, request};
 use crate::security::certificate::{CertificateError, Root};
@@ -24,6 +26,8 @@ use crate::security::token::Token;
 use crate::security::trust::Trust;
 
 const CALL_WITHIN: Duration = Duration::from_secs(30);
+/// The time for a pod to look at a certificate.
+const SHOWN_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
@@ -75,13 +79,29 @@ impl Proof<'_> {
     }
 }
 
-fn client(endpoint: &str, connector: Connector) -> Result<CredentialsClient<Channel>, EnrolError> {
+fn channel(endpoint: &str, connector: Connector) -> Result<Channel, EnrolError> {
     let address = endpoint.strip_prefix("https://").unwrap_or(endpoint);
     let wrong = || EnrolError::Address(endpoint.to_owned());
     let parsed = Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?;
     parsed.uri().port().ok_or_else(wrong)?;
     let parsed = parsed.connect_timeout(CALL_WITHIN).timeout(CALL_WITHIN);
-    Ok(CredentialsClient::new(parsed.connect_with_connector_lazy(connector)))
+    Ok(parsed.connect_with_connector_lazy(connector))
+}
+
+fn client(endpoint: &str, connector: Connector) -> Result<CredentialsClient<Channel>, EnrolError> {
+    Ok(CredentialsClient::new(channel(endpoint, connector)?))
+}
+
+/// Shows a certificate to a pod: an error that is `Refused` has what the pod, or the connection, has
+/// against it.
+pub async fn show(endpoint: &str, held: &Credentials) -> Result<(), EnrolError> {
+    let tls = Tls::new(held, held.trust())?;
+    let mut request = Request::new(StatusRequest {});
+    request.set_timeout(SHOWN_WITHIN);
+    let mut client = ClusterClient::new(channel(endpoint, connector(&tls)?)?);
+    let answer = timeout(SHOWN_WITHIN, client.status(request)).await;
+    let late = |_| Status::deadline_exceeded("the pod took too long");
+    answer.map_err(late).and_then(|answer| answer).map(drop).map_err(EnrolError::Refused)
 }
 
 /// Joins a cluster: this pod gets its number and its certificate. Can be repeated after

@@ -89,6 +89,8 @@ reasons! {
         "as many pods have joined as can, counting those that left",
     TooManyTokens "TOO_MANY_TOKENS" ResourceExhausted
         "there are as many tokens as there can be",
+    TooManyCertificates "TOO_MANY_CERTIFICATES" ResourceExhausted
+        "the subject has as many valid certificates as it can have",
     AuthorityExists "AUTHORITY_EXISTS" FailedPrecondition
         "the cluster has another authority",
     NoAuthority "NO_AUTHORITY" FailedPrecondition

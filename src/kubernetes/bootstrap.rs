@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::kubernetes::authorities::{Told, published};
 use crate::types::Uuid;
 
 /// What a node has at home.
@@ -190,8 +191,13 @@ pub fn decide(
     }
 }
 
-/// What a node that belongs to a cluster has to write down, if anything.
-pub fn publish(own: &Own, record: Option<&Record>) -> Result<Option<Record>, OtherCluster> {
+/// What a node that belongs to a cluster has to write down, if anything. `told`: what the catalog
+/// says of authorities; `None`: it did not answer.
+pub fn publish(
+    own: &Own,
+    record: Option<&Record>,
+    told: Option<&Told>,
+) -> Result<Option<Record>, OtherCluster> {
     let Home::Member { cluster } = own.report.home else { return Ok(None) };
     let before = record.cloned().unwrap_or_default();
     let mut now = reported(own, &before);
@@ -199,9 +205,13 @@ pub fn publish(own: &Own, record: Option<&Record>) -> Result<Option<Record>, Oth
         State::Made { cluster: found, .. } if *found != cluster => {
             return Err(OtherCluster { own: cluster, found: *found });
         }
-        State::Made { .. } => {}
+        State::Made { authorities, .. } => {
+            let authorities = published(authorities, &own.authorities, told);
+            now.state = State::Made { cluster, authorities };
+        }
         State::Empty | State::Initializing { .. } => {
-            now.state = State::Made { cluster, authorities: own.authorities.clone() };
+            let authorities = published("", &own.authorities, told);
+            now.state = State::Made { cluster, authorities };
         }
     }
     Ok((record != Some(&now)).then_some(now))

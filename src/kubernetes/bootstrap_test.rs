@@ -150,8 +150,7 @@ impl World {
     fn look(&mut self, node: usize, absent: Option<usize>) {
         let own = self.own(node);
         let step = match decide(&own, self.record.as_ref(), None, &self.expected(absent)) {
-            Step::Serve => match publish(&own, self.record.as_ref()).expect("there is one cluster")
-            {
+            Step::Serve => match publish(&own, self.record.as_ref(), None).expect("one cluster") {
                 Some(record) => Step::Write(record),
                 None => Step::Serve,
             },
@@ -292,8 +291,8 @@ fn a_node_of_another_cluster_overwrites_nothing() {
     assert_eq!(decide(&member, None, None, &expect(&[], 3)), Step::Serve);
     let mut record = record(&[]);
     record.state = State::Made { cluster: other, authorities: String::new() };
-    assert_eq!(publish(&member, Some(&record)), Err(OtherCluster { own: mine, found: other }));
-    let again = publish(&member, None).unwrap().unwrap();
+    assert_eq!(publish(&member, Some(&record), None), Err(OtherCluster { own: mine, found: other }));
+    let again = publish(&member, None, None).unwrap().unwrap();
     assert_eq!(again.state, State::Made { cluster: mine, authorities: "pem".to_owned() });
-    assert_eq!(publish(&member, Some(&again)), Ok(None));
+    assert_eq!(publish(&member, Some(&again), None), Ok(None));
 }

@@ -9,7 +9,7 @@ use rustls::pki_types::pem::PemObject;
 use tonic::Code;
 
 use crate::control::catalog::chain;
-use crate::control::enrol::{EnrolError, Proof, credentials_for};
+use crate::control::enrol::{EnrolError, Proof, credentials_for, show};
 use crate::csi::credentials::is_due;
 use crate::kubernetes::patience::Patience;
 use crate::security::certificate::{CertificateError, Root};
@@ -52,6 +52,8 @@ pub enum GetError {
 pub struct Wish {
     /// The first word of the role.
     pub role: String,
+    /// The node that a node's certificate must be for; `None`: any.
+    pub node: Option<String>,
     /// `host:port` of pods, with commas between them.
     pub endpoints: String,
     /// File with the cluster's authorities, PEM.
@@ -80,18 +82,37 @@ async fn attempt(wish: &Wish) -> Result<Result<Role, String>, GetError> {
         Err(error) => return Ok(Err(missing(&wish.authority, &error))),
     };
     let paths = Paths::of_client(&wish.credentials);
-    if let Some(role) = held(&paths, wish, &roots) {
-        return Ok(Ok(role));
+    let held = held(&paths, wish, &roots);
+    let opinion = match &held {
+        Some(held) => opinion(wish, held).await?,
+        None => Opinion::Refused,
+    };
+    // It is good as far as this machine knows, also when nobody can be asked.
+    let kept = held.filter(|_| opinion != Opinion::Refused);
+    let kept = kept.map(|held| held.subject().role.clone());
+    if let (Some(role), Opinion::Accepted) = (&kept, opinion) {
+        return Ok(Ok(role.clone()));
     }
+    Ok(match (enrol(wish, &roots).await?, kept) {
+        (Err(why), Some(role)) => {
+            tracing::warn!("nobody has looked at the certificate that is here: {why}");
+            Ok(role)
+        }
+        (result, _) => result,
+    })
+}
+
+/// Gets a new certificate. `Ok(Err(_))`: what is waited for.
+async fn enrol(wish: &Wish, roots: &[Root]) -> Result<Result<Role, String>, GetError> {
+    let paths = Paths::of_client(&wish.credentials);
     let token = match read_token(&wish.token) {
         Ok(token) => token,
         Err(error) => return Ok(Err(missing(&wish.token, &error))),
     };
-    let trust = Trust::new(roots[0].cluster(), roots.clone());
+    let trust = Trust::new(roots[0].cluster(), roots.to_vec());
     let proof = Proof::ServiceAccount { token: &token, trust: &trust };
     let mut last = None;
-    let names = wish.endpoints.split(',').map(str::trim).filter(|name| !name.is_empty());
-    for endpoint in names {
+    for endpoint in names(wish) {
         match credentials_for(endpoint, proof).await {
             Ok(credentials) => return taken(&paths, wish, &credentials).map(Ok),
             Err(EnrolError::Refused(status)) if is_passing(status.code()) => {
@@ -101,6 +122,36 @@ async fn attempt(wish: &Wish) -> Result<Result<Role, String>, GetError> {
         }
     }
     Ok(Err(last.ok_or(GetError::NoEndpoint)?))
+}
+
+fn names(wish: &Wish) -> impl Iterator<Item = &str> {
+    wish.endpoints.split(',').map(str::trim).filter(|name| !name.is_empty())
+}
+
+/// What the cluster thinks of a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opinion {
+    Accepted,
+    /// It was revoked, say.
+    Refused,
+    /// Nobody has answered.
+    Unknown,
+}
+
+/// Shows a certificate to one pod after the other. One that is behind may refuse what is good.
+async fn opinion(wish: &Wish, held: &Credentials) -> Result<Opinion, GetError> {
+    let mut opinion = Opinion::Unknown;
+    for endpoint in names(wish) {
+        match show(endpoint, held).await {
+            Ok(()) => return Ok(Opinion::Accepted),
+            Err(EnrolError::Refused(status)) if status.code() == Code::Unauthenticated => {
+                opinion = Opinion::Refused;
+            }
+            Err(EnrolError::Refused(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(opinion)
 }
 
 fn taken(paths: &Paths, wish: &Wish, credentials: &Credentials) -> Result<Role, GetError> {
@@ -113,14 +164,22 @@ fn taken(paths: &Paths, wish: &Wish, credentials: &Credentials) -> Result<Role, 
     Ok(role)
 }
 
-/// The role of a certificate that is there already and good for a while.
-fn held(paths: &Paths, wish: &Wish, roots: &[Root]) -> Option<Role> {
+/// A certificate that is there already and good for a while, as far as this machine knows. A disk
+/// that was copied from another node has one of that node.
+fn held(paths: &Paths, wish: &Wish, roots: &[Root]) -> Option<Credentials> {
     let held = paths.load().ok()?;
-    let role = &held.subject().role;
-    let is_good = role.kind() == wish.role
+    let is_good = is_wished(&held.subject().role, wish)
         && roots.contains(held.issuer())
         && !is_due(&held, now_s()).unwrap_or(true);
-    is_good.then(|| role.clone())
+    is_good.then_some(held)
+}
+
+fn is_wished(role: &Role, wish: &Wish) -> bool {
+    let is_of_node = match (role, &wish.node) {
+        (Role::CsiNode(name), Some(node)) => name.as_str() == node,
+        _ => true,
+    };
+    role.kind() == wish.role && is_of_node
 }
 
 /// True when another try may succeed: nobody has looked at the token, or nobody could.
@@ -164,5 +223,36 @@ pub fn roots_of(path: &Path, pem: &[u8]) -> Result<Vec<Root>, GetError> {
     match roots.is_empty() {
         true => Err(malformed()),
         false => Ok(roots),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::tls_fixture::Cluster;
+
+    #[test]
+    fn a_certificate_that_is_there_has_to_be_of_this_node_and_a_trusted_authority() {
+        let (cluster, other) = (Cluster::new(1), Cluster::new(1));
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::of_client(root.path());
+        let stored = cluster.credentials("csi-node/n");
+        let roots = stored.roots().to_vec();
+        let others = other.credentials("csi-node/n").roots().to_vec();
+        let wish = |role: &str, node: Option<&str>| Wish {
+            role: role.to_owned(),
+            node: node.map(str::to_owned),
+            endpoints: String::new(),
+            authority: PathBuf::new(),
+            token: PathBuf::new(),
+            credentials: root.path().to_owned(),
+        };
+        let found = |role, node, roots: &[Root]| held(&paths, &wish(role, node), roots).is_some();
+        assert!(!found("csi-node", None, &roots), "there is none");
+        paths.store(&stored).unwrap();
+        assert!(found("csi-node", Some("n"), &roots) && found("csi-node", None, &roots));
+        assert!(!found("csi-node", Some("m"), &roots));
+        assert!(!found("csi-controller", Some("n"), &roots));
+        assert!(!found("csi-node", Some("n"), &others));
     }
 }

@@ -1,6 +1,7 @@
 //! Holdfast in a Kubernetes cluster: who its programs are, by their service accounts, and how a
 //! cluster of Holdfast comes to be without a person.
 
+pub mod authorities;
 pub mod bootstrap;
 pub mod catalog_view;
 pub mod client;

@@ -11,7 +11,12 @@ use crate::control::catalog::chain;
 use crate::control::command::Addresses;
 use crate::control::enrol::{self, EnrolError, Proof};
 use crate::control::identity::{IdentityError, PodDirectory, peek};
+use crate::control::local::socket_of;
 use crate::control::machine::this_node;
+use crate::control::proto::GetAuthoritiesRequest;
+use crate::control::proto::credentials_client::CredentialsClient;
+use crate::csi::api::{Api, Deadline, OpenError as OpenApiError};
+use crate::kubernetes::authorities::{Told, published};
 use crate::kubernetes::bootstrap::{
     Expected, Home, OtherCluster, Own, Report, Step, decide, publish,
 };
@@ -27,6 +32,8 @@ use crate::types::{ParseUuidError, Uuid};
 const PUBLISH_EVERY: Duration = Duration::from_secs(60);
 /// Between two looks whether this pod has an identity yet.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// The time in which the catalog has to say whom to trust.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why a step failed. It is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +66,8 @@ pub enum PodError {
     Nobody(Uuid),
     #[error(transparent)]
     OtherCluster(#[from] OtherCluster),
+    #[error("could not ask this pod")]
+    Api(#[from] OpenApiError),
 }
 
 /// What a storage pod is told at its start.
@@ -240,14 +249,15 @@ async fn publish_once(setting: &Setting, opened: &mut Option<Objects>) -> Result
         authorities: home::authorities(&config.data),
     };
     let read = objects.record().await?;
-    let record = match publish(&own, read.record.as_ref())? {
+    let told = told(setting).await?;
+    let record = match publish(&own, read.record.as_ref(), told.as_ref())? {
         Some(record) if !objects.write(&read, &record).await? => return Ok(false),
         Some(record) => record,
         None => read.record.unwrap_or_default(),
     };
     let endpoints = record.pods_of(cluster).join(",");
     let publics = |before: &Public| Public {
-        authorities: union(&before.authorities, &own.authorities),
+        authorities: published(&before.authorities, &own.authorities, told.as_ref()),
         uid: cluster.to_string(),
         endpoints: endpoints.clone(),
     };
@@ -256,27 +266,23 @@ async fn publish_once(setting: &Setting, opened: &mut Option<Objects>) -> Result
     Ok(true)
 }
 
-/// The authorities of two lists, PEM. None is taken away: a pod that was away knows fewer.
-fn union(before: &str, own: &str) -> String {
-    const END: &str = "-----END CERTIFICATE-----\n";
-    let missing = own.split_inclusive(END).filter(|pem| !before.contains(*pem));
-    missing.fold(before.to_owned(), |all, pem| all + pem)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn authorities_are_added_and_never_taken_away() {
-        let pem = |name: &str| {
-            format!("-----BEGIN CERTIFICATE-----\n{name}\n-----END CERTIFICATE-----\n")
-        };
-        let (one, two) = (pem("one"), pem("two"));
-        let both = format!("{one}{two}");
-        assert_eq!(union("", &one), one);
-        assert_eq!(union(&one, &both), both);
-        assert_eq!(union(&both, &two), both);
-        assert_eq!(union(&one, ""), one);
+/// The authorities, as the catalog says; `None`: it does not answer. It is asked by way of this pod.
+async fn told(setting: &Setting) -> Result<Option<Told>, OpenApiError> {
+    let endpoint = format!("unix:{}", socket_of(&setting.config.data).display());
+    let api = Api::new(&endpoint, None)?;
+    let asked = GetAuthoritiesRequest {};
+    let answer = api.call(Deadline::after(ANSWER_WITHIN), asked, async |channel, call| {
+        CredentialsClient::new(channel).get_authorities(call).await
+    });
+    match answer.await {
+        Ok(answer) => {
+            let all = answer.authorities.into_iter();
+            let fingerprints = all.map(|it| it.fingerprint).collect();
+            Ok(Some(Told { fingerprints, others: answer.others_trusted }))
+        }
+        Err(error) => {
+            tracing::debug!("the catalog does not say whom to trust: {}", chain(&error));
+            Ok(None)
+        }
     }
 }

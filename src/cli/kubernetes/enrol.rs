@@ -20,6 +20,9 @@ pub struct Args {
     /// File with the token of the service account, for the audience `holdfast`
     #[arg(long, value_name = "FILE")]
     token_file: PathBuf,
+    /// Node that the certificate is for: one that is there for another node is replaced
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    node: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -32,7 +35,7 @@ enum Wanted {
 /// Enrols, and returns what to print. The credentials go to the directory of `--credentials`.
 pub async fn run(global: &Global, args: &Args) -> anyhow::Result<String> {
     logs::start(&Log::default())?;
-    let Args { role, authority, token_file } = args;
+    let Args { role, authority, token_file, node } = args;
     let Some(credentials) = &global.credentials else {
         anyhow::bail!("--credentials DIR is missing: the certificate is written there");
     };
@@ -42,6 +45,7 @@ pub async fn run(global: &Global, args: &Args) -> anyhow::Result<String> {
     };
     let wish = Wish {
         role: role.to_owned(),
+        node: node.clone(),
         endpoints: global.endpoint.clone(),
         authority: authority.clone(),
         token: token_file.clone(),

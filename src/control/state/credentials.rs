@@ -1,7 +1,7 @@
 //! Commands about tokens and certificates.
 
 use crate::control::command::Outcome;
-use crate::control::state::error::CatalogError;
+use crate::control::state::error::{CERTIFICATES_MAX, CatalogError};
 use crate::control::state::rows::{Certificate, Revoked, Token};
 use crate::control::state::tables::{Object, Tables};
 
@@ -50,8 +50,36 @@ pub(super) fn put_certificate(
         known.expires_s < now_s || !trusted.contains(&known.authority)
     });
     forget(tables, move |revoked: &Revoked| revoked.expires_s < now_s);
+    make_room(tables, now_s, &serial, &certificate.subject)?;
     tables.put(serial, certificate);
     Ok(Outcome::Done)
+}
+
+/// Whoever has a certificate may renew it at any time, and must not fill the catalog by that. A pod's
+/// certificates are not revoked one by one, so that its oldest row says nothing that is needed.
+fn make_room(
+    tables: &mut Tables,
+    now_s: u64,
+    serial: &String,
+    subject: &str,
+) -> Result<(), CatalogError> {
+    let valid = tables.certificates.iter().filter(|(known, it)| {
+        it.subject == subject
+            && *known != serial
+            && it.expires_s >= now_s
+            && !tables.revoked.contains_key(*known)
+    });
+    if valid.clone().count() < CERTIFICATES_MAX {
+        return Ok(());
+    }
+    if !subject.contains("/pod/") {
+        return Err(CatalogError::TooManyCertificates { subject: subject.to_owned() });
+    }
+    let oldest = valid.min_by_key(|(serial, it)| (it.created_ms, *serial));
+    if let Some(serial) = oldest.map(|(serial, _)| serial.clone()) {
+        tables.remove::<Certificate>(&serial);
+    }
+    Ok(())
 }
 
 pub(super) fn revoke(
@@ -175,6 +203,31 @@ mod tests {
         assert!(apply(&mut state, 11_000, put("4d", "admin/a", 100)));
         assert_eq!((state.revoked.len(), state.certificates.len()), (0, 1));
     }
+
+    #[test]
+    fn one_subject_has_a_bounded_number_of_certificates() {
+        let mut state = with_authority();
+        for (at, subject) in ["csi-node/a", "pod/1"].into_iter().enumerate() {
+            for number in 0..CERTIFICATES_MAX {
+                assert!(apply(&mut state, 1, put(&format!("{at}{number:02}"), subject, 10)));
+            }
+        }
+        assert!(apply(&mut state, 1, put("000", "csi-node/a", 10)), "it is repeated");
+        assert!(!apply(&mut state, 1, put("0ff", "csi-node/a", 10)));
+        assert!(apply(&mut state, 1, put("0ff", "csi-node/b", 10)), "others are not held up");
+        let revoke = CatalogCommand::RevokeCertificate { serial: "000".to_owned() };
+        assert!(apply(&mut state, 1, revoke));
+        assert!(apply(&mut state, 1, put("0fe", "csi-node/a", 100)));
+        assert!(!apply(&mut state, 1, put("0fd", "csi-node/a", 100)));
+        assert!(apply(&mut state, 11_000, put("0fd", "csi-node/a", 100)), "the old are over");
+        // A pod is never refused.
+        let of_pod = |state: &CatalogState| {
+            state.certificates.values().filter(|it| it.subject.contains("/pod/")).count()
+        };
+        assert!(apply(&mut state, 2, put("1ff", "pod/1", 10)));
+        assert!(of_pod(&state) <= CERTIFICATES_MAX && state.certificates.contains_key("1ff"));
+    }
+
     #[test]
     fn a_replaced_authority_signs_nothing_more_and_what_it_signed_is_forgotten() {
         let mut state = with_authority();

@@ -118,6 +118,11 @@ pub enum CatalogError {
     AuthorityReplaced,
     #[error("there are too many tokens; revoke some")]
     TooManyTokens,
+    #[error(
+        "{subject} has {CERTIFICATES_MAX} valid certificates, and gets no more; revoke some that are \
+         not in use"
+    )]
+    TooManyCertificates { subject: String },
     #[error("there is no token {id:?}")]
     NoSuchToken { id: String },
     #[error("no certificate with the serial {serial:?} was issued here")]
@@ -128,6 +133,8 @@ pub enum CatalogError {
     RequestReused { id: String },
 }
 
+/// Valid certificates of one subject, at most.
+pub const CERTIFICATES_MAX: usize = 16;
 /// Most labels of an object, and the most bytes of a key or a value.
 pub const LABELS_MAX: usize = 64;
 pub const LABEL_BYTES_MAX: usize = 253;
