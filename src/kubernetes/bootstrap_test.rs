@@ -291,7 +291,10 @@ fn a_node_of_another_cluster_overwrites_nothing() {
     assert_eq!(decide(&member, None, None, &expect(&[], 3)), Step::Serve);
     let mut record = record(&[]);
     record.state = State::Made { cluster: other, authorities: String::new() };
-    assert_eq!(publish(&member, Some(&record), None), Err(OtherCluster { own: mine, found: other }));
+    assert_eq!(
+        publish(&member, Some(&record), None),
+        Err(OtherCluster { own: mine, found: other })
+    );
     let again = publish(&member, None, None).unwrap().unwrap();
     assert_eq!(again.state, State::Made { cluster: mine, authorities: "pem".to_owned() });
     assert_eq!(publish(&member, Some(&again), None), Ok(None));

@@ -61,6 +61,7 @@ impl Catalog {
         let leads = |pod: &&Pod| number(pod) == status.leader_pod && status.leader_pod > 0;
         let leader = pods.iter().find(leads).map(node_of);
         let mut view = CatalogView { pods, leader, cluster: status.cluster, ..Default::default() };
+        let with_pods: BTreeSet<String> = view.pods.iter().map(node_of).collect();
         let mut token = String::new();
         loop {
             let asked = ListNodesRequest { query: Some(page(&token)) };
@@ -73,7 +74,8 @@ impl Catalog {
                 let is_silent = status.phase() == Phase::Unreachable;
                 let (boot_id, is_lost) = (status.boot_id, status.lost);
                 let node_name = node.meta.unwrap_or_default().name;
-                let seen = Node { boot_id, is_silent, is_lost, ..Node::default() };
+                let is_podless = !with_pods.contains(&node_name);
+                let seen = Node { boot_id, is_silent, is_lost, is_podless, ..Node::default() };
                 view.nodes.insert(node_name, seen);
             }
             token = answer.next_page_token;
@@ -99,15 +101,14 @@ impl Catalog {
         }
     }
 
-    /// Those of these volumes that a node has, or that shards have yet to take from it. A volume of
-    /// another cluster counts as one that it has: nobody here can fence it.
+    /// Those of these volumes that are among the `attached` ones of a node. A volume of another cluster
+    /// counts as one that it has: nobody here can fence it.
     pub async fn held(
         &self,
         view: &CatalogView,
-        node: &str,
+        attached: &BTreeSet<String>,
         volumes: &BTreeSet<Handle>,
     ) -> Result<BTreeSet<Handle>, ApiError> {
-        let attached = self.attached(node).await?;
         let mut held = BTreeSet::new();
         for volume in volumes {
             let own = volume.split_once('/').filter(|(cluster, _)| *cluster == view.cluster);
@@ -125,8 +126,8 @@ impl Catalog {
         Ok(held)
     }
 
-    /// The names of the volumes that a node has attachments of.
-    async fn attached(&self, node: &str) -> Result<BTreeSet<String>, ApiError> {
+    /// The names of the volumes that a node has attachments of, or that shards have yet to take from it.
+    pub async fn attached(&self, node: &str) -> Result<BTreeSet<String>, ApiError> {
         let (mut volumes, mut token) = (BTreeSet::new(), String::new());
         loop {
             let query = Some(page(&token));

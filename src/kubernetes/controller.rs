@@ -14,16 +14,18 @@ use crate::csi::handle::hash_of;
 use crate::kubernetes::catalog_view::{Catalog, CatalogView};
 use crate::kubernetes::client::{self, OpenError};
 use crate::kubernetes::failover::{
-    KubeNode, LEASE_AGE_MAX, Probes, Seen, Step, acts, decide, suspects,
+    KubeNode, LEASE_AGE_MAX, LEASE_AGE_PODLESS, Node, Probes, Seen, Step, acts, decide, suspects,
 };
-use crate::kubernetes::kube_view::{About, Claim, KubeError, Kubernetes, Told};
+use crate::kubernetes::kube_view::{About, Inventory, KubeError, Kubernetes, Told};
 use crate::kubernetes::leases::Leases;
 use crate::kubernetes::patience::Patience;
+use crate::kubernetes::storage_of::Claim;
 
 /// Interval of looks while all is well.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// And while a node is silent or lost.
+/// And while something is being done about a node. It doubles while there is nothing to do.
 const LOOK_CLOSELY_EVERY: Duration = Duration::from_millis(500);
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(5);
 /// Interval of looks at the taints of all nodes.
 const TAINTS_EVERY: Duration = Duration::from_secs(30);
 /// What people were told is remembered up to this many times.
@@ -92,6 +94,9 @@ pub struct FailOver {
     tainted: (Vec<String>, Option<Instant>),
     /// Keys of what people were told. What stands for long is not told at every look.
     told: BTreeSet<String>,
+    /// The nodes that were not well at the last look, and the pause after the next one.
+    unwell: BTreeSet<String>,
+    pause: Duration,
 }
 
 /// The claims of Pods, by the uids of the Pods.
@@ -107,6 +112,8 @@ impl FailOver {
             began: Instant::now(),
             tainted: (Vec::new(), None),
             told: BTreeSet::new(),
+            unwell: BTreeSet::new(),
+            pause: LOOK_CLOSELY_EVERY,
         }
     }
 
@@ -132,19 +139,59 @@ impl FailOver {
         self.leases.see(self.began.elapsed(), leases);
         let view = self.catalog.view().await?;
         self.look_at_taints(&kubernetes).await?;
-        let is_quiet = view.nodes.values().all(|node| !node.is_silent && !node.is_lost);
-        if is_quiet && self.tainted.0.is_empty() {
+        let unwell = view.nodes.iter().filter(|(name, node)| !self.is_well(name, node));
+        let unwell: BTreeSet<String> = unwell.map(|(name, _)| name.clone()).collect();
+        if unwell != self.unwell {
+            self.pause = LOOK_CLOSELY_EVERY;
+            self.unwell = unwell;
+        }
+        if self.unwell.is_empty() {
             return Ok(LOOK_EVERY);
         }
+        let soon = self.until_a_lease_ends(&view);
         let Setting { namespace, selector, node, .. } = &self.setting;
         let controllers = kubernetes.nodes_of_pods(namespace, selector).await?;
+        let mut has_acted = false;
         if acts(node, view.leader.as_deref(), &controllers, &view.nodes) {
-            let (seen, claims) = self.look(&kubernetes, view).await?;
-            for step in decide(&seen) {
-                self.take(&kubernetes, &step, &claims).await?;
-            }
+            has_acted = self.act(&kubernetes, view).await?;
         }
-        Ok(LOOK_CLOSELY_EVERY)
+        let pause = if has_acted { LOOK_CLOSELY_EVERY } else { self.pause };
+        self.pause = (pause * 2).min(LOOK_AGAIN_MAX);
+        Ok(soon.map_or(pause, |soon| soon.max(LOOK_CLOSELY_EVERY).min(pause)))
+    }
+
+    /// Looks closely, and does what is to be done; false: nothing was. A step that fails does not
+    /// keep the others from being carried out.
+    async fn act(
+        &mut self,
+        kubernetes: &Kubernetes,
+        view: CatalogView,
+    ) -> Result<bool, FailOverError> {
+        let (seen, claims) = self.look(kubernetes, view).await?;
+        let (mut has_acted, mut first) = (false, Ok(()));
+        for step in decide(&seen) {
+            has_acted |= step.is_change() && self.setting.mode == Mode::On;
+            let taken = self.take(kubernetes, &step, &claims).await;
+            first = first.and(taken);
+        }
+        first.map(|()| has_acted)
+    }
+
+    fn is_well(&self, name: &str, node: &Node) -> bool {
+        let age = self.leases.age(name, self.began.elapsed());
+        let is_unheard = node.is_podless && age.is_some_and(|age| age >= LEASE_AGE_PODLESS);
+        let is_tainted = self.tainted.0.iter().any(|it| it == name);
+        !node.is_silent && !node.is_lost && !is_unheard && !is_tainted
+    }
+
+    /// The time until a Lease may be old enough whose node is silent, if there is one.
+    fn until_a_lease_ends(&self, view: &CatalogView) -> Option<Duration> {
+        let silent = view.nodes.iter().filter(|(_, node)| node.is_silent && !node.is_lost);
+        let left = silent.filter_map(|(name, _)| {
+            let age = self.leases.age(name, self.began.elapsed())?;
+            LEASE_AGE_MAX.checked_sub(age)
+        });
+        left.min()
     }
 
     async fn kubernetes(&mut self) -> Result<Kubernetes, FailOverError> {
@@ -172,24 +219,24 @@ impl FailOver {
     ) -> Result<(Seen, Claims), FailOverError> {
         let mut nodes = std::mem::take(&mut view.nodes);
         let mut claims = Claims::new();
+        let inventory = match nodes.values().any(|node| node.is_lost) {
+            true => kubernetes.inventory().await?,
+            false => Inventory::default(),
+        };
         for (name, node) in &mut nodes {
             let lease_age = self.leases.age(name, self.began.elapsed());
             let tainted = self.tainted.0.contains(name);
             node.kube = Some(KubeNode { tainted, lease_age, ..KubeNode::default() });
-            let is_young = lease_age.is_some_and(|age| age < LEASE_AGE_MAX);
+            let is_older = |limit| lease_age.is_none_or(|age| age >= limit);
             if node.is_lost {
-                let found = kubernetes.of_node(name).await?;
-                let of_pods = found.pods.iter().flat_map(|(_, volumes)| volumes);
-                let of_attachments = found.attachments.iter().map(|(_, volume)| volume);
-                let in_use = found.kube.iter().flat_map(|kube| &kube.in_use);
-                let volumes: BTreeSet<_> =
-                    of_pods.chain(of_attachments).chain(in_use).cloned().collect();
-                node.holds = self.catalog.held(&view, name, &volumes).await?;
-                (node.kube, node.attachments, node.pods) =
-                    (found.kube, found.attachments, found.pods);
-                claims.extend(found.claims);
-            } else if node.is_silent && !is_young && !kubernetes.has_node(name).await? {
-                node.kube = None;
+                claims.extend(self.look_at_lost(kubernetes, &view, &inventory, name, node).await?);
+            } else if node.is_silent && is_older(LEASE_AGE_MAX) {
+                if !kubernetes.has_node(name).await? {
+                    node.kube = None;
+                    node.is_unused = self.catalog.attached(name).await?.is_empty();
+                }
+            } else if node.is_podless && lease_age.is_some() && is_older(LEASE_AGE_PODLESS) {
+                node.is_unused = self.catalog.attached(name).await?.is_empty();
             }
         }
         let mut seen = Seen { nodes, since_last: None };
@@ -214,6 +261,27 @@ impl FailOver {
         Ok((seen, claims))
     }
 
+    /// Fills in all that matters of a lost node. Returns the claims of its Pods.
+    async fn look_at_lost(
+        &self,
+        kubernetes: &Kubernetes,
+        view: &CatalogView,
+        inventory: &Inventory,
+        name: &str,
+        node: &mut Node,
+    ) -> Result<Claims, FailOverError> {
+        let found = kubernetes.of_node(name, inventory).await?;
+        let of_pods = found.pods.iter().flat_map(|pod| &pod.volumes);
+        let of_attachments = found.attachments.iter().map(|(_, volume)| volume);
+        let in_use = found.kube.iter().flat_map(|kube| &kube.in_use);
+        let volumes: BTreeSet<_> = of_pods.chain(of_attachments).chain(in_use).cloned().collect();
+        let attached = self.catalog.attached(name).await?;
+        node.is_unused = attached.is_empty();
+        node.holds = self.catalog.held(view, &attached, &volumes).await?;
+        (node.kube, node.attachments, node.pods) = (found.kube, found.attachments, found.pods);
+        Ok(found.claims)
+    }
+
     /// Carries a step out, and tells of it.
     async fn take(
         &mut self,
@@ -222,18 +290,18 @@ impl FailOver {
         claims: &Claims,
     ) -> Result<(), FailOverError> {
         if self.setting.mode != Mode::On {
-            return self.tell(kubernetes, step, claims).await;
+            return self.announce(kubernetes, step, claims).await;
         }
         // Once a Pod is gone, nobody knows whose claims it had.
         if matches!(step, Step::DeletePod { .. }) {
-            self.tell(kubernetes, step, claims).await?;
+            self.announce(kubernetes, step, claims).await?;
         }
         self.carry_out(kubernetes, step).await?;
-        self.tell(kubernetes, step, claims).await
+        self.announce(kubernetes, step, claims).await
     }
 
     /// Tells people of a step, unless they were told of it.
-    async fn tell(
+    async fn announce(
         &mut self,
         kubernetes: &Kubernetes,
         step: &Step,
@@ -241,30 +309,52 @@ impl FailOver {
     ) -> Result<(), FailOverError> {
         let is_done = self.setting.mode == Mode::On;
         let key = hash_of(&format!("{step:?} {is_done}"));
-        let is_small = matches!(step, Step::Taint { .. } | Step::Untaint { .. });
         if self.told.contains(&key) {
             return Ok(());
         }
         let said = words(step, is_done);
         tracing::info!("{}", said.message);
-        if is_small {
-            return Ok(());
+        let is_taint = matches!(step, Step::Taint { .. } | Step::Untaint { .. });
+        if !is_taint {
+            self.tell(kubernetes, step, &said, &key, claims).await?;
         }
-        let told = Told { key: &key, ..said.told() };
-        kubernetes.tell(About { kind: "Node", namespace: "", name: said.node }, told).await?;
-        let of_pod = match step {
-            Step::DeletePod { pod, .. } => claims.get(&pod.uid),
-            _ => None,
+        // A taint that was set is not set again, before the node is lost once more.
+        if !(is_taint && is_done) {
+            if self.told.len() >= TOLD_MAX {
+                self.told.clear();
+            }
+            self.told.insert(key);
+        }
+        Ok(())
+    }
+
+    /// Tells of a step where people look: at the Node, the Pod and its claims.
+    async fn tell(
+        &self,
+        kubernetes: &Kubernetes,
+        step: &Step,
+        said: &Said<'_>,
+        key: &str,
+        claims: &Claims,
+    ) -> Result<(), FailOverError> {
+        let about = About { kind: "Node", namespace: "", name: said.node };
+        kubernetes.tell(about, Told { key, ..said.told() }).await?;
+        let (Step::DeletePod { pod, .. } | Step::LeavePod { pod, .. }) = step else {
+            return Ok(());
         };
-        for (namespace, name) in of_pod.into_iter().flatten() {
-            let about = About { kind: "PersistentVolumeClaim", namespace, name };
-            let key = hash_of(&format!("{step:?} {is_done} {namespace} {name}"));
+        let of_pod = claims.get(&pod.uid).into_iter().flatten();
+        let mut abouts: Vec<(&str, &str, &str)> = of_pod
+            .map(|(namespace, name)| ("PersistentVolumeClaim", namespace.as_str(), name.as_str()))
+            .collect();
+        // One that is deleted is looked at by nobody.
+        if matches!(step, Step::LeavePod { .. }) {
+            abouts.push(("Pod", &pod.namespace, &pod.name));
+        }
+        for (kind, namespace, name) in abouts {
+            let key = hash_of(&format!("{key} {kind} {namespace} {name}"));
+            let about = About { kind, namespace, name };
             kubernetes.tell(about, Told { key: &key, ..said.told() }).await?;
         }
-        if self.told.len() >= TOLD_MAX {
-            self.told.clear();
-        }
-        self.told.insert(key);
         Ok(())
     }
 
@@ -290,7 +380,7 @@ impl FailOver {
                 kubernetes.delete_attachment(attachment).await?;
             }
             Step::DeletePod { pod, .. } => kubernetes.delete_pod(pod).await?,
-            Step::Refuse { .. } => {}
+            Step::LeavePod { .. } | Step::Refuse { .. } => {}
         }
         Ok(())
     }
@@ -341,6 +431,15 @@ fn words(step: &Step, is_done: bool) -> Said<'_> {
                  deleted, so that another one can run elsewhere"
             );
             (node, "HoldfastPodDeleted", message, true)
+        }
+        Step::LeavePod { node, pod, others } => {
+            let (namespace, name, others) = (&pod.namespace, &pod.name, others.join(", "));
+            let message = format!(
+                "Pod {namespace}/{name} on lost node {node} is not deleted: it may still write to \
+                 storage of others, its volumes {others}; if the node is off, run `kubectl delete \
+                 pod --force`"
+            );
+            (node, "HoldfastPodLeft", message, true)
         }
         Step::Refuse { node, why } => {
             let message = format!("node {node} is cut off, and is not declared lost: {why}");

@@ -9,6 +9,9 @@
 //! - Its kubelet has not renewed its Lease for [`LEASE_AGE_MAX`], or its Node object is gone.
 //! - Nobody was declared lost in the last [`ONE_PER`], and with it no more than a third are lost.
 //!
+//! A node without a Node object and without attachments has nothing to lose: it neither counts, nor is
+//! it declared lost. One without a storage pod is silent anyway, so that a person has to decide.
+//!
 //! Then the catalog fences it. What is fenced, and only that, is taken from it in Kubernetes: so no
 //! other node can get a volume that this one may still write to. All is lifted when the catalog
 //! does not call the node lost any more.
@@ -18,6 +21,8 @@ use std::time::Duration;
 
 /// The kubelet renews its Lease every 10 s.
 pub const LEASE_AGE_MAX: Duration = Duration::from_secs(12);
+/// A node without a storage pod is told of when its Lease was not renewed for so long.
+pub const LEASE_AGE_PODLESS: Duration = Duration::from_secs(40);
 /// One node is declared lost in this time. If there are more, the fault is elsewhere.
 pub const ONE_PER: Duration = Duration::from_secs(5 * 60);
 
@@ -25,7 +30,7 @@ pub const ONE_PER: Duration = Duration::from_secs(5 * 60);
 pub type Handle = String;
 
 /// An object of Kubernetes that is deleted only while it is this very one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ObjectRef {
     pub namespace: String,
     pub name: String,
@@ -60,6 +65,16 @@ pub struct KubeNode {
     pub lease_age: Option<Duration>,
 }
 
+/// A Pod on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UsingPod {
+    pub object: ObjectRef,
+    /// Our volumes that it uses.
+    pub volumes: BTreeSet<Handle>,
+    /// Storage of others, which nobody fences, that it may write to: names of its volumes.
+    pub others: Vec<String>,
+}
+
 /// A node of the catalog.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
@@ -67,6 +82,10 @@ pub struct Node {
     /// It has pods, and none of them reports.
     pub is_silent: bool,
     pub is_lost: bool,
+    /// It has no storage pod: nobody notices when it falls silent.
+    pub is_podless: bool,
+    /// Nothing is attached to it. Not looked at while all is well with it.
+    pub is_unused: bool,
     /// The volumes that it has, or that shards have yet to take from it.
     pub holds: BTreeSet<Handle>,
     /// `None`: nobody was asked.
@@ -75,8 +94,7 @@ pub struct Node {
     pub kube: Option<KubeNode>,
     /// VolumeAttachments of ours.
     pub attachments: Vec<(ObjectRef, Handle)>,
-    /// Pods on it, with our volumes that they use.
-    pub pods: Vec<(ObjectRef, BTreeSet<Handle>)>,
+    pub pods: Vec<UsingPod>,
 }
 
 /// Everything that is looked at.
@@ -118,11 +136,24 @@ pub enum Step {
         node: String,
         pod: ObjectRef,
     },
+    /// Its volumes of ours are fenced, and it may still write to these of others.
+    LeavePod {
+        node: String,
+        pod: ObjectRef,
+        others: Vec<String>,
+    },
     /// A node is cut off, and is not declared lost.
     Refuse {
         node: String,
         why: Refusal,
     },
+}
+
+impl Step {
+    /// True when it changes something. The others are for people to know.
+    pub fn is_change(&self) -> bool {
+        !matches!(self, Step::LeavePod { .. } | Step::Refuse { .. })
+    }
 }
 
 /// Why a node that is cut off is not declared lost.
@@ -138,6 +169,11 @@ pub enum Refusal {
          this one is off, run `holdfast node lost`"
     )]
     TooMany,
+    #[error(
+        "its Lease has ended, and it has no storage pod whose silence could tell more; if it is off, \
+         run `holdfast node lost`"
+    )]
+    NoPod,
 }
 
 /// True when the controller on node `own` acts. Of all that have a controller the one acts that is
@@ -169,12 +205,21 @@ fn looks_gone(node: &Node) -> bool {
         None => true,
         Some(kube) => kube.lease_age.is_some_and(|age| age >= LEASE_AGE_MAX),
     };
-    !node.is_lost && node.is_silent && lease_ended
+    !node.is_lost && node.is_silent && lease_ended && !is_retired(node)
+}
+
+/// True for a machine that was taken away: there is nothing to fence.
+fn is_retired(node: &Node) -> bool {
+    node.kube.is_none() && node.is_unused
 }
 
 /// Decides what to do now.
 pub fn decide(seen: &Seen) -> Vec<Step> {
     let mut steps = declare(seen);
+    let of_podless = seen.nodes.iter().filter(|(_, node)| is_podless_and_gone(node));
+    steps.extend(
+        of_podless.map(|(name, _)| Step::Refuse { node: name.clone(), why: Refusal::NoPod }),
+    );
     for (name, node) in &seen.nodes {
         match node.is_lost {
             true => take_from(name, node, &mut steps),
@@ -187,9 +232,16 @@ pub fn decide(seen: &Seen) -> Vec<Step> {
     steps
 }
 
+fn is_podless_and_gone(node: &Node) -> bool {
+    let age = node.kube.as_ref().and_then(|kube| kube.lease_age);
+    let is_old = age.is_some_and(|age| age >= LEASE_AGE_PODLESS);
+    node.is_podless && !node.is_lost && !node.is_unused && is_old
+}
+
 /// Declares one node lost, if one is, and says why others are not.
 fn declare(seen: &Seen) -> Vec<Step> {
-    let lost = seen.nodes.values().filter(|node| node.is_lost).count();
+    let counted = || seen.nodes.values().filter(|node| !is_retired(node));
+    let (lost, all) = (counted().filter(|node| node.is_lost).count(), counted().count());
     let cut_off = seen
         .nodes
         .iter()
@@ -198,7 +250,7 @@ fn declare(seen: &Seen) -> Vec<Step> {
     let mut steps = Vec::new();
     for (name, found) in cut_off {
         let node = name.clone();
-        steps.push(if (lost + 1) * 3 > seen.nodes.len() {
+        steps.push(if (lost + 1) * 3 > all {
             Step::Refuse { node, why: Refusal::TooMany }
         } else if !is_free {
             Step::Refuse { node, why: Refusal::TooSoon }
@@ -230,11 +282,16 @@ fn take_from(name: &str, node: &Node, steps: &mut Vec<Step>) {
             steps.push(Step::DeleteAttachment { node: node_name(), attachment });
         }
     }
-    for (pod, volumes) in &node.pods {
+    for UsingPod { object, volumes, others } in &node.pods {
         // One that has another volume still may write to that.
-        if !volumes.is_empty() && volumes.iter().all(is_fenced) {
-            steps.push(Step::DeletePod { node: node_name(), pod: pod.clone() });
+        if volumes.is_empty() || !volumes.iter().all(is_fenced) {
+            continue;
         }
+        let (node, pod, others) = (node_name(), object.clone(), others.clone());
+        steps.push(match others.is_empty() {
+            true => Step::DeletePod { node, pod },
+            false => Step::LeavePod { node, pod, others },
+        });
     }
 }
 

@@ -75,10 +75,17 @@ impl Real {
     fn started(node: usize, boots: u32) -> Real {
         let volumes: Vec<Handle> = (0..VOLUMES).map(|it| format!("v-{node}-{it}")).collect();
         let attachment = |volume: &Handle| (object(format!("va-{volume}")), volume.clone());
-        let pod =
-            |volume: &Handle| (object(format!("p-{volume}")), BTreeSet::from([volume.clone()]));
-        let both = volumes[..2].iter().cloned().collect();
-        let others = (object(format!("plain-{node}")), BTreeSet::new());
+        let pod = |name: String, volumes: &[Handle], others: &[&str]| UsingPod {
+            object: object(name),
+            volumes: volumes.iter().cloned().collect(),
+            others: others.iter().map(|it| (*it).to_owned()).collect(),
+        };
+        let mut pods = vec![
+            pod(format!("two-{node}"), &volumes[..2], &[]),
+            pod(format!("plain-{node}"), &[], &[]),
+            pod(format!("mixed-{node}"), &volumes[..1], &["nfs"]),
+        ];
+        pods.extend(volumes.iter().map(|it| pod(format!("p-{it}"), &[it.clone()], &[])));
         let seen = Node {
             boot_id: format!("boot-{boots}"),
             holds: volumes.iter().cloned().collect(),
@@ -88,11 +95,7 @@ impl Real {
                 tainted: false,
             }),
             attachments: volumes.iter().map(attachment).collect(),
-            pods: volumes
-                .iter()
-                .map(pod)
-                .chain([(object(format!("two-{node}")), both), others])
-                .collect(),
+            pods,
             ..Node::default()
         };
         Real { truth: Truth::Up, seen, boots }
@@ -170,10 +173,14 @@ impl World {
             }
             Step::DeletePod { node, pod } => {
                 let seen = &mut self.at(&node).seen;
-                let (_, volumes) = seen.pods.iter().find(|(it, _)| *it == pod).unwrap();
-                prop_assert!(seen.is_lost && !volumes.is_empty());
-                prop_assert!(seen.holds.is_disjoint(volumes));
-                seen.pods.retain(|(it, _)| *it != pod);
+                let found = seen.pods.iter().find(|it| it.object == pod).unwrap();
+                prop_assert!(seen.is_lost && !found.volumes.is_empty());
+                prop_assert!(found.others.is_empty(), "it may write to storage of others");
+                prop_assert!(seen.holds.is_disjoint(&found.volumes));
+                seen.pods.retain(|it| it.object != pod);
+            }
+            Step::LeavePod { node, others, .. } => {
+                prop_assert!(self.at(&node).seen.is_lost && others == ["nfs"]);
             }
             Step::Refuse { node, .. } => prop_assert_eq!(self.at(&node).truth, Truth::Off),
         }
@@ -253,14 +260,16 @@ proptest! {
         let first = &world.nodes[0].seen;
         prop_assert!(first.is_lost);
         prop_assert!(first.attachments.is_empty());
-        prop_assert_eq!(first.pods.len(), 1, "the Pod without volumes is left alone");
+        let left: Vec<&str> = first.pods.iter().map(|it| it.object.name.as_str()).collect();
+        prop_assert_eq!(left, ["plain-0", "mixed-0"], "they are left alone");
         let kube = first.kube.clone().unwrap();
         prop_assert!(kube.tainted && kube.in_use.is_empty());
         for real in &world.nodes[1..] {
             prop_assert!(!real.seen.is_lost && !real.seen.kube.as_ref().unwrap().tainted);
             prop_assert!(!real.seen.pods.is_empty());
         }
-        prop_assert_eq!(decide(&world.look()), vec![]);
+        let rest = decide(&world.look());
+        prop_assert!(rest.len() == 1 && !rest[0].is_change(), "{:?}", rest);
     }
 }
 
@@ -313,4 +322,45 @@ fn every_sign_is_needed() {
     let mut soon = gone(3);
     soon.since_last = Some(ONE_PER - Duration::from_secs(1));
     assert_eq!(decide(&soon), [Step::Refuse { node: name(0), why: Refusal::TooSoon }]);
+}
+
+#[test]
+fn machines_that_were_taken_away_do_not_count() {
+    let retire = |seen: &mut Seen, node: usize| {
+        let node = seen.nodes.get_mut(&name(node)).unwrap();
+        (node.kube, node.is_unused) = (None, true);
+    };
+    // One that nothing is attached to is not declared lost again.
+    let mut seen = gone(3);
+    retire(&mut seen, 0);
+    assert_eq!((suspects(&seen), decide(&seen)), (vec![], vec![]));
+    // Two of six that are lost and gone for good are no reason to refuse.
+    let mut seen = gone(6);
+    for node in [4, 5] {
+        seen.nodes.get_mut(&name(node)).unwrap().is_lost = true;
+        seen.nodes.get_mut(&name(node)).unwrap().kube = None;
+    }
+    let first = |seen: &Seen| decide(seen).remove(0);
+    assert_eq!(first(&seen), Step::Refuse { node: name(0), why: Refusal::TooMany });
+    retire(&mut seen, 4);
+    retire(&mut seen, 5);
+    assert!(matches!(first(&seen), Step::DeclareLost { .. }));
+    // Nor do they make room: one of two nodes is more than a third.
+    let mut seen = gone(3);
+    retire(&mut seen, 2);
+    assert_eq!(first(&seen), Step::Refuse { node: name(0), why: Refusal::TooMany });
+}
+
+#[test]
+fn a_person_is_told_of_a_node_without_a_storage_pod() {
+    let with = |age_s, is_unused| {
+        let mut seen = gone(3);
+        let node = seen.nodes.get_mut(&name(0)).unwrap();
+        (node.is_silent, node.is_podless, node.is_unused) = (false, true, is_unused);
+        node.kube.as_mut().unwrap().lease_age = Some(Duration::from_secs(age_s));
+        decide(&seen)
+    };
+    assert_eq!(with(40, false), [Step::Refuse { node: name(0), why: Refusal::NoPod }]);
+    assert_eq!(with(39, false), []);
+    assert_eq!(with(90, true), [], "nobody waits for what it has");
 }

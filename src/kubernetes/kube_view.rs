@@ -16,7 +16,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::kubernetes::client::{is_conflict, is_missing};
-use crate::kubernetes::failover::{Handle, KubeNode, ObjectRef};
+use crate::kubernetes::failover::{Handle, KubeNode, ObjectRef, UsingPod};
+use crate::kubernetes::storage_of::{Claim, Owner, claims_of, owner_of, used_by};
 
 /// Keeps Pods away from a lost node.
 pub const TAINT: &str = "holdfast.io/lost";
@@ -36,8 +37,16 @@ fn fail(action: &'static str) -> impl FnOnce(kube::Error) -> KubeError {
     move |source| KubeError { action, source: Box::new(source) }
 }
 
-/// A claim of a volume: namespace and name.
-pub type Claim = (String, String);
+/// What is listed once for all nodes that are looked at.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory {
+    /// Our PersistentVolumes by name.
+    volumes: BTreeMap<String, Handle>,
+    /// Whose the volume of each claim is.
+    claims: BTreeMap<Claim, Owner>,
+    /// VolumeAttachments of our driver, by node, with the names of PersistentVolumes.
+    attachments: Vec<(String, ObjectRef, String)>,
+}
 
 /// What Kubernetes says of one node.
 #[derive(Clone, Debug, Default)]
@@ -46,9 +55,8 @@ pub struct OfNode {
     pub kube: Option<KubeNode>,
     /// VolumeAttachments of our driver.
     pub attachments: Vec<(ObjectRef, Handle)>,
-    /// Pods, with our volumes that they use.
-    pub pods: Vec<(ObjectRef, BTreeSet<Handle>)>,
-    /// The claims that Pods use, by the uid of the Pod.
+    pub pods: Vec<UsingPod>,
+    /// The claims of our volumes that Pods use, by the uid of the Pod.
     pub claims: BTreeMap<String, Vec<Claim>>,
 }
 
@@ -76,7 +84,7 @@ impl Kubernetes {
         Ok(renewed.collect())
     }
 
-    /// The nodes on which Pods with these labels run.
+    /// The nodes on which Pods with these labels run, and are ready.
     pub async fn nodes_of_pods(
         &self,
         namespace: &str,
@@ -85,7 +93,7 @@ impl Kubernetes {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let params = ListParams::default().labels(selector);
         let pods = all(&pods, params).await.map_err(fail("list the Pods of the controller"))?;
-        Ok(pods.into_iter().filter_map(|pod| pod.spec?.node_name).collect())
+        Ok(pods.into_iter().filter(is_ready).filter_map(|pod| pod.spec?.node_name).collect())
     }
 
     /// True when there is such a Node object.
@@ -102,9 +110,37 @@ impl Kubernetes {
         Ok(tainted.filter_map(|node| node.metadata.name).collect())
     }
 
+    /// Lists the volumes and attachments of the whole cluster.
+    pub async fn inventory(&self) -> Result<Inventory, KubeError> {
+        let mut all_of = Inventory::default();
+        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
+        let volumes = all(&volumes, ListParams::default()).await;
+        for volume in volumes.map_err(fail("list the PersistentVolumes"))? {
+            let Some(spec) = volume.spec else { continue };
+            let owner = owner_of(&spec, &self.driver);
+            if let (Owner::Holdfast(handle), Some(name)) = (&owner, volume.metadata.name) {
+                all_of.volumes.insert(name, handle.clone());
+            }
+            let claim = spec.claim_ref.and_then(|claim| Some((claim.namespace?, claim.name?)));
+            if let Some(claim) = claim {
+                all_of.claims.insert(claim, owner);
+            }
+        }
+        let attachments: Api<VolumeAttachment> = Api::all(self.client.clone());
+        let attachments = all(&attachments, ListParams::default()).await;
+        for found in attachments.map_err(fail("list the VolumeAttachments"))? {
+            let spec = found.spec;
+            if let (true, Some(volume)) =
+                (spec.attacher == self.driver, spec.source.persistent_volume_name)
+            {
+                all_of.attachments.push((spec.node_name, reference(&found.metadata), volume));
+            }
+        }
+        Ok(all_of)
+    }
+
     /// All that matters of one node.
-    pub async fn of_node(&self, node: &str) -> Result<OfNode, KubeError> {
-        let volumes = self.volumes().await?;
+    pub async fn of_node(&self, node: &str, all: &Inventory) -> Result<OfNode, KubeError> {
         let object = self.nodes().get_opt(node).await.map_err(fail("read a Node"))?;
         let prefix = self.in_use_prefix();
         let kube = object.map(|object| {
@@ -117,31 +153,21 @@ impl Kubernetes {
                 lease_age: None,
             }
         });
-        let by_name: BTreeMap<&str, &Handle> =
-            volumes.iter().map(|it| (it.name.as_str(), &it.handle)).collect();
-        let attachments: Api<VolumeAttachment> = Api::all(self.client.clone());
-        let attachments = all(&attachments, ListParams::default()).await;
-        let attachments = attachments.map_err(fail("list the VolumeAttachments"))?;
-        let ours = attachments
-            .into_iter()
-            .filter(|it| it.spec.attacher == self.driver && it.spec.node_name == node);
-        let attachments = ours.filter_map(|it| {
-            let volume = it.spec.source.persistent_volume_name.as_deref()?;
-            Some((reference(&it.metadata), (*by_name.get(volume)?).clone()))
+        let ours = all.attachments.iter().filter(|(of, ..)| of == node);
+        let attachments = ours.filter_map(|(_, attachment, volume)| {
+            Some((attachment.clone(), all.volumes.get(volume)?.clone()))
         });
         let mut found = OfNode { kube, attachments: attachments.collect(), ..OfNode::default() };
-        self.pods_of(node, &volumes, &mut found).await?;
+        self.pods_of(node, &all.claims, &mut found).await?;
         Ok(found)
     }
 
     async fn pods_of(
         &self,
         node: &str,
-        volumes: &[Volume],
+        owners: &BTreeMap<Claim, Owner>,
         found: &mut OfNode,
     ) -> Result<(), KubeError> {
-        let by_claim: BTreeMap<&Claim, &Handle> =
-            volumes.iter().filter_map(|it| Some((it.claim.as_ref()?, &it.handle))).collect();
         let pods: Api<Pod> = Api::all(self.client.clone());
         let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
         for pod in all(&pods, params).await.map_err(fail("list the Pods of a node"))? {
@@ -149,30 +175,13 @@ impl Kubernetes {
             if pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) != Some(node) {
                 continue;
             }
-            let own = reference(&pod.metadata);
-            let claims: Vec<Claim> = claims_of(&own, &pod)
-                .into_iter()
-                .filter(|claim| by_claim.contains_key(claim))
-                .collect();
-            let handles = claims.iter().map(|claim| by_claim[claim].clone()).collect();
-            found.claims.insert(own.uid.clone(), claims);
-            found.pods.push((own, handles));
+            let used = used_by(reference(&pod.metadata), &pod, owners);
+            let is_ours = |claim: &Claim| matches!(owners.get(claim), Some(Owner::Holdfast(_)));
+            let claims = claims_of(&used.object, &pod).into_iter().filter(is_ours);
+            found.claims.insert(used.object.uid.clone(), claims.collect());
+            found.pods.push(used);
         }
         Ok(())
-    }
-
-    /// Our volumes.
-    async fn volumes(&self) -> Result<Vec<Volume>, KubeError> {
-        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
-        let volumes = all(&volumes, ListParams::default()).await;
-        let volumes = volumes.map_err(fail("list the PersistentVolumes"))?;
-        let ours = volumes.into_iter().filter_map(|volume| {
-            let spec = volume.spec?;
-            let csi = spec.csi.filter(|csi| csi.driver == self.driver)?;
-            let claim = spec.claim_ref.and_then(|claim| Some((claim.namespace?, claim.name?)));
-            Some(Volume { name: volume.metadata.name?, handle: csi.volume_handle, claim })
-        });
-        Ok(ours.collect())
     }
 
     fn nodes(&self) -> Api<KubeObject> {
@@ -292,13 +301,6 @@ pub struct Told<'a> {
     pub is_warning: bool,
 }
 
-/// A PersistentVolume of ours.
-struct Volume {
-    name: String,
-    handle: Handle,
-    claim: Option<Claim>,
-}
-
 /// Everything of a kind, page by page.
 async fn all<K>(api: &Api<K>, params: ListParams) -> Result<Vec<K>, kube::Error>
 where
@@ -331,18 +333,14 @@ fn reference(meta: &ObjectMeta) -> ObjectRef {
     }
 }
 
-/// The claims that a Pod uses, also those that were made for it.
-fn claims_of(own: &ObjectRef, pod: &Pod) -> Vec<Claim> {
-    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.clone()).unwrap_or_default();
-    let claims = volumes.into_iter().filter_map(|volume| {
-        let name = match (volume.persistent_volume_claim, volume.ephemeral) {
-            (Some(claim), _) => claim.claim_name,
-            (None, Some(_)) => format!("{}-{}", own.name, volume.name),
-            (None, None) => return None,
-        };
-        Some((own.namespace.clone(), name))
-    });
-    claims.collect()
+/// True for a Pod that runs, is ready, and stays.
+fn is_ready(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    let is_ready = conditions
+        .is_some_and(|all| all.iter().any(|it| it.type_ == "Ready" && it.status == "True"));
+    let is_running = status.and_then(|status| status.phase.as_deref()) == Some("Running");
+    is_running && is_ready && pod.metadata.deletion_timestamp.is_none()
 }
 
 /// A patch is refused when the object has changed since it was read.

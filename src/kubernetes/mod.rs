@@ -17,5 +17,6 @@ pub mod patience;
 pub mod pod;
 pub mod review;
 pub mod reviewer;
+pub mod storage_of;
 pub mod template;
 pub mod zone;

@@ -133,6 +133,16 @@ fn run_pod(nodes: &Nodes, node: usize, name: &str, driver: &str, handle: &str) {
     );
 }
 
+/// A Pod that uses a volume of ours, and may write to a server of others.
+fn run_mixed_pod(nodes: &Nodes, node: usize, claim: &str) {
+    let volumes = json!([
+        { "name": "data", "persistentVolumeClaim": { "claimName": claim } },
+        { "name": "shared", "nfs": { "server": "nfs", "path": "/" } },
+    ]);
+    let spec = json!({ "nodeName": node_name(node), "containers": [], "volumes": volumes });
+    nodes.api.put("pods", "apps", json!({ "metadata": { "name": "mixed" }, "spec": spec }));
+}
+
 /// Makes a volume, publishes it to a node, and returns its handle.
 fn publish(nodes: &Nodes, volume: &str, class: &str, node: usize) -> String {
     let create = ["volume", "create", volume, "--size", "1MiB", "--class", class, "--closed"];
@@ -211,6 +221,9 @@ fn what_a_lost_node_had_is_usable_elsewhere() {
         let pod = json!({
             "metadata": { "name": name, "labels": labels },
             "spec": { "nodeName": node_name(node), "containers": [] },
+            "status": {
+                "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }],
+            },
         });
         nodes.api.put("pods", NAMESPACE, pod);
     }
@@ -224,6 +237,7 @@ fn what_a_lost_node_had_is_usable_elsewhere() {
     run_pod(&nodes, victim, "db-0", DRIVER, &one);
     run_pod(&nodes, victim, "db-1", DRIVER, &two);
     run_pod(&nodes, victim, "theirs", "other.io", "1");
+    run_mixed_pod(&nodes, victim, "claim-db-0");
     run_pod(&nodes, victim, "foreign", DRIVER, "00000000000000000000000000000001/00");
 
     let kubelets = Kubelets { ended: AtomicBool::new(false), off: AtomicUsize::new(0) };
@@ -299,6 +313,7 @@ fn lose(nodes: &Nodes, victim: usize, kubelets: &Kubelets) {
     assert!(is_lost(nodes, victim));
     for (kind, space, name) in [
         ("pods", "apps", "theirs"),
+        ("pods", "apps", "mixed"),
         ("pods", "apps", "foreign"),
         ("volumeattachments", "", "va-theirs"),
         ("volumeattachments", "", "va-foreign"),
@@ -309,9 +324,11 @@ fn lose(nodes: &Nodes, victim: usize, kubelets: &Kubelets) {
     let mut deletions = recorded.iter().filter(|it| it.what.starts_with("DELETE"));
     assert!(deletions.all(|it| it.token == "controller"), "others have no right to that");
     let told = told(nodes);
-    for (reason, about) in
-        [("HoldfastPodDeleted", "claim-db-0"), ("HoldfastPodDeleted", name.as_str())]
-    {
+    for (reason, about) in [
+        ("HoldfastPodDeleted", "claim-db-0"),
+        ("HoldfastPodDeleted", name.as_str()),
+        ("HoldfastPodLeft", "mixed"),
+    ] {
         assert!(told.contains(&(reason.to_owned(), about.to_owned())), "{told:?}");
     }
     // Another node can have the volumes now.

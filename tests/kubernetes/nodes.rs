@@ -69,7 +69,11 @@ impl Nodes {
         let offset = if network.is_some() { 0 } else { free_offset() };
         let nodes = Nodes { api, dir, network, offset, running, _turn: turn };
         nodes.apply_secrets();
-        nodes.api.put("configmaps", NAMESPACE, json!({ "metadata": { "name": "holdfast-cluster" } }));
+        nodes.api.put(
+            "configmaps",
+            NAMESPACE,
+            json!({ "metadata": { "name": "holdfast-cluster" } }),
+        );
         for node in 1..=count {
             let labels = json!({ "holdfast.io/storage": "true" });
             let meta = json!({ "name": node_name(node), "labels": labels });

@@ -209,9 +209,7 @@ pub fn of_catalog(error: &CatalogError) -> Status {
         }
         CatalogError::TooManyPods => Refusal::new(Reason::TooManyPods, text),
         CatalogError::TooManyTokens => Refusal::new(Reason::TooManyTokens, text),
-        CatalogError::TooManyCertificates { .. } => {
-            Refusal::new(Reason::TooManyCertificates, text)
-        }
+        CatalogError::TooManyCertificates { .. } => Refusal::new(Reason::TooManyCertificates, text),
         CatalogError::CertificateOfPod => Refusal::new(Reason::CertificateOfPod, text),
         CatalogError::StalePlacement => {
             Refusal::new(Reason::PlacementStale, format!("{text}; try again")).passing()

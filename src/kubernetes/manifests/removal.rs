@@ -71,8 +71,7 @@ fn named(volume: &PersistentVolume) -> String {
 pub fn order(choice: &Choice) -> Result<(Vec<Object>, Vec<Object>), ManifestsError> {
     let text = render(choice)?;
     let all = documents(&text).map_err(|source| ManifestsError::Yaml { name: "output", source })?;
-    let is_kept =
-        |it: &&Value| it["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep";
+    let is_kept = |it: &&Value| it["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep";
     let objects = all.iter().rev().filter(|it| !is_kept(it)).filter_map(object);
     Ok(objects.partition(|object| match object.kind.as_str() {
         "StorageClass" => true,
