@@ -288,7 +288,15 @@ fn is_pure(path: &str) -> bool {
     let protocol = inside.starts_with("front/") && !inside.ends_with("server.rs");
     let attach = ["relay/hello.rs", "relay/line.rs", "relay/welcome.rs", "kernel/netlink.rs"];
     let attach = attach.iter().any(|name| inside.strip_prefix("attach/") == Some(name));
-    let kubernetes = ["bootstrap.rs", "failover.rs", "leases.rs", "review.rs", "template.rs"];
+    let kubernetes = [
+        "authorities.rs",
+        "bootstrap.rs",
+        "failover.rs",
+        "leases.rs",
+        "review.rs",
+        "storage_of.rs",
+        "template.rs",
+    ];
     let kubernetes = kubernetes.iter().any(|name| inside.strip_prefix("kubernetes/") == Some(name));
     let decisions = PURE_CONTROL.iter().any(|name| inside.strip_prefix("control/") == Some(name));
     let is_edge =

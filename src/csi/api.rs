@@ -1,8 +1,9 @@
 //! A client of the API for drivers. It knows several pods, and asks the next one when one does not
-//! answer. It keeps the deadline of the request that it works for, and passes it on.
+//! answer: the next endpoint, or another address of the same name. It keeps the deadline of the request that it works for, and passes it on.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -12,12 +13,14 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 
 use crate::control::api::deadline::timeout_of;
-use crate::control::connector::connector;
+use crate::control::connector::{ADDRESS_WITHIN, Connector, connector};
 use crate::control::local;
 use crate::control::reason::{DOMAIN, Reason};
 use crate::security::credentials::{CredentialsError, Tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same for a name, which may have several addresses.
+const CONNECT_BY_NAME_TIMEOUT: Duration = ADDRESS_WITHIN.saturating_mul(3);
 /// How long one pod may take before the next one is asked. Longer than the API waits for shards.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(6);
 /// Before the same request is tried once more.
@@ -104,10 +107,35 @@ impl Deadline {
     }
 }
 
-#[derive(Debug)]
 struct Pod {
     endpoint: String,
-    channel: Channel,
+    /// What it is reached by, over TLS.
+    dialled: Option<(Endpoint, Connector)>,
+    /// With the number of channels before it.
+    channel: Mutex<(Channel, u64)>,
+}
+
+impl std::fmt::Debug for Pod {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pod").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl Pod {
+    fn channel(&self) -> MutexGuard<'_, (Channel, u64)> {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connects to another address of the name, unless another call has seen to that.
+    fn dial_anew(&self, number: u64) {
+        let Some((endpoint, connector)) = &self.dialled else { return };
+        let mut channel = self.channel();
+        if channel.1 == number {
+            connector.turn();
+            let next = endpoint.connect_with_connector_lazy(connector.clone());
+            *channel = (next, number + 1);
+        }
+    }
 }
 
 /// See the module.
@@ -130,8 +158,7 @@ impl Api {
     /// A client of `host:port,...`, under TLS if it has credentials, or of `unix:PATH`.
     pub fn new(endpoints: &str, tls: Option<&Tls>) -> Result<Api, OpenError> {
         let names = endpoints.split(',').map(str::trim).filter(|name| !name.is_empty());
-        let pods =
-            names.map(|name| Ok(Pod { endpoint: name.to_owned(), channel: channel(name, tls)? }));
+        let pods = names.map(|name| pod(name, tls));
         let pods = pods.collect::<Result<Vec<Pod>, OpenError>>()?;
         match pods.is_empty() {
             true => Err(OpenError::NoEndpoint),
@@ -160,7 +187,8 @@ impl Api {
             let at = self.preferred.load(Ordering::Relaxed) % self.pods.len();
             let mut call = Request::new(request.clone());
             call.set_timeout(limit);
-            let answer = with(self.pods[at].channel.clone(), call);
+            let (channel, number) = self.pods[at].channel().clone();
+            let answer = with(channel, call);
             let status = match timeout(limit, answer).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) => status,
@@ -171,6 +199,7 @@ impl Api {
                 Then::AskAgain => silent = self.pods.len(),
                 Then::AskNext => {
                     silent += 1;
+                    self.pods[at].dial_anew(number);
                     self.pass_over(at, &status);
                 }
             }
@@ -225,23 +254,36 @@ fn then(status: &Status) -> Then {
     }
 }
 
-fn channel(endpoint: &str, tls: Option<&Tls>) -> Result<Channel, OpenError> {
+fn pod(endpoint: &str, tls: Option<&Tls>) -> Result<Pod, OpenError> {
+    let made = |channel, dialled| Pod {
+        endpoint: endpoint.to_owned(),
+        dialled,
+        channel: Mutex::new((channel, 0)),
+    };
     let wrong = || OpenError::Endpoint { endpoint: endpoint.to_owned() };
     if let Some(path) = endpoint.strip_prefix("unix:") {
         let fail = |source| OpenError::Socket { endpoint: endpoint.to_owned(), source };
         let path = local::short(Path::new(path)).map_err(fail)?;
         let uri = format!("unix:{}", path.display());
         let parsed = Endpoint::from_shared(uri).map_err(|_| wrong())?;
-        return Ok(watched(parsed).connect_lazy());
+        return Ok(made(watched(parsed).connect_lazy(), None));
     }
     let (scheme, address) = endpoint.split_once("://").unwrap_or(("", endpoint));
     let parsed = Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?;
     parsed.uri().port().ok_or_else(wrong)?;
     match (scheme, tls) {
         ("" | "https", Some(tls)) => {
-            Ok(watched(parsed).connect_with_connector_lazy(connector(tls)?))
+            let host = parsed.uri().host().unwrap_or_default().trim_matches(['[', ']']);
+            let is_name = host.parse::<std::net::IpAddr>().is_err();
+            let mut endpoint = watched(parsed);
+            if is_name {
+                endpoint = endpoint.connect_timeout(CONNECT_BY_NAME_TIMEOUT);
+            }
+            let connector = connector(tls)?;
+            let channel = endpoint.connect_with_connector_lazy(connector.clone());
+            Ok(made(channel, Some((endpoint, connector))))
         }
-        ("" | "http", _) => Ok(watched(parsed).connect_lazy()),
+        ("" | "http", _) => Ok(made(watched(parsed).connect_lazy(), None)),
         _ => Err(wrong()),
     }
 }

@@ -63,19 +63,20 @@ fn make_room(
     serial: &String,
     subject: &str,
 ) -> Result<(), CatalogError> {
-    let valid = tables.certificates.iter().filter(|(known, it)| {
+    let is_valid = |(known, it): &(&String, &Certificate)| {
         it.subject == subject
             && *known != serial
             && it.expires_s >= now_s
             && !tables.revoked.contains_key(*known)
-    });
-    if valid.clone().count() < CERTIFICATES_MAX {
+    };
+    let valid = || tables.certificates.iter().filter(is_valid);
+    if valid().count() < CERTIFICATES_MAX {
         return Ok(());
     }
     if !subject.contains("/pod/") {
         return Err(CatalogError::TooManyCertificates { subject: subject.to_owned() });
     }
-    let oldest = valid.min_by_key(|(serial, it)| (it.created_ms, *serial));
+    let oldest = valid().min_by_key(|(serial, it)| (it.created_ms, *serial));
     if let Some(serial) = oldest.map(|(serial, _)| serial.clone()) {
         tables.remove::<Certificate>(&serial);
     }
