@@ -1,7 +1,7 @@
 //! TLS of the API: how pods and clients connect, and how pods accept.
 //!
-//! A name may stand for many pods, some of which are gone. Its addresses are tried one after the other,
-//! each for a bounded time, and the next connection begins where this one had success.
+//! A name may stand for many pods, some of which are gone. Its addresses are tried one after the
+//! other, each for a bounded time, and the next connection begins where this one had success.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;

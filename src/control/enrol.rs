@@ -92,8 +92,8 @@ fn client(endpoint: &str, connector: Connector) -> Result<CredentialsClient<Chan
     Ok(CredentialsClient::new(channel(endpoint, connector)?))
 }
 
-/// Shows a certificate to a pod: an error that is `Refused` has what the pod, or the connection, has
-/// against it.
+/// Shows a certificate to a pod: an error that is `Refused` has what the pod, or the connection,
+/// has against it.
 pub async fn show(endpoint: &str, held: &Credentials) -> Result<(), EnrolError> {
     let tls = Tls::new(held, held.trust())?;
     let mut request = Request::new(StatusRequest {});

@@ -1,5 +1,6 @@
 //! A client of the API for drivers. It knows several pods, and asks the next one when one does not
-//! answer: the next endpoint, or another address of the same name. It keeps the deadline of the request that it works for, and passes it on.
+//! answer: the next endpoint, or another address of the same name. It keeps the deadline of the
+//! request that it works for, and passes it on.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -301,6 +302,7 @@ fn watched(endpoint: Endpoint) -> Endpoint {
 mod tests {
     use super::*;
     use crate::control::api::errors::Refusal;
+    use crate::testing::tls_fixture::Cluster;
 
     #[test]
     fn a_refusal_ends_a_call_and_silence_does_not() {
@@ -322,6 +324,20 @@ mod tests {
         }
         let api = Api::new("127.0.0.1:7400, node-2:7400,unix:/run/api.sock", None).unwrap();
         assert_eq!(api.pods.len(), 3);
+    }
+
+    /// Many calls fail at once when a pod is gone: they dial anew once.
+    #[tokio::test]
+    async fn a_pod_that_does_not_answer_is_dialled_anew_once() {
+        let credentials = Cluster::new(1).credentials("csi-node/n");
+        let tls = Tls::new(&credentials, credentials.trust()).unwrap();
+        let api = Api::new("holdfast-api.example:7400", Some(&tls)).unwrap();
+        let number = || api.pods[0].channel().1;
+        api.pods[0].dial_anew(0);
+        api.pods[0].dial_anew(0);
+        assert_eq!(number(), 1);
+        api.pods[0].dial_anew(1);
+        assert_eq!(number(), 2);
     }
 
     #[tokio::test]

@@ -1,8 +1,9 @@
 //! Which authorities are published: those that the catalog trusts. Pure.
 //!
-//! A pod that was away knows old ones, and one that is behind does not know a new one yet. So nobody
-//! publishes what it knows by itself: the catalog names the authorities by their fingerprints, and
-//! their certificates come from what is published already and from what the pod has.
+//! A pod that was away knows old ones, and one that is behind does not know a new one yet. So
+//! nobody publishes what it knows by itself: the catalog names the authorities by their
+//! fingerprints, and their certificates come from what is published already and from what the pod
+//! has.
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;

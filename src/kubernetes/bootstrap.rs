@@ -152,8 +152,8 @@ pub enum Why {
     Damaged(String),
     #[error(
         "cluster {0} was made here before, and none of its nodes has come up: nobody makes another \
-         one. If it is gone for good, delete the ConfigMap holdfast-cluster and apply the manifests \
-         again"
+         one. If it is gone for good, delete the ConfigMap holdfast-cluster and apply the \
+         manifests again"
     )]
     Known(Uuid),
 }

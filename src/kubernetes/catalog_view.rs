@@ -101,8 +101,8 @@ impl Catalog {
         }
     }
 
-    /// Those of these volumes that are among the `attached` ones of a node. A volume of another cluster
-    /// counts as one that it has: nobody here can fence it.
+    /// Those of these volumes that are among the `attached` ones of a node. A volume of another
+    /// cluster counts as one that it has: nobody here can fence it.
     pub async fn held(
         &self,
         view: &CatalogView,
@@ -126,7 +126,8 @@ impl Catalog {
         Ok(held)
     }
 
-    /// The names of the volumes that a node has attachments of, or that shards have yet to take from it.
+    /// The names of the volumes that a node has attachments of, or that shards have yet to take
+    /// from it.
     pub async fn attached(&self, node: &str) -> Result<BTreeSet<String>, ApiError> {
         let (mut volumes, mut token) = (BTreeSet::new(), String::new());
         loop {

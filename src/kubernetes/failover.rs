@@ -9,8 +9,8 @@
 //! - Its kubelet has not renewed its Lease for [`LEASE_AGE_MAX`], or its Node object is gone.
 //! - Nobody was declared lost in the last [`ONE_PER`], and with it no more than a third are lost.
 //!
-//! A node without a Node object and without attachments has nothing to lose: it neither counts, nor is
-//! it declared lost. One without a storage pod is silent anyway, so that a person has to decide.
+//! A node without a Node object and without attachments has nothing to lose: it neither counts, nor
+//! is it declared lost. One without a storage pod is silent anyway, so that a person has to decide.
 //!
 //! Then the catalog fences it. What is fenced, and only that, is taken from it in Kubernetes: so no
 //! other node can get a volume that this one may still write to. All is lifted when the catalog
@@ -170,8 +170,8 @@ pub enum Refusal {
     )]
     TooMany,
     #[error(
-        "its Lease has ended, and it has no storage pod whose silence could tell more; if it is off, \
-         run `holdfast node lost`"
+        "its Lease has ended, and it has no storage pod whose silence could tell more; if it is \
+         off, run `holdfast node lost`"
     )]
     NoPod,
 }

@@ -266,7 +266,8 @@ async fn publish_once(setting: &Setting, opened: &mut Option<Objects>) -> Result
     Ok(true)
 }
 
-/// The authorities, as the catalog says; `None`: it does not answer. It is asked by way of this pod.
+/// The authorities, as the catalog says; `None`: it does not answer. It is asked by way of this
+/// pod.
 async fn told(setting: &Setting) -> Result<Option<Told>, OpenApiError> {
     let endpoint = format!("unix:{}", socket_of(&setting.config.data).display());
     let api = Api::new(&endpoint, None)?;

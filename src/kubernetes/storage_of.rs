@@ -1,8 +1,8 @@
 //! Whose storage a Pod uses: ours, the node's own, or that of others. Pure.
 //!
-//! Ours is fenced when a node is lost, and what lies on the node itself is beyond reach with it. The
-//! storage of others may still be written to by a Pod that nobody hears. What is not known counts as
-//! storage of others.
+//! Ours is fenced when a node is lost, and what lies on the node itself is beyond reach with it.
+//! The storage of others may still be written to by a Pod that nobody hears. What is not known
+//! counts as storage of others.
 
 use std::collections::BTreeMap;
 
@@ -135,7 +135,10 @@ mod tests {
             let own = ObjectRef { namespace: "ns".to_owned(), name: "p".into(), uid: "u".into() };
             used_by(own, &serde_json::from_value(pod).unwrap(), &owners)
         };
-        let of_claim = |name: &str, read_only: bool| json!({ "persistentVolumeClaim": { "claimName": name, "readOnly": read_only } });
+        let of_claim = |name: &str, read_only: bool| {
+            let claim = json!({ "claimName": name, "readOnly": read_only });
+            json!({ "persistentVolumeClaim": claim })
+        };
         for harmless in [
             json!({ "emptyDir": {} }),
             json!({ "configMap": { "name": "c" } }),

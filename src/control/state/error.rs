@@ -119,8 +119,8 @@ pub enum CatalogError {
     #[error("there are too many tokens; revoke some")]
     TooManyTokens,
     #[error(
-        "{subject} has {CERTIFICATES_MAX} valid certificates, and gets no more; revoke some that are \
-         not in use"
+        "{subject} has {CERTIFICATES_MAX} valid certificates, and gets no more; revoke some that \
+         are not in use"
     )]
     TooManyCertificates { subject: String },
     #[error("there is no token {id:?}")]
