@@ -215,9 +215,9 @@ async fn join(
 
 /// Writes down for ever which cluster there is and where its pods are, once this pod is part of it.
 pub async fn publish_for_ever(setting: Setting) {
-    let (mut patience, mut objects) = (Patience::default(), None);
+    let (mut patience, mut opened) = (Patience::default(), Opened::default());
     loop {
-        match publish_once(&setting, &mut objects).await {
+        match publish_once(&setting, &mut opened).await {
             Ok(true) => {
                 patience.renew();
                 sleep(PUBLISH_EVERY).await;
@@ -228,14 +228,22 @@ pub async fn publish_for_ever(setting: Setting) {
     }
 }
 
+/// What stays open between two looks.
+#[derive(Default)]
+struct Opened {
+    objects: Option<Objects>,
+    /// Of this pod itself.
+    api: Option<Api>,
+}
+
 /// False: it has to be done again soon.
-async fn publish_once(setting: &Setting, opened: &mut Option<Objects>) -> Result<bool, PodError> {
+async fn publish_once(setting: &Setting, opened: &mut Opened) -> Result<bool, PodError> {
     let Setting { config, node, namespace, .. } = setting;
     let Some(file) = peek(&config.data) else { return Ok(false) };
     let Some(identity) = file.identity else { return Ok(false) };
-    let objects = match opened {
+    let objects = match &mut opened.objects {
         Some(objects) => objects,
-        None => opened.insert(Objects::new(client::open().await?, namespace.clone())),
+        none => none.insert(Objects::new(client::open().await?, namespace.clone())),
     };
     let cluster = identity.cluster;
     let own = Own {
@@ -249,7 +257,7 @@ async fn publish_once(setting: &Setting, opened: &mut Option<Objects>) -> Result
         authorities: home::authorities(&config.data),
     };
     let read = objects.record().await?;
-    let told = told(setting).await?;
+    let told = told(setting, &mut opened.api).await?;
     let record = match publish(&own, read.record.as_ref(), told.as_ref())? {
         Some(record) if !objects.write(&read, &record).await? => return Ok(false),
         Some(record) => record,
@@ -268,9 +276,14 @@ async fn publish_once(setting: &Setting, opened: &mut Option<Objects>) -> Result
 
 /// The authorities, as the catalog says; `None`: it does not answer. It is asked by way of this
 /// pod.
-async fn told(setting: &Setting) -> Result<Option<Told>, OpenApiError> {
-    let endpoint = format!("unix:{}", socket_of(&setting.config.data).display());
-    let api = Api::new(&endpoint, None)?;
+async fn told(setting: &Setting, opened: &mut Option<Api>) -> Result<Option<Told>, OpenApiError> {
+    let api = match opened {
+        Some(api) => api,
+        None => {
+            let endpoint = format!("unix:{}", socket_of(&setting.config.data).display());
+            opened.insert(Api::new(&endpoint, None)?)
+        }
+    };
     let asked = GetAuthoritiesRequest {};
     let answer = api.call(Deadline::after(ANSWER_WITHIN), asked, async |channel, call| {
         CredentialsClient::new(channel).get_authorities(call).await
