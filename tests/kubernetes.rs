@@ -4,6 +4,7 @@
 
 mod support;
 
+#[allow(dead_code, reason = "tests/manifests.rs uses the rest of it")]
 #[path = "kubernetes/api.rs"]
 mod api;
 #[path = "kubernetes/failing_over.rs"]

@@ -85,7 +85,7 @@ impl Real {
             pod(format!("plain-{node}"), &[], &[]),
             pod(format!("mixed-{node}"), &volumes[..1], &["nfs"]),
         ];
-        pods.extend(volumes.iter().map(|it| pod(format!("p-{it}"), &[it.clone()], &[])));
+        pods.extend(volumes.iter().map(|it| pod(format!("p-{it}"), std::slice::from_ref(it), &[])));
         let seen = Node {
             boot_id: format!("boot-{boots}"),
             holds: volumes.iter().cloned().collect(),
