@@ -342,7 +342,8 @@ fn requests_are_logged_without_secrets_and_the_socket_is_for_its_owner() {
 /// and the process still answers for itself.
 #[test]
 fn requests_go_on_at_other_pods_and_end_at_their_deadlines() {
-    let setup = Setup::new("csi_pods").disk_sizes("1GiB", "64MiB").restart_after("never");
+    let setup = Setup::new("csi_pods").volume("demo", "1MiB").disk_sizes("1GiB", "64MiB");
+    let setup = setup.restart_after("never");
     let driver = Driver::ours(setup.start(), &[]);
     let id = driver.volume("pods");
     wait_until("the catalog is on all pods", || {

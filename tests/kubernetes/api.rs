@@ -140,6 +140,14 @@ impl FakeApi {
         self.store().objects.remove(&key).is_some()
     }
 
+    /// The names of all objects of a kind.
+    #[allow(dead_code, reason = "for the tests of manifests")]
+    pub fn names(&self, kind: &str) -> Vec<String> {
+        let store = self.store();
+        let of_kind = store.objects.keys().filter(|(found, ..)| found == kind);
+        of_kind.map(|(_, _, name)| name.clone()).collect()
+    }
+
     /// All requests so far.
     pub fn recorded(&self) -> Vec<Recorded> {
         self.store().recorded.clone()

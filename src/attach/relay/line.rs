@@ -89,8 +89,8 @@ impl Line {
         self.is_over && self.pending.is_empty() && self.to_front.is_empty()
     }
 
-    /// The pod in use has answered [`DENIED`]: to a write of a reader, or because the attachment has
-    /// ended.
+    /// The pod in use has answered [`DENIED`]: to a write of a reader, or because the attachment
+    /// has ended.
     pub fn is_denied(&self) -> bool {
         self.is_denied
     }
