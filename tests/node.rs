@@ -13,6 +13,7 @@ use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::time::Instant;
 
 use driver::assert_refused;
 use holdfast::csi::proto::volume_usage::Unit;
@@ -80,7 +81,10 @@ fn live(kubelet: &Kubelet, kind: &'static str) {
     assert!(!is_mounted(&staging) && staging.exists());
     // The same data at the next time, under another attachment.
     kubelet.driver.unpublish(&volume.id, NODE).unwrap();
+    let began = Instant::now();
     volume.publish_to_node(NODE).unwrap();
+    volume.stage().unwrap();
+    println!("{kind}: published and staged in {:?}", began.elapsed());
     volume.publish("a", false).unwrap();
     assert_holds(&target, "first", 1);
     assert_holds(&target, "second", 2);
