@@ -293,8 +293,11 @@ impl FailOver {
             return self.announce(kubernetes, step, claims).await;
         }
         // Once a Pod is gone, nobody knows whose claims it had.
-        if matches!(step, Step::DeletePod { .. }) {
-            self.announce(kubernetes, step, claims).await?;
+        if matches!(step, Step::DeletePod { .. })
+            && let Err(error) = self.announce(kubernetes, step, claims).await
+        {
+            // A namespace that is being deleted takes no events, and its Pods have to go, too.
+            tracing::warn!("nobody was told of a Pod that is deleted: {}", chain(&error));
         }
         self.carry_out(kubernetes, step).await?;
         self.announce(kubernetes, step, claims).await
