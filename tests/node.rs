@@ -368,7 +368,7 @@ fn data_on_a_device_survive_a_file_system_that_was_only_begun() {
     kubelet.attach.assert_clean();
 }
 
-/// Whoever is killed at whatever step: the step is done at one of the next tries, and the data are
+/// Somebody is killed at every step: the step is done at one of the next tries, and the data are
 /// there.
 #[test]
 fn every_step_is_done_although_everybody_is_killed() {

@@ -102,7 +102,7 @@ impl From<KernelError> for DeviceError {
 pub struct Wanted {
     pub attachment: Uuid,
     pub read_only: bool,
-    /// Told to whoever looks; nothing else depends on it.
+    /// Shown in lists; nothing else depends on it.
     pub volume: String,
 }
 
@@ -219,7 +219,7 @@ impl Devices {
         self.unknown.lock().await.retain(|attachment| shown.contains(attachment));
         for found in all {
             let (index, attachment) = (found.index, found.owner.attachment);
-            // Whoever makes or takes away a device has its slot.
+            // Makers of a device, and those who take it away, have its slot.
             let mut table = self.table.lock().await;
             if table.contains_key(&attachment) {
                 continue;
@@ -332,11 +332,8 @@ impl Devices {
     }
 
     /// All devices, ordered by attachment; of `volume` alone, if it is one. Refused while a device
-    /// cannot be looked at: who takes it for gone would do harm.
+    /// cannot be looked at: a caller that takes it for gone would do harm.
     pub async fn list(&self, volume: &str) -> Result<Vec<Shown>, DeviceError> {
-        if let Some(attachment) = self.unknown.lock().await.first() {
-            return Err(DeviceError::Busy(*attachment));
-        }
         let attachments: Vec<Uuid> = self.table.lock().await.keys().copied().collect();
         let until = Instant::now() + LIST_WITHIN;
         let mut all = Vec::new();
@@ -349,7 +346,11 @@ impl Devices {
             let device = place.as_mut().filter(is_meant);
             all.extend(device.map(|device| device.shown(attachment)));
         }
-        Ok(all)
+        // Last: one of those above may just have failed to be taken over.
+        match self.unknown.lock().await.first() {
+            Some(attachment) => Err(DeviceError::Busy(*attachment)),
+            None => Ok(all),
+        }
     }
 
     /// Forgets slots in which nothing is and that nobody has.

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use crate::control::command::{Addresses, CatalogCommand, NewDisk, NewNode, NewVolume, Placement};
-use crate::control::state::{CatalogState, NewCluster};
+use crate::control::command::{
+    Addresses, CatalogCommand, NewDisk, NewNode, NewVolume, Outcome, Placement,
+};
+use crate::control::state::{CatalogError, CatalogState, NewCluster};
 use crate::level::NEWEST;
 use crate::types::{PodId, Uuid};
 
@@ -66,6 +68,24 @@ pub fn cluster(count: u8) -> CatalogState {
             state.apply(1_000, command).outcome.expect("everybody may join and register");
         }
     }
+    state
+}
+
+/// Carries out a command, and checks all that must hold.
+pub fn apply(state: &mut CatalogState, command: CatalogCommand) -> Result<Outcome, CatalogError> {
+    let outcome = state.apply(5, command).outcome;
+    state.check_invariants();
+    outcome
+}
+
+/// Three nodes, and a volume, the first one, that is closed from birth.
+pub fn closed() -> CatalogState {
+    let mut state = cluster(3);
+    let mut create = create_on("demo", &[1, 2, 3]);
+    if let CatalogCommand::CreateVolume { volume, .. } = &mut create {
+        volume.open = false;
+    }
+    apply(&mut state, create).expect("there is room");
     state
 }
 

@@ -210,7 +210,7 @@ impl KernelDevice {
     }
 
     /// Tells the kernel of a larger size. The caller knows that requests are answered: newer
-    /// kernels wait for all that are under way, and let nobody hand in a socket meanwhile.
+    /// kernels wait for all in flight, and let nobody hand in a socket meanwhile.
     pub async fn grow(&self, size_bytes: u64) -> Result<(), KernelError> {
         let is_gone = self.link.is_gone.lock().await;
         if *is_gone || !*self.link.is_live.borrow() {

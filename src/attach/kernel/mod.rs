@@ -8,10 +8,10 @@
 //!
 //! `timeout` is 0, so that the kernel leaves no socket because an answer is late: while this
 //! process lives, a request waits as long as the cluster needs. With another value each longer
-//! pause kills the socket, and all that was under way is sent again, also to a cluster that is
+//! pause kills the socket, and all that was in flight is sent again, also to a cluster that is
 //! merely slow: a request that takes longer than the timer, each time, would never end.
 //!
-//! A request that was under way on a dead socket is sent again when its timer fires and finds
+//! A request in flight on a dead socket is sent again when its timer fires and finds
 //! another socket. So the timer (`queue/io_timeout` of the device, 30 s unless it is set) is what a
 //! restart of this process costs. [`device::LOOK_MS`] is a compromise: each time it fires, the
 //! kernel logs a line for each request that waits.

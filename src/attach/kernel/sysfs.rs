@@ -42,7 +42,7 @@ pub fn export_of(index: u32) -> io::Result<Export> {
 }
 
 /// Sets after how many milliseconds the kernel looks at requests without an answer.
-/// Waits for requests that are under way.
+/// Waits for requests in flight.
 pub fn set_look_ms(index: u32, ms: u32) -> io::Result<()> {
     fs::write(directory_of(index).join("queue/io_timeout"), ms.to_string())
 }

@@ -5,27 +5,10 @@ use crate::control::command::{CatalogCommand, Deletion, NewNode};
 use crate::control::state::CatalogState;
 use crate::control::state::view::view;
 use crate::planted::{Mistake, assert_found};
-use crate::testing::catalog_fixture::{cluster, create_on, node, register};
+use crate::testing::catalog_fixture::{apply, closed, cluster, create_on, node, register};
 use crate::types::{AccessSet, Grant};
 
 const VOLUME: VolumeId = VolumeId(1);
-
-fn apply(state: &mut CatalogState, command: CatalogCommand) -> Result<Outcome, CatalogError> {
-    let outcome = state.apply(5, command).outcome;
-    state.check_invariants();
-    outcome
-}
-
-/// Three nodes, and a volume that is closed from birth.
-fn closed() -> CatalogState {
-    let mut state = cluster(3);
-    let mut create = create_on("demo", &[1, 2, 3]);
-    if let CatalogCommand::CreateVolume { volume, .. } = &mut create {
-        volume.open = false;
-    }
-    assert_eq!(apply(&mut state, create), Ok(Outcome::Volume(VOLUME)));
-    state
-}
 
 fn publish(node: u8, mode: AccessMode, uid: u8) -> CatalogCommand {
     let (node, uid) = (format!("node-{node}"), Uuid([uid; 16]));

@@ -44,7 +44,13 @@ pub(super) fn record_file_system(
     let key = active(tables, id, node)?;
     let volume = tables.volumes[&id].clone();
     let held = &tables.attachments[&key];
-    if held.uid != attachment || held.mode != AccessMode::ReadWrite {
+    let may = match held.mode {
+        AccessMode::ReadWrite => true,
+        // Several nodes write: none makes a file system, but one that was begun is none any more.
+        AccessMode::Raw => now.made,
+        AccessMode::ReadOnly => false,
+    };
+    if held.uid != attachment || !may {
         return Err(CatalogError::NotPublished { name: volume.name, node: node.to_owned() });
     }
     match volume.file_system {

@@ -5,27 +5,10 @@ use crate::control::command::{CatalogCommand, NewNode};
 use crate::control::state::CatalogState;
 use crate::control::state::rebirth::Rebirth;
 use crate::planted::{Mistake, assert_found};
-use crate::testing::catalog_fixture::{cluster, create_on};
+use crate::testing::catalog_fixture::{apply, closed};
 use crate::types::{FileSystemKind, Generation, PodId};
 
 const VOLUME: VolumeId = VolumeId(1);
-
-fn apply(state: &mut CatalogState, command: CatalogCommand) -> Result<Outcome, CatalogError> {
-    let outcome = state.apply(5, command).outcome;
-    state.check_invariants();
-    outcome
-}
-
-/// Three nodes, and a closed volume that nobody has.
-fn closed() -> CatalogState {
-    let mut state = cluster(3);
-    let mut create = create_on("demo", &[1, 2, 3]);
-    if let CatalogCommand::CreateVolume { volume, .. } = &mut create {
-        volume.open = false;
-    }
-    apply(&mut state, create).unwrap();
-    state
-}
 
 fn named(node: u8) -> String {
     format!("node-{node}")
@@ -187,6 +170,16 @@ fn a_lost_node_without_devices_is_lost_no_more() {
     let node = NewNode { name: "worker".into(), boot_id: "b".into(), labels: Default::default() };
     apply(&mut state, CatalogCommand::ReportNode { node, has_no_device: true }).unwrap();
     assert_eq!(state.nodes["worker"].boot_id, "b");
+}
+
+/// Several nodes that write make no file system; one that was begun is none any more for them.
+#[test]
+fn nodes_that_share_a_volume_begin_nothing() {
+    let mut state = closed();
+    publish(&mut state, 1, AccessMode::Raw, 1);
+    confirm(&mut state);
+    assert!(apply(&mut state, record(1, 1, FileSystemKind::Ext4, false)).is_err());
+    apply(&mut state, record(1, 1, FileSystemKind::Ext4, true)).unwrap();
 }
 
 #[test]

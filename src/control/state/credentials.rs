@@ -55,7 +55,7 @@ pub(super) fn put_certificate(
     Ok(Outcome::Done)
 }
 
-/// Whoever has a certificate may renew it at any time, and must not fill the catalog by that. A
+/// A holder may renew a certificate at any time, and must not fill the catalog by that. A
 /// pod's certificates are not revoked one by one, so that its oldest row says nothing that is
 /// needed.
 fn make_room(

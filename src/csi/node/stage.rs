@@ -280,8 +280,9 @@ pub async fn unstage(parts: &Parts, volume_id: &str, at: &Path) -> Result<(), St
         Err(status) => return Err(status),
     };
     let devices = parts.devices.of(volume).await?;
-    // What is there is mounted from a device of the volume, or from one that is no more.
-    while let Some(top) = mounts()?.top(at) {
+    // What is there is mounted from a device of the volume, or from one that is no more. Anything
+    // else was never staged.
+    while let Some(top) = mounts()?.top(at).filter(|top| MAJORS.contains(&top.device.major)) {
         tracing::debug!("unmounting {}, of a {}", at.display(), top.kind);
         unmount(at).await?;
     }
