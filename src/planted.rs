@@ -159,6 +159,8 @@ mistakes! {
     OverlapNotOrdered,
     /// `hang-up-before-execute`: requests of a client are executed after it has hung up.
     ProcessedAfterHangUp,
+    /// `a-line-has-one-connection`: the older connection of a line goes on.
+    OldLineGoesOn,
     /// `ended-connection-hands-over-nothing`: later writes do not wait for those of an ended
     /// connection.
     ResentThroughSecondConnection,

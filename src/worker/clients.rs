@@ -418,7 +418,10 @@ impl ClientHandler<'_> {
                 }
             }
         }
-        begun.into_iter().for_each(|volume| self.clients.begin_use(volume));
+        if let Some(volume) = begun {
+            self.clients.begin_use(volume);
+            self.replace_line(conn);
+        }
         self.session_outputs(conn);
         self.clients.touch(conn);
         self.ask(conn);
@@ -616,6 +619,21 @@ impl ClientHandler<'_> {
         let gone: Vec<ConnKey> = self.clients.clients.iter().filter_map(of).collect();
         for conn in gone {
             self.close(conn, CloseReason::Disconnected);
+        }
+    }
+
+    /// Ends the older connection of a line, before anything is done for the new one (rule
+    /// `a-line-has-one-connection`).
+    fn replace_line(&mut self, new: ConnKey) {
+        let line =
+            |client: &Client| Some((key_of(client.session.export()?), client.session.line()?));
+        let Some(wanted) = self.clients.clients.get(&new).and_then(line) else { return };
+        let is_old = |(conn, client): (&ConnKey, &Client)| {
+            (*conn != new && line(client) == Some(wanted)).then_some(*conn)
+        };
+        let old: Vec<ConnKey> = self.clients.clients.iter().filter_map(is_old).collect();
+        for conn in old.into_iter().filter(|_| !planted!(OldLineGoesOn)) {
+            self.close(conn, CloseReason::Replaced);
         }
     }
 

@@ -79,6 +79,25 @@ fn nothing_of_a_client_is_executed_after_it_hung_up() {
     assert_eq!(new.read_byte(&mut pod, far), b'n', "what was acknowledged was overwritten");
 }
 
+/// A client has given its connection up, and nothing has told the pod: what the client sent before
+/// is still in the network. The client has opened its line anew, and written something newer.
+#[test]
+fn nothing_of_a_line_is_executed_after_it_was_opened_anew() {
+    let mut pod = serving(Budgets::default());
+    let (old, other) = (pod.connect("v?line=0"), pod.connect("v?line=1"));
+    let without_line = pod.connect("v");
+    let new = pod.connect("v?line=0");
+    new.write(&mut pod, 0, BLOCK_BYTES, b'n');
+    pod.run_until("a write is answered", |pod| new.written(pod) == [0]);
+    old.late(&mut pod, |client, pod| client.write(pod, 0, BLOCK_BYTES, b'o'));
+    pod.run(SOON);
+    assert_eq!(new.read_byte(&mut pod, 0), b'n', "what was acknowledged was overwritten");
+    assert!(old.is_closed(&pod));
+    for client in [other, without_line] {
+        assert_eq!(client.read_byte(&mut pod, 0), b'n', "it is another connection");
+    }
+}
+
 /// A client that is gone for good, and was never answered, holds nothing in the pod.
 #[test]
 fn a_hang_up_is_noticed_while_nothing_is_taken_from_the_client() {
@@ -392,7 +411,7 @@ fn a_leader_with_the_resyncing_flag_brings_others_along() {
 
 #[test]
 fn broken_rules_are_noticed() {
-    let expected: [(Mistake, fn()); 6] = [
+    let expected: [(Mistake, fn()); 7] = [
         (Mistake::ResyncingSource, a_member_with_the_resyncing_flag_is_no_source),
         (Mistake::ResyncingLeaderIsNoSource, a_leader_with_the_resyncing_flag_brings_others_along),
         (Mistake::ProcessedAfterHangUp, nothing_of_a_client_is_executed_after_it_hung_up),
@@ -400,6 +419,7 @@ fn broken_rules_are_noticed() {
             Mistake::ProcessedAfterHangUp,
             a_hang_up_is_noticed_while_nothing_is_taken_from_the_client,
         ),
+        (Mistake::OldLineGoesOn, nothing_of_a_line_is_executed_after_it_was_opened_anew),
         (Mistake::VolumesShareBudget, a_volume_without_a_quorum_starves_no_other),
         (Mistake::EmptyMemberVotes, a_member_that_was_destroyed_is_never_created_again),
     ];

@@ -15,12 +15,14 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::attach::relay::hello::{Export, Hello, HelloError, Step};
+use crate::front::nbd::LineNumber;
 use crate::front::nbd::wire::{
     REQUEST_MAGIC, RequestHeader, SIMPLE_REPLY_BYTES, SIMPLE_REPLY_MAGIC, SimpleReply, command,
     export_flag, put_request,
 };
 use crate::security::credentials::{CredentialsError, Tls};
 use crate::security::verifier::Expected;
+use crate::types::Uuid;
 
 /// A pod that takes longer to open an export is left alone for now.
 const OPEN_WITHIN: Duration = Duration::from_secs(3);
@@ -108,20 +110,32 @@ impl Opener {
         *known = Some(change(known.unwrap_or(Export { size_bytes: 0, flags: 0 })));
     }
 
+    /// For looking: it takes no line's place.
     pub async fn open(&self, pod: &PodAddress) -> Result<Opened, OpenError> {
-        self.open_with(pod, Hello::new).await
+        self.open_with(pod, &self.export, Hello::new).await
+    }
+
+    /// The same for a line's requests: its older connection ends first. Lines are of attachments:
+    /// an open volume may have clients that know nothing of each other.
+    pub async fn open_line(&self, pod: &PodAddress, line: LineNumber) -> Result<Opened, OpenError> {
+        match self.export.parse::<Uuid>() {
+            Ok(_) => self.open_with(pod, &line.of(&self.export), Hello::new).await,
+            Err(_) => self.open(pod).await,
+        }
     }
 
     /// The same, with structured replies that tell what is allocated.
     pub async fn open_for_allocation(&self, pod: &PodAddress) -> Result<Opened, OpenError> {
-        self.open_with(pod, Hello::for_allocation).await
+        self.open_with(pod, &self.export, Hello::for_allocation).await
     }
 
     async fn open_with(
         &self,
         pod: &PodAddress,
+        name: &str,
         hello: fn(&str, bool) -> Hello,
     ) -> Result<Opened, OpenError> {
+        let hello = |tls| hello(name, tls);
         let opened = timeout(OPEN_WITHIN, self.open_now(pod, hello)).await;
         let opened = opened.map_err(|_| OpenError::Late)??;
         let now = opened.export;
@@ -155,19 +169,19 @@ impl Opener {
     async fn open_now(
         &self,
         pod: &PodAddress,
-        hello: fn(&str, bool) -> Hello,
+        hello: impl Fn(bool) -> Hello,
     ) -> Result<Opened, OpenError> {
         match pod {
             PodAddress::Unix(path) => {
                 let wire = UnixStream::connect(path).await.map_err(OpenError::Connect)?;
-                self.greet(wire, None, hello(&self.export, false)).await
+                self.greet(wire, None, hello(false)).await
             }
             PodAddress::Tcp(address) => {
                 let wire = TcpStream::connect(address).await.map_err(OpenError::Connect)?;
                 wire.set_nodelay(true)?;
                 // When the connection is left, nothing of it may arrive later.
                 SockRef::from(&wire).set_linger(Some(Duration::ZERO))?;
-                let hello = hello(&self.export, self.tls.is_some());
+                let hello = hello(self.tls.is_some());
                 self.greet(wire, self.tls.as_ref(), hello).await
             }
         }

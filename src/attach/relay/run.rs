@@ -16,6 +16,7 @@ use crate::attach::relay::hello::{Export, HelloError};
 use crate::attach::relay::line::{DENIED, FrontError, Line, PodError};
 use crate::attach::relay::pods::{OpenError, Opened, Opener, PodAddress, Wire};
 use crate::control::catalog::chain;
+use crate::front::nbd::LineNumber;
 
 /// Room for one receive.
 const RECEIVE_BYTES: usize = 64 << 10;
@@ -85,7 +86,7 @@ struct Shared {
     /// What lines say of the pod.
     news: mpsc::Sender<News>,
     /// By the number of a line: the course whose pod it uses.
-    lines: watch::Sender<BTreeMap<u64, u64>>,
+    lines: watch::Sender<BTreeMap<LineNumber, u64>>,
     pilot: JoinHandle<()>,
 }
 
@@ -203,7 +204,7 @@ impl Relay {
         left: &mut Option<u64>,
         place: &Place<'_>,
     ) -> Result<Moved, LineError> {
-        let opening = self.open(now, *left);
+        let opening = self.open(now, *left, place.number);
         tokio::pin!(opening);
         // Meanwhile the client is read, and gets the answers that are here.
         let opened = loop {
@@ -245,9 +246,9 @@ impl Relay {
 
     /// Opens the export at the pod of a course. Never returns for a course without one, and for one
     /// whose pod cannot be used.
-    async fn open(&self, course: &Course, left: Option<u64>) -> Opened {
+    async fn open(&self, course: &Course, left: Option<u64>, line: LineNumber) -> Opened {
         if let Some(pod) = course.pod.as_ref().filter(|_| left != Some(course.number)) {
-            match self.shared.opener.open(pod).await {
+            match self.shared.opener.open_line(pod, line).await {
                 Ok(opened) => return opened,
                 Err(error) => {
                     say(pod, &error);
@@ -266,15 +267,18 @@ impl Relay {
 
 /// A line's place in the list of all, until it ends.
 struct Place<'a> {
-    lines: &'a watch::Sender<BTreeMap<u64, u64>>,
-    number: u64,
+    lines: &'a watch::Sender<BTreeMap<LineNumber, u64>>,
+    number: LineNumber,
 }
 
 impl Place<'_> {
-    fn new(lines: &watch::Sender<BTreeMap<u64, u64>>) -> Place<'_> {
-        let mut number = 0;
+    /// A number that no other line has. A line that ends frees its own: the next one takes the
+    /// place of what may be left of it in pods.
+    fn new(lines: &watch::Sender<BTreeMap<LineNumber, u64>>) -> Place<'_> {
+        let mut number = LineNumber(0);
         lines.send_modify(|lines| {
-            number = lines.last_key_value().map_or(0, |(last, _)| last + 1);
+            let mut numbers = (0..).map(LineNumber);
+            number = numbers.find(|number| !lines.contains_key(number)).expect("few are taken");
             lines.insert(number, 0);
         });
         Place { lines, number }

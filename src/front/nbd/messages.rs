@@ -18,6 +18,28 @@ pub struct Export {
     pub read_only: bool,
 }
 
+/// A client's number for one of its connections to an export. The client adds it to the export's
+/// name: `NAME?line=NUMBER`. A new connection takes the place of the old one of its line (rule
+/// `a-line-has-one-connection`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LineNumber(pub u32);
+
+impl LineNumber {
+    const MARK: &str = "?line=";
+
+    /// Takes the number off the name of an export, if it has one.
+    pub fn split(name: &str) -> (&str, Option<LineNumber>) {
+        let split = name.rsplit_once(LineNumber::MARK);
+        let split = split.and_then(|(name, number)| Some((name, LineNumber(number.parse().ok()?))));
+        split.map_or((name, None), |(name, line)| (name, Some(line)))
+    }
+
+    /// The name for a connection of this line.
+    pub fn of(self, name: &str) -> String {
+        format!("{name}{}{}", LineNumber::MARK, self.0)
+    }
+}
+
 /// The volumes that can be exported.
 pub trait Exports {
     /// All names that anybody may know.
@@ -82,6 +104,9 @@ pub enum CloseReason {
     /// Another front end used the volume since. The client may have newer writes there.
     #[error("this front end was outdone")]
     Outdone,
+    /// The client gave this line up without this pod's knowledge.
+    #[error("the client has opened its line anew")]
+    Replaced,
     #[error("the client does not speak the protocol")]
     Malformed,
     #[error("the client asked for an export before TLS, which is required here")]

@@ -11,7 +11,7 @@ pub mod session;
 pub mod wire;
 
 pub use messages::{
-    CloseReason, Encryption, Export, Exports, Opened, SessionHandle, SessionOutput,
+    CloseReason, Encryption, Export, Exports, LineNumber, Opened, SessionHandle, SessionOutput,
 };
 pub use session::Session;
 

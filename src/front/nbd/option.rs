@@ -3,7 +3,7 @@
 use bytes::{BufMut, BytesMut};
 
 use crate::fields::{FieldError, Fields, value};
-use crate::front::nbd::messages::{CloseReason, Encryption, Export, Exports, Opened};
+use crate::front::nbd::messages::{CloseReason, Encryption, Export, Exports, LineNumber, Opened};
 use crate::front::nbd::wire::{self, export_flag, info, option, reply, take_string};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::types::BLOCK_BYTES;
@@ -28,6 +28,8 @@ pub(super) struct Negotiated {
     pub base_allocation_of: Option<String>,
     /// `base:allocation` was selected for the opened export.
     pub base_allocation: bool,
+    /// The client's number for this connection.
+    pub line: Option<LineNumber>,
 }
 
 /// The session's next step after an option.
@@ -116,6 +118,7 @@ fn export_name(
         Ok(name) if name.len() <= wire::STRING_BYTES_MAX => name,
         _ => return Next::Close(CloseReason::Malformed),
     };
+    let (name, line) = LineNumber::split(name);
     let export = match exports.open(name) {
         Opened::Export(export) => export,
         Opened::Unknown => return Next::Close(CloseReason::UnknownExport),
@@ -124,7 +127,7 @@ fn export_name(
     };
     let flags = transmission_flags(&export, negotiated);
     wire::put_export(out, export.size_bytes, flags, !negotiated.no_zeroes);
-    enter(negotiated, name);
+    enter(negotiated, name, line);
     Next::Transmission(export)
 }
 
@@ -151,6 +154,7 @@ fn go(
         wire::put_option_reply(out, code, reply::ERR_INVALID, &[]);
         return Next::Option;
     };
+    let (name, line) = LineNumber::split(name);
     let export = match open(code, name, exports, out) {
         Ok(export) => export,
         Err(next) => return next,
@@ -179,7 +183,7 @@ fn go(
     if code == option::INFO {
         return Next::Option;
     }
-    enter(negotiated, name);
+    enter(negotiated, name, line);
     Next::Transmission(export)
 }
 
@@ -205,7 +209,8 @@ fn parse_go(data: &[u8]) -> Result<(&str, &[u8]), FieldError> {
 }
 
 /// Selections of contexts for another export do not count.
-fn enter(negotiated: &mut Negotiated, name: &str) {
+fn enter(negotiated: &mut Negotiated, name: &str, line: Option<LineNumber>) {
+    negotiated.line = line;
     negotiated.base_allocation = negotiated.base_allocation_of.as_deref() == Some(name);
 }
 
@@ -226,6 +231,7 @@ fn meta_context(
         wire::put_option_reply(out, code, reply::ERR_INVALID, &[]);
         return Next::Option;
     };
+    let (name, _) = LineNumber::split(name);
     if let Err(next) = open(code, name, exports, out) {
         return next;
     }

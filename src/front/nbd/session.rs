@@ -18,7 +18,7 @@ use bytes::BytesMut;
 use crate::fields::Fields;
 use crate::front::nbd::error::Errno;
 use crate::front::nbd::messages::{
-    CloseReason, Encryption, Export, Exports, SessionHandle, SessionOutput,
+    CloseReason, Encryption, Export, Exports, LineNumber, SessionHandle, SessionOutput,
 };
 use crate::front::nbd::option::{self, Negotiated, Next};
 use crate::front::nbd::request::{self, Action, InFlight, Sink};
@@ -119,6 +119,11 @@ impl Session {
     /// The opened export; `None` during the handshake.
     pub fn export(&self) -> Option<&Export> {
         self.export.as_ref()
+    }
+
+    /// The client's number for this connection, if it has given one with the export's name.
+    pub fn line(&self) -> Option<LineNumber> {
+        self.negotiated.line
     }
 
     /// The volume has grown: requests may go beyond what the client was told. NBD has no message
