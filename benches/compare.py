@@ -8,7 +8,8 @@ them in turn: A B C A B C, means compared with means. Prints the table and the c
     benches/compare.py [--binary PATH] [--limit PATH] [--dir DIR] [--rounds 5] [--seconds 5]
                        [--only NAME ...] [--beside NAME ...] [--connections 1 4]
                        [--clients leader other] [--one-disk-each] [--sustained] [--rest]
-                       [--postgres] [--scale] [--absence] [--tls] [--markdown FILE]
+                       [--postgres] [--scale] [--absence] [--mounted] [--tls]
+                       [--markdown FILE]
 
 Before every run it waits until nothing of Holdfast is left to be written back and the machine is
 idle. Bursts of writes fit in the log; `--sustained` writes five logs full and counts the last half.
@@ -26,6 +27,7 @@ import tempfile
 
 import absence
 import discard
+import mounted
 import postgres
 import rest
 import scale
@@ -154,6 +156,7 @@ class Bench:
         self.rest = Table(["", "value", "aim", "", "conditions"], [38, -18, -18, 6, 60])
         self.postgres = Table(postgres.HEAD, postgres.WIDTHS)
         self.absence = Table(absence.HEAD, absence.WIDTHS)
+        self.mounted = Table(mounted.HEAD, mounted.WIDTHS)
         self.tls = Table(tls.HEAD, tls.WIDTHS)
         self.notes = []
 
@@ -311,13 +314,17 @@ def arguments():
     parser.add_argument("--absence", action="store_true",
                         help="stop a pod for 30 s under 10,000 writes a second on 200 shards; "
                              "alone unless jobs are named")
+    parser.add_argument("--mounted", action="store_true",
+                        help="pauses of a mounted file system whose pod is killed, needs root; "
+                             "alone unless jobs are named")
     parser.add_argument("--tls", action="store_true",
                         help="two clusters in turn, with TLS between pods and without; alone "
                              "unless jobs are named")
     parser.add_argument("--tls-rounds", type=int, default=9)
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there, too")
     options = parser.parse_args()
-    alone = options.postgres or options.scale or options.absence or options.tls
+    alone = (options.postgres or options.scale or options.absence or options.mounted
+             or options.tls)
     if options.only is None and alone:
         options.only = []
     if options.one_disk_each:
@@ -358,6 +365,10 @@ def measure(bench, jobs):
         bench.absence.begin()
         absence.measure(options.binary, os.path.join(bench.folder, "absence"), bench.wal_bytes,
                         bench.absence.add)
+    if options.mounted:
+        bench.mounted.begin()
+        mounted.measure(options.binary, os.path.join(bench.folder, "mounted"), bench.wal_bytes,
+                        bench.mounted.add)
     if options.tls:
         bench.tls.begin()
         tls.measure(options, os.path.join(bench.folder, "tls"), bench.wal_bytes, JOBS, fio,
@@ -397,6 +408,7 @@ def main():
                 file.write("".join(f"- {note}\n" for note in bench.notes) + "\n")
                 file.write(bench.postgres.markdown())
                 file.write(bench.absence.markdown())
+                file.write(bench.mounted.markdown())
                 file.write(bench.tls.markdown())
                 file.write(bench.rest.markdown())
                 file.write("".join(f"- {name}: {text}\n" for name, text in found))

@@ -25,6 +25,8 @@ mod growing;
 mod identity;
 #[path = "csi/listing.rs"]
 mod listing;
+#[path = "csi/many.rs"]
+mod many;
 #[path = "csi/ours.rs"]
 mod ours;
 #[path = "csi/publishing.rs"]
