@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod csi;
+pub mod doctor;
 pub mod fields;
 pub mod front;
 pub mod io;

@@ -7,6 +7,8 @@ mod support;
 #[allow(dead_code, reason = "tests/manifests.rs uses the rest of it")]
 #[path = "kubernetes/api.rs"]
 mod api;
+#[path = "kubernetes/doctor.rs"]
+mod doctor;
 #[path = "kubernetes/failing_over.rs"]
 mod failing_over;
 #[path = "kubernetes/nodes.rs"]

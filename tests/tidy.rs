@@ -63,6 +63,10 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("worker", "kubernetes"),
     ("kubernetes", "cli"),
     ("kubernetes", "sim"),
+    ("doctor", "cli"),
+    ("doctor", "kubernetes"),
+    ("doctor", "sim"),
+    ("doctor", "worker"),
 ];
 
 /// Tokens of clocks, I/O, threads and chance in a pure module, and what to do instead.
@@ -291,6 +295,7 @@ fn is_pure(path: &str) -> bool {
     let kubernetes = [
         "authorities.rs",
         "bootstrap.rs",
+        "doctor.rs",
         "failover.rs",
         "leases.rs",
         "review.rs",
@@ -308,6 +313,7 @@ fn is_pure(path: &str) -> bool {
         || attach
         || security
         || kubernetes
+        || inside == "doctor/machine.rs"
         || inside.starts_with("kubernetes/manifests/")
         || decisions
 }

@@ -28,6 +28,8 @@ pub struct Mount {
     pub root: PathBuf,
     pub at: PathBuf,
     pub is_read_only: bool,
+    /// What is mounted below it is seen by the mount namespaces of its peers.
+    pub is_shared: bool,
     pub kind: String,
 }
 
@@ -38,7 +40,12 @@ pub struct Mounts(Vec<Mount>);
 impl Mounts {
     /// The table as it is now.
     pub fn read() -> io::Result<Mounts> {
-        Ok(Mounts::parse(&fs::read(MOUNTS)?))
+        Mounts::read_from(Path::new(MOUNTS))
+    }
+
+    /// The table in a file of `/proc`.
+    pub fn read_from(file: &Path) -> io::Result<Mounts> {
+        Ok(Mounts::parse(&fs::read(file)?))
     }
 
     /// Lines that are not as the kernel writes them are left out.
@@ -50,6 +57,11 @@ impl Mounts {
     pub fn top(&self, at: &Path) -> Option<&Mount> {
         let here = || self.0.iter().filter(|mount| mount.at == at);
         here().rev().find(|mount| here().all(|other| other.parent != mount.id))
+    }
+
+    /// The mount that has a path: the nearest above it, or there.
+    pub fn covering(&self, path: &Path) -> Option<&Mount> {
+        path.ancestors().find_map(|at| self.top(at))
     }
 
     /// The mounts of a device's file system.
@@ -73,9 +85,13 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let at = unescaped(fields.next()?);
     let is_read_only = fields.next()?.split(|byte| *byte == b',').any(|option| option == b"ro");
     // Optional fields end with a dash.
-    fields.by_ref().find(|field| *field == b"-")?;
+    let mut is_shared = false;
+    fields.by_ref().find(|field| {
+        is_shared |= field.starts_with(b"shared:");
+        *field == b"-"
+    })?;
     let kind = String::from_utf8_lossy(fields.next()?).into_owned();
-    Some(Mount { id, parent, device, root, at, is_read_only, kind })
+    Some(Mount { id, parent, device, root, at, is_read_only, is_shared, kind })
 }
 
 /// Blanks and the like are written as three octal digits.

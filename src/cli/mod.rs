@@ -19,6 +19,7 @@ pub mod csi;
 mod data_path;
 pub mod dev;
 pub mod disk;
+mod doctor;
 pub mod event;
 pub mod exit;
 pub mod explain;
@@ -171,6 +172,8 @@ enum CliCommand {
     Cluster(cluster::ClusterCommand),
     /// Show the cluster, and what needs attention
     Status,
+    /// Look for what keeps Holdfast from working well on this machine, and in Kubernetes
+    Doctor(doctor::Args),
     /// Serve a volume on a local socket whose connections do not end when pods do
     Relay(relay::Args),
     /// Serve the block devices of this node
@@ -236,6 +239,7 @@ pub fn run() -> ExitCode {
             let done = block_on(catalog::run(command, || cli.global.client(), output));
             done.and_then(|text| Ok(output::print(&text)?))
         }
+        CliCommand::Doctor(args) => block_on(doctor::run(&args, cli.global.output())),
         CliCommand::Relay(args) => block_on(relay::run(&cli.global, &args)).and_then(printed),
         CliCommand::Attach(args) => block_on(attach::serve(&cli.global, &args)).and_then(printed),
         CliCommand::Device(args) => {
@@ -280,6 +284,7 @@ fn run_client(global: &Global, command: CliCommand) -> anyhow::Result<()> {
             | CliCommand::Man(_)
             | CliCommand::Init(_)
             | CliCommand::Join(_)
+            | CliCommand::Doctor(_)
             | CliCommand::Relay(_)
             | CliCommand::Attach(_)
             | CliCommand::Device(_)

@@ -1,13 +1,19 @@
 //! The client of the API server of Kubernetes: by `KUBECONFIG`, or by the service account of the
 //! Pod that this program runs in.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
+use kube::api::ListParams;
 use kube::config::InferConfigError;
-use kube::{Client, Config};
+use kube::{Api, Client, Config};
+use serde::de::DeserializeOwned;
 
 /// How long the API server may take for an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Objects per page of a list.
+const PAGE: u32 = 500;
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +34,22 @@ pub async fn open() -> Result<Client, OpenError> {
     // Our loops try again by themselves.
     config.default_retry = false;
     Client::try_from(config).map_err(|it| OpenError::Client(Box::new(it)))
+}
+
+/// All objects of a kind, page by page.
+pub async fn list_all<K>(api: &Api<K>, params: ListParams) -> Result<Vec<K>, kube::Error>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let (mut items, mut asked) = (Vec::new(), params.limit(PAGE));
+    loop {
+        let page = api.list(&asked).await?;
+        items.extend(page.items);
+        match page.metadata.continue_.filter(|next| !next.is_empty()) {
+            Some(next) => asked = asked.continue_token(&next),
+            None => return Ok(items),
+        }
+    }
 }
 
 /// True when the API server said that there is no such object.

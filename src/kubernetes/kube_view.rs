@@ -1,7 +1,6 @@
 //! What Kubernetes says of nodes, for the fail-over, and the changes that it makes there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -12,17 +11,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::kubernetes::client::{is_conflict, is_missing};
+use crate::kubernetes::client::{is_conflict, is_missing, list_all};
 use crate::kubernetes::failover::{Handle, KubeNode, ObjectRef, UsingPod};
 use crate::kubernetes::storage_of::{Claim, Owner, claims_of, owner_of, used_by};
 
 /// Keeps Pods away from a lost node.
 pub const TAINT: &str = "holdfast.io/lost";
 const LEASES: &str = "kube-node-lease";
-const PAGE: u32 = 500;
 
 /// Why Kubernetes cannot be asked or changed.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +73,8 @@ impl Kubernetes {
     /// When each kubelet has renewed its Lease, as it says.
     pub async fn leases(&self) -> Result<BTreeMap<String, String>, KubeError> {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), LEASES);
-        let leases = all(&leases, ListParams::default()).await.map_err(fail("list the Leases"))?;
+        let leases =
+            list_all(&leases, ListParams::default()).await.map_err(fail("list the Leases"))?;
         let renewed = leases.into_iter().filter_map(|lease| {
             let time = lease.spec.and_then(|spec| spec.renew_time);
             Some((lease.metadata.name?, time.map(|time| time.0.to_string()).unwrap_or_default()))
@@ -92,7 +90,8 @@ impl Kubernetes {
     ) -> Result<BTreeSet<String>, KubeError> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let params = ListParams::default().labels(selector);
-        let pods = all(&pods, params).await.map_err(fail("list the Pods of the controller"))?;
+        let pods =
+            list_all(&pods, params).await.map_err(fail("list the Pods of the controller"))?;
         Ok(pods.into_iter().filter(is_ready).filter_map(|pod| pod.spec?.node_name).collect())
     }
 
@@ -105,7 +104,8 @@ impl Kubernetes {
     /// The nodes that have our taint.
     pub async fn tainted(&self) -> Result<Vec<String>, KubeError> {
         let nodes: Api<KubeObject> = Api::all(self.client.clone());
-        let nodes = all(&nodes, ListParams::default()).await.map_err(fail("list the Nodes"))?;
+        let nodes =
+            list_all(&nodes, ListParams::default()).await.map_err(fail("list the Nodes"))?;
         let tainted = nodes.into_iter().filter(|node| taints(node).iter().any(is_ours));
         Ok(tainted.filter_map(|node| node.metadata.name).collect())
     }
@@ -114,7 +114,7 @@ impl Kubernetes {
     pub async fn inventory(&self) -> Result<Inventory, KubeError> {
         let mut all_of = Inventory::default();
         let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
-        let volumes = all(&volumes, ListParams::default()).await;
+        let volumes = list_all(&volumes, ListParams::default()).await;
         for volume in volumes.map_err(fail("list the PersistentVolumes"))? {
             let Some(spec) = volume.spec else { continue };
             let owner = owner_of(&spec, &self.driver);
@@ -127,7 +127,7 @@ impl Kubernetes {
             }
         }
         let attachments: Api<VolumeAttachment> = Api::all(self.client.clone());
-        let attachments = all(&attachments, ListParams::default()).await;
+        let attachments = list_all(&attachments, ListParams::default()).await;
         for found in attachments.map_err(fail("list the VolumeAttachments"))? {
             let spec = found.spec;
             if let (true, Some(volume)) =
@@ -170,7 +170,7 @@ impl Kubernetes {
     ) -> Result<(), KubeError> {
         let pods: Api<Pod> = Api::all(self.client.clone());
         let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
-        for pod in all(&pods, params).await.map_err(fail("list the Pods of a node"))? {
+        for pod in list_all(&pods, params).await.map_err(fail("list the Pods of a node"))? {
             // Servers choose by the field; a server that does not must not cost a Pod its life.
             if pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) != Some(node) {
                 continue;
@@ -299,22 +299,6 @@ pub struct Told<'a> {
     pub reason: &'a str,
     pub message: &'a str,
     pub is_warning: bool,
-}
-
-/// Everything of a kind, page by page.
-async fn all<K>(api: &Api<K>, params: ListParams) -> Result<Vec<K>, kube::Error>
-where
-    K: Clone + DeserializeOwned + Debug,
-{
-    let (mut items, mut asked) = (Vec::new(), params.limit(PAGE));
-    loop {
-        let page = api.list(&asked).await?;
-        items.extend(page.items);
-        match page.metadata.continue_.filter(|next| !next.is_empty()) {
-            Some(next) => asked = asked.continue_token(&next),
-            None => return Ok(items),
-        }
-    }
 }
 
 fn taints(node: &KubeObject) -> Vec<Taint> {

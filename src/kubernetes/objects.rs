@@ -19,15 +19,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::kubernetes::bootstrap::Record;
-use crate::kubernetes::client::{is_conflict, is_missing};
+use crate::kubernetes::client::{is_conflict, is_missing, list_all};
 use crate::security::secret::Secret;
 use crate::types::Uuid;
 
 const CLUSTER: &str = "holdfast-cluster";
 const RECOVERY: &str = "holdfast-recovery";
 const RECORD: &str = "record";
-/// Nodes per page of a list.
-const PAGE: u32 = 500;
 
 /// Why objects cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -152,16 +150,9 @@ impl Objects {
     /// The names of the nodes that a selector of labels matches.
     pub async fn nodes(&self, selector: &str) -> Result<Vec<String>, ObjectsError> {
         let nodes: Api<Node> = Api::all(self.client.clone());
-        let mut names = Vec::new();
-        let mut asked = ListParams::default().labels(selector).limit(PAGE);
-        loop {
-            let page = nodes.list(&asked).await.map_err(fail("list the nodes"))?;
-            names.extend(page.items.into_iter().filter_map(|node| node.metadata.name));
-            match page.metadata.continue_.filter(|next| !next.is_empty()) {
-                Some(next) => asked = asked.continue_token(&next),
-                None => return Ok(names),
-            }
-        }
+        let params = ListParams::default().labels(selector);
+        let found = list_all(&nodes, params).await.map_err(fail("list the nodes"))?;
+        Ok(found.into_iter().filter_map(|node| node.metadata.name).collect())
     }
 }
 

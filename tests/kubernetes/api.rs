@@ -182,6 +182,9 @@ async fn answer(State(store): State<Arc<Mutex<Store>>>, request: Request) -> Res
     if store.is_down {
         return failure(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable");
     }
+    if parts.uri.path() == "/version" {
+        return success(&version());
+    }
     let Some(target) = target(parts.uri.path()) else {
         return failure(StatusCode::NOT_FOUND, "NotFound");
     };
@@ -348,6 +351,14 @@ fn merge(object: &mut Value, patch: &Value) {
             false => merge(fields.entry(key.clone()).or_insert(Value::Null), value),
         }
     }
+}
+
+fn version() -> Value {
+    let mut version = json!({ "major": "1", "minor": "34+", "gitVersion": "v1.34.1-test" });
+    for unused in ["gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform"] {
+        version[unused] = json!("");
+    }
+    version
 }
 
 fn success(object: &Value) -> Response {

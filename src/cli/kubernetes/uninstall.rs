@@ -11,14 +11,12 @@ use tokio::time::{Instant, sleep};
 
 use crate::cli::kubernetes::manifests::Chosen;
 use crate::cli::output::note;
-use crate::kubernetes::client::{is_missing, open};
+use crate::kubernetes::client::{is_missing, list_all, open};
 use crate::kubernetes::manifests::removal::{Object, check, order};
 
 /// How long the controller's pods may take to end.
 const END_WITHIN: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Objects per page of a list.
-const PAGE: u32 = 500;
 /// The pods that make volumes.
 const CONTROLLER: &str = "app.kubernetes.io/component=csi-controller";
 
@@ -59,20 +57,8 @@ pub async fn run(args: &Args) -> anyhow::Result<String> {
 
 /// All volumes of the Kubernetes cluster.
 async fn volumes(client: &Client) -> anyhow::Result<Vec<PersistentVolume>> {
-    let api: Api<PersistentVolume> = Api::all(client.clone());
-    let (mut all, mut next) = (Vec::new(), String::new());
-    loop {
-        let mut params = ListParams::default().limit(PAGE);
-        if !next.is_empty() {
-            params = params.continue_token(&next);
-        }
-        let page = api.list(&params).await.context("could not list the PersistentVolumes")?;
-        all.extend(page.items);
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => next = token,
-            None => return Ok(all),
-        }
-    }
+    let all = list_all(&Api::all(client.clone()), ListParams::default()).await;
+    all.context("could not list the PersistentVolumes")
 }
 
 /// Deletes what is there.
