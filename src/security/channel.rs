@@ -14,7 +14,7 @@ use bytes::Bytes;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{AlertDescription, ClientConfig, ServerConfig};
 
 use crate::io::buffer::{AlignedBuf, Pool};
 use crate::io::driver::RecvBufs;
@@ -38,6 +38,11 @@ const HANDSHAKE_BYTES_MAX: usize = 64 << 10;
 pub enum TlsError {
     #[error("the other side's certificate is refused")]
     Certificate(#[source] CertificateError),
+    #[error(
+        "the other side refuses the certificate of this one ({0:?}); a pod that was off while the \
+         authority was replaced comes back by `holdfast join --again`"
+    )]
+    Refused(AlertDescription),
     #[error("the TLS handshake failed")]
     Handshake(#[source] rustls::Error),
     #[error("the handshake is longer than any real one")]
@@ -50,11 +55,28 @@ pub enum TlsError {
 
 impl From<rustls::Error> for TlsError {
     fn from(error: rustls::Error) -> TlsError {
-        match refusal_in(&error) {
-            Some(refusal) => TlsError::Certificate(refusal),
-            None => TlsError::Handshake(error),
+        match (refusal_in(&error), error) {
+            (Some(refusal), _) => TlsError::Certificate(refusal),
+            (None, rustls::Error::AlertReceived(alert)) if refuses(alert) => {
+                TlsError::Refused(alert)
+            }
+            (None, error) => TlsError::Handshake(error),
         }
     }
+}
+
+/// True for alerts that are about the certificate of who receives them (RFC 8446, 6.2).
+fn refuses(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+    )
 }
 
 enum State {

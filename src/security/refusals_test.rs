@@ -82,6 +82,8 @@ fn a_server_of_a_foreign_authority_is_refused() {
     let refused = one.failed.unwrap();
     assert!(matches!(refused, TlsError::Certificate(CertificateError::Foreign)), "{refused:?}");
     assert!(!other.channel.is_up());
+    // The server hears that its certificate was the reason.
+    assert!(matches!(other.failed, Some(TlsError::Refused(_))), "{:?}", other.failed);
 }
 
 #[test]
