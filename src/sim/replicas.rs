@@ -122,7 +122,8 @@ impl World {
     /// pods, on disks with space. These must answer, even if some replicas are being resynced.
     pub fn answering_without(&self, hosts: &[Host]) -> BTreeSet<String> {
         let view = self.catalog.view();
-        if !self.knows_all(view, hosts) && !self.catalog.has_majority_without(hosts) {
+        let has_catalog = self.catalog.has_majority_without(hosts);
+        if !has_catalog && !self.knows_all(view, hosts) {
             return BTreeSet::new();
         }
         let mut present: BTreeMap<ShardId, usize> = BTreeMap::new();
@@ -147,7 +148,17 @@ impl World {
         let has_majority = |shard: &ShardView| {
             2 * present.get(&shard.shard).copied().unwrap_or(0) > shard.members.len()
         };
+        let fronts = (0..self.pods.len()).filter(|host| !hosts.contains(host));
+        let opens = |volume: &VolumeView| {
+            // A pod is told of the volumes that concern it. It asks the catalog about all others.
+            let knows = |host: Host| {
+                let mut known = self.pods[host].view.volumes.iter();
+                known.any(|known| known.volume == volume.volume)
+            };
+            has_catalog || fronts.clone().all(knows)
+        };
         let answers = view.volumes.iter().filter(|volume| volume.shards.iter().all(has_majority));
+        let answers = answers.filter(|volume| opens(volume));
         answers.map(|volume| volume.name.clone()).collect()
     }
 
