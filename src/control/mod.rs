@@ -30,6 +30,7 @@ pub mod membership;
 pub mod names;
 pub mod node;
 pub mod node_meters;
+pub mod node_reports;
 pub mod objects;
 pub mod observe;
 pub mod observed;

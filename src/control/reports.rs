@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 use tokio::sync::watch;
 
+use crate::control::node_reports::NodeReports;
 use crate::control::trusting::Trusting;
 use crate::io::clock;
 use crate::types::{MemberId, Mono, PodId, Uuid};
@@ -75,6 +76,7 @@ pub struct Table {
     members: FxHashMap<MemberId, (PodId, usize, usize)>,
     /// Disks on which members were destroyed that the catalog may not know of.
     with_destroyed: BTreeSet<Uuid>,
+    nodes: NodeReports,
 }
 
 /// The table of this pod, for use by several threads.
@@ -141,10 +143,23 @@ impl Table {
         false
     }
 
+    /// See [`NodeReports::hear`].
+    pub fn hear_node(&mut self, now: Mono, node: &str, every: Duration) {
+        self.nodes.hear(now, node, every);
+    }
+
+    /// See [`NodeReports::expect`].
+    pub fn expect_nodes(&mut self, now: Mono, nodes: impl FnOnce() -> Vec<String>) {
+        self.nodes.expect(now, nodes);
+    }
+
     /// Called regularly with whether this pod leads. The waiting times run from when it began to
     /// lead; what it heard when it led earlier may be outdated.
     pub fn set_leading(&mut self, now: Mono, leading: bool) {
         self.leading_since = leading.then_some(self.leading_since.unwrap_or(now));
+        if !leading {
+            self.nodes = NodeReports::default();
+        }
     }
 
     pub fn pods(&self, now: Mono) -> Pods<'_> {
@@ -196,6 +211,16 @@ impl Reports {
         self.table().set_leading(clock::now(), leading);
     }
 
+    /// See [`Table::hear_node`].
+    pub fn hear_node(&self, node: &str, every: Duration) {
+        self.table().hear_node(clock::now(), node, every);
+    }
+
+    /// See [`Table::expect_nodes`].
+    pub fn expect_nodes(&self, nodes: impl FnOnce() -> Vec<String>) {
+        self.table().expect_nodes(clock::now(), nodes);
+    }
+
     /// Answers from the reports. Keep it short: reports wait meanwhile.
     pub fn with<T>(&self, answer: impl FnOnce(Pods<'_>) -> T) -> T {
         answer(self.table().pods(clock::now()))
@@ -240,6 +265,11 @@ impl<'a> Pods<'a> {
     pub fn is_silent_for(&self, pod: PodId, time: Duration) -> bool {
         let heard = self.table.heard.get(&pod).map(|(at, _)| *at);
         self.table.leads_for(self.now, time) && heard.is_none_or(|at| self.now.since(at) >= time)
+    }
+
+    /// The nodes whose own reports are missed.
+    pub fn silent_nodes(&self) -> impl Iterator<Item = &'a str> {
+        self.table.nodes.silent(self.now)
     }
 
     pub fn is_up(&self, pod: PodId) -> bool {

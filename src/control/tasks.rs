@@ -26,6 +26,7 @@ use crate::control::proto::internal::catalog_server::Catalog as _;
 use crate::control::reconcile::{Action, Facts, VOTER_LOST_AFTER, decide};
 use crate::control::recover::offer;
 use crate::control::registration::{REGISTER_AGAIN_AFTER, is_registered};
+use crate::control::state::CatalogState;
 use crate::control::sync::follower::Idle;
 use crate::control::sync::update::Update;
 use crate::control::trusting::Trusting;
@@ -358,6 +359,7 @@ pub async fn reconcile(node: Arc<Node>) {
         let Some(state) = &published.state else {
             continue;
         };
+        node.reports.expect_nodes(|| podless(state));
         let (group, applied) = (&published.group, published.applied_index);
         let now_ms = unix_ms();
         let actions = node.reports.with(|pods| {
@@ -376,6 +378,12 @@ pub async fn reconcile(node: Arc<Node>) {
             }
         }
     }
+}
+
+/// The nodes without pods.
+fn podless(state: &CatalogState) -> Vec<String> {
+    let has_pods = |name: &String| state.index.pods_by_node.contains_key(name);
+    state.nodes.keys().filter(|name| !has_pods(name)).cloned().collect()
 }
 
 /// On the leader: records which conditions of objects have become others.

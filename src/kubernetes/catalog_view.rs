@@ -61,7 +61,6 @@ impl Catalog {
         let leads = |pod: &&Pod| number(pod) == status.leader_pod && status.leader_pod > 0;
         let leader = pods.iter().find(leads).map(node_of);
         let mut view = CatalogView { pods, leader, cluster: status.cluster, ..Default::default() };
-        let with_pods: BTreeSet<String> = view.pods.iter().map(node_of).collect();
         let mut token = String::new();
         loop {
             let asked = ListNodesRequest { query: Some(page(&token)) };
@@ -73,10 +72,8 @@ impl Catalog {
                 let status = node.status.unwrap_or_default();
                 let is_silent = status.phase() == Phase::Unreachable;
                 let (boot_id, is_lost) = (status.boot_id, status.lost);
-                let node_name = node.meta.unwrap_or_default().name;
-                let is_podless = !with_pods.contains(&node_name);
-                let seen = Node { boot_id, is_silent, is_lost, is_podless, ..Node::default() };
-                view.nodes.insert(node_name, seen);
+                let seen = Node { boot_id, is_silent, is_lost, ..Node::default() };
+                view.nodes.insert(node.meta.unwrap_or_default().name, seen);
             }
             token = answer.next_page_token;
             if token.is_empty() {
@@ -185,15 +182,22 @@ impl Catalog {
         Ok(last_ms.map(|ms| now.saturating_sub(Duration::from_millis(ms))))
     }
 
-    /// Lets pods try whether they reach a node.
-    pub async fn probe(&self, view: &CatalogView, node: &str) -> Result<Probes, OpenError> {
+    /// Lets pods try whether they reach a node: its pods, and programs at these addresses
+    /// (`IP:PORT`).
+    pub async fn probe(
+        &self,
+        view: &CatalogView,
+        node: &str,
+        addresses: &[String],
+    ) -> Result<Probes, OpenError> {
         let (own, others): (Vec<&Pod>, Vec<&Pod>) =
             view.pods.iter().partition(|pod| node_of(pod) == node);
         let own: Vec<u64> = own.into_iter().map(number).collect();
         let in_catalog = |pod: &Pod| matches!(role(pod), "leader" | "voter");
         let catalog = view.pods.iter().filter(|pod| in_catalog(pod)).count();
-        let mut probes = Probes { catalog, ..Probes::default() };
-        if own.is_empty() {
+        let is_placeless = own.is_empty() && addresses.is_empty();
+        let mut probes = Probes { is_placeless, catalog, ..Probes::default() };
+        if is_placeless {
             return Ok(probes);
         }
         let is_up = |pod: &&&Pod| pod.status.as_ref().is_some_and(|it| it.phase() == Phase::Up);
@@ -205,7 +209,8 @@ impl Catalog {
             let endpoint = pod.status.as_ref().map(|status| status.api.clone());
             let endpoint = endpoint.unwrap_or_default();
             let api = Api::new(&endpoint, self.tls.as_ref())?;
-            let request = CheckReachableRequest { pods: own.clone() };
+            let (pods, addresses) = (own.clone(), addresses.to_vec());
+            let request = CheckReachableRequest { pods, addresses };
             asked.spawn(async move {
                 let until = Deadline::after(PROBE_WITHIN);
                 let answer = api.call(until, request, async |channel, call| {

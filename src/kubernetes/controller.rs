@@ -14,7 +14,7 @@ use crate::csi::handle::hash_of;
 use crate::kubernetes::catalog_view::{Catalog, CatalogView};
 use crate::kubernetes::client::{self, OpenError};
 use crate::kubernetes::failover::{
-    KubeNode, LEASE_AGE_MAX, LEASE_AGE_PODLESS, Node, Probes, Seen, Step, acts, decide, suspects,
+    KubeNode, LEASE_AGE_MAX, Node, Probes, Seen, Step, acts, decide, suspects,
 };
 use crate::kubernetes::kube_view::{About, Inventory, KubeError, Kubernetes, Told};
 use crate::kubernetes::leases::Leases;
@@ -178,10 +178,8 @@ impl FailOver {
     }
 
     fn is_well(&self, name: &str, node: &Node) -> bool {
-        let age = self.leases.age(name, self.began.elapsed());
-        let is_unheard = node.is_podless && age.is_some_and(|age| age >= LEASE_AGE_PODLESS);
         let is_tainted = self.tainted.0.iter().any(|it| it == name);
-        !node.is_silent && !node.is_lost && !is_unheard && !is_tainted
+        !node.is_silent && !node.is_lost && !is_tainted
     }
 
     /// The time until a Lease may be old enough whose node is silent, if there is one.
@@ -218,7 +216,7 @@ impl FailOver {
         mut view: CatalogView,
     ) -> Result<(Seen, Claims), FailOverError> {
         let mut nodes = std::mem::take(&mut view.nodes);
-        let mut claims = Claims::new();
+        let (mut claims, mut kubelets) = (Claims::new(), BTreeMap::new());
         let inventory = match nodes.values().any(|node| node.is_lost) {
             true => kubernetes.inventory().await?,
             false => Inventory::default(),
@@ -231,12 +229,13 @@ impl FailOver {
             if node.is_lost {
                 claims.extend(self.look_at_lost(kubernetes, &view, &inventory, name, node).await?);
             } else if node.is_silent && is_older(LEASE_AGE_MAX) {
-                if !kubernetes.has_node(name).await? {
-                    node.kube = None;
-                    node.is_unused = self.catalog.attached(name).await?.is_empty();
+                match kubernetes.kubelet_of(name).await? {
+                    Some(addresses) => drop(kubelets.insert(name.clone(), addresses)),
+                    None => {
+                        node.kube = None;
+                        node.is_unused = self.catalog.attached(name).await?.is_empty();
+                    }
                 }
-            } else if node.is_podless && lease_age.is_some() && is_older(LEASE_AGE_PODLESS) {
-                node.is_unused = self.catalog.attached(name).await?.is_empty();
             }
         }
         let mut seen = Seen { nodes, since_last: None };
@@ -245,8 +244,9 @@ impl FailOver {
             seen.since_last = self.catalog.since_last().await?;
         }
         for suspect in suspects.into_iter().take(PROBED_MAX) {
-            let probes = self.catalog.probe(&view, &suspect).await?;
-            let Probes { catalog, catalog_failed, reached } = probes;
+            let addresses = kubelets.get(&suspect).map_or(&[][..], Vec::as_slice);
+            let probes = self.catalog.probe(&view, &suspect, addresses).await?;
+            let Probes { catalog, catalog_failed, reached, .. } = probes;
             tracing::info!(
                 node = suspect,
                 catalog,

@@ -4,13 +4,13 @@
 //!
 //! A node is declared lost when all of these hold:
 //!
-//! - Its pods are silent.
+//! - Its pods are silent; a node without pods: its node plugin is, and it has attachments.
 //! - A majority of the catalog's pods have tried to reach it and could not, and no prober could.
 //! - Its kubelet has not renewed its Lease for [`LEASE_AGE_MAX`], or its Node object is gone.
 //! - Nobody was declared lost in the last [`ONE_PER`], and with it no more than a third are lost.
 //!
 //! A node without a Node object and without attachments has nothing to lose: it neither counts, nor
-//! is it declared lost. One without a storage pod is silent anyway, so that a person has to decide.
+//! is it declared lost.
 //!
 //! Then the catalog fences it. What is fenced, and only that, is taken from it in Kubernetes: so no
 //! other node can get a volume that this one may still write to. All is lifted when the catalog
@@ -21,8 +21,6 @@ use std::time::Duration;
 
 /// The kubelet renews its Lease every 10 s.
 pub const LEASE_AGE_MAX: Duration = Duration::from_secs(12);
-/// A node without a storage pod is told of when its Lease was not renewed for so long.
-pub const LEASE_AGE_PODLESS: Duration = Duration::from_secs(40);
 /// One node is declared lost in this time. If there are more, the fault is elsewhere.
 pub const ONE_PER: Duration = Duration::from_secs(5 * 60);
 
@@ -40,6 +38,8 @@ pub struct ObjectRef {
 /// Attempts to reach a node, of those that may have been up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Probes {
+    /// No address of it is known.
+    pub is_placeless: bool,
     /// The pods of the catalog, also those that did not answer.
     pub catalog: usize,
     /// Those of them that tried, and could not reach it.
@@ -79,11 +79,9 @@ pub struct UsingPod {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     pub boot_id: String,
-    /// It has pods, and none of them reports.
+    /// Nobody reports for it: no pod of it, or without pods, not its node plugin.
     pub is_silent: bool,
     pub is_lost: bool,
-    /// It has no storage pod: nobody notices when it falls silent.
-    pub is_podless: bool,
     /// Nothing is attached to it. Not looked at while all is well with it.
     pub is_unused: bool,
     /// The volumes that it has, or that shards have yet to take from it.
@@ -170,10 +168,10 @@ pub enum Refusal {
     )]
     TooMany,
     #[error(
-        "its Lease has ended, and it has no storage pod whose silence could tell more; if it is \
-         off, run `holdfast node lost`"
+        "no address of it is known, so that nobody can try to reach it; if it is off, run \
+         `holdfast node lost`"
     )]
-    NoPod,
+    NoAddress,
 }
 
 /// True when the controller on node `own` acts. Of all that have a controller the one acts that is
@@ -216,9 +214,10 @@ fn is_retired(node: &Node) -> bool {
 /// Decides what to do now.
 pub fn decide(seen: &Seen) -> Vec<Step> {
     let mut steps = declare(seen);
-    let of_podless = seen.nodes.iter().filter(|(_, node)| is_podless_and_gone(node));
+    let placeless = |node: &Node| node.probes.is_some_and(|probes| probes.is_placeless);
+    let placeless = seen.nodes.iter().filter(|(_, node)| looks_gone(node) && placeless(node));
     steps.extend(
-        of_podless.map(|(name, _)| Step::Refuse { node: name.clone(), why: Refusal::NoPod }),
+        placeless.map(|(name, _)| Step::Refuse { node: name.clone(), why: Refusal::NoAddress }),
     );
     for (name, node) in &seen.nodes {
         match node.is_lost {
@@ -230,12 +229,6 @@ pub fn decide(seen: &Seen) -> Vec<Step> {
         }
     }
     steps
-}
-
-fn is_podless_and_gone(node: &Node) -> bool {
-    let age = node.kube.as_ref().and_then(|kube| kube.lease_age);
-    let is_old = age.is_some_and(|age| age >= LEASE_AGE_PODLESS);
-    node.is_podless && !node.is_lost && !node.is_unused && is_old
 }
 
 /// Declares one node lost, if one is, and says why others are not.

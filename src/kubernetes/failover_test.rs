@@ -126,8 +126,8 @@ impl World {
             let node = (0..NODES).find(|node| name(*node) == suspect).expect("it is one of them");
             let is_off = self.nodes[node].truth == Truth::Off;
             let probes = match is_off {
-                true => Probes { catalog: 3, catalog_failed: 2, reached: 0 },
-                false => Probes { catalog: 3, catalog_failed: 2, reached: 1 },
+                true => Probes { catalog: 3, catalog_failed: 2, ..Probes::default() },
+                false => Probes { catalog: 3, catalog_failed: 2, reached: 1, ..Probes::default() },
             };
             seen.nodes.get_mut(&suspect).expect("it was seen").probes = Some(probes);
         }
@@ -296,7 +296,7 @@ fn gone(nodes: usize) -> Seen {
     let first = seen.nodes.get_mut(&name(0)).unwrap();
     first.is_silent = true;
     first.kube.as_mut().unwrap().lease_age = Some(LEASE_AGE_MAX);
-    first.probes = Some(Probes { catalog: 3, catalog_failed: 2, reached: 0 });
+    first.probes = Some(Probes { catalog: 3, catalog_failed: 2, ..Probes::default() });
     seen
 }
 
@@ -352,15 +352,15 @@ fn machines_that_were_taken_away_do_not_count() {
 }
 
 #[test]
-fn a_person_is_told_of_a_node_without_a_storage_pod() {
-    let with = |age_s, is_unused| {
+fn a_person_is_told_of_a_node_that_nobody_can_try_to_reach() {
+    let with = |age_s, is_placeless| {
         let mut seen = gone(3);
         let node = seen.nodes.get_mut(&name(0)).unwrap();
-        (node.is_silent, node.is_podless, node.is_unused) = (false, true, is_unused);
+        node.probes = Some(Probes { is_placeless, catalog: 3, ..Probes::default() });
         node.kube.as_mut().unwrap().lease_age = Some(Duration::from_secs(age_s));
         decide(&seen)
     };
-    assert_eq!(with(40, false), [Step::Refuse { node: name(0), why: Refusal::NoPod }]);
-    assert_eq!(with(39, false), []);
-    assert_eq!(with(90, true), [], "nobody waits for what it has");
+    assert_eq!(with(12, true), [Step::Refuse { node: name(0), why: Refusal::NoAddress }]);
+    assert_eq!(with(11, true), []);
+    assert_eq!(with(12, false), [], "nobody has tried, or told of it");
 }

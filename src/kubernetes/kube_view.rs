@@ -1,6 +1,7 @@
 //! What Kubernetes says of nodes, for the fail-over, and the changes that it makes there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -19,6 +20,8 @@ use crate::kubernetes::storage_of::{Claim, Owner, claims_of, owner_of, used_by};
 
 /// Keeps Pods away from a lost node.
 pub const TAINT: &str = "holdfast.io/lost";
+/// Where a kubelet listens that does not say otherwise.
+const KUBELET_PORT: u16 = 10250;
 const LEASES: &str = "kube-node-lease";
 
 /// Why Kubernetes cannot be asked or changed.
@@ -95,10 +98,10 @@ impl Kubernetes {
         Ok(pods.into_iter().filter(is_ready).filter_map(|pod| pod.spec?.node_name).collect())
     }
 
-    /// True when there is such a Node object.
-    pub async fn has_node(&self, node: &str) -> Result<bool, KubeError> {
+    /// Where the kubelet of a node listens (`IP:PORT`); `None`: there is no such Node object.
+    pub async fn kubelet_of(&self, node: &str) -> Result<Option<Vec<String>>, KubeError> {
         let found = self.nodes().get_opt(node).await.map_err(fail("read a Node"))?;
-        Ok(found.is_some())
+        Ok(found.map(|node| kubelet_addresses(&node)))
     }
 
     /// The nodes that have our taint.
@@ -299,6 +302,16 @@ pub struct Told<'a> {
     pub reason: &'a str,
     pub message: &'a str,
     pub is_warning: bool,
+}
+
+/// At most two: a node has one of each family.
+fn kubelet_addresses(node: &KubeObject) -> Vec<String> {
+    let Some(status) = &node.status else { return Vec::new() };
+    let port = status.daemon_endpoints.as_ref().and_then(|it| it.kubelet_endpoint.as_ref());
+    let port = port.and_then(|it| u16::try_from(it.port).ok()).unwrap_or(KUBELET_PORT);
+    let all = status.addresses.iter().flatten().filter(|it| it.type_ == "InternalIP");
+    let all = all.filter_map(|it| it.address.parse::<IpAddr>().ok()).take(2);
+    all.map(|ip| SocketAddr::new(ip, port).to_string()).collect()
 }
 
 fn taints(node: &KubeObject) -> Vec<Taint> {

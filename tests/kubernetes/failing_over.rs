@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::nodes::{NAMESPACE, Nodes, node_name};
+use super::support::network::address;
 use super::support::tools::text;
 use super::support::wait_until;
-use super::{Enrol, accounts, publish_authority, wait_members};
+use super::{Ending, Enrol, accounts, publish_authority, wait_members};
 
 const DRIVER: &str = "csi.holdfast.io";
 const COUNT: usize = 3;
+/// A node without a storage pod.
+const FAR: usize = COUNT + 1;
 /// Kubelets renew their Leases every 10 s.
 const RENEW_EVERY: Duration = Duration::from_secs(10);
 
@@ -79,7 +82,7 @@ impl Kubelets {
                 renewed = Some(Instant::now());
                 times += 1;
                 let off = self.off.load(Ordering::Relaxed);
-                (1..=COUNT).filter(|node| *node != off).for_each(|node| renew(nodes, node, times));
+                (1..=FAR).filter(|node| *node != off).for_each(|node| renew(nodes, node, times));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -245,9 +248,12 @@ fn what_a_lost_node_had_is_usable_elsewhere() {
         scope.spawn(|| kubelets.run(&nodes));
         // Ends the thread also when the test fails.
         let _end = End(&kubelets.ended);
+        let plugin = start_plugin(&nodes);
         lose(&nodes, victim, &kubelets);
+        let _controllers = come_back(&nodes, victim, &kubelets);
+        notice_the_far_node(&nodes, &kubelets);
+        drop(plugin);
     });
-    come_back(&nodes, victim);
 }
 
 struct End<'a>(&'a AtomicBool);
@@ -345,14 +351,60 @@ fn changes_of_bootstrap(nodes: &Nodes) -> usize {
     of_pods.filter(|it| !it.what.starts_with("GET")).count()
 }
 
-fn come_back(nodes: &Nodes, victim: usize) {
+fn come_back(nodes: &Nodes, victim: usize, kubelets: &Kubelets) -> Controllers {
     let network = nodes.network.as_ref().expect("it is on machines");
     network.mend(victim);
+    kubelets.off.store(0, Ordering::Relaxed);
     let others: Vec<usize> = (1..=COUNT).filter(|node| *node != victim).collect();
     let name = node_name(victim);
     nodes.wait_pods_up(COUNT);
     let cleared = nodes.run(others[0], &["node", "clear-lost", &name]);
     assert!(cleared.status.success(), "{cleared:?}");
-    let _controllers = Controllers::start(nodes, "on", &others);
+    let controllers = Controllers::start(nodes, "on", &others);
     wait_until("the taint is taken away", || taints(nodes, victim) == ["theirs"]);
+    controllers
+}
+
+/// The node plugin of a node without a storage pod, which has a volume.
+fn start_plugin(nodes: &Nodes) -> Ending {
+    let name = node_name(FAR);
+    let account = format!("system:serviceaccount:{NAMESPACE}:holdfast-csi-node");
+    nodes.api.give_token("far", &account, "plugin-far", &name);
+    let address = json!([{ "type": "InternalIP", "address": address(FAR) }]);
+    let object = json!({ "metadata": { "name": name }, "status": { "addresses": address } });
+    nodes.api.put("nodes", "", object);
+    let enrol = Enrol::new(nodes, "csi-node", "far");
+    assert!(enrol.run().status.success());
+    let mut plugin = nodes.command(FAR, "far");
+    let socket = format!("unix://{}", nodes.dir.join("far.sock").display());
+    plugin
+        .args(["csi", "node", "--node", &name, "--csi-endpoint", &socket])
+        .args(["--devices", text(&nodes.dir.join("nobody.sock"))])
+        .args(["--endpoint", &nodes.endpoints()])
+        .args(["--credentials", text(&enrol.credentials)])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let plugin = Ending(plugin.spawn().expect("run holdfast csi node"));
+    wait_until("the node is known", || nodes.ask(&["node", "show", &name]).is_some());
+    publish(nodes, "far", "replicated", FAR);
+    plugin
+}
+
+/// Nobody but its plugin reports for it, and only its kubelet can be tried. It is not declared lost
+/// so soon after another one.
+fn notice_the_far_node(nodes: &Nodes, kubelets: &Kubelets) {
+    let network = nodes.network.as_ref().expect("it is on machines");
+    let name = node_name(FAR);
+    let phase = || nodes.ask(&["node", "show", &name]).map(|it| it["status"]["phase"].clone());
+    wait_until("its plugin reports", || phase() == Some("up".into()));
+    let refused = ("HoldfastNotDeclaredLost".to_owned(), name.clone());
+    assert!(!told(nodes).contains(&refused));
+    let began = Instant::now();
+    kubelets.off.store(FAR, Ordering::Relaxed);
+    network.cut(FAR);
+    wait_until("its silence is noticed", || phase() == Some("unreachable".into()));
+    wait_until("it would be declared lost", || told(nodes).contains(&refused));
+    println!("the node without a storage pod: after {:.1} s", began.elapsed().as_secs_f64());
+    assert!(!is_lost(nodes, FAR));
 }

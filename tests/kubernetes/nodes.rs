@@ -46,9 +46,10 @@ impl Nodes {
         Nodes::with(name, count, None)
     }
 
-    /// The same, each node on a machine of its own, which is a network namespace.
+    /// The same, each node on a machine of its own, which is a network namespace. One machine more
+    /// is for a node that stores nothing.
     pub fn on_machines(name: &str, count: usize) -> Nodes {
-        let network = Network::create(count);
+        let network = Network::create(count + 1);
         let network = network.expect("this test needs root, network namespaces, veth and a bridge");
         Nodes::with(name, count, Some(network))
     }

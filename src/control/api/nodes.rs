@@ -1,6 +1,8 @@
 //! Machines on which volumes are used.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status};
@@ -24,8 +26,8 @@ use crate::control::proto::{
 };
 use crate::types::PodId;
 
-/// Pods of one machine that can be tried.
-const PODS_MAX: usize = 16;
+/// Pods and addresses of one machine that can be tried.
+const TRIED_MAX: usize = 16;
 
 pub struct NodesService {
     pub node: Arc<Node>,
@@ -80,7 +82,9 @@ impl Nodes for NodesService {
             &self.node,
             request,
             |catalog, request| async move {
-                let ReportRequest { name, boot_id, labels, has_no_device } = request;
+                let ReportRequest { name, boot_id, labels, has_no_device, again_after_ms } =
+                    request;
+                self.node.reports.hear_node(&name, Duration::from_millis(again_after_ms.into()));
                 let node = NewNode { name: name.clone(), boot_id, labels: checked(labels)? };
                 let (state, _) = read(&catalog).await?;
                 // Nodes say it again and again.
@@ -140,12 +144,20 @@ impl Nodes for NodesService {
         &self,
         request: Request<CheckReachableRequest>,
     ) -> Result<Response<CheckReachableResponse>, Status> {
-        let pods = request.into_inner().pods;
-        if pods.len() > PODS_MAX {
-            return Err(Status::invalid_argument(format!("at most {PODS_MAX} pods can be tried")));
+        let CheckReachableRequest { pods, addresses } = request.into_inner();
+        if pods.len() + addresses.len() > TRIED_MAX {
+            let message = format!("at most {TRIED_MAX} pods and addresses can be tried");
+            return Err(Status::invalid_argument(message));
         }
-        let addresses = pods.into_iter().filter_map(|pod| self.node.peers.api_of(PodId(pod)));
-        Ok(Response::new(reaching::check(addresses.collect()).await))
+        let pods = pods.into_iter().filter_map(|pod| self.node.peers.api_of(PodId(pod)));
+        let mut all: Vec<SocketAddr> = pods.collect();
+        for address in addresses {
+            let parsed = address.parse();
+            all.push(parsed.map_err(|_| {
+                Status::invalid_argument(format!("{address:?} is no IP address with a port"))
+            })?);
+        }
+        Ok(Response::new(reaching::check(all).await))
     }
 
     type WatchStream = Events<WatchNodesResponse>;

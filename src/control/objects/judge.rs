@@ -82,8 +82,12 @@ impl<'a> Judge<'a> {
 
     fn node(&self, name: &str) -> Judgement {
         let mut pods = self.source.pods_of(name).peekable();
-        let has_none = pods.peek().is_none();
-        match has_none || pods.any(|pod| self.seen.pod(pod).is_some()) {
+        let is_heard = match pods.peek() {
+            Some(_) => pods.any(|pod| self.seen.pod(pod).is_some()),
+            // Nobody misses a node that has nothing: it may have been taken away.
+            None => !self.seen.is_silent(name) || self.source.attachments_on(name).next().is_none(),
+        };
+        match is_heard {
             true => Judgement {
                 phase: Phase::Up,
                 statements: vec![Statement::holds(Type::Reachable, Why::Reporting)],

@@ -135,12 +135,15 @@ impl Observer {
                 }
                 None => due.extend(self.everything(source)),
             }
+            // Whether silence matters depends on what is attached there by now.
+            due.extend(self.seen.silent_nodes().cloned().map(ObjectKey::Node));
             (self.history, self.revision) = (source.history(), source.revision());
         } else if source.revision() < self.revision {
             return false;
         }
         let touched = self.seen.hear(pods);
         due.extend(touched.pods.iter().map(|pod| ObjectKey::Pod(*pod)));
+        due.extend(touched.nodes.into_iter().map(ObjectKey::Node));
         for disk in &touched.disks {
             // Also those with a replica that no pod reports: whether it could be there has changed.
             due.extend(source.shards_on(*disk).map(ObjectKey::Shard));

@@ -4,15 +4,17 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::command::{CatalogCommand, Deletion};
+use crate::control::command::{CatalogCommand, Deletion, NewNode};
 use crate::control::objects::condition::Statement;
 use crate::control::reports::{Heard, Table};
 use crate::control::state::CatalogState;
-use crate::testing::catalog_fixture::{cluster, create_on};
-use crate::types::{Mono, PodId, mix64};
+use crate::testing::catalog_fixture::{cluster, create_on, node};
+use crate::types::{AccessMode, Mono, PodId, mix64};
 use crate::view::{DiskReport, MemberReport, MemberState, PodReport};
 
 const PODS: u8 = 3;
+/// A node without pods.
+const FAR: &str = "far";
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -27,6 +29,12 @@ enum Step {
     },
     /// A pod falls silent, or is back.
     Silent(u8),
+    /// The node without pods falls silent, or is back.
+    FarSilent,
+    /// A volume is published to it, and is taken from it in two steps.
+    Publish(u8),
+    Unpublish(u8),
+    AccessIsSet(u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -36,6 +44,10 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Step::Destroyed),
         (any::<u64>(), 0u8..8).prop_map(|(salt, failed)| Step::Become { salt, failed }),
         (1..=PODS).prop_map(Step::Silent),
+        Just(Step::FarSilent),
+        (0u8..4).prop_map(Step::Publish),
+        (0u8..4).prop_map(Step::Unpublish),
+        (0u8..4).prop_map(Step::AccessIsSet),
     ]
 }
 
@@ -47,18 +59,23 @@ struct World {
     salt: u64,
     failed: u8,
     silent: BTreeSet<u8>,
+    far_is_silent: bool,
     reports: u64,
 }
 
 impl World {
     fn new() -> World {
+        let mut state = cluster(PODS);
+        let node = NewNode { name: FAR.to_owned(), ..node(0) };
+        state.apply(1, CatalogCommand::ReportNode { node, has_no_device: true }).outcome.unwrap();
         World {
-            state: cluster(PODS),
+            state,
             table: Table::default(),
             now: Mono(1),
             salt: 1,
             failed: 0,
             silent: BTreeSet::new(),
+            far_is_silent: false,
             reports: 0,
         }
     }
@@ -73,7 +90,7 @@ impl World {
                 let (request_id, name) = (String::new(), format!("v{name}"));
                 let found = self.state.volume_by_name(&name).map(|(volume, _)| volume);
                 let Some(volume) = found else { return };
-                let how = Deletion::default();
+                let how = Deletion { force: true, ..Deletion::default() };
                 let command = CatalogCommand::DeleteVolume { request_id, name, volume, how };
                 self.state.apply(1, command).outcome.unwrap();
             }
@@ -91,12 +108,36 @@ impl World {
                     self.silent.insert(*pod);
                 }
             }
+            Step::FarSilent => self.far_is_silent = !self.far_is_silent,
+            Step::Publish(name) | Step::Unpublish(name) | Step::AccessIsSet(name) => {
+                let found = self.state.volume_by_name(&format!("v{name}"));
+                let Some((volume, found)) = found else { return };
+                let generation = found.access.wanted;
+                let (request_id, node) = (String::new(), FAR.to_owned());
+                let command = match step {
+                    Step::Publish(_) => CatalogCommand::Publish {
+                        request_id,
+                        volume,
+                        node,
+                        mode: AccessMode::ReadWrite,
+                        io_timeout_ms: None,
+                        uid: Uuid([self.reports as u8; 16]),
+                    },
+                    Step::Unpublish(_) => CatalogCommand::Unpublish { request_id, volume, node },
+                    _ => CatalogCommand::AccessIsSet { volume, generation, shards: 1 },
+                };
+                let _refused = self.state.apply(1, command).outcome;
+            }
         }
     }
 
     /// Long enough for silence to be noticed, everybody else reports.
     fn report(&mut self) {
         self.now = self.now + Duration::from_secs(6);
+        self.table.expect_nodes(self.now, || vec![FAR.to_owned()]);
+        if !self.far_is_silent {
+            self.table.hear_node(self.now, FAR, Duration::from_secs(2));
+        }
         for pod in (1..=PODS).filter(|pod| !self.silent.contains(pod)) {
             let id = Uuid([pod; 16]);
             let here = self.state.shards.iter().flat_map(|(shard, it)| {
@@ -132,6 +173,27 @@ fn known(observer: &Observer) -> BTreeMap<ObjectKey, (u64, String, Phase, Vec<St
         (key.clone(), (it.revision, it.name.clone(), it.phase, statements))
     });
     all.collect()
+}
+
+/// A node without pods is missed when it has something. With the last attachment that is over.
+#[test]
+fn a_node_without_pods_is_unreachable_when_its_reports_are_missed() {
+    let (mut world, mut observer) = (World::new(), Observer::new(7));
+    let mut phase = |steps: &[Step]| {
+        steps.iter().for_each(|step| world.step(step));
+        world.report();
+        observer.update(Source::new(&world.state), world.table.pods(world.now), world.now.0);
+        observer.ledger().get(&ObjectKey::Node(FAR.to_owned())).expect("it is known").phase
+    };
+    assert_eq!(phase(&[Step::Create(0)]), Phase::Up);
+    assert_eq!(phase(&[Step::FarSilent]), Phase::Up, "nobody misses it");
+    assert_eq!(phase(&[Step::Publish(0)]), Phase::Unreachable);
+    assert_eq!(phase(&[Step::FarSilent]), Phase::Up);
+    assert_eq!(phase(&[Step::FarSilent, Step::FarSilent]), Phase::Up);
+    assert_eq!(phase(&[Step::FarSilent]), Phase::Up, "it has reported a short time ago");
+    assert_eq!(phase(&[]), Phase::Unreachable);
+    assert_eq!(phase(&[Step::Unpublish(0)]), Phase::Unreachable, "it may still write");
+    assert_eq!(phase(&[Step::AccessIsSet(0)]), Phase::Up);
 }
 
 proptest! {

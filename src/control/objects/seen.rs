@@ -13,6 +13,8 @@ pub struct Seen {
     pods: BTreeMap<PodId, SeenPod>,
     disks: HashMap<Uuid, SeenDisk>,
     members: HashMap<MemberId, SeenMember>,
+    /// Nodes whose own reports are missed.
+    silent_nodes: BTreeSet<String>,
 }
 
 /// A pod that is reachable.
@@ -50,6 +52,7 @@ pub struct Touched {
     pub pods: BTreeSet<PodId>,
     pub disks: BTreeSet<Uuid>,
     pub shards: BTreeSet<ShardId>,
+    pub nodes: BTreeSet<String>,
 }
 
 impl Seen {
@@ -77,9 +80,22 @@ impl Seen {
         self.disks.get(&disk).is_some_and(|disk| disk.report.failed.is_none())
     }
 
+    /// Nodes whose own reports are missed.
+    pub fn silent_nodes(&self) -> impl Iterator<Item = &String> {
+        self.silent_nodes.iter()
+    }
+
+    /// True when the own reports of a node are missed.
+    pub fn is_silent(&self, node: &str) -> bool {
+        self.silent_nodes.contains(node)
+    }
+
     /// Takes over the last reports of all pods.
     pub fn hear(&mut self, pods: Pods<'_>) -> Touched {
         let mut touched = Touched::default();
+        let silent: BTreeSet<String> = pods.silent_nodes().map(str::to_owned).collect();
+        touched.nodes = silent.symmetric_difference(&self.silent_nodes).cloned().collect();
+        self.silent_nodes = silent;
         let silent = self.pods.keys().filter(|pod| !pods.is_up(**pod));
         for pod in silent.copied().collect::<Vec<_>>() {
             self.replace(pod, SeenPod::default(), &[], &mut touched);

@@ -6,9 +6,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::control::catalog::chain;
+use crate::control::node_reports::EVERY_MAX;
 use crate::control::proto::ReportRequest;
 use crate::control::proto::nodes_client::NodesClient;
 use crate::csi::api::Deadline;
@@ -17,25 +18,39 @@ use crate::csi::node::parts::Parts;
 const WITHIN: Duration = Duration::from_secs(30);
 /// Before it is said again: a catalog that was restored may have forgotten it, and a node that was
 /// declared lost is free when the last of its devices is gone.
-const AGAIN_AFTER: Duration = Duration::from_secs(20);
+const AGAIN_AFTER: Duration = EVERY_MAX;
+/// The same on a node with devices: its silence is the first sign that it is lost.
+const AGAIN_WITH_DEVICES: Duration = Duration::from_secs(5);
 
 /// Reports for as long as it runs.
 pub async fn report(parts: Arc<Parts>) {
+    let (mut reported, mut was_free) = (None::<Instant>, false);
     loop {
+        // What cannot be looked at may be there.
+        let has_no_device = parts.devices.all().await.is_ok_and(|all| all.is_empty());
+        let every = if has_no_device { AGAIN_AFTER } else { AGAIN_WITH_DEVICES };
+        let is_due = reported.is_none_or(|at| at.elapsed() >= every) || has_no_device != was_free;
+        if !is_due {
+            sleep(AGAIN_WITH_DEVICES).await;
+            continue;
+        }
         let request = ReportRequest {
             name: parts.node.clone(),
             boot_id: parts.boot_id.clone(),
             labels: HashMap::new(),
-            // What cannot be looked at may be there.
-            has_no_device: parts.devices.all().await.is_ok_and(|all| all.is_empty()),
+            has_no_device,
+            again_after_ms: every.as_millis() as u32,
         };
         let report = async |channel, call| NodesClient::new(channel).report(call).await;
         match parts.api.call(Deadline::after(WITHIN), request, report).await {
-            Ok(_) => sleep(AGAIN_AFTER).await,
+            Ok(_) => {
+                (reported, was_free) = (Some(Instant::now()), has_no_device);
+                sleep(AGAIN_WITH_DEVICES).await;
+            }
             // The call itself has waited for a pod that answers.
             Err(error) => {
                 tracing::warn!("the cluster was not told of this node: {}", chain(&error));
-                sleep(WITHIN).await;
+                sleep(AGAIN_WITH_DEVICES).await;
             }
         }
     }
