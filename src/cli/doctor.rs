@@ -52,7 +52,9 @@ pub async fn run(args: &Args, output: Output) -> anyhow::Result<()> {
 
 /// In a container, its own files would be looked at in place of the machine's.
 fn of_machine(root: &Path, kubelet_root: Option<&Path>) -> Vec<Finding> {
-    let is_container = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+    let marks = ["/.dockerenv", "/run/.containerenv"];
+    let is_container = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
+        || marks.iter().any(|mark| Path::new(mark).exists());
     if is_container && root == Path::new("/") {
         return vec![Finding::unknown(
             "machine",

@@ -1,59 +1,101 @@
-//! Reads what the checks judge of a machine. Whatever cannot be read counts as missing.
+//! Reads what the checks judge of a machine. What is not there and what cannot be read are told
+//! apart: a check that could not look must not say that all is well.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use crate::attach::mounts::Mounts;
-use crate::doctor::machine::{Kubelet, Lvm, Machine, Nbd};
+use crate::doctor::machine::{Kubelet, Lvm, Machine, Nbd, Read};
 use crate::io::{DriverKind, driver};
 
-/// Programs that are, or contain, a kubelet: the first 15 bytes of their names.
-const KUBELETS: [&str; 4] = ["kubelet", "k3s-server", "k3s-agent", "kubelite"];
+/// The first 15 bytes of a kubelet's name.
+const KUBELET: &str = "kubelet";
+/// Programs that contain a kubelet, and have its options elsewhere.
+const WITH_KUBELET: [&str; 4] = ["k3s-server", "k3s-agent", "k3s", "kubelite"];
+/// Where a kubelet is whose command line does not say otherwise.
 const KUBELET_ROOT: &str = "/var/lib/kubelet";
 
 /// Looks at the machine whose root directory this is. io_uring is tried by this process.
 pub fn machine(root: &Path) -> Machine {
-    let text = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
-    let kernel = text("proc/sys/kernel/osrelease").trim().to_owned();
+    let kernel = fs::read_to_string(root.join("proc/sys/kernel/osrelease")).unwrap_or_default();
+    let kernel = kernel.trim().to_owned();
     let processes = processes(&root.join("proc"));
-    let runs = |name: &str| processes.iter().any(|process| process.name == name);
     Machine {
         nbd: nbd(root, &kernel),
         kernel,
         has_fuse: root.join("dev/fuse").exists(),
         lvm: lvm(root),
-        multipath: runs("multipathd").then(|| text("etc/multipath.conf")),
+        multipath: processes.as_ref().map_err(Clone::clone).and_then(|all| multipath(root, all)),
         no_io_uring: no_io_uring(),
-        kubelet: kubelet(root, &processes),
+        kubelet: processes.as_ref().map_err(Clone::clone).map(|all| kubelet(root, all)),
     }
 }
 
-fn nbd(root: &Path, kernel: &str) -> Nbd {
+/// The text of a file; empty: it is not there.
+fn text(path: &Path) -> Read<String> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(format!("could not read {}: {error}", path.display())),
+    }
+}
+
+fn nbd(root: &Path, kernel: &str) -> Read<Nbd> {
+    if !root.join("sys/module").is_dir() {
+        return Err(format!("there is no sys/module in {}", root.display()));
+    }
     let module = root.join("sys/module/nbd");
     if module.exists() {
-        let most = fs::read_to_string(module.join("parameters/max_part"));
-        let most = most.ok().and_then(|text| text.trim().parse().ok());
-        return Nbd::Loaded { partitions_max: most.unwrap_or(0) };
+        let most = text(&module.join("parameters/max_part"))?;
+        return Ok(Nbd::Loaded { partitions_max: most.trim().parse().ok() });
     }
-    let lists = ["modules.dep", "modules.builtin"].iter().flat_map(|list| {
-        ["lib", "usr/lib"].map(|lib| root.join(lib).join("modules").join(kernel).join(list))
-    });
-    let mut texts = lists.filter_map(|path| fs::read_to_string(path).ok());
-    match texts.any(|text| text.lines().any(|line| line.contains("/nbd.ko"))) {
-        true => Nbd::Loadable,
-        false => Nbd::Missing,
+    // A part of the kernel has a directory there, too: only modules are looked for.
+    for lib in ["lib", "usr/lib"] {
+        let list = root.join(lib).join("modules").join(kernel).join("modules.dep");
+        if text(&list)?.lines().any(|line| line.contains("/nbd.ko")) {
+            return Ok(Nbd::Loadable);
+        }
     }
+    Ok(Nbd::Missing)
 }
 
-fn lvm(root: &Path) -> Option<Lvm> {
-    let config = fs::read_to_string(root.join("etc/lvm/lvm.conf"));
-    let is_here =
-        config.is_ok() || ["sbin/lvm", "usr/sbin/lvm"].iter().any(|it| root.join(it).exists());
-    is_here.then(|| Lvm {
-        config: config.unwrap_or_default(),
-        has_devices_file: root.join("etc/lvm/devices/system.devices").exists(),
-    })
+fn lvm(root: &Path) -> Read<Option<Lvm>> {
+    let config = text(&root.join("etc/lvm/lvm.conf"))?;
+    let has_program = ["sbin/lvm", "usr/sbin/lvm"].iter().any(|it| root.join(it).exists());
+    if config.is_empty() && !has_program {
+        return Ok(None);
+    }
+    let release = text(&root.join("etc/os-release"))?;
+    let ids =
+        release.lines().filter(|line| line.starts_with("ID=") || line.starts_with("ID_LIKE="));
+    let uses_devices_file =
+        ids.into_iter().any(|line| ["rhel", "fedora"].iter().any(|it| line.contains(it)));
+    let has_devices_file = root.join("etc/lvm/devices/system.devices").exists();
+    Ok(Some(Lvm { config, has_devices_file, uses_devices_file }))
+}
+
+/// The configuration of a multipath daemon, if one runs.
+fn multipath(root: &Path, processes: &[Process]) -> Read<Option<String>> {
+    if !processes.iter().any(|process| process.name == "multipathd") {
+        return Ok(None);
+    }
+    let mut config = text(&root.join("etc/multipath.conf"))?;
+    let directory = root.join("etc/multipath/conf.d");
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries.collect::<io::Result<Vec<_>>>(),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    };
+    let said = |error: io::Error| format!("could not read {}: {error}", directory.display());
+    for path in entries.map_err(said)?.into_iter().map(|entry| entry.path()) {
+        if path.extension() == Some(OsStr::new("conf")) {
+            config.push('\n');
+            config.push_str(&text(&path)?);
+        }
+    }
+    Ok(Some(config))
 }
 
 fn no_io_uring() -> Option<String> {
@@ -61,13 +103,26 @@ fn no_io_uring() -> Option<String> {
 }
 
 fn kubelet(root: &Path, processes: &[Process]) -> Option<Kubelet> {
-    let process = processes.iter().find(|process| KUBELETS.contains(&process.name.as_str()))?;
-    let directory = option(&process.arguments, "--root-dir").unwrap_or(KUBELET_ROOT);
-    let directory = PathBuf::from(directory);
-    // Of the first process: where it looks is where a node's own programs look.
-    let mounts = Mounts::read_from(&root.join("proc/1/mountinfo"));
-    let is_shared = mounts.ok().and_then(|it| Some(it.covering(&directory)?.is_shared));
+    let is_one = |process: &&Process| {
+        process.name == KUBELET || WITH_KUBELET.contains(&process.name.as_str())
+    };
+    let process = processes.iter().find(is_one)?;
+    let told = option(&process.arguments, "--root-dir").map(PathBuf::from);
+    let usual = || (process.name == KUBELET).then(|| PathBuf::from(KUBELET_ROOT));
+    let directory = told.or_else(usual);
+    let is_shared = directory.as_deref().and_then(|directory| is_shared(root, directory));
     Some(Kubelet { root: directory, is_shared })
+}
+
+/// Whether what is mounted below a directory later is seen elsewhere.
+fn is_shared(root: &Path, directory: &Path) -> Option<bool> {
+    // Of the first process: where it looks is where a node's own programs look.
+    let mounts = Mounts::read_from(&root.join("proc/1/mountinfo")).ok()?;
+    let inside = root.join(directory.strip_prefix("/").ok()?);
+    // Another directory may be behind it.
+    let behind = fs::canonicalize(&inside).ok();
+    let behind = behind.and_then(|path| Some(Path::new("/").join(path.strip_prefix(root).ok()?)));
+    Some(mounts.covering(behind.as_deref().unwrap_or(directory))?.is_shared)
 }
 
 /// The value of a program's option, in both ways of writing it.
@@ -84,7 +139,15 @@ struct Process {
     arguments: Vec<String>,
 }
 
-fn processes(proc: &Path) -> Vec<Process> {
+fn processes(proc: &Path) -> Read<Vec<Process>> {
+    // A user who may not see others' processes sees none of the first one.
+    let first = proc.join("1/comm");
+    if let Err(error) = fs::read_to_string(&first) {
+        return Err(format!("could not read {}: {error}", first.display()));
+    }
+    let entries = fs::read_dir(proc);
+    let entries = entries.map_err(|error| format!("could not read {}: {error}", proc.display()))?;
+    // One that ends meanwhile is left out.
     let read = |entry: io::Result<fs::DirEntry>| {
         let path = entry.ok()?.path();
         path.file_name()?.to_str()?.parse::<u32>().ok()?;
@@ -94,7 +157,7 @@ fn processes(proc: &Path) -> Vec<Process> {
         let arguments = arguments.map(|it| String::from_utf8_lossy(it).into_owned()).collect();
         Some(Process { name, arguments })
     };
-    fs::read_dir(proc).map(|entries| entries.filter_map(read).collect()).unwrap_or_default()
+    Ok(entries.filter_map(read).collect())
 }
 
 #[cfg(test)]
@@ -112,6 +175,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         put(root, "proc/sys/kernel/osrelease", "6.1.0-9\n");
+        put(root, "proc/1/comm", "systemd\n");
         put(root, "proc/7/comm", "multipathd\n");
         put(root, "proc/7/cmdline", "/sbin/multipathd\0-d\0");
         put(root, "proc/8/comm", "kubelet\n");
@@ -122,29 +186,43 @@ mod tests {
         let table = [line(21, "/", "shared:1 "), line(22, "/data", "master:3 ")].concat();
         put(root, "proc/1/mountinfo", &table);
         put(root, "lib/modules/6.1.0-9/modules.dep", "kernel/drivers/block/nbd.ko.xz:\n");
-        put(root, "etc/multipath.conf", "defaults {}\n");
+        fs::create_dir_all(root.join("sys/module")).unwrap();
+        put(root, "etc/multipath.conf", "defaults {}");
+        put(root, "etc/multipath/conf.d/a.conf", "blacklist {}");
+        put(root, "etc/multipath/conf.d/a.bak", "nonsense");
+        put(root, "etc/os-release", "NAME=x\nID_LIKE=\"rhel fedora\"\n");
         put(root, "etc/lvm/lvm.conf", "devices {}\n");
         let seen = machine(root);
         assert_eq!((&*seen.kernel, seen.has_fuse), ("6.1.0-9", false));
-        assert_eq!(seen.nbd, Nbd::Loadable);
-        assert_eq!(seen.multipath.as_deref(), Some("defaults {}\n"));
-        let lvm = seen.lvm.unwrap();
+        assert_eq!(seen.nbd, Ok(Nbd::Loadable));
+        assert_eq!(seen.multipath.unwrap().as_deref(), Some("defaults {}\nblacklist {}"));
+        let lvm = seen.lvm.unwrap().unwrap();
         assert_eq!((&*lvm.config, lvm.has_devices_file), ("devices {}\n", false));
-        let kubelet = seen.kubelet.unwrap();
-        assert_eq!(kubelet.root, Path::new("/data/kubelet"));
+        assert!(lvm.uses_devices_file);
+        let kubelet = seen.kubelet.unwrap().unwrap();
+        assert_eq!(kubelet.root.as_deref(), Some(Path::new("/data/kubelet")));
         assert_eq!(kubelet.is_shared, Some(false), "the nearest mount decides");
         put(root, "sys/module/nbd/parameters/max_part", "16\n");
         put(root, "proc/8/cmdline", "/usr/bin/kubelet\0--root-dir\0/var/lib/kubelet");
         let seen = machine(root);
-        assert_eq!(seen.nbd, Nbd::Loaded { partitions_max: 16 });
-        assert_eq!(seen.kubelet.unwrap().is_shared, Some(true));
+        assert_eq!(seen.nbd, Ok(Nbd::Loaded { partitions_max: Some(16) }));
+        assert_eq!(seen.kubelet.unwrap().unwrap().is_shared, Some(true));
+        // The directory is elsewhere.
+        fs::create_dir_all(root.join("data/kubelet")).unwrap();
+        fs::create_dir_all(root.join("var/lib")).unwrap();
+        std::os::unix::fs::symlink(root.join("data/kubelet"), root.join("var/lib/kubelet"))
+            .unwrap();
+        assert_eq!(machine(root).kubelet.unwrap().unwrap().is_shared, Some(false));
+        put(root, "proc/8/comm", "kubelite\n");
+        put(root, "proc/8/cmdline", "/snap/kubelite\0--start-control-plane=true\0");
+        assert_eq!(machine(root).kubelet.unwrap().unwrap().root, None);
     }
 
     #[test]
-    fn an_empty_root_has_nothing() {
+    fn an_empty_root_tells_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let seen = machine(directory.path());
-        assert_eq!(seen.nbd, Nbd::Missing);
-        assert!(seen.lvm.is_none() && seen.kubelet.is_none() && seen.multipath.is_none());
+        assert!(seen.nbd.is_err() && seen.kubelet.is_err() && seen.multipath.is_err());
+        assert!(seen.lvm.unwrap().is_none());
     }
 }

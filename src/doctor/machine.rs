@@ -7,23 +7,27 @@ use crate::doctor::Finding;
 /// Oldest kernel whose NBD devices survive restarts of `holdfast attach`, as major and minor.
 const KERNEL_NBD_MIN: (u32, u32) = (5, 19);
 
-const SLOW_PATH: &str = "Devices go through FUSE then (nbdfuse and a loop device): slower, and they \
-                         end when `holdfast attach` does.";
+const SLOW_PATH: &str = "Devices go through FUSE then (nbdfuse and a loop device): slower, and \
+                         they end when `holdfast attach` does.";
+
+/// A part of a machine, or why it could not be read.
+pub type Read<T> = Result<T, String>;
 
 /// What was read of a machine.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Machine {
     /// Release of the kernel, as in `6.1.0-28-amd64`.
     pub kernel: String,
-    pub nbd: Nbd,
+    pub nbd: Read<Nbd>,
     pub has_fuse: bool,
-    pub lvm: Option<Lvm>,
-    /// Configuration of a multipath daemon that runs; empty if there is none.
-    pub multipath: Option<String>,
+    /// `None`: it is not installed.
+    pub lvm: Read<Option<Lvm>>,
+    /// Configuration of a multipath daemon that runs, with all its files; empty if there is none.
+    pub multipath: Read<Option<String>>,
     /// Why io_uring cannot be used; `None`: it can.
     pub no_io_uring: Option<String>,
     /// `None`: no kubelet runs.
-    pub kubelet: Option<Kubelet>,
+    pub kubelet: Read<Option<Kubelet>>,
 }
 
 /// The kernel's module.
@@ -31,10 +35,10 @@ pub struct Machine {
 pub enum Nbd {
     #[default]
     Missing,
-    /// It is on the disk, or a part of the kernel.
+    /// It is on the disk.
     Loadable,
-    /// `partitions_max`: its parameter `max_part`.
-    Loaded { partitions_max: u32 },
+    /// `partitions_max`: its parameter `max_part`, if that can be read.
+    Loaded { partitions_max: Option<u32> },
 }
 
 /// LVM, where it is installed.
@@ -44,12 +48,14 @@ pub struct Lvm {
     pub config: String,
     /// There is a file that lists the devices to be scanned.
     pub has_devices_file: bool,
+    /// It is of a family of distributions (Fedora, RHEL) whose LVM uses that file by default.
+    pub uses_devices_file: bool,
 }
 
 #[derive(Clone, Debug)]
 pub struct Kubelet {
-    /// Its directory, as its command line says.
-    pub root: PathBuf,
+    /// Its directory, as its command line says; `None`: that does not say it.
+    pub root: Option<PathBuf>,
     /// What is mounted in there later is seen by other mount namespaces; `None`: the mount table
     /// could not be read.
     pub is_shared: Option<bool>,
@@ -58,20 +64,38 @@ pub struct Kubelet {
 /// All findings. `kubelet_root`: what the programs of Holdfast were told.
 pub fn judge(machine: &Machine, kubelet_root: Option<&Path>) -> Vec<Finding> {
     let mut all = vec![
-        device(&machine.kernel, &machine.nbd, machine.has_fuse),
-        partitions(&machine.nbd),
-        lvm(machine.lvm.as_ref()),
-        multipath(machine.multipath.as_deref()),
+        read("nbd", &machine.nbd, |nbd| device(&machine.kernel, nbd, machine.has_fuse)),
+        read("nbd-partitions", &machine.nbd, partitions),
+        read("lvm", &machine.lvm, |it| lvm(it.as_ref())),
+        read("multipath", &machine.multipath, |it| multipath(it.as_deref())),
         io_uring(machine.no_io_uring.as_deref()),
     ];
-    if let Some(root) = kubelet_root {
-        all.extend(kubelet(machine.kubelet.as_ref(), root));
+    match (&machine.kubelet, kubelet_root) {
+        (Ok(found), Some(root)) => all.extend(kubelet(found.as_ref(), root)),
+        (Err(error), Some(_)) => all.push(unread("kubelet", error)),
+        (_, None) => {}
     }
     all
 }
 
+/// A finding about what could be read.
+fn read<T>(check: &'static str, part: &Read<T>, judge: impl FnOnce(&T) -> Finding) -> Finding {
+    match part {
+        Ok(part) => judge(part),
+        Err(error) => unread(check, error),
+    }
+}
+
+fn unread(check: &'static str, error: &str) -> Finding {
+    Finding::unknown(check, error, "Run this as root, with --root at the root of the machine.")
+}
+
 fn device(kernel: &str, nbd: &Nbd, has_fuse: bool) -> Finding {
-    let is_new = version(kernel).is_none_or(|version| version >= KERNEL_NBD_MIN);
+    let Some(version) = version(kernel) else {
+        let found = format!("the version of the kernel cannot be told from {kernel:?}");
+        return Finding::unknown("nbd", found, "Look at /proc/sys/kernel/osrelease.");
+    };
+    let is_new = version >= KERNEL_NBD_MIN;
     let (major, minor) = KERNEL_NBD_MIN;
     match (nbd, has_fuse) {
         (Nbd::Loaded { .. } | Nbd::Loadable, _) if is_new => {
@@ -108,19 +132,31 @@ fn version(kernel: &str) -> Option<(u32, u32)> {
 
 fn partitions(nbd: &Nbd) -> Finding {
     match nbd {
-        Nbd::Loaded { partitions_max: most @ 1.. } => Finding::warning(
+        Nbd::Loaded { partitions_max: Some(most @ 1..) } => Finding::warning(
             "nbd-partitions",
             format!("nbd was loaded with max_part={most}"),
             "The kernel reads the partitions of a volume, and makes devices of them that hold it.",
-            "Drain the node, unload nbd, and leave it to `holdfast attach` to load it.",
+            "Drain the node, unload nbd, and leave it to `holdfast attach` to load it. Where it is \
+             a part of the kernel: nbd.max_part=0 on the kernel's command line.",
         ),
-        _ => Finding::good("nbd-partitions", "the kernel leaves partitions of volumes alone"),
+        Nbd::Loaded { partitions_max: None } => {
+            unread("nbd-partitions", "the parameter max_part of nbd cannot be read")
+        }
+        Nbd::Loaded { .. } => Finding::good("nbd-partitions", "nbd was loaded with max_part=0"),
+        Nbd::Loadable => {
+            Finding::good("nbd-partitions", "`holdfast attach` will load nbd with max_part=0")
+        }
+        Nbd::Missing => Finding::good("nbd-partitions", "there is no nbd"),
     }
 }
 
 fn lvm(lvm: Option<&Lvm>) -> Finding {
     let Some(lvm) = lvm else { return Finding::good("lvm", "LVM is not installed") };
-    if lvm.has_devices_file && setting(&lvm.config, "use_devicesfile") != Some("0") {
+    let uses_file = match setting(&lvm.config, "use_devicesfile") {
+        Some(value) => value == "1",
+        None => lvm.uses_devices_file,
+    };
+    if lvm.has_devices_file && uses_file {
         return Finding::good("lvm", "LVM scans the devices of its list alone");
     }
     if ["global_filter", "filter"].iter().any(|name| rejects_nbd(&lvm.config, name)) {
@@ -145,8 +181,9 @@ fn setting<'a>(config: &'a str, name: &str) -> Option<&'a str> {
     config.lines().find_map(value)
 }
 
-/// True when the first pattern of a list that is about NBD devices, or about all, rejects them. A
-/// pattern is `a` or `r` with an expression between two equal characters (lvm.conf(5)).
+/// True when a list rejects NBD devices: the first pattern that matches decides. A pattern is `a`
+/// or `r` with an expression between two equal characters (lvm.conf(5)). One that accepts counts if
+/// it may match, and one that rejects if it must.
 fn rejects_nbd(config: &str, name: &str) -> bool {
     let lines: Vec<&str> =
         config.lines().map(|line| line.split('#').next().unwrap_or("")).collect();
@@ -155,11 +192,51 @@ fn rejects_nbd(config: &str, name: &str) -> bool {
     let text = lines[first..].join("\n");
     let list = text.split(']').next().unwrap_or_default();
     let patterns = list.split('"').skip(1).step_by(2);
-    let mut decisive = patterns.filter(|pattern| {
-        let expression = pattern.get(2..pattern.len().saturating_sub(1));
-        expression.is_some_and(|it| it.contains("nbd") || [".*", ".", ""].contains(&it))
+    let mut decisive = patterns.filter_map(|pattern| {
+        let expression = pattern.get(2..pattern.len().saturating_sub(1))?;
+        let rejects = pattern.starts_with('r');
+        let counts = match rejects {
+            true => [
+                "",
+                ".",
+                ".*",
+                "nbd",
+                "nbd.*",
+                "^/dev/nbd",
+                "^/dev/nbd.*",
+                "/dev/nbd",
+                "/dev/nbd.*",
+            ]
+            .contains(&expression),
+            false => may_match_nbd(expression),
+        };
+        counts.then_some(rejects)
     });
-    decisive.next().is_some_and(|pattern| pattern.starts_with('r'))
+    decisive.next().unwrap_or(false)
+}
+
+/// True unless the plain part before the first special character tells that an expression is of
+/// other devices.
+fn may_match_nbd(expression: &str) -> bool {
+    const DEVICE: &str = "/dev/nbd0";
+    if expression.contains(['|', '(']) {
+        return true;
+    }
+    let (is_anchored, rest) = match expression.strip_prefix('^') {
+        Some(rest) => (true, rest),
+        None => (false, expression),
+    };
+    let is_special = |it: char| !(it.is_ascii_alphanumeric() || "/-_".contains(it));
+    let at = rest.find(is_special).unwrap_or(rest.len());
+    let (mut plain, behind) = rest.split_at(at);
+    // What these follow may be missing.
+    if behind.starts_with(['*', '?', '{']) {
+        plain = &plain[..plain.len().saturating_sub(1)];
+    }
+    match is_anchored {
+        true => DEVICE.starts_with(plain) || plain.starts_with(DEVICE),
+        false => DEVICE.contains(plain) || plain.contains("nbd"),
+    }
 }
 
 fn is_assigned(rest: &str) -> bool {
@@ -168,16 +245,42 @@ fn is_assigned(rest: &str) -> bool {
 
 fn multipath(config: Option<&str>) -> Finding {
     let Some(config) = config else { return Finding::good("multipath", "no multipathd runs") };
-    if config.contains("nbd") {
-        return Finding::good("multipath", "the configuration of multipathd names NBD devices");
+    if blacklists(config).iter().any(|section| section.contains("nbd")) {
+        return Finding::good("multipath", "the configuration of multipathd excludes NBD devices");
     }
     Finding::warning(
         "multipath",
-        "multipathd runs, and its configuration does not name NBD devices",
-        "Old versions take every device that no list excludes. A device that it took is in use, and \
-         is neither mounted nor detached.",
-        "In /etc/multipath.conf: blacklist { devnode \"^nbd\" }. Then: systemctl reload multipathd.",
+        "multipathd runs, and its configuration does not exclude NBD devices",
+        "Old versions take every device that no list excludes. A device that it took is in use, \
+         and is neither mounted nor detached.",
+        "In /etc/multipath.conf: blacklist { devnode \"^nbd\" }. Then: systemctl reload \
+         multipathd.",
     )
+}
+
+/// The texts of the sections `blacklist`, without comments, which begin with `#` or `!`
+/// (multipath.conf(5)).
+fn blacklists(config: &str) -> Vec<String> {
+    let code = config.lines().map(|line| line.split(['#', '!']).next().unwrap_or_default());
+    let text = code.collect::<Vec<_>>().join("\n");
+    let (mut sections, mut depth, mut head, mut is_in) = (Vec::new(), 0u32, String::new(), false);
+    for character in text.chars() {
+        match character {
+            '{' => {
+                if depth == 0 {
+                    is_in = head.trim() == "blacklist";
+                    head.clear();
+                    sections.extend(is_in.then(String::new));
+                }
+                depth += 1;
+            }
+            '}' => depth = depth.saturating_sub(1),
+            _ if depth == 0 => head.push(character),
+            _ if is_in => sections.last_mut().expect("it has begun").push(character),
+            _ => {}
+        }
+    }
+    sections
 }
 
 fn io_uring(no_io_uring: Option<&str>) -> Finding {
@@ -202,12 +305,21 @@ fn kubelet(kubelet: Option<&Kubelet>, told: &Path) -> Vec<Finding> {
              --image=IMAGE -- holdfast doctor --kubernetes --root /host",
         )];
     };
-    let is_its = match root == told {
-        true => Finding::good("kubelet", format!("its directory is {}", root.display())),
-        false => Finding::bad(
+    let is_its = match root {
+        None => Finding::unknown(
+            "kubelet",
+            "its command line does not tell its directory",
+            "Compare csi.kubeletRootDir with its configuration: microk8s has it in \
+             /var/snap/microk8s/common/var/lib/kubelet, k3s takes --kubelet-arg=root-dir=.",
+        ),
+        Some(root) if root == told => {
+            Finding::good("kubelet", format!("its directory is {}", root.display()))
+        }
+        Some(root) => Finding::bad(
             "kubelet",
             format!("its directory is {}, not {}", root.display(), told.display()),
-            "The node plugin registers where kubelet does not look, and mounts where no pod sees it.",
+            "The node plugin registers where kubelet does not look, and mounts where no pod sees \
+             it.",
             format!("Set csi.kubeletRootDir to {} and apply the manifests again.", root.display()),
         ),
     };

@@ -4,15 +4,16 @@ use super::*;
 use crate::doctor::Verdict;
 
 fn good() -> Machine {
-    let kubelet = Kubelet { root: "/var/lib/kubelet".into(), is_shared: Some(true) };
+    let root = Some("/var/lib/kubelet".into());
+    let kubelet = Kubelet { root, is_shared: Some(true) };
     Machine {
         kernel: "6.1.0-28-amd64".to_owned(),
-        nbd: Nbd::Loaded { partitions_max: 0 },
+        nbd: Ok(Nbd::Loaded { partitions_max: Some(0) }),
         has_fuse: true,
-        lvm: None,
-        multipath: None,
+        lvm: Ok(None),
+        multipath: Ok(None),
         no_io_uring: None,
-        kubelet: Some(kubelet),
+        kubelet: Ok(Some(kubelet)),
     }
 }
 
@@ -42,7 +43,7 @@ fn a_good_machine_has_no_other_findings() {
 fn devices_go_the_best_way_that_there_is() {
     let of = |nbd: Nbd, kernel: &str, has_fuse| {
         verdict("nbd", |it| {
-            (it.nbd, it.kernel, it.has_fuse) = (nbd, kernel.to_owned(), has_fuse);
+            (it.nbd, it.kernel, it.has_fuse) = (Ok(nbd), kernel.to_owned(), has_fuse);
         })
     };
     assert_eq!(of(Nbd::Loadable, "5.19.0", false), Verdict::Good);
@@ -50,48 +51,82 @@ fn devices_go_the_best_way_that_there_is() {
     assert_eq!(of(Nbd::Loadable, "4.18.0-553.el8", false), Verdict::Bad);
     assert_eq!(of(Nbd::Missing, "6.12.9", true), Verdict::Warning);
     assert_eq!(of(Nbd::Missing, "6.12.9", false), Verdict::Bad);
-    assert_eq!(of(Nbd::Loadable, "of my own", false), Verdict::Good, "nobody knows");
-    let partitions = |it: &mut Machine| it.nbd = Nbd::Loaded { partitions_max: 16 };
-    assert_eq!(verdict("nbd-partitions", partitions), Verdict::Warning);
+    assert_eq!(of(Nbd::Loadable, "of my own", false), Verdict::Unknown);
+    let partitions =
+        |most| verdict("nbd-partitions", |it| it.nbd = Ok(Nbd::Loaded { partitions_max: most }));
+    assert_eq!(partitions(Some(16)), Verdict::Warning);
+    assert_eq!(partitions(None), Verdict::Unknown);
 }
 
 #[test]
 fn lvm_is_to_leave_nbd_devices_alone() {
-    let of = |config: &str, has_devices_file| {
+    let of = |config: &str, has_devices_file, uses_devices_file| {
         let config = config.to_owned();
-        verdict("lvm", |it| it.lvm = Some(Lvm { config, has_devices_file }))
+        let lvm = Lvm { config, has_devices_file, uses_devices_file };
+        verdict("lvm", |it| it.lvm = Ok(Some(lvm)))
     };
-    assert_eq!(of("", false), Verdict::Warning);
-    assert_eq!(of("", true), Verdict::Good);
-    assert_eq!(of("devices {\n  use_devicesfile = 0 # old\n}", true), Verdict::Warning);
-    assert_eq!(of("# global_filter = [ \"r|^/dev/nbd|\" ]", false), Verdict::Warning);
-    assert_eq!(of(" global_filter = [ \"r|^/dev/nbd|\", \"a|.*|\" ]", false), Verdict::Good);
-    assert_eq!(of("global_filter=[ \"a|^/dev/sd|\",\n \"r|.*|\" ]", false), Verdict::Good);
-    assert_eq!(of("filter = [ \"a|.*|\", \"r|nbd|\" ]", false), Verdict::Warning);
-    assert_eq!(of("filter = [ \"a|/dev/sda|\" ]\nother = \"r|.*|\"", false), Verdict::Warning);
-    assert_eq!(of("global_filter = [ \"r\", \"\", \"é\", \"ré\" ]", false), Verdict::Warning);
+    let (good, warning) = (Verdict::Good, Verdict::Warning);
+    assert_eq!(of("", false, true), warning);
+    assert_eq!(of("", true, true), good);
+    assert_eq!(of("", true, false), warning, "Debian's LVM uses it when it is told to");
+    assert_eq!(of("use_devicesfile = 1", true, false), good);
+    assert_eq!(of("devices {\n  use_devicesfile = 0 # old\n}", true, true), warning);
+    for (filter, verdict) in [
+        ("# global_filter = [ \"r|^/dev/nbd|\" ]", warning),
+        (" global_filter = [ \"r|^/dev/nbd|\", \"a|.*|\" ]", good),
+        ("global_filter=[ \"a|^/dev/sd|\",\n \"r|.*|\" ]", good),
+        ("global_filter=[ \"a|^/dev/sd.*|\", \"a|/dev/vd[a-z]|\", \"r|.*|\" ]", good),
+        ("filter = [ \"a|.*|\", \"r|nbd|\" ]", warning),
+        ("filter = [ \"a|.*/|\", \"r|^/dev/nbd|\" ]", warning),
+        ("filter = [ \"a|^/dev/|\", \"r|nbd|\" ]", warning),
+        ("filter = [ \"a/sd|nbd/\", \"r|nbd|\" ]", warning),
+        ("filter = [ \"a|^/dev/x*|\", \"r|nbd|\" ]", warning),
+        ("filter = [ \"a|/dev/sda|\" ]\nother = \"r|.*|\"", warning),
+        ("global_filter = [ \"r\", \"\", \"é\", \"ré\" ]", warning),
+    ] {
+        assert_eq!(of(filter, false, false), verdict, "{filter}");
+    }
 }
 
 #[test]
 fn other_programs_and_limits_are_seen() {
     let multipath = |text: &str| {
         let text = text.to_owned();
-        verdict("multipath", |it| it.multipath = Some(text))
+        verdict("multipath", |it| it.multipath = Ok(Some(text)))
     };
     assert_eq!(multipath(""), Verdict::Warning);
-    assert_eq!(multipath("blacklist {\n devnode \"^nbd\"\n}"), Verdict::Good);
+    assert_eq!(multipath("blacklist {\n device {\n }\n devnode \"^nbd\"\n}"), Verdict::Good);
+    for wrong in [
+        "blacklist {\n# devnode \"^nbd\"\n}",
+        "blacklist_exceptions {\n devnode \"^nbd\"\n}",
+        "blacklist { }\ndefaults { a nbd }",
+        "} blacklist nbd",
+    ] {
+        assert_eq!(multipath(wrong), Verdict::Warning, "{wrong}");
+    }
     let forbidden = |it: &mut Machine| it.no_io_uring = Some("forbidden".to_owned());
     assert_eq!(verdict("io_uring", forbidden), Verdict::Warning);
 }
 
 #[test]
 fn kubelet_and_the_node_plugin_use_one_directory() {
-    let of = |check, root: &str, is_shared| {
-        let kubelet = Kubelet { root: root.into(), is_shared };
-        verdict(check, |it| it.kubelet = Some(kubelet))
+    let of = |check, root: Option<&str>, is_shared| {
+        let kubelet = Kubelet { root: root.map(Into::into), is_shared };
+        verdict(check, |it| it.kubelet = Ok(Some(kubelet)))
     };
-    assert_eq!(of("kubelet", "/data/kubelet", Some(true)), Verdict::Bad);
-    assert_eq!(of("mount-propagation", "/var/lib/kubelet", Some(false)), Verdict::Bad);
-    assert_eq!(of("mount-propagation", "/var/lib/kubelet", None), Verdict::Unknown);
-    assert_eq!(verdict("kubelet", |it| it.kubelet = None), Verdict::Unknown);
+    let root = Some("/var/lib/kubelet");
+    assert_eq!(of("kubelet", Some("/data/kubelet"), Some(true)), Verdict::Bad);
+    assert_eq!(of("kubelet", None, Some(true)), Verdict::Unknown);
+    assert_eq!(of("mount-propagation", root, Some(false)), Verdict::Bad);
+    assert_eq!(of("mount-propagation", root, None), Verdict::Unknown);
+    assert_eq!(verdict("kubelet", |it| it.kubelet = Ok(None)), Verdict::Unknown);
+}
+
+#[test]
+fn what_could_not_be_read_is_unknown() {
+    let no = || "permission denied".to_owned();
+    let kubelet = verdict("kubelet", |it| it.kubelet = Err(no()));
+    let lvm = verdict("lvm", |it| it.lvm = Err(no()));
+    let multipath = verdict("multipath", |it| it.multipath = Err(no()));
+    assert_eq!([kubelet, lvm, multipath], [Verdict::Unknown; 3]);
 }

@@ -1,7 +1,7 @@
 //! `holdfast doctor`: looks for what keeps Holdfast from working well on a machine.
 //!
-//! [`look`] reads the machine, [`machine`] judges it, which is pure. `kubernetes::doctor` judges the
-//! objects of a Kubernetes cluster, with the same words.
+//! [`look`] reads the machine, [`machine`] judges it, which is pure. `kubernetes::doctor` judges
+//! the objects of a Kubernetes cluster, with the same words.
 
 pub mod look;
 pub mod machine;

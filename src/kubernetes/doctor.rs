@@ -26,6 +26,8 @@ const COMPONENT: &str = "app.kubernetes.io/component";
 const STORAGE: &str = "pod";
 const NODE: &str = "csi-node";
 const GUARD: &str = "guard";
+/// What a cluster of Kubernetes has of Holdfast; guards can be left out.
+const NEEDED: [&str; 4] = [STORAGE, "attach", NODE, "csi-controller"];
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 
 /// All findings.
@@ -116,10 +118,16 @@ fn programs(sets: &[DaemonSet], deployments: &[Deployment], survey: &Survey) -> 
         let wanted = it.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
         (&it.metadata, wanted, it.status.as_ref().and_then(|it| it.ready_replicas).unwrap_or(0))
     });
-    let lacking = of_sets.chain(of_deployments).filter(|(_, wanted, ready)| ready < wanted);
-    let lacking: Vec<String> = lacking
-        .map(|(meta, wanted, ready)| format!("{}: {ready} of {wanted} are ready", name(meta)))
-        .collect();
+    let all: Vec<(&ObjectMeta, i32, i32)> = of_sets.chain(of_deployments).collect();
+    let is_there =
+        |component: &&str| all.iter().any(|(meta, ..)| label(meta, COMPONENT) == *component);
+    let missing = NEEDED.iter().filter(|component| !is_there(component));
+    let missing = missing.map(|component| format!("holdfast-{component} is missing"));
+    // Nothing that is wanted nowhere works.
+    let lacking = all.iter().filter(|(_, wanted, ready)| ready < wanted || *wanted == 0);
+    let lacking = lacking
+        .map(|(meta, wanted, ready)| format!("{}: {ready} of {wanted} are ready", name(meta)));
+    let lacking: Vec<String> = missing.chain(lacking).collect();
     if lacking.is_empty() {
         return Finding::good("programs", "all pods of Holdfast are ready");
     }
@@ -203,14 +211,14 @@ fn lost(nodes: &[Node]) -> Finding {
         |node: &&Node| taints(node).is_some_and(|all| all.iter().any(|it| it.key == TAINT));
     let lost: Vec<String> = nodes.iter().filter(is_lost).map(|it| name(&it.metadata)).collect();
     if lost.is_empty() {
-        return Finding::good("lost-nodes", "no node is declared lost");
+        return Finding::good("lost-nodes", format!("no node has the taint {TAINT}"));
     }
     Finding::warning(
         "lost-nodes",
-        format!("declared lost: {}", some(&lost)),
+        format!("declared lost, with the taint {TAINT}: {}", some(&lost)),
         "No pod starts there until the node is back and has no old device.",
-        "holdfast explain node NAME tells what is waited for. A node that never returns: delete its \
-         Node object.",
+        "`holdfast explain node NAME` tells what is waited for. A node that never returns: delete \
+         its Node object.",
     )
 }
 
@@ -224,14 +232,20 @@ fn stuck(attachments: &[VolumeAttachment], now: Timestamp) -> Finding {
             let error = status.detach_error.as_ref().or(status.attach_error.as_ref())?;
             error.message.clone()
         });
+        let is_attached = status.is_some_and(|status| status.attached);
+        let made = it.metadata.creation_timestamp.as_ref();
+        let is_old = made.is_none_or(|made| now.as_second() - made.0.as_second() > STUCK_AFTER_S);
         match error {
             Some(error) => Some(format!("{at}: {error}")),
-            None => is_overdue(&it.metadata, now).then(|| format!("{at}: waits to be detached")),
+            None if is_overdue(&it.metadata, now) => Some(format!("{at}: waits to be detached")),
+            None if !is_attached && is_old => Some(format!("{at}: waits to be attached")),
+            None => None,
         }
     };
     let all: Vec<String> = attachments.iter().filter_map(complaint).collect();
     if all.is_empty() {
-        return Finding::good("attachments", format!("{} volumes are attached", attachments.len()));
+        let count = attachments.len();
+        return Finding::good("attachments", format!("none of {count} waits for long"));
     }
     Finding::bad(
         "attachments",
@@ -254,8 +268,9 @@ fn ending(pods: &[SurveyedPod], now: Timestamp) -> Finding {
         "ending-pods",
         format!("these should have ended: {}", some(&stuck)),
         "Their volumes stay on their nodes, and nothing else may use them.",
-        "Look at the kubelet of the node. If it is off for good: holdfast node lost NAME fences its \
-         volumes; then delete the pods with --grace-period=0 --force.",
+        "Look at the kubelet of the node. If it is off for good: `holdfast node show NAME` tells \
+         its boot, `holdfast node lost NAME --boot-id BOOT` fences its volumes; then delete the \
+         pods with --grace-period=0 --force.",
     )
 }
 

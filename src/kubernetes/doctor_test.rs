@@ -41,7 +41,9 @@ fn ours(component: &str, owner: &str) -> SurveyedPod {
         "metadata": {
             "name": format!("holdfast-{component}-x"), "namespace": "there",
             "labels": labels(component),
-            "ownerReferences": [{ "apiVersion": "apps/v1", "kind": owner, "name": "o", "uid": "1" }],
+            "ownerReferences": [
+                { "apiVersion": "apps/v1", "kind": owner, "name": "o", "uid": "1" },
+            ],
         },
         "spec": { "nodeName": "a", "containers": [] }, "status": { "phase": "Running" },
     });
@@ -138,13 +140,19 @@ fn what_is_not_installed_or_not_ready_is_told() {
         (it.daemon_sets, it.deployments) = (Ok(Vec::new()), Ok(Vec::new()));
     });
     expect("programs", bad, "holdfast-attach: 1 of 3 are ready", |it| {
-        it.daemon_sets = Ok(vec![set("pod", 3, 3), set("attach", 3, 1)]);
+        it.daemon_sets = Ok(vec![set("pod", 3, 3), set("csi-node", 3, 3), set("attach", 3, 1)]);
+    });
+    expect("programs", bad, "holdfast-csi-node is missing", |it| {
+        it.daemon_sets = Ok(vec![set("pod", 3, 3), set("attach", 3, 3)]);
+    });
+    expect("programs", bad, "holdfast-attach: 0 of 0", |it| {
+        it.daemon_sets = Ok(vec![set("pod", 3, 3), set("csi-node", 3, 3), set("attach", 0, 0)]);
     });
     expect("programs", bad, "holdfast-csi-controller: 0 of 3", |it| {
         it.deployments = Ok(vec![deployment("guard", 3, 3), deployment("csi-controller", 3, 0)]);
     });
     expect("guards", Verdict::Warning, "3 for 5", |it| {
-        it.daemon_sets = Ok(vec![set("pod", 5, 5)]);
+        it.daemon_sets = Ok(vec![set("pod", 5, 5), set("csi-node", 5, 5), set("attach", 5, 5)]);
     });
     expect("registration", bad, "does not know the driver on a", |it| {
         it.csi_nodes =
@@ -192,8 +200,18 @@ fn what_waits_for_too_long_is_told() {
     expect("attachments", Verdict::Bad, "waits to be detached", |it| {
         it.attachments = Ok(vec![late(NOW - 61)]);
     });
-    expect("attachments", Verdict::Good, "1 volumes", |it| {
+    expect("attachments", Verdict::Good, "none of 1", |it| {
         it.attachments = Ok(vec![late(NOW - 60)]);
+    });
+    let waits = |second| {
+        let meta = json!({ "name": "x", "creationTimestamp": time(second) });
+        attachment(meta, json!({ "attached": false }))
+    };
+    expect("attachments", Verdict::Bad, "waits to be attached", |it| {
+        it.attachments = Ok(vec![waits(NOW - 61)]);
+    });
+    expect("attachments", Verdict::Good, "none of 1", |it| {
+        it.attachments = Ok(vec![waits(NOW - 60)]);
     });
     let ends = |second| {
         let mut meta = owned();

@@ -24,6 +24,7 @@ fn put(root: &Path, path: &str, content: &str) {
 fn node(root: &Path) {
     put(root, "proc/sys/kernel/osrelease", "6.12.9\n");
     put(root, "sys/module/nbd/parameters/max_part", "0\n");
+    put(root, "proc/1/comm", "systemd\n");
     put(root, "proc/9/comm", "kubelet\n");
     put(root, "proc/9/cmdline", "kubelet\0--root-dir=/data/kubelet\0");
     put(root, "proc/1/mountinfo", "21 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n");
@@ -40,14 +41,20 @@ fn objects(api: &FakeApi) {
         "desiredNumberScheduled": 3, "numberReady": 3,
         "currentNumberScheduled": 3, "numberMisscheduled": 0,
     });
-    let meta = json!({ "name": "holdfast-pod", "labels": labels("pod") });
-    api.put("daemonsets", "holdfast", json!({ "metadata": meta, "status": status }));
-    let spec =
-        json!({ "replicas": 3, "selector": { "matchLabels": labels("guard") }, "template": {} });
-    let meta = json!({ "name": "holdfast-guard", "labels": labels("guard") });
-    let status = json!({ "readyReplicas": 2 });
-    let guard = json!({ "metadata": meta, "spec": spec, "status": status });
-    api.put("deployments", "holdfast", guard);
+    for component in ["pod", "attach", "csi-node"] {
+        let name = format!("holdfast-{component}");
+        let meta = json!({ "name": name, "labels": labels(component) });
+        api.put("daemonsets", "holdfast", json!({ "metadata": meta, "status": status }));
+    }
+    for (component, ready) in [("guard", 2), ("csi-controller", 3)] {
+        let selector = json!({ "matchLabels": labels(component) });
+        let spec = json!({ "replicas": 3, "selector": selector, "template": {} });
+        let name = format!("holdfast-{component}");
+        let meta = json!({ "name": name, "labels": labels(component) });
+        let status = json!({ "readyReplicas": ready });
+        let object = json!({ "metadata": meta, "spec": spec, "status": status });
+        api.put("deployments", "holdfast", object);
+    }
     for pod in 0..3 {
         let owner =
             json!({ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "g", "uid": "g" });
