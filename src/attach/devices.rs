@@ -32,6 +32,9 @@ use crate::security::credentials::Tls;
 use crate::security::files::{FilesError, make_private_directory};
 use crate::types::Uuid;
 
+/// An attachment belongs to a node, and a node has one `holdfast attach` at a time: a later one
+/// takes the places of the lines that an earlier one has left in pods.
+const FIRST_LINE: u64 = 0;
 /// Longest wait for devices that are being made or taken away, when all are listed.
 const LIST_WITHIN: Duration = Duration::from_secs(10);
 /// Longest wait for a pod that opens an attachment.
@@ -251,7 +254,7 @@ impl Devices {
         let known = known.and_then(|known| known);
         let export = known.map_err(failed("read of the device in", Path::new("/sys/block")))?;
         let opener = Opener::new(&owner.attachment.to_string(), self.tls.as_ref())?.knows(export);
-        let relay = Relay::start(opener, self.pods.clone());
+        let relay = Relay::start(opener, self.pods.clone(), FIRST_LINE);
         let volume = owner.volume.clone();
         let backend = Backend::Kernel(KernelDevice::adopt(index, owner, &relay));
         Ok(Device::new(relay, backend, volume, export))
@@ -389,7 +392,7 @@ impl Devices {
         let Wanted { attachment, read_only, ref volume } = *wanted;
         let owner = Owner::new(attachment, volume)?;
         let opener = Opener::new(&attachment.to_string(), self.tls.as_ref())?;
-        let relay = Relay::start(opener, self.pods.clone());
+        let relay = Relay::start(opener, self.pods.clone(), FIRST_LINE);
         let export = timeout(OPEN_WITHIN, relay.export()).await.ok().flatten();
         let mut export = passed_on(export.ok_or(DeviceError::NoPod(attachment))?);
         if read_only {

@@ -16,6 +16,7 @@ use crate::cli::output;
 use crate::control::local::replace;
 use crate::control::proto::{ListPodsRequest, Query};
 use crate::security::credentials::Tls;
+use crate::security::random::random;
 use crate::types::Uuid;
 
 #[derive(Debug, clap::Args)]
@@ -59,7 +60,9 @@ pub async fn run(global: &Global, args: &Args) -> anyhow::Result<String> {
     let tls = credentials.as_ref().map(|it| Tls::new(it, it.trust())).transpose()?;
     // It lives as long as this.
     let (_pods, known) = watch::channel(pods);
-    let relay = Relay::start(Opener::new(&args.export, tls.as_ref())?, known);
+    // Others may relay the same attachment.
+    let first_line = u64::from_be_bytes(random()?);
+    let relay = Relay::start(Opener::new(&args.export, tls.as_ref())?, known, first_line >> 1);
     let listen = &args.listen;
     let listener =
         replace(listen).with_context(|| format!("could not listen on {}", listen.display()))?;

@@ -651,13 +651,6 @@ impl Client {
         self.send(pod, &vec![byte; bytes]);
     }
 
-    /// Something arrives that was sent long ago, if the pod has the connection yet.
-    pub fn late(&self, pod: &mut Pod, send: impl FnOnce(&Client, &mut Pod)) {
-        if !self.is_closed(pod) {
-            send(self, pod);
-        }
-    }
-
     /// The offsets of the writes that were answered well, in order; forgets them.
     pub fn written(&self, pod: &mut Pod) -> Vec<u64> {
         let received = self.received(pod);

@@ -633,6 +633,7 @@ impl ClientHandler<'_> {
         };
         let old: Vec<ConnKey> = self.clients.clients.iter().filter_map(is_old).collect();
         for conn in old.into_iter().filter(|_| !planted!(OldLineGoesOn)) {
+            tracing::info!(conn, new, "a client has opened its line anew: the old connection ends");
             self.close(conn, CloseReason::Replaced);
         }
     }

@@ -254,3 +254,7 @@ async fn talk(wire: &mut (impl Wire + ?Sized), hello: &mut Hello) -> Result<Talk
         }
     }
 }
+
+#[cfg(test)]
+#[path = "pods_test.rs"]
+mod tests;

@@ -87,6 +87,8 @@ struct Shared {
     news: mpsc::Sender<News>,
     /// By the number of a line: the course whose pod it uses.
     lines: watch::Sender<BTreeMap<LineNumber, u64>>,
+    /// The lowest number of a line.
+    first_line: u64,
     pilot: JoinHandle<()>,
 }
 
@@ -98,14 +100,16 @@ impl Drop for Shared {
 
 impl Relay {
     /// Uses the first of `pods` that can be used, and goes back to the very first when it can be
-    /// used again.
-    pub fn start(opener: Opener, pods: watch::Receiver<Vec<PodAddress>>) -> Relay {
+    /// used again. `first_line`: no other relay that lives may use the numbers from there on. One
+    /// that takes over the requests of another one uses the same.
+    pub fn start(opener: Opener, pods: watch::Receiver<Vec<PodAddress>>, first_line: u64) -> Relay {
         let (set_course, course) = watch::channel(Course::default());
         let (news, heard) = mpsc::channel(64);
         let pilot = Pilot { opener: opener.clone(), pods, set_course, heard, barred: None };
         let pilot = tokio::spawn(pilot.steer());
         let lines = watch::Sender::default();
-        Relay { shared: Arc::new(Shared { opener, course, news, lines, pilot }) }
+        let shared = Shared { opener, course, news, lines, first_line, pilot };
+        Relay { shared: Arc::new(shared) }
     }
 
     /// Which pod is used, now and later.
@@ -179,7 +183,7 @@ impl Relay {
             unflushed: false,
         };
         carried.line.front_came(&mut carried.front_bytes)?;
-        let place = Place::new(&self.shared.lines);
+        let place = Place::new(&self.shared.lines, self.shared.first_line);
         let mut course = self.course();
         let mut left = None;
         loop {
@@ -274,10 +278,10 @@ struct Place<'a> {
 impl Place<'_> {
     /// A number that no other line has. A line that ends frees its own: the next one takes the
     /// place of what may be left of it in pods.
-    fn new(lines: &watch::Sender<BTreeMap<LineNumber, u64>>) -> Place<'_> {
-        let mut number = LineNumber(0);
+    fn new(lines: &watch::Sender<BTreeMap<LineNumber, u64>>, first: u64) -> Place<'_> {
+        let mut number = LineNumber(first);
         lines.send_modify(|lines| {
-            let mut numbers = (0..).map(LineNumber);
+            let mut numbers = (first..).map(LineNumber);
             number = numbers.find(|number| !lines.contains_key(number)).expect("few are taken");
             lines.insert(number, 0);
         });

@@ -18,11 +18,11 @@ pub struct Export {
     pub read_only: bool,
 }
 
-/// A client's number for one of its connections to an export. The client adds it to the export's
-/// name: `NAME?line=NUMBER`. A new connection takes the place of the old one of its line (rule
-/// `a-line-has-one-connection`).
+/// A client's number for one of its connections to an export. Other clients have others. It is
+/// added to the export's name: `NAME?line=NUMBER`. A new connection takes the place of the old one
+/// of its line (rule `a-line-has-one-connection`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LineNumber(pub u32);
+pub struct LineNumber(pub u64);
 
 impl LineNumber {
     const MARK: &str = "?line=";
