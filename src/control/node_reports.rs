@@ -35,8 +35,8 @@ impl NodeReports {
         self.by_time.insert((silent_at, node.to_owned()));
     }
 
-    /// From now on these nodes are waited for, too: the catalog has them. Asked for once in the time
-    /// of a leader.
+    /// From now on these nodes are waited for, too: the catalog has them. Asked for once in the
+    /// time of a leader.
     pub fn expect(&mut self, now: Mono, nodes: impl FnOnce() -> Vec<String>) {
         if self.is_complete {
             return;

@@ -28,6 +28,8 @@ const PROBE_WITHIN: Duration = Duration::from_secs(3);
 const PAGE: u32 = 1000;
 /// Pods outside of the catalog that try to reach a machine.
 const PROBERS: usize = 5;
+/// Pods of a machine that are tried: with its other addresses, 16 are allowed.
+const PODS_TRIED_MAX: usize = 8;
 
 /// The catalog's view of nodes.
 #[derive(Debug, Default)]
@@ -36,6 +38,8 @@ pub struct CatalogView {
     pub nodes: BTreeMap<String, Node>,
     /// The node of the pod that leads the catalog.
     pub leader: Option<String>,
+    /// Nodes without storage pods.
+    pub podless: BTreeSet<String>,
     pods: Vec<Pod>,
     cluster: String,
 }
@@ -61,6 +65,7 @@ impl Catalog {
         let leads = |pod: &&Pod| number(pod) == status.leader_pod && status.leader_pod > 0;
         let leader = pods.iter().find(leads).map(node_of);
         let mut view = CatalogView { pods, leader, cluster: status.cluster, ..Default::default() };
+        let with_pods: BTreeSet<String> = view.pods.iter().map(node_of).collect();
         let mut token = String::new();
         loop {
             let asked = ListNodesRequest { query: Some(page(&token)) };
@@ -73,7 +78,11 @@ impl Catalog {
                 let is_silent = status.phase() == Phase::Unreachable;
                 let (boot_id, is_lost) = (status.boot_id, status.lost);
                 let seen = Node { boot_id, is_silent, is_lost, ..Node::default() };
-                view.nodes.insert(node.meta.unwrap_or_default().name, seen);
+                let name = node.meta.unwrap_or_default().name;
+                if !with_pods.contains(&name) {
+                    view.podless.insert(name.clone());
+                }
+                view.nodes.insert(name, seen);
             }
             token = answer.next_page_token;
             if token.is_empty() {
@@ -192,14 +201,10 @@ impl Catalog {
     ) -> Result<Probes, OpenError> {
         let (own, others): (Vec<&Pod>, Vec<&Pod>) =
             view.pods.iter().partition(|pod| node_of(pod) == node);
-        let own: Vec<u64> = own.into_iter().map(number).collect();
+        let own: Vec<u64> = own.into_iter().map(number).take(PODS_TRIED_MAX).collect();
         let in_catalog = |pod: &Pod| matches!(role(pod), "leader" | "voter");
         let catalog = view.pods.iter().filter(|pod| in_catalog(pod)).count();
-        let is_placeless = own.is_empty() && addresses.is_empty();
-        let mut probes = Probes { is_placeless, catalog, ..Probes::default() };
-        if is_placeless {
-            return Ok(probes);
-        }
+        let mut probes = Probes { catalog, ..Probes::default() };
         let is_up = |pod: &&&Pod| pod.status.as_ref().is_some_and(|it| it.phase() == Phase::Up);
         let (voters, rest): (Vec<&Pod>, Vec<&Pod>) =
             others.iter().filter(is_up).partition(|pod| in_catalog(pod));

@@ -20,6 +20,7 @@ use crate::kubernetes::kube_view::{About, Inventory, KubeError, Kubernetes, Told
 use crate::kubernetes::leases::Leases;
 use crate::kubernetes::patience::Patience;
 use crate::kubernetes::storage_of::Claim;
+use crate::kubernetes::strangers::{MeetError, Strangers};
 
 /// Interval of looks while all is well.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -80,6 +81,8 @@ pub enum FailOverError {
     Api(#[from] ApiError),
     #[error("could not connect to a pod")]
     Pod(#[from] ApiOpenError),
+    #[error(transparent)]
+    Meet(#[from] MeetError),
 }
 
 /// See the module.
@@ -97,6 +100,9 @@ pub struct FailOver {
     /// The nodes that were not well at the last look, and the pause after the next one.
     unwell: BTreeSet<String>,
     pause: Duration,
+    strangers: Strangers,
+    /// Counts looks, so that suspects take turns.
+    turn: usize,
 }
 
 /// The claims of Pods, by the uids of the Pods.
@@ -114,6 +120,8 @@ impl FailOver {
             told: BTreeSet::new(),
             unwell: BTreeSet::new(),
             pause: LOOK_CLOSELY_EVERY,
+            strangers: Strangers::default(),
+            turn: 0,
         }
     }
 
@@ -135,9 +143,11 @@ impl FailOver {
     async fn round(&mut self) -> Result<Duration, FailOverError> {
         let kubernetes = self.kubernetes().await?;
         // Every instance knows how old the Leases are, so that any can take over at once.
+        let asked_at = self.began.elapsed();
         let leases = kubernetes.leases().await?;
-        self.leases.see(self.began.elapsed(), leases);
+        self.leases.see(asked_at, leases);
         let view = self.catalog.view().await?;
+        self.strangers.meet(&kubernetes, &self.catalog, &view).await?;
         self.look_at_taints(&kubernetes).await?;
         let unwell = view.nodes.iter().filter(|(name, node)| !self.is_well(name, node));
         let unwell: BTreeSet<String> = unwell.map(|(name, _)| name.clone()).collect();
@@ -186,7 +196,7 @@ impl FailOver {
     fn until_a_lease_ends(&self, view: &CatalogView) -> Option<Duration> {
         let silent = view.nodes.iter().filter(|(_, node)| node.is_silent && !node.is_lost);
         let left = silent.filter_map(|(name, _)| {
-            let age = self.leases.age(name, self.began.elapsed())?;
+            let age = self.leases.age(name)?;
             LEASE_AGE_MAX.checked_sub(age)
         });
         left.min()
@@ -211,18 +221,18 @@ impl FailOver {
 
     /// All that matters of nodes that are silent, lost or tainted.
     async fn look(
-        &self,
+        &mut self,
         kubernetes: &Kubernetes,
         mut view: CatalogView,
     ) -> Result<(Seen, Claims), FailOverError> {
         let mut nodes = std::mem::take(&mut view.nodes);
-        let (mut claims, mut kubelets) = (Claims::new(), BTreeMap::new());
+        let mut claims = Claims::new();
         let inventory = match nodes.values().any(|node| node.is_lost) {
             true => kubernetes.inventory().await?,
             false => Inventory::default(),
         };
         for (name, node) in &mut nodes {
-            let lease_age = self.leases.age(name, self.began.elapsed());
+            let lease_age = self.leases.age(name);
             let tainted = self.tainted.0.contains(name);
             node.kube = Some(KubeNode { tainted, lease_age, ..KubeNode::default() });
             let is_older = |limit| lease_age.is_none_or(|age| age >= limit);
@@ -230,7 +240,7 @@ impl FailOver {
                 claims.extend(self.look_at_lost(kubernetes, &view, &inventory, name, node).await?);
             } else if node.is_silent && is_older(LEASE_AGE_MAX) {
                 match kubernetes.kubelet_of(name).await? {
-                    Some(addresses) => drop(kubelets.insert(name.clone(), addresses)),
+                    Some(addresses) => self.strangers.lives_at(name, addresses),
                     None => {
                         node.kube = None;
                         node.is_unused = self.catalog.attached(name).await?.is_empty();
@@ -239,13 +249,26 @@ impl FailOver {
             }
         }
         let mut seen = Seen { nodes, since_last: None };
-        let suspects = suspects(&seen);
+        let mut suspects = suspects(&seen);
         if !suspects.is_empty() {
             seen.since_last = self.catalog.since_last().await?;
+            let first = self.turn % suspects.len();
+            suspects.rotate_left(first);
+            self.turn = self.turn.wrapping_add(PROBED_MAX);
         }
-        for suspect in suspects.into_iter().take(PROBED_MAX) {
-            let addresses = kubelets.get(&suspect).map_or(&[][..], Vec::as_slice);
-            let probes = self.catalog.probe(&view, &suspect, addresses).await?;
+        let mut tried = 0;
+        for suspect in suspects {
+            let addresses = self.strangers.addresses(&suspect);
+            let is_podless = view.podless.contains(&suspect);
+            let mut probes = Probes { is_placeless: true, ..Probes::default() };
+            if !is_podless || !addresses.is_empty() {
+                tried += 1;
+                if tried > PROBED_MAX {
+                    continue;
+                }
+                probes = self.catalog.probe(&view, &suspect, addresses).await?;
+            }
+            probes.is_stranger = is_podless && self.strangers.is_one(&suspect);
             let Probes { catalog, catalog_failed, reached, .. } = probes;
             tracing::info!(
                 node = suspect,

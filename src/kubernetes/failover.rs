@@ -40,6 +40,8 @@ pub struct ObjectRef {
 pub struct Probes {
     /// No address of it is known.
     pub is_placeless: bool,
+    /// It has no pods, and nobody has ever reached its kubelet: a firewall may be in between.
+    pub is_stranger: bool,
     /// The pods of the catalog, also those that did not answer.
     pub catalog: usize,
     /// Those of them that tried, and could not reach it.
@@ -49,8 +51,17 @@ pub struct Probes {
 }
 
 impl Probes {
+    /// Why nobody can tell whether it is there.
+    fn say_nothing(self) -> Option<Refusal> {
+        match (self.is_placeless, self.is_stranger && self.reached == 0) {
+            (true, _) => Some(Refusal::NoAddress),
+            (false, true) => Some(Refusal::NeverReached),
+            (false, false) => None,
+        }
+    }
+
     fn say_cut_off(self) -> bool {
-        self.reached == 0 && self.catalog_failed > self.catalog / 2
+        self.reached == 0 && self.catalog_failed > self.catalog / 2 && !self.is_stranger
     }
 }
 
@@ -168,6 +179,11 @@ pub enum Refusal {
     )]
     TooMany,
     #[error(
+        "no pod has ever reached its kubelet, perhaps because of a firewall; let the storage nodes \
+         connect to it; if the node is off, run `holdfast node lost`"
+    )]
+    NeverReached,
+    #[error(
         "no address of it is known, so that nobody can try to reach it; if it is off, run \
          `holdfast node lost`"
     )]
@@ -214,11 +230,11 @@ fn is_retired(node: &Node) -> bool {
 /// Decides what to do now.
 pub fn decide(seen: &Seen) -> Vec<Step> {
     let mut steps = declare(seen);
-    let placeless = |node: &Node| node.probes.is_some_and(|probes| probes.is_placeless);
-    let placeless = seen.nodes.iter().filter(|(_, node)| looks_gone(node) && placeless(node));
-    steps.extend(
-        placeless.map(|(name, _)| Step::Refuse { node: name.clone(), why: Refusal::NoAddress }),
-    );
+    let untried = seen.nodes.iter().filter(|(_, node)| looks_gone(node));
+    steps.extend(untried.filter_map(|(name, node)| {
+        let why = node.probes?.say_nothing()?;
+        Some(Step::Refuse { node: name.clone(), why })
+    }));
     for (name, node) in &seen.nodes {
         match node.is_lost {
             true => take_from(name, node, &mut steps),

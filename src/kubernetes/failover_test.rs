@@ -352,15 +352,22 @@ fn machines_that_were_taken_away_do_not_count() {
 }
 
 #[test]
-fn a_person_is_told_of_a_node_that_nobody_can_try_to_reach() {
-    let with = |age_s, is_placeless| {
+fn a_person_is_told_of_a_node_that_nobody_can_judge() {
+    let with = |age_s, change: fn(&mut Probes)| {
         let mut seen = gone(3);
         let node = seen.nodes.get_mut(&name(0)).unwrap();
-        node.probes = Some(Probes { is_placeless, catalog: 3, ..Probes::default() });
+        let mut probes = Probes { catalog: 3, catalog_failed: 3, ..Probes::default() };
+        change(&mut probes);
+        node.probes = Some(probes);
         node.kube.as_mut().unwrap().lease_age = Some(Duration::from_secs(age_s));
         decide(&seen)
     };
-    assert_eq!(with(12, true), [Step::Refuse { node: name(0), why: Refusal::NoAddress }]);
-    assert_eq!(with(11, true), []);
-    assert_eq!(with(12, false), [], "nobody has tried, or told of it");
+    let refused = |why| vec![Step::Refuse { node: name(0), why }];
+    let placeless = |it: &mut Probes| (it.is_placeless, it.catalog_failed) = (true, 0);
+    assert_eq!(with(12, placeless), refused(Refusal::NoAddress));
+    assert_eq!(with(11, placeless), []);
+    // Perhaps a firewall has always hidden it.
+    assert_eq!(with(12, |it| it.is_stranger = true), refused(Refusal::NeverReached));
+    assert_eq!(with(12, |it| (it.is_stranger, it.reached) = (true, 1)), []);
+    assert!(matches!(with(12, |_| {})[..], [Step::DeclareLost { .. }]));
 }

@@ -22,6 +22,8 @@ use crate::kubernetes::storage_of::{Claim, Owner, claims_of, owner_of, used_by};
 pub const TAINT: &str = "holdfast.io/lost";
 /// Where a kubelet listens that does not say otherwise.
 const KUBELET_PORT: u16 = 10250;
+/// A machine may have many network cards.
+const KUBELET_ADDRESSES_MAX: usize = 8;
 const LEASES: &str = "kube-node-lease";
 
 /// Why Kubernetes cannot be asked or changed.
@@ -304,13 +306,13 @@ pub struct Told<'a> {
     pub is_warning: bool,
 }
 
-/// At most two: a node has one of each family.
+/// All of its addresses within the cluster.
 fn kubelet_addresses(node: &KubeObject) -> Vec<String> {
     let Some(status) = &node.status else { return Vec::new() };
     let port = status.daemon_endpoints.as_ref().and_then(|it| it.kubelet_endpoint.as_ref());
     let port = port.and_then(|it| u16::try_from(it.port).ok()).unwrap_or(KUBELET_PORT);
     let all = status.addresses.iter().flatten().filter(|it| it.type_ == "InternalIP");
-    let all = all.filter_map(|it| it.address.parse::<IpAddr>().ok()).take(2);
+    let all = all.filter_map(|it| it.address.parse::<IpAddr>().ok()).take(KUBELET_ADDRESSES_MAX);
     all.map(|ip| SocketAddr::new(ip, port).to_string()).collect()
 }
 

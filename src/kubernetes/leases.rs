@@ -10,11 +10,14 @@ use std::time::Duration;
 pub struct Leases {
     /// By node: what its Lease said, and since when.
     seen: BTreeMap<String, (String, Duration)>,
+    /// When that was.
+    now: Duration,
 }
 
 impl Leases {
     /// Takes what all Leases say at `now`.
     pub fn see(&mut self, now: Duration, leases: BTreeMap<String, String>) {
+        self.now = now;
         let before = std::mem::take(&mut self.seen);
         let since = |node: &String, said: &String| {
             before.get(node).filter(|(known, _)| known == said).map_or(now, |(_, since)| *since)
@@ -28,9 +31,10 @@ impl Leases {
             .collect();
     }
 
-    /// For how long the Lease of a node has not changed; `None`: it has none.
-    pub fn age(&self, node: &str, now: Duration) -> Option<Duration> {
-        self.seen.get(node).map(|(_, since)| now.saturating_sub(*since))
+    /// For how long the Lease of a node had not changed when they were seen; `None`: it has none.
+    /// The time since then says nothing of the node.
+    pub fn age(&self, node: &str) -> Option<Duration> {
+        self.seen.get(node).map(|(_, since)| self.now.saturating_sub(*since))
     }
 }
 
@@ -45,12 +49,13 @@ mod tests {
         let say = |node: &str, said: &str| (node.to_owned(), said.to_owned());
         leases.see(at(10), [say("a", "1"), say("b", "1")].into());
         leases.see(at(15), [say("a", "1"), say("b", "2")].into());
-        assert_eq!(leases.age("a", at(17)), Some(at(7)));
-        assert_eq!(leases.age("b", at(17)), Some(at(2)));
+        leases.see(at(17), [say("a", "1"), say("b", "2")].into());
+        assert_eq!(leases.age("a"), Some(at(7)));
+        assert_eq!(leases.age("b"), Some(at(2)));
         leases.see(at(20), [say("b", "2")].into());
-        assert_eq!(leases.age("a", at(21)), None);
+        assert_eq!(leases.age("a"), None);
         // A new Lease is a sign of life, whatever it says.
         leases.see(at(30), [say("a", "1")].into());
-        assert_eq!(leases.age("a", at(31)), Some(at(1)));
+        assert_eq!(leases.age("a"), Some(at(0)));
     }
 }

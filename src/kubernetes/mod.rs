@@ -19,6 +19,7 @@ pub mod pod;
 pub mod review;
 pub mod reviewer;
 pub mod storage_of;
+pub mod strangers;
 pub mod survey;
 pub mod template;
 pub mod zone;

@@ -398,13 +398,27 @@ fn notice_the_far_node(nodes: &Nodes, kubelets: &Kubelets) {
     let name = node_name(FAR);
     let phase = || nodes.ask(&["node", "show", &name]).map(|it| it["status"]["phase"].clone());
     wait_until("its plugin reports", || phase() == Some("up".into()));
-    let refused = ("HoldfastNotDeclaredLost".to_owned(), name.clone());
-    assert!(!told(nodes).contains(&refused));
+    let logs = || -> String {
+        let log = |node| fs::read_to_string(nodes.dir.join(format!("controller-{node}.log")));
+        (1..=COUNT).filter_map(|node| log(node).ok()).collect()
+    };
+    // Nobody listens there, and that is an answer.
+    wait_until("its kubelet is reached", || logs().contains("reaches the kubelet"));
+    let words = "another node was declared lost less than 5 minutes ago";
+    let is_refused = || {
+        let recorded = nodes.api.recorded();
+        let mut events = recorded.iter().filter(|it| it.what == "POST events").map(|it| &it.body);
+        events.any(|event| {
+            let says = |text: &Value| text.as_str().is_some_and(|it| it.contains(words));
+            event["involvedObject"]["name"] == name.as_str() && says(&event["message"])
+        })
+    };
+    assert!(!is_refused());
     let began = Instant::now();
     kubelets.off.store(FAR, Ordering::Relaxed);
     network.cut(FAR);
     wait_until("its silence is noticed", || phase() == Some("unreachable".into()));
-    wait_until("it would be declared lost", || told(nodes).contains(&refused));
+    wait_until("it would be declared lost", is_refused);
     println!("the node without a storage pod: after {:.1} s", began.elapsed().as_secs_f64());
     assert!(!is_lost(nodes, FAR));
 }

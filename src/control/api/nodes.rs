@@ -84,7 +84,6 @@ impl Nodes for NodesService {
             |catalog, request| async move {
                 let ReportRequest { name, boot_id, labels, has_no_device, again_after_ms } =
                     request;
-                self.node.reports.hear_node(&name, Duration::from_millis(again_after_ms.into()));
                 let node = NewNode { name: name.clone(), boot_id, labels: checked(labels)? };
                 let (state, _) = read(&catalog).await?;
                 // Nodes say it again and again.
@@ -98,7 +97,11 @@ impl Nodes for NodesService {
                 if !is_known {
                     catalog.propose(CatalogCommand::ReportNode { node, has_no_device }).await?;
                 }
-                get(&self.node, &catalog, &name).await
+                let shown = get(&self.node, &catalog, &name).await?;
+                // The catalog has it, so the leader may remember its name.
+                let every = Duration::from_millis(again_after_ms.into());
+                self.node.reports.hear_node(&name, every);
+                Ok(shown)
             },
             |channel, call| async move { NodesClient::new(channel).report(call).await },
         )
@@ -152,9 +155,10 @@ impl Nodes for NodesService {
         let pods = pods.into_iter().filter_map(|pod| self.node.peers.api_of(PodId(pod)));
         let mut all: Vec<SocketAddr> = pods.collect();
         for address in addresses {
-            let parsed = address.parse();
-            all.push(parsed.map_err(|_| {
-                Status::invalid_argument(format!("{address:?} is no IP address with a port"))
+            let parsed = address.parse().ok().filter(reaching::is_of_a_machine);
+            all.push(parsed.ok_or_else(|| {
+                let message = format!("{address:?} is no IP address of a machine, with a port");
+                Status::invalid_argument(message)
             })?);
         }
         Ok(Response::new(reaching::check(all).await))

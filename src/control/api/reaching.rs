@@ -1,11 +1,13 @@
-//! Whether this pod can reach a machine. A machine that refuses a connection is there: only
-//! silence, and routers that say that nobody is there, count as a failure.
+//! Whether this pod can reach a machine. A machine that refuses a connection is there. Only
+//! silence, and routers that say that nobody is there, count as a failure: what fails here says
+//! nothing.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -13,25 +15,44 @@ use crate::control::proto::CheckReachableResponse;
 
 /// A machine answers much sooner. A lost first packet is sent again after a second.
 const ANSWER_WITHIN: Duration = Duration::from_millis(1500);
+/// Connections that are tried at the same time, for all callers together.
+static TRIES: Semaphore = Semaphore::const_new(64);
+
+/// What came of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tried {
+    Reached,
+    Silent,
+    /// It could not be tried from here.
+    NotTried,
+}
 
 /// Tries all addresses at the same time.
 pub async fn check(addresses: Vec<SocketAddr>) -> CheckReachableResponse {
-    let tried = !addresses.is_empty();
-    let mut tries: JoinSet<bool> = addresses.into_iter().map(is_there).collect();
-    let mut reached = false;
-    while let Some(done) = tries.join_next().await {
-        reached |= done.unwrap_or(false);
+    let tries: JoinSet<Tried> = addresses.into_iter().map(attempt).collect();
+    let tried = tries.join_all().await;
+    CheckReachableResponse {
+        tried: tried.iter().any(|tried| *tried != Tried::NotTried),
+        reached: tried.contains(&Tried::Reached),
     }
-    CheckReachableResponse { tried, reached }
 }
 
-async fn is_there(address: SocketAddr) -> bool {
+/// True for addresses that may be those of another machine.
+pub fn is_of_a_machine(address: &SocketAddr) -> bool {
+    let ip = address.ip().to_canonical();
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
+}
+
+async fn attempt(address: SocketAddr) -> Tried {
+    let Ok(_turn) = TRIES.acquire().await else { return Tried::NotTried };
     match timeout(ANSWER_WITHIN, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => true,
-        Ok(Err(error)) => {
-            matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset)
-        }
-        Err(_) => false,
+        Ok(Ok(_)) => Tried::Reached,
+        Ok(Err(error)) => match error.kind() {
+            ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Tried::Reached,
+            ErrorKind::HostUnreachable | ErrorKind::TimedOut => Tried::Silent,
+            _ => Tried::NotTried,
+        },
+        Err(_) => Tried::Silent,
     }
 }
 
@@ -48,5 +69,22 @@ mod tests {
         assert!(check(vec![address]).await.reached);
         let nobody = check(Vec::new()).await;
         assert!(!nobody.tried && !nobody.reached);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_tried_says_nothing() {
+        // Nobody may connect to it.
+        let tried = check(vec!["255.255.255.255:1".parse().unwrap()]).await;
+        assert!(!tried.tried && !tried.reached);
+        for (address, is_one) in [
+            ("192.0.2.1:10250", true),
+            ("[2001:db8::1]:10250", true),
+            ("127.0.0.1:10250", false),
+            ("[::ffff:127.0.0.1]:1", false),
+            ("0.0.0.0:1", false),
+            ("224.0.0.1:1", false),
+        ] {
+            assert_eq!(is_of_a_machine(&address.parse().unwrap()), is_one, "{address}");
+        }
     }
 }

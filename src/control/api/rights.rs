@@ -41,7 +41,8 @@ const OF_HOLDERS: [&str; 1] = ["Credentials/Renew"];
 const OF_ADMINS: [&str; 1] = ["Volumes/SetOpen"];
 const OF_CONTROLLERS: [&str; 2] = ["Volumes", "Attachments"];
 /// A controller may fence a node, volume by volume, so it may do that at once, too.
-const OF_FAIL_OVER: [&str; 1] = ["Nodes/DeclareLost"];
+/// It has pods try to reach a machine, too: what can be reached of a network is not for everybody.
+const OF_FAIL_OVER: [&str; 2] = ["Nodes/CheckReachable", "Nodes/DeclareLost"];
 const OF_NODES: [&str; 3] = ["Attachments/Claim", "Attachments/RecordFileSystem", "Nodes/Report"];
 /// How the names of methods begin that change nothing.
 const LOOKS: [&str; 9] = [
@@ -68,13 +69,13 @@ fn needs(path: &str) -> Needs {
         Needs::Holder
     } else if OF_PODS.contains(&service) || path.starts_with(PACKAGE_OF_PODS) {
         Needs::Pod
+    } else if OF_FAIL_OVER.contains(&call) {
+        Needs::Volumes
     } else if LOOKS.iter().any(|look| method.starts_with(look)) {
         Needs::Look
     } else if OF_NODES.contains(&call) {
         Needs::Node
-    } else if OF_FAIL_OVER.contains(&call)
-        || OF_CONTROLLERS.contains(&service) && !OF_ADMINS.contains(&call)
-    {
+    } else if OF_CONTROLLERS.contains(&service) && !OF_ADMINS.contains(&call) {
         Needs::Volumes
     } else {
         Needs::Admin

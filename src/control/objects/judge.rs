@@ -84,9 +84,14 @@ impl<'a> Judge<'a> {
         let mut pods = self.source.pods_of(name).peekable();
         let is_heard = match pods.peek() {
             Some(_) => pods.any(|pod| self.seen.pod(pod).is_some()),
-            // Nobody misses a node that has nothing: it may have been taken away.
-            None => !self.seen.is_silent(name) || self.source.attachments_on(name).next().is_none(),
+            None => !self.seen.is_silent(name),
         };
+        let has_nothing = || self.source.attachments_on(name).next().is_none();
+        if !is_heard && pods.peek().is_none() && has_nothing() {
+            // Nobody misses it: it may have been taken away.
+            let unknown = Statement { truth: Truth::Unknown, ..silent() };
+            return Judgement { phase: Phase::Unspecified, statements: vec![unknown] };
+        }
         match is_heard {
             true => Judgement {
                 phase: Phase::Up,

@@ -35,6 +35,8 @@ pub struct Observer {
     /// Objects whose conditions may be news for their histories. True: they were judged for the
     /// first time, as all are by a new leader.
     unrecorded: BTreeMap<ObjectKey, bool>,
+    /// Nodes that are unreachable.
+    missed: BTreeSet<String>,
 }
 
 /// A change that somebody may watch.
@@ -62,6 +64,7 @@ impl Observer {
             ledger: Ledger::default(),
             changes: Ring::new(CHANGES_MAX),
             unrecorded: BTreeMap::new(),
+            missed: BTreeSet::new(),
         }
     }
 
@@ -136,7 +139,7 @@ impl Observer {
                 None => due.extend(self.everything(source)),
             }
             // Whether silence matters depends on what is attached there by now.
-            due.extend(self.seen.silent_nodes().cloned().map(ObjectKey::Node));
+            due.extend(self.missed.iter().cloned().map(ObjectKey::Node));
             (self.history, self.revision) = (source.history(), source.revision());
         } else if source.revision() < self.revision {
             return false;
@@ -154,6 +157,9 @@ impl Observer {
         let owners = due.iter().filter_map(|key| match key {
             ObjectKey::Shard(shard) => Some(ObjectKey::Volume(source.shard(*shard)?.value.volume)),
             ObjectKey::Pod(pod) => Some(ObjectKey::Node(source.pod(*pod)?.value.node.clone())),
+            ObjectKey::Attachment(key) => {
+                Some(ObjectKey::Node(source.attachment(*key)?.value.node.clone()))
+            }
             _ => None,
         });
         let owners: Vec<ObjectKey> = owners.collect();
@@ -183,6 +189,13 @@ impl Observer {
     fn judge(&mut self, source: Source<'_>, key: &ObjectKey, now_ms: u64) {
         let judge = Judge { source, seen: &self.seen };
         let judged = judge.judge(key);
+        if let ObjectKey::Node(name) = key {
+            let phase = judged.as_ref().map(|judged| judged.judgement.phase);
+            match phase == Some(Phase::Unreachable) {
+                true => drop(self.missed.insert(name.clone())),
+                false => drop(self.missed.remove(name)),
+            }
+        }
         if key.kind() == Kind::Shard {
             match judged.filter(|judged| judged.judgement.phase != Phase::Ready) {
                 Some(judged) => {

@@ -80,11 +80,6 @@ impl Seen {
         self.disks.get(&disk).is_some_and(|disk| disk.report.failed.is_none())
     }
 
-    /// Nodes whose own reports are missed.
-    pub fn silent_nodes(&self) -> impl Iterator<Item = &String> {
-        self.silent_nodes.iter()
-    }
-
     /// True when the own reports of a node are missed.
     pub fn is_silent(&self, node: &str) -> bool {
         self.silent_nodes.contains(node)

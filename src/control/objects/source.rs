@@ -144,9 +144,9 @@ impl<'a> Source<'a> {
     }
 
     /// The pods of a node.
-    pub fn pods_of(self, node: &str) -> impl Iterator<Item = PodId> + use<'a, '_> {
-        let pods = self.state.pods.iter().filter(move |(_, pod)| pod.node == node);
-        pods.map(|(pod, _)| *pod)
+    pub fn pods_of(self, node: &str) -> impl Iterator<Item = PodId> + use<'a> {
+        let pods = self.state.index.pods_by_node.get(node);
+        pods.into_iter().flat_map(|pods| pods.iter().copied())
     }
 
     /// Replicas on a disk, those that are to be destroyed included.

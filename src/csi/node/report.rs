@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::control::catalog::chain;
 use crate::control::node_reports::EVERY_MAX;
@@ -16,6 +16,7 @@ use crate::csi::api::Deadline;
 use crate::csi::node::parts::Parts;
 
 const WITHIN: Duration = Duration::from_secs(30);
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
 /// Before it is said again: a catalog that was restored may have forgotten it, and a node that was
 /// declared lost is free when the last of its devices is gone.
 const AGAIN_AFTER: Duration = EVERY_MAX;
@@ -26,8 +27,10 @@ const AGAIN_WITH_DEVICES: Duration = Duration::from_secs(5);
 pub async fn report(parts: Arc<Parts>) {
     let (mut reported, mut was_free) = (None::<Instant>, false);
     loop {
-        // What cannot be looked at may be there.
-        let has_no_device = parts.devices.all().await.is_ok_and(|all| all.is_empty());
+        // What cannot be looked at may be there. The report must not wait for it: the cluster
+        // misses a report, not a device.
+        let devices = timeout(LOOK_WITHIN, parts.devices.all()).await;
+        let has_no_device = devices.is_ok_and(|all| all.is_ok_and(|all| all.is_empty()));
         let every = if has_no_device { AGAIN_AFTER } else { AGAIN_WITH_DEVICES };
         let is_due = reported.is_none_or(|at| at.elapsed() >= every) || has_no_device != was_free;
         if !is_due {
