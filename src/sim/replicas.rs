@@ -150,10 +150,15 @@ impl World {
         };
         let fronts = (0..self.pods.len()).filter(|host| !hosts.contains(host));
         let opens = |volume: &VolumeView| {
-            // A pod is told of the volumes that concern it. It asks the catalog about all others.
+            // A pod with a replica is told of the volume. It asks the catalog about all others.
+            let stores = |host: Host| {
+                let disks: Vec<Uuid> = self.disks_of(host).into_iter().map(disk_id).collect();
+                let mut members = volume.shards.iter().flat_map(|shard| &shard.members);
+                members.any(|member| disks.contains(&member.disk))
+            };
             let knows = |host: Host| {
                 let mut known = self.pods[host].view.volumes.iter();
-                known.any(|known| known.volume == volume.volume)
+                stores(host) || known.any(|known| known.volume == volume.volume)
             };
             has_catalog || fronts.clone().all(knows)
         };

@@ -1,5 +1,5 @@
-//! Log lines about peers, and only a few in a second: a peer that breaks the protocol may do it with
-//! every attempt. A part of the peers.
+//! Log lines about peers, and only a few in a second: a peer that breaks the protocol may do it
+//! with every attempt. A part of the peers.
 
 use std::time::Duration;
 

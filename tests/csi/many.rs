@@ -57,7 +57,7 @@ fn measure(driver: &Driver, volume: &str) -> [Duration; 3] {
 }
 
 #[test]
-fn many_volumes_cost_no_more() {
+fn what_many_volumes_cost_is_measured() {
     let many = std::env::var("HOLDFAST_CSI_MANY").map_or(Ok(MANY_IN_TESTS), |text| text.parse());
     let many = many.expect("HOLDFAST_CSI_MANY is a number");
     let setup = Setup::new("csi_many").disk_sizes("32GiB", "64MiB");
